@@ -1,0 +1,427 @@
+//! The nouns of the loop: ids, prompts, completions, comparison sets, judgments, model versions, jobs.
+//! Plain data without behaviour of any room; every other module may use it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Microseconds since the Unix epoch, UTC.
+pub type Micros = i64;
+
+/// Declares ULID newtypes: lexically sortable by creation time, opaque to users.
+macro_rules! ulid_ids {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
+        #[serde(transparent)]
+        pub struct $name(pub String);
+
+        impl $name {
+            /// A fresh id; the time part comes from the system clock.
+            #[expect(clippy::new_without_default, reason = "an id is never a default value")]
+            pub fn new() -> Self {
+                Self(ulid::Ulid::generate().to_string())
+            }
+
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl From<&str> for $name {
+            fn from(value: &str) -> Self {
+                Self(value.to_owned())
+            }
+        }
+
+        impl From<String> for $name {
+            fn from(value: String) -> Self {
+                Self(value)
+            }
+        }
+    )*};
+}
+
+ulid_ids!(
+    PromptId,
+    ModelVersionId,
+    CompletionId,
+    SetId,
+    AssignmentId,
+    JudgmentId,
+    LabelerId,
+    JobId,
+    DatasetId,
+    ApiKeyId,
+    InviteId,
+    FeedbackId,
+);
+
+/// Declares a closed set of lower-case names that serde, the database and the API share.
+macro_rules! name_enum {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $text)] $variant),+ }
+
+        impl $name {
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+
+            /// The variant of this name, or `None` when no variant has it.
+            pub fn parse(text: &str) -> Option<Self> {
+                match text { $($text => Some(Self::$variant),)+ _ => None }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+// ---------------------------------------------------------------- prompts and completions
+
+/// One turn of a conversation. `role` is `system`, `user` or `assistant`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    pub role: String,
+    pub content: String,
+}
+
+name_enum!(
+    /// Which side of the train/held-out split a prompt is on. Split by prompt, never by pair.
+    Split { Train = "train", Heldout = "heldout" }
+);
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Prompt {
+    pub id: PromptId,
+    pub messages: Vec<Message>,
+    pub lang: Option<String>,
+    /// Where it came from: `api`, `page`, `import:<file>`, `chat`, `completions`.
+    pub source: String,
+    /// SHA-256 (hex) of the canonical JSON of `messages`; unique.
+    pub content_hash: String,
+    pub split: Split,
+    pub tags: Vec<String>,
+    pub created: Micros,
+}
+
+name_enum!(CompletionOrigin { Model = "model", Human = "human", Edit = "edit", Import = "import" });
+
+/// A text written for a prompt, and everything needed to know the behaviour policy that wrote it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Completion {
+    pub id: CompletionId,
+    pub prompt_id: PromptId,
+    /// The model version that wrote it; `None` for human, edited and imported text.
+    pub model_version_id: Option<ModelVersionId>,
+    pub origin: CompletionOrigin,
+    pub parent_completion_id: Option<CompletionId>,
+    pub text: String,
+    pub token_ids: Vec<u32>,
+    /// Natural-log probabilities of `token_ids` under the behaviour policy, same length (or empty).
+    pub logprobs: Vec<f32>,
+    /// Sampling parameters as given, JSON.
+    pub sampling: serde_json::Value,
+    pub seed: Option<u64>,
+    /// `stop`, `length`, `abort`.
+    pub finish_reason: Option<String>,
+    pub request_id: Option<String>,
+    /// Proxy reward by the reward model of the time, if scored.
+    pub reward: Option<f64>,
+    pub created: Micros,
+}
+
+// ---------------------------------------------------------------- comparison sets and judgments
+
+name_enum!(SetKind { Normal = "normal", Gold = "gold", Calibration = "calibration" });
+name_enum!(SetStatus { Open = "open", Done = "done", Retired = "retired" });
+
+/// K ≥ 2 completions of one prompt, to be ranked by `target_overlap` people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ComparisonSet {
+    pub id: SetId,
+    pub prompt_id: PromptId,
+    pub kind: SetKind,
+    pub target_overlap: i64,
+    /// `random`, `uncertainty`, `disagreement`, `versus`, `import`, `ask`.
+    pub selection_policy: String,
+    pub selection_score: Option<f64>,
+    pub status: SetStatus,
+    /// In storage order; what a labeler sees is shuffled by the assignment's `order_seed`.
+    pub completion_ids: Vec<CompletionId>,
+    pub created: Micros,
+}
+
+name_enum!(AssignmentState { Leased = "leased", Submitted = "submitted", Expired = "expired", Released = "released" });
+
+/// One labeler's turn at one set; the lease keeps two people off one place.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Assignment {
+    pub id: AssignmentId,
+    pub set_id: SetId,
+    pub labeler_id: LabelerId,
+    pub state: AssignmentState,
+    pub lease_token: String,
+    pub expires_at: Micros,
+    /// Seed of the order in which the completions are shown.
+    pub order_seed: u64,
+}
+
+name_enum!(Outcome { Ranked = "ranked", AllBad = "all_bad", Unrankable = "unrankable", Skip = "skip" });
+name_enum!(
+    /// How strongly the best is preferred; pairwise sets only.
+    Strength { Significantly = "significantly", Clearly = "clearly", Slightly = "slightly", Barely = "barely" }
+);
+
+/// One person's word on one set. Append-only: a correction is a new revision that supersedes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Judgment {
+    pub id: JudgmentId,
+    pub assignment_id: Option<AssignmentId>,
+    pub set_id: SetId,
+    pub labeler_id: LabelerId,
+    pub revision: i64,
+    pub supersedes_id: Option<JudgmentId>,
+    pub outcome: Outcome,
+    pub strength: Option<Strength>,
+    pub rationale: Option<String>,
+    pub active_ms: i64,
+    pub wall_ms: i64,
+    pub guideline_version: Option<String>,
+    pub idempotency_key: String,
+    /// One entry for each completion of the set when `outcome` is `ranked`; else may be empty.
+    pub items: Vec<JudgmentItem>,
+    pub flags: Vec<JudgmentFlag>,
+    pub created: Micros,
+}
+
+/// Tier 0 is best; equal tiers are a tie.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JudgmentItem {
+    pub completion_id: CompletionId,
+    pub tier: i64,
+    pub shown_position: i64,
+    pub rating: Option<i64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JudgmentFlag {
+    pub completion_id: Option<CompletionId>,
+    pub code: String,
+    pub note: Option<String>,
+}
+
+/// A human-written ideal answer: SFT data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Demonstration {
+    pub prompt_id: PromptId,
+    pub completion_id: CompletionId,
+    pub labeler_id: Option<LabelerId>,
+    pub created: Micros,
+}
+
+/// A set with its latest judgment by one labeler, joined with texts: what reward training reads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RankedSet {
+    pub set_id: SetId,
+    pub judgment_id: JudgmentId,
+    pub labeler_id: LabelerId,
+    pub prompt_id: PromptId,
+    pub split: Split,
+    pub messages: Vec<Message>,
+    pub strength: Option<Strength>,
+    pub outcome: Outcome,
+    pub items: Vec<RankedItem>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RankedItem {
+    pub completion_id: CompletionId,
+    pub model_version_id: Option<ModelVersionId>,
+    pub text: String,
+    pub tier: i64,
+    pub shown_position: i64,
+}
+
+// ---------------------------------------------------------------- people and access
+
+name_enum!(Role { Labeler = "labeler", Reviewer = "reviewer", Admin = "admin" });
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Labeler {
+    pub id: LabelerId,
+    pub name: String,
+    pub role: Role,
+    pub active: bool,
+    pub created: Micros,
+}
+
+/// A bearer key; only its SHA-256 is kept. Scopes: `admin`, `feedback`, `inference`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ApiKey {
+    pub id: ApiKeyId,
+    pub name: String,
+    pub key_hash: String,
+    pub scopes: Vec<String>,
+    pub labeler_id: Option<LabelerId>,
+    pub revoked: bool,
+    pub created: Micros,
+}
+
+/// A browser session; only the SHA-256 of its token is kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Session {
+    pub token_hash: String,
+    pub labeler_id: LabelerId,
+    pub role: Role,
+    pub expires: Micros,
+    pub created: Micros,
+}
+
+/// A one-use link that makes a labeler.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Invite {
+    pub id: InviteId,
+    pub token_hash: String,
+    pub role: Role,
+    pub note: Option<String>,
+    pub expires: Micros,
+    pub used_by: Option<LabelerId>,
+    pub created: Micros,
+}
+
+/// A thumb, score or edit that an application or a chat user gives to one completion.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FeedbackEvent {
+    pub id: FeedbackId,
+    pub completion_id: CompletionId,
+    /// `thumb`, `score`, `edit`, `comment`.
+    pub kind: String,
+    pub value: serde_json::Value,
+    pub actor_hash: Option<String>,
+    pub idempotency_key: String,
+    pub created: Micros,
+}
+
+// ---------------------------------------------------------------- models and jobs
+
+name_enum!(ModelKind { Policy = "policy", Reward = "reward", Encoder = "encoder" });
+name_enum!(ModelState { Candidate = "candidate", Active = "active", Retired = "retired" });
+
+/// An immutable set of weights on disk. At most one version of each kind is active.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelVersion {
+    pub id: ModelVersionId,
+    pub kind: ModelKind,
+    /// Unique, `[a-z0-9][a-z0-9._-]{0,63}`; what API users put into `model`.
+    pub name: String,
+    /// `base`, `sft`, `reward`, `ppo`, …
+    pub stage: String,
+    pub parent_id: Option<ModelVersionId>,
+    pub job_id: Option<JobId>,
+    /// Directory or .gguf file; relative paths are under the data directory.
+    pub artifact_uri: String,
+    /// SHA-256 (hex) of the weights file(s).
+    pub sha256: String,
+    pub metrics: serde_json::Value,
+    pub state: ModelState,
+    pub created: Micros,
+}
+
+name_enum!(JobState {
+    Queued = "queued",
+    Running = "running",
+    Succeeded = "succeeded",
+    Failed = "failed",
+    Cancelled = "cancelled",
+});
+
+impl JobState {
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// Where a running job stands; `None` totals mean "not known yet".
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// What it is doing: `loading`, `rollout`, `train`, `evaluate`, `saving`, …
+    pub phase: String,
+    pub step: u64,
+    pub total_steps: Option<u64>,
+    pub eta_seconds: Option<f64>,
+    pub tokens_per_second: Option<f64>,
+    pub memory_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    pub id: JobId,
+    /// Recipe name: `sft`, `reward`, `ppo`, …
+    pub kind: String,
+    pub args: serde_json::Value,
+    pub state: JobState,
+    /// Unique among non-terminal jobs, if given.
+    pub unique_key: Option<String>,
+    pub priority: i64,
+    pub attempt: i64,
+    pub max_attempts: i64,
+    pub crash_count: i64,
+    pub lease_owner: Option<String>,
+    pub lease_expires: Option<Micros>,
+    pub cancel_requested: bool,
+    pub checkpoint_uri: Option<String>,
+    pub external_ref: Option<String>,
+    pub progress: Option<Progress>,
+    /// What the recipe returned when it succeeded (metrics, published version…).
+    pub result: Option<serde_json::Value>,
+    pub error: Option<String>,
+    pub created: Micros,
+    pub started: Option<Micros>,
+    pub finished: Option<Micros>,
+}
+
+/// One line of a job's log: `state`, `progress`, `log`, `sample`, `warning`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobEvent {
+    pub job_id: JobId,
+    pub seq: i64,
+    pub kind: String,
+    pub data: serde_json::Value,
+    pub created: Micros,
+}
+
+/// One point of a curve.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metric {
+    pub step: i64,
+    pub name: String,
+    pub value: f64,
+}
+
+/// Frozen view of the judgments that a training run learned from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DatasetVersion {
+    pub id: DatasetId,
+    pub filter: serde_json::Value,
+    pub as_of: Micros,
+    /// SHA-256 (hex) of the exported JSONL.
+    pub sha256: String,
+    pub n_sets: i64,
+    pub n_pairs: i64,
+}

@@ -1,0 +1,2 @@
+//! The command line: subcommands only; bodies live in the library.
+fn main() {}

@@ -1,0 +1,13 @@
+//! Transformer models: `new(config, weights)` serves training and serving alike; forward passes only.
+//! No loss, no sampling, no optimizer in here.
+
+pub mod config;
+pub mod packed;
+
+pub use config::{Activation, Arch, ModelConfig, PositionKind};
+pub use packed::PackedBatch;
+
+use std::collections::BTreeMap;
+
+/// Parameters by their Hugging Face name, in a fixed order. Tensors of `Var`s make it trainable.
+pub type Weights = BTreeMap<String, candle_core::Tensor>;

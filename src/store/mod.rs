@@ -1,0 +1,242 @@
+//! The only room that knows SQL. One trait over two databases; `connect` picks by URL scheme.
+//! No policy, no clock, no randomness in here: callers pass ids, times and seeds.
+
+use async_trait::async_trait;
+
+use crate::domain::*;
+
+/// What can go wrong in the store; the HTTP layer maps each to one status.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("no such {what}: {id}")]
+    NotFound { what: &'static str, id: String },
+    /// A uniqueness or state rule refused the write.
+    #[error("{0}")]
+    Conflict(String),
+    /// The lease is gone or belongs to another worker or labeler.
+    #[error("the lease on {0} is no longer held")]
+    LeaseLost(String),
+    /// The database cannot be reached or is overloaded; try again.
+    #[error("the database is not available: {0}")]
+    Unavailable(String),
+    #[error("database error: {0}")]
+    Internal(String),
+}
+
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// Newest first, at most `limit` rows, starting after the id `after` (exclusive).
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    pub after: Option<String>,
+    pub limit: i64,
+}
+
+/// A judgment to be stored together with what it changes, in one transaction.
+#[derive(Clone, Debug)]
+pub struct SubmitJudgment {
+    pub judgment: Judgment,
+    /// Must equal the assignment's token; `None` only for rankings that come by API.
+    pub lease_token: Option<String>,
+    /// Ideal answer given with the judgment: stored as a human completion + demonstration.
+    pub ideal_answer: Option<Completion>,
+    pub now: Micros,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Submitted {
+    pub judgment: Judgment,
+    /// True when the idempotency key had been seen: the stored judgment is returned unchanged.
+    pub replayed: bool,
+}
+
+/// Counts behind the picture of the loop.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Counts {
+    pub prompts: i64,
+    pub completions: i64,
+    pub sets_open: i64,
+    pub sets_done: i64,
+    pub judgments: i64,
+    pub demonstrations: i64,
+    pub labelers: i64,
+    pub leases: i64,
+    pub jobs_queued: i64,
+    pub jobs_running: i64,
+    pub feedback_events: i64,
+}
+
+/// Which judgments a dataset takes. Empty = all.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RankedFilter {
+    pub split: Option<Split>,
+    pub labeler_id: Option<LabelerId>,
+    pub set_kind: Option<SetKind>,
+    /// Only judgments created at or before this time.
+    pub as_of: Option<Micros>,
+    /// Only sets of prompts with this tag.
+    pub tag: Option<String>,
+}
+
+/// New lease request. The store picks the set; seeds and ids come from the caller.
+#[derive(Clone, Debug)]
+pub struct LeaseRequest {
+    pub labeler_id: LabelerId,
+    pub assignment_id: AssignmentId,
+    pub lease_token: String,
+    pub order_seed: u64,
+    pub now: Micros,
+    pub expires_at: Micros,
+    /// Restrict to this set (reopening, gold insertion); else the best open one.
+    pub set_id: Option<SetId>,
+}
+
+/// A claimed job: the fence is (id, attempt, lease_owner, state = running).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fence {
+    pub job_id: JobId,
+    pub attempt: i64,
+    pub lease_owner: String,
+}
+
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// `sqlite` or `postgres`.
+    fn backend(&self) -> &'static str;
+    /// Cheap round trip for `/ready`.
+    async fn ping(&self) -> Result<()>;
+    /// The database's own clock, µs UTC.
+    async fn now(&self) -> Result<Micros>;
+    async fn counts(&self) -> Result<Counts>;
+    async fn close(&self);
+
+    // prompts: `put` returns the stored row when the content hash is known already
+    async fn put_prompt(&self, prompt: Prompt) -> Result<Prompt>;
+    async fn get_prompt(&self, id: &PromptId) -> Result<Prompt>;
+    async fn list_prompts(&self, page: Page, source: Option<&str>) -> Result<Vec<Prompt>>;
+
+    // completions
+    async fn put_completions(&self, completions: Vec<Completion>) -> Result<()>;
+    async fn get_completion(&self, id: &CompletionId) -> Result<Completion>;
+    async fn list_completions(&self, prompt_id: &PromptId) -> Result<Vec<Completion>>;
+    async fn set_completion_reward(&self, id: &CompletionId, reward: f64) -> Result<()>;
+
+    // comparison sets
+    async fn put_set(&self, set: ComparisonSet) -> Result<()>;
+    /// Prompt, completions, set and (if given) judgment of an imported ranking, in one transaction.
+    /// An already known (same prompt, same texts) imported set is left as it is: returns false.
+    async fn import_set(
+        &self,
+        prompt: Prompt,
+        completions: Vec<Completion>,
+        set: ComparisonSet,
+        judgment: Option<Judgment>,
+    ) -> Result<bool>;
+    async fn get_set(&self, id: &SetId) -> Result<ComparisonSet>;
+    async fn list_sets(&self, page: Page, status: Option<SetStatus>) -> Result<Vec<ComparisonSet>>;
+    async fn retire_set(&self, id: &SetId) -> Result<()>;
+    /// Expected tiers of a gold set, by completion.
+    async fn put_gold(&self, set_id: &SetId, tiers: &[(CompletionId, i64)]) -> Result<()>;
+    async fn get_gold(&self, set_id: &SetId) -> Result<Vec<(CompletionId, i64)>>;
+
+    // leases: at most one current lease per (set, labeler), and never more current leases +
+    // submitted assignments on a set than its target_overlap. A labeler never gets a set twice.
+    async fn lease_next(&self, request: LeaseRequest) -> Result<Option<Assignment>>;
+    async fn get_assignment(&self, id: &AssignmentId) -> Result<Assignment>;
+    async fn renew_lease(&self, id: &AssignmentId, lease_token: &str, now: Micros, expires_at: Micros) -> Result<()>;
+    async fn release_lease(&self, id: &AssignmentId, lease_token: &str) -> Result<()>;
+
+    // judgments: append-only. A replayed idempotency key returns the stored judgment.
+    // An expired lease still submits as long as nobody else took the place (overlap not full).
+    async fn submit_judgment(&self, submit: SubmitJudgment) -> Result<Submitted>;
+    async fn get_judgment(&self, id: &JudgmentId) -> Result<Judgment>;
+    async fn list_judgments(&self, page: Page, labeler: Option<&LabelerId>) -> Result<Vec<Judgment>>;
+    /// Latest revisions only, joined with texts, ordered by judgment id.
+    async fn ranked_sets(&self, filter: &RankedFilter) -> Result<Vec<RankedSet>>;
+    async fn put_demonstration(
+        &self,
+        prompt: Prompt,
+        completion: Completion,
+        labeler: Option<LabelerId>,
+        now: Micros,
+    ) -> Result<Demonstration>;
+    async fn demonstrations(&self) -> Result<Vec<(Prompt, Completion)>>;
+    async fn put_feedback(&self, event: FeedbackEvent) -> Result<FeedbackEvent>;
+    async fn list_feedback(&self, page: Page) -> Result<Vec<FeedbackEvent>>;
+
+    // people
+    async fn put_labeler(&self, labeler: Labeler) -> Result<()>;
+    async fn get_labeler(&self, id: &LabelerId) -> Result<Labeler>;
+    async fn list_labelers(&self) -> Result<Vec<Labeler>>;
+    async fn set_labeler_active(&self, id: &LabelerId, active: bool) -> Result<()>;
+    async fn put_invite(&self, invite: Invite) -> Result<()>;
+    /// Marks the invite used by a new labeler, in one transaction. Conflict when used or expired.
+    async fn redeem_invite(&self, token_hash: &str, labeler: Labeler, now: Micros) -> Result<Labeler>;
+    async fn list_invites(&self) -> Result<Vec<Invite>>;
+    async fn put_session(&self, session: Session) -> Result<()>;
+    async fn get_session(&self, token_hash: &str, now: Micros) -> Result<Option<Session>>;
+    async fn delete_session(&self, token_hash: &str) -> Result<()>;
+    async fn put_api_key(&self, key: ApiKey) -> Result<()>;
+    async fn find_api_key(&self, key_hash: &str) -> Result<Option<ApiKey>>;
+    async fn list_api_keys(&self) -> Result<Vec<ApiKey>>;
+    async fn revoke_api_key(&self, id: &ApiKeyId) -> Result<()>;
+    async fn audit(
+        &self,
+        actor: &str,
+        action: &str,
+        target: &str,
+        detail: serde_json::Value,
+        now: Micros,
+    ) -> Result<()>;
+
+    // models
+    async fn put_model(&self, model: ModelVersion) -> Result<()>;
+    async fn get_model(&self, id: &ModelVersionId) -> Result<ModelVersion>;
+    async fn find_model(&self, name: &str) -> Result<Option<ModelVersion>>;
+    async fn list_models(&self) -> Result<Vec<ModelVersion>>;
+    async fn active_model(&self, kind: ModelKind) -> Result<Option<ModelVersion>>;
+    /// Makes it the only active version of its kind, in one transaction; the former one becomes a candidate.
+    async fn activate_model(&self, id: &ModelVersionId, now: Micros) -> Result<ModelVersion>;
+    async fn retire_model(&self, id: &ModelVersionId) -> Result<()>;
+
+    // datasets
+    async fn put_dataset(&self, dataset: DatasetVersion) -> Result<()>;
+    async fn list_datasets(&self) -> Result<Vec<DatasetVersion>>;
+
+    // job queue: the database's clock decides about leases
+    /// Conflict when a non-terminal job has the same unique key.
+    async fn enqueue_job(&self, job: Job) -> Result<Job>;
+    async fn get_job(&self, id: &JobId) -> Result<Job>;
+    async fn list_jobs(&self, page: Page, state: Option<JobState>) -> Result<Vec<Job>>;
+    /// Takes the next queued job, or a running one whose lease has expired (then crash_count + 1; at
+    /// `max_crashes` it becomes failed instead and the next is tried).
+    async fn claim_job(
+        &self,
+        lease_owner: &str,
+        lease_seconds: i64,
+        kinds: &[&str],
+        max_crashes: i64,
+    ) -> Result<Option<(Job, Fence)>>;
+    /// Extends the lease; returns whether cancel was requested. `LeaseLost` when the fence does not hold.
+    async fn heartbeat_job(&self, fence: &Fence, lease_seconds: i64, progress: Option<&Progress>) -> Result<bool>;
+    async fn checkpoint_job(&self, fence: &Fence, checkpoint_uri: &str) -> Result<()>;
+    async fn finish_job(
+        &self,
+        fence: &Fence,
+        state: JobState,
+        result: Option<serde_json::Value>,
+        error: Option<&str>,
+    ) -> Result<()>;
+    /// Back to queued without counting an attempt (shutdown), or counting a crash.
+    async fn requeue_job(&self, fence: &Fence, crashed: bool, max_crashes: i64) -> Result<JobState>;
+    /// Queued → cancelled at once; running → `cancel_requested`. Conflict when terminal.
+    async fn cancel_job(&self, id: &JobId) -> Result<Job>;
+    /// Failed or cancelled → queued again, keeping its checkpoint.
+    async fn resume_job(&self, id: &JobId) -> Result<Job>;
+    /// `seq` is given by the store, ascending per job.
+    async fn append_job_events(&self, job_id: &JobId, events: &[(String, serde_json::Value)]) -> Result<i64>;
+    async fn job_events(&self, job_id: &JobId, after_seq: i64, limit: i64) -> Result<Vec<JobEvent>>;
+    async fn put_metrics(&self, job_id: &JobId, metrics: &[Metric]) -> Result<()>;
+    async fn metrics(&self, job_id: &JobId, names: &[String]) -> Result<Vec<Metric>>;
+}

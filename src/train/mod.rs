@@ -1,0 +1,47 @@
+//! Recipes read top-down: `sft`, `reward`, `ppo`, … Each takes a JSON argument object with file paths,
+//! reports progress through `Reporter`, checkpoints, and leaves a Hugging Face model directory behind.
+//! No SQL and no HTTP in here: a job materialises its data into JSONL files first.
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{Metric, Progress};
+
+/// What a recipe says while it runs. The foreground CLI shows a bar, a job child writes JSON lines.
+pub trait Reporter: Send {
+    fn progress(&mut self, progress: &Progress);
+    fn metrics(&mut self, metrics: &[Metric]);
+    /// `log`, `warning`, `sample`, `checkpoint`, …
+    fn event(&mut self, kind: &str, data: serde_json::Value);
+    /// True once cancel or shutdown was asked for; recipes look after every step, checkpoint and return
+    /// `Outcome::Stopped`.
+    fn should_stop(&self) -> bool;
+}
+
+/// How a recipe ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "lowercase")]
+pub enum TrainOutcome {
+    /// `model_dir` holds the new model (config.json, safetensors, tokenizer.json, instructd.json).
+    Done { model_dir: String, metrics: serde_json::Value },
+    /// Stopped on request after writing a checkpoint.
+    Stopped { checkpoint: Option<String> },
+}
+
+/// One recipe in the table that CLI, jobs, and the admin form share.
+pub struct Recipe {
+    pub name: &'static str,
+    pub about: &'static str,
+    /// JSON Schema of the arguments (schemars), with defaults and descriptions.
+    pub schema: fn() -> serde_json::Value,
+    /// Parses and validates; the error names the field.
+    pub validate: fn(&serde_json::Value) -> Result<(), ArgsError>,
+    pub run: fn(&serde_json::Value, &mut dyn Reporter) -> anyhow::Result<TrainOutcome>,
+}
+
+/// Bad recipe arguments; `field` is a JSON path such as `kl_coef`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {message}")]
+pub struct ArgsError {
+    pub field: String,
+    pub message: String,
+}

@@ -1,0 +1,10 @@
+//! The one integration-test binary: every room's behaviour seen from outside.
+
+mod api;
+mod data;
+mod jobs;
+mod loop_closes;
+mod numerics;
+mod store;
+mod support;
+mod tidy;
