@@ -1,1 +1,69 @@
-//! TODO
+//! Objectives: pure functions from tensors (or plain numbers) to a loss and its statistics, one per file.
+//! No model, optimizer or configuration in here.
+//!
+//! Everything is *ragged*: the response tokens of a batch lie end to end in one row `[n]` (`lengths` says
+//! where sequences end), so there is no padding that a mask could forget. Losses are sums over their rows
+//! divided by the count of the *global* batch, so the losses of micro-batches add up to that of the batch.
+//! Losses keep the dtype of their input (f32 in training, f64 in the tests against reference values).
+
+pub mod causal_lm;
+pub mod dpo;
+pub mod gae;
+pub mod grpo;
+pub mod kl;
+pub mod logprobs;
+pub mod masked_lm;
+pub mod ppo;
+pub mod reinforce;
+pub mod reward;
+pub mod rloo;
+pub mod whiten;
+
+use std::collections::BTreeMap;
+
+use candle_core::{Result, Tensor};
+
+/// Weighted means of named statistics; micro-batches merge into the exact mean of their batch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stats {
+    /// name → (weighted sum, weight)
+    sums: BTreeMap<&'static str, (f64, f64)>,
+}
+
+impl Stats {
+    /// Adds `sum` accumulated over `weight` items.
+    pub fn add(&mut self, name: &'static str, sum: f64, weight: f64) {
+        let entry = self.sums.entry(name).or_insert((0.0, 0.0));
+        entry.0 += sum;
+        entry.1 += weight;
+    }
+
+    pub fn merge(&mut self, other: &Stats) {
+        for (name, (sum, weight)) in &other.sums {
+            self.add(name, *sum, *weight);
+        }
+    }
+
+    /// The mean of a statistic, `None` when nothing was added to it.
+    pub fn mean(&self, name: &str) -> Option<f64> {
+        self.sums.get(name).filter(|(_, weight)| *weight > 0.0).map(|(sum, weight)| sum / weight)
+    }
+
+    /// All means in the order of their names.
+    pub fn means(&self) -> impl Iterator<Item = (&'static str, f64)> + '_ {
+        self.sums.iter().filter(|(_, (_, weight))| *weight > 0.0).map(|(name, (sum, weight))| (*name, sum / weight))
+    }
+}
+
+/// log σ(x), exact in value and gradient for every finite x (also at 0, where `min`/`abs` forms are not).
+pub fn log_sigmoid(x: &Tensor) -> Result<Tensor> {
+    // log σ(x) = x − log(e^x + e^0); the shift is a constant of the graph and cancels.
+    let shift = x.detach().relu()?;
+    let sum = ((x - &shift)?.exp()? + shift.neg()?.exp()?)?;
+    x - (shift + sum.log()?)?
+}
+
+/// The sum of all entries as f64.
+pub(crate) fn sum_f64(x: &Tensor) -> Result<f64> {
+    x.detach().to_dtype(candle_core::DType::F64)?.sum_all()?.to_scalar::<f64>()
+}

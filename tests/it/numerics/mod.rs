@@ -1,1 +1,4 @@
-//! Tests of one room; see the files beside this one.
+//! What correct means: objectives, model and generation against reference values.
+
+mod objectives;
+mod objectives_gradients;

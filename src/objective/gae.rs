@@ -1,0 +1,29 @@
+//! Generalised advantage estimation (1506.02438) over ragged sequences; the value after the end is 0.
+
+/// Per-token advantages and returns (advantage + value), in the layout of the input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gae {
+    pub advantages: Vec<f64>,
+    pub returns: Vec<f64>,
+}
+
+/// `rewards` and `values` hold the response tokens of all sequences end to end, `lengths` their counts.
+/// δ_t = r_t + γ V_{t+1} − V_t ; A_t = δ_t + γλ A_{t+1}.
+pub fn gae(rewards: &[f64], values: &[f64], lengths: &[usize], gamma: f64, lambda: f64) -> Gae {
+    debug_assert_eq!(rewards.len(), values.len());
+    debug_assert_eq!(rewards.len(), lengths.iter().sum::<usize>());
+    let mut advantages = vec![0.0; rewards.len()];
+    let mut start = 0;
+    for &n in lengths {
+        let (mut next_value, mut next_advantage) = (0.0, 0.0);
+        for t in (start..start + n).rev() {
+            let delta = rewards[t] + gamma * next_value - values[t];
+            next_advantage = delta + gamma * lambda * next_advantage;
+            next_value = values[t];
+            advantages[t] = next_advantage;
+        }
+        start += n;
+    }
+    let returns = advantages.iter().zip(values).map(|(a, v)| a + v).collect();
+    Gae { advantages, returns }
+}

@@ -1,0 +1,62 @@
+//! K-wise ranking loss of the reward model (InstructGPT eq. 1) with ties and optional margins.
+
+use candle_core::{Result, Tensor};
+
+use super::{Stats, log_sigmoid, sum_f64};
+
+/// One comparison of a set: `winner` and `loser` index the scores of the whole batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pair {
+    pub winner: u32,
+    pub loser: u32,
+    /// 1 / (number of pairs of its set): every set counts the same.
+    pub weight: f64,
+    /// The score difference below which the pair still counts as too close; 0 = none.
+    pub margin: f64,
+}
+
+/// All pairs (a, b) with tier a < tier b of one set whose first completion is score `first`.
+/// Ties give no pair; a set of ties only gives none.
+pub fn pairs_of_set(tiers: &[i64], first: usize, margin: f64) -> Vec<Pair> {
+    let mut pairs = Vec::new();
+    for (a, tier_a) in tiers.iter().enumerate() {
+        for (b, tier_b) in tiers.iter().enumerate() {
+            if tier_a < tier_b {
+                pairs.push(Pair { winner: (first + a) as u32, loser: (first + b) as u32, weight: 1.0, margin });
+            }
+        }
+    }
+    let n = pairs.len() as f64;
+    for pair in &mut pairs {
+        pair.weight = 1.0 / n;
+    }
+    pairs
+}
+
+/// `scores [m]` of all completions of the micro-batch, their pairs, and the number of sets (with at least
+/// one pair) in the global batch → mean over sets of the mean over pairs of −log σ(r_w − r_l − margin).
+/// Stats: `loss` per set, `accuracy` and `margin` (score difference) per pair.
+pub fn loss(scores: &Tensor, pairs: &[Pair], total_sets: f64) -> Result<(Tensor, Stats)> {
+    let (device, dtype) = (scores.device(), scores.dtype());
+    if pairs.is_empty() {
+        // Keeps the graph connected, so that a batch of ties is a zero gradient and not an error.
+        return Ok(((scores.sum_all()? * 0.0)?, Stats::default()));
+    }
+    let column = |f: &dyn Fn(&Pair) -> f64| -> Result<Tensor> {
+        Tensor::from_vec(pairs.iter().map(f).collect::<Vec<f64>>(), pairs.len(), device)?.to_dtype(dtype)
+    };
+    let winners = Tensor::new(pairs.iter().map(|p| p.winner).collect::<Vec<u32>>(), device)?;
+    let losers = Tensor::new(pairs.iter().map(|p| p.loser).collect::<Vec<u32>>(), device)?;
+    let weights = column(&|p| p.weight)?;
+
+    let difference = (scores.index_select(&winners, 0)? - scores.index_select(&losers, 0)?)?;
+    let terms = (log_sigmoid(&(&difference - column(&|p| p.margin)?)?)?.neg()? * &weights)?;
+    let loss = (terms.sum_all()? / total_sets)?;
+
+    let mut stats = Stats::default();
+    let n = pairs.len() as f64;
+    stats.add("loss", sum_f64(&terms)?, pairs.iter().map(|p| p.weight).sum());
+    stats.add("accuracy", sum_f64(&difference.detach().gt(0.0)?)?, n);
+    stats.add("margin", sum_f64(&difference)?, n);
+    Ok((loss, stats))
+}
