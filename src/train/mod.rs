@@ -2,6 +2,11 @@
 //! reports progress through `Reporter`, checkpoints, and leaves a Hugging Face model directory behind.
 //! No SQL and no HTTP in here: a job materialises its data into JSONL files first.
 
+pub mod checkpoint;
+pub mod optim;
+pub mod rng;
+pub mod schedule;
+
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{Metric, Progress};

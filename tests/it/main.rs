@@ -8,3 +8,4 @@ mod numerics;
 mod store;
 mod support;
 mod tidy;
+mod train;

@@ -1,0 +1,289 @@
+//! AdamW with public state, parameter groups and gradient clipping; fused and in place on CPU.
+//! Order is that of the parameter names, every entry is computed on its own: results do not depend on threads.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, Var, bail};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// Trainable parameters by name.
+pub type Params = BTreeMap<String, Var>;
+/// Gradients by parameter name; a parameter that a loss does not reach has none.
+pub type Grads = BTreeMap<String, Tensor>;
+
+/// Where ε sits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AdamForm {
+    /// m̂ / (√v̂ + ε), as in the paper's Algorithm 1 and PyTorch.
+    #[default]
+    Torch,
+    /// lr·√(1−β₂ᵗ)/(1−β₁ᵗ) · m / (√v + ε): ε is not rescaled by the bias correction (LMHP, TensorFlow).
+    Tf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdamConfig {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub form: AdamForm,
+}
+
+impl Default for AdamConfig {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-5, form: AdamForm::Torch }
+    }
+}
+
+/// Settings for the parameters whose name contains `contains`; the first matching group wins.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// Empty matches every name.
+    pub contains: String,
+    /// Only tensors of at least this rank (2 leaves out biases and norm gains).
+    pub min_rank: usize,
+    pub lr_scale: f64,
+    /// Decoupled: p ← p·(1 − lr·decay) before the Adam update.
+    pub weight_decay: f64,
+}
+
+impl Group {
+    /// Decay on matrices, none on biases and gains.
+    pub fn standard(weight_decay: f64) -> Vec<Group> {
+        vec![
+            Group { contains: String::new(), min_rank: 2, lr_scale: 1.0, weight_decay },
+            Group { contains: String::new(), min_rank: 0, lr_scale: 1.0, weight_decay: 0.0 },
+        ]
+    }
+}
+
+/// First and second moments of one parameter, in its layout.
+#[derive(Clone, Debug)]
+pub enum Moments {
+    /// f32 on the host: the fused path.
+    Host { m: Vec<f32>, v: Vec<f32> },
+    /// Tensors on the parameter's device.
+    Device { m: Tensor, v: Tensor },
+}
+
+#[derive(Clone, Debug)]
+pub struct AdamW {
+    pub config: AdamConfig,
+    pub groups: Vec<Group>,
+    /// Updates done so far.
+    pub step: u64,
+    pub moments: BTreeMap<String, Moments>,
+}
+
+/// Numbers of one update, the same for every entry of a parameter.
+#[derive(Clone, Copy)]
+struct Update {
+    beta1: f32,
+    beta2: f32,
+    /// Factor of m / (√(v·v_scale) + ε).
+    rate: f32,
+    v_scale: f32,
+    eps: f32,
+    /// 1 − lr·weight_decay
+    keep: f32,
+    /// Factor of the gradient (clipping).
+    grad_scale: f32,
+}
+
+impl AdamW {
+    pub fn new(config: AdamConfig, groups: Vec<Group>) -> Self {
+        Self { config, groups, step: 0, moments: BTreeMap::new() }
+    }
+
+    /// One update with learning rate `lr`. Gradients are first scaled down to a global norm of
+    /// `max_grad_norm` (no clipping if `None`). Returns the norm before clipping.
+    ///
+    /// # Errors
+    /// A gradient that is not finite: names the parameter, changes nothing.
+    pub fn update(&mut self, params: &Params, grads: &Grads, lr: f64, max_grad_norm: Option<f64>) -> Result<f64> {
+        let norm = global_norm(grads)?;
+        // As torch.nn.utils.clip_grad_norm_: the factor is max / (norm + 1e-6), never above 1.
+        let grad_scale = max_grad_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
+        self.step += 1;
+        let (bias1, bias2) = {
+            let t = self.step as f64;
+            (1.0 - self.config.beta1.powf(t), 1.0 - self.config.beta2.powf(t))
+        };
+        for (name, grad) in grads {
+            let Some(param) = params.get(name) else { bail!("gradient of unknown parameter {name}") };
+            let group = self
+                .groups
+                .iter()
+                .find(|g| name.contains(&g.contains) && param.rank() >= g.min_rank)
+                .cloned()
+                .unwrap_or(Group { contains: String::new(), min_rank: 0, lr_scale: 1.0, weight_decay: 0.0 });
+            let lr = lr * group.lr_scale;
+            let (rate, v_scale) = match self.config.form {
+                AdamForm::Torch => (lr / bias1, 1.0 / bias2),
+                AdamForm::Tf => (lr * bias2.sqrt() / bias1, 1.0),
+            };
+            let update = Update {
+                beta1: self.config.beta1 as f32,
+                beta2: self.config.beta2 as f32,
+                rate: rate as f32,
+                v_scale: v_scale as f32,
+                eps: self.config.eps as f32,
+                keep: (1.0 - lr * group.weight_decay) as f32,
+                grad_scale: grad_scale as f32,
+            };
+            let moments = match self.moments.entry(name.clone()) {
+                std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+                std::collections::btree_map::Entry::Vacant(entry) => entry.insert(Moments::zeros(param)?),
+            };
+            match moments {
+                Moments::Host { m, v } => {
+                    let fused = Fused { update, moments: Mutex::new((m, v)) };
+                    param.as_tensor().inplace_op2(&grad.contiguous()?, &fused)?;
+                }
+                Moments::Device { m, v } => update.on_tensors(param, grad, m, v)?,
+            }
+        }
+        Ok(norm)
+    }
+
+    /// Moments as tensors `m.<name>` and `v.<name>`, for a checkpoint.
+    pub fn state(&self, params: &Params) -> Result<BTreeMap<String, Tensor>> {
+        let mut out = BTreeMap::new();
+        for (name, moments) in &self.moments {
+            let Some(param) = params.get(name) else { bail!("moments of unknown parameter {name}") };
+            let (m, v) = match moments {
+                Moments::Host { m, v } => (
+                    Tensor::from_slice(m, param.shape(), param.device())?,
+                    Tensor::from_slice(v, param.shape(), param.device())?,
+                ),
+                Moments::Device { m, v } => (m.clone(), v.clone()),
+            };
+            out.insert(format!("m.{name}"), m);
+            out.insert(format!("v.{name}"), v);
+        }
+        Ok(out)
+    }
+
+    /// Takes back what `state` gave, after `step` updates.
+    pub fn restore(&mut self, params: &Params, state: &BTreeMap<String, Tensor>, step: u64) -> Result<()> {
+        self.moments.clear();
+        self.step = step;
+        for (key, m) in state {
+            let Some(name) = key.strip_prefix("m.") else { continue };
+            let (Some(param), Some(v)) = (params.get(name), state.get(&format!("v.{name}"))) else {
+                bail!("optimizer state has {key} but the model or its second moment does not")
+            };
+            if m.shape() != param.shape() || v.shape() != param.shape() {
+                bail!("optimizer state {key} has shape {:?}, the parameter {:?}", m.shape(), param.shape())
+            }
+            let moments = if on_host(param) {
+                Moments::Host { m: m.flatten_all()?.to_vec1()?, v: v.flatten_all()?.to_vec1()? }
+            } else {
+                Moments::Device { m: m.to_device(param.device())?, v: v.to_device(param.device())? }
+            };
+            self.moments.insert(name.to_owned(), moments);
+        }
+        Ok(())
+    }
+}
+
+fn on_host(param: &Var) -> bool {
+    param.device().is_cpu() && param.dtype() == DType::F32 && param.is_contiguous()
+}
+
+impl Moments {
+    fn zeros(param: &Var) -> Result<Self> {
+        if on_host(param) {
+            let n = param.elem_count();
+            return Ok(Self::Host { m: vec![0.0; n], v: vec![0.0; n] });
+        }
+        let zeros = || Tensor::zeros(param.shape(), DType::F32, param.device());
+        Ok(Self::Device { m: zeros()?, v: zeros()? })
+    }
+}
+
+/// √Σ g² over all parameters, in f64. An infinity or NaN is an error that names the parameter.
+pub fn global_norm(grads: &Grads) -> Result<f64> {
+    let mut sum = 0.0;
+    for (name, grad) in grads {
+        let part = squared_sum(grad)?;
+        if !part.is_finite() {
+            bail!("the gradient of {name} is not finite")
+        }
+        sum += part;
+    }
+    Ok(sum.sqrt())
+}
+
+fn squared_sum(grad: &Tensor) -> Result<f64> {
+    if grad.device().is_cpu() && grad.dtype() == DType::F32 && grad.is_contiguous() {
+        let (storage, layout) = grad.storage_and_layout();
+        if let candle_core::Storage::Cpu(CpuStorage::F32(data)) = &*storage {
+            let slice = &data[layout.start_offset()..layout.start_offset() + grad.elem_count()];
+            // Fixed chunks, summed in order: the same bits on any number of threads.
+            let parts: Vec<f64> = slice
+                .par_chunks(1 << 16)
+                .map(|chunk| chunk.iter().map(|&x| f64::from(x) * f64::from(x)).sum())
+                .collect();
+            return Ok(parts.iter().sum());
+        }
+    }
+    grad.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar()
+}
+
+/// The fused host update; candle hands out the storage of the parameter for writing.
+struct Fused<'a> {
+    update: Update,
+    moments: Mutex<(&'a mut Vec<f32>, &'a mut Vec<f32>)>,
+}
+
+impl InplaceOp2 for Fused<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
+        let (CpuStorage::F32(p), CpuStorage::F32(g)) = (s1, s2) else { bail!("adamw: f32 only") };
+        let (Some((p0, p1)), Some((g0, g1))) = (l1.contiguous_offsets(), l2.contiguous_offsets()) else {
+            bail!("adamw: parameter and gradient must be contiguous")
+        };
+        let Ok(mut moments) = self.moments.lock() else { bail!("adamw: moments are poisoned") };
+        let (m, v) = &mut *moments;
+        if p1 - p0 != g1 - g0 || m.len() != p1 - p0 {
+            bail!("adamw: gradient or moments have another size than the parameter")
+        }
+        const CHUNK: usize = 1 << 15;
+        p[p0..p1]
+            .par_chunks_mut(CHUNK)
+            .zip(g[g0..g1].par_chunks(CHUNK))
+            .zip(m.par_chunks_mut(CHUNK))
+            .zip(v.par_chunks_mut(CHUNK))
+            .for_each(|(((p, g), m), v)| self.update.on_slices(p, g, m, v));
+        Ok(())
+    }
+}
+
+impl Update {
+    fn on_slices(self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+        for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+            let g = g * self.grad_scale;
+            *m = self.beta1 * *m + (1.0 - self.beta1) * g;
+            *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
+            *p = *p * self.keep - self.rate * *m / ((*v * self.v_scale).sqrt() + self.eps);
+        }
+    }
+
+    /// The same on any device, with temporaries.
+    fn on_tensors(self, param: &Var, grad: &Tensor, m: &mut Tensor, v: &mut Tensor) -> Result<()> {
+        let g = (grad.detach().to_dtype(DType::F32)? * f64::from(self.grad_scale))?;
+        *m = ((&*m * f64::from(self.beta1))? + (&g * f64::from(1.0 - self.beta1))?)?;
+        *v = ((&*v * f64::from(self.beta2))? + (g.sqr()? * f64::from(1.0 - self.beta2))?)?;
+        let denominator = ((&*v * f64::from(self.v_scale))?.sqrt()? + f64::from(self.eps))?;
+        let step = ((&*m / denominator)? * f64::from(self.rate))?;
+        let kept = (param.as_detached_tensor().to_dtype(DType::F32)? * f64::from(self.keep))?;
+        param.set(&(kept - step)?.to_dtype(param.dtype())?)
+    }
+}
