@@ -1,1 +1,404 @@
-//! TODO
+//! Settings: one struct per section of config.toml, unknown keys refused, every value checked at start.
+//! Order of precedence: command line, environment (`INSTRUCTD_…`, `__` between nested names), file, defaults.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// Everything that can be set. See config.toml in the repository root for what each key does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub data_dir: PathBuf,
+    /// `sqlite://FILE` or `postgres://…`; `None` = `instructd.db` in the data directory.
+    #[serde(deserialize_with = "optional_text")]
+    pub database_url: Option<String>,
+    /// Name of a known or pullable model, a Hugging Face directory, or a .gguf file.
+    #[serde(deserialize_with = "text")]
+    pub model: String,
+    /// How the weights are held for serving: `f32`, or a quantised kind.
+    #[serde(deserialize_with = "text")]
+    pub weights: String,
+    /// `None` = generated at the first start and printed once.
+    #[serde(deserialize_with = "optional_text")]
+    pub admin_key: Option<String>,
+    /// Whether inference routes need a key too.
+    pub require_inference_key: bool,
+    pub server: ServerConfig,
+    pub limits: LimitsConfig,
+    pub engine: EngineConfig,
+    pub labeling: LabelingConfig,
+    pub sessions: SessionsConfig,
+    pub jobs: JobsConfig,
+    pub log: LogConfig,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerConfig {
+    pub max_connections: usize,
+    /// A client must have sent its request's headers within this time.
+    pub header_timeout_seconds: u64,
+    /// A client must have sent its request's body within this time.
+    pub body_timeout_seconds: u64,
+    /// How long shutdown waits for running requests.
+    pub drain_timeout_seconds: u64,
+    /// Marks the session cookie `Secure`; set it when served over TLS.
+    pub secure_cookies: bool,
+    /// Keep every completion that was sent, with its model version, in the database.
+    pub store_completions: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsConfig {
+    pub body_bytes: usize,
+    pub import_bytes: usize,
+    pub prompt_bytes: usize,
+    /// Prompts in one `/v1/completions` call.
+    pub prompts: usize,
+    /// Prompts × max(n, best_of) in one call.
+    pub samples: usize,
+    pub stop_strings: usize,
+    pub stop_bytes: usize,
+    /// `max_tokens` of a chat request that does not say (the context's rest, if smaller).
+    pub default_chat_tokens: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EngineConfig {
+    /// Compute threads; 0 = one per physical core.
+    pub threads: usize,
+    /// Sequences decoded together.
+    pub max_batch: usize,
+    /// Samples that may wait for a slot before requests are refused with 429.
+    pub max_waiting: usize,
+    /// Tokens the key-value cache can hold; 0 = sized from the model and `max_batch`.
+    pub kv_tokens: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LabelingConfig {
+    pub lease_seconds: i64,
+    /// How many people rank one set, when the set does not say.
+    pub overlap: i64,
+    /// Completions drawn for a set that names none.
+    pub completions_per_set: usize,
+    /// `max_tokens` of completions drawn for a set.
+    pub max_tokens: usize,
+    /// Markdown file with the guidelines; `None` = the built-in text.
+    pub guidelines: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SessionsConfig {
+    pub lifetime_hours: i64,
+    pub invite_hours: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct JobsConfig {
+    /// Run training jobs beside the server; false = leave them to `instructd worker`.
+    pub enabled: bool,
+    /// Jobs run at the same time by one process.
+    pub slots: usize,
+    pub lease_seconds: i64,
+    pub max_crashes: i64,
+    /// Compute threads of a training job; 0 = one per physical core.
+    pub threads: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// A tracing filter such as `info` or `instructd=debug,tower_http=info`.
+    pub filter: String,
+    pub json: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            data_dir: PathBuf::from("data"),
+            database_url: None,
+            model: "smollm2-135m-instruct".to_owned(),
+            weights: "f32".to_owned(),
+            admin_key: None,
+            require_inference_key: false,
+            server: ServerConfig::default(),
+            limits: LimitsConfig::default(),
+            engine: EngineConfig::default(),
+            labeling: LabelingConfig::default(),
+            sessions: SessionsConfig::default(),
+            jobs: JobsConfig::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            max_connections: 1024,
+            header_timeout_seconds: 10,
+            body_timeout_seconds: 60,
+            drain_timeout_seconds: 8,
+            secure_cookies: false,
+            store_completions: true,
+        }
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            body_bytes: 2 << 20,
+            import_bytes: 256 << 20,
+            prompt_bytes: 1 << 20,
+            prompts: 256,
+            samples: 256,
+            stop_strings: 16,
+            stop_bytes: 256,
+            default_chat_tokens: 1024,
+        }
+    }
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self { threads: 0, max_batch: 32, max_waiting: 256, kv_tokens: 0 }
+    }
+}
+
+impl Default for LabelingConfig {
+    fn default() -> Self {
+        Self { lease_seconds: 600, overlap: 1, completions_per_set: 2, max_tokens: 256, guidelines: None }
+    }
+}
+
+impl Default for SessionsConfig {
+    fn default() -> Self {
+        Self { lifetime_hours: 24 * 14, invite_hours: 24 * 7 }
+    }
+}
+
+impl Default for JobsConfig {
+    fn default() -> Self {
+        Self { enabled: true, slots: 1, lease_seconds: 30, max_crashes: 3, threads: 0 }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { filter: "info".to_owned(), json: false }
+    }
+}
+
+/// A setting that cannot be used; `key` is its name in config.toml.
+#[derive(Debug, thiserror::Error)]
+#[error("configuration: {key}: {message}")]
+pub struct ConfigError {
+    pub key: String,
+    pub message: String,
+}
+
+/// What the command line may override.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Overrides {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub database_url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<String>,
+}
+
+impl Config {
+    /// Defaults, then `file` (or `config.toml` in the working directory, if there is one), then the
+    /// environment, then the command line.
+    ///
+    /// # Errors
+    /// A missing `file`, an unknown key, a value of the wrong type or out of range: all name the key.
+    pub fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let mut figment = Figment::from(Serialized::defaults(Self::default()));
+        match file {
+            Some(path) if !path.is_file() => {
+                return Err(error("--config", format!("no such file: {}", path.display())));
+            }
+            Some(path) => figment = figment.merge(Toml::file_exact(path)),
+            None => figment = figment.merge(Toml::file_exact("config.toml")),
+        }
+        let environment = Env::prefixed("INSTRUCTD_")
+            .filter(|key| key != "config" && !key.starts_with("test_"))
+            .split("__");
+        let config: Self = figment
+            .merge(environment)
+            .merge(Serialized::defaults(overrides))
+            .extract()
+            .map_err(|e| error(&key_of(&e), e.kind.to_string()))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        if self.model.trim().is_empty() {
+            return Err(error("model", "must name a model, a directory or a .gguf file"));
+        }
+        if self.admin_key.as_ref().is_some_and(|key| key.len() < 8) {
+            return Err(error("admin_key", "must have at least 8 characters"));
+        }
+        if let Some(url) = &self.database_url
+            && !["sqlite:", "postgres:", "postgresql:"].iter().any(|scheme| url.starts_with(scheme))
+        {
+            return Err(error("database_url", "must start with sqlite: or postgres:"));
+        }
+        let positive = [
+            ("server.max_connections", self.server.max_connections),
+            ("server.header_timeout_seconds", self.server.header_timeout_seconds as usize),
+            ("server.body_timeout_seconds", self.server.body_timeout_seconds as usize),
+            ("limits.body_bytes", self.limits.body_bytes),
+            ("limits.import_bytes", self.limits.import_bytes),
+            ("limits.prompt_bytes", self.limits.prompt_bytes),
+            ("limits.prompts", self.limits.prompts),
+            ("limits.samples", self.limits.samples),
+            ("limits.default_chat_tokens", self.limits.default_chat_tokens),
+            ("engine.max_batch", self.engine.max_batch),
+            ("labeling.max_tokens", self.labeling.max_tokens),
+            ("labeling.lease_seconds", self.labeling.lease_seconds.max(0) as usize),
+            ("labeling.overlap", self.labeling.overlap.max(0) as usize),
+            ("sessions.lifetime_hours", self.sessions.lifetime_hours.max(0) as usize),
+            ("sessions.invite_hours", self.sessions.invite_hours.max(0) as usize),
+            ("jobs.slots", self.jobs.slots),
+            ("jobs.lease_seconds", self.jobs.lease_seconds.max(0) as usize),
+            ("jobs.max_crashes", self.jobs.max_crashes.max(0) as usize),
+        ];
+        for (key, value) in positive {
+            if value == 0 {
+                return Err(error(key, "must be at least 1"));
+            }
+        }
+        if !(2..=9).contains(&self.labeling.completions_per_set) {
+            return Err(error("labeling.completions_per_set", "must be 2 to 9"));
+        }
+        Ok(())
+    }
+
+    /// The database to open.
+    pub fn database_url(&self) -> String {
+        match &self.database_url {
+            Some(url) => url.clone(),
+            None => format!("sqlite://{}", self.data_dir.join("instructd.db").display()),
+        }
+    }
+
+    pub fn drain_timeout(&self) -> Duration {
+        Duration::from_secs(self.server.drain_timeout_seconds)
+    }
+}
+
+fn error(key: &str, message: impl Into<String>) -> ConfigError {
+    ConfigError { key: key.to_owned(), message: message.into() }
+}
+
+/// The dotted key an error is about; unknown keys are named by the error itself, not its path.
+fn key_of(e: &figment::Error) -> String {
+    let mut path = e.path.clone();
+    if let figment::error::Kind::UnknownField(name, _) = &e.kind
+        && path.last() != Some(name)
+    {
+        path.push(name.clone());
+    }
+    path.join(".")
+}
+
+/// Environment values that look like numbers or booleans are still text for text settings.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Scalar {
+    Text(String),
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+}
+
+impl From<Scalar> for String {
+    fn from(value: Scalar) -> Self {
+        match value {
+            Scalar::Text(text) => text,
+            Scalar::Bool(b) => b.to_string(),
+            Scalar::Int(i) => i.to_string(),
+            Scalar::Float(f) => f.to_string(),
+        }
+    }
+}
+
+fn text<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    Ok(Scalar::deserialize(d)?.into())
+}
+
+fn optional_text<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
+    let value = Option::<Scalar>::deserialize(d)?;
+    Ok(value.map(String::from).filter(|text| !text.is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from_toml(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, text).expect("write");
+        Config::load(Some(&path), &Overrides::default())
+    }
+
+    #[test]
+    fn errors_name_the_key() {
+        for (text, key) in [
+            ("[server]\nmax_conections = 3", "server.max_conections"),
+            ("modell = \"x\"", "modell"),
+            ("[limits]\nsamples = \"many\"", "limits.samples"),
+            ("[limits]\nsamples = 0", "limits.samples"),
+            ("listen = \"nowhere\"", "listen"),
+            ("admin_key = \"short\"", "admin_key"),
+            ("database_url = \"mysql://x\"", "database_url"),
+        ] {
+            let e = from_toml(text).expect_err(text);
+            assert_eq!(e.key, key, "{text}: {e}");
+        }
+    }
+
+    #[test]
+    fn the_shipped_file_is_the_defaults() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config.toml");
+        let shipped: Config = Figment::from(Toml::file_exact(path)).extract().expect("config.toml");
+        assert_eq!(shipped, Config::default());
+    }
+
+    #[test]
+    fn numbers_are_keys_too() {
+        let config = from_toml("admin_key = 12345678").expect("loads");
+        assert_eq!(config.admin_key.as_deref(), Some("12345678"));
+    }
+
+    #[test]
+    fn flags_win() {
+        let overrides = Overrides { listen: Some("0.0.0.0:9".into()), ..Overrides::default() };
+        let config = Config::load(None, &overrides).expect("loads");
+        assert_eq!(config.listen, SocketAddr::from(([0, 0, 0, 0], 9)));
+    }
+}
