@@ -2,9 +2,17 @@
 //! No loss, no sampling, no optimizer in here.
 
 pub mod config;
+pub mod decoder;
+pub mod encoder;
+pub mod kv_cache;
+mod layers;
+pub mod lora;
 pub mod packed;
 
 pub use config::{Activation, Arch, ModelConfig, PositionKind};
+pub use decoder::{Decoder, Purpose};
+pub use encoder::Encoder;
+pub use lora::LoraConfig;
 pub use packed::PackedBatch;
 
 use std::collections::BTreeMap;

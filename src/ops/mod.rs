@@ -1,1 +1,56 @@
-//! TODO
+//! Fused tensor operations with a backward pass. Each CPU kernel has a plain twin in `plain`, used on
+//! other devices and by the tests that both agree; candle's own fused ops have no backward at all.
+
+pub mod activation;
+pub mod attn_kernel;
+pub mod attention;
+pub mod embedding;
+pub mod gemm;
+pub mod linear;
+pub mod norm;
+pub mod par;
+pub mod plain;
+pub mod rope;
+pub mod simd;
+pub mod token_logprobs;
+
+use candle_core::{CpuStorage, DType, Layout, Result, Shape, Tensor};
+
+/// Whether the CPU kernels apply: f32 on the CPU. Everything else takes the plain twin.
+pub(crate) fn fused(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32
+}
+
+/// The contiguous f32 data behind a storage.
+pub(crate) fn f32s<'a>(storage: &'a CpuStorage, layout: &Layout, op: &'static str) -> Result<&'a [f32]> {
+    let data = storage.as_slice::<f32>()?;
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&data[start..end]),
+        None => candle_core::bail!("{op}: input must be contiguous"),
+    }
+}
+
+/// Reads a contiguous f32 CPU tensor in place.
+pub(crate) fn with_f32s<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
+    let t = t.contiguous()?;
+    let (storage, layout) = t.storage_and_layout();
+    match &*storage {
+        candle_core::Storage::Cpu(cpu) => f(f32s(cpu, layout, "read")?),
+        _ => candle_core::bail!("expected a CPU tensor"),
+    }
+}
+
+pub(crate) fn storage(data: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
+    (CpuStorage::F32(data), shape.into())
+}
+
+/// A CPU tensor that owns `data`.
+pub(crate) fn tensor(data: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
+    Tensor::from_vec(data, shape.into(), &candle_core::Device::Cpu)
+}
+
+/// A buffer whose every element the caller writes before reading.
+pub(crate) fn buffer(len: usize) -> Vec<f32> {
+    // Zeroed by the allocator: fresh pages come as zeros, so this costs nothing for large buffers.
+    vec![0f32; len]
+}

@@ -1,4 +1,5 @@
-//! What correct means: objectives, model and generation against reference values.
+//! What correct means: objectives, operations, models and generation against reference values.
 
 mod objectives;
 mod objectives_gradients;
+mod ops;

@@ -1,0 +1,154 @@
+//! Batched generation for RL rollouts and evaluation: continuous refill, no text, no threads of its own.
+
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+use super::sampling::{Context, Drawn, Warpers, draw};
+use crate::model::Decoder;
+use crate::model::kv_cache::{CachedSequence, KvCache, StepRows};
+
+/// How to sample a batch of prompts.
+#[derive(Clone, Debug)]
+pub struct GenParams {
+    pub max_new_tokens: usize,
+    pub warpers: Warpers,
+    /// Generation ends after any of these; the end token is part of the sample.
+    pub eos_ids: Vec<u32>,
+    /// Prompt i draws from stream `first_stream + i` of this seed.
+    pub seed: u64,
+    pub first_stream: u64,
+    /// Sequences advanced together.
+    pub max_batch: usize,
+}
+
+impl Default for GenParams {
+    fn default() -> Self {
+        Self {
+            max_new_tokens: 64,
+            warpers: Warpers::default(),
+            eos_ids: Vec::new(),
+            seed: 0,
+            first_stream: 0,
+            max_batch: 64,
+        }
+    }
+}
+
+/// One response.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sample {
+    pub ids: Vec<u32>,
+    /// log softmax(logits / temperature) of each id (temperature 1 when greedy), equal to what
+    /// `Decoder::token_logprobs` gives over the whole sequence.
+    pub logprobs: Vec<f32>,
+    /// Whether it ended with an end token rather than by length.
+    pub finished: bool,
+}
+
+struct Running {
+    index: usize,
+    cached: CachedSequence,
+    /// Tokens to feed next: the prompt first, then the last drawn id.
+    pending: Vec<u32>,
+}
+
+/// Most prompt tokens fed in one step.
+const PREFILL_TOKENS: usize = 2048;
+
+/// Samples one response per prompt, in prompt order. `stop` is asked after each step and ends early
+/// with what there is.
+pub fn generate(decoder: &Decoder, prompts: &[Vec<u32>], params: &GenParams, stop: &dyn Fn() -> bool) -> Result<Vec<Sample>> {
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + params.max_new_tokens;
+    if longest > decoder.config.max_positions {
+        candle_core::bail!("{longest} tokens exceed the model's {} positions", decoder.config.max_positions);
+    }
+    if prompts.iter().any(Vec::is_empty) {
+        candle_core::bail!("a prompt has no tokens");
+    }
+    let slots = params.max_batch.min(prompts.len()).max(1);
+    let mut cache = KvCache::new(&decoder.config, slots * (longest + crate::model::kv_cache::PAGE));
+    let mut samples = vec![Sample::default(); prompts.len()];
+    let mut running: Vec<Running> = Vec::new();
+    let mut next = 0;
+    while (next < prompts.len() && params.max_new_tokens > 0) || !running.is_empty() {
+        if stop() {
+            break;
+        }
+        let mut rows = StepRows::default();
+        let mut fed = 0;
+        while running.len() < slots && next < prompts.len() && (fed == 0 || fed + prompts[next].len() <= PREFILL_TOKENS) {
+            fed += prompts[next].len();
+            running.push(Running { index: next, cached: CachedSequence::default(), pending: prompts[next].clone() });
+            next += 1;
+        }
+        let mut last_rows = Vec::with_capacity(running.len());
+        for r in &mut running {
+            if !cache.reserve(&mut r.cached, r.pending.len()) {
+                candle_core::bail!("the rollout's key/value cache is too small");
+            }
+            last_rows.push(rows.push(&r.pending, &r.cached) as u32);
+        }
+        let hidden = decoder.step(&rows, &mut cache)?;
+        let drawn = draw_rows(decoder, &hidden, &last_rows, &running, &samples, prompts, params)?;
+        running = advance(running, drawn, &mut samples, &mut cache, params);
+    }
+    Ok(samples)
+}
+
+fn draw_rows(
+    decoder: &Decoder,
+    hidden: &Tensor,
+    last_rows: &[u32],
+    running: &[Running],
+    samples: &[Sample],
+    prompts: &[Vec<u32>],
+    params: &GenParams,
+) -> Result<Vec<Drawn>> {
+    let picked = hidden.index_select(&Tensor::new(last_rows, hidden.device())?, 0)?;
+    let logits = decoder.logits(&picked)?.to_device(&candle_core::Device::Cpu)?;
+    let vocab = decoder.config.vocab_size;
+    let logprob_temperature = if params.warpers.temperature == 0.0 { 1.0 } else { params.warpers.temperature };
+    crate::ops::with_f32s(&logits, |logits| {
+        let rows: Vec<_> = logits.chunks_exact(vocab).zip(running).collect();
+        Ok(rows
+            .into_par_iter()
+            .map(|(row, r)| {
+                let context = Context {
+                    prompt: &prompts[r.index],
+                    generated: &samples[r.index].ids,
+                    forbidden: &[],
+                    seed: params.seed,
+                    stream: params.first_stream + r.index as u64,
+                    logprob_temperature,
+                    top: 0,
+                };
+                draw(row, &params.warpers, &context)
+            })
+            .collect())
+    })
+}
+
+/// Books the drawn tokens; keeps the sequences that go on.
+fn advance(
+    running: Vec<Running>,
+    drawn: Vec<Drawn>,
+    samples: &mut [Sample],
+    cache: &mut KvCache,
+    params: &GenParams,
+) -> Vec<Running> {
+    let mut keep = Vec::with_capacity(running.len());
+    for (mut r, drawn) in running.into_iter().zip(drawn) {
+        r.cached.len += r.pending.len();
+        let sample = &mut samples[r.index];
+        sample.ids.push(drawn.id);
+        sample.logprobs.push(drawn.logprob);
+        sample.finished = params.eos_ids.contains(&drawn.id);
+        if sample.finished || sample.ids.len() >= params.max_new_tokens {
+            cache.release_all(&mut r.cached);
+        } else {
+            r.pending = vec![drawn.id];
+            keep.push(r);
+        }
+    }
+    keep
+}

@@ -1,0 +1,253 @@
+//! Drawing one token from a row of logits: penalties, temperature, top-k, top-p, min-p, in Hugging Face's
+//! order. Randomness is a pure function of (seed, stream, position): company in the batch changes nothing.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::ops::token_logprobs::log_sum_exp;
+
+/// What reshapes the distribution before a draw. Defaults change nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Warpers {
+    /// 0 means greedy.
+    pub temperature: f32,
+    /// 0 means off.
+    pub top_k: usize,
+    pub top_p: f32,
+    /// Drops tokens less likely than `min_p` times the most likely one.
+    pub min_p: f32,
+    /// CTRL (arXiv 1909.05858): divides positive and multiplies negative logits of seen tokens.
+    pub repetition_penalty: f32,
+    /// Subtracted once from the logits of generated tokens.
+    pub presence_penalty: f32,
+    /// Subtracted per occurrence from the logits of generated tokens.
+    pub frequency_penalty: f32,
+    pub logit_bias: Vec<(u32, f32)>,
+}
+
+impl Default for Warpers {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+        }
+    }
+}
+
+impl Warpers {
+    fn is_plain(&self) -> bool {
+        let Self { repetition_penalty, presence_penalty, frequency_penalty, logit_bias, .. } = self;
+        *repetition_penalty == 1.0 && *presence_penalty == 0.0 && *frequency_penalty == 0.0 && logit_bias.is_empty()
+    }
+}
+
+/// What a draw may look at besides the logits.
+pub struct Context<'a> {
+    pub prompt: &'a [u32],
+    pub generated: &'a [u32],
+    /// Never drawn here (end tokens before `min_tokens`).
+    pub forbidden: &'a [u32],
+    pub seed: u64,
+    /// Which sample of a request.
+    pub stream: u64,
+    /// Log-probs are reported of softmax(logits / this); 1 for serving, the sampling temperature for RL.
+    pub logprob_temperature: f32,
+    /// Alternatives to report.
+    pub top: usize,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drawn {
+    pub id: u32,
+    pub logprob: f32,
+    /// Most likely first, of the unwarped distribution.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Uniform in [0, 1) for one (seed, stream, position).
+pub fn uniform(seed: u64, stream: u64, position: usize) -> f64 {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(stream);
+    rng.set_word_pos(2 * position as u128);
+    (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Draws the next token from raw logits [vocab].
+pub fn draw(logits: &[f32], warpers: &Warpers, context: &Context<'_>) -> Drawn {
+    let id = if warpers.is_plain() && context.forbidden.is_empty() {
+        pick(logits, warpers, context)
+    } else {
+        let mut warped = logits.to_vec();
+        penalise(&mut warped, warpers, context);
+        pick(&warped, warpers, context)
+    };
+    let (logprob, top) = report(logits, id, context.logprob_temperature, context.top);
+    Drawn { id, logprob, top }
+}
+
+/// Log-prob of `id` under softmax(logits / temperature), bit-identical to training's, and the `k` best.
+pub fn report(logits: &[f32], id: u32, temperature: f32, k: usize) -> (f32, Vec<(u32, f32)>) {
+    let inv_t = 1.0 / temperature;
+    let mut z: Vec<f32> = logits.iter().map(|l| l * inv_t).collect();
+    let lse = log_sum_exp(&mut z);
+    let top = best(&z, k).into_iter().map(|i| (i, z[i as usize] - lse)).collect();
+    (z[id as usize] - lse, top)
+}
+
+/// Ids of the `k` largest values, largest first, smaller id first among equals.
+fn best(z: &[f32], k: usize) -> Vec<u32> {
+    let k = k.min(z.len());
+    if k == 0 {
+        return Vec::new();
+    }
+    let mut ids: Vec<u32> = (0..z.len() as u32).collect();
+    let order = |a: &u32, b: &u32| z[*b as usize].total_cmp(&z[*a as usize]).then(a.cmp(b));
+    if k < ids.len() {
+        ids.select_nth_unstable_by(k - 1, order);
+        ids.truncate(k);
+    }
+    ids.sort_unstable_by(order);
+    ids
+}
+
+fn penalise(z: &mut [f32], warpers: &Warpers, context: &Context<'_>) {
+    if warpers.repetition_penalty != 1.0 {
+        let mut seen: Vec<u32> = context.prompt.iter().chain(context.generated).copied().collect();
+        seen.sort_unstable();
+        seen.dedup();
+        for id in seen {
+            let v = &mut z[id as usize];
+            *v = if *v > 0.0 { *v / warpers.repetition_penalty } else { *v * warpers.repetition_penalty };
+        }
+    }
+    if warpers.presence_penalty != 0.0 || warpers.frequency_penalty != 0.0 {
+        let mut generated = context.generated.to_vec();
+        generated.sort_unstable();
+        for run in generated.chunk_by(|a, b| a == b) {
+            z[run[0] as usize] -= warpers.presence_penalty + warpers.frequency_penalty * run.len() as f32;
+        }
+    }
+    for (id, bias) in &warpers.logit_bias {
+        z[*id as usize] += bias;
+    }
+    for id in context.forbidden {
+        z[*id as usize] = f32::NEG_INFINITY;
+    }
+}
+
+fn pick(z: &[f32], warpers: &Warpers, context: &Context<'_>) -> u32 {
+    if warpers.temperature == 0.0 {
+        return best(z, 1)[0];
+    }
+    let u = uniform(context.seed, context.stream, context.generated.len());
+    let inv_t = 1.0 / warpers.temperature;
+    let max = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |v: f32| f64::from(crate::ops::simd::exp((v - max) * inv_t));
+    if warpers.top_k == 0 && warpers.top_p >= 1.0 && warpers.min_p <= 0.0 {
+        return inverse_cdf(z.iter().enumerate().map(|(i, v)| (i as u32, weight(*v))), u);
+    }
+    let kept = truncate(z, &weight, warpers);
+    inverse_cdf(kept.into_iter(), u)
+}
+
+/// The tokens that top-k, then top-p, then min-p leave, most likely first.
+fn truncate(z: &[f32], weight: &impl Fn(f32) -> f64, warpers: &Warpers) -> Vec<(u32, f64)> {
+    let k = if warpers.top_k == 0 { z.len() } else { warpers.top_k };
+    let mut kept: Vec<(u32, f64)> = best(z, k).into_iter().map(|i| (i, weight(z[i as usize]))).collect();
+    if warpers.top_p < 1.0 {
+        let total: f64 = kept.iter().map(|(_, w)| w).sum();
+        let (mut mass, mut n) = (0.0, 0);
+        for (_, w) in &kept {
+            n += 1;
+            mass += w;
+            if mass >= f64::from(warpers.top_p) * total {
+                break;
+            }
+        }
+        kept.truncate(n.max(1));
+    }
+    if warpers.min_p > 0.0 {
+        // The most likely token has weight 1 before any logit bias shifts it; compare with the first.
+        let floor = kept[0].1 * f64::from(warpers.min_p);
+        kept.retain(|(_, w)| *w >= floor);
+    }
+    kept
+}
+
+fn inverse_cdf(weights: impl Iterator<Item = (u32, f64)> + Clone, u: f64) -> u32 {
+    let total: f64 = weights.clone().map(|(_, w)| w).sum();
+    let target = u * total;
+    let (mut mass, mut last) = (0.0, 0);
+    for (id, w) in weights {
+        if w > 0.0 {
+            mass += w;
+            last = id;
+            if target < mass {
+                break;
+            }
+        }
+    }
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context(generated: &[u32]) -> Context<'_> {
+        Context { prompt: &[], generated, forbidden: &[], seed: 7, stream: 0, logprob_temperature: 1.0, top: 3 }
+    }
+
+    fn frequencies(z: &[f32], warpers: &Warpers, n: u64) -> Vec<f64> {
+        let mut counts = vec![0f64; z.len()];
+        for seed in 0..n {
+            counts[draw(z, warpers, &Context { seed, ..context(&[]) }).id as usize] += 1.0 / n as f64;
+        }
+        counts
+    }
+
+    #[test]
+    fn draws_follow_the_exact_distribution() {
+        let z = [1.0f32, 0.0, -1.0, 2.0];
+        let total: f64 = z.iter().map(|v| f64::from(*v / 0.7).exp()).sum();
+        let warpers = Warpers { temperature: 0.7, ..Warpers::default() };
+        for (f, v) in frequencies(&z, &warpers, 20_000).iter().zip(z) {
+            assert!((f - f64::from(v / 0.7).exp() / total).abs() < 0.015);
+        }
+    }
+
+    #[test]
+    fn truncations_leave_what_they_should() {
+        let z = [3.0f32, 2.0, 1.0, 0.0];
+        let with = |w: Warpers| frequencies(&z, &w, 2000).iter().map(|f| *f > 0.0).collect::<Vec<_>>();
+        assert_eq!(with(Warpers { top_k: 2, ..Warpers::default() }), [true, true, false, false]);
+        assert_eq!(with(Warpers { top_p: 0.7, ..Warpers::default() }), [true, true, false, false]);
+        assert_eq!(with(Warpers { min_p: 0.2, ..Warpers::default() }), [true, true, false, false]);
+        assert_eq!(with(Warpers { temperature: 0.0, ..Warpers::default() }), [true, false, false, false]);
+        assert_eq!(with(Warpers { logit_bias: vec![(3, 100.0)], ..Warpers::default() }), [false, false, false, true]);
+    }
+
+    #[test]
+    fn penalties_move_logits_as_documented() {
+        let mut z = [2.0f32, -2.0, 1.0];
+        let warpers = Warpers { repetition_penalty: 2.0, presence_penalty: 0.5, frequency_penalty: 0.25, ..Warpers::default() };
+        penalise(&mut z, &warpers, &context(&[0, 1, 1]));
+        assert_eq!(z, [1.0 - 0.75, -4.0 - 1.0, 1.0]);
+    }
+
+    #[test]
+    fn reported_logprobs_are_of_the_unwarped_distribution() {
+        let z = [0.5f32, 1.5, -0.5];
+        let drawn = draw(&z, &Warpers { temperature: 0.0, logit_bias: vec![(2, 50.0)], ..Warpers::default() }, &context(&[]));
+        let lse = z.iter().map(|v| v.exp()).sum::<f32>().ln();
+        assert_eq!(drawn.id, 2);
+        assert!((drawn.logprob - (-0.5 - lse)).abs() < 1e-6);
+        assert_eq!(drawn.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 0, 2]);
+    }
+}

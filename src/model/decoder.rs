@@ -1,0 +1,232 @@
+//! Causal decoder for GPT-2, Llama and Qwen2: pre-norm blocks over packed sequences, trainable and served
+//! by the same code. Papers: GPT-2 (Radford 2019), Llama (arXiv 2302.13971), Qwen2 (arXiv 2407.10671).
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
+
+use super::kv_cache::{KvCache, StepRows};
+use super::layers::{Builder, Linear, Norm};
+use super::lora::LoraConfig;
+use super::{Activation, Arch, ModelConfig, PackedBatch, PositionKind, Weights};
+use crate::ops::attention::{AttentionSpec, attention};
+use crate::ops::linear::{Weight, WeightLayout};
+use crate::ops::rope::{RopeTable, rope};
+use crate::ops::token_logprobs::{TokenLogprobs, token_logprobs};
+use crate::ops::{activation, embedding::embedding};
+
+/// What the decoder will be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Gradients may pass: natural weight layouts are kept.
+    Train,
+    /// Forward only: frozen f32 weights are packed, natural layouts can be dropped.
+    Serve,
+}
+
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    pub config: ModelConfig,
+    embed: Tensor,
+    positions: Option<Tensor>,
+    layers: Vec<Layer>,
+    final_norm: Norm,
+    head: Weight,
+    rope: Option<Arc<RopeTable>>,
+}
+
+#[derive(Debug, Clone)]
+struct Layer {
+    attn_norm: Norm,
+    attn: Projections,
+    out: Linear,
+    mlp_norm: Norm,
+    mlp: Mlp,
+}
+
+#[derive(Debug, Clone)]
+enum Projections {
+    /// GPT-2: one matrix for q, k and v.
+    Joint(Linear),
+    Split { q: Linear, k: Linear, v: Linear },
+}
+
+#[derive(Debug, Clone)]
+enum Mlp {
+    Gated { gate: Linear, up: Linear, down: Linear },
+    Plain { up: Linear, down: Linear, activation: Activation },
+}
+
+/// Rows of one forward pass: their positions and who attends to whom.
+struct Rows {
+    positions: Arc<Vec<u32>>,
+    attention: AttentionSpec,
+}
+
+impl Decoder {
+    /// Builds over `weights` (Hugging Face names). Tensors that are `Var`s receive gradients.
+    pub fn new(config: &ModelConfig, weights: &Weights, purpose: Purpose) -> Result<Self> {
+        Self::build(&Builder { config, weights, lora: None, backward: purpose == Purpose::Train })
+    }
+
+    /// The same with low-rank adapters (`{module}.lora_A.weight`, `{module}.lora_B.weight`) beside the base.
+    pub fn with_lora(
+        config: &ModelConfig,
+        weights: &Weights,
+        lora: &LoraConfig,
+        adapters: &Weights,
+        purpose: Purpose,
+    ) -> Result<Self> {
+        let backward = purpose == Purpose::Train;
+        Self::build(&Builder { config, weights, lora: Some((lora, adapters)), backward })
+    }
+
+    fn build(b: &Builder<'_>) -> Result<Self> {
+        let c = b.config;
+        let gpt2 = match c.arch {
+            Arch::Gpt2 => true,
+            Arch::Llama | Arch::Qwen2 => false,
+            Arch::Bert => candle_core::bail!("BERT is an encoder, not a decoder"),
+        };
+        let (d, vocab) = (c.hidden_size, c.vocab_size);
+        let embed = b.tensor(if gpt2 { "transformer.wte.weight" } else { "model.embed_tokens.weight" }, &[vocab, d])?;
+        let positions = match c.position {
+            PositionKind::Learned => Some(b.tensor("transformer.wpe.weight", &[c.max_positions, d])?),
+            PositionKind::Rope { .. } => None,
+        };
+        let rope = match c.position {
+            PositionKind::Rope { theta } => Some(Arc::new(RopeTable::new(theta, c.head_dim, c.max_positions))),
+            PositionKind::Learned => None,
+        };
+        let layers = (0..c.n_layers).map(|i| if gpt2 { gpt2_layer(b, i) } else { llama_layer(b, i) });
+        let layers = layers.collect::<Result<Vec<_>>>()?;
+        let final_norm = if gpt2 { b.layer_norm("transformer.ln_f")? } else { b.rms_norm("model.norm")? };
+        let head = if c.tie_embeddings { embed.clone() } else { b.tensor("lm_head.weight", &[vocab, d])? };
+        let head = Weight::new(&head, WeightLayout::OutIn, b.backward)?;
+        Ok(Self { config: c.clone(), embed, positions, layers, final_norm, head, rope })
+    }
+
+    /// Final-norm hidden states [N, d] of every token, N = `batch.len()`.
+    pub fn forward(&self, batch: &PackedBatch) -> Result<Tensor> {
+        let rows = self.rows(batch);
+        let mut x = self.embed_tokens(&Arc::new(batch.ids.clone()), &rows.positions)?;
+        for layer in &self.layers {
+            x = self.block(layer, &x, &rows)?;
+        }
+        self.final_norm.forward(&x)
+    }
+
+    /// Advances cached sequences: rows are new tokens of any sequences, prompts and decodes mixed. Writes
+    /// their keys and values into the cache; returns final-norm hidden states [N, d]. No gradient.
+    pub fn step(&self, rows: &StepRows, cache: &mut KvCache) -> Result<Tensor> {
+        let positions = Arc::new(rows.positions());
+        let mut x = self.embed_tokens(&Arc::new(rows.ids().to_vec()), &positions)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let (q, k, v) = self.qkv(layer, &layer.attn_norm.forward(&x)?, &positions)?;
+            let mixed = cache.attend(i, rows, &q, &k, &v, &self.config)?;
+            x = (x + layer.out.forward(&mixed)?)?;
+            x = (&x + layer.mlp.forward(&layer.mlp_norm.forward(&x)?)?)?;
+        }
+        self.final_norm.forward(&x)
+    }
+
+    /// Logits [m, vocab], f32, of chosen hidden rows [m, d].
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.head.apply(hidden)?.to_dtype(candle_core::DType::F32)
+    }
+
+    /// log p(target) at each hidden row [m, d]; see `ops::token_logprobs`.
+    pub fn token_logprobs(&self, hidden: &Tensor, targets: &[u32], temperature: f32) -> Result<TokenLogprobs> {
+        token_logprobs(hidden, &self.head, targets, temperature)
+    }
+
+    /// Input embeddings of every token [N, d], before the first block (soft prompts go in here).
+    fn embed_tokens(&self, ids: &Arc<Vec<u32>>, positions: &Arc<Vec<u32>>) -> Result<Tensor> {
+        let x = embedding(&self.embed, ids)?;
+        match &self.positions {
+            Some(table) => x + embedding(table, positions)?,
+            None => Ok(x),
+        }
+    }
+
+    fn rows(&self, batch: &PackedBatch) -> Rows {
+        Rows {
+            positions: Arc::new(batch.positions.clone()),
+            attention: AttentionSpec {
+                offsets: Arc::new(batch.offsets.clone()),
+                n_heads: self.config.n_heads,
+                n_kv_heads: self.config.n_kv_heads,
+                head_dim: self.config.head_dim,
+                causal: true,
+            },
+        }
+    }
+
+    fn qkv(&self, layer: &Layer, x: &Tensor, positions: &Arc<Vec<u32>>) -> Result<(Tensor, Tensor, Tensor)> {
+        let (q, k, v) = match &layer.attn {
+            Projections::Split { q, k, v } => (q.forward(x)?, k.forward(x)?, v.forward(x)?),
+            Projections::Joint(qkv) => {
+                let (y, d) = (qkv.forward(x)?, self.config.hidden_size);
+                (y.narrow(1, 0, d)?, y.narrow(1, d, d)?, y.narrow(1, 2 * d, d)?)
+            }
+        };
+        match &self.rope {
+            Some(table) => Ok((rope(&q, table, positions)?, rope(&k, table, positions)?, v)),
+            None => Ok((q, k, v)),
+        }
+    }
+
+    fn block(&self, layer: &Layer, x: &Tensor, rows: &Rows) -> Result<Tensor> {
+        let (q, k, v) = self.qkv(layer, &layer.attn_norm.forward(x)?, &rows.positions)?;
+        let x = (x + layer.out.forward(&attention(&q, &k, &v, &rows.attention)?)?)?;
+        &x + layer.mlp.forward(&layer.mlp_norm.forward(&x)?)?
+    }
+}
+
+impl Mlp {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Gated { gate, up, down } => down.forward(&activation::swiglu(&gate.forward(x)?, &up.forward(x)?)?),
+            Self::Plain { up, down, activation: kind } => {
+                down.forward(&activation::gelu(&up.forward(x)?, *kind == Activation::GeluTanh)?)
+            }
+        }
+    }
+}
+
+fn gpt2_layer(b: &Builder<'_>, i: usize) -> Result<Layer> {
+    let (d, inner, p) = (b.config.hidden_size, b.config.intermediate_size, format!("transformer.h.{i}"));
+    Ok(Layer {
+        attn_norm: b.layer_norm(&format!("{p}.ln_1"))?,
+        attn: Projections::Joint(b.linear(&format!("{p}.attn.c_attn"), 3 * d, d, true)?),
+        out: b.linear(&format!("{p}.attn.c_proj"), d, d, true)?,
+        mlp_norm: b.layer_norm(&format!("{p}.ln_2"))?,
+        mlp: Mlp::Plain {
+            up: b.linear(&format!("{p}.mlp.c_fc"), inner, d, true)?,
+            down: b.linear(&format!("{p}.mlp.c_proj"), d, inner, true)?,
+            activation: b.config.activation,
+        },
+    })
+}
+
+fn llama_layer(b: &Builder<'_>, i: usize) -> Result<Layer> {
+    let c = b.config;
+    let (d, inner, p) = (c.hidden_size, c.intermediate_size, format!("model.layers.{i}"));
+    let (q_width, kv_width) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
+    let proj = |name: &str, out| b.linear(&format!("{p}.self_attn.{name}"), out, d, c.qkv_bias);
+    Ok(Layer {
+        attn_norm: b.rms_norm(&format!("{p}.input_layernorm"))?,
+        attn: Projections::Split {
+            q: proj("q_proj", q_width)?,
+            k: proj("k_proj", kv_width)?,
+            v: proj("v_proj", kv_width)?,
+        },
+        out: b.linear(&format!("{p}.self_attn.o_proj"), d, q_width, false)?,
+        mlp_norm: b.rms_norm(&format!("{p}.post_attention_layernorm"))?,
+        mlp: Mlp::Gated {
+            gate: b.linear(&format!("{p}.mlp.gate_proj"), inner, d, false)?,
+            up: b.linear(&format!("{p}.mlp.up_proj"), inner, d, false)?,
+            down: b.linear(&format!("{p}.mlp.down_proj"), d, inner, false)?,
+        },
+    })
+}

@@ -1,0 +1,269 @@
+//! Multi-head attention over packed sequences, with backward. Grouped-query heads share keys and values
+//! (arXiv 2305.13245); probabilities are recomputed in the backward instead of kept (arXiv 2205.14135).
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+
+use super::attn_kernel::{MAX_ROWS, Scratch, attend, mix_block, padded, put_key, score_block, spread_block};
+use super::par::{SharedMut, split};
+use super::simd::LANES;
+use super::{buffer, f32s, fused, plain, storage, tensor, with_f32s};
+
+/// Which rows see which. Row i of q, k and v belongs to the sequence whose offsets enclose it.
+#[derive(Clone, Debug)]
+pub struct AttentionSpec {
+    pub offsets: Arc<Vec<usize>>,
+    pub n_heads: usize,
+    pub n_kv_heads: usize,
+    pub head_dim: usize,
+    /// Decoder: a row sees itself and what is before it. Encoder: the whole sequence.
+    pub causal: bool,
+}
+
+impl AttentionSpec {
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    /// Query rows that go through the kernel together: whole groups of heads at consecutive positions.
+    fn positions_per_group(&self) -> usize {
+        (MAX_ROWS / (self.n_heads / self.n_kv_heads)).max(1)
+    }
+
+    fn work(&self) -> usize {
+        let pairs: usize = self.offsets.windows(2).map(|w| (w[1] - w[0]) * (w[1] - w[0])).sum();
+        pairs * self.n_heads * self.head_dim
+    }
+}
+
+/// q [N, heads·hd], k and v [N, kv_heads·hd] → [N, heads·hd]. Rotary positions are already applied.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttentionSpec) -> Result<Tensor> {
+    if fused(q) {
+        let op = Attention { spec: spec.clone() };
+        return q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op);
+    }
+    plain::attention(q, k, v, spec)
+}
+
+struct Attention {
+    spec: AttentionSpec,
+}
+
+/// One sequence's keys and values of one head in kernel layout.
+struct HeadBlocks {
+    hd: usize,
+    /// [blocks][hd][16]
+    k_t: Vec<f32>,
+    /// [blocks · 16][hd]
+    v: Vec<f32>,
+}
+
+impl HeadBlocks {
+    fn gather(k: &[f32], v: &[f32], spec: &AttentionSpec, rows: std::ops::Range<usize>, head: usize) -> Self {
+        let (hd, width) = (padded(spec.head_dim), spec.n_kv_heads * spec.head_dim);
+        let blocks = rows.len().div_ceil(LANES);
+        let (mut k_t, mut v_rows) = (vec![0f32; blocks * LANES * hd], vec![0f32; blocks * LANES * hd]);
+        for (j, row) in rows.enumerate() {
+            let from = row * width + head * spec.head_dim;
+            let block = &mut k_t[j / LANES * LANES * hd..][..LANES * hd];
+            put_key(block, j % LANES, &k[from..from + spec.head_dim]);
+            v_rows[j * hd..j * hd + spec.head_dim].copy_from_slice(&v[from..from + spec.head_dim]);
+        }
+        Self { hd, k_t, v: v_rows }
+    }
+
+    fn block<'a>(&self, of: &'a [f32], b: usize) -> &'a [f32] {
+        &of[b * LANES * self.hd..(b + 1) * LANES * self.hd]
+    }
+}
+
+/// The query rows of one kernel call: heads of one group at positions `p0..p1` of a sequence.
+struct Group {
+    /// (row in the batch, head) of each kernel row.
+    at: Vec<(usize, usize)>,
+    visible: Vec<usize>,
+}
+
+fn groups(spec: &AttentionSpec, rows: std::ops::Range<usize>, kv_head: usize) -> impl Iterator<Item = Group> {
+    let (per_kv, step, causal) = (spec.n_heads / spec.n_kv_heads, spec.positions_per_group(), spec.causal);
+    let len = rows.len();
+    (0..len).step_by(step).flat_map(move |p0| {
+        let start = rows.start;
+        let p1 = (p0 + step).min(len);
+        // More heads per group than kernel rows: several calls per position.
+        (0..per_kv).step_by(MAX_ROWS).map(move |h0| {
+            let heads = h0..(h0 + MAX_ROWS).min(per_kv);
+            let mut group = Group { at: Vec::new(), visible: Vec::new() };
+            for p in p0..p1 {
+                for h in heads.clone() {
+                    group.at.push((start + p, kv_head * per_kv + h));
+                    group.visible.push(if causal { p + 1 } else { len });
+                }
+            }
+            group
+        })
+    })
+}
+
+fn load_rows(from: &[f32], spec: &AttentionSpec, group: &Group, scale: f32, to: &mut Vec<f32>) {
+    let (hd, d) = (padded(spec.head_dim), spec.head_dim);
+    to.clear();
+    to.resize(group.at.len() * hd, 0.0);
+    for (i, (row, head)) in group.at.iter().enumerate() {
+        let at = (row * spec.n_heads + head) * d;
+        for (t, f) in to[i * hd..i * hd + d].iter_mut().zip(&from[at..at + d]) {
+            *t = f * scale;
+        }
+    }
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let spec = &self.spec;
+        let (q, k) = (f32s(s1, l1, "attention")?, f32s(s2, l2, "attention")?);
+        let v = f32s(s3, l3, "attention")?;
+        check(spec, l1, l2, l3)?;
+        let mut out = buffer(q.len());
+        let shared = SharedMut::new(&mut out);
+        let d = spec.head_dim;
+        split((spec.offsets.len() - 1) * spec.n_kv_heads, spec.work(), |tasks| {
+            let mut scratch = Scratch::default();
+            for task in tasks {
+                let (seq, head) = (task / spec.n_kv_heads, task % spec.n_kv_heads);
+                let rows = spec.offsets[seq]..spec.offsets[seq + 1];
+                let blocks = HeadBlocks::gather(k, v, spec, rows.clone(), head);
+                let stride = rows.len().div_ceil(LANES) * LANES;
+                for group in groups(spec, rows, head) {
+                    load_rows(q, spec, &group, spec.scale(), &mut scratch.q);
+                    scratch.out.resize(scratch.q.len(), 0.0);
+                    let (kb, vb) = (|b| blocks.block(&blocks.k_t, b), |b| blocks.block(&blocks.v, b));
+                    let Scratch { scores, q, out } = &mut scratch;
+                    attend(q, &group.visible, blocks.hd, kb, vb, scores, stride, out);
+                    for (i, (row, h)) in group.at.iter().enumerate() {
+                        // SAFETY: each (row, head) belongs to one task.
+                        let to = unsafe { shared.slice((row * spec.n_heads + h) * d, d) };
+                        to.copy_from_slice(&scratch.out[i * blocks.hd..i * blocks.hd + d]);
+                    }
+                }
+            }
+        });
+        Ok(storage(out, l1.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _out: &Tensor,
+        gout: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (mut gq, mut gk, mut gv) = (buffer(q.elem_count()), buffer(k.elem_count()), buffer(v.elem_count()));
+        with_f32s(q, |q| {
+            with_f32s(k, |k| {
+                with_f32s(v, |v| {
+                    with_f32s(gout, |gout| {
+                        let grads = [SharedMut::new(&mut gq), SharedMut::new(&mut gk), SharedMut::new(&mut gv)];
+                        let spec = &self.spec;
+                        split((spec.offsets.len() - 1) * spec.n_kv_heads, 3 * spec.work(), |tasks| {
+                            for task in tasks {
+                                head_backward(spec, task / spec.n_kv_heads, task % spec.n_kv_heads, [q, k, v, gout], grads);
+                            }
+                        });
+                        Ok(())
+                    })
+                })
+            })
+        })?;
+        Ok((Some(tensor(gq, q.shape())?), Some(tensor(gk, k.shape())?), Some(tensor(gv, v.shape())?)))
+    }
+}
+
+/// Gradients of one sequence's one key/value head (and its query heads).
+fn head_backward(spec: &AttentionSpec, seq: usize, head: usize, inputs: [&[f32]; 4], grads: [SharedMut<f32>; 3]) {
+    let [q, k, v, gout] = inputs;
+    let (d, hd) = (spec.head_dim, padded(spec.head_dim));
+    let rows = spec.offsets[seq]..spec.offsets[seq + 1];
+    let start = rows.start;
+    let n_blocks = rows.len().div_ceil(LANES);
+    let stride = n_blocks * LANES;
+    let forward = HeadBlocks::gather(k, v, spec, rows.clone(), head);
+    // Roles swapped: `k_t` now holds Vᵀ blocks, `v` holds K rows.
+    let swapped = HeadBlocks::gather(v, k, spec, rows.clone(), head);
+    let (mut gk_rows, mut gv_rows) = (vec![0f32; stride * hd], vec![0f32; stride * hd]);
+    let (mut qs, mut gos) = (Vec::new(), Vec::new());
+    let (mut probs, mut dprobs, mut out) = (Vec::new(), Vec::new(), Vec::new());
+    for group in groups(spec, rows.clone(), head) {
+        let n = group.at.len();
+        let seen = group.visible.iter().copied().max().unwrap_or(0).div_ceil(LANES);
+        load_rows(q, spec, &group, spec.scale(), &mut qs);
+        load_rows(gout, spec, &group, 1.0, &mut gos);
+        out.resize(n * hd, 0.0);
+        let (kb, vb) = (|b| forward.block(&forward.k_t, b), |b| forward.block(&forward.v, b));
+        attend(&qs, &group.visible, hd, kb, vb, &mut probs, stride, &mut out);
+        dprobs.resize(n * stride, 0.0);
+        for b in 0..seen {
+            spread_block(&probs, &gos, hd, b * LANES, stride, &mut gv_rows[b * LANES * hd..(b + 1) * LANES * hd]);
+            score_block(&gos, swapped.block(&swapped.k_t, b), hd, b * LANES, stride, &mut dprobs);
+        }
+        // dS = P ⊙ (dP − Σ P·dP); keys out of sight have P = 0 and so dS = 0.
+        for r in 0..n {
+            let span = r * stride..r * stride + seen * LANES;
+            let (p, dp) = (&probs[span.clone()], &mut dprobs[span]);
+            let mean: f32 = p.iter().zip(dp.iter()).map(|(p, g)| p * g).sum();
+            for (p, g) in p.iter().zip(dp.iter_mut()) {
+                *g = p * (*g - mean);
+            }
+        }
+        out.fill(0.0);
+        for b in 0..seen {
+            mix_block(&dprobs, swapped.block(&swapped.v, b), hd, b * LANES, stride, &mut out);
+            // qs is scaled already, so dK needs no further factor.
+            spread_block(&dprobs, &qs, hd, b * LANES, stride, &mut gk_rows[b * LANES * hd..(b + 1) * LANES * hd]);
+        }
+        for (i, (row, h)) in group.at.iter().enumerate() {
+            // SAFETY: each (row, query head) belongs to one task.
+            let to = unsafe { grads[0].slice((row * spec.n_heads + h) * d, d) };
+            for (t, g) in to.iter_mut().zip(&out[i * hd..i * hd + d]) {
+                *t = g * spec.scale();
+            }
+        }
+    }
+    for j in 0..rows.len() {
+        let at = ((start + j) * spec.n_kv_heads + head) * d;
+        // SAFETY: each (row, key/value head) belongs to one task.
+        let (gk, gv) = unsafe { (grads[1].slice(at, d), grads[2].slice(at, d)) };
+        gk.copy_from_slice(&gk_rows[j * hd..j * hd + d]);
+        gv.copy_from_slice(&gv_rows[j * hd..j * hd + d]);
+    }
+}
+
+fn check(spec: &AttentionSpec, q: &Layout, k: &Layout, v: &Layout) -> Result<()> {
+    let (n, qw) = q.shape().dims2()?;
+    let kw = spec.n_kv_heads * spec.head_dim;
+    let ends_right = spec.offsets.first() == Some(&0) && spec.offsets.last() == Some(&n);
+    let ascending = spec.offsets.windows(2).all(|w| w[0] <= w[1]);
+    if qw != spec.n_heads * spec.head_dim
+        || k.shape().dims2()? != (n, kw)
+        || v.shape().dims2()? != (n, kw)
+        || !spec.n_heads.is_multiple_of(spec.n_kv_heads)
+        || !ends_right
+        || !ascending
+    {
+        candle_core::bail!("attention: q {:?}, k {:?}, v {:?} do not fit {spec:?}", q.shape(), k.shape(), v.shape());
+    }
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! Scaled dot-product attention for a few query rows that share one key/value head.
+//!
+//! Keys come in blocks of 16 laid out [head_dim][16], so scores of 16 keys are one vector without any
+//! horizontal sum; values lie [16][head_dim]. A row's result is one fixed chain per element: it is the
+//! same for any grouping of rows, any chunking of a prompt, training or serving.
+
+use super::simd::{LANES, exp, multiversion, sum};
+
+/// Most query rows handled at once.
+pub const MAX_ROWS: usize = 8;
+
+/// head_dim rounded up to full vectors; layouts are padded with zeros.
+pub fn padded(head_dim: usize) -> usize {
+    head_dim.div_ceil(LANES) * LANES
+}
+
+/// Scratch of one worker: scores of all rows and the padded queries and outputs.
+#[derive(Default)]
+pub struct Scratch {
+    pub scores: Vec<f32>,
+    pub q: Vec<f32>,
+    pub out: Vec<f32>,
+}
+
+/// `out[r] = softmax(q[r]·Kᵀ)·V` for `q` [rows, hd] (already scaled), row r seeing the first
+/// `visible[r]` keys. `k_blocks(b)` is [hd][16] and `v_blocks(b)` [16][hd] for keys 16b…16b+15, both
+/// with hd padded. On return `scores` holds the probabilities, `stride` apart, zero past `visible`.
+#[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
+pub fn attend<'a>(
+    q: &[f32],
+    visible: &[usize],
+    hd: usize,
+    k_blocks: impl Fn(usize) -> &'a [f32],
+    v_blocks: impl Fn(usize) -> &'a [f32],
+    scores: &mut Vec<f32>,
+    stride: usize,
+    out: &mut [f32],
+) {
+    let rows = visible.len();
+    let longest = visible.iter().copied().max().unwrap_or(0);
+    let blocks = longest.div_ceil(LANES);
+    assert!(rows <= MAX_ROWS && stride >= blocks * LANES && q.len() == rows * hd && out.len() == rows * hd);
+    scores.resize(rows * stride, 0.0);
+    for b in 0..blocks {
+        score_block(q, k_blocks(b), hd, b * LANES, stride, scores);
+    }
+    for (r, &see) in visible.iter().enumerate() {
+        softmax(&mut scores[r * stride..r * stride + blocks * LANES], see);
+    }
+    out.fill(0.0);
+    for b in 0..blocks {
+        mix_block(scores, v_blocks(b), hd, b * LANES, stride, out);
+    }
+}
+
+multiversion! {
+    /// scores[r][at..at + 16] = q[r] · K block, for all rows.
+    pub fn score_block(q: &[f32], k: &[f32], hd: usize, at: usize, stride: usize, scores: &mut [f32]) {
+        let (k, _) = k[..hd * LANES].as_chunks::<LANES>();
+        let rows = q.len() / hd;
+        let mut r = 0;
+        while r + 4 <= rows {
+            let q4 = [&q[r * hd..(r + 1) * hd], &q[(r + 1) * hd..(r + 2) * hd], &q[(r + 2) * hd..(r + 3) * hd], &q[(r + 3) * hd..(r + 4) * hd]];
+            let mut acc = [[0f32; LANES]; 4];
+            for d in 0..hd {
+                let kv = k[d];
+                for i in 0..4 {
+                    let qv = q4[i][d];
+                    for l in 0..LANES {
+                        acc[i][l] = qv.mul_add(kv[l], acc[i][l]);
+                    }
+                }
+            }
+            for i in 0..4 {
+                scores[(r + i) * stride + at..(r + i) * stride + at + LANES].copy_from_slice(&acc[i]);
+            }
+            r += 4;
+        }
+        while r < rows {
+            let mut acc = [0f32; LANES];
+            for d in 0..hd {
+                let qv = q[r * hd + d];
+                for l in 0..LANES {
+                    acc[l] = qv.mul_add(k[d][l], acc[l]);
+                }
+            }
+            scores[r * stride + at..r * stride + at + LANES].copy_from_slice(&acc);
+            r += 1;
+        }
+    }
+}
+
+multiversion! {
+    /// In-place softmax over the first `visible` entries; the rest become exactly 0.
+    fn softmax(scores: &mut [f32], visible: usize) {
+        let mut max = f32::NEG_INFINITY;
+        for &s in &scores[..visible] {
+            max = if s > max { s } else { max };
+        }
+        scores[visible..].fill(f32::NEG_INFINITY);
+        for s in scores.iter_mut() {
+            *s = exp(*s - max);
+        }
+        let scale = 1.0 / sum(scores);
+        for s in scores.iter_mut() {
+            *s *= scale;
+        }
+    }
+}
+
+multiversion! {
+    /// out[r] += Σ_j p[r][at + j] · rows[j], for the 16 rows of one block, in key order.
+    pub fn mix_block(p: &[f32], rows: &[f32], hd: usize, at: usize, stride: usize, out: &mut [f32]) {
+        for (r, out) in out.chunks_exact_mut(hd).enumerate() {
+            let p = &p[r * stride + at..r * stride + at + LANES];
+            for c in (0..hd).step_by(LANES) {
+                let mut acc = [0f32; LANES];
+                acc.copy_from_slice(&out[c..c + LANES]);
+                for j in 0..LANES {
+                    let row = &rows[j * hd + c..j * hd + c + LANES];
+                    for l in 0..LANES {
+                        acc[l] = p[j].mul_add(row[l], acc[l]);
+                    }
+                }
+                out[c..c + LANES].copy_from_slice(&acc);
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// rows[j] += Σ_r p[r][at + j] · x[r]: the transposed product, for gradients of keys and values.
+    pub fn spread_block(p: &[f32], x: &[f32], hd: usize, at: usize, stride: usize, rows: &mut [f32]) {
+        let n = x.len() / hd;
+        for j in 0..LANES {
+            for c in (0..hd).step_by(LANES) {
+                let target = &mut rows[j * hd + c..j * hd + c + LANES];
+                let mut acc = [0f32; LANES];
+                acc.copy_from_slice(target);
+                for r in 0..n {
+                    let w = p[r * stride + at + j];
+                    let xr = &x[r * hd + c..r * hd + c + LANES];
+                    for l in 0..LANES {
+                        acc[l] = w.mul_add(xr[l], acc[l]);
+                    }
+                }
+                target.copy_from_slice(&acc);
+            }
+        }
+    }
+}
+
+/// Writes one key vector into its [hd][16] block.
+pub fn put_key(block: &mut [f32], slot: usize, key: &[f32]) {
+    for (d, v) in key.iter().enumerate() {
+        block[d * LANES + slot] = *v;
+    }
+}

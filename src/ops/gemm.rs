@@ -1,0 +1,312 @@
+//! y = x·Wᵀ in f32 with weights packed into column panels, for one row (decode) to thousands (training).
+//! Each element is one chain of fused multiply-adds over k in ascending order, whatever the number of
+//! rows, threads or the instruction set: a row's result never depends on its company in the batch.
+
+use super::par::{SharedMut, split};
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Isa, isa};
+
+/// Output columns per panel (four AVX-512 registers).
+pub const NR: usize = 64;
+/// Rows per register tile: 6 × 4 accumulators fill 24 of 32 registers.
+const MR: usize = 6;
+/// Depth per pass: a panel slice of KC × NR × 4 bytes = 256 KiB stays in the L2 cache.
+const KC: usize = 1024;
+
+/// How a weight lies in memory before packing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightLayout {
+    /// [out, in], as PyTorch's `Linear`.
+    OutIn,
+    /// [in, out], as GPT-2's `Conv1D`.
+    InOut,
+}
+
+/// A weight matrix [m, k] laid out as ⌈m/64⌉ panels of [k, 64], zero-padded.
+#[derive(Debug)]
+pub struct PackedF32 {
+    panels: Vec<f32>,
+    pub m: usize,
+    pub k: usize,
+}
+
+impl PackedF32 {
+    /// Packs a row-major [m, k] matrix, or [k, m] when `layout` says so.
+    pub fn pack(w: &[f32], m: usize, k: usize, layout: WeightLayout) -> Self {
+        let mut panels = Vec::new();
+        pack_into(&mut panels, w, m, k, layout);
+        Self { panels, m, k }
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.panels.len() * size_of::<f32>()
+    }
+
+    /// y [n, m] = x [n, k] · Wᵀ. Overwrites y.
+    pub fn matmul(&self, x: &[f32], y: &mut [f32], n: usize) {
+        matmul_packed(&self.panels, x, y, n, self.m, self.k);
+    }
+}
+
+/// Packs into a reusable buffer (training packs changing weights at every call).
+pub fn pack_into(panels: &mut Vec<f32>, w: &[f32], m: usize, k: usize, layout: WeightLayout) {
+    assert_eq!(w.len(), m * k, "weight size");
+    let n_panels = m.div_ceil(NR);
+    panels.clear();
+    panels.reserve_exact(n_panels * k * NR);
+    // SAFETY: every element is written below: valid columns from w, padding columns with zero.
+    #[expect(clippy::uninit_vec, reason = "filled completely by the loop below")]
+    unsafe {
+        panels.set_len(n_panels * k * NR);
+    }
+    let out = SharedMut::new(panels);
+    split(n_panels, m * k, |range| {
+        for p in range {
+            // SAFETY: one panel per p.
+            let panel = unsafe { out.slice(p * k * NR, k * NR) };
+            match layout {
+                WeightLayout::OutIn => pack_panel(panel, w, p * NR, m, k),
+                WeightLayout::InOut => pack_panel_in_out(panel, w, p * NR, m),
+            }
+        }
+    });
+}
+
+fn pack_panel(panel: &mut [f32], w: &[f32], first: usize, m: usize, k: usize) {
+    const TILE: usize = 16;
+    let cols = NR.min(m - first);
+    if cols < NR {
+        panel.fill(0.0);
+    }
+    // 16 × 16 tiles keep both the strided reads and the writes inside the L1 cache.
+    for k0 in (0..k).step_by(TILE) {
+        let k1 = (k0 + TILE).min(k);
+        for c0 in (0..cols).step_by(TILE) {
+            for c in c0..(c0 + TILE).min(cols) {
+                let row = &w[(first + c) * k..(first + c + 1) * k];
+                for kk in k0..k1 {
+                    panel[kk * NR + c] = row[kk];
+                }
+            }
+        }
+    }
+}
+
+fn pack_panel_in_out(panel: &mut [f32], w: &[f32], first: usize, m: usize) {
+    let cols = NR.min(m - first);
+    for (to, from) in panel.chunks_exact_mut(NR).zip(w.chunks_exact(m)) {
+        to[..cols].copy_from_slice(&from[first..first + cols]);
+        to[cols..].fill(0.0);
+    }
+}
+
+/// y [n, m] = x [n, k] · packed(W)ᵀ.
+pub fn matmul_packed(panels: &[f32], x: &[f32], y: &mut [f32], n: usize, m: usize, k: usize) {
+    assert_eq!(x.len(), n * k, "input size");
+    assert_eq!(y.len(), n * m, "output size");
+    let n_panels = m.div_ceil(NR);
+    assert_eq!(panels.len(), n_panels * k * NR, "panel size");
+    if k == 0 {
+        return y.fill(0.0);
+    }
+    // Enough tasks to share when there are few panels; big enough to reuse a panel from the L2 cache.
+    let rows_per_task = if n_panels >= 16 || n <= 4 * MR { n.max(1) } else { 32 * MR };
+    let row_tasks = n.div_ceil(rows_per_task);
+    let out = SharedMut::new(y);
+    split(n_panels * row_tasks, n * m * k, |range| {
+        for task in range {
+            let (panel, rows) = (task / row_tasks, task % row_tasks);
+            let r0 = rows * rows_per_task;
+            let r1 = (r0 + rows_per_task).min(n);
+            panel_rows(&panels[panel * k * NR..(panel + 1) * k * NR], x, out, r0..r1, panel * NR, m, k);
+        }
+    });
+}
+
+fn panel_rows(panel: &[f32], x: &[f32], y: SharedMut<f32>, rows: std::ops::Range<usize>, c0: usize, m: usize, k: usize) {
+    let cols = NR.min(m - c0);
+    let mut tile = [[0f32; NR]; MR];
+    for k0 in (0..k).step_by(KC) {
+        let depth = KC.min(k - k0);
+        let mut r = rows.start;
+        while r < rows.end {
+            let mr = MR.min(rows.end - r);
+            if k0 > 0 {
+                for (i, acc) in tile.iter_mut().enumerate().take(mr) {
+                    // SAFETY: this task alone owns rows × columns of this panel.
+                    acc[..cols].copy_from_slice(unsafe { y.slice((r + i) * m + c0, cols) });
+                }
+            } else {
+                tile = [[0f32; NR]; MR];
+            }
+            micro(&panel[k0 * NR..(k0 + depth) * NR], &x[r * k + k0..], k, mr, depth, &mut tile);
+            for (i, acc) in tile.iter().enumerate().take(mr) {
+                // SAFETY: as above.
+                unsafe { y.slice((r + i) * m + c0, cols) }.copy_from_slice(&acc[..cols]);
+            }
+            r += mr;
+        }
+    }
+}
+
+/// tile[i][c] += Σ_k x[i·stride + k] · panel[k][c], k ascending, fused.
+fn micro(panel: &[f32], x: &[f32], stride: usize, mr: usize, depth: usize, tile: &mut [[f32; NR]; MR]) {
+    assert!(panel.len() >= depth * NR && x.len() >= (mr - 1) * stride + depth, "tile bounds");
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: `isa` has checked the features, the assertion above the bounds.
+    unsafe {
+        match (isa(), mr) {
+            (Isa::Avx512, 1) => return avx512::tile::<1>(panel.as_ptr(), x.as_ptr(), stride, depth, tile),
+            (Isa::Avx512, 2) => return avx512::tile::<2>(panel.as_ptr(), x.as_ptr(), stride, depth, tile),
+            (Isa::Avx512, 3) => return avx512::tile::<3>(panel.as_ptr(), x.as_ptr(), stride, depth, tile),
+            (Isa::Avx512, 4) => return avx512::tile::<4>(panel.as_ptr(), x.as_ptr(), stride, depth, tile),
+            (Isa::Avx512, 5) => return avx512::tile::<5>(panel.as_ptr(), x.as_ptr(), stride, depth, tile),
+            (Isa::Avx512, _) => return avx512::tile::<6>(panel.as_ptr(), x.as_ptr(), stride, depth, tile),
+            (Isa::Avx2, _) => return avx2::tile(panel.as_ptr(), x.as_ptr(), stride, mr, depth, tile),
+            (Isa::Portable, _) => {}
+        }
+    }
+    for kk in 0..depth {
+        let row: &[f32; NR] = panel[kk * NR..(kk + 1) * NR].try_into().expect("NR long");
+        for (i, acc) in tile.iter_mut().enumerate().take(mr) {
+            let xv = x[i * stride + kk];
+            for c in 0..NR {
+                acc[c] = xv.mul_add(row[c], acc[c]);
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use super::{MR, NR};
+
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn tile<const R: usize>(
+        panel: *const f32,
+        x: *const f32,
+        stride: usize,
+        depth: usize,
+        out: &mut [[f32; NR]; MR],
+    ) {
+        // SAFETY: the caller has checked bounds of panel (depth × NR) and x (R rows of `stride`).
+        unsafe {
+            let mut acc = [[_mm512_setzero_ps(); 4]; R];
+            for i in 0..R {
+                for j in 0..4 {
+                    acc[i][j] = _mm512_loadu_ps(out[i].as_ptr().add(16 * j));
+                }
+            }
+            for kk in 0..depth {
+                let p = panel.add(kk * NR);
+                // Weights come from memory once per token: fetch ahead of the hardware's own guess.
+                if R <= 2 {
+                    _mm_prefetch::<_MM_HINT_T0>(p.add(16 * NR).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(p.add(16 * NR + 16).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(p.add(16 * NR + 32).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(p.add(16 * NR + 48).cast());
+                }
+                let w0 = _mm512_loadu_ps(p);
+                let w1 = _mm512_loadu_ps(p.add(16));
+                let w2 = _mm512_loadu_ps(p.add(32));
+                let w3 = _mm512_loadu_ps(p.add(48));
+                for i in 0..R {
+                    let xv = _mm512_set1_ps(*x.add(i * stride + kk));
+                    acc[i][0] = _mm512_fmadd_ps(xv, w0, acc[i][0]);
+                    acc[i][1] = _mm512_fmadd_ps(xv, w1, acc[i][1]);
+                    acc[i][2] = _mm512_fmadd_ps(xv, w2, acc[i][2]);
+                    acc[i][3] = _mm512_fmadd_ps(xv, w3, acc[i][3]);
+                }
+            }
+            for i in 0..R {
+                for j in 0..4 {
+                    _mm512_storeu_ps(out[i].as_mut_ptr().add(16 * j), acc[i][j]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::{MR, NR};
+
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn tile(
+        panel: *const f32,
+        x: *const f32,
+        stride: usize,
+        mr: usize,
+        depth: usize,
+        out: &mut [[f32; NR]; MR],
+    ) {
+        // 4 rows × 16 columns = 8 accumulators: panels are walked in four column strips.
+        for strip in 0..NR / 16 {
+            let mut r = 0;
+            while r < mr {
+                let rows = (mr - r).min(4);
+                // SAFETY: the caller has checked bounds.
+                unsafe {
+                    let mut acc = [[_mm256_setzero_ps(); 2]; 4];
+                    for i in 0..rows {
+                        acc[i][0] = _mm256_loadu_ps(out[r + i].as_ptr().add(16 * strip));
+                        acc[i][1] = _mm256_loadu_ps(out[r + i].as_ptr().add(16 * strip + 8));
+                    }
+                    for kk in 0..depth {
+                        let p = panel.add(kk * NR + 16 * strip);
+                        let (w0, w1) = (_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8)));
+                        for (i, a) in acc.iter_mut().enumerate() {
+                            // Rows past the end repeat the last one; their result is dropped.
+                            let row = r + i.min(rows - 1);
+                            let xv = _mm256_set1_ps(*x.add(row * stride + kk));
+                            a[0] = _mm256_fmadd_ps(xv, w0, a[0]);
+                            a[1] = _mm256_fmadd_ps(xv, w1, a[1]);
+                        }
+                    }
+                    for i in 0..rows {
+                        _mm256_storeu_ps(out[r + i].as_mut_ptr().add(16 * strip), acc[i][0]);
+                        _mm256_storeu_ps(out[r + i].as_mut_ptr().add(16 * strip + 8), acc[i][1]);
+                    }
+                }
+                r += rows;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(n: usize, mut seed: u64) -> Vec<f32> {
+        (0..n)
+            .map(|_| {
+                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (seed >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    #[test]
+    fn equals_the_plain_chain_bit_for_bit_in_any_company() {
+        for (n, m, k) in [(1, 1, 1), (1, 70, 33), (7, 130, 1500), (13, 64, 17), (40, 200, 2100)] {
+            let (w, x) = (noise(m * k, 3), noise(n * k, 5));
+            let packed = PackedF32::pack(&w, m, k, WeightLayout::OutIn);
+            let mut y = vec![f32::NAN; n * m];
+            packed.matmul(&x, &mut y, n);
+            for r in 0..n {
+                let mut alone = vec![f32::NAN; m];
+                packed.matmul(&x[r * k..(r + 1) * k], &mut alone, 1);
+                assert_eq!(alone, y[r * m..(r + 1) * m], "row {r} of {n}×{m}×{k}");
+                for c in [0, m / 2, m - 1] {
+                    let chain = (0..k).fold(0f32, |a, i| x[r * k + i].mul_add(w[c * k + i], a));
+                    assert_eq!(chain, alone[c]);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! y = x·Wᵀ with a gradient for both sides; weights frozen for serving are packed once.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+
+pub use super::gemm::WeightLayout;
+use super::gemm::{PackedF32, matmul_packed, pack_into};
+use super::{buffer, f32s, fused, storage, with_f32s};
+
+/// A weight matrix in the form its use needs.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// Changes under training, or lives on another device.
+    Dense(Tensor, WeightLayout),
+    /// Frozen on the CPU in f32: packed once. The natural layout is kept only where a backward needs it.
+    Packed { packed: Arc<PackedF32>, dense: Option<(Tensor, WeightLayout)> },
+}
+
+impl Weight {
+    /// Packs what can be packed. `backward` keeps the natural layout, so that gradients can pass through.
+    pub fn new(w: &Tensor, layout: WeightLayout, backward: bool) -> Result<Self> {
+        if w.track_op() || !fused(w) {
+            return Ok(Self::Dense(w.clone(), layout));
+        }
+        let (m, k) = out_in(w.dims2()?, layout);
+        let packed = with_f32s(w, |w| Ok(Arc::new(PackedF32::pack(w, m, k, layout))))?;
+        Ok(Self::Packed { packed, dense: backward.then(|| (w.clone(), layout)) })
+    }
+
+    pub fn out_features(&self) -> usize {
+        match self {
+            Self::Dense(w, layout) => out_in((w.dims()[0], w.dims()[1]), *layout).0,
+            Self::Packed { packed, .. } => packed.m,
+        }
+    }
+
+    /// x [n, in] → [n, out].
+    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(w, layout) => linear(x, w, *layout),
+            Self::Packed { packed, dense } => {
+                x.contiguous()?.apply_op1(Frozen { packed: packed.clone(), dense: dense.clone() })
+            }
+        }
+    }
+
+    /// The packed form and, where it was kept, the natural [out, in] tensor.
+    pub(super) fn frozen(&self) -> Option<(Arc<PackedF32>, Option<Tensor>)> {
+        match self {
+            Self::Dense(..) => None,
+            Self::Packed { packed, dense } => Some((packed.clone(), dense.as_ref().map(|(w, _)| w.clone()))),
+        }
+    }
+
+    /// The natural tensor, if it was kept.
+    pub fn dense(&self) -> Result<&Tensor> {
+        match self {
+            Self::Dense(w, _) | Self::Packed { dense: Some((w, _)), .. } => Ok(w),
+            Self::Packed { dense: None, .. } => candle_core::bail!("this weight was loaded for serving only"),
+        }
+    }
+}
+
+fn out_in((rows, cols): (usize, usize), layout: WeightLayout) -> (usize, usize) {
+    match layout {
+        WeightLayout::OutIn => (rows, cols),
+        WeightLayout::InOut => (cols, rows),
+    }
+}
+
+/// y [n, m] = x [n, k] · Wᵀ, differentiable in both; W is [m, k] or, for `InOut`, [k, m].
+pub fn linear(x: &Tensor, w: &Tensor, layout: WeightLayout) -> Result<Tensor> {
+    if fused(x) && fused(w) {
+        return x.contiguous()?.apply_op2(&w.contiguous()?, Linear { layout });
+    }
+    match layout {
+        WeightLayout::OutIn => x.matmul(&w.t()?),
+        WeightLayout::InOut => x.matmul(w),
+    }
+}
+
+thread_local! {
+    /// Weights change at every optimizer step, so training packs anew each call; the buffer is reused.
+    static PANELS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Linear {
+    layout: WeightLayout,
+}
+
+/// Gradient of the input: gy [n, m] · W [m, k].
+fn grad_input(gy: &Tensor, w: &Tensor, layout: WeightLayout) -> Result<Tensor> {
+    match layout {
+        WeightLayout::OutIn => gy.matmul(w),
+        WeightLayout::InOut => gy.matmul(&w.t()?),
+    }
+}
+
+impl CustomOp2 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, w) = (f32s(s1, l1, "linear")?, f32s(s2, l2, "linear")?);
+        let (n, k) = l1.shape().dims2()?;
+        let (m, k2) = out_in(l2.shape().dims2()?, self.layout);
+        if k != k2 {
+            candle_core::bail!("linear: input has {k} columns, weight has {k2}");
+        }
+        let mut y = buffer(n * m);
+        // Taken out so that a nested call on this thread (work stealing) finds a buffer of its own.
+        let mut panels = PANELS.take();
+        pack_into(&mut panels, w, m, k, self.layout);
+        matmul_packed(&panels, x, &mut y, n, m, k);
+        PANELS.set(panels);
+        Ok(storage(y, (n, m)))
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let gx = if x.track_op() { Some(grad_input(gy, w, self.layout)?) } else { None };
+        let gw = match (w.track_op(), self.layout) {
+            (false, _) => None,
+            (true, WeightLayout::OutIn) => Some(gy.t()?.matmul(x)?),
+            (true, WeightLayout::InOut) => Some(x.t()?.matmul(gy)?),
+        };
+        Ok((gx, gw))
+    }
+}
+
+struct Frozen {
+    packed: Arc<PackedF32>,
+    dense: Option<(Tensor, WeightLayout)>,
+}
+
+impl CustomOp1 for Frozen {
+    fn name(&self) -> &'static str {
+        "linear-frozen"
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = f32s(s, l, "linear-frozen")?;
+        let (n, k) = l.shape().dims2()?;
+        if k != self.packed.k {
+            candle_core::bail!("linear: input has {k} columns, weight has {}", self.packed.k);
+        }
+        let mut y = buffer(n * self.packed.m);
+        self.packed.matmul(x, &mut y, n);
+        Ok(storage(y, (n, self.packed.m)))
+    }
+
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<Option<Tensor>> {
+        match &self.dense {
+            Some((w, layout)) => Ok(Some(grad_input(gy, w, *layout)?)),
+            None => candle_core::bail!("linear: the weight was loaded for serving only, no gradient passes it"),
+        }
+    }
+}

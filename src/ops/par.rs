@@ -1,0 +1,44 @@
+//! Work sharing for CPU kernels. Every output element is computed by exactly one task in a fixed order,
+//! so results never depend on the number of threads.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+/// Runs `f` over disjoint ranges that cover `0..n`, in parallel when `work` (about: number of
+/// multiply-adds) is worth waking threads for.
+pub fn split(n: usize, work: usize, f: impl Fn(Range<usize>) + Sync + Send) {
+    const WORTH_A_THREAD: usize = 32 * 1024;
+    let threads = rayon::current_num_threads();
+    if n <= 1 || threads <= 1 || work < WORTH_A_THREAD {
+        return f(0..n);
+    }
+    let pieces = n.min(threads * 4).min(work / WORTH_A_THREAD + 1).max(1);
+    (0..pieces).into_par_iter().for_each(|i| f(n * i / pieces..n * (i + 1) / pieces));
+}
+
+/// A raw pointer that tasks may share because they write disjoint parts behind it.
+#[derive(Clone, Copy)]
+pub struct SharedMut<T>(*mut T, usize);
+
+// SAFETY: `slice` is unsafe and its contract demands disjoint ranges.
+unsafe impl<T: Send> Send for SharedMut<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SharedMut<T> {}
+
+impl<T> SharedMut<T> {
+    pub fn new(slice: &mut [T]) -> Self {
+        Self(slice.as_mut_ptr(), slice.len())
+    }
+
+    /// The part `start..start + len`.
+    ///
+    /// # Safety
+    /// Parts handed out at the same time must not overlap, and the slice must outlive them.
+    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's contract")]
+    pub unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start + len <= self.1, "part {start}+{len} outside {}", self.1);
+        // SAFETY: in bounds by the assertion, disjoint by contract.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}

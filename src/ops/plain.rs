@@ -1,0 +1,83 @@
+//! The same operations from candle's differentiable building blocks: slow, obvious, for any device.
+//! They are the reference that the fused kernels are tested against.
+
+use candle_core::{D, DType, Result, Tensor};
+
+use super::attention::AttentionSpec;
+use super::rope::RopeTable;
+
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let x32 = x.to_dtype(DType::F32)?;
+    let scale = (x32.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
+    x32.broadcast_div(&scale)?.to_dtype(x.dtype())?.broadcast_mul(weight)
+}
+
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let x32 = x.to_dtype(DType::F32)?;
+    let centred = x32.broadcast_sub(&x32.mean_keepdim(D::Minus1)?)?;
+    let scale = (centred.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
+    centred.broadcast_div(&scale)?.to_dtype(x.dtype())?.broadcast_mul(weight)?.broadcast_add(bias)
+}
+
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    gate.silu()? * up
+}
+
+pub fn rope(x: &Tensor, table: &RopeTable, positions: &[u32]) -> Result<Tensor> {
+    let (n, width) = x.dims2()?;
+    let half = table.half;
+    let pick = |values: &[f32]| -> Result<Tensor> {
+        let rows: Vec<f32> =
+            positions.iter().flat_map(|p| values[*p as usize * half..(*p as usize + 1) * half].to_vec()).collect();
+        Tensor::from_vec(rows, (n, 1, half), x.device())?.to_dtype(x.dtype())
+    };
+    let (cos, sin) = (pick(&table.cos)?, pick(&table.sin)?);
+    let x = x.reshape((n, width / (2 * half), 2 * half))?;
+    let (x1, x2) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
+    let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
+    let y2 = (x2.broadcast_mul(&cos)? + x1.broadcast_mul(&sin)?)?;
+    Tensor::cat(&[y1, y2], 2)?.reshape((n, width))
+}
+
+/// Softmax over the last dimension that keeps its gradient (candle's fused one drops it).
+pub fn softmax(x: &Tensor) -> Result<Tensor> {
+    let shifted = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?.exp()?;
+    shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)
+}
+
+/// log-softmax over the last dimension, with gradient.
+pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
+    let shifted = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?;
+    shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)
+}
+
+/// One sequence at a time, [heads, len, len] scores.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttentionSpec) -> Result<Tensor> {
+    let mut outs = Vec::new();
+    for w in spec.offsets.windows(2) {
+        let (start, len) = (w[0], w[1] - w[0]);
+        if len == 0 {
+            continue;
+        }
+        let heads = |x: &Tensor, n: usize| -> Result<Tensor> {
+            x.narrow(0, start, len)?.reshape((len, n, spec.head_dim))?.transpose(0, 1)?.contiguous()
+        };
+        let repeat = |x: Tensor| -> Result<Tensor> {
+            candle_transformers::utils::repeat_kv(x.unsqueeze(0)?, spec.n_heads / spec.n_kv_heads)?.squeeze(0)
+        };
+        let q = heads(q, spec.n_heads)?;
+        let k = repeat(heads(k, spec.n_kv_heads)?)?.contiguous()?;
+        let v = repeat(heads(v, spec.n_kv_heads)?)?.contiguous()?;
+        let scale = 1.0 / (spec.head_dim as f64).sqrt();
+        let mut scores = (q.matmul(&k.transpose(1, 2)?)? * scale)?.to_dtype(DType::F32)?;
+        if spec.causal {
+            let mask: Vec<f32> = (0..len)
+                .flat_map(|i| (0..len).map(move |j| if j <= i { 0.0 } else { f32::NEG_INFINITY }))
+                .collect();
+            scores = scores.broadcast_add(&Tensor::from_vec(mask, (1, len, len), scores.device())?)?;
+        }
+        let out = softmax(&scores)?.to_dtype(v.dtype())?.matmul(&v)?;
+        outs.push(out.transpose(0, 1)?.reshape((len, spec.n_heads * spec.head_dim))?);
+    }
+    Tensor::cat(&outs, 0)
+}

@@ -1,0 +1,143 @@
+//! Run-time choice of vector instructions, and the few scalar functions kernels share.
+//! Kernels are written once as plain loops over `[f32; LANES]` and compiled for each instruction set.
+
+/// Lanes of the widest supported f32 vector; layouts (K blocks, panels) are multiples of it everywhere.
+pub const LANES: usize = 16;
+
+/// Instruction sets with kernels of their own. All give bit-identical f32 results: every element is one
+/// chain of fused multiply-adds in the same order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    Portable,
+    Avx2,
+    Avx512,
+}
+
+/// What this CPU can do; asked once.
+pub fn isa() -> Isa {
+    use std::sync::OnceLock;
+    static ISA: OnceLock<Isa> = OnceLock::new();
+    *ISA.get_or_init(|| {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let allow = std::env::var("INSTRUCTD_MAX_ISA").unwrap_or_default();
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            if avx2 && is_x86_feature_detected!("avx512f") && !matches!(allow.as_str(), "avx2" | "portable") {
+                return Isa::Avx512;
+            }
+            if avx2 && allow != "portable" {
+                return Isa::Avx2;
+            }
+        }
+        Isa::Portable
+    })
+}
+
+/// Compiles one `#[inline(always)]` body for every instruction set and dispatches at run time.
+macro_rules! multiversion {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$doc])*
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma,avx2")]
+                unsafe fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                #[target_feature(enable = "avx2,fma")]
+                unsafe fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                match $crate::ops::simd::isa() {
+                    // SAFETY: `isa` has checked the features.
+                    $crate::ops::simd::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::ops::simd::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::ops::simd::Isa::Portable => {}
+                }
+            }
+            body($($arg),*)
+        }
+    };
+}
+pub(crate) use multiversion;
+
+/// e^x by range reduction and a degree-6 polynomial (Cephes constants); relative error under 2e-7,
+/// exact 0 far below the smallest normal, vectorisable (no table, no branch).
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const LN2_HI: f32 = 0.693_359_4;
+    const LN2_LO: f32 = -2.121_944_4e-4;
+    let clamped = x.clamp(-87.3, 88.7);
+    let n = (clamped * std::f32::consts::LOG2_E).round_ties_even();
+    let r = n.mul_add(-LN2_HI, clamped);
+    let r = n.mul_add(-LN2_LO, r);
+    let mut p = 1.987_569_1e-4_f32;
+    p = p.mul_add(r, 1.398_199_9e-3);
+    p = p.mul_add(r, 8.333_452e-3);
+    p = p.mul_add(r, 4.166_579_6e-2);
+    p = p.mul_add(r, 1.666_666_5e-1);
+    p = p.mul_add(r, 0.5);
+    let y = p.mul_add(r * r, r) + 1.0;
+    let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    let e = y * scale;
+    if x < -87.3 { 0.0 } else { e }
+}
+
+/// Sum in a fixed order: 16 strided chains, then one fold.
+#[inline(always)]
+pub fn sum(x: &[f32]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (head, tail) = x.as_chunks::<LANES>();
+    for c in head {
+        for l in 0..LANES {
+            lanes[l] += c[l];
+        }
+    }
+    fold(lanes) + tail.iter().sum::<f32>()
+}
+
+/// Dot product in a fixed order: 16 strided chains, then one fold.
+#[inline(always)]
+pub fn dot(x: &[f32], y: &[f32]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (xs, xt) = x.as_chunks::<LANES>();
+    let (ys, yt) = y.as_chunks::<LANES>();
+    for (a, b) in xs.iter().zip(ys) {
+        for l in 0..LANES {
+            lanes[l] = a[l].mul_add(b[l], lanes[l]);
+        }
+    }
+    let mut rest = 0f32;
+    for (a, b) in xt.iter().zip(yt) {
+        rest = a.mul_add(*b, rest);
+    }
+    fold(lanes) + rest
+}
+
+#[inline(always)]
+fn fold(lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    let mut lanes = lanes;
+    while width > 0 {
+        for l in 0..width {
+            lanes[l] += lanes[l + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn exp_is_accurate() {
+        for i in -8600..8800 {
+            let x = i as f32 / 100.0;
+            let want = f64::from(x).exp();
+            let got = f64::from(super::exp(x));
+            assert!((got - want).abs() <= 3e-7 * want, "{x}: {got} {want}");
+        }
+        assert_eq!(super::exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(super::exp(0.0), 1.0);
+    }
+}
