@@ -57,7 +57,12 @@ const PREFILL_TOKENS: usize = 2048;
 
 /// Samples one response per prompt, in prompt order. `stop` is asked after each step and ends early
 /// with what there is.
-pub fn generate(decoder: &Decoder, prompts: &[Vec<u32>], params: &GenParams, stop: &dyn Fn() -> bool) -> Result<Vec<Sample>> {
+pub fn generate(
+    decoder: &Decoder,
+    prompts: &[Vec<u32>],
+    params: &GenParams,
+    stop: &dyn Fn() -> bool,
+) -> Result<Vec<Sample>> {
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + params.max_new_tokens;
     if longest > decoder.config.max_positions {
         candle_core::bail!("{longest} tokens exceed the model's {} positions", decoder.config.max_positions);
@@ -76,7 +81,8 @@ pub fn generate(decoder: &Decoder, prompts: &[Vec<u32>], params: &GenParams, sto
         }
         let mut rows = StepRows::default();
         let mut fed = 0;
-        while running.len() < slots && next < prompts.len() && (fed == 0 || fed + prompts[next].len() <= PREFILL_TOKENS) {
+        while running.len() < slots && next < prompts.len() && (fed == 0 || fed + prompts[next].len() <= PREFILL_TOKENS)
+        {
             fed += prompts[next].len();
             running.push(Running { index: next, cached: CachedSequence::default(), pending: prompts[next].clone() });
             next += 1;

@@ -236,7 +236,8 @@ mod tests {
     #[test]
     fn penalties_move_logits_as_documented() {
         let mut z = [2.0f32, -2.0, 1.0];
-        let warpers = Warpers { repetition_penalty: 2.0, presence_penalty: 0.5, frequency_penalty: 0.25, ..Warpers::default() };
+        let warpers =
+            Warpers { repetition_penalty: 2.0, presence_penalty: 0.5, frequency_penalty: 0.25, ..Warpers::default() };
         penalise(&mut z, &warpers, &context(&[0, 1, 1]));
         assert_eq!(z, [1.0 - 0.75, -4.0 - 1.0, 1.0]);
     }
@@ -244,7 +245,8 @@ mod tests {
     #[test]
     fn reported_logprobs_are_of_the_unwarped_distribution() {
         let z = [0.5f32, 1.5, -0.5];
-        let drawn = draw(&z, &Warpers { temperature: 0.0, logit_bias: vec![(2, 50.0)], ..Warpers::default() }, &context(&[]));
+        let drawn =
+            draw(&z, &Warpers { temperature: 0.0, logit_bias: vec![(2, 50.0)], ..Warpers::default() }, &context(&[]));
         let lse = z.iter().map(|v| v.exp()).sum::<f32>().ln();
         assert_eq!(drawn.id, 2);
         assert!((drawn.logprob - (-0.5 - lse)).abs() < 1e-6);

@@ -48,7 +48,11 @@ struct Layer {
 enum Projections {
     /// GPT-2: one matrix for q, k and v.
     Joint(Linear),
-    Split { q: Linear, k: Linear, v: Linear },
+    Split {
+        q: Linear,
+        k: Linear,
+        v: Linear,
+    },
 }
 
 #[derive(Debug, Clone)]

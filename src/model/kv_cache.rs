@@ -107,7 +107,8 @@ impl KvCache {
             self.retain(*page);
         }
         if rest > 0 {
-            let (from, to) = (sequence.pages[full] as usize * self.page_size, copy.pages[full] as usize * self.page_size);
+            let (from, to) =
+                (sequence.pages[full] as usize * self.page_size, copy.pages[full] as usize * self.page_size);
             for pool in &mut self.layers {
                 pool.k.copy_within(from..from + self.page_size, to);
                 pool.v.copy_within(from..from + self.page_size, to);
@@ -127,7 +128,15 @@ impl KvCache {
     /// Writes the rows' keys and values into layer `layer`, then attends: q [N, heads·hd] → [N, heads·hd].
     ///
     /// Tensors on other devices are carried to the CPU and back: right everywhere, fast on the CPU.
-    pub fn attend(&mut self, layer: usize, rows: &StepRows, q: &Tensor, k: &Tensor, v: &Tensor, config: &ModelConfig) -> Result<Tensor> {
+    pub fn attend(
+        &mut self,
+        layer: usize,
+        rows: &StepRows,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        config: &ModelConfig,
+    ) -> Result<Tensor> {
         if !fused(q) {
             let home = |x: &Tensor| x.to_device(&Device::Cpu)?.to_dtype(DType::F32);
             let out = self.attend(layer, rows, &home(q)?, &home(k)?, &home(v)?, config)?;
@@ -198,7 +207,8 @@ impl Pool {
                 }
                 scratch.out.resize(at.len() * hd, 0.0);
                 let stride = (segment.start + segment.len).div_ceil(PAGE) * PAGE;
-                let (kb, vb) = (|b| &self.k[block(b)..block(b) + hd * PAGE], |b| &self.v[block(b)..block(b) + hd * PAGE]);
+                let (kb, vb) =
+                    (|b| &self.k[block(b)..block(b) + hd * PAGE], |b| &self.v[block(b)..block(b) + hd * PAGE]);
                 let Scratch { scores, q, out } = &mut scratch;
                 attend(q, &visible, hd, kb, vb, scores, stride, out);
                 for (i, to) in at.iter().enumerate() {
@@ -239,8 +249,12 @@ impl StepRows {
     /// Adds new tokens of one sequence; its pages must have room (`KvCache::reserve`). Returns the row
     /// of the last of them. The caller advances `sequence.len` after the step.
     pub fn push(&mut self, ids: &[u32], sequence: &CachedSequence) -> usize {
-        let segment =
-            Segment { first_row: self.ids.len(), start: sequence.len, len: ids.len(), pages: sequence.pages.as_slice().into() };
+        let segment = Segment {
+            first_row: self.ids.len(),
+            start: sequence.len,
+            len: ids.len(),
+            pages: sequence.pages.as_slice().into(),
+        };
         assert!(segment.pages.len() * PAGE >= segment.start + segment.len, "pages not reserved");
         self.segments.push(segment);
         self.ids.extend_from_slice(ids);

@@ -180,7 +180,13 @@ impl CustomOp3 for Attention {
                         let spec = &self.spec;
                         split((spec.offsets.len() - 1) * spec.n_kv_heads, 3 * spec.work(), |tasks| {
                             for task in tasks {
-                                head_backward(spec, task / spec.n_kv_heads, task % spec.n_kv_heads, [q, k, v, gout], grads);
+                                head_backward(
+                                    spec,
+                                    task / spec.n_kv_heads,
+                                    task % spec.n_kv_heads,
+                                    [q, k, v, gout],
+                                    grads,
+                                );
                             }
                         });
                         Ok(())

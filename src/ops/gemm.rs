@@ -123,7 +123,15 @@ pub fn matmul_packed(panels: &[f32], x: &[f32], y: &mut [f32], n: usize, m: usiz
     });
 }
 
-fn panel_rows(panel: &[f32], x: &[f32], y: SharedMut<f32>, rows: std::ops::Range<usize>, c0: usize, m: usize, k: usize) {
+fn panel_rows(
+    panel: &[f32],
+    x: &[f32],
+    y: SharedMut<f32>,
+    rows: std::ops::Range<usize>,
+    c0: usize,
+    m: usize,
+    k: usize,
+) {
     let cols = NR.min(m - c0);
     let mut tile = [[0f32; NR]; MR];
     for k0 in (0..k).step_by(KC) {

@@ -2,8 +2,8 @@
 //! other devices and by the tests that both agree; candle's own fused ops have no backward at all.
 
 pub mod activation;
-pub mod attn_kernel;
 pub mod attention;
+pub mod attn_kernel;
 pub mod embedding;
 pub mod gemm;
 pub mod linear;

@@ -71,9 +71,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttentionSpec) -> Re
         let scale = 1.0 / (spec.head_dim as f64).sqrt();
         let mut scores = (q.matmul(&k.transpose(1, 2)?)? * scale)?.to_dtype(DType::F32)?;
         if spec.causal {
-            let mask: Vec<f32> = (0..len)
-                .flat_map(|i| (0..len).map(move |j| if j <= i { 0.0 } else { f32::NEG_INFINITY }))
-                .collect();
+            let mask: Vec<f32> =
+                (0..len).flat_map(|i| (0..len).map(move |j| if j <= i { 0.0 } else { f32::NEG_INFINITY })).collect();
             scores = scores.broadcast_add(&Tensor::from_vec(mask, (1, len, len), scores.device())?)?;
         }
         let out = softmax(&scores)?.to_dtype(v.dtype())?.matmul(&v)?;

@@ -19,8 +19,7 @@ pub struct RopeTable {
 impl RopeTable {
     pub fn new(theta: f64, head_dim: usize, max_positions: usize) -> Self {
         let half = head_dim / 2;
-        let inv: Vec<f32> =
-            (0..half).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
+        let inv: Vec<f32> = (0..half).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
         let angles = (0..max_positions).flat_map(|p| inv.iter().map(move |f| p as f32 * f));
         let (cos, sin) = angles.map(|a| (a.cos(), a.sin())).unzip();
         Self { cos, sin, half }

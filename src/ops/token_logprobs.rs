@@ -35,7 +35,8 @@ pub fn token_logprobs(hidden: &Tensor, head: &Weight, targets: &[u32], temperatu
         candle_core::bail!("token_logprobs: target {t} is outside the vocabulary of {vocab}");
     }
     if m > 0 && fused(hidden) {
-        let op = Op { targets: targets.to_vec(), inv_t: 1.0 / temperature, frozen: head.frozen(), kept: Mutex::default() };
+        let op =
+            Op { targets: targets.to_vec(), inv_t: 1.0 / temperature, frozen: head.frozen(), kept: Mutex::default() };
         let hidden = hidden.contiguous()?;
         let both = match &op.frozen {
             Some(_) => hidden.apply_op1(op)?,
@@ -130,7 +131,15 @@ impl Op {
     }
 
     /// Gradients of the hidden rows and, if `gw` is given, of the matrix.
-    fn backward(&self, x: &[f32], w: &[f32], packed: Option<&PackedF32>, g: &[f32], gx: &mut [f32], mut gw: Option<&mut [f32]>) {
+    fn backward(
+        &self,
+        x: &[f32],
+        w: &[f32],
+        packed: Option<&PackedF32>,
+        g: &[f32],
+        gx: &mut [f32],
+        mut gw: Option<&mut [f32]>,
+    ) {
         let m = self.targets.len();
         let d = x.len() / m;
         let vocab = w.len() / d;
@@ -165,7 +174,14 @@ impl Op {
 }
 
 /// out = op(a)·b (+ out), row-major; `a` is (rows, cols), transposed when its flag says so.
-fn matmul_into(out: &mut [f32], a: &[f32], (rows, cols, transposed): (usize, usize, bool), b: &[f32], n: usize, add: bool) {
+fn matmul_into(
+    out: &mut [f32],
+    a: &[f32],
+    (rows, cols, transposed): (usize, usize, bool),
+    b: &[f32],
+    n: usize,
+    add: bool,
+) {
     let (m, k) = if transposed { (cols, rows) } else { (rows, cols) };
     let (a_cs, a_rs) = if transposed { (cols as isize, 1) } else { (1, cols as isize) };
     assert!(out.len() == m * n && a.len() == rows * cols && b.len() == k * n, "matmul sizes");
@@ -173,7 +189,9 @@ fn matmul_into(out: &mut [f32], a: &[f32], (rows, cols, transposed): (usize, usi
     // SAFETY: sizes and strides are checked above; the three buffers do not overlap (borrow rules).
     unsafe {
         let (out, a, b) = (out.as_mut_ptr(), a.as_ptr(), b.as_ptr());
-        gemm::gemm(m, n, k, out, 1, n as isize, add, a, a_cs, a_rs, b, 1, n as isize, 1.0, 1.0, false, false, false, threads);
+        gemm::gemm(
+            m, n, k, out, 1, n as isize, add, a, a_cs, a_rs, b, 1, n as isize, 1.0, 1.0, false, false, false, threads,
+        );
     }
 }
 

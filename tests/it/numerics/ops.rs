@@ -8,9 +8,9 @@ use instructd::ops::attention::{AttentionSpec, attention};
 use instructd::ops::embedding::embedding;
 use instructd::ops::linear::{Weight, WeightLayout, linear};
 use instructd::ops::norm::{layer_norm, rms_norm};
+use instructd::ops::plain;
 use instructd::ops::rope::{RopeTable, rope};
 use instructd::ops::token_logprobs::token_logprobs;
-use instructd::ops::plain;
 
 use crate::support::noise;
 
