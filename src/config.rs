@@ -242,9 +242,8 @@ impl Config {
             Some(path) => figment = figment.merge(Toml::file_exact(path)),
             None => figment = figment.merge(Toml::file_exact("config.toml")),
         }
-        let environment = Env::prefixed("INSTRUCTD_")
-            .filter(|key| key != "config" && !key.starts_with("test_"))
-            .split("__");
+        let environment =
+            Env::prefixed("INSTRUCTD_").filter(|key| key != "config" && !key.starts_with("test_")).split("__");
         let config: Self = figment
             .merge(environment)
             .merge(Serialized::defaults(overrides))

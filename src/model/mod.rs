@@ -4,16 +4,24 @@
 pub mod config;
 pub mod decoder;
 pub mod encoder;
+pub mod gguf;
+mod gguf_header;
+mod hf;
 pub mod kv_cache;
 mod layers;
+pub mod load;
 pub mod lora;
+mod names;
 pub mod packed;
+pub mod save;
 
 pub use config::{Activation, Arch, ModelConfig, PositionKind};
 pub use decoder::{Decoder, Purpose};
 pub use encoder::Encoder;
+pub use load::{Described, LoadError, Loaded, Source, describe, load};
 pub use lora::LoraConfig;
 pub use packed::PackedBatch;
+pub use save::save_dir;
 
 use std::collections::BTreeMap;
 

@@ -1,1 +1,192 @@
-//! TODO
+//! Text ↔ token ids on the tokenizers crate, identical to Hugging Face's, with one addition: the caller
+//! says where in a text special tokens may be recognised, so that user text never becomes one.
+
+mod added;
+mod bytes;
+pub mod gguf;
+mod incremental;
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokenizers::{DecoderWrapper, Model as _, OffsetType, PreTokenizedString, PreTokenizer as _};
+
+pub use incremental::IncrementalDecoder;
+
+/// A tokenizer file that cannot be used, or a text it cannot encode.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("tokenizer: {0}")]
+pub struct TokenizerError(pub String);
+
+type Result<T> = std::result::Result<T, TokenizerError>;
+
+fn failed(error: impl std::fmt::Display) -> TokenizerError {
+    TokenizerError(error.to_string())
+}
+
+/// Where special tokens may be recognised in a text.
+#[derive(Clone, Copy, Debug)]
+pub enum Specials<'a> {
+    /// Nowhere: `<|im_end|>` is eleven characters.
+    Never,
+    Everywhere,
+    /// Everywhere, except where the token would reach across one of these byte offsets (ascending).
+    Between(&'a [usize]),
+}
+
+impl Specials<'_> {
+    /// May the bytes `start..end` be a special token?
+    fn allow(&self, start: usize, end: usize) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Everywhere => true,
+            Self::Between(breaks) => {
+                let first_after = breaks.partition_point(|at| *at <= start);
+                breaks.get(first_after).is_none_or(|at| *at >= end)
+            }
+        }
+    }
+}
+
+/// Cheap to clone; all clones share one vocabulary.
+#[derive(Clone)]
+pub struct Tokenizer(Arc<Inner>);
+
+struct Inner {
+    base: tokenizers::Tokenizer,
+    finders: added::Finders,
+    /// tokenizer_config.json, as found or rebuilt.
+    config: Option<Value>,
+    byte_level: bool,
+    vocab_size: usize,
+    eos_ids: Vec<u32>,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokenizer({} tokens)", self.0.vocab_size)
+    }
+}
+
+impl Tokenizer {
+    /// From the text of tokenizer.json. `eos_ids` are those of the model.
+    ///
+    /// # Errors
+    /// When the text is not a tokenizer that the tokenizers crate can build.
+    pub fn from_json(text: &str, config: Option<Value>, eos_ids: &[u32]) -> Result<Self> {
+        let mut base = tokenizers::Tokenizer::from_bytes(text.as_bytes()).map_err(failed)?;
+        // Both would silently change what is encoded; lengths are the caller's business.
+        base.with_truncation(None).map_err(failed)?;
+        base.with_padding(None);
+        let byte_level = matches!(base.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+        let vocab_size = base.get_vocab_size(true);
+        let finders = added::Finders::new(&base)?;
+        Ok(Self(Arc::new(Inner { base, finders, config, byte_level, vocab_size, eos_ids: eos_ids.to_vec() })))
+    }
+
+    /// From the vocabulary inside a GGUF file.
+    pub fn from_gguf(vocabulary: gguf::Vocabulary, eos_ids: &[u32]) -> Result<Self> {
+        let config = vocabulary.tokenizer_config();
+        Self::from_json(&vocabulary.into_tokenizer_json()?.to_string(), Some(config), eos_ids)
+    }
+
+    /// The text of tokenizer.json.
+    pub fn to_json(&self) -> Result<String> {
+        self.0.base.to_string(false).map_err(failed)
+    }
+
+    /// tokenizer_config.json, if there was one.
+    pub fn config(&self) -> Option<&Value> {
+        self.0.config.as_ref()
+    }
+
+    /// Number of tokens, added ones included. May differ from the rows of the embedding.
+    pub fn vocab_size(&self) -> usize {
+        self.0.vocab_size
+    }
+
+    /// Ids that end a generation.
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.0.eos_ids
+    }
+
+    /// Text → ids. `add_special` adds what the model expects around a text (BOS, [CLS] …);
+    /// `parse_special` recognises special tokens written in the text: never for text of users.
+    pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
+        self.encode_with(text, add_special, if parse_special { Specials::Everywhere } else { Specials::Never })
+    }
+
+    /// Text → ids, with special tokens recognised where `specials` says.
+    ///
+    /// # Errors
+    /// When the tokenizer's own rules fail on this text (for instance a missing unknown token).
+    pub fn encode_with(&self, text: &str, add_special: bool, specials: Specials<'_>) -> Result<Vec<u32>> {
+        let base = &self.0.base;
+        let mut pieces = PreTokenizedString::from(text);
+        self.0.finders.split(&mut pieces, base.get_normalizer(), specials).map_err(failed)?;
+        if let Some(pre_tokenizer) = base.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut pieces).map_err(failed)?;
+        }
+        pieces.tokenize(|piece| base.get_model().tokenize(piece.get())).map_err(failed)?;
+        let encoding = pieces.into_encoding(None, 0, OffsetType::None).map_err(failed)?;
+        let encoding = base.post_process(encoding, None, add_special).map_err(failed)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Ids → text, special tokens left out if `skip_special`. Ids outside the vocabulary give nothing;
+    /// bytes that are no UTF-8 give U+FFFD.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        if self.0.byte_level {
+            let mut decoder = self.incremental(skip_special);
+            let mut text: String = ids.iter().map(|id| decoder.push(*id)).collect();
+            text.push_str(&decoder.finish());
+            return Ok(text);
+        }
+        self.0.base.decode(ids, skip_special).map_err(failed)
+    }
+
+    /// A decoder for ids that come one at a time.
+    pub fn incremental(&self, skip_special: bool) -> IncrementalDecoder {
+        IncrementalDecoder::new(self.clone(), skip_special)
+    }
+
+    /// The token alone as text, special tokens by their name: for log-prob listings.
+    pub fn token_text(&self, id: u32) -> String {
+        if self.0.byte_level {
+            return String::from_utf8_lossy(&self.token_bytes(id)).into_owned();
+        }
+        self.0.base.decode(&[id], false).unwrap_or_default()
+    }
+
+    /// The bytes that a token stands for; empty for ids outside the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let Some(token) = self.0.base.id_to_token(id) else { return Vec::new() };
+        if self.0.byte_level { bytes::decode(&token) } else { self.token_text(id).into_bytes() }
+    }
+
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.0.base.token_to_id(token)
+    }
+
+    /// The token as it stands in the vocabulary, byte-level characters not undone.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.0.base.id_to_token(id)
+    }
+
+    pub fn is_special(&self, id: u32) -> bool {
+        self.0.finders.is_special(id)
+    }
+
+    /// The texts of all special tokens.
+    pub fn special_tokens(&self) -> impl Iterator<Item = &str> {
+        self.0.finders.special_tokens()
+    }
+
+    /// `bos_token`, `eos_token`, … of tokenizer_config.json.
+    pub fn named_token(&self, name: &str) -> Option<&str> {
+        match self.0.config.as_ref()?.get(name)? {
+            Value::String(text) => Some(text),
+            other => other.get("content")?.as_str(),
+        }
+    }
+}

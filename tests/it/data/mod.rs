@@ -1,1 +1,6 @@
-//! Tests of one room; see the files beside this one.
+//! Models, tokenizers and data files: read, written, and refused when damaged.
+
+mod damaged;
+mod fixtures;
+mod roundtrip;
+mod tokens;

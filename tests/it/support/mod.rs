@@ -1,5 +1,9 @@
 //! Helpers that several rooms' tests share.
 
+mod models;
+
+pub use models::{copy_dir, fixture, smollm2};
+
 /// Deterministic noise, roughly standard normal, without any crate's generator.
 pub fn noise(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;

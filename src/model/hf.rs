@@ -1,0 +1,118 @@
+//! Hugging Face directories: config.json, safetensors (one file or shards), tokenizer files.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::Value;
+
+use super::load::{Described, LoadError, Loaded, Source, map_file, read_json, read_text};
+use super::{ModelConfig, Weights, names};
+use crate::tokenizer::Tokenizer;
+
+const MAX_CONFIG: u64 = 16 << 20;
+const MAX_TOKENIZER: u64 = 256 << 20;
+
+type Result<T> = std::result::Result<T, LoadError>;
+
+/// Reads configuration and tokenizer, and finds the weight files, without reading them.
+pub(super) fn describe(dir: &Path) -> Result<Described> {
+    let config_path = dir.join("config.json");
+    let Some(hf_config) = read_json(&config_path, MAX_CONFIG)? else {
+        let missing = std::io::Error::new(std::io::ErrorKind::NotFound, "a model directory needs config.json");
+        return Err(LoadError::io(&config_path, missing));
+    };
+    let generation = read_json(&dir.join("generation_config.json"), MAX_CONFIG)?;
+    let config =
+        ModelConfig::from_hf(&hf_config, generation.as_ref()).map_err(|e| LoadError::config(&config_path, e))?;
+    let tokenizer_config = read_json(&dir.join("tokenizer_config.json"), MAX_CONFIG)?;
+    let tokenizer_path = dir.join("tokenizer.json");
+    let tokenizer = match read_text(&tokenizer_path, MAX_TOKENIZER)? {
+        None => None,
+        Some(text) => Some(
+            Tokenizer::from_json(&text, tokenizer_config.clone(), &config.eos_ids)
+                .map_err(|e| LoadError::tokenizer(&tokenizer_path, e))?,
+        ),
+    };
+    let chat_template = match read_text(&dir.join("chat_template.jinja"), MAX_CONFIG)? {
+        Some(text) => Some(text),
+        None => tokenizer_config.as_ref().and_then(template_of),
+    };
+    let instructd = read_json(&dir.join("instructd.json"), MAX_CONFIG)?;
+    let source = Source { path: dir.to_owned(), weight_files: weight_files(dir)? };
+    Ok(Described { config, tokenizer, chat_template, hf_config, instructd, source })
+}
+
+/// `chat_template` is a string, or a list of named ones of which "default" counts.
+fn template_of(tokenizer_config: &Value) -> Option<String> {
+    match tokenizer_config.get("chat_template")? {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(items) => items
+            .iter()
+            .find(|item| item.get("name").and_then(Value::as_str) == Some("default"))
+            .and_then(|item| item.get("template")?.as_str())
+            .map(str::to_owned),
+        _ => None,
+    }
+}
+
+/// model.safetensors, or the shards that model.safetensors.index.json names.
+fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let single = dir.join("model.safetensors");
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    let index_path = dir.join("model.safetensors.index.json");
+    let Some(index) = read_json(&index_path, MAX_TOKENIZER)? else {
+        let missing = std::io::Error::new(std::io::ErrorKind::NotFound, "no model.safetensors and no index of shards");
+        return Err(LoadError::io(&single, missing));
+    };
+    let Some(map) = index.get("weight_map").and_then(Value::as_object) else {
+        return Err(LoadError::malformed(&index_path, "`weight_map` is missing"));
+    };
+    let mut files = BTreeSet::new();
+    for file in map.values() {
+        // A shard lies beside its index: names with a path in them could point anywhere.
+        match file.as_str().filter(|name| Path::new(name).file_name().is_some_and(|f| f == *name)) {
+            Some(name) => files.insert(dir.join(name)),
+            None => return Err(LoadError::malformed(&index_path, format!("{file} is not a plain file name"))),
+        };
+    }
+    if files.is_empty() {
+        return Err(LoadError::malformed(&index_path, "`weight_map` names no file"));
+    }
+    Ok(files.into_iter().collect())
+}
+
+/// Reads the whole directory.
+pub(super) fn load(dir: &Path, device: &Device) -> Result<Loaded> {
+    let described = describe(dir)?;
+    let mut weights = Weights::new();
+    for path in &described.source.weight_files {
+        let map = map_file(path)?;
+        let file = SafeTensors::deserialize(&map)
+            .map_err(|e| LoadError::malformed(path, format!("not a safetensors file: {e}")))?;
+        for (found, view) in file.iter() {
+            let Some(name) = names::canonical(&described.config, found) else { continue };
+            let values = to_f32(&view)
+                .ok_or_else(|| LoadError::unsupported(path, format!("tensor {found} of type {:?}", view.dtype())))?;
+            let tensor = Tensor::from_vec(values, view.shape(), device)
+                .map_err(|e| LoadError::malformed(path, format!("tensor {found}: {e}")))?;
+            weights.insert(name, tensor);
+        }
+    }
+    Ok(described.with_weights(weights))
+}
+
+/// The values as f32 in file order; `None` for types that are not floating point.
+fn to_f32(view: &TensorView<'_>) -> Option<Vec<f32>> {
+    let data = view.data();
+    Some(match view.dtype() {
+        Dtype::F32 => data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        Dtype::F16 => data.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+        Dtype::BF16 => data.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
+        Dtype::F64 => data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+        _ => return None,
+    })
+}

@@ -1,0 +1,218 @@
+//! Writes a model directory that Hugging Face transformers loads.
+
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use super::{Arch, ModelConfig, Weights, names};
+use crate::tokenizer::{Tokenizer, TokenizerError};
+
+/// Why a model could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    #[error("cannot write {path}: {source}")]
+    Io { path: String, source: std::io::Error },
+    #[error("tensor {name}: {source}")]
+    Tensor { name: String, source: candle_core::Error },
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+}
+
+type Result<T> = std::result::Result<T, SaveError>;
+
+/// Writes config.json, generation_config.json, model.safetensors (f32) and, where given, tokenizer.json,
+/// tokenizer_config.json and instructd.json into `dir`, which is made if needed. Every file appears whole
+/// or not at all; the weights come last, so a directory with model.safetensors is complete.
+/// Copies of tied weights are left out. Returns the SHA-256 (hex) of model.safetensors.
+///
+/// # Errors
+/// When a file cannot be written or a tensor cannot be read from its device.
+pub fn save_dir(
+    dir: &Path,
+    config: &ModelConfig,
+    hf_config: &Value,
+    weights: &Weights,
+    tokenizer: Option<&Tokenizer>,
+    chat_template: Option<&str>,
+    instructd: Option<&Value>,
+) -> Result<String> {
+    std::fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
+    write_json(&dir.join("config.json"), &config_json(config, hf_config, weights))?;
+    write_json(&dir.join("generation_config.json"), &generation_json(config))?;
+    if let Some(tokenizer) = tokenizer {
+        let text = tokenizer.to_json()?;
+        write_file(&dir.join("tokenizer.json"), |out| out.write_all(text.as_bytes()))?;
+        write_json(&dir.join("tokenizer_config.json"), &tokenizer_json(config, tokenizer, chat_template))?;
+    }
+    if let Some(instructd) = instructd {
+        write_json(&dir.join("instructd.json"), instructd)?;
+    }
+    write_safetensors(&dir.join("model.safetensors"), config, weights)
+}
+
+/// The source's config.json with what the weights decide: class, dtype, number of labels.
+fn config_json(config: &ModelConfig, hf_config: &Value, weights: &Weights) -> Value {
+    let mut map = hf_config.as_object().cloned().unwrap_or_default();
+    let family = match config.arch {
+        Arch::Gpt2 => "GPT2",
+        Arch::Llama => "Llama",
+        Arch::Qwen2 => "Qwen2",
+        Arch::Bert => "Bert",
+    };
+    let labels = ["score.weight", "classifier.weight"].iter().find_map(|name| weights.get(*name));
+    let class = match (labels, config.arch) {
+        (Some(_), _) => format!("{family}ForSequenceClassification"),
+        (None, Arch::Gpt2) => "GPT2LMHeadModel".into(),
+        (None, Arch::Bert) if weights.keys().any(|name| name.starts_with("cls.")) => "BertForMaskedLM".into(),
+        (None, Arch::Bert) => "BertModel".into(),
+        (None, _) => format!("{family}ForCausalLM"),
+    };
+    map.insert("architectures".into(), json!([class]));
+    if let Some(rows) = labels.and_then(|head| head.dims().first()) {
+        map.insert("num_labels".into(), json!(rows));
+        // transformers takes the number of labels from this table.
+        let names: Map<String, Value> = (0..*rows).map(|i| (i.to_string(), json!(format!("LABEL_{i}")))).collect();
+        let ids: Map<String, Value> = (0..*rows).map(|i| (format!("LABEL_{i}"), json!(i))).collect();
+        map.insert("id2label".into(), names.into());
+        map.insert("label2id".into(), ids.into());
+    }
+    map.remove("torch_dtype");
+    map.insert("dtype".into(), json!("float32"));
+    map.insert("torch_dtype".into(), json!("float32"));
+    map.into()
+}
+
+fn generation_json(config: &ModelConfig) -> Value {
+    let eos = match config.eos_ids.as_slice() {
+        [] => Value::Null,
+        [one] => json!(one),
+        many => json!(many),
+    };
+    let mut map = Map::new();
+    for (key, value) in
+        [("bos_token_id", json!(config.bos_id)), ("eos_token_id", eos), ("pad_token_id", json!(config.pad_id))]
+    {
+        if !value.is_null() {
+            map.insert(key.into(), value);
+        }
+    }
+    map.into()
+}
+
+/// tokenizer_config.json: the source's own, with the chat template and the names of the end tokens.
+fn tokenizer_json(config: &ModelConfig, tokenizer: &Tokenizer, chat_template: Option<&str>) -> Value {
+    let mut map = tokenizer.config().and_then(Value::as_object).cloned().unwrap_or_default();
+    let mut default = |key: &str, value: Value| {
+        if !map.contains_key(key) && !value.is_null() {
+            map.insert(key.into(), value);
+        }
+    };
+    let token = |id: Option<&u32>| id.and_then(|id| tokenizer.id_to_token(*id)).map_or(Value::Null, Value::String);
+    default("tokenizer_class", json!("PreTrainedTokenizerFast"));
+    default("clean_up_tokenization_spaces", json!(false));
+    default("model_max_length", json!(config.max_positions));
+    default("bos_token", token(config.bos_id.as_ref()));
+    default("eos_token", token(config.eos_ids.first()));
+    default("pad_token", token(config.pad_id.as_ref()));
+    if let Some(template) = chat_template {
+        map.insert("chat_template".into(), json!(template));
+    }
+    map.into()
+}
+
+fn io(path: &Path, source: std::io::Error) -> SaveError {
+    SaveError::Io { path: path.display().to_string(), source }
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    write_file(path, |out| {
+        serde_json::to_writer_pretty(&mut *out, value)?;
+        out.write_all(b"\n")
+    })
+}
+
+/// Writes beside `path`, syncs, renames.
+fn write_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    let write = || -> std::io::Result<()> {
+        let mut temporary = tempfile::Builder::new().prefix(".writing-").suffix(".tmp").tempfile_in(parent)?;
+        let mut out = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
+        fill(&mut out)?;
+        out.flush()?;
+        drop(out);
+        temporary.as_file().sync_all()?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            temporary.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        }
+        temporary.persist(path)?;
+        std::fs::File::open(parent)?.sync_all()
+    };
+    write().map_err(|e| io(path, e))
+}
+
+/// Hashes what passes through.
+struct Hashing<'a> {
+    out: &'a mut dyn Write,
+    hash: Sha256,
+}
+
+impl Write for Hashing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let n = self.out.write(bytes)?;
+        self.hash.update(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// The safetensors layout: header length, JSON header padded to 8 bytes, data in header order.
+fn write_safetensors(path: &Path, config: &ModelConfig, weights: &Weights) -> Result<String> {
+    let kept: Vec<(&String, &Tensor)> =
+        weights.iter().filter(|(name, _)| names::canonical(config, name).is_some()).collect();
+    let mut header = Map::new();
+    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut at = 0usize;
+    for (name, tensor) in &kept {
+        let end = at + tensor.elem_count() * 4;
+        header.insert((*name).clone(), json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [at, end]}));
+        at = end;
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let mut digest = String::new();
+    let mut failure = None;
+    write_file(path, |out| {
+        let mut out = Hashing { out, hash: Sha256::new() };
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        for (name, tensor) in &kept {
+            let values = match values(tensor) {
+                Ok(values) => values,
+                Err(source) => {
+                    failure = Some(SaveError::Tensor { name: (*name).clone(), source });
+                    return Err(std::io::Error::other("tensor could not be read"));
+                }
+            };
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            out.write_all(&bytes)?;
+        }
+        digest = hex::encode(out.hash.finalize());
+        Ok(())
+    })
+    .map_err(|e| failure.take().unwrap_or(e))?;
+    Ok(digest)
+}
+
+/// The tensor's values as f32 in row-major order.
+fn values(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
+    tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()
+}

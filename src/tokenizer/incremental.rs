@@ -1,0 +1,102 @@
+//! Ids that come one at a time → text that never ends inside a character.
+
+use super::{Tokenizer, bytes};
+
+/// Feed ids with `push`, send what it returns, and end with `finish`: the parts laid end to end are the
+/// text of the whole.
+pub struct IncrementalDecoder {
+    tokenizer: Tokenizer,
+    skip_special: bool,
+    state: State,
+}
+
+enum State {
+    /// Byte-level vocabularies: bytes of an unfinished character.
+    Bytes(Vec<u8>),
+    /// Others decode a token by its neighbours: `ids[..sent]` has been sent as text, and is kept as context.
+    Window { ids: Vec<u32>, sent: usize },
+}
+
+impl IncrementalDecoder {
+    pub(super) fn new(tokenizer: Tokenizer, skip_special: bool) -> Self {
+        let state =
+            if tokenizer.0.byte_level { State::Bytes(Vec::new()) } else { State::Window { ids: Vec::new(), sent: 0 } };
+        Self { tokenizer, skip_special, state }
+    }
+
+    /// The text that this id completes; empty while a character is unfinished.
+    pub fn push(&mut self, id: u32) -> String {
+        if self.skip_special && self.tokenizer.is_special(id) {
+            return String::new();
+        }
+        match &mut self.state {
+            State::Bytes(pending) => {
+                if let Some(token) = self.tokenizer.0.base.id_to_token(id) {
+                    pending.extend(bytes::decode(&token));
+                }
+                take_whole(pending)
+            }
+            State::Window { ids, .. } => {
+                ids.push(id);
+                self.window(false)
+            }
+        }
+    }
+
+    /// What is still held back; an unfinished character becomes U+FFFD.
+    pub fn finish(&mut self) -> String {
+        match &mut self.state {
+            State::Bytes(pending) => String::from_utf8_lossy(&std::mem::take(pending)).into_owned(),
+            State::Window { .. } => self.window(true),
+        }
+    }
+
+    fn window(&mut self, last: bool) -> String {
+        let State::Window { ids, sent } = &mut self.state else { return String::new() };
+        let decode = |ids: &[u32]| self.tokenizer.0.base.decode(ids, false).unwrap_or_default();
+        let before = decode(&ids[..*sent]).len();
+        let text = decode(ids);
+        // U+FFFD at the end: the bytes of a character are not all there yet.
+        if !last && text.ends_with('\u{FFFD}') {
+            return String::new();
+        }
+        let Some(new) = text.get(before..).filter(|new| !new.is_empty()) else { return String::new() };
+        let new = new.to_owned();
+        // What was just sent is the context of the next token; what came before it is not needed.
+        ids.drain(..*sent);
+        *sent = ids.len();
+        new
+    }
+}
+
+/// Takes the longest prefix that is decided: whole characters, and U+FFFD for bytes that can no longer
+/// become one, exactly as `String::from_utf8_lossy` over the whole would place them.
+fn take_whole(pending: &mut Vec<u8>) -> String {
+    let mut text = String::new();
+    let mut rest = pending.as_slice();
+    loop {
+        match std::str::from_utf8(rest) {
+            Ok(valid) => {
+                text.push_str(valid);
+                rest = &[];
+                break;
+            }
+            Err(error) => {
+                let (valid, after) = rest.split_at(error.valid_up_to());
+                text.push_str(&String::from_utf8_lossy(valid));
+                match error.error_len() {
+                    Some(bad) => {
+                        text.push('\u{FFFD}');
+                        rest = &after[bad..];
+                    }
+                    None => {
+                        rest = after;
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    *pending = rest.to_vec();
+    text
+}
