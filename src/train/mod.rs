@@ -2,6 +2,7 @@
 //! reports progress through `Reporter`, checkpoints, and leaves a Hugging Face model directory behind.
 //! No SQL and no HTTP in here: a job materialises its data into JSONL files first.
 
+pub mod args;
 pub mod checkpoint;
 pub mod optim;
 pub mod rng;
@@ -49,4 +50,34 @@ pub struct Recipe {
 pub struct ArgsError {
     pub field: String,
     pub message: String,
+}
+
+/// All recipes, in the order in which the loop uses them.
+pub fn recipes() -> &'static [Recipe] {
+    RECIPES
+}
+
+/// The recipe of this name.
+pub fn recipe(name: &str) -> Option<&'static Recipe> {
+    RECIPES.iter().find(|recipe| recipe.name == name)
+}
+
+static RECIPES: &[Recipe] = &[
+    entry::<args::SftArgs>("sft", "Supervised fine-tuning on demonstrations", pending),
+    entry::<args::RewardArgs>("reward", "Reward model from rankings", pending),
+    entry::<args::PpoArgs>("ppo", "Proximal policy optimisation against a reward", pending),
+    entry::<args::ReinforceArgs>("reinforce", "REINFORCE with a running baseline", pending),
+    entry::<args::RlooArgs>("rloo", "REINFORCE leave-one-out", pending),
+    entry::<args::GrpoArgs>("grpo", "Group-relative policy optimisation", pending),
+    entry::<args::DpoArgs>("dpo", "Direct preference optimisation from rankings", pending),
+];
+
+type Run = fn(&serde_json::Value, &mut dyn Reporter) -> anyhow::Result<TrainOutcome>;
+
+const fn entry<T: args::RecipeArgs>(name: &'static str, about: &'static str, run: Run) -> Recipe {
+    Recipe { name, about, schema: args::schema::<T>, validate: |value| args::parse::<T>(value).map(|_| ()), run }
+}
+
+fn pending(_: &serde_json::Value, _: &mut dyn Reporter) -> anyhow::Result<TrainOutcome> {
+    anyhow::bail!("this recipe is not built yet")
 }

@@ -1,4 +1,5 @@
 //! Training machinery: optimizer, checkpoints, arguments, and the recipes' own guarantees.
 
+mod args;
 mod checkpoint;
 mod optim;

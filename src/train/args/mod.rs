@@ -1,0 +1,272 @@
+//! Arguments of the recipes: one struct each, unknown keys refused, every range checked, errors name the field.
+//! The same structs give the JSON Schema that the admin form and `--help` show.
+
+mod rl;
+mod supervised;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::ArgsError;
+use super::optim::AdamForm;
+use super::schedule::Decay;
+
+pub use rl::{
+    CriticKind, GrpoArgs, LengthUnit, MissingEos, PpoArgs, ReinforceArgs, RewardSpec, RlCommon, RlooArgs, Term,
+};
+pub use supervised::{DpoArgs, RewardArgs, SftArgs};
+
+/// Low-rank adapters instead of full parameters; merged into the weights when the run ends.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoraArgs {
+    /// Rank of the update.
+    #[serde(default = "LoraArgs::default_rank")]
+    pub rank: usize,
+    /// The update is scaled by alpha / rank.
+    #[serde(default = "LoraArgs::default_alpha")]
+    pub alpha: f64,
+    /// Names of the linear layers that get an adapter, such as `q_proj`; all linear layers if absent.
+    #[serde(default)]
+    pub targets: Option<Vec<String>>,
+}
+
+impl LoraArgs {
+    fn default_rank() -> usize {
+        16
+    }
+
+    fn default_alpha() -> f64 {
+        32.0
+    }
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceArg {
+    /// The first GPU if this build and machine have one, else the CPU.
+    #[default]
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+/// What every recipe takes, gathered from its own struct.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Common {
+    pub model: String,
+    pub output_dir: String,
+    pub checkpoint_dir: Option<String>,
+    pub resume: bool,
+    pub seed: u64,
+    pub max_steps: Option<u64>,
+    pub micro_batch_tokens: usize,
+    pub learning_rate: f64,
+    pub warmup_steps: u64,
+    pub lr_schedule: Decay,
+    pub weight_decay: f64,
+    pub max_grad_norm: Option<f64>,
+    pub adam_beta2: f64,
+    pub adam_eps: f64,
+    pub adam_form: AdamForm,
+    pub lora: Option<LoraArgs>,
+    pub max_length: usize,
+    pub checkpoint_every: u64,
+    pub eval_every: u64,
+    pub device: DeviceArg,
+}
+
+/// Declares a recipe's arguments: the common ones, then its own, with their defaults.
+macro_rules! recipe_args {
+    (
+        $(#[$meta:meta])*
+        $name:ident (learning_rate = $learning_rate:expr) {
+            $($(#[$doc:meta])* $field:ident: $ty:ty = $default:expr),* $(,)?
+        }
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct $name {
+            /// The model to start from: a Hugging Face directory or a .gguf file.
+            pub model: String,
+            /// Where the trained model directory is written.
+            pub output_dir: String,
+            /// Where checkpoints go; without it the run cannot resume.
+            pub checkpoint_dir: Option<String>,
+            /// Go on from the newest checkpoint, if there is one.
+            pub resume: bool,
+            /// Every random choice follows from it.
+            pub seed: u64,
+            /// Stop after this many steps (RL: iterations), whatever the rest says.
+            pub max_steps: Option<u64>,
+            /// Tokens in one forward and backward pass; smaller needs less memory and changes no result.
+            pub micro_batch_tokens: usize,
+            /// Peak learning rate.
+            pub learning_rate: f64,
+            /// Optimizer steps of linear warm-up.
+            pub warmup_steps: u64,
+            /// What the rate does after the warm-up.
+            pub lr_schedule: super::super::schedule::Decay,
+            /// Decoupled weight decay of matrices.
+            pub weight_decay: f64,
+            /// Gradients are scaled down to this global norm; null = no clipping.
+            pub max_grad_norm: Option<f64>,
+            /// Decay of Adam's second moment.
+            pub adam_beta2: f64,
+            /// Adam's ε.
+            pub adam_eps: f64,
+            /// Where ε sits: PyTorch's form or TensorFlow's.
+            pub adam_form: super::super::optim::AdamForm,
+            /// Low-rank adapters; null = all parameters are trained.
+            pub lora: Option<super::LoraArgs>,
+            /// Longest sequence in tokens, prompt included; longer prompts lose their beginning.
+            pub max_length: usize,
+            /// Checkpoint after this many steps; 0 = only on a stop and at the end.
+            pub checkpoint_every: u64,
+            /// Evaluate and sample after this many steps; 0 = only at the end.
+            pub eval_every: u64,
+            /// Where to compute.
+            pub device: super::DeviceArg,
+            $($(#[$doc])* pub $field: $ty,)*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self {
+                    model: String::new(),
+                    output_dir: String::new(),
+                    checkpoint_dir: None,
+                    resume: false,
+                    seed: 0,
+                    max_steps: None,
+                    micro_batch_tokens: 2048,
+                    learning_rate: $learning_rate,
+                    warmup_steps: 0,
+                    lr_schedule: super::super::schedule::Decay::Constant,
+                    weight_decay: 0.0,
+                    max_grad_norm: Some(1.0),
+                    adam_beta2: 0.999,
+                    adam_eps: 1e-5,
+                    adam_form: super::super::optim::AdamForm::Torch,
+                    lora: None,
+                    max_length: 1024,
+                    checkpoint_every: 0,
+                    eval_every: 0,
+                    device: super::DeviceArg::Auto,
+                    $($field: $default,)*
+                }
+            }
+        }
+
+        impl $name {
+            /// The arguments that all recipes share.
+            pub fn common(&self) -> super::Common {
+                super::Common {
+                    model: self.model.clone(),
+                    output_dir: self.output_dir.clone(),
+                    checkpoint_dir: self.checkpoint_dir.clone(),
+                    resume: self.resume,
+                    seed: self.seed,
+                    max_steps: self.max_steps,
+                    micro_batch_tokens: self.micro_batch_tokens,
+                    learning_rate: self.learning_rate,
+                    warmup_steps: self.warmup_steps,
+                    lr_schedule: self.lr_schedule,
+                    weight_decay: self.weight_decay,
+                    max_grad_norm: self.max_grad_norm,
+                    adam_beta2: self.adam_beta2,
+                    adam_eps: self.adam_eps,
+                    adam_form: self.adam_form,
+                    lora: self.lora.clone(),
+                    max_length: self.max_length,
+                    checkpoint_every: self.checkpoint_every,
+                    eval_every: self.eval_every,
+                    device: self.device,
+                }
+            }
+        }
+    };
+}
+pub(crate) use recipe_args;
+
+/// Arguments that know their own rules.
+pub trait RecipeArgs: DeserializeOwned + Serialize + schemars::JsonSchema {
+    /// Fields without a usable default.
+    const REQUIRED: &'static [&'static str];
+
+    fn check(&self) -> Result<(), ArgsError>;
+}
+
+/// JSON → checked arguments.
+///
+/// # Errors
+/// Unknown keys, wrong types and values out of range, with the path of the field.
+pub fn parse<T: RecipeArgs>(value: &Value) -> Result<T, ArgsError> {
+    if !value.is_object() {
+        return Err(ArgsError { field: "args".to_owned(), message: "must be a JSON object".to_owned() });
+    }
+    for &field in T::REQUIRED {
+        let given = value.get(field).is_some_and(|v| !v.is_null() && v.as_str() != Some(""));
+        if !given {
+            return Err(ArgsError { field: field.to_owned(), message: "is required".to_owned() });
+        }
+    }
+    let args: T = serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let message = error.into_inner().to_string();
+        // At the root, serde names the field in the message only.
+        let quoted = message.split('`').nth(1).unwrap_or("args").to_owned();
+        ArgsError { field: if path == "." || path == "?" { quoted } else { path }, message }
+    })?;
+    args.check()?;
+    Ok(args)
+}
+
+/// The JSON Schema of `T`, with the required fields marked.
+pub fn schema<T: RecipeArgs>() -> Value {
+    let mut schema = schemars::schema_for!(T).to_value();
+    for field in T::REQUIRED {
+        if let Some(property) = schema.pointer_mut(&format!("/properties/{field}")).and_then(Value::as_object_mut) {
+            property.remove("default");
+        }
+    }
+    schema["required"] = Value::from(T::REQUIRED.to_vec());
+    schema
+}
+
+/// `Err` naming `field` unless `holds`.
+pub(crate) fn ensure(holds: bool, field: &str, message: &str) -> Result<(), ArgsError> {
+    if holds { Ok(()) } else { Err(ArgsError { field: field.to_owned(), message: message.to_owned() }) }
+}
+
+impl Common {
+    /// Ranges of the common arguments.
+    pub(crate) fn check(&self) -> Result<(), ArgsError> {
+        ensure(self.learning_rate.is_finite() && self.learning_rate > 0.0, "learning_rate", "must be above 0")?;
+        ensure(self.weight_decay.is_finite() && self.weight_decay >= 0.0, "weight_decay", "must be 0 or more")?;
+        ensure(
+            self.max_grad_norm.is_none_or(|n| n.is_finite() && n > 0.0),
+            "max_grad_norm",
+            "must be above 0, or null for no clipping",
+        )?;
+        ensure((0.0..1.0).contains(&self.adam_beta2), "adam_beta2", "must be in [0, 1)")?;
+        ensure(self.adam_eps.is_finite() && self.adam_eps > 0.0, "adam_eps", "must be above 0")?;
+        ensure(self.max_length >= 2, "max_length", "must be at least 2 tokens")?;
+        ensure(self.micro_batch_tokens >= 1, "micro_batch_tokens", "must be at least 1")?;
+        ensure(self.max_steps != Some(0), "max_steps", "must be at least 1, or null for no limit")?;
+        ensure(!self.resume || self.checkpoint_dir.is_some(), "resume", "needs checkpoint_dir")?;
+        if let Some(lora) = &self.lora {
+            ensure((1..=4096).contains(&lora.rank), "lora.rank", "must be 1 to 4096")?;
+            ensure(lora.alpha.is_finite() && lora.alpha > 0.0, "lora.alpha", "must be above 0")?;
+            ensure(
+                lora.targets.as_ref().is_none_or(|t| !t.is_empty()),
+                "lora.targets",
+                "must name a layer, or be absent",
+            )?;
+        }
+        Ok(())
+    }
+}

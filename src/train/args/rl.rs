@@ -1,0 +1,355 @@
+//! Arguments of the recipes that learn from their own samples: ppo, reinforce, rloo, grpo.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Common, RecipeArgs, ensure, recipe_args};
+use crate::train::ArgsError;
+
+/// A reward computed from the completion's text, without a reward model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum RewardSpec {
+    /// `score` if the pattern matches somewhere in the completion, else `otherwise`.
+    Regex {
+        pattern: String,
+        #[serde(default = "one")]
+        score: f64,
+        #[serde(default)]
+        otherwise: f64,
+    },
+    /// `score` if the completion contains any of `texts`, else `otherwise`.
+    Contains {
+        texts: Vec<String>,
+        #[serde(default = "one")]
+        score: f64,
+        #[serde(default)]
+        otherwise: f64,
+    },
+    /// `score` if the completion, trimmed, is exactly `text`, else `otherwise`.
+    Exact {
+        text: String,
+        #[serde(default = "one")]
+        score: f64,
+        #[serde(default)]
+        otherwise: f64,
+    },
+    /// The share (0 to 1) of the completion's words that are in `words`.
+    WordShare { words: Vec<String> },
+    /// 0 at the target length, falling linearly to −1 at twice the target or at nothing.
+    Length {
+        target: usize,
+        #[serde(default)]
+        unit: LengthUnit,
+    },
+    /// Weighted sum of other rewards.
+    Sum { terms: Vec<Term> },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Term {
+    #[serde(default = "one")]
+    pub weight: f64,
+    pub reward: RewardSpec,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LengthUnit {
+    Characters,
+    #[default]
+    Words,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// Where values come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CriticKind {
+    /// A zero-initialised head on the policy's own hidden states.
+    #[default]
+    Shared,
+    /// A model of its own: starts from the reward model where that has the policy's vocabulary, else from
+    /// the policy.
+    Separate,
+}
+
+/// What happens to the score of a response without end token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MissingEos {
+    /// The penalty is subtracted from the score (TRL).
+    #[default]
+    Subtract,
+    /// The score becomes minus the penalty (LMHP with penalty 1).
+    Replace,
+}
+
+macro_rules! rl_args {
+    (
+        $(#[$meta:meta])*
+        $name:ident (learning_rate = $learning_rate:expr, kl_coef = $kl_coef:expr, passes = $passes:expr) {
+            $($(#[$doc:meta])* $field:ident: $ty:ty = $default:expr),* $(,)?
+        }
+    ) => {
+        recipe_args!(
+            $(#[$meta])*
+            $name (learning_rate = $learning_rate) {
+                /// JSONL of prompts: `{"prompt": […]}`, `{"messages": […]}` or `{"prompt": "raw text"}`.
+                prompts: String = String::new(),
+                /// A reward model's directory.
+                reward_model: Option<String> = None,
+                /// A reward by rule, instead of or added to the reward model.
+                reward: Option<RewardSpec> = None,
+                /// Rounds of sampling and learning.
+                iterations: u64 = 100,
+                /// Responses in one round.
+                rollout_batch_size: usize = 64,
+                /// Longest response in tokens.
+                response_length: usize = 48,
+                /// Sampling temperature; log-probs of policy and reference are taken at it too.
+                temperature: f64 = 1.0,
+                /// Strength β of the pull towards the start policy.
+                kl_coef: f64 = $kl_coef,
+                /// Adapt β towards this KL, in nats per sequence; null = fixed β.
+                kl_target: Option<f64> = None,
+                /// Episodes over which an adaptive β corrects.
+                kl_horizon: f64 = 10_000.0,
+                /// End the run when the KL passes this many nats per sequence; null = never.
+                kl_budget: Option<f64> = None,
+                /// Passes over each round's responses.
+                ppo_epochs: u64 = $passes,
+                /// Optimizer steps in one pass.
+                minibatches: usize = $passes,
+                /// Stop the passes of a round when the approximate KL to its start passes this; null = never.
+                target_kl: Option<f64> = None,
+                /// Penalty for a response without end token; null = none.
+                missing_eos_penalty: Option<f64> = None,
+                /// How the penalty enters the score.
+                missing_eos_mode: MissingEos = MissingEos::Subtract,
+                /// Prompts at which samples are written at every evaluation.
+                sample_prompts: usize = 4,
+                $($(#[$doc])* $field: $ty = $default,)*
+            }
+        );
+
+        impl $name {
+            /// The arguments that all reinforcement-learning recipes share.
+            pub fn rl(&self) -> RlCommon {
+                RlCommon {
+                    common: self.common(),
+                    prompts: self.prompts.clone(),
+                    reward_model: self.reward_model.clone(),
+                    reward: self.reward.clone(),
+                    iterations: self.iterations,
+                    rollout_batch_size: self.rollout_batch_size,
+                    response_length: self.response_length,
+                    temperature: self.temperature,
+                    kl_coef: self.kl_coef,
+                    kl_target: self.kl_target,
+                    kl_horizon: self.kl_horizon,
+                    kl_budget: self.kl_budget,
+                    ppo_epochs: self.ppo_epochs,
+                    minibatches: self.minibatches,
+                    target_kl: self.target_kl,
+                    missing_eos_penalty: self.missing_eos_penalty,
+                    missing_eos_mode: self.missing_eos_mode,
+                    sample_prompts: self.sample_prompts,
+                }
+            }
+        }
+    };
+}
+
+/// What every reinforcement-learning recipe takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RlCommon {
+    pub common: Common,
+    pub prompts: String,
+    pub reward_model: Option<String>,
+    pub reward: Option<RewardSpec>,
+    pub iterations: u64,
+    pub rollout_batch_size: usize,
+    pub response_length: usize,
+    pub temperature: f64,
+    pub kl_coef: f64,
+    pub kl_target: Option<f64>,
+    pub kl_horizon: f64,
+    pub kl_budget: Option<f64>,
+    pub ppo_epochs: u64,
+    pub minibatches: usize,
+    pub target_kl: Option<f64>,
+    pub missing_eos_penalty: Option<f64>,
+    pub missing_eos_mode: MissingEos,
+    pub sample_prompts: usize,
+}
+
+rl_args!(
+    /// Proximal policy optimisation with a value function, as in InstructGPT.
+    PpoArgs (learning_rate = 1e-5, kl_coef = 0.05, passes = 4) {
+        /// Ratio clip range.
+        cliprange: f64 = 0.2,
+        /// Discount.
+        gamma: f64 = 1.0,
+        /// GAE's λ.
+        lambda: f64 = 0.95,
+        /// Value clip range.
+        cliprange_value: f64 = 0.2,
+        /// Weight of the value loss.
+        vf_coef: f64 = 0.1,
+        /// Scale rewards to variance 1 (their mean stays).
+        whiten_rewards: bool = false,
+        /// Value head on the policy, or a critic of its own.
+        critic: CriticKind = CriticKind::Shared,
+        /// Weight of the language-model loss on demonstrations (PPO-ptx); 0 = none.
+        ptx_coef: f64 = 0.0,
+        /// JSONL of demonstrations for PPO-ptx.
+        ptx_demonstrations: Option<String> = None,
+    }
+);
+
+rl_args!(
+    /// REINFORCE with a running-mean baseline and the KL in the reward.
+    ReinforceArgs (learning_rate = 1e-5, kl_coef = 0.05, passes = 1) {
+        /// How fast the baseline follows the mean return.
+        baseline_rate: f64 = 0.1,
+    }
+);
+
+rl_args!(
+    /// REINFORCE leave-one-out: the other samples of a prompt are the baseline.
+    RlooArgs (learning_rate = 1e-5, kl_coef = 0.05, passes = 1) {
+        /// Samples per prompt.
+        group_size: usize = 4,
+    }
+);
+
+rl_args!(
+    /// Group-relative policy optimisation: advantages normalised per prompt, KL (k3) in the loss.
+    GrpoArgs (learning_rate = 1e-5, kl_coef = 0.04, passes = 1) {
+        /// Ratio clip range.
+        cliprange: f64 = 0.2,
+        /// Samples per prompt.
+        group_size: usize = 8,
+    }
+);
+
+const REQUIRED: &[&str] = &["model", "output_dir", "prompts"];
+
+impl RlCommon {
+    fn check(&self, group: usize) -> Result<(), ArgsError> {
+        self.common.check()?;
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        ensure(
+            self.reward_model.is_some() || self.reward.is_some(),
+            "reward_model",
+            "give reward_model, reward, or both",
+        )?;
+        if let Some(reward) = &self.reward {
+            reward.check("reward")?;
+        }
+        ensure(self.iterations >= 1, "iterations", "must be at least 1")?;
+        ensure(self.response_length >= 1, "response_length", "must be at least 1")?;
+        ensure(
+            self.response_length < self.common.max_length,
+            "response_length",
+            "must leave room for the prompt in max_length",
+        )?;
+        ensure(positive(self.temperature), "temperature", "must be above 0")?;
+        ensure(self.kl_coef.is_finite() && self.kl_coef >= 0.0, "kl_coef", "must be 0 or more")?;
+        ensure(self.kl_target.is_none_or(positive), "kl_target", "must be above 0, or null")?;
+        ensure(positive(self.kl_horizon), "kl_horizon", "must be above 0")?;
+        ensure(self.kl_budget.is_none_or(positive), "kl_budget", "must be above 0, or null")?;
+        ensure(self.ppo_epochs >= 1, "ppo_epochs", "must be at least 1")?;
+        ensure(self.target_kl.is_none_or(positive), "target_kl", "must be above 0, or null")?;
+        ensure(group >= 1, "group_size", "must be at least 1")?;
+        ensure(
+            self.rollout_batch_size >= 1 && self.rollout_batch_size.is_multiple_of(group),
+            "rollout_batch_size",
+            "must be a positive multiple of group_size",
+        )?;
+        ensure(
+            (1..=self.rollout_batch_size).contains(&self.minibatches),
+            "minibatches",
+            "must be 1 to rollout_batch_size",
+        )?;
+        ensure(
+            self.missing_eos_penalty.is_none_or(f64::is_finite),
+            "missing_eos_penalty",
+            "must be a finite number, or null",
+        )
+    }
+}
+
+impl RewardSpec {
+    fn check(&self, field: &str) -> Result<(), ArgsError> {
+        match self {
+            Self::Regex { pattern, .. } => match regex::Regex::new(pattern) {
+                Ok(_) => Ok(()),
+                Err(error) => ensure(false, &format!("{field}.pattern"), &error.to_string()),
+            },
+            Self::Contains { texts, .. } => ensure(!texts.is_empty(), &format!("{field}.texts"), "must not be empty"),
+            Self::WordShare { words } => ensure(!words.is_empty(), &format!("{field}.words"), "must not be empty"),
+            Self::Length { target, .. } => ensure(*target >= 1, &format!("{field}.target"), "must be at least 1"),
+            Self::Exact { .. } => Ok(()),
+            Self::Sum { terms } => {
+                ensure(!terms.is_empty(), &format!("{field}.terms"), "must not be empty")?;
+                for (i, term) in terms.iter().enumerate() {
+                    ensure(term.weight.is_finite(), &format!("{field}.terms[{i}].weight"), "must be finite")?;
+                    term.reward.check(&format!("{field}.terms[{i}].reward"))?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl RecipeArgs for PpoArgs {
+    const REQUIRED: &'static [&'static str] = REQUIRED;
+
+    fn check(&self) -> Result<(), ArgsError> {
+        self.rl().check(1)?;
+        ensure((0.0..=1.0).contains(&self.gamma), "gamma", "must be 0 to 1")?;
+        ensure((0.0..=1.0).contains(&self.lambda), "lambda", "must be 0 to 1")?;
+        ensure(self.cliprange > 0.0, "cliprange", "must be above 0")?;
+        ensure(self.cliprange_value > 0.0, "cliprange_value", "must be above 0")?;
+        ensure(self.vf_coef.is_finite() && self.vf_coef >= 0.0, "vf_coef", "must be 0 or more")?;
+        ensure(self.ptx_coef.is_finite() && self.ptx_coef >= 0.0, "ptx_coef", "must be 0 or more")?;
+        ensure(
+            self.ptx_coef == 0.0 || self.ptx_demonstrations.is_some(),
+            "ptx_demonstrations",
+            "is required when ptx_coef is above 0",
+        )
+    }
+}
+
+impl RecipeArgs for ReinforceArgs {
+    const REQUIRED: &'static [&'static str] = REQUIRED;
+
+    fn check(&self) -> Result<(), ArgsError> {
+        self.rl().check(1)?;
+        ensure((0.0..=1.0).contains(&self.baseline_rate), "baseline_rate", "must be 0 to 1")
+    }
+}
+
+impl RecipeArgs for RlooArgs {
+    const REQUIRED: &'static [&'static str] = REQUIRED;
+
+    fn check(&self) -> Result<(), ArgsError> {
+        ensure(self.group_size >= 2, "group_size", "must be at least 2: one sample has no other to compare with")?;
+        self.rl().check(self.group_size)
+    }
+}
+
+impl RecipeArgs for GrpoArgs {
+    const REQUIRED: &'static [&'static str] = REQUIRED;
+
+    fn check(&self) -> Result<(), ArgsError> {
+        ensure(self.group_size >= 2, "group_size", "must be at least 2: one sample has no other to compare with")?;
+        ensure(self.cliprange > 0.0, "cliprange", "must be above 0")?;
+        self.rl().check(self.group_size)
+    }
+}

@@ -1,0 +1,92 @@
+//! Arguments of the recipes that learn from written data: sft, reward, dpo.
+
+use super::{RecipeArgs, ensure, recipe_args};
+use crate::objective::dpo::DpoLoss;
+use crate::train::ArgsError;
+
+recipe_args!(
+    /// Supervised fine-tuning on demonstrations; only response tokens are learned, the end token included.
+    SftArgs (learning_rate = 2e-5) {
+        /// JSONL of `{"prompt": […], "completion": "…"}`.
+        demonstrations: String = String::new(),
+        /// Passes over the data.
+        epochs: u64 = 1,
+        /// Demonstrations in one optimizer step.
+        batch_size: usize = 16,
+        /// Share of prompts kept aside for evaluation.
+        heldout_fraction: f64 = 0.1,
+    }
+);
+
+recipe_args!(
+    /// Reward model from K-wise rankings.
+    RewardArgs (learning_rate = 2e-5) {
+        /// JSONL of ranked completions: `{"prompt": […], "completions": [{"text", "tier"}]}`.
+        comparisons: String = String::new(),
+        /// Passes over the data; more than one overfits.
+        epochs: u64 = 1,
+        /// Comparison sets in one optimizer step.
+        batch_size: usize = 16,
+        /// Share of prompts kept aside where the data does not say `split`.
+        heldout_fraction: f64 = 0.1,
+        /// After training, shift and scale so that the completions of the training prompts score mean 0,
+        /// variance 1.
+        normalize: bool = true,
+        /// Score margins by strength of preference: significantly 1, clearly ⅔, slightly ⅓, barely 0,
+        /// times this number; 0 = none.
+        margin: f64 = 0.0,
+    }
+);
+
+recipe_args!(
+    /// Direct preference optimisation on the same rankings, offline.
+    DpoArgs (learning_rate = 5e-6) {
+        /// JSONL of ranked completions, as for `reward`.
+        comparisons: String = String::new(),
+        /// Passes over the data.
+        epochs: u64 = 1,
+        /// Comparison sets in one optimizer step.
+        batch_size: usize = 16,
+        /// Share of prompts kept aside where the data does not say `split`.
+        heldout_fraction: f64 = 0.1,
+        /// Strength of the pull towards the reference.
+        beta: f64 = 0.1,
+        /// `sigmoid` (DPO) or `ipo`.
+        loss: DpoLoss = DpoLoss::Sigmoid,
+    }
+);
+
+fn check_data(epochs: u64, batch_size: usize, heldout_fraction: f64) -> Result<(), ArgsError> {
+    ensure(epochs >= 1, "epochs", "must be at least 1")?;
+    ensure(batch_size >= 1, "batch_size", "must be at least 1")?;
+    ensure((0.0..=0.9).contains(&heldout_fraction), "heldout_fraction", "must be 0 to 0.9")
+}
+
+impl RecipeArgs for SftArgs {
+    const REQUIRED: &'static [&'static str] = &["model", "output_dir", "demonstrations"];
+
+    fn check(&self) -> Result<(), ArgsError> {
+        self.common().check()?;
+        check_data(self.epochs, self.batch_size, self.heldout_fraction)
+    }
+}
+
+impl RecipeArgs for RewardArgs {
+    const REQUIRED: &'static [&'static str] = &["model", "output_dir", "comparisons"];
+
+    fn check(&self) -> Result<(), ArgsError> {
+        self.common().check()?;
+        ensure(self.margin.is_finite() && self.margin >= 0.0, "margin", "must be 0 or more")?;
+        check_data(self.epochs, self.batch_size, self.heldout_fraction)
+    }
+}
+
+impl RecipeArgs for DpoArgs {
+    const REQUIRED: &'static [&'static str] = &["model", "output_dir", "comparisons"];
+
+    fn check(&self) -> Result<(), ArgsError> {
+        self.common().check()?;
+        ensure(self.beta.is_finite() && self.beta > 0.0, "beta", "must be above 0")?;
+        check_data(self.epochs, self.batch_size, self.heldout_fraction)
+    }
+}

@@ -1,0 +1,102 @@
+//! Recipe arguments: unknown keys, wrong types and values out of range are refused with the field named.
+
+use instructd::train::{args, recipe, recipes};
+use serde_json::{Value, json};
+
+fn minimal(name: &str) -> Value {
+    match name {
+        "sft" => json!({"model": "m", "output_dir": "o", "demonstrations": "d.jsonl"}),
+        "reward" | "dpo" => json!({"model": "m", "output_dir": "o", "comparisons": "c.jsonl"}),
+        _ => json!({"model": "m", "output_dir": "o", "prompts": "p.jsonl", "reward_model": "r"}),
+    }
+}
+
+/// The field that the recipe complains about after `changes` are put into its minimal arguments.
+fn complaint(name: &str, changes: Value) -> String {
+    let mut args = minimal(name);
+    for (key, value) in changes.as_object().unwrap() {
+        args[key] = value.clone();
+    }
+    (recipe(name).unwrap().validate)(&args).map_or_else(|e| e.field, |()| "accepted".to_owned())
+}
+
+#[test]
+fn minimal_arguments_are_enough_and_each_required_one_is_needed() {
+    for recipe in recipes() {
+        let args = minimal(recipe.name);
+        (recipe.validate)(&args).unwrap_or_else(|e| panic!("{}: {e}", recipe.name));
+        for field in ["model", "output_dir"] {
+            assert_eq!(complaint(recipe.name, json!({field: null})), field);
+        }
+    }
+    assert_eq!(complaint("ppo", json!({"prompts": ""})), "prompts");
+    assert_eq!(complaint("reward", json!({"comparisons": null})), "comparisons");
+    assert_eq!(complaint("ppo", json!({"reward_model": null})), "reward_model");
+}
+
+/// Misspelt hyper-parameters silently ignored is what LMHP shipped.
+#[test]
+fn unknown_keys_are_named() {
+    for recipe in recipes() {
+        assert_eq!(complaint(recipe.name, json!({"learning_rat": 1.0})), "learning_rat");
+    }
+    assert_eq!(complaint("sft", json!({"kl_coef": 0.1})), "kl_coef");
+    // Accepted and never applied is as bad: REINFORCE does not clip.
+    assert_eq!(complaint("reinforce", json!({"cliprange": 0.2})), "cliprange");
+    assert_eq!(complaint("sft", json!({"lora": {"rank": 4, "alhpa": 8}})), "lora.alhpa");
+}
+
+#[test]
+fn wrong_types_and_ranges_are_named() {
+    for (recipe, change, field) in [
+        ("sft", json!({"epochs": "two"}), "epochs"),
+        ("sft", json!({"epochs": 0}), "epochs"),
+        ("sft", json!({"batch_size": -1}), "batch_size"),
+        ("sft", json!({"learning_rate": 0.0}), "learning_rate"),
+        ("sft", json!({"lr_schedule": "cosin"}), "lr_schedule"),
+        ("sft", json!({"lora": {"rank": 0}}), "lora.rank"),
+        ("sft", json!({"lora": {"rank": "x"}}), "lora.rank"),
+        ("sft", json!({"resume": true}), "resume"),
+        ("reward", json!({"heldout_fraction": 1.0}), "heldout_fraction"),
+        ("ppo", json!({"kl_coef": -0.1}), "kl_coef"),
+        ("ppo", json!({"temperature": 0}), "temperature"),
+        ("ppo", json!({"response_length": 1024}), "response_length"),
+        ("ppo", json!({"minibatches": 65}), "minibatches"),
+        ("ppo", json!({"ptx_coef": 0.5}), "ptx_demonstrations"),
+        ("ppo", json!({"critic": "none"}), "critic"),
+        ("ppo", json!({"max_grad_norm": 0}), "max_grad_norm"),
+        ("rloo", json!({"group_size": 1}), "group_size"),
+        ("grpo", json!({"rollout_batch_size": 12}), "rollout_batch_size"),
+        ("ppo", json!({"reward": {"kind": "regex", "pattern": "("}}), "reward.pattern"),
+        ("ppo", json!({"reward": {"kind": "sum", "terms": []}}), "reward.terms"),
+    ] {
+        assert_eq!(complaint(recipe, change.clone()), field, "{recipe} {change}");
+    }
+}
+
+#[test]
+fn values_reach_the_struct() {
+    let mut value = minimal("ppo");
+    value["lora"] = json!({"rank": 4});
+    value["reward"] = json!({"kind": "contains", "texts": ["please"], "score": 2.0});
+    let args: args::PpoArgs = args::parse(&value).unwrap();
+    let lora = args.lora.clone().unwrap();
+    assert_eq!((lora.rank, lora.alpha, lora.targets), (4, 32.0, None));
+    assert_eq!(args.rl().common.max_grad_norm, Some(1.0));
+    assert_eq!(args.cliprange, 0.2);
+}
+
+#[test]
+fn schemas_describe_every_field() {
+    for recipe in recipes() {
+        let schema = (recipe.schema)();
+        let properties = schema["properties"].as_object().unwrap();
+        for (name, property) in properties {
+            let described = property.get("description").is_some() || property.get("$ref").is_some();
+            assert!(described, "{}: {name} has no description", recipe.name);
+        }
+        let required: Vec<_> = schema["required"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
+        assert!(required.contains(&"model") && properties["model"].get("default").is_none());
+        assert_eq!(properties["max_grad_norm"]["default"], json!(1.0));
+    }
+}
