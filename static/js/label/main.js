@@ -1,0 +1,374 @@
+// The label page: takes a set, watches keys, sends the judgment, has the next set ready.
+import { ApiError, get, post } from '../api.js';
+import { fill, h, icon, keep, toast } from '../dom.js';
+import { t, toMs } from '../i18n.js';
+import { failure, requireSession, shell } from '../shell.js';
+import { ballotOf, canSubmit, dropDraft, emptyBallot, judgePair, loadDraft, pruneDrafts, saveDraft, skipSubmission, submission } from './ballot.js';
+import { Outbox } from './outbox.js';
+import { historyDialog, keySheet, skipDialog, toggleGuidelines } from './panels.js';
+import { Work, letter } from './work.js';
+import { askForm } from './ask.js';
+
+const RENEW_EVERY = 3 * 60e3; // of a 10-minute lease
+const IDLE_AFTER = 60e3; // without a sign of life the active clock stands still
+const CURRENT = 'instructd.current';
+const LAST = 'instructd.last';
+
+const progress = h('button', { class: 'quiet progress-button', type: 'button', title: t('progress.title') });
+const saving = h('span', { class: 'saving', role: 'status', 'aria-live': 'polite' });
+const guide = h('button', { class: 'quiet', type: 'button', 'aria-expanded': 'false' }, icon('book'), h('span', { text: t('guidelines') }));
+const sheet = h('button', { class: 'icon-button help-button', type: 'button', 'aria-label': t('keys.title'), title: t('keys.title') }, h('kbd', { text: '?' }));
+const page = shell('label', { tools: [guide, sheet], status: [saving, progress] });
+document.body.classList.add('label-page');
+
+const view = { ...{ diff: false, plain: false, more: false }, ...keep.get('instructd.label.view') };
+let me = null;
+let work = null; // what is on the screen
+let paused = []; // sets put aside while an older judgment is reopened
+let next = null; // promise of the prefetched set
+let clock = { shown: 0, active: 0, last: 0 };
+const paces = [];
+let outbox;
+let hideReveal = null;
+
+// ---- time and leases
+
+function sign() {
+  const now = performance.now();
+  if (!document.hidden) clock.active += Math.min(now - clock.last, IDLE_AFTER);
+  clock.last = now;
+}
+for (const type of ['pointermove', 'keydown', 'scroll', 'touchstart']) window.addEventListener(type, sign, { passive: true, capture: true });
+document.addEventListener('visibilitychange', () => (clock.last = performance.now()));
+const times = () => (sign(), { activeMs: Math.max(1, clock.active), wallMs: Math.max(1, performance.now() - clock.shown) });
+
+setInterval(async () => {
+  const idle = performance.now() - clock.last > 5 * 60e3 || document.hidden;
+  if (idle) return;
+  const held = [work?.set, ...paused.map((p) => p.set), next ? await next.catch(() => null) : null];
+  for (const set of held) {
+    if (!set?.lease_token || set.judgment) continue;
+    post(`/v1/label/${encodeURIComponent(set.assignment_id)}/renew`, { lease_token: set.lease_token })
+      .then((a) => a?.expires_at && (set.expires_at = a.expires_at))
+      .catch((e) => {
+        // a lost lease loses no work: the judgment is still taken if the place is free
+        if (set === work?.set && [404, 409, 410].includes(e.status)) work.say(t('label.lease_lost'));
+      });
+  }
+}, RENEW_EVERY);
+
+// ---- fetching and showing
+
+async function fetchNext(setId) {
+  const set = await get('/v1/label/next', { set_id: setId });
+  if (set?.me) me = set.me;
+  if (set?.queue) me = { ...me, open: set.queue.open };
+  return set;
+}
+
+function prefetch() {
+  next ??= fetchNext().then((set) => (set && set.assignment_id === work?.set?.assignment_id ? null : set));
+  next.catch(() => (next = null));
+}
+
+async function advance() {
+  work = null;
+  keep.set(CURRENT, null, sessionStorage);
+  if (paused.length) {
+    const back = paused.pop();
+    return show(back.set, back.ballot);
+  }
+  fill(page.main, h('p', { class: 'loading', text: t('loading') }));
+  try {
+    const ready = next ? await next : null;
+    next = null;
+    // nothing prefetched: let the last judgment arrive first, or the server may hand out the same place
+    if (!ready) await outbox.pump();
+    const set = ready ?? (await fetchNext());
+    showProgress();
+    if (set) show(set);
+    else showEmpty();
+  } catch (e) {
+    next = null;
+    if (e.status === 401) return start();
+    fill(page.main, h('div', { class: 'centre' }, failure(e, advance)));
+  }
+}
+
+function show(set, ballot) {
+  const draft = ballot ?? (set.judgment ? ballotOf(set.judgment) : loadDraft(set.set_id)) ?? emptyBallot();
+  work = new Work(set, draft, view, act);
+  clock = { shown: performance.now(), active: 0, last: performance.now() };
+  if (!set.judgment) keep.set(CURRENT, set, sessionStorage);
+  fill(page.main, work.el);
+  window.scrollTo(0, 0);
+  page.main.focus({ preventScroll: true });
+  if (!ballot && !set.judgment && loadDraft(set.set_id)) toast(t('label.draft_restored'));
+  setTimeout(() => work?.set === set && !paused.length && !set.judgment && !set.asked && prefetch(), 1200);
+}
+
+function showEmpty() {
+  fill(
+    page.main,
+    h(
+      'div',
+      { class: 'centre empty' },
+      h('h1', { text: t('empty.title') }),
+      h('p', { class: 'muted', text: t('empty.text') }),
+      askForm(asked),
+      h('p', null, h('button', { type: 'button', class: 'quiet', text: t('empty.look_again'), on: { click: advance } })),
+    ),
+  );
+}
+
+async function asked(setId) {
+  const set = await fetchNext(setId);
+  if (!set) throw new ApiError(409, { error: { message: t('ask.not_handed_out') } });
+  set.asked = true;
+  show(set);
+}
+
+function showProgress() {
+  const parts = [t('progress.short', { n: me?.done_today ?? 0 })];
+  if (me?.open !== undefined) parts.push(t('progress.open', { n: me.open }));
+  fill(progress, parts.map((text, i) => h('span', { class: i ? 'open-count' : '', text })));
+}
+
+// ---- actions
+
+const changed = () => {
+  saveDraft(work.set.set_id, work.ballot);
+  work.refresh();
+};
+
+const actions = {
+  pair(value) {
+    judgePair(work.ballot, work.set, value);
+    changed();
+  },
+  strength(value) {
+    work.ballot.strength = work.ballot.strength === value ? null : value;
+    changed();
+  },
+  tier({ id, tier, index }) {
+    const b = work.ballot;
+    b.outcome = 'ranked';
+    if (tier === 0 || (index !== undefined && b.tiers[id] === tier)) delete b.tiers[id];
+    else b.tiers[id] = tier;
+    if (index !== undefined) work.cursor = index;
+    changed();
+  },
+  outcome(value) {
+    work.ballot.outcome = work.ballot.outcome === value ? 'ranked' : value;
+    changed();
+  },
+  rate({ id, value }) {
+    if (work.ballot.ratings[id] === value) delete work.ballot.ratings[id];
+    else work.ballot.ratings[id] = value;
+    changed();
+  },
+  flag({ id, code }) {
+    const codes = new Set(work.ballot.flags[id] ?? []);
+    if (!codes.delete(code)) codes.add(code);
+    if (codes.size) work.ballot.flags[id] = [...codes];
+    else delete work.ballot.flags[id];
+    changed();
+  },
+  write({ name, value }) {
+    work.ballot[name] = value;
+    saveDraft(work.set.set_id, work.ballot);
+  },
+  more: () => switchView('more'),
+  diff: () => switchView('diff'),
+  plain: () => switchView('plain'),
+  submit() {
+    if (!canSubmit(work.ballot, work.set)) return void work.say(t(work.pair ? 'label.choose_first' : 'label.rank_all_first'));
+    send(submission(work.ballot, work.set, times()));
+  },
+  async skip() {
+    const answer = await skipDialog();
+    if (answer && work) send(skipSubmission(work.ballot, work.set, times(), answer.reason, answer.note));
+    else page.main.focus({ preventScroll: true });
+  },
+  async undo() {
+    await outbox.pump();
+    const last = keep.get(LAST, sessionStorage);
+    if (last) reopen(last.id, last);
+    else toast(t('label.nothing_to_undo'));
+  },
+  stop_revising() {
+    dropDraft(work.set.set_id);
+    advance();
+  },
+};
+
+function act(name, value) {
+  actions[name]?.(value);
+}
+
+function switchView(name) {
+  view[name] = !view[name];
+  keep.set('instructd.label.view', view);
+  work.refresh();
+  if (name !== 'more') work.renderTexts();
+  else if (view.more && document.activeElement?.dataset?.act === 'more') work.more.querySelector('textarea').focus();
+}
+
+/** Shows an older judgment again; what is on the screen waits. */
+async function reopen(id, known) {
+  try {
+    const answer = await get(`/v1/label/judgments/${encodeURIComponent(id)}`);
+    const set = { ...known?.set, ...(answer.set ?? {}), ...answer };
+    set.judgment ??= answer;
+    set.assignment_id ??= set.judgment.assignment_id;
+    set.lease_token ??= known?.set?.lease_token ?? '';
+    if (work && !work.ballot.revises) paused.push({ set: work.set, ballot: work.ballot });
+    show(set, ballotOf(set.judgment));
+  } catch (e) {
+    toast(e.message, { kind: 'bad' });
+  }
+}
+
+function send(body) {
+  const { set, ballot } = work;
+  paces.push(body.active_ms);
+  dropDraft(set.set_id);
+  if (!ballot.revises && me) me = { ...me, done_today: (me.done_today ?? 0) + 1, done_total: (me.done_total ?? 0) + 1, open: me.open === undefined ? undefined : Math.max(0, me.open - 1) };
+  showProgress();
+  outbox.add(set.assignment_id, body, { set, ballot });
+  advance();
+}
+
+function stored(answer, entry) {
+  const { set } = entry.context;
+  const judgment = answer?.judgment;
+  if (judgment) keep.set(LAST, { id: judgment.id, set: { assignment_id: set.assignment_id, lease_token: set.lease_token } }, sessionStorage);
+  const reveal = answer?.reveal ?? [];
+  const names = set.completions
+    .map((c, i) => [letter(i), reveal.find((r) => r.completion_id === c.id)?.model])
+    .filter(([, model]) => model);
+  hideReveal?.();
+  hideReveal = toast(
+    names.length
+      ? h('dl', { class: 'reveal' }, names.map(([x, model]) => h('div', null, h('dt', { text: x }), h('dd', { text: typeof model === 'string' ? model : (model.name ?? '') }))))
+      : t('label.stored'),
+    { kind: 'good', seconds: 5, action: { label: t('label.undo'), run: () => actions.undo() } },
+  );
+}
+
+function refused(error, entry) {
+  const { set, ballot } = entry.context;
+  saveDraft(set.set_id, ballot);
+  toast(t('label.refused', { why: error.message }), {
+    kind: 'bad',
+    seconds: 0,
+    action: {
+      label: t('label.look'),
+      run: () => {
+        if (work && !work.ballot.revises) paused.push({ set: work.set, ballot: work.ballot });
+        show(set, ballot);
+      },
+    },
+  });
+}
+
+// ---- keys
+
+const asleep = (target) =>
+  document.querySelector('dialog[open]') ||
+  (target instanceof Element && target.closest('button,a,input,textarea,select,summary,[contenteditable],[role=button]') !== null);
+
+window.addEventListener('keydown', (e) => {
+  if (!work || e.isComposing || e.repeat) return;
+  if (e.key === 'Enter' && (e.ctrlKey || e.metaKey) && !document.querySelector('dialog[open]')) {
+    e.preventDefault();
+    return act('submit');
+  }
+  if (e.key === 'Escape' && !document.querySelector('dialog[open]')) return page.main.focus({ preventScroll: true });
+  if (e.ctrlKey || e.metaKey || e.altKey || asleep(e.target)) return;
+  const handled = onKey(e.key.length === 1 ? e.key.toLowerCase() : e.key);
+  if (handled) e.preventDefault();
+});
+
+function onKey(k) {
+  const { pair } = work;
+  if (k === 'Enter') return act('submit'), true;
+  if (pair) {
+    if (k === '1' || k === 'ArrowLeft') return act('pair', 'a'), true;
+    if (k === '2' || k === 'ArrowRight') return act('pair', 'b'), true;
+    if (k === '=' || k === '0') return act('pair', 'tie'), true;
+  } else {
+    const c = work.set.completions[work.cursor];
+    if (/^[1-9]$/.test(k)) {
+      if (Number(k) > work.k) return true;
+      act('tier', { id: c.id, tier: Number(k) });
+      const free = work.nextUnranked();
+      if (free !== null) work.moveTo(free);
+      return true;
+    }
+    if (k === 'Backspace' || k === 'Delete') return act('tier', { id: c.id, tier: 0 }), true;
+    if (k === 'ArrowLeft' || k === 'ArrowRight') {
+      work.moveTo(work.cursor + (k === 'ArrowRight' ? 1 : -1));
+      return true;
+    }
+  }
+  const simple = { x: ['outcome', 'all_bad'], c: ['outcome', 'unrankable'], s: ['skip'], u: ['undo'], m: ['more'], d: ['diff'], p: ['plain'] };
+  if (simple[k]) return act(...simple[k]), true;
+  if (k === 'g') return guide.click(), true;
+  if (k === '?') return keySheet(), true;
+  return false;
+}
+
+// A control used with the pointer gives the focus back, so the keys wake up at once.
+document.addEventListener('click', (e) => {
+  if (e.detail === 0 || document.querySelector('dialog[open]')) return;
+  const control = e.target.closest?.('button');
+  if (control && work && (page.main.contains(control) || page.header.contains(control))) page.main.focus({ preventScroll: true });
+});
+
+progress.addEventListener('click', async () => {
+  try {
+    const judgment = await historyDialog(me, paces);
+    if (judgment) reopen(judgment.id);
+  } catch (e) {
+    toast(e.message, { kind: 'bad' });
+  }
+});
+guide.addEventListener('click', () => toggleGuidelines(document.body, guide));
+sheet.addEventListener('click', () => keySheet());
+
+// A set that was only prefetched goes back to the queue when the page closes.
+window.addEventListener('pagehide', () => {
+  next?.then((set) => set?.lease_token && post(`/v1/label/${encodeURIComponent(set.assignment_id)}/release`, { lease_token: set.lease_token }, { keepalive: true }).catch(() => {}));
+});
+
+// ---- start
+
+async function start() {
+  try {
+    const labeler = await requireSession(page, { note: t('sign.why_label') });
+    pruneDrafts();
+    outbox = new Outbox({
+      owner: labeler.id,
+      onStored: stored,
+      onRefused: refused,
+      onState: ({ waiting, failing }) => (saving.textContent = failing && waiting ? t('label.unsent', { n: waiting }) : ''),
+    });
+    outbox.pump();
+    const asking = new URL(location.href).searchParams.has('ask');
+    const current = keep.get(CURRENT, sessionStorage);
+    const wanted = new URL(location.href).searchParams.get('set_id');
+    if (asking) return showEmpty();
+    if (wanted) return await asked(wanted).catch(() => advance());
+    if (current?.lease_token && toMs(current.expires_at) > Date.now() + 5000 && current.me?.name === labeler.name) {
+      me = { ...current.me, open: current.queue?.open };
+      showProgress();
+      return show(current);
+    }
+    await advance();
+  } catch (e) {
+    fill(page.main, h('div', { class: 'centre' }, failure(e, start)));
+  }
+}
+
+start();

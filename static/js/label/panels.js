@@ -1,0 +1,128 @@
+// The label page's side matters: key sheet, skip dialog, guidelines, own history.
+import { get, listOf } from '../api.js';
+import { dialog, fill, h, serverHtml } from '../dom.js';
+import { duration, num, t, when } from '../i18n.js';
+import { SKIP_REASONS } from './ballot.js';
+
+export function keySheet() {
+  const row = (keys, text) => h('tr', null, h('td', null, keys.map((k) => h('kbd', { text: k }))), h('td', { text }));
+  const table = (caption, rows) => h('table', { class: 'keys' }, h('caption', { text: caption }), h('tbody', null, rows));
+  return dialog(
+    t('keys.title'),
+    () => [
+      table(t('keys.pair'), [
+        row(['1', '←'], t('keys.a')),
+        row(['2', '→'], t('keys.b')),
+        row(['=', '0'], t('keys.tie')),
+        row(['1', '1'], t('keys.stronger')),
+      ]),
+      table(t('keys.many'), [row(['1', '…', '9'], t('keys.tier')), row(['←', '→'], t('keys.move')), row(['⌫'], t('keys.clear'))]),
+      table(t('keys.always'), [
+        row(['Enter'], t('keys.submit')),
+        row(['X'], t('keys.all_bad')),
+        row(['C'], t('keys.unrankable')),
+        row(['S'], t('keys.skip')),
+        row(['U'], t('keys.undo')),
+        row(['M'], t('keys.more')),
+        row(['D'], t('keys.diff')),
+        row(['P'], t('keys.plain')),
+        row(['G'], t('keys.guidelines')),
+        row(['Ctrl', 'Enter'], t('keys.ctrl_enter')),
+        row(['?'], t('keys.sheet')),
+      ]),
+      h('p', { class: 'help', text: t('keys.sleep') }),
+    ],
+    { wide: true, closeLabel: t('close') },
+  );
+}
+
+/** Resolves with `{reason, note}` or null. */
+export function skipDialog() {
+  return dialog(
+    t('skip.title'),
+    (close) => {
+      const note = h('textarea', { id: 'skip-note', rows: '2', dir: 'auto' });
+      return h(
+        'form',
+        {
+          on: {
+            submit: (e) => {
+              e.preventDefault();
+              close({ reason: new FormData(e.target).get('reason') ?? 'other', note: note.value.trim() });
+            },
+          },
+        },
+        h(
+          'fieldset',
+          { class: 'choices' },
+          h('legend', { text: t('skip.why') }),
+          SKIP_REASONS.map((r, i) =>
+            h('label', { class: 'choice' }, h('input', { type: 'radio', name: 'reason', value: r, required: true, autofocus: i === 0 }), h('span', { text: t(`skip.${r}`) })),
+          ),
+        ),
+        h('div', { class: 'field' }, h('label', { for: 'skip-note', text: t('skip.note') }), note),
+        h('div', { class: 'actions' }, h('button', { type: 'button', text: t('cancel'), on: { click: () => close() } }), h('button', { class: 'primary', type: 'submit', text: t('skip.do') })),
+      );
+    },
+    { closeLabel: t('close') },
+  );
+}
+
+/** The guidelines drawer beside the work; a second call closes it. */
+export async function toggleGuidelines(host, button) {
+  const open = host.querySelector('.drawer');
+  button.setAttribute('aria-expanded', String(!open));
+  if (open) return void open.remove();
+  const body = h('div', { class: 'drawer-body' }, h('p', { class: 'muted', text: t('loading') }));
+  host.append(
+    h(
+      'aside',
+      { class: 'drawer', 'aria-label': t('guidelines') },
+      h('header', null, h('h2', { text: t('guidelines') }), h('button', { class: 'quiet', type: 'button', text: t('close'), on: { click: () => (button.focus(), toggleGuidelines(host, button)) } })),
+      body,
+    ),
+  );
+  try {
+    const g = await get('/v1/guidelines');
+    fill(body, serverHtml(g.html ?? ''), h('p', { class: 'help', text: t('guidelines.version', { v: g.version ?? '–' }) }));
+  } catch (e) {
+    fill(body, h('p', { class: 'muted', text: e.status === 404 ? t('guidelines.none') : e.message }));
+  }
+}
+
+/** Own progress and latest judgments; resolves with a judgment to reopen, or null. */
+export async function historyDialog(me, paces) {
+  const answer = await get('/v1/label/history', { limit: 20 });
+  const list = listOf(answer);
+  const median = paces.length ? [...paces].sort((a, b) => a - b)[paces.length >> 1] : null;
+  const figure = (value, label) => h('div', { class: 'figure' }, h('strong', { text: value }), h('span', { text: label }));
+  return dialog(
+    t('progress.title'),
+    (close) => [
+      h(
+        'div',
+        { class: 'figures' },
+        figure(num(me?.done_today ?? 0), t('progress.today')),
+        figure(num(me?.done_total ?? list.length), t('progress.total')),
+        figure(median === null ? '–' : duration(median / 1000), t('progress.pace')),
+      ),
+      list.length === 0
+        ? h('p', { class: 'muted', text: t('history.none') })
+        : h(
+            'ul',
+            { class: 'history' },
+            list.map((j) =>
+              h(
+                'li',
+                null,
+                h('span', { text: when(j.created) }),
+                h('span', { class: 'tag', text: t(`outcome.${j.outcome}`) }),
+                h('span', { class: 'muted', text: j.revision > 1 ? t('history.revision', { n: j.revision }) : '' }),
+                h('button', { type: 'button', class: 'quiet', text: t('history.reopen'), on: { click: () => close(j) } }),
+              ),
+            ),
+          ),
+    ],
+    { closeLabel: t('close') },
+  );
+}

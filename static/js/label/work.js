@@ -1,0 +1,272 @@
+// One set on the screen: prompt, answers, controls. Tells the controller through `act(name, value)`.
+import { diffText } from './diff.js';
+import { FLAGS, STRENGTHS, canSubmit, verdict } from './ballot.js';
+import { fill, h, plainText, userText } from '../dom.js';
+import { t } from '../i18n.js';
+
+export const letter = (i) => String.fromCharCode(65 + i);
+
+const key = (text) => h('kbd', { 'aria-hidden': 'true', text });
+
+export class Work {
+  /** `options`: `{diff, plain, more}` view switches that outlive a set. */
+  constructor(set, ballot, options, act) {
+    Object.assign(this, { set, ballot, options, act, cursor: 0 });
+    this.k = set.completions.length;
+    this.pair = this.k === 2;
+    this.prompt = this.#prompt();
+    this.cards = set.completions.map((c, i) => this.#card(c, i));
+    this.answers = h('section', { class: `answers k${Math.min(this.k, 4)}`, 'aria-label': t('label.answers') }, this.cards.map((c) => c.el));
+    this.more = h('section', { class: 'more-panel', 'aria-label': t('more') });
+    this.bar = h('div', { class: `bar ${this.pair ? 'pair' : 'many'}`, role: 'group', 'aria-label': t('label.controls') });
+    this.el = h(
+      'div',
+      { class: 'work' },
+      ballot.revises ? h('div', { class: 'revising' }, h('span', { text: t('label.revising') }), h('button', { class: 'link', type: 'button', text: t('label.revising_stop'), on: { click: () => act('stop_revising') } })) : null,
+      this.prompt,
+      this.answers,
+      this.more,
+      this.bar,
+    );
+    this.#more();
+    this.#bar();
+    this.refresh();
+    this.renderTexts();
+    // answer headers stick right below the prompt, and the page ends above the controls, however tall they are
+    const measure = new ResizeObserver(() => {
+      if (!this.el.isConnected) return;
+      const root = document.documentElement.style;
+      root.setProperty('--prompt', getComputedStyle(this.prompt).position === 'sticky' ? `${this.prompt.offsetHeight}px` : '0px');
+      root.setProperty('--bar', `${this.bar.offsetHeight}px`);
+    });
+    measure.observe(this.prompt);
+    measure.observe(this.bar);
+  }
+
+  #prompt() {
+    const messages = this.set.prompt.messages;
+    const body = h(
+      'ol',
+      { class: 'turns', tabindex: '0', 'aria-label': t('label.conversation') },
+      messages.map((m) =>
+        h('li', { class: `turn ${['user', 'assistant', 'system'].includes(m.role) ? m.role : 'other'}` }, h('span', { class: 'who', text: t(`role.${m.role}`) }), userText(m)),
+      ),
+    );
+    // the last turn is what is being answered: show it first when the conversation is long
+    requestAnimationFrame(() => (body.scrollTop = body.scrollHeight));
+    const fold = h('button', { class: 'quiet fold', type: 'button', 'aria-expanded': 'true', text: t('label.fold') });
+    const el = h('section', { class: 'prompt', 'aria-label': t('label.prompt') }, h('header', null, h('h1', { text: t('label.prompt') }), h('span', { class: 'muted', text: t('label.turns', { n: messages.length }) }), fold), body);
+    fold.addEventListener('click', () => {
+      const folded = el.classList.toggle('folded');
+      fold.setAttribute('aria-expanded', String(!folded));
+      fold.textContent = folded ? t('label.unfold') : t('label.fold');
+    });
+    return el;
+  }
+
+  #card(c, i) {
+    const name = t('label.answer', { x: letter(i) });
+    const head = h('h2', { id: `answer-${i}`, text: name });
+    const badge = h('span', { class: 'badge' });
+    const body = h('div', { class: 'answer-body' });
+    const tierButtons = this.pair
+      ? []
+      : Array.from({ length: this.k }, (_, n) =>
+          h('button', { type: 'button', class: 'tier', 'aria-label': t('label.place_answer', { x: letter(i), n: n + 1 }), text: n + 1, on: { click: () => this.act('tier', { id: c.id, tier: n + 1, index: i }) } }),
+        );
+    const extra = h('div', { class: 'answer-extra' });
+    const el = h(
+      'article',
+      { class: 'answer', 'aria-labelledby': `answer-${i}` },
+      h('header', null, head, badge, h('div', { class: 'tiers', role: 'group', 'aria-label': t('label.place', { x: letter(i) }) }, tierButtons)),
+      body,
+      extra,
+    );
+    el.addEventListener('pointerdown', () => !this.pair && this.moveTo(i, false));
+    return { el, badge, body, extra, tierButtons, completion: c };
+  }
+
+  /** Answer texts, as the view switches ask for. */
+  renderTexts() {
+    const base = this.set.completions[this.pair ? 0 : this.cursor];
+    this.cards.forEach((card, i) => {
+      const c = card.completion;
+      const other = this.pair ? this.set.completions[1 - i] : base;
+      if (this.options.diff && other !== c) fill(card.body, diffText(c.text, other.text));
+      else fill(card.body, this.options.plain || this.options.diff ? plainText(c.text) : userText(c));
+    });
+  }
+
+  #more() {
+    const b = this.ballot;
+    this.cards.forEach((card, i) => {
+      const id = card.completion.id;
+      const ratings = h(
+        'div',
+        { class: 'rating', role: 'group', 'aria-label': t('more.rating_of', { x: letter(i) }) },
+        h('span', { class: 'extra-label', text: t('more.rating') }),
+        [1, 2, 3, 4, 5, 6, 7].map((n) => h('button', { type: 'button', 'aria-pressed': String(b.ratings[id] === n), text: n, on: { click: () => this.act('rate', { id, value: n }) } })),
+      );
+      const flags = h(
+        'div',
+        { class: 'flags', role: 'group', 'aria-label': t('more.flags_of', { x: letter(i) }) },
+        FLAGS.map((code) => h('button', { type: 'button', class: 'chip', 'aria-pressed': String((b.flags[id] ?? []).includes(code)), text: t(`flag.${code}`), on: { click: () => this.act('flag', { id, code }) } })),
+      );
+      fill(card.extra, ratings, flags);
+    });
+    const area = (name, rows) => {
+      const el = h('textarea', { id: `more-${name}`, rows, dir: 'auto', value: b[name] });
+      el.addEventListener('input', () => this.act('write', { name, value: el.value }));
+      return h('div', { class: 'field' }, h('label', { for: el.id, text: t(`more.${name}`) }), el, h('p', { class: 'help', text: t(`more.${name}_help`) }));
+    };
+    fill(this.more, area('rationale', 2), area('ideal', 4));
+  }
+
+  #bar() {
+    const act = this.act;
+    const button = (name, text, k, handler, cls = '') => h('button', { type: 'button', class: cls, data: { act: name }, on: { click: handler } }, h('span', { text }), k ? key(k) : null);
+    this.submit = button('submit', this.ballot.revises ? t('label.submit_revision') : t('label.submit'), '⏎', () => act('submit'), 'primary submit');
+    this.allBad = button('all_bad', t(this.pair ? 'label.both_bad' : 'label.all_bad'), 'X', () => act('outcome', 'all_bad'));
+    this.unrankable = button('unrankable', t('label.unrankable'), 'C', () => act('outcome', 'unrankable'));
+    this.moreButton = button('more', t('more'), 'M', () => act('more'), 'quiet');
+    this.diffButton = button('diff', t('label.diff'), 'D', () => act('diff'), 'quiet');
+    this.plainButton = button('plain', t('label.plain'), 'P', () => act('plain'), 'quiet');
+    this.hint = h('p', { class: 'bar-hint', role: 'status', 'aria-live': 'polite' });
+    const tools = h('button', { type: 'button', class: 'bar-tools', 'aria-expanded': 'false', 'aria-label': t('label.tools'), text: '⋯' });
+    tools.addEventListener('click', () => tools.setAttribute('aria-expanded', String(this.bar.classList.toggle('tools-open'))));
+    const side = [
+      h('div', { class: 'bar-group views' }, this.diffButton, this.plainButton, this.moreButton),
+      h('div', { class: 'bar-group ways' }, button('skip', t('label.skip'), 'S', () => act('skip'), 'quiet'), button('undo', t('label.undo'), 'U', () => act('undo'), 'quiet')),
+    ];
+    if (this.pair) {
+      this.choice = {
+        a: button('a', t('label.a_better'), '1', () => act('pair', 'a'), 'choice-a'),
+        tie: button('tie', t('label.tie'), '=', () => act('pair', 'tie'), 'choice-tie'),
+        b: button('b', t('label.b_better'), '2', () => act('pair', 'b'), 'choice-b'),
+      };
+      this.strengths = STRENGTHS.map((s) => h('button', { type: 'button', 'aria-pressed': 'false', text: t(`strength.${s}`), on: { click: () => act('strength', s) } }));
+      fill(
+        this.bar,
+        h('div', { class: 'bar-row main' }, h('div', { class: 'bar-group choice', role: 'group', 'aria-label': t('label.verdict') }, this.choice.a, this.choice.tie, this.choice.b), h('div', { class: 'bar-group outs' }, this.allBad, this.unrankable, tools), this.submit),
+        h('div', { class: 'bar-row minor' }, h('div', { class: 'segmented strengths', role: 'group', 'aria-label': t('strength') }, this.strengths), this.hint, side),
+      );
+    } else {
+      this.strip = h('div', { class: 'strip', role: 'group', 'aria-label': t('label.order') });
+      fill(
+        this.bar,
+        h('div', { class: 'bar-row main' }, this.strip, h('div', { class: 'bar-group outs' }, this.allBad, this.unrankable, tools), this.submit),
+        h('div', { class: 'bar-row minor' }, this.hint, side),
+      );
+    }
+  }
+
+  /** The ranking as lanes of letters; letters can be dragged between lanes. */
+  #strip() {
+    const lane = (tier, title) => {
+      const inside = this.cards.map((c, i) => ({ i, id: c.completion.id })).filter((x) => (this.ballot.tiers[x.id] ?? 0) === tier);
+      const el = h(
+        'div',
+        { class: `lane ${tier === 0 ? 'unranked' : ''}` },
+        h('span', { class: 'lane-name', text: title }),
+        inside.map(({ i, id }) => {
+          const chip = h('button', { type: 'button', draggable: 'true', class: `letter ${i === this.cursor ? 'here' : ''}`, 'aria-label': t('label.go_to', { x: letter(i) }), text: letter(i), on: { click: () => this.moveTo(i) } });
+          chip.addEventListener('dragstart', (e) => e.dataTransfer.setData('text/x-answer', id));
+          return chip;
+        }),
+      );
+      el.addEventListener('dragover', (e) => {
+        e.preventDefault();
+        el.classList.add('over');
+      });
+      el.addEventListener('dragleave', () => el.classList.remove('over'));
+      el.addEventListener('drop', (e) => {
+        e.preventDefault();
+        const id = e.dataTransfer.getData('text/x-answer');
+        if (this.cards.some((c) => c.completion.id === id)) this.act('tier', { id, tier });
+      });
+      return el;
+    };
+    fill(this.strip, Array.from({ length: this.k }, (_, n) => lane(n + 1, String(n + 1))), lane(0, t('label.unranked')));
+  }
+
+  /** Moves the cursor of a K-wise set. */
+  moveTo(i, scroll = true) {
+    this.cursor = (i + this.k) % this.k;
+    this.refresh();
+    if (this.options.diff) this.renderTexts();
+    if (scroll) this.#bringIntoView(this.cards[this.cursor].el);
+  }
+
+  /** Scrolls only when the answer's beginning is hidden under the prompt or below the controls. */
+  #bringIntoView(el) {
+    const top = Math.max(0, this.prompt.getBoundingClientRect().bottom);
+    const box = el.getBoundingClientRect();
+    if (box.bottom < top + 80 || box.top > this.bar.getBoundingClientRect().top - 80) window.scrollBy(0, box.top - top - 14);
+  }
+
+  nextUnranked() {
+    for (let step = 1; step <= this.k; step++) {
+      const i = (this.cursor + step) % this.k;
+      if (!this.ballot.tiers[this.set.completions[i].id]) return i;
+    }
+    return null;
+  }
+
+  /** Brings every control in line with the ballot. */
+  refresh() {
+    const { ballot: b, set } = this;
+    const press = (el, on) => el.setAttribute('aria-pressed', String(on));
+    const ranked = b.outcome === 'ranked';
+    press(this.allBad, b.outcome === 'all_bad');
+    press(this.unrankable, b.outcome === 'unrankable');
+    press(this.diffButton, this.options.diff);
+    press(this.plainButton, this.options.plain);
+    this.moreButton.setAttribute('aria-expanded', String(this.options.more));
+    this.el.classList.toggle('show-more', this.options.more);
+    this.el.classList.toggle('set-aside', !ranked);
+    const ready = canSubmit(b, set);
+    this.submit.setAttribute('aria-disabled', String(!ready));
+    if (this.pair) {
+      const v = ranked ? verdict(b, set) : null;
+      for (const [name, el] of Object.entries(this.choice)) press(el, name === v);
+      this.cards.forEach((card, i) => {
+        const won = v === 'ab'[i];
+        card.el.classList.toggle('won', won);
+        card.el.classList.toggle('tied', v === 'tie');
+        card.badge.textContent = won ? t('label.better') + (b.strength ? ` · ${t(`strength.${b.strength}`)}` : '') : v === 'tie' ? t('label.tie') : '';
+      });
+      this.strengths.forEach((el, i) => {
+        press(el, b.strength === STRENGTHS[i]);
+        el.disabled = v !== 'a' && v !== 'b';
+      });
+    } else {
+      this.cards.forEach((card, i) => {
+        const tier = ranked ? b.tiers[card.completion.id] : undefined;
+        card.el.classList.toggle('here', i === this.cursor);
+        card.el.classList.toggle('won', tier === 1);
+        card.badge.textContent = tier ? t('label.tier', { n: tier }) : '';
+        card.tierButtons.forEach((el, n) => press(el, tier === n + 1));
+      });
+      this.#strip();
+    }
+    for (const card of this.cards) {
+      const id = card.completion.id;
+      card.extra.querySelectorAll('.rating button').forEach((el, n) => press(el, b.ratings[id] === n + 1));
+      card.extra.querySelectorAll('.flags button').forEach((el, n) => press(el, (b.flags[id] ?? []).includes(FLAGS[n])));
+    }
+    const left = set.completions.filter((c) => !b.tiers[c.id]).length;
+    this.say(
+      b.outcome !== 'ranked'
+        ? t(`label.hint_${b.outcome}`)
+        : ready
+          ? t('label.hint_ready')
+          : this.pair
+            ? t('label.hint_pair')
+            : t('label.hint_left', { n: left }),
+    );
+  }
+
+  say(text) {
+    if (this.hint.textContent !== text) this.hint.textContent = text;
+  }
+}
