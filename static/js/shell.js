@@ -10,7 +10,7 @@ function themeButton() {
   const button = h('button', { class: 'icon-button', type: 'button' });
   const show = () => {
     const theme = root.dataset.theme ?? 'auto';
-    fill(button, icon({ auto: 'auto', light: 'sun', dark: 'moon' }[theme]));
+    fill(button, icon({ auto: 'auto', light: 'sun', dark: 'moon' }[theme]), h('span', { class: 'menu-only', text: t(`theme.${theme}`) }));
     button.setAttribute('aria-label', `${t('theme')}: ${t(`theme.${theme}`)}`);
     button.title = button.getAttribute('aria-label');
   };

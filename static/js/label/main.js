@@ -18,7 +18,7 @@ const progress = h('button', { class: 'quiet progress-button', type: 'button', t
 const saving = h('span', { class: 'saving', role: 'status', 'aria-live': 'polite' });
 const guide = h('button', { class: 'quiet', type: 'button', 'aria-expanded': 'false' }, icon('book'), h('span', { text: t('guidelines') }));
 const sheet = h('button', { class: 'icon-button help-button', type: 'button', 'aria-label': t('keys.title'), title: t('keys.title') }, h('kbd', { text: '?' }));
-const page = shell('label', { tools: [guide, sheet], status: [saving, progress] });
+const page = shell('label', { tools: [h('a', { class: 'button quiet', href: '/label?ask=1', text: t('ask.link') }), guide, sheet], status: [saving, progress] });
 document.body.classList.add('label-page');
 
 const view = { ...{ diff: false, plain: false, more: false }, ...keep.get('instructd.label.view') };
@@ -107,16 +107,16 @@ function show(set, ballot) {
   setTimeout(() => work?.set === set && !paused.length && !set.judgment && !set.asked && prefetch(), 1200);
 }
 
-function showEmpty() {
+function showEmpty(asking = false) {
   fill(
     page.main,
     h(
       'div',
       { class: 'centre empty' },
-      h('h1', { text: t('empty.title') }),
+      h('h1', { text: t(asking ? 'ask.title' : 'empty.title') }),
       h('p', { class: 'muted', text: t('empty.text') }),
       askForm(asked),
-      h('p', null, h('button', { type: 'button', class: 'quiet', text: t('empty.look_again'), on: { click: advance } })),
+      h('p', null, h('button', { type: 'button', class: 'quiet', text: t(asking ? 'ask.to_queue' : 'empty.look_again'), on: { click: advance } })),
     ),
   );
 }
@@ -358,7 +358,10 @@ async function start() {
     const asking = new URL(location.href).searchParams.has('ask');
     const current = keep.get(CURRENT, sessionStorage);
     const wanted = new URL(location.href).searchParams.get('set_id');
-    if (asking) return showEmpty();
+    if (asking) {
+      history.replaceState(null, '', '/label');
+      return showEmpty(true);
+    }
     if (wanted) return await asked(wanted).catch(() => advance());
     if (current?.lease_token && toMs(current.expires_at) > Date.now() + 5000 && current.me?.name === labeler.name) {
       me = { ...current.me, open: current.queue?.open };

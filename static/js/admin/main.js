@@ -1,0 +1,72 @@
+// Admin page: routes by hash, one view at a time; each view cleans up through its AbortSignal.
+import { fill, h } from '../dom.js';
+import { t } from '../i18n.js';
+import { failure, requireSession, shell } from '../shell.js';
+import { jobsView, newJobView } from './jobs.js';
+import { labelsView } from './labels.js';
+import { modelsView } from './models.js';
+import { overviewView } from './overview.js';
+import { runView } from './run.js';
+
+const page = shell('admin');
+document.body.classList.add('admin-page');
+
+const TABS = [
+  ['overview', '#/'],
+  ['jobs', '#/jobs'],
+  ['models', '#/models'],
+  ['labels', '#/labels'],
+];
+
+const ROUTES = [
+  [/^\/?$/, 'overview', overviewView],
+  [/^\/jobs$/, 'jobs', jobsView],
+  [/^\/jobs\/new(?:\/([\w.-]+))?$/, 'jobs', newJobView],
+  [/^\/jobs\/([^/]+)$/, 'jobs', runView],
+  [/^\/models$/, 'models', modelsView],
+  [/^\/labels$/, 'labels', labelsView],
+];
+
+const nav = h('nav', { class: 'tabs', 'aria-label': t('nav.admin') });
+const body = h('div', { class: 'admin-body' });
+let leave = null;
+
+async function route() {
+  leave?.abort();
+  leave = new AbortController();
+  const { signal } = leave;
+  const [path, query] = location.hash.replace(/^#/, '').split('?');
+  const match = ROUTES.map(([pattern, tab, view]) => ({ m: pattern.exec(path), tab, view })).find((r) => r.m);
+  const { m, tab, view } = match ?? { m: [], tab: 'overview', view: overviewView };
+  fill(
+    nav,
+    TABS.map(([name, href]) => h('a', { href, 'aria-current': name === tab ? 'page' : null, text: t(`admin.${name}`) })),
+  );
+  const el = h('div', { class: `view ${tab}` });
+  fill(body, el);
+  window.scrollTo(0, 0);
+  try {
+    await view(el, { id: m[1] ? decodeURIComponent(m[1]) : null, query: new URLSearchParams(query ?? ''), signal });
+  } catch (e) {
+    if (e.name === 'AbortError' || signal.aborted) return;
+    if (e.status === 401) return start();
+    fill(el, failure(e, route));
+  }
+}
+
+async function start() {
+  try {
+    const who = await requireSession(page);
+    if (who.role !== 'admin') {
+      fill(page.main, h('div', { class: 'centre' }, h('div', { class: 'notice', role: 'alert', text: t('admin.not_admin') })));
+      return;
+    }
+    fill(page.main, nav, body);
+    window.addEventListener('hashchange', route);
+    await route();
+  } catch (e) {
+    fill(page.main, h('div', { class: 'centre' }, failure(e, start)));
+  }
+}
+
+start();

@@ -1,0 +1,110 @@
+// The loop as one picture, with counts and the next sensible action.
+import { get } from '../api.js';
+import { fill, h, svg } from '../dom.js';
+import { num, t } from '../i18n.js';
+import { every, metricsText, progressBar, progressText, stateTag } from './parts.js';
+
+/** What each `next_action` code of the server leads to: [node to light up, link]. */
+const ACTIONS = {
+  add_prompts: ['prompts', '#/labels'],
+  import: ['prompts', '#/labels'],
+  rank: ['rankings', '/label'],
+  train_sft: ['active', '#/jobs/new/sft'],
+  train_reward: ['reward', '#/jobs/new/reward'],
+  train_ppo: ['ppo', '#/jobs/new/ppo'],
+  watch: ['ppo', '#/jobs'],
+  promote: ['active', '#/models'],
+};
+
+// other spellings a server may use
+const ALIASES = { label: 'rank', rank_completions: 'rank', collect_rankings: 'rank', reward: 'train_reward', ppo: 'train_ppo', sft: 'train_sft', wait: 'watch', import_prompts: 'add_prompts' };
+
+function suggestion(o) {
+  const given = o.next_action;
+  const raw = typeof given === 'string' ? given : (given?.action ?? given?.code ?? given?.kind ?? given?.id ?? null);
+  const code = ALIASES[raw] ?? raw;
+  if (code in ACTIONS) return { code, text: t(`next.${code}`), why: t(`next.${code}_why`) };
+  const c = o.counts ?? {};
+  const own = o.running_jobs?.length
+    ? 'watch'
+    : !c.prompts
+      ? 'add_prompts'
+      : !c.judgments
+        ? 'rank'
+        : !o.active_reward
+          ? 'train_reward'
+          : 'train_ppo';
+  const told = typeof given === 'object' && given ? (given.message ?? given.label ?? given.text) : raw;
+  return { code: own, text: t(`next.${own}`), why: told ?? t(`next.${own}_why`) };
+}
+
+const arrow = (name, label) =>
+  h(
+    'div',
+    { class: `arrow ${name}` },
+    svg('svg', { viewBox: '0 0 48 16', 'aria-hidden': 'true' }, svg('path', { d: 'M2 8h42M38 2l6 6-6 6' })),
+    h('span', { text: label }),
+  );
+
+const node = (name, lit, href, value, ...lines) =>
+  h(
+    'a',
+    { class: `node ${name} ${lit === name ? 'next' : ''}`, href },
+    h('span', { class: 'node-name', text: t(`loop.${name}`) }),
+    h('strong', { class: 'node-value', text: value }),
+    lines.filter(Boolean).map((text) => h('span', { class: 'node-line', text })),
+  );
+
+export async function overviewView(el, { signal }) {
+  const draw = async () => {
+    const o = await get('/admin/api/overview', null, { signal });
+    const c = o.counts ?? {};
+    const next = suggestion(o);
+    const [lit, href] = ACTIONS[next.code];
+    const running = o.running_jobs ?? [];
+    const byKind = (kind) => running.filter((j) => j.kind === kind).length;
+    const policy = o.active_policy;
+    const reward = o.active_reward;
+    fill(
+      el,
+      h(
+        'div',
+        { class: 'next-step' },
+        h('div', null, h('p', { class: 'eyebrow', text: t('next.title') }), h('h1', { text: next.text }), h('p', { class: 'muted', text: next.why })),
+        h('a', { class: 'button primary', href: next.code === 'watch' && running.length === 1 ? `#/jobs/${running[0].id}` : href, text: t('next.go'), 'aria-label': next.text }),
+      ),
+      h(
+        'div',
+        { class: 'loop', role: 'group', 'aria-label': t('loop.title') },
+        node('prompts', lit, '#/labels', num(c.prompts ?? 0), t('loop.demonstrations', { n: c.demonstrations ?? 0 })),
+        arrow('a1', t('loop.sample')),
+        node('completions', lit, '/chat', num(c.completions ?? 0), t('loop.feedback', { n: c.feedback_events ?? 0 })),
+        arrow('a2', t('loop.rank')),
+        node('rankings', lit, '/label', num(c.judgments ?? 0), t('loop.sets', { n: c.sets_open ?? 0 }), c.leases ? t('loop.leases', { n: c.leases }) : null),
+        arrow('a3', t('loop.learn')),
+        node('reward', lit, '#/models', reward?.name ?? t('loop.none'), metricsText(reward?.metrics, 2), byKind('reward') ? t('loop.training') : null),
+        arrow('a4', t('loop.optimise')),
+        node('ppo', lit, '#/jobs', running.length ? t('loop.running', { n: running.length }) : t('loop.idle'), c.jobs_queued ? t('loop.queued', { n: c.jobs_queued }) : null),
+        arrow('a5', t('loop.promote')),
+        node('active', lit, '#/models', policy?.name ?? t('loop.none'), policy ? `${policy.stage}` : null, metricsText(policy?.metrics, 2)),
+        arrow('a6', t('loop.serve')),
+      ),
+      running.length
+        ? h(
+            'section',
+            { class: 'panel block' },
+            h('header', { class: 'block-head' }, h('h2', { text: t('loop.running_jobs') }), h('a', { href: '#/jobs', text: t('loop.all_jobs') })),
+            h(
+              'ul',
+              { class: 'running' },
+              running.map((j) => h('li', null, h('a', { href: `#/jobs/${j.id}`, text: j.kind }), stateTag(j.state), h('div', { class: 'grow' }, progressBar(j)), h('span', { class: 'muted', text: progressText(j) }))),
+            ),
+          )
+        : null,
+    );
+  };
+  await draw();
+  every(4, signal, async () => {
+    if (!el.contains(document.activeElement)) await draw(); // never pulls a focused control away
+  });
+}
