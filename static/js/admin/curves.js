@@ -89,7 +89,7 @@ export class Chart {
     else this.#build(series, data, lines.some((l) => l.axis === 1));
     this.key = key;
     this.#readout(null);
-    const last = lines.map((l) => `${l.label}: ${fig(l.values.at(-1))}`).join(', ');
+    const last = lines.map((l) => `${l.label} ${fig(l.values.at(-1))}`.trim()).join(', ');
     this.plot.setAttribute('aria-label', t('chart.label', { title: this.title, last }));
   }
 

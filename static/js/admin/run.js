@@ -86,7 +86,7 @@ export async function runView(el, { id, query, signal }) {
         [...tables].flatMap(([run, table], r) => {
           const line = table.get(name);
           if (!line) return [];
-          const label = tables.size === 1 ? metricTitle(name) : colourByMetric ? `${metricTitle(name)} · ${nameOf(run)}` : nameOf(run);
+          const label = tables.size === 1 ? (colourByMetric ? metricTitle(name) : '') : colourByMetric ? `${metricTitle(name)} · ${nameOf(run)}` : nameOf(run);
           return [{ name, label, ...line, axis: colourByMetric ? axis : 0, colour: colourByMetric ? axis : r, dash: colourByMetric ? r : 0 }];
         }),
       );
