@@ -1,1 +1,13 @@
-//! TODO
+//! Judgments, demonstrations and prompts as files: JSONL in and out, pairs from rankings, text corpora.
+//! No SQL and no tensors: rows of the store and files of a job meet here.
+
+pub mod corpus;
+mod formats;
+mod lines;
+pub mod preferences;
+pub mod records;
+
+pub use formats::{export, import};
+pub use lines::{DataError, LineError, read_comparisons, read_demonstrations, read_prompts};
+pub use preferences::{Pair, content_hash, pairs, split_of};
+pub use records::{Comparison, Format, PromptInput, PromptRecord, RankedText, Record, Written};

@@ -2,5 +2,6 @@
 
 mod damaged;
 mod fixtures;
+mod records;
 mod roundtrip;
 mod tokens;

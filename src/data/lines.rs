@@ -1,0 +1,145 @@
+//! Reading JSONL: one line in memory at a time, every error with its line number.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use super::records::{Comparison, Format, PromptRecord, Record, Written};
+
+/// Longer lines are refused (and skipped without being kept).
+const MAX_LINE: u64 = 16 << 20;
+
+/// A line that could not be used; lines count from 1.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, thiserror::Error)]
+#[error("line {line}: {message}")]
+pub struct LineError {
+    pub line: usize,
+    pub message: String,
+}
+
+/// A data file that a recipe cannot use.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    #[error("cannot read {}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{}: {error}", path.display())]
+    Line { path: PathBuf, error: LineError },
+    #[error("{}: there is no {what} in it", path.display())]
+    Empty { path: PathBuf, what: &'static str },
+}
+
+/// (line number, text) of the lines that are not blank.
+pub(super) struct Lines<R> {
+    reader: R,
+    line: usize,
+    done: bool,
+}
+
+impl<R: BufRead> Lines<R> {
+    pub fn new(reader: R) -> Self {
+        Self { reader, line: 0, done: false }
+    }
+
+    /// Reads on to the end of the line, keeping nothing.
+    fn skip_rest(&mut self) -> std::io::Result<()> {
+        loop {
+            let buffer = self.reader.fill_buf()?;
+            if buffer.is_empty() {
+                return Ok(());
+            }
+            match buffer.iter().position(|b| *b == b'\n') {
+                Some(at) => {
+                    self.reader.consume(at + 1);
+                    return Ok(());
+                }
+                None => {
+                    let n = buffer.len();
+                    self.reader.consume(n);
+                }
+            }
+        }
+    }
+
+    fn read(&mut self) -> Option<Result<String, LineError>> {
+        self.line += 1;
+        let line = self.line;
+        let mut bytes = Vec::new();
+        let mut outcome = self.reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut bytes);
+        let too_long = bytes.len() as u64 == MAX_LINE && !bytes.ends_with(b"\n");
+        if too_long {
+            outcome = self.skip_rest().map(|()| bytes.len());
+        }
+        match outcome {
+            Err(error) => {
+                self.done = true;
+                return Some(Err(LineError { line, message: format!("cannot be read: {error}") }));
+            }
+            Ok(0) => {
+                self.done = true;
+                return None;
+            }
+            Ok(_) => {}
+        }
+        if too_long {
+            return Some(Err(LineError { line, message: format!("longer than {MAX_LINE} bytes") }));
+        }
+        Some(String::from_utf8(bytes).map_err(|_| LineError { line, message: "not UTF-8".into() }))
+    }
+}
+
+impl<R: BufRead> Iterator for Lines<R> {
+    type Item = Result<(usize, String), LineError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.done {
+            match self.read()? {
+                Ok(text) if text.trim().is_empty() => {}
+                Ok(text) => {
+                    // Files made on Windows begin with a byte-order mark.
+                    let text = text.trim().trim_start_matches('\u{FEFF}').to_owned();
+                    return Some(Ok((self.line, text)));
+                }
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        None
+    }
+}
+
+/// Reads a whole file; the first bad line fails it, and so does an empty file.
+fn read<T>(
+    path: &Path,
+    format: Format,
+    what: &'static str,
+    pick: impl Fn(Record) -> Option<T>,
+) -> Result<Vec<T>, DataError> {
+    let file = File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
+    let records: Vec<T> = super::import(format, BufReader::new(file))
+        .filter_map(|record| record.map(&pick).transpose())
+        .collect::<Result<_, _>>()
+        .map_err(|error| DataError::Line { path: path.to_owned(), error })?;
+    if records.is_empty() {
+        return Err(DataError::Empty { path: path.to_owned(), what });
+    }
+    Ok(records)
+}
+
+/// Comparisons JSONL.
+pub fn read_comparisons(path: &Path) -> Result<Vec<Comparison>, DataError> {
+    read(path, Format::Comparisons, "comparison", |r| if let Record::Comparison(c) = r { Some(c) } else { None })
+}
+
+/// Demonstrations JSONL.
+pub fn read_demonstrations(path: &Path) -> Result<Vec<Written>, DataError> {
+    read(
+        path,
+        Format::Demonstrations,
+        "demonstration",
+        |r| if let Record::Demonstration(d) = r { Some(d) } else { None },
+    )
+}
+
+/// Prompts JSONL. A string prompt is raw text, a list of messages goes through the chat template.
+pub fn read_prompts(path: &Path) -> Result<Vec<PromptRecord>, DataError> {
+    read(path, Format::Prompts, "prompt", |r| if let Record::Prompt(p) = r { Some(p) } else { None })
+}

@@ -1,0 +1,140 @@
+//! What one line of a data file says, whatever the format it came in.
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{Message, Outcome, RankedSet, Split, Strength};
+
+/// Names of file formats, as in `POST /admin/import?format=…`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// K-wise rankings with tiers: the house format.
+    Comparisons,
+    /// TRL preference data: `prompt`, `chosen`, `rejected`, implicit or explicit, strings or messages.
+    Trl,
+    /// Anthropic HH: `chosen` and `rejected` as `\n\nHuman: … \n\nAssistant: …` texts.
+    Hh,
+    Demonstrations,
+    Prompts,
+}
+
+impl Format {
+    pub const ALL: &'static [Self] = &[Self::Comparisons, Self::Trl, Self::Hh, Self::Demonstrations, Self::Prompts];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Comparisons => "comparisons",
+            Self::Trl => "trl",
+            Self::Hh => "hh",
+            Self::Demonstrations => "demonstrations",
+            Self::Prompts => "prompts",
+        }
+    }
+
+    /// The format of this name, or `None`.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|format| format.as_str() == name)
+    }
+}
+
+/// A conversation for the chat template, or raw text that goes to the model as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PromptInput {
+    Chat(Vec<Message>),
+    Text(String),
+}
+
+impl PromptInput {
+    /// As messages, for the store: raw text becomes one message of the user.
+    pub fn into_messages(self) -> Vec<Message> {
+        match self {
+            Self::Chat(messages) => messages,
+            Self::Text(content) => vec![Message { role: "user".into(), content }],
+        }
+    }
+
+    /// As messages, without giving up the original.
+    pub fn messages(&self) -> Vec<Message> {
+        self.clone().into_messages()
+    }
+}
+
+impl From<Vec<Message>> for PromptInput {
+    fn from(messages: Vec<Message>) -> Self {
+        Self::Chat(messages)
+    }
+}
+
+/// One completion of a ranking. Tier 0 is best, equal tiers are a tie.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RankedText {
+    pub text: String,
+    pub tier: i64,
+}
+
+/// A ranked set: one line of comparisons JSONL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Comparison {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_id: Option<String>,
+    pub prompt: PromptInput,
+    /// Two or more.
+    pub completions: Vec<RankedText>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strength: Option<Strength>,
+    /// The side of the split that the store gave the prompt; else `split_of` its hash decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<Split>,
+}
+
+impl Comparison {
+    /// The line for a stored judgment; `None` when it ranks nothing (all bad, unrankable, skipped).
+    pub fn from_ranked(set: &RankedSet) -> Option<Self> {
+        if set.outcome != Outcome::Ranked || set.items.len() < 2 {
+            return None;
+        }
+        let completions =
+            set.items.iter().map(|item| RankedText { text: item.text.clone(), tier: item.tier }).collect();
+        Some(Self {
+            prompt_id: Some(set.prompt_id.to_string()),
+            prompt: PromptInput::Chat(set.messages.clone()),
+            completions,
+            strength: set.strength,
+            split: Some(set.split),
+        })
+    }
+
+    /// Which side of the split this set is on: as given, else by the hash of its prompt.
+    pub fn side(&self, heldout_fraction: f64) -> Split {
+        self.split.unwrap_or_else(|| super::split_of(&super::content_hash(&self.prompt.messages()), heldout_fraction))
+    }
+}
+
+/// A demonstration: one line of demonstrations JSONL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_id: Option<String>,
+    pub prompt: PromptInput,
+    pub completion: String,
+}
+
+/// A prompt: one line of prompts JSONL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromptRecord {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_id: Option<String>,
+    pub prompt: PromptInput,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lang: Option<String>,
+}
+
+/// One imported line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    Comparison(Comparison),
+    Demonstration(Written),
+    Prompt(PromptRecord),
+}
