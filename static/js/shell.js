@@ -1,7 +1,7 @@
 // What every page shares: header, language and theme, session, sign-in panel.
-import { ApiError, call, del, get, post } from './api.js';
+import { ApiError, del, get, post } from './api.js';
 import { LANGUAGES, lang, setLanguage, t } from './i18n.js';
-import { fill, h, icon, keep } from './dom.js';
+import { fill, h, icon, toast } from './dom.js';
 
 const THEMES = ['auto', 'light', 'dark'];
 
@@ -83,7 +83,16 @@ export function shell(page, { tools = [], status = [] } = {}) {
     menu,
   );
   fill(document.body, header, main);
+  let told = false;
   const setUser = (labeler) => {
+    if (labeler && !told) {
+      // a session that ends under the work: say so, keep everything on the screen
+      window.addEventListener('instructd:signed-out', () => {
+        if (told) return;
+        told = true;
+        toast(t('sign.ended'), { kind: 'bad', seconds: 0, action: { label: t('sign.in'), run: () => location.reload() } });
+      });
+    }
     fill(
       user,
       labeler
@@ -190,9 +199,7 @@ function inviteToken(text) {
 
 /** Session or sign-in; fills the user corner. */
 export async function requireSession(page, options) {
-  let labeler = await currentSession();
-  const url = new URL(location.href);
-  if (!labeler || (url.searchParams.has('invite') && labeler.role === 'labeler' && !labeler.id)) labeler = await signIn(page.main, options);
+  const labeler = (await currentSession()) ?? (await signIn(page.main, options));
   page.setUser(labeler);
   fill(page.main);
   return labeler;
@@ -207,5 +214,3 @@ export function failure(error, retry) {
     retry ? h('button', { type: 'button', text: t('retry'), on: { click: retry } }) : null,
   );
 }
-
-export { call, keep };

@@ -52,7 +52,8 @@ function makeField(path, name, raw, defs, context) {
   const help = (lang !== 'en' && has(`arg.${name}_help`) ? t(`arg.${name}_help`) : null) ?? s.description ?? (has(`arg.${name}_help`) ? t(`arg.${name}_help`) : '');
   const error = h('p', { class: 'form-error', id: `${id}-error` });
   const describe = `${id}-help ${id}-error`;
-  const note = s.default === undefined || (typeof s.default === 'object' && s.default !== null) ? '' : t('form.default', { v: s.default === null ? t('form.none') : s.default === '' ? '""' : String(s.default) });
+  const models = context.models?.(name, s);
+  const note = models || s.default === undefined || (typeof s.default === 'object' && s.default !== null) ? '' : t('form.default', { v: s.default === null ? t('form.none') : s.default === '' ? '""' : String(s.default) });
   const helpLine = h('p', { class: 'help', id: `${id}-help` }, help, help && note ? ' ' : '', note ? h('span', { class: 'nowrap', text: note }) : null);
   const mark = (message) => {
     error.textContent = message ?? '';
@@ -66,9 +67,8 @@ function makeField(path, name, raw, defs, context) {
   let children = [];
   let box;
 
-  const models = context.models?.(name, s);
   if (models) {
-    const select = h('select', { id, 'aria-describedby': describe }, h('option', { value: '', text: context.required.has(path) ? t('form.choose') : t('form.none') }), models.map((m) => h('option', { value: m.value, text: m.text, selected: m.selected })));
+    const select = h('select', { id, 'aria-describedby': describe }, h('option', { value: '', text: context.required.has(path) ? t('form.choose') : models.length ? t('form.server_picks') : t('form.none') }), models.map((m) => h('option', { value: m.value, text: m.text, selected: m.selected })));
     read = () => (select.value === '' ? undefined : select.value);
     box = h('div', { class: 'field' }, h('label', { for: id }, title), select, helpLine, error);
   } else if (s.choices) {

@@ -171,7 +171,7 @@ export async function labelsView(el, { signal }) {
             go.disabled = true;
             fill(report, h('p', { class: 'muted', text: t('labels.importing') }));
             try {
-              const r = await call('POST', '/admin/import', { raw: chosen, query: { format: format.value, name: chosen.name } });
+              const r = await call('POST', '/admin/import', { raw: chosen, query: { format: format.value, name: chosen.name.replace(/[^A-Za-z0-9._-]+/g, '_').slice(0, 64) } });
               fill(
                 report,
                 h('p', { class: r.errors?.length ? '' : 'good-text', text: t('labels.imported', { n: r.imported ?? 0, skipped: r.skipped ?? 0 }) }),

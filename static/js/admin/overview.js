@@ -1,41 +1,39 @@
 // The loop as one picture, with counts and the next sensible action.
 import { get } from '../api.js';
 import { fill, h, svg } from '../dom.js';
-import { num, t } from '../i18n.js';
+import { lang, num, t } from '../i18n.js';
 import { every, metricsText, progressBar, progressText, stateTag } from './parts.js';
 
 /** What each `next_action` code of the server leads to: [node to light up, link]. */
 const ACTIONS = {
-  add_prompts: ['prompts', '#/labels'],
   import: ['prompts', '#/labels'],
   rank: ['rankings', '/label'],
   train_sft: ['active', '#/jobs/new/sft'],
   train_reward: ['reward', '#/jobs/new/reward'],
   train_ppo: ['ppo', '#/jobs/new/ppo'],
-  watch: ['ppo', '#/jobs'],
+  wait: ['ppo', '#/jobs'],
   promote: ['active', '#/models'],
 };
 
-// other spellings a server may use
-const ALIASES = { label: 'rank', rank_completions: 'rank', collect_rankings: 'rank', reward: 'train_reward', ppo: 'train_ppo', sft: 'train_sft', wait: 'watch', import_prompts: 'add_prompts' };
-
+/** The server's suggestion (`{action, message}`), or one from the counts where its code is not known here. */
 function suggestion(o) {
-  const given = o.next_action;
-  const raw = typeof given === 'string' ? given : (given?.action ?? given?.code ?? given?.kind ?? given?.id ?? null);
-  const code = ALIASES[raw] ?? raw;
-  if (code in ACTIONS) return { code, text: t(`next.${code}`), why: t(`next.${code}_why`) };
+  const given = o.next_action ?? {};
   const c = o.counts ?? {};
-  const own = o.running_jobs?.length
-    ? 'watch'
-    : !c.prompts
-      ? 'add_prompts'
-      : !c.judgments
-        ? 'rank'
-        : !o.active_reward
-          ? 'train_reward'
-          : 'train_ppo';
-  const told = typeof given === 'object' && given ? (given.message ?? given.label ?? given.text) : raw;
-  return { code: own, text: t(`next.${own}`), why: told ?? t(`next.${own}_why`) };
+  const code =
+    given.action in ACTIONS
+      ? given.action
+      : o.running_jobs?.length
+        ? 'wait'
+        : !c.prompts
+          ? 'import'
+          : !c.judgments
+            ? 'rank'
+            : !o.active_reward
+              ? 'train_reward'
+              : 'train_ppo';
+  // the server's sentence is English and names things; other languages have a general one
+  const told = lang === 'en' && given.message ? `${given.message[0].toUpperCase()}${given.message.slice(1)}.` : null;
+  return { code, text: t(`next.${code}`), why: told ?? t(`next.${code}_why`) };
 }
 
 const arrow = (name, label) =>
@@ -61,7 +59,8 @@ export async function overviewView(el, { signal }) {
     const c = o.counts ?? {};
     const next = suggestion(o);
     const [lit, href] = ACTIONS[next.code];
-    const running = o.running_jobs ?? [];
+    const jobs = o.running_jobs ?? []; // queued ones too
+    const running = jobs.filter((j) => j.state === 'running');
     const byKind = (kind) => running.filter((j) => j.kind === kind).length;
     const policy = o.active_policy;
     const reward = o.active_reward;
@@ -71,7 +70,7 @@ export async function overviewView(el, { signal }) {
         'div',
         { class: 'next-step' },
         h('div', null, h('p', { class: 'eyebrow', text: t('next.title') }), h('h1', { text: next.text }), h('p', { class: 'muted', text: next.why })),
-        h('a', { class: 'button primary', href: next.code === 'watch' && running.length === 1 ? `#/jobs/${running[0].id}` : href, text: t('next.go'), 'aria-label': next.text }),
+        h('a', { class: 'button primary', href: next.code === 'wait' && running.length === 1 ? `#/jobs/${running[0].id}` : href, text: t('next.go'), 'aria-label': `${t('next.go')}: ${next.text}` }),
       ),
       h(
         'div',
@@ -89,7 +88,7 @@ export async function overviewView(el, { signal }) {
         node('active', lit, '#/models', policy?.name ?? t('loop.none'), policy ? `${policy.stage}` : null, metricsText(policy?.metrics, 2)),
         arrow('a6', t('loop.serve')),
       ),
-      running.length
+      jobs.length
         ? h(
             'section',
             { class: 'panel block' },
@@ -97,7 +96,7 @@ export async function overviewView(el, { signal }) {
             h(
               'ul',
               { class: 'running' },
-              running.map((j) => h('li', null, h('a', { href: `#/jobs/${j.id}`, text: j.kind }), stateTag(j.state), h('div', { class: 'grow' }, progressBar(j)), h('span', { class: 'muted', text: progressText(j) }))),
+              jobs.map((j) => h('li', null, h('a', { href: `#/jobs/${j.id}`, text: j.kind }), stateTag(j.state), h('div', { class: 'grow' }, progressBar(j)), h('span', { class: 'muted', text: progressText(j) }))),
             ),
           )
         : null,

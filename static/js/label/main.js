@@ -358,11 +358,15 @@ async function start() {
     const asking = new URL(location.href).searchParams.has('ask');
     const current = keep.get(CURRENT, sessionStorage);
     const wanted = new URL(location.href).searchParams.get('set_id');
-    if (asking) {
-      history.replaceState(null, '', '/label');
-      return showEmpty(true);
+    history.replaceState(null, '', '/label');
+    if (asking) return showEmpty(true);
+    // a reload resumes the set at hand instead of asking for it again
+    if (wanted && current?.set_id !== wanted) {
+      return await asked(wanted).catch((e) => {
+        toast(e.message, { kind: 'bad' });
+        return advance();
+      });
     }
-    if (wanted) return await asked(wanted).catch(() => advance());
     if (current?.lease_token && toMs(current.expires_at) > Date.now() + 5000 && current.me?.name === labeler.name) {
       me = { ...current.me, open: current.queue?.open };
       showProgress();

@@ -1,0 +1,136 @@
+// Phone, Chinese, accessibility: every page, by measurement.
+import assert from 'node:assert/strict';
+import { readFileSync, readdirSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { after, before, test } from 'node:test';
+import { axeSource, judgmentsOf, makeSet, openPage, signedInPage, startBrowser, startServer, visit } from './support.mjs';
+
+const STATIC = resolve(import.meta.dirname, '../../static');
+const words = Object.fromEntries(['en', 'zh'].map((l) => [l, JSON.parse(readFileSync(join(STATIC, `i18n/${l}.json`), 'utf8'))]));
+
+let server;
+let browser;
+before(async () => {
+  server = await startServer();
+  browser = await startBrowser();
+});
+after(async () => {
+  await browser?.close();
+  await server?.stop();
+});
+
+/** [path, selector to wait for]; `/label` needs an open set. */
+const PAGES = [
+  ['/', '.doors'],
+  ['/label', '.answer'],
+  ['/label?ask=1', '.ask'],
+  ['/chat', '#chat-input'],
+  ['/admin#/', '.loop'],
+  ['/admin#/jobs', '.view-head a.button'],
+  ['/admin#/jobs/new/ppo', '.schema-form'],
+  ['/admin#/models', '.tree'],
+  ['/admin#/labels', '#import-file'],
+];
+
+test('language files: same keys, nothing empty, Chinese is Chinese, every key in the code exists', () => {
+  assert.deepEqual(Object.keys(words.en), Object.keys(words.zh));
+  for (const lang of ['en', 'zh']) for (const [key, text] of Object.entries(words[lang])) assert.ok(text.trim() !== '', `${lang} ${key}`);
+  const translated = Object.values(words.zh).filter((x) => /\p{Script=Han}/u.test(x)).length;
+  assert.ok(translated > 0.97 * Object.keys(words.zh).length, `${translated} translated`);
+  const placeholders = (x) => [...x.matchAll(/\{\w+\}/g)].map(String).sort().join();
+  for (const key of Object.keys(words.en)) {
+    if (!key.endsWith('_one')) assert.equal(placeholders(words.zh[key]), placeholders(words.en[key]), key);
+  }
+  const files = readdirSync(join(STATIC, 'js'), { recursive: true }).filter((f) => f.endsWith('.js'));
+  for (const file of files) {
+    for (const [, key] of readFileSync(join(STATIC, 'js', file), 'utf8').matchAll(/\bt\('([^']+)'/g)) assert.ok(key in words.en, `${file}: ${key}`);
+  }
+});
+
+test('HTML is parsed in one place only', () => {
+  const files = readdirSync(join(STATIC, 'js'), { recursive: true }).filter((f) => f.endsWith('.js'));
+  const uses = files.flatMap((file) =>
+    readFileSync(join(STATIC, 'js', file), 'utf8')
+      .split('\n')
+      .filter((line) => /innerHTML|outerHTML|insertAdjacentHTML|document\.write|setHTML|\beval\(|new Function/.test(line))
+      .map(() => file),
+  );
+  assert.deepEqual([...new Set(uses)], ['dom.js']);
+});
+
+test('phone, Chinese: nothing overflows, no untranslated key, a pair is ranked by touch', async () => {
+  const set = await makeSet(server.url, '法国的首都是哪里?', ['巴黎。', '里昂。']);
+  const { page, context, trouble } = await signedInPage(browser, server.url, { phone: true, lang: 'zh' });
+  for (const [path, selector] of PAGES) {
+    await visit(page, server.url, path === '/label' ? `/label?set_id=${set}` : path, selector);
+    assert.equal(await page.locator('html').getAttribute('lang'), 'zh-Hans');
+    const seen = await page.evaluate(() => ({ width: document.documentElement.scrollWidth, view: window.innerWidth, text: document.body.innerText }));
+    assert.ok(seen.width <= 390 && seen.view === 390, `${path} is ${seen.width} wide in ${seen.view}`);
+    const raw = Object.keys(words.zh).filter((key) => key.includes('.') && new RegExp(`(^|\\s)${key.replaceAll('.', '\\.')}(\\s|$)`).test(seen.text));
+    assert.deepEqual(raw, [], `${path} shows keys`);
+    assert.match(seen.text, /\p{Script=Han}/u);
+    const small = await page.evaluate(() =>
+      [...document.querySelectorAll('button, select, .button, nav a')]
+        .filter((el) => el.checkVisibility({ visibilityProperty: true }) && !el.matches('.link'))
+        .map((el) => ({ box: el.getBoundingClientRect(), name: el.textContent || el.className }))
+        .filter(({ box }) => box.height < 40)
+        .map(({ box, name }) => `${name} ${box.height}`),
+    );
+    assert.deepEqual(small, [], `${path}: touch targets under 40 px`);
+  }
+  await visit(page, server.url, `/label?set_id=${set}`, '.answer');
+  await page.locator('[data-act=b]').tap();
+  const answer = page.waitForResponse((r) => r.url().endsWith('/judgment'));
+  await page.locator('[data-act=submit]').tap();
+  assert.equal((await answer).status(), 200);
+  const [judgment] = await judgmentsOf(server.url, set);
+  assert.equal(judgment.items.find((i) => i.tier === 0).shown_position, 1);
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('the language switch is remembered', async () => {
+  const { page, context } = await openPage(browser, server.url);
+  await visit(page, server.url, '/', '.doors');
+  await page.locator('.lang-button').click();
+  await page.locator('html[lang=zh-Hans] .doors').waitFor();
+  await page.goto(`${server.url}/chat`);
+  await page.locator('html[lang=zh-Hans] #chat-input').waitFor();
+  await context.close();
+});
+
+test('axe finds nothing serious on any page, light and dark', async () => {
+  const axe = await axeSource();
+  const found = [];
+  const check = async (page, where) => {
+    await page.evaluate(axe);
+    const result = await page.evaluate(() => window.axe.run(document, { resultTypes: ['violations'] }));
+    for (const v of result.violations) {
+      if (['serious', 'critical'].includes(v.impact)) found.push(`${where}: ${v.id} ${v.nodes.map((n) => n.target.join(' ')).slice(0, 4).join(' | ')}`);
+    }
+  };
+  for (const theme of ['light', 'dark']) {
+    const out = await openPage(browser, server.url, { theme });
+    await visit(out.page, server.url, '/label', '.sign-in');
+    await check(out.page, `sign-in ${theme}`);
+    await out.context.close();
+    const { page, context } = await signedInPage(browser, server.url, { theme });
+    for (const [path, selector] of PAGES) {
+      // a set of its own each time: three answers show every kind of control
+      const set = path === '/label' ? await makeSet(server.url, `Name a river (${theme}).`, ['The **Rhine**.', '```\ncode\n```', 'Mount Fuji.']) : null;
+      await visit(page, server.url, set ? `/label?set_id=${set}` : path, selector);
+      if (set) {
+        if ((await page.locator('.show-more').count()) === 0) await page.keyboard.press('m');
+        await page.keyboard.press('1');
+      }
+      await check(page, `${path} ${theme}`);
+      if (set) {
+        await page.keyboard.press('?');
+        await page.locator('dialog[open]').waitFor();
+        await check(page, `keys ${theme}`);
+      }
+    }
+    await context.close();
+  }
+  assert.deepEqual(found, []);
+});

@@ -1,0 +1,144 @@
+// Starts the real binary and Chromium; helpers that every browser test shares.
+//
+// INSTRUCTD_BIN  path of the binary (default: target/debug/instructd of this repository)
+// INSTRUCTD_URL  a server that runs already, instead (its admin key in INSTRUCTD_ADMIN_KEY)
+// CHROMIUM       path of Chromium (default: /usr/bin/chromium)
+import { spawn } from 'node:child_process';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { chromium } from 'playwright-core';
+
+const ROOT = resolve(import.meta.dirname, '../..');
+export const ADMIN_KEY = process.env.INSTRUCTD_ADMIN_KEY ?? 'browser-test-admin-key';
+const FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
+
+const freePort = () =>
+  new Promise((done, fail) => {
+    const s = createServer();
+    s.on('error', fail);
+    s.listen(0, '127.0.0.1', () => {
+      const { port } = s.address();
+      s.close(() => done(port));
+    });
+  });
+
+/** The server on a free port with an empty data directory and the tiny model; `stop()` ends it and cleans up. */
+export async function startServer() {
+  if (process.env.INSTRUCTD_URL) return { url: process.env.INSTRUCTD_URL, stop: async () => {} };
+  const bin = process.env.INSTRUCTD_BIN ?? join(ROOT, 'target/debug/instructd');
+  const data = await mkdtemp(join(tmpdir(), 'instructd-browser-'));
+  const port = await freePort();
+  const url = `http://127.0.0.1:${port}`;
+  const child = spawn(bin, ['serve', '--model', join(ROOT, 'tests/fixtures/llama-tied-tiny'), '--data-dir', data, '--listen', `127.0.0.1:${port}`], {
+    cwd: data,
+    env: { ...process.env, INSTRUCTD_ADMIN_KEY: ADMIN_KEY },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  let output = '';
+  for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output = (output + chunk).slice(-8000)));
+  const ended = new Promise((done) => child.once('exit', (code, signal) => done(`${code ?? signal}`)));
+  child.once('error', (e) => (output += e.message));
+  const stop = async () => {
+    child.kill('SIGTERM');
+    const forced = setTimeout(() => child.kill('SIGKILL'), 10_000);
+    await ended;
+    clearTimeout(forced);
+    await rm(data, { recursive: true, force: true });
+  };
+  for (let i = 0; i < 600; i++) {
+    if (child.exitCode !== null || child.pid === undefined) throw new Error(`the server did not start (${child.exitCode}):\n${output}`);
+    const ready = await fetch(`${url}/ready`).then((r) => r.ok, () => false);
+    if (ready) return { url, stop, output: () => output };
+    await new Promise((r) => setTimeout(r, 100));
+  }
+  await stop();
+  throw new Error(`the server was never ready:\n${output}`);
+}
+
+/** JSON call with the admin key; throws with the server's words where the answer is not 2xx. */
+export async function api(url, method, path, body) {
+  const response = await fetch(url + path, {
+    method,
+    headers: { authorization: `Bearer ${ADMIN_KEY}`, ...(body === undefined ? {} : { 'content-type': 'application/json' }) },
+    body: body === undefined ? undefined : JSON.stringify(body),
+  });
+  const text = await response.text();
+  if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${text}`);
+  return text === '' ? null : JSON.parse(text);
+}
+
+/** The array in a list answer. */
+export function listOf(answer) {
+  if (Array.isArray(answer)) return answer;
+  return answer?.data ?? Object.values(answer ?? {}).find(Array.isArray) ?? [];
+}
+
+/** A set with given texts; returns its id. */
+export async function makeSet(url, prompt, texts) {
+  const set = await api(url, 'POST', '/v1/comparison-sets', { messages: [{ role: 'user', content: prompt }], completions: texts.map((text) => ({ text })) });
+  return set.id ?? set.set_id;
+}
+
+export const judgmentsOf = async (url, setId) => listOf(await api(url, 'GET', '/v1/judgments?limit=200')).filter((j) => j.set_id === setId);
+
+export const startBrowser = () => chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: FLAGS });
+
+/**
+ * A fresh page that records what must not happen: `trouble` collects dialogs, CSP violations, uncaught errors
+ * and requests that leave the server.
+ */
+export async function openPage(browser, url, { lang = 'en', theme = 'light', phone = false } = {}) {
+  const context = await browser.newContext({
+    viewport: phone ? { width: 390, height: 844 } : { width: 1440, height: 900 },
+    hasTouch: phone,
+    isMobile: phone,
+    colorScheme: theme,
+    locale: 'en-GB',
+  });
+  const trouble = [];
+  await context.exposeFunction('__trouble', (text) => trouble.push(text));
+  await context.addInitScript((code) => {
+    if (localStorage.getItem('instructd.lang') === null) localStorage.setItem('instructd.lang', code);
+    document.addEventListener('securitypolicyviolation', (e) => window.__trouble(`CSP: ${e.violatedDirective} ${e.blockedURI} ${e.sample}`));
+  }, lang);
+  const page = await context.newPage();
+  page.on('dialog', (d) => {
+    trouble.push(`dialog: ${d.message()}`);
+    d.dismiss().catch(() => {});
+  });
+  page.on('pageerror', (e) => trouble.push(`error: ${e.stack ?? e}`));
+  context.on('request', (r) => {
+    const to = new URL(r.url());
+    if (!['blob:', 'data:'].includes(to.protocol) && to.origin !== url) trouble.push(`request left the server: ${r.url()}`);
+  });
+  page.on('console', (m) => /content security policy/i.test(m.text()) && trouble.push(`console: ${m.text()}`));
+  return { page, context, trouble };
+}
+
+/** Signs in through the panel of whatever page asks for it. */
+export async function signIn(page, url, path = '/label') {
+  await page.goto(url + path);
+  await page.locator('#sign-key').fill(ADMIN_KEY);
+  await page.locator('.sign-in button[type=submit]').click();
+  await page.locator('.sign-in').waitFor({ state: 'detached' });
+}
+
+/** Opens `path` and waits for `selector`. */
+export async function visit(page, url, path, selector) {
+  if (page.url() === url + path) await page.reload();
+  else await page.goto(url + path);
+  await page.locator(selector).first().waitFor();
+}
+
+/** A page that is signed in by cookie, without going through the panel. */
+export async function signedInPage(browser, url, options) {
+  const opened = await openPage(browser, url, options);
+  const response = await opened.context.request.post(`${url}/session`, { data: { key: ADMIN_KEY } });
+  if (!response.ok()) throw new Error(`POST /session: ${response.status()} ${await response.text()}`);
+  return opened;
+}
+
+export const axeSource = () => readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
