@@ -1,9 +1,34 @@
 //! The only room that knows SQL. One trait over two databases; `connect` picks by URL scheme.
 //! No policy, no clock, no randomness in here: callers pass ids, times and seeds.
 
+mod connect;
+mod jobs;
+mod judgments;
+mod models;
+mod people;
+mod prompts;
+mod rows;
+mod sets;
+mod sql;
+
+use std::sync::Arc;
+
 use async_trait::async_trait;
 
 use crate::domain::*;
+
+/// Opens the store at `sqlite:PATH`, `sqlite://PATH` or `postgres://…`, making it and applying missing
+/// migrations first. Refuses a schema written by a newer program, and SQLite before 3.51.3.
+pub async fn connect(url: &str) -> Result<Arc<dyn Store>> {
+    Ok(Arc::new(sql::SqlStore::open(url).await?))
+}
+
+/// Applies missing migrations and closes again (`instructd migrate`).
+pub async fn migrate(url: &str) -> Result<()> {
+    let store = sql::SqlStore::open(url).await?;
+    store.close().await;
+    Ok(())
+}
 
 /// What can go wrong in the store; the HTTP layer maps each to one status.
 #[derive(Debug, thiserror::Error)]
@@ -141,7 +166,10 @@ pub trait Store: Send + Sync + 'static {
     async fn get_gold(&self, set_id: &SetId) -> Result<Vec<(CompletionId, i64)>>;
 
     // leases: at most one current lease per (set, labeler), and never more current leases +
-    // submitted assignments on a set than its target_overlap. A labeler never gets a set twice.
+    // submitted assignments (+ rankings by API) on a set than its target_overlap. A labeler never gets
+    // a set again that he has judged or skipped, nor one he holds (unless he names it: then the same
+    // lease again, extended). A lease that ran out or was released unjudged may come back to him, as the
+    // same assignment with the same token and order.
     async fn lease_next(&self, request: LeaseRequest) -> Result<Option<Assignment>>;
     async fn get_assignment(&self, id: &AssignmentId) -> Result<Assignment>;
     async fn renew_lease(&self, id: &AssignmentId, lease_token: &str, now: Micros, expires_at: Micros) -> Result<()>;
@@ -149,6 +177,8 @@ pub trait Store: Send + Sync + 'static {
 
     // judgments: append-only. A replayed idempotency key returns the stored judgment.
     // An expired lease still submits as long as nobody else took the place (overlap not full).
+    // The store numbers revisions; a skip gives the place back; a revision needs no lease.
+    // The labelers `admin` and `import` exist from the start.
     async fn submit_judgment(&self, submit: SubmitJudgment) -> Result<Submitted>;
     async fn get_judgment(&self, id: &JudgmentId) -> Result<Judgment>;
     async fn list_judgments(&self, page: Page, labeler: Option<&LabelerId>) -> Result<Vec<Judgment>>;
@@ -228,8 +258,9 @@ pub trait Store: Send + Sync + 'static {
         result: Option<serde_json::Value>,
         error: Option<&str>,
     ) -> Result<()>;
-    /// Back to queued without counting an attempt (shutdown), or counting a crash.
-    async fn requeue_job(&self, fence: &Fence, crashed: bool, max_crashes: i64) -> Result<JobState>;
+    /// Back to queued: without counting the attempt (shutdown), or, with the child's last words in
+    /// `crash`, counting a crash; at `max_crashes` it becomes failed, and cancelled if that was asked for.
+    async fn requeue_job(&self, fence: &Fence, crash: Option<&str>, max_crashes: i64) -> Result<JobState>;
     /// Queued → cancelled at once; running → `cancel_requested`. Conflict when terminal.
     async fn cancel_job(&self, id: &JobId) -> Result<Job>;
     /// Failed or cancelled → queued again, keeping its checkpoint.

@@ -1,1 +1,7 @@
-//! Tests of one room; see the files beside this one.
+//! The store seen from outside: one conformance suite over every backend, and what is special to each.
+
+pub mod backend;
+mod conformance;
+pub mod fixture;
+mod queue;
+mod sqlite;

@@ -1,0 +1,214 @@
+//! Opens a database by URL, brings its schema up to date, and hands out read connections and write
+//! transactions.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{PgPool, SqlitePool};
+
+use super::rows::Conn;
+use super::{Result, StoreError};
+
+static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+
+/// Older versions can corrupt a WAL database when a checkpoint resets the log.
+const SQLITE_OLDEST: (u32, u32, u32) = (3, 51, 3);
+const SQLITE_READERS: u32 = 4;
+const POSTGRES_CONNECTIONS: u32 = 16;
+/// How long a caller waits for a Postgres connection before it is told "not available".
+const POSTGRES_ACQUIRE: Duration = Duration::from_secs(3);
+/// SQLite writes queue for the one writer; a long import may hold it for a while.
+const SQLITE_ACQUIRE: Duration = Duration::from_secs(15);
+
+pub(super) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Pools of one database.
+#[derive(Clone)]
+pub(super) enum Db {
+    /// WAL lets readers go on beside the single writer.
+    Sqlite {
+        readers: SqlitePool,
+        writer: SqlitePool,
+    },
+    Postgres(PgPool),
+}
+
+enum Target {
+    Sqlite(PathBuf),
+    Postgres,
+}
+
+fn target(url: &str) -> Result<Target> {
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        return Ok(Target::Postgres);
+    }
+    let Some(rest) = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) else {
+        return Err(StoreError::Internal(format!(
+            "database URL must begin with sqlite: or postgres: (got {:?})",
+            url.split(':').next().unwrap_or_default()
+        )));
+    };
+    let path = rest.split('?').next().unwrap_or(rest);
+    if path.is_empty() || path.contains(":memory:") {
+        return Err(StoreError::Internal("the SQLite database must be a file".into()));
+    }
+    Ok(Target::Sqlite(PathBuf::from(path)))
+}
+
+fn sqlite_options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(Duration::from_secs(5))
+        .foreign_keys(true)
+}
+
+async fn sqlite_writer(path: &Path) -> Result<SqlitePool> {
+    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        tokio::fs::create_dir_all(parent)
+            .await
+            .map_err(|e| StoreError::Unavailable(format!("cannot make {}: {e}", parent.display())))?;
+    }
+    let writer = SqlitePoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(SQLITE_ACQUIRE)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .connect_with(sqlite_options(path))
+        .await?;
+    let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&writer).await?;
+    let mut numbers = version.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    let found = (next(), next(), next());
+    if found < SQLITE_OLDEST {
+        return Err(StoreError::Internal(format!("SQLite {version} is too old: 3.51.3 or newer is needed")));
+    }
+    Ok(writer)
+}
+
+fn migrate_error(error: MigrateError) -> StoreError {
+    match error {
+        MigrateError::VersionMissing(v) => StoreError::Internal(format!(
+            "the database has schema version {v}, which this program does not know: it was written by a newer instructd"
+        )),
+        MigrateError::Execute(e) => e.into(),
+        other => StoreError::Internal(format!("migration failed: {other}")),
+    }
+}
+
+/// SQLite's migrator takes no lock of its own, so two processes starting together would race.
+async fn migrate_sqlite(path: &Path, writer: &SqlitePool) -> Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".migrate-lock");
+    let lock = tokio::task::spawn_blocking(move || -> std::io::Result<std::fs::File> {
+        let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(PathBuf::from(name))?;
+        fs4::FileExt::lock(&file)?;
+        Ok(file)
+    })
+    .await
+    .map_err(|e| StoreError::Internal(e.to_string()))?
+    .map_err(|e| StoreError::Unavailable(format!("cannot take the migration lock: {e}")))?;
+    let done = SQLITE_MIGRATIONS.run(writer).await.map_err(migrate_error);
+    drop(lock);
+    done
+}
+
+async fn postgres_pool(url: &str) -> Result<PgPool> {
+    let options = PgConnectOptions::from_str(url)?.application_name("instructd").options([
+        ("statement_timeout", "30s"),
+        ("lock_timeout", "5s"),
+        ("idle_in_transaction_session_timeout", "30s"),
+    ]);
+    Ok(PgPoolOptions::new()
+        .max_connections(POSTGRES_CONNECTIONS)
+        .acquire_timeout(POSTGRES_ACQUIRE)
+        .connect_with(options)
+        .await?)
+}
+
+impl Db {
+    /// Opens the database and applies missing migrations. Refuses a schema newer than this program.
+    pub(super) async fn open(url: &str) -> Result<Self> {
+        match target(url)? {
+            Target::Sqlite(path) => {
+                let writer = sqlite_writer(&path).await?;
+                migrate_sqlite(&path, &writer).await?;
+                let readers = SqlitePoolOptions::new()
+                    .max_connections(SQLITE_READERS)
+                    .acquire_timeout(SQLITE_ACQUIRE)
+                    .connect_with(sqlite_options(&path).pragma("query_only", "ON"))
+                    .await?;
+                Ok(Self::Sqlite { readers, writer })
+            }
+            Target::Postgres => {
+                let pool = postgres_pool(url).await?;
+                POSTGRES_MIGRATIONS.run(&pool).await.map_err(migrate_error)?;
+                Ok(Self::Postgres(pool))
+            }
+        }
+    }
+
+    pub(super) fn backend(&self) -> &'static str {
+        match self {
+            Self::Sqlite { .. } => "sqlite",
+            Self::Postgres(_) => "postgres",
+        }
+    }
+
+    pub(super) async fn read(&self) -> Result<Conn> {
+        Ok(match self {
+            Self::Sqlite { readers, .. } => Conn::SqliteRead(readers.acquire().await?),
+            Self::Postgres(pool) => Conn::PostgresRead(pool.acquire().await?),
+        })
+    }
+
+    /// A deferred SQLite transaction that turns into a writer fails at once, whatever the busy timeout.
+    async fn begin(&self) -> Result<Conn> {
+        Ok(match self {
+            Self::Sqlite { writer, .. } => Conn::SqliteWrite(writer.begin_with("BEGIN IMMEDIATE").await?),
+            Self::Postgres(pool) => Conn::PostgresWrite(pool.begin().await?),
+        })
+    }
+
+    /// Runs `work` in a write transaction and returns after the commit. It runs in its own task: a
+    /// caller that goes away (an HTTP client hanging up) neither cancels a commit nor leaves a
+    /// connection inside a transaction. `work` awaits nothing but its connection.
+    pub(super) async fn write<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut Conn) -> BoxFuture<'c, Result<T>> + Send + 'static,
+    {
+        let db = self.clone();
+        let task = tokio::spawn(async move {
+            let mut conn = db.begin().await?;
+            match work(&mut conn).await {
+                Ok(value) => conn.commit().await.map(|()| value),
+                Err(error) => {
+                    // The first error is the one to report; a failed rollback closes the connection.
+                    let _ = conn.rollback().await;
+                    Err(error)
+                }
+            }
+        });
+        task.await.map_err(|e| StoreError::Internal(format!("a write was torn down: {e}")))?
+    }
+
+    pub(super) async fn close(&self) {
+        match self {
+            Self::Sqlite { readers, writer } => {
+                readers.close().await;
+                writer.close().await;
+            }
+            Self::Postgres(pool) => pool.close().await,
+        }
+    }
+}

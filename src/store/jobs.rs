@@ -1,0 +1,329 @@
+//! The job queue: claims with leases on the database's clock, fenced writes, events and curves.
+
+use super::rows::{Arg, Conn, Row, args, json, not_found, placeholders};
+use super::{Fence, Page, Result, StoreError};
+use crate::domain::*;
+
+fn job(row: &Row) -> Result<Job> {
+    Ok(Job {
+        id: row.text("id")?.into(),
+        kind: row.text("kind")?,
+        args: row.json("args")?,
+        state: row.name("state", JobState::parse)?,
+        unique_key: row.opt_text("unique_key")?,
+        priority: row.int("priority")?,
+        attempt: row.int("attempt")?,
+        max_attempts: row.int("max_attempts")?,
+        crash_count: row.int("crash_count")?,
+        lease_owner: row.opt_text("lease_owner")?,
+        lease_expires: row.opt_int("lease_expires")?,
+        cancel_requested: row.flag("cancel_requested")?,
+        checkpoint_uri: row.opt_text("checkpoint_uri")?,
+        external_ref: row.opt_text("external_ref")?,
+        progress: row.opt_json("progress")?,
+        result: row.opt_json("result")?,
+        error: row.opt_text("error")?,
+        created: row.int("created")?,
+        started: row.opt_int("started")?,
+        finished: row.opt_int("finished")?,
+    })
+}
+
+fn busy_key(key: &Option<String>) -> StoreError {
+    StoreError::Conflict(format!("a job with the key '{}' is queued or running already", key.as_deref().unwrap_or("")))
+}
+
+/// Two jobs with one key: the unique index speaks, in words a user understands.
+fn keyed(key: &Option<String>) -> impl Fn(StoreError) -> StoreError + '_ {
+    move |error| match error {
+        StoreError::Conflict(m) if m.contains("unique_key") => busy_key(key),
+        other => other,
+    }
+}
+
+pub(super) async fn enqueue(conn: &mut Conn, j: &Job) -> Result<Job> {
+    conn.run(
+        "INSERT INTO jobs (id, kind, args, state, unique_key, priority, attempt, max_attempts, crash_count,
+             cancel_requested, checkpoint_uri, external_ref, created)
+         VALUES ($1, $2, $3, 'queued', $4, $5, 0, $6, 0, $7, $8, $9, $10)",
+        args![
+            j.id.as_str(),
+            &j.kind,
+            &j.args,
+            &j.unique_key,
+            j.priority,
+            j.max_attempts,
+            false,
+            &j.checkpoint_uri,
+            &j.external_ref,
+            j.created
+        ],
+    )
+    .await
+    .map_err(keyed(&j.unique_key))?;
+    get(conn, &j.id).await
+}
+
+pub(super) async fn get(conn: &mut Conn, id: &JobId) -> Result<Job> {
+    let row = conn.one("SELECT * FROM jobs WHERE id = $1", args![id.as_str()]).await?;
+    job(&row.ok_or_else(|| not_found("job", id.as_str()))?)
+}
+
+/// Reads a job that this transaction is going to change: on Postgres its row is locked.
+async fn get_locked(conn: &mut Conn, id: &JobId) -> Result<Job> {
+    if conn.is_postgres() {
+        conn.run("SELECT id FROM jobs WHERE id = $1 FOR UPDATE", args![id.as_str()]).await?;
+    }
+    get(conn, id).await
+}
+
+pub(super) async fn list(conn: &mut Conn, page: &Page, state: Option<JobState>) -> Result<Vec<Job>> {
+    conn.all(
+        "SELECT * FROM jobs WHERE ($1 IS NULL OR id < $1) AND ($2 IS NULL OR state = $2)
+         ORDER BY id DESC LIMIT $3",
+        args![&page.after, state.map(JobState::as_str), page.limit],
+    )
+    .await?
+    .iter()
+    .map(job)
+    .collect()
+}
+
+async fn finish_unfenced(conn: &mut Conn, id: &JobId, state: JobState, crashes: i64, error: &str) -> Result<()> {
+    let now = conn.now().await?;
+    conn.run(
+        "UPDATE jobs SET state = $2, crash_count = $3, error = $4, finished = $5, lease_owner = NULL,
+             lease_expires = NULL WHERE id = $1",
+        args![id.as_str(), state.as_str(), crashes, error, now],
+    )
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn claim(
+    conn: &mut Conn,
+    lease_owner: &str,
+    lease_seconds: i64,
+    kinds: &[String],
+    max_crashes: i64,
+) -> Result<Option<(Job, Fence)>> {
+    loop {
+        let now = conn.now().await?;
+        let mut sql =
+            String::from("SELECT * FROM jobs WHERE (state = 'queued' OR (state = 'running' AND lease_expires <= $1))");
+        let mut args = args![now];
+        if !kinds.is_empty() {
+            sql.push_str(&format!(" AND kind IN ({})", placeholders(2, kinds.len())));
+            args.extend(kinds.iter().map(Arg::from));
+        }
+        sql.push_str(" ORDER BY priority DESC, id LIMIT 1");
+        if conn.is_postgres() {
+            sql.push_str(" FOR UPDATE SKIP LOCKED");
+        }
+        let rows = conn.all_built(sql, args).await?;
+        let Some(found) = rows.first().map(job).transpose()? else { return Ok(None) };
+        let crashes = found.crash_count + i64::from(found.state == JobState::Running);
+        if found.state == JobState::Running {
+            if found.cancel_requested {
+                finish_unfenced(conn, &found.id, JobState::Cancelled, crashes, "its worker was lost").await?;
+                continue;
+            }
+            if crashes >= max_crashes {
+                let error = format!("gave up: its worker crashed or vanished {crashes} times");
+                finish_unfenced(conn, &found.id, JobState::Failed, crashes, &error).await?;
+                continue;
+            }
+        }
+        if found.attempt >= found.max_attempts {
+            let error = format!("gave up after {} attempts", found.attempt);
+            finish_unfenced(conn, &found.id, JobState::Failed, crashes, &error).await?;
+            continue;
+        }
+        conn.run(
+            "UPDATE jobs SET state = 'running', attempt = attempt + 1, crash_count = $2, lease_owner = $3,
+                 lease_expires = $4, started = COALESCE(started, $5), finished = NULL WHERE id = $1",
+            args![found.id.as_str(), crashes, lease_owner, now + lease_seconds * 1_000_000, now],
+        )
+        .await?;
+        let claimed = get(conn, &found.id).await?;
+        let fence = Fence { job_id: found.id, attempt: claimed.attempt, lease_owner: lease_owner.to_owned() };
+        return Ok(Some((claimed, fence)));
+    }
+}
+
+/// The job as it stands, if this worker still holds it.
+async fn fenced(conn: &mut Conn, fence: &Fence) -> Result<Job> {
+    let found = get_locked(conn, &fence.job_id).await?;
+    let held = found.state == JobState::Running
+        && found.attempt == fence.attempt
+        && found.lease_owner.as_deref() == Some(fence.lease_owner.as_str());
+    if held { Ok(found) } else { Err(StoreError::LeaseLost(fence.job_id.to_string())) }
+}
+
+pub(super) async fn heartbeat(
+    conn: &mut Conn,
+    fence: &Fence,
+    lease_seconds: i64,
+    progress: Option<&Progress>,
+) -> Result<bool> {
+    let held = fenced(conn, fence).await?;
+    let expires = conn.now().await? + lease_seconds * 1_000_000;
+    conn.run(
+        "UPDATE jobs SET lease_expires = $2, progress = COALESCE($3, progress) WHERE id = $1",
+        args![fence.job_id.as_str(), expires, progress.map(json).transpose()?],
+    )
+    .await?;
+    Ok(held.cancel_requested)
+}
+
+pub(super) async fn checkpoint(conn: &mut Conn, fence: &Fence, uri: &str) -> Result<()> {
+    fenced(conn, fence).await?;
+    conn.run("UPDATE jobs SET checkpoint_uri = $2 WHERE id = $1", args![fence.job_id.as_str(), uri]).await?;
+    Ok(())
+}
+
+pub(super) async fn finish(
+    conn: &mut Conn,
+    fence: &Fence,
+    state: JobState,
+    result: Option<serde_json::Value>,
+    error: Option<&str>,
+) -> Result<()> {
+    if !state.is_terminal() {
+        return Err(StoreError::Conflict(format!("'{state}' does not end a job")));
+    }
+    fenced(conn, fence).await?;
+    let now = conn.now().await?;
+    conn.run(
+        "UPDATE jobs SET state = $2, result = $3, error = $4, finished = $5, lease_owner = NULL,
+             lease_expires = NULL WHERE id = $1",
+        args![fence.job_id.as_str(), state.as_str(), result, error, now],
+    )
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn requeue(conn: &mut Conn, fence: &Fence, crash: Option<&str>, max_crashes: i64) -> Result<JobState> {
+    let held = fenced(conn, fence).await?;
+    let crashes = held.crash_count + i64::from(crash.is_some());
+    if held.cancel_requested {
+        finish_unfenced(conn, &held.id, JobState::Cancelled, crashes, crash.unwrap_or("cancelled")).await?;
+        return Ok(JobState::Cancelled);
+    }
+    if let Some(error) = crash
+        && crashes >= max_crashes
+    {
+        let error = format!("gave up after {crashes} crashes; the last one: {error}");
+        finish_unfenced(conn, &held.id, JobState::Failed, crashes, &error).await?;
+        return Ok(JobState::Failed);
+    }
+    // Without a crash the attempt does not count. The next claim may then repeat its number, which is
+    // why a fence also holds the owner: workers use a fresh owner name for every claim.
+    conn.run(
+        "UPDATE jobs SET state = 'queued', crash_count = $2, attempt = $3, error = $4, lease_owner = NULL,
+             lease_expires = NULL WHERE id = $1",
+        args![held.id.as_str(), crashes, held.attempt - i64::from(crash.is_none()), crash],
+    )
+    .await?;
+    Ok(JobState::Queued)
+}
+
+pub(super) async fn cancel(conn: &mut Conn, id: &JobId) -> Result<Job> {
+    let found = get_locked(conn, id).await?;
+    match found.state {
+        JobState::Queued => finish_unfenced(conn, id, JobState::Cancelled, found.crash_count, "cancelled").await?,
+        JobState::Running => {
+            conn.run("UPDATE jobs SET cancel_requested = $2 WHERE id = $1", args![id.as_str(), true]).await?;
+        }
+        ended => return Err(StoreError::Conflict(format!("the job has {ended} already"))),
+    }
+    get(conn, id).await
+}
+
+pub(super) async fn resume(conn: &mut Conn, id: &JobId) -> Result<Job> {
+    let found = get_locked(conn, id).await?;
+    if !matches!(found.state, JobState::Failed | JobState::Cancelled) {
+        return Err(StoreError::Conflict(format!("only failed or cancelled jobs resume; this one is {}", found.state)));
+    }
+    conn.run(
+        "UPDATE jobs SET state = 'queued', crash_count = 0, cancel_requested = $2, error = NULL, finished = NULL,
+             max_attempts = CASE WHEN attempt >= max_attempts THEN attempt + 1 ELSE max_attempts END
+         WHERE id = $1",
+        args![id.as_str(), false],
+    )
+    .await
+    .map_err(keyed(&found.unique_key))?;
+    get(conn, id).await
+}
+
+// ---------------------------------------------------------------- events and curves
+
+pub(super) async fn append_events(conn: &mut Conn, id: &JobId, events: &[(String, serde_json::Value)]) -> Result<i64> {
+    get_locked(conn, id).await?;
+    let now = conn.now().await?;
+    let mut seq = conn
+        .count(
+            "SELECT CAST(COALESCE(MAX(seq), 0) AS BIGINT) AS n FROM job_events WHERE job_id = $1",
+            args![id.as_str()],
+        )
+        .await?;
+    for (kind, data) in events {
+        seq += 1;
+        conn.run(
+            "INSERT INTO job_events (job_id, seq, kind, data, created) VALUES ($1, $2, $3, $4, $5)",
+            args![id.as_str(), seq, kind, data, now],
+        )
+        .await?;
+    }
+    Ok(seq)
+}
+
+pub(super) async fn events(conn: &mut Conn, id: &JobId, after_seq: i64, limit: i64) -> Result<Vec<JobEvent>> {
+    conn.all(
+        "SELECT * FROM job_events WHERE job_id = $1 AND seq > $2 ORDER BY seq LIMIT $3",
+        args![id.as_str(), after_seq, limit],
+    )
+    .await?
+    .iter()
+    .map(|row| {
+        Ok(JobEvent {
+            job_id: row.text("job_id")?.into(),
+            seq: row.int("seq")?,
+            kind: row.text("kind")?,
+            data: row.json("data")?,
+            created: row.int("created")?,
+        })
+    })
+    .collect()
+}
+
+/// A point sent again replaces the former one (a resumed run repeats steps after its checkpoint).
+/// Values that are not finite have no place on a curve and are left out.
+pub(super) async fn put_metrics(conn: &mut Conn, id: &JobId, metrics: &[Metric]) -> Result<()> {
+    get(conn, id).await?;
+    for m in metrics.iter().filter(|m| m.value.is_finite()) {
+        conn.run(
+            "INSERT INTO metrics (job_id, name, step, value) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (job_id, name, step) DO UPDATE SET value = excluded.value",
+            args![id.as_str(), &m.name, m.step, m.value],
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+/// By step, then name; all names when none is given.
+pub(super) async fn metrics(conn: &mut Conn, id: &JobId, names: &[String]) -> Result<Vec<Metric>> {
+    let mut sql = String::from("SELECT step, name, value FROM metrics WHERE job_id = $1");
+    let mut args = args![id.as_str()];
+    if !names.is_empty() {
+        sql.push_str(&format!(" AND name IN ({})", placeholders(2, names.len())));
+        args.extend(names.iter().map(Arg::from));
+    }
+    sql.push_str(" ORDER BY step, name");
+    conn.all_built(sql, args)
+        .await?
+        .iter()
+        .map(|row| Ok(Metric { step: row.int("step")?, name: row.text("name")?, value: row.real("value")? }))
+        .collect()
+}

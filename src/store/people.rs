@@ -1,0 +1,200 @@
+//! Labelers, invites, sessions, API keys and the audit log.
+
+use super::rows::{Conn, Row, args, json, not_found};
+use super::{Result, StoreError};
+use crate::domain::*;
+
+fn labeler(row: &Row) -> Result<Labeler> {
+    Ok(Labeler {
+        id: row.text("id")?.into(),
+        name: row.text("name")?,
+        role: row.name("role", Role::parse)?,
+        active: row.flag("active")?,
+        created: row.int("created")?,
+    })
+}
+
+/// Stores a labeler, or changes the name, role and state of a known one.
+pub(super) async fn put_labeler(conn: &mut Conn, l: &Labeler) -> Result<()> {
+    conn.run(
+        "INSERT INTO labelers (id, name, role, active, created) VALUES ($1, $2, $3, $4, $5)
+         ON CONFLICT (id) DO UPDATE SET name = excluded.name, role = excluded.role, active = excluded.active",
+        args![l.id.as_str(), &l.name, l.role.as_str(), l.active, l.created],
+    )
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn get_labeler(conn: &mut Conn, id: &LabelerId) -> Result<Labeler> {
+    let row = conn.one("SELECT * FROM labelers WHERE id = $1", args![id.as_str()]).await?;
+    labeler(&row.ok_or_else(|| not_found("labeler", id.as_str()))?)
+}
+
+pub(super) async fn list_labelers(conn: &mut Conn) -> Result<Vec<Labeler>> {
+    conn.all("SELECT * FROM labelers ORDER BY created, id", vec![]).await?.iter().map(labeler).collect()
+}
+
+pub(super) async fn set_active(conn: &mut Conn, id: &LabelerId, active: bool) -> Result<()> {
+    match conn.run("UPDATE labelers SET active = $2 WHERE id = $1", args![id.as_str(), active]).await? {
+        0 => Err(not_found("labeler", id.as_str())),
+        _ => Ok(()),
+    }
+}
+
+fn invite(row: &Row) -> Result<Invite> {
+    Ok(Invite {
+        id: row.text("id")?.into(),
+        token_hash: row.text("token_hash")?,
+        role: row.name("role", Role::parse)?,
+        note: row.opt_text("note")?,
+        expires: row.int("expires")?,
+        used_by: row.opt_text("used_by")?.map(Into::into),
+        created: row.int("created")?,
+    })
+}
+
+pub(super) async fn put_invite(conn: &mut Conn, i: &Invite) -> Result<()> {
+    conn.run(
+        "INSERT INTO invites (id, token_hash, role, note, expires, used_by, created)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        args![
+            i.id.as_str(),
+            &i.token_hash,
+            i.role.as_str(),
+            &i.note,
+            i.expires,
+            i.used_by.as_ref().map(LabelerId::as_str),
+            i.created
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// The new labeler gets the invite's role, whatever the caller wrote.
+pub(super) async fn redeem_invite(conn: &mut Conn, token_hash: &str, mut new: Labeler, now: Micros) -> Result<Labeler> {
+    let row = conn.one("SELECT * FROM invites WHERE token_hash = $1", args![token_hash]).await?;
+    let found = invite(&row.ok_or_else(|| not_found("invite", "(this token)"))?)?;
+    new.role = found.role;
+    conn.run(
+        "INSERT INTO labelers (id, name, role, active, created) VALUES ($1, $2, $3, $4, $5)",
+        args![new.id.as_str(), &new.name, new.role.as_str(), new.active, new.created],
+    )
+    .await?;
+    // The condition is in the UPDATE, so of two redeemers at once only one finds the row free.
+    let used = conn
+        .run(
+            "UPDATE invites SET used_by = $2 WHERE id = $1 AND used_by IS NULL AND expires > $3",
+            args![found.id.as_str(), new.id.as_str(), now],
+        )
+        .await?;
+    if used == 0 {
+        return Err(StoreError::Conflict("the invite is used or has expired".into()));
+    }
+    Ok(new)
+}
+
+pub(super) async fn list_invites(conn: &mut Conn) -> Result<Vec<Invite>> {
+    conn.all("SELECT * FROM invites ORDER BY created DESC, id DESC", vec![]).await?.iter().map(invite).collect()
+}
+
+pub(super) async fn put_session(conn: &mut Conn, s: &Session) -> Result<()> {
+    conn.run(
+        "INSERT INTO sessions (token_hash, labeler_id, role, expires, created) VALUES ($1, $2, $3, $4, $5)",
+        args![&s.token_hash, s.labeler_id.as_str(), s.role.as_str(), s.expires, s.created],
+    )
+    .await?;
+    Ok(())
+}
+
+/// `None` when unknown, expired, or when its labeler has been made inactive.
+pub(super) async fn get_session(conn: &mut Conn, token_hash: &str, now: Micros) -> Result<Option<Session>> {
+    let row = conn
+        .one(
+            "SELECT s.* FROM sessions s JOIN labelers l ON l.id = s.labeler_id
+             WHERE s.token_hash = $1 AND s.expires > $2 AND l.active = $3",
+            args![token_hash, now, true],
+        )
+        .await?;
+    row.map(|row| {
+        Ok(Session {
+            token_hash: row.text("token_hash")?,
+            labeler_id: row.text("labeler_id")?.into(),
+            role: row.name("role", Role::parse)?,
+            expires: row.int("expires")?,
+            created: row.int("created")?,
+        })
+    })
+    .transpose()
+}
+
+pub(super) async fn delete_session(conn: &mut Conn, token_hash: &str) -> Result<()> {
+    conn.run("DELETE FROM sessions WHERE token_hash = $1", args![token_hash]).await?;
+    Ok(())
+}
+
+fn api_key(row: &Row) -> Result<ApiKey> {
+    Ok(ApiKey {
+        id: row.text("id")?.into(),
+        name: row.text("name")?,
+        key_hash: row.text("key_hash")?,
+        scopes: row.json("scopes")?,
+        labeler_id: row.opt_text("labeler_id")?.map(Into::into),
+        revoked: row.flag("revoked")?,
+        created: row.int("created")?,
+    })
+}
+
+pub(super) async fn put_api_key(conn: &mut Conn, k: &ApiKey) -> Result<()> {
+    conn.run(
+        "INSERT INTO api_keys (id, name, key_hash, scopes, labeler_id, revoked, created)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        args![
+            k.id.as_str(),
+            &k.name,
+            &k.key_hash,
+            json(&k.scopes)?,
+            k.labeler_id.as_ref().map(LabelerId::as_str),
+            k.revoked,
+            k.created
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Revoked keys are not found.
+pub(super) async fn find_api_key(conn: &mut Conn, key_hash: &str) -> Result<Option<ApiKey>> {
+    conn.one("SELECT * FROM api_keys WHERE key_hash = $1 AND revoked = $2", args![key_hash, false])
+        .await?
+        .as_ref()
+        .map(api_key)
+        .transpose()
+}
+
+pub(super) async fn list_api_keys(conn: &mut Conn) -> Result<Vec<ApiKey>> {
+    conn.all("SELECT * FROM api_keys ORDER BY created DESC, id DESC", vec![]).await?.iter().map(api_key).collect()
+}
+
+pub(super) async fn revoke_api_key(conn: &mut Conn, id: &ApiKeyId) -> Result<()> {
+    match conn.run("UPDATE api_keys SET revoked = $2 WHERE id = $1", args![id.as_str(), true]).await? {
+        0 => Err(not_found("API key", id.as_str())),
+        _ => Ok(()),
+    }
+}
+
+pub(super) async fn audit(
+    conn: &mut Conn,
+    actor: &str,
+    action: &str,
+    target: &str,
+    detail: &serde_json::Value,
+    now: Micros,
+) -> Result<()> {
+    conn.run(
+        "INSERT INTO audit_log (actor, action, target, detail, created) VALUES ($1, $2, $3, $4, $5)",
+        args![actor, action, target, detail, now],
+    )
+    .await?;
+    Ok(())
+}

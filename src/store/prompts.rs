@@ -1,0 +1,254 @@
+//! Prompts, completions, demonstrations and feedback.
+
+use super::rows::{Conn, Row, args, json, not_found};
+use super::{Page, Result, StoreError};
+use crate::domain::*;
+
+// ---------------------------------------------------------------- prompts
+
+fn prompt(row: &Row) -> Result<Prompt> {
+    Ok(Prompt {
+        id: row.text("id")?.into(),
+        messages: row.json("messages")?,
+        lang: row.opt_text("lang")?,
+        source: row.text("source")?,
+        content_hash: row.text("content_hash")?,
+        split: row.name("split", Split::parse)?,
+        tags: row.json("tags")?,
+        created: row.int("created")?,
+    })
+}
+
+/// The stored prompt, which is an older one when the content hash is known already.
+pub(super) async fn put(conn: &mut Conn, p: &Prompt) -> Result<Prompt> {
+    conn.run(
+        "INSERT INTO prompts (id, messages, lang, source, content_hash, split, tags, created)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (content_hash) DO NOTHING",
+        args![
+            p.id.as_str(),
+            json(&p.messages)?,
+            &p.lang,
+            &p.source,
+            &p.content_hash,
+            p.split.as_str(),
+            json(&p.tags)?,
+            p.created
+        ],
+    )
+    .await?;
+    by_hash(conn, &p.content_hash).await?.ok_or_else(|| not_found("prompt", &p.content_hash))
+}
+
+pub(super) async fn by_hash(conn: &mut Conn, hash: &str) -> Result<Option<Prompt>> {
+    conn.one("SELECT * FROM prompts WHERE content_hash = $1", args![hash]).await?.as_ref().map(prompt).transpose()
+}
+
+pub(super) async fn get(conn: &mut Conn, id: &PromptId) -> Result<Prompt> {
+    let row = conn.one("SELECT * FROM prompts WHERE id = $1", args![id.as_str()]).await?;
+    prompt(&row.ok_or_else(|| not_found("prompt", id.as_str()))?)
+}
+
+pub(super) async fn list(conn: &mut Conn, page: &Page, source: Option<&str>) -> Result<Vec<Prompt>> {
+    conn.all(
+        "SELECT * FROM prompts WHERE ($1 IS NULL OR id < $1) AND ($2 IS NULL OR source = $2)
+         ORDER BY id DESC LIMIT $3",
+        args![&page.after, source, page.limit],
+    )
+    .await?
+    .iter()
+    .map(prompt)
+    .collect()
+}
+
+// ---------------------------------------------------------------- completions
+
+/// Little-endian bytes of 4-byte numbers, and back.
+fn pack<T: Copy>(values: &[T], bytes: fn(T) -> [u8; 4]) -> Vec<u8> {
+    values.iter().flat_map(|v| bytes(*v)).collect()
+}
+
+fn unpack<T>(bytes: &[u8], value: fn([u8; 4]) -> T) -> Vec<T> {
+    bytes.chunks_exact(4).map(|c| value([c[0], c[1], c[2], c[3]])).collect()
+}
+
+fn completion(row: &Row) -> Result<Completion> {
+    Ok(Completion {
+        id: row.text("id")?.into(),
+        prompt_id: row.text("prompt_id")?.into(),
+        model_version_id: row.opt_text("model_version_id")?.map(Into::into),
+        origin: row.name("origin", CompletionOrigin::parse)?,
+        parent_completion_id: row.opt_text("parent_completion_id")?.map(Into::into),
+        text: row.text("text")?,
+        token_ids: unpack(&row.bytes("token_ids")?, u32::from_le_bytes),
+        logprobs: unpack(&row.bytes("logprobs")?, f32::from_le_bytes),
+        sampling: row.json("sampling")?,
+        seed: row.opt_int("seed")?.map(i64::cast_unsigned),
+        finish_reason: row.opt_text("finish_reason")?,
+        request_id: row.opt_text("request_id")?,
+        reward: row.opt_real("reward")?,
+        created: row.int("created")?,
+    })
+}
+
+pub(super) async fn put_completion(conn: &mut Conn, c: &Completion) -> Result<()> {
+    conn.run(
+        "INSERT INTO completions (id, prompt_id, model_version_id, origin, parent_completion_id, text, token_ids,
+             logprobs, sampling, seed, finish_reason, request_id, reward, created)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+        args![
+            c.id.as_str(),
+            c.prompt_id.as_str(),
+            c.model_version_id.as_ref().map(ModelVersionId::as_str),
+            c.origin.as_str(),
+            c.parent_completion_id.as_ref().map(CompletionId::as_str),
+            &c.text,
+            pack(&c.token_ids, u32::to_le_bytes),
+            pack(&c.logprobs, f32::to_le_bytes),
+            &c.sampling,
+            c.seed.map(u64::cast_signed),
+            &c.finish_reason,
+            &c.request_id,
+            c.reward,
+            c.created
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn get_completion(conn: &mut Conn, id: &CompletionId) -> Result<Completion> {
+    let row = conn.one("SELECT * FROM completions WHERE id = $1", args![id.as_str()]).await?;
+    completion(&row.ok_or_else(|| not_found("completion", id.as_str()))?)
+}
+
+pub(super) async fn list_completions(conn: &mut Conn, prompt_id: &PromptId) -> Result<Vec<Completion>> {
+    conn.all("SELECT * FROM completions WHERE prompt_id = $1 ORDER BY id", args![prompt_id.as_str()])
+        .await?
+        .iter()
+        .map(completion)
+        .collect()
+}
+
+pub(super) async fn set_reward(conn: &mut Conn, id: &CompletionId, reward: f64) -> Result<()> {
+    match conn.run("UPDATE completions SET reward = $2 WHERE id = $1", args![id.as_str(), reward]).await? {
+        0 => Err(not_found("completion", id.as_str())),
+        _ => Ok(()),
+    }
+}
+
+// ---------------------------------------------------------------- demonstrations
+
+/// Stores prompt and answer; the same answer to the same prompt is one demonstration.
+pub(super) async fn put_demonstration(
+    conn: &mut Conn,
+    p: &Prompt,
+    mut c: Completion,
+    labeler: Option<&LabelerId>,
+    now: Micros,
+) -> Result<Demonstration> {
+    c.prompt_id = put(conn, p).await?.id;
+    let known = conn
+        .one(
+            "SELECT d.* FROM demonstrations d JOIN completions c ON c.id = d.completion_id
+             WHERE d.prompt_id = $1 AND c.text = $2",
+            args![c.prompt_id.as_str(), &c.text],
+        )
+        .await?;
+    if let Some(row) = known {
+        return Ok(Demonstration {
+            prompt_id: row.text("prompt_id")?.into(),
+            completion_id: row.text("completion_id")?.into(),
+            labeler_id: row.opt_text("labeler_id")?.map(Into::into),
+            created: row.int("created")?,
+        });
+    }
+    put_completion(conn, &c).await?;
+    add_demonstration(conn, &c, labeler, now).await
+}
+
+/// Marks a stored completion as an ideal answer.
+pub(super) async fn add_demonstration(
+    conn: &mut Conn,
+    c: &Completion,
+    labeler: Option<&LabelerId>,
+    now: Micros,
+) -> Result<Demonstration> {
+    conn.run(
+        "INSERT INTO demonstrations (prompt_id, completion_id, labeler_id, created) VALUES ($1, $2, $3, $4)",
+        args![c.prompt_id.as_str(), c.id.as_str(), labeler.map(LabelerId::as_str), now],
+    )
+    .await?;
+    Ok(Demonstration {
+        prompt_id: c.prompt_id.clone(),
+        completion_id: c.id.clone(),
+        labeler_id: labeler.cloned(),
+        created: now,
+    })
+}
+
+pub(super) async fn demonstrations(conn: &mut Conn) -> Result<Vec<(Prompt, Completion)>> {
+    let prompts = conn
+        .all(
+            "SELECT p.* FROM demonstrations d JOIN prompts p ON p.id = d.prompt_id
+             ORDER BY d.created, d.completion_id",
+            vec![],
+        )
+        .await?;
+    let completions = conn
+        .all(
+            "SELECT c.* FROM demonstrations d JOIN completions c ON c.id = d.completion_id
+             ORDER BY d.created, d.completion_id",
+            vec![],
+        )
+        .await?;
+    let prompts: std::collections::HashMap<PromptId, Prompt> =
+        prompts.iter().map(prompt).map(|p| p.map(|p| (p.id.clone(), p))).collect::<Result<_>>()?;
+    // A demonstration that came between the two reads has no prompt here yet: it is left for next time.
+    completions
+        .iter()
+        .map(completion)
+        .filter_map(|c| c.map(|c| prompts.get(&c.prompt_id).map(|p| (p.clone(), c))).transpose())
+        .collect()
+}
+
+// ---------------------------------------------------------------- feedback
+
+fn feedback(row: &Row) -> Result<FeedbackEvent> {
+    Ok(FeedbackEvent {
+        id: row.text("id")?.into(),
+        completion_id: row.text("completion_id")?.into(),
+        kind: row.text("kind")?,
+        value: row.json("value")?,
+        actor_hash: row.opt_text("actor_hash")?,
+        idempotency_key: row.text("idempotency_key")?,
+        created: row.int("created")?,
+    })
+}
+
+/// A known idempotency key returns the event stored under it.
+pub(super) async fn put_feedback(conn: &mut Conn, e: &FeedbackEvent) -> Result<FeedbackEvent> {
+    get_completion(conn, &e.completion_id).await?;
+    conn.run(
+        "INSERT INTO feedback_events (id, completion_id, kind, value, actor_hash, idempotency_key, created)
+         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (idempotency_key) DO NOTHING",
+        args![e.id.as_str(), e.completion_id.as_str(), &e.kind, &e.value, &e.actor_hash, &e.idempotency_key, e.created],
+    )
+    .await?;
+    let row = conn.one("SELECT * FROM feedback_events WHERE idempotency_key = $1", args![&e.idempotency_key]).await?;
+    let stored = feedback(&row.ok_or_else(|| not_found("feedback", &e.idempotency_key))?)?;
+    if stored.completion_id != e.completion_id {
+        return Err(StoreError::Conflict("the idempotency key was used for another completion".into()));
+    }
+    Ok(stored)
+}
+
+pub(super) async fn list_feedback(conn: &mut Conn, page: &Page) -> Result<Vec<FeedbackEvent>> {
+    conn.all(
+        "SELECT * FROM feedback_events WHERE ($1 IS NULL OR id < $1) ORDER BY id DESC LIMIT $2",
+        args![&page.after, page.limit],
+    )
+    .await?
+    .iter()
+    .map(feedback)
+    .collect()
+}

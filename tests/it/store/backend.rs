@@ -1,0 +1,144 @@
+//! Fresh, empty stores to test: SQLite in a temporary directory, Postgres in a private server that this
+//! process starts once. Without a Postgres installation its tests print a line and pass, unless
+//! INSTRUCTD_REQUIRE_POSTGRES=1.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use instructd::store::{self, Store};
+use tempfile::TempDir;
+
+/// A store and what must outlive it.
+pub struct Fresh {
+    pub store: Arc<dyn Store>,
+    pub url: String,
+    _dir: Option<TempDir>,
+}
+
+pub async fn sqlite() -> Option<Fresh> {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", dir.path().join("test.db").display());
+    Some(Fresh { store: store::connect(&url).await.unwrap(), url, _dir: Some(dir) })
+}
+
+pub async fn postgres() -> Option<Fresh> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let Some(server) = tokio::task::spawn_blocking(server).await.unwrap() else {
+        assert!(
+            std::env::var("INSTRUCTD_REQUIRE_POSTGRES").as_deref() != Ok("1"),
+            "INSTRUCTD_REQUIRE_POSTGRES=1, but no PostgreSQL server is installed (looked for initdb in PATH and \
+             under /usr/lib/postgresql)"
+        );
+        println!("SKIPPED: no PostgreSQL server is installed");
+        return None;
+    };
+    let name = format!("t{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    let sql = format!("CREATE DATABASE {name}");
+    let dir = server.dir.display().to_string();
+    let made = Command::new(server.bin.join("psql"))
+        .args(["-h", &dir, "-U", "postgres", "-q", "-c", &sql, "postgres"])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let url = format!("postgres://postgres@localhost/{name}?host={dir}");
+    Some(Fresh { store: store::connect(&url).await.unwrap(), url, _dir: None })
+}
+
+struct Server {
+    bin: PathBuf,
+    dir: PathBuf,
+}
+
+static CHILD: Mutex<Option<(Child, PathBuf)>> = Mutex::new(None);
+
+/// The directory that holds `initdb`, newest version first.
+fn installation() -> Option<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.path().join("bin"))
+        .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()))
+        .filter(|bin| ["initdb", "postgres", "pg_isready", "psql"].iter().all(|program| bin.join(program).is_file()))
+        .collect();
+    found.sort();
+    found.pop()
+}
+
+/// Postgres refuses to run as root: then its own user's ids, from /etc/passwd.
+fn unprivileged() -> Option<(u32, u32)> {
+    // SAFETY: geteuid has no preconditions.
+    if unsafe { libc::geteuid() } != 0 {
+        return None;
+    }
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap();
+    let line = ["postgres:", "nobody:"].iter().find_map(|u| passwd.lines().find(|l| l.starts_with(u)));
+    let fields: Vec<&str> = line.expect("a user to run PostgreSQL as").split(':').collect();
+    Some((fields[2].parse().unwrap(), fields[3].parse().unwrap()))
+}
+
+fn command(program: &Path, ids: Option<(u32, u32)>) -> Command {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new(program);
+    command.current_dir("/").stdin(Stdio::null());
+    if let Some((uid, gid)) = ids {
+        command.uid(uid).gid(gid);
+    }
+    command
+}
+
+fn server() -> Option<&'static Server> {
+    static SERVER: OnceLock<Option<Server>> = OnceLock::new();
+    SERVER.get_or_init(|| Some(start(installation()?))).as_ref()
+}
+
+fn start(bin: PathBuf) -> Server {
+    let ids = unprivileged();
+    let dir = tempfile::Builder::new().prefix("instructd-pg").tempdir().unwrap().keep();
+    if let Some((uid, gid)) = ids {
+        std::os::unix::fs::chown(&dir, Some(uid), Some(gid)).unwrap();
+    }
+    let data = dir.join("data");
+    let made = command(&bin.join("initdb"), ids)
+        .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-N", "-D"])
+        .arg(&data)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+    let log = std::fs::File::create(dir.join("log")).unwrap();
+    let child = command(&bin.join("postgres"), ids)
+        .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=400", "-k"])
+        .arg(&dir)
+        .arg("-D")
+        .arg(&data)
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    *CHILD.lock().unwrap() = Some((child, dir.clone()));
+    // SAFETY: `stop` is an extern "C" function that does not unwind into C.
+    unsafe { libc::atexit(stop) };
+    let dir_text = dir.display().to_string();
+    let ready = || Command::new(bin.join("pg_isready")).args(["-q", "-h", &dir_text]).status().unwrap().success();
+    while !ready() {
+        let ended = CHILD.lock().unwrap().as_mut().unwrap().0.try_wait().unwrap();
+        let log = || std::fs::read_to_string(dir.join("log")).unwrap_or_default();
+        assert!(ended.is_none(), "PostgreSQL ended: {}", log());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    Server { bin, dir }
+}
+
+/// Runs when the test process exits: the server goes, and its files with it.
+extern "C" fn stop() {
+    if let Ok(mut child) = CHILD.lock()
+        && let Some((mut child, dir)) = child.take()
+    {
+        // SAFETY: the child has not been waited for, so the pid is still its own. SIGQUIT = immediate.
+        unsafe { libc::kill(child.id().cast_signed(), libc::SIGQUIT) };
+        let _ = child.wait();
+        let _ = std::fs::remove_dir_all(dir);
+    }
+}

@@ -1,0 +1,53 @@
+//! What only the SQLite backend promises: durable settings, safe migrations, refusals.
+
+use instructd::store;
+
+use super::{backend, fixture};
+
+#[tokio::test]
+async fn survives_reopening_and_uses_a_log() {
+    let fresh = backend::sqlite().await.unwrap();
+    let prompt = fresh.store.put_prompt(fixture::prompt("q")).await.unwrap();
+    let file = fresh.url.strip_prefix("sqlite://").unwrap();
+    assert!(std::path::Path::new(&format!("{file}-wal")).exists());
+    fresh.store.close().await;
+    assert!(matches!(fresh.store.ping().await, Err(store::StoreError::Unavailable(_))));
+    let again = store::connect(&fresh.url).await.unwrap();
+    assert_eq!(again.get_prompt(&prompt.id).await.unwrap(), prompt);
+    assert_eq!(again.backend(), "sqlite");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_processes_may_start_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", dir.path().join("deep/down/test.db").display());
+    let opens = (0..6).map(|_| store::connect(&url));
+    for opened in futures::future::join_all(opens).await {
+        opened.unwrap().counts().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn refuses_a_newer_schema() {
+    let fresh = backend::sqlite().await.unwrap();
+    fresh.store.close().await;
+    let pool = sqlx::SqlitePool::connect(&fresh.url).await.unwrap();
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (9999, 'from the future', 1, x'00', 0)",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    pool.close().await;
+    let error = store::connect(&fresh.url).await.err().expect("a newer schema must be refused").to_string();
+    assert!(error.contains("9999") && error.contains("newer"), "{error}");
+    assert!(store::migrate(&fresh.url).await.is_err());
+}
+
+#[tokio::test]
+async fn refuses_urls_it_cannot_keep_data_in() {
+    for url in ["mysql://x/y", "sqlite::memory:", "sqlite:", "nonsense"] {
+        assert!(store::connect(url).await.is_err(), "{url}");
+    }
+}
