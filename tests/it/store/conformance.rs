@@ -1,5 +1,5 @@
-//! The one suite that both backends must pass: prompts, sets, leases, judgments, people, models.
-//! The job queue's part is in `queue.rs`.
+//! The one suite that both backends must pass: prompts, sets, leases, people, models.
+//! Judgments are in `judging.rs`, the job queue in `queue.rs`.
 
 use std::sync::Arc;
 
@@ -36,13 +36,6 @@ conformance!(
     an_expired_lease_frees_its_place,
     tokens_fence_leases,
     concurrent_leasers_never_share_a_place,
-    judgments_replay_and_revise,
-    bad_rankings_are_refused_whole,
-    skips_give_the_place_back,
-    rankings_by_api_take_a_place,
-    ranked_sets_show_latest_revisions_only,
-    imports_are_idempotent,
-    demonstrations_and_feedback_are_idempotent,
     gold_answers,
     people_and_access,
     one_model_of_a_kind_is_active,
@@ -50,21 +43,21 @@ conformance!(
     counts_count,
 );
 
-fn is_conflict<T: std::fmt::Debug>(result: Result<T>) -> bool {
+pub(super) fn is_conflict<T: std::fmt::Debug>(result: Result<T>) -> bool {
     match result {
         Err(StoreError::Conflict(_)) => true,
         other => panic!("expected a conflict, got {other:?}"),
     }
 }
 
-fn is_lost<T: std::fmt::Debug>(result: Result<T>) -> bool {
+pub(super) fn is_lost<T: std::fmt::Debug>(result: Result<T>) -> bool {
     match result {
         Err(StoreError::LeaseLost(_)) => true,
         other => panic!("expected a lost lease, got {other:?}"),
     }
 }
 
-fn is_not_found<T: std::fmt::Debug>(result: Result<T>) -> bool {
+pub(super) fn is_not_found<T: std::fmt::Debug>(result: Result<T>) -> bool {
     match result {
         Err(StoreError::NotFound { .. }) => true,
         other => panic!("expected not found, got {other:?}"),
@@ -225,202 +218,6 @@ async fn concurrent_leasers_never_share_a_place(store: Arc<dyn Store>) {
     for set in store.list_sets(page(10), None).await.unwrap() {
         assert_eq!(all.iter().filter(|(id, _)| *id == set.id).count(), overlap);
     }
-}
-
-async fn judgments_replay_and_revise(store: Arc<dyn Store>) {
-    let set = stored_set(&*store, "q", &["a", "b", "c"], 1).await;
-    let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
-    let held = store.lease_next(lease(&ada, T0)).await.unwrap().unwrap();
-    let mut first = submit(judgment(&set, &ada, Some(&held), "key"), Some(&held), T0);
-    first.ideal_answer = Some(completion(&set.prompt_id, "better than all"));
-    let stored = store.submit_judgment(first.clone()).await.unwrap();
-    assert_eq!((&stored.judgment, stored.replayed), (&first.judgment, false));
-    assert_eq!(store.get_judgment(&first.judgment.id).await.unwrap(), first.judgment);
-    assert_eq!(store.demonstrations().await.unwrap()[0].1.text, "better than all");
-    assert_eq!(store.get_assignment(&held.id).await.unwrap().state, AssignmentState::Submitted);
-
-    // A retry with another body under the same key: the stored one, unchanged.
-    let mut retry = first.clone();
-    retry.judgment.id = JudgmentId::new();
-    retry.judgment.rationale = Some("changed my mind".into());
-    let replay = store.submit_judgment(retry.clone()).await.unwrap();
-    assert_eq!((replay.judgment, replay.replayed), (first.judgment.clone(), true));
-    retry.judgment.labeler_id = bob.clone();
-    is_conflict(store.submit_judgment(retry.clone()).await);
-    // Without the key it is a second word on the same set.
-    retry.judgment.labeler_id = ada.clone();
-    retry.judgment.idempotency_key = "other".into();
-    is_conflict(store.submit_judgment(retry).await);
-
-    // A revision supersedes; the former judgment stays as it was. It needs no lease.
-    let mut second = judgment(&set, &ada, None, "key 2");
-    second.supersedes_id = Some(first.judgment.id.clone());
-    second.items.reverse();
-    let revised = store.submit_judgment(submit(second.clone(), None, T0 + 1)).await.unwrap().judgment;
-    assert_eq!((revised.revision, revised.assignment_id.as_ref()), (2, Some(&held.id)));
-    assert_eq!(store.get_judgment(&first.judgment.id).await.unwrap(), first.judgment);
-    // Only the latest can be revised, and only by its author.
-    second.idempotency_key = "key 3".into();
-    second.id = JudgmentId::new();
-    is_conflict(store.submit_judgment(submit(second.clone(), None, T0)).await);
-    second.supersedes_id = Some(revised.id.clone());
-    second.labeler_id = bob;
-    is_conflict(store.submit_judgment(submit(second, None, T0)).await);
-    assert_eq!(store.list_judgments(page(10), Some(&ada)).await.unwrap().len(), 2);
-    assert_eq!(store.list_judgments(page(10), Some(&"bob".into())).await.unwrap(), vec![]);
-}
-
-async fn bad_rankings_are_refused_whole(store: Arc<dyn Store>) {
-    let set = stored_set(&*store, "q", &["a", "b"], 1).await;
-    let other = stored_set(&*store, "q2", &["x", "y"], 1).await;
-    let ada = labeler(&*store, "ada").await;
-    let good = judgment(&set, &ada, None, "key");
-    let mut foreign = good.clone();
-    foreign.items[1].completion_id = other.completion_ids[0].clone();
-    let mut twice = good.clone();
-    twice.items[1].completion_id = twice.items[0].completion_id.clone();
-    let mut partial = good.clone();
-    partial.items.pop();
-    let mut negative = good.clone();
-    negative.items[0].tier = -1;
-    let mut flagged = good.clone();
-    flagged.flags[0].completion_id = Some(other.completion_ids[0].clone());
-    for bad in [foreign, twice, partial, negative, flagged] {
-        is_conflict(store.submit_judgment(submit(bad, None, T0)).await);
-    }
-    let mut nobody = good.clone();
-    nobody.labeler_id = "nobody".into();
-    is_conflict(store.submit_judgment(submit(nobody, None, T0)).await);
-    assert_eq!(store.counts().await.unwrap().judgments, 0);
-    store.submit_judgment(submit(good, None, T0)).await.unwrap();
-}
-
-async fn skips_give_the_place_back(store: Arc<dyn Store>) {
-    let set = stored_set(&*store, "q", &["a", "b"], 1).await;
-    let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
-    let held = store.lease_next(lease(&ada, T0)).await.unwrap().unwrap();
-    let mut skip = judgment(&set, &ada, Some(&held), "skip");
-    (skip.outcome, skip.items, skip.strength) = (Outcome::Skip, vec![], None);
-    let skipped = store.submit_judgment(submit(skip, Some(&held), T0)).await.unwrap().judgment;
-    assert_eq!(store.get_set(&set.id).await.unwrap().status, SetStatus::Open);
-    assert_eq!(store.lease_next(lease(&ada, T0)).await.unwrap(), None, "not to the one who skipped it");
-    let bobs = store.lease_next(lease(&bob, T0)).await.unwrap().unwrap();
-    store.submit_judgment(submit(judgment(&set, &bob, Some(&bobs), "b"), Some(&bobs), T0)).await.unwrap();
-    assert_eq!(store.get_set(&set.id).await.unwrap().status, SetStatus::Done);
-    // She may still change her mind: her word is kept, though her place is gone.
-    let mut ranked = judgment(&set, &ada, None, "after all");
-    ranked.supersedes_id = Some(skipped.id);
-    store.submit_judgment(submit(ranked, None, T0)).await.unwrap();
-    assert_eq!(store.get_assignment(&held.id).await.unwrap().state, AssignmentState::Released);
-    let outcomes: Vec<_> = store.ranked_sets(&RankedFilter::default()).await.unwrap();
-    assert!(outcomes.len() == 2 && outcomes.iter().all(|r| r.outcome == Outcome::Ranked));
-}
-
-async fn rankings_by_api_take_a_place(store: Arc<dyn Store>) {
-    let set = stored_set(&*store, "q", &["a", "b"], 2).await;
-    let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
-    store.submit_judgment(submit(judgment(&set, &"admin".into(), None, "api"), None, T0)).await.unwrap();
-    is_conflict(store.submit_judgment(submit(judgment(&set, &"admin".into(), None, "api 2"), None, T0)).await);
-    assert!(store.lease_next(lease(&ada, T0)).await.unwrap().is_some());
-    assert_eq!(store.lease_next(lease(&bob, T0)).await.unwrap(), None);
-    is_not_found(
-        store
-            .submit_judgment(submit(Judgment { set_id: "no".into(), ..judgment(&set, &ada, None, "x") }, None, T0))
-            .await,
-    );
-}
-
-async fn ranked_sets_show_latest_revisions_only(store: Arc<dyn Store>) {
-    let set = stored_set(&*store, "q", &["a", "b"], 2).await;
-    let ada = labeler(&*store, "ada").await;
-    let first = judgment(&set, &ada, None, "1");
-    store.submit_judgment(submit(first.clone(), None, T0)).await.unwrap();
-    let mut second = judgment(&set, &ada, None, "2");
-    (second.supersedes_id, second.created) = (Some(first.id.clone()), T0 + 100);
-    (second.items[0].tier, second.items[1].tier) = (1, 0);
-    store.submit_judgment(submit(second.clone(), None, T0)).await.unwrap();
-    let mut heldout = prompt("h");
-    (heldout.split, heldout.tags) = (Split::Heldout, vec!["c".into()]);
-    let heldout = store.put_prompt(heldout).await.unwrap();
-    let texts: Vec<_> = ["x", "y"].iter().map(|t| completion(&heldout.id, t)).collect();
-    store.put_completions(texts.clone()).await.unwrap();
-    let gold = ComparisonSet { kind: SetKind::Gold, ..comparison_set(&heldout.id, &texts, 1) };
-    store.put_set(gold.clone()).await.unwrap();
-    store.submit_judgment(submit(judgment(&gold, &"admin".into(), None, "3"), None, T0)).await.unwrap();
-
-    let all = store.ranked_sets(&RankedFilter::default()).await.unwrap();
-    assert_eq!(all.len(), 2);
-    let latest = all.iter().find(|r| r.labeler_id == ada).unwrap();
-    assert_eq!((&latest.judgment_id, &latest.set_id, latest.split), (&second.id, &set.id, Split::Train));
-    let texts: Vec<_> = latest.items.iter().map(|i| (i.text.as_str(), i.tier)).collect();
-    assert_eq!(texts, [("b", 0), ("a", 1)]);
-    assert_eq!(latest.messages, prompt("q").messages);
-
-    let filtered = |filter: RankedFilter| {
-        let store = store.clone();
-        async move { store.ranked_sets(&filter).await.unwrap().into_iter().map(|r| r.judgment_id).collect::<Vec<_>>() }
-    };
-    let default = RankedFilter::default();
-    assert_eq!(
-        filtered(RankedFilter { as_of: Some(T0 + 99), labeler_id: Some(ada), ..default.clone() }).await,
-        [first.id]
-    );
-    assert_eq!(filtered(RankedFilter { split: Some(Split::Heldout), ..default.clone() }).await.len(), 1);
-    assert_eq!(
-        filtered(RankedFilter { set_kind: Some(SetKind::Normal), ..default.clone() }).await,
-        [second.id.clone()]
-    );
-    assert_eq!(filtered(RankedFilter { tag: Some("b".into()), ..default.clone() }).await, [second.id]);
-    assert_eq!(filtered(RankedFilter { tag: Some("zz".into()), ..default }).await, []);
-}
-
-async fn imports_are_idempotent(store: Arc<dyn Store>) {
-    let import = |texts: &'static [&'static str], key: &'static str| {
-        let store = store.clone();
-        async move {
-            let prompt = prompt("imported");
-            let texts: Vec<_> = texts.iter().map(|t| completion(&prompt.id, t)).collect();
-            let mut set = comparison_set(&prompt.id, &texts, 1);
-            set.selection_policy = "import".into();
-            let judgment = judgment(&set, &"import".into(), None, key);
-            store.import_set(prompt, texts, set, Some(judgment)).await.unwrap()
-        }
-    };
-    assert!(import(&["a", "b"], "k1").await);
-    assert!(!import(&["b", "a"], "k2").await, "same prompt, same texts");
-    assert!(import(&["a", "c"], "k3").await);
-    let counts = store.counts().await.unwrap();
-    assert_eq!((counts.prompts, counts.completions, counts.sets_done, counts.judgments), (1, 4, 2, 2));
-    assert_eq!(store.ranked_sets(&RankedFilter::default()).await.unwrap().len(), 2);
-}
-
-async fn demonstrations_and_feedback_are_idempotent(store: Arc<dyn Store>) {
-    let ada = labeler(&*store, "ada").await;
-    let prompt = prompt("q");
-    let answer = completion(&prompt.id, "the answer");
-    let first = store.put_demonstration(prompt.clone(), answer.clone(), Some(ada), T0).await.unwrap();
-    let (mut again, mut p2) = (answer.clone(), prompt.clone());
-    (again.id, p2.id) = (CompletionId::new(), PromptId::new());
-    again.prompt_id = p2.id.clone();
-    assert_eq!(store.put_demonstration(p2, again, None, T0 + 9).await.unwrap(), first);
-    assert_eq!(store.demonstrations().await.unwrap(), vec![(prompt, answer.clone())]);
-
-    let event = FeedbackEvent {
-        id: FeedbackId::new(),
-        completion_id: answer.id.clone(),
-        kind: "thumb".into(),
-        value: json!(1),
-        actor_hash: None,
-        idempotency_key: "f".into(),
-        created: T0,
-    };
-    let stored = store.put_feedback(event.clone()).await.unwrap();
-    let retry = FeedbackEvent { id: FeedbackId::new(), value: json!(-1), ..event.clone() };
-    assert_eq!((store.put_feedback(retry).await.unwrap(), stored), (event.clone(), event.clone()));
-    assert_eq!(store.list_feedback(page(5)).await.unwrap(), vec![event.clone()]);
-    is_not_found(
-        store.put_feedback(FeedbackEvent { completion_id: "no".into(), idempotency_key: "g".into(), ..event }).await,
-    );
 }
 
 async fn gold_answers(store: Arc<dyn Store>) {

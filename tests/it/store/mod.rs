@@ -3,5 +3,6 @@
 pub mod backend;
 mod conformance;
 pub mod fixture;
+mod judging;
 mod queue;
 mod sqlite;
