@@ -129,7 +129,8 @@ async function stream() {
       const chunk = JSON.parse(e.data);
       if (chunk.error) throw new ApiError(500, chunk);
       if (chunk.model) answer.model = chunk.model;
-      if (chunk.instructd?.completion_ids?.length) answer.ids = chunk.instructd.completion_ids;
+      const ids = chunk.instructd?.completion_ids?.filter(Boolean) ?? []; // none for an empty text
+      if (ids.length) answer.ids = ids;
       if (chunk.usage) tokens = chunk.usage.completion_tokens;
       const choice = chunk.choices?.[0];
       if (choice?.finish_reason) finish = choice.finish_reason;

@@ -1,13 +1,13 @@
 // People and data: labelers, invites, keys, judgments, import and export.
-import { call, get, listOf, post } from '../api.js';
+import { call, del, get, listOf, post } from '../api.js';
 import { fill, h, toast } from '../dom.js';
 import { duration, t, when } from '../i18n.js';
-import { section, showSecret, table } from './parts.js';
+import { confirm, section, showSecret, table } from './parts.js';
 
 const ROLES = ['labeler', 'reviewer', 'admin'];
 const SCOPES = ['inference', 'feedback', 'admin'];
-const IMPORTS = ['comparisons', 'trl', 'demonstrations', 'prompts'];
-const EXPORTS = ['comparisons', 'trl', 'demonstrations'];
+const IMPORTS = ['comparisons', 'trl', 'hh', 'demonstrations', 'prompts'];
+const EXPORTS = ['comparisons', 'trl', 'hh', 'demonstrations'];
 
 const caught = (work) => async (e) => {
   e?.preventDefault?.();
@@ -34,8 +34,8 @@ export async function labelsView(el, { signal }) {
       people,
       table(
         t('labels.people'),
-        [[t('labels.name')], [t('labels.role')], [t('job.state')], [t('labels.since')]],
-        list.map((l) => h('tr', null, h('td', { dir: 'auto', class: 'strong wrap', text: l.name }), h('td', { text: t(`role.${l.role}`) }), h('td', null, h('span', { class: `tag ${l.active ? 'good' : 'warn'}`, text: t(l.active ? 'labels.active' : 'labels.inactive') })), h('td', { class: 'nowrap', text: when(l.created) }))),
+        [[t('labels.name')], [t('labels.role')], [t('job.state')], [t('labels.since')], ['', 'right']],
+        list.map((l) => h('tr', null, h('td', { dir: 'auto', class: 'strong wrap', text: l.name }), h('td', { text: t(`role.${l.role}`) }), h('td', null, h('span', { class: `tag ${l.active ? 'good' : 'warn'}`, text: t(l.active ? 'labels.active' : 'labels.inactive') })), h('td', { class: 'nowrap', text: when(l.created) }), h('td', { class: 'right' }, l.id === 'admin' ? null : h('button', { type: 'button', class: 'quiet', text: t(l.active ? 'labels.keep_out' : 'labels.let_in'), on: { click: caught(async () => { await post(`/admin/labelers/${encodeURIComponent(l.id)}/active`, { active: !l.active }); await loadPeople(); }) } })))),
         t('labels.no_people'),
       ),
     );
@@ -58,8 +58,8 @@ export async function labelsView(el, { signal }) {
       keys,
       table(
         t('labels.keys'),
-        [[t('labels.name')], [t('labels.scopes')], [t('job.state')], [t('labels.since')]],
-        list.map((k) => h('tr', null, h('td', { dir: 'auto', class: 'strong wrap', text: k.name }), h('td', { text: (k.scopes ?? []).map((s) => t(`scope.${s}`)).join(', ') }), h('td', null, h('span', { class: `tag ${k.revoked ? 'warn' : 'good'}`, text: t(k.revoked ? 'labels.revoked' : 'labels.active') })), h('td', { class: 'nowrap', text: when(k.created) }))),
+        [[t('labels.name')], [t('labels.scopes')], [t('job.state')], [t('labels.since')], ['', 'right']],
+        list.map((k) => h('tr', null, h('td', { dir: 'auto', class: 'strong wrap', text: k.name }), h('td', { text: (k.scopes ?? []).map((s) => t(`scope.${s}`)).join(', ') }), h('td', null, h('span', { class: `tag ${k.revoked ? 'warn' : 'good'}`, text: t(k.revoked ? 'labels.revoked' : 'labels.active') })), h('td', { class: 'nowrap', text: when(k.created) }), h('td', { class: 'right' }, k.revoked ? null : h('button', { type: 'button', class: 'quiet', text: t('labels.revoke'), on: { click: caught(async () => { if (!(await confirm(t('labels.revoke'), t('labels.revoke_text', { name: k.name }), t('labels.revoke'), true))) return; await del(`/admin/keys/${encodeURIComponent(k.id)}`); await loadKeys(); }) } })))),
         t('labels.no_keys'),
       ),
     );
