@@ -31,7 +31,11 @@ async function send(method, path, { body, raw, query, signal, headers, keepalive
       keepalive,
       credentials: 'same-origin',
       headers: {
-        ...(body !== undefined ? { 'content-type': 'application/json' } : raw !== undefined ? { 'content-type': 'application/x-ndjson' } : {}),
+        ...(body !== undefined
+          ? { 'content-type': 'application/json' }
+          : raw !== undefined
+            ? { 'content-type': 'application/x-ndjson' }
+            : {}),
         accept: 'application/json',
         ...headers,
       },
@@ -129,4 +133,6 @@ export async function follow(path, onEvent, { signal, lastId } = {}) {
 }
 
 export const newKey = () =>
-  crypto.randomUUID ? crypto.randomUUID() : Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, '0')).join('');
+  crypto.randomUUID
+    ? crypto.randomUUID()
+    : Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, '0')).join('');

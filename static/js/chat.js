@@ -15,17 +15,51 @@ let turns = [];
 let running = null; // AbortController of the answer being written
 let labeler = null;
 
-const field = (id, label, input, help) => h('div', { class: 'field' }, h('label', { for: id, text: label }), input, help ? h('p', { class: 'help', text: help }) : null);
-const changed = (name, read) => ({ change: (e) => ((settings[name] = read(e.target)), keep.set('instructd.chat.settings', settings)) });
+const field = (id, label, input, help) =>
+  h('div', { class: 'field' }, h('label', { for: id, text: label }), input, help ? h('p', { class: 'help', text: help }) : null);
+const changed = (name, read) => ({
+  change: (e) => ((settings[name] = read(e.target)), keep.set('instructd.chat.settings', settings)),
+});
 
-const model = h('select', { id: 'chat-model', on: changed('model', (el) => el.value) }, h('option', { value: '', text: t('chat.active') }));
-const temperature = h('input', { id: 'chat-temperature', type: 'number', min: '0', max: '2', step: '0.1', value: settings.temperature, on: changed('temperature', (el) => el.valueAsNumber) });
-const maxTokens = h('input', { id: 'chat-max', type: 'number', min: '1', step: '1', value: settings.max_tokens, on: changed('max_tokens', (el) => el.valueAsNumber) });
-const system = h('textarea', { id: 'chat-system', rows: '3', dir: 'auto', value: settings.system, on: changed('system', (el) => el.value) });
+const model = h(
+  'select',
+  { id: 'chat-model', on: changed('model', (el) => el.value) },
+  h('option', { value: '', text: t('chat.active') }),
+);
+const temperature = h('input', {
+  id: 'chat-temperature',
+  type: 'number',
+  min: '0',
+  max: '2',
+  step: '0.1',
+  value: settings.temperature,
+  on: changed('temperature', (el) => el.valueAsNumber),
+});
+const maxTokens = h('input', {
+  id: 'chat-max',
+  type: 'number',
+  min: '1',
+  step: '1',
+  value: settings.max_tokens,
+  on: changed('max_tokens', (el) => el.valueAsNumber),
+});
+const system = h('textarea', {
+  id: 'chat-system',
+  rows: '3',
+  dir: 'auto',
+  value: settings.system,
+  on: changed('system', (el) => el.value),
+});
 const two = h('input', { id: 'chat-two', type: 'checkbox', checked: settings.two, on: changed('two', (el) => el.checked) });
 
 const thread = h('div', { class: 'thread', role: 'log', 'aria-live': 'polite', 'aria-label': t('chat.thread') });
-const input = h('textarea', { id: 'chat-input', rows: '1', dir: 'auto', 'aria-label': t('chat.input'), placeholder: t('chat.input') });
+const input = h('textarea', {
+  id: 'chat-input',
+  rows: '1',
+  dir: 'auto',
+  'aria-label': t('chat.input'),
+  placeholder: t('chat.input'),
+});
 const send = h('button', { class: 'primary', type: 'submit', text: t('chat.send') });
 const form = h('form', null, input, send);
 const panel = h(
@@ -36,13 +70,32 @@ const panel = h(
     'div',
     { class: 'settings-body' },
     field('chat-model', t('chat.model'), model),
-    h('label', { class: 'inline', for: 'chat-two' }, two, h('span', null, t('chat.two'), h('span', { class: 'help', text: ` ${t('chat.two_help')}` }))),
-    h('div', { class: 'pair-fields' }, field('chat-temperature', t('chat.temperature'), temperature), field('chat-max', t('chat.max'), maxTokens)),
+    h(
+      'label',
+      { class: 'inline', for: 'chat-two' },
+      two,
+      h('span', null, t('chat.two'), h('span', { class: 'help', text: ` ${t('chat.two_help')}` })),
+    ),
+    h(
+      'div',
+      { class: 'pair-fields' },
+      field('chat-temperature', t('chat.temperature'), temperature),
+      field('chat-max', t('chat.max'), maxTokens),
+    ),
     field('chat-system', t('chat.system'), system),
     h('button', { type: 'button', text: t('chat.new'), on: { click: reset } }),
   ),
 );
-fill(page.main, h('div', { class: 'talk' }, thread, h('div', { class: 'composer' }, form, h('p', { class: 'help', text: t('chat.enter_help') }))), panel);
+fill(
+  page.main,
+  h(
+    'div',
+    { class: 'talk' },
+    thread,
+    h('div', { class: 'composer' }, form, h('p', { class: 'help', text: t('chat.enter_help') })),
+  ),
+  panel,
+);
 const wide = matchMedia('(min-width: 901px)');
 wide.addEventListener('change', () => (panel.open = wide.matches));
 
@@ -186,23 +239,29 @@ async function signedIn(fn) {
 
 function thumbs(id) {
   const buttons = ['up', 'down'].map((name) =>
-    h('button', {
-      class: 'icon-button',
-      type: 'button',
-      'aria-label': t(`chat.thumb_${name}`),
-      title: t(`chat.thumb_${name}`),
-      'aria-pressed': 'false',
-      on: {
-        click: async () => {
-          try {
-            await signedIn(() => post('/v1/feedback', { completion_id: id, kind: 'thumb', value: name, idempotency_key: newKey() }));
-            buttons.forEach((b, i) => b.setAttribute('aria-pressed', String(['up', 'down'][i] === name)));
-          } catch (e) {
-            toast(e.message, { kind: 'bad' });
-          }
+    h(
+      'button',
+      {
+        class: 'icon-button',
+        type: 'button',
+        'aria-label': t(`chat.thumb_${name}`),
+        title: t(`chat.thumb_${name}`),
+        'aria-pressed': 'false',
+        on: {
+          click: async () => {
+            try {
+              await signedIn(() =>
+                post('/v1/feedback', { completion_id: id, kind: 'thumb', value: name, idempotency_key: newKey() }),
+              );
+              buttons.forEach((b, i) => b.setAttribute('aria-pressed', String(['up', 'down'][i] === name)));
+            } catch (e) {
+              toast(e.message, { kind: 'bad' });
+            }
+          },
         },
       },
-    }, icon(name)),
+      icon(name),
+    ),
   );
   return h('span', { class: 'row thumbs' }, buttons);
 }
@@ -220,14 +279,18 @@ async function duel() {
         {
           messages: messages(),
           n: 2,
-          sampling: { ...(Number.isFinite(settings.temperature) ? { temperature: settings.temperature } : {}), ...(settings.max_tokens >= 1 ? { max_tokens: settings.max_tokens } : {}) },
+          sampling: {
+            ...(Number.isFinite(settings.temperature) ? { temperature: settings.temperature } : {}),
+            ...(settings.max_tokens >= 1 ? { max_tokens: settings.max_tokens } : {}),
+          },
         },
         { signal: running.signal },
       ),
     );
     set = set.set ?? set;
     // the shown order is drawn by the server when it hands the set out; texts may come only then
-    if (!set.completions?.every?.((c) => typeof c.text === 'string')) set = { ...set, ...(await get('/v1/label/next', { set_id: set.id ?? set.set_id })) };
+    if (!set.completions?.every?.((c) => typeof c.text === 'string'))
+      set = { ...set, ...(await get('/v1/label/next', { set_id: set.id ?? set.set_id })) };
   } catch (e) {
     box.remove();
     throw e;
@@ -257,7 +320,17 @@ async function duel() {
               }),
             );
         const models = (answer?.reveal ?? []).map((r) => (typeof r.model === 'string' ? r.model : r.model?.name)).filter(Boolean);
-        const el = h('div', { class: 'msg assistant' }, richText(shown[winner].text), h('div', { class: 'meta' }, h('span', { class: 'tag good', text: t('chat.vote_stored') }), models.length ? h('span', { class: 'mono', text: [...new Set(models)].join(' · ') }) : null));
+        const el = h(
+          'div',
+          { class: 'msg assistant' },
+          richText(shown[winner].text),
+          h(
+            'div',
+            { class: 'meta' },
+            h('span', { class: 'tag good', text: t('chat.vote_stored') }),
+            models.length ? h('span', { class: 'mono', text: [...new Set(models)].join(' · ') }) : null,
+          ),
+        );
         box.replaceWith(el);
         turns.push({ role: 'assistant', content: shown[winner].text, ids: [shown[winner].id] });
         resolve();
@@ -277,7 +350,11 @@ async function duel() {
     );
     fill(
       box,
-      h('div', { class: 'duel-texts' }, shown.map((c, i) => h('div', { class: 'duel-text' }, h('h2', { text: t('label.answer', { x: 'AB'[i] }) }), userText(c)))),
+      h(
+        'div',
+        { class: 'duel-texts' },
+        shown.map((c, i) => h('div', { class: 'duel-text' }, h('h2', { text: t('label.answer', { x: 'AB'[i] }) }), userText(c))),
+      ),
       controls,
     );
     busy(true);

@@ -129,7 +129,11 @@ export function dialog(title, build, { wide = false, closeLabel = 'Close' } = {}
         'header',
         { class: 'dialog-head' },
         h('h2', { id, text: title }),
-        h('button', { class: 'icon-button', type: 'button', 'aria-label': closeLabel, on: { click: () => close() } }, icon('close')),
+        h(
+          'button',
+          { class: 'icon-button', type: 'button', 'aria-label': closeLabel, on: { click: () => close() } },
+          icon('close'),
+        ),
       ),
       h('div', { class: 'dialog-body' }, build(close)),
     );

@@ -53,7 +53,9 @@ export function when(value) {
   const date = typeof value === 'number' ? new Date(value / 1000) : new Date(value);
   if (Number.isNaN(date.getTime())) return '–';
   const sameDay = date.toDateString() === new Date().toDateString();
-  return new Intl.DateTimeFormat(locale, sameDay ? { timeStyle: 'short' } : { dateStyle: 'medium', timeStyle: 'short' }).format(date);
+  return new Intl.DateTimeFormat(locale, sameDay ? { timeStyle: 'short' } : { dateStyle: 'medium', timeStyle: 'short' }).format(
+    date,
+  );
 }
 
 /** Milliseconds since the epoch from µs or an ISO string. */

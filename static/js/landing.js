@@ -7,7 +7,13 @@ import { currentSession, shell } from './shell.js';
 const page = shell('home');
 const status = h('p', { class: 'landing-status', role: 'status' });
 
-const door = (href, key) => h('a', { class: 'door', href }, h('strong', { text: t(`home.${key}`) }), h('span', { class: 'muted', text: t(`home.${key}_text`) }));
+const door = (href, key) =>
+  h(
+    'a',
+    { class: 'door', href },
+    h('strong', { text: t(`home.${key}`) }),
+    h('span', { class: 'muted', text: t(`home.${key}_text`) }),
+  );
 
 function example(name) {
   const body = JSON.stringify({ model: name, messages: [{ role: 'user', content: 'Hello!' }] });
@@ -26,7 +32,12 @@ fill(
     h('div', { class: 'doors' }, door('/label', 'label'), door('/chat', 'chat'), door('/admin', 'admin')),
     status,
     code,
-    h('p', { class: 'landing-status' }, h('a', { href: '/docs', text: t('home.docs') }), h('a', { href: '/openapi.json', text: 'OpenAPI' })),
+    h(
+      'p',
+      { class: 'landing-status' },
+      h('a', { href: '/docs', text: t('home.docs') }),
+      h('a', { href: '/openapi.json', text: 'OpenAPI' }),
+    ),
   ),
 );
 code.textContent = example('MODEL');
@@ -40,6 +51,10 @@ get('/v1/models')
     const models = listOf(answer);
     const active = models.find((m) => m.active || m.instructd?.active || m.instructd?.state === 'active') ?? models[0];
     if (active) code.textContent = example(active.id);
-    fill(status, h('span', { class: 'tag good', text: t('home.ready') }), active ? h('span', { class: 'mono', text: active.id }) : null);
+    fill(
+      status,
+      h('span', { class: 'tag good', text: t('home.ready') }),
+      active ? h('span', { class: 'mono', text: active.id }) : null,
+    );
   })
   .catch((e) => fill(status, h('span', { class: 'tag warn', text: t('home.not_ready') }), h('span', { text: e.message })));

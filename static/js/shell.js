@@ -10,7 +10,11 @@ function themeButton() {
   const button = h('button', { class: 'icon-button', type: 'button' });
   const show = () => {
     const theme = root.dataset.theme ?? 'auto';
-    fill(button, icon({ auto: 'auto', light: 'sun', dark: 'moon' }[theme]), h('span', { class: 'menu-only', text: t(`theme.${theme}`) }));
+    fill(
+      button,
+      icon({ auto: 'auto', light: 'sun', dark: 'moon' }[theme]),
+      h('span', { class: 'menu-only', text: t(`theme.${theme}`) }),
+    );
     button.setAttribute('aria-label', `${t('theme')}: ${t(`theme.${theme}`)}`);
     button.title = button.getAttribute('aria-label');
   };
@@ -64,7 +68,17 @@ export function shell(page, { tools = [], status = [] } = {}) {
   const user = h('div', { class: 'user' });
   const main = h('main', { id: 'main', tabindex: '-1' });
   const toolbox = h('div', { class: 'top-tools', id: 'top-tools' }, tools, languageButton(), themeButton(), user);
-  const menu = h('button', { class: 'icon-button menu-button', type: 'button', 'aria-label': t('nav.menu'), 'aria-expanded': 'false', 'aria-controls': 'top-tools' }, icon('menu'));
+  const menu = h(
+    'button',
+    {
+      class: 'icon-button menu-button',
+      type: 'button',
+      'aria-label': t('nav.menu'),
+      'aria-expanded': 'false',
+      'aria-controls': 'top-tools',
+    },
+    icon('menu'),
+  );
   const openMenu = (open) => {
     toolbox.classList.toggle('open', open);
     menu.setAttribute('aria-expanded', String(open));
@@ -76,8 +90,19 @@ export function shell(page, { tools = [], status = [] } = {}) {
     'header',
     { class: 'top' },
     h('a', { class: 'skip-link', href: '#main', text: t('nav.skip') }),
-    h('a', { class: 'brand', href: '/', 'aria-label': 'instructd' }, h('span', { class: 'brand-mark', 'aria-hidden': 'true' }), h('span', { class: 'brand-word', text: 'instructd' })),
-    h('nav', { class: 'nav', 'aria-label': t('nav.label_pages') }, link('label', '/label'), link('chat', '/chat'), link('admin', '/admin')),
+    h(
+      'a',
+      { class: 'brand', href: '/', 'aria-label': 'instructd' },
+      h('span', { class: 'brand-mark', 'aria-hidden': 'true' }),
+      h('span', { class: 'brand-word', text: 'instructd' }),
+    ),
+    h(
+      'nav',
+      { class: 'nav', 'aria-label': t('nav.label_pages') },
+      link('label', '/label'),
+      link('chat', '/chat'),
+      link('admin', '/admin'),
+    ),
     h('div', { class: 'top-status' }, status),
     toolbox,
     menu,
@@ -134,12 +159,23 @@ export function signIn(into, { note } = {}) {
     const tabs = h('div', { class: 'segmented', role: 'group', 'aria-label': t('sign.how') });
     const go = h('button', { class: 'primary', type: 'submit', text: t('sign.in') });
     const field = (label, input, help) =>
-      h('div', { class: 'field' }, h('label', { for: input.id, text: label }), input, help ? h('p', { class: 'help', text: help }) : null);
+      h(
+        'div',
+        { class: 'field' },
+        h('label', { for: input.id, text: label }),
+        input,
+        help ? h('p', { class: 'help', text: help }) : null,
+      );
     const show = () => {
       fill(
         tabs,
         ['key', 'invite'].map((m) =>
-          h('button', { type: 'button', 'aria-pressed': String(m === mode), text: t(`sign.with_${m}`), on: { click: () => ((mode = m), show()) } }),
+          h('button', {
+            type: 'button',
+            'aria-pressed': String(m === mode),
+            text: t(`sign.with_${m}`),
+            on: { click: () => ((mode = m), show()) },
+          }),
         ),
       );
       fill(

@@ -53,7 +53,10 @@ test('models and labels pages work; an invite signs a labeler in', async () => {
   await visit(page, server.url, '/admin#/models', '.tree .version');
   await visit(page, server.url, '/admin#/labels', '.inline-form');
   await page.locator('#invite-note').fill('for Ada');
-  await page.locator('.inline-form', { has: page.locator('#invite-note') }).locator('button').click();
+  await page
+    .locator('.inline-form', { has: page.locator('#invite-note') })
+    .locator('button')
+    .click();
   const link = await page.locator('dialog .secret input').inputValue();
   assert.match(link, /\/label\?invite=./);
 
@@ -75,9 +78,25 @@ test('models and labels pages work; an invite signs a labeler in', async () => {
 test('a file import counts lines and names the bad one', async () => {
   const { page, context, trouble } = await signedInPage(browser, server.url);
   await visit(page, server.url, '/admin#/labels', '#import-file');
-  const good = { prompt_id: 'p1', prompt: [{ role: 'user', content: 'Hi' }], completions: [{ text: 'Hello', tier: 0 }, { text: 'No', tier: 1 }] };
-  await page.locator('#import-file').setInputFiles({ name: 'ranked.jsonl', mimeType: 'application/x-ndjson', buffer: Buffer.from(`${JSON.stringify(good)}\n{"prompt": 3}\n`) });
-  await page.locator('form', { has: page.locator('#import-file') }).locator('button[type=submit]').click();
+  const good = {
+    prompt_id: 'p1',
+    prompt: [{ role: 'user', content: 'Hi' }],
+    completions: [
+      { text: 'Hello', tier: 0 },
+      { text: 'No', tier: 1 },
+    ],
+  };
+  await page
+    .locator('#import-file')
+    .setInputFiles({
+      name: 'ranked.jsonl',
+      mimeType: 'application/x-ndjson',
+      buffer: Buffer.from(`${JSON.stringify(good)}\n{"prompt": 3}\n`),
+    });
+  await page
+    .locator('form', { has: page.locator('#import-file') })
+    .locator('button[type=submit]')
+    .click();
   await page.locator('.errors li').waitFor();
   assert.match(await page.locator('.errors').textContent(), /2/, 'line 2 is named');
   assert.deepEqual(trouble, []);

@@ -54,10 +54,12 @@ const planted = (page) =>
   page.evaluate(() => {
     const bad = [];
     for (const el of document.querySelectorAll('main *, .toasts *, dialog *')) {
-      if (/^(script|iframe|object|embed|link|style|meta|base|img|video|audio|source|math)$/i.test(el.localName)) bad.push(el.localName);
+      if (/^(script|iframe|object|embed|link|style|meta|base|img|video|audio|source|math)$/i.test(el.localName))
+        bad.push(el.localName);
       for (const a of el.attributes) {
         if (/^on/i.test(a.name)) bad.push(`${el.localName} ${a.name}`);
-        if (/^(href|src|action|formaction|xlink:href)$/i.test(a.name) && /^\s*(javascript|data|vbscript):/i.test(a.value)) bad.push(`${a.name}=${a.value}`);
+        if (/^(href|src|action|formaction|xlink:href)$/i.test(a.name) && /^\s*(javascript|data|vbscript):/i.test(a.value))
+          bad.push(`${a.name}=${a.value}`);
       }
     }
     return bad;
@@ -128,7 +130,12 @@ test('chat input and hostile addresses', async () => {
     await page.locator('.composer button.primary').waitFor();
     assert.deepEqual(await planted(page), []);
   }
-  for (const path of ['/label?set_id=<script>alert(1)</script>', '/label?invite="><img src=x onerror=alert(1)>', '/admin#/jobs/<img src=x onerror=alert(1)>', '/admin#/jobs/new/<svg onload=alert(1)>']) {
+  for (const path of [
+    '/label?set_id=<script>alert(1)</script>',
+    '/label?invite="><img src=x onerror=alert(1)>',
+    '/admin#/jobs/<img src=x onerror=alert(1)>',
+    '/admin#/jobs/new/<svg onload=alert(1)>',
+  ]) {
     await page.goto(server.url + path);
     await page.locator('main > *').first().waitFor();
     assert.deepEqual(await planted(page), [], path);

@@ -34,7 +34,8 @@ const PAGES = [
 
 test('language files: same keys, nothing empty, Chinese is Chinese, every key in the code exists', () => {
   assert.deepEqual(Object.keys(words.en), Object.keys(words.zh));
-  for (const lang of ['en', 'zh']) for (const [key, text] of Object.entries(words[lang])) assert.ok(text.trim() !== '', `${lang} ${key}`);
+  for (const lang of ['en', 'zh'])
+    for (const [key, text] of Object.entries(words[lang])) assert.ok(text.trim() !== '', `${lang} ${key}`);
   const translated = Object.values(words.zh).filter((x) => /\p{Script=Han}/u.test(x)).length;
   assert.ok(translated > 0.97 * Object.keys(words.zh).length, `${translated} translated`);
   const placeholders = (x) => [...x.matchAll(/\{\w+\}/g)].map(String).sort().join();
@@ -43,7 +44,8 @@ test('language files: same keys, nothing empty, Chinese is Chinese, every key in
   }
   const files = readdirSync(join(STATIC, 'js'), { recursive: true }).filter((f) => f.endsWith('.js'));
   for (const file of files) {
-    for (const [, key] of readFileSync(join(STATIC, 'js', file), 'utf8').matchAll(/\bt\('([^']+)'/g)) assert.ok(key in words.en, `${file}: ${key}`);
+    for (const [, key] of readFileSync(join(STATIC, 'js', file), 'utf8').matchAll(/\bt\('([^']+)'/g))
+      assert.ok(key in words.en, `${file}: ${key}`);
   }
 });
 
@@ -64,9 +66,15 @@ test('phone, Chinese: nothing overflows, no untranslated key, a pair is ranked b
   for (const [path, selector] of PAGES) {
     await visit(page, server.url, path === '/label' ? `/label?set_id=${set}` : path, selector);
     assert.equal(await page.locator('html').getAttribute('lang'), 'zh-Hans');
-    const seen = await page.evaluate(() => ({ width: document.documentElement.scrollWidth, view: window.innerWidth, text: document.body.innerText }));
+    const seen = await page.evaluate(() => ({
+      width: document.documentElement.scrollWidth,
+      view: window.innerWidth,
+      text: document.body.innerText,
+    }));
     assert.ok(seen.width <= 390 && seen.view === 390, `${path} is ${seen.width} wide in ${seen.view}`);
-    const raw = Object.keys(words.zh).filter((key) => key.includes('.') && new RegExp(`(^|\\s)${key.replaceAll('.', '\\.')}(\\s|$)`).test(seen.text));
+    const raw = Object.keys(words.zh).filter(
+      (key) => key.includes('.') && new RegExp(`(^|\\s)${key.replaceAll('.', '\\.')}(\\s|$)`).test(seen.text),
+    );
     assert.deepEqual(raw, [], `${path} shows keys`);
     assert.match(seen.text, /\p{Script=Han}/u);
     const small = await page.evaluate(() =>
@@ -106,7 +114,13 @@ test('axe finds nothing serious on any page, light and dark', async () => {
     await page.evaluate(axe);
     const result = await page.evaluate(() => window.axe.run(document, { resultTypes: ['violations'] }));
     for (const v of result.violations) {
-      if (['serious', 'critical'].includes(v.impact)) found.push(`${where}: ${v.id} ${v.nodes.map((n) => n.target.join(' ')).slice(0, 4).join(' | ')}`);
+      if (['serious', 'critical'].includes(v.impact))
+        found.push(
+          `${where}: ${v.id} ${v.nodes
+            .map((n) => n.target.join(' '))
+            .slice(0, 4)
+            .join(' | ')}`,
+        );
     }
   };
   for (const theme of ['light', 'dark']) {
@@ -117,7 +131,10 @@ test('axe finds nothing serious on any page, light and dark', async () => {
     const { page, context } = await signedInPage(browser, server.url, { theme });
     for (const [path, selector] of PAGES) {
       // a set of its own each time: three answers show every kind of control
-      const set = path === '/label' ? await makeSet(server.url, `Name a river (${theme}).`, ['The **Rhine**.', '```\ncode\n```', 'Mount Fuji.']) : null;
+      const set =
+        path === '/label'
+          ? await makeSet(server.url, `Name a river (${theme}).`, ['The **Rhine**.', '```\ncode\n```', 'Mount Fuji.'])
+          : null;
       await visit(page, server.url, set ? `/label?set_id=${set}` : path, selector);
       if (set) {
         if ((await page.locator('.show-more').count()) === 0) await page.keyboard.press('m');

@@ -13,7 +13,15 @@ import { chromium } from 'playwright-core';
 
 const ROOT = resolve(import.meta.dirname, '../..');
 export const ADMIN_KEY = process.env.INSTRUCTD_ADMIN_KEY ?? 'browser-test-admin-key';
-const FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
+const FLAGS = [
+  '--no-sandbox',
+  '--disable-gpu',
+  '--disable-quic',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+];
 
 const freePort = () =>
   new Promise((done, fail) => {
@@ -32,11 +40,15 @@ export async function startServer() {
   const data = await mkdtemp(join(tmpdir(), 'instructd-browser-'));
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
-  const child = spawn(bin, ['serve', '--model', join(ROOT, 'tests/fixtures/llama-tied-tiny'), '--data-dir', data, '--listen', `127.0.0.1:${port}`], {
-    cwd: data,
-    env: { ...process.env, INSTRUCTD_ADMIN_KEY: ADMIN_KEY },
-    stdio: ['ignore', 'pipe', 'pipe'],
-  });
+  const child = spawn(
+    bin,
+    ['serve', '--model', join(ROOT, 'tests/fixtures/llama-tied-tiny'), '--data-dir', data, '--listen', `127.0.0.1:${port}`],
+    {
+      cwd: data,
+      env: { ...process.env, INSTRUCTD_ADMIN_KEY: ADMIN_KEY },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    },
+  );
   let output = '';
   for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output = (output + chunk).slice(-8000)));
   const ended = new Promise((done) => child.once('exit', (code, signal) => done(`${code ?? signal}`)));
@@ -49,8 +61,12 @@ export async function startServer() {
     await rm(data, { recursive: true, force: true });
   };
   for (let i = 0; i < 600; i++) {
-    if (child.exitCode !== null || child.pid === undefined) throw new Error(`the server did not start (${child.exitCode}):\n${output}`);
-    const ready = await fetch(`${url}/ready`).then((r) => r.ok, () => false);
+    if (child.exitCode !== null || child.pid === undefined)
+      throw new Error(`the server did not start (${child.exitCode}):\n${output}`);
+    const ready = await fetch(`${url}/ready`).then(
+      (r) => r.ok,
+      () => false,
+    );
     if (ready) return { url, stop, output: () => output };
     await new Promise((r) => setTimeout(r, 100));
   }
@@ -78,11 +94,15 @@ export function listOf(answer) {
 
 /** A set with given texts; returns its id. */
 export async function makeSet(url, prompt, texts) {
-  const set = await api(url, 'POST', '/v1/comparison-sets', { messages: [{ role: 'user', content: prompt }], completions: texts.map((text) => ({ text })) });
+  const set = await api(url, 'POST', '/v1/comparison-sets', {
+    messages: [{ role: 'user', content: prompt }],
+    completions: texts.map((text) => ({ text })),
+  });
   return set.id ?? set.set_id;
 }
 
-export const judgmentsOf = async (url, setId) => listOf(await api(url, 'GET', '/v1/judgments?limit=200')).filter((j) => j.set_id === setId);
+export const judgmentsOf = async (url, setId) =>
+  listOf(await api(url, 'GET', '/v1/judgments?limit=200')).filter((j) => j.set_id === setId);
 
 export const startBrowser = () => chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: FLAGS });
 
@@ -102,7 +122,9 @@ export async function openPage(browser, url, { lang = 'en', theme = 'light', pho
   await context.exposeFunction('__trouble', (text) => trouble.push(text));
   await context.addInitScript((code) => {
     if (localStorage.getItem('instructd.lang') === null) localStorage.setItem('instructd.lang', code);
-    document.addEventListener('securitypolicyviolation', (e) => window.__trouble(`CSP: ${e.violatedDirective} ${e.blockedURI} ${e.sample}`));
+    document.addEventListener('securitypolicyviolation', (e) =>
+      window.__trouble(`CSP: ${e.violatedDirective} ${e.blockedURI} ${e.sample}`),
+    );
   }, lang);
   const page = await context.newPage();
   page.on('dialog', (d) => {

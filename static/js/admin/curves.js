@@ -18,7 +18,13 @@ function pick(names, patterns) {
 export function leadMetrics(names) {
   const plain = names.filter((n) => !/(std|min|max|coef|target|time|per_second)/.test(n));
   const kl = pick(plain, [/^kl$/, /^(objective\/)?kl/, /kl_(mean|ref|sequence)/, /(^|[_/])kl($|[_/])/]);
-  const reward = pick(plain, [/^reward$/, /^(mean_reward|reward_mean|reward\/mean)$/, /^(objective\/)?(score|scores|rlhf_reward)/, /reward/, /score/]);
+  const reward = pick(plain, [
+    /^reward$/,
+    /^(mean_reward|reward_mean|reward\/mean)$/,
+    /^(objective\/)?(score|scores|rlhf_reward)/,
+    /reward/,
+    /score/,
+  ]);
   if (reward && kl) return [reward, kl];
   const loss = pick(plain, [/^loss$/, /^(train_)?loss/, /loss/]);
   const accuracy = pick(plain, [/held.?out.*acc/, /eval.*acc/, /accuracy/, /^eval_loss$/, /held.?out.*loss/]);
@@ -39,7 +45,10 @@ export function smooth(values, weight) {
 }
 
 const DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3]];
-const colour = (i) => getComputedStyle(document.documentElement).getPropertyValue(`--c${(i % 5) + 1}`).trim();
+const colour = (i) =>
+  getComputedStyle(document.documentElement)
+    .getPropertyValue(`--c${(i % 5) + 1}`)
+    .trim();
 const token = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 /**
@@ -52,7 +61,14 @@ export class Chart {
     this.legend = h('div', { class: 'chart-legend', 'aria-hidden': 'true' });
     this.plot = h('div', { class: 'chart-plot', role: 'img' });
     this.step = h('span', { class: 'help', 'aria-hidden': 'true' });
-    this.el = h('figure', { class: 'chart panel' }, h('figcaption', null, h('span', { class: 'chart-title', text: title }), this.step), this.legend, this.plot, note ? h('p', { class: 'help', text: note }) : null);
+    this.el = h(
+      'figure',
+      { class: 'chart panel' },
+      h('figcaption', null, h('span', { class: 'chart-title', text: title }), this.step),
+      this.legend,
+      this.plot,
+      note ? h('p', { class: 'help', text: note }) : null,
+    );
     this.title = title;
     this.observer = new ResizeObserver(() => this.u?.setSize({ width: this.plot.clientWidth, height: this.height }));
     this.observer.observe(this.plot);
@@ -86,7 +102,12 @@ export class Chart {
     this.shown = shape;
     const key = JSON.stringify([lines.map((l) => [l.name, l.label, l.axis, l.colour, l.dash]), smoothing > 0, token('--ink')]);
     if (this.u && this.key === key) this.u.setData(data);
-    else this.#build(series, data, lines.some((l) => l.axis === 1));
+    else
+      this.#build(
+        series,
+        data,
+        lines.some((l) => l.axis === 1),
+      );
     this.key = key;
     this.#readout(null);
     const last = lines.map((l) => `${l.label} ${fig(l.values.at(-1))}`.trim()).join(', ');
@@ -95,7 +116,12 @@ export class Chart {
 
   #build(series, data, right) {
     this.u?.destroy();
-    const axis = { stroke: token('--muted'), grid: { stroke: token('--line'), width: 1 }, ticks: { stroke: token('--line'), width: 1, size: 4 }, font: '11px system-ui, sans-serif' };
+    const axis = {
+      stroke: token('--muted'),
+      grid: { stroke: token('--line'), width: 1 },
+      ticks: { stroke: token('--line'), width: 1, size: 4 },
+      font: '11px system-ui, sans-serif',
+    };
     const values = (_, ticks) => ticks.map((v) => (v === null ? '' : fig(v)));
     this.u = new uPlot(
       {
@@ -127,7 +153,15 @@ export class Chart {
     const step = u.data[0]?.[idx ?? u.data[0].length - 1];
     fill(
       this.legend,
-      lines.map((line, i) => h('span', { class: `key k${(line.colour % 5) + 1} d${line.dash % 4}` }, h('i'), h('span', { text: line.label }), h('b', { text: fig(at(u.data[this.shown[i]] ?? [])) }))),
+      lines.map((line, i) =>
+        h(
+          'span',
+          { class: `key k${(line.colour % 5) + 1} d${line.dash % 4}` },
+          h('i'),
+          h('span', { text: line.label }),
+          h('b', { text: fig(at(u.data[this.shown[i]] ?? [])) }),
+        ),
+      ),
     );
     this.step.textContent = step === undefined ? '' : t('chart.step', { n: step });
   }
@@ -139,7 +173,8 @@ export function byName(metrics) {
   for (const { step, name, value } of [...metrics].sort((a, b) => a.step - b.step)) {
     if (!map.has(name)) map.set(name, { steps: [], values: [] });
     const line = map.get(name);
-    if (line.steps.at(-1) === step) line.values[line.values.length - 1] = value; // a resumed run writes a step again
+    if (line.steps.at(-1) === step)
+      line.values[line.values.length - 1] = value; // a resumed run writes a step again
     else {
       line.steps.push(step);
       line.values.push(value);

@@ -32,13 +32,18 @@ function resolve(node, defs) {
   }
   const choices = [
     ...(out.enum ?? []).map((value) => ({ value })),
-    ...(out.oneOf ?? []).flatMap((o) => (o.const !== undefined ? [{ value: o.const, about: o.description }] : (o.enum ?? []).map((value) => ({ value, about: o.description })))),
+    ...(out.oneOf ?? []).flatMap((o) =>
+      o.const !== undefined
+        ? [{ value: o.const, about: o.description }]
+        : (o.enum ?? []).map((value) => ({ value, about: o.description })),
+    ),
   ].filter((c) => c.value !== null);
   const closed = out.enum || (out.oneOf && out.oneOf.every((o) => o.const !== undefined || o.enum || o.type === 'null'));
   return { ...out, nullable, choices: closed && choices.length ? choices : null };
 }
 
-const shown = (value) => (value === null || value === undefined ? '' : typeof value === 'object' ? JSON.stringify(value) : String(value));
+const shown = (value) =>
+  value === null || value === undefined ? '' : typeof value === 'object' ? JSON.stringify(value) : String(value);
 
 /**
  * One field. `read()` gives the JSON value, `undefined` where it is left at the default, or throws Error.
@@ -49,12 +54,24 @@ function makeField(path, name, raw, defs, context) {
   const id = `arg-${path.replace(/\W/g, '-')}`;
   const label = has(`arg.${name}`) ? t(`arg.${name}`) : name.replaceAll('_', ' ');
   // the schema's words are English; other languages have their own where they were written
-  const help = (lang !== 'en' && has(`arg.${name}_help`) ? t(`arg.${name}_help`) : null) ?? s.description ?? (has(`arg.${name}_help`) ? t(`arg.${name}_help`) : '');
+  const help =
+    (lang !== 'en' && has(`arg.${name}_help`) ? t(`arg.${name}_help`) : null) ??
+    s.description ??
+    (has(`arg.${name}_help`) ? t(`arg.${name}_help`) : '');
   const error = h('p', { class: 'form-error', id: `${id}-error` });
   const describe = `${id}-help ${id}-error`;
   const models = context.models?.(name, s);
-  const note = models || s.default === undefined || (typeof s.default === 'object' && s.default !== null) ? '' : t('form.default', { v: s.default === null ? t('form.none') : s.default === '' ? '""' : String(s.default) });
-  const helpLine = h('p', { class: 'help', id: `${id}-help` }, help, help && note ? ' ' : '', note ? h('span', { class: 'nowrap', text: note }) : null);
+  const note =
+    models || s.default === undefined || (typeof s.default === 'object' && s.default !== null)
+      ? ''
+      : t('form.default', { v: s.default === null ? t('form.none') : s.default === '' ? '""' : String(s.default) });
+  const helpLine = h(
+    'p',
+    { class: 'help', id: `${id}-help` },
+    help,
+    help && note ? ' ' : '',
+    note ? h('span', { class: 'nowrap', text: note }) : null,
+  );
   const mark = (message) => {
     error.textContent = message ?? '';
     const control = box.querySelector('input,select,textarea');
@@ -62,13 +79,25 @@ function makeField(path, name, raw, defs, context) {
     else control?.removeAttribute('aria-invalid');
   };
   const isDefault = (value) => s.default !== undefined && JSON.stringify(value) === JSON.stringify(s.default);
-  const title = [h('span', { text: label }), context.required.has(path) ? h('span', { class: 'required', text: t('form.required') }) : null, h('code', { class: 'arg-name', text: name })];
+  const title = [
+    h('span', { text: label }),
+    context.required.has(path) ? h('span', { class: 'required', text: t('form.required') }) : null,
+    h('code', { class: 'arg-name', text: name }),
+  ];
   let read;
   let children = [];
   let box;
 
   if (models) {
-    const select = h('select', { id, 'aria-describedby': describe }, h('option', { value: '', text: context.required.has(path) ? t('form.choose') : models.length ? t('form.server_picks') : t('form.none') }), models.map((m) => h('option', { value: m.value, text: m.text, selected: m.selected })));
+    const select = h(
+      'select',
+      { id, 'aria-describedby': describe },
+      h('option', {
+        value: '',
+        text: context.required.has(path) ? t('form.choose') : models.length ? t('form.server_picks') : t('form.none'),
+      }),
+      models.map((m) => h('option', { value: m.value, text: m.text, selected: m.selected })),
+    );
     read = () => (select.value === '' ? undefined : select.value);
     box = h('div', { class: 'field' }, h('label', { for: id }, title), select, helpLine, error);
   } else if (s.choices) {
@@ -76,17 +105,36 @@ function makeField(path, name, raw, defs, context) {
       'select',
       { id, 'aria-describedby': describe },
       s.nullable || s.default === undefined ? h('option', { value: '', text: t('form.none') }) : null,
-      s.choices.map((c) => h('option', { value: JSON.stringify(c.value), selected: c.value === s.default, text: c.about ? `${c.value} – ${c.about}` : String(c.value) })),
+      s.choices.map((c) =>
+        h('option', {
+          value: JSON.stringify(c.value),
+          selected: c.value === s.default,
+          text: c.about ? `${c.value} – ${c.about}` : String(c.value),
+        }),
+      ),
     );
     read = () => (select.value === '' ? (s.nullable ? null : undefined) : JSON.parse(select.value));
     box = h('div', { class: 'field' }, h('label', { for: id }, title), select, helpLine, error);
   } else if (s.type === 'boolean') {
     const input = h('input', { id, type: 'checkbox', checked: s.default === true, 'aria-describedby': describe });
     read = () => input.checked;
-    box = h('div', { class: 'field check' }, h('label', { class: 'inline', for: id }, input, h('span', null, title)), helpLine, error);
+    box = h(
+      'div',
+      { class: 'field check' },
+      h('label', { class: 'inline', for: id }, input, h('span', null, title)),
+      helpLine,
+      error,
+    );
   } else if (s.type === 'integer' || s.type === 'number') {
     // text, not number: 1e-5 and 0.00001 must both survive as typed
-    const input = h('input', { id, inputmode: 'decimal', autocomplete: 'off', value: shown(s.default), placeholder: s.nullable ? t('form.none') : null, 'aria-describedby': describe });
+    const input = h('input', {
+      id,
+      inputmode: 'decimal',
+      autocomplete: 'off',
+      value: shown(s.default),
+      placeholder: s.nullable ? t('form.none') : null,
+      'aria-describedby': describe,
+    });
     read = () => {
       const text = input.value.trim();
       if (text === '') return s.nullable ? null : undefined;
@@ -99,11 +147,26 @@ function makeField(path, name, raw, defs, context) {
     };
     box = h('div', { class: 'field' }, h('label', { for: id }, title), input, helpLine, error);
   } else if (s.type === 'object' && s.properties) {
-    const on = h('input', { id, type: 'checkbox', checked: !s.nullable || (s.default !== null && s.default !== undefined), 'aria-describedby': describe });
+    const on = h('input', {
+      id,
+      type: 'checkbox',
+      checked: !s.nullable || (s.default !== null && s.default !== undefined),
+      'aria-describedby': describe,
+    });
     children = Object.entries(s.properties).map(([k, v]) =>
-      makeField(`${path}.${k}`, k, s.default && typeof s.default === 'object' && k in s.default ? { ...v, default: s.default[k] } : v, defs, { ...context, required: new Set() }),
+      makeField(
+        `${path}.${k}`,
+        k,
+        s.default && typeof s.default === 'object' && k in s.default ? { ...v, default: s.default[k] } : v,
+        defs,
+        { ...context, required: new Set() },
+      ),
     );
-    const inner = h('div', { class: 'nested' }, children.map((c) => c.el));
+    const inner = h(
+      'div',
+      { class: 'nested' },
+      children.map((c) => c.el),
+    );
     const toggle = () => (inner.hidden = !on.checked);
     on.addEventListener('change', toggle);
     toggle();
@@ -117,12 +180,28 @@ function makeField(path, name, raw, defs, context) {
       return value;
     };
     box = s.nullable
-      ? h('div', { class: 'field check wide' }, h('label', { class: 'inline', for: id }, on, h('span', null, title)), helpLine, inner, error)
+      ? h(
+          'div',
+          { class: 'field check wide' },
+          h('label', { class: 'inline', for: id }, on, h('span', null, title)),
+          helpLine,
+          inner,
+          error,
+        )
       : h('fieldset', { class: 'field wide' }, h('legend', null, title), helpLine, inner, error);
   } else if (s.type === 'array' && (s.items?.type === 'string' || s.items?.type === 'integer')) {
-    const input = h('input', { id, autocomplete: 'off', value: (s.default ?? []).join(', '), placeholder: t('form.list'), 'aria-describedby': describe });
+    const input = h('input', {
+      id,
+      autocomplete: 'off',
+      value: (s.default ?? []).join(', '),
+      placeholder: t('form.list'),
+      'aria-describedby': describe,
+    });
     read = () => {
-      const parts = input.value.split(',').map((x) => x.trim()).filter(Boolean);
+      const parts = input.value
+        .split(',')
+        .map((x) => x.trim())
+        .filter(Boolean);
       if (parts.length === 0) return s.nullable ? null : undefined;
       return s.items.type === 'integer' ? parts.map(Number) : parts;
     };
@@ -132,7 +211,15 @@ function makeField(path, name, raw, defs, context) {
     read = () => (input.value === '' ? (s.nullable ? null : undefined) : input.value);
     box = h('div', { class: 'field' }, h('label', { for: id }, title), input, helpLine, error);
   } else {
-    const input = h('textarea', { id, rows: '2', class: 'mono', spellcheck: 'false', value: shown(s.default), placeholder: 'JSON', 'aria-describedby': describe });
+    const input = h('textarea', {
+      id,
+      rows: '2',
+      class: 'mono',
+      spellcheck: 'false',
+      value: shown(s.default),
+      placeholder: 'JSON',
+      'aria-describedby': describe,
+    });
     read = () => {
       if (input.value.trim() === '') return s.nullable || s.default === null ? null : undefined;
       try {
@@ -159,7 +246,8 @@ function makeField(path, name, raw, defs, context) {
       throw Object.assign(new Error(t('form.missing')), { field: path, control: box.querySelector('input,select,textarea') });
     }
     if (isDefault(v) || (v === null && s.default === undefined)) return undefined;
-    if (v && typeof v === 'object' && !Array.isArray(v) && children.length && Object.keys(v).length === 0 && !s.nullable) return undefined;
+    if (v && typeof v === 'object' && !Array.isArray(v) && children.length && Object.keys(v).length === 0 && !s.nullable)
+      return undefined;
     return v;
   };
   return { el: box, name, path, value, mark, children };
@@ -177,8 +265,15 @@ export function schemaForm(schema, { first = [], hidden = [], models } = {}) {
   const fields = new Map(names.map((n) => [n, makeField(n, n, schema.properties[n], defs, context)]));
   const front = [...required, ...first].filter((n, i, all) => fields.has(n) && all.indexOf(n) === i);
   const rest = names.filter((n) => !front.includes(n));
-  const grid = (list) => h('div', { class: 'field-grid' }, list.map((n) => fields.get(n).el));
-  const more = rest.length ? h('details', { class: 'more-fields' }, h('summary', { text: t('form.more', { n: rest.length }) }), grid(rest)) : null;
+  const grid = (list) =>
+    h(
+      'div',
+      { class: 'field-grid' },
+      list.map((n) => fields.get(n).el),
+    );
+  const more = rest.length
+    ? h('details', { class: 'more-fields' }, h('summary', { text: t('form.more', { n: rest.length }) }), grid(rest))
+    : null;
   const el = h('div', { class: 'schema-form' }, grid(front), more);
   const flat = (list) => list.flatMap((f) => [f, ...flat(f.children)]);
   return {
@@ -214,4 +309,3 @@ export function schemaForm(schema, { first = [], hidden = [], models } = {}) {
     },
   };
 }
-

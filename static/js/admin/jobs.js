@@ -16,9 +16,15 @@ export function jobActions(job, changed) {
     }
   };
   if (!isOver(job)) {
-    return h('button', { type: 'button', disabled: job.cancel_requested, text: job.cancel_requested ? t('job.stopping') : t('job.cancel'), on: { click: () => act('cancel', [t('job.cancel_title'), t('job.cancel_text'), t('job.cancel'), true]) } });
+    return h('button', {
+      type: 'button',
+      disabled: job.cancel_requested,
+      text: job.cancel_requested ? t('job.stopping') : t('job.cancel'),
+      on: { click: () => act('cancel', [t('job.cancel_title'), t('job.cancel_text'), t('job.cancel'), true]) },
+    });
   }
-  if (job.state === 'failed' || job.state === 'cancelled') return h('button', { type: 'button', text: t('job.resume'), on: { click: () => act('resume') } });
+  if (job.state === 'failed' || job.state === 'cancelled')
+    return h('button', { type: 'button', text: t('job.resume'), on: { click: () => act('resume') } });
   return null;
 }
 
@@ -30,9 +36,24 @@ function row(job, changed) {
   return h(
     'tr',
     null,
-    h('td', null, h('a', { class: 'strong', href: `#/jobs/${encodeURIComponent(job.id)}`, text: job.kind }), h('div', { class: 'sub mono', text: model })),
-    h('td', null, stateTag(job.state), job.error ? h('div', { class: 'sub bad-text clip', dir: 'auto', title: job.error, text: job.error }) : null),
-    h('td', { class: 'job-progress' }, job.state === 'queued' || (isOver(job) && !job.progress) ? null : progressBar(job), h('div', { class: 'sub', text: progressText(job) })),
+    h(
+      'td',
+      null,
+      h('a', { class: 'strong', href: `#/jobs/${encodeURIComponent(job.id)}`, text: job.kind }),
+      h('div', { class: 'sub mono', text: model }),
+    ),
+    h(
+      'td',
+      null,
+      stateTag(job.state),
+      job.error ? h('div', { class: 'sub bad-text clip', dir: 'auto', title: job.error, text: job.error }) : null,
+    ),
+    h(
+      'td',
+      { class: 'job-progress' },
+      job.state === 'queued' || (isOver(job) && !job.progress) ? null : progressBar(job),
+      h('div', { class: 'sub', text: progressText(job) }),
+    ),
     h('td', { class: 'nowrap' }, when(job.started ?? job.created), h('div', { class: 'sub', text: took(job) })),
     h('td', { class: 'right' }, jobActions(job, changed)),
   );
@@ -46,7 +67,16 @@ export async function jobsView(el, { signal }) {
   let jobs = [];
   const draw = () => {
     const label = document.activeElement?.closest?.('tr') ? null : true; // leave a focused row alone
-    if (label) fill(list, table(t('admin.jobs'), [[t('job.kind')], [t('job.state')], [t('job.progress')], [t('job.started')], ['', 'right']], jobs.map((j) => row(j, load)), t('job.none')));
+    if (label)
+      fill(
+        list,
+        table(
+          t('admin.jobs'),
+          [[t('job.kind')], [t('job.state')], [t('job.progress')], [t('job.started')], ['', 'right']],
+          jobs.map((j) => row(j, load)),
+          t('job.none'),
+        ),
+      );
   };
   const load = async () => {
     jobs = listOf(await get('/admin/jobs', null, { signal }));
@@ -83,7 +113,17 @@ export async function jobsView(el, { signal }) {
   await load();
   every(8, signal, load);
   const known = listOf(await get('/admin/recipes', null, { signal }));
-  fill(recipes, known.map((r) => h('a', { class: 'button', href: `#/jobs/new/${encodeURIComponent(r.name)}`, title: r.about, text: t('job.new', { name: r.name }) })));
+  fill(
+    recipes,
+    known.map((r) =>
+      h('a', {
+        class: 'button',
+        href: `#/jobs/new/${encodeURIComponent(r.name)}`,
+        title: r.about,
+        text: t('job.new', { name: r.name }),
+      }),
+    ),
+  );
 }
 
 /** A job event's kind and data, whether the stream sends the whole event or only its data. */
@@ -94,32 +134,71 @@ export function payload(e) {
   } catch {
     return { kind: e.event, data: {} };
   }
-  if (body && typeof body === 'object' && 'data' in body && ('kind' in body || 'seq' in body)) return { kind: body.kind ?? e.event, data: body.data, created: body.created };
+  if (body && typeof body === 'object' && 'data' in body && ('kind' in body || 'seq' in body))
+    return { kind: body.kind ?? e.event, data: body.data, created: body.created };
   return { kind: e.event, data: body };
 }
 
 /** Fields worth seeing before all others, in this order. */
-const FIRST = ['model', 'reward_model', 'iterations', 'epochs', 'max_steps', 'learning_rate', 'rollout_batch_size', 'batch_size', 'response_length', 'kl_coef', 'beta', 'lora', 'seed'];
+const FIRST = [
+  'model',
+  'reward_model',
+  'iterations',
+  'epochs',
+  'max_steps',
+  'learning_rate',
+  'rollout_batch_size',
+  'batch_size',
+  'response_length',
+  'kl_coef',
+  'beta',
+  'lora',
+  'seed',
+];
 /** Filled in by the server from the store. */
 const HIDDEN = ['output_dir', 'checkpoint_dir', 'resume', 'comparisons', 'demonstrations', 'prompts', 'ptx_demonstrations'];
 
 export async function newJobView(el, { id, signal }) {
-  const [recipes, models] = (await Promise.all([get('/admin/recipes', null, { signal }), get('/admin/models', null, { signal })])).map(listOf);
+  const [recipes, models] = (
+    await Promise.all([get('/admin/recipes', null, { signal }), get('/admin/models', null, { signal })])
+  ).map(listOf);
   const recipe = recipes.find((r) => r.name === id) ?? recipes[0];
   const usable = models.filter((m) => m.state !== 'retired');
   const active = (kind) => usable.find((m) => m.kind === kind && m.state === 'active');
   const options = (name) => {
     if (name !== 'model' && !/(^|_)model$/.test(name)) return null;
     const kind = name.includes('reward') ? 'reward' : 'policy';
-    return usable.filter((m) => m.kind === kind).map((m) => ({ value: m.name, text: m.state === 'active' ? `${m.name} (${t('state.active')})` : m.name, selected: m === active(kind) }));
+    return usable
+      .filter((m) => m.kind === kind)
+      .map((m) => ({
+        value: m.name,
+        text: m.state === 'active' ? `${m.name} (${t('state.active')})` : m.name,
+        selected: m === active(kind),
+      }));
   };
   const form = schemaForm(recipe.schema, { first: FIRST, hidden: HIDDEN, models: options });
   const message = h('p', { class: 'form-error', role: 'alert' });
   const start = h('button', { class: 'primary', type: 'submit', text: t('job.start', { name: recipe.name }) });
   fill(
     el,
-    h('header', { class: 'view-head' }, h('h1', { text: t('job.new', { name: recipe.name }) }), h('a', { href: '#/jobs', text: t('job.back') })),
-    h('nav', { class: 'segmented recipes', 'aria-label': t('job.recipes') }, recipes.map((r) => h('a', { class: 'button', href: `#/jobs/new/${encodeURIComponent(r.name)}`, 'aria-current': r === recipe ? 'page' : null, text: r.name }))),
+    h(
+      'header',
+      { class: 'view-head' },
+      h('h1', { text: t('job.new', { name: recipe.name }) }),
+      h('a', { href: '#/jobs', text: t('job.back') }),
+    ),
+    h(
+      'nav',
+      { class: 'segmented recipes', 'aria-label': t('job.recipes') },
+      recipes.map((r) =>
+        h('a', {
+          class: 'button',
+          href: `#/jobs/new/${encodeURIComponent(r.name)}`,
+          'aria-current': r === recipe ? 'page' : null,
+          text: r.name,
+        }),
+      ),
+    ),
     h('p', { class: 'lead', text: recipe.about }),
     h(
       'form',
@@ -156,4 +235,3 @@ export async function newJobView(el, { id, signal }) {
     ),
   );
 }
-

@@ -18,7 +18,12 @@ const caught = (work) => async (e) => {
   }
 };
 
-const roleSelect = (id) => h('select', { id }, ROLES.map((r) => h('option', { value: r, text: t(`role.${r}`) })));
+const roleSelect = (id) =>
+  h(
+    'select',
+    { id },
+    ROLES.map((r) => h('option', { value: r, text: t(`role.${r}`) })),
+  );
 
 export async function labelsView(el, { signal }) {
   const people = h('div');
@@ -35,7 +40,37 @@ export async function labelsView(el, { signal }) {
       table(
         t('labels.people'),
         [[t('labels.name')], [t('labels.role')], [t('job.state')], [t('labels.since')], ['', 'right']],
-        list.map((l) => h('tr', null, h('td', { dir: 'auto', class: 'strong wrap', text: l.name }), h('td', { text: t(`role.${l.role}`) }), h('td', null, h('span', { class: `tag ${l.active ? 'good' : 'warn'}`, text: t(l.active ? 'labels.active' : 'labels.inactive') })), h('td', { class: 'nowrap', text: when(l.created) }), h('td', { class: 'right' }, l.id === 'admin' ? null : h('button', { type: 'button', class: 'quiet', text: t(l.active ? 'labels.keep_out' : 'labels.let_in'), on: { click: caught(async () => { await post(`/admin/labelers/${encodeURIComponent(l.id)}/active`, { active: !l.active }); await loadPeople(); }) } })))),
+        list.map((l) =>
+          h(
+            'tr',
+            null,
+            h('td', { dir: 'auto', class: 'strong wrap', text: l.name }),
+            h('td', { text: t(`role.${l.role}`) }),
+            h(
+              'td',
+              null,
+              h('span', { class: `tag ${l.active ? 'good' : 'warn'}`, text: t(l.active ? 'labels.active' : 'labels.inactive') }),
+            ),
+            h('td', { class: 'nowrap', text: when(l.created) }),
+            h(
+              'td',
+              { class: 'right' },
+              l.id === 'admin'
+                ? null
+                : h('button', {
+                    type: 'button',
+                    class: 'quiet',
+                    text: t(l.active ? 'labels.keep_out' : 'labels.let_in'),
+                    on: {
+                      click: caught(async () => {
+                        await post(`/admin/labelers/${encodeURIComponent(l.id)}/active`, { active: !l.active });
+                        await loadPeople();
+                      }),
+                    },
+                  }),
+            ),
+          ),
+        ),
         t('labels.no_people'),
       ),
     );
@@ -47,7 +82,16 @@ export async function labelsView(el, { signal }) {
       table(
         t('labels.invites'),
         [[t('labels.note')], [t('labels.role')], [t('labels.expires')], [t('labels.used_by')]],
-        list.map((i) => h('tr', null, h('td', { dir: 'auto', class: 'wrap', text: i.note ?? '–' }), h('td', { text: t(`role.${i.role}`) }), h('td', { class: 'nowrap', text: when(i.expires) }), h('td', { dir: 'auto', text: i.used_by ? (names.get(i.used_by) ?? i.used_by) : '–' }))),
+        list.map((i) =>
+          h(
+            'tr',
+            null,
+            h('td', { dir: 'auto', class: 'wrap', text: i.note ?? '–' }),
+            h('td', { text: t(`role.${i.role}`) }),
+            h('td', { class: 'nowrap', text: when(i.expires) }),
+            h('td', { dir: 'auto', text: i.used_by ? (names.get(i.used_by) ?? i.used_by) : '–' }),
+          ),
+        ),
         t('labels.no_invites'),
       ),
     );
@@ -59,7 +103,46 @@ export async function labelsView(el, { signal }) {
       table(
         t('labels.keys'),
         [[t('labels.name')], [t('labels.scopes')], [t('job.state')], [t('labels.since')], ['', 'right']],
-        list.map((k) => h('tr', null, h('td', { dir: 'auto', class: 'strong wrap', text: k.name }), h('td', { text: (k.scopes ?? []).map((s) => t(`scope.${s}`)).join(', ') }), h('td', null, h('span', { class: `tag ${k.revoked ? 'warn' : 'good'}`, text: t(k.revoked ? 'labels.revoked' : 'labels.active') })), h('td', { class: 'nowrap', text: when(k.created) }), h('td', { class: 'right' }, k.revoked ? null : h('button', { type: 'button', class: 'quiet', text: t('labels.revoke'), on: { click: caught(async () => { if (!(await confirm(t('labels.revoke'), t('labels.revoke_text', { name: k.name }), t('labels.revoke'), true))) return; await del(`/admin/keys/${encodeURIComponent(k.id)}`); await loadKeys(); }) } })))),
+        list.map((k) =>
+          h(
+            'tr',
+            null,
+            h('td', { dir: 'auto', class: 'strong wrap', text: k.name }),
+            h('td', { text: (k.scopes ?? []).map((s) => t(`scope.${s}`)).join(', ') }),
+            h(
+              'td',
+              null,
+              h('span', { class: `tag ${k.revoked ? 'warn' : 'good'}`, text: t(k.revoked ? 'labels.revoked' : 'labels.active') }),
+            ),
+            h('td', { class: 'nowrap', text: when(k.created) }),
+            h(
+              'td',
+              { class: 'right' },
+              k.revoked
+                ? null
+                : h('button', {
+                    type: 'button',
+                    class: 'quiet',
+                    text: t('labels.revoke'),
+                    on: {
+                      click: caught(async () => {
+                        if (
+                          !(await confirm(
+                            t('labels.revoke'),
+                            t('labels.revoke_text', { name: k.name }),
+                            t('labels.revoke'),
+                            true,
+                          ))
+                        )
+                          return;
+                        await del(`/admin/keys/${encodeURIComponent(k.id)}`);
+                        await loadKeys();
+                      }),
+                    },
+                  }),
+            ),
+          ),
+        ),
         t('labels.no_keys'),
       ),
     );
@@ -69,14 +152,33 @@ export async function labelsView(el, { signal }) {
     const order = (j) =>
       [...(j.items ?? [])]
         .sort((a, b) => a.tier - b.tier)
-        .map((i) => (i.shown_position === undefined || i.shown_position === null ? '•' : String.fromCharCode(65 + i.shown_position)) + (i.tier + 1))
+        .map(
+          (i) =>
+            (i.shown_position === undefined || i.shown_position === null ? '•' : String.fromCharCode(65 + i.shown_position)) +
+            (i.tier + 1),
+        )
         .join(' ');
     fill(
       judgments,
       table(
         t('labels.judgments'),
         [[t('labels.when')], [t('role.labeler')], [t('labels.outcome')], [t('labels.order')], [t('labels.time'), 'right']],
-        list.map((j) => h('tr', null, h('td', { class: 'nowrap', text: when(j.created) }), h('td', { dir: 'auto', class: 'wrap', text: names.get(j.labeler_id) ?? j.labeler_id }), h('td', null, h('span', { class: 'tag', text: t(`outcome.${j.outcome}`) }), j.strength ? h('span', { class: 'sub', text: ` ${t(`strength.${j.strength}`)}` }) : null), h('td', { class: 'mono', title: t('labels.order_help'), text: order(j) }), h('td', { class: 'right', text: j.active_ms ? duration(j.active_ms / 1000) : '–' }))),
+        list.map((j) =>
+          h(
+            'tr',
+            null,
+            h('td', { class: 'nowrap', text: when(j.created) }),
+            h('td', { dir: 'auto', class: 'wrap', text: names.get(j.labeler_id) ?? j.labeler_id }),
+            h(
+              'td',
+              null,
+              h('span', { class: 'tag', text: t(`outcome.${j.outcome}`) }),
+              j.strength ? h('span', { class: 'sub', text: ` ${t(`strength.${j.strength}`)}` }) : null,
+            ),
+            h('td', { class: 'mono', title: t('labels.order_help'), text: order(j) }),
+            h('td', { class: 'right', text: j.active_ms ? duration(j.active_ms / 1000) : '–' }),
+          ),
+        ),
         t('labels.no_judgments'),
       ),
     );
@@ -91,12 +193,20 @@ export async function labelsView(el, { signal }) {
         class: 'inline-form',
         on: {
           submit: caught(async () => {
-            const answer = await post('/admin/invites', { role: role.value, ...(note.value.trim() ? { note: note.value.trim() } : {}) });
+            const answer = await post('/admin/invites', {
+              role: role.value,
+              ...(note.value.trim() ? { note: note.value.trim() } : {}),
+            });
             const token = answer.token ?? answer.secret ?? answer.code ?? answer.invite?.token;
-            const link = answer.url ?? answer.link ?? (token ? `${location.origin}/label?invite=${encodeURIComponent(token)}` : '');
+            const link =
+              answer.url ?? answer.link ?? (token ? `${location.origin}/label?invite=${encodeURIComponent(token)}` : '');
             note.value = '';
             await loadInvites();
-            await showSecret(t('labels.invite_link'), link.startsWith('/') ? location.origin + link : link, t('labels.invite_once'));
+            await showSecret(
+              t('labels.invite_link'),
+              link.startsWith('/') ? location.origin + link : link,
+              t('labels.invite_once'),
+            );
           }),
         },
       },
@@ -156,8 +266,16 @@ export async function labelsView(el, { signal }) {
     );
   };
   const importForm = () => {
-    const format = h('select', { id: 'import-format' }, IMPORTS.map((f) => h('option', { value: f, text: t(`format.${f}`) })));
-    const file = h('input', { id: 'import-file', type: 'file', accept: '.jsonl,.json,.ndjson,application/x-ndjson,application/json' });
+    const format = h(
+      'select',
+      { id: 'import-format' },
+      IMPORTS.map((f) => h('option', { value: f, text: t(`format.${f}`) })),
+    );
+    const file = h('input', {
+      id: 'import-file',
+      type: 'file',
+      accept: '.jsonl,.json,.ndjson,application/x-ndjson,application/json',
+    });
     const report = h('div', { role: 'status' });
     const go = h('button', { type: 'submit', class: 'primary', text: t('labels.import') });
     return h(
@@ -171,11 +289,32 @@ export async function labelsView(el, { signal }) {
             go.disabled = true;
             fill(report, h('p', { class: 'muted', text: t('labels.importing') }));
             try {
-              const r = await call('POST', '/admin/import', { raw: chosen, query: { format: format.value, name: chosen.name.replace(/[^A-Za-z0-9._-]+/g, '_').slice(0, 64) } });
+              const r = await call('POST', '/admin/import', {
+                raw: chosen,
+                query: { format: format.value, name: chosen.name.replace(/[^A-Za-z0-9._-]+/g, '_').slice(0, 64) },
+              });
               fill(
                 report,
-                h('p', { class: r.errors?.length ? '' : 'good-text', text: t('labels.imported', { n: r.imported ?? 0, skipped: r.skipped ?? 0 }) }),
-                r.errors?.length ? h('ul', { class: 'errors' }, r.errors.slice(0, 20).map((e) => h('li', null, h('b', { text: t('labels.line', { n: e.line }) }), h('span', { dir: 'auto', text: e.message })))) : null,
+                h('p', {
+                  class: r.errors?.length ? '' : 'good-text',
+                  text: t('labels.imported', { n: r.imported ?? 0, skipped: r.skipped ?? 0 }),
+                }),
+                r.errors?.length
+                  ? h(
+                      'ul',
+                      { class: 'errors' },
+                      r.errors
+                        .slice(0, 20)
+                        .map((e) =>
+                          h(
+                            'li',
+                            null,
+                            h('b', { text: t('labels.line', { n: e.line }) }),
+                            h('span', { dir: 'auto', text: e.message }),
+                          ),
+                        ),
+                    )
+                  : null,
               );
               await loadJudgments();
             } catch (e) {
@@ -187,7 +326,13 @@ export async function labelsView(el, { signal }) {
         },
       },
       h('div', { class: 'field' }, h('label', { for: 'import-format', text: t('labels.format') }), format),
-      h('div', { class: 'field' }, h('label', { for: 'import-file', text: t('labels.file') }), file, h('p', { class: 'help', text: t('labels.file_help') })),
+      h(
+        'div',
+        { class: 'field' },
+        h('label', { for: 'import-file', text: t('labels.file') }),
+        file,
+        h('p', { class: 'help', text: t('labels.file_help') }),
+      ),
       report,
       h('div', { class: 'actions' }, go),
     );
@@ -195,7 +340,12 @@ export async function labelsView(el, { signal }) {
 
   fill(
     el,
-    h('header', { class: 'view-head' }, h('h1', { text: t('admin.labels') }), h('a', { class: 'button primary', href: '/label', text: t('next.rank') })),
+    h(
+      'header',
+      { class: 'view-head' },
+      h('h1', { text: t('admin.labels') }),
+      h('a', { class: 'button primary', href: '/label', text: t('next.rank') }),
+    ),
     h(
       'div',
       { class: 'two-columns' },
@@ -207,11 +357,26 @@ export async function labelsView(el, { signal }) {
       'div',
       { class: 'two-columns' },
       section(t('labels.import_title'), null, importForm()),
-      section(t('labels.export_title'), null, h('p', { class: 'muted', text: t('labels.export_help') }), h('div', { class: 'row' }, EXPORTS.map((f) => h('a', { class: 'button', href: `/admin/export?format=${f}`, download: `instructd-${f}.jsonl`, text: t(`format.${f}`) })))),
+      section(
+        t('labels.export_title'),
+        null,
+        h('p', { class: 'muted', text: t('labels.export_help') }),
+        h(
+          'div',
+          { class: 'row' },
+          EXPORTS.map((f) =>
+            h('a', {
+              class: 'button',
+              href: `/admin/export?format=${f}`,
+              download: `instructd-${f}.jsonl`,
+              text: t(`format.${f}`),
+            }),
+          ),
+        ),
+      ),
     ),
     section(t('labels.keys'), null, keys, keyForm()),
   );
   await loadPeople();
   await Promise.all([loadInvites(), loadKeys(), loadJudgments()]);
 }
-

@@ -13,14 +13,20 @@ export function tree(models) {
     if (!children.has(parent)) children.set(parent, []);
     children.get(parent).push(m);
   }
-  const grow = (id, depth) => (depth > 64 ? [] : (children.get(id) ?? []).map((model) => ({ model, children: grow(model.id, depth + 1) })));
+  const grow = (id, depth) =>
+    depth > 64 ? [] : (children.get(id) ?? []).map((model) => ({ model, children: grow(model.id, depth + 1) }));
   return grow(null, 0);
 }
 
 export async function modelsView(el, { signal }) {
   const host = h('div', { class: 'panel lineage' });
   const back = h('button', { type: 'button', text: t('model.rollback') });
-  fill(el, h('header', { class: 'view-head' }, h('h1', { text: t('admin.models') }), back), h('p', { class: 'lead', text: t('model.lead') }), host);
+  fill(
+    el,
+    h('header', { class: 'view-head' }, h('h1', { text: t('admin.models') }), back),
+    h('p', { class: 'lead', text: t('model.lead') }),
+    host,
+  );
 
   const run = async (work, done) => {
     try {
@@ -32,18 +38,38 @@ export async function modelsView(el, { signal }) {
     }
   };
   back.addEventListener('click', async () => {
-    if (await confirm(t('model.rollback'), t('model.rollback_text'), t('model.rollback'))) run(() => post('/admin/models/rollback'), t('model.rolled_back'));
+    if (await confirm(t('model.rollback'), t('model.rollback_text'), t('model.rollback')))
+      run(() => post('/admin/models/rollback'), t('model.rolled_back'));
   });
 
   const item = ({ model: m, children }) => {
     const where = encodeURIComponent(m.id);
     const promote =
       m.state === 'candidate' && m.kind !== 'encoder'
-        ? h('button', { type: 'button', text: t('model.promote'), 'aria-label': t('model.promote_name', { name: m.name }), on: { click: async () => (await confirm(t('model.promote'), t(`model.promote_${m.kind}`, { name: m.name }), t('model.promote'))) && run(() => post(`/admin/models/${where}/promote`), t('model.promoted', { name: m.name })) } })
+        ? h('button', {
+            type: 'button',
+            text: t('model.promote'),
+            'aria-label': t('model.promote_name', { name: m.name }),
+            on: {
+              click: async () =>
+                (await confirm(t('model.promote'), t(`model.promote_${m.kind}`, { name: m.name }), t('model.promote'))) &&
+                run(() => post(`/admin/models/${where}/promote`), t('model.promoted', { name: m.name })),
+            },
+          })
         : null;
     const retire =
       m.state === 'candidate' && m.parent_id
-        ? h('button', { type: 'button', class: 'quiet', text: t('model.retire'), 'aria-label': t('model.retire_name', { name: m.name }), on: { click: async () => (await confirm(t('model.retire'), t('model.retire_text', { name: m.name }), t('model.retire'), true)) && run(() => del(`/admin/models/${where}`), t('model.retired', { name: m.name })) } })
+        ? h('button', {
+            type: 'button',
+            class: 'quiet',
+            text: t('model.retire'),
+            'aria-label': t('model.retire_name', { name: m.name }),
+            on: {
+              click: async () =>
+                (await confirm(t('model.retire'), t('model.retire_text', { name: m.name }), t('model.retire'), true)) &&
+                run(() => del(`/admin/models/${where}`), t('model.retired', { name: m.name })),
+            },
+          })
         : null;
     return h(
       'li',
@@ -51,7 +77,25 @@ export async function modelsView(el, { signal }) {
       h(
         'div',
         { class: `version ${m.state} ${m.kind}` },
-        h('div', { class: 'version-main' }, h('div', { class: 'row' }, h('strong', { class: 'mono', text: m.name }), h('span', { class: `tag ${m.kind === 'reward' ? 'warn' : 'accent'}`, text: t(`model.kind_${m.kind}`) }), h('span', { class: 'tag', text: m.stage }), stateTag(m.state)), h('p', { class: 'help' }, [when(m.created), metricsText(m.metrics, 5)].filter(Boolean).join(' · '), m.job_id ? ' · ' : null, m.job_id ? h('a', { href: `#/jobs/${encodeURIComponent(m.job_id)}`, text: t('model.run') }) : null)),
+        h(
+          'div',
+          { class: 'version-main' },
+          h(
+            'div',
+            { class: 'row' },
+            h('strong', { class: 'mono', text: m.name }),
+            h('span', { class: `tag ${m.kind === 'reward' ? 'warn' : 'accent'}`, text: t(`model.kind_${m.kind}`) }),
+            h('span', { class: 'tag', text: m.stage }),
+            stateTag(m.state),
+          ),
+          h(
+            'p',
+            { class: 'help' },
+            [when(m.created), metricsText(m.metrics, 5)].filter(Boolean).join(' · '),
+            m.job_id ? ' · ' : null,
+            m.job_id ? h('a', { href: `#/jobs/${encodeURIComponent(m.job_id)}`, text: t('model.run') }) : null,
+          ),
+        ),
         h('div', { class: 'row' }, retire, promote),
       ),
       children.length ? h('ul', null, children.map(item)) : null,
@@ -60,7 +104,10 @@ export async function modelsView(el, { signal }) {
 
   async function draw() {
     const models = listOf(await get('/admin/models', null, { signal }));
-    fill(host, models.length ? h('ul', { class: 'tree' }, tree(models).map(item)) : h('p', { class: 'muted', text: t('model.none') }));
+    fill(
+      host,
+      models.length ? h('ul', { class: 'tree' }, tree(models).map(item)) : h('p', { class: 'muted', text: t('model.none') }),
+    );
   }
   await draw();
 }

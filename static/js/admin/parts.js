@@ -2,7 +2,16 @@
 import { dialog, h } from '../dom.js';
 import { duration, fig, num, t } from '../i18n.js';
 
-const STATE_KIND = { queued: '', running: 'accent', succeeded: 'good', failed: 'bad', cancelled: 'warn', active: 'good', candidate: '', retired: 'warn' };
+const STATE_KIND = {
+  queued: '',
+  running: 'accent',
+  succeeded: 'good',
+  failed: 'bad',
+  cancelled: 'warn',
+  active: 'good',
+  candidate: '',
+  retired: 'warn',
+};
 
 export const stateTag = (state) => h('span', { class: `tag ${STATE_KIND[state] ?? ''}`, text: t(`state.${state}`) });
 
@@ -17,21 +26,45 @@ export function table(label, columns, rows, emptyText) {
     h(
       'table',
       null,
-      h('thead', null, h('tr', null, columns.map(([title, cls]) => h('th', { scope: 'col', class: cls }, title === '' ? h('span', { class: 'hidden-label', text: t('actions') }) : title)))),
+      h(
+        'thead',
+        null,
+        h(
+          'tr',
+          null,
+          columns.map(([title, cls]) =>
+            h(
+              'th',
+              { scope: 'col', class: cls },
+              title === '' ? h('span', { class: 'hidden-label', text: t('actions') }) : title,
+            ),
+          ),
+        ),
+      ),
       h('tbody', null, rows),
     ),
   );
 }
 
 export const section = (title, tools, ...children) =>
-  h('section', { class: 'panel block' }, h('header', { class: 'block-head' }, h('h2', { text: title }), h('div', { class: 'row' }, tools)), children);
+  h(
+    'section',
+    { class: 'panel block' },
+    h('header', { class: 'block-head' }, h('h2', { text: title }), h('div', { class: 'row' }, tools)),
+    children,
+  );
 
 export async function confirm(title, text, action, danger = false) {
   return dialog(
     title,
     (close) => [
       h('p', { text }),
-      h('div', { class: 'actions' }, h('button', { type: 'button', text: t('cancel'), on: { click: () => close(false) } }), h('button', { type: 'button', class: danger ? 'danger' : 'primary', text: action, on: { click: () => close(true) } })),
+      h(
+        'div',
+        { class: 'actions' },
+        h('button', { type: 'button', text: t('cancel'), on: { click: () => close(false) } }),
+        h('button', { type: 'button', class: danger ? 'danger' : 'primary', text: action, on: { click: () => close(true) } }),
+      ),
     ],
     { closeLabel: t('close') },
   );
@@ -63,7 +96,10 @@ export function showSecret(title, text, note) {
 export function progressText(job) {
   const p = job.progress;
   if (!p) return '';
-  const parts = [p.phase && !isOver(job) ? phaseName(p.phase) : null, p.total_steps ? t('job.step_of', { step: p.step, total: p.total_steps }) : p.step ? t('job.step', { step: p.step }) : null];
+  const parts = [
+    p.phase && !isOver(job) ? phaseName(p.phase) : null,
+    p.total_steps ? t('job.step_of', { step: p.step, total: p.total_steps }) : p.step ? t('job.step', { step: p.step }) : null,
+  ];
   if (!isOver(job)) {
     if (Number.isFinite(p.eta_seconds)) parts.push(t('job.eta', { d: duration(p.eta_seconds) }));
     if (p.tokens_per_second) parts.push(t('job.speed', { n: fig(p.tokens_per_second) }));
@@ -90,17 +126,26 @@ export function bytes(n) {
 export function progressBar(job) {
   const p = job.progress;
   const total = p?.total_steps;
-  return h('progress', { max: total || 1, value: job.state === 'succeeded' ? total || 1 : total ? Math.min(p.step, total) : 0, 'aria-label': t('job.progress_of', { name: job.kind }) });
+  return h('progress', {
+    max: total || 1,
+    value: job.state === 'succeeded' ? total || 1 : total ? Math.min(p.step, total) : 0,
+    'aria-label': t('job.progress_of', { name: job.kind }),
+  });
 }
 
-/** Metrics object → "reward 0.84 · kl 5.1" (numbers only). */
+/**
+ * Metrics object → "reward 0.84 · kl 5.1" (numbers only). `first` and `last` inside it are the ends of a run:
+ * "reward 0.2 → 0.84".
+ */
 export function metricsText(metrics, most = 4) {
   if (!metrics || typeof metrics !== 'object') return '';
-  return Object.entries(metrics)
-    .filter(([, v]) => typeof v === 'number')
-    .slice(0, most)
-    .map(([k, v]) => `${k} ${Number.isInteger(v) ? num(v) : fig(v)}`)
-    .join(' · ');
+  const show = (v) => (Number.isInteger(v) ? num(v) : fig(v));
+  const numbers = (o) => Object.entries(o ?? {}).filter(([, v]) => typeof v === 'number');
+  const ends = numbers(metrics.last).map(([k, v]) => {
+    const from = metrics.first?.[k];
+    return typeof from === 'number' ? `${k} ${show(from)} → ${show(v)}` : `${k} ${show(v)}`;
+  });
+  return [...ends, ...numbers(metrics).map(([k, v]) => `${k} ${show(v)}`)].slice(0, most).join(' · ');
 }
 
 export function download(name, text, type) {

@@ -15,7 +15,9 @@ export async function runView(el, { id, query, signal }) {
   const path = `/admin/jobs/${encodeURIComponent(id)}`;
   let job = await get(path, null, { signal });
   job = job.job ?? job;
-  const others = listOf(await get('/admin/jobs', null, { signal })).filter((j) => j.id !== id && j.kind === job.kind && j.state !== 'queued');
+  const others = listOf(await get('/admin/jobs', null, { signal })).filter(
+    (j) => j.id !== id && j.kind === job.kind && j.state !== 'queued',
+  );
   const runs = new Map([[id, []]]); // job id → metrics
   const compared = new Set((query.get('with') ?? '').split(',').filter((x) => others.some((j) => j.id === x)));
   let smoothing = keep.get(SMOOTH) ?? 0.6;
@@ -41,7 +43,11 @@ export async function runView(el, { id, query, signal }) {
       chip.addEventListener('click', async () => {
         if (!compared.delete(j.id)) compared.add(j.id);
         chip.setAttribute('aria-pressed', String(compared.has(j.id)));
-        history.replaceState(null, '', `#/jobs/${encodeURIComponent(id)}${compared.size ? `?with=${[...compared].join(',')}` : ''}`);
+        history.replaceState(
+          null,
+          '',
+          `#/jobs/${encodeURIComponent(id)}${compared.size ? `?with=${[...compared].join(',')}` : ''}`,
+        );
         await loadMetrics(j.id);
         drawCharts();
       });
@@ -50,15 +56,64 @@ export async function runView(el, { id, query, signal }) {
   );
   fill(
     el,
-    h('header', { class: 'view-head' }, h('h1', null, t('run.title', { name: job.kind })), h('a', { href: '#/jobs', text: t('job.back') })),
+    h(
+      'header',
+      { class: 'view-head' },
+      h('h1', null, t('run.title', { name: job.kind })),
+      h('a', { href: '#/jobs', text: t('job.back') }),
+    ),
     head,
-    h('div', { class: 'chart-tools row' }, h('label', { class: 'inline', for: 'smooth' }, h('span', { text: t('run.smooth') }), slider), chips, h('span', { class: 'grow' }), h('button', { type: 'button', class: 'quiet', text: t('run.csv'), on: { click: () => download(`${job.kind}-${id}.csv`, toCsv(runs.get(id)), 'text/csv') } }), h('button', { type: 'button', class: 'quiet', text: t('run.jsonl'), on: { click: () => download(`${job.kind}-${id}.jsonl`, runs.get(id).map((m) => JSON.stringify(m)).join('\n') + '\n', 'application/x-ndjson') } })),
+    h(
+      'div',
+      { class: 'chart-tools row' },
+      h('label', { class: 'inline', for: 'smooth' }, h('span', { text: t('run.smooth') }), slider),
+      chips,
+      h('span', { class: 'grow' }),
+      h('button', {
+        type: 'button',
+        class: 'quiet',
+        text: t('run.csv'),
+        on: { click: () => download(`${job.kind}-${id}.csv`, toCsv(runs.get(id)), 'text/csv') },
+      }),
+      h('button', {
+        type: 'button',
+        class: 'quiet',
+        text: t('run.jsonl'),
+        on: {
+          click: () =>
+            download(
+              `${job.kind}-${id}.jsonl`,
+              runs
+                .get(id)
+                .map((m) => JSON.stringify(m))
+                .join('\n') + '\n',
+              'application/x-ndjson',
+            ),
+        },
+      }),
+    ),
     lead,
     charts,
     none,
     h('section', { class: 'panel block', hidden: true, data: { part: 'samples' } }, h('h2', { text: t('run.samples') }), samples),
-    h('details', { class: 'panel block', open: job.state === 'failed' }, h('summary', null, h('h2', { text: t('run.log') })), log),
-    h('details', { class: 'panel block' }, h('summary', null, h('h2', { text: t('run.args') })), h('dl', { class: 'args mono' }, Object.entries(job.args ?? {}).map(([k, v]) => h('div', null, h('dt', { text: k }), h('dd', { dir: 'auto', text: typeof v === 'string' ? v : JSON.stringify(v) }))))),
+    h(
+      'details',
+      { class: 'panel block', open: job.state === 'failed' },
+      h('summary', null, h('h2', { text: t('run.log') })),
+      log,
+    ),
+    h(
+      'details',
+      { class: 'panel block' },
+      h('summary', null, h('h2', { text: t('run.args') })),
+      h(
+        'dl',
+        { class: 'args mono' },
+        Object.entries(job.args ?? {}).map(([k, v]) =>
+          h('div', null, h('dt', { text: k }), h('dd', { dir: 'auto', text: typeof v === 'string' ? v : JSON.stringify(v) })),
+        ),
+      ),
+    ),
   );
 
   function drawHead() {
@@ -66,11 +121,35 @@ export async function runView(el, { id, query, signal }) {
     const madeName = typeof made === 'string' ? made : made?.name;
     fill(
       head,
-      h('div', { class: 'row' }, stateTag(job.state), h('span', { class: 'muted', text: progressText(job) }), h('span', { class: 'grow' }), jobActions(job, reload)),
+      h(
+        'div',
+        { class: 'row' },
+        stateTag(job.state),
+        h('span', { class: 'muted', text: progressText(job) }),
+        h('span', { class: 'grow' }),
+        jobActions(job, reload),
+      ),
       job.state === 'queued' || (isOver(job) && !job.progress) ? null : progressBar(job),
       job.error ? h('p', { class: 'bad-text', dir: 'auto', text: job.error }) : null,
-      job.state === 'succeeded' ? h('p', null, madeName ? h('a', { href: '#/models', class: 'mono', text: madeName }) : null, madeName ? ' ' : null, h('span', { class: 'muted', text: metricsText(job.result?.metrics ?? job.result, 6) })) : null,
-      h('p', { class: 'help', text: [t('run.created', { at: when(job.created) }), job.started ? t('run.started', { at: when(job.started) }) : null, job.finished ? t('run.finished', { at: when(job.finished) }) : null].filter(Boolean).join(' · ') }),
+      job.state === 'succeeded'
+        ? h(
+            'p',
+            null,
+            madeName ? h('a', { href: '#/models', class: 'mono', text: madeName }) : null,
+            madeName ? ' ' : null,
+            h('span', { class: 'muted', text: metricsText(job.result?.metrics ?? job.result, 6) }),
+          )
+        : null,
+      h('p', {
+        class: 'help',
+        text: [
+          t('run.created', { at: when(job.created) }),
+          job.started ? t('run.started', { at: when(job.started) }) : null,
+          job.finished ? t('run.finished', { at: when(job.finished) }) : null,
+        ]
+          .filter(Boolean)
+          .join(' · '),
+      }),
     );
   }
 
@@ -78,7 +157,10 @@ export async function runView(el, { id, query, signal }) {
   function drawCharts() {
     const tables = new Map([[id, byName(runs.get(id))]]);
     for (const other of compared) tables.set(other, byName(runs.get(other) ?? []));
-    const names = [...tables.get(id).keys()];
+    const all = [...tables.get(id).keys()];
+    // names with a slash repeat ours under TRL's names: they belong into the download, not on the page
+    const plain = all.filter((n) => !n.includes('/'));
+    const names = plain.length ? plain : all;
     none.hidden = names.length > 0;
     const leads = leadMetrics(names);
     const linesOf = (metrics, colourByMetric) =>
@@ -86,8 +168,24 @@ export async function runView(el, { id, query, signal }) {
         [...tables].flatMap(([run, table], r) => {
           const line = table.get(name);
           if (!line) return [];
-          const label = tables.size === 1 ? (colourByMetric ? metricTitle(name) : '') : colourByMetric ? `${metricTitle(name)} · ${nameOf(run)}` : nameOf(run);
-          return [{ name, label, ...line, axis: colourByMetric ? axis : 0, colour: colourByMetric ? axis : r, dash: colourByMetric ? r : 0 }];
+          const label =
+            tables.size === 1
+              ? colourByMetric
+                ? metricTitle(name)
+                : ''
+              : colourByMetric
+                ? `${metricTitle(name)} · ${nameOf(run)}`
+                : nameOf(run);
+          return [
+            {
+              name,
+              label,
+              ...line,
+              axis: colourByMetric ? axis : 0,
+              colour: colourByMetric ? axis : r,
+              dash: colourByMetric ? r : 0,
+            },
+          ];
         }),
       );
     const put = (host, key, options, lines) => {
@@ -107,8 +205,19 @@ export async function runView(el, { id, query, signal }) {
         drawn.delete(key);
       }
     }
-    if (leads.length) put(lead, leadKey, { title: leads.map(metricTitle).join(t('run.and')), note: leads.some((n) => CEILING.test(n)) ? t('run.ceiling') : null, height: 300 }, linesOf(leads, true));
-    for (const name of names.filter((n) => !leads.includes(n))) put(charts, name, { title: metricTitle(name), note: CEILING.test(name) ? t('run.ceiling') : null }, linesOf([name], false));
+    if (leads.length)
+      put(
+        lead,
+        leadKey,
+        {
+          title: leads.map(metricTitle).join(t('run.and')),
+          note: leads.some((n) => CEILING.test(n)) ? t('run.ceiling') : null,
+          height: 300,
+        },
+        linesOf(leads, true),
+      );
+    for (const name of names.filter((n) => !leads.includes(n)))
+      put(charts, name, { title: metricTitle(name), note: CEILING.test(name) ? t('run.ceiling') : null }, linesOf([name], false));
   }
 
   const nameOf = (run) => (run === id ? t('run.this') : runName(others.find((j) => j.id === run) ?? { kind: '', id: run }));
@@ -162,7 +271,15 @@ export async function runView(el, { id, query, signal }) {
 
   function addLog(kind, data, created) {
     const text = typeof data === 'string' ? data : (data?.message ?? JSON.stringify(data));
-    log.append(h('li', { class: kind }, h('span', { class: 'muted', text: created ? when(created) : '' }), h('span', { class: 'tag', text: kind }), h('span', { dir: 'auto', text })));
+    log.append(
+      h(
+        'li',
+        { class: kind },
+        h('span', { class: 'muted', text: created ? when(created) : '' }),
+        h('span', { class: 'tag', text: kind }),
+        h('span', { dir: 'auto', text }),
+      ),
+    );
     while (log.children.length > 400) log.firstChild.remove();
     log.scrollTop = log.scrollHeight;
   }
@@ -176,7 +293,18 @@ export async function runView(el, { id, query, signal }) {
       const text = s?.text ?? s?.completion ?? s?.response ?? (typeof s === 'string' ? s : JSON.stringify(s));
       const facts = [s?.step ?? data?.step, s?.reward ?? s?.score];
       samples.prepend(
-        h('article', { class: 'sample' }, h('p', { class: 'help', dir: 'auto', text: prompt }), plainText(text), h('p', { class: 'help' }, Number.isFinite(facts[0]) ? t('chart.step', { n: facts[0] }) : '', Number.isFinite(facts[1]) ? ` · ${t('metric.reward')} ${facts[1].toFixed(3)}` : '')),
+        h(
+          'article',
+          { class: 'sample' },
+          h('p', { class: 'help', dir: 'auto', text: prompt }),
+          plainText(text),
+          h(
+            'p',
+            { class: 'help' },
+            Number.isFinite(facts[0]) ? t('chart.step', { n: facts[0] }) : '',
+            Number.isFinite(facts[1]) ? ` · ${t('metric.reward')} ${facts[1].toFixed(3)}` : '',
+          ),
+        ),
       );
     }
     while (samples.children.length > 40) samples.lastChild.remove();

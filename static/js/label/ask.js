@@ -6,7 +6,11 @@ import { t } from '../i18n.js';
 /** A form; `onSet(setId)` is called once the answers are written. */
 export function askForm(onSet) {
   const text = h('textarea', { id: 'ask-text', rows: '4', dir: 'auto', placeholder: t('ask.placeholder') });
-  const n = h('select', { id: 'ask-n' }, [2, 3, 4, 5, 6, 7, 8, 9].map((k) => h('option', { value: k, selected: k === 2, text: k })));
+  const n = h(
+    'select',
+    { id: 'ask-n' },
+    [2, 3, 4, 5, 6, 7, 8, 9].map((k) => h('option', { value: k, selected: k === 2, text: k })),
+  );
   const error = h('p', { class: 'form-error', role: 'alert' });
   const go = h('button', { class: 'primary', type: 'submit', text: t('ask.go') });
   return h(
@@ -34,7 +38,13 @@ export function askForm(onSet) {
       },
     },
     h('div', { class: 'field' }, h('label', { for: 'ask-text', text: t('ask.label') }), text),
-    h('div', { class: 'row' }, h('label', { class: 'inline', for: 'ask-n' }, h('span', { text: t('ask.n') }), n), h('span', { class: 'grow' }), go),
+    h(
+      'div',
+      { class: 'row' },
+      h('label', { class: 'inline', for: 'ask-n' }, h('span', { text: t('ask.n') }), n),
+      h('span', { class: 'grow' }),
+      go,
+    ),
     error,
   );
 }

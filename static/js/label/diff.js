@@ -3,7 +3,8 @@ import { h } from '../dom.js';
 
 // Word segments also for scripts without spaces.
 const segmenter = typeof Intl.Segmenter === 'function' ? new Intl.Segmenter(undefined, { granularity: 'word' }) : null;
-const words = (text) => (segmenter ? Array.from(segmenter.segment(text), (s) => s.segment) : (text.match(/\s+|\w+|[^\s\w]/gu) ?? []));
+const words = (text) =>
+  segmenter ? Array.from(segmenter.segment(text), (s) => s.segment) : (text.match(/\s+|\w+|[^\s\w]/gu) ?? []);
 
 // An LCS table of this many cells (words × words) still takes well under a second.
 const MAX_CELLS = 6e6;
@@ -32,10 +33,12 @@ function common(a, b) {
   for (let i = n - 1; i >= 0; i--) {
     for (let j = m - 1; j >= 0; j--) {
       table[i * width + j] =
-        a[start + i] === b[start + j] ? table[(i + 1) * width + j + 1] + 1 : Math.max(table[(i + 1) * width + j], table[i * width + j + 1]);
+        a[start + i] === b[start + j]
+          ? table[(i + 1) * width + j + 1] + 1
+          : Math.max(table[(i + 1) * width + j], table[i * width + j + 1]);
     }
   }
-  for (let i = 0, j = 0; i < n && j < m; ) {
+  for (let i = 0, j = 0; i < n && j < m;) {
     if (a[start + i] === b[start + j]) {
       shared[start + j] = true;
       i++;

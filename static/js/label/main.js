@@ -3,7 +3,18 @@ import { ApiError, get, post } from '../api.js';
 import { fill, h, icon, keep, toast } from '../dom.js';
 import { t, toMs } from '../i18n.js';
 import { failure, requireSession, shell } from '../shell.js';
-import { ballotOf, canSubmit, dropDraft, emptyBallot, judgePair, loadDraft, pruneDrafts, saveDraft, skipSubmission, submission } from './ballot.js';
+import {
+  ballotOf,
+  canSubmit,
+  dropDraft,
+  emptyBallot,
+  judgePair,
+  loadDraft,
+  pruneDrafts,
+  saveDraft,
+  skipSubmission,
+  submission,
+} from './ballot.js';
 import { Outbox } from './outbox.js';
 import { historyDialog, keySheet, skipDialog, toggleGuidelines } from './panels.js';
 import { Work, letter } from './work.js';
@@ -16,9 +27,21 @@ const LAST = 'instructd.last';
 
 const progress = h('button', { class: 'quiet progress-button', type: 'button', title: t('progress.title') });
 const saving = h('span', { class: 'saving', role: 'status', 'aria-live': 'polite' });
-const guide = h('button', { class: 'quiet', type: 'button', 'aria-expanded': 'false' }, icon('book'), h('span', { text: t('guidelines') }));
-const sheet = h('button', { class: 'icon-button help-button', type: 'button', 'aria-label': t('keys.title'), title: t('keys.title') }, h('kbd', { text: '?' }));
-const page = shell('label', { tools: [h('a', { class: 'button quiet', href: '/label?ask=1', text: t('ask.link') }), guide, sheet], status: [saving, progress] });
+const guide = h(
+  'button',
+  { class: 'quiet', type: 'button', 'aria-expanded': 'false' },
+  icon('book'),
+  h('span', { text: t('guidelines') }),
+);
+const sheet = h(
+  'button',
+  { class: 'icon-button help-button', type: 'button', 'aria-label': t('keys.title'), title: t('keys.title') },
+  h('kbd', { text: '?' }),
+);
+const page = shell('label', {
+  tools: [h('a', { class: 'button quiet', href: '/label?ask=1', text: t('ask.link') }), guide, sheet],
+  status: [saving, progress],
+});
 document.body.classList.add('label-page');
 
 const view = { ...{ diff: false, plain: false, more: false }, ...keep.get('instructd.label.view') };
@@ -38,7 +61,8 @@ function sign() {
   if (!document.hidden) clock.active += Math.min(now - clock.last, IDLE_AFTER);
   clock.last = now;
 }
-for (const type of ['pointermove', 'keydown', 'scroll', 'touchstart']) window.addEventListener(type, sign, { passive: true, capture: true });
+for (const type of ['pointermove', 'keydown', 'scroll', 'touchstart'])
+  window.addEventListener(type, sign, { passive: true, capture: true });
 document.addEventListener('visibilitychange', () => (clock.last = performance.now()));
 const times = () => (sign(), { activeMs: Math.max(1, clock.active), wallMs: Math.max(1, performance.now() - clock.shown) });
 
@@ -116,7 +140,16 @@ function showEmpty(asking = false) {
       h('h1', { text: t(asking ? 'ask.title' : 'empty.title') }),
       h('p', { class: 'muted', text: t('empty.text') }),
       askForm(asked),
-      h('p', null, h('button', { type: 'button', class: 'quiet', text: t(asking ? 'ask.to_queue' : 'empty.look_again'), on: { click: advance } })),
+      h(
+        'p',
+        null,
+        h('button', {
+          type: 'button',
+          class: 'quiet',
+          text: t(asking ? 'ask.to_queue' : 'empty.look_again'),
+          on: { click: advance },
+        }),
+      ),
     ),
   );
 }
@@ -131,7 +164,10 @@ async function asked(setId) {
 function showProgress() {
   const parts = [t('progress.short', { n: me?.done_today ?? 0 })];
   if (me?.open !== undefined) parts.push(t('progress.open', { n: me.open }));
-  fill(progress, parts.map((text, i) => h('span', { class: i ? 'open-count' : '', text })));
+  fill(
+    progress,
+    parts.map((text, i) => h('span', { class: i ? 'open-count' : '', text })),
+  );
 }
 
 // ---- actions
@@ -233,7 +269,13 @@ function send(body) {
   const { set, ballot } = work;
   paces.push(body.active_ms);
   dropDraft(set.set_id);
-  if (!ballot.revises && me) me = { ...me, done_today: (me.done_today ?? 0) + 1, done_total: (me.done_total ?? 0) + 1, open: me.open === undefined ? undefined : Math.max(0, me.open - 1) };
+  if (!ballot.revises && me)
+    me = {
+      ...me,
+      done_today: (me.done_today ?? 0) + 1,
+      done_total: (me.done_total ?? 0) + 1,
+      open: me.open === undefined ? undefined : Math.max(0, me.open - 1),
+    };
   showProgress();
   outbox.add(set.assignment_id, body, { set, ballot });
   advance();
@@ -242,7 +284,8 @@ function send(body) {
 function stored(answer, entry) {
   const { set } = entry.context;
   const judgment = answer?.judgment;
-  if (judgment) keep.set(LAST, { id: judgment.id, set: { assignment_id: set.assignment_id, lease_token: set.lease_token } }, sessionStorage);
+  if (judgment)
+    keep.set(LAST, { id: judgment.id, set: { assignment_id: set.assignment_id, lease_token: set.lease_token } }, sessionStorage);
   const reveal = answer?.reveal ?? [];
   const names = set.completions
     .map((c, i) => [letter(i), reveal.find((r) => r.completion_id === c.id)?.model])
@@ -250,7 +293,13 @@ function stored(answer, entry) {
   hideReveal?.();
   hideReveal = toast(
     names.length
-      ? h('dl', { class: 'reveal' }, names.map(([x, model]) => h('div', null, h('dt', { text: x }), h('dd', { text: typeof model === 'string' ? model : (model.name ?? '') }))))
+      ? h(
+          'dl',
+          { class: 'reveal' },
+          names.map(([x, model]) =>
+            h('div', null, h('dt', { text: x }), h('dd', { text: typeof model === 'string' ? model : (model.name ?? '') })),
+          ),
+        )
       : t('label.stored'),
     { kind: 'good', seconds: 5, action: { label: t('label.undo'), run: () => actions.undo() } },
   );
@@ -276,7 +325,8 @@ function refused(error, entry) {
 
 const asleep = (target) =>
   document.querySelector('dialog[open]') ||
-  (target instanceof Element && target.closest('button,a,input,textarea,select,summary,[contenteditable],[role=button]') !== null);
+  (target instanceof Element &&
+    target.closest('button,a,input,textarea,select,summary,[contenteditable],[role=button]') !== null);
 
 window.addEventListener('keydown', (e) => {
   if (!work || e.isComposing || e.repeat) return;
@@ -292,11 +342,11 @@ window.addEventListener('keydown', (e) => {
 
 function onKey(k) {
   const { pair } = work;
-  if (k === 'Enter') return act('submit'), true;
+  if (k === 'Enter') return (act('submit'), true);
   if (pair) {
-    if (k === '1' || k === 'ArrowLeft') return act('pair', 'a'), true;
-    if (k === '2' || k === 'ArrowRight') return act('pair', 'b'), true;
-    if (k === '=' || k === '0') return act('pair', 'tie'), true;
+    if (k === '1' || k === 'ArrowLeft') return (act('pair', 'a'), true);
+    if (k === '2' || k === 'ArrowRight') return (act('pair', 'b'), true);
+    if (k === '=' || k === '0') return (act('pair', 'tie'), true);
   } else {
     const c = work.set.completions[work.cursor];
     if (/^[1-9]$/.test(k)) {
@@ -306,16 +356,24 @@ function onKey(k) {
       if (free !== null) work.moveTo(free);
       return true;
     }
-    if (k === 'Backspace' || k === 'Delete') return act('tier', { id: c.id, tier: 0 }), true;
+    if (k === 'Backspace' || k === 'Delete') return (act('tier', { id: c.id, tier: 0 }), true);
     if (k === 'ArrowLeft' || k === 'ArrowRight') {
       work.moveTo(work.cursor + (k === 'ArrowRight' ? 1 : -1));
       return true;
     }
   }
-  const simple = { x: ['outcome', 'all_bad'], c: ['outcome', 'unrankable'], s: ['skip'], u: ['undo'], m: ['more'], d: ['diff'], p: ['plain'] };
-  if (simple[k]) return act(...simple[k]), true;
-  if (k === 'g') return guide.click(), true;
-  if (k === '?') return keySheet(), true;
+  const simple = {
+    x: ['outcome', 'all_bad'],
+    c: ['outcome', 'unrankable'],
+    s: ['skip'],
+    u: ['undo'],
+    m: ['more'],
+    d: ['diff'],
+    p: ['plain'],
+  };
+  if (simple[k]) return (act(...simple[k]), true);
+  if (k === 'g') return (guide.click(), true);
+  if (k === '?') return (keySheet(), true);
   return false;
 }
 
@@ -339,7 +397,15 @@ sheet.addEventListener('click', () => keySheet());
 
 // A set that was only prefetched goes back to the queue when the page closes.
 window.addEventListener('pagehide', () => {
-  next?.then((set) => set?.lease_token && post(`/v1/label/${encodeURIComponent(set.assignment_id)}/release`, { lease_token: set.lease_token }, { keepalive: true }).catch(() => {}));
+  next?.then(
+    (set) =>
+      set?.lease_token &&
+      post(
+        `/v1/label/${encodeURIComponent(set.assignment_id)}/release`,
+        { lease_token: set.lease_token },
+        { keepalive: true },
+      ).catch(() => {}),
+  );
 });
 
 // ---- start

@@ -5,7 +5,17 @@ import { duration, num, t, when } from '../i18n.js';
 import { SKIP_REASONS } from './ballot.js';
 
 export function keySheet() {
-  const row = (keys, text) => h('tr', null, h('td', null, keys.map((k) => h('kbd', { text: k }))), h('td', { text }));
+  const row = (keys, text) =>
+    h(
+      'tr',
+      null,
+      h(
+        'td',
+        null,
+        keys.map((k) => h('kbd', { text: k })),
+      ),
+      h('td', { text }),
+    );
   const table = (caption, rows) => h('table', { class: 'keys' }, h('caption', { text: caption }), h('tbody', null, rows));
   return dialog(
     t('keys.title'),
@@ -57,11 +67,21 @@ export function skipDialog() {
           { class: 'choices' },
           h('legend', { text: t('skip.why') }),
           SKIP_REASONS.map((r, i) =>
-            h('label', { class: 'choice' }, h('input', { type: 'radio', name: 'reason', value: r, required: true, autofocus: i === 0 }), h('span', { text: t(`skip.${r}`) })),
+            h(
+              'label',
+              { class: 'choice' },
+              h('input', { type: 'radio', name: 'reason', value: r, required: true, autofocus: i === 0 }),
+              h('span', { text: t(`skip.${r}`) }),
+            ),
           ),
         ),
         h('div', { class: 'field' }, h('label', { for: 'skip-note', text: t('skip.note') }), note),
-        h('div', { class: 'actions' }, h('button', { type: 'button', text: t('cancel'), on: { click: () => close() } }), h('button', { class: 'primary', type: 'submit', text: t('skip.do') })),
+        h(
+          'div',
+          { class: 'actions' },
+          h('button', { type: 'button', text: t('cancel'), on: { click: () => close() } }),
+          h('button', { class: 'primary', type: 'submit', text: t('skip.do') }),
+        ),
       );
     },
     { closeLabel: t('close') },
@@ -78,7 +98,17 @@ export async function toggleGuidelines(host, button) {
     h(
       'aside',
       { class: 'drawer', 'aria-label': t('guidelines') },
-      h('header', null, h('h2', { text: t('guidelines') }), h('button', { class: 'quiet', type: 'button', text: t('close'), on: { click: () => (button.focus(), toggleGuidelines(host, button)) } })),
+      h(
+        'header',
+        null,
+        h('h2', { text: t('guidelines') }),
+        h('button', {
+          class: 'quiet',
+          type: 'button',
+          text: t('close'),
+          on: { click: () => (button.focus(), toggleGuidelines(host, button)) },
+        }),
+      ),
       body,
     ),
   );

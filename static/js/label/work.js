@@ -16,13 +16,29 @@ export class Work {
     this.pair = this.k === 2;
     this.prompt = this.#prompt();
     this.cards = set.completions.map((c, i) => this.#card(c, i));
-    this.answers = h('section', { class: `answers k${Math.min(this.k, 4)}`, 'aria-label': t('label.answers') }, this.cards.map((c) => c.el));
+    this.answers = h(
+      'section',
+      { class: `answers k${Math.min(this.k, 4)}`, 'aria-label': t('label.answers') },
+      this.cards.map((c) => c.el),
+    );
     this.more = h('section', { class: 'more-panel', 'aria-label': t('more') });
     this.bar = h('div', { class: `bar ${this.pair ? 'pair' : 'many'}`, role: 'group', 'aria-label': t('label.controls') });
     this.el = h(
       'div',
       { class: 'work' },
-      ballot.revises ? h('div', { class: 'revising' }, h('span', { text: t('label.revising') }), h('button', { class: 'link', type: 'button', text: t('label.revising_stop'), on: { click: () => act('stop_revising') } })) : null,
+      ballot.revises
+        ? h(
+            'div',
+            { class: 'revising' },
+            h('span', { text: t('label.revising') }),
+            h('button', {
+              class: 'link',
+              type: 'button',
+              text: t('label.revising_stop'),
+              on: { click: () => act('stop_revising') },
+            }),
+          )
+        : null,
       this.prompt,
       this.answers,
       this.more,
@@ -49,13 +65,29 @@ export class Work {
       'ol',
       { class: 'turns', tabindex: '0', 'aria-label': t('label.conversation') },
       messages.map((m) =>
-        h('li', { class: `turn ${['user', 'assistant', 'system'].includes(m.role) ? m.role : 'other'}` }, h('span', { class: 'who', text: t(`role.${m.role}`) }), userText(m)),
+        h(
+          'li',
+          { class: `turn ${['user', 'assistant', 'system'].includes(m.role) ? m.role : 'other'}` },
+          h('span', { class: 'who', text: t(`role.${m.role}`) }),
+          userText(m),
+        ),
       ),
     );
     // the last turn is what is being answered: show it first when the conversation is long
     requestAnimationFrame(() => (body.scrollTop = body.scrollHeight));
     const fold = h('button', { class: 'quiet fold', type: 'button', 'aria-expanded': 'true', text: t('label.fold') });
-    const el = h('section', { class: 'prompt', 'aria-label': t('label.prompt') }, h('header', null, h('h1', { text: t('label.prompt') }), h('span', { class: 'muted', text: t('label.turns', { n: messages.length }) }), fold), body);
+    const el = h(
+      'section',
+      { class: 'prompt', 'aria-label': t('label.prompt') },
+      h(
+        'header',
+        null,
+        h('h1', { text: t('label.prompt') }),
+        h('span', { class: 'muted', text: t('label.turns', { n: messages.length }) }),
+        fold,
+      ),
+      body,
+    );
     fold.addEventListener('click', () => {
       const folded = el.classList.toggle('folded');
       fold.setAttribute('aria-expanded', String(!folded));
@@ -72,13 +104,25 @@ export class Work {
     const tierButtons = this.pair
       ? []
       : Array.from({ length: this.k }, (_, n) =>
-          h('button', { type: 'button', class: 'tier', 'aria-label': t('label.place_answer', { x: letter(i), n: n + 1 }), text: n + 1, on: { click: () => this.act('tier', { id: c.id, tier: n + 1, index: i }) } }),
+          h('button', {
+            type: 'button',
+            class: 'tier',
+            'aria-label': t('label.place_answer', { x: letter(i), n: n + 1 }),
+            text: n + 1,
+            on: { click: () => this.act('tier', { id: c.id, tier: n + 1, index: i }) },
+          }),
         );
     const extra = h('div', { class: 'answer-extra' });
     const el = h(
       'article',
       { class: 'answer', 'aria-labelledby': `answer-${i}` },
-      h('header', null, head, badge, h('div', { class: 'tiers', role: 'group', 'aria-label': t('label.place', { x: letter(i) }) }, tierButtons)),
+      h(
+        'header',
+        null,
+        head,
+        badge,
+        h('div', { class: 'tiers', role: 'group', 'aria-label': t('label.place', { x: letter(i) }) }, tierButtons),
+      ),
       body,
       extra,
     );
@@ -105,38 +149,82 @@ export class Work {
         'div',
         { class: 'rating', role: 'group', 'aria-label': t('more.rating_of', { x: letter(i) }) },
         h('span', { class: 'extra-label', text: t('more.rating') }),
-        [1, 2, 3, 4, 5, 6, 7].map((n) => h('button', { type: 'button', 'aria-pressed': String(b.ratings[id] === n), text: n, on: { click: () => this.act('rate', { id, value: n }) } })),
+        [1, 2, 3, 4, 5, 6, 7].map((n) =>
+          h('button', {
+            type: 'button',
+            'aria-pressed': String(b.ratings[id] === n),
+            text: n,
+            on: { click: () => this.act('rate', { id, value: n }) },
+          }),
+        ),
       );
       const flags = h(
         'div',
         { class: 'flags', role: 'group', 'aria-label': t('more.flags_of', { x: letter(i) }) },
-        FLAGS.map((code) => h('button', { type: 'button', class: 'chip', 'aria-pressed': String((b.flags[id] ?? []).includes(code)), text: t(`flag.${code}`), on: { click: () => this.act('flag', { id, code }) } })),
+        FLAGS.map((code) =>
+          h('button', {
+            type: 'button',
+            class: 'chip',
+            'aria-pressed': String((b.flags[id] ?? []).includes(code)),
+            text: t(`flag.${code}`),
+            on: { click: () => this.act('flag', { id, code }) },
+          }),
+        ),
       );
       fill(card.extra, ratings, flags);
     });
     const area = (name, rows) => {
       const el = h('textarea', { id: `more-${name}`, rows, dir: 'auto', value: b[name] });
       el.addEventListener('input', () => this.act('write', { name, value: el.value }));
-      return h('div', { class: 'field' }, h('label', { for: el.id, text: t(`more.${name}`) }), el, h('p', { class: 'help', text: t(`more.${name}_help`) }));
+      return h(
+        'div',
+        { class: 'field' },
+        h('label', { for: el.id, text: t(`more.${name}`) }),
+        el,
+        h('p', { class: 'help', text: t(`more.${name}_help`) }),
+      );
     };
     fill(this.more, area('rationale', 2), area('ideal', 4));
   }
 
   #bar() {
     const act = this.act;
-    const button = (name, text, k, handler, cls = '') => h('button', { type: 'button', class: cls, data: { act: name }, on: { click: handler } }, h('span', { text }), k ? key(k) : null);
-    this.submit = button('submit', this.ballot.revises ? t('label.submit_revision') : t('label.submit'), '⏎', () => act('submit'), 'primary submit');
+    const button = (name, text, k, handler, cls = '') =>
+      h(
+        'button',
+        { type: 'button', class: cls, data: { act: name }, on: { click: handler } },
+        h('span', { text }),
+        k ? key(k) : null,
+      );
+    this.submit = button(
+      'submit',
+      this.ballot.revises ? t('label.submit_revision') : t('label.submit'),
+      '⏎',
+      () => act('submit'),
+      'primary submit',
+    );
     this.allBad = button('all_bad', t(this.pair ? 'label.both_bad' : 'label.all_bad'), 'X', () => act('outcome', 'all_bad'));
     this.unrankable = button('unrankable', t('label.unrankable'), 'C', () => act('outcome', 'unrankable'));
     this.moreButton = button('more', t('more'), 'M', () => act('more'), 'quiet');
     this.diffButton = button('diff', t('label.diff'), 'D', () => act('diff'), 'quiet');
     this.plainButton = button('plain', t('label.plain'), 'P', () => act('plain'), 'quiet');
     this.hint = h('p', { class: 'bar-hint', role: 'status', 'aria-live': 'polite' });
-    const tools = h('button', { type: 'button', class: 'bar-tools', 'aria-expanded': 'false', 'aria-label': t('label.tools'), text: '⋯' });
+    const tools = h('button', {
+      type: 'button',
+      class: 'bar-tools',
+      'aria-expanded': 'false',
+      'aria-label': t('label.tools'),
+      text: '⋯',
+    });
     tools.addEventListener('click', () => tools.setAttribute('aria-expanded', String(this.bar.classList.toggle('tools-open'))));
     const side = [
       h('div', { class: 'bar-group views' }, this.diffButton, this.plainButton, this.moreButton),
-      h('div', { class: 'bar-group ways' }, button('skip', t('label.skip'), 'S', () => act('skip'), 'quiet'), button('undo', t('label.undo'), 'U', () => act('undo'), 'quiet')),
+      h(
+        'div',
+        { class: 'bar-group ways' },
+        button('skip', t('label.skip'), 'S', () => act('skip'), 'quiet'),
+        button('undo', t('label.undo'), 'U', () => act('undo'), 'quiet'),
+      ),
     ];
     if (this.pair) {
       this.choice = {
@@ -144,17 +232,48 @@ export class Work {
         tie: button('tie', t('label.tie'), '=', () => act('pair', 'tie'), 'choice-tie'),
         b: button('b', t('label.b_better'), '2', () => act('pair', 'b'), 'choice-b'),
       };
-      this.strengths = STRENGTHS.map((s) => h('button', { type: 'button', 'aria-pressed': 'false', text: t(`strength.${s}`), on: { click: () => act('strength', s) } }));
+      this.strengths = STRENGTHS.map((s) =>
+        h('button', {
+          type: 'button',
+          'aria-pressed': 'false',
+          text: t(`strength.${s}`),
+          on: { click: () => act('strength', s) },
+        }),
+      );
       fill(
         this.bar,
-        h('div', { class: 'bar-row main' }, h('div', { class: 'bar-group choice', role: 'group', 'aria-label': t('label.verdict') }, this.choice.a, this.choice.tie, this.choice.b), h('div', { class: 'bar-group outs' }, this.allBad, this.unrankable, tools), this.submit),
-        h('div', { class: 'bar-row minor' }, h('div', { class: 'segmented strengths', role: 'group', 'aria-label': t('strength') }, this.strengths), this.hint, side),
+        h(
+          'div',
+          { class: 'bar-row main' },
+          h(
+            'div',
+            { class: 'bar-group choice', role: 'group', 'aria-label': t('label.verdict') },
+            this.choice.a,
+            this.choice.tie,
+            this.choice.b,
+          ),
+          h('div', { class: 'bar-group outs' }, this.allBad, this.unrankable, tools),
+          this.submit,
+        ),
+        h(
+          'div',
+          { class: 'bar-row minor' },
+          h('div', { class: 'segmented strengths', role: 'group', 'aria-label': t('strength') }, this.strengths),
+          this.hint,
+          side,
+        ),
       );
     } else {
       this.strip = h('div', { class: 'strip', role: 'group', 'aria-label': t('label.order') });
       fill(
         this.bar,
-        h('div', { class: 'bar-row main' }, this.strip, h('div', { class: 'bar-group outs' }, this.allBad, this.unrankable, tools), this.submit),
+        h(
+          'div',
+          { class: 'bar-row main' },
+          this.strip,
+          h('div', { class: 'bar-group outs' }, this.allBad, this.unrankable, tools),
+          this.submit,
+        ),
         h('div', { class: 'bar-row minor' }, this.hint, side),
       );
     }
@@ -163,13 +282,22 @@ export class Work {
   /** The ranking as lanes of letters; letters can be dragged between lanes. */
   #strip() {
     const lane = (tier, title) => {
-      const inside = this.cards.map((c, i) => ({ i, id: c.completion.id })).filter((x) => (this.ballot.tiers[x.id] ?? 0) === tier);
+      const inside = this.cards
+        .map((c, i) => ({ i, id: c.completion.id }))
+        .filter((x) => (this.ballot.tiers[x.id] ?? 0) === tier);
       const el = h(
         'div',
         { class: `lane ${tier === 0 ? 'unranked' : ''}` },
         h('span', { class: 'lane-name', text: title }),
         inside.map(({ i, id }) => {
-          const chip = h('button', { type: 'button', draggable: 'true', class: `letter ${i === this.cursor ? 'here' : ''}`, 'aria-label': t('label.go_to', { x: letter(i) }), text: letter(i), on: { click: () => this.moveTo(i) } });
+          const chip = h('button', {
+            type: 'button',
+            draggable: 'true',
+            class: `letter ${i === this.cursor ? 'here' : ''}`,
+            'aria-label': t('label.go_to', { x: letter(i) }),
+            text: letter(i),
+            on: { click: () => this.moveTo(i) },
+          });
           chip.addEventListener('dragstart', (e) => e.dataTransfer.setData('text/x-answer', id));
           return chip;
         }),
@@ -186,7 +314,11 @@ export class Work {
       });
       return el;
     };
-    fill(this.strip, Array.from({ length: this.k }, (_, n) => lane(n + 1, String(n + 1))), lane(0, t('label.unranked')));
+    fill(
+      this.strip,
+      Array.from({ length: this.k }, (_, n) => lane(n + 1, String(n + 1))),
+      lane(0, t('label.unranked')),
+    );
   }
 
   /** Moves the cursor of a K-wise set. */
@@ -233,7 +365,11 @@ export class Work {
         const won = v === 'ab'[i];
         card.el.classList.toggle('won', won);
         card.el.classList.toggle('tied', v === 'tie');
-        card.badge.textContent = won ? t('label.better') + (b.strength ? ` · ${t(`strength.${b.strength}`)}` : '') : v === 'tie' ? t('label.tie') : '';
+        card.badge.textContent = won
+          ? t('label.better') + (b.strength ? ` · ${t(`strength.${b.strength}`)}` : '')
+          : v === 'tie'
+            ? t('label.tie')
+            : '';
       });
       this.strengths.forEach((el, i) => {
         press(el, b.strength === STRENGTHS[i]);
