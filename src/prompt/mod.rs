@@ -1,1 +1,5 @@
-//! TODO
+//! From messages and examples to the text a model reads.
+
+pub mod chat;
+
+pub use chat::{ChatError, ChatTemplate, Rendered};

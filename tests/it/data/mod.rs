@@ -1,5 +1,6 @@
 //! Models, tokenizers and data files: read, written, and refused when damaged.
 
+mod chat;
 mod damaged;
 mod fixtures;
 mod records;

@@ -1,0 +1,178 @@
+//! A model's own chat template (Jinja), rendered as Hugging Face renders it, with bounded work.
+//!
+//! What users write must never become a special token, yet templates may trim, split and compare it, so it
+//! cannot be kept out of the rendering. Instead every place where user text could be read as (part of) a
+//! special token gets a mark, a character that occurs nowhere else. After rendering the marks are taken out,
+//! and the tokenizer recognises no special token across the places where they stood. Text without such
+//! places carries no marks: it renders and tokenizes exactly as in Hugging Face.
+
+use std::collections::BTreeSet;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value;
+use minijinja::{Environment, ErrorKind, context};
+
+use crate::domain::Message;
+use crate::tokenizer::{Specials, Tokenizer, TokenizerError};
+
+/// Work for one rendering, in minijinja's units (instructions, and 64 bytes of text each).
+const FUEL: u64 = 2_000_000;
+
+/// Why messages could not be rendered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChatError {
+    /// The model's template cannot be used at all.
+    #[error("chat template: {0}")]
+    Template(String),
+    /// The template refuses these messages (`raise_exception`), or rendering them fails.
+    #[error("messages: {0}")]
+    Messages(String),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+}
+
+/// A checked template; rendering it takes no lock.
+#[derive(Clone, Debug)]
+pub struct ChatTemplate {
+    source: String,
+    bos_token: Option<String>,
+    eos_token: Option<String>,
+    /// Texts that users must not be able to write as tokens.
+    specials: Vec<String>,
+}
+
+/// A rendered conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    pub text: String,
+    /// Byte offsets in `text`, ascending, across which no special token may be recognised.
+    pub breaks: Vec<usize>,
+}
+
+impl ChatTemplate {
+    /// Checks the template's syntax. The names of the begin and end tokens, and the special tokens to guard
+    /// against, come from the tokenizer.
+    ///
+    /// # Errors
+    /// `Template` when it is not Jinja that minijinja understands.
+    pub fn new(source: &str, tokenizer: Option<&Tokenizer>) -> Result<Self, ChatError> {
+        environment(source, 0)?;
+        let named = |name| tokenizer.and_then(|t| t.named_token(name)).map(str::to_owned);
+        let specials = tokenizer.map(|t| t.special_tokens().map(str::to_owned).collect()).unwrap_or_default();
+        Ok(Self { source: source.to_owned(), bos_token: named("bos_token"), eos_token: named("eos_token"), specials })
+    }
+
+    /// Renders messages; `open_turn` adds the beginning of the assistant's answer.
+    ///
+    /// # Errors
+    /// `Messages` for an unknown role, when the template raises an exception, and when it runs too long.
+    pub fn render(&self, messages: &[Message], open_turn: bool) -> Result<Rendered, ChatError> {
+        for (i, message) in messages.iter().enumerate() {
+            if !matches!(message.role.as_str(), "system" | "user" | "assistant") {
+                let problem = format!("messages[{i}].role must be system, user or assistant, found {:?}", message.role);
+                return Err(ChatError::Messages(problem));
+            }
+        }
+        let mark = self.mark(messages)?;
+        let bytes: usize = messages.iter().map(|m| m.content.len()).sum();
+        let rows: Vec<Value> = messages
+            .iter()
+            .map(|m| context! { role => m.role.as_str(), content => marked(&m.content, &self.specials, mark) })
+            .collect();
+        let environment = environment(&self.source, bytes as u64)?;
+        let template = environment.get_template("chat").map_err(|e| ChatError::Template(e.to_string()))?;
+        let values = context! {
+            messages => rows,
+            add_generation_prompt => open_turn,
+            bos_token => self.bos_token.as_deref().map_or(Value::UNDEFINED, Value::from),
+            eos_token => self.eos_token.as_deref().map_or(Value::UNDEFINED, Value::from),
+        };
+        let text = template.render(values).map_err(|e| {
+            let detail = e.detail().map_or_else(|| e.kind().to_string(), str::to_owned);
+            ChatError::Messages(format!("the chat template cannot render them: {detail}"))
+        })?;
+        Ok(without_marks(&text, mark))
+    }
+
+    /// The token ids of the rendered messages. No begin token is added: templates write their own.
+    pub fn encode(&self, messages: &[Message], open_turn: bool, tokenizer: &Tokenizer) -> Result<Vec<u32>, ChatError> {
+        let rendered = self.render(messages, open_turn)?;
+        Ok(tokenizer.encode_with(&rendered.text, false, Specials::Between(&rendered.breaks))?)
+    }
+
+    /// A character that occurs neither in the messages nor in the template. Unicode keeps 32 code points
+    /// here that are never text.
+    fn mark(&self, messages: &[Message]) -> Result<char, ChatError> {
+        let used = |c: char| self.source.contains(c) || messages.iter().any(|m| m.content.contains(c));
+        ('\u{FDD0}'..='\u{FDEF}')
+            .find(|c| !used(*c))
+            .ok_or_else(|| ChatError::Messages("they use every code point that Unicode reserves for marks".into()))
+    }
+}
+
+/// `content` with the mark at every place where it could be read as a special token: inside each one it
+/// contains, and at its ends where it could complete one together with what the template puts beside it.
+fn marked(content: &str, specials: &[String], mark: char) -> String {
+    let mut places = BTreeSet::new();
+    // Templates trim: the ends that count are those of the text without white space around it.
+    let start = content.len() - content.trim_start().len();
+    let end = content.trim_end().len();
+    for special in specials {
+        let Some(first) = special.chars().next().map(char::len_utf8) else { continue };
+        let mut from = 0;
+        while let Some(at) = content.get(from..).and_then(|rest| rest.find(special.as_str())) {
+            places.insert(from + at + first);
+            from += at + first;
+        }
+        if start < end {
+            let inner = &content[start..end];
+            let cuts = || special.char_indices().map(|(at, _)| at).skip(1);
+            if cuts().any(|at| inner.ends_with(&special[..at])) {
+                places.insert(end);
+            }
+            if cuts().any(|at| inner.starts_with(&special[at..])) {
+                places.insert(start);
+            }
+        }
+    }
+    let mut out = String::with_capacity(content.len() + places.len() * mark.len_utf8());
+    let mut done = 0;
+    for place in places {
+        out.push_str(&content[done..place]);
+        out.push(mark);
+        done = place;
+    }
+    out.push_str(&content[done..]);
+    out
+}
+
+/// Takes the marks out and remembers where they stood.
+fn without_marks(text: &str, mark: char) -> Rendered {
+    let mut rendered = Rendered { text: String::with_capacity(text.len()), breaks: Vec::new() };
+    for (i, part) in text.split(mark).enumerate() {
+        if i > 0 {
+            rendered.breaks.push(rendered.text.len());
+        }
+        rendered.text.push_str(part);
+    }
+    rendered
+}
+
+/// The environment that transformers gives its templates; `extra` fuel for long messages.
+fn environment(source: &str, extra: u64) -> Result<Environment<'static>, ChatError> {
+    let bad = |e: minijinja::Error| ChatError::Template(e.to_string());
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(bad)?);
+    environment.set_fuel(Some(FUEL.saturating_add(extra)));
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+    });
+    environment.add_function("strftime_now", |format: String| -> Result<String, minijinja::Error> {
+        jiff::fmt::strtime::format(format, &jiff::ZonedDateTime::now())
+            .map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e.to_string()))
+    });
+    environment.add_template_owned("chat", source.to_owned()).map_err(bad)?;
+    Ok(environment)
+}
