@@ -2,4 +2,5 @@
 
 mod objectives;
 mod objectives_gradients;
+mod models;
 mod ops;
