@@ -18,6 +18,7 @@ use super::{EngineError, EngineStats, GenerateRequest, Generation, Generator, Sa
 use crate::domain::{Message, ModelVersion, ModelVersionId};
 use crate::generation::Warpers;
 use crate::model::{self, Decoder, Purpose};
+use crate::ops::linear::WeightFormat;
 use crate::prompt::ChatTemplate;
 use crate::tokenizer::{IncrementalDecoder, Tokenizer};
 
@@ -26,8 +27,7 @@ use crate::tokenizer::{IncrementalDecoder, Tokenizer};
 pub struct EngineOptions {
     /// Relative artifact paths of model versions start here.
     pub data_dir: PathBuf,
-    /// `f32`.
-    pub weights: String,
+    pub weights: WeightFormat,
     pub max_running: usize,
     /// Requests that may wait; more are refused with `Overloaded`.
     pub max_waiting: usize,
@@ -41,7 +41,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         Self {
             data_dir: PathBuf::from("data"),
-            weights: "f32".into(),
+            weights: WeightFormat::F32,
             max_running: 64,
             max_waiting: 256,
             prefill_tokens: 512,
@@ -120,12 +120,8 @@ impl LocalEngine {
     /// Starts the engine thread; no model is loaded yet.
     ///
     /// # Errors
-    /// When `weights` names a format this build does not serve, or the thread cannot start.
+    /// When the thread cannot start.
     pub fn start(options: EngineOptions) -> Result<Arc<Self>, EngineError> {
-        if options.weights != "f32" {
-            let message = format!("weights '{}' are not supported; use f32", options.weights);
-            return Err(EngineError::BadRequest { param: "weights", message });
-        }
         let state = Arc::new(State {
             models: RwLock::default(),
             activations: RwLock::default(),
@@ -192,12 +188,16 @@ impl LocalEngine {
 }
 
 /// Loads, builds and tries a version; runs on a blocking thread.
-fn load_model(path: &Path, version: ModelVersion, weights: &str) -> Result<LoadedModel, EngineError> {
+fn load_model(path: &Path, version: ModelVersion, weights: WeightFormat) -> Result<LoadedModel, EngineError> {
     let failed = |e: String| EngineError::Failed(format!("loading '{}': {e}", version.name));
     let loaded = model::load(path, &Device::Cpu).map_err(|e| failed(e.to_string()))?;
     let parameters = loaded.weights.values().map(|t| t.elem_count() as u64).sum();
+    let purpose = match weights {
+        WeightFormat::F32 => Purpose::Serve,
+        WeightFormat::Q8_0 => Purpose::ServeQuantized,
+    };
     let decoder =
-        Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve).map_err(|e| failed(e.to_string()))?;
+        Decoder::new(&loaded.config, &loaded.weights, purpose).map_err(|e| failed(e.to_string()))?;
     warm_up(&decoder).map_err(failed)?;
     let template = match &loaded.chat_template {
         Some(source) => Some(ChatTemplate::new(source, loaded.tokenizer.as_ref()).map_err(|e| failed(e.to_string()))?),
@@ -207,7 +207,7 @@ fn load_model(path: &Path, version: ModelVersion, weights: &str) -> Result<Loade
         vocab_size: loaded.config.vocab_size,
         max_context: loaded.config.max_positions,
         eos_ids: loaded.config.eos_ids.clone(),
-        weights: weights.to_owned(),
+        weights: weights.as_str().to_owned(),
         parameters,
         has_chat_template: template.is_some(),
         version,
@@ -267,8 +267,8 @@ impl Generator for LocalEngine {
             return Ok(model.served.clone());
         }
         let (path, version) = (self.options.data_dir.join(&version.artifact_uri), version.clone());
-        let weights = self.options.weights.clone();
-        let model = tokio::task::spawn_blocking(move || load_model(&path, version, &weights))
+        let weights = self.options.weights;
+        let model = tokio::task::spawn_blocking(move || load_model(&path, version, weights))
             .await
             .map_err(|e| EngineError::Failed(e.to_string()))??;
         let served = model.served.clone();

@@ -217,6 +217,9 @@ impl Lane {
             }
             if let Some(mut victim) = self.running.pop() {
                 self.cache.release_all(&mut victim.cached);
+                if let Some(prompt) = &mut victim.prompt {
+                    prompt.clear();
+                }
                 self.waiting.push_front(victim);
             }
         }

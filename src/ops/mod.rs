@@ -10,6 +10,7 @@ pub mod linear;
 pub mod norm;
 pub mod par;
 pub mod plain;
+pub mod q8;
 pub mod rope;
 pub mod simd;
 pub mod token_logprobs;
