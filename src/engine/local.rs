@@ -181,9 +181,8 @@ impl LocalEngine {
     fn unload_surplus(&self) {
         let activations = read(&self.state.activations).clone();
         let recent: Vec<_> = activations.iter().rev().take(self.options.max_loaded).collect();
-        write(&self.state.models).retain(|id, model| {
-            recent.contains(&id) || !activations.contains(id) || Arc::strong_count(model) > 1
-        });
+        write(&self.state.models)
+            .retain(|id, model| recent.contains(&id) || !activations.contains(id) || Arc::strong_count(model) > 1);
     }
 }
 
@@ -196,8 +195,7 @@ fn load_model(path: &Path, version: ModelVersion, weights: WeightFormat) -> Resu
         WeightFormat::F32 => Purpose::Serve,
         WeightFormat::Q8_0 => Purpose::ServeQuantized,
     };
-    let decoder =
-        Decoder::new(&loaded.config, &loaded.weights, purpose).map_err(|e| failed(e.to_string()))?;
+    let decoder = Decoder::new(&loaded.config, &loaded.weights, purpose).map_err(|e| failed(e.to_string()))?;
     warm_up(&decoder).map_err(failed)?;
     let template = match &loaded.chat_template {
         Some(source) => Some(ChatTemplate::new(source, loaded.tokenizer.as_ref()).map_err(|e| failed(e.to_string()))?),
@@ -320,8 +318,10 @@ impl Generator for LocalEngine {
     ) -> Result<Vec<u32>, EngineError> {
         let model = self.find(version)?;
         let bad = |message: String| EngineError::BadRequest { param: "messages", message };
-        let template =
-            model.template.as_ref().ok_or_else(|| bad("this model has no chat template: use /v1/completions".into()))?;
+        let template = model
+            .template
+            .as_ref()
+            .ok_or_else(|| bad("this model has no chat template: use /v1/completions".into()))?;
         template.encode(messages, true, model.tokenizer()?).map_err(|e| bad(e.to_string()))
     }
 

@@ -64,7 +64,8 @@ impl PrefixTree {
         if cache.free_pages() >= pages || self.entries.is_empty() {
             return;
         }
-        let mut oldest: Vec<(u64, u64, Key)> = self.entries.iter().map(|(k, e)| (e.used, u64::MAX - e.id, *k)).collect();
+        let mut oldest: Vec<(u64, u64, Key)> =
+            self.entries.iter().map(|(k, e)| (e.used, u64::MAX - e.id, *k)).collect();
         // Among equally old entries the deepest goes first, so that no reachable child loses its parent.
         oldest.sort_unstable();
         for (_, _, key) in oldest {

@@ -59,7 +59,15 @@ impl Lane {
         let (tokens, siblings) = (request.prompt_ids.clone(), request.n - 1);
         let prompt = request.prompt_logprobs.map(|_| Vec::with_capacity(tokens.len()));
         let text = TextStream::new(self.model.decoder_for_text(), &request.params.stop);
-        self.waiting.push_back(Sequence { shared, index: 0, tokens, cached: CachedSequence::default(), text, prompt, siblings });
+        self.waiting.push_back(Sequence {
+            shared,
+            index: 0,
+            tokens,
+            cached: CachedSequence::default(),
+            text,
+            prompt,
+            siblings,
+        });
     }
 
     pub fn is_idle(&self) -> bool {
@@ -133,10 +141,9 @@ impl Lane {
         let hidden = self.model.decoder.step(&rows, &mut self.cache)?;
         for f in &fed {
             let sequence = &mut self.running[f.sequence];
-            stats.prompt_tokens.fetch_add(
-                f.tokens.min(sequence.prompt_len().saturating_sub(sequence.cached.len)) as u64,
-                Relaxed,
-            );
+            stats
+                .prompt_tokens
+                .fetch_add(f.tokens.min(sequence.prompt_len().saturating_sub(sequence.cached.len)) as u64, Relaxed);
             sequence.cached.len += f.tokens;
         }
         self.prompt_logprobs(&hidden, &fed)?;

@@ -101,7 +101,9 @@ impl Weight {
     pub fn dense(&self) -> Result<&Tensor> {
         match self {
             Self::Dense(w, _) | Self::Packed { dense: Some((w, _)), .. } => Ok(w),
-            Self::Packed { dense: None, .. } | Self::Quantized(_) => candle_core::bail!("this weight was loaded for serving only"),
+            Self::Packed { dense: None, .. } | Self::Quantized(_) => {
+                candle_core::bail!("this weight was loaded for serving only")
+            }
         }
     }
 }

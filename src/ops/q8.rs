@@ -63,14 +63,16 @@ impl PackedQ8 {
             let mut q = [0i8; BLOCK];
             for p in range {
                 // SAFETY: one panel per p.
-                let (lines, scales) =
-                    unsafe { (out.slice(p * per_panel, per_panel), out_scales.slice(p * blocks * PANEL, blocks * PANEL)) };
+                let (lines, scales) = unsafe {
+                    (out.slice(p * per_panel, per_panel), out_scales.slice(p * blocks * PANEL, blocks * PANEL))
+                };
                 for lane in 0..PANEL.min(m - p * PANEL) {
                     let row = &w[(p * PANEL + lane) * k..(p * PANEL + lane + 1) * k];
                     for (b, x) in row.chunks(BLOCK).enumerate() {
                         scales[b * PANEL + lane] = f16::from_f32(quantize_block(x, &mut q));
                         for (i, v) in q.iter().enumerate() {
-                            lines[b * (BLOCK / GROUP) + i / GROUP].0[lane * GROUP + i % GROUP] = (i16::from(*v) + 128) as u8;
+                            lines[b * (BLOCK / GROUP) + i / GROUP].0[lane * GROUP + i % GROUP] =
+                                (i16::from(*v) + 128) as u8;
                         }
                     }
                 }
@@ -122,15 +124,23 @@ struct Activations {
 
 impl Activations {
     fn quantize(x: &[f32], n: usize, k: usize, blocks: usize) -> Self {
-        let mut all =
-            Self { q: vec![0; n * blocks * BLOCK], scales: vec![0.0; n * blocks], corrections: vec![0; n * blocks], blocks };
+        let mut all = Self {
+            q: vec![0; n * blocks * BLOCK],
+            scales: vec![0.0; n * blocks],
+            corrections: vec![0; n * blocks],
+            blocks,
+        };
         let (q, scales, corrections) =
             (SharedMut::new(&mut all.q), SharedMut::new(&mut all.scales), SharedMut::new(&mut all.corrections));
         split(n, n * k, |range| {
             for r in range {
                 // SAFETY: one row per r.
                 let (q, scales, corrections) = unsafe {
-                    (q.slice(r * blocks * BLOCK, blocks * BLOCK), scales.slice(r * blocks, blocks), corrections.slice(r * blocks, blocks))
+                    (
+                        q.slice(r * blocks * BLOCK, blocks * BLOCK),
+                        scales.slice(r * blocks, blocks),
+                        corrections.slice(r * blocks, blocks),
+                    )
                 };
                 quantize_row(&x[r * k..(r + 1) * k], q, scales, corrections);
             }
@@ -159,7 +169,14 @@ multiversion! {
     }
 }
 
-fn panel_rows(lines: &[Line], scales: &[f16], rows: &Activations, r0: usize, count: usize, tile: &mut [[f32; PANEL]; MAX_R]) {
+fn panel_rows(
+    lines: &[Line],
+    scales: &[f16],
+    rows: &Activations,
+    r0: usize,
+    count: usize,
+    tile: &mut [[f32; PANEL]; MAX_R],
+) {
     #[cfg(target_arch = "x86_64")]
     if vnni::available() {
         // SAFETY: the features were checked; slices cover `blocks` blocks of every row by construction.
@@ -250,7 +267,8 @@ mod vnni {
                     }
                     let (w0, w1) = (_mm512_load_si512(at.cast()), _mm512_load_si512(at.add(64).cast()));
                     for r in 0..R {
-                        let x = rows.q.as_ptr().add((r0 + r) * rows.blocks * BLOCK + b * BLOCK + g * GROUP).cast::<i32>();
+                        let x =
+                            rows.q.as_ptr().add((r0 + r) * rows.blocks * BLOCK + b * BLOCK + g * GROUP).cast::<i32>();
                         acc[r] = _mm512_dpbusd_epi32(acc[r], w0, _mm512_set1_epi32(x.read_unaligned()));
                         odd[r] = _mm512_dpbusd_epi32(odd[r], w1, _mm512_set1_epi32(x.add(1).read_unaligned()));
                     }

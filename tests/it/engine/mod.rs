@@ -53,7 +53,12 @@ struct Collected {
 }
 
 async fn collect(mut g: Generation, n: usize) -> Collected {
-    let mut c = Collected { tokens: vec![vec![]; n], text: vec![String::new(); n], reasons: vec![None; n], ..Default::default() };
+    let mut c = Collected {
+        tokens: vec![vec![]; n],
+        text: vec![String::new(); n],
+        reasons: vec![None; n],
+        ..Default::default()
+    };
     while let Some(event) = g.events.recv().await {
         match event {
             GenEvent::Prompt { tokens } => c.prompt = tokens,
@@ -107,7 +112,8 @@ async fn random_arrivals_change_nothing_in_any_answer() {
     }
     // Tiny budgets: chunked prompts, preemption and prefix reuse all happen.
     for (kv_tokens, prefill_tokens) in [(160, 7), (4096, 64)] {
-        let crowded = engine(EngineOptions { max_running: 9, kv_tokens, prefill_tokens, ..EngineOptions::default() }).await;
+        let crowded =
+            engine(EngineOptions { max_running: 9, kv_tokens, prefill_tokens, ..EngineOptions::default() }).await;
         for stagger in [0u64, 3] {
             let mut tasks = Vec::new();
             for (i, r) in requests().into_iter().enumerate() {

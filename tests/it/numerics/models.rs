@@ -156,7 +156,8 @@ fn cached_steps_equal_the_full_forward_in_any_company_and_chunking() {
         let loaded = load(&fixtures().join(name), &Device::Cpu).unwrap();
         let train = Decoder::new(&loaded.config, &loaded.weights, Purpose::Train).unwrap();
         let serve = Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve).unwrap();
-        let sequences: Vec<Vec<u32>> = (0..5u32).map(|i| (0..9 + 9 * i).map(|t| (t * 7 + i * 13) % 96).collect()).collect();
+        let sequences: Vec<Vec<u32>> =
+            (0..5u32).map(|i| (0..9 + 9 * i).map(|t| (t * 7 + i * 13) % 96).collect()).collect();
         let batch = PackedBatch::new(&sequences);
         let full = train.forward(&batch).unwrap();
         for chunk in [1usize, 3, 16, 100] {
