@@ -67,6 +67,7 @@ def compare(base, directory, problems):
     positions = getattr(model.config, "max_position_embeddings", 64)
     source = random.Random(1)
     prompts = [[source.randrange(model.config.vocab_size) for _ in range(n)] for n in (1, 2, 7, min(33, positions))]
+    tokenizer = None
     if os.path.exists(os.path.join(directory, "tokenizer.json")):
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
         texts = TEXTS if len(tokenizer) > 1000 else [" ".join(f"t{i}" for i in (5, 77, 3, 41, 9))]
@@ -92,17 +93,16 @@ def compare(base, directory, problems):
             if not close(found[position], theirs):
                 problems.append(f"{name}: log-prob {position} of {ids}: {found[position]} instead of {theirs}")
         room = min(8, positions - len(ids))
-        if room > 0:
+        if tokenizer is not None and room > 0:
+            tokens = list(ids)
             with torch.no_grad():
-                tokens = list(ids)
                 for _ in range(room):
                     tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
             body = {"prompt": ids, "max_tokens": room, "temperature": 0, "ignore_eos": True}
-            greedy = post(base, "/v1/completions", body)["instructd"]["completion_ids"]
-            # One list for one choice; some servers nest it by choice.
-            greedy = greedy[0] if greedy and isinstance(greedy[0], list) else greedy
-            if all(isinstance(token, int) for token in greedy) and greedy != tokens[len(ids) :]:
-                problems.append(f"{name}: greedy {greedy} instead of {tokens[len(ids):]}")
+            text = post(base, "/v1/completions", body)["choices"][0]["text"]
+            new = tokens[len(ids) :]
+            if text not in [tokenizer.decode(new, skip_special_tokens=skip) for skip in (False, True)]:
+                problems.append(f"{name}: greedy {text!r} instead of {tokenizer.decode(new)!r}")
     print(f"{name}: {len(prompts)} prompts, largest difference of a log-prob {worst:.2e}")
 
 
