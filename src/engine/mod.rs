@@ -1,15 +1,6 @@
 //! Serving engine: owns the models, batches requests continuously, swaps versions between steps.
 //! HTTP and services see only the `Generator` trait; tensors stay behind it.
 
-pub mod local;
-mod prefix;
-mod rewards;
-mod scheduler;
-mod sequence;
-mod text;
-
-pub use local::{EngineOptions, LocalEngine};
-
 use std::sync::Arc;
 
 use async_trait::async_trait;

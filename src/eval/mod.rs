@@ -1,1 +1,3 @@
-//! TODO
+//! Evaluation: numbers about models that need no gradient.
+
+pub mod preference;

@@ -16,6 +16,7 @@ pub mod packed;
 pub mod pull;
 mod pull_hub;
 mod pull_pypi;
+pub mod reward;
 pub mod save;
 
 pub use config::{Activation, Arch, ModelConfig, PositionKind};
@@ -24,6 +25,7 @@ pub use encoder::Encoder;
 pub use load::{Described, LoadError, Loaded, Source, describe, load};
 pub use lora::LoraConfig;
 pub use packed::PackedBatch;
+pub use reward::RewardModel;
 pub use save::save_dir;
 
 use std::collections::BTreeMap;

@@ -41,7 +41,7 @@ pub fn sequence_sums(values: &[f64], lengths: &[usize]) -> Vec<f64> {
 pub fn sequence_sums_tensor(values: &Tensor, lengths: &[usize]) -> Result<Tensor> {
     let owner: Vec<u32> = (0u32..).zip(lengths).flat_map(|(i, &n)| std::iter::repeat_n(i, n)).collect();
     let owner = Tensor::new(owner, values.device())?;
-    Tensor::zeros(lengths.len(), values.dtype(), values.device())?.index_add(&owner, values, 0)
+    Tensor::zeros(lengths.len(), values.dtype(), values.device())?.index_add(&owner, &values.contiguous()?, 0)
 }
 
 /// One value per sequence → one value per token.

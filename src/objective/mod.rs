@@ -44,6 +44,12 @@ impl Stats {
         }
     }
 
+    /// Only the statistics of these names.
+    pub fn only(mut self, names: &[&str]) -> Self {
+        self.sums.retain(|name, _| names.contains(name));
+        self
+    }
+
     /// The mean of a statistic, `None` when nothing was added to it.
     pub fn mean(&self, name: &str) -> Option<f64> {
         self.sums.get(name).filter(|(_, weight)| *weight > 0.0).map(|(sum, weight)| sum / weight)

@@ -4,9 +4,21 @@
 
 pub mod args;
 pub mod checkpoint;
+mod dpo;
+mod meter;
 pub mod optim;
+mod output;
+mod ranked;
+mod reward;
+mod rl;
 pub mod rng;
+mod run;
+mod samples;
 pub mod schedule;
+mod sft;
+pub mod step;
+pub mod texts;
+pub mod trainable;
 
 use serde::{Deserialize, Serialize};
 
@@ -63,21 +75,17 @@ pub fn recipe(name: &str) -> Option<&'static Recipe> {
 }
 
 static RECIPES: &[Recipe] = &[
-    entry::<args::SftArgs>("sft", "Supervised fine-tuning on demonstrations", pending),
-    entry::<args::RewardArgs>("reward", "Reward model from rankings", pending),
-    entry::<args::PpoArgs>("ppo", "Proximal policy optimisation against a reward", pending),
-    entry::<args::ReinforceArgs>("reinforce", "REINFORCE with a running baseline", pending),
-    entry::<args::RlooArgs>("rloo", "REINFORCE leave-one-out", pending),
-    entry::<args::GrpoArgs>("grpo", "Group-relative policy optimisation", pending),
-    entry::<args::DpoArgs>("dpo", "Direct preference optimisation from rankings", pending),
+    entry::<args::SftArgs>("sft", "Supervised fine-tuning on demonstrations", sft::run),
+    entry::<args::RewardArgs>("reward", "Reward model from rankings", reward::run),
+    entry::<args::PpoArgs>("ppo", "Proximal policy optimisation against a reward", rl::ppo),
+    entry::<args::ReinforceArgs>("reinforce", "REINFORCE with a running baseline", rl::reinforce),
+    entry::<args::RlooArgs>("rloo", "REINFORCE leave-one-out", rl::rloo),
+    entry::<args::GrpoArgs>("grpo", "Group-relative policy optimisation", rl::grpo),
+    entry::<args::DpoArgs>("dpo", "Direct preference optimisation from rankings", dpo::run),
 ];
 
 type Run = fn(&serde_json::Value, &mut dyn Reporter) -> anyhow::Result<TrainOutcome>;
 
 const fn entry<T: args::RecipeArgs>(name: &'static str, about: &'static str, run: Run) -> Recipe {
     Recipe { name, about, schema: args::schema::<T>, validate: |value| args::parse::<T>(value).map(|_| ()), run }
-}
-
-fn pending(_: &serde_json::Value, _: &mut dyn Reporter) -> anyhow::Result<TrainOutcome> {
-    anyhow::bail!("this recipe is not built yet")
 }

@@ -136,7 +136,8 @@ async function ask() {
   running = new AbortController();
   busy(true);
   try {
-    await signedIn(settings.two ? duel : stream); // a server may want a key for inference, too
+    if (settings.two) await duel();
+    else await stream();
   } catch (e) {
     if (e.name !== 'AbortError') {
       turns.pop(); // the question can be sent again as it was

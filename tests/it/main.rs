@@ -2,7 +2,6 @@
 
 mod api;
 mod data;
-mod engine;
 mod jobs;
 mod loop_closes;
 mod numerics;

@@ -124,7 +124,7 @@ macro_rules! recipe_args {
             pub lora: Option<super::LoraArgs>,
             /// Longest sequence in tokens, prompt included; longer prompts lose their beginning.
             pub max_length: usize,
-            /// Checkpoint after this many steps; 0 = only on a stop and at the end.
+            /// Checkpoint after this many steps; 0 = only on a stop.
             pub checkpoint_every: u64,
             /// Evaluate and sample after this many steps; 0 = only at the end.
             pub eval_every: u64,
@@ -153,7 +153,7 @@ macro_rules! recipe_args {
                     adam_form: super::super::optim::AdamForm::Torch,
                     lora: None,
                     max_length: 1024,
-                    checkpoint_every: 0,
+                    checkpoint_every: 20,
                     eval_every: 0,
                     device: super::DeviceArg::Auto,
                     $($field: $default,)*

@@ -3,7 +3,6 @@
 mod chat;
 mod damaged;
 mod fixtures;
-mod pull;
 mod records;
 mod roundtrip;
 mod tokens;

@@ -1,6 +1,5 @@
 //! What correct means: objectives, operations, models and generation against reference values.
 
-mod models;
 mod objectives;
 mod objectives_gradients;
 mod ops;

@@ -1,8 +1,10 @@
 //! Helpers that several rooms' tests share.
 
 mod models;
+mod recorder;
 
 pub use models::{copy_dir, fixture, smollm2};
+pub use recorder::Recorder;
 
 /// Deterministic noise, roughly standard normal, without any crate's generator.
 pub fn noise(n: usize, seed: u64) -> Vec<f32> {

@@ -2,4 +2,6 @@
 
 mod args;
 mod checkpoint;
+mod gradients;
 mod optim;
+mod recipes;

@@ -1,0 +1,63 @@
+//! How well scores predict preferences: pair accuracy, margin, log loss, calibration.
+
+/// Over pairs given as score differences (preferred minus other).
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct PairMetrics {
+    pub pairs: usize,
+    /// Share of pairs with the preferred one scored higher; an equal score counts half.
+    pub accuracy: f64,
+    /// Mean score difference.
+    pub margin: f64,
+    /// Mean −log σ(difference).
+    pub loss: f64,
+    /// Expected calibration error of σ(|difference|) as the confidence of the predicted order, ten bins.
+    pub ece: f64,
+}
+
+/// `None` of no pairs.
+pub fn pair_metrics(differences: &[f64]) -> Option<PairMetrics> {
+    if differences.is_empty() {
+        return None;
+    }
+    const BINS: usize = 10;
+    let n = differences.len() as f64;
+    let mut metrics = PairMetrics { pairs: differences.len(), ..PairMetrics::default() };
+    // (count, correct, confidence) per bin of confidence from ½ to 1.
+    let mut bins = [(0.0, 0.0, 0.0); BINS];
+    for &d in differences {
+        let correct = if d > 0.0 {
+            1.0
+        } else if d == 0.0 {
+            0.5
+        } else {
+            0.0
+        };
+        let confidence = 1.0 / (1.0 + (-d.abs()).exp());
+        metrics.accuracy += correct / n;
+        metrics.margin += d / n;
+        metrics.loss += ((-d.abs()).exp().ln_1p() + (-d).max(0.0)) / n;
+        let bin = &mut bins[(((confidence - 0.5) * 2.0 * BINS as f64) as usize).min(BINS - 1)];
+        bin.0 += 1.0;
+        bin.1 += correct;
+        bin.2 += confidence;
+    }
+    metrics.ece = bins.iter().map(|(_, correct, confidence)| (correct - confidence).abs() / n).sum();
+    Some(metrics)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_and_calibration() {
+        assert_eq!(pair_metrics(&[]), None);
+        let m = pair_metrics(&[2.0, -1.0, 0.0, 3.0]).unwrap();
+        assert_eq!((m.pairs, m.accuracy, m.margin), (4, 2.5 / 4.0, 1.0));
+        let loss = |d: f64| (1.0 + (-d).exp()).ln();
+        assert!((m.loss - (loss(2.0) + loss(-1.0) + loss(0.0) + loss(3.0)) / 4.0).abs() < 1e-12);
+        // Confident and always wrong: the error is the confidence.
+        let wrong = pair_metrics(&[-5.0, -5.0]).unwrap();
+        assert!((wrong.ece - 1.0 / (1.0 + (-5.0f64).exp())).abs() < 1e-12);
+    }
+}

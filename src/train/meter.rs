@@ -1,0 +1,45 @@
+//! Speed, time left and memory for progress reports. The one place in training that reads the clock; no
+//! number from here enters a computation.
+
+use std::time::Instant;
+
+pub struct Meter {
+    started: Instant,
+    first_step: u64,
+    window: Instant,
+    tokens: u64,
+}
+
+impl Meter {
+    /// Starts at `first_step` (not 0 after a resume).
+    pub fn new(first_step: u64) -> Self {
+        let now = Instant::now();
+        Self { started: now, first_step, window: now, tokens: 0 }
+    }
+
+    /// Books tokens that went through the model.
+    pub fn add_tokens(&mut self, n: usize) {
+        self.tokens += n as u64;
+    }
+
+    /// Tokens per second since the last call; `None` when no token was booked.
+    pub fn take_rate(&mut self) -> Option<f64> {
+        let seconds = self.window.elapsed().as_secs_f64();
+        let tokens = std::mem::take(&mut self.tokens);
+        self.window = Instant::now();
+        (tokens > 0 && seconds > 0.0).then(|| tokens as f64 / seconds)
+    }
+
+    /// Seconds left at the mean speed so far; `None` before the first step is done.
+    pub fn eta(&self, step: u64, total: u64) -> Option<f64> {
+        let done = step.checked_sub(self.first_step).filter(|n| *n > 0)?;
+        Some(self.started.elapsed().as_secs_f64() / done as f64 * total.saturating_sub(step) as f64)
+    }
+}
+
+/// Resident memory of this process in bytes, where the system tells (Linux).
+pub fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmRSS:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}

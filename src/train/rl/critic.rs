@@ -1,0 +1,98 @@
+//! The value function: a linear row on the policy's hidden states, or on those of a model of its own.
+//! V_t is read at the same position as the log-prob of token t: the state before it.
+
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor, Var};
+
+use crate::model::reward::{SCORE, headless};
+use crate::model::{Decoder, Loaded, Weights};
+use crate::train::args::LoraArgs;
+use crate::train::optim::Params;
+use crate::train::step::Picked;
+use crate::train::trainable::{Trainable, with_prefix};
+
+pub struct Critic {
+    /// `None`: the trunk is the policy's.
+    model: Option<Trainable>,
+    weight: Var,
+    bias: Var,
+}
+
+/// The critic as it was when the rollout was made.
+pub struct FrozenCritic {
+    model: Option<Decoder>,
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Critic {
+    /// A zero head on the policy's trunk: values start at 0 and do not disturb the policy at first.
+    pub fn shared(hidden_size: usize, device: &Device) -> Result<Self> {
+        Ok(Self {
+            model: None,
+            weight: Var::zeros((1, hidden_size), DType::F32, device)?,
+            bias: Var::zeros(1, DType::F32, device)?,
+        })
+    }
+
+    /// A model of its own. From a reward model (InstructGPT) it takes the head too, scaled by the model's
+    /// gain and bias; from anything else the head is zero.
+    pub fn separate(source: &Loaded, lora: Option<&LoraArgs>, seed: u64) -> Result<Self> {
+        let head = |name: &str| name == SCORE || name == "lm_head.weight" || name.starts_with("classifier.");
+        let backbone: Weights =
+            source.weights.iter().filter(|(name, _)| !head(name)).map(|(n, t)| (n.clone(), t.clone())).collect();
+        let model = Trainable::new(&headless(&source.config), backbone, lora, seed.wrapping_add(1))?;
+        let mut critic = Self::shared(source.config.hidden_size, &model.device())?;
+        if let Some(score) = source.weights.get(SCORE) {
+            let number = |name: &str, default| {
+                let found = source.instructd.as_ref().and_then(|v| v.pointer(&format!("/reward/{name}")));
+                found.and_then(serde_json::Value::as_f64).unwrap_or(default)
+            };
+            critic.weight.set(&(score.detach() * number("gain", 1.0))?)?;
+            critic.bias.set(&Tensor::new(&[number("bias", 0.0) as f32], &model.device())?)?;
+        }
+        critic.model = Some(model);
+        Ok(critic)
+    }
+
+    /// Its variables, named `critic.…`.
+    pub fn params(&self) -> Params {
+        let head = [
+            ("critic.head.weight".to_owned(), self.weight.clone()),
+            ("critic.head.bias".to_owned(), self.bias.clone()),
+        ];
+        let model = self.model.iter().flat_map(|m| with_prefix("critic.", &m.params));
+        model.chain(head).collect()
+    }
+
+    /// Values at the picked rows `[n]`, with gradient; `policy_hidden` are the policy's states there.
+    pub fn values(&self, picked: &Picked, policy_hidden: &Tensor) -> Result<Tensor> {
+        match &self.model {
+            None => head(policy_hidden, self.weight.as_tensor(), self.bias.as_tensor()),
+            Some(model) => head(&picked.hidden(model.decoder())?, self.weight.as_tensor(), self.bias.as_tensor()),
+        }
+    }
+
+    pub fn freeze(&self) -> Result<FrozenCritic> {
+        Ok(FrozenCritic {
+            model: self.model.as_ref().map(Trainable::frozen_decoder).transpose()?,
+            weight: self.weight.as_tensor().copy()?.detach(),
+            bias: self.bias.as_tensor().copy()?.detach(),
+        })
+    }
+}
+
+impl FrozenCritic {
+    /// As `Critic::values`, without gradient.
+    pub fn values(&self, picked: &Picked, policy_hidden: &Tensor) -> Result<Vec<f64>> {
+        let values = match &self.model {
+            None => head(policy_hidden, &self.weight, &self.bias)?,
+            Some(model) => head(&picked.hidden(model)?, &self.weight, &self.bias)?,
+        };
+        Ok(values.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
+    }
+}
+
+fn head(hidden: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    Ok(hidden.matmul(&weight.t()?)?.squeeze(1)?.broadcast_add(bias)?)
+}

@@ -1,0 +1,297 @@
+//! Reinforcement learning from a reward: `ppo`, `reinforce`, `rloo`, `grpo`. One loop: sample, score,
+//! compare with the reference, turn scores into advantages, take gradient steps.
+
+mod critic;
+mod rewards;
+mod rollout;
+mod update;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use self::critic::Critic;
+use self::rewards::Reward;
+use self::rollout::{PromptIds, Rollout, Sampler};
+use self::update::{Experience, Learner, Summary};
+use super::args::{CriticKind, GrpoArgs, PpoArgs, ReinforceArgs, RlCommon, RlooArgs, parse};
+use super::optim::Params;
+use super::run::{Plan, Run, device, file_hash};
+use super::samples::Samples;
+use super::sft::{Demonstrations, backbone_and_output};
+use super::texts::Texts;
+use super::trainable::{Trainable, with_prefix};
+use super::{Reporter, TrainOutcome};
+use crate::data::{PromptInput, read_prompts};
+use crate::model::{self, Loaded};
+use crate::objective::kl::{AdaptiveKl, KlController, k1, k3, shaped_rewards};
+use crate::objective::logprobs::{per_token, sequence_sums};
+use crate::objective::reinforce::RunningBaseline;
+use crate::objective::whiten::{moments, whiten};
+use crate::objective::{gae::gae, grpo, ppo::explained_variance, rloo};
+
+/// How scores become advantages and advantages a loss.
+pub(super) enum Algorithm {
+    Ppo(Box<PpoArgs>),
+    Reinforce { baseline_rate: f64 },
+    Rloo { group: usize },
+    Grpo { group: usize, cliprange: f64 },
+}
+
+pub fn ppo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
+    let args: PpoArgs = parse(args)?;
+    drive("ppo", &args, args.rl(), Algorithm::Ppo(Box::new(args.clone())), reporter)
+}
+
+pub fn reinforce(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
+    let args: ReinforceArgs = parse(args)?;
+    drive("reinforce", &args, args.rl(), Algorithm::Reinforce { baseline_rate: args.baseline_rate }, reporter)
+}
+
+pub fn rloo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
+    let args: RlooArgs = parse(args)?;
+    drive("rloo", &args, args.rl(), Algorithm::Rloo { group: args.group_size }, reporter)
+}
+
+pub fn grpo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
+    let args: GrpoArgs = parse(args)?;
+    let algorithm = Algorithm::Grpo { group: args.group_size, cliprange: args.cliprange };
+    drive("grpo", &args, args.rl(), algorithm, reporter)
+}
+
+/// What a checkpoint holds beside weights and optimizer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct State {
+    kl: KlController,
+    baseline: RunningBaseline,
+    /// Mean score and KL of the first and the last round.
+    first: Option<Round>,
+    last: Option<Round>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Round {
+    reward: f64,
+    kl: f64,
+}
+
+fn drive<A: Serialize>(
+    recipe: &'static str,
+    args: &A,
+    rl: RlCommon,
+    algorithm: Algorithm,
+    reporter: &mut dyn Reporter,
+) -> Result<TrainOutcome> {
+    let device = device(rl.common.device)?;
+    let loaded = model::load(Path::new(&rl.common.model), &device).context("model")?;
+    let texts = Texts::new(&loaded)?;
+    let max_length = rl.common.max_length.min(loaded.config.max_positions);
+    let prompts = prompts(&rl, &texts, max_length)?;
+    let (reward, reward_source) = Reward::open(&rl, &device)?;
+
+    let policy = Trainable::new(&loaded.config, backbone_and_output(&loaded), rl.common.lora.as_ref(), rl.common.seed)?;
+    // Base and *starting* adapter, before any update or resume touches them.
+    let reference = policy.frozen_decoder()?;
+    let critic = critic(&rl, &algorithm, &loaded, reward_source.as_ref())?;
+    drop(reward_source);
+    let critic_params = critic.as_ref().map(Critic::params).unwrap_or_default();
+    let params: Params = with_prefix("policy.", &policy.params).chain(critic_params).collect();
+    let (ptx, ptx_hash) = ptx(&algorithm, &texts, max_length)?;
+
+    let mut data = BTreeMap::from([("prompts".to_owned(), file_hash(&rl.prompts)?)]);
+    data.extend(ptx_hash);
+    let plan = Plan {
+        recipe,
+        args,
+        common: rl.common.clone(),
+        steps: rl.iterations,
+        updates_per_step: rl.ppo_epochs * rl.minibatches as u64,
+        data,
+    };
+    let mut run = Run::new(plan, reporter)?;
+    let adaptive = rl.kl_target.map(|target| AdaptiveKl { target, horizon: rl.kl_horizon });
+    let mut state = run.resume::<State>(&params)?.unwrap_or(State {
+        kl: KlController { coef: rl.kl_coef, adaptive },
+        baseline: RunningBaseline::default(),
+        first: None,
+        last: None,
+    });
+
+    let group = match algorithm {
+        Algorithm::Rloo { group } | Algorithm::Grpo { group, .. } => group,
+        Algorithm::Ppo(_) | Algorithm::Reinforce { .. } => 1,
+    };
+    let shown: Vec<PromptInput> = prompts.iter().take(rl.sample_prompts).map(|p| p.prompt.clone()).collect();
+    let samples = Samples::new(&texts, shown, rl.common.seed);
+    let sampler =
+        Sampler { args: &rl, texts: &texts, prompts: &prompts, reward: &reward, reference: &reference, group };
+    let learner = Learner {
+        args: &rl,
+        algorithm: &algorithm,
+        policy: &policy,
+        critic: critic.as_ref(),
+        params: &params,
+        ptx: &ptx,
+    };
+
+    while run.step < run.total {
+        run.progress("rollout");
+        let behaviour = policy.frozen_decoder()?;
+        let frozen_critic = critic.as_ref().map(Critic::freeze).transpose()?;
+        let stop = || run.reporter.should_stop();
+        let Some(rollout) = sampler.collect(&behaviour, frozen_critic.as_ref(), run.step, &stop)? else {
+            // The unfinished round is forgotten; a resumed run samples it again, token for token.
+            return run.stopped(&params, &state);
+        };
+        drop((behaviour, frozen_critic));
+
+        let kl = k1(&rollout.logprobs, &rollout.reference);
+        let sequence_kl = sequence_sums(&kl, &rollout.lengths);
+        let (mean_kl, n) = (moments(&sequence_kl).0, rollout.lengths.len());
+        let coef = state.kl.coef;
+        let experience = advantages(&algorithm, rollout, &kl, &sequence_kl, coef, &mut state.baseline)?;
+        run.progress("train");
+        let summary = learner.update(&mut run, &experience, coef)?;
+        state.kl.update(mean_kl, n);
+        let round = Round { reward: moments(&experience.rollout.raw_scores).0, kl: mean_kl };
+        state.first.get_or_insert(round);
+        state.last = Some(round);
+
+        run.step += 1;
+        report(&mut run, &experience, &summary, mean_kl, coef);
+        if run.due(rl.common.eval_every) {
+            let score = |prompt: &PromptInput, text: &str| Ok(reward.score(&[(prompt, text)])?[0]);
+            samples.write(&mut run, &policy.frozen_decoder()?, max_length, Some(&score))?;
+        }
+        if rl.kl_budget.is_some_and(|budget| mean_kl > budget) {
+            run.warn(format!("KL {mean_kl:.2} nats per sequence passed the budget: the run ends here"));
+            break;
+        }
+        if let Some(outcome) = run.pause(&params, &state)? {
+            return Ok(outcome);
+        }
+    }
+
+    run.progress("saving");
+    let metrics = json!({"first": state.first, "last": state.last, "iterations": run.step, "kl_coef": state.kl.coef});
+    super::output::save(&run.common, "policy", recipe, &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
+    Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
+}
+
+/// Prompts as ids, cut on the left so that a full response fits.
+fn prompts(rl: &RlCommon, texts: &Texts, max_length: usize) -> Result<Vec<PromptIds>> {
+    let Some(room) = max_length.checked_sub(rl.response_length).filter(|room| *room > 0) else {
+        bail!("response_length: {} tokens leave no room for a prompt in {max_length}", rl.response_length)
+    };
+    let mut prompts = Vec::new();
+    for record in read_prompts(Path::new(&rl.prompts)).context("prompts")? {
+        let ids = texts.prompt(&record.prompt)?;
+        prompts.push(PromptIds { ids: ids[ids.len().saturating_sub(room)..].to_vec(), prompt: record.prompt });
+    }
+    Ok(prompts)
+}
+
+fn critic(rl: &RlCommon, algorithm: &Algorithm, policy: &Loaded, reward: Option<&Loaded>) -> Result<Option<Critic>> {
+    let Algorithm::Ppo(args) = algorithm else { return Ok(None) };
+    let device = policy.weights.values().next().map_or(candle_core::Device::Cpu, |t| t.device().clone());
+    if args.critic == CriticKind::Shared {
+        return Ok(Some(Critic::shared(policy.config.hidden_size, &device)?));
+    }
+    // The critic reads the policy's ids: a reward model with other ids would read nonsense.
+    let vocabulary = |m: &Loaded| m.tokenizer.as_ref().and_then(|t| t.to_json().ok());
+    let source = reward.filter(|r| vocabulary(r) == vocabulary(policy)).unwrap_or(policy);
+    Ok(Some(Critic::separate(source, rl.common.lora.as_ref(), rl.common.seed)?))
+}
+
+type PtxData = (Vec<super::step::Sequence>, Option<(String, String)>);
+
+fn ptx(algorithm: &Algorithm, texts: &Texts, max_length: usize) -> Result<PtxData> {
+    match algorithm {
+        Algorithm::Ppo(args) if args.ptx_coef > 0.0 => {
+            let Some(path) = &args.ptx_demonstrations else { bail!("ptx_demonstrations: is required") };
+            let data = Demonstrations::read(path, texts, max_length, 0.0).context("ptx_demonstrations")?;
+            Ok((data.train, Some(("ptx_demonstrations".to_owned(), file_hash(path)?))))
+        }
+        _ => Ok((Vec::new(), None)),
+    }
+}
+
+/// Scores and KL → per-token advantages (and returns, for PPO).
+fn advantages(
+    algorithm: &Algorithm,
+    rollout: Rollout,
+    kl: &[f64],
+    sequence_kl: &[f64],
+    coef: f64,
+    baseline: &mut RunningBaseline,
+) -> Result<Experience> {
+    // With the KL as part of the return, as all but GRPO have it.
+    let returns = || -> Vec<f64> { rollout.scores.iter().zip(sequence_kl).map(|(s, k)| s - coef * k).collect() };
+    let per_sequence = match algorithm {
+        Algorithm::Ppo(args) => {
+            let mut rewards = shaped_rewards(kl, &rollout.lengths, &rollout.scores, coef);
+            if args.whiten_rewards {
+                whiten(&mut rewards, true);
+            }
+            let estimate = gae(&rewards, &rollout.values, &rollout.lengths, args.gamma, args.lambda);
+            let mut advantages = estimate.advantages;
+            whiten(&mut advantages, false);
+            return Ok(Experience { rollout, advantages, returns: estimate.returns });
+        }
+        Algorithm::Reinforce { baseline_rate } => Some(baseline.advantages(&returns(), *baseline_rate)),
+        Algorithm::Rloo { group } => rloo::advantages(&returns(), *group),
+        Algorithm::Grpo { group, .. } => grpo::advantages(&rollout.scores, *group, 1e-4),
+    };
+    let per_sequence = per_sequence.context("group_size: every prompt needs at least two samples")?;
+    let advantages = per_token(&per_sequence, &rollout.lengths);
+    Ok(Experience { rollout, advantages, returns: Vec::new() })
+}
+
+/// The metrics of one round, under our names and TRL's.
+fn report(run: &mut Run<'_>, experience: &Experience, summary: &Summary, kl: f64, coef: f64) {
+    let rollout = &experience.rollout;
+    let n = rollout.lengths.len() as f64;
+    let mean = |values: &[f64]| moments(values).0;
+    let unfinished = rollout.finished.iter().filter(|f| !**f).count() as f64;
+    let mut values = vec![
+        ("reward", mean(&rollout.raw_scores)),
+        ("reward_std", moments(&rollout.raw_scores).1.sqrt()),
+        ("kl", kl),
+        ("k3", mean(&k3(&rollout.logprobs, &rollout.reference))),
+        ("entropy", mean(&rollout.entropy)),
+        ("response_length", rollout.lengths.iter().sum::<usize>() as f64 / n),
+        ("no_eos_share", unfinished / n),
+        ("kl_coef", coef),
+        ("grad_norm", summary.grad_norm),
+        ("learning_rate", summary.learning_rate),
+        ("epochs", summary.epochs as f64),
+    ];
+    if !experience.returns.is_empty() {
+        values.push(("explained_variance", explained_variance(&rollout.values, &experience.returns)));
+    }
+    values.extend(summary.all.means());
+    for (name, at_start) in
+        [("ratio", "start_ratio"), ("approx_kl", "start_approx_kl"), ("clip_fraction", "start_clip_fraction")]
+    {
+        values.extend(summary.first.mean(name).map(|value| (at_start, value)));
+    }
+    let aliases: Vec<(&str, f64)> = values.iter().filter_map(|(name, v)| Some((trl_name(name)?, *v))).collect();
+    run.metrics(values.into_iter().chain(aliases));
+}
+
+fn trl_name(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "reward" => "objective/scores",
+        "kl" => "objective/kl",
+        "entropy" => "objective/entropy",
+        "approx_kl" => "policy/approxkl_avg",
+        "clip_fraction" => "policy/clipfrac_avg",
+        "policy_loss" => "loss/policy_avg",
+        "value_loss" => "loss/value_avg",
+        "ratio" => "val/ratio",
+        _ => return None,
+    })
+}

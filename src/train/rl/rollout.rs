@@ -1,0 +1,181 @@
+//! One round of experience: sampled responses, their scores, and what policy, reference and critic thought
+//! of every token before any update.
+
+use anyhow::Result;
+
+use super::critic::FrozenCritic;
+use super::rewards::Reward;
+use crate::data::PromptInput;
+use crate::generation::{GenParams, Warpers, generate};
+use crate::model::Decoder;
+use crate::train::args::{MissingEos, RlCommon};
+use crate::train::rng::{Stream, derive, permutation, rng};
+use crate::train::step::{Picked, Sequence, micro_batches};
+use crate::train::texts::Texts;
+
+/// A prompt as given and as ids.
+pub struct PromptIds {
+    pub prompt: PromptInput,
+    pub ids: Vec<u32>,
+}
+
+/// Per-sequence fields in sampling order (samples of one prompt stand together), per-token fields over the
+/// response tokens of all sequences end to end.
+#[derive(Default)]
+pub struct Rollout {
+    pub sequences: Vec<Sequence>,
+    /// Response tokens of each sequence, end token included.
+    pub lengths: Vec<usize>,
+    /// Whether the response ended with an end token.
+    pub finished: Vec<bool>,
+    /// As the reward gave them.
+    pub raw_scores: Vec<f64>,
+    /// After the missing-end penalty.
+    pub scores: Vec<f64>,
+    pub logprobs: Vec<f64>,
+    pub reference: Vec<f64>,
+    pub entropy: Vec<f64>,
+    /// Empty without a critic.
+    pub values: Vec<f64>,
+}
+
+impl Rollout {
+    /// Index of the first response token of each sequence in the per-token fields.
+    pub fn token_starts(&self) -> Vec<usize> {
+        let mut at = 0;
+        let next = |n: &usize| {
+            at += n;
+            at - n
+        };
+        self.lengths.iter().map(next).collect()
+    }
+}
+
+/// What a rollout is made with; nothing in it changes while the round runs.
+pub struct Sampler<'a> {
+    pub args: &'a RlCommon,
+    pub texts: &'a Texts,
+    pub prompts: &'a [PromptIds],
+    pub reward: &'a Reward,
+    pub reference: &'a Decoder,
+    /// Samples per prompt.
+    pub group: usize,
+}
+
+impl Sampler<'_> {
+    /// The prompts of an iteration: a fresh order in every pass over them.
+    fn chosen(&self, iteration: u64) -> Vec<usize> {
+        let n = (self.args.rollout_batch_size / self.group) as u64;
+        let all = self.prompts.len() as u64;
+        let mut order = (u64::MAX, Vec::new());
+        let mut pick = |k: u64| {
+            if order.0 != k / all {
+                let mut rng = rng(self.args.common.seed, Stream::DataOrder, k / all);
+                order = (k / all, permutation(self.prompts.len(), &mut rng));
+            }
+            order.1[(k % all) as usize]
+        };
+        (iteration * n..(iteration + 1) * n).flat_map(|k| std::iter::repeat_n(pick(k), self.group)).collect()
+    }
+
+    /// Samples, scores and measures one round; `None` when `stop` cut it short.
+    pub fn collect(
+        &self,
+        policy: &Decoder,
+        critic: Option<&FrozenCritic>,
+        iteration: u64,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Rollout>> {
+        let chosen = self.chosen(iteration);
+        let prompts: Vec<Vec<u32>> = chosen.iter().map(|&i| self.prompts[i].ids.clone()).collect();
+        let params = GenParams {
+            max_new_tokens: self.args.response_length,
+            // No truncation of the distribution: what is sampled from is what log-probs are taken of.
+            warpers: Warpers { temperature: self.args.temperature as f32, ..Warpers::default() },
+            eos_ids: self.texts.eos_ids().to_vec(),
+            seed: derive(self.args.common.seed, Stream::Rollout, iteration),
+            ..GenParams::default()
+        };
+        let samples = generate(policy, &prompts, &params, stop)?;
+        if stop() {
+            return Ok(None);
+        }
+        let mut rollout = Rollout::default();
+        let mut texts = Vec::new();
+        for (prompt, sample) in prompts.iter().zip(samples) {
+            texts.push(self.texts.text(&sample.ids)?);
+            rollout.lengths.push(sample.ids.len());
+            rollout.finished.push(sample.finished);
+            rollout.sequences.push(Sequence::new(prompt, &sample.ids));
+        }
+        let items: Vec<(&PromptInput, &str)> =
+            chosen.iter().map(|&i| &self.prompts[i].prompt).zip(texts.iter().map(String::as_str)).collect();
+        rollout.raw_scores = self.reward.score(&items)?;
+        let (penalty, mode) = (self.args.missing_eos_penalty, self.args.missing_eos_mode);
+        let both = rollout.raw_scores.iter().zip(&rollout.finished);
+        rollout.scores = both.map(|(&score, &finished)| penalised(score, finished, penalty, mode)).collect();
+        self.measure(&mut rollout, policy, critic)?;
+        Ok(Some(rollout))
+    }
+
+    /// Log-probs, entropies and values of every response token, by forward passes over whole sequences.
+    fn measure(&self, rollout: &mut Rollout, policy: &Decoder, critic: Option<&FrozenCritic>) -> Result<()> {
+        let n: usize = rollout.lengths.iter().sum();
+        let starts = rollout.token_starts();
+        rollout.logprobs = vec![0.0; n];
+        rollout.reference = vec![0.0; n];
+        rollout.entropy = vec![0.0; n];
+        rollout.values = vec![0.0; if critic.is_some() { n } else { 0 }];
+        let lengths: Vec<usize> = rollout.sequences.iter().map(|s| s.ids.len()).collect();
+        for group in micro_batches(&lengths, self.args.common.micro_batch_tokens) {
+            let picked = Picked::new(&group.iter().map(|&i| &rollout.sequences[i]).collect::<Vec<_>>());
+            let hidden = picked.hidden(policy)?;
+            let now = picked.logprobs(policy, &hidden, self.args.temperature)?;
+            let reference_hidden = picked.hidden(self.reference)?;
+            let reference = picked.logprobs(self.reference, &reference_hidden, self.args.temperature)?;
+            let mut columns = vec![
+                (&mut rollout.logprobs, to_f64(now.logprobs.to_vec1()?)),
+                (&mut rollout.reference, to_f64(reference.logprobs.to_vec1()?)),
+                (&mut rollout.entropy, to_f64(now.entropy.to_vec1()?)),
+            ];
+            if let Some(critic) = critic {
+                columns.push((&mut rollout.values, critic.values(&picked, &hidden)?));
+            }
+            for (into, from) in columns {
+                let mut at = 0;
+                for &i in &group {
+                    let len = rollout.lengths[i];
+                    into[starts[i]..starts[i] + len].copy_from_slice(&from[at..at + len]);
+                    at += len;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn to_f64(values: Vec<f32>) -> Vec<f64> {
+    values.into_iter().map(f64::from).collect()
+}
+
+/// The score of one response after the missing-end penalty.
+fn penalised(score: f64, finished: bool, penalty: Option<f64>, mode: MissingEos) -> f64 {
+    match (penalty, finished, mode) {
+        (None, _, _) | (_, true, _) => score,
+        (Some(penalty), false, MissingEos::Subtract) => score - penalty,
+        (Some(penalty), false, MissingEos::Replace) => -penalty,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_missing_end_is_penalised_and_the_mode_decides_how() {
+        assert_eq!(penalised(2.0, true, Some(1.0), MissingEos::Replace), 2.0);
+        assert_eq!(penalised(2.0, false, None, MissingEos::Subtract), 2.0);
+        assert_eq!(penalised(2.0, false, Some(0.5), MissingEos::Subtract), 1.5);
+        assert_eq!(penalised(2.0, false, Some(1.0), MissingEos::Replace), -1.0);
+    }
+}

@@ -1,0 +1,174 @@
+//! The gradient steps of one round: epochs of shuffled minibatches, each accumulated over micro-batches.
+
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+
+use super::Algorithm;
+use super::critic::Critic;
+use super::rollout::Rollout;
+use crate::objective::{Stats, causal_lm, grpo, ppo, reinforce};
+use crate::train::args::RlCommon;
+use crate::train::optim::Params;
+use crate::train::rng::{Stream, permutation, rng};
+use crate::train::run::Run;
+use crate::train::sft::groups;
+use crate::train::step::{Accumulator, Picked, Sequence, micro_batches};
+use crate::train::trainable::Trainable;
+
+/// What one round's losses are taken against; per-token fields as in `Rollout`.
+pub struct Experience {
+    pub rollout: Rollout,
+    pub advantages: Vec<f64>,
+    /// PPO only.
+    pub returns: Vec<f64>,
+}
+
+/// Everything that learns.
+pub struct Learner<'a> {
+    pub args: &'a RlCommon,
+    pub algorithm: &'a Algorithm,
+    pub policy: &'a Trainable,
+    pub critic: Option<&'a Critic>,
+    /// All variables: `policy.…` and `critic.…`.
+    pub params: &'a Params,
+    /// Demonstrations of PPO-ptx; empty without.
+    pub ptx: &'a [Sequence],
+}
+
+/// What the steps of a round reported.
+pub struct Summary {
+    /// Means over all steps.
+    pub all: Stats,
+    /// The very first minibatch, before any update: ratio 1, approximate KL 0, clip fraction 0.
+    pub first: Stats,
+    pub grad_norm: f64,
+    pub learning_rate: f64,
+    /// Passes begun before the early stop.
+    pub epochs: u64,
+}
+
+impl Learner<'_> {
+    pub fn update(&self, run: &mut Run<'_>, experience: &Experience, kl_coef: f64) -> Result<Summary> {
+        let n = experience.rollout.sequences.len();
+        let mut summary =
+            Summary { all: Stats::default(), first: Stats::default(), grad_norm: 0.0, learning_rate: 0.0, epochs: 0 };
+        let mut updates = 0;
+        'epochs: for epoch in 0..self.args.ppo_epochs {
+            summary.epochs += 1;
+            let order = permutation(n, &mut rng(self.args.common.seed, Stream::Minibatch, run.step * 1000 + epoch));
+            for part in 0..self.args.minibatches {
+                // Sizes differ by at most one, and no response is left out.
+                let minibatch = &order[part * n / self.args.minibatches..(part + 1) * n / self.args.minibatches];
+                let (sum, stats) = self.gradients(run, experience, minibatch, kl_coef)?;
+                if updates == 0 {
+                    summary.first = stats.clone();
+                }
+                // Before the step that would follow from a policy already too far away.
+                if self.args.target_kl.is_some_and(|max| stats.mean("approx_kl").is_some_and(|kl| kl > max)) {
+                    break 'epochs;
+                }
+                summary.all.merge(&stats);
+                let (norm, rate) = run.update(self.params, &sum.grads)?;
+                summary.grad_norm += norm;
+                summary.learning_rate = rate;
+                updates += 1;
+            }
+        }
+        summary.grad_norm /= f64::from(updates.max(1));
+        Ok(summary)
+    }
+
+    /// Gradients of one minibatch of sequences.
+    fn gradients(
+        &self,
+        run: &mut Run<'_>,
+        experience: &Experience,
+        minibatch: &[usize],
+        kl_coef: f64,
+    ) -> Result<(Accumulator, Stats)> {
+        let rollout = &experience.rollout;
+        let starts = rollout.token_starts();
+        let total_tokens: usize = minibatch.iter().map(|&i| rollout.lengths[i]).sum();
+        let lengths: Vec<usize> = minibatch.iter().map(|&i| rollout.sequences[i].ids.len()).collect();
+        let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
+        for group in micro_batches(&lengths, self.args.common.micro_batch_tokens) {
+            let members: Vec<usize> = group.into_iter().map(|k| minibatch[k]).collect();
+            let picked = Picked::new(&members.iter().map(|&i| &rollout.sequences[i]).collect::<Vec<_>>());
+            let hidden = picked.hidden(self.policy.decoder())?;
+            let new = picked.logprobs(self.policy.decoder(), &hidden, self.args.temperature)?.logprobs;
+            let device = new.device().clone();
+            let column = |field: &[f64]| -> Result<Tensor> {
+                let cut = members.iter().flat_map(|&i| &field[starts[i]..starts[i] + rollout.lengths[i]]);
+                tensor(cut.copied().collect(), &device)
+            };
+            let (old, advantages) = (column(&rollout.logprobs)?, column(&experience.advantages)?);
+            let total_sequences = minibatch.len() as f64;
+            let (mut loss, part) = match self.algorithm {
+                Algorithm::Ppo(args) => ppo::policy_loss(&new, &old, &advantages, args.cliprange, total_tokens as f64)?,
+                Algorithm::Reinforce { .. } | Algorithm::Rloo { .. } => {
+                    let (loss, mut part) = reinforce::loss(&new, &advantages, members.len(), total_sequences)?;
+                    // The loss has no ratio; it is measured all the same, to see how far a round moves.
+                    part.merge(
+                        &ppo::policy_loss(&new.detach(), &old, &advantages, 0.2, 1.0)?.1.only(&["ratio", "approx_kl"]),
+                    );
+                    (loss, part)
+                }
+                Algorithm::Grpo { cliprange, .. } => {
+                    let weights = members
+                        .iter()
+                        .flat_map(|&i| std::iter::repeat_n(1.0 / rollout.lengths[i] as f64, rollout.lengths[i]));
+                    let weights = tensor(weights.collect(), &device)?;
+                    let reference = column(&rollout.reference)?;
+                    let targets =
+                        grpo::Targets { old: &old, reference: &reference, advantages: &advantages, weights: &weights };
+                    grpo::loss(&new, &targets, *cliprange, kl_coef, total_sequences)?
+                }
+            };
+            stats.merge(&part);
+            if let (Algorithm::Ppo(args), Some(critic)) = (self.algorithm, self.critic) {
+                let values = critic.values(&picked, &hidden)?;
+                let (old, returns) = (column(&rollout.values)?, column(&experience.returns)?);
+                let (value, part) =
+                    ppo::value_loss(&values, &old, &returns, args.cliprange_value, total_tokens as f64)?;
+                stats.merge(&part);
+                loss = (loss + (value * args.vf_coef)?)?;
+            }
+            sum.add(self.params, &loss)?;
+            run.meter.add_tokens(picked.batch.len());
+        }
+        if let Algorithm::Ppo(args) = self.algorithm {
+            self.ptx(run, args.ptx_coef, minibatch.len(), &mut sum, &mut stats)?;
+        }
+        Ok((sum, stats))
+    }
+
+    /// PPO-ptx: adds the language-model loss on the next `n` demonstrations of their own order.
+    fn ptx(&self, run: &mut Run<'_>, coef: f64, n: usize, sum: &mut Accumulator, stats: &mut Stats) -> Result<()> {
+        if coef == 0.0 || self.ptx.is_empty() {
+            return Ok(());
+        }
+        let mut rng = rng(self.args.common.seed, Stream::Ptx, run.optimizer.step);
+        let order = permutation(self.ptx.len(), &mut rng);
+        let batch: Vec<&Sequence> = order.iter().take(n).map(|&i| &self.ptx[i]).collect();
+        let total: usize = batch.iter().map(|s| s.predicted()).sum();
+        for group in groups(&batch, self.args.common.micro_batch_tokens) {
+            let picked = Picked::new(&group);
+            let hidden = picked.hidden(self.policy.decoder())?;
+            let logprobs = picked.logprobs(self.policy.decoder(), &hidden, 1.0)?.logprobs;
+            let (loss, part) = causal_lm::loss(&logprobs, total as f64)?;
+            sum.add(self.params, &(loss * coef)?)?;
+            stats.add(
+                "ptx_loss",
+                part.mean("loss").unwrap_or(0.0) * logprobs.elem_count() as f64,
+                logprobs.elem_count() as f64,
+            );
+            run.meter.add_tokens(picked.batch.len());
+        }
+        Ok(())
+    }
+}
+
+fn tensor(values: Vec<f64>, device: &Device) -> Result<Tensor> {
+    let n = values.len();
+    Ok(Tensor::from_vec(values, n, device)?.to_dtype(DType::F32)?)
+}

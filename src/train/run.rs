@@ -1,0 +1,243 @@
+//! One run of a recipe: its step counter, optimizer, checkpoints and reports. A batch of data is a pure
+//! function of (seed, step), so a resumed run sees what the uninterrupted one would have seen.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::args::{Common, DeviceArg};
+use super::checkpoint::{Checkpoint, CheckpointDir, sha256_of};
+use super::meter::{Meter, resident_bytes};
+use super::optim::{AdamConfig, AdamW, Grads, Group, Params};
+use super::schedule::Schedule;
+use super::{Reporter, TrainOutcome, rng};
+use crate::domain::{Metric, Progress};
+
+/// Arguments that may change between a run and its resumption.
+const FREE: &[&str] = &[
+    "model",
+    "output_dir",
+    "checkpoint_dir",
+    "resume",
+    "max_steps",
+    "checkpoint_every",
+    "eval_every",
+    "device",
+    "demonstrations",
+    "comparisons",
+    "prompts",
+    "reward_model",
+    "ptx_demonstrations",
+    "sample_prompts",
+];
+
+pub struct Run<'a> {
+    pub reporter: &'a mut dyn Reporter,
+    pub common: Common,
+    pub optimizer: AdamW,
+    pub schedule: Schedule,
+    /// Steps (RL: iterations) done.
+    pub step: u64,
+    pub total: u64,
+    pub meter: Meter,
+    checkpoints: Option<CheckpointDir>,
+    /// What a checkpoint must agree with: recipe, arguments, data.
+    identity: Value,
+}
+
+/// What the run is made of, for `Run::new`.
+pub struct Plan<'a, A: Serialize> {
+    pub recipe: &'static str,
+    pub args: &'a A,
+    pub common: Common,
+    /// Steps of the whole run, before `max_steps` cuts it.
+    pub steps: u64,
+    /// Optimizer steps within one step (1, except in RL), at most.
+    pub updates_per_step: u64,
+    /// SHA-256 of every file that the run reads.
+    pub data: BTreeMap<String, String>,
+}
+
+impl<'a> Run<'a> {
+    pub fn new<A: Serialize>(plan: Plan<'_, A>, reporter: &'a mut dyn Reporter) -> Result<Self> {
+        let common = plan.common;
+        let mut args = serde_json::to_value(plan.args)?;
+        if let Some(map) = args.as_object_mut() {
+            map.retain(|key, _| !FREE.contains(&key.as_str()));
+        }
+        let checkpoints =
+            common.checkpoint_dir.as_deref().map(|dir| CheckpointDir::open(Path::new(dir))).transpose()?;
+        let adam = AdamConfig { beta2: common.adam_beta2, eps: common.adam_eps, form: common.adam_form, beta1: 0.9 };
+        let schedule = Schedule {
+            peak: common.learning_rate,
+            warmup_steps: common.warmup_steps,
+            total_steps: plan.steps * plan.updates_per_step,
+            decay: common.lr_schedule,
+        };
+        Ok(Self {
+            optimizer: AdamW::new(adam, Group::standard(common.weight_decay)),
+            schedule,
+            step: 0,
+            total: common.max_steps.map_or(plan.steps, |max| max.min(plan.steps)),
+            meter: Meter::new(0),
+            checkpoints,
+            identity: json!({"recipe": plan.recipe, "args": args, "data": plan.data}),
+            reporter,
+            common,
+        })
+    }
+
+    /// Takes up the newest checkpoint if `resume` is set and there is one: weights, optimizer, step. Returns
+    /// the recipe's own state.
+    ///
+    /// # Errors
+    /// No intact checkpoint among those there, or one of other arguments or data: names the field.
+    pub fn resume<T: DeserializeOwned>(&mut self, params: &Params) -> Result<Option<T>> {
+        let Some(dir) = self.checkpoints.as_ref().filter(|_| self.common.resume) else { return Ok(None) };
+        let Some((checkpoint, warnings)) = dir.load_latest()? else { return Ok(None) };
+        for warning in warnings {
+            self.reporter.event("warning", json!({"message": warning}));
+        }
+        if let Some(field) = difference(&self.identity, &checkpoint.state["identity"]) {
+            bail!("the checkpoint was made with another {field}; give the same, or start without resume");
+        }
+        let weights = checkpoint.tensors.get("weights").context("the checkpoint has no weights")?;
+        for (name, var) in params {
+            let saved = weights.get(name).with_context(|| format!("the checkpoint has no weight {name}"))?;
+            var.set(&saved.to_device(var.device())?)?;
+        }
+        let updates = checkpoint.state["updates"].as_u64().context("the checkpoint does not say `updates`")?;
+        let moments = checkpoint.tensors.get("optimizer").context("the checkpoint has no optimizer state")?;
+        self.optimizer.restore(params, moments, updates)?;
+        self.step = checkpoint.step;
+        self.meter = Meter::new(self.step);
+        self.reporter.event("log", json!({"message": format!("resumed after step {}", self.step)}));
+        Ok(Some(serde_json::from_value(checkpoint.state["recipe"].clone())?))
+    }
+
+    /// Writes a checkpoint of the run as it is now; `None` without a checkpoint directory.
+    pub fn save(&mut self, params: &Params, recipe: &impl Serialize, best: bool) -> Result<Option<PathBuf>> {
+        let Some(dir) = &self.checkpoints else { return Ok(None) };
+        let weights = params.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
+        let optimizer = self.optimizer.state(params)?;
+        let state = json!({
+            "identity": self.identity,
+            "updates": self.optimizer.step,
+            "recipe": serde_json::to_value(recipe)?,
+        });
+        let tensors = BTreeMap::from([("weights".to_owned(), weights), ("optimizer".to_owned(), optimizer)]);
+        let path = dir.save(&Checkpoint { step: self.step, tensors, state }, best)?;
+        self.reporter.event("checkpoint", json!({"path": path, "step": self.step}));
+        Ok(Some(path))
+    }
+
+    /// After a finished step: checkpoint if one is due, and the outcome if the run was asked to stop.
+    pub fn pause(&mut self, params: &Params, recipe: &impl Serialize) -> Result<Option<TrainOutcome>> {
+        if self.step < self.total && self.reporter.should_stop() {
+            return self.stopped(params, recipe).map(Some);
+        }
+        let every = self.common.checkpoint_every;
+        if every > 0 && self.step.is_multiple_of(every) && self.step < self.total {
+            self.save(params, recipe, false)?;
+        }
+        Ok(None)
+    }
+
+    /// Checkpoints and ends as asked.
+    pub fn stopped(&mut self, params: &Params, recipe: &impl Serialize) -> Result<TrainOutcome> {
+        let checkpoint = self.save(params, recipe, false)?.map(|p| p.display().to_string());
+        Ok(TrainOutcome::Stopped { checkpoint })
+    }
+
+    /// Whether something that happens every `every` steps (0 = only at the end) is due now.
+    pub fn due(&self, every: u64) -> bool {
+        self.step == self.total || (every > 0 && self.step.is_multiple_of(every))
+    }
+
+    /// One optimizer update. Returns (gradient norm before clipping, learning rate).
+    pub fn update(&mut self, params: &Params, grads: &Grads) -> Result<(f64, f64)> {
+        let rate = self.schedule.at(self.optimizer.step);
+        let norm = self
+            .optimizer
+            .update(params, grads, rate, self.common.max_grad_norm)
+            .with_context(|| format!("step {} was not made; the last checkpoint before it is intact", self.step + 1))?;
+        Ok((norm, rate))
+    }
+
+    /// Indices of this step's batch out of `n` items: a fresh order in every epoch, no item twice in one.
+    pub fn batch(&self, n: usize, batch_size: usize) -> Vec<usize> {
+        let per_epoch = n.div_ceil(batch_size) as u64;
+        let order = rng::permutation(n, &mut rng::rng(self.common.seed, rng::Stream::DataOrder, self.step / per_epoch));
+        let start = (self.step % per_epoch) as usize * batch_size;
+        order[start..n.min(start + batch_size)].to_vec()
+    }
+
+    pub fn progress(&mut self, phase: &str) {
+        let tokens_per_second = self.meter.take_rate();
+        self.reporter.progress(&Progress {
+            phase: phase.to_owned(),
+            step: self.step,
+            total_steps: Some(self.total),
+            eta_seconds: self.meter.eta(self.step, self.total),
+            tokens_per_second,
+            memory_bytes: resident_bytes(),
+        });
+        if let Some(rate) = tokens_per_second {
+            self.metrics([("tokens_per_second", rate)]);
+        }
+    }
+
+    /// Points at the current step. Values that are not finite are reported as a warning instead.
+    pub fn metrics<'n>(&mut self, values: impl IntoIterator<Item = (&'n str, f64)>) {
+        let step = self.step as i64;
+        let (good, bad): (Vec<Metric>, Vec<Metric>) = values
+            .into_iter()
+            .map(|(name, value)| Metric { step, name: name.to_owned(), value })
+            .partition(|m| m.value.is_finite());
+        for metric in bad {
+            self.warn(format!("{} is not finite at step {step}", metric.name));
+        }
+        self.reporter.metrics(&good);
+    }
+
+    pub fn warn(&mut self, message: String) {
+        self.reporter.event("warning", json!({"message": message}));
+    }
+}
+
+/// Path of the first entry in which two JSON objects differ.
+fn difference(now: &Value, then: &Value) -> Option<String> {
+    for part in ["recipe", "args", "data"] {
+        match (now[part].as_object(), then[part].as_object()) {
+            (Some(a), Some(b)) => {
+                let keys = a.keys().chain(b.keys());
+                if let Some(key) = keys.into_iter().find(|key| a.get(*key) != b.get(*key)) {
+                    return Some(if part == "data" { format!("file for {key}") } else { key.clone() });
+                }
+            }
+            _ if now[part] != then[part] => return Some(part.to_owned()),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// SHA-256 of a file, or of the weights of a model directory.
+pub fn file_hash(path: &str) -> Result<String> {
+    let path = Path::new(path);
+    let mut file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    sha256_of(&mut file)
+}
+
+/// The device of `device`; CUDA only in builds and on machines that have it.
+pub fn device(arg: DeviceArg) -> Result<candle_core::Device> {
+    Ok(match arg {
+        DeviceArg::Cpu => candle_core::Device::Cpu,
+        DeviceArg::Auto => candle_core::Device::cuda_if_available(0)?,
+        DeviceArg::Cuda => candle_core::Device::new_cuda(0).context("device: no CUDA in this build or machine")?,
+    })
+}

@@ -1,0 +1,63 @@
+//! Completions at fixed prompts with a fixed seed: what a person looks at to see a policy change.
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::rng::{Stream, derive};
+use super::run::Run;
+use super::texts::Texts;
+use crate::data::PromptInput;
+use crate::generation::{GenParams, generate};
+use crate::model::Decoder;
+
+/// How many prompts, unless a recipe says otherwise.
+const PROMPTS: usize = 3;
+const TOKENS: usize = 48;
+
+pub struct Samples<'t> {
+    texts: &'t Texts,
+    prompts: Vec<PromptInput>,
+    seed: u64,
+}
+
+/// Scores one completion of a prompt.
+pub type ScoreOne<'f> = &'f dyn Fn(&PromptInput, &str) -> Result<f64>;
+
+impl<'t> Samples<'t> {
+    pub fn new(texts: &'t Texts, mut prompts: Vec<PromptInput>, seed: u64) -> Self {
+        prompts.truncate(PROMPTS);
+        Self { texts, prompts, seed }
+    }
+
+    /// Emits one `sample` event per prompt: `{step, prompt, completion, score?}`.
+    pub fn write(
+        &self,
+        run: &mut Run<'_>,
+        decoder: &Decoder,
+        max_length: usize,
+        score: Option<ScoreOne<'_>>,
+    ) -> Result<()> {
+        let max_new_tokens = TOKENS.min(max_length / 2).max(1);
+        let room = max_length.saturating_sub(max_new_tokens).max(1);
+        let mut prompts = Vec::new();
+        for prompt in &self.prompts {
+            let ids = self.texts.prompt(prompt)?;
+            prompts.push(ids[ids.len().saturating_sub(room)..].to_vec());
+        }
+        let params = GenParams {
+            max_new_tokens,
+            eos_ids: self.texts.eos_ids().to_vec(),
+            // The same draws at every checkpoint: differences are the policy's.
+            seed: derive(self.seed, Stream::Samples, 0),
+            ..GenParams::default()
+        };
+        let samples = generate(decoder, &prompts, &params, &|| run.reporter.should_stop())?;
+        for (prompt, sample) in self.prompts.iter().zip(samples) {
+            let completion = self.texts.text(&sample.ids)?;
+            let score = score.map(|f| f(prompt, &completion)).transpose()?;
+            let event = json!({"step": run.step, "prompt": prompt, "completion": completion, "score": score});
+            run.reporter.event("sample", event);
+        }
+        Ok(())
+    }
+}

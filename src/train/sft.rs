@@ -1,0 +1,135 @@
+//! Supervised fine-tuning: the mean −log p of response tokens, end token included, prompts given.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use super::args::{SftArgs, parse};
+use super::run::{Plan, Run, device, file_hash};
+use super::samples::Samples;
+use super::step::{Accumulator, Picked, Sequence, micro_batches};
+use super::texts::Texts;
+use super::trainable::Trainable;
+use super::{Reporter, TrainOutcome};
+use crate::data::{PromptInput, content_hash, read_demonstrations, split_of};
+use crate::domain::Split;
+use crate::model::{self, Decoder};
+use crate::objective::{Stats, causal_lm};
+
+pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
+    let args: SftArgs = parse(args)?;
+    let common = args.common();
+    let loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
+    let texts = Texts::new(&loaded)?;
+    let max_length = common.max_length.min(loaded.config.max_positions);
+    let data = Demonstrations::read(&args.demonstrations, &texts, max_length, args.heldout_fraction)?;
+    if data.train.is_empty() {
+        bail!("demonstrations: all {} are held out, none is left to train on", data.heldout.len());
+    }
+
+    let policy = Trainable::new(&loaded.config, backbone_and_output(&loaded), common.lora.as_ref(), common.seed)?;
+    let plan = Plan {
+        recipe: "sft",
+        args: &args,
+        steps: args.epochs * data.train.len().div_ceil(args.batch_size) as u64,
+        updates_per_step: 1,
+        data: BTreeMap::from([("demonstrations".to_owned(), file_hash(&args.demonstrations)?)]),
+        common,
+    };
+    let mut run = Run::new(plan, reporter)?;
+    run.resume::<()>(&policy.params)?;
+    let samples = Samples::new(&texts, data.prompts, run.common.seed);
+
+    let mut heldout = None;
+    while run.step < run.total {
+        let batch: Vec<&Sequence> =
+            run.batch(data.train.len(), args.batch_size).into_iter().map(|i| &data.train[i]).collect();
+        let total: usize = batch.iter().map(|s| s.predicted()).sum();
+        let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
+        for group in groups(&batch, run.common.micro_batch_tokens) {
+            let picked = Picked::new(&group);
+            let hidden = picked.hidden(policy.decoder())?;
+            let logprobs = picked.logprobs(policy.decoder(), &hidden, 1.0)?.logprobs;
+            let (loss, part) = causal_lm::loss(&logprobs, total as f64)?;
+            sum.add(&policy.params, &loss)?;
+            stats.merge(&part);
+            run.meter.add_tokens(picked.batch.len());
+        }
+        let (grad_norm, learning_rate) = run.update(&policy.params, &sum.grads)?;
+        run.step += 1;
+        run.metrics(stats.means().chain([("grad_norm", grad_norm), ("learning_rate", learning_rate)]));
+        run.progress("train");
+        if run.due(run.common.eval_every) {
+            let now = policy.frozen_decoder()?;
+            heldout = nats_per_token(&now, &data.heldout, run.common.micro_batch_tokens)?;
+            run.metrics(heldout.map(|loss| ("heldout_loss", loss)));
+            samples.write(&mut run, &now, max_length, None)?;
+        }
+        if let Some(outcome) = run.pause(&policy.params, &())? {
+            return Ok(outcome);
+        }
+    }
+
+    run.progress("saving");
+    let metrics = json!({"heldout_loss": heldout, "train_demonstrations": data.train.len()});
+    super::output::save(&run.common, "policy", "sft", &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
+    Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
+}
+
+/// Demonstrations as sequences whose tail is the response.
+pub(super) struct Demonstrations {
+    pub train: Vec<Sequence>,
+    pub heldout: Vec<Sequence>,
+    /// Prompts for samples, held-out ones first.
+    pub prompts: Vec<PromptInput>,
+}
+
+impl Demonstrations {
+    pub(super) fn read(path: &str, texts: &Texts, max_length: usize, heldout_fraction: f64) -> Result<Self> {
+        let mut found = Self { train: Vec::new(), heldout: Vec::new(), prompts: Vec::new() };
+        let mut train_prompts = Vec::new();
+        for written in read_demonstrations(Path::new(path)).context("demonstrations")? {
+            let (ids, start) = texts.conversation(&written.prompt, &written.completion, max_length)?;
+            let sequence = Sequence { ids, start };
+            // By prompt: two answers to one prompt are on the same side.
+            match split_of(&content_hash(&written.prompt.messages()), heldout_fraction) {
+                Split::Train => {
+                    found.train.push(sequence);
+                    train_prompts.push(written.prompt);
+                }
+                Split::Heldout => {
+                    found.heldout.push(sequence);
+                    found.prompts.push(written.prompt);
+                }
+            }
+        }
+        found.prompts.extend(train_prompts);
+        found.prompts.dedup();
+        Ok(found)
+    }
+}
+
+/// The tensors that a language model computes with: everything but heads of other tasks.
+pub(super) fn backbone_and_output(loaded: &model::Loaded) -> model::Weights {
+    let other = |name: &str| name == model::reward::SCORE || name.starts_with("classifier.");
+    loaded.weights.iter().filter(|(name, _)| !other(name)).map(|(n, t)| (n.clone(), t.clone())).collect()
+}
+
+pub(super) fn groups<'s>(sequences: &[&'s Sequence], max_tokens: usize) -> Vec<Vec<&'s Sequence>> {
+    let lengths: Vec<usize> = sequences.iter().map(|s| s.ids.len()).collect();
+    micro_batches(&lengths, max_tokens).into_iter().map(|g| g.into_iter().map(|i| sequences[i]).collect()).collect()
+}
+
+/// Mean −log p per predicted token; `None` of no sequences.
+pub(super) fn nats_per_token(decoder: &Decoder, sequences: &[Sequence], max_tokens: usize) -> Result<Option<f64>> {
+    let mut stats = Stats::default();
+    let all: Vec<&Sequence> = sequences.iter().collect();
+    for group in groups(&all, max_tokens) {
+        let picked = Picked::new(&group);
+        let hidden = picked.hidden(decoder)?;
+        stats.merge(&causal_lm::loss(&picked.logprobs(decoder, &hidden, 1.0)?.logprobs, 1.0)?.1);
+    }
+    Ok(stats.mean("loss"))
+}

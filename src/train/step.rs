@@ -1,0 +1,131 @@
+//! Shared stepping: micro-batches by tokens, gradients that add up to those of the whole batch, and the
+//! picking of the rows that a loss needs.
+
+use candle_core::{Result, Tensor};
+
+use super::optim::{Grads, Params};
+use crate::model::{Decoder, PackedBatch};
+use crate::ops::token_logprobs::TokenLogprobs;
+
+/// Splits items of `lengths` tokens into groups of at most `max_tokens` (or of one item), longest first:
+/// attention work is even within a group, and the order does not depend on chance.
+pub fn micro_batches(lengths: &[usize], max_tokens: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut tokens = 0;
+    for i in order {
+        if groups.is_empty() || tokens + lengths[i] > max_tokens {
+            groups.push(Vec::new());
+            tokens = 0;
+        }
+        tokens += lengths[i];
+        if let Some(group) = groups.last_mut() {
+            group.push(i);
+        }
+    }
+    groups
+}
+
+/// Sums gradients over micro-batches. Losses must be normalised by the counts of the global batch.
+#[derive(Default)]
+pub struct Accumulator {
+    pub grads: Grads,
+}
+
+impl Accumulator {
+    /// Runs the backward pass of `loss` and adds its gradients. The graph is dropped with `loss`.
+    pub fn add(&mut self, params: &Params, loss: &Tensor) -> Result<()> {
+        let mut store = loss.backward()?;
+        for (name, var) in params {
+            let Some(grad) = store.remove(var) else { continue };
+            let sum = match self.grads.remove(name) {
+                Some(before) => (before + grad)?,
+                None => grad,
+            };
+            // Gradients may themselves be graph nodes; without detaching, the sum would keep them alive.
+            self.grads.insert(name.clone(), sum.detach());
+        }
+        Ok(())
+    }
+}
+
+/// A token sequence of which only the tail is predicted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    pub ids: Vec<u32>,
+    /// Index of the first predicted token; at least 1.
+    pub start: usize,
+}
+
+impl Sequence {
+    pub fn new(prompt: &[u32], response: &[u32]) -> Self {
+        Self { ids: [prompt, response].concat(), start: prompt.len() }
+    }
+
+    /// Tokens that a loss sees.
+    pub fn predicted(&self) -> usize {
+        self.ids.len() - self.start
+    }
+}
+
+/// Sequences packed for a forward pass, with the rows that predict their tails.
+pub struct Picked {
+    pub batch: PackedBatch,
+    /// Row of the hidden state *before* each predicted token, end to end.
+    pub rows: Vec<u32>,
+    pub targets: Vec<u32>,
+    /// Predicted tokens of each sequence.
+    pub lengths: Vec<usize>,
+}
+
+impl Picked {
+    pub fn new(sequences: &[&Sequence]) -> Self {
+        let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
+        let batch = PackedBatch::new(&ids);
+        let mut picked = Self { rows: Vec::new(), targets: Vec::new(), lengths: Vec::new(), batch };
+        for (sequence, &offset) in sequences.iter().zip(&picked.batch.offsets) {
+            picked.rows.extend((sequence.start..sequence.ids.len()).map(|t| (offset + t - 1) as u32));
+            picked.targets.extend_from_slice(&sequence.ids[sequence.start..]);
+            picked.lengths.push(sequence.predicted());
+        }
+        picked
+    }
+
+    /// Hidden states of the picked rows `[n, d]`.
+    pub fn hidden(&self, decoder: &Decoder) -> Result<Tensor> {
+        let hidden = decoder.forward(&self.batch)?;
+        hidden.index_select(&Tensor::new(self.rows.as_slice(), hidden.device())?, 0)
+    }
+
+    /// Log-probs and entropies of the picked targets `[n]` at `temperature`.
+    pub fn logprobs(&self, decoder: &Decoder, hidden: &Tensor, temperature: f64) -> Result<TokenLogprobs> {
+        decoder.token_logprobs(hidden, &self.targets, temperature as f32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn micro_batches_hold_everything_once_within_the_limit() {
+        let lengths = [5, 9, 3, 12, 1, 7];
+        let groups = micro_batches(&lengths, 10);
+        let mut all: Vec<usize> = groups.concat();
+        all.sort_unstable();
+        assert_eq!(all, [0, 1, 2, 3, 4, 5]);
+        assert!(groups.iter().all(|g| g.len() == 1 || g.iter().map(|&i| lengths[i]).sum::<usize>() <= 10));
+        assert!(groups.contains(&vec![3]));
+    }
+
+    /// Off by one at the first response token is the classic error of response masks.
+    #[test]
+    fn rows_sit_before_their_targets() {
+        let (a, b) = (Sequence::new(&[10, 11], &[12, 13]), Sequence::new(&[20], &[21, 22]));
+        let picked = Picked::new(&[&a, &b]);
+        assert_eq!(picked.rows, [1, 2, 4, 5]);
+        assert_eq!(picked.targets, [12, 13, 21, 22]);
+        assert_eq!(picked.lengths, [2, 2]);
+    }
+}

@@ -1,0 +1,82 @@
+//! Text ↔ ids for one model: prompts through its chat template, completions with the end token. Training,
+//! scoring and sampling all come through here, so that none of them sees another form of the same text.
+
+use anyhow::{Context, Result, bail};
+
+use crate::data::PromptInput;
+use crate::model::Loaded;
+use crate::prompt::ChatTemplate;
+use crate::tokenizer::Tokenizer;
+
+pub struct Texts {
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    eos_ids: Vec<u32>,
+    bos_id: Option<u32>,
+}
+
+impl Texts {
+    /// # Errors
+    /// When the model came without a tokenizer.
+    pub fn new(loaded: &Loaded) -> Result<Self> {
+        let path = loaded.source.path.display();
+        let tokenizer = loaded.tokenizer.clone().with_context(|| format!("{path} has no tokenizer.json"))?;
+        let template = loaded.chat_template.as_deref().map(|source| ChatTemplate::new(source, Some(&tokenizer)));
+        Ok(Self {
+            tokenizer,
+            template: template.transpose()?,
+            eos_ids: loaded.config.eos_ids.clone(),
+            bos_id: loaded.config.bos_id,
+        })
+    }
+
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.eos_ids
+    }
+
+    /// The ids that a model completes: chat messages through the template with the assistant's turn opened
+    /// (without a template: their texts, one per line), raw text as it is. Never empty.
+    pub fn prompt(&self, prompt: &PromptInput) -> Result<Vec<u32>> {
+        let ids = match (prompt, &self.template) {
+            (PromptInput::Text(text), _) => self.tokenizer.encode(text, true, false)?,
+            (PromptInput::Chat(messages), None) => {
+                let texts: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
+                self.tokenizer.encode(&texts.join("\n"), true, false)?
+            }
+            (PromptInput::Chat(messages), Some(template)) => template.encode(messages, true, &self.tokenizer)?,
+        };
+        match (ids.is_empty(), self.bos_id.or(self.eos_ids.first().copied())) {
+            (false, _) => Ok(ids),
+            (true, Some(id)) => Ok(vec![id]),
+            (true, None) => bail!("a prompt has no tokens, and the model no begin or end token"),
+        }
+    }
+
+    /// The ids of a written completion, end token included (if the model has one). Special tokens written
+    /// in the text stay text.
+    pub fn completion(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.tokenizer.encode(text, false, false)?;
+        ids.extend(self.eos_ids.first());
+        Ok(ids)
+    }
+
+    /// Prompt and completion as one sequence of at most `max_length` tokens: an over-long prompt loses its
+    /// beginning, an over-long completion its end.
+    pub fn conversation(&self, prompt: &PromptInput, completion: &str, max_length: usize) -> Result<(Vec<u32>, usize)> {
+        let mut response = self.completion(completion)?;
+        if response.is_empty() {
+            bail!("a completion has no tokens, and the model no end token");
+        }
+        response.truncate(max_length.saturating_sub(1).max(1));
+        let prompt = self.prompt(prompt)?;
+        let room = max_length.saturating_sub(response.len()).max(1);
+        let prompt = &prompt[prompt.len().saturating_sub(room)..];
+        Ok(([prompt, &response].concat(), prompt.len()))
+    }
+
+    /// The text of generated ids: what comes before the first end token, special tokens left out.
+    pub fn text(&self, ids: &[u32]) -> Result<String> {
+        let end = ids.iter().position(|id| self.eos_ids.contains(id)).unwrap_or(ids.len());
+        Ok(self.tokenizer.decode(&ids[..end], true)?)
+    }
+}

@@ -1,0 +1,48 @@
+//! A `Reporter` that keeps what a recipe said, and can ask it to stop.
+
+use instructd::domain::{Metric, Progress};
+use instructd::train::Reporter;
+use serde_json::Value;
+
+#[derive(Default)]
+pub struct Recorder {
+    pub metrics: Vec<Metric>,
+    pub events: Vec<(String, Value)>,
+    pub progress: Vec<Progress>,
+    /// Ask to stop once the run has reported this many finished steps.
+    pub stop_after: Option<u64>,
+}
+
+impl Recorder {
+    /// All values of one metric, in order of steps.
+    pub fn curve(&self, name: &str) -> Vec<f64> {
+        self.metrics.iter().filter(|m| m.name == name).map(|m| m.value).collect()
+    }
+
+    pub fn last(&self, name: &str) -> f64 {
+        *self.curve(name).last().unwrap_or_else(|| panic!("no metric {name}"))
+    }
+
+    pub fn events(&self, kind: &str) -> Vec<&Value> {
+        self.events.iter().filter(|(k, _)| k == kind).map(|(_, v)| v).collect()
+    }
+}
+
+impl Reporter for Recorder {
+    fn progress(&mut self, progress: &Progress) {
+        self.progress.push(progress.clone());
+    }
+
+    fn metrics(&mut self, metrics: &[Metric]) {
+        self.metrics.extend_from_slice(metrics);
+    }
+
+    fn event(&mut self, kind: &str, data: Value) {
+        self.events.push((kind.to_owned(), data));
+    }
+
+    fn should_stop(&self) -> bool {
+        let done = self.metrics.iter().map(|m| m.step as u64).max().unwrap_or(0);
+        self.stop_after.is_some_and(|n| done >= n)
+    }
+}
