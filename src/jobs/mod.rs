@@ -1,1 +1,17 @@
-//! TODO
+//! Training jobs: queued in the store, run in child processes of this binary, watched over pipes.
+//!
+//! A panic, an out-of-memory kill or a device abort in training cannot touch serving: the parent holds
+//! no tensor, the child holds no database. `queue` checks and names what to do, `materialise` freezes the
+//! data into files, `supervise` claims and decides, `process` owns the child, `child` is its other side,
+//! `publish` turns the output into a model version.
+
+pub mod child;
+mod materialise;
+mod process;
+mod publish;
+pub mod queue;
+mod supervise;
+pub mod wire;
+
+pub use process::Launch;
+pub use supervise::{Supervisor, SupervisorConfig};

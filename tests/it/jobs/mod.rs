@@ -1,1 +1,37 @@
-//! Tests of one room; see the files beside this one.
+//! Training jobs seen from outside: what may be queued, how children are run, and what they say.
+
+mod child;
+mod queue;
+mod supervise;
+
+use instructd::domain::*;
+use instructd::store::Store;
+use serde_json::{Value, json};
+
+use crate::store::fixture;
+
+/// A store with an active policy `base`, and two ranked sets (one held out).
+async fn small_world(store: &dyn Store) -> ModelVersion {
+    let base = fixture::model("base", ModelKind::Policy);
+    store.put_model(base.clone()).await.unwrap();
+    store.activate_model(&base.id, fixture::T0).await.unwrap();
+    for (split, text) in [(Split::Train, "q1"), (Split::Heldout, "q2")] {
+        let mut prompt = fixture::prompt(text);
+        prompt.split = split;
+        let texts: Vec<_> = ["good", "bad", "worse"].iter().map(|t| fixture::completion(&prompt.id, t)).collect();
+        let set = fixture::comparison_set(&prompt.id, &texts, 1);
+        let judgment = fixture::judgment(&set, &"import".into(), None, text);
+        assert!(store.import_set(prompt, texts, set, Some(judgment)).await.unwrap());
+    }
+    base
+}
+
+async fn enqueue(store: &dyn Store, kind: &str, args: Value) -> Result<Job, instructd::jobs::queue::EnqueueError> {
+    let request =
+        instructd::jobs::queue::Request { kind: kind.into(), args, unique_key: None, priority: 0, now: fixture::T0 };
+    instructd::jobs::queue::enqueue(store, instructd::train::recipes(), request).await
+}
+
+async fn enqueue_reward(store: &dyn Store) -> Job {
+    enqueue(store, "reward", json!({"epochs": 2})).await.unwrap()
+}

@@ -1,0 +1,176 @@
+//! Freezes what a job learns from: rows of the store become JSONL files in the job's directory, and a
+//! dataset version says which judgments they hold. A job that runs again reads the same files again.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use super::queue::{JobArgs, artifact_path, find_version, takes, wants_ptx};
+use crate::data::{Comparison, PromptRecord, Written, pairs};
+use crate::domain::*;
+use crate::store::{Page, Store, StoreError};
+use crate::train::Recipe;
+
+/// Why a job cannot start.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PrepareError {
+    /// Trying again would not help.
+    #[error("{0}")]
+    Job(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot write the job's files: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Files of one kind of data, and how the dataset version describes them.
+struct Frozen {
+    path: PathBuf,
+    sha256: String,
+    n_sets: i64,
+    n_pairs: i64,
+}
+
+/// Writes `lines` as JSONL, whole or not at all.
+fn write_lines<T: Serialize>(path: &Path, lines: &[T]) -> std::io::Result<String> {
+    let mut text = Vec::new();
+    for line in lines {
+        serde_json::to_writer(&mut text, line)?;
+        text.push(b'\n');
+    }
+    write_whole(path, &text)?;
+    Ok(hex::encode(Sha256::digest(&text)))
+}
+
+/// Writes beside, syncs, renames: a crash leaves the old file or the new one.
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let beside = path.with_extension("tmp");
+    let mut file = std::fs::File::create(&beside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)
+}
+
+/// Without an `as_of` from the caller everything stored now counts: judgments carry the clocks of the
+/// servers that took them, which need not agree with the database's.
+async fn comparisons(store: &dyn Store, args: &JobArgs, path: PathBuf) -> Result<Frozen, PrepareError> {
+    let lines: Vec<Comparison> =
+        store.ranked_sets(&args.filter).await?.iter().filter_map(Comparison::from_ranked).collect();
+    if lines.is_empty() {
+        return Err(PrepareError::Job("there are no rankings to learn from; rank some completions first".into()));
+    }
+    let n_pairs = lines.iter().map(|line| pairs(&line.completions).len() as i64).sum();
+    let sha256 = write_lines(&path, &lines)?;
+    Ok(Frozen { path, sha256, n_sets: lines.len() as i64, n_pairs })
+}
+
+async fn demonstrations(store: &dyn Store, path: PathBuf) -> Result<Frozen, PrepareError> {
+    let lines: Vec<Written> = store
+        .demonstrations()
+        .await?
+        .into_iter()
+        .map(|(prompt, completion)| Written {
+            prompt_id: Some(prompt.id.to_string()),
+            prompt: prompt.messages.into(),
+            completion: completion.text,
+        })
+        .collect();
+    if lines.is_empty() {
+        return Err(PrepareError::Job("there are no demonstrations; write or import some first".into()));
+    }
+    let sha256 = write_lines(&path, &lines)?;
+    Ok(Frozen { path, sha256, n_sets: lines.len() as i64, n_pairs: 0 })
+}
+
+/// Prompts on the training side, oldest first. Raw-text prompts of /v1/completions are no conversations
+/// and stay out.
+async fn prompts(store: &dyn Store, path: PathBuf) -> Result<Frozen, PrepareError> {
+    let mut lines = Vec::new();
+    let mut page = Page { after: None, limit: 1000 };
+    loop {
+        let batch = store.list_prompts(page.clone(), None).await?;
+        let Some(last) = batch.last() else { break };
+        page.after = Some(last.id.to_string());
+        lines.extend(batch.into_iter().filter(|p| p.split == Split::Train && p.source != "completions").map(|p| {
+            PromptRecord { prompt_id: Some(p.id.to_string()), prompt: p.messages.into(), tags: p.tags, lang: p.lang }
+        }));
+    }
+    lines.reverse();
+    if lines.is_empty() {
+        return Err(PrepareError::Job("there are no prompts to write answers to; add or import some first".into()));
+    }
+    let sha256 = write_lines(&path, &lines)?;
+    Ok(Frozen { path, sha256, n_sets: lines.len() as i64, n_pairs: 0 })
+}
+
+/// A job ready for its child.
+pub(super) struct Prepared {
+    /// The recipe's arguments, with paths instead of names.
+    pub args: Map<String, Value>,
+    /// Model that the training starts from.
+    pub parent: ModelVersion,
+    /// The dataset versions registered, by argument name.
+    pub datasets: Map<String, Value>,
+}
+
+/// Puts the paths of models and data into the arguments; writes the data that is not there yet.
+pub(super) async fn prepare(
+    store: &dyn Store,
+    recipe: &Recipe,
+    job_args: &JobArgs,
+    data_dir: &Path,
+    job_dir: &Path,
+) -> Result<Prepared, PrepareError> {
+    let mut args = job_args.recipe.clone();
+    let schema = (recipe.schema)();
+    let parent = version(store, &args, "model").await?;
+    args.insert("model".into(), artifact_path(data_dir, &parent).display().to_string().into());
+    if args.get("reward_model").is_some_and(|v| !v.is_null()) {
+        let reward = version(store, &args, "reward_model").await?;
+        args.insert("reward_model".into(), artifact_path(data_dir, &reward).display().to_string().into());
+    }
+    let as_of = store.now().await?;
+    let record = job_dir.join("datasets.json");
+    let mut datasets: Map<String, Value> =
+        std::fs::read(&record).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+    for field in ["comparisons", "demonstrations", "prompts", "ptx_demonstrations"] {
+        if !takes(&schema, field) || (field == "ptx_demonstrations" && !wants_ptx(&args)) {
+            continue;
+        }
+        let path = job_dir.join(format!("{field}.jsonl"));
+        args.insert(field.into(), path.display().to_string().into());
+        if datasets.contains_key(field) && path.exists() {
+            continue;
+        }
+        let frozen = match field {
+            "comparisons" => comparisons(store, job_args, path).await?,
+            "prompts" => prompts(store, path).await?,
+            _ => demonstrations(store, path).await?,
+        };
+        let dataset = DatasetVersion {
+            id: DatasetId::new(),
+            filter: json!({"data": field, "filter": job_args.filter}),
+            as_of: job_args.filter.as_of.unwrap_or(as_of),
+            sha256: frozen.sha256,
+            n_sets: frozen.n_sets,
+            n_pairs: frozen.n_pairs,
+        };
+        store.put_dataset(dataset.clone()).await?;
+        tracing::debug!(path = %frozen.path.display(), rows = dataset.n_sets, "data frozen");
+        datasets.insert(
+            field.into(),
+            json!({"id": dataset.id, "sha256": dataset.sha256, "n_sets": dataset.n_sets, "n_pairs": dataset.n_pairs}),
+        );
+        write_whole(&record, Value::Object(datasets.clone()).to_string().as_bytes())?;
+    }
+    Ok(Prepared { args, parent, datasets })
+}
+
+async fn version(store: &dyn Store, args: &Map<String, Value>, field: &str) -> Result<ModelVersion, PrepareError> {
+    let name = args.get(field).and_then(Value::as_str).unwrap_or_default();
+    let found = find_version(store, name).await?;
+    found.ok_or_else(|| PrepareError::Job(format!("{field}: there is no model version '{name}' any more")))
+}

@@ -1,0 +1,136 @@
+//! The end of a successful job: its output directory becomes an immutable, registered model version.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::queue::is_model_name;
+use crate::domain::*;
+use crate::store::{Store, StoreError};
+
+/// Everything a version is made of, besides its files.
+pub(super) struct Release<'a> {
+    pub job: &'a Job,
+    pub parent: &'a ModelVersion,
+    pub publish_as: Option<&'a str>,
+    pub model_dir: &'a Path,
+    pub metrics: Value,
+    pub datasets: &'a Map<String, Value>,
+    pub now: Micros,
+}
+
+/// SHA-256 (hex) over the weight files in order of their names: model.safetensors, or its shards.
+fn weights_sha256(dir: &Path) -> anyhow::Result<String> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(dir)?
+        .filter_map(|e| e.ok().map(|e| e.path()))
+        .filter(|p| p.extension().is_some_and(|e| e == "safetensors"))
+        .collect();
+    files.sort();
+    anyhow::ensure!(!files.is_empty(), "the recipe left no weights in {}", dir.display());
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    for path in files {
+        let mut file = std::fs::File::open(path)?;
+        loop {
+            let n = file.read(&mut buffer)?;
+            if n == 0 {
+                break;
+            }
+            hash.update(&buffer[..n]);
+        }
+    }
+    Ok(hex::encode(hash.finalize()))
+}
+
+/// As the model says in instructd.json; else what the recipe makes.
+fn kind_of(dir: &Path, recipe: &str) -> ModelKind {
+    let said = std::fs::read(dir.join("instructd.json"))
+        .ok()
+        .and_then(|text| serde_json::from_slice::<Value>(&text).ok())
+        .and_then(|v| v.get("kind").and_then(Value::as_str).and_then(ModelKind::parse));
+    said.unwrap_or(if recipe == "reward" { ModelKind::Reward } else { ModelKind::Policy })
+}
+
+/// `<parent>-<recipe>-<end of the job id>`, cut to a legal name.
+fn made_name(parent: &str, recipe: &str, job: &JobId) -> String {
+    let id = job.as_str().to_lowercase();
+    let end = format!("-{recipe}-{}", &id[id.len().saturating_sub(6)..]);
+    let room = 64usize.saturating_sub(end.len());
+    let start: String = parent.chars().take(room).collect();
+    format!("{}{end}", start.trim_end_matches('.'))
+}
+
+/// Moves the output under `DATA/models/<name>` and registers the version. Doing it twice for one job gives
+/// the version of the first time.
+pub(super) async fn publish(store: &dyn Store, data_dir: &Path, release: Release<'_>) -> anyhow::Result<ModelVersion> {
+    let job = release.job;
+    if let Some(done) = store.list_models().await?.into_iter().find(|m| m.job_id.as_ref() == Some(&job.id)) {
+        return Ok(done);
+    }
+    let made = made_name(&release.parent.name, &job.kind, &job.id);
+    let wanted = release.publish_as.unwrap_or(&made);
+    let models = data_dir.join("models");
+    // A name can be taken since the job was queued; files without a version can lie there after a crash.
+    let mut name = wanted.to_owned();
+    let mut number = 2;
+    while store.find_model(&name).await?.is_some() || models.join(&name).exists() {
+        let end = format!("-{number}");
+        name = wanted.chars().take(64 - end.len()).collect::<String>() + &end;
+        number += 1;
+    }
+    anyhow::ensure!(is_model_name(&name), "'{name}' is no legal model name");
+    let target = models.join(&name);
+    let from = release.model_dir.to_owned();
+    let recipe = job.kind.clone();
+    let (sha256, kind) = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+        let facts = (weights_sha256(&from)?, kind_of(&from, &recipe));
+        std::fs::create_dir_all(&models)?;
+        std::fs::rename(&from, &target)?;
+        // The rename is durable once the directory that holds the name is.
+        std::fs::File::open(&models)?.sync_all()?;
+        Ok(facts)
+    })
+    .await??;
+    let mut metrics = match release.metrics {
+        Value::Object(map) => map,
+        Value::Null => Map::new(),
+        other => Map::from_iter([("result".to_owned(), other)]),
+    };
+    if !release.datasets.is_empty() {
+        metrics.insert("datasets".into(), Value::Object(release.datasets.clone()));
+    }
+    let version = ModelVersion {
+        id: ModelVersionId::new(),
+        kind,
+        name: name.clone(),
+        stage: job.kind.clone(),
+        parent_id: Some(release.parent.id.clone()),
+        job_id: Some(job.id.clone()),
+        artifact_uri: format!("models/{name}"),
+        sha256,
+        metrics: Value::Object(metrics),
+        state: ModelState::Candidate,
+        created: release.now,
+    };
+    match store.put_model(version.clone()).await {
+        Ok(()) => Ok(version),
+        Err(StoreError::Conflict(m)) => anyhow::bail!("cannot register '{name}': {m}"),
+        Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_names_are_legal() {
+        let job = JobId::new();
+        for parent in ["base", "smollm2-135m-instruct", &"x".repeat(64), &("y".repeat(52) + ".")] {
+            let name = made_name(parent, "reinforce", &job);
+            assert!(is_model_name(&name), "{name}");
+        }
+    }
+}

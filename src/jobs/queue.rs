@@ -1,0 +1,224 @@
+//! What a job may ask for: recipe arguments by the names of model versions instead of paths, plus the
+//! job's own arguments. Checked when queued, resolved to paths when run.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::domain::*;
+use crate::store::{RankedFilter, Store, StoreError};
+use crate::train::{ArgsError, Recipe};
+
+/// Recipe arguments that the job sets itself; callers must not.
+pub const PATHS: &[&str] =
+    &["output_dir", "checkpoint_dir", "comparisons", "demonstrations", "prompts", "ptx_demonstrations", "resume"];
+/// Arguments of the job, not of the recipe.
+pub const JOB_ARGS: &[&str] = &["publish_as", "filter"];
+/// What the validator sees where a path will be.
+const PLACEHOLDER: &str = "set-by-the-job";
+
+#[derive(Debug, thiserror::Error)]
+pub enum EnqueueError {
+    #[error("there is no recipe '{kind}'; there are {known}")]
+    UnknownKind { kind: String, known: String },
+    /// `field` is relative to the job's `args`.
+    #[error("{0}")]
+    Args(#[from] ArgsError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A job's arguments, taken apart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobArgs {
+    /// Name of the new model version; `None` = made from parent, recipe and job id.
+    pub publish_as: Option<String>,
+    /// Which judgments the comparisons file takes.
+    pub filter: RankedFilter,
+    pub recipe: Map<String, Value>,
+}
+
+fn refuse(field: &str, message: impl Into<String>) -> ArgsError {
+    ArgsError { field: field.to_owned(), message: message.into() }
+}
+
+/// True for names that may be part of a path and of a URL: `[a-z0-9][a-z0-9._-]{0,63}` without `..`.
+pub fn is_model_name(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = name.as_bytes();
+    bytes.first().is_some_and(|b| plain(*b))
+        && bytes.len() <= 64
+        && bytes.iter().all(|b| plain(*b) || b"._-".contains(b))
+        && !name.contains("..")
+}
+
+pub(super) fn takes(schema: &Value, field: &str) -> bool {
+    schema["properties"].get(field).is_some()
+}
+
+/// Whether PPO mixes in a language-model loss and so needs demonstrations.
+pub(super) fn wants_ptx(args: &Map<String, Value>) -> bool {
+    args.get("ptx_coef").and_then(Value::as_f64).is_some_and(|c| c > 0.0)
+}
+
+/// Takes the arguments apart and has the recipe check its part. Knows nothing of the store.
+///
+/// # Errors
+/// Names the field: a path given by the caller, an unknown key, a value out of range.
+pub fn check(recipe: &Recipe, args: &Value) -> Result<JobArgs, ArgsError> {
+    let Value::Object(given) = args else { return Err(refuse("args", "must be an object")) };
+    let mut own = given.clone();
+    if let Some(path) = PATHS.iter().find(|p| own.contains_key(**p)) {
+        return Err(refuse(path, "is set by the job itself"));
+    }
+    let publish_as = match own.shift_remove("publish_as") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(name)) if is_model_name(&name) => Some(name),
+        Some(_) => {
+            return Err(refuse("publish_as", "must be a name like 'my-model.1': a-z, 0-9, '.', '_', '-', at most 64"));
+        }
+    };
+    let filter = match own.shift_remove("filter") {
+        None | Some(Value::Null) => RankedFilter::default(),
+        Some(filter) => serde_json::from_value(filter).map_err(|e| refuse("filter", e.to_string()))?,
+    };
+    let schema = (recipe.schema)();
+    let mut complete = own.clone();
+    for path in ["output_dir", "comparisons", "demonstrations", "prompts"] {
+        if takes(&schema, path) {
+            complete.insert(path.to_owned(), PLACEHOLDER.into());
+        }
+    }
+    if takes(&schema, "ptx_demonstrations") && wants_ptx(&own) {
+        complete.insert("ptx_demonstrations".to_owned(), PLACEHOLDER.into());
+    }
+    (recipe.validate)(&Value::Object(complete))?;
+    Ok(JobArgs { publish_as, filter, recipe: own })
+}
+
+/// The JSON Schema of what a job takes: the recipe's without the paths, plus the job's own arguments.
+pub fn job_schema(recipe: &Recipe) -> Value {
+    let mut schema = (recipe.schema)();
+    let filtered = takes(&schema, "comparisons");
+    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.retain(|name, _| !PATHS.contains(&name.as_str()));
+        properties.insert(
+            "publish_as".into(),
+            json!({"type": ["string", "null"], "default": null, "description": "Name of the new model version."}),
+        );
+        if filtered {
+            properties.insert(
+                "filter".into(),
+                json!({"type": ["object", "null"], "default": null,
+                       "description": "Which judgments: split, labeler_id, set_kind, as_of, tag."}),
+            );
+        }
+    }
+    if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
+        // The model defaults to the active one.
+        required.retain(|name| !name.as_str().is_some_and(|n| PATHS.contains(&n) || n == "model"));
+    }
+    schema
+}
+
+/// A version by name or id.
+pub(super) async fn find_version(store: &dyn Store, name_or_id: &str) -> Result<Option<ModelVersion>, StoreError> {
+    if let Some(found) = store.find_model(name_or_id).await? {
+        return Ok(Some(found));
+    }
+    match store.get_model(&name_or_id.into()).await {
+        Ok(found) => Ok(Some(found)),
+        Err(StoreError::NotFound { .. }) => Ok(None),
+        Err(other) => Err(other),
+    }
+}
+
+/// Puts a version's name into `args[field]`: the one given by name or id, else the active one.
+async fn name_model(
+    store: &dyn Store,
+    args: &mut Map<String, Value>,
+    field: &str,
+    kind: ModelKind,
+) -> Result<(), EnqueueError> {
+    let version = match args.get(field) {
+        None | Some(Value::Null) => store
+            .active_model(kind)
+            .await?
+            .ok_or_else(|| refuse(field, format!("no {kind} model is active; name a model version")))?,
+        Some(Value::String(name)) => find_version(store, name)
+            .await?
+            .ok_or_else(|| refuse(field, format!("there is no model version '{name}'")))?,
+        Some(_) => return Err(refuse(field, "must be the name of a model version").into()),
+    };
+    if version.state == ModelState::Retired {
+        return Err(refuse(field, format!("'{}' is retired", version.name)).into());
+    }
+    if field == "reward_model" && version.kind != kind {
+        return Err(refuse(field, format!("'{}' is a {} model, not a {kind} model", version.name, version.kind)).into());
+    }
+    args.insert(field.to_owned(), version.name.into());
+    Ok(())
+}
+
+/// What to queue, besides the recipe's name.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub kind: String,
+    pub args: Value,
+    pub unique_key: Option<String>,
+    pub priority: i64,
+    pub now: Micros,
+}
+
+/// Checks everything that can be checked now and queues the job. Missing models are the active ones.
+///
+/// # Errors
+/// `UnknownKind`, `Args` naming the field, or the store's `Conflict` when the unique key is taken.
+pub async fn enqueue(store: &dyn Store, recipes: &[Recipe], request: Request) -> Result<Job, EnqueueError> {
+    let Some(recipe) = recipes.iter().find(|r| r.name == request.kind) else {
+        let known = recipes.iter().map(|r| r.name).collect::<Vec<_>>().join(", ");
+        return Err(EnqueueError::UnknownKind { kind: request.kind, known });
+    };
+    let Value::Object(mut args) = request.args else { return Err(refuse("args", "must be an object").into()) };
+    let schema = (recipe.schema)();
+    name_model(store, &mut args, "model", ModelKind::Policy).await?;
+    let given = |args: &Map<String, Value>, field: &str| args.get(field).is_some_and(|v| !v.is_null());
+    if takes(&schema, "reward_model") && (given(&args, "reward_model") || !given(&args, "reward")) {
+        name_model(store, &mut args, "reward_model", ModelKind::Reward).await?;
+    }
+    let args = Value::Object(args);
+    let checked = check(recipe, &args)?;
+    if let Some(name) = &checked.publish_as
+        && store.find_model(name).await?.is_some()
+    {
+        return Err(refuse("publish_as", format!("a model version '{name}' exists already")).into());
+    }
+    let job = Job {
+        id: JobId::new(),
+        kind: request.kind,
+        args,
+        state: JobState::Queued,
+        unique_key: request.unique_key,
+        priority: request.priority,
+        attempt: 0,
+        max_attempts: 10,
+        crash_count: 0,
+        lease_owner: None,
+        lease_expires: None,
+        cancel_requested: false,
+        checkpoint_uri: None,
+        external_ref: None,
+        progress: None,
+        result: None,
+        error: None,
+        created: request.now,
+        started: None,
+        finished: None,
+    };
+    Ok(store.enqueue_job(job).await?)
+}
+
+/// Where a version's files are; relative places are under the data directory.
+pub fn artifact_path(data_dir: &Path, version: &ModelVersion) -> PathBuf {
+    data_dir.join(&version.artifact_uri)
+}
