@@ -68,8 +68,7 @@ enum Stop {
 async fn send_lines<T>(input: impl AsyncRead + Unpin, to: mpsc::Sender<T>, as_t: fn(String) -> T) {
     let mut input = BufReader::new(input);
     let mut line = Vec::new();
-    loop {
-        let Ok(chunk) = input.fill_buf().await else { break };
+    while let Ok(chunk) = input.fill_buf().await {
         if chunk.is_empty() {
             break;
         }

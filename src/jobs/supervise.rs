@@ -167,6 +167,8 @@ impl Supervisor {
                 };
                 match publish(&*self.store, &self.config.data_dir, release).await {
                     Ok(version) => {
+                        // Nothing resumes a job that has succeeded, and checkpoints are large.
+                        let _ = tokio::fs::remove_dir_all(job_dir.join("checkpoints")).await;
                         let result = json!({"model": version.name, "model_version_id": version.id,
                             "metrics": metrics, "datasets": prepared.datasets});
                         self.finish(job, fence, JobState::Succeeded, Some(result), None).await

@@ -2,6 +2,7 @@
 
 mod child;
 mod queue;
+mod real;
 mod supervise;
 
 use instructd::domain::*;

@@ -1,0 +1,64 @@
+//! A real recipe in a real child process: this test binary stands in for `instructd train-job`.
+
+use std::path::{Path, PathBuf};
+
+use instructd::domain::*;
+use instructd::jobs::{Launch, Supervisor, SupervisorConfig, child};
+use instructd::train::recipes;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::enqueue;
+use crate::store::{backend, fixture};
+
+/// Not a test by itself: the body of the child. The supervisor adds `--job-dir DIR` to the arguments.
+#[test]
+#[ignore = "the child process of the test below"]
+fn as_child() {
+    let args: Vec<String> = std::env::args().collect();
+    if let Some(at) = args.iter().position(|a| a == "--job-dir") {
+        std::process::exit(child::main(Path::new(&args[at + 1]), recipes()).into());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rankings_become_a_reward_model() {
+    let fresh = backend::sqlite().await.unwrap();
+    let (store, data) = (fresh.store.clone(), tempfile::tempdir().unwrap());
+    let tiny: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "fixtures", "llama-tiny"].iter().collect();
+    let base = ModelVersion { artifact_uri: tiny.display().to_string(), ..fixture::model("base", ModelKind::Policy) };
+    store.put_model(base.clone()).await.unwrap();
+    store.activate_model(&base.id, fixture::T0).await.unwrap();
+    for i in 0..6 {
+        let mut prompt = fixture::prompt(&format!("question {i}"));
+        prompt.split = if i < 4 { Split::Train } else { Split::Heldout };
+        let texts: Vec<_> = ["good", "bad"].iter().map(|t| fixture::completion(&prompt.id, t)).collect();
+        let set = fixture::comparison_set(&prompt.id, &texts, 1);
+        let judgment = fixture::judgment(&set, &"import".into(), None, &format!("k{i}"));
+        store.import_set(prompt, texts, set, Some(judgment)).await.unwrap();
+    }
+    let args = json!({"epochs": 2, "batch_size": 2, "learning_rate": 1e-3, "max_length": 64, "checkpoint_every": 1,
+        "device": "cpu", "publish_as": "judge"});
+    let job = enqueue(&*store, "reward", args).await.unwrap();
+
+    let as_child = ["jobs::real::as_child", "--exact", "--ignored", "--nocapture", "--"].map(Into::into).to_vec();
+    let launch = Launch { program: std::env::current_exe().unwrap(), args: as_child };
+    let config = SupervisorConfig { threads: 1, ..SupervisorConfig::new(data.path().to_owned(), launch) };
+    let supervisor = Supervisor::new(store.clone(), recipes(), config);
+    let state = supervisor.run_one(&CancellationToken::new()).await.unwrap();
+    let done = store.get_job(&job.id).await.unwrap();
+    assert_eq!(state, Some(JobState::Succeeded), "{:?}", done.error);
+
+    let judge = store.find_model("judge").await.unwrap().unwrap();
+    assert_eq!((judge.kind, judge.stage.as_str(), judge.parent_id), (ModelKind::Reward, "reward", Some(base.id)));
+    let dir = data.path().join("models/judge");
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "instructd.json"] {
+        assert!(dir.join(file).is_file(), "{file}");
+    }
+    let loss = store.metrics(&job.id, &["loss".into()]).await.unwrap();
+    assert_eq!(loss.len(), 4, "two epochs of two batches: {loss:?}");
+    let events = store.job_events(&job.id, 0, 1000).await.unwrap();
+    assert!(events.iter().any(|e| e.kind == "checkpoint"), "{events:?}");
+    assert!(done.checkpoint_uri.is_some());
+    assert!(!data.path().join("jobs").join(job.id.as_str()).join("checkpoints").exists(), "cleared after success");
+}
