@@ -13,12 +13,12 @@ use super::run::{Plan, Run, device, file_hash};
 use super::samples::Samples;
 use super::sft::backbone_and_output;
 use super::step::{Accumulator, Picked, Sequence, micro_batches};
-use super::texts::Texts;
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome};
 use crate::model::{self, Decoder};
 use crate::objective::logprobs::sequence_sums_tensor;
 use crate::objective::{Stats, dpo};
+use crate::prompt::Texts;
 
 /// A ranked set with the reference's log-prob of each completion.
 struct Item<'s> {

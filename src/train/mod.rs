@@ -17,7 +17,6 @@ mod samples;
 pub mod schedule;
 mod sft;
 pub mod step;
-pub mod texts;
 pub mod trainable;
 
 use serde::{Deserialize, Serialize};

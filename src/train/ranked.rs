@@ -5,10 +5,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use super::step::Sequence;
-use super::texts::Texts;
 use crate::data::{Comparison, PromptInput, read_comparisons};
 use crate::domain::{Split, Strength};
 use crate::objective::reward::{Pair, pairs_of_set};
+use crate::prompt::Texts;
 
 /// One judgment: completions of one prompt with their tiers; at least two tiers.
 pub struct RankedSequences {

@@ -11,13 +11,13 @@ use super::args::{RewardArgs, parse};
 use super::ranked::{RankedSequences, Rankings};
 use super::run::{Plan, Run, device, file_hash};
 use super::step::{Accumulator, micro_batches};
-use super::texts::Texts;
 use super::trainable::{Trainable, normal_init};
 use super::{Reporter, TrainOutcome, optim::Params};
 use crate::eval::preference::{PairMetrics, pair_metrics};
 use crate::model::reward::{SCORE, headless, scores_of};
 use crate::model::{self, Decoder, Loaded, PackedBatch, Weights};
 use crate::objective::{Stats, reward, whiten::moments};
+use crate::prompt::Texts;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: RewardArgs = parse(args)?;

@@ -5,10 +5,10 @@ use serde_json::json;
 
 use super::rng::{Stream, derive};
 use super::run::Run;
-use super::texts::Texts;
 use crate::data::PromptInput;
 use crate::generation::{GenParams, generate};
 use crate::model::Decoder;
+use crate::prompt::Texts;
 
 /// How many prompts, unless a recipe says otherwise.
 const PROMPTS: usize = 3;

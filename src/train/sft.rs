@@ -10,13 +10,13 @@ use super::args::{SftArgs, parse};
 use super::run::{Plan, Run, device, file_hash};
 use super::samples::Samples;
 use super::step::{Accumulator, Picked, Sequence, micro_batches};
-use super::texts::Texts;
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome};
 use crate::data::{PromptInput, content_hash, read_demonstrations, split_of};
 use crate::domain::Split;
 use crate::model::{self, Decoder};
 use crate::objective::{Stats, causal_lm};
+use crate::prompt::Texts;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: SftArgs = parse(args)?;

@@ -22,7 +22,6 @@ use super::optim::Params;
 use super::run::{Plan, Run, device, file_hash};
 use super::samples::Samples;
 use super::sft::{Demonstrations, backbone_and_output};
-use super::texts::Texts;
 use super::trainable::{Trainable, with_prefix};
 use super::{Reporter, TrainOutcome};
 use crate::data::{PromptInput, read_prompts};
@@ -32,6 +31,7 @@ use crate::objective::logprobs::{per_token, sequence_sums};
 use crate::objective::reinforce::RunningBaseline;
 use crate::objective::whiten::{moments, whiten};
 use crate::objective::{gae::gae, grpo, ppo::explained_variance, rloo};
+use crate::prompt::Texts;
 
 /// How scores become advantages and advantages a loss.
 pub(super) enum Algorithm {
@@ -268,6 +268,7 @@ fn report(run: &mut Run<'_>, experience: &Experience, summary: &Summary, kl: f64
         ("grad_norm", summary.grad_norm),
         ("learning_rate", summary.learning_rate),
         ("epochs", summary.epochs as f64),
+        ("sampling_gap", rollout.sampling_gap()),
     ];
     if !experience.returns.is_empty() {
         values.push(("explained_variance", explained_variance(&rollout.values, &experience.returns)));

@@ -8,8 +8,8 @@ use candle_core::Device;
 
 use crate::data::PromptInput;
 use crate::model::{self, Loaded, RewardModel};
+use crate::prompt::Texts;
 use crate::train::args::{LengthUnit, RewardSpec, RlCommon};
-use crate::train::texts::Texts;
 
 pub struct Reward {
     model: Option<Learned>,

@@ -8,10 +8,10 @@ use super::rewards::Reward;
 use crate::data::PromptInput;
 use crate::generation::{GenParams, Warpers, generate};
 use crate::model::Decoder;
+use crate::prompt::Texts;
 use crate::train::args::{MissingEos, RlCommon};
 use crate::train::rng::{Stream, derive, permutation, rng};
 use crate::train::step::{Picked, Sequence, micro_batches};
-use crate::train::texts::Texts;
 
 /// A prompt as given and as ids.
 pub struct PromptIds {
@@ -35,11 +35,19 @@ pub struct Rollout {
     pub logprobs: Vec<f64>,
     pub reference: Vec<f64>,
     pub entropy: Vec<f64>,
+    /// As sampling reported them; they must be those of `logprobs`.
+    pub sampled: Vec<f64>,
     /// Empty without a critic.
     pub values: Vec<f64>,
 }
 
 impl Rollout {
+    /// Largest difference between the log-probs of sampling and those of the update's forward pass: anything
+    /// but rounding means that rollout and update disagree about positions, temperature or weights.
+    pub fn sampling_gap(&self) -> f64 {
+        self.sampled.iter().zip(&self.logprobs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    }
+
     /// Index of the first response token of each sequence in the per-token fields.
     pub fn token_starts(&self) -> Vec<usize> {
         let mut at = 0;
@@ -106,6 +114,7 @@ impl Sampler<'_> {
             texts.push(self.texts.text(&sample.ids)?);
             rollout.lengths.push(sample.ids.len());
             rollout.finished.push(sample.finished);
+            rollout.sampled.extend(sample.logprobs.iter().map(|lp| f64::from(*lp)));
             rollout.sequences.push(Sequence::new(prompt, &sample.ids));
         }
         let items: Vec<(&PromptInput, &str)> =

@@ -4,4 +4,5 @@ mod args;
 mod checkpoint;
 mod gradients;
 mod optim;
+mod real;
 mod recipes;

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use candle_core::Device;
 use instructd::model::{RewardModel, load};
+use instructd::prompt::Texts;
 use instructd::train::TrainOutcome;
-use instructd::train::texts::Texts;
 use serde_json::{Value, json};
 
 use crate::loop_closes::world::{LIKED, World, share_written_by, train};
@@ -68,6 +68,8 @@ fn the_first_step_starts_from_itself() {
             for ratio in recorder.curve("start_ratio") {
                 assert!((ratio - 1.0).abs() < 1e-6, "ratio {ratio}");
             }
+            // Positions, temperature and weights of sampling are those of the update.
+            assert!(recorder.curve("sampling_gap").iter().all(|gap| *gap < 1e-4));
             assert!(recorder.curve("start_approx_kl").iter().all(|kl| *kl < 1e-10));
             assert_eq!(recorder.curve("start_clip_fraction"), [0.0, 0.0]);
         }
@@ -311,6 +313,22 @@ fn unusable_data_is_refused_with_the_reason() {
     // One prompt is enough to run.
     let one = write("one.jsonl", r#"{"prompt":"t5 t6"}"#);
     train("ppo", &with(&rl(&world, "o"), json!({"prompts": one, "iterations": 1})));
+}
+
+/// An end token inside the prompt ends nothing, and the share without end token counts responses only.
+#[test]
+fn end_tokens_in_prompts_do_not_count() {
+    let world = World::new();
+    let prompts = world.path("ends.jsonl");
+    std::fs::write(&prompts, "{\"prompt\":\"t5 t2 t6 t2\"}\n").unwrap();
+    let never = with(&rl(&world, "o"), json!({"prompts": prompts, "iterations": 1, "response_length": 1}));
+    let (recorder, _) = train("ppo", &with(&never, json!({"rollout_batch_size": 64})));
+    // One token each: the share that is not t2 is the share without end.
+    assert_eq!(recorder.last("response_length"), 1.0);
+    assert!(recorder.last("no_eos_share") > 0.8, "{}", recorder.last("no_eos_share"));
+    // The reward counts the response's words, not the prompt's.
+    let paid = json!({"reward": {"kind": "contains", "texts": ["t5 t2 t6"]}, "rollout_batch_size": 16});
+    assert_eq!(train("ppo", &with(&never, paid)).0.last("reward"), 0.0);
 }
 
 /// NaN stops the run, names the tensor, and leaves the checkpoint before it.

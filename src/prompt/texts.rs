@@ -1,11 +1,11 @@
 //! Text ↔ ids for one model: prompts through its chat template, completions with the end token. Training,
-//! scoring and sampling all come through here, so that none of them sees another form of the same text.
+//! scoring (in a run and in the server) and sampling all come through here, so that none of them sees another form of the same text.
 
 use anyhow::{Context, Result, bail};
 
+use super::ChatTemplate;
 use crate::data::PromptInput;
 use crate::model::Loaded;
-use crate::prompt::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 
 pub struct Texts {
