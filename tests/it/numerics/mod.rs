@@ -3,3 +3,4 @@
 mod objectives;
 mod objectives_gradients;
 mod ops;
+mod smollm2;

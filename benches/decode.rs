@@ -1,0 +1,67 @@
+//! Tokens per second of the model itself, without HTTP: prefill, and decode at 1, 8 and 32 streams.
+//! `INSTRUCTD_BENCH_MODEL=FILE.gguf cargo bench --bench decode`; prints one line per measurement.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+use instructd::model::kv_cache::{CachedSequence, KvCache, StepRows};
+use instructd::model::{Decoder, ModelConfig, Purpose, load};
+
+fn step(decoder: &Decoder, cache: &mut KvCache, sequences: &mut [CachedSequence], tokens: usize) -> Vec<f32> {
+    let mut rows = StepRows::default();
+    let ids: Vec<u32> = (0..tokens as u32).map(|t| 1000 + t * 37 % 5000).collect();
+    let mut last = Vec::new();
+    for s in sequences.iter_mut() {
+        assert!(cache.reserve(s, tokens), "cache too small");
+        last.push(rows.push(&ids, s) as u32);
+    }
+    let logits = rayon::scope(|_| {
+        let hidden = decoder.step(&rows, cache).expect("step");
+        let picked = hidden.index_select(&Tensor::new(last, &Device::Cpu).expect("rows"), 0).expect("select");
+        decoder.logits(&picked).expect("logits")
+    });
+    for s in sequences.iter_mut() {
+        s.len += tokens;
+    }
+    logits.flatten_all().and_then(|l| l.to_vec1()).expect("read")
+}
+
+fn measure(decoder: &Decoder, config: &ModelConfig, kind: &str) {
+    for streams in [1usize, 8, 32] {
+        let mut cache = KvCache::new(config, streams * 224);
+        let mut sequences: Vec<_> = (0..streams).map(|_| CachedSequence::default()).collect();
+        for s in sequences.chunks_mut(1) {
+            step(decoder, &mut cache, s, 64);
+        }
+        let n = if streams == 32 { 32 } else { 64 };
+        let start = Instant::now();
+        for _ in 0..n {
+            step(decoder, &mut cache, &mut sequences, 1);
+        }
+        let rate = (n * streams) as f64 / start.elapsed().as_secs_f64();
+        println!("{kind} decode, {streams:2} streams: {rate:7.1} tokens/s");
+    }
+    let mut cache = KvCache::new(config, 1024);
+    let mut best = 0f64;
+    for _ in 0..3 {
+        let mut s = [CachedSequence::default()];
+        let start = Instant::now();
+        step(decoder, &mut cache, &mut s, 512);
+        best = best.max(512.0 / start.elapsed().as_secs_f64());
+        cache.release_all(&mut s[0]);
+    }
+    println!("{kind} prefill 512: {best:7.1} tokens/s");
+}
+
+fn main() {
+    let Some(path) = std::env::var_os("INSTRUCTD_BENCH_MODEL").map(PathBuf::from) else {
+        println!("set INSTRUCTD_BENCH_MODEL to a model directory or .gguf file; nothing measured");
+        return;
+    };
+    let loaded = load(&path, &Device::Cpu).expect("model");
+    for (kind, purpose) in [("f32 ", Purpose::Serve), ("q8_0", Purpose::ServeQuantized)] {
+        let decoder = Decoder::new(&loaded.config, &loaded.weights, purpose).expect("decoder");
+        measure(&decoder, &loaded.config, kind);
+    }
+}
