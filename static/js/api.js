@@ -113,8 +113,11 @@ export async function* events(method, path, options = {}) {
   }
 }
 
-/** Follows an event stream until `signal` aborts or `onEvent` returns false; reconnects with Last-Event-ID. */
-export async function follow(path, onEvent, { signal, lastId } = {}) {
+/**
+ * Follows an event stream until `signal` aborts, `onEvent` returns false, or the server ends it and `onEnd` (async)
+ * says true; else reconnects with Last-Event-ID.
+ */
+export async function follow(path, onEvent, { signal, lastId, onEnd } = {}) {
   let wait = 1000;
   let id = lastId ?? null;
   while (!signal?.aborted) {
@@ -124,6 +127,7 @@ export async function follow(path, onEvent, { signal, lastId } = {}) {
         if (e.id !== null) id = e.id;
         if (onEvent(e) === false) return;
       }
+      if (await onEnd?.()) return;
     } catch (e) {
       if (e.name === 'AbortError' || (e instanceof ApiError && !e.transient)) return;
     }

@@ -136,8 +136,7 @@ async function ask() {
   running = new AbortController();
   busy(true);
   try {
-    if (settings.two) await duel();
-    else await stream();
+    await signedIn(settings.two ? duel : stream); // a server may want a key for inference, too
   } catch (e) {
     if (e.name !== 'AbortError') {
       turns.pop(); // the question can be sent again as it was

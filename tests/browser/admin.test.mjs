@@ -86,13 +86,11 @@ test('a file import counts lines and names the bad one', async () => {
       { text: 'No', tier: 1 },
     ],
   };
-  await page
-    .locator('#import-file')
-    .setInputFiles({
-      name: 'ranked.jsonl',
-      mimeType: 'application/x-ndjson',
-      buffer: Buffer.from(`${JSON.stringify(good)}\n{"prompt": 3}\n`),
-    });
+  await page.locator('#import-file').setInputFiles({
+    name: 'ranked.jsonl',
+    mimeType: 'application/x-ndjson',
+    buffer: Buffer.from(`${JSON.stringify(good)}\n{"prompt": 3}\n`),
+  });
   await page
     .locator('form', { has: page.locator('#import-file') })
     .locator('button[type=submit]')
@@ -112,6 +110,37 @@ test('chat streams an answer and takes a thumb', async () => {
   await page.keyboard.press('Enter');
   await page.locator('.thumbs button').first().click();
   await page.locator('.thumbs button[aria-pressed=true]').waitFor();
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('chat: two answers become a ranking', async () => {
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await visit(page, server.url, '/chat', '#chat-input');
+  await page.locator('#chat-max').fill('8');
+  await page.locator('#chat-two').check();
+  await page.locator('#chat-input').fill('t8 t9');
+  await page.keyboard.press('Enter');
+  const answer = page.waitForResponse(
+    (r) => /comparisons$|judgment$/.test(new URL(r.url()).pathname) && r.request().method() === 'POST',
+  );
+  await page.locator('.duel button').nth(2).click();
+  const sent = await answer;
+  assert.ok(sent.ok(), `${sent.status()} ${await sent.text()}`);
+  await page.locator('.tag.good').waitFor();
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('ask anything: fresh answers come back to be ranked', async () => {
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await visit(page, server.url, '/label?ask=1', '#ask-text');
+  await page.locator('#ask-text').fill('t11 t12 t13');
+  await page.locator('#ask-n').selectOption('3');
+  await page.locator('.ask button[type=submit]').click();
+  await page.locator('.answer').first().waitFor();
+  assert.equal(await page.locator('.answer').count(), 3);
+  assert.match(await page.locator('.prompt').textContent(), /t11 t12 t13/);
   assert.deepEqual(trouble, []);
   await context.close();
 });

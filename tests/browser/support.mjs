@@ -4,7 +4,7 @@
 // INSTRUCTD_URL  a server that runs already, instead (its admin key in INSTRUCTD_ADMIN_KEY)
 // CHROMIUM       path of Chromium (default: /usr/bin/chromium)
 import { spawn } from 'node:child_process';
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -38,17 +38,25 @@ export async function startServer() {
   if (process.env.INSTRUCTD_URL) return { url: process.env.INSTRUCTD_URL, stop: async () => {} };
   const bin = process.env.INSTRUCTD_BIN ?? join(ROOT, 'target/debug/instructd');
   const data = await mkdtemp(join(tmpdir(), 'instructd-browser-'));
+  const model = join(data, 'tiny-chat');
+  await cp(join(ROOT, 'tests/fixtures/llama-tied-tiny'), model, { recursive: true });
+  // the fixture knows only the words t0 … t95 and has no template: chat gets the barest one
+  await writeFile(
+    join(model, 'tokenizer_config.json'),
+    JSON.stringify({ chat_template: '{% for m in messages %}{{ m.content }} {% endfor %}' }),
+  );
+  await writeFile(join(data, 'config.toml'), ''); // the test's settings come by flag and environment only
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
-  const child = spawn(
-    bin,
-    ['serve', '--model', join(ROOT, 'tests/fixtures/llama-tied-tiny'), '--data-dir', data, '--listen', `127.0.0.1:${port}`],
-    {
-      cwd: data,
-      env: { ...process.env, INSTRUCTD_ADMIN_KEY: ADMIN_KEY },
-      stdio: ['ignore', 'pipe', 'pipe'],
+  const child = spawn(bin, ['serve', '--model', model, '--data-dir', join(data, 'data'), '--listen', `127.0.0.1:${port}`], {
+    cwd: data,
+    // the server refuses INSTRUCTD_ variables that it does not know, such as this test's own
+    env: {
+      ...Object.fromEntries(Object.entries(process.env).filter(([k]) => !k.startsWith('INSTRUCTD_'))),
+      INSTRUCTD_ADMIN_KEY: ADMIN_KEY,
     },
-  );
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
   let output = '';
   for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output = (output + chunk).slice(-8000)));
   const ended = new Promise((done) => child.once('exit', (code, signal) => done(`${code ?? signal}`)));

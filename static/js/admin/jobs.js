@@ -63,6 +63,7 @@ export async function jobsView(el, { signal }) {
   const list = h('div');
   const recipes = h('div', { class: 'row' });
   fill(el, h('header', { class: 'view-head' }, h('h1', { text: t('admin.jobs') }), recipes), list);
+  const opened = Date.now() - 2000;
   const live = new Map(); // job id → AbortController of its event stream
   let jobs = [];
   const draw = () => {
@@ -91,6 +92,7 @@ export async function jobsView(el, { signal }) {
         `/admin/jobs/${encodeURIComponent(job.id)}/events`,
         (e) => {
           const data = payload(e);
+          if (toMs(data.created) < opened) return; // the stream begins with the past, which the list knows
           if (data.kind === 'progress') {
             const known = jobs.find((j) => j.id === job.id);
             if (known && !isOver(known)) {
@@ -99,14 +101,16 @@ export async function jobsView(el, { signal }) {
             }
           } else if (data.kind === 'state') {
             load().catch(() => {});
-            if (['succeeded', 'failed', 'cancelled'].includes(data.data?.state)) {
-              live.delete(job.id);
-              return false;
-            }
           }
-          return true;
         },
-        { signal: stop.signal },
+        {
+          signal: stop.signal,
+          onEnd: async () => {
+            live.delete(job.id); // the job is over, or `load` finds it running and follows it again
+            await load();
+            return true;
+          },
+        },
       );
     }
   };

@@ -1,7 +1,7 @@
 // One run: progress, live curves, comparison with other runs, samples, log, arguments.
 import { follow, get, listOf } from '../api.js';
 import { fill, h, keep, plainText } from '../dom.js';
-import { t, when } from '../i18n.js';
+import { t, toMs, when } from '../i18n.js';
 import { Chart, byName, leadMetrics, metricTitle, toCsv } from './curves.js';
 import { jobActions, payload } from './jobs.js';
 import { download, every, isOver, metricsText, progressBar, progressText, stateTag } from './parts.js';
@@ -251,16 +251,21 @@ export async function runView(el, { id, query, signal }) {
     drawHead();
   }
 
+  const opened = Date.now() - 2000;
   function onEvent({ kind, data, created }) {
+    const past = toMs(created) < opened; // the stream begins with what the first requests have shown already
     if (kind === 'progress') {
+      if (past) return;
       job.progress = data;
       drawHead();
       refresh().catch(() => {});
     } else if (kind === 'metrics') {
       refresh().catch(() => {});
     } else if (kind === 'state') {
-      reload().catch(() => {});
-      refresh().catch(() => {});
+      if (!past) {
+        reload().catch(() => {});
+        refresh().catch(() => {});
+      }
       addLog(kind, data, created);
     } else if (kind === 'sample') {
       addSample(data);
@@ -319,14 +324,14 @@ export async function runView(el, { id, query, signal }) {
     window.removeEventListener('instructd:theme', redraw);
     for (const chart of drawn.values()) chart.destroy();
   });
-  follow(
-    `${path}/events`,
-    (e) => {
-      onEvent(payload(e));
-      return !(isOver(job) && payload(e).kind === 'state' && isOver({ state: payload(e).data?.state }));
+  follow(`${path}/events`, (e) => onEvent(payload(e)), {
+    signal,
+    onEnd: async () => {
+      await reload();
+      refresh().catch(() => {});
+      return isOver(job);
     },
-    { signal },
-  );
+  });
   every(15, signal, async () => {
     if (!isOver(job)) await reload();
   });

@@ -1,0 +1,205 @@
+// The pages' own modules, run in the browser that will run them.
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import { openPage, startBrowser, startServer, visit } from './support.mjs';
+
+let server;
+let browser;
+let opened;
+before(async () => {
+  server = await startServer();
+  browser = await startBrowser();
+  opened = await openPage(browser, server.url);
+  await visit(opened.page, server.url, '/', '.doors');
+});
+after(async () => {
+  await browser?.close();
+  await server?.stop();
+});
+
+test('ballots: tiers are dense, a pair grows stronger, an untouched one cannot be sent', async () => {
+  const result = await opened.page.evaluate(async () => {
+    const m = await import('/static/js/label/ballot.js');
+    const set = { completions: [{ id: 'a' }, { id: 'b' }, { id: 'c' }], lease_token: 'l' };
+    const b = m.emptyBallot();
+    const before = m.canSubmit(b, set);
+    b.tiers = { a: 3, b: 1, c: 3 };
+    const sent = m.submission(b, set, { activeMs: 1.4, wallMs: 9.6 });
+    const pair = { completions: [{ id: 'x' }, { id: 'y' }] };
+    const p = m.emptyBallot();
+    const steps = ['b', 'b', 'b', 'a', 'tie'].map((v) => (m.judgePair(p, pair, v), [m.verdict(p, pair), p.strength]));
+    return {
+      before,
+      items: sent.items,
+      times: [sent.active_ms, sent.wall_ms],
+      steps,
+      keys: [b.key !== p.key, b.key.length > 10],
+    };
+  });
+  assert.equal(result.before, false);
+  assert.deepEqual(result.items, [
+    { completion_id: 'a', tier: 1 },
+    { completion_id: 'b', tier: 0 },
+    { completion_id: 'c', tier: 1 },
+  ]);
+  assert.deepEqual(result.times, [1, 10]);
+  assert.deepEqual(result.steps, [
+    ['b', null],
+    ['b', 'barely'],
+    ['b', 'slightly'],
+    ['a', null],
+    ['tie', null],
+  ]);
+  assert.deepEqual(result.keys, [true, true]);
+});
+
+test('word diff marks what the other text does not have, also in Chinese', async () => {
+  const marks = (text, base) =>
+    opened.page.evaluate(
+      async ([text, base]) => {
+        const { diffText } = await import('/static/js/label/diff.js');
+        const el = diffText(text, base);
+        return [el.textContent, [...el.querySelectorAll('mark')].map((m) => m.textContent)];
+      },
+      [text, base],
+    );
+  assert.deepEqual(await marks('the quick red fox', 'the slow red fox'), ['the quick red fox', ['quick']]);
+  assert.deepEqual(await marks('same', 'same'), ['same', []]);
+  const [text, words] = await marks('我喜欢苹果', '我喜欢香蕉');
+  assert.equal(text, '我喜欢苹果');
+  assert.deepEqual(words, ['苹果']);
+});
+
+test('curves: smoothing starts without bias, CSV has one row a step, reward and KL lead', async () => {
+  const result = await opened.page.evaluate(async () => {
+    const m = await import('/static/js/admin/curves.js');
+    const points = [
+      { step: 2, name: 'kl', value: 0.5 },
+      { step: 1, name: 'reward', value: 1 },
+      { step: 2, name: 'reward', value: 2 },
+      { step: 2, name: 'reward', value: 3 },
+    ];
+    return {
+      flat: m.smooth([4, 4, 4], 0.9),
+      csv: m.toCsv(points),
+      line: m.byName(points).get('reward'),
+      lead: [
+        m.leadMetrics(['entropy', 'kl_coef', 'approx_kl', 'reward_std', 'reward', 'kl']),
+        m.leadMetrics(['grad_norm', 'loss', 'train_accuracy', 'heldout_accuracy']),
+      ],
+    };
+  });
+  for (const v of result.flat) assert.ok(Math.abs(v - 4) < 1e-9);
+  assert.equal(result.csv, 'step,kl,reward\n1,,1\n2,0.5,3\n');
+  assert.deepEqual(result.line, { steps: [1, 2], values: [1, 3] });
+  assert.deepEqual(result.lead, [
+    ['reward', 'kl'],
+    ['loss', 'heldout_accuracy'],
+  ]);
+});
+
+test('schema forms: only what differs from the default is sent, nested and nullable included', async () => {
+  const schema = {
+    $defs: {
+      Lora: { type: 'object', properties: { rank: { type: 'integer', default: 16 }, alpha: { type: 'number', default: 32 } } },
+      Decay: {
+        oneOf: [
+          { const: 'constant', description: 'Stays.' },
+          { enum: ['linear', 'cosine'], type: 'string' },
+        ],
+      },
+    },
+    properties: {
+      learning_rate: { type: 'number', default: 1e-5 },
+      max_steps: { type: ['integer', 'null'], default: null, minimum: 1 },
+      lora: { anyOf: [{ $ref: '#/$defs/Lora' }, { type: 'null' }], default: null },
+      lr_schedule: { $ref: '#/$defs/Decay', default: 'constant' },
+      normalize: { type: 'boolean', default: true },
+      reward: { default: null, oneOf: [{ type: 'object' }] },
+    },
+    required: [],
+  };
+  const result = await opened.page.evaluate(async (schema) => {
+    const { schemaForm } = await import('/static/js/admin/form.js');
+    const form = schemaForm(schema, { first: ['learning_rate'] });
+    document.querySelector('main').append(form.el);
+    const get = (name) => form.el.querySelector(`#arg-${name}`);
+    const untouched = form.read();
+    get('learning_rate').value = '3e-4';
+    get('max_steps').value = '20';
+    get('lora').click();
+    get('lora-rank').value = '8';
+    get('lr_schedule').value = '"cosine"';
+    get('normalize').checked = false;
+    get('reward').value = '{"kind": "contains", "texts": ["x"]}';
+    const changed = form.read();
+    get('max_steps').value = '0';
+    let refused = null;
+    try {
+      form.read();
+    } catch (e) {
+      refused = e.field;
+    }
+    const placed = [form.showError('args.lora.rank', 'too high'), form.showError('nothing', 'x')];
+    const shown = form.el.querySelector('#arg-lora-rank-error').textContent;
+    form.el.remove();
+    return { untouched, changed, refused, placed, shown };
+  }, schema);
+  assert.deepEqual(result.untouched, {});
+  assert.deepEqual(result.changed, {
+    learning_rate: 3e-4,
+    max_steps: 20,
+    lora: { rank: 8 },
+    lr_schedule: 'cosine',
+    normalize: false,
+    reward: { kind: 'contains', texts: ['x'] },
+  });
+  assert.equal(result.refused, 'max_steps');
+  assert.deepEqual(result.placed, [true, false]);
+  assert.equal(result.shown, 'too high');
+});
+
+test('lineage: children under parents, lost parents and rings do no harm', async () => {
+  const shape = await opened.page.evaluate(async () => {
+    const { tree } = await import('/static/js/admin/models.js');
+    const m = (id, parent_id, created) => ({ id, parent_id, created });
+    const show = (list) => list.map(({ model, children }) => [model.id, show(children)]);
+    return show(tree([m('c', 'b', 3), m('b', 'a', 2), m('a', null, 1), m('x', 'gone', 4), m('s', 's', 5)]));
+  });
+  assert.deepEqual(shape, [
+    ['a', [['b', [['c', []]]]]],
+    ['x', []],
+    ['s', []],
+  ]);
+});
+
+test('server-sent events survive any cut', async () => {
+  const got = await opened.page.evaluate(async () => {
+    const { events } = await import('/static/js/api.js');
+    const text = 'id: 7\r\nevent: progress\r\ndata: {"a":\r\ndata: "é好😀"}\r\n\r\n: ping\n\ndata: [DONE]\n\n';
+    const bytes = new TextEncoder().encode(text);
+    const real = window.fetch;
+    const out = [];
+    for (const size of [1, 3, 1000]) {
+      window.fetch = async () =>
+        new Response(
+          new ReadableStream({
+            start(c) {
+              for (let i = 0; i < bytes.length; i += size) c.enqueue(bytes.slice(i, i + size));
+              c.close();
+            },
+          }),
+        );
+      const list = [];
+      for await (const e of events('GET', '/x')) list.push([e.event, e.id, e.data]);
+      out.push(JSON.stringify(list));
+    }
+    window.fetch = real;
+    return out;
+  });
+  const wanted = JSON.stringify([
+    ['progress', '7', '{"a":\n"é好😀"}'],
+    ['message', '7', '[DONE]'],
+  ]);
+  assert.deepEqual(got, [wanted, wanted, wanted]);
+});
