@@ -10,7 +10,7 @@ use std::time::Duration;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{PgPool, SqlitePool};
+use sqlx::{ConnectOptions, Connection, PgPool, SqlitePool};
 
 use super::rows::Conn;
 use super::{Result, StoreError};
@@ -122,8 +122,18 @@ async fn migrate_sqlite(path: &Path, writer: &SqlitePool) -> Result<()> {
     done
 }
 
-async fn postgres_pool(url: &str) -> Result<PgPool> {
-    let options = PgConnectOptions::from_str(url)?.application_name("instructd").options([
+/// Migrations run on a connection of their own, without the timeouts: building an index may take long, and
+/// a second process waits for the first one's lock.
+async fn migrate_postgres(options: &PgConnectOptions) -> Result<()> {
+    let mut conn = options.connect().await?;
+    let done = POSTGRES_MIGRATIONS.run(&mut conn).await.map_err(migrate_error);
+    // Closing also frees the migrator's lock, which it keeps when a migration fails.
+    conn.close().await?;
+    done
+}
+
+async fn postgres_pool(options: PgConnectOptions) -> Result<PgPool> {
+    let options = options.options([
         ("statement_timeout", "30s"),
         ("lock_timeout", "5s"),
         ("idle_in_transaction_session_timeout", "30s"),
@@ -150,9 +160,9 @@ impl Db {
                 Ok(Self::Sqlite { readers, writer })
             }
             Target::Postgres => {
-                let pool = postgres_pool(url).await?;
-                POSTGRES_MIGRATIONS.run(&pool).await.map_err(migrate_error)?;
-                Ok(Self::Postgres(pool))
+                let options = PgConnectOptions::from_str(url)?.application_name("instructd");
+                migrate_postgres(&options).await?;
+                Ok(Self::Postgres(postgres_pool(options).await?))
             }
         }
     }

@@ -4,5 +4,6 @@ pub mod backend;
 mod conformance;
 pub mod fixture;
 mod judging;
+mod postgres;
 mod queue;
 mod sqlite;

@@ -1,0 +1,55 @@
+//! What only the Postgres backend promises: many servers on one database, and refusals.
+
+use instructd::store::{self, StoreError};
+
+use super::{backend, fixture};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_servers_share_one_database() {
+    let Some(fresh) = backend::postgres().await else { return };
+    let opens = (0..4).map(|_| store::connect(&fresh.url));
+    let mut servers = Vec::new();
+    for opened in futures::future::join_all(opens).await {
+        servers.push(opened.unwrap());
+    }
+    for i in 0..3 {
+        fixture::stored_set(&*servers[0], &format!("q{i}"), &["a", "b"], 1).await;
+    }
+    // Leases hold between servers, not only between the connections of one.
+    let mut people = Vec::new();
+    for i in 0..servers.len() {
+        people.push(fixture::labeler(&*servers[0], &format!("ada{i}")).await);
+    }
+    let lease = |i: usize| servers[i].lease_next(fixture::lease(&people[i], fixture::T0));
+    let rounds = futures::future::join_all((0..4).map(lease)).await;
+    let mut sets: Vec<_> = rounds.into_iter().filter_map(|r| r.unwrap()).map(|a| a.set_id).collect();
+    assert_eq!(sets.len(), 3, "three places for four people");
+    sets.sort();
+    sets.dedup();
+    assert_eq!(sets.len(), 3);
+    assert_eq!(servers[3].backend(), "postgres");
+}
+
+#[tokio::test]
+async fn refuses_a_newer_schema() {
+    let Some(fresh) = backend::postgres().await else { return };
+    let pool = sqlx::PgPool::connect(&fresh.url).await.unwrap();
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (9999, 'from the future', true, 'x', 0)",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    // Twice: a refusal must not leave the migrator's lock behind.
+    for _ in 0..2 {
+        let error = store::connect(&fresh.url).await.err().expect("a newer schema must be refused").to_string();
+        assert!(error.contains("9999") && error.contains("newer"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_unreachable_server_is_not_available() {
+    let error = store::connect("postgres://nobody@127.0.0.1:1/none").await.err();
+    assert!(matches!(error, Some(StoreError::Unavailable(_))), "{error:?}");
+}
