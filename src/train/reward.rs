@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::{Tensor, Var};
 use serde_json::{Value, json};
 
-use super::args::{RewardArgs, parse};
+use super::args::{Common, RewardArgs, parse};
 use super::ranked::{RankedSequences, Rankings};
 use super::run::{Plan, Run, device, file_hash};
 use super::step::{Accumulator, micro_batches};
@@ -53,11 +53,11 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
             run.batch(data.train.len(), args.batch_size).into_iter().map(|i| &data.train[i]).collect();
         let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
         for group in groups(&batch, run.common.micro_batch_tokens) {
-            let (scores, tokens) = scores(backbone.decoder(), head.as_tensor(), &group)?;
-            let (loss, part) = reward::loss(&scores, &pairs(&group, args.margin), batch.len() as f64)?;
-            sum.add(&params, &loss)?;
+            let pairs = pairs(&group, args.margin);
+            let ids: Vec<&[u32]> = group.iter().flat_map(|s| &s.sequences).map(|s| s.ids.as_slice()).collect();
+            let part = learn(&backbone, &head, &params, &ids, &pairs, batch.len() as f64, &run.common, &mut sum)?;
             stats.merge(&part);
-            run.meter.add_tokens(tokens);
+            run.meter.add_tokens(ids.iter().map(|ids| ids.len()).sum());
         }
         let (grad_norm, learning_rate) = run.update(&params, &sum.grads)?;
         run.step += 1;
@@ -118,11 +118,62 @@ fn groups<'s>(sets: &[&'s RankedSequences], max_tokens: usize) -> Vec<Vec<&'s Ra
     micro_batches(&lengths, max_tokens).into_iter().map(|g| g.into_iter().map(|i| sets[i]).collect()).collect()
 }
 
-/// Scores of all completions of `sets`, end to end, and the tokens that this took.
-fn scores(decoder: &Decoder, head: &Tensor, sets: &[&RankedSequences]) -> Result<(Tensor, usize)> {
+/// Adds the gradients of the loss over `ids`, the completions of whole sets. A set that is larger than a
+/// micro-batch goes through twice: first for its scores, whose gradients the loss gives, then a few
+/// completions at a time with those gradients as weights. The sum is that of one pass.
+#[expect(clippy::too_many_arguments, reason = "the state of one step, taken apart for the borrow checker")]
+fn learn(
+    backbone: &Trainable,
+    head: &Var,
+    params: &Params,
+    ids: &[&[u32]],
+    pairs: &[reward::Pair],
+    total_sets: f64,
+    common: &Common,
+    sum: &mut Accumulator,
+) -> Result<Stats> {
+    let lengths: Vec<usize> = ids.iter().map(|ids| ids.len()).collect();
+    let parts = micro_batches(&lengths, common.micro_batch_tokens);
+    if parts.len() == 1 {
+        let (loss, stats) = reward::loss(&scores(backbone.decoder(), head, ids)?, pairs, total_sets)?;
+        sum.add(params, &loss)?;
+        return Ok(stats);
+    }
+    let pick = |part: &[usize]| -> Vec<&[u32]> { part.iter().map(|&i| ids[i]).collect() };
+    let mut all = vec![0f32; ids.len()];
+    for part in &parts {
+        let some: Vec<f32> = scores(backbone.decoder(), head, &pick(part))?.detach().to_vec1()?;
+        part.iter().zip(some).for_each(|(&i, score)| all[i] = score);
+    }
+    let leaf = Var::from_tensor(&Tensor::new(all, head.device())?)?;
+    let (loss, stats) = reward::loss(leaf.as_tensor(), pairs, total_sets)?;
+    let slopes = loss.backward()?;
+    let slopes: Vec<f32> = slopes.get(&leaf).context("the ranking loss has no gradient")?.to_vec1()?;
+    for part in &parts {
+        let weights: Vec<f32> = part.iter().map(|&i| slopes[i]).collect();
+        let weighted = (scores(backbone.decoder(), head, &pick(part))? * Tensor::new(weights, head.device())?)?;
+        sum.add(params, &weighted.sum_all()?)?;
+    }
+    Ok(stats)
+}
+
+/// Scores of completions `[n]`, with gradient where the decoder has variables.
+fn scores(decoder: &Decoder, head: &Tensor, ids: &[&[u32]]) -> Result<Tensor> {
+    let batch = PackedBatch::new(ids);
+    Ok(scores_of(&decoder.forward(&batch)?, &batch.last_rows(), head)?)
+}
+
+/// The same of whole sets, a micro-batch at a time, as numbers.
+fn frozen_scores(decoder: &Decoder, head: &Tensor, sets: &[&RankedSequences], max_tokens: usize) -> Result<Vec<f32>> {
     let ids: Vec<&[u32]> = sets.iter().flat_map(|s| &s.sequences).map(|s| s.ids.as_slice()).collect();
-    let batch = PackedBatch::new(&ids);
-    Ok((scores_of(&decoder.forward(&batch)?, &batch.last_rows(), head)?, batch.len()))
+    let lengths: Vec<usize> = ids.iter().map(|ids| ids.len()).collect();
+    let mut all = vec![0f32; ids.len()];
+    for part in micro_batches(&lengths, max_tokens) {
+        let some: Vec<&[u32]> = part.iter().map(|&i| ids[i]).collect();
+        let some: Vec<f32> = scores(decoder, &head.detach(), &some)?.to_vec1()?;
+        part.iter().zip(some).for_each(|(&i, score)| all[i] = score);
+    }
+    Ok(all)
 }
 
 fn pairs(sets: &[&RankedSequences], margin: f64) -> Vec<reward::Pair> {
@@ -143,7 +194,7 @@ fn evaluate(
 ) -> Result<Option<PairMetrics>> {
     let mut differences = Vec::new();
     for group in groups(&sets.iter().collect::<Vec<_>>(), max_tokens) {
-        let scores: Vec<f32> = scores(decoder, &head.detach(), &group)?.0.to_vec1()?;
+        let scores = frozen_scores(decoder, head, &group, max_tokens)?;
         let difference = |p: reward::Pair| f64::from(scores[p.winner as usize] - scores[p.loser as usize]);
         differences.extend(pairs(&group, 0.0).into_iter().map(difference));
     }
@@ -156,7 +207,7 @@ fn normalisation(decoder: &Decoder, head: &Tensor, sets: &[RankedSequences], max
     const SETS: usize = 512;
     let mut all = Vec::new();
     for group in groups(&sets.iter().take(SETS).collect::<Vec<_>>(), max_tokens) {
-        let scores: Vec<f32> = scores(decoder, &head.detach(), &group)?.0.to_vec1()?;
+        let scores = frozen_scores(decoder, head, &group, max_tokens)?;
         all.extend(scores.into_iter().map(f64::from));
     }
     let (mean, variance) = moments(&all);

@@ -142,7 +142,7 @@ macro_rules! recipe_args {
                     resume: false,
                     seed: 0,
                     max_steps: None,
-                    micro_batch_tokens: 2048,
+                    micro_batch_tokens: 1024,
                     learning_rate: $learning_rate,
                     warmup_steps: 0,
                     lr_schedule: super::super::schedule::Decay::Constant,

@@ -16,7 +16,7 @@ fn smollm2_takes_a_step_of_reward_and_ppo() {
     let Some(model) = smollm2() else { return };
     let world = World::new();
     let rankings = crate::support::fixture("oasst-en-ranked.jsonl");
-    let common = json!({"model": model, "device": "cpu", "max_length": 256, "max_steps": 2, "seed": 1});
+    let common = json!({"model": model, "device": "cpu", "max_length": 96, "max_steps": 1, "seed": 1});
     let with = |more: Value| {
         let mut args = common.clone();
         args.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -26,11 +26,11 @@ fn smollm2_takes_a_step_of_reward_and_ppo() {
     let (recorder, metrics) = train(
         "reward",
         &with(
-            json!({"output_dir": world.path("rm"), "comparisons": rankings, "batch_size": 4, "heldout_fraction": 0.1,
+            json!({"output_dir": world.path("rm"), "comparisons": rankings, "batch_size": 2, "heldout_fraction": 0.03,
                      "lora": {"rank": 8}, "normalize": false}),
         ),
     );
-    spoke("reward, 2 steps of 4 sets and evaluation", &recorder, started);
+    spoke("reward, 1 step of 2 sets and evaluation", &recorder, started);
     println!("{metrics}");
     assert!(recorder.last("grad_norm") > 0.0);
 
@@ -45,12 +45,12 @@ fn smollm2_takes_a_step_of_reward_and_ppo() {
         let started = std::time::Instant::now();
         let mut args = with(json!({
             "output_dir": world.path("policy"), "prompts": world.path("chat.jsonl"), "reward_model": world.path("rm"),
-            "rollout_batch_size": 16, "response_length": 48, "minibatches": 1, "ppo_epochs": 4, "max_steps": 2,
+            "rollout_batch_size": 4, "response_length": 16, "minibatches": 1, "ppo_epochs": 2, "max_steps": 2,
             "eval_every": 100, "learning_rate": 1e-5,
         }));
         args.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let (recorder, metrics) = train("ppo", &args);
-        spoke(&format!("ppo {name}, 2 iterations of 16 × 48"), &recorder, started);
+        spoke(&format!("ppo {name}, 2 iterations of 4 × 16"), &recorder, started);
         println!("{metrics} gap {:?} lengths {:?}", recorder.curve("sampling_gap"), recorder.curve("response_length"));
         assert_eq!(recorder.curve("kl")[0], 0.0);
         assert!(
