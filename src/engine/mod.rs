@@ -1,6 +1,8 @@
 //! Serving engine: owns the models, batches requests continuously, swaps versions between steps.
 //! HTTP and services see only the `Generator` trait; tensors stay behind it.
 
+pub mod mock;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;

@@ -1,1 +1,134 @@
-//! TODO
+//! Use-cases between HTTP and the rooms that do the work. No status codes, no SQL text, no tensors.
+
+pub mod complete;
+pub mod feedback;
+pub mod guidelines;
+pub mod jobs;
+pub mod label;
+pub mod overview;
+pub mod people;
+pub mod prompts;
+pub mod publish;
+pub mod random;
+pub mod sets;
+pub mod transfer;
+
+use std::sync::{Arc, RwLock};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::domain::Micros;
+use crate::engine::{EngineError, Generator};
+use crate::store::{Store, StoreError};
+use crate::train::Recipe;
+
+pub use random::Random;
+
+/// Reads the time; tests pass their own.
+pub type Clock = Arc<dyn Fn() -> Micros + Send + Sync>;
+
+/// The system clock, µs UTC.
+pub fn system_clock() -> Clock {
+    Arc::new(|| jiff::Timestamp::now().as_microsecond())
+}
+
+/// What every use-case may reach.
+pub struct Services {
+    pub config: Config,
+    pub store: Arc<dyn Store>,
+    pub clock: Clock,
+    pub random: Random,
+    /// SHA-256 (hex) of the admin key.
+    pub admin_key_hash: String,
+    /// The recipes that jobs may run.
+    pub recipes: &'static [Recipe],
+    /// Cancelled when the server begins to shut down; long streams end with it.
+    pub shutdown: CancellationToken,
+    engine: RwLock<Option<Arc<dyn Generator>>>,
+    /// One promotion at a time: engine and database must agree on the active version.
+    publishing: tokio::sync::Mutex<()>,
+}
+
+impl Services {
+    /// Without an engine yet: requests get `NotReady` until `set_engine`.
+    pub fn new(
+        config: Config,
+        store: Arc<dyn Store>,
+        clock: Clock,
+        random: Random,
+        admin_key_hash: String,
+        recipes: &'static [Recipe],
+    ) -> Self {
+        Self {
+            admin_key_hash,
+            config,
+            store,
+            clock,
+            random,
+            recipes,
+            shutdown: CancellationToken::new(),
+            engine: RwLock::new(None),
+            publishing: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    pub fn set_engine(&self, engine: Arc<dyn Generator>) {
+        *self.engine.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(engine);
+    }
+
+    /// # Errors
+    /// `NotReady` while the model loads.
+    pub fn engine(&self) -> Result<Arc<dyn Generator>, EngineError> {
+        let engine = self.engine.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        engine.clone().ok_or(EngineError::NotReady)
+    }
+
+    pub fn now(&self) -> Micros {
+        (self.clock)()
+    }
+}
+
+/// Why a use-case did not happen. `param` names the field of the request that is to blame.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    #[error("{message}")]
+    BadInput { param: String, message: String },
+    #[error("no such {what}: {id}")]
+    NotFound { what: &'static str, id: String, param: Option<String> },
+    #[error("{0}")]
+    Forbidden(String),
+    #[error("{0}")]
+    Conflict(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("{0}")]
+    Internal(String),
+}
+
+pub type Result<T, E = ServiceError> = std::result::Result<T, E>;
+
+/// A refusal that names the field.
+pub fn bad_input(param: impl Into<String>, message: impl Into<String>) -> ServiceError {
+    ServiceError::BadInput { param: param.into(), message: message.into() }
+}
+
+/// Makes "not found" point at the request field that named the missing thing.
+pub(crate) fn not_found_as(error: StoreError, param: &str) -> ServiceError {
+    match error {
+        StoreError::NotFound { what, id } => ServiceError::NotFound { what, id, param: Some(param.to_owned()) },
+        other => other.into(),
+    }
+}
+
+/// Runs a write to its end even when the caller's request is dropped in the middle.
+pub(crate) async fn to_the_end<T: Send + 'static>(
+    write: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    match tokio::spawn(write).await {
+        Ok(result) => result,
+        Err(e) => Err(ServiceError::Internal(format!("a write did not finish: {e}"))),
+    }
+}

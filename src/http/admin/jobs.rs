@@ -1,0 +1,173 @@
+//! Training jobs: queue, list, cancel, resume, follow.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::domain::{Job, JobId, JobState};
+use crate::http::AppState;
+use crate::http::auth::Caller;
+use crate::http::error::{ApiError, ApiResult};
+use crate::http::extract::{Json, Path, Query};
+use crate::http::label::page;
+use crate::service::jobs;
+
+/// How often a followed job is looked at.
+const POLL: Duration = Duration::from_millis(500);
+const EVENTS_AT_ONCE: i64 = 500;
+
+pub async fn recipes(State(state): State<AppState>) -> axum::Json<Value> {
+    let one = |r: &crate::train::Recipe| json!({"name": r.name, "about": r.about, "schema": jobs::job_schema(r)});
+    axum::Json(json!({"data": state.services.recipes.iter().map(one).collect::<Vec<_>>()}))
+}
+
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JobRequest {
+    /// A recipe's name: `sft`, `reward`, `ppo`, …
+    pub kind: String,
+    /// The recipe's arguments; models by name. See `GET /admin/recipes`.
+    #[serde(default)]
+    #[schemars(with = "std::collections::BTreeMap<String, Value>")]
+    pub args: Option<Value>,
+    /// At most one unfinished job has this key.
+    pub unique_key: Option<String>,
+    /// Higher runs first. Default 0.
+    #[serde(default)]
+    pub priority: i64,
+}
+
+pub async fn create(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Json(body): Json<JobRequest>,
+) -> ApiResult<Response> {
+    let args = body.args.unwrap_or_else(|| json!({}));
+    let job = jobs::enqueue(&state.services, &actor, &body.kind, args, body.unique_key, body.priority).await?;
+    Ok((StatusCode::CREATED, axum::Json(job)).into_response())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobsQuery {
+    state: Option<JobState>,
+    after: Option<String>,
+    limit: Option<u32>,
+}
+
+pub async fn list(State(state): State<AppState>, Query(query): Query<JobsQuery>) -> ApiResult<axum::Json<Value>> {
+    let found = jobs::list(&state.services, query.state, page(query.after, query.limit)).await?;
+    let next = found.last().map(|j| j.id.clone());
+    Ok(axum::Json(json!({"data": found, "after": next})))
+}
+
+pub async fn get(State(state): State<AppState>, Path(id): Path<JobId>) -> ApiResult<axum::Json<Job>> {
+    Ok(axum::Json(state.services.store.get_job(&id).await?))
+}
+
+pub async fn cancel(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Path(id): Path<JobId>,
+) -> ApiResult<axum::Json<Job>> {
+    Ok(axum::Json(jobs::cancel(&state.services, &actor, &id).await?))
+}
+
+pub async fn resume(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Path(id): Path<JobId>,
+) -> ApiResult<axum::Json<Job>> {
+    Ok(axum::Json(jobs::resume(&state.services, &actor, &id).await?))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventsQuery {
+    /// `json` = what there is now, as a list.
+    format: Option<String>,
+    /// Events after this number; `Last-Event-ID` does the same.
+    after: Option<i64>,
+}
+
+/// Replays from `Last-Event-ID`, follows while the job lives, ends with it or with the server.
+pub async fn events(
+    State(state): State<AppState>,
+    Path(id): Path<JobId>,
+    Query(query): Query<EventsQuery>,
+    headers: HeaderMap,
+) -> ApiResult<Response> {
+    let last = headers.get("last-event-id").and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse().ok());
+    let mut after: i64 = query.after.or(last).unwrap_or(0);
+    match query.format.as_deref() {
+        None => {}
+        Some("json") => {
+            let (events, job) = jobs::events(&state.services, &id, after, EVENTS_AT_ONCE).await?;
+            return Ok(axum::Json(json!({"data": events, "state": job.state})).into_response());
+        }
+        Some(_) => return Err(ApiError::bad("format", "must be json, or absent for a stream")),
+    }
+    // Unknown jobs are refused before the stream begins.
+    state.services.store.get_job(&id).await?;
+    let (sender, receiver) = mpsc::channel::<Result<Event, Infallible>>(64);
+    tokio::spawn(async move {
+        loop {
+            let (events, job) = match jobs::events(&state.services, &id, after, EVENTS_AT_ONCE).await {
+                Ok(found) => found,
+                Err(e) => {
+                    let error = Event::default().event("error").data(ApiError::from(e).body().to_string());
+                    let _ = sender.send(Ok(error)).await;
+                    return;
+                }
+            };
+            let full = events.len() as i64 == EVENTS_AT_ONCE;
+            for event in events {
+                after = event.seq;
+                let data = json!({"seq": event.seq, "kind": event.kind, "data": event.data, "created": event.created});
+                let sse = Event::default().id(event.seq.to_string()).event(&event.kind).data(data.to_string());
+                if sender.send(Ok(sse)).await.is_err() {
+                    return;
+                }
+            }
+            if full {
+                continue;
+            }
+            if job.state.is_terminal() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(POLL) => {}
+                () = sender.closed() => return,
+                () = state.services.shutdown.cancelled() => return,
+            }
+        }
+    });
+    let keep_alive = KeepAlive::new().interval(Duration::from_secs(15));
+    Ok(Sse::new(ReceiverStream::new(receiver)).keep_alive(keep_alive).into_response())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsQuery {
+    /// Names, separated by commas; absent = all.
+    names: Option<String>,
+}
+
+pub async fn metrics(
+    State(state): State<AppState>,
+    Path(id): Path<JobId>,
+    Query(query): Query<MetricsQuery>,
+) -> ApiResult<axum::Json<Value>> {
+    let names = query.names.unwrap_or_default();
+    let names: Vec<String> = names.split(',').filter(|n| !n.is_empty()).map(str::to_owned).collect();
+    let metrics = jobs::metrics(&state.services, &id, &names).await?;
+    Ok(axum::Json(json!({"metrics": metrics})))
+}

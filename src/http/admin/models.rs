@@ -1,0 +1,57 @@
+//! Model versions: list, promote, roll back, retire.
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::domain::{ModelKind, ModelVersion};
+use crate::http::AppState;
+use crate::http::auth::Caller;
+use crate::http::error::ApiResult;
+use crate::http::extract::{Path, parse};
+use crate::service::publish;
+
+pub async fn list(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
+    let models = state.services.store.list_models().await?;
+    Ok(axum::Json(json!({"data": models})))
+}
+
+pub async fn get(State(state): State<AppState>, Path(id): Path<String>) -> ApiResult<axum::Json<ModelVersion>> {
+    Ok(axum::Json(publish::find(&state.services, &id).await?))
+}
+
+pub async fn promote(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Path(id): Path<String>,
+) -> ApiResult<axum::Json<ModelVersion>> {
+    Ok(axum::Json(publish::promote(&state.services, &actor, &id).await?))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RollBack {
+    kind: Option<ModelKind>,
+}
+
+/// The body may be empty; `{"kind": "reward"}` rolls the reward model back.
+pub async fn roll_back(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    body: Bytes,
+) -> ApiResult<axum::Json<ModelVersion>> {
+    let kind = if body.is_empty() { None } else { parse::<RollBack>(&body)?.kind };
+    let kind = kind.unwrap_or(ModelKind::Policy);
+    Ok(axum::Json(publish::roll_back(&state.services, &actor, kind).await?))
+}
+
+pub async fn retire(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Path(id): Path<String>,
+) -> ApiResult<StatusCode> {
+    publish::retire(&state.services, &actor, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

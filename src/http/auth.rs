@@ -1,0 +1,145 @@
+//! Who may call what: bearer keys, session cookies, and the check that a cookie was not sent by a
+//! foreign page.
+
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::AppState;
+use super::error::{ApiError, ApiResult};
+use crate::domain::Role;
+use crate::service::people::{self, Actor};
+
+pub const COOKIE: &str = "instructd_session";
+
+/// What a route asks of its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Anybody.
+    Public,
+    /// Anybody, unless `require_inference_key`.
+    Inference,
+    /// People who rank and programs that give feedback.
+    Feedback,
+    Admin,
+}
+
+impl Access {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Public => "public",
+            Self::Inference => "inference",
+            Self::Feedback => "feedback",
+            Self::Admin => "admin",
+        }
+    }
+
+    fn admits(self, actor: Option<&Actor>, require_inference_key: bool) -> ApiResult<()> {
+        let wanted = match (self, actor) {
+            (Self::Public, _) => return Ok(()),
+            (Self::Inference, _) if !require_inference_key => return Ok(()),
+            (_, None) => {
+                return Err(ApiError::unauthorized("this route needs a key (Authorization: Bearer …) or a session"));
+            }
+            (Self::Inference, Some(a)) => (a.inference || a.is_admin(), "this key is not for inference"),
+            (Self::Feedback, Some(a)) => (a.feedback, "this key is not for feedback"),
+            (Self::Admin, Some(a)) => (a.is_admin(), "this needs an administrator"),
+        };
+        if wanted.0 { Ok(()) } else { Err(ApiError::forbidden(wanted.1)) }
+    }
+}
+
+/// The route's guard: finds the caller, refuses those it does not admit, and leaves the caller for handlers.
+pub async fn guard(State((state, access)): State<(AppState, Access)>, mut request: Request, next: Next) -> Response {
+    match check(&state, access, request.method(), request.headers()).await {
+        Ok(actor) => {
+            if let Some(actor) = actor {
+                request.extensions_mut().insert(actor);
+            }
+            next.run(request).await
+        }
+        Err(e) => e.into_response(),
+    }
+}
+
+async fn check(state: &AppState, access: Access, method: &Method, headers: &HeaderMap) -> ApiResult<Option<Actor>> {
+    let services = &state.services;
+    let mut actor = None;
+    if let Some(key) = bearer(headers) {
+        actor = people::by_key(services, key).await?;
+        let required = !matches!(access, Access::Public | Access::Inference)
+            || (access == Access::Inference && services.config.require_inference_key);
+        if actor.is_none() && required {
+            return Err(ApiError::unauthorized("this key is not known"));
+        }
+        // Clients of open inference routes often send a made-up key: it is as good as none.
+    } else if let Some(token) = cookie(headers) {
+        actor = people::by_session(services, token).await?;
+    }
+    access.admits(actor.as_ref(), services.config.require_inference_key)?;
+    let changes = !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
+    if changes && (actor.as_ref().is_some_and(|a| a.by_cookie) || cookie(headers).is_some()) {
+        same_origin(headers)?;
+    }
+    Ok(actor)
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, key) = value.split_once(' ')?;
+    (scheme.eq_ignore_ascii_case("bearer") && !key.trim().is_empty()).then(|| key.trim())
+}
+
+/// The session cookie's value, if one is sent.
+pub fn cookie(headers: &HeaderMap) -> Option<&str> {
+    let all = headers.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok());
+    all.flat_map(|line| line.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find_map(|(name, value)| (name == COOKIE && !value.is_empty()).then_some(value))
+}
+
+/// Browsers say where a request comes from; a foreign page must not act with a person's cookie. Requests
+/// without either header come from no current browser.
+pub fn same_origin(headers: &HeaderMap) -> ApiResult<()> {
+    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
+    let fine = match (text("sec-fetch-site"), text("origin")) {
+        (Some(site), _) => matches!(site, "same-origin" | "none"),
+        (None, Some(origin)) => {
+            let host = text("host").unwrap_or_default();
+            origin.split_once("://").is_some_and(|(_, from)| !host.is_empty() && from.eq_ignore_ascii_case(host))
+        }
+        (None, None) => !headers.contains_key("sec-fetch-site") && !headers.contains_key("origin"),
+    };
+    if fine { Ok(()) } else { Err(ApiError::forbidden("this request comes from another site").code("cross_origin")) }
+}
+
+/// The caller of a guarded route.
+pub struct Caller(pub Actor);
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> ApiResult<Self> {
+        let actor = parts.extensions.get::<Actor>().cloned();
+        actor.map(Self).ok_or_else(|| ApiError::unauthorized("this route needs a key or a session"))
+    }
+}
+
+/// The caller, if it said who it is.
+pub struct MaybeCaller(pub Option<Actor>);
+
+impl<S: Send + Sync> FromRequestParts<S> for MaybeCaller {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        Ok(Self(parts.extensions.get::<Actor>().cloned()))
+    }
+}
+
+impl MaybeCaller {
+    pub fn is_admin(&self) -> bool {
+        self.0.as_ref().is_some_and(|a| a.role == Role::Admin)
+    }
+}

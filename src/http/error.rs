@@ -1,0 +1,158 @@
+//! The one shape of errors, `{"error": {"message", "type", "param", "code"}}`, and the one place where
+//! failures become status codes. Internals are logged, not returned.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::engine::EngineError;
+use crate::service::ServiceError;
+use crate::store::StoreError;
+
+/// A refusal or failure on its way to the client.
+#[derive(Debug)]
+pub struct ApiError {
+    pub status: StatusCode,
+    pub message: String,
+    /// The request field to blame, such as `messages[0].role`.
+    pub param: Option<String>,
+    pub code: Option<&'static str>,
+    pub retry_after_s: Option<u64>,
+}
+
+pub type ApiResult<T> = Result<T, ApiError>;
+
+impl ApiError {
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), param: None, code: None, retry_after_s: None }
+    }
+
+    /// 400 that names the field.
+    pub fn bad(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { param: Some(param.into()), ..Self::new(StatusCode::BAD_REQUEST, message) }
+    }
+
+    pub fn code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
+    pub fn unauthorized(message: &str) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, message).code("invalid_api_key")
+    }
+
+    pub fn forbidden(message: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, message).code("forbidden")
+    }
+
+    fn internal(detail: &str) -> Self {
+        tracing::error!(error = detail, "request failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed; its log says why").code("internal_error")
+    }
+
+    fn unavailable(message: impl Into<String>) -> Self {
+        Self { retry_after_s: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            409 => "conflict_error",
+            429 => "rate_limit_error",
+            503 => "service_unavailable_error",
+            500..=599 => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    /// The body; also what a stream that fails half-way sends.
+    pub fn body(&self) -> Value {
+        json!({"error": {"message": self.message, "type": self.kind(), "param": self.param, "code": self.code}})
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, axum::Json(self.body())).into_response();
+        if let Some(seconds) = self.retry_after_s {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<EngineError> for ApiError {
+    fn from(error: EngineError) -> Self {
+        let message = error.to_string();
+        match error {
+            EngineError::BadRequest { param, .. } => {
+                let too_long = message.contains("context");
+                let e = Self::bad(param, message);
+                if too_long { e.code("context_length_exceeded") } else { e }
+            }
+            EngineError::UnknownModel(_) => Self {
+                param: Some("model".to_owned()),
+                ..Self::new(StatusCode::NOT_FOUND, message).code("model_not_found")
+            },
+            EngineError::Overloaded { retry_after_s } => Self {
+                retry_after_s: Some(retry_after_s.max(1)),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, message).code("overloaded")
+            },
+            EngineError::Draining => Self::unavailable(message).code("draining"),
+            EngineError::NotReady => Self::unavailable(message).code("loading"),
+            EngineError::Failed(_) => Self::internal(&message),
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let message = error.to_string();
+        match error {
+            StoreError::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, message).code("not_found"),
+            StoreError::Conflict(_) => Self::new(StatusCode::CONFLICT, message).code("conflict"),
+            StoreError::LeaseLost(_) => Self::new(StatusCode::CONFLICT, message).code("lease_lost"),
+            StoreError::Unavailable(_) => {
+                tracing::warn!(error = message, "the database is not available");
+                Self::unavailable("the database is not available; try again").code("database_unavailable")
+            }
+            StoreError::Internal(_) => Self::internal(&message),
+        }
+    }
+}
+
+impl From<ServiceError> for ApiError {
+    fn from(error: ServiceError) -> Self {
+        match error {
+            ServiceError::BadInput { param, message } => Self::bad(param, message),
+            ServiceError::NotFound { what, id, param } => {
+                let message = format!("no such {what}: {id}");
+                Self { param, ..Self::new(StatusCode::NOT_FOUND, message).code("not_found") }
+            }
+            ServiceError::Forbidden(message) => Self::forbidden(&message),
+            ServiceError::Conflict(message) => Self::new(StatusCode::CONFLICT, message).code("conflict"),
+            ServiceError::Store(e) => e.into(),
+            ServiceError::Engine(e) => e.into(),
+            ServiceError::Internal(detail) => Self::internal(&detail),
+        }
+    }
+}
+
+/// Every route that is not there.
+pub async fn no_route() -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "there is no such route; see /docs").code("no_route")
+}
+
+/// A path that exists, asked with another method.
+pub async fn no_method() -> ApiError {
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this route does not take this method; see /docs").code("no_method")
+}
+
+/// What clients see of a panic in a handler.
+pub fn panicked(detail: Box<dyn std::any::Any + Send>) -> Response {
+    let text = detail.downcast_ref::<String>().map(String::as_str).or_else(|| detail.downcast_ref::<&str>().copied());
+    ApiError::internal(&format!("a handler panicked: {}", text.unwrap_or("no message"))).into_response()
+}

@@ -1,0 +1,86 @@
+//! `POST /v1/feedback` and `POST /v1/rewards`.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::AppState;
+use super::auth::Caller;
+use super::error::{ApiError, ApiResult};
+use super::extract::Json;
+use super::openai::chat::{self, ChatMessage};
+use crate::domain::{CompletionId, Message};
+use crate::service::prompts::{check_size, raw_text};
+
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FeedbackRequest {
+    pub completion_id: CompletionId,
+    /// `thumb` ("up" or "down"), `score` (a number), `edit` or `comment` (text).
+    pub kind: String,
+    pub value: Value,
+    pub idempotency_key: Option<String>,
+}
+
+pub async fn give(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Json(body): Json<FeedbackRequest>,
+) -> ApiResult<Response> {
+    let event = crate::service::feedback::give(
+        &state.services,
+        &actor,
+        body.completion_id,
+        &body.kind,
+        body.value,
+        body.idempotency_key,
+    )
+    .await?;
+    Ok((StatusCode::CREATED, axum::Json(event)).into_response())
+}
+
+/// A conversation or raw text.
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RewardsRequest {
+    /// A reward model's name or id; absent = the active one.
+    pub model: Option<String>,
+    /// A list of messages, or a text.
+    #[schemars(with = "Value")]
+    pub prompt: Value,
+    pub completions: Vec<String>,
+}
+
+/// A prompt given as messages or as text.
+pub fn prompt(value: Value, field: &str, max_bytes: usize) -> ApiResult<Vec<Message>> {
+    match value {
+        Value::String(text) => {
+            check_size(text.len(), field, max_bytes)?;
+            Ok(raw_text(text))
+        }
+        Value::Array(_) => {
+            let given: Vec<ChatMessage> = serde_path_to_error::deserialize(value)
+                .map_err(|e| ApiError::bad(format!("{field}{}", e.path()), e.inner().to_string()))?;
+            chat::messages(given, field, max_bytes)
+        }
+        _ => Err(ApiError::bad(field, "must be a text or a list of messages")),
+    }
+}
+
+pub async fn rewards(State(state): State<AppState>, Json(body): Json<RewardsRequest>) -> ApiResult<axum::Json<Value>> {
+    let limits = &state.services.config.limits;
+    let prompt = prompt(body.prompt, "prompt", limits.prompt_bytes)?;
+    if body.completions.is_empty() || body.completions.len() > limits.samples {
+        return Err(ApiError::bad("completions", format!("must be 1 to {} texts", limits.samples)));
+    }
+    let with_answer = |text: String| {
+        let answer = Message { role: "assistant".to_owned(), content: text };
+        prompt.iter().cloned().chain([answer]).collect::<Vec<_>>()
+    };
+    let conversations: Vec<_> = body.completions.into_iter().map(with_answer).collect();
+    let (model, scores) =
+        crate::service::publish::rewards(&state.services, body.model.as_deref(), &conversations).await?;
+    Ok(axum::Json(json!({"model": model.name, "model_version": model.id, "scores": scores})))
+}

@@ -1,0 +1,261 @@
+//! `POST /v1/chat/completions`: a conversation in, the assistant's next message out, OpenAI's form.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::completions::check_bias;
+use super::stream::{self, Format, Piece};
+use super::{logprobs, params, usage};
+use crate::domain::Message;
+use crate::engine::{Generator, SamplingParams, ServedModel};
+use crate::http::AppState;
+use crate::http::auth::MaybeCaller;
+use crate::http::error::{ApiError, ApiResult};
+use crate::http::extract::Json;
+use crate::http::observe::RequestId;
+use crate::service::complete::{self, Running, Start};
+use crate::service::prompts::check_messages;
+
+params::generation_request!(
+    /// A chat request. Unknown fields are refused.
+    ChatRequest {
+        /// The conversation so far.
+        messages: Vec<ChatMessage>,
+        /// Tokens to draw at most; by default what the context still holds, bounded by the server.
+        max_tokens: Option<u64>,
+        /// The newer name of `max_tokens`.
+        max_completion_tokens: Option<u64>,
+        /// Report log-probs.
+        logprobs: Option<bool>,
+        /// 0 to 20 alternatives per token; with `logprobs`.
+        top_logprobs: Option<u64>,
+        /// Not supported, except `{"type": "text"}`.
+        response_format: Option<Value>,
+        /// Not supported.
+        tools: Option<Value>,
+        /// Not supported.
+        tool_choice: Option<Value>,
+        /// Not supported.
+        parallel_tool_calls: Option<Value>,
+        /// Not supported.
+        functions: Option<Value>,
+        /// Not supported.
+        function_call: Option<Value>,
+        /// Not supported.
+        audio: Option<Value>,
+        /// Not supported, except `["text"]`.
+        modalities: Option<Value>,
+        /// Not supported.
+        prediction: Option<Value>,
+        /// Not supported.
+        reasoning_effort: Option<Value>,
+        /// Not supported, except `false`.
+        store: Option<Value>,
+        /// Not supported.
+        metadata: Option<Value>,
+        /// Not supported, except `"auto"`.
+        service_tier: Option<Value>,
+    }
+);
+
+/// A message whose content is text, or a list of text parts.
+#[derive(Debug, serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChatMessage {
+    /// `system`, `user` or `assistant`; `developer` counts as `system`.
+    pub role: String,
+    #[schemars(with = "serde_json::Value")]
+    pub content: Value,
+}
+
+impl ChatMessage {
+    /// Text parts are joined; anything else is refused.
+    pub fn into_message(self, field: &str) -> ApiResult<Message> {
+        let role = if self.role == "developer" { "system".to_owned() } else { self.role };
+        let content = match self.content {
+            Value::String(text) => text,
+            Value::Array(parts) => {
+                let mut joined = String::new();
+                for (i, part) in parts.iter().enumerate() {
+                    let text = (part["type"] == "text").then(|| part["text"].as_str()).flatten();
+                    joined.push_str(text.ok_or_else(|| {
+                        ApiError::bad(format!("{field}.content[{i}]"), "only parts of type text are supported")
+                    })?);
+                }
+                joined
+            }
+            _ => return Err(ApiError::bad(format!("{field}.content"), "must be text or a list of text parts")),
+        };
+        Ok(Message { role, content })
+    }
+}
+
+/// Reads a list of messages.
+pub fn messages(given: Vec<ChatMessage>, field: &str, max_bytes: usize) -> ApiResult<Vec<Message>> {
+    let one = |(i, m): (usize, ChatMessage)| m.into_message(&format!("{field}[{i}]"));
+    let messages: Vec<Message> = given.into_iter().enumerate().map(one).collect::<ApiResult<_>>()?;
+    check_messages(&messages, field, max_bytes)?;
+    Ok(messages)
+}
+
+struct Shape {
+    id: String,
+    created: i64,
+    model: Arc<ServedModel>,
+    engine: Arc<dyn Generator>,
+    logprobs: bool,
+    include_usage: bool,
+    seed: u64,
+}
+
+pub async fn create(
+    State(state): State<AppState>,
+    RequestId(request_id): RequestId,
+    caller: MaybeCaller,
+    Json(mut request): Json<ChatRequest>,
+) -> ApiResult<Response> {
+    let services = &state.services;
+    let limits = &services.config.limits;
+    params::refuse(&[
+        ("response_format", &request.response_format, &[r#"{"type":"text"}"#]),
+        ("tools", &request.tools, &["[]"]),
+        ("tool_choice", &request.tool_choice, &["\"none\""]),
+        ("parallel_tool_calls", &request.parallel_tool_calls, &[]),
+        ("functions", &request.functions, &["[]"]),
+        ("function_call", &request.function_call, &["\"none\""]),
+        ("audio", &request.audio, &[]),
+        ("modalities", &request.modalities, &[r#"["text"]"#]),
+        ("prediction", &request.prediction, &[]),
+        ("reasoning_effort", &request.reasoning_effort, &[]),
+        ("store", &request.store, &["false"]),
+        ("metadata", &request.metadata, &["{}"]),
+        ("service_tier", &request.service_tier, &["\"auto\"", "\"default\""]),
+    ])?;
+    let sampling = request.sampling(limits)?;
+    let messages = messages(std::mem::take(&mut request.messages), "messages", limits.prompt_bytes)?;
+    let (max_field, max_tokens) = match (request.max_completion_tokens, request.max_tokens) {
+        (Some(_), Some(_)) => {
+            return Err(ApiError::bad("max_tokens", "give max_tokens or max_completion_tokens, not both"));
+        }
+        (Some(max), None) => ("max_completion_tokens", Some(params::count("max_completion_tokens", max)?)),
+        (None, max) => ("max_tokens", max.map(|m| params::count("max_tokens", m)).transpose()?),
+    };
+    if max_tokens == Some(0) {
+        return Err(ApiError::bad(max_field, "must be at least 1"));
+    }
+    let reported = request.logprobs.unwrap_or(false);
+    if request.top_logprobs.is_some() && !reported {
+        return Err(ApiError::bad("top_logprobs", "is for logprobs = true only"));
+    }
+    if request.top_logprobs.is_some_and(|k| k > params::MAX_LOGPROBS) {
+        return Err(ApiError::bad("top_logprobs", format!("must be 0 to {}", params::MAX_LOGPROBS)));
+    }
+    let n = params::check_samples("n", 1, request.n.unwrap_or(1), limits)?;
+    let seed = match &request.seed {
+        Some(given) => params::seed(given)?,
+        None => services.random.seed(),
+    };
+    let model = complete::resolve_model(services, request.model.as_deref(), caller.is_admin()).await?;
+    let engine = services.engine()?;
+    check_bias(&sampling, &model)?;
+    let prompt_ids = engine.chat_prompt(Some(&model.version.id), &messages).await?;
+    let room = model.max_context.saturating_sub(prompt_ids.len()).max(1);
+    let max_tokens = max_tokens.unwrap_or(room.min(limits.default_chat_tokens));
+    if sampling.min_tokens > max_tokens {
+        return Err(ApiError::bad("min_tokens", "is more than max_tokens"));
+    }
+    let top = request.top_logprobs.map_or(0, |k| k as usize);
+    let start = Start {
+        request_id: request_id.clone(),
+        model: model.clone(),
+        prompt_ids,
+        messages,
+        source: "chat",
+        n,
+        params: SamplingParams { max_tokens, seed, logprobs: Some(top), ..sampling },
+        prompt_logprobs: None,
+    };
+    let mut running = complete::start(services, start).await?;
+    let shape = Shape {
+        id: format!("chatcmpl-{request_id}"),
+        created: services.now() / 1_000_000,
+        model,
+        engine,
+        logprobs: reported,
+        include_usage: request.include_usage(),
+        seed,
+    };
+    if request.stream.unwrap_or(false) {
+        return Ok(stream::respond(vec![running], shape));
+    }
+    running.finish().await?;
+    running.store(|_| true).await?;
+    Ok(axum::Json(shape.answer(running).await?).into_response())
+}
+
+impl Shape {
+    fn envelope(&self, object: &str, choices: Vec<Value>, ids: Vec<Option<&str>>) -> Value {
+        json!({
+            "id": self.id,
+            "object": object,
+            "created": self.created,
+            "model": self.model.version.name,
+            "choices": choices,
+            "instructd": {"completion_ids": ids, "model_version": self.model.version.id, "seed": self.seed},
+        })
+    }
+
+    async fn answer(&self, running: Running) -> ApiResult<Value> {
+        let mut choices = Vec::new();
+        for (index, sample) in running.samples.iter().enumerate() {
+            let mut reported = Value::Null;
+            if self.logprobs {
+                let content = logprobs::chat(self.engine.as_ref(), running.version_id(), &sample.tokens).await?;
+                reported = json!({"content": content, "refusal": null});
+            }
+            choices.push(json!({
+                "index": index,
+                "message": {"role": "assistant", "content": sample.text, "refusal": null},
+                "logprobs": reported,
+                "finish_reason": sample.finish.map(|f| f.as_str()),
+            }));
+        }
+        let ids = running.samples.iter().map(|s| (!s.text.is_empty()).then(|| s.id.as_str())).collect();
+        let mut answer = self.envelope("chat.completion", choices, ids);
+        answer["usage"] = usage(std::slice::from_ref(&running));
+        Ok(answer)
+    }
+}
+
+impl Format for Shape {
+    async fn chunk(&self, running: &Running, _: usize, index: usize, piece: Piece<'_>) -> ApiResult<Option<Value>> {
+        let mut reported = Value::Null;
+        let (delta, finish) = match piece {
+            Piece::Start { .. } => (json!({"role": "assistant", "content": ""}), None),
+            Piece::Delta { text, tokens } => {
+                if self.logprobs && !tokens.is_empty() {
+                    let content = logprobs::chat(self.engine.as_ref(), running.version_id(), tokens).await?;
+                    reported = json!({"content": content, "refusal": null});
+                } else if text.is_empty() {
+                    return Ok(None);
+                }
+                (json!({"content": text}), None)
+            }
+            Piece::Finish(reason) => (json!({}), Some(reason.as_str())),
+        };
+        let choice = json!({"index": index, "delta": delta, "logprobs": reported, "finish_reason": finish});
+        let ids = vec![Some(running.samples[index].id.as_str())];
+        Ok(Some(self.envelope("chat.completion.chunk", vec![choice], ids)))
+    }
+
+    fn usage(&self, usage: Value) -> Option<Value> {
+        self.include_usage.then(|| {
+            let mut chunk = self.envelope("chat.completion.chunk", Vec::new(), Vec::new());
+            chunk["usage"] = usage;
+            chunk
+        })
+    }
+}

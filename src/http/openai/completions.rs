@@ -1,0 +1,303 @@
+//! `POST /v1/completions`: text or token ids in, text out, OpenAI's form.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::stream::{self, Format, Piece};
+use super::{logprobs, params, usage};
+use crate::engine::{Generator, SamplingParams, ServedModel};
+use crate::http::AppState;
+use crate::http::auth::MaybeCaller;
+use crate::http::error::{ApiError, ApiResult};
+use crate::http::extract::Json;
+use crate::http::observe::RequestId;
+use crate::service::complete::{self, Running, Sample, Start};
+use crate::service::prompts::{check_size, raw_text};
+
+params::generation_request!(
+    /// A completion request. Unknown fields are refused.
+    CompletionRequest {
+        /// A string, a list of strings, a list of token ids, or a list of such lists.
+        #[schemars(with = "serde_json::Value")]
+        prompt: Option<Value>,
+        /// Tokens to draw at most. Default 16; 0 only with `echo`.
+        max_tokens: Option<u64>,
+        /// Draw this many and return the `n` with the highest log-probability per token.
+        best_of: Option<u64>,
+        /// 0 to 20: log-probs of each token, with this many alternatives.
+        logprobs: Option<u64>,
+        /// Return the prompt before the completion.
+        echo: Option<bool>,
+        /// Not supported.
+        suffix: Option<Value>,
+        /// Not supported, except `{"type": "text"}`.
+        response_format: Option<Value>,
+        /// Not supported.
+        tools: Option<Value>,
+    }
+);
+
+/// One prompt, as given and as ids.
+struct Input {
+    text: String,
+    ids: Vec<u32>,
+}
+
+/// What all choices of one request share.
+#[derive(Clone)]
+struct Shape {
+    id: String,
+    created: i64,
+    model: Arc<ServedModel>,
+    engine: Arc<dyn Generator>,
+    n: usize,
+    echo: bool,
+    logprobs: bool,
+    include_usage: bool,
+    seed: u64,
+}
+
+pub async fn create(
+    State(state): State<AppState>,
+    RequestId(request_id): RequestId,
+    caller: MaybeCaller,
+    Json(request): Json<CompletionRequest>,
+) -> ApiResult<Response> {
+    let services = &state.services;
+    let limits = &services.config.limits;
+    params::refuse(&[
+        ("suffix", &request.suffix, &["\"\""]),
+        ("response_format", &request.response_format, &[r#"{"type":"text"}"#]),
+        ("tools", &request.tools, &["[]"]),
+    ])?;
+    let sampling = request.sampling(limits)?;
+    let echo = request.echo.unwrap_or(false);
+    let max_tokens = params::count("max_tokens", request.max_tokens.unwrap_or(16))?;
+    if max_tokens == 0 && !echo {
+        return Err(ApiError::bad("max_tokens", "0 is for echo = true only"));
+    }
+    if sampling.min_tokens > max_tokens {
+        return Err(ApiError::bad("min_tokens", "is more than max_tokens"));
+    }
+    if request.logprobs.is_some_and(|k| k > params::MAX_LOGPROBS) {
+        return Err(ApiError::bad("logprobs", format!("must be 0 to {}", params::MAX_LOGPROBS)));
+    }
+    let streamed = request.stream.unwrap_or(false);
+    let prompts = prompts(request.prompt.as_ref(), limits.prompts)?;
+    for (i, prompt) in prompts.iter().enumerate() {
+        let bytes = match prompt {
+            Given::Text(text) => text.len(),
+            Given::Ids(ids) => ids.len() * size_of::<u32>(),
+        };
+        check_size(bytes, if prompts.len() == 1 { "prompt".into() } else { format!("prompt[{i}]") }.as_str(), limits.prompt_bytes)?;
+    }
+    let n = params::check_samples("n", prompts.len(), request.n.unwrap_or(1), limits)?;
+    let best_of = params::check_samples("best_of", prompts.len(), request.best_of.unwrap_or(n as u64), limits)?;
+    if best_of < n {
+        return Err(ApiError::bad("best_of", "must be at least n"));
+    }
+    if best_of > n && streamed {
+        return Err(ApiError::bad("best_of", "cannot be streamed: all are drawn before one is chosen"));
+    }
+    let seed = match &request.seed {
+        Some(given) => params::seed(given)?,
+        None => services.random.seed(),
+    };
+    let model = complete::resolve_model(services, request.model.as_deref(), caller.is_admin()).await?;
+    let engine = services.engine()?;
+    check_bias(&sampling, &model)?;
+    let alternatives = request.logprobs.map_or(0, |k| k as usize);
+    // Log-probs are always taken: they are stored with the completion.
+    let sampling = SamplingParams { max_tokens, seed, logprobs: Some(alternatives), ..sampling };
+    let mut runs = Vec::with_capacity(prompts.len());
+    let mut texts = Vec::with_capacity(prompts.len());
+    for prompt in prompts {
+        let Input { text, ids } = input(engine.as_ref(), &model, prompt).await?;
+        let start = Start {
+            request_id: request_id.clone(),
+            model: model.clone(),
+            prompt_ids: ids,
+            messages: raw_text(text.clone()),
+            source: "completions",
+            n: best_of,
+            params: sampling.clone(),
+            prompt_logprobs: request.logprobs.filter(|_| echo).map(|k| k as usize),
+        };
+        runs.push(complete::start(services, start).await?);
+        texts.push(text);
+    }
+    let shape = Shape {
+        id: format!("cmpl-{request_id}"),
+        created: services.now() / 1_000_000,
+        model,
+        engine,
+        n,
+        echo,
+        logprobs: request.logprobs.is_some(),
+        include_usage: request.include_usage(),
+        seed,
+    };
+    if streamed {
+        let offsets = (0..runs.len() * n).map(|_| AtomicUsize::new(0)).collect();
+        return Ok(stream::respond(runs, Chunks { shape, texts, offsets }));
+    }
+    Ok(axum::Json(shape.answer(&mut runs, &texts).await?).into_response())
+}
+
+/// A bias on a token that the model does not have is a mistake.
+pub fn check_bias(sampling: &SamplingParams, model: &ServedModel) -> ApiResult<()> {
+    match sampling.logit_bias.iter().find(|(id, _)| *id as usize >= model.vocab_size) {
+        Some((id, _)) => {
+            Err(ApiError::bad(format!("logit_bias.{id}"), format!("the vocabulary has {} tokens", model.vocab_size)))
+        }
+        None => Ok(()),
+    }
+}
+
+enum Given {
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+fn prompts(value: Option<&Value>, max: usize) -> ApiResult<Vec<Given>> {
+    const SHAPES: &str = "must be a string, a list of strings, a list of token ids, or a list of lists of token ids";
+    let list = match value {
+        None | Some(Value::Null) => return Err(ApiError::bad("prompt", "is missing")),
+        Some(Value::String(text)) => return Ok(vec![Given::Text(text.clone())]),
+        Some(Value::Array(list)) if list.is_empty() => return Err(ApiError::bad("prompt", "is empty")),
+        Some(Value::Array(list)) => list,
+        Some(_) => return Err(ApiError::bad("prompt", SHAPES)),
+    };
+    if list.iter().all(Value::is_number) {
+        return Ok(vec![Given::Ids(ids(list, "prompt")?)]);
+    }
+    if list.len() > max {
+        return Err(ApiError::bad("prompt", format!("at most {max} prompts in one request")));
+    }
+    let one = |(i, value): (usize, &Value)| match value {
+        Value::String(text) if list[0].is_string() => Ok(Given::Text(text.clone())),
+        Value::Array(inner) if list[0].is_array() => Ok(Given::Ids(ids(inner, &format!("prompt[{i}]"))?)),
+        _ => Err(ApiError::bad(format!("prompt[{i}]"), SHAPES)),
+    };
+    list.iter().enumerate().map(one).collect()
+}
+
+fn ids(list: &[Value], field: &str) -> ApiResult<Vec<u32>> {
+    let one = |(i, value): (usize, &Value)| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| ApiError::bad(format!("{field}[{i}]"), "is no token id"))
+    };
+    list.iter().enumerate().map(one).collect()
+}
+
+async fn input(engine: &dyn Generator, model: &ServedModel, given: Given) -> ApiResult<Input> {
+    let version = Some(&model.version.id);
+    match given {
+        Given::Text(text) => Ok(Input { ids: engine.tokenize(version, &text, true, false).await?, text }),
+        Given::Ids(ids) => {
+            if let Some(id) = ids.iter().find(|id| **id as usize >= model.vocab_size) {
+                return Err(ApiError::bad("prompt", format!("token id {id} is outside the vocabulary of {}", model.vocab_size)));
+            }
+            Ok(Input { text: engine.detokenize(version, &ids).await?, ids })
+        }
+    }
+}
+
+impl Shape {
+    fn envelope(&self, choices: Vec<Value>, ids: Vec<Option<&str>>) -> Value {
+        json!({
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model.version.name,
+            "choices": choices,
+            "instructd": {"completion_ids": ids, "model_version": self.model.version.id, "seed": self.seed},
+        })
+    }
+
+    async fn answer(&self, runs: &mut [Running], texts: &[String]) -> ApiResult<Value> {
+        futures::future::try_join_all(runs.iter_mut().map(Running::finish)).await?;
+        let mut choices = Vec::new();
+        let mut kept: Vec<Vec<usize>> = Vec::new();
+        for run in runs.iter_mut() {
+            let mut order: Vec<usize> = (0..run.samples.len()).collect();
+            if run.samples.len() > self.n {
+                order.sort_by(|a, b| run.samples[*b].mean_logprob().total_cmp(&run.samples[*a].mean_logprob()));
+                order.truncate(self.n);
+            }
+            let ids: Vec<_> = order.iter().map(|i| run.samples[*i].id.clone()).collect();
+            run.store(|s| ids.contains(&s.id)).await?;
+            kept.push(order);
+        }
+        let mut completion_ids = Vec::new();
+        for ((run, text), order) in runs.iter().zip(texts).zip(&kept) {
+            for sample in order.iter().map(|i| &run.samples[*i]) {
+                completion_ids.push((!sample.text.is_empty()).then(|| sample.id.as_str()));
+                let choice = self.choice(choices.len(), run, sample, text).await?;
+                choices.push(choice);
+            }
+        }
+        let mut answer = self.envelope(choices, completion_ids);
+        answer["usage"] = usage(runs);
+        Ok(answer)
+    }
+
+    async fn choice(&self, index: usize, run: &Running, sample: &Sample, prompt: &str) -> ApiResult<Value> {
+        let mut logprobs = Value::Null;
+        if self.logprobs {
+            let mut tokens = if self.echo { run.prompt.clone() } else { Vec::new() };
+            tokens.extend_from_slice(&sample.tokens);
+            logprobs = logprobs::completion(self.engine.as_ref(), run.version_id(), &tokens, &mut 0).await?;
+        }
+        let text = if self.echo { format!("{prompt}{}", sample.text) } else { sample.text.clone() };
+        let finish = sample.finish.map(|f| f.as_str());
+        Ok(json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}))
+    }
+}
+
+/// Chunks of a streamed completion.
+struct Chunks {
+    shape: Shape,
+    texts: Vec<String>,
+    /// Characters sent of each choice, for `text_offset`.
+    offsets: Vec<AtomicUsize>,
+}
+
+impl Format for Chunks {
+    async fn chunk(&self, running: &Running, run: usize, index: usize, piece: Piece<'_>) -> ApiResult<Option<Value>> {
+        let shape = &self.shape;
+        let choice = run * shape.n + index;
+        let (text, tokens, finish) = match piece {
+            Piece::Start { prompt } if shape.echo => (self.texts[run].as_str(), prompt, None),
+            Piece::Start { .. } => return Ok(None),
+            Piece::Delta { text, tokens } => {
+                if text.is_empty() && !(shape.logprobs && !tokens.is_empty()) {
+                    return Ok(None);
+                }
+                (text, tokens, None)
+            }
+            Piece::Finish(reason) => ("", [].as_slice(), Some(reason.as_str())),
+        };
+        let mut logprobs = Value::Null;
+        if shape.logprobs && !tokens.is_empty() {
+            let mut offset = self.offsets[choice].load(Ordering::Relaxed);
+            logprobs = logprobs::completion(shape.engine.as_ref(), running.version_id(), tokens, &mut offset).await?;
+            self.offsets[choice].store(offset, Ordering::Relaxed);
+        }
+        let body = json!({"index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish});
+        let chunk = shape.envelope(vec![body], vec![Some(running.samples[index].id.as_str())]);
+        Ok(Some(chunk))
+    }
+
+    fn usage(&self, usage: Value) -> Option<Value> {
+        self.shape.include_usage.then(|| {
+            let mut chunk = self.shape.envelope(Vec::new(), Vec::new());
+            chunk["usage"] = usage;
+            chunk
+        })
+    }
+}

@@ -1,0 +1,223 @@
+//! Sampling parameters that completions and chat share: every one is honoured or refused with its name.
+
+use serde_json::Value;
+
+use crate::config::LimitsConfig;
+use crate::engine::SamplingParams;
+use crate::http::error::{ApiError, ApiResult};
+
+/// Most alternatives per token that can be asked for.
+pub const MAX_LOGPROBS: u64 = 20;
+
+/// Declares a request body: the shared sampling fields, then its own.
+macro_rules! generation_request {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $field:ident: $ty:ty),* $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Default, serde::Deserialize, schemars::JsonSchema)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct $name {
+            /// Name or id of a model version; absent = the active policy.
+            pub model: Option<String>,
+            /// 0 to 2; 0 is greedy. Default 1.
+            pub temperature: Option<f64>,
+            /// Over 0, to 1. Default 1.
+            pub top_p: Option<f64>,
+            /// Default 0 (off); -1 is off too.
+            pub top_k: Option<i64>,
+            /// 0 to 1. Default 0.
+            pub min_p: Option<f64>,
+            /// Over 0, to 10. Default 1.
+            pub repetition_penalty: Option<f64>,
+            /// -2 to 2. Default 0.
+            pub presence_penalty: Option<f64>,
+            /// -2 to 2. Default 0.
+            pub frequency_penalty: Option<f64>,
+            /// Token id (as text) → -100 to 100.
+            #[schemars(with = "Option<std::collections::BTreeMap<String, f64>>")]
+            pub logit_bias: Option<serde_json::Value>,
+            /// A string or a list of strings; the text ends before the first of them.
+            #[schemars(with = "Option<serde_json::Value>")]
+            pub stop: Option<serde_json::Value>,
+            /// Samples per prompt. Default 1.
+            pub n: Option<u64>,
+            /// Drawn at random, and returned, when absent.
+            #[schemars(with = "Option<i64>")]
+            pub seed: Option<serde_json::Number>,
+            /// Server-sent events instead of one answer.
+            pub stream: Option<bool>,
+            /// With `stream`.
+            pub stream_options: Option<$crate::http::openai::params::StreamOptions>,
+            /// Do not stop at the end token.
+            pub ignore_eos: Option<bool>,
+            /// No end before this many tokens. Default 0.
+            pub min_tokens: Option<u64>,
+            /// Accepted, without effect.
+            pub user: Option<serde_json::Value>,
+            $($(#[$doc])* pub $field: $ty,)*
+        }
+
+        impl $name {
+            /// Checks the shared fields. `max_tokens` is left to the caller.
+            pub fn sampling(
+                &self,
+                limits: &$crate::config::LimitsConfig,
+            ) -> $crate::http::error::ApiResult<$crate::engine::SamplingParams> {
+                if self.stream_options.is_some() && !self.stream.unwrap_or(false) {
+                    return Err($crate::http::error::ApiError::bad("stream_options", "is for stream = true only"));
+                }
+                $crate::http::openai::params::Given {
+                    temperature: self.temperature,
+                    top_p: self.top_p,
+                    top_k: self.top_k,
+                    min_p: self.min_p,
+                    repetition_penalty: self.repetition_penalty,
+                    presence_penalty: self.presence_penalty,
+                    frequency_penalty: self.frequency_penalty,
+                    logit_bias: self.logit_bias.as_ref(),
+                    stop: self.stop.as_ref(),
+                    ignore_eos: self.ignore_eos,
+                    min_tokens: self.min_tokens,
+                }
+                .check(limits)
+            }
+
+            pub fn include_usage(&self) -> bool {
+                self.stream_options.as_ref().is_some_and(|o| o.include_usage.unwrap_or(false))
+            }
+        }
+    };
+}
+pub(crate) use generation_request;
+
+#[derive(Debug, serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StreamOptions {
+    /// A last chunk with the token counts.
+    pub include_usage: Option<bool>,
+}
+
+/// The shared fields as given.
+pub struct Given<'a> {
+    pub temperature: Option<f64>,
+    pub top_p: Option<f64>,
+    pub top_k: Option<i64>,
+    pub min_p: Option<f64>,
+    pub repetition_penalty: Option<f64>,
+    pub presence_penalty: Option<f64>,
+    pub frequency_penalty: Option<f64>,
+    pub logit_bias: Option<&'a Value>,
+    pub stop: Option<&'a Value>,
+    pub ignore_eos: Option<bool>,
+    pub min_tokens: Option<u64>,
+}
+
+impl Given<'_> {
+    pub fn check(self, limits: &LimitsConfig) -> ApiResult<SamplingParams> {
+        let top_p = ranged("top_p", self.top_p, 1.0, 0.0, 1.0)?;
+        if top_p == 0.0 {
+            return Err(ApiError::bad("top_p", "must be over 0"));
+        }
+        let repetition_penalty = ranged("repetition_penalty", self.repetition_penalty, 1.0, 0.0, 10.0)?;
+        if repetition_penalty == 0.0 {
+            return Err(ApiError::bad("repetition_penalty", "must be over 0"));
+        }
+        let top_k = match self.top_k.unwrap_or(0) {
+            -1 | 0 => 0,
+            k @ 1..=1_000_000 => k as usize,
+            _ => return Err(ApiError::bad("top_k", "must be -1, 0 (both off) or a count of tokens")),
+        };
+        Ok(SamplingParams {
+            temperature: ranged("temperature", self.temperature, 1.0, 0.0, 2.0)?,
+            top_p,
+            top_k,
+            min_p: ranged("min_p", self.min_p, 0.0, 0.0, 1.0)?,
+            repetition_penalty,
+            presence_penalty: ranged("presence_penalty", self.presence_penalty, 0.0, -2.0, 2.0)?,
+            frequency_penalty: ranged("frequency_penalty", self.frequency_penalty, 0.0, -2.0, 2.0)?,
+            logit_bias: logit_bias(self.logit_bias)?,
+            stop: stop(self.stop, limits)?,
+            ignore_eos: self.ignore_eos.unwrap_or(false),
+            min_tokens: self.min_tokens.map_or(Ok(0), |v| count("min_tokens", v))?,
+            ..SamplingParams::default()
+        })
+    }
+}
+
+fn ranged(field: &str, value: Option<f64>, default: f64, low: f64, high: f64) -> ApiResult<f32> {
+    let value = value.unwrap_or(default);
+    if !(low..=high).contains(&value) {
+        return Err(ApiError::bad(field, format!("must be {low} to {high}")));
+    }
+    Ok(value as f32)
+}
+
+/// A count small enough for any machine.
+pub fn count(field: &str, value: u64) -> ApiResult<usize> {
+    u32::try_from(value).map(|v| v as usize).map_err(|_| ApiError::bad(field, "is too large"))
+}
+
+fn logit_bias(value: Option<&Value>) -> ApiResult<Vec<(u32, f32)>> {
+    let Some(value) = value.filter(|v| !v.is_null()) else { return Ok(Vec::new()) };
+    let Some(map) = value.as_object() else {
+        return Err(ApiError::bad("logit_bias", "must map token ids to numbers"));
+    };
+    if map.len() > 1024 {
+        return Err(ApiError::bad("logit_bias", "at most 1024 tokens"));
+    }
+    let one = |(id, bias): (&String, &Value)| {
+        let field = format!("logit_bias.{id}");
+        let id = id.parse().map_err(|_| ApiError::bad(&field, "is no token id"))?;
+        let bias = bias.as_f64().filter(|b| b.abs() <= 100.0);
+        Ok((id, bias.ok_or_else(|| ApiError::bad(field, "must be -100 to 100"))? as f32))
+    };
+    map.iter().map(one).collect()
+}
+
+fn stop(value: Option<&Value>, limits: &LimitsConfig) -> ApiResult<Vec<String>> {
+    let list = match value {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(one @ Value::String(_)) => std::slice::from_ref(one),
+        Some(Value::Array(list)) => list.as_slice(),
+        Some(_) => return Err(ApiError::bad("stop", "must be a string or a list of strings")),
+    };
+    if list.len() > limits.stop_strings {
+        return Err(ApiError::bad("stop", format!("at most {} strings", limits.stop_strings)));
+    }
+    let one = |(i, value): (usize, &Value)| {
+        let text = value.as_str().filter(|s| (1..=limits.stop_bytes).contains(&s.len()));
+        let message = || format!("must be a string of 1 to {} bytes", limits.stop_bytes);
+        text.map(str::to_owned).ok_or_else(|| ApiError::bad(format!("stop[{i}]"), message()))
+    };
+    list.iter().enumerate().map(one).collect()
+}
+
+/// A seed from the request: any integer of 64 bits; negative ones count by their bits.
+pub fn seed(value: &serde_json::Number) -> ApiResult<u64> {
+    let bits = value.as_u64().or_else(|| value.as_i64().map(|v| v as u64));
+    bits.ok_or_else(|| ApiError::bad("seed", "must be an integer of 64 bits"))
+}
+
+/// Refuses fields that clients may send and this server does not do. Null and the listed harmless values pass.
+pub fn refuse(fields: &[(&str, &Option<Value>, &[&str])]) -> ApiResult<()> {
+    for (name, value, harmless) in fields {
+        let given = value.as_ref().filter(|v| !v.is_null());
+        if let Some(value) = given
+            && !harmless.iter().any(|h| *h == value.to_string())
+        {
+            return Err(ApiError::bad(*name, format!("{name} is not supported")).code("unsupported_parameter"));
+        }
+    }
+    Ok(())
+}
+
+/// `n` samples of each of `prompts` prompts: within the server's limit.
+pub fn check_samples(field: &str, prompts: usize, n: u64, limits: &LimitsConfig) -> ApiResult<usize> {
+    let n = count(field, n)?;
+    if n == 0 {
+        return Err(ApiError::bad(field, "must be at least 1"));
+    }
+    if n.saturating_mul(prompts) > limits.samples {
+        return Err(ApiError::bad(field, format!("at most {} samples in one request", limits.samples)));
+    }
+    Ok(n)
+}

@@ -1,0 +1,61 @@
+//! `POST /tokenize` and `/detokenize` with the tokenizer of a served model.
+
+use axum::extract::State;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::http::AppState;
+use crate::http::auth::MaybeCaller;
+use crate::http::error::{ApiError, ApiResult};
+use crate::http::extract::Json;
+use crate::service::complete::resolve_model;
+use crate::service::prompts::check_size;
+
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizeRequest {
+    pub model: Option<String>,
+    pub prompt: Option<String>,
+    /// Another name of `prompt`.
+    pub content: Option<String>,
+    /// Whether the tokenizer adds its start and end tokens. Default true.
+    pub add_special_tokens: Option<bool>,
+}
+
+pub async fn tokenize(
+    State(state): State<AppState>,
+    caller: MaybeCaller,
+    Json(request): Json<TokenizeRequest>,
+) -> ApiResult<axum::Json<Value>> {
+    let text = match (request.prompt, request.content) {
+        (Some(text), None) | (None, Some(text)) => text,
+        _ => return Err(ApiError::bad("prompt", "give prompt or content")),
+    };
+    check_size(text.len(), "prompt", state.services.config.limits.prompt_bytes)?;
+    let model = resolve_model(&state.services, request.model.as_deref(), caller.is_admin()).await?;
+    let add_special = request.add_special_tokens.unwrap_or(true);
+    let engine = state.services.engine()?;
+    let tokens = engine.tokenize(Some(&model.version.id), &text, add_special, false).await?;
+    Ok(axum::Json(json!({"count": tokens.len(), "tokens": tokens, "max_model_len": model.max_context})))
+}
+
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DetokenizeRequest {
+    pub model: Option<String>,
+    pub tokens: Vec<u32>,
+}
+
+pub async fn detokenize(
+    State(state): State<AppState>,
+    caller: MaybeCaller,
+    Json(request): Json<DetokenizeRequest>,
+) -> ApiResult<axum::Json<Value>> {
+    let model = resolve_model(&state.services, request.model.as_deref(), caller.is_admin()).await?;
+    if let Some(i) = request.tokens.iter().position(|id| *id as usize >= model.vocab_size) {
+        let message = format!("is outside the vocabulary of {}", model.vocab_size);
+        return Err(ApiError::bad(format!("tokens[{i}]"), message));
+    }
+    let prompt = state.services.engine()?.detokenize(Some(&model.version.id), &request.tokens).await?;
+    Ok(axum::Json(json!({"prompt": prompt})))
+}

@@ -1,0 +1,301 @@
+//! Prompts, comparison sets, rankings by API, demonstrations.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::AppState;
+use super::auth::Caller;
+use super::error::{ApiError, ApiResult};
+use super::extract::{Json, Path, Query};
+use super::label::{PageQuery, blind_json, messages_json, page, submitted_json};
+use super::observe::RequestId;
+use super::openai::chat::{self, ChatMessage};
+use super::openai::params;
+use crate::domain::*;
+use crate::engine::SamplingParams;
+use crate::service::prompts::raw_text;
+use crate::service::sets::{self, CompletionRef, PromptRef, Ranking};
+
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PromptRequest {
+    pub messages: Option<Vec<ChatMessage>>,
+    /// Or: raw text.
+    pub prompt: Option<String>,
+    #[serde(default)]
+    pub tags: Vec<String>,
+    pub lang: Option<String>,
+}
+
+pub async fn add_prompt(State(state): State<AppState>, Json(body): Json<PromptRequest>) -> ApiResult<Response> {
+    let limit = state.services.config.limits.prompt_bytes;
+    let messages = match (body.messages, body.prompt) {
+        (Some(messages), None) => chat::messages(messages, "messages", limit)?,
+        (None, Some(text)) if !text.is_empty() => raw_text(text),
+        _ => return Err(ApiError::bad("messages", "give messages or prompt")),
+    };
+    let prompt = crate::service::prompts::add(&state.services, messages, "api", body.lang, body.tags).await?;
+    Ok((StatusCode::CREATED, axum::Json(prompt)).into_response())
+}
+
+pub async fn list_prompts(
+    State(state): State<AppState>,
+    Query(query): Query<PageQuery>,
+) -> ApiResult<axum::Json<Value>> {
+    let prompts = state.services.store.list_prompts(query.page(), None).await?;
+    let next = prompts.last().map(|p| p.id.clone());
+    Ok(axum::Json(json!({"data": prompts, "after": next})))
+}
+
+/// A completion of a set: text, `{"text"}` or `{"completion_id"}`.
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Given {
+    text: Option<String>,
+    completion_id: Option<CompletionId>,
+    tier: Option<i64>,
+}
+
+fn completion_ref(field: &str, text: Option<String>, id: Option<CompletionId>) -> ApiResult<CompletionRef> {
+    match (text, id) {
+        (Some(text), None) => Ok(CompletionRef::Text(text)),
+        (None, Some(id)) => Ok(CompletionRef::Known(id)),
+        _ => Err(ApiError::bad(field, "give text or completion_id")),
+    }
+}
+
+fn given(i: usize, value: Value) -> ApiResult<Given> {
+    let field = format!("completions[{i}]");
+    if let Value::String(text) = value {
+        return Ok(Given { text: Some(text), completion_id: None, tier: None });
+    }
+    let bytes = value.to_string();
+    super::extract::parse(bytes.as_bytes()).map_err(|e| match e.param.as_deref() {
+        Some("body") | None => ApiError { param: Some(field.clone()), ..e },
+        Some(inner) => ApiError { param: Some(format!("{field}.{inner}")), ..e },
+    })
+}
+
+fn prompt_ref(
+    messages: Option<Vec<ChatMessage>>,
+    id: Option<PromptId>,
+    max_bytes: usize,
+) -> ApiResult<Option<PromptRef>> {
+    match (messages, id) {
+        (Some(messages), None) => Ok(Some(PromptRef::Messages(chat::messages(messages, "messages", max_bytes)?))),
+        (None, Some(id)) => Ok(Some(PromptRef::Known(id))),
+        (None, None) => Ok(None),
+        (Some(_), Some(_)) => Err(ApiError::bad("prompt_id", "give messages or prompt_id, not both")),
+    }
+}
+
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetRequest {
+    pub messages: Option<Vec<ChatMessage>>,
+    pub prompt_id: Option<PromptId>,
+    /// Texts, `{"text"}` or `{"completion_id"}`; absent = drawn from the active policy.
+    #[schemars(with = "Option<Vec<Value>>")]
+    pub completions: Option<Vec<Value>>,
+    /// How many to draw, 2 to 9.
+    pub n: Option<u64>,
+    /// How to draw them.
+    pub sampling: Option<Sampling>,
+    /// How many people should rank it.
+    pub overlap: Option<i64>,
+}
+
+params::generation_request!(
+    /// Sampling of the completions of a set.
+    Sampling {
+        max_tokens: Option<u64>,
+    }
+);
+
+pub async fn create(
+    State(state): State<AppState>,
+    RequestId(request_id): RequestId,
+    Json(body): Json<SetRequest>,
+) -> ApiResult<Response> {
+    let services = &state.services;
+    let limits = &services.config.limits;
+    let prompt = prompt_ref(body.messages, body.prompt_id, limits.prompt_bytes)?
+        .ok_or_else(|| ApiError::bad("messages", "give messages or prompt_id"))?;
+    let set = if let Some(completions) = body.completions {
+        if body.n.is_some() || body.sampling.is_some() {
+            return Err(ApiError::bad("n", "n and sampling are for sets without completions"));
+        }
+        let mut refs = Vec::new();
+        for (i, value) in completions.into_iter().enumerate() {
+            let given = given(i, value)?;
+            if given.tier.is_some() {
+                return Err(ApiError::bad(format!("completions[{i}].tier"), "rankings go to /v1/comparisons"));
+            }
+            refs.push(completion_ref(&format!("completions[{i}]"), given.text, given.completion_id)?);
+        }
+        let prompt = sets::prompt(services, prompt, "api").await?;
+        sets::create(services, &prompt, refs, body.overlap, "ask").await?
+    } else {
+        let sampling = body.sampling.unwrap_or_default();
+        for (field, refused) in [
+            ("model", sampling.model.is_some()),
+            ("n", sampling.n.is_some()),
+            ("stream", sampling.stream.is_some()),
+            ("stream_options", sampling.stream_options.is_some()),
+        ] {
+            if refused {
+                return Err(ApiError::bad(format!("sampling.{field}"), "is not for sets"));
+            }
+        }
+        let inside = |e: ApiError| ApiError { param: e.param.map(|p| format!("sampling.{p}")), ..e };
+        let checked = sampling.sampling(limits).map_err(inside)?;
+        let default = services.config.labeling.max_tokens as u64;
+        let max_tokens = params::count("max_tokens", sampling.max_tokens.unwrap_or(default)).map_err(inside)?;
+        if max_tokens == 0 {
+            return Err(ApiError::bad("sampling.max_tokens", "must be at least 1"));
+        }
+        let seed = match &sampling.seed {
+            Some(given) => params::seed(given).map_err(inside)?,
+            None => services.random.seed(),
+        };
+        let n = body.n.unwrap_or(services.config.labeling.completions_per_set as u64);
+        let n = params::count("n", n)?;
+        let prompt = sets::prompt(services, prompt, "page").await?;
+        let params = SamplingParams { max_tokens, seed, ..checked };
+        sets::sample(services, &prompt, n, params, body.overlap, request_id).await?
+    };
+    Ok((StatusCode::CREATED, axum::Json(set_json(&state, &set).await?)).into_response())
+}
+
+async fn set_json(state: &AppState, set: &ComparisonSet) -> ApiResult<Value> {
+    let store = &state.services.store;
+    let prompt = store.get_prompt(&set.prompt_id).await?;
+    let mut completions = Vec::new();
+    for id in &set.completion_ids {
+        completions.push(blind_json(&store.get_completion(id).await?));
+    }
+    Ok(json!({
+        "id": set.id,
+        "prompt_id": set.prompt_id,
+        "prompt": {"id": prompt.id, "messages": messages_json(&prompt.messages)},
+        "status": set.status,
+        "overlap": set.target_overlap,
+        "completions": completions,
+        "created": set.created,
+    }))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetsQuery {
+    status: Option<SetStatus>,
+    after: Option<String>,
+    limit: Option<u32>,
+}
+
+pub async fn list_sets(State(state): State<AppState>, Query(query): Query<SetsQuery>) -> ApiResult<axum::Json<Value>> {
+    let sets = state.services.store.list_sets(page(query.after, query.limit), query.status).await?;
+    let next = sets.last().map(|s| s.id.clone());
+    let data: Vec<_> = sets
+        .iter()
+        .map(|s| {
+            json!({"id": s.id, "prompt_id": s.prompt_id, "status": s.status, "overlap": s.target_overlap,
+                   "completion_ids": s.completion_ids, "created": s.created})
+        })
+        .collect();
+    Ok(axum::Json(json!({"data": data, "after": next})))
+}
+
+pub async fn get_set(State(state): State<AppState>, Path(id): Path<SetId>) -> ApiResult<axum::Json<Value>> {
+    let set = state.services.store.get_set(&id).await?;
+    Ok(axum::Json(set_json(&state, &set).await?))
+}
+
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RankingRequest {
+    pub messages: Option<Vec<ChatMessage>>,
+    pub prompt_id: Option<PromptId>,
+    /// Or: a set that exists.
+    pub set_id: Option<SetId>,
+    /// `{"text" | "completion_id", "tier"}`, each completion once; tier 0 is best, equal tiers are a tie.
+    #[schemars(with = "Vec<Value>")]
+    pub completions: Vec<Value>,
+    pub outcome: Option<Outcome>,
+    pub strength: Option<Strength>,
+    pub rationale: Option<String>,
+    pub idempotency_key: Option<String>,
+}
+
+pub async fn rank(
+    State(state): State<AppState>,
+    RequestId(request_id): RequestId,
+    Caller(actor): Caller,
+    Json(body): Json<RankingRequest>,
+) -> ApiResult<Response> {
+    let services = &state.services;
+    let prompt = prompt_ref(body.messages, body.prompt_id, services.config.limits.prompt_bytes)?;
+    let outcome = body.outcome.unwrap_or(Outcome::Ranked);
+    let mut completions = Vec::new();
+    for (i, value) in body.completions.into_iter().enumerate() {
+        let given = given(i, value)?;
+        let tier = match given.tier {
+            Some(tier) => tier,
+            None if outcome == Outcome::Ranked => {
+                return Err(ApiError::bad(format!("completions[{i}].tier"), "is missing"));
+            }
+            None => 0,
+        };
+        completions.push((completion_ref(&format!("completions[{i}]"), given.text, given.completion_id)?, tier));
+    }
+    let ranking = Ranking {
+        set_id: body.set_id,
+        prompt,
+        completions,
+        outcome,
+        strength: body.strength,
+        rationale: body.rationale,
+        // Without a key every request is its own ranking; the id's prefix keeps it from meeting a given one.
+        idempotency_key: body.idempotency_key.unwrap_or_else(|| format!("request:{request_id}:{}", ulid::Ulid::generate())),
+    };
+    let (set, submitted) = sets::rank(services, &actor, ranking).await.map_err(rename_items)?;
+    let mut completions = Vec::new();
+    for id in &set.completion_ids {
+        completions.push(services.store.get_completion(id).await?);
+    }
+    let mut answer = submitted_json(services, &submitted, &completions).await?;
+    answer["set"] = json!({"id": set.id, "prompt_id": set.prompt_id, "completion_ids": set.completion_ids});
+    let status = if submitted.replayed { StatusCode::OK } else { StatusCode::CREATED };
+    Ok((status, axum::Json(answer)).into_response())
+}
+
+/// The ranking's items are called `completions` in this request.
+fn rename_items(error: crate::service::ServiceError) -> ApiError {
+    let e = ApiError::from(error);
+    let param = e.param.clone().map(|p| match p.strip_prefix("items") {
+        Some(rest) => format!("completions{rest}"),
+        None => p,
+    });
+    ApiError { param, ..e }
+}
+
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DemonstrationRequest {
+    pub messages: Vec<ChatMessage>,
+    /// The ideal answer.
+    pub completion: String,
+}
+
+pub async fn demonstrate(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Json(body): Json<DemonstrationRequest>,
+) -> ApiResult<Response> {
+    let messages = chat::messages(body.messages, "messages", state.services.config.limits.prompt_bytes)?;
+    let stored = sets::demonstrate(&state.services, &actor, messages, body.completion).await?;
+    Ok((StatusCode::CREATED, axum::Json(stored)).into_response())
+}

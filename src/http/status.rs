@@ -1,0 +1,89 @@
+//! `/health`, `/ready` and `/metrics`.
+
+use std::sync::OnceLock;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde_json::json;
+
+use super::AppState;
+use super::error::{ApiError, ApiResult};
+use crate::domain::JobState;
+use crate::engine::EngineError;
+use crate::store::Page;
+
+const BUCKETS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+
+/// The process's one recorder: the `metrics` crate has a single global place for it.
+pub fn prometheus() -> PrometheusHandle {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    HANDLE
+        .get_or_init(|| {
+            let builder = PrometheusBuilder::new();
+            let recorder = match builder.set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), BUCKETS) {
+                Ok(builder) => builder.build_recorder(),
+                // Only an empty bucket list is refused.
+                Err(_) => PrometheusBuilder::new().build_recorder(),
+            };
+            let handle = recorder.handle();
+            if metrics::set_global_recorder(recorder).is_err() {
+                tracing::warn!("another metrics recorder is installed; /metrics stays empty");
+            }
+            describe();
+            handle
+        })
+        .clone()
+}
+
+fn describe() {
+    metrics::describe_gauge!("instructd_requests_running", "Samples being generated");
+    metrics::describe_gauge!("instructd_requests_waiting", "Samples waiting for a slot");
+    metrics::describe_histogram!("instructd_time_to_first_token_seconds", "From admission to the first token");
+    metrics::describe_histogram!("instructd_inter_token_latency_seconds", "Between tokens of one sample");
+    metrics::describe_histogram!("instructd_request_duration_seconds", "Until the end of the response's body");
+    metrics::describe_histogram!("instructd_queue_seconds", "From admission to the first prefill step");
+    metrics::describe_counter!("instructd_prompt_tokens_total", "Prompt tokens admitted");
+    metrics::describe_counter!("instructd_generated_tokens_total", "Tokens drawn");
+    metrics::describe_gauge!("instructd_kv_tokens_used", "Tokens held in the key-value cache");
+    metrics::describe_gauge!("instructd_kv_tokens_total", "Tokens the key-value cache can hold");
+    metrics::describe_gauge!("instructd_jobs", "Jobs by state");
+    metrics::describe_counter!("instructd_judgments_total", "Judgments stored by this process");
+}
+
+pub async fn health() -> Response {
+    axum::Json(json!({"status": "ok"})).into_response()
+}
+
+/// 200 when a request would be served now.
+pub async fn ready(State(state): State<AppState>) -> ApiResult<Response> {
+    let services = &state.services;
+    if services.shutdown.is_cancelled() {
+        return Err(EngineError::Draining.into());
+    }
+    let active = services.engine()?.active().ok_or(EngineError::NotReady)?;
+    services.store.ping().await?;
+    Ok(axum::Json(json!({"status": "ready", "model": active.version.name})).into_response())
+}
+
+pub async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError> {
+    let services = &state.services;
+    if let Ok(engine) = services.engine() {
+        let stats = engine.stats();
+        metrics::gauge!("instructd_requests_running").set(stats.running as f64);
+        metrics::gauge!("instructd_requests_waiting").set(stats.waiting as f64);
+        metrics::gauge!("instructd_kv_tokens_used").set(stats.kv_tokens_used as f64);
+        metrics::gauge!("instructd_kv_tokens_total").set(stats.kv_tokens_total as f64);
+    }
+    // A database that is away must not take the other figures with it.
+    for state in JobState::ALL {
+        if let Ok(jobs) = services.store.list_jobs(Page { after: None, limit: 10_000 }, Some(*state)).await {
+            metrics::gauge!("instructd_jobs", "state" => state.as_str()).set(jobs.len() as f64);
+        }
+    }
+    let text = state.prometheus.render();
+    state.prometheus.run_upkeep();
+    Ok((StatusCode::OK, [(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
+}

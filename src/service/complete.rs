@@ -1,0 +1,297 @@
+//! Completing a prompt: start a generation, follow its events, store what was written with its version.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::prompts::prompt_record;
+use super::{Result, ServiceError, Services, to_the_end};
+use crate::domain::{Completion, CompletionId, CompletionOrigin, Message, ModelKind, ModelVersionId};
+use crate::engine::{
+    EngineError, FinishReason, GenEvent, GenerateRequest, Generation, SamplingParams, ServedModel, TokenLogprob,
+};
+
+/// One prompt to be completed `n` times.
+pub struct Start {
+    pub request_id: String,
+    pub model: Arc<ServedModel>,
+    pub prompt_ids: Vec<u32>,
+    /// What is stored as the prompt.
+    pub messages: Vec<Message>,
+    /// `completions`, `chat`, `page`, …
+    pub source: &'static str,
+    pub n: usize,
+    pub params: SamplingParams,
+    pub prompt_logprobs: Option<usize>,
+}
+
+/// One of the `n` texts as far as it is written.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    pub id: CompletionId,
+    pub text: String,
+    pub tokens: Vec<TokenLogprob>,
+    pub finish: Option<FinishReason>,
+}
+
+impl Sample {
+    /// Log-probability per token, the measure `best_of` chooses by.
+    pub fn mean_logprob(&self) -> f64 {
+        let sum: f64 = self.tokens.iter().filter_map(|t| t.logprob).map(f64::from).sum();
+        sum / self.tokens.len().max(1) as f64
+    }
+}
+
+/// A generation under way. Dropped early, it frees its slots and keeps what was written as aborted.
+pub struct Running {
+    services: Arc<Services>,
+    generation: Generation,
+    messages: Vec<Message>,
+    source: &'static str,
+    request_id: String,
+    params: SamplingParams,
+    pub prompt_tokens: usize,
+    /// Log-probs of the prompt, when asked for.
+    pub prompt: Vec<TokenLogprob>,
+    pub samples: Vec<Sample>,
+    started: Instant,
+    last_token: Option<Instant>,
+    /// The samples were stored, or must not be.
+    settled: bool,
+}
+
+/// The version that answers: the active one, or the one `model` names.
+///
+/// # Errors
+/// `UnknownModel` when nothing loaded has this name or id; with `may_load` (admins) a stored policy is
+/// loaded on demand.
+pub async fn resolve_model(services: &Services, model: Option<&str>, may_load: bool) -> Result<Arc<ServedModel>> {
+    let engine = services.engine()?;
+    let name = match model {
+        None | Some("" | "active" | "default") => return engine.active().ok_or(EngineError::NotReady.into()),
+        Some(name) => name,
+    };
+    let matches = |m: &Arc<ServedModel>| m.version.name == name || m.version.id.as_str() == name;
+    if let Some(found) = engine.active().filter(matches).or_else(|| engine.loaded().into_iter().find(matches)) {
+        return Ok(found);
+    }
+    if may_load
+        && let Some(version) = services.store.find_model(name).await?
+        && version.kind == ModelKind::Policy
+    {
+        return Ok(engine.load(&version).await?);
+    }
+    Err(EngineError::UnknownModel(name.to_owned()).into())
+}
+
+/// Admits the request, or refuses it before any work is done.
+///
+/// # Errors
+/// `Engine(BadRequest)` when prompt and `max_tokens` do not fit the context; what the engine refuses.
+pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
+    let Start { request_id, model, prompt_ids, messages, source, n, params, prompt_logprobs } = start;
+    let context = model.max_context;
+    let prompt_param = if source == "completions" { "prompt" } else { "messages" };
+    if prompt_ids.is_empty() {
+        return Err(too_long(prompt_param, "the prompt has no tokens".into()));
+    }
+    if prompt_ids.len() > context || (params.max_tokens > 0 && prompt_ids.len() == context) {
+        let message = format!("the prompt has {} tokens; the model's context holds {context}", prompt_ids.len());
+        return Err(too_long(prompt_param, message));
+    }
+    if prompt_ids.len() + params.max_tokens > context {
+        let message = format!(
+            "{} prompt tokens and max_tokens {} are more than the model's context of {context}",
+            prompt_ids.len(),
+            params.max_tokens
+        );
+        return Err(too_long("max_tokens", message));
+    }
+    if let Some(id) = prompt_ids.iter().find(|id| **id as usize >= model.vocab_size) {
+        let message = format!("token id {id} is outside the model's vocabulary of {}", model.vocab_size);
+        return Err(too_long(prompt_param, message));
+    }
+    let prompt_tokens = prompt_ids.len();
+    let request = GenerateRequest {
+        request_id: request_id.clone(),
+        version: Some(model.version.id.clone()),
+        prompt_ids,
+        n,
+        params: params.clone(),
+        prompt_logprobs,
+    };
+    let generation = services.engine()?.generate(request).await?;
+    metrics::counter!("instructd_prompt_tokens_total").increment(prompt_tokens as u64);
+    let samples = (0..n)
+        .map(|_| Sample { id: CompletionId::new(), text: String::new(), tokens: Vec::new(), finish: None })
+        .collect();
+    Ok(Running {
+        services: services.clone(),
+        generation,
+        messages,
+        source,
+        request_id,
+        params,
+        prompt_tokens,
+        prompt: Vec::new(),
+        samples,
+        started: Instant::now(),
+        last_token: None,
+        settled: false,
+    })
+}
+
+fn too_long(param: &'static str, message: String) -> ServiceError {
+    EngineError::BadRequest { param, message }.into()
+}
+
+impl Running {
+    pub fn model(&self) -> &Arc<ServedModel> {
+        &self.generation.version
+    }
+
+    pub fn version_id(&self) -> &ModelVersionId {
+        &self.generation.version.version.id
+    }
+
+    pub fn seed(&self) -> u64 {
+        self.params.seed
+    }
+
+    pub fn generated_tokens(&self) -> usize {
+        self.samples.iter().map(|s| s.tokens.len()).sum()
+    }
+
+    pub fn finished(&self) -> bool {
+        self.samples.iter().all(|s| s.finish.is_some())
+    }
+
+    /// The next event, already added to `samples`; `None` once every sample has finished.
+    ///
+    /// # Errors
+    /// What the engine failed with, also when it ends without finishing.
+    pub async fn next(&mut self) -> Result<Option<GenEvent>> {
+        if self.finished() {
+            return Ok(None);
+        }
+        let Some(event) = self.generation.events.recv().await else {
+            return Err(EngineError::Failed("the generation ended early".into()).into());
+        };
+        match &event {
+            GenEvent::Prompt { tokens } => self.prompt.clone_from(tokens),
+            GenEvent::Delta { index, text, tokens } => {
+                self.observe(tokens.len());
+                if let Some(sample) = self.samples.get_mut(*index) {
+                    sample.text.push_str(text);
+                    sample.tokens.extend_from_slice(tokens);
+                }
+            }
+            GenEvent::Finish { index, reason } => {
+                if let Some(sample) = self.samples.get_mut(*index) {
+                    sample.finish = Some(*reason);
+                }
+            }
+            GenEvent::Failed { error } => return Err(error.clone().into()),
+        }
+        Ok(Some(event))
+    }
+
+    fn observe(&mut self, tokens: usize) {
+        if tokens == 0 {
+            return;
+        }
+        let now = Instant::now();
+        match self.last_token.replace(now) {
+            None => metrics::histogram!("instructd_time_to_first_token_seconds").record(now - self.started),
+            // Samples of one request interleave: per sample the time between tokens is n times longer.
+            Some(before) => metrics::histogram!("instructd_inter_token_latency_seconds")
+                .record((now - before).as_secs_f64() * self.samples.len() as f64 / tokens as f64),
+        }
+        metrics::counter!("instructd_generated_tokens_total").increment(tokens as u64);
+    }
+
+    /// Follows the generation to its end.
+    pub async fn finish(&mut self) -> Result<()> {
+        while self.next().await?.is_some() {}
+        Ok(())
+    }
+
+    /// Stores the samples that have text; `keep` tells which (all of them when streaming).
+    pub async fn store(&mut self, keep: impl Fn(&Sample) -> bool) -> Result<()> {
+        if !self.services.config.server.store_completions {
+            self.settled = true;
+            return Ok(());
+        }
+        self.store_always(keep).await
+    }
+
+    /// Stores also where serving does not keep completions: sets need theirs.
+    pub async fn store_always(&mut self, keep: impl Fn(&Sample) -> bool) -> Result<()> {
+        self.settled = true;
+        match self.record(keep) {
+            Some((prompt, completions)) => write(self.services.clone(), prompt, completions).await,
+            None => Ok(()),
+        }
+    }
+
+    fn record(&self, keep: impl Fn(&Sample) -> bool) -> Option<(crate::domain::Prompt, Vec<Completion>)> {
+        let now = self.services.now();
+        let prompt = prompt_record(self.messages.clone(), self.source, now);
+        let sampling = serde_json::to_value(&self.params).unwrap_or_default();
+        let completions: Vec<Completion> = self
+            .samples
+            .iter()
+            .filter(|s| !s.text.is_empty() && keep(s))
+            .map(|s| Completion {
+                id: s.id.clone(),
+                prompt_id: prompt.id.clone(),
+                model_version_id: Some(self.version_id().clone()),
+                origin: CompletionOrigin::Model,
+                parent_completion_id: None,
+                text: s.text.clone(),
+                token_ids: s.tokens.iter().map(|t| t.id).collect(),
+                logprobs: s.tokens.iter().filter_map(|t| t.logprob).collect(),
+                sampling: sampling.clone(),
+                seed: Some(self.params.seed),
+                finish_reason: Some(s.finish.unwrap_or(FinishReason::Abort).as_str().to_owned()),
+                request_id: Some(self.request_id.clone()),
+                reward: None,
+                created: now,
+            })
+            .collect();
+        (!completions.is_empty()).then_some((prompt, completions))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.settled || !self.services.config.server.store_completions {
+            return;
+        }
+        // The client left: what it saw is kept, so that feedback on it still finds it.
+        if let (Some((prompt, completions)), Ok(runtime)) = (self.record(|_| true), tokio::runtime::Handle::try_current())
+        {
+            let services = self.services.clone();
+            runtime.spawn(async move {
+                if let Err(error) = write(services, prompt, completions).await {
+                    tracing::warn!(%error, "an aborted completion was not stored");
+                }
+            });
+        }
+    }
+}
+
+async fn write(
+    services: Arc<Services>,
+    prompt: crate::domain::Prompt,
+    mut completions: Vec<Completion>,
+) -> Result<()> {
+    to_the_end(async move {
+        let prompt = services.store.put_prompt(prompt).await?;
+        for completion in &mut completions {
+            completion.prompt_id = prompt.id.clone();
+        }
+        services.store.put_completions(completions).await?;
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,52 @@
+//! Thumbs, scores, edits and comments on single completions.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::random::secret_hash;
+use super::{Result, Services, bad_input, not_found_as, to_the_end};
+use crate::domain::{CompletionId, FeedbackEvent, FeedbackId};
+use crate::service::people::Actor;
+
+/// Stores one event; a repeated idempotency key returns what was stored.
+///
+/// # Errors
+/// `BadInput` when the value does not fit the kind, `NotFound` for unknown completions.
+pub async fn give(
+    services: &Arc<Services>,
+    actor: &Actor,
+    completion_id: CompletionId,
+    kind: &str,
+    value: Value,
+    idempotency_key: Option<String>,
+) -> Result<FeedbackEvent> {
+    match (kind, &value) {
+        ("thumb", Value::String(s)) if s == "up" || s == "down" => {}
+        ("thumb", Value::Number(n)) if matches!(n.as_i64(), Some(1 | -1)) => {}
+        ("thumb", Value::Bool(_)) => {}
+        ("thumb", _) => return Err(bad_input("value", "a thumb is \"up\" or \"down\"")),
+        ("score", Value::Number(_)) => {}
+        ("score", _) => return Err(bad_input("value", "a score is a number")),
+        ("edit" | "comment", Value::String(s)) if !s.is_empty() && s.len() <= 64 << 10 => {}
+        ("edit" | "comment", _) => return Err(bad_input("value", "must be text of at most 64 KiB")),
+        _ => return Err(bad_input("kind", "must be thumb, score, edit or comment")),
+    }
+    if idempotency_key.as_ref().is_some_and(|k| k.is_empty() || k.len() > 200) {
+        return Err(bad_input("idempotency_key", "must be 1 to 200 bytes"));
+    }
+    services.store.get_completion(&completion_id).await.map_err(|e| not_found_as(e, "completion_id"))?;
+    let id = FeedbackId::new();
+    let event = FeedbackEvent {
+        idempotency_key: idempotency_key.unwrap_or_else(|| id.to_string()),
+        id,
+        completion_id,
+        kind: kind.to_owned(),
+        value,
+        // Feedback needs no name, only "the same person or not".
+        actor_hash: Some(secret_hash(actor.labeler_id.as_str())[..16].to_owned()),
+        created: services.now(),
+    };
+    let services = services.clone();
+    to_the_end(async move { Ok(services.store.put_feedback(event).await?) }).await
+}

@@ -1,0 +1,313 @@
+//! A labeler's turn: lease a set, see it blind and shuffled, submit a judgment, reopen it.
+
+use std::sync::Arc;
+
+use super::random::shown_order;
+use super::{Result, ServiceError, Services, bad_input, guidelines, not_found_as, to_the_end};
+use crate::domain::*;
+use crate::service::people::Actor;
+use crate::store::{LeaseRequest, Page, SubmitJudgment, Submitted};
+
+const SECOND: Micros = 1_000_000;
+const DAY: Micros = 86_400 * SECOND;
+/// Tiers are small numbers; this bounds nonsense.
+const MAX_TIER: i64 = 99;
+const MAX_TEXT: usize = 64 << 10;
+
+/// A leased set as the labeler sees it.
+pub struct Turn {
+    pub assignment: Assignment,
+    pub kind: SetKind,
+    pub prompt: Prompt,
+    /// In shown order.
+    pub completions: Vec<Completion>,
+    pub guideline_version: String,
+    pub done_today: i64,
+    pub done_total: i64,
+    pub queue_open: i64,
+}
+
+/// Leases the next set (or `set_id`) to the labeler; `None` when nothing is open for them.
+pub async fn next(services: &Arc<Services>, actor: &Actor, set_id: Option<SetId>) -> Result<Option<Turn>> {
+    if let Some(id) = &set_id {
+        services.store.get_set(id).await.map_err(|e| not_found_as(e, "set_id"))?;
+    }
+    let now = services.now();
+    let request = LeaseRequest {
+        labeler_id: actor.labeler_id.clone(),
+        assignment_id: AssignmentId::new(),
+        lease_token: services.random.secret("lease-"),
+        order_seed: services.random.seed(),
+        now,
+        expires_at: now + services.config.labeling.lease_seconds * SECOND,
+        set_id,
+    };
+    let all = services.clone();
+    let Some(assignment) = to_the_end(async move { Ok(all.store.lease_next(request).await?) }).await? else {
+        return Ok(None);
+    };
+    let set = services.store.get_set(&assignment.set_id).await?;
+    let prompt = services.store.get_prompt(&set.prompt_id).await?;
+    let completions = shown(services, &set, assignment.order_seed).await?;
+    let (_, guideline_version) = guidelines::current(services).await?;
+    let (done_today, done_total) = services.store.judgment_counts(&actor.labeler_id, now - now % DAY).await?;
+    let queue_open = services.store.counts().await?.sets_open;
+    // Gold items must look like any other, or people treat them differently.
+    let kind = if set.kind == SetKind::Gold { SetKind::Normal } else { set.kind };
+    Ok(Some(Turn { assignment, kind, prompt, completions, guideline_version, done_today, done_total, queue_open }))
+}
+
+/// The set's completions in the order that `seed` shows them.
+async fn shown(services: &Services, set: &ComparisonSet, seed: u64) -> Result<Vec<Completion>> {
+    let mut completions = Vec::with_capacity(set.completion_ids.len());
+    for i in shown_order(seed, set.completion_ids.len()) {
+        completions.push(services.store.get_completion(&set.completion_ids[i]).await?);
+    }
+    Ok(completions)
+}
+
+async fn own_assignment(services: &Services, actor: &Actor, id: &AssignmentId) -> Result<Assignment> {
+    let assignment = services.store.get_assignment(id).await?;
+    if assignment.labeler_id != actor.labeler_id {
+        return Err(ServiceError::Forbidden("this assignment is another labeler's".into()));
+    }
+    Ok(assignment)
+}
+
+/// Extends the lease; returns when it now ends.
+pub async fn renew(services: &Arc<Services>, actor: &Actor, id: &AssignmentId, token: &str) -> Result<Micros> {
+    own_assignment(services, actor, id).await?;
+    let now = services.now();
+    let expires = now + services.config.labeling.lease_seconds * SECOND;
+    let (all, id, token) = (services.clone(), id.clone(), token.to_owned());
+    to_the_end(async move { Ok(all.store.renew_lease(&id, &token, now, expires).await?) }).await?;
+    Ok(expires)
+}
+
+pub async fn release(services: &Arc<Services>, actor: &Actor, id: &AssignmentId, token: &str) -> Result<()> {
+    own_assignment(services, actor, id).await?;
+    let (all, id, token) = (services.clone(), id.clone(), token.to_owned());
+    to_the_end(async move { Ok(all.store.release_lease(&id, &token).await?) }).await
+}
+
+/// What a labeler says about a set.
+pub struct Word {
+    pub lease_token: Option<String>,
+    pub outcome: Outcome,
+    /// (completion, tier, rating)
+    pub items: Vec<(CompletionId, i64, Option<i64>)>,
+    pub strength: Option<Strength>,
+    pub rationale: Option<String>,
+    pub flags: Vec<JudgmentFlag>,
+    pub ideal_answer: Option<String>,
+    pub active_ms: i64,
+    pub wall_ms: i64,
+    pub idempotency_key: String,
+    pub revises: Option<JudgmentId>,
+}
+
+/// Stores the labeler's judgment of a leased set. A repeated idempotency key returns what was stored.
+///
+/// # Errors
+/// `BadInput` naming the field, `Forbidden` for another labeler's assignment, `Conflict` by the store.
+pub async fn submit(
+    services: &Arc<Services>,
+    actor: &Actor,
+    id: &AssignmentId,
+    word: Word,
+) -> Result<(Submitted, Vec<Completion>)> {
+    let assignment = own_assignment(services, actor, id).await?;
+    let set = services.store.get_set(&assignment.set_id).await?;
+    judge(services, actor, &set, Some(&assignment), word).await
+}
+
+/// Stores a word on a set, checked against the set's completions; also used for rankings by API.
+pub async fn judge(
+    services: &Arc<Services>,
+    actor: &Actor,
+    set: &ComparisonSet,
+    assignment: Option<&Assignment>,
+    word: Word,
+) -> Result<(Submitted, Vec<Completion>)> {
+    check(&word, set)?;
+    let order = match assignment {
+        Some(a) => shown_order(a.order_seed, set.completion_ids.len()),
+        None => (0..set.completion_ids.len()).collect(),
+    };
+    let position = |id: &CompletionId| order.iter().position(|i| set.completion_ids[*i] == *id).unwrap_or(0) as i64;
+    let now = services.now();
+    let items = word.items.into_iter().map(|(completion_id, tier, rating)| JudgmentItem {
+        shown_position: position(&completion_id),
+        completion_id,
+        tier,
+        rating,
+    });
+    let (_, guideline_version) = guidelines::current(services).await?;
+    let judgment = Judgment {
+        id: JudgmentId::new(),
+        assignment_id: assignment.map(|a| a.id.clone()),
+        set_id: set.id.clone(),
+        labeler_id: actor.labeler_id.clone(),
+        revision: 1, // the store numbers revisions
+        supersedes_id: word.revises,
+        outcome: word.outcome,
+        strength: word.strength,
+        rationale: word.rationale.filter(|r| !r.trim().is_empty()),
+        active_ms: word.active_ms,
+        wall_ms: word.wall_ms,
+        guideline_version: Some(guideline_version),
+        idempotency_key: word.idempotency_key,
+        items: items.collect(),
+        flags: word.flags,
+        created: now,
+    };
+    if let Some(former) = &judgment.supersedes_id {
+        let former = services.store.get_judgment(former).await.map_err(|e| not_found_as(e, "revises"))?;
+        if former.labeler_id != actor.labeler_id {
+            return Err(ServiceError::Forbidden("only one's own judgment can be revised".into()));
+        }
+        if former.set_id != set.id {
+            return Err(bad_input("revises", "is a judgment of another set"));
+        }
+    }
+    let ideal = word.ideal_answer.filter(|text| !text.trim().is_empty());
+    let ideal_answer = ideal.map(|text| human_completion(set.prompt_id.clone(), text, now));
+    let lease_token = if assignment.is_some() { Some(word.lease_token.unwrap_or_default()) } else { None };
+    let submit = SubmitJudgment { judgment, lease_token, ideal_answer, now };
+    let all = services.clone();
+    let submitted = to_the_end(async move { Ok(all.store.submit_judgment(submit).await?) }).await?;
+    if !submitted.replayed {
+        metrics::counter!("instructd_judgments_total", "outcome" => submitted.judgment.outcome.as_str()).increment(1);
+    }
+    let mut completions = Vec::with_capacity(set.completion_ids.len());
+    for id in &set.completion_ids {
+        completions.push(services.store.get_completion(id).await?);
+    }
+    Ok((submitted, completions))
+}
+
+fn check(word: &Word, set: &ComparisonSet) -> Result<()> {
+    let key = &word.idempotency_key;
+    if key.is_empty() || key.len() > 200 {
+        return Err(bad_input("idempotency_key", "must be 1 to 200 bytes"));
+    }
+    let mut seen = std::collections::HashSet::new();
+    for (i, (id, tier, rating)) in word.items.iter().enumerate() {
+        if !set.completion_ids.contains(id) {
+            return Err(bad_input(format!("items[{i}].completion_id"), format!("{id} is not in this set")));
+        }
+        if !seen.insert(id) {
+            return Err(bad_input(format!("items[{i}].completion_id"), format!("{id} is ranked twice")));
+        }
+        if !(0..=MAX_TIER).contains(tier) {
+            return Err(bad_input(format!("items[{i}].tier"), format!("must be 0 (best) to {MAX_TIER}")));
+        }
+        if rating.is_some_and(|r| !(1..=10).contains(&r)) {
+            return Err(bad_input(format!("items[{i}].rating"), "must be 1 to 10"));
+        }
+    }
+    if word.outcome == Outcome::Ranked
+        && let Some(missing) = set.completion_ids.iter().find(|id| !seen.contains(id))
+    {
+        return Err(bad_input("items", format!("completion {missing} of the set is not ranked")));
+    }
+    if word.strength.is_some() && (set.completion_ids.len() != 2 || word.outcome != Outcome::Ranked) {
+        return Err(bad_input("strength", "is for the ranking of two completions only"));
+    }
+    for (i, flag) in word.flags.iter().enumerate() {
+        if let Some(id) = flag.completion_id.as_ref().filter(|id| !set.completion_ids.contains(id)) {
+            return Err(bad_input(format!("flags[{i}].completion_id"), format!("{id} is not in this set")));
+        }
+        let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
+        if flag.code.is_empty() || flag.code.len() > 64 || !flag.code.bytes().all(fits) {
+            return Err(bad_input(format!("flags[{i}].code"), "must be 1 to 64 of a-z, 0-9, _ and -"));
+        }
+        if flag.note.as_ref().is_some_and(|n| n.len() > MAX_TEXT) {
+            return Err(bad_input(format!("flags[{i}].note"), "is too long"));
+        }
+    }
+    if word.flags.len() > 64 {
+        return Err(bad_input("flags", "at most 64"));
+    }
+    for (field, text) in [("rationale", &word.rationale), ("ideal_answer", &word.ideal_answer)] {
+        if text.as_ref().is_some_and(|t| t.len() > MAX_TEXT) {
+            return Err(bad_input(field, format!("at most {MAX_TEXT} bytes")));
+        }
+    }
+    for (field, ms) in [("active_ms", word.active_ms), ("wall_ms", word.wall_ms)] {
+        if ms < 0 {
+            return Err(bad_input(field, "must not be negative"));
+        }
+    }
+    Ok(())
+}
+
+/// A text written by a person.
+pub(super) fn human_completion(prompt_id: PromptId, text: String, now: Micros) -> Completion {
+    Completion {
+        id: CompletionId::new(),
+        prompt_id,
+        model_version_id: None,
+        origin: CompletionOrigin::Human,
+        parent_completion_id: None,
+        text,
+        token_ids: Vec::new(),
+        logprobs: Vec::new(),
+        sampling: serde_json::Value::Null,
+        seed: None,
+        finish_reason: None,
+        request_id: None,
+        reward: None,
+        created: now,
+    }
+}
+
+/// The labeler's own latest judgments.
+pub async fn history(services: &Services, actor: &Actor, limit: i64) -> Result<Vec<Judgment>> {
+    Ok(services.store.list_judgments(Page { after: None, limit }, Some(&actor.labeler_id)).await?)
+}
+
+/// A judgment with its set as it was shown.
+pub struct Reopened {
+    pub judgment: Judgment,
+    pub lease_token: Option<String>,
+    pub prompt: Prompt,
+    pub completions: Vec<Completion>,
+}
+
+/// Own judgments, or anybody's for reviewers.
+pub async fn reopen(services: &Services, actor: &Actor, id: &JudgmentId) -> Result<Reopened> {
+    let judgment = services.store.get_judgment(id).await?;
+    let own = judgment.labeler_id == actor.labeler_id;
+    if !own && actor.role < Role::Reviewer {
+        return Err(ServiceError::Forbidden("this judgment is another labeler's".into()));
+    }
+    let set = services.store.get_set(&judgment.set_id).await?;
+    let prompt = services.store.get_prompt(&set.prompt_id).await?;
+    let mut lease_token = None;
+    let completions = match &judgment.assignment_id {
+        Some(id) => {
+            let assignment = services.store.get_assignment(id).await?;
+            lease_token = own.then_some(assignment.lease_token);
+            shown(services, &set, assignment.order_seed).await?
+        }
+        None => shown_in_order(services, &set).await?,
+    };
+    Ok(Reopened { judgment, lease_token, prompt, completions })
+}
+
+async fn shown_in_order(services: &Services, set: &ComparisonSet) -> Result<Vec<Completion>> {
+    let mut completions = Vec::new();
+    for id in &set.completion_ids {
+        completions.push(services.store.get_completion(id).await?);
+    }
+    Ok(completions)
+}
+
+/// What wrote a completion, revealed after the vote: the model version's name, or the origin.
+pub async fn author(services: &Services, completion: &Completion) -> Result<String> {
+    match &completion.model_version_id {
+        Some(id) => Ok(services.store.get_model(id).await?.name),
+        None => Ok(completion.origin.as_str().to_owned()),
+    }
+}

@@ -1,0 +1,287 @@
+//! Who is calling: keys, browser sessions, invites, labelers. Secrets are random and kept only as hashes.
+
+use std::sync::Arc;
+
+use serde_json::json;
+use subtle::ConstantTimeEq;
+
+use super::random::secret_hash;
+use super::{Result, ServiceError, Services, bad_input, to_the_end};
+use crate::domain::{ApiKey, ApiKeyId, Invite, InviteId, Labeler, LabelerId, Micros, Role, Session};
+
+/// The labeler that the admin key acts as; it exists in every store.
+pub const ADMIN: &str = "admin";
+/// Id of the stored key that was generated at the first start.
+pub const GENERATED_KEY: &str = "admin";
+const HOUR: Micros = 3_600_000_000;
+
+/// What a key may be used for.
+pub const SCOPES: &[&str] = &["admin", "feedback", "inference"];
+
+/// A caller that proved who it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Actor {
+    pub labeler_id: LabelerId,
+    pub name: String,
+    pub role: Role,
+    /// May give feedback and rank.
+    pub feedback: bool,
+    pub inference: bool,
+    /// Came by cookie, which browsers send by themselves: state changes need an origin check.
+    pub by_cookie: bool,
+}
+
+impl Actor {
+    pub fn is_admin(&self) -> bool {
+        self.role == Role::Admin
+    }
+
+    fn admin() -> Self {
+        Self {
+            labeler_id: ADMIN.into(),
+            name: ADMIN.to_owned(),
+            role: Role::Admin,
+            feedback: true,
+            inference: true,
+            by_cookie: false,
+        }
+    }
+}
+
+/// The admin key of this server: its hash, and the key itself when it has just been made.
+pub async fn admin_key(services_config: &crate::config::Config, store: &dyn crate::store::Store, random: &super::Random, now: Micros) -> Result<(String, Option<String>)> {
+    if let Some(key) = &services_config.admin_key {
+        return Ok((secret_hash(key), None));
+    }
+    let known = store.list_api_keys().await?;
+    if let Some(key) = known.into_iter().find(|k| k.id.as_str() == GENERATED_KEY && !k.revoked) {
+        return Ok((key.key_hash, None));
+    }
+    let key = random.secret("sk-admin-");
+    let stored = ApiKey {
+        id: GENERATED_KEY.into(),
+        name: "generated at the first start".to_owned(),
+        key_hash: secret_hash(&key),
+        scopes: vec!["admin".to_owned()],
+        labeler_id: Some(ADMIN.into()),
+        revoked: false,
+        created: now,
+    };
+    let hash = stored.key_hash.clone();
+    store.put_api_key(stored).await?;
+    Ok((hash, Some(key)))
+}
+
+/// The owner of a bearer key; `None` when nobody has it.
+pub async fn by_key(services: &Services, key: &str) -> Result<Option<Actor>> {
+    let hash = secret_hash(key);
+    // Both sides are hashes of secrets; the constant-time comparison costs nothing and closes the question.
+    if bool::from(hash.as_bytes().ct_eq(services.admin_key_hash.as_bytes())) {
+        return Ok(Some(Actor::admin()));
+    }
+    let Some(found) = services.store.find_api_key(&hash).await? else { return Ok(None) };
+    // A generated key is replaced by a configured one, not joined by it.
+    if found.revoked || found.id.as_str() == GENERATED_KEY {
+        return Ok(None);
+    }
+    let has = |scope: &str| found.scopes.iter().any(|s| s == scope);
+    if has("admin") {
+        return Ok(Some(Actor { name: found.name.clone(), ..Actor::admin() }));
+    }
+    let mut actor = Actor {
+        labeler_id: found.labeler_id.clone().unwrap_or_else(|| ADMIN.into()),
+        name: found.name.clone(),
+        role: Role::Labeler,
+        feedback: has("feedback") && found.labeler_id.is_some(),
+        inference: has("inference"),
+        by_cookie: false,
+    };
+    if let Some(id) = &found.labeler_id {
+        let labeler = services.store.get_labeler(id).await?;
+        if !labeler.active {
+            return Ok(None);
+        }
+        // A key never carries more than its scopes say: admin needs the scope.
+        actor.role = labeler.role.min(Role::Reviewer);
+    }
+    Ok(Some(actor))
+}
+
+/// The owner of a session cookie; `None` when it has ended.
+pub async fn by_session(services: &Services, token: &str) -> Result<Option<Actor>> {
+    let Some(session) = services.store.get_session(&secret_hash(token), services.now()).await? else {
+        return Ok(None);
+    };
+    let labeler = services.store.get_labeler(&session.labeler_id).await?;
+    if !labeler.active {
+        return Ok(None);
+    }
+    Ok(Some(Actor {
+        labeler_id: labeler.id,
+        name: labeler.name,
+        role: session.role.min(labeler.role),
+        feedback: true,
+        inference: true,
+        by_cookie: true,
+    }))
+}
+
+/// Opens a session for the owner of a key. Keys without feedback rights have no use for one.
+///
+/// # Errors
+/// `Forbidden` for wrong keys and keys without the `feedback` or `admin` scope.
+pub async fn log_in_with_key(services: &Arc<Services>, key: &str) -> Result<(Labeler, String)> {
+    let actor = by_key(services, key).await?.filter(|a| a.feedback);
+    let Some(actor) = actor else { return Err(ServiceError::Forbidden("this key opens no session".into())) };
+    let mut labeler = services.store.get_labeler(&actor.labeler_id).await?;
+    labeler.role = actor.role;
+    let token = open(services, &labeler).await?;
+    Ok((labeler, token))
+}
+
+/// Turns an invite into a labeler with a session. The invite works once.
+///
+/// # Errors
+/// `Forbidden` when the invite is unknown, used or expired.
+pub async fn log_in_with_invite(services: &Arc<Services>, invite: &str, name: &str) -> Result<(Labeler, String)> {
+    let name = check_name(name, "name")?;
+    let hash = secret_hash(invite);
+    let known = services.store.list_invites().await?.into_iter().find(|i| i.token_hash == hash);
+    let Some(known) = known else { return Err(ServiceError::Forbidden("this invite is not valid".into())) };
+    let now = services.now();
+    let labeler = Labeler { id: LabelerId::new(), name, role: known.role, active: true, created: now };
+    let all = services.clone();
+    let labeler = to_the_end(async move {
+        match all.store.redeem_invite(&hash, labeler, now).await {
+            Ok(labeler) => Ok(labeler),
+            Err(crate::store::StoreError::Conflict(_) | crate::store::StoreError::NotFound { .. }) => {
+                Err(ServiceError::Forbidden("this invite was used or has expired".into()))
+            }
+            Err(e) => Err(e.into()),
+        }
+    })
+    .await?;
+    let token = open(services, &labeler).await?;
+    Ok((labeler, token))
+}
+
+async fn open(services: &Arc<Services>, labeler: &Labeler) -> Result<String> {
+    // A fresh token at every login: nothing that was known before can become a session.
+    let token = services.random.secret("");
+    let now = services.now();
+    let session = Session {
+        token_hash: secret_hash(&token),
+        labeler_id: labeler.id.clone(),
+        role: labeler.role,
+        expires: now + services.config.sessions.lifetime_hours * HOUR,
+        created: now,
+    };
+    let services = services.clone();
+    to_the_end(async move { Ok(services.store.put_session(session).await?) }).await?;
+    Ok(token)
+}
+
+pub async fn log_out(services: &Services, token: &str) -> Result<()> {
+    Ok(services.store.delete_session(&secret_hash(token)).await?)
+}
+
+/// Makes a one-use invite; the token is returned once and never again.
+pub async fn invite(services: &Services, by: &Actor, role: Role, note: Option<String>) -> Result<(Invite, String)> {
+    if note.as_ref().is_some_and(|n| n.len() > 500) {
+        return Err(bad_input("note", "at most 500 bytes"));
+    }
+    let token = services.random.secret("invite-");
+    let now = services.now();
+    let invite = Invite {
+        id: InviteId::new(),
+        token_hash: secret_hash(&token),
+        role,
+        note,
+        expires: now + services.config.sessions.invite_hours * HOUR,
+        used_by: None,
+        created: now,
+    };
+    services.store.put_invite(invite.clone()).await?;
+    services.store.audit(by.labeler_id.as_str(), "invite", invite.id.as_str(), json!({"role": role}), now).await?;
+    Ok((invite, token))
+}
+
+/// Makes an API key; the key is returned once. A `feedback` key gets a labeler of its own unless it names one.
+pub async fn create_key(
+    services: &Services,
+    by: &Actor,
+    name: &str,
+    scopes: Vec<String>,
+    labeler_id: Option<LabelerId>,
+) -> Result<(ApiKey, String)> {
+    let name = check_name(name, "name")?;
+    if scopes.is_empty() {
+        return Err(bad_input("scopes", "name at least one of admin, feedback, inference"));
+    }
+    if let Some(i) = scopes.iter().position(|s| !SCOPES.contains(&s.as_str())) {
+        return Err(bad_input(format!("scopes[{i}]"), "must be admin, feedback or inference"));
+    }
+    let now = services.now();
+    let labeler_id = match labeler_id {
+        Some(id) => {
+            let found = services.store.get_labeler(&id).await;
+            found.map_err(|e| super::not_found_as(e, "labeler_id"))?;
+            Some(id)
+        }
+        None if scopes.iter().any(|s| s == "admin") => Some(ADMIN.into()),
+        None if scopes.iter().any(|s| s == "feedback") => {
+            let labeler =
+                Labeler { id: LabelerId::new(), name: name.clone(), role: Role::Labeler, active: true, created: now };
+            services.store.put_labeler(labeler.clone()).await?;
+            Some(labeler.id)
+        }
+        None => None,
+    };
+    let secret = services.random.secret("sk-");
+    let key = ApiKey {
+        id: ApiKeyId::new(),
+        name,
+        key_hash: secret_hash(&secret),
+        scopes,
+        labeler_id,
+        revoked: false,
+        created: now,
+    };
+    services.store.put_api_key(key.clone()).await?;
+    let detail = json!({"scopes": key.scopes});
+    services.store.audit(by.labeler_id.as_str(), "create_key", key.id.as_str(), detail, now).await?;
+    Ok((key, secret))
+}
+
+pub async fn revoke_key(services: &Services, by: &Actor, id: &ApiKeyId) -> Result<()> {
+    services.store.revoke_api_key(id).await?;
+    Ok(services.store.audit(by.labeler_id.as_str(), "revoke_key", id.as_str(), json!({}), services.now()).await?)
+}
+
+/// Adds a labeler by hand (keys can then be made for them).
+pub async fn add_labeler(services: &Services, by: &Actor, name: &str, role: Role) -> Result<Labeler> {
+    let now = services.now();
+    let name = check_name(name, "name")?;
+    let labeler = Labeler { id: LabelerId::new(), name, role, active: true, created: now };
+    services.store.put_labeler(labeler.clone()).await?;
+    let detail = json!({"role": role});
+    services.store.audit(by.labeler_id.as_str(), "add_labeler", labeler.id.as_str(), detail, now).await?;
+    Ok(labeler)
+}
+
+pub async fn set_active(services: &Services, by: &Actor, id: &LabelerId, active: bool) -> Result<()> {
+    if id.as_str() == ADMIN {
+        return Err(ServiceError::Conflict("the labeler admin stays active".into()));
+    }
+    services.store.set_labeler_active(id, active).await?;
+    let detail = json!({"active": active});
+    Ok(services.store.audit(by.labeler_id.as_str(), "set_active", id.as_str(), detail, services.now()).await?)
+}
+
+fn check_name(name: &str, field: &str) -> Result<String> {
+    let name = name.trim();
+    if name.is_empty() || name.len() > 100 || name.chars().any(char::is_control) {
+        return Err(bad_input(field, "must be 1 to 100 bytes without control characters"));
+    }
+    Ok(name.to_owned())
+}

@@ -1,0 +1,79 @@
+//! Prompts: how a conversation or a raw text becomes a stored prompt, and which side of the split it is on.
+
+use std::sync::Arc;
+
+use super::{Result, Services, bad_input, to_the_end};
+use crate::data::{PromptInput, content_hash, split_of};
+use crate::domain::{Message, Prompt, PromptId};
+
+/// One prompt in ten is held out; its content decides.
+const HELDOUT: f64 = 0.1;
+
+/// A raw text prompt in the shape all prompts are stored in.
+pub fn raw_text(text: impl Into<String>) -> Vec<Message> {
+    PromptInput::Text(text.into()).into_messages()
+}
+
+/// A new prompt record (the store returns the known one instead when the content is known).
+pub fn prompt_record(messages: Vec<Message>, source: &str, now: i64) -> Prompt {
+    let content_hash = content_hash(&messages);
+    Prompt {
+        id: PromptId::new(),
+        split: split_of(&content_hash, HELDOUT),
+        content_hash,
+        messages,
+        lang: None,
+        source: source.to_owned(),
+        tags: Vec::new(),
+        created: now,
+    }
+}
+
+/// Refuses conversations that no template can render. `field` is the request field to blame.
+pub fn check_messages(messages: &[Message], field: &str, max_bytes: usize) -> Result<()> {
+    if messages.is_empty() {
+        return Err(bad_input(field, "must have at least one message"));
+    }
+    if messages.len() > 1024 {
+        return Err(bad_input(field, "must have at most 1024 messages"));
+    }
+    for (i, message) in messages.iter().enumerate() {
+        if !matches!(message.role.as_str(), "system" | "user" | "assistant") {
+            return Err(bad_input(format!("{field}[{i}].role"), "must be system, user or assistant"));
+        }
+    }
+    check_size(messages.iter().map(|m| m.content.len()).sum(), field, max_bytes)
+}
+
+/// Refuses prompts beyond the byte limit before anything is computed.
+pub fn check_size(bytes: usize, field: &str, max_bytes: usize) -> Result<()> {
+    if bytes > max_bytes {
+        return Err(bad_input(field, format!("is {bytes} bytes long; at most {max_bytes} are taken")));
+    }
+    Ok(())
+}
+
+/// Stores a prompt given through the API or a page.
+///
+/// # Errors
+/// `BadInput` for empty or over-long conversations.
+pub async fn add(
+    services: &Arc<Services>,
+    messages: Vec<Message>,
+    source: &str,
+    lang: Option<String>,
+    tags: Vec<String>,
+) -> Result<Prompt> {
+    check_messages(&messages, "messages", services.config.limits.prompt_bytes)?;
+    if tags.len() > 32 || tags.iter().any(|t| t.is_empty() || t.len() > 64) {
+        return Err(bad_input("tags", "at most 32 tags of 1 to 64 bytes"));
+    }
+    if lang.as_ref().is_some_and(|l| l.len() > 35) {
+        return Err(bad_input("lang", "must be a language tag"));
+    }
+    let mut prompt = prompt_record(messages, source, services.now());
+    prompt.lang = lang;
+    prompt.tags = tags;
+    let services = services.clone();
+    to_the_end(async move { Ok(services.store.put_prompt(prompt).await?) }).await
+}

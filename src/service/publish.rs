@@ -1,0 +1,121 @@
+//! Which model version serves: promote, roll back, retire. The engine swaps first, the database follows.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::{Result, ServiceError, Services, to_the_end};
+use crate::domain::{ModelKind, ModelState, ModelVersion};
+use crate::service::people::Actor;
+
+/// A version by its id or its name.
+pub async fn find(services: &Services, name_or_id: &str) -> Result<ModelVersion> {
+    if let Some(found) = services.store.find_model(name_or_id).await? {
+        return Ok(found);
+    }
+    Ok(services.store.get_model(&name_or_id.into()).await?)
+}
+
+/// Makes the version the active one of its kind without dropping a request: those in flight finish on
+/// the version they began with.
+///
+/// # Errors
+/// `Conflict` for retired versions; what the engine says when the version does not load.
+pub async fn promote(services: &Arc<Services>, by: &Actor, name_or_id: &str) -> Result<ModelVersion> {
+    let version = find(services, name_or_id).await?;
+    switch(services, by, version, "promote").await
+}
+
+/// Returns to the parent of the active policy.
+///
+/// # Errors
+/// `Conflict` when nothing is active or the active version has no parent.
+pub async fn roll_back(services: &Arc<Services>, by: &Actor, kind: ModelKind) -> Result<ModelVersion> {
+    let Some(active) = services.store.active_model(kind).await? else {
+        return Err(ServiceError::Conflict(format!("no {kind} is active")));
+    };
+    let Some(parent) = &active.parent_id else {
+        return Err(ServiceError::Conflict(format!("{} has no parent to return to", active.name)));
+    };
+    let parent = services.store.get_model(parent).await?;
+    if parent.kind != kind {
+        return Err(ServiceError::Conflict(format!("the parent of {} is no {kind}", active.name)));
+    }
+    switch(services, by, parent, "roll_back").await
+}
+
+async fn switch(services: &Arc<Services>, by: &Actor, version: ModelVersion, action: &'static str) -> Result<ModelVersion> {
+    if version.state == ModelState::Retired {
+        return Err(ServiceError::Conflict(format!("{} is retired", version.name)));
+    }
+    let (services, actor) = (services.clone(), by.labeler_id.clone());
+    to_the_end(async move {
+        let _one_at_a_time = services.publishing.lock().await;
+        let now = services.now();
+        let former = if version.kind == ModelKind::Policy {
+            let engine = services.engine()?;
+            let former = engine.active().map(|m| m.version.id.clone());
+            engine.load(&version).await?;
+            engine.activate(&version.id).await?;
+            former
+        } else {
+            None
+        };
+        let active = match services.store.activate_model(&version.id, now).await {
+            Ok(active) => active,
+            Err(e) => {
+                // What serves must be what the database says.
+                if let (Some(former), Ok(engine)) = (former, services.engine()) {
+                    engine.activate(&former).await?;
+                }
+                return Err(e.into());
+            }
+        };
+        let detail = json!({"name": active.name, "kind": active.kind});
+        services.store.audit(actor.as_str(), action, active.id.as_str(), detail, now).await?;
+        tracing::info!(model.name = %active.name, model.kind = %active.kind, "{action}");
+        Ok(active)
+    })
+    .await
+}
+
+/// Takes a version out of use; its files stay.
+///
+/// # Errors
+/// `Conflict` for the active version.
+pub async fn retire(services: &Arc<Services>, by: &Actor, name_or_id: &str) -> Result<()> {
+    let version = find(services, name_or_id).await?;
+    if version.state == ModelState::Active {
+        return Err(ServiceError::Conflict(format!("{} is active; promote another version first", version.name)));
+    }
+    services.store.retire_model(&version.id).await?;
+    let detail = json!({"name": version.name});
+    Ok(services.store.audit(by.labeler_id.as_str(), "retire", version.id.as_str(), detail, services.now()).await?)
+}
+
+/// Scores completions of one prompt with the active (or named) reward model.
+///
+/// # Errors
+/// `Conflict` when no reward model is active; `BadInput` when the named one is no reward model.
+pub async fn rewards(
+    services: &Services,
+    model: Option<&str>,
+    conversations: &[Vec<crate::domain::Message>],
+) -> Result<(ModelVersion, Vec<f64>)> {
+    let version = match model {
+        Some(name) => find(services, name).await.map_err(|e| match e {
+            ServiceError::Store(e) => super::not_found_as(e, "model"),
+            other => other,
+        })?,
+        None => services
+            .store
+            .active_model(ModelKind::Reward)
+            .await?
+            .ok_or_else(|| ServiceError::Conflict("no reward model is active".into()))?,
+    };
+    if version.kind != ModelKind::Reward {
+        return Err(super::bad_input("model", format!("{} is no reward model", version.name)));
+    }
+    let scores = services.engine()?.rewards(&version, conversations).await?;
+    Ok((version, scores))
+}

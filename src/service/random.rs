@@ -1,0 +1,58 @@
+//! The one source of randomness of the serving side: seeds, ids and secrets; seedable in tests.
+
+use std::sync::{Mutex, PoisonError};
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use sha2::{Digest, Sha256};
+
+/// Largest seed drawn plus one: exact in every JSON reader and in a signed database column.
+const SEED_BOUND: u64 = 1 << 53;
+
+/// A cryptographic generator behind a lock.
+pub struct Random(Mutex<ChaCha20Rng>);
+
+impl Random {
+    /// Seeded by the operating system.
+    ///
+    /// # Errors
+    /// When the system gives no entropy.
+    pub fn from_os() -> std::io::Result<Self> {
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(|e| std::io::Error::other(e.to_string()))?;
+        Ok(Self(Mutex::new(ChaCha20Rng::from_seed(seed))))
+    }
+
+    /// Repeatable, for tests.
+    pub fn from_seed(seed: u64) -> Self {
+        Self(Mutex::new(ChaCha20Rng::seed_from_u64(seed)))
+    }
+
+    /// A sampling or order seed below 2^53.
+    pub fn seed(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).next_u64() % SEED_BOUND
+    }
+
+    /// 256 random bits as hex behind a readable prefix: keys, session tokens, invites.
+    pub fn secret(&self, prefix: &str) -> String {
+        let mut bytes = [0; 32];
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(&mut bytes);
+        format!("{prefix}{}", hex::encode(bytes))
+    }
+}
+
+/// SHA-256 (hex) under which a secret is kept. Secrets are 256 random bits, so no slow hash is needed.
+pub fn secret_hash(secret: &str) -> String {
+    hex::encode(Sha256::digest(secret.as_bytes()))
+}
+
+/// The order in which a set of `n` things is shown: a permutation fixed by the seed.
+pub fn shown_order(seed: u64, n: usize) -> Vec<usize> {
+    let mut rng = ChaCha20Rng::seed_from_u64(seed);
+    let mut order: Vec<usize> = (0..n).collect();
+    for i in (1..n).rev() {
+        // n ≤ 9 here: the bias of the modulus is below 2^-60.
+        order.swap(i, (rng.next_u64() % (i as u64 + 1)) as usize);
+    }
+    order
+}

@@ -1,0 +1,265 @@
+//! Comparison sets: given texts or samples of the active policy, to be ranked; and rankings by API.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::complete::{self, Start};
+use super::label::{Word, human_completion, judge};
+use super::prompts::{check_messages, prompt_record};
+use super::{Result, Services, bad_input, not_found_as, to_the_end};
+use crate::domain::*;
+use crate::engine::{EngineError, SamplingParams};
+use crate::service::people::Actor;
+use crate::store::Submitted;
+
+/// A prompt by content or by id.
+pub enum PromptRef {
+    Messages(Vec<Message>),
+    Known(PromptId),
+}
+
+/// A completion by content or by id.
+#[derive(Clone, Debug)]
+pub enum CompletionRef {
+    Text(String),
+    Known(CompletionId),
+}
+
+/// Finds or stores the prompt.
+pub async fn prompt(services: &Arc<Services>, prompt: PromptRef, source: &str) -> Result<Prompt> {
+    match prompt {
+        PromptRef::Known(id) => services.store.get_prompt(&id).await.map_err(|e| not_found_as(e, "prompt_id")),
+        PromptRef::Messages(messages) => super::prompts::add(services, messages, source, None, Vec::new()).await,
+    }
+}
+
+/// Makes an open set of given completions (stored as imported text when given as text).
+pub async fn create(
+    services: &Arc<Services>,
+    prompt: &Prompt,
+    completions: Vec<CompletionRef>,
+    overlap: Option<i64>,
+    policy: &str,
+) -> Result<ComparisonSet> {
+    make(services, prompt, completions, overlap, policy, None).await
+}
+
+async fn make(
+    services: &Arc<Services>,
+    prompt: &Prompt,
+    completions: Vec<CompletionRef>,
+    overlap: Option<i64>,
+    policy: &str,
+    id: Option<SetId>,
+) -> Result<ComparisonSet> {
+    if !(2..=9).contains(&completions.len()) {
+        return Err(bad_input("completions", "a set has 2 to 9 completions"));
+    }
+    let overlap = overlap.unwrap_or(services.config.labeling.overlap);
+    if !(1..=100).contains(&overlap) {
+        return Err(bad_input("overlap", "must be 1 to 100"));
+    }
+    let now = services.now();
+    let (mut ids, mut new) = (Vec::new(), Vec::new());
+    for (i, completion) in completions.into_iter().enumerate() {
+        match completion {
+            CompletionRef::Known(id) => {
+                let field = format!("completions[{i}].completion_id");
+                let found = services.store.get_completion(&id).await.map_err(|e| not_found_as(e, &field))?;
+                if found.prompt_id != prompt.id {
+                    return Err(bad_input(field, "was written for another prompt"));
+                }
+                if ids.contains(&id) {
+                    return Err(bad_input(field, "is there twice"));
+                }
+                ids.push(id);
+            }
+            CompletionRef::Text(text) => {
+                if text.len() > services.config.limits.prompt_bytes {
+                    return Err(bad_input(format!("completions[{i}].text"), "is too long"));
+                }
+                let origin = CompletionOrigin::Import;
+                let written = Completion { origin, ..human_completion(prompt.id.clone(), text, now) };
+                ids.push(written.id.clone());
+                new.push(written);
+            }
+        }
+    }
+    let set = ComparisonSet {
+        id: id.unwrap_or_else(SetId::new),
+        prompt_id: prompt.id.clone(),
+        kind: SetKind::Normal,
+        target_overlap: overlap,
+        selection_policy: policy.to_owned(),
+        selection_score: None,
+        status: SetStatus::Open,
+        completion_ids: ids,
+        created: now,
+    };
+    let (services, stored) = (services.clone(), set.clone());
+    to_the_end(async move {
+        if !new.is_empty() {
+            services.store.put_completions(new).await?;
+        }
+        Ok(services.store.put_set(stored).await?)
+    })
+    .await?;
+    Ok(set)
+}
+
+/// Draws `n` completions of the prompt from the active policy and makes them an open set.
+///
+/// # Errors
+/// What the engine refuses; `Engine(Failed)` when fewer than two completions have text.
+pub async fn sample(
+    services: &Arc<Services>,
+    prompt: &Prompt,
+    n: usize,
+    params: SamplingParams,
+    overlap: Option<i64>,
+    request_id: String,
+) -> Result<ComparisonSet> {
+    if !(2..=9).contains(&n) {
+        return Err(bad_input("n", "must be 2 to 9"));
+    }
+    let model = complete::resolve_model(services, None, false).await?;
+    let engine = services.engine()?;
+    let version = Some(&model.version.id);
+    let prompt_ids = match prompt.messages.as_slice() {
+        // Raw text stays raw; a model without a template can only read raw text.
+        [one] if prompt.source == "completions" || !model.has_chat_template => {
+            engine.tokenize(version, &one.content, true, false).await?
+        }
+        messages => engine.chat_prompt(version, messages).await?,
+    };
+    let room = model.max_context.saturating_sub(prompt_ids.len());
+    let params = SamplingParams { max_tokens: params.max_tokens.min(room), ..params };
+    let start = Start {
+        request_id,
+        model,
+        prompt_ids,
+        messages: prompt.messages.clone(),
+        source: "page",
+        n,
+        params: SamplingParams { logprobs: Some(0), ..params },
+        prompt_logprobs: None,
+    };
+    let mut running = complete::start(services, start).await?;
+    running.finish().await?;
+    let texts: Vec<_> = running.samples.iter().filter(|s| !s.text.trim().is_empty()).map(|s| s.id.clone()).collect();
+    if texts.len() < 2 {
+        return Err(EngineError::Failed("the policy wrote fewer than two non-empty completions".into()).into());
+    }
+    running.store_always(|_| true).await?;
+    let completions = texts.into_iter().map(CompletionRef::Known).collect();
+    create(services, prompt, completions, overlap, "random").await
+}
+
+/// A ranking given through the API, on a known set or on completions given with it.
+pub struct Ranking {
+    pub set_id: Option<SetId>,
+    pub prompt: Option<PromptRef>,
+    pub completions: Vec<(CompletionRef, i64)>,
+    pub outcome: Outcome,
+    pub strength: Option<Strength>,
+    pub rationale: Option<String>,
+    pub idempotency_key: String,
+}
+
+/// Stores a K-wise ranking. Repeating it with the same idempotency key changes nothing.
+pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> Result<(ComparisonSet, Submitted)> {
+    let Ranking { set_id, prompt: prompt_ref, completions, outcome, strength, rationale, idempotency_key } = ranking;
+    let (refs, tiers): (Vec<_>, Vec<_>) = completions.into_iter().unzip();
+    let set = match (set_id, prompt_ref) {
+        (Some(id), None) => services.store.get_set(&id).await.map_err(|e| not_found_as(e, "set_id"))?,
+        (None, Some(prompt_ref)) => {
+            if let PromptRef::Messages(messages) = &prompt_ref {
+                check_messages(messages, "messages", services.config.limits.prompt_bytes)?;
+            }
+            // The set's id comes from the key: a repeated request finds the set it made before.
+            let id = derived_set_id(actor, &idempotency_key);
+            match services.store.get_set(&id).await {
+                Ok(known) => known,
+                Err(crate::store::StoreError::NotFound { .. }) => {
+                    let prompt = prompt(services, prompt_ref, "api").await?;
+                    make(services, &prompt, refs.clone(), Some(1), "import", Some(id)).await?
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        _ => return Err(bad_input("set_id", "give either set_id, or messages or prompt_id")),
+    };
+    let mut items = Vec::new();
+    for (i, (completion, tier)) in refs.into_iter().zip(tiers).enumerate() {
+        let id = match completion {
+            CompletionRef::Known(id) => id,
+            CompletionRef::Text(text) => text_in_set(services, &set, &text, &items)
+                .await?
+                .ok_or_else(|| bad_input(format!("completions[{i}].text"), "is not the text of a completion of this set"))?,
+        };
+        if !set.completion_ids.contains(&id) {
+            return Err(bad_input(format!("completions[{i}].completion_id"), format!("{id} is not in this set")));
+        }
+        if tier < 0 {
+            return Err(bad_input(format!("completions[{i}].tier"), "must not be negative"));
+        }
+        items.push((id, tier, None));
+    }
+    let word = Word {
+        lease_token: None,
+        outcome,
+        items,
+        strength,
+        rationale,
+        flags: Vec::new(),
+        ideal_answer: None,
+        active_ms: 0,
+        wall_ms: 0,
+        idempotency_key,
+        revises: None,
+    };
+    let (submitted, _) = judge(services, actor, &set, None, word).await?;
+    let set = services.store.get_set(&set.id).await?;
+    Ok((set, submitted))
+}
+
+/// The completion of the set that has this text and is not ranked yet.
+async fn text_in_set(
+    services: &Services,
+    set: &ComparisonSet,
+    text: &str,
+    ranked: &[(CompletionId, i64, Option<i64>)],
+) -> Result<Option<CompletionId>> {
+    for id in &set.completion_ids {
+        if ranked.iter().all(|(r, _, _)| r != id) && services.store.get_completion(id).await?.text == text {
+            return Ok(Some(id.clone()));
+        }
+    }
+    Ok(None)
+}
+
+fn derived_set_id(actor: &Actor, key: &str) -> SetId {
+    let digest = Sha256::digest(format!("{}\0{key}", actor.labeler_id).as_bytes());
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    SetId(ulid::Ulid::from(u128::from_be_bytes(bytes)).to_string())
+}
+
+/// Stores a demonstration: a prompt and the answer a person wrote for it.
+pub async fn demonstrate(
+    services: &Arc<Services>,
+    actor: &Actor,
+    messages: Vec<Message>,
+    completion: String,
+) -> Result<Demonstration> {
+    check_messages(&messages, "messages", services.config.limits.prompt_bytes)?;
+    if completion.trim().is_empty() || completion.len() > services.config.limits.prompt_bytes {
+        return Err(bad_input("completion", "must have text, within the size limit"));
+    }
+    let now = services.now();
+    let prompt = prompt_record(messages, "api", now);
+    let completion = human_completion(prompt.id.clone(), completion, now);
+    let (services, labeler) = (services.clone(), actor.labeler_id.clone());
+    to_the_end(async move { Ok(services.store.put_demonstration(prompt, completion, Some(labeler), now).await?) }).await
+}

@@ -1,0 +1,205 @@
+//! Import and export of prompts, rankings and demonstrations as JSON lines.
+
+use std::sync::Arc;
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::label::human_completion;
+use super::prompts::prompt_record;
+use super::{Result, Services, bad_input, to_the_end};
+use crate::data::{Comparison, Format, LineError, PromptInput, RankedText, Record, Written, export, import};
+use crate::domain::*;
+use crate::service::people::Actor;
+use crate::store::{RankedFilter, StoreError};
+
+/// Bad lines beyond these are only counted.
+const MAX_ERRORS: usize = 100;
+/// The labeler that imported rankings belong to; it exists in every store.
+const IMPORTER: &str = "import";
+
+/// What an import did. Bad lines are skipped and named; good ones stay.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Imported {
+    pub imported: usize,
+    /// Known already.
+    pub skipped: usize,
+    /// Lines that could not be used (all of them; `errors` lists the first hundred).
+    pub failed: usize,
+    pub errors: Vec<LineError>,
+}
+
+/// Stores every line of `body`. Importing the same file twice skips what is known.
+///
+/// # Errors
+/// `BadInput` for bodies without a single usable line; bad lines among good ones are listed instead.
+pub async fn read_in(
+    services: &Arc<Services>,
+    by: &Actor,
+    format: Format,
+    name: &str,
+    body: bytes::Bytes,
+) -> Result<Imported> {
+
+    if name.is_empty() || name.len() > 64 || !name.chars().all(fits) {
+        return Err(bad_input("name", "must be 1 to 64 of letters, digits, '.', '_' and '-'"));
+    }
+    let source = format!("import:{name}");
+    let (all, actor) = (services.clone(), by.labeler_id.clone());
+    let done = to_the_end(async move {
+        let mut done = Imported::default();
+        for (i, record) in import(format, std::io::Cursor::new(&body)).enumerate() {
+            match record {
+                Ok(record) => match store_one(&all, record, &source).await {
+                    Ok(true) => done.imported += 1,
+                    Ok(false) => done.skipped += 1,
+                    Err(StoreError::Conflict(message)) => done.fail(LineError { line: i + 1, message }),
+                    Err(e) => return Err(e.into()),
+                },
+                Err(e) => done.fail(e),
+            }
+        }
+        let detail = json!({"imported": done.imported, "skipped": done.skipped, "failed": done.failed});
+        all.store.audit(actor.as_str(), "import", &source, detail, all.now()).await?;
+        Ok(done)
+    })
+    .await?;
+    match done.errors.first() {
+        Some(first) if done.imported + done.skipped == 0 => Err(bad_input("body", first.to_string())),
+        _ => Ok(done),
+    }
+}
+
+impl Imported {
+    fn fail(&mut self, error: LineError) {
+        self.failed += 1;
+        if self.errors.len() < MAX_ERRORS {
+            self.errors.push(error);
+        }
+    }
+}
+
+/// False when it was known already.
+async fn store_one(services: &Services, record: Record, source: &str) -> Result<bool, StoreError> {
+    let now = services.now();
+    match record {
+        Record::Comparison(comparison) => store_comparison(services, comparison, source, now).await,
+        Record::Demonstration(Written { prompt, completion, .. }) => {
+            let prompt = prompt_record(prompt.into_messages(), source, now);
+            let id = prompt.id.clone();
+            let known = services.store.put_prompt(prompt).await?;
+            if known.id != id {
+                let there = services.store.list_completions(&known.id).await?;
+                if there.iter().any(|c| c.origin == CompletionOrigin::Human && c.text == completion) {
+                    return Ok(false);
+                }
+            }
+            let completion = human_completion(known.id.clone(), completion, now);
+            services.store.put_demonstration(known, completion, Some(IMPORTER.into()), now).await?;
+            Ok(true)
+        }
+        Record::Prompt(record) => {
+            let mut prompt = prompt_record(record.prompt.into_messages(), source, now);
+            (prompt.tags, prompt.lang) = (record.tags, record.lang);
+            let id = prompt.id.clone();
+            Ok(services.store.put_prompt(prompt).await?.id == id)
+        }
+    }
+}
+
+async fn store_comparison(
+    services: &Services,
+    comparison: Comparison,
+    source: &str,
+    now: Micros,
+) -> Result<bool, StoreError> {
+    let Comparison { prompt, completions, strength, split, .. } = comparison;
+    let mut prompt = prompt_record(prompt.into_messages(), source, now);
+    if let Some(split) = split {
+        prompt.split = split;
+    }
+    // The key is the content, so that the same ranking is one judgment however often it comes.
+    let mut content = Sha256::new();
+    content.update(prompt.content_hash.as_bytes());
+    for RankedText { text, tier } in &completions {
+        content.update((text.len() as u64).to_le_bytes());
+        content.update(text.as_bytes());
+        content.update(tier.to_le_bytes());
+    }
+    let written: Vec<Completion> = completions
+        .iter()
+        .map(|c| Completion {
+            origin: CompletionOrigin::Import,
+            ..human_completion(prompt.id.clone(), c.text.clone(), now)
+        })
+        .collect();
+    let set = ComparisonSet {
+        id: SetId::new(),
+        prompt_id: prompt.id.clone(),
+        kind: SetKind::Normal,
+        target_overlap: 1,
+        selection_policy: "import".to_owned(),
+        selection_score: None,
+        status: SetStatus::Done,
+        completion_ids: written.iter().map(|c| c.id.clone()).collect(),
+        created: now,
+    };
+    let items = written.iter().zip(&completions).enumerate().map(|(i, (written, ranked))| JudgmentItem {
+        completion_id: written.id.clone(),
+        tier: ranked.tier,
+        shown_position: i as i64,
+        rating: None,
+    });
+    let judgment = Judgment {
+        id: JudgmentId::new(),
+        assignment_id: None,
+        set_id: set.id.clone(),
+        labeler_id: IMPORTER.into(),
+        revision: 1,
+        supersedes_id: None,
+        outcome: Outcome::Ranked,
+        strength: strength.filter(|_| written.len() == 2),
+        rationale: None,
+        active_ms: 0,
+        wall_ms: 0,
+        guideline_version: None,
+        idempotency_key: format!("import:{}", hex::encode(content.finalize())),
+        items: items.collect(),
+        flags: Vec::new(),
+        created: now,
+    };
+    services.store.import_set(prompt, written, set, Some(judgment)).await
+}
+
+/// Everything stored, as JSON lines of the format; `train` or `heldout` restricts rankings to one side.
+pub async fn write_out(services: &Services, format: Format, split: Option<Split>) -> Result<String> {
+    let mut lines = Vec::new();
+    match format {
+        Format::Comparisons | Format::Trl | Format::Hh => {
+            let filter = RankedFilter { split, ..RankedFilter::default() };
+            for set in services.store.ranked_sets(&filter).await? {
+                if let Some(comparison) = Comparison::from_ranked(&set) {
+                    lines.extend(export(format, &Record::Comparison(comparison)));
+                }
+            }
+        }
+        Format::Demonstrations => {
+            for (prompt, completion) in services.store.demonstrations().await? {
+                if split.is_none_or(|s| s == prompt.split) {
+                    let record = Written {
+                        prompt_id: Some(prompt.id.to_string()),
+                        prompt: PromptInput::Chat(prompt.messages),
+                        completion: completion.text,
+                    };
+                    lines.extend(export(format, &Record::Demonstration(record)));
+                }
+            }
+        }
+        Format::Prompts => return Err(bad_input("format", "prompts are listed by GET /v1/prompts")),
+    }
+    let mut out = lines.join("\n");
+    if !out.is_empty() {
+        out.push('\n');
+    }
+    Ok(out)
+}
