@@ -15,6 +15,7 @@
 //!   `objective`, `generation` and `train`.
 
 pub mod app;
+pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod models_cli;

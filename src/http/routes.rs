@@ -105,8 +105,13 @@ fn people() -> Vec<Route> {
         get("/v1/prompts", Feedback, "Stored prompts, newest first", sets::list_prompts),
         post("/v1/prompts", Feedback, "Store a prompt", sets::add_prompt).taking::<sets::PromptRequest>(),
         get("/v1/comparison-sets", Feedback, "Comparison sets, newest first", sets::list_sets),
-        post("/v1/comparison-sets", Feedback, "Make a set to be ranked, drawn from the policy if need be", sets::create)
-            .taking::<sets::SetRequest>(),
+        post(
+            "/v1/comparison-sets",
+            Feedback,
+            "Make a set to be ranked, drawn from the policy if need be",
+            sets::create,
+        )
+        .taking::<sets::SetRequest>(),
         get("/v1/comparison-sets/{id}", Feedback, "One comparison set", sets::get_set),
         post("/v1/comparisons", Feedback, "Submit a ranking", sets::rank).taking::<sets::RankingRequest>(),
         post("/v1/demonstrations", Feedback, "Store a prompt with its ideal answer", sets::demonstrate)
@@ -118,14 +123,20 @@ fn people() -> Vec<Route> {
         get("/v1/label/next", Feedback, "Lease the next set to rank; 204 when none is open", label::next),
         post("/v1/label/{id}/renew", Feedback, "Extend a lease", label::renew).taking::<label::Lease>(),
         post("/v1/label/{id}/release", Feedback, "Give a lease back", label::release).taking::<label::Lease>(),
-        post("/v1/label/{id}/judgment", Feedback, "Judge a leased set", label::submit).taking::<label::JudgmentRequest>(),
+        post("/v1/label/{id}/judgment", Feedback, "Judge a leased set", label::submit)
+            .taking::<label::JudgmentRequest>(),
         get("/v1/label/history", Feedback, "Own latest judgments", label::history),
         get("/v1/label/judgments/{id}", Feedback, "A judgment with its set as shown", label::reopen),
     ]
 }
 
 fn administration(limits: &LimitsConfig) -> Vec<Route> {
-    let mut import = post("/admin/import", Admin, "JSON lines in: comparisons, trl, hh, demonstrations, prompts", admin::transfer::import);
+    let mut import = post(
+        "/admin/import",
+        Admin,
+        "JSON lines in: comparisons, trl, hh, demonstrations, prompts",
+        admin::transfer::import,
+    );
     import.handler = import.handler.layer(DefaultBodyLimit::max(limits.import_bytes));
     vec![
         get("/admin/api/overview", Admin, "The loop in figures and the next sensible action", admin::overview),
@@ -145,11 +156,13 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         import,
         get("/admin/export", Admin, "JSON lines out: comparisons, trl, hh, demonstrations", admin::transfer::export),
         get("/admin/labelers", Admin, "People who rank", admin::people::labelers),
-        post("/admin/labelers", Admin, "Add a labeler", admin::people::add_labeler).taking::<admin::people::NewLabeler>(),
+        post("/admin/labelers", Admin, "Add a labeler", admin::people::add_labeler)
+            .taking::<admin::people::NewLabeler>(),
         post("/admin/labelers/{id}/active", Admin, "Let a labeler in or keep them out", admin::people::set_active)
             .taking::<admin::people::SetActive>(),
         get("/admin/invites", Admin, "Invites", admin::people::invites),
-        post("/admin/invites", Admin, "Make a one-use invite", admin::people::invite).taking::<admin::people::NewInvite>(),
+        post("/admin/invites", Admin, "Make a one-use invite", admin::people::invite)
+            .taking::<admin::people::NewInvite>(),
         get("/admin/keys", Admin, "API keys", admin::people::keys),
         post("/admin/keys", Admin, "Make an API key", admin::people::create_key).taking::<admin::people::NewKey>(),
         delete("/admin/keys/{id}", Admin, "Revoke an API key", admin::people::revoke_key),

@@ -259,7 +259,9 @@ pub async fn rank(
         strength: body.strength,
         rationale: body.rationale,
         // Without a key every request is its own ranking; the id's prefix keeps it from meeting a given one.
-        idempotency_key: body.idempotency_key.unwrap_or_else(|| format!("request:{request_id}:{}", ulid::Ulid::generate())),
+        idempotency_key: body
+            .idempotency_key
+            .unwrap_or_else(|| format!("request:{request_id}:{}", ulid::Ulid::generate())),
     };
     let (set, submitted) = sets::rank(services, &actor, ranking).await.map_err(rename_items)?;
     let mut completions = Vec::new();

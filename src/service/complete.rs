@@ -268,7 +268,8 @@ impl Drop for Running {
             return;
         }
         // The client left: what it saw is kept, so that feedback on it still finds it.
-        if let (Some((prompt, completions)), Ok(runtime)) = (self.record(|_| true), tokio::runtime::Handle::try_current())
+        if let (Some((prompt, completions)), Ok(runtime)) =
+            (self.record(|_| true), tokio::runtime::Handle::try_current())
         {
             let services = self.services.clone();
             runtime.spawn(async move {
@@ -280,11 +281,7 @@ impl Drop for Running {
     }
 }
 
-async fn write(
-    services: Arc<Services>,
-    prompt: crate::domain::Prompt,
-    mut completions: Vec<Completion>,
-) -> Result<()> {
+async fn write(services: Arc<Services>, prompt: crate::domain::Prompt, mut completions: Vec<Completion>) -> Result<()> {
     to_the_end(async move {
         let prompt = services.store.put_prompt(prompt).await?;
         for completion in &mut completions {

@@ -101,9 +101,11 @@ pub async fn enqueue(
 async fn name_model(services: &Services, args: &mut Map<String, Value>, field: &str, kind: ModelKind) -> Result<()> {
     let param = format!("args.{field}");
     let version = match args.get(field) {
-        None | Some(Value::Null) => services.store.active_model(kind).await?.ok_or_else(|| {
-            bad_input(&param, format!("no {kind} is active; name a model version"))
-        })?,
+        None | Some(Value::Null) => services
+            .store
+            .active_model(kind)
+            .await?
+            .ok_or_else(|| bad_input(&param, format!("no {kind} is active; name a model version")))?,
         Some(Value::String(name)) => super::publish::find(services, name).await.map_err(|e| match e {
             ServiceError::Store(StoreError::NotFound { .. }) => {
                 bad_input(&param, format!("there is no model version '{name}'"))

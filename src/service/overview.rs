@@ -74,7 +74,9 @@ fn next_action(
         };
     }
     match reward {
-        None => action("train_reward", format!("train a reward model on {} judgments", counts.judgments), train("reward")),
+        None => {
+            action("train_reward", format!("train a reward model on {} judgments", counts.judgments), train("reward"))
+        }
         Some(_) => action("train_ppo", "train the policy against the reward model".to_owned(), train("ppo")),
     }
 }

@@ -6,13 +6,15 @@ use serde_json::json;
 use subtle::ConstantTimeEq;
 
 use super::random::secret_hash;
-use super::{Result, ServiceError, Services, bad_input, to_the_end};
+use super::{Random, Result, ServiceError, Services, bad_input, to_the_end};
+use crate::config::Config;
 use crate::domain::{ApiKey, ApiKeyId, Invite, InviteId, Labeler, LabelerId, Micros, Role, Session};
+use crate::store::Store;
 
 /// The labeler that the admin key acts as; it exists in every store.
 pub const ADMIN: &str = "admin";
-/// Id of the stored key that was generated at the first start.
-pub const GENERATED_KEY: &str = "admin";
+/// Name of the stored key that was generated at the first start.
+const GENERATED_KEY: &str = "generated at the first start";
 const HOUR: Micros = 3_600_000_000;
 
 /// What a key may be used for.
@@ -49,18 +51,23 @@ impl Actor {
 }
 
 /// The admin key of this server: its hash, and the key itself when it has just been made.
-pub async fn admin_key(services_config: &crate::config::Config, store: &dyn crate::store::Store, random: &super::Random, now: Micros) -> Result<(String, Option<String>)> {
-    if let Some(key) = &services_config.admin_key {
+pub async fn admin_key(
+    config: &Config,
+    store: &dyn Store,
+    random: &Random,
+    now: Micros,
+) -> Result<(String, Option<String>)> {
+    if let Some(key) = &config.admin_key {
         return Ok((secret_hash(key), None));
     }
     let known = store.list_api_keys().await?;
-    if let Some(key) = known.into_iter().find(|k| k.id.as_str() == GENERATED_KEY && !k.revoked) {
+    if let Some(key) = known.into_iter().find(|k| k.name == GENERATED_KEY && !k.revoked) {
         return Ok((key.key_hash, None));
     }
     let key = random.secret("sk-admin-");
     let stored = ApiKey {
-        id: GENERATED_KEY.into(),
-        name: "generated at the first start".to_owned(),
+        id: ApiKeyId::new(),
+        name: GENERATED_KEY.to_owned(),
         key_hash: secret_hash(&key),
         scopes: vec!["admin".to_owned()],
         labeler_id: Some(ADMIN.into()),
@@ -81,7 +88,7 @@ pub async fn by_key(services: &Services, key: &str) -> Result<Option<Actor>> {
     }
     let Some(found) = services.store.find_api_key(&hash).await? else { return Ok(None) };
     // A generated key is replaced by a configured one, not joined by it.
-    if found.revoked || found.id.as_str() == GENERATED_KEY {
+    if found.revoked || found.name == GENERATED_KEY {
         return Ok(None);
     }
     let has = |scope: &str| found.scopes.iter().any(|s| s == scope);

@@ -44,7 +44,12 @@ pub async fn roll_back(services: &Arc<Services>, by: &Actor, kind: ModelKind) ->
     switch(services, by, parent, "roll_back").await
 }
 
-async fn switch(services: &Arc<Services>, by: &Actor, version: ModelVersion, action: &'static str) -> Result<ModelVersion> {
+async fn switch(
+    services: &Arc<Services>,
+    by: &Actor,
+    version: ModelVersion,
+    action: &'static str,
+) -> Result<ModelVersion> {
     if version.state == ModelState::Retired {
         return Err(ServiceError::Conflict(format!("{} is retired", version.name)));
     }

@@ -194,9 +194,9 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
     for (i, (completion, tier)) in refs.into_iter().zip(tiers).enumerate() {
         let id = match completion {
             CompletionRef::Known(id) => id,
-            CompletionRef::Text(text) => text_in_set(services, &set, &text, &items)
-                .await?
-                .ok_or_else(|| bad_input(format!("completions[{i}].text"), "is not the text of a completion of this set"))?,
+            CompletionRef::Text(text) => text_in_set(services, &set, &text, &items).await?.ok_or_else(|| {
+                bad_input(format!("completions[{i}].text"), "is not the text of a completion of this set")
+            })?,
         };
         if !set.completion_ids.contains(&id) {
             return Err(bad_input(format!("completions[{i}].completion_id"), format!("{id} is not in this set")));

@@ -40,9 +40,11 @@ pub async fn read_in(
     name: &str,
     body: bytes::Bytes,
 ) -> Result<Imported> {
-
-    if name.is_empty() || name.len() > 64 || !name.chars().all(fits) {
-        return Err(bad_input("name", "must be 1 to 64 of letters, digits, '.', '_' and '-'"));
+    // A file's name as people have them; it only labels the source.
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let name: String = name.chars().map(|c| if fits(c) { c } else { '-' }).take(64).collect();
+    if name.is_empty() {
+        return Err(bad_input("name", "must not be empty"));
     }
     let source = format!("import:{name}");
     let (all, actor) = (services.clone(), by.labeler_id.clone());

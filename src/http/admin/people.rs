@@ -106,8 +106,7 @@ pub async fn create_key(
     Caller(actor): Caller,
     Json(body): Json<NewKey>,
 ) -> ApiResult<Response> {
-    let (key, secret) =
-        people::create_key(&state.services, &actor, &body.name, body.scopes, body.labeler_id).await?;
+    let (key, secret) = people::create_key(&state.services, &actor, &body.name, body.scopes, body.labeler_id).await?;
     let mut answer = key_json(&key);
     answer["key"] = json!(secret);
     Ok((StatusCode::CREATED, axum::Json(answer)).into_response())

@@ -93,7 +93,11 @@ pub async fn create(
             Given::Text(text) => text.len(),
             Given::Ids(ids) => ids.len() * size_of::<u32>(),
         };
-        check_size(bytes, if prompts.len() == 1 { "prompt".into() } else { format!("prompt[{i}]") }.as_str(), limits.prompt_bytes)?;
+        check_size(
+            bytes,
+            if prompts.len() == 1 { "prompt".into() } else { format!("prompt[{i}]") }.as_str(),
+            limits.prompt_bytes,
+        )?;
     }
     let n = params::check_samples("n", prompts.len(), request.n.unwrap_or(1), limits)?;
     let best_of = params::check_samples("best_of", prompts.len(), request.best_of.unwrap_or(n as u64), limits)?;
@@ -200,7 +204,10 @@ async fn input(engine: &dyn Generator, model: &ServedModel, given: Given) -> Api
         Given::Text(text) => Ok(Input { ids: engine.tokenize(version, &text, true, false).await?, text }),
         Given::Ids(ids) => {
             if let Some(id) = ids.iter().find(|id| **id as usize >= model.vocab_size) {
-                return Err(ApiError::bad("prompt", format!("token id {id} is outside the vocabulary of {}", model.vocab_size)));
+                return Err(ApiError::bad(
+                    "prompt",
+                    format!("token id {id} is outside the vocabulary of {}", model.vocab_size),
+                ));
             }
             Ok(Input { text: engine.detokenize(version, &ids).await?, ids })
         }

@@ -66,9 +66,7 @@ pub async fn chat(
     tokens: &[TokenLogprob],
 ) -> Result<Vec<Value>, EngineError> {
     let (own, mut alternatives) = texts(engine, version, tokens).await?;
-    let entry = |text: &str, id: u32, logprob: Option<f32>| {
-        json!({"token": text, "logprob": logprob, "bytes": text.as_bytes(), "token_id": id})
-    };
+    let entry = |text: &str, id: u32, logprob: Option<f32>| json!({"token": text, "logprob": logprob, "bytes": text.as_bytes(), "token_id": id});
     let mut out = Vec::with_capacity(tokens.len());
     for (token, text) in tokens.iter().zip(&own) {
         let mut value = entry(text, token.id, token.logprob);

@@ -20,8 +20,13 @@ const BUFFER: usize = 64;
 /// One step of one sample.
 pub enum Piece<'a> {
     /// Before anything is drawn; with the prompt's log-probs where they were asked for.
-    Start { prompt: &'a [TokenLogprob] },
-    Delta { text: &'a str, tokens: &'a [TokenLogprob] },
+    Start {
+        prompt: &'a [TokenLogprob],
+    },
+    Delta {
+        text: &'a str,
+        tokens: &'a [TokenLogprob],
+    },
     Finish(FinishReason),
 }
 

@@ -1,0 +1,152 @@
+//! Composition root: builds store, engine, jobs and router from the configuration, runs them, and takes
+//! them down in order.
+
+mod connections;
+pub mod model;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tokio::net::TcpListener;
+
+use crate::config::Config;
+use crate::service::{Random, Services, people, system_clock};
+use crate::store::{self, Store};
+
+/// Runs the server until SIGTERM or ctrl-c, or until the model cannot be loaded.
+///
+/// # Errors
+/// What keeps it from starting: the data directory, the database, the address, the model.
+pub async fn serve(config: Config) -> Result<()> {
+    size_compute_pool(config.engine.threads);
+    make_data_dir(&config.data_dir)?;
+    let store = store::connect(&config.database_url()).await.context("opening the database")?;
+    let (services, generated_key) = services(config.clone(), store.clone()).await?;
+    let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
+    announce(&listener, generated_key.as_deref())?;
+    let router = crate::http::router(services.clone());
+    let jobs = config.jobs.enabled.then(|| tokio::spawn(run_jobs(services.clone())));
+
+    let loading = {
+        let services = services.clone();
+        tokio::spawn(async move {
+            let engine = model::start(&services).await?;
+            services.set_engine(engine);
+            anyhow::Ok(())
+        })
+    };
+    let stop = services.shutdown.clone();
+    let watcher = tokio::spawn(async move {
+        // The listener is up while the model loads; a model that cannot load ends the server.
+        let failed = tokio::select! {
+            loaded = loading => match loaded {
+                Ok(Ok(())) => None,
+                Ok(Err(e)) => Some(e),
+                Err(e) => Some(anyhow::Error::new(e)),
+            },
+            () = stop.cancelled() => None,
+        };
+        if failed.is_none() {
+            tokio::select! {
+                () = signalled() => tracing::info!("shutting down"),
+                () = stop.cancelled() => {}
+            }
+        }
+        stop.cancel();
+        failed
+    });
+    tokio::spawn({
+        // A signal must end the server also while the model still loads.
+        let stop = services.shutdown.clone();
+        async move {
+            signalled().await;
+            stop.cancel();
+        }
+    });
+    connections::serve(listener, router, &config.server, services.clone()).await;
+    if let Some(jobs) = jobs
+        && let Err(error) = jobs.await
+    {
+        tracing::error!(%error, "the job runner ended badly");
+    }
+    store.close().await;
+    match watcher.await? {
+        Some(failed) => Err(failed),
+        None => Ok(()),
+    }
+}
+
+/// Services over an open store, and the admin key if it was made just now.
+pub async fn services(config: Config, store: Arc<dyn Store>) -> Result<(Arc<Services>, Option<String>)> {
+    let (clock, random) = (system_clock(), Random::from_os()?);
+    let (hash, generated) = people::admin_key(&config, store.as_ref(), &random, clock()).await?;
+    let services = Services::new(config, store, clock, random, hash, crate::train::recipes());
+    Ok((Arc::new(services), generated))
+}
+
+/// Opens the configured database, for the commands that need nothing else.
+pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
+    make_data_dir(&config.data_dir)?;
+    store::connect(&config.database_url()).await.context("opening the database")
+}
+
+/// Runs training jobs of the store until shutdown (`instructd worker`).
+pub async fn worker(config: Config) -> Result<()> {
+    let store = open_store(&config).await?;
+    let (services, _) = services(config, store.clone()).await?;
+    let stop = services.shutdown.clone();
+    tokio::spawn(async move {
+        signalled().await;
+        stop.cancel();
+    });
+    tracing::info!("waiting for jobs");
+    run_jobs(services).await;
+    store.close().await;
+    Ok(())
+}
+
+async fn run_jobs(services: Arc<Services>) {
+    services.shutdown.cancelled().await;
+}
+
+/// Only the owner may look into the data directory: it holds judgments, keys' hashes and models.
+fn make_data_dir(dir: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(dir).with_context(|| format!("making the data directory {}", dir.display()))
+}
+
+fn announce(listener: &TcpListener, generated_key: Option<&str>) -> Result<()> {
+    let at = listener.local_addr()?;
+    println!("instructd on http://{at}  (pages: /  /label  /chat  /admin  /docs)");
+    if let Some(key) = generated_key {
+        println!("admin key, shown this once: {key}");
+    }
+    Ok(())
+}
+
+fn size_compute_pool(threads: usize) {
+    if threads > 0
+        && let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()
+    {
+        tracing::warn!(%error, "the compute pool keeps its size");
+    }
+}
+
+/// Resolves at SIGTERM or ctrl-c.
+async fn signalled() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        let _ = tokio::signal::ctrl_c().await;
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}

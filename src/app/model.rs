@@ -1,0 +1,160 @@
+//! From `--model NAME|DIR|FILE.gguf` to a registered model version that the engine serves.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
+use crate::engine::Generator;
+use crate::service::Services;
+use crate::store::Store;
+
+/// Finds (or pulls) the configured model, registers it, starts the engine and loads what should serve.
+pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
+    bail!("no engine is built in yet: {}", services.config.model)
+}
+
+/// The version record of the model at `path`: the known one when name and weights are the same.
+pub async fn register(services: &Services, path: &Path, name: &str) -> Result<ModelVersion> {
+    let path = std::fs::canonicalize(path).with_context(|| format!("no model at {}", path.display()))?;
+    let sha256 = {
+        let path = path.clone();
+        tokio::task::spawn_blocking(move || weights_sha256(&path)).await??
+    };
+    let uri = artifact_uri(&services.config.data_dir, &path);
+    let store = &services.store;
+    let mut name = version_name(name);
+    for suffix in [String::new(), format!("-{}", &sha256[..8])] {
+        name.truncate(64 - suffix.len());
+        let candidate = format!("{name}{suffix}");
+        match store.find_model(&candidate).await? {
+            Some(known) if known.sha256 == sha256 && known.artifact_uri == uri => return Ok(known),
+            Some(_) => continue,
+            None => return Ok(put(services, candidate, uri, sha256).await?),
+        }
+    }
+    // Same name and weights, another place: the record would send readers to the old place.
+    let name = format!("{}-{}", &name[..name.len().min(40)], ModelVersionId::new().as_str().to_ascii_lowercase());
+    Ok(put(services, name[..name.len().min(64)].to_owned(), uri, sha256).await?)
+}
+
+async fn put(
+    services: &Services,
+    name: String,
+    uri: String,
+    sha256: String,
+) -> Result<ModelVersion, crate::store::StoreError> {
+    let version = ModelVersion {
+        id: ModelVersionId::new(),
+        kind: ModelKind::Policy,
+        name,
+        stage: "base".to_owned(),
+        parent_id: None,
+        job_id: None,
+        artifact_uri: uri,
+        sha256,
+        metrics: json!({}),
+        state: ModelState::Candidate,
+        created: services.now(),
+    };
+    services.store.put_model(version.clone()).await?;
+    Ok(version)
+}
+
+/// What should serve: the active policy when it descends from the configured model (the loop's progress
+/// survives a restart), else the configured model itself (it was asked for).
+pub async fn choose(store: &dyn Store, configured: ModelVersion) -> Result<ModelVersion> {
+    let Some(active) = store.active_model(ModelKind::Policy).await? else { return Ok(configured) };
+    let mut ancestor = active.clone();
+    // Lineages are short; the bound only guards against a broken table.
+    for _ in 0..10_000 {
+        if ancestor.id == configured.id {
+            return Ok(active);
+        }
+        match &ancestor.parent_id {
+            Some(parent) => ancestor = store.get_model(parent).await?,
+            None => break,
+        }
+    }
+    Ok(configured)
+}
+
+/// `[a-z0-9][a-z0-9._-]{0,63}` made of any text.
+pub fn version_name(text: &str) -> String {
+    let fits =
+        |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-') { c } else { '-' };
+    let name: String = text.to_ascii_lowercase().chars().map(fits).collect();
+    let name = name.trim_start_matches(['.', '_', '-']).replace("..", ".");
+    let name: String = name.chars().take(64).collect();
+    if name.is_empty() { "model".to_owned() } else { name }
+}
+
+/// The name a path gives its model: the directory's, or the file's without `.gguf`; `model.gguf` takes its
+/// directory's.
+pub fn name_of_path(path: &Path) -> String {
+    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let stem = if path.extension().is_some_and(|e| e == "gguf") { path.file_stem() } else { path.file_name() };
+    let stem = stem.map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    let parent = path.parent().and_then(Path::file_name).map(|s| s.to_string_lossy().into_owned());
+    match (stem.as_str(), parent) {
+        ("model", Some(parent)) => version_name(&parent),
+        _ => version_name(&stem),
+    }
+}
+
+/// Relative to the data directory where it is inside, so that the directory can move.
+fn artifact_uri(data_dir: &Path, path: &Path) -> String {
+    let root = std::fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_owned());
+    path.strip_prefix(&root).unwrap_or(path).display().to_string()
+}
+
+/// SHA-256 (hex) over the weight files, in the order of their names.
+fn weights_sha256(path: &Path) -> Result<String> {
+    let mut files: Vec<PathBuf> = if path.is_dir() {
+        let entries = std::fs::read_dir(path)?.collect::<std::io::Result<Vec<_>>>()?;
+        let weights = |p: &PathBuf| p.extension().is_some_and(|e| e == "safetensors" || e == "gguf");
+        entries.into_iter().map(|e| e.path()).filter(weights).collect()
+    } else {
+        vec![path.to_owned()]
+    };
+    files.sort();
+    if files.is_empty() {
+        bail!("{} holds no .safetensors and no .gguf file", path.display());
+    }
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    for file in files {
+        let mut reader = std::fs::File::open(&file).with_context(|| format!("reading {}", file.display()))?;
+        loop {
+            match reader.read(&mut buffer)? {
+                0 => break,
+                n => hash.update(&buffer[..n]),
+            }
+        }
+    }
+    Ok(hex::encode(hash.finalize()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_always_valid() {
+        let long = "x".repeat(100);
+        for (text, name) in [
+            ("SmolLM2 135M", "smollm2-135m"),
+            ("../../etc", "etc"),
+            ("...", "model"),
+            ("a..b", "a.b"),
+            ("模型", "model"),
+            (long.as_str(), &long[..64]),
+        ] {
+            assert_eq!(version_name(text), name);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Bodies of the subcommands that are not a server: training in the foreground, models, export.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, anyhow, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, LogConfig};
+use crate::data::Format;
+use crate::domain::{Metric, Progress, Split};
+use crate::train::{Reporter, TrainOutcome};
+
+/// Logs to standard error; a second call changes nothing.
+pub fn start_log(config: &LogConfig) {
+    let filter = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let _ = if config.json { builder.json().try_init() } else { builder.with_target(false).try_init() };
+}
+
+pub fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
+}
+
+pub async fn migrate(config: Config) -> Result<()> {
+    let store = crate::app::open_store(&config).await?;
+    println!("{}: the schema is up to date", store.backend());
+    store.close().await;
+    Ok(())
+}
+
+/// Writes stored rankings or demonstrations to a file or to standard output.
+pub async fn export(config: Config, format: String, split: Option<String>, out: Option<PathBuf>) -> Result<()> {
+    let format = Format::parse(&format).ok_or_else(|| anyhow!("--format: unknown format '{format}'"))?;
+    let split = match split {
+        None => None,
+        Some(name) => Some(Split::parse(&name).ok_or_else(|| anyhow!("--split: must be train or heldout"))?),
+    };
+    let store = crate::app::open_store(&config).await?;
+    let (services, _) = crate::app::services(config, store.clone()).await?;
+    let text = crate::service::transfer::write_out(&services, format, split).await?;
+    store.close().await;
+    match out {
+        Some(path) => std::fs::write(&path, text).with_context(|| format!("writing {}", path.display())),
+        None => {
+            print!("{text}");
+            Ok(())
+        }
+    }
+}
+
+/// Runs a recipe here and now, with a progress bar; ctrl-c checkpoints and ends.
+pub fn train(recipe: &str, args: &Path) -> Result<()> {
+    start_log(&LogConfig::default());
+    let recipes = crate::train::recipes();
+    let Some(found) = recipes.iter().find(|r| r.name == recipe) else {
+        let known: Vec<_> = recipes.iter().map(|r| r.name).collect();
+        bail!("there is no recipe '{recipe}'; there are {}", known.join(", "));
+    };
+    let text = std::fs::read_to_string(args).with_context(|| format!("reading {}", args.display()))?;
+    let args = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", args.display()))?;
+    (found.validate)(&args)?;
+    match (found.run)(&args, &mut Foreground::new()?)? {
+        TrainOutcome::Done { model_dir, metrics } => {
+            println!("{}", serde_json::json!({"model_dir": model_dir, "metrics": metrics}));
+            Ok(())
+        }
+        TrainOutcome::Stopped { checkpoint } => bail!(
+            "stopped; {}",
+            checkpoint.map_or_else(|| "no checkpoint was written".to_owned(), |c| format!("checkpoint: {c}"))
+        ),
+    }
+}
+
+/// A bar for people, warnings and samples above it.
+struct Foreground {
+    bar: ProgressBar,
+    stop: Arc<AtomicBool>,
+    metrics: String,
+}
+
+impl Foreground {
+    fn new() -> Result<Self> {
+        let bar = ProgressBar::no_length();
+        bar.set_style(ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {eta} {msg}")?);
+        let stop = Arc::new(AtomicBool::new(false));
+        let asked = stop.clone();
+        std::thread::Builder::new().name("signals".into()).spawn(move || {
+            let asks = block_on(async { Ok(tokio::signal::ctrl_c().await?) });
+            asked.store(asks.is_ok(), Ordering::Relaxed);
+        })?;
+        Ok(Self { bar, stop, metrics: String::new() })
+    }
+}
+
+impl Reporter for Foreground {
+    fn progress(&mut self, progress: &Progress) {
+        if let Some(total) = progress.total_steps {
+            self.bar.set_length(total);
+        }
+        self.bar.set_prefix(progress.phase.clone());
+        self.bar.set_position(progress.step);
+        self.bar.set_message(self.metrics.clone());
+    }
+
+    fn metrics(&mut self, metrics: &[Metric]) {
+        let shown = metrics.iter().take(4).map(|m| format!("{}={:.4}", m.name, m.value));
+        self.metrics = shown.collect::<Vec<_>>().join(" ");
+    }
+
+    fn event(&mut self, kind: &str, data: serde_json::Value) {
+        self.bar.suspend(|| eprintln!("{kind}: {data}"));
+    }
+
+    fn should_stop(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+pub fn train_job(job_dir: &Path) -> Result<ExitCode> {
+    bail!("no job runner is built in yet: {}", job_dir.display())
+}
+
+pub fn pull(config: &Config, name: Option<String>, from: Option<PathBuf>) -> Result<()> {
+    bail!("models pull is not built in yet: {name:?} {from:?} {}", config.model)
+}
+
+pub fn list(config: &Config) -> Result<()> {
+    bail!("models list is not built in yet: {}", config.data_dir.display())
+}
+
+pub fn export_model(config: &Config, model: &str, out: &Path) -> Result<()> {
+    bail!("models export is not built in yet: {model} {} {}", out.display(), config.data_dir.display())
+}
+
+pub fn eval(args: &Path) -> Result<()> {
+    bail!("eval is not built in yet: {}", args.display())
+}
