@@ -124,16 +124,22 @@ pub fn train_job(job_dir: &Path) -> Result<ExitCode> {
     bail!("no job runner is built in yet: {}", job_dir.display())
 }
 
+/// Brings a model into the data directory; the configured one when none is named.
 pub fn pull(config: &Config, name: Option<String>, from: Option<PathBuf>) -> Result<()> {
-    bail!("models pull is not built in yet: {name:?} {from:?} {}", config.model)
+    let name = name.unwrap_or_else(|| config.model.clone());
+    crate::models_cli::pull_model(&name, &config.data_dir, from.as_deref()).map(drop)
 }
 
-pub fn list(config: &Config) -> Result<()> {
-    bail!("models list is not built in yet: {}", config.data_dir.display())
+pub fn list(config: &Config) {
+    crate::models_cli::list_models(&config.data_dir);
 }
 
+/// Writes a pulled model, a directory or a .gguf file as a Hugging Face directory.
 pub fn export_model(config: &Config, model: &str, out: &Path) -> Result<()> {
-    bail!("models export is not built in yet: {model} {} {}", out.display(), config.data_dir.display())
+    let source = crate::model::pull::resolve(model, &config.data_dir)?;
+    let sha256 = crate::models_cli::export_model(&source, out)?;
+    println!("{}  {}", sha256, out.display());
+    Ok(())
 }
 
 pub fn eval(args: &Path) -> Result<()> {

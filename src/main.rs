@@ -148,7 +148,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::TrainJob { job_dir } => return cli::train_job(&job_dir),
         Command::Migrate(settings) => cli::block_on(cli::migrate(settings.load()?))?,
         Command::Models(Models::Pull { name, from, settings }) => cli::pull(&settings.load()?, name, from)?,
-        Command::Models(Models::List(settings)) => cli::list(&settings.load()?)?,
+        Command::Models(Models::List(settings)) => cli::list(&settings.load()?),
         Command::Models(Models::Export { model, out, settings }) => cli::export_model(&settings.load()?, &model, &out)?,
         Command::Train { recipe, args } => cli::train(&recipe, &args)?,
         Command::Eval { args } => cli::eval(&args)?,

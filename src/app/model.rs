@@ -10,12 +10,43 @@ use sha2::{Digest, Sha256};
 
 use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
 use crate::engine::Generator;
+use crate::model::pull;
 use crate::service::Services;
 use crate::store::Store;
 
 /// Finds (or pulls) the configured model, registers it, starts the engine and loads what should serve.
+///
+/// # Errors
+/// A model that is neither a path nor can be pulled (naming the ways), weights that do not load.
 pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
-    bail!("no engine is built in yet: {}", services.config.model)
+    let config = &services.config;
+    let (model, data_dir) = (config.model.clone(), config.data_dir.clone());
+    let path = tokio::task::spawn_blocking(move || locate(&model, &data_dir)).await??;
+    let name = if pull::is_name(&config.model) { version_name(&config.model) } else { name_of_path(&path) };
+    let configured = register(services, &path, &name).await?;
+    let version = choose(services.store.as_ref(), configured).await?;
+    let engine = engine(services)?;
+    engine.load(&version).await.with_context(|| format!("loading {}", version.name))?;
+    engine.activate(&version.id).await?;
+    services.store.activate_model(&version.id, services.now()).await?;
+    tracing::info!(model.name = %version.name, model.weights = %config.weights, "serving");
+    Ok(engine)
+}
+
+fn engine(services: &Services) -> Result<Arc<dyn Generator>> {
+    bail!("no engine is built in yet (weights {})", services.config.weights)
+}
+
+/// A path, a pulled name, or a name that can be pulled now.
+fn locate(model: &str, data_dir: &Path) -> Result<PathBuf> {
+    match pull::resolve(model, data_dir) {
+        Ok(path) => Ok(path),
+        Err(pull::PullError::NotHere { .. }) if pull::is_name(model) => {
+            eprintln!("{model} is not here yet; pulling it");
+            crate::models_cli::pull_model(model, data_dir, None)
+        }
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// The version record of the model at `path`: the known one when name and weights are the same.

@@ -78,6 +78,18 @@ pub(super) async fn list(conn: &mut Conn, page: &Page, labeler: Option<&LabelerI
     Ok(judgments)
 }
 
+/// First judgments of a labeler: since `since`, and in all.
+pub(super) async fn counts(conn: &mut Conn, labeler: &LabelerId, since: Micros) -> Result<(i64, i64)> {
+    let row = conn
+        .one(
+            "SELECT COUNT(*) AS total, COUNT(CASE WHEN created >= $2 THEN 1 END) AS recent
+             FROM judgments WHERE labeler_id = $1 AND revision = 1",
+            args![labeler.as_str(), since],
+        )
+        .await?;
+    row.map_or(Ok((0, 0)), |row| Ok((row.int("recent")?, row.int("total")?)))
+}
+
 /// A ranking names every completion of its set once; anything else names none that is not in it.
 fn check_items(j: &Judgment, of_set: &[CompletionId]) -> Result<()> {
     let mut seen = HashSet::new();

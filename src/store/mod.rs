@@ -183,11 +183,7 @@ pub trait Store: Send + Sync + 'static {
     async fn get_judgment(&self, id: &JudgmentId) -> Result<Judgment>;
     async fn list_judgments(&self, page: Page, labeler: Option<&LabelerId>) -> Result<Vec<Judgment>>;
     /// How many first judgments (revisions do not count) the labeler gave since `since`, and in all.
-    async fn judgment_counts(&self, labeler: &LabelerId, since: Micros) -> Result<(i64, i64)> {
-        let own = self.list_judgments(Page { after: None, limit: 1000 }, Some(labeler)).await?;
-        let first = own.iter().filter(|j| j.revision == 1);
-        Ok((first.clone().filter(|j| j.created >= since).count() as i64, first.count() as i64))
-    }
+    async fn judgment_counts(&self, labeler: &LabelerId, since: Micros) -> Result<(i64, i64)>;
     /// Latest revisions only, joined with texts, ordered by judgment id.
     async fn ranked_sets(&self, filter: &RankedFilter) -> Result<Vec<RankedSet>>;
     async fn put_demonstration(

@@ -177,6 +177,10 @@ impl Store for SqlStore {
         read!(self, |c| judgments::list(c, &page, labeler))
     }
 
+    async fn judgment_counts(&self, labeler: &LabelerId, since: Micros) -> Result<(i64, i64)> {
+        read!(self, |c| judgments::counts(c, labeler, since))
+    }
+
     async fn ranked_sets(&self, filter: &RankedFilter) -> Result<Vec<RankedSet>> {
         read!(self, |c| judgments::ranked_sets(c, filter))
     }

@@ -1,0 +1,144 @@
+//! A server in the test's own process and a client that speaks to its router.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::BodyExt;
+use instructd::config::Config;
+use instructd::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
+use instructd::engine::mock::{MockGenerator, MockOptions};
+use instructd::service::random::secret_hash;
+use instructd::service::{Random, Services, system_clock};
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+pub const ADMIN_KEY: &str = "test-admin-key";
+
+pub struct Server {
+    pub services: Arc<Services>,
+    pub router: Router,
+    _dir: tempfile::TempDir,
+}
+
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("not JSON ({e}): {}", self.text))
+    }
+
+    /// Panics with the body when the status is another one.
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text);
+        self
+    }
+
+    /// The data of server-sent events.
+    pub fn events(&self) -> Vec<String> {
+        self.text.lines().filter_map(|l| l.strip_prefix("data: ")).map(str::to_owned).collect()
+    }
+
+    pub fn param(&self) -> Option<String> {
+        self.json()["error"]["param"].as_str().map(str::to_owned)
+    }
+}
+
+pub fn version(name: &str, kind: ModelKind, parent: Option<&ModelVersion>) -> ModelVersion {
+    ModelVersion {
+        id: ModelVersionId::new(),
+        kind,
+        name: name.to_owned(),
+        stage: "base".to_owned(),
+        parent_id: parent.map(|p| p.id.clone()),
+        job_id: None,
+        artifact_uri: format!("models/{name}"),
+        sha256: "00".repeat(32),
+        metrics: json!({}),
+        state: ModelState::Candidate,
+        created: 1,
+    }
+}
+
+impl Server {
+    pub async fn start() -> Self {
+        Self::with(|_| {}, MockOptions::default()).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut Config), mock: MockOptions) -> Self {
+        let server = Self::without_engine(change).await;
+        let base = version("base", ModelKind::Policy, None);
+        server.services.store.put_model(base.clone()).await.unwrap();
+        server.services.store.activate_model(&base.id, 1).await.unwrap();
+        server.services.set_engine(Arc::new(MockGenerator::new(base, mock)));
+        server
+    }
+
+    pub async fn without_engine(change: impl FnOnce(&mut Config)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+        change(&mut config);
+        let store = instructd::store::connect(&config.database_url()).await.unwrap();
+        let services = Services::new(
+            config,
+            store,
+            system_clock(),
+            Random::from_seed(7),
+            secret_hash(ADMIN_KEY),
+            instructd::train::recipes(),
+        );
+        let services = Arc::new(services);
+        Self { router: instructd::http::router(services.clone()), services, _dir: dir }
+    }
+
+    pub async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        Answer { status: parts.status, headers: parts.headers, text }
+    }
+
+    /// `headers` may hold `authorization`, `cookie`, `origin`, …
+    pub async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<Value>) -> Answer {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if body.is_some() {
+            request = request.header("content-type", "application/json");
+        }
+        let body = body.map_or_else(Body::empty, |b| Body::from(b.to_string()));
+        self.send(request.body(body).unwrap()).await
+    }
+
+    /// Without a key.
+    pub async fn open_post(&self, path: &str, body: Value) -> Answer {
+        self.call("POST", path, &[], Some(body)).await
+    }
+
+    /// With the admin key.
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.call("POST", path, &[admin()], Some(body)).await
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.call("GET", path, &[admin()], None).await
+    }
+
+    /// Body as it is, with the admin key and a content type.
+    pub async fn raw(&self, method: &str, path: &str, kind: &str, body: impl Into<Body>) -> Answer {
+        let request = Request::builder().method(method).uri(path).header("content-type", kind);
+        let request = request.header(admin().0, admin().1);
+        self.send(request.body(body.into()).unwrap()).await
+    }
+}
+
+pub fn admin() -> (&'static str, &'static str) {
+    ("authorization", "Bearer test-admin-key")
+}

@@ -1,0 +1,179 @@
+//! The labeler's flow, with the admin key alone and with other people in the way.
+
+use serde_json::{Value, json};
+
+use super::client::Server;
+
+async fn new_set(server: &Server, texts: &[&str]) -> Value {
+    let body = json!({"messages": [{"role": "user", "content": "**q**"}], "completions": texts});
+    server.post("/v1/comparison-sets", body).await.expect(201).json()
+}
+
+fn judgment(turn: &Value, tiers: &[i64], key: &str) -> Value {
+    let completions = turn["completions"].as_array().unwrap();
+    let items: Vec<Value> =
+        completions.iter().zip(tiers).map(|(c, t)| json!({"completion_id": c["id"], "tier": t})).collect();
+    json!({"lease_token": turn["lease_token"], "outcome": "ranked", "items": items,
+           "active_ms": 1200, "wall_ms": 1500, "idempotency_key": key})
+}
+
+fn judge_path(turn: &Value) -> String {
+    format!("/v1/label/{}/judgment", turn["assignment_id"].as_str().unwrap())
+}
+
+#[tokio::test]
+async fn lease_judge_retry_revise() {
+    let server = Server::start().await;
+    server.get("/v1/label/next").await.expect(204);
+    new_set(&server, &["a", "b", "c"]).await;
+    let turn = server.get("/v1/label/next").await.expect(200).json();
+    assert_eq!(turn["prompt"]["messages"][0]["html"], "<p><strong>q</strong></p>\n");
+    assert_eq!(turn["completions"].as_array().unwrap().len(), 3);
+    assert!(!turn.to_string().contains("model"), "blind until the vote");
+    assert_eq!(turn["me"], json!({"name": "admin", "done_today": 0, "done_total": 0}));
+
+    let lease = json!({"lease_token": turn["lease_token"]});
+    let id = turn["assignment_id"].as_str().unwrap();
+    let renewed = server.post(&format!("/v1/label/{id}/renew"), lease).await.expect(200).json();
+    assert!(renewed["expires_at"].as_i64().unwrap() >= turn["expires_at"].as_i64().unwrap());
+
+    let body = judgment(&turn, &[1, 0, 1], "key-1");
+    let stored = server.post(&judge_path(&turn), body.clone()).await.expect(200).json();
+    assert_eq!(stored["replayed"], false);
+    assert_eq!(stored["reveal"].as_array().unwrap().len(), 3);
+    for (position, item) in stored["judgment"]["items"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(item["shown_position"], position);
+        assert_eq!(item["completion_id"], turn["completions"][position]["id"]);
+    }
+    let again = server.post(&judge_path(&turn), body).await.expect(200).json();
+    assert_eq!(again["replayed"], true);
+    assert_eq!(again["judgment"], stored["judgment"]);
+
+    let mut revision = judgment(&turn, &[0, 1, 2], "key-2");
+    revision["revises"] = stored["judgment"]["id"].clone();
+    let revised = server.post(&judge_path(&turn), revision).await.expect(200).json();
+    assert_eq!(revised["judgment"]["revision"], 2);
+    let sets = server.services.store.ranked_sets(&Default::default()).await.unwrap();
+    assert_eq!(sets.len(), 1, "only the latest revision counts");
+    let history = server.get("/v1/label/history?limit=5").await.expect(200).json();
+    assert_eq!(history["data"].as_array().unwrap().len(), 2);
+    let reopened = format!("/v1/label/judgments/{}", revised["judgment"]["id"].as_str().unwrap());
+    let reopened = server.get(&reopened).await.expect(200).json();
+    assert_eq!(reopened["completions"], turn["completions"], "as it was shown");
+    let all = server.get("/v1/judgments").await.expect(200).json();
+    assert_eq!(all["data"].as_array().unwrap().len(), 2);
+    server.get("/v1/label/next").await.expect(204);
+    new_set(&server, &["a", "b"]).await;
+    let turn = server.get("/v1/label/next").await.expect(200).json();
+    assert_eq!(
+        (&turn["me"]["done_today"], &turn["me"]["done_total"]),
+        (&json!(1), &json!(1)),
+        "revisions do not count"
+    );
+}
+
+#[tokio::test]
+async fn a_judgment_must_fit_its_set() {
+    let server = Server::start().await;
+    new_set(&server, &["a", "b", "c"]).await;
+    let turn = server.get("/v1/label/next").await.expect(200).json();
+    let change = |edit: &dyn Fn(&mut Value)| {
+        let mut body = judgment(&turn, &[0, 1, 2], "key");
+        edit(&mut body);
+        body
+    };
+    for (body, param) in [
+        (change(&|b| b["items"][1]["completion_id"] = json!("nope")), "items[1].completion_id"),
+        (change(&|b| b["items"][1] = b["items"][0].clone()), "items[1].completion_id"),
+        (change(&|b| b["items"] = json!([b["items"][0]])), "items"),
+        (change(&|b| b["items"][2]["tier"] = json!(-1)), "items[2].tier"),
+        (change(&|b| b["items"][2]["tier"] = json!("best")), "items[2].tier"),
+        (change(&|b| b["items"][2]["rating"] = json!(11)), "items[2].rating"),
+        (change(&|b| b["items"][0]["colour"] = json!(1)), "items[0].colour"),
+        (change(&|b| b["outcome"] = json!("great")), "outcome"),
+        (change(&|b| b["strength"] = json!("clearly")), "strength"),
+        (change(&|b| b["active_ms"] = json!(-1)), "active_ms"),
+        (change(&|b| b["idempotency_key"] = json!("")), "idempotency_key"),
+        (change(&|b| b["flags"] = json!([{"completion_id": "nope", "code": "spam"}])), "flags[0].completion_id"),
+        (change(&|b| b["flags"] = json!([{"code": "Not a code"}])), "flags[0].code"),
+    ] {
+        let answer = server.post(&judge_path(&turn), body.clone()).await.expect(400);
+        assert_eq!(answer.param().as_deref(), Some(param), "{body}: {}", answer.text);
+    }
+    let forged = change(&|b| b["lease_token"] = json!("lease-forged"));
+    server.post(&judge_path(&turn), forged).await.expect(409);
+    server.post("/v1/label/nope/judgment", judgment(&turn, &[0, 1, 2], "k")).await.expect(404);
+    assert_eq!(server.services.store.counts().await.unwrap().judgments, 0);
+    server.post(&judge_path(&turn), judgment(&turn, &[0, 0, 0], "k")).await.expect(200);
+}
+
+#[tokio::test]
+async fn other_peoples_assignments_are_closed() {
+    let server = Server::start().await;
+    new_set(&server, &["a", "b"]).await;
+    let turn = server.get("/v1/label/next").await.expect(200).json();
+    let made = server.post("/admin/keys", json!({"name": "eve", "scopes": ["feedback"]})).await.expect(201).json();
+    let bearer = format!("Bearer {}", made["key"].as_str().unwrap());
+    let eve = [("authorization", bearer.as_str())];
+    // The only place is taken.
+    server.call("GET", "/v1/label/next", &eve, None).await.expect(204);
+    let id = turn["assignment_id"].as_str().unwrap();
+    for (action, body) in [
+        ("renew", json!({"lease_token": turn["lease_token"]})),
+        ("release", json!({"lease_token": turn["lease_token"]})),
+        ("judgment", judgment(&turn, &[0, 1], "eve")),
+    ] {
+        server.call("POST", &format!("/v1/label/{id}/{action}"), &eve, Some(body)).await.expect(403);
+    }
+    server.post(&format!("/v1/label/{id}/release"), json!({"lease_token": turn["lease_token"]})).await.expect(204);
+    let hers = server.call("GET", "/v1/label/next", &eve, None).await.expect(200).json();
+    let stored = server.call("POST", &judge_path(&hers), &eve, Some(judgment(&hers, &[0, 1], "eve"))).await.expect(200);
+    let path = format!("/v1/label/judgments/{}", stored.json()["judgment"]["id"].as_str().unwrap());
+    server.get(&path).await.expect(200); // an admin reviews
+    let own = server.call("GET", "/v1/judgments", &eve, None).await.expect(200).json();
+    assert_eq!(own["data"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn an_ideal_answer_becomes_a_demonstration() {
+    let server = Server::start().await;
+    new_set(&server, &["a", "b"]).await;
+    let turn = server.get("/v1/label/next").await.expect(200).json();
+    let mut body = judgment(&turn, &[], "k");
+    body["outcome"] = json!("all_bad");
+    body["ideal_answer"] = json!("better than both");
+    server.post(&judge_path(&turn), body).await.expect(200);
+    let export = server.get("/admin/export?format=demonstrations").await.expect(200).text;
+    assert_eq!(serde_json::from_str::<Value>(&export).unwrap()["completion"], "better than both");
+}
+
+#[tokio::test]
+async fn sets_are_drawn_from_the_policy_and_ranked() {
+    let server = Server::start().await;
+    let request = json!({"messages": [{"role": "user", "content": "q"}], "n": 3, "sampling": {"max_tokens": 30}});
+    let set = server.post("/v1/comparison-sets", request).await.expect(201).json();
+    assert_eq!(set["completions"].as_array().unwrap().len(), 3);
+    let path = format!("/v1/label/next?set_id={}", set["id"].as_str().unwrap());
+    let turn = server.get(&path).await.expect(200).json();
+    assert_eq!(turn["set_id"], set["id"]);
+    let stored = server.post(&judge_path(&turn), judgment(&turn, &[0, 1, 2], "k")).await.expect(200).json();
+    assert_eq!(stored["reveal"][0]["model"], "base");
+    assert_eq!(server.get("/v1/label/next?set_id=nope").await.expect(404).param().as_deref(), Some("set_id"));
+}
+
+#[tokio::test]
+async fn rankings_by_api_are_stored_once() {
+    let server = Server::start().await;
+    let body = json!({"messages": [{"role": "user", "content": "q"}], "idempotency_key": "r1", "strength": "clearly",
+        "completions": [{"text": "good", "tier": 0}, {"text": "bad", "tier": 1}]});
+    let first = server.post("/v1/comparisons", body.clone()).await.expect(201).json();
+    let again = server.post("/v1/comparisons", body).await.expect(200).json();
+    assert_eq!((&again["replayed"], &again["set"]["id"]), (&json!(true), &first["set"]["id"]));
+    let counts = server.services.store.counts().await.unwrap();
+    assert_eq!((counts.judgments, counts.completions, counts.sets_done), (1, 2, 1));
+    let export = server.get("/admin/export?format=trl").await.expect(200).text;
+    assert!(export.contains("\"chosen\"") && export.lines().count() == 1, "{export}");
+    let feedback = json!({"completion_id": first["set"]["completion_ids"][0], "kind": "thumb", "value": "up", "idempotency_key": "f"});
+    let one = server.post("/v1/feedback", feedback.clone()).await.expect(201).json();
+    assert_eq!(server.post("/v1/feedback", feedback).await.expect(201).json()["id"], one["id"]);
+}

@@ -1,0 +1,60 @@
+//! Promote and roll back: what serves and what the database says move together.
+
+use instructd::domain::ModelKind;
+use serde_json::json;
+
+use super::client::{Server, version};
+
+#[tokio::test]
+async fn promote_serves_the_new_version_and_rollback_the_parent() {
+    let server = Server::start().await;
+    let store = &server.services.store;
+    let base = store.find_model("base").await.unwrap().unwrap();
+    let better = version("better", ModelKind::Policy, Some(&base));
+    let scorer = version("scorer", ModelKind::Reward, Some(&base));
+    store.put_model(better.clone()).await.unwrap();
+    store.put_model(scorer).await.unwrap();
+    let model =
+        async || server.open_post("/v1/completions", json!({"prompt": "x"})).await.expect(200).json()["model"].clone();
+    assert_eq!(model().await, "base");
+    server.post("/admin/models/better/promote", json!({})).await.expect(200);
+    assert_eq!(model().await, "better");
+    assert_eq!(store.active_model(ModelKind::Policy).await.unwrap().unwrap().name, "better");
+    // The former version still answers by name.
+    server.open_post("/v1/completions", json!({"prompt": "x", "model": "base"})).await.expect(200);
+    assert_eq!(server.get("/v1/models").await.json()["data"][0]["id"], "better");
+    let delete = format!("/admin/models/{}", better.id);
+    server.raw("DELETE", &delete, "application/json", "").await.expect(409);
+    server.post("/admin/models/rollback", json!({})).await.expect(200);
+    assert_eq!(model().await, "base");
+    server.post("/admin/models/rollback", json!({})).await.expect(409);
+    server.raw("DELETE", &delete, "application/json", "").await.expect(204);
+    server.post("/admin/models/better/promote", json!({})).await.expect(409);
+    server.post("/admin/models/nope/promote", json!({})).await.expect(404);
+
+    let rewards = json!({"prompt": [{"role": "user", "content": "q"}], "completions": ["short", "a longer answer"]});
+    server.open_post("/v1/rewards", rewards.clone()).await.expect(409);
+    server.post("/admin/models/scorer/promote", json!({})).await.expect(200);
+    let scored = server.open_post("/v1/rewards", rewards).await.expect(200).json();
+    assert_eq!(scored["model"], "scorer");
+    assert!(scored["scores"][1].as_f64().unwrap() > scored["scores"][0].as_f64().unwrap());
+    assert_eq!(model().await, "base", "a reward model is no policy");
+}
+
+#[tokio::test]
+async fn the_overview_says_what_comes_next() {
+    let server = Server::start().await;
+    let action = async || server.get("/admin/api/overview").await.expect(200).json()["next_action"]["action"].clone();
+    assert_eq!(action().await, "import");
+    let set = json!({"messages": [{"role": "user", "content": "q"}], "completions": ["a", "b"]});
+    server.post("/v1/comparison-sets", set).await.expect(201);
+    assert_eq!(action().await, "rank");
+    for i in 0..20 {
+        let ranking = json!({"messages": [{"role": "user", "content": format!("q{i}")}],
+            "completions": [{"text": "a", "tier": 0}, {"text": "b", "tier": 1}]});
+        server.post("/v1/comparisons", ranking).await.expect(201);
+    }
+    assert_eq!(action().await, "train_reward");
+    server.post("/admin/jobs", json!({"kind": "reward", "args": {}})).await.expect(201);
+    assert_eq!(action().await, "wait");
+}
