@@ -120,8 +120,10 @@ impl Reporter for Foreground {
     }
 }
 
-pub fn train_job(job_dir: &Path) -> Result<ExitCode> {
-    bail!("no job runner is built in yet: {}", job_dir.display())
+/// The child's side of a job.
+pub fn train_job(job_dir: &Path) -> ExitCode {
+    start_log(&LogConfig::default());
+    ExitCode::from(crate::jobs::child::main(job_dir, crate::train::recipes()))
 }
 
 /// Brings a model into the data directory; the configured one when none is named.

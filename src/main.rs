@@ -145,7 +145,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(serve) => cli::block_on(app::serve(serve.load()?))?,
         Command::Worker(settings) => cli::block_on(app::worker(settings.load()?))?,
-        Command::TrainJob { job_dir } => return cli::train_job(&job_dir),
+        Command::TrainJob { job_dir } => return Ok(cli::train_job(&job_dir)),
         Command::Migrate(settings) => cli::block_on(cli::migrate(settings.load()?))?,
         Command::Models(Models::Pull { name, from, settings }) => cli::pull(&settings.load()?, name, from)?,
         Command::Models(Models::List(settings)) => cli::list(&settings.load()?),

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 
 use crate::config::Config;
+use crate::jobs::{Launch, Supervisor, SupervisorConfig};
 use crate::service::{Random, Services, people, system_clock};
 use crate::store::{self, Store};
 
@@ -106,8 +107,23 @@ pub async fn worker(config: Config) -> Result<()> {
     Ok(())
 }
 
+/// Claims and runs jobs until shutdown; running ones then checkpoint and go back to the queue.
 async fn run_jobs(services: Arc<Services>) {
-    services.shutdown.cancelled().await;
+    let launch = match Launch::this_program() {
+        Ok(launch) => launch,
+        Err(error) => return tracing::error!(%error, "jobs cannot run: this program does not know its own path"),
+    };
+    let jobs = &services.config.jobs;
+    let config = SupervisorConfig {
+        slots: jobs.slots,
+        lease_seconds: jobs.lease_seconds,
+        max_crashes: jobs.max_crashes,
+        threads: jobs.threads,
+        grace: services.config.drain_timeout(),
+        ..SupervisorConfig::new(services.config.data_dir.clone(), launch)
+    };
+    let supervisor = Supervisor::new(services.store.clone(), services.recipes, config);
+    supervisor.run(services.shutdown.clone()).await;
 }
 
 /// Only the owner may look into the data directory: it holds judgments, keys' hashes and models.

@@ -40,6 +40,8 @@ static CLEANER: LazyLock<Builder<'static>> = LazyLock::new(|| {
             .into(),
         )
         .tag_attributes([("a", ["href"].into()), ("ol", ["start"].into())].into())
+        // Not even `title`, which ammonia allows everywhere by default.
+        .generic_attributes([].into())
         .url_schemes(["https"].into())
         .url_relative(ammonia::UrlRelative::Deny)
         .link_rel(Some("noopener noreferrer nofollow"));

@@ -2,36 +2,13 @@
 
 use std::sync::Arc;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{Result, ServiceError, Services, bad_input, to_the_end};
-use crate::domain::{Job, JobEvent, JobId, JobState, Metric, ModelKind};
+use crate::domain::{Job, JobEvent, JobId, JobState, Metric};
+use crate::jobs::queue::{self, EnqueueError};
 use crate::service::people::Actor;
-use crate::store::{Page, StoreError};
-use crate::train::Recipe;
-
-/// Arguments that hold paths: jobs set them, callers must not.
-pub const PATHS: &[&str] =
-    &["output_dir", "checkpoint_dir", "comparisons", "demonstrations", "prompts", "ptx_demonstrations", "resume"];
-/// Tells the validator that a path will be there; jobs replace it.
-const PLACEHOLDER: &str = "set-by-the-job";
-
-pub fn recipe<'a>(services: &'a Services, name: &str) -> Option<&'a Recipe> {
-    services.recipes.iter().find(|r| r.name == name)
-}
-
-/// The schema of a recipe's arguments as a job takes them: without the paths that jobs set.
-pub fn job_schema(recipe: &Recipe) -> Value {
-    let mut schema = (recipe.schema)();
-    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
-        properties.retain(|name, _| !PATHS.contains(&name.as_str()));
-    }
-    if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
-        // The model defaults to the active one.
-        required.retain(|name| !name.as_str().is_some_and(|n| PATHS.contains(&n) || n == "model"));
-    }
-    schema
-}
+use crate::store::Page;
 
 /// Checks the arguments against the recipe and queues the job.
 ///
@@ -45,94 +22,29 @@ pub async fn enqueue(
     unique_key: Option<String>,
     priority: i64,
 ) -> Result<Job> {
-    let Some(recipe) = recipe(services, kind) else {
-        let known: Vec<_> = services.recipes.iter().map(|r| r.name).collect();
-        return Err(bad_input("kind", format!("there is no recipe '{kind}'; there are {}", known.join(", "))));
-    };
-    let Value::Object(mut args) = args else { return Err(bad_input("args", "must be an object")) };
-    if let Some(path) = PATHS.iter().find(|p| args.contains_key(**p)) {
-        return Err(bad_input(format!("args.{path}"), "is set by the job itself"));
+    if !args.is_object() {
+        return Err(bad_input("args", "must be an object"));
     }
     if unique_key.as_ref().is_some_and(|k| k.is_empty() || k.len() > 200) {
         return Err(bad_input("unique_key", "must be 1 to 200 bytes"));
     }
-    let schema = (recipe.schema)();
-    let takes = |name: &str| schema["properties"].get(name).is_some();
-    name_model(services, &mut args, "model", ModelKind::Policy).await?;
-    if takes("reward_model") && args.get("reward").is_none_or(Value::is_null) {
-        name_model(services, &mut args, "reward_model", ModelKind::Reward).await?;
-    } else if args.get("reward_model").is_some_and(|v| !v.is_null()) && takes("reward_model") {
-        name_model(services, &mut args, "reward_model", ModelKind::Reward).await?;
-    }
-    validate(recipe, &args, &schema)?;
-    let job = Job {
-        id: JobId::new(),
-        kind: kind.to_owned(),
-        args: Value::Object(args),
-        state: JobState::Queued,
-        unique_key,
-        priority,
-        attempt: 0,
-        max_attempts: 3,
-        crash_count: 0,
-        lease_owner: None,
-        lease_expires: None,
-        cancel_requested: false,
-        checkpoint_uri: None,
-        external_ref: None,
-        progress: None,
-        result: None,
-        error: None,
-        created: services.now(),
-        started: None,
-        finished: None,
-    };
+    let now = services.now();
+    let request = queue::Request { kind: kind.to_owned(), args, unique_key, priority, now };
     let (services, actor) = (services.clone(), by.labeler_id.clone());
     to_the_end(async move {
-        let now = job.created;
-        let job = services.store.enqueue_job(job).await?;
+        let job = queue::enqueue(services.store.as_ref(), services.recipes, request).await.map_err(refusal)?;
         services.store.audit(actor.as_str(), "enqueue", job.id.as_str(), json!({"kind": job.kind}), now).await?;
         Ok(job)
     })
     .await
 }
 
-/// Puts the version's name into `args[field]`: the one given by name or id, else the active one.
-async fn name_model(services: &Services, args: &mut Map<String, Value>, field: &str, kind: ModelKind) -> Result<()> {
-    let param = format!("args.{field}");
-    let version = match args.get(field) {
-        None | Some(Value::Null) => services
-            .store
-            .active_model(kind)
-            .await?
-            .ok_or_else(|| bad_input(&param, format!("no {kind} is active; name a model version")))?,
-        Some(Value::String(name)) => super::publish::find(services, name).await.map_err(|e| match e {
-            ServiceError::Store(StoreError::NotFound { .. }) => {
-                bad_input(&param, format!("there is no model version '{name}'"))
-            }
-            other => other,
-        })?,
-        Some(_) => return Err(bad_input(param, "must be the name of a model version")),
-    };
-    if version.kind != kind && field == "reward_model" {
-        return Err(bad_input(param, format!("{} is a {} and no {kind}", version.name, version.kind)));
+fn refusal(error: EnqueueError) -> ServiceError {
+    match error {
+        EnqueueError::UnknownKind { .. } => bad_input("kind", error.to_string()),
+        EnqueueError::Args(e) => bad_input(format!("args.{}", e.field), e.message),
+        EnqueueError::Store(e) => e.into(),
     }
-    args.insert(field.to_owned(), Value::String(version.name));
-    Ok(())
-}
-
-fn validate(recipe: &Recipe, args: &Map<String, Value>, schema: &Value) -> Result<()> {
-    let mut complete = args.clone();
-    for path in ["output_dir", "comparisons", "demonstrations", "prompts"] {
-        if schema["properties"].get(path).is_some() {
-            complete.insert(path.to_owned(), Value::String(PLACEHOLDER.to_owned()));
-        }
-    }
-    // Text for the language-model term of PPO comes from the stored demonstrations.
-    if args.get("ptx_coef").and_then(Value::as_f64).is_some_and(|c| c > 0.0) {
-        complete.insert("ptx_demonstrations".to_owned(), Value::String(PLACEHOLDER.to_owned()));
-    }
-    (recipe.validate)(&Value::Object(complete)).map_err(|e| bad_input(format!("args.{}", e.field), e.message))
 }
 
 pub async fn list(services: &Services, state: Option<JobState>, page: Page) -> Result<Vec<Job>> {

@@ -25,7 +25,7 @@ const POLL: Duration = Duration::from_millis(500);
 const EVENTS_AT_ONCE: i64 = 500;
 
 pub async fn recipes(State(state): State<AppState>) -> axum::Json<Value> {
-    let one = |r: &crate::train::Recipe| json!({"name": r.name, "about": r.about, "schema": jobs::job_schema(r)});
+    let one = |r: &crate::train::Recipe| json!({"name": r.name, "about": r.about, "schema": crate::jobs::queue::job_schema(r)});
     axum::Json(json!({"data": state.services.recipes.iter().map(one).collect::<Vec<_>>()}))
 }
 
