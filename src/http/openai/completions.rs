@@ -282,7 +282,7 @@ impl Format for Chunks {
             Piece::Start { prompt } if shape.echo => (self.texts[run].as_str(), prompt, None),
             Piece::Start { .. } => return Ok(None),
             Piece::Delta { text, tokens } => {
-                if text.is_empty() && !(shape.logprobs && !tokens.is_empty()) {
+                if text.is_empty() && (!shape.logprobs || tokens.is_empty()) {
                     return Ok(None);
                 }
                 (text, tokens, None)

@@ -202,7 +202,7 @@ pub fn refuse(fields: &[(&str, &Option<Value>, &[&str])]) -> ApiResult<()> {
     for (name, value, harmless) in fields {
         let given = value.as_ref().filter(|v| !v.is_null());
         if let Some(value) = given
-            && !harmless.iter().any(|h| *h == value.to_string())
+            && !harmless.contains(&value.to_string().as_str())
         {
             return Err(ApiError::bad(*name, format!("{name} is not supported")).code("unsupported_parameter"));
         }
