@@ -1,7 +1,15 @@
 //! Serving engine: owns the models, batches requests continuously, swaps versions between steps.
 //! HTTP and services see only the `Generator` trait; tensors stay behind it.
 
+pub mod local;
 pub mod mock;
+mod prefix;
+mod rewards;
+mod scheduler;
+mod sequence;
+mod text;
+
+pub use local::{EngineOptions, LocalEngine};
 
 use std::sync::Arc;
 

@@ -22,6 +22,8 @@ pub enum Purpose {
     Train,
     /// Forward only: frozen f32 weights are packed, natural layouts can be dropped.
     Serve,
+    /// Forward only, in 8 bits: faster and smaller, not exact. Never for rollouts.
+    ServeQuantized,
 }
 
 #[derive(Debug, Clone)]
@@ -70,7 +72,7 @@ struct Rows {
 impl Decoder {
     /// Builds over `weights` (Hugging Face names). Tensors that are `Var`s receive gradients.
     pub fn new(config: &ModelConfig, weights: &Weights, purpose: Purpose) -> Result<Self> {
-        Self::build(&Builder { config, weights, lora: None, backward: purpose == Purpose::Train })
+        Self::build(&Builder { config, weights, lora: None, purpose })
     }
 
     /// The same with low-rank adapters (`{module}.lora_A.weight`, `{module}.lora_B.weight`) beside the base.
@@ -81,8 +83,7 @@ impl Decoder {
         adapters: &Weights,
         purpose: Purpose,
     ) -> Result<Self> {
-        let backward = purpose == Purpose::Train;
-        Self::build(&Builder { config, weights, lora: Some((lora, adapters)), backward })
+        Self::build(&Builder { config, weights, lora: Some((lora, adapters)), purpose })
     }
 
     fn build(b: &Builder<'_>) -> Result<Self> {
@@ -106,7 +107,7 @@ impl Decoder {
         let layers = layers.collect::<Result<Vec<_>>>()?;
         let final_norm = if gpt2 { b.layer_norm("transformer.ln_f")? } else { b.rms_norm("model.norm")? };
         let head = if c.tie_embeddings { embed.clone() } else { b.tensor("lm_head.weight", &[vocab, d])? };
-        let head = Weight::new(&head, WeightLayout::OutIn, b.backward)?;
+        let head = b.weight(&head, WeightLayout::OutIn)?;
         Ok(Self { config: c.clone(), embed, positions, layers, final_norm, head, rope })
     }
 

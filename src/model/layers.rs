@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::lora::LoraConfig;
-use super::{Arch, ModelConfig, Weights};
+use super::{Arch, ModelConfig, Purpose, Weights};
 use crate::ops;
 use crate::ops::linear::{Weight, WeightLayout, linear};
 
@@ -12,11 +12,19 @@ pub(super) struct Builder<'a> {
     pub config: &'a ModelConfig,
     pub weights: &'a Weights,
     pub lora: Option<(&'a LoraConfig, &'a Weights)>,
-    /// Keep what a backward needs; false when only serving.
-    pub backward: bool,
+    pub purpose: Purpose,
 }
 
 impl Builder<'_> {
+    /// Prepares one matrix for its purpose.
+    pub fn weight(&self, w: &Tensor, layout: WeightLayout) -> Result<Weight> {
+        match self.purpose {
+            Purpose::Train => Weight::new(w, layout, true),
+            Purpose::Serve => Weight::new(w, layout, false),
+            Purpose::ServeQuantized => Weight::quantized(w, layout),
+        }
+    }
+
     pub fn tensor(&self, name: &str, dims: &[usize]) -> Result<Tensor> {
         let Some(t) = self.weights.get(name) else { candle_core::bail!("the weights have no tensor {name}") };
         if t.dims() != dims {
@@ -30,7 +38,7 @@ impl Builder<'_> {
             Arch::Gpt2 => (WeightLayout::InOut, [input, out]),
             _ => (WeightLayout::OutIn, [out, input]),
         };
-        let weight = Weight::new(&self.tensor(&format!("{module}.weight"), &dims)?, layout, self.backward)?;
+        let weight = self.weight(&self.tensor(&format!("{module}.weight"), &dims)?, layout)?;
         let bias = if bias { Some(self.tensor(&format!("{module}.bias"), &[out])?) } else { None };
         let lora = match self.lora {
             Some((config, adapters)) => match adapters.get(&format!("{module}.lora_A.weight")) {

@@ -55,7 +55,6 @@ pub fn pack_into(panels: &mut Vec<f32>, w: &[f32], m: usize, k: usize, layout: W
     panels.clear();
     panels.reserve_exact(n_panels * k * NR);
     // SAFETY: every element is written below: valid columns from w, padding columns with zero.
-    #[expect(clippy::uninit_vec, reason = "filled completely by the loop below")]
     unsafe {
         panels.set_len(n_panels * k * NR);
     }

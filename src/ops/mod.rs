@@ -1,6 +1,8 @@
 //! Fused tensor operations with a backward pass. Each CPU kernel has a plain twin in `plain`, used on
 //! other devices and by the tests that both agree; candle's own fused ops have no backward at all.
 
+#![expect(clippy::needless_range_loop, reason = "kernels read as index arithmetic over several buffers at once")]
+
 pub mod activation;
 pub mod attention;
 pub mod attn_kernel;
@@ -10,6 +12,7 @@ pub mod linear;
 pub mod norm;
 pub mod par;
 pub mod plain;
+pub mod q8;
 pub mod rope;
 pub mod simd;
 pub mod token_logprobs;

@@ -34,7 +34,7 @@ pub fn token_logprobs(hidden: &Tensor, head: &Weight, targets: &[u32], temperatu
     if let Some(t) = targets.iter().find(|t| **t as usize >= vocab) {
         candle_core::bail!("token_logprobs: target {t} is outside the vocabulary of {vocab}");
     }
-    if m > 0 && fused(hidden) {
+    if m > 0 && fused(hidden) && !matches!(head, Weight::Quantized(_)) {
         let op =
             Op { targets: targets.to_vec(), inv_t: 1.0 / temperature, frozen: head.frozen(), kept: Mutex::default() };
         let hidden = hidden.contiguous()?;

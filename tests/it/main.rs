@@ -2,6 +2,7 @@
 
 mod api;
 mod data;
+mod engine;
 mod jobs;
 mod loop_closes;
 mod numerics;

@@ -185,7 +185,7 @@ fn damaged_gguf_tensors() {
 }
 
 /// A whole, tiny Llama in GGUF: one layer, 8 channels, byte-level vocabulary of three tokens.
-fn tiny_gguf() -> Vec<u8> {
+pub fn tiny_gguf() -> Vec<u8> {
     let shapes: [(&str, &[u64]); 11] = [
         ("token_embd.weight", &[8, 3]),
         ("output_norm.weight", &[8]),

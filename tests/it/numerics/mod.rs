@@ -2,5 +2,6 @@
 
 mod objectives;
 mod objectives_gradients;
+mod models;
 mod ops;
 mod smollm2;

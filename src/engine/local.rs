@@ -1,0 +1,434 @@
+//! The built-in engine: one OS thread owns the running batches; callers talk to it through a channel.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use candle_core::Device;
+use tokio::sync::mpsc;
+
+use super::rewards::RewardModels;
+use super::scheduler::{Lane, Limits};
+use super::sequence::Shared;
+use super::{EngineError, EngineStats, GenerateRequest, Generation, Generator, SamplingParams, ServedModel};
+use crate::domain::{Message, ModelVersion, ModelVersionId};
+use crate::generation::Warpers;
+use crate::model::{self, Decoder, Purpose};
+use crate::ops::linear::WeightFormat;
+use crate::prompt::ChatTemplate;
+use crate::tokenizer::{IncrementalDecoder, Tokenizer};
+
+/// Sizes of the engine, from the configuration.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Relative artifact paths of model versions start here.
+    pub data_dir: PathBuf,
+    pub weights: WeightFormat,
+    pub max_running: usize,
+    /// Requests that may wait; more are refused with `Overloaded`.
+    pub max_waiting: usize,
+    pub prefill_tokens: usize,
+    pub kv_tokens: usize,
+    /// Versions kept in memory; the least recently activated ones beyond are unloaded when idle.
+    pub max_loaded: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("data"),
+            weights: WeightFormat::F32,
+            max_running: 64,
+            max_waiting: 256,
+            prefill_tokens: 512,
+            kv_tokens: 65_536,
+            max_loaded: 3,
+        }
+    }
+}
+
+/// A version in memory, immutable.
+pub struct LoadedModel {
+    pub served: Arc<ServedModel>,
+    pub decoder: Decoder,
+    tokenizer: Option<Tokenizer>,
+    template: Option<ChatTemplate>,
+}
+
+impl LoadedModel {
+    /// Text decoder for one sample; special tokens are not text.
+    pub fn decoder_for_text(&self) -> Option<IncrementalDecoder> {
+        self.tokenizer.as_ref().map(|t| t.incremental(true))
+    }
+
+    fn tokenizer(&self) -> Result<&Tokenizer, EngineError> {
+        self.tokenizer.as_ref().ok_or_else(|| EngineError::BadRequest {
+            param: "model",
+            message: "this model has no tokenizer: send token ids".into(),
+        })
+    }
+}
+
+/// Counters that the engine thread writes and anyone reads.
+#[derive(Default)]
+pub struct StatCells {
+    pub running: AtomicUsize,
+    pub waiting: AtomicUsize,
+    pub used_tokens: AtomicUsize,
+    pub total_tokens: AtomicUsize,
+    pub generated: AtomicU64,
+    pub prompt_tokens: AtomicU64,
+    /// Accepted and not yet seen by the engine thread.
+    queued: AtomicUsize,
+}
+
+enum Command {
+    Submit(Arc<LoadedModel>, Arc<Shared>),
+    /// End what is left with `Draining`.
+    Abort,
+}
+
+struct State {
+    models: RwLock<HashMap<ModelVersionId, Arc<LoadedModel>>>,
+    /// Most recent last.
+    activations: RwLock<Vec<ModelVersionId>>,
+    stats: StatCells,
+    draining: AtomicBool,
+}
+
+/// The engine of this process. Cheap to share by `Arc`.
+pub struct LocalEngine {
+    options: EngineOptions,
+    state: Arc<State>,
+    commands: Sender<Command>,
+    rewards: RewardModels,
+}
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl LocalEngine {
+    /// Starts the engine thread; no model is loaded yet.
+    ///
+    /// # Errors
+    /// When the thread cannot start.
+    pub fn start(options: EngineOptions) -> Result<Arc<Self>, EngineError> {
+        let state = Arc::new(State {
+            models: RwLock::default(),
+            activations: RwLock::default(),
+            stats: StatCells::default(),
+            draining: AtomicBool::new(false),
+        });
+        let (commands, inbox) = channel();
+        let limits = Limits {
+            max_running: options.max_running,
+            prefill_tokens: options.prefill_tokens,
+            kv_tokens: options.kv_tokens,
+        };
+        let thread_state = state.clone();
+        std::thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || engine_thread(&inbox, &thread_state, limits))
+            .map_err(|e| EngineError::Failed(format!("the engine thread did not start: {e}")))?;
+        Ok(Arc::new(Self { rewards: RewardModels::new(options.data_dir.clone()), options, state, commands }))
+    }
+
+    fn find(&self, version: Option<&ModelVersionId>) -> Result<Arc<LoadedModel>, EngineError> {
+        let id = match version {
+            Some(id) => id.clone(),
+            None => read(&self.state.activations).last().cloned().ok_or(EngineError::NotReady)?,
+        };
+        read(&self.state.models).get(&id).cloned().ok_or_else(|| EngineError::UnknownModel(id.to_string()))
+    }
+
+    fn check(model: &LoadedModel, request: &GenerateRequest) -> Result<(), EngineError> {
+        let bad = |param, message: String| Err(EngineError::BadRequest { param, message });
+        let (facts, prompt) = (&model.served, &request.prompt_ids);
+        if prompt.is_empty() {
+            return bad("prompt", "the prompt has no tokens".into());
+        }
+        if let Some(id) = prompt.iter().find(|id| **id as usize >= facts.vocab_size) {
+            return bad("prompt", format!("token id {id} is outside the vocabulary of {}", facts.vocab_size));
+        }
+        if let Some((id, _)) = request.params.logit_bias.iter().find(|(id, _)| *id as usize >= facts.vocab_size) {
+            return bad("logit_bias", format!("token id {id} is outside the vocabulary of {}", facts.vocab_size));
+        }
+        if request.n == 0 {
+            return bad("n", "at least one sample is needed".into());
+        }
+        let wanted = prompt.len() + request.params.max_tokens;
+        if wanted > facts.max_context {
+            let message = format!(
+                "the prompt has {} tokens and max_tokens is {}, together over the model's context of {}",
+                prompt.len(),
+                request.params.max_tokens,
+                facts.max_context
+            );
+            return bad("max_tokens", message);
+        }
+        Ok(())
+    }
+
+    fn unload_surplus(&self) {
+        let activations = read(&self.state.activations).clone();
+        let recent: Vec<_> = activations.iter().rev().take(self.options.max_loaded).collect();
+        write(&self.state.models)
+            .retain(|id, model| recent.contains(&id) || !activations.contains(id) || Arc::strong_count(model) > 1);
+    }
+}
+
+/// Loads, builds and tries a version; runs on a blocking thread.
+fn load_model(path: &Path, version: ModelVersion, weights: WeightFormat) -> Result<LoadedModel, EngineError> {
+    let failed = |e: String| EngineError::Failed(format!("loading '{}': {e}", version.name));
+    let loaded = model::load(path, &Device::Cpu).map_err(|e| failed(e.to_string()))?;
+    let parameters = loaded.weights.values().map(|t| t.elem_count() as u64).sum();
+    let purpose = match weights {
+        WeightFormat::F32 => Purpose::Serve,
+        WeightFormat::Q8_0 => Purpose::ServeQuantized,
+    };
+    let decoder = Decoder::new(&loaded.config, &loaded.weights, purpose).map_err(|e| failed(e.to_string()))?;
+    warm_up(&decoder).map_err(failed)?;
+    let template = match &loaded.chat_template {
+        Some(source) => Some(ChatTemplate::new(source, loaded.tokenizer.as_ref()).map_err(|e| failed(e.to_string()))?),
+        None => None,
+    };
+    let served = ServedModel {
+        vocab_size: loaded.config.vocab_size,
+        max_context: loaded.config.max_positions,
+        eos_ids: loaded.config.eos_ids.clone(),
+        weights: weights.as_str().to_owned(),
+        parameters,
+        has_chat_template: template.is_some(),
+        version,
+    };
+    Ok(LoadedModel { served: Arc::new(served), decoder, tokenizer: loaded.tokenizer, template })
+}
+
+/// One forward pass: a version whose numbers are not finite is never served.
+fn warm_up(decoder: &Decoder) -> Result<(), String> {
+    let run = || -> candle_core::Result<f32> {
+        let hidden = decoder.forward(&model::PackedBatch::new(&[[0u32, 1]]))?;
+        decoder.logits(&hidden)?.abs()?.sum_all()?.to_scalar::<f32>()
+    };
+    match run() {
+        Ok(total) if total.is_finite() => Ok(()),
+        Ok(_) => Err("the model's logits are not finite".into()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+#[async_trait]
+impl Generator for LocalEngine {
+    async fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError> {
+        if self.state.draining.load(SeqCst) {
+            return Err(EngineError::Draining);
+        }
+        let model = self.find(request.version.as_ref())?;
+        Self::check(&model, &request)?;
+        let stats = &self.state.stats;
+        if stats.queued.load(SeqCst) + stats.waiting.load(SeqCst) >= self.options.max_waiting {
+            return Err(EngineError::Overloaded { retry_after_s: 1 });
+        }
+        stats.queued.fetch_add(1, SeqCst);
+        let (events, receiver) = mpsc::unbounded_channel();
+        let (prompt_tokens, version) = (request.prompt_ids.len(), model.served.clone());
+        let eos_ids = if request.params.ignore_eos { Vec::new() } else { model.served.eos_ids.clone() };
+        let warpers = request.params.warpers();
+        let shared = Arc::new(Shared { request, warpers, events, eos_ids });
+        if self.commands.send(Command::Submit(model, shared)).is_err() {
+            return Err(EngineError::Failed("the engine thread has ended".into()));
+        }
+        Ok(Generation { version, prompt_tokens, events: receiver })
+    }
+
+    fn active(&self) -> Option<Arc<ServedModel>> {
+        self.find(None).ok().map(|m| m.served.clone())
+    }
+
+    fn loaded(&self) -> Vec<Arc<ServedModel>> {
+        let mut all: Vec<_> = read(&self.state.models).values().map(|m| m.served.clone()).collect();
+        all.sort_by(|a, b| a.version.id.cmp(&b.version.id));
+        all
+    }
+
+    async fn load(&self, version: &ModelVersion) -> Result<Arc<ServedModel>, EngineError> {
+        if let Some(model) = read(&self.state.models).get(&version.id) {
+            return Ok(model.served.clone());
+        }
+        let (path, version) = (self.options.data_dir.join(&version.artifact_uri), version.clone());
+        let weights = self.options.weights;
+        let model = tokio::task::spawn_blocking(move || load_model(&path, version, weights))
+            .await
+            .map_err(|e| EngineError::Failed(e.to_string()))??;
+        let served = model.served.clone();
+        write(&self.state.models).insert(served.version.id.clone(), Arc::new(model));
+        Ok(served)
+    }
+
+    async fn activate(&self, version: &ModelVersionId) -> Result<(), EngineError> {
+        self.find(Some(version))?;
+        let mut activations = write(&self.state.activations);
+        activations.retain(|id| id != version);
+        activations.push(version.clone());
+        drop(activations);
+        self.unload_surplus();
+        Ok(())
+    }
+
+    async fn tokenize(
+        &self,
+        version: Option<&ModelVersionId>,
+        text: &str,
+        add_special: bool,
+        parse_special: bool,
+    ) -> Result<Vec<u32>, EngineError> {
+        let model = self.find(version)?;
+        let encoded = model.tokenizer()?.encode(text, add_special, parse_special);
+        encoded.map_err(|e| EngineError::BadRequest { param: "prompt", message: e.to_string() })
+    }
+
+    async fn detokenize(&self, version: Option<&ModelVersionId>, ids: &[u32]) -> Result<String, EngineError> {
+        let model = self.find(version)?;
+        let decoded = model.tokenizer()?.decode(ids, false);
+        decoded.map_err(|e| EngineError::BadRequest { param: "tokens", message: e.to_string() })
+    }
+
+    async fn token_texts(&self, version: Option<&ModelVersionId>, ids: &[u32]) -> Result<Vec<String>, EngineError> {
+        let model = self.find(version)?;
+        // Models without a tokenizer still answer log-prob requests: ids stand for themselves.
+        Ok(ids
+            .iter()
+            .map(|id| model.tokenizer.as_ref().map_or_else(|| id.to_string(), |t| t.token_text(*id)))
+            .collect())
+    }
+
+    async fn chat_prompt(
+        &self,
+        version: Option<&ModelVersionId>,
+        messages: &[Message],
+    ) -> Result<Vec<u32>, EngineError> {
+        let model = self.find(version)?;
+        let bad = |message: String| EngineError::BadRequest { param: "messages", message };
+        let template = model
+            .template
+            .as_ref()
+            .ok_or_else(|| bad("this model has no chat template: use /v1/completions".into()))?;
+        template.encode(messages, true, model.tokenizer()?).map_err(|e| bad(e.to_string()))
+    }
+
+    async fn rewards(&self, version: &ModelVersion, conversations: &[Vec<Message>]) -> Result<Vec<f64>, EngineError> {
+        self.rewards.score(version, conversations).await
+    }
+
+    fn stats(&self) -> EngineStats {
+        let cells = &self.state.stats;
+        EngineStats {
+            running: cells.running.load(Relaxed),
+            waiting: cells.waiting.load(Relaxed) + cells.queued.load(Relaxed),
+            kv_tokens_used: cells.used_tokens.load(Relaxed),
+            kv_tokens_total: cells.total_tokens.load(Relaxed),
+            tokens_generated: cells.generated.load(Relaxed),
+            prompt_tokens: cells.prompt_tokens.load(Relaxed),
+        }
+    }
+
+    async fn drain(&self, deadline: Duration) {
+        self.state.draining.store(true, SeqCst);
+        let end = Instant::now() + deadline;
+        while Instant::now() < end {
+            let stats = self.stats();
+            if stats.running + stats.waiting == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.commands.send(Command::Abort).ok();
+    }
+}
+
+impl SamplingParams {
+    /// The part of the parameters that reshapes the distribution.
+    pub fn warpers(&self) -> Warpers {
+        Warpers {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logit_bias: self.logit_bias.clone(),
+        }
+    }
+}
+
+/// Serves until every sender is gone. Sleeps only when there is nothing to do.
+fn engine_thread(inbox: &Receiver<Command>, state: &State, limits: Limits) {
+    let mut lanes: Vec<Lane> = Vec::new();
+    loop {
+        let idle = lanes.iter().all(Lane::is_idle);
+        let mut command = match idle {
+            true => match inbox.recv() {
+                Ok(command) => Some(command),
+                Err(_) => return,
+            },
+            false => None,
+        };
+        loop {
+            if let Some(command) = command.take() {
+                obey(command, &mut lanes, state, limits);
+            }
+            match inbox.try_recv() {
+                Ok(next) => command = Some(next),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) if idle => return,
+                Err(TryRecvError::Disconnected) => break,
+            }
+        }
+        // Inside the pool kernels fork and join without waking this thread for every operation.
+        rayon::scope(|_| {
+            for lane in lanes.iter_mut().filter(|l| !l.is_idle()) {
+                lane.step(&state.stats);
+            }
+        });
+        let models = read(&state.models);
+        lanes.retain(|l| !l.is_idle() || models.contains_key(&l.model.served.version.id));
+        drop(models);
+        publish(&lanes, &state.stats, limits);
+    }
+}
+
+fn obey(command: Command, lanes: &mut Vec<Lane>, state: &State, limits: Limits) {
+    match command {
+        Command::Submit(model, shared) => {
+            let id = &model.served.version.id;
+            let lane = match lanes.iter().position(|l| l.model.served.version.id == *id) {
+                Some(i) => &mut lanes[i],
+                None => {
+                    lanes.push(Lane::new(model, limits));
+                    lanes.last_mut().expect("just pushed")
+                }
+            };
+            lane.submit(shared);
+            state.stats.waiting.fetch_add(1, SeqCst);
+            state.stats.queued.fetch_sub(1, SeqCst);
+        }
+        Command::Abort => lanes.iter_mut().for_each(|l| l.fail_all(&EngineError::Draining)),
+    }
+}
+
+fn publish(lanes: &[Lane], stats: &StatCells, limits: Limits) {
+    stats.running.store(lanes.iter().map(Lane::running).sum(), SeqCst);
+    stats.waiting.store(lanes.iter().map(Lane::waiting).sum(), SeqCst);
+    stats.used_tokens.store(lanes.iter().map(Lane::used_tokens).sum(), Relaxed);
+    stats.total_tokens.store(lanes.len().max(1) * limits.kv_tokens, Relaxed);
+}

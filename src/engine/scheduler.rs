@@ -1,0 +1,331 @@
+//! Continuous batching: every step feeds one token of each running sample and, within a token budget,
+//! chunks of prompts that wait. Samples join and leave between steps; memory is paged; when pages run
+//! out the youngest sample gives its pages back and is computed again later, with the same result.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::local::{LoadedModel, StatCells};
+use super::prefix::PrefixTree;
+use super::sequence::{Sequence, Shared};
+use super::text::TextStream;
+use super::{EngineError, FinishReason, GenEvent, TokenLogprob};
+use crate::generation::sampling::{Drawn, draw, report};
+use crate::model::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
+
+/// Limits of one step and of one version's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Samples advanced together.
+    pub max_running: usize,
+    /// Prompt tokens fed per step beside the running samples.
+    pub prefill_tokens: usize,
+    /// Cached tokens per loaded version.
+    pub kv_tokens: usize,
+}
+
+/// All work on one model version.
+pub struct Lane {
+    pub model: Arc<LoadedModel>,
+    limits: Limits,
+    cache: KvCache,
+    prefixes: PrefixTree,
+    waiting: VecDeque<Sequence>,
+    running: Vec<Sequence>,
+}
+
+/// A row whose hidden state is needed: which running sample, and up to which token it was fed.
+struct Fed {
+    sequence: usize,
+    first_row: usize,
+    tokens: usize,
+    /// The sample has no pending tokens left: draw from the last row.
+    complete: bool,
+}
+
+impl Lane {
+    pub fn new(model: Arc<LoadedModel>, limits: Limits) -> Self {
+        let cache = KvCache::new(&model.decoder.config, limits.kv_tokens);
+        Self { model, limits, cache, prefixes: PrefixTree::default(), waiting: VecDeque::new(), running: Vec::new() }
+    }
+
+    /// Takes a request in; its samples wait their turn.
+    pub fn submit(&mut self, shared: Arc<Shared>) {
+        let request = &shared.request;
+        let (tokens, siblings) = (request.prompt_ids.clone(), request.n - 1);
+        let prompt = request.prompt_logprobs.map(|_| Vec::with_capacity(tokens.len()));
+        let text = TextStream::new(self.model.decoder_for_text(), &request.params.stop);
+        self.waiting.push_back(Sequence {
+            shared,
+            index: 0,
+            tokens,
+            cached: CachedSequence::default(),
+            text,
+            prompt,
+            siblings,
+        });
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    pub fn used_tokens(&self) -> usize {
+        (self.cache.total_pages() - self.cache.free_pages()) * PAGE
+    }
+
+    /// One step for all. On an error every sample of the lane fails with it.
+    pub fn step(&mut self, stats: &StatCells) {
+        self.drop_abandoned();
+        self.admit();
+        if let Err(error) = self.advance(stats) {
+            tracing::error!(error = %error, version = %self.model.served.version.name, "engine step failed");
+            self.fail_all(&EngineError::Failed(error.to_string()));
+        }
+    }
+
+    /// Ends everything, for instance at the shutdown deadline.
+    pub fn fail_all(&mut self, error: &EngineError) {
+        for mut s in self.running.drain(..).chain(self.waiting.drain(..)) {
+            s.send(GenEvent::Failed { error: error.clone() });
+            self.cache.release_all(&mut s.cached);
+        }
+    }
+
+    fn drop_abandoned(&mut self) {
+        self.waiting.retain(|s| !s.shared.abandoned());
+        let cache = &mut self.cache;
+        self.running.retain_mut(|s| {
+            let keep = !s.shared.abandoned();
+            if !keep {
+                cache.release_all(&mut s.cached);
+            }
+            keep
+        });
+    }
+
+    /// Moves waiting samples into the batch, oldest first, while there is room for their prompts.
+    fn admit(&mut self) {
+        while self.running.len() < self.limits.max_running {
+            let Some(next) = self.waiting.front() else { break };
+            let pages = (next.tokens.len() + 1).div_ceil(PAGE) + next.siblings.min(4);
+            self.prefixes.evict(pages, &mut self.cache);
+            if self.cache.free_pages() < pages && !self.running.is_empty() {
+                break;
+            }
+            let Some(mut sequence) = self.waiting.pop_front() else { break };
+            if sequence.prompt.is_none() && sequence.cached.len == 0 {
+                sequence.cached = self.prefixes.lookup(&sequence.tokens, &mut self.cache);
+            }
+            self.running.push(sequence);
+        }
+    }
+
+    fn advance(&mut self, stats: &StatCells) -> candle_core::Result<()> {
+        let (rows, fed) = self.feed();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let hidden = self.model.decoder.step(&rows, &mut self.cache)?;
+        for f in &fed {
+            let sequence = &mut self.running[f.sequence];
+            stats
+                .prompt_tokens
+                .fetch_add(f.tokens.min(sequence.prompt_len().saturating_sub(sequence.cached.len)) as u64, Relaxed);
+            sequence.cached.len += f.tokens;
+        }
+        self.prompt_logprobs(&hidden, &fed)?;
+        let complete: Vec<&Fed> = fed.iter().filter(|f| f.complete).collect();
+        let logits = self.last_logits(&hidden, &complete)?;
+        let vocab = self.model.decoder.config.vocab_size;
+        let mut finished: Vec<usize> = Vec::new();
+        let mut born: Vec<Sequence> = Vec::new();
+        for (f, row) in complete.iter().zip(logits.chunks_exact(vocab)) {
+            if self.running[f.sequence].generated().is_empty() {
+                self.prompt_done(f.sequence, row, &mut born, stats);
+            }
+        }
+        let drawn = self.draw_all(&complete, &logits);
+        let max_positions = self.model.decoder.config.max_positions;
+        for (f, drawn) in complete.iter().zip(drawn) {
+            let sequence = &mut self.running[f.sequence];
+            let Some(drawn) = drawn else {
+                sequence.send(GenEvent::Finish { index: sequence.index, reason: FinishReason::Length });
+                finished.push(f.sequence);
+                continue;
+            };
+            stats.generated.fetch_add(1, Relaxed);
+            if sequence.accept(drawn, max_positions).is_some() {
+                finished.push(f.sequence);
+            }
+        }
+        self.retire(finished);
+        self.running.extend(born);
+        Ok(())
+    }
+
+    /// Chooses this step's rows: all decodes, then prompt chunks within the budget.
+    fn feed(&mut self) -> (StepRows, Vec<Fed>) {
+        let mut budget = self.limits.prefill_tokens;
+        let mut plan: Vec<(usize, usize)> = Vec::new();
+        let mut i = 0;
+        while i < self.running.len() {
+            let pending = self.running[i].pending();
+            let take = if pending == 1 { 1 } else { pending.min(budget) };
+            if take > 0 {
+                if self.make_room(i, take) {
+                    budget -= if pending == 1 { 0 } else { take };
+                    plan.push((i, take));
+                } else if self.running.len() == 1 {
+                    // Alone and still no room: it can never finish.
+                    let mut s = self.running.remove(0);
+                    s.send(GenEvent::Failed { error: EngineError::Overloaded { retry_after_s: 1 } });
+                    self.cache.release_all(&mut s.cached);
+                }
+            }
+            i += 1;
+        }
+        let mut rows = StepRows::default();
+        let mut fed = Vec::with_capacity(plan.len());
+        for (i, take) in plan.into_iter().filter(|(i, _)| *i < self.running.len()) {
+            let s = &self.running[i];
+            let ids = &s.tokens[s.cached.len..s.cached.len + take];
+            let last = rows.push(ids, &s.cached);
+            fed.push(Fed { sequence: i, first_row: last + 1 - take, tokens: take, complete: s.pending() == take });
+        }
+        (rows, fed)
+    }
+
+    /// Reserves pages for sample `i`, evicting cached prefixes and then the youngest samples behind it.
+    fn make_room(&mut self, i: usize, tokens: usize) -> bool {
+        loop {
+            if self.cache.reserve(&mut self.running[i].cached, tokens) {
+                return true;
+            }
+            let need = (self.running[i].cached.len + tokens).div_ceil(PAGE) - self.running[i].cached.pages.len();
+            self.prefixes.evict(need, &mut self.cache);
+            if self.cache.reserve(&mut self.running[i].cached, tokens) {
+                return true;
+            }
+            if i + 1 >= self.running.len() {
+                return false;
+            }
+            if let Some(mut victim) = self.running.pop() {
+                self.cache.release_all(&mut victim.cached);
+                if let Some(prompt) = &mut victim.prompt {
+                    prompt.clear();
+                }
+                self.waiting.push_front(victim);
+            }
+        }
+    }
+
+    fn last_logits(&self, hidden: &Tensor, complete: &[&Fed]) -> candle_core::Result<Vec<f32>> {
+        if complete.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<u32> = complete.iter().map(|f| (f.first_row + f.tokens - 1) as u32).collect();
+        let picked = hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)?;
+        self.model.decoder.logits(&picked)?.flatten_all()?.to_vec1::<f32>()
+    }
+
+    /// `None` for samples that want no token at all (`max_tokens` 0).
+    fn draw_all(&self, complete: &[&Fed], logits: &[f32]) -> Vec<Option<Drawn>> {
+        let vocab = self.model.decoder.config.vocab_size;
+        let rows: Vec<_> = complete.iter().zip(logits.chunks_exact(vocab)).collect();
+        rows.into_par_iter()
+            .map(|(f, row)| {
+                let s = &self.running[f.sequence];
+                (s.shared.request.params.max_tokens > 0).then(|| draw(row, &s.shared.warpers, &s.context()))
+            })
+            .collect()
+    }
+
+    /// The prompt is computed: share its pages with later prompts, and start the other samples.
+    fn prompt_done(&mut self, i: usize, row: &[f32], born: &mut Vec<Sequence>, stats: &StatCells) {
+        let sequence = &mut self.running[i];
+        let siblings = std::mem::take(&mut sequence.siblings);
+        let (shared, tokens) = (sequence.shared.clone(), sequence.tokens.clone());
+        self.prefixes.insert(&tokens, &self.running[i].cached, &mut self.cache);
+        if let Some(tokens) = self.running[i].prompt.take() {
+            self.running[i].send(GenEvent::Prompt { tokens });
+        }
+        for index in 1..=siblings {
+            let text = TextStream::new(self.model.decoder_for_text(), &shared.request.params.stop);
+            // No page free for the copy: it computes its prompt itself, later.
+            let forked = self.cache.fork(&self.running[i].cached);
+            let waits = forked.is_none();
+            let cached = forked.unwrap_or_default();
+            let (shared, tokens) = (shared.clone(), tokens.clone());
+            let mut sample = Sequence { shared, index, tokens, cached, text, prompt: None, siblings: 0 };
+            if waits {
+                self.waiting.push_front(sample);
+                continue;
+            }
+            if sample.shared.request.params.max_tokens == 0 {
+                sample.send(GenEvent::Finish { index, reason: FinishReason::Length });
+                self.cache.release_all(&mut sample.cached);
+                continue;
+            }
+            let drawn = draw(row, &sample.shared.warpers, &sample.context());
+            stats.generated.fetch_add(1, Relaxed);
+            match sample.accept(drawn, self.model.decoder.config.max_positions) {
+                Some(_) => self.cache.release_all(&mut sample.cached),
+                None => born.push(sample),
+            }
+        }
+    }
+
+    /// Log-probs of the prompt tokens whose preceding rows were computed in this step.
+    fn prompt_logprobs(&mut self, hidden: &Tensor, fed: &[Fed]) -> candle_core::Result<()> {
+        let vocab = self.model.decoder.config.vocab_size;
+        for f in fed {
+            let s = &self.running[f.sequence];
+            let Some(known) = s.prompt.as_ref().map(Vec::len) else { continue };
+            let k = s.shared.request.prompt_logprobs.unwrap_or(0);
+            let prompt = &s.shared.request.prompt_ids;
+            let mut found = Vec::new();
+            if known == 0 {
+                found.push(TokenLogprob { id: prompt[0], logprob: None, top: Vec::new() });
+            }
+            // Row r predicts the token after it.
+            let start = s.cached.len - f.tokens;
+            let targets: Vec<(usize, u32)> =
+                (0..f.tokens).filter_map(|r| prompt.get(start + r + 1).map(|id| (f.first_row + r, *id))).collect();
+            for chunk in targets.chunks(64) {
+                let rows: Vec<u32> = chunk.iter().map(|(r, _)| *r as u32).collect();
+                let picked = hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)?;
+                let logits = self.model.decoder.logits(&picked)?.flatten_all()?.to_vec1::<f32>()?;
+                let pairs: Vec<_> = chunk.iter().zip(logits.chunks_exact(vocab)).collect();
+                found.par_extend(pairs.into_par_iter().map(|((_, id), row)| {
+                    let (logprob, top) = report(row, *id, 1.0, k);
+                    TokenLogprob { id: *id, logprob: Some(logprob), top }
+                }));
+            }
+            if let Some(prompt) = &mut self.running[f.sequence].prompt {
+                prompt.extend(found);
+            }
+        }
+        Ok(())
+    }
+
+    fn retire(&mut self, mut finished: Vec<usize>) {
+        finished.sort_unstable();
+        for i in finished.into_iter().rev() {
+            let mut s = self.running.remove(i);
+            self.cache.release_all(&mut s.cached);
+        }
+    }
+}

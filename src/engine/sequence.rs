@@ -1,0 +1,105 @@
+//! One sample of one request while it is being written.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::text::TextStream;
+use super::{FinishReason, GenEvent, GenerateRequest, TokenLogprob};
+use crate::generation::sampling::Drawn;
+use crate::generation::{Warpers, sampling::Context};
+use crate::model::kv_cache::CachedSequence;
+
+/// What all samples of a request share.
+pub struct Shared {
+    pub request: GenerateRequest,
+    pub warpers: Warpers,
+    pub events: UnboundedSender<GenEvent>,
+    /// Ids that end a sample; empty under `ignore_eos`.
+    pub eos_ids: Vec<u32>,
+}
+
+impl Shared {
+    /// Nobody listens any more: the request is cancelled.
+    pub fn abandoned(&self) -> bool {
+        self.events.is_closed()
+    }
+}
+
+pub struct Sequence {
+    pub shared: Arc<Shared>,
+    pub index: usize,
+    /// Prompt, then what has been drawn.
+    pub tokens: Vec<u32>,
+    pub cached: CachedSequence,
+    pub text: TextStream,
+    /// Prompt log-probs gathered so far, if asked for.
+    pub prompt: Option<Vec<TokenLogprob>>,
+    /// Samples that start from this one's prompt once it is computed.
+    pub siblings: usize,
+}
+
+impl Sequence {
+    pub fn prompt_len(&self) -> usize {
+        self.shared.request.prompt_ids.len()
+    }
+
+    /// Tokens whose keys and values are not cached yet.
+    pub fn pending(&self) -> usize {
+        self.tokens.len() - self.cached.len
+    }
+
+    pub fn generated(&self) -> &[u32] {
+        &self.tokens[self.prompt_len()..]
+    }
+
+    /// What a draw may look at.
+    pub fn context(&self) -> Context<'_> {
+        let params = &self.shared.request.params;
+        let early = self.generated().len() < params.min_tokens;
+        Context {
+            prompt: &self.shared.request.prompt_ids,
+            generated: self.generated(),
+            forbidden: if early { &self.shared.eos_ids } else { &[] },
+            seed: params.seed,
+            stream: self.index as u64,
+            logprob_temperature: 1.0,
+            top: params.logprobs.unwrap_or(0),
+        }
+    }
+
+    /// Books a drawn token and tells the listener. `Some` when the sample is complete.
+    pub fn accept(&mut self, drawn: Drawn, max_positions: usize) -> Option<FinishReason> {
+        let params = &self.shared.request.params;
+        self.tokens.push(drawn.id);
+        let count = self.generated().len();
+        let ended = self.shared.eos_ids.contains(&drawn.id);
+        let token = TokenLogprob { id: drawn.id, logprob: Some(drawn.logprob), top: drawn.top };
+        let full = count >= params.max_tokens || self.tokens.len() >= max_positions;
+        let (mut text, mut reason) = (String::new(), None);
+        if ended {
+            reason = Some(FinishReason::Stop);
+        } else {
+            let added = self.text.push(drawn.id, count >= params.min_tokens);
+            text = added.text;
+            if added.stopped {
+                reason = Some(FinishReason::Stop);
+            } else if full {
+                reason = Some(FinishReason::Length);
+            }
+        }
+        if reason.is_some() {
+            text.push_str(&self.text.finish());
+        }
+        self.send(GenEvent::Delta { index: self.index, text, tokens: vec![token] });
+        if let Some(reason) = reason {
+            self.send(GenEvent::Finish { index: self.index, reason });
+        }
+        reason
+    }
+
+    /// A closed channel means the client left; the scheduler notices by `Shared::abandoned`.
+    pub fn send(&self, event: GenEvent) {
+        self.shared.events.send(event).ok();
+    }
+}

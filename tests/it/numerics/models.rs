@@ -1,0 +1,237 @@
+//! Every reference model: logits, log-probs, loss, gradient norms and greedy tokens against PyTorch and
+//! transformers within 1e-4 relative in f32; cached steps against the full forward bit for bit.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor, Var};
+use instructd::generation::{GenParams, Warpers, generate};
+use instructd::model::kv_cache::{CachedSequence, KvCache, StepRows};
+use instructd::model::{Decoder, Encoder, PackedBatch, Purpose, Weights, load};
+use serde_json::Value;
+
+use crate::support::fixtures;
+
+const DECODERS: [&str; 4] = ["gpt2-tiny", "llama-tiny", "llama-tied-tiny", "qwen2-tiny"];
+
+fn expected(name: &str) -> Value {
+    let text = std::fs::read_to_string(fixtures().join(name).join("expected.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+fn floats(v: &Value) -> Vec<f64> {
+    v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+fn ids(v: &Value) -> Vec<u32> {
+    v.as_array().unwrap().iter().map(|x| x.as_u64().unwrap() as u32).collect()
+}
+
+/// |a − b| ≤ 1e-4 · max(|b|, typical size), everywhere.
+fn close(what: &str, got: &[f32], want: &[f64]) {
+    assert_eq!(got.len(), want.len(), "{what}: length");
+    let scale = want.iter().map(|w| w.abs()).fold(0.0, f64::max);
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((f64::from(*g) - w).abs() <= 1e-4 * w.abs().max(0.1 * scale), "{what}[{i}]: {g}, want {w}");
+    }
+}
+
+/// Sequences without their right padding.
+fn sequences(e: &Value) -> Vec<Vec<u32>> {
+    let lengths = ids(&e["lengths"]);
+    e["input_ids"].as_array().unwrap().iter().zip(lengths).map(|(row, n)| ids(row)[..n as usize].to_vec()).collect()
+}
+
+fn vars(weights: &Weights) -> (BTreeMap<String, Var>, Weights) {
+    let vars: BTreeMap<_, _> = weights.iter().map(|(n, t)| (n.clone(), Var::from_tensor(t).unwrap())).collect();
+    let tensors = vars.iter().map(|(n, v)| (n.clone(), v.as_tensor().clone())).collect();
+    (vars, tensors)
+}
+
+fn rows(t: &Tensor, rows: &[u32]) -> Tensor {
+    t.index_select(&Tensor::new(rows, &Device::Cpu).unwrap(), 0).unwrap()
+}
+
+fn flat(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn check_gradients(e: &Value, vars: &BTreeMap<String, Var>, loss: &Tensor) {
+    let grads = loss.backward().unwrap();
+    for (name, norm) in e["grad_l2"].as_object().unwrap() {
+        let want = norm.as_f64().unwrap();
+        let grad = grads.get(&vars[name]).unwrap_or_else(|| panic!("{name} has no gradient"));
+        let got = f64::from(grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sqrt();
+        // Softmax does not change under a shift of all keys, so BERT's key bias has gradient 0 up to rounding.
+        let slack = if want < 1e-6 { 1e-6 } else { 1e-4 * want };
+        assert!((got - want).abs() <= slack, "gradient of {name}: {got}, want {want}");
+    }
+    assert_eq!(e["grad_l2"].as_object().unwrap().len(), vars.len(), "every variable is checked");
+}
+
+#[test]
+fn decoders_match_transformers() {
+    for name in DECODERS {
+        let (e, loaded) = (expected(name), load(&fixtures().join(name), &Device::Cpu).unwrap());
+        let (vars, weights) = vars(&loaded.weights);
+        let decoder = Decoder::new(&loaded.config, &weights, Purpose::Train).unwrap();
+        let sequences = sequences(&e);
+        let batch = PackedBatch::new(&sequences);
+        let hidden = decoder.forward(&batch).unwrap();
+        let n0 = sequences[0].len() as u32;
+        let logits0 = decoder.logits(&rows(&hidden, &(0..n0).collect::<Vec<_>>())).unwrap();
+        let want0 = floats(&e["logits_row0"]);
+        close(&format!("{name} logits_row0"), &flat(&logits0)[..want0.len()], &want0);
+        let last = flat(&decoder.logits(&rows(&hidden, &batch.last_rows())).unwrap());
+        let want: Vec<f64> = e["logits_last_valid"].as_array().unwrap().iter().flat_map(floats).collect();
+        close(&format!("{name} logits_last_valid"), &last, &want);
+
+        let (mut sources, mut targets) = (Vec::new(), Vec::new());
+        for (s, start) in sequences.iter().zip(&batch.offsets) {
+            for i in 1..s.len() {
+                sources.push((start + i - 1) as u32);
+                targets.push(s[i]);
+            }
+        }
+        let logprobs = decoder.token_logprobs(&rows(&hidden, &sources), &targets, 1.0).unwrap().logprobs;
+        let want: Vec<f64> = e["token_logprobs"].as_array().unwrap().iter().flat_map(floats).collect();
+        close(&format!("{name} token_logprobs"), &flat(&logprobs), &want);
+        let loss = logprobs.mean_all().unwrap().neg().unwrap();
+        close(&format!("{name} loss"), &[loss.to_scalar::<f32>().unwrap()], &[e["causal_lm_loss"].as_f64().unwrap()]);
+        check_gradients(&e, &vars, &loss);
+    }
+}
+
+#[test]
+fn greedy_tokens_are_identical() {
+    for name in DECODERS {
+        let (e, loaded) = (expected(name), load(&fixtures().join(name), &Device::Cpu).unwrap());
+        let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve).unwrap();
+        let params = GenParams {
+            max_new_tokens: 12,
+            warpers: Warpers { temperature: 0.0, ..Warpers::default() },
+            ..GenParams::default()
+        };
+        let samples = generate(&decoder, &[ids(&e["greedy_prompt"])], &params, &|| false).unwrap();
+        assert_eq!(samples[0].ids, ids(&e["greedy_12"]), "{name}");
+    }
+}
+
+#[test]
+fn bert_matches_transformers() {
+    let (e, loaded) = (expected("bert-tiny"), load(&fixtures().join("bert-tiny"), &Device::Cpu).unwrap());
+    let (vars, weights) = vars(&loaded.weights);
+    let encoder = Encoder::new(&loaded.config, &weights, Purpose::Train).unwrap();
+    let mut sequences = Vec::new();
+    let (mut types, mut masked, mut targets) = (Vec::new(), Vec::new(), Vec::new());
+    let list = |key: &str| e[key].as_array().unwrap().clone();
+    for (i, row) in list("input_ids").iter().enumerate() {
+        let n = ids(&list("attention_mask")[i]).iter().sum::<u32>() as usize;
+        let start = types.len();
+        sequences.push(ids(row)[..n].to_vec());
+        types.extend(&ids(&list("token_type_ids")[i])[..n]);
+        for (j, label) in list("labels")[i].as_array().unwrap()[..n].iter().enumerate() {
+            if let Some(target) = label.as_u64() {
+                masked.push((start + j) as u32);
+                targets.push(target as u32);
+            }
+        }
+    }
+    let batch = PackedBatch::new(&sequences);
+    let hidden = encoder.forward(&batch, &types).unwrap();
+    close("hidden", &flat(&rows(&hidden, &[0])), &floats(&e["hidden_last_0_0"]));
+    let at = [3, batch.offsets[1] as u32 + 2];
+    let logits = flat(&encoder.mlm_logits(&rows(&hidden, &at)).unwrap());
+    let (first, second) = logits.split_at(loaded.config.vocab_size);
+    close("logits_0_3", first, &floats(&e["logits_0_3"]));
+    close("logits_1_2", second, &floats(&e["logits_1_2"]));
+    let loss = encoder.mlm_logprobs(&rows(&hidden, &masked), &targets).unwrap().logprobs;
+    let loss = loss.mean_all().unwrap().neg().unwrap();
+    close("mlm_loss", &[loss.to_scalar::<f32>().unwrap()], &[e["mlm_loss"].as_f64().unwrap()]);
+    check_gradients(&e, &vars, &loss);
+}
+
+#[test]
+fn cached_steps_equal_the_full_forward_in_any_company_and_chunking() {
+    for name in DECODERS {
+        let loaded = load(&fixtures().join(name), &Device::Cpu).unwrap();
+        let train = Decoder::new(&loaded.config, &loaded.weights, Purpose::Train).unwrap();
+        let serve = Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve).unwrap();
+        let sequences: Vec<Vec<u32>> =
+            (0..5u32).map(|i| (0..9 + 9 * i).map(|t| (t * 7 + i * 13) % 96).collect()).collect();
+        let batch = PackedBatch::new(&sequences);
+        let full = train.forward(&batch).unwrap();
+        for chunk in [1usize, 3, 16, 100] {
+            let mut cache = KvCache::new(&loaded.config, 512);
+            let mut cached: Vec<CachedSequence> = sequences.iter().map(|_| CachedSequence::default()).collect();
+            while cached.iter().zip(&sequences).any(|(c, s)| c.len < s.len()) {
+                let (mut step, mut at) = (StepRows::default(), Vec::new());
+                for (i, s) in sequences.iter().enumerate() {
+                    let n = (chunk + i % 2).min(s.len() - cached[i].len);
+                    if n > 0 {
+                        assert!(cache.reserve(&mut cached[i], n));
+                        let last = step.push(&s[cached[i].len..cached[i].len + n], &cached[i]);
+                        at.push((i, last + 1 - n, n));
+                    }
+                }
+                let hidden = serve.step(&step, &mut cache).unwrap();
+                for (i, row, n) in at {
+                    let got = flat(&hidden.narrow(0, row, n).unwrap());
+                    let want = flat(&full.narrow(0, batch.offsets[i] + cached[i].len, n).unwrap());
+                    assert_eq!(got, want, "{name}, sequence {i}, chunks of {chunk}");
+                    cached[i].len += n;
+                }
+            }
+            for c in &mut cached {
+                cache.release_all(c);
+            }
+            assert_eq!(cache.free_pages(), cache.total_pages());
+        }
+    }
+}
+
+#[test]
+fn sampling_logprobs_are_those_of_training() {
+    let loaded = load(&fixtures().join("llama-tiny"), &Device::Cpu).unwrap();
+    let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Train).unwrap();
+    let prompts: Vec<Vec<u32>> = (1..9u32).map(|i| (0..i * 2).map(|t| (t * 5 + i) % 96).collect()).collect();
+    let warpers = Warpers { temperature: 0.7, ..Warpers::default() };
+    let params = GenParams { max_new_tokens: 20, warpers, seed: 3, max_batch: 3, ..GenParams::default() };
+    let samples = generate(&decoder, &prompts, &params, &|| false).unwrap();
+    for (prompt, sample) in prompts.iter().zip(&samples) {
+        let whole: Vec<u32> = prompt.iter().chain(&sample.ids).copied().collect();
+        let hidden = decoder.forward(&PackedBatch::new(&[&whole[..]])).unwrap();
+        let before: Vec<u32> = (prompt.len() - 1..whole.len() - 1).map(|r| r as u32).collect();
+        let fresh = decoder.token_logprobs(&rows(&hidden, &before), &sample.ids, 0.7).unwrap().logprobs;
+        assert_eq!(flat(&fresh), sample.logprobs, "ratio must be exactly 1 before the first update");
+    }
+    let wider = generate(&decoder, &prompts, &GenParams { max_batch: 8, ..params }, &|| false).unwrap();
+    assert_eq!(wider, samples, "batch company changes nothing");
+}
+
+#[test]
+fn adapters_start_as_nothing_and_merge_exactly() {
+    use instructd::model::lora::{LoraConfig, init, merge};
+    for name in DECODERS {
+        let loaded = load(&fixtures().join(name), &Device::Cpu).unwrap();
+        let lora = LoraConfig { rank: 4, alpha: 8.0, targets: Vec::new() };
+        let mut adapters = init(&loaded.config, &lora, &loaded.weights, 1).unwrap();
+        let batch = PackedBatch::new(&[(0u32..20).collect::<Vec<_>>()]);
+        let forward = |d: &Decoder| flat(&d.forward(&batch).unwrap());
+        let base = forward(&Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve).unwrap());
+        let with = |a: &Weights| {
+            forward(&Decoder::with_lora(&loaded.config, &loaded.weights, &lora, a, Purpose::Train).unwrap())
+        };
+        assert_eq!(with(&adapters), base, "{name}: fresh adapters change nothing");
+        for (i, (name, t)) in adapters.iter_mut().enumerate() {
+            if name.ends_with("lora_B.weight") {
+                let noise = crate::support::noise(t.elem_count(), i as u64 + 1);
+                *t = (Tensor::from_vec(noise, t.dims(), &Device::Cpu).unwrap() * 0.05).unwrap();
+            }
+        }
+        let merged = merge(&loaded.config, &lora, &loaded.weights, &adapters).unwrap();
+        let folded = forward(&Decoder::new(&loaded.config, &merged, Purpose::Serve).unwrap());
+        assert_ne!(folded, base);
+        let want: Vec<f64> = folded.iter().map(|v| f64::from(*v)).collect();
+        close(&format!("{name} merged"), &with(&adapters), &want);
+    }
+}
