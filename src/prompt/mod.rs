@@ -1,7 +1,13 @@
-//! From messages and examples to the text a model reads.
+//! From messages and examples to the text a model reads, and to its ids.
 
 pub mod chat;
+pub mod cloze;
+pub mod few_shot;
+pub mod instruction;
 pub mod texts;
 
 pub use chat::{ChatError, ChatTemplate, Rendered};
+pub use cloze::{Cloze, ClozeError};
+pub use few_shot::{Example, FewShot};
+pub use instruction::instruction;
 pub use texts::Texts;

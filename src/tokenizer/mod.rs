@@ -24,6 +24,14 @@ fn failed(error: impl std::fmt::Display) -> TokenizerError {
     TokenizerError(error.to_string())
 }
 
+/// The tokenizers crate panics on some files that are no JSON or no tokenizer; those are errors here.
+fn parse(text: &str) -> Result<tokenizers::Tokenizer> {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(failed)?;
+    std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(text.as_bytes()))
+        .map_err(|_| failed("it is not built as a tokenizer is"))?
+        .map_err(failed)
+}
+
 /// Where special tokens may be recognised in a text.
 #[derive(Clone, Copy, Debug)]
 pub enum Specials<'a> {
@@ -74,7 +82,7 @@ impl Tokenizer {
     /// # Errors
     /// When the text is not a tokenizer that the tokenizers crate can build.
     pub fn from_json(text: &str, config: Option<Value>, eos_ids: &[u32]) -> Result<Self> {
-        let mut base = tokenizers::Tokenizer::from_bytes(text.as_bytes()).map_err(failed)?;
+        let mut base = parse(text)?;
         // Both would silently change what is encoded; lengths are the caller's business.
         base.with_truncation(None).map_err(failed)?;
         base.with_padding(None);

@@ -3,6 +3,7 @@
 mod chat;
 mod damaged;
 mod fixtures;
+mod prompts;
 mod pull;
 mod records;
 mod roundtrip;

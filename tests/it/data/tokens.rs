@@ -125,6 +125,20 @@ proptest! {
         prop_assert_eq!(tokenizer.decode(&ids, false).unwrap(), whole);
     }
 
+    /// A damaged tokenizer.json is an error or another tokenizer, never a panic.
+    #[test]
+    fn damaged_tokenizers_never_panic(changes in prop::collection::vec((0usize..100_000, any::<u8>()), 1..4), cut in 0usize..200) {
+        let mut bytes = byte_tokenizer().to_json().unwrap().into_bytes();
+        let length = bytes.len();
+        for (at, value) in changes {
+            bytes[at % length] = value;
+        }
+        bytes.truncate(length.saturating_sub(cut.saturating_sub(150)));
+        if let Ok(tokenizer) = Tokenizer::from_json(&String::from_utf8_lossy(&bytes), None, &[]) {
+            let _ = tokenizer.encode("the <|end|> 12 你好", true, true).map(|ids| tokenizer.decode(&ids, false));
+        }
+    }
+
     #[test]
     fn text_survives(text in "\\PC{0,40}") {
         let tokenizer = byte_tokenizer();
