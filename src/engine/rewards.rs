@@ -1,6 +1,5 @@
 //! Reward models in memory: loaded when first asked for, scored on a blocking thread.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,7 +1,7 @@
 //! What correct means: objectives, operations, models and generation against reference values.
 
+mod models;
 mod objectives;
 mod objectives_gradients;
-mod models;
 mod ops;
 mod smollm2;
