@@ -240,7 +240,8 @@ impl Config {
                 return Err(error("--config", format!("no such file: {}", path.display())));
             }
             Some(path) => figment = figment.merge(Toml::file_exact(path)),
-            None => figment = figment.merge(Toml::file_exact("config.toml")),
+            None if Path::new("config.toml").is_file() => figment = figment.merge(Toml::file_exact("config.toml")),
+            None => {}
         }
         let environment =
             Env::prefixed("INSTRUCTD_").filter(|key| key != "config" && !key.starts_with("test_")).split("__");

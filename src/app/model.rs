@@ -9,8 +9,9 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
-use crate::engine::Generator;
+use crate::engine::{EngineOptions, Generator, LocalEngine};
 use crate::model::pull;
+use crate::ops::linear::WeightFormat;
 use crate::service::Services;
 use crate::store::Store;
 
@@ -34,7 +35,18 @@ pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
 }
 
 fn engine(services: &Services) -> Result<Arc<dyn Generator>> {
-    bail!("no engine is built in yet (weights {})", services.config.weights)
+    let config = &services.config;
+    let weights = WeightFormat::parse(&config.weights)
+        .with_context(|| format!("weights: '{}' is not known; use f32 or q8_0", config.weights))?;
+    let options = EngineOptions {
+        data_dir: config.data_dir.clone(),
+        weights,
+        max_running: config.engine.max_batch,
+        max_waiting: config.engine.max_waiting,
+        kv_tokens: config.engine.kv_tokens,
+        ..EngineOptions::default()
+    };
+    Ok(LocalEngine::start(options)?)
 }
 
 /// A path, a pulled name, or a name that can be pulled now.

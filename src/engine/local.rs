@@ -32,6 +32,7 @@ pub struct EngineOptions {
     /// Requests that may wait; more are refused with `Overloaded`.
     pub max_waiting: usize,
     pub prefill_tokens: usize,
+    /// Cached tokens per version; 0 = what `max_running` full contexts need, at most 2 GiB.
     pub kv_tokens: usize,
     /// Versions kept in memory; the least recently activated ones beyond are unloaded when idle.
     pub max_loaded: usize,
@@ -45,7 +46,7 @@ impl Default for EngineOptions {
             max_running: 64,
             max_waiting: 256,
             prefill_tokens: 512,
-            kv_tokens: 65_536,
+            kv_tokens: 0,
             max_loaded: 3,
         }
     }
@@ -403,7 +404,7 @@ fn engine_thread(inbox: &Receiver<Command>, state: &State, limits: Limits) {
         let models = read(&state.models);
         lanes.retain(|l| !l.is_idle() || models.contains_key(&l.model.served.version.id));
         drop(models);
-        publish(&lanes, &state.stats, limits);
+        publish(&lanes, &state.stats);
     }
 }
 
@@ -426,9 +427,9 @@ fn obey(command: Command, lanes: &mut Vec<Lane>, state: &State, limits: Limits) 
     }
 }
 
-fn publish(lanes: &[Lane], stats: &StatCells, limits: Limits) {
+fn publish(lanes: &[Lane], stats: &StatCells) {
     stats.running.store(lanes.iter().map(Lane::running).sum(), SeqCst);
     stats.waiting.store(lanes.iter().map(Lane::waiting).sum(), SeqCst);
     stats.used_tokens.store(lanes.iter().map(Lane::used_tokens).sum(), Relaxed);
-    stats.total_tokens.store(lanes.len().max(1) * limits.kv_tokens, Relaxed);
+    stats.total_tokens.store(lanes.iter().map(Lane::total_tokens).sum(), Relaxed);
 }

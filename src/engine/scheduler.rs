@@ -15,6 +15,7 @@ use super::sequence::{Sequence, Shared};
 use super::text::TextStream;
 use super::{EngineError, FinishReason, GenEvent, TokenLogprob};
 use crate::generation::sampling::{Drawn, draw, report};
+use crate::model::ModelConfig;
 use crate::model::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
 
 /// Limits of one step and of one version's memory.
@@ -26,6 +27,17 @@ pub struct Limits {
     pub prefill_tokens: usize,
     /// Cached tokens per loaded version.
     pub kv_tokens: usize,
+}
+
+/// The configured size, or by default full contexts for all running samples within a memory bound.
+fn cache_tokens(config: &ModelConfig, limits: Limits) -> usize {
+    const MOST_BYTES: usize = 2 << 30;
+    if limits.kv_tokens > 0 {
+        return limits.kv_tokens;
+    }
+    let per_token = config.n_layers * config.n_kv_heads * config.head_dim * 2 * size_of::<f32>();
+    let fits = (MOST_BYTES / per_token.max(1)).max(config.max_positions);
+    (limits.max_running * config.max_positions).min(fits)
 }
 
 /// All work on one model version.
@@ -49,7 +61,7 @@ struct Fed {
 
 impl Lane {
     pub fn new(model: Arc<LoadedModel>, limits: Limits) -> Self {
-        let cache = KvCache::new(&model.decoder.config, limits.kv_tokens);
+        let cache = KvCache::new(&model.decoder.config, cache_tokens(&model.decoder.config, limits));
         Self { model, limits, cache, prefixes: PrefixTree::default(), waiting: VecDeque::new(), running: Vec::new() }
     }
 
@@ -80,6 +92,10 @@ impl Lane {
 
     pub fn running(&self) -> usize {
         self.running.len()
+    }
+
+    pub fn total_tokens(&self) -> usize {
+        self.cache.total_pages() * PAGE
     }
 
     pub fn used_tokens(&self) -> usize {
