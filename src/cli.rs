@@ -144,6 +144,10 @@ pub fn export_model(config: &Config, model: &str, out: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Measures a model on a file and prints the figures as JSON.
 pub fn eval(args: &Path) -> Result<()> {
-    bail!("eval is not built in yet: {}", args.display())
+    let text = std::fs::read_to_string(args).with_context(|| format!("reading {}", args.display()))?;
+    let args = serde_json::from_str(&text).context("the evaluation's arguments")?;
+    println!("{}", serde_json::to_string_pretty(&crate::eval::run::run(&args)?)?);
+    Ok(())
 }

@@ -1,3 +1,4 @@
 //! Evaluation: numbers about models that need no gradient.
 
 pub mod preference;
+pub mod run;

@@ -1,5 +1,6 @@
 //! What correct means: objectives, operations, models and generation against reference values.
 
+mod eval;
 mod models;
 mod objectives;
 mod objectives_gradients;

@@ -1,0 +1,137 @@
+//! `instructd eval --args FILE`: perplexity of a policy on text, or accuracy of a reward model on rankings.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::preference::{PairMetrics, pair_metrics};
+use crate::data::{self, corpus};
+use crate::domain::Split;
+use crate::model::reward::RewardModel;
+use crate::model::{self, Decoder, PackedBatch, Purpose};
+use crate::prompt::Texts;
+
+/// What to measure.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum EvalArgs {
+    /// Next-token loss on a text file, or on JSONL with a `text` per line.
+    Perplexity {
+        model: PathBuf,
+        text: PathBuf,
+        #[serde(default = "default_length")]
+        max_length: usize,
+    },
+    /// Pair accuracy on ranked sets (comparisons JSONL).
+    Reward {
+        model: PathBuf,
+        comparisons: PathBuf,
+        /// `train` or `heldout` (by prompt); all sets when absent.
+        split: Option<Split>,
+        #[serde(default = "default_heldout")]
+        heldout_fraction: f64,
+        #[serde(default = "default_length")]
+        max_length: usize,
+    },
+}
+
+fn default_length() -> usize {
+    1024
+}
+
+fn default_heldout() -> f64 {
+    0.1
+}
+
+/// The measured figures.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum EvalResult {
+    Perplexity { tokens: usize, bytes: usize, loss: f64, perplexity: f64, bits_per_byte: f64 },
+    Reward { sets: usize, metrics: PairMetrics },
+}
+
+/// Tokens per forward pass.
+const BATCH_TOKENS: usize = 2048;
+
+/// # Errors
+/// Files that cannot be read, models of the wrong kind, nothing to measure.
+pub fn run(args: &EvalArgs) -> Result<EvalResult> {
+    match args {
+        EvalArgs::Perplexity { model, text, max_length } => perplexity(model, text, *max_length),
+        EvalArgs::Reward { model, comparisons, split, heldout_fraction, max_length } => {
+            reward(model, comparisons, *split, *heldout_fraction, *max_length)
+        }
+    }
+}
+
+/// Documents are cut into windows of `max_length` tokens; each window's first token is context only.
+fn perplexity(path: &Path, text: &Path, max_length: usize) -> Result<EvalResult> {
+    let loaded = model::load(path, &Device::Cpu)?;
+    let tokenizer = loaded.tokenizer.clone().context("the model has no tokenizer.json")?;
+    let length = max_length.min(loaded.config.max_positions);
+    ensure!(length >= 2, "max_length must be at least 2");
+    let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve)?;
+    let (mut bytes, mut windows) = (0, Vec::new());
+    for document in corpus::documents(text)? {
+        let ids = tokenizer.encode(&document, false, false)?;
+        bytes += document.len();
+        // Windows overlap by one token, so that every token but a document's first is predicted once.
+        let mut start = 0;
+        while start + 1 < ids.len() {
+            let end = (start + length).min(ids.len());
+            windows.push(ids[start..end].to_vec());
+            start = end - 1;
+        }
+    }
+    ensure!(!windows.is_empty(), "{} holds no text of two tokens", text.display());
+    let (mut total, mut tokens) = (0.0f64, 0usize);
+    for batch in windows.chunks((BATCH_TOKENS / length).max(1)) {
+        let packed = PackedBatch::new(batch);
+        let hidden = decoder.forward(&packed)?;
+        let (mut rows, mut targets) = (Vec::new(), Vec::new());
+        for (window, offset) in batch.iter().zip(&packed.offsets) {
+            rows.extend((0..window.len() - 1).map(|i| (offset + i) as u32));
+            targets.extend_from_slice(&window[1..]);
+        }
+        let picked = hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)?;
+        let logprobs = decoder.token_logprobs(&picked, &targets, 1.0)?.logprobs.to_vec1::<f32>()?;
+        total -= logprobs.iter().map(|l| f64::from(*l)).sum::<f64>();
+        tokens += targets.len();
+    }
+    let loss = total / tokens as f64;
+    let bits_per_byte = total / std::f64::consts::LN_2 / bytes as f64;
+    Ok(EvalResult::Perplexity { tokens, bytes, loss, perplexity: loss.exp(), bits_per_byte })
+}
+
+fn reward(
+    path: &Path,
+    comparisons: &Path,
+    split: Option<Split>,
+    heldout: f64,
+    max_length: usize,
+) -> Result<EvalResult> {
+    let loaded = model::load(path, &Device::Cpu)?;
+    let (texts, model) = (Texts::new(&loaded)?, RewardModel::new(&loaded)?);
+    let length = max_length.min(loaded.config.max_positions);
+    let mut sets = data::read_comparisons(comparisons)?;
+    sets.retain(|s| split.is_none_or(|side| s.side(heldout) == side));
+    let mut differences = Vec::new();
+    for set in &sets {
+        let ids = set.completions.iter().map(|c| Ok(texts.conversation(&set.prompt, &c.text, length)?.0));
+        let scores = model.score(&ids.collect::<Result<Vec<_>>>()?, BATCH_TOKENS)?;
+        for (a, x) in set.completions.iter().zip(&scores) {
+            for (b, y) in set.completions.iter().zip(&scores) {
+                if a.tier < b.tier {
+                    differences.push(x - y);
+                }
+            }
+        }
+    }
+    match pair_metrics(&differences) {
+        Some(metrics) => Ok(EvalResult::Reward { sets: sets.len(), metrics }),
+        None => bail!("{} holds no pair with a preference", comparisons.display()),
+    }
+}
