@@ -69,7 +69,8 @@ def compare(base, directory, problems):
     prompts = [[source.randrange(model.config.vocab_size) for _ in range(n)] for n in (1, 2, 7, min(33, positions))]
     tokenizer = None
     if os.path.exists(os.path.join(directory, "tokenizer.json")):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        # Not AutoTokenizer: it rebuilds the tokenizer of the model's type, whatever the file says.
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=os.path.join(directory, "tokenizer.json"))
         texts = TEXTS if len(tokenizer) > 1000 else [" ".join(f"t{i}" for i in (5, 77, 3, 41, 9))]
         for text in texts:
             theirs = tokenizer(text)["input_ids"]
