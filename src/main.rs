@@ -131,6 +131,7 @@ fn load(file: Option<PathBuf>, overrides: Overrides) -> anyhow::Result<Config> {
 }
 
 fn main() -> ExitCode {
+    calm_candle_threads();
     let cli = Cli::parse();
     match run(cli.command.unwrap_or(Command::Serve(cli.serve))) {
         Ok(code) => code,
@@ -138,6 +139,15 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// candle's helper threads spin between operations; on a few cores that starves the threads that compute.
+fn calm_candle_threads() {
+    const SPIN_LIMIT: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";
+    if std::env::var_os(SPIN_LIMIT).is_none() {
+        // SAFETY: first statement of the program: no other thread reads the environment yet.
+        unsafe { std::env::set_var(SPIN_LIMIT, "200") };
     }
 }
 

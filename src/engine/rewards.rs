@@ -22,11 +22,13 @@ struct Scorer {
     max_length: usize,
 }
 
+type Entry = (ModelVersionId, Arc<Scorer>);
+
 #[derive(Clone)]
 pub struct RewardModels {
     data_dir: PathBuf,
     /// Most recently used last.
-    loaded: Arc<Mutex<Vec<(ModelVersionId, Arc<Scorer>)>>>,
+    loaded: Arc<Mutex<Vec<Entry>>>,
 }
 
 impl RewardModels {

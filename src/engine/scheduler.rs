@@ -106,10 +106,15 @@ impl Lane {
     pub fn step(&mut self, stats: &StatCells) {
         self.drop_abandoned();
         self.admit();
-        if let Err(error) = self.advance(stats) {
-            tracing::error!(error = %error, version = %self.model.served.version.name, "engine step failed");
-            self.fail_all(&EngineError::Failed(error.to_string()));
-        }
+        // A panic in one step must not end serving: it fails the samples of this step, like any other error.
+        let step = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.advance(stats)));
+        let error = match step {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the engine panicked in this step".to_owned(),
+        };
+        tracing::error!(error = %error, version = %self.model.served.version.name, "engine step failed");
+        self.fail_all(&EngineError::Failed(error));
     }
 
     /// Ends everything, for instance at the shutdown deadline.

@@ -87,9 +87,9 @@ fn decoders_match_transformers() {
 
         let (mut sources, mut targets) = (Vec::new(), Vec::new());
         for (s, start) in sequences.iter().zip(&batch.offsets) {
-            for i in 1..s.len() {
+            for (i, target) in s.iter().enumerate().skip(1) {
                 sources.push((start + i - 1) as u32);
-                targets.push(s[i]);
+                targets.push(*target);
             }
         }
         let logprobs = decoder.token_logprobs(&rows(&hidden, &sources), &targets, 1.0).unwrap().logprobs;
