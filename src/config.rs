@@ -258,8 +258,8 @@ impl Config {
         if self.model.trim().is_empty() {
             return Err(error("model", "must name a model, a directory or a .gguf file"));
         }
-        if self.admin_key.as_ref().is_some_and(|key| key.len() < 8) {
-            return Err(error("admin_key", "must have at least 8 characters"));
+        if self.admin_key.as_ref().is_some_and(|key| key.trim().is_empty()) {
+            return Err(error("admin_key", "must not be empty; leave it out to have one generated"));
         }
         if let Some(url) = &self.database_url
             && !["sqlite:", "postgres:", "postgresql:"].iter().any(|scheme| url.starts_with(scheme))

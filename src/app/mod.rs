@@ -81,6 +81,9 @@ pub async fn serve(config: Config) -> Result<()> {
 /// Services over an open store, and the admin key if it was made just now.
 pub async fn services(config: Config, store: Arc<dyn Store>) -> Result<(Arc<Services>, Option<String>)> {
     let (clock, random) = (system_clock(), Random::from_os()?);
+    if config.admin_key.as_ref().is_some_and(|key| key.len() < 16) {
+        tracing::warn!("the admin key has under 16 characters: easy to guess where others can reach this server");
+    }
     let (hash, generated) = people::admin_key(&config, store.as_ref(), &random, clock()).await?;
     let services = Services::new(config, store, clock, random, hash, crate::train::recipes());
     Ok((Arc::new(services), generated))

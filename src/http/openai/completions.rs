@@ -121,6 +121,11 @@ pub async fn create(
     let mut texts = Vec::with_capacity(prompts.len());
     for prompt in prompts {
         let Input { text, ids } = input(engine.as_ref(), &model, prompt).await?;
+        let mut params = sampling.clone();
+        if request.max_tokens.is_none() {
+            // Only a length that was asked for can be too long.
+            params.max_tokens = params.max_tokens.min(model.max_context.saturating_sub(ids.len()).max(1));
+        }
         let start = Start {
             request_id: request_id.clone(),
             model: model.clone(),
@@ -128,7 +133,7 @@ pub async fn create(
             messages: raw_text(text.clone()),
             source: "completions",
             n: best_of,
-            params: sampling.clone(),
+            params,
             prompt_logprobs: request.logprobs.filter(|_| echo).map(|k| k as usize),
         };
         runs.push(complete::start(services, start).await?);

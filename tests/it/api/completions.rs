@@ -40,6 +40,16 @@ async fn the_returned_seed_repeats_the_text() {
     assert_ne!(first["instructd"]["seed"], other["instructd"]["seed"]);
 }
 
+/// A length that nobody asked for never makes a request too long; one that was asked for does.
+#[tokio::test]
+async fn the_default_length_fits_the_context() {
+    let server = Server::with(|_| {}, MockOptions { max_context: 12, ..MockOptions::default() }).await;
+    let body = server.open_post("/v1/completions", json!({"prompt": "12345678"})).await.expect(200).json();
+    assert!(body["usage"]["completion_tokens"].as_u64().unwrap() <= 4);
+    let asked = server.open_post("/v1/completions", json!({"prompt": "12345678", "max_tokens": 16})).await.expect(400);
+    assert_eq!(asked.json()["error"]["param"], "max_tokens");
+}
+
 #[tokio::test]
 async fn all_four_prompt_shapes_agree() {
     let server = Server::start().await;
