@@ -57,3 +57,14 @@ pub(crate) fn buffer(len: usize) -> Vec<f32> {
     // Zeroed by the allocator: fresh pages come as zeros, so this costs nothing for large buffers.
     vec![0f32; len]
 }
+
+/// Deterministic values in [−1, 1) for the kernels' own tests.
+#[cfg(test)]
+pub(crate) fn noise(n: usize, mut seed: u64) -> Vec<f32> {
+    (0..n)
+        .map(|_| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
