@@ -8,6 +8,7 @@ compared on the same machine in one run. Prints new and total (prompt + new) tok
 """
 
 import json
+import random
 import sys
 import threading
 import time
@@ -26,7 +27,9 @@ def complete(prompt, new, seed):
 
 
 def prompt(seed, length):
-    return [1000 + (seed * 97 + j * 31) % 5000 for j in range(length)]
+    # New prompts in every run: a server that remembers prefixes would answer old ones without computing.
+    draw = random.Random(seed + time.time_ns())
+    return [draw.randrange(1000, 6000) for _ in range(length)]
 
 
 def main():
