@@ -58,10 +58,14 @@ export async function overviewView(el, { signal }) {
     const o = await get('/admin/api/overview', null, { signal });
     const c = o.counts ?? {};
     const next = suggestion(o);
-    const [lit, href] = ACTIONS[next.code];
+    const [step, href] = ACTIONS[next.code];
     const jobs = o.running_jobs ?? []; // queued ones too
     const running = jobs.filter((j) => j.state === 'running');
     const byKind = (kind) => running.filter((j) => j.kind === kind).length;
+    // a reward run belongs to its own place in the picture, every other run to the policy's
+    const policyRuns = running.length - byKind('reward');
+    const lit = next.code === 'wait' && running.length && !policyRuns ? 'reward' : step;
+    const go = next.code === 'wait' ? t('next.see') : t('next.go');
     const policy = o.active_policy;
     const reward = o.active_reward;
     fill(
@@ -79,8 +83,8 @@ export async function overviewView(el, { signal }) {
         h('a', {
           class: 'button primary',
           href: next.code === 'wait' && running.length === 1 ? `#/jobs/${running[0].id}` : href,
-          text: t('next.go'),
-          'aria-label': `${t('next.go')}: ${next.text}`,
+          text: go,
+          'aria-label': `${go}: ${next.text}`,
         }),
       ),
       h(
@@ -112,7 +116,7 @@ export async function overviewView(el, { signal }) {
           'ppo',
           lit,
           '#/jobs',
-          running.length ? t('loop.running', { n: running.length }) : t('loop.idle'),
+          policyRuns ? t('loop.running', { n: policyRuns }) : t('loop.idle'),
           c.jobs_queued ? t('loop.queued', { n: c.jobs_queued }) : null,
         ),
         arrow('a5', t('loop.promote')),
