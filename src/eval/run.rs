@@ -122,13 +122,7 @@ fn reward(
     for set in &sets {
         let ids = set.completions.iter().map(|c| Ok(texts.conversation(&set.prompt, &c.text, length)?.0));
         let scores = model.score(&ids.collect::<Result<Vec<_>>>()?, BATCH_TOKENS)?;
-        for (a, x) in set.completions.iter().zip(&scores) {
-            for (b, y) in set.completions.iter().zip(&scores) {
-                if a.tier < b.tier {
-                    differences.push(x - y);
-                }
-            }
-        }
+        differences.extend(data::pairs(&set.completions).iter().map(|p| scores[p.better] - scores[p.worse]));
     }
     match pair_metrics(&differences) {
         Some(metrics) => Ok(EvalResult::Reward { sets: sets.len(), metrics }),

@@ -116,6 +116,12 @@ fn best(z: &[f32], k: usize) -> Vec<u32> {
     ids
 }
 
+/// What `best(z, 1)` finds, in one pass and without a list of all ids: every greedy token comes through here.
+fn most_likely(z: &[f32]) -> u32 {
+    let order = |a: &(usize, &f32), b: &(usize, &f32)| a.1.total_cmp(b.1).then(b.0.cmp(&a.0));
+    z.iter().enumerate().max_by(order).map_or(0, |(id, _)| id as u32)
+}
+
 fn penalise(z: &mut [f32], warpers: &Warpers, context: &Context<'_>) {
     if warpers.repetition_penalty != 1.0 {
         let mut seen: Vec<u32> = context.prompt.iter().chain(context.generated).copied().collect();
@@ -143,7 +149,7 @@ fn penalise(z: &mut [f32], warpers: &Warpers, context: &Context<'_>) {
 
 fn pick(z: &[f32], warpers: &Warpers, context: &Context<'_>) -> u32 {
     if warpers.temperature == 0.0 {
-        return best(z, 1)[0];
+        return most_likely(z);
     }
     let u = uniform(context.seed, context.stream, context.generated.len());
     let inv_t = 1.0 / warpers.temperature;
@@ -231,6 +237,13 @@ mod tests {
         assert_eq!(with(Warpers { min_p: 0.2, ..Warpers::default() }), [true, true, false, false]);
         assert_eq!(with(Warpers { temperature: 0.0, ..Warpers::default() }), [true, false, false, false]);
         assert_eq!(with(Warpers { logit_bias: vec![(3, 100.0)], ..Warpers::default() }), [false, false, false, true]);
+    }
+
+    #[test]
+    fn the_most_likely_is_the_first_of_the_best() {
+        for z in [&[1.0f32, 3.0, 3.0, -1.0][..], &[f32::NEG_INFINITY, -2.0], &[0.0, -0.0, 0.0], &[5.0]] {
+            assert_eq!(most_likely(z), best(z, 1)[0], "{z:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Low-rank adapters (arXiv 2106.09685): y = Wx + (alpha/rank)·B·A·x, with A random and B zero at the start.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use rand::RngExt;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -107,7 +107,7 @@ pub fn merge(config: &ModelConfig, lora: &LoraConfig, weights: &Weights, adapter
         if config.arch == Arch::Gpt2 {
             delta = delta.t()?;
         }
-        merged.insert(key, (base.detach() + delta)?.to_device(&Device::Cpu)?.to_device(base.device())?);
+        merged.insert(key, (base.detach() + delta)?);
     }
     Ok(merged)
 }

@@ -101,7 +101,7 @@ impl CustomOp2 for RmsNorm {
 }
 
 /// Column sums of [rows, d] in ascending row order.
-pub(super) fn sum_rows(x: &[f32], d: usize) -> Vec<f32> {
+fn sum_rows(x: &[f32], d: usize) -> Vec<f32> {
     let mut total = vec![0f32; d];
     for row in x.chunks_exact(d) {
         for (t, v) in total.iter_mut().zip(row) {
