@@ -121,6 +121,32 @@ impl Decoder {
         self.final_norm.forward(&x)
     }
 
+    /// The same with `soft` [n, d] standing before every sequence: sequence i then holds n soft rows and its
+    /// own, so its token t is row `offsets[i] + (i + 1)·n + t` of the result [N + n·sequences, d]. Positions
+    /// count the soft rows. Gradients reach `soft`.
+    pub fn forward_soft(&self, soft: &Tensor, batch: &PackedBatch) -> Result<Tensor> {
+        let (n, _) = soft.dims2()?;
+        let words = embedding(&self.embed, &Arc::new(batch.ids.clone()))?;
+        let mut longer = PackedBatch { offsets: vec![0], ..PackedBatch::default() };
+        // Rows of [soft; words] in the order of the longer sequences.
+        let mut order = Vec::new();
+        for span in batch.offsets.windows(2) {
+            order.extend(0..n as u32);
+            order.extend((span[0]..span[1]).map(|row| (n + row) as u32));
+            longer.positions.extend(0..(n + span[1] - span[0]) as u32);
+            longer.offsets.push(order.len());
+        }
+        let rows = self.rows(&longer);
+        let mut x = embedding(&Tensor::cat(&[soft, &words], 0)?, &Arc::new(order))?;
+        if let Some(table) = &self.positions {
+            x = (x + embedding(table, &rows.positions)?)?;
+        }
+        for layer in &self.layers {
+            x = self.block(layer, &x, &rows)?;
+        }
+        self.final_norm.forward(&x)
+    }
+
     /// Advances cached sequences: rows are new tokens of any sequences, prompts and decodes mixed. Writes
     /// their keys and values into the cache; returns final-norm hidden states [N, d]. No gradient.
     pub fn step(&self, rows: &StepRows, cache: &mut KvCache) -> Result<Tensor> {
@@ -145,7 +171,12 @@ impl Decoder {
         token_logprobs(hidden, &self.head, targets, temperature)
     }
 
-    /// Input embeddings of every token [N, d], before the first block (soft prompts go in here).
+    /// Rows `ids` of the input embedding [n, d], positions not added: what soft prompts start from.
+    pub fn word_vectors(&self, ids: &[u32]) -> Result<Tensor> {
+        embedding(&self.embed, &Arc::new(ids.to_vec()))
+    }
+
+    /// Input embeddings of every token [N, d], before the first block.
     fn embed_tokens(&self, ids: &Arc<Vec<u32>>, positions: &Arc<Vec<u32>>) -> Result<Tensor> {
         let x = embedding(&self.embed, ids)?;
         match &self.positions {

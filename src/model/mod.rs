@@ -18,6 +18,7 @@ mod pull_hub;
 mod pull_pypi;
 pub mod reward;
 pub mod save;
+pub mod soft_prompt;
 
 pub use config::{Activation, Arch, ModelConfig, PositionKind};
 pub use decoder::{Decoder, Purpose};
@@ -27,6 +28,7 @@ pub use lora::LoraConfig;
 pub use packed::PackedBatch;
 pub use reward::RewardModel;
 pub use save::save_dir;
+pub use soft_prompt::SoftPrompt;
 
 use std::collections::BTreeMap;
 
