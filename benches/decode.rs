@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use instructd::model::kv_cache::{CachedSequence, KvCache, StepRows};
-use instructd::model::{Decoder, ModelConfig, Purpose, load};
+use instructd::model::{Decoder, ModelConfig, load};
+use instructd::ops::linear::WeightFormat;
 
 fn step(decoder: &Decoder, cache: &mut KvCache, sequences: &mut [CachedSequence], tokens: usize) -> Vec<f32> {
     let mut rows = StepRows::default();
@@ -40,7 +41,7 @@ fn measure(decoder: &Decoder, config: &ModelConfig, kind: &str) {
             step(decoder, &mut cache, &mut sequences, 1);
         }
         let rate = (n * streams) as f64 / start.elapsed().as_secs_f64();
-        println!("{kind} decode, {streams:2} streams: {rate:7.1} tokens/s");
+        println!("{kind:4} decode, {streams:2} streams: {rate:7.1} tokens/s");
     }
     let mut cache = KvCache::new(config, 1024);
     let mut best = 0f64;
@@ -51,7 +52,7 @@ fn measure(decoder: &Decoder, config: &ModelConfig, kind: &str) {
         best = best.max(512.0 / start.elapsed().as_secs_f64());
         cache.release_all(&mut s[0]);
     }
-    println!("{kind} prefill 512: {best:7.1} tokens/s");
+    println!("{kind:4} prefill 512: {best:7.1} tokens/s");
 }
 
 fn main() {
@@ -60,8 +61,10 @@ fn main() {
         return;
     };
     let loaded = load(&path, &Device::Cpu).expect("model");
-    for (kind, purpose) in [("f32 ", Purpose::Serve), ("q8_0", Purpose::ServeQuantized)] {
-        let decoder = Decoder::new(&loaded.config, &loaded.weights, purpose).expect("decoder");
-        measure(&decoder, &loaded.config, kind);
+    let only = std::env::var("INSTRUCTD_BENCH_FORMATS").unwrap_or_default();
+    for format in WeightFormat::ALL.into_iter().filter(|f| only.is_empty() || only.split(',').any(|o| o == f.as_str()))
+    {
+        let decoder = Decoder::serve(&loaded, format).expect("decoder");
+        measure(&decoder, &loaded.config, format.as_str());
     }
 }

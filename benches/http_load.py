@@ -4,7 +4,7 @@
     benches/http_load.py [URL [MODEL]]
 
 Any OpenAI-compatible server that takes token-id prompts and `ignore_eos` can be measured, so that peers are
-compared on the same machine in one run. Prints new and total (prompt + new) tokens per second.
+compared on the same machine in one run. Prints total (prompt + new) tokens per second.
 """
 
 import json
@@ -14,14 +14,16 @@ import threading
 import time
 import urllib.request
 
-URL = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8080"
-MODEL = sys.argv[2] if len(sys.argv) > 2 else "smollm2-135m-instruct"
 PROMPT, NEW = 64, 128
 
 
-def complete(prompt, new, seed):
-    body = {"model": MODEL, "prompt": prompt, "max_tokens": new, "ignore_eos": True, "temperature": 1, "seed": seed}
-    request = urllib.request.Request(URL + "/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"})
+def first_model(url):
+    return json.load(urllib.request.urlopen(url + "/v1/models"))["data"][0]["id"]
+
+
+def complete(url, model, prompt, new, seed):
+    body = {"model": model, "prompt": prompt, "max_tokens": new, "ignore_eos": True, "temperature": 1, "seed": seed}
+    request = urllib.request.Request(url + "/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"})
     usage = json.load(urllib.request.urlopen(request))["usage"]
     assert usage["completion_tokens"] == new, usage
 
@@ -32,22 +34,31 @@ def prompt(seed, length):
     return [draw.randrange(1000, 6000) for _ in range(length)]
 
 
-def main():
-    complete(prompt(7, 16), 8, 0)
+def measure(url, model):
+    """Total tokens per second by load: {"1": …, "8": …, "32": …, "prefill": …}."""
+    complete(url, model, prompt(7, 16), 8, 0)
+    rates = {}
     for streams in (1, 8, 32):
-        threads = [
-            threading.Thread(target=complete, args=(prompt(streams * 100 + i, PROMPT), NEW, i)) for i in range(streams)
-        ]
+        prompts = [prompt(streams * 100 + i, PROMPT) for i in range(streams)]
+        threads = [threading.Thread(target=complete, args=(url, model, p, NEW, i)) for i, p in enumerate(prompts)]
         start = time.perf_counter()
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        seconds = time.perf_counter() - start
-        print(f"{streams:2} streams: {streams * NEW / seconds:7.1f} new, {streams * (NEW + PROMPT) / seconds:7.1f} total tokens/s")
+        rates[str(streams)] = streams * (NEW + PROMPT) / (time.perf_counter() - start)
+    long = prompt(3, 512)
     start = time.perf_counter()
-    complete(prompt(3, 512), 1, 0)
-    print(f"prefill 512: {512 / (time.perf_counter() - start):7.1f} tokens/s")
+    complete(url, model, long, 1, 0)
+    rates["prefill"] = 512 / (time.perf_counter() - start)
+    return rates
+
+
+def main():
+    url = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8080"
+    model = sys.argv[2] if len(sys.argv) > 2 else first_model(url)
+    for load, rate in measure(url, model).items():
+        print(f"{load:>7}: {rate:7.1f} total tokens/s")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
 fn engine(services: &Services) -> Result<Arc<dyn Generator>> {
     let config = &services.config;
     let weights = WeightFormat::parse(&config.weights)
-        .with_context(|| format!("weights: '{}' is not known; use f32 or q8_0", config.weights))?;
+        .with_context(|| format!("weights: '{}' is not known; use {}", config.weights, WeightFormat::names()))?;
     let options = EngineOptions {
         data_dir: config.data_dir.clone(),
         weights,

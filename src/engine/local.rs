@@ -17,7 +17,7 @@ use super::sequence::Shared;
 use super::{EngineError, EngineStats, GenerateRequest, Generation, Generator, SamplingParams, ServedModel};
 use crate::domain::{Message, ModelVersion, ModelVersionId};
 use crate::generation::Warpers;
-use crate::model::{self, Decoder, Purpose};
+use crate::model::{self, Decoder};
 use crate::ops::linear::WeightFormat;
 use crate::prompt::ChatTemplate;
 use crate::tokenizer::{IncrementalDecoder, Tokenizer};
@@ -192,11 +192,7 @@ fn load_model(path: &Path, version: ModelVersion, weights: WeightFormat) -> Resu
     let failed = |e: String| EngineError::Failed(format!("loading '{}': {e}", version.name));
     let loaded = model::load(path, &Device::Cpu).map_err(|e| failed(e.to_string()))?;
     let parameters = loaded.weights.values().map(|t| t.elem_count() as u64).sum();
-    let purpose = match weights {
-        WeightFormat::F32 => Purpose::Serve,
-        WeightFormat::Q8_0 => Purpose::ServeQuantized,
-    };
-    let decoder = Decoder::new(&loaded.config, &loaded.weights, purpose).map_err(|e| failed(e.to_string()))?;
+    let decoder = Decoder::serve(&loaded, weights).map_err(|e| failed(e.to_string()))?;
     warm_up(&decoder).map_err(failed)?;
     let template = match &loaded.chat_template {
         Some(source) => Some(ChatTemplate::new(source, loaded.tokenizer.as_ref()).map_err(|e| failed(e.to_string()))?),

@@ -1,9 +1,12 @@
 //! Drawing one token from a row of logits: penalties, temperature, top-k, top-p, min-p, in Hugging Face's
 //! order. Randomness is a pure function of (seed, stream, position): company in the batch changes nothing.
 
+use std::cell::RefCell;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::ops::simd::{exp, max, multiversion, sum};
 use crate::ops::token_logprobs::log_sum_exp;
 
 /// What reshapes the distribution before a draw. Defaults change nothing.
@@ -94,20 +97,33 @@ pub fn draw(logits: &[f32], warpers: &Warpers, context: &Context<'_>) -> Drawn {
 /// Log-prob of `id` under softmax(logits / temperature), bit-identical to training's, and the `k` best.
 pub fn report(logits: &[f32], id: u32, temperature: f32, k: usize) -> (f32, Vec<(u32, f32)>) {
     let inv_t = 1.0 / temperature;
-    let mut z: Vec<f32> = logits.iter().map(|l| l * inv_t).collect();
-    let lse = log_sum_exp(&mut z);
-    let top = best(&z, k).into_iter().map(|i| (i, z[i as usize] - lse)).collect();
-    (z[id as usize] - lse, top)
+    let lse = log_sum_exp(logits, inv_t);
+    let logprob = |id: u32| logits[id as usize] * inv_t - lse;
+    (logprob(id), best(logits, k).into_iter().map(|i| (i, logprob(i))).collect())
 }
 
 /// Ids of the `k` largest values, largest first, smaller id first among equals.
 fn best(z: &[f32], k: usize) -> Vec<u32> {
+    const FEW: usize = 64;
     let k = k.min(z.len());
     if k == 0 {
         return Vec::new();
     }
-    let mut ids: Vec<u32> = (0..z.len() as u32).collect();
     let order = |a: &u32, b: &u32| z[*b as usize].total_cmp(&z[*a as usize]).then(a.cmp(b));
+    if k <= FEW {
+        // One pass: almost no value beats the least of the best so far.
+        let mut ids: Vec<u32> = (0..k as u32).collect();
+        ids.sort_unstable_by(order);
+        for id in k as u32..z.len() as u32 {
+            if order(&id, &ids[k - 1]).is_lt() {
+                let at = ids.partition_point(|kept| order(kept, &id).is_lt());
+                ids.pop();
+                ids.insert(at, id);
+            }
+        }
+        return ids;
+    }
+    let mut ids: Vec<u32> = (0..z.len() as u32).collect();
     if k < ids.len() {
         ids.select_nth_unstable_by(k - 1, order);
         ids.truncate(k);
@@ -153,21 +169,16 @@ fn pick(z: &[f32], warpers: &Warpers, context: &Context<'_>) -> u32 {
     }
     let u = uniform(context.seed, context.stream, context.generated.len());
     let inv_t = 1.0 / warpers.temperature;
-    let max = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weight = |v: f32| f64::from(crate::ops::simd::exp((v - max) * inv_t));
     if warpers.top_k == 0 && warpers.top_p >= 1.0 && warpers.min_p <= 0.0 {
-        return inverse_cdf(z.iter().enumerate().map(|(i, v)| (i as u32, weight(*v))), u);
+        return draw_from_all(z, inv_t, u);
     }
-    let kept = truncate(z, &weight, warpers);
-    inverse_cdf(kept.into_iter(), u)
+    inverse_cdf(truncate(z, inv_t, warpers).into_iter(), u)
 }
 
 /// The tokens that top-k, then top-p, then min-p leave, most likely first.
-fn truncate(z: &[f32], weight: &impl Fn(f32) -> f64, warpers: &Warpers) -> Vec<(u32, f64)> {
-    let k = if warpers.top_k == 0 { z.len() } else { warpers.top_k };
-    let mut kept: Vec<(u32, f64)> = best(z, k).into_iter().map(|i| (i, weight(z[i as usize]))).collect();
+fn truncate(z: &[f32], inv_t: f32, warpers: &Warpers) -> Vec<(u32, f64)> {
+    let (mut kept, total) = candidates(z, inv_t, warpers);
     if warpers.top_p < 1.0 {
-        let total: f64 = kept.iter().map(|(_, w)| w).sum();
         let (mut mass, mut n) = (0.0, 0);
         for (_, w) in &kept {
             n += 1;
@@ -186,9 +197,78 @@ fn truncate(z: &[f32], weight: &impl Fn(f32) -> f64, warpers: &Warpers) -> Vec<(
     kept
 }
 
+thread_local! {
+    /// Unnormalised probabilities of a whole vocabulary: rebuilt for every token, too large to allocate each time.
+    static WEIGHTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Tokens whose mass is summed together; a draw first finds its run, then its token.
+const RUN: usize = 256;
+
+multiversion! {
+    /// w[i] = e^((z[i] − max)/T), and in `runs` the sum of every `RUN` of them.
+    fn weigh(z: &[f32], inv_t: f32, w: &mut [f32], runs: &mut [f64]) {
+        let max = max(z);
+        for (run, (z, w)) in runs.iter_mut().zip(z.chunks(RUN).zip(w.chunks_mut(RUN))) {
+            for i in 0..z.len() {
+                w[i] = exp((z[i] - max) * inv_t);
+            }
+            *run = f64::from(sum(w));
+        }
+    }
+}
+
+/// A token drawn from softmax(z / T) by the uniform number `u`.
+fn draw_from_all(z: &[f32], inv_t: f32, u: f64) -> u32 {
+    WEIGHTS.with_borrow_mut(|w| {
+        w.resize(z.len(), 0.0);
+        let mut runs = vec![0f64; z.len().div_ceil(RUN)];
+        weigh(z, inv_t, w, &mut runs);
+        let target = u * runs.iter().sum::<f64>();
+        let (mut before, mut chosen) = (0.0, 0);
+        for (i, mass) in runs.iter().enumerate().filter(|(_, mass)| **mass > 0.0) {
+            chosen = i;
+            if target < before + mass {
+                break;
+            }
+            before += mass;
+        }
+        let run = w.iter().enumerate().skip(chosen * RUN).take(RUN);
+        inverse_cdf_at(run.map(|(i, w)| (i as u32, f64::from(*w))), target - before)
+    })
+}
+
+/// The tokens that can survive truncation, most likely first, and the mass that top-p counts in: that of the
+/// `top_k` best, or of the whole vocabulary.
+fn candidates(z: &[f32], inv_t: f32, warpers: &Warpers) -> (Vec<(u32, f64)>, f64) {
+    if warpers.top_k > 0 {
+        let ids = best(z, warpers.top_k);
+        let max = z[ids[0] as usize];
+        let kept: Vec<_> = ids.into_iter().map(|i| (i, f64::from(exp((z[i as usize] - max) * inv_t)))).collect();
+        let total = kept.iter().map(|(_, w)| w).sum();
+        return (kept, total);
+    }
+    WEIGHTS.with_borrow_mut(|w| {
+        w.resize(z.len(), 0.0);
+        let mut runs = vec![0f64; z.len().div_ceil(RUN)];
+        weigh(z, inv_t, w, &mut runs);
+        let total: f64 = runs.iter().sum();
+        // All tokens under this share together weigh less than what top-p leaves out; halved against rounding.
+        let least = (1.0 - f64::from(warpers.top_p)) * total / z.len() as f64;
+        let floor = least.max(f64::from(warpers.min_p)) * 0.5;
+        let mut ids: Vec<u32> = (0..z.len() as u32).filter(|i| f64::from(w[*i as usize]) >= floor).collect();
+        ids.sort_unstable_by(|a, b| z[*b as usize].total_cmp(&z[*a as usize]).then(a.cmp(b)));
+        (ids.into_iter().map(|i| (i, f64::from(w[i as usize]))).collect(), total)
+    })
+}
+
 fn inverse_cdf(weights: impl Iterator<Item = (u32, f64)> + Clone, u: f64) -> u32 {
     let total: f64 = weights.clone().map(|(_, w)| w).sum();
-    let target = u * total;
+    inverse_cdf_at(weights, u * total)
+}
+
+/// The first token whose cumulated weight passes `target`; the last possible one if rounding lets none.
+fn inverse_cdf_at(weights: impl Iterator<Item = (u32, f64)>, target: f64) -> u32 {
     let (mut mass, mut last) = (0.0, 0);
     for (id, w) in weights {
         if w > 0.0 {
@@ -229,6 +309,35 @@ mod tests {
     }
 
     #[test]
+    fn large_vocabularies_are_drawn_from_exactly_too() {
+        // Mass in some runs only; one token of probability 0 in every run.
+        let z: Vec<f32> =
+            (0..1000).map(|i| if i % 256 == 7 { f32::NEG_INFINITY } else { (i / 100) as f32 * 0.3 }).collect();
+        let total: f64 = z.iter().map(|v| f64::from(*v).exp()).sum();
+        let drawn = frequencies(&z, &Warpers::default(), 20_000);
+        for tenth in 0..10 {
+            let share = |v: &dyn Fn(usize) -> f64| (tenth * 100..tenth * 100 + 100).map(v).sum::<f64>();
+            let (got, want) = (share(&|i| drawn[i]), share(&|i| f64::from(z[i]).exp() / total));
+            assert!((got - want).abs() < 0.015, "{tenth}: {got} {want}");
+        }
+        assert!((0..1000).filter(|i| i % 256 == 7).all(|i| drawn[i] == 0.0));
+        for u in [0.0, 0.5, 1.0 - 1e-16] {
+            assert!(z[draw_from_all(&z, 1.0, u) as usize].is_finite());
+        }
+    }
+
+    #[test]
+    fn truncation_by_threshold_equals_truncation_of_the_sorted_vocabulary() {
+        let z: Vec<f32> = (0..3000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 20) as f32 / 400.0).collect();
+        for (top_p, min_p) in [(0.1, 0.0), (0.5, 0.0), (0.95, 0.0), (0.999, 0.0), (1.0, 0.05), (0.9, 0.3)] {
+            let warpers = Warpers { top_p, min_p, ..Warpers::default() };
+            let all = Warpers { top_k: z.len(), ..warpers.clone() };
+            let ids = |w: &Warpers| truncate(&z, 1.3, w).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+            assert_eq!(ids(&warpers), ids(&all), "top_p {top_p}, min_p {min_p}");
+        }
+    }
+
+    #[test]
     fn truncations_leave_what_they_should() {
         let z = [3.0f32, 2.0, 1.0, 0.0];
         let with = |w: Warpers| frequencies(&z, &w, 2000).iter().map(|f| *f > 0.0).collect::<Vec<_>>();
@@ -243,6 +352,11 @@ mod tests {
     fn the_most_likely_is_the_first_of_the_best() {
         for z in [&[1.0f32, 3.0, 3.0, -1.0][..], &[f32::NEG_INFINITY, -2.0], &[0.0, -0.0, 0.0], &[5.0]] {
             assert_eq!(most_likely(z), best(z, 1)[0], "{z:?}");
+            let mut all: Vec<u32> = (0..z.len() as u32).collect();
+            all.sort_by(|a, b| z[*b as usize].total_cmp(&z[*a as usize]).then(a.cmp(b)));
+            for k in 0..=z.len() {
+                assert_eq!(best(z, k), all[..k], "{z:?}");
+            }
         }
     }
 

@@ -8,9 +8,9 @@ use candle_core::{Result, Tensor};
 use super::kv_cache::{KvCache, StepRows};
 use super::layers::{Builder, Linear, Norm};
 use super::lora::LoraConfig;
-use super::{Activation, Arch, ModelConfig, PackedBatch, PositionKind, Weights};
+use super::{Activation, Arch, Loaded, ModelConfig, PackedBatch, PositionKind, Weights};
 use crate::ops::attention::{AttentionSpec, attention};
-use crate::ops::linear::{Weight, WeightLayout};
+use crate::ops::linear::{Weight, WeightFormat, WeightLayout};
 use crate::ops::rope::{RopeTable, rope};
 use crate::ops::token_logprobs::{TokenLogprobs, token_logprobs};
 use crate::ops::{activation, embedding::embedding};
@@ -22,8 +22,8 @@ pub enum Purpose {
     Train,
     /// Forward only: frozen f32 weights are packed, natural layouts can be dropped.
     Serve,
-    /// Forward only, in 8 bits: faster and smaller, not exact. Never for rollouts.
-    ServeQuantized,
+    /// Forward only, weights in another form: faster and smaller, seldom exact. Never for rollouts.
+    ServeAs(WeightFormat),
 }
 
 #[derive(Debug, Clone)]
@@ -48,7 +48,7 @@ struct Layer {
 
 #[derive(Debug, Clone)]
 enum Projections {
-    /// GPT-2: one matrix for q, k and v.
+    /// One matrix for q, k and v: GPT-2, and others when only served.
     Joint(Linear),
     Split {
         q: Linear,
@@ -59,8 +59,21 @@ enum Projections {
 
 #[derive(Debug, Clone)]
 enum Mlp {
-    Gated { gate: Linear, up: Linear, down: Linear },
-    Plain { up: Linear, down: Linear, activation: Activation },
+    Gated {
+        gate: Linear,
+        up: Linear,
+        down: Linear,
+    },
+    /// `Gated` for serving: gate and up as one matrix.
+    JointGated {
+        gate_up: Linear,
+        down: Linear,
+    },
+    Plain {
+        up: Linear,
+        down: Linear,
+        activation: Activation,
+    },
 }
 
 /// Rows of one forward pass: their positions and who attends to whom.
@@ -72,7 +85,18 @@ struct Rows {
 impl Decoder {
     /// Builds over `weights` (Hugging Face names). Tensors that are `Var`s receive gradients.
     pub fn new(config: &ModelConfig, weights: &Weights, purpose: Purpose) -> Result<Self> {
-        Self::build(&Builder { config, weights, lora: None, purpose })
+        Self::build(&Builder { config, weights, lora: None, purpose, stored: None })
+    }
+
+    /// Builds for serving, weights held as `format` says.
+    pub fn serve(loaded: &Loaded, format: WeightFormat) -> Result<Self> {
+        let format = match (&loaded.gguf, format) {
+            (None, WeightFormat::File) => loaded.published_format(),
+            (_, format) => format,
+        };
+        let purpose = if format == WeightFormat::F32 { Purpose::Serve } else { Purpose::ServeAs(format) };
+        let (config, weights) = (&loaded.config, &loaded.weights);
+        Self::build(&Builder { config, weights, lora: None, purpose, stored: loaded.gguf.as_ref() })
     }
 
     /// The same with low-rank adapters (`{module}.lora_A.weight`, `{module}.lora_B.weight`) beside the base.
@@ -83,7 +107,7 @@ impl Decoder {
         adapters: &Weights,
         purpose: Purpose,
     ) -> Result<Self> {
-        Self::build(&Builder { config, weights, lora: Some((lora, adapters)), purpose })
+        Self::build(&Builder { config, weights, lora: Some((lora, adapters)), purpose, stored: None })
     }
 
     fn build(b: &Builder<'_>) -> Result<Self> {
@@ -94,7 +118,8 @@ impl Decoder {
             Arch::Bert => candle_core::bail!("BERT is an encoder, not a decoder"),
         };
         let (d, vocab) = (c.hidden_size, c.vocab_size);
-        let embed = b.tensor(if gpt2 { "transformer.wte.weight" } else { "model.embed_tokens.weight" }, &[vocab, d])?;
+        let embed_name = if gpt2 { "transformer.wte.weight" } else { "model.embed_tokens.weight" };
+        let embed = b.tensor(embed_name, &[vocab, d])?;
         let positions = match c.position {
             PositionKind::Learned => Some(b.tensor("transformer.wpe.weight", &[c.max_positions, d])?),
             PositionKind::Rope { .. } => None,
@@ -106,8 +131,8 @@ impl Decoder {
         let layers = (0..c.n_layers).map(|i| if gpt2 { gpt2_layer(b, i) } else { llama_layer(b, i) });
         let layers = layers.collect::<Result<Vec<_>>>()?;
         let final_norm = if gpt2 { b.layer_norm("transformer.ln_f")? } else { b.rms_norm("model.norm")? };
-        let head = if c.tie_embeddings { embed.clone() } else { b.tensor("lm_head.weight", &[vocab, d])? };
-        let head = b.weight(&head, WeightLayout::OutIn)?;
+        let head_name = if c.tie_embeddings { embed_name } else { "lm_head.weight" };
+        let head = b.weight(head_name, &b.tensor(head_name, &[vocab, d])?, WeightLayout::OutIn)?;
         Ok(Self { config: c.clone(), embed, positions, layers, final_norm, head, rope })
     }
 
@@ -202,8 +227,9 @@ impl Decoder {
         let (q, k, v) = match &layer.attn {
             Projections::Split { q, k, v } => (q.forward(x)?, k.forward(x)?, v.forward(x)?),
             Projections::Joint(qkv) => {
-                let (y, d) = (qkv.forward(x)?, self.config.hidden_size);
-                (y.narrow(1, 0, d)?, y.narrow(1, d, d)?, y.narrow(1, 2 * d, d)?)
+                let c = &self.config;
+                let (y, q, kv) = (qkv.forward(x)?, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
+                (y.narrow(1, 0, q)?, y.narrow(1, q, kv)?, y.narrow(1, q + kv, kv)?)
             }
         };
         match &self.rope {
@@ -223,6 +249,7 @@ impl Mlp {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Gated { gate, up, down } => down.forward(&activation::swiglu(&gate.forward(x)?, &up.forward(x)?)?),
+            Self::JointGated { gate_up, down } => down.forward(&activation::swiglu_joint(&gate_up.forward(x)?)?),
             Self::Plain { up, down, activation: kind } => {
                 down.forward(&activation::gelu(&up.forward(x)?, *kind == Activation::GeluTanh)?)
             }
@@ -249,20 +276,29 @@ fn llama_layer(b: &Builder<'_>, i: usize) -> Result<Layer> {
     let c = b.config;
     let (d, inner, p) = (c.hidden_size, c.intermediate_size, format!("model.layers.{i}"));
     let (q_width, kv_width) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
-    let proj = |name: &str, out| b.linear(&format!("{p}.self_attn.{name}"), out, d, c.qkv_bias);
+    let attention = |name: &str| format!("{p}.self_attn.{name}");
+    let qkv = [(attention("q_proj"), q_width), (attention("k_proj"), kv_width), (attention("v_proj"), kv_width)];
+    let attn = match b.joint(&qkv, d, c.qkv_bias)? {
+        Some(joint) => Projections::Joint(joint),
+        None => {
+            let [q, k, v] = qkv.map(|(name, out)| b.linear(&name, out, d, c.qkv_bias));
+            Projections::Split { q: q?, k: k?, v: v? }
+        }
+    };
+    let gated = [(format!("{p}.mlp.gate_proj"), inner), (format!("{p}.mlp.up_proj"), inner)];
+    let down = b.linear(&format!("{p}.mlp.down_proj"), d, inner, false)?;
+    let mlp = match b.joint(&gated, d, false)? {
+        Some(gate_up) => Mlp::JointGated { gate_up, down },
+        None => {
+            let [gate, up] = gated.map(|(name, out)| b.linear(&name, out, d, false));
+            Mlp::Gated { gate: gate?, up: up?, down }
+        }
+    };
     Ok(Layer {
         attn_norm: b.rms_norm(&format!("{p}.input_layernorm"))?,
-        attn: Projections::Split {
-            q: proj("q_proj", q_width)?,
-            k: proj("k_proj", kv_width)?,
-            v: proj("v_proj", kv_width)?,
-        },
-        out: b.linear(&format!("{p}.self_attn.o_proj"), d, q_width, false)?,
+        attn,
+        out: b.linear(&attention("o_proj"), d, q_width, false)?,
         mlp_norm: b.rms_norm(&format!("{p}.post_attention_layernorm"))?,
-        mlp: Mlp::Gated {
-            gate: b.linear(&format!("{p}.mlp.gate_proj"), inner, d, false)?,
-            up: b.linear(&format!("{p}.mlp.up_proj"), inner, d, false)?,
-            down: b.linear(&format!("{p}.mlp.down_proj"), d, inner, false)?,
-        },
+        mlp,
     })
 }

@@ -46,7 +46,7 @@ struct MaskedLmHead {
 
 impl Encoder {
     pub fn new(config: &ModelConfig, weights: &Weights, purpose: super::Purpose) -> Result<Self> {
-        let b = &Builder { config, weights, lora: None, purpose };
+        let b = &Builder { config, weights, lora: None, purpose, stored: None };
         if config.arch != Arch::Bert {
             candle_core::bail!("{:?} is not an encoder", config.arch);
         }
@@ -60,7 +60,7 @@ impl Encoder {
             true => Some(MaskedLmHead {
                 transform: b.linear("cls.predictions.transform.dense", d, d, true)?,
                 norm: b.layer_norm("cls.predictions.transform.LayerNorm")?,
-                decoder: b.weight(&words, WeightLayout::OutIn)?,
+                decoder: b.weight("bert.embeddings.word_embeddings.weight", &words, WeightLayout::OutIn)?,
                 bias: b.tensor("cls.predictions.bias", &[vocab])?,
             }),
             false => None,

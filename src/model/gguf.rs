@@ -14,17 +14,25 @@ use serde_json::{Value as Json, json};
 use super::gguf_header::{Header, TensorInfo, Value};
 use super::load::{Described, LoadError, Source, map_file};
 use super::{Arch, ModelConfig, Weights};
+use crate::ops::linear::{BlockKind, WeightFormat};
+use crate::ops::q4::Q4Kind;
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::gguf::Vocabulary;
 
 type Result<T, E = LoadError> = std::result::Result<T, E>;
 
-/// An open GGUF file; its tensors are read on demand from the memory map.
+/// An open GGUF file: what it describes, and its tensors.
 pub struct RawGguf {
+    described: Described,
+    tensors: GgufTensors,
+}
+
+/// The tensors of an open GGUF file, read on demand from the memory map.
+pub struct GgufTensors {
     path: PathBuf,
     map: memmap2::Mmap,
-    described: Described,
-    tensors: BTreeMap<String, TensorInfo>,
+    infos: BTreeMap<String, TensorInfo>,
+    config: ModelConfig,
 }
 
 /// Opens a GGUF file and checks that every tensor lies inside it.
@@ -66,7 +74,8 @@ pub fn open_raw(path: &Path) -> Result<RawGguf> {
         instructd: None,
         source: Source { path: path.to_owned(), weight_files: vec![path.to_owned()] },
     };
-    Ok(RawGguf { path: path.to_owned(), map, described, tensors })
+    let config = described.config.clone();
+    Ok(RawGguf { described, tensors: GgufTensors { path: path.to_owned(), map, infos: tensors, config } })
 }
 
 impl RawGguf {
@@ -74,13 +83,19 @@ impl RawGguf {
         &self.described
     }
 
-    pub fn into_described(self) -> Described {
-        self.described
+    pub fn tensors(&self) -> &GgufTensors {
+        &self.tensors
     }
 
+    pub fn into_parts(self) -> (Described, GgufTensors) {
+        (self.described, self.tensors)
+    }
+}
+
+impl GgufTensors {
     /// Hugging Face name → (quantisation, shape [out, in]).
-    pub fn tensors(&self) -> impl Iterator<Item = (&str, GgmlDType, &[usize])> {
-        self.tensors.iter().map(|(name, info)| (name.as_str(), info.dtype, info.shape.as_slice()))
+    pub fn iter(&self) -> impl Iterator<Item = (&str, GgmlDType, &[usize])> {
+        self.infos.iter().map(|(name, info)| (name.as_str(), info.dtype, info.shape.as_slice()))
     }
 
     /// The blocks of a tensor as stored, except that rows of q and k are in Hugging Face order.
@@ -107,6 +122,30 @@ impl RawGguf {
         Ok(out)
     }
 
+    /// The tensor's kind of blocks, where serving kernels take them as they are, and its shape [out, in].
+    pub fn block_kind(&self, name: &str) -> Option<(BlockKind, usize, usize)> {
+        let info = self.infos.get(name)?;
+        let kind = match info.dtype {
+            GgmlDType::Q8_0 => BlockKind::Q8_0,
+            GgmlDType::Q4_0 => BlockKind::Q4(Q4Kind::Q4_0),
+            GgmlDType::Q4_1 => BlockKind::Q4(Q4Kind::Q4_1),
+            GgmlDType::Q4K => BlockKind::Q4(Q4Kind::Q4K),
+            _ => return None,
+        };
+        let [m, k] = info.shape.as_slice() else { return None };
+        Some((kind, *m, *k))
+    }
+
+    /// The format nearest to how the file holds a tensor that no kernel takes as it is.
+    pub fn near_format(&self, name: &str) -> WeightFormat {
+        match self.infos.get(name).map(|info| info.dtype) {
+            Some(GgmlDType::F16) => WeightFormat::F16,
+            Some(GgmlDType::BF16) => WeightFormat::Bf16,
+            None | Some(GgmlDType::F32) => WeightFormat::F32,
+            Some(_) => WeightFormat::Q8_0,
+        }
+    }
+
     /// The tensor in its quantised form, for `QMatMul`. Rows of q and k in Hugging Face order.
     pub fn qtensor(&self, name: &str, device: &Device) -> Result<QTensor> {
         let info = self.info(name)?;
@@ -126,16 +165,16 @@ impl RawGguf {
                 .dequantize(device)
                 .map_err(|e| LoadError::malformed(&self.path, format!("tensor {name}: {e}")))
         };
-        self.tensors.keys().map(|name| Ok((name.clone(), one(name)?))).collect()
+        self.infos.keys().map(|name| Ok((name.clone(), one(name)?))).collect()
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {
-        self.tensors.get(name).ok_or_else(|| LoadError::malformed(&self.path, format!("there is no tensor {name}")))
+        self.infos.get(name).ok_or_else(|| LoadError::malformed(&self.path, format!("there is no tensor {name}")))
     }
 
     /// Number of heads of a tensor whose rows llama.cpp reordered, else `None`. Qwen2 is stored as it is.
     fn rotary_heads(&self, name: &str) -> Option<usize> {
-        let config = &self.described.config;
+        let config = &self.config;
         if config.arch != Arch::Llama {
             return None;
         }

@@ -102,7 +102,7 @@ pub(super) fn load(dir: &Path, device: &Device) -> Result<Loaded> {
             weights.insert(name, tensor);
         }
     }
-    Ok(described.with_weights(weights))
+    Ok(described.with_weights(weights, None))
 }
 
 /// The values as f32 in file order; `None` for types that are not floating point.

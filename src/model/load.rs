@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use serde_json::Value;
 
+use super::gguf::GgufTensors;
 use super::{ModelConfig, Weights, config::ConfigError, gguf, hf, names};
+use crate::ops::linear::WeightFormat;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// A model as read from disk. Weights are f32 under Hugging Face names, in the layout of Hugging Face.
@@ -21,6 +23,20 @@ pub struct Loaded {
     /// instructd.json: kind of model, reward gain and bias, …
     pub instructd: Option<Value>,
     pub source: Source,
+    /// The tensors as a GGUF file holds them; `None` for directories.
+    pub gguf: Option<GgufTensors>,
+}
+
+impl Loaded {
+    /// The format that holds a directory's weights without loss, by what its configuration says of them.
+    pub fn published_format(&self) -> WeightFormat {
+        let dtype = ["dtype", "torch_dtype"].iter().find_map(|key| self.hf_config.get(key)?.as_str());
+        match dtype {
+            Some("bfloat16") => WeightFormat::Bf16,
+            Some("float16") => WeightFormat::F16,
+            _ => WeightFormat::F32,
+        }
+    }
 }
 
 /// Where a model came from.
@@ -43,7 +59,7 @@ pub struct Described {
 }
 
 impl Described {
-    pub(super) fn with_weights(self, weights: Weights) -> Loaded {
+    pub(super) fn with_weights(self, weights: Weights, gguf: Option<GgufTensors>) -> Loaded {
         Loaded {
             config: self.config,
             weights,
@@ -52,6 +68,7 @@ impl Described {
             hf_config: self.hf_config,
             instructd: self.instructd,
             source: self.source,
+            gguf,
         }
     }
 }
@@ -101,8 +118,9 @@ impl LoadError {
 pub fn load(path: &Path, device: &Device) -> Result<Loaded, LoadError> {
     let loaded = if is_gguf(path)? {
         let file = gguf::open_raw(path)?;
-        let weights = file.dequantize(device)?;
-        file.into_described().with_weights(weights)
+        let weights = file.tensors().dequantize(device)?;
+        let (described, tensors) = file.into_parts();
+        described.with_weights(weights, Some(tensors))
     } else {
         hf::load(path, device)?
     };
@@ -112,7 +130,7 @@ pub fn load(path: &Path, device: &Device) -> Result<Loaded, LoadError> {
 
 /// Reads everything but the weights.
 pub fn describe(path: &Path) -> Result<Described, LoadError> {
-    if is_gguf(path)? { Ok(gguf::open_raw(path)?.into_described()) } else { hf::describe(path) }
+    if is_gguf(path)? { Ok(gguf::open_raw(path)?.into_parts().0) } else { hf::describe(path) }
 }
 
 /// True for a file, false for a directory.

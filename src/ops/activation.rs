@@ -14,6 +14,15 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     plain::swiglu(gate, up)
 }
 
+/// SwiGLU of rows that hold gate and up side by side, [n, 2·d] → [n, d]. Forward only.
+pub fn swiglu_joint(both: &Tensor) -> Result<Tensor> {
+    let d = both.dim(1)? / 2;
+    if fused(both) {
+        return both.contiguous()?.apply_op1_no_bwd(&SwiGluJoint);
+    }
+    plain::swiglu(&both.narrow(1, 0, d)?, &both.narrow(1, d, d)?)
+}
+
 /// GELU; `tanh` picks GPT-2's approximation, else the exact form through erf.
 pub fn gelu(x: &Tensor, tanh: bool) -> Result<Tensor> {
     if fused(x) {
@@ -79,6 +88,29 @@ impl CustomOp2 for SwiGlu {
             })
         })?;
         Ok((Some(tensor(ggate, gate.shape())?), Some(tensor(gup, up.shape())?)))
+    }
+}
+
+struct SwiGluJoint;
+
+impl CustomOp1 for SwiGluJoint {
+    fn name(&self) -> &'static str {
+        "swiglu-joint"
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (n, width) = l.shape().dims2()?;
+        let (x, d) = (f32s(s, l, "swiglu-joint")?, width / 2);
+        let mut y = buffer(n * d);
+        let out = SharedMut::new(&mut y);
+        split(n, n * d * 8, |rows| {
+            for r in rows {
+                let (gate, up) = x[r * width..(r + 1) * width].split_at(d);
+                // SAFETY: one row per r.
+                swiglu_fwd(gate, up, unsafe { out.slice(r * d, d) });
+            }
+        });
+        Ok(storage(y, (n, d)))
     }
 }
 

@@ -4,7 +4,7 @@
 //! horizontal sum; values lie [16][head_dim]. A row's result is one fixed chain per element: it is the
 //! same for any grouping of rows, any chunking of a prompt, training or serving.
 
-use super::simd::{LANES, exp, multiversion, sum};
+use super::simd::{LANES, exp, max, multiversion, sum};
 
 /// Most query rows handled at once.
 pub const MAX_ROWS: usize = 8;
@@ -93,10 +93,7 @@ multiversion! {
 multiversion! {
     /// In-place softmax over the first `visible` entries; the rest become exactly 0.
     fn softmax(scores: &mut [f32], visible: usize) {
-        let mut max = f32::NEG_INFINITY;
-        for &s in &scores[..visible] {
-            max = if s > max { s } else { max };
-        }
+        let max = max(&scores[..visible]);
         scores[visible..].fill(f32::NEG_INFINITY);
         for s in scores.iter_mut() {
             *s = exp(*s - max);

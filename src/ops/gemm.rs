@@ -9,7 +9,7 @@ use super::simd::{Isa, isa};
 /// Output columns per panel (four AVX-512 registers).
 pub const NR: usize = 64;
 /// Rows per register tile: 6 × 4 accumulators fill 24 of 32 registers.
-const MR: usize = 6;
+pub(super) const MR: usize = 6;
 /// Depth per pass: a panel slice of KC × NR × 4 bytes = 256 KiB stays in the L2 cache.
 const KC: usize = 1024;
 
@@ -122,7 +122,8 @@ pub fn matmul_packed(panels: &[f32], x: &[f32], y: &mut [f32], n: usize, m: usiz
     });
 }
 
-fn panel_rows(
+/// One panel's columns of y for `rows`.
+pub(super) fn panel_rows(
     panel: &[f32],
     x: &[f32],
     y: SharedMut<f32>,

@@ -7,7 +7,10 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 
 pub use super::gemm::WeightLayout;
 use super::gemm::{PackedF32, matmul_packed, pack_into};
+use super::gemm16::{HalfKind, PackedHalf};
+use super::q4::{PackedQ4, Q4Kind};
 use super::q8::PackedQ8;
+use super::served::{Serve, ServedMatrix};
 use super::{buffer, f32s, fused, storage, with_f32s};
 
 /// A weight matrix in the form its use needs.
@@ -17,8 +20,8 @@ pub enum Weight {
     Dense(Tensor, WeightLayout),
     /// Frozen on the CPU in f32: packed once. The natural layout is kept only where a backward needs it.
     Packed { packed: Arc<PackedF32>, dense: Option<(Tensor, WeightLayout)> },
-    /// Serving in 8 bits: a quarter of the memory traffic, log-probs near but not equal to f32's.
-    Quantized(Arc<PackedQ8>),
+    /// In the form that serving asks for; no gradient passes it.
+    Served(Arc<dyn ServedMatrix>),
 }
 
 /// How frozen weights are held for serving.
@@ -27,26 +30,48 @@ pub enum WeightFormat {
     /// Exact: the path that RL rollouts take.
     #[default]
     F32,
+    /// bfloat16, computed in f32: exact for models published in bfloat16, half the memory traffic.
+    Bf16,
+    /// Half precision, computed in f32.
+    F16,
     /// Blocks of 32 with one f16 scale, as GGUF's Q8_0.
     Q8_0,
+    /// Blocks of 32 with f16 scale and minimum, as GGUF's Q4_1.
+    Q4_1,
+    /// Each tensor as the model's file holds it, where a kernel for that exists.
+    File,
 }
 
 impl WeightFormat {
+    pub const ALL: [Self; 6] = [Self::F32, Self::Bf16, Self::F16, Self::Q8_0, Self::Q4_1, Self::File];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
             Self::Q8_0 => "q8_0",
+            Self::Q4_1 => "q4_1",
+            Self::File => "file",
         }
+    }
+
+    /// "f32, bf16, …" for messages.
+    pub fn names() -> String {
+        Self::ALL.map(Self::as_str).join(", ")
     }
 
     /// The format of this name, or `None`.
     pub fn parse(name: &str) -> Option<Self> {
-        match name.to_ascii_lowercase().as_str() {
-            "f32" => Some(Self::F32),
-            "q8_0" | "q8" => Some(Self::Q8_0),
-            _ => None,
-        }
+        Self::ALL.into_iter().find(|format| name.eq_ignore_ascii_case(format.as_str()))
     }
+}
+
+/// Blocks of a GGUF file that kernels take as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockKind {
+    Q8_0,
+    Q4(Q4Kind),
 }
 
 impl Weight {
@@ -60,19 +85,39 @@ impl Weight {
         Ok(Self::Packed { packed, dense: backward.then(|| (w.clone(), layout)) })
     }
 
-    /// Quantises a frozen CPU weight for serving.
-    pub fn quantized(w: &Tensor, layout: WeightLayout) -> Result<Self> {
-        if !fused(w) {
-            return Ok(Self::Dense(w.clone(), layout));
+    /// A frozen CPU weight in another form than f32; `File` is the caller's to resolve and means f32 here.
+    pub fn served(w: &Tensor, layout: WeightLayout, format: WeightFormat) -> Result<Self> {
+        let half = match format {
+            WeightFormat::F32 | WeightFormat::File => return Self::new(w, layout, false),
+            _ if !fused(w) => return Ok(Self::Dense(w.clone(), layout)),
+            WeightFormat::Bf16 => Some(HalfKind::Bf16),
+            WeightFormat::F16 => Some(HalfKind::F16),
+            WeightFormat::Q8_0 | WeightFormat::Q4_1 => None,
+        };
+        let (m, k) = out_in(w.dims2()?, layout);
+        if let Some(kind) = half {
+            return with_f32s(w, |w| Ok(Self::Served(Arc::new(PackedHalf::pack(w, m, k, layout, kind)))));
         }
         let w = if layout == WeightLayout::InOut { w.t()?.contiguous()? } else { w.clone() };
-        let (m, k) = w.dims2()?;
-        with_f32s(&w, |w| Ok(Self::Quantized(Arc::new(PackedQ8::quantize(w, m, k)))))
+        with_f32s(&w, |w| {
+            Ok(Self::Served(match format {
+                WeightFormat::Q4_1 => Arc::new(PackedQ4::quantize(w, m, k)),
+                _ => Arc::new(PackedQ8::quantize(w, m, k)),
+            }))
+        })
+    }
+
+    /// A GGUF tensor [m, k], its rows of blocks end to end.
+    pub fn blocks(bytes: &[u8], kind: BlockKind, m: usize, k: usize) -> Self {
+        Self::Served(match kind {
+            BlockKind::Q8_0 => Arc::new(PackedQ8::from_gguf(bytes, m, k)),
+            BlockKind::Q4(kind) => Arc::new(PackedQ4::from_gguf(bytes, kind, m, k)),
+        })
     }
 
     pub fn out_features(&self) -> usize {
         match self {
-            Self::Quantized(packed) => packed.m,
+            Self::Served(matrix) => matrix.shape().0,
             Self::Dense(w, layout) => out_in((w.dims()[0], w.dims()[1]), *layout).0,
             Self::Packed { packed, .. } => packed.m,
         }
@@ -82,7 +127,7 @@ impl Weight {
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Dense(w, layout) => linear(x, w, *layout),
-            Self::Quantized(packed) => x.contiguous()?.apply_op1_no_bwd(&Quantized(packed.clone())),
+            Self::Served(matrix) => x.contiguous()?.apply_op1_no_bwd(&Serve(matrix.clone())),
             Self::Packed { packed, dense } => {
                 x.contiguous()?.apply_op1(Frozen { packed: packed.clone(), dense: dense.clone() })
             }
@@ -92,7 +137,7 @@ impl Weight {
     /// The packed form and, where it was kept, the natural [out, in] tensor.
     pub(super) fn frozen(&self) -> Option<(Arc<PackedF32>, Option<Tensor>)> {
         match self {
-            Self::Dense(..) | Self::Quantized(_) => None,
+            Self::Dense(..) | Self::Served(_) => None,
             Self::Packed { packed, dense } => Some((packed.clone(), dense.as_ref().map(|(w, _)| w.clone()))),
         }
     }
@@ -101,29 +146,10 @@ impl Weight {
     pub fn dense(&self) -> Result<&Tensor> {
         match self {
             Self::Dense(w, _) | Self::Packed { dense: Some((w, _)), .. } => Ok(w),
-            Self::Packed { dense: None, .. } | Self::Quantized(_) => {
+            Self::Packed { dense: None, .. } | Self::Served(_) => {
                 candle_core::bail!("this weight was loaded for serving only")
             }
         }
-    }
-}
-
-struct Quantized(Arc<PackedQ8>);
-
-impl CustomOp1 for Quantized {
-    fn name(&self) -> &'static str {
-        "linear-q8"
-    }
-
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = f32s(s, l, "linear-q8")?;
-        let (n, k) = l.shape().dims2()?;
-        if k != self.0.k {
-            candle_core::bail!("linear: input has {k} columns, weight has {}", self.0.k);
-        }
-        let mut y = buffer(n * self.0.m);
-        self.0.matmul(x, &mut y, n);
-        Ok(storage(y, (n, self.0.m)))
     }
 }
 

@@ -8,12 +8,16 @@ pub mod attention;
 pub mod attn_kernel;
 pub mod embedding;
 pub mod gemm;
+pub mod gemm16;
 pub mod linear;
 pub mod norm;
 pub mod par;
 pub mod plain;
+pub mod q4;
 pub mod q8;
+mod q8_rows;
 pub mod rope;
+pub mod served;
 pub mod simd;
 pub mod token_logprobs;
 

@@ -5,44 +5,30 @@
 use half::f16;
 
 use super::par::{SharedMut, split};
+use super::q8_rows::{Activations, BLOCK, Dot, GROUP, Line, PANEL, Tile, dot_kernel, for_rows, over_tiles};
+use super::served::ServedMatrix;
 use super::simd::multiversion;
 
-/// Values that share a scale.
-pub const BLOCK: usize = 32;
-/// Output rows per panel: one 512-bit register of i32 sums.
-const PANEL: usize = 16;
-/// k values per lane and instruction.
-const GROUP: usize = 4;
-/// Batch rows per pass over a panel.
-const MAX_R: usize = 8;
+/// Registers of weights per block.
+const LINES: usize = BLOCK / GROUP;
 
-/// 16 outputs × 4 k values, biased by 128 (the dot-product instruction wants one unsigned side).
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line([u8; 64]);
-
-/// A weight matrix [m, k] as ⌈m/16⌉ panels of [k/4][16][4] biased bytes.
+/// A weight matrix [m, k] as ⌈m/16⌉ panels of [k/4][16][4] bytes, biased by 128 (the dot-product
+/// instruction wants one unsigned side).
 pub struct PackedQ8 {
     lines: Vec<Line>,
     /// [panel][block][16]
     scales: Vec<f16>,
-    pub m: usize,
-    pub k: usize,
+    m: usize,
+    k: usize,
     blocks: usize,
 }
 
-impl std::fmt::Debug for PackedQ8 {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "PackedQ8({}×{})", self.m, self.k)
-    }
-}
-
 /// Scale and 32 rounded values of one block: max |x| maps to 127.
-fn quantize_block(x: &[f32], out: &mut [i8; BLOCK]) -> f32 {
+fn quantize_block(x: &[f32], out: &mut [i8; BLOCK]) -> f16 {
     let max = x.iter().fold(0f32, |m, v| m.max(v.abs()));
     // Through f16, as the stored scale is: what was rounded to is what will be multiplied.
-    let scale = f16::from_f32(max / 127.0).to_f32();
-    let inv = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    let scale = f16::from_f32(max / 127.0);
+    let inv = if scale > f16::ZERO { 1.0 / scale.to_f32() } else { 0.0 };
     out.fill(0);
     for (o, v) in out.iter_mut().zip(x) {
         *o = (v * inv).round_ties_even().clamp(-127.0, 127.0) as i8;
@@ -54,8 +40,28 @@ impl PackedQ8 {
     /// Quantises a row-major f32 matrix [m, k].
     pub fn quantize(w: &[f32], m: usize, k: usize) -> Self {
         assert_eq!(w.len(), m * k, "weight size");
+        Self::pack(m, k, |row, b, q| {
+            quantize_block(&w[row * k + b * BLOCK..(row * k + (b + 1) * BLOCK).min((row + 1) * k)], q)
+        })
+    }
+
+    /// Takes GGUF's Q8_0 blocks [m][k/32] of (f16 scale, 32 × i8) as they are; k is a multiple of 32.
+    pub fn from_gguf(bytes: &[u8], m: usize, k: usize) -> Self {
+        const BYTES: usize = 2 + BLOCK;
+        assert!(k.is_multiple_of(BLOCK) && bytes.len() == m * (k / BLOCK) * BYTES, "Q8_0 size");
+        Self::pack(m, k, |row, b, q| {
+            let block = &bytes[(row * (k / BLOCK) + b) * BYTES..][..BYTES];
+            for (q, byte) in q.iter_mut().zip(&block[2..]) {
+                *q = *byte as i8;
+            }
+            f16::from_le_bytes([block[0], block[1]])
+        })
+    }
+
+    /// `block(row, b, out)` writes the values of one block and gives its scale.
+    fn pack(m: usize, k: usize, block: impl Fn(usize, usize, &mut [i8; BLOCK]) -> f16 + Sync + Send) -> Self {
         let (panels, blocks) = (m.div_ceil(PANEL), k.div_ceil(BLOCK));
-        let per_panel = blocks * BLOCK / GROUP;
+        let per_panel = blocks * LINES;
         let mut lines = vec![Line([128; 64]); panels * per_panel];
         let mut scales = vec![f16::ZERO; panels * blocks * PANEL];
         let (out, out_scales) = (SharedMut::new(&mut lines), SharedMut::new(&mut scales));
@@ -67,12 +73,10 @@ impl PackedQ8 {
                     (out.slice(p * per_panel, per_panel), out_scales.slice(p * blocks * PANEL, blocks * PANEL))
                 };
                 for lane in 0..PANEL.min(m - p * PANEL) {
-                    let row = &w[(p * PANEL + lane) * k..(p * PANEL + lane + 1) * k];
-                    for (b, x) in row.chunks(BLOCK).enumerate() {
-                        scales[b * PANEL + lane] = f16::from_f32(quantize_block(x, &mut q));
+                    for b in 0..blocks {
+                        scales[b * PANEL + lane] = block(p * PANEL + lane, b, &mut q);
                         for (i, v) in q.iter().enumerate() {
-                            lines[b * (BLOCK / GROUP) + i / GROUP].0[lane * GROUP + i % GROUP] =
-                                (i16::from(*v) + 128) as u8;
+                            lines[b * LINES + i / GROUP].0[lane * GROUP + i % GROUP] = (i16::from(*v) + 128) as u8;
                         }
                     }
                 }
@@ -81,131 +85,54 @@ impl PackedQ8 {
         Self { lines, scales, m, k, blocks }
     }
 
-    pub fn bytes(&self) -> usize {
+    fn panel(&self, p: usize) -> (&[Line], &[f16]) {
+        let (lines, scales) = (self.blocks * LINES, self.blocks * PANEL);
+        (&self.lines[p * lines..(p + 1) * lines], &self.scales[p * scales..(p + 1) * scales])
+    }
+}
+
+impl ServedMatrix for PackedQ8 {
+    fn shape(&self) -> (usize, usize) {
+        (self.m, self.k)
+    }
+
+    fn bytes(&self) -> usize {
         self.lines.len() * 64 + self.scales.len() * 2
     }
 
-    /// y [n, m] = quantised(x [n, k]) · Wᵀ. Overwrites y.
-    pub fn matmul(&self, x: &[f32], y: &mut [f32], n: usize) {
+    /// y = quantised(x) · Wᵀ.
+    fn matmul(&self, x: &[f32], y: &mut [f32], n: usize) {
         assert!(x.len() == n * self.k && y.len() == n * self.m, "matmul sizes");
-        let rows = Activations::quantize(x, n, self.k, self.blocks);
-        let panels = self.m.div_ceil(PANEL);
-        let per_panel = self.blocks * BLOCK / GROUP;
-        let out = SharedMut::new(y);
-        split(panels, n * self.m * self.k / 4, |range| {
-            let mut tile = [[0f32; PANEL]; MAX_R];
-            for p in range {
-                let lines = &self.lines[p * per_panel..(p + 1) * per_panel];
-                let scales = &self.scales[p * self.blocks * PANEL..(p + 1) * self.blocks * PANEL];
-                let cols = PANEL.min(self.m - p * PANEL);
-                for r0 in (0..n).step_by(MAX_R) {
-                    let count = MAX_R.min(n - r0);
-                    panel_rows(lines, scales, &rows, r0, count, &mut tile);
-                    for (i, row) in tile.iter().enumerate().take(count) {
-                        // SAFETY: this task alone owns these columns.
-                        unsafe { out.slice((r0 + i) * self.m + p * PANEL, cols) }.copy_from_slice(&row[..cols]);
-                    }
-                }
-            }
+        let rows = Activations::quantize(x, n, self.k);
+        over_tiles(y, (n, self.m), n * self.m * self.k / 4, |p, r0, count, tile| {
+            let (lines, scales) = self.panel(p);
+            tile_rows(dot_kernel(), lines, scales, &rows, r0, count, tile);
         });
     }
 }
 
-/// Rows quantised like the weights.
-struct Activations {
-    /// [n][blocks · 32]
-    q: Vec<i8>,
-    /// [n][blocks]
-    scales: Vec<f32>,
-    /// −128 · Σ q of each block: takes the weights' bias out again.
-    corrections: Vec<i32>,
-    blocks: usize,
-}
-
-impl Activations {
-    fn quantize(x: &[f32], n: usize, k: usize, blocks: usize) -> Self {
-        let mut all = Self {
-            q: vec![0; n * blocks * BLOCK],
-            scales: vec![0.0; n * blocks],
-            corrections: vec![0; n * blocks],
-            blocks,
-        };
-        let (q, scales, corrections) =
-            (SharedMut::new(&mut all.q), SharedMut::new(&mut all.scales), SharedMut::new(&mut all.corrections));
-        split(n, n * k, |range| {
-            for r in range {
-                // SAFETY: one row per r.
-                let (q, scales, corrections) = unsafe {
-                    (
-                        q.slice(r * blocks * BLOCK, blocks * BLOCK),
-                        scales.slice(r * blocks, blocks),
-                        corrections.slice(r * blocks, blocks),
-                    )
-                };
-                quantize_row(&x[r * k..(r + 1) * k], q, scales, corrections);
-            }
-        });
-        all
-    }
-}
-
-multiversion! {
-    fn quantize_row(x: &[f32], q: &mut [i8], scales: &mut [f32], corrections: &mut [i32]) {
-        for (b, (x, q)) in x.chunks(BLOCK).zip(q.as_chunks_mut::<BLOCK>().0).enumerate() {
-            let mut max = 0f32;
-            for v in x {
-                max = if v.abs() > max { v.abs() } else { max };
-            }
-            let scale = max / 127.0;
-            let inv = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-            let mut sum = 0i32;
-            for (o, v) in q.iter_mut().zip(x) {
-                *o = (v * inv).round_ties_even() as i8;
-                sum += i32::from(*o);
-            }
-            scales[b] = scale;
-            corrections[b] = -128 * sum;
-        }
-    }
-}
-
-fn panel_rows(
-    lines: &[Line],
-    scales: &[f16],
-    rows: &Activations,
-    r0: usize,
-    count: usize,
-    tile: &mut [[f32; PANEL]; MAX_R],
-) {
+fn tile_rows(kind: Dot, lines: &[Line], scales: &[f16], rows: &Activations, r0: usize, count: usize, tile: &mut Tile) {
+    assert!(lines.len() == rows.blocks * LINES && scales.len() == rows.blocks * PANEL);
     #[cfg(target_arch = "x86_64")]
-    if vnni::available() {
-        // SAFETY: the features were checked; slices cover `blocks` blocks of every row by construction.
-        unsafe {
-            return match count {
-                1 => vnni::tile::<1>(lines, scales, rows, r0, tile),
-                2 => vnni::tile::<2>(lines, scales, rows, r0, tile),
-                3 => vnni::tile::<3>(lines, scales, rows, r0, tile),
-                4 => vnni::tile::<4>(lines, scales, rows, r0, tile),
-                5 => vnni::tile::<5>(lines, scales, rows, r0, tile),
-                6 => vnni::tile::<6>(lines, scales, rows, r0, tile),
-                7 => vnni::tile::<7>(lines, scales, rows, r0, tile),
-                _ => vnni::tile::<8>(lines, scales, rows, r0, tile),
-            };
+    // SAFETY: `dot_kernel` has checked the features, the assertion the panel; rows r0..r0 + count exist.
+    unsafe {
+        match kind {
+            Dot::Vnni => return for_rows!(count, x86::vnni, lines, scales, rows, r0, tile),
+            Dot::Avx2 => return (0..count).for_each(|i| x86::avx2(lines, scales, rows, r0 + i, &mut tile[i])),
+            Dot::Plain => {}
         }
     }
     for (i, out) in tile.iter_mut().enumerate().take(count) {
-        let r = r0 + i;
-        let q = &rows.q[r * rows.blocks * BLOCK..(r + 1) * rows.blocks * BLOCK];
-        let (xs, corrections) = (&rows.scales[r * rows.blocks..], &rows.corrections[r * rows.blocks..]);
-        plain_row(lines, scales, q, xs, corrections, out);
+        let (q, xs, sums) = rows.row(r0 + i);
+        plain_row(lines, scales, q, xs, sums, out);
     }
 }
 
 multiversion! {
-    fn plain_row(lines: &[Line], scales: &[f16], q: &[i8], xs: &[f32], corrections: &[i32], out: &mut [f32; PANEL]) {
+    fn plain_row(lines: &[Line], scales: &[f16], q: &[i8], xs: &[f32], sums: &[i32], out: &mut [f32; PANEL]) {
         out.fill(0.0);
-        for (b, (lines, q)) in lines.chunks_exact(BLOCK / GROUP).zip(q.chunks_exact(BLOCK)).enumerate() {
-            let mut acc = [corrections[b]; PANEL];
+        for (b, (lines, q)) in lines.chunks_exact(LINES).zip(q.chunks_exact(BLOCK)).enumerate() {
+            let mut acc = [-128 * sums[b]; PANEL];
             for (line, x) in lines.iter().zip(q.chunks_exact(GROUP)) {
                 for lane in 0..PANEL {
                     for j in 0..GROUP {
@@ -222,34 +149,16 @@ multiversion! {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod vnni {
+mod x86 {
     use std::arch::x86_64::*;
 
     use half::f16;
 
-    use super::{Activations, BLOCK, GROUP, Line, MAX_R, PANEL};
-
-    pub fn available() -> bool {
-        use std::sync::OnceLock;
-        static HAS: OnceLock<bool> = OnceLock::new();
-        *HAS.get_or_init(|| {
-            is_x86_feature_detected!("avx512vnni")
-                && is_x86_feature_detected!("f16c")
-                && super::super::simd::isa() == super::super::simd::Isa::Avx512
-        })
-    }
+    use super::{Activations, BLOCK, GROUP, LINES, Line, PANEL, Tile};
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,f16c")]
-    pub unsafe fn tile<const R: usize>(
-        lines: &[Line],
-        scales: &[f16],
-        rows: &Activations,
-        r0: usize,
-        out: &mut [[f32; PANEL]; MAX_R],
-    ) {
-        const LINES: usize = BLOCK / GROUP;
-        assert!(lines.len() == rows.blocks * LINES && scales.len() == rows.blocks * PANEL);
-        // SAFETY: the assertion above and the sizes of `Activations` (rows r0..r0 + R exist).
+    pub unsafe fn vnni<const R: usize>(lines: &[Line], scales: &[f16], rows: &Activations, r0: usize, out: &mut Tile) {
+        // SAFETY: the caller has checked the panel and the rows.
         unsafe {
             let mut total = [_mm512_setzero_ps(); R];
             let w = lines.as_ptr().cast::<u8>();
@@ -257,7 +166,7 @@ mod vnni {
                 let mut acc = [_mm512_setzero_si512(); R];
                 let mut odd = [_mm512_setzero_si512(); R];
                 for r in 0..R {
-                    acc[r] = _mm512_set1_epi32(rows.corrections[(r0 + r) * rows.blocks + b]);
+                    acc[r] = _mm512_set1_epi32(-128 * rows.sums[(r0 + r) * rows.blocks + b]);
                 }
                 for g in (0..LINES).step_by(2) {
                     let at = w.add((b * LINES + g) * 64);
@@ -285,12 +194,45 @@ mod vnni {
             }
         }
     }
+
+    /// One row. Without VNNI the 16-bit products of biased bytes could overflow: signs move to the
+    /// activations, so that both sides stay within ±127.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub unsafe fn avx2(lines: &[Line], scales: &[f16], rows: &Activations, r: usize, out: &mut [f32; PANEL]) {
+        // SAFETY: the caller has checked the panel and the row.
+        unsafe {
+            let (ones, bias) = (_mm256_set1_epi16(1), _mm256_set1_epi8(-128));
+            let mut total = [_mm256_setzero_ps(); 2];
+            for b in 0..rows.blocks {
+                let mut acc = [_mm256_setzero_si256(); 2];
+                let x = rows.q.as_ptr().add(r * rows.blocks * BLOCK + b * BLOCK).cast::<i32>();
+                for g in 0..LINES {
+                    let x = _mm256_set1_epi32(x.add(g).read_unaligned());
+                    let line = lines[b * LINES + g].0.as_ptr();
+                    for half in 0..2 {
+                        let w = _mm256_xor_si256(_mm256_load_si256(line.add(32 * half).cast()), bias);
+                        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+                        acc[half] = _mm256_add_epi32(acc[half], _mm256_madd_epi16(pairs, ones));
+                    }
+                }
+                let xs = _mm256_set1_ps(rows.scales[r * rows.blocks + b]);
+                for half in 0..2 {
+                    let ws = _mm256_cvtph_ps(_mm_loadu_si128(scales.as_ptr().add(b * PANEL + 8 * half).cast()));
+                    let sum = _mm256_cvtepi32_ps(acc[half]);
+                    total[half] = _mm256_fmadd_ps(sum, _mm256_mul_ps(ws, xs), total[half]);
+                }
+            }
+            _mm256_storeu_ps(out.as_mut_ptr(), total[0]);
+            _mm256_storeu_ps(out.as_mut_ptr().add(8), total[1]);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::noise;
+    use crate::ops::q8_rows::kernels;
 
     #[test]
     fn close_to_f32_and_equal_in_any_company_and_instruction_set() {
@@ -299,21 +241,44 @@ mod tests {
             let packed = PackedQ8::quantize(&w, m, k);
             let mut y = vec![f32::NAN; n * m];
             packed.matmul(&x, &mut y, n);
-            let rows = Activations::quantize(&x, n, k, packed.blocks);
+            let rows = Activations::quantize(&x, n, k);
             for r in 0..n {
                 let mut alone = vec![f32::NAN; m];
                 packed.matmul(&x[r * k..(r + 1) * k], &mut alone, 1);
                 assert_eq!(alone, y[r * m..(r + 1) * m]);
-                let (mut plain, per_panel) = ([0f32; PANEL], packed.blocks * BLOCK / GROUP);
-                let q = &rows.q[r * packed.blocks * BLOCK..(r + 1) * packed.blocks * BLOCK];
-                let (xs, cs) = (&rows.scales[r * packed.blocks..], &rows.corrections[r * packed.blocks..]);
-                plain_row(&packed.lines[..per_panel], &packed.scales[..packed.blocks * PANEL], q, xs, cs, &mut plain);
-                assert_eq!(plain[..m.min(PANEL)], alone[..m.min(PANEL)], "plain and vector kernels agree exactly");
+                for kind in kernels() {
+                    let mut tile = Tile::default();
+                    let (lines, scales) = packed.panel(0);
+                    tile_rows(kind, lines, scales, &rows, r, 1, &mut tile);
+                    assert_eq!(tile[0][..m.min(PANEL)], alone[..m.min(PANEL)], "{kind:?} agrees exactly");
+                }
                 for c in 0..m {
                     let exact: f32 = (0..k).map(|i| x[r * k + i] * w[c * k + i]).sum();
                     assert!((exact - alone[c]).abs() < 0.01 * (k as f32).sqrt(), "{exact} {}", alone[c]);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn blocks_of_a_file_are_taken_as_they_are() {
+        let (m, k) = (18, 64);
+        let mut bytes = Vec::new();
+        let mut w = Vec::new();
+        for i in 0..m * k / BLOCK {
+            let scale = f16::from_f32(0.01 + i as f32 * 1e-4);
+            bytes.extend(scale.to_le_bytes());
+            let values: Vec<i8> =
+                (0..BLOCK).map(|j| ((i * 37 + j * 11) % 255) as u8 as i8).map(|v| v.max(-127)).collect();
+            bytes.extend(values.iter().map(|v| *v as u8));
+            w.extend(values.iter().map(|v| scale.to_f32() * f32::from(*v)));
+        }
+        let x = noise(k, 3);
+        let (mut y, mut exact) = (vec![0f32; m], vec![0f32; m]);
+        PackedQ8::from_gguf(&bytes, m, k).matmul(&x, &mut y, 1);
+        for (c, e) in exact.iter_mut().enumerate() {
+            *e = (0..k).map(|i| x[i] * w[c * k + i]).sum();
+            assert!((*e - y[c]).abs() < 0.05, "{e} {}", y[c]);
         }
     }
 }

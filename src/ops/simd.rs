@@ -83,6 +83,20 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { e }
 }
 
+/// The largest value, −∞ of nothing; 16 strided chains, since the order does not matter.
+#[inline(always)]
+pub fn max(x: &[f32]) -> f32 {
+    let greater = |a: f32, b: f32| if a > b { a } else { b };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (head, tail) = x.as_chunks::<LANES>();
+    for c in head {
+        for l in 0..LANES {
+            lanes[l] = greater(c[l], lanes[l]);
+        }
+    }
+    lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |m, v| greater(*v, m))
+}
+
 /// Sum in a fixed order: 16 strided chains, then one fold.
 #[inline(always)]
 pub fn sum(x: &[f32]) -> f32 {

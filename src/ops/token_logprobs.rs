@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use super::gemm::PackedF32;
 use super::linear::{Weight, WeightLayout};
 use super::par::{SharedMut, split};
-use super::simd::{exp, multiversion};
+use super::simd::{exp, max, multiversion};
 use super::{buffer, f32s, fused, plain, storage, tensor, with_f32s};
 
 /// Logits of at most this many bytes are kept from forward to backward instead of being rebuilt.
@@ -34,7 +34,7 @@ pub fn token_logprobs(hidden: &Tensor, head: &Weight, targets: &[u32], temperatu
     if let Some(t) = targets.iter().find(|t| **t as usize >= vocab) {
         candle_core::bail!("token_logprobs: target {t} is outside the vocabulary of {vocab}");
     }
-    if m > 0 && fused(hidden) && !matches!(head, Weight::Quantized(_)) {
+    if m > 0 && fused(hidden) && !matches!(head, Weight::Served(_)) {
         let op =
             Op { targets: targets.to_vec(), inv_t: 1.0 / temperature, frozen: head.frozen(), kept: Mutex::default() };
         let hidden = hidden.contiguous()?;
@@ -63,11 +63,10 @@ struct Op {
 multiversion! {
     /// Scales a row of logits by 1/T in place; returns (log-sum-exp, Σ p·z).
     fn row_stats(z: &mut [f32], inv_t: f32) -> (f32, f32) {
-        let mut max = f32::NEG_INFINITY;
         for v in z.iter_mut() {
             *v *= inv_t;
-            max = if *v > max { *v } else { max };
         }
+        let max = max(z);
         let (mut total, mut weighted) = ([0f32; 16], [0f32; 16]);
         let (head, tail) = z.as_chunks::<16>();
         for c in head {
@@ -97,9 +96,29 @@ multiversion! {
     }
 }
 
-/// Natural log of the normaliser of logits `z` (already divided by T), as the fused op computes it.
-pub fn log_sum_exp(z: &mut [f32]) -> f32 {
-    row_stats(z, 1.0).0
+/// Natural log of the normaliser of `logits · inv_t`, the very value that the fused op computes.
+pub fn log_sum_exp(logits: &[f32], inv_t: f32) -> f32 {
+    row_normaliser(logits, inv_t)
+}
+
+multiversion! {
+    /// `row_stats` without the scaled logits and the entropy.
+    fn row_normaliser(logits: &[f32], inv_t: f32) -> f32 {
+        // Scaling keeps the order, also after rounding.
+        let max = max(logits) * inv_t;
+        let mut total = [0f32; 16];
+        let (head, tail) = logits.as_chunks::<16>();
+        for c in head {
+            for l in 0..16 {
+                total[l] += exp(c[l] * inv_t - max);
+            }
+        }
+        let mut sum = total.iter().sum::<f32>();
+        for v in tail {
+            sum += exp(v * inv_t - max);
+        }
+        sum.ln() + max
+    }
 }
 
 impl Op {

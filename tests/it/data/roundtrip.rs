@@ -102,9 +102,9 @@ fn a_gguf_becomes_a_hugging_face_directory() {
 #[test]
 fn raw_gguf_tensors_have_hugging_face_rows() {
     let Some(path) = smollm2() else { return };
-    let raw = model::gguf::open_raw(&path).unwrap();
+    let (_, raw) = model::gguf::open_raw(&path).unwrap().into_parts();
     let all = raw.dequantize(&Device::Cpu).unwrap();
-    assert_eq!(raw.tensors().count(), 272);
+    assert_eq!(raw.iter().count(), 272);
     let name = "model.layers.3.self_attn.q_proj.weight";
     let q = raw.qtensor(name, &Device::Cpu).unwrap();
     let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();

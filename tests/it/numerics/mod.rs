@@ -1,6 +1,7 @@
 //! What correct means: objectives, operations, models and generation against reference values.
 
 mod eval;
+mod formats;
 mod models;
 mod objectives;
 mod objectives_gradients;
