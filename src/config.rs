@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// Everything that can be set. See config.toml in the repository root for what each key does.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Address and port to listen on.
     pub listen: SocketAddr,
+    /// Where models, checkpoints and the SQLite database lie.
     pub data_dir: PathBuf,
     /// `sqlite://FILE` or `postgres://…`; `None` = `instructd.db` in the data directory.
     #[serde(deserialize_with = "optional_text")]
@@ -38,9 +41,10 @@ pub struct Config {
     pub log: LogConfig,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
+    /// Connections open at the same time; more wait.
     pub max_connections: usize,
     /// A client must have sent its request's headers within this time.
     pub header_timeout_seconds: u64,
@@ -54,23 +58,28 @@ pub struct ServerConfig {
     pub store_completions: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsConfig {
+    /// Largest request body.
     pub body_bytes: usize,
+    /// Largest file that can be imported.
     pub import_bytes: usize,
+    /// Largest prompt or conversation.
     pub prompt_bytes: usize,
     /// Prompts in one `/v1/completions` call.
     pub prompts: usize,
     /// Prompts × max(n, best_of) in one call.
     pub samples: usize,
+    /// Stop strings of one request.
     pub stop_strings: usize,
+    /// Length of one stop string.
     pub stop_bytes: usize,
     /// `max_tokens` of a chat request that does not say (the context's rest, if smaller).
     pub default_chat_tokens: usize,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
     /// Compute threads; 0 = one per physical core.
@@ -83,9 +92,10 @@ pub struct EngineConfig {
     pub kv_tokens: usize,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LabelingConfig {
+    /// How long a set is reserved for the person who ranks it; renewed while they work.
     pub lease_seconds: i64,
     /// How many people rank one set, when the set does not say.
     pub overlap: i64,
@@ -97,31 +107,36 @@ pub struct LabelingConfig {
     pub guidelines: Option<PathBuf>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SessionsConfig {
+    /// How long a person stays signed in.
     pub lifetime_hours: i64,
+    /// How long an invite link works.
     pub invite_hours: i64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct JobsConfig {
     /// Run training jobs beside the server; false = leave them to `instructd worker`.
     pub enabled: bool,
     /// Jobs run at the same time by one process.
     pub slots: usize,
+    /// A job whose process says nothing for this long is taken over.
     pub lease_seconds: i64,
+    /// Crashes after which a job is given up.
     pub max_crashes: i64,
     /// Compute threads of a training job; 0 = one per physical core.
     pub threads: usize,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
     /// A tracing filter such as `info` or `instructd=debug,tower_http=info`.
     pub filter: String,
+    /// Log lines as JSON.
     pub json: bool,
 }
 
@@ -292,10 +307,26 @@ impl Config {
                 return Err(error(key, "must be at least 1"));
             }
         }
+        if self.labeling.overlap > 100 {
+            return Err(error("labeling.overlap", "must be 1 to 100"));
+        }
         if !(2..=9).contains(&self.labeling.completions_per_set) {
             return Err(error("labeling.completions_per_set", "must be 2 to 9"));
         }
         Ok(())
+    }
+
+    /// This configuration with one setting (`section.key`) changed.
+    ///
+    /// # Errors
+    /// Unknown names, wrong types and values out of range.
+    pub fn with(&self, name: &str, value: serde_json::Value) -> Result<Self, ConfigError> {
+        let mut all = serde_json::to_value(self).map_err(|e| error(name, e.to_string()))?;
+        let place = all.pointer_mut(&format!("/{}", name.replace('.', "/")));
+        *place.ok_or_else(|| error(name, "there is no such setting"))? = value;
+        let changed: Self = serde_json::from_value(all).map_err(|e| error(name, e.to_string()))?;
+        changed.validate()?;
+        Ok(changed)
     }
 
     /// The database to open.

@@ -34,6 +34,7 @@ pub async fn serve(config: Config) -> Result<()> {
         tokio::spawn(async move {
             let engine = model::start(&services).await?;
             services.set_engine(engine);
+            tokio::spawn(crate::service::live::follow(services));
             anyhow::Ok(())
         })
     };

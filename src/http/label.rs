@@ -12,7 +12,8 @@ use super::error::ApiResult;
 use super::extract::{Json, Path, Query};
 use super::markdown;
 use crate::domain::*;
-use crate::service::label::{self, Word};
+use crate::service::label::{self, Turn, Word};
+use crate::service::people::Actor;
 use crate::service::{Services, guidelines as words};
 use crate::store::{Page, Submitted};
 
@@ -45,8 +46,13 @@ pub async fn next(
     let Some(turn) = label::next(&state.services, &actor, query.set_id).await? else {
         return Ok(StatusCode::NO_CONTENT.into_response());
     };
+    Ok(axum::Json(turn_json(&actor, &turn)).into_response())
+}
+
+/// A leased set as the page gets it.
+pub(super) fn turn_json(actor: &Actor, turn: &Turn) -> Value {
     let completions: Vec<_> = turn.completions.iter().map(blind_json).collect();
-    Ok(axum::Json(json!({
+    json!({
         "assignment_id": turn.assignment.id,
         "lease_token": turn.assignment.lease_token,
         "expires_at": turn.assignment.expires_at,
@@ -57,8 +63,7 @@ pub async fn next(
         "guideline_version": turn.guideline_version,
         "me": {"name": actor.name, "done_today": turn.done_today, "done_total": turn.done_total},
         "queue": {"open": turn.queue_open},
-    }))
-    .into_response())
+    })
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]

@@ -2,6 +2,7 @@
 //! No SQL, no tensors, no policy: handlers translate and call services.
 
 pub mod admin;
+pub mod ask;
 pub mod auth;
 pub mod error;
 pub mod extract;

@@ -10,7 +10,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
 use super::auth::Access::{self, Admin, Feedback, Inference, Public};
-use super::{AppState, admin, feedback, label, openai, openapi, pages, session, sets, status};
+use super::{AppState, admin, ask, feedback, label, openai, openapi, pages, session, sets, status};
 use crate::config::LimitsConfig;
 
 /// One method of one path.
@@ -121,6 +121,13 @@ fn people() -> Vec<Route> {
         get("/v1/judgments", Feedback, "Judgments, newest first (labelers see their own)", label::judgments),
         get("/v1/guidelines", Public, "How to rank", label::guidelines),
         get("/v1/label/next", Feedback, "Lease the next set to rank; 204 when none is open", label::next),
+        post(
+            "/v1/label/ask",
+            Feedback,
+            "Ask a question and follow its answers (SSE); they become a leased set",
+            ask::ask,
+        )
+        .taking::<ask::AskRequest>(),
         post("/v1/label/{id}/renew", Feedback, "Extend a lease", label::renew).taking::<label::Lease>(),
         post("/v1/label/{id}/release", Feedback, "Give a lease back", label::release).taking::<label::Lease>(),
         post("/v1/label/{id}/judgment", Feedback, "Judge a leased set", label::submit)
@@ -140,6 +147,7 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
     import.handler = import.handler.layer(DefaultBodyLimit::max(limits.import_bytes));
     vec![
         get("/admin/api/overview", Admin, "The loop in figures and the next sensible action", admin::overview),
+        get("/admin/api/throughput", Admin, "Judgments a day, time at work, the queue", admin::throughput),
         get("/admin/recipes", Admin, "What can be trained, with argument schemas", admin::jobs::recipes),
         get("/admin/jobs", Admin, "Jobs, newest first", admin::jobs::list),
         post("/admin/jobs", Admin, "Queue a job", admin::jobs::create).taking::<admin::jobs::JobRequest>(),
@@ -153,6 +161,18 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         delete("/admin/models/{id}", Admin, "Retire a model version", admin::models::retire),
         post("/admin/models/{id}/promote", Admin, "Make a version the active one", admin::models::promote),
         post("/admin/models/rollback", Admin, "Return to the active policy's parent", admin::models::roll_back),
+        get(
+            "/admin/usage",
+            Admin,
+            "What each version wrote and how it was received; the canary",
+            admin::settings::usage,
+        ),
+        post("/admin/canary", Admin, "Send a share of the requests to a candidate", admin::settings::start_canary)
+            .taking::<admin::settings::NewCanary>(),
+        delete("/admin/canary", Admin, "End the canary", admin::settings::end_canary),
+        get("/admin/settings", Admin, "Every setting with its explanation", admin::settings::list),
+        post("/admin/settings", Admin, "Change a setting while the server runs", admin::settings::change)
+            .taking::<admin::settings::Change>(),
         import,
         get("/admin/export", Admin, "JSON lines out: comparisons, trl, hh, demonstrations", admin::transfer::export),
         get("/admin/labelers", Admin, "People who rank", admin::people::labelers),

@@ -37,7 +37,7 @@ pub async fn log_in(State(state): State<AppState>, headers: HeaderMap, Json(body
     }
     let labeler = json!({"id": labeler.id, "name": labeler.name, "role": labeler.role});
     let mut response = axum::Json(json!({"labeler": labeler})).into_response();
-    set_cookie(&state, &mut response, &token, services.config.sessions.lifetime_hours * 3600)?;
+    set_cookie(&state, &mut response, &token, services.live().config.sessions.lifetime_hours * 3600)?;
     Ok(response)
 }
 

@@ -16,6 +16,7 @@ use super::openai::chat::{self, ChatMessage};
 use super::openai::params;
 use crate::domain::*;
 use crate::engine::SamplingParams;
+use crate::service::Services;
 use crate::service::prompts::raw_text;
 use crate::service::sets::{self, CompletionRef, PromptRef, Ranking};
 
@@ -139,35 +140,39 @@ pub async fn create(
         let prompt = sets::prompt(services, prompt, "api").await?;
         sets::create(services, &prompt, refs, body.overlap, "ask").await?
     } else {
-        let sampling = body.sampling.unwrap_or_default();
-        for (field, refused) in [
-            ("model", sampling.model.is_some()),
-            ("n", sampling.n.is_some()),
-            ("stream", sampling.stream.is_some()),
-            ("stream_options", sampling.stream_options.is_some()),
-        ] {
-            if refused {
-                return Err(ApiError::bad(format!("sampling.{field}"), "is not for sets"));
-            }
-        }
-        let inside = |e: ApiError| ApiError { param: e.param.map(|p| format!("sampling.{p}")), ..e };
-        let checked = sampling.sampling(limits).map_err(inside)?;
-        let default = services.config.labeling.max_tokens as u64;
-        let max_tokens = params::count("max_tokens", sampling.max_tokens.unwrap_or(default)).map_err(inside)?;
-        if max_tokens == 0 {
-            return Err(ApiError::bad("sampling.max_tokens", "must be at least 1"));
-        }
-        let seed = match &sampling.seed {
-            Some(given) => params::seed(given).map_err(inside)?,
-            None => services.random.seed(),
-        };
-        let n = body.n.unwrap_or(services.config.labeling.completions_per_set as u64);
+        let params = drawing(services, body.sampling.unwrap_or_default())?;
+        let n = body.n.unwrap_or(services.live().config.labeling.completions_per_set as u64);
         let n = params::count("n", n)?;
         let prompt = sets::prompt(services, prompt, "page").await?;
-        let params = SamplingParams { max_tokens, seed, ..checked };
         sets::sample(services, &prompt, n, params, body.overlap, request_id).await?
     };
     Ok((StatusCode::CREATED, axum::Json(set_json(&state, &set).await?)).into_response())
+}
+
+/// How the answers of a set are drawn; fields that make no sense there are refused.
+pub(super) fn drawing(services: &Services, sampling: Sampling) -> ApiResult<SamplingParams> {
+    for (field, refused) in [
+        ("model", sampling.model.is_some()),
+        ("n", sampling.n.is_some()),
+        ("stream", sampling.stream.is_some()),
+        ("stream_options", sampling.stream_options.is_some()),
+    ] {
+        if refused {
+            return Err(ApiError::bad(format!("sampling.{field}"), "is not for sets"));
+        }
+    }
+    let inside = |e: ApiError| ApiError { param: e.param.map(|p| format!("sampling.{p}")), ..e };
+    let checked = sampling.sampling(&services.config.limits).map_err(inside)?;
+    let default = services.live().config.labeling.max_tokens as u64;
+    let max_tokens = params::count("max_tokens", sampling.max_tokens.unwrap_or(default)).map_err(inside)?;
+    if max_tokens == 0 {
+        return Err(ApiError::bad("sampling.max_tokens", "must be at least 1"));
+    }
+    let seed = match &sampling.seed {
+        Some(given) => params::seed(given).map_err(inside)?,
+        None => services.random.seed(),
+    };
+    Ok(SamplingParams { max_tokens, seed, ..checked })
 }
 
 async fn set_json(state: &AppState, set: &ComparisonSet) -> ApiResult<Value> {

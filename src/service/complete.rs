@@ -59,7 +59,26 @@ pub struct Running {
     settled: bool,
 }
 
-/// The version that answers: the active one, or the one `model` names.
+/// The version that answers a request: the one `model` names, else the canary's candidate where this request
+/// falls into its share, else the active one. `"active"` names the active one; `"default"` names none.
+///
+/// # Errors
+/// As [`resolve_model`].
+pub async fn route(
+    services: &Services,
+    model: Option<&str>,
+    may_load: bool,
+    request_id: &str,
+) -> Result<Arc<ServedModel>> {
+    if matches!(model, None | Some("" | "default"))
+        && let Some(candidate) = super::live::canary_for(services, request_id)
+    {
+        return Ok(candidate);
+    }
+    resolve_model(services, model, may_load).await
+}
+
+/// The active version, or the one `model` names.
 ///
 /// # Errors
 /// `UnknownModel` when nothing loaded has this name or id; with `may_load` (admins) a stored policy is

@@ -29,6 +29,16 @@ pub struct Turn {
 
 /// Leases the next set (or `set_id`) to the labeler; `None` when nothing is open for them.
 pub async fn next(services: &Arc<Services>, actor: &Actor, set_id: Option<SetId>) -> Result<Option<Turn>> {
+    next_in_order(services, actor, set_id, services.random.seed()).await
+}
+
+/// [`next`] with the order that the answers of a fresh lease are shown in.
+pub(super) async fn next_in_order(
+    services: &Arc<Services>,
+    actor: &Actor,
+    set_id: Option<SetId>,
+    order_seed: u64,
+) -> Result<Option<Turn>> {
     if let Some(id) = &set_id {
         services.store.get_set(id).await.map_err(|e| not_found_as(e, "set_id"))?;
     }
@@ -37,9 +47,9 @@ pub async fn next(services: &Arc<Services>, actor: &Actor, set_id: Option<SetId>
         labeler_id: actor.labeler_id.clone(),
         assignment_id: AssignmentId::new(),
         lease_token: services.random.secret("lease-"),
-        order_seed: services.random.seed(),
+        order_seed,
         now,
-        expires_at: now + services.config.labeling.lease_seconds * SECOND,
+        expires_at: now + services.live().config.labeling.lease_seconds * SECOND,
         set_id,
     };
     let all = services.clone();
@@ -78,7 +88,7 @@ async fn own_assignment(services: &Services, actor: &Actor, id: &AssignmentId) -
 pub async fn renew(services: &Arc<Services>, actor: &Actor, id: &AssignmentId, token: &str) -> Result<Micros> {
     own_assignment(services, actor, id).await?;
     let now = services.now();
-    let expires = now + services.config.labeling.lease_seconds * SECOND;
+    let expires = now + services.live().config.labeling.lease_seconds * SECOND;
     let (all, id, token) = (services.clone(), id.clone(), token.to_owned());
     to_the_end(async move { Ok(all.store.renew_lease(&id, &token, now, expires).await?) }).await?;
     Ok(expires)

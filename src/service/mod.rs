@@ -1,10 +1,12 @@
 //! Use-cases between HTTP and the rooms that do the work. No status codes, no SQL text, no tensors.
 
+pub mod ask;
 pub mod complete;
 pub mod feedback;
 pub mod guidelines;
 pub mod jobs;
 pub mod label;
+pub mod live;
 pub mod overview;
 pub mod people;
 pub mod prompts;
@@ -46,6 +48,7 @@ pub struct Services {
     /// Cancelled when the server begins to shut down; long streams end with it.
     pub shutdown: CancellationToken,
     engine: RwLock<Option<Arc<dyn Generator>>>,
+    live: RwLock<Arc<live::Live>>,
     /// One promotion at a time: engine and database must agree on the active version.
     publishing: tokio::sync::Mutex<()>,
 }
@@ -60,7 +63,9 @@ impl Services {
         admin_key_hash: String,
         recipes: &'static [Recipe],
     ) -> Self {
+        let live = live::Live { config: config.clone(), canary: None };
         Self {
+            live: RwLock::new(Arc::new(live)),
             admin_key_hash,
             config,
             store,
@@ -82,6 +87,15 @@ impl Services {
     pub fn engine(&self) -> Result<Arc<dyn Generator>, EngineError> {
         let engine = self.engine.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         engine.clone().ok_or(EngineError::NotReady)
+    }
+
+    /// The configuration with what was changed while running; read it where a change should take effect.
+    pub fn live(&self) -> Arc<live::Live> {
+        self.live.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    fn set_live(&self, live: live::Live) {
+        *self.live.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(live);
     }
 
     pub fn now(&self) -> Micros {

@@ -4,11 +4,12 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Result, Services};
-use crate::domain::{Job, JobState, ModelKind, ModelState, ModelVersion};
-use crate::store::{Counts, Page};
+use crate::domain::{Job, JobState, Micros, ModelKind, ModelState, ModelVersion};
+use crate::store::{Counts, DayCount, Page};
 
 /// Judgments below which training a reward model is not worth its time.
 const ENOUGH_JUDGMENTS: i64 = 20;
+const DAY: Micros = 86_400_000_000;
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Overview {
@@ -38,6 +39,30 @@ pub async fn overview(services: &Services) -> Result<Overview> {
     running_jobs.extend(store.list_jobs(Page { after: None, limit: 50 }, Some(JobState::Queued)).await?);
     let next_action = next_action(&counts, active_policy.as_ref(), active_reward.as_ref(), &models, &running_jobs);
     Ok(Overview { counts, active_policy, active_reward, next_action, running_jobs })
+}
+
+/// Judgments a day over the last `days` days (UTC, today included; empty days too), and the queue.
+#[derive(Clone, Debug, Serialize)]
+pub struct Flow {
+    pub days: Vec<DayCount>,
+    pub median_active_ms: Option<i64>,
+    pub sets_open: i64,
+    /// Sets that somebody is ranking now.
+    pub leases: i64,
+}
+
+pub async fn flow(services: &Services, days: i64) -> Result<Flow> {
+    let today = services.now() / DAY;
+    let first = today - days + 1;
+    let found = services.store.throughput(first * DAY).await?;
+    let of = |day| found.days.iter().find(|d| d.day == day).cloned();
+    let counts = services.store.counts().await?;
+    Ok(Flow {
+        days: (first..=today).map(|day| of(day).unwrap_or(DayCount { day, judgments: 0, skips: 0 })).collect(),
+        median_active_ms: found.median_active_ms,
+        sets_open: counts.sets_open,
+        leases: counts.leases,
+    })
 }
 
 fn next_action(

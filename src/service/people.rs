@@ -180,7 +180,7 @@ async fn open(services: &Arc<Services>, labeler: &Labeler) -> Result<String> {
         token_hash: secret_hash(&token),
         labeler_id: labeler.id.clone(),
         role: labeler.role,
-        expires: now + services.config.sessions.lifetime_hours * HOUR,
+        expires: now + services.live().config.sessions.lifetime_hours * HOUR,
         created: now,
     };
     let services = services.clone();
@@ -204,7 +204,7 @@ pub async fn invite(services: &Services, by: &Actor, role: Role, note: Option<St
         token_hash: secret_hash(&token),
         role,
         note,
-        expires: now + services.config.sessions.invite_hours * HOUR,
+        expires: now + services.live().config.sessions.invite_hours * HOUR,
         used_by: None,
         created: now,
     };

@@ -53,8 +53,9 @@ async fn switch(
     if version.state == ModelState::Retired {
         return Err(ServiceError::Conflict(format!("{} is retired", version.name)));
     }
-    let (services, actor) = (services.clone(), by.labeler_id.clone());
+    let (services, by) = (services.clone(), by.clone());
     to_the_end(async move {
+        let actor = &by.labeler_id;
         let _one_at_a_time = services.publishing.lock().await;
         let now = services.now();
         let former = if version.kind == ModelKind::Policy {
@@ -78,6 +79,7 @@ async fn switch(
         };
         let detail = json!({"name": active.name, "kind": active.kind});
         services.store.audit(actor.as_str(), action, active.id.as_str(), detail, now).await?;
+        super::live::promoted(&services, &by, &active.id).await?;
         tracing::info!(model.name = %active.name, model.kind = %active.kind, "{action}");
         Ok(active)
     })
@@ -87,11 +89,17 @@ async fn switch(
 /// Takes a version out of use; its files stay.
 ///
 /// # Errors
-/// `Conflict` for the active version.
+/// `Conflict` for the active version and for the canary.
 pub async fn retire(services: &Arc<Services>, by: &Actor, name_or_id: &str) -> Result<()> {
     let version = find(services, name_or_id).await?;
     if version.state == ModelState::Active {
         return Err(ServiceError::Conflict(format!("{} is active; promote another version first", version.name)));
+    }
+    if services.live().canary.as_ref().is_some_and(|c| c.model_version_id == version.id) {
+        return Err(ServiceError::Conflict(format!(
+            "{} answers a share of the requests; end that first",
+            version.name
+        )));
     }
     services.store.retire_model(&version.id).await?;
     let detail = json!({"name": version.name});

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::complete::{self, Start};
+use super::complete::{self, Running, Start};
 use super::label::{Word, human_completion, judge};
 use super::prompts::{check_messages, prompt_record};
 use super::{Result, Services, bad_input, not_found_as, to_the_end};
 use crate::domain::*;
-use crate::engine::{EngineError, SamplingParams};
+use crate::engine::{EngineError, SamplingParams, ServedModel};
 use crate::service::people::Actor;
 use crate::store::Submitted;
 
@@ -56,7 +56,7 @@ async fn make(
     if !(2..=9).contains(&completions.len()) {
         return Err(bad_input("completions", "a set has 2 to 9 completions"));
     }
-    let overlap = overlap.unwrap_or(services.config.labeling.overlap);
+    let overlap = overlap.unwrap_or(services.live().config.labeling.overlap);
     if !(1..=100).contains(&overlap) {
         return Err(bad_input("overlap", "must be 1 to 100"));
     }
@@ -124,6 +124,26 @@ pub async fn sample(
         return Err(bad_input("n", "must be 2 to 9"));
     }
     let model = complete::resolve_model(services, None, false).await?;
+    let mut running = begin(services, model, prompt, n, params, request_id).await?;
+    running.finish().await?;
+    let texts: Vec<_> = running.samples.iter().filter(|s| !s.text.trim().is_empty()).map(|s| s.id.clone()).collect();
+    if texts.len() < 2 {
+        return Err(EngineError::Failed("the policy wrote fewer than two non-empty completions".into()).into());
+    }
+    running.store_always(|_| true).await?;
+    let completions = texts.into_iter().map(CompletionRef::Known).collect();
+    create(services, prompt, completions, overlap, "random").await
+}
+
+/// Starts `n` samples of the prompt by one version; `max_tokens` is cut to what the context holds.
+pub(super) async fn begin(
+    services: &Arc<Services>,
+    model: Arc<ServedModel>,
+    prompt: &Prompt,
+    n: usize,
+    params: SamplingParams,
+    request_id: String,
+) -> Result<Running> {
     let engine = services.engine()?;
     let version = Some(&model.version.id);
     let prompt_ids = match prompt.messages.as_slice() {
@@ -134,7 +154,6 @@ pub async fn sample(
         messages => engine.chat_prompt(version, messages).await?,
     };
     let room = model.max_context.saturating_sub(prompt_ids.len());
-    let params = SamplingParams { max_tokens: params.max_tokens.min(room), ..params };
     let start = Start {
         request_id,
         model,
@@ -142,18 +161,10 @@ pub async fn sample(
         messages: prompt.messages.clone(),
         source: "page",
         n,
-        params: SamplingParams { logprobs: Some(0), ..params },
+        params: SamplingParams { logprobs: Some(0), max_tokens: params.max_tokens.min(room), ..params },
         prompt_logprobs: None,
     };
-    let mut running = complete::start(services, start).await?;
-    running.finish().await?;
-    let texts: Vec<_> = running.samples.iter().filter(|s| !s.text.trim().is_empty()).map(|s| s.id.clone()).collect();
-    if texts.len() < 2 {
-        return Err(EngineError::Failed("the policy wrote fewer than two non-empty completions".into()).into());
-    }
-    running.store_always(|_| true).await?;
-    let completions = texts.into_iter().map(CompletionRef::Known).collect();
-    create(services, prompt, completions, overlap, "random").await
+    complete::start(services, start).await
 }
 
 /// A ranking given through the API, on a known set or on completions given with it.

@@ -9,7 +9,9 @@ mod people;
 mod prompts;
 mod rows;
 mod sets;
+mod settings;
 mod sql;
+mod throughput;
 
 use std::sync::Arc;
 
@@ -89,6 +91,48 @@ pub struct Counts {
     pub jobs_queued: i64,
     pub jobs_running: i64,
     pub feedback_events: i64,
+}
+
+/// A setting that was changed while the server ran.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Setting {
+    pub name: String,
+    pub value: serde_json::Value,
+    pub updated: Micros,
+    /// The labeler who changed it.
+    pub updated_by: String,
+}
+
+/// What a model version wrote, and how it was received.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct VersionUse {
+    pub model_version_id: ModelVersionId,
+    pub requests: i64,
+    pub completions: i64,
+    pub tokens: i64,
+    /// Ended by the length limit.
+    pub cut: i64,
+    /// Left by the client.
+    pub aborted: i64,
+    pub thumbs_up: i64,
+    pub thumbs_down: i64,
+}
+
+/// Judgments of one day.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct DayCount {
+    /// Days since the epoch, UTC.
+    pub day: i64,
+    pub judgments: i64,
+    /// Of these, skips.
+    pub skips: i64,
+}
+
+/// How fast judgments come in; days without any are left out.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Throughput {
+    pub days: Vec<DayCount>,
+    pub median_active_ms: Option<i64>,
 }
 
 /// Which judgments a dataset takes. Empty = all.
@@ -184,6 +228,8 @@ pub trait Store: Send + Sync + 'static {
     async fn list_judgments(&self, page: Page, labeler: Option<&LabelerId>) -> Result<Vec<Judgment>>;
     /// How many first judgments (revisions do not count) the labeler gave since `since`, and in all.
     async fn judgment_counts(&self, labeler: &LabelerId, since: Micros) -> Result<(i64, i64)>;
+    /// First judgments since `since`; what was imported does not count.
+    async fn throughput(&self, since: Micros) -> Result<Throughput>;
     /// Latest revisions only, joined with texts, ordered by judgment id.
     async fn ranked_sets(&self, filter: &RankedFilter) -> Result<Vec<RankedSet>>;
     async fn put_demonstration(
@@ -231,6 +277,14 @@ pub trait Store: Send + Sync + 'static {
     /// Makes it the only active version of its kind, in one transaction; the former one becomes a candidate.
     async fn activate_model(&self, id: &ModelVersionId, now: Micros) -> Result<ModelVersion>;
     async fn retire_model(&self, id: &ModelVersionId) -> Result<()>;
+
+    /// What each version wrote since `since`; versions that wrote nothing are left out.
+    async fn version_use(&self, since: Micros) -> Result<Vec<VersionUse>>;
+
+    // settings that are changed while the server runs
+    async fn settings(&self) -> Result<Vec<Setting>>;
+    /// `None` removes it.
+    async fn put_setting(&self, name: &str, value: Option<serde_json::Value>, by: &str, now: Micros) -> Result<()>;
 
     // datasets
     async fn put_dataset(&self, dataset: DatasetVersion) -> Result<()>;

@@ -181,6 +181,10 @@ impl Store for SqlStore {
         read!(self, |c| judgments::counts(c, labeler, since))
     }
 
+    async fn throughput(&self, since: Micros) -> Result<Throughput> {
+        read!(self, |c| throughput::since(c, since))
+    }
+
     async fn ranked_sets(&self, filter: &RankedFilter) -> Result<Vec<RankedSet>> {
         read!(self, |c| judgments::ranked_sets(c, filter))
     }
@@ -300,6 +304,18 @@ impl Store for SqlStore {
 
     async fn retire_model(&self, id: &ModelVersionId) -> Result<()> {
         write!(self, id = id.clone() => |tx| models::retire(tx, &id))
+    }
+
+    async fn version_use(&self, since: Micros) -> Result<Vec<VersionUse>> {
+        read!(self, |c| settings::version_use(c, since))
+    }
+
+    async fn settings(&self) -> Result<Vec<Setting>> {
+        read!(self, |c| settings::list(c))
+    }
+
+    async fn put_setting(&self, name: &str, value: Option<serde_json::Value>, by: &str, now: Micros) -> Result<()> {
+        write!(self, name = name.to_owned(), by = by.to_owned() => |tx| settings::put(tx, &name, value.as_ref(), &by, now))
     }
 
     async fn put_dataset(&self, dataset: DatasetVersion) -> Result<()> {

@@ -8,6 +8,7 @@ export class ApiError extends Error {
     this.type = e.type ?? null;
     this.param = e.param ?? null;
     this.code = e.code ?? null;
+    this.retryAfter = null; // seconds, where the server says when to come back
   }
   /** Worth trying again with the same idempotency key. */
   get transient() {
@@ -48,7 +49,9 @@ async function send(method, path, { body, raw, query, signal, headers, keepalive
   if (!response.ok) {
     const body = await response.json().catch(() => null);
     if (response.status === 401) window.dispatchEvent(new CustomEvent('instructd:signed-out'));
-    throw new ApiError(response.status, body);
+    const error = new ApiError(response.status, body);
+    error.retryAfter = Number(response.headers.get('retry-after')) || null;
+    throw error;
   }
   return response;
 }
@@ -59,6 +62,12 @@ export async function call(method, path, options) {
   if (response.status === 204) return null;
   const text = await response.text();
   return text === '' ? null : JSON.parse(text);
+}
+
+/** Like [`call`] for an answer whose headers matter, too: `{body, headers}`. */
+export async function withHeaders(method, path, options) {
+  const response = await send(method, path, options);
+  return { body: response.status === 204 ? null : await response.json(), headers: response.headers };
 }
 
 export const get = (path, query, options) => call('GET', path, { ...options, query });

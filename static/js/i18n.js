@@ -49,7 +49,7 @@ export function duration(seconds) {
 
 /** µs since the epoch (or an ISO string) → local date and time. */
 export function when(value) {
-  if (value === null || value === undefined) return '–';
+  if (value === null || value === undefined || value === 0) return '–'; // 0: built in, made at no time
   const date = typeof value === 'number' ? new Date(value / 1000) : new Date(value);
   if (Number.isNaN(date.getTime())) return '–';
   const sameDay = date.toDateString() === new Date().toDateString();

@@ -1,17 +1,68 @@
-// A little Markdown as DOM nodes, for text that streams in: fences, inline code, bold, the rest as it is.
-// No HTML is ever parsed, so any text is safe.
+// A little Markdown as DOM nodes, for text that streams in: fences, headings, lists, quotes, inline code, bold,
+// italics, https links; the rest stays as it is. No HTML is ever parsed, so any text is safe.
 import { h } from './dom.js';
 
-function inline(text) {
+const INLINE = /`([^`\n]+)`|\*\*([^*\n]+)\*\*|\*([^*\s][^*\n]*)\*|\[([^\]\n]+)\]\((https:\/\/[^\s)]+)\)/;
+
+/** Inline marks of one line → nodes and strings. */
+export function inline(text) {
   const out = [];
   let rest = text;
-  const pattern = /`([^`\n]+)`|\*\*([^*\n]+)\*\*/;
-  for (let m; (m = pattern.exec(rest)); rest = rest.slice(m.index + m[0].length)) {
+  for (let m; (m = INLINE.exec(rest)); rest = rest.slice(m.index + m[0].length)) {
     if (m.index) out.push(rest.slice(0, m.index));
-    out.push(m[1] !== undefined ? h('code', { text: m[1] }) : h('strong', { text: m[2] }));
+    if (m[1] !== undefined) out.push(h('code', { text: m[1] }));
+    else if (m[2] !== undefined) out.push(h('strong', null, inline(m[2])));
+    else if (m[3] !== undefined) out.push(h('em', null, inline(m[3])));
+    else out.push(h('a', { href: m[5], rel: 'noopener noreferrer nofollow', target: '_blank', text: m[4] }));
   }
   if (rest) out.push(rest);
   return out;
+}
+
+const BULLET = /^\s{0,3}[-*+] +/;
+const NUMBER = /^\s{0,3}\d{1,9}[.)] +/;
+
+/** Lines of one paragraph-like block → an element. */
+function block(lines) {
+  const heading = /^(#{1,6}) +(.*)$/.exec(lines[0]);
+  if (heading && lines.length === 1) return h('p', { class: 'heading', dir: 'auto' }, inline(heading[2]));
+  if (lines.every((l) => l.startsWith('>')))
+    return h('blockquote', { dir: 'auto' }, inline(lines.map((l) => l.replace(/^> ?/, '')).join('\n')));
+  for (const [mark, tag] of [
+    [BULLET, 'ul'],
+    [NUMBER, 'ol'],
+  ]) {
+    if (!mark.test(lines[0])) continue;
+    const items = [];
+    for (const line of lines) {
+      if (mark.test(line)) items.push(line.replace(mark, ''));
+      else items[items.length - 1] += `\n${line.trim()}`;
+    }
+    const start = tag === 'ol' ? Number(/\d+/.exec(lines[0])[0]) : 1;
+    return h(
+      tag,
+      start === 1 ? null : { start },
+      items.map((x) => h('li', { dir: 'auto' }, inline(x))),
+    );
+  }
+  return h('p', { dir: 'auto' }, inline(lines.join('\n')));
+}
+
+/** Splits lines into blocks: blank lines end one, and so do headings and the beginning of a list. */
+function* blocks(text) {
+  let lines = [];
+  for (const line of text.split('\n')) {
+    const heading = /^#{1,6} +/.test(line);
+    const list = BULLET.test(line) || NUMBER.test(line);
+    const inList = lines.length > 0 && (BULLET.test(lines[0]) || NUMBER.test(lines[0]));
+    if ((line.trim() === '' || heading || (list && !inList)) && lines.length) {
+      yield lines;
+      lines = [];
+    }
+    if (heading) yield [line];
+    else if (line.trim() !== '') lines.push(line);
+  }
+  if (lines.length) yield lines;
 }
 
 export function richText(text) {
@@ -23,10 +74,7 @@ export function richText(text) {
       el.append(h('pre', { class: 'code-block', tabindex: '0', text: code.replace(/\n$/, '') }));
       return;
     }
-    for (const paragraph of part.split(/\n{2,}/)) {
-      const clean = paragraph.replace(/^\n+|\s+$/g, '');
-      if (clean) el.append(h('p', { dir: 'auto' }, inline(clean)));
-    }
+    for (const lines of blocks(part)) el.append(block(lines));
   });
   return el;
 }

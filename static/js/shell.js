@@ -2,6 +2,14 @@
 import { ApiError, del, get, post } from './api.js';
 import { LANGUAGES, lang, setLanguage, t } from './i18n.js';
 import { fill, h, icon, toast } from './dom.js';
+import { errorText } from './plain.js';
+
+/** The pages of the navigation, in order: [key of its words, address]. */
+const PAGES = [
+  ['label', '/label'],
+  ['chat', '/chat'],
+  ['admin', '/admin'],
+];
 
 const THEMES = ['auto', 'light', 'dark'];
 
@@ -99,9 +107,7 @@ export function shell(page, { tools = [], status = [] } = {}) {
     h(
       'nav',
       { class: 'nav', 'aria-label': t('nav.label_pages') },
-      link('label', '/label'),
-      link('chat', '/chat'),
-      link('admin', '/admin'),
+      PAGES.map(([name, href]) => link(name, href)),
     ),
     h('div', { class: 'top-status' }, status),
     toolbox,
@@ -246,7 +252,7 @@ export function failure(error, retry) {
   return h(
     'div',
     { class: 'notice bad', role: 'alert' },
-    h('p', { text: error?.status === 0 ? t('error.network') : (error?.message ?? String(error)) }),
+    h('p', { text: errorText(error) }),
     retry ? h('button', { type: 'button', text: t('retry'), on: { click: retry } }) : null,
   );
 }

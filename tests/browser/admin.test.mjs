@@ -1,7 +1,7 @@
 // The admin and chat pages against the real binary: sign in, the loop, jobs, forms, people.
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { openPage, signIn, signedInPage, startBrowser, startServer, visit } from './support.mjs';
+import { api, openPage, signIn, signedInPage, startBrowser, startServer, visit } from './support.mjs';
 
 let server;
 let browser;
@@ -27,8 +27,9 @@ test('a wrong key is refused, the right one shows the loop and the jobs', async 
   assert.ok((await page.locator('.node.active .node-value').textContent()).trim().length > 0);
   await page.locator('.next-step .button').waitFor();
   await page.locator('.tabs a', { hasText: 'Jobs' }).click();
-  await page.locator('.view-head a.button').first().waitFor();
-  const recipes = (await page.locator('.view-head a.button').allTextContents()).join(' ');
+  await page.locator('.view-head a.button', { hasText: 'New job' }).click();
+  await page.locator('.recipes a').first().waitFor();
+  const recipes = (await page.locator('.recipes a').allTextContents()).join(' ');
   for (const name of ['sft', 'reward', 'ppo']) assert.match(recipes, new RegExp(name));
   assert.deepEqual(trouble, []);
   await context.close();
@@ -48,10 +49,10 @@ test('a job form shows the schema, and a bad value is marked at its field', asyn
   await context.close();
 });
 
-test('models and labels pages work; an invite signs a labeler in', async () => {
+test('models and people pages work; an invite signs a labeler in', async () => {
   const { page, context, trouble } = await signedInPage(browser, server.url);
   await visit(page, server.url, '/admin#/models', '.tree .version');
-  await visit(page, server.url, '/admin#/labels', '.inline-form');
+  await visit(page, server.url, '/admin#/people', '.inline-form');
   await page.locator('#invite-note').fill('for Ada');
   await page
     .locator('.inline-form', { has: page.locator('#invite-note') })
@@ -77,7 +78,7 @@ test('models and labels pages work; an invite signs a labeler in', async () => {
 
 test('a file import counts lines and names the bad one', async () => {
   const { page, context, trouble } = await signedInPage(browser, server.url);
-  await visit(page, server.url, '/admin#/labels', '#import-file');
+  await visit(page, server.url, '/admin#/data', '#import-file');
   const good = {
     prompt_id: 'p1',
     prompt: [{ role: 'user', content: 'Hi' }],
@@ -101,46 +102,45 @@ test('a file import counts lines and names the bad one', async () => {
   await context.close();
 });
 
-test('chat streams an answer and takes a thumb', async () => {
+test('settings: explained, found by words, changed while running, wrong values refused at the field', async () => {
   const { page, context, trouble } = await signedInPage(browser, server.url);
-  await visit(page, server.url, '/chat', '#chat-input');
-  await page.locator('#chat-max').fill('8');
-  await page.locator('#chat-max').blur();
-  await page.locator('#chat-input').fill('t5 t6 t7');
-  await page.keyboard.press('Enter');
-  await page.locator('.thumbs button').first().click();
-  await page.locator('.thumbs button[aria-pressed=true]').waitFor();
+  await visit(page, server.url, '/admin#/settings', '.setting');
+  const all = await page.locator('.setting').count();
+  assert.ok(all > 25, `${all} settings`);
+  assert.equal(await page.locator('.setting .help:empty').count(), 0);
+  assert.ok(!(await page.locator('main').textContent()).includes('browser-test-admin-key'), 'the admin key is not shown');
+  await page.locator('#settings-filter').fill('overlap');
+  const row = page.locator('.setting[data-name="labeling.overlap"]');
+  await row.waitFor();
+  assert.ok((await page.locator('.setting').count()) < all);
+  await row.locator('input').fill('0');
+  await row.locator('button[type=submit]').click();
+  await row.locator('input[aria-invalid=true]').waitFor();
+  assert.match(await row.locator('.form-error').textContent(), /\S/);
+  await row.locator('input').fill('2');
+  await row.locator('button[type=submit]').click();
+  await row.getByText('Changed here').waitFor();
+  const stored = await api(server.url, 'POST', '/v1/comparison-sets', {
+    messages: [{ role: 'user', content: 'overlap?' }],
+    completions: ['a', 'b'],
+  });
+  assert.equal(stored.overlap, 2, 'the change is in effect');
+  await row.locator('button.quiet').click();
+  await row.getByText('Changed here').waitFor({ state: 'detached' });
   assert.deepEqual(trouble, []);
   await context.close();
 });
 
-test('chat: two answers become a ranking', async () => {
-  const { page, context, trouble } = await signedInPage(browser, server.url);
-  await visit(page, server.url, '/chat', '#chat-input');
-  await page.locator('#chat-max').fill('8');
-  await page.locator('#chat-two').check();
-  await page.locator('#chat-input').fill('t8 t9');
-  await page.keyboard.press('Enter');
-  const answer = page.waitForResponse(
-    (r) => /comparisons$|judgment$/.test(new URL(r.url()).pathname) && r.request().method() === 'POST',
-  );
-  await page.locator('.duel button').nth(2).click();
-  const sent = await answer;
-  assert.ok(sent.ok(), `${sent.status()} ${await sent.text()}`);
-  await page.locator('.tag.good').waitFor();
-  assert.deepEqual(trouble, []);
-  await context.close();
-});
-
-test('ask anything: fresh answers come back to be ranked', async () => {
-  const { page, context, trouble } = await signedInPage(browser, server.url);
-  await visit(page, server.url, '/label?ask=1', '#ask-text');
-  await page.locator('#ask-text').fill('t11 t12 t13');
-  await page.locator('#ask-n').selectOption('3');
-  await page.locator('.ask button[type=submit]').click();
-  await page.locator('.answer').first().waitFor();
-  assert.equal(await page.locator('.answer').count(), 3);
-  assert.match(await page.locator('.prompt').textContent(), /t11 t12 t13/);
+test('a reviewer or labeler is kept out of the pages for administrators', async () => {
+  const { page, context, trouble } = await openPage(browser, server.url);
+  const { token } = await api(server.url, 'POST', '/admin/invites', { role: 'labeler' });
+  await page.goto(`${server.url}/label?invite=${token}`);
+  await page.locator('#sign-name').fill('Lu');
+  await page.locator('.sign-in button[type=submit]').click();
+  await page.locator('.sign-in').waitFor({ state: 'detached' });
+  await page.goto(`${server.url}/admin#/settings`);
+  await page.locator('[role=alert]').waitFor();
+  assert.equal(await page.locator('.setting').count(), 0);
   assert.deepEqual(trouble, []);
   await context.close();
 });

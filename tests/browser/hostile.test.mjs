@@ -107,11 +107,11 @@ test('names of labelers, notes of invites, names of keys', async () => {
     }
   }
   const { page, context, trouble } = await signedInPage(browser, server.url);
-  await visit(page, server.url, '/admin#/labels', '.table-box td');
+  await visit(page, server.url, '/admin#/people', '.table-box td');
   await page.waitForLoadState('networkidle');
   assert.deepEqual(await planted(page), []);
   assert.ok((await page.locator('main').textContent()).includes('onerror=alert(1)'), 'the text itself is on the page');
-  for (const path of ['/admin#/', '/admin#/jobs', '/admin#/models']) {
+  for (const path of ['/admin#/', '/admin#/jobs', '/admin#/models', '/admin#/labels', '/admin#/data']) {
     await visit(page, server.url, path, '.view > *');
     assert.deepEqual(await planted(page), []);
   }

@@ -29,7 +29,10 @@ const PAGES = [
   ['/admin#/jobs', '.view-head a.button'],
   ['/admin#/jobs/new/ppo', '.schema-form'],
   ['/admin#/models', '.tree'],
-  ['/admin#/labels', '#import-file'],
+  ['/admin#/labels', '.throughput'],
+  ['/admin#/data', '#import-file'],
+  ['/admin#/people', '#invite-note'],
+  ['/admin#/settings', '.setting'],
 ];
 
 test('language files: same keys, nothing empty, Chinese is Chinese, every key in the code exists', () => {
@@ -107,7 +110,7 @@ test('the language switch is remembered', async () => {
   await context.close();
 });
 
-test('axe finds nothing serious on any page, light and dark', async () => {
+test('axe finds nothing serious on any page, light and dark, in both languages', async () => {
   const axe = await axeSource();
   const found = [];
   const check = async (page, where) => {
@@ -123,28 +126,33 @@ test('axe finds nothing serious on any page, light and dark', async () => {
         );
     }
   };
-  for (const theme of ['light', 'dark']) {
-    const out = await openPage(browser, server.url, { theme });
+  for (const [theme, lang] of [
+    ['light', 'en'],
+    ['dark', 'en'],
+    ['light', 'zh'],
+    ['dark', 'zh'],
+  ]) {
+    const out = await openPage(browser, server.url, { theme, lang });
     await visit(out.page, server.url, '/label', '.sign-in');
-    await check(out.page, `sign-in ${theme}`);
+    await check(out.page, `sign-in ${theme} ${lang}`);
     await out.context.close();
-    const { page, context } = await signedInPage(browser, server.url, { theme });
+    const { page, context } = await signedInPage(browser, server.url, { theme, lang });
     for (const [path, selector] of PAGES) {
       // a set of its own each time: three answers show every kind of control
       const set =
         path === '/label'
-          ? await makeSet(server.url, `Name a river (${theme}).`, ['The **Rhine**.', '```\ncode\n```', 'Mount Fuji.'])
+          ? await makeSet(server.url, `Name a river (${theme} ${lang}).`, ['The **Rhine**.', '```\ncode\n```', 'Mount Fuji.'])
           : null;
       await visit(page, server.url, set ? `/label?set_id=${set}` : path, selector);
       if (set) {
         if ((await page.locator('.show-more').count()) === 0) await page.keyboard.press('m');
         await page.keyboard.press('1');
       }
-      await check(page, `${path} ${theme}`);
+      await check(page, `${path} ${theme} ${lang}`);
       if (set) {
         await page.keyboard.press('?');
         await page.locator('dialog[open]').waitFor();
-        await check(page, `keys ${theme}`);
+        await check(page, `keys ${theme} ${lang}`);
       }
     }
     await context.close();

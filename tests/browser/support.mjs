@@ -2,6 +2,7 @@
 //
 // INSTRUCTD_BIN  path of the binary (default: target/debug/instructd of this repository)
 // INSTRUCTD_URL  a server that runs already, instead (its admin key in INSTRUCTD_ADMIN_KEY)
+// INSTRUCTD_STATIC  a folder that /static comes from instead of the binary: for working on the pages
 // CHROMIUM       path of Chromium (default: /usr/bin/chromium)
 import { spawn } from 'node:child_process';
 import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
@@ -134,6 +135,19 @@ export async function openPage(browser, url, { lang = 'en', theme = 'light', pho
       window.__trouble(`CSP: ${e.violatedDirective} ${e.blockedURI} ${e.sample}`),
     );
   }, lang);
+  if (process.env.INSTRUCTD_STATIC) {
+    await context.route('**/static/**', (route) =>
+      route.fulfill({
+        path: join(process.env.INSTRUCTD_STATIC, new URL(route.request().url()).pathname.replace('/static/', '')),
+      }),
+    );
+    await context.route(/\/(label|chat|admin)?(\?.*)?$/, async (route) => {
+      const name = new URL(route.request().url()).pathname.slice(1) || 'index';
+      if (route.request().resourceType() !== 'document') return route.continue();
+      const served = await route.fetch();
+      return route.fulfill({ response: served, path: join(process.env.INSTRUCTD_STATIC, `${name}.html`) });
+    });
+  }
   const page = await context.newPage();
   page.on('dialog', (d) => {
     trouble.push(`dialog: ${d.message()}`);

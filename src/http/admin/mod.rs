@@ -3,14 +3,29 @@
 pub mod jobs;
 pub mod models;
 pub mod people;
+pub mod settings;
 pub mod transfer;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
 
 use super::AppState;
 use super::error::ApiResult;
+use super::extract::Query;
 
 pub async fn overview(State(state): State<AppState>) -> ApiResult<Response> {
     Ok(axum::Json(crate::service::overview::overview(&state.services).await?).into_response())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlowQuery {
+    /// 1 to 366; default 30.
+    days: Option<i64>,
+}
+
+pub async fn throughput(State(state): State<AppState>, Query(query): Query<FlowQuery>) -> ApiResult<Response> {
+    let days = query.days.unwrap_or(30).clamp(1, 366);
+    Ok(axum::Json(crate::service::overview::flow(&state.services, days).await?).into_response())
 }

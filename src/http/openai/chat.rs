@@ -158,12 +158,12 @@ pub async fn create(
         Some(given) => params::seed(given)?,
         None => services.random.seed(),
     };
-    let model = complete::resolve_model(services, request.model.as_deref(), caller.is_admin()).await?;
+    let model = complete::route(services, request.model.as_deref(), caller.is_admin(), &request_id).await?;
     let engine = services.engine()?;
     check_bias(&sampling, &model)?;
     let prompt_ids = engine.chat_prompt(Some(&model.version.id), &messages).await?;
     let room = model.max_context.saturating_sub(prompt_ids.len()).max(1);
-    let max_tokens = max_tokens.unwrap_or(room.min(limits.default_chat_tokens));
+    let max_tokens = max_tokens.unwrap_or(room.min(services.live().config.limits.default_chat_tokens));
     if sampling.min_tokens > max_tokens {
         return Err(ApiError::bad("min_tokens", "is more than max_tokens"));
     }

@@ -111,7 +111,7 @@ pub async fn create(
         Some(given) => params::seed(given)?,
         None => services.random.seed(),
     };
-    let model = complete::resolve_model(services, request.model.as_deref(), caller.is_admin()).await?;
+    let model = complete::route(services, request.model.as_deref(), caller.is_admin(), &request_id).await?;
     let engine = services.engine()?;
     check_bias(&sampling, &model)?;
     let alternatives = request.logprobs.map_or(0, |k| k as usize);

@@ -31,6 +31,39 @@ export function leadMetrics(names) {
   return [reward ?? loss, kl ?? accuracy].filter(Boolean);
 }
 
+/** What tells most comes first; names that are not here follow as they came. */
+const ORDER = [
+  /win_?rate/,
+  /accuracy/,
+  /ece|calibration/,
+  /loss/,
+  /margin/,
+  /entropy/,
+  /^clip_fraction/,
+  /^ratio/,
+  /kl/,
+  /explained_variance/,
+  /value/,
+  /length/,
+  /no_eos|truncat/,
+  /reward/,
+  /grad_norm/,
+];
+
+export function inOrder(names) {
+  const place = (n) => (ORDER.findIndex((p) => p.test(n)) + ORDER.length + 1) % (ORDER.length + 1);
+  return names
+    .map((n, i) => [place(n), i, n])
+    .sort((a, b) => a[0] - b[0] || a[1] - b[1])
+    .map(([, , n]) => n);
+}
+
+/** A curve that says the same at every step of every run tells nothing by its shape. */
+export const isStill = (tables, name) => {
+  const lines = [...tables.values()].map((table) => table.get(name)).filter(Boolean);
+  return lines.every((l) => l.values.length > 2 && l.values.every((v) => v === l.values[0]));
+};
+
 /** Exponential moving average without start bias; `weight` 0 … 0.99. Nulls stay null. */
 export function smooth(values, weight) {
   if (weight === 0) return values;
@@ -43,6 +76,9 @@ export function smooth(values, weight) {
     return average / norm;
   });
 }
+
+/** Steps are whole: 1, 2, 5, 10, 20 … */
+const WHOLE = Array.from({ length: 24 }, (_, i) => [1, 2, 5][i % 3] * 10 ** Math.floor(i / 3));
 
 const DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3]];
 const colour = (i) =>
@@ -132,7 +168,7 @@ export class Chart {
         cursor: { sync: { key: 'runs' }, points: { size: 6 }, drag: { x: true, y: false } },
         scales: { x: { time: false }, y: {}, ...(right ? { right: {} } : {}) },
         axes: [
-          { ...axis, size: 26, values },
+          { ...axis, size: 26, values, incrs: WHOLE },
           { ...axis, size: 52, values },
           ...(right ? [{ ...axis, scale: 'right', side: 1, size: 52, values, grid: { show: false } }] : []),
         ],

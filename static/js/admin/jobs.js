@@ -30,12 +30,13 @@ export function jobActions(job, changed) {
 
 const took = (job) => (job.started && job.finished ? duration((toMs(job.finished) - toMs(job.started)) / 1000) : '');
 
-function row(job, changed) {
+function row(job, changed, picked) {
   const args = job.args ?? {};
   const model = [args.model, args.reward_model].filter((x) => typeof x === 'string').join(' + ');
   return h(
     'tr',
     null,
+    h('td', { class: 'pick' }, job.state === 'queued' ? null : picked.box(job)),
     h(
       'td',
       null,
@@ -59,11 +60,50 @@ function row(job, changed) {
   );
 }
 
+/** Runs that are ticked for comparison; their curves are laid over each other. */
+function pickedRuns() {
+  const ids = new Set();
+  const link = h('a', { class: 'button', hidden: true });
+  const show = () => {
+    link.hidden = ids.size < 2;
+    const [first, ...rest] = ids;
+    link.href = `#/jobs/${encodeURIComponent(first)}?with=${rest.map(encodeURIComponent).join(',')}`;
+    link.textContent = t('job.compare', { n: ids.size });
+  };
+  return {
+    link,
+    box(job) {
+      const input = h('input', {
+        type: 'checkbox',
+        checked: ids.has(job.id),
+        'aria-label': t('job.pick_name', { name: job.kind, at: when(job.started ?? job.created) }),
+      });
+      input.addEventListener('change', () => {
+        if (input.checked) ids.add(job.id);
+        else ids.delete(job.id);
+        show();
+      });
+      return input;
+    },
+  };
+}
+
 export async function jobsView(el, { signal }) {
   const list = h('div');
-  const recipes = h('div', { class: 'row' });
-  fill(el, h('header', { class: 'view-head' }, h('h1', { text: t('admin.jobs') }), recipes), list);
+  const compare = h('div', { class: 'row' });
+  fill(
+    el,
+    h(
+      'header',
+      { class: 'view-head' },
+      h('h1', { text: t('admin.jobs') }),
+      h('div', { class: 'row' }, compare, h('a', { class: 'button primary', href: '#/jobs/new', text: t('job.new_one') })),
+    ),
+    list,
+  );
   const opened = Date.now() - 2000;
+  const picked = pickedRuns();
+  fill(compare, picked.link);
   const live = new Map(); // job id → AbortController of its event stream
   let jobs = [];
   const draw = () => {
@@ -73,8 +113,15 @@ export async function jobsView(el, { signal }) {
         list,
         table(
           t('admin.jobs'),
-          [[t('job.kind')], [t('job.state')], [t('job.progress')], [t('job.started')], ['', 'right']],
-          jobs.map((j) => row(j, load)),
+          [
+            ['', 'pick', t('job.pick')],
+            [t('job.kind')],
+            [t('job.state')],
+            [t('job.progress')],
+            [t('job.started')],
+            ['', 'right'],
+          ],
+          jobs.map((j) => row(j, load, picked)),
           t('job.none'),
         ),
       );
@@ -116,18 +163,6 @@ export async function jobsView(el, { signal }) {
   };
   await load();
   every(8, signal, load);
-  const known = listOf(await get('/admin/recipes', null, { signal }));
-  fill(
-    recipes,
-    known.map((r) =>
-      h('a', {
-        class: 'button',
-        href: `#/jobs/new/${encodeURIComponent(r.name)}`,
-        title: r.about,
-        text: t('job.new', { name: r.name }),
-      }),
-    ),
-  );
 }
 
 /** A job event's kind and data, whether the stream sends the whole event or only its data. */

@@ -1,154 +1,203 @@
-// People and data: labelers, invites, keys, judgments, import and export.
-import { call, del, get, listOf, post } from '../api.js';
-import { fill, h, toast } from '../dom.js';
-import { duration, t, when } from '../i18n.js';
-import { confirm, section, showSecret, table } from './parts.js';
+// Labels: how fast they come, how well people agree, who can be trusted, which version people prefer.
+import { ApiError, get, listOf } from '../api.js';
+import { fill, h } from '../dom.js';
+import { duration, lang, num, t, when } from '../i18n.js';
+import { HUMAN_CEILING, bars, figureRow, figureText, percent, tile, whisker } from '../figures.js';
+import { every, section, table } from './parts.js';
+import { versionsPanel } from './versions.js';
 
-const ROLES = ['labeler', 'reviewer', 'admin'];
-const SCOPES = ['inference', 'feedback', 'admin'];
-const IMPORTS = ['comparisons', 'trl', 'hh', 'demonstrations', 'prompts'];
-const EXPORTS = ['comparisons', 'trl', 'hh', 'demonstrations'];
+const SPANS = [7, 30, 90, 0]; // days; 0 = all
 
-const caught = (work) => async (e) => {
-  e?.preventDefault?.();
-  try {
-    await work(e);
-  } catch (err) {
-    toast(err.message, { kind: 'bad', seconds: 10 });
-  }
-};
-
-const roleSelect = (id) =>
-  h(
-    'select',
-    { id },
-    ROLES.map((r) => h('option', { value: r, text: t(`role.${r}`) })),
+function throughput(answer) {
+  const short = new Intl.DateTimeFormat(lang === 'zh' ? 'zh-CN' : 'en', { month: 'short', day: 'numeric', timeZone: 'UTC' });
+  const days = answer.days.map((d) => ({ label: short.format(new Date(d.day * 86400e3)), value: d.judgments }));
+  const week = answer.days.slice(-7).reduce((sum, d) => sum + d.judgments, 0);
+  return h(
+    'div',
+    { class: 'throughput' },
+    h(
+      'div',
+      { class: 'figures wide' },
+      tile(answer.days.at(-1)?.judgments ?? 0, t('progress.today')),
+      tile(week, t('quality.week')),
+      tile(answer.median_active_ms ? duration(answer.median_active_ms / 1000) : '–', t('quality.median_time')),
+      tile(answer.sets_open, t('quality.queue')),
+      tile(answer.leases, t('quality.leases')),
+    ),
+    bars(days, t('quality.per_day')),
   );
+}
+
+function agreement(report) {
+  const a = report.agreement;
+  if (!a.units) return h('p', { class: 'muted pad', text: t('quality.no_overlap') });
+  return [
+    figureRow(t('quality.pairwise'), a.pairwise_without_ties, { help: t('quality.pairwise_help'), band: HUMAN_CEILING }),
+    figureRow(t('quality.pairwise_ties'), a.pairwise, { help: t('quality.pairwise_ties_help') }),
+    figureRow(t('quality.alpha'), a.alpha_ordinal, { share: false, min: -0.2, middle: 0, help: t('quality.alpha_help') }),
+    a.fleiss_kappa
+      ? figureRow(t('quality.fleiss', { n: a.fleiss_raters }), a.fleiss_kappa, { share: false, min: -0.2, middle: 0 })
+      : null,
+    h('p', {
+      class: 'help',
+      text: t('quality.counted', { units: a.units, sets: a.sets, labelers: a.labelers }),
+    }),
+    report.cohen_pairs.length
+      ? h(
+          'details',
+          null,
+          h('summary', { text: t('quality.cohen', { n: report.cohen_pairs.length }) }),
+          table(
+            t('quality.cohen', { n: report.cohen_pairs.length }),
+            [[t('quality.two_people')], ['κ'], [t('quality.weighted'), 'right']],
+            report.cohen_pairs.map(([one, two], i) => {
+              const c = a.cohen[i];
+              return h(
+                'tr',
+                null,
+                h('td', { dir: 'auto', class: 'wrap', text: `${one[1]} · ${two[1]}` }),
+                h('td', { text: figureText(c.kappa) }),
+                h('td', { class: 'right', text: c.weighted_kappa === null ? '–' : c.weighted_kappa.toFixed(2) }),
+              );
+            }),
+            '',
+          ),
+        )
+      : null,
+  ];
+}
+
+function labelers(report) {
+  const cell = (f, scale) =>
+    h(
+      'td',
+      null,
+      whisker(f, scale),
+      h('div', { class: 'sub nowrap', text: f ? `${figureText(f, { share: true })} · ${num(f.n)}` : '–' }),
+    );
+  return table(
+    t('quality.labelers'),
+    [
+      [t('labels.name')],
+      [t('quality.judgments'), 'right'],
+      [t('quality.median_time'), 'right'],
+      [t('quality.gold')],
+      [t('quality.with_others')],
+      [t('quality.left')],
+      [t('quality.ties'), 'right'],
+      [t('quality.skips'), 'right'],
+      [t('quality.weight'), 'right'],
+    ],
+    report.labelers.map((l) =>
+      h(
+        'tr',
+        null,
+        h(
+          'td',
+          { class: 'wrap' },
+          h('span', { class: 'strong', dir: 'auto', text: l.name }),
+          l.active ? null : h('span', { class: 'tag warn', text: t('labels.inactive') }),
+        ),
+        h('td', { class: 'right', text: num(l.judgments) }),
+        h('td', { class: 'right nowrap', text: l.median_active_ms ? duration(l.median_active_ms / 1000) : '–' }),
+        cell(l.gold_accuracy, { min: 0.3 }),
+        cell(l.agreement_with_others, { min: 0.3, band: HUMAN_CEILING }),
+        cell(l.left_bias, { middle: 0.5 }),
+        h('td', { class: 'right', text: l.tie_rate ? percent(l.tie_rate.value) : '–' }),
+        h('td', { class: 'right', text: l.skip_rate ? percent(l.skip_rate.value) : '–' }),
+        h('td', { class: 'right', text: Number.isFinite(l.attention) ? l.attention.toFixed(2) : '–' }),
+      ),
+    ),
+    t('quality.no_labelers'),
+  );
+}
+
+function lengthBias(report) {
+  const l = report.length;
+  if (!l.longer_wins) return h('p', { class: 'muted pad', text: t('quality.too_few') });
+  return [
+    figureRow(t('quality.longer'), l.longer_wins, { middle: 0.5, help: t('quality.longer_help') }),
+    h('p', {
+      class: 'help',
+      text: t('quality.lengths', { a: Math.round(l.mean_preferred ?? 0), b: Math.round(l.mean_other ?? 0) }),
+    }),
+  ];
+}
 
 export async function labelsView(el, { signal }) {
-  const people = h('div');
-  const invites = h('div');
-  const keys = h('div');
+  const flow = h('div');
+  const agree = h('div', { class: 'stack' });
+  const who = h('div');
+  const length = h('div', { class: 'stack' });
+  const disputed = h('div');
   const judgments = h('div');
   const names = new Map([['admin', 'admin']]);
+  const versions = versionsPanel(signal);
+  let days = 0;
 
-  const loadPeople = async () => {
-    const list = listOf(await get('/admin/labelers', null, { signal }));
-    for (const l of list) names.set(l.id, l.name);
+  const spans = h(
+    'div',
+    { class: 'segmented', role: 'group', 'aria-label': t('quality.span') },
+    SPANS.map((d) =>
+      h('button', {
+        type: 'button',
+        'aria-pressed': String(d === days),
+        text: d ? t('quality.days', { n: d }) : t('quality.all_time'),
+        on: {
+          click: (e) => {
+            days = d;
+            for (const b of spans.children) b.setAttribute('aria-pressed', String(b === e.currentTarget));
+            loadQuality().catch(() => {});
+          },
+        },
+      }),
+    ),
+  );
+
+  const loadFlow = async () => fill(flow, throughput(await get('/admin/api/throughput', { days: 30 }, { signal })));
+  const loadQuality = async () => {
+    const report = await get('/admin/api/quality', { days: days || null }, { signal });
+    for (const l of report.labelers) names.set(l.labeler_id, l.name);
+    fill(agree, agreement(report));
+    fill(who, labelers(report));
+    fill(length, lengthBias(report));
+  };
+  const loadDisputed = async () => {
+    const { data } = await get('/admin/api/quality/consensus', { limit: 50 }, { signal });
+    const list = data.filter((s) => s.disagreement > 0).slice(0, 10);
     fill(
-      people,
+      disputed,
       table(
-        t('labels.people'),
-        [[t('labels.name')], [t('labels.role')], [t('job.state')], [t('labels.since')], ['', 'right']],
-        list.map((l) =>
+        t('quality.disputed'),
+        [[t('queue.set')], [t('quality.disagreement')], [t('quality.judgments'), 'right'], ['', 'right']],
+        list.map((s) =>
           h(
             'tr',
             null,
-            h('td', { dir: 'auto', class: 'strong wrap', text: l.name }),
-            h('td', { text: t(`role.${l.role}`) }),
+            h('td', { class: 'mono nowrap', text: s.set_id.slice(-8) }),
             h(
               'td',
               null,
-              h('span', { class: `tag ${l.active ? 'good' : 'warn'}`, text: t(l.active ? 'labels.active' : 'labels.inactive') }),
+              h('progress', { class: 'meter', max: 1, value: s.disagreement, 'aria-label': t('quality.disagreement') }),
+              h('div', { class: 'sub', text: percent(s.disagreement) }),
             ),
-            h('td', { class: 'nowrap', text: when(l.created) }),
+            h('td', { class: 'right', text: num(s.judgments) }),
             h(
               'td',
               { class: 'right' },
-              l.id === 'admin'
-                ? null
-                : h('button', {
-                    type: 'button',
-                    class: 'quiet',
-                    text: t(l.active ? 'labels.keep_out' : 'labels.let_in'),
-                    on: {
-                      click: caught(async () => {
-                        await post(`/admin/labelers/${encodeURIComponent(l.id)}/active`, { active: !l.active });
-                        await loadPeople();
-                      }),
-                    },
-                  }),
+              h('a', { class: 'button quiet', href: `#/sets/${encodeURIComponent(s.set_id)}`, text: t('review.open') }),
             ),
           ),
         ),
-        t('labels.no_people'),
+        t('quality.no_disputes'),
       ),
     );
   };
-  const loadInvites = async () => {
-    const list = listOf(await get('/admin/invites', null, { signal }));
-    fill(
-      invites,
-      table(
-        t('labels.invites'),
-        [[t('labels.note')], [t('labels.role')], [t('labels.expires')], [t('labels.used_by')]],
-        list.map((i) =>
-          h(
-            'tr',
-            null,
-            h('td', { dir: 'auto', class: 'wrap', text: i.note ?? '–' }),
-            h('td', { text: t(`role.${i.role}`) }),
-            h('td', { class: 'nowrap', text: when(i.expires) }),
-            h('td', { dir: 'auto', text: i.used_by ? (names.get(i.used_by) ?? i.used_by) : '–' }),
-          ),
-        ),
-        t('labels.no_invites'),
-      ),
-    );
-  };
-  const loadKeys = async () => {
-    const list = listOf(await get('/admin/keys', null, { signal }));
-    fill(
-      keys,
-      table(
-        t('labels.keys'),
-        [[t('labels.name')], [t('labels.scopes')], [t('job.state')], [t('labels.since')], ['', 'right']],
-        list.map((k) =>
-          h(
-            'tr',
-            null,
-            h('td', { dir: 'auto', class: 'strong wrap', text: k.name }),
-            h('td', { text: (k.scopes ?? []).map((s) => t(`scope.${s}`)).join(', ') }),
-            h(
-              'td',
-              null,
-              h('span', { class: `tag ${k.revoked ? 'warn' : 'good'}`, text: t(k.revoked ? 'labels.revoked' : 'labels.active') }),
-            ),
-            h('td', { class: 'nowrap', text: when(k.created) }),
-            h(
-              'td',
-              { class: 'right' },
-              k.revoked
-                ? null
-                : h('button', {
-                    type: 'button',
-                    class: 'quiet',
-                    text: t('labels.revoke'),
-                    on: {
-                      click: caught(async () => {
-                        if (
-                          !(await confirm(
-                            t('labels.revoke'),
-                            t('labels.revoke_text', { name: k.name }),
-                            t('labels.revoke'),
-                            true,
-                          ))
-                        )
-                          return;
-                        await del(`/admin/keys/${encodeURIComponent(k.id)}`);
-                        await loadKeys();
-                      }),
-                    },
-                  }),
-            ),
-          ),
-        ),
-        t('labels.no_keys'),
-      ),
-    );
+  const loadNames = async () => {
+    for (const l of listOf(await get('/admin/labelers', null, { signal }))) names.set(l.id, l.name);
   };
   const loadJudgments = async () => {
-    const list = listOf(await get('/v1/judgments', { limit: 50 }, { signal }));
+    const list = listOf(await get('/v1/judgments', { limit: 20 }, { signal }));
     const order = (j) =>
       [...(j.items ?? [])]
         .sort((a, b) => a.tier - b.tier)
@@ -162,7 +211,14 @@ export async function labelsView(el, { signal }) {
       judgments,
       table(
         t('labels.judgments'),
-        [[t('labels.when')], [t('role.labeler')], [t('labels.outcome')], [t('labels.order')], [t('labels.time'), 'right']],
+        [
+          [t('labels.when')],
+          [t('role.labeler')],
+          [t('labels.outcome')],
+          [t('labels.order')],
+          [t('labels.why')],
+          [t('labels.time'), 'right'],
+        ],
         list.map((j) =>
           h(
             'tr',
@@ -175,166 +231,13 @@ export async function labelsView(el, { signal }) {
               h('span', { class: 'tag', text: t(`outcome.${j.outcome}`) }),
               j.strength ? h('span', { class: 'sub', text: ` ${t(`strength.${j.strength}`)}` }) : null,
             ),
-            h('td', { class: 'mono', title: t('labels.order_help'), text: order(j) }),
-            h('td', { class: 'right', text: j.active_ms ? duration(j.active_ms / 1000) : '–' }),
+            h('td', { class: 'mono nowrap', title: t('labels.order_help'), text: order(j) }),
+            h('td', { class: 'wrap sub', dir: 'auto', text: j.rationale ?? '' }),
+            h('td', { class: 'right nowrap', text: j.active_ms ? duration(j.active_ms / 1000) : '–' }),
           ),
         ),
         t('labels.no_judgments'),
       ),
-    );
-  };
-
-  const inviteForm = () => {
-    const role = roleSelect('invite-role');
-    const note = h('input', { id: 'invite-note', dir: 'auto', maxlength: '200', placeholder: t('labels.note_for') });
-    return h(
-      'form',
-      {
-        class: 'inline-form',
-        on: {
-          submit: caught(async () => {
-            const answer = await post('/admin/invites', {
-              role: role.value,
-              ...(note.value.trim() ? { note: note.value.trim() } : {}),
-            });
-            const token = answer.token ?? answer.secret ?? answer.code ?? answer.invite?.token;
-            const link =
-              answer.url ?? answer.link ?? (token ? `${location.origin}/label?invite=${encodeURIComponent(token)}` : '');
-            note.value = '';
-            await loadInvites();
-            await showSecret(
-              t('labels.invite_link'),
-              link.startsWith('/') ? location.origin + link : link,
-              t('labels.invite_once'),
-            );
-          }),
-        },
-      },
-      h('label', { for: 'invite-role', class: 'hidden-label', text: t('labels.role') }),
-      role,
-      h('label', { for: 'invite-note', class: 'hidden-label', text: t('labels.note') }),
-      note,
-      h('button', { type: 'submit', text: t('labels.invite') }),
-    );
-  };
-  const personForm = () => {
-    const role = roleSelect('person-role');
-    const name = h('input', { id: 'person-name', dir: 'auto', maxlength: '80', placeholder: t('labels.name'), required: true });
-    return h(
-      'form',
-      {
-        class: 'inline-form',
-        on: {
-          submit: caught(async () => {
-            const answer = await post('/admin/labelers', { name: name.value.trim(), role: role.value });
-            name.value = '';
-            await loadPeople();
-            const key = answer.key ?? answer.token;
-            if (typeof key === 'string') await showSecret(t('labels.new_key'), key, t('labels.key_once'));
-          }),
-        },
-      },
-      h('label', { for: 'person-role', class: 'hidden-label', text: t('labels.role') }),
-      role,
-      h('label', { for: 'person-name', class: 'hidden-label', text: t('labels.name') }),
-      name,
-      h('button', { type: 'submit', text: t('labels.add') }),
-    );
-  };
-  const keyForm = () => {
-    const name = h('input', { id: 'key-name', dir: 'auto', maxlength: '80', placeholder: t('labels.key_for'), required: true });
-    const boxes = SCOPES.map((s) => h('input', { type: 'checkbox', value: s, checked: s === 'inference' }));
-    return h(
-      'form',
-      {
-        class: 'inline-form',
-        on: {
-          submit: caught(async () => {
-            const scopes = boxes.filter((b) => b.checked).map((b) => b.value);
-            const answer = await post('/admin/keys', { name: name.value.trim(), scopes });
-            name.value = '';
-            await loadKeys();
-            const key = [answer.key, answer.secret, answer.token, answer.api_key].find((x) => typeof x === 'string');
-            if (key) await showSecret(t('labels.new_key'), key, t('labels.key_once'));
-          }),
-        },
-      },
-      h('label', { for: 'key-name', class: 'hidden-label', text: t('labels.name') }),
-      name,
-      boxes.map((b, i) => h('label', { class: 'inline' }, b, h('span', { text: t(`scope.${SCOPES[i]}`) }))),
-      h('button', { type: 'submit', text: t('labels.make_key') }),
-    );
-  };
-  const importForm = () => {
-    const format = h(
-      'select',
-      { id: 'import-format' },
-      IMPORTS.map((f) => h('option', { value: f, text: t(`format.${f}`) })),
-    );
-    const file = h('input', {
-      id: 'import-file',
-      type: 'file',
-      accept: '.jsonl,.json,.ndjson,application/x-ndjson,application/json',
-    });
-    const report = h('div', { role: 'status' });
-    const go = h('button', { type: 'submit', class: 'primary', text: t('labels.import') });
-    return h(
-      'form',
-      {
-        class: 'stack',
-        on: {
-          submit: caught(async () => {
-            const chosen = file.files[0];
-            if (!chosen) return void fill(report, h('p', { class: 'form-error', text: t('labels.no_file') }));
-            go.disabled = true;
-            fill(report, h('p', { class: 'muted', text: t('labels.importing') }));
-            try {
-              const r = await call('POST', '/admin/import', {
-                raw: chosen,
-                query: { format: format.value, name: chosen.name.replace(/[^A-Za-z0-9._-]+/g, '_').slice(0, 64) },
-              });
-              fill(
-                report,
-                h('p', {
-                  class: r.errors?.length ? '' : 'good-text',
-                  text: t('labels.imported', { n: r.imported ?? 0, skipped: r.skipped ?? 0 }),
-                }),
-                r.errors?.length
-                  ? h(
-                      'ul',
-                      { class: 'errors' },
-                      r.errors
-                        .slice(0, 20)
-                        .map((e) =>
-                          h(
-                            'li',
-                            null,
-                            h('b', { text: t('labels.line', { n: e.line }) }),
-                            h('span', { dir: 'auto', text: e.message }),
-                          ),
-                        ),
-                    )
-                  : null,
-              );
-              await loadJudgments();
-            } catch (e) {
-              fill(report, h('p', { class: 'form-error', text: e.message }));
-            } finally {
-              go.disabled = false;
-            }
-          }),
-        },
-      },
-      h('div', { class: 'field' }, h('label', { for: 'import-format', text: t('labels.format') }), format),
-      h(
-        'div',
-        { class: 'field' },
-        h('label', { for: 'import-file', text: t('labels.file') }),
-        file,
-        h('p', { class: 'help', text: t('labels.file_help') }),
-      ),
-      report,
-      h('div', { class: 'actions' }, go),
     );
   };
 
@@ -346,37 +249,32 @@ export async function labelsView(el, { signal }) {
       h('h1', { text: t('admin.labels') }),
       h('a', { class: 'button primary', href: '/label', text: t('next.rank') }),
     ),
+    flow,
+    h('div', { class: 'view-head sub-head' }, h('h2', { text: t('quality.title') }), spans),
     h(
       'div',
       { class: 'two-columns' },
-      section(t('labels.people'), null, people, personForm()),
-      section(t('labels.invites'), null, invites, inviteForm()),
+      section(t('quality.agreement'), null, h('p', { class: 'muted', text: t('quality.ceiling') }), agree),
+      section(t('quality.length'), null, length),
     ),
+    section(t('quality.labelers'), null, h('p', { class: 'muted', text: t('quality.labelers_help') }), who),
+    section(t('quality.disputed'), null, h('p', { class: 'muted', text: t('quality.disputed_help') }), disputed),
+    versions.el,
     section(t('labels.judgments'), null, judgments),
-    h(
-      'div',
-      { class: 'two-columns' },
-      section(t('labels.import_title'), null, importForm()),
-      section(
-        t('labels.export_title'),
-        null,
-        h('p', { class: 'muted', text: t('labels.export_help') }),
-        h(
-          'div',
-          { class: 'row' },
-          EXPORTS.map((f) =>
-            h('a', {
-              class: 'button',
-              href: `/admin/export?format=${f}`,
-              download: `instructd-${f}.jsonl`,
-              text: t(`format.${f}`),
-            }),
-          ),
-        ),
-      ),
-    ),
-    section(t('labels.keys'), null, keys, keyForm()),
   );
-  await loadPeople();
-  await Promise.all([loadInvites(), loadKeys(), loadJudgments()]);
+  // each part stands alone: one that fails leaves the others
+  const parts = [
+    loadFlow(),
+    loadQuality(),
+    versions.draw(),
+    loadDisputed(),
+    loadNames()
+      .catch(() => {})
+      .then(loadJudgments),
+  ];
+  const failed = (await Promise.allSettled(parts)).filter((r) => r.status === 'rejected');
+  const real = failed.find((r) => r.reason?.name !== 'AbortError');
+  if (real && failed.length === parts.length) throw real.reason;
+  if (real && real.reason instanceof ApiError && real.reason.status === 401) throw real.reason;
+  every(10, signal, loadFlow);
 }

@@ -2,11 +2,14 @@
 import { fill, h } from '../dom.js';
 import { t } from '../i18n.js';
 import { failure, requireSession, shell } from '../shell.js';
+import { dataView } from './data.js';
 import { jobsView, newJobView } from './jobs.js';
 import { labelsView } from './labels.js';
 import { modelsView } from './models.js';
 import { overviewView } from './overview.js';
+import { peopleView } from './people.js';
 import { runView } from './run.js';
+import { settingsView } from './settings.js';
 
 const page = shell('admin');
 document.body.classList.add('admin-page');
@@ -16,7 +19,13 @@ const TABS = [
   ['jobs', '#/jobs'],
   ['models', '#/models'],
   ['labels', '#/labels'],
+  ['data', '#/data'],
+  ['people', '#/people'],
+  ['settings', '#/settings'],
 ];
+
+/** Reviewers see the judgments and settle them; the rest is the administrators'. */
+const ALLOWED = { admin: TABS.map(([name]) => name), reviewer: ['labels'] };
 
 const ROUTES = [
   [/^\/?$/, 'overview', overviewView],
@@ -25,11 +34,15 @@ const ROUTES = [
   [/^\/jobs\/([^/]+)$/, 'jobs', runView],
   [/^\/models$/, 'models', modelsView],
   [/^\/labels$/, 'labels', labelsView],
+  [/^\/data$/, 'data', dataView],
+  [/^\/people$/, 'people', peopleView],
+  [/^\/settings$/, 'settings', settingsView],
 ];
 
 const nav = h('nav', { class: 'tabs', 'aria-label': t('nav.admin') });
 const body = h('div', { class: 'admin-body' });
 let leave = null;
+let who = null; // the signed-in person
 
 async function route() {
   leave?.abort();
@@ -37,16 +50,21 @@ async function route() {
   const { signal } = leave;
   const [path, query] = location.hash.replace(/^#/, '').split('?');
   const match = ROUTES.map(([pattern, tab, view]) => ({ m: pattern.exec(path), tab, view })).find((r) => r.m);
-  const { m, tab, view } = match ?? { m: [], tab: 'overview', view: overviewView };
+  const reviewer = who.role === 'reviewer';
+  const home = reviewer ? { m: [], tab: 'labels', view: labelsView } : { m: [], tab: 'overview', view: overviewView };
+  const open = match && (!reviewer || match.view === labelsView);
+  const { m, tab, view } = open ? match : home;
   fill(
     nav,
-    TABS.map(([name, href]) => h('a', { href, 'aria-current': name === tab ? 'page' : null, text: t(`admin.${name}`) })),
+    TABS.filter(([name]) => ALLOWED[who.role].includes(name)).map(([name, href]) =>
+      h('a', { href, 'aria-current': name === tab ? 'page' : null, text: t(`admin.${name}`) }),
+    ),
   );
   const el = h('div', { class: `view ${tab}` });
   fill(body, el);
   window.scrollTo(0, 0);
   try {
-    await view(el, { id: m[1] ? decodeURIComponent(m[1]) : null, query: new URLSearchParams(query ?? ''), signal });
+    await view(el, { id: m[1] ? decodeURIComponent(m[1]) : null, query: new URLSearchParams(query ?? ''), signal, who });
   } catch (e) {
     if (e.name === 'AbortError' || signal.aborted) return;
     if (e.status === 401) return start();
@@ -56,8 +74,8 @@ async function route() {
 
 async function start() {
   try {
-    const who = await requireSession(page);
-    if (who.role !== 'admin') {
+    who = await requireSession(page);
+    if (!ALLOWED[who.role]) {
       fill(page.main, h('div', { class: 'centre' }, h('div', { class: 'notice', role: 'alert', text: t('admin.not_admin') })));
       return;
     }

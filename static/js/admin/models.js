@@ -1,8 +1,10 @@
 // Model versions as a family tree: promote, roll back, retire.
 import { del, get, listOf, post } from '../api.js';
 import { fill, h, toast } from '../dom.js';
+import { errorText } from '../plain.js';
 import { t, when } from '../i18n.js';
-import { confirm, metricsText, stateTag } from './parts.js';
+import { drawServing } from './canary.js';
+import { confirm, every, metricsText, section, stateTag } from './parts.js';
 
 /** Roots first, children under their parents, oldest first; versions whose parent is gone are roots. */
 export function tree(models) {
@@ -19,13 +21,19 @@ export function tree(models) {
 }
 
 export async function modelsView(el, { signal }) {
-  const host = h('div', { class: 'panel lineage' });
+  const host = h('div', { class: 'lineage' });
+  const serving = h('div');
   const back = h('button', { type: 'button', text: t('model.rollback') });
   fill(
     el,
-    h('header', { class: 'view-head' }, h('h1', { text: t('admin.models') }), back),
-    h('p', { class: 'lead', text: t('model.lead') }),
-    host,
+    h(
+      'header',
+      { class: 'view-head' },
+      h('h1', { text: t('admin.models') }),
+      h('div', { class: 'row' }, h('a', { class: 'button', href: '/chat?compare=,', text: t('model.compare_two') }), back),
+    ),
+    serving,
+    section(t('model.lineage'), null, h('p', { class: 'muted', text: t('model.lead') }), host),
   );
 
   const run = async (work, done) => {
@@ -34,7 +42,7 @@ export async function modelsView(el, { signal }) {
       toast(done, { kind: 'good' });
       await draw();
     } catch (e) {
-      toast(e.message, { kind: 'bad', seconds: 10 });
+      toast(errorText(e), { kind: 'bad', seconds: 10 });
     }
   };
   back.addEventListener('click', async () => {
@@ -71,6 +79,15 @@ export async function modelsView(el, { signal }) {
             },
           })
         : null;
+    const compare =
+      m.kind === 'policy' && m.state === 'candidate'
+        ? h('a', {
+            class: 'button quiet',
+            href: `/chat?compare=${encodeURIComponent(active?.name ?? '')},${encodeURIComponent(m.name)}`,
+            text: t('model.compare'),
+            'aria-label': t('model.compare_name', { name: m.name }),
+          })
+        : null;
     return h(
       'li',
       null,
@@ -96,18 +113,23 @@ export async function modelsView(el, { signal }) {
             m.job_id ? h('a', { href: `#/jobs/${encodeURIComponent(m.job_id)}`, text: t('model.run') }) : null,
           ),
         ),
-        h('div', { class: 'row' }, retire, promote),
+        h('div', { class: 'row' }, compare, retire, promote),
       ),
       children.length ? h('ul', null, children.map(item)) : null,
     );
   };
 
+  let models = [];
+  let active = null;
   async function draw() {
-    const models = listOf(await get('/admin/models', null, { signal }));
+    models = listOf(await get('/admin/models', null, { signal }));
+    active = models.find((m) => m.kind === 'policy' && m.state === 'active');
+    await drawServing(serving, models, signal, draw, true);
     fill(
       host,
       models.length ? h('ul', { class: 'tree' }, tree(models).map(item)) : h('p', { class: 'muted', text: t('model.none') }),
     );
   }
   await draw();
+  every(10, signal, () => drawServing(serving, models, signal, draw));
 }

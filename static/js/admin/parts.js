@@ -1,6 +1,7 @@
 // Small pieces that several admin views share.
-import { dialog, h } from '../dom.js';
+import { dialog, h, toast } from '../dom.js';
 import { duration, fig, num, t } from '../i18n.js';
+import { errorText } from '../plain.js';
 
 const STATE_KIND = {
   queued: '',
@@ -15,9 +16,19 @@ const STATE_KIND = {
 
 export const stateTag = (state) => h('span', { class: `tag ${STATE_KIND[state] ?? ''}`, text: t(`state.${state}`) });
 
+/** An event handler whose failure is told in plain words. */
+export const caught = (work) => async (e) => {
+  e?.preventDefault?.();
+  try {
+    await work(e);
+  } catch (err) {
+    toast(errorText(err), { kind: 'bad', seconds: 10 });
+  }
+};
+
 export const isOver = (job) => ['succeeded', 'failed', 'cancelled'].includes(job.state);
 
-/** Table in a box that scrolls sideways on its own. `columns`: [title, class?]. */
+/** Table in a box that scrolls sideways on its own. `columns`: [title, class?, hidden title?]. */
 export function table(label, columns, rows, emptyText) {
   if (rows.length === 0) return h('p', { class: 'muted pad', text: emptyText });
   return h(
@@ -32,11 +43,11 @@ export function table(label, columns, rows, emptyText) {
         h(
           'tr',
           null,
-          columns.map(([title, cls]) =>
+          columns.map(([title, cls, hidden]) =>
             h(
               'th',
               { scope: 'col', class: cls },
-              title === '' ? h('span', { class: 'hidden-label', text: t('actions') }) : title,
+              title === '' ? h('span', { class: 'hidden-label', text: hidden ?? t('actions') }) : title,
             ),
           ),
         ),

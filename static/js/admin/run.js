@@ -2,7 +2,7 @@
 import { follow, get, listOf } from '../api.js';
 import { fill, h, keep, plainText } from '../dom.js';
 import { t, toMs, when } from '../i18n.js';
-import { Chart, byName, leadMetrics, metricTitle, toCsv } from './curves.js';
+import { Chart, byName, inOrder, isStill, leadMetrics, metricTitle, toCsv } from './curves.js';
 import { jobActions, payload } from './jobs.js';
 import { download, every, isOver, metricsText, progressBar, progressText, stateTag } from './parts.js';
 
@@ -15,15 +15,19 @@ export async function runView(el, { id, query, signal }) {
   const path = `/admin/jobs/${encodeURIComponent(id)}`;
   let job = await get(path, null, { signal });
   job = job.job ?? job;
-  const others = listOf(await get('/admin/jobs', null, { signal })).filter(
-    (j) => j.id !== id && j.kind === job.kind && j.state !== 'queued',
-  );
+  const others = listOf(await get('/admin/jobs', null, { signal })).filter((j) => j.id !== id && j.state !== 'queued');
   const runs = new Map([[id, []]]); // job id → metrics
   const compared = new Set((query.get('with') ?? '').split(',').filter((x) => others.some((j) => j.id === x)));
+  // the same recipe first: their curves have the same names
+  const offered = others
+    .filter((j) => compared.has(j.id) || j.kind === job.kind)
+    .sort((a, b) => compared.has(b.id) - compared.has(a.id))
+    .slice(0, 8);
   let smoothing = keep.get(SMOOTH) ?? 0.6;
 
   const head = h('div', { class: 'panel run-head' });
   const charts = h('div', { class: 'charts' });
+  const constants = h('div', { class: 'charts' });
   const lead = h('div', { class: 'lead-chart' });
   const none = h('p', { class: 'muted pad', text: t('run.no_metrics') });
   const samples = h('div', { class: 'samples' });
@@ -38,7 +42,7 @@ export async function runView(el, { id, query, signal }) {
     'div',
     { class: 'row compare', role: 'group', 'aria-label': t('run.compare') },
     others.length ? h('span', { class: 'muted', text: t('run.compare') }) : null,
-    others.slice(0, 8).map((j) => {
+    offered.map((j) => {
       const chip = h('button', { type: 'button', class: 'chip', 'aria-pressed': String(compared.has(j.id)), text: runName(j) });
       chip.addEventListener('click', async () => {
         if (!compared.delete(j.id)) compared.add(j.id);
@@ -94,6 +98,7 @@ export async function runView(el, { id, query, signal }) {
     ),
     lead,
     charts,
+    h('details', { class: 'constants', hidden: true }, h('summary', { text: t('run.constants') }), constants),
     none,
     h('section', { class: 'panel block', hidden: true, data: { part: 'samples' } }, h('h2', { text: t('run.samples') }), samples),
     h(
@@ -216,8 +221,20 @@ export async function runView(el, { id, query, signal }) {
         },
         linesOf(leads, true),
       );
-    for (const name of names.filter((n) => !leads.includes(n)))
-      put(charts, name, { title: metricTitle(name), note: CEILING.test(name) ? t('run.ceiling') : null }, linesOf([name], false));
+    const rest = inOrder(names.filter((n) => !leads.includes(n)));
+    for (const name of rest) {
+      const still = isStill(tables, name);
+      put(
+        still ? constants : charts,
+        name,
+        { title: metricTitle(name), note: CEILING.test(name) ? t('run.ceiling') : null },
+        linesOf([name], false),
+      );
+      // a curve that begins to move leaves the folded part
+      const el = drawn.get(name).el;
+      if (el.parentElement !== (still ? constants : charts)) (still ? constants : charts).append(el);
+    }
+    constants.closest('details').hidden = constants.children.length === 0;
   }
 
   const nameOf = (run) => (run === id ? t('run.this') : runName(others.find((j) => j.id === run) ?? { kind: '', id: run }));

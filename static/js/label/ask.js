@@ -1,39 +1,29 @@
-// "Ask anything, rank the answers": makes a fresh comparison set from a question.
-import { post } from '../api.js';
-import { h } from '../dom.js';
+// "Ask anything, rank the answers": a question, answers that stream in side by side, then the set to rank.
+import { streamSet } from '../chat/talk.js';
+import { fill, h, plainText } from '../dom.js';
 import { t } from '../i18n.js';
+import { errorText } from '../plain.js';
+import { letter } from './ballot.js';
 
-/** A form; `onSet(setId)` is called once the answers are written. */
-export function askForm(onSet) {
-  const text = h('textarea', { id: 'ask-text', rows: '4', dir: 'auto', placeholder: t('ask.placeholder') });
+/** The question form; `onAsk({content, n})`. */
+export function askForm(onAsk, { content = '', n: chosen = 2, problem = '' } = {}) {
+  const text = h('textarea', { id: 'ask-text', rows: '4', dir: 'auto', placeholder: t('ask.placeholder'), value: content });
   const n = h(
     'select',
     { id: 'ask-n' },
-    [2, 3, 4, 5, 6, 7, 8, 9].map((k) => h('option', { value: k, selected: k === 2, text: k })),
+    [2, 3, 4, 5, 6, 7, 8, 9].map((k) => h('option', { value: k, selected: k === chosen, text: k })),
   );
-  const error = h('p', { class: 'form-error', role: 'alert' });
-  const go = h('button', { class: 'primary', type: 'submit', text: t('ask.go') });
-  return h(
+  const error = h('p', { class: 'form-error', role: 'alert', text: problem });
+  const form = h(
     'form',
     {
       class: 'panel ask',
       on: {
-        submit: async (e) => {
+        submit: (e) => {
           e.preventDefault();
-          const content = text.value.trim();
-          if (content === '') return void ((error.textContent = t('ask.empty')), text.focus());
-          error.textContent = '';
-          go.disabled = true;
-          go.textContent = t('ask.writing', { n: Number(n.value) });
-          try {
-            const set = await post('/v1/comparison-sets', { messages: [{ role: 'user', content }], n: Number(n.value) });
-            await onSet(set.id ?? set.set_id ?? set.set?.id);
-          } catch (err) {
-            error.textContent = err.message;
-          } finally {
-            go.disabled = false;
-            go.textContent = t('ask.go');
-          }
+          const asked = text.value.trim();
+          if (asked === '') return void ((error.textContent = t('ask.empty')), text.focus());
+          onAsk({ content: asked, n: Number(n.value) });
         },
       },
     },
@@ -43,8 +33,76 @@ export function askForm(onSet) {
       { class: 'row' },
       h('label', { class: 'inline', for: 'ask-n' }, h('span', { text: t('ask.n') }), n),
       h('span', { class: 'grow' }),
-      go,
+      h('button', { class: 'primary', type: 'submit', text: t('ask.go') }),
     ),
     error,
   );
+  text.addEventListener('keydown', (e) => {
+    if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) form.requestSubmit();
+  });
+  return form;
+}
+
+/**
+ * Fills `host` with the answers as they are written. Resolves with the leased set, whose answers stand in the
+ * places where they were written; null when stopped.
+ */
+export async function writeAnswers(host, { content, n }) {
+  const stop = new AbortController();
+  const bodies = Array.from({ length: n }, () => h('div', { class: 'answer-body waiting' }));
+  const live = h('p', { class: 'bar-hint', role: 'status', text: t('ask.writing', { n }) });
+  const waiting = new Map();
+  const paint = () => {
+    for (const [i, text] of waiting) fill(bodies[i], plainText(text));
+    waiting.clear();
+  };
+  fill(
+    host,
+    h(
+      'div',
+      { class: 'work writing', 'aria-busy': 'true' },
+      h(
+        'section',
+        { class: 'prompt', 'aria-label': t('label.prompt') },
+        h('header', null, h('h1', { text: t('label.prompt') })),
+        h(
+          'ol',
+          { class: 'turns' },
+          h('li', { class: 'turn user' }, h('span', { class: 'who', text: t('role.user') }), plainText(content)),
+        ),
+      ),
+      h(
+        'section',
+        { class: `answers k${Math.min(n, 5)}`, 'aria-label': t('label.answers') },
+        bodies.map((body, i) =>
+          h('article', { class: 'answer' }, h('header', null, h('h2', { text: t('label.answer', { x: letter(i) }) })), body),
+        ),
+      ),
+      h(
+        'div',
+        { class: 'bar' },
+        h(
+          'div',
+          { class: 'bar-row main' },
+          live,
+          h('button', { type: 'button', text: t('chat.stop'), on: { click: () => stop.abort() } }),
+        ),
+      ),
+    ),
+  );
+  try {
+    return await streamSet({
+      messages: [{ role: 'user', content }],
+      n,
+      signal: stop.signal,
+      onText: (place, text) => {
+        if (waiting.size === 0) requestAnimationFrame(paint);
+        waiting.set(place, text);
+      },
+      onDone: (place) => bodies[place].classList.remove('waiting'),
+    });
+  } catch (e) {
+    if (e.name === 'AbortError') return null;
+    throw Object.assign(e, { plain: errorText(e) });
+  }
 }

@@ -1,6 +1,9 @@
 // What one person has decided about one set, without any DOM. Plain JSON inside, so a draft is a copy of it.
 import { newKey } from '../api.js';
 
+/** Name of the answer at place `i`: A, B, … */
+export const letter = (i) => String.fromCharCode(65 + i);
+
 export const STRENGTHS = ['barely', 'slightly', 'clearly', 'significantly'];
 export const FLAGS = ['ignores_instruction', 'untrue', 'harmful', 'private_data', 'wrong_language', 'repetitive', 'broken_text'];
 export const SKIP_REASONS = ['too_long', 'not_my_language', 'needs_expert', 'uncomfortable', 'broken', 'other'];

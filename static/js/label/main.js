@@ -1,5 +1,5 @@
 // The label page: takes a set, watches keys, sends the judgment, has the next set ready.
-import { ApiError, get, post } from '../api.js';
+import { ApiError, get, post, withHeaders } from '../api.js';
 import { fill, h, icon, keep, toast } from '../dom.js';
 import { t, toMs } from '../i18n.js';
 import { failure, requireSession, shell } from '../shell.js';
@@ -9,6 +9,7 @@ import {
   dropDraft,
   emptyBallot,
   judgePair,
+  letter,
   loadDraft,
   pruneDrafts,
   saveDraft,
@@ -17,10 +18,11 @@ import {
 } from './ballot.js';
 import { Outbox } from './outbox.js';
 import { historyDialog, keySheet, skipDialog, toggleGuidelines } from './panels.js';
-import { Work, letter } from './work.js';
-import { askForm } from './ask.js';
+import { Work } from './work.js';
+import { askForm, writeAnswers } from './ask.js';
 
-const RENEW_EVERY = 3 * 60e3; // of a 10-minute lease
+const LOOK_AT_LEASES = 10e3;
+const GONE_AFTER = 5 * 60e3; // without a sign of life a lease may run out
 const IDLE_AFTER = 60e3; // without a sign of life the active clock stands still
 const CURRENT = 'instructd.current';
 const LAST = 'instructd.last';
@@ -50,9 +52,9 @@ let work = null; // what is on the screen
 let paused = []; // sets put aside while an older judgment is reopened
 let next = null; // promise of the prefetched set
 let clock = { shown: 0, active: 0, last: 0 };
-const paces = [];
 let outbox;
 let hideReveal = null;
+let done = false; // the day's quota is used
 
 // ---- time and leases
 
@@ -66,12 +68,18 @@ for (const type of ['pointermove', 'keydown', 'scroll', 'touchstart'])
 document.addEventListener('visibilitychange', () => (clock.last = performance.now()));
 const times = () => (sign(), { activeMs: Math.max(1, clock.active), wallMs: Math.max(1, performance.now() - clock.shown) });
 
+/** Half of a lease is over (the server says how long one lasts): time to renew it. */
+function due(set) {
+  if (!set?.lease_token || set.judgment || !set.expires_at) return false;
+  set.lease_ms ??= toMs(set.expires_at) - Date.now();
+  return toMs(set.expires_at) - Date.now() < set.lease_ms / 2;
+}
+
 setInterval(async () => {
-  const idle = performance.now() - clock.last > 5 * 60e3 || document.hidden;
+  const idle = performance.now() - clock.last > GONE_AFTER || document.hidden;
   if (idle) return;
   const held = [work?.set, ...paused.map((p) => p.set), next ? await next.catch(() => null) : null];
-  for (const set of held) {
-    if (!set?.lease_token || set.judgment) continue;
+  for (const set of held.filter(due)) {
     post(`/v1/label/${encodeURIComponent(set.assignment_id)}/renew`, { lease_token: set.lease_token })
       .then((a) => a?.expires_at && (set.expires_at = a.expires_at))
       .catch((e) => {
@@ -79,15 +87,21 @@ setInterval(async () => {
         if (set === work?.set && [404, 409, 410].includes(e.status)) work.say(t('label.lease_lost'));
       });
   }
-}, RENEW_EVERY);
+}, LOOK_AT_LEASES);
 
 // ---- fetching and showing
 
 async function fetchNext(setId) {
-  const set = await get('/v1/label/next', { set_id: setId });
+  const { body: set, headers } = await withHeaders('GET', '/v1/label/next', { query: { set_id: setId } });
+  know(set);
+  done = headers.get('x-queue') === 'quota';
+  return set;
+}
+
+/** Takes the person's figures out of a set that was handed out. */
+function know(set) {
   if (set?.me) me = set.me;
   if (set?.queue) me = { ...me, open: set.queue.open };
-  return set;
 }
 
 function prefetch() {
@@ -125,21 +139,23 @@ function show(set, ballot) {
   clock = { shown: performance.now(), active: 0, last: performance.now() };
   if (!set.judgment) keep.set(CURRENT, set, sessionStorage);
   fill(page.main, work.el);
+  showProgress();
   window.scrollTo(0, 0);
   page.main.focus({ preventScroll: true });
   if (!ballot && !set.judgment && loadDraft(set.set_id)) toast(t('label.draft_restored'));
   setTimeout(() => work?.set === set && !paused.length && !set.judgment && !set.asked && prefetch(), 1200);
 }
 
-function showEmpty(asking = false) {
+function showEmpty(asking = false, form = {}) {
+  work = null;
   fill(
     page.main,
     h(
       'div',
       { class: 'centre empty' },
-      h('h1', { text: t(asking ? 'ask.title' : 'empty.title') }),
-      h('p', { class: 'muted', text: t('empty.text') }),
-      askForm(asked),
+      h('h1', { text: t(asking ? 'ask.title' : done ? 'quota.title' : 'empty.title') }),
+      h('p', { class: 'muted', text: t(!asking && done ? 'quota.text' : 'empty.text') }),
+      askForm((question) => ask(question, asking), form),
       h(
         'p',
         null,
@@ -152,9 +168,25 @@ function showEmpty(asking = false) {
       ),
     ),
   );
+  if (asking || form.problem) page.main.querySelector('textarea').focus();
 }
 
-async function asked(setId) {
+/** Answers stream in where they will be ranked; the set is already this person's when they are written. */
+async function ask(question, asking) {
+  try {
+    const set = await writeAnswers(page.main, question);
+    if (!set) return showEmpty(asking, question);
+    know(set);
+    set.asked = true;
+    show(set);
+  } catch (e) {
+    if (e.status === 401) return start();
+    showEmpty(asking, { ...question, problem: e.plain ?? e.message });
+  }
+}
+
+/** Takes over one set by its id: a link from elsewhere. */
+async function take(setId) {
   const set = await fetchNext(setId);
   if (!set) throw new ApiError(409, { error: { message: t('ask.not_handed_out') } });
   set.asked = true;
@@ -239,6 +271,7 @@ const actions = {
 };
 
 function act(name, value) {
+  if (work?.over && !['more', 'diff', 'plain', 'undo'].includes(name)) return;
   actions[name]?.(value);
 }
 
@@ -267,7 +300,6 @@ async function reopen(id, known) {
 
 function send(body) {
   const { set, ballot } = work;
-  paces.push(body.active_ms);
   dropDraft(set.set_id);
   if (!ballot.revises && me)
     me = {
@@ -278,7 +310,9 @@ function send(body) {
     };
   showProgress();
   outbox.add(set.assignment_id, body, { set, ballot });
-  advance();
+  // what is practised is answered at once; should the network be slow, the work goes on
+  if (set.kind === 'calibration' && body.outcome !== 'skip') work.wait(() => work?.set === set && advance());
+  else advance();
 }
 
 function stored(answer, entry) {
@@ -286,6 +320,7 @@ function stored(answer, entry) {
   const judgment = answer?.judgment;
   if (judgment)
     keep.set(LAST, { id: judgment.id, set: { assignment_id: set.assignment_id, lease_token: set.lease_token } }, sessionStorage);
+  if (answer?.verdict && work?.set === set) return work.showVerdict(answer.verdict, advance);
   const reveal = answer?.reveal ?? [];
   const names = set.completions
     .map((c, i) => [letter(i), reveal.find((r) => r.completion_id === c.id)?.model])
@@ -332,7 +367,7 @@ window.addEventListener('keydown', (e) => {
   if (!work || e.isComposing || e.repeat) return;
   if (e.key === 'Enter' && (e.ctrlKey || e.metaKey) && !document.querySelector('dialog[open]')) {
     e.preventDefault();
-    return act('submit');
+    return work.over ? work.next() : act('submit');
   }
   if (e.key === 'Escape' && !document.querySelector('dialog[open]')) return page.main.focus({ preventScroll: true });
   if (e.ctrlKey || e.metaKey || e.altKey || asleep(e.target)) return;
@@ -342,6 +377,7 @@ window.addEventListener('keydown', (e) => {
 
 function onKey(k) {
   const { pair } = work;
+  if (work.over) return k === 'Enter' && (work.next(), true);
   if (k === 'Enter') return (act('submit'), true);
   if (pair) {
     if (k === '1' || k === 'ArrowLeft') return (act('pair', 'a'), true);
@@ -386,7 +422,7 @@ document.addEventListener('click', (e) => {
 
 progress.addEventListener('click', async () => {
   try {
-    const judgment = await historyDialog(me, paces);
+    const judgment = await historyDialog();
     if (judgment) reopen(judgment.id);
   } catch (e) {
     toast(e.message, { kind: 'bad' });
@@ -428,7 +464,7 @@ async function start() {
     if (asking) return showEmpty(true);
     // a reload resumes the set at hand instead of asking for it again
     if (wanted && current?.set_id !== wanted) {
-      return await asked(wanted).catch((e) => {
+      return await take(wanted).catch((e) => {
         toast(e.message, { kind: 'bad' });
         return advance();
       });

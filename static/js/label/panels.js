@@ -1,7 +1,8 @@
 // The label page's side matters: key sheet, skip dialog, guidelines, own history.
 import { get, listOf } from '../api.js';
 import { dialog, fill, h, serverHtml } from '../dom.js';
-import { duration, num, t, when } from '../i18n.js';
+import { HUMAN_CEILING, bars, figureRow, tile } from '../figures.js';
+import { duration, lang, t, when } from '../i18n.js';
 import { SKIP_REASONS } from './ballot.js';
 
 export function keySheet() {
@@ -120,22 +121,28 @@ export async function toggleGuidelines(host, button) {
   }
 }
 
-/** Own progress and latest judgments; resolves with a judgment to reopen, or null. */
-export async function historyDialog(me, paces) {
-  const answer = await get('/v1/label/history', { limit: 20 });
-  const list = listOf(answer);
-  const median = paces.length ? [...paces].sort((a, b) => a - b)[paces.length >> 1] : null;
-  const figure = (value, label) => h('div', { class: 'figure' }, h('strong', { text: value }), h('span', { text: label }));
+/** Own progress, pace and agreement, and latest judgments; resolves with a judgment to reopen, or null. */
+export async function historyDialog() {
+  const [me, list] = await Promise.all([get('/v1/label/me'), get('/v1/label/history', { limit: 20 }).then(listOf)]);
+  const day = new Intl.DateTimeFormat(lang === 'zh' ? 'zh-CN' : 'en', { month: 'short', day: 'numeric', timeZone: 'UTC' });
+  const pace = me.median_active_ms_today ?? me.median_active_ms;
   return dialog(
     t('progress.title'),
     (close) => [
       h(
         'div',
         { class: 'figures' },
-        figure(num(me?.done_today ?? 0), t('progress.today')),
-        figure(num(me?.done_total ?? list.length), t('progress.total')),
-        figure(median === null ? '–' : duration(median / 1000), t('progress.pace')),
+        tile(me.done_today, me.quota ? t('progress.of_quota', { n: me.quota }) : t('progress.today')),
+        tile(me.done_total, t('progress.total')),
+        tile(pace ? duration(pace / 1000) : '–', t('progress.pace')),
       ),
+      bars(
+        me.days.map((d) => ({ label: day.format(new Date(d.start / 1000)), value: d.judgments })),
+        t('quality.per_day'),
+      ),
+      figureRow(t('progress.agreement'), me.agreement_with_others, { band: HUMAN_CEILING, help: t('progress.agreement_help') }),
+      figureRow(t('progress.calibration'), me.calibration_accuracy, { help: t('progress.calibration_help') }),
+      h('h3', { text: t('progress.latest') }),
       list.length === 0
         ? h('p', { class: 'muted', text: t('history.none') })
         : h(
@@ -153,6 +160,6 @@ export async function historyDialog(me, paces) {
             ),
           ),
     ],
-    { closeLabel: t('close') },
+    { wide: true, closeLabel: t('close') },
   );
 }

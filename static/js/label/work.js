@@ -1,10 +1,9 @@
 // One set on the screen: prompt, answers, controls. Tells the controller through `act(name, value)`.
 import { diffText } from './diff.js';
-import { FLAGS, STRENGTHS, canSubmit, verdict } from './ballot.js';
+import { FLAGS, STRENGTHS, canSubmit, letter, verdict } from './ballot.js';
 import { fill, h, plainText, userText } from '../dom.js';
 import { t } from '../i18n.js';
-
-export const letter = (i) => String.fromCharCode(65 + i);
+import { richText } from '../richtext.js';
 
 const key = (text) => h('kbd', { 'aria-hidden': 'true', text });
 
@@ -18,7 +17,7 @@ export class Work {
     this.cards = set.completions.map((c, i) => this.#card(c, i));
     this.answers = h(
       'section',
-      { class: `answers k${Math.min(this.k, 4)}`, 'aria-label': t('label.answers') },
+      { class: `answers k${Math.min(this.k, 5)}`, 'aria-label': t('label.answers') },
       this.cards.map((c) => c.el),
     );
     this.more = h('section', { class: 'more-panel', 'aria-label': t('more') });
@@ -39,6 +38,7 @@ export class Work {
             }),
           )
         : null,
+      this.#practice(),
       this.prompt,
       this.answers,
       this.more,
@@ -57,6 +57,64 @@ export class Work {
     });
     measure.observe(this.prompt);
     measure.observe(this.bar);
+  }
+
+  /** Practice comes first for the new, and now and then for all: said before the vote. */
+  #practice() {
+    const { onboarding, kind } = this.set;
+    if (kind !== 'calibration') return null;
+    return h(
+      'div',
+      { class: 'practice' },
+      h('strong', {
+        text: onboarding ? t('practice.of', { n: onboarding.done + 1, needed: onboarding.needed }) : t('practice.title'),
+      }),
+      h('span', { text: t('practice.text') }),
+    );
+  }
+
+  /** The vote is on its way and its verdict is awaited; `goOn` when it does not come in time. */
+  wait(goOn) {
+    this.over = true;
+    this.next = goOn;
+    this.say(t('practice.checking'));
+    this.timer = setTimeout(goOn, 4000);
+  }
+
+  /** Shows what was expected beside what was given; `goOn` brings the next set. */
+  showVerdict({ met, expected, explanation }, goOn) {
+    clearTimeout(this.timer);
+    this.over = true;
+    this.next = goOn;
+    const places = [...new Set(expected.map((e) => e.tier))].sort((a, b) => a - b);
+    this.cards.forEach((card) => {
+      const e = expected.find((x) => x.completion_id === card.completion.id);
+      if (!e) return;
+      const n = places.indexOf(e.tier) + 1;
+      card.el.append(
+        h('p', {
+          class: `expected ${n === 1 ? 'first' : ''}`,
+          text: n === 1 ? t('practice.expected_best') : t('practice.expected', { n }),
+        }),
+      );
+    });
+    const kind = met === null ? 'none' : met >= 0.999 ? 'met' : met > 0.5 ? 'partly' : 'missed';
+    const button = h('button', { type: 'button', class: 'primary submit', on: { click: goOn } }, t('practice.next'), key('⏎'));
+    fill(
+      this.bar,
+      h(
+        'div',
+        { class: `verdict ${kind}`, role: 'status', 'aria-live': 'polite' },
+        h(
+          'div',
+          { class: 'verdict-text' },
+          h('strong', { text: t(`practice.${kind}`) }),
+          explanation ? richText(explanation) : null,
+        ),
+        button,
+      ),
+    );
+    this.el.scrollIntoView({ block: 'start' });
   }
 
   #prompt() {

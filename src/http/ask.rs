@@ -1,0 +1,101 @@
+//! `POST /v1/label/ask`: a question in; its answers as server-sent events (`start`, `text`, `done`), then the
+//! set that they have become (`set`, as `GET /v1/label/next` gives it).
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::AppState;
+use super::auth::Caller;
+use super::error::{ApiError, ApiResult};
+use super::extract::Json;
+use super::label::turn_json;
+use super::observe::RequestId;
+use super::openai::chat::{self, ChatMessage};
+use super::openai::params;
+use super::sets::Sampling;
+use crate::service::ask::{self, Asked, Written};
+use crate::service::people::Actor;
+use crate::service::sets::{self, PromptRef};
+
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AskRequest {
+    pub messages: Vec<ChatMessage>,
+    /// Answers to draw from the active version, 2 to 9.
+    pub n: Option<u64>,
+    /// Or: versions that answer once each, by name; which is which stays hidden until the ranking.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// How to draw them.
+    pub sampling: Option<Sampling>,
+}
+
+pub async fn ask(
+    State(state): State<AppState>,
+    RequestId(request_id): RequestId,
+    Caller(actor): Caller,
+    Json(body): Json<AskRequest>,
+) -> ApiResult<Response> {
+    let services = &state.services;
+    let labeling = &services.live().config.labeling;
+    let messages = chat::messages(body.messages, "messages", services.config.limits.prompt_bytes)?;
+    if body.n.is_some() && !body.models.is_empty() {
+        return Err(ApiError::bad("n", "give n or models"));
+    }
+    let n = params::count("n", body.n.unwrap_or(labeling.completions_per_set as u64))?;
+    let sampling = body.sampling.unwrap_or_default();
+    let params = super::sets::drawing(services, sampling)?;
+    let prompt = sets::prompt(services, PromptRef::Messages(messages), "page").await?;
+    let asked = ask::begin(services, prompt, &body.models, n, params, actor.is_admin(), &request_id).await?;
+    let (sender, receiver) = mpsc::channel::<Result<Event, Infallible>>(64);
+    tokio::spawn(async move {
+        let last = match stream(&state, asked, &actor, &sender).await {
+            Ok(Some(turn)) => event("set", &turn),
+            Ok(None) => return,
+            Err(error) => event("error", &error.body()),
+        };
+        let _ = sender.send(Ok(last)).await;
+    });
+    let keep_alive = KeepAlive::new().interval(Duration::from_secs(15));
+    Ok(Sse::new(ReceiverStream::new(receiver)).keep_alive(keep_alive).into_response())
+}
+
+fn event(name: &str, data: &Value) -> Event {
+    Event::default().event(name).data(data.to_string())
+}
+
+/// Sends the answers as they grow; `None` when the client has left, which stops them.
+async fn stream(
+    state: &AppState,
+    mut asked: Asked,
+    actor: &Actor,
+    sender: &mpsc::Sender<Result<Event, Infallible>>,
+) -> ApiResult<Option<Value>> {
+    if sender.send(Ok(event("start", &json!({"answers": asked.answers()})))).await.is_err() {
+        return Ok(None);
+    }
+    loop {
+        let next = tokio::select! {
+            () = sender.closed() => return Ok(None),
+            next = asked.next() => next?,
+        };
+        let sent = match next {
+            Some(Written::Text { place, text }) => event("text", &json!({"place": place, "text": text})),
+            Some(Written::Done { place, reason }) => event("done", &json!({"place": place, "reason": reason})),
+            None => break,
+        };
+        if sender.send(Ok(sent)).await.is_err() {
+            return Ok(None);
+        }
+    }
+    let turn = asked.settle(&state.services, actor).await?;
+    Ok(Some(turn_json(actor, &turn)))
+}

@@ -1,0 +1,125 @@
+//! "Ask anything, rank the answers": answers stream to the person who asked, in the order in which they
+//! will be ranked, and become a set that is leased to them.
+
+use std::sync::Arc;
+
+use super::complete::{self, Running};
+use super::label::{self, Turn};
+use super::random::shown_order;
+use super::sets::{self, CompletionRef};
+use super::{Result, ServiceError, Services, bad_input};
+use crate::domain::Prompt;
+use crate::engine::{EngineError, GenEvent, SamplingParams};
+use crate::service::people::Actor;
+
+/// Answers being written. Dropped early, they stop and no set is made.
+pub struct Asked {
+    prompt: Prompt,
+    runs: Vec<Running>,
+    order_seed: u64,
+    /// Place of each sample (runs laid end to end) on the page.
+    place: Vec<usize>,
+}
+
+/// One step of one answer.
+pub enum Written {
+    Text { place: usize, text: String },
+    Done { place: usize, reason: &'static str },
+}
+
+/// Starts the answers: `n` of the active version, or one of each of `models`. Nothing tells which place a
+/// version has got.
+///
+/// # Errors
+/// `BadInput` for fewer than 2 or more than 9 answers; what the engine refuses.
+pub async fn begin(
+    services: &Arc<Services>,
+    prompt: Prompt,
+    models: &[String],
+    n: usize,
+    params: SamplingParams,
+    may_load: bool,
+    request_id: &str,
+) -> Result<Asked> {
+    let answers = if models.is_empty() { n } else { models.len() };
+    if !(2..=9).contains(&answers) {
+        return Err(bad_input(if models.is_empty() { "n" } else { "models" }, "a set has 2 to 9 answers"));
+    }
+    // An answer that ends before it begins cannot be ranked.
+    let params = SamplingParams { min_tokens: params.min_tokens.max(1), ..params };
+    let mut runs = Vec::new();
+    if models.is_empty() {
+        let model = complete::resolve_model(services, None, false).await?;
+        runs.push(sets::begin(services, model, &prompt, n, params, request_id.to_owned()).await?);
+    } else {
+        for (i, name) in models.iter().enumerate() {
+            let model = complete::resolve_model(services, Some(name), may_load).await?;
+            // The same version twice should not say the same twice.
+            let params = SamplingParams { seed: params.seed.wrapping_add(i as u64), ..params.clone() };
+            runs.push(sets::begin(services, model, &prompt, 1, params, format!("{request_id}-{i}")).await?);
+        }
+    }
+    let order_seed = services.random.seed();
+    let mut place = vec![0; answers];
+    for (at, sample) in shown_order(order_seed, answers).into_iter().enumerate() {
+        place[sample] = at;
+    }
+    Ok(Asked { prompt, runs, order_seed, place })
+}
+
+impl Asked {
+    pub fn answers(&self) -> usize {
+        self.place.len()
+    }
+
+    /// The next piece of any answer; `None` when all are written.
+    ///
+    /// # Errors
+    /// What the engine failed with.
+    pub async fn next(&mut self) -> Result<Option<Written>> {
+        let place = &self.place;
+        loop {
+            let mut first = 0;
+            let pending = self.runs.iter_mut().filter_map(|run| {
+                let from = first;
+                first += run.samples.len();
+                (!run.finished()).then(|| Box::pin(async move { (from, run.next().await) }))
+            });
+            let pending: Vec<_> = pending.collect();
+            if pending.is_empty() {
+                return Ok(None);
+            }
+            // `Running::next` only waits on a channel: a future that is dropped has taken nothing from it.
+            let ((from, event), _, _) = futures::future::select_all(pending).await;
+            match event? {
+                Some(GenEvent::Delta { index, text, .. }) if !text.is_empty() => {
+                    return Ok(Some(Written::Text { place: place[from + index], text }));
+                }
+                Some(GenEvent::Finish { index, reason }) => {
+                    return Ok(Some(Written::Done { place: place[from + index], reason: reason.as_str() }));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Stores the finished answers as a set and leases it to the person, in the order they saw.
+    ///
+    /// # Errors
+    /// `Engine(Failed)` when fewer than two answers have text.
+    pub async fn settle(mut self, services: &Arc<Services>, actor: &Actor) -> Result<Turn> {
+        let mut texts = Vec::new();
+        for run in &mut self.runs {
+            run.store_always(|_| true).await?;
+            texts.extend(run.samples.iter().filter(|s| !s.text.trim().is_empty()).map(|s| s.id.clone()));
+        }
+        if texts.len() < 2 {
+            return Err(EngineError::Failed("fewer than two answers have text".into()).into());
+        }
+        let policy = if self.runs.len() > 1 { "versions" } else { "ask" };
+        let completions = texts.into_iter().map(CompletionRef::Known).collect();
+        let set = sets::create(services, &self.prompt, completions, Some(1), policy).await?;
+        let turn = label::next_in_order(services, actor, Some(set.id), self.order_seed).await?;
+        turn.ok_or_else(|| ServiceError::Conflict("somebody else has taken the new set".into()))
+    }
+}

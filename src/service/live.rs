@@ -1,0 +1,297 @@
+//! What administrators change while the server runs: a few settings, and the canary (a share of the
+//! requests that name no model goes to a candidate). Kept in the database, so that every process of a
+//! deployment follows; each reads it again every few seconds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::people::Actor;
+use super::{Result, ServiceError, Services, bad_input, publish, to_the_end};
+use crate::config::Config;
+use crate::domain::{Micros, ModelKind, ModelState, ModelVersionId};
+use crate::engine::ServedModel;
+use crate::store::{Setting, VersionUse};
+
+/// Name under which the canary is stored among the settings.
+const CANARY: &str = "canary";
+/// How often a process looks for what another one has changed.
+const REFRESH: Duration = Duration::from_secs(3);
+const DAY: Micros = 86_400_000_000;
+
+/// Settings that take effect without a restart: those that are read anew for every request.
+pub const LIVE: &[&str] = &[
+    "labeling.lease_seconds",
+    "labeling.overlap",
+    "labeling.completions_per_set",
+    "labeling.max_tokens",
+    "limits.default_chat_tokens",
+    "sessions.invite_hours",
+    "sessions.lifetime_hours",
+];
+
+/// A candidate that answers a share of the requests.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Canary {
+    pub model_version_id: ModelVersionId,
+    /// Of the requests that name no model, above 0 and at most 1.
+    pub share: f64,
+    pub since: Micros,
+}
+
+impl Canary {
+    /// Whether this request goes to the candidate: the same id always gets the same answer, on every process.
+    pub fn takes(&self, request_id: &str) -> bool {
+        let digest = Sha256::digest(request_id.as_bytes());
+        let mut first = [0; 8];
+        first.copy_from_slice(&digest[..8]);
+        // 53 bits are exact in f64, so a share of 1 takes every request.
+        let drawn = (u64::from_be_bytes(first) >> 11) as f64 / (1u64 << 53) as f64;
+        drawn < self.share
+    }
+}
+
+/// The configuration as it stands now.
+#[derive(Clone, Debug)]
+pub struct Live {
+    pub config: Config,
+    pub canary: Option<Canary>,
+}
+
+/// Reads the stored settings; loads the canary's version where this process has not got it yet.
+pub async fn refresh(services: &Services) -> Result<()> {
+    let stored = services.store.settings().await?;
+    let mut live = Live { config: services.config.clone(), canary: None };
+    for setting in &stored {
+        if setting.name == CANARY {
+            live.canary = serde_json::from_value(setting.value.clone()).ok();
+        } else if LIVE.contains(&setting.name.as_str()) {
+            match live.config.with(&setting.name, setting.value.clone()) {
+                Ok(config) => live.config = config,
+                // Written by another release, whose limits differed.
+                Err(error) => tracing::warn!(%error, "a stored setting does not fit and is left out"),
+            }
+        }
+    }
+    if let (Some(canary), Ok(engine)) = (&live.canary, services.engine())
+        && !engine.loaded().iter().any(|m| m.version.id == canary.model_version_id)
+    {
+        let version = services.store.get_model(&canary.model_version_id).await?;
+        engine.load(&version).await?;
+    }
+    services.set_live(live);
+    Ok(())
+}
+
+/// Keeps up with the database until shutdown.
+pub async fn follow(services: Arc<Services>) {
+    loop {
+        if let Err(error) = refresh(&services).await {
+            tracing::warn!(%error, "the settings could not be read; the last known ones stay");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(REFRESH) => {}
+            () = services.shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// The candidate, if this request goes to it. A version that is not loaded (yet) gets nothing.
+pub fn canary_for(services: &Services, request_id: &str) -> Option<Arc<ServedModel>> {
+    let live = services.live();
+    let canary = live.canary.as_ref().filter(|c| c.takes(request_id))?;
+    services.engine().ok()?.loaded().into_iter().find(|m| m.version.id == canary.model_version_id)
+}
+
+/// Sends `share` of the requests without a named model to a candidate, until it is ended or promoted.
+///
+/// # Errors
+/// `BadInput` for shares outside (0, 1]; `Conflict` for versions that are no candidate policy; what the
+/// engine says when the version does not load.
+pub async fn start_canary(services: &Arc<Services>, by: &Actor, model: &str, share: f64) -> Result<Canary> {
+    if !(share > 0.0 && share <= 1.0) {
+        return Err(bad_input("share", "must be above 0 and at most 1"));
+    }
+    let version = publish::find(services, model).await.map_err(|e| match e {
+        ServiceError::Store(e) => super::not_found_as(e, "model"),
+        other => other,
+    })?;
+    if version.kind != ModelKind::Policy || version.state != ModelState::Candidate {
+        return Err(bad_input("model", format!("{} is no candidate policy", version.name)));
+    }
+    services.engine()?.load(&version).await?;
+    let now = services.now();
+    // A new share for the same candidate goes on counting from where it began.
+    let since = match services.live().canary.as_ref() {
+        Some(c) if c.model_version_id == version.id => c.since,
+        _ => now,
+    };
+    let canary = Canary { model_version_id: version.id.clone(), share, since };
+    let value = serde_json::to_value(&canary).map_err(|e| ServiceError::Internal(e.to_string()))?;
+    put(services, by, CANARY, Some(value), "canary", json!({"model": version.name, "share": share})).await?;
+    Ok(canary)
+}
+
+/// All requests without a named model go to the active version again.
+pub async fn end_canary(services: &Arc<Services>, by: &Actor) -> Result<()> {
+    put(services, by, CANARY, None, "end_canary", json!({})).await
+}
+
+/// After a promotion the candidate of that name is no candidate any more.
+pub(super) async fn promoted(services: &Arc<Services>, by: &Actor, active: &ModelVersionId) -> Result<()> {
+    refresh(services).await?;
+    let over = services.live().canary.as_ref().is_some_and(|c| c.model_version_id == *active);
+    if over { end_canary(services, by).await } else { Ok(()) }
+}
+
+/// How each version is used: since the canary began, else over the last day.
+pub async fn usage(services: &Services) -> Result<(Micros, Option<Canary>, Vec<VersionUse>)> {
+    let canary = services.live().canary.clone();
+    let since = canary.as_ref().map_or(services.now() - DAY, |c| c.since);
+    let used = services.store.version_use(since).await?;
+    Ok((since, canary, used))
+}
+
+async fn put(
+    services: &Arc<Services>,
+    by: &Actor,
+    name: &'static str,
+    value: Option<Value>,
+    action: &'static str,
+    detail: Value,
+) -> Result<()> {
+    let (all, actor, now) = (services.clone(), by.labeler_id.clone(), services.now());
+    to_the_end(async move {
+        all.store.put_setting(name, value, actor.as_str(), now).await?;
+        all.store.audit(actor.as_str(), action, name, detail, now).await?;
+        refresh(&all).await
+    })
+    .await
+}
+
+/// Changes a setting while the server runs; `None` goes back to what file and environment say.
+///
+/// # Errors
+/// `BadInput` naming `name` for settings that need a restart, `value` for values that do not fit.
+pub async fn set(services: &Arc<Services>, by: &Actor, name: &str, value: Option<Value>) -> Result<()> {
+    let Some(name) = LIVE.iter().find(|n| **n == name) else {
+        return Err(bad_input("name", format!("must be one of {}", LIVE.join(", "))));
+    };
+    if let Some(value) = &value {
+        services.config.with(name, value.clone()).map_err(|e| bad_input("value", e.message))?;
+    }
+    let detail = json!({"value": value});
+    put(services, by, name, value, "set", detail).await
+}
+
+/// One setting for the page.
+#[derive(Clone, Debug, Serialize)]
+pub struct Described {
+    pub name: String,
+    pub about: String,
+    /// As it is now; secrets only say whether they are set.
+    pub value: Value,
+    pub default: Value,
+    /// What file, environment and command line say.
+    pub configured: Value,
+    /// Can be changed while the server runs.
+    pub live: bool,
+    pub changed: Option<Setting>,
+}
+
+/// Every setting with its explanation, in the order of config.toml.
+pub async fn describe(services: &Services) -> Result<Vec<Described>> {
+    let stored = services.store.settings().await?;
+    let live = services.live();
+    let schema = schemars::schema_for!(Config).to_value();
+    let (now, configured, default) = (flat(&live.config)?, flat(&services.config)?, flat(&Config::default())?);
+    let value_in = |all: &[(String, Value)], name: &str| all.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+    Ok(now
+        .into_iter()
+        .map(|(name, value)| Described {
+            about: about(&schema, &name),
+            value: shown(&name, value),
+            default: shown(&name, value_in(&default, &name).unwrap_or_default()),
+            configured: shown(&name, value_in(&configured, &name).unwrap_or_default()),
+            live: LIVE.contains(&name.as_str()),
+            changed: stored.iter().find(|s| s.name == name).cloned(),
+            name,
+        })
+        .collect())
+}
+
+/// Leaves of the configuration under their dotted names.
+fn flat(config: &Config) -> Result<Vec<(String, Value)>> {
+    let value = serde_json::to_value(config).map_err(|e| ServiceError::Internal(e.to_string()))?;
+    let mut out = Vec::new();
+    for (key, value) in value.as_object().into_iter().flatten() {
+        match value.as_object() {
+            Some(section) => out.extend(section.iter().map(|(k, v)| (format!("{key}.{k}"), v.clone()))),
+            None => out.push((key.clone(), value.clone())),
+        }
+    }
+    Ok(out)
+}
+
+/// The doc comment of a setting, by way of the schema.
+fn about(schema: &Value, name: &str) -> String {
+    let mut node = schema;
+    for part in name.split('.') {
+        let target = node["$ref"].as_str().and_then(|r| r.strip_prefix('#'));
+        node = target.and_then(|path| schema.pointer(path)).unwrap_or(node);
+        node = &node["properties"][part];
+    }
+    node["description"].as_str().unwrap_or_default().to_owned()
+}
+
+/// Secrets never leave the server: passwords, keys and tokens say only that they are there.
+fn shown(name: &str, value: Value) -> Value {
+    let Some(text) = value.as_str() else { return value };
+    let leaf = name.rsplit('.').next().unwrap_or(name);
+    if ["key", "secret", "token", "password"].iter().any(|word| leaf.contains(word)) {
+        return json!("•••");
+    }
+    // user:password@ in a URL
+    match (text.find("://"), text.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme < at => json!(format!("{}•••{}", &text[..scheme + 3], &text[at..])),
+        _ => value,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_canary_takes_its_share_and_always_the_same_requests() {
+        let canary = |share| Canary { model_version_id: "m".into(), share, since: 0 };
+        let ids: Vec<String> = (0..4000).map(|i| format!("request-{i}")).collect();
+        let taken = |share| ids.iter().filter(|id| canary(share).takes(id)).count();
+        assert_eq!(taken(1.0), 4000);
+        // Binomial(4000, 0.2): standard deviation 25.
+        assert!((700..900).contains(&taken(0.2)), "{}", taken(0.2));
+        // A larger share keeps those who were in the smaller one.
+        assert!(ids.iter().filter(|id| canary(0.1).takes(id)).all(|id| canary(0.3).takes(id)));
+    }
+
+    #[test]
+    fn every_setting_is_explained_and_no_secret_is_shown() {
+        let schema = schemars::schema_for!(Config).to_value();
+        let config = Config {
+            admin_key: Some("hunter2".into()),
+            database_url: Some("postgres://ada:hunter2@db/x".into()),
+            ..Config::default()
+        };
+        for (name, value) in flat(&config).expect("flat") {
+            assert!(about(&schema, &name).len() > 8, "{name} has no explanation");
+            assert!(!shown(&name, value).to_string().contains("hunter2"), "{name}");
+        }
+        for name in LIVE {
+            assert!(flat(&config).expect("flat").iter().any(|(n, _)| n == name), "{name} is no setting");
+        }
+    }
+}

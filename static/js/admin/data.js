@@ -1,0 +1,169 @@
+// Data in and out: import with help for each format and a report by line, export, dataset versions.
+import { call } from '../api.js';
+import { fill, h } from '../dom.js';
+import { t } from '../i18n.js';
+import { errorText } from '../plain.js';
+import { bytes, caught, section } from './parts.js';
+
+/** Formats with a line as it looks in a file; `out` = can be exported, too. */
+const FORMATS = [
+  {
+    name: 'comparisons',
+    out: true,
+    line: '{"prompt": [{"role": "user", "content": "…"}], "completions": [{"text": "best", "tier": 0}, {"text": "worse", "tier": 1}]}',
+  },
+  {
+    name: 'trl',
+    out: true,
+    line: '{"prompt": [{"role": "user", "content": "…"}], "chosen": [{"role": "assistant", "content": "…"}], "rejected": [{"role": "assistant", "content": "…"}]}',
+  },
+  {
+    name: 'hh',
+    out: true,
+    line: '{"chosen": "\\n\\nHuman: …\\n\\nAssistant: better", "rejected": "\\n\\nHuman: …\\n\\nAssistant: worse"}',
+  },
+  { name: 'demonstrations', out: true, line: '{"prompt": [{"role": "user", "content": "…"}], "completion": "the ideal answer"}' },
+  { name: 'prompts', out: false, line: '{"prompt": [{"role": "user", "content": "…"}], "tags": ["cooking"]}' },
+];
+
+function importForm() {
+  let chosen = FORMATS[0];
+  const example = h('pre', { class: 'code-block', tabindex: '0', 'aria-label': t('data.example') });
+  const help = h('p', { class: 'help' });
+  const format = h(
+    'select',
+    { id: 'import-format' },
+    FORMATS.map((f) => h('option', { value: f.name, text: t(`format.${f.name}`) })),
+  );
+  const explain = () => {
+    chosen = FORMATS.find((f) => f.name === format.value);
+    help.textContent = t(`format.${chosen.name}_help`);
+    example.textContent = chosen.line ?? '';
+    example.hidden = !chosen.line;
+  };
+  format.addEventListener('change', explain);
+  explain();
+  const file = h('input', {
+    id: 'import-file',
+    type: 'file',
+    accept: '.jsonl,.json,.ndjson,.parquet,application/x-ndjson,application/json',
+  });
+  const report = h('div', { role: 'status' });
+  const go = h('button', { type: 'submit', class: 'primary', text: t('labels.import') });
+  const told = (r) => [
+    h('p', {
+      class: r.errors?.length ? '' : 'good-text',
+      text: t('labels.imported', { n: r.imported ?? 0, skipped: r.skipped ?? 0 }),
+    }),
+    r.errors?.length
+      ? [
+          h('p', { class: 'bad-text', text: t('data.bad_lines', { n: r.errors.length }) }),
+          h(
+            'ul',
+            { class: 'errors', tabindex: '0', 'aria-label': t('data.bad_lines', { n: r.errors.length }) },
+            r.errors
+              .slice(0, 100)
+              .map((e) =>
+                h(
+                  'li',
+                  null,
+                  h('b', { class: 'nowrap', text: t('labels.line', { n: e.line }) }),
+                  h('span', { dir: 'auto', text: e.message }),
+                ),
+              ),
+          ),
+        ]
+      : null,
+  ];
+  return h(
+    'form',
+    {
+      class: 'stack',
+      on: {
+        submit: caught(async () => {
+          const picked = file.files[0];
+          if (!picked) return void fill(report, h('p', { class: 'form-error', text: t('labels.no_file') }));
+          go.disabled = true;
+          fill(report, h('p', { class: 'muted', text: t('data.importing', { name: picked.name, size: bytes(picked.size) }) }));
+          try {
+            const r = await call('POST', '/admin/import', {
+              raw: picked,
+              query: { format: chosen.name, name: picked.name.replace(/[^A-Za-z0-9._-]+/g, '_').slice(0, 64) },
+            });
+            fill(report, told(r));
+          } catch (e) {
+            fill(report, h('p', { class: 'form-error', text: errorText(e) }));
+          } finally {
+            go.disabled = false;
+          }
+        }),
+      },
+    },
+    h('div', { class: 'field' }, h('label', { for: 'import-format', text: t('labels.format') }), format, help),
+    example,
+    h(
+      'div',
+      { class: 'field' },
+      h('label', { for: 'import-file', text: t('labels.file') }),
+      file,
+      h('p', { class: 'help', text: t('data.file_help') }),
+    ),
+    report,
+    h('div', { class: 'actions' }, go),
+  );
+}
+
+function exportTable() {
+  const split = h(
+    'select',
+    { id: 'export-split' },
+    ['', 'train', 'heldout'].map((s) => h('option', { value: s, text: t(`split.${s || 'all'}`) })),
+  );
+  const links = FORMATS.filter((f) => f.out).map((f) => ({
+    f,
+    a: h('a', {
+      class: 'button',
+      download: `instructd-${f.name}.jsonl`,
+      text: t('data.download'),
+      'aria-label': t('data.download_name', { name: t(`format.${f.name}`) }),
+    }),
+  }));
+  const aim = () => {
+    for (const { f, a } of links) a.href = `/admin/export?format=${f.name}${split.value ? `&split=${split.value}` : ''}`;
+  };
+  split.addEventListener('change', aim);
+  aim();
+  return [
+    h('label', { class: 'inline', for: 'export-split' }, h('span', { text: t('data.split') }), split),
+    h(
+      'ul',
+      { class: 'export-list' },
+      links.map(({ f, a }) =>
+        h(
+          'li',
+          null,
+          h(
+            'div',
+            null,
+            h('strong', { text: t(`format.${f.name}`) }),
+            h('p', { class: 'help', text: t(`format.${f.name}_help`) }),
+          ),
+          a,
+        ),
+      ),
+    ),
+  ];
+}
+
+export async function dataView(el) {
+  fill(
+    el,
+    h('header', { class: 'view-head' }, h('h1', { text: t('admin.data') })),
+    h(
+      'div',
+      { class: 'two-columns' },
+      section(t('labels.import_title'), null, importForm()),
+      section(t('labels.export_title'), null, h('p', { class: 'muted', text: t('labels.export_help') }), exportTable()),
+    ),
+  );
+}

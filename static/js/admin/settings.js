@@ -1,0 +1,150 @@
+// Settings: the effective configuration with explanations; those that can be changed while running, here.
+import { get, listOf, post } from '../api.js';
+import { fill, h, toast } from '../dom.js';
+import { has, t, when } from '../i18n.js';
+import { errorText } from '../plain.js';
+import { inline } from '../richtext.js';
+import { bytes, section } from './parts.js';
+
+const show = (value) => (value === null || value === '' ? t('settings.unset') : String(value));
+/** Sizes also in units that people read. */
+const shown = (s) =>
+  s.name.endsWith('_bytes') && typeof s.value === 'number' && s.value >= 10_000
+    ? `${s.value} (${bytes(s.value)})`
+    : show(s.value);
+const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+
+/** Sections in the order of the file; what stands outside of one comes first. */
+function grouped(all) {
+  const groups = new Map([['', []]]);
+  for (const s of all) {
+    const dot = s.name.indexOf('.');
+    const group = dot < 0 ? '' : s.name.slice(0, dot);
+    if (!groups.has(group)) groups.set(group, []);
+    groups.get(group).push({ ...s, leaf: s.name.slice(dot + 1) });
+  }
+  return groups;
+}
+
+export async function settingsView(el, { signal }) {
+  const body = h('div', { class: 'stack' });
+  const filter = h('input', { type: 'search', id: 'settings-filter', placeholder: t('settings.filter'), autocomplete: 'off' });
+  fill(
+    el,
+    h('header', { class: 'view-head' }, h('h1', { text: t('admin.settings') })),
+    h('p', { class: 'lead', text: t('settings.lead') }),
+    h(
+      'div',
+      { class: 'settings-tools' },
+      h('label', { for: 'settings-filter', class: 'hidden-label', text: t('settings.filter') }),
+      filter,
+    ),
+    body,
+  );
+
+  const about = (s) => (has(`setting.${s.name}`) ? t(`setting.${s.name}`) : s.about);
+
+  function liveControl(s, error) {
+    const id = `set-${s.name.replaceAll('.', '-')}`;
+    const input = h('input', {
+      id,
+      inputmode: typeof s.value === 'number' ? 'numeric' : null,
+      autocomplete: 'off',
+      value: String(s.value),
+      'aria-label': s.name,
+      'aria-describedby': `${id}-error`,
+    });
+    error.id = `${id}-error`;
+    const save = async (value) => {
+      error.textContent = '';
+      input.removeAttribute('aria-invalid');
+      try {
+        await post('/admin/settings', { name: s.name, value });
+        toast(t('settings.saved', { name: s.name }), { kind: 'good' });
+        await draw();
+      } catch (e) {
+        error.textContent = errorText(e);
+        input.setAttribute('aria-invalid', 'true');
+        input.focus();
+      }
+    };
+    const go = h('button', { type: 'submit', text: t('settings.save'), disabled: true });
+    input.addEventListener('input', () => (go.disabled = input.value === String(s.value)));
+    return h(
+      'form',
+      {
+        class: 'inline-form',
+        novalidate: true,
+        on: {
+          submit: (e) => {
+            e.preventDefault();
+            const text = input.value.trim();
+            save(typeof s.value === 'number' && text !== '' && Number.isFinite(Number(text)) ? Number(text) : text);
+          },
+        },
+      },
+      input,
+      go,
+      s.changed
+        ? h('button', {
+            type: 'button',
+            class: 'quiet',
+            text: t('settings.reset', { v: show(s.configured) }),
+            on: { click: () => save(null) },
+          })
+        : null,
+    );
+  }
+
+  function row(s) {
+    const error = h('p', { class: 'form-error', role: 'alert' });
+    return h(
+      'div',
+      { class: 'setting', data: { name: s.name } },
+      h(
+        'div',
+        { class: 'setting-about' },
+        h('code', { class: 'setting-name', text: s.leaf }),
+        h('p', { class: 'help' }, inline(about(s))),
+        s.changed
+          ? h('p', {
+              class: 'help',
+              dir: 'auto',
+              text: t('settings.changed', { who: s.changed.updated_by, at: when(s.changed.updated) }),
+            })
+          : null,
+      ),
+      h(
+        'div',
+        { class: 'setting-value' },
+        s.live ? liveControl(s, error) : h('span', { class: 'mono value', text: shown(s) }),
+        s.live ? error : null,
+        same(s.value, s.default) ? null : h('span', { class: 'help', text: t('settings.default', { v: show(s.default) }) }),
+      ),
+    );
+  }
+
+  async function draw() {
+    const all = listOf(await get('/admin/settings', null, { signal }));
+    const paint = () => {
+      const wanted = filter.value.trim().toLowerCase();
+      const fits = (s) => !wanted || `${s.name} ${about(s)}`.toLowerCase().includes(wanted);
+      const parts = [...grouped(all.filter(fits))].filter(([, list]) => list.length);
+      fill(
+        body,
+        parts.length
+          ? parts.map(([name, list]) =>
+              section(
+                name === '' ? t('settings.general') : has(`settings.section.${name}`) ? t(`settings.section.${name}`) : name,
+                null,
+                list.map(row),
+              ),
+            )
+          : h('p', { class: 'muted pad', text: t('settings.none') }),
+      );
+    };
+    filter.oninput = paint;
+    paint();
+  }
+  await draw();
+}

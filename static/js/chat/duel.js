@@ -1,0 +1,136 @@
+// Two answers side by side: written together, then ranked (names hidden until then), or just shown with
+// the names of the versions that wrote them.
+import { newKey, post } from '../api.js';
+import { fill, h, toast, userText } from '../dom.js';
+import { t } from '../i18n.js';
+import { errorText } from '../plain.js';
+import { richText } from '../richtext.js';
+import { letter } from '../label/ballot.js';
+import { streamAnswer, streamSet } from './talk.js';
+
+/** Panels that grow; `set(place, text)` paints at most once a frame. */
+function panels(titles) {
+  const bodies = titles.map(() => h('div', { class: 'duel-body waiting' }));
+  const heads = titles.map((title) => h('h2', { text: title }));
+  const feet = titles.map(() => h('div', { class: 'meta' }));
+  const el = h(
+    'div',
+    { class: 'duel-texts' },
+    titles.map((_, i) => h('div', { class: 'duel-text' }, heads[i], bodies[i], feet[i])),
+  );
+  const waiting = new Map();
+  const paint = () => {
+    for (const [i, text] of waiting) fill(bodies[i], richText(text));
+    waiting.clear();
+  };
+  return {
+    el,
+    heads,
+    bodies,
+    feet,
+    set(place, text) {
+      if (waiting.size === 0) requestAnimationFrame(paint);
+      waiting.set(place, text);
+    },
+    done(place) {
+      paint();
+      bodies[place].classList.remove('waiting');
+    },
+  };
+}
+
+/**
+ * Streams into `box` and asks which is better. Resolves with `{text, models}` of the answer that carries the
+ * conversation on, or null when it was stopped.
+ */
+export async function rankedDuel(box, { request, signal, onRanked }) {
+  const view = panels([0, 1].map((i) => t('label.answer', { x: letter(i) })));
+  fill(box, view.el);
+  const set = await streamSet({
+    ...request,
+    signal,
+    onText: (place, text) => view.set(place, text),
+    onDone: (place) => view.done(place),
+  });
+  // the server's own rendering, in the order of the ranking: the same places as while they were written
+  set.completions.forEach((c, i) => {
+    fill(view.bodies[i], userText(c));
+    view.bodies[i].classList.remove('waiting');
+  });
+  const shown = performance.now();
+  const key = newKey();
+  const note = h('p', { class: 'form-error', role: 'alert' });
+  return new Promise((resolve) => {
+    const choices = [
+      [t('label.a_better'), [0, 1], 0],
+      [t('label.tie'), [0, 0], 0],
+      [t('label.b_better'), [1, 0], 1],
+      [t('label.both_bad'), null, 0],
+    ];
+    const controls = h(
+      'div',
+      { class: 'row duel-choice', role: 'group', 'aria-label': t('label.verdict') },
+      choices.map(([text, tiers, winner]) => h('button', { type: 'button', text, on: { click: () => choose(tiers, winner) } })),
+    );
+    const choose = async (tiers, winner) => {
+      note.textContent = '';
+      for (const button of controls.children) button.disabled = true;
+      const ms = Math.round(performance.now() - shown);
+      try {
+        const answer = await post(`/v1/label/${encodeURIComponent(set.assignment_id)}/judgment`, {
+          lease_token: set.lease_token,
+          outcome: tiers ? 'ranked' : 'all_bad',
+          items: tiers ? set.completions.map((c, i) => ({ completion_id: c.id, tier: tiers[i] })) : [],
+          active_ms: ms,
+          wall_ms: ms,
+          idempotency_key: key,
+        });
+        const author = (c) => answer?.reveal?.find((r) => r.completion_id === c.id)?.model ?? '';
+        const models = set.completions.map(author);
+        models.forEach((m, i) => view.heads[i].append(h('span', { class: 'mono author', text: ` ${m}` })));
+        if (tiers && tiers[0] !== tiers[1]) view.el.children[winner].classList.add('won');
+        fill(
+          controls,
+          h('span', { class: 'tag good', text: t('chat.vote_stored') }),
+          h('span', { class: 'muted', text: tiers ? t('chat.goes_on', { x: letter(winner) }) : t('chat.goes_on_bad') }),
+        );
+        onRanked?.();
+        resolve({ text: set.completions[winner].text, models });
+      } catch (e) {
+        note.textContent = errorText(e);
+        for (const button of controls.children) button.disabled = false;
+      }
+    };
+    box.append(controls, note);
+    signal.addEventListener('abort', () => {
+      // nobody ranked it here: it goes back to the queue for others
+      post(`/v1/label/${encodeURIComponent(set.assignment_id)}/release`, { lease_token: set.lease_token }).catch(() => {});
+      resolve(null);
+    });
+  });
+}
+
+/** Two versions with their names; no ranking is stored. `foot(answer)` gives what stands below each. */
+export async function openDuel(box, { models, request, signal, foot }) {
+  const view = panels(models);
+  fill(box, view.el);
+  const answers = await Promise.allSettled(
+    models.map(async (model, i) => {
+      try {
+        const answer = await streamAnswer({ ...request, model, signal, onText: (text) => view.set(i, text) });
+        view.set(i, answer.text);
+        view.done(i);
+        fill(view.feet[i], foot(answer));
+        return answer;
+      } catch (e) {
+        view.done(i);
+        if (e.name !== 'AbortError') fill(view.bodies[i], h('p', { class: 'bad-text', role: 'alert', text: errorText(e) }));
+        throw e;
+      }
+    }),
+  );
+  const written = answers.filter((r) => r.status === 'fulfilled').map((r) => r.value);
+  if (written.length === 0) throw answers[0].reason;
+  if (written.length < models.length) toast(t('chat.one_failed'), { kind: 'bad' });
+  return written[0];
+}

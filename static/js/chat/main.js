@@ -1,0 +1,298 @@
+// Try-it page: streamed chat with any version, thumbs, two answers that become a ranking, two versions side by side.
+import { newKey, post } from '../api.js';
+import { fill, h, icon, toast, userText } from '../dom.js';
+import { t } from '../i18n.js';
+import { errorText } from '../plain.js';
+import { richText } from '../richtext.js';
+import { currentSession, shell, signIn } from '../shell.js';
+import { openDuel, rankedDuel } from './duel.js';
+import { settingsPanel } from './settings.js';
+import { sampling, streamAnswer } from './talk.js';
+
+const page = shell('chat');
+document.body.classList.add('chat-page');
+
+/** `{role, content}`. */
+let turns = [];
+let running = null; // AbortController of what is being written or ranked
+let labeler = null;
+
+const { settings, el: panel, load } = settingsPanel({ onNew: reset });
+const thread = h('div', { class: 'thread', role: 'log', 'aria-live': 'polite', 'aria-label': t('chat.thread') });
+const input = h('textarea', {
+  id: 'chat-input',
+  rows: '1',
+  dir: 'auto',
+  'aria-label': t('chat.input'),
+  placeholder: t('chat.input'),
+});
+const send = h('button', { class: 'primary', type: 'submit', text: t('chat.send') });
+const form = h('form', null, input, send);
+fill(
+  page.main,
+  h(
+    'div',
+    { class: 'talk' },
+    thread,
+    h('div', { class: 'composer' }, form, h('p', { class: 'help', text: t('chat.enter_help') })),
+  ),
+  panel,
+);
+
+function hello() {
+  const tries = ['chat.try_1', 'chat.try_2', 'chat.try_3'].map((key) =>
+    h('button', {
+      type: 'button',
+      class: 'chip',
+      text: t(key),
+      on: {
+        click: () => {
+          input.value = t(key);
+          input.focus();
+        },
+      },
+    }),
+  );
+  return h(
+    'div',
+    { class: 'hello' },
+    h('h1', { text: t('chat.hello') }),
+    h('p', { text: t('chat.hello_text') }),
+    h('div', { class: 'row tries' }, tries),
+  );
+}
+
+function reset() {
+  running?.abort();
+  turns = [];
+  fill(thread, hello());
+  input.focus();
+}
+
+const nearEnd = () => window.innerHeight + window.scrollY > document.documentElement.scrollHeight - 120;
+const toEnd = () => window.scrollTo(0, document.documentElement.scrollHeight);
+
+function messages() {
+  return settings.system.trim() ? [{ role: 'system', content: settings.system.trim() }, ...turns] : turns.slice();
+}
+
+function busy(on) {
+  send.textContent = on ? t('chat.stop') : t('chat.send');
+  send.classList.toggle('primary', !on);
+}
+
+async function ask() {
+  const content = input.value.trim();
+  if (content === '') return;
+  input.value = '';
+  turns.push({ role: 'user', content });
+  thread.querySelector('.hello')?.remove();
+  thread.append(h('div', { class: 'msg user' }, userText({ content })));
+  toEnd();
+  await answer();
+}
+
+/** Answers the last question; what fails is told in its place, with a button that tries again. */
+async function answer() {
+  const place = h('div', { class: 'answer-place' });
+  thread.append(place);
+  running = new AbortController();
+  const { signal } = running;
+  busy(true);
+  try {
+    const how = { one: single, two: duel, versions }[settings.mode];
+    const said = await signedIn(() => how(place, signal));
+    if (said) turns.push({ role: 'assistant', content: said });
+    else if (said === null) takeBack(place);
+    else turns.pop(); // an empty answer is shown as such, and the conversation goes on without it
+  } catch (e) {
+    if (e.name === 'AbortError') takeBack(place);
+    else
+      fill(
+        place,
+        h(
+          'div',
+          { class: 'notice bad', role: 'alert' },
+          h('p', { text: errorText(e) }),
+          h('button', {
+            type: 'button',
+            text: t('retry'),
+            on: {
+              click: () => {
+                place.remove();
+                if (!running) answer();
+              },
+            },
+          }),
+        ),
+      );
+  } finally {
+    if (running?.signal === signal) {
+      running = null;
+      busy(false);
+    }
+    if (nearEnd()) toEnd();
+  }
+}
+
+/** Nothing was answered: the question goes back into the field, to be changed and sent again. */
+function takeBack(place) {
+  place.remove();
+  if (turns.at(-1)?.role !== 'user') return;
+  const asked = turns.pop();
+  if (thread.lastElementChild?.matches('.msg.user')) thread.lastElementChild.remove();
+  if (input.value === '') input.value = asked.content;
+  if (!thread.children.length) thread.append(hello());
+}
+
+async function single(place, signal) {
+  const body = h('div', { class: 'waiting' });
+  const meta = h('div', { class: 'meta' });
+  const el = h('div', { class: 'msg assistant', 'aria-busy': 'true' }, body, meta);
+  fill(place, el);
+  let text = '';
+  let painted = true;
+  const paint = () => {
+    painted = true;
+    const follow = nearEnd();
+    fill(body, richText(text));
+    if (follow) toEnd();
+  };
+  const said = await streamAnswer({
+    messages: messages(),
+    model: settings.model || undefined,
+    sampling: sampling(settings),
+    signal,
+    onText: (all) => {
+      text = all;
+      if (painted) {
+        painted = false;
+        requestAnimationFrame(paint); // many tokens, one paint
+      }
+    },
+  });
+  text = said.text;
+  paint();
+  body.classList.remove('waiting');
+  el.removeAttribute('aria-busy');
+  if (text.trim() === '') fill(body, h('p', { class: 'muted', text: t('chat.empty') }));
+  fill(meta, foot(said));
+  return text;
+}
+
+/** Below an answer: thumbs, copy, who wrote it, how fast, why it ended. */
+function foot(said) {
+  const copy = h(
+    'button',
+    { class: 'icon-button', type: 'button', 'aria-label': t('chat.copy'), title: t('chat.copy') },
+    icon('copy'),
+  );
+  copy.addEventListener('click', async () => {
+    try {
+      await navigator.clipboard.writeText(said.text);
+      toast(t('copied'), { seconds: 2 });
+    } catch {
+      toast(t('copy_by_hand'), { seconds: 4 }); // no clipboard outside https
+    }
+  });
+  return [
+    said.ids.length ? thumbs(said.ids[0]) : null,
+    said.text ? copy : null,
+    said.model ? h('span', { class: 'mono', text: said.model }) : null,
+    said.tokens ? h('span', { text: t('chat.pace', { n: said.tokens, r: (said.tokens / said.seconds).toFixed(1) }) }) : null,
+    said.finish === 'length' ? h('span', { class: 'tag warn', text: t('chat.cut') }) : null,
+    said.finish === 'abort' ? h('span', { class: 'tag', text: t('chat.stopped') }) : null,
+  ];
+}
+
+async function duel(place, signal) {
+  return ranked(place, signal, { n: 2 });
+}
+
+async function versions(place, signal) {
+  const models = [settings.a, settings.b];
+  if (settings.blind) return ranked(place, signal, { models });
+  const box = h('div', { class: 'duel' });
+  fill(place, box);
+  toEnd();
+  const request = { messages: messages(), sampling: sampling(settings) };
+  return (await openDuel(box, { models, request, signal, foot })).text;
+}
+
+async function ranked(place, signal, which) {
+  const box = h('div', { class: 'duel' }, h('p', { class: 'muted waiting', text: t('ask.writing', { n: 2 }) }));
+  fill(place, box);
+  toEnd();
+  const request = { messages: messages(), sampling: sampling(settings), ...which };
+  const chosen = await rankedDuel(box, { request, signal });
+  return chosen?.text ?? null;
+}
+
+/** Runs `fn`; on 401 asks to sign in first and runs it again. */
+async function signedIn(fn) {
+  try {
+    return await fn();
+  } catch (e) {
+    if (e.status !== 401) throw e;
+    const box = h('div');
+    const overlay = h('dialog', { 'aria-label': t('sign.title') }, box);
+    document.body.append(overlay);
+    overlay.showModal();
+    const done = signIn(box, { note: t('sign.why_label') });
+    const closed = new Promise((resolve) => overlay.addEventListener('close', () => resolve(null)));
+    labeler = await Promise.race([done, closed]);
+    overlay.remove();
+    if (!labeler) throw e;
+    page.setUser(labeler);
+    await load();
+    return fn();
+  }
+}
+
+function thumbs(id) {
+  const buttons = ['up', 'down'].map((name) =>
+    h(
+      'button',
+      {
+        class: 'icon-button',
+        type: 'button',
+        'aria-label': t(`chat.thumb_${name}`),
+        title: t(`chat.thumb_${name}`),
+        'aria-pressed': 'false',
+        on: {
+          click: async () => {
+            try {
+              await signedIn(() =>
+                post('/v1/feedback', { completion_id: id, kind: 'thumb', value: name, idempotency_key: newKey() }),
+              );
+              buttons.forEach((b, i) => b.setAttribute('aria-pressed', String(['up', 'down'][i] === name)));
+            } catch (e) {
+              toast(errorText(e), { kind: 'bad' });
+            }
+          },
+        },
+      },
+      icon(name),
+    ),
+  );
+  return h('span', { class: 'row thumbs' }, buttons);
+}
+
+form.addEventListener('submit', (e) => {
+  e.preventDefault();
+  if (running) running.abort();
+  else ask();
+});
+input.addEventListener('keydown', (e) => {
+  if (e.key === 'Enter' && !e.shiftKey && !e.isComposing) {
+    e.preventDefault();
+    if (!running) ask();
+  }
+});
+document.addEventListener('keydown', (e) => e.key === 'Escape' && running?.abort());
+
+reset();
+currentSession()
+  .then((who) => page.setUser((labeler = who)))
+  .catch(() => {});
+load().catch((e) => toast(errorText(e), { kind: 'bad' }));

@@ -1,0 +1,157 @@
+// The try-it page and "ask anything" against the real binary: streaming, thumbs, stop, rankings, errors.
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import { api, judgmentsOf, listOf, signedInPage, startBrowser, startServer, visit } from './support.mjs';
+
+let server;
+let browser;
+before(async () => {
+  server = await startServer();
+  browser = await startBrowser();
+});
+after(async () => {
+  await browser?.close();
+  await server?.stop();
+});
+
+/** The page with short answers in one of its modes. */
+async function chat(mode, max = '8') {
+  const opened = await signedInPage(browser, server.url);
+  await visit(opened.page, server.url, '/chat', '#chat-input');
+  await opened.page.locator(`[data-mode=${mode}]`).click();
+  await opened.page.locator('#chat-max').fill(max);
+  await opened.page.locator('#chat-max').blur();
+  return opened;
+}
+
+async function say(page, text) {
+  await page.locator('#chat-input').fill(text);
+  await page.keyboard.press('Enter');
+}
+
+test('an answer streams in, takes a thumb, and the conversation goes on', async () => {
+  const { page, context, trouble } = await chat('one');
+  await say(page, 't5 t6 t7');
+  await page.locator('.thumbs button').first().click();
+  await page.locator('.thumbs button[aria-pressed=true]').waitFor();
+  const [version] = (await api(server.url, 'GET', '/admin/usage')).versions;
+  assert.equal(version.thumbs_up, 1, 'the thumb is counted for the version that wrote the answer');
+  const second = page.waitForRequest((r) => r.url().endsWith('/v1/chat/completions'));
+  await say(page, 't8');
+  const { messages } = (await second).postDataJSON();
+  assert.deepEqual(
+    messages.map((m) => m.role),
+    ['user', 'assistant', 'user'],
+  );
+  await page.locator('.msg.assistant').nth(1).locator('.meta > *').first().waitFor();
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('stop keeps what was written, and what is refused is told in plain words', async () => {
+  const { page, context, trouble } = await chat('one', '60');
+  // a slow stream: the first piece comes, the rest never does
+  let finish;
+  await page.route('**/v1/chat/completions', async (route) => {
+    await new Promise((r) => (finish = r));
+    await route.abort().catch(() => {});
+  });
+  await say(page, 't1 t2');
+  await page.locator('.composer button', { hasText: 'Stop' }).click();
+  await page.locator('.composer button', { hasText: 'Send' }).waitFor();
+  assert.equal(await page.locator('#chat-input').inputValue(), 't1 t2', 'an unanswered question comes back');
+  finish();
+  await page.unroute('**/v1/chat/completions');
+
+  await page.locator('#chat-max').fill('100000');
+  await page.locator('#chat-max').blur();
+  await page.locator('#chat-input').press('Enter');
+  await page.locator('.answer-place [role=alert]').waitFor();
+  assert.match(await page.locator('.answer-place [role=alert] p').textContent(), /do not fit the model/);
+  await page.locator('#chat-max').fill('8');
+  await page.locator('#chat-max').blur();
+  await page.locator('.answer-place [role=alert] button').click();
+  await page.locator('.msg.assistant .meta > *').first().waitFor();
+
+  await page.route('**/v1/chat/completions', (route) =>
+    route.fulfill({ status: 429, headers: { 'retry-after': '7' }, json: { error: { message: 'overloaded' } } }),
+  );
+  await say(page, 't3');
+  assert.match(await page.locator('.answer-place [role=alert] p').textContent(), /busy.*7 s/);
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('two answers stream side by side and become a ranking', async () => {
+  const { page, context, trouble } = await chat('two');
+  await say(page, 't8 t9');
+  const choice = page.locator('.duel-choice button');
+  await choice.first().waitFor();
+  const before = await page.locator('.duel-body').allTextContents();
+  const answer = page.waitForResponse((r) => r.url().endsWith('/judgment') && r.request().method() === 'POST');
+  await choice.nth(2).click();
+  const sent = await answer;
+  assert.equal(sent.status(), 200);
+  await page.locator('.tag.good').waitFor();
+  const { judgment } = await sent.json();
+  assert.equal(judgment.items.find((i) => i.tier === 0).shown_position, 1);
+  assert.deepEqual(await page.locator('.duel-body').allTextContents(), before, 'nothing moves after the vote');
+  assert.match(await page.locator('.duel h2').first().textContent(), /tiny-chat/, 'who wrote it is told after the vote');
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('ask anything: answers stream into the places where they are ranked', async () => {
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await visit(page, server.url, '/label?ask=1', '#ask-text');
+  await page.locator('#ask-text').fill('t11 t12 t13');
+  await page.locator('#ask-n').selectOption('3');
+  // what the page showed while it was written, to compare with what it shows to be ranked
+  await page.evaluate(() => {
+    window.__written = [];
+    new MutationObserver(() => {
+      const bodies = [...document.querySelectorAll('.writing .answer-body')].map((b) => b.textContent);
+      if (bodies.length) window.__written = bodies;
+    }).observe(document.querySelector('main'), { subtree: true, childList: true, characterData: true });
+  });
+  await page.locator('.ask button[type=submit]').click();
+  await page.locator('.work:not(.writing) .answer').first().waitFor();
+  const shown = await page.locator('.answer-body').allTextContents();
+  assert.equal(shown.length, 3);
+  const written = await page.evaluate(() => window.__written);
+  written.forEach((text, i) => assert.ok(shown[i].trim().startsWith(text.trim().slice(0, 4)), `${i}: ${text} / ${shown[i]}`));
+  assert.match(await page.locator('.prompt').textContent(), /t11 t12 t13/);
+  for (const key of ['1', '2', '2']) await page.keyboard.press(key);
+  const sent = page.waitForResponse((r) => r.url().endsWith('/judgment'));
+  await page.keyboard.press('Enter');
+  const { judgment } = await (await sent).json();
+  assert.equal((await judgmentsOf(server.url, judgment.set_id)).length, 1);
+  assert.deepEqual(
+    judgment.items.map((i) => [i.shown_position, i.tier]),
+    [
+      [0, 0],
+      [1, 1],
+      [2, 1],
+    ],
+  );
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('the empty queue offers to ask; a stopped question comes back to be changed', async () => {
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  const open = listOf(await api(server.url, 'GET', '/v1/comparison-sets?status=open'));
+  assert.deepEqual(open, [], 'nothing waits');
+  await visit(page, server.url, '/label', '#ask-text');
+  await page.route('**/v1/label/ask', () => {}); // never answered
+  await page.locator('#ask-text').fill('t4?');
+  await page.locator('.ask button[type=submit]').click();
+  await page.locator('.writing .bar button').click();
+  await page.locator('#ask-text').waitFor();
+  assert.equal(await page.locator('#ask-text').inputValue(), 't4?');
+  await page.unroute('**/v1/label/ask');
+  await page.locator('#ask-text').press('Control+Enter');
+  await page.locator('.work:not(.writing) .answer').first().waitFor();
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
