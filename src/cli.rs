@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{Config, LogConfig};
 use crate::data::Format;
 use crate::domain::{Metric, Progress, Split};
+use crate::model::FileType;
 use crate::train::{Reporter, TrainOutcome};
 
 /// Logs to standard error; a second call changes nothing.
@@ -137,9 +138,9 @@ pub fn list(config: &Config) {
 }
 
 /// Writes a pulled model, a directory or a .gguf file as a Hugging Face directory.
-pub fn export_model(config: &Config, model: &str, out: &Path) -> Result<()> {
+pub fn export_model(config: &Config, model: &str, out: &Path, half: bool) -> Result<()> {
     let source = crate::model::pull::resolve(model, &config.data_dir)?;
-    let sha256 = crate::models_cli::export_model(&source, out)?;
+    let sha256 = crate::models_cli::export_model(&source, out, if half { FileType::F16 } else { FileType::F32 })?;
     println!("{}  {}", sha256, out.display());
     Ok(())
 }

@@ -16,6 +16,7 @@
 
 pub mod app;
 pub mod cli;
+pub mod cli_tokenizer;
 pub mod config;
 pub mod domain;
 pub mod models_cli;

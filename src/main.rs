@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use instructd::config::{Config, Overrides};
-use instructd::{app, cli};
+use instructd::{app, cli, cli_tokenizer};
 
 /// Closes the InstructGPT loop: serve, rank, train a reward model, PPO, serve the better model.
 #[derive(Parser)]
@@ -33,7 +33,9 @@ enum Command {
     /// Bring, list and convert models.
     #[command(subcommand)]
     Models(Models),
-    /// Run a recipe in the foreground: sft, reward, ppo, …
+    /// Train a tokenizer on text, JSONL or Parquet files.
+    Tokenizer(cli_tokenizer::Args),
+    /// Run a recipe in the foreground: pretrain, sft, reward, ppo, …
     Train {
         recipe: String,
         /// JSON file with the recipe's arguments.
@@ -80,6 +82,9 @@ enum Models {
         /// A pulled name, a directory or a .gguf file.
         model: String,
         out: PathBuf,
+        /// Write the weights in f16: half the size.
+        #[arg(long)]
+        half: bool,
         #[command(flatten)]
         settings: Settings,
     },
@@ -159,7 +164,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Migrate(settings) => cli::block_on(cli::migrate(settings.load()?))?,
         Command::Models(Models::Pull { name, from, settings }) => cli::pull(&settings.load()?, name, from)?,
         Command::Models(Models::List(settings)) => cli::list(&settings.load()?),
-        Command::Models(Models::Export { model, out, settings }) => cli::export_model(&settings.load()?, &model, &out)?,
+        Command::Models(Models::Export { model, out, half, settings }) => {
+            cli::export_model(&settings.load()?, &model, &out, half)?;
+        }
+        Command::Tokenizer(args) => cli_tokenizer::run(&args)?,
         Command::Train { recipe, args } => cli::train(&recipe, &args)?,
         Command::Eval { args } => cli::eval(&args)?,
         Command::Export { format, split, out, settings } => {

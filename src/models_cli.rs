@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::model::{self, pull};
+use crate::model::{self, FileType, pull};
 
 /// Pulls a model with a progress bar on stderr and prints where it is.
 pub fn pull_model(name: &str, data_dir: &Path, from: Option<&Path>) -> Result<PathBuf> {
@@ -47,13 +47,14 @@ pub fn list_models(data_dir: &Path) {
 ///
 /// # Errors
 /// When `out` exists and is not empty, or the model cannot be read or written.
-pub fn export_model(source: &Path, out: &Path) -> Result<String> {
+pub fn export_model(source: &Path, out: &Path, file_type: FileType) -> Result<String> {
     if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
         bail!("{} is not empty", out.display());
     }
     let loaded = model::load(source, &candle_core::Device::Cpu)?;
-    let sha256 = model::save_dir(
+    let sha256 = model::save_dir_as(
         out,
+        file_type,
         &loaded.config,
         &loaded.hf_config,
         &loaded.weights,

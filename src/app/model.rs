@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
 use crate::engine::{EngineOptions, Generator, LocalEngine};
-use crate::model::pull;
+use crate::model::{builtin, pull};
 use crate::ops::linear::WeightFormat;
 use crate::service::Services;
 use crate::store::Store;
@@ -22,8 +22,7 @@ use crate::store::Store;
 pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
     let config = &services.config;
     let (model, data_dir) = (config.model.clone(), config.data_dir.clone());
-    let path = tokio::task::spawn_blocking(move || locate(&model, &data_dir)).await??;
-    let name = if pull::is_name(&config.model) { version_name(&config.model) } else { name_of_path(&path) };
+    let Located { path, name } = tokio::task::spawn_blocking(move || locate(&model, &data_dir)).await??;
     let configured = register(services, &path, &name).await?;
     let version = choose(services.store.as_ref(), configured).await?;
     let engine = engine(services)?;
@@ -49,16 +48,40 @@ fn engine(services: &Services) -> Result<Arc<dyn Generator>> {
     Ok(LocalEngine::start(options)?)
 }
 
-/// A path, a pulled name, or a name that can be pulled now.
-fn locate(model: &str, data_dir: &Path) -> Result<PathBuf> {
+/// A path, the built-in model, a pulled name, or a name that can be pulled now. The model of the default
+/// configuration that cannot be pulled (no network) gives way to the built-in one; a model that somebody
+/// asked for by another name does not.
+fn locate(model: &str, data_dir: &Path) -> Result<Located> {
+    let own = || builtin::unpack(data_dir).context("writing the built-in model");
+    if model == builtin::NAME {
+        return Ok(Located { path: own()?, name: builtin::NAME.to_owned() });
+    }
+    let name = |path: &Path| if pull::is_name(model) { version_name(model) } else { name_of_path(path) };
+    let found = |path: PathBuf| Located { name: name(&path), path };
     match pull::resolve(model, data_dir) {
-        Ok(path) => Ok(path),
+        Ok(path) => Ok(found(path)),
         Err(pull::PullError::NotHere { .. }) if pull::is_name(model) => {
             eprintln!("{model} is not here yet; pulling it");
-            crate::models_cli::pull_model(model, data_dir, None)
+            match crate::models_cli::pull_model(model, data_dir, None) {
+                Ok(path) => Ok(found(path)),
+                Err(error) if model == crate::config::Config::default().model => {
+                    tracing::warn!(
+                        "{error:#}\nServing the small built-in model instead, so that everything else can be \
+                         tried. It knows very little. With a network, or with `--model PATH`, start again."
+                    );
+                    Ok(Located { path: own()?, name: builtin::NAME.to_owned() })
+                }
+                Err(error) => Err(error),
+            }
         }
         Err(e) => Err(e.into()),
     }
+}
+
+/// Where the configured model is, and the name of its version.
+struct Located {
+    path: PathBuf,
+    name: String,
 }
 
 /// The version record of the model at `path`: the known one when name and weights are the same.

@@ -1,29 +1,152 @@
-//! Plain text for language modelling: documents from files, token blocks of one length.
+//! A corpus as token ids: documents read as a stream, duplicates left out, split by hash, laid end to end and
+//! cut into blocks whose pieces never reach across a document's end.
 
-use std::io::BufReader;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::lines::{DataError, LineError, Lines};
+use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
 
-/// The documents of a corpus file: `.jsonl` lines with a `text` field, else paragraphs (blank lines part
-/// them) of a text file.
+use super::dedup::{Dedup, Seen};
+use super::documents::{Cut, documents as stream};
+use super::lines::DataError;
+use super::split_of;
+use crate::domain::Split;
+use crate::tokenizer::Tokenizer;
+
+/// Where text comes from and what is done to it before it is learned.
+#[derive(Clone, Debug)]
+pub struct TextFiles {
+    pub paths: Vec<PathBuf>,
+    pub cut: Cut,
+    /// The string field of JSONL lines and Parquet rows.
+    pub field: String,
+    pub dedup: Dedup,
+    pub heldout_fraction: f64,
+}
+
+/// What was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counts {
+    pub documents: usize,
+    pub exact_duplicates: usize,
+    pub near_duplicates: usize,
+    pub heldout_documents: usize,
+    pub train_tokens: usize,
+    pub heldout_tokens: usize,
+    pub train_bytes: usize,
+    pub heldout_bytes: usize,
+}
+
+impl TextFiles {
+    /// Calls `each` with every document that is kept, and its side of the split. Which side is a function of
+    /// the document alone, so that no order or addition of files moves it.
+    ///
+    /// # Errors
+    /// Of the files and of `each`.
+    pub fn each(&self, mut each: impl FnMut(&str, Split) -> Result<()>) -> Result<Counts> {
+        let mut seen = Seen::new(self.dedup);
+        let mut counts = Counts::default();
+        for document in stream(&self.paths, self.cut, &self.field)? {
+            let document = document?;
+            if !seen.is_new(&document) {
+                continue;
+            }
+            let side = split_of(&hex::encode(Sha256::digest(&document)), self.heldout_fraction);
+            counts.documents += 1;
+            match side {
+                Split::Train => counts.train_bytes += document.len(),
+                Split::Heldout => {
+                    counts.heldout_documents += 1;
+                    counts.heldout_bytes += document.len();
+                }
+            }
+            each(&document, side)?;
+        }
+        (counts.exact_duplicates, counts.near_duplicates) = (seen.exact_duplicates, seen.near_duplicates);
+        ensure!(counts.documents > 0, "texts: there is no document in them");
+        Ok(counts)
+    }
+
+    /// Reads everything as ids: `begin` and `end` stand around every document.
+    pub fn read(&self, tokenizer: &Tokenizer, begin: Option<u32>, end: Option<u32>) -> Result<Corpus> {
+        let (mut train, mut heldout) = (Stream::default(), Stream::default());
+        let mut hash = Sha256::new();
+        let mut counts = self.each(|document, side| {
+            let ids = tokenizer.encode(document, false, false).context("texts")?;
+            let to = if side == Split::Train { &mut train } else { &mut heldout };
+            let before = to.ids.len();
+            to.ids.extend(begin.into_iter().chain(ids).chain(end));
+            to.ends.push(to.ids.len());
+            hash.update([u8::from(side == Split::Train)]);
+            hash.update(((to.ids.len() - before) as u64).to_le_bytes());
+            hash.update(bytemuck::cast_slice(&to.ids[before..]));
+            Ok(())
+        })?;
+        (counts.train_tokens, counts.heldout_tokens) = (train.ids.len(), heldout.ids.len());
+        Ok(Corpus { train, heldout, counts, sha256: hex::encode(hash.finalize()) })
+    }
+}
+
+/// A tokenized corpus: four bytes per token.
+pub struct Corpus {
+    pub train: Stream,
+    pub heldout: Stream,
+    pub counts: Counts,
+    /// Of all ids and document ends, in order: equal if and only if the run would see the same data.
+    pub sha256: String,
+}
+
+/// Documents end to end.
+#[derive(Clone, Debug, Default)]
+pub struct Stream {
+    pub ids: Vec<u32>,
+    /// Ascending ends of documents; the last is `ids.len()`.
+    pub ends: Vec<usize>,
+}
+
+impl Stream {
+    /// Blocks of `length` tokens, the shorter rest included.
+    pub fn n_blocks(&self, length: usize) -> usize {
+        self.ids.len().div_ceil(length)
+    }
+
+    /// The pieces of documents that lie in block `index`; together they are its tokens.
+    pub fn block(&self, index: usize, length: usize) -> Vec<&[u32]> {
+        let (mut at, end) = (index * length, ((index + 1) * length).min(self.ids.len()));
+        let mut pieces = Vec::new();
+        let mut document = self.ends.partition_point(|e| *e <= at);
+        while at < end {
+            let stop = self.ends.get(document).map_or(end, |e| (*e).min(end));
+            pieces.push(&self.ids[at..stop]);
+            at = stop;
+            document += 1;
+        }
+        pieces
+    }
+
+    /// Each document whole, in windows of at most `length` tokens that overlap by one: every token but a
+    /// document's first is predicted once.
+    pub fn windows(&self, length: usize) -> Vec<&[u32]> {
+        let mut out = Vec::new();
+        let mut start = 0;
+        for &end in &self.ends {
+            let mut at = start;
+            while at + 1 < end {
+                let stop = (at + length).min(end);
+                out.push(&self.ids[at..stop]);
+                at = stop - 1;
+            }
+            start = end;
+        }
+        out
+    }
+}
+
+/// The documents of a corpus file: `.jsonl` lines with a `text` field, Parquet rows with a `text` column, else
+/// paragraphs (blank lines part them) of a text file.
 pub fn documents(path: &Path) -> Result<Vec<String>, DataError> {
-    let io = |source| DataError::Io { path: path.to_owned(), source };
-    let found = if path.extension().is_some_and(|e| e == "jsonl") {
-        let file = std::fs::File::open(path).map_err(io)?;
-        let text_of = |line: Result<(usize, String), LineError>| -> Result<String, LineError> {
-            let (line, text) = line?;
-            let value: serde_json::Value =
-                serde_json::from_str(&text).map_err(|e| LineError { line, message: format!("not JSON: {e}") })?;
-            let text = value.get("text").and_then(serde_json::Value::as_str);
-            text.map(str::to_owned).ok_or_else(|| LineError { line, message: "`text` must be a string".into() })
-        };
-        let texts: Result<Vec<String>, LineError> = Lines::new(BufReader::new(file)).map(text_of).collect();
-        texts.map_err(|error| DataError::Line { path: path.to_owned(), error })?
-    } else {
-        let text = std::fs::read_to_string(path).map_err(io)?.replace("\r\n", "\n");
-        text.split("\n\n").map(str::trim).filter(|p| !p.is_empty()).map(str::to_owned).collect()
-    };
+    let found: Vec<String> =
+        stream(&[path.to_owned()], Cut::Paragraph, "text")?.collect::<std::result::Result<_, _>>()?;
     if found.is_empty() {
         return Err(DataError::Empty { path: path.to_owned(), what: "document" });
     }

@@ -2,8 +2,12 @@
 //! No SQL and no tensors: rows of the store and files of a job meet here.
 
 pub mod corpus;
+pub mod dedup;
+pub mod documents;
 mod formats;
+pub mod labelled;
 mod lines;
+pub mod mixture;
 pub mod preferences;
 pub mod records;
 

@@ -1,4 +1,5 @@
 //! Evaluation: numbers about models that need no gradient.
 
+pub mod classify;
 pub mod preference;
 pub mod run;

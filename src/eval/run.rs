@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::classify::{self, Classified};
 use super::preference::{PairMetrics, pair_metrics};
 use crate::data::{self, corpus};
 use crate::domain::Split;
@@ -24,6 +25,17 @@ pub enum EvalArgs {
         #[serde(default = "default_length")]
         max_length: usize,
     },
+    /// Accuracy of a classifier on labelled texts (JSONL or CSV).
+    Classifier {
+        model: PathBuf,
+        labelled: PathBuf,
+        #[serde(default = "default_text_field")]
+        text_field: String,
+        #[serde(default = "default_label_field")]
+        label_field: String,
+        /// Only the first rows.
+        limit: Option<usize>,
+    },
     /// Pair accuracy on ranked sets (comparisons JSONL).
     Reward {
         model: PathBuf,
@@ -35,6 +47,14 @@ pub enum EvalArgs {
         #[serde(default = "default_length")]
         max_length: usize,
     },
+}
+
+fn default_text_field() -> String {
+    "text".to_owned()
+}
+
+fn default_label_field() -> String {
+    "label".to_owned()
 }
 
 fn default_length() -> usize {
@@ -51,6 +71,7 @@ fn default_heldout() -> f64 {
 pub enum EvalResult {
     Perplexity { tokens: usize, bytes: usize, loss: f64, perplexity: f64, bits_per_byte: f64 },
     Reward { sets: usize, metrics: PairMetrics },
+    Classifier(Classified),
 }
 
 /// Tokens per forward pass.
@@ -61,6 +82,9 @@ const BATCH_TOKENS: usize = 2048;
 pub fn run(args: &EvalArgs) -> Result<EvalResult> {
     match args {
         EvalArgs::Perplexity { model, text, max_length } => perplexity(model, text, *max_length),
+        EvalArgs::Classifier { model, labelled, text_field, label_field, limit } => {
+            Ok(EvalResult::Classifier(classify::run(model, labelled, text_field, label_field, *limit)?))
+        }
         EvalArgs::Reward { model, comparisons, split, heldout_fraction, max_length } => {
             reward(model, comparisons, *split, *heldout_fraction, *max_length)
         }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::queue::{JobArgs, artifact_path, find_version, takes, wants_ptx};
+use super::queue::{FILES, JobArgs, artifact_path, file_names, find_version, needs_model, takes, wants_ptx};
 use crate::data::{Comparison, PromptRecord, Written, pairs};
 use crate::domain::*;
 use crate::store::{Page, Store, StoreError};
@@ -110,8 +110,8 @@ async fn prompts(store: &dyn Store, path: PathBuf) -> Result<Frozen, PrepareErro
 pub(super) struct Prepared {
     /// The recipe's arguments, with paths instead of names.
     pub args: Map<String, Value>,
-    /// Model that the training starts from.
-    pub parent: ModelVersion,
+    /// Model that the training starts from; `None` for a new one.
+    pub parent: Option<ModelVersion>,
     /// The dataset versions registered, by argument name.
     pub datasets: Map<String, Value>,
 }
@@ -126,8 +126,13 @@ pub(super) async fn prepare(
 ) -> Result<Prepared, PrepareError> {
     let mut args = job_args.recipe.clone();
     let schema = (recipe.schema)();
-    let parent = version(store, &args, "model").await?;
-    args.insert("model".into(), artifact_path(data_dir, &parent).display().to_string().into());
+    let mut parent = None;
+    if needs_model(&schema) || args.get("model").is_some_and(|v| !v.is_null()) {
+        let version = version(store, &args, "model").await?;
+        args.insert("model".into(), artifact_path(data_dir, &version).display().to_string().into());
+        parent = Some(version);
+    }
+    corpora(&schema, &mut args, data_dir)?;
     if args.get("reward_model").is_some_and(|v| !v.is_null()) {
         let reward = version(store, &args, "reward_model").await?;
         args.insert("reward_model".into(), artifact_path(data_dir, &reward).display().to_string().into());
@@ -137,7 +142,8 @@ pub(super) async fn prepare(
     let mut datasets: Map<String, Value> =
         std::fs::read(&record).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
     for field in ["comparisons", "demonstrations", "prompts", "ptx_demonstrations"] {
-        if !takes(&schema, field) || (field == "ptx_demonstrations" && !wants_ptx(&args)) {
+        let mixed = field == "demonstrations" && args.get("mixture").is_some_and(|v| !v.is_null());
+        if mixed || !takes(&schema, field) || (field == "ptx_demonstrations" && !wants_ptx(&args)) {
             continue;
         }
         let path = job_dir.join(format!("{field}.jsonl"));
@@ -167,6 +173,27 @@ pub(super) async fn prepare(
         write_whole(&record, Value::Object(datasets.clone()).to_string().as_bytes())?;
     }
     Ok(Prepared { args, parent, datasets })
+}
+
+/// Puts the paths of files in the corpora directory in the place of their names.
+fn corpora(schema: &Value, args: &mut Map<String, Value>, data_dir: &Path) -> Result<(), PrepareError> {
+    for field in FILES.iter().filter(|field| takes(schema, field)) {
+        let names = file_names(args, field).map_err(|e| PrepareError::Job(e.to_string()))?;
+        let mut paths = Vec::new();
+        for name in names {
+            let path = data_dir.join("corpora").join(&name);
+            if !path.exists() {
+                return Err(PrepareError::Job(format!("{field}: there is no '{name}' in the corpora directory")));
+            }
+            paths.push(Value::from(path.display().to_string()));
+        }
+        match args.get_mut(*field) {
+            Some(Value::Array(list)) => *list = paths,
+            Some(value @ Value::String(_)) => *value = paths.remove(0),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 async fn version(store: &dyn Store, args: &Map<String, Value>, field: &str) -> Result<ModelVersion, PrepareError> {

@@ -13,7 +13,7 @@ use crate::store::{Store, StoreError};
 /// Everything a version is made of, besides its files.
 pub(super) struct Release<'a> {
     pub job: &'a Job,
-    pub parent: &'a ModelVersion,
+    pub parent: Option<&'a ModelVersion>,
     pub publish_as: Option<&'a str>,
     pub model_dir: &'a Path,
     pub metrics: Value,
@@ -69,7 +69,7 @@ pub(super) async fn publish(store: &dyn Store, data_dir: &Path, release: Release
     if let Some(done) = store.list_models().await?.into_iter().find(|m| m.job_id.as_ref() == Some(&job.id)) {
         return Ok(done);
     }
-    let made = made_name(&release.parent.name, &job.kind, &job.id);
+    let made = made_name(release.parent.map_or("new", |p| &p.name), &job.kind, &job.id);
     let wanted = release.publish_as.unwrap_or(&made);
     let models = data_dir.join("models");
     // A name can be taken since the job was queued; files without a version can lie there after a crash.
@@ -106,7 +106,7 @@ pub(super) async fn publish(store: &dyn Store, data_dir: &Path, release: Release
         kind,
         name: name.clone(),
         stage: job.kind.clone(),
-        parent_id: Some(release.parent.id.clone()),
+        parent_id: release.parent.map(|p| p.id.clone()),
         job_id: Some(job.id.clone()),
         artifact_uri: format!("models/{name}"),
         sha256,

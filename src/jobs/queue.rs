@@ -12,6 +12,8 @@ use crate::train::{ArgsError, Recipe};
 /// Recipe arguments that the job sets itself; callers must not.
 pub const PATHS: &[&str] =
     &["output_dir", "checkpoint_dir", "comparisons", "demonstrations", "prompts", "ptx_demonstrations", "resume"];
+/// Recipe arguments that name files in `DATA/corpora`: the operator puts them there, a job names them.
+pub const FILES: &[&str] = &["texts", "pretrain_texts", "labelled", "mixture", "tokenizer"];
 /// Arguments of the job, not of the recipe.
 pub const JOB_ARGS: &[&str] = &["publish_as", "filter"];
 /// What the validator sees where a path will be.
@@ -52,6 +54,33 @@ pub fn is_model_name(name: &str) -> bool {
         && !name.contains("..")
 }
 
+/// A plain file name: what may be joined to the corpora directory.
+fn is_file_name(name: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    !name.is_empty() && name.len() <= 128 && !name.starts_with('.') && name.bytes().all(fits)
+}
+
+/// Whether the recipe begins from a model version; others make a new model unless they are given one.
+pub(super) fn needs_model(schema: &Value) -> bool {
+    schema["required"].as_array().is_some_and(|names| names.iter().any(|n| n == "model"))
+}
+
+/// The file names in `args[field]`, a string or a list of strings.
+///
+/// # Errors
+/// Anything but plain names.
+pub(super) fn file_names(args: &Map<String, Value>, field: &str) -> Result<Vec<String>, ArgsError> {
+    let names: Option<Vec<String>> = match args.get(field) {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::String(name)) => Some(vec![name.clone()]),
+        Some(Value::Array(names)) => names.iter().map(|n| n.as_str().map(str::to_owned)).collect(),
+        Some(_) => None,
+    };
+    names
+        .filter(|names| names.iter().all(|name| is_file_name(name)))
+        .ok_or_else(|| refuse(field, "must name a file in the server's corpora directory, without a path"))
+}
+
 pub(super) fn takes(schema: &Value, field: &str) -> bool {
     schema["properties"].get(field).is_some()
 }
@@ -83,6 +112,9 @@ pub fn check(recipe: &Recipe, args: &Value) -> Result<JobArgs, ArgsError> {
         Some(filter) => serde_json::from_value(filter).map_err(|e| refuse("filter", e.to_string()))?,
     };
     let schema = (recipe.schema)();
+    for field in FILES.iter().filter(|field| takes(&schema, field)) {
+        file_names(&own, field)?;
+    }
     let mut complete = own.clone();
     for path in ["output_dir", "comparisons", "demonstrations", "prompts"] {
         if takes(&schema, path) {
@@ -102,6 +134,13 @@ pub fn job_schema(recipe: &Recipe) -> Value {
     let filtered = takes(&schema, "comparisons");
     if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
         properties.retain(|name, _| !PATHS.contains(&name.as_str()));
+        for field in FILES {
+            if let Some(text) = properties.get_mut(*field).and_then(|p| p.get_mut("description")) {
+                *text =
+                    format!("{} Names of files in the server's corpora directory.", text.as_str().unwrap_or_default())
+                        .into();
+            }
+        }
         properties.insert(
             "publish_as".into(),
             json!({"type": ["string", "null"], "default": null, "description": "Name of the new model version."}),
@@ -181,8 +220,10 @@ pub async fn enqueue(store: &dyn Store, recipes: &[Recipe], request: Request) ->
     };
     let Value::Object(mut args) = request.args else { return Err(refuse("args", "must be an object").into()) };
     let schema = (recipe.schema)();
-    name_model(store, &mut args, "model", ModelKind::Policy).await?;
     let given = |args: &Map<String, Value>, field: &str| args.get(field).is_some_and(|v| !v.is_null());
+    if needs_model(&schema) || given(&args, "model") {
+        name_model(store, &mut args, "model", ModelKind::Policy).await?;
+    }
     if takes(&schema, "reward_model") && (given(&args, "reward_model") || !given(&args, "reward")) {
         name_model(store, &mut args, "reward_model", ModelKind::Reward).await?;
     }

@@ -158,7 +158,7 @@ impl Supervisor {
                 self.store.heartbeat_job(fence, self.config.lease_seconds, None).await?;
                 let release = Release {
                     job,
-                    parent: &prepared.parent,
+                    parent: prepared.parent.as_ref(),
                     publish_as: publish_as.as_deref(),
                     model_dir: &job_dir.join(model_dir),
                     metrics: metrics.clone(),

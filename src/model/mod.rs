@@ -1,12 +1,16 @@
 //! Transformer models: `new(config, weights)` serves training and serving alike; forward passes only.
 //! No loss, no sampling, no optimizer in here.
 
+pub mod architecture;
+pub mod builtin;
 pub mod config;
 pub mod decoder;
 pub mod encoder;
 pub mod gguf;
 mod gguf_header;
+pub mod heads;
 mod hf;
+pub mod init;
 pub mod kv_cache;
 mod layers;
 pub mod load;
@@ -27,7 +31,7 @@ pub use load::{Described, LoadError, Loaded, Source, describe, load};
 pub use lora::LoraConfig;
 pub use packed::PackedBatch;
 pub use reward::RewardModel;
-pub use save::save_dir;
+pub use save::{FileType, save_dir, save_dir_as};
 pub use soft_prompt::SoftPrompt;
 
 use std::collections::BTreeMap;

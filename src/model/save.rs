@@ -23,6 +23,25 @@ pub enum SaveError {
 
 type Result<T> = std::result::Result<T, SaveError>;
 
+/// How weights are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FileType {
+    /// As computed: nothing is lost.
+    #[default]
+    F32,
+    /// Half the size, ten bits of mantissa: for models that are shipped.
+    F16,
+}
+
+impl FileType {
+    fn name(self) -> (&'static str, &'static str, usize) {
+        match self {
+            Self::F32 => ("F32", "float32", 4),
+            Self::F16 => ("F16", "float16", 2),
+        }
+    }
+}
+
 /// Writes config.json, generation_config.json, model.safetensors (f32) and, where given, tokenizer.json,
 /// tokenizer_config.json and instructd.json into `dir`, which is made if needed. Every file appears whole
 /// or not at all; the weights come last, so a directory with model.safetensors is complete.
@@ -39,8 +58,23 @@ pub fn save_dir(
     chat_template: Option<&str>,
     instructd: Option<&Value>,
 ) -> Result<String> {
+    save_dir_as(dir, FileType::F32, config, hf_config, weights, tokenizer, chat_template, instructd)
+}
+
+/// `save_dir` with the weights in another type.
+#[expect(clippy::too_many_arguments, reason = "the parts of a model directory, one each")]
+pub fn save_dir_as(
+    dir: &Path,
+    file_type: FileType,
+    config: &ModelConfig,
+    hf_config: &Value,
+    weights: &Weights,
+    tokenizer: Option<&Tokenizer>,
+    chat_template: Option<&str>,
+    instructd: Option<&Value>,
+) -> Result<String> {
     std::fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
-    write_json(&dir.join("config.json"), &config_json(config, hf_config, weights))?;
+    write_json(&dir.join("config.json"), &config_json(config, hf_config, weights, file_type))?;
     write_json(&dir.join("generation_config.json"), &generation_json(config))?;
     if let Some(tokenizer) = tokenizer {
         let text = tokenizer.to_json()?;
@@ -50,11 +84,11 @@ pub fn save_dir(
     if let Some(instructd) = instructd {
         write_json(&dir.join("instructd.json"), instructd)?;
     }
-    write_safetensors(&dir.join("model.safetensors"), config, weights)
+    write_safetensors(&dir.join("model.safetensors"), config, weights, file_type)
 }
 
 /// The source's config.json with what the weights decide: class, dtype, number of labels.
-fn config_json(config: &ModelConfig, hf_config: &Value, weights: &Weights) -> Value {
+fn config_json(config: &ModelConfig, hf_config: &Value, weights: &Weights, file_type: FileType) -> Value {
     let mut map = hf_config.as_object().cloned().unwrap_or_default();
     let family = match config.arch {
         Arch::Gpt2 => "GPT2",
@@ -80,8 +114,8 @@ fn config_json(config: &ModelConfig, hf_config: &Value, weights: &Weights) -> Va
         map.insert("label2id".into(), ids.into());
     }
     map.remove("torch_dtype");
-    map.insert("dtype".into(), json!("float32"));
-    map.insert("torch_dtype".into(), json!("float32"));
+    map.insert("dtype".into(), json!(file_type.name().1));
+    map.insert("torch_dtype".into(), json!(file_type.name().1));
     map.into()
 }
 
@@ -174,15 +208,16 @@ impl Write for Hashing<'_> {
 }
 
 /// The safetensors layout: header length, JSON header padded to 8 bytes, data in header order.
-fn write_safetensors(path: &Path, config: &ModelConfig, weights: &Weights) -> Result<String> {
+fn write_safetensors(path: &Path, config: &ModelConfig, weights: &Weights, file_type: FileType) -> Result<String> {
+    let (dtype, _, width) = file_type.name();
     let kept: Vec<(&String, &Tensor)> =
         weights.iter().filter(|(name, _)| names::canonical(config, name).is_some()).collect();
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut at = 0usize;
     for (name, tensor) in &kept {
-        let end = at + tensor.elem_count() * 4;
-        header.insert((*name).clone(), json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [at, end]}));
+        let end = at + tensor.elem_count() * width;
+        header.insert((*name).clone(), json!({"dtype": dtype, "shape": tensor.dims(), "data_offsets": [at, end]}));
         at = end;
     }
     let mut header = Value::Object(header).to_string().into_bytes();
@@ -202,7 +237,10 @@ fn write_safetensors(path: &Path, config: &ModelConfig, weights: &Weights) -> Re
                     return Err(std::io::Error::other("tensor could not be read"));
                 }
             };
-            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let bytes: Vec<u8> = match file_type {
+                FileType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                FileType::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+            };
             out.write_all(&bytes)?;
         }
         digest = hex::encode(out.hash.finalize());

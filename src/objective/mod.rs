@@ -7,6 +7,7 @@
 //! Losses keep the dtype of their input (f32 in training, f64 in the tests against reference values).
 
 pub mod causal_lm;
+pub mod classification;
 pub mod dpo;
 pub mod gae;
 pub mod grpo;

@@ -1,5 +1,49 @@
 //! Instructions for models without a chat template, in the words of Stanford Alpaca, which many tuned
-//! models have seen.
+//! models have seen; and templates that turn rows of a data set into instructions.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// How a row of a task becomes a request and its answer. `{field}` stands for the row's field, `{{` for `{`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Template {
+    pub prompt: String,
+    pub completion: String,
+}
+
+impl Template {
+    /// (prompt, completion) of one row.
+    ///
+    /// # Errors
+    /// A field that the row does not have, a brace without its partner.
+    pub fn fill(&self, row: &BTreeMap<String, String>) -> Result<(String, String), String> {
+        Ok((fill(&self.prompt, row)?, fill(&self.completion, row)?))
+    }
+}
+
+/// One pass, so that braces inside a row's text stay text.
+fn fill(template: &str, row: &BTreeMap<String, String>) -> Result<String, String> {
+    let mut out = String::new();
+    let mut rest = template;
+    while let Some(at) = rest.find(['{', '}']) {
+        out.push_str(&rest[..at]);
+        let brace = &rest[at..at + 1];
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix(brace) {
+            out.push_str(brace);
+            rest = after;
+            continue;
+        }
+        let name = rest.split_once('}').filter(|_| brace == "{");
+        let (name, after) = name.ok_or_else(|| format!("a single {brace} in {template:?}"))?;
+        out.push_str(row.get(name).ok_or_else(|| format!("a row has no field `{name}`"))?);
+        rest = after;
+    }
+    out.push_str(rest);
+    Ok(out)
+}
 
 /// The prompt for one instruction, with the text it works on where there is one. The answer follows it.
 pub fn instruction(task: &str, input: Option<&str>) -> String {

@@ -9,5 +9,5 @@ pub mod texts;
 pub use chat::{ChatError, ChatTemplate, Rendered};
 pub use cloze::{Cloze, ClozeError};
 pub use few_shot::{Example, FewShot};
-pub use instruction::instruction;
+pub use instruction::{Template, instruction};
 pub use texts::Texts;

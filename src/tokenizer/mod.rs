@@ -5,6 +5,7 @@ mod added;
 mod bytes;
 pub mod gguf;
 mod incremental;
+pub mod train;
 
 use std::sync::Arc;
 

@@ -3,11 +3,16 @@
 //! No SQL and no HTTP in here: a job materialises its data into JSONL files first.
 
 pub mod args;
+mod bidirectional;
 pub mod checkpoint;
 mod dpo;
+mod finetune;
 mod meter;
+mod mlm;
 pub mod optim;
 mod output;
+mod pretrain;
+mod prompt_tuning;
 mod ranked;
 mod reward;
 mod rl;
@@ -63,7 +68,7 @@ pub struct ArgsError {
     pub message: String,
 }
 
-/// All recipes, in the order in which the loop uses them.
+/// All recipes: the road from raw text first, then in the order in which the loop uses them.
 pub fn recipes() -> &'static [Recipe] {
     RECIPES
 }
@@ -74,6 +79,10 @@ pub fn recipe(name: &str) -> Option<&'static Recipe> {
 }
 
 static RECIPES: &[Recipe] = &[
+    entry::<args::PretrainArgs>("pretrain", "Decoder pretraining from raw text", pretrain::run),
+    entry::<args::MlmArgs>("mlm", "Masked-LM pretraining of an encoder from raw text", mlm::run),
+    entry::<args::FinetuneArgs>("finetune", "A classifier on labelled texts", finetune::run),
+    entry::<args::PromptTuningArgs>("prompt_tuning", "A soft prompt before a frozen model", prompt_tuning::run),
     entry::<args::SftArgs>("sft", "Supervised fine-tuning on demonstrations", sft::run),
     entry::<args::RewardArgs>("reward", "Reward model from rankings", reward::run),
     entry::<args::PpoArgs>("ppo", "Proximal policy optimisation against a reward", rl::ppo),

@@ -23,6 +23,14 @@ pub enum Stream {
     Ptx = 6,
     /// Fixed sample completions.
     Samples = 7,
+    /// Which tokens a masked language model must guess (step = step · 2²⁰ + block; evaluation: from 2⁶³).
+    Mask = 20,
+    /// Which rows and templates of a task a mixture takes (step = index of the task).
+    Mixture = 21,
+    /// Weights of a new model (step = index of the tensor).
+    NewModel = 22,
+    /// Which tokens a soft prompt starts from.
+    SoftPrompt = 23,
 }
 
 /// The generator of one (seed, stream, step).

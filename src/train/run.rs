@@ -33,6 +33,11 @@ const FREE: &[&str] = &[
     "reward_model",
     "ptx_demonstrations",
     "sample_prompts",
+    "texts",
+    "pretrain_texts",
+    "tokenizer",
+    "labelled",
+    "mixture",
 ];
 
 pub struct Run<'a> {

@@ -5,14 +5,15 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::args::{SftArgs, parse};
 use super::run::{Plan, Run, device, file_hash};
 use super::samples::Samples;
 use super::step::{Accumulator, Picked, Sequence, micro_batches};
 use super::trainable::Trainable;
-use super::{Reporter, TrainOutcome};
-use crate::data::{PromptInput, content_hash, read_demonstrations, split_of};
+use super::{Reporter, TrainOutcome, rng};
+use crate::data::{PromptInput, Written, content_hash, mixture, read_demonstrations, split_of};
 use crate::domain::Split;
 use crate::model::{self, Decoder};
 use crate::objective::{Stats, causal_lm};
@@ -24,7 +25,14 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
     let texts = Texts::new(&loaded)?;
     let max_length = common.max_length.min(loaded.config.max_positions);
-    let data = Demonstrations::read(&args.demonstrations, &texts, max_length, args.heldout_fraction)?;
+    let (written, file) = match &args.mixture {
+        None => (read_demonstrations(Path::new(&args.demonstrations)).context("demonstrations")?, &args.demonstrations),
+        Some(mixture) => (read_mixture(mixture, common.seed)?, mixture),
+    };
+    // Of what is learned, not of a file: a mixture names other files.
+    let sha256 = hex::encode(Sha256::digest(serde_json::to_vec(&written)?));
+    let data_hash = if args.mixture.is_some() { sha256 } else { file_hash(file)? };
+    let data = Demonstrations::new(written, &texts, max_length, args.heldout_fraction)?;
     if data.train.is_empty() {
         bail!("demonstrations: all {} are held out, none is left to train on", data.heldout.len());
     }
@@ -35,7 +43,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         args: &args,
         steps: args.epochs * data.train.len().div_ceil(args.batch_size) as u64,
         updates_per_step: 1,
-        data: BTreeMap::from([("demonstrations".to_owned(), file_hash(&args.demonstrations)?)]),
+        data: BTreeMap::from([("demonstrations".to_owned(), data_hash)]),
         common,
     };
     let mut run = Run::new(plan, reporter)?;
@@ -88,9 +96,14 @@ pub(super) struct Demonstrations {
 
 impl Demonstrations {
     pub(super) fn read(path: &str, texts: &Texts, max_length: usize, heldout_fraction: f64) -> Result<Self> {
+        let written = read_demonstrations(Path::new(path)).context("demonstrations")?;
+        Self::new(written, texts, max_length, heldout_fraction)
+    }
+
+    fn new(written: Vec<Written>, texts: &Texts, max_length: usize, heldout_fraction: f64) -> Result<Self> {
         let mut found = Self { train: Vec::new(), heldout: Vec::new(), prompts: Vec::new() };
         let mut train_prompts = Vec::new();
-        for written in read_demonstrations(Path::new(path)).context("demonstrations")? {
+        for written in written {
             let (ids, start) = texts.conversation(&written.prompt, &written.completion, max_length)?;
             let sequence = Sequence { ids, start };
             // By prompt: two answers to one prompt are on the same side.
@@ -109,6 +122,16 @@ impl Demonstrations {
         found.prompts.dedup();
         Ok(found)
     }
+}
+
+/// The demonstrations of a mixture, rows and templates drawn from the seed.
+fn read_mixture(path: &str, seed: u64) -> Result<Vec<Written>> {
+    let order = |task: usize, n| rng::permutation(n, &mut rng::rng(seed, rng::Stream::Mixture, task as u64));
+    let choice = |task: usize, k: usize, n: usize| {
+        let draw = rng::derive(seed, rng::Stream::Mixture, ((task as u64 + 1) << 32) + k as u64);
+        (draw % n as u64) as usize
+    };
+    mixture::read(Path::new(path), order, choice).context("mixture")
 }
 
 /// The tensors that a language model computes with: everything but heads of other tasks.

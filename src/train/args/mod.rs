@@ -1,6 +1,7 @@
 //! Arguments of the recipes: one struct each, unknown keys refused, every range checked, errors name the field.
 //! The same structs give the JSON Schema that the admin form and `--help` show.
 
+mod pretrain;
 mod rl;
 mod supervised;
 
@@ -12,6 +13,7 @@ use super::ArgsError;
 use super::optim::AdamForm;
 use super::schedule::Decay;
 
+pub use pretrain::{FinetuneArgs, MlmArgs, PretrainArgs, PromptTuningArgs};
 pub use rl::{
     CriticKind, GrpoArgs, LengthUnit, MissingEos, PpoArgs, ReinforceArgs, RewardSpec, RlCommon, RlooArgs, Term,
 };

@@ -9,6 +9,9 @@ recipe_args!(
     SftArgs (learning_rate = 2e-5) {
         /// JSONL of `{"prompt": […], "completion": "…"}`.
         demonstrations: String = String::new(),
+        /// Instead of demonstrations: a mixture of templated tasks (JSON file with `tasks`), for instruction
+        /// tuning.
+        mixture: Option<String> = None,
         /// Passes over the data.
         epochs: u64 = 1,
         /// Demonstrations in one optimizer step.
@@ -56,17 +59,18 @@ recipe_args!(
     }
 );
 
-fn check_data(epochs: u64, batch_size: usize, heldout_fraction: f64) -> Result<(), ArgsError> {
+pub(super) fn check_data(epochs: u64, batch_size: usize, heldout_fraction: f64) -> Result<(), ArgsError> {
     ensure(epochs >= 1, "epochs", "must be at least 1")?;
     ensure(batch_size >= 1, "batch_size", "must be at least 1")?;
     ensure((0.0..=0.9).contains(&heldout_fraction), "heldout_fraction", "must be 0 to 0.9")
 }
 
 impl RecipeArgs for SftArgs {
-    const REQUIRED: &'static [&'static str] = &["model", "output_dir", "demonstrations"];
+    const REQUIRED: &'static [&'static str] = &["model", "output_dir"];
 
     fn check(&self) -> Result<(), ArgsError> {
         self.common().check()?;
+        ensure(!self.demonstrations.is_empty() || self.mixture.is_some(), "demonstrations", "is required")?;
         check_data(self.epochs, self.batch_size, self.heldout_fraction)
     }
 }

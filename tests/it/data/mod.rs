@@ -1,6 +1,7 @@
 //! Models, tokenizers and data files: read, written, and refused when damaged.
 
 mod chat;
+pub mod corpora;
 mod damaged;
 mod fixtures;
 mod prompts;

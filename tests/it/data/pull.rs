@@ -57,12 +57,12 @@ fn a_gguf_file_is_pulled_and_exported() {
     assert_eq!(pull::resolve(&file.to_string_lossy(), data.path()).unwrap(), file);
 
     let out = data.path().join("exported");
-    models_cli::export_model(&path, &out).unwrap();
+    models_cli::export_model(&path, &out, Default::default()).unwrap();
     let device = candle_core::Device::Cpu;
     let (a, b) = (model::load(&path, &device).unwrap(), model::load(&out, &device).unwrap());
     assert_same(&a.weights, &b.weights);
     assert_eq!(a.config, b.config);
-    assert!(models_cli::export_model(&path, &out).unwrap_err().to_string().contains("not empty"));
+    assert!(models_cli::export_model(&path, &out, Default::default()).unwrap_err().to_string().contains("not empty"));
 }
 
 #[test]

@@ -30,6 +30,14 @@ async fn refusals_name_the_field() {
         ("reward", json!({"publish_as": "../up"}), "publish_as"),
         ("reward", json!({"publish_as": "base"}), "publish_as"),
         ("reward", json!({"filter": {"colour": 1}}), "filter"),
+        ("pretrain", json!({"architecture": "gpt-tiny"}), "texts"),
+        ("pretrain", json!({"architecture": "gpt-tiny", "texts": ["../secret.txt"]}), "texts"),
+        ("pretrain", json!({"architecture": "gpt-tiny", "texts": ["/etc/passwd"]}), "texts"),
+        ("pretrain", json!({"architecture": "gpt-tiny", "texts": [".."]}), "texts"),
+        ("pretrain", json!({"architecture": "gpt-tiny", "texts": ["a.txt"], "tokenizer": "/t.json"}), "tokenizer"),
+        ("sft", json!({"mixture": "a/b.json"}), "mixture"),
+        ("finetune", json!({}), "labelled"),
+        ("finetune", json!({"labelled": 7}), "labelled"),
         ("ppo", json!({}), "reward_model"),
         ("ppo", json!({"reward_model": "base"}), "reward_model"),
     ] {
@@ -59,6 +67,11 @@ async fn names_and_ids_become_version_names() {
     assert_eq!(enqueue(store, "ppo", ppo).await.unwrap().args["reward_model"], "rm");
     let custom = enqueue(store, "ppo", json!({"reward": {"kind": "length", "target": 10}})).await.unwrap();
     assert_eq!(custom.args.get("reward_model"), None);
+    // A new model has no parent; one that goes on from a version names it.
+    let new = json!({"architecture": "gpt-tiny", "texts": ["a.txt"]});
+    assert_eq!(enqueue(store, "pretrain", new).await.unwrap().args.get("model"), None);
+    let more = json!({"model": base.id, "texts": ["a.txt"]});
+    assert_eq!(enqueue(store, "pretrain", more).await.unwrap().args["model"], "base");
 }
 
 #[test]

@@ -62,3 +62,35 @@ async fn rankings_become_a_reward_model() {
     assert!(done.checkpoint_uri.is_some());
     assert!(!data.path().join("jobs").join(job.id.as_str()).join("checkpoints").exists(), "cleared after success");
 }
+
+/// A corpus in the data directory becomes a model without a parent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_corpus_becomes_a_new_model() {
+    let fresh = backend::sqlite().await.unwrap();
+    let (store, data) = (fresh.store.clone(), tempfile::tempdir().unwrap());
+    let architecture = json!({"hidden_size": 16, "n_layers": 1, "n_heads": 2, "max_positions": 32});
+    let args = json!({"texts": ["raw.txt"], "architecture": architecture, "vocab_size": 300, "max_length": 16,
+        "max_steps": 2, "heldout_fraction": 0.1, "device": "cpu"});
+    let as_child = ["jobs::real::as_child", "--exact", "--ignored", "--nocapture", "--"].map(Into::into).to_vec();
+    let launch = Launch { program: std::env::current_exe().unwrap(), args: as_child };
+    let config = SupervisorConfig { threads: 1, ..SupervisorConfig::new(data.path().to_owned(), launch) };
+    let supervisor = Supervisor::new(store.clone(), recipes(), config);
+
+    let missing = enqueue(&*store, "pretrain", args.clone()).await.unwrap();
+    supervisor.run_one(&CancellationToken::new()).await.unwrap();
+    let error = store.get_job(&missing.id).await.unwrap().error.unwrap();
+    assert!(error.contains("texts: there is no 'raw.txt' in the corpora directory"), "{error}");
+
+    let corpora = data.path().join("corpora");
+    std::fs::create_dir_all(&corpora).unwrap();
+    std::fs::write(corpora.join("raw.txt"), crate::data::corpora::sentences(60).join("\n\n")).unwrap();
+    let job = enqueue(&*store, "pretrain", args).await.unwrap();
+    let state = supervisor.run_one(&CancellationToken::new()).await.unwrap();
+    let done = store.get_job(&job.id).await.unwrap();
+    assert_eq!(state, Some(JobState::Succeeded), "{:?}", done.error);
+    let name = done.result.unwrap()["model"].as_str().unwrap().to_owned();
+    let model = store.find_model(&name).await.unwrap().unwrap();
+    assert!(name.starts_with("new-pretrain-"), "{name}");
+    assert_eq!((model.kind, model.parent_id), (ModelKind::Policy, None));
+    assert!(model.metrics["bits_per_byte"].as_f64().unwrap() > 0.0);
+}

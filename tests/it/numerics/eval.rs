@@ -1,5 +1,6 @@
 //! Evaluation commands against numbers known from elsewhere.
 
+use instructd::eval::classify::{macro_f1, wilson};
 use instructd::eval::run::{EvalArgs, EvalResult, run};
 
 use crate::support::fixtures;
@@ -31,4 +32,12 @@ fn a_policy_is_not_a_reward_model() {
     assert!(error.to_string().contains("score.weight"), "{error}");
     let unknown = serde_json::json!({ "kind": "reward", "model": "x", "comparisons": "y", "typo": 1 });
     assert!(serde_json::from_value::<EvalArgs>(unknown).is_err());
+}
+
+#[test]
+fn intervals_and_f1() {
+    let [low, high] = wilson(8.0, 10.0);
+    assert!((low - 0.4902).abs() < 1e-4 && (high - 0.9433).abs() < 1e-4, "{low} {high}");
+    // Class 0: one of one said, two are: F1 2/3; class 1: two said, one is, one right: 2/3.
+    assert!((macro_f1(&[0, 1, 1], &[0, 0, 1], 3) - 2.0 / 3.0).abs() < 1e-12);
 }

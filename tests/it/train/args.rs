@@ -6,6 +6,10 @@ use serde_json::{Value, json};
 fn minimal(name: &str) -> Value {
     match name {
         "sft" => json!({"model": "m", "output_dir": "o", "demonstrations": "d.jsonl"}),
+        "pretrain" => json!({"model": "m", "output_dir": "o", "texts": ["t.txt"]}),
+        "mlm" => json!({"model": "m", "output_dir": "o", "texts": ["t.txt"]}),
+        "finetune" => json!({"model": "m", "output_dir": "o", "labelled": "l.jsonl"}),
+        "prompt_tuning" => json!({"model": "m", "output_dir": "o", "demonstrations": "d.jsonl"}),
         "reward" | "dpo" => json!({"model": "m", "output_dir": "o", "comparisons": "c.jsonl"}),
         _ => json!({"model": "m", "output_dir": "o", "prompts": "p.jsonl", "reward_model": "r"}),
     }
@@ -49,6 +53,19 @@ fn unknown_keys_are_named() {
 #[test]
 fn wrong_types_and_ranges_are_named() {
     for (recipe, change, field) in [
+        ("pretrain", json!({"texts": []}), "texts"),
+        ("pretrain", json!({"architecture": "gpt-9", "model": ""}), "architecture"),
+        ("pretrain", json!({"architecture": "bert-base", "model": ""}), "architecture"),
+        ("pretrain", json!({"architecture": "gpt2"}), "architecture"),
+        ("pretrain", json!({"model": ""}), "architecture"),
+        ("pretrain", json!({"vocab_size": 3}), "vocab_size"),
+        ("mlm", json!({"architecture": "gpt2", "model": ""}), "architecture"),
+        ("mlm", json!({"mask_rate": 1.0}), "mask_rate"),
+        ("finetune", json!({"lm_coef": -1.0}), "lm_coef"),
+        ("finetune", json!({"label_field": "text"}), "label_field"),
+        ("prompt_tuning", json!({"n_tokens": 0}), "n_tokens"),
+        ("prompt_tuning", json!({"lora": {"rank": 4}}), "lora"),
+        ("sft", json!({"demonstrations": ""}), "demonstrations"),
         ("sft", json!({"epochs": "two"}), "epochs"),
         ("sft", json!({"epochs": 0}), "epochs"),
         ("sft", json!({"batch_size": -1}), "batch_size"),

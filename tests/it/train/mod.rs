@@ -2,7 +2,9 @@
 
 mod args;
 mod checkpoint;
+mod family;
 mod gradients;
 mod optim;
+mod parity;
 mod real;
 mod recipes;

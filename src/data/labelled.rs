@@ -1,0 +1,77 @@
+//! Labelled texts: JSONL or CSV with a text and a label in every row.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::lines::{DataError, LineError, Lines};
+
+/// One row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Labelled {
+    pub text: String,
+    pub label: String,
+}
+
+/// The rows of a `.csv` file (with a header) or of JSON lines. Numbers and truth values count as labels by how
+/// they are written.
+///
+/// # Errors
+/// With the line: a field that is missing or empty, or no row at all.
+pub fn read(path: &Path, text_field: &str, label_field: &str) -> Result<Vec<Labelled>, DataError> {
+    let file = File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
+    let at = |error| DataError::Line { path: path.to_owned(), error };
+    let rows: Vec<Labelled> = if path.extension().is_some_and(|e| e == "csv") {
+        csv_rows(file, text_field, label_field).map_err(at)?
+    } else {
+        let row = |line: Result<(usize, String), LineError>| {
+            let (line, text) = line?;
+            json_row(&text, text_field, label_field).map_err(|message| LineError { line, message })
+        };
+        Lines::new(BufReader::new(file)).map(row).collect::<Result<_, _>>().map_err(at)?
+    };
+    if rows.is_empty() {
+        return Err(DataError::Empty { path: path.to_owned(), what: "labelled text" });
+    }
+    Ok(rows)
+}
+
+fn json_row(text: &str, text_field: &str, label_field: &str) -> Result<Labelled, String> {
+    let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
+    let text = value.get(text_field).and_then(Value::as_str).ok_or(format!("`{text_field}` must be a string"))?;
+    let label = match value.get(label_field) {
+        Some(Value::String(label)) => label.trim().to_owned(),
+        Some(label @ (Value::Number(_) | Value::Bool(_))) => label.to_string(),
+        _ => return Err(format!("`{label_field}` must be a string or a number")),
+    };
+    checked(text.to_owned(), label, text_field, label_field)
+}
+
+fn checked(text: String, label: String, text_field: &str, label_field: &str) -> Result<Labelled, String> {
+    match (text.trim().is_empty(), label.is_empty()) {
+        (true, _) => Err(format!("`{text_field}` is empty")),
+        (_, true) => Err(format!("`{label_field}` is empty")),
+        _ => Ok(Labelled { text, label }),
+    }
+}
+
+fn csv_rows(file: File, text_field: &str, label_field: &str) -> Result<Vec<Labelled>, LineError> {
+    let mut reader = csv::Reader::from_reader(BufReader::new(file));
+    let bad = |line: usize, message: String| LineError { line, message };
+    let header = reader.headers().map_err(|e| bad(1, e.to_string()))?;
+    let column = |name: &str| {
+        let found = header.iter().position(|h| h.trim_start_matches('\u{FEFF}').trim() == name);
+        found.ok_or_else(|| bad(1, format!("there is no column `{name}`")))
+    };
+    let (text, label) = (column(text_field)?, column(label_field)?);
+    let row = |record: Result<csv::StringRecord, csv::Error>| {
+        let line = |p: Option<&csv::Position>| p.map_or(0, |p| p.line() as usize);
+        let record = record.map_err(|e| bad(line(e.position()), e.to_string()))?;
+        let cell = |i: usize| record.get(i).unwrap_or_default().to_owned();
+        let labelled = checked(cell(text), cell(label).trim().to_owned(), text_field, label_field);
+        labelled.map_err(|message| bad(line(record.position()), message))
+    };
+    reader.records().map(row).collect()
+}

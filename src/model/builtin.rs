@@ -1,0 +1,49 @@
+//! The small model inside the program: what serves when no other model can be had.
+
+use std::path::{Path, PathBuf};
+
+use rust_embed::RustEmbed;
+
+use super::pull::models_dir;
+
+/// Its name for `--model`.
+pub const NAME: &str = "builtin";
+
+#[derive(RustEmbed)]
+#[folder = "builtin/"]
+#[include = "*.json"]
+#[include = "*.safetensors"]
+struct Files;
+
+/// Files of the built-in model, by name.
+pub fn files() -> impl Iterator<Item = (String, Vec<u8>)> {
+    Files::iter().filter_map(|name| Some((name.to_string(), Files::get(&name)?.data.into_owned())))
+}
+
+/// Writes the model under `DATA_DIR/models/builtin` unless the same files are there, and returns that
+/// directory. Files appear whole or not at all, the weights last.
+///
+/// # Errors
+/// When the directory cannot be written.
+pub fn unpack(data_dir: &Path) -> std::io::Result<PathBuf> {
+    let dir = models_dir(data_dir).join(NAME);
+    std::fs::create_dir_all(&dir)?;
+    let mut all: Vec<(String, Vec<u8>)> = files().collect();
+    all.sort_by_key(|(name, _)| name.ends_with(".safetensors"));
+    for (name, bytes) in all {
+        let path = dir.join(&name);
+        if std::fs::read(&path).is_ok_and(|there| there == bytes) {
+            continue;
+        }
+        let mut beside = tempfile::NamedTempFile::new_in(&dir)?;
+        std::io::Write::write_all(&mut beside, &bytes)?;
+        beside.as_file().sync_all()?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            beside.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        }
+        beside.persist(&path)?;
+    }
+    Ok(dir)
+}
