@@ -226,7 +226,16 @@ pub(super) fn from_scratch(
     let weights = init(&config, heads, device, normals)?;
     let chat_template = tokenizer.config().and_then(|c| c.get("chat_template")?.as_str()).map(str::to_owned);
     let source = Source { path: PathBuf::from("(a new model)"), weight_files: Vec::new() };
-    Ok(Loaded { config, weights, tokenizer: Some(tokenizer), chat_template, hf_config, instructd: None, source })
+    Ok(Loaded {
+        config,
+        weights,
+        tokenizer: Some(tokenizer),
+        chat_template,
+        hf_config,
+        instructd: None,
+        source,
+        gguf: None,
+    })
 }
 
 /// The first words of a few held-out documents.
