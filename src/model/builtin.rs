@@ -11,13 +11,14 @@ pub const NAME: &str = "builtin";
 
 #[derive(RustEmbed)]
 #[folder = "builtin/"]
-#[include = "*.json"]
-#[include = "*.safetensors"]
 struct Files;
 
 /// Files of the built-in model, by name.
 pub fn files() -> impl Iterator<Item = (String, Vec<u8>)> {
-    Files::iter().filter_map(|name| Some((name.to_string(), Files::get(&name)?.data.into_owned())))
+    let of_the_model = |name: &str| name.ends_with(".json") || name.ends_with(".safetensors");
+    Files::iter()
+        .filter(move |name| of_the_model(name))
+        .filter_map(|name| Some((name.to_string(), Files::get(&name)?.data.into_owned())))
 }
 
 /// Writes the model under `DATA_DIR/models/builtin` unless the same files are there, and returns that

@@ -72,7 +72,7 @@ fn labelled(world: &World, n: usize) -> String {
 fn finetune(world: &World, model: &Path, out: &str) -> Value {
     json!({
         "model": model, "output_dir": world.path(out), "labelled": labelled(world, 400), "device": "cpu",
-        "learning_rate": 5e-3, "epochs": 6, "batch_size": 16, "heldout_fraction": 0.2,
+        "learning_rate": 2e-3, "epochs": 8, "batch_size": 16, "heldout_fraction": 0.2,
     })
 }
 
@@ -108,7 +108,7 @@ fn masked_pretraining_learns_to_guess() {
     let world = World::new();
     let (recorder, metrics) = train("mlm", &mlm(&world, "out"));
     let losses = recorder.curve("loss");
-    assert!((losses[0] - 220f64.ln()).abs() < 0.3, "{losses:?}");
+    assert!((losses[0] - 220f64.ln()).abs() < 0.6, "{losses:?}");
     let heldout = metrics["heldout_loss"].as_f64().unwrap();
     assert!(heldout < 3.0, "{heldout}, curve {losses:?}");
     let loaded = load(Path::new(&world.path("out")), &Device::Cpu).unwrap();
