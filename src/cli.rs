@@ -42,14 +42,12 @@ pub async fn export(config: Config, format: String, split: Option<String>, out: 
     };
     let store = crate::app::open_store(&config).await?;
     let (services, _) = crate::app::services(config, store.clone()).await?;
-    let text = crate::service::transfer::write_out(&services, format, split).await?;
+    let selection = crate::service::transfer::Selection { split, ..Default::default() };
+    let file = crate::service::transfer::write_out(&services, format, selection).await?;
     store.close().await;
     match out {
-        Some(path) => std::fs::write(&path, text).with_context(|| format!("writing {}", path.display())),
-        None => {
-            print!("{text}");
-            Ok(())
-        }
+        Some(path) => std::fs::write(&path, file).with_context(|| format!("writing {}", path.display())),
+        None => Ok(std::io::Write::write_all(&mut std::io::stdout(), &file)?),
     }
 }
 

@@ -103,6 +103,14 @@ pub struct LabelingConfig {
     pub completions_per_set: usize,
     /// `max_tokens` of completions drawn for a set.
     pub max_tokens: usize,
+    /// Share of turns, 0 to 1, on which a set with a hidden known answer is given, where there are any.
+    pub gold_share: f64,
+    /// The same for calibration sets, whose answer is shown after the vote.
+    pub calibration_share: f64,
+    /// Calibration sets that a new labeler gets before other work, where there are any.
+    pub onboarding_sets: i64,
+    /// Judgments a day (UTC) of a labeler who has no quota of their own; 0 = no limit.
+    pub daily_quota: i64,
     /// Markdown file with the guidelines; `None` = the built-in text.
     pub guidelines: Option<PathBuf>,
 }
@@ -197,7 +205,17 @@ impl Default for EngineConfig {
 
 impl Default for LabelingConfig {
     fn default() -> Self {
-        Self { lease_seconds: 600, overlap: 1, completions_per_set: 2, max_tokens: 256, guidelines: None }
+        Self {
+            lease_seconds: 600,
+            overlap: 1,
+            completions_per_set: 2,
+            max_tokens: 256,
+            gold_share: 0.1,
+            calibration_share: 0.05,
+            onboarding_sets: 5,
+            daily_quota: 0,
+            guidelines: None,
+        }
     }
 }
 
@@ -309,6 +327,25 @@ impl Config {
         }
         if self.labeling.overlap > 100 {
             return Err(error("labeling.overlap", "must be 1 to 100"));
+        }
+        for (key, share) in [
+            ("labeling.gold_share", self.labeling.gold_share),
+            ("labeling.calibration_share", self.labeling.calibration_share),
+        ] {
+            if !(0.0..=1.0).contains(&share) {
+                return Err(error(key, "must be 0 to 1"));
+            }
+        }
+        if self.labeling.gold_share + self.labeling.calibration_share > 1.0 {
+            return Err(error("labeling.gold_share", "and labeling.calibration_share must be at most 1 together"));
+        }
+        for (key, value) in [
+            ("labeling.onboarding_sets", self.labeling.onboarding_sets),
+            ("labeling.daily_quota", self.labeling.daily_quota),
+        ] {
+            if value < 0 {
+                return Err(error(key, "must not be negative"));
+            }
         }
         if !(2..=9).contains(&self.labeling.completions_per_set) {
             return Err(error("labeling.completions_per_set", "must be 2 to 9"));

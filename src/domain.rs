@@ -61,6 +61,7 @@ ulid_ids!(
     ApiKeyId,
     InviteId,
     FeedbackId,
+    DrawId,
 );
 
 /// Declares a closed set of lower-case names that serde, the database and the API share.
@@ -158,7 +159,7 @@ pub struct ComparisonSet {
     pub prompt_id: PromptId,
     pub kind: SetKind,
     pub target_overlap: i64,
-    /// `random`, `uncertainty`, `disagreement`, `versus`, `import`, `ask`.
+    /// `random`, `uncertainty`, `disagreement`, `versus`, `stored`, `import`, `ask`.
     pub selection_policy: String,
     pub selection_score: Option<f64>,
     pub status: SetStatus,
@@ -187,6 +188,25 @@ name_enum!(
     /// How strongly the best is preferred; pairwise sets only.
     Strength { Significantly = "significantly", Clearly = "clearly", Slightly = "slightly", Barely = "barely" }
 );
+
+name_enum!(DrawState { Running = "running", Done = "done", Failed = "failed", Cancelled = "cancelled" });
+
+/// Sets being drawn in the background from stored prompts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SetDraw {
+    pub id: DrawId,
+    /// As asked for.
+    pub request: serde_json::Value,
+    pub state: DrawState,
+    /// Sets to make; prompts (or sets) looked at; sets made.
+    pub wanted: i64,
+    pub looked_at: i64,
+    pub made: i64,
+    pub error: Option<String>,
+    pub created: Micros,
+    /// Last sign of life: a running draw that is long silent died with its server.
+    pub updated: Micros,
+}
 
 /// One person's word on one set. Append-only: a correction is a new revision that supersedes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -258,6 +278,33 @@ pub struct RankedItem {
     pub shown_position: i64,
 }
 
+/// A labeler's latest word on a set without its texts: what quality figures read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JudgedSet {
+    pub judgment_id: JudgmentId,
+    pub set_id: SetId,
+    pub prompt_id: PromptId,
+    pub labeler_id: LabelerId,
+    pub kind: SetKind,
+    pub outcome: Outcome,
+    pub active_ms: i64,
+    /// Given on the page under a lease, in an order drawn for it.
+    pub leased: bool,
+    pub created: Micros,
+    pub items: Vec<JudgedItem>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JudgedItem {
+    pub completion_id: CompletionId,
+    pub model_version_id: Option<ModelVersionId>,
+    pub origin: CompletionOrigin,
+    /// Characters.
+    pub length: i64,
+    pub tier: i64,
+    pub shown_position: i64,
+}
+
 // ---------------------------------------------------------------- people and access
 
 name_enum!(Role { Labeler = "labeler", Reviewer = "reviewer", Admin = "admin" });
@@ -268,7 +315,20 @@ pub struct Labeler {
     pub name: String,
     pub role: Role,
     pub active: bool,
+    /// Judgments a day (UTC); `None` = as configured, 0 = no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub daily_quota: Option<i64>,
+    /// When the person's data was erased on request; the row stays, because judgments refer to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erased: Option<Micros>,
     pub created: Micros,
+}
+
+impl Labeler {
+    /// A new, active labeler without a quota of their own.
+    pub fn new(id: LabelerId, name: String, role: Role, created: Micros) -> Self {
+        Self { id, name, role, active: true, daily_quota: None, erased: None, created }
+    }
 }
 
 /// A bearer key; only its SHA-256 is kept. Scopes: `admin`, `feedback`, `inference`.
@@ -315,6 +375,20 @@ pub struct FeedbackEvent {
     pub value: serde_json::Value,
     pub actor_hash: Option<String>,
     pub idempotency_key: String,
+    pub created: Micros,
+}
+
+/// One line of the audit trail.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    pub id: i64,
+    /// Labeler id of who did it.
+    pub actor: String,
+    /// `invite`, `create_key`, `import`, `promote`, `erase`, …
+    pub action: String,
+    /// Id (or name) of what it was done to.
+    pub target: String,
+    pub detail: serde_json::Value,
     pub created: Micros,
 }
 
@@ -418,6 +492,9 @@ pub struct Metric {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DatasetVersion {
     pub id: DatasetId,
+    /// Unique, if given; versions that jobs froze have none.
+    #[serde(default)]
+    pub name: Option<String>,
     pub filter: serde_json::Value,
     pub as_of: Micros,
     /// SHA-256 (hex) of the exported JSONL.

@@ -5,6 +5,7 @@ use std::io::BufRead;
 use serde_json::{Map, Value, json};
 
 use super::lines::{LineError, Lines};
+use super::oasst;
 use super::preferences::pairs;
 use super::records::{Comparison, Format, PromptInput, PromptRecord, RankedText, Record, Written};
 use crate::domain::{Message, Split, Strength};
@@ -14,11 +15,16 @@ const MAX_COMPLETIONS: usize = 64;
 
 type Parsed<T> = Result<T, String>;
 
-/// The records of a JSONL stream, in order; bad lines come as errors and do not end the stream.
+/// The records of a JSONL stream, in order; bad lines come as errors and do not end the stream. A line of
+/// Open-Assistant trees may hold several rankings or none. Parquet is no lines: see `parquet::read`.
 pub fn import<R: BufRead>(format: Format, reader: R) -> impl Iterator<Item = Result<Record, LineError>> {
-    Lines::new(reader).map(move |line| {
-        let (line, text) = line?;
-        parse_line(format, &text).map_err(|message| LineError { line, message })
+    Lines::new(reader).flat_map(move |line| {
+        let parsed =
+            line.and_then(|(line, text)| parse_line(format, &text).map_err(|message| LineError { line, message }));
+        match parsed {
+            Ok(records) => records.into_iter().map(Ok).collect(),
+            Err(e) => vec![Err(e)],
+        }
     })
 }
 
@@ -26,11 +32,13 @@ pub fn import<R: BufRead>(format: Format, reader: R) -> impl Iterator<Item = Res
 /// formats that cannot hold the record give none.
 pub fn export(format: Format, record: &Record) -> Vec<String> {
     match (format, record) {
-        (Format::Comparisons, Record::Comparison(c)) => vec![json!(c).to_string()],
-        (Format::Demonstrations, Record::Demonstration(d)) => vec![json!(d).to_string()],
+        // Fields in the order of the struct, as jobs write them: the same data has the same hash.
+        (Format::Comparisons, Record::Comparison(c)) => serde_json::to_string(c).into_iter().collect(),
+        (Format::Demonstrations, Record::Demonstration(d)) => serde_json::to_string(d).into_iter().collect(),
         (Format::Prompts, Record::Prompt(p)) => vec![json!(p).to_string()],
         (Format::Trl, Record::Comparison(c)) => pair_lines(c, trl_line),
         (Format::Hh, Record::Comparison(c)) => pair_lines(c, hh_line),
+        (Format::Oasst, Record::Comparison(c)) => oasst::tree(c).iter().map(Value::to_string).collect(),
         _ => Vec::new(),
     }
 }
@@ -60,16 +68,28 @@ fn hh_line(prompt: &PromptInput, chosen: &str, rejected: &str) -> Value {
     json!({"chosen": format!("{text}\n\nAssistant: {chosen}"), "rejected": format!("{text}\n\nAssistant: {rejected}")})
 }
 
-fn parse_line(format: Format, text: &str) -> Parsed<Record> {
+fn parse_line(format: Format, text: &str) -> Parsed<Vec<Record>> {
     let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
+    if format == Format::Oasst {
+        return Ok(oasst::rankings(&value)?.into_iter().map(Record::Comparison).collect());
+    }
     let Value::Object(fields) = value else { return Err("must be a JSON object".into()) };
-    Ok(match format {
+    Ok(vec![match format {
         Format::Comparisons => Record::Comparison(comparison(&fields)?),
         Format::Trl => Record::Comparison(trl(&fields)?),
         Format::Hh => Record::Comparison(hh(string(&fields, "chosen")?, string(&fields, "rejected")?)?),
         Format::Demonstrations => Record::Demonstration(demonstration(&fields)?),
         Format::Prompts => Record::Prompt(prompt_record(&fields)?),
-    })
+        Format::Oasst | Format::Parquet => return Err(format!("{} is not read by lines", format.as_str())),
+    }])
+}
+
+/// A row with `prompt`, `chosen`, `rejected` in any of TRL's shapes, and perhaps `split`.
+pub(super) fn preference(fields: &Map<String, Value>) -> Parsed<Comparison> {
+    let mut comparison = trl(fields)?;
+    // Other data sets name their files' parts `split` too; only our two names mean a side.
+    comparison.split = optional_string(fields, "split")?.and_then(|s| Split::parse(&s));
+    Ok(comparison)
 }
 
 // ---------------------------------------------------------------- fields

@@ -1,13 +1,16 @@
-//! Judgments, demonstrations and prompts as files: JSONL in and out, pairs from rankings, text corpora.
+//! Judgments, demonstrations and prompts as files: JSONL and Parquet in and out, pairs from rankings, text corpora.
 //! No SQL and no tensors: rows of the store and files of a job meet here.
 
 pub mod corpus;
 pub mod dedup;
 pub mod documents;
 mod formats;
+pub mod from_feedback;
 pub mod labelled;
 mod lines;
 pub mod mixture;
+mod oasst;
+pub mod parquet;
 pub mod preferences;
 pub mod records;
 

@@ -15,10 +15,15 @@ pub enum Format {
     Hh,
     Demonstrations,
     Prompts,
+    /// Open-Assistant message trees: every ranked group of replies is a ranking.
+    Oasst,
+    /// TRL preference data as a Parquet file, not as lines.
+    Parquet,
 }
 
 impl Format {
-    pub const ALL: &'static [Self] = &[Self::Comparisons, Self::Trl, Self::Hh, Self::Demonstrations, Self::Prompts];
+    pub const ALL: &'static [Self] =
+        &[Self::Comparisons, Self::Trl, Self::Hh, Self::Demonstrations, Self::Prompts, Self::Oasst, Self::Parquet];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -27,6 +32,8 @@ impl Format {
             Self::Hh => "hh",
             Self::Demonstrations => "demonstrations",
             Self::Prompts => "prompts",
+            Self::Oasst => "oasst",
+            Self::Parquet => "parquet",
         }
     }
 

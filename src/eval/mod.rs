@@ -2,4 +2,5 @@
 
 pub mod classify;
 pub mod preference;
+pub mod quality;
 pub mod run;

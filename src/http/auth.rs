@@ -23,6 +23,8 @@ pub enum Access {
     Inference,
     /// People who rank and programs that give feedback.
     Feedback,
+    /// Reviewers and administrators: they see everybody's judgments and settle disagreements.
+    Review,
     Admin,
 }
 
@@ -32,6 +34,7 @@ impl Access {
             Self::Public => "public",
             Self::Inference => "inference",
             Self::Feedback => "feedback",
+            Self::Review => "review",
             Self::Admin => "admin",
         }
     }
@@ -45,6 +48,7 @@ impl Access {
             }
             (Self::Inference, Some(a)) => (a.inference || a.is_admin(), "this key is not for inference"),
             (Self::Feedback, Some(a)) => (a.feedback, "this key is not for feedback"),
+            (Self::Review, Some(a)) => (a.feedback && a.role >= Role::Reviewer, "this needs a reviewer"),
             (Self::Admin, Some(a)) => (a.is_admin(), "this needs an administrator"),
         };
         if wanted.0 { Ok(()) } else { Err(ApiError::forbidden(wanted.1)) }

@@ -12,7 +12,7 @@ use super::error::ApiResult;
 use super::extract::{Json, Path, Query};
 use super::markdown;
 use crate::domain::*;
-use crate::service::label::{self, Turn, Word};
+use crate::service::label::{self, Next, Turn, Word};
 use crate::service::people::Actor;
 use crate::service::{Services, guidelines as words};
 use crate::store::{Page, Submitted};
@@ -43,8 +43,10 @@ pub async fn next(
     Caller(actor): Caller,
     Query(query): Query<NextQuery>,
 ) -> ApiResult<Response> {
-    let Some(turn) = label::next(&state.services, &actor, query.set_id).await? else {
-        return Ok(StatusCode::NO_CONTENT.into_response());
+    let turn = match label::next(&state.services, &actor, query.set_id).await? {
+        Next::Turn(turn) => turn,
+        Next::Empty => return Ok((StatusCode::NO_CONTENT, [("x-queue", "empty")]).into_response()),
+        Next::QuotaUsed => return Ok((StatusCode::NO_CONTENT, [("x-queue", "quota")]).into_response()),
     };
     Ok(axum::Json(turn_json(&actor, &turn)).into_response())
 }
@@ -63,6 +65,7 @@ pub(super) fn turn_json(actor: &Actor, turn: &Turn) -> Value {
         "guideline_version": turn.guideline_version,
         "me": {"name": actor.name, "done_today": turn.done_today, "done_total": turn.done_total},
         "queue": {"open": turn.queue_open},
+        "onboarding": turn.onboarding,
     })
 }
 
@@ -134,30 +137,35 @@ pub struct Flag {
     pub note: Option<String>,
 }
 
+impl JudgmentRequest {
+    pub fn into_word(self) -> Word {
+        Word {
+            lease_token: self.lease_token,
+            outcome: self.outcome,
+            items: self.items.into_iter().map(|i| (i.completion_id, i.tier, i.rating)).collect(),
+            strength: self.strength,
+            rationale: self.rationale,
+            flags: self
+                .flags
+                .into_iter()
+                .map(|f| JudgmentFlag { completion_id: f.completion_id, code: f.code, note: f.note })
+                .collect(),
+            ideal_answer: self.ideal_answer,
+            active_ms: self.active_ms,
+            wall_ms: self.wall_ms,
+            idempotency_key: self.idempotency_key,
+            revises: self.revises,
+        }
+    }
+}
+
 pub async fn submit(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Path(id): Path<AssignmentId>,
     Json(body): Json<JudgmentRequest>,
 ) -> ApiResult<axum::Json<Value>> {
-    let word = Word {
-        lease_token: body.lease_token,
-        outcome: body.outcome,
-        items: body.items.into_iter().map(|i| (i.completion_id, i.tier, i.rating)).collect(),
-        strength: body.strength,
-        rationale: body.rationale,
-        flags: body
-            .flags
-            .into_iter()
-            .map(|f| JudgmentFlag { completion_id: f.completion_id, code: f.code, note: f.note })
-            .collect(),
-        ideal_answer: body.ideal_answer,
-        active_ms: body.active_ms,
-        wall_ms: body.wall_ms,
-        idempotency_key: body.idempotency_key,
-        revises: body.revises,
-    };
-    let (submitted, completions) = label::submit(&state.services, &actor, &id, word).await?;
+    let (submitted, completions) = label::submit(&state.services, &actor, &id, body.into_word()).await?;
     Ok(axum::Json(submitted_json(&state.services, &submitted, &completions).await?))
 }
 
@@ -171,7 +179,13 @@ pub async fn submitted_json(
     for completion in completions {
         reveal.push(json!({"completion_id": completion.id, "model": label::author(services, completion).await?}));
     }
-    Ok(json!({"judgment": submitted.judgment, "replayed": submitted.replayed, "reveal": reveal}))
+    let verdict = label::verdict(services, &submitted.judgment).await?;
+    Ok(json!({"judgment": submitted.judgment, "replayed": submitted.replayed, "reveal": reveal, "verdict": verdict}))
+}
+
+/// The caller's own progress, pace and agreement.
+pub async fn me(State(state): State<AppState>, Caller(actor): Caller) -> ApiResult<Response> {
+    Ok(axum::Json(crate::service::own_page::figures(&state.services, &actor).await?).into_response())
 }
 
 /// `after` and `limit` of lists.

@@ -21,7 +21,7 @@ fn document(table: &[Route]) -> Value {
             "summary": route.about,
             "operationId": operation_id(route),
             "responses": {
-                "2XX": {"description": "done"},
+                "2XX": {"description": route.answer.unwrap_or("done")},
                 "4XX": {"description": "refused", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}},
                 "5XX": {"description": "failed", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}},
             },
@@ -99,6 +99,9 @@ pub async fn docs(State(state): State<AppState>) -> Response {
             escape(route.about),
             route.access.as_str()
         ));
+        if let Some(answer) = route.answer {
+            body.push_str(&format!("<p>{}</p>", escape(answer)));
+        }
         if let Some(properties) = route.body.as_ref().and_then(|b| b["properties"].as_object()) {
             body.push_str("<dl>");
             for (name, schema) in properties {

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
-use super::auth::Access::{self, Admin, Feedback, Inference, Public};
+use super::auth::Access::{self, Admin, Feedback, Inference, Public, Review};
 use super::{AppState, admin, ask, feedback, label, openai, openapi, pages, session, sets, status};
 use crate::config::LimitsConfig;
 
@@ -21,10 +21,16 @@ pub struct Route {
     pub about: &'static str,
     /// JSON Schema of the request body.
     pub body: Option<Value>,
+    /// What the answer holds, where its shape does not speak for itself.
+    pub answer: Option<&'static str>,
     pub handler: MethodRouter<AppState>,
 }
 
 impl Route {
+    fn answering(self, answer: &'static str) -> Self {
+        Self { answer: Some(answer), ..self }
+    }
+
     fn taking<T: JsonSchema>(mut self) -> Self {
         // Inlined: a `$ref` inside one body would point into the whole document.
         let settings = SchemaSettings::draft2020_12().with(|s| s.inline_subschemas = true);
@@ -39,7 +45,7 @@ where
     T: 'static,
 {
     let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
-    Route { method, path, access, about, body: None, handler: on(filter, handler) }
+    Route { method, path, access, about, body: None, answer: None, handler: on(filter, handler) }
 }
 
 fn get<H: Handler<T, AppState>, T: 'static>(path: &'static str, access: Access, about: &'static str, h: H) -> Route {
@@ -60,6 +66,7 @@ pub fn table(limits: &LimitsConfig) -> Vec<Route> {
     all.extend(inference());
     all.extend(people());
     all.extend(administration(limits));
+    all.extend(review());
     all
 }
 
@@ -120,7 +127,12 @@ fn people() -> Vec<Route> {
             .taking::<feedback::FeedbackRequest>(),
         get("/v1/judgments", Feedback, "Judgments, newest first (labelers see their own)", label::judgments),
         get("/v1/guidelines", Public, "How to rank", label::guidelines),
-        get("/v1/label/next", Feedback, "Lease the next set to rank; 204 when none is open", label::next),
+        get("/v1/label/next", Feedback, "Lease the next set to rank; 204 when none is open", label::next).answering(
+            "200: assignment_id, lease_token, expires_at, set_id, kind (normal, or calibration: its answer is \
+                 shown after the vote), prompt, completions in shown order, guideline_version, me, queue, \
+                 onboarding: {done, needed} while calibration sets come first, else null. 204: the header x-queue \
+                 is empty, or quota when the day's quota is used",
+        ),
         post(
             "/v1/label/ask",
             Feedback,
@@ -131,7 +143,17 @@ fn people() -> Vec<Route> {
         post("/v1/label/{id}/renew", Feedback, "Extend a lease", label::renew).taking::<label::Lease>(),
         post("/v1/label/{id}/release", Feedback, "Give a lease back", label::release).taking::<label::Lease>(),
         post("/v1/label/{id}/judgment", Feedback, "Judge a leased set", label::submit)
-            .taking::<label::JudgmentRequest>(),
+            .taking::<label::JudgmentRequest>()
+            .answering(
+                "judgment, replayed, reveal: who wrote what, verdict: for calibration sets {met (0 to 1, null when \
+                 nothing was ranked), expected: [{completion_id, tier}], explanation}, else null",
+            ),
+        get("/v1/label/me", Feedback, "Own progress, pace and agreement", label::me).answering(
+            "{labeler_id, name, role, done_today, done_total, quota (null = none), quota_left, onboarding: {done, \
+             needed} or null, days: [{start, judgments}] of the last 14, median_active_ms, median_active_ms_today, \
+             tie_rate, skip_rate, agreement_with_others, calibration_accuracy: figures {value, low, high, n} or \
+             null, queue_open}",
+        ),
         get("/v1/label/history", Feedback, "Own latest judgments", label::history),
         get("/v1/label/judgments/{id}", Feedback, "A judgment with its set as shown", label::reopen),
     ]
@@ -141,13 +163,23 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
     let mut import = post(
         "/admin/import",
         Admin,
-        "JSON lines in: comparisons, trl, hh, demonstrations, prompts",
+        "A file in: comparisons, trl, hh, demonstrations, prompts, oasst (lines), parquet; ?known_answer=gold",
         admin::transfer::import,
     );
     import.handler = import.handler.layer(DefaultBodyLimit::max(limits.import_bytes));
     vec![
         get("/admin/api/overview", Admin, "The loop in figures and the next sensible action", admin::overview),
         get("/admin/api/throughput", Admin, "Judgments a day, time at work, the queue", admin::throughput),
+        get("/admin/sets", Admin, "Sets with kind, policy and score, newest first", admin::sets::list),
+        post("/admin/sets/draw", Admin, "Draw sets in bulk from stored prompts, in the background", admin::sets::draw)
+            .taking::<crate::service::draw::DrawRequest>()
+            .answering("202: the draw: {id, request, state, wanted, looked_at, made, error, created, updated}"),
+        get("/admin/sets/draws", Admin, "Draws, newest first", admin::sets::draws),
+        get("/admin/sets/draws/{id}", Admin, "One draw: running, done, failed or cancelled", admin::sets::get_draw),
+        post("/admin/sets/draws/{id}/cancel", Admin, "Stop a running draw", admin::sets::cancel_draw),
+        post("/admin/sets/{id}/known-answer", Admin, "Make a set gold or calibration", admin::sets::known_answer)
+            .taking::<admin::sets::KnownAnswerRequest>(),
+        post("/admin/sets/{id}/retire", Admin, "Take a set out of the queue", admin::sets::retire),
         get("/admin/recipes", Admin, "What can be trained, with argument schemas", admin::jobs::recipes),
         get("/admin/jobs", Admin, "Jobs, newest first", admin::jobs::list),
         post("/admin/jobs", Admin, "Queue a job", admin::jobs::create).taking::<admin::jobs::JobRequest>(),
@@ -174,17 +206,84 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         post("/admin/settings", Admin, "Change a setting while the server runs", admin::settings::change)
             .taking::<admin::settings::Change>(),
         import,
-        get("/admin/export", Admin, "JSON lines out: comparisons, trl, hh, demonstrations", admin::transfer::export),
+        get("/admin/export", Admin, "A file out: comparisons, trl, hh, demonstrations, oasst (lines), parquet", admin::transfer::export)
+            .answering("Query: format, split (train, heldout), feedback (true: also preferences from applications' events), or dataset (id or name of a version: its exact rankings, or 409 when some were erased)"),
+        get("/admin/datasets", Admin, "Dataset versions, newest first", admin::transfer::list_datasets),
+        post("/admin/datasets", Admin, "Freeze a dataset version", admin::transfer::create_dataset).taking::<admin::transfer::NewDataset>(),
+        get("/admin/datasets/{id}", Admin, "One dataset version by id or name", admin::transfer::get_dataset),
+        get("/admin/audit", Admin, "Audit trail, newest first", admin::people::audit).answering("Query: actor, action, target, since, until (µs), before (id), limit. {data: [{id, actor, action, target, detail, created}], before}"),
         get("/admin/labelers", Admin, "People who rank", admin::people::labelers),
         post("/admin/labelers", Admin, "Add a labeler", admin::people::add_labeler)
             .taking::<admin::people::NewLabeler>(),
         post("/admin/labelers/{id}/active", Admin, "Let a labeler in or keep them out", admin::people::set_active)
             .taking::<admin::people::SetActive>(),
+        post("/admin/labelers/{id}", Admin, "Change role, quota or activity of a labeler", admin::people::change_labeler).taking::<admin::people::LabelerChange>(),
+        get("/admin/labelers/{id}/data", Admin, "Everything stored about a person, for the person", admin::people::personal_data),
+        post("/admin/labelers/{id}/erase", Admin, "Erase a person's data on request", admin::people::erase).taking::<admin::people::EraseRequest>().answering("{judgments, demonstrations, feedback_events, sessions, keys, invites}: how many were removed or made anonymous"),
+        delete("/admin/invites/{id}", Admin, "Revoke an unused invite", admin::people::revoke_invite),
         get("/admin/invites", Admin, "Invites", admin::people::invites),
         post("/admin/invites", Admin, "Make a one-use invite", admin::people::invite)
             .taking::<admin::people::NewInvite>(),
         get("/admin/keys", Admin, "API keys", admin::people::keys),
         post("/admin/keys", Admin, "Make an API key", admin::people::create_key).taking::<admin::people::NewKey>(),
         delete("/admin/keys/{id}", Admin, "Revoke an API key", admin::people::revoke_key),
+    ]
+}
+
+/// What reviewers may do beside ranking.
+fn review() -> Vec<Route> {
+    vec![
+        get("/v1/review/sets/{id}", Review, "A set with everybody's latest judgments", admin::sets::review).answering(
+            "{set, prompt, completions: [{id, text, html, author}], judgments: [{judgment, labeler: {id, name}}], \
+             settled_by: labeler id or null}",
+        ),
+        post(
+            "/v1/review/sets/{id}/settle",
+            Review,
+            "Settle a set: datasets take this judgment instead of the others",
+            admin::sets::settle,
+        )
+        .taking::<label::JudgmentRequest>(),
+        get(
+            "/admin/api/quality",
+            Review,
+            "Agreement, labelers and length bias of the judgments",
+            admin::quality::report,
+        )
+        .answering(
+            "Query: kind (normal, gold, calibration; all when absent), days (only the last N), replicates \
+                 (bootstrap, 1000), seed (0). A figure is {value, low, high, n}: 95 % interval (null where none can \
+                 be given) and how many things were counted; null where nothing can be said. agreement: {units \
+                 (pairs of completions rated by two or more), sets, labelers, pairwise, pairwise_without_ties, \
+                 alpha_ordinal, alpha_nominal (Krippendorff), fleiss_kappa, fleiss_raters, cohen: [{kappa, \
+                 weighted_kappa}]}; cohen_pairs: [[[id, name], [id, name]]] in cohen's order; labelers: [{labeler_id, \
+                 name, role, active, judgments, skip_rate, unrankable_rate, all_bad_rate, tie_rate, \
+                 median_active_ms, p90_active_ms, left_bias (share preferring the first shown; 0.5 = none), \
+                 gold_accuracy, agreement_with_others, attention (weight in the consensus, 0 to 1)}]; length: \
+                 {preferences, longer_wins, per_doubling (log-odds), mean_preferred, mean_other (characters)}",
+        ),
+        get(
+            "/admin/api/quality/versions",
+            Review,
+            "Table of model versions by human preference",
+            admin::quality::versions,
+        )
+        .answering(
+            "Query: as /admin/api/quality, and length_controlled (false). Bradley–Terry with Davidson's ties: \
+                 {versions: [{model_version_id (null for human answers), name, strength: figure (log-odds over the \
+                 mean), elo, best (share of bootstrap replicates it led)}] best first, wins[i][j]: {wins, losses, \
+                 ties, win_rate, expected} of i against j, tie_rate, length_effect, length_controlled, comparisons, \
+                 prompts}",
+        ),
+        get(
+            "/admin/api/quality/consensus",
+            Review,
+            "Consensus on ranked sets, the most disputed first",
+            admin::quality::consensus,
+        )
+        .answering(
+            "Query: as /admin/api/quality, and limit (50). {data: [{set_id, judgments, disagreement (0 to 1, null \
+                 with one judgment), completions: [{completion_id, score}] best first}], total}",
+        ),
     ]
 }

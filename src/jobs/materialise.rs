@@ -9,9 +9,10 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::queue::{FILES, JobArgs, artifact_path, file_names, find_version, needs_model, takes, wants_ptx};
+use crate::data::from_feedback::{Told, preferences};
 use crate::data::{Comparison, PromptRecord, Written, pairs};
 use crate::domain::*;
-use crate::store::{Page, Store, StoreError};
+use crate::store::{Page, RankedFilter, Store, StoreError};
 use crate::train::Recipe;
 
 /// Why a job cannot start.
@@ -54,11 +55,41 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::rename(&beside, path)
 }
 
+/// The rankings that a filter finds: people's, and those that follow from applications' feedback where
+/// the filter asks for them (feedback has no labeler, so a filter by labeler leaves it out).
+///
+/// # Errors
+/// What the store says.
+pub async fn rankings(store: &dyn Store, filter: &RankedFilter) -> Result<Vec<Comparison>, StoreError> {
+    let mut found: Vec<Comparison> =
+        store.ranked_sets(filter).await?.iter().filter_map(Comparison::from_ranked).collect();
+    if filter.feedback && filter.labeler_id.is_none() {
+        let facts = store.feedback_facts(filter.as_of).await?;
+        let fits = |p: &Prompt| {
+            filter.split.is_none_or(|s| s == p.split) && filter.tag.as_ref().is_none_or(|t| p.tags.contains(t))
+        };
+        let told: Vec<Told<'_>> = facts
+            .iter()
+            .filter(|f| fits(&f.prompt))
+            .map(|f| Told {
+                prompt: &f.prompt,
+                completion_id: &f.completion.id,
+                text: &f.completion.text,
+                kind: &f.event.kind,
+                value: &f.event.value,
+                // Without a name everybody is somebody else.
+                actor: f.event.actor_hash.as_deref().unwrap_or(f.event.id.as_str()),
+            })
+            .collect();
+        found.extend(preferences(&told));
+    }
+    Ok(found)
+}
+
 /// Without an `as_of` from the caller everything stored now counts: judgments carry the clocks of the
 /// servers that took them, which need not agree with the database's.
 async fn comparisons(store: &dyn Store, args: &JobArgs, path: PathBuf) -> Result<Frozen, PrepareError> {
-    let lines: Vec<Comparison> =
-        store.ranked_sets(&args.filter).await?.iter().filter_map(Comparison::from_ranked).collect();
+    let lines = rankings(store, &args.filter).await?;
     if lines.is_empty() {
         return Err(PrepareError::Job("there are no rankings to learn from; rank some completions first".into()));
     }
@@ -158,6 +189,7 @@ pub(super) async fn prepare(
         };
         let dataset = DatasetVersion {
             id: DatasetId::new(),
+            name: None,
             filter: json!({"data": field, "filter": job_args.filter}),
             as_of: job_args.filter.as_of.unwrap_or(as_of),
             sha256: frozen.sha256,

@@ -6,7 +6,7 @@
 //! `publish` turns the output into a model version.
 
 pub mod child;
-mod materialise;
+pub mod materialise;
 mod process;
 mod publish;
 pub mod queue;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::complete::{self, Running};
-use super::label::{self, Turn};
+use super::label::{self, Next, Turn};
 use super::random::shown_order;
 use super::sets::{self, CompletionRef};
 use super::{Result, ServiceError, Services, bad_input};
@@ -119,7 +119,10 @@ impl Asked {
         let policy = if self.runs.len() > 1 { "versions" } else { "ask" };
         let completions = texts.into_iter().map(CompletionRef::Known).collect();
         let set = sets::create(services, &self.prompt, completions, Some(1), policy).await?;
-        let turn = label::next_in_order(services, actor, Some(set.id), self.order_seed).await?;
-        turn.ok_or_else(|| ServiceError::Conflict("somebody else has taken the new set".into()))
+        match label::next_in_order(services, actor, Some(set.id), self.order_seed).await? {
+            Next::Turn(turn) => Ok(*turn),
+            Next::Empty => Err(ServiceError::Conflict("somebody else has taken the new set".into())),
+            Next::QuotaUsed => Err(ServiceError::Conflict("today's quota of judgments is used".into())),
+        }
     }
 }

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::random::secret_hash;
 use super::{Result, Services, bad_input, not_found_as, to_the_end};
 use crate::domain::{CompletionId, FeedbackEvent, FeedbackId};
-use crate::service::people::Actor;
+use crate::service::people::{Actor, actor_hash};
 
 /// Stores one event; a repeated idempotency key returns what was stored.
 ///
@@ -44,7 +43,7 @@ pub async fn give(
         kind: kind.to_owned(),
         value,
         // Feedback needs no name, only "the same person or not".
-        actor_hash: Some(secret_hash(actor.labeler_id.as_str())[..16].to_owned()),
+        actor_hash: Some(actor_hash(&actor.labeler_id)),
         created: services.now(),
     };
     let services = services.clone();

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use super::random::shown_order;
 use super::{Result, ServiceError, Services, bad_input, guidelines, not_found_as, to_the_end};
 use crate::domain::*;
+use crate::eval::quality::labelers::met;
 use crate::service::people::Actor;
-use crate::store::{LeaseRequest, Page, SubmitJudgment, Submitted};
+use crate::store::{LeaseRequest, Page, Pick, SubmitJudgment, Submitted};
 
 const SECOND: Micros = 1_000_000;
 const DAY: Micros = 86_400 * SECOND;
@@ -25,10 +26,64 @@ pub struct Turn {
     pub done_today: i64,
     pub done_total: i64,
     pub queue_open: i64,
+    /// How far the labeler has come with the calibration sets given first; `None` once through.
+    pub onboarding: Option<Onboarding>,
 }
 
-/// Leases the next set (or `set_id`) to the labeler; `None` when nothing is open for them.
-pub async fn next(services: &Arc<Services>, actor: &Actor, set_id: Option<SetId>) -> Result<Option<Turn>> {
+/// Calibration sets judged, and how many come before other work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Onboarding {
+    pub done: i64,
+    pub needed: i64,
+}
+
+/// What a labeler who asks for work gets.
+pub enum Next {
+    Turn(Box<Turn>),
+    /// Nothing is open for them.
+    Empty,
+    /// They have done what they may do today.
+    QuotaUsed,
+}
+
+/// Judgments that the labeler may give a day; 0 = no limit.
+pub fn quota(services: &Services, labeler: &Labeler) -> i64 {
+    labeler.daily_quota.unwrap_or(services.live().config.labeling.daily_quota)
+}
+
+/// When the UTC day of `now` began.
+pub fn day_start(now: Micros) -> Micros {
+    now - now.rem_euclid(DAY)
+}
+
+/// Where the labeler stands with the calibration sets that come first; `None` once through (or without any).
+pub async fn onboarding(services: &Services, labeler: &LabelerId) -> Result<Option<Onboarding>> {
+    let needed = services.live().config.labeling.onboarding_sets;
+    if needed == 0 {
+        return Ok(None);
+    }
+    let done = services.store.calibrations_done(labeler).await?;
+    Ok((done < needed).then_some(Onboarding { done, needed }))
+}
+
+/// Which kind of set this turn is on: calibration first for the new, then by the configured shares.
+fn pick(services: &Services, onboarding: Option<Onboarding>) -> Pick {
+    if onboarding.is_some() {
+        return Pick::First(SetKind::Calibration);
+    }
+    let (live, drawn) = (services.live(), services.random.fraction());
+    let labeling = &live.config.labeling;
+    if drawn < labeling.gold_share {
+        Pick::Instead(SetKind::Gold)
+    } else if drawn < labeling.gold_share + labeling.calibration_share {
+        Pick::Instead(SetKind::Calibration)
+    } else {
+        Pick::Normal
+    }
+}
+
+/// Leases the next set (or `set_id`) to the labeler.
+pub async fn next(services: &Arc<Services>, actor: &Actor, set_id: Option<SetId>) -> Result<Next> {
     next_in_order(services, actor, set_id, services.random.seed()).await
 }
 
@@ -38,11 +93,14 @@ pub(super) async fn next_in_order(
     actor: &Actor,
     set_id: Option<SetId>,
     order_seed: u64,
-) -> Result<Option<Turn>> {
+) -> Result<Next> {
     if let Some(id) = &set_id {
         services.store.get_set(id).await.map_err(|e| not_found_as(e, "set_id"))?;
     }
     let now = services.now();
+    let labeler = services.store.get_labeler(&actor.labeler_id).await?;
+    let quota = Some(quota(services, &labeler)).filter(|q| *q > 0).map(|q| (day_start(now), q));
+    let onboarding = onboarding(services, &actor.labeler_id).await?;
     let request = LeaseRequest {
         labeler_id: actor.labeler_id.clone(),
         assignment_id: AssignmentId::new(),
@@ -51,20 +109,34 @@ pub(super) async fn next_in_order(
         now,
         expires_at: now + services.live().config.labeling.lease_seconds * SECOND,
         set_id,
+        pick: pick(services, onboarding),
+        quota,
     };
     let all = services.clone();
     let Some(assignment) = to_the_end(async move { Ok(all.store.lease_next(request).await?) }).await? else {
-        return Ok(None);
+        let Some((since, limit)) = quota else { return Ok(Next::Empty) };
+        let (today, _) = services.store.judgment_counts(&actor.labeler_id, since).await?;
+        return Ok(if today >= limit { Next::QuotaUsed } else { Next::Empty });
     };
     let set = services.store.get_set(&assignment.set_id).await?;
     let prompt = services.store.get_prompt(&set.prompt_id).await?;
     let completions = shown(services, &set, assignment.order_seed).await?;
     let (_, guideline_version) = guidelines::current(services).await?;
-    let (done_today, done_total) = services.store.judgment_counts(&actor.labeler_id, now - now % DAY).await?;
+    let (done_today, done_total) = services.store.judgment_counts(&actor.labeler_id, day_start(now)).await?;
     let queue_open = services.store.counts().await?.sets_open;
     // Gold items must look like any other, or people treat them differently.
     let kind = if set.kind == SetKind::Gold { SetKind::Normal } else { set.kind };
-    Ok(Some(Turn { assignment, kind, prompt, completions, guideline_version, done_today, done_total, queue_open }))
+    Ok(Next::Turn(Box::new(Turn {
+        assignment,
+        kind,
+        prompt,
+        completions,
+        guideline_version,
+        done_today,
+        done_total,
+        queue_open,
+        onboarding,
+    })))
 }
 
 /// The set's completions in the order that `seed` shows them.
@@ -194,6 +266,35 @@ pub async fn judge(
         completions.push(services.store.get_completion(id).await?);
     }
     Ok((submitted, completions))
+}
+
+/// How a judgment of a calibration set met the known answer, for the labeler to learn from.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Verdict {
+    /// Share of the expected order's pairs ranked the same way, ties half; `None` when nothing was ranked.
+    pub met: Option<f64>,
+    pub expected: Vec<ExpectedTier>,
+    pub explanation: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct ExpectedTier {
+    pub completion_id: CompletionId,
+    pub tier: i64,
+}
+
+/// The verdict on a judgment; `None` unless its set is a calibration set: gold stays hidden.
+pub async fn verdict(services: &Services, judgment: &Judgment) -> Result<Option<Verdict>> {
+    let set = services.store.get_set(&judgment.set_id).await?;
+    if set.kind != SetKind::Calibration {
+        return Ok(None);
+    }
+    let expected = services.store.get_gold(&set.id).await?;
+    let known: std::collections::BTreeMap<_, _> = expected.iter().cloned().collect();
+    let given: Vec<_> = judgment.items.iter().map(|i| (i.completion_id.clone(), i.tier)).collect();
+    let met = if judgment.outcome == Outcome::Ranked { met(&known, &given) } else { None };
+    let expected = expected.into_iter().map(|(completion_id, tier)| ExpectedTier { completion_id, tier }).collect();
+    Ok(Some(Verdict { met, expected, explanation: services.store.set_explanation(&set.id).await? }))
 }
 
 fn check(word: &Word, set: &ComparisonSet) -> Result<()> {

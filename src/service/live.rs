@@ -25,10 +25,14 @@ const DAY: Micros = 86_400_000_000;
 
 /// Settings that take effect without a restart: those that are read anew for every request.
 pub const LIVE: &[&str] = &[
+    "labeling.calibration_share",
+    "labeling.daily_quota",
+    "labeling.gold_share",
     "labeling.lease_seconds",
     "labeling.overlap",
     "labeling.completions_per_set",
     "labeling.max_tokens",
+    "labeling.onboarding_sets",
     "limits.default_chat_tokens",
     "sessions.invite_hours",
     "sessions.lifetime_hours",

@@ -2,16 +2,21 @@
 
 pub mod ask;
 pub mod complete;
+pub mod datasets;
+pub mod draw;
 pub mod feedback;
 pub mod guidelines;
 pub mod jobs;
 pub mod label;
 pub mod live;
 pub mod overview;
+pub mod own_page;
 pub mod people;
 pub mod prompts;
 pub mod publish;
+pub mod quality;
 pub mod random;
+pub mod review;
 pub mod sets;
 pub mod transfer;
 

@@ -9,7 +9,7 @@ use super::random::secret_hash;
 use super::{Random, Result, ServiceError, Services, bad_input, to_the_end};
 use crate::config::Config;
 use crate::domain::{ApiKey, ApiKeyId, Invite, InviteId, Labeler, LabelerId, Micros, Role, Session};
-use crate::store::Store;
+use crate::store::{AuditFilter, Erase, Erased, Page, Store};
 
 /// The labeler that the admin key acts as; it exists in every store.
 pub const ADMIN: &str = "admin";
@@ -156,7 +156,7 @@ pub async fn log_in_with_invite(services: &Arc<Services>, invite: &str, name: &s
     let known = services.store.list_invites().await?.into_iter().find(|i| i.token_hash == hash);
     let Some(known) = known else { return Err(ServiceError::Forbidden("this invite is not valid".into())) };
     let now = services.now();
-    let labeler = Labeler { id: LabelerId::new(), name, role: known.role, active: true, created: now };
+    let labeler = Labeler::new(LabelerId::new(), name, known.role, now);
     let all = services.clone();
     let labeler = to_the_end(async move {
         match all.store.redeem_invite(&hash, labeler, now).await {
@@ -237,8 +237,7 @@ pub async fn create_key(
         }
         None if scopes.iter().any(|s| s == "admin") => Some(ADMIN.into()),
         None if scopes.iter().any(|s| s == "feedback") => {
-            let labeler =
-                Labeler { id: LabelerId::new(), name: name.clone(), role: Role::Labeler, active: true, created: now };
+            let labeler = Labeler::new(LabelerId::new(), name.clone(), Role::Labeler, now);
             services.store.put_labeler(labeler.clone()).await?;
             Some(labeler.id)
         }
@@ -269,7 +268,7 @@ pub async fn revoke_key(services: &Services, by: &Actor, id: &ApiKeyId) -> Resul
 pub async fn add_labeler(services: &Services, by: &Actor, name: &str, role: Role) -> Result<Labeler> {
     let now = services.now();
     let name = check_name(name, "name")?;
-    let labeler = Labeler { id: LabelerId::new(), name, role, active: true, created: now };
+    let labeler = Labeler::new(LabelerId::new(), name, role, now);
     services.store.put_labeler(labeler.clone()).await?;
     let detail = json!({"role": role});
     services.store.audit(by.labeler_id.as_str(), "add_labeler", labeler.id.as_str(), detail, now).await?;
@@ -283,6 +282,90 @@ pub async fn set_active(services: &Services, by: &Actor, id: &LabelerId, active:
     services.store.set_labeler_active(id, active).await?;
     let detail = json!({"active": active});
     Ok(services.store.audit(by.labeler_id.as_str(), "set_active", id.as_str(), detail, services.now()).await?)
+}
+
+/// Changes role, quota and whether the labeler may come in. A lower role holds at once, in open sessions too.
+pub async fn change_labeler(
+    services: &Services,
+    by: &Actor,
+    id: &LabelerId,
+    role: Option<Role>,
+    daily_quota: Option<Option<i64>>,
+    active: Option<bool>,
+) -> Result<Labeler> {
+    if id.as_str() == ADMIN && (role.is_some() || active.is_some()) {
+        return Err(ServiceError::Conflict("the labeler admin stays what it is".into()));
+    }
+    if daily_quota.flatten().is_some_and(|q| q < 0) {
+        return Err(bad_input("daily_quota", "must not be negative; null = as configured, 0 = no limit"));
+    }
+    let labeler = services.store.change_labeler(id, role, daily_quota, active).await?;
+    let detail = json!({"role": role, "daily_quota": daily_quota, "active": active});
+    services.store.audit(by.labeler_id.as_str(), "change_labeler", id.as_str(), detail, services.now()).await?;
+    Ok(labeler)
+}
+
+pub async fn revoke_invite(services: &Services, by: &Actor, id: &InviteId) -> Result<()> {
+    let now = services.now();
+    services.store.revoke_invite(id, now).await?;
+    Ok(services.store.audit(by.labeler_id.as_str(), "revoke_invite", id.as_str(), json!({}), now).await?)
+}
+
+/// What feedback events carry in the place of a name.
+pub fn actor_hash(id: &LabelerId) -> String {
+    secret_hash(id.as_str())[..16].to_owned()
+}
+
+/// Erases a person's data on their request; the audit trail says that it was done, not what it was.
+///
+/// # Errors
+/// `Conflict` for the built-in labelers.
+pub async fn erase(services: &Arc<Services>, by: &Actor, id: &LabelerId, how: Erase) -> Result<Erased> {
+    let (services, id, actor) = (services.clone(), id.clone(), by.labeler_id.clone());
+    to_the_end(async move {
+        let now = services.now();
+        let erased = services.store.erase_labeler(&id, how, &actor_hash(&id), now).await?;
+        let detail = json!({"judgments": how, "erased": erased});
+        services.store.audit(actor.as_str(), "erase", id.as_str(), detail, now).await?;
+        Ok(erased)
+    })
+    .await
+}
+
+/// Everything stored about a person, for the person.
+pub async fn personal_data(services: &Services, by: &Actor, id: &LabelerId) -> Result<serde_json::Value> {
+    let store = &services.store;
+    let labeler = store.get_labeler(id).await?;
+    let mut judgments = Vec::new();
+    let mut page = Page { after: None, limit: 500 };
+    loop {
+        let batch = store.list_judgments(page.clone(), Some(id)).await?;
+        let Some(last) = batch.last() else { break };
+        page.after = Some(last.id.to_string());
+        judgments.extend(batch);
+    }
+    let data = store.personal_data(id, &actor_hash(id)).await?;
+    let mine = |used_by: &Option<LabelerId>| used_by.as_ref() == Some(id);
+    let invites: Vec<_> = store
+        .list_invites()
+        .await?
+        .into_iter()
+        .filter(|i| mine(&i.used_by))
+        .map(|i| json!({"id": i.id, "role": i.role, "note": i.note, "created": i.created}))
+        .collect();
+    let keys: Vec<_> = store
+        .list_api_keys()
+        .await?
+        .into_iter()
+        .filter(|k| mine(&k.labeler_id))
+        .map(|k| json!({"id": k.id, "name": k.name, "scopes": k.scopes, "created": k.created}))
+        .collect();
+    let filter = AuditFilter { actor: Some(id.to_string()), ..AuditFilter::default() };
+    let actions = store.list_audit(&filter, None, 10_000).await?;
+    store.audit(by.labeler_id.as_str(), "export_person", id.as_str(), json!({}), services.now()).await?;
+    Ok(json!({"labeler": labeler, "judgments": judgments, "demonstrations": data.demonstrations,
+              "feedback_events": data.feedback_events, "assignments": data.assignments, "sessions": data.sessions,
+              "invites": invites, "keys": keys, "actions": actions}))
 }
 
 fn check_name(name: &str, field: &str) -> Result<String> {

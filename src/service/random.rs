@@ -33,6 +33,11 @@ impl Random {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).next_u64() % SEED_BOUND
     }
 
+    /// Uniform in [0, 1).
+    pub fn fraction(&self) -> f64 {
+        self.seed() as f64 / SEED_BOUND as f64
+    }
+
     /// 256 random bits as hex behind a readable prefix: keys, session tokens, invites.
     pub fn secret(&self, prefix: &str) -> String {
         let mut bytes = [0; 32];

@@ -42,7 +42,25 @@ pub async fn create(
     overlap: Option<i64>,
     policy: &str,
 ) -> Result<ComparisonSet> {
-    make(services, prompt, completions, overlap, policy, None).await
+    create_selected(services, prompt, completions, overlap, Selection { policy, score: None }).await
+}
+
+/// Why a set was made, and how much a judgment of it is worth by that policy.
+#[derive(Clone, Copy, Debug)]
+pub struct Selection<'a> {
+    pub policy: &'a str,
+    pub score: Option<f64>,
+}
+
+/// `create` with the selection's score: sets of higher scores are given out first.
+pub async fn create_selected(
+    services: &Arc<Services>,
+    prompt: &Prompt,
+    completions: Vec<CompletionRef>,
+    overlap: Option<i64>,
+    selection: Selection<'_>,
+) -> Result<ComparisonSet> {
+    make(services, prompt, completions, overlap, selection, None).await
 }
 
 async fn make(
@@ -50,7 +68,7 @@ async fn make(
     prompt: &Prompt,
     completions: Vec<CompletionRef>,
     overlap: Option<i64>,
-    policy: &str,
+    selection: Selection<'_>,
     id: Option<SetId>,
 ) -> Result<ComparisonSet> {
     if !(2..=9).contains(&completions.len()) {
@@ -91,8 +109,8 @@ async fn make(
         prompt_id: prompt.id.clone(),
         kind: SetKind::Normal,
         target_overlap: overlap,
-        selection_policy: policy.to_owned(),
-        selection_score: None,
+        selection_policy: selection.policy.to_owned(),
+        selection_score: selection.score,
         status: SetStatus::Open,
         completion_ids: ids,
         created: now,
@@ -194,7 +212,10 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
                 Ok(known) => known,
                 Err(crate::store::StoreError::NotFound { .. }) => {
                     let prompt = prompt(services, prompt_ref, "api").await?;
-                    make(services, &prompt, refs.clone(), Some(1), "import", Some(id)).await?
+                    {
+                        let import = Selection { policy: "import", score: None };
+                        make(services, &prompt, refs.clone(), Some(1), import, Some(id)).await?
+                    }
                 }
                 Err(e) => return Err(e.into()),
             }

@@ -1,4 +1,4 @@
-//! Import and export of prompts, rankings and demonstrations as JSON lines.
+//! Import and export of prompts, rankings and demonstrations as JSON lines or Parquet.
 
 use std::sync::Arc;
 
@@ -7,9 +7,10 @@ use sha2::{Digest, Sha256};
 
 use super::label::human_completion;
 use super::prompts::prompt_record;
-use super::{Result, Services, bad_input, to_the_end};
-use crate::data::{Comparison, Format, LineError, PromptInput, RankedText, Record, Written, export, import};
+use super::{Result, ServiceError, Services, bad_input, datasets, to_the_end};
+use crate::data::{self, Comparison, Format, LineError, PromptInput, RankedText, Record, Written, export, import};
 use crate::domain::*;
+use crate::jobs::materialise::rankings;
 use crate::service::people::Actor;
 use crate::store::{RankedFilter, StoreError};
 
@@ -38,6 +39,7 @@ pub async fn read_in(
     by: &Actor,
     format: Format,
     name: &str,
+    known_answer: Option<SetKind>,
     body: bytes::Bytes,
 ) -> Result<Imported> {
     // A file's name as people have them; it only labels the source.
@@ -50,9 +52,9 @@ pub async fn read_in(
     let (all, actor) = (services.clone(), by.labeler_id.clone());
     let done = to_the_end(async move {
         let mut done = Imported::default();
-        for (i, record) in import(format, std::io::Cursor::new(&body)).enumerate() {
+        for (i, record) in records(format, &body)?.enumerate() {
             match record {
-                Ok(record) => match store_one(&all, record, &source).await {
+                Ok(record) => match store_one(&all, record, &source, known_answer).await {
                     Ok(true) => done.imported += 1,
                     Ok(false) => done.skipped += 1,
                     Err(StoreError::Conflict(message)) => done.fail(LineError { line: i + 1, message }),
@@ -81,11 +83,27 @@ impl Imported {
     }
 }
 
+/// The records of a file, lines or not.
+fn records(format: Format, body: &bytes::Bytes) -> Result<Box<dyn Iterator<Item = Result<Record, LineError>> + Send>> {
+    match format {
+        Format::Parquet => {
+            let rows = data::parquet::read(body.clone()).map_err(|e| bad_input("body", e.message))?;
+            Ok(Box::new(rows))
+        }
+        lines => Ok(Box::new(import(lines, std::io::Cursor::new(body.clone())))),
+    }
+}
+
 /// False when it was known already.
-async fn store_one(services: &Services, record: Record, source: &str) -> Result<bool, StoreError> {
+async fn store_one(
+    services: &Services,
+    record: Record,
+    source: &str,
+    known_answer: Option<SetKind>,
+) -> Result<bool, StoreError> {
     let now = services.now();
     match record {
-        Record::Comparison(comparison) => store_comparison(services, comparison, source, now).await,
+        Record::Comparison(comparison) => store_comparison(services, comparison, source, now, known_answer).await,
         Record::Demonstration(Written { prompt, completion, .. }) => {
             let prompt = prompt_record(prompt.into_messages(), source, now);
             let id = prompt.id.clone();
@@ -114,6 +132,7 @@ async fn store_comparison(
     comparison: Comparison,
     source: &str,
     now: Micros,
+    known_answer: Option<SetKind>,
 ) -> Result<bool, StoreError> {
     let Comparison { prompt, completions, strength, split, .. } = comparison;
     let mut prompt = prompt_record(prompt.into_messages(), source, now);
@@ -170,21 +189,55 @@ async fn store_comparison(
         flags: Vec::new(),
         created: now,
     };
-    services.store.import_set(prompt, written, set, Some(judgment)).await
+    let Some(kind) = known_answer else {
+        return services.store.import_set(prompt, written, set, Some(judgment)).await;
+    };
+    // A known answer is no judgment of anybody: labelers are measured by it.
+    let tiers: Vec<_> = judgment.items.into_iter().map(|i| (i.completion_id, i.tier)).collect();
+    let id = set.id.clone();
+    let new = services.store.import_set(prompt, written, set, None).await?;
+    if new {
+        services.store.make_gold(&id, kind, &tiers, None).await?;
+    }
+    Ok(new)
 }
 
-/// Everything stored, as JSON lines of the format; `train` or `heldout` restricts rankings to one side.
-pub async fn write_out(services: &Services, format: Format, split: Option<Split>) -> Result<String> {
+/// What is to be exported.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// One side only.
+    pub split: Option<Split>,
+    /// The rankings of this dataset version (id or name), checked against its hash.
+    pub dataset: Option<String>,
+    /// Also preferences that follow from applications' feedback.
+    pub feedback: bool,
+}
+
+/// A file of the format with everything selected.
+///
+/// # Errors
+/// `BadInput` for formats that cannot hold it; `Conflict` when the dataset version cannot be made again.
+pub async fn write_out(services: &Services, format: Format, selection: Selection) -> Result<Vec<u8>> {
+    let Selection { split, dataset, feedback } = selection;
+    if dataset.is_some() && (split.is_some() || feedback) {
+        return Err(bad_input("dataset", "has its own split and feedback"));
+    }
     let mut lines = Vec::new();
     match format {
-        Format::Comparisons | Format::Trl | Format::Hh => {
-            let filter = RankedFilter { split, ..RankedFilter::default() };
-            for set in services.store.ranked_sets(&filter).await? {
-                if let Some(comparison) = Comparison::from_ranked(&set) {
-                    lines.extend(export(format, &Record::Comparison(comparison)));
+        Format::Comparisons | Format::Trl | Format::Hh | Format::Oasst | Format::Parquet => {
+            let found = match dataset {
+                Some(id) => datasets::contents(services, &id).await?.1,
+                None => {
+                    let filter = RankedFilter { split, feedback, ..RankedFilter::default() };
+                    rankings(services.store.as_ref(), &filter).await?
                 }
+            };
+            if format == Format::Parquet {
+                return data::parquet::write(&found).map_err(|e| ServiceError::Internal(format!("Parquet: {e}")));
             }
+            lines.extend(found.into_iter().flat_map(|c| export(format, &Record::Comparison(c))));
         }
+        _ if dataset.is_some() => return Err(bad_input("dataset", "holds rankings, which this format does not")),
         Format::Demonstrations => {
             for (prompt, completion) in services.store.demonstrations().await? {
                 if split.is_none_or(|s| s == prompt.split) {
@@ -203,5 +256,5 @@ pub async fn write_out(services: &Services, format: Format, split: Option<Split>
     if !out.is_empty() {
         out.push('\n');
     }
-    Ok(out)
+    Ok(out.into_bytes())
 }

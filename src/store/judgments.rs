@@ -263,6 +263,36 @@ async fn take_place(
     Ok(())
 }
 
+pub(super) async fn of_set(conn: &mut Conn, set_id: &SetId) -> Result<Vec<Judgment>> {
+    let rows = conn
+        .all(
+            "SELECT * FROM judgments j WHERE set_id = $1
+               AND NOT EXISTS (SELECT 1 FROM judgments n WHERE n.supersedes_id = j.id) ORDER BY id",
+            args![set_id.as_str()],
+        )
+        .await?;
+    let mut judgments = Vec::with_capacity(rows.len());
+    for row in &rows {
+        judgments.push(judgment(conn, row).await?);
+    }
+    Ok(judgments)
+}
+
+pub(super) async fn settle(conn: &mut Conn, set_id: &SetId, reviewer: &LabelerId, now: Micros) -> Result<()> {
+    conn.run(
+        "INSERT INTO resolutions (set_id, reviewer_id, created) VALUES ($1, $2, $3)
+         ON CONFLICT (set_id) DO UPDATE SET reviewer_id = excluded.reviewer_id, created = excluded.created",
+        args![set_id.as_str(), reviewer.as_str(), now],
+    )
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn settled_by(conn: &mut Conn, set_id: &SetId) -> Result<Option<LabelerId>> {
+    let row = conn.one("SELECT reviewer_id FROM resolutions WHERE set_id = $1", args![set_id.as_str()]).await?;
+    row.map(|row| row.text("reviewer_id").map(Into::into)).transpose()
+}
+
 // ---------------------------------------------------------------- the view training reads
 
 /// Latest revisions (as of `filter.as_of`, if given) of every outcome; items are best tier first.
@@ -278,15 +308,18 @@ pub(super) async fn ranked_sets(conn: &mut Conn, filter: &RankedFilter) -> Resul
              LEFT JOIN judgment_items i ON i.judgment_id = j.id
              LEFT JOIN completions c ON c.id = i.completion_id
              WHERE ($1 IS NULL OR p.split = $1) AND ($2 IS NULL OR j.labeler_id = $2)
-               AND ($3 IS NULL OR s.kind = $3) AND ($4 IS NULL OR j.created <= $4)
+               AND s.kind = $3 AND ($4 IS NULL OR j.created <= $4)
+               AND ($5 OR NOT EXISTS (SELECT 1 FROM resolutions r WHERE r.set_id = j.set_id
+                   AND r.reviewer_id <> j.labeler_id AND ($4 IS NULL OR r.created <= $4)))
                AND NOT EXISTS (SELECT 1 FROM judgments n
                    WHERE n.supersedes_id = j.id AND ($4 IS NULL OR n.created <= $4))
              ORDER BY j.id, i.tier, i.completion_id",
             args![
                 filter.split.map(Split::as_str),
                 filter.labeler_id.as_ref().map(LabelerId::as_str),
-                filter.set_kind.map(SetKind::as_str),
-                filter.as_of
+                filter.set_kind.unwrap_or(SetKind::Normal).as_str(),
+                filter.as_of,
+                filter.unsettled
             ],
         )
         .await?;

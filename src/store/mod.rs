@@ -2,11 +2,15 @@
 //! No policy, no clock, no randomness in here: callers pass ids, times and seeds.
 
 mod connect;
+mod draws;
+mod erasure;
+mod feedback;
 mod jobs;
 mod judgments;
 mod models;
 mod people;
 mod prompts;
+mod quality;
 mod rows;
 mod sets;
 mod settings;
@@ -18,6 +22,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::domain::*;
+
+pub use feedback::FeedbackStore;
 
 /// Opens the store at `sqlite:PATH`, `sqlite://PATH` or `postgres://…`, making it and applying missing
 /// migrations first. Refuses a schema written by a newer program, and SQLite before 3.51.3.
@@ -136,16 +142,21 @@ pub struct Throughput {
 }
 
 /// Which judgments a dataset takes. Empty = all.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RankedFilter {
     pub split: Option<Split>,
     pub labeler_id: Option<LabelerId>,
+    /// `normal` when absent: everybody judges the sets with known answers, which would outweigh the rest.
     pub set_kind: Option<SetKind>,
     /// Only judgments created at or before this time.
     pub as_of: Option<Micros>,
     /// Only sets of prompts with this tag.
     pub tag: Option<String>,
+    /// Also the judgments of others on sets that a reviewer has settled; else only the reviewer's.
+    pub unsettled: bool,
+    /// Also preferences that follow from applications' feedback: edits, thumbs, scores.
+    pub feedback: bool,
 }
 
 /// New lease request. The store picks the set; seeds and ids come from the caller.
@@ -157,8 +168,88 @@ pub struct LeaseRequest {
     pub order_seed: u64,
     pub now: Micros,
     pub expires_at: Micros,
-    /// Restrict to this set (reopening, gold insertion); else the best open one.
+    /// Restrict to this set (reopening); else the best open one of those that `pick` allows.
     pub set_id: Option<SetId>,
+    pub pick: Pick,
+    /// Judgments and current leases since this time, at most this many; then no lease.
+    pub quota: Option<(Micros, i64)>,
+}
+
+/// Which kinds of sets a lease may be on. A named set may be of any kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pick {
+    /// Ordinary work.
+    Normal,
+    /// A set of this kind if there is one, in the place of ordinary work: nothing without ordinary work.
+    Instead(SetKind),
+    /// A set of this kind if there is one, else ordinary work.
+    First(SetKind),
+}
+
+/// Which prompts sets are drawn for. Empty = all of them.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PromptFilter {
+    pub source: Option<String>,
+    /// With this tag.
+    pub tag: Option<String>,
+    pub lang: Option<String>,
+    pub split: Option<Split>,
+    /// Also prompts that have an open or finished set already.
+    pub with_sets: bool,
+    /// Only prompts with at least this many stored completions.
+    pub min_completions: i64,
+}
+
+/// What becomes of the judgments of a person whose data is erased.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Erase {
+    /// Rankings stay under an anonymous author; words written beside them go.
+    Anonymise,
+    /// Judgments and demonstrations go too.
+    Remove,
+}
+
+/// What an erasure took away or made anonymous.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Erased {
+    pub judgments: u64,
+    pub demonstrations: u64,
+    pub feedback_events: u64,
+    pub sessions: u64,
+    pub keys: u64,
+    pub invites: u64,
+}
+
+/// Which lines of the audit trail.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AuditFilter {
+    pub actor: Option<String>,
+    pub action: Option<String>,
+    pub target: Option<String>,
+    pub since: Option<Micros>,
+    pub until: Option<Micros>,
+}
+
+/// What is stored of a person beside judgments and audit lines.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct PersonalData {
+    /// (prompt, text, when)
+    pub demonstrations: Vec<(PromptId, String, Micros)>,
+    /// (created, expires)
+    pub sessions: Vec<(Micros, Micros)>,
+    pub feedback_events: Vec<FeedbackEvent>,
+    /// (id, state) of sets held or submitted.
+    pub assignments: Vec<(SetId, AssignmentState)>,
+}
+
+/// A feedback event with the completion and prompt it is about.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FeedbackFact {
+    pub event: FeedbackEvent,
+    pub completion: Completion,
+    pub prompt: Prompt,
 }
 
 /// A claimed job: the fence is (id, attempt, lease_owner, state = running).
@@ -170,7 +261,7 @@ pub struct Fence {
 }
 
 #[async_trait]
-pub trait Store: Send + Sync + 'static {
+pub trait Store: FeedbackStore {
     /// `sqlite` or `postgres`.
     fn backend(&self) -> &'static str;
     /// Cheap round trip for `/ready`.

@@ -102,27 +102,32 @@ pub(super) async fn retire(conn: &mut Conn, id: &ModelVersionId) -> Result<()> {
 
 pub(super) async fn put_dataset(conn: &mut Conn, d: &DatasetVersion) -> Result<()> {
     conn.run(
-        "INSERT INTO dataset_versions (id, filter, as_of, sha256, n_sets, n_pairs) VALUES ($1, $2, $3, $4, $5, $6)",
-        args![d.id.as_str(), &d.filter, d.as_of, &d.sha256, d.n_sets, d.n_pairs],
+        "INSERT INTO dataset_versions (id, name, filter, as_of, sha256, n_sets, n_pairs)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        args![d.id.as_str(), &d.name, &d.filter, d.as_of, &d.sha256, d.n_sets, d.n_pairs],
     )
     .await?;
     Ok(())
 }
 
+fn dataset(row: &Row) -> Result<DatasetVersion> {
+    Ok(DatasetVersion {
+        id: row.text("id")?.into(),
+        name: row.opt_text("name")?,
+        filter: row.json("filter")?,
+        as_of: row.int("as_of")?,
+        sha256: row.text("sha256")?,
+        n_sets: row.int("n_sets")?,
+        n_pairs: row.int("n_pairs")?,
+    })
+}
+
 /// Newest first.
 pub(super) async fn list_datasets(conn: &mut Conn) -> Result<Vec<DatasetVersion>> {
-    conn.all("SELECT * FROM dataset_versions ORDER BY id DESC", vec![])
-        .await?
-        .iter()
-        .map(|row| {
-            Ok(DatasetVersion {
-                id: row.text("id")?.into(),
-                filter: row.json("filter")?,
-                as_of: row.int("as_of")?,
-                sha256: row.text("sha256")?,
-                n_sets: row.int("n_sets")?,
-                n_pairs: row.int("n_pairs")?,
-            })
-        })
-        .collect()
+    conn.all("SELECT * FROM dataset_versions ORDER BY id DESC", vec![]).await?.iter().map(dataset).collect()
+}
+
+pub(super) async fn get_dataset(conn: &mut Conn, id_or_name: &str) -> Result<DatasetVersion> {
+    let row = conn.one("SELECT * FROM dataset_versions WHERE id = $1 OR name = $1", args![id_or_name]).await?;
+    dataset(&row.ok_or_else(|| not_found("dataset version", id_or_name))?)
 }

@@ -1,7 +1,7 @@
 //! Labelers, invites, sessions, API keys and the audit log.
 
 use super::rows::{Conn, Row, args, json, not_found};
-use super::{Result, StoreError};
+use super::{AuditFilter, Result, StoreError};
 use crate::domain::*;
 
 fn labeler(row: &Row) -> Result<Labeler> {
@@ -10,6 +10,8 @@ fn labeler(row: &Row) -> Result<Labeler> {
         name: row.text("name")?,
         role: row.name("role", Role::parse)?,
         active: row.flag("active")?,
+        daily_quota: row.opt_int("daily_quota")?,
+        erased: row.opt_int("erased")?,
         created: row.int("created")?,
     })
 }
@@ -17,9 +19,10 @@ fn labeler(row: &Row) -> Result<Labeler> {
 /// Stores a labeler, or changes the name, role and state of a known one.
 pub(super) async fn put_labeler(conn: &mut Conn, l: &Labeler) -> Result<()> {
     conn.run(
-        "INSERT INTO labelers (id, name, role, active, created) VALUES ($1, $2, $3, $4, $5)
-         ON CONFLICT (id) DO UPDATE SET name = excluded.name, role = excluded.role, active = excluded.active",
-        args![l.id.as_str(), &l.name, l.role.as_str(), l.active, l.created],
+        "INSERT INTO labelers (id, name, role, active, daily_quota, created) VALUES ($1, $2, $3, $4, $5, $6)
+         ON CONFLICT (id) DO UPDATE SET name = excluded.name, role = excluded.role, active = excluded.active,
+             daily_quota = excluded.daily_quota",
+        args![l.id.as_str(), &l.name, l.role.as_str(), l.active, l.daily_quota, l.created],
     )
     .await?;
     Ok(())
@@ -39,6 +42,34 @@ pub(super) async fn set_active(conn: &mut Conn, id: &LabelerId, active: bool) ->
         0 => Err(not_found("labeler", id.as_str())),
         _ => Ok(()),
     }
+}
+
+pub(super) async fn change_labeler(
+    conn: &mut Conn,
+    id: &LabelerId,
+    role: Option<Role>,
+    daily_quota: Option<Option<i64>>,
+    active: Option<bool>,
+) -> Result<Labeler> {
+    let mut labeler = get_labeler(conn, id).await?;
+    if labeler.erased.is_some() {
+        return Err(StoreError::Conflict("this person's data was erased".into()));
+    }
+    labeler.role = role.unwrap_or(labeler.role);
+    labeler.daily_quota = daily_quota.unwrap_or(labeler.daily_quota);
+    labeler.active = active.unwrap_or(labeler.active);
+    put_labeler(conn, &labeler).await?;
+    Ok(labeler)
+}
+
+pub(super) async fn revoke_invite(conn: &mut Conn, id: &InviteId, now: Micros) -> Result<()> {
+    let row = conn.one("SELECT * FROM invites WHERE id = $1", args![id.as_str()]).await?;
+    let found = invite(&row.ok_or_else(|| not_found("invite", id.as_str()))?)?;
+    if found.used_by.is_some() {
+        return Err(StoreError::Conflict("the invite is used; close the labeler instead".into()));
+    }
+    conn.run("UPDATE invites SET expires = $2 WHERE id = $1 AND expires > $2", args![id.as_str(), now]).await?;
+    Ok(())
 }
 
 fn invite(row: &Row) -> Result<Invite> {
@@ -197,4 +228,32 @@ pub(super) async fn audit(
     )
     .await?;
     Ok(())
+}
+
+pub(super) async fn list_audit(
+    conn: &mut Conn,
+    filter: &AuditFilter,
+    before: Option<i64>,
+    limit: i64,
+) -> Result<Vec<AuditEntry>> {
+    conn.all(
+        "SELECT * FROM audit_log WHERE ($1 IS NULL OR id < $1) AND ($2 IS NULL OR actor = $2)
+           AND ($3 IS NULL OR action = $3) AND ($4 IS NULL OR target = $4) AND ($5 IS NULL OR created >= $5)
+           AND ($6 IS NULL OR created <= $6)
+         ORDER BY id DESC LIMIT $7",
+        args![before, &filter.actor, &filter.action, &filter.target, filter.since, filter.until, limit],
+    )
+    .await?
+    .iter()
+    .map(|row| {
+        Ok(AuditEntry {
+            id: row.int("id")?,
+            actor: row.text("actor")?,
+            action: row.text("action")?,
+            target: row.text("target")?,
+            detail: row.json("detail")?,
+            created: row.int("created")?,
+        })
+    })
+    .collect()
 }

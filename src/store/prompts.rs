@@ -1,12 +1,12 @@
 //! Prompts, completions, demonstrations and feedback.
 
 use super::rows::{Conn, Row, args, json, not_found};
-use super::{Page, Result, StoreError};
+use super::{FeedbackFact, Page, Result, StoreError};
 use crate::domain::*;
 
 // ---------------------------------------------------------------- prompts
 
-fn prompt(row: &Row) -> Result<Prompt> {
+pub(super) fn prompt(row: &Row) -> Result<Prompt> {
     Ok(Prompt {
         id: row.text("id")?.into(),
         messages: row.json("messages")?,
@@ -213,7 +213,7 @@ pub(super) async fn demonstrations(conn: &mut Conn) -> Result<Vec<(Prompt, Compl
 
 // ---------------------------------------------------------------- feedback
 
-fn feedback(row: &Row) -> Result<FeedbackEvent> {
+pub(super) fn feedback(row: &Row) -> Result<FeedbackEvent> {
     Ok(FeedbackEvent {
         id: row.text("id")?.into(),
         completion_id: row.text("completion_id")?.into(),
@@ -251,4 +251,18 @@ pub(super) async fn list_feedback(conn: &mut Conn, page: &Page) -> Result<Vec<Fe
     .iter()
     .map(feedback)
     .collect()
+}
+
+pub(super) async fn feedback_facts(conn: &mut Conn, as_of: Option<Micros>) -> Result<Vec<FeedbackFact>> {
+    let rows = conn
+        .all("SELECT * FROM feedback_events WHERE $1 IS NULL OR created <= $1 ORDER BY created, id", args![as_of])
+        .await?;
+    let mut facts = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let event = feedback(row)?;
+        let completion = get_completion(conn, &event.completion_id).await?;
+        let prompt = get(conn, &completion.prompt_id).await?;
+        facts.push(FeedbackFact { event, completion, prompt });
+    }
+    Ok(facts)
 }

@@ -2,7 +2,7 @@
 
 use super::prompts;
 use super::rows::{Conn, Row, args, not_found};
-use super::{LeaseRequest, Page, Result, StoreError, judgments};
+use super::{LeaseRequest, Page, Pick, Result, StoreError, judgments};
 use crate::domain::*;
 
 /// Advisory lock of everything that takes or frees a place on a set.
@@ -170,6 +170,39 @@ pub(super) async fn get_gold(conn: &mut Conn, set_id: &SetId) -> Result<Vec<(Com
     .collect()
 }
 
+/// Everybody judges a set with a known answer; its places never run out.
+const FOR_EVERYBODY: i64 = 1_000_000;
+
+pub(super) async fn make_gold(
+    conn: &mut Conn,
+    set_id: &SetId,
+    kind: SetKind,
+    tiers: &[(CompletionId, i64)],
+    explanation: Option<&str>,
+) -> Result<()> {
+    put_gold(conn, set_id, tiers).await?;
+    conn.run(
+        "UPDATE comparison_sets SET kind = $2, explanation = $3, target_overlap = $4, status = 'open' WHERE id = $1",
+        args![set_id.as_str(), kind.as_str(), explanation, FOR_EVERYBODY],
+    )
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn explanation(conn: &mut Conn, set_id: &SetId) -> Result<Option<String>> {
+    let row = conn.one("SELECT explanation FROM comparison_sets WHERE id = $1", args![set_id.as_str()]).await?;
+    row.ok_or_else(|| not_found("comparison set", set_id.as_str()))?.opt_text("explanation")
+}
+
+pub(super) async fn calibrations_done(conn: &mut Conn, labeler: &LabelerId) -> Result<i64> {
+    conn.count(
+        "SELECT COUNT(*) AS n FROM judgments j JOIN comparison_sets s ON s.id = j.set_id
+         WHERE j.labeler_id = $1 AND j.revision = 1 AND j.outcome <> 'skip' AND s.kind = 'calibration'",
+        args![labeler.as_str()],
+    )
+    .await
+}
+
 // ---------------------------------------------------------------- leases
 
 fn assignment(row: &Row) -> Result<Assignment> {
@@ -204,6 +237,56 @@ pub(super) async fn taken_by_others(conn: &mut Conn, set_id: &SetId, labeler: &L
     .await
 }
 
+/// What makes a set one for the labeler `$3` at the time `$1`, and the order of the queue.
+macro_rules! free_for {
+    ($which:literal) => {
+        concat!(
+            "SELECT s.id FROM comparison_sets s WHERE s.status = 'open' AND s.",
+            $which,
+            " = $2 AND s.target_overlap > ",
+            taken!(),
+            " AND NOT EXISTS (SELECT 1 FROM assignments a WHERE a.set_id = s.id AND a.labeler_id = $3
+                 AND (a.state = 'submitted' OR (a.state = 'leased' AND a.expires_at > $1)))
+              AND NOT EXISTS (SELECT 1 FROM judgments j WHERE j.set_id = s.id AND j.labeler_id = $3)
+             ORDER BY s.selection_score DESC NULLS LAST, s.id LIMIT 1"
+        )
+    };
+}
+
+async fn free(conn: &mut Conn, request: &LeaseRequest, kind: SetKind) -> Result<Option<Row>> {
+    conn.one(free_for!("kind"), args![request.now, kind.as_str(), request.labeler_id.as_str()]).await
+}
+
+async fn pick(conn: &mut Conn, request: &LeaseRequest) -> Result<Option<Row>> {
+    if let Some(wanted) = &request.set_id {
+        return conn.one(free_for!("id"), args![request.now, wanted.as_str(), request.labeler_id.as_str()]).await;
+    }
+    let (kind, alone) = match request.pick {
+        Pick::Normal => return free(conn, request, SetKind::Normal).await,
+        Pick::Instead(kind) => (kind, false),
+        Pick::First(kind) => (kind, true),
+    };
+    let normal = free(conn, request, SetKind::Normal).await?;
+    if normal.is_none() && !alone {
+        return Ok(None);
+    }
+    Ok(free(conn, request, kind).await?.or(normal))
+}
+
+async fn quota_is_used(conn: &mut Conn, request: &LeaseRequest) -> Result<bool> {
+    let Some((since, limit)) = request.quota else { return Ok(false) };
+    let used = conn
+        .count(
+            "SELECT (SELECT COUNT(*) FROM judgments WHERE labeler_id = $1 AND revision = 1 AND outcome <> 'skip'
+                       AND created >= $2)
+                  + (SELECT COUNT(*) FROM assignments WHERE labeler_id = $1 AND state = 'leased'
+                       AND expires_at > $3) AS n",
+            args![request.labeler_id.as_str(), since, request.now],
+        )
+        .await?;
+    Ok(used >= limit)
+}
+
 /// The best open set with a free place that this labeler has neither judged nor holds now. A named
 /// set that the labeler holds already is given again as it is, with the lease extended.
 pub(super) async fn lease_next(conn: &mut Conn, request: LeaseRequest) -> Result<Option<Assignment>> {
@@ -226,21 +309,10 @@ pub(super) async fn lease_next(conn: &mut Conn, request: LeaseRequest) -> Result
             return Ok(Some(held));
         }
     }
-    let row = conn
-        .one(
-            concat!(
-                "SELECT s.id FROM comparison_sets s
-                 WHERE s.status = 'open' AND ($2 IS NULL OR s.id = $2) AND s.target_overlap > ",
-                taken!(),
-                " AND NOT EXISTS (SELECT 1 FROM assignments a WHERE a.set_id = s.id AND a.labeler_id = $3
-                     AND (a.state = 'submitted' OR (a.state = 'leased' AND a.expires_at > $1)))
-                  AND NOT EXISTS (SELECT 1 FROM judgments j WHERE j.set_id = s.id AND j.labeler_id = $3)
-                 ORDER BY s.selection_score IS NULL, s.selection_score DESC, s.id LIMIT 1"
-            ),
-            args![now, request.set_id.as_ref().map(SetId::as_str), labeler],
-        )
-        .await?;
-    let Some(row) = row else { return Ok(None) };
+    if quota_is_used(conn, &request).await? {
+        return Ok(None);
+    }
+    let Some(row) = pick(conn, &request).await? else { return Ok(None) };
     let set_id = row.text("id")?;
     conn.run(
         "UPDATE assignments SET state = 'expired' WHERE set_id = $1 AND state = 'leased' AND expires_at <= $2",

@@ -9,7 +9,7 @@ use super::*;
 
 /// SQLite or Postgres behind one set of statements.
 pub(super) struct SqlStore {
-    db: Db,
+    pub(super) db: Db,
 }
 
 impl SqlStore {
@@ -43,7 +43,7 @@ async fn counts(conn: &mut Conn) -> Result<Counts> {
     for (field, sql) in [
         (&mut counts.prompts, "SELECT COUNT(*) AS n FROM prompts"),
         (&mut counts.completions, "SELECT COUNT(*) AS n FROM completions"),
-        (&mut counts.sets_open, "SELECT COUNT(*) AS n FROM comparison_sets WHERE status = 'open'"),
+        (&mut counts.sets_open, "SELECT COUNT(*) AS n FROM comparison_sets WHERE status = 'open' AND kind = 'normal'"),
         (&mut counts.sets_done, "SELECT COUNT(*) AS n FROM comparison_sets WHERE status = 'done'"),
         (&mut counts.judgments, "SELECT COUNT(*) AS n FROM judgments WHERE supersedes_id IS NULL"),
         (&mut counts.demonstrations, "SELECT COUNT(*) AS n FROM demonstrations"),
@@ -59,6 +59,8 @@ async fn counts(conn: &mut Conn) -> Result<Counts> {
         .await?;
     Ok(counts)
 }
+
+pub(super) use {read, write};
 
 #[async_trait]
 impl Store for SqlStore {

@@ -3,9 +3,11 @@
 mod api;
 mod data;
 mod engine;
+mod feedback;
 mod jobs;
 mod loop_closes;
 mod numerics;
+mod quality;
 mod store;
 mod support;
 mod tidy;

@@ -3,6 +3,8 @@
 pub mod jobs;
 pub mod models;
 pub mod people;
+pub mod quality;
+pub mod sets;
 pub mod settings;
 pub mod transfer;
 

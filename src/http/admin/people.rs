@@ -1,4 +1,4 @@
-//! Labelers, invites and API keys. Secrets are shown once, at creation; hashes are never shown.
+//! Labelers, invites, API keys and the audit trail. Secrets are shown once, at creation; hashes are never shown.
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -6,12 +6,13 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::domain::{ApiKey, ApiKeyId, Invite, LabelerId, Role};
+use crate::domain::{ApiKey, ApiKeyId, Invite, InviteId, LabelerId, Micros, Role};
 use crate::http::AppState;
 use crate::http::auth::Caller;
 use crate::http::error::ApiResult;
-use crate::http::extract::{Json, Path};
+use crate::http::extract::{Json, Path, Query};
 use crate::service::people;
+use crate::store::{AuditFilter, Erase};
 
 pub async fn labelers(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
     Ok(axum::Json(json!({"data": state.services.store.list_labelers().await?})))
@@ -49,6 +50,86 @@ pub async fn set_active(
 ) -> ApiResult<StatusCode> {
     people::set_active(&state.services, &actor, &id, body.active).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Absent fields stay; `daily_quota: null` returns to the configured quota.
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LabelerChange {
+    pub role: Option<Role>,
+    /// Judgments a day (UTC): 0 = no limit, null = as configured.
+    #[serde(default, deserialize_with = "given")]
+    pub daily_quota: Option<Option<i64>>,
+    pub active: Option<bool>,
+}
+
+/// Tells null from absent.
+fn given<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Option<i64>>, D::Error> {
+    Option::deserialize(value).map(Some)
+}
+
+pub async fn change_labeler(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Path(id): Path<LabelerId>,
+    Json(body): Json<LabelerChange>,
+) -> ApiResult<Response> {
+    let changed =
+        people::change_labeler(&state.services, &actor, &id, body.role, body.daily_quota, body.active).await?;
+    Ok(axum::Json(changed).into_response())
+}
+
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EraseRequest {
+    /// `anonymise`: rankings stay without an author, words go. `remove`: judgments and demonstrations go.
+    pub judgments: Erase,
+}
+
+pub async fn erase(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Path(id): Path<LabelerId>,
+    Json(body): Json<EraseRequest>,
+) -> ApiResult<Response> {
+    Ok(axum::Json(people::erase(&state.services, &actor, &id, body.judgments).await?).into_response())
+}
+
+pub async fn personal_data(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Path(id): Path<LabelerId>,
+) -> ApiResult<axum::Json<Value>> {
+    Ok(axum::Json(people::personal_data(&state.services, &actor, &id).await?))
+}
+
+pub async fn revoke_invite(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Path(id): Path<InviteId>,
+) -> ApiResult<StatusCode> {
+    people::revoke_invite(&state.services, &actor, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditQuery {
+    actor: Option<String>,
+    action: Option<String>,
+    target: Option<String>,
+    since: Option<Micros>,
+    until: Option<Micros>,
+    before: Option<i64>,
+    limit: Option<i64>,
+}
+
+pub async fn audit(State(state): State<AppState>, Query(query): Query<AuditQuery>) -> ApiResult<axum::Json<Value>> {
+    let AuditQuery { actor, action, target, since, until, before, limit } = query;
+    let filter = AuditFilter { actor, action, target, since, until };
+    let entries = state.services.store.list_audit(&filter, before, limit.unwrap_or(50).clamp(1, 500)).await?;
+    let next = entries.last().map(|e| e.id);
+    Ok(axum::Json(json!({"data": entries, "before": next})))
 }
 
 fn invite_json(invite: &Invite) -> Value {

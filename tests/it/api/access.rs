@@ -36,6 +36,9 @@ async fn every_route_admits_whom_the_table_says() {
         let invite = server.post("/admin/invites", json!({})).await.expect(201).json();
         let session = json!({"invite": invite["token"], "name": "Lu"});
         callers.push(("labeler", Some(("cookie", cookie(&server.open_post("/session", session).await.expect(200))))));
+        let invite = server.post("/admin/invites", json!({"role": "reviewer"})).await.expect(201).json();
+        let session = json!({"invite": invite["token"], "name": "Rui"});
+        callers.push(("reviewer", Some(("cookie", cookie(&server.open_post("/session", session).await.expect(200))))));
         let session = server.open_post("/session", json!({"key": ADMIN_KEY})).await.expect(200);
         callers.push(("admin session", Some(("cookie", cookie(&session)))));
         for route in routes::table(&server.services.config.limits) {
@@ -47,7 +50,8 @@ async fn every_route_admits_whom_the_table_says() {
                 let may = match route.access {
                     Access::Public => true,
                     Access::Inference => !require_key || !matches!(*who, "nobody" | "wrong" | "feedback"),
-                    Access::Feedback => matches!(*who, "admin" | "feedback" | "labeler" | "admin session"),
+                    Access::Feedback => matches!(*who, "admin" | "feedback" | "labeler" | "reviewer" | "admin session"),
+                    Access::Review => matches!(*who, "admin" | "reviewer" | "admin session"),
                     Access::Admin => matches!(*who, "admin" | "admin session"),
                 };
                 let headers: Vec<(&str, &str)> = header.iter().map(|(n, v)| (*n, v.as_str())).collect();

@@ -92,7 +92,11 @@ impl Server {
             secret_hash(ADMIN_KEY),
             instructd::train::recipes(),
         );
-        let services = Arc::new(services);
+        Self::of(Arc::new(services), dir)
+    }
+
+    /// Over services made elsewhere, such as on another store.
+    pub fn of(services: Arc<Services>, dir: tempfile::TempDir) -> Self {
         Self { router: instructd::http::router(services.clone()), services, _dir: dir }
     }
 

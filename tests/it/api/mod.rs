@@ -2,7 +2,7 @@
 //! directory, called without a socket.
 
 mod access;
-mod client;
+pub mod client;
 mod completions;
 mod hostile;
 mod input;

@@ -4,6 +4,7 @@ mod chat;
 pub mod corpora;
 mod damaged;
 mod fixtures;
+mod formats;
 mod prompts;
 mod pull;
 mod records;

@@ -256,7 +256,7 @@ async fn people_and_access(store: Arc<dyn Store>) {
         created: T0,
     };
     store.put_invite(invite.clone()).await.unwrap();
-    let person = |id: &str| Labeler { id: id.into(), name: "N".into(), role: Role::Admin, active: true, created: T0 };
+    let person = |id: &str| Labeler::new(id.into(), "N".into(), Role::Admin, T0);
     is_not_found(store.redeem_invite("other", person("eve"), T0).await);
     is_conflict(store.redeem_invite("i", person("late"), T0 + 10).await);
     is_not_found(store.get_labeler(&"late".into()).await);
@@ -310,6 +310,7 @@ async fn one_model_of_a_kind_is_active(store: Arc<dyn Store>) {
     is_not_found(store.activate_model(&"no".into(), T0).await);
 
     let data = DatasetVersion {
+        name: None,
         id: DatasetId::new(),
         filter: json!({"split": null}),
         as_of: T0,

@@ -66,7 +66,7 @@ pub async fn stored_set(store: &dyn Store, text: &str, texts: &[&str], overlap: 
 
 pub async fn labeler(store: &dyn Store, id: &str) -> LabelerId {
     let role = Role::Labeler;
-    let labeler = Labeler { id: id.into(), name: format!("Dr {id}"), role, active: true, created: T0 };
+    let labeler = Labeler::new(id.into(), format!("Dr {id}"), role, T0);
     store.put_labeler(labeler.clone()).await.unwrap();
     labeler.id
 }
@@ -80,6 +80,8 @@ pub fn lease(labeler: &LabelerId, now: Micros) -> LeaseRequest {
         now,
         expires_at: now + LEASE,
         set_id: None,
+        pick: Pick::Normal,
+        quota: None,
     }
 }
 

@@ -140,8 +140,11 @@ async fn ranked_sets_show_latest_revisions_only(store: Arc<dyn Store>) {
     store.put_set(gold.clone()).await.unwrap();
     store.submit_judgment(submit(judgment(&gold, &"admin".into(), None, "3"), None, T0)).await.unwrap();
 
-    let all = store.ranked_sets(&RankedFilter::default()).await.unwrap();
-    assert_eq!(all.len(), 2);
+    let default = RankedFilter::default();
+    let golden = store.ranked_sets(&RankedFilter { set_kind: Some(SetKind::Gold), ..default.clone() }).await.unwrap();
+    assert_eq!(golden.len(), 1, "known answers come only when asked for");
+    let all = store.ranked_sets(&default).await.unwrap();
+    assert_eq!(all.len(), 1);
     let latest = all.iter().find(|r| r.labeler_id == ada).unwrap();
     assert_eq!((&latest.judgment_id, &latest.set_id, latest.split), (&second.id, &set.id, Split::Train));
     let texts: Vec<_> = latest.items.iter().map(|i| (i.text.as_str(), i.tier)).collect();
@@ -152,12 +155,16 @@ async fn ranked_sets_show_latest_revisions_only(store: Arc<dyn Store>) {
         let store = store.clone();
         async move { store.ranked_sets(&filter).await.unwrap().into_iter().map(|r| r.judgment_id).collect::<Vec<_>>() }
     };
-    let default = RankedFilter::default();
     assert_eq!(
         filtered(RankedFilter { as_of: Some(T0 + 99), labeler_id: Some(ada), ..default.clone() }).await,
         [first.id]
     );
-    assert_eq!(filtered(RankedFilter { split: Some(Split::Heldout), ..default.clone() }).await.len(), 1);
+    assert_eq!(
+        filtered(RankedFilter { split: Some(Split::Heldout), set_kind: Some(SetKind::Gold), ..default.clone() })
+            .await
+            .len(),
+        1
+    );
     assert_eq!(
         filtered(RankedFilter { set_kind: Some(SetKind::Normal), ..default.clone() }).await,
         [second.id.clone()]

@@ -2,6 +2,7 @@
 
 pub mod backend;
 mod conformance;
+mod feedback;
 pub mod fixture;
 mod judging;
 mod postgres;

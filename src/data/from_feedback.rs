@@ -1,0 +1,102 @@
+//! Preferences that follow from what applications tell: edits, thumbs and scores on single completions.
+//!
+//! An edit is preferred to the text it was made from. Thumbs of all users on completions of one prompt are
+//! averaged (up = 1, down = 0), and a higher average is preferred. Scores are compared only within one
+//! user, because two users' scales need not agree. The last word of a user on a completion counts.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::records::{Comparison, PromptInput, RankedText};
+use crate::domain::{CompletionId, Prompt};
+
+/// One event: what `actor` said of a completion, oldest first in a list.
+#[derive(Clone, Debug)]
+pub struct Told<'a> {
+    pub prompt: &'a Prompt,
+    pub completion_id: &'a CompletionId,
+    pub text: &'a str,
+    /// `thumb`, `score`, `edit`; others are passed over.
+    pub kind: &'a str,
+    pub value: &'a Value,
+    pub actor: &'a str,
+}
+
+/// Thumb values as the API takes them: up, 1, true; down, −1, false.
+fn thumb(value: &Value) -> Option<f64> {
+    match value {
+        Value::String(s) if s == "up" => Some(1.0),
+        Value::String(s) if s == "down" => Some(0.0),
+        Value::Bool(up) => Some(f64::from(*up)),
+        Value::Number(n) => n.as_i64().map(|n| f64::from(n > 0)),
+        _ => None,
+    }
+}
+
+/// Averages by completion → tiers, best first; `None` when they prefer nothing.
+fn ranking(prompt: &Prompt, values: &BTreeMap<&CompletionId, (&str, f64)>) -> Option<Comparison> {
+    let mut levels: Vec<f64> = values.values().map(|v| v.1).collect();
+    levels.sort_unstable_by(|a, b| b.total_cmp(a));
+    levels.dedup();
+    if levels.len() < 2 {
+        return None;
+    }
+    let tier = |value: f64| levels.iter().position(|l| *l == value).unwrap_or(0) as i64;
+    let mut completions: Vec<RankedText> =
+        values.values().map(|(text, value)| RankedText { text: (*text).to_owned(), tier: tier(*value) }).collect();
+    completions.sort_by_key(|c| c.tier);
+    Some(comparison(prompt, completions))
+}
+
+fn comparison(prompt: &Prompt, completions: Vec<RankedText>) -> Comparison {
+    Comparison {
+        prompt_id: Some(prompt.id.to_string()),
+        prompt: PromptInput::Chat(prompt.messages.clone()),
+        completions,
+        strength: None,
+        split: Some(prompt.split),
+    }
+}
+
+/// The preferences, by prompt: edits first, then thumbs, then scores.
+pub fn preferences(told: &[Told<'_>]) -> Vec<Comparison> {
+    let mut by_prompt: BTreeMap<&str, Vec<&Told<'_>>> = BTreeMap::new();
+    for t in told {
+        by_prompt.entry(t.prompt.id.as_str()).or_default().push(t);
+    }
+    let mut found = Vec::new();
+    for events in by_prompt.into_values() {
+        let prompt = events[0].prompt;
+        // The last edit of a user of a completion, where it changed something.
+        let mut edits: BTreeMap<(&CompletionId, &str), (&str, &str)> = BTreeMap::new();
+        let mut thumbs: BTreeMap<(&CompletionId, &str), (&str, f64)> = BTreeMap::new();
+        let mut scores: BTreeMap<&str, BTreeMap<&CompletionId, (&str, f64)>> = BTreeMap::new();
+        for t in events {
+            let key = (t.completion_id, t.actor);
+            match (t.kind, t.value) {
+                ("edit", Value::String(edited)) => drop(edits.insert(key, (edited, t.text))),
+                ("thumb", value) => drop(thumb(value).map(|v| thumbs.insert(key, (t.text, v)))),
+                ("score", Value::Number(n)) => {
+                    if let Some(score) = n.as_f64().filter(|s| s.is_finite()) {
+                        scores.entry(t.actor).or_default().insert(t.completion_id, (t.text, score));
+                    }
+                }
+                _ => {}
+            }
+        }
+        for (edited, original) in edits.into_values().filter(|(edited, original)| edited != original) {
+            let ranked = |text: &str, tier| RankedText { text: text.to_owned(), tier };
+            found.push(comparison(prompt, vec![ranked(edited, 0), ranked(original, 1)]));
+        }
+        let mut averages: BTreeMap<&CompletionId, (&str, f64, f64)> = BTreeMap::new();
+        for ((id, _), (text, value)) in thumbs {
+            let average = averages.entry(id).or_insert((text, 0.0, 0.0));
+            (average.1, average.2) = (average.1 + value, average.2 + 1.0);
+        }
+        let averages = averages.into_iter().map(|(id, (text, sum, n))| (id, (text, sum / n))).collect();
+        found.extend(ranking(prompt, &averages));
+        found.extend(scores.values().filter_map(|scored| ranking(prompt, scored)));
+    }
+    found
+}

@@ -1,0 +1,111 @@
+//! Open-Assistant message trees, one a line: `{"message_tree_id", "prompt": {"text", "role", "replies": […]}}`.
+//! Wherever the assistant's replies to one message carry ranks, they are a ranking (rank 0 is best).
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::records::{Comparison, PromptInput, RankedText};
+use crate::domain::Message;
+
+/// The rankings of one tree, in the order of the tree.
+///
+/// # Errors
+/// Text that says what is wrong with the tree. A tree without a ranking gives none and is no error.
+pub(super) fn rankings(tree: &Value) -> Result<Vec<Comparison>, String> {
+    let root = tree.get("prompt").filter(|p| p.is_object()).ok_or("`prompt` must be the first message")?;
+    let mut found = Vec::new();
+    walk(root, &mut Vec::new(), &mut found)?;
+    Ok(found)
+}
+
+/// Recursion is bounded: the JSON parser takes some sixty levels of messages and no more.
+fn walk(node: &Value, path: &mut Vec<Message>, found: &mut Vec<Comparison>) -> Result<(), String> {
+    if deleted(node) {
+        return Ok(());
+    }
+    let role = match node.get("role").and_then(Value::as_str) {
+        Some("prompter") => "user",
+        Some("assistant") => "assistant",
+        other => return Err(format!("`role` = {other:?} (known: prompter, assistant)")),
+    };
+    path.push(Message { role: role.to_owned(), content: text(node)?.to_owned() });
+    let replies = match node.get("replies") {
+        None | Some(Value::Null) => &[][..],
+        Some(Value::Array(replies)) => replies.as_slice(),
+        Some(_) => return Err("`replies` must be a list".into()),
+    };
+    if role == "user" {
+        let mut ranked = Vec::new();
+        for reply in replies.iter().filter(|r| !deleted(r)) {
+            let is_answer = reply.get("role").and_then(Value::as_str) == Some("assistant");
+            match reply.get("rank").filter(|r| !r.is_null()) {
+                Some(rank) if is_answer => {
+                    let rank = rank.as_i64().filter(|r| (0..=1_000_000).contains(r));
+                    let tier = rank.ok_or("`rank` must be a whole number from 0")?;
+                    ranked.push(RankedText { text: text(reply)?.to_owned(), tier });
+                }
+                _ => {}
+            }
+        }
+        if ranked.len() >= 2 {
+            found.push(Comparison {
+                prompt_id: None,
+                prompt: PromptInput::Chat(path.clone()),
+                completions: ranked,
+                strength: None,
+                split: None,
+            });
+        }
+    }
+    for reply in replies {
+        walk(reply, path, found)?;
+    }
+    path.pop();
+    Ok(())
+}
+
+fn deleted(node: &Value) -> bool {
+    node.get("deleted").and_then(Value::as_bool).unwrap_or(false)
+}
+
+fn text(node: &Value) -> Result<&str, String> {
+    node.get("text").and_then(Value::as_str).ok_or_else(|| "`text` must be a string".to_owned())
+}
+
+/// The tree of one ranking: its conversation as a chain, the ranked answers at the end. `None` for
+/// conversations that the format cannot hold: with system messages, or not ending with the user.
+pub(super) fn tree(comparison: &Comparison) -> Option<Value> {
+    let messages = comparison.prompt.messages();
+    let turn = |i: usize| if i.is_multiple_of(2) { "user" } else { "assistant" };
+    let alternates = messages.iter().enumerate().all(|(i, m)| m.role == turn(i));
+    if !alternates || messages.len().is_multiple_of(2) {
+        return None;
+    }
+    // Ids follow from the content, so that the same ranking is the same tree whenever it is written.
+    let id = |path: &str| {
+        let digest = hex::encode(Sha256::digest(path.as_bytes()));
+        [&digest[..8], &digest[8..12], &digest[12..16], &digest[16..20], &digest[20..32]].join("-")
+    };
+    let mut path = String::new();
+    let mut ids = Vec::new();
+    for message in &messages {
+        path.push_str(&format!("{}\0{}\0", message.role, message.content));
+        ids.push(id(&path));
+    }
+    let tree_id = ids.first()?.clone();
+    let node = |ids: (&String, Option<&String>), role: &str, text: &str, rank: Option<i64>, replies: Vec<Value>| {
+        json!({"message_id": ids.0, "parent_id": ids.1, "text": text, "role": role, "rank": rank,
+               "deleted": false, "synthetic": false, "message_tree_id": tree_id, "replies": replies})
+    };
+    let last = ids.last()?;
+    let answers = comparison.completions.iter().enumerate().map(|(i, c)| {
+        node((&id(&format!("{path}{i}\0{}", c.text)), Some(last)), "assistant", &c.text, Some(c.tier), vec![])
+    });
+    let mut replies: Vec<Value> = answers.collect();
+    for (i, message) in messages.iter().enumerate().rev() {
+        let role = if message.role == "user" { "prompter" } else { "assistant" };
+        let parent = i.checked_sub(1).and_then(|p| ids.get(p));
+        replies = vec![node((&ids[i], parent), role, &message.content, None, replies)];
+    }
+    Some(json!({"message_tree_id": tree_id, "tree_state": "ready_for_export", "prompt": replies.pop()?}))
+}

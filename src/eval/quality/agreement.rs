@@ -1,0 +1,330 @@
+//! Do labelers agree? Pairwise agreement, Krippendorff's α, Fleiss' and Cohen's κ, each with a bootstrap
+//! interval over sets.
+//!
+//! The unit is a pair of completions of one set; a rating says which of the two the labeler preferred, or
+//! that they tie: three ordered categories. Missing ratings are the normal case.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::statistics::{Figure, Resampling, bootstrap, figure};
+
+/// Second preferred, tie, first preferred.
+pub const CATEGORIES: usize = 3;
+/// The category of a tie.
+pub const TIE: usize = 1;
+/// Pairs of labelers are listed for the most shared units first, up to this many.
+const MAX_LABELER_PAIRS: usize = 100;
+
+type Table = [[f64; CATEGORIES]; CATEGORIES];
+
+/// One thing that several labelers rated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unit {
+    /// Which set it belongs to: units of one set are resampled together.
+    pub cluster: usize,
+    /// (labeler, category below `CATEGORIES`), each labeler once.
+    pub ratings: Vec<(usize, usize)>,
+}
+
+/// How far apart two categories are, for Krippendorff's α.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Distance {
+    Nominal,
+    Ordinal,
+}
+
+/// See the module's words; `None` where nothing can be said.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Agreement {
+    /// Units with two ratings or more.
+    pub units: usize,
+    pub sets: usize,
+    pub labelers: usize,
+    /// Share of pairs of labelers who said the same, ties as their own answer.
+    pub pairwise: Option<Figure>,
+    /// The same where both named a preference: the figure that papers report (72–77 %).
+    pub pairwise_without_ties: Option<Figure>,
+    pub alpha_ordinal: Option<Figure>,
+    pub alpha_nominal: Option<Figure>,
+    /// Over the units with exactly `fleiss_raters` ratings, the most common number.
+    pub fleiss_kappa: Option<Figure>,
+    pub fleiss_raters: Option<usize>,
+    pub cohen: Vec<Cohen>,
+}
+
+/// Cohen's κ of two labelers (indices) over the units both rated.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Cohen {
+    #[serde(skip)]
+    pub pair: (usize, usize),
+    pub kappa: Option<Figure>,
+    /// With linear weights: a tie is half as far from a preference as the opposite is.
+    pub weighted_kappa: Option<f64>,
+}
+
+/// Sums that every figure is made of; additive, so that a resampled set only changes its weight.
+#[derive(Clone, Debug, Default)]
+struct Tally {
+    coincidences: Table,
+    pairs: f64,
+    same: f64,
+    strict: f64,
+    strict_same: f64,
+    /// Over units of the Fleiss count: how many, Σ P_i, ratings by category.
+    fleiss_units: f64,
+    fleiss_sum: f64,
+    fleiss_ratings: [f64; CATEGORIES],
+}
+
+impl Tally {
+    fn add(&mut self, other: &Self, weight: f64) {
+        for (row, more) in self.coincidences.iter_mut().zip(&other.coincidences) {
+            for (cell, more) in row.iter_mut().zip(more) {
+                *cell += weight * more;
+            }
+        }
+        self.pairs += weight * other.pairs;
+        self.same += weight * other.same;
+        self.strict += weight * other.strict;
+        self.strict_same += weight * other.strict_same;
+        self.fleiss_units += weight * other.fleiss_units;
+        self.fleiss_sum += weight * other.fleiss_sum;
+        for (cell, more) in self.fleiss_ratings.iter_mut().zip(&other.fleiss_ratings) {
+            *cell += weight * more;
+        }
+    }
+
+    fn count(&mut self, unit: &Unit, fleiss_raters: usize) {
+        let m = unit.ratings.len();
+        if m < 2 {
+            return;
+        }
+        let mut by_category = [0.0; CATEGORIES];
+        for (_, category) in &unit.ratings {
+            by_category[*category] += 1.0;
+        }
+        for (i, (_, a)) in unit.ratings.iter().enumerate() {
+            for (j, (_, b)) in unit.ratings.iter().enumerate() {
+                if i != j {
+                    self.coincidences[*a][*b] += 1.0 / (m - 1) as f64;
+                }
+                if i < j {
+                    self.pairs += 1.0;
+                    self.same += f64::from(a == b);
+                    if *a != TIE && *b != TIE {
+                        self.strict += 1.0;
+                        self.strict_same += f64::from(a == b);
+                    }
+                }
+            }
+        }
+        if m == fleiss_raters {
+            let n = m as f64;
+            self.fleiss_units += 1.0;
+            self.fleiss_sum += (by_category.iter().map(|c| c * c).sum::<f64>() - n) / (n * (n - 1.0));
+            for (cell, more) in self.fleiss_ratings.iter_mut().zip(by_category) {
+                *cell += more;
+            }
+        }
+    }
+
+    fn figures(&self) -> Vec<Option<f64>> {
+        let ratio = |a: f64, b: f64| (b > 0.0).then(|| a / b);
+        vec![
+            ratio(self.same, self.pairs),
+            ratio(self.strict_same, self.strict),
+            alpha(&self.coincidences, Distance::Ordinal),
+            alpha(&self.coincidences, Distance::Nominal),
+            self.fleiss(),
+        ]
+    }
+
+    fn fleiss(&self) -> Option<f64> {
+        let total: f64 = self.fleiss_ratings.iter().sum();
+        let chance: f64 = self.fleiss_ratings.iter().map(|c| (c / total).powi(2)).sum();
+        (self.fleiss_units > 0.0 && chance < 1.0)
+            .then(|| (self.fleiss_sum / self.fleiss_units - chance) / (1.0 - chance))
+    }
+}
+
+/// Krippendorff's α of a coincidence matrix (Hayes and Krippendorff 2007). `None` without ratings, or when
+/// all are the same: chance alone would agree.
+fn alpha(coincidences: &Table, distance: Distance) -> Option<f64> {
+    let margin: Vec<f64> = coincidences.iter().map(|row| row.iter().sum()).collect();
+    let n: f64 = margin.iter().sum();
+    let apart = |a: usize, b: usize| match distance {
+        Distance::Nominal => f64::from(a != b),
+        Distance::Ordinal => {
+            let between: f64 = margin[a.min(b)..=a.max(b)].iter().sum();
+            (between - (margin[a] + margin[b]) / 2.0).powi(2)
+        }
+    };
+    let (mut observed, mut expected) = (0.0, 0.0);
+    for a in 0..CATEGORIES {
+        for b in 0..CATEGORIES {
+            if a != b {
+                observed += coincidences[a][b] * apart(a, b);
+                expected += margin[a] * margin[b] * apart(a, b);
+            }
+        }
+    }
+    (expected > 0.0).then(|| 1.0 - (n - 1.0) * observed / expected)
+}
+
+/// Cohen's κ of a confusion table, unweighted or with linear weights.
+fn kappa(table: &Table, linear: bool) -> Option<f64> {
+    let rows: Vec<f64> = table.iter().map(|row| row.iter().sum()).collect();
+    let n: f64 = rows.iter().sum();
+    let columns: Vec<f64> = (0..CATEGORIES).map(|j| table.iter().map(|row| row[j]).sum()).collect();
+    let (mut observed, mut expected) = (0.0, 0.0);
+    for i in 0..CATEGORIES {
+        for j in 0..CATEGORIES {
+            let apart = if linear { i.abs_diff(j) as f64 } else { f64::from(i != j) };
+            observed += apart * table[i][j];
+            expected += apart * rows[i] * columns[j] / n;
+        }
+    }
+    (expected > 0.0).then(|| 1.0 - observed / expected)
+}
+
+/// All figures over `units`; clusters are numbered below `clusters`.
+pub fn agreement(units: &[Unit], clusters: usize, resampling: Resampling) -> Agreement {
+    let shared: Vec<&Unit> = units.iter().filter(|u| u.ratings.len() >= 2).collect();
+    let mut sizes: BTreeMap<usize, usize> = BTreeMap::new();
+    for unit in &shared {
+        *sizes.entry(unit.ratings.len()).or_default() += 1;
+    }
+    let fleiss_raters = sizes.iter().max_by_key(|(_, count)| **count).map(|(size, _)| *size);
+    let mut tallies = vec![Tally::default(); clusters];
+    for unit in &shared {
+        tallies[unit.cluster].count(unit, fleiss_raters.unwrap_or(0));
+    }
+    // Sets without a shared unit say nothing; resampling them would only add noise.
+    tallies.retain(|t| t.pairs > 0.0);
+    let sum = |counts: &dyn Fn(usize) -> f64| {
+        let mut all = Tally::default();
+        for (i, tally) in tallies.iter().enumerate() {
+            all.add(tally, counts(i));
+        }
+        all
+    };
+    let whole = sum(&|_| 1.0);
+    let values = whole.figures();
+    let intervals = bootstrap(tallies.len(), values.len(), resampling, |counts| sum(&|i| counts[i]).figures());
+    let mut labelers: Vec<usize> = shared.iter().flat_map(|u| u.ratings.iter().map(|r| r.0)).collect();
+    labelers.sort_unstable();
+    labelers.dedup();
+    let n = [whole.pairs, whole.strict, shared.len() as f64, shared.len() as f64, whole.fleiss_units];
+    let of = |i: usize| figure(values[i], intervals[i], n[i] as usize);
+    Agreement {
+        units: shared.len(),
+        sets: tallies.len(),
+        labelers: labelers.len(),
+        pairwise: of(0),
+        pairwise_without_ties: of(1),
+        alpha_ordinal: of(2),
+        alpha_nominal: of(3),
+        fleiss_kappa: of(4),
+        fleiss_raters: fleiss_raters.filter(|_| values[4].is_some()),
+        cohen: cohen(&shared, resampling),
+    }
+}
+
+fn cohen(units: &[&Unit], resampling: Resampling) -> Vec<Cohen> {
+    // By pair of labelers: one confusion table per set.
+    let mut tables: BTreeMap<(usize, usize), BTreeMap<usize, Table>> = BTreeMap::new();
+    for unit in units {
+        for (i, (first, a)) in unit.ratings.iter().enumerate() {
+            for (second, b) in &unit.ratings[i + 1..] {
+                let (pair, cell) =
+                    if first < second { ((*first, *second), (*a, *b)) } else { ((*second, *first), (*b, *a)) };
+                let table = tables.entry(pair).or_default().entry(unit.cluster).or_default();
+                table[cell.0][cell.1] += 1.0;
+            }
+        }
+    }
+    let count = |t: &Table| t.iter().flatten().sum::<f64>();
+    let mut most_shared: Vec<_> =
+        tables.into_iter().map(|(pair, sets)| (pair, sets.values().map(count).sum::<f64>() as usize, sets)).collect();
+    most_shared.sort_by_key(|(pair, shared, _)| (std::cmp::Reverse(*shared), *pair));
+    most_shared.truncate(MAX_LABELER_PAIRS);
+    let sum = |tables: &[&Table], weight: &dyn Fn(usize) -> f64| {
+        let mut all = Table::default();
+        for (i, table) in tables.iter().enumerate() {
+            for (row, more) in all.iter_mut().zip(*table) {
+                for (cell, more) in row.iter_mut().zip(more) {
+                    *cell += weight(i) * more;
+                }
+            }
+        }
+        all
+    };
+    most_shared
+        .into_iter()
+        .map(|(pair, shared, sets)| {
+            let tables: Vec<&Table> = sets.values().collect();
+            let whole = sum(&tables, &|_| 1.0);
+            let interval =
+                bootstrap(tables.len(), 1, resampling, |counts| vec![kappa(&sum(&tables, &|i| counts[i]), false)]);
+            Cohen {
+                pair,
+                kappa: figure(kappa(&whole, false), interval[0], shared),
+                weighted_kappa: kappa(&whole, true),
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUICK: Resampling = Resampling { replicates: 200, seed: 3 };
+
+    fn unit(cluster: usize, categories: &[usize]) -> Unit {
+        Unit { cluster, ratings: categories.iter().copied().enumerate().collect() }
+    }
+
+    #[test]
+    fn perfect_and_chance_agreement() {
+        let perfect: Vec<_> = (0..30).map(|i| unit(i, &[i % 3; 3])).collect();
+        let a = agreement(&perfect, 30, QUICK);
+        for figure in [a.pairwise, a.alpha_ordinal, a.alpha_nominal, a.fleiss_kappa, a.cohen[0].kappa] {
+            let figure = figure.unwrap();
+            assert_eq!((figure.value, figure.low, figure.high), (1.0, Some(1.0), Some(1.0)));
+        }
+        assert_eq!((a.units, a.sets, a.labelers, a.fleiss_raters, a.cohen.len()), (30, 30, 3, Some(3), 3));
+        // Always the opposite: worse than chance.
+        let opposite: Vec<_> = (0..20).map(|i| unit(i, &[0, 2])).collect();
+        let a = agreement(&opposite, 20, QUICK);
+        assert_eq!(a.pairwise.unwrap().value, 0.0);
+        assert!(a.alpha_ordinal.unwrap().value < -0.9);
+    }
+
+    #[test]
+    fn nothing_to_compare_is_no_figure() {
+        let a = agreement(&[unit(0, &[1]), unit(1, &[])], 2, QUICK);
+        assert_eq!((a.pairwise, a.alpha_ordinal, a.fleiss_kappa, a.cohen.len()), (None, None, None, 0));
+        // All the same answer: agreement is whole, but chance would give it too.
+        let same: Vec<_> = (0..5).map(|i| unit(i, &[2, 2])).collect();
+        let a = agreement(&same, 5, QUICK);
+        assert_eq!((a.pairwise.unwrap().value, a.alpha_nominal, a.fleiss_kappa), (1.0, None, None));
+    }
+
+    #[test]
+    fn units_of_one_set_are_resampled_together() {
+        // The same twenty units, in twenty sets or in two: the second interval must be wider.
+        let rows: Vec<[usize; 2]> =
+            (0..20).map(|i| [if i % 3 == 0 { 0 } else { 2 }, if i < 10 { 0 } else { 2 }]).collect();
+        let of = |cluster: &dyn Fn(usize) -> usize, n| {
+            let units: Vec<_> = rows.iter().enumerate().map(|(i, r)| unit(cluster(i), r)).collect();
+            agreement(&units, n, QUICK).pairwise.unwrap()
+        };
+        let (apart, together) = (of(&|i| i, 20), of(&|i| i / 10, 2));
+        assert_eq!(apart.value, together.value);
+        let width = |f: Figure| f.high.unwrap() - f.low.unwrap();
+        assert!(width(together) > 0.0 && width(apart) > 0.0);
+    }
+}

@@ -1,0 +1,310 @@
+//! Strengths of things that were compared in pairs: Bradley and Terry's model with Davidson's ties
+//! (1970) and, if wanted, the length difference as a covariate.
+//!
+//! With δ = θ_a − θ_b + β·x the odds of "a wins : b wins : tie" are e^{δ/2} : e^{−δ/2} : ν. Without
+//! observed ties ν is 0 and the model is Bradley and Terry's own. A Gaussian prior keeps strengths finite
+//! where one thing won always; strengths are centred on a mean of 0.
+
+use serde::Serialize;
+
+use super::statistics::{Curvature, Figure, Resampling, bootstrap, figure, maximise};
+
+/// What came of one comparison, seen from `a`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Won {
+    A,
+    B,
+    Tie,
+}
+
+/// One comparison of the things `a` and `b` (indices).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Match {
+    pub a: usize,
+    pub b: usize,
+    pub won: Won,
+    pub weight: f64,
+    /// Covariate, a minus b; used with `Options::covariate` only.
+    pub x: f64,
+    /// Which prompt it is about: matches of one prompt are resampled together.
+    pub cluster: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Options {
+    /// Standard deviation of the prior of each strength, of ln ν and of β, in natural log-odds.
+    pub prior_sd: f64,
+    pub covariate: bool,
+}
+
+impl Default for Options {
+    /// Four log-odds (some 700 Elo points): weak beside a dozen comparisons.
+    fn default() -> Self {
+        Self { prior_sd: 4.0, covariate: false }
+    }
+}
+
+/// The most probable parameters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fit {
+    /// Centred on 0, natural log-odds.
+    pub strengths: Vec<f64>,
+    /// ln ν; `None` when nothing tied.
+    pub log_tie: Option<f64>,
+    /// β; `None` unless asked for.
+    pub covariate: Option<f64>,
+}
+
+impl Fit {
+    /// Probabilities that a wins, b wins, they tie; lengths equal.
+    pub fn odds(&self, a: usize, b: usize) -> (f64, f64, f64) {
+        let half = (self.strengths[a] - self.strengths[b]) / 2.0;
+        let tie = self.log_tie.map_or(0.0, f64::exp);
+        let (wins, loses) = (half.exp(), (-half).exp());
+        let total = wins + loses + tie;
+        (wins / total, loses / total, tie / total)
+    }
+}
+
+/// `scale[cluster]` multiplies the weights of a cluster's matches (the bootstrap's counts).
+fn fit(matches: &[Match], things: usize, options: Options, scale: Option<&[f64]>, start: Option<&[f64]>) -> Vec<f64> {
+    let ties = matches.iter().any(|m| m.won == Won::Tie);
+    let tie_at = things;
+    let covariate_at = things + usize::from(ties);
+    let size = covariate_at + usize::from(options.covariate);
+    let ridge = 1.0 / (options.prior_sd * options.prior_sd);
+    let start = start.map_or_else(|| vec![0.0; size], <[f64]>::to_vec);
+    maximise(start, |p| {
+        let mut at = Curvature {
+            value: -0.5 * ridge * p.iter().map(|x| x * x).sum::<f64>(),
+            gradient: p.iter().map(|x| -ridge * x).collect(),
+            information: vec![0.0; size * size],
+        };
+        for i in 0..size {
+            at.information[i * size + i] = ridge;
+        }
+        for m in matches {
+            let weight = m.weight * scale.map_or(1.0, |s| s[m.cluster]);
+            if weight == 0.0 {
+                continue;
+            }
+            let x = if options.covariate { m.x } else { 0.0 };
+            let beta = if options.covariate { p[covariate_at] } else { 0.0 };
+            let half = (p[m.a] - p[m.b] + beta * x) / 2.0;
+            let log_tie = if ties { p[tie_at] } else { f64::NEG_INFINITY };
+            let top = half.abs().max(log_tie);
+            let (win, lose, tie) = ((half - top).exp(), (-half - top).exp(), (log_tie - top).exp());
+            let total = win + lose + tie;
+            let (win, lose, tie) = (win / total, lose / total, tie / total);
+            let chosen = match m.won {
+                Won::A => half,
+                Won::B => -half,
+                Won::Tie => log_tie,
+            };
+            at.value += weight * (chosen - top - total.ln());
+            // The exponents are linear in (half, ln ν): moments of those two carry over to all parameters.
+            let mean = win - lose;
+            let pull = match m.won {
+                Won::A => 1.0,
+                Won::B => -1.0,
+                Won::Tie => 0.0,
+            } - mean;
+            let spread = win + lose - mean * mean;
+            let parts = [(m.a, 0.5), (m.b, -0.5), (covariate_at, 0.5 * x)];
+            let parts = &parts[..if options.covariate { 3 } else { 2 }];
+            for (i, zi) in parts {
+                at.gradient[*i] += weight * pull * zi;
+                for (j, zj) in parts {
+                    at.information[i * size + j] += weight * spread * zi * zj;
+                }
+                if ties {
+                    let with_tie = -weight * mean * tie * zi;
+                    at.information[i * size + tie_at] += with_tie;
+                    at.information[tie_at * size + i] += with_tie;
+                }
+            }
+            if ties {
+                at.gradient[tie_at] += weight * (f64::from(m.won == Won::Tie) - tie);
+                at.information[tie_at * size + tie_at] += weight * tie * (1.0 - tie);
+            }
+        }
+        at
+    })
+}
+
+fn read(p: &[f64], matches: &[Match], things: usize, options: Options) -> Fit {
+    let mean = p[..things].iter().sum::<f64>() / things.max(1) as f64;
+    let ties = matches.iter().any(|m| m.won == Won::Tie);
+    Fit {
+        strengths: p[..things].iter().map(|s| s - mean).collect(),
+        log_tie: ties.then(|| p[things]),
+        covariate: options.covariate.then(|| p[things + usize::from(ties)]),
+    }
+}
+
+/// Fits the model to all matches of `things` things.
+pub fn bradley_terry(matches: &[Match], things: usize, options: Options) -> Fit {
+    read(&fit(matches, things, options, None, None), matches, things, options)
+}
+
+/// One thing's row of the table.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Standing {
+    /// Natural log-odds over the mean of the table, with the bootstrap's interval; n = its comparisons.
+    pub strength: Figure,
+    /// The same in Elo points: 400 / ln 10 per log-odd, 0 in the middle.
+    pub elo: f64,
+    /// Share of the bootstrap's replicates in which it came first.
+    pub best: f64,
+}
+
+/// How often one thing met another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Cell {
+    pub wins: usize,
+    pub losses: usize,
+    pub ties: usize,
+    /// (wins + ties / 2) / all; `None` when they never met.
+    pub win_rate: Option<f64>,
+    /// What the model expects of that rate.
+    pub expected: f64,
+}
+
+/// Strengths with intervals, and who beat whom.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Table {
+    pub standings: Vec<Standing>,
+    /// `wins[i][j]`: i against j.
+    pub wins: Vec<Vec<Cell>>,
+    /// Probability that two equals tie, ν / (2 + ν).
+    pub tie_rate: f64,
+    /// β with its interval: log-odds gained by being longer, per unit of the covariate.
+    pub covariate: Option<Figure>,
+    pub comparisons: usize,
+}
+
+/// The table; `None` when fewer than two things were compared. Clusters are numbered below `clusters`.
+pub fn table(
+    matches: &[Match],
+    things: usize,
+    clusters: usize,
+    options: Options,
+    resampling: Resampling,
+) -> Option<Table> {
+    if things < 2 || matches.is_empty() {
+        return None;
+    }
+    let p = fit(matches, things, options, None, None);
+    let whole = read(&p, matches, things, options);
+    let mut first = vec![0usize; things];
+    let mut replicates = 0;
+    let intervals = bootstrap(clusters, things + 1, resampling, |counts| {
+        // Starting from the whole data's answer, a replicate needs three or four steps.
+        let drawn = read(&fit(matches, things, options, Some(counts), Some(&p)), matches, things, options);
+        let best = (0..things).max_by(|a, b| drawn.strengths[*a].total_cmp(&drawn.strengths[*b]));
+        if let Some(best) = best {
+            first[best] += 1;
+        }
+        replicates += 1;
+        drawn.strengths.iter().map(|s| Some(*s)).chain([drawn.covariate]).collect()
+    });
+    let mut wins = vec![vec![Cell::default(); things]; things];
+    for m in matches {
+        let (mine, theirs) = match m.won {
+            Won::A => ((1, 0, 0), (0, 1, 0)),
+            Won::B => ((0, 1, 0), (1, 0, 0)),
+            Won::Tie => ((0, 0, 1), (0, 0, 1)),
+        };
+        for (i, j, (w, l, t)) in [(m.a, m.b, mine), (m.b, m.a, theirs)] {
+            let cell = &mut wins[i][j];
+            (cell.wins, cell.losses, cell.ties) = (cell.wins + w, cell.losses + l, cell.ties + t);
+        }
+    }
+    let mut met = vec![0; things];
+    for (i, row) in wins.iter_mut().enumerate() {
+        for (j, cell) in row.iter_mut().enumerate() {
+            let n = cell.wins + cell.losses + cell.ties;
+            met[i] += n;
+            cell.win_rate = (n > 0).then(|| (cell.wins as f64 + cell.ties as f64 / 2.0) / n as f64);
+            let (wins, _, ties) = whole.odds(i, j);
+            cell.expected = if i == j { 0.5 } else { wins + ties / 2.0 };
+        }
+    }
+    let standing = |i: usize| {
+        let strength = whole.strengths[i];
+        Standing {
+            strength: Figure {
+                value: strength,
+                low: intervals[i].map(|v| v.0),
+                high: intervals[i].map(|v| v.1),
+                n: met[i],
+            },
+            elo: strength * 400.0 / std::f64::consts::LN_10,
+            best: first[i] as f64 / f64::from(replicates.max(1)),
+        }
+    };
+    let tie = whole.log_tie.map_or(0.0, f64::exp);
+    Some(Table {
+        standings: (0..things).map(standing).collect(),
+        wins,
+        tie_rate: tie / (2.0 + tie),
+        covariate: figure(whole.covariate, intervals[things], matches.len()),
+        comparisons: matches.len(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn games(a: usize, b: usize, won: Won, n: usize) -> impl Iterator<Item = Match> {
+        (0..n).map(move |i| Match { a, b, won, weight: 1.0, x: 0.0, cluster: i })
+    }
+
+    #[test]
+    fn two_things_have_a_closed_form() {
+        // 30 : 10 : 20 of wins, losses, ties: δ = ln 3, ν = 20 / √(30 · 10), whatever the prior is worth.
+        let matches: Vec<_> =
+            games(0, 1, Won::A, 30).chain(games(0, 1, Won::B, 10)).chain(games(0, 1, Won::Tie, 20)).collect();
+        let flat = Options { prior_sd: 1e6, ..Options::default() };
+        let fit = bradley_terry(&matches, 2, flat);
+        assert!((fit.strengths[0] - fit.strengths[1] - 3f64.ln()).abs() < 1e-8, "{fit:?}");
+        assert!((fit.log_tie.unwrap() - (20.0 / 300f64.sqrt()).ln()).abs() < 1e-8);
+        let odds = fit.odds(0, 1);
+        assert!((odds.0 - 0.5).abs() < 1e-9 && (odds.2 - 1.0 / 3.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn who_always_wins_stays_finite() {
+        let matches: Vec<_> = games(0, 1, Won::A, 50).collect();
+        let fit = bradley_terry(&matches, 2, Options::default());
+        let lead = fit.strengths[0] - fit.strengths[1];
+        assert!(lead > 3.0 && lead < 12.0, "{lead}");
+        assert_eq!(fit.log_tie, None);
+    }
+
+    #[test]
+    fn the_covariate_takes_what_is_its_own() {
+        // Thing 0 wins exactly when it is longer: length explains all, strength nothing.
+        let mut matches = Vec::new();
+        for i in 0..40 {
+            let longer = if i % 2 == 0 { 1.0 } else { -1.0 };
+            for (won, n) in [(longer, 9), (-longer, 1)] {
+                let won = if won > 0.0 { Won::A } else { Won::B };
+                matches.extend(games(0, 1, won, n).map(|m| Match { x: longer, cluster: i, ..m }));
+            }
+        }
+        let table = table(
+            &matches,
+            2,
+            40,
+            Options { covariate: true, ..Options::default() },
+            Resampling { replicates: 50, seed: 1 },
+        )
+        .unwrap();
+        let beta = table.covariate.unwrap();
+        assert!((beta.value - 9f64.ln()).abs() < 0.02, "{beta:?}");
+        assert!(table.standings[0].strength.value.abs() < 0.01);
+        assert_eq!((table.wins[0][1].wins, table.wins[1][0].losses, table.wins[0][0].win_rate), (200, 200, None));
+    }
+}

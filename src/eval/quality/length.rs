@@ -1,0 +1,109 @@
+//! Does the longer answer win? The share of preferences for the longer one, and the log-odds per doubling.
+
+use serde::Serialize;
+
+use super::statistics::{Figure, Resampling, bootstrap, figure, sigmoid};
+
+/// One preference: lengths in characters of the preferred and the other text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Preference {
+    pub preferred: f64,
+    pub other: f64,
+    pub weight: f64,
+    /// Which prompt it is about: preferences of one prompt are resampled together.
+    pub cluster: usize,
+}
+
+/// See the module's words; `None` where nothing can be said.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LengthBias {
+    pub preferences: usize,
+    /// Weighted share in which the longer text is preferred, of those of different length.
+    pub longer_wins: Option<Figure>,
+    /// β of P(preferred) = σ(β log2(length / other length)), without intercept: log-odds per doubling.
+    pub per_doubling: Option<Figure>,
+    /// Mean characters of preferred and other texts.
+    pub mean_preferred: Option<f64>,
+    pub mean_other: Option<f64>,
+}
+
+fn doublings(p: &Preference) -> f64 {
+    ((p.preferred + 1.0) / (p.other + 1.0)).log2()
+}
+
+/// A slope's prior variance of 100 only keeps it finite where the longer wins always.
+const RIDGE: f64 = 0.01;
+
+fn slope(preferences: &[(f64, f64)]) -> Option<f64> {
+    if preferences.iter().all(|(x, w)| *x == 0.0 || *w == 0.0) {
+        return None;
+    }
+    let mut beta = 0.0f64;
+    for _ in 0..100 {
+        let (mut gradient, mut information) = (-RIDGE * beta, RIDGE);
+        for (x, w) in preferences {
+            let p = sigmoid(beta * x);
+            gradient += w * (1.0 - p) * x;
+            information += w * p * (1.0 - p) * x * x;
+        }
+        // The likelihood is concave but flat far out: a bounded step cannot overshoot into the flat.
+        let step = (gradient / information).clamp(-1.0, 1.0);
+        beta += step;
+        if step.abs() < 1e-12 {
+            break;
+        }
+    }
+    Some(beta)
+}
+
+/// The report over preferences whose clusters are numbered below `clusters`.
+pub fn length_bias(preferences: &[Preference], clusters: usize, resampling: Resampling) -> LengthBias {
+    let x: Vec<f64> = preferences.iter().map(doublings).collect();
+    let of = |counts: Option<&[f64]>| {
+        let weight = |p: &Preference| p.weight * counts.map_or(1.0, |c| c[p.cluster]);
+        let (mut longer, mut unequal) = (0.0, 0.0);
+        for (p, x) in preferences.iter().zip(&x).filter(|(_, x)| **x != 0.0) {
+            unequal += weight(p);
+            longer += if *x > 0.0 { weight(p) } else { 0.0 };
+        }
+        let weighted: Vec<(f64, f64)> = preferences.iter().zip(&x).map(|(p, x)| (*x, weight(p))).collect();
+        vec![(unequal > 0.0).then(|| longer / unequal), slope(&weighted)]
+    };
+    let whole = of(None);
+    let intervals = bootstrap(clusters, 2, resampling, |counts| of(Some(counts)));
+    let n = x.iter().filter(|x| **x != 0.0).count();
+    let mean = |length: &dyn Fn(&Preference) -> f64| {
+        let total: f64 = preferences.iter().map(|p| p.weight).sum();
+        (total > 0.0).then(|| preferences.iter().map(|p| p.weight * length(p)).sum::<f64>() / total)
+    };
+    LengthBias {
+        preferences: preferences.len(),
+        longer_wins: figure(whole[0], intervals[0], n),
+        per_doubling: figure(whole[1], intervals[1], n),
+        mean_preferred: mean(&|p| p.preferred),
+        mean_other: mean(&|p| p.other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slope_is_the_log_odds() {
+        // One doubling each; the longer wins 3 of 4: β = ln 3.
+        let preference = |i: usize| {
+            let (preferred, other) = if i % 4 == 0 { (9.0, 19.0) } else { (19.0, 9.0) };
+            Preference { preferred, other, weight: 1.0, cluster: i }
+        };
+        let all: Vec<_> = (0..2000).map(preference).collect();
+        let report = length_bias(&all, 2000, Resampling { replicates: 100, seed: 1 });
+        let (share, beta) = (report.longer_wins.unwrap(), report.per_doubling.unwrap());
+        assert_eq!((share.value, share.n), (0.75, 2000));
+        assert!((beta.value - 3f64.ln()).abs() < 1e-3, "{beta:?}");
+        assert!(beta.low.unwrap() < beta.value && beta.value < beta.high.unwrap());
+        let equal = Preference { preferred: 5.0, other: 5.0, weight: 1.0, cluster: 0 };
+        let report = length_bias(&[equal], 1, Resampling { replicates: 100, seed: 1 });
+        assert_eq!((report.longer_wins, report.per_doubling, report.mean_other), (None, None, Some(5.0)));
+    }
+}

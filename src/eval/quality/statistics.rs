@@ -1,0 +1,215 @@
+//! Small statistics that the quality figures share: intervals of shares, a cluster bootstrap, quantiles,
+//! and Newton's method for concave likelihoods. Randomness comes from a given seed.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use statrs::distribution::{Beta, ContinuousCDF};
+
+/// A figure with its 95 % interval (absent where the data cannot give one) and what it was counted over.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Figure {
+    pub value: f64,
+    pub low: Option<f64>,
+    pub high: Option<f64>,
+    pub n: usize,
+}
+
+/// How intervals are drawn: replicates of the clusters and the seed of the draws.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Resampling {
+    pub replicates: usize,
+    pub seed: u64,
+}
+
+/// Share `hits / n` with Jeffreys' 95 % interval (the Beta posterior under Beta(½, ½); Brown, Cai and
+/// DasGupta 2001). `hits` may be fractional: a tie counts half. `None` of nothing.
+pub fn share(hits: f64, n: usize) -> Option<Figure> {
+    if n == 0 {
+        return None;
+    }
+    let total = n as f64;
+    let posterior = Beta::new(hits + 0.5, total - hits + 0.5).ok();
+    let quantile = |p: f64| posterior.as_ref().map(|b| b.inverse_cdf(p));
+    // At the edges the interval reaches the edge, or it would cover a true share of 0 or 1 never.
+    let low = if hits <= 0.0 { Some(0.0) } else { quantile(0.025) };
+    let high = if hits >= total { Some(1.0) } else { quantile(0.975) };
+    Some(Figure { value: hits / total, low, high, n })
+}
+
+/// The `p`-quantile of sorted values, linear between neighbours (numpy's default). `None` of nothing.
+pub fn quantile(sorted: &[f64], p: f64) -> Option<f64> {
+    let last = sorted.len().checked_sub(1)?;
+    let at = p * last as f64;
+    let below = (at.floor() as usize).min(last);
+    let above = (below + 1).min(last);
+    Some(sorted[below] + (at - below as f64) * (sorted[above] - sorted[below]))
+}
+
+/// The median of values in any order.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_unstable_by(f64::total_cmp);
+    quantile(&values, 0.5)
+}
+
+/// Percentile bootstrap over whole clusters (sets or prompts), because judgments of one text are not
+/// independent. `statistics` gets how often each cluster was drawn and returns its figures, `None` for
+/// those that a replicate cannot give. One 95 % interval per figure; `None` where fewer than nine in ten
+/// replicates gave it, or where there are fewer than two clusters.
+pub fn bootstrap(
+    clusters: usize,
+    figures: usize,
+    resampling: Resampling,
+    mut statistics: impl FnMut(&[f64]) -> Vec<Option<f64>>,
+) -> Vec<Option<(f64, f64)>> {
+    if clusters < 2 || resampling.replicates == 0 {
+        return vec![None; figures];
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(resampling.seed);
+    let mut drawn: Vec<Vec<f64>> = vec![Vec::with_capacity(resampling.replicates); figures];
+    let mut counts = vec![0.0; clusters];
+    for _ in 0..resampling.replicates {
+        counts.fill(0.0);
+        for _ in 0..clusters {
+            // The bias of the modulus is below 2^-40 for any number of clusters that fits in memory.
+            counts[(rng.next_u64() % clusters as u64) as usize] += 1.0;
+        }
+        for (values, value) in drawn.iter_mut().zip(statistics(&counts)) {
+            values.extend(value.filter(|v| v.is_finite()));
+        }
+    }
+    let interval = |mut values: Vec<f64>| {
+        if values.len() * 10 < resampling.replicates * 9 {
+            return None;
+        }
+        values.sort_unstable_by(f64::total_cmp);
+        Some((quantile(&values, 0.025)?, quantile(&values, 0.975)?))
+    };
+    drawn.into_iter().map(interval).collect()
+}
+
+/// A value with the interval that a bootstrap gave it.
+pub fn figure(value: Option<f64>, interval: Option<(f64, f64)>, n: usize) -> Option<Figure> {
+    value.map(|value| Figure { value, low: interval.map(|i| i.0), high: interval.map(|i| i.1), n })
+}
+
+/// Solves `a x = b` for a symmetric positive definite `a` (row-major, n × n) by Cholesky's factors.
+/// `None` when `a` is not positive definite.
+pub fn solve(mut a: Vec<f64>, mut b: Vec<f64>) -> Option<Vec<f64>> {
+    let n = b.len();
+    for j in 0..n {
+        for k in 0..j {
+            let (left, right) = (a[j * n + k], k);
+            for i in j..n {
+                a[i * n + j] -= a[i * n + right] * left;
+            }
+        }
+        let pivot = a[j * n + j];
+        if !(pivot > 0.0 && pivot.is_finite()) {
+            return None;
+        }
+        let root = pivot.sqrt();
+        for i in j..n {
+            a[i * n + j] /= root;
+        }
+    }
+    for i in 0..n {
+        for k in 0..i {
+            b[i] -= a[i * n + k] * b[k];
+        }
+        b[i] /= a[i * n + i];
+    }
+    for i in (0..n).rev() {
+        for k in i + 1..n {
+            b[i] -= a[k * n + i] * b[k];
+        }
+        b[i] /= a[i * n + i];
+    }
+    Some(b)
+}
+
+/// A concave function at a point: value, gradient, and the negated Hessian (row-major, positive definite).
+pub struct Curvature {
+    pub value: f64,
+    pub gradient: Vec<f64>,
+    pub information: Vec<f64>,
+}
+
+/// Climbs a strictly concave function by Newton steps, halved until they climb. Returns the maximum's
+/// place; from the best place found when rounding ends the climb.
+pub fn maximise(start: Vec<f64>, mut at: impl FnMut(&[f64]) -> Curvature) -> Vec<f64> {
+    const STEPS: usize = 100;
+    const HALVINGS: usize = 30;
+    let mut x = start;
+    let mut here = at(&x);
+    for _ in 0..STEPS {
+        let steepest = here.gradient.iter().fold(0.0, |m: f64, g| m.max(g.abs()));
+        if steepest < 1e-10 {
+            break;
+        }
+        let Some(step) = solve(std::mem::take(&mut here.information), here.gradient.clone()) else { break };
+        let mut scale = 1.0;
+        let mut moved = None;
+        for _ in 0..HALVINGS {
+            let next: Vec<f64> = x.iter().zip(&step).map(|(x, s)| x + scale * s).collect();
+            let there = at(&next);
+            if there.value > here.value {
+                moved = Some((next, there));
+                break;
+            }
+            scale *= 0.5;
+        }
+        let Some((next, there)) = moved else { break };
+        (x, here) = (next, there);
+    }
+    x
+}
+
+/// 1 / (1 + e^−x).
+pub fn sigmoid(x: f64) -> f64 {
+    if x >= 0.0 { 1.0 / (1.0 + (-x).exp()) } else { x.exp() / (1.0 + x.exp()) }
+}
+
+/// ln σ(x), without overflow.
+pub fn log_sigmoid(x: f64) -> f64 {
+    x.min(0.0) - (-x.abs()).exp().ln_1p()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn solves_and_refuses() {
+        let a = vec![4.0, 2.0, 0.5, 2.0, 5.0, 1.0, 0.5, 1.0, 3.0];
+        let x = solve(a.clone(), vec![1.0, -2.0, 0.25]).unwrap();
+        for (row, wanted) in a.chunks(3).zip([1.0, -2.0, 0.25]) {
+            let got: f64 = row.iter().zip(&x).map(|(a, x)| a * x).sum();
+            assert!((got - wanted).abs() < 1e-12, "{got} {wanted}");
+        }
+        assert_eq!(solve(vec![1.0, 2.0, 2.0, 1.0], vec![1.0, 1.0]), None, "not positive definite");
+    }
+
+    #[test]
+    fn quantiles_and_medians() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(vec![4.0, 1.0]), Some(2.5));
+        assert_eq!((median(vec![]), quantile(&[7.0], 0.3)), (None, Some(7.0)));
+    }
+
+    #[test]
+    fn the_bootstrap_is_seeded_and_covers_the_mean() {
+        let values: Vec<f64> = (0..100).map(f64::from).collect();
+        let mean = |counts: &[f64]| {
+            let total: f64 = counts.iter().sum();
+            vec![Some(counts.iter().zip(&values).map(|(c, v)| c * v).sum::<f64>() / total)]
+        };
+        let draw = |seed| bootstrap(100, 1, Resampling { replicates: 500, seed }, mean)[0].unwrap();
+        let (low, high) = draw(1);
+        assert_eq!((low, high), draw(1));
+        assert_ne!((low, high), draw(2));
+        // The standard error of the mean is 28.9 / 10: the interval is about ±5.7 around 49.5.
+        assert!((42.0..46.0).contains(&low) && (53.0..57.0).contains(&high), "{low} {high}");
+        assert_eq!(bootstrap(1, 1, Resampling { replicates: 10, seed: 1 }, mean), [None]);
+    }
+}

@@ -1,0 +1,45 @@
+//! Figures about the human judgments, for reviewers and administrators.
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::domain::SetKind;
+use crate::http::AppState;
+use crate::http::error::ApiResult;
+use crate::http::extract::Query;
+use crate::service::quality::{self, Scope};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QualityQuery {
+    kind: Option<SetKind>,
+    days: Option<u32>,
+    replicates: Option<usize>,
+    seed: Option<u64>,
+    length_controlled: Option<bool>,
+    limit: Option<usize>,
+}
+
+impl QualityQuery {
+    fn scope(&self) -> Scope {
+        Scope { kind: self.kind, days: self.days, replicates: self.replicates, seed: self.seed }
+    }
+}
+
+pub async fn report(State(state): State<AppState>, Query(query): Query<QualityQuery>) -> ApiResult<Response> {
+    Ok(axum::Json(quality::report(&state.services, query.scope()).await?).into_response())
+}
+
+pub async fn versions(State(state): State<AppState>, Query(query): Query<QualityQuery>) -> ApiResult<Response> {
+    let controlled = query.length_controlled.unwrap_or(false);
+    Ok(axum::Json(quality::versions(&state.services, query.scope(), controlled).await?).into_response())
+}
+
+pub async fn consensus(State(state): State<AppState>, Query(query): Query<QualityQuery>) -> ApiResult<Response> {
+    let mut sets = quality::consensus(&state.services, query.scope()).await?;
+    let total = sets.len();
+    sets.truncate(query.limit.unwrap_or(50).clamp(1, 1000));
+    Ok(axum::Json(json!({"data": sets, "total": total})).into_response())
+}

@@ -1,0 +1,98 @@
+//! Dataset versions: a filter, a time and a hash name the exact rankings; the same version exports the same
+//! bytes or says that it no longer can.
+
+use std::sync::Arc;
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::{Result, ServiceError, Services, bad_input, to_the_end};
+use crate::data::{Comparison, Format, Record, export, pairs};
+use crate::domain::{DatasetId, DatasetVersion};
+use crate::jobs::materialise::rankings;
+use crate::service::people::Actor;
+use crate::store::{RankedFilter, StoreError};
+
+/// The canonical lines that a version's hash is of.
+fn lines(comparisons: &[Comparison]) -> String {
+    let mut text = String::new();
+    for comparison in comparisons {
+        for line in export(Format::Comparisons, &Record::Comparison(comparison.clone())) {
+            text.push_str(&line);
+            text.push('\n');
+        }
+    }
+    text
+}
+
+fn hash(comparisons: &[Comparison]) -> String {
+    hex::encode(Sha256::digest(lines(comparisons).as_bytes()))
+}
+
+/// Freezes what the filter finds now (or at its `as_of`).
+///
+/// # Errors
+/// `Conflict` when the name is taken or nothing is found.
+pub async fn create(
+    services: &Arc<Services>,
+    by: &Actor,
+    name: Option<String>,
+    mut filter: RankedFilter,
+) -> Result<DatasetVersion> {
+    if let Some(name) = &name {
+        let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
+        if name.is_empty() || name.len() > 64 || !name.bytes().all(fits) {
+            return Err(bad_input("name", "must be 1 to 64 of a-z, 0-9, ., _ and -"));
+        }
+    }
+    let now = services.now();
+    let as_of = *filter.as_of.get_or_insert(now);
+    if as_of > now {
+        return Err(bad_input("filter.as_of", "lies in the future"));
+    }
+    let found = rankings(services.store.as_ref(), &filter).await?;
+    if found.is_empty() {
+        return Err(ServiceError::Conflict("the filter finds no ranking".into()));
+    }
+    let version = DatasetVersion {
+        id: DatasetId::new(),
+        name,
+        filter: json!({"data": "comparisons", "filter": filter}),
+        as_of,
+        sha256: hash(&found),
+        n_sets: found.len() as i64,
+        n_pairs: found.iter().map(|c| pairs(&c.completions).len() as i64).sum(),
+    };
+    let (services, stored, actor) = (services.clone(), version.clone(), by.labeler_id.clone());
+    to_the_end(async move {
+        services.store.put_dataset(stored.clone()).await.map_err(|e| match e {
+            StoreError::Conflict(_) => ServiceError::Conflict("a dataset version has this name".into()),
+            other => other.into(),
+        })?;
+        let detail = json!({"name": stored.name, "sha256": stored.sha256, "sets": stored.n_sets});
+        Ok(services.store.audit(actor.as_str(), "create_dataset", stored.id.as_str(), detail, now).await?)
+    })
+    .await?;
+    Ok(version)
+}
+
+/// The rankings of a version, checked against its hash.
+///
+/// # Errors
+/// `Conflict` when it holds something else than rankings, or when data it held was erased since.
+pub async fn contents(services: &Services, id_or_name: &str) -> Result<(DatasetVersion, Vec<Comparison>)> {
+    let version = services.store.get_dataset(id_or_name).await.map_err(|e| super::not_found_as(e, "dataset"))?;
+    if version.filter["data"] != "comparisons" {
+        return Err(ServiceError::Conflict("only versions of rankings can be exported again".into()));
+    }
+    let mut filter: RankedFilter = serde_json::from_value(version.filter["filter"].clone())
+        .map_err(|e| ServiceError::Conflict(format!("this version was made by another program: {e}")))?;
+    filter.as_of = filter.as_of.or(Some(version.as_of));
+    let found = rankings(services.store.as_ref(), &filter).await?;
+    if hash(&found) != version.sha256 {
+        return Err(ServiceError::Conflict(
+            "the rankings of this version are no longer those it was made of: some were erased".into(),
+        ));
+    }
+    Ok((version, found))
+}

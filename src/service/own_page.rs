@@ -1,0 +1,94 @@
+//! A labeler's own page: progress, quota, pace, and how often the others and the known answers were met.
+//! Gold sets stay hidden: they count as ordinary work here.
+
+use serde::Serialize;
+
+use super::label::{self, Onboarding};
+use super::{Result, Services};
+use crate::domain::{LabelerId, Micros, Outcome, Role, SetKind};
+use crate::eval::quality::statistics::median;
+use crate::eval::quality::{Facts, Figure, labelers};
+use crate::service::people::Actor;
+
+const DAY: Micros = 86_400_000_000;
+const DAYS: usize = 14;
+
+#[derive(Clone, Debug, Serialize)]
+pub struct OwnPage {
+    pub labeler_id: LabelerId,
+    pub name: String,
+    pub role: Role,
+    pub done_today: i64,
+    pub done_total: i64,
+    /// Judgments a day; `None` = no limit.
+    pub quota: Option<i64>,
+    pub quota_left: Option<i64>,
+    /// `None` once the calibration sets that come first are done.
+    pub onboarding: Option<Onboarding>,
+    /// Judgments of the last fourteen UTC days, the oldest first; today is the last.
+    pub days: Vec<Day>,
+    pub median_active_ms: Option<f64>,
+    pub median_active_ms_today: Option<f64>,
+    pub tie_rate: Option<Figure>,
+    pub skip_rate: Option<Figure>,
+    pub agreement_with_others: Option<Figure>,
+    /// Over calibration sets, whose answers were shown.
+    pub calibration_accuracy: Option<Figure>,
+    pub queue_open: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Day {
+    /// µs UTC at which it began.
+    pub start: Micros,
+    pub judgments: usize,
+}
+
+pub async fn figures(services: &Services, actor: &Actor) -> Result<OwnPage> {
+    let store = &services.store;
+    let now = services.now();
+    let today = label::day_start(now);
+    let me = store.get_labeler(&actor.labeler_id).await?;
+    let (done_today, done_total) = store.judgment_counts(&me.id, today).await?;
+    let mut judged = store.judged_with(&me.id).await?;
+    let own: Vec<_> = judged.iter().filter(|j| j.labeler_id == me.id && j.outcome != Outcome::Skip).collect();
+    let first = today - (DAYS as i64 - 1) * DAY;
+    let mut days: Vec<Day> = (0..DAYS as i64).map(|i| Day { start: first + i * DAY, judgments: 0 }).collect();
+    for judgment in own.iter().filter(|j| j.created >= first) {
+        if let Some(day) = days.get_mut(((judgment.created - first) / DAY) as usize) {
+            day.judgments += 1;
+        }
+    }
+    let pace = own.iter().filter(|j| j.leased && j.created >= today).map(|j| j.active_ms as f64).collect();
+    let median_active_ms_today = median(pace);
+    for judgment in &mut judged {
+        if judgment.kind == SetKind::Gold {
+            judgment.kind = SetKind::Normal;
+        }
+    }
+    let mut shown = store.all_gold().await?;
+    let calibration: std::collections::HashSet<_> =
+        judged.iter().filter(|j| j.kind == SetKind::Calibration).map(|j| j.set_id.clone()).collect();
+    shown.retain(|(set, _, _)| calibration.contains(set));
+    let facts = Facts::new(&judged, &shown, &store.list_labelers().await?);
+    let row = labelers::figures(&facts, &[]).into_iter().find(|r| r.labeler_id == me.id);
+    let quota = Some(label::quota(services, &me)).filter(|q| *q > 0);
+    Ok(OwnPage {
+        labeler_id: me.id.clone(),
+        name: actor.name.clone(),
+        role: actor.role,
+        done_today,
+        done_total,
+        quota,
+        quota_left: quota.map(|q| (q - done_today).max(0)),
+        onboarding: label::onboarding(services, &me.id).await?,
+        days,
+        median_active_ms: row.as_ref().and_then(|r| r.median_active_ms),
+        median_active_ms_today,
+        tie_rate: row.as_ref().and_then(|r| r.tie_rate),
+        skip_rate: row.as_ref().and_then(|r| r.skip_rate),
+        agreement_with_others: row.as_ref().and_then(|r| r.agreement_with_others),
+        calibration_accuracy: row.as_ref().and_then(|r| r.gold_accuracy),
+        queue_open: store.counts().await?.sets_open,
+    })
+}

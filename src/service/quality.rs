@@ -1,0 +1,152 @@
+//! Quality of the human judgments: agreement, labelers, consensus, the table of versions. Reads everything
+//! once and computes beside the request threads.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+
+use super::{Result, ServiceError, Services, bad_input};
+use crate::domain::{ModelVersionId, SetKind};
+use crate::eval::quality::bradley_terry::{self, Cell, Options, Standing};
+use crate::eval::quality::facts::Author;
+use crate::eval::quality::{self, Facts, Figure, Report, Resampling, SetConsensus};
+
+/// Enough for two steady digits of a 95 % bound.
+const REPLICATES: usize = 1000;
+const MAX_REPLICATES: usize = 10_000;
+/// Versions refit a model per replicate.
+const TABLE_REPLICATES: usize = 300;
+
+/// Which judgments the figures are of, and how their intervals are drawn.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    pub kind: Option<SetKind>,
+    pub days: Option<u32>,
+    pub replicates: Option<usize>,
+    pub seed: Option<u64>,
+}
+
+impl Scope {
+    fn resampling(&self, default: usize) -> Result<Resampling> {
+        let replicates = self.replicates.unwrap_or(default);
+        if replicates > MAX_REPLICATES {
+            return Err(bad_input("replicates", format!("at most {MAX_REPLICATES}")));
+        }
+        Ok(Resampling { replicates, seed: self.seed.unwrap_or(0) })
+    }
+}
+
+/// The judgments in scope, numbered.
+pub(super) async fn facts(services: &Services, scope: &Scope) -> Result<Facts> {
+    let since = scope.days.map(|days| services.now() - i64::from(days) * 86_400_000_000);
+    let judged = services.store.judged_sets(scope.kind, since).await?;
+    let gold = services.store.all_gold().await?;
+    let labelers = services.store.list_labelers().await?;
+    beside(move || Facts::new(&judged, &gold, &labelers)).await
+}
+
+/// Computes without holding up other requests.
+async fn beside<T: Send + 'static>(compute: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(compute).await.map_err(|e| ServiceError::Internal(format!("figures: {e}")))
+}
+
+/// Agreement, labelers, length bias.
+pub async fn report(services: &Services, scope: Scope) -> Result<Report> {
+    let resampling = scope.resampling(REPLICATES)?;
+    let facts = facts(services, &scope).await?;
+    let mut report = beside(move || quality::report(&facts, resampling)).await?;
+    // The built-in authors and people who left are of interest only with something to show.
+    report.labelers.retain(|l| l.judgments > 0 || (l.active && !["admin", "import"].contains(&l.labeler_id.as_str())));
+    Ok(report)
+}
+
+/// Consensus on every ranked set, the most disputed first.
+pub async fn consensus(services: &Services, scope: Scope) -> Result<Vec<SetConsensus>> {
+    let facts = facts(services, &scope).await?;
+    let mut sets = beside(move || quality::set_consensus(&facts)).await?;
+    sets.sort_by(|a, b| b.disagreement.unwrap_or(-1.0).total_cmp(&a.disagreement.unwrap_or(-1.0)));
+    Ok(sets)
+}
+
+/// One author of the table: a model version, or `human` for the answers people wrote.
+#[derive(Clone, Debug, Serialize)]
+pub struct Contestant {
+    pub model_version_id: Option<ModelVersionId>,
+    pub name: String,
+    #[serde(flatten)]
+    pub standing: Standing,
+}
+
+/// The table of versions by what people preferred, best first; `wins` is in the same order.
+#[derive(Clone, Debug, Serialize)]
+pub struct VersionTable {
+    pub versions: Vec<Contestant>,
+    pub wins: Vec<Vec<Cell>>,
+    pub tie_rate: f64,
+    /// Log-odds that a text one standard deviation longer gains, at most; only when length-controlled.
+    pub length_effect: Option<Figure>,
+    pub length_controlled: bool,
+    pub comparisons: usize,
+    pub prompts: usize,
+    pub resampling: Resampling,
+}
+
+/// Bradley–Terry with ties over all comparisons of different versions.
+pub async fn versions(services: &Services, scope: Scope, length_controlled: bool) -> Result<VersionTable> {
+    let resampling = scope.resampling(TABLE_REPLICATES)?;
+    let facts = facts(services, &scope).await?;
+    let names: HashMap<ModelVersionId, String> =
+        services.store.list_models().await?.into_iter().map(|m| (m.id, m.name)).collect();
+    let options = Options { covariate: length_controlled, ..Options::default() };
+    beside(move || {
+        let mut matches = facts.matches();
+        // Authors that met nobody have no place in the table.
+        let mut met: Vec<usize> = matches.iter().flat_map(|m| [m.a, m.b]).collect();
+        met.sort_unstable();
+        met.dedup();
+        let place = |author: usize| met.binary_search(&author).unwrap_or(0);
+        for m in &mut matches {
+            (m.a, m.b) = (place(m.a), place(m.b));
+        }
+        let table = bradley_terry::table(&matches, met.len(), facts.prompts, options, resampling);
+        let mut prompts: Vec<usize> = matches.iter().map(|m| m.cluster).collect();
+        prompts.sort_unstable();
+        prompts.dedup();
+        let Some(table) = table else {
+            return VersionTable {
+                versions: vec![],
+                wins: vec![],
+                tie_rate: 0.0,
+                length_effect: None,
+                length_controlled,
+                comparisons: 0,
+                prompts: 0,
+                resampling,
+            };
+        };
+        let mut order: Vec<usize> = (0..met.len()).collect();
+        let strength = |i: &usize| table.standings[*i].strength.value;
+        order.sort_by(|a, b| strength(b).total_cmp(&strength(a)));
+        let contestant = |i: &usize| match &facts.authors[met[*i]] {
+            Author::Version(id) => Contestant {
+                model_version_id: Some(id.clone()),
+                name: names.get(id).cloned().unwrap_or_else(|| id.to_string()),
+                standing: table.standings[*i].clone(),
+            },
+            Author::Human => {
+                Contestant { model_version_id: None, name: "human".to_owned(), standing: table.standings[*i].clone() }
+            }
+        };
+        VersionTable {
+            versions: order.iter().map(contestant).collect(),
+            wins: order.iter().map(|i| order.iter().map(|j| table.wins[*i][*j]).collect()).collect(),
+            tie_rate: table.tie_rate,
+            length_effect: table.covariate,
+            length_controlled,
+            comparisons: table.comparisons,
+            prompts: prompts.len(),
+            resampling,
+        }
+    })
+    .await
+}

@@ -1,0 +1,106 @@
+//! Known answers, and settling what labelers disagree about.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::label::{Word, judge};
+use super::{Result, Services, bad_input, not_found_as, to_the_end};
+use crate::domain::*;
+use crate::service::people::Actor;
+use crate::store::Submitted;
+
+const MAX_EXPLANATION: usize = 16 << 10;
+
+/// A set's right order, for everybody to be measured by.
+pub struct KnownAnswer {
+    /// `Gold` stays hidden; `Calibration` is shown after the vote.
+    pub kind: SetKind,
+    /// Every completion once; 0 is best, equal tiers are a tie.
+    pub tiers: Vec<(CompletionId, i64)>,
+    pub explanation: Option<String>,
+}
+
+/// Gives a set a known answer; it then goes to every labeler, in shares.
+///
+/// # Errors
+/// `BadInput` when the tiers do not order the set's completions.
+pub async fn set_known_answer(services: &Arc<Services>, by: &Actor, id: &SetId, answer: KnownAnswer) -> Result<()> {
+    if answer.kind == SetKind::Normal {
+        return Err(bad_input("kind", "must be gold or calibration"));
+    }
+    let set = services.store.get_set(id).await.map_err(|e| not_found_as(e, "set_id"))?;
+    let named: HashSet<&CompletionId> = answer.tiers.iter().map(|t| &t.0).collect();
+    if named.len() != answer.tiers.len() || set.completion_ids.len() != named.len() {
+        return Err(bad_input("tiers", "must name every completion of the set once"));
+    }
+    if let Some(foreign) = named.iter().find(|id| !set.completion_ids.contains(id)) {
+        return Err(bad_input("tiers", format!("{foreign} is not in this set")));
+    }
+    if answer.tiers.iter().any(|t| !(0..=99).contains(&t.1)) {
+        return Err(bad_input("tiers", "must be 0 (best) to 99"));
+    }
+    if answer.tiers.iter().all(|t| t.1 == answer.tiers[0].1) {
+        return Err(bad_input("tiers", "must prefer something: an answer of ties measures nothing"));
+    }
+    if answer.explanation.as_ref().is_some_and(|e| e.len() > MAX_EXPLANATION) {
+        return Err(bad_input("explanation", format!("at most {MAX_EXPLANATION} bytes")));
+    }
+    let (all, id, actor) = (services.clone(), id.clone(), by.labeler_id.clone());
+    to_the_end(async move {
+        all.store.make_gold(&id, answer.kind, &answer.tiers, answer.explanation.as_deref()).await?;
+        let detail = json!({"kind": answer.kind});
+        Ok(all.store.audit(actor.as_str(), "known_answer", id.as_str(), detail, all.now()).await?)
+    })
+    .await
+}
+
+/// Takes a set out of the queue; what was judged stays.
+pub async fn retire_set(services: &Services, by: &Actor, id: &SetId) -> Result<()> {
+    services.store.retire_set(id).await?;
+    Ok(services.store.audit(by.labeler_id.as_str(), "retire_set", id.as_str(), json!({}), services.now()).await?)
+}
+
+/// A set with everybody's latest word on it.
+pub struct Disputed {
+    pub set: ComparisonSet,
+    pub prompt: Prompt,
+    /// In storage order.
+    pub completions: Vec<Completion>,
+    pub judgments: Vec<Judgment>,
+    pub settled_by: Option<LabelerId>,
+}
+
+pub async fn disputed(services: &Services, id: &SetId) -> Result<Disputed> {
+    let set = services.store.get_set(id).await?;
+    let prompt = services.store.get_prompt(&set.prompt_id).await?;
+    let mut completions = Vec::with_capacity(set.completion_ids.len());
+    for id in &set.completion_ids {
+        completions.push(services.store.get_completion(id).await?);
+    }
+    let judgments = services.store.set_judgments(id).await?;
+    let settled_by = services.store.settled_by(id).await?;
+    Ok(Disputed { set, prompt, completions, judgments, settled_by })
+}
+
+/// Settles a set by the reviewer's own judgment: datasets then take it instead of the others'. A reviewer
+/// who has judged the set already revises that judgment.
+pub async fn settle(services: &Arc<Services>, by: &Actor, id: &SetId, mut word: Word) -> Result<Submitted> {
+    let set = services.store.get_set(id).await?;
+    if word.outcome == Outcome::Skip {
+        return Err(bad_input("outcome", "a skip settles nothing"));
+    }
+    let own = services.store.set_judgments(id).await?.into_iter().find(|j| j.labeler_id == by.labeler_id);
+    // A repeated request finds its own judgment and must not revise it.
+    word.revises = own.filter(|j| j.idempotency_key != word.idempotency_key).map(|j| j.id);
+    let (submitted, _) = judge(services, by, &set, None, word).await?;
+    let (all, id, actor, judgment) = (services.clone(), id.clone(), by.labeler_id.clone(), submitted.judgment.clone());
+    to_the_end(async move {
+        all.store.settle_set(&id, &actor, judgment.created).await?;
+        let detail = json!({"judgment": judgment.id});
+        Ok(all.store.audit(actor.as_str(), "settle_set", id.as_str(), detail, all.now()).await?)
+    })
+    .await?;
+    Ok(submitted)
+}

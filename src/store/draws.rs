@@ -1,0 +1,134 @@
+//! Drawing sets: which prompts, how far a draw has come, and opening a set for one more judgment.
+
+use super::prompts;
+use super::rows::{Conn, Row, args, not_found};
+use super::{Page, PromptFilter, Result, StoreError};
+use crate::domain::*;
+
+pub(super) async fn select_prompts(
+    conn: &mut Conn,
+    filter: &PromptFilter,
+    after: Option<&str>,
+    limit: i64,
+) -> Result<Vec<Prompt>> {
+    let mut found = Vec::new();
+    let mut after = after.map(str::to_owned);
+    // Tags are JSON, which the two databases search differently: the rows of a page are looked at here.
+    while (found.len() as i64) < limit {
+        let rows = conn
+            .all(
+                "SELECT * FROM prompts p WHERE ($1 IS NULL OR p.id > $1) AND ($2 IS NULL OR p.source = $2)
+                   AND ($3 IS NULL OR p.lang = $3) AND ($4 IS NULL OR p.split = $4)
+                   AND ($5 OR NOT EXISTS (SELECT 1 FROM comparison_sets s
+                       WHERE s.prompt_id = p.id AND s.status <> 'retired'))
+                   AND ($6 = 0 OR (SELECT COUNT(*) FROM completions c WHERE c.prompt_id = p.id) >= $6)
+                 ORDER BY p.id LIMIT $7",
+                args![
+                    &after,
+                    filter.source.as_deref(),
+                    filter.lang.as_deref(),
+                    filter.split.map(Split::as_str),
+                    filter.with_sets,
+                    filter.min_completions,
+                    limit
+                ],
+            )
+            .await?;
+        let full = rows.len() as i64 == limit;
+        for row in &rows {
+            let prompt = prompts::prompt(row)?;
+            after = Some(prompt.id.to_string());
+            if filter.tag.as_ref().is_none_or(|tag| prompt.tags.contains(tag)) && (found.len() as i64) < limit {
+                found.push(prompt);
+            }
+        }
+        if !full {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+fn draw(row: &Row) -> Result<SetDraw> {
+    Ok(SetDraw {
+        id: row.text("id")?.into(),
+        request: row.json("request")?,
+        state: row.name("state", DrawState::parse)?,
+        wanted: row.int("wanted")?,
+        looked_at: row.int("looked_at")?,
+        made: row.int("made")?,
+        error: row.opt_text("error")?,
+        created: row.int("created")?,
+        updated: row.int("updated")?,
+    })
+}
+
+pub(super) async fn put(conn: &mut Conn, d: &SetDraw) -> Result<()> {
+    conn.run(
+        "INSERT INTO set_draws (id, request, state, wanted, looked_at, made, error, created, updated)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        args![
+            d.id.as_str(),
+            &d.request,
+            d.state.as_str(),
+            d.wanted,
+            d.looked_at,
+            d.made,
+            &d.error,
+            d.created,
+            d.updated
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn get(conn: &mut Conn, id: &DrawId) -> Result<SetDraw> {
+    let row = conn.one("SELECT * FROM set_draws WHERE id = $1", args![id.as_str()]).await?;
+    draw(&row.ok_or_else(|| not_found("draw", id.as_str()))?)
+}
+
+pub(super) async fn list(conn: &mut Conn, page: &Page) -> Result<Vec<SetDraw>> {
+    conn.all(
+        "SELECT * FROM set_draws WHERE ($1 IS NULL OR id < $1) ORDER BY id DESC LIMIT $2",
+        args![&page.after, page.limit],
+    )
+    .await?
+    .iter()
+    .map(draw)
+    .collect()
+}
+
+pub(super) async fn advance(conn: &mut Conn, d: &SetDraw) -> Result<bool> {
+    let changed = conn
+        .run(
+            "UPDATE set_draws SET state = $2, looked_at = $3, made = $4, error = $5, updated = $6
+             WHERE id = $1 AND state = 'running'",
+            args![d.id.as_str(), d.state.as_str(), d.looked_at, d.made, &d.error, d.updated],
+        )
+        .await?;
+    Ok(changed == 1)
+}
+
+pub(super) async fn cancel(conn: &mut Conn, id: &DrawId, now: Micros) -> Result<SetDraw> {
+    let changed = conn
+        .run(
+            "UPDATE set_draws SET state = 'cancelled', updated = $2 WHERE id = $1 AND state = 'running'",
+            args![id.as_str(), now],
+        )
+        .await?;
+    let draw = get(conn, id).await?;
+    if changed == 0 { Err(StoreError::Conflict(format!("the draw is {}", draw.state))) } else { Ok(draw) }
+}
+
+pub(super) async fn extend_set(conn: &mut Conn, id: &SetId, policy: &str, score: Option<f64>) -> Result<()> {
+    let changed = conn
+        .run(
+            "UPDATE comparison_sets SET target_overlap = target_overlap + 1, status = 'open', selection_score = $3,
+                 selection_policy = CASE WHEN selection_policy = 'import' THEN 'import' ELSE $2 END
+             WHERE id = $1 AND status <> 'retired'",
+            args![id.as_str(), policy, score],
+        )
+        .await?;
+    if changed == 0 { Err(not_found("comparison set", id.as_str())) } else { Ok(()) }
+}

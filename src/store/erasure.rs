@@ -1,0 +1,121 @@
+//! Taking a person's data away on request. One transaction; the labeler's row stays without a name, so that
+//! what others did beside it keeps its meaning.
+
+use super::rows::{Conn, args};
+use super::sets::PLACES;
+use super::{Erase, Erased, PersonalData, Result, StoreError, judgments, people, prompts};
+use crate::domain::*;
+
+/// `actor_hash` is what the person's feedback events carry instead of a name.
+pub(super) async fn erase(
+    conn: &mut Conn,
+    id: &LabelerId,
+    how: Erase,
+    actor_hash: &str,
+    now: Micros,
+) -> Result<Erased> {
+    conn.serialize(PLACES).await?;
+    let labeler = people::get_labeler(conn, id).await?;
+    if ["admin", "import"].contains(&labeler.id.as_str()) {
+        return Err(StoreError::Conflict("the built-in authors are nobody's data".into()));
+    }
+    let me = id.as_str();
+    let mut erased = Erased::default();
+    erased.sessions = conn.run("DELETE FROM sessions WHERE labeler_id = $1", args![me]).await?;
+    erased.keys = conn.run("DELETE FROM api_keys WHERE labeler_id = $1", args![me]).await?;
+    erased.invites = conn.run("UPDATE invites SET note = NULL WHERE used_by = $1", args![me]).await?;
+    conn.run(
+        "DELETE FROM assignments WHERE labeler_id = $1 AND state IN ('expired', 'released')
+                AND id NOT IN (SELECT assignment_id FROM judgments WHERE assignment_id IS NOT NULL)",
+        args![me],
+    )
+    .await?;
+    match how {
+        Erase::Anonymise => {
+            erased.judgments =
+                conn.run("UPDATE judgments SET rationale = NULL WHERE labeler_id = $1", args![me]).await?;
+            conn.run(
+                "UPDATE judgment_flags SET note = NULL
+                 WHERE judgment_id IN (SELECT id FROM judgments WHERE labeler_id = $1)",
+                args![me],
+            )
+            .await?;
+            erased.demonstrations =
+                conn.run("UPDATE demonstrations SET labeler_id = NULL WHERE labeler_id = $1", args![me]).await?;
+            erased.feedback_events = conn
+                .run("UPDATE feedback_events SET actor_hash = NULL WHERE actor_hash = $1", args![actor_hash])
+                .await?;
+        }
+        Erase::Remove => remove(conn, me, actor_hash, &mut erased).await?,
+    }
+    conn.run(
+        "UPDATE labelers SET name = $2, active = $3, daily_quota = NULL, erased = $4 WHERE id = $1",
+        args![me, "erased", false, now],
+    )
+    .await?;
+    Ok(erased)
+}
+
+async fn remove(conn: &mut Conn, me: &str, actor_hash: &str, erased: &mut Erased) -> Result<()> {
+    let sets = conn.all("SELECT DISTINCT set_id FROM judgments WHERE labeler_id = $1", args![me]).await?;
+    conn.run("DELETE FROM resolutions WHERE reviewer_id = $1", args![me]).await?;
+    for sql in [
+        "DELETE FROM judgment_items WHERE judgment_id IN (SELECT id FROM judgments WHERE labeler_id = $1)",
+        "DELETE FROM judgment_flags WHERE judgment_id IN (SELECT id FROM judgments WHERE labeler_id = $1)",
+    ] {
+        conn.run(sql, args![me]).await?;
+    }
+    // One statement: revisions refer to each other, and are checked at its end.
+    erased.judgments = conn.run("DELETE FROM judgments WHERE labeler_id = $1", args![me]).await?;
+    conn.run("DELETE FROM assignments WHERE labeler_id = $1", args![me]).await?;
+    let written = conn.all("SELECT completion_id FROM demonstrations WHERE labeler_id = $1", args![me]).await?;
+    erased.demonstrations = conn.run("DELETE FROM demonstrations WHERE labeler_id = $1", args![me]).await?;
+    erased.feedback_events = conn.run("DELETE FROM feedback_events WHERE actor_hash = $1", args![actor_hash]).await?;
+    for row in &written {
+        // A text that others have judged or given feedback on is part of their words too.
+        conn.run(
+            "DELETE FROM completions WHERE id = $1
+               AND NOT EXISTS (SELECT 1 FROM set_items WHERE completion_id = $1)
+               AND NOT EXISTS (SELECT 1 FROM judgment_items WHERE completion_id = $1)
+               AND NOT EXISTS (SELECT 1 FROM judgment_flags WHERE completion_id = $1)
+               AND NOT EXISTS (SELECT 1 FROM feedback_events WHERE completion_id = $1)
+               AND NOT EXISTS (SELECT 1 FROM demonstrations WHERE completion_id = $1)
+               AND NOT EXISTS (SELECT 1 FROM completions WHERE parent_completion_id = $1)",
+            args![&row.text("completion_id")?],
+        )
+        .await?;
+    }
+    for row in &sets {
+        judgments::refresh_status(conn, &row.text("set_id")?.into()).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn personal_data(conn: &mut Conn, id: &LabelerId, actor_hash: &str) -> Result<PersonalData> {
+    let me = id.as_str();
+    let mut data = PersonalData::default();
+    let rows = conn
+        .all(
+            "SELECT d.prompt_id, c.text, d.created FROM demonstrations d JOIN completions c ON c.id = d.completion_id
+             WHERE d.labeler_id = $1 ORDER BY d.created, c.id",
+            args![me],
+        )
+        .await?;
+    for row in &rows {
+        data.demonstrations.push((row.text("prompt_id")?.into(), row.text("text")?, row.int("created")?));
+    }
+    let rows =
+        conn.all("SELECT created, expires FROM sessions WHERE labeler_id = $1 ORDER BY created", args![me]).await?;
+    for row in &rows {
+        data.sessions.push((row.int("created")?, row.int("expires")?));
+    }
+    let rows = conn.all("SELECT * FROM feedback_events WHERE actor_hash = $1 ORDER BY id", args![actor_hash]).await?;
+    for row in &rows {
+        data.feedback_events.push(prompts::feedback(row)?);
+    }
+    let rows = conn.all("SELECT set_id, state FROM assignments WHERE labeler_id = $1 ORDER BY id", args![me]).await?;
+    for row in &rows {
+        data.assignments.push((row.text("set_id")?.into(), row.name("state", AssignmentState::parse)?));
+    }
+    Ok(data)
+}

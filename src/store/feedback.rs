@@ -1,0 +1,174 @@
+//! What feedback, its queue and its people ask of the store, beside the common trait.
+
+use async_trait::async_trait;
+
+use super::sql::{SqlStore, read, write};
+use super::*;
+
+/// The second half of `Store`: known answers, draws of sets, settled sets, audit, erasure.
+#[async_trait]
+pub trait FeedbackStore: Send + Sync + 'static {
+    /// Makes a set one with a known answer, for everybody to judge; the explanation is shown after the
+    /// vote on calibration sets.
+    async fn make_gold(
+        &self,
+        set_id: &SetId,
+        kind: SetKind,
+        tiers: &[(CompletionId, i64)],
+        explanation: Option<&str>,
+    ) -> Result<()>;
+    async fn set_explanation(&self, set_id: &SetId) -> Result<Option<String>>;
+    /// Calibration sets that the labeler has judged (skips do not count).
+    async fn calibrations_done(&self, labeler: &LabelerId) -> Result<i64>;
+    /// Asks for one more judgment of a set and opens it again.
+    async fn extend_set(&self, set_id: &SetId, policy: &str, score: Option<f64>) -> Result<()>;
+    /// Prompts that fit, oldest first, with the ids after `after`.
+    async fn select_prompts(&self, filter: &PromptFilter, after: Option<&str>, limit: i64) -> Result<Vec<Prompt>>;
+    // draws of sets
+    async fn put_draw(&self, draw: SetDraw) -> Result<()>;
+    async fn get_draw(&self, id: &DrawId) -> Result<SetDraw>;
+    async fn list_draws(&self, page: Page) -> Result<Vec<SetDraw>>;
+    /// Stores where a running draw stands; false when it is no longer running (cancelled).
+    async fn advance_draw(&self, draw: SetDraw) -> Result<bool>;
+    /// Conflict when it has ended.
+    async fn cancel_draw(&self, id: &DrawId, now: Micros) -> Result<SetDraw>;
+    /// Latest revisions of every outcome without texts, of sets of `kind` (all when absent), created since
+    /// `since`; ordered by judgment id.
+    async fn judged_sets(&self, kind: Option<SetKind>, since: Option<Micros>) -> Result<Vec<JudgedSet>>;
+    /// The same, of every set that this labeler judged: everybody's words on them.
+    async fn judged_with(&self, labeler: &LabelerId) -> Result<Vec<JudgedSet>>;
+    /// Latest judgments of everybody on a set, oldest first.
+    async fn set_judgments(&self, set_id: &SetId) -> Result<Vec<Judgment>>;
+    /// Names the reviewer whose own judgment settles the set, once there is one.
+    async fn settle_set(&self, set_id: &SetId, reviewer: &LabelerId, now: Micros) -> Result<()>;
+    async fn settled_by(&self, set_id: &SetId) -> Result<Option<LabelerId>>;
+    /// Expected tiers of every set that has them.
+    async fn all_gold(&self) -> Result<Vec<(SetId, CompletionId, i64)>>;
+    /// Every event up to `as_of` with what it is about, oldest first.
+    async fn feedback_facts(&self, as_of: Option<Micros>) -> Result<Vec<FeedbackFact>>;
+    /// Newest first; `before` is an id (exclusive).
+    async fn list_audit(&self, filter: &AuditFilter, before: Option<i64>, limit: i64) -> Result<Vec<AuditEntry>>;
+    /// Changes role, quota and whether the labeler may come in, where given.
+    async fn change_labeler(
+        &self,
+        id: &LabelerId,
+        role: Option<Role>,
+        daily_quota: Option<Option<i64>>,
+        active: Option<bool>,
+    ) -> Result<Labeler>;
+    /// Ends an unused invite. Conflict when it is used.
+    async fn revoke_invite(&self, id: &InviteId, now: Micros) -> Result<()>;
+    /// Takes a person's data away on request; the labeler's row stays, nameless and closed.
+    async fn erase_labeler(&self, id: &LabelerId, how: Erase, actor_hash: &str, now: Micros) -> Result<Erased>;
+    /// What erasing reaches beside judgments: demonstrations, sessions' (created, expires), feedback.
+    async fn personal_data(&self, id: &LabelerId, actor_hash: &str) -> Result<PersonalData>;
+    /// By id or name.
+    async fn get_dataset(&self, id_or_name: &str) -> Result<DatasetVersion>;
+}
+
+#[async_trait]
+impl FeedbackStore for SqlStore {
+    async fn make_gold(
+        &self,
+        set_id: &SetId,
+        kind: SetKind,
+        tiers: &[(CompletionId, i64)],
+        explanation: Option<&str>,
+    ) -> Result<()> {
+        write!(self, set_id = set_id.clone(), tiers = tiers.to_vec(), explanation = explanation.map(str::to_owned) => |tx| sets::make_gold(tx, &set_id, kind, &tiers, explanation.as_deref()))
+    }
+
+    async fn set_explanation(&self, set_id: &SetId) -> Result<Option<String>> {
+        read!(self, |c| sets::explanation(c, set_id))
+    }
+
+    async fn calibrations_done(&self, labeler: &LabelerId) -> Result<i64> {
+        read!(self, |c| sets::calibrations_done(c, labeler))
+    }
+
+    async fn extend_set(&self, set_id: &SetId, policy: &str, score: Option<f64>) -> Result<()> {
+        write!(self, set_id = set_id.clone(), policy = policy.to_owned() => |tx| draws::extend_set(tx, &set_id, &policy, score))
+    }
+
+    async fn select_prompts(&self, filter: &PromptFilter, after: Option<&str>, limit: i64) -> Result<Vec<Prompt>> {
+        read!(self, |c| draws::select_prompts(c, filter, after, limit))
+    }
+
+    async fn put_draw(&self, draw: SetDraw) -> Result<()> {
+        write!(self, |tx| draws::put(tx, &draw))
+    }
+
+    async fn get_draw(&self, id: &DrawId) -> Result<SetDraw> {
+        read!(self, |c| draws::get(c, id))
+    }
+
+    async fn list_draws(&self, page: Page) -> Result<Vec<SetDraw>> {
+        read!(self, |c| draws::list(c, &page))
+    }
+
+    async fn advance_draw(&self, draw: SetDraw) -> Result<bool> {
+        write!(self, |tx| draws::advance(tx, &draw))
+    }
+
+    async fn cancel_draw(&self, id: &DrawId, now: Micros) -> Result<SetDraw> {
+        write!(self, id = id.clone() => |tx| draws::cancel(tx, &id, now))
+    }
+
+    async fn judged_sets(&self, kind: Option<SetKind>, since: Option<Micros>) -> Result<Vec<JudgedSet>> {
+        read!(self, |c| quality::judged_sets(c, kind, since))
+    }
+
+    async fn judged_with(&self, labeler: &LabelerId) -> Result<Vec<JudgedSet>> {
+        read!(self, |c| quality::judged_with(c, labeler))
+    }
+
+    async fn set_judgments(&self, set_id: &SetId) -> Result<Vec<Judgment>> {
+        read!(self, |c| judgments::of_set(c, set_id))
+    }
+
+    async fn settle_set(&self, set_id: &SetId, reviewer: &LabelerId, now: Micros) -> Result<()> {
+        write!(self, set_id = set_id.clone(), reviewer = reviewer.clone() => |tx| judgments::settle(tx, &set_id, &reviewer, now))
+    }
+
+    async fn settled_by(&self, set_id: &SetId) -> Result<Option<LabelerId>> {
+        read!(self, |c| judgments::settled_by(c, set_id))
+    }
+
+    async fn all_gold(&self) -> Result<Vec<(SetId, CompletionId, i64)>> {
+        read!(self, |c| quality::all_gold(c))
+    }
+
+    async fn feedback_facts(&self, as_of: Option<Micros>) -> Result<Vec<FeedbackFact>> {
+        read!(self, |c| prompts::feedback_facts(c, as_of))
+    }
+
+    async fn list_audit(&self, filter: &AuditFilter, before: Option<i64>, limit: i64) -> Result<Vec<AuditEntry>> {
+        read!(self, |c| people::list_audit(c, filter, before, limit))
+    }
+
+    async fn change_labeler(
+        &self,
+        id: &LabelerId,
+        role: Option<Role>,
+        daily_quota: Option<Option<i64>>,
+        active: Option<bool>,
+    ) -> Result<Labeler> {
+        write!(self, id = id.clone() => |tx| people::change_labeler(tx, &id, role, daily_quota, active))
+    }
+
+    async fn revoke_invite(&self, id: &InviteId, now: Micros) -> Result<()> {
+        write!(self, id = id.clone() => |tx| people::revoke_invite(tx, &id, now))
+    }
+
+    async fn erase_labeler(&self, id: &LabelerId, how: Erase, actor_hash: &str, now: Micros) -> Result<Erased> {
+        write!(self, id = id.clone(), actor_hash = actor_hash.to_owned() => |tx| erasure::erase(tx, &id, how, &actor_hash, now))
+    }
+
+    async fn personal_data(&self, id: &LabelerId, actor_hash: &str) -> Result<PersonalData> {
+        read!(self, |c| erasure::personal_data(c, id, actor_hash))
+    }
+
+    async fn get_dataset(&self, id_or_name: &str) -> Result<DatasetVersion> {
+        read!(self, |c| models::get_dataset(c, id_or_name))
+    }
+}

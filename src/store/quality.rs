@@ -1,0 +1,78 @@
+//! Judgments as the quality figures read them: without texts, all in one go.
+
+use super::Result;
+use super::rows::{Conn, args};
+use crate::domain::*;
+
+pub(super) async fn judged_sets(
+    conn: &mut Conn,
+    kind: Option<SetKind>,
+    since: Option<Micros>,
+) -> Result<Vec<JudgedSet>> {
+    judged(conn, kind, since, None).await
+}
+
+pub(super) async fn judged_with(conn: &mut Conn, labeler: &LabelerId) -> Result<Vec<JudgedSet>> {
+    judged(conn, None, None, Some(labeler)).await
+}
+
+async fn judged(
+    conn: &mut Conn,
+    kind: Option<SetKind>,
+    since: Option<Micros>,
+    with: Option<&LabelerId>,
+) -> Result<Vec<JudgedSet>> {
+    let rows = conn
+        .all(
+            "SELECT j.id AS judgment_id, j.set_id, j.labeler_id, j.outcome, j.active_ms, j.assignment_id, j.created,
+                    s.prompt_id, s.kind, i.completion_id, i.tier, i.shown_position, c.model_version_id, c.origin,
+                    CAST(LENGTH(c.text) AS BIGINT) AS length
+             FROM judgments j
+             JOIN comparison_sets s ON s.id = j.set_id
+             LEFT JOIN judgment_items i ON i.judgment_id = j.id
+             LEFT JOIN completions c ON c.id = i.completion_id
+             WHERE ($1 IS NULL OR s.kind = $1) AND ($2 IS NULL OR j.created >= $2)
+               AND ($3 IS NULL OR j.set_id IN (SELECT set_id FROM judgments WHERE labeler_id = $3))
+               AND NOT EXISTS (SELECT 1 FROM judgments n WHERE n.supersedes_id = j.id)
+             ORDER BY j.id, i.completion_id",
+            args![kind.map(SetKind::as_str), since, with.map(LabelerId::as_str)],
+        )
+        .await?;
+    let mut judged: Vec<JudgedSet> = Vec::new();
+    for row in &rows {
+        let id: JudgmentId = row.text("judgment_id")?.into();
+        if judged.last().is_none_or(|last| last.judgment_id != id) {
+            judged.push(JudgedSet {
+                judgment_id: id,
+                set_id: row.text("set_id")?.into(),
+                prompt_id: row.text("prompt_id")?.into(),
+                labeler_id: row.text("labeler_id")?.into(),
+                kind: row.name("kind", SetKind::parse)?,
+                outcome: row.name("outcome", Outcome::parse)?,
+                active_ms: row.int("active_ms")?,
+                leased: row.opt_text("assignment_id")?.is_some(),
+                created: row.int("created")?,
+                items: Vec::new(),
+            });
+        }
+        if let (Some(completion_id), Some(last)) = (row.opt_text("completion_id")?, judged.last_mut()) {
+            last.items.push(JudgedItem {
+                completion_id: completion_id.into(),
+                model_version_id: row.opt_text("model_version_id")?.map(Into::into),
+                origin: row.name("origin", CompletionOrigin::parse)?,
+                length: row.int("length")?,
+                tier: row.int("tier")?,
+                shown_position: row.int("shown_position")?,
+            });
+        }
+    }
+    Ok(judged)
+}
+
+pub(super) async fn all_gold(conn: &mut Conn) -> Result<Vec<(SetId, CompletionId, i64)>> {
+    conn.all("SELECT set_id, completion_id, expected_tier FROM gold_items ORDER BY set_id, completion_id", vec![])
+        .await?
+        .iter()
+        .map(|row| Ok((row.text("set_id")?.into(), row.text("completion_id")?.into(), row.int("expected_tier")?)))
+        .collect()
+}

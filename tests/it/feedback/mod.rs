@@ -1,0 +1,6 @@
+//! The queue, people, data sets and the own page over HTTP; and two hundred labelers at once.
+
+mod data;
+mod load;
+mod people;
+mod queue;

@@ -1,0 +1,151 @@
+//! Figures over HTTP, from judgments that were really submitted.
+
+use instructd::domain::*;
+use serde_json::{Value, json};
+
+use crate::api::client::Server;
+
+/// A labeler with a key; (id, bearer header).
+async fn labeler(server: &Server, name: &str) -> (String, String) {
+    let made = server.post("/admin/keys", json!({"name": name, "scopes": ["feedback"]})).await.expect(201).json();
+    let id = made["labeler_id"].as_str().unwrap().to_owned();
+    (id, format!("Bearer {}", made["key"].as_str().unwrap()))
+}
+
+/// Leases the set for the labeler and ranks it by `better`, which gets two texts.
+async fn judge(server: &Server, bearer: &str, set: &str, better: impl Fn(&str, &str) -> std::cmp::Ordering) {
+    let headers = [("authorization", bearer)];
+    let turn = server.call("GET", &format!("/v1/label/next?set_id={set}"), &headers, None).await.expect(200).json();
+    let shown = turn["completions"].as_array().unwrap();
+    let text = |i: usize| shown[i]["text"].as_str().unwrap();
+    let tiers = match better(text(0), text(1)) {
+        std::cmp::Ordering::Less => [0, 1],
+        std::cmp::Ordering::Equal => [0, 0],
+        std::cmp::Ordering::Greater => [1, 0],
+    };
+    let items: Vec<Value> =
+        shown.iter().zip(tiers).map(|(c, t)| json!({"completion_id": c["id"], "tier": t})).collect();
+    let body = json!({"lease_token": turn["lease_token"], "outcome": "ranked", "items": items, "active_ms": 2000,
+                      "idempotency_key": format!("{set} {bearer}")});
+    let path = format!("/v1/label/{}/judgment", turn["assignment_id"].as_str().unwrap());
+    server.call("POST", &path, &headers, Some(body)).await.expect(200);
+}
+
+fn row<'a>(report: &'a Value, id: &str) -> &'a Value {
+    report["labelers"].as_array().unwrap().iter().find(|l| l["labeler_id"] == id).unwrap()
+}
+
+#[tokio::test]
+async fn the_report_tells_careful_from_careless() {
+    let server = Server::start().await;
+    let careful = [labeler(&server, "ann").await, labeler(&server, "ben").await];
+    let careless = labeler(&server, "cas").await;
+    for i in 0..12 {
+        let body = json!({"messages": [{"role": "user", "content": format!("q{i}")}], "overlap": 3,
+                          "completions": [format!("good answer {i}"), format!("bad {i}")]});
+        let set = server.post("/v1/comparison-sets", body).await.expect(201).json();
+        let id = set["id"].as_str().unwrap();
+        for (_, bearer) in &careful {
+            judge(&server, bearer, id, |a, b| b.starts_with("good").cmp(&a.starts_with("good"))).await;
+        }
+        judge(&server, &careless.1, id, |_, _| std::cmp::Ordering::Less).await; // whatever is shown first
+    }
+    let report = server.get("/admin/api/quality?replicates=200").await.expect(200).json();
+    assert_eq!((&report["judgments"], &report["sets"]), (&json!(36), &json!(12)));
+    let agreement = &report["agreement"];
+    assert_eq!(
+        (&agreement["units"], &agreement["labelers"], &agreement["fleiss_raters"]),
+        (&json!(12), &json!(3), &json!(3))
+    );
+    let pairwise = &agreement["pairwise"];
+    assert!(pairwise["low"].as_f64().unwrap() < pairwise["value"].as_f64().unwrap());
+    let names: Vec<&Value> = report["cohen_pairs"].as_array().unwrap().iter().map(|p| &p[0][1]).collect();
+    assert_eq!(names.len(), 3);
+    let at =
+        report["cohen_pairs"].as_array().unwrap().iter().position(|p| p[0][1] == "ann" && p[1][1] == "ben").unwrap();
+    assert_eq!(agreement["cohen"][at]["kappa"]["value"], 1.0);
+    let (ann, cas) = (row(&report, &careful[0].0), row(&report, &careless.0));
+    assert_eq!(cas["left_bias"]["value"], 1.0);
+    assert_eq!(ann["median_active_ms"], 2000.0);
+    assert_eq!((&ann["tie_rate"]["value"], &ann["skip_rate"]["value"]), (&json!(0.0), &json!(0.0)));
+    assert!(ann["attention"].as_f64().unwrap() > 0.85 && cas["attention"].as_f64().unwrap() < 0.7, "{ann} {cas}");
+    assert_eq!(ann["agreement_with_others"]["value"].as_f64().unwrap(), 1.0);
+    assert_eq!(report["length"]["longer_wins"]["n"], 36);
+    // The same seed, the same figures.
+    let again = server.get("/admin/api/quality?replicates=200").await.expect(200).json();
+    assert_eq!(report, again);
+    assert_eq!(
+        server.get("/admin/api/quality?replicates=999999").await.expect(400).param().as_deref(),
+        Some("replicates")
+    );
+
+    let consensus = server.get("/admin/api/quality/consensus?limit=3").await.expect(200).json();
+    assert_eq!((consensus["data"].as_array().unwrap().len(), &consensus["total"]), (3, &json!(12)));
+    let first = &consensus["data"][0];
+    let best = first["completions"][0]["completion_id"].as_str().unwrap();
+    let best = server.services.store.get_completion(&best.into()).await.unwrap();
+    assert!(best.text.starts_with("good"));
+    let disagreement = first["disagreement"].as_f64().unwrap();
+    assert!((disagreement - 2.0 / 3.0).abs() < 1e-9, "two of three pairs of labelers differ: {disagreement}");
+}
+
+#[tokio::test]
+async fn the_table_ranks_versions_by_what_people_preferred() {
+    let server = Server::start().await;
+    let store = &server.services.store;
+    let mut versions = Vec::new();
+    for name in ["weak", "strong"] {
+        let version = crate::api::client::version(name, ModelKind::Policy, None);
+        store.put_model(version.clone()).await.unwrap();
+        versions.push(version.id);
+    }
+    for i in 0..10i64 {
+        let messages = vec![Message { role: "user".into(), content: format!("q{i}") }];
+        let prompt = instructd::service::prompts::add(&server.services, messages, "api", None, vec![]).await.unwrap();
+        let completion = |version: usize, text: &str| Completion {
+            id: CompletionId::new(),
+            prompt_id: prompt.id.clone(),
+            model_version_id: Some(versions[version].clone()),
+            origin: CompletionOrigin::Model,
+            parent_completion_id: None,
+            text: text.into(),
+            token_ids: vec![],
+            logprobs: vec![],
+            sampling: json!({}),
+            seed: None,
+            finish_reason: None,
+            request_id: None,
+            reward: None,
+            created: i,
+        };
+        let (weak, strong) = (completion(0, "weak"), completion(1, "strong"));
+        store.put_completions(vec![weak.clone(), strong.clone()]).await.unwrap();
+        // Eight wins, one loss, one tie for the strong one.
+        let tiers = match i {
+            0 => (0, 1),
+            1 => (0, 0),
+            _ => (1, 0),
+        };
+        let body = json!({"prompt_id": prompt.id, "idempotency_key": format!("r{i}"), "completions": [
+            {"completion_id": weak.id, "tier": tiers.0}, {"completion_id": strong.id, "tier": tiers.1}]});
+        server.post("/v1/comparisons", body).await.expect(201);
+    }
+    let table = server.get("/admin/api/quality/versions").await.expect(200).json();
+    assert_eq!((&table["comparisons"], &table["prompts"]), (&json!(10), &json!(10)));
+    let names: Vec<&Value> = table["versions"].as_array().unwrap().iter().map(|v| &v["name"]).collect();
+    assert_eq!(names, ["strong", "weak"]);
+    let first = &table["versions"][0];
+    assert!(first["strength"]["low"].as_f64().unwrap() > 0.0 && first["elo"].as_f64().unwrap() > 50.0, "{first}");
+    let cell = &table["wins"][0][1];
+    assert_eq!(
+        (&cell["wins"], &cell["losses"], &cell["ties"], &cell["win_rate"]),
+        (&json!(8), &json!(1), &json!(1), &json!(0.85))
+    );
+    assert!((cell["expected"].as_f64().unwrap() - 0.85).abs() < 0.03, "{cell}");
+    let controlled =
+        server.get("/admin/api/quality/versions?length_controlled=true&replicates=20").await.expect(200).json();
+    assert!(controlled["length_effect"]["value"].is_number() && table["length_effect"].is_null());
+    // Nothing compared: an empty table, not an error.
+    let empty = server.get("/admin/api/quality/versions?kind=gold").await.expect(200).json();
+    assert_eq!((&empty["versions"], &empty["comparisons"]), (&json!([]), &json!(0)));
+}

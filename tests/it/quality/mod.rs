@@ -1,0 +1,4 @@
+//! Figures about human judgments: against other people's programs, and over HTTP.
+
+mod api;
+mod figures;

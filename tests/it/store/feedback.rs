@@ -1,0 +1,431 @@
+//! Both backends: kinds and quotas of the queue, settled sets, draws, datasets, the audit trail, erasure.
+
+use std::sync::Arc;
+
+use instructd::domain::*;
+use instructd::store::*;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::conformance::{conformance, is_conflict, is_not_found};
+use super::fixture::*;
+
+conformance!(
+    kinds_and_scores_order_the_queue,
+    a_quota_ends_the_day,
+    a_settled_set_gives_the_reviewers_word,
+    disputed_sets_get_another_judgment,
+    prompts_are_selected,
+    draws_live_and_end,
+    datasets_have_names,
+    the_audit_trail_is_searched,
+    people_change_and_invites_end,
+    erasing_makes_anonymous_or_removes,
+    judged_sets_carry_what_figures_need,
+);
+
+async fn gold_set(store: &dyn Store, text: &str, kind: SetKind) -> ComparisonSet {
+    let set = stored_set(store, text, &["right", "wrong"], 1).await;
+    let tiers: Vec<_> = set.completion_ids.iter().cloned().zip(0..).collect();
+    store.make_gold(&set.id, kind, &tiers, Some("because")).await.unwrap();
+    set
+}
+
+fn pick(labeler: &LabelerId, pick: Pick) -> LeaseRequest {
+    LeaseRequest { pick, ..lease(labeler, T0) }
+}
+
+async fn kinds_and_scores_order_the_queue(store: Arc<dyn Store>) {
+    let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
+    let gold = gold_set(&*store, "gold", SetKind::Gold).await;
+    let calibration = gold_set(&*store, "calibration", SetKind::Calibration).await;
+    assert_eq!(store.set_explanation(&gold.id).await.unwrap().as_deref(), Some("because"));
+    assert_eq!(store.counts().await.unwrap().sets_open, 0, "known answers are no open work");
+    // Without ordinary work gold is not given out, or it would give itself away; onboarding is.
+    assert_eq!(store.lease_next(pick(&ada, Pick::Normal)).await.unwrap(), None);
+    assert_eq!(store.lease_next(pick(&ada, Pick::Instead(SetKind::Gold))).await.unwrap(), None);
+    let first = store.lease_next(pick(&ada, Pick::First(SetKind::Calibration))).await.unwrap().unwrap();
+    assert_eq!(first.set_id, calibration.id);
+    let plain = stored_set(&*store, "plain", &["a", "b"], 2).await;
+    let mut ids = Vec::new();
+    for (text, score) in [("low", Some(0.1)), ("high", Some(0.9)), ("none", None)] {
+        let prompt = store.put_prompt(prompt(text)).await.unwrap();
+        let texts = vec![completion(&prompt.id, "a"), completion(&prompt.id, "b")];
+        store.put_completions(texts.clone()).await.unwrap();
+        let set = ComparisonSet { selection_score: score, ..comparison_set(&prompt.id, &texts, 2) };
+        store.put_set(set.clone()).await.unwrap();
+        ids.push(set.id);
+    }
+    let instead = store.lease_next(pick(&ada, Pick::Instead(SetKind::Gold))).await.unwrap().unwrap();
+    assert_eq!(instead.set_id, gold.id);
+    // Gold once, then ordinary work: highest score first, without a score last, oldest first among those.
+    let mut got = Vec::new();
+    for _ in 0..4 {
+        got.push(store.lease_next(pick(&ada, Pick::Instead(SetKind::Gold))).await.unwrap().unwrap().set_id);
+    }
+    assert_eq!(got, [ids[1].clone(), ids[0].clone(), plain.id, ids[2].clone()]);
+    // Everybody gets the known answers.
+    let bobs = store.lease_next(pick(&bob, Pick::Instead(SetKind::Gold))).await.unwrap().unwrap();
+    assert_eq!(bobs.set_id, gold.id);
+    assert_eq!(store.calibrations_done(&ada).await.unwrap(), 0);
+    let word = judgment(&calibration, &ada, Some(&first), "c");
+    store.submit_judgment(submit(word, Some(&first), T0)).await.unwrap();
+    assert_eq!(store.calibrations_done(&ada).await.unwrap(), 1);
+    assert_eq!(store.get_set(&calibration.id).await.unwrap().status, SetStatus::Open, "open for the others");
+}
+
+async fn a_quota_ends_the_day(store: Arc<dyn Store>) {
+    let ada = labeler(&*store, "ada").await;
+    let mut sets = Vec::new();
+    for i in 0..4 {
+        sets.push(stored_set(&*store, &format!("q{i}"), &["a", "b"], 1).await);
+    }
+    let limited = |now: Micros| LeaseRequest { quota: Some((T0, 2)), ..lease(&ada, now) };
+    let first = store.lease_next(limited(T0)).await.unwrap().unwrap();
+    let mut done = judgment(&sets[0], &ada, Some(&first), "1");
+    done.created = T0 + 1;
+    store.submit_judgment(submit(done, Some(&first), T0 + 1)).await.unwrap();
+    let second = store.lease_next(limited(T0 + 2)).await.unwrap().unwrap();
+    assert_eq!(store.lease_next(limited(T0 + 3)).await.unwrap(), None, "one judged, one in hand");
+    // A skip gives the turn back.
+    let mut skip = judgment(&sets[1], &ada, Some(&second), "2");
+    (skip.outcome, skip.items, skip.strength, skip.created) = (Outcome::Skip, vec![], None, T0 + 4);
+    store.submit_judgment(submit(skip, Some(&second), T0 + 4)).await.unwrap();
+    assert!(store.lease_next(limited(T0 + 5)).await.unwrap().is_some());
+    let tomorrow = LeaseRequest { quota: Some((T0 + 10 * LEASE, 2)), ..lease(&ada, T0 + 10 * LEASE) };
+    assert!(store.lease_next(tomorrow).await.unwrap().is_some());
+}
+
+async fn a_settled_set_gives_the_reviewers_word(store: Arc<dyn Store>) {
+    let set = stored_set(&*store, "q", &["a", "b"], 3).await;
+    for name in ["ada", "bob"] {
+        let who = labeler(&*store, name).await;
+        store.submit_judgment(submit(judgment(&set, &who, None, name), None, T0)).await.unwrap();
+    }
+    let rui = labeler(&*store, "rui").await;
+    assert_eq!(store.settled_by(&set.id).await.unwrap(), None);
+    let mut word = judgment(&set, &rui, None, "rui");
+    (word.items[0].tier, word.items[1].tier, word.created) = (1, 0, T0 + 10);
+    store.submit_judgment(submit(word.clone(), None, T0 + 10)).await.unwrap();
+    assert_eq!(store.set_judgments(&set.id).await.unwrap().len(), 3);
+    let all = RankedFilter::default();
+    assert_eq!(store.ranked_sets(&all).await.unwrap().len(), 3);
+    store.settle_set(&set.id, &rui, T0 + 10).await.unwrap();
+    assert_eq!(store.settled_by(&set.id).await.unwrap(), Some(rui.clone()));
+    let settled = store.ranked_sets(&all).await.unwrap();
+    assert_eq!(settled.iter().map(|s| &s.judgment_id).collect::<Vec<_>>(), [&word.id]);
+    let unsettled = RankedFilter { unsettled: true, ..all.clone() };
+    assert_eq!(store.ranked_sets(&unsettled).await.unwrap().len(), 3);
+    // As it was before the set was settled.
+    let before = RankedFilter { as_of: Some(T0 + 9), ..all };
+    assert_eq!(store.ranked_sets(&before).await.unwrap().len(), 2);
+}
+
+async fn disputed_sets_get_another_judgment(store: Arc<dyn Store>) {
+    let set = stored_set(&*store, "q", &["a", "b"], 1).await;
+    let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
+    store.submit_judgment(submit(judgment(&set, &ada, None, "a"), None, T0)).await.unwrap();
+    assert_eq!(store.lease_next(lease(&bob, T0)).await.unwrap(), None);
+    store.extend_set(&set.id, "disagreement", Some(0.75)).await.unwrap();
+    let open = store.get_set(&set.id).await.unwrap();
+    assert_eq!(
+        (open.target_overlap, open.status, open.selection_policy.as_str(), open.selection_score),
+        (2, SetStatus::Open, "disagreement", Some(0.75))
+    );
+    assert!(store.lease_next(lease(&bob, T0)).await.unwrap().is_some());
+    is_not_found(store.extend_set(&"no".into(), "disagreement", None).await);
+}
+
+async fn prompts_are_selected(store: Arc<dyn Store>) {
+    let mut tagged = prompt("tagged");
+    (tagged.tags, tagged.lang, tagged.split) = (vec!["x".into()], Some("zh".into()), Split::Heldout);
+    let tagged = store.put_prompt(tagged).await.unwrap();
+    let plain = store.put_prompt(prompt("plain")).await.unwrap();
+    store.put_completions(vec![completion(&plain.id, "a"), completion(&plain.id, "b")]).await.unwrap();
+    let with_set = stored_set(&*store, "has a set", &["a", "b"], 1).await;
+    let select = |filter: PromptFilter| {
+        let store = store.clone();
+        async move {
+            let found = store.select_prompts(&filter, None, 10).await.unwrap();
+            found.into_iter().map(|p| p.id).collect::<Vec<_>>()
+        }
+    };
+    let all = PromptFilter::default();
+    assert_eq!(select(all.clone()).await, [tagged.id.clone(), plain.id.clone()]);
+    let everything = select(PromptFilter { with_sets: true, ..all.clone() }).await;
+    assert_eq!(everything, [tagged.id.clone(), plain.id.clone(), with_set.prompt_id]);
+    assert_eq!(select(PromptFilter { tag: Some("x".into()), ..all.clone() }).await, [tagged.id.clone()]);
+    assert_eq!(select(PromptFilter { lang: Some("zh".into()), ..all.clone() }).await, [tagged.id.clone()]);
+    assert_eq!(select(PromptFilter { split: Some(Split::Heldout), ..all.clone() }).await, [tagged.id.clone()]);
+    assert_eq!(select(PromptFilter { min_completions: 2, ..all.clone() }).await, [plain.id.clone()]);
+    assert!(select(PromptFilter { source: Some("nowhere".into()), ..all.clone() }).await.is_empty());
+    // A page of rows without the tag must not end the search.
+    let found = store.select_prompts(&PromptFilter { tag: Some("a".into()), ..all }, None, 1).await.unwrap();
+    assert_eq!(found.iter().map(|p| &p.id).collect::<Vec<_>>(), [&plain.id]);
+}
+
+async fn draws_live_and_end(store: Arc<dyn Store>) {
+    let mut draw = SetDraw {
+        id: DrawId::new(),
+        request: json!({"policy": "random", "count": 3}),
+        state: DrawState::Running,
+        wanted: 3,
+        looked_at: 0,
+        made: 0,
+        error: None,
+        created: T0,
+        updated: T0,
+    };
+    store.put_draw(draw.clone()).await.unwrap();
+    (draw.looked_at, draw.made, draw.updated) = (2, 1, T0 + 1);
+    assert!(store.advance_draw(draw.clone()).await.unwrap());
+    assert_eq!(store.get_draw(&draw.id).await.unwrap(), draw);
+    let cancelled = store.cancel_draw(&draw.id, T0 + 2).await.unwrap();
+    assert_eq!((cancelled.state, cancelled.made), (DrawState::Cancelled, 1));
+    (draw.state, draw.made) = (DrawState::Done, 3);
+    assert!(!store.advance_draw(draw.clone()).await.unwrap(), "the worker hears of the cancel");
+    assert_eq!(store.list_draws(page(5)).await.unwrap(), [cancelled]);
+    is_conflict(store.cancel_draw(&draw.id, T0).await);
+    is_not_found(store.get_draw(&"no".into()).await);
+}
+
+async fn datasets_have_names(store: Arc<dyn Store>) {
+    let version = |name: Option<&str>| DatasetVersion {
+        id: DatasetId::new(),
+        name: name.map(str::to_owned),
+        filter: json!({"data": "comparisons"}),
+        as_of: T0,
+        sha256: "00".into(),
+        n_sets: 1,
+        n_pairs: 2,
+    };
+    let (named, one, two) = (version(Some("v1")), version(None), version(None));
+    for v in [&named, &one, &two] {
+        store.put_dataset(v.clone()).await.unwrap();
+    }
+    is_conflict(store.put_dataset(version(Some("v1"))).await);
+    assert_eq!(store.get_dataset("v1").await.unwrap(), named);
+    assert_eq!(store.get_dataset(one.id.as_str()).await.unwrap(), one);
+    is_not_found(store.get_dataset("v2").await);
+    assert_eq!(store.list_datasets().await.unwrap().len(), 3);
+}
+
+async fn the_audit_trail_is_searched(store: Arc<dyn Store>) {
+    for (i, (actor, action, target)) in
+        [("ada", "invite", "i1"), ("ada", "erase", "bob"), ("rui", "invite", "i2")].iter().enumerate()
+    {
+        store.audit(actor, action, target, json!({"n": i}), T0 + i as i64).await.unwrap();
+    }
+    let list = |filter: AuditFilter| {
+        let store = store.clone();
+        async move {
+            let found = store.list_audit(&filter, None, 10).await.unwrap();
+            found.into_iter().map(|e| e.target).collect::<Vec<_>>()
+        }
+    };
+    let all = AuditFilter::default();
+    assert_eq!(list(all.clone()).await, ["i2", "bob", "i1"]);
+    assert_eq!(list(AuditFilter { actor: Some("ada".into()), ..all.clone() }).await, ["bob", "i1"]);
+    assert_eq!(list(AuditFilter { action: Some("invite".into()), ..all.clone() }).await, ["i2", "i1"]);
+    assert_eq!(list(AuditFilter { target: Some("bob".into()), ..all.clone() }).await, ["bob"]);
+    assert_eq!(list(AuditFilter { since: Some(T0 + 1), until: Some(T0 + 1), ..all.clone() }).await, ["bob"]);
+    let first = store.list_audit(&all, None, 1).await.unwrap();
+    assert_eq!(first[0].detail, json!({"n": 2}));
+    let rest = store.list_audit(&all, Some(first[0].id), 10).await.unwrap();
+    assert_eq!(rest.len(), 2);
+}
+
+async fn people_change_and_invites_end(store: Arc<dyn Store>) {
+    let ada = labeler(&*store, "ada").await;
+    let changed = store.change_labeler(&ada, Some(Role::Reviewer), Some(Some(7)), None).await.unwrap();
+    assert_eq!((changed.role, changed.daily_quota, changed.active), (Role::Reviewer, Some(7), true));
+    let changed = store.change_labeler(&ada, None, Some(None), Some(false)).await.unwrap();
+    assert_eq!((changed.role, changed.daily_quota, changed.active), (Role::Reviewer, None, false));
+    assert_eq!(store.get_labeler(&ada).await.unwrap(), changed);
+    is_not_found(store.change_labeler(&"no".into(), None, None, None).await);
+    let invite = Invite {
+        id: InviteId::new(),
+        token_hash: "h".into(),
+        role: Role::Labeler,
+        note: None,
+        expires: T0 + 100,
+        used_by: None,
+        created: T0,
+    };
+    store.put_invite(invite.clone()).await.unwrap();
+    store.revoke_invite(&invite.id, T0 + 1).await.unwrap();
+    is_conflict(store.redeem_invite("h", Labeler::new("x".into(), "X".into(), Role::Labeler, T0), T0 + 2).await);
+}
+
+/// Ada judged, wrote an ideal answer, revised, and gave feedback.
+async fn adas_traces(store: &dyn Store) -> (LabelerId, ComparisonSet, Judgment) {
+    let set = stored_set(store, "q", &["a", "b"], 1).await;
+    let ada = labeler(store, "ada").await;
+    let held = store.lease_next(lease(&ada, T0)).await.unwrap().unwrap();
+    let first = judgment(&set, &ada, Some(&held), "1");
+    let mut word = submit(first.clone(), Some(&held), T0);
+    word.ideal_answer = Some(completion(&set.prompt_id, "ada's own words"));
+    store.submit_judgment(word).await.unwrap();
+    let mut second = judgment(&set, &ada, None, "2");
+    second.supersedes_id = Some(first.id);
+    let second = store.submit_judgment(submit(second, None, T0 + 1)).await.unwrap().judgment;
+    let event = FeedbackEvent {
+        id: FeedbackId::new(),
+        completion_id: set.completion_ids[0].clone(),
+        kind: "thumb".into(),
+        value: json!("up"),
+        actor_hash: Some("ada's hash".into()),
+        idempotency_key: "f".into(),
+        created: T0,
+    };
+    store.put_feedback(event).await.unwrap();
+    (ada, set, second)
+}
+
+async fn erasing_makes_anonymous_or_removes(store: Arc<dyn Store>) {
+    let (ada, set, last) = adas_traces(&*store).await;
+    let data = store.personal_data(&ada, "ada's hash").await.unwrap();
+    assert_eq!(data.demonstrations[0].1, "ada's own words");
+    assert_eq!((data.feedback_events.len(), data.assignments.len()), (1, 1));
+
+    let erased = store.erase_labeler(&ada, Erase::Anonymise, "ada's hash", T0 + 5).await.unwrap();
+    assert_eq!((erased.judgments, erased.demonstrations, erased.feedback_events), (2, 1, 1));
+    let kept = store.get_judgment(&last.id).await.unwrap();
+    assert_eq!((&kept.rationale, &kept.flags[0].note, kept.items.len()), (&None, &None, 2));
+    assert_eq!(store.ranked_sets(&RankedFilter::default()).await.unwrap().len(), 1, "the ranking stays");
+    let row = store.get_labeler(&ada).await.unwrap();
+    assert_eq!((row.name.as_str(), row.active, row.erased), ("erased", false, Some(T0 + 5)));
+    assert_eq!(store.personal_data(&ada, "ada's hash").await.unwrap().demonstrations, []);
+    is_conflict(store.change_labeler(&ada, Some(Role::Admin), None, None).await);
+
+    let erased = store.erase_labeler(&ada, Erase::Remove, "ada's hash", T0 + 6).await.unwrap();
+    assert_eq!(erased.judgments, 2);
+    is_not_found(store.get_judgment(&last.id).await);
+    assert_eq!(store.counts().await.unwrap().judgments, 0);
+    assert_eq!(store.get_set(&set.id).await.unwrap().status, SetStatus::Open, "somebody else judges it now");
+    for built_in in ["admin", "import"] {
+        is_conflict(store.erase_labeler(&built_in.into(), Erase::Remove, "", T0).await);
+    }
+
+    // Removal at once takes the person's own text with it.
+    let bob = labeler(&*store, "bob").await;
+    let held = store.lease_next(lease(&bob, T0)).await.unwrap().unwrap();
+    let mut word = submit(judgment(&set, &bob, Some(&held), "b"), Some(&held), T0);
+    let own = completion(&set.prompt_id, "bob's own words");
+    word.ideal_answer = Some(own.clone());
+    store.submit_judgment(word).await.unwrap();
+    let erased = store.erase_labeler(&bob, Erase::Remove, "bob's hash", T0).await.unwrap();
+    assert_eq!((erased.judgments, erased.demonstrations), (1, 1));
+    is_not_found(store.get_completion(&own.id).await);
+    assert_eq!(store.list_completions(&set.prompt_id).await.unwrap().len(), 3, "a, b, and ada's, who stayed anonymous");
+}
+
+async fn judged_sets_carry_what_figures_need(store: Arc<dyn Store>) {
+    let (ada, set, last) = adas_traces(&*store).await;
+    let gold = gold_set(&*store, "gold", SetKind::Gold).await;
+    store.submit_judgment(submit(judgment(&gold, &"admin".into(), None, "g"), None, T0)).await.unwrap();
+    let all = store.judged_sets(None, None).await.unwrap();
+    assert_eq!(all.len(), 2);
+    let first = all.iter().find(|j| j.set_id == set.id).unwrap();
+    assert_eq!(
+        (&first.judgment_id, first.leased, first.active_ms, first.kind),
+        (&last.id, true, 1200, SetKind::Normal)
+    );
+    assert_eq!(first.items.iter().map(|i| (i.tier, i.length)).collect::<Vec<_>>(), [(0, 1), (1, 1)]);
+    assert_eq!(store.judged_sets(Some(SetKind::Gold), None).await.unwrap().len(), 1);
+    assert_eq!(store.judged_sets(None, Some(T0 + 1)).await.unwrap(), []);
+    assert_eq!(store.judged_with(&ada).await.unwrap(), [first.clone()]);
+    assert_eq!(store.all_gold().await.unwrap().len(), 2);
+}
+
+/// What may happen to one set, in any order.
+#[derive(Clone, Debug)]
+enum Step {
+    Lease { who: usize },
+    Renew { who: usize },
+    Release { who: usize },
+    Submit { who: usize },
+    Skip { who: usize },
+    Wait { leases: i64 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let who = 0usize..4;
+    prop_oneof![
+        3 => who.clone().prop_map(|who| Step::Lease { who }),
+        1 => who.clone().prop_map(|who| Step::Renew { who }),
+        1 => who.clone().prop_map(|who| Step::Release { who }),
+        2 => who.clone().prop_map(|who| Step::Submit { who }),
+        1 => who.prop_map(|who| Step::Skip { who }),
+        2 => (1i64..3).prop_map(|leases| Step::Wait { leases }),
+    ]
+}
+
+/// Plays the steps on one set with two places; after each, the places taken are at most two and nobody
+/// holds two. Time passes in half leases.
+async fn play(store: Arc<dyn Store>, steps: &[Step], round: usize) {
+    const OVERLAP: i64 = 2;
+    let set = stored_set(&*store, &format!("model {round}"), &["a", "b"], OVERLAP).await;
+    let mut people = Vec::new();
+    for i in 0..4 {
+        people.push(labeler(&*store, &format!("p{i}")).await);
+    }
+    let mut held: Vec<Option<Assignment>> = vec![None; 4];
+    let mut words = [false; 4];
+    let mut now = T0;
+    for (i, step) in steps.iter().enumerate() {
+        match step {
+            Step::Wait { leases } => now += leases * LEASE / 2 + 1,
+            Step::Lease { who } => {
+                let request = LeaseRequest { set_id: Some(set.id.clone()), ..lease(&people[*who], now) };
+                if let Some(new) = store.lease_next(request).await.unwrap() {
+                    assert!(!words[*who], "nobody judges a set twice");
+                    held[*who] = Some(new);
+                }
+            }
+            Step::Renew { who } => {
+                if let Some(a) = &held[*who] {
+                    let _ = store.renew_lease(&a.id, &a.lease_token, now, now + LEASE).await;
+                }
+            }
+            Step::Release { who } => {
+                if let Some(a) = &held[*who] {
+                    let _ = store.release_lease(&a.id, &a.lease_token).await;
+                }
+            }
+            Step::Submit { who } | Step::Skip { who } => {
+                if let Some(a) = &held[*who] {
+                    let mut word = judgment(&set, &people[*who], Some(a), &format!("{round} {i}"));
+                    if matches!(step, Step::Skip { .. }) {
+                        (word.outcome, word.items, word.strength) = (Outcome::Skip, vec![], None);
+                    }
+                    words[*who] |= store.submit_judgment(submit(word, Some(a), now)).await.is_ok();
+                }
+            }
+        }
+        let mut taken = 0;
+        for a in held.iter().flatten() {
+            let a = store.get_assignment(&a.id).await.unwrap();
+            let current = a.state == AssignmentState::Leased && a.expires_at > now;
+            taken += i64::from(current || a.state == AssignmentState::Submitted);
+        }
+        assert!(taken <= OVERLAP, "{taken} places of {OVERLAP} after {:?}", &steps[..=i]);
+    }
+    let judged = store.set_judgments(&set.id).await.unwrap();
+    assert_eq!(judged.len(), words.iter().filter(|w| **w).count(), "every accepted word is there once");
+    assert!(judged.iter().filter(|j| j.outcome != Outcome::Skip).count() as i64 <= OVERLAP);
+}
+
+/// Random histories on one SQLite store; every history is a set of its own.
+#[test]
+fn no_history_gives_away_more_places_than_there_are() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let fresh = runtime.block_on(super::backend::sqlite()).unwrap();
+    let round = std::cell::Cell::new(0);
+    let config = ProptestConfig { max_shrink_iters: 60, ..ProptestConfig::with_cases(24) };
+    proptest!(config, |(steps in prop::collection::vec(step(), 1..25))| {
+        round.set(round.get() + 1);
+        runtime.block_on(play(fresh.store.clone(), &steps, round.get()));
+    });
+    runtime.block_on(fresh.store.close());
+}
