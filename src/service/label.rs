@@ -58,7 +58,8 @@ pub fn day_start(now: Micros) -> Micros {
 
 /// Where the labeler stands with the calibration sets that come first; `None` once through (or without any).
 pub async fn onboarding(services: &Services, labeler: &LabelerId) -> Result<Option<Onboarding>> {
-    let needed = services.live().config.labeling.onboarding_sets;
+    // As many as are wanted and there are: without any, nobody is held up.
+    let needed = services.live().config.labeling.onboarding_sets.min(services.store.calibrations_open().await?);
     if needed == 0 {
         return Ok(None);
     }

@@ -20,10 +20,16 @@ pub(super) async fn erase(
         return Err(StoreError::Conflict("the built-in authors are nobody's data".into()));
     }
     let me = id.as_str();
-    let mut erased = Erased::default();
-    erased.sessions = conn.run("DELETE FROM sessions WHERE labeler_id = $1", args![me]).await?;
-    erased.keys = conn.run("DELETE FROM api_keys WHERE labeler_id = $1", args![me]).await?;
-    erased.invites = conn.run("UPDATE invites SET note = NULL WHERE used_by = $1", args![me]).await?;
+    let sessions = conn.run("DELETE FROM sessions WHERE labeler_id = $1", args![me]).await?;
+    // Their use may be counted elsewhere, so keys stay: nameless, nobody's, and of no more use.
+    let keys = conn
+        .run(
+            "UPDATE api_keys SET name = 'erased', labeler_id = NULL, revoked = $2 WHERE labeler_id = $1",
+            args![me, true],
+        )
+        .await?;
+    let invites = conn.run("UPDATE invites SET note = NULL WHERE used_by = $1", args![me]).await?;
+    let mut erased = Erased { sessions, keys, invites, ..Erased::default() };
     conn.run(
         "DELETE FROM assignments WHERE labeler_id = $1 AND state IN ('expired', 'released')
                 AND id NOT IN (SELECT assignment_id FROM judgments WHERE assignment_id IS NOT NULL)",

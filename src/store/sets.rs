@@ -203,6 +203,10 @@ pub(super) async fn calibrations_done(conn: &mut Conn, labeler: &LabelerId) -> R
     .await
 }
 
+pub(super) async fn calibrations_open(conn: &mut Conn) -> Result<i64> {
+    conn.count("SELECT COUNT(*) AS n FROM comparison_sets WHERE kind = 'calibration' AND status = 'open'", vec![]).await
+}
+
 // ---------------------------------------------------------------- leases
 
 fn assignment(row: &Row) -> Result<Assignment> {

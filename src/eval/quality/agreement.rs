@@ -162,10 +162,10 @@ fn alpha(coincidences: &Table, distance: Distance) -> Option<f64> {
         }
     };
     let (mut observed, mut expected) = (0.0, 0.0);
-    for a in 0..CATEGORIES {
-        for b in 0..CATEGORIES {
+    for (a, row) in coincidences.iter().enumerate() {
+        for (b, cell) in row.iter().enumerate() {
             if a != b {
-                observed += coincidences[a][b] * apart(a, b);
+                observed += cell * apart(a, b);
                 expected += margin[a] * margin[b] * apart(a, b);
             }
         }
@@ -179,10 +179,10 @@ fn kappa(table: &Table, linear: bool) -> Option<f64> {
     let n: f64 = rows.iter().sum();
     let columns: Vec<f64> = (0..CATEGORIES).map(|j| table.iter().map(|row| row[j]).sum()).collect();
     let (mut observed, mut expected) = (0.0, 0.0);
-    for i in 0..CATEGORIES {
-        for j in 0..CATEGORIES {
+    for (i, row) in table.iter().enumerate() {
+        for (j, cell) in row.iter().enumerate() {
             let apart = if linear { i.abs_diff(j) as f64 } else { f64::from(i != j) };
-            observed += apart * table[i][j];
+            observed += apart * cell;
             expected += apart * rows[i] * columns[j] / n;
         }
     }

@@ -108,11 +108,11 @@ pub fn consensus(words: &[Word], items: usize, labelers: usize) -> Consensus {
             }
         }
         let posterior = |hits: f64, n: f64, (a, b): (f64, f64)| (hits + a - 1.0) / (n + a + b - 2.0);
-        for k in 0..labelers {
+        for (k, (gamma, q)) in c.attention.iter_mut().zip(&mut c.first).enumerate() {
             let attention = posterior(looked[k], all[k], ATTENTION_PRIOR);
             let first = posterior(blind_first[k], blind[k], FIRST_PRIOR);
-            moved = moved.max((attention - c.attention[k]).abs()).max((first - c.first[k]).abs());
-            (c.attention[k], c.first[k]) = (attention, first);
+            moved = moved.max((attention - *gamma).abs()).max((first - *q).abs());
+            (*gamma, *q) = (attention, first);
         }
         if moved < 1e-9 {
             break;
