@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::sampling::{Context, Drawn, Warpers, draw};
 use crate::model::Decoder;
 use crate::model::kv_cache::{CachedSequence, KvCache, StepRows};
+use crate::ops::token_logprobs::entropy;
 
 /// How to sample a batch of prompts.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub struct GenParams {
     pub first_stream: u64,
     /// Sequences advanced together.
     pub max_batch: usize,
+    /// Whether samples bring entropies and hidden states.
+    pub trace: bool,
 }
 
 impl Default for GenParams {
@@ -30,6 +33,7 @@ impl Default for GenParams {
             seed: 0,
             first_stream: 0,
             max_batch: 64,
+            trace: false,
         }
     }
 }
@@ -43,6 +47,10 @@ pub struct Sample {
     pub logprobs: Vec<f32>,
     /// Whether it ended with an end token rather than by length.
     pub finished: bool,
+    /// With `trace`: entropy in nats of the distribution that each id was drawn from, at the log-probs'
+    /// temperature, and the hidden state [d] that gave it, end to end.
+    pub entropies: Vec<f32>,
+    pub hidden: Vec<f32>,
 }
 
 struct Running {
@@ -95,23 +103,29 @@ pub fn generate(
             last_rows.push(rows.push(&r.pending, &r.cached) as u32);
         }
         let hidden = decoder.step(&rows, &mut cache)?;
-        let drawn = draw_rows(decoder, &hidden, &last_rows, &running, &samples, prompts, params)?;
+        let picked = hidden.index_select(&Tensor::new(last_rows.as_slice(), hidden.device())?, 0)?;
+        let drawn = draw_rows(decoder, &picked, &running, &samples, prompts, params)?;
+        if params.trace {
+            let states: Vec<Vec<f32>> = picked.to_dtype(candle_core::DType::F32)?.to_vec2()?;
+            for (r, state) in running.iter().zip(states) {
+                samples[r.index].hidden.extend(state);
+            }
+        }
         running = advance(running, drawn, &mut samples, &mut cache, params);
     }
     Ok(samples)
 }
 
+/// Draws from the distributions of `picked` hidden rows; with them, their entropies if they are traced.
 fn draw_rows(
     decoder: &Decoder,
-    hidden: &Tensor,
-    last_rows: &[u32],
+    picked: &Tensor,
     running: &[Running],
     samples: &[Sample],
     prompts: &[Vec<u32>],
     params: &GenParams,
-) -> Result<Vec<Drawn>> {
-    let picked = hidden.index_select(&Tensor::new(last_rows, hidden.device())?, 0)?;
-    let logits = decoder.logits(&picked)?.to_device(&candle_core::Device::Cpu)?;
+) -> Result<Vec<(Drawn, Option<f32>)>> {
+    let logits = decoder.logits(picked)?.to_device(&candle_core::Device::Cpu)?;
     let vocab = decoder.config.vocab_size;
     let logprob_temperature = if params.warpers.temperature == 0.0 { 1.0 } else { params.warpers.temperature };
     crate::ops::with_f32s(&logits, |logits| {
@@ -128,7 +142,8 @@ fn draw_rows(
                     logprob_temperature,
                     top: 0,
                 };
-                draw(row, &params.warpers, &context)
+                let entropy = params.trace.then(|| entropy(row, logprob_temperature));
+                (draw(row, &params.warpers, &context), entropy)
             })
             .collect())
     })
@@ -137,17 +152,18 @@ fn draw_rows(
 /// Books the drawn tokens; keeps the sequences that go on.
 fn advance(
     running: Vec<Running>,
-    drawn: Vec<Drawn>,
+    drawn: Vec<(Drawn, Option<f32>)>,
     samples: &mut [Sample],
     cache: &mut KvCache,
     params: &GenParams,
 ) -> Vec<Running> {
     let mut keep = Vec::with_capacity(running.len());
-    for (mut r, drawn) in running.into_iter().zip(drawn) {
+    for (mut r, (drawn, entropy)) in running.into_iter().zip(drawn) {
         r.cached.len += r.pending.len();
         let sample = &mut samples[r.index];
         sample.ids.push(drawn.id);
         sample.logprobs.push(drawn.logprob);
+        sample.entropies.extend(entropy);
         sample.finished = params.eos_ids.contains(&drawn.id);
         if sample.finished || sample.ids.len() >= params.max_new_tokens {
             cache.release_all(&mut r.cached);

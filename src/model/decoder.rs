@@ -1,10 +1,11 @@
 //! Causal decoder for GPT-2, Llama and Qwen2: pre-norm blocks over packed sequences, trainable and served
 //! by the same code. Papers: GPT-2 (Radford 2019), Llama (arXiv 2302.13971), Qwen2 (arXiv 2407.10671).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use candle_core::{Result, Tensor};
 
+use super::blocks::{self, Recompute};
 use super::kv_cache::{KvCache, StepRows};
 use super::layers::{Builder, Linear, Norm};
 use super::lora::LoraConfig;
@@ -13,41 +14,60 @@ use crate::ops::attention::{AttentionSpec, attention};
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout};
 use crate::ops::rope::{RopeTable, rope};
 use crate::ops::token_logprobs::{TokenLogprobs, token_logprobs};
-use crate::ops::{activation, embedding::embedding};
+use crate::ops::{activation, embedding::embedding, fused};
 
 /// What the decoder will be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Gradients may pass: natural weight layouts are kept.
     Train,
-    /// Forward only: frozen f32 weights are packed, natural layouts can be dropped.
+    /// Forward only, many rows at a time (a reference, a reward): weights stay as they are, shared with whoever
+    /// else holds them.
+    Score,
+    /// Forward only, few rows at a time: frozen f32 weights are packed, natural layouts can be dropped.
     Serve,
     /// Forward only, weights in another form: faster and smaller, seldom exact. Never for rollouts.
     ServeAs(WeightFormat),
 }
 
+impl Purpose {
+    /// A matrix in the form that this purpose wants.
+    pub(super) fn prepare(self, w: &Tensor, layout: WeightLayout) -> Result<Weight> {
+        match self {
+            Self::Train => Weight::new(w, layout, true),
+            Self::Score => Ok(Weight::Dense(w.detach(), layout)),
+            Self::Serve => Weight::new(&w.detach(), layout, false),
+            Self::ServeAs(format) => Weight::served(w, layout, format),
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Decoder {
     pub config: ModelConfig,
-    embed: Tensor,
-    positions: Option<Tensor>,
-    layers: Vec<Layer>,
-    final_norm: Norm,
-    head: Weight,
-    rope: Option<Arc<RopeTable>>,
+    pub(super) embed: Tensor,
+    pub(super) positions: Option<Tensor>,
+    pub(super) layers: Vec<Layer>,
+    pub(super) final_norm: Norm,
+    head: Arc<Head>,
+    pub(super) rope: Option<Arc<RopeTable>>,
+    /// What the backward pass computes again instead of keeping.
+    pub recompute: Recompute,
+    /// Variables take their gradients through `ops::grad::collecting`, not through candle's own store.
+    collected: bool,
 }
 
 #[derive(Debug, Clone)]
-struct Layer {
-    attn_norm: Norm,
-    attn: Projections,
-    out: Linear,
-    mlp_norm: Norm,
-    mlp: Mlp,
+pub(super) struct Layer {
+    pub attn_norm: Norm,
+    pub attn: Projections,
+    pub out: Linear,
+    pub mlp_norm: Norm,
+    pub mlp: Mlp,
 }
 
 #[derive(Debug, Clone)]
-enum Projections {
+pub(super) enum Projections {
     /// One matrix for q, k and v: GPT-2, and others when only served.
     Joint(Linear),
     Split {
@@ -58,7 +78,7 @@ enum Projections {
 }
 
 #[derive(Debug, Clone)]
-enum Mlp {
+pub(super) enum Mlp {
     Gated {
         gate: Linear,
         up: Linear,
@@ -76,10 +96,37 @@ enum Mlp {
     },
 }
 
+/// The output matrix, prepared when the first logits are wanted: models that read a score or a value off the
+/// hidden states never pay for it.
+#[derive(Debug)]
+struct Head {
+    /// Taken when `ready` is made, which keeps it if its purpose needs it.
+    tensor: Mutex<Option<Tensor>>,
+    purpose: Purpose,
+    ready: OnceLock<Weight>,
+}
+
+impl Head {
+    fn weight(&self) -> Result<&Weight> {
+        if let Some(weight) = self.ready.get() {
+            return Ok(weight);
+        }
+        let mut tensor = self.tensor.lock().unwrap_or_else(|e| e.into_inner());
+        match tensor.as_ref().map(|t| self.purpose.prepare(t, WeightLayout::OutIn)).transpose()? {
+            Some(weight) => {
+                *tensor = None;
+                Ok(self.ready.get_or_init(|| weight))
+            }
+            // Another thread was faster.
+            None => self.ready.get().ok_or_else(|| candle_core::Error::msg("no output matrix")),
+        }
+    }
+}
+
 /// Rows of one forward pass: their positions and who attends to whom.
-struct Rows {
-    positions: Arc<Vec<u32>>,
-    attention: AttentionSpec,
+pub(super) struct Rows {
+    pub positions: Arc<Vec<u32>>,
+    pub attention: AttentionSpec,
 }
 
 impl Decoder {
@@ -132,12 +179,58 @@ impl Decoder {
         let layers = layers.collect::<Result<Vec<_>>>()?;
         let final_norm = if gpt2 { b.layer_norm("transformer.ln_f")? } else { b.rms_norm("model.norm")? };
         let head_name = if c.tie_embeddings { embed_name } else { "lm_head.weight" };
-        let head = b.weight(head_name, &b.tensor(head_name, &[vocab, d])?, WeightLayout::OutIn)?;
-        Ok(Self { config: c.clone(), embed, positions, layers, final_norm, head, rope })
+        let tensor = b.tensor(head_name, &[vocab, d])?;
+        let head = Head { tensor: Mutex::default(), purpose: b.purpose, ready: OnceLock::new() };
+        match b.purpose {
+            // The file's own blocks are at hand now.
+            Purpose::ServeAs(_) => drop(head.ready.set(b.weight(head_name, &tensor, WeightLayout::OutIn)?)),
+            _ => *head.tensor.lock().unwrap_or_else(|e| e.into_inner()) = Some(tensor),
+        }
+        Ok(Self {
+            config: c.clone(),
+            embed,
+            positions,
+            layers,
+            final_norm,
+            head: Arc::new(head),
+            rope,
+            recompute: Recompute::None,
+            collected: false,
+        })
+    }
+
+    /// The same decoder over other adapters: `change` of each adapter tensor, or none. Frozen weights are shared.
+    pub fn with_changed_adapters(&self, change: &dyn Fn(&Tensor) -> Result<Option<Tensor>>) -> Result<Self> {
+        let mut other = Self { collected: false, ..self.clone() };
+        for linear in other.layers.iter_mut().flat_map(Layer::linears_mut) {
+            linear.change_adapter(change)?;
+        }
+        Ok(other)
+    }
+
+    /// Lets the fused backward pass run: gradients must then be taken inside `ops::grad::collecting`.
+    pub fn collected(self) -> Self {
+        Self { collected: true, ..self }
     }
 
     /// Final-norm hidden states [N, d] of every token, N = `batch.len()`.
     pub fn forward(&self, batch: &PackedBatch) -> Result<Tensor> {
+        if self.on_host() && (self.collected || self.variable().is_none()) {
+            return blocks::forward(self, &Arc::new(batch.ids.clone()), self.rows(batch));
+        }
+        self.forward_graph(batch)
+    }
+
+    /// The same without gradient, whatever the decoder's variables are.
+    pub fn forward_frozen(&self, batch: &PackedBatch) -> Result<Tensor> {
+        if self.on_host() {
+            return blocks::forward_frozen(self, &Arc::new(batch.ids.clone()), self.rows(batch));
+        }
+        Ok(self.forward_graph(batch)?.detach())
+    }
+
+    /// The same, one graph node per operation: for other devices, and the twin that tests compare with.
+    pub fn forward_graph(&self, batch: &PackedBatch) -> Result<Tensor> {
         let rows = self.rows(batch);
         let mut x = self.embed_tokens(&Arc::new(batch.ids.clone()), &rows.positions)?;
         for layer in &self.layers {
@@ -188,12 +281,12 @@ impl Decoder {
 
     /// Logits [m, vocab], f32, of chosen hidden rows [m, d].
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.head.apply(hidden)?.to_dtype(candle_core::DType::F32)
+        self.head.weight()?.apply(hidden)?.to_dtype(candle_core::DType::F32)
     }
 
     /// log p(target) at each hidden row [m, d]; see `ops::token_logprobs`.
     pub fn token_logprobs(&self, hidden: &Tensor, targets: &[u32], temperature: f32) -> Result<TokenLogprobs> {
-        token_logprobs(hidden, &self.head, targets, temperature)
+        token_logprobs(hidden, self.head.weight()?, targets, temperature)
     }
 
     /// Rows `ids` of the input embedding [n, d], positions not added: what soft prompts start from.
@@ -223,6 +316,33 @@ impl Decoder {
         }
     }
 
+    /// Whether the CPU kernels apply, whose results do not depend on a row's company.
+    pub fn on_host(&self) -> bool {
+        let tables = std::iter::once(&self.embed).chain(&self.positions);
+        tables.into_iter().all(|t| fused(t) && t.is_contiguous())
+            && self.final_norm.on_host()
+            && self.layers.iter().all(Layer::on_host)
+    }
+
+    pub(super) fn embeddings_trained(&self) -> bool {
+        self.embed.track_op() || self.positions.as_ref().is_some_and(Tensor::track_op)
+    }
+
+    /// Index of the lowest block that a gradient must reach, or one past the last.
+    pub(super) fn lowest_trained(&self) -> usize {
+        if self.embeddings_trained() {
+            return 0;
+        }
+        self.layers.iter().position(Layer::trained).unwrap_or(self.layers.len())
+    }
+
+    /// Any of the variables of the blocks, `None` when all is frozen.
+    pub(super) fn variable(&self) -> Option<&Tensor> {
+        let tables = std::iter::once(&self.embed).chain(&self.positions);
+        let blocks = self.layers.iter().flat_map(Layer::tensors);
+        tables.chain(blocks).chain(self.final_norm.tensors()).find(|t| t.track_op())
+    }
+
     fn qkv(&self, layer: &Layer, x: &Tensor, positions: &Arc<Vec<u32>>) -> Result<(Tensor, Tensor, Tensor)> {
         let (q, k, v) = match &layer.attn {
             Projections::Split { q, k, v } => (q.forward(x)?, k.forward(x)?, v.forward(x)?),
@@ -245,7 +365,54 @@ impl Decoder {
     }
 }
 
+impl Layer {
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let attn = match &self.attn {
+            Projections::Joint(all) => vec![all],
+            Projections::Split { q, k, v } => vec![q, k, v],
+        };
+        let mlp = match &self.mlp {
+            Mlp::Gated { gate, up, down } => vec![gate, up, down],
+            Mlp::JointGated { gate_up, down } => vec![gate_up, down],
+            Mlp::Plain { up, down, .. } => vec![up, down],
+        };
+        attn.into_iter().chain([&self.out]).chain(mlp)
+    }
+
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let norms = [&self.attn_norm, &self.mlp_norm].into_iter().flat_map(Norm::tensors);
+        self.linears().flat_map(Linear::tensors).chain(norms)
+    }
+
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let attn = match &mut self.attn {
+            Projections::Joint(all) => vec![all],
+            Projections::Split { q, k, v } => vec![q, k, v],
+        };
+        let mlp = match &mut self.mlp {
+            Mlp::Gated { gate, up, down } => vec![gate, up, down],
+            Mlp::JointGated { gate_up, down } => vec![gate_up, down],
+            Mlp::Plain { up, down, .. } => vec![up, down],
+        };
+        attn.into_iter().chain([&mut self.out]).chain(mlp)
+    }
+
+    fn on_host(&self) -> bool {
+        self.attn_norm.on_host() && self.mlp_norm.on_host() && self.linears().all(Linear::on_host)
+    }
+
+    fn trained(&self) -> bool {
+        self.attn_norm.trained() || self.mlp_norm.trained() || self.linears().any(Linear::trained)
+    }
+}
+
 impl Mlp {
+    pub fn down(&self) -> &Linear {
+        match self {
+            Self::Gated { down, .. } | Self::JointGated { down, .. } | Self::Plain { down, .. } => down,
+        }
+    }
+
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Gated { gate, up, down } => down.forward(&activation::swiglu(&gate.forward(x)?, &up.forward(x)?)?),

@@ -1,12 +1,13 @@
 //! Building blocks that decoders and encoders share: linear with bias and adapter, the two norms.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::gguf::GgufTensors;
 use super::lora::LoraConfig;
 use super::{Arch, ModelConfig, Purpose, Weights};
-use crate::ops;
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout, linear};
+use crate::ops::product::{Dims, column_sums, product, product_transposed};
+use crate::ops::{self, grad};
 
 /// Everything needed to find and prepare the parameters of one model.
 pub(super) struct Builder<'a> {
@@ -22,10 +23,9 @@ impl Builder<'_> {
     /// Prepares the matrix `w`, called `name` in the file, for its purpose.
     pub fn weight(&self, name: &str, w: &Tensor, layout: WeightLayout) -> Result<Weight> {
         let format = match self.purpose {
-            Purpose::Train => return Weight::new(w, layout, true),
-            Purpose::Serve => return Weight::new(w, layout, false),
             Purpose::ServeAs(WeightFormat::File) => self.stored.map_or(WeightFormat::F32, |s| s.near_format(name)),
             Purpose::ServeAs(format) => format,
+            purpose => return purpose.prepare(w, layout),
         };
         match self.blocks(&[name])? {
             Some(weight) if w.device().is_cpu() => Ok(weight),
@@ -54,7 +54,7 @@ impl Builder<'_> {
     /// Projections of the same input as one matrix, where no gradient and no adapter needs them apart: fewer,
     /// larger products. `None` where they must stay apart. `modules` are (name, outputs).
     pub fn joint(&self, modules: &[(String, usize)], input: usize, bias: bool) -> Result<Option<Linear>> {
-        if self.purpose == Purpose::Train || self.lora.is_some() {
+        if matches!(self.purpose, Purpose::Train | Purpose::Score) || self.lora.is_some() {
             return Ok(None);
         }
         let names: Vec<String> = modules.iter().map(|(module, _)| format!("{module}.weight")).collect();
@@ -138,8 +138,21 @@ pub struct Linear {
 }
 
 impl Linear {
+    pub fn change_adapter(&mut self, change: &dyn Fn(&Tensor) -> Result<Option<Tensor>>) -> Result<()> {
+        if let Some(Adapter { a, b, scale }) = self.lora.take() {
+            self.lora = change(&a)?.zip(change(&b)?).map(|(a, b)| Adapter { a, b, scale });
+        }
+        Ok(())
+    }
+
     /// x [n, in] → [n, out].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if !x.track_op() && !self.trained() && x.dtype() == DType::F32 && self.on_host() {
+            let (x, n) = (x.contiguous()?, x.dim(0)?);
+            let mut y = vec![0f32; n * self.weight.out_features()];
+            self.run(&ops::read(&x)?, &mut y, n)?;
+            return ops::tensor(y, (n, self.weight.out_features()));
+        }
         let mut y = self.weight.apply(x)?;
         if let Some(Adapter { a, b, scale }) = &self.lora {
             let low = linear(x, a, WeightLayout::OutIn)?;
@@ -149,6 +162,85 @@ impl Linear {
             Some(b) => y.broadcast_add(b),
             None => Ok(y),
         }
+    }
+
+    /// Whether any of its tensors wants a gradient.
+    pub fn trained(&self) -> bool {
+        self.tensors().any(Tensor::track_op)
+    }
+
+    /// Its tensors as they came, adapter included; not a weight that was packed for serving only.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let adapter = self.lora.iter().flat_map(|l| [&l.a, &l.b]);
+        self.weight.dense().ok().into_iter().chain(&self.bias).chain(adapter)
+    }
+
+    /// Whether `run` and `back` apply.
+    pub fn on_host(&self) -> bool {
+        self.weight.on_host() && self.tensors().all(|t| ops::fused(t) && t.is_contiguous())
+    }
+
+    pub fn out_features(&self) -> usize {
+        self.weight.out_features()
+    }
+
+    /// y [n, out] = layer(x [n, in]) on plain slices. Returns the adapter's inner values, scaled, [n, rank]
+    /// (empty without one): `back` needs them.
+    pub fn run(&self, x: &[f32], y: &mut [f32], n: usize) -> Result<Vec<f32>> {
+        self.weight.forward(x, y, n)?;
+        let low = self.inner(x, n)?;
+        if let Some(Adapter { b, .. }) = &self.lora {
+            let dims = Dims { n, m: b.dim(0)?, k: b.dim(1)? };
+            product(&low, &ops::read(b)?, WeightLayout::OutIn, y, dims, true);
+        }
+        if let Some(bias) = &self.bias {
+            let bias = ops::read(bias)?;
+            for row in y.chunks_exact_mut(bias.len()) {
+                row.iter_mut().zip(bias.iter()).for_each(|(y, b)| *y += b);
+            }
+        }
+        Ok(low)
+    }
+
+    /// (alpha/rank) · x·Aᵀ, the adapter's inner values [n, rank]; empty without an adapter.
+    pub fn inner(&self, x: &[f32], n: usize) -> Result<Vec<f32>> {
+        let Some(Adapter { a, scale, .. }) = &self.lora else { return Ok(Vec::new()) };
+        let (rank, input) = a.dims2()?;
+        let mut low = vec![0f32; n * rank];
+        product(x, &ops::read(a)?, WeightLayout::OutIn, &mut low, Dims { n, m: rank, k: input }, false);
+        low.iter_mut().for_each(|v| *v *= *scale as f32);
+        Ok(low)
+    }
+
+    /// Adds to the gradients of its variables (inside `ops::grad::collecting`) and, where `gx` is given, writes
+    /// or adds the input's gradient. `low` is what `run` returned for `x`.
+    pub fn back(&self, x: &[f32], low: &[f32], gy: &[f32], n: usize, gx: Option<(&mut [f32], bool)>) -> Result<()> {
+        if let Some(bias) = self.bias.as_ref().filter(|b| b.track_op()) {
+            grad::add(bias, |g, add| column_sums(gy, g, add))?;
+        }
+        if self.weight.trained() {
+            self.weight.backward_weight(x, gy, n)?;
+        }
+        let mut gx = gx;
+        if let Some((gx, add)) = &mut gx {
+            self.weight.backward_input(gy, gx, n, *add)?;
+        }
+        if let Some(Adapter { a, b, scale }) = &self.lora {
+            let ((rank, input), out) = (a.dims2()?, b.dim(0)?);
+            if b.track_op() {
+                grad::add(b, |g, add| product_transposed(gy, low, g, Dims { n, m: out, k: rank }, add))?;
+            }
+            let mut glow = vec![0f32; n * rank];
+            product(gy, &ops::read(b)?, WeightLayout::InOut, &mut glow, Dims { n, m: rank, k: out }, false);
+            glow.iter_mut().for_each(|v| *v *= *scale as f32);
+            if a.track_op() {
+                grad::add(a, |g, add| product_transposed(&glow, x, g, Dims { n, m: rank, k: input }, add))?;
+            }
+            if let Some((gx, _)) = &mut gx {
+                product(&glow, &ops::read(a)?, WeightLayout::InOut, gx, Dims { n, m: input, k: rank }, true);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -164,5 +256,56 @@ impl Norm {
             Self::Rms { weight, eps } => ops::norm::rms_norm(x, weight, *eps),
             Self::Layer { weight, bias, eps } => ops::norm::layer_norm(x, weight, bias, *eps),
         }
+    }
+
+    fn parts(&self) -> (&Tensor, Option<&Tensor>, f32) {
+        match self {
+            Self::Rms { weight, eps } => (weight, None, *eps as f32),
+            Self::Layer { weight, bias, eps } => (weight, Some(bias), *eps as f32),
+        }
+    }
+
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let (weight, bias, _) = self.parts();
+        std::iter::once(weight).chain(bias)
+    }
+
+    pub fn trained(&self) -> bool {
+        self.tensors().any(Tensor::track_op)
+    }
+
+    pub fn on_host(&self) -> bool {
+        self.tensors().all(|t| ops::fused(t) && t.is_contiguous())
+    }
+
+    /// y = norm(x), both [n, d], on plain slices.
+    pub fn run(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
+        let (weight, bias, eps) = self.parts();
+        let (weight, bias) = (ops::read(weight)?, bias.map(ops::read).transpose()?);
+        ops::norm::Norm { weight: &weight, bias: bias.as_deref(), eps }.forward(x, y);
+        Ok(())
+    }
+
+    /// gx (+)= the input's gradient; adds to those of its variables.
+    pub fn back(&self, x: &[f32], gy: &[f32], gx: &mut [f32], add: bool) -> Result<()> {
+        let (weight, bias, eps) = self.parts();
+        let trained = self.trained();
+        let grads = {
+            let (weight, bias) = (ops::read(weight)?, bias.map(ops::read).transpose()?);
+            ops::norm::Norm { weight: &weight, bias: bias.as_deref(), eps }.backward(x, gy, gx, add, trained)
+        };
+        if !trained {
+            return Ok(());
+        }
+        let (gw, gb) = grads.split_at(weight.elem_count());
+        // Fresh sums are zeros.
+        let plus = |g: &mut [f32], by: &[f32]| g.iter_mut().zip(by).for_each(|(g, v)| *g += v);
+        if weight.track_op() {
+            grad::add(weight, |g, _| plus(g, gw))?;
+        }
+        if let Some(bias) = bias.filter(|b| b.track_op()) {
+            grad::add(bias, |g, _| plus(g, gb))?;
+        }
+        Ok(())
     }
 }

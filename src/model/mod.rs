@@ -3,6 +3,7 @@
 
 pub mod architecture;
 pub mod builtin;
+mod blocks;
 pub mod config;
 pub mod decoder;
 pub mod encoder;
@@ -24,6 +25,7 @@ pub mod reward;
 pub mod save;
 pub mod soft_prompt;
 
+pub use blocks::Recompute;
 pub use config::{Activation, Arch, ModelConfig, PositionKind};
 pub use decoder::{Decoder, Purpose};
 pub use encoder::Encoder;

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 
 use super::par::{SharedMut, split};
 use super::simd::{exp, multiversion};
-use super::{buffer, f32s, fused, plain, storage, tensor, with_f32s};
+use super::{buffer, f32s, fused, plain, read, storage, tensor};
 
 /// silu(gate) ⊙ up, both [n, d].
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
@@ -45,13 +45,57 @@ multiversion! {
 }
 
 multiversion! {
-    fn swiglu_bwd(gate: &[f32], up: &[f32], gy: &[f32], ggate: &mut [f32], gup: &mut [f32]) {
+    fn swiglu_bwd(gate: &mut [f32], up: &mut [f32], gy: &[f32]) {
         for i in 0..gy.len() {
-            let s = sigmoid(gate[i]);
-            gup[i] = gy[i] * gate[i] * s;
-            ggate[i] = gy[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
+            let (g, u) = (gate[i], up[i]);
+            let s = sigmoid(g);
+            up[i] = gy[i] * g * s;
+            gate[i] = gy[i] * u * s * (1.0 + g * (1.0 - s));
         }
     }
+}
+
+/// y = silu(gate) ⊙ up.
+pub(crate) fn swiglu_into(gate: &[f32], up: &[f32], y: &mut [f32]) {
+    assert!(gate.len() == y.len() && up.len() == y.len(), "sizes");
+    let out = SharedMut::new(y);
+    split(gate.len(), gate.len() * 8, |r| {
+        // SAFETY: disjoint ranges.
+        swiglu_fwd(&gate[r.clone()], &up[r.clone()], unsafe { out.slice(r.start, r.len()) });
+    });
+}
+
+/// Overwrites gate and up by their gradients.
+pub(crate) fn swiglu_grad(gate: &mut [f32], up: &mut [f32], gy: &[f32]) {
+    assert!(gate.len() == gy.len() && up.len() == gy.len(), "sizes");
+    let (a, b) = (SharedMut::new(gate), SharedMut::new(up));
+    split(gy.len(), gy.len() * 12, |r| {
+        // SAFETY: disjoint ranges.
+        let (a, b) = unsafe { (a.slice(r.start, r.len()), b.slice(r.start, r.len())) };
+        swiglu_bwd(a, b, &gy[r]);
+    });
+}
+
+/// y = GELU(x).
+pub(crate) fn gelu_into(x: &[f32], y: &mut [f32], tanh: bool) {
+    assert_eq!(x.len(), y.len(), "sizes");
+    let out = SharedMut::new(y);
+    split(x.len(), x.len() * 10, |r| {
+        // SAFETY: disjoint ranges.
+        let y = unsafe { out.slice(r.start, r.len()) };
+        if tanh { gelu_tanh_fwd(&x[r], y) } else { gelu_erf_fwd(&x[r], y) }
+    });
+}
+
+/// Overwrites x by its gradient.
+pub(crate) fn gelu_grad(x: &mut [f32], gy: &[f32], tanh: bool) {
+    assert_eq!(x.len(), gy.len(), "sizes");
+    let out = SharedMut::new(x);
+    split(gy.len(), gy.len() * 16, |r| {
+        // SAFETY: disjoint ranges.
+        let x = unsafe { out.slice(r.start, r.len()) };
+        if tanh { gelu_tanh_bwd(x, &gy[r]) } else { gelu_erf_bwd(x, &gy[r]) }
+    });
 }
 
 struct SwiGlu;
@@ -64,29 +108,13 @@ impl CustomOp2 for SwiGlu {
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (f32s(s1, l1, "swiglu")?, f32s(s2, l2, "swiglu")?);
         let mut y = buffer(gate.len());
-        let out = SharedMut::new(&mut y);
-        split(gate.len(), gate.len() * 8, |r| {
-            // SAFETY: disjoint ranges.
-            swiglu_fwd(&gate[r.clone()], &up[r.clone()], unsafe { out.slice(r.start, r.len()) });
-        });
+        swiglu_into(gate, up, &mut y);
         Ok(storage(y, l1.shape().clone()))
     }
 
     fn bwd(&self, gate: &Tensor, up: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (mut ggate, mut gup) = (buffer(gate.elem_count()), buffer(gate.elem_count()));
-        with_f32s(gate, |gate| {
-            with_f32s(up, |up| {
-                with_f32s(gy, |gy| {
-                    let (a, b) = (SharedMut::new(&mut ggate), SharedMut::new(&mut gup));
-                    split(gy.len(), gy.len() * 12, |r| {
-                        // SAFETY: disjoint ranges.
-                        let (a, b) = unsafe { (a.slice(r.start, r.len()), b.slice(r.start, r.len())) };
-                        swiglu_bwd(&gate[r.clone()], &up[r.clone()], &gy[r], a, b);
-                    });
-                    Ok(())
-                })
-            })
-        })?;
+        let (mut ggate, mut gup) = (read(gate)?.to_vec(), read(up)?.to_vec());
+        swiglu_grad(&mut ggate, &mut gup, &read(&gy.contiguous()?)?);
         Ok((Some(tensor(ggate, gate.shape())?), Some(tensor(gup, up.shape())?)))
     }
 }
@@ -133,12 +161,12 @@ multiversion! {
 }
 
 multiversion! {
-    fn gelu_tanh_bwd(x: &[f32], gy: &[f32], gx: &mut [f32]) {
-        for i in 0..gx.len() {
+    fn gelu_tanh_bwd(x: &mut [f32], gy: &[f32]) {
+        for i in 0..gy.len() {
             let v = x[i];
             let t = tanh(SQRT_2_OVER_PI * (v + CUBIC * v * v * v));
             let inner = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * v * v);
-            gx[i] = gy[i] * (0.5 * (1.0 + t) + 0.5 * v * (1.0 - t * t) * inner);
+            x[i] = gy[i] * (0.5 * (1.0 + t) + 0.5 * v * (1.0 - t * t) * inner);
         }
     }
 }
@@ -154,11 +182,11 @@ fn gelu_erf_fwd(x: &[f32], y: &mut [f32]) {
     }
 }
 
-fn gelu_erf_bwd(x: &[f32], gy: &[f32], gx: &mut [f32]) {
-    for ((x, gy), gx) in x.iter().zip(gy).zip(gx) {
+fn gelu_erf_bwd(x: &mut [f32], gy: &[f32]) {
+    for (x, gy) in x.iter_mut().zip(gy) {
         let v = f64::from(*x);
         let density = (-0.5 * v * v).exp() / (2.0 * std::f64::consts::PI).sqrt();
-        *gx = (f64::from(*gy) * (phi(*x) + v * density)) as f32;
+        *x = (f64::from(*gy) * (phi(*x) + v * density)) as f32;
     }
 }
 
@@ -174,32 +202,13 @@ impl CustomOp1 for Gelu {
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = f32s(s, l, "gelu")?;
         let mut y = buffer(x.len());
-        let out = SharedMut::new(&mut y);
-        split(x.len(), x.len() * 10, |r| {
-            // SAFETY: disjoint ranges.
-            let y = unsafe { out.slice(r.start, r.len()) };
-            if self.tanh { gelu_tanh_fwd(&x[r], y) } else { gelu_erf_fwd(&x[r], y) }
-        });
+        gelu_into(x, &mut y, self.tanh);
         Ok(storage(y, l.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<Option<Tensor>> {
-        let mut gx = buffer(x.elem_count());
-        with_f32s(x, |x| {
-            with_f32s(gy, |gy| {
-                let out = SharedMut::new(&mut gx);
-                split(x.len(), x.len() * 16, |r| {
-                    // SAFETY: disjoint ranges.
-                    let gx = unsafe { out.slice(r.start, r.len()) };
-                    if self.tanh {
-                        gelu_tanh_bwd(&x[r.clone()], &gy[r], gx)
-                    } else {
-                        gelu_erf_bwd(&x[r.clone()], &gy[r], gx)
-                    }
-                });
-                Ok(())
-            })
-        })?;
+        let mut gx = read(x)?.to_vec();
+        gelu_grad(&mut gx, &read(&gy.contiguous()?)?, self.tanh);
         Ok(Some(tensor(gx, x.shape())?))
     }
 }

@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use super::attn_kernel::{MAX_ROWS, Scratch, attend, mix_block, padded, put_key, score_block, spread_block};
 use super::par::{SharedMut, split};
 use super::simd::LANES;
-use super::{buffer, f32s, fused, plain, storage, tensor, with_f32s};
+use super::{buffer, f32s, fused, plain, read, storage, tensor};
 
 /// Which rows see which. Row i of q, k and v belongs to the sequence whose offsets enclose it.
 #[derive(Clone, Debug)]
@@ -118,6 +118,43 @@ fn load_rows(from: &[f32], spec: &AttentionSpec, group: &Group, scale: f32, to: 
     }
 }
 
+/// out = attention(q, k, v) on plain slices.
+pub(crate) fn forward(spec: &AttentionSpec, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
+    let shared = SharedMut::new(out);
+    let d = spec.head_dim;
+    split((spec.offsets.len() - 1) * spec.n_kv_heads, spec.work(), |tasks| {
+        let mut scratch = Scratch::default();
+        for task in tasks {
+            let (seq, head) = (task / spec.n_kv_heads, task % spec.n_kv_heads);
+            let rows = spec.offsets[seq]..spec.offsets[seq + 1];
+            let blocks = HeadBlocks::gather(k, v, spec, rows.clone(), head);
+            let stride = rows.len().div_ceil(LANES) * LANES;
+            for group in groups(spec, rows, head) {
+                load_rows(q, spec, &group, spec.scale(), &mut scratch.q);
+                scratch.out.resize(scratch.q.len(), 0.0);
+                let (kb, vb) = (|b| blocks.block(&blocks.k_t, b), |b| blocks.block(&blocks.v, b));
+                let Scratch { scores, q, out } = &mut scratch;
+                attend(q, &group.visible, blocks.hd, kb, vb, scores, stride, out);
+                for (i, (row, h)) in group.at.iter().enumerate() {
+                    // SAFETY: each (row, head) belongs to one task.
+                    let to = unsafe { shared.slice((row * spec.n_heads + h) * d, d) };
+                    to.copy_from_slice(&scratch.out[i * blocks.hd..i * blocks.hd + d]);
+                }
+            }
+        }
+    });
+}
+
+/// Overwrites `grads` by the gradients of q, k and v.
+pub(crate) fn backward(spec: &AttentionSpec, inputs: [&[f32]; 4], grads: [&mut [f32]; 3]) {
+    let grads = grads.map(SharedMut::new);
+    split((spec.offsets.len() - 1) * spec.n_kv_heads, 3 * spec.work(), |tasks| {
+        for task in tasks {
+            head_backward(spec, task / spec.n_kv_heads, task % spec.n_kv_heads, inputs, grads);
+        }
+    });
+}
+
 impl CustomOp3 for Attention {
     fn name(&self) -> &'static str {
         "attention"
@@ -132,34 +169,11 @@ impl CustomOp3 for Attention {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let spec = &self.spec;
         let (q, k) = (f32s(s1, l1, "attention")?, f32s(s2, l2, "attention")?);
         let v = f32s(s3, l3, "attention")?;
-        check(spec, l1, l2, l3)?;
+        check(&self.spec, l1, l2, l3)?;
         let mut out = buffer(q.len());
-        let shared = SharedMut::new(&mut out);
-        let d = spec.head_dim;
-        split((spec.offsets.len() - 1) * spec.n_kv_heads, spec.work(), |tasks| {
-            let mut scratch = Scratch::default();
-            for task in tasks {
-                let (seq, head) = (task / spec.n_kv_heads, task % spec.n_kv_heads);
-                let rows = spec.offsets[seq]..spec.offsets[seq + 1];
-                let blocks = HeadBlocks::gather(k, v, spec, rows.clone(), head);
-                let stride = rows.len().div_ceil(LANES) * LANES;
-                for group in groups(spec, rows, head) {
-                    load_rows(q, spec, &group, spec.scale(), &mut scratch.q);
-                    scratch.out.resize(scratch.q.len(), 0.0);
-                    let (kb, vb) = (|b| blocks.block(&blocks.k_t, b), |b| blocks.block(&blocks.v, b));
-                    let Scratch { scores, q, out } = &mut scratch;
-                    attend(q, &group.visible, blocks.hd, kb, vb, scores, stride, out);
-                    for (i, (row, h)) in group.at.iter().enumerate() {
-                        // SAFETY: each (row, head) belongs to one task.
-                        let to = unsafe { shared.slice((row * spec.n_heads + h) * d, d) };
-                        to.copy_from_slice(&scratch.out[i * blocks.hd..i * blocks.hd + d]);
-                    }
-                }
-            }
-        });
+        forward(&self.spec, q, k, v, &mut out);
         Ok(storage(out, l1.shape().clone()))
     }
 
@@ -172,28 +186,8 @@ impl CustomOp3 for Attention {
         gout: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (mut gq, mut gk, mut gv) = (buffer(q.elem_count()), buffer(k.elem_count()), buffer(v.elem_count()));
-        with_f32s(q, |q| {
-            with_f32s(k, |k| {
-                with_f32s(v, |v| {
-                    with_f32s(gout, |gout| {
-                        let grads = [SharedMut::new(&mut gq), SharedMut::new(&mut gk), SharedMut::new(&mut gv)];
-                        let spec = &self.spec;
-                        split((spec.offsets.len() - 1) * spec.n_kv_heads, 3 * spec.work(), |tasks| {
-                            for task in tasks {
-                                head_backward(
-                                    spec,
-                                    task / spec.n_kv_heads,
-                                    task % spec.n_kv_heads,
-                                    [q, k, v, gout],
-                                    grads,
-                                );
-                            }
-                        });
-                        Ok(())
-                    })
-                })
-            })
-        })?;
+        let gout = gout.contiguous()?;
+        backward(&self.spec, [&read(q)?, &read(k)?, &read(v)?, &read(&gout)?], [&mut gq, &mut gk, &mut gv]);
         Ok((Some(tensor(gq, q.shape())?), Some(tensor(gk, k.shape())?), Some(tensor(gv, v.shape())?)))
     }
 }

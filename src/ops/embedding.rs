@@ -4,18 +4,25 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::{buffer, f32s, fused, storage, tensor, with_f32s};
+use super::{f32s, fused, grad, read, storage};
 
 /// Rows `ids` of table [vocab, d] → [n, d].
 pub fn embedding(table: &Tensor, ids: &Arc<Vec<u32>>) -> Result<Tensor> {
-    let vocab = table.dim(0)?;
-    if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
-        candle_core::bail!("id {id} is outside the table of {vocab} rows");
-    }
+    check(table, ids)?;
     if fused(table) {
         return table.contiguous()?.apply_op1(Embedding { ids: ids.clone() });
     }
     table.index_select(&Tensor::new(ids.as_slice(), table.device())?, 0)
+}
+
+/// # Errors
+/// An id without a row.
+pub(crate) fn check(table: &Tensor, ids: &[u32]) -> Result<()> {
+    let vocab = table.dim(0)?;
+    match ids.iter().find(|id| **id as usize >= vocab) {
+        Some(id) => candle_core::bail!("id {id} is outside the table of {vocab} rows"),
+        None => Ok(()),
+    }
 }
 
 struct Embedding {
@@ -30,25 +37,33 @@ impl CustomOp1 for Embedding {
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
         let table = f32s(s, l, "embedding")?;
         let d = l.shape().dims2()?.1;
-        let mut y = Vec::with_capacity(self.ids.len() * d);
-        for id in self.ids.iter() {
-            y.extend_from_slice(&table[*id as usize * d..(*id as usize + 1) * d]);
-        }
+        let mut y = vec![0f32; self.ids.len() * d];
+        gather(table, &self.ids, d, &mut y);
         Ok(storage(y, (self.ids.len(), d)))
     }
 
     fn bwd(&self, table: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<Option<Tensor>> {
-        let d = table.dim(1)?;
-        let mut g = buffer(table.elem_count());
-        with_f32s(gy, |gy| {
-            for (id, row) in self.ids.iter().zip(gy.chunks_exact(d)) {
-                let to = &mut g[*id as usize * d..(*id as usize + 1) * d];
-                for (t, v) in to.iter_mut().zip(row) {
-                    *t += v;
-                }
+        scatter(table, &self.ids, &read(&gy.contiguous()?)?)
+    }
+}
+
+/// Adds the rows of gy [n, d] to the gradient of `table` at `ids`; outside `grad::collecting`, returns it.
+pub(crate) fn scatter(table: &Tensor, ids: &[u32], gy: &[f32]) -> Result<Option<Tensor>> {
+    let d = table.dim(1)?;
+    // A first writer finds zeros.
+    grad::add(table, |g, _| {
+        for (id, row) in ids.iter().zip(gy.chunks_exact(d)) {
+            let to = &mut g[*id as usize * d..(*id as usize + 1) * d];
+            for (t, v) in to.iter_mut().zip(row) {
+                *t += v;
             }
-            Ok(())
-        })?;
-        Ok(Some(tensor(g, table.shape())?))
+        }
+    })
+}
+
+/// Rows `ids` of a table [vocab, d] as [n, d].
+pub(crate) fn gather(table: &[f32], ids: &[u32], d: usize, y: &mut [f32]) {
+    for (row, id) in y.chunks_exact_mut(d).zip(ids) {
+        row.copy_from_slice(&table[*id as usize * d..(*id as usize + 1) * d]);
     }
 }

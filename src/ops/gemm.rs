@@ -22,6 +22,16 @@ pub enum WeightLayout {
     InOut,
 }
 
+impl WeightLayout {
+    /// The layout of the transposed matrix.
+    pub fn flipped(self) -> Self {
+        match self {
+            Self::OutIn => Self::InOut,
+            Self::InOut => Self::OutIn,
+        }
+    }
+}
+
 /// A weight matrix [m, k] laid out as ⌈m/64⌉ panels of [k, 64], zero-padded.
 #[derive(Debug)]
 pub struct PackedF32 {
@@ -71,7 +81,7 @@ pub fn pack_into(panels: &mut Vec<f32>, w: &[f32], m: usize, k: usize, layout: W
     });
 }
 
-fn pack_panel(panel: &mut [f32], w: &[f32], first: usize, m: usize, k: usize) {
+pub(super) fn pack_panel(panel: &mut [f32], w: &[f32], first: usize, m: usize, k: usize) {
     const TILE: usize = 16;
     let cols = NR.min(m - first);
     if cols < NR {
@@ -91,7 +101,7 @@ fn pack_panel(panel: &mut [f32], w: &[f32], first: usize, m: usize, k: usize) {
     }
 }
 
-fn pack_panel_in_out(panel: &mut [f32], w: &[f32], first: usize, m: usize) {
+pub(super) fn pack_panel_in_out(panel: &mut [f32], w: &[f32], first: usize, m: usize) {
     let cols = NR.min(m - first);
     for (to, from) in panel.chunks_exact_mut(NR).zip(w.chunks_exact(m)) {
         to[..cols].copy_from_slice(&from[first..first + cols]);
@@ -117,12 +127,13 @@ pub fn matmul_packed(panels: &[f32], x: &[f32], y: &mut [f32], n: usize, m: usiz
             let (panel, rows) = (task / row_tasks, task % row_tasks);
             let r0 = rows * rows_per_task;
             let r1 = (r0 + rows_per_task).min(n);
-            panel_rows(&panels[panel * k * NR..(panel + 1) * k * NR], x, out, r0..r1, panel * NR, m, k);
+            panel_rows(&panels[panel * k * NR..(panel + 1) * k * NR], x, out, r0..r1, panel * NR, m, k, false);
         }
     });
 }
 
-/// One panel's columns of y for `rows`.
+/// `rows` of x times one panel into columns `c0..` of y; `add` goes on from what y holds.
+#[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
 pub(super) fn panel_rows(
     panel: &[f32],
     x: &[f32],
@@ -131,6 +142,7 @@ pub(super) fn panel_rows(
     c0: usize,
     m: usize,
     k: usize,
+    add: bool,
 ) {
     let cols = NR.min(m - c0);
     let mut tile = [[0f32; NR]; MR];
@@ -139,7 +151,7 @@ pub(super) fn panel_rows(
         let mut r = rows.start;
         while r < rows.end {
             let mr = MR.min(rows.end - r);
-            if k0 > 0 {
+            if k0 > 0 || add {
                 for (i, acc) in tile.iter_mut().enumerate().take(mr) {
                     // SAFETY: this task alone owns rows × columns of this panel.
                     acc[..cols].copy_from_slice(unsafe { y.slice((r + i) * m + c0, cols) });

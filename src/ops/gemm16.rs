@@ -89,7 +89,7 @@ impl ServedMatrix for PackedHalf {
                     HalfKind::Bf16 => widen_bf16(panel, &mut wide),
                     HalfKind::F16 => widen_f16(panel, &mut wide),
                 }
-                panel_rows(&wide, x, out, r0..(r0 + rows_per_task).min(n), p * NR, m, k);
+                panel_rows(&wide, x, out, r0..(r0 + rows_per_task).min(n), p * NR, m, k, false);
                 PANEL.set(wide);
             }
         });

@@ -8,10 +8,11 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 pub use super::gemm::WeightLayout;
 use super::gemm::{PackedF32, matmul_packed, pack_into};
 use super::gemm16::{HalfKind, PackedHalf};
+use super::product::{Dims, product, product_transposed};
 use super::q4::{PackedQ4, Q4Kind};
 use super::q8::PackedQ8;
 use super::served::{Serve, ServedMatrix};
-use super::{buffer, f32s, fused, storage, with_f32s};
+use super::{buffer, f32s, fused, grad, read, storage, tensor, with_f32s};
 
 /// A weight matrix in the form its use needs.
 #[derive(Clone, Debug)]
@@ -134,12 +135,57 @@ impl Weight {
         }
     }
 
-    /// The packed form and, where it was kept, the natural [out, in] tensor.
-    pub(super) fn frozen(&self) -> Option<(Arc<PackedF32>, Option<Tensor>)> {
+    /// Whether a gradient is wanted.
+    pub fn trained(&self) -> bool {
+        matches!(self, Self::Dense(w, _) if w.track_op())
+    }
+
+    /// Whether the slice functions below apply.
+    pub(crate) fn on_host(&self) -> bool {
         match self {
-            Self::Dense(..) | Self::Served(_) => None,
-            Self::Packed { packed, dense } => Some((packed.clone(), dense.as_ref().map(|(w, _)| w.clone()))),
+            Self::Dense(w, _) => fused(w) && w.is_contiguous(),
+            Self::Packed { .. } | Self::Served(_) => true,
         }
+    }
+
+    fn dims(&self, n: usize) -> Dims {
+        let (m, k) = match self {
+            Self::Dense(w, layout) => out_in((w.dims()[0], w.dims()[1]), *layout),
+            Self::Packed { packed, .. } => (packed.m, packed.k),
+            Self::Served(matrix) => matrix.shape(),
+        };
+        Dims { n, m, k }
+    }
+
+    /// y [n, out] = x [n, in] · Wᵀ on plain slices; the same bits as `apply`.
+    pub(crate) fn forward(&self, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
+        match self {
+            Self::Dense(w, layout) => product(x, &read(w)?, *layout, y, self.dims(n), false),
+            Self::Packed { packed, .. } => packed.matmul(x, y, n),
+            Self::Served(matrix) => matrix.matmul(x, y, n),
+        }
+        Ok(())
+    }
+
+    /// gx [n, in] (+)= gy [n, out] · W.
+    pub(crate) fn backward_input(&self, gy: &[f32], gx: &mut [f32], n: usize, add: bool) -> Result<()> {
+        let layout = match self {
+            Self::Dense(_, layout) | Self::Packed { dense: Some((_, layout)), .. } => layout.flipped(),
+            _ => candle_core::bail!("linear: the weight was loaded for serving only, no gradient passes it"),
+        };
+        let Dims { m, k, .. } = self.dims(n);
+        product(gy, &read(self.dense()?)?, layout, gx, Dims { n, m: k, k: m }, add);
+        Ok(())
+    }
+
+    /// Adds to the gradient of a trained weight; outside `grad::collecting`, returns it.
+    pub(crate) fn backward_weight(&self, x: &[f32], gy: &[f32], n: usize) -> Result<Option<Tensor>> {
+        let Self::Dense(w, layout) = self else { return Ok(None) };
+        let Dims { m, k, .. } = self.dims(n);
+        grad::add(w, |g, add| match layout {
+            WeightLayout::OutIn => product_transposed(gy, x, g, Dims { n, m, k }, add),
+            WeightLayout::InOut => product_transposed(x, gy, g, Dims { n, m: k, k: m }, add),
+        })
     }
 
     /// The natural tensor, if it was kept.
@@ -180,14 +226,6 @@ struct Linear {
     layout: WeightLayout,
 }
 
-/// Gradient of the input: gy [n, m] · W [m, k].
-fn grad_input(gy: &Tensor, w: &Tensor, layout: WeightLayout) -> Result<Tensor> {
-    match layout {
-        WeightLayout::OutIn => gy.matmul(w),
-        WeightLayout::InOut => gy.matmul(&w.t()?),
-    }
-}
-
 impl CustomOp2 for Linear {
     fn name(&self) -> &'static str {
         "linear"
@@ -210,13 +248,23 @@ impl CustomOp2 for Linear {
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let gx = if x.track_op() { Some(grad_input(gy, w, self.layout)?) } else { None };
-        let gw = match (w.track_op(), self.layout) {
-            (false, _) => None,
-            (true, WeightLayout::OutIn) => Some(gy.t()?.matmul(x)?),
-            (true, WeightLayout::InOut) => Some(x.t()?.matmul(gy)?),
-        };
+        let weight = Weight::Dense(w.clone(), self.layout);
+        let gy = gy.contiguous()?;
+        let n = x.dim(0)?;
+        let gx = if x.track_op() { Some(weight.grad_input(&gy)?) } else { None };
+        let gw = if w.track_op() { weight.backward_weight(&read(x)?, &read(&gy)?, n)? } else { None };
         Ok((gx, gw))
+    }
+}
+
+impl Weight {
+    /// Gradient of the input as a tensor: gy [n, out] → [n, in].
+    fn grad_input(&self, gy: &Tensor) -> Result<Tensor> {
+        let n = gy.dim(0)?;
+        let k = self.dims(n).k;
+        let mut gx = buffer(n * k);
+        self.backward_input(&read(&gy.contiguous()?)?, &mut gx, n, false)?;
+        tensor(gx, (n, k))
     }
 }
 
@@ -242,9 +290,7 @@ impl CustomOp1 for Frozen {
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<Option<Tensor>> {
-        match &self.dense {
-            Some((w, layout)) => Ok(Some(grad_input(gy, w, *layout)?)),
-            None => candle_core::bail!("linear: the weight was loaded for serving only, no gradient passes it"),
-        }
+        let weight = Weight::Packed { packed: self.packed.clone(), dense: self.dense.clone() };
+        weight.grad_input(gy).map(Some)
     }
 }

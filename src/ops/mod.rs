@@ -9,10 +9,13 @@ pub mod attn_kernel;
 pub mod embedding;
 pub mod gemm;
 pub mod gemm16;
+pub mod grad;
 pub mod linear;
 pub mod norm;
 pub mod par;
 pub mod plain;
+pub mod pool;
+pub mod product;
 pub mod q4;
 pub mod q8;
 mod q8_rows;
@@ -20,6 +23,8 @@ pub mod rope;
 pub mod served;
 pub mod simd;
 pub mod token_logprobs;
+
+use std::ops::Deref;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Shape, Tensor};
 
@@ -45,6 +50,50 @@ pub(crate) fn with_f32s<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> R
         candle_core::Storage::Cpu(cpu) => f(f32s(cpu, layout, "read")?),
         _ => candle_core::bail!("expected a CPU tensor"),
     }
+}
+
+/// A contiguous f32 CPU tensor's data, readable while the guard lives.
+struct Read<G> {
+    storage: G,
+    range: std::ops::Range<usize>,
+}
+
+impl<G: Deref<Target = candle_core::Storage>> Deref for Read<G> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            candle_core::Storage::Cpu(CpuStorage::F32(data)) => &data[self.range.clone()],
+            // `read` has looked.
+            _ => &[],
+        }
+    }
+}
+
+/// Opens a tensor for reading.
+///
+/// # Errors
+/// When it is not f32, not on the CPU or not contiguous.
+pub(crate) fn read(t: &Tensor) -> Result<impl Deref<Target = [f32]> + '_> {
+    let (storage, layout) = t.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (candle_core::Storage::Cpu(CpuStorage::F32(_)), Some((start, end))) => Ok(Read { storage, range: start..end }),
+        _ => candle_core::bail!("expected contiguous f32 on the CPU"),
+    }
+}
+
+/// sum += x, element by element.
+pub(crate) fn add_assign(sum: &mut [f32], x: &[f32]) {
+    assert_eq!(sum.len(), x.len(), "sizes");
+    let out = par::SharedMut::new(sum);
+    par::split(x.len().div_ceil(4096), x.len(), |blocks| {
+        let r = blocks.start * 4096..(blocks.end * 4096).min(x.len());
+        // SAFETY: disjoint ranges.
+        let to = unsafe { out.slice(r.start, r.len()) };
+        for (t, v) in to.iter_mut().zip(&x[r]) {
+            *t += v;
+        }
+    });
 }
 
 pub(crate) fn storage(data: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 
 use super::par::{SharedMut, split};
 use super::simd::{dot, multiversion, sum};
-use super::{buffer, f32s, fused, plain, storage, tensor, with_f32s};
+use super::{buffer, f32s, fused, plain, read, storage, tensor};
 
 /// x [n, d] · 1/√(mean(x²) + eps) ⊙ weight [d].
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
@@ -26,6 +26,60 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
 /// Rows per partial sum of the weight gradient: fixed, so that the sum's order never depends on threads.
 const GRAD_ROWS: usize = 128;
 
+/// A norm on plain slices: RMSNorm without a bias, LayerNorm with one.
+#[derive(Clone, Copy)]
+pub(crate) struct Norm<'a> {
+    pub weight: &'a [f32],
+    pub bias: Option<&'a [f32]>,
+    pub eps: f32,
+}
+
+impl Norm<'_> {
+    /// y = norm(x), both [n, d].
+    pub fn forward(self, x: &[f32], y: &mut [f32]) {
+        let d = self.weight.len();
+        let out = SharedMut::new(y);
+        split(x.len() / d, x.len() * 4, |r| {
+            // SAFETY: disjoint row ranges.
+            let (x, y) = (&x[r.start * d..r.end * d], unsafe { out.slice(r.start * d, r.len() * d) });
+            match self.bias {
+                None => rms_rows(x, self.weight, self.eps, y),
+                Some(bias) => layer_rows(x, self.weight, bias, self.eps, y),
+            }
+        });
+    }
+
+    /// gx (+)= gradient of x. Returns those of weight and, for LayerNorm, bias behind it; nothing without
+    /// `trained`.
+    pub fn backward(self, x: &[f32], gy: &[f32], gx: &mut [f32], add: bool, trained: bool) -> Vec<f32> {
+        let d = self.weight.len();
+        let width = if self.bias.is_some() { 2 * d } else { d };
+        let n = x.len() / d;
+        let blocks = n.div_ceil(GRAD_ROWS);
+        let mut partial = vec![0f32; if trained { blocks * width } else { 0 }];
+        let (gx, gw) = (SharedMut::new(gx), SharedMut::new(&mut partial));
+        split(blocks, x.len() * 8, |blocks| {
+            let mut scratch = vec![0f32; d];
+            for b in blocks {
+                let r = b * GRAD_ROWS * d..((b + 1) * GRAD_ROWS).min(n) * d;
+                // SAFETY: one block of rows and one partial sum per b.
+                let (gx, gw) = unsafe {
+                    (
+                        gx.slice(r.start, r.len()),
+                        gw.slice(b * width * usize::from(trained), width * usize::from(trained)),
+                    )
+                };
+                let (x, gy) = (&x[r.clone()], &gy[r]);
+                match self.bias {
+                    None => rms_rows_bwd(x, self.weight, gy, self.eps, gx, gw, &mut scratch, add),
+                    Some(_) => layer_rows_bwd(x, self.weight, gy, self.eps, gx, gw, add),
+                }
+            }
+        });
+        if trained { sum_rows(&partial, width) } else { Vec::new() }
+    }
+}
+
 struct RmsNorm {
     eps: f32,
 }
@@ -43,17 +97,27 @@ multiversion! {
 }
 
 multiversion! {
-    fn rms_rows_bwd(x: &[f32], w: &[f32], gy: &[f32], eps: f32, gx: &mut [f32], gw: &mut [f32]) {
+    #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
+    fn rms_rows_bwd(x: &[f32], w: &[f32], gy: &[f32], eps: f32, gx: &mut [f32], gw: &mut [f32], scratch: &mut [f32], add: bool) {
         let d = w.len();
+        let scratch = &mut scratch[..d];
         for ((x, gy), gx) in x.chunks_exact(d).zip(gy.chunks_exact(d)).zip(gx.chunks_exact_mut(d)) {
             let scale = 1.0 / (dot(x, x) / d as f32 + eps).sqrt();
             for i in 0..d {
-                gx[i] = gy[i] * w[i];
-                gw[i] += gy[i] * x[i] * scale;
+                scratch[i] = gy[i] * w[i];
             }
-            let shared = dot(gx, x) * scale * scale * scale / d as f32;
-            for i in 0..d {
-                gx[i] = gx[i] * scale - x[i] * shared;
+            for (i, gw) in gw.iter_mut().enumerate() {
+                *gw += gy[i] * x[i] * scale;
+            }
+            let shared = dot(scratch, x) * scale * scale * scale / d as f32;
+            if add {
+                for i in 0..d {
+                    gx[i] += scratch[i] * scale - x[i] * shared;
+                }
+            } else {
+                for i in 0..d {
+                    gx[i] = scratch[i] * scale - x[i] * shared;
+                }
             }
         }
     }
@@ -66,37 +130,18 @@ impl CustomOp2 for RmsNorm {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, w) = (f32s(s1, l1, "rms-norm")?, f32s(s2, l2, "rms-norm")?);
-        let (n, d) = l1.shape().dims2()?;
-        let mut y = buffer(n * d);
-        let out = SharedMut::new(&mut y);
-        split(n, n * d * 4, |r| {
-            // SAFETY: disjoint row ranges.
-            rms_rows(&x[r.start * d..r.end * d], w, self.eps, unsafe { out.slice(r.start * d, r.len() * d) });
-        });
-        Ok(storage(y, (n, d)))
+        let mut y = buffer(x.len());
+        Norm { weight: w, bias: None, eps: self.eps }.forward(x, &mut y);
+        Ok(storage(y, l1.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (n, d) = x.dims2()?;
-        let mut gx = buffer(n * d);
-        let mut partial = buffer(n.div_ceil(GRAD_ROWS) * d);
-        with_f32s(x, |x| {
-            with_f32s(w, |w| {
-                with_f32s(gy, |gy| {
-                    let (gx, gw) = (SharedMut::new(&mut gx), SharedMut::new(&mut partial));
-                    split(n.div_ceil(GRAD_ROWS), n * d * 8, |blocks| {
-                        for b in blocks {
-                            let (r0, r1) = (b * GRAD_ROWS, ((b + 1) * GRAD_ROWS).min(n));
-                            // SAFETY: one block of rows and one partial sum per b.
-                            let (gx, gw) = unsafe { (gx.slice(r0 * d, (r1 - r0) * d), gw.slice(b * d, d)) };
-                            rms_rows_bwd(&x[r0 * d..r1 * d], w, &gy[r0 * d..r1 * d], self.eps, gx, gw);
-                        }
-                    });
-                    Ok(())
-                })
-            })
-        })?;
-        Ok((Some(tensor(gx, (n, d))?), Some(tensor(sum_rows(&partial, d), d)?)))
+        let gy = gy.contiguous()?;
+        let mut gx = buffer(x.elem_count());
+        let weight = read(w)?;
+        let norm = Norm { weight: &weight, bias: None, eps: self.eps };
+        let gw = norm.backward(&read(x)?, &read(&gy)?, &mut gx, false, true);
+        Ok((Some(tensor(gx, x.shape())?), Some(tensor(gw, w.shape())?)))
     }
 }
 
@@ -140,25 +185,30 @@ multiversion! {
 }
 
 multiversion! {
-    /// `gwb` is [2, d]: the weight's gradient, then the bias's.
-    fn layer_rows_bwd(x: &[f32], w: &[f32], gy: &[f32], eps: f32, gx: &mut [f32], gwb: &mut [f32]) {
+    /// `gwb` is [2, d]: the weight's gradient, then the bias's; empty when neither is trained.
+    fn layer_rows_bwd(x: &[f32], w: &[f32], gy: &[f32], eps: f32, gx: &mut [f32], gwb: &mut [f32], add: bool) {
         let d = w.len();
-        let (gw, gb) = gwb.split_at_mut(d);
         for ((x, gy), gx) in x.chunks_exact(d).zip(gy.chunks_exact(d)).zip(gx.chunks_exact_mut(d)) {
             let (mean, scale) = moments(x, eps);
             let (mut g_sum, mut gh_sum) = (0f32, 0f32);
             for i in 0..d {
                 let h = (x[i] - mean) * scale;
-                gw[i] += gy[i] * h;
-                gb[i] += gy[i];
                 let g = gy[i] * w[i];
                 g_sum += g;
                 gh_sum += g * h;
             }
+            if !gwb.is_empty() {
+                let (gw, gb) = gwb.split_at_mut(d);
+                for i in 0..d {
+                    gw[i] += gy[i] * ((x[i] - mean) * scale);
+                    gb[i] += gy[i];
+                }
+            }
             let (g_mean, gh_mean) = (g_sum / d as f32, gh_sum / d as f32);
             for i in 0..d {
                 let h = (x[i] - mean) * scale;
-                gx[i] = (gy[i] * w[i] - g_mean - h * gh_mean) * scale;
+                let g = (gy[i] * w[i] - g_mean - h * gh_mean) * scale;
+                gx[i] = if add { gx[i] + g } else { g };
             }
         }
     }
@@ -180,45 +230,25 @@ impl CustomOp3 for LayerNorm {
     ) -> Result<(CpuStorage, Shape)> {
         let (x, w) = (f32s(s1, l1, "layer-norm")?, f32s(s2, l2, "layer-norm")?);
         let b = f32s(s3, l3, "layer-norm")?;
-        let (n, d) = l1.shape().dims2()?;
-        let mut y = buffer(n * d);
-        let out = SharedMut::new(&mut y);
-        split(n, n * d * 6, |r| {
-            // SAFETY: disjoint row ranges.
-            layer_rows(&x[r.start * d..r.end * d], w, b, self.eps, unsafe { out.slice(r.start * d, r.len() * d) });
-        });
-        Ok(storage(y, (n, d)))
+        let mut y = buffer(x.len());
+        Norm { weight: w, bias: Some(b), eps: self.eps }.forward(x, &mut y);
+        Ok(storage(y, l1.shape().clone()))
     }
 
     fn bwd(
         &self,
         x: &Tensor,
         w: &Tensor,
-        _b: &Tensor,
+        b: &Tensor,
         _y: &Tensor,
         gy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (n, d) = x.dims2()?;
-        let mut gx = buffer(n * d);
-        let mut partial = buffer(n.div_ceil(GRAD_ROWS) * 2 * d);
-        with_f32s(x, |x| {
-            with_f32s(w, |w| {
-                with_f32s(gy, |gy| {
-                    let (gx, gwb) = (SharedMut::new(&mut gx), SharedMut::new(&mut partial));
-                    split(n.div_ceil(GRAD_ROWS), n * d * 10, |blocks| {
-                        for b in blocks {
-                            let (r0, r1) = (b * GRAD_ROWS, ((b + 1) * GRAD_ROWS).min(n));
-                            // SAFETY: one block of rows and one partial sum per b.
-                            let (gx, gwb) = unsafe { (gx.slice(r0 * d, (r1 - r0) * d), gwb.slice(b * 2 * d, 2 * d)) };
-                            layer_rows_bwd(&x[r0 * d..r1 * d], w, &gy[r0 * d..r1 * d], self.eps, gx, gwb);
-                        }
-                    });
-                    Ok(())
-                })
-            })
-        })?;
-        let total = sum_rows(&partial, 2 * d);
-        let (gw, gb) = (total[..d].to_vec(), total[d..].to_vec());
-        Ok((Some(tensor(gx, (n, d))?), Some(tensor(gw, d)?), Some(tensor(gb, d)?)))
+        let gy = gy.contiguous()?;
+        let mut gx = buffer(x.elem_count());
+        let (weight, bias) = (read(w)?, read(b)?);
+        let norm = Norm { weight: &weight, bias: Some(&bias), eps: self.eps };
+        let mut gw = norm.backward(&read(x)?, &read(&gy)?, &mut gx, false, true);
+        let gb = gw.split_off(w.elem_count());
+        Ok((Some(tensor(gx, x.shape())?), Some(tensor(gw, w.shape())?), Some(tensor(gb, b.shape())?)))
     }
 }

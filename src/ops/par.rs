@@ -5,10 +5,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+/// Multiply-adds below which waking a thread costs more than it brings.
+pub(super) const WORTH_A_THREAD: usize = 32 * 1024;
+
 /// Runs `f` over disjoint ranges that cover `0..n`, in parallel when `work` (about: number of
 /// multiply-adds) is worth waking threads for.
 pub fn split(n: usize, work: usize, f: impl Fn(Range<usize>) + Sync + Send) {
-    const WORTH_A_THREAD: usize = 32 * 1024;
     let threads = rayon::current_num_threads();
     if n <= 1 || threads <= 1 || work < WORTH_A_THREAD {
         return f(0..n);

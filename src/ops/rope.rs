@@ -5,7 +5,8 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::par::{SharedMut, split};
-use super::{buffer, f32s, fused, plain, storage, tensor, with_f32s};
+use super::simd::multiversion;
+use super::{f32s, fused, plain, read, storage, tensor};
 
 /// cos and sin for every position, [max_positions, head_dim / 2], computed in f64 steps of f32 angles
 /// exactly as PyTorch does: inv_freq and the angle are f32.
@@ -25,6 +26,15 @@ impl RopeTable {
         Self { cos, sin, half }
     }
 
+    /// # Errors
+    /// A position outside the table.
+    pub(crate) fn check(&self, positions: &[u32]) -> Result<()> {
+        match positions.iter().find(|p| **p as usize >= self.max_positions()) {
+            Some(p) => candle_core::bail!("position {p} is outside the model's {} positions", self.max_positions()),
+            None => Ok(()),
+        }
+    }
+
     pub fn max_positions(&self) -> usize {
         self.cos.len().checked_div(self.half).unwrap_or(0)
     }
@@ -32,44 +42,46 @@ impl RopeTable {
 
 /// Rotates every head of x [n, heads · head_dim] by its row's position.
 pub fn rope(x: &Tensor, table: &Arc<RopeTable>, positions: &Arc<Vec<u32>>) -> Result<Tensor> {
-    if let Some(p) = positions.iter().find(|p| **p as usize >= table.max_positions()) {
-        candle_core::bail!("position {p} is outside the model's {} positions", table.max_positions());
-    }
+    table.check(positions)?;
     if fused(x) {
         return x.contiguous()?.apply_op1(Rope { table: table.clone(), positions: positions.clone() });
     }
     plain::rope(x, table, positions)
 }
 
+/// Rotates x [n, width] in place; `sign` −1 rotates back, which is the gradient.
+pub(crate) fn rotate(x: &mut [f32], table: &RopeTable, positions: &[u32], sign: f32) {
+    let (half, width) = (table.half, x.len() / positions.len().max(1));
+    let work = x.len() * 4;
+    let rows = SharedMut::new(x);
+    split(positions.len(), work, |range| {
+        for r in range {
+            let at = positions[r] as usize * half;
+            let (cos, sin) = (&table.cos[at..at + half], &table.sin[at..at + half]);
+            // SAFETY: one row per r.
+            let row = unsafe { rows.slice(r * width, width) };
+            rotate_row(row, cos, sin, sign);
+        }
+    });
+}
+
+multiversion! {
+    fn rotate_row(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+        let half = cos.len();
+        for head in row.chunks_exact_mut(2 * half) {
+            let (x1, x2) = head.split_at_mut(half);
+            for i in 0..half {
+                let (a, b, s) = (x1[i], x2[i], sin[i] * sign);
+                x1[i] = a * cos[i] - b * s;
+                x2[i] = b * cos[i] + a * s;
+            }
+        }
+    }
+}
+
 struct Rope {
     table: Arc<RopeTable>,
     positions: Arc<Vec<u32>>,
-}
-
-impl Rope {
-    /// `sign` −1 rotates back, which is the gradient.
-    fn rotate(&self, x: &[f32], y: &mut [f32], width: usize, sign: f32) {
-        let half = self.table.half;
-        let out = SharedMut::new(y);
-        split(self.positions.len(), x.len() * 4, |rows| {
-            for r in rows {
-                let at = self.positions[r] as usize * half;
-                let (cos, sin) = (&self.table.cos[at..at + half], &self.table.sin[at..at + half]);
-                let x = &x[r * width..(r + 1) * width];
-                // SAFETY: one row per r.
-                let y = unsafe { out.slice(r * width, width) };
-                for (x, y) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)) {
-                    let (x1, x2) = x.split_at(half);
-                    let (y1, y2) = y.split_at_mut(half);
-                    for i in 0..half {
-                        let s = sin[i] * sign;
-                        y1[i] = x1[i] * cos[i] - x2[i] * s;
-                        y2[i] = x2[i] * cos[i] + x1[i] * s;
-                    }
-                }
-            }
-        });
-    }
 }
 
 impl CustomOp1 for Rope {
@@ -83,18 +95,14 @@ impl CustomOp1 for Rope {
         if n != self.positions.len() || width % (2 * self.table.half) != 0 {
             candle_core::bail!("rope: input {n}×{width} for {} positions", self.positions.len());
         }
-        let mut y = buffer(x.len());
-        self.rotate(x, &mut y, width, 1.0);
+        let mut y = x.to_vec();
+        rotate(&mut y, &self.table, &self.positions, 1.0);
         Ok(storage(y, l.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<Option<Tensor>> {
-        let mut gx = buffer(x.elem_count());
-        let width = x.dim(1)?;
-        with_f32s(gy, |gy| {
-            self.rotate(gy, &mut gx, width, -1.0);
-            Ok(())
-        })?;
+        let mut gx = read(&gy.contiguous()?)?.to_vec();
+        rotate(&mut gx, &self.table, &self.positions, -1.0);
         Ok(Some(tensor(gx, x.shape())?))
     }
 }

@@ -1,20 +1,19 @@
-//! log p(target | hidden row) and entropy straight from hidden states and the output matrix, without ever
-//! keeping [rows, vocab] in the autograd graph: logits live in chunks and are rebuilt in the backward.
+//! log p(target | hidden row) and entropy straight from hidden states and the output matrix, without keeping
+//! [rows, vocab] in the autograd graph: forward computes the gradient too, up to each row's factor.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
-use super::gemm::PackedF32;
-use super::linear::{Weight, WeightLayout};
+use super::linear::Weight;
 use super::par::{SharedMut, split};
 use super::simd::{exp, max, multiversion};
-use super::{buffer, f32s, fused, plain, storage, tensor, with_f32s};
+use super::{buffer, f32s, fused, plain, pool, read, storage, tensor};
 
-/// Logits of at most this many bytes are kept from forward to backward instead of being rebuilt.
-const KEEP_BYTES: usize = 192 << 20;
+/// Of a trained matrix, logits of at most this many bytes are kept for its gradient instead of being rebuilt.
+const KEEP_BYTES: usize = 64 << 20;
 /// Rows of logits held at once otherwise.
-const CHUNK_ROWS: usize = 192;
+const CHUNK_ROWS: usize = 384;
 
 /// Per-row results, both [m], f32.
 pub struct TokenLogprobs {
@@ -34,14 +33,16 @@ pub fn token_logprobs(hidden: &Tensor, head: &Weight, targets: &[u32], temperatu
     if let Some(t) = targets.iter().find(|t| **t as usize >= vocab) {
         candle_core::bail!("token_logprobs: target {t} is outside the vocabulary of {vocab}");
     }
-    if m > 0 && fused(hidden) && !matches!(head, Weight::Served(_)) {
-        let op =
-            Op { targets: targets.to_vec(), inv_t: 1.0 / temperature, frozen: head.frozen(), kept: Mutex::default() };
+    if m > 0 && fused(hidden) && head.on_host() && !matches!(head, Weight::Served(_)) {
         let hidden = hidden.contiguous()?;
-        let both = match &op.frozen {
-            Some(_) => hidden.apply_op1(op)?,
-            None => hidden.apply_op2(&head.dense()?.contiguous()?, op)?,
+        let op = Op {
+            head: head.clone(),
+            targets: targets.to_vec(),
+            inv_t: 1.0 / temperature,
+            slopes: hidden.track_op(),
+            kept: Mutex::default(),
         };
+        let both = if head.trained() { hidden.apply_op2(head.dense()?, op)? } else { hidden.apply_op1(op)? };
         let entropy = both.narrow(1, 1, 1)?.squeeze(1)?.detach();
         return Ok(TokenLogprobs { logprobs: both.narrow(1, 0, 1)?.squeeze(1)?, entropy });
     }
@@ -52,12 +53,29 @@ pub fn token_logprobs(hidden: &Tensor, head: &Weight, targets: &[u32], temperatu
     Ok(TokenLogprobs { logprobs: all.gather(&index, 1)?.squeeze(1)?, entropy })
 }
 
+/// Entropy in nats of softmax(logits / temperature), bit-identical to training's.
+pub fn entropy(logits: &[f32], temperature: f32) -> f32 {
+    let mut z = logits.to_vec();
+    let (lse, mean) = row_stats(&mut z, 1.0 / temperature);
+    lse - mean
+}
+
 struct Op {
+    head: Weight,
     targets: Vec<u32>,
     inv_t: f32,
-    frozen: Option<(Arc<PackedF32>, Option<Tensor>)>,
-    /// Logits of all rows and log-sum-exp of each, if they were small enough to keep.
-    kept: Mutex<Option<Vec<f32>>>,
+    /// Whether hidden wants a gradient.
+    slopes: bool,
+    kept: Mutex<Kept>,
+}
+
+/// What forward leaves for backward.
+#[derive(Default)]
+struct Kept {
+    /// d log p(target) / d hidden [m, d]: the gradient of row r is g_r times row r, whatever g_r will be.
+    slopes: Vec<f32>,
+    /// d log p(target) / d logits [m, vocab], where the matrix is trained and this is small.
+    logits: Option<Vec<f32>>,
 }
 
 multiversion! {
@@ -87,12 +105,12 @@ multiversion! {
 }
 
 multiversion! {
-    /// z ← (onehot(target) − softmax(z)) · g, the gradient of the log-prob with respect to the raw logits.
-    fn row_grad(z: &mut [f32], lse: f32, target: usize, g: f32) {
+    /// z ← (onehot(target) − softmax(z)) · inv_t, the gradient of the log-prob with respect to the raw logits.
+    fn row_grad(z: &mut [f32], lse: f32, target: usize, inv_t: f32) {
         for v in z.iter_mut() {
-            *v = -g * exp(*v - lse);
+            *v = -inv_t * exp(*v - lse);
         }
-        z[target] += g;
+        z[target] += inv_t;
     }
 }
 
@@ -122,95 +140,105 @@ multiversion! {
 }
 
 impl Op {
+    /// Logits of rows `r0..` of x, turned into gradients with respect to them if `grads`; results go to `out`.
+    fn rows(&self, x: &[f32], r0: usize, z: &mut [f32], out: Option<&mut [f32]>, grads: bool) -> Result<()> {
+        let vocab = self.head.out_features();
+        let n = z.len() / vocab;
+        let d = x.len() / self.targets.len();
+        self.head.forward(&x[r0 * d..(r0 + n) * d], z, n)?;
+        let mut unused = Vec::new();
+        let out = out.unwrap_or_else(|| {
+            unused = vec![0f32; 2 * n];
+            &mut unused
+        });
+        let (shared, results) = (SharedMut::new(z), SharedMut::new(out));
+        split(n, n * vocab * 4, |range| {
+            for r in range {
+                // SAFETY: one row of logits and results per r.
+                let (z, out) = unsafe { (shared.slice(r * vocab, vocab), results.slice(r * 2, 2)) };
+                let target = self.targets[r0 + r] as usize;
+                let (lse, mean) = row_stats(z, self.inv_t);
+                out[0] = z[target] - lse;
+                out[1] = lse - mean;
+                if grads {
+                    row_grad(z, lse, target, self.inv_t);
+                }
+            }
+        });
+        Ok(())
+    }
+
     /// (log-prob, entropy) rows [m, 2].
-    fn forward(&self, x: &[f32], packed: &PackedF32) -> Vec<f32> {
-        let (m, d, vocab) = (self.targets.len(), packed.k, packed.m);
-        let keep = m * vocab * size_of::<f32>() <= KEEP_BYTES;
-        let rows = if keep { m } else { CHUNK_ROWS };
+    fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
+        let (m, vocab) = (self.targets.len(), self.head.out_features());
+        let d = x.len() / m;
+        let keep = self.head.trained() && m * vocab * size_of::<f32>() <= KEEP_BYTES;
+        let rows = if keep { m } else { CHUNK_ROWS.min(m) };
+        let mut kept = Kept::default();
+        if self.slopes {
+            kept.slopes = pool::take(m * d);
+        }
         let mut out = buffer(m * 2);
-        let mut logits = buffer(rows.min(m) * vocab);
+        let mut logits = pool::take(rows * vocab);
         for r0 in (0..m).step_by(rows) {
             let n = rows.min(m - r0);
-            packed.matmul(&x[r0 * d..(r0 + n) * d], &mut logits[..n * vocab], n);
-            let (shared, results) = (SharedMut::new(&mut logits), SharedMut::new(&mut out));
-            split(n, n * vocab * 4, |range| {
-                for r in range {
-                    // SAFETY: one row of logits and results per r.
-                    let (z, out) = unsafe { (shared.slice(r * vocab, vocab), results.slice((r0 + r) * 2, 2)) };
-                    let (lse, mean) = row_stats(z, self.inv_t);
-                    out[0] = z[self.targets[r0 + r] as usize] - lse;
-                    out[1] = lse - mean;
-                }
-            });
+            let z = &mut logits[..n * vocab];
+            self.rows(x, r0, z, Some(&mut out[r0 * 2..(r0 + n) * 2]), self.slopes || keep)?;
+            if self.slopes {
+                self.head.backward_input(z, &mut kept.slopes[r0 * d..(r0 + n) * d], n, false)?;
+            }
         }
         if keep {
-            *self.kept.lock().unwrap_or_else(|e| e.into_inner()) = Some(logits);
+            kept.logits = Some(logits);
+        } else {
+            pool::give(logits);
         }
-        out
+        *self.kept.lock().unwrap_or_else(|e| e.into_inner()) = kept;
+        Ok(out)
     }
 
-    /// Gradients of the hidden rows and, if `gw` is given, of the matrix.
-    fn backward(
-        &self,
-        x: &[f32],
-        w: &[f32],
-        packed: Option<&PackedF32>,
-        g: &[f32],
-        gx: &mut [f32],
-        mut gw: Option<&mut [f32]>,
-    ) {
-        let m = self.targets.len();
-        let d = x.len() / m;
-        let vocab = w.len() / d;
-        let mut kept = self.kept.lock().unwrap_or_else(|e| e.into_inner()).take();
-        let rows = if kept.is_some() { m } else { CHUNK_ROWS };
-        let repacked = (kept.is_none() && packed.is_none()).then(|| PackedF32::pack(w, vocab, d, WeightLayout::OutIn));
-        let mut scratch = if kept.is_some() { Vec::new() } else { buffer(rows.min(m) * vocab) };
-        for r0 in (0..m).step_by(rows) {
-            let n = rows.min(m - r0);
-            let (logits, fresh) = match &mut kept {
-                Some(kept) => (kept.as_mut_slice(), false),
-                None => (&mut scratch[..n * vocab], true),
-            };
-            if let (true, Some(packed)) = (fresh, packed.or(repacked.as_ref())) {
-                packed.matmul(&x[r0 * d..(r0 + n) * d], logits, n);
+    /// Gradients of hidden and of the matrix for `g` [m, 2]; entropy's column carries none.
+    fn backward(&self, x: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (m, d) = x.dims2()?;
+        let vocab = self.head.out_features();
+        let Kept { mut slopes, logits } = std::mem::take(&mut *self.kept.lock().unwrap_or_else(|e| e.into_inner()));
+        let g = g.contiguous()?;
+        let g: Vec<f32> = read(&g)?.iter().step_by(2).copied().collect();
+        let mut gw = None;
+        if self.head.trained() {
+            let x = read(x)?;
+            let mut scaled = pool::take(m * d);
+            for ((to, from), g) in scaled.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(&g) {
+                to.iter_mut().zip(from).for_each(|(t, f)| *t = f * g);
             }
-            let shared = SharedMut::new(logits);
-            split(n, n * vocab * 4, |range| {
-                for r in range {
-                    // SAFETY: one row per r.
-                    let z = unsafe { shared.slice(r * vocab, vocab) };
-                    let lse = row_stats(z, if fresh { self.inv_t } else { 1.0 }).0;
-                    row_grad(z, lse, self.targets[r0 + r] as usize, g[(r0 + r) * 2] * self.inv_t);
+            match logits {
+                Some(z) => {
+                    gw = self.head.backward_weight(&scaled, &z, m)?;
+                    pool::give(z);
                 }
-            });
-            matmul_into(&mut gx[r0 * d..(r0 + n) * d], logits, (n, vocab, false), w, d, false);
-            if let Some(gw) = gw.as_deref_mut() {
-                matmul_into(gw, logits, (n, vocab, true), &x[r0 * d..(r0 + n) * d], d, true);
+                None => {
+                    let rows = CHUNK_ROWS.min(m);
+                    let mut logits = pool::take(rows * vocab);
+                    for r0 in (0..m).step_by(rows) {
+                        let n = rows.min(m - r0);
+                        let z = &mut logits[..n * vocab];
+                        self.rows(&x, r0, z, None, true)?;
+                        let part = self.head.backward_weight(&scaled[r0 * d..(r0 + n) * d], z, n)?;
+                        gw = match (gw, part) {
+                            (Some(sum), Some(part)) => Some((sum + part)?),
+                            (sum, part) => sum.or(part),
+                        };
+                    }
+                    pool::give(logits);
+                }
             }
+            pool::give(scaled);
         }
-    }
-}
-
-/// out = op(a)·b (+ out), row-major; `a` is (rows, cols), transposed when its flag says so.
-fn matmul_into(
-    out: &mut [f32],
-    a: &[f32],
-    (rows, cols, transposed): (usize, usize, bool),
-    b: &[f32],
-    n: usize,
-    add: bool,
-) {
-    let (m, k) = if transposed { (cols, rows) } else { (rows, cols) };
-    let (a_cs, a_rs) = if transposed { (cols as isize, 1) } else { (1, cols as isize) };
-    assert!(out.len() == m * n && a.len() == rows * cols && b.len() == k * n, "matmul sizes");
-    let threads = gemm::Parallelism::Rayon(rayon::current_num_threads());
-    // SAFETY: sizes and strides are checked above; the three buffers do not overlap (borrow rules).
-    unsafe {
-        let (out, a, b) = (out.as_mut_ptr(), a.as_ptr(), b.as_ptr());
-        gemm::gemm(
-            m, n, k, out, 1, n as isize, add, a, a_cs, a_rs, b, 1, n as isize, 1.0, 1.0, false, false, false, threads,
-        );
+        if !self.slopes {
+            return Ok((None, gw));
+        }
+        slopes.chunks_exact_mut(d).zip(&g).for_each(|(row, g)| row.iter_mut().for_each(|v| *v *= g));
+        Ok((Some(tensor(slopes, (m, d))?), gw))
     }
 }
 
@@ -219,27 +247,13 @@ impl CustomOp2 for Op {
         "token-logprobs"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, w) = (f32s(s1, l1, "token-logprobs")?, f32s(s2, l2, "token-logprobs")?);
-        let (m, d) = l1.shape().dims2()?;
-        let (vocab, d2) = l2.shape().dims2()?;
-        if d != d2 {
-            candle_core::bail!("token-logprobs: hidden has {d} columns, the matrix {d2}");
-        }
-        Ok(storage(self.forward(x, &PackedF32::pack(w, vocab, d, WeightLayout::OutIn)), (m, 2)))
+    /// The second argument is the trained matrix: it ties the result to the graph and is read through `head`.
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok(storage(self.forward(f32s(s, l, "token-logprobs")?)?, (self.targets.len(), 2)))
     }
 
-    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (mut gx, mut gw) = (buffer(x.elem_count()), buffer(w.elem_count()));
-        with_f32s(x, |xs| {
-            with_f32s(w, |ws| {
-                with_f32s(g, |g| {
-                    self.backward(xs, ws, None, g, &mut gx, Some(&mut gw));
-                    Ok(())
-                })
-            })
-        })?;
-        Ok((Some(tensor(gx, x.shape())?), Some(tensor(gw, w.shape())?)))
+    fn bwd(&self, x: &Tensor, _: &Tensor, _: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.backward(x, g)
     }
 }
 
@@ -249,26 +263,10 @@ impl CustomOp1 for Op {
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = f32s(s, l, "token-logprobs")?;
-        match &self.frozen {
-            Some((packed, _)) => Ok(storage(self.forward(x, packed), (self.targets.len(), 2))),
-            None => candle_core::bail!("token-logprobs: no frozen matrix"),
-        }
+        Ok(storage(self.forward(f32s(s, l, "token-logprobs")?)?, (self.targets.len(), 2)))
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        let Some((packed, Some(w))) = &self.frozen else {
-            candle_core::bail!("token-logprobs: the output matrix was loaded for serving only");
-        };
-        let mut gx = buffer(x.elem_count());
-        with_f32s(x, |xs| {
-            with_f32s(w, |ws| {
-                with_f32s(g, |g| {
-                    self.backward(xs, ws, Some(packed), g, &mut gx, None);
-                    Ok(())
-                })
-            })
-        })?;
-        Ok(Some(tensor(gx, x.shape())?))
+    fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        Ok(self.backward(x, g)?.0)
     }
 }

@@ -29,7 +29,7 @@ struct Item<'s> {
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: DpoArgs = parse(args)?;
     let common = args.common();
-    let loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
+    let mut loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
     let texts = Texts::new(&loaded)?;
     let max_length = common.max_length.min(loaded.config.max_positions);
     let data = Rankings::read(&args.comparisons, &texts, max_length, args.heldout_fraction)?;
@@ -46,7 +46,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let mut run = Run::new(plan, reporter)?;
     run.progress("reference");
     // The policy before any update (and before a resume) is the reference; its numbers are all that is kept.
-    let start = policy.frozen_decoder()?;
+    let start = policy.reference(&loaded.weights)?;
+    loaded.weights.clear();
     let train = with_reference(&start, &data.train, run.common.micro_batch_tokens)?;
     let heldout_items = with_reference(&start, &data.heldout, run.common.micro_batch_tokens)?;
     drop(start);

@@ -37,6 +37,21 @@ impl Meter {
     }
 }
 
+/// Seconds since it was made, for the phases of a step.
+pub struct Stopwatch(Instant);
+
+impl Stopwatch {
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Seconds since the start or the last call.
+    pub fn lap(&mut self) -> f64 {
+        let now = Instant::now();
+        (now - std::mem::replace(&mut self.0, now)).as_secs_f64()
+    }
+}
+
 /// Resident memory of this process in bytes, where the system tells (Linux).
 pub fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;

@@ -1,12 +1,14 @@
 //! AdamW with public state, parameter groups and gradient clipping; fused and in place on CPU.
 //! Order is that of the parameter names, every entry is computed on its own: results do not depend on threads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, Var, bail};
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, TensorId, Var, bail};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+
+use crate::ops::simd::multiversion;
 
 /// Trainable parameters by name.
 pub type Params = BTreeMap<String, Var>;
@@ -108,45 +110,49 @@ impl AdamW {
         // As torch.nn.utils.clip_grad_norm_: the factor is max / (norm + 1e-6), never above 1.
         let grad_scale = max_grad_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
         self.step += 1;
-        let (bias1, bias2) = {
-            let t = self.step as f64;
-            (1.0 - self.config.beta1.powf(t), 1.0 - self.config.beta2.powf(t))
-        };
         for (name, grad) in grads {
             let Some(param) = params.get(name) else { bail!("gradient of unknown parameter {name}") };
-            let group = self
-                .groups
-                .iter()
-                .find(|g| name.contains(&g.contains) && param.rank() >= g.min_rank)
-                .cloned()
-                .unwrap_or(Group { contains: String::new(), min_rank: 0, lr_scale: 1.0, weight_decay: 0.0 });
-            let lr = lr * group.lr_scale;
-            let (rate, v_scale) = match self.config.form {
-                AdamForm::Torch => (lr / bias1, 1.0 / bias2),
-                AdamForm::Tf => (lr * bias2.sqrt() / bias1, 1.0),
-            };
-            let update = Update {
-                beta1: self.config.beta1 as f32,
-                beta2: self.config.beta2 as f32,
-                rate: rate as f32,
-                v_scale: v_scale as f32,
-                eps: self.config.eps as f32,
-                keep: (1.0 - lr * group.weight_decay) as f32,
-                grad_scale: grad_scale as f32,
-            };
-            let moments = match self.moments.entry(name.clone()) {
-                std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-                std::collections::btree_map::Entry::Vacant(entry) => entry.insert(Moments::zeros(param)?),
-            };
-            match moments {
-                Moments::Host { m, v } => {
-                    let fused = Fused { update, moments: Mutex::new((m, v)) };
-                    param.as_tensor().inplace_op2(&grad.contiguous()?, &fused)?;
-                }
-                Moments::Device { m, v } => update.on_tensors(param, grad, m, v)?,
-            }
+            self.apply(name, param, grad, lr, grad_scale)?;
         }
         Ok(norm)
+    }
+
+    /// The same settings with no moments.
+    pub fn clone_settings(&self) -> Self {
+        Self { config: self.config, groups: self.groups.clone(), step: self.step, moments: BTreeMap::new() }
+    }
+
+    /// Update number `step` of one parameter.
+    fn apply(&mut self, name: &str, param: &Var, grad: &Tensor, lr: f64, grad_scale: f64) -> Result<()> {
+        let t = self.step as f64;
+        let (bias1, bias2) = (1.0 - self.config.beta1.powf(t), 1.0 - self.config.beta2.powf(t));
+        let group = self.groups.iter().find(|g| name.contains(&g.contains) && param.rank() >= g.min_rank);
+        let (lr_scale, weight_decay) = group.map_or((1.0, 0.0), |g| (g.lr_scale, g.weight_decay));
+        let lr = lr * lr_scale;
+        let (rate, v_scale) = match self.config.form {
+            AdamForm::Torch => (lr / bias1, 1.0 / bias2),
+            AdamForm::Tf => (lr * bias2.sqrt() / bias1, 1.0),
+        };
+        let update = Update {
+            beta1: self.config.beta1 as f32,
+            beta2: self.config.beta2 as f32,
+            rate: rate as f32,
+            v_scale: v_scale as f32,
+            eps: self.config.eps as f32,
+            keep: (1.0 - lr * weight_decay) as f32,
+            grad_scale: grad_scale as f32,
+        };
+        let moments = match self.moments.entry(name.to_owned()) {
+            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::btree_map::Entry::Vacant(entry) => entry.insert(Moments::zeros(param)?),
+        };
+        match moments {
+            Moments::Host { m, v } => {
+                let fused = Fused { update, moments: Mutex::new((m, v)) };
+                param.as_tensor().inplace_op2(&grad.contiguous()?, &fused)
+            }
+            Moments::Device { m, v } => update.on_tensors(param, grad, m, v),
+        }
     }
 
     /// Moments as tensors `m.<name>` and `v.<name>`, for a checkpoint.
@@ -190,6 +196,43 @@ impl AdamW {
     }
 }
 
+/// One update that is made while the backward pass runs: each gradient is applied as soon as it is complete and
+/// is then freed, so that gradients never exist all at once. Clipping needs them all, so there is none.
+pub struct Stepping {
+    optimizer: AdamW,
+    params: HashMap<TensorId, (String, Var)>,
+    lr: f64,
+    squares: f64,
+}
+
+impl Stepping {
+    /// Begins update `optimizer.step + 1` of `params`.
+    pub fn begin(mut optimizer: AdamW, params: &Params, lr: f64) -> Self {
+        optimizer.step += 1;
+        let params = params.iter().map(|(name, var)| (var.id(), (name.clone(), var.clone()))).collect();
+        Self { optimizer, params, lr, squares: 0.0 }
+    }
+
+    /// Applies the gradient of the variable `id`; each variable's must come at most once.
+    ///
+    /// # Errors
+    /// A gradient that is not finite; other parameters may have moved already, so the run cannot go on.
+    pub fn apply(&mut self, id: TensorId, grad: &Tensor) -> Result<()> {
+        let Some((name, param)) = self.params.remove(&id) else { bail!("a gradient came twice, or of no parameter") };
+        let squares = squared_sum(grad)?;
+        if !squares.is_finite() {
+            bail!("the gradient of {name} is not finite")
+        }
+        self.squares += squares;
+        self.optimizer.apply(&name, &param, grad, self.lr, 1.0)
+    }
+
+    /// The optimizer after the update, and the norm of all gradients.
+    pub fn finish(self) -> (AdamW, f64) {
+        (self.optimizer, self.squares.sqrt())
+    }
+}
+
 fn on_host(param: &Var) -> bool {
     param.device().is_cpu() && param.dtype() == DType::F32 && param.is_contiguous()
 }
@@ -224,10 +267,7 @@ fn squared_sum(grad: &Tensor) -> Result<f64> {
         if let candle_core::Storage::Cpu(CpuStorage::F32(data)) = &*storage {
             let slice = &data[layout.start_offset()..layout.start_offset() + grad.elem_count()];
             // Fixed chunks, summed in order: the same bits on any number of threads.
-            let parts: Vec<f64> = slice
-                .par_chunks(1 << 16)
-                .map(|chunk| chunk.iter().map(|&x| f64::from(x) * f64::from(x)).sum())
-                .collect();
+            let parts: Vec<f64> = slice.par_chunks(1 << 16).map(squares).collect();
             return Ok(parts.iter().sum());
         }
     }
@@ -261,21 +301,39 @@ impl InplaceOp2 for Fused<'_> {
             .zip(g[g0..g1].par_chunks(CHUNK))
             .zip(m.par_chunks_mut(CHUNK))
             .zip(v.par_chunks_mut(CHUNK))
-            .for_each(|(((p, g), m), v)| self.update.on_slices(p, g, m, v));
+            .for_each(|(((p, g), m), v)| update_slices(self.update, p, g, m, v));
         Ok(())
     }
 }
 
-impl Update {
-    fn on_slices(self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
-        for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-            let g = g * self.grad_scale;
-            *m = self.beta1 * *m + (1.0 - self.beta1) * g;
-            *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
-            *p = *p * self.keep - self.rate * *m / ((*v * self.v_scale).sqrt() + self.eps);
+multiversion! {
+    fn update_slices(u: Update, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+        let n = p.len();
+        let (g, m, v) = (&g[..n], &mut m[..n], &mut v[..n]);
+        for i in 0..n {
+            let g = g[i] * u.grad_scale;
+            m[i] = u.beta1 * m[i] + (1.0 - u.beta1) * g;
+            v[i] = u.beta2 * v[i] + (1.0 - u.beta2) * g * g;
+            p[i] = p[i] * u.keep - u.rate * m[i] / ((v[i] * u.v_scale).sqrt() + u.eps);
         }
     }
+}
 
+multiversion! {
+    /// Σ x² in 16 strided chains of f64.
+    fn squares(x: &[f32]) -> f64 {
+        let mut lanes = [0f64; 16];
+        let (chunks, rest) = x.as_chunks::<16>();
+        for c in chunks {
+            for l in 0..16 {
+                lanes[l] += f64::from(c[l]) * f64::from(c[l]);
+            }
+        }
+        lanes.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
+    }
+}
+
+impl Update {
     /// The same on any device, with temporaries.
     fn on_tensors(self, param: &Var, grad: &Tensor, m: &mut Tensor, v: &mut Tensor) -> Result<()> {
         let g = (grad.detach().to_dtype(DType::F32)? * f64::from(self.grad_scale))?;

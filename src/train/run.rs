@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 use super::args::{Common, DeviceArg};
 use super::checkpoint::{Checkpoint, CheckpointDir, sha256_of};
 use super::meter::{Meter, resident_bytes};
-use super::optim::{AdamConfig, AdamW, Grads, Group, Params};
+use super::optim::{AdamConfig, AdamW, Grads, Group, Params, Stepping};
 use super::schedule::Schedule;
+use super::step::Accumulator;
 use super::{Reporter, TrainOutcome, rng};
 use crate::domain::{Metric, Progress};
 
@@ -170,6 +171,28 @@ impl<'a> Run<'a> {
             .optimizer
             .update(params, grads, rate, self.common.max_grad_norm)
             .with_context(|| format!("step {} was not made; the last checkpoint before it is intact", self.step + 1))?;
+        Ok((norm, rate))
+    }
+
+    /// Sums for one update. `at_once`: gradients are applied and freed while the backward pass runs; only
+    /// without clipping, and only where no parameter gets gradients from two losses.
+    pub fn accumulator(&mut self, params: &Params, at_once: bool) -> Accumulator {
+        if !at_once || self.common.max_grad_norm.is_some() {
+            return Accumulator::default();
+        }
+        let rate = self.schedule.at(self.optimizer.step);
+        let optimizer = self.optimizer.clone_settings();
+        Accumulator::applying(Stepping::begin(std::mem::replace(&mut self.optimizer, optimizer), params, rate))
+    }
+
+    /// Ends what `accumulator` began. Returns (gradient norm before clipping, learning rate).
+    pub fn finish(&mut self, params: &Params, sum: Accumulator) -> Result<(f64, f64)> {
+        if !sum.applies() {
+            return self.update(params, &sum.grads);
+        }
+        let (optimizer, norm) = sum.into_stepping().context("the update is still in use")?.finish();
+        let rate = self.schedule.at(optimizer.step - 1);
+        self.optimizer = optimizer;
         Ok((norm, rate))
     }
 

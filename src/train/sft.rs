@@ -22,7 +22,7 @@ use crate::prompt::Texts;
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: SftArgs = parse(args)?;
     let common = args.common();
-    let loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
+    let mut loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
     let texts = Texts::new(&loaded)?;
     let max_length = common.max_length.min(loaded.config.max_positions);
     let (written, file) = match &args.mixture {
@@ -38,6 +38,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     }
 
     let policy = Trainable::new(&loaded.config, backbone_and_output(&loaded), common.lora.as_ref(), common.seed)?;
+    loaded.weights.clear();
     let plan = Plan {
         recipe: "sft",
         args: &args,

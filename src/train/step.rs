@@ -1,10 +1,15 @@
 //! Shared stepping: micro-batches by tokens, gradients that add up to those of the whole batch, and the
 //! picking of the rows that a loss needs.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use candle_core::{Result, Tensor};
 
-use super::optim::{Grads, Params};
+use super::meter::Stopwatch;
+use super::optim::{Grads, Params, Stepping};
 use crate::model::{Decoder, PackedBatch};
+use crate::ops::grad;
 use crate::ops::token_logprobs::TokenLogprobs;
 
 /// Splits items of `lengths` tokens into groups of at most `max_tokens` (or of one item), longest first:
@@ -31,21 +36,54 @@ pub fn micro_batches(lengths: &[usize], max_tokens: usize) -> Vec<Vec<usize>> {
 #[derive(Default)]
 pub struct Accumulator {
     pub grads: Grads,
+    /// Where gradients are applied at once instead of being summed.
+    stepping: Option<Rc<RefCell<Stepping>>>,
+    /// Spent in backward passes.
+    pub seconds: f64,
 }
 
 impl Accumulator {
+    /// Applies gradients while they are computed. No parameter may get one from two losses.
+    pub fn applying(stepping: Stepping) -> Self {
+        Self { stepping: Some(Rc::new(RefCell::new(stepping))), ..Self::default() }
+    }
+
+    pub fn applies(&self) -> bool {
+        self.stepping.is_some()
+    }
+
+    /// What `applying` was given, after the last loss.
+    pub fn into_stepping(self) -> Option<Stepping> {
+        Some(Rc::try_unwrap(self.stepping?).ok()?.into_inner())
+    }
+
     /// Runs the backward pass of `loss` and adds its gradients. The graph is dropped with `loss`.
     pub fn add(&mut self, params: &Params, loss: &Tensor) -> Result<()> {
-        let mut store = loss.backward()?;
+        let mut watch = Stopwatch::start();
+        let sums = params.iter().filter_map(|(name, var)| Some((var.id(), self.grads.remove(name)?))).collect();
+        let taker = self
+            .stepping
+            .clone()
+            .map(|stepping| -> grad::Taker { Box::new(move |id, grad| stepping.borrow_mut().apply(id, &grad)) });
+        let (store, mut sums) = grad::collecting(sums, taker, || loss.backward());
+        let mut store = store?;
         for (name, var) in params {
-            let Some(grad) = store.remove(var) else { continue };
-            let sum = match self.grads.remove(name) {
-                Some(before) => (before + grad)?,
-                None => grad,
+            let sum = match (sums.remove(&var.id()), store.remove(var)) {
+                // Operations without a fused backward leave theirs in candle's store.
+                (Some(sum), Some(more)) => (sum + more)?,
+                (Some(sum), None) => sum,
+                (None, Some(sum)) => sum,
+                (None, None) => continue,
             };
             // Gradients may themselves be graph nodes; without detaching, the sum would keep them alive.
-            self.grads.insert(name.clone(), sum.detach());
+            match &self.stepping {
+                Some(stepping) => stepping.borrow_mut().apply(var.id(), &sum.detach())?,
+                None => {
+                    self.grads.insert(name.clone(), sum.detach());
+                }
+            }
         }
+        self.seconds += watch.lap();
         Ok(())
     }
 }
@@ -95,6 +133,12 @@ impl Picked {
     /// Hidden states of the picked rows `[n, d]`.
     pub fn hidden(&self, decoder: &Decoder) -> Result<Tensor> {
         let hidden = decoder.forward(&self.batch)?;
+        hidden.index_select(&Tensor::new(self.rows.as_slice(), hidden.device())?, 0)
+    }
+
+    /// The same without gradient, whatever the decoder's variables are.
+    pub fn hidden_frozen(&self, decoder: &Decoder) -> Result<Tensor> {
+        let hidden = decoder.forward_frozen(&self.batch)?;
         hidden.index_select(&Tensor::new(self.rows.as_slice(), hidden.device())?, 0)
     }
 

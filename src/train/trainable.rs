@@ -5,7 +5,7 @@ use candle_core::{Device, Result, Tensor, Var};
 
 use super::args::LoraArgs;
 use super::optim::Params;
-use crate::model::{Decoder, LoraConfig, ModelConfig, Purpose, Weights, lora};
+use crate::model::{Decoder, LoraConfig, ModelConfig, Purpose, Recompute, Weights, lora};
 
 pub struct Trainable {
     pub config: ModelConfig,
@@ -42,8 +42,14 @@ impl Trainable {
         };
         let params = trained.into_iter().map(|(name, t)| Ok((name, Var::from_tensor(&t)?)));
         let params = params.collect::<Result<Params>>()?;
-        let decoder = build(config, &tensors(&params), &frozen, lora.as_ref(), Purpose::Train)?;
+        let decoder = build(config, &tensors(&params), &frozen, lora.as_ref(), Purpose::Train)?.collected();
         Ok(Self { config: config.clone(), params, frozen, lora, decoder })
+    }
+
+    /// Chooses what backward passes compute again instead of keeping.
+    pub fn with_recompute(mut self, recompute: Recompute) -> Self {
+        self.decoder.recompute = recompute;
+        self
     }
 
     /// The decoder whose forward pass reaches the variables.
@@ -56,6 +62,41 @@ impl Trainable {
     pub fn frozen_decoder(&self) -> Result<Decoder> {
         let now = self.copies()?;
         build(&self.config, &now, &self.frozen, self.lora.as_ref(), Purpose::Serve)
+    }
+
+    /// The policy to sample from, as it is now; only valid until the next update, because what need not be copied
+    /// is shared with the variables.
+    pub fn behaviour(&self) -> Result<Decoder> {
+        let live = |t: &Tensor| Ok(Some(t.detach()));
+        match &self.lora {
+            // Weights that are packed already are packed once.
+            Some(_) => self.decoder.with_changed_adapters(&live),
+            None => build(&self.config, &self.live(), &self.frozen, None, Purpose::Serve),
+        }
+    }
+
+    /// The model before any update, for scoring whole sequences. `start` are the weights it was made of; they are
+    /// shared, not copied.
+    pub fn reference(&self, start: &Weights) -> Result<Decoder> {
+        match &self.lora {
+            // Adapters that were never trained add nothing.
+            Some(_) if self.adapters_are_zero()? => self.decoder.with_changed_adapters(&|_| Ok(None)),
+            Some(_) => self.decoder.with_changed_adapters(&|t| Ok(Some(t.copy()?.detach()))),
+            None => build(&self.config, start, &self.frozen, None, Purpose::Score),
+        }
+    }
+
+    fn adapters_are_zero(&self) -> Result<bool> {
+        for (_, b) in self.params.iter().filter(|(name, _)| name.ends_with(".lora_B.weight")) {
+            if b.as_detached_tensor().abs()?.max_all()?.to_scalar::<f32>()? != 0.0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn live(&self) -> Weights {
+        self.params.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect()
     }
 
     /// What a file holds: adapters merged into their weights. Copies, safe to keep while training goes on.

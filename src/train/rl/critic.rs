@@ -5,7 +5,7 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
 
 use crate::model::reward::{SCORE, headless};
-use crate::model::{Decoder, Loaded, Weights};
+use crate::model::{Loaded, Weights};
 use crate::train::args::LoraArgs;
 use crate::train::optim::Params;
 use crate::train::step::Picked;
@@ -16,13 +16,6 @@ pub struct Critic {
     model: Option<Trainable>,
     weight: Var,
     bias: Var,
-}
-
-/// The critic as it was when the rollout was made.
-pub struct FrozenCritic {
-    model: Option<Decoder>,
-    weight: Tensor,
-    bias: Tensor,
 }
 
 impl Critic {
@@ -65,6 +58,11 @@ impl Critic {
         model.chain(head).collect()
     }
 
+    /// Whether it is a head on the policy's trunk.
+    pub fn is_shared(&self) -> bool {
+        self.model.is_none()
+    }
+
     /// Values at the picked rows `[n]`, with gradient; `policy_hidden` are the policy's states there.
     pub fn values(&self, picked: &Picked, policy_hidden: &Tensor) -> Result<Tensor> {
         match &self.model {
@@ -73,21 +71,13 @@ impl Critic {
         }
     }
 
-    pub fn freeze(&self) -> Result<FrozenCritic> {
-        Ok(FrozenCritic {
-            model: self.model.as_ref().map(Trainable::frozen_decoder).transpose()?,
-            weight: self.weight.as_tensor().copy()?.detach(),
-            bias: self.bias.as_tensor().copy()?.detach(),
-        })
-    }
-}
-
-impl FrozenCritic {
-    /// As `Critic::values`, without gradient.
-    pub fn values(&self, picked: &Picked, policy_hidden: &Tensor) -> Result<Vec<f64>> {
-        let values = match &self.model {
-            None => head(policy_hidden, &self.weight, &self.bias)?,
-            Some(model) => head(&picked.hidden(model)?, &self.weight, &self.bias)?,
+    /// The same as numbers, without gradient. A critic on the policy's trunk needs no more than the states.
+    pub fn numbers(&self, picked: &Picked, policy_hidden: Option<&Tensor>) -> Result<Vec<f64>> {
+        let (weight, bias) = (self.weight.as_detached_tensor(), self.bias.as_detached_tensor());
+        let values = match (&self.model, policy_hidden) {
+            (None, Some(hidden)) => head(&hidden.detach(), &weight, &bias)?,
+            (None, None) => anyhow::bail!("a critic on the policy's trunk needs the policy's states"),
+            (Some(model), _) => head(&picked.hidden_frozen(model.decoder())?, &weight, &bias)?,
         };
         Ok(values.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
     }

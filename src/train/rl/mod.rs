@@ -31,6 +31,7 @@ use crate::objective::logprobs::{per_token, sequence_sums};
 use crate::objective::reinforce::RunningBaseline;
 use crate::objective::whiten::{moments, whiten};
 use crate::objective::{gae::gae, grpo, ppo::explained_variance, rloo};
+use crate::ops::pool;
 use crate::prompt::Texts;
 
 /// How scores become advantages and advantages a loss.
@@ -86,7 +87,7 @@ fn drive<A: Serialize>(
     reporter: &mut dyn Reporter,
 ) -> Result<TrainOutcome> {
     let device = device(rl.common.device)?;
-    let loaded = model::load(Path::new(&rl.common.model), &device).context("model")?;
+    let mut loaded = model::load(Path::new(&rl.common.model), &device).context("model")?;
     let texts = Texts::new(&loaded)?;
     let max_length = rl.common.max_length.min(loaded.config.max_positions);
     let prompts = prompts(&rl, &texts, max_length)?;
@@ -94,9 +95,11 @@ fn drive<A: Serialize>(
 
     let policy = Trainable::new(&loaded.config, backbone_and_output(&loaded), rl.common.lora.as_ref(), rl.common.seed)?;
     // Base and *starting* adapter, before any update or resume touches them.
-    let reference = policy.frozen_decoder()?;
+    let reference = policy.reference(&loaded.weights)?;
     let critic = critic(&rl, &algorithm, &loaded, reward_source.as_ref())?;
     drop(reward_source);
+    // Whoever needs a weight holds it by now.
+    loaded.weights.clear();
     let critic_params = critic.as_ref().map(Critic::params).unwrap_or_default();
     let params: Params = with_prefix("policy.", &policy.params).chain(critic_params).collect();
     let (ptx, ptx_hash) = ptx(&algorithm, &texts, max_length)?;
@@ -139,14 +142,14 @@ fn drive<A: Serialize>(
 
     while run.step < run.total {
         run.progress("rollout");
-        let behaviour = policy.frozen_decoder()?;
-        let frozen_critic = critic.as_ref().map(Critic::freeze).transpose()?;
+        let behaviour = policy.behaviour()?;
         let stop = || run.reporter.should_stop();
-        let Some(rollout) = sampler.collect(&behaviour, frozen_critic.as_ref(), run.step, &stop)? else {
+        let Some(rollout) = sampler.collect(&behaviour, critic.as_ref(), run.step, &stop)? else {
             // The unfinished round is forgotten; a resumed run samples it again, token for token.
             return run.stopped(&params, &state);
         };
-        drop((behaviour, frozen_critic));
+        drop(behaviour);
+        pool::drain();
 
         let kl = k1(&rollout.logprobs, &rollout.reference);
         let sequence_kl = sequence_sums(&kl, &rollout.lengths);
@@ -155,6 +158,7 @@ fn drive<A: Serialize>(
         let experience = advantages(&algorithm, rollout, &kl, &sequence_kl, coef, &mut state.baseline)?;
         run.progress("train");
         let summary = learner.update(&mut run, &experience, coef)?;
+        pool::drain();
         state.kl.update(mean_kl, n);
         let round = Round { reward: moments(&experience.rollout.raw_scores).0, kl: mean_kl };
         state.first.get_or_insert(round);
@@ -268,7 +272,13 @@ fn report(run: &mut Run<'_>, experience: &Experience, summary: &Summary, kl: f64
         ("grad_norm", summary.grad_norm),
         ("learning_rate", summary.learning_rate),
         ("epochs", summary.epochs as f64),
-        ("sampling_gap", rollout.sampling_gap()),
+        ("sampling_gap", summary.sampling_gap),
+        ("seconds_generation", rollout.seconds.generation),
+        ("seconds_reward", rollout.seconds.reward),
+        ("seconds_reference", rollout.seconds.reference),
+        ("seconds_forward", summary.seconds.forward),
+        ("seconds_backward", summary.seconds.backward),
+        ("seconds_optimizer", summary.seconds.optimizer),
     ];
     if !experience.returns.is_empty() {
         values.push(("explained_variance", explained_variance(&rollout.values, &experience.returns)));

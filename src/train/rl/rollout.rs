@@ -2,14 +2,16 @@
 //! of every token before any update.
 
 use anyhow::Result;
+use candle_core::{Device, Tensor};
 
-use super::critic::FrozenCritic;
+use super::critic::Critic;
 use super::rewards::Reward;
 use crate::data::PromptInput;
 use crate::generation::{GenParams, Warpers, generate};
 use crate::model::Decoder;
 use crate::prompt::Texts;
 use crate::train::args::{MissingEos, RlCommon};
+use crate::train::meter::Stopwatch;
 use crate::train::rng::{Stream, derive, permutation, rng};
 use crate::train::step::{Picked, Sequence, micro_batches};
 
@@ -35,19 +37,22 @@ pub struct Rollout {
     pub logprobs: Vec<f64>,
     pub reference: Vec<f64>,
     pub entropy: Vec<f64>,
-    /// As sampling reported them; they must be those of `logprobs`.
-    pub sampled: Vec<f64>,
     /// Empty without a critic.
     pub values: Vec<f64>,
+    pub seconds: Seconds,
+}
+
+/// Where the time of a round went.
+#[derive(Clone, Copy, Default)]
+pub struct Seconds {
+    pub generation: f64,
+    /// The reward.
+    pub reward: f64,
+    /// Reference and critic.
+    pub reference: f64,
 }
 
 impl Rollout {
-    /// Largest difference between the log-probs of sampling and those of the update's forward pass: anything
-    /// but rounding means that rollout and update disagree about positions, temperature or weights.
-    pub fn sampling_gap(&self) -> f64 {
-        self.sampled.iter().zip(&self.logprobs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
-    }
-
     /// Index of the first response token of each sequence in the per-token fields.
     pub fn token_starts(&self) -> Vec<usize> {
         let mut at = 0;
@@ -90,7 +95,7 @@ impl Sampler<'_> {
     pub fn collect(
         &self,
         policy: &Decoder,
-        critic: Option<&FrozenCritic>,
+        critic: Option<&Critic>,
         iteration: u64,
         stop: &dyn Fn() -> bool,
     ) -> Result<Option<Rollout>> {
@@ -102,19 +107,27 @@ impl Sampler<'_> {
             warpers: Warpers { temperature: self.args.temperature as f32, ..Warpers::default() },
             eos_ids: self.texts.eos_ids().to_vec(),
             seed: derive(self.args.common.seed, Stream::Rollout, iteration),
+            // The kernels of the CPU give a token the same log-prob in any company, so what sampling saw is what
+            // the update's forward pass will see; elsewhere it is computed again.
+            trace: policy.on_host(),
             ..GenParams::default()
         };
+        let mut watch = Stopwatch::start();
         let samples = generate(policy, &prompts, &params, stop)?;
         if stop() {
             return Ok(None);
         }
-        let mut rollout = Rollout::default();
+        let generation = watch.lap();
+        let mut rollout = Rollout { seconds: Seconds { generation, ..Seconds::default() }, ..Rollout::default() };
+        let mut hidden = Vec::new();
         let mut texts = Vec::new();
         for (prompt, sample) in prompts.iter().zip(samples) {
             texts.push(self.texts.text(&sample.ids)?);
             rollout.lengths.push(sample.ids.len());
             rollout.finished.push(sample.finished);
-            rollout.sampled.extend(sample.logprobs.iter().map(|lp| f64::from(*lp)));
+            rollout.logprobs.extend(sample.logprobs.iter().map(|lp| f64::from(*lp)));
+            rollout.entropy.extend(sample.entropies.iter().map(|e| f64::from(*e)));
+            hidden.extend(sample.hidden);
             rollout.sequences.push(Sequence::new(prompt, &sample.ids));
         }
         let items: Vec<(&PromptInput, &str)> =
@@ -123,32 +136,49 @@ impl Sampler<'_> {
         let (penalty, mode) = (self.args.missing_eos_penalty, self.args.missing_eos_mode);
         let both = rollout.raw_scores.iter().zip(&rollout.finished);
         rollout.scores = both.map(|(&score, &finished)| penalised(score, finished, penalty, mode)).collect();
-        self.measure(&mut rollout, policy, critic)?;
+        rollout.seconds.reward = watch.lap();
+        self.measure(&mut rollout, policy, hidden, critic)?;
+        rollout.seconds.reference = watch.lap();
         Ok(Some(rollout))
     }
 
-    /// Log-probs, entropies and values of every response token, by forward passes over whole sequences.
-    fn measure(&self, rollout: &mut Rollout, policy: &Decoder, critic: Option<&FrozenCritic>) -> Result<()> {
+    /// What the reference and the critic think of every response token, by forward passes over whole sequences;
+    /// and the policy, where sampling did not say. `hidden` are the policy's states [n, d] as sampling saw them.
+    fn measure(
+        &self,
+        rollout: &mut Rollout,
+        policy: &Decoder,
+        hidden: Vec<f32>,
+        critic: Option<&Critic>,
+    ) -> Result<()> {
         let n: usize = rollout.lengths.iter().sum();
         let starts = rollout.token_starts();
-        rollout.logprobs = vec![0.0; n];
+        let d = policy.config.hidden_size;
+        let traced = policy.on_host();
+        if !traced {
+            rollout.logprobs = vec![0.0; n];
+            rollout.entropy = vec![0.0; n];
+        }
         rollout.reference = vec![0.0; n];
-        rollout.entropy = vec![0.0; n];
         rollout.values = vec![0.0; if critic.is_some() { n } else { 0 }];
         let lengths: Vec<usize> = rollout.sequences.iter().map(|s| s.ids.len()).collect();
         for group in micro_batches(&lengths, self.args.common.micro_batch_tokens) {
             let picked = Picked::new(&group.iter().map(|&i| &rollout.sequences[i]).collect::<Vec<_>>());
-            let hidden = picked.hidden(policy)?;
-            let now = picked.logprobs(policy, &hidden, self.args.temperature)?;
-            let reference_hidden = picked.hidden(self.reference)?;
+            let reference_hidden = picked.hidden_frozen(self.reference)?;
             let reference = picked.logprobs(self.reference, &reference_hidden, self.args.temperature)?;
-            let mut columns = vec![
-                (&mut rollout.logprobs, to_f64(now.logprobs.to_vec1()?)),
-                (&mut rollout.reference, to_f64(reference.logprobs.to_vec1()?)),
-                (&mut rollout.entropy, to_f64(now.entropy.to_vec1()?)),
-            ];
+            let mut columns = vec![(&mut rollout.reference, to_f64(reference.logprobs.to_vec1()?))];
+            let states = if traced {
+                let rows = group.iter().flat_map(|&i| &hidden[starts[i] * d..(starts[i] + rollout.lengths[i]) * d]);
+                Tensor::from_iter(rows.copied(), &Device::Cpu)?.reshape(((), d))?
+            } else {
+                let states = picked.hidden_frozen(policy)?;
+                let now = picked.logprobs(policy, &states, self.args.temperature)?;
+                columns.push((&mut rollout.logprobs, to_f64(now.logprobs.to_vec1()?)));
+                columns.push((&mut rollout.entropy, to_f64(now.entropy.to_vec1()?)));
+                states
+            };
             if let Some(critic) = critic {
-                columns.push((&mut rollout.values, critic.values(&picked, &hidden)?));
+                columns.push((&mut rollout.values, critic.numbers(&picked, Some(&states))?));
             }
             for (into, from) in columns {
                 let mut at = 0;

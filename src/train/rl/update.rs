@@ -8,6 +8,7 @@ use super::critic::Critic;
 use super::rollout::Rollout;
 use crate::objective::{Stats, causal_lm, grpo, ppo, reinforce};
 use crate::train::args::RlCommon;
+use crate::train::meter::Stopwatch;
 use crate::train::optim::Params;
 use crate::train::rng::{Stream, permutation, rng};
 use crate::train::run::Run;
@@ -45,13 +46,39 @@ pub struct Summary {
     pub learning_rate: f64,
     /// Passes begun before the early stop.
     pub epochs: u64,
+    /// Largest difference between the log-probs of sampling and those of the first forward pass: anything but
+    /// rounding means that rollout and update disagree about positions, temperature or weights.
+    pub sampling_gap: f64,
+    pub seconds: Seconds,
+}
+
+/// Where the time of a round's updates went.
+#[derive(Clone, Copy, Default)]
+pub struct Seconds {
+    pub forward: f64,
+    pub backward: f64,
+    pub optimizer: f64,
+}
+
+/// Gradients of one minibatch and what was measured on the way.
+struct Minibatch {
+    sum: Accumulator,
+    stats: Stats,
+    gap: f64,
 }
 
 impl Learner<'_> {
     pub fn update(&self, run: &mut Run<'_>, experience: &Experience, kl_coef: f64) -> Result<Summary> {
         let n = experience.rollout.sequences.len();
-        let mut summary =
-            Summary { all: Stats::default(), first: Stats::default(), grad_norm: 0.0, learning_rate: 0.0, epochs: 0 };
+        let mut summary = Summary {
+            all: Stats::default(),
+            first: Stats::default(),
+            grad_norm: 0.0,
+            learning_rate: 0.0,
+            epochs: 0,
+            sampling_gap: 0.0,
+            seconds: Seconds::default(),
+        };
         let mut updates = 0;
         'epochs: for epoch in 0..self.args.ppo_epochs {
             summary.epochs += 1;
@@ -59,16 +86,21 @@ impl Learner<'_> {
             for part in 0..self.args.minibatches {
                 // Sizes differ by at most one, and no response is left out.
                 let minibatch = &order[part * n / self.args.minibatches..(part + 1) * n / self.args.minibatches];
-                let (sum, stats) = self.gradients(run, experience, minibatch, kl_coef)?;
+                let mut watch = Stopwatch::start();
+                let Minibatch { sum, stats, gap } = self.gradients(run, experience, minibatch, kl_coef)?;
+                summary.seconds.backward += sum.seconds;
+                summary.seconds.forward += watch.lap() - sum.seconds;
                 if updates == 0 {
                     summary.first = stats.clone();
+                    summary.sampling_gap = gap;
                 }
                 // Before the step that would follow from a policy already too far away.
                 if self.args.target_kl.is_some_and(|max| stats.mean("approx_kl").is_some_and(|kl| kl > max)) {
                     break 'epochs;
                 }
                 summary.all.merge(&stats);
-                let (norm, rate) = run.update(self.params, &sum.grads)?;
+                let (norm, rate) = run.finish(self.params, sum)?;
+                summary.seconds.optimizer += watch.lap();
                 summary.grad_norm += norm;
                 summary.learning_rate = rate;
                 updates += 1;
@@ -85,13 +117,18 @@ impl Learner<'_> {
         experience: &Experience,
         minibatch: &[usize],
         kl_coef: f64,
-    ) -> Result<(Accumulator, Stats)> {
+    ) -> Result<Minibatch> {
         let rollout = &experience.rollout;
         let starts = rollout.token_starts();
         let total_tokens: usize = minibatch.iter().map(|&i| rollout.lengths[i]).sum();
         let lengths: Vec<usize> = minibatch.iter().map(|&i| rollout.sequences[i].ids.len()).collect();
-        let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
-        for group in micro_batches(&lengths, self.args.common.micro_batch_tokens) {
+        let groups = micro_batches(&lengths, self.args.common.micro_batch_tokens);
+        // One loss per parameter, and no early stop that would come too late.
+        let ptx = matches!(self.algorithm, Algorithm::Ppo(args) if args.ptx_coef > 0.0);
+        let at_once = groups.len() == 1 && !ptx && self.args.target_kl.is_none();
+        let mut sum = run.accumulator(self.params, at_once);
+        let (mut stats, mut gap) = (Stats::default(), 0f64);
+        for group in groups {
             let members: Vec<usize> = group.into_iter().map(|k| minibatch[k]).collect();
             let picked = Picked::new(&members.iter().map(|&i| &rollout.sequences[i]).collect::<Vec<_>>());
             let hidden = picked.hidden(self.policy.decoder())?;
@@ -102,6 +139,7 @@ impl Learner<'_> {
                 tensor(cut.copied().collect(), &device)
             };
             let (old, advantages) = (column(&rollout.logprobs)?, column(&experience.advantages)?);
+            gap = gap.max(f64::from((&new.detach() - &old)?.abs()?.max(0)?.to_scalar::<f32>()?));
             let total_sequences = minibatch.len() as f64;
             let (mut loss, part) = match self.algorithm {
                 Algorithm::Ppo(args) => ppo::policy_loss(&new, &old, &advantages, args.cliprange, total_tokens as f64)?,
@@ -126,12 +164,18 @@ impl Learner<'_> {
             };
             stats.merge(&part);
             if let (Algorithm::Ppo(args), Some(critic)) = (self.algorithm, self.critic) {
+                if !critic.is_shared() {
+                    // Two models, two losses: the policy's activations go before the critic's come.
+                    sum.add(self.params, &loss)?;
+                    loss = loss.detach();
+                }
                 let values = critic.values(&picked, &hidden)?;
                 let (old, returns) = (column(&rollout.values)?, column(&experience.returns)?);
                 let (value, part) =
                     ppo::value_loss(&values, &old, &returns, args.cliprange_value, total_tokens as f64)?;
                 stats.merge(&part);
-                loss = (loss + (value * args.vf_coef)?)?;
+                let value = (value * args.vf_coef)?;
+                loss = if critic.is_shared() { (loss + value)? } else { value };
             }
             sum.add(self.params, &loss)?;
             run.meter.add_tokens(picked.batch.len());
@@ -139,7 +183,7 @@ impl Learner<'_> {
         if let Algorithm::Ppo(args) = self.algorithm {
             self.ptx(run, args.ptx_coef, minibatch.len(), &mut sum, &mut stats)?;
         }
-        Ok((sum, stats))
+        Ok(Minibatch { sum, stats, gap })
     }
 
     /// PPO-ptx: adds the language-model loss on the next `n` demonstrations of their own order.

@@ -1,10 +1,10 @@
 //! Every variable that a recipe trains receives a finite gradient that is not zero, in every architecture.
 
 use candle_core::{Device, Tensor};
-use instructd::model::{load, reward};
+use instructd::model::{Recompute, load, reward};
 use instructd::objective::causal_lm;
 use instructd::train::args::LoraArgs;
-use instructd::train::optim::{Grads, global_norm};
+use instructd::train::optim::{AdamConfig, AdamW, Grads, Group, Stepping, global_norm};
 use instructd::train::step::{Accumulator, Picked, Sequence};
 use instructd::train::trainable::Trainable;
 
@@ -124,6 +124,135 @@ fn a_frozen_decoder_does_not_follow_its_source() {
             }
             assert!(before == states(&frozen), "{model}: the frozen decoder moved");
             assert!(before_live != states(policy.decoder()), "{model}: the training decoder did not");
+        }
+    }
+}
+
+/// Adapters whose B is not zero, so that every gradient is alive.
+fn stirred(model: &str, lora: Option<&LoraArgs>, recompute: Recompute) -> Trainable {
+    let loaded = load(&fixture(model), &Device::Cpu).unwrap();
+    let policy = Trainable::new(&loaded.config, loaded.weights, lora, 0).unwrap().with_recompute(recompute);
+    for (name, var) in policy.params.iter().filter(|(name, _)| name.contains("lora_B")) {
+        let noise: Vec<f32> = (0..var.elem_count()).map(|i| ((i + name.len()) as f32).sin() * 0.05).collect();
+        var.set(&Tensor::from_vec(noise, var.shape(), &Device::Cpu).unwrap()).unwrap();
+    }
+    policy
+}
+
+fn largest(t: &Tensor) -> f32 {
+    t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
+/// The blocks as one operation and the graph of single operations: the same values and gradients.
+#[test]
+fn fused_blocks_agree_with_the_graph() {
+    let lora = LoraArgs { rank: 4, alpha: 8.0, targets: None };
+    for model in MODELS {
+        for lora in [None, Some(&lora)] {
+            let policy = stirred(model, lora, Recompute::None);
+            let sequences = sequences();
+            let picked = Picked::new(&sequences.iter().collect::<Vec<_>>());
+            let grads = |hidden: &Tensor| {
+                let rows = Tensor::new(picked.rows.as_slice(), &Device::Cpu).unwrap();
+                let logprobs = picked.logprobs(policy.decoder(), &hidden.index_select(&rows, 0).unwrap(), 1.0).unwrap();
+                let mut sum = Accumulator::default();
+                sum.add(&policy.params, &causal_lm::loss(&logprobs.logprobs, 8.0).unwrap().0).unwrap();
+                sum.grads
+            };
+            let fused = policy.decoder().forward(&picked.batch).unwrap();
+            let graph = policy.decoder().forward_graph(&picked.batch).unwrap();
+            let frozen = policy.decoder().forward_frozen(&picked.batch).unwrap();
+            assert!(largest(&(&fused - &frozen).unwrap()) == 0.0, "{model}: a gradient changed the forward pass");
+            assert!(largest(&(&fused - &graph).unwrap()) < 1e-5 * largest(&graph), "{model}: values");
+            let (fused, graph) = (grads(&fused), grads(&graph));
+            assert_eq!(fused.keys().collect::<Vec<_>>(), graph.keys().collect::<Vec<_>>());
+            for (name, expected) in &graph {
+                let difference = largest(&(&fused[name] - expected).unwrap());
+                assert!(difference <= 1e-4 * largest(expected), "{model} {name}: {difference}");
+            }
+        }
+    }
+}
+
+/// Computing again what was not kept changes no bit.
+#[test]
+fn recomputation_changes_no_gradient() {
+    let lora = LoraArgs { rank: 4, alpha: 8.0, targets: None };
+    for model in MODELS {
+        for lora in [None, Some(&lora)] {
+            let kept = language_model_grads(&stirred(model, lora, Recompute::None));
+            for recompute in [Recompute::Mlp, Recompute::Block] {
+                let again = language_model_grads(&stirred(model, lora, recompute));
+                for (name, grad) in &kept {
+                    assert!(largest(&(grad - &again[name]).unwrap()) == 0.0, "{model} {name} {recompute:?}");
+                }
+            }
+        }
+    }
+}
+
+/// What sampling's decoder and the reference compute is what the training decoder computes, bit for bit.
+#[test]
+fn behaviour_and_reference_are_the_policy() {
+    let lora = LoraArgs { rank: 4, alpha: 8.0, targets: None };
+    for model in MODELS {
+        for lora in [None, Some(&lora)] {
+            let policy = stirred(model, lora, Recompute::None);
+            let batch = Picked::new(&sequences().iter().collect::<Vec<_>>()).batch;
+            let states = |d: &instructd::model::Decoder| d.forward(&batch).unwrap();
+            let now = states(policy.decoder());
+            let start = load(&fixture(model), &Device::Cpu).unwrap().weights;
+            let reference = policy.reference(&start).unwrap();
+            for other in [policy.behaviour().unwrap(), reference, policy.frozen_decoder().unwrap()] {
+                assert!(largest(&(&now - states(&other)).unwrap()) == 0.0, "{model}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_backward_pass_outside_the_accumulator_is_refused() {
+    let policy = stirred("llama-tiny", None, Recompute::None);
+    let batch = Picked::new(&sequences().iter().collect::<Vec<_>>()).batch;
+    let loss = policy.decoder().forward(&batch).unwrap().sum_all().unwrap();
+    assert!(loss.backward().is_err(), "the gradients would go nowhere");
+}
+
+/// Updating block by block while gradients are computed is the update with all of them, bit for bit.
+#[test]
+fn applying_gradients_at_once_is_the_same_update() {
+    for model in MODELS {
+        let updated = |at_once: bool| {
+            let policy = stirred(model, None, Recompute::None);
+            let sequences = sequences();
+            let picked = Picked::new(&sequences.iter().collect::<Vec<_>>());
+            let mut adam = AdamW::new(AdamConfig::default(), Group::standard(0.1));
+            let mut norms = Vec::new();
+            for _ in 0..2 {
+                let hidden = picked.hidden(policy.decoder()).unwrap();
+                let logprobs = picked.logprobs(policy.decoder(), &hidden, 1.0).unwrap().logprobs;
+                let loss = causal_lm::loss(&logprobs, 8.0).unwrap().0;
+                if at_once {
+                    let mut sum = Accumulator::applying(Stepping::begin(adam, &policy.params, 1e-3));
+                    sum.add(&policy.params, &loss).unwrap();
+                    assert!(sum.grads.is_empty());
+                    let (optimizer, norm) = sum.into_stepping().unwrap().finish();
+                    adam = optimizer;
+                    norms.push(norm);
+                } else {
+                    let mut sum = Accumulator::default();
+                    sum.add(&policy.params, &loss).unwrap();
+                    norms.push(adam.update(&policy.params, &sum.grads, 1e-3, None).unwrap());
+                }
+            }
+            (policy, norms)
+        };
+        let ((a, norms), (b, expected)) = (updated(true), updated(false));
+        for (name, var) in &b.params {
+            assert!(largest(&(var.as_tensor() - a.params[name].as_tensor()).unwrap()) == 0.0, "{model} {name}");
+        }
+        for (norm, expected) in norms.iter().zip(expected) {
+            assert!((norm / expected - 1.0).abs() < 1e-9, "{model}: {norm} {expected}");
         }
     }
 }

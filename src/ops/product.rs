@@ -1,0 +1,239 @@
+//! Matrix products of training: many rows, operands that change at every step. Panels are packed by the
+//! task that uses them, into a buffer that stays in its cache, so nothing packed is kept or written to memory.
+//! Elements are the same chains as in `gemm`: ascending depth, one fused multiply-add each.
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use super::gemm::{MR, NR, WeightLayout, pack_panel, pack_panel_in_out, panel_rows};
+use super::par::{SharedMut, WORTH_A_THREAD, split};
+use super::pool;
+use super::simd::{LANES, multiversion};
+
+thread_local! {
+    static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Sizes of one product: `n` rows, `m` columns, depth `k`.
+#[derive(Clone, Copy, Debug)]
+pub struct Dims {
+    pub n: usize,
+    pub m: usize,
+    pub k: usize,
+}
+
+/// out [n, m] = a [n, k] · Bᵀ for `b` [m, k] (`OutIn`), or a · B for `b` [k, m] (`InOut`). With `add` each
+/// element's chain goes on from what `out` holds.
+pub fn product(a: &[f32], b: &[f32], layout: WeightLayout, out: &mut [f32], dims: Dims, add: bool) {
+    let Dims { n, m, k } = dims;
+    assert!(a.len() == n * k && b.len() == m * k && out.len() == n * m, "product sizes");
+    if k == 0 {
+        if !add {
+            out.fill(0.0);
+        }
+        return;
+    }
+    if m <= 2 * LANES {
+        return narrow(a, b, layout, out, dims, add);
+    }
+    // Work is cut into equal runs of (panel, row tile), panels first: no thread waits for a last odd panel.
+    let tiles = n.div_ceil(MR);
+    let units = m.div_ceil(NR) * tiles;
+    let threads = rayon::current_num_threads();
+    let pieces = if n * m * k < WORTH_A_THREAD { 1 } else { (threads * 2).min(units) };
+    let shared = SharedMut::new(out);
+    let work = |i: usize| {
+        let (mut at, end) = (units * i / pieces, units * (i + 1) / pieces);
+        // Taken out so that a nested product on this thread (work stealing) finds a buffer of its own.
+        let mut panel = PANEL.take();
+        panel.resize(k * NR, 0.0);
+        while at < end {
+            let (p, t0) = (at / tiles, at % tiles);
+            let t1 = (t0 + end - at).min(tiles);
+            match layout {
+                WeightLayout::OutIn => pack_panel(&mut panel, b, p * NR, m, k),
+                WeightLayout::InOut => pack_panel_in_out(&mut panel, b, p * NR, m),
+            }
+            panel_rows(&panel, a, shared, t0 * MR..(t1 * MR).min(n), p * NR, m, k, add);
+            at += t1 - t0;
+        }
+        PANEL.set(panel);
+    };
+    match pieces {
+        1 => work(0),
+        _ => (0..pieces).into_par_iter().with_max_len(1).for_each(work),
+    }
+}
+
+/// Few columns (adapters): panels of one vector, or most of each panel would be padding.
+fn narrow(a: &[f32], b: &[f32], layout: WeightLayout, out: &mut [f32], dims: Dims, add: bool) {
+    let Dims { n, m, k } = dims;
+    let mut panel = vec![0f32; k * LANES];
+    for c0 in (0..m).step_by(LANES) {
+        let cols = LANES.min(m - c0);
+        for (kk, row) in panel.chunks_exact_mut(LANES).enumerate() {
+            for (c, to) in row[..cols].iter_mut().enumerate() {
+                *to = match layout {
+                    WeightLayout::OutIn => b[(c0 + c) * k + kk],
+                    WeightLayout::InOut => b[kk * m + c0 + c],
+                };
+            }
+        }
+        let shared = SharedMut::new(out);
+        split(n.div_ceil(NARROW_ROWS), n * cols * k, |tiles| {
+            for t in tiles {
+                let (r0, r1) = (t * NARROW_ROWS, ((t + 1) * NARROW_ROWS).min(n));
+                // SAFETY: one tile of rows per t.
+                let rows = unsafe { shared.slice(r0 * m, (r1 - r0) * m) };
+                narrow_tile(&a[r0 * k..r1 * k], &panel, rows, m, c0, k, add);
+            }
+        });
+    }
+}
+
+const NARROW_ROWS: usize = 12;
+
+multiversion! {
+    /// Up to 12 rows of a [rows, k] times one panel [k, 16] into columns `c0..` of out [rows, m].
+    #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
+    fn narrow_tile(a: &[f32], panel: &[f32], out: &mut [f32], m: usize, c0: usize, k: usize, add: bool) {
+        let rows = a.len() / k;
+        let cols = LANES.min(m - c0);
+        let mut acc = [[0f32; LANES]; NARROW_ROWS];
+        if add {
+            for (r, acc) in acc.iter_mut().enumerate().take(rows) {
+                acc[..cols].copy_from_slice(&out[r * m + c0..r * m + c0 + cols]);
+            }
+        }
+        let (panel, _) = panel.as_chunks::<LANES>();
+        if rows == NARROW_ROWS {
+            for kk in 0..k {
+                let w = &panel[kk];
+                for r in 0..NARROW_ROWS {
+                    let x = a[r * k + kk];
+                    for l in 0..LANES {
+                        acc[r][l] = x.mul_add(w[l], acc[r][l]);
+                    }
+                }
+            }
+        } else {
+            for (r, acc) in acc.iter_mut().enumerate().take(rows) {
+                for kk in 0..k {
+                    let (x, w) = (a[r * k + kk], &panel[kk]);
+                    for l in 0..LANES {
+                        acc[l] = x.mul_add(w[l], acc[l]);
+                    }
+                }
+            }
+        }
+        for (r, acc) in acc.iter().enumerate().take(rows) {
+            out[r * m + c0..r * m + c0 + cols].copy_from_slice(&acc[..cols]);
+        }
+    }
+}
+
+/// Columns of `a` transposed at a time: bounds the scratch of wide gradients (an output matrix).
+const STRIP: usize = 2048;
+
+/// out [m, k] (+)= aᵀ·b for `a` [n, m] and `b` [n, k]: the gradient of a weight. Chains run over the n rows
+/// in order, so adding micro-batch after micro-batch is the same chain as one large batch.
+pub fn product_transposed(a: &[f32], b: &[f32], out: &mut [f32], dims: Dims, add: bool) {
+    let Dims { n, m, k } = dims;
+    assert!(a.len() == n * m && b.len() == n * k && out.len() == m * k, "product sizes");
+    if k <= 2 * LANES && m > k {
+        // Few columns: the transposed result needs no transposed copy of the large `a`.
+        let mut turned = vec![0f32; m * k];
+        if add {
+            transpose(out, m, k, 0, k, &mut turned);
+        }
+        product_transposed(b, a, &mut turned, Dims { n, m: k, k: m }, add);
+        return transpose(&turned, k, m, 0, m, out);
+    }
+    let mut strip = pool::take(n * STRIP.min(m));
+    for c0 in (0..m).step_by(STRIP) {
+        let cols = STRIP.min(m - c0);
+        transpose(a, n, m, c0, cols, &mut strip[..n * cols]);
+        let dims = Dims { n: cols, m: k, k: n };
+        product(&strip[..n * cols], b, WeightLayout::InOut, &mut out[c0 * k..(c0 + cols) * k], dims, add);
+    }
+    pool::give(strip);
+}
+
+/// Columns `c0..c0 + cols` of x [rows, width] as rows of y [cols, rows].
+fn transpose(x: &[f32], rows: usize, width: usize, c0: usize, cols: usize, y: &mut [f32]) {
+    const TILE: usize = 16;
+    let out = SharedMut::new(y);
+    split(cols.div_ceil(TILE), rows * cols, |blocks| {
+        for b in blocks {
+            let (c, n) = (b * TILE, TILE.min(cols - b * TILE));
+            // SAFETY: one block of output rows per b.
+            let y = unsafe { out.slice(c * rows, n * rows) };
+            for r0 in (0..rows).step_by(TILE) {
+                let height = TILE.min(rows - r0);
+                for i in 0..n {
+                    for r in r0..r0 + height {
+                        y[i * rows + r] = x[r * width + c0 + c + i];
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// out [m] (+)= column sums of x [n, m], in row order.
+pub fn column_sums(x: &[f32], out: &mut [f32], add: bool) {
+    if !add {
+        out.fill(0.0);
+    }
+    for row in x.chunks_exact(out.len()) {
+        for (o, v) in out.iter_mut().zip(row) {
+            *o += v;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::gemm::PackedF32;
+    use crate::ops::noise;
+
+    #[test]
+    fn products_are_the_chains_of_packed_weights() {
+        for (n, m, k) in [(1, 3, 5), (70, 130, 33), (200, 64, 1100), (13, 200, 17), (50, 8, 90), (7, 20, 40)] {
+            let (x, w) = (noise(n * k, 1), noise(m * k, 2));
+            let mut want = vec![0f32; n * m];
+            PackedF32::pack(&w, m, k, WeightLayout::OutIn).matmul(&x, &mut want, n);
+            let mut y = vec![f32::NAN; n * m];
+            product(&x, &w, WeightLayout::OutIn, &mut y, Dims { n, m, k }, false);
+            assert_eq!(y, want, "{n}×{m}×{k}");
+            let mut wt = vec![0f32; m * k];
+            transpose(&w, m, k, 0, k, &mut wt);
+            y.fill(f32::NAN);
+            product(&x, &wt, WeightLayout::InOut, &mut y, Dims { n, m, k }, false);
+            assert_eq!(y, want, "{n}×{m}×{k}");
+        }
+    }
+
+    #[test]
+    fn a_weight_gradient_in_two_parts_is_that_of_the_whole() {
+        let (n, m, k) = (45, 2100, 70);
+        let (gy, x) = (noise(n * m, 3), noise(n * k, 4));
+        let (mut whole, mut parts) = (vec![f32::NAN; m * k], vec![f32::NAN; m * k]);
+        product_transposed(&gy, &x, &mut whole, Dims { n, m, k }, false);
+        let cut = 19;
+        product_transposed(&gy[..cut * m], &x[..cut * k], &mut parts, Dims { n: cut, m, k }, false);
+        product_transposed(&gy[cut * m..], &x[cut * k..], &mut parts, Dims { n: n - cut, m, k }, true);
+        assert_eq!(whole, parts);
+        let chain = (0..n).fold(0f32, |sum, i| gy[i * m + 7].mul_add(x[i * k + 3], sum));
+        assert_eq!(chain, whole[7 * k + 3]);
+        // An adapter's gradient: few columns.
+        let k = 8;
+        let (x, mut narrow) = (&x[..n * k], vec![f32::NAN; m * k]);
+        product_transposed(&gy[..cut * m], &x[..cut * k], &mut narrow, Dims { n: cut, m, k }, false);
+        product_transposed(&gy[cut * m..], &x[cut * k..], &mut narrow, Dims { n: n - cut, m, k }, true);
+        let chain = (0..n).fold(0f32, |sum, i| gy[i * m + 7].mul_add(x[i * k + 3], sum));
+        assert_eq!(chain, narrow[7 * k + 3]);
+    }
+}
