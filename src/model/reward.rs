@@ -33,7 +33,7 @@ impl RewardModel {
         if head.dims() != [1, config.hidden_size] {
             candle_core::bail!("{SCORE} has shape {:?}, not [1, {}]", head.dims(), config.hidden_size);
         }
-        let decoder = Decoder::new(&headless(config), weights, Purpose::Serve)?;
+        let decoder = Decoder::new(&headless(config), weights, Purpose::Score)?;
         Ok(Self { decoder, head: head.detach(), gain, bias })
     }
 

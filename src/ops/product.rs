@@ -37,6 +37,9 @@ pub fn product(a: &[f32], b: &[f32], layout: WeightLayout, out: &mut [f32], dims
     if m <= 2 * LANES {
         return narrow(a, b, layout, out, dims, add);
     }
+    if k <= 2 * LANES {
+        return shallow(a, b, layout, out, dims, add);
+    }
     // Work is cut into equal runs of (panel, row tile), panels first: no thread waits for a last odd panel.
     let tiles = n.div_ceil(MR);
     let units = m.div_ceil(NR) * tiles;
@@ -133,6 +136,54 @@ multiversion! {
     }
 }
 
+/// Little depth (adapters): one pass over the output, in rows.
+fn shallow(a: &[f32], b: &[f32], layout: WeightLayout, out: &mut [f32], dims: Dims, add: bool) {
+    let Dims { n, m, k } = dims;
+    let mut turned = Vec::new();
+    let b = match layout {
+        WeightLayout::InOut => b,
+        WeightLayout::OutIn => {
+            turned.resize(m * k, 0.0);
+            transpose(b, m, k, 0, k, &mut turned);
+            &turned
+        }
+    };
+    let shared = SharedMut::new(out);
+    split(n, n * m * k, |rows| {
+        // SAFETY: disjoint ranges of rows.
+        let out = unsafe { shared.slice(rows.start * m, rows.len() * m) };
+        shallow_rows(&a[rows.start * k..rows.end * k], b, out, m, k, add);
+    });
+}
+
+multiversion! {
+    /// out [rows, m] = a [rows, k] · b [k, m].
+    fn shallow_rows(a: &[f32], b: &[f32], out: &mut [f32], m: usize, k: usize, add: bool) {
+        const WIDE: usize = 4 * LANES;
+        for (a, out) in a.chunks_exact(k).zip(out.chunks_exact_mut(m)) {
+            let mut c0 = 0;
+            while c0 + WIDE <= m {
+                let mut acc = [0f32; WIDE];
+                if add {
+                    acc.copy_from_slice(&out[c0..c0 + WIDE]);
+                }
+                for (kk, x) in a.iter().enumerate() {
+                    let row = &b[kk * m + c0..kk * m + c0 + WIDE];
+                    for l in 0..WIDE {
+                        acc[l] = x.mul_add(row[l], acc[l]);
+                    }
+                }
+                out[c0..c0 + WIDE].copy_from_slice(&acc);
+                c0 += WIDE;
+            }
+            for c in c0..m {
+                let start = if add { out[c] } else { 0.0 };
+                out[c] = a.iter().enumerate().fold(start, |sum, (kk, x)| x.mul_add(b[kk * m + c], sum));
+            }
+        }
+    }
+}
+
 /// Columns of `a` transposed at a time: bounds the scratch of wide gradients (an output matrix).
 const STRIP: usize = 2048;
 
@@ -201,7 +252,9 @@ mod tests {
 
     #[test]
     fn products_are_the_chains_of_packed_weights() {
-        for (n, m, k) in [(1, 3, 5), (70, 130, 33), (200, 64, 1100), (13, 200, 17), (50, 8, 90), (7, 20, 40)] {
+        for (n, m, k) in
+            [(1, 3, 5), (70, 130, 33), (200, 64, 1100), (13, 200, 17), (50, 8, 90), (7, 20, 40), (9, 150, 8)]
+        {
             let (x, w) = (noise(n * k, 1), noise(m * k, 2));
             let mut want = vec![0f32; n * m];
             PackedF32::pack(&w, m, k, WeightLayout::OutIn).matmul(&x, &mut want, n);

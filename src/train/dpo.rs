@@ -34,7 +34,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let max_length = common.max_length.min(loaded.config.max_positions);
     let data = Rankings::read(&args.comparisons, &texts, max_length, args.heldout_fraction)?;
 
-    let policy = Trainable::new(&loaded.config, backbone_and_output(&loaded), common.lora.as_ref(), common.seed)?;
+    let policy = Trainable::new(&loaded.config, backbone_and_output(&loaded), common.lora.as_ref(), common.seed)?
+        .with_recompute(common.recompute);
     let plan = Plan {
         recipe: "dpo",
         args: &args,

@@ -22,13 +22,15 @@ use crate::prompt::Texts;
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: RewardArgs = parse(args)?;
     let common = args.common();
-    let loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
+    let mut loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
     let texts = Texts::new(&loaded)?;
     let max_length = common.max_length.min(loaded.config.max_positions);
     let data = Rankings::read(&args.comparisons, &texts, max_length, args.heldout_fraction)?;
 
-    let backbone = Trainable::new(&headless(&loaded.config), backbone(&loaded), common.lora.as_ref(), common.seed)?;
+    let backbone = Trainable::new(&headless(&loaded.config), backbone(&loaded), common.lora.as_ref(), common.seed)?
+        .with_recompute(common.recompute);
     let head = Var::from_tensor(&head(&loaded, common.seed)?)?;
+    loaded.weights.clear();
     let params = backbone.params.clone().into_iter().chain([(SCORE.to_owned(), head.clone())]).collect::<Params>();
     let plan = Plan {
         recipe: "reward",

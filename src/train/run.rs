@@ -25,6 +25,7 @@ const FREE: &[&str] = &[
     "checkpoint_dir",
     "resume",
     "max_steps",
+    "recompute",
     "checkpoint_every",
     "eval_every",
     "device",

@@ -37,7 +37,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         bail!("demonstrations: all {} are held out, none is left to train on", data.heldout.len());
     }
 
-    let policy = Trainable::new(&loaded.config, backbone_and_output(&loaded), common.lora.as_ref(), common.seed)?;
+    let policy = Trainable::new(&loaded.config, backbone_and_output(&loaded), common.lora.as_ref(), common.seed)?
+        .with_recompute(common.recompute);
     loaded.weights.clear();
     let plan = Plan {
         recipe: "sft",

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use crate::model::reward::{SCORE, headless};
 use crate::model::{Loaded, Weights};
-use crate::train::args::LoraArgs;
+use crate::train::args::Common;
 use crate::train::optim::Params;
 use crate::train::step::Picked;
 use crate::train::trainable::{Trainable, with_prefix};
@@ -30,11 +30,13 @@ impl Critic {
 
     /// A model of its own. From a reward model (InstructGPT) it takes the head too, scaled by the model's
     /// gain and bias; from anything else the head is zero.
-    pub fn separate(source: &Loaded, lora: Option<&LoraArgs>, seed: u64) -> Result<Self> {
+    pub fn separate(source: &Loaded, common: &Common) -> Result<Self> {
         let head = |name: &str| name == SCORE || name == "lm_head.weight" || name.starts_with("classifier.");
         let backbone: Weights =
             source.weights.iter().filter(|(name, _)| !head(name)).map(|(n, t)| (n.clone(), t.clone())).collect();
-        let model = Trainable::new(&headless(&source.config), backbone, lora, seed.wrapping_add(1))?;
+        let seed = common.seed.wrapping_add(1);
+        let model = Trainable::new(&headless(&source.config), backbone, common.lora.as_ref(), seed)?
+            .with_recompute(common.recompute);
         let mut critic = Self::shared(source.config.hidden_size, &model.device())?;
         if let Some(score) = source.weights.get(SCORE) {
             let number = |name: &str, default| {

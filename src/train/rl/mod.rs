@@ -93,7 +93,8 @@ fn drive<A: Serialize>(
     let prompts = prompts(&rl, &texts, max_length)?;
     let (reward, reward_source) = Reward::open(&rl, &device)?;
 
-    let policy = Trainable::new(&loaded.config, backbone_and_output(&loaded), rl.common.lora.as_ref(), rl.common.seed)?;
+    let policy = Trainable::new(&loaded.config, backbone_and_output(&loaded), rl.common.lora.as_ref(), rl.common.seed)?
+        .with_recompute(rl.common.recompute);
     // Base and *starting* adapter, before any update or resume touches them.
     let reference = policy.reference(&loaded.weights)?;
     let critic = critic(&rl, &algorithm, &loaded, reward_source.as_ref())?;
@@ -207,7 +208,7 @@ fn critic(rl: &RlCommon, algorithm: &Algorithm, policy: &Loaded, reward: Option<
     // The critic reads the policy's ids: a reward model with other ids would read nonsense.
     let vocabulary = |m: &Loaded| m.tokenizer.as_ref().and_then(|t| t.to_json().ok());
     let source = reward.filter(|r| vocabulary(r) == vocabulary(policy)).unwrap_or(policy);
-    Ok(Some(Critic::separate(source, rl.common.lora.as_ref(), rl.common.seed)?))
+    Ok(Some(Critic::separate(source, &rl.common)?))
 }
 
 type PtxData = (Vec<super::step::Sequence>, Option<(String, String)>);
