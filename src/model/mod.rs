@@ -2,8 +2,8 @@
 //! No loss, no sampling, no optimizer in here.
 
 pub mod architecture;
-pub mod builtin;
 mod blocks;
+pub mod builtin;
 pub mod config;
 pub mod decoder;
 pub mod encoder;
