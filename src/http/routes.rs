@@ -169,7 +169,7 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
     import.handler = import.handler.layer(DefaultBodyLimit::max(limits.import_bytes));
     vec![
         get("/admin/api/overview", Admin, "The loop in figures and the next sensible action", admin::overview),
-        get("/admin/api/throughput", Admin, "Judgments a day, time at work, the queue", admin::throughput),
+        get("/admin/api/throughput", Review, "Judgments a day, time at work, the queue", admin::throughput),
         get("/admin/sets", Admin, "Sets with kind, policy and score, newest first", admin::sets::list),
         post("/admin/sets/draw", Admin, "Draw sets in bulk from stored prompts, in the background", admin::sets::draw)
             .taking::<crate::service::draw::DrawRequest>()

@@ -94,6 +94,8 @@ fn next_action(
     if counts.judgments < ENOUGH_JUDGMENTS {
         return if counts.sets_open > 0 {
             action("rank", format!("{} sets wait to be ranked", counts.sets_open), None)
+        } else if counts.prompts > 0 {
+            action("draw", format!("make sets from the {} stored prompts, for people to rank", counts.prompts), None)
         } else {
             action("import", "import rankings, or add prompts and let the policy answer them".to_owned(), None)
         };

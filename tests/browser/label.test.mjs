@@ -158,3 +158,53 @@ test('four answers take places by number keys, with a tie; skip gives a reason',
   assert.deepEqual(trouble, []);
   await context.close();
 });
+
+test('three answers are placed by dragging their letters', async () => {
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  const set = await makeSet(server.url, 'Name a fruit.', ['An apple.', 'A pear.', 'A hammer.']);
+  await visit(page, server.url, `/label?set_id=${set}`, '.answer');
+  const lane = (n) => page.locator('.lane').nth(n - 1);
+  const letter = (x) => page.locator('.letter', { hasText: x });
+  await letter('C').dragTo(lane(1));
+  await letter('A').dragTo(lane(2));
+  assert.equal(await page.locator('.submit').getAttribute('aria-disabled'), 'true', 'B is still open');
+  await letter('B').dragTo(lane(2));
+  await page.locator('.submit').click();
+  const [judgment] = await stored(set);
+  assert.deepEqual(
+    [...judgment.items].sort((a, b) => a.shown_position - b.shown_position).map((i) => i.tier),
+    [1, 1, 0],
+  );
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('the next set is fetched ahead, and a lease is renewed while somebody works', async () => {
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  for (const q of ['ahead 1', 'ahead 2']) await makeSet(server.url, q, ['yes', 'no']);
+  await page.clock.install();
+  const leases = [];
+  const renewals = [];
+  page.on('request', (r) => {
+    if (r.url().includes('/v1/label/next')) leases.push(r.url());
+    if (r.url().endsWith('/renew')) renewals.push(r.url());
+  });
+  await visit(page, server.url, '/label', '.answer');
+  const ahead = page.waitForResponse((r) => r.url().includes('/v1/label/next'));
+  await page.clock.runFor(2000);
+  await ahead;
+  assert.equal(leases.length, 2, 'one on the screen, one ahead');
+  const renewed = page.waitForResponse((r) => r.url().endsWith('/renew'));
+  // a lease lasts ten minutes; after half of it the page asks for more, as long as there are signs of life
+  for (let minute = 0; minute < 6; minute++) {
+    await page.mouse.move(100 + minute, 200);
+    await page.clock.runFor(60_000);
+  }
+  assert.equal((await renewed).status(), 200);
+  assert.equal(new Set(renewals).size, 2, 'both leases');
+  await page.keyboard.press('1');
+  await page.keyboard.press('Enter');
+  await page.locator('.prompt', { hasText: /ahead/ }).waitFor();
+  assert.deepEqual(trouble, []);
+  await context.close();
+});

@@ -203,3 +203,58 @@ test('server-sent events survive any cut', async () => {
   ]);
   assert.deepEqual(got, [wanted, wanted, wanted]);
 });
+
+test('text that streams in: lists, headings, code, links only to https, nothing parsed as HTML', async () => {
+  const shape = (text) =>
+    opened.page.evaluate(async (text) => {
+      const { richText } = await import('/static/js/richtext.js');
+      const el = richText(text);
+      const name = (n) =>
+        n.nodeType === 3 ? JSON.stringify(n.data) : `${n.localName}(${[...n.childNodes].map(name).join(' ')})`;
+      return { shape: [...el.childNodes].map(name).join(' '), links: [...el.querySelectorAll('a')].map((a) => a.href) };
+    }, text);
+  assert.equal(
+    (await shape('# Head\nSome **bold** and *slanted* `x`')).shape,
+    'p("Head") p("Some " strong("bold") " and " em("slanted") " " code("x"))',
+  );
+  assert.equal(
+    (await shape('Intro\n- one\n- two\n\n3. three\n4. four')).shape,
+    'p("Intro") ul(li("one") li("two")) ol(li("three") li("four"))',
+  );
+  assert.equal((await shape('```py\nprint(1)\n```\n> said')).shape, 'pre("print(1)") blockquote("said")');
+  assert.equal((await shape('```\nhalf a fen')).shape, 'pre("half a fen")');
+  const hostile = await shape(
+    '[a](javascript:alert(1)) [b](https://example.org/x) <img src=x onerror=alert(1)> [c](data:text/html,x)',
+  );
+  assert.deepEqual(hostile.links, ['https://example.org/x']);
+  assert.ok(!/img\(|script\(/.test(hostile.shape));
+  assert.deepEqual(opened.trouble, []);
+});
+
+test('curves: what tells most comes first, and what never moves is set apart', async () => {
+  const result = await opened.page.evaluate(async () => {
+    const m = await import('/static/js/admin/curves.js');
+    const run = (rows) =>
+      m.byName(rows.flatMap((row, step) => Object.entries(row).map(([name, value]) => ({ step, name, value }))));
+    const still = run([
+      { kl_coef: 0.05, entropy: 3 },
+      { kl_coef: 0.05, entropy: 2 },
+      { kl_coef: 0.05, entropy: 1 },
+    ]);
+    const other = run([{ kl_coef: 0.05 }, { kl_coef: 0.06 }, { kl_coef: 0.07 }]);
+    return {
+      order: m.inOrder(['grad_norm', 'odd_one', 'response_length', 'entropy', 'heldout_accuracy']),
+      alone: m.isStill(new Map([['a', still]]), 'kl_coef'),
+      compared: m.isStill(
+        new Map([
+          ['a', still],
+          ['b', other],
+        ]),
+        'kl_coef',
+      ),
+      moving: m.isStill(new Map([['a', still]]), 'entropy'),
+    };
+  });
+  assert.deepEqual(result.order, ['heldout_accuracy', 'entropy', 'response_length', 'grad_norm', 'odd_one']);
+  assert.deepEqual([result.alone, result.compared, result.moving], [true, false, false]);
+});

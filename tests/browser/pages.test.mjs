@@ -29,6 +29,7 @@ const PAGES = [
   ['/admin#/jobs', '.view-head a.button'],
   ['/admin#/jobs/new/ppo', '.schema-form'],
   ['/admin#/models', '.tree'],
+  ['/admin#/queue', '.policies'],
   ['/admin#/labels', '.throughput'],
   ['/admin#/data', '#import-file'],
   ['/admin#/people', '#invite-note'],

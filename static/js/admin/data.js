@@ -1,8 +1,10 @@
 // Data in and out: import with help for each format and a report by line, export, dataset versions.
-import { call } from '../api.js';
+import { call, get, listOf } from '../api.js';
 import { fill, h } from '../dom.js';
 import { t } from '../i18n.js';
 import { errorText } from '../plain.js';
+import { auditPanel } from './audit.js';
+import { datasetsPanel } from './datasets.js';
 import { bytes, caught, section } from './parts.js';
 
 /** Formats with a line as it looks in a file; `out` = can be exported, too. */
@@ -23,6 +25,12 @@ const FORMATS = [
     line: '{"chosen": "\\n\\nHuman: …\\n\\nAssistant: better", "rejected": "\\n\\nHuman: …\\n\\nAssistant: worse"}',
   },
   { name: 'demonstrations', out: true, line: '{"prompt": [{"role": "user", "content": "…"}], "completion": "the ideal answer"}' },
+  {
+    name: 'oasst',
+    out: true,
+    line: '{"message_tree_id": "…", "prompt": {"text": "…", "role": "prompter", "replies": [{"text": "…", "role": "assistant", "rank": 0}]}}',
+  },
+  { name: 'parquet', out: true, line: null },
   { name: 'prompts', out: false, line: '{"prompt": [{"role": "user", "content": "…"}], "tags": ["cooking"]}' },
 ];
 
@@ -35,11 +43,25 @@ function importForm() {
     { id: 'import-format' },
     FORMATS.map((f) => h('option', { value: f.name, text: t(`format.${f.name}`) })),
   );
+  // rankings may be known answers instead of judgments: people are measured by them
+  const known = h(
+    'select',
+    { id: 'import-known' },
+    ['', 'gold', 'calibration'].map((k) => h('option', { value: k, text: t(`known.${k || 'none'}`) })),
+  );
+  const knownField = h(
+    'div',
+    { class: 'field' },
+    h('label', { for: 'import-known', text: t('data.use_as') }),
+    known,
+    h('p', { class: 'help', text: t('data.use_as_help') }),
+  );
   const explain = () => {
     chosen = FORMATS.find((f) => f.name === format.value);
     help.textContent = t(`format.${chosen.name}_help`);
     example.textContent = chosen.line ?? '';
     example.hidden = !chosen.line;
+    knownField.hidden = ['demonstrations', 'prompts'].includes(chosen.name);
   };
   format.addEventListener('change', explain);
   explain();
@@ -88,7 +110,11 @@ function importForm() {
           try {
             const r = await call('POST', '/admin/import', {
               raw: picked,
-              query: { format: chosen.name, name: picked.name.replace(/[^A-Za-z0-9._-]+/g, '_').slice(0, 64) },
+              query: {
+                format: chosen.name,
+                known_answer: knownField.hidden ? null : known.value,
+                name: picked.name.replace(/[^A-Za-z0-9._-]+/g, '_').slice(0, 64),
+              },
             });
             fill(report, told(r));
           } catch (e) {
@@ -101,6 +127,7 @@ function importForm() {
     },
     h('div', { class: 'field' }, h('label', { for: 'import-format', text: t('labels.format') }), format, help),
     example,
+    knownField,
     h(
       'div',
       { class: 'field' },
@@ -123,7 +150,7 @@ function exportTable() {
     f,
     a: h('a', {
       class: 'button',
-      download: `instructd-${f.name}.jsonl`,
+      download: `instructd-${f.name}.${f.name === 'parquet' ? 'parquet' : 'jsonl'}`,
       text: t('data.download'),
       'aria-label': t('data.download_name', { name: t(`format.${f.name}`) }),
     }),
@@ -155,7 +182,10 @@ function exportTable() {
   ];
 }
 
-export async function dataView(el) {
+export async function dataView(el, { signal }) {
+  const datasets = datasetsPanel(signal);
+  const names = new Map([['admin', 'admin']]);
+  const audit = auditPanel(signal, names);
   fill(
     el,
     h('header', { class: 'view-head' }, h('h1', { text: t('admin.data') })),
@@ -165,5 +195,10 @@ export async function dataView(el) {
       section(t('labels.import_title'), null, importForm()),
       section(t('labels.export_title'), null, h('p', { class: 'muted', text: t('labels.export_help') }), exportTable()),
     ),
+    datasets.el,
+    audit.el,
   );
+  for (const l of listOf(await get('/admin/labelers', null, { signal }))) names.set(l.id, l.name);
+  for (const m of listOf(await get('/admin/models', null, { signal }))) names.set(m.id, m.name);
+  await Promise.all([datasets.draw(), audit.draw()]);
 }

@@ -1,8 +1,9 @@
 // Labels: how fast they come, how well people agree, who can be trusted, which version people prefer.
-import { ApiError, get, listOf } from '../api.js';
+import { get, listOf } from '../api.js';
 import { fill, h } from '../dom.js';
 import { duration, lang, num, t, when } from '../i18n.js';
 import { HUMAN_CEILING, bars, figureRow, figureText, percent, tile, whisker } from '../figures.js';
+import { failure } from '../shell.js';
 import { every, section, table } from './parts.js';
 import { versionsPanel } from './versions.js';
 
@@ -147,7 +148,7 @@ export async function labelsView(el, { signal }) {
           click: (e) => {
             days = d;
             for (const b of spans.children) b.setAttribute('aria-pressed', String(b === e.currentTarget));
-            loadQuality().catch(() => {});
+            loadQuality().catch((err) => fill(who, failure(err)));
           },
         },
       }),
@@ -262,19 +263,29 @@ export async function labelsView(el, { signal }) {
     versions.el,
     section(t('labels.judgments'), null, judgments),
   );
-  // each part stands alone: one that fails leaves the others
-  const parts = [
-    loadFlow(),
-    loadQuality(),
-    versions.draw(),
-    loadDisputed(),
-    loadNames()
-      .catch(() => {})
-      .then(loadJudgments),
-  ];
-  const failed = (await Promise.allSettled(parts)).filter((r) => r.status === 'rejected');
-  const real = failed.find((r) => r.reason?.name !== 'AbortError');
-  if (real && failed.length === parts.length) throw real.reason;
-  if (real && real.reason instanceof ApiError && real.reason.status === 401) throw real.reason;
+  // each part stands alone: one that fails says so in its place
+  const part = async (host, load) => {
+    try {
+      await load();
+    } catch (e) {
+      if (e.name === 'AbortError' || signal.aborted) return;
+      if (e.status === 401) throw e;
+      fill(
+        host,
+        failure(e, () => part(host, load)),
+      );
+    }
+  };
+  await Promise.all([
+    part(flow, loadFlow),
+    part(who, loadQuality),
+    part(disputed, loadDisputed),
+    part(versions.host, versions.draw),
+    part(judgments, () =>
+      loadNames()
+        .catch(() => {})
+        .then(loadJudgments),
+    ),
+  ]);
   every(10, signal, loadFlow);
 }

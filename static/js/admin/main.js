@@ -8,6 +8,8 @@ import { labelsView } from './labels.js';
 import { modelsView } from './models.js';
 import { overviewView } from './overview.js';
 import { peopleView } from './people.js';
+import { queueView } from './queue.js';
+import { reviewView } from './review.js';
 import { runView } from './run.js';
 import { settingsView } from './settings.js';
 
@@ -18,6 +20,7 @@ const TABS = [
   ['overview', '#/'],
   ['jobs', '#/jobs'],
   ['models', '#/models'],
+  ['queue', '#/queue'],
   ['labels', '#/labels'],
   ['data', '#/data'],
   ['people', '#/people'],
@@ -33,6 +36,8 @@ const ROUTES = [
   [/^\/jobs\/new(?:\/([\w.-]+))?$/, 'jobs', newJobView],
   [/^\/jobs\/([^/]+)$/, 'jobs', runView],
   [/^\/models$/, 'models', modelsView],
+  [/^\/queue$/, 'queue', queueView],
+  [/^\/sets\/([^/]+)$/, 'queue', reviewView],
   [/^\/labels$/, 'labels', labelsView],
   [/^\/data$/, 'data', dataView],
   [/^\/people$/, 'people', peopleView],
@@ -52,7 +57,7 @@ async function route() {
   const match = ROUTES.map(([pattern, tab, view]) => ({ m: pattern.exec(path), tab, view })).find((r) => r.m);
   const reviewer = who.role === 'reviewer';
   const home = reviewer ? { m: [], tab: 'labels', view: labelsView } : { m: [], tab: 'overview', view: overviewView };
-  const open = match && (!reviewer || match.view === labelsView);
+  const open = match && (!reviewer || match.view === labelsView || match.view === reviewView);
   const { m, tab, view } = open ? match : home;
   fill(
     nav,
@@ -60,6 +65,8 @@ async function route() {
       h('a', { href, 'aria-current': name === tab ? 'page' : null, text: t(`admin.${name}`) }),
     ),
   );
+  // on a phone the tabs scroll: the current one stays in sight
+  nav.querySelector('[aria-current]')?.scrollIntoView({ block: 'nearest', inline: 'center' });
   const el = h('div', { class: `view ${tab}` });
   fill(body, el);
   window.scrollTo(0, 0);

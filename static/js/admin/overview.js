@@ -7,6 +7,7 @@ import { every, metricsText, progressBar, progressText, stateTag } from './parts
 /** What each `next_action` code of the server leads to: [node to light up, link]. */
 const ACTIONS = {
   import: ['prompts', '#/data'],
+  draw: ['completions', '#/queue'],
   rank: ['rankings', '/label'],
   train_sft: ['active', '#/jobs/new/sft'],
   train_reward: ['reward', '#/jobs/new/reward'],
@@ -27,7 +28,9 @@ function suggestion(o) {
         : !c.prompts
           ? 'import'
           : !c.judgments
-            ? 'rank'
+            ? c.sets_open
+              ? 'rank'
+              : 'draw'
             : !o.active_reward
               ? 'train_reward'
               : 'train_ppo';
@@ -92,7 +95,7 @@ export async function overviewView(el, { signal }) {
         { class: 'loop', role: 'group', 'aria-label': t('loop.title') },
         node('prompts', lit, '#/data', num(c.prompts ?? 0), t('loop.demonstrations', { n: c.demonstrations ?? 0 })),
         arrow('a1', t('loop.sample')),
-        node('completions', lit, '/chat', num(c.completions ?? 0), t('loop.feedback', { n: c.feedback_events ?? 0 })),
+        node('completions', lit, '#/queue', num(c.completions ?? 0), t('loop.feedback', { n: c.feedback_events ?? 0 })),
         arrow('a2', t('loop.rank')),
         node(
           'rankings',

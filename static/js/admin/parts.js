@@ -1,6 +1,6 @@
 // Small pieces that several admin views share.
 import { dialog, h, toast } from '../dom.js';
-import { duration, fig, num, t } from '../i18n.js';
+import { duration, fig, has, num, t } from '../i18n.js';
 import { errorText } from '../plain.js';
 
 const STATE_KIND = {
@@ -151,12 +151,13 @@ export function progressBar(job) {
 export function metricsText(metrics, most = 4) {
   if (!metrics || typeof metrics !== 'object') return '';
   const show = (v) => (Number.isInteger(v) ? num(v) : fig(v));
+  const name = (k) => (has(`metric.${k}`) ? t(`metric.${k}`) : k);
   const numbers = (o) => Object.entries(o ?? {}).filter(([, v]) => typeof v === 'number');
   const ends = numbers(metrics.last).map(([k, v]) => {
     const from = metrics.first?.[k];
-    return typeof from === 'number' ? `${k} ${show(from)} → ${show(v)}` : `${k} ${show(v)}`;
+    return typeof from === 'number' ? `${name(k)} ${show(from)} → ${show(v)}` : `${name(k)} ${show(v)}`;
   });
-  return [...ends, ...numbers(metrics).map(([k, v]) => `${k} ${show(v)}`)].slice(0, most).join(' · ');
+  return [...ends, ...numbers(metrics).map(([k, v]) => `${name(k)} ${show(v)}`)].slice(0, most).join(' · ');
 }
 
 export function download(name, text, type) {

@@ -3,7 +3,7 @@ import { del, get, listOf, post } from '../api.js';
 import { fill, h } from '../dom.js';
 import { t, when } from '../i18n.js';
 import { caught, confirm, section, showSecret, table } from './parts.js';
-import { ROLES } from './person.js';
+import { ROLES, personDialog } from './person.js';
 
 const SCOPES = ['inference', 'feedback', 'admin'];
 
@@ -62,13 +62,9 @@ export async function peopleView(el, { signal }) {
                   : h('button', {
                       type: 'button',
                       class: 'quiet',
-                      text: t(l.active ? 'labels.keep_out' : 'labels.let_in'),
-                      on: {
-                        click: caught(async () => {
-                          await post(`/admin/labelers/${encodeURIComponent(l.id)}/active`, { active: !l.active });
-                          await loadPeople();
-                        }),
-                      },
+                      text: t('people.manage'),
+                      'aria-label': t('people.manage_name', { name: l.name }),
+                      on: { click: () => personDialog(l, loadPeople) },
                     }),
               ),
             ),
@@ -83,7 +79,7 @@ export async function peopleView(el, { signal }) {
       invites,
       table(
         t('labels.invites'),
-        [[t('labels.note')], [t('labels.role')], [t('labels.expires')], [t('labels.used_by')]],
+        [[t('labels.note')], [t('labels.role')], [t('labels.expires')], [t('labels.used_by')], ['', 'right']],
         list.map((i) =>
           h(
             'tr',
@@ -92,6 +88,23 @@ export async function peopleView(el, { signal }) {
             h('td', { text: t(`role.${i.role}`) }),
             h('td', { class: 'nowrap', text: when(i.expires) }),
             h('td', { dir: 'auto', text: i.used_by ? (names.get(i.used_by) ?? i.used_by) : '–' }),
+            h(
+              'td',
+              { class: 'right' },
+              i.used_by || i.expires < Date.now() * 1000
+                ? null
+                : h('button', {
+                    type: 'button',
+                    class: 'quiet',
+                    text: t('people.revoke_invite'),
+                    on: {
+                      click: caught(async () => {
+                        await del(`/admin/invites/${encodeURIComponent(i.id)}`);
+                        await loadInvites();
+                      }),
+                    },
+                  }),
+            ),
           ),
         ),
         t('labels.no_invites'),

@@ -121,6 +121,7 @@ export function versionsPanel(signal) {
   };
   controlled.addEventListener('change', () => draw().catch(() => {}));
   return {
+    host,
     el: section(
       t('versions.title'),
       h('label', { class: 'inline', for: 'length-controlled' }, controlled, h('span', { text: t('versions.controlled') })),

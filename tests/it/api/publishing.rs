@@ -46,6 +46,8 @@ async fn the_overview_says_what_comes_next() {
     let server = Server::start().await;
     let action = async || server.get("/admin/api/overview").await.expect(200).json()["next_action"]["action"].clone();
     assert_eq!(action().await, "import");
+    server.post("/v1/prompts", json!({"prompt": "p"})).await.expect(201);
+    assert_eq!(action().await, "draw");
     let set = json!({"messages": [{"role": "user", "content": "q"}], "completions": ["a", "b"]});
     server.post("/v1/comparison-sets", set).await.expect(201);
     assert_eq!(action().await, "rank");

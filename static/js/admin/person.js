@@ -1,0 +1,142 @@
+// One person: role, quota, in or out; what is stored about them; erasing it on request.
+import { call, get, post } from '../api.js';
+import { dialog, h, toast } from '../dom.js';
+import { t } from '../i18n.js';
+import { errorText } from '../plain.js';
+import { download } from './parts.js';
+
+export const ROLES = ['labeler', 'reviewer', 'admin'];
+
+/** Opens the dialog; `changed` is called after anything was changed. */
+export async function personDialog(person, changed) {
+  const done = await dialog(person.name, (close) => form(person, close), { closeLabel: t('close') });
+  if (done === 'erase') return eraseDialog(person, changed);
+  if (done) await changed();
+}
+
+function form(person, close) {
+  const path = `/admin/labelers/${encodeURIComponent(person.id)}`;
+  const role = h(
+    'select',
+    { id: 'edit-role' },
+    ROLES.map((r) => h('option', { value: r, selected: r === person.role, text: t(`role.${r}`) })),
+  );
+  const quota = h('input', {
+    id: 'edit-quota',
+    inputmode: 'numeric',
+    autocomplete: 'off',
+    value: person.daily_quota ?? '',
+    placeholder: t('queue.as_configured'),
+  });
+  const active = h('input', { id: 'edit-active', type: 'checkbox', checked: person.active });
+  const error = h('p', { class: 'form-error', role: 'alert' });
+  const save = async (e) => {
+    e.preventDefault();
+    error.textContent = '';
+    const text = quota.value.trim();
+    if (text !== '' && !/^\d+$/.test(text)) {
+      error.textContent = t('form.not_an_integer');
+      quota.setAttribute('aria-invalid', 'true');
+      return quota.focus();
+    }
+    try {
+      await post(path, { role: role.value, daily_quota: text === '' ? null : Number(text), active: active.checked });
+      toast(t('people.saved', { name: person.name }), { kind: 'good' });
+      close(true);
+    } catch (err) {
+      error.textContent = errorText(err);
+    }
+  };
+  const get_data = async () => {
+    try {
+      const data = await get(`${path}/data`);
+      download(`person-${person.id}.json`, `${JSON.stringify(data, null, 2)}\n`, 'application/json');
+    } catch (err) {
+      error.textContent = errorText(err);
+    }
+  };
+  return h(
+    'form',
+    { on: { submit: save } },
+    h(
+      'div',
+      { class: 'field' },
+      h('label', { for: 'edit-role', text: t('labels.role') }),
+      role,
+      h('p', { class: 'help', text: t('people.roles_help') }),
+    ),
+    h(
+      'div',
+      { class: 'field' },
+      h('label', { for: 'edit-quota', text: t('people.quota') }),
+      quota,
+      h('p', { class: 'help', text: t('people.quota_help') }),
+    ),
+    h('label', { class: 'inline', for: 'edit-active' }, active, h('span', { text: t('people.may_sign_in') })),
+    error,
+    h(
+      'div',
+      { class: 'actions spread' },
+      h('button', { type: 'button', class: 'quiet', text: t('people.get_data'), on: { click: get_data } }),
+      h('button', { type: 'button', class: 'danger', text: t('people.erase'), on: { click: () => close('erase') } }),
+      h('button', { type: 'submit', class: 'primary', text: t('settings.save') }),
+    ),
+  );
+}
+
+async function eraseDialog(person, changed) {
+  const how = await dialog(
+    t('people.erase_title', { name: person.name }),
+    (close) => {
+      const typed = h('input', { id: 'erase-name', autocomplete: 'off', dir: 'auto' });
+      const go = h('button', { type: 'submit', class: 'danger', text: t('people.erase'), disabled: true });
+      typed.addEventListener('input', () => (go.disabled = typed.value.trim() !== person.name));
+      return h(
+        'form',
+        {
+          on: {
+            submit: (e) => {
+              e.preventDefault();
+              close(new FormData(e.target).get('how'));
+            },
+          },
+        },
+        h('p', { text: t('people.erase_text') }),
+        h(
+          'fieldset',
+          { class: 'choices' },
+          h('legend', { text: t('people.erase_what') }),
+          ['anonymise', 'remove'].map((value, i) =>
+            h(
+              'label',
+              { class: 'choice' },
+              h('input', { type: 'radio', name: 'how', value, checked: i === 0 }),
+              h(
+                'span',
+                null,
+                h('strong', { text: t(`erase.${value}`) }),
+                h('span', { class: 'help', text: ` ${t(`erase.${value}_help`)}` }),
+              ),
+            ),
+          ),
+        ),
+        h(
+          'div',
+          { class: 'field' },
+          h('label', { for: 'erase-name', text: t('people.type_name', { name: person.name }) }),
+          typed,
+        ),
+        h('div', { class: 'actions' }, h('button', { type: 'button', text: t('cancel'), on: { click: () => close() } }), go),
+      );
+    },
+    { closeLabel: t('close') },
+  );
+  if (!how) return;
+  try {
+    await call('POST', `/admin/labelers/${encodeURIComponent(person.id)}/erase`, { body: { judgments: how } });
+    toast(t('people.erased'), { kind: 'good' });
+  } catch (e) {
+    toast(errorText(e), { kind: 'bad', seconds: 10 });
+  }
+  await changed();
+}

@@ -1,0 +1,173 @@
+// One set with everybody's judgments: settle it, or give it a known answer (gold, practice).
+import { get, newKey, post } from '../api.js';
+import { fill, h, toast, userText } from '../dom.js';
+import { t, when } from '../i18n.js';
+import { letter } from '../label/ballot.js';
+import { errorText } from '../plain.js';
+import { caught, section, table } from './parts.js';
+
+/** Places 1 … K for each answer, as small selects; `read()` gives dense tiers or null while one is open. */
+function placesForm(completions, given) {
+  const selects = completions.map((c, i) =>
+    h(
+      'select',
+      { id: `place-${i}` },
+      h('option', { value: '', text: '–' }),
+      completions.map((_, n) => h('option', { value: n, selected: given?.get(c.id) === n, text: n + 1 })),
+    ),
+  );
+  return {
+    el: h(
+      'div',
+      { class: 'row places' },
+      completions.map((_, i) =>
+        h('label', { class: 'inline', for: `place-${i}` }, h('span', { text: t('label.answer', { x: letter(i) }) }), selects[i]),
+      ),
+    ),
+    read() {
+      if (selects.some((s) => s.value === '')) return null;
+      const used = [...new Set(selects.map((s) => Number(s.value)))].sort((a, b) => a - b);
+      return completions.map((c, i) => ({ completion_id: c.id, tier: used.indexOf(Number(selects[i].value)) }));
+    },
+  };
+}
+
+export async function reviewView(el, { id, signal, who }) {
+  const path = `/v1/review/sets/${encodeURIComponent(id)}`;
+  const answer = await get(path, null, { signal });
+  const { set, prompt, completions, judgments } = answer;
+  const name = (cid) => letter(completions.findIndex((c) => c.id === cid));
+  const order = (j) =>
+    [...j.items]
+      .sort((a, b) => a.tier - b.tier)
+      .map((i, k, all) => (k && all[k - 1].tier === i.tier ? '= ' : k ? '> ' : '') + name(i.completion_id))
+      .join(' ');
+  const last = judgments.find((j) => j.labeler.id === answer.settled_by) ?? judgments[0];
+  const given = new Map((last?.judgment.items ?? []).map((i) => [i.completion_id, i.tier]));
+  const places = placesForm(completions, given);
+  const message = h('p', { class: 'form-error', role: 'alert' });
+  const why = h('textarea', { id: 'settle-why', rows: '2', dir: 'auto' });
+  const again = () => {
+    fill(el);
+    return reviewView(el, { id, signal, who });
+  };
+  const act = (send) =>
+    caught(async () => {
+      message.textContent = '';
+      const items = places.read();
+      if (!items) return void (message.textContent = t('label.rank_all_first'));
+      try {
+        await send(items);
+        await again();
+      } catch (e) {
+        message.textContent = errorText(e);
+      }
+    });
+  const settle = act(async (items) => {
+    await post(`${path}/settle`, {
+      outcome: 'ranked',
+      items,
+      ...(why.value.trim() ? { rationale: why.value.trim() } : {}),
+      idempotency_key: newKey(),
+    });
+    toast(t('review.settled'), { kind: 'good' });
+  });
+  const known = (kind) =>
+    act(async (items) => {
+      await post(`/admin/sets/${encodeURIComponent(id)}/known-answer`, {
+        kind,
+        tiers: items,
+        ...(why.value.trim() ? { explanation: why.value.trim() } : {}),
+      });
+      toast(t(`review.known_${kind}`), { kind: 'good' });
+    });
+  fill(
+    el,
+    h(
+      'header',
+      { class: 'view-head' },
+      h('h1', { text: t('review.title') }),
+      h('a', { href: who?.role === 'admin' ? '#/queue' : '#/labels', text: t('review.back') }),
+    ),
+    h(
+      'ol',
+      { class: 'turns' },
+      prompt.messages.map((m) =>
+        h('li', { class: `turn ${m.role}` }, h('span', { class: 'who', text: t(`role.${m.role}`) }), userText(m)),
+      ),
+    ),
+    h(
+      'div',
+      { class: `review-answers` },
+      completions.map((c, i) =>
+        h(
+          'article',
+          { class: 'panel' },
+          h(
+            'header',
+            { class: 'block-head' },
+            h('h2', { text: t('label.answer', { x: letter(i) }) }),
+            h('span', { class: 'sub mono', dir: 'auto', text: c.author }),
+          ),
+          userText(c),
+        ),
+      ),
+    ),
+    section(
+      t('review.judgments'),
+      answer.settled_by ? h('span', { class: 'tag good', text: t('review.is_settled') }) : null,
+      table(
+        t('review.judgments'),
+        [[t('role.labeler')], [t('labels.outcome')], [t('labels.order')], [t('labels.why')], [t('labels.when')]],
+        judgments.map(({ judgment: j, labeler }) =>
+          h(
+            'tr',
+            null,
+            h('td', { class: 'strong wrap', dir: 'auto', text: labeler.name }),
+            h(
+              'td',
+              null,
+              h('span', { class: 'tag', text: t(`outcome.${j.outcome}`) }),
+              j.strength ? h('span', { class: 'sub', text: ` ${t(`strength.${j.strength}`)}` }) : null,
+            ),
+            h('td', { class: 'mono nowrap', text: order(j) }),
+            h('td', { class: 'wrap sub', dir: 'auto', text: j.rationale ?? '' }),
+            h('td', { class: 'nowrap', text: when(j.created) }),
+          ),
+        ),
+        t('labels.no_judgments'),
+      ),
+    ),
+    section(
+      t('review.decide'),
+      null,
+      h('p', { class: 'muted', text: t('review.decide_help') }),
+      places.el,
+      h('div', { class: 'field' }, h('label', { for: 'settle-why', text: t('review.why') }), why),
+      message,
+      h(
+        'div',
+        { class: 'actions' },
+        who?.role === 'admin' && set.kind === 'normal'
+          ? [
+              h('button', {
+                type: 'button',
+                text: t('review.make_gold'),
+                title: t('review.make_gold_help'),
+                on: { click: known('gold') },
+              }),
+              h('button', {
+                type: 'button',
+                text: t('review.make_calibration'),
+                title: t('review.make_calibration_help'),
+                on: { click: known('calibration') },
+              }),
+            ]
+          : null,
+        set.kind === 'normal'
+          ? h('button', { type: 'button', class: 'primary', text: t('review.settle'), on: { click: settle } })
+          : h('span', { class: 'tag accent', text: t(`kind.${set.kind}`) }),
+      ),
+    ),
+  );
+}
