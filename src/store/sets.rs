@@ -277,6 +277,11 @@ async fn pick(conn: &mut Conn, request: &LeaseRequest) -> Result<Option<Row>> {
     Ok(free(conn, request, kind).await?.or(normal))
 }
 
+/// Whether there is no set for the labeler at the moment; says nothing about the next one.
+pub(super) async fn nothing_free(conn: &mut Conn, request: &LeaseRequest) -> Result<bool> {
+    Ok(quota_is_used(conn, request).await? || pick(conn, request).await?.is_none())
+}
+
 async fn quota_is_used(conn: &mut Conn, request: &LeaseRequest) -> Result<bool> {
     let Some((since, limit)) = request.quota else { return Ok(false) };
     let used = conn

