@@ -394,7 +394,20 @@ pub struct AuditEntry {
 
 // ---------------------------------------------------------------- models and jobs
 
-name_enum!(ModelKind { Policy = "policy", Reward = "reward", Encoder = "encoder" });
+name_enum!(
+    /// What a version's weights are for; each kind has its own routes.
+    ModelKind {
+        /// A decoder that writes text.
+        Policy = "policy",
+        Reward = "reward",
+        /// A bidirectional encoder: embeddings and fill-mask.
+        Encoder = "encoder",
+        /// A transformer with a class head.
+        Classifier = "classifier",
+        /// A soft prompt for one base model.
+        PromptAdapter = "prompt_adapter",
+    }
+);
 name_enum!(ModelState { Candidate = "candidate", Active = "active", Retired = "retired" });
 
 /// An immutable set of weights on disk. At most one version of each kind is active.

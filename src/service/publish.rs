@@ -20,9 +20,14 @@ pub async fn find(services: &Services, name_or_id: &str) -> Result<ModelVersion>
 /// the version they began with.
 ///
 /// # Errors
-/// `Conflict` for retired versions; what the engine says when the version does not load.
+/// `Conflict` for retired versions and for kinds that have no active one; what the engine says when the version
+/// does not load.
 pub async fn promote(services: &Arc<Services>, by: &Actor, name_or_id: &str) -> Result<ModelVersion> {
     let version = find(services, name_or_id).await?;
+    if matches!(version.kind, ModelKind::Classifier | ModelKind::PromptAdapter) {
+        let message = format!("{} is a {}: requests name it, none is the active one", version.name, version.kind);
+        return Err(ServiceError::Conflict(message));
+    }
     switch(services, by, version, "promote").await
 }
 

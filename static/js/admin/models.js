@@ -53,7 +53,7 @@ export async function modelsView(el, { signal }) {
   const item = ({ model: m, children }) => {
     const where = encodeURIComponent(m.id);
     const promote =
-      m.state === 'candidate' && m.kind !== 'encoder'
+      m.state === 'candidate' && (m.kind === 'policy' || m.kind === 'reward' || m.kind === 'encoder')
         ? h('button', {
             type: 'button',
             text: t('model.promote'),

@@ -42,6 +42,28 @@ async fn promote_serves_the_new_version_and_rollback_the_parent() {
 }
 
 #[tokio::test]
+async fn every_kind_is_listed_and_only_some_have_an_active_one() {
+    let server = Server::start().await;
+    let store = &server.services.store;
+    for kind in [ModelKind::Encoder, ModelKind::Classifier, ModelKind::PromptAdapter] {
+        store.put_model(version(kind.as_str(), kind, None)).await.unwrap();
+    }
+    let listed = server.get("/admin/models").await.expect(200).json();
+    let mut kinds: Vec<_> = listed["data"].as_array().unwrap().iter().map(|m| m["kind"].as_str().unwrap()).collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["classifier", "encoder", "policy", "prompt_adapter"]);
+    // Text comes from policies only.
+    assert_eq!(server.get("/v1/models").await.json()["data"].as_array().unwrap().len(), 1);
+    for name in ["classifier", "prompt_adapter"] {
+        let refused = server.post(&format!("/admin/models/{name}/promote"), json!({})).await.expect(409);
+        assert!(refused.text.contains("requests name it"), "{}", refused.text);
+        server.post("/v1/completions", json!({"prompt": "x", "model": name})).await.expect(404);
+    }
+    server.post("/admin/models/encoder/promote", json!({})).await.expect(200);
+    assert_eq!(server.open_post("/v1/completions", json!({"prompt": "x"})).await.expect(200).json()["model"], "base");
+}
+
+#[tokio::test]
 async fn the_overview_says_what_comes_next() {
     let server = Server::start().await;
     let action = async || server.get("/admin/api/overview").await.expect(200).json()["next_action"]["action"].clone();

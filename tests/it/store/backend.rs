@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use instructd::domain::{ModelKind, ModelState};
 use instructd::store::{self, Store};
 use tempfile::TempDir;
 
@@ -23,7 +24,41 @@ pub async fn sqlite() -> Option<Fresh> {
     Some(Fresh { store: store::connect(&url).await.unwrap(), url, _dir: Some(dir) })
 }
 
+/// Rows as the first schema had them: a policy and its child, which a prompt's completion may name.
+pub const OLD_ROWS: &str = "
+    INSERT INTO prompts (id, messages, lang, source, content_hash, split, tags, created)
+    VALUES ('p', '[]', NULL, 'api', 'h', 'train', '[]', 0);
+    INSERT INTO model_versions
+        (id, kind, name, stage, parent_id, job_id, artifact_uri, sha256, metrics, state, created, activated)
+    VALUES ('root', 'policy', 'root', 'base', NULL, NULL, 'u', 's', '{}', 'active', 1, 5),
+           ('child', 'policy', 'child', 'sft', 'root', NULL, 'u', 's', '{\"loss\": 0.5}', 'candidate', 2, NULL),
+           ('judge', 'reward', 'judge', 'reward', 'root', NULL, 'u', 's', '{}', 'retired', 3, NULL);";
+
+/// What `OLD_ROWS` became, read through the store; and the kinds that came later can be kept.
+pub async fn old_rows_are_whole(store: &dyn Store) {
+    let names: Vec<_> = store.list_models().await.unwrap().into_iter().map(|m| (m.name, m.state)).collect();
+    let expected = [
+        ("judge".to_owned(), ModelState::Retired),
+        ("child".to_owned(), ModelState::Candidate),
+        ("root".to_owned(), ModelState::Active),
+    ];
+    assert_eq!(names, expected);
+    let child = store.find_model("child").await.unwrap().unwrap();
+    assert_eq!((child.parent_id, child.metrics), (Some("root".into()), serde_json::json!({"loss": 0.5})));
+    for kind in [ModelKind::Encoder, ModelKind::Classifier, ModelKind::PromptAdapter] {
+        let new = super::fixture::model(kind.as_str(), kind);
+        store.put_model(new.clone()).await.unwrap();
+        assert_eq!(store.get_model(&new.id).await.unwrap(), new);
+    }
+}
+
 pub async fn postgres() -> Option<Fresh> {
+    let url = postgres_without_schema().await?;
+    Some(Fresh { store: store::connect(&url).await.unwrap(), url, _dir: None })
+}
+
+/// The URL of a new, empty database.
+pub async fn postgres_without_schema() -> Option<String> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let Some(server) = tokio::task::spawn_blocking(server).await.unwrap() else {
         assert!(
@@ -42,8 +77,7 @@ pub async fn postgres() -> Option<Fresh> {
         .output()
         .unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let url = format!("postgres://postgres@localhost/{name}?host={dir}");
-    Some(Fresh { store: store::connect(&url).await.unwrap(), url, _dir: None })
+    Some(format!("postgres://postgres@localhost/{name}?host={dir}"))
 }
 
 struct Server {

@@ -1,6 +1,7 @@
 //! What only the Postgres backend promises: many servers on one database, and refusals.
 
 use instructd::store::{self, StoreError};
+use sqlx::migrate::Migrator;
 
 use super::{backend, fixture};
 
@@ -52,4 +53,20 @@ async fn refuses_a_newer_schema() {
 async fn an_unreachable_server_is_not_available() {
     let error = store::connect("postgres://nobody@127.0.0.1:1/none").await.err();
     assert!(matches!(error, Some(StoreError::Unavailable(_))), "{error:?}");
+}
+
+#[tokio::test]
+async fn migrates_stepwise_with_rows_in_it() {
+    let Some(fresh) = backend::postgres_without_schema().await else { return };
+    let pool = sqlx::PgPool::connect(&fresh).await.unwrap();
+    let all = sqlx::migrate!("migrations/postgres");
+    let upto = |n: usize| Migrator::with_migrations(all.iter().take(n).cloned().collect());
+    upto(1).run(&pool).await.unwrap();
+    sqlx::raw_sql(backend::OLD_ROWS).execute(&pool).await.unwrap();
+    for n in 2..=all.iter().count() {
+        upto(n).run(&pool).await.unwrap();
+    }
+    assert!(sqlx::query("UPDATE model_versions SET kind = 'nonsense'").execute(&pool).await.is_err());
+    pool.close().await;
+    backend::old_rows_are_whole(&*store::connect(&fresh).await.unwrap()).await;
 }

@@ -1,6 +1,7 @@
 //! What only the SQLite backend promises: durable settings, safe migrations, refusals.
 
 use instructd::store;
+use sqlx::migrate::Migrator;
 
 use super::{backend, fixture};
 
@@ -50,4 +51,31 @@ async fn refuses_urls_it_cannot_keep_data_in() {
     for url in ["mysql://x/y", "sqlite::memory:", "sqlite:", "nonsense"] {
         assert!(store::connect(url).await.is_err(), "{url}");
     }
+}
+
+/// Every migration one by one over a database with rows, references checked after each.
+#[tokio::test]
+async fn migrates_stepwise_with_rows_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}?mode=rwc", dir.path().join("old.db").display());
+    let pool = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1).connect(&url).await.unwrap();
+    let all = sqlx::migrate!("migrations/sqlite");
+    let upto = |n: usize| Migrator::with_migrations(all.iter().take(n).cloned().collect());
+    upto(1).run(&pool).await.unwrap();
+    sqlx::raw_sql(backend::OLD_ROWS).execute(&pool).await.unwrap();
+    let children = "INSERT INTO completions VALUES
+        ('c', 'p', 'child', 'model', NULL, 't', x'', x'', '{}', NULL, NULL, NULL, NULL, 0)";
+    sqlx::raw_sql(children).execute(&pool).await.unwrap();
+    for n in 2..=all.iter().count() {
+        upto(n).run(&pool).await.unwrap();
+        let broken = sqlx::query("PRAGMA foreign_key_check").fetch_all(&pool).await.unwrap();
+        assert!(broken.is_empty(), "migration {n} left broken references");
+    }
+    // The references of other tables still bind, and so does the rule of one active version.
+    assert!(sqlx::query("DELETE FROM model_versions WHERE id = 'child'").execute(&pool).await.is_err());
+    assert!(sqlx::query("UPDATE model_versions SET state = 'active'").execute(&pool).await.is_err());
+    assert!(sqlx::query("UPDATE model_versions SET kind = 'nonsense'").execute(&pool).await.is_err());
+    pool.close().await;
+    let store = store::connect(&format!("sqlite://{}", dir.path().join("old.db").display())).await.unwrap();
+    backend::old_rows_are_whole(&*store).await;
 }
