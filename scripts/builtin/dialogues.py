@@ -1,6 +1,6 @@
 """Instruction dialogues for the built-in model, made from templates: nothing in them is taken from elsewhere.
 
-Usage: dialogues.py OUT.jsonl [N]      (the same N gives the same file)
+Usage: dialogues.py OUT.jsonl [N [SEED]]      (the same arguments give the same file)
 """
 
 import json
@@ -191,8 +191,8 @@ MAKERS = [
 
 
 def main() -> None:
-    n = int(sys.argv[2]) if len(sys.argv) > 2 else 12000
-    r = random.Random(20)
+    n = int(sys.argv[2]) if len(sys.argv) > 2 else 2200
+    r = random.Random(int(sys.argv[3]) if len(sys.argv) > 3 else 20)
     makers, weights = [m for m, _ in MAKERS], [w for _, w in MAKERS]
     with open(sys.argv[1], "w", encoding="utf-8") as out:
         for _ in range(n):

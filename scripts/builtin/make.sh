@@ -10,10 +10,10 @@ work=${WORK:-target/builtin}
 mkdir -p "$work"
 [ -e "$work/corpus.txt" ] || python3 scripts/builtin/corpus.py "$work/corpus.txt"
 [ -e "$work/dialogues.jsonl" ] || python3 scripts/builtin/dialogues.py "$work/dialogues.jsonl"
-for step in pretrain sft; do
-  [ -e "$work/$step/model.safetensors" ] && continue
-  sed "s|WORK|$work|g" "scripts/builtin/$step.json" >"$work/$step.args.json"
-  "$run" train "$step" --args "$work/$step.args.json" | tee "$work/$step.metrics.json"
+for recipe in pretrain sft; do
+  [ -e "$work/$recipe/model.safetensors" ] && continue
+  sed "s|WORK|$work|g" "scripts/builtin/$recipe.json" >"$work/$recipe.args.json"
+  "$run" train "$recipe" --args "$work/$recipe.args.json" | tee "$work/$recipe.metrics.json"
 done
 rm -rf "$work/export"
 "$run" models export "$work/sft" "$work/export" --half

@@ -1,5 +1,6 @@
 //! Models, tokenizers and data files: read, written, and refused when damaged.
 
+mod builtin;
 mod chat;
 pub mod corpora;
 mod damaged;
