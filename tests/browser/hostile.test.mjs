@@ -111,9 +111,49 @@ test('names of labelers, notes of invites, names of keys', async () => {
   await page.waitForLoadState('networkidle');
   assert.deepEqual(await planted(page), []);
   assert.ok((await page.locator('main').textContent()).includes('onerror=alert(1)'), 'the text itself is on the page');
-  for (const path of ['/admin#/', '/admin#/jobs', '/admin#/models', '/admin#/labels', '/admin#/data']) {
+  for (const path of ['/admin#/', '/admin#/jobs', '/admin#/models', '/admin#/labels', '/admin#/queue', '/admin#/data']) {
     await visit(page, server.url, path, '.view > *');
     assert.deepEqual(await planted(page), []);
+  }
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('reasons, explanations, tags and what the audit trail and the review show of them', async () => {
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  const ids = [];
+  for (let i = 0; i < CORPUS.length; i += 4) {
+    const set = await api(server.url, 'POST', '/v1/comparison-sets', {
+      messages: [{ role: 'user', content: `practice ${i} ${CORPUS[i]}` }],
+      completions: [`x ${CORPUS[i]}`, `y ${CORPUS[(i + 1) % CORPUS.length]}`],
+    });
+    ids.push(set.id);
+    await api(server.url, 'POST', `/admin/sets/${set.id}/known-answer`, {
+      kind: 'calibration',
+      tiers: set.completions.map((c, tier) => ({ completion_id: c.id, tier })),
+      explanation: CORPUS.slice(i, i + 4).join('\n\n'),
+    });
+    await visit(page, server.url, `/label?set_id=${set.id}`, '.answer');
+    if ((await page.locator('.show-more').count()) === 0) await page.keyboard.press('m');
+    await page.locator('#more-rationale').fill(CORPUS.slice(i, i + 4).join(' '));
+    await page.keyboard.press('Escape');
+    await page.keyboard.press('1');
+    await page.keyboard.press('Enter');
+    await page.locator('.verdict').waitFor();
+    assert.deepEqual(await planted(page), [], `verdict ${i}`);
+  }
+  await api(server.url, 'POST', '/v1/prompts', { messages: [{ role: 'user', content: 'p' }], tags: CORPUS.slice(0, 8) });
+  await api(server.url, 'POST', '/admin/datasets', { filter: { set_kind: 'calibration' } });
+  for (const [path, selector] of [
+    [`/admin#/sets/${ids[0]}`, '.places'],
+    [`/admin#/sets/${ids[3]}`, '.places'],
+    ['/admin#/labels', '.matrix, .throughput'],
+    ['/admin#/queue', '.policies'],
+    ['/admin#/data', '#dataset-name'],
+  ]) {
+    await visit(page, server.url, path, selector);
+    await page.waitForLoadState('networkidle');
+    assert.deepEqual(await planted(page), [], path);
   }
   assert.deepEqual(trouble, []);
   await context.close();

@@ -125,7 +125,7 @@ function lengthBias(report) {
   ];
 }
 
-export async function labelsView(el, { signal }) {
+export async function labelsView(el, { signal, who: person }) {
   const flow = h('div');
   const agree = h('div', { class: 'stack' });
   const who = h('div');
@@ -195,6 +195,7 @@ export async function labelsView(el, { signal }) {
     );
   };
   const loadNames = async () => {
+    if (person?.role !== 'admin') return;
     for (const l of listOf(await get('/admin/labelers', null, { signal }))) names.set(l.id, l.name);
   };
   const loadJudgments = async () => {
@@ -278,14 +279,10 @@ export async function labelsView(el, { signal }) {
   };
   await Promise.all([
     part(flow, loadFlow),
-    part(who, loadQuality),
+    // names of people come with the figures; administrators know those who have judged nothing, too
+    part(who, loadQuality).then(() => part(judgments, () => loadNames().then(loadJudgments))),
     part(disputed, loadDisputed),
     part(versions.host, versions.draw),
-    part(judgments, () =>
-      loadNames()
-        .catch(() => {})
-        .then(loadJudgments),
-    ),
   ]);
   every(10, signal, loadFlow);
 }

@@ -64,7 +64,7 @@ export async function peopleView(el, { signal }) {
                       class: 'quiet',
                       text: t('people.manage'),
                       'aria-label': t('people.manage_name', { name: l.name }),
-                      on: { click: () => personDialog(l, loadPeople) },
+                      on: { click: () => personDialog(l, () => loadPeople().then(loadInvites)) },
                     }),
               ),
             ),

@@ -267,12 +267,12 @@ export async function queueView(el, { signal }) {
     section(t('queue.draws'), null, draws),
     section(t('queue.sets'), statuses, sets),
   );
-  await Promise.all([loadDraws(), loadSets()]);
-  let running = false;
+  const [first] = await Promise.all([loadDraws(), loadSets()]);
+  let seen = first.map((d) => `${d.id} ${d.state} ${d.made}`).join();
   every(2, signal, async () => {
-    const list = await loadDraws();
-    const now = list.some((d) => d.state === 'running');
-    if (running && !now) await loadSets();
-    running = now;
+    // a draw may be over before anybody has seen it run: what was made tells
+    const made = (await loadDraws()).map((d) => `${d.id} ${d.state} ${d.made}`).join();
+    if (made !== seen) await loadSets();
+    seen = made;
   });
 }

@@ -309,6 +309,7 @@ function send(body) {
       open: me.open === undefined ? undefined : Math.max(0, me.open - 1),
     };
   showProgress();
+  keep.set(CURRENT, null, sessionStorage); // judged: a reload must not bring it back
   outbox.add(set.assignment_id, body, { set, ballot });
   // what is practised is answered at once; should the network be slow, the work goes on
   if (set.kind === 'calibration' && body.outcome !== 'skip') work.wait(() => work?.set === set && advance());
