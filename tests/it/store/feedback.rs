@@ -52,7 +52,11 @@ async fn kinds_and_scores_order_the_queue(store: Arc<dyn Store>) {
         let prompt = store.put_prompt(prompt(text)).await.unwrap();
         let texts = vec![completion(&prompt.id, "a"), completion(&prompt.id, "b")];
         store.put_completions(texts.clone()).await.unwrap();
-        let set = ComparisonSet { selection_score: score, ..comparison_set(&prompt.id, &texts, 2) };
+        let mut set = ComparisonSet { selection_score: score, ..comparison_set(&prompt.id, &texts, 2) };
+        if score.is_none() {
+            // Younger than `plain`, which it could share its millisecond with.
+            set.id = "7ZZZZZZZZZZZZZZZZZZZZZZZZZ".into();
+        }
         store.put_set(set.clone()).await.unwrap();
         ids.push(set.id);
     }
@@ -137,10 +141,13 @@ async fn disputed_sets_get_another_judgment(store: Arc<dyn Store>) {
 }
 
 async fn prompts_are_selected(store: Arc<dyn Store>) {
+    // Ids of one millisecond have no order of their own.
     let mut tagged = prompt("tagged");
+    tagged.id = "00000000000000000000000001".into();
     (tagged.tags, tagged.lang, tagged.split) = (vec!["x".into()], Some("zh".into()), Split::Heldout);
     let tagged = store.put_prompt(tagged).await.unwrap();
-    let plain = store.put_prompt(prompt("plain")).await.unwrap();
+    let plain = Prompt { id: "00000000000000000000000002".into(), ..prompt("plain") };
+    let plain = store.put_prompt(plain).await.unwrap();
     store.put_completions(vec![completion(&plain.id, "a"), completion(&plain.id, "b")]).await.unwrap();
     let with_set = stored_set(&*store, "has a set", &["a", "b"], 1).await;
     let select = |filter: PromptFilter| {
