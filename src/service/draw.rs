@@ -178,7 +178,7 @@ async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<Plan> {
             models.push(complete::resolve_model(services, None, false).await?);
         }
         SelectionPolicy::Versus => {
-            if n % 2 != 0 {
+            if !n.is_multiple_of(2) {
                 return Err(bad_input("n", "must be even: each version writes half"));
             }
             for (i, name) in request.versions.iter().flatten().enumerate() {

@@ -59,7 +59,8 @@ pub fn day_start(now: Micros) -> Micros {
 /// Where the labeler stands with the calibration sets that come first; `None` once through (or without any).
 pub async fn onboarding(services: &Services, labeler: &LabelerId) -> Result<Option<Onboarding>> {
     // As many as are wanted and there are: without any, nobody is held up.
-    let needed = services.live().config.labeling.onboarding_sets.min(services.store.calibrations_open().await?);
+    let needed =
+        services.live().config.labeling.onboarding_sets.min(services.store.sets_open(SetKind::Calibration).await?);
     if needed == 0 {
         return Ok(None);
     }
@@ -124,7 +125,7 @@ pub(super) async fn next_in_order(
     let completions = shown(services, &set, assignment.order_seed).await?;
     let (_, guideline_version) = guidelines::current(services).await?;
     let (done_today, done_total) = services.store.judgment_counts(&actor.labeler_id, day_start(now)).await?;
-    let queue_open = services.store.counts().await?.sets_open;
+    let queue_open = services.store.sets_open(SetKind::Normal).await?;
     // Gold items must look like any other, or people treat them differently.
     let kind = if set.kind == SetKind::Gold { SetKind::Normal } else { set.kind };
     Ok(Next::Turn(Box::new(Turn {

@@ -89,6 +89,6 @@ pub async fn figures(services: &Services, actor: &Actor) -> Result<OwnPage> {
         skip_rate: row.as_ref().and_then(|r| r.skip_rate),
         agreement_with_others: row.as_ref().and_then(|r| r.agreement_with_others),
         calibration_accuracy: row.as_ref().and_then(|r| r.gold_accuracy),
-        queue_open: store.counts().await?.sets_open,
+        queue_open: store.sets_open(SetKind::Normal).await?,
     })
 }

@@ -20,8 +20,8 @@ pub trait FeedbackStore: Send + Sync + 'static {
     async fn set_explanation(&self, set_id: &SetId) -> Result<Option<String>>;
     /// Calibration sets that the labeler has judged (skips do not count).
     async fn calibrations_done(&self, labeler: &LabelerId) -> Result<i64>;
-    /// Open calibration sets.
-    async fn calibrations_open(&self) -> Result<i64>;
+    /// Open sets of a kind.
+    async fn sets_open(&self, kind: SetKind) -> Result<i64>;
     /// Asks for one more judgment of a set and opens it again.
     async fn extend_set(&self, set_id: &SetId, policy: &str, score: Option<f64>) -> Result<()>;
     /// Prompts that fit, oldest first, with the ids after `after`.
@@ -88,8 +88,8 @@ impl FeedbackStore for SqlStore {
         read!(self, |c| sets::calibrations_done(c, labeler))
     }
 
-    async fn calibrations_open(&self) -> Result<i64> {
-        read!(self, |c| sets::calibrations_open(c))
+    async fn sets_open(&self, kind: SetKind) -> Result<i64> {
+        read!(self, |c| sets::count_open(c, kind))
     }
 
     async fn extend_set(&self, set_id: &SetId, policy: &str, score: Option<f64>) -> Result<()> {

@@ -203,8 +203,9 @@ pub(super) async fn calibrations_done(conn: &mut Conn, labeler: &LabelerId) -> R
     .await
 }
 
-pub(super) async fn calibrations_open(conn: &mut Conn) -> Result<i64> {
-    conn.count("SELECT COUNT(*) AS n FROM comparison_sets WHERE kind = 'calibration' AND status = 'open'", vec![]).await
+pub(super) async fn count_open(conn: &mut Conn, kind: SetKind) -> Result<i64> {
+    let sql = "SELECT COUNT(*) AS n FROM comparison_sets WHERE status = 'open' AND kind = $1";
+    conn.count(sql, args![kind.as_str()]).await
 }
 
 // ---------------------------------------------------------------- leases

@@ -178,7 +178,7 @@ async fn two_hundred_labelers_on_postgres() {
     report("postgres", fresh, 200, 40).await;
 }
 
-/// The full figures: `cargo test --release --test it feedback::load -- --ignored --nocapture --test-threads 1`.
+/// The full figures: `cargo test --test it two_hundred_labelers_in_full -- --ignored --nocapture`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "minutes; prints the figures of the README"]
 async fn two_hundred_labelers_in_full() {
