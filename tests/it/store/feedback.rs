@@ -161,10 +161,10 @@ async fn prompts_are_selected(store: Arc<dyn Store>) {
     assert_eq!(select(all.clone()).await, [tagged.id.clone(), plain.id.clone()]);
     let everything = select(PromptFilter { with_sets: true, ..all.clone() }).await;
     assert_eq!(everything, [tagged.id.clone(), plain.id.clone(), with_set.prompt_id]);
-    assert_eq!(select(PromptFilter { tag: Some("x".into()), ..all.clone() }).await, [tagged.id.clone()]);
-    assert_eq!(select(PromptFilter { lang: Some("zh".into()), ..all.clone() }).await, [tagged.id.clone()]);
-    assert_eq!(select(PromptFilter { split: Some(Split::Heldout), ..all.clone() }).await, [tagged.id.clone()]);
-    assert_eq!(select(PromptFilter { min_completions: 2, ..all.clone() }).await, [plain.id.clone()]);
+    assert_eq!(select(PromptFilter { tag: Some("x".into()), ..all.clone() }).await, vec![tagged.id.clone()]);
+    assert_eq!(select(PromptFilter { lang: Some("zh".into()), ..all.clone() }).await, vec![tagged.id.clone()]);
+    assert_eq!(select(PromptFilter { split: Some(Split::Heldout), ..all.clone() }).await, vec![tagged.id.clone()]);
+    assert_eq!(select(PromptFilter { min_completions: 2, ..all.clone() }).await, vec![plain.id.clone()]);
     assert!(select(PromptFilter { source: Some("nowhere".into()), ..all.clone() }).await.is_empty());
     // A page of rows without the tag must not end the search.
     let found = store.select_prompts(&PromptFilter { tag: Some("a".into()), ..all }, None, 1).await.unwrap();
@@ -343,7 +343,7 @@ async fn judged_sets_carry_what_figures_need(store: Arc<dyn Store>) {
     assert_eq!(items, [(0, 1), (1, 1)]);
     assert_eq!(store.judged_sets(Some(SetKind::Gold), None).await.unwrap().len(), 1);
     assert_eq!(store.judged_sets(None, Some(T0 + 1)).await.unwrap(), []);
-    assert_eq!(store.judged_with(&ada).await.unwrap(), [first.clone()]);
+    assert_eq!(store.judged_with(&ada).await.unwrap(), vec![first.clone()]);
     assert_eq!(store.all_gold().await.unwrap().len(), 2);
 }
 
