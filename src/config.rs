@@ -1,6 +1,12 @@
 //! Settings: one struct per section of config.toml, unknown keys refused, every value checked at start.
 //! Order of precedence: command line, environment (`INSTRUCTD_…`, `__` between nested names), file, defaults.
 
+mod access;
+mod upstream;
+
+pub use access::RatesConfig;
+pub use upstream::UpstreamConfig;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,7 +40,9 @@ pub struct Config {
     pub require_inference_key: bool,
     pub server: ServerConfig,
     pub limits: LimitsConfig,
+    pub rates: RatesConfig,
     pub engine: EngineConfig,
+    pub upstream: UpstreamConfig,
     pub labeling: LabelingConfig,
     pub sessions: SessionsConfig,
     pub jobs: JobsConfig,
@@ -52,6 +60,10 @@ pub struct ServerConfig {
     pub body_timeout_seconds: u64,
     /// How long shutdown waits for running requests.
     pub drain_timeout_seconds: u64,
+    /// The header in which a reverse proxy names the client's address (`x-forwarded-for`: its last entry). Only
+    /// behind a proxy that sets it: others could write any address into it.
+    #[serde(deserialize_with = "optional_text")]
+    pub client_address_header: Option<String>,
     /// Marks the session cookie `Secure`; set it when served over TLS.
     pub secure_cookies: bool,
     /// Keep every completion that was sent, with its model version, in the database.
@@ -82,6 +94,9 @@ pub struct LimitsConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
+    /// `cpu`, `cuda` or `cuda:N`: where the model is served. Others than the CPU need the cargo feature `cuda`.
+    #[serde(deserialize_with = "text")]
+    pub device: String,
     /// Compute threads; 0 = one per physical core.
     pub threads: usize,
     /// Sequences decoded together.
@@ -118,8 +133,10 @@ pub struct LabelingConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SessionsConfig {
-    /// How long a person stays signed in.
+    /// A session ends this long after it began, used or not.
     pub lifetime_hours: i64,
+    /// A session ends when nobody used it for this long.
+    pub idle_hours: i64,
     /// How long an invite link works.
     pub invite_hours: i64,
 }
@@ -160,7 +177,9 @@ impl Default for Config {
             require_inference_key: false,
             server: ServerConfig::default(),
             limits: LimitsConfig::default(),
+            rates: RatesConfig::default(),
             engine: EngineConfig::default(),
+            upstream: UpstreamConfig::default(),
             labeling: LabelingConfig::default(),
             sessions: SessionsConfig::default(),
             jobs: JobsConfig::default(),
@@ -176,6 +195,7 @@ impl Default for ServerConfig {
             header_timeout_seconds: 10,
             body_timeout_seconds: 60,
             drain_timeout_seconds: 8,
+            client_address_header: None,
             secure_cookies: false,
             store_completions: true,
         }
@@ -199,7 +219,7 @@ impl Default for LimitsConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { threads: 0, max_batch: 32, max_waiting: 256, kv_tokens: 0 }
+        Self { device: "cpu".to_owned(), threads: 0, max_batch: 32, max_waiting: 256, kv_tokens: 0 }
     }
 }
 
@@ -221,7 +241,7 @@ impl Default for LabelingConfig {
 
 impl Default for SessionsConfig {
     fn default() -> Self {
-        Self { lifetime_hours: 24 * 14, invite_hours: 24 * 7 }
+        Self { lifetime_hours: 24 * 14, idle_hours: 72, invite_hours: 24 * 7 }
     }
 }
 
@@ -311,10 +331,15 @@ impl Config {
             ("limits.samples", self.limits.samples),
             ("limits.default_chat_tokens", self.limits.default_chat_tokens),
             ("engine.max_batch", self.engine.max_batch),
+            ("upstream.connect_timeout_seconds", self.upstream.connect_timeout_seconds as usize),
+            ("upstream.response_timeout_seconds", self.upstream.response_timeout_seconds as usize),
+            ("upstream.max_running", self.upstream.max_running),
+            ("upstream.breaker_failures", self.upstream.breaker_failures as usize),
             ("labeling.max_tokens", self.labeling.max_tokens),
             ("labeling.lease_seconds", self.labeling.lease_seconds.max(0) as usize),
             ("labeling.overlap", self.labeling.overlap.max(0) as usize),
             ("sessions.lifetime_hours", self.sessions.lifetime_hours.max(0) as usize),
+            ("sessions.idle_hours", self.sessions.idle_hours.max(0) as usize),
             ("sessions.invite_hours", self.sessions.invite_hours.max(0) as usize),
             ("jobs.slots", self.jobs.slots),
             ("jobs.lease_seconds", self.jobs.lease_seconds.max(0) as usize),
@@ -419,7 +444,8 @@ impl From<Scalar> for String {
 fn names_setting(key: &str) -> bool {
     const TOP: [&str; 7] =
         ["listen", "data_dir", "database_url", "model", "weights", "admin_key", "require_inference_key"];
-    const SECTIONS: [&str; 7] = ["server", "limits", "engine", "labeling", "sessions", "jobs", "log"];
+    const SECTIONS: &[&str] =
+        &["server", "limits", "rates", "engine", "upstream", "labeling", "sessions", "jobs", "log"];
     let key = key.to_ascii_lowercase();
     TOP.contains(&key.as_str()) || key.split_once("__").is_some_and(|(section, _)| SECTIONS.contains(&section))
 }

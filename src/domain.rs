@@ -107,7 +107,7 @@ name_enum!(
     Split { Train = "train", Heldout = "heldout" }
 );
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Prompt {
     pub id: PromptId,
     pub messages: Vec<Message>,
@@ -209,7 +209,7 @@ pub struct SetDraw {
 }
 
 /// One person's word on one set. Append-only: a correction is a new revision that supersedes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Judgment {
     pub id: JudgmentId,
     pub assignment_id: Option<AssignmentId>,
@@ -231,7 +231,7 @@ pub struct Judgment {
 }
 
 /// Tier 0 is best; equal tiers are a tie.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct JudgmentItem {
     pub completion_id: CompletionId,
     pub tier: i64,
@@ -239,7 +239,7 @@ pub struct JudgmentItem {
     pub rating: Option<i64>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct JudgmentFlag {
     pub completion_id: Option<CompletionId>,
     pub code: String,
@@ -247,7 +247,7 @@ pub struct JudgmentFlag {
 }
 
 /// A human-written ideal answer: SFT data.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Demonstration {
     pub prompt_id: PromptId,
     pub completion_id: CompletionId,
@@ -309,7 +309,7 @@ pub struct JudgedItem {
 
 name_enum!(Role { Labeler = "labeler", Reviewer = "reviewer", Admin = "admin" });
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Labeler {
     pub id: LabelerId,
     pub name: String,
@@ -339,6 +339,8 @@ pub struct ApiKey {
     pub key_hash: String,
     pub scopes: Vec<String>,
     pub labeler_id: Option<LabelerId>,
+    /// Prompt and drawn tokens a day (UTC); `None` = as many as the server can.
+    pub daily_tokens: Option<i64>,
     pub revoked: bool,
     pub created: Micros,
 }
@@ -349,6 +351,10 @@ pub struct Session {
     pub token_hash: String,
     pub labeler_id: LabelerId,
     pub role: Role,
+    /// The id of the key that opened it, so that both end together; `admin:…` for the admin key; empty for invites.
+    pub credential: String,
+    /// When it was last used, to within a minute.
+    pub used: Micros,
     pub expires: Micros,
     pub created: Micros,
 }
@@ -366,7 +372,7 @@ pub struct Invite {
 }
 
 /// A thumb, score or edit that an application or a chat user gives to one completion.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct FeedbackEvent {
     pub id: FeedbackId,
     pub completion_id: CompletionId,
@@ -410,8 +416,11 @@ name_enum!(
 );
 name_enum!(ModelState { Candidate = "candidate", Active = "active", Retired = "retired" });
 
-/// An immutable set of weights on disk. At most one version of each kind is active.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Stage of versions whose weights are another server's.
+pub const STAGE_UPSTREAM: &str = "upstream";
+
+/// An immutable set of weights on disk (or behind an upstream server). At most one version of each kind is active.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ModelVersion {
     pub id: ModelVersionId,
     pub kind: ModelKind,
@@ -421,7 +430,7 @@ pub struct ModelVersion {
     pub stage: String,
     pub parent_id: Option<ModelVersionId>,
     pub job_id: Option<JobId>,
-    /// Directory or .gguf file; relative paths are under the data directory.
+    /// Directory or .gguf file; relative paths are under the data directory. `upstream:NAME` = no files here.
     pub artifact_uri: String,
     /// SHA-256 (hex) of the weights file(s).
     pub sha256: String,
@@ -445,7 +454,7 @@ impl JobState {
 }
 
 /// Where a running job stands; `None` totals mean "not known yet".
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Progress {
     /// What it is doing: `loading`, `rollout`, `train`, `evaluate`, `saving`, …
     pub phase: String,
@@ -456,7 +465,7 @@ pub struct Progress {
     pub memory_bytes: Option<u64>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Job {
     pub id: JobId,
     /// Recipe name: `sft`, `reward`, `ppo`, …
@@ -484,7 +493,7 @@ pub struct Job {
 }
 
 /// One line of a job's log: `state`, `progress`, `log`, `sample`, `warning`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct JobEvent {
     pub job_id: JobId,
     pub seq: i64,
@@ -494,7 +503,7 @@ pub struct JobEvent {
 }
 
 /// One point of a curve.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Metric {
     pub step: i64,
     pub name: String,

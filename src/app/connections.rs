@@ -11,8 +11,10 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tower::ServiceExt;
 
 use crate::config::ServerConfig;
+use crate::http::rates::Peer;
 use crate::service::Services;
 
 /// Serves until shutdown, then waits for running requests up to the drain timeout.
@@ -29,8 +31,8 @@ pub async fn serve(listener: TcpListener, router: Router, config: &ServerConfig,
             } => accepted,
             () = services.shutdown.cancelled() => break,
         };
-        let (place, stream) = match accepted {
-            (Ok(place), Ok((stream, _))) => (place, stream),
+        let (place, stream, peer) = match accepted {
+            (Ok(place), Ok((stream, peer))) => (place, stream, Peer(peer.ip())),
             (_, Err(error)) => {
                 // Usually out of file descriptors: give others time to close.
                 tracing::warn!(%error, "a connection was not accepted");
@@ -41,7 +43,7 @@ pub async fn serve(listener: TcpListener, router: Router, config: &ServerConfig,
         };
         let (router, watcher) = (router.clone(), graceful.watcher());
         tokio::spawn(async move {
-            one(stream, router, header_timeout, watcher).await;
+            one(stream, peer, router, header_timeout, watcher).await;
             drop(place);
         });
     }
@@ -58,11 +60,15 @@ pub async fn serve(listener: TcpListener, router: Router, config: &ServerConfig,
     }
 }
 
-async fn one(stream: TcpStream, router: Router, header_timeout: Duration, watcher: Watcher) {
+async fn one(stream: TcpStream, peer: Peer, router: Router, header_timeout: Duration, watcher: Watcher) {
     let _ = stream.set_nodelay(true);
     // Which protocol it is has to be said in time too.
     let Ok(Some(protocol)) = tokio::time::timeout(header_timeout, protocol(&stream)).await else { return };
-    let service = TowerToHyperService::new(router);
+    let service =
+        TowerToHyperService::new(router.map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(peer);
+            request
+        }));
     let io = TokioIo::new(stream);
     let ended = match protocol {
         Protocol::Http1 => {

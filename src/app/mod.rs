@@ -1,8 +1,9 @@
 //! Composition root: builds store, engine, jobs and router from the configuration, runs them, and takes
 //! them down in order.
 
-mod connections;
+pub mod connections;
 pub mod model;
+pub mod upstream;
 
 use std::path::Path;
 use std::sync::Arc;

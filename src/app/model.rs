@@ -21,6 +21,9 @@ use crate::store::Store;
 /// A model that is neither a path nor can be pulled (naming the ways), weights that do not load.
 pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
     let config = &services.config;
+    if config.upstream.url.is_some() {
+        return super::upstream::start(services).await;
+    }
     let (model, data_dir) = (config.model.clone(), config.data_dir.clone());
     let Located { path, name } = tokio::task::spawn_blocking(move || locate(&model, &data_dir)).await??;
     let configured = register(services, &path, &name).await?;
@@ -40,12 +43,18 @@ fn engine(services: &Services) -> Result<Arc<dyn Generator>> {
     let options = EngineOptions {
         data_dir: config.data_dir.clone(),
         weights,
+        device: config.engine.device.clone(),
         max_running: config.engine.max_batch,
         max_waiting: config.engine.max_waiting,
         kv_tokens: config.engine.kv_tokens,
         ..EngineOptions::default()
     };
     Ok(LocalEngine::start(options)?)
+}
+
+/// The name of the version of the configured model found at `path`.
+pub fn name_for(model: &str, path: &Path) -> String {
+    if pull::is_name(model) { version_name(model) } else { name_of_path(path) }
 }
 
 /// A path, the built-in model, a pulled name, or a name that can be pulled now. The model of the default
@@ -56,8 +65,7 @@ fn locate(model: &str, data_dir: &Path) -> Result<Located> {
     if model == builtin::NAME {
         return Ok(Located { path: own()?, name: builtin::NAME.to_owned() });
     }
-    let name = |path: &Path| if pull::is_name(model) { version_name(model) } else { name_of_path(path) };
-    let found = |path: PathBuf| Located { name: name(&path), path };
+    let found = |path: PathBuf| Located { name: name_for(model, &path), path };
     match pull::resolve(model, data_dir) {
         Ok(path) => Ok(found(path)),
         Err(pull::PullError::NotHere { .. }) if pull::is_name(model) => {

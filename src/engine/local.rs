@@ -11,9 +11,10 @@ use async_trait::async_trait;
 use candle_core::Device;
 use tokio::sync::mpsc;
 
+use super::device;
 use super::rewards::RewardModels;
 use super::scheduler::{Lane, Limits};
-use super::sequence::Shared;
+use super::sequence::{Queued, Shared};
 use super::{EngineError, EngineStats, GenerateRequest, Generation, Generator, SamplingParams, ServedModel};
 use crate::domain::{Message, ModelVersion, ModelVersionId};
 use crate::generation::Warpers;
@@ -28,6 +29,8 @@ pub struct EngineOptions {
     /// Relative artifact paths of model versions start here.
     pub data_dir: PathBuf,
     pub weights: WeightFormat,
+    /// See `device::open`.
+    pub device: String,
     pub max_running: usize,
     /// Requests that may wait; more are refused with `Overloaded`.
     pub max_waiting: usize,
@@ -43,6 +46,7 @@ impl Default for EngineOptions {
         Self {
             data_dir: PathBuf::from("data"),
             weights: WeightFormat::F32,
+            device: "cpu".to_owned(),
             max_running: 64,
             max_waiting: 256,
             prefill_tokens: 512,
@@ -80,6 +84,7 @@ pub struct StatCells {
     pub running: AtomicUsize,
     pub waiting: AtomicUsize,
     pub used_tokens: AtomicUsize,
+    pub remembered_tokens: AtomicUsize,
     pub total_tokens: AtomicUsize,
     pub generated: AtomicU64,
     pub prompt_tokens: AtomicU64,
@@ -188,11 +193,20 @@ impl LocalEngine {
 }
 
 /// Loads, builds and tries a version; runs on a blocking thread.
-fn load_model(path: &Path, version: ModelVersion, weights: WeightFormat) -> Result<LoadedModel, EngineError> {
+fn load_model(
+    path: &Path,
+    version: ModelVersion,
+    weights: WeightFormat,
+    device_name: &str,
+) -> Result<LoadedModel, EngineError> {
     let failed = |e: String| EngineError::Failed(format!("loading '{}': {e}", version.name));
-    let loaded = model::load(path, &Device::Cpu).map_err(|e| failed(e.to_string()))?;
+    let device = device::open(device_name).map_err(failed)?;
+    let loaded = model::load(path, &device).map_err(|e| failed(e.to_string()))?;
     let parameters = loaded.weights.values().map(|t| t.elem_count() as u64).sum();
-    let decoder = Decoder::serve(&loaded, weights).map_err(|e| failed(e.to_string()))?;
+    let decoder = match device {
+        Device::Cpu => Decoder::serve(&loaded, weights).map_err(|e| failed(e.to_string()))?,
+        _ => device::dense(&loaded, weights.as_str()).map_err(failed)?,
+    };
     warm_up(&decoder).map_err(failed)?;
     let template = match &loaded.chat_template {
         Some(source) => Some(ChatTemplate::new(source, loaded.tokenizer.as_ref()).map_err(|e| failed(e.to_string()))?),
@@ -201,6 +215,7 @@ fn load_model(path: &Path, version: ModelVersion, weights: WeightFormat) -> Resu
     let served = ServedModel {
         vocab_size: loaded.config.vocab_size,
         max_context: loaded.config.max_positions,
+        takes_text: false,
         eos_ids: loaded.config.eos_ids.clone(),
         weights: weights.as_str().to_owned(),
         parameters,
@@ -240,7 +255,7 @@ impl Generator for LocalEngine {
         let (prompt_tokens, version) = (request.prompt_ids.len(), model.served.clone());
         let eos_ids = if request.params.ignore_eos { Vec::new() } else { model.served.eos_ids.clone() };
         let warpers = request.params.warpers();
-        let shared = Arc::new(Shared { request, warpers, events, eos_ids });
+        let shared = Arc::new(Shared { request, warpers, events, eos_ids, queued: Queued::since(Instant::now()) });
         if self.commands.send(Command::Submit(model, shared)).is_err() {
             return Err(EngineError::Failed("the engine thread has ended".into()));
         }
@@ -262,8 +277,8 @@ impl Generator for LocalEngine {
             return Ok(model.served.clone());
         }
         let (path, version) = (self.options.data_dir.join(&version.artifact_uri), version.clone());
-        let weights = self.options.weights;
-        let model = tokio::task::spawn_blocking(move || load_model(&path, version, weights))
+        let (weights, device) = (self.options.weights, self.options.device.clone());
+        let model = tokio::task::spawn_blocking(move || load_model(&path, version, weights, &device))
             .await
             .map_err(|e| EngineError::Failed(e.to_string()))??;
         let served = model.served.clone();
@@ -332,6 +347,7 @@ impl Generator for LocalEngine {
             running: cells.running.load(Relaxed),
             waiting: cells.waiting.load(Relaxed) + cells.queued.load(Relaxed),
             kv_tokens_used: cells.used_tokens.load(Relaxed),
+            kv_tokens_remembered: cells.remembered_tokens.load(Relaxed),
             kv_tokens_total: cells.total_tokens.load(Relaxed),
             tokens_generated: cells.generated.load(Relaxed),
             prompt_tokens: cells.prompt_tokens.load(Relaxed),
@@ -427,5 +443,6 @@ fn publish(lanes: &[Lane], stats: &StatCells) {
     stats.running.store(lanes.iter().map(Lane::running).sum(), SeqCst);
     stats.waiting.store(lanes.iter().map(Lane::waiting).sum(), SeqCst);
     stats.used_tokens.store(lanes.iter().map(Lane::used_tokens).sum(), Relaxed);
+    stats.remembered_tokens.store(lanes.iter().map(Lane::remembered_tokens).sum(), Relaxed);
     stats.total_tokens.store(lanes.iter().map(Lane::total_tokens).sum(), Relaxed);
 }

@@ -64,6 +64,7 @@ impl MockGenerator {
             version: version.clone(),
             vocab_size: VOCABULARY,
             max_context: self.options.max_context,
+            takes_text: false,
             eos_ids: vec![EOS],
             weights: "mock".into(),
             parameters: 0,

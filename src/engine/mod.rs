@@ -1,6 +1,7 @@
 //! Serving engine: owns the models, batches requests continuously, swaps versions between steps.
 //! HTTP and services see only the `Generator` trait; tensors stay behind it.
 
+pub mod device;
 pub mod local;
 pub mod mock;
 mod prefix;
@@ -8,8 +9,10 @@ mod rewards;
 mod scheduler;
 mod sequence;
 mod text;
+pub mod upstream;
 
 pub use local::{EngineOptions, LocalEngine};
+pub use upstream::{UpstreamEngine, UpstreamOptions};
 
 use std::sync::Arc;
 
@@ -80,6 +83,18 @@ pub struct GenerateRequest {
     pub prompt_logprobs: Option<usize>,
 }
 
+/// A prompt for generators that take text instead of token ids (`ServedModel::takes_text`).
+#[derive(Clone, Debug, PartialEq)]
+pub enum TextPrompt {
+    Raw(String),
+    /// The generator renders its own chat template. Without `limited` the client named no length: the
+    /// generator's own default holds, not `SamplingParams::max_tokens`.
+    Chat {
+        messages: Vec<Message>,
+        limited: bool,
+    },
+}
+
 /// A token with the distribution it was drawn from: log-softmax of the unwarped logits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprob {
@@ -109,7 +124,7 @@ impl FinishReason {
 }
 
 /// What a request yields, in order: at most one `Prompt`, then `Delta`s of all samples mixed, and one
-/// `Finish` per sample. `Failed` ends everything.
+/// `Finish` per sample (and `Usage` where tokens are not seen). `Failed` ends everything.
 #[derive(Clone, Debug)]
 pub enum GenEvent {
     /// Sent only when `prompt_logprobs` was asked for; one entry per prompt token, the first without log-prob.
@@ -127,6 +142,11 @@ pub enum GenEvent {
         index: usize,
         reason: FinishReason,
     },
+    /// Counts of the whole request, from generators whose deltas carry no tokens. Comes before the last `Finish`.
+    Usage {
+        prompt_tokens: usize,
+        completion_tokens: usize,
+    },
     Failed {
         error: EngineError,
     },
@@ -143,8 +163,12 @@ pub struct Generation {
 #[derive(Clone, Debug)]
 pub struct ServedModel {
     pub version: ModelVersion,
+    /// 0 where ids are not known.
     pub vocab_size: usize,
+    /// `usize::MAX` where it is not known.
     pub max_context: usize,
+    /// Prompts are text for `Generator::generate_text`; token ids and log-probs are not known here.
+    pub takes_text: bool,
     pub eos_ids: Vec<u32>,
     /// `f32`, `q8_0`, …
     pub weights: String,
@@ -164,6 +188,9 @@ pub enum EngineError {
     Draining,
     #[error("no model is loaded yet")]
     NotReady,
+    /// What writes the text is away for a while (an upstream server).
+    #[error("{message}")]
+    Unavailable { message: String, retry_after_s: u64 },
     #[error("the engine failed: {0}")]
     Failed(String),
 }
@@ -173,7 +200,10 @@ pub enum EngineError {
 pub struct EngineStats {
     pub running: usize,
     pub waiting: usize,
+    /// Held by running samples.
     pub kv_tokens_used: usize,
+    /// Prefixes kept for later prompts; given up when room is needed.
+    pub kv_tokens_remembered: usize,
     pub kv_tokens_total: usize,
     pub tokens_generated: u64,
     pub prompt_tokens: u64,
@@ -184,6 +214,15 @@ pub struct EngineStats {
 pub trait Generator: Send + Sync + 'static {
     /// Admits or refuses at once; never waits for compute.
     async fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError>;
+    /// As `generate`, from text: `request.prompt_ids` is empty. Waits until a remote generator has accepted.
+    async fn generate_text(&self, request: GenerateRequest, prompt: TextPrompt) -> Result<Generation, EngineError> {
+        drop((request, prompt));
+        Err(EngineError::BadRequest { param: "prompt", message: "this generator takes token ids".into() })
+    }
+    /// Whether a request would be admitted now.
+    fn ready(&self) -> Result<(), EngineError> {
+        self.active().map(drop).ok_or(EngineError::NotReady)
+    }
     /// The active policy version, if loaded.
     fn active(&self) -> Option<Arc<ServedModel>>;
     /// All versions that can be named in `GenerateRequest::version` without loading.

@@ -59,6 +59,11 @@ impl PrefixTree {
         }
     }
 
+    /// Pages that nobody but this tree holds: kept for later prompts, given up when room is needed.
+    pub fn idle_pages(&self, cache: &KvCache) -> usize {
+        self.entries.values().filter(|e| cache.references(e.page) == 1).count()
+    }
+
     /// Forgets the least recently used entries until `pages` pages are free or nothing is left.
     pub fn evict(&mut self, pages: usize, cache: &mut KvCache) {
         if cache.free_pages() >= pages || self.entries.is_empty() {

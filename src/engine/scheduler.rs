@@ -98,8 +98,14 @@ impl Lane {
         self.cache.total_pages() * PAGE
     }
 
+    /// Held by running samples.
     pub fn used_tokens(&self) -> usize {
-        (self.cache.total_pages() - self.cache.free_pages()) * PAGE
+        (self.cache.total_pages() - self.cache.free_pages()) * PAGE - self.remembered_tokens()
+    }
+
+    /// Prefixes of former prompts that nobody uses now.
+    pub fn remembered_tokens(&self) -> usize {
+        self.prefixes.idle_pages(&self.cache) * PAGE
     }
 
     /// One step for all. On an error every sample of the lane fails with it.
@@ -150,6 +156,7 @@ impl Lane {
             if sequence.prompt.is_none() && sequence.cached.len == 0 {
                 sequence.cached = self.prefixes.lookup(&sequence.tokens, &mut self.cache);
             }
+            sequence.shared.begun();
             self.running.push(sequence);
         }
     }

@@ -1,6 +1,8 @@
 //! One sample of one request while it is being written.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -17,9 +19,29 @@ pub struct Shared {
     pub events: UnboundedSender<GenEvent>,
     /// Ids that end a sample; empty under `ignore_eos`.
     pub eos_ids: Vec<u32>,
+    pub queued: Queued,
+}
+
+/// When the request was admitted, and whether its wait has been reported.
+pub struct Queued {
+    since: Instant,
+    reported: AtomicBool,
+}
+
+impl Queued {
+    pub fn since(since: Instant) -> Self {
+        Self { since, reported: AtomicBool::new(false) }
+    }
 }
 
 impl Shared {
+    /// Reports the wait before the first step, once: samples that are preempted begin again.
+    pub fn begun(&self) {
+        if !self.queued.reported.swap(true, Relaxed) {
+            metrics::histogram!("instructd_queue_seconds").record(self.queued.since.elapsed());
+        }
+    }
+
     /// Nobody listens any more: the request is cancelled.
     pub fn abandoned(&self) -> bool {
         self.events.is_closed()

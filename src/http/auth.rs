@@ -9,7 +9,8 @@ use axum::response::{IntoResponse, Response};
 
 use super::AppState;
 use super::error::{ApiError, ApiResult};
-use crate::domain::Role;
+use super::rates::{Peer, client_address};
+use crate::domain::{ApiKeyId, Role};
 use crate::service::people::{self, Actor};
 
 pub const COOKIE: &str = "instructd_session";
@@ -57,7 +58,8 @@ impl Access {
 
 /// The route's guard: finds the caller, refuses those it does not admit, and leaves the caller for handlers.
 pub async fn guard(State((state, access)): State<(AppState, Access)>, mut request: Request, next: Next) -> Response {
-    match check(&state, access, request.method(), request.headers()).await {
+    let peer = request.extensions().get::<Peer>();
+    match check(&state, access, request.method(), request.headers(), peer).await {
         Ok(actor) => {
             if let Some(actor) = actor {
                 request.extensions_mut().insert(actor);
@@ -68,14 +70,23 @@ pub async fn guard(State((state, access)): State<(AppState, Access)>, mut reques
     }
 }
 
-async fn check(state: &AppState, access: Access, method: &Method, headers: &HeaderMap) -> ApiResult<Option<Actor>> {
+async fn check(
+    state: &AppState,
+    access: Access,
+    method: &Method,
+    headers: &HeaderMap,
+    peer: Option<&Peer>,
+) -> ApiResult<Option<Actor>> {
     let services = &state.services;
+    let from = client_address(headers, peer, services.config.server.client_address_header.as_deref());
     let mut actor = None;
     if let Some(key) = bearer(headers) {
         actor = people::by_key(services, key).await?;
         let required = !matches!(access, Access::Public | Access::Inference)
             || (access == Access::Inference && services.config.require_inference_key);
         if actor.is_none() && required {
+            // Guessing keys is as slow as guessing at the sign-in.
+            state.rates.login(from)?;
             return Err(ApiError::unauthorized("this key is not known"));
         }
         // Clients of open inference routes often send a made-up key: it is as good as none.
@@ -86,6 +97,14 @@ async fn check(state: &AppState, access: Access, method: &Method, headers: &Head
     let changes = !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
     if changes && (actor.as_ref().is_some_and(|a| a.by_cookie) || cookie(headers).is_some()) {
         same_origin(headers)?;
+    }
+    state.rates.check(access, actor.as_ref(), from)?;
+    if access == Access::Inference
+        && let Some(actor) = &actor
+        && let Some(seconds) = people::exhausted(services, actor).await?
+    {
+        let message = "this key has used up its tokens of today";
+        return Err(ApiError::too_many(message, "quota_exceeded", seconds));
     }
     Ok(actor)
 }
@@ -145,5 +164,10 @@ impl<S: Send + Sync> FromRequestParts<S> for MaybeCaller {
 impl MaybeCaller {
     pub fn is_admin(&self) -> bool {
         self.0.as_ref().is_some_and(|a| a.role == Role::Admin)
+    }
+
+    /// The key that pays for tokens, where it has a number of them a day.
+    pub fn pays(&self) -> Option<ApiKeyId> {
+        self.0.as_ref().and_then(|a| a.quota.as_ref()).map(|(id, _)| id.clone())
     }
 }

@@ -49,6 +49,11 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed; its log says why").code("internal_error")
     }
 
+    /// 429 that says when to come back.
+    pub fn too_many(message: &str, code: &'static str, retry_after_s: u64) -> Self {
+        Self { retry_after_s: Some(retry_after_s), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }.code(code)
+    }
+
     fn unavailable(message: impl Into<String>) -> Self {
         Self { retry_after_s: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
     }
@@ -103,6 +108,10 @@ impl From<EngineError> for ApiError {
             },
             EngineError::Draining => Self::unavailable(message).code("draining"),
             EngineError::NotReady => Self::unavailable(message).code("loading"),
+            EngineError::Unavailable { retry_after_s, .. } => {
+                Self { retry_after_s: Some(retry_after_s.max(1)), ..Self::unavailable(message) }
+                    .code("upstream_unavailable")
+            }
             EngineError::Failed(_) => Self::internal(&message),
         }
     }

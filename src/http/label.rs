@@ -32,7 +32,7 @@ fn prompt_json(prompt: &Prompt) -> Value {
     json!({"id": prompt.id, "messages": messages_json(&prompt.messages), "lang": prompt.lang})
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NextQuery {
     set_id: Option<SetId>,
@@ -189,7 +189,7 @@ pub async fn me(State(state): State<AppState>, Caller(actor): Caller) -> ApiResu
 }
 
 /// `after` and `limit` of lists.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PageQuery {
     pub after: Option<String>,

@@ -2,6 +2,7 @@
 //! No SQL, no tensors, no policy: handlers translate and call services.
 
 pub mod admin;
+pub mod answers;
 pub mod ask;
 pub mod auth;
 pub mod error;
@@ -13,6 +14,7 @@ pub mod observe;
 pub mod openai;
 pub mod openapi;
 pub mod pages;
+pub mod rates;
 pub mod routes;
 pub mod session;
 pub mod sets;
@@ -31,6 +33,7 @@ use crate::service::Services;
 pub struct App {
     pub services: Arc<Services>,
     pub prometheus: PrometheusHandle,
+    pub rates: rates::Rates,
 }
 
 pub type AppState = Arc<App>;
@@ -38,7 +41,8 @@ pub type AppState = Arc<App>;
 /// The whole server as one service; tests call it without a socket.
 pub fn router(services: Arc<Services>) -> Router {
     let limits = services.config.limits.clone();
-    let state: AppState = Arc::new(App { services, prometheus: status::prometheus() });
+    let rates = rates::Rates::new(&services.config.rates);
+    let state: AppState = Arc::new(App { services, prometheus: status::prometheus(), rates });
     let mut router = Router::new();
     for route in routes::table(&limits) {
         let guard = middleware::from_fn_with_state((state.clone(), route.access), auth::guard);

@@ -6,12 +6,14 @@ use axum::handler::Handler;
 use axum::http::Method;
 use axum::routing::{MethodFilter, MethodRouter, on};
 use schemars::JsonSchema;
-use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
 use super::auth::Access::{self, Admin, Feedback, Inference, Public, Review};
-use super::{AppState, admin, ask, feedback, label, openai, openapi, pages, session, sets, status};
+use super::{AppState, admin, answers, ask, feedback, label, openai, openapi, pages, session, sets, status};
 use crate::config::LimitsConfig;
+
+/// Keys, invites and names are short; anybody may send them.
+const LOGIN_BYTES: usize = 4096;
 
 /// One method of one path.
 pub struct Route {
@@ -32,9 +34,7 @@ impl Route {
     }
 
     fn taking<T: JsonSchema>(mut self) -> Self {
-        // Inlined: a `$ref` inside one body would point into the whole document.
-        let settings = SchemaSettings::draft2020_12().with(|s| s.inline_subschemas = true);
-        self.body = Some(settings.into_generator().into_root_schema_for::<T>().to_value());
+        self.body = Some(answers::schema::<T>());
         self
     }
 }
@@ -105,8 +105,11 @@ fn inference() -> Vec<Route> {
 }
 
 fn people() -> Vec<Route> {
+    let mut log_in =
+        post("/session", Public, "Sign in with a key or an invite", session::log_in).taking::<session::LogIn>();
+    log_in.handler = log_in.handler.layer(DefaultBodyLimit::max(LOGIN_BYTES));
     vec![
-        post("/session", Public, "Sign in with a key or an invite", session::log_in).taking::<session::LogIn>(),
+        log_in,
         get("/session", Public, "Who is signed in", session::who),
         delete("/session", Public, "Sign out", session::log_out),
         get("/v1/prompts", Feedback, "Stored prompts, newest first", sets::list_prompts),

@@ -10,6 +10,7 @@ use super::AppState;
 use super::auth::{self, COOKIE, MaybeCaller};
 use super::error::{ApiError, ApiResult};
 use super::extract::Json;
+use super::rates::ClientAddress;
 use crate::service::people;
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -22,9 +23,15 @@ pub struct LogIn {
     pub name: Option<String>,
 }
 
-pub async fn log_in(State(state): State<AppState>, headers: HeaderMap, Json(body): Json<LogIn>) -> ApiResult<Response> {
+pub async fn log_in(
+    State(state): State<AppState>,
+    ClientAddress(from): ClientAddress,
+    headers: HeaderMap,
+    Json(body): Json<LogIn>,
+) -> ApiResult<Response> {
     // A foreign page must not sign a visitor in as somebody else.
     auth::same_origin(&headers)?;
+    state.rates.login(from)?;
     let services = &state.services;
     let (labeler, token) = match (body.key, body.invite, body.name) {
         (Some(key), None, None) => people::log_in_with_key(services, &key).await?,

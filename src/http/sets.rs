@@ -193,7 +193,7 @@ async fn set_json(state: &AppState, set: &ComparisonSet) -> ApiResult<Value> {
     }))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetsQuery {
     status: Option<SetStatus>,

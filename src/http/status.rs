@@ -47,9 +47,11 @@ fn describe() {
     metrics::describe_histogram!("instructd_queue_seconds", "From admission to the first prefill step");
     metrics::describe_counter!("instructd_prompt_tokens_total", "Prompt tokens admitted");
     metrics::describe_counter!("instructd_generated_tokens_total", "Tokens drawn");
-    metrics::describe_gauge!("instructd_kv_tokens_used", "Tokens held in the key-value cache");
+    metrics::describe_gauge!("instructd_kv_tokens_used", "Cached tokens that running samples hold");
+    metrics::describe_gauge!("instructd_kv_tokens_remembered", "Cached prefixes kept for later prompts");
     metrics::describe_gauge!("instructd_kv_tokens_total", "Tokens the key-value cache can hold");
     metrics::describe_gauge!("instructd_jobs", "Jobs by state");
+    metrics::describe_counter!("instructd_upstream_calls_total", "Calls to the upstream server by outcome");
     metrics::describe_counter!("instructd_judgments_total", "Judgments stored by this process");
 }
 
@@ -63,7 +65,9 @@ pub async fn ready(State(state): State<AppState>) -> ApiResult<Response> {
     if services.shutdown.is_cancelled() {
         return Err(EngineError::Draining.into());
     }
-    let active = services.engine()?.active().ok_or(EngineError::NotReady)?;
+    let engine = services.engine()?;
+    engine.ready()?;
+    let active = engine.active().ok_or(EngineError::NotReady)?;
     services.store.ping().await?;
     Ok(axum::Json(json!({"status": "ready", "model": active.version.name})).into_response())
 }
@@ -75,6 +79,7 @@ pub async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError
         metrics::gauge!("instructd_requests_running").set(stats.running as f64);
         metrics::gauge!("instructd_requests_waiting").set(stats.waiting as f64);
         metrics::gauge!("instructd_kv_tokens_used").set(stats.kv_tokens_used as f64);
+        metrics::gauge!("instructd_kv_tokens_remembered").set(stats.kv_tokens_remembered as f64);
         metrics::gauge!("instructd_kv_tokens_total").set(stats.kv_tokens_total as f64);
     }
     // A database that is away must not take the other figures with it.

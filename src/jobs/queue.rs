@@ -192,6 +192,10 @@ async fn name_model(
     if version.state == ModelState::Retired {
         return Err(refuse(field, format!("'{}' is retired", version.name)).into());
     }
+    if version.stage == STAGE_UPSTREAM {
+        let message = format!("'{}' is served by an upstream server: there are no weights to train here", version.name);
+        return Err(refuse(field, message).into());
+    }
     if field == "reward_model" && version.kind != kind {
         return Err(refuse(field, format!("'{}' is a {} model, not a {kind} model", version.name, version.kind)).into());
     }

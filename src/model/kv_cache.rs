@@ -71,6 +71,11 @@ impl KvCache {
         true
     }
 
+    /// How many hold this page.
+    pub fn references(&self, page: u32) -> u32 {
+        self.references[page as usize]
+    }
+
     /// Shares one page with another holder.
     pub fn retain(&mut self, page: u32) {
         self.references[page as usize] += 1;

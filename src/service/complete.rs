@@ -5,16 +5,60 @@ use std::time::Instant;
 
 use super::prompts::prompt_record;
 use super::{Result, ServiceError, Services, to_the_end};
-use crate::domain::{Completion, CompletionId, CompletionOrigin, Message, ModelKind, ModelVersionId};
+use crate::domain::{ApiKeyId, Completion, CompletionId, CompletionOrigin, Message, ModelKind, ModelVersionId};
 use crate::engine::{
-    EngineError, FinishReason, GenEvent, GenerateRequest, Generation, SamplingParams, ServedModel, TokenLogprob,
+    EngineError, FinishReason, GenEvent, GenerateRequest, Generation, Generator, SamplingParams, ServedModel,
+    TextPrompt, TokenLogprob,
 };
+
+/// A prompt in the form that its model takes.
+pub enum PromptInput {
+    Ids(Vec<u32>),
+    Text(TextPrompt),
+}
+
+impl PromptInput {
+    /// The ids of raw text, or the text itself where the model takes text.
+    ///
+    /// # Errors
+    /// What the tokenizer refuses.
+    pub async fn raw(engine: &dyn Generator, model: &ServedModel, text: &str) -> Result<Self> {
+        if model.takes_text {
+            return Ok(Self::Text(TextPrompt::Raw(text.to_owned())));
+        }
+        Ok(Self::Ids(engine.tokenize(Some(&model.version.id), text, true, false).await?))
+    }
+
+    /// A conversation as the model's template renders it. `limited`: a length was asked for.
+    ///
+    /// # Errors
+    /// What the template refuses.
+    pub async fn chat(
+        engine: &dyn Generator,
+        model: &ServedModel,
+        messages: &[Message],
+        limited: bool,
+    ) -> Result<Self> {
+        if model.takes_text {
+            return Ok(Self::Text(TextPrompt::Chat { messages: messages.to_vec(), limited }));
+        }
+        Ok(Self::Ids(engine.chat_prompt(Some(&model.version.id), messages).await?))
+    }
+
+    /// Tokens of the context that are left for an answer, as far as that is known.
+    pub fn room(&self, model: &ServedModel) -> usize {
+        match self {
+            Self::Ids(ids) => model.max_context.saturating_sub(ids.len()),
+            Self::Text(_) => model.max_context,
+        }
+    }
+}
 
 /// One prompt to be completed `n` times.
 pub struct Start {
     pub request_id: String,
     pub model: Arc<ServedModel>,
-    pub prompt_ids: Vec<u32>,
+    pub prompt: PromptInput,
     /// What is stored as the prompt.
     pub messages: Vec<Message>,
     /// `completions`, `chat`, `page`, …
@@ -22,6 +66,8 @@ pub struct Start {
     pub n: usize,
     pub params: SamplingParams,
     pub prompt_logprobs: Option<usize>,
+    /// The key whose tokens of today pay for it.
+    pub pays: Option<ApiKeyId>,
 }
 
 /// One of the `n` texts as far as it is written.
@@ -49,12 +95,18 @@ pub struct Running {
     source: &'static str,
     request_id: String,
     params: SamplingParams,
+    /// A length was asked for; otherwise an upstream server's own default held.
+    limited: bool,
     pub prompt_tokens: usize,
+    /// Tokens drawn, where the deltas carry none.
+    counted: usize,
     /// Log-probs of the prompt, when asked for.
     pub prompt: Vec<TokenLogprob>,
     pub samples: Vec<Sample>,
     started: Instant,
     last_token: Option<Instant>,
+    /// Not charged yet.
+    pays: Option<ApiKeyId>,
     /// The samples were stored, or must not be.
     settled: bool,
 }
@@ -107,28 +159,19 @@ pub async fn resolve_model(services: &Services, model: Option<&str>, may_load: b
 /// # Errors
 /// `Engine(BadRequest)` when prompt and `max_tokens` do not fit the context; what the engine refuses.
 pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
-    let Start { request_id, model, prompt_ids, messages, source, n, params, prompt_logprobs } = start;
-    let context = model.max_context;
-    let prompt_param = if source == "completions" { "prompt" } else { "messages" };
-    if prompt_ids.is_empty() {
-        return Err(too_long(prompt_param, "the prompt has no tokens".into()));
-    }
-    if prompt_ids.len() > context || (params.max_tokens > 0 && prompt_ids.len() == context) {
-        let message = format!("the prompt has {} tokens; the model's context holds {context}", prompt_ids.len());
-        return Err(too_long(prompt_param, message));
-    }
-    if prompt_ids.len() + params.max_tokens > context {
-        let message = format!(
-            "{} prompt tokens and max_tokens {} are more than the model's context of {context}",
-            prompt_ids.len(),
-            params.max_tokens
-        );
-        return Err(too_long("max_tokens", message));
-    }
-    if let Some(id) = prompt_ids.iter().find(|id| **id as usize >= model.vocab_size) {
-        let message = format!("token id {id} is outside the model's vocabulary of {}", model.vocab_size);
-        return Err(too_long(prompt_param, message));
-    }
+    let Start { request_id, model, prompt, messages, source, n, mut params, prompt_logprobs, pays } = start;
+    let (prompt_ids, text) = match prompt {
+        PromptInput::Ids(ids) => {
+            check_fit(&model, &ids, &params, source)?;
+            (ids, None)
+        }
+        PromptInput::Text(text) => {
+            // Log-probs are taken for storing where nobody asked; there are none here.
+            params.logprobs = params.logprobs.filter(|k| *k > 0);
+            (Vec::new(), Some(text))
+        }
+    };
+    let limited = !matches!(text, Some(TextPrompt::Chat { limited: false, .. }));
     let prompt_tokens = prompt_ids.len();
     let request = GenerateRequest {
         request_id: request_id.clone(),
@@ -138,7 +181,12 @@ pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
         params: params.clone(),
         prompt_logprobs,
     };
-    let generation = services.engine()?.generate(request).await?;
+    let engine = services.engine()?;
+    let started = Instant::now();
+    let generation = match text {
+        None => engine.generate(request).await?,
+        Some(text) => engine.generate_text(request, text).await?,
+    };
     metrics::counter!("instructd_prompt_tokens_total").increment(prompt_tokens as u64);
     let samples = (0..n)
         .map(|_| Sample { id: CompletionId::new(), text: String::new(), tokens: Vec::new(), finish: None })
@@ -150,13 +198,42 @@ pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
         source,
         request_id,
         params,
+        limited,
         prompt_tokens,
+        counted: 0,
         prompt: Vec::new(),
         samples,
-        started: Instant::now(),
+        started,
         last_token: None,
+        pays,
         settled: false,
     })
+}
+
+/// Refuses prompts that the model cannot take.
+fn check_fit(model: &ServedModel, ids: &[u32], params: &SamplingParams, source: &str) -> Result<()> {
+    let context = model.max_context;
+    let prompt_param = if source == "completions" { "prompt" } else { "messages" };
+    if ids.is_empty() {
+        return Err(too_long(prompt_param, "the prompt has no tokens".into()));
+    }
+    if ids.len() > context || (params.max_tokens > 0 && ids.len() == context) {
+        let message = format!("the prompt has {} tokens; the model's context holds {context}", ids.len());
+        return Err(too_long(prompt_param, message));
+    }
+    if ids.len() + params.max_tokens > context {
+        let message = format!(
+            "{} prompt tokens and max_tokens {} are more than the model's context of {context}",
+            ids.len(),
+            params.max_tokens
+        );
+        return Err(too_long("max_tokens", message));
+    }
+    if let Some(id) = ids.iter().find(|id| **id as usize >= model.vocab_size) {
+        let message = format!("token id {id} is outside the model's vocabulary of {}", model.vocab_size);
+        return Err(too_long(prompt_param, message));
+    }
+    Ok(())
 }
 
 fn too_long(param: &'static str, message: String) -> ServiceError {
@@ -177,7 +254,11 @@ impl Running {
     }
 
     pub fn generated_tokens(&self) -> usize {
-        self.samples.iter().map(|s| s.tokens.len()).sum()
+        self.counted + self.samples.iter().map(|s| s.tokens.len()).sum::<usize>()
+    }
+
+    fn tokens(&self) -> usize {
+        self.prompt_tokens + self.generated_tokens()
     }
 
     pub fn finished(&self) -> bool {
@@ -198,7 +279,7 @@ impl Running {
         match &event {
             GenEvent::Prompt { tokens } => self.prompt.clone_from(tokens),
             GenEvent::Delta { index, text, tokens } => {
-                self.observe(tokens.len());
+                self.observe(text, tokens.len());
                 if let Some(sample) = self.samples.get_mut(*index) {
                     sample.text.push_str(text);
                     sample.tokens.extend_from_slice(tokens);
@@ -209,12 +290,21 @@ impl Running {
                     sample.finish = Some(*reason);
                 }
             }
+            GenEvent::Usage { prompt_tokens, completion_tokens } => {
+                metrics::counter!("instructd_prompt_tokens_total").increment(*prompt_tokens as u64);
+                metrics::counter!("instructd_generated_tokens_total").increment(*completion_tokens as u64);
+                self.prompt_tokens = *prompt_tokens;
+                self.counted = *completion_tokens;
+            }
             GenEvent::Failed { error } => return Err(error.clone().into()),
         }
         Ok(Some(event))
     }
 
-    fn observe(&mut self, tokens: usize) {
+    fn observe(&mut self, text: &str, tokens: usize) {
+        metrics::counter!("instructd_generated_tokens_total").increment(tokens as u64);
+        // Deltas without tokens are an upstream server's: it sends about one token at a time.
+        let tokens = if tokens == 0 && !text.is_empty() { 1 } else { tokens };
         if tokens == 0 {
             return;
         }
@@ -225,7 +315,6 @@ impl Running {
             Some(before) => metrics::histogram!("instructd_inter_token_latency_seconds")
                 .record((now - before).as_secs_f64() * self.samples.len() as f64 / tokens as f64),
         }
-        metrics::counter!("instructd_generated_tokens_total").increment(tokens as u64);
     }
 
     /// Follows the generation to its end.
@@ -236,6 +325,10 @@ impl Running {
 
     /// Stores the samples that have text; `keep` tells which (all of them when streaming).
     pub async fn store(&mut self, keep: impl Fn(&Sample) -> bool) -> Result<()> {
+        // Before the answer: the caller's next request finds it charged.
+        if let Some(key) = self.pays.take() {
+            super::people::charge(&self.services, &key, self.tokens()).await?;
+        }
         if !self.services.config.server.store_completions {
             self.settled = true;
             return Ok(());
@@ -255,7 +348,10 @@ impl Running {
     fn record(&self, keep: impl Fn(&Sample) -> bool) -> Option<(crate::domain::Prompt, Vec<Completion>)> {
         let now = self.services.now();
         let prompt = prompt_record(self.messages.clone(), self.source, now);
-        let sampling = serde_json::to_value(&self.params).unwrap_or_default();
+        let mut sampling = serde_json::to_value(&self.params).unwrap_or_default();
+        if !self.limited {
+            sampling["max_tokens"] = serde_json::Value::Null;
+        }
         let completions: Vec<Completion> = self
             .samples
             .iter()
@@ -283,6 +379,15 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        // What was drawn before the client left, or before a failure, was drawn all the same.
+        if let (Some(key), Ok(runtime)) = (self.pays.take(), tokio::runtime::Handle::try_current()) {
+            let (services, tokens) = (self.services.clone(), self.tokens());
+            runtime.spawn(async move {
+                if let Err(error) = super::people::charge(&services, &key, tokens).await {
+                    tracing::warn!(%error, "tokens were not charged");
+                }
+            });
+        }
         if self.settled || !self.services.config.server.store_completions {
             return;
         }

@@ -34,6 +34,7 @@ pub const LIVE: &[&str] = &[
     "labeling.max_tokens",
     "labeling.onboarding_sets",
     "limits.default_chat_tokens",
+    "sessions.idle_hours",
     "sessions.invite_hours",
     "sessions.lifetime_hours",
 ];

@@ -15,7 +15,9 @@ use crate::store::{AuditFilter, Erase, Erased, Page, Store};
 pub const ADMIN: &str = "admin";
 /// Name of the stored key that was generated at the first start.
 const GENERATED_KEY: &str = "generated at the first start";
-const HOUR: Micros = 3_600_000_000;
+const MINUTE: Micros = 60_000_000;
+const HOUR: Micros = 60 * MINUTE;
+const DAY: Micros = 24 * HOUR;
 
 /// What a key may be used for.
 pub const SCOPES: &[&str] = &["admin", "feedback", "inference"];
@@ -29,6 +31,10 @@ pub struct Actor {
     /// May give feedback and rank.
     pub feedback: bool,
     pub inference: bool,
+    /// What it proved itself with: a key's id, `admin:…` or `session:…`. Rates are counted by it.
+    pub credential: String,
+    /// The key, where it has a number of tokens a day.
+    pub quota: Option<(ApiKeyId, i64)>,
     /// Came by cookie, which browsers send by themselves: state changes need an origin check.
     pub by_cookie: bool,
 }
@@ -38,8 +44,10 @@ impl Actor {
         self.role == Role::Admin
     }
 
-    fn admin() -> Self {
+    fn admin(credential: String) -> Self {
         Self {
+            credential,
+            quota: None,
             labeler_id: ADMIN.into(),
             name: ADMIN.to_owned(),
             role: Role::Admin,
@@ -71,6 +79,7 @@ pub async fn admin_key(
         key_hash: secret_hash(&key),
         scopes: vec!["admin".to_owned()],
         labeler_id: Some(ADMIN.into()),
+        daily_tokens: None,
         revoked: false,
         created: now,
     };
@@ -84,7 +93,7 @@ pub async fn by_key(services: &Services, key: &str) -> Result<Option<Actor>> {
     let hash = secret_hash(key);
     // Both sides are hashes of secrets; the constant-time comparison costs nothing and closes the question.
     if bool::from(hash.as_bytes().ct_eq(services.admin_key_hash.as_bytes())) {
-        return Ok(Some(Actor::admin()));
+        return Ok(Some(Actor::admin(admin_credential(services))));
     }
     let Some(found) = services.store.find_api_key(&hash).await? else { return Ok(None) };
     // A generated key is replaced by a configured one, not joined by it.
@@ -93,9 +102,11 @@ pub async fn by_key(services: &Services, key: &str) -> Result<Option<Actor>> {
     }
     let has = |scope: &str| found.scopes.iter().any(|s| s == scope);
     if has("admin") {
-        return Ok(Some(Actor { name: found.name.clone(), ..Actor::admin() }));
+        return Ok(Some(Actor { name: found.name.clone(), ..Actor::admin(found.id.to_string()) }));
     }
     let mut actor = Actor {
+        credential: found.id.to_string(),
+        quota: found.daily_tokens.map(|tokens| (found.id.clone(), tokens)),
         labeler_id: found.labeler_id.clone().unwrap_or_else(|| ADMIN.into()),
         name: found.name.clone(),
         role: Role::Labeler,
@@ -114,16 +125,35 @@ pub async fn by_key(services: &Services, key: &str) -> Result<Option<Actor>> {
     Ok(Some(actor))
 }
 
+/// Names the admin key of today without telling it: sessions opened with another one have ended.
+fn admin_credential(services: &Services) -> String {
+    format!("admin:{}", &services.admin_key_hash[..16])
+}
+
 /// The owner of a session cookie; `None` when it has ended.
 pub async fn by_session(services: &Services, token: &str) -> Result<Option<Actor>> {
-    let Some(session) = services.store.get_session(&secret_hash(token), services.now()).await? else {
+    let (hash, now) = (secret_hash(token), services.now());
+    let Some(session) = services.store.get_session(&hash, now).await? else {
         return Ok(None);
     };
+    if session.used + services.live().config.sessions.idle_hours * HOUR <= now {
+        services.store.delete_session(&hash).await?;
+        return Ok(None);
+    }
+    if session.credential.starts_with("admin:") && session.credential != admin_credential(services) {
+        return Ok(None);
+    }
+    // Once a minute is enough to know that it is in use.
+    if session.used + MINUTE <= now {
+        services.store.touch_session(&hash, now).await?;
+    }
     let labeler = services.store.get_labeler(&session.labeler_id).await?;
     if !labeler.active {
         return Ok(None);
     }
     Ok(Some(Actor {
+        credential: format!("session:{}", &hash[..16]),
+        quota: None,
         labeler_id: labeler.id,
         name: labeler.name,
         role: session.role.min(labeler.role),
@@ -142,7 +172,7 @@ pub async fn log_in_with_key(services: &Arc<Services>, key: &str) -> Result<(Lab
     let Some(actor) = actor else { return Err(ServiceError::Forbidden("this key opens no session".into())) };
     let mut labeler = services.store.get_labeler(&actor.labeler_id).await?;
     labeler.role = actor.role;
-    let token = open(services, &labeler).await?;
+    let token = open(services, &labeler, actor.credential).await?;
     Ok((labeler, token))
 }
 
@@ -168,11 +198,11 @@ pub async fn log_in_with_invite(services: &Arc<Services>, invite: &str, name: &s
         }
     })
     .await?;
-    let token = open(services, &labeler).await?;
+    let token = open(services, &labeler, String::new()).await?;
     Ok((labeler, token))
 }
 
-async fn open(services: &Arc<Services>, labeler: &Labeler) -> Result<String> {
+async fn open(services: &Arc<Services>, labeler: &Labeler, credential: String) -> Result<String> {
     // A fresh token at every login: nothing that was known before can become a session.
     let token = services.random.secret("");
     let now = services.now();
@@ -180,6 +210,8 @@ async fn open(services: &Arc<Services>, labeler: &Labeler) -> Result<String> {
         token_hash: secret_hash(&token),
         labeler_id: labeler.id.clone(),
         role: labeler.role,
+        credential,
+        used: now,
         expires: now + services.live().config.sessions.lifetime_hours * HOUR,
         created: now,
     };
@@ -220,8 +252,12 @@ pub async fn create_key(
     name: &str,
     scopes: Vec<String>,
     labeler_id: Option<LabelerId>,
+    daily_tokens: Option<i64>,
 ) -> Result<(ApiKey, String)> {
     let name = check_name(name, "name")?;
+    if daily_tokens.is_some_and(|tokens| tokens < 1) {
+        return Err(bad_input("daily_tokens", "must be at least 1"));
+    }
     if scopes.is_empty() {
         return Err(bad_input("scopes", "name at least one of admin, feedback, inference"));
     }
@@ -250,6 +286,7 @@ pub async fn create_key(
         key_hash: secret_hash(&secret),
         scopes,
         labeler_id,
+        daily_tokens,
         revoked: false,
         created: now,
     };
@@ -257,6 +294,20 @@ pub async fn create_key(
     let detail = json!({"scopes": key.scopes});
     services.store.audit(by.labeler_id.as_str(), "create_key", key.id.as_str(), detail, now).await?;
     Ok((key, secret))
+}
+
+/// Seconds until the key's tokens of the next day, when those of today are used up.
+pub async fn exhausted(services: &Services, actor: &Actor) -> Result<Option<u64>> {
+    let Some((id, daily)) = &actor.quota else { return Ok(None) };
+    let now = services.now();
+    let used = services.store.key_tokens(id, now.div_euclid(DAY)).await?;
+    Ok((used >= *daily).then(|| ((DAY - now.rem_euclid(DAY)) / 1_000_000 + 1) as u64))
+}
+
+/// Charges tokens to the key's day. Requests under way together may pass the limit by what they draw.
+pub async fn charge(services: &Services, key: &ApiKeyId, tokens: usize) -> Result<()> {
+    let day = services.now().div_euclid(DAY);
+    Ok(services.store.add_key_tokens(key, day, tokens as i64).await?)
 }
 
 pub async fn revoke_key(services: &Services, by: &Actor, id: &ApiKeyId) -> Result<()> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::complete::{self, Running, Start};
+use super::complete::{self, PromptInput, Running, Start};
 use super::label::{Word, human_completion, judge};
 use super::prompts::{check_messages, prompt_record};
 use super::{Result, Services, bad_input, not_found_as, to_the_end};
@@ -163,24 +163,24 @@ pub(super) async fn begin(
     request_id: String,
 ) -> Result<Running> {
     let engine = services.engine()?;
-    let version = Some(&model.version.id);
-    let prompt_ids = match prompt.messages.as_slice() {
+    let input = match prompt.messages.as_slice() {
         // Raw text stays raw; a model without a template can only read raw text.
         [one] if prompt.source == "completions" || !model.has_chat_template => {
-            engine.tokenize(version, &one.content, true, false).await?
+            PromptInput::raw(engine.as_ref(), &model, &one.content).await?
         }
-        messages => engine.chat_prompt(version, messages).await?,
+        messages => PromptInput::chat(engine.as_ref(), &model, messages, true).await?,
     };
-    let room = model.max_context.saturating_sub(prompt_ids.len());
+    let params = SamplingParams { max_tokens: params.max_tokens.min(input.room(&model)), ..params };
     let start = Start {
         request_id,
         model,
-        prompt_ids,
+        prompt: input,
         messages: prompt.messages.clone(),
         source: "page",
         n,
-        params: SamplingParams { logprobs: Some(0), max_tokens: params.max_tokens.min(room), ..params },
+        params: SamplingParams { logprobs: Some(0), ..params },
         prompt_logprobs: None,
+        pays: None,
     };
     complete::start(services, start).await
 }

@@ -345,11 +345,17 @@ pub trait Store: FeedbackStore {
     async fn list_invites(&self) -> Result<Vec<Invite>>;
     async fn put_session(&self, session: Session) -> Result<()>;
     async fn get_session(&self, token_hash: &str, now: Micros) -> Result<Option<Session>>;
+    /// Notes that the session was used.
+    async fn touch_session(&self, token_hash: &str, now: Micros) -> Result<()>;
     async fn delete_session(&self, token_hash: &str) -> Result<()>;
     async fn put_api_key(&self, key: ApiKey) -> Result<()>;
     async fn find_api_key(&self, key_hash: &str) -> Result<Option<ApiKey>>;
     async fn list_api_keys(&self) -> Result<Vec<ApiKey>>;
+    /// Also ends the sessions that the key opened.
     async fn revoke_api_key(&self, id: &ApiKeyId) -> Result<()>;
+    /// Tokens charged to the key on a day (days since 1970-01-01 UTC).
+    async fn key_tokens(&self, id: &ApiKeyId, day: i64) -> Result<i64>;
+    async fn add_key_tokens(&self, id: &ApiKeyId, day: i64, tokens: i64) -> Result<()>;
     async fn audit(
         &self,
         actor: &str,

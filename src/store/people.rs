@@ -39,9 +39,12 @@ pub(super) async fn list_labelers(conn: &mut Conn) -> Result<Vec<Labeler>> {
 
 pub(super) async fn set_active(conn: &mut Conn, id: &LabelerId, active: bool) -> Result<()> {
     match conn.run("UPDATE labelers SET active = $2 WHERE id = $1", args![id.as_str(), active]).await? {
-        0 => Err(not_found("labeler", id.as_str())),
-        _ => Ok(()),
+        0 => return Err(not_found("labeler", id.as_str())),
+        _ if active => {}
+        // Letting somebody in again must not revive what was open before.
+        _ => drop(conn.run("DELETE FROM sessions WHERE labeler_id = $1", args![id.as_str()]).await?),
     }
+    Ok(())
 }
 
 pub(super) async fn change_labeler(
@@ -130,11 +133,19 @@ pub(super) async fn list_invites(conn: &mut Conn) -> Result<Vec<Invite>> {
 }
 
 pub(super) async fn put_session(conn: &mut Conn, s: &Session) -> Result<()> {
+    // Nobody else clears away what has expired.
+    conn.run("DELETE FROM sessions WHERE expires <= $1", args![s.created]).await?;
     conn.run(
-        "INSERT INTO sessions (token_hash, labeler_id, role, expires, created) VALUES ($1, $2, $3, $4, $5)",
-        args![&s.token_hash, s.labeler_id.as_str(), s.role.as_str(), s.expires, s.created],
+        "INSERT INTO sessions (token_hash, labeler_id, role, credential, used, expires, created)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        args![&s.token_hash, s.labeler_id.as_str(), s.role.as_str(), &s.credential, s.used, s.expires, s.created],
     )
     .await?;
+    Ok(())
+}
+
+pub(super) async fn touch_session(conn: &mut Conn, token_hash: &str, now: Micros) -> Result<()> {
+    conn.run("UPDATE sessions SET used = $2 WHERE token_hash = $1 AND used < $2", args![token_hash, now]).await?;
     Ok(())
 }
 
@@ -152,6 +163,8 @@ pub(super) async fn get_session(conn: &mut Conn, token_hash: &str, now: Micros) 
             token_hash: row.text("token_hash")?,
             labeler_id: row.text("labeler_id")?.into(),
             role: row.name("role", Role::parse)?,
+            credential: row.text("credential")?,
+            used: row.int("used")?,
             expires: row.int("expires")?,
             created: row.int("created")?,
         })
@@ -171,6 +184,7 @@ fn api_key(row: &Row) -> Result<ApiKey> {
         key_hash: row.text("key_hash")?,
         scopes: row.json("scopes")?,
         labeler_id: row.opt_text("labeler_id")?.map(Into::into),
+        daily_tokens: row.opt_int("daily_tokens")?,
         revoked: row.flag("revoked")?,
         created: row.int("created")?,
     })
@@ -178,14 +192,15 @@ fn api_key(row: &Row) -> Result<ApiKey> {
 
 pub(super) async fn put_api_key(conn: &mut Conn, k: &ApiKey) -> Result<()> {
     conn.run(
-        "INSERT INTO api_keys (id, name, key_hash, scopes, labeler_id, revoked, created)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO api_keys (id, name, key_hash, scopes, labeler_id, daily_tokens, revoked, created)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         args![
             k.id.as_str(),
             &k.name,
             &k.key_hash,
             json(&k.scopes)?,
             k.labeler_id.as_ref().map(LabelerId::as_str),
+            k.daily_tokens,
             k.revoked,
             k.created
         ],
@@ -207,11 +222,30 @@ pub(super) async fn list_api_keys(conn: &mut Conn) -> Result<Vec<ApiKey>> {
     conn.all("SELECT * FROM api_keys ORDER BY created DESC, id DESC", vec![]).await?.iter().map(api_key).collect()
 }
 
+/// The sessions it opened end with it.
 pub(super) async fn revoke_api_key(conn: &mut Conn, id: &ApiKeyId) -> Result<()> {
     match conn.run("UPDATE api_keys SET revoked = $2 WHERE id = $1", args![id.as_str(), true]).await? {
         0 => Err(not_found("API key", id.as_str())),
-        _ => Ok(()),
+        _ => {
+            conn.run("DELETE FROM sessions WHERE credential = $1", args![id.as_str()]).await?;
+            Ok(())
+        }
     }
+}
+
+pub(super) async fn key_tokens(conn: &mut Conn, id: &ApiKeyId, day: i64) -> Result<i64> {
+    let row = conn.one("SELECT tokens FROM key_usage WHERE key_id = $1 AND day = $2", args![id.as_str(), day]).await?;
+    row.map_or(Ok(0), |row| row.int("tokens"))
+}
+
+pub(super) async fn add_key_tokens(conn: &mut Conn, id: &ApiKeyId, day: i64, tokens: i64) -> Result<()> {
+    conn.run(
+        "INSERT INTO key_usage (key_id, day, tokens) VALUES ($1, $2, $3)
+         ON CONFLICT (key_id, day) DO UPDATE SET tokens = key_usage.tokens + excluded.tokens",
+        args![id.as_str(), day, tokens],
+    )
+    .await?;
+    Ok(())
 }
 
 pub(super) async fn audit(

@@ -253,6 +253,18 @@ impl Store for SqlStore {
         read!(self, |c| people::get_session(c, token_hash, now))
     }
 
+    async fn touch_session(&self, token_hash: &str, now: Micros) -> Result<()> {
+        write!(self, token_hash = token_hash.to_owned() => |tx| people::touch_session(tx, &token_hash, now))
+    }
+
+    async fn key_tokens(&self, id: &ApiKeyId, day: i64) -> Result<i64> {
+        read!(self, |c| people::key_tokens(c, id, day))
+    }
+
+    async fn add_key_tokens(&self, id: &ApiKeyId, day: i64, tokens: i64) -> Result<()> {
+        write!(self, id = id.clone() => |tx| people::add_key_tokens(tx, &id, day, tokens))
+    }
+
     async fn delete_session(&self, token_hash: &str) -> Result<()> {
         write!(self, token_hash = token_hash.to_owned() => |tx| people::delete_session(tx, &token_hash))
     }

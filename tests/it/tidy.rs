@@ -61,6 +61,19 @@ fn axum_only_in_http_and_app() {
     forbid("axum::", |room| matches!(room, "http" | "app"));
 }
 
+/// The engine serves no HTTP; asking another server is the business of `engine/upstream` alone.
+#[test]
+fn the_engine_has_no_http_server_and_one_client() {
+    for needle in ["TcpListener", "hyper", "reqwest"] {
+        let found: Vec<_> = sources("src/engine")
+            .iter()
+            .filter(|(path, _)| needle != "reqwest" || !path.starts_with("src/engine/upstream/"))
+            .flat_map(|(path, text)| uses(path, text, needle))
+            .collect();
+        assert!(found.is_empty(), "`{needle}` in the engine: {found:#?}");
+    }
+}
+
 #[test]
 fn no_tensors_in_http_service_or_store() {
     forbid("candle", |room| !matches!(room, "http" | "service" | "store"));

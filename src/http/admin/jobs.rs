@@ -55,7 +55,7 @@ pub async fn create(
     Ok((StatusCode::CREATED, axum::Json(job)).into_response())
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobsQuery {
     state: Option<JobState>,
@@ -89,7 +89,7 @@ pub async fn resume(
     Ok(axum::Json(jobs::resume(&state.services, &actor, &id).await?))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EventsQuery {
     /// `json` = what there is now, as a list.
@@ -154,7 +154,7 @@ pub async fn events(
     Ok(Sse::new(ReceiverStream::new(receiver)).keep_alive(keep_alive).into_response())
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MetricsQuery {
     /// Names, separated by commas; absent = all.

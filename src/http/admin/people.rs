@@ -164,7 +164,7 @@ pub async fn invite(
 
 fn key_json(key: &ApiKey) -> Value {
     json!({"id": key.id, "name": key.name, "scopes": key.scopes, "labeler_id": key.labeler_id,
-           "revoked": key.revoked, "created": key.created})
+           "daily_tokens": key.daily_tokens, "revoked": key.revoked, "created": key.created})
 }
 
 pub async fn keys(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
@@ -180,6 +180,8 @@ pub struct NewKey {
     pub scopes: Vec<String>,
     /// Whose judgments the key gives; a new labeler when absent.
     pub labeler_id: Option<LabelerId>,
+    /// Prompt and drawn tokens a day (UTC); absent = no limit.
+    pub daily_tokens: Option<i64>,
 }
 
 pub async fn create_key(
@@ -187,7 +189,8 @@ pub async fn create_key(
     Caller(actor): Caller,
     Json(body): Json<NewKey>,
 ) -> ApiResult<Response> {
-    let (key, secret) = people::create_key(&state.services, &actor, &body.name, body.scopes, body.labeler_id).await?;
+    let NewKey { name, scopes, labeler_id, daily_tokens } = body;
+    let (key, secret) = people::create_key(&state.services, &actor, &name, scopes, labeler_id, daily_tokens).await?;
     let mut answer = key_json(&key);
     answer["key"] = json!(secret);
     Ok((StatusCode::CREATED, axum::Json(answer)).into_response())

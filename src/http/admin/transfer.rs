@@ -16,7 +16,7 @@ use crate::service::datasets;
 use crate::service::transfer::{self, Selection};
 use crate::store::RankedFilter;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImportQuery {
     format: String,
@@ -45,7 +45,7 @@ pub async fn import(
     Ok(axum::Json(done).into_response())
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExportQuery {
     format: String,

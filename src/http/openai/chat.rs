@@ -16,7 +16,7 @@ use crate::http::auth::MaybeCaller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Json;
 use crate::http::observe::RequestId;
-use crate::service::complete::{self, Running, Start};
+use crate::service::complete::{self, PromptInput, Running, Start};
 use crate::service::prompts::check_messages;
 
 params::generation_request!(
@@ -161,8 +161,11 @@ pub async fn create(
     let model = complete::route(services, request.model.as_deref(), caller.is_admin(), &request_id).await?;
     let engine = services.engine()?;
     check_bias(&sampling, &model)?;
-    let prompt_ids = engine.chat_prompt(Some(&model.version.id), &messages).await?;
-    let room = model.max_context.saturating_sub(prompt_ids.len()).max(1);
+    if reported {
+        params::needs_ids("logprobs", &model)?;
+    }
+    let prompt = PromptInput::chat(engine.as_ref(), &model, &messages, max_tokens.is_some()).await?;
+    let room = prompt.room(&model).max(1);
     let max_tokens = max_tokens.unwrap_or(room.min(services.live().config.limits.default_chat_tokens));
     if sampling.min_tokens > max_tokens {
         return Err(ApiError::bad("min_tokens", "is more than max_tokens"));
@@ -171,12 +174,13 @@ pub async fn create(
     let start = Start {
         request_id: request_id.clone(),
         model: model.clone(),
-        prompt_ids,
+        prompt,
         messages,
         source: "chat",
         n,
         params: SamplingParams { max_tokens, seed, logprobs: Some(top), ..sampling },
         prompt_logprobs: None,
+        pays: caller.pays(),
     };
     let mut running = complete::start(services, start).await?;
     let shape = Shape {

@@ -15,7 +15,7 @@ use crate::http::auth::MaybeCaller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Json;
 use crate::http::observe::RequestId;
-use crate::service::complete::{self, Running, Sample, Start};
+use crate::service::complete::{self, PromptInput, Running, Sample, Start};
 use crate::service::prompts::{check_size, raw_text};
 
 params::generation_request!(
@@ -41,10 +41,10 @@ params::generation_request!(
     }
 );
 
-/// One prompt, as given and as ids.
+/// One prompt as text, and as its model takes it.
 struct Input {
     text: String,
-    ids: Vec<u32>,
+    prompt: PromptInput,
 }
 
 /// What all choices of one request share.
@@ -114,27 +114,35 @@ pub async fn create(
     let model = complete::route(services, request.model.as_deref(), caller.is_admin(), &request_id).await?;
     let engine = services.engine()?;
     check_bias(&sampling, &model)?;
+    for (field, wanted) in
+        [("logprobs", request.logprobs.is_some()), ("best_of", best_of > n), ("max_tokens", max_tokens == 0)]
+    {
+        if wanted {
+            params::needs_ids(field, &model)?;
+        }
+    }
     let alternatives = request.logprobs.map_or(0, |k| k as usize);
     // Log-probs are always taken: they are stored with the completion.
     let sampling = SamplingParams { max_tokens, seed, logprobs: Some(alternatives), ..sampling };
     let mut runs = Vec::with_capacity(prompts.len());
     let mut texts = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        let Input { text, ids } = input(engine.as_ref(), &model, prompt).await?;
+        let Input { text, prompt } = input(engine.as_ref(), &model, prompt).await?;
         let mut params = sampling.clone();
         if request.max_tokens.is_none() {
             // Only a length that was asked for can be too long.
-            params.max_tokens = params.max_tokens.min(model.max_context.saturating_sub(ids.len()).max(1));
+            params.max_tokens = params.max_tokens.min(prompt.room(&model).max(1));
         }
         let start = Start {
             request_id: request_id.clone(),
             model: model.clone(),
-            prompt_ids: ids,
+            prompt,
             messages: raw_text(text.clone()),
             source: "completions",
             n: best_of,
             params,
             prompt_logprobs: request.logprobs.filter(|_| echo).map(|k| k as usize),
+            pays: caller.pays(),
         };
         runs.push(complete::start(services, start).await?);
         texts.push(text);
@@ -159,7 +167,9 @@ pub async fn create(
 
 /// A bias on a token that the model does not have is a mistake.
 pub fn check_bias(sampling: &SamplingParams, model: &ServedModel) -> ApiResult<()> {
-    match sampling.logit_bias.iter().find(|(id, _)| *id as usize >= model.vocab_size) {
+    // An upstream server's ids are its own: it checks them.
+    let known = |id: u32| model.takes_text || (id as usize) < model.vocab_size;
+    match sampling.logit_bias.iter().find(|(id, _)| !known(*id)) {
         Some((id, _)) => {
             Err(ApiError::bad(format!("logit_bias.{id}"), format!("the vocabulary has {} tokens", model.vocab_size)))
         }
@@ -204,17 +214,18 @@ fn ids(list: &[Value], field: &str) -> ApiResult<Vec<u32>> {
 }
 
 async fn input(engine: &dyn Generator, model: &ServedModel, given: Given) -> ApiResult<Input> {
-    let version = Some(&model.version.id);
     match given {
-        Given::Text(text) => Ok(Input { ids: engine.tokenize(version, &text, true, false).await?, text }),
+        Given::Text(text) => Ok(Input { prompt: PromptInput::raw(engine, model, &text).await?, text }),
         Given::Ids(ids) => {
+            params::needs_ids("prompt", model)?;
             if let Some(id) = ids.iter().find(|id| **id as usize >= model.vocab_size) {
                 return Err(ApiError::bad(
                     "prompt",
                     format!("token id {id} is outside the vocabulary of {}", model.vocab_size),
                 ));
             }
-            Ok(Input { text: engine.detokenize(version, &ids).await?, ids })
+            let text = engine.detokenize(Some(&model.version.id), &ids).await?;
+            Ok(Input { text, prompt: PromptInput::Ids(ids) })
         }
     }
 }

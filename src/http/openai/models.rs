@@ -41,9 +41,9 @@ fn entry(state: &AppState, model: &ModelVersion) -> Value {
             "stage": model.stage,
             "state": model.state,
             "loaded": served.is_some(),
-            "max_context": served.map(|m| m.max_context),
+            "max_context": served.map(|m| m.max_context).filter(|n| *n != usize::MAX),
             "weights": served.map(|m| m.weights.as_str()),
-            "parameters": served.map(|m| m.parameters),
+            "parameters": served.map(|m| m.parameters).filter(|n| *n > 0),
         },
     })
 }

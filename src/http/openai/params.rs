@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::config::LimitsConfig;
-use crate::engine::SamplingParams;
+use crate::engine::{SamplingParams, ServedModel};
 use crate::http::error::{ApiError, ApiResult};
 
 /// Most alternatives per token that can be asked for.
@@ -206,6 +206,15 @@ pub fn refuse(fields: &[(&str, &Option<Value>, &[&str])]) -> ApiResult<()> {
         {
             return Err(ApiError::bad(*name, format!("{name} is not supported")).code("unsupported_parameter"));
         }
+    }
+    Ok(())
+}
+
+/// Refuses what needs token ids or log-probs, of models whose text comes from an upstream server.
+pub fn needs_ids(field: &str, model: &ServedModel) -> ApiResult<()> {
+    if model.takes_text {
+        let message = format!("{field} is not supported for this model: it is served by an upstream server");
+        return Err(ApiError::bad(field, message).code("unsupported_parameter"));
     }
     Ok(())
 }

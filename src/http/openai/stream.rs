@@ -117,7 +117,7 @@ async fn follow(
                 }
                 send(format.chunk(running, run, index, Piece::Finish(reason)).await?).await?;
             }
-            GenEvent::Prompt { .. } | GenEvent::Failed { .. } => {}
+            GenEvent::Prompt { .. } | GenEvent::Usage { .. } | GenEvent::Failed { .. } => {}
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::http::AppState;
 use crate::http::auth::MaybeCaller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Json;
+use crate::http::openai::params::needs_ids;
 use crate::service::complete::resolve_model;
 use crate::service::prompts::check_size;
 
@@ -33,6 +34,7 @@ pub async fn tokenize(
     };
     check_size(text.len(), "prompt", state.services.config.limits.prompt_bytes)?;
     let model = resolve_model(&state.services, request.model.as_deref(), caller.is_admin()).await?;
+    needs_ids("model", &model)?;
     let add_special = request.add_special_tokens.unwrap_or(true);
     let engine = state.services.engine()?;
     let tokens = engine.tokenize(Some(&model.version.id), &text, add_special, false).await?;
@@ -52,6 +54,7 @@ pub async fn detokenize(
     Json(request): Json<DetokenizeRequest>,
 ) -> ApiResult<axum::Json<Value>> {
     let model = resolve_model(&state.services, request.model.as_deref(), caller.is_admin()).await?;
+    needs_ids("model", &model)?;
     if let Some(i) = request.tokens.iter().position(|id| *id as usize >= model.vocab_size) {
         let message = format!("is outside the vocabulary of {}", model.vocab_size);
         return Err(ApiError::bad(format!("tokens[{i}]"), message));

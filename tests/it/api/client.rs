@@ -1,6 +1,7 @@
 //! A server in the test's own process and a client that speaks to its router.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 
 use axum::Router;
 use axum::body::Body;
@@ -9,8 +10,9 @@ use http_body_util::BodyExt;
 use instructd::config::Config;
 use instructd::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
 use instructd::engine::mock::{MockGenerator, MockOptions};
+use instructd::http::rates::Peer;
 use instructd::service::random::secret_hash;
-use instructd::service::{Random, Services, system_clock};
+use instructd::service::{Clock, Random, Services, system_clock};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -71,7 +73,17 @@ impl Server {
     }
 
     pub async fn with(change: impl FnOnce(&mut Config), mock: MockOptions) -> Self {
-        let server = Self::without_engine(change).await;
+        Self::without_engine(change).await.with_mock(mock).await
+    }
+
+    /// On a clock that the test moves (µs).
+    pub async fn at(clock: Arc<AtomicI64>, change: impl FnOnce(&mut Config)) -> Self {
+        let clock: Clock = Arc::new(move || clock.load(SeqCst));
+        Self::build(change, clock).await.with_mock(MockOptions::default()).await
+    }
+
+    async fn with_mock(self, mock: MockOptions) -> Self {
+        let server = self;
         let base = version("base", ModelKind::Policy, None);
         server.services.store.put_model(base.clone()).await.unwrap();
         server.services.store.activate_model(&base.id, 1).await.unwrap();
@@ -80,6 +92,10 @@ impl Server {
     }
 
     pub async fn without_engine(change: impl FnOnce(&mut Config)) -> Self {
+        Self::build(change, system_clock()).await
+    }
+
+    async fn build(change: impl FnOnce(&mut Config), clock: Clock) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
         change(&mut config);
@@ -87,7 +103,7 @@ impl Server {
         let services = Services::new(
             config,
             store,
-            system_clock(),
+            clock,
             Random::from_seed(7),
             secret_hash(ADMIN_KEY),
             instructd::train::recipes(),
@@ -119,6 +135,30 @@ impl Server {
         }
         let body = body.map_or_else(Body::empty, |b| Body::from(b.to_string()));
         self.send(request.body(body).unwrap()).await
+    }
+
+    /// As if from this address.
+    pub async fn from(
+        &self,
+        address: &str,
+        method: &str,
+        path: &str,
+        key: Option<&str>,
+        body: Option<Value>,
+    ) -> Answer {
+        let mut request = Request::builder().method(method).uri(path).header("content-type", "application/json");
+        if let Some(key) = key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        let body = body.map_or_else(Body::empty, |b| Body::from(b.to_string()));
+        let request = request.extension(Peer(address.parse().unwrap())).body(body).unwrap();
+        self.send(request).await
+    }
+
+    /// A key with these scopes.
+    pub async fn key(&self, scopes: &[&str], daily_tokens: Option<i64>) -> String {
+        let body = json!({"name": "k", "scopes": scopes, "daily_tokens": daily_tokens});
+        self.post("/admin/keys", body).await.expect(201).json()["key"].as_str().unwrap().to_owned()
     }
 
     /// Without a key.

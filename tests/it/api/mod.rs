@@ -4,7 +4,13 @@
 mod access;
 pub mod client;
 mod completions;
+mod fake_upstream;
 mod hostile;
 mod input;
 mod labeling;
+mod limits;
+mod logs;
+mod parameters;
 mod publishing;
+mod sockets;
+mod upstream;

@@ -69,6 +69,7 @@ async fn collect(mut g: Generation, n: usize) -> Collected {
             GenEvent::Finish { index, reason } => {
                 assert_eq!(c.reasons[index].replace(reason), None, "one finish per sample");
             }
+            GenEvent::Usage { .. } => panic!("the built-in engine's deltas carry their tokens"),
             GenEvent::Failed { error } => c.failed = Some(error),
         }
     }

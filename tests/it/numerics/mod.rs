@@ -1,9 +1,11 @@
 //! What correct means: objectives, operations, models and generation against reference values.
 
+mod devices;
 mod eval;
 mod formats;
 mod models;
 mod objectives;
 mod objectives_gradients;
 mod ops;
+mod sampling;
 mod smollm2;

@@ -234,15 +234,31 @@ async fn people_and_access(store: Arc<dyn Store>) {
     let ada = labeler(&*store, "ada").await;
     let known: Vec<_> = store.list_labelers().await.unwrap().into_iter().map(|l| l.id.0).collect();
     assert_eq!(known, ["admin", "import", "ada"]);
-    let session =
-        Session { token_hash: "h".into(), labeler_id: ada.clone(), role: Role::Labeler, expires: T0 + 10, created: T0 };
+    let session = Session {
+        token_hash: "h".into(),
+        labeler_id: ada.clone(),
+        role: Role::Labeler,
+        credential: String::new(),
+        used: T0,
+        expires: T0 + 10,
+        created: T0,
+    };
     store.put_session(session.clone()).await.unwrap();
-    assert_eq!(store.get_session("h", T0).await.unwrap(), Some(session));
+    assert_eq!(store.get_session("h", T0).await.unwrap(), Some(session.clone()));
     assert_eq!(store.get_session("h", T0 + 10).await.unwrap(), None, "expired");
     store.set_labeler_active(&ada, false).await.unwrap();
     assert!(!store.get_labeler(&ada).await.unwrap().active);
     assert_eq!(store.get_session("h", T0).await.unwrap(), None, "an inactive labeler has no session");
     store.set_labeler_active(&ada, true).await.unwrap();
+    assert_eq!(store.get_session("h", T0).await.unwrap(), None, "old sessions do not come back with their labeler");
+    store.put_session(session.clone()).await.unwrap();
+    store.touch_session("h", T0 + 5).await.unwrap();
+    store.touch_session("h", T0 + 3).await.unwrap();
+    assert_eq!(store.get_session("h", T0).await.unwrap().unwrap().used, T0 + 5, "never back in time");
+    let later = Session { token_hash: "h2".into(), created: T0 + 20, expires: T0 + 30, ..session.clone() };
+    store.put_session(later).await.unwrap();
+    assert_eq!(store.get_session("h", T0).await.unwrap(), None, "what has expired is cleared away");
+    store.put_session(session.clone()).await.unwrap();
     store.delete_session("h").await.unwrap();
     assert_eq!(store.get_session("h", T0).await.unwrap(), None);
 

@@ -1,0 +1,107 @@
+//! From `[upstream]` of the configuration to a generator that asks that server, with a model version on record.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::model::{self, version_name};
+use crate::config::Config;
+use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId, STAGE_UPSTREAM};
+use crate::engine::upstream::wire::Kind;
+use crate::engine::upstream::{DiscoverError, Discovered, Upstream};
+use crate::engine::{Generator, UpstreamOptions};
+use crate::model::pull;
+use crate::service::Services;
+
+/// Between two looks for a server that is away at start.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// Waits for the upstream server, records its model as a version, and serves it.
+///
+/// # Errors
+/// A configuration that can never work: a bad address, an unknown kind, a model that is not there.
+pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
+    let options = options(&services.config, services.random.seed())?;
+    let upstream = Upstream::new(options).map_err(|e| anyhow!("upstream: {e}"))?;
+    let wanted = services.config.upstream.model.as_deref();
+    let discovered = loop {
+        match upstream.discover(wanted).await {
+            Ok(found) => break found,
+            Err(DiscoverError::Away(error)) => {
+                tracing::warn!(%error, "waiting for the upstream server");
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            Err(e) => return Err(e.into()),
+        }
+    };
+    let version = register(services, &discovered).await?;
+    register_local(services).await?;
+    services.store.activate_model(&version.id, services.now()).await?;
+    tracing::info!(model.name = %version.name, model.upstream = %discovered.model, "serving from upstream");
+    Ok(upstream.serve(version, discovered))
+}
+
+fn options(config: &Config, jitter_seed: u64) -> Result<UpstreamOptions> {
+    let upstream = &config.upstream;
+    let kind = Kind::parse(&upstream.kind)
+        .with_context(|| format!("upstream.kind: '{}' is not known; use one of {}", upstream.kind, Kind::NAMES))?;
+    Ok(UpstreamOptions {
+        url: upstream.url.clone().context("upstream.url is missing")?,
+        kind,
+        api_key: upstream.api_key.clone(),
+        connect_timeout: Duration::from_secs(upstream.connect_timeout_seconds),
+        response_timeout: Duration::from_secs(upstream.response_timeout_seconds),
+        retries: upstream.retries,
+        max_running: upstream.max_running,
+        breaker_failures: upstream.breaker_failures,
+        breaker_pause: Duration::from_secs(upstream.breaker_pause_seconds),
+        jitter_seed,
+        data_dir: config.data_dir.clone(),
+    })
+}
+
+/// The configured model, where it is here already, goes on record as something to train from.
+async fn register_local(services: &Services) -> Result<()> {
+    let config = &services.config;
+    if let Ok(path) = pull::resolve(&config.model, &config.data_dir) {
+        let name = model::name_for(&config.model, &path);
+        model::register(services, &path, &name).await?;
+    }
+    Ok(())
+}
+
+/// The version that stands for the upstream's model: known again by the model's full name there, whatever
+/// the address is today.
+async fn register(services: &Services, discovered: &Discovered) -> Result<ModelVersion> {
+    let sha256 = hex::encode(Sha256::digest(discovered.model.as_bytes()));
+    let mut name = version_name(&discovered.model);
+    for suffix in [String::new(), format!("-{}", &sha256[..8])] {
+        name.truncate(64 - suffix.len());
+        let candidate = format!("{name}{suffix}");
+        match services.store.find_model(&candidate).await? {
+            Some(known) if known.stage == STAGE_UPSTREAM && known.sha256 == sha256 => return Ok(known),
+            Some(_) => {}
+            None => {
+                let version = ModelVersion {
+                    id: ModelVersionId::new(),
+                    kind: ModelKind::Policy,
+                    name: candidate,
+                    stage: STAGE_UPSTREAM.to_owned(),
+                    parent_id: None,
+                    job_id: None,
+                    artifact_uri: format!("upstream:{}", discovered.model),
+                    sha256,
+                    metrics: json!({}),
+                    state: ModelState::Candidate,
+                    created: services.now(),
+                };
+                services.store.put_model(version.clone()).await?;
+                return Ok(version);
+            }
+        }
+    }
+    Err(anyhow!("both names for the upstream's model '{}' are taken by other versions", discovered.model))
+}

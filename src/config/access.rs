@@ -1,0 +1,23 @@
+//! `[rates]`: how often one caller may ask.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Requests a minute of one caller (a key, a session, or the address of who has neither); 0 = any number.
+/// Beyond, requests get 429 with `Retry-After`. Administrators are not counted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RatesConfig {
+    /// Sign-ins, and requests with a wrong key, of one address.
+    pub login_per_minute: u32,
+    /// Requests for text, scores and the like.
+    pub inference_per_minute: u32,
+    /// Rankings, leases, feedback.
+    pub feedback_per_minute: u32,
+}
+
+impl Default for RatesConfig {
+    fn default() -> Self {
+        Self { login_per_minute: 30, inference_per_minute: 0, feedback_per_minute: 0 }
+    }
+}

@@ -1,0 +1,150 @@
+//! A circuit breaker: after several failures in a row nobody is sent for a while, then one trial decides.
+//! Time is an argument.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Calls pass; this many of them failed in a row.
+    Closed { failures: u32 },
+    /// No call passes before `until`; then one does.
+    Open { until: Instant },
+    /// The trial is under way.
+    HalfOpen,
+}
+
+/// See the module's words. `threshold` failures in a row open it for `pause`.
+pub struct Breaker {
+    state: Mutex<State>,
+    threshold: u32,
+    pause: Duration,
+}
+
+/// Leave to make one call. Dropped without a verdict (the client left), it counts neither way.
+pub struct Pass {
+    breaker: Arc<Breaker>,
+    settled: bool,
+}
+
+impl Breaker {
+    pub fn new(threshold: u32, pause: Duration) -> Self {
+        Self { state: Mutex::new(State::Closed { failures: 0 }), threshold: threshold.max(1), pause }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// # Errors
+    /// How long to wait, while calls do not pass.
+    pub fn admit(self: &Arc<Self>, now: Instant) -> Result<Pass, Duration> {
+        let mut state = self.state();
+        match *state {
+            State::Closed { .. } => {}
+            State::Open { until } if now >= until => *state = State::HalfOpen,
+            State::Open { until } => return Err(until - now),
+            // The trial's end is not known; callers may look again soon.
+            State::HalfOpen => return Err(Duration::from_secs(1)),
+        }
+        Ok(Pass { breaker: self.clone(), settled: false })
+    }
+
+    /// How long calls will be refused; `None` when the next one passes.
+    pub fn refuses_for(&self, now: Instant) -> Option<Duration> {
+        match *self.state() {
+            State::Open { until } if now < until => Some(until - now),
+            _ => None,
+        }
+    }
+
+    fn failed(&self, now: Instant) {
+        let mut state = self.state();
+        *state = match *state {
+            State::Closed { failures } if failures + 1 < self.threshold => State::Closed { failures: failures + 1 },
+            // A late failure of a call from before does not lengthen the pause.
+            State::Open { until } => State::Open { until },
+            _ => State::Open { until: now + self.pause },
+        };
+    }
+}
+
+impl Pass {
+    /// The server answers: others need not wait for this call's end. A failure still opens the breaker again.
+    pub fn answered(&self) {
+        let mut state = self.breaker.state();
+        if *state == State::HalfOpen {
+            *state = State::Closed { failures: self.breaker.threshold - 1 };
+        }
+    }
+
+    pub fn succeeded(mut self) {
+        self.settled = true;
+        let mut state = self.breaker.state();
+        // A call from before the pause says nothing about now.
+        if !matches!(*state, State::Open { .. }) {
+            *state = State::Closed { failures: 0 };
+        }
+    }
+
+    pub fn failed(mut self, now: Instant) {
+        self.settled = true;
+        self.breaker.failed(now);
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        let mut state = self.breaker.state();
+        if !self.settled && *state == State::HalfOpen {
+            // The trial went away undecided: the next failure opens it again.
+            *state = State::Closed { failures: self.breaker.threshold - 1 };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAUSE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn failures_in_a_row_open_it_and_one_trial_closes_it() {
+        let (breaker, t0) = (Arc::new(Breaker::new(3, PAUSE)), Instant::now());
+        let at = |s| t0 + Duration::from_secs(s);
+        for _ in 0..2 {
+            breaker.admit(t0).ok().expect("closed").failed(t0);
+        }
+        breaker.admit(t0).ok().expect("closed").succeeded();
+        for _ in 0..3 {
+            assert_eq!(breaker.refuses_for(t0), None);
+            breaker.admit(t0).ok().expect("a success begins the count again").failed(t0);
+        }
+        assert_eq!(breaker.admit(at(4)).err(), Some(Duration::from_secs(6)));
+        assert_eq!(breaker.refuses_for(at(4)), Some(Duration::from_secs(6)));
+        assert_eq!(breaker.refuses_for(at(10)), None, "a probe may be sent: readiness must not wait for traffic");
+        let trial = breaker.admit(at(10)).ok().expect("the trial");
+        assert!(breaker.admit(at(10)).is_err(), "one at a time");
+        trial.failed(at(11));
+        assert!(breaker.admit(at(20)).is_err());
+        let trial = breaker.admit(at(21)).ok().expect("the second trial");
+        trial.answered();
+        assert!(breaker.admit(at(21)).is_ok(), "it answers: nobody waits for the trial's end");
+        trial.succeeded();
+        for _ in 0..2 {
+            breaker.admit(at(22)).ok().expect("closed again").failed(at(22));
+        }
+        assert!(breaker.admit(at(22)).is_ok());
+    }
+
+    #[test]
+    fn an_undecided_trial_blocks_nobody() {
+        let (breaker, t0) = (Arc::new(Breaker::new(1, PAUSE)), Instant::now());
+        breaker.admit(t0).ok().expect("closed").failed(t0);
+        drop(breaker.admit(t0 + PAUSE).ok().expect("the trial"));
+        let again = breaker.admit(t0 + PAUSE).ok().expect("the next one tries");
+        again.failed(t0 + PAUSE);
+        assert!(breaker.admit(t0 + PAUSE).is_err());
+    }
+}

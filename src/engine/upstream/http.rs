@@ -1,0 +1,177 @@
+//! Calls to the upstream server: deadlines, retries of what was never begun, and its answers as `EngineError`.
+//! The address comes from the configuration alone, and redirects are not followed.
+
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Client, Response, StatusCode};
+use serde_json::Value;
+
+use super::UpstreamOptions;
+use super::wire::{self, Listing};
+use crate::engine::EngineError;
+
+/// Most bytes read of an answer that is no stream.
+const MAX_ANSWER: usize = 8 << 20;
+/// Longest wait between two attempts: a client waits meanwhile.
+const MAX_WAIT: Duration = Duration::from_secs(5);
+
+/// Why a call did not succeed.
+#[derive(Debug)]
+pub struct Failure {
+    pub error: EngineError,
+    /// The server is to blame, not the request: counts for the circuit breaker.
+    pub broken: bool,
+    /// Nothing was begun: asking again is harmless.
+    unstarted: bool,
+    /// The server's own wish.
+    wait: Option<Duration>,
+}
+
+impl Failure {
+    /// The server does not work; `why` is for the log, clients learn that it is away.
+    pub fn broken(why: impl std::fmt::Display) -> Self {
+        tracing::warn!(error = %why, "the upstream server failed");
+        let message = "the upstream server of this model does not answer as it should".to_owned();
+        let error = EngineError::Unavailable { message, retry_after_s: 2 };
+        Self { error, broken: true, unstarted: false, wait: None }
+    }
+
+    fn unstarted(self) -> Self {
+        Self { unstarted: true, ..self }
+    }
+}
+
+pub struct Http {
+    client: Client,
+    base: String,
+    response_timeout: Duration,
+    retries: usize,
+    jitter_seed: u64,
+}
+
+impl Http {
+    /// # Errors
+    /// When address or key cannot be used.
+    pub fn new(options: &UpstreamOptions) -> Result<Self, String> {
+        let base = options.url.trim_end_matches('/').to_owned();
+        let url = reqwest::Url::parse(&base).map_err(|e| format!("'{base}' is no URL: {e}"))?;
+        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+            return Err(format!("'{base}' must be http://… or https://…"));
+        }
+        let mut headers = HeaderMap::new();
+        if let Some(key) = &options.api_key {
+            let value = HeaderValue::from_str(&format!("Bearer {key}"));
+            let mut value = value.map_err(|_| "the api_key has characters that no header can carry".to_owned())?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        let client = Client::builder()
+            .default_headers(headers)
+            .user_agent(concat!("instructd/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(options.connect_timeout)
+            .redirect(reqwest::redirect::Policy::none())
+            // What the configuration names is where requests go.
+            .no_proxy()
+            .build()
+            .map_err(|e| e.to_string())?;
+        let UpstreamOptions { response_timeout, retries, jitter_seed, .. } = *options;
+        Ok(Self { client, base, response_timeout, retries, jitter_seed })
+    }
+
+    fn retrying(&self) -> ExponentialBuilder {
+        ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(MAX_WAIT)
+            .with_max_times(self.retries)
+            .with_jitter()
+            .with_jitter_seed(self.jitter_seed)
+    }
+
+    /// The server's models: harmless to ask again, whatever went wrong.
+    pub async fn models(&self) -> Result<Listing, Failure> {
+        let once = || async {
+            let answer = self.send(self.client.get(format!("{}/models", self.base)), "model").await?;
+            let body = self.body(answer).await?;
+            serde_json::from_slice(&body).map_err(|e| Failure::broken(format!("the list of models: {e}")))
+        };
+        once.retry(self.retrying()).when(|f: &Failure| f.broken).adjust(wait).await
+    }
+
+    /// Begins a streamed answer. Asked again only where the server cannot have begun: no connection, or a
+    /// status that says so.
+    pub async fn open(&self, path: &str, body: &Value, blame: &'static str) -> Result<Response, Failure> {
+        let once = || async { self.send(self.client.post(format!("{}/{path}", self.base)).json(body), blame).await };
+        once.retry(self.retrying())
+            .when(|f: &Failure| f.unstarted)
+            .notify(|_, after| tracing::info!(wait.ms = after.as_millis() as u64, "asking the upstream server again"))
+            .adjust(wait)
+            .await
+    }
+
+    /// The next piece of a stream; `None` at its end.
+    pub async fn piece(&self, response: &mut Response) -> Result<Option<bytes::Bytes>, Failure> {
+        match tokio::time::timeout(self.response_timeout, response.chunk()).await {
+            Ok(Ok(piece)) => Ok(piece),
+            Ok(Err(e)) => Err(Failure::broken(format!("the stream broke: {e}"))),
+            Err(_) => Err(Failure::broken("the stream stood still for too long")),
+        }
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder, blame: &'static str) -> Result<Response, Failure> {
+        let answer = match tokio::time::timeout(self.response_timeout, request.send()).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(e)) if e.is_connect() => return Err(Failure::broken(format!("no connection: {e}")).unstarted()),
+            Ok(Err(e)) => return Err(Failure::broken(e)),
+            // It may well be at work on it: a second request would double the load.
+            Err(_) => return Err(Failure::broken("no answer in time")),
+        };
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let wait = retry_after(answer.headers());
+        let refused = |error| Failure { error, broken: false, unstarted: false, wait };
+        match status {
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY | StatusCode::PAYLOAD_TOO_LARGE => {
+                let body = self.body(answer).await?;
+                Err(refused(wire::refusal(&body, blame)))
+            }
+            StatusCode::TOO_MANY_REQUESTS => {
+                let retry_after_s = wait.map_or(1, |w| w.as_secs().max(1));
+                Err(refused(EngineError::Overloaded { retry_after_s }).unstarted())
+            }
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE => {
+                Err(Failure { wait, ..Failure::broken(format!("status {status}")).unstarted() })
+            }
+            // 401, 403 and 404 are faults of this server's configuration: nothing the client could mend.
+            _ => Err(Failure::broken(format!("status {status}"))),
+        }
+    }
+
+    async fn body(&self, mut answer: Response) -> Result<Vec<u8>, Failure> {
+        let mut body = Vec::new();
+        while let Some(piece) = self.piece(&mut answer).await? {
+            if body.len() + piece.len() > MAX_ANSWER {
+                return Err(Failure::broken("an over-long answer"));
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(body)
+    }
+}
+
+/// The server's `Retry-After` where it is longer than the backoff; no retry at all where it asks too much.
+fn wait(failure: &Failure, backoff: Option<Duration>) -> Option<Duration> {
+    match (failure.wait, backoff) {
+        (Some(asked), Some(_)) if asked > MAX_WAIT => None,
+        (Some(asked), Some(backoff)) => Some(asked.max(backoff)),
+        (None, backoff) => backoff,
+        (_, None) => None,
+    }
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}

@@ -1,0 +1,383 @@
+//! A generator that asks another OpenAI-compatible server (vLLM, SGLang, llama.cpp, instructd): one model,
+//! named in the configuration. What it cannot do (token ids, log-probs, tokenizing) it refuses.
+
+mod breaker;
+mod http;
+mod sse;
+pub mod wire;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio_util::sync::CancellationToken;
+
+use self::breaker::{Breaker, Pass};
+use self::http::{Failure, Http};
+use self::wire::{Chunk, Kind, Usage};
+use super::rewards::RewardModels;
+use super::{
+    EngineError, EngineStats, FinishReason, GenEvent, GenerateRequest, Generation, Generator, ServedModel, TextPrompt,
+};
+use crate::domain::{Message, ModelVersion, ModelVersionId};
+
+/// Where and how to ask.
+#[derive(Clone, Debug)]
+pub struct UpstreamOptions {
+    /// Base address as OpenAI clients take it, with `/v1`.
+    pub url: String,
+    pub kind: Kind,
+    pub api_key: Option<String>,
+    pub connect_timeout: Duration,
+    /// Longest silence: until the answer begins, and between its pieces.
+    pub response_timeout: Duration,
+    /// Further attempts where nothing was begun.
+    pub retries: usize,
+    /// Requests under way; more are refused with `Overloaded`.
+    pub max_running: usize,
+    /// Failures in a row that open the circuit breaker, and for how long.
+    pub breaker_failures: u32,
+    pub breaker_pause: Duration,
+    pub jitter_seed: u64,
+    /// For reward models, which are scored here.
+    pub data_dir: std::path::PathBuf,
+}
+
+/// What the upstream server says of the model it serves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Discovered {
+    pub model: String,
+    pub max_context: Option<usize>,
+}
+
+/// The connection before its model is known.
+pub struct Upstream {
+    options: UpstreamOptions,
+    http: Http,
+}
+
+/// Why the server's models are no use.
+#[derive(Debug, thiserror::Error)]
+pub enum DiscoverError {
+    #[error(transparent)]
+    Away(EngineError),
+    #[error("the upstream server has no model '{wanted}'; it has {known}")]
+    NoSuchModel { wanted: String, known: String },
+    #[error("the upstream server has no model")]
+    NoModel,
+}
+
+impl Upstream {
+    /// # Errors
+    /// When address or key cannot be used.
+    pub fn new(options: UpstreamOptions) -> Result<Self, String> {
+        Ok(Self { http: Http::new(&options)?, options })
+    }
+
+    /// The wanted model, or the server's first.
+    ///
+    /// # Errors
+    /// `Away` when asking again later may help.
+    pub async fn discover(&self, wanted: Option<&str>) -> Result<Discovered, DiscoverError> {
+        let listing = self.http.models().await.map_err(|f| DiscoverError::Away(f.error))?;
+        let listed = match wanted {
+            None => listing.data.first().ok_or(DiscoverError::NoModel)?,
+            Some(wanted) => listing.data.iter().find(|m| m.id == wanted).ok_or_else(|| {
+                let known: Vec<_> = listing.data.iter().take(20).map(|m| m.id.as_str()).collect();
+                DiscoverError::NoSuchModel { wanted: wanted.to_owned(), known: known.join(", ") }
+            })?,
+        };
+        Ok(Discovered { model: listed.id.clone(), max_context: listed.max_context() })
+    }
+
+    /// Serves `version`, which stands for the upstream's `model`.
+    pub fn serve(self, version: ModelVersion, discovered: Discovered) -> Arc<UpstreamEngine> {
+        let Self { options, http } = self;
+        let served = ServedModel {
+            version,
+            vocab_size: 0,
+            max_context: discovered.max_context.unwrap_or(usize::MAX),
+            takes_text: true,
+            eos_ids: Vec::new(),
+            weights: "upstream".into(),
+            parameters: 0,
+            has_chat_template: true,
+        };
+        Arc::new(UpstreamEngine {
+            shared: Arc::new(Shared {
+                http,
+                breaker: Arc::new(Breaker::new(options.breaker_failures, options.breaker_pause)),
+                running: AtomicUsize::new(0),
+                prompt_tokens: AtomicU64::new(0),
+                generated: AtomicU64::new(0),
+                stop: CancellationToken::new(),
+            }),
+            rewards: RewardModels::new(options.data_dir.clone()),
+            served: Arc::new(served),
+            model: discovered.model,
+            draining: AtomicBool::new(false),
+            options,
+        })
+    }
+}
+
+struct Shared {
+    http: Http,
+    breaker: Arc<Breaker>,
+    running: AtomicUsize,
+    prompt_tokens: AtomicU64,
+    generated: AtomicU64,
+    /// The drain's deadline has passed.
+    stop: CancellationToken,
+}
+
+/// See the module's words.
+pub struct UpstreamEngine {
+    shared: Arc<Shared>,
+    rewards: RewardModels,
+    served: Arc<ServedModel>,
+    /// The model's name there.
+    model: String,
+    draining: AtomicBool,
+    options: UpstreamOptions,
+}
+
+/// Counts samples as running until it is dropped.
+struct Slot(Arc<Shared>, usize);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(self.1, SeqCst);
+    }
+}
+
+/// One streamed answer: samples `first..first + n`.
+struct Stream {
+    response: reqwest::Response,
+    first: usize,
+    n: usize,
+}
+
+fn no_ids<T>(param: &'static str) -> Result<T, EngineError> {
+    let message = "this model is served by an upstream server: its token ids are not known here".to_owned();
+    Err(EngineError::BadRequest { param, message })
+}
+
+impl UpstreamEngine {
+    fn find(&self, version: Option<&ModelVersionId>) -> Result<(), EngineError> {
+        match version {
+            Some(id) if *id != self.served.version.id => Err(EngineError::UnknownModel(id.to_string())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens the streams of all samples; the first refusal refuses the request.
+    async fn open(&self, request: &GenerateRequest, prompt: &TextPrompt) -> Result<(Vec<Stream>, Pass), EngineError> {
+        let kind = self.options.kind;
+        let parts: Vec<(usize, usize)> =
+            if kind.takes_n() { vec![(0, request.n)] } else { (0..request.n).map(|i| (i, 1)).collect() };
+        let blame = if matches!(prompt, TextPrompt::Raw(_)) { "prompt" } else { "messages" };
+        let calls = parts
+            .into_iter()
+            .map(|(first, n)| {
+                let (path, body) = wire::call(kind, &self.model, request, prompt, first, n)?;
+                Ok(async move {
+                    let response = self.shared.http.open(path, &body, blame).await?;
+                    Ok::<_, Failure>(Stream { response, first, n })
+                })
+            })
+            .collect::<Result<Vec<_>, EngineError>>()?;
+        let pass = self.shared.breaker.admit(Instant::now()).map_err(resting)?;
+        match futures::future::try_join_all(calls).await {
+            Ok(streams) => Ok((streams, pass)),
+            Err(failure) => {
+                settle(pass, failure.broken);
+                Err(failure.error)
+            }
+        }
+    }
+}
+
+fn resting(left: Duration) -> EngineError {
+    let message = "the upstream server of this model failed several times; it is given a pause".to_owned();
+    EngineError::Unavailable { message, retry_after_s: left.as_secs() + 1 }
+}
+
+/// A refusal shows that the server works.
+fn settle(pass: Pass, broken: bool) {
+    let outcome = if broken { "failed" } else { "answered" };
+    metrics::counter!("instructd_upstream_calls_total", "outcome" => outcome).increment(1);
+    if broken { pass.failed(Instant::now()) } else { pass.succeeded() }
+}
+
+impl Shared {
+    /// Passes on what the streams say until they end, the client leaves, or the drain's deadline passes.
+    async fn follow(&self, streams: Vec<Stream>, pass: Pass, events: &UnboundedSender<GenEvent>) {
+        let all = futures::future::try_join_all(streams.into_iter().map(|s| self.follow_one(s, &pass, events)));
+        let ended = tokio::select! {
+            // Dropping the responses closes the connections: the upstream server sees its client leave.
+            () = events.closed() => return,
+            () = self.stop.cancelled() => {
+                events.send(GenEvent::Failed { error: EngineError::Draining }).ok();
+                return;
+            }
+            ended = all => ended,
+        };
+        settle(pass, ended.is_err());
+        let ended = ended.map_err(|failure| failure.error);
+        match ended {
+            Err(error) => drop(events.send(GenEvent::Failed { error })),
+            Ok(ends) => {
+                let (usages, finishes): (Vec<Option<Usage>>, Vec<_>) = ends.into_iter().unzip();
+                let usages: Vec<Usage> = usages.into_iter().flatten().collect();
+                if let Some(first) = usages.first() {
+                    // Samples asked for one by one share their prompt.
+                    let prompt_tokens = first.prompt_tokens;
+                    let completion_tokens = usages.iter().map(|u| u.completion_tokens).sum::<usize>();
+                    self.prompt_tokens.fetch_add(prompt_tokens as u64, Relaxed);
+                    self.generated.fetch_add(completion_tokens as u64, Relaxed);
+                    events.send(GenEvent::Usage { prompt_tokens, completion_tokens }).ok();
+                }
+                for (index, reason) in finishes.into_iter().flatten() {
+                    events.send(GenEvent::Finish { index, reason }).ok();
+                }
+            }
+        }
+    }
+
+    /// Counts and ends of one stream; its deltas are sent as they come.
+    async fn follow_one(
+        &self,
+        stream: Stream,
+        pass: &Pass,
+        events: &UnboundedSender<GenEvent>,
+    ) -> Result<(Option<Usage>, Vec<(usize, FinishReason)>), Failure> {
+        let Stream { mut response, first, n } = stream;
+        let mut parser = sse::Events::default();
+        let mut finishes: Vec<Option<FinishReason>> = vec![None; n];
+        let mut usage = None;
+        'stream: while let Some(piece) = self.http.piece(&mut response).await? {
+            pass.answered();
+            for data in parser.push(&piece).map_err(Failure::broken)? {
+                if data == "[DONE]" {
+                    break 'stream;
+                }
+                let chunk: Chunk = serde_json::from_str(&data).map_err(|e| Failure::broken(format!("a chunk: {e}")))?;
+                if let Some(error) = chunk.error.filter(|e| !e.is_null()) {
+                    return Err(Failure::broken(format!("in mid-stream: {error}")));
+                }
+                usage = chunk.usage.or(usage);
+                for mut choice in chunk.choices {
+                    let Some(finish) = finishes.get_mut(choice.index) else {
+                        return Err(Failure::broken(format!("a choice {} that nobody asked for", choice.index)));
+                    };
+                    let (index, text) = (first + choice.index, choice.take_text());
+                    if !text.is_empty() {
+                        events.send(GenEvent::Delta { index, text, tokens: Vec::new() }).ok();
+                    }
+                    if let Some(reason) = &choice.finish_reason {
+                        *finish = Some(wire::finish(reason));
+                    }
+                }
+            }
+        }
+        let ended: Option<Vec<FinishReason>> = finishes.into_iter().collect();
+        let ended = ended.ok_or_else(|| Failure::broken("the stream ended before its text"))?;
+        Ok((usage, ended.into_iter().enumerate().map(|(i, reason)| (first + i, reason)).collect()))
+    }
+}
+
+#[async_trait]
+impl Generator for UpstreamEngine {
+    async fn generate(&self, _: GenerateRequest) -> Result<Generation, EngineError> {
+        no_ids("prompt")
+    }
+
+    async fn generate_text(&self, request: GenerateRequest, prompt: TextPrompt) -> Result<Generation, EngineError> {
+        if self.draining.load(SeqCst) {
+            return Err(EngineError::Draining);
+        }
+        self.find(request.version.as_ref())?;
+        let slot = Slot(self.shared.clone(), request.n);
+        if self.shared.running.fetch_add(request.n, SeqCst) + request.n > self.options.max_running {
+            return Err(EngineError::Overloaded { retry_after_s: 1 });
+        }
+        let (streams, pass) = self.open(&request, &prompt).await?;
+        let (sender, events) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            slot.0.follow(streams, pass, &sender).await;
+        });
+        Ok(Generation { version: self.served.clone(), prompt_tokens: 0, events })
+    }
+
+    fn ready(&self) -> Result<(), EngineError> {
+        self.shared.breaker.refuses_for(Instant::now()).map_or(Ok(()), |left| Err(resting(left)))
+    }
+
+    fn active(&self) -> Option<Arc<ServedModel>> {
+        Some(self.served.clone())
+    }
+
+    fn loaded(&self) -> Vec<Arc<ServedModel>> {
+        vec![self.served.clone()]
+    }
+
+    async fn load(&self, version: &ModelVersion) -> Result<Arc<ServedModel>, EngineError> {
+        if version.id == self.served.version.id {
+            return Ok(self.served.clone());
+        }
+        let message = format!(
+            "this server's text comes from an upstream server: '{}' cannot be served here; start one with \
+             its weights, without [upstream]",
+            version.name
+        );
+        Err(EngineError::BadRequest { param: "model", message })
+    }
+
+    async fn activate(&self, version: &ModelVersionId) -> Result<(), EngineError> {
+        self.find(Some(version))
+    }
+
+    async fn tokenize(&self, _: Option<&ModelVersionId>, _: &str, _: bool, _: bool) -> Result<Vec<u32>, EngineError> {
+        no_ids("model")
+    }
+
+    async fn detokenize(&self, _: Option<&ModelVersionId>, _: &[u32]) -> Result<String, EngineError> {
+        no_ids("model")
+    }
+
+    async fn token_texts(&self, _: Option<&ModelVersionId>, _: &[u32]) -> Result<Vec<String>, EngineError> {
+        no_ids("model")
+    }
+
+    async fn chat_prompt(&self, _: Option<&ModelVersionId>, _: &[Message]) -> Result<Vec<u32>, EngineError> {
+        no_ids("messages")
+    }
+
+    async fn rewards(&self, version: &ModelVersion, conversations: &[Vec<Message>]) -> Result<Vec<f64>, EngineError> {
+        self.rewards.score(version, conversations).await
+    }
+
+    fn stats(&self) -> EngineStats {
+        EngineStats {
+            running: self.shared.running.load(Relaxed),
+            prompt_tokens: self.shared.prompt_tokens.load(Relaxed),
+            tokens_generated: self.shared.generated.load(Relaxed),
+            ..EngineStats::default()
+        }
+    }
+
+    async fn drain(&self, deadline: Duration) {
+        self.draining.store(true, SeqCst);
+        let idle = async {
+            while self.shared.running.load(SeqCst) > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(deadline, idle).await.is_err() {
+            self.shared.stop.cancel();
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! What is said to an OpenAI-compatible server and what it says back. A parameter that this kind of server
+//! does not know is refused by name: it would be ignored there in silence.
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::engine::{EngineError, FinishReason, GenerateRequest, SamplingParams, TextPrompt};
+
+/// Which server answers; they differ in what they take beyond OpenAI's own parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    OpenAi,
+    Vllm,
+    Sglang,
+    LlamaCpp,
+    Instructd,
+}
+
+impl Kind {
+    pub const NAMES: &str = "openai, vllm, sglang, llama.cpp, instructd";
+
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "openai" => Some(Self::OpenAi),
+            "vllm" => Some(Self::Vllm),
+            "sglang" => Some(Self::Sglang),
+            "llama.cpp" => Some(Self::LlamaCpp),
+            "instructd" => Some(Self::Instructd),
+            _ => None,
+        }
+    }
+
+    /// Whether one call may ask for several samples.
+    pub fn takes_n(self) -> bool {
+        self != Self::LlamaCpp
+    }
+
+    /// This server's name of a parameter that OpenAI does not have.
+    fn name_of(self, parameter: &'static str) -> Option<&'static str> {
+        match (self, parameter) {
+            (Self::OpenAi, _) | (Self::LlamaCpp, "min_tokens") => None,
+            (Self::LlamaCpp, "repetition_penalty") => Some("repeat_penalty"),
+            (_, parameter) => Some(parameter),
+        }
+    }
+}
+
+fn refuse(param: &'static str) -> EngineError {
+    EngineError::BadRequest { param, message: format!("{param} is not known to the upstream server of this model") }
+}
+
+/// The part after the base URL, and the body for `n` samples from sample `first` on.
+///
+/// # Errors
+/// `BadRequest` naming the parameter that cannot be passed on.
+pub fn call(
+    kind: Kind,
+    model: &str,
+    request: &GenerateRequest,
+    prompt: &TextPrompt,
+    first: usize,
+    n: usize,
+) -> Result<(&'static str, Value), EngineError> {
+    if request.params.logprobs.is_some() || request.prompt_logprobs.is_some() {
+        return Err(EngineError::BadRequest {
+            param: "logprobs",
+            message: "log-probs are not passed on from upstream servers".into(),
+        });
+    }
+    let mut body = Map::new();
+    body.insert("model".into(), model.into());
+    let (path, limited) = match prompt {
+        TextPrompt::Raw(text) => {
+            body.insert("prompt".into(), text.as_str().into());
+            ("completions", true)
+        }
+        TextPrompt::Chat { messages, limited } => {
+            body.insert("messages".into(), json!(messages));
+            ("chat/completions", *limited)
+        }
+    };
+    if limited {
+        body.insert("max_tokens".into(), request.params.max_tokens.into());
+    }
+    if n > 1 {
+        body.insert("n".into(), n.into());
+    }
+    sampling(kind, &request.params, &mut body)?;
+    // Samples that are asked for one by one must not all be the same.
+    let seed = request.params.seed.wrapping_add(first as u64);
+    // The field is a signed integer of 64 bits there; no bit is lost.
+    body.insert("seed".into(), (seed as i64).into());
+    body.insert("stream".into(), true.into());
+    body.insert("stream_options".into(), json!({"include_usage": true}));
+    Ok((path, body.into()))
+}
+
+/// Only what differs from the default is sent: the fewer fields, the more servers understand.
+fn sampling(kind: Kind, params: &SamplingParams, body: &mut Map<String, Value>) -> Result<(), EngineError> {
+    let default = SamplingParams::default();
+    body.insert("temperature".into(), number(params.temperature));
+    if params.top_p != default.top_p {
+        body.insert("top_p".into(), number(params.top_p));
+    }
+    if params.presence_penalty != default.presence_penalty {
+        body.insert("presence_penalty".into(), number(params.presence_penalty));
+    }
+    if params.frequency_penalty != default.frequency_penalty {
+        body.insert("frequency_penalty".into(), number(params.frequency_penalty));
+    }
+    if !params.logit_bias.is_empty() {
+        let map: Map<_, _> = params.logit_bias.iter().map(|(id, b)| (id.to_string(), number(*b))).collect();
+        body.insert("logit_bias".into(), map.into());
+    }
+    if !params.stop.is_empty() {
+        body.insert("stop".into(), json!(params.stop));
+    }
+    let own: [(&'static str, bool, Value); 5] = [
+        ("top_k", params.top_k != default.top_k, params.top_k.into()),
+        ("min_p", params.min_p != default.min_p, number(params.min_p)),
+        (
+            "repetition_penalty",
+            params.repetition_penalty != default.repetition_penalty,
+            number(params.repetition_penalty),
+        ),
+        ("ignore_eos", params.ignore_eos, true.into()),
+        ("min_tokens", params.min_tokens > 0, params.min_tokens.into()),
+    ];
+    for (parameter, _, value) in own.into_iter().filter(|(_, given, _)| *given) {
+        let name = kind.name_of(parameter).ok_or_else(|| refuse(parameter))?;
+        body.insert(name.into(), value);
+    }
+    // llama.cpp cuts by top-k 40, top-p 0.95 and min-p 0.05 unless told otherwise.
+    if kind == Kind::LlamaCpp {
+        for (name, plain) in [("top_k", json!(0)), ("top_p", json!(1.0)), ("min_p", json!(0.0))] {
+            body.entry(name).or_insert(plain);
+        }
+    }
+    Ok(())
+}
+
+/// The shortest decimal of the f32: 0.7, not 0.699999988.
+fn number(value: f32) -> Value {
+    value.to_string().parse::<f64>().map_or(Value::Null, Value::from)
+}
+
+/// One chunk of a streamed answer, of either route.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Chunk {
+    pub choices: Vec<Choice>,
+    pub usage: Option<Usage>,
+    pub error: Option<Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Choice {
+    pub index: usize,
+    text: Option<String>,
+    delta: Option<Delta>,
+    pub finish_reason: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Delta {
+    content: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Usage {
+    pub prompt_tokens: usize,
+    pub completion_tokens: usize,
+}
+
+impl Choice {
+    pub fn take_text(&mut self) -> String {
+        let text = self.text.take();
+        text.or_else(|| self.delta.as_mut().and_then(|d| d.content.take())).unwrap_or_default()
+    }
+}
+
+pub fn finish(reason: &str) -> FinishReason {
+    match reason {
+        "stop" => FinishReason::Stop,
+        "length" => FinishReason::Length,
+        // content_filter, abort, …: the text ends where the model did not want it to.
+        _ => FinishReason::Abort,
+    }
+}
+
+/// What an error body says about the request: the field, if it is one of ours, and the words.
+pub fn refusal(body: &[u8], fallback: &'static str) -> EngineError {
+    const FIELDS: &[&str] = &[
+        "prompt",
+        "messages",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "logit_bias",
+        "stop",
+        "seed",
+        "n",
+        "ignore_eos",
+        "min_tokens",
+    ];
+    let value: Value = serde_json::from_slice(body).unwrap_or_default();
+    // vLLM and SGLang have also answered with the error's fields at the top.
+    let error = value.get("error").filter(|e| e.is_object()).unwrap_or(&value);
+    let given = error["param"].as_str().unwrap_or_default();
+    let param = FIELDS.iter().copied().find(|f| *f == given).unwrap_or(fallback);
+    let words = error["message"].as_str().or_else(|| value["error"].as_str()).unwrap_or("the request was refused");
+    let words: String = words.chars().filter(|c| !c.is_control()).take(400).collect();
+    EngineError::BadRequest { param, message: format!("the upstream server says: {words}") }
+}
+
+/// A server's list of models.
+#[derive(Debug, Deserialize)]
+pub struct Listing {
+    pub data: Vec<Listed>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Listed {
+    pub id: String,
+    /// vLLM and SGLang.
+    max_model_len: Option<usize>,
+    /// llama.cpp.
+    meta: Option<Value>,
+    instructd: Option<Value>,
+}
+
+impl Listed {
+    /// Tokens the context holds, where the server says so.
+    pub fn max_context(&self) -> Option<usize> {
+        let inside = |v: &Option<Value>, key: &str| v.as_ref().and_then(|v| v[key].as_u64()).map(|n| n as usize);
+        let found = self.max_model_len.or_else(|| inside(&self.meta, "n_ctx_train"));
+        found.or_else(|| inside(&self.instructd, "max_context")).filter(|n| *n > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(params: SamplingParams) -> GenerateRequest {
+        let id = "r".to_owned();
+        GenerateRequest { request_id: id, version: None, prompt_ids: vec![], n: 2, params, prompt_logprobs: None }
+    }
+
+    fn body(kind: Kind, params: SamplingParams) -> Result<Value, EngineError> {
+        call(kind, "m", &request(params), &TextPrompt::Raw("x".into()), 0, 1).map(|(_, body)| body)
+    }
+
+    #[test]
+    fn every_parameter_is_passed_on_or_refused_by_name() {
+        let d = SamplingParams::default;
+        let cases = [
+            ("top_k", SamplingParams { top_k: 3, ..d() }),
+            ("min_p", SamplingParams { min_p: 0.1, ..d() }),
+            ("repetition_penalty", SamplingParams { repetition_penalty: 1.3, ..d() }),
+            ("ignore_eos", SamplingParams { ignore_eos: true, ..d() }),
+            ("min_tokens", SamplingParams { min_tokens: 2, ..d() }),
+            ("logprobs", SamplingParams { logprobs: Some(0), ..d() }),
+        ];
+        for (name, params) in cases {
+            for kind in [Kind::OpenAi, Kind::Vllm, Kind::Sglang, Kind::LlamaCpp, Kind::Instructd] {
+                match body(kind, params.clone()) {
+                    Ok(body) => assert!(body.get(kind.name_of(name).expect("named")).is_some(), "{kind:?} {name}"),
+                    Err(EngineError::BadRequest { param, .. }) => {
+                        assert_eq!(param, name);
+                        let knows = !matches!((kind, name), (Kind::OpenAi, _) | (_, "logprobs" | "min_tokens"));
+                        assert!(!knows, "{kind:?} {name}");
+                    }
+                    Err(e) => panic!("{e}"),
+                }
+            }
+        }
+        let all = SamplingParams {
+            temperature: 0.7,
+            top_p: 0.9,
+            presence_penalty: 0.5,
+            frequency_penalty: -0.5,
+            logit_bias: vec![(5, -100.0)],
+            stop: vec!["END".into()],
+            seed: u64::MAX,
+            ..d()
+        };
+        let body = body(Kind::OpenAi, all).expect("OpenAI's own parameters");
+        assert_eq!(
+            body,
+            json!({"model": "m", "prompt": "x", "max_tokens": 16, "temperature": 0.7, "top_p": 0.9,
+                "presence_penalty": 0.5, "frequency_penalty": -0.5, "logit_bias": {"5": -100.0}, "stop": ["END"],
+                "seed": -1, "stream": true, "stream_options": {"include_usage": true}})
+        );
+    }
+
+    #[test]
+    fn llama_cpp_is_told_not_to_truncate() {
+        let body = body(Kind::LlamaCpp, SamplingParams { top_k: 7, ..SamplingParams::default() }).expect("fine");
+        assert_eq!((&body["top_k"], &body["top_p"], &body["min_p"]), (&json!(7), &json!(1.0), &json!(0.0)));
+    }
+
+    #[test]
+    fn refusals_keep_the_words_but_no_control_characters() {
+        let body = br#"{"error": {"message": "too\u001b[31m long\n", "param": "max_tokens"}}"#;
+        let EngineError::BadRequest { param, message } = refusal(body, "prompt") else { panic!() };
+        assert_eq!((param, message.as_str()), ("max_tokens", "the upstream server says: too[31m long"));
+        let EngineError::BadRequest { param, .. } = refusal(b"<html>", "messages") else { panic!() };
+        assert_eq!(param, "messages");
+    }
+}
