@@ -287,6 +287,7 @@ async fn people_and_access(store: Arc<dyn Store>) {
         key_hash: "kh".into(),
         scopes: vec!["feedback".into()],
         labeler_id: Some(ada),
+        daily_tokens: Some(100),
         revoked: false,
         created: T0,
     };
