@@ -8,6 +8,7 @@ use candle_core::{Device, Tensor};
 use instructd::model::kv_cache::{CachedSequence, KvCache, StepRows};
 use instructd::model::{Decoder, ModelConfig, load};
 use instructd::ops::linear::WeightFormat;
+use rayon::prelude::*;
 
 fn step(decoder: &Decoder, cache: &mut KvCache, sequences: &mut [CachedSequence], tokens: usize) -> Vec<f32> {
     let mut rows = StepRows::default();
@@ -26,6 +27,19 @@ fn step(decoder: &Decoder, cache: &mut KvCache, sequences: &mut [CachedSequence]
         s.len += tokens;
     }
     logits.flatten_all().and_then(|l| l.to_vec1()).expect("read")
+}
+
+/// What reading memory with all threads brings, in bytes per second: the bound of decoding one stream.
+fn read_bandwidth() -> f64 {
+    let data = vec![1u64; 64 << 20];
+    let mut best = 0f64;
+    for _ in 0..5 {
+        let start = Instant::now();
+        let sum: u64 = data.par_chunks(1 << 20).map(|c| c.iter().fold(0u64, |a, v| a.wrapping_add(*v))).sum();
+        assert_eq!(sum, data.len() as u64);
+        best = best.max((data.len() * 8) as f64 / start.elapsed().as_secs_f64());
+    }
+    best
 }
 
 fn measure(decoder: &Decoder, config: &ModelConfig, kind: &str) {
@@ -61,6 +75,13 @@ fn main() {
         return;
     };
     let loaded = load(&path, &Device::Cpu).expect("model");
+    let (bandwidth, weights) = (read_bandwidth(), loaded.weights.values().map(|t| t.elem_count() * 4).sum::<usize>());
+    let bound = bandwidth / weights as f64;
+    println!(
+        "reading memory: {:.1} GB/s; f32 weights of {:.0} MB, so at most {bound:.1} tokens/s for one stream",
+        bandwidth / 1e9,
+        weights as f64 / 1e6
+    );
     let only = std::env::var("INSTRUCTD_BENCH_FORMATS").unwrap_or_default();
     for format in WeightFormat::ALL.into_iter().filter(|f| only.is_empty() || only.split(',').any(|o| o == f.as_str()))
     {

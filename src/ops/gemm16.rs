@@ -25,8 +25,8 @@ pub struct PackedHalf {
     k: usize,
 }
 
-/// Up to this many rows convert weights in registers; more rows convert a panel once.
-const FUSED_ROWS: usize = 4;
+/// Up to this many rows widen weights in registers, anew for every `MR` rows; more rows widen a panel once.
+const FUSED_ROWS: usize = 48;
 
 thread_local! {
     static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -126,24 +126,21 @@ fn fused_rows(
     #[cfg(target_arch = "x86_64")]
     if super::simd::isa() == super::simd::Isa::Avx512 {
         assert!(panel.len() == k * NR && x.len() == n * k);
-        let mut tile = [[0f32; NR]; FUSED_ROWS];
-        // SAFETY: the feature and the sizes were checked.
-        unsafe {
-            match (kind, n) {
-                (HalfKind::Bf16, 1) => avx512::tile::<1, true>(panel, x, k, &mut tile),
-                (HalfKind::Bf16, 2) => avx512::tile::<2, true>(panel, x, k, &mut tile),
-                (HalfKind::Bf16, 3) => avx512::tile::<3, true>(panel, x, k, &mut tile),
-                (HalfKind::Bf16, _) => avx512::tile::<4, true>(panel, x, k, &mut tile),
-                (HalfKind::F16, 1) => avx512::tile::<1, false>(panel, x, k, &mut tile),
-                (HalfKind::F16, 2) => avx512::tile::<2, false>(panel, x, k, &mut tile),
-                (HalfKind::F16, 3) => avx512::tile::<3, false>(panel, x, k, &mut tile),
-                (HalfKind::F16, _) => avx512::tile::<4, false>(panel, x, k, &mut tile),
-            }
-        }
         let cols = NR.min(m - c0);
-        for (r, row) in tile.iter().enumerate().take(n) {
-            // SAFETY: this task alone owns these columns.
-            unsafe { y.slice(r * m + c0, cols) }.copy_from_slice(&row[..cols]);
+        let mut tile = [[0f32; NR]; MR];
+        for (group, x) in x.chunks(MR * k).enumerate() {
+            let rows = x.len() / k;
+            // SAFETY: the feature and the sizes were checked.
+            unsafe {
+                match kind {
+                    HalfKind::Bf16 => avx512::tile_of::<true>(rows, panel, x, k, &mut tile),
+                    HalfKind::F16 => avx512::tile_of::<false>(rows, panel, x, k, &mut tile),
+                }
+            }
+            for (r, row) in tile.iter().enumerate().take(rows) {
+                // SAFETY: this task alone owns these columns.
+                unsafe { y.slice((group * MR + r) * m + c0, cols) }.copy_from_slice(&row[..cols]);
+            }
         }
         return true;
     }
@@ -155,22 +152,40 @@ fn fused_rows(
 mod avx512 {
     use std::arch::x86_64::*;
 
-    use super::{FUSED_ROWS, NR};
+    use super::{MR, NR};
 
     #[target_feature(enable = "avx512f")]
-    pub unsafe fn tile<const R: usize, const BF16: bool>(
+    pub unsafe fn tile_of<const BF16: bool>(
+        rows: usize,
         panel: &[u16],
         x: &[f32],
         k: usize,
-        out: &mut [[f32; NR]; FUSED_ROWS],
+        out: &mut [[f32; NR]; MR],
     ) {
+        // SAFETY: the caller's contract is `tile`'s.
+        unsafe {
+            match rows {
+                1 => tile::<1, BF16>(panel, x, k, out),
+                2 => tile::<2, BF16>(panel, x, k, out),
+                3 => tile::<3, BF16>(panel, x, k, out),
+                4 => tile::<4, BF16>(panel, x, k, out),
+                5 => tile::<5, BF16>(panel, x, k, out),
+                _ => tile::<6, BF16>(panel, x, k, out),
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    unsafe fn tile<const R: usize, const BF16: bool>(panel: &[u16], x: &[f32], k: usize, out: &mut [[f32; NR]; MR]) {
         // SAFETY: the caller has checked that the panel holds k × NR numbers and x R rows of k.
         unsafe {
             let mut acc = [[_mm512_setzero_ps(); 4]; R];
             for kk in 0..k {
                 let p = panel.as_ptr().add(kk * NR);
-                _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(32 * NR).cast());
-                _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(32 * NR + 32).cast());
+                if R <= 2 {
+                    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(32 * NR).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(32 * NR + 32).cast());
+                }
                 let mut w = [_mm512_setzero_ps(); 4];
                 for (j, w) in w.iter_mut().enumerate() {
                     let bits = _mm256_loadu_si256(p.add(16 * j).cast());
@@ -204,7 +219,7 @@ mod tests {
 
     #[test]
     fn equals_the_f32_product_of_the_rounded_weights_bit_for_bit() {
-        for (n, m, k) in [(1, 70, 33), (3, 64, 1500), (4, 130, 17), (9, 200, 2100)] {
+        for (n, m, k) in [(1, 70, 33), (3, 64, 1500), (13, 130, 17), (60, 200, 2100)] {
             let (w, x) = (noise(m * k, 3), noise(n * k, 5));
             for kind in [HalfKind::Bf16, HalfKind::F16] {
                 let rounded: Vec<f32> = w
