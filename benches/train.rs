@@ -4,6 +4,7 @@
 //! one of the NAMEs (all without), each in a process of its own, and prints a JSON object a row. Inputs are made
 //! once in `target/bench-train` (f32, about 1 GB); `benches/train_trl.py` reads the same.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
@@ -14,7 +15,7 @@ use instructd::model::{Weights, load, save_dir};
 use instructd::train::{Reporter, TrainOutcome, recipe};
 use serde_json::{Value, json};
 
-/// Iterations or steps of a row: the first warms up, the last is reported.
+/// Iterations or steps of a row: the last is reported.
 const STEPS: u64 = 2;
 
 /// (name, recipe, arguments beside the common ones)
@@ -39,6 +40,11 @@ fn rows() -> Vec<(&'static str, &'static str, Value)> {
     vec![
         // The work of benches/train_trl.py: that trainer never clips.
         ("ppo full, separate critic", "ppo", ppo(json!({"critic": "separate", "max_grad_norm": null}))),
+        (
+            "ppo full, separate critic, least memory",
+            "ppo",
+            ppo(json!({"critic": "separate", "max_grad_norm": null, "recompute": "block"})),
+        ),
         ("ppo full, separate critic, clipped", "ppo", ppo(json!({"critic": "separate"}))),
         ("ppo LoRA, shared critic", "ppo", ppo(json!({"lora": lora}))),
         ("reward LoRA, steps of 8 sets", "reward", with(&reward, json!({"lora": lora}))),
@@ -57,46 +63,50 @@ fn merge(into: &mut Value, more: Value) {
 /// Keeps the latest value of each metric and the times at which steps ended.
 struct Clock {
     started: Instant,
-    ends: Vec<f64>,
-    tokens: f64,
-    last: std::collections::BTreeMap<String, f64>,
+    /// (wall, processor) seconds.
+    ends: Vec<(f64, f64)>,
+    last: BTreeMap<String, f64>,
     step: u64,
+}
+
+impl Clock {
+    /// Steps report progress, metrics or both at their end; the first word counts.
+    fn ended(&mut self, step: u64) {
+        if step > self.step {
+            self.step = step;
+            self.ends.push((self.started.elapsed().as_secs_f64(), cpu_seconds()));
+        }
+    }
 }
 
 impl Reporter for Clock {
     fn progress(&mut self, progress: &Progress) {
-        if progress.step > self.step {
-            self.step = progress.step;
-            self.ends.push(self.started.elapsed().as_secs_f64());
-        }
+        self.ended(progress.step);
     }
 
     fn metrics(&mut self, metrics: &[Metric]) {
         for m in metrics {
-            if m.name == "response_length" || m.name == "grad_norm" {
-                // Reported once a step, at its end.
-                if m.step as u64 > self.step {
-                    self.step = m.step as u64;
-                    self.ends.push(self.started.elapsed().as_secs_f64());
-                }
-            }
-            if m.name == "tokens_per_second" {
-                self.tokens = m.value;
+            if m.name == "grad_norm" {
+                self.ended(m.step as u64);
             }
             self.last.insert(m.name.clone(), m.value);
         }
     }
 
-    fn event(&mut self, kind: &str, data: Value) {
-        if kind == "log" && data["message"] == "training starts" {
-            self.started = Instant::now();
-        }
-    }
+    fn event(&mut self, _: &str, _: Value) {}
 
     fn should_stop(&self) -> bool {
         // Enough is measured; what follows (saving) is not.
         self.ends.len() as u64 >= STEPS
     }
+}
+
+/// Processor time of all threads so far: what a measurement on a busy machine can still compare.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // After the name in brackets: field 3 on; 14 and 15 are user and system time in hundredths.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    fields.iter().skip(11).take(2).filter_map(|t| t.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
 fn peak_mib() -> u64 {
@@ -120,12 +130,12 @@ fn measure(dir: &Path, name: &str) {
             args[field] = json!(dir.join(file));
         }
     }
-    let started = Instant::now();
-    let mut clock = Clock { started, ends: Vec::new(), tokens: 0.0, last: Default::default(), step: 0 };
+    let mut clock = Clock { started: Instant::now(), ends: Vec::new(), last: BTreeMap::new(), step: 0 };
     let outcome = (recipe(kind).expect("recipe").run)(&args, &mut clock).expect("training");
     assert!(matches!(outcome, TrainOutcome::Stopped { .. }), "stopped after {STEPS} steps");
-    let seconds = clock.ends[clock.ends.len() - 1] - clock.ends[clock.ends.len() - 2];
-    let mut result = json!({"what": name, "seconds": round(seconds), "peak_mib": peak_mib()});
+    let [.., before, after] = clock.ends[..] else { panic!("fewer than two steps") };
+    let mut result = json!({"what": name, "seconds": round(after.0 - before.0),
+        "cpu_seconds": round(after.1 - before.1), "peak_mib": peak_mib()});
     for (metric, value) in &clock.last {
         if metric.starts_with("seconds_")
             || ["response_length", "tokens_per_second", "start_ratio"].contains(&metric.as_str())

@@ -338,14 +338,14 @@ impl Blocks {
                 for (w, low, gy, add) in
                     [(q, &attn.low[0], &gq, false), (k, &attn.low[1], &gk, true), (v, &attn.low[2], &gv, true)]
                 {
-                    let gx = needed.then(|| (g_normed.as_mut_slice(), add));
+                    let gx = needed.then_some((g_normed.as_mut_slice(), add));
                     w.back(&normed, low, gy, n, gx)?;
                 }
             }
             Projections::Joint(all) => {
                 let mut joint = pool::take(gq.len() + gk.len() + gv.len());
                 for_each_part(&mut joint, [&mut gq, &mut gk, &mut gv], n, |row, part| row.copy_from_slice(part));
-                let gx = needed.then(|| (g_normed.as_mut_slice(), false));
+                let gx = needed.then_some((g_normed.as_mut_slice(), false));
                 all.back(&normed, &attn.low[0], &joint, n, gx)?;
                 pool::give(joint);
             }

@@ -99,7 +99,6 @@ const NARROW_ROWS: usize = 12;
 
 multiversion! {
     /// Up to 12 rows of a [rows, k] times one panel [k, 16] into columns `c0..` of out [rows, m].
-    #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
     fn narrow_tile(a: &[f32], panel: &[f32], out: &mut [f32], m: usize, c0: usize, k: usize, add: bool) {
         let rows = a.len() / k;
         let cols = LANES.min(m - c0);
