@@ -92,7 +92,8 @@ fn a_score_reaches_every_backbone_variable() {
         let loaded = load(&fixture(model), &Device::Cpu).unwrap();
         let weights = reward::below(&loaded.weights);
         let config = reward::headless(&loaded.config);
-        let backbone = Trainable::<Trunk>::of(&config, weights, None, Freeze::default(), Recompute::default(), 0).unwrap();
+        let backbone =
+            Trainable::<Trunk>::of(&config, weights, None, Freeze::default(), Recompute::default(), 0).unwrap();
         let sequences = sequences();
         let picked = Picked::new(&sequences.iter().collect::<Vec<_>>());
         let head: Vec<f32> = (0..loaded.config.hidden_size).map(|i| (i as f32).cos()).collect();
