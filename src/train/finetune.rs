@@ -158,7 +158,7 @@ impl Learner {
         let head = Var::from_tensor(&head)?;
         let mut heads = Params::from([(name.to_owned(), head.clone())]);
         if !encoder {
-            let body = Trainable::for_run(&loaded.config, body_weights(loaded), common)?;
+            let body: Trainable = Trainable::for_run(&loaded.config, body_weights(loaded), &common)?;
             let params = body.params.clone().into_iter().chain(heads).collect();
             return Ok(Self { kind: Kind::Decoder(body), head, bias: None, params });
         }
