@@ -39,7 +39,9 @@ impl Build for Decoder {
 
     /// Gradients are then taken as `train::step::Accumulator` takes them.
     fn for_training(self, recompute: Recompute) -> Self {
-        Self { recompute, ..self.collected() }
+        let mut decoder = self.collected();
+        decoder.recompute = recompute;
+        decoder
     }
 }
 
