@@ -12,7 +12,9 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{Config, LogConfig};
 use crate::data::Format;
 use crate::domain::{Metric, Progress, Split};
+use crate::jobs::remote::HttpRewards;
 use crate::model::FileType;
+use crate::train::remote::RemoteReward;
 use crate::train::{Reporter, TrainOutcome};
 
 /// Logs to standard error; a second call changes nothing.
@@ -52,7 +54,8 @@ pub async fn export(config: Config, format: String, split: Option<String>, out: 
 }
 
 /// Runs a recipe here and now, with a progress bar; ctrl-c checkpoints and ends.
-pub fn train(recipe: &str, args: &Path) -> Result<()> {
+/// Rewards by HTTP may ask `reward_hosts` only.
+pub fn train(recipe: &str, args: &Path, reward_hosts: &[String]) -> Result<()> {
     start_log(&LogConfig::default());
     let recipes = crate::train::recipes();
     let Some(found) = recipes.iter().find(|r| r.name == recipe) else {
@@ -62,7 +65,7 @@ pub fn train(recipe: &str, args: &Path) -> Result<()> {
     let text = std::fs::read_to_string(args).with_context(|| format!("reading {}", args.display()))?;
     let args = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", args.display()))?;
     (found.validate)(&args)?;
-    match (found.run)(&args, &mut Foreground::new()?)? {
+    match (found.run)(&args, &mut Foreground::new(reward_hosts)?)? {
         TrainOutcome::Done { model_dir, metrics } => {
             println!("{}", serde_json::json!({"model_dir": model_dir, "metrics": metrics}));
             Ok(())
@@ -79,10 +82,11 @@ struct Foreground {
     bar: ProgressBar,
     stop: Arc<AtomicBool>,
     metrics: String,
+    remote: Option<Arc<dyn RemoteReward>>,
 }
 
 impl Foreground {
-    fn new() -> Result<Self> {
+    fn new(reward_hosts: &[String]) -> Result<Self> {
         let bar = ProgressBar::no_length();
         bar.set_style(ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {eta} {msg}")?);
         let stop = Arc::new(AtomicBool::new(false));
@@ -91,7 +95,8 @@ impl Foreground {
             let asks = block_on(async { Ok(tokio::signal::ctrl_c().await?) });
             asked.store(asks.is_ok(), Ordering::Relaxed);
         })?;
-        Ok(Self { bar, stop, metrics: String::new() })
+        let remote = HttpRewards::new(reward_hosts)?.map(|client| Arc::new(client) as Arc<dyn RemoteReward>);
+        Ok(Self { bar, stop, metrics: String::new(), remote })
     }
 }
 
@@ -102,7 +107,9 @@ impl Reporter for Foreground {
         }
         self.bar.set_prefix(progress.phase.clone());
         self.bar.set_position(progress.step);
-        self.bar.set_message(self.metrics.clone());
+        let memory = progress.memory_bytes.map(|b| format!("{} MiB ", b >> 20)).unwrap_or_default();
+        let rate = progress.tokens_per_second.map(|r| format!("{r:.0} tok/s ")).unwrap_or_default();
+        self.bar.set_message(format!("{rate}{memory}{}", self.metrics));
     }
 
     fn metrics(&mut self, metrics: &[Metric]) {
@@ -112,6 +119,10 @@ impl Reporter for Foreground {
 
     fn event(&mut self, kind: &str, data: serde_json::Value) {
         self.bar.suspend(|| eprintln!("{kind}: {data}"));
+    }
+
+    fn remote(&self) -> Option<Arc<dyn RemoteReward>> {
+        self.remote.clone()
     }
 
     fn should_stop(&self) -> bool {

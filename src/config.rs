@@ -154,6 +154,10 @@ pub struct JobsConfig {
     pub max_crashes: i64,
     /// Compute threads of a training job; 0 = one per physical core.
     pub threads: usize,
+    /// How long a cancelled job may take to finish its step and write its checkpoint before it is killed.
+    pub cancel_grace_seconds: u64,
+    /// `host` or `host:port` of services that a job's reward may ask; none by default.
+    pub reward_hosts: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -247,7 +251,15 @@ impl Default for SessionsConfig {
 
 impl Default for JobsConfig {
     fn default() -> Self {
-        Self { enabled: true, slots: 1, lease_seconds: 30, max_crashes: 3, threads: 0 }
+        Self {
+            enabled: true,
+            slots: 1,
+            lease_seconds: 30,
+            max_crashes: 3,
+            threads: 0,
+            cancel_grace_seconds: 600,
+            reward_hosts: Vec::new(),
+        }
     }
 }
 
@@ -343,6 +355,7 @@ impl Config {
             ("sessions.invite_hours", self.sessions.invite_hours.max(0) as usize),
             ("jobs.slots", self.jobs.slots),
             ("jobs.lease_seconds", self.jobs.lease_seconds.max(0) as usize),
+            ("jobs.cancel_grace_seconds", self.jobs.cancel_grace_seconds as usize),
             ("jobs.max_crashes", self.jobs.max_crashes.max(0) as usize),
         ];
         for (key, value) in positive {

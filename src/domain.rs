@@ -502,6 +502,15 @@ pub struct JobEvent {
     pub created: Micros,
 }
 
+/// What a reward model thinks of one completion.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RewardScore {
+    /// Mean over the model's heads: the score.
+    pub mean: f64,
+    /// Standard deviation over the heads, on the scale of the score: how unsure the model is. 0 with one head.
+    pub std: f64,
+}
+
 /// One point of a curve.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Metric {

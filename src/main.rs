@@ -41,6 +41,9 @@ enum Command {
         /// JSON file with the recipe's arguments.
         #[arg(long)]
         args: PathBuf,
+        /// HOST or HOST:PORT that a reward of kind `http` may ask; may be given several times.
+        #[arg(long = "reward-host")]
+        reward_hosts: Vec<String>,
     },
     /// Evaluate a model on a file.
     Eval {
@@ -168,7 +171,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             cli::export_model(&settings.load()?, &model, &out, half)?;
         }
         Command::Tokenizer(args) => cli_tokenizer::run(&args)?,
-        Command::Train { recipe, args } => cli::train(&recipe, &args)?,
+        Command::Train { recipe, args, reward_hosts } => cli::train(&recipe, &args, &reward_hosts)?,
         Command::Eval { args } => cli::eval(&args)?,
         Command::Export { format, split, out, settings } => {
             cli::block_on(cli::export(settings.load()?, format, split, out))?;

@@ -7,6 +7,7 @@ pub mod upstream;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::net::TcpListener;
@@ -125,6 +126,8 @@ async fn run_jobs(services: Arc<Services>) {
         max_crashes: jobs.max_crashes,
         threads: jobs.threads,
         grace: services.config.drain_timeout(),
+        cancel_grace: Duration::from_secs(jobs.cancel_grace_seconds),
+        reward_hosts: jobs.reward_hosts.clone(),
         ..SupervisorConfig::new(services.config.data_dir.clone(), launch)
     };
     let supervisor = Supervisor::new(services.store.clone(), services.recipes, config);

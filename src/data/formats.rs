@@ -295,5 +295,6 @@ fn prompt_record(fields: &Map<String, Value>) -> Parsed<PromptRecord> {
         prompt: prompt_field(fields)?,
         tags,
         lang: optional_string(fields, "lang")?,
+        answer: optional_string(fields, "answer")?,
     })
 }

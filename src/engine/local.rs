@@ -16,7 +16,7 @@ use super::rewards::RewardModels;
 use super::scheduler::{Lane, Limits};
 use super::sequence::{Queued, Shared};
 use super::{EngineError, EngineStats, GenerateRequest, Generation, Generator, SamplingParams, ServedModel};
-use crate::domain::{Message, ModelVersion, ModelVersionId};
+use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore};
 use crate::generation::Warpers;
 use crate::model::{self, Decoder};
 use crate::ops::linear::WeightFormat;
@@ -337,7 +337,11 @@ impl Generator for LocalEngine {
         template.encode(messages, true, model.tokenizer()?).map_err(|e| bad(e.to_string()))
     }
 
-    async fn rewards(&self, version: &ModelVersion, conversations: &[Vec<Message>]) -> Result<Vec<f64>, EngineError> {
+    async fn reward_scores(
+        &self,
+        version: &ModelVersion,
+        conversations: &[Vec<Message>],
+    ) -> Result<Vec<RewardScore>, EngineError> {
         self.rewards.score(version, conversations).await
     }
 

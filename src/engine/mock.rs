@@ -271,9 +271,14 @@ impl Generator for MockGenerator {
         self.tokenize(version, &format!("{text}assistant: "), true, false).await
     }
 
-    /// Longer responses score higher.
-    async fn rewards(&self, _version: &ModelVersion, conversations: &[Vec<Message>]) -> Result<Vec<f64>, EngineError> {
-        Ok(conversations.iter().map(|c| c.last().map_or(0, |m| m.content.len()) as f64 / 100.0).collect())
+    /// Longer responses score higher, and leave more doubt.
+    async fn reward_scores(
+        &self,
+        _version: &ModelVersion,
+        conversations: &[Vec<Message>],
+    ) -> Result<Vec<RewardScore>, EngineError> {
+        let length = |c: &Vec<Message>| c.last().map_or(0, |m| m.content.len()) as f64 / 100.0;
+        Ok(conversations.iter().map(length).map(|n| RewardScore { mean: n, std: n / 10.0 }).collect())
     }
 
     fn stats(&self) -> EngineStats {

@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::domain::{Message, ModelVersion, ModelVersionId};
+use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore};
 
 /// How tokens are drawn. Defaults are OpenAI's; every field is honoured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -248,8 +248,17 @@ pub trait Generator: Send + Sync + 'static {
         version: Option<&ModelVersionId>,
         messages: &[Message],
     ) -> Result<Vec<u32>, EngineError>;
-    /// Scores conversations (the last message is the response) with a reward model version.
-    async fn rewards(&self, version: &ModelVersion, conversations: &[Vec<Message>]) -> Result<Vec<f64>, EngineError>;
+    /// Scores conversations (the last message is the response) with a reward model version: the mean of its
+    /// heads, and their standard deviation as a measure of doubt.
+    async fn reward_scores(
+        &self,
+        version: &ModelVersion,
+        conversations: &[Vec<Message>],
+    ) -> Result<Vec<RewardScore>, EngineError>;
+    /// The scores alone.
+    async fn rewards(&self, version: &ModelVersion, conversations: &[Vec<Message>]) -> Result<Vec<f64>, EngineError> {
+        Ok(self.reward_scores(version, conversations).await?.into_iter().map(|score| score.mean).collect())
+    }
     fn stats(&self) -> EngineStats;
     /// Stops admitting; resolves when the last request has ended or the deadline has passed.
     async fn drain(&self, deadline: std::time::Duration);

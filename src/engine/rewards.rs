@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::Device;
 
 use super::EngineError;
-use crate::domain::{Message, ModelVersion, ModelVersionId};
+use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore};
 use crate::model::reward::RewardModel;
 use crate::model::{self, Loaded};
 use crate::prompt::Texts;
@@ -37,14 +37,22 @@ impl RewardModels {
     }
 
     /// Scores of conversations whose last message is the response.
-    pub async fn score(&self, version: &ModelVersion, conversations: &[Vec<Message>]) -> Result<Vec<f64>, EngineError> {
+    pub async fn score(
+        &self,
+        version: &ModelVersion,
+        conversations: &[Vec<Message>],
+    ) -> Result<Vec<RewardScore>, EngineError> {
         let (this, version, conversations) = (self.clone(), version.clone(), conversations.to_vec());
         tokio::task::spawn_blocking(move || this.score_now(&version, &conversations))
             .await
             .map_err(|e| EngineError::Failed(e.to_string()))?
     }
 
-    fn score_now(&self, version: &ModelVersion, conversations: &[Vec<Message>]) -> Result<Vec<f64>, EngineError> {
+    fn score_now(
+        &self,
+        version: &ModelVersion,
+        conversations: &[Vec<Message>],
+    ) -> Result<Vec<RewardScore>, EngineError> {
         let failed = |e: String| EngineError::Failed(format!("reward model '{}': {e}", version.name));
         let scorer = self.scorer(version).map_err(failed)?;
         let mut ids = Vec::with_capacity(conversations.len());
@@ -56,7 +64,7 @@ impl RewardModels {
             let encoded = scorer.texts.conversation(&prompt.to_vec().into(), &response.content, scorer.max_length);
             ids.push(encoded.map_err(|e| failed(e.to_string()))?.0);
         }
-        scorer.model.score(&ids, BATCH_TOKENS).map_err(|e| failed(e.to_string()))
+        scorer.model.scores(&ids, BATCH_TOKENS).map_err(|e| failed(e.to_string()))
     }
 
     fn scorer(&self, version: &ModelVersion) -> Result<Arc<Scorer>, String> {

@@ -45,9 +45,45 @@ pub fn pair_metrics(differences: &[f64]) -> Option<PairMetrics> {
     Some(metrics)
 }
 
+/// Accuracy of some of the pairs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Share {
+    pub pairs: usize,
+    pub accuracy: f64,
+}
+
+/// Accuracy by whether the preferred completion is the longer one: a model that has learned "longer is
+/// better" is right on the first kind and wrong on the last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct LengthMetrics {
+    pub longer: Share,
+    /// Within two tokens of each other.
+    pub same: Share,
+    pub shorter: Share,
+}
+
+/// Score differences and length differences in tokens (preferred minus other) of the same pairs.
+pub fn by_length(differences: &[f64], lengths: &[f64]) -> LengthMetrics {
+    let share = |holds: &dyn Fn(f64) -> bool| {
+        let chosen: Vec<f64> =
+            differences.iter().zip(lengths).filter(|(_, length)| holds(**length)).map(|(d, _)| *d).collect();
+        pair_metrics(&chosen).map_or(Share::default(), |m| Share { pairs: m.pairs, accuracy: m.accuracy })
+    };
+    LengthMetrics { longer: share(&|n| n > 2.0), same: share(&|n| n.abs() <= 2.0), shorter: share(&|n| n < -2.0) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn accuracy_by_length_tells_a_length_bias() {
+        // Scores that are lengths: right when the preferred one is longer, wrong when it is shorter.
+        let lengths = [5.0, 9.0, 1.0, -4.0];
+        let m = by_length(&lengths, &lengths);
+        assert_eq!((m.longer.pairs, m.longer.accuracy), (2, 1.0));
+        assert_eq!((m.same.pairs, m.shorter.accuracy), (1, 0.0));
+    }
 
     #[test]
     fn counts_and_calibration() {

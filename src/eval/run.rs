@@ -7,9 +7,9 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::classify::{self, Classified};
-use super::preference::{PairMetrics, pair_metrics};
+use super::preference::{LengthMetrics, PairMetrics, by_length, pair_metrics};
 use crate::data::{self, corpus};
-use crate::domain::Split;
+use crate::domain::{RewardScore, Split};
 use crate::model::reward::RewardModel;
 use crate::model::{self, Decoder, PackedBatch, Purpose};
 use crate::prompt::Texts;
@@ -47,6 +47,13 @@ pub enum EvalArgs {
         #[serde(default = "default_length")]
         max_length: usize,
     },
+    /// The reward model's score of each line of a JSONL of `{"prompt", "completion"}`.
+    Scores {
+        model: PathBuf,
+        completions: PathBuf,
+        #[serde(default = "default_length")]
+        max_length: usize,
+    },
 }
 
 fn default_text_field() -> String {
@@ -70,8 +77,9 @@ fn default_heldout() -> f64 {
 #[serde(untagged)]
 pub enum EvalResult {
     Perplexity { tokens: usize, bytes: usize, loss: f64, perplexity: f64, bits_per_byte: f64 },
-    Reward { sets: usize, metrics: PairMetrics },
+    Reward { sets: usize, metrics: PairMetrics, by_length: LengthMetrics },
     Classifier(Classified),
+    Scores { scores: Vec<RewardScore> },
 }
 
 /// Tokens per forward pass.
@@ -88,6 +96,7 @@ pub fn run(args: &EvalArgs) -> Result<EvalResult> {
         EvalArgs::Reward { model, comparisons, split, heldout_fraction, max_length } => {
             reward(model, comparisons, *split, *heldout_fraction, *max_length)
         }
+        EvalArgs::Scores { model, completions, max_length } => scores(model, completions, *max_length),
     }
 }
 
@@ -142,14 +151,31 @@ fn reward(
     let length = max_length.min(loaded.config.max_positions);
     let mut sets = data::read_comparisons(comparisons)?;
     sets.retain(|s| split.is_none_or(|side| s.side(heldout) == side));
-    let mut differences = Vec::new();
+    let (mut differences, mut lengths) = (Vec::new(), Vec::new());
     for set in &sets {
-        let ids = set.completions.iter().map(|c| Ok(texts.conversation(&set.prompt, &c.text, length)?.0));
-        let scores = model.score(&ids.collect::<Result<Vec<_>>>()?, BATCH_TOKENS)?;
-        differences.extend(data::pairs(&set.completions).iter().map(|p| scores[p.better] - scores[p.worse]));
+        let encoded = set.completions.iter().map(|c| texts.conversation(&set.prompt, &c.text, length));
+        let (ids, starts): (Vec<Vec<u32>>, Vec<usize>) = encoded.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        let tokens = |i: usize| (ids[i].len() - starts[i]) as f64;
+        let scores = model.score(&ids, BATCH_TOKENS)?;
+        for pair in data::pairs(&set.completions) {
+            differences.push(scores[pair.better] - scores[pair.worse]);
+            lengths.push(tokens(pair.better) - tokens(pair.worse));
+        }
     }
     match pair_metrics(&differences) {
-        Some(metrics) => Ok(EvalResult::Reward { sets: sets.len(), metrics }),
+        Some(metrics) => {
+            Ok(EvalResult::Reward { sets: sets.len(), metrics, by_length: by_length(&differences, &lengths) })
+        }
         None => bail!("{} holds no pair with a preference", comparisons.display()),
     }
+}
+
+/// Scores of written completions, in the order of the file.
+fn scores(path: &Path, completions: &Path, max_length: usize) -> Result<EvalResult> {
+    let loaded = model::load(path, &Device::Cpu)?;
+    let (texts, model) = (Texts::new(&loaded)?, RewardModel::new(&loaded)?);
+    let length = max_length.min(loaded.config.max_positions);
+    let written = data::read_demonstrations(completions)?;
+    let ids = written.iter().map(|w| Ok(texts.conversation(&w.prompt, &w.completion, length)?.0));
+    Ok(EvalResult::Scores { scores: model.scores(&ids.collect::<Result<Vec<_>>>()?, BATCH_TOKENS)? })
 }

@@ -82,5 +82,6 @@ pub async fn rewards(State(state): State<AppState>, Json(body): Json<RewardsRequ
     let conversations: Vec<_> = body.completions.into_iter().map(with_answer).collect();
     let (model, scores) =
         crate::service::publish::rewards(&state.services, body.model.as_deref(), &conversations).await?;
-    Ok(axum::Json(json!({"model": model.name, "model_version": model.id, "scores": scores})))
+    let (means, stds): (Vec<f64>, Vec<f64>) = scores.into_iter().map(|s| (s.mean, s.std)).unzip();
+    Ok(axum::Json(json!({"model": model.name, "model_version": model.id, "scores": means, "stds": stds})))
 }

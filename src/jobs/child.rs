@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
+use super::remote::HttpRewards;
 use super::wire::{Line, STOP, Spec};
 use crate::domain::{Metric, Progress};
+use crate::train::remote::RemoteReward;
 use crate::train::{Recipe, Reporter, TrainOutcome};
 
 /// Set by SIGTERM; a signal handler may touch nothing bigger.
@@ -30,8 +32,17 @@ pub fn main(job_dir: &Path, recipes: &[Recipe]) -> u8 {
     // The thread is left behind when the recipe ends: a blocking read of stdin cannot be interrupted.
     std::thread::spawn(move || watch(std::io::stdin().lock(), &from_stdin));
     let mut reporter = LineReporter::new(std::io::stdout(), stop);
-    let result = run(job_dir, recipes, &mut reporter);
+    let result = allowed(job_dir).and_then(|remote| {
+        reporter.remote = remote;
+        run(job_dir, recipes, &mut reporter)
+    });
     reporter.finish(result)
+}
+
+/// The client for the reward services that the server allows this job.
+fn allowed(job_dir: &Path) -> anyhow::Result<Option<Arc<dyn RemoteReward>>> {
+    let client = HttpRewards::new(&Spec::read(job_dir)?.reward_hosts)?;
+    Ok(client.map(|client| Arc::new(client) as Arc<dyn RemoteReward>))
 }
 
 /// Sets `stop` at a line `stop` and at the end of input (the parent is gone).
@@ -64,11 +75,12 @@ pub fn run(job_dir: &Path, recipes: &[Recipe], reporter: &mut dyn Reporter) -> a
 pub struct LineReporter<W> {
     out: W,
     stop: Arc<AtomicBool>,
+    remote: Option<Arc<dyn RemoteReward>>,
 }
 
 impl<W: Write> LineReporter<W> {
     pub fn new(out: W, stop: Arc<AtomicBool>) -> Self {
-        Self { out, stop }
+        Self { out, stop, remote: None }
     }
 
     fn say(&mut self, line: &Line) {
@@ -115,6 +127,10 @@ impl<W: Write + Send> Reporter for LineReporter<W> {
 
     fn event(&mut self, kind: &str, data: serde_json::Value) {
         self.say(&Line::Event { kind: kind.to_owned(), data });
+    }
+
+    fn remote(&self) -> Option<Arc<dyn RemoteReward>> {
+        self.remote.clone()
     }
 
     fn should_stop(&self) -> bool {

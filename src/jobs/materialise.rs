@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::queue::{FILES, JobArgs, artifact_path, file_names, find_version, needs_model, takes, wants_ptx};
+use super::queue::{FILES, JobArgs, OPTIONAL_DATA, artifact_path, file_names, find_version, needs_model, takes, wants};
 use crate::data::from_feedback::{Told, preferences};
 use crate::data::{Comparison, PromptRecord, Written, pairs};
 use crate::domain::*;
@@ -88,8 +88,8 @@ pub async fn rankings(store: &dyn Store, filter: &RankedFilter) -> Result<Vec<Co
 
 /// Without an `as_of` from the caller everything stored now counts: judgments carry the clocks of the
 /// servers that took them, which need not agree with the database's.
-async fn comparisons(store: &dyn Store, args: &JobArgs, path: PathBuf) -> Result<Frozen, PrepareError> {
-    let lines = rankings(store, &args.filter).await?;
+async fn comparisons(store: &dyn Store, filter: &RankedFilter, path: PathBuf) -> Result<Frozen, PrepareError> {
+    let lines = rankings(store, filter).await?;
     if lines.is_empty() {
         return Err(PrepareError::Job("there are no rankings to learn from; rank some completions first".into()));
     }
@@ -126,7 +126,8 @@ async fn prompts(store: &dyn Store, path: PathBuf) -> Result<Frozen, PrepareErro
         let Some(last) = batch.last() else { break };
         page.after = Some(last.id.to_string());
         lines.extend(batch.into_iter().filter(|p| p.split == Split::Train && p.source != "completions").map(|p| {
-            PromptRecord { prompt_id: Some(p.id.to_string()), prompt: p.messages.into(), tags: p.tags, lang: p.lang }
+            let prompt_id = Some(p.id.to_string());
+            PromptRecord { prompt_id, prompt: p.messages.into(), tags: p.tags, lang: p.lang, answer: None }
         }));
     }
     lines.reverse();
@@ -164,17 +165,20 @@ pub(super) async fn prepare(
         parent = Some(version);
     }
     corpora(&schema, &mut args, data_dir)?;
-    if args.get("reward_model").is_some_and(|v| !v.is_null()) {
-        let reward = version(store, &args, "reward_model").await?;
-        args.insert("reward_model".into(), artifact_path(data_dir, &reward).display().to_string().into());
+    for field in ["reward_model", "gold_reward_model"] {
+        if args.get(field).is_some_and(|v| !v.is_null()) {
+            let reward = version(store, &args, field).await?;
+            args.insert(field.into(), artifact_path(data_dir, &reward).display().to_string().into());
+        }
     }
     let as_of = store.now().await?;
     let record = job_dir.join("datasets.json");
     let mut datasets: Map<String, Value> =
         std::fs::read(&record).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-    for field in ["comparisons", "demonstrations", "prompts", "ptx_demonstrations"] {
+    for field in ["comparisons", "demonstrations", "prompts"].iter().chain(OPTIONAL_DATA).copied() {
         let mixed = field == "demonstrations" && args.get("mixture").is_some_and(|v| !v.is_null());
-        if mixed || !takes(&schema, field) || (field == "ptx_demonstrations" && !wants_ptx(&args)) {
+        let unwanted = OPTIONAL_DATA.contains(&field) && !wants(&args, job_args.gold_judgments, field);
+        if mixed || unwanted || !takes(&schema, field) {
             continue;
         }
         let path = job_dir.join(format!("{field}.jsonl"));
@@ -183,7 +187,11 @@ pub(super) async fn prepare(
             continue;
         }
         let frozen = match field {
-            "comparisons" => comparisons(store, job_args, path).await?,
+            "comparisons" => comparisons(store, &job_args.filter, path).await?,
+            "gold_comparisons" => {
+                let heldout = RankedFilter { split: Some(Split::Heldout), ..job_args.filter.clone() };
+                comparisons(store, &heldout, path).await?
+            }
             "prompts" => prompts(store, path).await?,
             _ => demonstrations(store, path).await?,
         };

@@ -3,13 +3,14 @@
 //! A panic, an out-of-memory kill or a device abort in training cannot touch serving: the parent holds
 //! no tensor, the child holds no database. `queue` checks and names what to do, `materialise` freezes the
 //! data into files, `supervise` claims and decides, `process` owns the child, `child` is its other side,
-//! `publish` turns the output into a model version.
+//! `publish` turns the output into a model version, `remote` asks reward services for a recipe.
 
 pub mod child;
 pub mod materialise;
 mod process;
 mod publish;
 pub mod queue;
+pub mod remote;
 mod supervise;
 pub mod wire;
 

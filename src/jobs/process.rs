@@ -53,6 +53,9 @@ pub(super) struct Running {
     /// Ends the thread that the child's life hangs on.
     _anchor: oneshot::Sender<()>,
     stop: Stop,
+    /// From the request to stop to SIGTERM.
+    patience: Duration,
+    /// From SIGTERM to SIGKILL.
     grace: Duration,
 }
 
@@ -130,7 +133,7 @@ async fn spawn_anchored(mut command: Command) -> std::io::Result<(Child, oneshot
 
 impl Running {
     /// Starts the child on `job_dir`. `threads` 0 leaves its thread count to itself; `grace` is the time
-    /// between asking, SIGTERM and SIGKILL.
+    /// between SIGTERM and SIGKILL.
     pub(super) async fn start(
         launch: &Launch,
         job_dir: &Path,
@@ -171,14 +174,26 @@ impl Running {
         let (log, lines) = mpsc::channel(256);
         tokio::spawn(send_lines(stderr, log, |text| text));
         let stderr = tokio::spawn(keep_tail(lines));
-        Ok(Self { child, stdin: Some(stdin), said: heard, stderr, _anchor: anchor, stop: Stop::No, grace })
+        Ok(Self {
+            child,
+            stdin: Some(stdin),
+            said: heard,
+            stderr,
+            _anchor: anchor,
+            stop: Stop::No,
+            patience: grace,
+            grace,
+        })
     }
 
-    /// Asks the recipe to stop after its step. Later calls do nothing.
-    pub(super) async fn ask_to_stop(&mut self) {
+    /// Asks the recipe to stop after its step, and waits `patience` before pressing. A later call can only
+    /// shorten the wait: a shutdown does not stand back for a cancel.
+    pub(super) async fn ask_to_stop(&mut self, patience: Duration) {
         if !matches!(self.stop, Stop::No) {
+            self.patience = self.patience.min(patience);
             return;
         }
+        self.patience = patience;
         self.stop = Stop::Asked(Instant::now());
         // A line that cannot be written finds a child that has gone; the exit status tells.
         if let Some(mut stdin) = self.stdin.take() {
@@ -189,7 +204,7 @@ impl Running {
     /// Goes on with stopping when its time has come: SIGTERM, then SIGKILL to the whole group.
     pub(super) fn press(&mut self) {
         self.stop = match self.stop {
-            Stop::Asked(since) if since.elapsed() >= self.grace => {
+            Stop::Asked(since) if since.elapsed() >= self.patience => {
                 self.signal(libc::SIGTERM);
                 Stop::Terminated(Instant::now())
             }

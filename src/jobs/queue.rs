@@ -10,12 +10,22 @@ use crate::store::{RankedFilter, Store, StoreError};
 use crate::train::{ArgsError, Recipe};
 
 /// Recipe arguments that the job sets itself; callers must not.
-pub const PATHS: &[&str] =
-    &["output_dir", "checkpoint_dir", "comparisons", "demonstrations", "prompts", "ptx_demonstrations", "resume"];
+pub const PATHS: &[&str] = &[
+    "output_dir",
+    "checkpoint_dir",
+    "log_dir",
+    "comparisons",
+    "demonstrations",
+    "prompts",
+    "ptx_demonstrations",
+    "reference_demonstrations",
+    "gold_comparisons",
+    "resume",
+];
 /// Recipe arguments that name files in `DATA/corpora`: the operator puts them there, a job names them.
 pub const FILES: &[&str] = &["texts", "pretrain_texts", "labelled", "mixture", "tokenizer"];
 /// Arguments of the job, not of the recipe.
-pub const JOB_ARGS: &[&str] = &["publish_as", "filter"];
+pub const JOB_ARGS: &[&str] = &["publish_as", "filter", "gold_judgments"];
 /// What the validator sees where a path will be.
 const PLACEHOLDER: &str = "set-by-the-job";
 
@@ -37,6 +47,8 @@ pub struct JobArgs {
     pub publish_as: Option<String>,
     /// Which judgments the comparisons file takes.
     pub filter: RankedFilter,
+    /// Hold the policy against the rankings of held-out prompts while it learns.
+    pub gold_judgments: bool,
     pub recipe: Map<String, Value>,
 }
 
@@ -85,9 +97,18 @@ pub(super) fn takes(schema: &Value, field: &str) -> bool {
     schema["properties"].get(field).is_some()
 }
 
-/// Whether PPO mixes in a language-model loss and so needs demonstrations.
-pub(super) fn wants_ptx(args: &Map<String, Value>) -> bool {
-    args.get("ptx_coef").and_then(Value::as_f64).is_some_and(|c| c > 0.0)
+/// Data that a recipe takes only when other arguments ask for it.
+pub(super) const OPTIONAL_DATA: &[&str] = &["ptx_demonstrations", "reference_demonstrations", "gold_comparisons"];
+
+/// Whether the arguments ask for `field`, one of `OPTIONAL_DATA`.
+pub(super) fn wants(args: &Map<String, Value>, gold_judgments: bool, field: &str) -> bool {
+    match field {
+        "gold_comparisons" => gold_judgments,
+        // PPO mixes in a language-model loss.
+        "ptx_demonstrations" => args.get("ptx_coef").and_then(Value::as_f64).is_some_and(|c| c > 0.0),
+        "reference_demonstrations" => args.get("normalize_on").is_some_and(|v| v == "demonstrations"),
+        _ => false,
+    }
 }
 
 /// Takes the arguments apart and has the recipe check its part. Knows nothing of the store.
@@ -115,23 +136,30 @@ pub fn check(recipe: &Recipe, args: &Value) -> Result<JobArgs, ArgsError> {
     for field in FILES.iter().filter(|field| takes(&schema, field)) {
         file_names(&own, field)?;
     }
+    let gold_judgments = match own.shift_remove("gold_judgments") {
+        None | Some(Value::Null | Value::Bool(false)) => false,
+        Some(Value::Bool(true)) if takes(&schema, "gold_comparisons") => true,
+        Some(_) => {
+            return Err(refuse("gold_judgments", "must be true or false, and the recipe must learn from samples"));
+        }
+    };
     let mut complete = own.clone();
     for path in ["output_dir", "comparisons", "demonstrations", "prompts"] {
         if takes(&schema, path) {
             complete.insert(path.to_owned(), PLACEHOLDER.into());
         }
     }
-    if takes(&schema, "ptx_demonstrations") && wants_ptx(&own) {
-        complete.insert("ptx_demonstrations".to_owned(), PLACEHOLDER.into());
+    for path in OPTIONAL_DATA.iter().filter(|path| takes(&schema, path) && wants(&own, gold_judgments, path)) {
+        complete.insert((*path).to_owned(), PLACEHOLDER.into());
     }
     (recipe.validate)(&Value::Object(complete))?;
-    Ok(JobArgs { publish_as, filter, recipe: own })
+    Ok(JobArgs { publish_as, filter, gold_judgments, recipe: own })
 }
 
 /// The JSON Schema of what a job takes: the recipe's without the paths, plus the job's own arguments.
 pub fn job_schema(recipe: &Recipe) -> Value {
     let mut schema = (recipe.schema)();
-    let filtered = takes(&schema, "comparisons");
+    let (filtered, samples) = (takes(&schema, "comparisons"), takes(&schema, "gold_comparisons"));
     if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
         properties.retain(|name, _| !PATHS.contains(&name.as_str()));
         for field in FILES {
@@ -145,6 +173,13 @@ pub fn job_schema(recipe: &Recipe) -> Value {
             "publish_as".into(),
             json!({"type": ["string", "null"], "default": null, "description": "Name of the new model version."}),
         );
+        if samples {
+            properties.insert(
+                "gold_judgments".into(),
+                json!({"type": "boolean", "default": false,
+                       "description": "Hold the policy against the rankings of held-out prompts, and stop when it moves away from them."}),
+            );
+        }
         if filtered {
             properties.insert(
                 "filter".into(),
@@ -196,7 +231,7 @@ async fn name_model(
         let message = format!("'{}' is served by an upstream server: there are no weights to train here", version.name);
         return Err(refuse(field, message).into());
     }
-    if field == "reward_model" && version.kind != kind {
+    if kind == ModelKind::Reward && version.kind != kind {
         return Err(refuse(field, format!("'{}' is a {} model, not a {kind} model", version.name, version.kind)).into());
     }
     args.insert(field.to_owned(), version.name.into());
@@ -230,6 +265,9 @@ pub async fn enqueue(store: &dyn Store, recipes: &[Recipe], request: Request) ->
     }
     if takes(&schema, "reward_model") && (given(&args, "reward_model") || !given(&args, "reward")) {
         name_model(store, &mut args, "reward_model", ModelKind::Reward).await?;
+    }
+    if given(&args, "gold_reward_model") {
+        name_model(store, &mut args, "gold_reward_model", ModelKind::Reward).await?;
     }
     let args = Value::Object(args);
     let checked = check(recipe, &args)?;

@@ -29,8 +29,12 @@ pub struct SupervisorConfig {
     pub max_crashes: i64,
     /// Compute threads of a child (`RAYON_NUM_THREADS`); 0 = its own choice.
     pub threads: usize,
-    /// Between asking a child to stop, SIGTERM, and SIGKILL.
+    /// At shutdown: between asking a child to stop, SIGTERM, and SIGKILL.
     pub grace: Duration,
+    /// After a cancel: how long the child may take to its next step's end and its checkpoint.
+    pub cancel_grace: Duration,
+    /// Hosts that a reward by HTTP may ask.
+    pub reward_hosts: Vec<String>,
     /// How often to look for work, and how often a running job is written down.
     pub tick: Duration,
 }
@@ -46,6 +50,8 @@ impl SupervisorConfig {
             max_crashes: 3,
             threads: 0,
             grace: Duration::from_secs(10),
+            cancel_grace: Duration::from_secs(600),
+            reward_hosts: Vec::new(),
             tick: Duration::from_secs(1),
         }
     }
@@ -206,6 +212,7 @@ impl Supervisor {
             resume: std::fs::read_dir(&checkpoint_dir)?.next().is_some(),
             checkpoint_dir,
             output_dir,
+            reward_hosts: self.config.reward_hosts.clone(),
         };
         let text = serde_json::to_vec_pretty(&spec).map_err(std::io::Error::from)?;
         write_whole(&job_dir.join(SPEC), &text)?;
@@ -234,7 +241,7 @@ impl Supervisor {
                 },
                 () = shutdown.cancelled(), if !asked => {
                     asked = true;
-                    child.ask_to_stop().await;
+                    child.ask_to_stop(self.config.grace).await;
                 }
                 _ = tick.tick() => {
                     let due = beat.elapsed() >= self.config.heartbeat();
@@ -244,7 +251,7 @@ impl Supervisor {
                                 beat = Instant::now();
                             }
                             if cancelled {
-                                child.ask_to_stop().await;
+                                child.ask_to_stop(self.config.cancel_grace).await;
                             }
                         }
                         Err(StoreError::LeaseLost(_)) => {

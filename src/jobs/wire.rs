@@ -25,6 +25,9 @@ pub struct Spec {
     pub output_dir: PathBuf,
     /// Go on from the newest checkpoint.
     pub resume: bool,
+    /// Hosts that a reward by HTTP may ask; from the server's configuration, never from the job.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reward_hosts: Vec<String>,
 }
 
 impl Spec {
@@ -42,6 +45,7 @@ impl Spec {
         if let Some(map) = args.as_object_mut() {
             map.insert("output_dir".into(), self.output_dir.display().to_string().into());
             map.insert("checkpoint_dir".into(), self.checkpoint_dir.display().to_string().into());
+            map.insert("log_dir".into(), self.checkpoint_dir.with_file_name("logs").display().to_string().into());
             map.insert("resume".into(), self.resume.into());
         }
         args

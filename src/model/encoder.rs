@@ -46,7 +46,22 @@ struct MaskedLmHead {
 
 impl Encoder {
     pub fn new(config: &ModelConfig, weights: &Weights, purpose: super::Purpose) -> Result<Self> {
-        let b = &Builder { config, weights, lora: None, purpose, stored: None };
+        Self::of(&Builder { config, weights, lora: None, purpose, stored: None })
+    }
+
+    /// The same with low-rank adapters beside the base, as for a decoder.
+    pub fn with_lora(
+        config: &ModelConfig,
+        weights: &Weights,
+        lora: &super::LoraConfig,
+        adapters: &Weights,
+        purpose: super::Purpose,
+    ) -> Result<Self> {
+        Self::of(&Builder { config, weights, lora: Some((lora, adapters)), purpose, stored: None })
+    }
+
+    fn of(b: &Builder<'_>) -> Result<Self> {
+        let (config, weights) = (b.config, b.weights);
         if config.arch != Arch::Bert {
             candle_core::bail!("{:?} is not an encoder", config.arch);
         }

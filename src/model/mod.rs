@@ -24,6 +24,7 @@ mod pull_pypi;
 pub mod reward;
 pub mod save;
 pub mod soft_prompt;
+pub mod trunk;
 
 pub use blocks::Recompute;
 pub use config::{Activation, Arch, ModelConfig, PositionKind};
@@ -35,6 +36,7 @@ pub use packed::PackedBatch;
 pub use reward::RewardModel;
 pub use save::{FileType, save_dir, save_dir_as};
 pub use soft_prompt::SoftPrompt;
+pub use trunk::{Build, Trunk};
 
 use std::collections::BTreeMap;
 

@@ -1,45 +1,53 @@
-//! Reward model: a decoder whose last token's hidden state goes through one linear row to a score.
+//! Reward model: the hidden state that sums a conversation up goes through one linear row to a score. With
+//! several rows (an ensemble of heads on one trunk) the score is their mean, and their spread says how
+//! unsure it is.
 
 use candle_core::{Result, Tensor};
 use serde_json::Value;
 
-use super::{Decoder, Loaded, ModelConfig, PackedBatch, Purpose, Weights};
+use super::trunk::{Build, Trunk};
+use super::{Loaded, ModelConfig, PackedBatch, Purpose, Weights};
+use crate::domain::RewardScore;
 
-/// Name of the head, [1, hidden], as in Hugging Face's `…ForSequenceClassification`.
+/// Name of the head, [heads, hidden]; with one row as in Hugging Face's `…ForSequenceClassification`.
 pub const SCORE: &str = "score.weight";
 
-/// Scores conversations. Frozen: built for forward passes only.
-pub struct RewardModel {
-    decoder: Decoder,
-    head: Tensor,
-    /// score = gain · raw + bias, from instructd.json; they bring reference completions to mean 0, variance 1.
+/// Ends the prompt in an encoder's input.
+const SEPARATOR: &str = "[SEP]";
+
+/// A head's raw score becomes `gain · raw + bias`; they bring reference completions to mean 0, variance 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scale {
     pub gain: f64,
     pub bias: f64,
 }
 
+/// Scores conversations. Frozen: built for forward passes only.
+pub struct RewardModel {
+    trunk: Trunk,
+    separator: Option<u32>,
+    /// [heads, d]
+    head: Tensor,
+    scales: Vec<Scale>,
+}
+
 impl RewardModel {
     /// # Errors
-    /// When the model has no `score.weight` of one row.
+    /// When the model has no `score.weight`, or its scales are not those of its heads.
     pub fn new(loaded: &Loaded) -> Result<Self> {
-        let number = |name: &str, default| {
-            let found = loaded.instructd.as_ref().and_then(|v| v.pointer(&format!("/reward/{name}")));
-            found.and_then(Value::as_f64).unwrap_or(default)
-        };
-        Self::from_weights(&loaded.config, &loaded.weights, number("gain", 1.0), number("bias", 0.0))
-    }
-
-    pub fn from_weights(config: &ModelConfig, weights: &Weights, gain: f64, bias: f64) -> Result<Self> {
-        let Some(head) = weights.get(SCORE) else { candle_core::bail!("not a reward model: it has no {SCORE}") };
-        if head.dims() != [1, config.hidden_size] {
-            candle_core::bail!("{SCORE} has shape {:?}, not [1, {}]", head.dims(), config.hidden_size);
-        }
-        let decoder = Decoder::new(&headless(config), weights, Purpose::Score)?;
-        Ok(Self { decoder, head: head.detach(), gain, bias })
+        let (head, scales) = head(loaded)?;
+        let trunk = Trunk::build(&headless(&loaded.config), &loaded.weights, None, Purpose::Score)?;
+        Ok(Self { trunk, separator: separator(loaded), head, scales })
     }
 
     /// Scores of whole conversations as ids, each ending with the end token that training used; sequences
     /// are run `max_tokens` at a time.
     pub fn score(&self, conversations: &[Vec<u32>], max_tokens: usize) -> Result<Vec<f64>> {
+        Ok(self.scores(conversations, max_tokens)?.into_iter().map(|score| score.mean).collect())
+    }
+
+    /// The same with the spread of the heads.
+    pub fn scores(&self, conversations: &[Vec<u32>], max_tokens: usize) -> Result<Vec<RewardScore>> {
         let mut scores = Vec::with_capacity(conversations.len());
         let mut rest = conversations;
         while !rest.is_empty() {
@@ -52,23 +60,76 @@ impl RewardModel {
             if now.iter().any(Vec::is_empty) {
                 candle_core::bail!("a conversation has no tokens");
             }
-            let batch = PackedBatch::new(now);
-            let raw = scores_of(&self.decoder.forward(&batch)?, &batch.last_rows(), &self.head)?;
-            scores.extend(raw.to_vec1::<f32>()?.into_iter().map(|s| self.gain * f64::from(s) + self.bias));
+            let summaries = self.trunk.summaries(&PackedBatch::new(now), self.separator)?;
+            let raw: Vec<Vec<f32>> = summaries.matmul(&self.head.t()?)?.to_vec2()?;
+            scores.extend(raw.iter().map(|heads| combine(heads, &self.scales)));
             rest = later;
         }
         Ok(scores)
     }
 
-    pub fn config(&self) -> &ModelConfig {
-        &self.decoder.config
+    /// Heads of the ensemble.
+    pub fn n_heads(&self) -> usize {
+        self.scales.len()
     }
 }
 
-/// `hidden [N, d]`, the rows to score, `head [1, d]` → scores `[rows]`, with gradient.
-pub fn scores_of(hidden: &Tensor, rows: &[u32], head: &Tensor) -> Result<Tensor> {
-    let rows = Tensor::new(rows, hidden.device())?;
-    hidden.index_select(&rows, 0)?.matmul(&head.t()?)?.squeeze(1)
+/// Mean and standard deviation over the heads of one completion.
+pub fn combine(heads: &[f32], scales: &[Scale]) -> RewardScore {
+    let scaled: Vec<f64> = heads.iter().zip(scales).map(|(raw, s)| s.gain * f64::from(*raw) + s.bias).collect();
+    let n = scaled.len() as f64;
+    let mean = scaled.iter().sum::<f64>() / n;
+    let variance = scaled.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / n;
+    RewardScore { mean, std: variance.sqrt() }
+}
+
+/// The head [heads, d] and the scale of each row.
+///
+/// # Errors
+/// When there is no head, or none that fits the model and its scales.
+pub fn head(loaded: &Loaded) -> Result<(Tensor, Vec<Scale>)> {
+    let d = loaded.config.hidden_size;
+    let Some(head) = loaded.weights.get(SCORE) else { candle_core::bail!("not a reward model: it has no {SCORE}") };
+    let [rows, width] = *head.dims() else {
+        candle_core::bail!("{SCORE} has shape {:?}, not [heads, {d}]", head.dims())
+    };
+    if width != d || rows == 0 {
+        candle_core::bail!("{SCORE} has shape {:?}, not [heads, {d}]", head.dims());
+    }
+    // A classifier's head has several rows too; only an ensemble comes with a scale for each.
+    if rows > 1 && loaded.instructd.as_ref().is_none_or(|v| v.pointer("/reward/gain").is_none()) {
+        candle_core::bail!("not a reward model: {SCORE} has {rows} rows and instructd.json no scale for them");
+    }
+    let numbers = |name: &str, default: f64| -> Result<Vec<f64>> {
+        let found = loaded.instructd.as_ref().and_then(|v| v.pointer(&format!("/reward/{name}")));
+        let list = match found {
+            None | Some(Value::Null) => vec![default; rows],
+            Some(Value::Array(items)) => items.iter().filter_map(Value::as_f64).collect(),
+            Some(one) => one.as_f64().into_iter().collect(),
+        };
+        match list.len() == rows {
+            true => Ok(list),
+            false => candle_core::bail!("instructd.json gives {} values of reward.{name} for {rows} heads", list.len()),
+        }
+    };
+    let both = numbers("gain", 1.0)?.into_iter().zip(numbers("bias", 0.0)?);
+    Ok((head.detach(), both.map(|(gain, bias)| Scale { gain, bias }).collect()))
+}
+
+/// The id that ends the prompt in an encoder's input; `None` for decoders and tokenizers without one.
+pub fn separator(loaded: &Loaded) -> Option<u32> {
+    let bert = loaded.config.arch == super::Arch::Bert;
+    loaded.tokenizer.as_ref().filter(|_| bert).and_then(|t| t.token_to_id(SEPARATOR))
+}
+
+/// The tensors below the head: an output matrix, poolers and other tasks' heads compute no score.
+pub fn below(weights: &Weights) -> Weights {
+    let other = |name: &str| {
+        name == SCORE
+            || name == "lm_head.weight"
+            || ["classifier.", "cls.", "bert.pooler."].iter().any(|p| name.starts_with(p))
+    };
+    weights.iter().filter(|(name, _)| !other(name)).map(|(n, t)| (n.clone(), t.clone())).collect()
 }
 
 /// The configuration with tied embeddings: a model that never computes logits needs no output matrix.

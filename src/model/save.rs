@@ -96,7 +96,10 @@ fn config_json(config: &ModelConfig, hf_config: &Value, weights: &Weights, file_
         Arch::Qwen2 => "Qwen2",
         Arch::Bert => "Bert",
     };
-    let labels = ["score.weight", "classifier.weight"].iter().find_map(|name| weights.get(*name));
+    // A scored encoder has no class of its own in transformers: it loads as the encoder alone.
+    let heads: &[&str] =
+        if config.arch == Arch::Bert { &["classifier.weight"] } else { &["score.weight", "classifier.weight"] };
+    let labels = heads.iter().find_map(|name| weights.get(*name));
     let class = match (labels, config.arch) {
         (Some(_), _) => format!("{family}ForSequenceClassification"),
         (None, Arch::Gpt2) => "GPT2LMHeadModel".into(),

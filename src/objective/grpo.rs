@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Stats, kl, sum_f64};
+use super::{Stats, kl, ppo, sum_f64};
 
 /// `rewards` of consecutive groups → (r − mean) / (population std + eps).
 /// `None` when a group has fewer than two samples or is not full: its advantage would always be 0.
@@ -35,7 +35,7 @@ pub fn loss(
     beta: f64,
     total_sequences: f64,
 ) -> Result<(Tensor, Stats)> {
-    let log_ratio = (new - targets.old)?;
+    let log_ratio = ppo::log_ratio(new, targets.old)?;
     let ratio = log_ratio.exp()?;
     let unclipped = (&ratio * targets.advantages)?.neg()?;
     let clipped = (ratio.detach().clamp(1.0 - clip, 1.0 + clip)? * targets.advantages)?.neg()?;

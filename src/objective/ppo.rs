@@ -4,6 +4,15 @@ use candle_core::{Result, Tensor};
 
 use super::{Stats, sum_f64};
 
+/// Log-ratios are held within ± this. Beyond it e^x overflows f32, and the infinity of a branch that was not even
+/// chosen would come back as NaN through its gradient.
+const LOG_RATIO_LIMIT: f64 = 60.0;
+
+/// log π_new − log π_old, bounded.
+pub(super) fn log_ratio(new: &Tensor, old: &Tensor) -> Result<Tensor> {
+    (new - old)?.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+}
+
 /// `new [n]` with gradient, `old [n]`, `advantages [n]` → Σ max(−Aρ, −A·clip(ρ, 1 ± clip)) / total_tokens,
 /// ρ = e^(new − old). Stats: `policy_loss`, `ratio`, `clip_fraction` (clipped term strictly larger),
 /// `approx_kl` (½ mean (new − old)²).
@@ -14,7 +23,7 @@ pub fn policy_loss(
     clip: f64,
     total_tokens: f64,
 ) -> Result<(Tensor, Stats)> {
-    let log_ratio = (new - old)?;
+    let log_ratio = log_ratio(new, old)?;
     let ratio = log_ratio.exp()?;
     let unclipped = (&ratio * advantages)?.neg()?;
     let clipped = (ratio.detach().clamp(1.0 - clip, 1.0 + clip)? * advantages)?.neg()?;

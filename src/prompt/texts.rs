@@ -13,6 +13,8 @@ pub struct Texts {
     template: Option<ChatTemplate>,
     eos_ids: Vec<u32>,
     bos_id: Option<u32>,
+    /// [CLS] and [SEP] of an encoder that has them.
+    pair: Option<(u32, u32)>,
 }
 
 impl Texts {
@@ -22,7 +24,10 @@ impl Texts {
         let path = loaded.source.path.display();
         let tokenizer = loaded.tokenizer.clone().with_context(|| format!("{path} has no tokenizer.json"))?;
         let template = loaded.chat_template.as_deref().map(|source| ChatTemplate::new(source, Some(&tokenizer)));
+        let bert = loaded.config.arch == crate::model::Arch::Bert;
+        let pair = tokenizer.token_to_id("[CLS]").zip(tokenizer.token_to_id("[SEP]")).filter(|_| bert);
         Ok(Self {
+            pair,
             tokenizer,
             template: template.transpose()?,
             eos_ids: loaded.config.eos_ids.clone(),
@@ -61,8 +66,19 @@ impl Texts {
     }
 
     /// Prompt and completion as one sequence of at most `max_length` tokens: an over-long prompt loses its
-    /// beginning, an over-long completion its end.
+    /// beginning, an over-long completion its end. Also the index of the completion's first token.
+    /// For an encoder: `[CLS] prompt [SEP] completion [SEP]`.
     pub fn conversation(&self, prompt: &PromptInput, completion: &str, max_length: usize) -> Result<(Vec<u32>, usize)> {
+        if let Some((cls, sep)) = self.pair {
+            let mut response = self.tokenizer.encode(completion, false, false)?;
+            response.truncate(max_length.saturating_sub(4).max(1));
+            let texts: Vec<String> = prompt.messages().into_iter().map(|m| m.content).collect();
+            let prompt = self.tokenizer.encode(&texts.join("\n"), false, false)?;
+            let room = max_length.saturating_sub(response.len() + 3);
+            let prompt = &prompt[prompt.len().saturating_sub(room)..];
+            let ids = [&[cls], prompt, &[sep], &response, &[sep]].concat();
+            return Ok((ids, prompt.len() + 2));
+        }
         let mut response = self.completion(completion)?;
         if response.is_empty() {
             bail!("a completion has no tokens, and the model no end token");

@@ -353,7 +353,7 @@ async fn doubt(services: &Services, prompt: &Prompt, written: &[(CompletionId, S
     };
     let conversations: Vec<_> = written.iter().map(|w| conversation(&w.1)).collect();
     let (_, scores) = publish::rewards(services, None, &conversations).await?;
-    let guesses: Vec<Guess> = scores.into_iter().map(|mean| Guess { mean, std: 0.0 }).collect();
+    let guesses: Vec<Guess> = scores.into_iter().map(|s| Guess { mean: s.mean, std: s.std }).collect();
     for ((id, _), guess) in written.iter().zip(&guesses) {
         services.store.set_completion_reward(id, guess.mean).await?;
     }

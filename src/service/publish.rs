@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::{Result, ServiceError, Services, to_the_end};
-use crate::domain::{ModelKind, ModelState, ModelVersion};
+use crate::domain::{ModelKind, ModelState, ModelVersion, RewardScore};
 use crate::service::people::Actor;
 
 /// A version by its id or its name.
@@ -111,7 +111,8 @@ pub async fn retire(services: &Arc<Services>, by: &Actor, name_or_id: &str) -> R
     Ok(services.store.audit(by.labeler_id.as_str(), "retire", version.id.as_str(), detail, services.now()).await?)
 }
 
-/// Scores completions of one prompt with the active (or named) reward model.
+/// Scores conversations (the last message is the completion) with the active or named reward model; `std` is
+/// the spread of an ensemble's heads, 0 for a single head.
 ///
 /// # Errors
 /// `Conflict` when no reward model is active; `BadInput` when the named one is no reward model.
@@ -119,7 +120,7 @@ pub async fn rewards(
     services: &Services,
     model: Option<&str>,
     conversations: &[Vec<crate::domain::Message>],
-) -> Result<(ModelVersion, Vec<f64>)> {
+) -> Result<(ModelVersion, Vec<RewardScore>)> {
     let version = match model {
         Some(name) => find(services, name).await.map_err(|e| match e {
             ServiceError::Store(e) => super::not_found_as(e, "model"),
@@ -134,6 +135,6 @@ pub async fn rewards(
     if version.kind != ModelKind::Reward {
         return Err(super::bad_input("model", format!("{} is no reward model", version.name)));
     }
-    let scores = services.engine()?.rewards(&version, conversations).await?;
+    let scores = services.engine()?.reward_scores(&version, conversations).await?;
     Ok((version, scores))
 }

@@ -34,8 +34,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let max_length = common.max_length.min(loaded.config.max_positions);
     let data = Rankings::read(&args.comparisons, &texts, max_length, args.heldout_fraction)?;
 
-    let policy = Trainable::new(&loaded.config, backbone_and_output(&loaded), common.lora.as_ref(), common.seed)?
-        .with_recompute(common.recompute);
+    let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?;
     let plan = Plan {
         recipe: "dpo",
         args: &args,
@@ -72,14 +71,16 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
             stats.means().map(|(name, value)| (if name == "accuracy" { "train_accuracy" } else { name }, value));
         run.metrics(named.chain([("grad_norm", grad_norm), ("learning_rate", learning_rate)]));
         run.progress("train");
-        if run.due(run.common.eval_every) {
+        if run.due(run.common.eval_every) || run.checkpoint_due() {
             let now = policy.frozen_decoder()?;
-            heldout = Stats::default();
-            for group in groups(&heldout_items.iter().collect::<Vec<_>>(), run.common.micro_batch_tokens) {
-                heldout.merge(&loss(&now, &group, &args, 1.0)?.1);
+            if run.due(run.common.eval_every) {
+                heldout = Stats::default();
+                for group in groups(&heldout_items.iter().collect::<Vec<_>>(), run.common.micro_batch_tokens) {
+                    heldout.merge(&loss(&now, &group, &args, 1.0)?.1);
+                }
+                let accuracy = heldout.mean("accuracy").map(|v| ("heldout_accuracy", v));
+                run.metrics(accuracy.into_iter().chain(heldout.mean("loss").map(|v| ("heldout_loss", v))));
             }
-            let accuracy = heldout.mean("accuracy").map(|v| ("heldout_accuracy", v));
-            run.metrics(accuracy.into_iter().chain(heldout.mean("loss").map(|v| ("heldout_loss", v))));
             samples.write(&mut run, &now, max_length, None)?;
         }
         if let Some(outcome) = run.pause(&policy.params, &())? {
@@ -104,6 +105,11 @@ fn sequence_logprobs(decoder: &Decoder, sequences: &[&Sequence]) -> Result<Tenso
     let picked = Picked::new(sequences);
     let hidden = picked.hidden(decoder)?;
     Ok(sequence_sums_tensor(&picked.logprobs(decoder, &hidden, 1.0)?.logprobs, &picked.lengths)?)
+}
+
+/// Summed log-prob of every completion of `sets`, in order.
+pub(super) fn sequence_sums_of(decoder: &Decoder, sets: &[RankedSequences], max_tokens: usize) -> Result<Vec<f32>> {
+    Ok(with_reference(decoder, sets, max_tokens)?.into_iter().flat_map(|item| item.reference).collect())
 }
 
 fn with_reference<'s>(start: &Decoder, sets: &'s [RankedSequences], max_tokens: usize) -> Result<Vec<Item<'s>>> {

@@ -158,11 +158,12 @@ impl Learner {
         let head = Var::from_tensor(&head)?;
         let mut heads = Params::from([(name.to_owned(), head.clone())]);
         if !encoder {
-            let body = Trainable::new(&loaded.config, body_weights(loaded), common.lora.as_ref(), common.seed)?;
+            let body: Trainable = Trainable::for_run(&loaded.config, body_weights(loaded), &common)?;
             let params = body.params.clone().into_iter().chain(heads).collect();
             return Ok(Self { kind: Kind::Decoder(body), head, bias: None, params });
         }
-        ensure!(common.lora.is_none(), "lora: encoders are fine-tuned whole");
+        let whole = common.lora.is_none() && common.freeze_layers == 0 && !common.freeze_embeddings;
+        ensure!(whole, "lora, freeze_layers, freeze_embeddings: encoders are fine-tuned whole");
         let mut weights = body_weights(loaded);
         if !weights.contains_key("bert.pooler.dense.weight") {
             weights.insert("bert.pooler.dense.weight".into(), normal_init((d, d), HEAD_STD, common.seed ^ 1, &device)?);

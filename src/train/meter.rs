@@ -1,7 +1,7 @@
 //! Speed, time left and memory for progress reports. The one place in training that reads the clock; no
 //! number from here enters a computation.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 pub struct Meter {
     started: Instant,
@@ -50,6 +50,11 @@ impl Stopwatch {
         let now = Instant::now();
         (now - std::mem::replace(&mut self.0, now)).as_secs_f64()
     }
+}
+
+/// Seconds since 1970, for the time stamps of event files.
+pub fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64())
 }
 
 /// Resident memory of this process in bytes, where the system tells (Linux).

@@ -7,6 +7,7 @@ mod bidirectional;
 pub mod checkpoint;
 mod dpo;
 mod finetune;
+mod logs;
 mod meter;
 mod mlm;
 pub mod optim;
@@ -14,7 +15,9 @@ mod output;
 mod pretrain;
 mod prompt_tuning;
 mod ranked;
+pub mod remote;
 mod reward;
+mod reward_heads;
 mod rl;
 pub mod rng;
 mod run;
@@ -23,6 +26,7 @@ pub mod schedule;
 mod sft;
 pub mod step;
 pub mod trainable;
+pub mod trl_names;
 
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +38,10 @@ pub trait Reporter: Send {
     fn metrics(&mut self, metrics: &[Metric]);
     /// `log`, `warning`, `sample`, `checkpoint`, …
     fn event(&mut self, kind: &str, data: serde_json::Value);
+    /// A client for reward services, where whoever runs the recipe allows any.
+    fn remote(&self) -> Option<std::sync::Arc<dyn remote::RemoteReward>> {
+        None
+    }
     /// True once cancel or shutdown was asked for; recipes look after every step, checkpoint and return
     /// `Outcome::Stopped`.
     fn should_stop(&self) -> bool;

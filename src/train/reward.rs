@@ -1,4 +1,5 @@
-//! Reward model from rankings: the K-wise loss of InstructGPT, one score per completion at its end token.
+//! Reward model from rankings: the K-wise loss of InstructGPT, one score per completion at its end token
+//! (decoders) or at [CLS] (BERT-type encoders), by one head or an ensemble of heads on one trunk.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,16 +8,18 @@ use anyhow::{Context, Result, bail};
 use candle_core::{Tensor, Var};
 use serde_json::{Value, json};
 
-use super::args::{Common, RewardArgs, parse};
-use super::ranked::{RankedSequences, Rankings};
+use super::args::{NormalizeOn, RewardArgs, parse};
+use super::ranked::Rankings;
+use super::reward_heads::{Item, Scorer, by_scale, head_shares, scales};
 use super::run::{Plan, Run, device, file_hash};
-use super::step::{Accumulator, micro_batches};
+use super::sft::Demonstrations;
+use super::step::{Accumulator, Sequence};
 use super::trainable::{Trainable, normal_init};
 use super::{Reporter, TrainOutcome, optim::Params};
-use crate::eval::preference::{PairMetrics, pair_metrics};
-use crate::model::reward::{SCORE, headless, scores_of};
-use crate::model::{self, Decoder, Loaded, PackedBatch, Weights};
-use crate::objective::{Stats, reward, whiten::moments};
+use crate::eval::preference::{LengthMetrics, PairMetrics, by_length, pair_metrics};
+use crate::model::reward::{SCORE, Scale, below, headless, separator};
+use crate::model::{self, Loaded, Trunk};
+use crate::objective::Stats;
 use crate::prompt::Texts;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
@@ -26,18 +29,21 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let texts = Texts::new(&loaded)?;
     let max_length = common.max_length.min(loaded.config.max_positions);
     let data = Rankings::read(&args.comparisons, &texts, max_length, args.heldout_fraction)?;
+    let (reference, reference_hash) = reference(&args, &texts, max_length)?;
 
-    let backbone = Trainable::new(&headless(&loaded.config), backbone(&loaded), common.lora.as_ref(), common.seed)?
-        .with_recompute(common.recompute);
-    let head = Var::from_tensor(&head(&loaded, common.seed)?)?;
+    let backbone = Trainable::<Trunk>::for_run(&headless(&loaded.config), below(&loaded.weights), &common)?;
+    let head = Var::from_tensor(&head(&loaded, args.heads, common.seed)?)?;
     loaded.weights.clear();
     let params = backbone.params.clone().into_iter().chain([(SCORE.to_owned(), head.clone())]).collect::<Params>();
+    let scorer = Scorer { separator: separator(&loaded), max_tokens: common.micro_batch_tokens, head: &head };
+    let mut hashes = BTreeMap::from([("comparisons".to_owned(), file_hash(&args.comparisons)?)]);
+    hashes.extend(reference_hash);
     let plan = Plan {
         recipe: "reward",
         args: &args,
         steps: args.epochs * data.train.len().div_ceil(args.batch_size) as u64,
         updates_per_step: 1,
-        data: BTreeMap::from([("comparisons".to_owned(), file_hash(&args.comparisons)?)]),
+        data: hashes,
         common,
     };
     let mut run = Run::new(plan, reporter)?;
@@ -51,15 +57,15 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
 
     let mut heldout = None;
     while run.step < run.total {
-        let batch: Vec<&RankedSequences> =
-            run.batch(data.train.len(), args.batch_size).into_iter().map(|i| &data.train[i]).collect();
+        let batch: Vec<Item<'_>> = run
+            .batch(data.train.len(), args.batch_size)
+            .into_iter()
+            .map(|i| Item { set: &data.train[i], shares: head_shares(args.heads, run.common.seed, i as u64) })
+            .collect();
         let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
-        for group in groups(&batch, run.common.micro_batch_tokens) {
-            let pairs = pairs(&group, args.margin);
-            let ids: Vec<&[u32]> = group.iter().flat_map(|s| &s.sequences).map(|s| s.ids.as_slice()).collect();
-            let part = learn(&backbone, &head, &params, &ids, &pairs, batch.len() as f64, &run.common, &mut sum)?;
-            stats.merge(&part);
-            run.meter.add_tokens(ids.iter().map(|ids| ids.len()).sum());
+        for group in scorer.groups(&batch) {
+            stats.merge(&scorer.learn(backbone.model(), &params, &group, args.margin, batch.len() as f64, &mut sum)?);
+            run.meter.add_tokens(group.iter().map(|item| item.set.tokens()).sum());
         }
         let (grad_norm, learning_rate) = run.update(&params, &sum.grads)?;
         run.step += 1;
@@ -69,10 +75,9 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         run.progress("train");
         if run.due(run.common.eval_every) {
             run.progress("evaluate");
-            heldout = evaluate(&backbone.frozen_decoder()?, &head, &data.heldout, run.common.micro_batch_tokens)?;
-            if let Some(m) = heldout {
-                run.metrics([("heldout_accuracy", m.accuracy), ("heldout_loss", m.loss), ("ece", m.ece)]);
-                run.metrics([("heldout_margin", m.margin)]);
+            heldout = evaluate(&scorer, &backbone.frozen_model()?, &data)?;
+            if let Some(h) = &heldout {
+                report(&mut run, h);
             }
         }
         if let Some(outcome) = run.pause(&params, &())? {
@@ -80,139 +85,112 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         }
     }
 
-    let decoder = backbone.frozen_decoder()?;
-    let (gain, bias) = match args.normalize {
-        true => normalisation(&decoder, &head, &data.train, run.common.micro_batch_tokens)?,
-        false => (1.0, 0.0),
+    let trunk = backbone.frozen_model()?;
+    let scales = match args.normalize {
+        true => {
+            let reference: Vec<&Sequence> = match &reference {
+                Some(sequences) => sequences.iter().collect(),
+                None => data.train.iter().take(REFERENCE_SETS).flat_map(|set| &set.sequences).collect(),
+            };
+            scales(&scorer.raw(&trunk, &reference)?)
+        }
+        false => vec![Scale { gain: 1.0, bias: 0.0 }; args.heads],
     };
     run.progress("saving");
     let sets = json!({"train": data.train.len(), "heldout": data.heldout.len(), "ties": data.ties});
-    let metrics = json!({"heldout": heldout, "heldout_accuracy": heldout.map(|m| m.accuracy), "sets": sets});
+    let metrics = json!({
+        "heldout": heldout.as_ref().map(|h| h.pairs),
+        "heldout_accuracy": heldout.as_ref().map(|h| h.pairs.accuracy),
+        "by_length": heldout.as_ref().map(|h| h.lengths),
+        "labeler_agreement": data.agreement,
+        "heads": args.heads,
+        "sets": sets,
+    });
     let mut weights = backbone.merged()?;
     weights.insert(SCORE.to_owned(), head.as_detached_tensor());
+    let (gain, bias) = (by_scale(&scales, |s| s.gain), by_scale(&scales, |s| s.bias));
     let about = json!({"reward": {"gain": gain, "bias": bias, "max_length": max_length}, "metrics": metrics});
     super::output::save(&run.common, "reward", "reward", &loaded, &weights, about)?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 
-/// The tensors below the head. A reward model computes no logits, so an untied output matrix stays behind.
-fn backbone(loaded: &Loaded) -> Weights {
-    let head = |name: &str| name == SCORE || name == "lm_head.weight" || name.starts_with("classifier.");
-    loaded.weights.iter().filter(|(name, _)| !head(name)).map(|(n, t)| (n.clone(), t.clone())).collect()
+/// Some two hundred scores fix two moments to a few percent; more would only cost forward passes.
+const REFERENCE_SETS: usize = 64;
+const REFERENCE_DEMONSTRATIONS: usize = 256;
+
+type Reference = (Option<Vec<Sequence>>, Option<(String, String)>);
+
+/// The demonstrations that shall score mean 0 and variance 1, and their file's hash.
+fn reference(args: &RewardArgs, texts: &Texts, max_length: usize) -> Result<Reference> {
+    let Some(path) =
+        args.reference_demonstrations.as_ref().filter(|_| args.normalize_on == NormalizeOn::Demonstrations)
+    else {
+        return Ok((None, None));
+    };
+    let mut found = Demonstrations::read(path, texts, max_length, 0.0).context("reference_demonstrations")?.train;
+    if found.len() < 2 {
+        bail!("reference_demonstrations: a mean and a variance need at least two, there are {}", found.len());
+    }
+    found.truncate(REFERENCE_DEMONSTRATIONS);
+    Ok((Some(found), Some(("reference_demonstrations".to_owned(), file_hash(path)?))))
 }
 
-/// The head of a reward model that is trained on, or a fresh one: Normal(0, 1/√(d+1)) (LMHP, Stiennon).
-fn head(loaded: &Loaded, seed: u64) -> Result<Tensor> {
+/// The heads of a reward model that is trained on, or fresh ones: Normal(0, 1/√(d+1)) (LMHP, Stiennon).
+fn head(loaded: &Loaded, heads: usize, seed: u64) -> Result<Tensor> {
     let d = loaded.config.hidden_size;
     match loaded.weights.get(SCORE) {
-        Some(head) if head.dims() == [1, d] => Ok(head.clone()),
-        Some(head) => bail!("model: {SCORE} has shape {:?}, not [1, {d}]", head.dims()),
+        Some(head) if head.dims() == [heads, d] => Ok(head.clone()),
+        Some(head) => bail!("heads: the model's {SCORE} has shape {:?}, not [{heads}, {d}]", head.dims()),
         None => {
             let device = loaded.weights.values().next().map_or(candle_core::Device::Cpu, |t| t.device().clone());
-            Ok(normal_init((1, d), 1.0 / ((d + 1) as f64).sqrt(), seed, &device)?)
+            Ok(normal_init((heads, d), 1.0 / ((d + 1) as f64).sqrt(), seed, &device)?)
         }
     }
 }
 
-/// Sets that go through the model together; a set is never divided.
-fn groups<'s>(sets: &[&'s RankedSequences], max_tokens: usize) -> Vec<Vec<&'s RankedSequences>> {
-    let lengths: Vec<usize> = sets.iter().map(|s| s.tokens()).collect();
-    micro_batches(&lengths, max_tokens).into_iter().map(|g| g.into_iter().map(|i| sets[i]).collect()).collect()
+struct Heldout {
+    pairs: PairMetrics,
+    lengths: LengthMetrics,
+    /// Mean standard deviation of the heads' pair differences: how far they disagree about an order.
+    spread: f64,
 }
 
-/// Adds the gradients of the loss over `ids`, the completions of whole sets. A set that is larger than a
-/// micro-batch goes through twice: first for its scores, whose gradients the loss gives, then a few
-/// completions at a time with those gradients as weights. The sum is that of one pass.
-#[expect(clippy::too_many_arguments, reason = "the state of one step, taken apart for the borrow checker")]
-fn learn(
-    backbone: &Trainable,
-    head: &Var,
-    params: &Params,
-    ids: &[&[u32]],
-    pairs: &[reward::Pair],
-    total_sets: f64,
-    common: &Common,
-    sum: &mut Accumulator,
-) -> Result<Stats> {
-    let lengths: Vec<usize> = ids.iter().map(|ids| ids.len()).collect();
-    let parts = micro_batches(&lengths, common.micro_batch_tokens);
-    if parts.len() == 1 {
-        let (loss, stats) = reward::loss(&scores(backbone.decoder(), head, ids)?, pairs, total_sets)?;
-        sum.add(params, &loss)?;
-        return Ok(stats);
+/// The held-out pairs, judged by the mean of the heads.
+fn evaluate(scorer: &Scorer<'_>, trunk: &Trunk, data: &Rankings) -> Result<Option<Heldout>> {
+    let (mut differences, mut lengths, mut spread) = (Vec::new(), Vec::new(), 0.0);
+    let items: Vec<Item<'_>> = data.heldout.iter().map(|set| Item { set, shares: Vec::new() }).collect();
+    for group in scorer.groups(&items) {
+        let sequences: Vec<&Sequence> = group.iter().flat_map(|item| &item.set.sequences).collect();
+        let raw = scorer.raw(trunk, &sequences)?;
+        let mut first = 0;
+        for item in &group {
+            for pair in item.set.pairs(first, 0.0) {
+                let (w, l) = (pair.winner as usize, pair.loser as usize);
+                let by_head: Vec<f64> = raw[w].iter().zip(&raw[l]).map(|(a, b)| f64::from(a - b)).collect();
+                let (mean, variance) = crate::objective::whiten::moments(&by_head);
+                differences.push(mean);
+                spread += variance.sqrt();
+                lengths.push(sequences[w].predicted() as f64 - sequences[l].predicted() as f64);
+            }
+            first += item.set.sequences.len();
+        }
     }
-    let pick = |part: &[usize]| -> Vec<&[u32]> { part.iter().map(|&i| ids[i]).collect() };
-    let mut all = vec![0f32; ids.len()];
-    for part in &parts {
-        let some: Vec<f32> = scores(backbone.decoder(), head, &pick(part))?.detach().to_vec1()?;
-        part.iter().zip(some).for_each(|(&i, score)| all[i] = score);
-    }
-    let leaf = Var::from_tensor(&Tensor::new(all, head.device())?)?;
-    let (loss, stats) = reward::loss(leaf.as_tensor(), pairs, total_sets)?;
-    let slopes = loss.backward()?;
-    let slopes: Vec<f32> = slopes.get(&leaf).context("the ranking loss has no gradient")?.to_vec1()?;
-    for part in &parts {
-        let weights: Vec<f32> = part.iter().map(|&i| slopes[i]).collect();
-        let weighted = (scores(backbone.decoder(), head, &pick(part))? * Tensor::new(weights, head.device())?)?;
-        sum.add(params, &weighted.sum_all()?)?;
-    }
-    Ok(stats)
+    Ok(pair_metrics(&differences).map(|pairs| Heldout {
+        pairs,
+        lengths: by_length(&differences, &lengths),
+        spread: spread / pairs.pairs as f64,
+    }))
 }
 
-/// Scores of completions `[n]`, with gradient where the decoder has variables.
-fn scores(decoder: &Decoder, head: &Tensor, ids: &[&[u32]]) -> Result<Tensor> {
-    let batch = PackedBatch::new(ids);
-    Ok(scores_of(&decoder.forward(&batch)?, &batch.last_rows(), head)?)
-}
-
-/// The same of whole sets, a micro-batch at a time, as numbers.
-fn frozen_scores(decoder: &Decoder, head: &Tensor, sets: &[&RankedSequences], max_tokens: usize) -> Result<Vec<f32>> {
-    let ids: Vec<&[u32]> = sets.iter().flat_map(|s| &s.sequences).map(|s| s.ids.as_slice()).collect();
-    let lengths: Vec<usize> = ids.iter().map(|ids| ids.len()).collect();
-    let mut all = vec![0f32; ids.len()];
-    for part in micro_batches(&lengths, max_tokens) {
-        let some: Vec<&[u32]> = part.iter().map(|&i| ids[i]).collect();
-        let some: Vec<f32> = scores(decoder, &head.detach(), &some)?.to_vec1()?;
-        part.iter().zip(some).for_each(|(&i, score)| all[i] = score);
-    }
-    Ok(all)
-}
-
-fn pairs(sets: &[&RankedSequences], margin: f64) -> Vec<reward::Pair> {
-    let mut first = 0;
-    let mut all = Vec::new();
-    for set in sets {
-        all.extend(set.pairs(first, margin));
-        first += set.sequences.len();
-    }
-    all
-}
-
-fn evaluate(
-    decoder: &Decoder,
-    head: &Tensor,
-    sets: &[RankedSequences],
-    max_tokens: usize,
-) -> Result<Option<PairMetrics>> {
-    let mut differences = Vec::new();
-    for group in groups(&sets.iter().collect::<Vec<_>>(), max_tokens) {
-        let scores = frozen_scores(decoder, head, &group, max_tokens)?;
-        let difference = |p: reward::Pair| f64::from(scores[p.winner as usize] - scores[p.loser as usize]);
-        differences.extend(pairs(&group, 0.0).into_iter().map(difference));
-    }
-    Ok(pair_metrics(&differences))
-}
-
-/// (gain, bias) that bring the completions of the training sets to mean 0 and variance 1.
-fn normalisation(decoder: &Decoder, head: &Tensor, sets: &[RankedSequences], max_tokens: usize) -> Result<(f64, f64)> {
-    /// Some two hundred scores fix two moments to a few percent; more would only cost forward passes.
-    const SETS: usize = 64;
-    let mut all = Vec::new();
-    for group in groups(&sets.iter().take(SETS).collect::<Vec<_>>(), max_tokens) {
-        let scores = frozen_scores(decoder, head, &group, max_tokens)?;
-        all.extend(scores.into_iter().map(f64::from));
-    }
-    let (mean, variance) = moments(&all);
-    let gain = 1.0 / (variance + 1e-8).sqrt();
-    Ok((gain, -mean * gain))
+fn report(run: &mut Run<'_>, heldout: &Heldout) {
+    let m = heldout.pairs;
+    run.metrics([("heldout_accuracy", m.accuracy), ("heldout_loss", m.loss), ("ece", m.ece)]);
+    run.metrics([("heldout_margin", m.margin), ("heads_spread", heldout.spread)]);
+    let lengths = heldout.lengths;
+    let named = [
+        ("heldout_accuracy_longer", lengths.longer),
+        ("heldout_accuracy_same_length", lengths.same),
+        ("heldout_accuracy_shorter", lengths.shorter),
+    ];
+    run.metrics(named.into_iter().filter(|(_, share)| share.pairs > 0).map(|(name, share)| (name, share.accuracy)));
 }

@@ -31,6 +31,8 @@ pub enum Stream {
     NewModel = 22,
     /// Which tokens a soft prompt starts from.
     SoftPrompt = 23,
+    /// Which sets each head of an ensemble takes (step = index of the set).
+    Bootstrap = 30,
 }
 
 /// The generator of one (seed, stream, step).

@@ -10,12 +10,13 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::args::{Common, DeviceArg};
-use super::checkpoint::{Checkpoint, CheckpointDir, sha256_of};
+use super::checkpoint::{Checkpoint, CheckpointDir, TensorFile, sha256_of};
+use super::logs::Logs;
 use super::meter::{Meter, resident_bytes};
 use super::optim::{AdamConfig, AdamW, Grads, Group, Params, Stepping};
 use super::schedule::Schedule;
 use super::step::Accumulator;
-use super::{Reporter, TrainOutcome, rng};
+use super::{Reporter, TrainOutcome, rng, trl_names};
 use crate::domain::{Metric, Progress};
 
 /// Arguments that may change between a run and its resumption.
@@ -23,6 +24,7 @@ const FREE: &[&str] = &[
     "model",
     "output_dir",
     "checkpoint_dir",
+    "log_dir",
     "resume",
     "max_steps",
     "recompute",
@@ -33,7 +35,10 @@ const FREE: &[&str] = &[
     "comparisons",
     "prompts",
     "reward_model",
+    "gold_reward_model",
+    "gold_comparisons",
     "ptx_demonstrations",
+    "reference_demonstrations",
     "sample_prompts",
     "texts",
     "pretrain_texts",
@@ -51,9 +56,22 @@ pub struct Run<'a> {
     pub step: u64,
     pub total: u64,
     pub meter: Meter,
+    /// Tensors of the recipe that checkpoints carry beside weights and optimizer, by file stem; filled by
+    /// `resume`.
+    pub kept: BTreeMap<String, TensorFile>,
+    recipe: &'static str,
     checkpoints: Option<CheckpointDir>,
-    /// What a checkpoint must agree with: recipe, arguments, data.
+    /// What a checkpoint must agree with: recipe, arguments, data, the model that the run started from.
     identity: Value,
+    logs: LogState,
+}
+
+/// Log files open at the first point, when it is known where the run goes on.
+enum LogState {
+    Unopened,
+    Open(Logs),
+    /// None asked for, or the disk would not take them; training goes on.
+    Off,
 }
 
 /// What the run is made of, for `Run::new`.
@@ -85,14 +103,21 @@ impl<'a> Run<'a> {
             total_steps: plan.steps * plan.updates_per_step,
             decay: common.lr_schedule,
         };
+        let mut data = plan.data;
+        if checkpoints.is_some() && !common.model.is_empty() {
+            data.insert("model".to_owned(), model_hash(&common.model).context("model")?);
+        }
         Ok(Self {
+            kept: BTreeMap::new(),
+            recipe: plan.recipe,
+            logs: if common.log_dir.is_some() { LogState::Unopened } else { LogState::Off },
             optimizer: AdamW::new(adam, Group::standard(common.weight_decay)),
             schedule,
             step: 0,
             total: common.max_steps.map_or(plan.steps, |max| max.min(plan.steps)),
             meter: Meter::new(0),
             checkpoints,
-            identity: json!({"recipe": plan.recipe, "args": args, "data": plan.data}),
+            identity: json!({"recipe": plan.recipe, "args": args, "data": data}),
             reporter,
             common,
         })
@@ -105,7 +130,7 @@ impl<'a> Run<'a> {
     /// No intact checkpoint among those there, or one of other arguments or data: names the field.
     pub fn resume<T: DeserializeOwned>(&mut self, params: &Params) -> Result<Option<T>> {
         let Some(dir) = self.checkpoints.as_ref().filter(|_| self.common.resume) else { return Ok(None) };
-        let Some((checkpoint, warnings)) = dir.load_latest()? else { return Ok(None) };
+        let Some((mut checkpoint, warnings)) = dir.load_latest()? else { return Ok(None) };
         for warning in warnings {
             self.reporter.event("warning", json!({"message": warning}));
         }
@@ -121,6 +146,8 @@ impl<'a> Run<'a> {
         let moments = checkpoint.tensors.get("optimizer").context("the checkpoint has no optimizer state")?;
         self.optimizer.restore(params, moments, updates)?;
         self.step = checkpoint.step;
+        checkpoint.tensors.retain(|stem, _| stem != "weights" && stem != "optimizer");
+        self.kept = checkpoint.tensors;
         self.meter = Meter::new(self.step);
         self.reporter.event("log", json!({"message": format!("resumed after step {}", self.step)}));
         Ok(Some(serde_json::from_value(checkpoint.state["recipe"].clone())?))
@@ -136,7 +163,8 @@ impl<'a> Run<'a> {
             "updates": self.optimizer.step,
             "recipe": serde_json::to_value(recipe)?,
         });
-        let tensors = BTreeMap::from([("weights".to_owned(), weights), ("optimizer".to_owned(), optimizer)]);
+        let mut tensors = BTreeMap::from([("weights".to_owned(), weights), ("optimizer".to_owned(), optimizer)]);
+        tensors.extend(self.kept.clone());
         let path = dir.save(&Checkpoint { step: self.step, tensors, state }, best)?;
         self.reporter.event("checkpoint", json!({"path": path, "step": self.step}));
         Ok(Some(path))
@@ -147,8 +175,7 @@ impl<'a> Run<'a> {
         if self.step < self.total && self.reporter.should_stop() {
             return self.stopped(params, recipe).map(Some);
         }
-        let every = self.common.checkpoint_every;
-        if every > 0 && self.step.is_multiple_of(every) && self.step < self.total {
+        if self.checkpoint_due() {
             self.save(params, recipe, false)?;
         }
         Ok(None)
@@ -165,14 +192,23 @@ impl<'a> Run<'a> {
         self.step == self.total || (every > 0 && self.step.is_multiple_of(every))
     }
 
+    /// Whether `pause` is about to write a checkpoint.
+    pub fn checkpoint_due(&self) -> bool {
+        let every = self.common.checkpoint_every;
+        self.checkpoints.is_some() && every > 0 && self.step.is_multiple_of(every) && self.step < self.total
+    }
+
     /// One optimizer update. Returns (gradient norm before clipping, learning rate).
     pub fn update(&mut self, params: &Params, grads: &Grads) -> Result<(f64, f64)> {
         let rate = self.schedule.at(self.optimizer.step);
-        let norm = self
-            .optimizer
-            .update(params, grads, rate, self.common.max_grad_norm)
-            .with_context(|| format!("step {} was not made; the last checkpoint before it is intact", self.step + 1))?;
-        Ok((norm, rate))
+        match self.optimizer.update(params, grads, rate, self.common.max_grad_norm) {
+            Ok(norm) => Ok((norm, rate)),
+            Err(error) => {
+                let (step, blame) = (self.step + 1, self.blame(params)?);
+                let context = format!("step {step} was not made ({blame}); the last checkpoint before it is intact");
+                Err(anyhow::Error::from(error).context(context))
+            }
+        }
     }
 
     /// Sums for one update. `at_once`: gradients are applied and freed while the backward pass runs; only
@@ -206,23 +242,30 @@ impl<'a> Run<'a> {
     }
 
     pub fn progress(&mut self, phase: &str) {
-        let tokens_per_second = self.meter.take_rate();
+        let (tokens_per_second, memory_bytes) = (self.meter.take_rate(), resident_bytes());
         self.reporter.progress(&Progress {
             phase: phase.to_owned(),
             step: self.step,
             total_steps: Some(self.total),
             eta_seconds: self.meter.eta(self.step, self.total),
             tokens_per_second,
-            memory_bytes: resident_bytes(),
+            memory_bytes,
         });
         if let Some(rate) = tokens_per_second {
-            self.metrics([("tokens_per_second", rate)]);
+            let memory = memory_bytes.map(|bytes| ("memory_bytes", bytes as f64));
+            self.metrics([("tokens_per_second", rate)].into_iter().chain(memory));
         }
     }
 
-    /// Points at the current step. Values that are not finite are reported as a warning instead.
+    /// Points at the current step, under our names and TRL's. Values that are not finite are reported as a
+    /// warning instead.
     pub fn metrics<'n>(&mut self, values: impl IntoIterator<Item = (&'n str, f64)>) {
-        let step = self.step as i64;
+        self.metrics_at(self.step, values);
+    }
+
+    /// The same at another step: a measurement that no step follows has the number of the one that would.
+    pub fn metrics_at<'n>(&mut self, at: u64, values: impl IntoIterator<Item = (&'n str, f64)>) {
+        let step = at as i64;
         let (good, bad): (Vec<Metric>, Vec<Metric>) = values
             .into_iter()
             .map(|(name, value)| Metric { step, name: name.to_owned(), value })
@@ -230,7 +273,49 @@ impl<'a> Run<'a> {
         for metric in bad {
             self.warn(format!("{} is not finite at step {step}", metric.name));
         }
-        self.reporter.metrics(&good);
+        let aliases = good.iter().filter_map(|m| {
+            trl_names::alias(self.recipe, &m.name).map(|name| Metric { name: name.to_owned(), ..m.clone() })
+        });
+        let all: Vec<Metric> = good.iter().cloned().chain(aliases).collect();
+        self.reporter.metrics(&all);
+        self.log(|logs| logs.metrics(at, &all));
+    }
+
+    /// A completion at a fixed prompt, for people to read.
+    pub fn sample(&mut self, sample: Value) {
+        self.log(|logs| logs.sample(&sample));
+        self.reporter.event("sample", sample);
+    }
+
+    /// Logs are for people: what cannot be written is said once, and training goes on.
+    fn log(&mut self, write: impl FnOnce(&mut Logs) -> std::io::Result<()>) {
+        if let (LogState::Unopened, Some(dir)) = (&self.logs, &self.common.log_dir) {
+            self.logs = match Logs::open(Path::new(dir), self.step) {
+                Ok(logs) => LogState::Open(logs),
+                Err(error) => {
+                    self.warn(format!("log_dir: no log files: {error}"));
+                    LogState::Off
+                }
+            };
+        }
+        if let LogState::Open(logs) = &mut self.logs
+            && let Err(error) = write(logs)
+        {
+            self.logs = LogState::Off;
+            self.warn(format!("log_dir: no more log files: {error}"));
+        }
+    }
+
+    /// Names a parameter whose values are not finite, for the message of a run that broke down.
+    pub fn blame(&self, params: &Params) -> Result<String> {
+        for (name, var) in params {
+            let sum =
+                var.as_detached_tensor().to_dtype(candle_core::DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+            if !sum.is_finite() {
+                return Ok(format!("the parameter {name} holds values that are not finite"));
+            }
+        }
+        Ok("all parameters are finite".to_owned())
     }
 
     pub fn warn(&mut self, message: String) {
@@ -255,7 +340,29 @@ fn difference(now: &Value, then: &Value) -> Option<String> {
     None
 }
 
-/// SHA-256 of a file, or of the weights of a model directory.
+/// SHA-256 over everything that makes a model: a .gguf file, or the configuration, tokenizer and weight
+/// files of a directory by name.
+pub fn model_hash(path: &str) -> Result<String> {
+    let dir = Path::new(path);
+    if !dir.is_dir() {
+        return file_hash(path);
+    }
+    let mut names: Vec<String> = Vec::new();
+    for entry in std::fs::read_dir(dir).with_context(|| format!("cannot read {path}"))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if [".json", ".safetensors", ".jinja"].iter().any(|end| name.ends_with(end)) {
+            names.push(name);
+        }
+    }
+    names.sort();
+    let mut all = String::new();
+    for name in names {
+        all.push_str(&format!("{name} {}\n", file_hash(&dir.join(&name).display().to_string())?));
+    }
+    sha256_of(&mut all.as_bytes())
+}
+
+/// SHA-256 of a file.
 pub fn file_hash(path: &str) -> Result<String> {
     let path = Path::new(path);
     let mut file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;

@@ -55,8 +55,7 @@ impl<'t> Samples<'t> {
         for (prompt, sample) in self.prompts.iter().zip(samples) {
             let completion = self.texts.text(&sample.ids)?;
             let score = score.map(|f| f(prompt, &completion)).transpose()?;
-            let event = json!({"step": run.step, "prompt": prompt, "completion": completion, "score": score});
-            run.reporter.event("sample", event);
+            run.sample(json!({"step": run.step, "prompt": prompt, "completion": completion, "score": score}));
         }
         Ok(())
     }

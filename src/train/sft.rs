@@ -37,8 +37,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         bail!("demonstrations: all {} are held out, none is left to train on", data.heldout.len());
     }
 
-    let policy = Trainable::new(&loaded.config, backbone_and_output(&loaded), common.lora.as_ref(), common.seed)?
-        .with_recompute(common.recompute);
+    let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?;
     loaded.weights.clear();
     let plan = Plan {
         recipe: "sft",
@@ -71,10 +70,12 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         run.step += 1;
         run.metrics(stats.means().chain([("grad_norm", grad_norm), ("learning_rate", learning_rate)]));
         run.progress("train");
-        if run.due(run.common.eval_every) {
+        if run.due(run.common.eval_every) || run.checkpoint_due() {
             let now = policy.frozen_decoder()?;
-            heldout = nats_per_token(&now, &data.heldout, run.common.micro_batch_tokens)?;
-            run.metrics(heldout.map(|loss| ("heldout_loss", loss)));
+            if run.due(run.common.eval_every) {
+                heldout = nats_per_token(&now, &data.heldout, run.common.micro_batch_tokens)?;
+                run.metrics(heldout.map(|loss| ("heldout_loss", loss)));
+            }
             samples.write(&mut run, &now, max_length, None)?;
         }
         if let Some(outcome) = run.pause(&policy.params, &())? {

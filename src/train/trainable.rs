@@ -1,67 +1,64 @@
-//! A decoder under training: which of its tensors are variables, and the frozen views that rollouts,
+//! A model under training: which of its tensors are variables, and the frozen views that rollouts,
 //! references and files are made from.
 
 use candle_core::{Device, Result, Tensor, Var};
 
-use super::args::LoraArgs;
+use super::args::{Common, LoraArgs};
 use super::optim::Params;
-use crate::model::{Decoder, LoraConfig, ModelConfig, Purpose, Recompute, Weights, lora};
+use crate::model::{Arch, Build, Decoder, LoraConfig, ModelConfig, Purpose, Recompute, Weights, lora};
 
-pub struct Trainable {
-    pub config: ModelConfig,
-    /// Variables by name: all weights, or the adapters `….lora_A.weight` and `….lora_B.weight`.
-    pub params: Params,
-    /// With adapters: the frozen weights. Without: tensors that no loss reaches (kept for the output).
-    frozen: Weights,
-    lora: Option<LoraConfig>,
-    decoder: Decoder,
+/// What stays as it is, beside what adapters leave alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Freeze {
+    /// Token, position and segment embeddings; with tied embeddings that is the output matrix too.
+    pub embeddings: bool,
+    /// The first so many blocks.
+    pub layers: usize,
 }
 
-impl Trainable {
-    /// `weights` become variables (copied), or stay frozen under fresh adapters drawn from `seed`.
-    /// Heads (`score.weight`) are left to the caller: pass the backbone, and `lm_head.weight` where logits
-    /// are computed.
-    ///
-    /// # Errors
-    /// When weights do not fit the configuration, or no layer matches the adapter targets.
-    pub fn new(config: &ModelConfig, weights: Weights, adapters: Option<&LoraArgs>, seed: u64) -> Result<Self> {
-        let lora = adapters.map(|a| LoraConfig {
-            rank: a.rank,
-            alpha: a.alpha,
-            targets: a.targets.clone().unwrap_or_default(),
-        });
-        let (trained, frozen) = match &lora {
-            None => (weights, Weights::new()),
-            Some(lora) => {
-                let adapters = lora::init(config, lora, &weights, seed)?;
-                if adapters.is_empty() {
-                    candle_core::bail!("lora.targets {:?} match no linear layer of this model", lora.targets);
-                }
-                (adapters, weights)
-            }
+impl Freeze {
+    fn holds(self, config: &ModelConfig, name: &str) -> bool {
+        let (embeddings, blocks): (&[&str], _) = match config.arch {
+            Arch::Gpt2 => (&["transformer.wte.", "transformer.wpe."], "transformer.h."),
+            Arch::Llama | Arch::Qwen2 => (&["model.embed_tokens."], "model.layers."),
+            Arch::Bert => (&["bert.embeddings."], "bert.encoder.layer."),
         };
-        let params = trained.into_iter().map(|(name, t)| Ok((name, Var::from_tensor(&t)?)));
-        let params = params.collect::<Result<Params>>()?;
-        let decoder = build(config, &tensors(&params), &frozen, lora.as_ref(), Purpose::Train)?.collected();
-        Ok(Self { config: config.clone(), params, frozen, lora, decoder })
+        let block = || name.strip_prefix(blocks)?.split('.').next()?.parse::<usize>().ok();
+        (self.embeddings && embeddings.iter().any(|e| name.starts_with(e))) || block().is_some_and(|i| i < self.layers)
     }
+}
 
-    /// Chooses what backward passes compute again instead of keeping.
-    pub fn with_recompute(mut self, recompute: Recompute) -> Self {
-        self.decoder.recompute = recompute;
-        self
+pub struct Trainable<M = Decoder> {
+    pub config: ModelConfig,
+    /// Variables by name: all weights, or the adapters `….lora_A.weight` and `….lora_B.weight`; without
+    /// those that are frozen.
+    pub params: Params,
+    /// Weights that do not train.
+    frozen: Weights,
+    lora: Option<LoraConfig>,
+    model: M,
+}
+
+impl Trainable<Decoder> {
+    /// A decoder of which nothing is frozen but what adapters leave alone. See `of`.
+    pub fn new(config: &ModelConfig, weights: Weights, adapters: Option<&LoraArgs>, seed: u64) -> Result<Self> {
+        Self::of(config, weights, adapters, Freeze::default(), Recompute::default(), seed)
     }
 
     /// The decoder whose forward pass reaches the variables.
     pub fn decoder(&self) -> &Decoder {
-        &self.decoder
+        &self.model
     }
 
-    /// A forward-only decoder of the weights as they are now; later updates do not reach it: variables are
-    /// changed in place, so everything is copied.
+    /// `frozen_model` by the name that most recipes know.
     pub fn frozen_decoder(&self) -> Result<Decoder> {
-        let now = self.copies()?;
-        build(&self.config, &now, &self.frozen, self.lora.as_ref(), Purpose::Serve)
+        self.frozen_model()
+    }
+
+    /// Chooses what backward passes compute again instead of keeping.
+    pub fn with_recompute(mut self, recompute: Recompute) -> Self {
+        self.model.recompute = recompute;
+        self
     }
 
     /// The policy to sample from, as it is now; only valid until the next update, because what need not be copied
@@ -70,8 +67,8 @@ impl Trainable {
         let live = |t: &Tensor| Ok(Some(t.detach()));
         match &self.lora {
             // Weights that are packed already are packed once.
-            Some(_) => self.decoder.with_changed_adapters(&live),
-            None => build(&self.config, &self.live(), &self.frozen, None, Purpose::Serve),
+            Some(_) => self.model.with_changed_adapters(&live),
+            None => build(&self.config, self.live(), &self.frozen, None, Purpose::Serve),
         }
     }
 
@@ -80,9 +77,9 @@ impl Trainable {
     pub fn reference(&self, start: &Weights) -> Result<Decoder> {
         match &self.lora {
             // Adapters that were never trained add nothing.
-            Some(_) if self.adapters_are_zero()? => self.decoder.with_changed_adapters(&|_| Ok(None)),
-            Some(_) => self.decoder.with_changed_adapters(&|t| Ok(Some(t.copy()?.detach()))),
-            None => build(&self.config, start, &self.frozen, None, Purpose::Score),
+            Some(_) if self.adapters_are_zero()? => self.model.with_changed_adapters(&|_| Ok(None)),
+            Some(_) => self.model.with_changed_adapters(&|t| Ok(Some(t.copy()?.detach()))),
+            None => Decoder::new(&self.config, start, Purpose::Score),
         }
     }
 
@@ -98,6 +95,74 @@ impl Trainable {
     fn live(&self) -> Weights {
         self.params.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect()
     }
+}
+
+impl<M: Build> Trainable<M> {
+    /// What a recipe's arguments ask for.
+    pub fn for_run(config: &ModelConfig, weights: Weights, common: &Common) -> Result<Self> {
+        let freeze = Freeze { embeddings: common.freeze_embeddings, layers: common.freeze_layers };
+        if freeze.layers > config.n_layers {
+            candle_core::bail!("freeze_layers: the model has {} blocks, not {}", config.n_layers, freeze.layers);
+        }
+        Self::of(config, weights, common.lora.as_ref(), freeze, common.recompute, common.seed)
+    }
+
+    /// `weights` become variables (copied), or stay frozen under fresh adapters drawn from `seed`.
+    /// Heads (`score.weight`) are left to the caller: pass the backbone, and `lm_head.weight` where logits
+    /// are computed.
+    ///
+    /// # Errors
+    /// When weights do not fit the configuration, no layer matches the adapter targets, or nothing is left
+    /// to train.
+    pub fn of(
+        config: &ModelConfig,
+        weights: Weights,
+        adapters: Option<&LoraArgs>,
+        freeze: Freeze,
+        recompute: Recompute,
+        seed: u64,
+    ) -> Result<Self> {
+        let lora = adapters.map(|a| LoraConfig {
+            rank: a.rank,
+            alpha: a.alpha,
+            targets: a.targets.clone().unwrap_or_default(),
+        });
+        let (trained, mut frozen) = match &lora {
+            None => (weights, Weights::new()),
+            Some(lora) => {
+                let adapters = lora::init(config, lora, &weights, seed)?;
+                if adapters.is_empty() {
+                    candle_core::bail!("lora.targets {:?} match no linear layer of this model", lora.targets);
+                }
+                (adapters, weights)
+            }
+        };
+        let (held, trained): (Weights, Weights) = trained.into_iter().partition(|(name, _)| freeze.holds(config, name));
+        if trained.is_empty() {
+            candle_core::bail!("freeze_layers and freeze_embeddings leave nothing to train");
+        }
+        // A frozen adapter is one that was never made.
+        if lora.is_none() {
+            frozen.extend(held);
+        }
+        let params = trained.into_iter().map(|(name, t)| Ok((name, Var::from_tensor(&t)?)));
+        let params = params.collect::<Result<Params>>()?;
+        let now = params.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
+        let model: M = build(config, now, &frozen, lora.as_ref(), Purpose::Train)?;
+        let model = model.for_training(recompute);
+        Ok(Self { config: config.clone(), params, frozen, lora, model })
+    }
+
+    /// The model whose forward pass reaches the variables.
+    pub fn model(&self) -> &M {
+        &self.model
+    }
+
+    /// A forward-only model of the weights as they are now; later updates do not reach it: variables are
+    /// changed in place, so everything is copied.
+    pub fn frozen_model(&self) -> Result<M> {
+        build(&self.config, self.copies()?, &self.frozen, self.lora.as_ref(), Purpose::Serve)
+    }
 
     /// What a file holds: adapters merged into their weights. Copies, safe to keep while training goes on.
     pub fn merged(&self) -> Result<Weights> {
@@ -109,7 +174,7 @@ impl Trainable {
     }
 
     fn copies(&self) -> Result<Weights> {
-        self.params.iter().map(|(name, var)| Ok((name.clone(), var.as_tensor().copy()?.detach()))).collect()
+        copies(&self.params)
     }
 
     pub fn device(&self) -> Device {
@@ -117,21 +182,23 @@ impl Trainable {
     }
 }
 
-fn build(
+/// The variables as they are now; updates in place do not reach the copies.
+pub fn copies(params: &Params) -> Result<Weights> {
+    params.iter().map(|(name, var)| Ok((name.clone(), var.as_tensor().copy()?.detach()))).collect()
+}
+
+/// `trained` are adapters where there is a `lora`, else weights.
+fn build<M: Build>(
     config: &ModelConfig,
-    trained: &Weights,
+    trained: Weights,
     frozen: &Weights,
     lora: Option<&LoraConfig>,
     purpose: Purpose,
-) -> Result<Decoder> {
+) -> Result<M> {
     match lora {
-        None => Decoder::new(config, trained, purpose),
-        Some(lora) => Decoder::with_lora(config, frozen, lora, trained, purpose),
+        None => M::build(config, &frozen.clone().into_iter().chain(trained).collect(), None, purpose),
+        Some(lora) => M::build(config, frozen, Some((lora, &trained)), purpose),
     }
-}
-
-fn tensors(params: &Params) -> Weights {
-    params.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect()
 }
 
 /// Adds `head` under `prefix` to the parameters that an optimizer sees.

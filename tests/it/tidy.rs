@@ -86,6 +86,14 @@ fn no_http_or_sql_in_training() {
     }
 }
 
+/// Rewards by HTTP go through a trait: training opens no connection.
+#[test]
+fn no_client_in_training() {
+    for needle in ["reqwest", "std::net", "tokio::net"] {
+        forbid(needle, |room| !matches!(room, "train" | "objective" | "model" | "ops" | "generation" | "data"));
+    }
+}
+
 #[test]
 fn files_stay_readable() {
     let long: Vec<_> = ["src", "tests"]

@@ -18,7 +18,7 @@ pub use pretrain::{FinetuneArgs, MlmArgs, PretrainArgs, PromptTuningArgs};
 pub use rl::{
     CriticKind, GrpoArgs, LengthUnit, MissingEos, PpoArgs, ReinforceArgs, RewardSpec, RlCommon, RlooArgs, Term,
 };
-pub use supervised::{DpoArgs, RewardArgs, SftArgs};
+pub use supervised::{DpoArgs, NormalizeOn, RewardArgs, SftArgs};
 
 /// Low-rank adapters instead of full parameters; merged into the weights when the run ends.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -62,6 +62,7 @@ pub struct Common {
     pub model: String,
     pub output_dir: String,
     pub checkpoint_dir: Option<String>,
+    pub log_dir: Option<String>,
     pub resume: bool,
     pub seed: u64,
     pub max_steps: Option<u64>,
@@ -76,6 +77,8 @@ pub struct Common {
     pub adam_eps: f64,
     pub adam_form: AdamForm,
     pub lora: Option<LoraArgs>,
+    pub freeze_embeddings: bool,
+    pub freeze_layers: usize,
     pub max_length: usize,
     pub checkpoint_every: u64,
     pub eval_every: u64,
@@ -100,6 +103,8 @@ macro_rules! recipe_args {
             pub output_dir: String,
             /// Where checkpoints go; without it the run cannot resume.
             pub checkpoint_dir: Option<String>,
+            /// Where metrics.jsonl, samples.jsonl and TensorBoard event files go; without it none are written.
+            pub log_dir: Option<String>,
             /// Go on from the newest checkpoint, if there is one.
             pub resume: bool,
             /// Every random choice follows from it.
@@ -129,6 +134,10 @@ macro_rules! recipe_args {
             pub adam_form: super::super::optim::AdamForm,
             /// Low-rank adapters; null = all parameters are trained.
             pub lora: Option<super::LoraArgs>,
+            /// Keep the embeddings as they are (with tied embeddings the output matrix too).
+            pub freeze_embeddings: bool,
+            /// Keep the first so many blocks as they are.
+            pub freeze_layers: usize,
             /// Longest sequence in tokens, prompt included; longer prompts lose their beginning.
             pub max_length: usize,
             /// Checkpoint after this many steps; 0 = only on a stop.
@@ -146,6 +155,7 @@ macro_rules! recipe_args {
                     model: String::new(),
                     output_dir: String::new(),
                     checkpoint_dir: None,
+                    log_dir: None,
                     resume: false,
                     seed: 0,
                     max_steps: None,
@@ -160,6 +170,8 @@ macro_rules! recipe_args {
                     adam_eps: 1e-5,
                     adam_form: super::super::optim::AdamForm::Torch,
                     lora: None,
+                    freeze_embeddings: false,
+                    freeze_layers: 0,
                     max_length: 1024,
                     checkpoint_every: 20,
                     eval_every: 0,
@@ -176,6 +188,7 @@ macro_rules! recipe_args {
                     model: self.model.clone(),
                     output_dir: self.output_dir.clone(),
                     checkpoint_dir: self.checkpoint_dir.clone(),
+                    log_dir: self.log_dir.clone(),
                     resume: self.resume,
                     seed: self.seed,
                     max_steps: self.max_steps,
@@ -190,6 +203,8 @@ macro_rules! recipe_args {
                     adam_eps: self.adam_eps,
                     adam_form: self.adam_form,
                     lora: self.lora.clone(),
+                    freeze_embeddings: self.freeze_embeddings,
+                    freeze_layers: self.freeze_layers,
                     max_length: self.max_length,
                     checkpoint_every: self.checkpoint_every,
                     eval_every: self.eval_every,
@@ -252,6 +267,12 @@ pub(crate) fn ensure(holds: bool, field: &str, message: &str) -> Result<(), Args
 }
 
 impl Common {
+    /// For recipes that have no choice about what trains: an option without effect is refused.
+    pub(crate) fn check_unfrozen(&self) -> Result<(), ArgsError> {
+        ensure(!self.freeze_embeddings, "freeze_embeddings", "is not for this recipe")?;
+        ensure(self.freeze_layers == 0, "freeze_layers", "is not for this recipe")
+    }
+
     /// Ranges of the common arguments.
     pub(crate) fn check(&self) -> Result<(), ArgsError> {
         ensure(self.learning_rate.is_finite() && self.learning_rate > 0.0, "learning_rate", "must be above 0")?;

@@ -41,6 +41,28 @@ pub enum RewardSpec {
         #[serde(default)]
         unit: LengthUnit,
     },
+    /// `score` if the completion's final answer is the prompt's `answer`, else `otherwise`. The final answer is
+    /// the last match of `pattern` (its first group, if it has one); without a pattern, what stands after the
+    /// last `####` as in GSM8K, else the last number. Numbers are compared as numbers.
+    FinalAnswer {
+        #[serde(default)]
+        pattern: Option<String>,
+        #[serde(default = "one")]
+        score: f64,
+        #[serde(default)]
+        otherwise: f64,
+    },
+    /// Scores by a service: `POST url` with `{"items": [{"prompt", "completion", "answer"?}, …]}`, answered by
+    /// `{"scores": [number, …]}`. Only hosts that an administrator has allowed are asked.
+    Http {
+        url: String,
+        /// How long one request may take.
+        #[serde(default = "half_a_minute")]
+        timeout_seconds: u64,
+        /// Completions in one request.
+        #[serde(default = "sixty_four")]
+        batch: usize,
+    },
     /// Weighted sum of other rewards.
     Sum { terms: Vec<Term> },
 }
@@ -63,6 +85,14 @@ pub enum LengthUnit {
 
 fn one() -> f64 {
     1.0
+}
+
+fn half_a_minute() -> u64 {
+    30
+}
+
+fn sixty_four() -> usize {
+    64
 }
 
 /// Where values come from.
@@ -118,8 +148,22 @@ macro_rules! rl_args {
                 kl_target: Option<f64> = None,
                 /// Episodes over which an adaptive β corrects.
                 kl_horizon: f64 = 10_000.0,
-                /// End the run when the KL passes this many nats per sequence; null = never.
+                /// End the run when the KL passes this many nats per sequence, and publish the last policy that
+                /// was measured within it; null = never.
                 kl_budget: Option<f64> = None,
+                /// A reward model that the policy is not trained on (made from other judgments, say): its
+                /// scores are the held-out curve `gold`.
+                gold_reward_model: Option<String> = None,
+                /// A reward by rule as the held-out curve, instead of or added to a gold reward model.
+                gold_reward: Option<RewardSpec> = None,
+                /// JSONL of held-out rankings: the held-out curve is how often the policy has moved towards
+                /// what people preferred.
+                gold_comparisons: Option<String> = None,
+                /// Measure the held-out curve in every so many rounds.
+                gold_every: u64 = 1,
+                /// End the run, and publish the policy at the best of the held-out curve, after this many
+                /// measurements in a row that fell while the reward rose; 0 = only watch.
+                gold_patience: u64 = 3,
                 /// Passes over each round's responses.
                 ppo_epochs: u64 = $passes,
                 /// Optimizer steps in one pass.
@@ -152,6 +196,11 @@ macro_rules! rl_args {
                     kl_target: self.kl_target,
                     kl_horizon: self.kl_horizon,
                     kl_budget: self.kl_budget,
+                    gold_reward_model: self.gold_reward_model.clone(),
+                    gold_reward: self.gold_reward.clone(),
+                    gold_comparisons: self.gold_comparisons.clone(),
+                    gold_every: self.gold_every,
+                    gold_patience: self.gold_patience,
                     ppo_epochs: self.ppo_epochs,
                     minibatches: self.minibatches,
                     target_kl: self.target_kl,
@@ -179,6 +228,11 @@ pub struct RlCommon {
     pub kl_target: Option<f64>,
     pub kl_horizon: f64,
     pub kl_budget: Option<f64>,
+    pub gold_reward_model: Option<String>,
+    pub gold_reward: Option<RewardSpec>,
+    pub gold_comparisons: Option<String>,
+    pub gold_every: u64,
+    pub gold_patience: u64,
     pub ppo_epochs: u64,
     pub minibatches: usize,
     pub target_kl: Option<f64>,
@@ -251,6 +305,16 @@ impl RlCommon {
         if let Some(reward) = &self.reward {
             reward.check("reward")?;
         }
+        if let Some(gold) = &self.gold_reward {
+            gold.check("gold_reward")?;
+        }
+        let rewarded = self.gold_reward_model.is_some() || self.gold_reward.is_some();
+        ensure(
+            self.gold_comparisons.is_none() || !rewarded,
+            "gold_comparisons",
+            "give held-out rankings or a held-out reward, not both",
+        )?;
+        ensure(self.gold_every >= 1, "gold_every", "must be at least 1")?;
         ensure(self.iterations >= 1, "iterations", "must be at least 1")?;
         ensure(self.response_length >= 1, "response_length", "must be at least 1")?;
         ensure(
@@ -294,7 +358,17 @@ impl RewardSpec {
             Self::Contains { texts, .. } => ensure(!texts.is_empty(), &format!("{field}.texts"), "must not be empty"),
             Self::WordShare { words } => ensure(!words.is_empty(), &format!("{field}.words"), "must not be empty"),
             Self::Length { target, .. } => ensure(*target >= 1, &format!("{field}.target"), "must be at least 1"),
-            Self::Exact { .. } => Ok(()),
+            Self::Exact { .. } | Self::FinalAnswer { pattern: None, .. } => Ok(()),
+            Self::FinalAnswer { pattern: Some(pattern), .. } => match regex::Regex::new(pattern) {
+                Ok(_) => Ok(()),
+                Err(error) => ensure(false, &format!("{field}.pattern"), &error.to_string()),
+            },
+            Self::Http { url, timeout_seconds, batch } => {
+                let web = url.starts_with("http://") || url.starts_with("https://");
+                ensure(web, &format!("{field}.url"), "must be an http or https address")?;
+                ensure((1..=3600).contains(timeout_seconds), &format!("{field}.timeout_seconds"), "must be 1 to 3600")?;
+                ensure((1..=4096).contains(batch), &format!("{field}.batch"), "must be 1 to 4096")
+            }
             Self::Sum { terms } => {
                 ensure(!terms.is_empty(), &format!("{field}.terms"), "must not be empty")?;
                 for (i, term) in terms.iter().enumerate() {

@@ -1,5 +1,7 @@
 //! Arguments of the recipes that learn from written data: sft, reward, dpo.
 
+use serde::{Deserialize, Serialize};
+
 use super::{RecipeArgs, ensure, recipe_args};
 use crate::objective::dpo::DpoLoss;
 use crate::train::ArgsError;
@@ -32,14 +34,31 @@ recipe_args!(
         batch_size: usize = 16,
         /// Share of prompts kept aside where the data does not say `split`.
         heldout_fraction: f64 = 0.1,
-        /// After training, shift and scale so that the completions of the training prompts score mean 0,
-        /// variance 1.
+        /// After training, shift and scale so that reference completions score mean 0, variance 1.
         normalize: bool = true,
+        /// Which completions are the reference.
+        normalize_on: NormalizeOn = NormalizeOn::Completions,
+        /// JSONL of demonstrations to normalise on.
+        reference_demonstrations: Option<String> = None,
+        /// Heads on one trunk. Each learns from a random half of the sets; their spread says how unsure the
+        /// score is.
+        heads: usize = 1,
         /// Score margins by strength of preference: significantly 1, clearly ⅔, slightly ⅓, barely 0,
         /// times this number; 0 = none.
         margin: f64 = 0.0,
     }
 );
+
+/// Completions that a reward model's scores are normalised on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NormalizeOn {
+    /// The ranked completions of training prompts.
+    #[default]
+    Completions,
+    /// Demonstrations, as in InstructGPT.
+    Demonstrations,
+}
 
 recipe_args!(
     /// Direct preference optimisation on the same rankings, offline.
@@ -81,6 +100,17 @@ impl RecipeArgs for RewardArgs {
     fn check(&self) -> Result<(), ArgsError> {
         self.common().check()?;
         ensure(self.margin.is_finite() && self.margin >= 0.0, "margin", "must be 0 or more")?;
+        ensure((1..=64).contains(&self.heads), "heads", "must be 1 to 64")?;
+        ensure(
+            self.heads == 1 || self.normalize,
+            "normalize",
+            "must be true with several heads: each has its own zero",
+        )?;
+        ensure(
+            self.normalize_on == NormalizeOn::Completions || self.reference_demonstrations.is_some(),
+            "reference_demonstrations",
+            "is required to normalise on demonstrations",
+        )?;
         check_data(self.epochs, self.batch_size, self.heldout_fraction)
     }
 }

@@ -4,8 +4,8 @@
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
 
-use crate::model::reward::{SCORE, headless};
-use crate::model::{Loaded, Weights};
+use crate::model::reward::{self, SCORE, below, headless};
+use crate::model::{Decoder, Loaded};
 use crate::train::args::Common;
 use crate::train::optim::Params;
 use crate::train::step::Picked;
@@ -31,20 +31,17 @@ impl Critic {
     /// A model of its own. From a reward model (InstructGPT) it takes the head too, scaled by the model's
     /// gain and bias; from anything else the head is zero.
     pub fn separate(source: &Loaded, common: &Common) -> Result<Self> {
-        let head = |name: &str| name == SCORE || name == "lm_head.weight" || name.starts_with("classifier.");
-        let backbone: Weights =
-            source.weights.iter().filter(|(name, _)| !head(name)).map(|(n, t)| (n.clone(), t.clone())).collect();
-        let seed = common.seed.wrapping_add(1);
-        let model = Trainable::new(&headless(&source.config), backbone, common.lora.as_ref(), seed)?
-            .with_recompute(common.recompute);
+        let common = Common { seed: common.seed.wrapping_add(1), ..common.clone() };
+        let model = Trainable::<Decoder>::for_run(&headless(&source.config), below(&source.weights), &common)?;
         let mut critic = Self::shared(source.config.hidden_size, &model.device())?;
-        if let Some(score) = source.weights.get(SCORE) {
-            let number = |name: &str, default| {
-                let found = source.instructd.as_ref().and_then(|v| v.pointer(&format!("/reward/{name}")));
-                found.and_then(serde_json::Value::as_f64).unwrap_or(default)
-            };
-            critic.weight.set(&(score.detach() * number("gain", 1.0))?)?;
-            critic.bias.set(&Tensor::new(&[number("bias", 0.0) as f32], &model.device())?)?;
+        if source.weights.contains_key(SCORE) {
+            // The mean of the heads, each with its scale, is linear: one row says the same.
+            let (rows, scales) = reward::head(source)?;
+            let gains: Vec<f32> = scales.iter().map(|s| (s.gain / scales.len() as f64) as f32).collect();
+            let gains = Tensor::new(gains, rows.device())?.unsqueeze(1)?;
+            critic.weight.set(&rows.broadcast_mul(&gains)?.sum_keepdim(0)?)?;
+            let bias = scales.iter().map(|s| s.bias).sum::<f64>() / scales.len() as f64;
+            critic.bias.set(&Tensor::new(&[bias as f32], &model.device())?)?;
         }
         critic.model = Some(model);
         Ok(critic)

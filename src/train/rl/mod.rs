@@ -2,8 +2,11 @@
 //! compare with the reference, turn scores into advantages, take gradient steps.
 
 mod critic;
+mod gold;
+mod guard;
 mod rewards;
 mod rollout;
+mod rules;
 mod update;
 
 use std::collections::BTreeMap;
@@ -14,18 +17,20 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use self::critic::Critic;
-use self::rewards::Reward;
+use self::gold::Gold;
+use self::guard::{GuardState, Limits, Measured, Verdict};
+use self::rewards::{Item, Reward, Sources};
 use self::rollout::{PromptIds, Rollout, Sampler};
 use self::update::{Experience, Learner, Summary};
 use super::args::{CriticKind, GrpoArgs, PpoArgs, ReinforceArgs, RlCommon, RlooArgs, parse};
 use super::optim::Params;
-use super::run::{Plan, Run, device, file_hash};
+use super::run::{Plan, Run, device, file_hash, model_hash};
 use super::samples::Samples;
 use super::sft::{Demonstrations, backbone_and_output};
-use super::trainable::{Trainable, with_prefix};
+use super::trainable::{Trainable, copies, with_prefix};
 use super::{Reporter, TrainOutcome};
 use crate::data::{PromptInput, read_prompts};
-use crate::model::{self, Loaded};
+use crate::model::{self, Decoder, Loaded};
 use crate::objective::kl::{AdaptiveKl, KlController, k1, k3, shaped_rewards};
 use crate::objective::logprobs::{per_token, sequence_sums};
 use crate::objective::reinforce::RunningBaseline;
@@ -68,6 +73,7 @@ pub fn grpo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
 struct State {
     kl: KlController,
     baseline: RunningBaseline,
+    guard: GuardState,
     /// Mean score and KL of the first and the last round.
     first: Option<Round>,
     last: Option<Round>,
@@ -77,7 +83,11 @@ struct State {
 struct Round {
     reward: f64,
     kl: f64,
+    gold: Option<f64>,
 }
+
+/// File of a checkpoint that holds the policy to publish if the run must be stopped now.
+const GOOD: &str = "good";
 
 fn drive<A: Serialize>(
     recipe: &'static str,
@@ -91,35 +101,38 @@ fn drive<A: Serialize>(
     let texts = Texts::new(&loaded)?;
     let max_length = rl.common.max_length.min(loaded.config.max_positions);
     let prompts = prompts(&rl, &texts, max_length)?;
-    let (reward, reward_source) = Reward::open(&rl, &device)?;
+    let sources = Sources { model: rl.reward_model.as_deref(), rule: rl.reward.as_ref(), field: "reward" };
+    let (reward, reward_source) = Reward::open(&sources, &rl.common, &device, reporter.remote())?;
 
-    let policy = Trainable::new(&loaded.config, backbone_and_output(&loaded), rl.common.lora.as_ref(), rl.common.seed)?
-        .with_recompute(rl.common.recompute);
+    let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &rl.common)?;
     // Base and *starting* adapter, before any update or resume touches them.
     let reference = policy.reference(&loaded.weights)?;
     let critic = critic(&rl, &algorithm, &loaded, reward_source.as_ref())?;
     drop(reward_source);
+    let gold = Gold::open(&rl, &texts, &reference, max_length, &device, reporter)?;
+    if reward.needs_answers() || gold.as_ref().is_some_and(Gold::needs_answers) {
+        answered(&prompts)?;
+    }
     // Whoever needs a weight holds it by now.
     loaded.weights.clear();
     let critic_params = critic.as_ref().map(Critic::params).unwrap_or_default();
     let params: Params = with_prefix("policy.", &policy.params).chain(critic_params).collect();
     let (ptx, ptx_hash) = ptx(&algorithm, &texts, max_length)?;
 
-    let mut data = BTreeMap::from([("prompts".to_owned(), file_hash(&rl.prompts)?)]);
-    data.extend(ptx_hash);
     let plan = Plan {
         recipe,
         args,
         common: rl.common.clone(),
         steps: rl.iterations,
         updates_per_step: rl.ppo_epochs * rl.minibatches as u64,
-        data,
+        data: data_hashes(&rl, ptx_hash)?,
     };
     let mut run = Run::new(plan, reporter)?;
     let adaptive = rl.kl_target.map(|target| AdaptiveKl { target, horizon: rl.kl_horizon });
     let mut state = run.resume::<State>(&params)?.unwrap_or(State {
         kl: KlController { coef: rl.kl_coef, adaptive },
         baseline: RunningBaseline::default(),
+        guard: GuardState::default(),
         first: None,
         last: None,
     });
@@ -140,8 +153,12 @@ fn drive<A: Serialize>(
         params: &params,
         ptx: &ptx,
     };
+    let limits = Limits { kl_budget: rl.kl_budget, patience: rl.gold_patience };
+    let guarded = limits.kl_budget.is_some() || gold.is_some();
 
-    while run.step < run.total {
+    let mut stopped_because = None;
+    // A guarded run measures once more after its last update: no policy is published unmeasured.
+    while run.step < run.total || guarded {
         run.progress("rollout");
         let behaviour = policy.behaviour()?;
         let stop = || run.reporter.should_stop();
@@ -149,41 +166,122 @@ fn drive<A: Serialize>(
             // The unfinished round is forgotten; a resumed run samples it again, token for token.
             return run.stopped(&params, &state);
         };
-        drop(behaviour);
-        pool::drain();
-
         let kl = k1(&rollout.logprobs, &rollout.reference);
         let sequence_kl = sequence_sums(&kl, &rollout.lengths);
         let (mean_kl, n) = (moments(&sequence_kl).0, rollout.lengths.len());
+        if !mean_kl.is_finite() {
+            bail!("round {}: log-probs of the policy are not finite; {}", run.step + 1, run.blame(&params)?);
+        }
+        let proxy = moments(&rollout.raw_scores).0;
+        let mut gold_mean = None;
+        if guarded {
+            let due = run.step.is_multiple_of(rl.gold_every.max(1)) || run.step == run.total;
+            let signal = gold.as_ref().filter(|_| due);
+            let signal = signal.map(|g| g.measure(&behaviour, &sampler.items(&rollout))).transpose()?;
+            gold_mean = signal.as_deref().map(|s| moments(s).0);
+            let measured = Measured { step: run.step, kl: mean_kl, proxy, gold: signal.as_deref() };
+            // Between two measurements of the signal only the budget speaks.
+            let verdict = match (&gold, &signal) {
+                (Some(_), None) if limits.kl_budget.is_none_or(|budget| mean_kl <= budget) => Verdict::Doubtful,
+                _ => limits.judge(&mut state.guard, &measured),
+            };
+            match verdict {
+                Verdict::Good => {
+                    run.kept.insert(GOOD.to_owned(), copies(&policy.params)?);
+                }
+                Verdict::Doubtful => {}
+                Verdict::Stop(why) => stopped_because = Some(why),
+            }
+        }
+        drop(behaviour);
+        pool::drain();
+        let round = Round { reward: proxy, kl: mean_kl, gold: gold_mean };
+        state.first.get_or_insert(round);
+        state.last = Some(round);
+        if stopped_because.is_some() || run.step == run.total {
+            let last = [("reward", proxy), ("kl", mean_kl)].into_iter().chain(gold_mean.map(|g| ("gold", g)));
+            run.metrics_at(run.step + 1, last);
+            break;
+        }
+
         let coef = state.kl.coef;
         let experience = advantages(&algorithm, rollout, &kl, &sequence_kl, coef, &mut state.baseline)?;
         run.progress("train");
         let summary = learner.update(&mut run, &experience, coef)?;
         pool::drain();
         state.kl.update(mean_kl, n);
-        let round = Round { reward: moments(&experience.rollout.raw_scores).0, kl: mean_kl };
-        state.first.get_or_insert(round);
-        state.last = Some(round);
 
         run.step += 1;
         report(&mut run, &experience, &summary, mean_kl, coef);
-        if run.due(rl.common.eval_every) {
-            let score = |prompt: &PromptInput, text: &str| Ok(reward.score(&[(prompt, text)])?[0]);
+        run.metrics(gold_mean.map(|g| ("gold", g)));
+        if run.due(rl.common.eval_every) || run.checkpoint_due() {
+            let answer = |prompt: &PromptInput| prompts.iter().find(|p| p.prompt == *prompt)?.answer.as_deref();
+            let score = |prompt: &PromptInput, text: &str| {
+                Ok(reward.score(&[Item { prompt, text, answer: answer(prompt) }])?[0])
+            };
             samples.write(&mut run, &policy.frozen_decoder()?, max_length, Some(&score))?;
-        }
-        if rl.kl_budget.is_some_and(|budget| mean_kl > budget) {
-            run.warn(format!("KL {mean_kl:.2} nats per sequence passed the budget: the run ends here"));
-            break;
         }
         if let Some(outcome) = run.pause(&params, &state)? {
             return Ok(outcome);
         }
     }
 
+    let published =
+        publish_good(&mut run, &policy.params, guarded.then_some(&state.guard), stopped_because.as_deref())?;
     run.progress("saving");
-    let metrics = json!({"first": state.first, "last": state.last, "iterations": run.step, "kl_coef": state.kl.coef});
+    let metrics = json!({
+        "first": state.first, "last": state.last, "iterations": run.step, "kl_coef": state.kl.coef,
+        "published_iteration": published, "stopped_because": stopped_because,
+    });
     super::output::save(&run.common, "policy", recipe, &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
+}
+
+/// Puts the last good policy back if the one at hand is not it. Returns the updates behind what is published.
+fn publish_good(
+    run: &mut Run<'_>,
+    policy: &Params,
+    guard: Option<&GuardState>,
+    stopped_because: Option<&str>,
+) -> Result<u64> {
+    let Some(guard) = guard else { return Ok(run.step) };
+    let (Some(step), Some(good)) = (guard.good_step, run.kept.get(GOOD)) else {
+        bail!("{}: not even the start policy passed the guard", stopped_because.unwrap_or("the run ended"));
+    };
+    if step != run.step {
+        for (name, var) in policy {
+            let saved = good.get(name).with_context(|| format!("the good policy has no weight {name}"))?;
+            var.set(&saved.to_device(var.device())?)?;
+        }
+        let why = stopped_because.unwrap_or("the held-out signal is below its best");
+        run.warn(format!("{why}: the policy after iteration {step} is published, not the one after {}", run.step));
+    }
+    Ok(step)
+}
+
+/// Hashes of every file that decides what the run does.
+fn data_hashes(rl: &RlCommon, ptx: Option<(String, String)>) -> Result<BTreeMap<String, String>> {
+    let mut data = BTreeMap::from([("prompts".to_owned(), file_hash(&rl.prompts)?)]);
+    data.extend(ptx);
+    if let Some(path) = &rl.gold_comparisons {
+        data.insert("gold_comparisons".to_owned(), file_hash(path)?);
+    }
+    for (name, path) in [("reward_model", &rl.reward_model), ("gold_reward_model", &rl.gold_reward_model)] {
+        // Only a checkpoint asks for them, and hashing a model takes a while.
+        if let Some(path) = path.as_ref().filter(|_| rl.common.checkpoint_dir.is_some()) {
+            data.insert(name.to_owned(), model_hash(path)?);
+        }
+    }
+    Ok(data)
+}
+
+/// # Errors
+/// Names the first prompt without an answer.
+fn answered(prompts: &[PromptIds]) -> Result<()> {
+    match prompts.iter().position(|p| p.answer.is_none()) {
+        Some(i) => bail!("prompts: prompt {} has no `answer`, which the reward compares with", i + 1),
+        None => Ok(()),
+    }
 }
 
 /// Prompts as ids, cut on the left so that a full response fits.
@@ -194,7 +292,8 @@ fn prompts(rl: &RlCommon, texts: &Texts, max_length: usize) -> Result<Vec<Prompt
     let mut prompts = Vec::new();
     for record in read_prompts(Path::new(&rl.prompts)).context("prompts")? {
         let ids = texts.prompt(&record.prompt)?;
-        prompts.push(PromptIds { ids: ids[ids.len().saturating_sub(room)..].to_vec(), prompt: record.prompt });
+        let ids = ids[ids.len().saturating_sub(room)..].to_vec();
+        prompts.push(PromptIds { ids, prompt: record.prompt, answer: record.answer });
     }
     Ok(prompts)
 }
@@ -269,6 +368,10 @@ fn report(run: &mut Run<'_>, experience: &Experience, summary: &Summary, kl: f64
         ("entropy", mean(&rollout.entropy)),
         ("response_length", rollout.lengths.iter().sum::<usize>() as f64 / n),
         ("no_eos_share", unfinished / n),
+        ("eos_count", n - unfinished),
+        ("non_score_reward", -coef * kl),
+        ("rlhf_reward", mean(&rollout.scores) - coef * kl),
+        ("episodes", run.step as f64 * n),
         ("kl_coef", coef),
         ("grad_norm", summary.grad_norm),
         ("learning_rate", summary.learning_rate),
@@ -290,20 +393,5 @@ fn report(run: &mut Run<'_>, experience: &Experience, summary: &Summary, kl: f64
     {
         values.extend(summary.first.mean(name).map(|value| (at_start, value)));
     }
-    let aliases: Vec<(&str, f64)> = values.iter().filter_map(|(name, v)| Some((trl_name(name)?, *v))).collect();
-    run.metrics(values.into_iter().chain(aliases));
-}
-
-fn trl_name(name: &str) -> Option<&'static str> {
-    Some(match name {
-        "reward" => "objective/scores",
-        "kl" => "objective/kl",
-        "entropy" => "objective/entropy",
-        "approx_kl" => "policy/approxkl_avg",
-        "clip_fraction" => "policy/clipfrac_avg",
-        "policy_loss" => "loss/policy_avg",
-        "value_loss" => "loss/value_avg",
-        "ratio" => "val/ratio",
-        _ => return None,
-    })
+    run.metrics(values);
 }

@@ -5,7 +5,7 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 
 use super::critic::Critic;
-use super::rewards::Reward;
+use super::rewards::{Item, Reward};
 use crate::data::PromptInput;
 use crate::generation::{GenParams, Warpers, generate};
 use crate::model::Decoder;
@@ -18,6 +18,8 @@ use crate::train::step::{Picked, Sequence, micro_batches};
 /// A prompt as given and as ids.
 pub struct PromptIds {
     pub prompt: PromptInput,
+    /// Its right answer, where the record has one.
+    pub answer: Option<String>,
     pub ids: Vec<u32>,
 }
 
@@ -26,6 +28,8 @@ pub struct PromptIds {
 #[derive(Default)]
 pub struct Rollout {
     pub sequences: Vec<Sequence>,
+    /// Index of the prompt, and the text of the response.
+    pub texts: Vec<(usize, String)>,
     /// Response tokens of each sequence, end token included.
     pub lengths: Vec<usize>,
     /// Whether the response ended with an end token.
@@ -120,9 +124,8 @@ impl Sampler<'_> {
         let generation = watch.lap();
         let mut rollout = Rollout { seconds: Seconds { generation, ..Seconds::default() }, ..Rollout::default() };
         let mut hidden = Vec::new();
-        let mut texts = Vec::new();
-        for (prompt, sample) in prompts.iter().zip(samples) {
-            texts.push(self.texts.text(&sample.ids)?);
+        for ((prompt, &index), sample) in prompts.iter().zip(&chosen).zip(samples) {
+            rollout.texts.push((index, self.texts.text(&sample.ids)?));
             rollout.lengths.push(sample.ids.len());
             rollout.finished.push(sample.finished);
             rollout.logprobs.extend(sample.logprobs.iter().map(|lp| f64::from(*lp)));
@@ -130,9 +133,7 @@ impl Sampler<'_> {
             hidden.extend(sample.hidden);
             rollout.sequences.push(Sequence::new(prompt, &sample.ids));
         }
-        let items: Vec<(&PromptInput, &str)> =
-            chosen.iter().map(|&i| &self.prompts[i].prompt).zip(texts.iter().map(String::as_str)).collect();
-        rollout.raw_scores = self.reward.score(&items)?;
+        rollout.raw_scores = self.reward.score(&self.items(&rollout))?;
         let (penalty, mode) = (self.args.missing_eos_penalty, self.args.missing_eos_mode);
         let both = rollout.raw_scores.iter().zip(&rollout.finished);
         rollout.scores = both.map(|(&score, &finished)| penalised(score, finished, penalty, mode)).collect();
@@ -140,6 +141,15 @@ impl Sampler<'_> {
         self.measure(&mut rollout, policy, hidden, critic)?;
         rollout.seconds.reference = watch.lap();
         Ok(Some(rollout))
+    }
+
+    /// The responses as rewards see them.
+    pub fn items<'r>(&'r self, rollout: &'r Rollout) -> Vec<Item<'r>> {
+        let item = |(index, text): &'r (usize, String)| {
+            let PromptIds { prompt, answer, .. } = &self.prompts[*index];
+            Item { prompt, text, answer: answer.as_deref() }
+        };
+        rollout.texts.iter().map(item).collect()
     }
 
     /// What the reference and the critic think of every response token, by forward passes over whole sequences;

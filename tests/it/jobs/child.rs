@@ -42,6 +42,7 @@ static RECIPES: &[Recipe] = &[
 fn child(recipe: &str, n: i64, stop: bool) -> (u8, Vec<Line>) {
     let dir = tempfile::tempdir().unwrap();
     let spec = Spec {
+        reward_hosts: Vec::new(),
         recipe: recipe.into(),
         args: json!({"n": n}),
         job_id: JobId::new(),

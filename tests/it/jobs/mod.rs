@@ -3,6 +3,7 @@
 mod child;
 mod queue;
 mod real;
+mod remote;
 mod supervise;
 
 use instructd::domain::*;

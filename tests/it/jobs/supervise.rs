@@ -36,13 +36,14 @@ while :; do sleep 0.05; done
 struct World {
     fresh: backend::Fresh,
     data: tempfile::TempDir,
+    cancel_grace: Duration,
 }
 
 impl World {
     async fn new() -> Self {
         let fresh = backend::sqlite().await.unwrap();
         small_world(&*fresh.store).await;
-        Self { fresh, data: tempfile::tempdir().unwrap() }
+        Self { fresh, data: tempfile::tempdir().unwrap(), cancel_grace: Duration::from_millis(100) }
     }
 
     fn store(&self) -> &Arc<dyn Store> {
@@ -54,6 +55,7 @@ impl World {
         let config = SupervisorConfig {
             tick: Duration::from_millis(10),
             grace: Duration::from_millis(100),
+            cancel_grace: self.cancel_grace,
             ..SupervisorConfig::new(self.data.path().to_owned(), launch)
         };
         Supervisor::new(self.store().clone(), instructd::train::recipes(), config)
@@ -154,7 +156,7 @@ async fn no_data_is_an_error_that_says_so() {
     let fresh = backend::sqlite().await.unwrap();
     let data = tempfile::tempdir().unwrap();
     fresh.store.put_model(fixture::model("base", ModelKind::Policy)).await.unwrap();
-    let world = World { fresh, data };
+    let world = World { fresh, data, cancel_grace: Duration::from_millis(100) };
     for (kind, args, missing) in [
         ("reward", json!({"model": "base"}), "no rankings"),
         ("sft", json!({"model": "base"}), "no demonstrations"),
@@ -203,6 +205,30 @@ async fn cancel_stops_politely_and_then_by_force() {
     world.store().cancel_job(&job.id).await.unwrap();
     assert_eq!(running.await.unwrap(), Some(JobState::Cancelled));
     assert_eq!(world.store().get_job(&job.id).await.unwrap().crash_count, 0);
+}
+
+/// A step can take far longer than a shutdown may: a cancel waits for its end and for the checkpoint.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_waits_for_the_step_and_its_checkpoint() {
+    const SLOW: &str = r#"
+        trap 'exit 9' TERM
+        echo '{"t":"progress","phase":"train","step":7}'
+        read word; sleep 0.5; mkdir -p "$2/checkpoints/ckpt-7"
+        echo '{"t":"outcome","status":"stopped","checkpoint":"'"$2"'/checkpoints/ckpt-7"}'"#;
+    let mut world = World::new().await;
+    world.cancel_grace = Duration::from_secs(600);
+    let job = enqueue_reward(&**world.store()).await;
+    let (running, _) = world.started(SLOW, &job.id).await;
+    world.store().cancel_job(&job.id).await.unwrap();
+    assert_eq!(running.await.unwrap(), Some(JobState::Cancelled));
+    assert!(world.store().get_job(&job.id).await.unwrap().checkpoint_uri.unwrap().ends_with("ckpt-7"));
+
+    // A shutdown in the meantime does not stand back for it.
+    let job = enqueue_reward(&**world.store()).await;
+    let (running, shutdown) = world.started(STUBBORN, &job.id).await;
+    world.store().cancel_job(&job.id).await.unwrap();
+    shutdown.cancel();
+    assert_eq!(running.await.unwrap(), Some(JobState::Cancelled));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,7 +13,7 @@ use crate::loop_closes::world::{LIKED, World, share_written_by, train};
 use crate::support::Recorder;
 
 /// `base` with the entries of `more`.
-fn with(base: &Value, more: Value) -> Value {
+pub fn with(base: &Value, more: Value) -> Value {
     let mut args = base.clone();
     for (key, value) in more.as_object().unwrap() {
         args[key] = value.clone();
@@ -22,7 +22,7 @@ fn with(base: &Value, more: Value) -> Value {
 }
 
 /// Arguments of an RL recipe that is paid for liked words.
-fn rl(world: &World, out: &str) -> Value {
+pub fn rl(world: &World, out: &str) -> Value {
     let liked: Vec<String> = LIKED.map(|i| format!("t{i}")).collect();
     json!({
         "model": World::model(), "output_dir": world.path(out), "prompts": world.prompts(24), "device": "cpu",
@@ -31,21 +31,21 @@ fn rl(world: &World, out: &str) -> Value {
     })
 }
 
-fn sft(world: &World, out: &str) -> Value {
+pub fn sft(world: &World, out: &str) -> Value {
     json!({
         "model": World::model(), "output_dir": world.path(out), "demonstrations": world.demonstrations(64),
         "device": "cpu", "learning_rate": 2e-3, "max_length": 64,
     })
 }
 
-fn reward(world: &World, out: &str) -> Value {
+pub fn reward(world: &World, out: &str) -> Value {
     json!({
         "model": World::model(), "output_dir": world.path(out), "comparisons": world.comparisons(48),
         "device": "cpu", "learning_rate": 1e-3, "max_length": 64, "batch_size": 8,
     })
 }
 
-fn fails(recipe: &str, args: &Value) -> String {
+pub fn fails(recipe: &str, args: &Value) -> String {
     let mut recorder = Recorder::default();
     format!("{:#}", (instructd::train::recipe(recipe).unwrap().run)(args, &mut recorder).unwrap_err())
 }

@@ -1,0 +1,156 @@
+//! The client for reward services: asks only hosts that an administrator has named, follows no redirect, and
+//! believes no answer that is not one finite number per completion.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use reqwest::{Client, Url};
+use serde::{Deserialize, Serialize};
+
+use crate::train::remote::{RemoteItem, RemoteReward};
+
+/// A try beyond the first, after a failure that may pass: no connection, a time-out, 429, 5xx.
+const RETRIES: u32 = 3;
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// Bytes of answer per completion asked about.
+const BYTES_PER_SCORE: usize = 1024;
+
+pub struct HttpRewards {
+    client: Client,
+    runtime: tokio::runtime::Runtime,
+    /// `host` (any port) or `host:port`.
+    hosts: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Request<'a> {
+    items: &'a [RemoteItem<'a>],
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    scores: Vec<f64>,
+}
+
+impl HttpRewards {
+    /// A client for these hosts; `None` for none.
+    ///
+    /// # Errors
+    /// When the system gives no sockets or no runtime.
+    pub fn new(hosts: &[String]) -> Result<Option<Self>> {
+        if hosts.is_empty() {
+            return Ok(None);
+        }
+        let client = Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Some(Self { client, runtime, hosts: hosts.to_vec() }))
+    }
+
+    async fn ask(&self, url: &Url, timeout: Duration, items: &[RemoteItem<'_>]) -> Result<Vec<f64>, Failure> {
+        let sent = self.client.post(url.clone()).timeout(timeout).json(&Request { items }).send().await;
+        let mut response = sent.map_err(|e| Failure::Passing(e.into()))?;
+        let status = response.status();
+        if !status.is_success() {
+            let error = anyhow::anyhow!("answered {status}");
+            let passing = status.is_server_error() || status.as_u16() == 429;
+            return Err(if passing { Failure::Passing(error) } else { Failure::Final(error) });
+        }
+        let limit = (items.len() + 1) * BYTES_PER_SCORE;
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|e| Failure::Passing(e.into()))? {
+            if body.len() + chunk.len() > limit {
+                return Err(Failure::Final(anyhow::anyhow!("the answer is longer than {limit} bytes")));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        read(&body, items.len()).map_err(Failure::Final)
+    }
+}
+
+enum Failure {
+    Passing(anyhow::Error),
+    Final(anyhow::Error),
+}
+
+fn read(body: &[u8], expected: usize) -> Result<Vec<f64>> {
+    let Answer { scores } = serde_json::from_slice(body).context("the answer is not {\"scores\": [numbers]}")?;
+    ensure!(scores.len() == expected, "{} scores for {expected} completions", scores.len());
+    if let Some(bad) = scores.iter().find(|s| !s.is_finite()) {
+        bail!("a score is {bad}");
+    }
+    Ok(scores)
+}
+
+impl RemoteReward for HttpRewards {
+    fn allows(&self, url: &str) -> Result<()> {
+        let parsed = Url::parse(url).with_context(|| format!("{url} is no address"))?;
+        let host = parsed.host_str().unwrap_or_default();
+        let with_port = format!("{host}:{}", parsed.port_or_known_default().unwrap_or_default());
+        let plain = matches!(parsed.scheme(), "http" | "https") && parsed.username().is_empty();
+        let known = self.hosts.iter().any(|allowed| *allowed == host || *allowed == with_port);
+        ensure!(plain && known, "{url}: the host {with_port} is not among the reward hosts that are allowed");
+        Ok(())
+    }
+
+    fn scores(&self, url: &str, timeout: Duration, items: &[RemoteItem<'_>]) -> Result<Vec<f64>> {
+        self.allows(url)?;
+        let parsed = Url::parse(url)?;
+        self.runtime.block_on(async {
+            let mut pause = FIRST_PAUSE;
+            for left in (0..=RETRIES).rev() {
+                match self.ask(&parsed, timeout, items).await {
+                    Ok(scores) => return Ok(scores),
+                    Err(Failure::Passing(error)) if left > 0 => {
+                        tracing::warn!(%url, %error, "the reward service failed; trying again");
+                        tokio::time::sleep(pause).await;
+                        pause *= 4;
+                    }
+                    Err(Failure::Passing(error) | Failure::Final(error)) => {
+                        return Err(error.context(format!("the reward service {url}")));
+                    }
+                }
+            }
+            bail!("the reward service {url} was never asked")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_named_hosts_are_asked() {
+        assert!(HttpRewards::new(&[]).unwrap().is_none());
+        let hosts = ["rewards.example".to_owned(), "127.0.0.1:9000".to_owned(), "[::1]:81".to_owned()];
+        let client = HttpRewards::new(&hosts).unwrap().unwrap();
+        for url in
+            ["http://rewards.example/a", "https://rewards.example:8443/", "http://127.0.0.1:9000/x", "http://[::1]:81"]
+        {
+            client.allows(url).unwrap();
+        }
+        for url in [
+            "http://127.0.0.1/",
+            "http://127.0.0.1:9001/",
+            "http://rewards.example.evil/",
+            "http://rewards.example@evil/",
+            "http://user@rewards.example/",
+            "ftp://rewards.example/",
+            "file:///etc/passwd",
+            "rewards.example",
+        ] {
+            assert!(client.allows(url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn answers_are_checked() {
+        assert_eq!(read(br#"{"scores": [1, -0.5]}"#, 2).unwrap(), [1.0, -0.5]);
+        for (body, why) in
+            [("[1]", "scores"), (r#"{"scores": [1]}"#, "1 scores for 2"), (r#"{"scores": [1, null]}"#, "scores")]
+        {
+            let error = format!("{:#}", read(body.as_bytes(), 2).unwrap_err());
+            assert!(error.contains(why), "{error}");
+        }
+    }
+}

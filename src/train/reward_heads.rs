@@ -1,0 +1,191 @@
+//! The forward and backward passes of a reward model under training: scores of every head, the ranking loss
+//! of each, and the scale that brings reference completions to mean 0 and variance 1.
+
+use anyhow::{Context, Result};
+use candle_core::{Tensor, Var};
+
+use super::optim::Params;
+use super::ranked::RankedSequences;
+use super::rng::{Stream, rng, uniform};
+use super::step::{Accumulator, Sequence, micro_batches};
+use crate::model::reward::{Scale, combine};
+use crate::model::{PackedBatch, Trunk};
+use crate::objective::whiten::moments;
+use crate::objective::{Stats, reward};
+
+/// A set to learn from, with the weight that each head gives it.
+pub struct Item<'s> {
+    pub set: &'s RankedSequences,
+    pub shares: Vec<f64>,
+}
+
+/// The weight of set `index` for each head. One head learns from everything; of several, each takes a set
+/// twice or not at all (the half-sampling bootstrap), so that they differ where the data leave room.
+pub fn head_shares(heads: usize, seed: u64, index: u64) -> Vec<f64> {
+    if heads == 1 {
+        return vec![1.0];
+    }
+    let mut rng = rng(seed, Stream::Bootstrap, index);
+    (0..heads).map(|_| if uniform(&mut rng) < 0.5 { 2.0 } else { 0.0 }).collect()
+}
+
+pub struct Scorer<'a> {
+    /// [heads, d]
+    pub head: &'a Var,
+    pub separator: Option<u32>,
+    /// Tokens in one pass.
+    pub max_tokens: usize,
+}
+
+impl Scorer<'_> {
+    /// Sets that go through the model together; a set is never divided.
+    pub fn groups<'i, 's>(&self, items: &'i [Item<'s>]) -> Vec<Vec<&'i Item<'s>>> {
+        let lengths: Vec<usize> = items.iter().map(|item| item.set.tokens()).collect();
+        let groups = micro_batches(&lengths, self.max_tokens);
+        groups.into_iter().map(|g| g.into_iter().map(|i| &items[i]).collect()).collect()
+    }
+
+    /// Adds the gradients of the loss over whole sets. A set that is larger than a micro-batch goes through
+    /// twice: first for its scores, whose gradients the loss gives, then a few completions at a time with
+    /// those gradients as weights. The sum is that of one pass.
+    pub fn learn(
+        &self,
+        trunk: &Trunk,
+        params: &Params,
+        group: &[&Item<'_>],
+        margin: f64,
+        total_sets: f64,
+        sum: &mut Accumulator,
+    ) -> Result<Stats> {
+        let ids: Vec<&[u32]> = group.iter().flat_map(|i| &i.set.sequences).map(|s| s.ids.as_slice()).collect();
+        let lengths: Vec<usize> = ids.iter().map(|ids| ids.len()).collect();
+        let parts = micro_batches(&lengths, self.max_tokens);
+        if parts.len() == 1 {
+            let (loss, stats) = self.loss(&self.scores(trunk, self.head, &ids)?, group, margin, total_sets)?;
+            sum.add(params, &loss)?;
+            return Ok(stats);
+        }
+        let pick = |part: &[usize]| -> Vec<&[u32]> { part.iter().map(|&i| ids[i]).collect() };
+        let heads = self.head.dim(0)?;
+        let mut all = vec![0f32; ids.len() * heads];
+        for part in &parts {
+            let some = self.numbers(trunk, &pick(part))?;
+            part.iter().zip(some).for_each(|(&i, scores)| all[i * heads..(i + 1) * heads].copy_from_slice(&scores));
+        }
+        let leaf = Var::from_tensor(&Tensor::from_vec(all, (ids.len(), heads), self.head.device())?)?;
+        let (loss, stats) = self.loss(leaf.as_tensor(), group, margin, total_sets)?;
+        let slopes = loss.backward()?;
+        let slopes = slopes.get(&leaf).context("the ranking loss has no gradient")?.detach();
+        for part in &parts {
+            let rows: Vec<u32> = part.iter().map(|&i| i as u32).collect();
+            let weights = slopes.index_select(&Tensor::new(rows, slopes.device())?, 0)?;
+            let weighted = (self.scores(trunk, self.head, &pick(part))? * weights)?;
+            sum.add(params, &weighted.sum_all()?)?;
+        }
+        Ok(stats)
+    }
+
+    /// Mean over the heads of the ranking loss that each has on the sets it takes. `scores` [n, heads].
+    fn loss(&self, scores: &Tensor, group: &[&Item<'_>], margin: f64, total_sets: f64) -> Result<(Tensor, Stats)> {
+        let heads = scores.dim(1)?;
+        let (mut total, mut stats) = (None, Stats::default());
+        for h in 0..heads {
+            let (mut pairs, mut first) = (Vec::new(), 0);
+            for item in group {
+                let share = item.shares[h];
+                let of_set = item.set.pairs(first, margin).into_iter();
+                pairs.extend(of_set.filter(|_| share > 0.0).map(|p| reward::Pair { weight: p.weight * share, ..p }));
+                first += item.set.sequences.len();
+            }
+            let column = scores.narrow(1, h, 1)?.squeeze(1)?;
+            let (loss, part) = reward::loss(&column, &pairs, total_sets * heads as f64)?;
+            stats.merge(&part);
+            total = Some(match total {
+                None => loss,
+                Some(before) => (before + loss)?,
+            });
+        }
+        Ok((total.context("a reward model has at least one head")?, stats))
+    }
+
+    /// Scores [n, heads], with gradient where the trunk has variables.
+    fn scores(&self, trunk: &Trunk, head: &Tensor, ids: &[&[u32]]) -> Result<Tensor> {
+        let summaries = trunk.summaries(&PackedBatch::new(ids), self.separator)?;
+        Ok(summaries.matmul(&head.t()?)?)
+    }
+
+    /// The same as numbers.
+    fn numbers(&self, trunk: &Trunk, ids: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        let summaries = trunk.frozen_summaries(&PackedBatch::new(ids), self.separator)?;
+        Ok(summaries.matmul(&self.head.as_detached_tensor().t()?)?.to_vec2()?)
+    }
+
+    /// Numbers of any sequences, a micro-batch at a time: one row of heads per sequence.
+    pub fn raw(&self, trunk: &Trunk, sequences: &[&Sequence]) -> Result<Vec<Vec<f32>>> {
+        let lengths: Vec<usize> = sequences.iter().map(|s| s.ids.len()).collect();
+        let mut all = vec![Vec::new(); sequences.len()];
+        for part in micro_batches(&lengths, self.max_tokens) {
+            let ids: Vec<&[u32]> = part.iter().map(|&i| sequences[i].ids.as_slice()).collect();
+            let some = self.numbers(trunk, &ids)?;
+            part.iter().zip(some).for_each(|(&i, scores)| all[i] = scores);
+        }
+        Ok(all)
+    }
+}
+
+/// Each head to mean 0 and variance 1 on the reference, then all by one factor, so that their mean has
+/// variance 1 too.
+pub fn scales(raw: &[Vec<f32>]) -> Vec<Scale> {
+    let heads = raw.first().map_or(0, Vec::len);
+    let mut scales: Vec<Scale> = (0..heads)
+        .map(|h| {
+            let column: Vec<f64> = raw.iter().map(|row| f64::from(row[h])).collect();
+            let (mean, variance) = moments(&column);
+            let gain = 1.0 / (variance + 1e-8).sqrt();
+            Scale { gain, bias: -mean * gain }
+        })
+        .collect();
+    if heads > 1 {
+        let means: Vec<f64> = raw.iter().map(|row| combine(row, &scales).mean).collect();
+        let factor = 1.0 / (moments(&means).1 + 1e-8).sqrt();
+        scales.iter_mut().for_each(|s| *s = Scale { gain: s.gain * factor, bias: s.bias * factor });
+    }
+    scales
+}
+
+/// One number, or a list with one per head: how instructd.json says it.
+pub fn by_scale(scales: &[Scale], pick: impl Fn(&Scale) -> f64) -> serde_json::Value {
+    match scales {
+        [one] => pick(one).into(),
+        many => many.iter().map(pick).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_bring_every_ensemble_to_mean_0_and_variance_1() {
+        let raw: Vec<Vec<f32>> = (0..50).map(|i| vec![i as f32, 3.0 - 0.1 * (i * i % 17) as f32, 2.0]).collect();
+        for heads in [1, 2] {
+            let raw: Vec<Vec<f32>> = raw.iter().map(|row| row[..heads].to_vec()).collect();
+            let scales = scales(&raw);
+            let means: Vec<f64> = raw.iter().map(|row| combine(row, &scales).mean).collect();
+            let (mean, variance) = moments(&means);
+            assert!(mean.abs() < 1e-9 && (variance - 1.0).abs() < 1e-6, "{heads} heads: {mean}, {variance}");
+        }
+        assert_eq!(combine(&[1.0], &scales(&[vec![0.0], vec![2.0]])).std, 0.0);
+    }
+
+    #[test]
+    fn one_head_takes_all_and_several_take_different_halves() {
+        assert_eq!(head_shares(1, 7, 3), [1.0]);
+        let all: Vec<Vec<f64>> = (0..400).map(|i| head_shares(3, 7, i)).collect();
+        for h in 0..3 {
+            let mean = all.iter().map(|s| s[h]).sum::<f64>() / 400.0;
+            assert!((mean - 1.0).abs() < 0.15, "head {h} takes {mean}");
+        }
+        assert!(all.iter().any(|s| s[0] != s[1]) && all.iter().any(|s| s[1] != s[2]));
+    }
+}

@@ -1,0 +1,101 @@
+//! The held-out signal beside the reward that is trained on: another reward, or judgments that no model
+//! learned from.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use candle_core::Device;
+
+use super::rewards::{Item, Reward, Sources};
+use crate::data::read_comparisons;
+use crate::model::Decoder;
+use crate::prompt::Texts;
+use crate::train::Reporter;
+use crate::train::args::RlCommon;
+use crate::train::dpo::sequence_sums_of;
+use crate::train::ranked::{RankedSequences, encode};
+
+pub struct Gold {
+    reward: Option<Reward>,
+    judgments: Option<Judgments>,
+}
+
+/// Rankings with the start policy's log-prob of each completion.
+struct Judgments {
+    sets: Vec<RankedSequences>,
+    reference: Vec<f32>,
+    max_tokens: usize,
+}
+
+impl Gold {
+    /// `None` when the arguments name no held-out signal.
+    pub fn open(
+        args: &RlCommon,
+        texts: &Texts,
+        reference: &Decoder,
+        max_length: usize,
+        device: &Device,
+        reporter: &dyn Reporter,
+    ) -> Result<Option<Self>> {
+        let sources =
+            Sources { model: args.gold_reward_model.as_deref(), rule: args.gold_reward.as_ref(), field: "gold_reward" };
+        let reward = match sources.model.is_some() || sources.rule.is_some() {
+            true => Some(Reward::open(&sources, &args.common, device, reporter.remote())?.0),
+            false => None,
+        };
+        let judgments = match &args.gold_comparisons {
+            None => None,
+            Some(path) => {
+                let mut sets = Vec::new();
+                for comparison in read_comparisons(Path::new(path)).context("gold_comparisons")? {
+                    sets.push(encode(&comparison, texts, max_length)?);
+                }
+                sets.retain(|set| set.tiers.iter().any(|tier| *tier != set.tiers[0]));
+                if sets.is_empty() {
+                    bail!(
+                        "gold_comparisons: all completions of all sets tie: there is nothing to hold against the policy"
+                    );
+                }
+                let reference = sequence_sums_of(reference, &sets, args.common.micro_batch_tokens)?;
+                Some(Judgments { sets, reference, max_tokens: args.common.micro_batch_tokens })
+            }
+        };
+        Ok((reward.is_some() || judgments.is_some()).then_some(Self { reward, judgments }))
+    }
+
+    /// Whether its reward compares with the prompts' answers.
+    pub fn needs_answers(&self) -> bool {
+        self.reward.as_ref().is_some_and(Reward::needs_answers)
+    }
+
+    /// Samples of the signal: the held-out reward of each response, or for each held-out judgment the share
+    /// of its pairs that the policy orders as people did (by how far it raised each log-prob above the start
+    /// policy's).
+    pub fn measure(&self, policy: &Decoder, items: &[Item<'_>]) -> Result<Vec<f64>> {
+        if let Some(reward) = &self.reward {
+            return reward.score(items);
+        }
+        let Some(judgments) = &self.judgments else { return Ok(Vec::new()) };
+        let now = sequence_sums_of(policy, &judgments.sets, judgments.max_tokens)?;
+        let raised: Vec<f32> = now.iter().zip(&judgments.reference).map(|(now, then)| now - then).collect();
+        let mut first = 0;
+        let shares = judgments.sets.iter().map(|set| {
+            let pairs = set.pairs(first, 0.0);
+            first += set.sequences.len();
+            let right = pairs.iter().map(|p| order(raised[p.winner as usize], raised[p.loser as usize]));
+            right.sum::<f64>() / pairs.len() as f64
+        });
+        Ok(shares.collect())
+    }
+}
+
+/// 1 for the preferred one ahead, ½ for level.
+fn order(winner: f32, loser: f32) -> f64 {
+    if winner > loser {
+        1.0
+    } else if winner == loser {
+        0.5
+    } else {
+        0.0
+    }
+}

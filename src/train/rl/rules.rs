@@ -1,0 +1,230 @@
+//! Rewards without a reward model: patterns, words, lengths, right answers, another service, and sums.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use regex::Regex;
+
+use super::rewards::Item;
+use crate::train::args::{LengthUnit, RewardSpec};
+use crate::train::remote::{RemoteItem, RemoteReward};
+
+/// A `RewardSpec` made ready.
+pub enum Rule {
+    Regex { pattern: Regex, score: f64, otherwise: f64 },
+    Contains { texts: Vec<String>, score: f64, otherwise: f64 },
+    Exact { text: String, score: f64, otherwise: f64 },
+    WordShare { words: BTreeSet<String> },
+    Length { target: f64, unit: LengthUnit },
+    FinalAnswer { pattern: Option<Regex>, score: f64, otherwise: f64 },
+    Http { remote: Arc<dyn RemoteReward>, url: String, timeout: Duration, batch: usize },
+    Sum(Vec<(f64, Rule)>),
+}
+
+impl Rule {
+    /// # Errors
+    /// A bad pattern, or a service that may not be asked.
+    pub fn new(spec: &RewardSpec, remote: Option<&Arc<dyn RemoteReward>>) -> Result<Self> {
+        Ok(match spec.clone() {
+            RewardSpec::Regex { pattern, score, otherwise } => {
+                Self::Regex { pattern: Regex::new(&pattern).context("pattern")?, score, otherwise }
+            }
+            RewardSpec::Contains { texts, score, otherwise } => Self::Contains { texts, score, otherwise },
+            RewardSpec::Exact { text, score, otherwise } => Self::Exact { text, score, otherwise },
+            RewardSpec::WordShare { words } => Self::WordShare { words: words.into_iter().collect() },
+            RewardSpec::Length { target, unit } => Self::Length { target: target as f64, unit },
+            RewardSpec::FinalAnswer { pattern, score, otherwise } => {
+                let pattern = pattern.map(|p| Regex::new(&p).context("pattern")).transpose()?;
+                Self::FinalAnswer { pattern, score, otherwise }
+            }
+            RewardSpec::Http { url, timeout_seconds, batch } => {
+                let Some(remote) = remote else {
+                    bail!("{url}: no reward service may be asked here; an administrator allows hosts by name");
+                };
+                remote.allows(&url)?;
+                Self::Http { remote: remote.clone(), url, timeout: Duration::from_secs(timeout_seconds), batch }
+            }
+            RewardSpec::Sum { terms } => {
+                let terms = terms.iter().map(|term| Ok((term.weight, Self::new(&term.reward, remote)?)));
+                Self::Sum(terms.collect::<Result<_>>()?)
+            }
+        })
+    }
+
+    /// Whether some part of it compares with the prompt's answer.
+    pub fn needs_answers(&self) -> bool {
+        match self {
+            Self::FinalAnswer { .. } => true,
+            Self::Sum(terms) => terms.iter().any(|(_, rule)| rule.needs_answers()),
+            _ => false,
+        }
+    }
+
+    pub fn scores(&self, items: &[Item<'_>]) -> Result<Vec<f64>> {
+        match self {
+            Self::Http { remote, url, timeout, batch } => {
+                let mut scores = Vec::with_capacity(items.len());
+                for part in items.chunks(*batch) {
+                    let asked: Vec<RemoteItem<'_>> = part
+                        .iter()
+                        .map(|i| RemoteItem { prompt: i.prompt, completion: i.text, answer: i.answer })
+                        .collect();
+                    let got = remote.scores(url, *timeout, &asked)?;
+                    if got.len() != part.len() {
+                        bail!("{url} gave {} scores for {} completions", got.len(), part.len());
+                    }
+                    scores.extend(got);
+                }
+                Ok(scores)
+            }
+            Self::Sum(terms) => {
+                let mut sums = vec![0.0; items.len()];
+                for (weight, rule) in terms {
+                    sums.iter_mut().zip(rule.scores(items)?).for_each(|(sum, score)| *sum += weight * score);
+                }
+                Ok(sums)
+            }
+            _ => items.iter().map(|item| self.of_text(item)).collect(),
+        }
+    }
+
+    /// The score of one completion by the rules that need no other.
+    fn of_text(&self, item: &Item<'_>) -> Result<f64> {
+        let text = item.text;
+        let choose = |holds, score: &f64, otherwise: &f64| if holds { *score } else { *otherwise };
+        Ok(match self {
+            Self::Regex { pattern, score, otherwise } => choose(pattern.is_match(text), score, otherwise),
+            Self::Contains { texts, score, otherwise } => {
+                choose(texts.iter().any(|t| text.contains(t.as_str())), score, otherwise)
+            }
+            Self::Exact { text: wanted, score, otherwise } => choose(text.trim() == wanted.trim(), score, otherwise),
+            Self::WordShare { words } => {
+                let (mut all, mut hits) = (0.0, 0.0);
+                for word in text.split_whitespace() {
+                    all += 1.0;
+                    hits += f64::from(words.contains(word));
+                }
+                if all == 0.0 { 0.0 } else { hits / all }
+            }
+            Self::Length { target, unit } => {
+                let length = match unit {
+                    LengthUnit::Characters => text.chars().count(),
+                    LengthUnit::Words => text.split_whitespace().count(),
+                };
+                -((length as f64 - target).abs() / target).min(1.0)
+            }
+            Self::FinalAnswer { pattern, score, otherwise } => {
+                let wanted = item.answer.context("a prompt has no `answer` to compare with")?;
+                // A worked solution as the answer: its own final answer is what counts.
+                let wanted = extract(pattern.as_ref(), wanted).unwrap_or(wanted);
+                let found = extract(pattern.as_ref(), text);
+                choose(found.is_some_and(|found| same_answer(found, wanted)), score, otherwise)
+            }
+            Self::Http { .. } | Self::Sum(_) => bail!("this reward scores whole batches"),
+        })
+    }
+}
+
+/// The last match of the pattern, its first group if it has one. Without a pattern: what follows the last
+/// `####` on its line, else the last number.
+fn extract<'t>(pattern: Option<&Regex>, text: &'t str) -> Option<&'t str> {
+    match pattern {
+        Some(pattern) => {
+            let found = pattern.captures_iter(text).last()?;
+            found.get(1).or_else(|| found.get(0)).map(|m| m.as_str())
+        }
+        None => match text.rsplit_once("####") {
+            Some((_, rest)) => rest.lines().next().map(str::trim).filter(|answer| !answer.is_empty()),
+            None => last_number(text),
+        },
+    }
+}
+
+/// The last run of digits with its sign, separators and decimals.
+fn last_number(text: &str) -> Option<&str> {
+    let end = text.rfind(|c: char| c.is_ascii_digit())? + 1;
+    let part = |c: char| c.is_ascii_digit() || c == ',' || c == '.';
+    let start = text[..end].rfind(|c| !part(c)).map_or(0, |i| i + text[i..].chars().next().map_or(1, char::len_utf8));
+    let start = if text[..start].ends_with('-') { start - 1 } else { start };
+    Some(text[start..end].trim_start_matches([',', '.']))
+}
+
+/// Equal as numbers where both are (`1,000` is `1000.0`), else as text without case, currency and final stop.
+fn same_answer(a: &str, b: &str) -> bool {
+    let clean = |s: &str| {
+        let s: String = s.trim().to_lowercase().chars().filter(|c| !matches!(c, ',' | '$' | '€' | '£' | '%')).collect();
+        s.trim_end_matches('.').trim().to_owned()
+    };
+    let (a, b) = (clean(a), clean(b));
+    match (a.parse::<f64>(), b.parse::<f64>()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::data::PromptInput;
+
+    fn rule(spec: Value) -> Rule {
+        Rule::new(&serde_json::from_value(spec).unwrap(), None).unwrap()
+    }
+
+    fn score_of(spec: Value, text: &str, answer: Option<&str>) -> f64 {
+        let prompt = PromptInput::Text("q".into());
+        rule(spec).scores(&[Item { prompt: &prompt, text, answer }]).unwrap()[0]
+    }
+
+    fn score(spec: Value, text: &str) -> f64 {
+        score_of(spec, text, None)
+    }
+
+    #[test]
+    fn rules_score_text() {
+        let digits = json!({"kind": "regex", "pattern": "^\\d+$", "otherwise": -1.0});
+        assert_eq!([score(digits.clone(), "42"), score(digits.clone(), "4 2")], [1.0, -1.0]);
+        assert_eq!(score(json!({"kind": "contains", "texts": ["a", "b"], "score": 3.0}), "xbx"), 3.0);
+        assert_eq!(score(json!({"kind": "exact", "text": "yes"}), " yes\n"), 1.0);
+        assert_eq!(score(json!({"kind": "word_share", "words": ["a"]}), "a b a a"), 0.75);
+        assert_eq!(score(json!({"kind": "word_share", "words": ["a"]}), ""), 0.0);
+        assert_eq!(score(json!({"kind": "length", "target": 4}), "a b c"), -0.25);
+        let sum = json!({"kind": "sum", "terms": [{"weight": 2.0, "reward": digits},
+            {"reward": {"kind": "length", "target": 1, "unit": "characters"}}]});
+        assert_eq!(score(sum, "7"), 2.0);
+    }
+
+    #[test]
+    fn final_answers_are_found_and_compared_as_numbers() {
+        let spec = json!({"kind": "final_answer", "otherwise": -0.5});
+        for (text, answer, right) in [
+            ("5 + 3 = 8, so\n#### 8", "#### 8", true),
+            ("first 8, then 12", "3 * 4 = 12\n#### 12", true),
+            ("it costs $1,250.00", "1250", true),
+            ("minus four is -4.", "-4", true),
+            ("10 apples", "#### 12", false),
+            ("no number here", "7", false),
+            ("é7", "7", true),
+            ("#### \n", "7", false),
+        ] {
+            let expected = if right { 1.0 } else { -0.5 };
+            assert_eq!(score_of(spec.clone(), text, Some(answer)), expected, "{text:?} against {answer:?}");
+        }
+        let boxed = json!({"kind": "final_answer", "pattern": "\\\\boxed\\{([^}]*)\\}"});
+        assert_eq!(score_of(boxed, "so \\boxed{Paris}", Some("paris.")), 1.0);
+        let error = rule(spec).scores(&[Item { prompt: &PromptInput::Text("q".into()), text: "1", answer: None }]);
+        assert!(error.unwrap_err().to_string().contains("answer"));
+    }
+
+    /// Nobody has allowed a service: the recipe does not get one by naming it.
+    #[test]
+    fn a_service_is_asked_only_where_a_client_was_handed_over() {
+        let spec = serde_json::from_value(json!({"kind": "http", "url": "http://127.0.0.1:1/score"})).unwrap();
+        let error = Rule::new(&spec, None).err().unwrap().to_string();
+        assert!(error.contains("administrator"), "{error}");
+    }
+}

@@ -1,0 +1,60 @@
+//! The names under which TRL's trainers log the same quantities, so that curves can be laid over each other.
+
+/// TRL's name for `metric` of `recipe`, where there is one and it differs from ours.
+pub fn alias(recipe: &str, metric: &str) -> Option<&'static str> {
+    let table: &[(&str, &str)] = match recipe {
+        "ppo" => PPO,
+        "reinforce" | "rloo" | "grpo" => ONLINE,
+        "reward" => REWARD,
+        "dpo" => DPO,
+        _ => SUPERVISED,
+    };
+    table.iter().find(|(ours, _)| *ours == metric).map(|(_, theirs)| *theirs)
+}
+
+/// PPOTrainer.
+const PPO: &[(&str, &str)] = &[
+    ("reward", "objective/scores"),
+    ("kl", "objective/kl"),
+    ("entropy", "objective/entropy"),
+    ("rlhf_reward", "objective/rlhf_reward"),
+    ("non_score_reward", "objective/non_score_reward"),
+    ("approx_kl", "policy/approxkl_avg"),
+    ("clip_fraction", "policy/clipfrac_avg"),
+    ("update_entropy", "policy/entropy_avg"),
+    ("policy_loss", "loss/policy_avg"),
+    ("value_loss", "loss/value_avg"),
+    ("value_clip_fraction", "val/clipfrac_avg"),
+    ("ratio", "val/ratio"),
+    ("eos_count", "val/num_eos_tokens"),
+    ("learning_rate", "lr"),
+    ("episodes", "episode"),
+];
+
+/// GRPOTrainer and RLOOTrainer. `reward`, `reward_std`, `kl` and `entropy` have the same name.
+const ONLINE: &[(&str, &str)] = &[
+    ("response_length", "completions/mean_length"),
+    ("no_eos_share", "completions/clipped_ratio"),
+    ("clip_fraction", "clip_ratio/region_mean"),
+    ("policy_loss", "loss"),
+];
+
+/// RewardTrainer.
+const REWARD: &[(&str, &str)] = &[
+    ("train_accuracy", "accuracy"),
+    ("heldout_accuracy", "eval_accuracy"),
+    ("heldout_margin", "eval_margin"),
+    ("heldout_loss", "eval_loss"),
+];
+
+/// DPOTrainer.
+const DPO: &[(&str, &str)] = &[
+    ("chosen_reward", "rewards/chosen"),
+    ("rejected_reward", "rewards/rejected"),
+    ("train_accuracy", "rewards/accuracies"),
+    ("margin", "rewards/margins"),
+    ("heldout_accuracy", "eval_rewards/accuracies"),
+    ("heldout_loss", "eval_loss"),
+];
+
+const SUPERVISED: &[(&str, &str)] = &[("heldout_loss", "eval_loss")];
