@@ -3,7 +3,10 @@
 
 pub mod admin;
 pub mod ask;
+pub mod attention;
 pub mod auth;
+pub mod choices;
+pub mod encoders;
 pub mod error;
 pub mod extract;
 pub mod feedback;

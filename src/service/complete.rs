@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::prompts::prompt_record;
 use super::{Result, ServiceError, Services, to_the_end};
-use crate::domain::{Completion, CompletionId, CompletionOrigin, Message, ModelKind, ModelVersionId};
+use crate::domain::{Completion, CompletionId, CompletionOrigin, Message, ModelKind, ModelState, ModelVersionId};
 use crate::engine::{
     EngineError, FinishReason, GenEvent, GenerateRequest, Generation, SamplingParams, ServedModel, TokenLogprob,
 };
@@ -22,6 +22,16 @@ pub struct Start {
     pub n: usize,
     pub params: SamplingParams,
     pub prompt_logprobs: Option<usize>,
+    pub adapter: Option<Adapter>,
+}
+
+/// A soft prompt that stands before the prompt, ready in the engine.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    pub id: ModelVersionId,
+    pub name: String,
+    /// Positions of the context that it takes.
+    pub tokens: usize,
 }
 
 /// One of the `n` texts as far as it is written.
@@ -49,6 +59,7 @@ pub struct Running {
     source: &'static str,
     request_id: String,
     params: SamplingParams,
+    adapter: Option<Adapter>,
     pub prompt_tokens: usize,
     /// Log-probs of the prompt, when asked for.
     pub prompt: Vec<TokenLogprob>,
@@ -102,13 +113,34 @@ pub async fn resolve_model(services: &Services, model: Option<&str>, may_load: b
     Err(EngineError::UnknownModel(name.to_owned()).into())
 }
 
+/// The soft prompt that a request names, made ready for `model`.
+///
+/// # Errors
+/// `NotFound` and `BadInput` at `prompt_adapter`: no such version, a version of another kind, another base.
+pub async fn resolve_adapter(services: &Services, name: Option<&str>, model: &ServedModel) -> Result<Option<Adapter>> {
+    const FIELD: &str = "prompt_adapter";
+    let Some(name) = name else { return Ok(None) };
+    let version = super::publish::find(services, name).await.map_err(|e| match e {
+        ServiceError::Store(e) => super::not_found_as(e, FIELD),
+        other => other,
+    })?;
+    if version.kind != ModelKind::PromptAdapter {
+        return Err(super::bad_input(FIELD, format!("{} is a {}, not a prompt adapter", version.name, version.kind)));
+    }
+    if version.state == ModelState::Retired {
+        return Err(super::bad_input(FIELD, format!("{} is retired", version.name)));
+    }
+    let tokens = services.engine()?.load_adapter(&version, model).await?;
+    Ok(Some(Adapter { id: version.id, name: version.name, tokens }))
+}
+
 /// Admits the request, or refuses it before any work is done.
 ///
 /// # Errors
 /// `Engine(BadRequest)` when prompt and `max_tokens` do not fit the context; what the engine refuses.
 pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
-    let Start { request_id, model, prompt_ids, messages, source, n, params, prompt_logprobs } = start;
-    let context = model.max_context;
+    let Start { request_id, model, prompt_ids, messages, source, n, params, prompt_logprobs, adapter } = start;
+    let context = model.max_context - adapter.as_ref().map_or(0, |a| a.tokens);
     let prompt_param = if source == "completions" { "prompt" } else { "messages" };
     if prompt_ids.is_empty() {
         return Err(too_long(prompt_param, "the prompt has no tokens".into()));
@@ -137,6 +169,8 @@ pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
         n,
         params: params.clone(),
         prompt_logprobs,
+        prompt_from: 0,
+        adapter: adapter.as_ref().map(|a| a.id.clone()),
     };
     let generation = services.engine()?.generate(request).await?;
     metrics::counter!("instructd_prompt_tokens_total").increment(prompt_tokens as u64);
@@ -150,6 +184,7 @@ pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
         source,
         request_id,
         params,
+        adapter,
         prompt_tokens,
         prompt: Vec::new(),
         samples,
@@ -255,7 +290,11 @@ impl Running {
     fn record(&self, keep: impl Fn(&Sample) -> bool) -> Option<(crate::domain::Prompt, Vec<Completion>)> {
         let now = self.services.now();
         let prompt = prompt_record(self.messages.clone(), self.source, now);
-        let sampling = serde_json::to_value(&self.params).unwrap_or_default();
+        let mut sampling = serde_json::to_value(&self.params).unwrap_or_default();
+        if let Some(adapter) = &self.adapter {
+            // Part of the policy that wrote the text.
+            sampling["prompt_adapter"] = serde_json::json!(adapter.id);
+        }
         let completions: Vec<Completion> = self
             .samples
             .iter()

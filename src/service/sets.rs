@@ -181,6 +181,7 @@ pub(super) async fn begin(
         n,
         params: SamplingParams { logprobs: Some(0), max_tokens: params.max_tokens.min(room), ..params },
         prompt_logprobs: None,
+        adapter: None,
     };
     complete::start(services, start).await
 }

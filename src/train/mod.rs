@@ -24,6 +24,8 @@ mod sft;
 pub mod step;
 pub mod trainable;
 
+pub use rl::score_texts;
+
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{Metric, Progress};

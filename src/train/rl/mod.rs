@@ -13,6 +13,8 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+pub use self::rewards::score_texts;
+
 use self::critic::Critic;
 use self::rewards::Reward;
 use self::rollout::{PromptIds, Rollout, Sampler};

@@ -64,6 +64,15 @@ impl Reward {
     }
 }
 
+/// Scores texts by a rule alone.
+///
+/// # Errors
+/// A pattern that does not compile.
+pub fn score_texts(spec: &RewardSpec, texts: &[&str]) -> Result<Vec<f64>> {
+    let rule = Rule::new(spec)?;
+    Ok(texts.iter().map(|text| rule.score(text)).collect())
+}
+
 /// A `RewardSpec` made ready.
 enum Rule {
     Regex { pattern: regex::Regex, score: f64, otherwise: f64 },

@@ -4,6 +4,7 @@ mod args;
 mod checkpoint;
 mod family;
 mod gradients;
+mod instructgpt;
 mod optim;
 mod parity;
 mod real;
