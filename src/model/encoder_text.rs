@@ -19,6 +19,9 @@ pub enum Pooling {
 /// Tokens of one forward pass.
 const BATCH_TOKENS: usize = 4096;
 
+/// Token ids, and the positions of the gaps among them.
+pub type GappedIds = (Vec<u32>, Vec<usize>);
+
 /// Frozen: forward passes only.
 pub struct TextEncoder {
     encoder: Encoder,
@@ -64,7 +67,7 @@ impl TextEncoder {
 
     /// Ids of a text with gaps between its pieces, and where the gaps are. Pieces never become special
     /// tokens. `None` without a tokenizer or a mask token.
-    pub fn with_gaps(&self, pieces: &[&str]) -> Option<std::result::Result<(Vec<u32>, Vec<usize>), TokenizerError>> {
+    pub fn with_gaps(&self, pieces: &[&str]) -> Option<std::result::Result<GappedIds, TokenizerError>> {
         let (tokenizer, mask) = (self.tokenizer.as_ref()?, self.mask_id?);
         let build = || {
             // What stands around any text: [CLS] and [SEP].
