@@ -15,6 +15,7 @@
 //!   `objective`, `generation` and `train`.
 
 pub mod app;
+pub mod backup;
 pub mod cli;
 pub mod cli_tokenizer;
 pub mod config;
@@ -25,6 +26,7 @@ pub mod http;
 pub mod service;
 pub mod store;
 
+pub mod artifacts;
 pub mod engine;
 pub mod generation;
 pub mod jobs;

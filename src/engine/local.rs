@@ -14,7 +14,9 @@ use tokio::sync::mpsc;
 use super::rewards::RewardModels;
 use super::scheduler::{Lane, Limits};
 use super::sequence::Shared;
-use super::{EngineError, EngineStats, GenerateRequest, Generation, Generator, SamplingParams, ServedModel};
+use super::{
+    EngineError, EngineStats, GenerateRequest, Generation, Generator, ModelFiles, SamplingParams, ServedModel,
+};
 use crate::domain::{Message, ModelVersion, ModelVersionId};
 use crate::generation::Warpers;
 use crate::model::{self, Decoder};
@@ -34,6 +36,8 @@ pub struct EngineOptions {
     pub prefill_tokens: usize,
     /// Cached tokens per version; 0 = what `max_running` full contexts need, at most 2 GiB.
     pub kv_tokens: usize,
+    /// Where versions come from that are not under `data_dir`.
+    pub files: Option<Arc<dyn ModelFiles>>,
     /// Versions kept in memory; the least recently activated ones beyond are unloaded when idle.
     pub max_loaded: usize,
 }
@@ -48,6 +52,7 @@ impl Default for EngineOptions {
             prefill_tokens: 512,
             kv_tokens: 0,
             max_loaded: 3,
+            files: None,
         }
     }
 }
@@ -140,7 +145,15 @@ impl LocalEngine {
             .name("engine".into())
             .spawn(move || engine_thread(&inbox, &thread_state, limits))
             .map_err(|e| EngineError::Failed(format!("the engine thread did not start: {e}")))?;
-        Ok(Arc::new(Self { rewards: RewardModels::new(options.data_dir.clone()), options, state, commands }))
+        Ok(Arc::new(Self { rewards: RewardModels::new(), options, state, commands }))
+    }
+
+    /// Where the files of a version are on this machine.
+    async fn path(&self, version: &ModelVersion) -> Result<PathBuf, EngineError> {
+        match &self.options.files {
+            Some(files) => files.path(version).await.map_err(EngineError::Failed),
+            None => Ok(self.options.data_dir.join(&version.artifact_uri)),
+        }
     }
 
     fn find(&self, version: Option<&ModelVersionId>) -> Result<Arc<LoadedModel>, EngineError> {
@@ -261,7 +274,7 @@ impl Generator for LocalEngine {
         if let Some(model) = read(&self.state.models).get(&version.id) {
             return Ok(model.served.clone());
         }
-        let (path, version) = (self.options.data_dir.join(&version.artifact_uri), version.clone());
+        let (path, version) = (self.path(version).await?, version.clone());
         let weights = self.options.weights;
         let model = tokio::task::spawn_blocking(move || load_model(&path, version, weights))
             .await
@@ -323,7 +336,8 @@ impl Generator for LocalEngine {
     }
 
     async fn rewards(&self, version: &ModelVersion, conversations: &[Vec<Message>]) -> Result<Vec<f64>, EngineError> {
-        self.rewards.score(version, conversations).await
+        let path = self.path(version).await?;
+        self.rewards.score(version, path, conversations).await
     }
 
     fn stats(&self) -> EngineStats {

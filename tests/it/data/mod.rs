@@ -2,11 +2,11 @@
 
 mod chat;
 pub mod corpora;
-mod damaged;
+pub mod damaged;
 mod fixtures;
 mod formats;
 mod prompts;
 mod pull;
 mod records;
 mod roundtrip;
-mod tokens;
+pub mod tokens;

@@ -24,6 +24,12 @@ pub async fn sqlite() -> Option<Fresh> {
 }
 
 pub async fn postgres() -> Option<Fresh> {
+    let url = postgres_without_schema().await?;
+    Some(Fresh { store: store::connect(&url).await.unwrap(), url, _dir: None })
+}
+
+/// The URL of a new, empty database.
+pub async fn postgres_without_schema() -> Option<String> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let Some(server) = tokio::task::spawn_blocking(server).await.unwrap() else {
         assert!(
@@ -42,8 +48,7 @@ pub async fn postgres() -> Option<Fresh> {
         .output()
         .unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let url = format!("postgres://postgres@localhost/{name}?host={dir}");
-    Some(Fresh { store: store::connect(&url).await.unwrap(), url, _dir: None })
+    Some(format!("postgres://postgres@localhost/{name}?host={dir}"))
 }
 
 struct Server {
