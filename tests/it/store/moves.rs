@@ -80,6 +80,7 @@ async fn full_world(store: &dyn Store) {
     store.put_api_key(key).await.unwrap();
     let data = DatasetVersion {
         id: DatasetId::new(),
+        name: Some("frozen".into()),
         filter: json!({"split": null}),
         as_of: 1,
         sha256: "ab".into(),
