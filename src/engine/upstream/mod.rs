@@ -21,7 +21,7 @@ use super::rewards::RewardModels;
 use super::{
     EngineError, EngineStats, FinishReason, GenEvent, GenerateRequest, Generation, Generator, ServedModel, TextPrompt,
 };
-use crate::domain::{Message, ModelVersion, ModelVersionId};
+use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore};
 
 /// Where and how to ask.
 #[derive(Clone, Debug)]
@@ -356,7 +356,11 @@ impl Generator for UpstreamEngine {
         no_ids("messages")
     }
 
-    async fn rewards(&self, version: &ModelVersion, conversations: &[Vec<Message>]) -> Result<Vec<f64>, EngineError> {
+    async fn reward_scores(
+        &self,
+        version: &ModelVersion,
+        conversations: &[Vec<Message>],
+    ) -> Result<Vec<RewardScore>, EngineError> {
         self.rewards.score(version, conversations).await
     }
 
