@@ -90,7 +90,7 @@ fn read_block(row: &[u8], kind: Q4Kind, b: usize) -> Block {
             let (scale, min) = six_bits(&bytes[4..16], j);
             let packed = &bytes[16 + j / 2 * BLOCK..][..BLOCK];
             for (q, byte) in q.iter_mut().zip(packed) {
-                *q = if j % 2 == 0 { byte & 15 } else { byte >> 4 };
+                *q = if j.is_multiple_of(2) { byte & 15 } else { byte >> 4 };
             }
             Block { q, scale: half_at(bytes, 0) * f32::from(scale), min: -half_at(bytes, 2) * f32::from(min) }
         }

@@ -194,7 +194,7 @@ pub(super) fn tokenizer(path: Option<&str>, plan: TokenizerPlan, files: &TextFil
     let config = std::fs::read(dir.join("tokenizer_config.json")).ok().and_then(|t| serde_json::from_slice(&t).ok());
     let probe = Tokenizer::from_json(&text, config, &[]).context("tokenizer")?;
     let eos: Vec<u32> = probe.named_token("eos_token").and_then(|name| probe.token_to_id(name)).into_iter().collect();
-    Ok(Tokenizer::from_json(&text, probe.config().cloned(), &eos).context("tokenizer")?)
+    Tokenizer::from_json(&text, probe.config().cloned(), &eos).context("tokenizer")
 }
 
 /// A new model: initial weights drawn from the seed.

@@ -114,26 +114,26 @@ mod tests {
         let (breaker, t0) = (Arc::new(Breaker::new(3, PAUSE)), Instant::now());
         let at = |s| t0 + Duration::from_secs(s);
         for _ in 0..2 {
-            breaker.admit(t0).ok().expect("closed").failed(t0);
+            breaker.admit(t0).expect("closed").failed(t0);
         }
-        breaker.admit(t0).ok().expect("closed").succeeded();
+        breaker.admit(t0).expect("closed").succeeded();
         for _ in 0..3 {
             assert_eq!(breaker.refuses_for(t0), None);
-            breaker.admit(t0).ok().expect("a success begins the count again").failed(t0);
+            breaker.admit(t0).expect("a success begins the count again").failed(t0);
         }
         assert_eq!(breaker.admit(at(4)).err(), Some(Duration::from_secs(6)));
         assert_eq!(breaker.refuses_for(at(4)), Some(Duration::from_secs(6)));
         assert_eq!(breaker.refuses_for(at(10)), None, "a probe may be sent: readiness must not wait for traffic");
-        let trial = breaker.admit(at(10)).ok().expect("the trial");
+        let trial = breaker.admit(at(10)).expect("the trial");
         assert!(breaker.admit(at(10)).is_err(), "one at a time");
         trial.failed(at(11));
         assert!(breaker.admit(at(20)).is_err());
-        let trial = breaker.admit(at(21)).ok().expect("the second trial");
+        let trial = breaker.admit(at(21)).expect("the second trial");
         trial.answered();
         assert!(breaker.admit(at(21)).is_ok(), "it answers: nobody waits for the trial's end");
         trial.succeeded();
         for _ in 0..2 {
-            breaker.admit(at(22)).ok().expect("closed again").failed(at(22));
+            breaker.admit(at(22)).expect("closed again").failed(at(22));
         }
         assert!(breaker.admit(at(22)).is_ok());
     }
@@ -141,9 +141,9 @@ mod tests {
     #[test]
     fn an_undecided_trial_blocks_nobody() {
         let (breaker, t0) = (Arc::new(Breaker::new(1, PAUSE)), Instant::now());
-        breaker.admit(t0).ok().expect("closed").failed(t0);
-        drop(breaker.admit(t0 + PAUSE).ok().expect("the trial"));
-        let again = breaker.admit(t0 + PAUSE).ok().expect("the next one tries");
+        breaker.admit(t0).expect("closed").failed(t0);
+        drop(breaker.admit(t0 + PAUSE).expect("the trial"));
+        let again = breaker.admit(t0 + PAUSE).expect("the next one tries");
         again.failed(t0 + PAUSE);
         assert!(breaker.admit(t0 + PAUSE).is_err());
     }

@@ -93,7 +93,7 @@ mod tests {
     fn the_slope_is_the_log_odds() {
         // One doubling each; the longer wins 3 of 4: β = ln 3.
         let preference = |i: usize| {
-            let (preferred, other) = if i % 4 == 0 { (9.0, 19.0) } else { (19.0, 9.0) };
+            let (preferred, other) = if i.is_multiple_of(4) { (9.0, 19.0) } else { (19.0, 9.0) };
             Preference { preferred, other, weight: 1.0, cluster: i }
         };
         let all: Vec<_> = (0..2000).map(preference).collect();
