@@ -295,7 +295,7 @@ fn a_reward_model_is_used_with_the_end_token_it_was_trained_with() {
         let (ids, _) = texts.conversation(&prompt, sample["completion"].as_str().unwrap(), 64).unwrap();
         assert_eq!(ids.last(), Some(&2), "the end token is scored");
         let (with_end, without) = (
-            model.score(&[ids.clone()], 99).unwrap()[0],
+            model.score(std::slice::from_ref(&ids), 99).unwrap()[0],
             model.score(&[ids[..ids.len() - 1].to_vec()], 99).unwrap()[0],
         );
         let scored = sample["score"].as_f64().unwrap();
