@@ -9,6 +9,7 @@ mod hostile;
 mod input;
 mod labeling;
 mod limits;
+mod live;
 mod logs;
 mod parameters;
 mod publishing;

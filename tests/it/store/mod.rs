@@ -7,4 +7,5 @@ pub mod fixture;
 mod judging;
 mod postgres;
 mod queue;
+mod settings;
 mod sqlite;
