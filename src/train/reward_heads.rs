@@ -75,7 +75,7 @@ impl Scorer<'_> {
         let leaf = Var::from_tensor(&Tensor::from_vec(all, (ids.len(), heads), self.head.device())?)?;
         let (loss, stats) = self.loss(leaf.as_tensor(), group, margin, total_sets)?;
         let slopes = loss.backward()?;
-        let slopes = slopes.get(&leaf).context("the ranking loss has no gradient")?.detach();
+        let slopes = slopes.get(&leaf).context("the ranking loss has no gradient")?.contiguous()?.detach();
         for part in &parts {
             let rows: Vec<u32> = part.iter().map(|&i| i as u32).collect();
             let weights = slopes.index_select(&Tensor::new(rows, slopes.device())?, 0)?;
@@ -97,7 +97,7 @@ impl Scorer<'_> {
                 pairs.extend(of_set.filter(|_| share > 0.0).map(|p| reward::Pair { weight: p.weight * share, ..p }));
                 first += item.set.sequences.len();
             }
-            let column = scores.narrow(1, h, 1)?.squeeze(1)?;
+            let column = scores.narrow(1, h, 1)?.squeeze(1)?.contiguous()?;
             let (loss, part) = reward::loss(&column, &pairs, total_sets * heads as f64)?;
             stats.merge(&part);
             total = Some(match total {
