@@ -134,11 +134,10 @@ fn trained(plan: Plan, texts: &[String]) -> Tokenizer {
 
 #[test]
 fn byte_level_bpe_round_trips_everything_and_is_deterministic() {
-    let plan = Plan { vocab_size: 400, chat: true, ..Plan::default() };
+    let plan = Plan { vocab_size: 380, chat: true, ..Plan::default() };
     let mut texts = sentences(200);
     let tokenizer = trained(plan, &texts);
-    // Asks for 400; a small corpus may have fewer pairs to merge.
-    assert!((300..=400).contains(&tokenizer.vocab_size()));
+    assert_eq!(tokenizer.vocab_size(), 380);
     assert_eq!(["<|endoftext|>", "<|im_start|>", "<|im_end|>"].map(|t| tokenizer.token_to_id(t)), [0, 1, 2].map(Some));
     for text in
         ["a robot must obey", "这个项链太好看了 😀", "  two  spaces\n\ttab", "naïve café — 「引号」", "\u{0}\u{7f}"]

@@ -67,9 +67,11 @@ fn scored(world: &World, dir: &str, file: &str) -> Vec<instructd::domain::Reward
 #[test]
 fn an_ensemble_learns_and_its_spread_falls_with_what_it_has_seen() {
     let world = World::new();
+    let args = reward(&world, "rm");
+    // Written last: the recipe's usual arguments write a smaller file of the same name.
     let comparisons = world.comparisons(400);
     let args = with(
-        &reward(&world, "rm"),
+        &args,
         json!({"comparisons": comparisons, "heads": 4, "epochs": 2, "learning_rate": 3e-3, "heldout_fraction": 0.2}),
     );
     let (recorder, metrics) = train("reward", &args);
