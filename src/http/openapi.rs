@@ -31,8 +31,11 @@ fn document(table: &[Route]) -> Value {
         if let Some(body) = &route.body {
             operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": body}}});
         } else if route.path == "/admin/import" {
-            operation["requestBody"] =
-                json!({"required": true, "content": {"application/x-ndjson": {"schema": {"type": "string"}}}});
+            // Lines of JSON, or a Parquet file.
+            operation["requestBody"] = json!({"required": true, "content": {
+                "application/x-ndjson": {"schema": {"type": "string"}},
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            }});
         }
         operation["security"] = match route.access {
             Access::Public => json!([]),
