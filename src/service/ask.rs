@@ -9,7 +9,7 @@ use super::random::shown_order;
 use super::sets::{self, CompletionRef};
 use super::{Result, ServiceError, Services, bad_input};
 use crate::domain::Prompt;
-use crate::engine::{EngineError, GenEvent, SamplingParams};
+use crate::engine::{GenEvent, SamplingParams};
 use crate::service::people::Actor;
 
 /// Answers being written. Dropped early, they stop and no set is made.
@@ -106,7 +106,7 @@ impl Asked {
     /// Stores the finished answers as a set and leases it to the person, in the order they saw.
     ///
     /// # Errors
-    /// `Engine(Failed)` when fewer than two answers have text.
+    /// `Conflict` when fewer than two answers have text.
     pub async fn settle(mut self, services: &Arc<Services>, actor: &Actor) -> Result<Turn> {
         let mut texts = Vec::new();
         for run in &mut self.runs {
@@ -114,7 +114,7 @@ impl Asked {
             texts.extend(run.samples.iter().filter(|s| !s.text.trim().is_empty()).map(|s| s.id.clone()));
         }
         if texts.len() < 2 {
-            return Err(EngineError::Failed("fewer than two answers have text".into()).into());
+            return Err(sets::too_few_answers());
         }
         let policy = if self.runs.len() > 1 { "versions" } else { "ask" };
         let completions = texts.into_iter().map(CompletionRef::Known).collect();

@@ -7,9 +7,9 @@ use sha2::{Digest, Sha256};
 use super::complete::{self, PromptInput, Running, Start};
 use super::label::{Word, human_completion, judge};
 use super::prompts::{check_messages, prompt_record};
-use super::{Result, Services, bad_input, not_found_as, to_the_end};
+use super::{Result, ServiceError, Services, bad_input, not_found_as, to_the_end};
 use crate::domain::*;
-use crate::engine::{EngineError, SamplingParams, ServedModel};
+use crate::engine::{SamplingParams, ServedModel};
 use crate::service::people::Actor;
 use crate::store::Submitted;
 
@@ -126,10 +126,15 @@ async fn make(
     Ok(set)
 }
 
+/// A set needs two answers with text; another draw may well have them.
+pub fn too_few_answers() -> ServiceError {
+    ServiceError::Conflict("the model wrote fewer than two answers with text; try again".into())
+}
+
 /// Draws `n` completions of the prompt from the active policy and makes them an open set.
 ///
 /// # Errors
-/// What the engine refuses; `Engine(Failed)` when fewer than two completions have text.
+/// What the engine refuses; `Conflict` when fewer than two completions have text.
 pub async fn sample(
     services: &Arc<Services>,
     prompt: &Prompt,
@@ -142,11 +147,13 @@ pub async fn sample(
         return Err(bad_input("n", "must be 2 to 9"));
     }
     let model = complete::resolve_model(services, None, false).await?;
+    // An answer of the end token alone could not be ranked.
+    let params = SamplingParams { min_tokens: params.min_tokens.max(1), ..params };
     let mut running = begin(services, model, prompt, n, params, request_id).await?;
     running.finish().await?;
     let texts: Vec<_> = running.samples.iter().filter(|s| !s.text.trim().is_empty()).map(|s| s.id.clone()).collect();
     if texts.len() < 2 {
-        return Err(EngineError::Failed("the policy wrote fewer than two non-empty completions".into()).into());
+        return Err(too_few_answers());
     }
     running.store_always(|_| true).await?;
     let completions = texts.into_iter().map(CompletionRef::Known).collect();

@@ -56,6 +56,7 @@ def main():
                    "memory_before_mib": before // 1024, "memory_after_mib": server.memory_kib() // 1024}
         print(json.dumps(figures))
         if done.returncode != 0:
+            print("\n".join(line for line in server.log().splitlines() if "ERROR" in line)[-4000:])
             sys.exit("schemathesis found something")
 
 
