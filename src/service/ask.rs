@@ -45,8 +45,6 @@ pub async fn begin(
     if !(2..=9).contains(&answers) {
         return Err(bad_input(if models.is_empty() { "n" } else { "models" }, "a set has 2 to 9 answers"));
     }
-    // An answer that ends before it begins cannot be ranked.
-    let params = SamplingParams { min_tokens: params.min_tokens.max(1), ..params };
     let mut runs = Vec::new();
     if models.is_empty() {
         let model = complete::resolve_model(services, None, false).await?;

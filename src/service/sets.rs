@@ -147,8 +147,6 @@ pub async fn sample(
         return Err(bad_input("n", "must be 2 to 9"));
     }
     let model = complete::resolve_model(services, None, false).await?;
-    // An answer of the end token alone could not be ranked.
-    let params = SamplingParams { min_tokens: params.min_tokens.max(1), ..params };
     let mut running = begin(services, model, prompt, n, params, request_id).await?;
     running.finish().await?;
     let texts: Vec<_> = running.samples.iter().filter(|s| !s.text.trim().is_empty()).map(|s| s.id.clone()).collect();
@@ -177,7 +175,9 @@ pub(super) async fn begin(
         }
         messages => PromptInput::chat(engine.as_ref(), &model, messages, true).await?,
     };
-    let params = SamplingParams { max_tokens: params.max_tokens.min(input.room(&model)), ..params };
+    // An answer of the end token alone could not be ranked. Upstream servers do not know the parameter.
+    let least = if model.version.stage == STAGE_UPSTREAM { params.min_tokens } else { params.min_tokens.max(1) };
+    let params = SamplingParams { max_tokens: params.max_tokens.min(input.room(&model)), min_tokens: least, ..params };
     let start = Start {
         request_id,
         model,
