@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{Config, LogConfig};
 use crate::data::Format;
 use crate::domain::{Metric, Progress, Split};
+use crate::instructgpt::{Ended, InstructGptArgs};
 use crate::jobs::remote::HttpRewards;
 use crate::model::FileType;
 use crate::train::remote::RemoteReward;
@@ -74,6 +75,21 @@ pub fn train(recipe: &str, args: &Path, reward_hosts: &[String]) -> Result<()> {
             "stopped; {}",
             checkpoint.map_or_else(|| "no checkpoint was written".to_owned(), |c| format!("checkpoint: {c}"))
         ),
+    }
+}
+
+/// The whole InstructGPT pipeline; ctrl-c stops at the next step, a further run goes on there.
+pub fn instructgpt(args: &Path) -> Result<()> {
+    start_log(&LogConfig::default());
+    let text = std::fs::read_to_string(args).with_context(|| format!("reading {}", args.display()))?;
+    let mut json = serde_json::Deserializer::from_str(&text);
+    let args: InstructGptArgs = serde_path_to_error::deserialize(&mut json).context("the pipeline's arguments")?;
+    match crate::instructgpt::run(&args, &mut Foreground::new(&[])?)? {
+        Ended::Done { report } => {
+            println!("{}", report.display());
+            Ok(())
+        }
+        Ended::Stopped { step } => bail!("stopped in step {step}; the same command goes on from there"),
     }
 }
 
@@ -158,6 +174,10 @@ pub fn export_model(config: &Config, model: &str, out: &Path, half: bool) -> Res
 pub fn eval(args: &Path) -> Result<()> {
     let text = std::fs::read_to_string(args).with_context(|| format!("reading {}", args.display()))?;
     let args = serde_json::from_str(&text).context("the evaluation's arguments")?;
-    println!("{}", serde_json::to_string_pretty(&crate::eval::run::run(&args)?)?);
+    let result = crate::eval::run::run(&args)?;
+    if let crate::eval::run::EvalResult::Choice(table) = &result {
+        eprint!("{}", table.markdown);
+    }
+    println!("{}", serde_json::to_string_pretty(&result)?);
     Ok(())
 }

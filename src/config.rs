@@ -30,6 +30,9 @@ pub struct Config {
     /// Name of a known or pullable model, a Hugging Face directory, or a .gguf file.
     #[serde(deserialize_with = "text")]
     pub model: String,
+    /// The same for the encoder that answers embeddings and fill-mask; `None` = none.
+    #[serde(deserialize_with = "optional_text")]
+    pub encoder: Option<String>,
     /// How the weights are held for serving: `f32`, or a quantised kind.
     #[serde(deserialize_with = "text")]
     pub weights: String,
@@ -176,6 +179,7 @@ impl Default for Config {
             data_dir: PathBuf::from("data"),
             database_url: None,
             model: "smollm2-135m-instruct".to_owned(),
+            encoder: None,
             weights: "f32".to_owned(),
             admin_key: None,
             require_inference_key: false,
@@ -282,6 +286,8 @@ pub struct ConfigError {
 pub struct Overrides {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoder: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -455,8 +461,8 @@ impl From<Scalar> for String {
 
 /// Whether an environment variable's name (without prefix) begins with the name of a setting or section.
 fn names_setting(key: &str) -> bool {
-    const TOP: [&str; 7] =
-        ["listen", "data_dir", "database_url", "model", "weights", "admin_key", "require_inference_key"];
+    const TOP: [&str; 8] =
+        ["listen", "data_dir", "database_url", "model", "encoder", "weights", "admin_key", "require_inference_key"];
     const SECTIONS: &[&str] =
         &["server", "limits", "rates", "engine", "upstream", "labeling", "sessions", "jobs", "log"];
     let key = key.to_ascii_lowercase();
@@ -509,7 +515,12 @@ mod tests {
     /// A setting that the list of names forgets could not be set by environment.
     #[test]
     fn every_setting_can_come_from_the_environment() {
-        let everything = Config { admin_key: Some("k".into()), database_url: Some("d".into()), ..Config::default() };
+        let everything = Config {
+            admin_key: Some("k".into()),
+            database_url: Some("d".into()),
+            encoder: Some("e".into()),
+            ..Config::default()
+        };
         let serde_json::Value::Object(keys) = serde_json::to_value(everything).expect("json") else { panic!() };
         for (key, value) in keys {
             let name = if value.is_object() { format!("{key}__x") } else { key };

@@ -16,9 +16,11 @@
 
 pub mod app;
 pub mod cli;
+pub mod cli_family;
 pub mod cli_tokenizer;
 pub mod config;
 pub mod domain;
+pub mod instructgpt;
 pub mod models_cli;
 
 pub mod http;

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use instructd::config::{Config, Overrides};
-use instructd::{app, cli, cli_tokenizer};
+use instructd::model::plan::PlanArgs;
+use instructd::{app, cli, cli_family, cli_tokenizer};
 
 /// Closes the InstructGPT loop: serve, rank, train a reward model, PPO, serve the better model.
 #[derive(Parser)]
@@ -45,11 +46,42 @@ enum Command {
         #[arg(long = "reward-host")]
         reward_hosts: Vec<String>,
     },
+    /// Demonstrations → SFT → comparisons → reward model → PPO → report; run again to go on.
+    Instructgpt {
+        /// JSON file with the pipeline's arguments.
+        #[arg(long)]
+        args: PathBuf,
+    },
     /// Evaluate a model on a file.
     Eval {
         /// JSON file with the evaluation's arguments.
         #[arg(long)]
         args: PathBuf,
+    },
+    /// What a model needs: parameters, memory, speed bounds, devices. Without a name: the presets.
+    Plan {
+        /// A preset, a model directory or a .gguf file.
+        model: Option<String>,
+        #[command(flatten)]
+        machine: Machine,
+        /// JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show which tokens of a text a model attends to; several models one below the other.
+    Attention {
+        text: String,
+        /// A pulled name, a directory or a .gguf file; decoder or encoder. Default: the configured model.
+        #[arg(long)]
+        model: Vec<String>,
+        /// From 0; the mean of all when absent.
+        #[arg(long)]
+        layer: Option<usize>,
+        /// From 0; the mean of all when absent.
+        #[arg(long)]
+        head: Option<usize>,
+        #[command(flatten)]
+        settings: Settings,
     },
     /// Write stored judgments or demonstrations as JSON lines.
     Export {
@@ -94,6 +126,46 @@ enum Models {
 }
 
 #[derive(Args)]
+struct Machine {
+    /// Memory bandwidth of one device, GB/s.
+    #[arg(long)]
+    bandwidth_gb_s: Option<f64>,
+    /// Matrix arithmetic of one device, TFLOP/s.
+    #[arg(long)]
+    tflops: Option<f64>,
+    /// Memory of one device, GiB.
+    #[arg(long)]
+    memory_gib: Option<f64>,
+    /// Share of the memory to plan with.
+    #[arg(long)]
+    usable: Option<f64>,
+    /// Tokens of a sequence; default: the model's context.
+    #[arg(long)]
+    context: Option<usize>,
+    /// Sequences together.
+    #[arg(long)]
+    batch: Option<usize>,
+    #[arg(long)]
+    lora_rank: Option<usize>,
+}
+
+impl Machine {
+    /// What was given over the default, one H100.
+    fn args(self) -> PlanArgs {
+        let d = PlanArgs::default();
+        PlanArgs {
+            bandwidth_gb_s: self.bandwidth_gb_s.unwrap_or(d.bandwidth_gb_s),
+            tflops: self.tflops.unwrap_or(d.tflops),
+            memory_gib: self.memory_gib.unwrap_or(d.memory_gib),
+            usable: self.usable.unwrap_or(d.usable),
+            context: self.context.unwrap_or(d.context),
+            batch: self.batch.unwrap_or(d.batch),
+            lora_rank: self.lora_rank.unwrap_or(d.lora_rank),
+        }
+    }
+}
+
+#[derive(Args)]
 struct Settings {
     #[arg(long, env = "INSTRUCTD_CONFIG")]
     config: Option<PathBuf>,
@@ -110,6 +182,9 @@ struct Serve {
     /// A name, a Hugging Face directory or a .gguf file.
     #[arg(long)]
     model: Option<String>,
+    /// A BERT directory for embeddings and fill-mask.
+    #[arg(long)]
+    encoder: Option<String>,
     /// How weights are held: f32, …
     #[arg(long)]
     weights: Option<String>,
@@ -127,8 +202,8 @@ impl Settings {
 
 impl Serve {
     fn load(self) -> anyhow::Result<Config> {
-        let Self { settings: Settings { config, data_dir, database_url }, model, weights, listen } = self;
-        load(config, Overrides { model, weights, data_dir, database_url, listen })
+        let Self { settings: Settings { config, data_dir, database_url }, model, encoder, weights, listen } = self;
+        load(config, Overrides { model, encoder, weights, data_dir, database_url, listen })
     }
 }
 
@@ -172,7 +247,13 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Tokenizer(args) => cli_tokenizer::run(&args)?,
         Command::Train { recipe, args, reward_hosts } => cli::train(&recipe, &args, &reward_hosts)?,
+        Command::Instructgpt { args } => cli::instructgpt(&args)?,
         Command::Eval { args } => cli::eval(&args)?,
+        Command::Plan { model, machine, json } => cli_family::print_plan(model.as_deref(), &machine.args(), json)?,
+        Command::Attention { text, model, layer, head, settings } => {
+            let args = cli_family::AttentionArgs { models: model, text, layer, head };
+            cli_family::print_attention(&settings.load()?, &args)?;
+        }
         Command::Export { format, split, out, settings } => {
             cli::block_on(cli::export(settings.load()?, format, split, out))?;
         }

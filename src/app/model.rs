@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
 use crate::engine::{EngineOptions, Generator, LocalEngine};
-use crate::model::{builtin, pull};
+use crate::model::{Arch, builtin, pull};
 use crate::ops::linear::WeightFormat;
 use crate::service::Services;
 use crate::store::Store;
@@ -26,14 +26,34 @@ pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
     }
     let (model, data_dir) = (config.model.clone(), config.data_dir.clone());
     let Located { path, name } = tokio::task::spawn_blocking(move || locate(&model, &data_dir)).await??;
-    let configured = register(services, &path, &name).await?;
+    let configured = register(services, &path, &name, ModelKind::Policy).await?;
     let version = choose(services.store.as_ref(), configured).await?;
     let engine = engine(services)?;
     engine.load(&version).await.with_context(|| format!("loading {}", version.name))?;
     engine.activate(&version.id).await?;
     services.store.activate_model(&version.id, services.now()).await?;
+    if let Some(encoder) = &config.encoder {
+        register_encoder(services, encoder).await.with_context(|| format!("the encoder {encoder}"))?;
+    }
     tracing::info!(model.name = %version.name, model.weights = %config.weights, "serving");
     Ok(engine)
+}
+
+/// Makes the configured encoder the active one. Its weights are read at the first request.
+async fn register_encoder(services: &Arc<Services>, encoder: &str) -> Result<()> {
+    let (name, data_dir) = (encoder.to_owned(), services.config.data_dir.clone());
+    let found = tokio::task::spawn_blocking(move || {
+        let located = locate(&name, &data_dir)?;
+        let arch = crate::model::describe(&located.path)?.config.arch;
+        anyhow::Ok((located, arch))
+    });
+    let (Located { path, name }, arch) = found.await??;
+    if arch != Arch::Bert {
+        bail!("{} is a decoder, not an encoder", path.display());
+    }
+    let version = register(services, &path, &name, ModelKind::Encoder).await?;
+    services.store.activate_model(&version.id, services.now()).await?;
+    Ok(())
 }
 
 fn engine(services: &Services) -> Result<Arc<dyn Generator>> {
@@ -93,7 +113,7 @@ struct Located {
 }
 
 /// The version record of the model at `path`: the known one when name and weights are the same.
-pub async fn register(services: &Services, path: &Path, name: &str) -> Result<ModelVersion> {
+pub async fn register(services: &Services, path: &Path, name: &str, kind: ModelKind) -> Result<ModelVersion> {
     let path = std::fs::canonicalize(path).with_context(|| format!("no model at {}", path.display()))?;
     let sha256 = {
         let path = path.clone();
@@ -106,25 +126,28 @@ pub async fn register(services: &Services, path: &Path, name: &str) -> Result<Mo
         name.truncate(64 - suffix.len());
         let candidate = format!("{name}{suffix}");
         match store.find_model(&candidate).await? {
-            Some(known) if known.sha256 == sha256 && known.artifact_uri == uri => return Ok(known),
+            Some(known) if known.sha256 == sha256 && known.artifact_uri == uri && known.kind == kind => {
+                return Ok(known);
+            }
             Some(_) => continue,
-            None => return Ok(put(services, candidate, uri, sha256).await?),
+            None => return Ok(put(services, candidate, kind, uri, sha256).await?),
         }
     }
     // Same name and weights, another place: the record would send readers to the old place.
     let name = format!("{}-{}", &name[..name.len().min(40)], ModelVersionId::new().as_str().to_ascii_lowercase());
-    Ok(put(services, name[..name.len().min(64)].to_owned(), uri, sha256).await?)
+    Ok(put(services, name[..name.len().min(64)].to_owned(), kind, uri, sha256).await?)
 }
 
 async fn put(
     services: &Services,
     name: String,
+    kind: ModelKind,
     uri: String,
     sha256: String,
 ) -> Result<ModelVersion, crate::store::StoreError> {
     let version = ModelVersion {
         id: ModelVersionId::new(),
-        kind: ModelKind::Policy,
+        kind,
         name,
         stage: "base".to_owned(),
         parent_id: None,

@@ -68,7 +68,7 @@ async fn register_local(services: &Services) -> Result<()> {
     let config = &services.config;
     if let Ok(path) = pull::resolve(&config.model, &config.data_dir) {
         let name = model::name_for(&config.model, &path);
-        model::register(services, &path, &name).await?;
+        model::register(services, &path, &name, ModelKind::Policy).await?;
     }
     Ok(())
 }

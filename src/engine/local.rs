@@ -11,14 +11,20 @@ use async_trait::async_trait;
 use candle_core::Device;
 use tokio::sync::mpsc;
 
+use super::adapters::Adapters;
+use super::attention;
 use super::device;
+use super::encoders::Encoders;
 use super::rewards::RewardModels;
 use super::scheduler::{Lane, Limits};
 use super::sequence::{Queued, Shared};
-use super::{EngineError, EngineStats, GenerateRequest, Generation, Generator, SamplingParams, ServedModel};
-use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore};
+use super::{
+    Attention, EmbedRequest, Embeddings, EngineError, EngineStats, FillRequest, Filled, GenerateRequest, Generation,
+    Generator, SamplingParams, ServedModel,
+};
+use crate::domain::{Message, ModelKind, ModelVersion, ModelVersionId, RewardScore};
 use crate::generation::Warpers;
-use crate::model::{self, Decoder};
+use crate::model::{self, Decoder, SoftPrompt};
 use crate::ops::linear::WeightFormat;
 use crate::prompt::ChatTemplate;
 use crate::tokenizer::{IncrementalDecoder, Tokenizer};
@@ -112,6 +118,8 @@ pub struct LocalEngine {
     state: Arc<State>,
     commands: Sender<Command>,
     rewards: RewardModels,
+    adapters: Adapters,
+    encoders: Encoders,
 }
 
 fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
@@ -145,7 +153,14 @@ impl LocalEngine {
             .name("engine".into())
             .spawn(move || engine_thread(&inbox, &thread_state, limits))
             .map_err(|e| EngineError::Failed(format!("the engine thread did not start: {e}")))?;
-        Ok(Arc::new(Self { rewards: RewardModels::new(options.data_dir.clone()), options, state, commands }))
+        Ok(Arc::new(Self {
+            rewards: RewardModels::new(options.data_dir.clone()),
+            adapters: Adapters::new(options.data_dir.clone()),
+            encoders: Encoders::new(options.data_dir.clone()),
+            options,
+            state,
+            commands,
+        }))
     }
 
     fn find(&self, version: Option<&ModelVersionId>) -> Result<Arc<LoadedModel>, EngineError> {
@@ -156,7 +171,7 @@ impl LocalEngine {
         read(&self.state.models).get(&id).cloned().ok_or_else(|| EngineError::UnknownModel(id.to_string()))
     }
 
-    fn check(model: &LoadedModel, request: &GenerateRequest) -> Result<(), EngineError> {
+    fn check(model: &LoadedModel, request: &GenerateRequest, soft: Option<&SoftPrompt>) -> Result<(), EngineError> {
         let bad = |param, message: String| Err(EngineError::BadRequest { param, message });
         let (facts, prompt) = (&model.served, &request.prompt_ids);
         if prompt.is_empty() {
@@ -171,7 +186,10 @@ impl LocalEngine {
         if request.n == 0 {
             return bad("n", "at least one sample is needed".into());
         }
-        let wanted = prompt.len() + request.params.max_tokens;
+        if soft.is_some_and(|soft| soft.check(&model.decoder.config).is_err()) {
+            return bad("prompt_adapter", "the soft prompt was tuned for another model".into());
+        }
+        let wanted = soft.map_or(0, |s| s.info.n_tokens) + prompt.len() + request.params.max_tokens;
         if wanted > facts.max_context {
             let message = format!(
                 "the prompt has {} tokens and max_tokens is {}, together over the model's context of {}",
@@ -245,7 +263,8 @@ impl Generator for LocalEngine {
             return Err(EngineError::Draining);
         }
         let model = self.find(request.version.as_ref())?;
-        Self::check(&model, &request)?;
+        let soft = request.adapter.as_ref().map(|id| self.adapters.get(id)).transpose()?;
+        Self::check(&model, &request, soft.as_deref())?;
         let stats = &self.state.stats;
         if stats.queued.load(SeqCst) + stats.waiting.load(SeqCst) >= self.options.max_waiting {
             return Err(EngineError::Overloaded { retry_after_s: 1 });
@@ -255,7 +274,8 @@ impl Generator for LocalEngine {
         let (prompt_tokens, version) = (request.prompt_ids.len(), model.served.clone());
         let eos_ids = if request.params.ignore_eos { Vec::new() } else { model.served.eos_ids.clone() };
         let warpers = request.params.warpers();
-        let shared = Arc::new(Shared { request, warpers, events, eos_ids, queued: Queued::since(Instant::now()) });
+        let queued = Queued::since(Instant::now());
+        let shared = Arc::new(Shared { request, warpers, events, eos_ids, soft, queued });
         if self.commands.send(Command::Submit(model, shared)).is_err() {
             return Err(EngineError::Failed("the engine thread has ended".into()));
         }
@@ -343,6 +363,30 @@ impl Generator for LocalEngine {
         conversations: &[Vec<Message>],
     ) -> Result<Vec<RewardScore>, EngineError> {
         self.rewards.score(version, conversations).await
+    }
+
+    async fn load_adapter(&self, adapter: &ModelVersion, base: &ServedModel) -> Result<usize, EngineError> {
+        self.adapters.load(adapter, base).await
+    }
+
+    async fn attention(&self, version: &ModelVersion, text: &str, most: usize) -> Result<Attention, EngineError> {
+        let text = text.to_owned();
+        if version.kind == ModelKind::Encoder {
+            return self.encoders.with(version, move |encoder| attention::of_encoder(encoder, &text, most)).await;
+        }
+        let model = self.find(Some(&version.id))?;
+        let ended = |e: tokio::task::JoinError| EngineError::Failed(e.to_string());
+        let work =
+            tokio::task::spawn_blocking(move || attention::of_decoder(&model.decoder, model.tokenizer()?, &text, most));
+        work.await.map_err(ended)?
+    }
+
+    async fn embed(&self, encoder: &ModelVersion, request: EmbedRequest) -> Result<Embeddings, EngineError> {
+        self.encoders.embed(encoder, request).await
+    }
+
+    async fn fill(&self, encoder: &ModelVersion, request: FillRequest) -> Result<Vec<Filled>, EngineError> {
+        self.encoders.fill(encoder, request).await
     }
 
     fn stats(&self) -> EngineStats {

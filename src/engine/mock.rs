@@ -142,6 +142,7 @@ impl Task {
                 first.logprob = None;
                 first.top.clear();
             }
+            tokens.drain(..self.request.prompt_from.min(tokens.len()));
             if self.events.send(GenEvent::Prompt { tokens }).is_err() {
                 return;
             }

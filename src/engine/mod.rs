@@ -1,7 +1,10 @@
 //! Serving engine: owns the models, batches requests continuously, swaps versions between steps.
 //! HTTP and services see only the `Generator` trait; tensors stay behind it.
 
+mod adapters;
+mod attention;
 pub mod device;
+mod encoders;
 pub mod local;
 pub mod mock;
 mod prefix;
@@ -11,6 +14,9 @@ mod sequence;
 mod text;
 pub mod upstream;
 
+pub use crate::model::encoder_text::Pooling;
+pub use attention::Attention;
+pub use encoders::{EmbedRequest, Embeddings, EncoderInput, FillRequest, Filled, Filling, Gapped};
 pub use local::{EngineOptions, LocalEngine};
 pub use upstream::{UpstreamEngine, UpstreamOptions};
 
@@ -81,6 +87,10 @@ pub struct GenerateRequest {
     pub params: SamplingParams,
     /// `Some(k)`: also report the prompt's log-probs with k alternatives (OpenAI `echo` + `logprobs`).
     pub prompt_logprobs: Option<usize>,
+    /// The first prompt token that `prompt_logprobs` reports; what comes before may be read from the cache.
+    pub prompt_from: usize,
+    /// A soft prompt to stand before the prompt, made ready by `load_adapter`.
+    pub adapter: Option<ModelVersionId>,
 }
 
 /// A prompt for generators that take text instead of token ids (`ServedModel::takes_text`).
@@ -99,7 +109,7 @@ pub enum TextPrompt {
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprob {
     pub id: u32,
-    /// Natural log; `None` only for the first token of a prompt.
+    /// Natural log; `None` only for the first token of a prompt with nothing before it.
     pub logprob: Option<f32>,
     /// Most likely first; empty unless asked for.
     pub top: Vec<(u32, f32)>,
@@ -127,7 +137,8 @@ impl FinishReason {
 /// `Finish` per sample (and `Usage` where tokens are not seen). `Failed` ends everything.
 #[derive(Clone, Debug)]
 pub enum GenEvent {
-    /// Sent only when `prompt_logprobs` was asked for; one entry per prompt token, the first without log-prob.
+    /// Sent only when `prompt_logprobs` was asked for; one entry per prompt token from `prompt_from` on, the
+    /// very first without log-prob.
     Prompt {
         tokens: Vec<TokenLogprob>,
     },
@@ -258,6 +269,30 @@ pub trait Generator: Send + Sync + 'static {
     /// The scores alone.
     async fn rewards(&self, version: &ModelVersion, conversations: &[Vec<Message>]) -> Result<Vec<f64>, EngineError> {
         Ok(self.reward_scores(version, conversations).await?.into_iter().map(|score| score.mean).collect())
+    }
+    /// Makes a soft prompt ready for requests to `base`; returns how many positions it takes.
+    ///
+    /// # Errors
+    /// `BadRequest` when it was tuned for another model.
+    async fn load_adapter(&self, adapter: &ModelVersion, base: &ServedModel) -> Result<usize, EngineError> {
+        let _ = (adapter, base);
+        let message = "this server's models take no soft prompts".into();
+        Err(EngineError::BadRequest { param: "prompt_adapter", message })
+    }
+    /// The attention maps of a policy or an encoder version over one text of at most `most` tokens.
+    async fn attention(&self, version: &ModelVersion, text: &str, most: usize) -> Result<Attention, EngineError> {
+        let (_, _, message) = (text, most, format!("this server cannot look into {}", version.name));
+        Err(EngineError::BadRequest { param: "model", message })
+    }
+    /// Vectors of texts by an encoder version.
+    async fn embed(&self, encoder: &ModelVersion, request: EmbedRequest) -> Result<Embeddings, EngineError> {
+        let (_, message) = (request, format!("this server cannot run the encoder {}", encoder.name));
+        Err(EngineError::BadRequest { param: "model", message })
+    }
+    /// What an encoder version puts into gaps.
+    async fn fill(&self, encoder: &ModelVersion, request: FillRequest) -> Result<Vec<Filled>, EngineError> {
+        let (_, message) = (request, format!("this server cannot run the encoder {}", encoder.name));
+        Err(EngineError::BadRequest { param: "model", message })
     }
     fn stats(&self) -> EngineStats;
     /// Stops admitting; resolves when the last request has ended or the deadline has passed.

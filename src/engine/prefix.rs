@@ -1,8 +1,10 @@
 //! Prompts that begin alike share cached pages. Exact: a page is found by the page before it and its own
-//! 16 tokens, never by a hash that could collide. One tree per model version, so a promotion forgets all.
+//! 16 tokens, never by a hash that could collide. One tree per model version, so a promotion forgets all; one root in
+//! it per soft prompt, so that no request reads what another prompt adapter computed.
 
 use std::collections::HashMap;
 
+use crate::domain::ModelVersionId;
 use crate::model::kv_cache::{CachedSequence, KvCache, PAGE};
 
 type Key = (u64, [u32; PAGE]);
@@ -10,6 +12,7 @@ type Key = (u64, [u32; PAGE]);
 #[derive(Default)]
 pub struct PrefixTree {
     entries: HashMap<Key, Entry>,
+    roots: HashMap<ModelVersionId, u64>,
     next_id: u64,
     clock: u64,
 }
@@ -21,12 +24,23 @@ struct Entry {
 }
 
 impl PrefixTree {
+    /// The parent of first pages: 0 without an adapter, one number for each adapter.
+    fn root(&mut self, adapter: Option<&ModelVersionId>) -> u64 {
+        let Some(adapter) = adapter else { return 0 };
+        if let Some(root) = self.roots.get(adapter) {
+            return *root;
+        }
+        self.next_id += 1;
+        self.roots.insert(adapter.clone(), self.next_id);
+        self.next_id
+    }
+
     /// Pages of the longest known prefix of `tokens`, retained for the caller; never the whole prompt,
     /// because the last token's logits must be computed.
-    pub fn lookup(&mut self, tokens: &[u32], cache: &mut KvCache) -> CachedSequence {
+    pub fn lookup(&mut self, adapter: Option<&ModelVersionId>, tokens: &[u32], cache: &mut KvCache) -> CachedSequence {
         self.clock += 1;
         let mut found = CachedSequence::default();
-        let mut parent = 0;
+        let mut parent = self.root(adapter);
         for chunk in tokens[..tokens.len().saturating_sub(1)].as_chunks::<PAGE>().0 {
             let Some(entry) = self.entries.get_mut(&(parent, *chunk)) else { break };
             entry.used = self.clock;
@@ -39,9 +53,15 @@ impl PrefixTree {
     }
 
     /// Remembers the full pages of a prompt that has been computed.
-    pub fn insert(&mut self, tokens: &[u32], sequence: &CachedSequence, cache: &mut KvCache) {
+    pub fn insert(
+        &mut self,
+        adapter: Option<&ModelVersionId>,
+        tokens: &[u32],
+        sequence: &CachedSequence,
+        cache: &mut KvCache,
+    ) {
         self.clock += 1;
-        let mut parent = 0;
+        let mut parent = self.root(adapter);
         for (i, chunk) in tokens.as_chunks::<PAGE>().0.iter().enumerate() {
             if (i + 1) * PAGE > sequence.len {
                 break;

@@ -68,7 +68,7 @@ impl Lane {
     /// Takes a request in; its samples wait their turn.
     pub fn submit(&mut self, shared: Arc<Shared>) {
         let request = &shared.request;
-        let (tokens, siblings) = (request.prompt_ids.clone(), request.n - 1);
+        let (tokens, siblings) = (shared.prompt_tokens(), request.n - 1);
         let prompt = request.prompt_logprobs.map(|_| Vec::with_capacity(tokens.len()));
         let text = TextStream::new(self.model.decoder_for_text(), &request.params.stop);
         self.waiting.push_back(Sequence {
@@ -153,8 +153,9 @@ impl Lane {
                 break;
             }
             let Some(mut sequence) = self.waiting.pop_front() else { break };
-            if sequence.prompt.is_none() && sequence.cached.len == 0 {
-                sequence.cached = self.prefixes.lookup(&sequence.tokens, &mut self.cache);
+            if sequence.cached.len == 0 {
+                let adapter = sequence.shared.request.adapter.as_ref();
+                sequence.cached = self.prefixes.lookup(adapter, sequence.shareable(), &mut self.cache);
             }
             sequence.shared.begun();
             self.running.push(sequence);
@@ -162,7 +163,7 @@ impl Lane {
     }
 
     fn advance(&mut self, stats: &StatCells) -> candle_core::Result<()> {
-        let (rows, fed) = self.feed();
+        let (rows, fed) = self.feed()?;
         if rows.is_empty() {
             return Ok(());
         }
@@ -205,7 +206,7 @@ impl Lane {
     }
 
     /// Chooses this step's rows: all decodes, then prompt chunks within the budget.
-    fn feed(&mut self) -> (StepRows, Vec<Fed>) {
+    fn feed(&mut self) -> candle_core::Result<(StepRows, Vec<Fed>)> {
         let mut budget = self.limits.prefill_tokens;
         let mut plan: Vec<(usize, usize)> = Vec::new();
         let mut i = 0;
@@ -231,9 +232,13 @@ impl Lane {
             let s = &self.running[i];
             let ids = &s.tokens[s.cached.len..s.cached.len + take];
             let last = rows.push(ids, &s.cached);
+            if let Some(soft) = s.shared.soft.as_ref().filter(|soft| s.cached.len < soft.info.n_tokens) {
+                let count = take.min(soft.info.n_tokens - s.cached.len);
+                rows.replace(last + 1 - take, soft.vectors.narrow(0, s.cached.len, count)?);
+            }
             fed.push(Fed { sequence: i, first_row: last + 1 - take, tokens: take, complete: s.pending() == take });
         }
-        (rows, fed)
+        Ok((rows, fed))
     }
 
     /// Reserves pages for sample `i`, evicting cached prefixes and then the youngest samples behind it.
@@ -286,7 +291,7 @@ impl Lane {
         let sequence = &mut self.running[i];
         let siblings = std::mem::take(&mut sequence.siblings);
         let (shared, tokens) = (sequence.shared.clone(), sequence.tokens.clone());
-        self.prefixes.insert(&tokens, &self.running[i].cached, &mut self.cache);
+        self.prefixes.insert(shared.request.adapter.as_ref(), &tokens, &self.running[i].cached, &mut self.cache);
         if let Some(tokens) = self.running[i].prompt.take() {
             self.running[i].send(GenEvent::Prompt { tokens });
         }
@@ -323,15 +328,19 @@ impl Lane {
             let s = &self.running[f.sequence];
             let Some(known) = s.prompt.as_ref().map(Vec::len) else { continue };
             let k = s.shared.request.prompt_logprobs.unwrap_or(0);
-            let prompt = &s.shared.request.prompt_ids;
+            let (prompt, first) = (&s.shared.request.prompt_ids, s.shared.request.prompt_from);
+            let soft = s.shared.soft_len();
             let mut found = Vec::new();
-            if known == 0 {
+            if known == 0 && first == 0 && soft == 0 {
                 found.push(TokenLogprob { id: prompt[0], logprob: None, top: Vec::new() });
             }
-            // Row r predicts the token after it.
+            // Row r predicts the token after it; the soft prompt's last row predicts the prompt's first token.
             let start = s.cached.len - f.tokens;
-            let targets: Vec<(usize, u32)> =
-                (0..f.tokens).filter_map(|r| prompt.get(start + r + 1).map(|id| (f.first_row + r, *id))).collect();
+            let target = |r: usize| {
+                let at = (start + r + 1).checked_sub(soft).filter(|at| *at >= first)?;
+                prompt.get(at).map(|id| (f.first_row + r, *id))
+            };
+            let targets: Vec<(usize, u32)> = (0..f.tokens).filter_map(target).collect();
             for chunk in targets.chunks(64) {
                 let rows: Vec<u32> = chunk.iter().map(|(r, _)| *r as u32).collect();
                 let picked = hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)?;

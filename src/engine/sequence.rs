@@ -10,6 +10,7 @@ use super::text::TextStream;
 use super::{FinishReason, GenEvent, GenerateRequest, TokenLogprob};
 use crate::generation::sampling::Drawn;
 use crate::generation::{Warpers, sampling::Context};
+use crate::model::SoftPrompt;
 use crate::model::kv_cache::CachedSequence;
 
 /// What all samples of a request share.
@@ -20,6 +21,8 @@ pub struct Shared {
     /// Ids that end a sample; empty under `ignore_eos`.
     pub eos_ids: Vec<u32>,
     pub queued: Queued,
+    /// Embeddings that stand before the prompt.
+    pub soft: Option<Arc<SoftPrompt>>,
 }
 
 /// When the request was admitted, and whether its wait has been reported.
@@ -46,12 +49,24 @@ impl Shared {
     pub fn abandoned(&self) -> bool {
         self.events.is_closed()
     }
+
+    /// Positions that the soft prompt takes.
+    pub fn soft_len(&self) -> usize {
+        self.soft.as_ref().map_or(0, |s| s.info.n_tokens)
+    }
+
+    /// What the model reads first: placeholders for the soft prompt, then the prompt.
+    pub fn prompt_tokens(&self) -> Vec<u32> {
+        let mut tokens = vec![0; self.soft_len()];
+        tokens.extend_from_slice(&self.request.prompt_ids);
+        tokens
+    }
 }
 
 pub struct Sequence {
     pub shared: Arc<Shared>,
     pub index: usize,
-    /// Prompt, then what has been drawn.
+    /// Placeholders of the soft prompt, prompt, then what has been drawn.
     pub tokens: Vec<u32>,
     pub cached: CachedSequence,
     pub text: TextStream,
@@ -62,8 +77,17 @@ pub struct Sequence {
 }
 
 impl Sequence {
+    /// Positions before the first drawn token.
     pub fn prompt_len(&self) -> usize {
-        self.shared.request.prompt_ids.len()
+        self.shared.soft_len() + self.shared.request.prompt_ids.len()
+    }
+
+    /// The tokens whose cached keys may come from other requests: rows that report log-probs are computed.
+    pub fn shareable(&self) -> &[u32] {
+        match self.prompt {
+            Some(_) => &self.tokens[..self.prompt_len().min(self.shared.soft_len() + self.shared.request.prompt_from)],
+            None => &self.tokens,
+        }
     }
 
     /// Tokens whose keys and values are not cached yet.

@@ -1,6 +1,9 @@
 //! Evaluation: numbers about models that need no gradient.
 
+pub mod choice;
+pub mod choices;
 pub mod classify;
+pub mod interval;
 pub mod preference;
 pub mod quality;
 pub mod run;

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::choice::{self, ChoiceArgs, ChoiceTable};
 use super::classify::{self, Classified};
 use super::preference::{LengthMetrics, PairMetrics, by_length, pair_metrics};
 use crate::data::{self, corpus};
@@ -25,6 +26,8 @@ pub enum EvalArgs {
         #[serde(default = "default_length")]
         max_length: usize,
     },
+    /// Accuracy of systems on a labelled file, zero- to few-shot, in one table.
+    Choice(Box<ChoiceArgs>),
     /// Accuracy of a classifier on labelled texts (JSONL or CSV).
     Classifier {
         model: PathBuf,
@@ -78,6 +81,7 @@ fn default_heldout() -> f64 {
 pub enum EvalResult {
     Perplexity { tokens: usize, bytes: usize, loss: f64, perplexity: f64, bits_per_byte: f64 },
     Reward { sets: usize, metrics: PairMetrics, by_length: LengthMetrics },
+    Choice(ChoiceTable),
     Classifier(Classified),
     Scores { scores: Vec<RewardScore> },
 }
@@ -90,6 +94,7 @@ const BATCH_TOKENS: usize = 2048;
 pub fn run(args: &EvalArgs) -> Result<EvalResult> {
     match args {
         EvalArgs::Perplexity { model, text, max_length } => perplexity(model, text, *max_length),
+        EvalArgs::Choice(args) => Ok(EvalResult::Choice(choice::run(args)?)),
         EvalArgs::Classifier { model, labelled, text_field, label_field, limit } => {
             Ok(EvalResult::Classifier(classify::run(model, labelled, text_field, label_field, *limit)?))
         }

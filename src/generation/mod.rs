@@ -3,6 +3,7 @@
 
 pub mod rollout;
 pub mod sampling;
+pub mod score;
 
 pub use rollout::{GenParams, Sample, generate};
 pub use sampling::{Drawn, Warpers};

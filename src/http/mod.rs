@@ -4,7 +4,10 @@
 pub mod admin;
 pub mod answers;
 pub mod ask;
+pub mod attention;
 pub mod auth;
+pub mod choices;
+pub mod encoders;
 pub mod error;
 pub mod extract;
 pub mod feedback;

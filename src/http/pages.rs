@@ -27,6 +27,10 @@ pub async fn chat(headers: HeaderMap) -> Response {
     serve("chat.html", &headers).await
 }
 
+pub async fn explore(headers: HeaderMap) -> Response {
+    serve("explore.html", &headers).await
+}
+
 pub async fn favicon(headers: HeaderMap) -> Response {
     serve("favicon.svg", &headers).await
 }

@@ -9,7 +9,10 @@ use schemars::JsonSchema;
 use serde_json::Value;
 
 use super::auth::Access::{self, Admin, Feedback, Inference, Public, Review};
-use super::{AppState, admin, answers, ask, feedback, label, openai, openapi, pages, session, sets, status};
+use super::{
+    AppState, admin, answers, ask, attention, choices, encoders, feedback, label, openai, openapi, pages, session,
+    sets, status,
+};
 use crate::config::LimitsConfig;
 
 /// Keys, invites and names are short; anybody may send them.
@@ -76,6 +79,7 @@ fn pages_and_status() -> Vec<Route> {
         get("/label", Public, "The labeler's page", pages::label),
         get("/admin", Public, "The administrator's page", pages::admin),
         get("/chat", Public, "The chat page", pages::chat),
+        get("/explore", Public, "Attention maps and model sizes", pages::explore),
         get("/docs", Public, "This API, readable", openapi::docs),
         get("/openapi.json", Public, "This API, OpenAPI 3.1", openapi::json),
         get("/static/{*path}", Public, "Files of the pages", pages::file),
@@ -93,6 +97,15 @@ fn inference() -> Vec<Route> {
             .taking::<openai::completions::CompletionRequest>(),
         post("/v1/chat/completions", Inference, "Answer a conversation", openai::chat::create)
             .taking::<openai::chat::ChatRequest>(),
+        post("/v1/choices", Inference, "Score given answers to a prompt, ranked", choices::create)
+            .taking::<choices::ChoicesRequest>(),
+        post("/v1/embeddings", Inference, "Texts to vectors, by an encoder", encoders::embeddings)
+            .taking::<encoders::EmbeddingsRequest>(),
+        post("/v1/fill-mask", Inference, "What an encoder puts into gaps", encoders::fill_mask)
+            .taking::<encoders::FillMaskRequest>(),
+        post("/v1/attention", Inference, "Which tokens attend to which, by layer and head", attention::create)
+            .taking::<attention::AttentionRequest>(),
+        get("/v1/plan", Inference, "Memory, speed bounds and devices of a model size", attention::plan),
         get("/v1/models", Inference, "Policies, the active one first", openai::models::list),
         get("/v1/models/{id}", Inference, "One policy by name or id", openai::models::get),
         post("/tokenize", Inference, "Text to token ids", openai::tokenize::tokenize)

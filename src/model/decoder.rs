@@ -9,8 +9,9 @@ use super::blocks::{self, Recompute};
 use super::kv_cache::{KvCache, StepRows};
 use super::layers::{Builder, Linear, Norm};
 use super::lora::LoraConfig;
+use super::soft_rows::{SoftRows, replace_rows};
 use super::{Activation, Arch, Loaded, ModelConfig, PackedBatch, PositionKind, Weights};
-use crate::ops::attention::{AttentionSpec, attention};
+use crate::ops::attention::{Attend, AttentionSpec, attention};
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout};
 use crate::ops::rope::{RopeTable, rope};
 use crate::ops::token_logprobs::{TokenLogprobs, token_logprobs};
@@ -231,10 +232,15 @@ impl Decoder {
 
     /// The same, one graph node per operation: for other devices, and the twin that tests compare with.
     pub fn forward_graph(&self, batch: &PackedBatch) -> Result<Tensor> {
+        self.forward_by(batch, &mut attention)
+    }
+
+    /// The same with `attend` in the place of the attention of every layer, called in order of layers.
+    pub fn forward_by(&self, batch: &PackedBatch, attend: &mut Attend<'_>) -> Result<Tensor> {
         let rows = self.rows(batch);
-        let mut x = self.embed_tokens(&Arc::new(batch.ids.clone()), &rows.positions)?;
+        let mut x = self.embed_tokens(&Arc::new(batch.ids.clone()), &rows.positions, &[])?;
         for layer in &self.layers {
-            x = self.block(layer, &x, &rows)?;
+            x = self.block_by(layer, &x, &rows, attend)?;
         }
         self.final_norm.forward(&x)
     }
@@ -269,7 +275,7 @@ impl Decoder {
     /// their keys and values into the cache; returns final-norm hidden states [N, d]. No gradient.
     pub fn step(&self, rows: &StepRows, cache: &mut KvCache) -> Result<Tensor> {
         let positions = Arc::new(rows.positions());
-        let mut x = self.embed_tokens(&Arc::new(rows.ids().to_vec()), &positions)?;
+        let mut x = self.embed_tokens(&Arc::new(rows.ids().to_vec()), &positions, rows.soft())?;
         for (i, layer) in self.layers.iter().enumerate() {
             let (q, k, v) = self.qkv(layer, &layer.attn_norm.forward(&x)?, &positions)?;
             let mixed = cache.attend(i, rows, &q, &k, &v, &self.config)?;
@@ -294,9 +300,10 @@ impl Decoder {
         embedding(&self.embed, &Arc::new(ids.to_vec()))
     }
 
-    /// Input embeddings of every token [N, d], before the first block.
-    fn embed_tokens(&self, ids: &Arc<Vec<u32>>, positions: &Arc<Vec<u32>>) -> Result<Tensor> {
-        let x = embedding(&self.embed, ids)?;
+    /// Input embeddings of every token [N, d], before the first block. Soft rows take the place of the
+    /// token's embedding; learned positions are added to them as to any other.
+    fn embed_tokens(&self, ids: &Arc<Vec<u32>>, positions: &Arc<Vec<u32>>, soft: &[SoftRows]) -> Result<Tensor> {
+        let x = replace_rows(embedding(&self.embed, ids)?, soft)?;
         match &self.positions {
             Some(table) => x + embedding(table, positions)?,
             None => Ok(x),
@@ -359,8 +366,12 @@ impl Decoder {
     }
 
     fn block(&self, layer: &Layer, x: &Tensor, rows: &Rows) -> Result<Tensor> {
+        self.block_by(layer, x, rows, &mut attention)
+    }
+
+    fn block_by(&self, layer: &Layer, x: &Tensor, rows: &Rows, attend: &mut Attend<'_>) -> Result<Tensor> {
         let (q, k, v) = self.qkv(layer, &layer.attn_norm.forward(x)?, &rows.positions)?;
-        let x = (x + layer.out.forward(&attention(&q, &k, &v, &rows.attention)?)?)?;
+        let x = (x + layer.out.forward(&attend(&q, &k, &v, &rows.attention)?)?)?;
         &x + layer.mlp.forward(&layer.mlp_norm.forward(&x)?)?
     }
 }

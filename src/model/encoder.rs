@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 
 use super::layers::{Builder, Linear, Norm};
 use super::{Activation, Arch, ModelConfig, PackedBatch, Weights};
-use crate::ops::attention::{AttentionSpec, attention};
+use crate::ops::attention::{Attend, AttentionSpec, attention};
 use crate::ops::linear::{Weight, WeightLayout};
 use crate::ops::token_logprobs::{TokenLogprobs, token_logprobs};
 use crate::ops::{activation, embedding::embedding};
@@ -94,6 +94,11 @@ impl Encoder {
 
     /// Hidden states [N, d] of every token. `type_ids` [N] are the segments (0 or 1 in BERT).
     pub fn forward(&self, batch: &PackedBatch, type_ids: &[u32]) -> Result<Tensor> {
+        self.forward_by(batch, type_ids, &mut attention)
+    }
+
+    /// The same with `attend` in the place of the attention of every layer, called in order of layers.
+    pub fn forward_by(&self, batch: &PackedBatch, type_ids: &[u32], attend: &mut Attend<'_>) -> Result<Tensor> {
         if type_ids.len() != batch.len() {
             candle_core::bail!("{} tokens, {} segment ids", batch.len(), type_ids.len());
         }
@@ -109,13 +114,13 @@ impl Encoder {
         let x = (x + embedding(&self.types, &Arc::new(type_ids.to_vec()))?)?;
         let mut x = self.embed_norm.forward(&x)?;
         for layer in &self.layers {
-            x = self.block(layer, &x, &spec)?;
+            x = self.block(layer, &x, &spec, attend)?;
         }
         Ok(x)
     }
 
-    fn block(&self, layer: &Layer, x: &Tensor, spec: &AttentionSpec) -> Result<Tensor> {
-        let mixed = attention(&layer.q.forward(x)?, &layer.k.forward(x)?, &layer.v.forward(x)?, spec)?;
+    fn block(&self, layer: &Layer, x: &Tensor, spec: &AttentionSpec, attend: &mut Attend<'_>) -> Result<Tensor> {
+        let mixed = attend(&layer.q.forward(x)?, &layer.k.forward(x)?, &layer.v.forward(x)?, spec)?;
         let x = layer.attn_norm.forward(&(x + layer.out.forward(&mixed)?)?)?;
         let inner = self.activate(&layer.up.forward(&x)?)?;
         layer.mlp_norm.forward(&(&x + layer.down.forward(&inner)?)?)

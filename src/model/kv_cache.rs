@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::ModelConfig;
+use super::{ModelConfig, SoftRows};
 use crate::ops::attn_kernel::{MAX_ROWS, Scratch, attend, padded, put_key};
 use crate::ops::par::{SharedMut, split};
 use crate::ops::simd::LANES;
@@ -229,6 +229,7 @@ impl Pool {
 #[derive(Debug, Default)]
 pub struct StepRows {
     ids: Vec<u32>,
+    soft: Vec<SoftRows>,
     segments: Vec<Segment>,
 }
 
@@ -266,8 +267,17 @@ impl StepRows {
         self.ids.len() - 1
     }
 
+    /// Rows `row..row + n`, pushed already, read `embeddings` [n, d] instead of their ids. In order of rows.
+    pub fn replace(&mut self, row: usize, embeddings: Tensor) {
+        self.soft.push(SoftRows { row, embeddings });
+    }
+
     pub fn ids(&self) -> &[u32] {
         &self.ids
+    }
+
+    pub fn soft(&self) -> &[SoftRows] {
+        &self.soft
     }
 
     pub fn is_empty(&self) -> bool {

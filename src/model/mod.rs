@@ -2,11 +2,13 @@
 //! No loss, no sampling, no optimizer in here.
 
 pub mod architecture;
+pub mod attention_maps;
 mod blocks;
 pub mod builtin;
 pub mod config;
 pub mod decoder;
 pub mod encoder;
+pub mod encoder_text;
 pub mod gguf;
 mod gguf_header;
 pub mod heads;
@@ -18,12 +20,15 @@ pub mod load;
 pub mod lora;
 mod names;
 pub mod packed;
+pub mod plan;
+pub mod presets;
 pub mod pull;
 mod pull_hub;
 mod pull_pypi;
 pub mod reward;
 pub mod save;
 pub mod soft_prompt;
+mod soft_rows;
 pub mod trunk;
 
 pub use blocks::Recompute;
@@ -36,6 +41,7 @@ pub use packed::PackedBatch;
 pub use reward::RewardModel;
 pub use save::{FileType, save_dir, save_dir_as};
 pub use soft_prompt::SoftPrompt;
+pub use soft_rows::SoftRows;
 pub use trunk::{Build, Trunk};
 
 use std::collections::BTreeMap;

@@ -37,6 +37,9 @@ impl AttentionSpec {
     }
 }
 
+/// Anything that attends as `attention` does: q, k, v, who sees whom → the mixed values.
+pub type Attend<'a> = dyn FnMut(&Tensor, &Tensor, &Tensor, &AttentionSpec) -> Result<Tensor> + 'a;
+
 /// q [N, heads·hd], k and v [N, kv_heads·hd] → [N, heads·hd]. Rotary positions are already applied.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttentionSpec) -> Result<Tensor> {
     if fused(q) {

@@ -53,6 +53,17 @@ pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
 
 /// One sequence at a time, [heads, len, len] scores.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttentionSpec) -> Result<Tensor> {
+    attention_watched(q, k, v, spec, &mut |_| Ok(()))
+}
+
+/// The same; `watch` is shown each sequence's probabilities [heads, queries, keys] before they mix values.
+pub fn attention_watched(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    spec: &AttentionSpec,
+    watch: &mut dyn FnMut(&Tensor) -> Result<()>,
+) -> Result<Tensor> {
     let mut outs = Vec::new();
     for w in spec.offsets.windows(2) {
         let (start, len) = (w[0], w[1] - w[0]);
@@ -75,7 +86,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttentionSpec) -> Re
                 (0..len).flat_map(|i| (0..len).map(move |j| if j <= i { 0.0 } else { f32::NEG_INFINITY })).collect();
             scores = scores.broadcast_add(&Tensor::from_vec(mask, (1, len, len), scores.device())?)?;
         }
-        let out = softmax(&scores)?.to_dtype(v.dtype())?.matmul(&v)?;
+        let probabilities = softmax(&scores)?;
+        watch(&probabilities)?;
+        let out = probabilities.to_dtype(v.dtype())?.matmul(&v)?;
         outs.push(out.transpose(0, 1)?.reshape((len, spec.n_heads * spec.head_dim))?);
     }
     Tensor::cat(&outs, 0)

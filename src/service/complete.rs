@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use super::prompts::prompt_record;
 use super::{Result, ServiceError, Services, to_the_end};
-use crate::domain::{ApiKeyId, Completion, CompletionId, CompletionOrigin, Message, ModelKind, ModelVersionId};
+use crate::domain::{
+    ApiKeyId, Completion, CompletionId, CompletionOrigin, Message, ModelKind, ModelState, ModelVersionId,
+};
 use crate::engine::{
     EngineError, FinishReason, GenEvent, GenerateRequest, Generation, Generator, SamplingParams, ServedModel,
     TextPrompt, TokenLogprob,
@@ -68,6 +70,16 @@ pub struct Start {
     pub prompt_logprobs: Option<usize>,
     /// The key whose tokens of today pay for it.
     pub pays: Option<ApiKeyId>,
+    pub adapter: Option<Adapter>,
+}
+
+/// A soft prompt that stands before the prompt, ready in the engine.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    pub id: ModelVersionId,
+    pub name: String,
+    /// Positions of the context that it takes.
+    pub tokens: usize,
 }
 
 /// One of the `n` texts as far as it is written.
@@ -97,6 +109,7 @@ pub struct Running {
     params: SamplingParams,
     /// A length was asked for; otherwise an upstream server's own default held.
     limited: bool,
+    adapter: Option<Adapter>,
     pub prompt_tokens: usize,
     /// Tokens drawn, where the deltas carry none.
     counted: usize,
@@ -154,15 +167,37 @@ pub async fn resolve_model(services: &Services, model: Option<&str>, may_load: b
     Err(EngineError::UnknownModel(name.to_owned()).into())
 }
 
+/// The soft prompt that a request names, made ready for `model`.
+///
+/// # Errors
+/// `NotFound` and `BadInput` at `prompt_adapter`: no such version, a version of another kind, another base.
+pub async fn resolve_adapter(services: &Services, name: Option<&str>, model: &ServedModel) -> Result<Option<Adapter>> {
+    const FIELD: &str = "prompt_adapter";
+    let Some(name) = name else { return Ok(None) };
+    let version = super::publish::find(services, name).await.map_err(|e| match e {
+        ServiceError::Store(e) => super::not_found_as(e, FIELD),
+        other => other,
+    })?;
+    if version.kind != ModelKind::PromptAdapter {
+        return Err(super::bad_input(FIELD, format!("{} is a {}, not a prompt adapter", version.name, version.kind)));
+    }
+    if version.state == ModelState::Retired {
+        return Err(super::bad_input(FIELD, format!("{} is retired", version.name)));
+    }
+    let tokens = services.engine()?.load_adapter(&version, model).await?;
+    Ok(Some(Adapter { id: version.id, name: version.name, tokens }))
+}
+
 /// Admits the request, or refuses it before any work is done.
 ///
 /// # Errors
 /// `Engine(BadRequest)` when prompt and `max_tokens` do not fit the context; what the engine refuses.
 pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
-    let Start { request_id, model, prompt, messages, source, n, mut params, prompt_logprobs, pays } = start;
+    let Start { request_id, model, prompt, messages, source, n, mut params, prompt_logprobs, pays, adapter } = start;
     let (prompt_ids, text) = match prompt {
         PromptInput::Ids(ids) => {
-            check_fit(&model, &ids, &params, source)?;
+            let context = model.max_context - adapter.as_ref().map_or(0, |a| a.tokens);
+            check_fit(&model, context, &ids, &params, source)?;
             (ids, None)
         }
         PromptInput::Text(text) => {
@@ -180,6 +215,8 @@ pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
         n,
         params: params.clone(),
         prompt_logprobs,
+        prompt_from: 0,
+        adapter: adapter.as_ref().map(|a| a.id.clone()),
     };
     let engine = services.engine()?;
     let started = Instant::now();
@@ -199,6 +236,7 @@ pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
         request_id,
         params,
         limited,
+        adapter,
         prompt_tokens,
         counted: 0,
         prompt: Vec::new(),
@@ -211,8 +249,7 @@ pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
 }
 
 /// Refuses prompts that the model cannot take.
-fn check_fit(model: &ServedModel, ids: &[u32], params: &SamplingParams, source: &str) -> Result<()> {
-    let context = model.max_context;
+fn check_fit(model: &ServedModel, context: usize, ids: &[u32], params: &SamplingParams, source: &str) -> Result<()> {
     let prompt_param = if source == "completions" { "prompt" } else { "messages" };
     if ids.is_empty() {
         return Err(too_long(prompt_param, "the prompt has no tokens".into()));
@@ -351,6 +388,10 @@ impl Running {
         let mut sampling = serde_json::to_value(&self.params).unwrap_or_default();
         if !self.limited {
             sampling["max_tokens"] = serde_json::Value::Null;
+        }
+        if let Some(adapter) = &self.adapter {
+            // Part of the policy that wrote the text.
+            sampling["prompt_adapter"] = serde_json::json!(adapter.id);
         }
         let completions: Vec<Completion> = self
             .samples

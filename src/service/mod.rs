@@ -1,9 +1,12 @@
 //! Use-cases between HTTP and the rooms that do the work. No status codes, no SQL text, no tensors.
 
 pub mod ask;
+pub mod attention;
+pub mod choices;
 pub mod complete;
 pub mod datasets;
 pub mod draw;
+pub mod encoders;
 pub mod feedback;
 pub mod guidelines;
 pub mod jobs;

@@ -188,6 +188,7 @@ pub(super) async fn begin(
         params: SamplingParams { logprobs: Some(0), ..params },
         prompt_logprobs: None,
         pays: None,
+        adapter: None,
     };
     complete::start(services, start).await
 }

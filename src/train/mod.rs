@@ -28,6 +28,8 @@ pub mod step;
 pub mod trainable;
 pub mod trl_names;
 
+pub use rl::{check_rule, score_texts};
+
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{Metric, Progress};

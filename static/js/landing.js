@@ -29,7 +29,7 @@ fill(
     { class: 'landing' },
     h('h1', { text: t('home.title') }),
     h('p', { class: 'lead', text: t('home.lead') }),
-    h('div', { class: 'doors' }, door('/label', 'label'), door('/chat', 'chat'), door('/admin', 'admin')),
+    h('div', { class: 'doors' }, door('/label', 'label'), door('/chat', 'chat'), door('/admin', 'admin'), door('/explore', 'explore')),
     status,
     code,
     h(

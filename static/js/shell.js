@@ -8,6 +8,7 @@ import { errorText } from './plain.js';
 const PAGES = [
   ['label', '/label'],
   ['chat', '/chat'],
+  ['explore', '/explore'],
   ['admin', '/admin'],
 ];
 

@@ -34,6 +34,7 @@ const PAGES = [
   ['/admin#/data', '#import-file'],
   ['/admin#/people', '#invite-note'],
   ['/admin#/settings', '.setting'],
+  ['/explore?text=t5%20t9%20t2%20t40', '.plan-out table'],
 ];
 
 test('language files: same keys, nothing empty, Chinese is Chinese, every key in the code exists', () => {

@@ -49,7 +49,9 @@ export async function startServer() {
   await writeFile(join(data, 'config.toml'), ''); // the test's settings come by flag and environment only
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
-  const child = spawn(bin, ['serve', '--model', model, '--data-dir', join(data, 'data'), '--listen', `127.0.0.1:${port}`], {
+  const encoder = join(ROOT, 'tests/fixtures/bert-tiny');
+  const args = ['serve', '--model', model, '--encoder', encoder, '--data-dir', join(data, 'data'), '--listen', `127.0.0.1:${port}`];
+  const child = spawn(bin, args, {
     cwd: data,
     // the server refuses INSTRUCTD_ variables that it does not know, such as this test's own
     env: {

@@ -252,7 +252,16 @@ mod tests {
 
     fn request(params: SamplingParams) -> GenerateRequest {
         let id = "r".to_owned();
-        GenerateRequest { request_id: id, version: None, prompt_ids: vec![], n: 2, params, prompt_logprobs: None }
+        GenerateRequest {
+            request_id: id,
+            version: None,
+            prompt_ids: vec![],
+            n: 2,
+            params,
+            prompt_logprobs: None,
+            prompt_from: 0,
+            adapter: None,
+        }
     }
 
     fn body(kind: Kind, params: SamplingParams) -> Result<Value, EngineError> {

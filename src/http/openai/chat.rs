@@ -158,14 +158,17 @@ pub async fn create(
         Some(given) => params::seed(given)?,
         None => services.random.seed(),
     };
-    let model = complete::route(services, request.model.as_deref(), caller.is_admin(), &request_id).await?;
+    // A soft prompt belongs to one base: such a request is no case for the canary.
+    let name = request.model.as_deref().or(request.prompt_adapter.as_ref().map(|_| "active"));
+    let model = complete::route(services, name, caller.is_admin(), &request_id).await?;
     let engine = services.engine()?;
     check_bias(&sampling, &model)?;
     if reported {
         params::needs_ids("logprobs", &model)?;
     }
     let prompt = PromptInput::chat(engine.as_ref(), &model, &messages, max_tokens.is_some()).await?;
-    let room = prompt.room(&model).max(1);
+    let adapter = complete::resolve_adapter(services, request.prompt_adapter.as_deref(), &model).await?;
+    let room = prompt.room(&model).saturating_sub(adapter.as_ref().map_or(0, |a| a.tokens)).max(1);
     let max_tokens = max_tokens.unwrap_or(room.min(services.live().config.limits.default_chat_tokens));
     if sampling.min_tokens > max_tokens {
         return Err(ApiError::bad("min_tokens", "is more than max_tokens"));
@@ -181,6 +184,7 @@ pub async fn create(
         params: SamplingParams { max_tokens, seed, logprobs: Some(top), ..sampling },
         prompt_logprobs: None,
         pays: caller.pays(),
+        adapter,
     };
     let mut running = complete::start(services, start).await?;
     let shape = Shape {

@@ -111,7 +111,9 @@ pub async fn create(
         Some(given) => params::seed(given)?,
         None => services.random.seed(),
     };
-    let model = complete::route(services, request.model.as_deref(), caller.is_admin(), &request_id).await?;
+    // A soft prompt belongs to one base: such a request is no case for the canary.
+    let name = request.model.as_deref().or(request.prompt_adapter.as_ref().map(|_| "active"));
+    let model = complete::route(services, name, caller.is_admin(), &request_id).await?;
     let engine = services.engine()?;
     check_bias(&sampling, &model)?;
     for (field, wanted) in
@@ -121,6 +123,8 @@ pub async fn create(
             params::needs_ids(field, &model)?;
         }
     }
+    let adapter = complete::resolve_adapter(services, request.prompt_adapter.as_deref(), &model).await?;
+    let taken = adapter.as_ref().map_or(0, |a| a.tokens);
     let alternatives = request.logprobs.map_or(0, |k| k as usize);
     // Log-probs are always taken: they are stored with the completion.
     let sampling = SamplingParams { max_tokens, seed, logprobs: Some(alternatives), ..sampling };
@@ -131,7 +135,7 @@ pub async fn create(
         let mut params = sampling.clone();
         if request.max_tokens.is_none() {
             // Only a length that was asked for can be too long.
-            params.max_tokens = params.max_tokens.min(prompt.room(&model).max(1));
+            params.max_tokens = params.max_tokens.min(prompt.room(&model).saturating_sub(taken).max(1));
         }
         let start = Start {
             request_id: request_id.clone(),
@@ -143,6 +147,7 @@ pub async fn create(
             params,
             prompt_logprobs: request.logprobs.filter(|_| echo).map(|k| k as usize),
             pays: caller.pays(),
+            adapter: adapter.clone(),
         };
         runs.push(complete::start(services, start).await?);
         texts.push(text);

@@ -51,6 +51,8 @@ macro_rules! generation_request {
             pub ignore_eos: Option<bool>,
             /// No end before this many tokens. Default 0.
             pub min_tokens: Option<u64>,
+            /// Name or id of a soft prompt that stands before the prompt.
+            pub prompt_adapter: Option<String>,
             /// Accepted, without effect.
             pub user: Option<serde_json::Value>,
             $($(#[$doc])* pub $field: $ty,)*

@@ -8,8 +8,26 @@ use anyhow::{Context, Result, bail};
 use regex::Regex;
 
 use super::rewards::Item;
+use crate::data::PromptInput;
 use crate::train::args::{LengthUnit, RewardSpec};
 use crate::train::remote::{RemoteItem, RemoteReward};
+
+/// Scores completions of one prompt by a rule that asks no other service.
+///
+/// # Errors
+/// A rule that cannot be used here, or an answer that it needs and nobody gave.
+pub fn score_texts(spec: &RewardSpec, prompt: &PromptInput, answer: Option<&str>, texts: &[&str]) -> Result<Vec<f64>> {
+    let items: Vec<Item<'_>> = texts.iter().map(|text| Item { prompt, text, answer }).collect();
+    Rule::new(spec, None)?.scores(&items)
+}
+
+/// Whether `score_texts` can use the rule.
+///
+/// # Errors
+/// Why not.
+pub fn check_rule(spec: &RewardSpec) -> Result<()> {
+    Rule::new(spec, None).map(drop)
+}
 
 /// A `RewardSpec` made ready.
 pub enum Rule {

@@ -10,6 +10,7 @@ use http_body_util::BodyExt;
 use instructd::config::Config;
 use instructd::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
 use instructd::engine::mock::{MockGenerator, MockOptions};
+use instructd::engine::{EngineOptions, Generator, LocalEngine};
 use instructd::http::rates::Peer;
 use instructd::service::random::secret_hash;
 use instructd::service::{Clock, Random, Services, system_clock};
@@ -88,6 +89,21 @@ impl Server {
         server.services.store.put_model(base.clone()).await.unwrap();
         server.services.store.activate_model(&base.id, 1).await.unwrap();
         server.services.set_engine(Arc::new(MockGenerator::new(base, mock)));
+        server
+    }
+
+    /// Serves a model of tests/fixtures by the real engine, as the policy `base`.
+    pub async fn serving(fixture: &str) -> Self {
+        let server = Self::without_engine(|_| {}).await;
+        let mut base = version("base", ModelKind::Policy, None);
+        base.artifact_uri = crate::support::fixture(fixture).display().to_string();
+        server.services.store.put_model(base.clone()).await.unwrap();
+        server.services.store.activate_model(&base.id, 1).await.unwrap();
+        let data_dir = server.services.config.data_dir.clone();
+        let engine = LocalEngine::start(EngineOptions { data_dir, ..EngineOptions::default() }).unwrap();
+        engine.load(&base).await.unwrap();
+        engine.activate(&base.id).await.unwrap();
+        server.services.set_engine(engine);
         server
     }
 

@@ -2,8 +2,11 @@
 //! directory, called without a socket.
 
 mod access;
+mod attention;
+mod choices;
 pub mod client;
 mod completions;
+mod encoders;
 mod fake_upstream;
 mod hostile;
 mod input;

@@ -1,5 +1,7 @@
 //! The serving engine from outside: same text in any company, exact log-probs, no leaked slot, live swaps.
 
+mod adapters;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +38,16 @@ async fn engine(options: EngineOptions) -> Arc<LocalEngine> {
 }
 
 fn request(prompt: Vec<u32>, n: usize, params: SamplingParams) -> GenerateRequest {
-    GenerateRequest { request_id: "r".into(), version: None, prompt_ids: prompt, n, params, prompt_logprobs: None }
+    GenerateRequest {
+        request_id: "r".into(),
+        version: None,
+        prompt_ids: prompt,
+        n,
+        params,
+        prompt_logprobs: None,
+        prompt_from: 0,
+        adapter: None,
+    }
 }
 
 fn params(seed: u64, max_tokens: usize) -> SamplingParams {

@@ -1,5 +1,7 @@
 //! What correct means: objectives, operations, models and generation against reference values.
 
+mod attention_maps;
+mod choice_eval;
 mod devices;
 mod eval;
 mod formats;

@@ -5,6 +5,7 @@ mod checkpoint;
 mod family;
 mod gradients;
 mod guards;
+mod instructgpt;
 mod kill;
 mod optim;
 mod options;

@@ -1,0 +1,60 @@
+//! Attention maps of loaded models as plain data.
+
+use super::EngineError;
+use crate::model::Decoder;
+use crate::model::attention_maps::{self, AttentionMaps};
+use crate::model::encoder_text::TextEncoder;
+use crate::tokenizer::Tokenizer;
+
+/// Maps of one text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attention {
+    pub ids: Vec<u32>,
+    /// The tokens as text, special ones by their name.
+    pub tokens: Vec<String>,
+    /// A decoder: no position sees what comes after it.
+    pub causal: bool,
+    pub n_heads: usize,
+    /// For each layer [heads][queries][keys], flat.
+    pub layers: Vec<Vec<f32>>,
+}
+
+fn bad(message: String) -> EngineError {
+    EngineError::BadRequest { param: "text", message }
+}
+
+fn check(ids: &[u32], most: usize) -> Result<(), EngineError> {
+    match ids.len() {
+        0 => Err(bad("has no tokens".into())),
+        n if n > most => Err(bad(format!("has {n} tokens; at most {most} are shown"))),
+        _ => Ok(()),
+    }
+}
+
+fn answer(
+    ids: Vec<u32>,
+    tokens: Vec<String>,
+    maps: candle_core::Result<AttentionMaps>,
+) -> Result<Attention, EngineError> {
+    let maps = maps.map_err(|e| EngineError::Failed(e.to_string()))?;
+    Ok(Attention { ids, tokens, causal: maps.causal, n_heads: maps.n_heads, layers: maps.layers })
+}
+
+pub fn of_decoder(decoder: &Decoder, tokenizer: &Tokenizer, text: &str, most: usize) -> Result<Attention, EngineError> {
+    let ids = tokenizer.encode(text, true, false).map_err(|e| bad(e.to_string()))?;
+    check(&ids, most.min(decoder.config.max_positions))?;
+    let tokens = ids.iter().map(|id| tokenizer.token_text(*id)).collect();
+    let maps = attention_maps::of_decoder(decoder, &ids);
+    answer(ids, tokens, maps)
+}
+
+pub fn of_encoder(encoder: &TextEncoder, text: &str, most: usize) -> Result<Attention, EngineError> {
+    let Some((tokenizer, ids)) = encoder.tokenizer().zip(encoder.ids(text)) else {
+        return Err(bad("cannot be read: this encoder has no tokenizer".into()));
+    };
+    let ids = ids.map_err(|e| bad(e.to_string()))?;
+    check(&ids, most.min(encoder.encoder().config.max_positions))?;
+    let tokens = ids.iter().map(|id| tokenizer.id_to_token(*id).unwrap_or_default()).collect();
+    let maps = attention_maps::of_encoder(encoder.encoder(), &ids);
+    answer(ids, tokens, maps)
+}

@@ -1,0 +1,293 @@
+//! Encoders in memory: loaded when first asked for, run on blocking threads. What they answer is plain data.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::Device;
+use tokio::sync::Semaphore;
+
+use super::EngineError;
+use crate::domain::{ModelVersion, ModelVersionId};
+use crate::model;
+use crate::model::encoder_text::{Pooling, TextEncoder};
+
+/// Encoders kept in memory.
+const KEEP: usize = 2;
+/// Forward passes at the same time, and those that may wait for a turn.
+const AT_ONCE: usize = 2;
+const MAY_WAIT: usize = 64;
+
+/// A text or its ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EncoderInput {
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+/// Embeddings of texts, in their order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embeddings {
+    /// [texts][hidden].
+    pub vectors: Vec<Vec<f32>>,
+    pub tokens: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct EmbedRequest {
+    pub inputs: Vec<EncoderInput>,
+    pub pooling: Pooling,
+    pub normalize: bool,
+    /// Cut over-long texts instead of refusing them; the last token ([SEP]) stays.
+    pub truncate: bool,
+}
+
+/// What has gaps.
+#[derive(Clone, Debug)]
+pub enum Gapped {
+    /// A text in which the encoder's mask token, or a run of three or more underscores, is a gap.
+    Text(String),
+    /// Ids as they are, their segments, and which positions to fill.
+    Ids { ids: Vec<u32>, type_ids: Vec<u32>, positions: Vec<usize> },
+}
+
+#[derive(Clone, Debug)]
+pub struct FillRequest {
+    pub input: Gapped,
+    /// Most likely tokens to report for each gap.
+    pub top: usize,
+    /// Words whose probabilities are reported too; each must be one token.
+    pub targets: Vec<String>,
+}
+
+/// One token that may stand in a gap.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Filling {
+    pub id: u32,
+    pub text: String,
+    pub logprob: f32,
+}
+
+/// One gap, in the order of the text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Filled {
+    pub position: usize,
+    pub top: Vec<Filling>,
+    pub targets: Vec<Filling>,
+}
+
+type Entry = (ModelVersionId, Arc<TextEncoder>);
+
+#[derive(Clone)]
+pub struct Encoders {
+    data_dir: PathBuf,
+    /// Most recently used last.
+    loaded: Arc<Mutex<Vec<Entry>>>,
+    turns: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
+}
+
+fn bad(param: &'static str, message: impl Into<String>) -> EngineError {
+    EngineError::BadRequest { param, message: message.into() }
+}
+
+impl Encoders {
+    pub fn new(data_dir: PathBuf) -> Self {
+        Self {
+            data_dir,
+            loaded: Arc::default(),
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
+            waiting: Arc::new(Semaphore::new(AT_ONCE + MAY_WAIT)),
+        }
+    }
+
+    pub async fn embed(&self, version: &ModelVersion, request: EmbedRequest) -> Result<Embeddings, EngineError> {
+        self.with(version, move |encoder| embed(encoder, request)).await
+    }
+
+    pub async fn fill(&self, version: &ModelVersion, request: FillRequest) -> Result<Vec<Filled>, EngineError> {
+        self.with(version, move |encoder| fill(encoder, request)).await
+    }
+
+    /// Runs `work` on a blocking thread, in turn.
+    pub async fn with<T: Send + 'static>(
+        &self,
+        version: &ModelVersion,
+        work: impl FnOnce(&TextEncoder) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let Ok(_place) = self.waiting.clone().try_acquire_owned() else {
+            return Err(EngineError::Overloaded { retry_after_s: 1 });
+        };
+        let ended = |_| EngineError::Failed("the encoders have ended".into());
+        let turn = self.turns.clone().acquire_owned().await.map_err(ended)?;
+        let (this, version) = (self.clone(), version.clone());
+        let done = tokio::task::spawn_blocking(move || {
+            // A caller that leaves does not free the turn of work that goes on.
+            let _turn = turn;
+            work(&*this.encoder(&version)?)
+        });
+        done.await.map_err(|e| EngineError::Failed(e.to_string()))?
+    }
+
+    fn encoder(&self, version: &ModelVersion) -> Result<Arc<TextEncoder>, EngineError> {
+        // The lock is held while loading: two requests never load the same encoder twice.
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = loaded.iter().position(|(id, _)| *id == version.id) {
+            let entry = loaded.remove(at);
+            let encoder = entry.1.clone();
+            loaded.push(entry);
+            return Ok(encoder);
+        }
+        let failed = |e: String| EngineError::Failed(format!("encoder '{}': {e}", version.name));
+        let path = self.data_dir.join(&version.artifact_uri);
+        let files = model::load(&path, &Device::Cpu).map_err(|e| failed(e.to_string()))?;
+        let encoder = Arc::new(TextEncoder::new(&files).map_err(|e| failed(e.to_string()))?);
+        loaded.push((version.id.clone(), encoder.clone()));
+        if loaded.len() > KEEP {
+            loaded.remove(0);
+        }
+        Ok(encoder)
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> EngineError {
+    EngineError::Failed(error.to_string())
+}
+
+/// Ids that the encoder can read, or a refusal that names `param`.
+fn check_ids(encoder: &TextEncoder, ids: &[u32], param: &'static str, which: &str) -> Result<(), EngineError> {
+    let config = &encoder.encoder().config;
+    if ids.is_empty() {
+        return Err(bad(param, format!("{which}has no tokens")));
+    }
+    if let Some(id) = ids.iter().find(|id| **id as usize >= config.vocab_size) {
+        return Err(bad(param, format!("{which}token id {id} is outside the vocabulary of {}", config.vocab_size)));
+    }
+    if ids.len() > config.max_positions {
+        let message = format!("{which}{} tokens; the encoder reads {} at most", ids.len(), config.max_positions);
+        return Err(bad(param, message));
+    }
+    Ok(())
+}
+
+fn embed(encoder: &TextEncoder, request: EmbedRequest) -> Result<Embeddings, EngineError> {
+    let longest = encoder.encoder().config.max_positions;
+    let mut sequences = Vec::with_capacity(request.inputs.len());
+    for (i, input) in request.inputs.into_iter().enumerate() {
+        let mut ids = match input {
+            EncoderInput::Ids(ids) => ids,
+            EncoderInput::Text(text) => encoder
+                .ids(&text)
+                .ok_or_else(|| bad("input", "this encoder has no tokenizer: send token ids"))?
+                .map_err(|e| bad("input", e.to_string()))?,
+        };
+        if request.truncate && ids.len() > longest {
+            let end = ids[ids.len() - 1];
+            ids.truncate(longest - 1);
+            ids.push(end);
+        }
+        check_ids(encoder, &ids, "input", &format!("input[{i}]: "))?;
+        sequences.push(ids);
+    }
+    let vectors = encoder.embed(&sequences, request.pooling, request.normalize).map_err(failed)?;
+    Ok(Embeddings { vectors, tokens: sequences.iter().map(Vec::len).sum() })
+}
+
+/// The pieces of a text between its gaps.
+fn pieces<'a>(text: &'a str, mask: &str) -> Vec<&'a str> {
+    let (mut pieces, mut start, mut at) = (Vec::new(), 0, 0);
+    while at < text.len() {
+        let rest = &text[at..];
+        let underscores = rest.bytes().take_while(|b| *b == b'_').count();
+        let gap = match (rest.starts_with(mask), underscores) {
+            (true, _) => mask.len(),
+            (false, 3..) => underscores,
+            (false, _) => 0,
+        };
+        if gap > 0 {
+            pieces.push(&text[start..at]);
+            start = at + gap;
+        }
+        at += gap.max(rest.chars().next().map_or(1, char::len_utf8));
+    }
+    pieces.push(&text[start..]);
+    pieces
+}
+
+fn fill(encoder: &TextEncoder, request: FillRequest) -> Result<Vec<Filled>, EngineError> {
+    if !encoder.encoder().has_mlm_head() {
+        return Err(bad("model", "this encoder has no masked-LM head: it gives embeddings, but fills no gaps"));
+    }
+    let (ids, type_ids, positions) = match request.input {
+        Gapped::Text(text) => {
+            let pieces = pieces(&text, encoder.mask_text());
+            if pieces.len() == 1 {
+                let mask = encoder.mask_text();
+                return Err(bad("text", format!("has no gap: write {mask} or ____ where the word is missing")));
+            }
+            let (ids, positions) = encoder
+                .with_gaps(&pieces)
+                .ok_or_else(|| bad("text", "this encoder has no tokenizer with a mask token: send token ids"))?
+                .map_err(|e| bad("text", e.to_string()))?;
+            let type_ids = vec![0; ids.len()];
+            (ids, type_ids, positions)
+        }
+        Gapped::Ids { ids, type_ids, positions } => (ids, type_ids, positions),
+    };
+    check_ids(encoder, &ids, "text", "")?;
+    if let Some(at) = positions.iter().find(|at| **at >= ids.len()) {
+        return Err(bad("positions", format!("{at} is outside the {} tokens", ids.len())));
+    }
+    let segments = encoder.encoder().config.type_vocab_size;
+    if type_ids.len() != ids.len() || type_ids.iter().any(|t| *t as usize >= segments) {
+        return Err(bad("token_type_ids", format!("must be {} numbers under {segments}", ids.len())));
+    }
+    let target_ids = request.targets.iter().map(|t| target(encoder, t)).collect::<Result<Vec<_>, _>>()?;
+    let rows = encoder.fill(&ids, &type_ids, &positions).map_err(failed)?;
+    let filling = |row: &[f32], id: u32| {
+        let text = encoder.tokenizer().map_or_else(|| id.to_string(), |t| t.id_to_token(id).unwrap_or_default());
+        Filling { id, text, logprob: row[id as usize] }
+    };
+    let one = |(position, row): (usize, Vec<f32>)| {
+        let mut order: Vec<u32> = (0..row.len() as u32).collect();
+        let top = request.top.min(order.len());
+        let by_probability = |a: &u32, b: &u32| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b));
+        if top < order.len() {
+            order.select_nth_unstable_by(top, by_probability);
+            order.truncate(top);
+        }
+        order.sort_unstable_by(by_probability);
+        Filled {
+            position,
+            top: order.into_iter().map(|id| filling(&row, id)).collect(),
+            targets: target_ids.iter().map(|id| filling(&row, *id)).collect(),
+        }
+    };
+    Ok(positions.into_iter().zip(rows).map(one).collect())
+}
+
+fn target(encoder: &TextEncoder, word: &str) -> Result<u32, EngineError> {
+    let Some(tokenizer) = encoder.tokenizer() else {
+        return Err(bad("targets", "this encoder has no tokenizer"));
+    };
+    // A continuation piece such as ##ing is a token that no text alone gives.
+    if let Some(id) = tokenizer.token_to_id(word).filter(|id| !tokenizer.is_special(*id)) {
+        return Ok(id);
+    }
+    match tokenizer.encode(word, false, false).map_err(|e| bad("targets", e.to_string()))?.as_slice() {
+        [id] => Ok(*id),
+        several => Err(bad("targets", format!("'{word}' is {} tokens: one gap holds one token", several.len()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pieces;
+
+    #[test]
+    fn gaps_are_masks_and_underscores() {
+        assert_eq!(pieces("a [MASK] b____c", "[MASK]"), ["a ", " b", "c"]);
+        assert_eq!(pieces("这个项链太____了", "[MASK]"), ["这个项链太", "了"]);
+        assert_eq!(pieces("snake_case __x", "[MASK]"), ["snake_case __x"]);
+        assert_eq!(pieces("[MASK]", "[MASK]"), ["", ""]);
+    }
+}

@@ -1,0 +1,321 @@
+//! `POST /v1/choices`: which of the given answers the model finds most likely, zero- or few-shot, calibrated
+//! or not.
+
+use std::collections::BTreeSet;
+
+use axum::extract::State;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::AppState;
+use super::auth::MaybeCaller;
+use super::error::{ApiError, ApiResult};
+use super::extract::Json;
+use super::observe::RequestId;
+use super::openai::chat::{self, ChatMessage};
+use crate::domain::Message;
+use crate::engine::{Generator, ServedModel};
+use crate::eval::choices::{Normalize, Scored};
+use crate::prompt::{Gap, LabelTemplate, Shots};
+use crate::service::choices::{Context, Label, Question, answer};
+use crate::service::complete::{resolve_adapter, resolve_model};
+use crate::service::prompts::check_size;
+
+/// Inputs that carry nothing, from contextual calibration (arXiv 2102.09690).
+const CONTENT_FREE: [&str; 3] = ["N/A", "[MASK]", ""];
+const MOST_EXAMPLES: usize = 256;
+
+/// Exactly one of `prompt`, `messages` and `template` says what is asked. Unknown fields are refused.
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ChoicesRequest {
+    /// Name or id of a model version; absent = the active policy.
+    pub model: Option<String>,
+    /// A text, or token ids. A run of three or more underscores in a text is a blank: the whole text is then
+    /// scored with each choice in it. Else choices follow the prompt.
+    #[schemars(with = "Option<Value>")]
+    pub prompt: Option<Value>,
+    /// A conversation; choices are the assistant's next message.
+    pub messages: Option<Vec<ChatMessage>>,
+    /// A pattern with `{input}` and `{label}`, such as "Review: {input}\nSentiment: {label}".
+    pub template: Option<String>,
+    /// What stands at `{input}`.
+    pub input: Option<String>,
+    /// Stands before everything; with `template`.
+    pub instruction: Option<String>,
+    /// Worked cases before the open one; with `template` or `messages`.
+    pub examples: Vec<ChoiceExample>,
+    /// Between cases. Default: an empty line.
+    pub separator: Option<String>,
+    /// The answers to choose from.
+    pub choices: Option<Vec<String>>,
+    /// Instead of `choices`: label → the words that stand for it; their probabilities add up.
+    #[schemars(with = "Option<std::collections::BTreeMap<String, Vec<String>>>")]
+    pub verbalizers: Option<Map<String, Value>>,
+    /// `none` (default: the sum of log-probs), `tokens` or `bytes` (their mean).
+    pub normalize: Normalize,
+    /// Take off what each choice scores in a prompt without content.
+    pub calibrate: Option<bool>,
+    /// What stands for "no content": inputs for `template`, last user messages for `messages`, whole prompts
+    /// for `prompt` (the text before the blank, if it has one). Averaged. Default: "N/A", "[MASK]" and, with
+    /// `template`, "".
+    pub content_free: Option<Vec<String>>,
+    /// Name or id of a soft prompt that stands before the prompt.
+    pub prompt_adapter: Option<String>,
+    /// Also return the log-prob of every scored token.
+    pub logprobs: Option<bool>,
+    /// Accepted, without effect.
+    pub user: Option<Value>,
+}
+
+/// A worked case.
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChoiceExample {
+    pub input: String,
+    /// One of the labels; the first of its words is written.
+    pub label: String,
+}
+
+pub async fn create(
+    State(state): State<AppState>,
+    RequestId(request_id): RequestId,
+    caller: MaybeCaller,
+    Json(mut request): Json<ChoicesRequest>,
+) -> ApiResult<axum::Json<Value>> {
+    let services = &state.services;
+    let limits = &services.config.limits;
+    let labels = labels(&mut request)?;
+    let examples = examples(&request, &labels)?;
+    if request.calibrate == Some(false) && request.content_free.is_some() {
+        return Err(ApiError::bad("content_free", "is for calibrate = true only"));
+    }
+    let calibrated = request.calibrate.unwrap_or(request.content_free.is_some());
+    let free = match request.content_free.take() {
+        Some(list) if list.is_empty() || list.len() > 16 => {
+            return Err(ApiError::bad("content_free", "must be 1 to 16 texts"));
+        }
+        Some(list) => list,
+        None if request.template.is_some() => CONTENT_FREE.map(str::to_owned).to_vec(),
+        None => CONTENT_FREE[..2].iter().map(|t| (*t).to_owned()).collect(),
+    };
+    let free: &[String] = if calibrated { &free } else { &[] };
+    let form = Form::new(&mut request, examples, limits.prompt_bytes)?;
+    check_size(free.iter().map(String::len).sum(), "content_free", limits.prompt_bytes)?;
+    let model = resolve_model(services, request.model.as_deref(), caller.is_admin()).await?;
+    let adapter = resolve_adapter(services, request.prompt_adapter.as_deref(), &model).await?;
+    let engine = services.engine()?;
+    let context = form.context(engine.as_ref(), &model, None).await?;
+    let mut content_free = Vec::with_capacity(free.len());
+    for text in free {
+        content_free.push(form.context(engine.as_ref(), &model, Some(text)).await?);
+    }
+    let normalize = request.normalize;
+    let question = Question { request_id, model, adapter, context, content_free, labels, normalize };
+    let found = answer(services, &question).await?;
+    let mut choices = Vec::new();
+    for decided in &found.ranking {
+        let label = &question.labels[decided.index];
+        let words: Vec<Value> = label
+            .words
+            .iter()
+            .zip(&found.words[decided.index])
+            .map(|(text, scored)| word(text, scored, request.logprobs.unwrap_or(false)))
+            .collect();
+        choices.push(json!({
+            "index": decided.index,
+            "label": label.name,
+            "probability": decided.probability,
+            "score": finite(decided.score),
+            "calibration": calibrated.then(|| finite(decided.offset)),
+            "words": words,
+        }));
+    }
+    Ok(axum::Json(json!({
+        "object": "choices",
+        "model": question.model.version.name,
+        "answer": choices.first().map(|c| c["label"].clone()),
+        "choices": choices,
+        "usage": {"prompt_tokens": found.tokens, "completion_tokens": 0, "total_tokens": found.tokens},
+        "instructd": {
+            "model_version": question.model.version.id,
+            "prompt_adapter": question.adapter.as_ref().map(|a| a.id.as_str()),
+        },
+    })))
+}
+
+/// JSON has no −∞.
+fn finite(value: f64) -> f64 {
+    value.max(f64::from(f32::MIN))
+}
+
+fn word(text: &str, scored: &Scored, tokens: bool) -> Value {
+    let mut word = json!({
+        "text": text,
+        "logprob": finite(scored.sum()),
+        "logprob_per_token": finite(scored.per_token()),
+        "tokens": scored.logprobs.len(),
+    });
+    if tokens {
+        word["token_logprobs"] = scored.logprobs.iter().map(|l| finite(f64::from(*l))).collect();
+    }
+    word
+}
+
+fn labels(request: &mut ChoicesRequest) -> ApiResult<Vec<Label>> {
+    let labels: Vec<Label> = match (request.choices.take(), request.verbalizers.take()) {
+        (Some(choices), None) => choices.into_iter().map(|c| Label { name: c.clone(), words: vec![c] }).collect(),
+        (None, Some(map)) => map.into_iter().map(|(name, words)| verbalizer(name, words)).collect::<ApiResult<_>>()?,
+        _ => return Err(ApiError::bad("choices", "give either choices or verbalizers")),
+    };
+    if !(1..=256).contains(&labels.len()) {
+        return Err(ApiError::bad("choices", "must be 1 to 256"));
+    }
+    let mut seen = BTreeSet::new();
+    for (i, label) in labels.iter().enumerate() {
+        for text in &label.words {
+            if text.is_empty() || text.len() > 4096 {
+                return Err(ApiError::bad(format!("choices[{i}]"), "must be a text of 1 to 4096 bytes"));
+            }
+            if !seen.insert(text.as_str()) {
+                return Err(ApiError::bad(format!("choices[{i}]"), "stands there twice"));
+            }
+        }
+    }
+    Ok(labels)
+}
+
+fn verbalizer(name: String, words: Value) -> ApiResult<Label> {
+    let field = format!("verbalizers.{name}");
+    let list = match words {
+        word @ Value::String(_) => vec![word],
+        Value::Array(list) if !list.is_empty() => list,
+        _ => return Err(ApiError::bad(field, "must be a word or a list of words")),
+    };
+    let word = |v: Value| v.as_str().map(str::to_owned).ok_or_else(|| ApiError::bad(&field, "must hold texts"));
+    Ok(Label { words: list.into_iter().map(word).collect::<ApiResult<_>>()?, name })
+}
+
+/// (input, the words written for its label).
+fn examples(request: &ChoicesRequest, labels: &[Label]) -> ApiResult<Vec<(String, String)>> {
+    if request.examples.len() > MOST_EXAMPLES {
+        return Err(ApiError::bad("examples", format!("at most {MOST_EXAMPLES}")));
+    }
+    let one = |(i, example): (usize, &ChoiceExample)| {
+        let label = labels.iter().find(|l| l.name == example.label);
+        let label = label.ok_or_else(|| ApiError::bad(format!("examples[{i}].label"), "is none of the choices"))?;
+        Ok((example.input.clone(), label.words[0].clone()))
+    };
+    request.examples.iter().enumerate().map(one).collect()
+}
+
+/// How the question is put.
+enum Form {
+    Ids(Vec<u32>),
+    Text(String),
+    Blank(Gap),
+    Chat {
+        messages: Vec<Message>,
+        /// Position of the last user message.
+        last: usize,
+    },
+    Template {
+        template: LabelTemplate,
+        input: String,
+        instruction: Option<String>,
+        examples: Vec<(String, String)>,
+        separator: String,
+    },
+}
+
+impl Form {
+    fn new(request: &mut ChoicesRequest, examples: Vec<(String, String)>, max_bytes: usize) -> ApiResult<Self> {
+        let only_template = |field: &'static str, given: bool| match given {
+            true => Err(ApiError::bad(field, "is for template only")),
+            false => Ok(()),
+        };
+        if request.template.is_none() {
+            only_template("input", request.input.is_some())?;
+            only_template("instruction", request.instruction.is_some())?;
+            only_template("separator", request.separator.is_some())?;
+        }
+        match (request.prompt.take(), request.messages.take(), request.template.take()) {
+            (Some(prompt), None, None) => {
+                if !examples.is_empty() {
+                    return Err(ApiError::bad("examples", "are for template and messages only"));
+                }
+                Self::prompt(prompt, max_bytes)
+            }
+            (None, Some(given), None) => Self::chat(chat::messages(given, "messages", max_bytes)?, examples, max_bytes),
+            (None, None, Some(template)) => {
+                let template = LabelTemplate::new(&template).map_err(|e| ApiError::bad("template", e.to_string()))?;
+                let input = request.input.take().ok_or_else(|| ApiError::bad("input", "is missing"))?;
+                let separator = request.separator.take().unwrap_or_else(|| "\n\n".to_owned());
+                let instruction = request.instruction.take();
+                let bytes =
+                    input.len() + examples.iter().map(|(i, l)| i.len() + l.len() + separator.len()).sum::<usize>();
+                check_size(bytes + instruction.as_ref().map_or(0, String::len), "input", max_bytes)?;
+                Ok(Self::Template { template, input, instruction, examples, separator })
+            }
+            _ => Err(ApiError::bad("prompt", "give exactly one of prompt, messages and template")),
+        }
+    }
+
+    fn prompt(prompt: Value, max_bytes: usize) -> ApiResult<Self> {
+        match prompt {
+            Value::String(text) => {
+                check_size(text.len(), "prompt", max_bytes)?;
+                let gap = Gap::find(&text).map_err(|e| ApiError::bad("prompt", e.to_string()))?;
+                Ok(gap.map_or(Self::Text(text), Self::Blank))
+            }
+            Value::Array(list) if !list.is_empty() => {
+                let id = |(i, v): (usize, &Value)| {
+                    let id = v.as_u64().and_then(|id| u32::try_from(id).ok());
+                    id.ok_or_else(|| ApiError::bad(format!("prompt[{i}]"), "is no token id"))
+                };
+                Ok(Self::Ids(list.iter().enumerate().map(id).collect::<ApiResult<_>>()?))
+            }
+            _ => Err(ApiError::bad("prompt", "must be a text or a list of token ids")),
+        }
+    }
+
+    /// Worked cases become turns before the last user message.
+    fn chat(mut messages: Vec<Message>, examples: Vec<(String, String)>, max_bytes: usize) -> ApiResult<Self> {
+        let Some(last) = messages.iter().rposition(|m| m.role == "user") else {
+            return Err(ApiError::bad("messages", "must have a message of the user"));
+        };
+        let added = examples.len() * 2;
+        check_size(examples.iter().map(|(i, l)| i.len() + l.len()).sum(), "examples", max_bytes)?;
+        let turns = examples.into_iter().flat_map(|(input, label)| {
+            [("user", input), ("assistant", label)].map(|(role, content)| Message { role: role.to_owned(), content })
+        });
+        messages.splice(last..last, turns.collect::<Vec<_>>());
+        Ok(Self::Chat { messages, last: last + added })
+    }
+
+    /// What the choices follow; with `free` in the place of the content.
+    async fn context(&self, engine: &dyn Generator, model: &ServedModel, free: Option<&str>) -> ApiResult<Context> {
+        Ok(match self {
+            Self::Ids(ids) => match free {
+                None => Context::Ids(ids.clone()),
+                Some(free) => Context::Text(Gap { before: free.to_owned(), after: String::new() }),
+            },
+            Self::Text(text) => Context::Text(Gap { before: free.unwrap_or(text).to_owned(), after: String::new() }),
+            Self::Blank(gap) => {
+                let before = free.unwrap_or(&gap.before).to_owned();
+                Context::Text(Gap { before, after: gap.after.clone() })
+            }
+            Self::Chat { messages, last } => {
+                let mut messages = messages.clone();
+                if let Some(free) = free {
+                    messages[*last].content = free.to_owned();
+                }
+                Context::Ids(engine.chat_prompt(Some(&model.version.id), &messages).await?)
+            }
+            Self::Template { template, input, instruction, examples, separator } => {
+                let shots = Shots { instruction: instruction.as_deref(), examples, separator };
+                Context::Text(template.gap(shots, free.unwrap_or(input)))
+            }
+        })
+    }
+}

@@ -1,0 +1,228 @@
+//! `POST /v1/embeddings` and `POST /v1/fill-mask`: what bidirectional encoders answer.
+
+use axum::extract::State;
+use base64::Engine as _;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::AppState;
+use super::error::{ApiError, ApiResult};
+use super::extract::Json;
+use crate::engine::{EmbedRequest, EncoderInput, FillRequest, Filling, Gapped, Pooling};
+use crate::eval::choices::decide;
+use crate::service::encoders;
+use crate::service::prompts::check_size;
+
+/// OpenAI's form; unknown fields are refused.
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EmbeddingsRequest {
+    /// Name or id of an encoder; absent = the configured one.
+    pub model: Option<String>,
+    /// A text, a list of texts, a list of token ids, or a list of such lists.
+    #[schemars(with = "Value")]
+    pub input: Value,
+    /// `float` (default) or `base64` (little-endian f32).
+    pub encoding_format: Option<String>,
+    /// Only the encoder's own width is taken: its vectors are not made to be cut.
+    pub dimensions: Option<u64>,
+    /// `mean` (default) or `cls`.
+    #[serde(default)]
+    pub pooling: Pooling,
+    /// Vectors of length 1. Default true.
+    pub normalize: Option<bool>,
+    /// Cut texts that are too long instead of refusing them. Default false.
+    pub truncate: Option<bool>,
+    /// Accepted, without effect.
+    pub user: Option<Value>,
+}
+
+pub async fn embeddings(
+    State(state): State<AppState>,
+    Json(request): Json<EmbeddingsRequest>,
+) -> ApiResult<axum::Json<Value>> {
+    let limits = &state.services.config.limits;
+    let base64 = match request.encoding_format.as_deref() {
+        None | Some("float") => false,
+        Some("base64") => true,
+        Some(_) => return Err(ApiError::bad("encoding_format", "must be float or base64")),
+    };
+    let inputs = inputs(request.input, limits.samples.max(256))?;
+    let bytes = |input: &EncoderInput| match input {
+        EncoderInput::Text(text) => text.len(),
+        EncoderInput::Ids(ids) => size_of_val(ids.as_slice()),
+    };
+    check_size(inputs.iter().map(bytes).sum(), "input", limits.prompt_bytes)?;
+    let embed = EmbedRequest {
+        inputs,
+        pooling: request.pooling,
+        normalize: request.normalize.unwrap_or(true),
+        truncate: request.truncate.unwrap_or(false),
+    };
+    let (model, found) = encoders::embed(&state.services, request.model.as_deref(), embed).await?;
+    let width = found.vectors.first().map_or(0, Vec::len);
+    if request.dimensions.is_some_and(|d| d != width as u64) {
+        return Err(ApiError::bad("dimensions", format!("{} gives vectors of {width}, and no others", model.name)));
+    }
+    let value = |vector: &Vec<f32>| match base64 {
+        false => json!(vector),
+        true => {
+            let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
+            json!(base64::engine::general_purpose::STANDARD.encode(bytes))
+        }
+    };
+    let data: Vec<Value> = found
+        .vectors
+        .iter()
+        .enumerate()
+        .map(|(i, vector)| json!({"object": "embedding", "index": i, "embedding": value(vector)}))
+        .collect();
+    Ok(axum::Json(json!({
+        "object": "list",
+        "model": model.name,
+        "data": data,
+        "usage": {"prompt_tokens": found.tokens, "total_tokens": found.tokens},
+        "instructd": {"model_version": model.id},
+    })))
+}
+
+fn inputs(value: Value, most: usize) -> ApiResult<Vec<EncoderInput>> {
+    const SHAPES: &str = "must be a text, a list of texts, a list of token ids, or a list of lists of token ids";
+    let list = match value {
+        Value::String(text) => return Ok(vec![EncoderInput::Text(text)]),
+        Value::Array(list) if !list.is_empty() => list,
+        Value::Array(_) => return Err(ApiError::bad("input", "is empty")),
+        _ => return Err(ApiError::bad("input", SHAPES)),
+    };
+    if list.iter().all(Value::is_number) {
+        return Ok(vec![EncoderInput::Ids(ids(&list, "input")?)]);
+    }
+    if list.len() > most {
+        return Err(ApiError::bad("input", format!("at most {most} texts in one request")));
+    }
+    let texts = list[0].is_string();
+    let one = |(i, value): (usize, Value)| match value {
+        Value::String(text) if texts => Ok(EncoderInput::Text(text)),
+        Value::Array(inner) if !texts => Ok(EncoderInput::Ids(ids(&inner, &format!("input[{i}]"))?)),
+        _ => Err(ApiError::bad(format!("input[{i}]"), SHAPES)),
+    };
+    list.into_iter().enumerate().map(one).collect()
+}
+
+fn ids(list: &[Value], field: &str) -> ApiResult<Vec<u32>> {
+    let one = |(i, value): (usize, &Value)| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| ApiError::bad(format!("{field}[{i}]"), "is no token id"))
+    };
+    list.iter().enumerate().map(one).collect()
+}
+
+/// Either `text`, or `tokens` with `positions`. Unknown fields are refused.
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FillMaskRequest {
+    /// Name or id of an encoder; absent = the configured one.
+    pub model: Option<String>,
+    /// A text with gaps: the encoder's mask token (`[MASK]`), or three or more underscores.
+    pub text: Option<String>,
+    /// Token ids, read as they are.
+    pub tokens: Option<Vec<u32>>,
+    /// Which of `tokens` to fill.
+    pub positions: Option<Vec<usize>>,
+    /// Segments of `tokens`. Default: all 0.
+    pub token_type_ids: Option<Vec<u32>>,
+    /// Most likely tokens per gap, 1 to 1000. Default 5.
+    pub top_k: Option<usize>,
+    /// Words of one token each, whose probabilities are returned too.
+    pub targets: Option<Vec<String>>,
+    /// Label → words of one token each: the answer is the label whose words are most likely in the (single)
+    /// gap.
+    #[schemars(with = "Option<std::collections::BTreeMap<String, Vec<String>>>")]
+    pub verbalizers: Option<Map<String, Value>>,
+}
+
+const MOST_TARGETS: usize = 256;
+
+pub async fn fill_mask(
+    State(state): State<AppState>,
+    Json(request): Json<FillMaskRequest>,
+) -> ApiResult<axum::Json<Value>> {
+    let top = request.top_k.unwrap_or(5);
+    if !(1..=1000).contains(&top) {
+        return Err(ApiError::bad("top_k", "must be 1 to 1000"));
+    }
+    let input = match (request.text, request.tokens) {
+        (Some(text), None) => {
+            if request.positions.is_some() || request.token_type_ids.is_some() {
+                return Err(ApiError::bad("positions", "positions and token_type_ids are for tokens only"));
+            }
+            check_size(text.len(), "text", state.services.config.limits.prompt_bytes)?;
+            Gapped::Text(text)
+        }
+        (None, Some(ids)) => {
+            let positions = request.positions.unwrap_or_default();
+            if positions.is_empty() || positions.len() > 512 {
+                return Err(ApiError::bad("positions", "must name 1 to 512 of the tokens"));
+            }
+            let type_ids = request.token_type_ids.unwrap_or_else(|| vec![0; ids.len()]);
+            Gapped::Ids { ids, type_ids, positions }
+        }
+        _ => return Err(ApiError::bad("text", "give either text or tokens")),
+    };
+    let mut targets = request.targets.unwrap_or_default();
+    let asked = targets.len();
+    let mut labels: Vec<(String, usize)> = Vec::new();
+    for (label, words) in request.verbalizers.unwrap_or_default() {
+        let list = match &words {
+            Value::String(word) => vec![word.clone()],
+            Value::Array(list) if !list.is_empty() => {
+                list.iter().filter_map(|v| v.as_str().map(str::to_owned)).collect()
+            }
+            _ => Vec::new(),
+        };
+        if list.is_empty() || words.as_array().is_some_and(|all| all.len() != list.len()) {
+            return Err(ApiError::bad(format!("verbalizers.{label}"), "must be a word or a list of words"));
+        }
+        labels.push((label, list.len()));
+        targets.extend(list);
+    }
+    if targets.len() > MOST_TARGETS {
+        return Err(ApiError::bad("targets", format!("at most {MOST_TARGETS} words")));
+    }
+    let fill = FillRequest { input, top, targets };
+    let (model, gaps) = encoders::fill(&state.services, request.model.as_deref(), fill).await?;
+    let mut answer = json!({
+        "object": "fill_mask",
+        "model": model.name,
+        "gaps": gaps.iter().map(|gap| json!({
+            "position": gap.position,
+            "tokens": gap.top.iter().map(filling).collect::<Vec<_>>(),
+            "targets": gap.targets[..asked].iter().map(filling).collect::<Vec<_>>(),
+        })).collect::<Vec<_>>(),
+        "instructd": {"model_version": model.id},
+    });
+    if !labels.is_empty() {
+        let [gap] = gaps.as_slice() else {
+            return Err(ApiError::bad("verbalizers", format!("are for one gap; the text has {}", gaps.len())));
+        };
+        let mut rest = &gap.targets[asked..];
+        let mut words = Vec::new();
+        for (_, count) in &labels {
+            let (now, later) = rest.split_at(*count);
+            words.push(now.iter().map(|f| f64::from(f.logprob)).collect());
+            rest = later;
+        }
+        let ranked = decide(&words, &[]);
+        answer["answer"] = json!(labels[ranked[0].index].0);
+        answer["labels"] = ranked
+            .iter()
+            .map(|d| json!({"label": labels[d.index].0, "probability": d.probability, "score": d.score}))
+            .collect();
+    }
+    Ok(axum::Json(answer))
+}
+
+fn filling(found: &Filling) -> Value {
+    let probability = f64::from(found.logprob).exp();
+    json!({"token": found.text, "id": found.id, "logprob": found.logprob, "probability": probability})
+}

@@ -1,0 +1,126 @@
+//! The data between the steps, as the recipes read it: demonstrations, comparisons, prompts.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::Device;
+
+use super::Collect;
+use crate::data::{self, Comparison, PromptInput, PromptRecord, RankedText, Written};
+use crate::generation::{GenParams, Warpers, generate};
+use crate::model::{self, Decoder, Purpose};
+use crate::prompt::Texts;
+
+fn write_lines<T: serde::Serialize>(path: &Path, lines: &[T]) -> Result<usize> {
+    let part = path.with_extension("jsonl.part");
+    let mut file = std::io::BufWriter::new(std::fs::File::create(&part)?);
+    for line in lines {
+        serde_json::to_writer(&mut file, line)?;
+        file.write_all(b"\n")?;
+    }
+    file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
+    std::fs::rename(&part, path).with_context(|| format!("writing {}", path.display()))?;
+    Ok(lines.len())
+}
+
+/// Given ones, or the best completion of every comparison of the training side (ties: the first).
+pub fn demonstrations(given: Option<&Path>, comparisons: Option<&Path>, out: &Path) -> Result<usize> {
+    if let Some(path) = given {
+        return write_lines(out, &data::read_demonstrations(path)?);
+    }
+    let Some(path) = comparisons else { bail!("there are neither demonstrations nor comparisons") };
+    let written: Vec<Written> = data::read_comparisons(path)?
+        .into_iter()
+        .filter_map(|set| {
+            let best = set.completions.iter().min_by_key(|c| c.tier)?.text.clone();
+            Some(Written { prompt_id: set.prompt_id, prompt: set.prompt, completion: best })
+        })
+        .filter(|w| !w.completion.trim().is_empty())
+        .collect();
+    ensure!(!written.is_empty(), "{} holds no completion to learn from", path.display());
+    write_lines(out, &written)
+}
+
+/// Reads people's rankings and writes them in the house format.
+pub fn copy_comparisons(given: &Path, out: &Path) -> Result<usize> {
+    write_lines(out, &data::read_comparisons(given)?)
+}
+
+/// Given ones, or each prompt of the comparisons once.
+pub fn prompts(given: Option<&Path>, comparisons: &Path, out: &Path) -> Result<usize> {
+    let records: Vec<PromptRecord> = match given {
+        Some(path) => data::read_prompts(path)?,
+        None => {
+            let mut seen = std::collections::BTreeSet::new();
+            data::read_comparisons(comparisons)?
+                .into_iter()
+                .filter(|set| seen.insert(data::content_hash(&set.prompt.messages())))
+                .map(|set| PromptRecord {
+                    prompt_id: set.prompt_id,
+                    prompt: set.prompt,
+                    answer: None,
+                    tags: Vec::new(),
+                    lang: None,
+                })
+                .collect()
+        }
+    };
+    write_lines(out, &records)
+}
+
+/// What one model writes for prompts; `None` when asked to stop.
+pub fn sample(
+    path: &Path,
+    prompts: &[PromptInput],
+    params: &GenParams,
+    stop: &dyn Fn() -> bool,
+) -> Result<Option<Vec<String>>> {
+    let loaded = model::load(path, &Device::Cpu)?;
+    let texts = Texts::new(&loaded)?;
+    let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve)?;
+    let room = loaded.config.max_positions.saturating_sub(params.max_new_tokens);
+    ensure!(room >= 1, "{} holds {} tokens only", path.display(), loaded.config.max_positions);
+    let mut ids = Vec::with_capacity(prompts.len());
+    for prompt in prompts {
+        let all = texts.prompt(prompt)?;
+        ids.push(all[all.len().saturating_sub(room)..].to_vec());
+    }
+    let params = GenParams { eos_ids: texts.eos_ids().to_vec(), ..params.clone() };
+    let samples = generate(&decoder, &ids, &params, stop)?;
+    if stop() {
+        return Ok(None);
+    }
+    samples.iter().map(|s| texts.text(&s.ids)).collect::<Result<_>>().map(Some)
+}
+
+/// Samples of the SFT model ranked by the rule: (sets, prompts whose samples all scored the same).
+pub fn collect(
+    collect: &Collect,
+    sft: &Path,
+    seed: u64,
+    out: &Path,
+    stop: &dyn Fn() -> bool,
+) -> Result<Option<(usize, usize)>> {
+    let records = data::read_prompts(&collect.prompts)?;
+    let repeated: Vec<PromptInput> =
+        records.iter().flat_map(|r| std::iter::repeat_n(r.prompt.clone(), collect.samples)).collect();
+    let params =
+        GenParams { max_new_tokens: collect.max_tokens, warpers: Warpers::default(), seed, ..GenParams::default() };
+    let Some(written) = sample(sft, &repeated, &params, stop)? else { return Ok(None) };
+    let (mut sets, mut equal) = (Vec::new(), 0);
+    for (record, texts) in records.into_iter().zip(written.chunks(collect.samples)) {
+        let borrowed: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let scores = crate::train::score_texts(&collect.judge, &record.prompt, record.answer.as_deref(), &borrowed)?;
+        let tier = |score: f64| scores.iter().filter(|s| **s > score).count() as i64;
+        if scores.iter().all(|s| *s == scores[0]) {
+            equal += 1;
+            continue;
+        }
+        let completions =
+            texts.iter().zip(&scores).map(|(text, s)| RankedText { text: text.clone(), tier: tier(*s) }).collect();
+        sets.push(Comparison { prompt_id: None, prompt: record.prompt, completions, strength: None, split: None });
+    }
+    ensure!(!sets.is_empty(), "the judge found no difference between any samples");
+    Ok(Some((write_lines(out, &sets)?, equal)))
+}
