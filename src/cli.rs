@@ -44,7 +44,10 @@ pub async fn export(config: Config, format: String, split: Option<String>, out: 
         Some(name) => Some(Split::parse(&name).ok_or_else(|| anyhow!("--split: must be train or heldout"))?),
     };
     let store = crate::app::open_store(&config).await?;
-    let (services, _) = crate::app::services(config, store.clone()).await?;
+    let (services, generated_key) = crate::app::services(config, store.clone()).await?;
+    if let Some(key) = generated_key {
+        eprintln!("admin key, shown this once: {key}");
+    }
     let selection = crate::service::transfer::Selection { split, ..Default::default() };
     let file = crate::service::transfer::write_out(&services, format, selection).await?;
     store.close().await;

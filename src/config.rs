@@ -49,6 +49,7 @@ pub struct Config {
     pub labeling: LabelingConfig,
     pub sessions: SessionsConfig,
     pub jobs: JobsConfig,
+    pub artifacts: ArtifactsConfig,
     pub log: LogConfig,
 }
 
@@ -163,6 +164,29 @@ pub struct JobsConfig {
     pub reward_hosts: Vec<String>,
 }
 
+/// Where servers on several machines share the files of models.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ArtifactsConfig {
+    /// `file://DIR` or `s3://BUCKET[/PREFIX]`; `None` = files stay in the data directory.
+    #[serde(deserialize_with = "optional_text")]
+    pub url: Option<String>,
+    /// Of an S3-compatible service; `None` = Amazon's.
+    #[serde(deserialize_with = "optional_text")]
+    pub endpoint: Option<String>,
+    /// Of the bucket.
+    #[serde(deserialize_with = "optional_text")]
+    pub region: Option<String>,
+    /// `None` = from `AWS_ACCESS_KEY_ID` and so on, or the machine's role.
+    #[serde(deserialize_with = "optional_text")]
+    pub access_key_id: Option<String>,
+    /// Belongs to the access key.
+    #[serde(deserialize_with = "optional_text")]
+    pub secret_access_key: Option<String>,
+    /// Whether the endpoint may be plain HTTP.
+    pub allow_http: bool,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
@@ -191,6 +215,7 @@ impl Default for Config {
             labeling: LabelingConfig::default(),
             sessions: SessionsConfig::default(),
             jobs: JobsConfig::default(),
+            artifacts: ArtifactsConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -338,6 +363,14 @@ impl Config {
         {
             return Err(error("database_url", "must start with sqlite: or postgres:"));
         }
+        if let Some(url) = &self.artifacts.url
+            && !["file://", "s3://"].iter().any(|scheme| url.len() > scheme.len() && url.starts_with(scheme))
+        {
+            return Err(error("artifacts.url", "must be file://DIR or s3://BUCKET/PREFIX"));
+        }
+        if self.artifacts.access_key_id.is_some() != self.artifacts.secret_access_key.is_some() {
+            return Err(error("artifacts.secret_access_key", "and access_key_id go together"));
+        }
         let positive = [
             ("server.max_connections", self.server.max_connections),
             ("server.header_timeout_seconds", self.server.header_timeout_seconds as usize),
@@ -464,7 +497,7 @@ fn names_setting(key: &str) -> bool {
     const TOP: [&str; 8] =
         ["listen", "data_dir", "database_url", "model", "encoder", "weights", "admin_key", "require_inference_key"];
     const SECTIONS: &[&str] =
-        &["server", "limits", "rates", "engine", "upstream", "labeling", "sessions", "jobs", "log"];
+        &["server", "limits", "rates", "engine", "upstream", "labeling", "sessions", "jobs", "artifacts", "log"];
     let key = key.to_ascii_lowercase();
     TOP.contains(&key.as_str()) || key.split_once("__").is_some_and(|(section, _)| SECTIONS.contains(&section))
 }
@@ -499,6 +532,8 @@ mod tests {
             ("listen = \"nowhere\"", "listen"),
             ("admin_key = \" \"", "admin_key"),
             ("database_url = \"mysql://x\"", "database_url"),
+            ("[artifacts]\nurl = \"/srv/models\"", "artifacts.url"),
+            ("[artifacts]\naccess_key_id = \"k\"", "artifacts.secret_access_key"),
         ] {
             let e = from_toml(text).expect_err(text);
             assert_eq!(e.key, key, "{text}: {e}");

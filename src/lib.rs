@@ -15,6 +15,7 @@
 //!   `objective`, `generation` and `train`.
 
 pub mod app;
+pub mod backup;
 pub mod cli;
 pub mod cli_family;
 pub mod cli_tokenizer;
@@ -27,6 +28,7 @@ pub mod http;
 pub mod service;
 pub mod store;
 
+pub mod artifacts;
 pub mod engine;
 pub mod generation;
 pub mod jobs;

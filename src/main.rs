@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use instructd::config::{Config, Overrides};
 use instructd::model::plan::PlanArgs;
-use instructd::{app, cli, cli_family, cli_tokenizer};
+use instructd::{app, backup, cli, cli_family, cli_tokenizer};
 
 /// Closes the InstructGPT loop: serve, rank, train a reward model, PPO, serve the better model.
 #[derive(Parser)]
@@ -31,6 +31,30 @@ enum Command {
     },
     /// Bring the database's schema up to date.
     Migrate(Settings),
+    /// Copy the database and the models to a new directory, while servers run.
+    Backup {
+        out: PathBuf,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Bring a backup into an empty database and data directory.
+    Restore {
+        from: PathBuf,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Write every table of the database to a new directory.
+    ExportDb {
+        out: PathBuf,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Fill an empty database, SQLite or Postgres, from export-db's directory.
+    ImportDb {
+        from: PathBuf,
+        #[command(flatten)]
+        settings: Settings,
+    },
     /// Bring, list and convert models.
     #[command(subcommand)]
     Models(Models),
@@ -240,6 +264,16 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Worker(settings) => cli::block_on(app::worker(settings.load()?))?,
         Command::TrainJob { job_dir } => return Ok(cli::train_job(&job_dir)),
         Command::Migrate(settings) => cli::block_on(cli::migrate(settings.load()?))?,
+        Command::Backup { out, settings } => cli::block_on(async { backup::backup(&settings.load()?, &out).await })?,
+        Command::Restore { from, settings } => {
+            cli::block_on(async { backup::restore(&settings.load()?, &from).await })?
+        }
+        Command::ExportDb { out, settings } => {
+            cli::block_on(async { backup::export_db(&settings.load()?, &out).await })?
+        }
+        Command::ImportDb { from, settings } => {
+            cli::block_on(async { backup::import_db(&settings.load()?, &from).await })?;
+        }
         Command::Models(Models::Pull { name, from, settings }) => cli::pull(&settings.load()?, name, from)?,
         Command::Models(Models::List(settings)) => cli::list(&settings.load()?),
         Command::Models(Models::Export { model, out, half, settings }) => {

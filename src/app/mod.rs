@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 
+use crate::artifacts::Artifacts;
 use crate::config::Config;
 use crate::jobs::{Launch, Supervisor, SupervisorConfig};
 use crate::service::{Random, Services, people, system_clock};
@@ -34,9 +35,12 @@ pub async fn serve(config: Config) -> Result<()> {
     let loading = {
         let services = services.clone();
         tokio::spawn(async move {
+            // Subscribed before the start looks which version is active: no activation falls in between.
+            let activations = services.store.activations();
             let engine = model::start(&services).await?;
             services.set_engine(engine);
-            tokio::spawn(crate::service::live::follow(services));
+            tokio::spawn(crate::service::live::follow(services.clone()));
+            tokio::spawn(crate::service::publish::follow(services, activations));
             anyhow::Ok(())
         })
     };
@@ -101,7 +105,11 @@ pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
 /// Runs training jobs of the store until shutdown (`instructd worker`).
 pub async fn worker(config: Config) -> Result<()> {
     let store = open_store(&config).await?;
-    let (services, _) = services(config, store.clone()).await?;
+    let (services, generated_key) = services(config, store.clone()).await?;
+    if let Some(key) = generated_key {
+        // The first program on a new database makes the key, whichever it is.
+        println!("admin key, shown this once: {key}");
+    }
     let stop = services.shutdown.clone();
     tokio::spawn(async move {
         signalled().await;
@@ -119,23 +127,28 @@ async fn run_jobs(services: Arc<Services>) {
         Ok(launch) => launch,
         Err(error) => return tracing::error!(%error, "jobs cannot run: this program does not know its own path"),
     };
+    let artifacts = match Artifacts::open(&services.config, services.store.clone()) {
+        Ok(artifacts) => artifacts,
+        Err(error) => return tracing::error!(%error, "jobs cannot run: the artifact store cannot be opened"),
+    };
     let jobs = &services.config.jobs;
     let config = SupervisorConfig {
         slots: jobs.slots,
         lease_seconds: jobs.lease_seconds,
         max_crashes: jobs.max_crashes,
         threads: jobs.threads,
-        grace: services.config.drain_timeout(),
+        // Asked, SIGTERM, SIGKILL: the last must come before the drain's own end.
+        grace: services.config.drain_timeout() / 2,
         cancel_grace: Duration::from_secs(jobs.cancel_grace_seconds),
         reward_hosts: jobs.reward_hosts.clone(),
         ..SupervisorConfig::new(services.config.data_dir.clone(), launch)
     };
-    let supervisor = Supervisor::new(services.store.clone(), services.recipes, config);
+    let supervisor = Supervisor::sharing(services.store.clone(), artifacts, services.recipes, config);
     supervisor.run(services.shutdown.clone()).await;
 }
 
 /// Only the owner may look into the data directory: it holds judgments, keys' hashes and models.
-fn make_data_dir(dir: &Path) -> Result<()> {
+pub(crate) fn make_data_dir(dir: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     if dir.is_dir() {
         return Ok(());

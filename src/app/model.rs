@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use crate::artifacts::Artifacts;
 use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
 use crate::engine::{EngineOptions, Generator, LocalEngine};
 use crate::model::{Arch, builtin, pull};
@@ -24,11 +25,11 @@ pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
     if config.upstream.url.is_some() {
         return super::upstream::start(services).await;
     }
-    let (model, data_dir) = (config.model.clone(), config.data_dir.clone());
-    let Located { path, name } = tokio::task::spawn_blocking(move || locate(&model, &data_dir)).await??;
-    let configured = register(services, &path, &name, ModelKind::Policy).await?;
+    let artifacts = Artifacts::open(config, services.store.clone())?;
+    let configured = configured(services, &artifacts).await?;
+    share(&artifacts, services.store.as_ref(), &configured).await?;
     let version = choose(services.store.as_ref(), configured).await?;
-    let engine = engine(services)?;
+    let engine = engine(services, artifacts)?;
     engine.load(&version).await.with_context(|| format!("loading {}", version.name))?;
     engine.activate(&version.id).await?;
     services.store.activate_model(&version.id, services.now()).await?;
@@ -56,7 +57,36 @@ async fn register_encoder(services: &Arc<Services>, encoder: &str) -> Result<()>
     Ok(())
 }
 
-fn engine(services: &Services) -> Result<Arc<dyn Generator>> {
+/// The version of the configured model: the one that the database knows by its name, when its files can be
+/// brought from the artifact store; else the one at the path that the name stands for.
+async fn configured(services: &Services, artifacts: &Artifacts) -> Result<ModelVersion> {
+    let config = &services.config;
+    let (model, data_dir) = (config.model.clone(), config.data_dir.clone());
+    if pull::is_name(&model)
+        && model != builtin::NAME
+        && artifacts.is_shared()
+        && pull::resolve(&model, &data_dir).is_err()
+        && let Some(known) = services.store.find_model(&version_name(&model)).await?
+        && !services.store.model_files(&known.id).await?.is_empty()
+    {
+        return Ok(known);
+    }
+    let Located { path, name } = tokio::task::spawn_blocking(move || locate(&model, &data_dir)).await??;
+    register(services, &path, &name, ModelKind::Policy).await
+}
+
+/// With an artifact store, the configured model is brought there once, so that workers elsewhere can start
+/// from it.
+async fn share(artifacts: &Artifacts, store: &dyn Store, version: &ModelVersion) -> Result<()> {
+    if !artifacts.is_shared() || !store.model_files(&version.id).await?.is_empty() {
+        return Ok(());
+    }
+    let path = artifacts.path(version).await?;
+    let files = artifacts.publish(&version.id, &path).await.context("bringing the model to the artifact store")?;
+    Ok(store.put_model_files(&version.id, files).await?)
+}
+
+fn engine(services: &Services, artifacts: Arc<Artifacts>) -> Result<Arc<dyn Generator>> {
     let config = &services.config;
     let weights = WeightFormat::parse(&config.weights)
         .with_context(|| format!("weights: '{}' is not known; use {}", config.weights, WeightFormat::names()))?;
@@ -67,6 +97,7 @@ fn engine(services: &Services) -> Result<Arc<dyn Generator>> {
         max_running: config.engine.max_batch,
         max_waiting: config.engine.max_waiting,
         kv_tokens: config.engine.kv_tokens,
+        files: Some(artifacts),
         ..EngineOptions::default()
     };
     Ok(LocalEngine::start(options)?)

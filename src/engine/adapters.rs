@@ -15,9 +15,8 @@ const KEEP: usize = 64;
 /// Most recently used last.
 type Loaded = Vec<(ModelVersionId, Arc<SoftPrompt>)>;
 
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Adapters {
-    data_dir: PathBuf,
     loaded: Arc<Mutex<Loaded>>,
 }
 
@@ -26,19 +25,18 @@ fn bad(message: String) -> EngineError {
 }
 
 impl Adapters {
-    pub fn new(data_dir: PathBuf) -> Self {
-        Self { data_dir, loaded: Arc::default() }
+    pub fn new() -> Self {
+        Self::default()
     }
 
-    /// Positions that the soft prompt takes before a prompt of `base`.
+    /// Positions that the soft prompt takes before a prompt of `base`. `dir` is where the version's files are.
     ///
     /// # Errors
     /// `BadRequest` when it belongs to another base or does not fit its context; `Failed` for damaged files.
-    pub async fn load(&self, version: &ModelVersion, base: &ServedModel) -> Result<usize, EngineError> {
+    pub async fn load(&self, version: &ModelVersion, dir: PathBuf, base: &ServedModel) -> Result<usize, EngineError> {
         let soft = match self.get(&version.id) {
             Ok(soft) => soft,
             Err(_) => {
-                let dir = self.data_dir.join(&version.artifact_uri);
                 let read = tokio::task::spawn_blocking(move || SoftPrompt::load(&dir, &Device::Cpu));
                 let read = read.await.map_err(|e| EngineError::Failed(e.to_string()))?;
                 let soft = read.map_err(|e| EngineError::Failed(format!("prompt adapter '{}': {e}", version.name)))?;

@@ -79,7 +79,6 @@ type Entry = (ModelVersionId, Arc<TextEncoder>);
 
 #[derive(Clone)]
 pub struct Encoders {
-    data_dir: PathBuf,
     /// Most recently used last.
     loaded: Arc<Mutex<Vec<Entry>>>,
     turns: Arc<Semaphore>,
@@ -91,27 +90,19 @@ fn bad(param: &'static str, message: impl Into<String>) -> EngineError {
 }
 
 impl Encoders {
-    pub fn new(data_dir: PathBuf) -> Self {
+    pub fn new() -> Self {
         Self {
-            data_dir,
             loaded: Arc::default(),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
             waiting: Arc::new(Semaphore::new(AT_ONCE + MAY_WAIT)),
         }
     }
 
-    pub async fn embed(&self, version: &ModelVersion, request: EmbedRequest) -> Result<Embeddings, EngineError> {
-        self.with(version, move |encoder| embed(encoder, request)).await
-    }
-
-    pub async fn fill(&self, version: &ModelVersion, request: FillRequest) -> Result<Vec<Filled>, EngineError> {
-        self.with(version, move |encoder| fill(encoder, request)).await
-    }
-
-    /// Runs `work` on a blocking thread, in turn.
+    /// Runs `work` on a blocking thread, in turn. `path` is where the version's files are.
     pub async fn with<T: Send + 'static>(
         &self,
         version: &ModelVersion,
+        path: PathBuf,
         work: impl FnOnce(&TextEncoder) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, EngineError> {
         let Ok(_place) = self.waiting.clone().try_acquire_owned() else {
@@ -123,12 +114,12 @@ impl Encoders {
         let done = tokio::task::spawn_blocking(move || {
             // A caller that leaves does not free the turn of work that goes on.
             let _turn = turn;
-            work(&*this.encoder(&version)?)
+            work(&*this.encoder(&version, &path)?)
         });
         done.await.map_err(|e| EngineError::Failed(e.to_string()))?
     }
 
-    fn encoder(&self, version: &ModelVersion) -> Result<Arc<TextEncoder>, EngineError> {
+    fn encoder(&self, version: &ModelVersion, path: &Path) -> Result<Arc<TextEncoder>, EngineError> {
         // The lock is held while loading: two requests never load the same encoder twice.
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = loaded.iter().position(|(id, _)| *id == version.id) {
@@ -138,8 +129,7 @@ impl Encoders {
             return Ok(encoder);
         }
         let failed = |e: String| EngineError::Failed(format!("encoder '{}': {e}", version.name));
-        let path = self.data_dir.join(&version.artifact_uri);
-        let files = model::load(&path, &Device::Cpu).map_err(|e| failed(e.to_string()))?;
+        let files = model::load(path, &Device::Cpu).map_err(|e| failed(e.to_string()))?;
         let encoder = Arc::new(TextEncoder::new(&files).map_err(|e| failed(e.to_string()))?);
         loaded.push((version.id.clone(), encoder.clone()));
         if loaded.len() > KEEP {
@@ -169,7 +159,7 @@ fn check_ids(encoder: &TextEncoder, ids: &[u32], param: &'static str, which: &st
     Ok(())
 }
 
-fn embed(encoder: &TextEncoder, request: EmbedRequest) -> Result<Embeddings, EngineError> {
+pub fn embed(encoder: &TextEncoder, request: EmbedRequest) -> Result<Embeddings, EngineError> {
     let longest = encoder.encoder().config.max_positions;
     let mut sequences = Vec::with_capacity(request.inputs.len());
     for (i, input) in request.inputs.into_iter().enumerate() {
@@ -213,7 +203,7 @@ fn pieces<'a>(text: &'a str, mask: &str) -> Vec<&'a str> {
     pieces
 }
 
-fn fill(encoder: &TextEncoder, request: FillRequest) -> Result<Vec<Filled>, EngineError> {
+pub fn fill(encoder: &TextEncoder, request: FillRequest) -> Result<Vec<Filled>, EngineError> {
     if !encoder.encoder().has_mlm_head() {
         return Err(bad("model", "this encoder has no masked-LM head: it gives embeddings, but fills no gaps"));
     }

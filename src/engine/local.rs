@@ -20,7 +20,7 @@ use super::scheduler::{Lane, Limits};
 use super::sequence::{Queued, Shared};
 use super::{
     Attention, EmbedRequest, Embeddings, EngineError, EngineStats, FillRequest, Filled, GenerateRequest, Generation,
-    Generator, SamplingParams, ServedModel,
+    Generator, ModelFiles, SamplingParams, ServedModel,
 };
 use crate::domain::{Message, ModelKind, ModelVersion, ModelVersionId, RewardScore};
 use crate::generation::Warpers;
@@ -43,6 +43,8 @@ pub struct EngineOptions {
     pub prefill_tokens: usize,
     /// Cached tokens per version; 0 = what `max_running` full contexts need, at most 2 GiB.
     pub kv_tokens: usize,
+    /// Where versions come from that are not under `data_dir`.
+    pub files: Option<Arc<dyn ModelFiles>>,
     /// Versions kept in memory; the least recently activated ones beyond are unloaded when idle.
     pub max_loaded: usize,
 }
@@ -58,6 +60,7 @@ impl Default for EngineOptions {
             prefill_tokens: 512,
             kv_tokens: 0,
             max_loaded: 3,
+            files: None,
         }
     }
 }
@@ -154,13 +157,21 @@ impl LocalEngine {
             .spawn(move || engine_thread(&inbox, &thread_state, limits))
             .map_err(|e| EngineError::Failed(format!("the engine thread did not start: {e}")))?;
         Ok(Arc::new(Self {
-            rewards: RewardModels::new(options.data_dir.clone()),
-            adapters: Adapters::new(options.data_dir.clone()),
-            encoders: Encoders::new(options.data_dir.clone()),
+            rewards: RewardModels::new(),
+            adapters: Adapters::new(),
+            encoders: Encoders::new(),
             options,
             state,
             commands,
         }))
+    }
+
+    /// Where the files of a version are on this machine.
+    async fn path(&self, version: &ModelVersion) -> Result<PathBuf, EngineError> {
+        match &self.options.files {
+            Some(files) => files.path(version).await.map_err(EngineError::Failed),
+            None => Ok(self.options.data_dir.join(&version.artifact_uri)),
+        }
     }
 
     fn find(&self, version: Option<&ModelVersionId>) -> Result<Arc<LoadedModel>, EngineError> {
@@ -296,7 +307,7 @@ impl Generator for LocalEngine {
         if let Some(model) = read(&self.state.models).get(&version.id) {
             return Ok(model.served.clone());
         }
-        let (path, version) = (self.options.data_dir.join(&version.artifact_uri), version.clone());
+        let (path, version) = (self.path(version).await?, version.clone());
         let (weights, device) = (self.options.weights, self.options.device.clone());
         let model = tokio::task::spawn_blocking(move || load_model(&path, version, weights, &device))
             .await
@@ -362,17 +373,19 @@ impl Generator for LocalEngine {
         version: &ModelVersion,
         conversations: &[Vec<Message>],
     ) -> Result<Vec<RewardScore>, EngineError> {
-        self.rewards.score(version, conversations).await
+        let path = self.path(version).await?;
+        self.rewards.score(version, path, conversations).await
     }
 
     async fn load_adapter(&self, adapter: &ModelVersion, base: &ServedModel) -> Result<usize, EngineError> {
-        self.adapters.load(adapter, base).await
+        self.adapters.load(adapter, self.path(adapter).await?, base).await
     }
 
     async fn attention(&self, version: &ModelVersion, text: &str, most: usize) -> Result<Attention, EngineError> {
         let text = text.to_owned();
         if version.kind == ModelKind::Encoder {
-            return self.encoders.with(version, move |encoder| attention::of_encoder(encoder, &text, most)).await;
+            let path = self.path(version).await?;
+            return self.encoders.with(version, path, move |encoder| attention::of_encoder(encoder, &text, most)).await;
         }
         let model = self.find(Some(&version.id))?;
         let ended = |e: tokio::task::JoinError| EngineError::Failed(e.to_string());
@@ -382,11 +395,13 @@ impl Generator for LocalEngine {
     }
 
     async fn embed(&self, encoder: &ModelVersion, request: EmbedRequest) -> Result<Embeddings, EngineError> {
-        self.encoders.embed(encoder, request).await
+        let path = self.path(encoder).await?;
+        self.encoders.with(encoder, path, move |encoder| encoders::embed(encoder, request)).await
     }
 
     async fn fill(&self, encoder: &ModelVersion, request: FillRequest) -> Result<Vec<Filled>, EngineError> {
-        self.encoders.fill(encoder, request).await
+        let path = self.path(encoder).await?;
+        self.encoders.with(encoder, path, move |encoder| encoders::fill(encoder, request)).await
     }
 
     fn stats(&self) -> EngineStats {

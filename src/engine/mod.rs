@@ -220,6 +220,13 @@ pub struct EngineStats {
     pub prompt_tokens: u64,
 }
 
+/// Finds the files of a version, bringing them from elsewhere if need be.
+#[async_trait]
+pub trait ModelFiles: std::fmt::Debug + Send + Sync {
+    /// The directory or file to load, or why there is none.
+    async fn path(&self, version: &ModelVersion) -> Result<std::path::PathBuf, String>;
+}
+
 /// Anything that writes text: the local engine, a mock, or an upstream server.
 #[async_trait]
 pub trait Generator: Send + Sync + 'static {

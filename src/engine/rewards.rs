@@ -1,6 +1,6 @@
 //! Reward models in memory: loaded when first asked for, scored on a blocking thread.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Device;
@@ -24,26 +24,26 @@ struct Scorer {
 
 type Entry = (ModelVersionId, Arc<Scorer>);
 
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct RewardModels {
-    data_dir: PathBuf,
     /// Most recently used last.
     loaded: Arc<Mutex<Vec<Entry>>>,
 }
 
 impl RewardModels {
-    pub fn new(data_dir: PathBuf) -> Self {
-        Self { data_dir, loaded: Arc::default() }
+    pub fn new() -> Self {
+        Self::default()
     }
 
-    /// Scores of conversations whose last message is the response.
+    /// Scores of conversations whose last message is the response. `path` is where the version's files are.
     pub async fn score(
         &self,
         version: &ModelVersion,
+        path: PathBuf,
         conversations: &[Vec<Message>],
     ) -> Result<Vec<RewardScore>, EngineError> {
         let (this, version, conversations) = (self.clone(), version.clone(), conversations.to_vec());
-        tokio::task::spawn_blocking(move || this.score_now(&version, &conversations))
+        tokio::task::spawn_blocking(move || this.score_now(&version, &path, &conversations))
             .await
             .map_err(|e| EngineError::Failed(e.to_string()))?
     }
@@ -51,10 +51,11 @@ impl RewardModels {
     fn score_now(
         &self,
         version: &ModelVersion,
+        path: &Path,
         conversations: &[Vec<Message>],
     ) -> Result<Vec<RewardScore>, EngineError> {
         let failed = |e: String| EngineError::Failed(format!("reward model '{}': {e}", version.name));
-        let scorer = self.scorer(version).map_err(failed)?;
+        let scorer = self.scorer(version, path).map_err(failed)?;
         let mut ids = Vec::with_capacity(conversations.len());
         for conversation in conversations {
             let Some((response, prompt)) = conversation.split_last() else {
@@ -67,7 +68,7 @@ impl RewardModels {
         scorer.model.scores(&ids, BATCH_TOKENS).map_err(|e| failed(e.to_string()))
     }
 
-    fn scorer(&self, version: &ModelVersion) -> Result<Arc<Scorer>, String> {
+    fn scorer(&self, version: &ModelVersion, path: &Path) -> Result<Arc<Scorer>, String> {
         // The lock is held while loading: two requests never load the same model twice.
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = loaded.iter().position(|(id, _)| *id == version.id) {
@@ -76,8 +77,7 @@ impl RewardModels {
             loaded.push(entry);
             return Ok(scorer);
         }
-        let path = self.data_dir.join(&version.artifact_uri);
-        let files: Loaded = model::load(&path, &Device::Cpu).map_err(|e| e.to_string())?;
+        let files: Loaded = model::load(path, &Device::Cpu).map_err(|e| e.to_string())?;
         let texts = Texts::new(&files).map_err(|e| e.to_string())?;
         let model = RewardModel::new(&files).map_err(|e| e.to_string())?;
         let scorer = Arc::new(Scorer { max_length: files.config.max_positions, model, texts });

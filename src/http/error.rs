@@ -128,6 +128,14 @@ impl From<StoreError> for ApiError {
                 tracing::warn!(error = message, "the database is not available");
                 Self::unavailable("the database is not available; try again").code("database_unavailable")
             }
+            StoreError::Full(_) => {
+                tracing::error!(error = message, "nothing can be stored");
+                Self {
+                    retry_after_s: Some(60),
+                    ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server's disk is full")
+                }
+                .code("disk_full")
+            }
             StoreError::Internal(_) => Self::internal(&message),
         }
     }

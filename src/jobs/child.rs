@@ -2,13 +2,14 @@
 
 use std::io::{BufRead, Write};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::remote::HttpRewards;
-use super::wire::{Line, STOP, Spec};
+use super::wire::{LEASE, Line, STOP, Spec};
 use crate::domain::{Metric, Progress};
 use crate::train::remote::RemoteReward;
 use crate::train::{Recipe, Reporter, TrainOutcome};
@@ -28,9 +29,11 @@ pub fn main(job_dir: &Path, recipes: &[Recipe]) -> u8 {
         libc::signal(libc::SIGTERM, handler as libc::sighandler_t);
     }
     let stop = Arc::new(AtomicBool::new(false));
-    let from_stdin = stop.clone();
-    // The thread is left behind when the recipe ends: a blocking read of stdin cannot be interrupted.
-    std::thread::spawn(move || watch(std::io::stdin().lock(), &from_stdin));
+    let (from_stdin, lease) = (stop.clone(), Arc::new(Lease::default()));
+    let told = lease.clone();
+    // The threads are left behind when the recipe ends: a blocking read of stdin cannot be interrupted.
+    std::thread::spawn(move || watch(std::io::stdin().lock(), &from_stdin, &told));
+    std::thread::spawn(move || lease.outlast());
     let mut reporter = LineReporter::new(std::io::stdout(), stop);
     let result = allowed(job_dir).and_then(|remote| {
         reporter.remote = remote;
@@ -45,12 +48,52 @@ fn allowed(job_dir: &Path) -> anyhow::Result<Option<Arc<dyn RemoteReward>>> {
     Ok(client.map(|client| Arc::new(client) as Arc<dyn RemoteReward>))
 }
 
-/// Sets `stop` at a line `stop` and at the end of input (the parent is gone).
-fn watch(input: impl BufRead, stop: &AtomicBool) {
+/// Exit status of a child whose lease ran out; the parent, if it still lives, has lost the job.
+const LEASE_RAN_OUT: i32 = 75;
+
+/// How long this child may go on. A parent that was stopped (or a machine that slept) does not extend it, and
+/// then another worker may run the same job: two must never write the same checkpoints.
+#[derive(Default)]
+struct Lease {
+    /// End of the lease; `None` while the parent has not said one.
+    until: Mutex<Option<Instant>>,
+    told: Condvar,
+}
+
+impl Lease {
+    fn extend(&self, seconds: u64) {
+        // A tenth less than the parent has, for the time that the message took.
+        let until = Instant::now() + Duration::from_millis(seconds.min(1 << 30) * 900);
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+        self.told.notify_all();
+    }
+
+    /// Sleeps as long as there is a lease; then ends the process where it stands. What it leaves half-written
+    /// is as after a crash.
+    fn outlast(&self) {
+        let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let left = until.map_or(Duration::from_secs(3600), |end| end.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                eprintln!("the lease ran out: the parent was not heard of in time");
+                std::process::exit(LEASE_RAN_OUT);
+            }
+            until = self.told.wait_timeout(until, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// Sets `stop` at a line `stop` and at the end of input (the parent is gone); `lease N` extends the lease.
+fn watch(input: impl BufRead, stop: &AtomicBool, lease: &Lease) {
     for line in input.lines() {
-        match line {
-            Ok(line) if line.trim() != STOP => {}
-            _ => break,
+        match line.as_deref().map(str::trim) {
+            Ok(STOP) | Err(_) => break,
+            Ok(other) => {
+                let seconds = other.strip_prefix(LEASE).and_then(|rest| rest.trim().parse().ok());
+                if let Some(seconds) = seconds {
+                    lease.extend(seconds);
+                }
+            }
         }
     }
     stop.store(true, Ordering::Relaxed);
@@ -146,8 +189,16 @@ mod tests {
     fn stdin_stops_on_the_word_and_on_its_end() {
         for input in ["", "hello\n", "hello\nstop\nrest", "stop"] {
             let stop = AtomicBool::new(false);
-            watch(input.as_bytes(), &stop);
+            watch(input.as_bytes(), &stop, &Lease::default());
             assert!(stop.into_inner(), "{input:?}");
         }
+    }
+
+    #[test]
+    fn the_parent_extends_the_lease() {
+        let (stop, lease) = (AtomicBool::new(false), Lease::default());
+        watch("lease 1000000\nlease x\nlease -3\n".as_bytes(), &stop, &lease);
+        let until = lease.until.into_inner().expect("not poisoned").expect("a lease");
+        assert!(until > Instant::now() + Duration::from_secs(800_000));
     }
 }

@@ -8,7 +8,8 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::queue::{FILES, JobArgs, OPTIONAL_DATA, artifact_path, file_names, find_version, needs_model, takes, wants};
+use super::queue::{FILES, JobArgs, OPTIONAL_DATA, file_names, find_version, needs_model, takes, wants};
+use crate::artifacts::{ArtifactError, Artifacts};
 use crate::data::from_feedback::{Told, preferences};
 use crate::data::{Comparison, PromptRecord, Written, pairs};
 use crate::domain::*;
@@ -25,6 +26,19 @@ pub(super) enum PrepareError {
     Store(#[from] StoreError),
     #[error("cannot write the job's files: {0}")]
     Io(#[from] std::io::Error),
+    /// A model could not be brought here now.
+    #[error("{0}")]
+    Later(String),
+}
+
+impl From<ArtifactError> for PrepareError {
+    fn from(error: ArtifactError) -> Self {
+        match error {
+            ArtifactError::Store(error) => Self::Store(error),
+            passing if passing.is_passing() => Self::Later(passing.to_string()),
+            lasting => Self::Job(lasting.to_string()),
+        }
+    }
 }
 
 /// Files of one kind of data, and how the dataset version describes them.
@@ -153,7 +167,7 @@ pub(super) async fn prepare(
     store: &dyn Store,
     recipe: &Recipe,
     job_args: &JobArgs,
-    data_dir: &Path,
+    files: &Artifacts,
     job_dir: &Path,
 ) -> Result<Prepared, PrepareError> {
     let mut args = job_args.recipe.clone();
@@ -161,14 +175,14 @@ pub(super) async fn prepare(
     let mut parent = None;
     if needs_model(&schema) || args.get("model").is_some_and(|v| !v.is_null()) {
         let version = version(store, &args, "model").await?;
-        args.insert("model".into(), artifact_path(data_dir, &version).display().to_string().into());
+        args.insert("model".into(), local(files, &version).await?);
         parent = Some(version);
     }
-    corpora(&schema, &mut args, data_dir)?;
+    corpora(&schema, &mut args, &std::path::absolute(files.data_dir())?)?;
     for field in ["reward_model", "gold_reward_model"] {
         if args.get(field).is_some_and(|v| !v.is_null()) {
             let reward = version(store, &args, field).await?;
-            args.insert(field.into(), artifact_path(data_dir, &reward).display().to_string().into());
+            args.insert(field.into(), local(files, &reward).await?);
         }
     }
     let as_of = store.now().await?;
@@ -234,6 +248,12 @@ fn corpora(schema: &Value, args: &mut Map<String, Value>, data_dir: &Path) -> Re
         }
     }
     Ok(())
+}
+
+/// Where the version's files are on this machine, as an argument.
+async fn local(files: &Artifacts, version: &ModelVersion) -> Result<Value, PrepareError> {
+    let path = files.path(version).await?;
+    Ok(std::path::absolute(&path)?.display().to_string().into())
 }
 
 async fn version(store: &dyn Store, args: &Map<String, Value>, field: &str) -> Result<ModelVersion, PrepareError> {

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::wire::{Line, STOP};
+use super::wire::{LEASE, Line, STOP};
 
 /// Which program runs a job. `--job-dir DIR` is added to the arguments.
 #[derive(Clone, Debug)]
@@ -184,6 +184,15 @@ impl Running {
             patience: grace,
             grace,
         })
+    }
+
+    /// Tells the child how long it may go on without hearing from its parent again. A child that is not told
+    /// for so long ends itself: somebody else may have its job by then.
+    pub(super) async fn extend_lease(&mut self, seconds: i64) {
+        if let Some(stdin) = &mut self.stdin {
+            // A line that cannot be written finds a child that has gone; the exit status tells.
+            let _ = stdin.write_all(format!("{LEASE} {seconds}\n").as_bytes()).await;
+        }
     }
 
     /// Asks the recipe to stop after its step, and waits `patience` before pressing. A later call can only

@@ -1,4 +1,4 @@
-//! The end of a successful job: its output directory becomes an immutable, registered model version.
+//! The end of a successful job: its output directory becomes an immutable model version.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -7,8 +7,9 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::queue::is_model_name;
+use crate::artifacts::Artifacts;
 use crate::domain::*;
-use crate::store::{Store, StoreError};
+use crate::store::{ModelFile, Store};
 
 /// Everything a version is made of, besides its files.
 pub(super) struct Release<'a> {
@@ -19,6 +20,14 @@ pub(super) struct Release<'a> {
     pub metrics: Value,
     pub datasets: &'a Map<String, Value>,
     pub now: Micros,
+}
+
+/// A version whose files are in their place, not registered yet.
+pub(super) struct Placed {
+    pub version: ModelVersion,
+    pub files: Vec<ModelFile>,
+    /// Where they lie on this machine.
+    pub dir: PathBuf,
 }
 
 /// SHA-256 (hex) over the weight files in order of their names: model.safetensors, or its shards.
@@ -62,16 +71,13 @@ fn made_name(parent: &str, recipe: &str, job: &JobId) -> String {
     format!("{}{end}", start.trim_end_matches('.'))
 }
 
-/// Moves the output under `DATA/models/<name>` and registers the version. Doing it twice for one job gives
-/// the version of the first time.
-pub(super) async fn publish(store: &dyn Store, data_dir: &Path, release: Release<'_>) -> anyhow::Result<ModelVersion> {
+/// Moves the output under `DATA/models/<name>`, brings it to the artifact store and describes the version. To
+/// register it is the store's part, together with the end of the job.
+pub(super) async fn place(store: &dyn Store, artifacts: &Artifacts, release: Release<'_>) -> anyhow::Result<Placed> {
     let job = release.job;
-    if let Some(done) = store.list_models().await?.into_iter().find(|m| m.job_id.as_ref() == Some(&job.id)) {
-        return Ok(done);
-    }
     let made = made_name(release.parent.map_or("new", |p| &p.name), &job.kind, &job.id);
     let wanted = release.publish_as.unwrap_or(&made);
-    let models = data_dir.join("models");
+    let models = artifacts.data_dir().join("models");
     // A name can be taken since the job was queued; files without a version can lie there after a crash.
     let mut name = wanted.to_owned();
     let mut number = 2;
@@ -84,15 +90,20 @@ pub(super) async fn publish(store: &dyn Store, data_dir: &Path, release: Release
     let target = models.join(&name);
     let from = release.model_dir.to_owned();
     let recipe = job.kind.clone();
-    let (sha256, kind) = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
-        let facts = (weights_sha256(&from)?, kind_of(&from, &recipe));
-        std::fs::create_dir_all(&models)?;
-        std::fs::rename(&from, &target)?;
-        // The rename is durable once the directory that holds the name is.
-        std::fs::File::open(&models)?.sync_all()?;
-        Ok(facts)
-    })
-    .await??;
+    let (sha256, kind) = {
+        let target = target.clone();
+        tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+            let facts = (weights_sha256(&from)?, kind_of(&from, &recipe));
+            std::fs::create_dir_all(&models)?;
+            std::fs::rename(&from, &target)?;
+            // The rename is durable once the directory that holds the name is.
+            std::fs::File::open(&models)?.sync_all()?;
+            Ok(facts)
+        })
+        .await??
+    };
+    let id = ModelVersionId::new();
+    let files = artifacts.publish(&id, &target).await?;
     let mut metrics = match release.metrics {
         Value::Object(map) => map,
         Value::Null => Map::new(),
@@ -102,7 +113,7 @@ pub(super) async fn publish(store: &dyn Store, data_dir: &Path, release: Release
         metrics.insert("datasets".into(), Value::Object(release.datasets.clone()));
     }
     let version = ModelVersion {
-        id: ModelVersionId::new(),
+        id,
         kind,
         name: name.clone(),
         stage: job.kind.clone(),
@@ -114,11 +125,7 @@ pub(super) async fn publish(store: &dyn Store, data_dir: &Path, release: Release
         state: ModelState::Candidate,
         created: release.now,
     };
-    match store.put_model(version.clone()).await {
-        Ok(()) => Ok(version),
-        Err(StoreError::Conflict(m)) => anyhow::bail!("cannot register '{name}': {m}"),
-        Err(e) => Err(e.into()),
-    }
+    Ok(Placed { version, files, dir: target })
 }
 
 #[cfg(test)]

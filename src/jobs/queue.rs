@@ -1,8 +1,6 @@
 //! What a job may ask for: recipe arguments by the names of model versions instead of paths, plus the
 //! job's own arguments. Checked when queued, resolved to paths when run.
 
-use std::path::{Path, PathBuf};
-
 use serde_json::{Map, Value, json};
 
 use crate::domain::*;
@@ -299,9 +297,4 @@ pub async fn enqueue(store: &dyn Store, recipes: &[Recipe], request: Request) ->
         finished: None,
     };
     Ok(store.enqueue_job(job).await?)
-}
-
-/// Where a version's files are; relative places are under the data directory.
-pub fn artifact_path(data_dir: &Path, version: &ModelVersion) -> PathBuf {
-    data_dir.join(&version.artifact_uri)
 }

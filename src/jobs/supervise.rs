@@ -11,11 +11,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::materialise::{PrepareError, Prepared, prepare, write_whole};
 use super::process::{Launch, Running, Said};
-use super::publish::{Release, publish};
+use super::publish::{Placed, Release, place};
 use super::queue;
 use super::wire::{Line, SPEC, Spec};
+use crate::artifacts::Artifacts;
 use crate::domain::*;
-use crate::store::{Fence, Store, StoreError};
+use crate::store::{Fence, JobReport, Store, StoreError};
 use crate::train::{Recipe, TrainOutcome};
 
 #[derive(Clone, Debug)]
@@ -64,6 +65,7 @@ impl SupervisorConfig {
 /// Runs the jobs of one process.
 pub struct Supervisor {
     store: Arc<dyn Store>,
+    artifacts: Arc<Artifacts>,
     recipes: &'static [Recipe],
     config: SupervisorConfig,
 }
@@ -82,18 +84,20 @@ enum End {
     Lost,
 }
 
-/// What waits to be written down.
-#[derive(Default)]
-struct Pending {
-    progress: Option<Progress>,
-    metrics: Vec<Metric>,
-    events: Vec<(String, Value)>,
-    checkpoint: Option<String>,
-}
-
 impl Supervisor {
     pub fn new(store: Arc<dyn Store>, recipes: &'static [Recipe], config: SupervisorConfig) -> Self {
-        Self { store, recipes, config }
+        let artifacts = Artifacts::with(config.data_dir.clone(), store.clone(), None);
+        Self::sharing(store, artifacts, recipes, config)
+    }
+
+    /// With models from and to an artifact store.
+    pub fn sharing(
+        store: Arc<dyn Store>,
+        artifacts: Arc<Artifacts>,
+        recipes: &'static [Recipe],
+        config: SupervisorConfig,
+    ) -> Self {
+        Self { store, artifacts, recipes, config }
     }
 
     /// Works until `shutdown`; then running jobs checkpoint and go back to the queue. Returns when all
@@ -127,7 +131,12 @@ impl Supervisor {
         let claimed = self.store.claim_job(&owner, self.config.lease_seconds, &[], self.config.max_crashes).await?;
         let Some((job, fence)) = claimed else { return Ok(None) };
         tracing::info!(job.id = %job.id, job.kind = %job.kind, job.attempt = job.attempt, "job started");
-        let ended = self.run_claimed(&job, &fence, shutdown).await;
+        let mut ended = self.run_claimed(&job, &fence, shutdown).await;
+        if let Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_))) = &ended {
+            // The store's fault, not the job's: back to the queue without a crash, as soon as that can be said.
+            tracing::warn!(job.id = %job.id, %error, "the job is given back");
+            ended = self.until_stored(shutdown, || self.store.requeue_job(&fence, None, self.config.max_crashes)).await;
+        }
         if let Err(StoreError::LeaseLost(_)) = &ended {
             tracing::warn!(job.id = %job.id, "the job's lease was lost");
             return Ok(Some(JobState::Running));
@@ -143,11 +152,16 @@ impl Supervisor {
         fence: &Fence,
         shutdown: &CancellationToken,
     ) -> Result<JobState, StoreError> {
-        self.event(&job.id, "state", json!({"state": "running", "attempt": job.attempt})).await?;
-        let (prepared, publish_as) = match self.prepare(job).await {
+        let (prepared, publish_as) = match self.prepared(job, fence).await? {
             Ok(ready) => ready,
             Err(PrepareError::Store(error)) => return Err(error),
-            Err(error) => return self.fail(job, fence, &error.to_string()).await,
+            // Not the job's fault, but no endless loop either.
+            Err(PrepareError::Later(error)) => {
+                tracing::warn!(job.id = %job.id, error, "the job cannot start now");
+                self.keeping_the_lease(fence, tokio::time::sleep(self.config.heartbeat())).await?;
+                return self.requeue(fence, Some(&error)).await;
+            }
+            Err(error) => return self.fail(fence, &error.to_string()).await,
         };
         let job_dir = self.job_dir(&job.id);
         let started = Running::start(&self.config.launch, &job_dir, self.config.threads, self.config.grace).await;
@@ -155,39 +169,112 @@ impl Supervisor {
             Ok(child) => self.watch(job, fence, child, shutdown).await?,
             Err(error) => End::Crashed(format!("the training process did not start: {error}")),
         };
-        let cancelled = self.store.get_job(&job.id).await?.cancel_requested;
+        let cancelled = self.until_stored(shutdown, || self.store.get_job(&job.id)).await?.cancel_requested;
         match end {
             End::Lost => Err(StoreError::LeaseLost(job.id.to_string())),
             End::Done { model_dir, metrics } => {
-                let now = self.store.now().await?;
-                // The last word before the files move: whoever lost the lease publishes nothing.
-                self.store.heartbeat_job(fence, self.config.lease_seconds, None).await?;
                 let release = Release {
                     job,
                     parent: prepared.parent.as_ref(),
                     publish_as: publish_as.as_deref(),
                     model_dir: &job_dir.join(model_dir),
-                    metrics: metrics.clone(),
+                    metrics,
                     datasets: &prepared.datasets,
-                    now,
+                    now: self.until_stored(shutdown, || self.store.now()).await?,
                 };
-                match publish(&*self.store, &self.config.data_dir, release).await {
-                    Ok(version) => {
-                        // Nothing resumes a job that has succeeded, and checkpoints are large.
-                        let _ = tokio::fs::remove_dir_all(job_dir.join("checkpoints")).await;
-                        let result = json!({"model": version.name, "model_version_id": version.id,
-                            "metrics": metrics, "datasets": prepared.datasets});
-                        self.finish(job, fence, JobState::Succeeded, Some(result), None).await
-                    }
-                    Err(error) => self.fail(job, fence, &format!("publishing failed: {error:#}")).await,
-                }
+                self.release(job, fence, release, shutdown).await
             }
-            _ if cancelled => self.finish(job, fence, JobState::Cancelled, None, Some("cancelled")).await,
-            End::Failed(error) => self.fail(job, fence, &error).await,
-            _ if shutdown.is_cancelled() => self.requeue(job, fence, None).await,
-            End::Stopped => self.requeue(job, fence, Some("the training process stopped without being asked")).await,
-            End::Crashed(error) => self.requeue(job, fence, Some(&error)).await,
+            _ if cancelled => self.finish(fence, JobState::Cancelled, "cancelled").await,
+            End::Failed(error) => self.fail(fence, &error).await,
+            _ if shutdown.is_cancelled() => self.requeue(fence, None).await,
+            End::Stopped => self.requeue(fence, Some("the training process stopped without being asked")).await,
+            End::Crashed(error) => self.requeue(fence, Some(&error)).await,
         }
+    }
+
+    /// Puts the model in its place and ends the job with it; whoever has lost the lease takes it away again.
+    async fn release(
+        &self,
+        job: &Job,
+        fence: &Fence,
+        release: Release<'_>,
+        shutdown: &CancellationToken,
+    ) -> Result<JobState, StoreError> {
+        let (metrics, datasets) = (release.metrics.clone(), release.datasets.clone());
+        let placing = self.keeping_the_lease(fence, place(&*self.store, &self.artifacts, release)).await?;
+        let Placed { version, files, dir } = match placing {
+            Ok(placed) => placed,
+            Err(error) => return self.fail(fence, &format!("publishing failed: {error:#}")).await,
+        };
+        let result = json!({"model": version.name, "model_version_id": version.id, "metrics": metrics,
+            "datasets": datasets});
+        let complete = || self.store.complete_job(fence, version.clone(), files.clone(), result.clone());
+        let done = self.until_stored(shutdown, complete).await;
+        // An attempt whose answer was lost may have gone through: the version itself tells.
+        let registered = match &done {
+            Ok(()) => true,
+            Err(_) => self.store.get_model(&version.id).await.is_ok(),
+        };
+        if registered {
+            // Nothing resumes a job that has succeeded, and checkpoints are large.
+            let _ = tokio::fs::remove_dir_all(self.job_dir(&job.id).join("checkpoints")).await;
+            return Ok(JobState::Succeeded);
+        }
+        match done {
+            Err(StoreError::Conflict(message)) => {
+                let _ = tokio::fs::remove_dir_all(dir).await;
+                self.fail(fence, &format!("cannot register the model: {message}")).await
+            }
+            Err(lost @ StoreError::LeaseLost(_)) => {
+                let _ = tokio::fs::remove_dir_all(dir).await;
+                Err(lost)
+            }
+            other => other.map(|()| JobState::Succeeded),
+        }
+    }
+
+    /// Repeats a write while the store is away, until shutdown: the work of hours must not go for an outage of
+    /// minutes. Nothing is written twice, because the lease fences it.
+    async fn until_stored<T, F>(&self, shutdown: &CancellationToken, write: impl Fn() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        loop {
+            match write().await {
+                Err(StoreError::Unavailable(_) | StoreError::Full(_)) if !shutdown.is_cancelled() => {
+                    tokio::select! {
+                        () = shutdown.cancelled() => {}
+                        () = tokio::time::sleep(self.config.tick) => {}
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Runs something long while the lease is extended. Ends early when the lease is lost.
+    async fn keeping_the_lease<T>(&self, fence: &Fence, work: impl Future<Output = T>) -> Result<T, StoreError> {
+        let mut beat = tokio::time::interval(self.config.heartbeat());
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Ok(done),
+                _ = beat.tick() => match self.store.heartbeat_job(fence, self.config.lease_seconds, None).await {
+                    Err(lost @ StoreError::LeaseLost(_)) => return Err(lost),
+                    Err(error) => tracing::warn!(job.id = %fence.job_id, %error, "cannot extend the lease"),
+                    Ok(_) => {}
+                },
+            }
+        }
+    }
+
+    async fn prepared(
+        &self,
+        job: &Job,
+        fence: &Fence,
+    ) -> Result<Result<(Prepared, Option<String>), PrepareError>, StoreError> {
+        self.keeping_the_lease(fence, self.prepare(job)).await
     }
 
     fn job_dir(&self, id: &JobId) -> PathBuf {
@@ -203,8 +290,7 @@ impl Supervisor {
         let job_dir = self.job_dir(&job.id);
         let (checkpoint_dir, output_dir) = (job_dir.join("checkpoints"), job_dir.join("output"));
         std::fs::create_dir_all(&checkpoint_dir)?;
-        let data_dir = std::path::absolute(&self.config.data_dir)?;
-        let prepared = prepare(&*self.store, recipe, &args, &data_dir, &job_dir).await?;
+        let prepared = prepare(&*self.store, recipe, &args, &self.artifacts, &job_dir).await?;
         let spec = Spec {
             recipe: job.kind.clone(),
             args: Value::Object(prepared.args.clone()),
@@ -227,8 +313,10 @@ impl Supervisor {
         mut child: Running,
         shutdown: &CancellationToken,
     ) -> Result<End, StoreError> {
-        let mut pending = Pending::default();
+        let mut pending = JobReport::default();
         let mut end = None;
+        // The lease was given by the claim, a moment ago.
+        child.extend_lease(self.config.lease_seconds).await;
         let mut beat = Instant::now();
         let mut tick = tokio::time::interval(self.config.tick);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -236,7 +324,7 @@ impl Supervisor {
         loop {
             tokio::select! {
                 said = child.said.recv() => match said {
-                    Some(said) => end = pending.take(said).or(end),
+                    Some(said) => end = take(&mut pending, said).or(end),
                     None => break,
                 },
                 () = shutdown.cancelled(), if !asked => {
@@ -249,6 +337,7 @@ impl Supervisor {
                         Ok(cancelled) => {
                             if due {
                                 beat = Instant::now();
+                                child.extend_lease(self.config.lease_seconds).await;
                             }
                             if cancelled {
                                 child.ask_to_stop(self.config.cancel_grace).await;
@@ -274,7 +363,8 @@ impl Supervisor {
             }
         }
         let (status, tail) = child.end().await;
-        self.write_down(job, fence, &mut pending, true).await?;
+        let report = || self.store.report_job(fence, self.config.lease_seconds, pending.clone());
+        self.until_stored(shutdown, report).await?;
         Ok(end.unwrap_or_else(|| {
             let how = match status {
                 Ok(status) => status.to_string(),
@@ -286,85 +376,61 @@ impl Supervisor {
 
     /// Brings what the child said into the store, and the lease forward when `due`. Returns whether cancel
     /// was requested. What could not be written is kept for the next time.
-    async fn write_down(&self, job: &Job, fence: &Fence, pending: &mut Pending, due: bool) -> Result<bool, StoreError> {
-        let cancelled = if due || pending.progress.is_some() {
-            let lease = self.config.lease_seconds;
-            let cancelled = self.store.heartbeat_job(fence, lease, pending.progress.as_ref()).await?;
-            pending.progress = None;
-            cancelled
-        } else {
-            self.store.get_job(&job.id).await?.cancel_requested
-        };
-        if let Some(path) = &pending.checkpoint {
-            self.store.checkpoint_job(fence, path).await?;
-            pending.checkpoint = None;
-        }
-        if !pending.metrics.is_empty() {
-            self.store.put_metrics(&job.id, &pending.metrics).await?;
-            pending.metrics.clear();
-        }
-        if !pending.events.is_empty() {
-            self.store.append_job_events(&job.id, &pending.events).await?;
-            pending.events.clear();
-        }
-        Ok(cancelled)
-    }
-
-    async fn event(&self, id: &JobId, kind: &str, data: Value) -> Result<(), StoreError> {
-        self.store.append_job_events(id, &[(kind.to_owned(), data)]).await.map(|_| ())
-    }
-
-    async fn fail(&self, job: &Job, fence: &Fence, error: &str) -> Result<JobState, StoreError> {
-        self.finish(job, fence, JobState::Failed, None, Some(error)).await
-    }
-
-    async fn finish(
+    async fn write_down(
         &self,
         job: &Job,
         fence: &Fence,
-        state: JobState,
-        result: Option<Value>,
-        error: Option<&str>,
-    ) -> Result<JobState, StoreError> {
-        // The event first: who follows the job stops listening once its state is terminal.
-        self.event(&job.id, "state", json!({"state": state, "error": error, "result": result})).await?;
-        self.store.finish_job(fence, state, result, error).await?;
+        pending: &mut JobReport,
+        due: bool,
+    ) -> Result<bool, StoreError> {
+        if !due && *pending == JobReport::default() {
+            return Ok(self.store.get_job(&job.id).await?.cancel_requested);
+        }
+        let cancelled = self.store.report_job(fence, self.config.lease_seconds, pending.clone()).await?;
+        *pending = JobReport::default();
+        Ok(cancelled)
+    }
+
+    async fn fail(&self, fence: &Fence, error: &str) -> Result<JobState, StoreError> {
+        self.finish(fence, JobState::Failed, error).await
+    }
+
+    async fn finish(&self, fence: &Fence, state: JobState, error: &str) -> Result<JobState, StoreError> {
+        self.store.finish_job(fence, state, None, Some(error)).await?;
         Ok(state)
     }
 
-    async fn requeue(&self, job: &Job, fence: &Fence, crash: Option<&str>) -> Result<JobState, StoreError> {
+    async fn requeue(&self, fence: &Fence, crash: Option<&str>) -> Result<JobState, StoreError> {
         let kind = if crash.is_some() { "crash" } else { "log" };
-        self.event(&job.id, kind, json!({"message": crash.unwrap_or("the server is shutting down")})).await?;
-        let state = self.store.requeue_job(fence, crash, self.config.max_crashes).await?;
-        self.event(&job.id, "state", json!({"state": state})).await?;
-        Ok(state)
+        let words = json!({"message": crash.unwrap_or("the server is shutting down")});
+        let report = JobReport { events: vec![(kind.to_owned(), words)], ..JobReport::default() };
+        self.store.report_job(fence, self.config.lease_seconds, report).await?;
+        self.store.requeue_job(fence, crash, self.config.max_crashes).await
     }
 }
 
-impl Pending {
-    /// Keeps what is to be written; the last word of the child is returned.
-    fn take(&mut self, said: Said) -> Option<End> {
-        match said {
-            Said::Line(Line::Progress(progress)) => self.progress = Some(progress),
-            Said::Line(Line::Metrics { metrics }) => self.metrics.extend(metrics),
-            Said::Line(Line::Event { kind, data }) => {
-                if kind == "checkpoint"
-                    && let Some(path) = data.get("path").and_then(Value::as_str)
-                {
-                    self.checkpoint = Some(path.to_owned());
-                }
-                self.events.push((kind, data));
+/// Keeps what is to be written; the last word of the child is returned.
+fn take(pending: &mut JobReport, said: Said) -> Option<End> {
+    match said {
+        Said::Line(Line::Progress(progress)) => pending.progress = Some(progress),
+        Said::Line(Line::Metrics { metrics }) => pending.metrics.extend(metrics),
+        Said::Line(Line::Event { kind, data }) => {
+            if kind == "checkpoint"
+                && let Some(path) = data.get("path").and_then(Value::as_str)
+            {
+                pending.checkpoint = Some(path.to_owned());
             }
-            Said::Other(text) => self.events.push(("log".into(), json!({"message": text}))),
-            Said::Line(Line::Failed { error }) => return Some(End::Failed(error)),
-            Said::Line(Line::Outcome(TrainOutcome::Done { model_dir, metrics })) => {
-                return Some(End::Done { model_dir, metrics });
-            }
-            Said::Line(Line::Outcome(TrainOutcome::Stopped { checkpoint })) => {
-                self.checkpoint = checkpoint.or(self.checkpoint.take());
-                return Some(End::Stopped);
-            }
+            pending.events.push((kind, data));
         }
-        None
+        Said::Other(text) => pending.events.push(("log".into(), json!({"message": text}))),
+        Said::Line(Line::Failed { error }) => return Some(End::Failed(error)),
+        Said::Line(Line::Outcome(TrainOutcome::Done { model_dir, metrics })) => {
+            return Some(End::Done { model_dir, metrics });
+        }
+        Said::Line(Line::Outcome(TrainOutcome::Stopped { checkpoint })) => {
+            pending.checkpoint = checkpoint.or(pending.checkpoint.take());
+            return Some(End::Stopped);
+        }
     }
+    None
 }

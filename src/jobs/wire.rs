@@ -14,6 +14,9 @@ pub const SPEC: &str = "spec.json";
 /// A line on the child's stdin that means `Reporter::should_stop`. So does the end of its stdin.
 pub const STOP: &str = "stop";
 
+/// `lease SECONDS` on the child's stdin: it may run so long from now, unless it is told again.
+pub const LEASE: &str = "lease";
+
 /// Contents of spec.json. `args` are complete but for the three fields below, which the child adds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

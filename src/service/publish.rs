@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::{Result, ServiceError, Services, to_the_end};
 use crate::domain::{ModelKind, ModelState, ModelVersion, RewardScore};
@@ -89,6 +90,45 @@ async fn switch(
         Ok(active)
     })
     .await
+}
+
+/// Serves what the database says is active, whichever server activated it. Looks whenever `activations`
+/// changes; ends at shutdown.
+pub async fn follow(services: Arc<Services>, mut activations: watch::Receiver<()>) {
+    loop {
+        tokio::select! {
+            changed = activations.changed() => if changed.is_err() { return },
+            () = services.shutdown.cancelled() => return,
+        }
+        while let Err(error) = catch_up(&services).await {
+            tracing::warn!(%error, "cannot serve the active model version; trying again");
+            tokio::select! {
+                () = tokio::time::sleep(CATCH_UP_PAUSE) => {}
+                () = services.shutdown.cancelled() => return,
+            }
+        }
+    }
+}
+
+const CATCH_UP_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Makes the engine's active policy the database's.
+async fn catch_up(services: &Arc<Services>) -> Result<()> {
+    let serves = || -> Result<_> { Ok(services.engine()?.active().map(|m| m.version.id.clone())) };
+    let Some(seen) = services.store.active_model(ModelKind::Policy).await? else { return Ok(()) };
+    if serves()?.as_ref() == Some(&seen.id) {
+        return Ok(());
+    }
+    // Not during a promotion of our own, when the engine is a moment ahead of the database.
+    let _one_at_a_time = services.publishing.lock().await;
+    let Some(wanted) = services.store.active_model(ModelKind::Policy).await? else { return Ok(()) };
+    if serves()?.as_ref() != Some(&wanted.id) {
+        let engine = services.engine()?;
+        engine.load(&wanted).await?;
+        engine.activate(&wanted.id).await?;
+        tracing::info!(model.name = %wanted.name, "serving the version that another server activated");
+    }
+    Ok(())
 }
 
 /// Takes a version out of use; its files stay.

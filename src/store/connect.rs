@@ -5,25 +5,29 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, PgPool, SqlitePool};
+use sqlx::{ConnectOptions, Connection, SqlitePool};
+use tokio::sync::watch;
 
+use super::postgres::PostgresDb;
 use super::rows::Conn;
 use super::{Result, StoreError};
 
-static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
-static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+pub(super) static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+pub(super) static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// Older versions can corrupt a WAL database when a checkpoint resets the log.
 const SQLITE_OLDEST: (u32, u32, u32) = (3, 51, 3);
 const SQLITE_READERS: u32 = 4;
-const POSTGRES_CONNECTIONS: u32 = 16;
-/// How long a caller waits for a Postgres connection before it is told "not available".
-const POSTGRES_ACQUIRE: Duration = Duration::from_secs(3);
+/// How often to look whether another process has activated a model.
+const SQLITE_POLL: Duration = Duration::from_millis(500);
+/// Over the server's own statement timeout, which ends a slow statement with a better error.
+const POSTGRES_ANSWER: Duration = Duration::from_secs(45);
 /// SQLite writes queue for the one writer; a long import may hold it for a while.
 const SQLITE_ACQUIRE: Duration = Duration::from_secs(15);
 
@@ -37,15 +41,15 @@ pub(super) enum Db {
         readers: SqlitePool,
         writer: SqlitePool,
     },
-    Postgres(PgPool),
+    Postgres(Arc<PostgresDb>),
 }
 
-enum Target {
+pub(super) enum Target {
     Sqlite(PathBuf),
     Postgres,
 }
 
-fn target(url: &str) -> Result<Target> {
+pub(super) fn target(url: &str) -> Result<Target> {
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
         return Ok(Target::Postgres);
     }
@@ -62,7 +66,7 @@ fn target(url: &str) -> Result<Target> {
     Ok(Target::Sqlite(PathBuf::from(path)))
 }
 
-fn sqlite_options(path: &Path) -> SqliteConnectOptions {
+pub(super) fn sqlite_options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -95,7 +99,7 @@ async fn sqlite_writer(path: &Path) -> Result<SqlitePool> {
     Ok(writer)
 }
 
-fn migrate_error(error: MigrateError) -> StoreError {
+pub(super) fn migrate_error(error: MigrateError) -> StoreError {
     match error {
         MigrateError::VersionMissing(v) => StoreError::Internal(format!(
             "the database has schema version {v}, which this program does not know: it was written by a newer instructd"
@@ -132,19 +136,6 @@ async fn migrate_postgres(options: &PgConnectOptions) -> Result<()> {
     done
 }
 
-async fn postgres_pool(options: PgConnectOptions) -> Result<PgPool> {
-    let options = options.options([
-        ("statement_timeout", "30s"),
-        ("lock_timeout", "5s"),
-        ("idle_in_transaction_session_timeout", "30s"),
-    ]);
-    Ok(PgPoolOptions::new()
-        .max_connections(POSTGRES_CONNECTIONS)
-        .acquire_timeout(POSTGRES_ACQUIRE)
-        .connect_with(options)
-        .await?)
-}
-
 impl Db {
     /// Opens the database and applies missing migrations. Refuses a schema newer than this program.
     pub(super) async fn open(url: &str) -> Result<Self> {
@@ -162,9 +153,40 @@ impl Db {
             Target::Postgres => {
                 let options = PgConnectOptions::from_str(url)?.application_name("instructd");
                 migrate_postgres(&options).await?;
-                Ok(Self::Postgres(postgres_pool(options).await?))
+                Ok(Self::Postgres(PostgresDb::open(options).await?))
             }
         }
+    }
+
+    /// Waits for the database at most as long as any single statement may take there, and some: a network that
+    /// swallows answers must not hold a caller for ever. SQLite is no network.
+    pub(super) async fn in_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        match self {
+            Self::Sqlite { .. } => work.await,
+            Self::Postgres(_) => match tokio::time::timeout(POSTGRES_ANSWER, work).await {
+                Ok(done) => done,
+                Err(_) => Err(StoreError::Unavailable("no answer came".into())),
+            },
+        }
+    }
+
+    /// Postgres tells; SQLite has no way to, so whoever listens is woken to look twice a second.
+    pub(super) fn activations(&self) -> watch::Receiver<()> {
+        let (tell, told) = watch::channel(());
+        match self {
+            Self::Postgres(db) => {
+                tokio::spawn(db.clone().listen(tell));
+            }
+            Self::Sqlite { .. } => {
+                tokio::spawn(async move {
+                    while !tell.is_closed() {
+                        tokio::time::sleep(SQLITE_POLL).await;
+                        tell.send_replace(());
+                    }
+                });
+            }
+        }
+        told
     }
 
     pub(super) fn backend(&self) -> &'static str {
@@ -177,7 +199,7 @@ impl Db {
     pub(super) async fn read(&self) -> Result<Conn> {
         Ok(match self {
             Self::Sqlite { readers, .. } => Conn::SqliteRead(readers.acquire().await?),
-            Self::Postgres(pool) => Conn::PostgresRead(pool.acquire().await?),
+            Self::Postgres(db) => Conn::PostgresRead(db.acquire().await?),
         })
     }
 
@@ -185,7 +207,7 @@ impl Db {
     async fn begin(&self) -> Result<Conn> {
         Ok(match self {
             Self::Sqlite { writer, .. } => Conn::SqliteWrite(writer.begin_with("BEGIN IMMEDIATE").await?),
-            Self::Postgres(pool) => Conn::PostgresWrite(pool.begin().await?),
+            Self::Postgres(db) => Conn::PostgresWrite(db.begin().await?),
         })
     }
 
@@ -200,11 +222,12 @@ impl Db {
         let db = self.clone();
         let task = tokio::spawn(async move {
             let mut conn = db.begin().await?;
-            match work(&mut conn).await {
-                Ok(value) => conn.commit().await.map(|()| value),
+            let done = db.in_time(work(&mut conn)).await;
+            match done {
+                Ok(value) => db.in_time(conn.commit()).await.map(|()| value),
                 Err(error) => {
                     // The first error is the one to report; a failed rollback closes the connection.
-                    let _ = conn.rollback().await;
+                    let _ = db.in_time(conn.rollback()).await;
                     Err(error)
                 }
             }
@@ -218,7 +241,7 @@ impl Db {
                 readers.close().await;
                 writer.close().await;
             }
-            Self::Postgres(pool) => pool.close().await,
+            Self::Postgres(db) => db.close().await,
         }
     }
 }

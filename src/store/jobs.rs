@@ -1,7 +1,9 @@
 //! The job queue: claims with leases on the database's clock, fenced writes, events and curves.
 
-use super::rows::{Arg, Conn, Row, args, json, not_found, placeholders};
-use super::{Fence, Page, Result, StoreError};
+use serde_json::json;
+
+use super::rows::{Arg, Conn, Row, args, json as to_json, not_found, placeholders};
+use super::{Fence, JobReport, ModelFile, Page, Result, StoreError, models};
 use crate::domain::*;
 
 fn job(row: &Row) -> Result<Job> {
@@ -89,6 +91,11 @@ pub(super) async fn list(conn: &mut Conn, page: &Page, state: Option<JobState>) 
     .collect()
 }
 
+/// The event by which followers of a job learn its new state.
+async fn state_event(conn: &mut Conn, id: &JobId, data: serde_json::Value) -> Result<()> {
+    append(conn, id, &[("state".to_owned(), data)]).await.map(|_| ())
+}
+
 async fn finish_unfenced(conn: &mut Conn, id: &JobId, state: JobState, crashes: i64, error: &str) -> Result<()> {
     let now = conn.now().await?;
     conn.run(
@@ -97,7 +104,7 @@ async fn finish_unfenced(conn: &mut Conn, id: &JobId, state: JobState, crashes: 
         args![id.as_str(), state.as_str(), crashes, error, now],
     )
     .await?;
-    Ok(())
+    state_event(conn, id, json!({"state": state, "error": error})).await
 }
 
 pub(super) async fn claim(
@@ -146,6 +153,7 @@ pub(super) async fn claim(
         )
         .await?;
         let claimed = get(conn, &found.id).await?;
+        state_event(conn, &found.id, json!({"state": "running", "attempt": claimed.attempt})).await?;
         let fence = Fence { job_id: found.id, attempt: claimed.attempt, lease_owner: lease_owner.to_owned() };
         return Ok(Some((claimed, fence)));
     }
@@ -170,7 +178,7 @@ pub(super) async fn heartbeat(
     let expires = conn.now().await? + lease_seconds * 1_000_000;
     conn.run(
         "UPDATE jobs SET lease_expires = $2, progress = COALESCE($3, progress) WHERE id = $1",
-        args![fence.job_id.as_str(), expires, progress.map(json).transpose()?],
+        args![fence.job_id.as_str(), expires, progress.map(to_json).transpose()?],
     )
     .await?;
     Ok(held.cancel_requested)
@@ -178,8 +186,37 @@ pub(super) async fn heartbeat(
 
 pub(super) async fn checkpoint(conn: &mut Conn, fence: &Fence, uri: &str) -> Result<()> {
     fenced(conn, fence).await?;
-    conn.run("UPDATE jobs SET checkpoint_uri = $2 WHERE id = $1", args![fence.job_id.as_str(), uri]).await?;
+    set_checkpoint(conn, &fence.job_id, uri).await
+}
+
+async fn set_checkpoint(conn: &mut Conn, id: &JobId, uri: &str) -> Result<()> {
+    conn.run("UPDATE jobs SET checkpoint_uri = $2 WHERE id = $1", args![id.as_str(), uri]).await?;
     Ok(())
+}
+
+pub(super) async fn report(conn: &mut Conn, fence: &Fence, lease_seconds: i64, report: JobReport) -> Result<bool> {
+    let cancelled = heartbeat(conn, fence, lease_seconds, report.progress.as_ref()).await?;
+    if let Some(uri) = &report.checkpoint {
+        set_checkpoint(conn, &fence.job_id, uri).await?;
+    }
+    put_metrics(conn, &fence.job_id, &report.metrics).await?;
+    if !report.events.is_empty() {
+        append(conn, &fence.job_id, &report.events).await?;
+    }
+    Ok(cancelled)
+}
+
+pub(super) async fn complete(
+    conn: &mut Conn,
+    fence: &Fence,
+    model: &ModelVersion,
+    files: &[ModelFile],
+    result: serde_json::Value,
+) -> Result<()> {
+    fenced(conn, fence).await?;
+    models::put(conn, model).await?;
+    models::put_files(conn, &model.id, files).await?;
+    finish(conn, fence, JobState::Succeeded, Some(result), None).await
 }
 
 pub(super) async fn finish(
@@ -197,10 +234,10 @@ pub(super) async fn finish(
     conn.run(
         "UPDATE jobs SET state = $2, result = $3, error = $4, finished = $5, lease_owner = NULL,
              lease_expires = NULL WHERE id = $1",
-        args![fence.job_id.as_str(), state.as_str(), result, error, now],
+        args![fence.job_id.as_str(), state.as_str(), result.clone(), error, now],
     )
     .await?;
-    Ok(())
+    state_event(conn, &fence.job_id, json!({"state": state, "error": error, "result": result})).await
 }
 
 pub(super) async fn requeue(conn: &mut Conn, fence: &Fence, crash: Option<&str>, max_crashes: i64) -> Result<JobState> {
@@ -225,6 +262,7 @@ pub(super) async fn requeue(conn: &mut Conn, fence: &Fence, crash: Option<&str>,
         args![held.id.as_str(), crashes, held.attempt - i64::from(crash.is_none()), crash],
     )
     .await?;
+    state_event(conn, &held.id, json!({"state": "queued"})).await?;
     Ok(JobState::Queued)
 }
 
@@ -260,6 +298,11 @@ pub(super) async fn resume(conn: &mut Conn, id: &JobId) -> Result<Job> {
 
 pub(super) async fn append_events(conn: &mut Conn, id: &JobId, events: &[(String, serde_json::Value)]) -> Result<i64> {
     get_locked(conn, id).await?;
+    append(conn, id, events).await
+}
+
+/// The job's row must be locked: numbers are given one after the other.
+async fn append(conn: &mut Conn, id: &JobId, events: &[(String, serde_json::Value)]) -> Result<i64> {
     let now = conn.now().await?;
     let mut seq = conn
         .count(

@@ -3,12 +3,14 @@
 
 mod connect;
 mod draws;
+pub mod dump;
 mod erasure;
 mod feedback;
 mod jobs;
 mod judgments;
 mod models;
 mod people;
+mod postgres;
 mod prompts;
 mod quality;
 mod rows;
@@ -20,6 +22,7 @@ mod throughput;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
 use crate::domain::*;
 
@@ -52,6 +55,9 @@ pub enum StoreError {
     /// The database cannot be reached or is overloaded; try again.
     #[error("the database is not available: {0}")]
     Unavailable(String),
+    /// Nothing can be written until somebody makes room; what is stored stays readable.
+    #[error("the database's disk is full: {0}")]
+    Full(String),
     #[error("database error: {0}")]
     Internal(String),
 }
@@ -260,6 +266,25 @@ pub struct Fence {
     pub lease_owner: String,
 }
 
+/// What a running job has to say since the last time.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct JobReport {
+    pub progress: Option<Progress>,
+    pub checkpoint: Option<String>,
+    pub metrics: Vec<Metric>,
+    /// (kind, data)
+    pub events: Vec<(String, serde_json::Value)>,
+}
+
+/// One file of a model version; `path` is relative to the version's directory.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct ModelFile {
+    pub path: String,
+    pub bytes: i64,
+    /// SHA-256, hex.
+    pub sha256: String,
+}
+
 #[async_trait]
 pub trait Store: FeedbackStore {
     /// `sqlite` or `postgres`.
@@ -374,6 +399,13 @@ pub trait Store: FeedbackStore {
     /// Makes it the only active version of its kind, in one transaction; the former one becomes a candidate.
     async fn activate_model(&self, id: &ModelVersionId, now: Micros) -> Result<ModelVersion>;
     async fn retire_model(&self, id: &ModelVersionId) -> Result<()>;
+    /// Which files a version is made of; a second call replaces the first.
+    async fn put_model_files(&self, id: &ModelVersionId, files: Vec<ModelFile>) -> Result<()>;
+    /// Empty when nobody said. Ordered by path.
+    async fn model_files(&self, id: &ModelVersionId) -> Result<Vec<ModelFile>>;
+    /// Changes when this or another server may have activated a version: within a second of it. Says so too
+    /// when nothing happened, for instance after a lost connection; who is woken looks for itself.
+    fn activations(&self) -> watch::Receiver<()>;
 
     /// What each version wrote since `since`; versions that wrote nothing are left out.
     async fn version_use(&self, since: Micros) -> Result<Vec<VersionUse>>;
@@ -387,7 +419,8 @@ pub trait Store: FeedbackStore {
     async fn put_dataset(&self, dataset: DatasetVersion) -> Result<()>;
     async fn list_datasets(&self) -> Result<Vec<DatasetVersion>>;
 
-    // job queue: the database's clock decides about leases
+    // job queue: the database's clock decides about leases. Whatever ends a job or puts it back also
+    // appends the event `state`, in the same transaction.
     /// Conflict when a non-terminal job has the same unique key.
     async fn enqueue_job(&self, job: Job) -> Result<Job>;
     async fn get_job(&self, id: &JobId) -> Result<Job>;
@@ -404,6 +437,18 @@ pub trait Store: FeedbackStore {
     /// Extends the lease; returns whether cancel was requested. `LeaseLost` when the fence does not hold.
     async fn heartbeat_job(&self, fence: &Fence, lease_seconds: i64, progress: Option<&Progress>) -> Result<bool>;
     async fn checkpoint_job(&self, fence: &Fence, checkpoint_uri: &str) -> Result<()>;
+    /// Writes down what the job says and extends its lease, all or nothing; returns whether cancel was
+    /// requested. `LeaseLost` when the fence does not hold: a worker that slept too long writes nothing.
+    async fn report_job(&self, fence: &Fence, lease_seconds: i64, report: JobReport) -> Result<bool>;
+    /// Succeeded with a new version: registers it with its files and ends the job in one transaction, so
+    /// that a job has one version whoever finishes it.
+    async fn complete_job(
+        &self,
+        fence: &Fence,
+        model: ModelVersion,
+        files: Vec<ModelFile>,
+        result: serde_json::Value,
+    ) -> Result<()>;
     async fn finish_job(
         &self,
         fence: &Fence,

@@ -1,7 +1,8 @@
 //! Model versions and dataset versions.
 
+use super::postgres::ACTIVATIONS;
 use super::rows::{Conn, Row, args, not_found};
-use super::{Result, StoreError};
+use super::{ModelFile, Result, StoreError};
 use crate::domain::*;
 
 fn model(row: &Row) -> Result<ModelVersion> {
@@ -87,7 +88,32 @@ pub(super) async fn activate(conn: &mut Conn, id: &ModelVersionId, now: Micros) 
         args![id.as_str(), now],
     )
     .await?;
+    if conn.is_postgres() {
+        // Heard by every server once this transaction commits.
+        conn.run("SELECT pg_notify($1, $2)", args![ACTIVATIONS, id.as_str()]).await?;
+    }
     get(conn, id).await
+}
+
+pub(super) async fn put_files(conn: &mut Conn, id: &ModelVersionId, files: &[ModelFile]) -> Result<()> {
+    get(conn, id).await?;
+    conn.run("DELETE FROM model_files WHERE model_version_id = $1", args![id.as_str()]).await?;
+    for file in files {
+        conn.run(
+            "INSERT INTO model_files (model_version_id, path, bytes, sha256) VALUES ($1, $2, $3, $4)",
+            args![id.as_str(), &file.path, file.bytes, &file.sha256],
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn files(conn: &mut Conn, id: &ModelVersionId) -> Result<Vec<ModelFile>> {
+    conn.all("SELECT * FROM model_files WHERE model_version_id = $1 ORDER BY path", args![id.as_str()])
+        .await?
+        .iter()
+        .map(|row| Ok(ModelFile { path: row.text("path")?, bytes: row.int("bytes")?, sha256: row.text("sha256")? }))
+        .collect()
 }
 
 pub(super) async fn retire(conn: &mut Conn, id: &ModelVersionId) -> Result<()> {

@@ -105,11 +105,11 @@ macro_rules! postgres_query {
 }
 
 /// Postgres text cannot hold U+0000; SQLite's can. A model may write one, so it becomes U+FFFD.
-fn without_nul(text: String) -> String {
+pub(super) fn without_nul(text: String) -> String {
     if text.contains('\0') { text.replace('\0', "\u{FFFD}") } else { text }
 }
 
-fn without_nul_in(value: Value) -> Value {
+pub(super) fn without_nul_in(value: Value) -> Value {
     match value {
         Value::String(s) => Value::String(without_nul(s)),
         Value::Array(a) => Value::Array(a.into_iter().map(without_nul_in).collect()),
@@ -273,9 +273,12 @@ impl From<sqlx::Error> for StoreError {
             sqlx::Error::PoolClosed => Self::Unavailable("the store is closed".into()),
             sqlx::Error::Io(_) | sqlx::Error::Tls(_) => Self::Unavailable(error.to_string()),
             sqlx::Error::Database(db) => {
-                // SQLite's extended codes carry the primary code in the low byte: 5 busy, 6 locked.
+                // SQLite's extended codes carry the primary code in the low byte: 5 busy, 6 locked, 10 the
+                // disk failed, 13 the disk is full, 14 the file cannot be opened.
                 let code = db.code().unwrap_or_default();
-                let sqlite_busy = code.parse::<i64>().is_ok_and(|c| c < 10_000 && matches!(c & 0xff, 5 | 6));
+                let sqlite = code.parse::<i64>().ok().filter(|c| *c < 10_000).map(|c| c & 0xff);
+                let sqlite_busy = matches!(sqlite, Some(5 | 6 | 10 | 14));
+                let full = sqlite == Some(13) || code == "53100";
                 let postgres_busy =
                     ["08", "40", "53", "57"].iter().any(|c| code.starts_with(c)) && code.len() == 5 || code == "55P03";
                 if db.is_unique_violation() {
@@ -284,6 +287,8 @@ impl From<sqlx::Error> for StoreError {
                     Self::Conflict("it refers to something that does not exist".into())
                 } else if db.is_check_violation() {
                     Self::Conflict(format!("a value is not allowed: {}", db.message()))
+                } else if full {
+                    Self::Full(db.message().to_owned())
                 } else if sqlite_busy || postgres_busy {
                     Self::Unavailable(error.to_string())
                 } else {

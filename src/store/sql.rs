@@ -22,7 +22,7 @@ macro_rules! read {
     ($self:ident, |$c:ident| $body:expr) => {{
         let mut conn = $self.db.read().await?;
         let $c = &mut conn;
-        $body.await
+        $self.db.in_time($body).await
     }};
 }
 
@@ -336,6 +336,18 @@ impl Store for SqlStore {
         write!(self, name = name.to_owned(), by = by.to_owned() => |tx| settings::put(tx, &name, value.as_ref(), &by, now))
     }
 
+    async fn put_model_files(&self, id: &ModelVersionId, files: Vec<ModelFile>) -> Result<()> {
+        write!(self, id = id.clone() => |tx| models::put_files(tx, &id, &files))
+    }
+
+    async fn model_files(&self, id: &ModelVersionId) -> Result<Vec<ModelFile>> {
+        read!(self, |c| models::files(c, id))
+    }
+
+    fn activations(&self) -> watch::Receiver<()> {
+        self.db.activations()
+    }
+
     async fn put_dataset(&self, dataset: DatasetVersion) -> Result<()> {
         write!(self, |tx| models::put_dataset(tx, &dataset))
     }
@@ -372,6 +384,20 @@ impl Store for SqlStore {
 
     async fn checkpoint_job(&self, fence: &Fence, checkpoint_uri: &str) -> Result<()> {
         write!(self, fence = fence.clone(), checkpoint_uri = checkpoint_uri.to_owned() => |tx| jobs::checkpoint(tx, &fence, &checkpoint_uri))
+    }
+
+    async fn report_job(&self, fence: &Fence, lease_seconds: i64, report: JobReport) -> Result<bool> {
+        write!(self, fence = fence.clone() => |tx| jobs::report(tx, &fence, lease_seconds, report))
+    }
+
+    async fn complete_job(
+        &self,
+        fence: &Fence,
+        model: ModelVersion,
+        files: Vec<ModelFile>,
+        result: serde_json::Value,
+    ) -> Result<()> {
+        write!(self, fence = fence.clone() => |tx| jobs::complete(tx, &fence, &model, &files, result))
     }
 
     async fn finish_job(

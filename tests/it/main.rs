@@ -1,12 +1,15 @@
 //! The one integration-test binary: every room's behaviour seen from outside.
 
 mod api;
+mod crash;
 mod data;
 mod engine;
 mod feedback;
 mod jobs;
 mod loop_closes;
+mod many;
 mod numerics;
+mod properties;
 mod quality;
 mod store;
 mod support;

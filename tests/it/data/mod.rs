@@ -3,11 +3,11 @@
 mod builtin;
 mod chat;
 pub mod corpora;
-mod damaged;
+pub mod damaged;
 mod fixtures;
 mod formats;
 mod prompts;
 mod pull;
 mod records;
 mod roundtrip;
-mod tokens;
+pub mod tokens;

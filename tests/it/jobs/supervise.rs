@@ -25,7 +25,7 @@ echo '{"t":"outcome","status":"done","model_dir":"'"$2"'/output","metrics":{"acc
 const STOPS_WHEN_ASKED: &str = r#"
 mkdir -p "$2/checkpoints/ckpt-7"
 echo '{"t":"progress","phase":"train","step":7}'
-read word; [ "$word" = stop ] && echo '{"t":"outcome","status":"stopped","checkpoint":"'"$2"'/checkpoints/ckpt-7"}'
+while read word; do [ "$word" = stop ] && break; done; echo '{"t":"outcome","status":"stopped","checkpoint":"'"$2"'/checkpoints/ckpt-7"}'
 "#;
 /// Neither the word nor SIGTERM moves it.
 const STUBBORN: &str = r#"

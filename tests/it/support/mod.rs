@@ -1,5 +1,6 @@
 //! Helpers that several rooms' tests share.
 
+pub mod allocations;
 mod models;
 mod recorder;
 

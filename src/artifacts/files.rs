@@ -1,0 +1,118 @@
+//! Files of one version on a local disk: listed with sizes and hashes, copied, checked.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Component, Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::{ArtifactError, Result};
+use crate::store::ModelFile;
+
+/// SHA-256 (hex) and length of a file.
+pub fn sha256_of(path: &Path) -> std::io::Result<(String, i64)> {
+    let mut file = File::open(path)?;
+    let (mut hash, mut buffer, mut bytes) = (Sha256::new(), vec![0; 1 << 20], 0i64);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok((hex::encode(hash.finalize()), bytes)),
+            n => {
+                hash.update(&buffer[..n]);
+                bytes += n as i64;
+            }
+        }
+    }
+}
+
+/// Every file of a directory (or the one file), with sizes and hashes, ordered by path. Links are followed
+/// to files, never to directories.
+pub fn describe(root: &Path) -> Result<Vec<ModelFile>> {
+    let mut found = Vec::new();
+    if root.is_file() {
+        found.push((root.file_name().unwrap_or_default().to_string_lossy().into_owned(), root.to_owned()));
+    } else {
+        walk(root, "", &mut found)?;
+    }
+    found.sort();
+    found
+        .into_iter()
+        .map(|(path, at)| {
+            let (sha256, bytes) = sha256_of(&at).map_err(ArtifactError::io(&at))?;
+            Ok(ModelFile { path, bytes, sha256 })
+        })
+        .collect()
+}
+
+fn walk(dir: &Path, prefix: &str, found: &mut Vec<(String, PathBuf)>) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(ArtifactError::io(dir))? {
+        let entry = entry.map_err(ArtifactError::io(dir))?;
+        let at = entry.path();
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        let kind = entry.file_type().map_err(ArtifactError::io(&at))?;
+        if kind.is_dir() {
+            walk(&at, &format!("{name}/"), found)?;
+        } else if at.is_file() {
+            found.push((name, at));
+        }
+    }
+    Ok(())
+}
+
+/// `path` as a place below a directory: no root, no `..`, nothing empty.
+pub(super) fn is_inside(path: &str) -> bool {
+    !path.is_empty() && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)))
+}
+
+/// Where `file` of the version at `root` lies; `root` may be the file itself.
+pub(super) fn place(root: &Path, file: &ModelFile) -> PathBuf {
+    if root.is_file() { root.to_owned() } else { root.join(&file.path) }
+}
+
+/// Checks every file's size and hash.
+///
+/// # Errors
+/// `Damaged` naming the first file that differs or is not there.
+pub fn verify(name: &str, root: &Path, files: &[ModelFile]) -> Result<()> {
+    for file in files {
+        let damaged = |what: String| ArtifactError::Damaged { name: name.to_owned(), file: file.path.clone(), what };
+        if !is_inside(&file.path) {
+            return Err(damaged("its path leads outside".into()));
+        }
+        let (sha256, bytes) = sha256_of(&place(root, file)).map_err(|e| damaged(e.to_string()))?;
+        if (&sha256, bytes) != (&file.sha256, file.bytes) {
+            return Err(damaged(format!(
+                "{bytes} bytes, SHA-256 {sha256}; expected {} and {}",
+                file.bytes, file.sha256
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Copies `files` of the version at `from` below `to`, durably, and checks the copies.
+pub fn copy_tree(name: &str, from: &Path, files: &[ModelFile], to: &Path) -> Result<()> {
+    for file in files {
+        if !is_inside(&file.path) {
+            let what = "its path leads outside".to_owned();
+            return Err(ArtifactError::Damaged { name: name.to_owned(), file: file.path.clone(), what });
+        }
+        let (source, target) = (place(from, file), to.join(&file.path));
+        let parent = target.parent().unwrap_or(to);
+        fs::create_dir_all(parent).map_err(ArtifactError::io(parent))?;
+        copy_synced(&source, &target).map_err(ArtifactError::io(&target))?;
+    }
+    sync_dir(to).map_err(ArtifactError::io(to))?;
+    verify(name, to, files)
+}
+
+fn copy_synced(source: &Path, target: &Path) -> std::io::Result<()> {
+    let (mut from, mut to) = (File::open(source)?, File::create(target)?);
+    std::io::copy(&mut from, &mut to)?;
+    to.flush()?;
+    to.sync_all()
+}
+
+/// Makes names inside `dir` durable.
+pub(super) fn sync_dir(dir: &Path) -> std::io::Result<()> {
+    File::open(dir)?.sync_all()
+}

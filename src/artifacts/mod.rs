@@ -1,0 +1,140 @@
+//! Where the files of model versions are: under this server's data directory, and, when an artifact store is
+//! configured, in a directory or bucket that all servers share. A version's files never change, so whatever
+//! was brought once is kept.
+
+mod files;
+mod remote;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::Mutex;
+
+pub use files::{copy_tree, describe, sha256_of, verify};
+pub use remote::Remote;
+
+use crate::config::Config;
+use crate::domain::{ModelVersion, ModelVersionId};
+use crate::engine::ModelFiles;
+use crate::store::{ModelFile, Store, StoreError};
+
+/// Versions brought from elsewhere lie in `fetched/<version id>/` of the data directory.
+pub const FETCHED: &str = "fetched";
+
+#[derive(Debug, thiserror::Error)]
+pub enum ArtifactError {
+    #[error("the files of '{name}' are neither here ({}) nor in an artifact store", .looked.display())]
+    Missing { name: String, looked: PathBuf },
+    #[error("'{name}': {file} is not what was published: {what}")]
+    Damaged { name: String, file: String, what: String },
+    #[error("the artifact store: {0}")]
+    Remote(String),
+    #[error("{}: {error}", .path.display())]
+    Io { path: PathBuf, error: std::io::Error },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl ArtifactError {
+    /// Whether the same attempt may work later.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Remote(_) | Self::Io { .. } | Self::Store(_))
+    }
+
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |error| Self::Io { path, error }
+    }
+}
+
+pub type Result<T, E = ArtifactError> = std::result::Result<T, E>;
+
+/// The files of all versions, as one server sees them.
+pub struct Artifacts {
+    data_dir: PathBuf,
+    store: Arc<dyn Store>,
+    remote: Option<Remote>,
+    /// One download at a time: two requests for a version bring it once.
+    bringing: Mutex<()>,
+}
+
+impl Artifacts {
+    /// # Errors
+    /// A location that is neither a directory nor a bucket this program can speak to.
+    pub fn open(config: &Config, store: Arc<dyn Store>) -> Result<Arc<Self>> {
+        let remote = Remote::open(&config.artifacts)?;
+        Ok(Self::with(config.data_dir.clone(), store, remote))
+    }
+
+    pub fn with(data_dir: PathBuf, store: Arc<dyn Store>, remote: Option<Remote>) -> Arc<Self> {
+        Arc::new(Self { data_dir, store, remote, bringing: Mutex::new(()) })
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// The version's directory or file on this machine, brought from the artifact store when it is not here.
+    ///
+    /// # Errors
+    /// `Missing` when it is nowhere, `Damaged` when a file does not have its published size and hash.
+    pub async fn path(&self, version: &ModelVersion) -> Result<PathBuf> {
+        let here = self.data_dir.join(&version.artifact_uri);
+        if here.exists() {
+            return Ok(here);
+        }
+        let _one = self.bringing.lock().await;
+        let dir = self.data_dir.join(FETCHED).join(version.id.as_str());
+        let files = self.store.model_files(&version.id).await?;
+        if !dir.exists() {
+            let missing = || ArtifactError::Missing { name: version.name.clone(), looked: here.clone() };
+            let remote = self.remote.as_ref().ok_or_else(missing)?;
+            if files.is_empty() {
+                return Err(missing());
+            }
+            tracing::info!(model.name = %version.name, files = files.len(), "bringing a model from the artifact store");
+            remote.bring(version, &files, &dir).await?;
+        }
+        Ok(entry(version, &files, dir))
+    }
+
+    /// Describes the files at `path` and, with an artifact store, brings them there. Done before the version is
+    /// registered: whoever sees it can fetch it.
+    pub async fn publish(&self, id: &ModelVersionId, path: &Path) -> Result<Vec<ModelFile>> {
+        let described = {
+            let path = path.to_owned();
+            tokio::task::spawn_blocking(move || describe(&path))
+        };
+        let files = described.await.map_err(|e| ArtifactError::Remote(e.to_string()))??;
+        if let Some(remote) = &self.remote {
+            remote.keep(id, path, &files).await?;
+        }
+        Ok(files)
+    }
+
+    pub fn is_shared(&self) -> bool {
+        self.remote.is_some()
+    }
+}
+
+impl std::fmt::Debug for Artifacts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Artifacts").field("data_dir", &self.data_dir).field("shared", &self.is_shared()).finish()
+    }
+}
+
+#[async_trait]
+impl ModelFiles for Artifacts {
+    async fn path(&self, version: &ModelVersion) -> Result<PathBuf, String> {
+        Self::path(self, version).await.map_err(|e| e.to_string())
+    }
+}
+
+/// What loads: the directory, or the one `.gguf` file in it.
+fn entry(version: &ModelVersion, files: &[ModelFile], dir: PathBuf) -> PathBuf {
+    match files {
+        [one] if version.artifact_uri.ends_with(".gguf") => dir.join(&one.path),
+        _ => dir,
+    }
+}

@@ -1,0 +1,243 @@
+//! Backup and restore, and moving between databases: the database as of one moment, the files of every model
+//! version, and a manifest with sizes and hashes that both directions check.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::artifacts::{self, Artifacts, FETCHED};
+use crate::config::Config;
+use crate::domain::{ModelVersion, ModelVersionId};
+use crate::store::dump::{self, Dump};
+use crate::store::{self, ModelFile};
+
+const FORMAT: u32 = 1;
+const MANIFEST: &str = "manifest.json";
+const DATABASE: &str = "instructd.db";
+const TABLES: &str = "tables";
+const MODELS: &str = "models";
+
+/// What a backup directory holds.
+#[derive(Debug, Serialize, Deserialize)]
+struct Manifest {
+    format: u32,
+    /// The program that wrote it.
+    program: String,
+    /// UTC.
+    created: String,
+    database: Database,
+    models: Vec<Kept>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Database {
+    /// A SQLite file.
+    File(ModelFile),
+    /// One file per table, in `tables/`.
+    Tables(Dump),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    id: ModelVersionId,
+    name: String,
+    artifact_uri: String,
+    /// In `models/<id>/`; empty when the files were nowhere to be found.
+    files: Vec<ModelFile>,
+}
+
+/// Where a directory is filled before it takes its name: a backup that was cut off never looks like one.
+fn aside(out: &Path) -> PathBuf {
+    let mut name = out.as_os_str().to_owned();
+    name.push(".part");
+    PathBuf::from(name)
+}
+
+fn write_synced(path: &Path, text: &str) -> Result<()> {
+    let mut file = File::create(path).with_context(|| format!("writing {}", path.display()))?;
+    file.write_all(text.as_bytes())?;
+    Ok(file.sync_all()?)
+}
+
+/// Fills `out` by `fill`, as a whole or not at all.
+async fn filled<T>(out: &Path, fill: impl AsyncFnOnce(&Path) -> Result<T>) -> Result<T> {
+    ensure!(!out.exists(), "{} exists already", out.display());
+    let dir = aside(out);
+    if dir.exists() {
+        fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
+    }
+    fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    match fill(&dir).await {
+        Ok(done) => {
+            File::open(&dir)?.sync_all()?;
+            fs::rename(&dir, out).with_context(|| format!("making {}", out.display()))?;
+            Ok(done)
+        }
+        Err(error) => {
+            let _ = fs::remove_dir_all(&dir);
+            Err(error)
+        }
+    }
+}
+
+/// Writes a backup to the new directory `out` while servers run on.
+///
+/// # Errors
+/// What cannot be read or written. Files of a version that are nowhere are named, and no error.
+pub async fn backup(config: &Config, out: &Path) -> Result<()> {
+    let store = store::connect(&config.database_url()).await.context("opening the database")?;
+    let artifacts = Artifacts::open(config, store.clone())?;
+    let made = filled(out, async |dir| {
+        // The database first: models never change and are in place before they are registered, so everything
+        // that the copy names can be copied after it.
+        let database = match store.backend() {
+            "sqlite" => {
+                let copy = dir.join(DATABASE);
+                dump::copy(&config.database_url(), &copy).await?;
+                let (sha256, bytes) = artifacts::sha256_of(&copy)?;
+                Database::File(ModelFile { path: DATABASE.to_owned(), bytes, sha256 })
+            }
+            _ => Database::Tables(dump::export(&config.database_url(), &dir.join(TABLES)).await?),
+        };
+        let mut models = Vec::new();
+        for version in store.list_models().await? {
+            models.push(keep(&artifacts, store.as_ref(), version, dir).await?);
+        }
+        let manifest = Manifest {
+            format: FORMAT,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            created: jiff::Timestamp::now().to_string(),
+            database,
+            models,
+        };
+        write_synced(&dir.join(MANIFEST), &serde_json::to_string_pretty(&manifest)?)?;
+        Ok(manifest.models.len())
+    })
+    .await;
+    store.close().await;
+    println!("{}: the database and {} model versions", out.display(), made?);
+    Ok(())
+}
+
+async fn keep(artifacts: &Artifacts, store: &dyn store::Store, version: ModelVersion, dir: &Path) -> Result<Kept> {
+    let (id, name, artifact_uri) = (version.id.clone(), version.name.clone(), version.artifact_uri.clone());
+    let root = match artifacts.path(&version).await {
+        Ok(root) => root,
+        Err(error @ artifacts::ArtifactError::Missing { .. }) => {
+            eprintln!("left out: {error}");
+            return Ok(Kept { id, name, artifact_uri, files: Vec::new() });
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let known = store.model_files(&id).await?;
+    let to = dir.join(MODELS).join(id.as_str());
+    tokio::task::spawn_blocking(move || {
+        let files = if known.is_empty() { artifacts::describe(&root)? } else { known };
+        artifacts::copy_tree(&name, &root, &files, &to)?;
+        Ok(Kept { id, name, artifact_uri, files })
+    })
+    .await?
+}
+
+/// Brings a backup into an empty database and a data directory, whichever database it came from.
+///
+/// # Errors
+/// A file that is not what the manifest says; a database that is not empty. Nothing of an existing
+/// installation is overwritten.
+pub async fn restore(config: &Config, from: &Path) -> Result<()> {
+    let text = fs::read_to_string(from.join(MANIFEST)).with_context(|| format!("{} is no backup", from.display()))?;
+    let manifest: Manifest = serde_json::from_str(&text).context(MANIFEST)?;
+    ensure!(manifest.format == FORMAT, "the backup has format {}, this program reads {FORMAT}", manifest.format);
+    for kept in &manifest.models {
+        artifacts::verify(&kept.name, &from.join(MODELS).join(kept.id.as_str()), &kept.files)?;
+    }
+    if let Database::File(file) = &manifest.database {
+        let (sha256, bytes) = artifacts::sha256_of(&from.join(DATABASE))?;
+        ensure!((&sha256, bytes) == (&file.sha256, file.bytes), "{DATABASE} is not what the manifest says");
+    }
+    crate::app::make_data_dir(&config.data_dir)?;
+    // The database last: it names the models, so they must be there when it is.
+    for kept in &manifest.models {
+        place(config, kept, from)?;
+    }
+    let url = config.database_url();
+    match &manifest.database {
+        Database::Tables(dump) => dump::import(&url, &from.join(TABLES), dump).await?,
+        Database::File(_) if url.starts_with("sqlite") => dump::place(&from.join(DATABASE), &url).await?,
+        Database::File(_) => {
+            let tables = tempfile::tempdir()?;
+            // The copy is opened for writing (SQLite wants its log), so it must not be the backup itself.
+            let copy = tables.path().join(DATABASE);
+            fs::copy(from.join(DATABASE), &copy)?;
+            let dir = tables.path().join(TABLES);
+            let dump = dump::export(&format!("sqlite://{}", copy.display()), &dir).await?;
+            dump::import(&url, &dir, &dump).await?;
+        }
+    }
+    println!("restored the database and {} model versions of {}", manifest.models.len(), manifest.created);
+    Ok(())
+}
+
+/// Files of one version to where this installation looks for them.
+fn place(config: &Config, kept: &Kept, from: &Path) -> Result<()> {
+    if kept.files.is_empty() {
+        eprintln!("left out: the backup has no files of '{}'", kept.name);
+        return Ok(());
+    }
+    let uri = Path::new(&kept.artifact_uri);
+    let inside = uri.components().all(|c| matches!(c, std::path::Component::Normal(_)));
+    let root = if !inside {
+        config.data_dir.join(FETCHED).join(kept.id.as_str())
+    } else if kept.artifact_uri.ends_with(".gguf") {
+        config.data_dir.join(uri.parent().unwrap_or(Path::new("")))
+    } else {
+        config.data_dir.join(uri)
+    };
+    if artifacts::verify(&kept.name, &root, &kept.files).is_ok() {
+        return Ok(());
+    }
+    if let Some(file) = kept.files.iter().find(|f| root.join(&f.path).exists()) {
+        bail!("{} exists already and is another file", root.join(&file.path).display());
+    }
+    Ok(artifacts::copy_tree(&kept.name, &from.join(MODELS).join(kept.id.as_str()), &kept.files, &root)?)
+}
+
+const DUMP: &str = "dump.json";
+
+/// Writes every table to the new directory `out`.
+pub async fn export_db(config: &Config, out: &Path) -> Result<()> {
+    let dump = filled(out, async |dir| {
+        let dump = dump::export(&config.database_url(), dir).await?;
+        write_synced(&dir.join(DUMP), &serde_json::to_string_pretty(&dump)?)?;
+        Ok(dump)
+    })
+    .await?;
+    report(&dump);
+    Ok(())
+}
+
+/// Fills an empty database, SQLite or Postgres, from `export_db`'s directory.
+pub async fn import_db(config: &Config, from: &Path) -> Result<()> {
+    let text = fs::read_to_string(from.join(DUMP)).with_context(|| format!("{} is no export", from.display()))?;
+    let dump: Dump = serde_json::from_str(&text).context(DUMP)?;
+    crate::app::make_data_dir(&config.data_dir)?;
+    dump::import(&config.database_url(), from, &dump).await?;
+    report(&dump);
+    Ok(())
+}
+
+fn report(dump: &Dump) {
+    for table in dump.tables.iter().filter(|t| t.rows > 0) {
+        println!("{:>9}  {}", table.rows, table.name);
+    }
+    println!(
+        "{:>9}  rows in all, schema {}, from {}",
+        dump.tables.iter().map(|t| t.rows).sum::<u64>(),
+        dump.schema,
+        dump.backend
+    );
+}

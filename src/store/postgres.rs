@@ -1,0 +1,156 @@
+//! Postgres connections: the pool, a quick "not available" while the server is away, and the connection
+//! that hears notifications.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, PgPool, Postgres, Transaction};
+use tokio::sync::watch;
+
+use super::{Result, StoreError};
+
+const CONNECTIONS: u32 = 16;
+/// How long a caller waits for a connection before it is told "not available".
+const ACQUIRE: Duration = Duration::from_secs(3);
+/// How long a trial connection may take, and how long to wait before the next one.
+const TRIAL: Duration = Duration::from_secs(1);
+const BETWEEN_TRIALS: Duration = Duration::from_millis(250);
+/// The channel that activations of models are announced on.
+pub(super) const ACTIVATIONS: &str = "instructd_activations";
+
+/// One database, through any number of outages.
+pub(super) struct PostgresDb {
+    /// Replaced when the server went away: its old connections may hang for minutes.
+    pool: RwLock<PgPool>,
+    options: PgConnectOptions,
+    /// Set while trial connections fail: callers are refused at once instead of waiting in line.
+    away: AtomicBool,
+    /// A trial is running.
+    trying: AtomicBool,
+    closed: AtomicBool,
+}
+
+fn pool(options: &PgConnectOptions) -> PgPool {
+    PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE).connect_lazy_with(options.clone())
+}
+
+impl PostgresDb {
+    pub(super) async fn open(options: PgConnectOptions) -> Result<Arc<Self>> {
+        let options = options.options([
+            ("statement_timeout", "30s"),
+            ("lock_timeout", "5s"),
+            ("idle_in_transaction_session_timeout", "30s"),
+        ]);
+        let db = Arc::new(Self {
+            pool: RwLock::new(pool(&options)),
+            options,
+            away: AtomicBool::new(false),
+            trying: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+        });
+        // Refuses what cannot be reached at the start.
+        drop(db.acquire().await?);
+        Ok(db)
+    }
+
+    fn current(&self) -> PgPool {
+        self.pool.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) async fn acquire(self: &Arc<Self>) -> Result<PoolConnection<Postgres>> {
+        let pool = self.current();
+        self.watched(pool.acquire()).await
+    }
+
+    pub(super) async fn begin(self: &Arc<Self>) -> Result<Transaction<'static, Postgres>> {
+        let pool = self.current();
+        self.watched(pool.begin()).await
+    }
+
+    /// Runs an attempt to get a connection; a failed one starts trials of the server.
+    async fn watched<T>(self: &Arc<Self>, attempt: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
+        if self.away.load(Ordering::Relaxed) {
+            return Err(StoreError::Unavailable("the server does not answer".into()));
+        }
+        attempt.await.map_err(|error| {
+            let error = StoreError::from(error);
+            if matches!(error, StoreError::Unavailable(_)) && !self.closed.load(Ordering::Relaxed) {
+                self.try_the_server();
+            }
+            error
+        })
+    }
+
+    /// Connects aside until it works. The first failure turns callers away, the first success lets them in.
+    fn try_the_server(self: &Arc<Self>) {
+        if self.trying.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let db = self.clone();
+        tokio::spawn(async move {
+            while !db.closed.load(Ordering::Relaxed) && !db.answers().await {
+                if !db.away.swap(true, Ordering::AcqRel) {
+                    tracing::error!("the database does not answer; refusing requests until it does");
+                    let fresh = pool(&db.options);
+                    let old = std::mem::replace(&mut *db.pool.write().unwrap_or_else(PoisonError::into_inner), fresh);
+                    // Hanging connections would make the close wait.
+                    tokio::spawn(async move { old.close().await });
+                }
+                tokio::time::sleep(BETWEEN_TRIALS).await;
+            }
+            if db.away.swap(false, Ordering::AcqRel) {
+                tracing::info!("the database answers again");
+            }
+            db.trying.store(false, Ordering::Release);
+        });
+    }
+
+    async fn answers(&self) -> bool {
+        let trial = async {
+            let mut conn = self.options.connect().await?;
+            conn.ping().await?;
+            conn.close().await
+        };
+        matches!(tokio::time::timeout(TRIAL, trial).await, Ok(Ok(())))
+    }
+
+    pub(super) async fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        // A connection that hangs must not hold up the end of the program.
+        let _ = tokio::time::timeout(TRIAL, self.current().close()).await;
+    }
+
+    /// Ticks `changed` at every announced activation, and after every lost connection, when announcements
+    /// may have been missed. Ends when nobody listens any more.
+    pub(super) async fn listen(self: Arc<Self>, changed: watch::Sender<()>) {
+        while !changed.is_closed() && !self.closed.load(Ordering::Relaxed) {
+            if let Err(error) = self.hear(&changed).await {
+                tracing::debug!(%error, "the connection for announcements ended");
+            }
+            changed.send_replace(());
+            tokio::time::sleep(BETWEEN_TRIALS).await;
+        }
+    }
+
+    async fn hear(&self, changed: &watch::Sender<()>) -> sqlx::Result<()> {
+        // A pool of one, because the listener keeps its connection for itself.
+        let one =
+            PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE).connect_lazy_with(self.options.clone());
+        let mut listener = PgListener::connect_with(&one).await?;
+        listener.listen(ACTIVATIONS).await?;
+        changed.send_replace(());
+        loop {
+            tokio::select! {
+                heard = listener.try_recv() => match heard? {
+                    Some(_) => { changed.send_replace(()); }
+                    None => return Ok(()),
+                },
+                () = changed.closed() => return Ok(()),
+            }
+        }
+    }
+}

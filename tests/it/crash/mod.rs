@@ -1,0 +1,8 @@
+//! What must survive: the real binary killed, stopped, cut off from its database and out of disk space.
+
+mod disk;
+mod kill;
+mod outage;
+mod poison;
+pub mod server;
+mod stop;

@@ -1,0 +1,197 @@
+//! The real binary on a free port with the tiny model, and a client for it.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::fixture;
+
+pub const ADMIN_KEY: &str = "crash-test-admin-key";
+
+/// What a server needs to be started again on the same data.
+pub struct Place {
+    pub database_url: String,
+    pub data_dir: PathBuf,
+    pub model: PathBuf,
+    /// Further settings, by environment.
+    pub env: Vec<(&'static str, String)>,
+}
+
+impl Place {
+    pub fn new(database_url: &str, data_dir: &Path) -> Self {
+        Self {
+            database_url: database_url.to_owned(),
+            data_dir: data_dir.to_owned(),
+            model: fixture("llama-tied-tiny"),
+            env: Vec::new(),
+        }
+    }
+
+    pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
+        self.env.push((name, value.to_string()));
+        self
+    }
+
+    /// The binary with the place's settings and none of this process's own.
+    pub fn command(&self, subcommand: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_instructd"));
+        for (name, _) in std::env::vars_os().filter(|(n, _)| n.to_string_lossy().starts_with("INSTRUCTD_")) {
+            command.env_remove(name);
+        }
+        std::fs::create_dir_all(&self.data_dir).unwrap();
+        let config = self.data_dir.join("empty.toml");
+        std::fs::write(&config, "").unwrap();
+        command.arg(subcommand).arg("--config").arg(config).arg("--data-dir").arg(&self.data_dir);
+        command.arg("--database-url").arg(&self.database_url);
+        command.env("INSTRUCTD_ADMIN_KEY", ADMIN_KEY).envs(self.env.iter().map(|(n, v)| (*n, v)));
+        command.env("RAYON_NUM_THREADS", "1").stdin(Stdio::null());
+        command
+    }
+}
+
+/// A running server; dropping it kills it.
+pub struct Server {
+    child: Child,
+    pub url: String,
+    pub http: reqwest::Client,
+    log: PathBuf,
+}
+
+pub struct Answer {
+    pub status: u16,
+    pub json: Value,
+}
+
+impl Answer {
+    /// Panics with the body when the status is another one.
+    pub fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", self.json);
+        self.json
+    }
+}
+
+impl Server {
+    /// Starts and waits until requests are served.
+    pub async fn start(place: &Place) -> Self {
+        let server = Self::listening(place);
+        server.ready().await;
+        server
+    }
+
+    /// Starts and waits until it listens; the model may still load.
+    pub fn listening(place: &Place) -> Self {
+        std::fs::create_dir_all(&place.data_dir).unwrap();
+        let log = place.data_dir.join("server.log");
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let mut command = place.command("serve");
+        command.arg("--listen").arg("127.0.0.1:0").arg("--model").arg(&place.model);
+        let mut child = command.stdout(Stdio::piped()).stderr(file).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let words = || std::fs::read_to_string(&log).unwrap_or_default();
+        let url = loop {
+            let Some(Ok(line)) = lines.next() else { panic!("the server did not start: {}", words()) };
+            if let Some(rest) = line.split("instructd on ").nth(1) {
+                break rest.split_whitespace().next().unwrap().to_owned();
+            }
+        };
+        // Whoever reads no more makes the writer fail; the server prints nothing further that matters.
+        std::thread::spawn(move || lines.for_each(drop));
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(60)).build().unwrap();
+        Self { child, url, http, log }
+    }
+
+    pub async fn ready(&self) {
+        loop {
+            match self.send("GET", "/ready", ADMIN_KEY, None).await {
+                Ok(answer) if answer.status == 200 => return,
+                Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                Err(e) => panic!("the server went away: {e}: {}", self.words()),
+            }
+        }
+    }
+
+    /// What it logged so far.
+    pub fn words(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub async fn send(&self, method: &str, path: &str, key: &str, body: Option<&Value>) -> reqwest::Result<Answer> {
+        send(&self.http, &self.url, method, path, key, body).await
+    }
+
+    /// With the admin key; the connection must hold.
+    pub async fn call(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
+        match self.send(method, path, ADMIN_KEY, body.as_ref()).await {
+            Ok(answer) => answer,
+            Err(e) => panic!("{method} {path}: {e}: {}", self.words()),
+        }
+    }
+
+    pub fn signal(&self, signal: libc::c_int) {
+        // SAFETY: the child has not been waited for, so the pid is still its own.
+        unsafe { libc::kill(self.child.id().cast_signed(), signal) };
+    }
+
+    /// SIGKILL, and wait until the kernel has taken it down.
+    pub fn kill(&mut self) {
+        self.signal(libc::SIGKILL);
+        self.child.wait().unwrap();
+    }
+
+    /// Waits for the end; returns its exit status.
+    pub async fn end(&mut self) -> std::process::ExitStatus {
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub async fn send(
+    http: &reqwest::Client,
+    url: &str,
+    method: &str,
+    path: &str,
+    key: &str,
+    body: Option<&Value>,
+) -> reqwest::Result<Answer> {
+    let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+    let mut request = http.request(method, format!("{url}{path}")).bearer_auth(key);
+    if let Some(body) = body {
+        request = request.json(body);
+    }
+    let response = request.send().await?;
+    let status = response.status().as_u16();
+    let text = response.text().await?;
+    Ok(Answer { status, json: serde_json::from_str(&text).unwrap_or(Value::String(text)) })
+}
+
+/// A small generator of our own, so that a seed means the same run for ever.
+pub struct Dice(pub u64);
+
+impl Dice {
+    pub fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % sides
+    }
+}
+
+/// A number from the environment, for long runs.
+pub fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}: not a number")))
+}

@@ -1,0 +1,4 @@
+//! Several servers and workers on one database: real processes, some of them paused at random.
+
+mod artifacts;
+mod fleet;
