@@ -77,11 +77,6 @@ pub(super) fn sqlite_options(path: &Path) -> SqliteConnectOptions {
 }
 
 async fn sqlite_writer(path: &Path) -> Result<SqlitePool> {
-    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-        tokio::fs::create_dir_all(parent)
-            .await
-            .map_err(|e| StoreError::Unavailable(format!("cannot make {}: {e}", parent.display())))?;
-    }
     let writer = SqlitePoolOptions::new()
         .max_connections(1)
         .acquire_timeout(SQLITE_ACQUIRE)
@@ -109,21 +104,24 @@ pub(super) fn migrate_error(error: MigrateError) -> StoreError {
     }
 }
 
-/// SQLite's migrator takes no lock of its own, so two processes starting together would race.
-async fn migrate_sqlite(path: &Path, writer: &SqlitePool) -> Result<()> {
+/// Held while a SQLite database is opened: the migrator takes no lock of its own, and the switch to the
+/// write-ahead log fails at once, without the busy timeout, when two processes make it together.
+async fn opening_lock(path: &Path) -> Result<std::fs::File> {
+    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        tokio::fs::create_dir_all(parent)
+            .await
+            .map_err(|e| StoreError::Unavailable(format!("cannot make {}: {e}", parent.display())))?;
+    }
     let mut name = path.as_os_str().to_owned();
     name.push(".migrate-lock");
-    let lock = tokio::task::spawn_blocking(move || -> std::io::Result<std::fs::File> {
+    tokio::task::spawn_blocking(move || -> std::io::Result<std::fs::File> {
         let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(PathBuf::from(name))?;
         fs4::FileExt::lock(&file)?;
         Ok(file)
     })
     .await
     .map_err(|e| StoreError::Internal(e.to_string()))?
-    .map_err(|e| StoreError::Unavailable(format!("cannot take the migration lock: {e}")))?;
-    let done = SQLITE_MIGRATIONS.run(writer).await.map_err(migrate_error);
-    drop(lock);
-    done
+    .map_err(|e| StoreError::Unavailable(format!("cannot take the migration lock: {e}")))
 }
 
 /// Migrations run on a connection of their own, without the timeouts: building an index may take long, and
@@ -141,13 +139,15 @@ impl Db {
     pub(super) async fn open(url: &str) -> Result<Self> {
         match target(url)? {
             Target::Sqlite(path) => {
+                let lock = opening_lock(&path).await?;
                 let writer = sqlite_writer(&path).await?;
-                migrate_sqlite(&path, &writer).await?;
+                SQLITE_MIGRATIONS.run(&writer).await.map_err(migrate_error)?;
                 let readers = SqlitePoolOptions::new()
                     .max_connections(SQLITE_READERS)
                     .acquire_timeout(SQLITE_ACQUIRE)
                     .connect_with(sqlite_options(&path).pragma("query_only", "ON"))
                     .await?;
+                drop(lock);
                 Ok(Self::Sqlite { readers, writer })
             }
             Target::Postgres => {

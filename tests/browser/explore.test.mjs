@@ -35,9 +35,9 @@ test('a decoder hides what comes later, an encoder nothing; arrow keys choose th
   // Numbers are the API's.
   const answer = await page.request.post(`${server.url}/v1/attention`, { data: { text: 't5 t9 t2 t40 t7', layers: [1] } });
   const maps = (await answer.json()).maps[0].heads;
-  await page.locator('.looks figure:nth-child(1) select').first().selectOption('1');
+  await page.locator('.looks figure:nth-child(1) select').first().selectOption({ value: '1' });
   await page.locator('.looks figure:nth-child(1):not([aria-busy])').waitFor();
-  await page.locator('.looks figure:nth-child(1) select').nth(1).selectOption('2');
+  await page.locator('.looks figure:nth-child(1) select').nth(1).selectOption({ value: '2' });
   await page.locator('.looks figure:nth-child(1) .token').nth(4).click();
   const label = await page.locator('.looks figure:nth-child(1) .token').nth(1).getAttribute('aria-label');
   const share = maps[2][4][1];

@@ -20,11 +20,13 @@ async fn survives_reopening_and_uses_a_log() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_processes_may_start_at_once() {
-    let dir = tempfile::tempdir().unwrap();
-    let url = format!("sqlite:{}", dir.path().join("deep/down/test.db").display());
-    let opens = (0..6).map(|_| store::connect(&url));
-    for opened in futures::future::join_all(opens).await {
-        opened.unwrap().counts().await.unwrap();
+    for _ in 0..8 {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", dir.path().join("deep/down/test.db").display());
+        let opens = (0..6).map(|_| store::connect(&url));
+        for opened in futures::future::join_all(opens).await {
+            opened.unwrap().counts().await.unwrap();
+        }
     }
 }
 
