@@ -1,6 +1,6 @@
 //! Encoders in memory: loaded when first asked for, run on blocking threads. What they answer is plain data.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Device;

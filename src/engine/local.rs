@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::adapters::Adapters;
 use super::attention;
 use super::device;
-use super::encoders::Encoders;
+use super::encoders::{self, Encoders};
 use super::rewards::RewardModels;
 use super::scheduler::{Lane, Limits};
 use super::sequence::{Queued, Shared};
