@@ -11,8 +11,11 @@ use instructd::model;
 use instructd::prompt::ChatTemplate;
 use instructd::tokenizer::Tokenizer;
 
+/// Takes any bytes and comes back.
+type Entry = fn(&[u8]);
+
 /// The targets by name.
-pub const ENTRIES: &[(&str, fn(&[u8]))] = &[
+pub const ENTRIES: &[(&str, Entry)] = &[
     ("gguf", gguf),
     ("safetensors", safetensors),
     ("config", config),

@@ -77,7 +77,7 @@ async fn configured(services: &Services, artifacts: &Artifacts) -> Result<ModelV
 
 /// With an artifact store, the configured model is brought there once, so that workers elsewhere can start
 /// from it.
-async fn share(artifacts: &Artifacts, store: &dyn Store, version: &ModelVersion) -> Result<()> {
+pub async fn share(artifacts: &Artifacts, store: &dyn Store, version: &ModelVersion) -> Result<()> {
     if !artifacts.is_shared() || !store.model_files(&version.id).await?.is_empty() {
         return Ok(());
     }
@@ -216,8 +216,11 @@ pub fn version_name(text: &str) -> String {
     let fits =
         |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-') { c } else { '-' };
     let name: String = text.to_ascii_lowercase().chars().map(fits).collect();
-    let name = name.trim_start_matches(['.', '_', '-']).replace("..", ".");
-    let name: String = name.chars().take(64).collect();
+    let mut name = name.trim_start_matches(['.', '_', '-']).to_owned();
+    while name.contains("..") {
+        name = name.replace("..", ".");
+    }
+    name.truncate(64);
     if name.is_empty() { "model".to_owned() } else { name }
 }
 

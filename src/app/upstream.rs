@@ -8,7 +8,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::model::{self, version_name};
-use crate::config::Config;
+use crate::artifacts::Artifacts;
 use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId, STAGE_UPSTREAM};
 use crate::engine::upstream::wire::Kind;
 use crate::engine::upstream::{DiscoverError, Discovered, Upstream};
@@ -24,7 +24,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// # Errors
 /// A configuration that can never work: a bad address, an unknown kind, a model that is not there.
 pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
-    let options = options(&services.config, services.random.seed())?;
+    let options = options(services)?;
     let upstream = Upstream::new(options).map_err(|e| anyhow!("upstream: {e}"))?;
     let wanted = services.config.upstream.model.as_deref();
     let discovered = loop {
@@ -44,7 +44,8 @@ pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
     Ok(upstream.serve(version, discovered))
 }
 
-fn options(config: &Config, jitter_seed: u64) -> Result<UpstreamOptions> {
+fn options(services: &Services) -> Result<UpstreamOptions> {
+    let config = &services.config;
     let upstream = &config.upstream;
     let kind = Kind::parse(&upstream.kind)
         .with_context(|| format!("upstream.kind: '{}' is not known; use one of {}", upstream.kind, Kind::NAMES))?;
@@ -58,8 +59,8 @@ fn options(config: &Config, jitter_seed: u64) -> Result<UpstreamOptions> {
         max_running: upstream.max_running,
         breaker_failures: upstream.breaker_failures,
         breaker_pause: Duration::from_secs(upstream.breaker_pause_seconds),
-        jitter_seed,
-        data_dir: config.data_dir.clone(),
+        jitter_seed: services.random.seed(),
+        files: Artifacts::open(config, services.store.clone())?,
     })
 }
 
@@ -68,7 +69,9 @@ async fn register_local(services: &Services) -> Result<()> {
     let config = &services.config;
     if let Ok(path) = pull::resolve(&config.model, &config.data_dir) {
         let name = model::name_for(&config.model, &path);
-        model::register(services, &path, &name, ModelKind::Policy).await?;
+        let version = model::register(services, &path, &name, ModelKind::Policy).await?;
+        let artifacts = Artifacts::open(config, services.store.clone())?;
+        model::share(&artifacts, services.store.as_ref(), &version).await?;
     }
     Ok(())
 }

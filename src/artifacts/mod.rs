@@ -131,10 +131,12 @@ impl ModelFiles for Artifacts {
     }
 }
 
-/// What loads: the directory, or the one `.gguf` file in it.
+/// What loads: the directory, or the one `.gguf` file in it. A restored version may have no files on record.
 fn entry(version: &ModelVersion, files: &[ModelFile], dir: PathBuf) -> PathBuf {
-    match files {
-        [one] if version.artifact_uri.ends_with(".gguf") => dir.join(&one.path),
+    let uri = Path::new(&version.artifact_uri);
+    match (files, uri.file_name()) {
+        ([one], _) if version.artifact_uri.ends_with(".gguf") => dir.join(&one.path),
+        ([], Some(name)) if version.artifact_uri.ends_with(".gguf") => dir.join(name),
         _ => dir,
     }
 }

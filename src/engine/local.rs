@@ -503,9 +503,10 @@ fn obey(command: Command, lanes: &mut Vec<Lane>, state: &State, limits: Limits) 
 }
 
 fn publish(lanes: &[Lane], stats: &StatCells) {
+    // The whole before its parts: a reader never sees more in use than there is.
+    stats.total_tokens.store(lanes.iter().map(Lane::total_tokens).sum(), SeqCst);
     stats.running.store(lanes.iter().map(Lane::running).sum(), SeqCst);
     stats.waiting.store(lanes.iter().map(Lane::waiting).sum(), SeqCst);
     stats.used_tokens.store(lanes.iter().map(Lane::used_tokens).sum(), Relaxed);
     stats.remembered_tokens.store(lanes.iter().map(Lane::remembered_tokens).sum(), Relaxed);
-    stats.total_tokens.store(lanes.iter().map(Lane::total_tokens).sum(), Relaxed);
 }

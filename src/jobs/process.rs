@@ -105,7 +105,9 @@ async fn keep_tail(mut lines: mpsc::Receiver<String>) -> VecDeque<String> {
     while let Some(text) = lines.recv().await {
         tracing::debug!(target: "instructd::job", "{text}");
         if tail.len() == TAIL_LINES {
-            tail.pop_front();
+            // The backtrace that follows must not push out what a panic said.
+            let said = tail.front().is_some_and(|line: &String| line.contains("panicked at"));
+            tail.remove(if said { 2 } else { 0 });
         }
         tail.push_back(text.chars().take(500).collect());
     }

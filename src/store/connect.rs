@@ -82,6 +82,9 @@ async fn sqlite_writer(path: &Path) -> Result<SqlitePool> {
         .acquire_timeout(SQLITE_ACQUIRE)
         .idle_timeout(None)
         .max_lifetime(None)
+        // A full disk makes SQLite end the transaction by itself; the driver still counts it as open and would
+        // refuse every later one on this connection.
+        .before_acquire(|conn, _| Box::pin(async move { Ok(!conn.is_in_transaction()) }))
         .connect_with(sqlite_options(path))
         .await?;
     let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&writer).await?;

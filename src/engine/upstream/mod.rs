@@ -19,7 +19,8 @@ use self::http::{Failure, Http};
 use self::wire::{Chunk, Kind, Usage};
 use super::rewards::RewardModels;
 use super::{
-    EngineError, EngineStats, FinishReason, GenEvent, GenerateRequest, Generation, Generator, ServedModel, TextPrompt,
+    EngineError, EngineStats, FinishReason, GenEvent, GenerateRequest, Generation, Generator, ModelFiles, ServedModel,
+    TextPrompt,
 };
 use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore};
 
@@ -41,8 +42,8 @@ pub struct UpstreamOptions {
     pub breaker_failures: u32,
     pub breaker_pause: Duration,
     pub jitter_seed: u64,
-    /// For reward models, which are scored here.
-    pub data_dir: std::path::PathBuf,
+    /// Where reward models are, which are scored here.
+    pub files: Arc<dyn ModelFiles>,
 }
 
 /// What the upstream server says of the model it serves.
@@ -114,7 +115,7 @@ impl Upstream {
                 generated: AtomicU64::new(0),
                 stop: CancellationToken::new(),
             }),
-            rewards: RewardModels::new(options.data_dir.clone()),
+            rewards: RewardModels::new(),
             served: Arc::new(served),
             model: discovered.model,
             draining: AtomicBool::new(false),
@@ -361,7 +362,8 @@ impl Generator for UpstreamEngine {
         version: &ModelVersion,
         conversations: &[Vec<Message>],
     ) -> Result<Vec<RewardScore>, EngineError> {
-        self.rewards.score(version, conversations).await
+        let path = self.options.files.path(version).await.map_err(EngineError::Failed)?;
+        self.rewards.score(version, path, conversations).await
     }
 
     fn stats(&self) -> EngineStats {

@@ -96,6 +96,13 @@ pub async fn import(url: &str, dir: &Path, dump: &Dump) -> Result<()> {
             ));
         }
     }
+    let newest = super::connect::SQLITE_MIGRATIONS.iter().map(|m| m.version).max().unwrap_or(0);
+    if dump.schema > newest {
+        return refused(format!(
+            "the dump has schema version {}, this program knows {newest}: it was written by a newer instructd",
+            dump.schema
+        ));
+    }
     match super::connect::target(url)? {
         Target::Sqlite(path) => sqlite::import(&path, dir, dump).await?,
         Target::Postgres => postgres::import(url, dir, dump).await?,

@@ -77,7 +77,7 @@ async fn a_full_disk_refuses_rankings_and_loses_none() {
         match answer.status {
             201 => stored += 1,
             status => {
-                assert_eq!((status, &answer.json["error"]["code"]), (503, &json!("disk_full")), "{}", answer.json);
+                assert_eq!((status, &answer.json["error"]["code"]), (503, &json!("disk_full")), "{}", server.words());
                 refused += 1;
             }
         }

@@ -64,7 +64,8 @@ impl Writer {
         while !self.stop.load(Ordering::Relaxed) {
             round += 1;
             let key = format!("w{}-{round}", self.name);
-            let written = if self.name % 2 == 0 { self.rank(key).await } else { self.judge_a_lease(key).await };
+            let written =
+                if self.name.is_multiple_of(2) { self.rank(key).await } else { self.judge_a_lease(key).await };
             if let Some(written) = written {
                 self.acknowledged.push(written);
             }

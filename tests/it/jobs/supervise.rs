@@ -43,7 +43,9 @@ impl World {
     async fn new() -> Self {
         let fresh = backend::sqlite().await.unwrap();
         small_world(&*fresh.store).await;
-        Self { fresh, data: tempfile::tempdir().unwrap(), cancel_grace: Duration::from_millis(100) }
+        let data = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(data.path().join("models/base")).unwrap();
+        Self { fresh, data, cancel_grace: Duration::from_millis(100) }
     }
 
     fn store(&self) -> &Arc<dyn Store> {
@@ -155,6 +157,7 @@ async fn an_error_fails_the_job_at_once() {
 async fn no_data_is_an_error_that_says_so() {
     let fresh = backend::sqlite().await.unwrap();
     let data = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(data.path().join("models/base")).unwrap();
     fresh.store.put_model(fixture::model("base", ModelKind::Policy)).await.unwrap();
     let world = World { fresh, data, cancel_grace: Duration::from_millis(100) };
     for (kind, args, missing) in [

@@ -63,6 +63,8 @@ async fn ask(engine: &LocalEngine, client: Client, seed: u64) -> bool {
         n: client.n,
         params,
         prompt_logprobs: None,
+        prompt_from: 0,
+        adapter: None,
     };
     let mut generation = match engine.generate(request).await {
         Ok(generation) => generation,
@@ -85,7 +87,7 @@ async fn ask(engine: &LocalEngine, client: Client, seed: u64) -> bool {
             }
             GenEvent::Finish { index, reason } => assert!(ended[index].replace(reason).is_none(), "two ends"),
             GenEvent::Failed { error } => panic!("every request fits alone, yet: {error}"),
-            GenEvent::Prompt { .. } => {}
+            GenEvent::Prompt { .. } | GenEvent::Usage { .. } => {}
         }
     }
     assert!(ended.iter().all(|e| *e == Some(FinishReason::Length)), "{ended:?}");

@@ -53,8 +53,15 @@ async fn full_world(store: &dyn Store) {
     for i in 0..30 {
         // Text keys whose order depends on the collation.
         let token_hash = format!("{}{i}", if i % 2 == 0 { "a" } else { "B" });
-        let session =
-            Session { token_hash, labeler_id: ada.clone(), role: Role::Labeler, expires: i, created: fixture::T0 };
+        let session = Session {
+            token_hash,
+            labeler_id: ada.clone(),
+            role: Role::Labeler,
+            credential: "c".into(),
+            expires: i,
+            used: i,
+            created: fixture::T0,
+        };
         store.put_session(session).await.unwrap();
         store.audit("admin", "test", "x", json!({"i": i}), fixture::T0).await.unwrap();
     }
@@ -74,6 +81,7 @@ async fn full_world(store: &dyn Store) {
         key_hash: "kh".into(),
         scopes: vec!["feedback".into()],
         labeler_id: Some(ada),
+        daily_tokens: Some(7),
         revoked: true,
         created: 0,
     };

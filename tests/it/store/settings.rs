@@ -1,4 +1,4 @@
-//! Settings changed while running, the use of each version, and how fast judgments come in.
+//! Settings changed while running, the use of each version, how fast judgments come in, daily tokens of keys.
 
 use std::sync::Arc;
 
@@ -9,7 +9,35 @@ use serde_json::json;
 use super::conformance::conformance;
 use super::fixture::*;
 
-conformance!(settings_are_replaced_and_removed, use_of_versions_counts_last_thumbs, judgments_are_counted_by_day);
+conformance!(
+    settings_are_replaced_and_removed,
+    use_of_versions_counts_last_thumbs,
+    judgments_are_counted_by_day,
+    tokens_of_a_key_add_up_by_day
+);
+
+async fn tokens_of_a_key_add_up_by_day(store: Arc<dyn Store>) {
+    let key = ApiKey {
+        id: ApiKeyId::new(),
+        name: "k".into(),
+        key_hash: "h".into(),
+        scopes: vec!["inference".into()],
+        labeler_id: None,
+        daily_tokens: Some(10),
+        revoked: false,
+        created: T0,
+    };
+    store.put_api_key(key.clone()).await.unwrap();
+    assert_eq!(store.key_tokens(&key.id, 3).await.unwrap(), 0);
+    for (day, tokens) in [(3, 5), (3, 7), (4, 1)] {
+        store.add_key_tokens(&key.id, day, tokens).await.unwrap();
+    }
+    let mut counted = Vec::new();
+    for day in 2..=5 {
+        counted.push(store.key_tokens(&key.id, day).await.unwrap());
+    }
+    assert_eq!(counted, [0, 12, 1, 0]);
+}
 
 async fn settings_are_replaced_and_removed(store: Arc<dyn Store>) {
     assert_eq!(store.settings().await.unwrap(), vec![]);

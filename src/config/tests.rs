@@ -1,0 +1,65 @@
+//! What is read from text, environment and command line, and what is refused.
+
+use super::*;
+
+fn from_toml(text: &str) -> Result<Config, ConfigError> {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("c.toml");
+    std::fs::write(&path, text).expect("write");
+    Config::load(Some(&path), &Overrides::default())
+}
+
+#[test]
+fn errors_name_the_key() {
+    for (text, key) in [
+        ("[server]\nmax_conections = 3", "server.max_conections"),
+        ("modell = \"x\"", "modell"),
+        ("[limits]\nsamples = \"many\"", "limits.samples"),
+        ("[limits]\nsamples = 0", "limits.samples"),
+        ("listen = \"nowhere\"", "listen"),
+        ("admin_key = \" \"", "admin_key"),
+        ("database_url = \"mysql://x\"", "database_url"),
+        ("[artifacts]\nurl = \"/srv/models\"", "artifacts.url"),
+        ("[artifacts]\naccess_key_id = \"k\"", "artifacts.secret_access_key"),
+    ] {
+        let e = from_toml(text).expect_err(text);
+        assert_eq!(e.key, key, "{text}: {e}");
+    }
+}
+
+#[test]
+fn the_shipped_file_is_the_defaults() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config.toml");
+    let shipped: Config = Figment::from(Toml::file_exact(path)).extract().expect("config.toml");
+    assert_eq!(shipped, Config::default());
+}
+
+/// A setting that the list of names forgets could not be set by environment.
+#[test]
+fn every_setting_can_come_from_the_environment() {
+    let everything = Config {
+        admin_key: Some("k".into()),
+        database_url: Some("d".into()),
+        encoder: Some("e".into()),
+        ..Config::default()
+    };
+    let serde_json::Value::Object(keys) = serde_json::to_value(everything).expect("json") else { panic!() };
+    for (key, value) in keys {
+        let name = if value.is_object() { format!("{key}__x") } else { key };
+        assert!(names_setting(&name), "{name}");
+    }
+    assert!(!names_setting("bin") && !names_setting("require_postgres") && !names_setting("config"));
+}
+
+#[test]
+fn numbers_are_keys_too() {
+    let config = from_toml("admin_key = 12345678").expect("loads");
+    assert_eq!(config.admin_key.as_deref(), Some("12345678"));
+}
+
+#[test]
+fn flags_win() {
+    let overrides = Overrides { listen: Some("0.0.0.0:9".into()), ..Overrides::default() };
+    let config = Config::load(None, &overrides).expect("loads");
+    assert_eq!(config.listen, SocketAddr::from(([0, 0, 0, 0], 9)));
+}
