@@ -225,7 +225,7 @@ pub fn of(route: &Route) -> Answer {
     const OK: &[u16] = &[200];
     const MADE: &[u16] = &[201];
     match (route.method.as_str(), route.path) {
-        ("GET", "/" | "/label" | "/admin" | "/chat" | "/docs") => plain("text/html"),
+        ("GET", "/" | "/label" | "/admin" | "/chat" | "/explore" | "/docs") => plain("text/html"),
         ("GET", "/robots.txt") => plain("text/plain"),
         ("GET", "/metrics") => plain("text/plain"),
         ("GET", "/favicon.ico") => plain("image/svg+xml"),
