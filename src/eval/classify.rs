@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use serde::Serialize;
 
+use super::interval::wilson;
 use crate::data::labelled;
 use crate::model::{self, heads::Classifier};
 
@@ -51,19 +52,11 @@ pub fn run(
     let best = |row: &Vec<f32>| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(i, _)| i);
     let said: Vec<usize> = logprobs.iter().map(best).collect::<Option<_>>().context("a classifier without labels")?;
     let n = rows.len() as f64;
-    let hits = said.iter().zip(&right).filter(|(a, b)| a == b).count() as f64;
+    let hits = said.iter().zip(&right).filter(|(a, b)| a == b).count();
+    let (low, high) = wilson(hits, rows.len());
     let loss = logprobs.iter().zip(&right).map(|(row, class)| -f64::from(row[*class])).sum::<f64>() / n;
     let macro_f1 = macro_f1(&said, &right, classifier.labels.len());
-    Ok(Classified { texts: rows.len(), accuracy: hits / n, interval: wilson(hits, n), macro_f1, loss })
-}
-
-/// 95 % confidence interval of a share (Wilson 1927).
-pub fn wilson(hits: f64, n: f64) -> [f64; 2] {
-    let (p, z) = (hits / n, 1.959_964);
-    let middle = p + z * z / (2.0 * n);
-    let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
-    let scale = 1.0 + z * z / n;
-    [(middle - half) / scale, (middle + half) / scale]
+    Ok(Classified { texts: rows.len(), accuracy: hits as f64 / n, interval: [low, high], macro_f1, loss })
 }
 
 /// Mean F1 over the classes, from the class said and the right one of every text. Classes that occur nowhere

@@ -42,6 +42,9 @@ function resolve(node, defs) {
   return { ...out, nullable, choices: closed && choices.length ? choices : null };
 }
 
+/** What a choice means, in the page's language where it has words for it. */
+const aboutChoice = ({ value, about }) => about && (has(`choice.${value}`) ? t(`choice.${value}`) : about);
+
 const shown = (value) =>
   value === null || value === undefined ? '' : typeof value === 'object' ? JSON.stringify(value) : String(value);
 
@@ -109,7 +112,7 @@ function makeField(path, name, raw, defs, context) {
         h('option', {
           value: JSON.stringify(c.value),
           selected: c.value === s.default,
-          text: c.about ? `${c.value} – ${c.about}` : String(c.value),
+          text: aboutChoice(c) ? `${c.value} – ${aboutChoice(c)}` : String(c.value),
         }),
       ),
     );

@@ -1,7 +1,7 @@
 // Jobs: the list with live progress, and the form that starts one.
 import { follow, get, listOf, post } from '../api.js';
 import { fill, h, toast } from '../dom.js';
-import { duration, t, toMs, when } from '../i18n.js';
+import { duration, has, t, toMs, when } from '../i18n.js';
 import { schemaForm } from './form.js';
 import { confirm, every, isOver, progressBar, progressText, stateTag, table } from './parts.js';
 
@@ -238,7 +238,7 @@ export async function newJobView(el, { id, signal }) {
         }),
       ),
     ),
-    h('p', { class: 'lead', text: recipe.about }),
+    h('p', { class: 'lead', text: has(`recipe.${recipe.name}`) ? t(`recipe.${recipe.name}`) : recipe.about }),
     h(
       'form',
       {

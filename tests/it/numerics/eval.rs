@@ -1,6 +1,7 @@
 //! Evaluation commands against numbers known from elsewhere.
 
-use instructd::eval::classify::{macro_f1, wilson};
+use instructd::eval::classify::macro_f1;
+use instructd::eval::interval::wilson;
 use instructd::eval::run::{EvalArgs, EvalResult, run};
 
 use crate::support::fixtures;
@@ -36,7 +37,7 @@ fn a_policy_is_not_a_reward_model() {
 
 #[test]
 fn intervals_and_f1() {
-    let [low, high] = wilson(8.0, 10.0);
+    let (low, high) = wilson(8, 10);
     assert!((low - 0.4902).abs() < 1e-4 && (high - 0.9433).abs() < 1e-4, "{low} {high}");
     // Class 0: one of one said, two are: F1 2/3; class 1: two said, one is, one right: 2/3.
     assert!((macro_f1(&[0, 1, 1], &[0, 0, 1], 3) - 2.0 / 3.0).abs() < 1e-12);
