@@ -1,13 +1,14 @@
 //! Encoders in memory: loaded when first asked for, run on blocking threads. What they answer is plain data.
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::Device;
 use tokio::sync::Semaphore;
 
-use super::EngineError;
-use crate::domain::{ModelVersion, ModelVersionId};
+use super::recent::Recent;
+use super::{EngineError, ModelFiles};
+use crate::domain::ModelVersion;
 use crate::model;
 use crate::model::encoder_text::{Pooling, TextEncoder};
 
@@ -75,12 +76,9 @@ pub struct Filled {
     pub targets: Vec<Filling>,
 }
 
-type Entry = (ModelVersionId, Arc<TextEncoder>);
-
 #[derive(Clone)]
 pub struct Encoders {
-    /// Most recently used last.
-    loaded: Arc<Mutex<Vec<Entry>>>,
+    loaded: Recent<TextEncoder>,
     turns: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
 }
@@ -92,17 +90,17 @@ fn bad(param: &'static str, message: impl Into<String>) -> EngineError {
 impl Encoders {
     pub fn new() -> Self {
         Self {
-            loaded: Arc::default(),
+            loaded: Recent::new(KEEP),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
             waiting: Arc::new(Semaphore::new(AT_ONCE + MAY_WAIT)),
         }
     }
 
-    /// Runs `work` on a blocking thread, in turn. `path` is where the version's files are.
+    /// Runs `work` on a blocking thread, in turn.
     pub async fn with<T: Send + 'static>(
         &self,
         version: &ModelVersion,
-        path: PathBuf,
+        files: &Arc<dyn ModelFiles>,
         work: impl FnOnce(&TextEncoder) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, EngineError> {
         let Ok(_place) = self.waiting.clone().try_acquire_owned() else {
@@ -110,33 +108,21 @@ impl Encoders {
         };
         let ended = |_| EngineError::Failed("the encoders have ended".into());
         let turn = self.turns.clone().acquire_owned().await.map_err(ended)?;
-        let (this, version) = (self.clone(), version.clone());
+        let name = version.name.clone();
+        let encoder = self.loaded.get_or_load(version, files, move |path| encoder(&name, path)).await?;
         let done = tokio::task::spawn_blocking(move || {
             // A caller that leaves does not free the turn of work that goes on.
             let _turn = turn;
-            work(&*this.encoder(&version, &path)?)
+            work(&encoder)
         });
         done.await.map_err(|e| EngineError::Failed(e.to_string()))?
     }
+}
 
-    fn encoder(&self, version: &ModelVersion, path: &Path) -> Result<Arc<TextEncoder>, EngineError> {
-        // The lock is held while loading: two requests never load the same encoder twice.
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = loaded.iter().position(|(id, _)| *id == version.id) {
-            let entry = loaded.remove(at);
-            let encoder = entry.1.clone();
-            loaded.push(entry);
-            return Ok(encoder);
-        }
-        let failed = |e: String| EngineError::Failed(format!("encoder '{}': {e}", version.name));
-        let files = model::load(path, &Device::Cpu).map_err(|e| failed(e.to_string()))?;
-        let encoder = Arc::new(TextEncoder::new(&files).map_err(|e| failed(e.to_string()))?);
-        loaded.push((version.id.clone(), encoder.clone()));
-        if loaded.len() > KEEP {
-            loaded.remove(0);
-        }
-        Ok(encoder)
-    }
+fn encoder(name: &str, path: &Path) -> Result<TextEncoder, EngineError> {
+    let failed = |e: String| EngineError::Failed(format!("encoder '{name}': {e}"));
+    let files = model::load(path, &Device::Cpu).map_err(|e| failed(e.to_string()))?;
+    TextEncoder::new(&files).map_err(|e| failed(e.to_string()))
 }
 
 fn failed(error: impl std::fmt::Display) -> EngineError {

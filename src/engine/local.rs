@@ -19,8 +19,8 @@ use super::rewards::RewardModels;
 use super::scheduler::{Lane, Limits};
 use super::sequence::{Queued, Shared};
 use super::{
-    Attention, EmbedRequest, Embeddings, EngineError, EngineStats, FillRequest, Filled, GenerateRequest, Generation,
-    Generator, ModelFiles, SamplingParams, ServedModel,
+    Attention, DataDir, EmbedRequest, Embeddings, EngineError, EngineStats, FillRequest, Filled, GenerateRequest,
+    Generation, Generator, ModelFiles, SamplingParams, ServedModel,
 };
 use crate::domain::{Message, ModelKind, ModelVersion, ModelVersionId, RewardScore};
 use crate::generation::Warpers;
@@ -120,6 +120,7 @@ pub struct LocalEngine {
     options: EngineOptions,
     state: Arc<State>,
     commands: Sender<Command>,
+    files: Arc<dyn ModelFiles>,
     rewards: RewardModels,
     adapters: Adapters,
     encoders: Encoders,
@@ -156,7 +157,9 @@ impl LocalEngine {
             .name("engine".into())
             .spawn(move || engine_thread(&inbox, &thread_state, limits))
             .map_err(|e| EngineError::Failed(format!("the engine thread did not start: {e}")))?;
+        let here = || Arc::new(DataDir(options.data_dir.clone())) as Arc<dyn ModelFiles>;
         Ok(Arc::new(Self {
+            files: options.files.clone().unwrap_or_else(here),
             rewards: RewardModels::new(),
             adapters: Adapters::new(),
             encoders: Encoders::new(),
@@ -164,14 +167,6 @@ impl LocalEngine {
             state,
             commands,
         }))
-    }
-
-    /// Where the files of a version are on this machine.
-    async fn path(&self, version: &ModelVersion) -> Result<PathBuf, EngineError> {
-        match &self.options.files {
-            Some(files) => files.path(version).await.map_err(EngineError::Failed),
-            None => Ok(self.options.data_dir.join(&version.artifact_uri)),
-        }
     }
 
     fn find(&self, version: Option<&ModelVersionId>) -> Result<Arc<LoadedModel>, EngineError> {
@@ -307,7 +302,8 @@ impl Generator for LocalEngine {
         if let Some(model) = read(&self.state.models).get(&version.id) {
             return Ok(model.served.clone());
         }
-        let (path, version) = (self.path(version).await?, version.clone());
+        let path = self.files.path(version).await.map_err(EngineError::Failed)?;
+        let version = version.clone();
         let (weights, device) = (self.options.weights, self.options.device.clone());
         let model = tokio::task::spawn_blocking(move || load_model(&path, version, weights, &device))
             .await
@@ -373,19 +369,20 @@ impl Generator for LocalEngine {
         version: &ModelVersion,
         conversations: &[Vec<Message>],
     ) -> Result<Vec<RewardScore>, EngineError> {
-        let path = self.path(version).await?;
-        self.rewards.score(version, path, conversations).await
+        self.rewards.score(version, &self.files, conversations).await
     }
 
     async fn load_adapter(&self, adapter: &ModelVersion, base: &ServedModel) -> Result<usize, EngineError> {
-        self.adapters.load(adapter, self.path(adapter).await?, base).await
+        self.adapters.load(adapter, &self.files, base).await
     }
 
     async fn attention(&self, version: &ModelVersion, text: &str, most: usize) -> Result<Attention, EngineError> {
         let text = text.to_owned();
         if version.kind == ModelKind::Encoder {
-            let path = self.path(version).await?;
-            return self.encoders.with(version, path, move |encoder| attention::of_encoder(encoder, &text, most)).await;
+            return self
+                .encoders
+                .with(version, &self.files, move |encoder| attention::of_encoder(encoder, &text, most))
+                .await;
         }
         let model = self.find(Some(&version.id))?;
         let ended = |e: tokio::task::JoinError| EngineError::Failed(e.to_string());
@@ -395,13 +392,11 @@ impl Generator for LocalEngine {
     }
 
     async fn embed(&self, encoder: &ModelVersion, request: EmbedRequest) -> Result<Embeddings, EngineError> {
-        let path = self.path(encoder).await?;
-        self.encoders.with(encoder, path, move |encoder| encoders::embed(encoder, request)).await
+        self.encoders.with(encoder, &self.files, move |encoder| encoders::embed(encoder, request)).await
     }
 
     async fn fill(&self, encoder: &ModelVersion, request: FillRequest) -> Result<Vec<Filled>, EngineError> {
-        let path = self.path(encoder).await?;
-        self.encoders.with(encoder, path, move |encoder| encoders::fill(encoder, request)).await
+        self.encoders.with(encoder, &self.files, move |encoder| encoders::fill(encoder, request)).await
     }
 
     fn stats(&self) -> EngineStats {

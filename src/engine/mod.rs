@@ -8,6 +8,7 @@ mod encoders;
 pub mod local;
 pub mod mock;
 mod prefix;
+mod recent;
 mod rewards;
 mod scheduler;
 mod sequence;
@@ -225,6 +226,17 @@ pub struct EngineStats {
 pub trait ModelFiles: std::fmt::Debug + Send + Sync {
     /// The directory or file to load, or why there is none.
     async fn path(&self, version: &ModelVersion) -> Result<std::path::PathBuf, String>;
+}
+
+/// Versions whose files lie under one directory of this machine.
+#[derive(Debug)]
+pub struct DataDir(pub std::path::PathBuf);
+
+#[async_trait]
+impl ModelFiles for DataDir {
+    async fn path(&self, version: &ModelVersion) -> Result<std::path::PathBuf, String> {
+        Ok(self.0.join(&version.artifact_uri))
+    }
 }
 
 /// Anything that writes text: the local engine, a mock, or an upstream server.

@@ -362,8 +362,7 @@ impl Generator for UpstreamEngine {
         version: &ModelVersion,
         conversations: &[Vec<Message>],
     ) -> Result<Vec<RewardScore>, EngineError> {
-        let path = self.options.files.path(version).await.map_err(EngineError::Failed)?;
-        self.rewards.score(version, path, conversations).await
+        self.rewards.score(version, &self.options.files, conversations).await
     }
 
     fn stats(&self) -> EngineStats {
