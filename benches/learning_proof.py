@@ -32,6 +32,7 @@ VERSION = "3.3.2"
 SOURCES = ["movieReviewSnippets", "amazonReviewSnippets", "tweets"]
 LEAD = "Comment:"
 TOKENS = 16
+SAMPLES = 4
 RECIPES = ["ppo", "reinforce", "rloo", "grpo", "dpo"]
 
 
@@ -178,7 +179,7 @@ class Server:
 
 def judge(server, base, vader, prompts):
     """Share of positive continuations, and KL from `base` in nats per sequence (None for the base itself)."""
-    samples = server.complete(prompts, 2, 7)
+    samples = server.complete(prompts, SAMPLES, 7)
     positive = [vader.polarity_scores(text)["compound"] >= 0.05 for _, text, _, _ in samples]
     distinct = len({text for _, text, _, _ in samples}) / len(samples)
     kl = None
@@ -233,9 +234,9 @@ def main():
     parser.add_argument("--model", required=True)
     parser.add_argument("--work", required=True, type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--train-sets", type=int, default=240)
+    parser.add_argument("--train-sets", type=int, default=600)
     parser.add_argument("--heldout-sets", type=int, default=60)
-    parser.add_argument("--iterations", type=int, default=12)
+    parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--recipes", nargs="*", default=RECIPES)
     options = parser.parse_args()
@@ -245,10 +246,12 @@ def main():
     folder, vader = fetch(work)
     comparisons, prompts, heldout_prompts, facts = make_data(folder, work, options.train_sets, options.heldout_sets)
 
-    # Only the upper third of the blocks learns, through adapters: the backward pass ends there.
-    common = {"model": model, "device": "cpu", "lora": {"rank": 8, "alpha": 16}, "freeze_layers": 20, "max_length": 48}
-    reward_args = {**common, "comparisons": comparisons, "batch_size": 8, "learning_rate": 5e-4, "lr_schedule": "linear",
-                   "warmup_steps": 3}
+    common = {"model": model, "device": "cpu", "lora": {"rank": 8, "alpha": 16}, "frozen_precision": "bf16",
+              "max_length": 48}
+    reward_args = {**common, "freeze_layers": 10, "comparisons": comparisons, "batch_size": 8, "epochs": 2,
+                   "learning_rate": 5e-4, "lr_schedule": "linear", "warmup_steps": 5}
+    # Only the upper third of a policy's blocks learns: the backward pass ends there.
+    common["freeze_layers"] = 20
     reward = run(binary, "reward", reward_args, "reward", work)
     heldout = reward["metrics"]["heldout"]
     print(f"reward model: held-out pair accuracy {heldout['accuracy']:.3f} of {heldout['pairs']} pairs, "
@@ -260,15 +263,15 @@ def main():
         with Server(binary, model) as base:
             base_result.write_text(json.dumps(judge(base, None, vader, heldout_prompts)))
     start = json.loads(base_result.read_text())
-    print(f"start policy: {start['positive']:.3f} positive of {2 * len(heldout_prompts)} continuations", flush=True)
+    print(f"start policy: {start['positive']:.3f} positive of {SAMPLES * len(heldout_prompts)} continuations", flush=True)
 
     online = {**common, "prompts": prompts, "reward_model": str(work / "reward"), "iterations": options.iterations,
               "rollout_batch_size": options.batch, "response_length": TOKENS, "kl_budget": 10.0, "sample_prompts": 3}
     own = {
-        "ppo": {"learning_rate": 1e-3, "kl_coef": 0.05, "ppo_epochs": 2, "minibatches": 1},
-        "reinforce": {"learning_rate": 1e-3, "kl_coef": 0.05},
-        "rloo": {"learning_rate": 1e-3, "kl_coef": 0.05, "group_size": 4},
-        "grpo": {"learning_rate": 1e-3, "kl_coef": 0.04, "group_size": 4},
+        "ppo": {"learning_rate": 2e-3, "kl_coef": 0.03, "ppo_epochs": 2, "minibatches": 1},
+        "reinforce": {"learning_rate": 3e-3, "kl_coef": 0.03},
+        "rloo": {"learning_rate": 3e-3, "kl_coef": 0.03, "group_size": 4},
+        "grpo": {"learning_rate": 3e-3, "kl_coef": 0.03, "group_size": 4},
     }
     rows = {recipe: [] for recipe in options.recipes}
     for seed in range(options.seeds):

@@ -47,6 +47,7 @@ fn rows() -> Vec<(&'static str, &'static str, Value)> {
         ),
         ("ppo full, separate critic, clipped", "ppo", ppo(json!({"critic": "separate"}))),
         ("ppo LoRA, shared critic", "ppo", ppo(json!({"lora": lora}))),
+        ("ppo LoRA in bf16, shared critic", "ppo", ppo(json!({"lora": lora, "frozen_precision": "bf16"}))),
         ("reward LoRA, steps of 8 sets", "reward", with(&reward, json!({"lora": lora}))),
         ("reward full, steps of 8 sets", "reward", reward.clone()),
         ("sft LoRA, steps of 16", "sft", with(&sft, json!({"lora": lora}))),
@@ -130,6 +131,7 @@ fn measure(dir: &Path, name: &str) {
             args[field] = json!(dir.join(file));
         }
     }
+    instructd::ops::par::settle();
     let mut clock = Clock { started: Instant::now(), ends: Vec::new(), last: BTreeMap::new(), step: 0 };
     let outcome = (recipe(kind).expect("recipe").run)(&args, &mut clock).expect("training");
     assert!(matches!(outcome, TrainOutcome::Stopped { .. }), "stopped after {STEPS} steps");

@@ -69,6 +69,7 @@ pub fn train(recipe: &str, args: &Path, reward_hosts: &[String]) -> Result<()> {
     let text = std::fs::read_to_string(args).with_context(|| format!("reading {}", args.display()))?;
     let args = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", args.display()))?;
     (found.validate)(&args)?;
+    crate::ops::par::settle();
     match (found.run)(&args, &mut Foreground::new(reward_hosts)?)? {
         TrainOutcome::Done { model_dir, metrics } => {
             println!("{}", serde_json::json!({"model_dir": model_dir, "metrics": metrics}));

@@ -22,9 +22,13 @@ use crate::ops::{activation, embedding::embedding, fused};
 pub enum Purpose {
     /// Gradients may pass: natural weight layouts are kept.
     Train,
+    /// As `Train`, with frozen matrices multiplied in bfloat16 on the CPU.
+    TrainOverBf16,
     /// Forward only, many rows at a time (a reference, a reward): weights stay as they are, shared with whoever
     /// else holds them.
     Score,
+    /// As `Score`, multiplied in bfloat16 on the CPU; packed, not shared.
+    ScoreInBf16,
     /// Forward only, few rows at a time: frozen f32 weights are packed, natural layouts can be dropped.
     Serve,
     /// Forward only, weights in another form: faster and smaller, seldom exact. Never for rollouts.
@@ -36,7 +40,9 @@ impl Purpose {
     pub(super) fn prepare(self, w: &Tensor, layout: WeightLayout) -> Result<Weight> {
         match self {
             Self::Train => Weight::new(w, layout, true),
+            Self::TrainOverBf16 => Weight::half(w, layout, true),
             Self::Score => Ok(Weight::Dense(w.detach(), layout)),
+            Self::ScoreInBf16 => Weight::half(&w.detach(), layout, false),
             Self::Serve => Weight::new(&w.detach(), layout, false),
             Self::ServeAs(format) => Weight::served(w, layout, format),
         }

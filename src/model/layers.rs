@@ -54,7 +54,7 @@ impl Builder<'_> {
     /// Projections of the same input as one matrix, where no gradient and no adapter needs them apart: fewer,
     /// larger products. `None` where they must stay apart. `modules` are (name, outputs).
     pub fn joint(&self, modules: &[(String, usize)], input: usize, bias: bool) -> Result<Option<Linear>> {
-        if matches!(self.purpose, Purpose::Train | Purpose::Score) || self.lora.is_some() {
+        if !matches!(self.purpose, Purpose::Serve | Purpose::ServeAs(_)) || self.lora.is_some() {
             return Ok(None);
         }
         let names: Vec<String> = modules.iter().map(|(module, _)| format!("{module}.weight")).collect();
@@ -298,13 +298,15 @@ impl Norm {
             return Ok(());
         }
         let (gw, gb) = grads.split_at(weight.elem_count());
-        // Fresh sums are zeros.
-        let plus = |g: &mut [f32], by: &[f32]| g.iter_mut().zip(by).for_each(|(g, v)| *g += v);
+        let plus = |g: &mut [f32], by: &[f32], add: bool| match add {
+            true => g.iter_mut().zip(by).for_each(|(g, v)| *g += v),
+            false => g.copy_from_slice(by),
+        };
         if weight.track_op() {
-            grad::add(weight, |g, _| plus(g, gw))?;
+            grad::add(weight, |g, add| plus(g, gw, add))?;
         }
         if let Some(bias) = bias.filter(|b| b.track_op()) {
-            grad::add(bias, |g, _| plus(g, gb))?;
+            grad::add(bias, |g, add| plus(g, gb, add))?;
         }
         Ok(())
     }

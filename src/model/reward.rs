@@ -35,8 +35,13 @@ impl RewardModel {
     /// # Errors
     /// When the model has no `score.weight`, or its scales are not those of its heads.
     pub fn new(loaded: &Loaded) -> Result<Self> {
+        Self::for_purpose(loaded, Purpose::Score)
+    }
+
+    /// The same with another arithmetic than exact f32.
+    pub fn for_purpose(loaded: &Loaded, purpose: Purpose) -> Result<Self> {
         let (head, scales) = head(loaded)?;
-        let trunk = Trunk::build(&headless(&loaded.config), &loaded.weights, None, Purpose::Score)?;
+        let trunk = Trunk::build(&headless(&loaded.config), &loaded.weights, None, purpose)?;
         Ok(Self { trunk, separator: separator(loaded), head, scales })
     }
 

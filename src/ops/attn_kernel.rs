@@ -105,22 +105,47 @@ multiversion! {
     }
 }
 
+/// Vectors whose chains run side by side: one alone would wait for its own last addition.
+const WIDE: usize = 4 * LANES;
+
+/// to[0..16·V] += Σ_i weights(i) · rows(i)[0..16·V], in order of i.
+#[inline(always)]
+fn add_weighted<const V: usize>(to: &mut [f32], n: usize, weight: impl Fn(usize) -> f32, rows: &[f32], stride: usize) {
+    let (to, _) = to.as_chunks_mut::<LANES>();
+    let mut acc: [[f32; LANES]; V] = std::array::from_fn(|v| to[v]);
+    for i in 0..n {
+        let (w, (row, _)) = (weight(i), rows[i * stride..i * stride + V * LANES].as_chunks::<LANES>());
+        for v in 0..V {
+            for l in 0..LANES {
+                acc[v][l] = w.mul_add(row[v][l], acc[v][l]);
+            }
+        }
+    }
+    for v in 0..V {
+        to[v] = acc[v];
+    }
+}
+
+/// The same for `width` columns, a multiple of 16.
+#[inline(always)]
+fn add_weighted_rows(to: &mut [f32], n: usize, weight: impl Fn(usize) -> f32, rows: &[f32], stride: usize) {
+    let (width, mut c) = (to.len(), 0);
+    while c + WIDE <= width {
+        add_weighted::<4>(&mut to[c..c + WIDE], n, &weight, &rows[c..], stride);
+        c += WIDE;
+    }
+    while c < width {
+        add_weighted::<1>(&mut to[c..c + LANES], n, &weight, &rows[c..], stride);
+        c += LANES;
+    }
+}
+
 multiversion! {
     /// out[r] += Σ_j p[r][at + j] · rows[j], for the 16 rows of one block, in key order.
     pub fn mix_block(p: &[f32], rows: &[f32], hd: usize, at: usize, stride: usize, out: &mut [f32]) {
         for (r, out) in out.chunks_exact_mut(hd).enumerate() {
             let p = &p[r * stride + at..r * stride + at + LANES];
-            for c in (0..hd).step_by(LANES) {
-                let mut acc = [0f32; LANES];
-                acc.copy_from_slice(&out[c..c + LANES]);
-                for j in 0..LANES {
-                    let row = &rows[j * hd + c..j * hd + c + LANES];
-                    for l in 0..LANES {
-                        acc[l] = p[j].mul_add(row[l], acc[l]);
-                    }
-                }
-                out[c..c + LANES].copy_from_slice(&acc);
-            }
+            add_weighted_rows(out, LANES, |j| p[j], rows, hd);
         }
     }
 }
@@ -129,20 +154,8 @@ multiversion! {
     /// rows[j] += Σ_r p[r][at + j] · x[r]: the transposed product, for gradients of keys and values.
     pub fn spread_block(p: &[f32], x: &[f32], hd: usize, at: usize, stride: usize, rows: &mut [f32]) {
         let n = x.len() / hd;
-        for j in 0..LANES {
-            for c in (0..hd).step_by(LANES) {
-                let target = &mut rows[j * hd + c..j * hd + c + LANES];
-                let mut acc = [0f32; LANES];
-                acc.copy_from_slice(target);
-                for r in 0..n {
-                    let w = p[r * stride + at + j];
-                    let xr = &x[r * hd + c..r * hd + c + LANES];
-                    for l in 0..LANES {
-                        acc[l] = w.mul_add(xr[l], acc[l]);
-                    }
-                }
-                target.copy_from_slice(&acc);
-            }
+        for (j, row) in rows.chunks_exact_mut(hd).enumerate().take(LANES) {
+            add_weighted_rows(row, n, |r| p[r * stride + at + j], x, hd);
         }
     }
 }

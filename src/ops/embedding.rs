@@ -50,8 +50,10 @@ impl CustomOp1 for Embedding {
 /// Adds the rows of gy [n, d] to the gradient of `table` at `ids`; outside `grad::collecting`, returns it.
 pub(crate) fn scatter(table: &Tensor, ids: &[u32], gy: &[f32]) -> Result<Option<Tensor>> {
     let d = table.dim(1)?;
-    // A first writer finds zeros.
-    grad::add(table, |g, _| {
+    grad::add(table, |g, add| {
+        if !add {
+            g.fill(0.0);
+        }
         for (id, row) in ids.iter().zip(gy.chunks_exact(d)) {
             let to = &mut g[*id as usize * d..(*id as usize + 1) * d];
             for (t, v) in to.iter_mut().zip(row) {

@@ -81,28 +81,54 @@ pub fn pack_into(panels: &mut Vec<f32>, w: &[f32], m: usize, k: usize, layout: W
     });
 }
 
-pub(super) fn pack_panel(panel: &mut [f32], w: &[f32], first: usize, m: usize, k: usize) {
+/// `to[c·to_width + r] = from[r·width + c]` for r < rows, c < cols.
+pub(super) fn transpose_block(from: &[f32], width: usize, rows: usize, cols: usize, to: &mut [f32], to_width: usize) {
     const TILE: usize = 16;
-    let cols = NR.min(m - first);
-    if cols < NR {
-        panel.fill(0.0);
+    if rows == 0 || cols == 0 {
+        return;
     }
+    assert!(from.len() >= (rows - 1) * width + cols && to.len() >= (cols - 1) * to_width + rows, "block bounds");
     // 16 × 16 tiles keep both the strided reads and the writes inside the L1 cache.
-    for k0 in (0..k).step_by(TILE) {
-        let k1 = (k0 + TILE).min(k);
-        for c0 in (0..cols).step_by(TILE) {
-            for c in c0..(c0 + TILE).min(cols) {
-                let row = &w[(first + c) * k..(first + c + 1) * k];
-                for kk in k0..k1 {
-                    panel[kk * NR + c] = row[kk];
+    for c0 in (0..cols).step_by(TILE) {
+        for r0 in (0..rows).step_by(TILE) {
+            let (high, wide) = (TILE.min(rows - r0), TILE.min(cols - c0));
+            #[cfg(target_arch = "x86_64")]
+            if high == TILE && wide == TILE && isa() == Isa::Avx512 {
+                // SAFETY: `isa` has checked the features, the assertion above the bounds.
+                unsafe {
+                    let (from, to) = (from.as_ptr().add(r0 * width + c0), to.as_mut_ptr().add(c0 * to_width + r0));
+                    avx512::transpose16(from, width, to, to_width);
+                }
+                continue;
+            }
+            for r in r0..r0 + high {
+                for c in c0..c0 + wide {
+                    to[c * to_width + r] = from[r * width + c];
                 }
             }
         }
     }
 }
 
+pub(super) fn pack_panel(panel: &mut [f32], w: &[f32], first: usize, m: usize, k: usize) {
+    let cols = NR.min(m - first);
+    if cols < NR {
+        panel.fill(0.0);
+    }
+    transpose_block(&w[first * k..], k, cols, k, panel, NR);
+}
+
 pub(super) fn pack_panel_in_out(panel: &mut [f32], w: &[f32], first: usize, m: usize) {
     let cols = NR.min(m - first);
+    if cols == NR {
+        // A length known at compile time is copied in place.
+        for (to, from) in panel.as_chunks_mut::<NR>().0.iter_mut().zip(w.chunks_exact(m)) {
+            if let Some(from) = from[first..].first_chunk() {
+                *to = *from;
+            }
+        }
+        return;
+    }
     for (to, from) in panel.chunks_exact_mut(NR).zip(w.chunks_exact(m)) {
         to[..cols].copy_from_slice(&from[first..first + cols]);
         to[cols..].fill(0.0);
@@ -148,48 +174,70 @@ pub(super) fn panel_rows(
     let mut tile = [[0f32; NR]; MR];
     for k0 in (0..k).step_by(KC) {
         let depth = KC.min(k - k0);
+        let fresh = k0 == 0 && !add;
+        let slice = &panel[k0 * NR..(k0 + depth) * NR];
         let mut r = rows.start;
         while r < rows.end {
             let mr = MR.min(rows.end - r);
-            if k0 > 0 || add {
-                for (i, acc) in tile.iter_mut().enumerate().take(mr) {
-                    // SAFETY: this task alone owns rows × columns of this panel.
+            let x = &x[r * k + k0..];
+            if cols == NR {
+                // SAFETY: this task alone owns rows × columns of this panel, all of which `at` has found.
+                unsafe { micro(slice, x, k, mr, depth, y.at(r * m + c0, (mr - 1) * m + NR), m, fresh) };
+            } else {
+                for (i, acc) in tile.iter_mut().enumerate().take(if fresh { 0 } else { mr }) {
+                    // SAFETY: as above.
                     acc[..cols].copy_from_slice(unsafe { y.slice((r + i) * m + c0, cols) });
                 }
-            } else {
-                tile = [[0f32; NR]; MR];
-            }
-            micro(&panel[k0 * NR..(k0 + depth) * NR], &x[r * k + k0..], k, mr, depth, &mut tile);
-            for (i, acc) in tile.iter().enumerate().take(mr) {
-                // SAFETY: as above.
-                unsafe { y.slice((r + i) * m + c0, cols) }.copy_from_slice(&acc[..cols]);
+                // SAFETY: the tile is MR rows of NR.
+                unsafe { micro(slice, x, k, mr, depth, tile.as_mut_ptr().cast(), NR, fresh) };
+                for (i, acc) in tile.iter().enumerate().take(mr) {
+                    // SAFETY: as above.
+                    unsafe { y.slice((r + i) * m + c0, cols) }.copy_from_slice(&acc[..cols]);
+                }
             }
             r += mr;
         }
     }
 }
 
-/// tile[i][c] += Σ_k x[i·stride + k] · panel[k][c], k ascending, fused.
-fn micro(panel: &[f32], x: &[f32], stride: usize, mr: usize, depth: usize, tile: &mut [[f32; NR]; MR]) {
+/// out[i·width + c] (+)= Σ_k x[i·stride + k] · panel[k][c], k ascending, fused; `fresh` begins at zero.
+///
+/// # Safety
+/// `out` points to `mr` rows of NR elements, `width` apart, that nobody else uses meanwhile.
+#[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
+unsafe fn micro(
+    panel: &[f32],
+    x: &[f32],
+    stride: usize,
+    mr: usize,
+    depth: usize,
+    out: *mut f32,
+    width: usize,
+    fresh: bool,
+) {
     assert!(panel.len() >= depth * NR && x.len() >= (mr - 1) * stride + depth, "tile bounds");
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: `isa` has checked the features, the assertion above the bounds.
+    // SAFETY: `isa` has checked the features, the assertion above the bounds, the caller `out`.
     unsafe {
+        let (panel, x) = (panel.as_ptr(), x.as_ptr());
         match (isa(), mr) {
-            (Isa::Avx512, 1) => return avx512::tile::<1>(panel.as_ptr(), x.as_ptr(), stride, depth, tile),
-            (Isa::Avx512, 2) => return avx512::tile::<2>(panel.as_ptr(), x.as_ptr(), stride, depth, tile),
-            (Isa::Avx512, 3) => return avx512::tile::<3>(panel.as_ptr(), x.as_ptr(), stride, depth, tile),
-            (Isa::Avx512, 4) => return avx512::tile::<4>(panel.as_ptr(), x.as_ptr(), stride, depth, tile),
-            (Isa::Avx512, 5) => return avx512::tile::<5>(panel.as_ptr(), x.as_ptr(), stride, depth, tile),
-            (Isa::Avx512, _) => return avx512::tile::<6>(panel.as_ptr(), x.as_ptr(), stride, depth, tile),
-            (Isa::Avx2, _) => return avx2::tile(panel.as_ptr(), x.as_ptr(), stride, mr, depth, tile),
+            (Isa::Avx512, 1) => return avx512::tile::<1>(panel, x, stride, depth, out, width, fresh),
+            (Isa::Avx512, 2) => return avx512::tile::<2>(panel, x, stride, depth, out, width, fresh),
+            (Isa::Avx512, 3) => return avx512::tile::<3>(panel, x, stride, depth, out, width, fresh),
+            (Isa::Avx512, 4) => return avx512::tile::<4>(panel, x, stride, depth, out, width, fresh),
+            (Isa::Avx512, 5) => return avx512::tile::<5>(panel, x, stride, depth, out, width, fresh),
+            (Isa::Avx512, _) => return avx512::tile::<6>(panel, x, stride, depth, out, width, fresh),
+            (Isa::Avx2, _) => return avx2::tile(panel, x, stride, mr, depth, out, width, fresh),
             (Isa::Portable, _) => {}
         }
     }
-    for kk in 0..depth {
-        let row: &[f32; NR] = panel[kk * NR..(kk + 1) * NR].try_into().expect("NR long");
-        for (i, acc) in tile.iter_mut().enumerate().take(mr) {
-            let xv = x[i * stride + kk];
+    for i in 0..mr {
+        // SAFETY: one row of the caller's.
+        let acc = unsafe { &mut *out.add(i * width).cast::<[f32; NR]>() };
+        if fresh {
+            *acc = [0.0; NR];
+        }
+        for (xv, row) in x[i * stride..i * stride + depth].iter().zip(panel.as_chunks::<NR>().0) {
             for c in 0..NR {
                 acc[c] = xv.mul_add(row[c], acc[c]);
             }
@@ -201,22 +249,68 @@ fn micro(panel: &[f32], x: &[f32], stride: usize, mr: usize, depth: usize, tile:
 mod avx512 {
     use std::arch::x86_64::*;
 
-    use super::{MR, NR};
+    use super::NR;
 
+    /// A 16 × 16 block in registers: neighbouring rows are interleaved in pairs, fours, and twice by quarters.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn transpose16(from: *const f32, width: usize, to: *mut f32, to_width: usize) {
+        // SAFETY: the caller has checked bounds: 16 rows of 16, `width` and `to_width` apart.
+        unsafe {
+            let mut rows = [_mm512_setzero_ps(); 16];
+            for i in 0..16 {
+                rows[i] = _mm512_loadu_ps(from.add(i * width));
+            }
+            let mut pairs = [_mm512_setzero_pd(); 16];
+            for i in 0..8 {
+                pairs[2 * i] = _mm512_castps_pd(_mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]));
+                pairs[2 * i + 1] = _mm512_castps_pd(_mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]));
+            }
+            // fours[4·b + j]: in quarter q, entries 4q + j of rows 4b..4b + 4.
+            let mut fours = [_mm512_setzero_ps(); 16];
+            for b in 0..4 {
+                for h in 0..2 {
+                    let (low, high) = (pairs[4 * b + h], pairs[4 * b + 2 + h]);
+                    fours[4 * b + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+                    fours[4 * b + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+                }
+            }
+            for j in 0..4 {
+                // Even and odd quarters of rows 0..8 and of rows 8..16. No closures: they would not surely be
+                // compiled for these instructions.
+                let (a, b, c, d) = (fours[j], fours[4 + j], fours[8 + j], fours[12 + j]);
+                let even = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+                let even_below = _mm512_shuffle_f32x4::<0b10_00_10_00>(c, d);
+                let odd = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+                let odd_below = _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d);
+                let [first, second, third, fourth] =
+                    [j * to_width, (4 + j) * to_width, (8 + j) * to_width, (12 + j) * to_width];
+                _mm512_storeu_ps(to.add(first), _mm512_shuffle_f32x4::<0b10_00_10_00>(even, even_below));
+                _mm512_storeu_ps(to.add(second), _mm512_shuffle_f32x4::<0b10_00_10_00>(odd, odd_below));
+                _mm512_storeu_ps(to.add(third), _mm512_shuffle_f32x4::<0b11_01_11_01>(even, even_below));
+                _mm512_storeu_ps(to.add(fourth), _mm512_shuffle_f32x4::<0b11_01_11_01>(odd, odd_below));
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
     #[target_feature(enable = "avx512f")]
     pub unsafe fn tile<const R: usize>(
         panel: *const f32,
         x: *const f32,
         stride: usize,
         depth: usize,
-        out: &mut [[f32; NR]; MR],
+        out: *mut f32,
+        width: usize,
+        fresh: bool,
     ) {
-        // SAFETY: the caller has checked bounds of panel (depth × NR) and x (R rows of `stride`).
+        // SAFETY: the caller has checked bounds of panel (depth × NR), x (R rows of `stride`) and out (of `width`).
         unsafe {
             let mut acc = [[_mm512_setzero_ps(); 4]; R];
-            for i in 0..R {
-                for j in 0..4 {
-                    acc[i][j] = _mm512_loadu_ps(out[i].as_ptr().add(16 * j));
+            if !fresh {
+                for i in 0..R {
+                    for j in 0..4 {
+                        acc[i][j] = _mm512_loadu_ps(out.add(i * width + 16 * j));
+                    }
                 }
             }
             for kk in 0..depth {
@@ -242,7 +336,7 @@ mod avx512 {
             }
             for i in 0..R {
                 for j in 0..4 {
-                    _mm512_storeu_ps(out[i].as_mut_ptr().add(16 * j), acc[i][j]);
+                    _mm512_storeu_ps(out.add(i * width + 16 * j), acc[i][j]);
                 }
             }
         }
@@ -253,8 +347,9 @@ mod avx512 {
 mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::{MR, NR};
+    use super::NR;
 
+    #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
     #[target_feature(enable = "avx2,fma")]
     pub unsafe fn tile(
         panel: *const f32,
@@ -262,7 +357,9 @@ mod avx2 {
         stride: usize,
         mr: usize,
         depth: usize,
-        out: &mut [[f32; NR]; MR],
+        out: *mut f32,
+        width: usize,
+        fresh: bool,
     ) {
         // 4 rows × 16 columns = 8 accumulators: panels are walked in four column strips.
         for strip in 0..NR / 16 {
@@ -272,9 +369,9 @@ mod avx2 {
                 // SAFETY: the caller has checked bounds.
                 unsafe {
                     let mut acc = [[_mm256_setzero_ps(); 2]; 4];
-                    for i in 0..rows {
-                        acc[i][0] = _mm256_loadu_ps(out[r + i].as_ptr().add(16 * strip));
-                        acc[i][1] = _mm256_loadu_ps(out[r + i].as_ptr().add(16 * strip + 8));
+                    for i in 0..if fresh { 0 } else { rows } {
+                        let from = out.add((r + i) * width + 16 * strip);
+                        (acc[i][0], acc[i][1]) = (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8)));
                     }
                     for kk in 0..depth {
                         let p = panel.add(kk * NR + 16 * strip);
@@ -288,8 +385,9 @@ mod avx2 {
                         }
                     }
                     for i in 0..rows {
-                        _mm256_storeu_ps(out[r + i].as_mut_ptr().add(16 * strip), acc[i][0]);
-                        _mm256_storeu_ps(out[r + i].as_mut_ptr().add(16 * strip + 8), acc[i][1]);
+                        let to = out.add((r + i) * width + 16 * strip);
+                        _mm256_storeu_ps(to, acc[i][0]);
+                        _mm256_storeu_ps(to.add(8), acc[i][1]);
                     }
                 }
                 r += rows;
@@ -302,6 +400,21 @@ mod avx2 {
 mod tests {
     use super::*;
     use crate::ops::noise;
+
+    #[test]
+    fn a_block_is_transposed_wherever_it_lies() {
+        for (rows, cols, width, to_width) in [(16, 16, 16, 16), (40, 33, 50, 64), (3, 70, 70, 5), (64, 48, 48, 64)] {
+            let from = noise(rows * width, 3);
+            let mut to = vec![7f32; cols * to_width];
+            transpose_block(&from, width, rows, cols, &mut to, to_width);
+            for c in 0..cols {
+                for r in 0..to_width {
+                    let want = if r < rows { from[r * width + c] } else { 7.0 };
+                    assert_eq!(to[c * to_width + r], want, "row {r}, column {c} of {rows}×{cols}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn equals_the_plain_chain_bit_for_bit_in_any_company() {

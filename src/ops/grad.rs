@@ -7,7 +7,7 @@ use std::sync::Mutex;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, TensorId};
 
-use super::tensor;
+use super::{pool, tensor};
 
 /// Sums so far, by the variable's tensor id.
 pub type Sums = HashMap<TensorId, Tensor>;
@@ -68,7 +68,7 @@ pub(crate) fn add(variable: &Tensor, mut write: impl FnMut(&mut [f32], bool) + S
         sum.inplace_op1(&InPlace(Mutex::new(|g: &mut [f32]| write(g, true))))?;
         return Ok(None);
     }
-    let mut fresh = vec![0f32; variable.elem_count()];
+    let mut fresh = pool::take(variable.elem_count());
     write(&mut fresh, false);
     let fresh = tensor(fresh, variable.shape())?;
     if before.is_none() {

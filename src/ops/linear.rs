@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
+use super::bf16::PackedBf16;
 pub use super::gemm::WeightLayout;
 use super::gemm::{PackedF32, matmul_packed, pack_into};
 use super::gemm16::{HalfKind, PackedHalf};
@@ -21,6 +22,8 @@ pub enum Weight {
     Dense(Tensor, WeightLayout),
     /// Frozen on the CPU in f32: packed once. The natural layout is kept only where a backward needs it.
     Packed { packed: Arc<PackedF32>, dense: Option<(Tensor, WeightLayout)> },
+    /// Frozen on the CPU in bfloat16, as are its inputs. `back` is W for the way back, where gradients pass.
+    Half { packed: Arc<PackedBf16>, back: Option<Arc<PackedBf16>> },
     /// In the form that serving asks for; no gradient passes it.
     Served(Arc<dyn ServedMatrix>),
 }
@@ -86,6 +89,18 @@ impl Weight {
         Ok(Self::Packed { packed, dense: backward.then(|| (w.clone(), layout)) })
     }
 
+    /// As `new`, with what is packed rounded to bfloat16, and its inputs with it.
+    pub fn half(w: &Tensor, layout: WeightLayout, backward: bool) -> Result<Self> {
+        if w.track_op() || !fused(w) {
+            return Ok(Self::Dense(w.clone(), layout));
+        }
+        let (m, k) = out_in(w.dims2()?, layout);
+        with_f32s(w, |w| {
+            let back = backward.then(|| Arc::new(PackedBf16::pack(w, k, m, layout.flipped())));
+            Ok(Self::Half { packed: Arc::new(PackedBf16::pack(w, m, k, layout)), back })
+        })
+    }
+
     /// A frozen CPU weight in another form than f32; `File` is the caller's to resolve and means f32 here.
     pub fn served(w: &Tensor, layout: WeightLayout, format: WeightFormat) -> Result<Self> {
         let half = match format {
@@ -121,6 +136,7 @@ impl Weight {
             Self::Served(matrix) => matrix.shape().0,
             Self::Dense(w, layout) => out_in((w.dims()[0], w.dims()[1]), *layout).0,
             Self::Packed { packed, .. } => packed.m,
+            Self::Half { packed, .. } => packed.m,
         }
     }
 
@@ -129,9 +145,7 @@ impl Weight {
         match self {
             Self::Dense(w, layout) => linear(x, w, *layout),
             Self::Served(matrix) => x.contiguous()?.apply_op1_no_bwd(&Serve(matrix.clone())),
-            Self::Packed { packed, dense } => {
-                x.contiguous()?.apply_op1(Frozen { packed: packed.clone(), dense: dense.clone() })
-            }
+            Self::Packed { .. } | Self::Half { .. } => x.contiguous()?.apply_op1(Frozen(self.clone())),
         }
     }
 
@@ -144,7 +158,7 @@ impl Weight {
     pub(crate) fn on_host(&self) -> bool {
         match self {
             Self::Dense(w, _) => fused(w) && w.is_contiguous(),
-            Self::Packed { .. } | Self::Served(_) => true,
+            Self::Packed { .. } | Self::Half { .. } | Self::Served(_) => true,
         }
     }
 
@@ -152,6 +166,7 @@ impl Weight {
         let (m, k) = match self {
             Self::Dense(w, layout) => out_in((w.dims()[0], w.dims()[1]), *layout),
             Self::Packed { packed, .. } => (packed.m, packed.k),
+            Self::Half { packed, .. } => (packed.m, packed.k),
             Self::Served(matrix) => matrix.shape(),
         };
         Dims { n, m, k }
@@ -162,6 +177,7 @@ impl Weight {
         match self {
             Self::Dense(w, layout) => product(x, &read(w)?, *layout, y, self.dims(n), false),
             Self::Packed { packed, .. } => packed.matmul(x, y, n),
+            Self::Half { packed, .. } => packed.matmul(x, y, n, false),
             Self::Served(matrix) => matrix.matmul(x, y, n),
         }
         Ok(())
@@ -171,6 +187,10 @@ impl Weight {
     pub(crate) fn backward_input(&self, gy: &[f32], gx: &mut [f32], n: usize, add: bool) -> Result<()> {
         let layout = match self {
             Self::Dense(_, layout) | Self::Packed { dense: Some((_, layout)), .. } => layout.flipped(),
+            Self::Half { back: Some(back), .. } => {
+                back.matmul(gy, gx, n, add);
+                return Ok(());
+            }
             _ => candle_core::bail!("linear: the weight was loaded for serving only, no gradient passes it"),
         };
         let Dims { m, k, .. } = self.dims(n);
@@ -192,7 +212,7 @@ impl Weight {
     pub fn dense(&self) -> Result<&Tensor> {
         match self {
             Self::Dense(w, _) | Self::Packed { dense: Some((w, _)), .. } => Ok(w),
-            Self::Packed { dense: None, .. } | Self::Served(_) => {
+            Self::Packed { dense: None, .. } | Self::Half { .. } | Self::Served(_) => {
                 candle_core::bail!("this weight was loaded for serving only")
             }
         }
@@ -268,10 +288,8 @@ impl Weight {
     }
 }
 
-struct Frozen {
-    packed: Arc<PackedF32>,
-    dense: Option<(Tensor, WeightLayout)>,
-}
+/// A frozen weight, packed.
+struct Frozen(Weight);
 
 impl CustomOp1 for Frozen {
     fn name(&self) -> &'static str {
@@ -281,16 +299,16 @@ impl CustomOp1 for Frozen {
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = f32s(s, l, "linear-frozen")?;
         let (n, k) = l.shape().dims2()?;
-        if k != self.packed.k {
-            candle_core::bail!("linear: input has {k} columns, weight has {}", self.packed.k);
+        let Dims { m, k: width, .. } = self.0.dims(n);
+        if k != width {
+            candle_core::bail!("linear: input has {k} columns, weight has {width}");
         }
-        let mut y = buffer(n * self.packed.m);
-        self.packed.matmul(x, &mut y, n);
-        Ok(storage(y, (n, self.packed.m)))
+        let mut y = buffer(n * m);
+        self.0.forward(x, &mut y, n)?;
+        Ok(storage(y, (n, m)))
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<Option<Tensor>> {
-        let weight = Weight::Packed { packed: self.packed.clone(), dense: self.dense.clone() };
-        weight.grad_input(gy).map(Some)
+        self.0.grad_input(gy).map(Some)
     }
 }

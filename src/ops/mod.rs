@@ -6,6 +6,7 @@
 pub mod activation;
 pub mod attention;
 pub mod attn_kernel;
+pub mod bf16;
 pub mod embedding;
 pub mod gemm;
 pub mod gemm16;

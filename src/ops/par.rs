@@ -8,6 +8,20 @@ use rayon::prelude::*;
 /// Multiply-adds below which waking a thread costs more than it brings.
 pub(super) const WORTH_A_THREAD: usize = 32 * 1024;
 
+/// For a process that only trains, from its one busy thread: that thread becomes one of the compute threads, so
+/// that it need not hand every piece of work over and sleep until it is done; and memory of the sizes that
+/// kernels take thousands of times a step stays with the process instead of going back to the system each time.
+pub fn settle() {
+    // Refused where the pool exists already: work is then handed over.
+    let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: sets two numbers of the allocator.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 64 << 20);
+    }
+}
+
 /// Runs `f` over disjoint ranges that cover `0..n`, in parallel when `work` (about: number of
 /// multiply-adds) is worth waking threads for.
 pub fn split(n: usize, work: usize, f: impl Fn(Range<usize>) + Sync + Send) {
@@ -31,6 +45,12 @@ unsafe impl<T: Send> Sync for SharedMut<T> {}
 impl<T> SharedMut<T> {
     pub fn new(slice: &mut [T]) -> Self {
         Self(slice.as_mut_ptr(), slice.len())
+    }
+
+    /// Where `start` lies, with at least `len` elements from there on.
+    pub fn at(&self, start: usize, len: usize) -> *mut T {
+        assert!(start + len <= self.1, "part {start}+{len} outside {}", self.1);
+        self.0.wrapping_add(start)
     }
 
     /// The part `start..start + len`.

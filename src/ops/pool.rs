@@ -3,6 +3,8 @@
 
 use std::sync::Mutex;
 
+use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
+
 /// Free buffers, smallest capacity first.
 static FREE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 /// Smaller buffers are left to the allocator.
@@ -25,19 +27,33 @@ pub fn take(len: usize) -> Vec<f32> {
     }
 }
 
-/// A buffer of zeros.
-pub fn zeros(len: usize) -> Vec<f32> {
-    let mut buffer = take(len);
-    buffer.fill(0.0);
-    buffer
-}
-
 /// Gives a buffer back.
 pub fn give(buffer: Vec<f32>) {
     if buffer.capacity() >= WORTH_KEEPING {
         let mut free = FREE.lock().unwrap_or_else(|e| e.into_inner());
         let at = free.partition_point(|b| b.capacity() < buffer.capacity());
         free.insert(at, buffer);
+    }
+}
+
+/// Takes the buffer out of a tensor that nobody reads any more, and keeps it.
+pub fn reclaim(tensor: Tensor) {
+    // Tensors elsewhere, or of other numbers, are simply dropped.
+    let _ = tensor.inplace_op1(&Reclaim);
+}
+
+struct Reclaim;
+
+impl InplaceOp1 for Reclaim {
+    fn name(&self) -> &'static str {
+        "reclaim"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
+        if let CpuStorage::F32(data) = storage {
+            give(std::mem::take(data));
+        }
+        Ok(())
     }
 }
 

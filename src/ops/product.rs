@@ -6,7 +6,7 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::gemm::{MR, NR, WeightLayout, pack_panel, pack_panel_in_out, panel_rows};
+use super::gemm::{MR, NR, WeightLayout, pack_panel, pack_panel_in_out, panel_rows, transpose_block};
 use super::par::{SharedMut, WORTH_A_THREAD, split};
 use super::pool;
 use super::simd::{LANES, multiversion};
@@ -39,6 +39,9 @@ pub fn product(a: &[f32], b: &[f32], layout: WeightLayout, out: &mut [f32], dims
     }
     if k <= 2 * LANES {
         return shallow(a, b, layout, out, dims, add);
+    }
+    if n <= THIN_ROWS && layout == WeightLayout::InOut {
+        return thin(a, b, out, dims, add);
     }
     // Work is cut into equal runs of (panel, row tile), panels first: no thread waits for a last odd panel.
     let tiles = n.div_ceil(MR);
@@ -135,6 +138,60 @@ multiversion! {
     }
 }
 
+/// Rows below which panels are read where they lie: packing would cost more than it saves.
+const THIN_ROWS: usize = 8;
+const THIN_COLUMNS: usize = 2 * LANES;
+
+/// Few rows (gradients of adapters) of a [n, k] times b [k, m].
+fn thin(a: &[f32], b: &[f32], out: &mut [f32], dims: Dims, add: bool) {
+    let Dims { n, m, k } = dims;
+    let shared = SharedMut::new(out);
+    split(m.div_ceil(THIN_COLUMNS), n * m * k, |strips| {
+        for c0 in strips.map(|s| s * THIN_COLUMNS) {
+            thin_strip(a, b, shared, dims, c0, add);
+        }
+    });
+}
+
+multiversion! {
+    /// Columns `c0..c0 + 32` of `thin`.
+    fn thin_strip(a: &[f32], b: &[f32], out: SharedMut<f32>, dims: Dims, c0: usize, add: bool) {
+        let Dims { n, m, k } = dims;
+        let cols = THIN_COLUMNS.min(m - c0);
+        let mut acc = [[[0f32; LANES]; 2]; THIN_ROWS];
+        for (r, acc) in acc.iter_mut().enumerate().take(if add { n } else { 0 }) {
+            // SAFETY: one strip of columns per task.
+            acc.as_flattened_mut()[..cols].copy_from_slice(unsafe { out.slice(r * m + c0, cols) });
+        }
+        if cols == THIN_COLUMNS && n == THIN_ROWS {
+            for kk in 0..k {
+                let (row, _) = b[kk * m + c0..kk * m + c0 + THIN_COLUMNS].as_chunks::<LANES>();
+                for r in 0..THIN_ROWS {
+                    let x = a[r * k + kk];
+                    for l in 0..LANES {
+                        acc[r][0][l] = x.mul_add(row[0][l], acc[r][0][l]);
+                        acc[r][1][l] = x.mul_add(row[1][l], acc[r][1][l]);
+                    }
+                }
+            }
+        } else {
+            for (r, acc) in acc.iter_mut().enumerate().take(n) {
+                let acc = acc.as_flattened_mut();
+                for kk in 0..k {
+                    let (x, row) = (a[r * k + kk], &b[kk * m + c0..kk * m + c0 + cols]);
+                    for (sum, w) in acc.iter_mut().zip(row) {
+                        *sum = x.mul_add(*w, *sum);
+                    }
+                }
+            }
+        }
+        for (r, acc) in acc.iter().enumerate().take(n) {
+            // SAFETY: as above.
+            unsafe { out.slice(r * m + c0, cols) }.copy_from_slice(&acc.as_flattened()[..cols]);
+        }
+    }
+}
+
 /// Little depth (adapters): one pass over the output, in rows.
 fn shallow(a: &[f32], b: &[f32], layout: WeightLayout, out: &mut [f32], dims: Dims, add: bool) {
     let Dims { n, m, k } = dims;
@@ -162,17 +219,22 @@ multiversion! {
         for (a, out) in a.chunks_exact(k).zip(out.chunks_exact_mut(m)) {
             let mut c0 = 0;
             while c0 + WIDE <= m {
-                let mut acc = [0f32; WIDE];
+                let (to, _) = out[c0..c0 + WIDE].as_chunks_mut::<LANES>();
+                let mut acc = [[0f32; LANES]; WIDE / LANES];
                 if add {
-                    acc.copy_from_slice(&out[c0..c0 + WIDE]);
+                    acc = [to[0], to[1], to[2], to[3]];
                 }
                 for (kk, x) in a.iter().enumerate() {
-                    let row = &b[kk * m + c0..kk * m + c0 + WIDE];
-                    for l in 0..WIDE {
-                        acc[l] = x.mul_add(row[l], acc[l]);
+                    let (row, _) = b[kk * m + c0..kk * m + c0 + WIDE].as_chunks::<LANES>();
+                    for v in 0..WIDE / LANES {
+                        for l in 0..LANES {
+                            acc[v][l] = x.mul_add(row[v][l], acc[v][l]);
+                        }
                     }
                 }
-                out[c0..c0 + WIDE].copy_from_slice(&acc);
+                for v in 0..WIDE / LANES {
+                    to[v] = acc[v];
+                }
                 c0 += WIDE;
             }
             for c in c0..m {
@@ -213,20 +275,16 @@ pub fn product_transposed(a: &[f32], b: &[f32], out: &mut [f32], dims: Dims, add
 /// Columns `c0..c0 + cols` of x [rows, width] as rows of y [cols, rows].
 fn transpose(x: &[f32], rows: usize, width: usize, c0: usize, cols: usize, y: &mut [f32]) {
     const TILE: usize = 16;
+    if rows == 0 {
+        return;
+    }
     let out = SharedMut::new(y);
     split(cols.div_ceil(TILE), rows * cols, |blocks| {
         for b in blocks {
             let (c, n) = (b * TILE, TILE.min(cols - b * TILE));
             // SAFETY: one block of output rows per b.
             let y = unsafe { out.slice(c * rows, n * rows) };
-            for r0 in (0..rows).step_by(TILE) {
-                let height = TILE.min(rows - r0);
-                for i in 0..n {
-                    for r in r0..r0 + height {
-                        y[i * rows + r] = x[r * width + c0 + c + i];
-                    }
-                }
-            }
+            transpose_block(&x[c0 + c..], width, rows, n, y, rows);
         }
     });
 }

@@ -9,8 +9,8 @@ use candle_core::{Result, Tensor};
 use super::meter::Stopwatch;
 use super::optim::{Grads, Params, Stepping};
 use crate::model::{Decoder, PackedBatch};
-use crate::ops::grad;
 use crate::ops::token_logprobs::TokenLogprobs;
+use crate::ops::{grad, pool};
 
 /// Splits items of `lengths` tokens into groups of at most `max_tokens` (or of one item), longest first:
 /// attention work is even within a group, and the order does not depend on chance.
@@ -61,10 +61,13 @@ impl Accumulator {
     pub fn add(&mut self, params: &Params, loss: &Tensor) -> Result<()> {
         let mut watch = Stopwatch::start();
         let sums = params.iter().filter_map(|(name, var)| Some((var.id(), self.grads.remove(name)?))).collect();
-        let taker = self
-            .stepping
-            .clone()
-            .map(|stepping| -> grad::Taker { Box::new(move |id, grad| stepping.borrow_mut().apply(id, &grad)) });
+        let taker = self.stepping.clone().map(|stepping| -> grad::Taker {
+            Box::new(move |id, grad| {
+                stepping.borrow_mut().apply(id, &grad)?;
+                pool::reclaim(grad);
+                Ok(())
+            })
+        });
         let (store, mut sums) = grad::collecting(sums, taker, || loss.backward());
         let mut store = store?;
         for (name, var) in params {

@@ -3,7 +3,7 @@
 
 use candle_core::{Device, Result, Tensor, Var};
 
-use super::args::{Common, LoraArgs};
+use super::args::{Common, FrozenPrecision, LoraArgs};
 use super::optim::Params;
 use crate::model::{Arch, Build, Decoder, LoraConfig, ModelConfig, Purpose, Recompute, Weights, lora};
 
@@ -42,7 +42,8 @@ pub struct Trainable<M = Decoder> {
 impl Trainable<Decoder> {
     /// A decoder of which nothing is frozen but what adapters leave alone. See `of`.
     pub fn new(config: &ModelConfig, weights: Weights, adapters: Option<&LoraArgs>, seed: u64) -> Result<Self> {
-        Self::of(config, weights, adapters, Freeze::default(), Recompute::default(), seed)
+        let (recompute, precision) = (Recompute::default(), FrozenPrecision::default());
+        Self::of(config, weights, adapters, Freeze::default(), recompute, precision, seed)
     }
 
     /// The decoder whose forward pass reaches the variables.
@@ -104,7 +105,8 @@ impl<M: Build> Trainable<M> {
         if freeze.layers > config.n_layers {
             candle_core::bail!("freeze_layers: the model has {} blocks, not {}", config.n_layers, freeze.layers);
         }
-        Self::of(config, weights, common.lora.as_ref(), freeze, common.recompute, common.seed)
+        let (lora, precision) = (common.lora.as_ref(), common.frozen_precision);
+        Self::of(config, weights, lora, freeze, common.recompute, precision, common.seed)
     }
 
     /// `weights` become variables (copied), or stay frozen under fresh adapters drawn from `seed`.
@@ -120,6 +122,7 @@ impl<M: Build> Trainable<M> {
         adapters: Option<&LoraArgs>,
         freeze: Freeze,
         recompute: Recompute,
+        precision: FrozenPrecision,
         seed: u64,
     ) -> Result<Self> {
         let lora = adapters.map(|a| LoraConfig {
@@ -148,7 +151,11 @@ impl<M: Build> Trainable<M> {
         let params = trained.into_iter().map(|(name, t)| Ok((name, Var::from_tensor(&t)?)));
         let params = params.collect::<Result<Params>>()?;
         let now = params.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
-        let model: M = build(config, now, &frozen, lora.as_ref(), Purpose::Train)?;
+        let purpose = match precision {
+            FrozenPrecision::F32 => Purpose::Train,
+            FrozenPrecision::Bf16 => Purpose::TrainOverBf16,
+        };
+        let model: M = build(config, now, &frozen, lora.as_ref(), purpose)?;
         let model = model.for_training(recompute);
         Ok(Self { config: config.clone(), params, frozen, lora, model })
     }

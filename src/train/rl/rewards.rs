@@ -9,9 +9,9 @@ use candle_core::Device;
 
 use super::rules::Rule;
 use crate::data::PromptInput;
-use crate::model::{self, Loaded, RewardModel};
+use crate::model::{self, Loaded, Purpose, RewardModel};
 use crate::prompt::Texts;
-use crate::train::args::{Common, RewardSpec};
+use crate::train::args::{Common, FrozenPrecision, RewardSpec};
 use crate::train::remote::RemoteReward;
 
 /// A completion to be scored.
@@ -53,12 +53,16 @@ impl Reward {
         remote: Option<Arc<dyn RemoteReward>>,
     ) -> Result<(Self, Option<Loaded>)> {
         let field = sources.field;
+        let purpose = match common.frozen_precision {
+            FrozenPrecision::F32 => Purpose::Score,
+            FrozenPrecision::Bf16 => Purpose::ScoreInBf16,
+        };
         let (mut learned, mut source) = (None, None);
         if let Some(path) = sources.model {
             let of_model = || format!("{field}_model");
             let loaded = model::load(Path::new(path), device).with_context(of_model)?;
             learned = Some(Learned {
-                model: RewardModel::new(&loaded).with_context(of_model)?,
+                model: RewardModel::for_purpose(&loaded, purpose).with_context(of_model)?,
                 texts: Texts::new(&loaded).with_context(of_model)?,
                 max_length: common.max_length.min(loaded.config.max_positions),
                 max_tokens: common.micro_batch_tokens,

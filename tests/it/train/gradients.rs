@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use instructd::model::{Recompute, Trunk, load, reward};
 use instructd::objective::causal_lm;
-use instructd::train::args::LoraArgs;
+use instructd::train::args::{FrozenPrecision, LoraArgs};
 use instructd::train::optim::{AdamConfig, AdamW, Grads, Group, Stepping, global_norm};
 use instructd::train::step::{Accumulator, Picked, Sequence};
 use instructd::train::trainable::{Freeze, Trainable};
@@ -92,8 +92,16 @@ fn a_score_reaches_every_backbone_variable() {
         let loaded = load(&fixture(model), &Device::Cpu).unwrap();
         let weights = reward::below(&loaded.weights);
         let config = reward::headless(&loaded.config);
-        let backbone =
-            Trainable::<Trunk>::of(&config, weights, None, Freeze::default(), Recompute::default(), 0).unwrap();
+        let backbone = Trainable::<Trunk>::of(
+            &config,
+            weights,
+            None,
+            Freeze::default(),
+            Recompute::default(),
+            FrozenPrecision::F32,
+            0,
+        )
+        .unwrap();
         let sequences = sequences();
         let picked = Picked::new(&sequences.iter().collect::<Vec<_>>());
         let head: Vec<f32> = (0..loaded.config.hidden_size).map(|i| (i as f32).cos()).collect();
@@ -130,8 +138,18 @@ fn a_frozen_decoder_does_not_follow_its_source() {
 
 /// Adapters whose B is not zero, so that every gradient is alive.
 fn stirred(model: &str, lora: Option<&LoraArgs>, recompute: Recompute) -> Trainable {
+    stirred_over(model, lora, recompute, FrozenPrecision::F32)
+}
+
+fn stirred_over(
+    model: &str,
+    lora: Option<&LoraArgs>,
+    recompute: Recompute,
+    precision: FrozenPrecision,
+) -> Trainable {
     let loaded = load(&fixture(model), &Device::Cpu).unwrap();
-    let policy = Trainable::new(&loaded.config, loaded.weights, lora, 0).unwrap().with_recompute(recompute);
+    let policy: Trainable =
+        Trainable::of(&loaded.config, loaded.weights, lora, Freeze::default(), recompute, precision, 0).unwrap();
     for (name, var) in policy.params.iter().filter(|(name, _)| name.contains("lora_B")) {
         let noise: Vec<f32> = (0..var.elem_count()).map(|i| ((i + name.len()) as f32).sin() * 0.05).collect();
         var.set(&Tensor::from_vec(noise, var.shape(), &Device::Cpu).unwrap()).unwrap();
@@ -170,6 +188,30 @@ fn fused_blocks_agree_with_the_graph() {
                 let difference = largest(&(&fused[name] - expected).unwrap());
                 assert!(difference <= 1e-4 * largest(expected), "{model} {name}: {difference}");
             }
+        }
+    }
+}
+
+/// Frozen matrices in bfloat16: gradients of the adapters come near those of f32, and sampling and reference
+/// still compute what the training decoder does, bit for bit.
+#[test]
+fn bf16_of_frozen_matrices_is_near_f32_and_the_same_for_all() {
+    let lora = LoraArgs { rank: 4, alpha: 8.0, targets: None };
+    for model in MODELS {
+        let half = stirred_over(model, Some(&lora), Recompute::None, FrozenPrecision::Bf16);
+        let exact = language_model_grads(&stirred(model, Some(&lora), Recompute::None));
+        let rounded = language_model_grads(&half);
+        assert_eq!(exact.keys().collect::<Vec<_>>(), rounded.keys().collect::<Vec<_>>());
+        let norm = |grads: Grads| global_norm(&grads).unwrap();
+        let differences = exact.iter().map(|(name, g)| (name.clone(), (g - &rounded[name]).unwrap())).collect();
+        let share = norm(differences) / norm(exact);
+        assert!(share > 1e-5 && share < 0.03, "{model}: gradients differ by a share of {share}");
+        let batch = Picked::new(&sequences().iter().collect::<Vec<_>>()).batch;
+        let states = |d: &instructd::model::Decoder| d.forward(&batch).unwrap();
+        let now = states(half.decoder());
+        let reference = half.reference(&load(&fixture(model), &Device::Cpu).unwrap().weights).unwrap();
+        for other in [half.behaviour().unwrap(), reference] {
+            assert!(largest(&(&now - states(&other)).unwrap()) == 0.0, "{model}");
         }
     }
 }

@@ -217,6 +217,29 @@ fn switches_of_ppo_change_what_they_name() {
     assert!(plain.curve("ptx_loss").is_empty());
 }
 
+/// A reward model, policy, reference and sampling in bfloat16: the first step starts from itself, exactly.
+#[test]
+fn bf16_of_frozen_matrices_trains_and_starts_from_itself() {
+    let world = World::new();
+    train("reward", &with(&reward(&world, "rm"), json!({"max_steps": 2})));
+    let args = with(
+        &rl(&world, "out"),
+        json!({"reward": null, "reward_model": world.path("rm"), "frozen_precision": "bf16", "lora": {"rank": 4},
+            "iterations": 3, "kl_coef": 0.0}),
+    );
+    for recipe in ["ppo", "rloo"] {
+        let (recorder, _) = train(recipe, &args);
+        let first = |name: &str| recorder.curve(name)[0];
+        assert_eq!((first("start_ratio"), first("sampling_gap"), first("kl")), (1.0, 0.0, 0.0), "{recipe}");
+        assert!(recorder.last("kl") != 0.0, "{recipe}: nothing was learned");
+        let exact = train(recipe, &with(&args, json!({"frozen_precision": "f32"}))).0;
+        let (exact, half) = (exact.curve("entropy")[0], first("entropy"));
+        assert!(exact != half && (exact - half).abs() < 0.05, "{recipe}: entropy {half}, in f32 {exact}");
+    }
+    let error = fails("ppo", &with(&args, json!({"lora": null})));
+    assert!(error.contains("frozen_precision") && error.contains("needs lora"), "{error}");
+}
+
 #[test]
 fn right_answers_pay_and_prompts_without_one_are_named() {
     let world = World::new();

@@ -1,0 +1,340 @@
+//! y = x·Wᵀ with both sides rounded to bfloat16, products and sums in f32: what mixed-precision training
+//! computes for frozen weights. AVX-512 BF16 does two multiply-adds where f32 does one. A row's result does not
+//! depend on its company; it does depend on whether the processor has the instruction (order of pairs).
+
+use std::cell::RefCell;
+
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+
+use super::gemm::{MR, NR, WeightLayout, pack_into, panel_rows};
+use super::par::{SharedMut, split};
+use super::pool;
+use super::simd::multiversion;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Isa, isa};
+
+/// Depth per pass, in pairs: a panel slice of 1024 × NR × 4 bytes = 256 KiB stays in the L2 cache.
+const KC: usize = 1024;
+
+/// A weight matrix [m, k] as ⌈m/64⌉ panels of [⌈k/2⌉, 64] pairs of neighbours along k, zero-padded.
+#[derive(Debug)]
+pub struct PackedBf16 {
+    /// The even one in the low half.
+    panels: Vec<u32>,
+    pub m: usize,
+    pub k: usize,
+}
+
+thread_local! {
+    static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Whether the processor multiplies bfloat16 itself.
+pub fn native() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::sync::OnceLock;
+        static NATIVE: OnceLock<bool> = OnceLock::new();
+        *NATIVE.get_or_init(|| isa() == Isa::Avx512 && is_x86_feature_detected!("avx512bf16"))
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+impl PackedBf16 {
+    /// Rounds a row-major f32 matrix (layout as given) to nearest even.
+    pub fn pack(w: &[f32], m: usize, k: usize, layout: WeightLayout) -> Self {
+        let mut wide = Vec::new();
+        pack_into(&mut wide, w, m, k, layout);
+        let pairs = k.div_ceil(2);
+        let n_panels = m.div_ceil(NR);
+        let mut panels = vec![0u32; n_panels * pairs * NR];
+        let out = SharedMut::new(&mut panels);
+        split(n_panels, m * k, |range| {
+            for p in range {
+                // SAFETY: one panel per p.
+                let panel = unsafe { out.slice(p * pairs * NR, pairs * NR) };
+                for (kk, row) in wide[p * k * NR..(p + 1) * k * NR].chunks_exact(NR).enumerate() {
+                    for (to, v) in panel[kk / 2 * NR..kk / 2 * NR + NR].iter_mut().zip(row) {
+                        *to |= u32::from(bf16::from_f32(*v).to_bits()) << (kk % 2 * 16);
+                    }
+                }
+            }
+        });
+        Self { panels, m, k }
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.panels.len() * size_of::<u32>()
+    }
+
+    /// y [n, m] = x [n, k] · Wᵀ. With `add` what y holds is where each sum begins.
+    pub fn matmul(&self, x: &[f32], y: &mut [f32], n: usize, add: bool) {
+        let (m, k) = (self.m, self.k);
+        assert!(x.len() == n * k && y.len() == n * m, "matmul sizes");
+        let pairs = k.div_ceil(2);
+        if pairs == 0 || n == 0 {
+            return if add { () } else { y.fill(0.0) };
+        }
+        // f32 buffers of the pool stand for pairs: both are 32 bits of anything.
+        let mut rounded = pool::take(if native() { n * pairs } else { n * k });
+        round_rows(x, &mut rounded, k);
+        let (tiles, shared) = (n.div_ceil(MR), SharedMut::new(y));
+        // As in `product`: equal runs of (panel, row tile), panels first.
+        let units = m.div_ceil(NR) * tiles;
+        split_evenly(units, n * m * k, |mut at, end| {
+            while at < end {
+                let (p, t0) = (at / tiles, at % tiles);
+                let t1 = (t0 + end - at).min(tiles);
+                let rows = t0 * MR..(t1 * MR).min(n);
+                let panel = &self.panels[p * pairs * NR..(p + 1) * pairs * NR];
+                self.rows(panel, &rounded, shared, rows, p * NR, add);
+                at += t1 - t0;
+            }
+        });
+        pool::give(rounded);
+    }
+
+    /// `rows` of the rounded x times one panel into columns `c0..` of y.
+    fn rows(&self, panel: &[u32], x: &[f32], y: SharedMut<f32>, rows: std::ops::Range<usize>, c0: usize, add: bool) {
+        let (m, k) = (self.m, self.k);
+        #[cfg(target_arch = "x86_64")]
+        if native() {
+            return self.native_rows(panel, x, y, rows, c0, add);
+        }
+        // Taken out so that a nested call on this thread (work stealing) finds a buffer of its own.
+        let mut wide = PANEL.take();
+        wide.resize(panel.len() * 2, 0.0);
+        widen(panel, &mut wide);
+        panel_rows(&wide[..k * NR], x, y, rows, c0, m, k, add);
+        PANEL.set(wide);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn native_rows(
+        &self,
+        panel: &[u32],
+        x: &[f32],
+        y: SharedMut<f32>,
+        rows: std::ops::Range<usize>,
+        c0: usize,
+        add: bool,
+    ) {
+        let (m, pairs, cols) = (self.m, self.k.div_ceil(2), NR.min(self.m - c0));
+        let mut tile = [[0f32; NR]; MR];
+        for k0 in (0..pairs).step_by(KC) {
+            let depth = KC.min(pairs - k0);
+            let fresh = k0 == 0 && !add;
+            let slice = &panel[k0 * NR..(k0 + depth) * NR];
+            for r in rows.clone().step_by(MR) {
+                let mr = MR.min(rows.end - r);
+                let x = &x[r * pairs + k0..(r + mr - 1) * pairs + k0 + depth];
+                let (to, width) = if cols == NR {
+                    (y.at(r * m + c0, (mr - 1) * m + NR), m)
+                } else {
+                    for (i, acc) in tile.iter_mut().enumerate().take(if fresh { 0 } else { mr }) {
+                        // SAFETY: this task alone owns rows × columns of this panel.
+                        acc[..cols].copy_from_slice(unsafe { y.slice((r + i) * m + c0, cols) });
+                    }
+                    (tile.as_mut_ptr().cast(), NR)
+                };
+                // SAFETY: `native` has checked the features; x holds mr rows of pairs, `to` mr rows of NR.
+                unsafe { avx512::tile_of(mr, slice.as_ptr(), x.as_ptr().cast(), pairs, depth, to, width, fresh) };
+                if cols < NR {
+                    for (i, acc) in tile.iter().enumerate().take(mr) {
+                        // SAFETY: as above.
+                        unsafe { y.slice((r + i) * m + c0, cols) }.copy_from_slice(&acc[..cols]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `f(from, to)` over equal parts of `0..units`, two for every thread.
+fn split_evenly(units: usize, work: usize, f: impl Fn(usize, usize) + Sync + Send) {
+    use rayon::prelude::*;
+    let pieces =
+        if work < super::par::WORTH_A_THREAD { 1 } else { (rayon::current_num_threads() * 2).min(units).max(1) };
+    match pieces {
+        1 => f(0, units),
+        _ => (0..pieces).into_par_iter().with_max_len(1).for_each(|i| f(units * i / pieces, units * (i + 1) / pieces)),
+    }
+}
+
+/// Rows of k numbers as rows of pairs, or, where the processor cannot multiply those, as rounded f32.
+fn round_rows(x: &[f32], to: &mut [f32], k: usize) {
+    let width = if native() { k.div_ceil(2) } else { k };
+    let out = SharedMut::new(to);
+    split(x.len() / k, x.len(), |rows| {
+        for r in rows {
+            let x = &x[r * k..(r + 1) * k];
+            // SAFETY: one row per r.
+            let to = unsafe { out.slice(r * width, width) };
+            #[cfg(target_arch = "x86_64")]
+            if native() {
+                // SAFETY: `native` has checked the features.
+                unsafe { avx512::round(x, to) };
+                continue;
+            }
+            let mut half = vec![bf16::ZERO; k];
+            half.convert_from_f32_slice(x);
+            half.convert_to_f32_slice(to);
+        }
+    });
+}
+
+multiversion! {
+    /// [pairs, 64] → [2·pairs, 64].
+    fn widen(from: &[u32], to: &mut [f32]) {
+        for (pair, to) in from.chunks_exact(NR).zip(to.chunks_exact_mut(2 * NR)) {
+            for c in 0..NR {
+                to[c] = f32::from_bits(pair[c] << 16);
+                to[NR + c] = f32::from_bits(pair[c] & 0xffff_0000);
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use super::NR;
+
+    /// Rounds a row to nearest even, two numbers to a place; an odd last one is paired with zero.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    pub unsafe fn round(x: &[f32], to: &mut [f32]) {
+        let whole = x.len() / 16 * 16;
+        for at in (0..whole).step_by(16) {
+            // SAFETY: 16 numbers are read, 8 places written, within both slices.
+            unsafe {
+                let pairs = _mm512_cvtneps_pbh(_mm512_loadu_ps(x.as_ptr().add(at)));
+                let bits: __m256i = std::mem::transmute(pairs);
+                _mm256_storeu_si256(to.as_mut_ptr().add(at / 2).cast(), bits);
+            }
+        }
+        for at in (whole..x.len()).step_by(2) {
+            let bits = |i: usize| x.get(i).map_or(0, |v| u32::from(half::bf16::from_f32(*v).to_bits()));
+            to[at / 2] = f32::from_bits(bits(at) | bits(at + 1) << 16);
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX-512 BF16; `panel` holds `depth` rows of NR, `x` `mr` rows of `depth`, `stride` apart,
+    /// `out` `mr` rows of NR, `width` apart.
+    #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
+    pub unsafe fn tile_of(
+        mr: usize,
+        panel: *const u32,
+        x: *const i32,
+        stride: usize,
+        depth: usize,
+        out: *mut f32,
+        width: usize,
+        fresh: bool,
+    ) {
+        // SAFETY: as the caller's.
+        unsafe {
+            match mr {
+                1 => tile::<1>(panel, x, stride, depth, out, width, fresh),
+                2 => tile::<2>(panel, x, stride, depth, out, width, fresh),
+                3 => tile::<3>(panel, x, stride, depth, out, width, fresh),
+                4 => tile::<4>(panel, x, stride, depth, out, width, fresh),
+                5 => tile::<5>(panel, x, stride, depth, out, width, fresh),
+                _ => tile::<6>(panel, x, stride, depth, out, width, fresh),
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn tile<const R: usize>(
+        panel: *const u32,
+        x: *const i32,
+        stride: usize,
+        depth: usize,
+        out: *mut f32,
+        width: usize,
+        fresh: bool,
+    ) {
+        // SAFETY: the caller has checked bounds.
+        unsafe {
+            let mut acc = [[_mm512_setzero_ps(); 4]; R];
+            if !fresh {
+                for i in 0..R {
+                    for j in 0..4 {
+                        acc[i][j] = _mm512_loadu_ps(out.add(i * width + 16 * j));
+                    }
+                }
+            }
+            for kk in 0..depth {
+                let p = panel.add(kk * NR);
+                // No closures here: they would not surely be compiled for these instructions.
+                let w0: __m512bh = std::mem::transmute(_mm512_loadu_si512(p.cast()));
+                let w1: __m512bh = std::mem::transmute(_mm512_loadu_si512(p.add(16).cast()));
+                let w2: __m512bh = std::mem::transmute(_mm512_loadu_si512(p.add(32).cast()));
+                let w3: __m512bh = std::mem::transmute(_mm512_loadu_si512(p.add(48).cast()));
+                for i in 0..R {
+                    let pair: __m512bh = std::mem::transmute(_mm512_set1_epi32(*x.add(i * stride + kk)));
+                    acc[i][0] = _mm512_dpbf16_ps(acc[i][0], pair, w0);
+                    acc[i][1] = _mm512_dpbf16_ps(acc[i][1], pair, w1);
+                    acc[i][2] = _mm512_dpbf16_ps(acc[i][2], pair, w2);
+                    acc[i][3] = _mm512_dpbf16_ps(acc[i][3], pair, w3);
+                }
+            }
+            for i in 0..R {
+                for j in 0..4 {
+                    _mm512_storeu_ps(out.add(i * width + 16 * j), acc[i][j]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::noise;
+
+    fn rounded(v: f32) -> f64 {
+        bf16::from_f32(v).to_f64()
+    }
+
+    #[test]
+    fn is_the_product_of_the_rounded_numbers_in_any_company() {
+        for (n, m, k) in [(1, 1, 1), (1, 70, 33), (7, 130, 1500), (13, 64, 17), (40, 200, 4100)] {
+            let (w, x) = (noise(m * k, 3), noise(n * k, 5));
+            let packed = PackedBf16::pack(&w, m, k, WeightLayout::OutIn);
+            let mut y = vec![f32::NAN; n * m];
+            packed.matmul(&x, &mut y, n, false);
+            for r in 0..n {
+                let mut alone = vec![f32::NAN; m];
+                packed.matmul(&x[r * k..(r + 1) * k], &mut alone, 1, false);
+                assert_eq!(alone, y[r * m..(r + 1) * m], "row {r} of {n}×{m}×{k}");
+                for c in 0..m {
+                    let products = (0..k).map(|i| rounded(x[r * k + i]) * rounded(w[c * k + i]));
+                    let (want, size) = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
+                    let error = (f64::from(alone[c]) - want).abs();
+                    assert!(error <= 1e-6 * size + 1e-30, "({r}, {c}) of {n}×{m}×{k}: off by {error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn adding_goes_on_from_what_is_there() {
+        let (n, m, k) = (9, 70, 40);
+        let packed = PackedBf16::pack(&noise(m * k, 1), m, k, WeightLayout::InOut);
+        let x = noise(n * k, 2);
+        let (mut fresh, mut onto) = (vec![0f32; n * m], vec![0f32; n * m]);
+        packed.matmul(&x, &mut fresh, n, false);
+        packed.matmul(&x, &mut onto, n, true);
+        assert_eq!(fresh, onto, "beginning at zero");
+        onto.fill(1.0);
+        packed.matmul(&x, &mut onto, n, true);
+        for (a, b) in fresh.iter().zip(&onto) {
+            assert!((a + 1.0 - b).abs() <= 1e-4, "{a} {b}");
+        }
+    }
+}
