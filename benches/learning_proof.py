@@ -266,7 +266,7 @@ def main():
     print(f"start policy: {start['positive']:.3f} positive of {SAMPLES * len(heldout_prompts)} continuations", flush=True)
 
     online = {**common, "prompts": prompts, "reward_model": str(work / "reward"), "iterations": options.iterations,
-              "rollout_batch_size": options.batch, "response_length": TOKENS, "kl_budget": 10.0, "sample_prompts": 3}
+              "rollout_batch_size": options.batch, "response_length": TOKENS, "kl_budget": 8.0, "sample_prompts": 3}
     own = {
         "ppo": {"learning_rate": 2e-3, "kl_coef": 0.03, "ppo_epochs": 2, "minibatches": 1},
         "reinforce": {"learning_rate": 3e-3, "kl_coef": 0.03},

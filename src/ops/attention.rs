@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
-use super::attn_kernel::{MAX_ROWS, Scratch, attend, mix_block, padded, put_key, score_block, spread_block};
+use super::attn_kernel::{
+    MAX_ROWS, Scratch, attend, mix_block, padded, probabilities, put_key, score_block, spread_block,
+};
 use super::par::{SharedMut, split};
 use super::simd::LANES;
 use super::{buffer, f32s, fused, plain, read, storage, tensor};
@@ -211,12 +213,10 @@ fn head_backward(spec: &AttentionSpec, seq: usize, head: usize, inputs: [&[f32];
     let (mut probs, mut dprobs, mut out) = (Vec::new(), Vec::new(), Vec::new());
     for group in groups(spec, rows.clone(), head) {
         let n = group.at.len();
-        let seen = group.visible.iter().copied().max().unwrap_or(0).div_ceil(LANES);
         load_rows(q, spec, &group, spec.scale(), &mut qs);
         load_rows(gout, spec, &group, 1.0, &mut gos);
         out.resize(n * hd, 0.0);
-        let (kb, vb) = (|b| forward.block(&forward.k_t, b), |b| forward.block(&forward.v, b));
-        attend(&qs, &group.visible, hd, kb, vb, &mut probs, stride, &mut out);
+        let seen = probabilities(&qs, &group.visible, hd, |b| forward.block(&forward.k_t, b), &mut probs, stride);
         dprobs.resize(n * stride, 0.0);
         for b in 0..seen {
             spread_block(&probs, &gos, hd, b * LANES, stride, &mut gv_rows[b * LANES * hd..(b + 1) * LANES * hd]);

@@ -36,10 +36,27 @@ pub fn attend<'a>(
     stride: usize,
     out: &mut [f32],
 ) {
+    assert_eq!(out.len(), q.len(), "a row for every query");
+    let blocks = probabilities(q, visible, hd, k_blocks, scores, stride);
+    out.fill(0.0);
+    for b in 0..blocks {
+        mix_block(scores, v_blocks(b), hd, b * LANES, stride, out);
+    }
+}
+
+/// The first half of `attend`: `scores` become the probabilities. Returns how many blocks any row sees.
+pub fn probabilities<'a>(
+    q: &[f32],
+    visible: &[usize],
+    hd: usize,
+    k_blocks: impl Fn(usize) -> &'a [f32],
+    scores: &mut Vec<f32>,
+    stride: usize,
+) -> usize {
     let rows = visible.len();
     let longest = visible.iter().copied().max().unwrap_or(0);
     let blocks = longest.div_ceil(LANES);
-    assert!(rows <= MAX_ROWS && stride >= blocks * LANES && q.len() == rows * hd && out.len() == rows * hd);
+    assert!(rows <= MAX_ROWS && stride >= blocks * LANES && q.len() == rows * hd, "sizes");
     scores.resize(rows * stride, 0.0);
     for b in 0..blocks {
         score_block(q, k_blocks(b), hd, b * LANES, stride, scores);
@@ -47,10 +64,7 @@ pub fn attend<'a>(
     for (r, &see) in visible.iter().enumerate() {
         softmax(&mut scores[r * stride..r * stride + blocks * LANES], see);
     }
-    out.fill(0.0);
-    for b in 0..blocks {
-        mix_block(scores, v_blocks(b), hd, b * LANES, stride, out);
-    }
+    blocks
 }
 
 multiversion! {
@@ -121,9 +135,7 @@ fn add_weighted<const V: usize>(to: &mut [f32], n: usize, weight: impl Fn(usize)
             }
         }
     }
-    for v in 0..V {
-        to[v] = acc[v];
-    }
+    to[..V].copy_from_slice(&acc);
 }
 
 /// The same for `width` columns, a multiple of 16.

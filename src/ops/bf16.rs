@@ -75,7 +75,10 @@ impl PackedBf16 {
         assert!(x.len() == n * k && y.len() == n * m, "matmul sizes");
         let pairs = k.div_ceil(2);
         if pairs == 0 || n == 0 {
-            return if add { () } else { y.fill(0.0) };
+            if !add {
+                y.fill(0.0);
+            }
+            return;
         }
         // f32 buffers of the pool stand for pairs: both are 32 bits of anything.
         let mut rounded = pool::take(if native() { n * pairs } else { n * k });

@@ -292,7 +292,6 @@ mod avx512 {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
     #[target_feature(enable = "avx512f")]
     pub unsafe fn tile<const R: usize>(
         panel: *const f32,

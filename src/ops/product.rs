@@ -232,9 +232,7 @@ multiversion! {
                         }
                     }
                 }
-                for v in 0..WIDE / LANES {
-                    to[v] = acc[v];
-                }
+                to.copy_from_slice(&acc);
                 c0 += WIDE;
             }
             for c in c0..m {

@@ -66,8 +66,16 @@ impl Critic {
     pub fn values(&self, picked: &Picked, policy_hidden: &Tensor) -> Result<Tensor> {
         match &self.model {
             None => head(policy_hidden, self.weight.as_tensor(), self.bias.as_tensor()),
-            Some(model) => head(&picked.hidden(model.decoder())?, self.weight.as_tensor(), self.bias.as_tensor()),
+            Some(_) => self.own_values(picked),
         }
+    }
+
+    /// The same of a critic with a model of its own.
+    pub fn own_values(&self, picked: &Picked) -> Result<Tensor> {
+        let Some(model) = &self.model else {
+            anyhow::bail!("a critic on the policy's trunk needs the policy's states")
+        };
+        head(&picked.hidden(model.decoder())?, self.weight.as_tensor(), self.bias.as_tensor())
     }
 
     /// The same as numbers, without gradient. A critic on the policy's trunk needs no more than the states.

@@ -164,7 +164,7 @@ fn drive<A: Serialize>(
         run.progress("rollout");
         let behaviour = policy.behaviour()?;
         let stop = || run.reporter.should_stop();
-        let Some(rollout) = sampler.collect(&behaviour, critic.as_ref(), run.step, &stop)? else {
+        let Some(mut rollout) = sampler.collect(&behaviour, critic.as_ref(), run.step, &stop)? else {
             // The unfinished round is forgotten; a resumed run samples it again, token for token.
             return run.stopped(&params, &state);
         };
@@ -206,10 +206,13 @@ fn drive<A: Serialize>(
             break;
         }
 
+        if let Some(critic) = &critic {
+            sampler.first_critic_pass(&mut rollout, critic)?;
+        }
         let coef = state.kl.coef;
-        let experience = advantages(&algorithm, rollout, &kl, &sequence_kl, coef, &mut state.baseline)?;
+        let mut experience = advantages(&algorithm, rollout, &kl, &sequence_kl, coef, &mut state.baseline)?;
         run.progress("train");
-        let summary = learner.update(&mut run, &experience, coef)?;
+        let summary = learner.update(&mut run, &mut experience, coef)?;
         pool::drain();
         state.kl.update(mean_kl, n);
 

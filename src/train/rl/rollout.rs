@@ -43,6 +43,9 @@ pub struct Rollout {
     pub entropy: Vec<f64>,
     /// Empty without a critic.
     pub values: Vec<f64>,
+    /// The values [n] with their gradient, where the first update may go on from the pass that gave them: a critic
+    /// of its own, and all sequences in one micro-batch of the only minibatch.
+    pub critic_pass: Option<Tensor>,
     pub seconds: Seconds,
 }
 
@@ -152,6 +155,33 @@ impl Sampler<'_> {
         rollout.texts.iter().map(item).collect()
     }
 
+    /// The values of a critic whose pass the first update can go on from, if this is one. Apart from the rest of
+    /// the round because what the pass keeps is large: the policy that sampled should be gone by then.
+    pub fn first_critic_pass(&self, rollout: &mut Rollout, critic: &Critic) -> Result<()> {
+        let lengths: Vec<usize> = rollout.sequences.iter().map(|s| s.ids.len()).collect();
+        let Some(order) = self.one_pass(critic, &lengths) else { return Ok(()) };
+        let mut watch = Stopwatch::start();
+        let picked = Picked::new(&order.iter().map(|&i| &rollout.sequences[i]).collect::<Vec<_>>());
+        let pass = critic.own_values(&picked)?;
+        let (values, starts) = (to_f64(pass.to_vec1()?), rollout.token_starts());
+        let mut at = 0;
+        for i in order {
+            let len = rollout.lengths[i];
+            rollout.values[starts[i]..starts[i] + len].copy_from_slice(&values[at..at + len]);
+            at += len;
+        }
+        rollout.critic_pass = Some(pass);
+        rollout.seconds.reference += watch.lap();
+        Ok(())
+    }
+
+    /// The order of all sequences in the one pass that both the values and the first update need; `None` where
+    /// there are several passes, or the critic reads the policy's states.
+    fn one_pass(&self, critic: &Critic, lengths: &[usize]) -> Option<Vec<usize>> {
+        let mut groups = micro_batches(lengths, self.args.common.micro_batch_tokens);
+        (self.args.minibatches == 1 && groups.len() == 1 && !critic.is_shared()).then(|| groups.pop()).flatten()
+    }
+
     /// What the reference and the critic think of every response token, by forward passes over whole sequences;
     /// and the policy, where sampling did not say. `hidden` are the policy's states [n, d] as sampling saw them.
     fn measure(
@@ -172,6 +202,7 @@ impl Sampler<'_> {
         rollout.reference = vec![0.0; n];
         rollout.values = vec![0.0; if critic.is_some() { n } else { 0 }];
         let lengths: Vec<usize> = rollout.sequences.iter().map(|s| s.ids.len()).collect();
+        let later = critic.is_some_and(|critic| self.one_pass(critic, &lengths).is_some());
         for group in micro_batches(&lengths, self.args.common.micro_batch_tokens) {
             let picked = Picked::new(&group.iter().map(|&i| &rollout.sequences[i]).collect::<Vec<_>>());
             let reference_hidden = picked.hidden_frozen(self.reference)?;
@@ -187,7 +218,7 @@ impl Sampler<'_> {
                 columns.push((&mut rollout.entropy, to_f64(now.entropy.to_vec1()?)));
                 states
             };
-            if let Some(critic) = critic {
+            if let Some(critic) = critic.filter(|_| !later) {
                 columns.push((&mut rollout.values, critic.numbers(&picked, Some(&states))?));
             }
             for (into, from) in columns {

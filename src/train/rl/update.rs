@@ -7,7 +7,7 @@ use super::Algorithm;
 use super::critic::Critic;
 use super::rollout::Rollout;
 use crate::objective::{Stats, causal_lm, grpo, ppo, reinforce};
-use crate::train::args::RlCommon;
+use crate::train::args::{PpoArgs, RlCommon};
 use crate::train::meter::Stopwatch;
 use crate::train::optim::Params;
 use crate::train::rng::{Stream, permutation, rng};
@@ -68,7 +68,7 @@ struct Minibatch {
 }
 
 impl Learner<'_> {
-    pub fn update(&self, run: &mut Run<'_>, experience: &Experience, kl_coef: f64) -> Result<Summary> {
+    pub fn update(&self, run: &mut Run<'_>, experience: &mut Experience, kl_coef: f64) -> Result<Summary> {
         let n = experience.rollout.sequences.len();
         let mut summary = Summary {
             all: Stats::default(),
@@ -82,12 +82,17 @@ impl Learner<'_> {
         let mut updates = 0;
         'epochs: for epoch in 0..self.args.ppo_epochs {
             summary.epochs += 1;
-            let order = permutation(n, &mut rng(self.args.common.seed, Stream::Minibatch, run.step * 1000 + epoch));
+            let order = match self.args.minibatches {
+                // The order of a whole batch changes nothing, and this one is that of the rollout's own passes.
+                1 => (0..n).collect(),
+                _ => permutation(n, &mut rng(self.args.common.seed, Stream::Minibatch, run.step * 1000 + epoch)),
+            };
             for part in 0..self.args.minibatches {
                 // Sizes differ by at most one, and no response is left out.
                 let minibatch = &order[part * n / self.args.minibatches..(part + 1) * n / self.args.minibatches];
                 let mut watch = Stopwatch::start();
-                let Minibatch { sum, stats, gap } = self.gradients(run, experience, minibatch, kl_coef)?;
+                let critic_pass = experience.rollout.critic_pass.take();
+                let Minibatch { sum, stats, gap } = self.gradients(run, experience, minibatch, kl_coef, critic_pass)?;
                 summary.seconds.backward += sum.seconds;
                 summary.seconds.forward += watch.lap() - sum.seconds;
                 if updates == 0 {
@@ -117,6 +122,7 @@ impl Learner<'_> {
         experience: &Experience,
         minibatch: &[usize],
         kl_coef: f64,
+        mut critic_pass: Option<Tensor>,
     ) -> Result<Minibatch> {
         let rollout = &experience.rollout;
         let starts = rollout.token_starts();
@@ -131,13 +137,27 @@ impl Learner<'_> {
         for group in groups {
             let members: Vec<usize> = group.into_iter().map(|k| minibatch[k]).collect();
             let picked = Picked::new(&members.iter().map(|&i| &rollout.sequences[i]).collect::<Vec<_>>());
-            let hidden = picked.hidden(self.policy.decoder())?;
-            let new = picked.logprobs(self.policy.decoder(), &hidden, self.args.temperature)?.logprobs;
-            let device = new.device().clone();
+            let device = self.policy.device();
             let column = |field: &[f64]| -> Result<Tensor> {
                 let cut = members.iter().flat_map(|&i| &field[starts[i]..starts[i] + rollout.lengths[i]]);
                 tensor(cut.copied().collect(), &device)
             };
+            let value_loss = |args: &PpoArgs, values: &Tensor| -> Result<(Tensor, Stats)> {
+                let (old, returns) = (column(&rollout.values)?, column(&experience.returns)?);
+                let (loss, part) = ppo::value_loss(values, &old, &returns, args.cliprange_value, total_tokens as f64)?;
+                Ok(((loss * args.vf_coef)?, part))
+            };
+            // A pass that is already made goes first: its activations are in memory.
+            let mut critic_is_done = false;
+            if let (Algorithm::Ppo(args), Some(values)) = (self.algorithm, critic_pass.take()) {
+                let (loss, part) = value_loss(args, &values)?;
+                drop(values);
+                sum.add(self.params, &loss)?;
+                stats.merge(&part);
+                critic_is_done = true;
+            }
+            let hidden = picked.hidden(self.policy.decoder())?;
+            let new = picked.logprobs(self.policy.decoder(), &hidden, self.args.temperature)?.logprobs;
             let (old, advantages) = (column(&rollout.logprobs)?, column(&experience.advantages)?);
             gap = gap.max(f64::from((&new.detach() - &old)?.abs()?.max(0)?.to_scalar::<f32>()?));
             let total_sequences = minibatch.len() as f64;
@@ -163,18 +183,14 @@ impl Learner<'_> {
                 }
             };
             stats.merge(&part);
-            if let (Algorithm::Ppo(args), Some(critic)) = (self.algorithm, self.critic) {
+            if let (Algorithm::Ppo(args), Some(critic), false) = (self.algorithm, self.critic, critic_is_done) {
                 if !critic.is_shared() {
                     // Two models, two losses: the policy's activations go before the critic's come.
                     sum.add(self.params, &loss)?;
                     loss = loss.detach();
                 }
-                let values = critic.values(&picked, &hidden)?;
-                let (old, returns) = (column(&rollout.values)?, column(&experience.returns)?);
-                let (value, part) =
-                    ppo::value_loss(&values, &old, &returns, args.cliprange_value, total_tokens as f64)?;
+                let (value, part) = value_loss(args, &critic.values(&picked, &hidden)?)?;
                 stats.merge(&part);
-                let value = (value * args.vf_coef)?;
                 loss = if critic.is_shared() { (loss + value)? } else { value };
             }
             sum.add(self.params, &loss)?;

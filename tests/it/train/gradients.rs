@@ -141,12 +141,7 @@ fn stirred(model: &str, lora: Option<&LoraArgs>, recompute: Recompute) -> Traina
     stirred_over(model, lora, recompute, FrozenPrecision::F32)
 }
 
-fn stirred_over(
-    model: &str,
-    lora: Option<&LoraArgs>,
-    recompute: Recompute,
-    precision: FrozenPrecision,
-) -> Trainable {
+fn stirred_over(model: &str, lora: Option<&LoraArgs>, recompute: Recompute, precision: FrozenPrecision) -> Trainable {
     let loaded = load(&fixture(model), &Device::Cpu).unwrap();
     let policy: Trainable =
         Trainable::of(&loaded.config, loaded.weights, lora, Freeze::default(), recompute, precision, 0).unwrap();
