@@ -7,8 +7,8 @@ use std::cell::RefCell;
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
-use super::gemm::{MR, NR, WeightLayout, pack_into, panel_rows};
-use super::par::{SharedMut, split};
+use super::gemm::{MR, NR, WeightLayout, on_tile, pack_into, panel_rows};
+use super::par::{SharedMut, split, split_panels};
 use super::pool;
 use super::simd::multiversion;
 #[cfg(target_arch = "x86_64")]
@@ -83,18 +83,10 @@ impl PackedBf16 {
         // f32 buffers of the pool stand for pairs: both are 32 bits of anything.
         let mut rounded = pool::take(if native() { n * pairs } else { n * k });
         round_rows(x, &mut rounded, k);
-        let (tiles, shared) = (n.div_ceil(MR), SharedMut::new(y));
-        // As in `product`: equal runs of (panel, row tile), panels first.
-        let units = m.div_ceil(NR) * tiles;
-        split_evenly(units, n * m * k, |mut at, end| {
-            while at < end {
-                let (p, t0) = (at / tiles, at % tiles);
-                let t1 = (t0 + end - at).min(tiles);
-                let rows = t0 * MR..(t1 * MR).min(n);
-                let panel = &self.panels[p * pairs * NR..(p + 1) * pairs * NR];
-                self.rows(panel, &rounded, shared, rows, p * NR, add);
-                at += t1 - t0;
-            }
+        let shared = SharedMut::new(y);
+        split_panels(m.div_ceil(NR), n.div_ceil(MR), n * m * k, |p, tiles| {
+            let rows = tiles.start * MR..(tiles.end * MR).min(n);
+            self.rows(&self.panels[p * pairs * NR..(p + 1) * pairs * NR], &rounded, shared, rows, p * NR, add);
         });
         pool::give(rounded);
     }
@@ -125,7 +117,6 @@ impl PackedBf16 {
         add: bool,
     ) {
         let (m, pairs, cols) = (self.m, self.k.div_ceil(2), NR.min(self.m - c0));
-        let mut tile = [[0f32; NR]; MR];
         for k0 in (0..pairs).step_by(KC) {
             let depth = KC.min(pairs - k0);
             let fresh = k0 == 0 && !add;
@@ -133,36 +124,15 @@ impl PackedBf16 {
             for r in rows.clone().step_by(MR) {
                 let mr = MR.min(rows.end - r);
                 let x = &x[r * pairs + k0..(r + mr - 1) * pairs + k0 + depth];
-                let (to, width) = if cols == NR {
-                    (y.at(r * m + c0, (mr - 1) * m + NR), m)
-                } else {
-                    for (i, acc) in tile.iter_mut().enumerate().take(if fresh { 0 } else { mr }) {
-                        // SAFETY: this task alone owns rows × columns of this panel.
-                        acc[..cols].copy_from_slice(unsafe { y.slice((r + i) * m + c0, cols) });
-                    }
-                    (tile.as_mut_ptr().cast(), NR)
-                };
-                // SAFETY: `native` has checked the features; x holds mr rows of pairs, `to` mr rows of NR.
-                unsafe { avx512::tile_of(mr, slice.as_ptr(), x.as_ptr().cast(), pairs, depth, to, width, fresh) };
-                if cols < NR {
-                    for (i, acc) in tile.iter().enumerate().take(mr) {
-                        // SAFETY: as above.
-                        unsafe { y.slice((r + i) * m + c0, cols) }.copy_from_slice(&acc[..cols]);
-                    }
+                // SAFETY: this task alone owns rows × columns of this panel; `native` has checked the features; x
+                // holds mr rows of pairs.
+                unsafe {
+                    on_tile(y, r * m + c0, m, mr, cols, fresh, |to, width| {
+                        avx512::tile_of(mr, slice.as_ptr(), x.as_ptr().cast(), pairs, depth, to, width, fresh);
+                    });
                 }
             }
         }
-    }
-}
-
-/// `f(from, to)` over equal parts of `0..units`, two for every thread.
-fn split_evenly(units: usize, work: usize, f: impl Fn(usize, usize) + Sync + Send) {
-    use rayon::prelude::*;
-    let pieces =
-        if work < super::par::WORTH_A_THREAD { 1 } else { (rayon::current_num_threads() * 2).min(units).max(1) };
-    match pieces {
-        1 => f(0, units),
-        _ => (0..pieces).into_par_iter().with_max_len(1).for_each(|i| f(units * i / pieces, units * (i + 1) / pieces)),
     }
 }
 

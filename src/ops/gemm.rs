@@ -171,7 +171,6 @@ pub(super) fn panel_rows(
     add: bool,
 ) {
     let cols = NR.min(m - c0);
-    let mut tile = [[0f32; NR]; MR];
     for k0 in (0..k).step_by(KC) {
         let depth = KC.min(k - k0);
         let fresh = k0 == 0 && !add;
@@ -180,23 +179,43 @@ pub(super) fn panel_rows(
         while r < rows.end {
             let mr = MR.min(rows.end - r);
             let x = &x[r * k + k0..];
-            if cols == NR {
-                // SAFETY: this task alone owns rows × columns of this panel, all of which `at` has found.
-                unsafe { micro(slice, x, k, mr, depth, y.at(r * m + c0, (mr - 1) * m + NR), m, fresh) };
-            } else {
-                for (i, acc) in tile.iter_mut().enumerate().take(if fresh { 0 } else { mr }) {
-                    // SAFETY: as above.
-                    acc[..cols].copy_from_slice(unsafe { y.slice((r + i) * m + c0, cols) });
-                }
-                // SAFETY: the tile is MR rows of NR.
-                unsafe { micro(slice, x, k, mr, depth, tile.as_mut_ptr().cast(), NR, fresh) };
-                for (i, acc) in tile.iter().enumerate().take(mr) {
-                    // SAFETY: as above.
-                    unsafe { y.slice((r + i) * m + c0, cols) }.copy_from_slice(&acc[..cols]);
-                }
+            // SAFETY: this task alone owns rows × columns of this panel.
+            unsafe {
+                on_tile(y, r * m + c0, m, mr, cols, fresh, |to, width| {
+                    micro(slice, x, k, mr, depth, to, width, fresh);
+                });
             }
             r += mr;
         }
+    }
+}
+
+/// Calls `f` with where `mr` rows of NR columns may be written, and how far apart they lie: y itself from `start` on,
+/// its rows `m` apart, or, for a panel of fewer columns, a copy that is taken back. `fresh`: f does not read.
+///
+/// # Safety
+/// Nobody else uses these rows × columns of y meanwhile.
+pub(super) unsafe fn on_tile(
+    y: SharedMut<f32>,
+    start: usize,
+    m: usize,
+    mr: usize,
+    cols: usize,
+    fresh: bool,
+    f: impl FnOnce(*mut f32, usize),
+) {
+    if cols == NR {
+        return f(y.at(start, (mr - 1) * m + NR), m);
+    }
+    let mut tile = [[0f32; NR]; MR];
+    for (i, row) in tile.iter_mut().enumerate().take(if fresh { 0 } else { mr }) {
+        // SAFETY: the caller's.
+        row[..cols].copy_from_slice(unsafe { y.slice(start + i * m, cols) });
+    }
+    f(tile.as_mut_ptr().cast(), NR);
+    for (i, row) in tile.iter().enumerate().take(mr) {
+        // SAFETY: the caller's.
+        unsafe { y.slice(start + i * m, cols) }.copy_from_slice(&row[..cols]);
     }
 }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 /// Multiply-adds below which waking a thread costs more than it brings.
-pub(super) const WORTH_A_THREAD: usize = 32 * 1024;
+const WORTH_A_THREAD: usize = 32 * 1024;
 
 /// For a process that only trains, from its one busy thread: that thread becomes one of the compute threads, so
 /// that it need not hand every piece of work over and sleep until it is done; and memory of the sizes that
@@ -31,6 +31,26 @@ pub fn split(n: usize, work: usize, f: impl Fn(Range<usize>) + Sync + Send) {
     }
     let pieces = n.min(threads * 4).min(work / WORTH_A_THREAD + 1).max(1);
     (0..pieces).into_par_iter().for_each(|i| f(n * i / pieces..n * (i + 1) / pieces));
+}
+
+/// Runs `f(panel, tiles)` over all pairs of panels and row tiles, cut into equal runs, panels first, two for every
+/// thread: none waits for a last odd panel.
+pub(super) fn split_panels(panels: usize, tiles: usize, work: usize, f: impl Fn(usize, Range<usize>) + Sync + Send) {
+    let units = panels * tiles;
+    let pieces = if work < WORTH_A_THREAD { 1 } else { (rayon::current_num_threads() * 2).min(units) };
+    let run = |i: usize| {
+        let (mut at, end) = (units * i / pieces, units * (i + 1) / pieces);
+        while at < end {
+            let (panel, first) = (at / tiles, at % tiles);
+            let last = (first + end - at).min(tiles);
+            f(panel, first..last);
+            at += last - first;
+        }
+    };
+    match pieces {
+        1 => run(0),
+        _ => (0..pieces).into_par_iter().with_max_len(1).for_each(run),
+    }
 }
 
 /// A raw pointer that tasks may share because they write disjoint parts behind it.

@@ -4,10 +4,8 @@
 
 use std::cell::RefCell;
 
-use rayon::prelude::*;
-
 use super::gemm::{MR, NR, WeightLayout, pack_panel, pack_panel_in_out, panel_rows, transpose_block};
-use super::par::{SharedMut, WORTH_A_THREAD, split};
+use super::par::{SharedMut, split, split_panels};
 use super::pool;
 use super::simd::{LANES, multiversion};
 
@@ -43,33 +41,18 @@ pub fn product(a: &[f32], b: &[f32], layout: WeightLayout, out: &mut [f32], dims
     if n <= THIN_ROWS && layout == WeightLayout::InOut {
         return thin(a, b, out, dims, add);
     }
-    // Work is cut into equal runs of (panel, row tile), panels first: no thread waits for a last odd panel.
-    let tiles = n.div_ceil(MR);
-    let units = m.div_ceil(NR) * tiles;
-    let threads = rayon::current_num_threads();
-    let pieces = if n * m * k < WORTH_A_THREAD { 1 } else { (threads * 2).min(units) };
     let shared = SharedMut::new(out);
-    let work = |i: usize| {
-        let (mut at, end) = (units * i / pieces, units * (i + 1) / pieces);
+    split_panels(m.div_ceil(NR), n.div_ceil(MR), n * m * k, |p, tiles| {
         // Taken out so that a nested product on this thread (work stealing) finds a buffer of its own.
         let mut panel = PANEL.take();
         panel.resize(k * NR, 0.0);
-        while at < end {
-            let (p, t0) = (at / tiles, at % tiles);
-            let t1 = (t0 + end - at).min(tiles);
-            match layout {
-                WeightLayout::OutIn => pack_panel(&mut panel, b, p * NR, m, k),
-                WeightLayout::InOut => pack_panel_in_out(&mut panel, b, p * NR, m),
-            }
-            panel_rows(&panel, a, shared, t0 * MR..(t1 * MR).min(n), p * NR, m, k, add);
-            at += t1 - t0;
+        match layout {
+            WeightLayout::OutIn => pack_panel(&mut panel, b, p * NR, m, k),
+            WeightLayout::InOut => pack_panel_in_out(&mut panel, b, p * NR, m),
         }
+        panel_rows(&panel, a, shared, tiles.start * MR..(tiles.end * MR).min(n), p * NR, m, k, add);
         PANEL.set(panel);
-    };
-    match pieces {
-        1 => work(0),
-        _ => (0..pieces).into_par_iter().with_max_len(1).for_each(work),
-    }
+    });
 }
 
 /// Few columns (adapters): panels of one vector, or most of each panel would be padding.
