@@ -5,5 +5,5 @@ pub mod rollout;
 pub mod sampling;
 pub mod score;
 
-pub use rollout::{GenParams, Sample, generate};
+pub use rollout::{GenParams, Sample, generate, generate_recorded};
 pub use sampling::{Drawn, Warpers};

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::sampling::{Context, Drawn, Warpers, draw};
-use crate::model::Decoder;
+use crate::model::{Decoder, Recording};
 use crate::model::kv_cache::{CachedSequence, KvCache, StepRows};
 use crate::ops::token_logprobs::entropy;
 
@@ -71,6 +71,17 @@ pub fn generate(
     params: &GenParams,
     stop: &dyn Fn() -> bool,
 ) -> Result<Vec<Sample>> {
+    generate_recorded(decoder, prompts, params, None, stop)
+}
+
+/// The same, leaving what an update by these samples needs in `recording`, which knows the prompts.
+pub fn generate_recorded(
+    decoder: &Decoder,
+    prompts: &[Vec<u32>],
+    params: &GenParams,
+    mut recording: Option<&mut Recording>,
+    stop: &dyn Fn() -> bool,
+) -> Result<Vec<Sample>> {
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + params.max_new_tokens;
     if longest > decoder.config.max_positions {
         candle_core::bail!("{longest} tokens exceed the model's {} positions", decoder.config.max_positions);
@@ -102,7 +113,14 @@ pub fn generate(
             }
             last_rows.push(rows.push(&r.pending, &r.cached) as u32);
         }
-        let hidden = decoder.step(&rows, &mut cache)?;
+        let hidden = match recording.as_deref_mut() {
+            None => decoder.step(&rows, &mut cache)?,
+            Some(recording) => {
+                let span = |r: &Running| (0..r.pending.len()).map(|i| (r.index, r.cached.len + i)).collect::<Vec<_>>();
+                let fed: Vec<_> = running.iter().flat_map(span).collect();
+                decoder.step_recorded(&rows, &mut cache, Some((recording, &fed)))?
+            }
+        };
         let picked = hidden.index_select(&Tensor::new(last_rows.as_slice(), hidden.device())?, 0)?;
         let drawn = draw_rows(decoder, &picked, &running, &samples, prompts, params)?;
         if params.trace {

@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, OnceLock};
 use candle_core::{Result, Tensor};
 
 use super::blocks::{self, Recompute};
+use super::cached::Recording;
 use super::kv_cache::{KvCache, StepRows};
 use super::layers::{Builder, Linear, Norm};
 use super::lora::LoraConfig;
 use super::soft_rows::{SoftRows, replace_rows};
+use super::tails::{self, Tails};
 use super::{Activation, Arch, Loaded, ModelConfig, PackedBatch, PositionKind, Weights};
 use crate::ops::attention::{Attend, AttentionSpec, attention};
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout};
@@ -130,10 +132,11 @@ impl Head {
     }
 }
 
-/// Rows of one forward pass: their positions and who attends to whom.
+/// Rows of one forward pass: their positions, who attends to whom, and which are wanted, if not all.
 pub(super) struct Rows {
     pub positions: Arc<Vec<u32>>,
     pub attention: AttentionSpec,
+    pub tails: Option<Tails>,
 }
 
 impl Decoder {
@@ -222,10 +225,54 @@ impl Decoder {
 
     /// Final-norm hidden states [N, d] of every token, N = `batch.len()`.
     pub fn forward(&self, batch: &PackedBatch) -> Result<Tensor> {
-        if self.on_host() && (self.collected || self.variable().is_none()) {
-            return blocks::forward(self, &Arc::new(batch.ids.clone()), self.rows(batch));
+        if self.by_blocks() {
+            return blocks::forward(self, &Arc::new(batch.ids.clone()), self.rows(batch), None);
         }
         self.forward_graph(batch)
+    }
+
+    /// The same of the last `lengths[i]` tokens of every sequence i alone, end to end: the last block computes no
+    /// more than they need.
+    pub fn forward_tails(&self, batch: &PackedBatch, lengths: &[usize]) -> Result<Tensor> {
+        if self.by_blocks() {
+            return blocks::forward(self, &Arc::new(batch.ids.clone()), self.tail_rows(batch, lengths), None);
+        }
+        self.pick_tails(&self.forward_graph(batch)?, batch, lengths)
+    }
+
+    /// The same without gradient, whatever the decoder's variables are.
+    pub fn frozen_tails(&self, batch: &PackedBatch, lengths: &[usize]) -> Result<Tensor> {
+        if self.on_host() {
+            return blocks::forward_frozen(self, &Arc::new(batch.ids.clone()), self.tail_rows(batch, lengths));
+        }
+        Ok(self.pick_tails(&self.forward_graph(batch)?, batch, lengths)?.detach())
+    }
+
+    /// `forward_tails` of sequences that have just been sampled, with what sampling computed: `batch` holds the
+    /// sequences of `order`, without the last token of each, `lengths` the tokens of every response in that order.
+    pub fn recorded_tails(
+        &self,
+        batch: &PackedBatch,
+        lengths: &[usize],
+        recording: Recording,
+        order: &[usize],
+    ) -> Result<Tensor> {
+        let trace = recording.into_trace(order, lengths, self.joint());
+        blocks::forward(self, &Arc::new(batch.ids.clone()), self.tail_rows(batch, lengths), Some(trace))
+    }
+
+    /// Whether forward passes are one step of the graph.
+    fn by_blocks(&self) -> bool {
+        self.on_host() && (self.collected || self.variable().is_none())
+    }
+
+    fn tail_rows(&self, batch: &PackedBatch, lengths: &[usize]) -> Rows {
+        let rows = self.rows(batch);
+        Rows { tails: Tails::new(batch, lengths, &rows.attention), ..rows }
+    }
+
+    fn pick_tails(&self, hidden: &Tensor, batch: &PackedBatch, lengths: &[usize]) -> Result<Tensor> {
+        hidden.index_select(&Tensor::new(tails::rows(batch, lengths).0, hidden.device())?, 0)
     }
 
     /// The same without gradient, whatever the decoder's variables are.
@@ -277,9 +324,8 @@ impl Decoder {
         self.final_norm.forward(&x)
     }
 
-    /// Advances cached sequences: rows are new tokens of any sequences, prompts and decodes mixed. Writes
-    /// their keys and values into the cache; returns final-norm hidden states [N, d]. No gradient.
-    pub fn step(&self, rows: &StepRows, cache: &mut KvCache) -> Result<Tensor> {
+    /// `step` with one tensor operation after the other, on any device.
+    pub(super) fn step_by_tensors(&self, rows: &StepRows, cache: &mut KvCache) -> Result<Tensor> {
         let positions = Arc::new(rows.positions());
         let mut x = self.embed_tokens(&Arc::new(rows.ids().to_vec()), &positions, rows.soft())?;
         for (i, layer) in self.layers.iter().enumerate() {
@@ -308,7 +354,7 @@ impl Decoder {
 
     /// Input embeddings of every token [N, d], before the first block. Soft rows take the place of the
     /// token's embedding; learned positions are added to them as to any other.
-    fn embed_tokens(&self, ids: &Arc<Vec<u32>>, positions: &Arc<Vec<u32>>, soft: &[SoftRows]) -> Result<Tensor> {
+    pub(super) fn embed_tokens(&self, ids: &Arc<Vec<u32>>, positions: &Arc<Vec<u32>>, soft: &[SoftRows]) -> Result<Tensor> {
         let x = replace_rows(embedding(&self.embed, ids)?, soft)?;
         match &self.positions {
             Some(table) => x + embedding(table, positions)?,
@@ -325,7 +371,9 @@ impl Decoder {
                 n_kv_heads: self.config.n_kv_heads,
                 head_dim: self.config.head_dim,
                 causal: true,
+                queries: None,
             },
+            tails: None,
         }
     }
 

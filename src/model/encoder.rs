@@ -108,6 +108,7 @@ impl Encoder {
             n_kv_heads: self.config.n_heads,
             head_dim: self.config.head_dim,
             causal: false,
+            queries: None,
         };
         let x = embedding(&self.words, &Arc::new(batch.ids.clone()))?;
         let x = (x + embedding(&self.positions, &Arc::new(batch.positions.clone()))?)?;

@@ -9,7 +9,7 @@ use super::{ModelConfig, SoftRows};
 use crate::ops::attn_kernel::{MAX_ROWS, Scratch, attend, padded, put_key};
 use crate::ops::par::{SharedMut, split};
 use crate::ops::simd::LANES;
-use crate::ops::{fused, tensor, with_f32s};
+use crate::ops::{fused, read, tensor};
 
 /// Tokens per page.
 pub const PAGE: usize = LANES;
@@ -147,21 +147,24 @@ impl KvCache {
             let out = self.attend(layer, rows, &home(q)?, &home(k)?, &home(v)?, config)?;
             return out.to_device(q.device())?.to_dtype(q.dtype());
         }
-        let page_size = self.page_size;
-        let pool = &mut self.layers[layer];
-        with_f32s(k, |k| {
-            with_f32s(v, |v| {
-                pool.write(rows, k, v, config, page_size);
-                Ok(())
-            })
-        })?;
-        let pool = &self.layers[layer];
         let mut out = vec![0f32; q.elem_count()];
-        with_f32s(q, |q| {
-            pool.read(rows, q, &mut out, config, page_size);
-            Ok(())
-        })?;
+        let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
+        self.attend_rows(layer, rows, [&read(&q)?, &read(&k)?, &read(&v)?], &mut out, config);
         tensor(out, q.shape())
+    }
+
+    /// The same on plain slices.
+    pub(super) fn attend_rows(
+        &mut self,
+        layer: usize,
+        rows: &StepRows,
+        [q, k, v]: [&[f32]; 3],
+        out: &mut [f32],
+        config: &ModelConfig,
+    ) {
+        let (pool, page_size) = (&mut self.layers[layer], self.page_size);
+        pool.write(rows, k, v, config, page_size);
+        pool.read(rows, q, out, config, page_size);
     }
 }
 

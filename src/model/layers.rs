@@ -1,12 +1,15 @@
 //! Building blocks that decoders and encoders share: linear with bias and adapter, the two norms.
 
+use std::sync::{Arc, OnceLock};
+
 use candle_core::{DType, Result, Tensor};
 
 use super::gguf::GgufTensors;
 use super::lora::LoraConfig;
 use super::{Arch, ModelConfig, Purpose, Weights};
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout, linear};
-use crate::ops::product::{Dims, column_sums, product, product_transposed};
+use crate::ops::low_rank::{Beside, LowRank};
+use crate::ops::product::{Dims, column_sums, product_transposed};
 use crate::ops::{self, grad};
 
 /// Everything needed to find and prepare the parameters of one model.
@@ -98,7 +101,7 @@ impl Builder<'_> {
                     let Some(b) = adapters.get(&format!("{module}.lora_B.weight")) else {
                         candle_core::bail!("adapter {module} has no lora_B")
                     };
-                    Some(Adapter { a: a.clone(), b: b.clone(), scale: config.scale() })
+                    Some(Adapter::new(a.clone(), b.clone(), config.scale()))
                 }
                 None => None,
             },
@@ -124,9 +127,46 @@ impl Builder<'_> {
 
 #[derive(Debug, Clone)]
 struct Adapter {
+    /// [rank, in] and [out, rank].
     a: Tensor,
     b: Tensor,
     scale: f64,
+    /// Of factors that do not train: prepared once.
+    ready: Arc<OnceLock<LowRank>>,
+}
+
+impl Adapter {
+    fn new(a: Tensor, b: Tensor, scale: f64) -> Self {
+        Self { a, b, scale, ready: Arc::default() }
+    }
+
+    fn rank(&self) -> Result<usize> {
+        self.a.dim(0)
+    }
+
+    /// Calls `f` with the term of the forward pass.
+    fn with_term<R>(&self, f: impl FnOnce(&LowRank) -> Result<R>) -> Result<R> {
+        let prepare = || -> Result<LowRank> {
+            let (a, b) = (ops::read(&self.a)?, ops::read(&self.b)?);
+            Ok(LowRank::new(&a, &b, WeightLayout::OutIn, self.rank()?, self.scale as f32))
+        };
+        if self.a.track_op() || self.b.track_op() {
+            return f(&prepare()?);
+        }
+        match self.ready.get() {
+            Some(term) => f(term),
+            None => {
+                let term = prepare()?;
+                f(self.ready.get_or_init(|| term))
+            }
+        }
+    }
+
+    /// The term that gradients of the input pass through.
+    fn turned(&self) -> Result<LowRank> {
+        let (a, b) = (ops::read(&self.a)?, ops::read(&self.b)?);
+        Ok(LowRank::new(&b, &a, WeightLayout::InOut, self.rank()?, self.scale as f32))
+    }
 }
 
 /// x·Wᵀ + b, plus the adapter's low-rank term.
@@ -139,8 +179,8 @@ pub struct Linear {
 
 impl Linear {
     pub fn change_adapter(&mut self, change: &dyn Fn(&Tensor) -> Result<Option<Tensor>>) -> Result<()> {
-        if let Some(Adapter { a, b, scale }) = self.lora.take() {
-            self.lora = change(&a)?.zip(change(&b)?).map(|(a, b)| Adapter { a, b, scale });
+        if let Some(Adapter { a, b, scale, .. }) = self.lora.take() {
+            self.lora = change(&a)?.zip(change(&b)?).map(|(a, b)| Adapter::new(a, b, scale));
         }
         Ok(())
     }
@@ -154,7 +194,7 @@ impl Linear {
             return ops::tensor(y, (n, self.weight.out_features()));
         }
         let mut y = self.weight.apply(x)?;
-        if let Some(Adapter { a, b, scale }) = &self.lora {
+        if let Some(Adapter { a, b, scale, .. }) = &self.lora {
             let low = linear(x, a, WeightLayout::OutIn)?;
             y = (y + (linear(&low, b, WeightLayout::OutIn)? * *scale)?)?;
         }
@@ -172,7 +212,7 @@ impl Linear {
     /// Its tensors as they came, adapter included; not a weight that was packed for serving only.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let adapter = self.lora.iter().flat_map(|l| [&l.a, &l.b]);
-        self.weight.dense().ok().into_iter().chain(&self.bias).chain(adapter)
+        self.weight.natural().into_iter().chain(&self.bias).chain(adapter)
     }
 
     /// Whether `run` and `back` apply.
@@ -187,11 +227,13 @@ impl Linear {
     /// y [n, out] = layer(x [n, in]) on plain slices. Returns the adapter's inner values, scaled, [n, rank]
     /// (empty without one): `back` needs them.
     pub fn run(&self, x: &[f32], y: &mut [f32], n: usize) -> Result<Vec<f32>> {
-        self.weight.forward(x, y, n)?;
-        let low = self.inner(x, n)?;
-        if let Some(Adapter { b, .. }) = &self.lora {
-            let dims = Dims { n, m: b.dim(0)?, k: b.dim(1)? };
-            product(&low, &ops::read(b)?, WeightLayout::OutIn, y, dims, true);
+        let mut low = Vec::new();
+        match &self.lora {
+            None => self.weight.forward(x, y, n, None)?,
+            Some(adapter) => {
+                low = vec![0f32; n * adapter.rank()?];
+                adapter.with_term(|term| self.weight.forward(x, y, n, Some(Beside { term, inner: &mut low })))?;
+            }
         }
         if let Some(bias) = &self.bias {
             let bias = ops::read(bias)?;
@@ -202,43 +244,47 @@ impl Linear {
         Ok(low)
     }
 
-    /// (alpha/rank) · x·Aᵀ, the adapter's inner values [n, rank]; empty without an adapter.
-    pub fn inner(&self, x: &[f32], n: usize) -> Result<Vec<f32>> {
-        let Some(Adapter { a, scale, .. }) = &self.lora else { return Ok(Vec::new()) };
-        let (rank, input) = a.dims2()?;
-        let mut low = vec![0f32; n * rank];
-        product(x, &ops::read(a)?, WeightLayout::OutIn, &mut low, Dims { n, m: rank, k: input }, false);
-        low.iter_mut().for_each(|v| *v *= *scale as f32);
-        Ok(low)
+    /// `back_input`, where `gx` is given, and `back_weights`.
+    pub fn back(&self, x: &[f32], low: &[f32], gy: &[f32], n: usize, gx: Option<(&mut [f32], bool)>) -> Result<()> {
+        let glow = self.back_input(gy, n, gx)?;
+        self.back_weights(x, low, gy, &glow, n)
     }
 
-    /// Adds to the gradients of its variables (inside `ops::grad::collecting`) and, where `gx` is given, writes
-    /// or adds the input's gradient. `low` is what `run` returned for `x`.
-    pub fn back(&self, x: &[f32], low: &[f32], gy: &[f32], n: usize, gx: Option<(&mut [f32], bool)>) -> Result<()> {
+    /// Writes or adds the input's gradient where `gx` is given. Returns the gradient of the adapter's inner values,
+    /// scaled, [n, rank] (empty without one).
+    pub fn back_input(&self, gy: &[f32], n: usize, gx: Option<(&mut [f32], bool)>) -> Result<Vec<f32>> {
+        let Some(adapter) = &self.lora else {
+            if let Some((gx, add)) = gx {
+                self.weight.backward_input(gy, gx, n, add, None)?;
+            }
+            return Ok(Vec::new());
+        };
+        let (term, mut glow) = (adapter.turned()?, vec![0f32; n * adapter.rank()?]);
+        match gx {
+            Some((gx, add)) => {
+                self.weight.backward_input(gy, gx, n, add, Some(Beside { term: &term, inner: &mut glow }))?;
+            }
+            None => term.inner(gy, &mut glow),
+        }
+        Ok(glow)
+    }
+
+    /// Adds to the gradients of its variables, inside `ops::grad::collecting`. `low` is what `run` returned for `x`,
+    /// `glow` what `back_input` did for `gy`.
+    pub fn back_weights(&self, x: &[f32], low: &[f32], gy: &[f32], glow: &[f32], n: usize) -> Result<()> {
         if let Some(bias) = self.bias.as_ref().filter(|b| b.track_op()) {
             grad::add(bias, |g, add| column_sums(gy, g, add))?;
         }
         if self.weight.trained() {
             self.weight.backward_weight(x, gy, n)?;
         }
-        let mut gx = gx;
-        if let Some((gx, add)) = &mut gx {
-            self.weight.backward_input(gy, gx, n, *add)?;
+        let Some(Adapter { a, b, .. }) = &self.lora else { return Ok(()) };
+        let ((rank, input), out) = (a.dims2()?, b.dim(0)?);
+        if b.track_op() {
+            grad::add(b, |g, add| product_transposed(gy, low, g, Dims { n, m: out, k: rank }, add))?;
         }
-        if let Some(Adapter { a, b, scale }) = &self.lora {
-            let ((rank, input), out) = (a.dims2()?, b.dim(0)?);
-            if b.track_op() {
-                grad::add(b, |g, add| product_transposed(gy, low, g, Dims { n, m: out, k: rank }, add))?;
-            }
-            let mut glow = vec![0f32; n * rank];
-            product(gy, &ops::read(b)?, WeightLayout::InOut, &mut glow, Dims { n, m: rank, k: out }, false);
-            glow.iter_mut().for_each(|v| *v *= *scale as f32);
-            if a.track_op() {
-                grad::add(a, |g, add| product_transposed(&glow, x, g, Dims { n, m: rank, k: input }, add))?;
-            }
-            if let Some((gx, _)) = &mut gx {
-                product(&glow, &ops::read(a)?, WeightLayout::InOut, gx, Dims { n, m: input, k: rank }, true);
-            }
+        if a.track_op() {
+            grad::add(a, |g, add| product_transposed(glow, x, g, Dims { n, m: rank, k: input }, add))?;
         }
         Ok(())
     }

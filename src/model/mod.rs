@@ -4,7 +4,9 @@
 pub mod architecture;
 pub mod attention_maps;
 mod blocks;
+mod blocks_back;
 pub mod builtin;
+mod cached;
 pub mod config;
 pub mod decoder;
 pub mod encoder;
@@ -29,9 +31,11 @@ pub mod reward;
 pub mod save;
 pub mod soft_prompt;
 mod soft_rows;
+mod tails;
 pub mod trunk;
 
 pub use blocks::Recompute;
+pub use cached::Recording;
 pub use config::{Activation, Arch, ModelConfig, PositionKind};
 pub use decoder::{Decoder, Purpose};
 pub use encoder::Encoder;

@@ -91,28 +91,28 @@ impl Trunk {
     /// The hidden state [n, d] of every sequence at the token that a head reads. `separator` ends segment 0
     /// of an encoder's input; decoders have no segments.
     pub fn summaries(&self, batch: &PackedBatch, separator: Option<u32>) -> Result<Tensor> {
-        self.summed_up(batch, separator, |decoder| decoder.forward(batch))
+        self.summed_up(batch, separator, |decoder, last| decoder.forward_tails(batch, last))
     }
 
     /// The same without gradient, whatever the variables are.
     pub fn frozen_summaries(&self, batch: &PackedBatch, separator: Option<u32>) -> Result<Tensor> {
-        Ok(self.summed_up(batch, separator, |decoder| decoder.forward_frozen(batch))?.detach())
+        Ok(self.summed_up(batch, separator, |decoder, last| decoder.frozen_tails(batch, last))?.detach())
     }
 
     fn summed_up(
         &self,
         batch: &PackedBatch,
         separator: Option<u32>,
-        decode: impl FnOnce(&Decoder) -> Result<Tensor>,
+        decode: impl FnOnce(&Decoder, &[usize]) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let (hidden, rows) = match self {
-            Self::Decoder(decoder) => (decode(decoder)?, batch.last_rows()),
+        match self {
+            Self::Decoder(decoder) => decode(decoder, &vec![1; batch.n_sequences()]),
             Self::Encoder(encoder) => {
                 let hidden = encoder.forward(batch, &segments(batch, separator))?;
-                (hidden, batch.offsets[..batch.n_sequences()].iter().map(|start| *start as u32).collect())
+                let first: Vec<u32> = batch.offsets[..batch.n_sequences()].iter().map(|start| *start as u32).collect();
+                hidden.index_select(&Tensor::new(first, hidden.device())?, 0)
             }
-        };
-        hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)
+        }
     }
 }
 

@@ -45,12 +45,13 @@ multiversion! {
 }
 
 multiversion! {
-    fn swiglu_bwd(gate: &mut [f32], up: &mut [f32], gy: &[f32]) {
+    fn swiglu_bwd(gate: &mut [f32], up: &mut [f32], gy: &mut [f32]) {
         for i in 0..gy.len() {
-            let (g, u) = (gate[i], up[i]);
+            let (g, u, by) = (gate[i], up[i], gy[i]);
             let s = sigmoid(g);
-            up[i] = gy[i] * g * s;
-            gate[i] = gy[i] * u * s * (1.0 + g * (1.0 - s));
+            gy[i] = g * s * u;
+            up[i] = by * g * s;
+            gate[i] = by * u * s * (1.0 + g * (1.0 - s));
         }
     }
 }
@@ -65,14 +66,16 @@ pub(crate) fn swiglu_into(gate: &[f32], up: &[f32], y: &mut [f32]) {
     });
 }
 
-/// Overwrites gate and up by their gradients.
-pub(crate) fn swiglu_grad(gate: &mut [f32], up: &mut [f32], gy: &[f32]) {
-    assert!(gate.len() == gy.len() && up.len() == gy.len(), "sizes");
-    let (a, b) = (SharedMut::new(gate), SharedMut::new(up));
-    split(gy.len(), gy.len() * 12, |r| {
+/// Overwrites gate and up by their gradients, and `gy` by what forward gave: a backward pass wants both.
+pub(crate) fn swiglu_grad(gate: &mut [f32], up: &mut [f32], gy: &mut [f32]) {
+    let n = gy.len();
+    assert!(gate.len() == n && up.len() == n, "sizes");
+    let (a, b, y) = (SharedMut::new(gate), SharedMut::new(up), SharedMut::new(gy));
+    split(n, n * 12, |r| {
         // SAFETY: disjoint ranges.
-        let (a, b) = unsafe { (a.slice(r.start, r.len()), b.slice(r.start, r.len())) };
-        swiglu_bwd(a, b, &gy[r]);
+        let (a, b, y) =
+            unsafe { (a.slice(r.start, r.len()), b.slice(r.start, r.len()), y.slice(r.start, r.len())) };
+        swiglu_bwd(a, b, y);
     });
 }
 
@@ -87,14 +90,15 @@ pub(crate) fn gelu_into(x: &[f32], y: &mut [f32], tanh: bool) {
     });
 }
 
-/// Overwrites x by its gradient.
-pub(crate) fn gelu_grad(x: &mut [f32], gy: &[f32], tanh: bool) {
-    assert_eq!(x.len(), gy.len(), "sizes");
-    let out = SharedMut::new(x);
-    split(gy.len(), gy.len() * 16, |r| {
+/// Overwrites x by its gradient, and `gy` by what forward gave.
+pub(crate) fn gelu_grad(x: &mut [f32], gy: &mut [f32], tanh: bool) {
+    let n = gy.len();
+    assert_eq!(x.len(), n, "sizes");
+    let (x, y) = (SharedMut::new(x), SharedMut::new(gy));
+    split(n, n * 16, |r| {
         // SAFETY: disjoint ranges.
-        let x = unsafe { out.slice(r.start, r.len()) };
-        if tanh { gelu_tanh_bwd(x, &gy[r]) } else { gelu_erf_bwd(x, &gy[r]) }
+        let (x, y) = unsafe { (x.slice(r.start, r.len()), y.slice(r.start, r.len())) };
+        if tanh { gelu_tanh_bwd(x, y) } else { gelu_erf_bwd(x, y) }
     });
 }
 
@@ -114,7 +118,7 @@ impl CustomOp2 for SwiGlu {
 
     fn bwd(&self, gate: &Tensor, up: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (mut ggate, mut gup) = (read(gate)?.to_vec(), read(up)?.to_vec());
-        swiglu_grad(&mut ggate, &mut gup, &read(&gy.contiguous()?)?);
+        swiglu_grad(&mut ggate, &mut gup, &mut read(&gy.contiguous()?)?.to_vec());
         Ok((Some(tensor(ggate, gate.shape())?), Some(tensor(gup, up.shape())?)))
     }
 }
@@ -161,12 +165,13 @@ multiversion! {
 }
 
 multiversion! {
-    fn gelu_tanh_bwd(x: &mut [f32], gy: &[f32]) {
+    fn gelu_tanh_bwd(x: &mut [f32], gy: &mut [f32]) {
         for i in 0..gy.len() {
-            let v = x[i];
+            let (v, by) = (x[i], gy[i]);
             let t = tanh(SQRT_2_OVER_PI * (v + CUBIC * v * v * v));
             let inner = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * v * v);
-            x[i] = gy[i] * (0.5 * (1.0 + t) + 0.5 * v * (1.0 - t * t) * inner);
+            gy[i] = 0.5 * v * (1.0 + t);
+            x[i] = by * (0.5 * (1.0 + t) + 0.5 * v * (1.0 - t * t) * inner);
         }
     }
 }
@@ -182,11 +187,12 @@ fn gelu_erf_fwd(x: &[f32], y: &mut [f32]) {
     }
 }
 
-fn gelu_erf_bwd(x: &mut [f32], gy: &[f32]) {
+fn gelu_erf_bwd(x: &mut [f32], gy: &mut [f32]) {
     for (x, gy) in x.iter_mut().zip(gy) {
-        let v = f64::from(*x);
+        let (v, by, phi) = (f64::from(*x), f64::from(*gy), phi(*x));
         let density = (-0.5 * v * v).exp() / (2.0 * std::f64::consts::PI).sqrt();
-        *x = (f64::from(*gy) * (phi(*x) + v * density)) as f32;
+        *gy = (v * phi) as f32;
+        *x = (by * (phi + v * density)) as f32;
     }
 }
 
@@ -208,7 +214,7 @@ impl CustomOp1 for Gelu {
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<Option<Tensor>> {
         let mut gx = read(x)?.to_vec();
-        gelu_grad(&mut gx, &read(&gy.contiguous()?)?, self.tanh);
+        gelu_grad(&mut gx, &mut read(&gy.contiguous()?)?.to_vec(), self.tanh);
         Ok(Some(tensor(gx, x.shape())?))
     }
 }

@@ -1,6 +1,7 @@
 //! Multi-head attention over packed sequences, with backward. Grouped-query heads share keys and values
 //! (arXiv 2305.13245); probabilities are recomputed in the backward instead of kept (arXiv 2205.14135).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
@@ -21,9 +22,22 @@ pub struct AttentionSpec {
     pub head_dim: usize,
     /// Decoder: a row sees itself and what is before it. Encoder: the whole sequence.
     pub causal: bool,
+    /// Where only the last rows of a sequence ask: offsets of their rows in q and the result. The tensor op takes none.
+    pub queries: Option<Arc<Vec<usize>>>,
 }
 
 impl AttentionSpec {
+    /// Rows of sequence `seq` in k and v.
+    fn keys(&self, seq: usize) -> Range<usize> {
+        self.offsets[seq]..self.offsets[seq + 1]
+    }
+
+    /// Its rows in q: the last of its positions.
+    fn queries(&self, seq: usize) -> Range<usize> {
+        let offsets = self.queries.as_ref().unwrap_or(&self.offsets);
+        offsets[seq]..offsets[seq + 1]
+    }
+
     fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
     }
@@ -65,7 +79,7 @@ struct HeadBlocks {
 }
 
 impl HeadBlocks {
-    fn gather(k: &[f32], v: &[f32], spec: &AttentionSpec, rows: std::ops::Range<usize>, head: usize) -> Self {
+    fn gather(k: &[f32], v: &[f32], spec: &AttentionSpec, rows: Range<usize>, head: usize) -> Self {
         let (hd, width) = (padded(spec.head_dim), spec.n_kv_heads * spec.head_dim);
         let blocks = rows.len().div_ceil(LANES);
         let (mut k_t, mut v_rows) = (vec![0f32; blocks * LANES * hd], vec![0f32; blocks * LANES * hd]);
@@ -83,19 +97,19 @@ impl HeadBlocks {
     }
 }
 
-/// The query rows of one kernel call: heads of one group at positions `p0..p1` of a sequence.
+/// The query rows of one kernel call: heads of one group at neighbouring positions of a sequence.
 struct Group {
-    /// (row in the batch, head) of each kernel row.
+    /// (row of q, head) of each kernel row.
     at: Vec<(usize, usize)>,
     visible: Vec<usize>,
 }
 
-fn groups(spec: &AttentionSpec, rows: std::ops::Range<usize>, kv_head: usize) -> impl Iterator<Item = Group> {
+fn groups(spec: &AttentionSpec, seq: usize, kv_head: usize) -> impl Iterator<Item = Group> {
     let (per_kv, step, causal) = (spec.n_heads / spec.n_kv_heads, spec.positions_per_group(), spec.causal);
-    let len = rows.len();
-    (0..len).step_by(step).flat_map(move |p0| {
-        let start = rows.start;
-        let p1 = (p0 + step).min(len);
+    let (rows, len) = (spec.queries(seq), spec.keys(seq).len());
+    let before = len - rows.len();
+    (0..rows.len()).step_by(step).flat_map(move |p0| {
+        let (start, p1) = (rows.start, (p0 + step).min(rows.len()));
         // More heads per group than kernel rows: several calls per position.
         (0..per_kv).step_by(MAX_ROWS).map(move |h0| {
             let heads = h0..(h0 + MAX_ROWS).min(per_kv);
@@ -103,7 +117,7 @@ fn groups(spec: &AttentionSpec, rows: std::ops::Range<usize>, kv_head: usize) ->
             for p in p0..p1 {
                 for h in heads.clone() {
                     group.at.push((start + p, kv_head * per_kv + h));
-                    group.visible.push(if causal { p + 1 } else { len });
+                    group.visible.push(if causal { before + p + 1 } else { len });
                 }
             }
             group
@@ -131,10 +145,10 @@ pub(crate) fn forward(spec: &AttentionSpec, q: &[f32], k: &[f32], v: &[f32], out
         let mut scratch = Scratch::default();
         for task in tasks {
             let (seq, head) = (task / spec.n_kv_heads, task % spec.n_kv_heads);
-            let rows = spec.offsets[seq]..spec.offsets[seq + 1];
-            let blocks = HeadBlocks::gather(k, v, spec, rows.clone(), head);
+            let rows = spec.keys(seq);
             let stride = rows.len().div_ceil(LANES) * LANES;
-            for group in groups(spec, rows, head) {
+            let blocks = HeadBlocks::gather(k, v, spec, rows, head);
+            for group in groups(spec, seq, head) {
                 load_rows(q, spec, &group, spec.scale(), &mut scratch.q);
                 scratch.out.resize(scratch.q.len(), 0.0);
                 let (kb, vb) = (|b| blocks.block(&blocks.k_t, b), |b| blocks.block(&blocks.v, b));
@@ -201,7 +215,7 @@ impl CustomOp3 for Attention {
 fn head_backward(spec: &AttentionSpec, seq: usize, head: usize, inputs: [&[f32]; 4], grads: [SharedMut<f32>; 3]) {
     let [q, k, v, gout] = inputs;
     let (d, hd) = (spec.head_dim, padded(spec.head_dim));
-    let rows = spec.offsets[seq]..spec.offsets[seq + 1];
+    let rows = spec.keys(seq);
     let start = rows.start;
     let n_blocks = rows.len().div_ceil(LANES);
     let stride = n_blocks * LANES;
@@ -211,7 +225,7 @@ fn head_backward(spec: &AttentionSpec, seq: usize, head: usize, inputs: [&[f32];
     let (mut gk_rows, mut gv_rows) = (vec![0f32; stride * hd], vec![0f32; stride * hd]);
     let (mut qs, mut gos) = (Vec::new(), Vec::new());
     let (mut probs, mut dprobs, mut out) = (Vec::new(), Vec::new(), Vec::new());
-    for group in groups(spec, rows.clone(), head) {
+    for group in groups(spec, seq, head) {
         let n = group.at.len();
         load_rows(q, spec, &group, spec.scale(), &mut qs);
         load_rows(gout, spec, &group, 1.0, &mut gos);
@@ -265,6 +279,7 @@ fn check(spec: &AttentionSpec, q: &Layout, k: &Layout, v: &Layout) -> Result<()>
         || !spec.n_heads.is_multiple_of(spec.n_kv_heads)
         || !ends_right
         || !ascending
+        || spec.queries.is_some()
     {
         candle_core::bail!("attention: q {:?}, k {:?}, v {:?} do not fit {spec:?}", q.shape(), k.shape(), v.shape());
     }

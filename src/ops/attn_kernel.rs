@@ -7,7 +7,7 @@
 use super::simd::{LANES, exp, max, multiversion, sum};
 
 /// Most query rows handled at once.
-pub const MAX_ROWS: usize = 8;
+pub const MAX_ROWS: usize = 24;
 
 /// head_dim rounded up to full vectors; layouts are padded with zeros.
 pub fn padded(head_dim: usize) -> usize {
@@ -119,56 +119,81 @@ multiversion! {
     }
 }
 
-/// Vectors whose chains run side by side: one alone would wait for its own last addition.
-const WIDE: usize = 4 * LANES;
+/// Columns of a tile, in vectors.
+const WIDE: usize = 4;
 
-/// to[0..16·V] += Σ_i weights(i) · rows(i)[0..16·V], in order of i.
+/// out[a][0..16·V] += Σ_i weights[a·across + i·along] · rows[i][0..16·V] for R rows of out, in order of i; rows of
+/// out and `rows` are `hd` apart.
 #[inline(always)]
-fn add_weighted<const V: usize>(to: &mut [f32], n: usize, weight: impl Fn(usize) -> f32, rows: &[f32], stride: usize) {
-    let (to, _) = to.as_chunks_mut::<LANES>();
-    let mut acc: [[f32; LANES]; V] = std::array::from_fn(|v| to[v]);
-    for i in 0..n {
-        let (w, (row, _)) = (weight(i), rows[i * stride..i * stride + V * LANES].as_chunks::<LANES>());
+fn add_tile<const R: usize, const V: usize>(
+    out: &mut [f32],
+    weights: &[f32],
+    (across, along): (usize, usize),
+    n: usize,
+    rows: &[f32],
+    hd: usize,
+) {
+    let mut acc = [[[0f32; LANES]; V]; R];
+    for a in 0..R {
+        let (from, _) = out[a * hd..a * hd + V * LANES].as_chunks::<LANES>();
         for v in 0..V {
-            for l in 0..LANES {
-                acc[v][l] = w.mul_add(row[v][l], acc[v][l]);
+            acc[a][v] = from[v];
+        }
+    }
+    for i in 0..n {
+        let (row, _) = rows[i * hd..i * hd + V * LANES].as_chunks::<LANES>();
+        for a in 0..R {
+            let w = weights[a * across + i * along];
+            for v in 0..V {
+                for l in 0..LANES {
+                    acc[a][v][l] = w.mul_add(row[v][l], acc[a][v][l]);
+                }
             }
         }
     }
-    to[..V].copy_from_slice(&acc);
+    for a in 0..R {
+        out[a * hd..a * hd + V * LANES].copy_from_slice(acc[a].as_flattened());
+    }
 }
 
-/// The same for `width` columns, a multiple of 16.
+/// `add_tile` for `m` rows of `hd` columns, a multiple of 16: tiles of four rows, so that what is read of `rows`
+/// serves four sums.
 #[inline(always)]
-fn add_weighted_rows(to: &mut [f32], n: usize, weight: impl Fn(usize) -> f32, rows: &[f32], stride: usize) {
-    let (width, mut c) = (to.len(), 0);
-    while c + WIDE <= width {
-        add_weighted::<4>(&mut to[c..c + WIDE], n, &weight, &rows[c..], stride);
-        c += WIDE;
-    }
-    while c < width {
-        add_weighted::<1>(&mut to[c..c + LANES], n, &weight, &rows[c..], stride);
-        c += LANES;
+fn add_product(out: &mut [f32], m: usize, weights: &[f32], at: (usize, usize), n: usize, rows: &[f32], hd: usize) {
+    let mut a = 0;
+    while a < m {
+        let (out, weights, mut c) = (&mut out[a * hd..], &weights[a * at.0..], 0);
+        while c + WIDE * LANES <= hd {
+            match m - a {
+                1 => add_tile::<1, WIDE>(&mut out[c..], weights, at, n, &rows[c..], hd),
+                2 => add_tile::<2, WIDE>(&mut out[c..], weights, at, n, &rows[c..], hd),
+                3 => add_tile::<3, WIDE>(&mut out[c..], weights, at, n, &rows[c..], hd),
+                _ => add_tile::<4, WIDE>(&mut out[c..], weights, at, n, &rows[c..], hd),
+            }
+            c += WIDE * LANES;
+        }
+        while c < hd {
+            for r in 0..(m - a).min(4) {
+                add_tile::<1, 1>(&mut out[r * hd + c..], &weights[r * at.0..], at, n, &rows[c..], hd);
+            }
+            c += LANES;
+        }
+        a += 4;
     }
 }
 
 multiversion! {
     /// out[r] += Σ_j p[r][at + j] · rows[j], for the 16 rows of one block, in key order.
     pub fn mix_block(p: &[f32], rows: &[f32], hd: usize, at: usize, stride: usize, out: &mut [f32]) {
-        for (r, out) in out.chunks_exact_mut(hd).enumerate() {
-            let p = &p[r * stride + at..r * stride + at + LANES];
-            add_weighted_rows(out, LANES, |j| p[j], rows, hd);
-        }
+        let m = out.len() / hd;
+        add_product(out, m, &p[at..], (stride, 1), LANES, rows, hd);
     }
 }
 
 multiversion! {
     /// rows[j] += Σ_r p[r][at + j] · x[r]: the transposed product, for gradients of keys and values.
     pub fn spread_block(p: &[f32], x: &[f32], hd: usize, at: usize, stride: usize, rows: &mut [f32]) {
-        let n = x.len() / hd;
-        for (j, row) in rows.chunks_exact_mut(hd).enumerate().take(LANES) {
-            add_weighted_rows(row, n, |r| p[r * stride + at + j], x, hd);
-        }
+        add_product(rows, LANES, &p[at..], (1, stride), x.len() / hd, x, hd);
     }
 }
 

@@ -7,15 +7,21 @@ use std::cell::RefCell;
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
-use super::gemm::{MR, NR, WeightLayout, on_tile, pack_into, panel_rows};
+use super::gemm::{Ahead, MR, NR, WeightLayout, on_tile, pack_into, panel_rows};
+use super::low_rank::{Beside, LowRank};
 use super::par::{SharedMut, split, split_panels};
 use super::pool;
+use super::product::NARROW_ROWS;
 use super::simd::multiversion;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Isa, isa};
 
 /// Depth per pass, in pairs: a panel slice of 1024 × NR × 4 bytes = 256 KiB stays in the L2 cache.
 const KC: usize = 1024;
+/// From so many rows on threads share rows, not panels.
+const ROWS_APART: usize = 192;
+/// Rounded rows at hand while all panels pass: half of a usual L2 cache.
+const ROUNDED_BYTES: usize = 512 << 10;
 
 /// A weight matrix [m, k] as ⌈m/64⌉ panels of [⌈k/2⌉, 64] pairs of neighbours along k, zero-padded.
 #[derive(Debug)]
@@ -69,26 +75,89 @@ impl PackedBf16 {
         self.panels.len() * size_of::<u32>()
     }
 
-    /// y [n, m] = x [n, k] · Wᵀ. With `add` what y holds is where each sum begins.
-    pub fn matmul(&self, x: &[f32], y: &mut [f32], n: usize, add: bool) {
+    /// y [n, m] = x [n, k] · Wᵀ, plus a low-rank term of the unrounded x. With `add` what y holds is where each sum
+    /// begins.
+    pub fn matmul(&self, x: &[f32], y: &mut [f32], n: usize, add: bool, beside: Option<Beside<'_>>) {
         let (m, k) = (self.m, self.k);
         assert!(x.len() == n * k && y.len() == n * m, "matmul sizes");
-        let pairs = k.div_ceil(2);
-        if pairs == 0 || n == 0 {
+        if k == 0 || n == 0 {
             if !add {
                 y.fill(0.0);
             }
             return;
         }
-        // f32 buffers of the pool stand for pairs: both are 32 bits of anything.
-        let mut rounded = pool::take(if native() { n * pairs } else { n * k });
-        round_rows(x, &mut rounded, k);
-        let shared = SharedMut::new(y);
-        split_panels(m.div_ceil(NR), n.div_ceil(MR), n * m * k, |p, tiles| {
-            let rows = tiles.start * MR..(tiles.end * MR).min(n);
-            self.rows(&self.panels[p * pairs * NR..(p + 1) * pairs * NR], &rounded, shared, rows, p * NR, add);
+        let (term, rank, inner) = match beside {
+            Some(Beside { term, inner }) => (Some(term), term.rank, inner),
+            None => (None, 0, Default::default()),
+        };
+        assert_eq!(inner.len(), n * rank, "inner values");
+        let (y, inner) = (SharedMut::new(y), SharedMut::new(inner));
+        let width = if native() { k.div_ceil(2) } else { k };
+        let (tiles, panels, work) = (n.div_ceil(MR), m.div_ceil(NR), n * m * k);
+        if n < ROWS_APART {
+            // f32 buffers of the pool stand for pairs: both are 32 bits of anything.
+            let mut rounded = pool::take(n * width);
+            // SAFETY: nobody else has begun.
+            let inner = unsafe { inner.slice(0, n * rank) };
+            self.prepare(x, &mut rounded, term, inner);
+            split_panels(panels, tiles, work, |p, tiles| {
+                self.panel(p, &rounded, y, tiles.start * MR..(tiles.end * MR).min(n), add, term, inner);
+            });
+            return pool::give(rounded);
+        }
+        // Runs of rows: what is read of x and written of y stays in the cache until all is done with it.
+        let most = (ROUNDED_BYTES / size_of::<f32>() / width / MR).max(1);
+        split_panels(1, tiles, work, |_, run| {
+            let chunks = run.len().div_ceil(most);
+            for c in 0..chunks {
+                let tiles = run.start + run.len() * c / chunks..run.start + run.len() * (c + 1) / chunks;
+                let rows = tiles.start * MR..(tiles.end * MR).min(n);
+                // SAFETY: disjoint runs of rows.
+                let (y, inner) = unsafe {
+                    (y.slice(rows.start * m, rows.len() * m), inner.slice(rows.start * rank, rows.len() * rank))
+                };
+                let mut rounded = pool::take(rows.len() * width);
+                self.prepare(&x[rows.start * k..rows.end * k], &mut rounded, term, inner);
+                let y = SharedMut::new(y);
+                for p in 0..panels {
+                    self.panel(p, &rounded, y, 0..rows.len(), add, term, inner);
+                }
+                pool::give(rounded);
+            }
         });
-        pool::give(rounded);
+    }
+
+    /// What panels need of some rows: x rounded, and the term's inner values.
+    fn prepare(&self, x: &[f32], rounded: &mut [f32], term: Option<&LowRank>, inner: &mut [f32]) {
+        let (k, n) = (self.k, x.len() / self.k);
+        let (width, rank) = (rounded.len() / n, inner.len() / n);
+        for r0 in (0..n).step_by(NARROW_ROWS) {
+            let rows = r0..(r0 + NARROW_ROWS).min(n);
+            let x = &x[rows.start * k..rows.end * k];
+            round_rows(x, &mut rounded[rows.start * width..rows.end * width], k);
+            if let Some(term) = term {
+                term.inner(x, &mut inner[rows.start * rank..rows.end * rank]);
+            }
+        }
+    }
+
+    /// `rows` of the rounded x times panel `p`, and the term's share of these columns, into y.
+    #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
+    fn panel(
+        &self,
+        p: usize,
+        x: &[f32],
+        y: SharedMut<f32>,
+        rows: std::ops::Range<usize>,
+        add: bool,
+        term: Option<&LowRank>,
+        inner: &[f32],
+    ) {
+        let pairs = self.k.div_ceil(2);
+        self.rows(&self.panels[p * pairs * NR..(p + 1) * pairs * NR], x, y, rows.clone(), p * NR, add);
+        if let Some(term) = term {
+            term.add_panel(p, inner, y, rows);
+        }
     }
 
     /// `rows` of the rounded x times one panel into columns `c0..` of y.
@@ -121,14 +190,14 @@ impl PackedBf16 {
             let depth = KC.min(pairs - k0);
             let fresh = k0 == 0 && !add;
             let slice = &panel[k0 * NR..(k0 + depth) * NR];
-            for r in rows.clone().step_by(MR) {
-                let mr = MR.min(rows.end - r);
+            for (t, r) in rows.clone().step_by(MR).enumerate() {
+                let (mr, ahead) = (MR.min(rows.end - r), Ahead::of(t, rows.len()));
                 let x = &x[r * pairs + k0..(r + mr - 1) * pairs + k0 + depth];
                 // SAFETY: this task alone owns rows × columns of this panel; `native` has checked the features; x
                 // holds mr rows of pairs.
                 unsafe {
                     on_tile(y, r * m + c0, m, mr, cols, fresh, |to, width| {
-                        avx512::tile_of(mr, slice.as_ptr(), x.as_ptr().cast(), pairs, depth, to, width, fresh);
+                        avx512::tile_of(mr, slice.as_ptr(), x.as_ptr().cast(), pairs, depth, ahead, to, width, fresh);
                     });
                 }
             }
@@ -138,24 +207,18 @@ impl PackedBf16 {
 
 /// Rows of k numbers as rows of pairs, or, where the processor cannot multiply those, as rounded f32.
 fn round_rows(x: &[f32], to: &mut [f32], k: usize) {
-    let width = if native() { k.div_ceil(2) } else { k };
-    let out = SharedMut::new(to);
-    split(x.len() / k, x.len(), |rows| {
-        for r in rows {
-            let x = &x[r * k..(r + 1) * k];
-            // SAFETY: one row per r.
-            let to = unsafe { out.slice(r * width, width) };
-            #[cfg(target_arch = "x86_64")]
-            if native() {
-                // SAFETY: `native` has checked the features.
-                unsafe { avx512::round(x, to) };
-                continue;
-            }
-            let mut half = vec![bf16::ZERO; k];
-            half.convert_from_f32_slice(x);
-            half.convert_to_f32_slice(to);
+    let width = to.len() / (x.len() / k);
+    for (x, to) in x.chunks_exact(k).zip(to.chunks_exact_mut(width)) {
+        #[cfg(target_arch = "x86_64")]
+        if native() {
+            // SAFETY: `native` has checked the features.
+            unsafe { avx512::round(x, to) };
+            continue;
         }
-    });
+        let mut half = vec![bf16::ZERO; k];
+        half.convert_from_f32_slice(x);
+        half.convert_to_f32_slice(to);
+    }
 }
 
 multiversion! {
@@ -174,7 +237,7 @@ multiversion! {
 mod avx512 {
     use std::arch::x86_64::*;
 
-    use super::NR;
+    use super::{Ahead, NR};
 
     /// Rounds a row to nearest even, two numbers to a place; an odd last one is paired with zero.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
@@ -204,6 +267,7 @@ mod avx512 {
         x: *const i32,
         stride: usize,
         depth: usize,
+        ahead: Ahead,
         out: *mut f32,
         width: usize,
         fresh: bool,
@@ -211,22 +275,24 @@ mod avx512 {
         // SAFETY: as the caller's.
         unsafe {
             match mr {
-                1 => tile::<1>(panel, x, stride, depth, out, width, fresh),
-                2 => tile::<2>(panel, x, stride, depth, out, width, fresh),
-                3 => tile::<3>(panel, x, stride, depth, out, width, fresh),
-                4 => tile::<4>(panel, x, stride, depth, out, width, fresh),
-                5 => tile::<5>(panel, x, stride, depth, out, width, fresh),
-                _ => tile::<6>(panel, x, stride, depth, out, width, fresh),
+                1 => tile::<1>(panel, x, stride, depth, ahead, out, width, fresh),
+                2 => tile::<2>(panel, x, stride, depth, ahead, out, width, fresh),
+                3 => tile::<3>(panel, x, stride, depth, ahead, out, width, fresh),
+                4 => tile::<4>(panel, x, stride, depth, ahead, out, width, fresh),
+                5 => tile::<5>(panel, x, stride, depth, ahead, out, width, fresh),
+                _ => tile::<6>(panel, x, stride, depth, ahead, out, width, fresh),
             }
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
     #[target_feature(enable = "avx512f,avx512bf16")]
     unsafe fn tile<const R: usize>(
         panel: *const u32,
         x: *const i32,
         stride: usize,
         depth: usize,
+        ahead: Ahead,
         out: *mut f32,
         width: usize,
         fresh: bool,
@@ -241,8 +307,17 @@ mod avx512 {
                     }
                 }
             }
+            let mut asks = ahead.first;
             for kk in 0..depth {
                 let p = panel.add(kk * NR);
+                if kk == asks {
+                    let next = p.wrapping_add(depth * NR);
+                    _mm_prefetch::<_MM_HINT_T1>(next.cast());
+                    _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(16).cast());
+                    _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(32).cast());
+                    _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(48).cast());
+                    asks += ahead.every;
+                }
                 // No closures here: they would not surely be compiled for these instructions.
                 let w0: __m512bh = std::mem::transmute(_mm512_loadu_si512(p.cast()));
                 let w1: __m512bh = std::mem::transmute(_mm512_loadu_si512(p.add(16).cast()));
@@ -276,14 +351,14 @@ mod tests {
 
     #[test]
     fn is_the_product_of_the_rounded_numbers_in_any_company() {
-        for (n, m, k) in [(1, 1, 1), (1, 70, 33), (7, 130, 1500), (13, 64, 17), (40, 200, 4100)] {
+        for (n, m, k) in [(1, 1, 1), (1, 70, 33), (7, 130, 1500), (13, 64, 17), (40, 200, 4100), (260, 70, 40), (200, 64, 4100)] {
             let (w, x) = (noise(m * k, 3), noise(n * k, 5));
             let packed = PackedBf16::pack(&w, m, k, WeightLayout::OutIn);
             let mut y = vec![f32::NAN; n * m];
-            packed.matmul(&x, &mut y, n, false);
+            packed.matmul(&x, &mut y, n, false, None);
             for r in 0..n {
                 let mut alone = vec![f32::NAN; m];
-                packed.matmul(&x[r * k..(r + 1) * k], &mut alone, 1, false);
+                packed.matmul(&x[r * k..(r + 1) * k], &mut alone, 1, false, None);
                 assert_eq!(alone, y[r * m..(r + 1) * m], "row {r} of {n}×{m}×{k}");
                 for c in 0..m {
                     let products = (0..k).map(|i| rounded(x[r * k + i]) * rounded(w[c * k + i]));
@@ -301,11 +376,11 @@ mod tests {
         let packed = PackedBf16::pack(&noise(m * k, 1), m, k, WeightLayout::InOut);
         let x = noise(n * k, 2);
         let (mut fresh, mut onto) = (vec![0f32; n * m], vec![0f32; n * m]);
-        packed.matmul(&x, &mut fresh, n, false);
-        packed.matmul(&x, &mut onto, n, true);
+        packed.matmul(&x, &mut fresh, n, false, None);
+        packed.matmul(&x, &mut onto, n, true, None);
         assert_eq!(fresh, onto, "beginning at zero");
         onto.fill(1.0);
-        packed.matmul(&x, &mut onto, n, true);
+        packed.matmul(&x, &mut onto, n, true, None);
         for (a, b) in fresh.iter().zip(&onto) {
             assert!((a + 1.0 - b).abs() <= 1e-4, "{a} {b}");
         }

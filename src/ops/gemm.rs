@@ -3,6 +3,7 @@
 //! rows, threads or the instruction set: a row's result never depends on its company in the batch.
 
 use super::par::{SharedMut, split};
+use super::simd::{LANES, multiversion, prefetch};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Isa, isa};
 
@@ -121,17 +122,29 @@ pub(super) fn pack_panel(panel: &mut [f32], w: &[f32], first: usize, m: usize, k
 pub(super) fn pack_panel_in_out(panel: &mut [f32], w: &[f32], first: usize, m: usize) {
     let cols = NR.min(m - first);
     if cols == NR {
-        // A length known at compile time is copied in place.
-        for (to, from) in panel.as_chunks_mut::<NR>().0.iter_mut().zip(w.chunks_exact(m)) {
-            if let Some(from) = from[first..].first_chunk() {
-                *to = *from;
-            }
-        }
-        return;
+        return copy_columns(panel, w, first, m);
     }
     for (to, from) in panel.chunks_exact_mut(NR).zip(w.chunks_exact(m)) {
         to[..cols].copy_from_slice(&from[first..first + cols]);
         to[cols..].fill(0.0);
+    }
+}
+
+multiversion! {
+    /// Columns `first..first + 64` of w [k, m] to a panel, rows far apart in memory asked for in time.
+    fn copy_columns(panel: &mut [f32], w: &[f32], first: usize, m: usize) {
+        const AHEAD: usize = 12;
+        for (kk, to) in panel.as_chunks_mut::<NR>().0.iter_mut().enumerate() {
+            for c in 0..NR / LANES {
+                prefetch(w, (kk + AHEAD) * m + first + c * LANES);
+            }
+            let from = &w[kk * m + first..kk * m + first + NR];
+            for c in 0..NR / LANES {
+                for l in 0..LANES {
+                    to[c * LANES + l] = from[c * LANES + l];
+                }
+            }
+        }
     }
 }
 
@@ -158,6 +171,22 @@ pub fn matmul_packed(panels: &[f32], x: &[f32], y: &mut [f32], n: usize, m: usiz
     });
 }
 
+/// Which rows of the panel that lies behind this one a tile asks for: a few rows of x are done with a panel before
+/// the next has come from memory by itself.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    pub first: usize,
+    pub every: usize,
+}
+
+impl Ahead {
+    /// For tile `t` of those of `rows` rows: together they ask for all, or, where they are many, for nothing.
+    pub fn of(t: usize, rows: usize) -> Self {
+        let tiles = rows.div_ceil(MR);
+        Self { first: if (2..=8).contains(&tiles) { t } else { usize::MAX }, every: tiles }
+    }
+}
+
 /// `rows` of x times one panel into columns `c0..` of y; `add` goes on from what y holds.
 #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
 pub(super) fn panel_rows(
@@ -175,17 +204,16 @@ pub(super) fn panel_rows(
         let depth = KC.min(k - k0);
         let fresh = k0 == 0 && !add;
         let slice = &panel[k0 * NR..(k0 + depth) * NR];
-        let mut r = rows.start;
-        while r < rows.end {
+        for (t, r) in rows.clone().step_by(MR).enumerate() {
             let mr = MR.min(rows.end - r);
             let x = &x[r * k + k0..];
+            let ahead = Ahead::of(t, rows.len());
             // SAFETY: this task alone owns rows × columns of this panel.
             unsafe {
                 on_tile(y, r * m + c0, m, mr, cols, fresh, |to, width| {
-                    micro(slice, x, k, mr, depth, to, width, fresh);
+                    micro(slice, x, k, mr, depth, ahead, to, width, fresh);
                 });
             }
-            r += mr;
         }
     }
 }
@@ -230,6 +258,7 @@ unsafe fn micro(
     stride: usize,
     mr: usize,
     depth: usize,
+    ahead: Ahead,
     out: *mut f32,
     width: usize,
     fresh: bool,
@@ -240,12 +269,12 @@ unsafe fn micro(
     unsafe {
         let (panel, x) = (panel.as_ptr(), x.as_ptr());
         match (isa(), mr) {
-            (Isa::Avx512, 1) => return avx512::tile::<1>(panel, x, stride, depth, out, width, fresh),
-            (Isa::Avx512, 2) => return avx512::tile::<2>(panel, x, stride, depth, out, width, fresh),
-            (Isa::Avx512, 3) => return avx512::tile::<3>(panel, x, stride, depth, out, width, fresh),
-            (Isa::Avx512, 4) => return avx512::tile::<4>(panel, x, stride, depth, out, width, fresh),
-            (Isa::Avx512, 5) => return avx512::tile::<5>(panel, x, stride, depth, out, width, fresh),
-            (Isa::Avx512, _) => return avx512::tile::<6>(panel, x, stride, depth, out, width, fresh),
+            (Isa::Avx512, 1) => return avx512::tile::<1>(panel, x, stride, depth, ahead, out, width, fresh),
+            (Isa::Avx512, 2) => return avx512::tile::<2>(panel, x, stride, depth, ahead, out, width, fresh),
+            (Isa::Avx512, 3) => return avx512::tile::<3>(panel, x, stride, depth, ahead, out, width, fresh),
+            (Isa::Avx512, 4) => return avx512::tile::<4>(panel, x, stride, depth, ahead, out, width, fresh),
+            (Isa::Avx512, 5) => return avx512::tile::<5>(panel, x, stride, depth, ahead, out, width, fresh),
+            (Isa::Avx512, _) => return avx512::tile::<6>(panel, x, stride, depth, ahead, out, width, fresh),
             (Isa::Avx2, _) => return avx2::tile(panel, x, stride, mr, depth, out, width, fresh),
             (Isa::Portable, _) => {}
         }
@@ -268,7 +297,7 @@ unsafe fn micro(
 mod avx512 {
     use std::arch::x86_64::*;
 
-    use super::NR;
+    use super::{Ahead, NR};
 
     /// A 16 × 16 block in registers: neighbouring rows are interleaved in pairs, fours, and twice by quarters.
     #[target_feature(enable = "avx512f")]
@@ -312,11 +341,13 @@ mod avx512 {
     }
 
     #[target_feature(enable = "avx512f")]
+    #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
     pub unsafe fn tile<const R: usize>(
         panel: *const f32,
         x: *const f32,
         stride: usize,
         depth: usize,
+        ahead: Ahead,
         out: *mut f32,
         width: usize,
         fresh: bool,
@@ -331,8 +362,17 @@ mod avx512 {
                     }
                 }
             }
+            let mut asks = ahead.first;
             for kk in 0..depth {
                 let p = panel.add(kk * NR);
+                if kk == asks {
+                    let next = p.wrapping_add(depth * NR);
+                    _mm_prefetch::<_MM_HINT_T1>(next.cast());
+                    _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(16).cast());
+                    _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(32).cast());
+                    _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(48).cast());
+                    asks += ahead.every;
+                }
                 // Weights come from memory once per token: fetch ahead of the hardware's own guess.
                 if R <= 2 {
                     _mm_prefetch::<_MM_HINT_T0>(p.add(16 * NR).cast());

@@ -9,6 +9,7 @@ use super::bf16::PackedBf16;
 pub use super::gemm::WeightLayout;
 use super::gemm::{PackedF32, matmul_packed, pack_into};
 use super::gemm16::{HalfKind, PackedHalf};
+use super::low_rank::Beside;
 use super::product::{Dims, product, product_transposed};
 use super::q4::{PackedQ4, Q4Kind};
 use super::q8::PackedQ8;
@@ -172,29 +173,45 @@ impl Weight {
         Dims { n, m, k }
     }
 
-    /// y [n, out] = x [n, in] · Wᵀ on plain slices; the same bits as `apply`.
-    pub(crate) fn forward(&self, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
+    /// y [n, out] = x [n, in] · Wᵀ on plain slices, the same bits as `apply`; plus an adapter's term.
+    pub(crate) fn forward(&self, x: &[f32], y: &mut [f32], n: usize, beside: Option<Beside<'_>>) -> Result<()> {
         match self {
             Self::Dense(w, layout) => product(x, &read(w)?, *layout, y, self.dims(n), false),
             Self::Packed { packed, .. } => packed.matmul(x, y, n),
-            Self::Half { packed, .. } => packed.matmul(x, y, n, false),
+            Self::Half { packed, .. } => {
+                packed.matmul(x, y, n, false, beside);
+                return Ok(());
+            }
             Self::Served(matrix) => matrix.matmul(x, y, n),
+        }
+        if let Some(beside) = beside {
+            beside.add(x, y, n);
         }
         Ok(())
     }
 
-    /// gx [n, in] (+)= gy [n, out] · W.
-    pub(crate) fn backward_input(&self, gy: &[f32], gx: &mut [f32], n: usize, add: bool) -> Result<()> {
+    /// gx [n, in] (+)= gy [n, out] · W, plus what passes an adapter.
+    pub(crate) fn backward_input(
+        &self,
+        gy: &[f32],
+        gx: &mut [f32],
+        n: usize,
+        add: bool,
+        beside: Option<Beside<'_>>,
+    ) -> Result<()> {
         let layout = match self {
             Self::Dense(_, layout) | Self::Packed { dense: Some((_, layout)), .. } => layout.flipped(),
             Self::Half { back: Some(back), .. } => {
-                back.matmul(gy, gx, n, add);
+                back.matmul(gy, gx, n, add, beside);
                 return Ok(());
             }
             _ => candle_core::bail!("linear: the weight was loaded for serving only, no gradient passes it"),
         };
         let Dims { m, k, .. } = self.dims(n);
         product(gy, &read(self.dense()?)?, layout, gx, Dims { n, m: k, k: m }, add);
+        if let Some(beside) = beside {
+            beside.add(gy, gx, n);
+        }
         Ok(())
     }
 
@@ -209,12 +226,21 @@ impl Weight {
     }
 
     /// The natural tensor, if it was kept.
-    pub fn dense(&self) -> Result<&Tensor> {
+    pub fn natural(&self) -> Option<&Tensor> {
         match self {
-            Self::Dense(w, _) | Self::Packed { dense: Some((w, _)), .. } => Ok(w),
-            Self::Packed { dense: None, .. } | Self::Half { .. } | Self::Served(_) => {
-                candle_core::bail!("this weight was loaded for serving only")
-            }
+            Self::Dense(w, _) | Self::Packed { dense: Some((w, _)), .. } => Some(w),
+            Self::Packed { dense: None, .. } | Self::Half { .. } | Self::Served(_) => None,
+        }
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// When it was not kept.
+    pub fn dense(&self) -> Result<&Tensor> {
+        match self.natural() {
+            Some(w) => Ok(w),
+            None => candle_core::bail!("this weight was loaded for serving only"),
         }
     }
 }
@@ -283,7 +309,7 @@ impl Weight {
         let n = gy.dim(0)?;
         let k = self.dims(n).k;
         let mut gx = buffer(n * k);
-        self.backward_input(&read(&gy.contiguous()?)?, &mut gx, n, false)?;
+        self.backward_input(&read(&gy.contiguous()?)?, &mut gx, n, false, None)?;
         tensor(gx, (n, k))
     }
 }
@@ -304,7 +330,7 @@ impl CustomOp1 for Frozen {
             candle_core::bail!("linear: input has {k} columns, weight has {width}");
         }
         let mut y = buffer(n * m);
-        self.0.forward(x, &mut y, n)?;
+        self.0.forward(x, &mut y, n, None)?;
         Ok(storage(y, (n, m)))
     }
 

@@ -12,6 +12,7 @@ pub mod gemm;
 pub mod gemm16;
 pub mod grad;
 pub mod linear;
+pub mod low_rank;
 pub mod norm;
 pub mod par;
 pub mod plain;

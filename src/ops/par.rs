@@ -6,12 +6,13 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 /// Multiply-adds below which waking a thread costs more than it brings.
-const WORTH_A_THREAD: usize = 32 * 1024;
+const WORTH_A_THREAD: usize = 128 * 1024;
 
 /// For a process that only trains, from its one busy thread: that thread becomes one of the compute threads, so
 /// that it need not hand every piece of work over and sleep until it is done; and memory of the sizes that
 /// kernels take thousands of times a step stays with the process instead of going back to the system each time.
 pub fn settle() {
+    super::pool::keep_all();
     // Refused where the pool exists already: work is then handed over.
     let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

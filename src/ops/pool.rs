@@ -2,6 +2,7 @@
 //! and fresh memory from the system costs a page fault for every 4 KiB.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
 
@@ -9,6 +10,15 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
 static FREE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 /// Smaller buffers are left to the allocator.
 const WORTH_KEEPING: usize = 4096;
+/// Values in all free buffers together, and how many there may be: a server's steps come in many sizes, and what one
+/// left need not fit the next.
+static KEPT: AtomicUsize = AtomicUsize::new(0);
+static LIMIT: AtomicUsize = AtomicUsize::new(16 << 20);
+
+/// Keeps whatever comes: for a process that does one kind of work over and over.
+pub fn keep_all() {
+    LIMIT.store(usize::MAX, Ordering::Relaxed);
+}
 
 /// A buffer of `len` values of any content: the caller writes all of them.
 pub fn take(len: usize) -> Vec<f32> {
@@ -16,7 +26,11 @@ pub fn take(len: usize) -> Vec<f32> {
         let mut free = FREE.lock().unwrap_or_else(|e| e.into_inner());
         let at = free.partition_point(|b| b.capacity() < len);
         // Never a much larger one: it would be missing where it fits.
-        (at < free.len() && free[at].capacity() <= len + len / 4).then(|| free.remove(at))
+        let fits = at < free.len() && free[at].capacity() <= len + len / 4;
+        fits.then(|| {
+            KEPT.fetch_sub(free[at].capacity(), Ordering::Relaxed);
+            free.remove(at)
+        })
     });
     match found.flatten() {
         Some(mut buffer) => {
@@ -29,9 +43,11 @@ pub fn take(len: usize) -> Vec<f32> {
 
 /// Gives a buffer back.
 pub fn give(buffer: Vec<f32>) {
-    if buffer.capacity() >= WORTH_KEEPING {
+    let size = buffer.capacity();
+    if size >= WORTH_KEEPING && size <= LIMIT.load(Ordering::Relaxed).saturating_sub(KEPT.load(Ordering::Relaxed)) {
         let mut free = FREE.lock().unwrap_or_else(|e| e.into_inner());
-        let at = free.partition_point(|b| b.capacity() < buffer.capacity());
+        KEPT.fetch_add(size, Ordering::Relaxed);
+        let at = free.partition_point(|b| b.capacity() < size);
         free.insert(at, buffer);
     }
 }
@@ -59,5 +75,7 @@ impl InplaceOp1 for Reclaim {
 
 /// Frees all that is not in use, where another kind of work begins.
 pub fn drain() {
-    FREE.lock().unwrap_or_else(|e| e.into_inner()).clear();
+    let mut free = FREE.lock().unwrap_or_else(|e| e.into_inner());
+    free.clear();
+    KEPT.store(0, Ordering::Relaxed);
 }

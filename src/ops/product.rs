@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use super::gemm::{MR, NR, WeightLayout, pack_panel, pack_panel_in_out, panel_rows, transpose_block};
 use super::par::{SharedMut, split, split_panels};
 use super::pool;
-use super::simd::{LANES, multiversion};
+use super::simd::{LANES, multiversion, prefetch};
 
 thread_local! {
     static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -58,96 +58,121 @@ pub fn product(a: &[f32], b: &[f32], layout: WeightLayout, out: &mut [f32], dims
 /// Few columns (adapters): panels of one vector, or most of each panel would be padding.
 fn narrow(a: &[f32], b: &[f32], layout: WeightLayout, out: &mut [f32], dims: Dims, add: bool) {
     let Dims { n, m, k } = dims;
-    let mut panel = vec![0f32; k * LANES];
     for c0 in (0..m).step_by(LANES) {
-        let cols = LANES.min(m - c0);
-        for (kk, row) in panel.chunks_exact_mut(LANES).enumerate() {
-            for (c, to) in row[..cols].iter_mut().enumerate() {
-                *to = match layout {
-                    WeightLayout::OutIn => b[(c0 + c) * k + kk],
-                    WeightLayout::InOut => b[kk * m + c0 + c],
-                };
-            }
-        }
+        let panel = narrow_panel(b, layout, m, k, c0);
         let shared = SharedMut::new(out);
-        split(n.div_ceil(NARROW_ROWS), n * cols * k, |tiles| {
-            for t in tiles {
-                let (r0, r1) = (t * NARROW_ROWS, ((t + 1) * NARROW_ROWS).min(n));
-                // SAFETY: one tile of rows per t.
-                let rows = unsafe { shared.slice(r0 * m, (r1 - r0) * m) };
-                narrow_tile(&a[r0 * k..r1 * k], &panel, rows, m, c0, k, add);
-            }
+        split(n.div_ceil(NARROW_ROWS), n * LANES.min(m - c0) * k, |tiles| {
+            let (r0, r1) = (tiles.start * NARROW_ROWS, (tiles.end * NARROW_ROWS).min(n));
+            // SAFETY: disjoint tiles of rows.
+            let rows = unsafe { shared.slice(r0 * m, (r1 - r0) * m) };
+            narrow_rows(&a[r0 * k..r1 * k], &panel, rows, m, c0, k, add);
         });
     }
 }
 
-const NARROW_ROWS: usize = 12;
-
-multiversion! {
-    /// Up to 12 rows of a [rows, k] times one panel [k, 16] into columns `c0..` of out [rows, m].
-    fn narrow_tile(a: &[f32], panel: &[f32], out: &mut [f32], m: usize, c0: usize, k: usize, add: bool) {
-        let rows = a.len() / k;
-        let cols = LANES.min(m - c0);
-        let mut acc = [[0f32; LANES]; NARROW_ROWS];
-        if add {
-            for (r, acc) in acc.iter_mut().enumerate().take(rows) {
-                acc[..cols].copy_from_slice(&out[r * m + c0..r * m + c0 + cols]);
+/// Rows `c0..c0 + 16` of `b` [m, k] (`OutIn`) or columns of `b` [k, m] as a panel [k, 16], zero-padded.
+pub(super) fn narrow_panel(b: &[f32], layout: WeightLayout, m: usize, k: usize, c0: usize) -> Vec<f32> {
+    let mut panel = vec![0f32; k * LANES];
+    let cols = LANES.min(m - c0);
+    match layout {
+        WeightLayout::OutIn => transpose_block(&b[c0 * k..], k, cols, k, &mut panel, LANES),
+        WeightLayout::InOut => {
+            for (to, from) in panel.chunks_exact_mut(LANES).zip(b.chunks_exact(m)) {
+                to[..cols].copy_from_slice(&from[c0..c0 + cols]);
             }
-        }
-        let (panel, _) = panel.as_chunks::<LANES>();
-        if rows == NARROW_ROWS {
-            for kk in 0..k {
-                let w = &panel[kk];
-                for r in 0..NARROW_ROWS {
-                    let x = a[r * k + kk];
-                    for l in 0..LANES {
-                        acc[r][l] = x.mul_add(w[l], acc[r][l]);
-                    }
-                }
-            }
-        } else {
-            for (r, acc) in acc.iter_mut().enumerate().take(rows) {
-                for kk in 0..k {
-                    let (x, w) = (a[r * k + kk], &panel[kk]);
-                    for l in 0..LANES {
-                        acc[l] = x.mul_add(w[l], acc[l]);
-                    }
-                }
-            }
-        }
-        for (r, acc) in acc.iter().enumerate().take(rows) {
-            out[r * m + c0..r * m + c0 + cols].copy_from_slice(&acc[..cols]);
         }
     }
+    panel
+}
+
+/// Rows that go through `narrow_rows` together.
+pub(super) const NARROW_ROWS: usize = 12;
+
+multiversion! {
+    /// The rows of a [·, k] times one panel [k, 16] into columns `c0..` of out [·, m].
+    pub(super) fn narrow_rows(a: &[f32], panel: &[f32], out: &mut [f32], m: usize, c0: usize, k: usize, add: bool) {
+        let (panel, rows, mut r) = (panel.as_chunks::<LANES>().0, a.len() / k, 0);
+        while r < rows {
+            let (a, out) = (&a[r * k..], &mut out[r * m..]);
+            // Fewer than four chains side by side would wait for their own last addition.
+            r += match rows - r {
+                NARROW_ROWS.. => narrow_tile::<NARROW_ROWS>(a, panel, out, m, c0, k, add),
+                8.. => narrow_tile::<8>(a, panel, out, m, c0, k, add),
+                4.. => narrow_tile::<4>(a, panel, out, m, c0, k, add),
+                _ => narrow_tile::<1>(a, panel, out, m, c0, k, add),
+            };
+        }
+    }
+}
+
+/// R rows of `narrow_rows`. Returns R.
+#[inline(always)]
+fn narrow_tile<const R: usize>(
+    a: &[f32],
+    panel: &[[f32; LANES]],
+    out: &mut [f32],
+    m: usize,
+    c0: usize,
+    k: usize,
+    add: bool,
+) -> usize {
+    let cols = LANES.min(m - c0);
+    let mut acc = [[0f32; LANES]; R];
+    if add {
+        for r in 0..R {
+            acc[r][..cols].copy_from_slice(&out[r * m + c0..r * m + c0 + cols]);
+        }
+    }
+    let a = &a[..R * k];
+    for kk in 0..k {
+        let w = &panel[kk];
+        for r in 0..R {
+            let x = a[r * k + kk];
+            for l in 0..LANES {
+                acc[r][l] = x.mul_add(w[l], acc[r][l]);
+            }
+        }
+    }
+    for r in 0..R {
+        out[r * m + c0..r * m + c0 + cols].copy_from_slice(&acc[r][..cols]);
+    }
+    R
 }
 
 /// Rows below which panels are read where they lie: packing would cost more than it saves.
 const THIN_ROWS: usize = 8;
 const THIN_COLUMNS: usize = 2 * LANES;
 
+/// Depth of one pass: so many rows of b are read side by side, each from front to back.
+const THIN_DEPTH: usize = 32;
+
 /// Few rows (gradients of adapters) of a [n, k] times b [k, m].
 fn thin(a: &[f32], b: &[f32], out: &mut [f32], dims: Dims, add: bool) {
     let Dims { n, m, k } = dims;
     let shared = SharedMut::new(out);
     split(m.div_ceil(THIN_COLUMNS), n * m * k, |strips| {
-        for c0 in strips.map(|s| s * THIN_COLUMNS) {
-            thin_strip(a, b, shared, dims, c0, add);
+        for k0 in (0..k).step_by(THIN_DEPTH) {
+            for c0 in strips.clone().map(|s| s * THIN_COLUMNS) {
+                thin_strip(a, b, shared, dims, c0, k0, add || k0 > 0);
+            }
         }
     });
 }
 
 multiversion! {
-    /// Columns `c0..c0 + 32` of `thin`.
-    fn thin_strip(a: &[f32], b: &[f32], out: SharedMut<f32>, dims: Dims, c0: usize, add: bool) {
+    /// Columns `c0..c0 + 32` and depth `k0..k0 + 32` of `thin`.
+    fn thin_strip(a: &[f32], b: &[f32], out: SharedMut<f32>, dims: Dims, c0: usize, k0: usize, add: bool) {
         let Dims { n, m, k } = dims;
-        let cols = THIN_COLUMNS.min(m - c0);
+        let (cols, depth) = (THIN_COLUMNS.min(m - c0), k0..(k0 + THIN_DEPTH).min(k));
         let mut acc = [[[0f32; LANES]; 2]; THIN_ROWS];
         for (r, acc) in acc.iter_mut().enumerate().take(if add { n } else { 0 }) {
             // SAFETY: one strip of columns per task.
             acc.as_flattened_mut()[..cols].copy_from_slice(unsafe { out.slice(r * m + c0, cols) });
         }
         if cols == THIN_COLUMNS && n == THIN_ROWS {
-            for kk in 0..k {
+            for kk in depth {
+                prefetch(b, (kk + THIN_DEPTH) * m + c0);
+                prefetch(b, (kk + THIN_DEPTH) * m + c0 + LANES);
                 let (row, _) = b[kk * m + c0..kk * m + c0 + THIN_COLUMNS].as_chunks::<LANES>();
                 for r in 0..THIN_ROWS {
                     let x = a[r * k + kk];
@@ -160,7 +185,7 @@ multiversion! {
         } else {
             for (r, acc) in acc.iter_mut().enumerate().take(n) {
                 let acc = acc.as_flattened_mut();
-                for kk in 0..k {
+                for kk in depth.clone() {
                     let (x, row) = (a[r * k + kk], &b[kk * m + c0..kk * m + c0 + cols]);
                     for (sum, w) in acc.iter_mut().zip(row) {
                         *sum = x.mul_add(*w, *sum);

@@ -61,6 +61,19 @@ macro_rules! multiversion {
 }
 pub(crate) use multiversion;
 
+/// Asks for the cache line of `x[at]`, where memory's own guess of what comes next would be wrong.
+#[inline(always)]
+pub fn prefetch(x: &[f32], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which may name any address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(at).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (x, at);
+}
+
 /// e^x by range reduction and a degree-6 polynomial (Cephes constants); relative error under 2e-7,
 /// exact 0 far below the smallest normal, vectorisable (no table, no branch).
 #[inline(always)]

@@ -11,7 +11,7 @@ use super::simd::{exp, max, multiversion};
 use super::{buffer, f32s, fused, plain, pool, read, storage, tensor};
 
 /// Of a trained matrix, logits of at most this many bytes are kept for its gradient instead of being rebuilt.
-const KEEP_BYTES: usize = 64 << 20;
+const KEEP_BYTES: usize = 160 << 20;
 /// Rows of logits held at once otherwise.
 const CHUNK_ROWS: usize = 384;
 
@@ -145,7 +145,7 @@ impl Op {
         let vocab = self.head.out_features();
         let n = z.len() / vocab;
         let d = x.len() / self.targets.len();
-        self.head.forward(&x[r0 * d..(r0 + n) * d], z, n)?;
+        self.head.forward(&x[r0 * d..(r0 + n) * d], z, n, None)?;
         let mut unused = Vec::new();
         let out = out.unwrap_or_else(|| {
             unused = vec![0f32; 2 * n];
@@ -185,7 +185,7 @@ impl Op {
             let z = &mut logits[..n * vocab];
             self.rows(x, r0, z, Some(&mut out[r0 * 2..(r0 + n) * 2]), self.slopes || keep)?;
             if self.slopes {
-                self.head.backward_input(z, &mut kept.slopes[r0 * d..(r0 + n) * d], n, false)?;
+                self.head.backward_input(z, &mut kept.slopes[r0 * d..(r0 + n) * d], n, false, None)?;
             }
         }
         if keep {

@@ -121,8 +121,9 @@ pub struct Picked {
 }
 
 impl Picked {
+    /// Nothing is read off the last token of a sequence, so it is not fed.
     pub fn new(sequences: &[&Sequence]) -> Self {
-        let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
+        let ids: Vec<&[u32]> = sequences.iter().map(|s| &s.ids[..s.ids.len() - 1]).collect();
         let batch = PackedBatch::new(&ids);
         let mut picked = Self { rows: Vec::new(), targets: Vec::new(), lengths: Vec::new(), batch };
         for (sequence, &offset) in sequences.iter().zip(&picked.batch.offsets) {
@@ -135,14 +136,12 @@ impl Picked {
 
     /// Hidden states of the picked rows `[n, d]`.
     pub fn hidden(&self, decoder: &Decoder) -> Result<Tensor> {
-        let hidden = decoder.forward(&self.batch)?;
-        hidden.index_select(&Tensor::new(self.rows.as_slice(), hidden.device())?, 0)
+        decoder.forward_tails(&self.batch, &self.lengths)
     }
 
     /// The same without gradient, whatever the decoder's variables are.
     pub fn hidden_frozen(&self, decoder: &Decoder) -> Result<Tensor> {
-        let hidden = decoder.forward_frozen(&self.batch)?;
-        hidden.index_select(&Tensor::new(self.rows.as_slice(), hidden.device())?, 0)
+        decoder.frozen_tails(&self.batch, &self.lengths)
     }
 
     /// Log-probs and entropies of the picked targets `[n]` at `temperature`.
@@ -171,7 +170,8 @@ mod tests {
     fn rows_sit_before_their_targets() {
         let (a, b) = (Sequence::new(&[10, 11], &[12, 13]), Sequence::new(&[20], &[21, 22]));
         let picked = Picked::new(&[&a, &b]);
-        assert_eq!(picked.rows, [1, 2, 4, 5]);
+        assert_eq!(picked.batch.ids, [10, 11, 12, 20, 21], "the last token predicts nothing");
+        assert_eq!(picked.rows, [1, 2, 3, 4]);
         assert_eq!(picked.targets, [12, 13, 21, 22]);
         assert_eq!(picked.lengths, [2, 2]);
     }

@@ -145,8 +145,16 @@ fn drive<A: Serialize>(
     };
     let shown: Vec<PromptInput> = prompts.iter().take(rl.sample_prompts).map(|p| p.prompt.clone()).collect();
     let samples = Samples::new(&texts, shown, rl.common.seed);
-    let sampler =
-        Sampler { args: &rl, texts: &texts, prompts: &prompts, reward: &reward, reference: &reference, group };
+    let sampler = Sampler {
+        args: &rl,
+        texts: &texts,
+        prompts: &prompts,
+        reward: &reward,
+        reference: &reference,
+        group,
+        // Beside all weights, their moments and those of a critic there would be no room for it.
+        recorded: rl.common.lora.as_ref().map(|_| policy.decoder()),
+    };
     let learner = Learner {
         args: &rl,
         algorithm: &algorithm,
@@ -196,7 +204,9 @@ fn drive<A: Serialize>(
             }
         }
         drop(behaviour);
-        pool::drain();
+        if sampler.recorded.is_none() {
+            pool::drain();
+        }
         let round = Round { reward: proxy, kl: mean_kl, gold: gold_mean };
         state.first.get_or_insert(round);
         state.last = Some(round);
@@ -213,7 +223,10 @@ fn drive<A: Serialize>(
         let mut experience = advantages(&algorithm, rollout, &kl, &sequence_kl, coef, &mut state.baseline)?;
         run.progress("train");
         let summary = learner.update(&mut run, &mut experience, coef)?;
-        pool::drain();
+        // What a recording takes is what an update leaves.
+        if sampler.recorded.is_none() {
+            pool::drain();
+        }
         state.kl.update(mean_kl, n);
 
         run.step += 1;

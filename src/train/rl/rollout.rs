@@ -7,8 +7,8 @@ use candle_core::{Device, Tensor};
 use super::critic::Critic;
 use super::rewards::{Item, Reward};
 use crate::data::PromptInput;
-use crate::generation::{GenParams, Warpers, generate};
-use crate::model::Decoder;
+use crate::generation::{GenParams, Warpers, generate_recorded};
+use crate::model::{Decoder, Recording};
 use crate::prompt::Texts;
 use crate::train::args::{MissingEos, RlCommon};
 use crate::train::meter::Stopwatch;
@@ -46,6 +46,8 @@ pub struct Rollout {
     /// The values [n] with their gradient, where the first update may go on from the pass that gave them: a critic
     /// of its own, and all sequences in one micro-batch of the only minibatch.
     pub critic_pass: Option<Tensor>,
+    /// The policy's own pass, likewise, as sampling made it.
+    pub recording: Option<Recording>,
     pub seconds: Seconds,
 }
 
@@ -80,6 +82,8 @@ pub struct Sampler<'a> {
     pub reference: &'a Decoder,
     /// Samples per prompt.
     pub group: usize,
+    /// What the samples will update, where sampling may leave its activations to the first update.
+    pub recorded: Option<&'a Decoder>,
 }
 
 impl Sampler<'_> {
@@ -120,12 +124,14 @@ impl Sampler<'_> {
             ..GenParams::default()
         };
         let mut watch = Stopwatch::start();
-        let samples = generate(policy, &prompts, &params, stop)?;
+        let mut recording = self.recording(&prompts);
+        let samples = generate_recorded(policy, &prompts, &params, recording.as_mut(), stop)?;
         if stop() {
             return Ok(None);
         }
         let generation = watch.lap();
-        let mut rollout = Rollout { seconds: Seconds { generation, ..Seconds::default() }, ..Rollout::default() };
+        let seconds = Seconds { generation, ..Seconds::default() };
+        let mut rollout = Rollout { seconds, recording, ..Rollout::default() };
         let mut hidden = Vec::new();
         for ((prompt, &index), sample) in prompts.iter().zip(&chosen).zip(samples) {
             rollout.texts.push((index, self.texts.text(&sample.ids)?));
@@ -173,6 +179,14 @@ impl Sampler<'_> {
         rollout.critic_pass = Some(pass);
         rollout.seconds.reference += watch.lap();
         Ok(())
+    }
+
+    /// Where one pass over all sequences will be the first update's, whatever their lengths turn out to be.
+    fn recording(&self, prompts: &[Vec<u32>]) -> Option<Recording> {
+        let (lengths, response): (Vec<usize>, _) = (prompts.iter().map(Vec::len).collect(), self.args.response_length);
+        let most = lengths.iter().map(|n| n + response).sum::<usize>();
+        let one = self.args.minibatches == 1 && most <= self.args.common.micro_batch_tokens;
+        Recording::new(self.recorded.filter(|_| one)?, &lengths, response)
     }
 
     /// The order of all sequences in the one pass that both the values and the first update need; `None` where

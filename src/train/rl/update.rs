@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use super::Algorithm;
 use super::critic::Critic;
 use super::rollout::Rollout;
+use crate::model::Recording;
 use crate::objective::{Stats, causal_lm, grpo, ppo, reinforce};
 use crate::train::args::{PpoArgs, RlCommon};
 use crate::train::meter::Stopwatch;
@@ -91,8 +92,8 @@ impl Learner<'_> {
                 // Sizes differ by at most one, and no response is left out.
                 let minibatch = &order[part * n / self.args.minibatches..(part + 1) * n / self.args.minibatches];
                 let mut watch = Stopwatch::start();
-                let critic_pass = experience.rollout.critic_pass.take();
-                let Minibatch { sum, stats, gap } = self.gradients(run, experience, minibatch, kl_coef, critic_pass)?;
+                let made = (experience.rollout.critic_pass.take(), experience.rollout.recording.take());
+                let Minibatch { sum, stats, gap } = self.gradients(run, experience, minibatch, kl_coef, made)?;
                 summary.seconds.backward += sum.seconds;
                 summary.seconds.forward += watch.lap() - sum.seconds;
                 if updates == 0 {
@@ -115,14 +116,14 @@ impl Learner<'_> {
         Ok(summary)
     }
 
-    /// Gradients of one minibatch of sequences.
+    /// Gradients of one minibatch of sequences; passes that are made already are those of all of them.
     fn gradients(
         &self,
         run: &mut Run<'_>,
         experience: &Experience,
         minibatch: &[usize],
         kl_coef: f64,
-        mut critic_pass: Option<Tensor>,
+        (mut critic_pass, mut recording): (Option<Tensor>, Option<Recording>),
     ) -> Result<Minibatch> {
         let rollout = &experience.rollout;
         let starts = rollout.token_starts();
@@ -156,7 +157,12 @@ impl Learner<'_> {
                 stats.merge(&part);
                 critic_is_done = true;
             }
-            let hidden = picked.hidden(self.policy.decoder())?;
+            let hidden = match recording.take() {
+                None => picked.hidden(self.policy.decoder())?,
+                Some(made) => {
+                    self.policy.decoder().recorded_tails(&picked.batch, &picked.lengths, made, &members)?
+                }
+            };
             let new = picked.logprobs(self.policy.decoder(), &hidden, self.args.temperature)?.logprobs;
             let (old, advantages) = (column(&rollout.logprobs)?, column(&experience.advantages)?);
             gap = gap.max(f64::from((&new.detach() - &old)?.abs()?.max(0)?.to_scalar::<f32>()?));

@@ -89,6 +89,7 @@ fn attention_over_ragged_sequences() {
             n_kv_heads: kv,
             head_dim: hd,
             causal,
+            queries: None,
         };
         let (q, k, v) = (var(&[55, heads * hd], 1), var(&[55, kv * hd], 2), var(&[55, kv * hd], 3));
         agree(&[&q, &k, &v], &|| attention(&q, &k, &v, &spec).unwrap(), &|| {

@@ -1,0 +1,52 @@
+//! The last rows of every sequence of a batch: where nothing else is wanted of a decoder, its last block computes no
+//! more than their queries and feed-forward parts (every token's keys and values are still needed).
+
+use std::sync::Arc;
+
+use super::PackedBatch;
+use crate::ops::attention::AttentionSpec;
+use crate::ops::{embedding, pool};
+
+pub(super) struct Tails {
+    /// Their rows in the batch, ascending, and the positions of these.
+    pub rows: Vec<u32>,
+    pub positions: Vec<u32>,
+    pub attention: AttentionSpec,
+}
+
+impl Tails {
+    /// The last `lengths[i]` rows of sequence i; `None` if those are all rows.
+    pub fn new(batch: &PackedBatch, lengths: &[usize], all: &AttentionSpec) -> Option<Self> {
+        let (rows, queries) = rows(batch, lengths);
+        if rows.len() == batch.len() {
+            return None;
+        }
+        let positions = rows.iter().map(|r| batch.positions[*r as usize]).collect();
+        Some(Self { rows, positions, attention: AttentionSpec { queries: Some(Arc::new(queries)), ..all.clone() } })
+    }
+
+    /// Their rows of x [n, d], in a buffer of the pool.
+    pub fn pick(&self, x: &[f32], d: usize) -> Vec<f32> {
+        let mut own = pool::take(self.rows.len() * d);
+        embedding::gather(x, &self.rows, d, &mut own);
+        own
+    }
+
+    /// Adds `own`, one row each, to their rows of x [n, d].
+    pub fn add(&self, own: &[f32], x: &mut [f32], d: usize) {
+        for (row, own) in self.rows.iter().zip(own.chunks_exact(d)) {
+            let to = &mut x[*row as usize * d..][..d];
+            to.iter_mut().zip(own).for_each(|(t, v)| *t += v);
+        }
+    }
+}
+
+/// The last `lengths[i]` rows of every sequence i, and where those of each sequence begin among them.
+pub(super) fn rows(batch: &PackedBatch, lengths: &[usize]) -> (Vec<u32>, Vec<usize>) {
+    let (mut rows, mut offsets) = (Vec::new(), vec![0]);
+    for (span, length) in batch.offsets.windows(2).zip(lengths) {
+        rows.extend((span[1] - length..span[1]).map(|r| r as u32));
+        offsets.push(rows.len());
+    }
+    (rows, offsets)
+}
