@@ -207,10 +207,10 @@ def preferences(binary, model, reward, prompts, work):
     """Rankings of the start policy's own samples by the reward model, for DPO."""
     path = work / "own.jsonl"
     if not path.exists():
-        texts = [json.loads(line)["prompt"] for line in Path(prompts).read_text().splitlines()][:96]
+        texts = [json.loads(line)["prompt"] for line in Path(prompts).read_text().splitlines()]
         with Server(binary, model) as server:
             samples = [s for at in range(0, len(texts), 32) for s in
-                       [(i + at, *rest) for i, *rest in server.complete(texts[at : at + 32], 4, 11)]]
+                       [(i + at, *rest) for i, *rest in server.complete(texts[at : at + 32], 8, 11)]]
         written = write_lines(work / "own.completions.jsonl", [{"prompt": texts[i], "completion": t} for i, t, _, _ in samples])
         args = work / "own.args.json"
         args.write_text(json.dumps({"kind": "scores", "model": str(reward), "completions": written}))
@@ -219,7 +219,7 @@ def preferences(binary, model, reward, prompts, work):
         lines = []
         for i, prompt in enumerate(texts):
             own = sorted(((score, t) for (j, t, _, _), score in zip(samples, scores) if j == i), reverse=True)
-            # The ends of the four are compared: the middle teaches little.
+            # The ends of the eight are compared: the middle teaches little.
             chosen, rejected = own[0], own[-1]
             if chosen[0] > rejected[0]:
                 completions = [{"text": chosen[1], "tier": 0}, {"text": rejected[1], "tier": 1}]
@@ -279,7 +279,7 @@ def main():
             name = f"{recipe}-{seed}"
             if recipe == "dpo":
                 args = {**common, "comparisons": preferences(binary, model, work / "reward", prompts, work),
-                        "heldout_fraction": 0.0, "batch_size": 16, "epochs": 2, "learning_rate": 5e-4, "beta": 0.1}
+                        "heldout_fraction": 0.0, "batch_size": 16, "epochs": 4, "learning_rate": 1e-3, "beta": 0.1}
             else:
                 args = {**online, **own[recipe]}
             result = run(binary, recipe, {**args, "seed": seed}, name, work)

@@ -4,8 +4,8 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::sampling::{Context, Drawn, Warpers, draw};
-use crate::model::{Decoder, Recording};
 use crate::model::kv_cache::{CachedSequence, KvCache, StepRows};
+use crate::model::{Decoder, Recording};
 use crate::ops::token_logprobs::entropy;
 
 /// How to sample a batch of prompts.

@@ -3,10 +3,10 @@
 
 use candle_core::Result;
 
+use super::Activation;
 use super::blocks::{Attn, Blocks, Inner, for_each_part, inner};
 use super::decoder::{Layer, Mlp, Projections};
 use super::tails::Tails;
-use super::Activation;
 use crate::ops::{activation, attention, embedding, grad, pool, rope};
 
 impl Blocks {

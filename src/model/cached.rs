@@ -25,7 +25,8 @@ pub struct Recording {
 
 impl Recording {
     /// For an update of `trained`: prompts of so many tokens, and `response` sampled ones each, of which the last is
-    /// never fed. `None` where a pass would keep less than a recording holds, or the kernels of the CPU do not apply.
+    /// never fed. `None` where the decoder itself would keep less than a recording holds, or the kernels of the CPU do
+    /// not apply.
     pub fn new(trained: &Decoder, prompts: &[usize], response: usize) -> Option<Self> {
         if !trained.on_host() || trained.recompute != Recompute::None || response == 0 {
             return None;
@@ -43,7 +44,8 @@ impl Recording {
 
     /// Where the rows of a step go: for all rows, then for those that predict, (row of the step, row here).
     fn places(&self, fed: &[(usize, usize)]) -> [Vec<(usize, usize)>; 2] {
-        let place = |(row, &(sequence, position)): (usize, &(usize, usize))| (row, self.sequences[sequence].1 + position);
+        let place =
+            |(row, &(sequence, position)): (usize, &(usize, usize))| (row, self.sequences[sequence].1 + position);
         let predicting = |(row, &(sequence, position)): (usize, &(usize, usize))| {
             let (prompt, _, start) = self.sequences[sequence];
             Some((row, start + (position + 1).checked_sub(prompt)?))

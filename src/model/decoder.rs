@@ -354,7 +354,12 @@ impl Decoder {
 
     /// Input embeddings of every token [N, d], before the first block. Soft rows take the place of the
     /// token's embedding; learned positions are added to them as to any other.
-    pub(super) fn embed_tokens(&self, ids: &Arc<Vec<u32>>, positions: &Arc<Vec<u32>>, soft: &[SoftRows]) -> Result<Tensor> {
+    pub(super) fn embed_tokens(
+        &self,
+        ids: &Arc<Vec<u32>>,
+        positions: &Arc<Vec<u32>>,
+        soft: &[SoftRows],
+    ) -> Result<Tensor> {
         let x = replace_rows(embedding(&self.embed, ids)?, soft)?;
         match &self.positions {
             Some(table) => x + embedding(table, positions)?,

@@ -73,8 +73,7 @@ pub(crate) fn swiglu_grad(gate: &mut [f32], up: &mut [f32], gy: &mut [f32]) {
     let (a, b, y) = (SharedMut::new(gate), SharedMut::new(up), SharedMut::new(gy));
     split(n, n * 12, |r| {
         // SAFETY: disjoint ranges.
-        let (a, b, y) =
-            unsafe { (a.slice(r.start, r.len()), b.slice(r.start, r.len()), y.slice(r.start, r.len())) };
+        let (a, b, y) = unsafe { (a.slice(r.start, r.len()), b.slice(r.start, r.len()), y.slice(r.start, r.len())) };
         swiglu_bwd(a, b, y);
     });
 }

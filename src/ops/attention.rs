@@ -10,7 +10,7 @@ use super::attn_kernel::{
     MAX_ROWS, Scratch, attend, mix_block, padded, probabilities, put_key, score_block, spread_block,
 };
 use super::par::{SharedMut, split};
-use super::simd::LANES;
+use super::simd::{LANES, dot, multiversion};
 use super::{buffer, f32s, fused, plain, read, storage, tensor};
 
 /// Which rows see which. Row i of q, k and v belongs to the sequence whose offsets enclose it.
@@ -236,14 +236,9 @@ fn head_backward(spec: &AttentionSpec, seq: usize, head: usize, inputs: [&[f32];
             spread_block(&probs, &gos, hd, b * LANES, stride, &mut gv_rows[b * LANES * hd..(b + 1) * LANES * hd]);
             score_block(&gos, swapped.block(&swapped.k_t, b), hd, b * LANES, stride, &mut dprobs);
         }
-        // dS = P ⊙ (dP − Σ P·dP); keys out of sight have P = 0 and so dS = 0.
         for r in 0..n {
             let span = r * stride..r * stride + seen * LANES;
-            let (p, dp) = (&probs[span.clone()], &mut dprobs[span]);
-            let mean: f32 = p.iter().zip(dp.iter()).map(|(p, g)| p * g).sum();
-            for (p, g) in p.iter().zip(dp.iter_mut()) {
-                *g = p * (*g - mean);
-            }
+            softmax_grad(&probs[span.clone()], &mut dprobs[span]);
         }
         out.fill(0.0);
         for b in 0..seen {
@@ -265,6 +260,16 @@ fn head_backward(spec: &AttentionSpec, seq: usize, head: usize, inputs: [&[f32];
         let (gk, gv) = unsafe { (grads[1].slice(at, d), grads[2].slice(at, d)) };
         gk.copy_from_slice(&gk_rows[j * hd..j * hd + d]);
         gv.copy_from_slice(&gv_rows[j * hd..j * hd + d]);
+    }
+}
+
+multiversion! {
+    /// dS = P ⊙ (dP − Σ P·dP) in the place of dP; keys out of sight have P = 0 and so dS = 0.
+    fn softmax_grad(p: &[f32], dp: &mut [f32]) {
+        let mean = dot(p, dp);
+        for i in 0..p.len() {
+            dp[i] = p[i] * (dp[i] - mean);
+        }
     }
 }
 

@@ -300,10 +300,13 @@ mod avx512 {
         // SAFETY: the caller has checked bounds.
         unsafe {
             let mut acc = [[_mm512_setzero_ps(); 4]; R];
-            if !fresh {
-                for i in 0..R {
-                    for j in 0..4 {
-                        acc[i][j] = _mm512_loadu_ps(out.add(i * width + 16 * j));
+            for i in 0..R {
+                for j in 0..4 {
+                    let to = out.add(i * width + 16 * j);
+                    // What is written at the end is asked for now.
+                    _mm_prefetch::<_MM_HINT_ET0>(to.cast());
+                    if !fresh {
+                        acc[i][j] = _mm512_loadu_ps(to);
                     }
                 }
             }
@@ -351,7 +354,9 @@ mod tests {
 
     #[test]
     fn is_the_product_of_the_rounded_numbers_in_any_company() {
-        for (n, m, k) in [(1, 1, 1), (1, 70, 33), (7, 130, 1500), (13, 64, 17), (40, 200, 4100), (260, 70, 40), (200, 64, 4100)] {
+        for (n, m, k) in
+            [(1, 1, 1), (1, 70, 33), (7, 130, 1500), (13, 64, 17), (40, 200, 4100), (260, 70, 40), (200, 64, 4100)]
+        {
             let (w, x) = (noise(m * k, 3), noise(n * k, 5));
             let packed = PackedBf16::pack(&w, m, k, WeightLayout::OutIn);
             let mut y = vec![f32::NAN; n * m];

@@ -3,9 +3,9 @@
 //! rows, threads or the instruction set: a row's result never depends on its company in the batch.
 
 use super::par::{SharedMut, split};
-use super::simd::{LANES, multiversion, prefetch};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Isa, isa};
+use super::simd::{LANES, multiversion, prefetch};
 
 /// Output columns per panel (four AVX-512 registers).
 pub const NR: usize = 64;
@@ -355,10 +355,13 @@ mod avx512 {
         // SAFETY: the caller has checked bounds of panel (depth × NR), x (R rows of `stride`) and out (of `width`).
         unsafe {
             let mut acc = [[_mm512_setzero_ps(); 4]; R];
-            if !fresh {
-                for i in 0..R {
-                    for j in 0..4 {
-                        acc[i][j] = _mm512_loadu_ps(out.add(i * width + 16 * j));
+            for i in 0..R {
+                for j in 0..4 {
+                    let to = out.add(i * width + 16 * j);
+                    // What is written at the end is asked for now.
+                    _mm_prefetch::<_MM_HINT_ET0>(to.cast());
+                    if !fresh {
+                        acc[i][j] = _mm512_loadu_ps(to);
                     }
                 }
             }

@@ -145,6 +145,9 @@ fn drive<A: Serialize>(
     };
     let shown: Vec<PromptInput> = prompts.iter().take(rl.sample_prompts).map(|p| p.prompt.clone()).collect();
     let samples = Samples::new(&texts, shown, rl.common.seed);
+    // Beside trained weights, their moments and what sampling packs of them there is no room for a round's activations;
+    // what is free is then given back in between.
+    let light = rl.common.lora.is_some();
     let sampler = Sampler {
         args: &rl,
         texts: &texts,
@@ -152,8 +155,7 @@ fn drive<A: Serialize>(
         reward: &reward,
         reference: &reference,
         group,
-        // Beside all weights, their moments and those of a critic there would be no room for it.
-        recorded: rl.common.lora.as_ref().map(|_| policy.decoder()),
+        recorded: light.then(|| policy.decoder()),
     };
     let learner = Learner {
         args: &rl,
@@ -204,7 +206,7 @@ fn drive<A: Serialize>(
             }
         }
         drop(behaviour);
-        if sampler.recorded.is_none() {
+        if !light {
             pool::drain();
         }
         let round = Round { reward: proxy, kl: mean_kl, gold: gold_mean };
@@ -223,8 +225,7 @@ fn drive<A: Serialize>(
         let mut experience = advantages(&algorithm, rollout, &kl, &sequence_kl, coef, &mut state.baseline)?;
         run.progress("train");
         let summary = learner.update(&mut run, &mut experience, coef)?;
-        // What a recording takes is what an update leaves.
-        if sampler.recorded.is_none() {
+        if !light {
             pool::drain();
         }
         state.kl.update(mean_kl, n);

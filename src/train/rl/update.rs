@@ -159,9 +159,7 @@ impl Learner<'_> {
             }
             let hidden = match recording.take() {
                 None => picked.hidden(self.policy.decoder())?,
-                Some(made) => {
-                    self.policy.decoder().recorded_tails(&picked.batch, &picked.lengths, made, &members)?
-                }
+                Some(made) => self.policy.decoder().recorded_tails(&picked.batch, &picked.lengths, made, &members)?,
             };
             let new = picked.logprobs(self.policy.decoder(), &hidden, self.args.temperature)?.logprobs;
             let (old, advantages) = (column(&rollout.logprobs)?, column(&experience.advantages)?);

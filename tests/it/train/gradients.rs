@@ -10,7 +10,7 @@ use instructd::train::trainable::{Freeze, Trainable};
 
 use crate::support::fixture;
 
-const MODELS: [&str; 4] = ["llama-tied-tiny", "llama-tiny", "qwen2-tiny", "gpt2-tiny"];
+pub(super) const MODELS: [&str; 4] = ["llama-tied-tiny", "llama-tiny", "qwen2-tiny", "gpt2-tiny"];
 
 fn sequences() -> Vec<Sequence> {
     vec![Sequence::new(&[5, 6, 7], &[8, 9, 2]), Sequence::new(&[11], &[12, 13, 14, 15, 2])]
@@ -137,11 +137,16 @@ fn a_frozen_decoder_does_not_follow_its_source() {
 }
 
 /// Adapters whose B is not zero, so that every gradient is alive.
-fn stirred(model: &str, lora: Option<&LoraArgs>, recompute: Recompute) -> Trainable {
+pub(super) fn stirred(model: &str, lora: Option<&LoraArgs>, recompute: Recompute) -> Trainable {
     stirred_over(model, lora, recompute, FrozenPrecision::F32)
 }
 
-fn stirred_over(model: &str, lora: Option<&LoraArgs>, recompute: Recompute, precision: FrozenPrecision) -> Trainable {
+pub(super) fn stirred_over(
+    model: &str,
+    lora: Option<&LoraArgs>,
+    recompute: Recompute,
+    precision: FrozenPrecision,
+) -> Trainable {
     let loaded = load(&fixture(model), &Device::Cpu).unwrap();
     let policy: Trainable =
         Trainable::of(&loaded.config, loaded.weights, lora, Freeze::default(), recompute, precision, 0).unwrap();
@@ -152,7 +157,7 @@ fn stirred_over(model: &str, lora: Option<&LoraArgs>, recompute: Recompute, prec
     policy
 }
 
-fn largest(t: &Tensor) -> f32 {
+pub(super) fn largest(t: &Tensor) -> f32 {
     t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 

@@ -10,6 +10,7 @@ mod kill;
 mod optim;
 mod options;
 mod parity;
+mod passes;
 mod real;
 pub mod recipes;
 mod silent_bugs;
