@@ -172,7 +172,7 @@ fn prepare(dir: &Path, model: &Path) {
     );
     rows("demonstrations.jsonl", &|i| json!({"prompt": user(i), "completion": format!("{text}. {text} {i}.")}), 48);
     if dir.join("reward/model.safetensors").exists() {
-        return;
+        return without_end(&dir.join("policy"));
     }
     let loaded = load(model, &Device::Cpu).expect("model");
     let save = |name: &str, weights: &Weights| {
@@ -187,6 +187,20 @@ fn prepare(dir: &Path, model: &Path) {
         Tensor::from_vec(head, (1, loaded.config.hidden_size), &Device::Cpu).expect("head"),
     );
     save("reward", &weights);
+    without_end(&dir.join("policy"));
+}
+
+/// Takes the end token from a model's files: every response then has its full length, as in the trainer that these
+/// rows are compared with, which generates without one.
+fn without_end(model: &Path) {
+    for name in ["config.json", "generation_config.json"] {
+        let path = model.join(name);
+        let text = std::fs::read_to_string(&path).expect("a file of the model");
+        let mut config: BTreeMap<String, Value> = serde_json::from_str(&text).expect("JSON");
+        if config.remove("eos_token_id").is_some() {
+            std::fs::write(&path, json!(config).to_string()).expect("a file of the model");
+        }
+    }
 }
 
 fn main() -> ExitCode {

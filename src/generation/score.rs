@@ -49,6 +49,7 @@ impl<'a> Scorer<'a> {
     /// Computes `tokens` once for all sequences that begin with them; replaces the former prefix.
     pub fn keep(&mut self, tokens: &[u32]) -> Result<()> {
         let n = self.soft_len();
+        self.fits(n + tokens.len())?;
         let mut cached = self.fork(n)?;
         self.feed(&mut cached, tokens)?;
         let mut former = std::mem::replace(&mut self.cached, cached);
@@ -67,6 +68,8 @@ impl<'a> Scorer<'a> {
             .map(|s| Continuation { ids: [vec![0; soft], s.ids.clone()].concat(), from: soft + s.from })
             .collect();
         let Some(first) = whole.first() else { return Ok(Vec::new()) };
+        // The last token is not fed.
+        self.fits(whole.iter().map(|s| s.ids.len().saturating_sub(1)).max().unwrap_or(0))?;
         let common = |a: &[u32], b: &[u32]| a.iter().zip(b).take_while(|(x, y)| x == y).count();
         let shared = whole.iter().map(|s| common(&first.ids, &s.ids).min(s.ids.len().saturating_sub(1))).min();
         let shared = shared.unwrap_or(0);
@@ -120,6 +123,16 @@ impl<'a> Scorer<'a> {
         }
         self.cache.release_all(&mut stem);
         Ok(scores)
+    }
+
+    fn fits(&self, tokens: usize) -> Result<()> {
+        let most = self.decoder.config.max_positions;
+        if tokens > most {
+            candle_core::bail!(
+                "{tokens} tokens, with all that stands before them, exceed the model's {most} positions"
+            );
+        }
+        Ok(())
     }
 
     /// A sequence with the first `len` cached tokens of the prefix.

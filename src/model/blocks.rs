@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::decoder::{Layer, Mlp, Projections, Rows};
+use super::decoder::Rows;
+use super::layer::{Layer, Mlp, Projections};
 use super::tails::Tails;
 use super::{Activation, Decoder};
 use crate::ops::{activation, add_assign, attention, embedding, pool, read, rope};

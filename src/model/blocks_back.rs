@@ -5,7 +5,7 @@ use candle_core::Result;
 
 use super::Activation;
 use super::blocks::{Attn, Blocks, Inner, for_each_part, inner};
-use super::decoder::{Layer, Mlp, Projections};
+use super::layer::{Layer, Mlp, Projections};
 use super::tails::Tails;
 use crate::ops::{activation, attention, embedding, grad, pool, rope};
 

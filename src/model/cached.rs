@@ -8,8 +8,8 @@ use candle_core::{Result, Tensor};
 
 use super::Decoder;
 use super::blocks::{self, Attn, Inner, Kept, Recompute, Trace};
-use super::decoder::Projections;
 use super::kv_cache::{KvCache, StepRows};
+use super::layer::Projections;
 use crate::ops::{embedding, pool, read, tensor};
 
 /// The activations of sequences that are being sampled, by their place in a packed batch of them.

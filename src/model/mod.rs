@@ -17,6 +17,7 @@ pub mod heads;
 mod hf;
 pub mod init;
 pub mod kv_cache;
+mod layer;
 mod layers;
 pub mod load;
 pub mod lora;

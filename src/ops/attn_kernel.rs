@@ -136,9 +136,7 @@ fn add_tile<const R: usize, const V: usize>(
     let mut acc = [[[0f32; LANES]; V]; R];
     for a in 0..R {
         let (from, _) = out[a * hd..a * hd + V * LANES].as_chunks::<LANES>();
-        for v in 0..V {
-            acc[a][v] = from[v];
-        }
+        acc[a].copy_from_slice(&from[..V]);
     }
     for i in 0..n {
         let (row, _) = rows[i * hd..i * hd + V * LANES].as_chunks::<LANES>();

@@ -89,10 +89,15 @@ pub(super) fn transpose_block(from: &[f32], width: usize, rows: usize, cols: usi
         return;
     }
     assert!(from.len() >= (rows - 1) * width + cols && to.len() >= (cols - 1) * to_width + rows, "block bounds");
-    // 16 × 16 tiles keep both the strided reads and the writes inside the L1 cache.
+    // 16 × 16 tiles keep both the strided reads and the writes inside the L1 cache. What comes some tiles later is asked
+    // for: memory cannot guess so many rows at once.
+    let ahead = if cols > TILE { 2 * TILE } else { 4 * TILE * width };
     for c0 in (0..cols).step_by(TILE) {
         for r0 in (0..rows).step_by(TILE) {
             let (high, wide) = (TILE.min(rows - r0), TILE.min(cols - c0));
+            for r in r0..r0 + high {
+                prefetch(from, r * width + c0 + ahead);
+            }
             #[cfg(target_arch = "x86_64")]
             if high == TILE && wide == TILE && isa() == Isa::Avx512 {
                 // SAFETY: `isa` has checked the features, the assertion above the bounds.

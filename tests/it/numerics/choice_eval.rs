@@ -56,6 +56,23 @@ fn the_scorer_shares_prefixes_and_changes_no_bit() {
     }
 }
 
+#[test]
+fn what_does_not_fit_the_model_is_refused_in_plain_words() {
+    for name in ["llama-tiny", "gpt2-tiny"] {
+        let loaded = load(&fixture(name), &Device::Cpu).unwrap();
+        let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve).unwrap();
+        let mut scorer = Scorer::new(&decoder, None, 4).unwrap();
+        let most = loaded.config.max_positions;
+        let long = |n: usize| Continuation { ids: (0..n).map(|i| i as u32 % 90).collect(), from: n - 1 };
+        // The last token is not fed.
+        assert!(scorer.score(&[long(most + 1)]).is_ok(), "{name}");
+        for refused in [scorer.score(&[long(most + 2)]).map(drop), scorer.keep(&long(most + 1).ids)] {
+            let error = refused.unwrap_err().to_string();
+            assert!(error.contains(&format!("exceed the model's {most} positions")), "{name}: {error}");
+        }
+    }
+}
+
 fn words(text: &str) -> Vec<u32> {
     text.split_whitespace().map(|w| w[1..].parse().unwrap()).collect()
 }
