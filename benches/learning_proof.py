@@ -279,7 +279,7 @@ def main():
             name = f"{recipe}-{seed}"
             if recipe == "dpo":
                 args = {**common, "comparisons": preferences(binary, model, work / "reward", prompts, work),
-                        "heldout_fraction": 0.0, "batch_size": 16, "epochs": 4, "learning_rate": 1e-3, "beta": 0.1}
+                        "heldout_fraction": 0.0, "batch_size": 16, "epochs": 2, "learning_rate": 1e-3, "beta": 0.3}
             else:
                 args = {**online, **own[recipe]}
             result = run(binary, recipe, {**args, "seed": seed}, name, work)
