@@ -98,7 +98,7 @@ pub(super) fn forward(decoder: &Decoder, ids: &Arc<Vec<u32>>, rows: Rows, made: 
 pub(super) fn forward_frozen(decoder: &Decoder, ids: &Arc<Vec<u32>>, rows: Rows) -> Result<Tensor> {
     let blocks = Blocks::new(decoder, ids, rows, None)?;
     let x = blocks.run(usize::MAX)?.1;
-    let hidden = blocks.normed(&x)?;
+    let hidden = finish(decoder, &x)?;
     pool::give(x);
     crate::ops::tensor(hidden, blocks.shape())
 }
@@ -124,12 +124,6 @@ impl Blocks {
     /// The tails, in the last block.
     pub(super) fn tails(&self, layer: usize) -> Option<&Tails> {
         self.rows.tails.as_ref().filter(|_| layer + 1 == self.decoder.layers.len())
-    }
-
-    fn normed(&self, x: &[f32]) -> Result<Vec<f32>> {
-        let mut y = vec![0f32; x.len()];
-        self.decoder.final_norm.run(x, &mut y)?;
-        Ok(y)
     }
 
     /// Runs all blocks; keeps what backward needs from block `from` on.
@@ -184,7 +178,7 @@ impl CustomOp1 for Blocks {
             Some(made) => made,
             None => self.run(self.decoder.lowest_trained())?,
         };
-        let hidden = self.normed(&x)?;
+        let hidden = finish(&self.decoder, &x)?;
         *trace = Some((kept, x));
         Ok(crate::ops::storage(hidden, self.shape()))
     }
@@ -307,6 +301,13 @@ pub(super) fn outer(layer: &Layer, mid: &[f32], inner: &Inner) -> Result<(Vec<f3
     add_assign(&mut out, mid);
     pool::give(acted);
     Ok((out, low))
+}
+
+/// Hidden states: the final norm of what the last block gave.
+pub(super) fn finish(decoder: &Decoder, x: &[f32]) -> Result<Vec<f32>> {
+    let mut y = vec![0f32; x.len()];
+    decoder.final_norm.run(x, &mut y)?;
+    Ok(y)
 }
 
 /// Calls `f` with every row of each part and its place in the rows of `joint`, where the parts lie side by side.

@@ -19,8 +19,9 @@ pub struct Recording {
     sequences: Vec<(usize, usize, usize)>,
     /// Room, in rows and in rows that predict.
     total: [usize; 2],
-    /// Of the decoder.
+    /// Of the decoder, and whether q, k and v share one matrix in it.
     layers: usize,
+    joint: bool,
 }
 
 impl Recording {
@@ -39,7 +40,8 @@ impl Recording {
         });
         let (sequences, layers) = (sequences.collect(), trained.layers.len());
         let kept = (trained.lowest_trained()..layers).map(|_| Kept::default()).collect();
-        Some(Self { trace: (kept, Vec::new()), sequences, total, layers })
+        let joint = trained.layers.first().is_some_and(|layer| matches!(layer.attn, Projections::Joint(_)));
+        Some(Self { trace: (kept, Vec::new()), sequences, total, layers, joint })
     }
 
     /// Where the rows of a step go: for all rows, then for those that predict, (row of the step, row here).
@@ -53,17 +55,18 @@ impl Recording {
         [fed.iter().enumerate().map(place).collect(), fed.iter().enumerate().filter_map(predicting).collect()]
     }
 
-    /// Takes what a step computed in block `layer`; `joint`: whether q, k and v share one matrix.
-    fn put(&mut self, layer: usize, step: &mut Kept, places: &[Vec<(usize, usize)>; 2], joint: bool) {
+    /// Takes what a step computed in block `layer`.
+    fn put(&mut self, layer: usize, step: &mut Kept, places: &[Vec<(usize, usize)>; 2]) {
         let Some(at) = (layer + self.trace.0.len()).checked_sub(self.layers) else { return };
         let last = layer + 1 == self.layers;
-        for ((to, from), asks) in buffers(&mut self.trace.0[at]).into_iter().zip(buffers(step)).zip(asking(joint)) {
+        for ((to, from), asks) in buffers(&mut self.trace.0[at]).into_iter().zip(buffers(step)).zip(asking(self.joint))
+        {
             copy_rows(from, to, places, usize::from(last && asks), self.total);
         }
     }
 
     /// The trace of a forward pass over the sequences of `order`, whose responses took so many tokens.
-    pub(super) fn into_trace(self, order: &[usize], responses: &[usize], joint: bool) -> Trace {
+    pub(super) fn into_trace(self, order: &[usize], responses: &[usize]) -> Trace {
         let mut rows = [Vec::new(), Vec::new()];
         for (&i, &response) in order.iter().zip(responses) {
             let (prompt, start, tail) = self.sequences[i];
@@ -74,7 +77,7 @@ impl Recording {
         if !rows[0].iter().copied().eq(0..self.total[0] as u32) {
             let n = kept.len();
             for (i, kept) in kept.iter_mut().enumerate() {
-                for (buffer, asks) in buffers(kept).into_iter().zip(asking(joint)) {
+                for (buffer, asks) in buffers(kept).into_iter().zip(asking(self.joint)) {
                     let kind = usize::from(i + 1 == n && asks);
                     arrange(buffer, &rows[kind], self.total[kind]);
                 }
@@ -155,21 +158,15 @@ impl Decoder {
             let (out, low) = blocks::outer(layer, &attn.mid, &mlp)?;
             let mut step = Kept { x: std::mem::replace(&mut x, out), attn: Some(attn), mlp: Some(mlp), low };
             if let (Some((recording, _)), Some(places)) = (&mut recording, &places) {
-                recording.put(i, &mut step, places, matches!(layer.attn, Projections::Joint(_)));
+                recording.put(i, &mut step, places);
             }
             pool::give(step.x);
         }
         if let (Some((recording, _)), Some(places)) = (&mut recording, &places) {
             copy_rows(&x, &mut recording.trace.1, places, 1, recording.total);
         }
-        let mut y = vec![0f32; n * d];
-        self.final_norm.run(&x, &mut y)?;
+        let hidden = blocks::finish(self, &x)?;
         pool::give(x);
-        tensor(y, (n, d))
-    }
-
-    /// Whether q, k and v share one matrix.
-    pub(super) fn joint(&self) -> bool {
-        self.layers.first().is_some_and(|layer| matches!(layer.attn, Projections::Joint(_)))
+        tensor(hidden, (n, d))
     }
 }

@@ -219,7 +219,7 @@ impl Decoder {
         recording: Recording,
         order: &[usize],
     ) -> Result<Tensor> {
-        let trace = recording.into_trace(order, lengths, self.joint());
+        let trace = recording.into_trace(order, lengths);
         blocks::forward(self, &Arc::new(batch.ids.clone()), self.tail_rows(batch, lengths), Some(trace))
     }
 

@@ -144,28 +144,25 @@ impl Adapter {
         self.a.dim(0)
     }
 
+    /// The term of the forward pass (`OutIn`), or the one that gradients of the input pass through (`InOut`).
+    fn term(&self, way: WeightLayout) -> Result<LowRank> {
+        let (a, b) = (ops::read(&self.a)?, ops::read(&self.b)?);
+        let (first, second) = if way == WeightLayout::OutIn { (&a, &b) } else { (&b, &a) };
+        Ok(LowRank::new(first, second, way, self.rank()?, self.scale as f32))
+    }
+
     /// Calls `f` with the term of the forward pass.
     fn with_term<R>(&self, f: impl FnOnce(&LowRank) -> Result<R>) -> Result<R> {
-        let prepare = || -> Result<LowRank> {
-            let (a, b) = (ops::read(&self.a)?, ops::read(&self.b)?);
-            Ok(LowRank::new(&a, &b, WeightLayout::OutIn, self.rank()?, self.scale as f32))
-        };
         if self.a.track_op() || self.b.track_op() {
-            return f(&prepare()?);
+            return f(&self.term(WeightLayout::OutIn)?);
         }
         match self.ready.get() {
             Some(term) => f(term),
             None => {
-                let term = prepare()?;
+                let term = self.term(WeightLayout::OutIn)?;
                 f(self.ready.get_or_init(|| term))
             }
         }
-    }
-
-    /// The term that gradients of the input pass through.
-    fn turned(&self) -> Result<LowRank> {
-        let (a, b) = (ops::read(&self.a)?, ops::read(&self.b)?);
-        Ok(LowRank::new(&b, &a, WeightLayout::InOut, self.rank()?, self.scale as f32))
     }
 }
 
@@ -259,7 +256,7 @@ impl Linear {
             }
             return Ok(Vec::new());
         };
-        let (term, mut glow) = (adapter.turned()?, vec![0f32; n * adapter.rank()?]);
+        let (term, mut glow) = (adapter.term(WeightLayout::InOut)?, vec![0f32; n * adapter.rank()?]);
         match gx {
             Some((gx, add)) => {
                 self.weight.backward_input(gy, gx, n, add, Some(Beside { term: &term, inner: &mut glow }))?;

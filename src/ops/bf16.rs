@@ -237,6 +237,7 @@ multiversion! {
 mod avx512 {
     use std::arch::x86_64::*;
 
+    use super::super::gemm::avx512::ask_for_row;
     use super::{Ahead, NR};
 
     /// Rounds a row to nearest even, two numbers to a place; an odd last one is paired with zero.
@@ -314,11 +315,7 @@ mod avx512 {
             for kk in 0..depth {
                 let p = panel.add(kk * NR);
                 if kk == asks {
-                    let next = p.wrapping_add(depth * NR);
-                    _mm_prefetch::<_MM_HINT_T1>(next.cast());
-                    _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(16).cast());
-                    _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(32).cast());
-                    _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(48).cast());
+                    ask_for_row(p.wrapping_add(depth * NR).cast());
                     asks += ahead.every;
                 }
                 // No closures here: they would not surely be compiled for these instructions.

@@ -299,10 +299,22 @@ unsafe fn micro(
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx512 {
+pub(super) mod avx512 {
     use std::arch::x86_64::*;
 
     use super::{Ahead, NR};
+
+    /// Asks for a row of a panel to come to the L2 cache; any address may be named.
+    #[inline(always)]
+    pub fn ask_for_row(row: *const f32) {
+        // SAFETY: hints.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(row.cast());
+            _mm_prefetch::<_MM_HINT_T1>(row.wrapping_add(16).cast());
+            _mm_prefetch::<_MM_HINT_T1>(row.wrapping_add(32).cast());
+            _mm_prefetch::<_MM_HINT_T1>(row.wrapping_add(48).cast());
+        }
+    }
 
     /// A 16 × 16 block in registers: neighbouring rows are interleaved in pairs, fours, and twice by quarters.
     #[target_feature(enable = "avx512f")]
@@ -374,11 +386,7 @@ mod avx512 {
             for kk in 0..depth {
                 let p = panel.add(kk * NR);
                 if kk == asks {
-                    let next = p.wrapping_add(depth * NR);
-                    _mm_prefetch::<_MM_HINT_T1>(next.cast());
-                    _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(16).cast());
-                    _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(32).cast());
-                    _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(48).cast());
+                    ask_for_row(p.wrapping_add(depth * NR).cast());
                     asks += ahead.every;
                 }
                 // Weights come from memory once per token: fetch ahead of the hardware's own guess.
