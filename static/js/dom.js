@@ -1,4 +1,5 @@
 // DOM building without HTML strings. Everything a user or model wrote goes through textContent.
+import { t } from './i18n.js';
 import { typeset } from './typeset.js';
 
 /**
@@ -102,6 +103,18 @@ export function userText(item, props) {
 
 export function plainText(text, props) {
   return h('div', { dir: 'auto', ...props, class: `plain ${props?.class ?? ''}`.trim(), text });
+}
+
+/** Copies `text`; `button` says for a moment how that went. */
+export async function copyText(text, button) {
+  const label = button.textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = t('copied');
+  } catch {
+    button.textContent = t('copy_by_hand'); // no clipboard outside https
+  }
+  setTimeout(() => (button.textContent = label), 2500);
 }
 
 let toasts;
