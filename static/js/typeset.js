@@ -50,12 +50,27 @@ async function typesetFormula(el) {
 async function colourCode(el, language) {
   const hljs = await loadHighlighter();
   if (!hljs.getLanguage(language)) return;
-  // highlight.js escapes the text and adds nothing but <span class="hljs-…">.
-  const coloured = hljs.highlight(el.textContent, { language, ignoreIllegals: true });
-  const template = document.createElement('template');
-  template.innerHTML = coloured.value;
-  el.replaceChildren(template.content);
+  el.replaceChildren(...spans(hljs.highlight(el.textContent, { language, ignoreIllegals: true }).value));
   el.classList.add('coloured');
+}
+
+const ENTITIES = { amp: '&', lt: '<', gt: '>', quot: '"', '#x27': "'" };
+
+/** Nodes of what highlight.js writes, which is escaped text in nested `<span class="hljs-…">`; no HTML is parsed. */
+function spans(coloured) {
+  const root = document.createElement('code');
+  let at = root;
+  for (const [, classes, close, text] of coloured.matchAll(/<span class="([^"]*)">|(<\/span>)|([^<]+)/g)) {
+    if (close) at = at.parentNode ?? root;
+    else if (text !== undefined) at.append(text.replace(/&(amp|lt|gt|quot|#x27);/g, (_, name) => ENTITIES[name]));
+    else {
+      const span = document.createElement('span');
+      span.className = classes;
+      at.append(span);
+      at = span;
+    }
+  }
+  return root.childNodes;
 }
 
 /** Starts typesetting what `root` holds; returns `root` at once, so that texts appear without waiting. */
