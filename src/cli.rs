@@ -51,12 +51,24 @@ pub async fn export(config: Config, format: String, split: Option<String>, out: 
         eprintln!("admin key, shown this once: {key}");
     }
     let selection = crate::service::transfer::Selection { split, ..Default::default() };
-    let file = crate::service::transfer::write_out(&services, format, selection).await?;
-    store.close().await;
-    match out {
-        Some(path) => std::fs::write(&path, file).with_context(|| format!("writing {}", path.display())),
-        None => Ok(std::io::Write::write_all(&mut std::io::stdout(), &file)?),
+    let mut file = crate::service::transfer::write_out(&services, format, selection).await?;
+    use std::io::Write as _;
+    let mut to: Box<dyn std::io::Write> = match &out {
+        Some(path) => {
+            let file = std::fs::File::create(path).with_context(|| format!("writing {}", path.display()))?;
+            Box::new(std::io::BufWriter::new(file))
+        }
+        None => Box::new(std::io::stdout()),
+    };
+    while let Some(piece) = file.pieces.recv().await {
+        to.write_all(&piece?).context("writing the export")?;
     }
+    to.flush().context("writing the export")?;
+    store.close().await;
+    if file.left_out > 0 {
+        eprintln!("{} rankings are left out: the format {} cannot hold them", file.left_out, format.as_str());
+    }
+    Ok(())
 }
 
 /// Runs a recipe here and now, with a progress bar; ctrl-c checkpoints and ends.

@@ -118,6 +118,9 @@ pub struct Prompt {
     pub content_hash: String,
     pub split: Split,
     pub tags: Vec<String>,
+    /// The right answer, for rewards that compare with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
     pub created: Micros,
 }
 

@@ -56,6 +56,7 @@ fn comparison(prompt: &Prompt, completions: Vec<RankedText>) -> Comparison {
         completions,
         strength: None,
         split: Some(prompt.split),
+        labeler: None,
     }
 }
 

@@ -34,7 +34,7 @@ pub fn demonstrations(given: Option<&Path>, comparisons: Option<&Path>, out: &Pa
         .into_iter()
         .filter_map(|set| {
             let best = set.completions.iter().min_by_key(|c| c.tier)?.text.clone();
-            Some(Written { prompt_id: set.prompt_id, prompt: set.prompt, completion: best })
+            Some(Written { prompt_id: set.prompt_id, prompt: set.prompt, completion: best, labeler: None })
         })
         .filter(|w| !w.completion.trim().is_empty())
         .collect();
@@ -119,7 +119,14 @@ pub fn collect(
         }
         let completions =
             texts.iter().zip(&scores).map(|(text, s)| RankedText { text: text.clone(), tier: tier(*s) }).collect();
-        sets.push(Comparison { prompt_id: None, prompt: record.prompt, completions, strength: None, split: None });
+        sets.push(Comparison {
+            prompt_id: None,
+            prompt: record.prompt,
+            completions,
+            strength: None,
+            split: None,
+            labeler: None,
+        });
     }
     ensure!(!sets.is_empty(), "the judge found no difference between any samples");
     Ok(Some((write_lines(out, &sets)?, equal)))

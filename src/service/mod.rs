@@ -9,6 +9,7 @@ pub mod draw;
 pub mod encoders;
 pub mod feedback;
 pub mod guidelines;
+pub mod imports;
 pub mod jobs;
 pub mod label;
 pub mod live;

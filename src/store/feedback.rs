@@ -46,6 +46,24 @@ pub trait FeedbackStore: Send + Sync + 'static {
     async fn settled_by(&self, set_id: &SetId) -> Result<Option<LabelerId>>;
     /// Expected tiers of every set that has them.
     async fn all_gold(&self) -> Result<Vec<(SetId, CompletionId, i64)>>;
+    /// Lines of an imported file, in one transaction: all or none.
+    async fn import_lines(&self, lines: Arc<Vec<ImportLine>>) -> Result<Vec<ImportedLine>>;
+    /// As `ranked_sets`, at most `limit` judgments with ids after `after`; and the id to go on after, `None` at the
+    /// end.
+    async fn ranked_page(
+        &self,
+        filter: &RankedFilter,
+        after: Option<&JudgmentId>,
+        limit: i64,
+    ) -> Result<(Vec<RankedSet>, Option<JudgmentId>)>;
+    /// When the latest judgment was made or settled.
+    async fn latest_judgment(&self) -> Result<Option<Micros>>;
+    /// Demonstrations with their prompts and labelers, at most `limit` after (created, completion), oldest first.
+    async fn demonstration_page(
+        &self,
+        after: Option<&Demonstration>,
+        limit: i64,
+    ) -> Result<Vec<(Demonstration, Prompt, Completion)>>;
     /// Every event up to `as_of` with what it is about, oldest first.
     async fn feedback_facts(&self, as_of: Option<Micros>) -> Result<Vec<FeedbackFact>>;
     /// Newest first; `before` is an id (exclusive).
@@ -142,6 +160,31 @@ impl FeedbackStore for SqlStore {
 
     async fn all_gold(&self) -> Result<Vec<(SetId, CompletionId, i64)>> {
         read!(self, |c| quality::all_gold(c))
+    }
+
+    async fn import_lines(&self, lines: Arc<Vec<ImportLine>>) -> Result<Vec<ImportedLine>> {
+        write!(self, |tx| imports::put(tx, &lines))
+    }
+
+    async fn ranked_page(
+        &self,
+        filter: &RankedFilter,
+        after: Option<&JudgmentId>,
+        limit: i64,
+    ) -> Result<(Vec<RankedSet>, Option<JudgmentId>)> {
+        read!(self, |c| judgments::ranked_page(c, filter, after.map(JudgmentId::as_str), limit))
+    }
+
+    async fn latest_judgment(&self) -> Result<Option<Micros>> {
+        read!(self, |c| judgments::latest(c))
+    }
+
+    async fn demonstration_page(
+        &self,
+        after: Option<&Demonstration>,
+        limit: i64,
+    ) -> Result<Vec<(Demonstration, Prompt, Completion)>> {
+        read!(self, |c| prompts::demonstration_page(c, after, limit))
     }
 
     async fn feedback_facts(&self, as_of: Option<Micros>) -> Result<Vec<FeedbackFact>> {

@@ -113,6 +113,11 @@ fn check_items(j: &Judgment, of_set: &[CompletionId]) -> Result<()> {
 /// Appends one judgment with its items and flags.
 pub(super) async fn insert(conn: &mut Conn, j: &Judgment) -> Result<()> {
     check_items(j, &sets::items(conn, j.set_id.as_str()).await?)?;
+    append(conn, j).await
+}
+
+/// As `insert`, for items that are known to be those of the set.
+pub(super) async fn append(conn: &mut Conn, j: &Judgment) -> Result<()> {
     conn.run(
         "INSERT INTO judgments (id, assignment_id, set_id, labeler_id, revision, supersedes_id, outcome, strength,
              rationale, active_ms, wall_ms, guideline_version, idempotency_key, created)
@@ -297,40 +302,62 @@ pub(super) async fn settled_by(conn: &mut Conn, set_id: &SetId) -> Result<Option
 
 /// Latest revisions (as of `filter.as_of`, if given) of every outcome; items are best tier first.
 pub(super) async fn ranked_sets(conn: &mut Conn, filter: &RankedFilter) -> Result<Vec<RankedSet>> {
+    Ok(ranked_page(conn, filter, None, i64::MAX).await?.0)
+}
+
+/// At most `limit` of the judgments with ids after `after`, and the id to go on after; `None` at the end. A filter by
+/// tag may leave a page with fewer sets.
+pub(super) async fn ranked_page(
+    conn: &mut Conn,
+    filter: &RankedFilter,
+    after: Option<&str>,
+    limit: i64,
+) -> Result<(Vec<RankedSet>, Option<JudgmentId>)> {
     let rows = conn
         .all(
             "SELECT j.id AS judgment_id, j.set_id, j.labeler_id, j.strength, j.outcome,
-                    p.id AS prompt_id, p.split, p.messages, p.tags,
+                    j.prompt_id, j.split, j.messages, j.tags,
                     i.completion_id, i.tier, i.shown_position, c.model_version_id, c.text
-             FROM judgments j
-             JOIN comparison_sets s ON s.id = j.set_id
-             JOIN prompts p ON p.id = s.prompt_id
+             FROM (SELECT j.id, j.set_id, j.labeler_id, j.strength, j.outcome,
+                          p.id AS prompt_id, p.split, p.messages, p.tags
+                   FROM judgments j
+                   JOIN comparison_sets s ON s.id = j.set_id
+                   JOIN prompts p ON p.id = s.prompt_id
+                   WHERE ($1 IS NULL OR p.split = $1) AND ($2 IS NULL OR j.labeler_id = $2)
+                     AND s.kind = $3 AND ($4 IS NULL OR j.created <= $4)
+                     AND ($5 OR NOT EXISTS (SELECT 1 FROM resolutions r WHERE r.set_id = j.set_id
+                         AND r.reviewer_id <> j.labeler_id AND ($4 IS NULL OR r.created <= $4)))
+                     AND NOT EXISTS (SELECT 1 FROM judgments n
+                         WHERE n.supersedes_id = j.id AND ($4 IS NULL OR n.created <= $4))
+                     AND ($6 IS NULL OR j.id > $6)
+                   ORDER BY j.id LIMIT $7) j
              LEFT JOIN judgment_items i ON i.judgment_id = j.id
              LEFT JOIN completions c ON c.id = i.completion_id
-             WHERE ($1 IS NULL OR p.split = $1) AND ($2 IS NULL OR j.labeler_id = $2)
-               AND s.kind = $3 AND ($4 IS NULL OR j.created <= $4)
-               AND ($5 OR NOT EXISTS (SELECT 1 FROM resolutions r WHERE r.set_id = j.set_id
-                   AND r.reviewer_id <> j.labeler_id AND ($4 IS NULL OR r.created <= $4)))
-               AND NOT EXISTS (SELECT 1 FROM judgments n
-                   WHERE n.supersedes_id = j.id AND ($4 IS NULL OR n.created <= $4))
              ORDER BY j.id, i.tier, i.completion_id",
             args![
                 filter.split.map(Split::as_str),
                 filter.labeler_id.as_ref().map(LabelerId::as_str),
                 filter.set_kind.unwrap_or(SetKind::Normal).as_str(),
                 filter.as_of,
-                filter.unsettled
+                filter.unsettled,
+                after,
+                limit
             ],
         )
         .await?;
     let mut ranked: Vec<RankedSet> = Vec::new();
+    let (mut seen, mut last_id) = (0, None::<JudgmentId>);
     for row in &rows {
+        let id: JudgmentId = row.text("judgment_id")?.into();
+        if last_id.as_ref() != Some(&id) {
+            seen += 1;
+            last_id = Some(id.clone());
+        }
         if let Some(tag) = &filter.tag
             && !row.json::<Vec<String>>("tags")?.contains(tag)
         {
             continue;
         }
-        let id: JudgmentId = row.text("judgment_id")?.into();
         if ranked.last().is_none_or(|last| last.judgment_id != id) {
             ranked.push(RankedSet {
                 set_id: row.text("set_id")?.into(),
@@ -354,5 +381,15 @@ pub(super) async fn ranked_sets(conn: &mut Conn, filter: &RankedFilter) -> Resul
             });
         }
     }
-    Ok(ranked)
+    Ok((ranked, last_id.filter(|_| seen >= limit)))
+}
+
+/// When the latest judgment was made or settled; what comes later is not part of an export that is under way.
+pub(super) async fn latest(conn: &mut Conn) -> Result<Option<Micros>> {
+    let sql = "SELECT MAX(created) AS n FROM (SELECT MAX(created) AS created FROM judgments
+               UNION ALL SELECT MAX(created) AS created FROM resolutions) t";
+    match conn.one(sql, vec![]).await? {
+        Some(row) => row.opt_int("n"),
+        None => Ok(None),
+    }
 }

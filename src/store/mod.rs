@@ -6,6 +6,7 @@ mod draws;
 pub mod dump;
 mod erasure;
 mod feedback;
+mod imports;
 mod jobs;
 mod judgments;
 mod models;
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 use crate::domain::*;
 
 pub use feedback::FeedbackStore;
+pub use imports::{ImportLine, Imported, ImportedLine, ImportedRanking};
 
 /// Opens the store at `sqlite:PATH`, `sqlite://PATH` or `postgres://…`, making it and applying missing
 /// migrations first. Refuses a schema written by a newer program, and SQLite before 3.51.3.
@@ -309,15 +311,6 @@ pub trait Store: FeedbackStore {
 
     // comparison sets
     async fn put_set(&self, set: ComparisonSet) -> Result<()>;
-    /// Prompt, completions, set and (if given) judgment of an imported ranking, in one transaction.
-    /// An already known (same prompt, same texts) imported set is left as it is: returns false.
-    async fn import_set(
-        &self,
-        prompt: Prompt,
-        completions: Vec<Completion>,
-        set: ComparisonSet,
-        judgment: Option<Judgment>,
-    ) -> Result<bool>;
     async fn get_set(&self, id: &SetId) -> Result<ComparisonSet>;
     async fn list_sets(&self, page: Page, status: Option<SetStatus>) -> Result<Vec<ComparisonSet>>;
     async fn retire_set(&self, id: &SetId) -> Result<()>;

@@ -2,7 +2,7 @@
 
 use super::prompts;
 use super::rows::{Conn, Row, args, not_found};
-use super::{LeaseRequest, Page, Pick, Result, StoreError, judgments};
+use super::{LeaseRequest, Page, Pick, Result, StoreError, imports};
 use crate::domain::*;
 
 /// Advisory lock of everything that takes or frees a place on a set.
@@ -47,15 +47,24 @@ async fn with_items(conn: &mut Conn, row: &Row) -> Result<ComparisonSet> {
 }
 
 pub(super) async fn put(conn: &mut Conn, s: &ComparisonSet) -> Result<()> {
+    let mut texts = Vec::with_capacity(s.completion_ids.len());
     for id in &s.completion_ids {
-        if prompts::get_completion(conn, id).await?.prompt_id != s.prompt_id {
+        let completion = prompts::get_completion(conn, id).await?;
+        if completion.prompt_id != s.prompt_id {
             return Err(StoreError::Conflict(format!("completion {id} belongs to another prompt")));
         }
+        texts.push(completion.text);
     }
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    insert(conn, s, &imports::content_key(&texts)).await
+}
+
+/// A set whose completions are known to be of its prompt.
+pub(super) async fn insert(conn: &mut Conn, s: &ComparisonSet, content_key: &str) -> Result<()> {
     conn.run(
         "INSERT INTO comparison_sets (id, prompt_id, kind, target_overlap, selection_policy, selection_score,
-             status, created)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+             status, created, content_key)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         args![
             s.id.as_str(),
             s.prompt_id.as_str(),
@@ -64,7 +73,8 @@ pub(super) async fn put(conn: &mut Conn, s: &ComparisonSet) -> Result<()> {
             &s.selection_policy,
             s.selection_score,
             s.status.as_str(),
-            s.created
+            s.created,
+            content_key
         ],
     )
     .await?;
@@ -76,47 +86,6 @@ pub(super) async fn put(conn: &mut Conn, s: &ComparisonSet) -> Result<()> {
         .await?;
     }
     Ok(())
-}
-
-pub(super) async fn import(
-    conn: &mut Conn,
-    prompt: &Prompt,
-    completions: Vec<Completion>,
-    mut s: ComparisonSet,
-    judgment: Option<&Judgment>,
-) -> Result<bool> {
-    let stored = prompts::put(conn, prompt).await?;
-    let mut texts: Vec<_> = completions.iter().map(|c| c.text.clone()).collect();
-    texts.sort_unstable();
-    let rows = conn
-        .all(
-            "SELECT s.id, c.text FROM comparison_sets s JOIN set_items i ON i.set_id = s.id
-             JOIN completions c ON c.id = i.completion_id
-             WHERE s.prompt_id = $1 AND s.selection_policy = 'import' ORDER BY s.id",
-            args![stored.id.as_str()],
-        )
-        .await?;
-    let mut known: std::collections::BTreeMap<String, Vec<String>> = Default::default();
-    for row in &rows {
-        known.entry(row.text("id")?).or_default().push(row.text("text")?);
-    }
-    for mut other in known.into_values() {
-        other.sort_unstable();
-        if other == texts {
-            return Ok(false);
-        }
-    }
-    for mut c in completions {
-        c.prompt_id = stored.id.clone();
-        prompts::put_completion(conn, &c).await?;
-    }
-    s.prompt_id = stored.id;
-    put(conn, &s).await?;
-    if let Some(j) = judgment {
-        judgments::insert(conn, j).await?;
-        judgments::refresh_status(conn, &s.id).await?;
-    }
-    Ok(true)
 }
 
 pub(super) async fn get(conn: &mut Conn, id: &SetId) -> Result<ComparisonSet> {

@@ -47,7 +47,10 @@ async fn counts(conn: &mut Conn) -> Result<Counts> {
         (&mut counts.sets_done, "SELECT COUNT(*) AS n FROM comparison_sets WHERE status = 'done'"),
         (&mut counts.judgments, "SELECT COUNT(*) AS n FROM judgments WHERE supersedes_id IS NULL"),
         (&mut counts.demonstrations, "SELECT COUNT(*) AS n FROM demonstrations"),
-        (&mut counts.labelers, "SELECT COUNT(*) AS n FROM labelers WHERE id NOT IN ('admin', 'import')"),
+        (
+            &mut counts.labelers,
+            "SELECT COUNT(*) AS n FROM labelers WHERE id NOT IN ('admin', 'import') AND id NOT LIKE 'import-%'",
+        ),
         (&mut counts.jobs_queued, "SELECT COUNT(*) AS n FROM jobs WHERE state = 'queued'"),
         (&mut counts.jobs_running, "SELECT COUNT(*) AS n FROM jobs WHERE state = 'running'"),
         (&mut counts.feedback_events, "SELECT COUNT(*) AS n FROM feedback_events"),
@@ -119,16 +122,6 @@ impl Store for SqlStore {
 
     async fn put_set(&self, set: ComparisonSet) -> Result<()> {
         write!(self, |tx| sets::put(tx, &set))
-    }
-
-    async fn import_set(
-        &self,
-        prompt: Prompt,
-        completions: Vec<Completion>,
-        set: ComparisonSet,
-        judgment: Option<Judgment>,
-    ) -> Result<bool> {
-        write!(self, |tx| sets::import(tx, &prompt, completions, set, judgment.as_ref()))
     }
 
     async fn get_set(&self, id: &SetId) -> Result<ComparisonSet> {

@@ -102,7 +102,7 @@ fn drive<A: Serialize>(
     let mut loaded = model::load(Path::new(&rl.common.model), &device).context("model")?;
     let texts = Texts::new(&loaded)?;
     let max_length = rl.common.max_length.min(loaded.config.max_positions);
-    let prompts = prompts(&rl, &texts, max_length)?;
+    let mut prompts = prompts(&rl, &texts, max_length)?;
     let sources = Sources { model: rl.reward_model.as_deref(), rule: rl.reward.as_ref(), field: "reward" };
     let (reward, reward_source) = Reward::open(&sources, &rl.common, &device, reporter.remote())?;
 
@@ -113,7 +113,7 @@ fn drive<A: Serialize>(
     drop(reward_source);
     let gold = Gold::open(&rl, &texts, &reference, max_length, &device, reporter)?;
     if reward.needs_answers() || gold.as_ref().is_some_and(Gold::needs_answers) {
-        answered(&prompts)?;
+        answered(&mut prompts, reporter)?;
     }
     // Whoever needs a weight holds it by now.
     loaded.weights.clear();
@@ -294,13 +294,30 @@ fn data_hashes(rl: &RlCommon, ptx: Option<(String, String)>) -> Result<BTreeMap<
     Ok(data)
 }
 
+/// Leaves out prompts without an answer and names them: a reward has nothing to compare their responses with.
+///
 /// # Errors
-/// Names the first prompt without an answer.
-fn answered(prompts: &[PromptIds]) -> Result<()> {
-    match prompts.iter().position(|p| p.answer.is_none()) {
-        Some(i) => bail!("prompts: prompt {} has no `answer`, which the reward compares with", i + 1),
-        None => Ok(()),
+/// When no prompt has an answer.
+fn answered(prompts: &mut Vec<PromptIds>, reporter: &mut dyn Reporter) -> Result<()> {
+    let without: Vec<String> = (1..)
+        .zip(prompts.iter())
+        .filter(|(_, p)| p.answer.is_none())
+        .map(|(line, p)| p.id.clone().unwrap_or_else(|| format!("line {line}")))
+        .collect();
+    let (all, missing) = (prompts.len(), without.len());
+    if missing == all {
+        bail!("prompts: none of {all} prompts has an `answer`, which the reward compares with");
     }
+    if missing > 0 {
+        let more = if missing > 10 { ", …" } else { "" };
+        let named = without.iter().take(10).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let message = format!(
+            "{missing} of {all} prompts have no `answer`, which the reward compares with, and are left out: {named}{more}"
+        );
+        reporter.event("warning", json!({"message": message}));
+        prompts.retain(|p| p.answer.is_some());
+    }
+    Ok(())
 }
 
 /// Prompts as ids, cut on the left so that a full response fits.
@@ -312,7 +329,7 @@ fn prompts(rl: &RlCommon, texts: &Texts, max_length: usize) -> Result<Vec<Prompt
     for record in read_prompts(Path::new(&rl.prompts)).context("prompts")? {
         let ids = texts.prompt(&record.prompt)?;
         let ids = ids[ids.len().saturating_sub(room)..].to_vec();
-        prompts.push(PromptIds { ids, prompt: record.prompt, answer: record.answer });
+        prompts.push(PromptIds { ids, id: record.prompt_id, prompt: record.prompt, answer: record.answer });
     }
     Ok(prompts)
 }

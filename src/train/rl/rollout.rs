@@ -18,6 +18,8 @@ use crate::train::step::{Picked, Sequence, micro_batches};
 /// A prompt as given and as ids.
 pub struct PromptIds {
     pub prompt: PromptInput,
+    /// In the store, where it has one.
+    pub id: Option<String>,
     /// Its right answer, where the record has one.
     pub answer: Option<String>,
     pub ids: Vec<u32>,

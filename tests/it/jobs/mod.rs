@@ -23,7 +23,7 @@ async fn small_world(store: &dyn Store) -> ModelVersion {
         let texts: Vec<_> = ["good", "bad", "worse"].iter().map(|t| fixture::completion(&prompt.id, t)).collect();
         let set = fixture::comparison_set(&prompt.id, &texts, 1);
         let judgment = fixture::judgment(&set, &"import".into(), None, text);
-        assert!(store.import_set(prompt, texts, set, Some(judgment)).await.unwrap());
+        assert_eq!(fixture::import(store, prompt, texts, set, judgment).await, instructd::store::Imported::New);
     }
     base
 }

@@ -17,6 +17,7 @@ pub fn prompt(text: &str) -> Prompt {
         content_hash: format!("hash of {text}"),
         split: Split::Train,
         tags: vec!["a".into(), "b".into()],
+        answer: Some("42".into()),
         created: T0,
     }
 }
@@ -62,6 +63,20 @@ pub async fn stored_set(store: &dyn Store, text: &str, texts: &[&str], overlap: 
     let set = comparison_set(&prompt.id, &completions, overlap);
     store.put_set(set.clone()).await.unwrap();
     set
+}
+
+/// An imported ranking.
+pub async fn import(
+    store: &dyn Store,
+    prompt: Prompt,
+    completions: Vec<Completion>,
+    set: ComparisonSet,
+    judgment: Judgment,
+) -> Imported {
+    let ranking =
+        ImportedRanking { prompt, has_split: false, completions, set, judgment, labeler: None, known_answer: None };
+    let lines = vec![ImportLine::Ranking(Box::new(ranking))];
+    store.import_lines(lines.into()).await.unwrap().remove(0).done
 }
 
 pub async fn labeler(store: &dyn Store, id: &str) -> LabelerId {
