@@ -130,7 +130,11 @@ pub struct LabelingConfig {
     pub onboarding_sets: i64,
     /// Judgments a day (UTC) of a labeler who has no quota of their own; 0 = no limit.
     pub daily_quota: i64,
-    /// Markdown file with the guidelines; `None` = the built-in text.
+    /// Show labelers after their judgment which model wrote which answer. What is judged again with that
+    /// knowledge is kept apart and counts in no figure and no data set.
+    pub reveal: bool,
+    /// Markdown file with the guidelines, read anew each time (`guide.zh.md` beside `guide.md` for Chinese);
+    /// `None` = the built-in text. A text written on the admin page goes before it.
     pub guidelines: Option<PathBuf>,
 }
 
@@ -267,6 +271,7 @@ impl Default for LabelingConfig {
             calibration_share: 0.05,
             onboarding_sets: 5,
             daily_quota: 0,
+            reveal: false,
             guidelines: None,
         }
     }

@@ -185,6 +185,11 @@ pub struct Assignment {
 
 name_enum!(Outcome { Ranked = "ranked", AllBad = "all_bad", Unrankable = "unrankable", Skip = "skip" });
 name_enum!(
+    /// What a labeler had been shown of a set before judging it: nothing, who wrote the completions, or the
+    /// expected answer. Only blind judgments count in figures and data sets.
+    Knowledge { Blind = "blind", Authors = "authors", Answer = "answer" }
+);
+name_enum!(
     /// How strongly the best is preferred; pairwise sets only.
     Strength { Significantly = "significantly", Clearly = "clearly", Slightly = "slightly", Barely = "barely" }
 );
@@ -228,6 +233,8 @@ pub struct Judgment {
     pub items: Vec<JudgmentItem>,
     pub flags: Vec<JudgmentFlag>,
     pub created: Micros,
+    /// What the labeler knew when judging; the store fills it in.
+    pub knowledge: Knowledge,
 }
 
 /// Tier 0 is best; equal tiers are a tie.
@@ -267,6 +274,7 @@ pub struct RankedSet {
     pub strength: Option<Strength>,
     pub outcome: Outcome,
     pub items: Vec<RankedItem>,
+    pub knowledge: Knowledge,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

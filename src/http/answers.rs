@@ -139,7 +139,7 @@ fn shown_prompt() -> Value {
 }
 
 fn shown_completions() -> Value {
-    list(object(&[("id", text()), ("text", text()), ("html", text())]))
+    list(object(&[("id", text()), ("text", text()), ("html", text()), ("cut_off", json!({"type": "boolean"}))]))
 }
 
 fn shown_set() -> Value {
@@ -181,7 +181,15 @@ fn turn() -> Value {
         ("set_id", text()),
         ("prompt", shown_prompt()),
         ("completions", shown_completions()),
-        ("me", object(&[("name", text()), ("done_today", integer()), ("done_total", integer())])),
+        (
+            "me",
+            object(&[
+                ("name", text()),
+                ("done_today", integer()),
+                ("done_total", integer()),
+                ("skipped_today", integer()),
+            ]),
+        ),
         ("queue", object(&[("open", integer())])),
     ])
 }
@@ -258,13 +266,13 @@ pub fn of(route: &Route) -> Answer {
         ("POST", "/v1/demonstrations") => json(MADE, schema::<Demonstration>()),
         ("POST", "/v1/feedback") => json(MADE, schema::<FeedbackEvent>()),
         ("GET", "/v1/judgments") => json(OK, page(schema::<Judgment>())),
-        ("GET", "/v1/guidelines") => json(OK, object(&[("version", text()), ("html", text())])),
+        ("GET", "/v1/guidelines") => json(OK, object(&[("version", text()), ("lang", text()), ("html", text())])),
         ("GET", "/v1/label/next") => json(&[200, 204], turn()),
         ("POST", "/v1/label/ask") => plain("text/event-stream"),
         ("POST", "/v1/label/{id}/renew") => json(OK, object(&[("expires_at", integer())])),
         ("POST", "/v1/label/{id}/release") => nothing(),
         ("POST", "/v1/label/{id}/judgment") => json(OK, submitted()),
-        ("GET", "/v1/label/history") => json(OK, data(schema::<Judgment>())),
+        ("GET", "/v1/label/history") => json(OK, page(schema::<Judgment>())),
         ("GET", "/v1/label/judgments/{id}") => json(
             OK,
             object(&[
@@ -306,6 +314,7 @@ pub fn query(route: &Route) -> Option<Value> {
     match (route.method.as_str(), route.path) {
         ("GET", "/v1/prompts" | "/v1/judgments" | "/v1/label/history") => Some(schema::<label::PageQuery>()),
         ("GET", "/v1/comparison-sets") => Some(schema::<sets::SetsQuery>()),
+        ("GET", "/v1/guidelines") => Some(schema::<label::GuidelinesQuery>()),
         ("GET", "/v1/label/next") => Some(schema::<label::NextQuery>()),
         ("GET", "/admin/jobs") => Some(schema::<jobs::JobsQuery>()),
         ("GET", "/admin/jobs/{id}/events") => Some(schema::<jobs::EventsQuery>()),

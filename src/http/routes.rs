@@ -146,8 +146,8 @@ fn people() -> Vec<Route> {
         get("/v1/label/next", Feedback, "Lease the next set to rank; 204 when none is open", label::next).answering(
             "200: assignment_id, lease_token, expires_at, set_id, kind (normal, or calibration: its answer is \
                  shown after the vote), prompt, completions in shown order, guideline_version, me, queue, \
-                 onboarding: {done, needed} while calibration sets come first, else null. 204: the header x-queue \
-                 is empty, or quota when the day's quota is used",
+                 onboarding: {done, held, needed} while calibration sets come first, else null. 204: the header \
+                 x-queue is empty, or quota when the day's quota is used; for a named set also judged, taken or closed",
         ),
         post(
             "/v1/label/ask",
@@ -161,11 +161,11 @@ fn people() -> Vec<Route> {
         post("/v1/label/{id}/judgment", Feedback, "Judge a leased set", label::submit)
             .taking::<label::JudgmentRequest>()
             .answering(
-                "judgment, replayed, reveal: who wrote what, verdict: for calibration sets {met (0 to 1, null when \
+                "judgment, replayed, reveal: who wrote what (empty unless labeling.reveal is on), verdict: for calibration sets {met (0 to 1, null when \
                  nothing was ranked), expected: [{completion_id, tier}], explanation}, else null",
             ),
         get("/v1/label/me", Feedback, "Own progress, pace and agreement", label::me).answering(
-            "{labeler_id, name, role, done_today, done_total, quota (null = none), quota_left, onboarding: {done, \
+            "{labeler_id, name, role, done_today, done_total, skipped_today, skipped_total, quota (null = none), quota_left, onboarding: {done, \
              needed} or null, days: [{start, judgments}] of the last 14, median_active_ms, median_active_ms_today, \
              tie_rate, skip_rate, agreement_with_others, calibration_accuracy: figures {value, low, high, n} or \
              null, queue_open}",
@@ -218,6 +218,9 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         post("/admin/canary", Admin, "Send a share of the requests to a candidate", admin::settings::start_canary)
             .taking::<admin::settings::NewCanary>(),
         delete("/admin/canary", Admin, "End the canary", admin::settings::end_canary),
+        get("/admin/guidelines", Admin, "Guidelines of every language and their former versions", label::all_guidelines),
+        post("/admin/guidelines", Admin, "Change the guidelines of a language", label::change_guidelines)
+            .taking::<label::GuidelinesChange>(),
         get("/admin/settings", Admin, "Every setting with its explanation", admin::settings::list),
         post("/admin/settings", Admin, "Change a setting while the server runs", admin::settings::change)
             .taking::<admin::settings::Change>(),
@@ -251,7 +254,7 @@ fn review() -> Vec<Route> {
     vec![
         get("/v1/review/sets/{id}", Review, "A set with everybody's latest judgments", admin::sets::review).answering(
             "{set, prompt, completions: [{id, text, html, author}], judgments: [{judgment, labeler: {id, name}}], \
-             settled_by: labeler id or null}",
+             settled_by: labeler id or null, expected: [{completion_id, tier}], explanation}",
         ),
         post(
             "/v1/review/sets/{id}/settle",
@@ -298,7 +301,7 @@ fn review() -> Vec<Route> {
             admin::quality::consensus,
         )
         .answering(
-            "Query: as /admin/api/quality, and limit (50). {data: [{set_id, judgments, disagreement (0 to 1, null \
+            "Query: as /admin/api/quality, and limit (50). Only ordinary sets when no kind is given. {data: [{set_id, judgments, disagreement (0 to 1, null \
                  with one judgment), completions: [{completion_id, score}] best first}], total}",
         ),
     ]

@@ -85,7 +85,12 @@ pub async fn contents(services: &Services, id_or_name: &str) -> Result<(DatasetV
     if version.filter["data"] != "comparisons" {
         return Err(ServiceError::Conflict("only versions of rankings can be exported again".into()));
     }
-    let mut filter: RankedFilter = serde_json::from_value(version.filter["filter"].clone())
+    let mut stored = version.filter["filter"].clone();
+    if let Some(fields) = stored.as_object_mut() {
+        // Versions from before it was recorded what labelers knew hold the latest revisions.
+        fields.entry("informed").or_insert(serde_json::Value::Bool(true));
+    }
+    let mut filter: RankedFilter = serde_json::from_value(stored)
         .map_err(|e| ServiceError::Conflict(format!("this version was made by another program: {e}")))?;
     filter.as_of = filter.as_of.or(Some(version.as_of));
     let found = rankings(services.store.as_ref(), &filter).await?;

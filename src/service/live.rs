@@ -33,6 +33,7 @@ pub const LIVE: &[&str] = &[
     "labeling.completions_per_set",
     "labeling.max_tokens",
     "labeling.onboarding_sets",
+    "labeling.reveal",
     "limits.default_chat_tokens",
     "sessions.idle_hours",
     "sessions.invite_hours",

@@ -47,6 +47,8 @@ pub struct Flow {
     pub days: Vec<DayCount>,
     pub median_active_ms: Option<i64>,
     pub sets_open: i64,
+    /// Open sets that nobody is left for: every active labeler has judged or skipped them.
+    pub sets_stuck: i64,
     /// Sets that somebody is ranking now.
     pub leases: i64,
 }
@@ -61,6 +63,7 @@ pub async fn flow(services: &Services, days: i64) -> Result<Flow> {
         days: (first..=today).map(|day| of(day).unwrap_or(DayCount { day, judgments: 0, skips: 0 })).collect(),
         median_active_ms: found.median_active_ms,
         sets_open: counts.sets_open,
+        sets_stuck: counts.sets_stuck,
         leases: counts.leases,
     })
 }

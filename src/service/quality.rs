@@ -60,8 +60,10 @@ pub async fn report(services: &Services, scope: Scope) -> Result<Report> {
     Ok(report)
 }
 
-/// Consensus on every ranked set, the most disputed first.
+/// Consensus on every ranked set, the most disputed first. Sets with known answers measure people and are no
+/// disputes: they are left out unless their kind is asked for.
 pub async fn consensus(services: &Services, scope: Scope) -> Result<Vec<SetConsensus>> {
+    let scope = Scope { kind: scope.kind.or(Some(SetKind::Normal)), ..scope };
     let facts = facts(services, &scope).await?;
     let mut sets = beside(move || quality::set_consensus(&facts)).await?;
     sets.sort_by(|a, b| b.disagreement.unwrap_or(-1.0).total_cmp(&a.disagreement.unwrap_or(-1.0)));

@@ -70,10 +70,15 @@ pub struct Disputed {
     pub completions: Vec<Completion>,
     pub judgments: Vec<Judgment>,
     pub settled_by: Option<LabelerId>,
+    /// The expected tiers of sets with a known answer, and why.
+    pub expected: Vec<(CompletionId, i64)>,
+    pub explanation: Option<String>,
 }
 
-pub async fn disputed(services: &Services, id: &SetId) -> Result<Disputed> {
+/// A set as reviewers see it, with the authors: what they judge of it afterwards is not blind.
+pub async fn disputed(services: &Services, by: &Actor, id: &SetId) -> Result<Disputed> {
     let set = services.store.get_set(id).await?;
+    services.store.put_reveal(id, &by.labeler_id, Knowledge::Authors, services.now()).await?;
     let prompt = services.store.get_prompt(&set.prompt_id).await?;
     let mut completions = Vec::with_capacity(set.completion_ids.len());
     for id in &set.completion_ids {
@@ -81,7 +86,9 @@ pub async fn disputed(services: &Services, id: &SetId) -> Result<Disputed> {
     }
     let judgments = services.store.set_judgments(id).await?;
     let settled_by = services.store.settled_by(id).await?;
-    Ok(Disputed { set, prompt, completions, judgments, settled_by })
+    let expected = services.store.get_gold(id).await?;
+    let explanation = services.store.set_explanation(id).await?;
+    Ok(Disputed { set, prompt, completions, judgments, settled_by, expected, explanation })
 }
 
 /// Settles a set by the reviewer's own judgment: datasets then take it instead of the others'. A reviewer

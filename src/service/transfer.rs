@@ -188,6 +188,7 @@ async fn store_comparison(
         items: items.collect(),
         flags: Vec::new(),
         created: now,
+        knowledge: Knowledge::Blind,
     };
     let Some(kind) = known_answer else {
         return services.store.import_set(prompt, written, set, Some(judgment)).await;

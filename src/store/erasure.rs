@@ -1,8 +1,8 @@
 //! Taking a person's data away on request. One transaction; the labeler's row stays without a name, so that
 //! what others did beside it keeps its meaning.
 
+use super::leases::PLACES;
 use super::rows::{Conn, args};
-use super::sets::PLACES;
 use super::{Erase, Erased, PersonalData, Result, StoreError, judgments, people, prompts};
 use crate::domain::*;
 
@@ -36,6 +36,7 @@ pub(super) async fn erase(
         args![me],
     )
     .await?;
+    conn.run("UPDATE comparison_sets SET made_by = NULL WHERE made_by = $1", args![me]).await?;
     match how {
         Erase::Anonymise => {
             erased.judgments =
@@ -74,6 +75,7 @@ async fn remove(conn: &mut Conn, me: &str, actor_hash: &str, erased: &mut Erased
     // One statement: revisions refer to each other, and are checked at its end.
     erased.judgments = conn.run("DELETE FROM judgments WHERE labeler_id = $1", args![me]).await?;
     conn.run("DELETE FROM assignments WHERE labeler_id = $1", args![me]).await?;
+    conn.run("DELETE FROM reveals WHERE labeler_id = $1", args![me]).await?;
     let written = conn.all("SELECT completion_id FROM demonstrations WHERE labeler_id = $1", args![me]).await?;
     erased.demonstrations = conn.run("DELETE FROM demonstrations WHERE labeler_id = $1", args![me]).await?;
     erased.feedback_events = conn.run("DELETE FROM feedback_events WHERE actor_hash = $1", args![actor_hash]).await?;

@@ -8,11 +8,13 @@ mod erasure;
 mod feedback;
 mod jobs;
 mod judgments;
+mod leases;
 mod models;
 mod people;
 mod postgres;
 mod prompts;
 mod quality;
+mod reveals;
 mod rows;
 mod sets;
 mod settings;
@@ -80,6 +82,10 @@ pub struct SubmitJudgment {
     /// Ideal answer given with the judgment: stored as a human completion + demonstration.
     pub ideal_answer: Option<Completion>,
     pub now: Micros,
+    /// What the answer to this judgment shows to the labeler, unless it is a skip: later revisions know it.
+    pub reveals: Vec<Knowledge>,
+    /// First judgments since this time, at most this many; checked where no current lease was counted.
+    pub quota: Option<(Micros, i64)>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -89,6 +95,30 @@ pub struct Submitted {
     pub replayed: bool,
 }
 
+/// First judgments of one labeler (revisions do not count), skips apart: since a given time, and in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct LabelerCounts {
+    pub today: i64,
+    pub total: i64,
+    pub skipped_today: i64,
+    pub skipped_total: i64,
+}
+
+/// Why a labeler gets no lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoLease {
+    /// Nothing is open for them.
+    Empty,
+    /// Judged and held sets have reached the day's quota.
+    Quota,
+    /// They have judged or skipped the named set.
+    Judged,
+    /// Others hold or have filled all places of the named set.
+    Taken,
+    /// The named set is done or out of the queue.
+    Closed,
+}
+
 /// Counts behind the picture of the loop.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Counts {
@@ -96,9 +126,12 @@ pub struct Counts {
     pub completions: i64,
     pub sets_open: i64,
     pub sets_done: i64,
+    /// Open sets that no active labeler can get any more: everybody has judged or skipped them.
+    pub sets_stuck: i64,
     pub judgments: i64,
     pub demonstrations: i64,
     pub labelers: i64,
+    /// Leases whose holder gave a sign of life within the last minutes.
     pub leases: i64,
     pub jobs_queued: i64,
     pub jobs_running: i64,
@@ -113,6 +146,17 @@ pub struct Setting {
     pub updated: Micros,
     /// The labeler who changed it.
     pub updated_by: String,
+}
+
+/// The guidelines of a language as they were from `created` on.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct GuidelineVersion {
+    pub id: String,
+    pub lang: String,
+    /// Markdown; empty = the configured file or the built-in text.
+    pub text: String,
+    pub created: Micros,
+    pub created_by: LabelerId,
 }
 
 /// What a model version wrote, and how it was received.
@@ -163,6 +207,9 @@ pub struct RankedFilter {
     pub unsettled: bool,
     /// Also preferences that follow from applications' feedback: edits, thumbs, scores.
     pub feedback: bool,
+    /// The latest revisions even where they were made after the authors or the expected answer were shown;
+    /// else the latest blind ones.
+    pub informed: bool,
 }
 
 /// New lease request. The store picks the set; seeds and ids come from the caller.
@@ -179,6 +226,8 @@ pub struct LeaseRequest {
     pub pick: Pick,
     /// Judgments and current leases since this time, at most this many; then no lease.
     pub quota: Option<(Micros, i64)>,
+    /// Give a set again that the labeler holds already, the one leased first, except for these.
+    pub resume: Option<Vec<SetId>>,
 }
 
 /// Which kinds of sets a lease may be on. A named set may be of any kind.
@@ -343,7 +392,7 @@ pub trait Store: FeedbackStore {
     async fn get_judgment(&self, id: &JudgmentId) -> Result<Judgment>;
     async fn list_judgments(&self, page: Page, labeler: Option<&LabelerId>) -> Result<Vec<Judgment>>;
     /// How many first judgments (revisions do not count) the labeler gave since `since`, and in all.
-    async fn judgment_counts(&self, labeler: &LabelerId, since: Micros) -> Result<(i64, i64)>;
+    async fn judgment_counts(&self, labeler: &LabelerId, since: Micros) -> Result<LabelerCounts>;
     /// First judgments since `since`; what was imported does not count.
     async fn throughput(&self, since: Micros) -> Result<Throughput>;
     /// Latest revisions only, joined with texts, ordered by judgment id.

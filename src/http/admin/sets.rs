@@ -98,9 +98,13 @@ pub async fn retire(
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub async fn review(State(state): State<AppState>, Path(id): Path<SetId>) -> ApiResult<axum::Json<Value>> {
+pub async fn review(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Path(id): Path<SetId>,
+) -> ApiResult<axum::Json<Value>> {
     let services = &state.services;
-    let disputed = review::disputed(services, &id).await?;
+    let disputed = review::disputed(services, &actor, &id).await?;
     let mut completions = Vec::new();
     for c in &disputed.completions {
         let author = author(services, c).await?;
@@ -117,6 +121,8 @@ pub async fn review(State(state): State<AppState>, Path(id): Path<SetId>) -> Api
         "completions": completions,
         "judgments": judgments,
         "settled_by": disputed.settled_by,
+        "expected": disputed.expected.iter().map(|(id, tier)| json!({"completion_id": id, "tier": tier})).collect::<Vec<_>>(),
+        "explanation": disputed.explanation,
     })))
 }
 

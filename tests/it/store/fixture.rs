@@ -82,6 +82,7 @@ pub fn lease(labeler: &LabelerId, now: Micros) -> LeaseRequest {
         set_id: None,
         pick: Pick::Normal,
         quota: None,
+        resume: None,
     }
 }
 
@@ -107,11 +108,19 @@ pub fn judgment(set: &ComparisonSet, labeler: &LabelerId, assignment: Option<&As
             .collect(),
         flags: vec![JudgmentFlag { completion_id: None, code: "language".into(), note: Some("n".into()) }],
         created: T0,
+        knowledge: Knowledge::Blind,
     }
 }
 
 pub fn submit(judgment: Judgment, assignment: Option<&Assignment>, now: Micros) -> SubmitJudgment {
-    SubmitJudgment { judgment, lease_token: assignment.map(|a| a.lease_token.clone()), ideal_answer: None, now }
+    SubmitJudgment {
+        judgment,
+        lease_token: assignment.map(|a| a.lease_token.clone()),
+        ideal_answer: None,
+        now,
+        reveals: vec![],
+        quota: None,
+    }
 }
 
 pub fn job(kind: &str, unique_key: Option<&str>, priority: i64) -> Job {
