@@ -113,6 +113,7 @@ pub(super) fn turn_json(actor: &Actor, turn: &Turn) -> Value {
         },
         "queue": {"open": turn.queue_open},
         "onboarding": turn.onboarding,
+        "practice_number": turn.practice_number,
     })
 }
 
@@ -272,7 +273,11 @@ pub async fn reopen(
 ) -> ApiResult<axum::Json<Value>> {
     let reopened = label::reopen(&state.services, &actor, &id).await?;
     let completions: Vec<_> = reopened.completions.iter().map(blind_json).collect();
+    // A revision with this knowledge is kept apart; who revises should know.
+    let judged = &reopened.judgment;
+    let revealed = state.services.store.reveals(&judged.set_id, &judged.labeler_id).await?;
     Ok(axum::Json(json!({
+        "revealed": revealed,
         "judgment": reopened.judgment,
         "assignment_id": reopened.judgment.assignment_id,
         "lease_token": reopened.lease_token,

@@ -32,6 +32,8 @@ pub struct Turn {
     pub queue_open: i64,
     /// How far the labeler has come with the calibration sets given first; `None` once through.
     pub onboarding: Option<Onboarding>,
+    /// Which of the onboarding's calibration sets this is, from 1.
+    pub practice_number: Option<i64>,
 }
 
 /// Calibration sets judged, and how many come before other work.
@@ -39,6 +41,7 @@ pub struct Turn {
 pub struct Onboarding {
     pub done: i64,
     /// Calibration sets in hand, on other pages or fetched ahead.
+    #[serde(skip)]
     pub held: i64,
     pub needed: i64,
 }
@@ -128,6 +131,7 @@ pub(super) async fn next_in_order(
     order_seed: u64,
 ) -> Result<Next> {
     let Wanted { set_id, resume, lang } = wanted;
+    let at_hand = resume.as_ref().map(|except| except.len() as i64);
     if let Some(id) = &set_id {
         services.store.get_set(id).await.map_err(|e| not_found_as(e, "set_id"))?;
     }
@@ -158,8 +162,14 @@ pub(super) async fn next_in_order(
     let queue_open = open_for(services, &labeler, counts.today).await?;
     // Gold items must look like any other, or people treat them differently.
     let kind = if set.kind == SetKind::Gold { SetKind::Normal } else { set.kind };
+    let practice_number = onboarding.filter(|_| kind == SetKind::Calibration).map(|o| {
+        // Of several in hand, the first that the page has not got is given again.
+        let before = at_hand.map_or(o.held, |n| n.min(o.held));
+        (o.done + before + 1).min(o.needed)
+    });
     Ok(Next::Turn(Box::new(Turn {
         assignment,
+        practice_number,
         kind,
         prompt,
         completions,

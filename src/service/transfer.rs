@@ -214,6 +214,24 @@ pub struct Selection {
     pub feedback: bool,
 }
 
+/// Rankings that labelers gave again after they had seen the authors or the expected answer: lines of their own,
+/// marked by `knowledge`, which other formats leave out.
+async fn informed_lines(services: &Services, split: Option<Split>) -> Result<Vec<String>> {
+    let filter = RankedFilter { split, informed: true, ..RankedFilter::default() };
+    let found = services.store.ranked_sets(&filter).await?;
+    let mut lines = Vec::new();
+    for set in found.iter().filter(|set| set.knowledge != Knowledge::Blind) {
+        if services.store.settled_by(&set.set_id).await?.as_ref() == Some(&set.labeler_id) {
+            continue; // counts, and is there already
+        }
+        let Some(comparison) = Comparison::from_ranked(set) else { continue };
+        let mut line = serde_json::to_value(&comparison).map_err(|e| ServiceError::Internal(e.to_string()))?;
+        line["knowledge"] = json!(set.knowledge);
+        lines.push(line.to_string());
+    }
+    Ok(lines)
+}
+
 /// A file of the format with everything selected.
 ///
 /// # Errors
@@ -226,6 +244,7 @@ pub async fn write_out(services: &Services, format: Format, selection: Selection
     let mut lines = Vec::new();
     match format {
         Format::Comparisons | Format::Trl | Format::Hh | Format::Oasst | Format::Parquet => {
+            let frozen = dataset.is_some();
             let found = match dataset {
                 Some(id) => datasets::contents(services, &id).await?.1,
                 None => {
@@ -237,6 +256,9 @@ pub async fn write_out(services: &Services, format: Format, selection: Selection
                 return data::parquet::write(&found).map_err(|e| ServiceError::Internal(format!("Parquet: {e}")));
             }
             lines.extend(found.into_iter().flat_map(|c| export(format, &Record::Comparison(c))));
+            if format == Format::Comparisons && !frozen {
+                lines.extend(informed_lines(services, split).await?);
+            }
         }
         _ if dataset.is_some() => return Err(bad_input("dataset", "holds rankings, which this format does not")),
         Format::Demonstrations => {

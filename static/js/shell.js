@@ -2,6 +2,7 @@
 import { ApiError, del, get, post } from './api.js';
 import { LANGUAGES, lang, setLanguage, t } from './i18n.js';
 import { fill, h, icon, toast } from './dom.js';
+import { keyOf } from './keys.js';
 import { errorText } from './plain.js';
 
 /** The pages of the navigation, in order: [key of its words, address]. */
@@ -94,7 +95,7 @@ export function shell(page, { tools = [], status = [] } = {}) {
   };
   menu.addEventListener('click', () => openMenu(!toolbox.classList.contains('open')));
   document.addEventListener('click', (e) => !menu.contains(e.target) && openMenu(false));
-  document.addEventListener('keydown', (e) => e.key === 'Escape' && openMenu(false));
+  document.addEventListener('keydown', (e) => keyOf(e) === 'Escape' && openMenu(false));
   const header = h(
     'header',
     { class: 'top' },

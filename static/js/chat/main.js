@@ -1,6 +1,7 @@
 // Try-it page: streamed chat with any version, thumbs, two answers that become a ranking, two versions side by side.
 import { newKey, post } from '../api.js';
 import { fill, h, icon, toast, userText } from '../dom.js';
+import { keyOf } from '../keys.js';
 import { t } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { richText } from '../richtext.js';
@@ -284,12 +285,12 @@ form.addEventListener('submit', (e) => {
   else ask();
 });
 input.addEventListener('keydown', (e) => {
-  if (e.key === 'Enter' && !e.shiftKey && !e.isComposing) {
+  if (keyOf(e) === 'Enter' && !e.shiftKey) {
     e.preventDefault();
     if (!running) ask();
   }
 });
-document.addEventListener('keydown', (e) => e.key === 'Escape' && running?.abort());
+document.addEventListener('keydown', (e) => keyOf(e) === 'Escape' && running?.abort());
 
 reset();
 currentSession()

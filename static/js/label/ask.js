@@ -2,6 +2,7 @@
 import { streamSet } from '../chat/talk.js';
 import { fill, h, plainText } from '../dom.js';
 import { t } from '../i18n.js';
+import { keyOf } from '../keys.js';
 import { errorText } from '../plain.js';
 import { letter } from './ballot.js';
 
@@ -38,7 +39,7 @@ export function askForm(onAsk, { content = '', n: chosen = 2, problem = '' } = {
     error,
   );
   text.addEventListener('keydown', (e) => {
-    if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) form.requestSubmit();
+    if (keyOf(e) === 'Enter' && (e.ctrlKey || e.metaKey)) form.requestSubmit();
   });
   return form;
 }
