@@ -43,10 +43,12 @@ export async function reviewView(el, { id, signal, who }) {
       .map((i, k, all) => (k && all[k - 1].tier === i.tier ? '= ' : k ? '> ' : '') + name(i.completion_id))
       .join(' ');
   const last = judgments.find((j) => j.labeler.id === answer.settled_by) ?? judgments[0];
-  const given = new Map((last?.judgment.items ?? []).map((i) => [i.completion_id, i.tier]));
+  const practice = set.kind !== 'normal';
+  const expected = answer.expected ?? [];
+  const given = new Map((practice ? expected : (last?.judgment.items ?? [])).map((i) => [i.completion_id, i.tier]));
   const places = placesForm(completions, given);
   const message = h('p', { class: 'form-error', role: 'alert' });
-  const why = h('textarea', { id: 'settle-why', rows: '2', dir: 'auto' });
+  const why = h('textarea', { id: 'settle-why', rows: '2', dir: 'auto', value: (practice && answer.explanation) || '' });
   const again = () => {
     fill(el);
     return reviewView(el, { id, signal, who });
@@ -128,6 +130,9 @@ export async function reviewView(el, { id, signal, who }) {
               'td',
               null,
               h('span', { class: 'tag', text: t(`outcome.${j.outcome}`) }),
+              j.knowledge && j.knowledge !== 'blind'
+                ? h('span', { class: 'tag', text: t(`knowledge.${j.knowledge}`), title: t('knowledge.help') })
+                : null,
               j.strength ? h('span', { class: 'sub', text: ` ${t(`strength.${j.strength}`)}` }) : null,
             ),
             h('td', { class: 'mono nowrap', text: order(j) }),
@@ -166,7 +171,12 @@ export async function reviewView(el, { id, signal, who }) {
           : null,
         set.kind === 'normal'
           ? h('button', { type: 'button', class: 'primary', text: t('review.settle'), on: { click: settle } })
-          : h('span', { class: 'tag accent', text: t(`kind.${set.kind}`) }),
+          : [
+              h('span', { class: 'tag accent', text: t(`kind.${set.kind}`) }),
+              who?.role === 'admin'
+                ? h('button', { type: 'button', class: 'primary', text: t('review.save_known'), on: { click: known(set.kind) } })
+                : null,
+            ],
       ),
     ),
   );

@@ -38,9 +38,9 @@ const progress = h('button', { class: 'quiet progress-button', type: 'button', t
 const saving = h('span', { class: 'saving', role: 'status', 'aria-live': 'polite' });
 const guide = h(
   'button',
-  { class: 'quiet', type: 'button', 'aria-expanded': 'false' },
+  { class: 'quiet', type: 'button', 'aria-expanded': 'false', 'aria-label': t('guidelines'), title: t('guidelines') },
   icon('book'),
-  h('span', { text: t('guidelines') }),
+  h('span', { class: 'tool-text', text: t('guidelines') }),
 );
 const sheet = h(
   'button',
