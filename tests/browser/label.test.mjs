@@ -379,8 +379,12 @@ test('figures stay right after a reload; skips are apart; an empty queue looks f
 
 test('a browser that was killed gets its set back', async () => {
   const set = await makeSet(server.url, 'Held over a crash.', ['one', 'two']);
-  const first = await signedInPage(browser, server.url);
-  await visit(first.page, server.url, `/label?set_id=${set}`, '.answer');
+  const first = await openPage(browser, server.url);
+  const { token } = await api(server.url, 'POST', '/admin/invites', {});
+  await first.context.request.post(`${server.url}/session`, { data: { invite: token, name: 'Kai' } });
+  await first.page.goto(`${server.url}/label?set_id=${set}`);
+  await first.page.locator('.guidelines-first button').click();
+  await first.page.locator('.answer').first().waitFor();
   const texts = await shownTexts(first.page);
   const state = await first.context.storageState();
   await first.context.close(); // no farewell, no session storage afterwards

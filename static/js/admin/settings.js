@@ -4,6 +4,7 @@ import { fill, h, toast } from '../dom.js';
 import { has, t, when } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { inline } from '../richtext.js';
+import { guidelinesEditor } from './guidelines.js';
 import { bytes, section } from './parts.js';
 
 const show = (value) => (value === null || value === '' ? t('settings.unset') : String(value));
@@ -28,6 +29,7 @@ function grouped(all) {
 
 export async function settingsView(el, { signal }) {
   const body = h('div', { class: 'stack' });
+  const guidelines = h('div', { class: 'stack' });
   const filter = h('input', { type: 'search', id: 'settings-filter', placeholder: t('settings.filter'), autocomplete: 'off' });
   fill(
     el,
@@ -40,13 +42,17 @@ export async function settingsView(el, { signal }) {
       filter,
     ),
     body,
+    guidelines,
   );
+  guidelinesEditor(guidelines, signal).catch((e) => fill(guidelines, h('p', { class: 'form-error', role: 'alert', text: errorText(e) })));
 
   const about = (s) => (has(`setting.${s.name}`) ? t(`setting.${s.name}`) : s.about);
 
   function liveControl(s, error) {
     const id = `set-${s.name.replaceAll('.', '-')}`;
-    const input = h('input', {
+    const onOff = typeof s.value === 'boolean';
+    const options = onOff ? ['true', 'false'].map((v) => h('option', { value: v, selected: v === String(s.value), text: t(`settings.${v}`) })) : [];
+    const input = h(onOff ? 'select' : 'input', {
       id,
       inputmode: typeof s.value === 'number' ? 'numeric' : null,
       autocomplete: 'off',
@@ -54,6 +60,10 @@ export async function settingsView(el, { signal }) {
       'aria-label': s.name,
       'aria-describedby': `${id}-error`,
     });
+    if (onOff) {
+      fill(input, options);
+      input.value = String(s.value);
+    }
     error.id = `${id}-error`;
     const save = async (value) => {
       error.textContent = '';
@@ -79,6 +89,7 @@ export async function settingsView(el, { signal }) {
           submit: (e) => {
             e.preventDefault();
             const text = input.value.trim();
+            if (onOff) return save(text === 'true');
             save(typeof s.value === 'number' && text !== '' && Number.isFinite(Number(text)) ? Number(text) : text);
           },
         },
