@@ -130,8 +130,9 @@ pub struct LabelingConfig {
     pub onboarding_sets: i64,
     /// Judgments a day (UTC) of a labeler who has no quota of their own; 0 = no limit.
     pub daily_quota: i64,
-    /// Show labelers after their judgment which model wrote which answer. What is judged again with that
-    /// knowledge is kept apart and counts in no figure and no data set.
+    /// Show labelers after their judgment which model wrote which answer; those who asked the question themselves
+    /// are always told. What is judged again with that knowledge is kept apart and counts in no figure and no
+    /// data set.
     pub reveal: bool,
     /// Markdown file with the guidelines, read anew each time (`guide.zh.md` beside `guide.md` for Chinese);
     /// `None` = the built-in text. A text written on the admin page goes before it.

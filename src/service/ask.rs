@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::complete::{self, Running};
-use super::label::{self, Next, Turn, VERSIONS, Wanted};
+use super::label::{self, ASKED, Next, Turn, VERSIONS, Wanted};
 use super::random::shown_order;
 use super::sets::{self, CompletionRef};
 use super::{Result, ServiceError, Services, bad_input};
@@ -117,7 +117,7 @@ impl Asked {
         if texts.len() < 2 {
             return Err(sets::too_few_answers());
         }
-        let policy = if self.named { VERSIONS } else { "ask" };
+        let policy = if self.named { VERSIONS } else { ASKED };
         let completions = texts.into_iter().map(CompletionRef::Known).collect();
         let set = sets::create(services, &self.prompt, completions, Some(1), policy).await?;
         services.store.set_made_by(&set.id, &actor.labeler_id).await?;

@@ -16,7 +16,8 @@ const MAX_TIER: i64 = 99;
 const MAX_TEXT: usize = 64 << 10;
 /// Open sets are counted up to here: nobody needs to know that 50,000 are left, and it would cost time.
 pub const MOST_OPEN: i64 = 1000;
-/// The selection policy of sets whose asker named the versions that answer.
+/// Selection policies of sets that somebody asked for: of the active version, or of versions they named.
+pub(super) const ASKED: &str = "ask";
 pub(super) const VERSIONS: &str = "versions";
 
 /// A leased set as the labeler sees it.
@@ -321,18 +322,31 @@ pub async fn judge(
 }
 
 /// What the answer to a judgment of the set shows: the expected answer of calibration sets, and who wrote what
-/// where the setting allows it, or where the labeler asked these very versions.
+/// where the setting allows it or the labeler asked the models themself.
 async fn shows(services: &Services, actor: &Actor, set: &ComparisonSet) -> Result<Vec<Knowledge>> {
     let mut shows = Vec::new();
     if set.kind == SetKind::Calibration {
         shows.push(Knowledge::Answer);
     }
-    let asked =
-        set.selection_policy == VERSIONS && services.store.set_maker(&set.id).await? == Some(actor.labeler_id.clone());
-    if services.live().config.labeling.reveal || asked {
+    if services.live().config.labeling.reveal || is_own_question(services, actor, set).await? {
         shows.push(Knowledge::Authors);
     }
     Ok(shows)
+}
+
+/// The labeler asked models a question and ranks their answers: no work of the queue that must stay blind.
+async fn is_own_question(services: &Services, actor: &Actor, set: &ComparisonSet) -> Result<bool> {
+    if ![ASKED, VERSIONS].contains(&set.selection_policy.as_str())
+        || services.store.set_maker(&set.id).await?.as_ref() != Some(&actor.labeler_id)
+    {
+        return Ok(false);
+    }
+    for id in &set.completion_ids {
+        if services.store.get_completion(id).await?.model_version_id.is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Who wrote what, as far as the labeler has been shown it after this judgment.

@@ -202,8 +202,13 @@ async fn quota_is_used(conn: &mut Conn, request: &LeaseRequest) -> Result<bool> 
 /// Why [`lease_next`] gave nothing, by the same rules.
 pub(super) async fn no_lease(conn: &mut Conn, request: &LeaseRequest) -> Result<NoLease> {
     let Some(id) = &request.set_id else {
-        let empty = pick(conn, request).await?.is_none();
-        return Ok(if !empty && quota_is_used(conn, request).await? { NoLease::Quota } else { NoLease::Empty });
+        let done = match request.quota {
+            Some((since, limit)) => judgments::counts(conn, &request.labeler_id, since).await?.today >= limit,
+            None => false,
+        };
+        // Sets in hand count too, but then there must be something that they keep the labeler from.
+        let held_up = !done && pick(conn, request).await?.is_some() && quota_is_used(conn, request).await?;
+        return Ok(if done || held_up { NoLease::Quota } else { NoLease::Empty });
     };
     let judged = conn
         .count(

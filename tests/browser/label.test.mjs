@@ -336,10 +336,14 @@ test('figures stay right after a reload; skips are apart; an empty queue looks f
   const mine = await makeSet(server.url, 'Only for figures.', ['one', 'two']);
   await page.goto(`${server.url}/label?set_id=${mine}`);
   // guidelines come before the first set
-  await page.locator('.guidelines-first').waitFor();
-  assert.equal(await page.locator('.answer').count(), 0);
-  await page.keyboard.press('Enter');
+  await page.locator('.guidelines-first h1', { hasText: 'How to rank' }).waitFor();
+  const places = await page.evaluate(() => ['.guidelines-first', '.prompt'].map((x) => document.querySelector(x).offsetTop));
+  assert.ok(places[0] < places[1], `${places}`);
+  await page.getByRole('button', { name: 'Start ranking' }).click();
+  assert.equal(await page.locator('.guidelines-first').count(), 0);
+  await page.reload();
   await page.locator('.answer').first().waitFor();
+  assert.equal(await page.locator('.guidelines-first').count(), 0, 'read once');
   const left = async () => Number(/(\d+) left/.exec(await page.locator('.progress-button').textContent())[1]);
   const before = await left();
   await page.keyboard.press('s');
@@ -383,7 +387,6 @@ test('a browser that was killed gets its set back', async () => {
   const { token } = await api(server.url, 'POST', '/admin/invites', {});
   await first.context.request.post(`${server.url}/session`, { data: { invite: token, name: 'Kai' } });
   await first.page.goto(`${server.url}/label?set_id=${set}`);
-  await first.page.locator('.guidelines-first button').click();
   await first.page.locator('.answer').first().waitFor();
   const texts = await shownTexts(first.page);
   const state = await first.context.storageState();
@@ -455,6 +458,54 @@ test('the header fits at every width', async () => {
     });
     assert.deepEqual(bad, [], `${width} px`);
   }
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('the why of a practice set is saved on its review page and shown after the vote', async () => {
+  const made = await api(server.url, 'POST', '/v1/comparison-sets', {
+    messages: [{ role: 'user', content: 'Practise this.' }],
+    completions: ['good', 'bad'],
+  });
+  const tier = (c) => ({ completion_id: c.id, tier: c.text === 'good' ? 0 : 1 });
+  await api(server.url, 'POST', `/admin/sets/${made.id}/known-answer`, { kind: 'calibration', tiers: made.completions.map(tier) });
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await visit(page, server.url, `/admin#/sets/${made.id}`, '#settle-why');
+  assert.equal(await page.locator('#place-0').inputValue(), String(tier(made.completions[0]).tier), 'the reference is filled in');
+  await page.locator('#settle-why').fill('Good is what was asked for.');
+  await page.getByRole('button', { name: 'Save reference and explanation' }).click();
+  await page.locator('.toast').first().waitFor();
+  await visit(page, server.url, `/admin#/sets/${made.id}`, '#settle-why');
+  assert.equal(await page.locator('#settle-why').inputValue(), 'Good is what was asked for.');
+
+  await page.goto(`${server.url}/label?set_id=${made.id}`);
+  await page.locator('.practice').waitFor();
+  const good = (await shownTexts(page)).findIndex((x) => x.includes('good'));
+  await page.keyboard.press(good === 0 ? '1' : '2');
+  await page.keyboard.press('Enter');
+  await page.locator('.verdict', { hasText: 'Matches the reference.' }).waitFor();
+  assert.match(await page.locator('.verdict').textContent(), /Good is what was asked for/);
+  // on a phone the button to the next set is within reach
+  await page.setViewportSize({ width: 320, height: 640 });
+  const box = await page.locator('.verdict .submit').boundingBox();
+  assert.ok(box.x >= 0 && box.x + box.width <= 320 && box.y + box.height <= 640 && box.width > 250, JSON.stringify(box));
+  await page.keyboard.press('Enter');
+  await page.locator('.verdict').waitFor({ state: 'detached' });
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('an answer cut off by its length limit says so', async () => {
+  const made = await api(server.url, 'POST', '/v1/comparison-sets', {
+    messages: [{ role: 'user', content: 't1 t2 t3' }],
+    n: 2,
+    sampling: { max_tokens: 5, ignore_eos: true, seed: 3 },
+  });
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await visit(page, server.url, `/label?set_id=${made.id}`, '.answer');
+  const cut = made.completions.filter((c) => c.cut_off).length;
+  assert.ok(cut > 0, JSON.stringify(made.completions));
+  assert.deepEqual(await page.locator('.cut-off').allTextContents(), Array(cut).fill('Cut off at 5 tokens'));
   assert.deepEqual(trouble, []);
   await context.close();
 });

@@ -1,6 +1,6 @@
 // What is different between two texts: whole sentences where they have little in common, words where they are
 // alike. Marks are put into the rendered text, so that Markdown stays what it is.
-import { h } from '../dom.js';
+import { h, plainText } from '../dom.js';
 
 const segments = (granularity) => {
   const segmenter = typeof Intl.Segmenter === 'function' ? new Intl.Segmenter(undefined, { granularity }) : null;
@@ -122,4 +122,11 @@ export function markDifferences(el, base) {
     if (parts.length) node.replaceWith(...parts, text.slice(done));
   }
   return true;
+}
+
+/** `text` as plain text with the marks. */
+export function diffText(text, base) {
+  const el = plainText(text, { class: 'diff' });
+  markDifferences(el, base);
+  return el;
 }

@@ -21,7 +21,7 @@ import {
 } from './ballot.js';
 import { Outbox } from './outbox.js';
 import { claim, inOtherTabs } from './tabs.js';
-import { historyDialog, keySheet, readGuidelinesFirst, skipDialog, toggleGuidelines } from './panels.js';
+import { guidelinesFirst, historyDialog, keySheet, skipDialog, toggleGuidelines } from './panels.js';
 import { Work } from './work.js';
 import { askForm, writeAnswers } from './ask.js';
 
@@ -62,6 +62,7 @@ let clock = { shown: 0, active: 0, last: 0 };
 let outbox;
 let hideReveal = null;
 let nothing = null; // why there is no set: empty, quota, or (for a named one) judged, taken, closed
+let newcomer = null; // the guidelines that stand before the first set
 let letGo = null; // gives the claim on the shown set up
 let retry = null; // a failure on the screen that goes away by itself
 
@@ -181,6 +182,7 @@ function show(set, ballot) {
   work = new Work(set, draft, view, act);
   clock = { shown: performance.now(), active: 0, last: performance.now() };
   if (!set.judgment) keep.set(CURRENT, { set_id: set.set_id, asked: set.asked }, sessionStorage);
+  if (newcomer) work.el.prepend(newcomer.el);
   fill(page.main, work.el);
   showProgress();
   window.scrollTo(0, 0);
@@ -276,7 +278,6 @@ function showProgress() {
     progress,
     parts.map((text, i) => h('span', { class: i ? 'open-count' : '', text })),
   );
-  progress.setAttribute('aria-label', `${t('progress.title')}: ${parts.join(', ')}`);
   if (work) document.title = `${open === undefined ? '' : `${parts[1]} · `}${t('title.label')} · instructd`;
 }
 
@@ -394,6 +395,8 @@ async function reopen(id, known) {
 
 function send(body) {
   const { set, ballot } = work;
+  newcomer?.read();
+  newcomer = null;
   dropDraft(set.set_id);
   if (!ballot.revises && me) {
     const skipped = body.outcome === 'skip' ? 1 : 0;
@@ -575,7 +578,7 @@ async function start() {
     });
     outbox.pump();
     const own = await knowOwn();
-    await readGuidelinesFirst(page.main, labeler, own);
+    newcomer = await guidelinesFirst(labeler, own);
     clearTimeout(retry?.timer);
     retry = null;
     const asking = new URL(location.href).searchParams.has('ask');

@@ -104,22 +104,25 @@ const versionLine = (g) =>
   });
 
 /**
- * Shows the guidelines to a labeler who has not judged anything yet, before the first set; resolves when they have
- * been read. Reviewers and administrators write them and go straight to work.
+ * The guidelines for a labeler who has not judged anything yet, to stand before the first set: `{el, read()}`, or
+ * null. Reviewers and administrators write them and go straight to work.
  */
-export async function readGuidelinesFirst(host, labeler, own) {
+export async function guidelinesFirst(labeler, own) {
   const key = READ + labeler.id;
-  if (labeler.role !== 'labeler' || own.done_total + own.skipped_total > 0 || keep.get(key)) return;
+  if (labeler.role !== 'labeler' || own.done_total + own.skipped_total > 0 || keep.get(key)) return null;
   const g = await fetchGuidelines();
-  await new Promise((done) => {
-    const go = h('button', { class: 'primary', type: 'button', text: t('guidelines.start'), on: { click: done } });
-    fill(
-      host,
-      h('div', { class: 'centre' }, h('article', { class: 'panel guidelines-first' }, serverHtml(g.html ?? ''), versionLine(g), go)),
-    );
-    go.focus({ preventScroll: true });
-  });
-  keep.set(key, g.version);
+  const read = () => {
+    keep.set(key, g.version);
+    el.remove();
+  };
+  const go = h('button', { class: 'primary', type: 'button', text: t('guidelines.start'), on: { click: () => read() } });
+  const el = h(
+    'section',
+    { class: 'panel guidelines-first', 'aria-label': t('guidelines') },
+    serverHtml(g.html ?? ''),
+    h('div', { class: 'actions' }, versionLine(g), go),
+  );
+  return { el, read };
 }
 
 /** The guidelines drawer beside the work, with the focus; a second call or Esc closes it. */

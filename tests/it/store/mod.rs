@@ -5,6 +5,7 @@ mod conformance;
 mod feedback;
 pub mod fixture;
 mod judging;
+mod labeling;
 mod moves;
 mod postgres;
 mod queue;
