@@ -436,6 +436,13 @@ test('the guidelines drawer takes the focus, and Esc closes it', async () => {
   assert.ok(await page.evaluate(() => document.querySelector('.drawer').contains(document.activeElement)));
   await page.keyboard.press('Escape');
   await page.locator('.drawer').waitFor({ state: 'detached' });
+  await page.keyboard.press('1');
+  assert.equal(await page.locator('[data-act=a]').getAttribute('aria-pressed'), 'true', 'the keys are awake again');
+  await page.locator('.top button', { hasText: '评判指南' }).click();
+  await page.locator('.drawer h1').waitFor();
+  assert.ok(await page.evaluate(() => document.querySelector('.drawer').contains(document.activeElement)));
+  await page.keyboard.press('Escape');
+  await page.locator('.drawer').waitFor({ state: 'detached' });
   assert.deepEqual(trouble, []);
   await context.close();
 });
@@ -506,6 +513,24 @@ test('an answer cut off by its length limit says so', async () => {
   const cut = made.completions.filter((c) => c.cut_off).length;
   assert.ok(cut > 0, JSON.stringify(made.completions));
   assert.deepEqual(await page.locator('.cut-off').allTextContents(), Array(cut).fill('Cut off at 5 tokens'));
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('a set whose judgment is still on its way is not shown again', async () => {
+  const set = await makeSet(server.url, 'Slow network.', ['one', 'two']);
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await page.route('**/judgment', async (route) => {
+    await new Promise((r) => setTimeout(r, 1500));
+    await route.continue();
+  });
+  await visit(page, server.url, `/label?set_id=${set}`, '.answer');
+  await page.keyboard.press('s');
+  await page.locator('dialog input[value=other]').check();
+  await page.locator('dialog button[type=submit]').click();
+  await page.locator('.empty, .answer').first().waitFor();
+  assert.doesNotMatch(await page.locator('main').textContent(), /Slow network/);
+  await stored(set);
   assert.deepEqual(trouble, []);
   await context.close();
 });

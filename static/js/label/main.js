@@ -62,6 +62,7 @@ let clock = { shown: 0, active: 0, last: 0 };
 let outbox;
 let hideReveal = null;
 let nothing = null; // why there is no set: empty, quota, or (for a named one) judged, taken, closed
+const judged = []; // sets judged on this page, the latest first
 let newcomer = null; // the guidelines that stand before the first set
 let letGo = null; // gives the claim on the shown set up
 let retry = null; // a failure on the screen that goes away by itself
@@ -104,9 +105,12 @@ setInterval(async () => {
 // ---- fetching and showing
 
 async function fetchNext(setId) {
-  const held = [work?.set, ...paused.map((p) => p.set)].map((x) => x?.set_id).filter(Boolean);
+  const here = [work?.set, ...paused.map((p) => p.set)].map((x) => x?.set_id);
+  // a judgment may still be on its way: until it arrives, its set looks like one in hand
+  const unsent = (outbox.entries ?? []).map((e) => e.context?.set?.set_id);
   const others = setId ? [] : await inOtherTabs();
-  const query = setId ? { set_id: setId, lang } : { resume: true, except: [...new Set([...held, ...others])].join(','), lang };
+  const except = [...new Set([...here, ...unsent, ...others, ...judged])].filter(Boolean).slice(0, 60);
+  const query = setId ? { set_id: setId, lang } : { resume: true, except: except.join(','), lang };
   const { body: set, headers } = await withHeaders('GET', '/v1/label/next', { query });
   know(set);
   nothing = set ? null : (headers.get('x-queue') ?? 'empty');
@@ -397,6 +401,7 @@ function send(body) {
   const { set, ballot } = work;
   newcomer?.read();
   newcomer = null;
+  judged.unshift(set.set_id);
   dropDraft(set.set_id);
   if (!ballot.revises && me) {
     const skipped = body.outcome === 'skip' ? 1 : 0;
@@ -537,6 +542,7 @@ function onKey(k) {
 document.addEventListener('click', (e) => {
   if (e.detail === 0 || document.querySelector('dialog[open]')) return;
   const control = e.target.closest?.('button');
+  if (control === guide && document.querySelector('.drawer')) return; // the drawer has the focus
   if (control && work && (page.main.contains(control) || page.header.contains(control))) page.main.focus({ preventScroll: true });
 });
 

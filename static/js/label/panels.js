@@ -131,12 +131,14 @@ export async function toggleGuidelines(host, button) {
   button.setAttribute('aria-expanded', String(!open));
   if (open) {
     open.remove();
-    return void (open.contains(document.activeElement) || document.activeElement === document.body ? button.focus() : null);
+    return;
   }
+  // back to where the focus was: the work, when the drawer was opened by its key
+  const before = document.activeElement;
   const shut = () => {
     button.setAttribute('aria-expanded', 'false');
     drawer.remove();
-    button.focus();
+    (before?.isConnected && before !== document.body ? before : button).focus({ preventScroll: true });
   };
   const body = h('div', { class: 'drawer-body', tabindex: '0' }, h('p', { class: 'muted', text: t('loading') }));
   const drawer = h(
