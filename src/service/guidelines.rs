@@ -65,7 +65,7 @@ async fn from_file(path: &Path, lang: &str) -> Result<String> {
 
 /// The guidelines for a page language: an administrator's text, else the configured file, else the built-in one.
 pub async fn current(services: &Services, lang: &'static str) -> Result<Guidelines> {
-    let stored = services.store.guidelines().await?.into_iter().find(|g| g.lang == lang);
+    let stored = services.store.latest_guidelines(lang).await?;
     if let Some(g) = stored.filter(|g| !g.text.is_empty()) {
         return Ok(Guidelines { lang, version: version(&g.text), text: g.text, since: Some(g.created) });
     }

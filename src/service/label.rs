@@ -91,14 +91,16 @@ pub fn day_start(now: Micros) -> Micros {
 
 /// Where the labeler stands with the calibration sets that come first; `None` once through (or without any).
 pub async fn onboarding(services: &Services, labeler: &LabelerId) -> Result<Option<Onboarding>> {
-    // As many as are wanted and there are: without any, nobody is held up.
-    let needed =
-        services.live().config.labeling.onboarding_sets.min(services.store.sets_open(SetKind::Calibration).await?);
-    if needed == 0 {
+    let wanted = services.live().config.labeling.onboarding_sets;
+    if wanted == 0 {
         return Ok(None);
     }
+    let now = services.now();
     let done = services.store.calibrations_done(labeler).await?;
-    let held = services.store.sets_held(labeler, SetKind::Calibration, services.now()).await?;
+    // As many as are wanted and this labeler can still get: without any, or with all skipped, nobody is held up.
+    let left = services.store.sets_open_for(labeler, SetKind::Calibration, now, wanted).await?;
+    let needed = wanted.min(done + left);
+    let held = services.store.sets_held(labeler, SetKind::Calibration, now).await?;
     Ok((done < needed).then_some(Onboarding { done, held, needed }))
 }
 

@@ -20,8 +20,6 @@ pub trait FeedbackStore: Send + Sync + 'static {
     async fn set_explanation(&self, set_id: &SetId) -> Result<Option<String>>;
     /// Calibration sets that the labeler has judged (skips do not count).
     async fn calibrations_done(&self, labeler: &LabelerId) -> Result<i64>;
-    /// Open sets of a kind.
-    async fn sets_open(&self, kind: SetKind) -> Result<i64>;
     /// Sets of a kind that the labeler can still judge at `now`, those in hand included; counted up to `most`.
     async fn sets_open_for(&self, labeler: &LabelerId, kind: SetKind, now: Micros, most: i64) -> Result<i64>;
     /// Current leases of the labeler on sets of a kind.
@@ -50,6 +48,8 @@ pub trait FeedbackStore: Send + Sync + 'static {
     async fn put_reveal(&self, set_id: &SetId, labeler: &LabelerId, what: Knowledge, now: Micros) -> Result<()>;
     /// Stores the guidelines of a language; an empty text returns to the configured file.
     async fn put_guidelines(&self, version: GuidelineVersion) -> Result<()>;
+    /// The version in force for a language, if any was stored.
+    async fn latest_guidelines(&self, lang: &str) -> Result<Option<GuidelineVersion>>;
     /// All versions, newest first.
     async fn guidelines(&self) -> Result<Vec<GuidelineVersion>>;
     /// Asks for one more judgment of a set and opens it again.
@@ -118,10 +118,6 @@ impl FeedbackStore for SqlStore {
         read!(self, |c| sets::calibrations_done(c, labeler))
     }
 
-    async fn sets_open(&self, kind: SetKind) -> Result<i64> {
-        read!(self, |c| sets::count_open(c, kind))
-    }
-
     async fn sets_open_for(&self, labeler: &LabelerId, kind: SetKind, now: Micros, most: i64) -> Result<i64> {
         read!(self, |c| leases::count_for(c, labeler, kind, now, most))
     }
@@ -183,6 +179,10 @@ impl FeedbackStore for SqlStore {
 
     async fn put_guidelines(&self, version: GuidelineVersion) -> Result<()> {
         write!(self, |tx| settings::put_guidelines(tx, &version))
+    }
+
+    async fn latest_guidelines(&self, lang: &str) -> Result<Option<GuidelineVersion>> {
+        read!(self, |c| settings::latest_guidelines(c, lang))
     }
 
     async fn guidelines(&self) -> Result<Vec<GuidelineVersion>> {

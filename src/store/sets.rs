@@ -248,8 +248,3 @@ pub(super) async fn calibrations_done(conn: &mut Conn, labeler: &LabelerId) -> R
     )
     .await
 }
-
-pub(super) async fn count_open(conn: &mut Conn, kind: SetKind) -> Result<i64> {
-    let sql = "SELECT COUNT(*) AS n FROM comparison_sets WHERE status = 'open' AND kind = $1";
-    conn.count(sql, args![kind.as_str()]).await
-}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::rows::{Conn, args};
+use super::rows::{Conn, Row, args};
 use super::{GuidelineVersion, Result, Setting, VersionUse};
 use crate::domain::*;
 
@@ -104,18 +104,22 @@ pub(super) async fn put_guidelines(conn: &mut Conn, g: &GuidelineVersion) -> Res
     Ok(())
 }
 
+fn guideline_version(row: &Row) -> Result<GuidelineVersion> {
+    Ok(GuidelineVersion {
+        id: row.text("id")?,
+        lang: row.text("lang")?,
+        text: row.text("text")?,
+        created: row.int("created")?,
+        created_by: row.text("created_by")?.into(),
+    })
+}
+
 pub(super) async fn guidelines(conn: &mut Conn) -> Result<Vec<GuidelineVersion>> {
-    conn.all("SELECT * FROM guideline_versions ORDER BY id DESC", vec![])
-        .await?
-        .iter()
-        .map(|row| {
-            Ok(GuidelineVersion {
-                id: row.text("id")?,
-                lang: row.text("lang")?,
-                text: row.text("text")?,
-                created: row.int("created")?,
-                created_by: row.text("created_by")?.into(),
-            })
-        })
-        .collect()
+    let sql = "SELECT * FROM guideline_versions ORDER BY id DESC";
+    conn.all(sql, vec![]).await?.iter().map(guideline_version).collect()
+}
+
+pub(super) async fn latest_guidelines(conn: &mut Conn, lang: &str) -> Result<Option<GuidelineVersion>> {
+    let sql = "SELECT * FROM guideline_versions WHERE lang = $1 ORDER BY id DESC LIMIT 1";
+    conn.one(sql, args![lang]).await?.as_ref().map(guideline_version).transpose()
 }

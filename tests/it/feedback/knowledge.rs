@@ -96,6 +96,8 @@ async fn a_skip_shows_nothing_and_may_still_become_a_blind_judgment() {
     let turn = ada.next("").await.expect(200).json();
     let skipped = ada.skip(&turn).await.expect(200).json();
     assert_eq!((&skipped["reveal"], &skipped["verdict"]), (&json!([]), &Value::Null));
+    let me = ada.get("/v1/label/me").await.expect(200).json();
+    assert_eq!(me["onboarding"], Value::Null, "no practice is left for her");
     let ranked = revise(&ada, &turn, &skipped, &["good", "bad"], "after all").await;
     assert_eq!((&ranked["judgment"]["knowledge"], &ranked["verdict"]["met"]), (&json!("blind"), &json!(1.0)));
 }

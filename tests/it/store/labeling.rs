@@ -210,5 +210,7 @@ async fn guidelines_keep_their_versions(store: Arc<dyn Store>) {
         store.put_guidelines(one.clone()).await.unwrap();
     }
     assert_eq!(store.guidelines().await.unwrap(), all);
+    assert_eq!(store.latest_guidelines("en").await.unwrap().as_ref(), Some(&all[1]), "back to the file");
+    assert_eq!(store.latest_guidelines("da").await.unwrap(), None);
     is_conflict(store.put_guidelines(all[0].clone()).await);
 }
