@@ -62,6 +62,7 @@ ulid_ids!(
     InviteId,
     FeedbackId,
     DrawId,
+    LinkId,
 );
 
 /// Declares a closed set of lower-case names that serde, the database and the API share.
@@ -341,9 +342,36 @@ pub struct ApiKey {
     pub labeler_id: Option<LabelerId>,
     /// Prompt and drawn tokens a day (UTC); `None` = as many as the server can.
     pub daily_tokens: Option<i64>,
+    pub origin: KeyOrigin,
     pub revoked: bool,
     pub created: Micros,
 }
+
+name_enum!(
+    /// Where a key comes from.
+    KeyOrigin {
+        /// An administrator made it.
+        Created = "created",
+        /// The server made it at its first start and printed it once; a configured admin key replaces it.
+        Generated = "generated",
+    }
+);
+
+/// A personal, reusable way to sign in; only the SHA-256 of its token is kept. A person has one active link.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SignInLink {
+    pub id: LinkId,
+    pub labeler_id: LabelerId,
+    pub token_hash: String,
+    pub state: LinkState,
+    /// `None` = until it is revoked or replaced.
+    pub expires: Option<Micros>,
+    /// The last sign-in with it.
+    pub used: Option<Micros>,
+    pub created: Micros,
+}
+
+name_enum!(LinkState { Active = "active", Replaced = "replaced", Revoked = "revoked" });
 
 /// A browser session; only the SHA-256 of its token is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -351,7 +379,8 @@ pub struct Session {
     pub token_hash: String,
     pub labeler_id: LabelerId,
     pub role: Role,
-    /// The id of the key that opened it, so that both end together; `admin:…` for the admin key; empty for invites.
+    /// What opened it, so that both end together: the id of a key, `link:` and the id of a sign-in link, `admin:…` for
+    /// the configured admin key; empty for invites.
     pub credential: String,
     /// When it was last used, to within a minute.
     pub used: Micros,
@@ -365,8 +394,11 @@ pub struct Invite {
     pub id: InviteId,
     pub token_hash: String,
     pub role: Role,
+    /// Whom it greets.
+    pub name: Option<String>,
     pub note: Option<String>,
     pub expires: Micros,
+    pub revoked: bool,
     pub used_by: Option<LabelerId>,
     pub created: Micros,
 }
@@ -384,12 +416,30 @@ pub struct FeedbackEvent {
     pub created: Micros,
 }
 
+/// Who answers for a change, for the audit trail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature {
+    pub actor: String,
+    /// As [`AuditEntry::credential`].
+    pub credential: Option<String>,
+}
+
+impl From<&str> for Signature {
+    fn from(actor: &str) -> Self {
+        Self { actor: actor.to_owned(), credential: None }
+    }
+}
+
 /// One line of the audit trail.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AuditEntry {
     pub id: i64,
     /// Labeler id of who did it.
     pub actor: String,
+    /// What the actor proved itself with: the id of a key, `configured` for the configured admin key, `link:` and the id
+    /// of a sign-in link, `invite`; absent in lines written before this was kept, and where the server acts by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<String>,
     /// `invite`, `create_key`, `import`, `promote`, `erase`, …
     pub action: String,
     /// Id (or name) of what it was done to.
@@ -509,6 +559,9 @@ pub struct RewardScore {
     pub mean: f64,
     /// Standard deviation over the heads, on the scale of the score: how unsure the model is. 0 with one head.
     pub std: f64,
+    /// Tokens that were read for it.
+    #[serde(default)]
+    pub tokens: usize,
 }
 
 /// One point of a curve.
