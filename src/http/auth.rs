@@ -123,9 +123,8 @@ fn watched(guard: Guard, actor: Actor, response: Response) -> Response {
             tokio::time::sleep(LOOK_AGAIN).await;
             // A database that is away shuts nobody out.
             let Ok(now) = access::again(services, &actor).await else { continue };
-            let admitted = now.is_some_and(|now| {
-                guard.access.admits(Some(&now), services.config.require_inference_key).is_ok()
-            });
+            let admitted =
+                now.is_some_and(|now| guard.access.admits(Some(&now), services.config.require_inference_key).is_ok());
             if !admitted {
                 return;
             }
@@ -152,12 +151,7 @@ fn last_word(is_events: bool) -> Result<Bytes, axum::Error> {
     }
 }
 
-async fn check(
-    guard: &Guard,
-    method: &Method,
-    headers: &HeaderMap,
-    peer: Option<&Peer>,
-) -> ApiResult<Option<Actor>> {
+async fn check(guard: &Guard, method: &Method, headers: &HeaderMap, peer: Option<&Peer>) -> ApiResult<Option<Actor>> {
     let (state, access) = (&guard.state, guard.access);
     let services = &state.services;
     let from = client_address(headers, peer, services.config.server.client_address_header.as_deref());

@@ -131,11 +131,11 @@ fn inference() -> Vec<Route> {
 }
 
 fn people() -> Vec<Route> {
-    let mut log_in =
-        post("/session", Public, "Sign in with a key, a personal link or an invite", session::log_in).taking::<session::LogIn>();
+    let mut log_in = post("/session", Public, "Sign in with a key, a personal link or an invite", session::log_in)
+        .taking::<session::LogIn>();
     log_in.handler = log_in.handler.layer(DefaultBodyLimit::max(LOGIN_BYTES));
-    let mut look =
-        post("/session/invite", Public, "Whom an invite is for", session::look_at_invite).taking::<session::InviteLook>();
+    let mut look = post("/session/invite", Public, "Whom an invite is for", session::look_at_invite)
+        .taking::<session::InviteLook>();
     look.handler = look.handler.layer(DefaultBodyLimit::max(LOGIN_BYTES));
     vec![
         log_in.answering("labeler: {id, name, role}; link: after an invite, {token, url}: the person's own way back, shown once. 403 says by its code why: key_unknown, key_opens_no_session, invite_ or link_ unknown, used, replaced, revoked, expired; person_locked_out"),

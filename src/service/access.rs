@@ -210,9 +210,7 @@ async fn of_session(services: &Services, hash: &str, now: Micros) -> Result<Opti
     }
     let actor = match key {
         // As much as the key, and no more than when the session was opened.
-        Some(key) => {
-            Actor { role: key.role.min(session.role), name: labeler.name, by_cookie: true, way, ..key }
-        }
+        Some(key) => Actor { role: key.role.min(session.role), name: labeler.name, by_cookie: true, way, ..key },
         None => Actor {
             credential: format!("person:{}", labeler.id),
             origin: match opened_by {
@@ -237,9 +235,7 @@ async fn of_session(services: &Services, hash: &str, now: Micros) -> Result<Opti
 /// does not count as using the session.
 pub async fn again(services: &Services, actor: &Actor) -> Result<Option<Actor>> {
     match &actor.way {
-        Way::Configured => {
-            Ok((Some(&actor.credential) == admin_credential(services).as_ref()).then(|| actor.clone()))
-        }
+        Way::Configured => Ok((Some(&actor.credential) == admin_credential(services).as_ref()).then(|| actor.clone())),
         Way::Key(id) => match services.store.live_api_key(id).await? {
             Some(key) => of_key(services, key).await,
             None => Ok(None),
@@ -285,7 +281,9 @@ impl Refusal {
     pub fn message(self) -> &'static str {
         match self {
             Self::UnknownKey => "this key is not known or was revoked",
-            Self::KeyWithoutSession => "this key is for programs: a session needs a key with the scope feedback or admin",
+            Self::KeyWithoutSession => {
+                "this key is for programs: a session needs a key with the scope feedback or admin"
+            }
             Self::UnknownInvite => "this invite is not known; check that the whole link was copied",
             Self::UsedInvite => {
                 "this invite was used: it works once; come back with the sign-in link that was shown then, or ask for a \

@@ -111,7 +111,8 @@ pub(super) async fn end_future_leases(store: &SqlStore, longest: Micros) -> Resu
 }
 
 async fn expire_after(conn: &mut Conn, latest: Micros) -> Result<()> {
-    conn.run("UPDATE assignments SET state = 'expired' WHERE state = 'leased' AND expires_at > $1", args![latest]).await?;
+    conn.run("UPDATE assignments SET state = 'expired' WHERE state = 'leased' AND expires_at > $1", args![latest])
+        .await?;
     Ok(())
 }
 

@@ -28,7 +28,9 @@ pub(super) async fn erase(
             args![me, true],
         )
         .await?;
-    let invites = conn.run("UPDATE invites SET name = NULL, note = NULL WHERE used_by = $1", args![me]).await?;
+    let invites = conn
+        .run("UPDATE invites SET name = NULL, note = NULL WHERE used_by = $1 OR name = $2", args![me, &labeler.name])
+        .await?;
     let links = conn.run("DELETE FROM sign_in_links WHERE labeler_id = $1", args![me]).await?;
     let mut erased = Erased { sessions, keys, invites, links, ..Erased::default() };
     conn.run(

@@ -71,9 +71,8 @@ async fn demote(conn: &mut Conn, id: &LabelerId, role: Role) -> Result<()> {
     if role == Role::Admin {
         return Ok(());
     }
-    let rows = conn
-        .all("SELECT * FROM api_keys WHERE labeler_id = $1 AND revoked = $2", args![id.as_str(), false])
-        .await?;
+    let rows =
+        conn.all("SELECT * FROM api_keys WHERE labeler_id = $1 AND revoked = $2", args![id.as_str(), false]).await?;
     for row in &rows {
         let key = api_key(row)?;
         let left: Vec<&String> = key.scopes.iter().filter(|s| *s != "admin").collect();

@@ -56,8 +56,7 @@ pub async fn add_labeler(
     Json(body): Json<NewLabeler>,
 ) -> ApiResult<Response> {
     let role = body.role.unwrap_or(Role::Labeler);
-    let (labeler, link, token) =
-        people::add_labeler(&state.services, &actor, &body.name, role, body.another).await?;
+    let (labeler, link, token) = people::add_labeler(&state.services, &actor, &body.name, role, body.another).await?;
     let mut answer = json!(labeler);
     answer["link"] = new_link_json(&labeler, &link, &token);
     Ok((StatusCode::CREATED, axum::Json(answer)).into_response())
