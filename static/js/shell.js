@@ -3,7 +3,7 @@ import { del } from './api.js';
 import { LANGUAGES, lang, setLanguage, t } from './i18n.js';
 import { dialog, fill, h, icon, toast } from './dom.js';
 import { errorText } from './plain.js';
-import { currentSession, identify, signIn } from './signin.js';
+import { currentSession, identify, secretIn, signIn } from './signin.js';
 import { unsentOf, unsentOfOthers } from './unsent.js';
 
 export { currentSession, signIn };
@@ -108,6 +108,8 @@ export function shell(page, { tools = [], status = [] } = {}) {
     menu,
   );
   fill(document.body, header, main);
+  // a link opened where this page is open already only changes the part behind the #
+  window.addEventListener('hashchange', () => secretIn(location.hash) && location.reload());
   let told = false;
   const setUser = (labeler) => {
     if (labeler) tellOthers(labeler);

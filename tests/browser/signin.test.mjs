@@ -80,7 +80,6 @@ test('signing out warns of unsent judgments; another person does not send them; 
   assert.deepEqual(await judgmentsOf(server.url, set), []);
   // Without signing out: the link of the other person is enough.
   const sent = page.waitForResponse((r) => r.url().endsWith('/judgment') && r.status() === 200);
-  await page.goto('about:blank');
   await page.goto(server.url + bea.link.url);
   await sent;
   const stored = await judgmentsOf(server.url, set);
@@ -104,7 +103,6 @@ test('a session that ends under the work says what is kept, and the promise hold
   assert.equal((await outbox(page)).length, 1);
   const again = await api(server.url, 'POST', `/admin/labelers/${dee.id}/link`, {});
   const sent = page.waitForResponse((r) => r.url().endsWith('/judgment') && r.status() === 200);
-  await page.goto('about:blank');
   await page.goto(server.url + again.url);
   await sent;
   assert.deepEqual(trouble, []);
@@ -150,7 +148,6 @@ test('adding a person shows their link, and it works; a second one of the name i
   await row.getByRole('button', { name: 'Manage Eve 李' }).click();
   await page.getByRole('button', { name: 'New link' }).click();
   const third = await page.locator('dialog .secret input').inputValue();
-  await guest.page.goto('about:blank');
   await guest.page.goto(third);
   await guest.page.locator('.user-name', { hasText: 'Eve 李' }).waitFor();
   assert.deepEqual(guest.trouble, []);
@@ -172,14 +169,11 @@ test('an invite greets, gives a link to keep, and says when it was used', async 
   await page.locator('#own-link-kept').click();
   await page.locator('.user-name', { hasText: 'Flo' }).waitFor();
   await context.clearCookies();
-  await page.goto('about:blank');
   await page.goto(own);
   await page.locator('.user-name', { hasText: 'Flo' }).waitFor();
-  await page.goto('about:blank');
   await page.goto(server.url + invite.url);
   await page.locator('.toast', { hasText: 'the invite was not used' }).waitFor();
   await context.clearCookies();
-  await page.goto('about:blank');
   await page.goto(server.url + invite.url);
   await page.locator('.sign-in .form-error', { hasText: 'was used already' }).waitFor();
   assert.ok(await page.locator('#sign-link').isVisible(), 'a labeler meets the link first');
