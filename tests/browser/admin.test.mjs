@@ -53,9 +53,9 @@ test('models and people pages work; an invite signs a labeler in', async () => {
   const { page, context, trouble } = await signedInPage(browser, server.url);
   await visit(page, server.url, '/admin#/models', '.tree .version');
   await visit(page, server.url, '/admin#/people', '.inline-form');
-  await page.locator('#invite-name').fill('Ada 王');
+  await page.locator('#invite-note').fill('Ada 王');
   await page
-    .locator('.inline-form', { has: page.locator('#invite-name') })
+    .locator('.inline-form', { has: page.locator('#invite-note') })
     .locator('button')
     .click();
   const link = await page.locator('dialog .secret input').inputValue();

@@ -175,7 +175,7 @@ export async function peopleView(el, { signal }) {
   };
   const inviteForm = () => {
     const role = roleSelect('invite-role');
-    const name = h('input', { id: 'invite-name', dir: 'auto', maxlength: '80', placeholder: t('labels.note_for') });
+    const name = h('input', { id: 'invite-note', dir: 'auto', maxlength: '80', placeholder: t('labels.note_for') });
     return h(
       'form',
       {
@@ -196,7 +196,7 @@ export async function peopleView(el, { signal }) {
       },
       h('label', { for: 'invite-role', class: 'hidden-label', text: t('labels.role') }),
       role,
-      h('label', { for: 'invite-name', class: 'hidden-label', text: t('labels.note_for') }),
+      h('label', { for: 'invite-note', class: 'hidden-label', text: t('labels.note_for') }),
       name,
       h('button', { type: 'submit', text: t('labels.invite') }),
     );

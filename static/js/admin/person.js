@@ -142,6 +142,7 @@ function form(person, close) {
     ),
     linkPart(person, close),
     h('label', { class: 'inline', for: 'edit-active' }, active, h('span', { text: t('people.may_sign_in') })),
+    h('p', { class: 'help', text: t('people.lock_help') }),
     error,
     h(
       'div',
