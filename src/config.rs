@@ -329,6 +329,9 @@ pub struct Overrides {
     pub listen: Option<String>,
 }
 
+/// Shorter admin keys can be guessed: they are for servers that only this machine reaches.
+pub const SHORTEST_OPEN_ADMIN_KEY: usize = 16;
+
 impl Config {
     /// Defaults, then `file` (or `config.toml` in the working directory, if there is one), then the
     /// environment, then the command line.
@@ -363,6 +366,19 @@ impl Config {
         }
         if self.admin_key.as_ref().is_some_and(|key| key.trim().is_empty()) {
             return Err(error("admin_key", "must not be empty; leave it out to have one generated"));
+        }
+        if let Some(key) = &self.admin_key
+            && key.len() < SHORTEST_OPEN_ADMIN_KEY
+            && !self.listen.ip().to_canonical().is_loopback()
+        {
+            let message = format!(
+                "has {} characters and the server listens on {}, where others can try keys: use at least \
+                 {SHORTEST_OPEN_ADMIN_KEY} (openssl rand -hex 32), leave it out to have one generated, or listen on \
+                 127.0.0.1",
+                key.chars().count(),
+                self.listen
+            );
+            return Err(error("admin_key", message));
         }
         if let Some(url) = &self.database_url
             && !["sqlite:", "postgres:", "postgresql:"].iter().any(|scheme| url.starts_with(scheme))

@@ -62,6 +62,7 @@ ulid_ids!(
     InviteId,
     FeedbackId,
     DrawId,
+    LinkId,
 );
 
 /// Declares a closed set of lower-case names that serde, the database and the API share.
@@ -313,98 +314,9 @@ pub struct JudgedItem {
     pub shown_position: i64,
 }
 
-// ---------------------------------------------------------------- people and access
+mod access;
 
-name_enum!(Role { Labeler = "labeler", Reviewer = "reviewer", Admin = "admin" });
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-pub struct Labeler {
-    pub id: LabelerId,
-    pub name: String,
-    pub role: Role,
-    pub active: bool,
-    /// Judgments a day (UTC); `None` = as configured, 0 = no limit.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub daily_quota: Option<i64>,
-    /// When the person's data was erased on request; the row stays, because judgments refer to it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub erased: Option<Micros>,
-    pub created: Micros,
-}
-
-impl Labeler {
-    /// A new, active labeler without a quota of their own.
-    pub fn new(id: LabelerId, name: String, role: Role, created: Micros) -> Self {
-        Self { id, name, role, active: true, daily_quota: None, erased: None, created }
-    }
-}
-
-/// A bearer key; only its SHA-256 is kept. Scopes: `admin`, `feedback`, `inference`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ApiKey {
-    pub id: ApiKeyId,
-    pub name: String,
-    pub key_hash: String,
-    pub scopes: Vec<String>,
-    pub labeler_id: Option<LabelerId>,
-    /// Prompt and drawn tokens a day (UTC); `None` = as many as the server can.
-    pub daily_tokens: Option<i64>,
-    pub revoked: bool,
-    pub created: Micros,
-}
-
-/// A browser session; only the SHA-256 of its token is kept.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Session {
-    pub token_hash: String,
-    pub labeler_id: LabelerId,
-    pub role: Role,
-    /// The id of the key that opened it, so that both end together; `admin:…` for the admin key; empty for invites.
-    pub credential: String,
-    /// When it was last used, to within a minute.
-    pub used: Micros,
-    pub expires: Micros,
-    pub created: Micros,
-}
-
-/// A one-use link that makes a labeler.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Invite {
-    pub id: InviteId,
-    pub token_hash: String,
-    pub role: Role,
-    pub note: Option<String>,
-    pub expires: Micros,
-    pub used_by: Option<LabelerId>,
-    pub created: Micros,
-}
-
-/// A thumb, score or edit that an application or a chat user gives to one completion.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-pub struct FeedbackEvent {
-    pub id: FeedbackId,
-    pub completion_id: CompletionId,
-    /// `thumb`, `score`, `edit`, `comment`.
-    pub kind: String,
-    pub value: serde_json::Value,
-    pub actor_hash: Option<String>,
-    pub idempotency_key: String,
-    pub created: Micros,
-}
-
-/// One line of the audit trail.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct AuditEntry {
-    pub id: i64,
-    /// Labeler id of who did it.
-    pub actor: String,
-    /// `invite`, `create_key`, `import`, `promote`, `erase`, …
-    pub action: String,
-    /// Id (or name) of what it was done to.
-    pub target: String,
-    pub detail: serde_json::Value,
-    pub created: Micros,
-}
+pub use access::*;
 
 // ---------------------------------------------------------------- models and jobs
 
@@ -517,6 +429,9 @@ pub struct RewardScore {
     pub mean: f64,
     /// Standard deviation over the heads, on the scale of the score: how unsure the model is. 0 with one head.
     pub std: f64,
+    /// Tokens that were read for it.
+    #[serde(default)]
+    pub tokens: usize,
 }
 
 /// One point of a curve.

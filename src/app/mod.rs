@@ -13,9 +13,9 @@ use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 
 use crate::artifacts::Artifacts;
-use crate::config::Config;
+use crate::config::{Config, SHORTEST_OPEN_ADMIN_KEY};
 use crate::jobs::{Launch, Supervisor, SupervisorConfig};
-use crate::service::{Random, Services, people, system_clock};
+use crate::service::{Random, Services, access, random, system_clock};
 use crate::store::{self, Store};
 
 /// Runs the server until SIGTERM or ctrl-c, or until the model cannot be loaded.
@@ -88,10 +88,11 @@ pub async fn serve(config: Config) -> Result<()> {
 /// Services over an open store, and the admin key if it was made just now.
 pub async fn services(config: Config, store: Arc<dyn Store>) -> Result<(Arc<Services>, Option<String>)> {
     let (clock, random) = (system_clock(), Random::from_os()?);
-    if config.admin_key.as_ref().is_some_and(|key| key.len() < 16) {
-        tracing::warn!("the admin key has under 16 characters: easy to guess where others can reach this server");
+    if config.admin_key.as_ref().is_some_and(|key| key.len() < SHORTEST_OPEN_ADMIN_KEY) {
+        tracing::warn!("the admin key has under 16 characters: whoever can reach this machine's loopback can guess it");
     }
-    let (hash, generated) = people::admin_key(&config, store.as_ref(), &random, clock()).await?;
+    let generated = access::generate_admin_key(&config, store.as_ref(), &random, clock()).await?;
+    let hash = config.admin_key.as_deref().map(random::secret_hash);
     let services = Services::new(config, store, clock, random, hash, crate::train::recipes());
     Ok((Arc::new(services), generated))
 }

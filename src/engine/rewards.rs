@@ -71,6 +71,10 @@ impl Scorer {
             let encoded = self.texts.conversation(&prompt.to_vec().into(), &response.content, self.max_length);
             ids.push(encoded.map_err(|e| failed(e.to_string()))?.0);
         }
-        self.model.scores(&ids, BATCH_TOKENS).map_err(|e| failed(e.to_string()))
+        let mut scores = self.model.scores(&ids, BATCH_TOKENS).map_err(|e| failed(e.to_string()))?;
+        for (score, read) in scores.iter_mut().zip(&ids) {
+            score.tokens = read.len();
+        }
+        Ok(scores)
     }
 }

@@ -28,10 +28,16 @@ pub struct Route {
     pub body: Option<Value>,
     /// What the answer holds, where its shape does not speak for itself.
     pub answer: Option<&'static str>,
+    /// A model runs for it: tokens are charged to the caller's key, and a key without tokens left is refused.
+    pub computes: bool,
     pub handler: MethodRouter<AppState>,
 }
 
 impl Route {
+    fn computing(self) -> Self {
+        Self { computes: true, ..self }
+    }
+
     fn answering(self, answer: &'static str) -> Self {
         Self { answer: Some(answer), ..self }
     }
@@ -48,7 +54,7 @@ where
     T: 'static,
 {
     let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
-    Route { method, path, access, about, body: None, answer: None, handler: on(filter, handler) }
+    Route { method, path, access, about, body: None, answer: None, computes: false, handler: on(filter, handler) }
 }
 
 fn get<H: Handler<T, AppState>, T: 'static>(path: &'static str, access: Access, about: &'static str, h: H) -> Route {
@@ -94,17 +100,23 @@ fn pages_and_status() -> Vec<Route> {
 fn inference() -> Vec<Route> {
     vec![
         post("/v1/completions", Inference, "Complete a prompt", openai::completions::create)
-            .taking::<openai::completions::CompletionRequest>(),
+            .taking::<openai::completions::CompletionRequest>()
+            .computing(),
         post("/v1/chat/completions", Inference, "Answer a conversation", openai::chat::create)
-            .taking::<openai::chat::ChatRequest>(),
+            .taking::<openai::chat::ChatRequest>()
+            .computing(),
         post("/v1/choices", Inference, "Score given answers to a prompt, ranked", choices::create)
-            .taking::<choices::ChoicesRequest>(),
+            .taking::<choices::ChoicesRequest>()
+            .computing(),
         post("/v1/embeddings", Inference, "Texts to vectors, by an encoder", encoders::embeddings)
-            .taking::<encoders::EmbeddingsRequest>(),
+            .taking::<encoders::EmbeddingsRequest>()
+            .computing(),
         post("/v1/fill-mask", Inference, "What an encoder puts into gaps", encoders::fill_mask)
-            .taking::<encoders::FillMaskRequest>(),
+            .taking::<encoders::FillMaskRequest>()
+            .computing(),
         post("/v1/attention", Inference, "Which tokens attend to which, by layer and head", attention::create)
-            .taking::<attention::AttentionRequest>(),
+            .taking::<attention::AttentionRequest>()
+            .computing(),
         get("/v1/plan", Inference, "Memory, speed bounds and devices of a model size", attention::plan),
         get("/v1/models", Inference, "Policies, the active one first", openai::models::list),
         get("/v1/models/{id}", Inference, "One policy by name or id", openai::models::get),
@@ -113,16 +125,21 @@ fn inference() -> Vec<Route> {
         post("/detokenize", Inference, "Token ids to text", openai::tokenize::detokenize)
             .taking::<openai::tokenize::DetokenizeRequest>(),
         post("/v1/rewards", Inference, "Score completions by a reward model", feedback::rewards)
-            .taking::<feedback::RewardsRequest>(),
+            .taking::<feedback::RewardsRequest>()
+            .computing(),
     ]
 }
 
 fn people() -> Vec<Route> {
-    let mut log_in =
-        post("/session", Public, "Sign in with a key or an invite", session::log_in).taking::<session::LogIn>();
+    let mut log_in = post("/session", Public, "Sign in with a key, a personal link or an invite", session::log_in)
+        .taking::<session::LogIn>();
     log_in.handler = log_in.handler.layer(DefaultBodyLimit::max(LOGIN_BYTES));
+    let mut look = post("/session/invite", Public, "Whom an invite is for", session::look_at_invite)
+        .taking::<session::InviteLook>();
+    look.handler = look.handler.layer(DefaultBodyLimit::max(LOGIN_BYTES));
     vec![
-        log_in,
+        log_in.answering("labeler: {id, name, role}; link: after an invite, {token, url}: the person's own way back, shown once. 403 says by its code why: key_unknown, key_opens_no_session, invite_ or link_ unknown, used, replaced, revoked, expired; person_locked_out"),
+        look.answering("{name: for whom it is, or null, role, expires}; 403 as for POST /session"),
         get("/session", Public, "Who is signed in", session::who),
         delete("/session", Public, "Sign out", session::log_out),
         get("/v1/prompts", Feedback, "Stored prompts, newest first", sets::list_prompts),
@@ -134,7 +151,8 @@ fn people() -> Vec<Route> {
             "Make a set to be ranked, drawn from the policy if need be",
             sets::create,
         )
-        .taking::<sets::SetRequest>(),
+        .taking::<sets::SetRequest>()
+            .computing(),
         get("/v1/comparison-sets/{id}", Feedback, "One comparison set", sets::get_set),
         post("/v1/comparisons", Feedback, "Submit a ranking", sets::rank).taking::<sets::RankingRequest>(),
         post("/v1/demonstrations", Feedback, "Store a prompt with its ideal answer", sets::demonstrate)
@@ -155,7 +173,8 @@ fn people() -> Vec<Route> {
             "Ask a question and follow its answers (SSE); they become a leased set",
             ask::ask,
         )
-        .taking::<ask::AskRequest>(),
+        .taking::<ask::AskRequest>()
+            .computing(),
         post("/v1/label/{id}/renew", Feedback, "Extend a lease", label::renew).taking::<label::Lease>(),
         post("/v1/label/{id}/release", Feedback, "Give a lease back", label::release).taking::<label::Lease>(),
         post("/v1/label/{id}/judgment", Feedback, "Judge a leased set", label::submit)
@@ -189,6 +208,7 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         get("/admin/sets", Admin, "Sets with kind, policy and score, newest first", admin::sets::list),
         post("/admin/sets/draw", Admin, "Draw sets in bulk from stored prompts, in the background", admin::sets::draw)
             .taking::<crate::service::draw::DrawRequest>()
+            .computing()
             .answering("202: the draw: {id, request, state, wanted, looked_at, made, error, created, updated}"),
         get("/admin/sets/draws", Admin, "Draws, newest first", admin::sets::draws),
         get("/admin/sets/draws/{id}", Admin, "One draw: running, done, failed or cancelled", admin::sets::get_draw),
@@ -233,15 +253,20 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         get("/admin/datasets", Admin, "Dataset versions, newest first", admin::transfer::list_datasets),
         post("/admin/datasets", Admin, "Freeze a dataset version", admin::transfer::create_dataset).taking::<admin::transfer::NewDataset>(),
         get("/admin/datasets/{id}", Admin, "One dataset version by id or name", admin::transfer::get_dataset),
-        get("/admin/audit", Admin, "Audit trail, newest first", admin::people::audit).answering("Query: actor, action, target, since, until (µs), before (id), limit. {data: [{id, actor, action, target, detail, created}], before}"),
+        get("/admin/audit", Admin, "Audit trail, newest first", admin::people::audit).answering("Query: actor, action, target, since, until (µs), before (id), limit. {data: [{id, actor, credential (a key's id, configured, link:… or invite), action, target, detail, created}], before}"),
         get("/admin/labelers", Admin, "People who rank", admin::people::labelers),
         post("/admin/labelers", Admin, "Add a labeler", admin::people::add_labeler)
-            .taking::<admin::people::NewLabeler>(),
+            .taking::<admin::people::NewLabeler>()
+            .answering("The labeler, and link: {id, created, expires, token, url}: how they sign in, shown once"),
+        post("/admin/labelers/{id}/link", Admin, "Make a sign-in link for a person; the one before stops working", admin::people::make_link)
+            .taking::<admin::people::NewLink>()
+            .answering("201: {id, created, expires, token, url}: shown once"),
+        delete("/admin/labelers/{id}/link", Admin, "Revoke a person's sign-in link; its sessions end", admin::people::revoke_link),
         post("/admin/labelers/{id}/active", Admin, "Let a labeler in or keep them out", admin::people::set_active)
             .taking::<admin::people::SetActive>(),
         post("/admin/labelers/{id}", Admin, "Change role, quota or activity of a labeler", admin::people::change_labeler).taking::<admin::people::LabelerChange>(),
         get("/admin/labelers/{id}/data", Admin, "Everything stored about a person, for the person", admin::people::personal_data),
-        post("/admin/labelers/{id}/erase", Admin, "Erase a person's data on request", admin::people::erase).taking::<admin::people::EraseRequest>().answering("{judgments, demonstrations, feedback_events, sessions, keys, invites}: how many were removed or made anonymous"),
+        post("/admin/labelers/{id}/erase", Admin, "Erase a person's data on request", admin::people::erase).taking::<admin::people::EraseRequest>().answering("{judgments, demonstrations, feedback_events, sessions, keys, invites, links}: how many were removed or made anonymous; job_lines: lines taken out of the files of training jobs; not_reached: where the words may still be"),
         delete("/admin/invites/{id}", Admin, "Revoke an unused invite", admin::people::revoke_invite),
         get("/admin/invites", Admin, "Invites", admin::people::invites),
         post("/admin/invites", Admin, "Make a one-use invite", admin::people::invite)

@@ -63,14 +63,14 @@ pub async fn create(
         n_sets: found.len() as i64,
         n_pairs: found.iter().map(|c| pairs(&c.completions).len() as i64).sum(),
     };
-    let (services, stored, actor) = (services.clone(), version.clone(), by.labeler_id.clone());
+    let (services, stored, actor) = (services.clone(), version.clone(), by.signature());
     to_the_end(async move {
         services.store.put_dataset(stored.clone()).await.map_err(|e| match e {
             StoreError::Conflict(_) => ServiceError::Conflict("a dataset version has this name".into()),
             other => other.into(),
         })?;
         let detail = json!({"name": stored.name, "sha256": stored.sha256, "sets": stored.n_sets});
-        Ok(services.store.audit(actor.as_str(), "create_dataset", stored.id.as_str(), detail, now).await?)
+        Ok(services.store.audit(&actor, "create_dataset", stored.id.as_str(), detail, now).await?)
     })
     .await?;
     Ok(version)

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::complete::{self, Running};
 use super::sets::{self, CompletionRef};
-use super::{Result, ServiceError, Services, bad_input, publish, quality};
+use super::{Result, ServiceError, Services, bad_input, meter, publish, quality};
 use crate::domain::*;
 use crate::engine::{EngineError, SamplingParams, ServedModel};
 use crate::eval::quality::selection::{Guess, uncertainty};
@@ -114,9 +114,10 @@ pub async fn start(services: &Arc<Services>, by: &Actor, request: DrawRequest) -
     };
     services.store.put_draw(draw.clone()).await?;
     let detail = json!({"policy": plan.request.policy, "count": plan.request.count});
-    services.store.audit(by.labeler_id.as_str(), "draw_sets", draw.id.as_str(), detail, now).await?;
+    services.store.audit(&by.signature(), "draw_sets", draw.id.as_str(), detail, now).await?;
     let (services, running) = (services.clone(), draw.clone());
-    tokio::spawn(async move { run(services, plan, running).await });
+    let payer = meter::payer();
+    tokio::spawn(meter::paid_by(payer, async move { run(services, plan, running).await }));
     Ok(draw)
 }
 
@@ -133,7 +134,7 @@ pub async fn get(services: &Services, id: &DrawId) -> Result<SetDraw> {
 pub async fn cancel(services: &Services, by: &Actor, id: &DrawId) -> Result<SetDraw> {
     let now = services.now();
     let draw = services.store.cancel_draw(id, now).await?;
-    services.store.audit(by.labeler_id.as_str(), "cancel_draw", id.as_str(), json!({}), now).await?;
+    services.store.audit(&by.signature(), "cancel_draw", id.as_str(), json!({}), now).await?;
     Ok(draw)
 }
 

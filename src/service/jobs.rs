@@ -30,10 +30,10 @@ pub async fn enqueue(
     }
     let now = services.now();
     let request = queue::Request { kind: kind.to_owned(), args, unique_key, priority, now };
-    let (services, actor) = (services.clone(), by.labeler_id.clone());
+    let (services, actor) = (services.clone(), by.signature());
     to_the_end(async move {
         let job = queue::enqueue(services.store.as_ref(), services.recipes, request).await.map_err(refusal)?;
-        services.store.audit(actor.as_str(), "enqueue", job.id.as_str(), json!({"kind": job.kind}), now).await?;
+        services.store.audit(&actor, "enqueue", job.id.as_str(), json!({"kind": job.kind}), now).await?;
         Ok(job)
     })
     .await
@@ -53,10 +53,10 @@ pub async fn list(services: &Services, state: Option<JobState>, page: Page) -> R
 
 /// Queued jobs end at once; running ones stop after their next step.
 pub async fn cancel(services: &Arc<Services>, by: &Actor, id: &JobId) -> Result<Job> {
-    let (services, actor, id) = (services.clone(), by.labeler_id.clone(), id.clone());
+    let (services, actor, id) = (services.clone(), by.signature(), id.clone());
     to_the_end(async move {
         let job = services.store.cancel_job(&id).await?;
-        services.store.audit(actor.as_str(), "cancel", id.as_str(), json!({}), services.now()).await?;
+        services.store.audit(&actor, "cancel", id.as_str(), json!({}), services.now()).await?;
         Ok(job)
     })
     .await
@@ -64,10 +64,10 @@ pub async fn cancel(services: &Arc<Services>, by: &Actor, id: &JobId) -> Result<
 
 /// Failed and cancelled jobs queue again and go on from their checkpoint.
 pub async fn resume(services: &Arc<Services>, by: &Actor, id: &JobId) -> Result<Job> {
-    let (services, actor, id) = (services.clone(), by.labeler_id.clone(), id.clone());
+    let (services, actor, id) = (services.clone(), by.signature(), id.clone());
     to_the_end(async move {
         let job = services.store.resume_job(&id).await?;
-        services.store.audit(actor.as_str(), "resume", id.as_str(), json!({}), services.now()).await?;
+        services.store.audit(&actor, "resume", id.as_str(), json!({}), services.now()).await?;
         Ok(job)
     })
     .await

@@ -1,5 +1,6 @@
 //! Use-cases between HTTP and the rooms that do the work. No status codes, no SQL text, no tensors.
 
+pub mod access;
 pub mod ask;
 pub mod attention;
 pub mod choices;
@@ -9,9 +10,11 @@ pub mod draw;
 pub mod encoders;
 pub mod feedback;
 pub mod guidelines;
+pub mod job_files;
 pub mod jobs;
 pub mod label;
 pub mod live;
+pub mod meter;
 pub mod overview;
 pub mod own_page;
 pub mod people;
@@ -50,8 +53,8 @@ pub struct Services {
     pub store: Arc<dyn Store>,
     pub clock: Clock,
     pub random: Random,
-    /// SHA-256 (hex) of the admin key.
-    pub admin_key_hash: String,
+    /// SHA-256 (hex) of the configured admin key; without one, a generated key in the store is an administrator's.
+    pub admin_key_hash: Option<String>,
     /// The recipes that jobs may run.
     pub recipes: &'static [Recipe],
     /// Cancelled when the server begins to shut down; long streams end with it.
@@ -69,13 +72,13 @@ impl Services {
         store: Arc<dyn Store>,
         clock: Clock,
         random: Random,
-        admin_key_hash: String,
+        admin_key_hash: impl Into<Option<String>>,
         recipes: &'static [Recipe],
     ) -> Self {
         let live = live::Live { config: config.clone(), canary: None };
         Self {
             live: RwLock::new(Arc::new(live)),
-            admin_key_hash,
+            admin_key_hash: admin_key_hash.into(),
             config,
             store,
             clock,
@@ -121,6 +124,8 @@ pub enum ServiceError {
     NotFound { what: &'static str, id: String, param: Option<String> },
     #[error("{0}")]
     Forbidden(String),
+    #[error("{}", .0.message())]
+    SignIn(access::Refusal),
     #[error("{0}")]
     Conflict(String),
     #[error(transparent)]

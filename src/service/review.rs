@@ -47,11 +47,11 @@ pub async fn set_known_answer(services: &Arc<Services>, by: &Actor, id: &SetId, 
     if answer.explanation.as_ref().is_some_and(|e| e.len() > MAX_EXPLANATION) {
         return Err(bad_input("explanation", format!("at most {MAX_EXPLANATION} bytes")));
     }
-    let (all, id, actor) = (services.clone(), id.clone(), by.labeler_id.clone());
+    let (all, id, actor) = (services.clone(), id.clone(), by.signature());
     to_the_end(async move {
         all.store.make_gold(&id, answer.kind, &answer.tiers, answer.explanation.as_deref()).await?;
         let detail = json!({"kind": answer.kind});
-        Ok(all.store.audit(actor.as_str(), "known_answer", id.as_str(), detail, all.now()).await?)
+        Ok(all.store.audit(&actor, "known_answer", id.as_str(), detail, all.now()).await?)
     })
     .await
 }
@@ -59,7 +59,7 @@ pub async fn set_known_answer(services: &Arc<Services>, by: &Actor, id: &SetId, 
 /// Takes a set out of the queue; what was judged stays.
 pub async fn retire_set(services: &Services, by: &Actor, id: &SetId) -> Result<()> {
     services.store.retire_set(id).await?;
-    Ok(services.store.audit(by.labeler_id.as_str(), "retire_set", id.as_str(), json!({}), services.now()).await?)
+    Ok(services.store.audit(&by.signature(), "retire_set", id.as_str(), json!({}), services.now()).await?)
 }
 
 /// A set with everybody's latest word on it.
@@ -102,11 +102,11 @@ pub async fn settle(services: &Arc<Services>, by: &Actor, id: &SetId, mut word: 
     // A repeated request finds its own judgment and must not revise it.
     word.revises = own.filter(|j| j.idempotency_key != word.idempotency_key).map(|j| j.id);
     let (submitted, _) = judge(services, by, &set, None, word).await?;
-    let (all, id, actor, judgment) = (services.clone(), id.clone(), by.labeler_id.clone(), submitted.judgment.clone());
+    let (all, id, by, judgment) = (services.clone(), id.clone(), by.clone(), submitted.judgment.clone());
     to_the_end(async move {
-        all.store.settle_set(&id, &actor, judgment.created).await?;
+        all.store.settle_set(&id, &by.labeler_id, judgment.created).await?;
         let detail = json!({"judgment": judgment.id});
-        Ok(all.store.audit(actor.as_str(), "settle_set", id.as_str(), detail, all.now()).await?)
+        Ok(all.store.audit(&by.signature(), "settle_set", id.as_str(), detail, all.now()).await?)
     })
     .await?;
     Ok(submitted)

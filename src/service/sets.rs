@@ -207,7 +207,6 @@ pub(super) async fn begin(
         n,
         params: SamplingParams { logprobs: Some(0), ..params },
         prompt_logprobs: None,
-        pays: None,
         adapter: None,
     };
     complete::start(services, start).await

@@ -49,7 +49,7 @@ pub async fn read_in(
         return Err(bad_input("name", "must not be empty"));
     }
     let source = format!("import:{name}");
-    let (all, actor) = (services.clone(), by.labeler_id.clone());
+    let (all, actor) = (services.clone(), by.signature());
     let done = to_the_end(async move {
         let mut done = Imported::default();
         for (i, record) in records(format, &body)?.enumerate() {
@@ -64,7 +64,7 @@ pub async fn read_in(
             }
         }
         let detail = json!({"imported": done.imported, "skipped": done.skipped, "failed": done.failed});
-        all.store.audit(actor.as_str(), "import", &source, detail, all.now()).await?;
+        all.store.audit(&actor, "import", &source, detail, all.now()).await?;
         Ok(done)
     })
     .await?;

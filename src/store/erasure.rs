@@ -28,8 +28,11 @@ pub(super) async fn erase(
             args![me, true],
         )
         .await?;
-    let invites = conn.run("UPDATE invites SET note = NULL WHERE used_by = $1", args![me]).await?;
-    let mut erased = Erased { sessions, keys, invites, ..Erased::default() };
+    let invites = conn
+        .run("UPDATE invites SET name = NULL, note = NULL WHERE used_by = $1 OR name = $2", args![me, &labeler.name])
+        .await?;
+    let links = conn.run("DELETE FROM sign_in_links WHERE labeler_id = $1", args![me]).await?;
+    let mut erased = Erased { sessions, keys, invites, links, ..Erased::default() };
     conn.run(
         "DELETE FROM assignments WHERE labeler_id = $1 AND state IN ('expired', 'released')
                 AND id NOT IN (SELECT assignment_id FROM judgments WHERE assignment_id IS NOT NULL)",

@@ -1,6 +1,7 @@
 //! The only room that knows SQL. One trait over two databases; `connect` picks by URL scheme.
 //! No policy, no clock, no randomness in here: callers pass ids, times and seeds.
 
+mod access;
 mod connect;
 mod draws;
 pub mod dump;
@@ -28,6 +29,7 @@ use tokio::sync::watch;
 
 use crate::domain::*;
 
+pub use access::AccessStore;
 pub use feedback::FeedbackStore;
 
 /// Opens the store at `sqlite:PATH`, `sqlite://PATH` or `postgres://…`, making it and applying missing
@@ -275,6 +277,7 @@ pub struct Erased {
     pub sessions: u64,
     pub keys: u64,
     pub invites: u64,
+    pub links: u64,
 }
 
 /// Which lines of the audit trail.
@@ -335,7 +338,7 @@ pub struct ModelFile {
 }
 
 #[async_trait]
-pub trait Store: FeedbackStore {
+pub trait Store: FeedbackStore + AccessStore {
     /// `sqlite` or `postgres`.
     fn backend(&self) -> &'static str;
     /// Cheap round trip for `/ready`.
@@ -432,7 +435,7 @@ pub trait Store: FeedbackStore {
     async fn add_key_tokens(&self, id: &ApiKeyId, day: i64, tokens: i64) -> Result<()>;
     async fn audit(
         &self,
-        actor: &str,
+        by: &Signature,
         action: &str,
         target: &str,
         detail: serde_json::Value,

@@ -151,6 +151,7 @@ impl Store for SqlStore {
     }
 
     async fn lease_next(&self, request: LeaseRequest) -> Result<Option<Assignment>> {
+        access::end_future_leases(self, request.expires_at).await?;
         // Most who ask when nothing is left for them must not queue for the lock of those who rank.
         if request.set_id.is_none() && read!(self, |c| leases::nothing_free(c, &request))? {
             return Ok(None);
@@ -286,13 +287,13 @@ impl Store for SqlStore {
 
     async fn audit(
         &self,
-        actor: &str,
+        by: &Signature,
         action: &str,
         target: &str,
         detail: serde_json::Value,
         now: Micros,
     ) -> Result<()> {
-        write!(self, actor = actor.to_owned(), action = action.to_owned(), target = target.to_owned() => |tx| people::audit(tx, &actor, &action, &target, &detail, now))
+        write!(self, by = by.clone(), action = action.to_owned(), target = target.to_owned() => |tx| people::audit(tx, &by, &action, &target, &detail, now))
     }
 
     async fn put_model(&self, model: ModelVersion) -> Result<()> {

@@ -81,9 +81,14 @@ async function route() {
 
 async function start() {
   try {
-    who = await requireSession(page);
+    who = await requireSession(page, { keyFirst: true });
     if (!ALLOWED[who.role]) {
-      fill(page.main, h('div', { class: 'centre' }, h('div', { class: 'notice', role: 'alert', text: t('admin.not_admin') })));
+      fill(page.main, h('div', { class: 'centre' }, h(
+            'div',
+            { class: 'notice', role: 'alert' },
+            h('p', { text: t('admin.not_admin', { name: who.name }) }),
+            h('a', { class: 'button primary', href: '/label', text: t('admin.to_label') }),
+          )));
       return;
     }
     fill(page.main, nav, body);

@@ -578,6 +578,7 @@ async function start() {
     pruneDrafts();
     outbox = new Outbox({
       owner: labeler.id,
+      ownerName: labeler.name,
       onStored: stored,
       onRefused: refused,
       onState: ({ waiting, failing }) => (saving.textContent = failing && waiting ? t('label.unsent', { n: waiting }) : ''),

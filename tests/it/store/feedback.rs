@@ -221,7 +221,7 @@ async fn the_audit_trail_is_searched(store: Arc<dyn Store>) {
     for (i, (actor, action, target)) in
         [("ada", "invite", "i1"), ("ada", "erase", "bob"), ("rui", "invite", "i2")].iter().enumerate()
     {
-        store.audit(actor, action, target, json!({"n": i}), T0 + i as i64).await.unwrap();
+        store.audit(&Signature::from(*actor), action, target, json!({"n": i}), T0 + i as i64).await.unwrap();
     }
     let list = |filter: AuditFilter| {
         let store = store.clone();
@@ -254,6 +254,8 @@ async fn people_change_and_invites_end(store: Arc<dyn Store>) {
         id: InviteId::new(),
         token_hash: "h".into(),
         role: Role::Labeler,
+        name: None,
+        revoked: false,
         note: None,
         expires: T0 + 100,
         used_by: None,
