@@ -2,10 +2,12 @@
 
 pub mod ask;
 pub mod attention;
+pub mod browse;
 pub mod choices;
 pub mod complete;
 pub mod datasets;
 pub mod draw;
+mod drawn;
 pub mod encoders;
 pub mod feedback;
 pub mod guidelines;

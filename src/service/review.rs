@@ -62,6 +62,19 @@ pub async fn retire_set(services: &Services, by: &Actor, id: &SetId) -> Result<(
     Ok(services.store.audit(by.labeler_id.as_str(), "retire_set", id.as_str(), json!({}), services.now()).await?)
 }
 
+/// Takes all of these sets out of the queue, or none where one is unknown.
+pub async fn retire_sets(services: &Arc<Services>, by: &Actor, ids: &[SetId]) -> Result<()> {
+    let (all, ids, actor) = (services.clone(), ids.to_vec(), by.labeler_id.clone());
+    to_the_end(async move {
+        all.store.retire_sets(&ids).await?;
+        for id in &ids {
+            all.store.audit(actor.as_str(), "retire_set", id.as_str(), json!({}), all.now()).await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
 /// A set with everybody's latest word on it.
 pub struct Disputed {
     pub set: ComparisonSet,

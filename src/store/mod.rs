@@ -1,6 +1,7 @@
 //! The only room that knows SQL. One trait over two databases; `connect` picks by URL scheme.
 //! No policy, no clock, no randomness in here: callers pass ids, times and seeds.
 
+mod browse;
 mod connect;
 mod draws;
 pub mod dump;
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 
 use crate::domain::*;
 
+pub use browse::{BrowseStore, JudgmentFilter, JudgmentRow, Named, SetFilter, SetRow};
 pub use feedback::FeedbackStore;
 
 /// Opens the store at `sqlite:PATH`, `sqlite://PATH` or `postgres://…`, making it and applying missing
@@ -192,6 +194,17 @@ pub enum Pick {
     First(SetKind),
 }
 
+/// Prompts that a `PromptFilter` fits; those that a draw leaves out are counted under the first reason that holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PromptCounts {
+    pub found: i64,
+    /// Raw text given to `/v1/completions`.
+    pub raw_text: i64,
+    pub has_set: i64,
+    /// Fewer stored completions than asked for.
+    pub few_completions: i64,
+}
+
 /// Which prompts sets are drawn for. Empty = all of them.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -286,7 +299,7 @@ pub struct ModelFile {
 }
 
 #[async_trait]
-pub trait Store: FeedbackStore {
+pub trait Store: FeedbackStore + BrowseStore {
     /// `sqlite` or `postgres`.
     fn backend(&self) -> &'static str;
     /// Cheap round trip for `/ready`.

@@ -19,7 +19,7 @@ macro_rules! taken {
     };
 }
 
-fn set(row: &Row, completion_ids: Vec<CompletionId>) -> Result<ComparisonSet> {
+pub(super) fn set(row: &Row, completion_ids: Vec<CompletionId>) -> Result<ComparisonSet> {
     Ok(ComparisonSet {
         id: row.text("id")?.into(),
         prompt_id: row.text("prompt_id")?.into(),

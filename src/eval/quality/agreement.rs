@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::statistics::{Figure, Resampling, bootstrap, figure};
+use super::statistics::{Figure, Resampling, bootstrap, figure, share};
 
 /// Second preferred, tie, first preferred.
 pub const CATEGORIES: usize = 3;
@@ -38,7 +38,7 @@ pub enum Distance {
 /// See the module's words; `None` where nothing can be said.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Agreement {
-    /// Units with two ratings or more.
+    /// Units with two ratings or more. Units of one set are not independent: each figure's `n` counts sets.
     pub units: usize,
     pub sets: usize,
     pub labelers: usize,
@@ -216,8 +216,9 @@ pub fn agreement(units: &[Unit], clusters: usize, resampling: Resampling) -> Agr
     let mut labelers: Vec<usize> = shared.iter().flat_map(|u| u.ratings.iter().map(|r| r.0)).collect();
     labelers.sort_unstable();
     labelers.dedup();
-    let n = [whole.pairs, whole.strict, shared.len() as f64, shared.len() as f64, whole.fleiss_units];
-    let of = |i: usize| figure(values[i], intervals[i], n[i] as usize);
+    let sets = |says: &dyn Fn(&Tally) -> f64| tallies.iter().filter(|t| says(t) > 0.0).count();
+    let n = [sets(&|t| t.pairs), sets(&|t| t.strict), tallies.len(), tallies.len(), sets(&|t| t.fleiss_units)];
+    let of = |i: usize| of_few_sets(figure(values[i], intervals[i], n[i]), i < 2);
     Agreement {
         units: shared.len(),
         sets: tallies.len(),
@@ -230,6 +231,30 @@ pub fn agreement(units: &[Unit], clusters: usize, resampling: Resampling) -> Agr
         fleiss_raters: fleiss_raters.filter(|_| values[4].is_some()),
         cohen: cohen(&shared, resampling),
     }
+}
+
+/// Sets below which resampling them gives intervals that are too narrow …
+const FEW_SETS: usize = 20;
+/// … and below which an interval by resampling says nothing.
+const LEAST_SETS: usize = 5;
+
+/// A figure of few sets gets no narrower an interval than they can give: for shares at least Jeffreys' with each
+/// set as one trial, for others none below `LEAST_SETS`.
+fn of_few_sets(figure: Option<Figure>, is_share: bool) -> Option<Figure> {
+    let figure = figure?;
+    if figure.n >= FEW_SETS {
+        return Some(figure);
+    }
+    if !is_share {
+        let (low, high) = if figure.n < LEAST_SETS { (None, None) } else { (figure.low, figure.high) };
+        return Some(Figure { low, high, ..figure });
+    }
+    let wide = share(figure.value * figure.n as f64, figure.n)?;
+    let pick = |a: Option<f64>, b: Option<f64>, of: fn(f64, f64) -> f64| match (a, b) {
+        (Some(a), Some(b)) => Some(of(a, b)),
+        (a, b) => a.or(b),
+    };
+    Some(Figure { low: pick(figure.low, wide.low, f64::min), high: pick(figure.high, wide.high, f64::max), ..figure })
 }
 
 fn cohen(units: &[&Unit], resampling: Resampling) -> Vec<Cohen> {
@@ -263,14 +288,14 @@ fn cohen(units: &[&Unit], resampling: Resampling) -> Vec<Cohen> {
     };
     most_shared
         .into_iter()
-        .map(|(pair, shared, sets)| {
+        .map(|(pair, _, sets)| {
             let tables: Vec<&Table> = sets.values().collect();
             let whole = sum(&tables, &|_| 1.0);
             let interval =
                 bootstrap(tables.len(), 1, resampling, |counts| vec![kappa(&sum(&tables, &|i| counts[i]), false)]);
             Cohen {
                 pair,
-                kappa: figure(kappa(&whole, false), interval[0], shared),
+                kappa: of_few_sets(figure(kappa(&whole, false), interval[0], tables.len()), false),
                 weighted_kappa: kappa(&whole, true),
             }
         })
@@ -326,5 +351,19 @@ mod tests {
         assert_eq!(apart.value, together.value);
         let width = |f: Figure| f.high.unwrap() - f.low.unwrap();
         assert!(width(together) > 0.0 && width(apart) > 0.0);
+        assert_eq!((apart.n, together.n), (20, 2), "a figure rests on sets, not on their pairs");
+        assert!(width(together) > width(apart));
+    }
+
+    #[test]
+    fn few_sets_do_not_pose_as_many_pairs() {
+        // Four sets of three answers, ranked by two people who agree on one set: 12 pairs, 25 %.
+        let units: Vec<_> = (0..12).map(|i| unit(i / 3, if i < 3 { &[2, 2] } else { &[2, 0] })).collect();
+        let a = agreement(&units, 4, QUICK);
+        let figure = a.pairwise.unwrap();
+        assert_eq!((a.units, figure.n, figure.value), (12, 4, 0.25));
+        let four = share(1.0, 4).unwrap();
+        assert!(figure.low.unwrap() <= four.low.unwrap() && figure.high.unwrap() >= four.high.unwrap(), "{figure:?}");
+        assert_eq!(a.alpha_ordinal.unwrap().low, None, "no interval of four sets");
     }
 }

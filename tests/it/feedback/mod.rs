@@ -1,6 +1,8 @@
 //! The queue, people, data sets and the own page over HTTP; and two hundred labelers at once.
 
 mod data;
+mod draws;
+mod lists;
 mod load;
 mod people;
 mod queue;
