@@ -107,7 +107,7 @@ async fn answers_for_ranking_are_drawn_as_configured() {
     near(&sampling["top_p"], 0.5);
     // And settable while the server runs.
     for (name, value) in [("labeling.temperature", json!(0.9)), ("labeling.max_tokens", json!(33))] {
-        server.post("/admin/settings", json!({"name": name, "value": value})).await.expect(200);
+        server.post("/admin/settings", json!({"name": name, "value": value})).await.expect(204);
     }
     let done = draw(&server, json!({"policy": "random", "count": 1})).await;
     assert_eq!((&done["report"]["temperature"], &done["report"]["max_tokens"]), (&json!(0.9), &json!(33)));

@@ -203,11 +203,11 @@ async fn lists_hold_prompts_and_progress(store: Arc<dyn Store>) {
     assert_eq!(list(SetFilter { disputed: true, ..all }, 9, None).await.1, 0);
     let rows = store.browse_judgments(&JudgmentFilter { text: Some("of".into()), ..Default::default() }, page(9)).await;
     let (rows, total) = rows.unwrap();
-    assert_eq!((total, rows[0].labeler.as_str(), rows[0].items.len(), &rows[0].set_id), (1, "ada", 2, &one.id));
+    assert_eq!((total, rows[0].labeler.as_str(), rows[0].items.len(), &rows[0].set_id), (1, "Dr ada", 2, &one.id));
     let names = store.names_of(&[ada.to_string(), one.id.to_string(), "nobody".into()]).await.unwrap();
     assert_eq!(
         (names.len(), names[ada.as_str()].name.as_str(), names[one.id.as_str()].kind.as_str()),
-        (2, "ada", "set")
+        (2, "Dr ada", "set")
     );
     let counted = store.count_prompts(&PromptFilter { tag: Some("a".into()), ..Default::default() }).await.unwrap();
     assert_eq!(counted, PromptCounts { found: 2, raw_text: 0, has_set: 2, few_completions: 0 });
