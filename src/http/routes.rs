@@ -286,7 +286,7 @@ fn review() -> Vec<Route> {
                  name, role, active, judgments, skip_rate, unrankable_rate, all_bad_rate, tie_rate, \
                  median_active_ms, p90_active_ms, left_bias (share preferring the first shown; 0.5 = none), \
                  gold_accuracy, agreement_with_others, attention (weight in the consensus, 0 to 1)}]; length: \
-                 {preferences, longer_wins, per_doubling (log-odds), mean_preferred, mean_other (characters)}",
+                 {preferences, prompts, longer_wins, per_doubling (log-odds), mean_preferred, mean_other (characters)}",
         ),
         get(
             "/admin/api/judgments",

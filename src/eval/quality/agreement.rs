@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::statistics::{Figure, Resampling, bootstrap, figure, share};
+use super::statistics::{Figure, Resampling, bootstrap, figure, of_few};
 
 /// Second preferred, tie, first preferred.
 pub const CATEGORIES: usize = 3;
@@ -218,7 +218,7 @@ pub fn agreement(units: &[Unit], clusters: usize, resampling: Resampling) -> Agr
     labelers.dedup();
     let sets = |says: &dyn Fn(&Tally) -> f64| tallies.iter().filter(|t| says(t) > 0.0).count();
     let n = [sets(&|t| t.pairs), sets(&|t| t.strict), tallies.len(), tallies.len(), sets(&|t| t.fleiss_units)];
-    let of = |i: usize| of_few_sets(figure(values[i], intervals[i], n[i]), i < 2);
+    let of = |i: usize| of_few(figure(values[i], intervals[i], n[i]), n[i], i < 2);
     Agreement {
         units: shared.len(),
         sets: tallies.len(),
@@ -231,30 +231,6 @@ pub fn agreement(units: &[Unit], clusters: usize, resampling: Resampling) -> Agr
         fleiss_raters: fleiss_raters.filter(|_| values[4].is_some()),
         cohen: cohen(&shared, resampling),
     }
-}
-
-/// Sets below which resampling them gives intervals that are too narrow …
-const FEW_SETS: usize = 20;
-/// … and below which an interval by resampling says nothing.
-const LEAST_SETS: usize = 5;
-
-/// A figure of few sets gets no narrower an interval than they can give: for shares at least Jeffreys' with each
-/// set as one trial, for others none below `LEAST_SETS`.
-fn of_few_sets(figure: Option<Figure>, is_share: bool) -> Option<Figure> {
-    let figure = figure?;
-    if figure.n >= FEW_SETS {
-        return Some(figure);
-    }
-    if !is_share {
-        let (low, high) = if figure.n < LEAST_SETS { (None, None) } else { (figure.low, figure.high) };
-        return Some(Figure { low, high, ..figure });
-    }
-    let wide = share(figure.value * figure.n as f64, figure.n)?;
-    let pick = |a: Option<f64>, b: Option<f64>, of: fn(f64, f64) -> f64| match (a, b) {
-        (Some(a), Some(b)) => Some(of(a, b)),
-        (a, b) => a.or(b),
-    };
-    Some(Figure { low: pick(figure.low, wide.low, f64::min), high: pick(figure.high, wide.high, f64::max), ..figure })
 }
 
 fn cohen(units: &[&Unit], resampling: Resampling) -> Vec<Cohen> {
@@ -295,7 +271,7 @@ fn cohen(units: &[&Unit], resampling: Resampling) -> Vec<Cohen> {
                 bootstrap(tables.len(), 1, resampling, |counts| vec![kappa(&sum(&tables, &|i| counts[i]), false)]);
             Cohen {
                 pair,
-                kappa: of_few_sets(figure(kappa(&whole, false), interval[0], tables.len()), false),
+                kappa: of_few(figure(kappa(&whole, false), interval[0], tables.len()), tables.len(), false),
                 weighted_kappa: kappa(&whole, true),
             }
         })
@@ -304,6 +280,7 @@ fn cohen(units: &[&Unit], resampling: Resampling) -> Vec<Cohen> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::statistics::share;
     use super::*;
 
     const QUICK: Resampling = Resampling { replicates: 200, seed: 3 };

@@ -17,6 +17,7 @@ const words = (action) => (has(`audit.${action}`) ? t(`audit.${action}`) : actio
 
 /** `{kind, name}` of what a line is about: "set “How do I …”", "job ppo"; ids that are gone stay ids, shortened. */
 function targetText(id, named) {
+  if (!named && has(`setting_name.${id}`)) return t(`setting_name.${id}`);
   if (!named) return /^[0-9A-HJKMNP-TV-Z]{26}$/.test(id) ? t('audit.gone', { id: id.slice(-6) }) : id;
   if (named.kind === 'labeler' || named.kind === 'model') return named.name;
   const kind = t(`audit.kind_${named.kind}`);
@@ -27,10 +28,16 @@ function targetText(id, named) {
 /** Where a line's target can be looked at. */
 const TARGETS = { set: (id) => `#/sets/${id}`, job: (id) => `#/jobs/${id}`, model: () => '#/models', labeler: () => '#/people' };
 
-const plain = (v) => (typeof v === 'string' ? v : v === null ? '–' : typeof v === 'object' ? JSON.stringify(v) : String(v));
+function plain(key, v) {
+  if (v === null) return '–';
+  if (Array.isArray(v)) return v.map((one) => plain(key, one)).join(', ');
+  if (typeof v === 'object') return JSON.stringify(v);
+  const prefix = { policy: 'policy', kind: 'kind', role: 'role' }[key];
+  return prefix && has(`${prefix}.${v}`) ? t(`${prefix}.${v}`) : String(v);
+}
 const detailText = (detail) =>
   Object.entries(detail ?? {})
-    .map(([k, v]) => `${has(`audit.detail_${k}`) ? t(`audit.detail_${k}`) : k.replaceAll('_', ' ')}: ${plain(v)}`)
+    .map(([k, v]) => `${has(`audit.detail_${k}`) ? t(`audit.detail_${k}`) : k.replaceAll('_', ' ')}: ${plain(k, v)}`)
     .join(', ');
 
 export async function auditView(el, { signal }) {

@@ -166,7 +166,7 @@ function lengthBias(report) {
     }),
     h('p', {
       class: 'help',
-      text: t('quality.lengths', { a: Math.round(l.mean_preferred ?? 0), b: Math.round(l.mean_other ?? 0) }),
+      text: t('quality.lengths', { a: Math.round(l.mean_preferred ?? 0), b: Math.round(l.mean_other ?? 0), prompts: l.prompts ?? 0 }),
     }),
   ];
 }
