@@ -189,6 +189,12 @@ test('without an encoder nothing is asked of it, and an empty sentence is said',
   await page.locator('.explore .muted', { hasText: 'Only the decoder is shown' }).waitFor();
   assert.equal(await page.locator('.looks figure').count(), 1);
   assert.deepEqual(failed, []);
+  // A part of a character is shown by its bytes.
+  const names = await page.evaluate(async () => {
+    const { shown } = await import('/static/js/explore/attention.js');
+    return [shown('\uFFFD', [0xf0, 0x9f]), shown(' cat', [32, 99, 97, 116]), shown('\n', [10]), shown(' ', [32])];
+  });
+  assert.deepEqual(names, ['0xF0 0x9F', 'cat', '⏎', '␣']);
   await page.locator('#sentence').fill('  ');
   await page.locator('.sentence button').click();
   assert.match(await page.locator('#sentence-error').textContent(), /enter a sentence/);

@@ -43,7 +43,7 @@ function agreement(report) {
     figureRow(t('quality.pairwise_ties'), a.pairwise, { help: t('quality.pairwise_ties_help'), counted: 'quality.n_sets' }),
     figureRow(t('quality.alpha'), a.alpha_ordinal, {
       share: false,
-      min: -0.2,
+      min: -1,
       middle: 0,
       help: t('quality.alpha_help'),
       counted: 'quality.n_sets',
@@ -51,7 +51,7 @@ function agreement(report) {
     a.fleiss_kappa
       ? figureRow(t('quality.fleiss', { n: a.fleiss_raters }), a.fleiss_kappa, {
           share: false,
-          min: -0.2,
+          min: -1,
           middle: 0,
           counted: 'quality.n_sets',
         })
@@ -102,7 +102,7 @@ const IMPORT = 'import';
 
 function imported(report) {
   const row = report.labelers.find((l) => l.labeler_id === IMPORT);
-  if (!row) return h('p', { class: 'muted pad', text: t('quality.no_imported') });
+  if (!row) return null;
   return h(
     'div',
     { class: 'figures wide' },
@@ -208,7 +208,8 @@ export async function labelsView(el, { signal, who: person, query }) {
     for (const l of report.labelers) names.set(l.labeler_id, l.name);
     fill(agree, agreement(report));
     fill(who, labelers(report));
-    fill(files, imported(report));
+    const rankings = imported(report);
+    fill(files, rankings ? section(t('quality.imported'), null, h('p', { class: 'muted', text: t('quality.imported_help') }), rankings) : null);
     fill(length, lengthBias(report));
   };
   const loadDisputed = async () => {
@@ -317,7 +318,7 @@ export async function labelsView(el, { signal, who: person, query }) {
     section(t('quality.labelers'), null, h('p', { class: 'muted', text: t('quality.labelers_help') }), who),
     section(t('quality.disputed'), null, h('p', { class: 'muted', text: t('quality.disputed_help') }), disputed),
     versions.el,
-    section(t('quality.imported'), null, h('p', { class: 'muted', text: t('quality.imported_help') }), files),
+    files,
     section(t('labels.judgments'), null, list),
   );
   // each part stands alone: one that fails says so in its place

@@ -13,7 +13,7 @@ export function askForm(onAsk, { content = '', n: chosen = 2, sampling: how = {}
     { id: 'ask-n' },
     [2, 3, 4, 5, 6, 7, 8, 9].map((k) => h('option', { value: k, selected: k === chosen, text: k })),
   );
-  const field = (id, value, mode) => h('input', { id, value: String(value ?? ''), inputmode: mode, autocomplete: 'off', size: '6', placeholder: t('queue.as_configured') });
+  const field = (id, value, mode) => h('input', { id, value: String(value ?? ''), inputmode: mode, autocomplete: 'off', size: '7', placeholder: t('ask.standard') });
   const temperature = field('ask-temperature', how.temperature, 'decimal');
   const length = field('ask-max-tokens', how.max_tokens, 'numeric');
   const error = h('p', { class: 'form-error', role: 'alert', text: problem });

@@ -46,10 +46,16 @@ async fn a_prompt_longer_than_the_context_is_counted() {
 async fn equal_answers_are_drawn_again_and_never_make_a_set() {
     let server = Server::start().await;
     prompts(&server, 6, "a").await;
-    // Greedy answers are all the same text.
-    let done = draw(&server, json!({"policy": "random", "count": 6, "n": 2, "temperature": 0})).await;
+    // Greedy answers are all the same text: refused where it is asked for, told where it is configured.
+    let greedy = json!({"policy": "random", "count": 6, "n": 2, "temperature": 0});
+    let refused = server.post("/admin/sets/draw", greedy).await.expect(400);
+    assert_eq!(refused.param().as_deref(), Some("temperature"));
+    let setting = |value: f64| json!({"name": "labeling.temperature", "value": value});
+    server.post("/admin/settings", setting(0.0)).await.expect(204);
+    let done = draw(&server, json!({"policy": "random", "count": 6, "n": 2})).await;
     assert_eq!((&done["made"], &done["report"]["equal_answers"]), (&json!(0), &json!(6)), "{done}");
     assert_eq!(done["report"]["redrawn"], 0, "the most likely text would come out the same again");
+    server.post("/admin/settings", setting(0.7)).await.expect(204);
     // Of one letter each: some are equal at first.
     let done = draw(&server, json!({"policy": "random", "count": 6, "n": 4, "max_tokens": 1, "seed": 3})).await;
     let report = &done["report"];
