@@ -36,7 +36,7 @@ export function whisker(f, { min = 0, max = 1, band, middle, label = '' } = {}) 
 }
 
 /** Fewer than this many independent things are no figure yet. */
-const FEW = 5;
+const FEW = 3;
 
 /** Name, picture and numbers of one figure; `counted` is the word for what it rests on (`{n}`). */
 export function figureRow(name, f, { help, share = true, counted = 'quality.n', ...scale } = {}) {
