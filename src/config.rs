@@ -122,6 +122,10 @@ pub struct LabelingConfig {
     pub completions_per_set: usize,
     /// `max_tokens` of completions drawn for a set.
     pub max_tokens: usize,
+    /// Temperature of completions drawn for a set, 0 to 2.
+    pub temperature: f64,
+    /// `top_p` of completions drawn for a set, above 0 and at most 1.
+    pub top_p: f64,
     /// Share of turns, 0 to 1, on which a set with a hidden known answer is given, where there are any.
     pub gold_share: f64,
     /// The same for calibration sets, whose answer is shown after the vote.
@@ -267,7 +271,9 @@ impl Default for LabelingConfig {
             lease_seconds: 600,
             overlap: 1,
             completions_per_set: 2,
-            max_tokens: 256,
+            max_tokens: 512,
+            temperature: 0.7,
+            top_p: 0.95,
             gold_share: 0.1,
             calibration_share: 0.05,
             onboarding_sets: 5,
@@ -445,6 +451,12 @@ impl Config {
             if value < 0 {
                 return Err(error(key, "must not be negative"));
             }
+        }
+        if !(0.0..=2.0).contains(&self.labeling.temperature) {
+            return Err(error("labeling.temperature", "must be 0 to 2"));
+        }
+        if !(self.labeling.top_p > 0.0 && self.labeling.top_p <= 1.0) {
+            return Err(error("labeling.top_p", "must be above 0 and at most 1"));
         }
         if !(2..=9).contains(&self.labeling.completions_per_set) {
             return Err(error("labeling.completions_per_set", "must be 2 to 9"));

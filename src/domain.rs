@@ -1,9 +1,13 @@
 //! The nouns of the loop: ids, prompts, completions, comparison sets, judgments, model versions, jobs.
 //! Plain data without behaviour of any room; every other module may use it.
 
+mod draws;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+pub use draws::DrawReport;
 
 /// Microseconds since the Unix epoch, UTC.
 pub type Micros = i64;
@@ -208,6 +212,8 @@ pub struct SetDraw {
     pub wanted: i64,
     pub looked_at: i64,
     pub made: i64,
+    /// What was found and what was left out, and why.
+    pub report: DrawReport,
     pub error: Option<String>,
     pub created: Micros,
     /// Last sign of life: a running draw that is long silent died with its server.

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::admin::{jobs, transfer};
+use super::admin::{browse, jobs, transfer};
 use super::routes::Route;
 use super::{label, sets};
 use crate::domain::{Demonstration, FeedbackEvent, Job, JobEvent, Judgment, Labeler, Metric, ModelVersion, Prompt};
@@ -240,7 +240,10 @@ pub fn of(route: &Route) -> Answer {
         ("GET", "/static/{*path}") => plain("*/*"),
         ("GET", "/openapi.json") => json(OK, object(&[("openapi", text()), ("paths", json!({"type": "object"}))])),
         ("GET", "/health") => json(OK, object(&[("status", json!({"const": "ok"}))])),
-        ("GET", "/ready") => json(OK, object(&[("status", json!({"const": "ready"})), ("model", text())])),
+        ("GET", "/ready") => json(
+            OK,
+            object(&[("status", json!({"const": "ready"})), ("model", text()), ("encoder", optional("string"))]),
+        ),
         ("POST", "/v1/completions") => json(OK, raw_completion()),
         ("POST", "/v1/chat/completions") => json(OK, chat_completion()),
         ("GET", "/v1/models") => {
@@ -316,6 +319,8 @@ pub fn query(route: &Route) -> Option<Value> {
         ("GET", "/v1/comparison-sets") => Some(schema::<sets::SetsQuery>()),
         ("GET", "/v1/guidelines") => Some(schema::<label::GuidelinesQuery>()),
         ("GET", "/v1/label/next") => Some(schema::<label::NextQuery>()),
+        ("GET", "/admin/sets") => Some(schema::<browse::SetsQuery>()),
+        ("GET", "/admin/api/judgments") => Some(schema::<browse::JudgmentsQuery>()),
         ("GET", "/admin/jobs") => Some(schema::<jobs::JobsQuery>()),
         ("GET", "/admin/jobs/{id}/events") => Some(schema::<jobs::EventsQuery>()),
         ("GET", "/admin/jobs/{id}/metrics") => Some(schema::<jobs::MetricsQuery>()),

@@ -205,14 +205,23 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
     vec![
         get("/admin/api/overview", Admin, "The loop in figures and the next sensible action", admin::overview),
         get("/admin/api/throughput", Review, "Judgments a day, time at work, the queue", admin::throughput),
-        get("/admin/sets", Admin, "Sets with kind, policy and score, newest first", admin::sets::list),
+        get("/admin/sets", Admin, "Sets with their prompt and progress, newest first", admin::browse::sets).answering(
+            "Query: status, kind, policy, q (text of the prompt), labeler (who judged it), disputed (true: only sets \
+             that people rank differently), after (id), limit. {data: [the set, prompt (a preview), judged, skipped, \
+             held (current leases), cut_off (answers that end at the length limit)], after, total}",
+        ),
         post("/admin/sets/draw", Admin, "Draw sets in bulk from stored prompts, in the background", admin::sets::draw)
             .taking::<crate::service::draw::DrawRequest>()
             .computing()
-            .answering("202: the draw: {id, request, state, wanted, looked_at, made, error, created, updated}"),
+            .answering("202: the draw: {id, request, state, wanted, looked_at, made, report, error, created, updated}. report says \
+                 why fewer sets than wanted were made: {found (prompts that fit), has_set, raw_text, few_answers, \
+                 equal_answers, too_long, smaller (sets with fewer answers than asked for), answers, cut_off, redrawn, \
+                 max_tokens, temperature, top_p}; for disagreement also agreed, single, waiting and settled sets"),
         get("/admin/sets/draws", Admin, "Draws, newest first", admin::sets::draws),
         get("/admin/sets/draws/{id}", Admin, "One draw: running, done, failed or cancelled", admin::sets::get_draw),
         post("/admin/sets/draws/{id}/cancel", Admin, "Stop a running draw", admin::sets::cancel_draw),
+        post("/admin/sets/retire", Admin, "Take several sets out of the queue", admin::browse::retire)
+            .taking::<admin::browse::RetireRequest>(),
         post("/admin/sets/{id}/known-answer", Admin, "Make a set gold or calibration", admin::sets::known_answer)
             .taking::<admin::sets::KnownAnswerRequest>(),
         post("/admin/sets/{id}/retire", Admin, "Take a set out of the queue", admin::sets::retire),
@@ -253,7 +262,7 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         get("/admin/datasets", Admin, "Dataset versions, newest first", admin::transfer::list_datasets),
         post("/admin/datasets", Admin, "Freeze a dataset version", admin::transfer::create_dataset).taking::<admin::transfer::NewDataset>(),
         get("/admin/datasets/{id}", Admin, "One dataset version by id or name", admin::transfer::get_dataset),
-        get("/admin/audit", Admin, "Audit trail, newest first", admin::people::audit).answering("Query: actor, action, target, since, until (µs), before (id), limit. {data: [{id, actor, credential (a key's id, configured, link:… or invite), action, target, detail, created}], before}"),
+        get("/admin/audit", Admin, "Audit trail, newest first", admin::people::audit).answering("Query: actor, action, target, since, until (µs), before (id), limit. {data: [{id, actor, credential (a key's id, configured, link:… or invite), action, target, detail, created}], names: {id: {kind, name}} of actors and targets, before}"),
         get("/admin/labelers", Admin, "People who rank", admin::people::labelers),
         post("/admin/labelers", Admin, "Add a labeler", admin::people::add_labeler)
             .taking::<admin::people::NewLabeler>()
@@ -298,16 +307,29 @@ fn review() -> Vec<Route> {
             admin::quality::report,
         )
         .answering(
-            "Query: kind (normal, gold, calibration; all when absent), days (only the last N), replicates \
+            "Query: kind (normal when absent; gold or calibration: sets with known answers), days (only the last N), replicates \
                  (bootstrap, 1000), seed (0). A figure is {value, low, high, n}: 95 % interval (null where none can \
-                 be given) and how many things were counted; null where nothing can be said. agreement: {units \
-                 (pairs of completions rated by two or more), sets, labelers, pairwise, pairwise_without_ties, \
+                 be given) and how many independent things it rests on: sets for agreement, judgments for shares; null \
+                 where nothing can be said. agreement: {units (pairs of completions rated by two or more), sets, \
+                 labelers, pairwise, pairwise_without_ties, \
                  alpha_ordinal, alpha_nominal (Krippendorff), fleiss_kappa, fleiss_raters, cohen: [{kappa, \
                  weighted_kappa}]}; cohen_pairs: [[[id, name], [id, name]]] in cohen's order; labelers: [{labeler_id, \
                  name, role, active, judgments, skip_rate, unrankable_rate, all_bad_rate, tie_rate, \
                  median_active_ms, p90_active_ms, left_bias (share preferring the first shown; 0.5 = none), \
                  gold_accuracy, agreement_with_others, attention (weight in the consensus, 0 to 1)}]; length: \
-                 {preferences, longer_wins, per_doubling (log-odds), mean_preferred, mean_other (characters)}",
+                 {preferences, prompts, longer_wins, per_doubling (log-odds), mean_preferred, mean_other (characters)}",
+        ),
+        get(
+            "/admin/api/judgments",
+            Review,
+            "Current judgments with their prompt, newest first",
+            admin::browse::judgments,
+        )
+        .answering(
+            "Query: labeler, set, kind, outcome, q (text of the prompt or of the reason), after (id), limit. {data: \
+                 [{id, set_id, kind, prompt (a preview), labeler: {id, name}, revision, outcome, strength, rationale, \
+                 active_ms (null where unknown), items: [{completion_id, tier, shown_position}], created}], after, \
+                 total}",
         ),
         get(
             "/admin/api/quality/versions",
@@ -329,7 +351,7 @@ fn review() -> Vec<Route> {
             admin::quality::consensus,
         )
         .answering(
-            "Query: as /admin/api/quality, and limit (50). Only ordinary sets when no kind is given. {data: [{set_id, judgments, disagreement (0 to 1, null \
+            "Query: as /admin/api/quality, and limit (50). Only ordinary sets when no kind is given. {data: [{set_id, prompt (a preview), judgments, disagreement (0 to 1, null \
                  with one judgment), completions: [{completion_id, score}] best first}], total}",
         ),
     ]

@@ -177,8 +177,16 @@ pub(super) fn drawing(services: &Services, sampling: Sampling) -> ApiResult<Samp
         }
     }
     let inside = |e: ApiError| ApiError { param: e.param.map(|p| format!("sampling.{p}")), ..e };
-    let checked = sampling.sampling(&services.config.limits).map_err(inside)?;
-    let default = services.live().config.labeling.max_tokens as u64;
+    let (temperature, top_p) = (sampling.temperature.is_some(), sampling.top_p.is_some());
+    let mut checked = sampling.sampling(&services.config.limits).map_err(inside)?;
+    let labeling = &services.live().config.labeling;
+    if !temperature {
+        checked.temperature = labeling.temperature as f32;
+    }
+    if !top_p {
+        checked.top_p = labeling.top_p as f32;
+    }
+    let default = labeling.max_tokens as u64;
     let max_tokens = params::count("max_tokens", sampling.max_tokens.unwrap_or(default)).map_err(inside)?;
     if max_tokens == 0 {
         return Err(ApiError::bad("sampling.max_tokens", "must be at least 1"));

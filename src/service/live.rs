@@ -32,6 +32,8 @@ pub const LIVE: &[&str] = &[
     "labeling.overlap",
     "labeling.completions_per_set",
     "labeling.max_tokens",
+    "labeling.temperature",
+    "labeling.top_p",
     "labeling.onboarding_sets",
     "labeling.reveal",
     "limits.default_chat_tokens",

@@ -3,10 +3,12 @@
 pub mod access;
 pub mod ask;
 pub mod attention;
+pub mod browse;
 pub mod choices;
 pub mod complete;
 pub mod datasets;
 pub mod draw;
+mod drawn;
 pub mod encoders;
 pub mod feedback;
 pub mod guidelines;

@@ -63,7 +63,8 @@ pub async fn figures(services: &Services, actor: &Actor) -> Result<OwnPage> {
             day.judgments += 1;
         }
     }
-    let pace = own.iter().filter(|j| j.leased && j.created >= today).map(|j| j.active_ms as f64).collect();
+    let pace =
+        own.iter().filter(|j| j.leased && j.active_ms > 0 && j.created >= today).map(|j| j.active_ms as f64).collect();
     let median_active_ms_today = median(pace);
     for judgment in &mut judged {
         if judgment.kind == SetKind::Gold {

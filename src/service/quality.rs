@@ -20,6 +20,7 @@ const TABLE_REPLICATES: usize = 300;
 /// Which judgments the figures are of, and how their intervals are drawn.
 #[derive(Clone, Debug, Default)]
 pub struct Scope {
+    /// Sets whose judgments are compared; `Normal` when absent. Sets with known answers measure accuracy only.
     pub kind: Option<SetKind>,
     pub days: Option<u32>,
     pub replicates: Option<usize>,
@@ -42,7 +43,8 @@ pub(super) async fn facts(services: &Services, scope: &Scope) -> Result<Facts> {
     let judged = services.store.judged_sets(scope.kind, since).await?;
     let gold = services.store.all_gold().await?;
     let labelers = services.store.list_labelers().await?;
-    beside(move || Facts::new(&judged, &gold, &labelers)).await
+    let kind = scope.kind.unwrap_or(SetKind::Normal);
+    beside(move || Facts::new(&judged, &gold, &labelers).of(kind)).await
 }
 
 /// Computes without holding up other requests.

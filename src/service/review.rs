@@ -42,7 +42,7 @@ pub async fn set_known_answer(services: &Arc<Services>, by: &Actor, id: &SetId, 
         return Err(bad_input("tiers", "must be 0 (best) to 99"));
     }
     if answer.tiers.iter().all(|t| t.1 == answer.tiers[0].1) {
-        return Err(bad_input("tiers", "must prefer something: an answer of ties measures nothing"));
+        return Err(bad_input("tiers", "must place at least one answer above another: an answer with ties only measures nothing"));
     }
     if answer.explanation.as_ref().is_some_and(|e| e.len() > MAX_EXPLANATION) {
         return Err(bad_input("explanation", format!("at most {MAX_EXPLANATION} bytes")));
@@ -60,6 +60,19 @@ pub async fn set_known_answer(services: &Arc<Services>, by: &Actor, id: &SetId, 
 pub async fn retire_set(services: &Services, by: &Actor, id: &SetId) -> Result<()> {
     services.store.retire_set(id).await?;
     Ok(services.store.audit(&by.signature(), "retire_set", id.as_str(), json!({}), services.now()).await?)
+}
+
+/// Takes all of these sets out of the queue, or none where one is unknown.
+pub async fn retire_sets(services: &Arc<Services>, by: &Actor, ids: &[SetId]) -> Result<()> {
+    let (all, ids, actor) = (services.clone(), ids.to_vec(), by.signature());
+    to_the_end(async move {
+        all.store.retire_sets(&ids).await?;
+        for id in &ids {
+            all.store.audit(&actor, "retire_set", id.as_str(), json!({}), all.now()).await?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// A set with everybody's latest word on it.

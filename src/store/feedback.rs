@@ -56,6 +56,8 @@ pub trait FeedbackStore: Send + Sync + 'static {
     async fn extend_set(&self, set_id: &SetId, policy: &str, score: Option<f64>) -> Result<()>;
     /// Prompts that fit, oldest first, with the ids after `after`.
     async fn select_prompts(&self, filter: &PromptFilter, after: Option<&str>, limit: i64) -> Result<Vec<Prompt>>;
+    /// How many prompts the filter fits, and how many of them `select_prompts` leaves out, by reason.
+    async fn count_prompts(&self, filter: &PromptFilter) -> Result<PromptCounts>;
     // draws of sets
     async fn put_draw(&self, draw: SetDraw) -> Result<()>;
     async fn get_draw(&self, id: &DrawId) -> Result<SetDraw>;
@@ -195,6 +197,10 @@ impl FeedbackStore for SqlStore {
 
     async fn select_prompts(&self, filter: &PromptFilter, after: Option<&str>, limit: i64) -> Result<Vec<Prompt>> {
         read!(self, |c| draws::select_prompts(c, filter, after, limit))
+    }
+
+    async fn count_prompts(&self, filter: &PromptFilter) -> Result<PromptCounts> {
+        read!(self, |c| draws::count_prompts(c, filter))
     }
 
     async fn put_draw(&self, draw: SetDraw) -> Result<()> {

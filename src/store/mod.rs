@@ -2,6 +2,7 @@
 //! No policy, no clock, no randomness in here: callers pass ids, times and seeds.
 
 mod access;
+mod browse;
 mod connect;
 mod draws;
 pub mod dump;
@@ -30,6 +31,7 @@ use tokio::sync::watch;
 use crate::domain::*;
 
 pub use access::AccessStore;
+pub use browse::{BrowseStore, JudgmentFilter, JudgmentRow, Named, SetFilter, SetRow};
 pub use feedback::FeedbackStore;
 
 /// Opens the store at `sqlite:PATH`, `sqlite://PATH` or `postgres://…`, making it and applying missing
@@ -243,6 +245,17 @@ pub enum Pick {
     First(SetKind),
 }
 
+/// Prompts that a `PromptFilter` fits; those that a draw leaves out are counted under the first reason that holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PromptCounts {
+    pub found: i64,
+    /// Raw text given to `/v1/completions`.
+    pub raw_text: i64,
+    pub has_set: i64,
+    /// Fewer stored completions than asked for.
+    pub few_completions: i64,
+}
+
 /// Which prompts sets are drawn for. Empty = all of them.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -338,7 +351,7 @@ pub struct ModelFile {
 }
 
 #[async_trait]
-pub trait Store: FeedbackStore + AccessStore {
+pub trait Store: FeedbackStore + AccessStore + BrowseStore {
     /// `sqlite` or `postgres`.
     fn backend(&self) -> &'static str;
     /// Cheap round trip for `/ready`.

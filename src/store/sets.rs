@@ -5,7 +5,7 @@ use super::rows::{Conn, Row, args, not_found};
 use super::{Page, Result, StoreError, judgments};
 use crate::domain::*;
 
-fn set(row: &Row, completion_ids: Vec<CompletionId>) -> Result<ComparisonSet> {
+pub(super) fn set(row: &Row, completion_ids: Vec<CompletionId>) -> Result<ComparisonSet> {
     Ok(ComparisonSet {
         id: row.text("id")?.into(),
         prompt_id: row.text("prompt_id")?.into(),

@@ -182,7 +182,9 @@ pub async fn audit(State(state): State<AppState>, Query(query): Query<AuditQuery
     let filter = AuditFilter { actor, action, target, since, until };
     let entries = state.services.store.list_audit(&filter, before, limit.unwrap_or(50).clamp(1, 500)).await?;
     let next = entries.last().map(|e| e.id);
-    Ok(axum::Json(json!({"data": entries, "before": next})))
+    let named = entries.iter().flat_map(|e| [e.actor.clone(), e.target.clone()]).collect();
+    let names = crate::service::browse::names(&state.services, named).await?;
+    Ok(axum::Json(json!({"data": entries, "names": names, "before": next})))
 }
 
 fn invite_json(invite: &Invite) -> Value {

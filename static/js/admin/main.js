@@ -2,6 +2,7 @@
 import { fill, h } from '../dom.js';
 import { t } from '../i18n.js';
 import { failure, requireSession, shell } from '../shell.js';
+import { auditView } from './audit.js';
 import { dataView } from './data.js';
 import { jobsView, newJobView } from './jobs.js';
 import { labelsView } from './labels.js';
@@ -25,6 +26,7 @@ const TABS = [
   ['data', '#/data'],
   ['people', '#/people'],
   ['settings', '#/settings'],
+  ['audit', '#/audit'],
 ];
 
 /** Reviewers see the judgments and settle them; the rest is the administrators'. */
@@ -42,6 +44,7 @@ const ROUTES = [
   [/^\/data$/, 'data', dataView],
   [/^\/people$/, 'people', peopleView],
   [/^\/settings$/, 'settings', settingsView],
+  [/^\/audit$/, 'audit', auditView],
 ];
 
 const nav = h('nav', { class: 'tabs', 'aria-label': t('nav.admin') });

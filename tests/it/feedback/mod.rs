@@ -3,6 +3,8 @@
 mod data;
 mod door;
 mod knowledge;
+mod draws;
+mod lists;
 mod load;
 mod people;
 mod queue;
