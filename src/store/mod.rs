@@ -5,6 +5,7 @@ mod connect;
 mod draws;
 pub mod dump;
 mod erasure;
+mod evidence;
 mod feedback;
 mod jobs;
 mod judgments;
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 
 use crate::domain::*;
 
+pub use evidence::{Activation, EvidenceStore, JobFilter, Meeting, SharedPrompt};
 pub use feedback::FeedbackStore;
 
 /// Opens the store at `sqlite:PATH`, `sqlite://PATH` or `postgres://…`, making it and applying missing
@@ -286,7 +288,7 @@ pub struct ModelFile {
 }
 
 #[async_trait]
-pub trait Store: FeedbackStore {
+pub trait Store: FeedbackStore + EvidenceStore {
     /// `sqlite` or `postgres`.
     fn backend(&self) -> &'static str;
     /// Cheap round trip for `/ready`.
