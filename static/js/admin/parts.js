@@ -12,6 +12,8 @@ const STATE_KIND = {
   cancelled: 'warn',
   active: 'good',
   candidate: '',
+  previous: '',
+  rolled_back: 'warn',
   retired: 'warn',
 };
 
