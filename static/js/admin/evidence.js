@@ -38,7 +38,7 @@ export function evidenceRows(e) {
       rows.push(
         line(
           t('evidence.reward'),
-          e.reward.before ? `${meanText(e.reward.before)} → ${meanText(e.reward.after)}` : meanText(e.reward.after),
+          e.reward.before ? `${meanText(e.reward.before, '', false)} → ${meanText(e.reward.after)}` : meanText(e.reward.after),
           null,
           t('evidence.reward_help'),
         ),
@@ -132,7 +132,7 @@ export async function askRollBack(active, parent, signal) {
   return confirm(
     t('model.rollback_title', { name: active.name, parent: parent.name }),
     text,
-    t('model.rollback_to', { name: parent.name }),
+    t('model.rollback_to', { parent: parent.name }),
     true,
     { safe: t('model.keep', { name: active.name }), wide: true },
   );

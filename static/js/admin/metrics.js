@@ -86,7 +86,7 @@ export function metricTitle(name) {
 }
 
 const SHARE = /accuracy|no_eos_share|clip_fraction|win_rate|_f1$|^ece$/;
-const NATS = /^(kl|k3|approx_kl|start_approx_kl|entropy|update_entropy|sampling_gap)$|loss$/;
+const NATS = /^(kl|k3|approx_kl|start_approx_kl|entropy|update_entropy|sampling_gap|(heldout_|ptx_)?loss)$/;
 const SECONDS = /^seconds_|_seconds$/;
 
 export const isShare = (name) => SHARE.test(name);
@@ -138,10 +138,10 @@ export function shareText(f) {
   return f.n ? t('figure.of', { body, count: num(f.n) }) : body;
 }
 
-/** "0.58 (0.41 – 0.75), n = 64". */
-export function meanText(f, unit = '') {
+/** "0.58 (0.41 to 0.75), n = 64"; without the last part unless `count`. */
+export function meanText(f, unit = '', count = true) {
   if (!f) return '–';
   const u = unit ? ` ${unit}` : '';
-  const body = f.low === null || f.low === undefined ? `${fig(f.value)}${u}` : t('figure.interval', { v: `${fig(f.value)}${u}`, low: fig(f.low), high: fig(f.high) });
-  return f.n ? t('figure.of', { body, count: num(f.n) }) : body;
+  const body = f.low === null || f.low === undefined ? `${fig(f.value)}${u}` : t('figure.range', { v: `${fig(f.value)}${u}`, low: fig(f.low), high: fig(f.high) });
+  return f.n && count ? t('figure.of', { body, count: num(f.n) }) : body;
 }

@@ -136,7 +136,7 @@ export async function modelsView(el, { signal }) {
             { class: 'row' },
             h('strong', { class: 'mono', text: m.name }),
             h('span', { class: `tag ${m.kind === 'reward' ? 'warn' : 'accent'}`, text: t(`model.kind_${m.kind}`) }),
-            h('span', { class: 'tag', text: recipeName(m.stage) }),
+            m.stage === m.kind ? null : h('span', { class: 'tag', text: recipeName(m.stage) }),
             stateTag(standing),
           ),
           h(

@@ -22,9 +22,9 @@ const FIRST = [
   'max_length',
   'kl_coef',
   'beta',
-  'lora',
   'gold_reward_model',
   'seed',
+  'lora',
 ];
 /** Filled in by the server from the store. */
 const HIDDEN = ['output_dir', 'checkpoint_dir', 'resume', 'comparisons', 'demonstrations', 'prompts', 'ptx_demonstrations'];

@@ -38,6 +38,7 @@ export function suggestion(o) {
               ? 'train_reward'
               : 'train_ppo';
   const values = { ...given.values };
+  if (values.kind) values.kind = recipeName(values.kind);
   for (const share of ['accuracy', 'low', 'high']) if (Number.isFinite(values[share])) values[share] = percent(values[share]);
   const own = `next.because_${given.reason}`;
   const why = given.reason && has(own) ? t(own, values) : t(`next.${code}_why`);

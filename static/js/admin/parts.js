@@ -1,7 +1,7 @@
 // Small pieces that several admin views share.
 import { dialog, h, toast } from '../dom.js';
 import { duration, fig, num, t } from '../i18n.js';
-import { isShare, metricTitle, show } from './metrics.js';
+import { isShare, metricTitle, onAxis, show } from './metrics.js';
 import { errorText } from '../plain.js';
 
 const STATE_KIND = {
@@ -75,16 +75,21 @@ export const section = (title, tools, ...children) =>
 export async function confirm(title, text, action, danger = false, { safe = t('cancel'), wide = false } = {}) {
   return dialog(
     title,
-    (close) => [
-      typeof text === 'string' ? h('p', { text }) : text,
-      h(
-        'div',
-        { class: 'actions' },
-        // `autofocus` outranks the close button, which comes first
-        h('button', { type: 'button', class: 'safe', autofocus: true, text: safe, on: { click: () => close(false) } }),
-        h('button', { type: 'button', class: danger ? 'danger' : 'primary', text: action, on: { click: () => close(true) } }),
-      ),
-    ],
+    (close) => {
+      // `autofocus` outranks the close button, which comes first
+      const keep = h('button', { type: 'button', class: 'safe', autofocus: true, text: safe, on: { click: () => close(false) } });
+      // the focus lies at the end; a long dialog is read from its beginning
+      requestAnimationFrame(() => keep.closest('dialog')?.scrollTo(0, 0));
+      return [
+        typeof text === 'string' ? h('p', { text }) : text,
+        h(
+          'div',
+          { class: 'actions confirm-actions' },
+          keep,
+          h('button', { type: 'button', class: danger ? 'danger' : 'primary', text: action, on: { click: () => close(true) } }),
+        ),
+      ];
+    },
     { closeLabel: t('close'), wide },
   );
 }
@@ -169,7 +174,7 @@ export function metricsText(metrics, most = 4) {
   const numbers = (o) => Object.entries(o ?? {}).filter(([k, v]) => typeof v === 'number' && !INNER.has(k));
   const ends = numbers(metrics.last).map(([k, v]) => {
     const from = metrics.first?.[k];
-    return typeof from === 'number' ? `${metricTitle(k)} ${show(k, from)} → ${show(k, v)}` : one(k, v);
+    return typeof from === 'number' ? `${metricTitle(k)} ${onAxis(k, from)} → ${show(k, v)}` : one(k, v);
   });
   return [...ends, ...numbers(metrics).map(([k, v]) => one(k, v))].slice(0, most).join(' · ');
 }

@@ -279,6 +279,9 @@ export async function runView(el, { id, query, signal }) {
       const still = !onTop && isStill(tables, name);
       const home = onTop ? pins : still ? constants : sections.get(sectionOf(name)).charts;
       if (chart.el.parentElement !== home) home.append(chart.el);
+      // shown before it is drawn: a chart takes its width from its place
+      const part = home.closest('details');
+      if (part) part.hidden = false;
       chart.setPinned(onTop);
       const lines = [...tables].flatMap(([run, table], r) => {
         const line = table.get(name);

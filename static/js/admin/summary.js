@@ -20,7 +20,7 @@ export function summaryOf(job, evidence) {
     if (change?.before)
       parts.push(
         t('summary.reward', {
-          a: meanText(change.before),
+          a: meanText(change.before, '', false),
           b: meanText(change.after),
           direction: t(change.after.value > change.before.value ? 'summary.rose' : 'summary.fell'),
         }),
