@@ -316,8 +316,7 @@ pub async fn evidence(services: &Services, name_or_id: &str) -> Result<Evidence>
         _ => None,
     };
     let Summary { accuracy, reward, kl, win_rate, .. } = summary;
-    let finding =
-        finding(&version, accuracy.as_ref(), reward.as_ref(), win_rate.as_ref(), rolled_back.is_some());
+    let finding = finding(&version, accuracy.as_ref(), reward.as_ref(), win_rate.as_ref(), rolled_back.is_some());
     Ok(Evidence {
         model: Named::from(&version),
         active: active.map(Named::from),
@@ -337,8 +336,7 @@ pub async fn evidence(services: &Services, name_or_id: &str) -> Result<Evidence>
 }
 
 async fn agreement(services: &Services) -> Result<Option<Figure>> {
-    let scope =
-        Scope { kind: Some(SetKind::Normal), replicates: Some(AGREEMENT_REPLICATES), ..Scope::default() };
+    let scope = Scope { kind: Some(SetKind::Normal), replicates: Some(AGREEMENT_REPLICATES), ..Scope::default() };
     Ok(quality::report(services, scope).await?.agreement.pairwise_without_ties)
 }
 

@@ -179,8 +179,12 @@ test('curves: raw values beside them, smoothing off until asked for, every quant
   await page.locator('.charts.pinned .chart[data-metric=policy_loss]').waitFor();
   // the measurement after the last step is no step 4 of 3
   assert.match(await page.locator('.chart[data-metric=kl] figcaption').textContent(), /after the last step/);
+  // a closed section draws nothing and breaks nothing
+  await page.locator('[data-section=timing] > summary').click();
+  await page.locator('[data-section=timing] > summary').click();
   // zoom has a visible way back
   const kl = page.locator('.chart[data-metric=kl]');
+  await kl.scrollIntoViewIfNeeded();
   const box = await kl.locator('canvas').boundingBox();
   assert.ok(await kl.getByRole('button', { name: 'Reset zoom' }).isHidden());
   await page.mouse.move(box.x + box.width * 0.4, box.y + 60);
@@ -257,6 +261,7 @@ test('runs have names, notes and tags; the list finds them, shows results and ha
   await page.locator('#jobs-search').fill('nothing like it');
   await page.getByText('No job matches').waitFor();
   await page.locator('#jobs-search').fill('');
+  await page.locator('.job-name', { hasText: 'Against the first judge' }).waitFor();
   await page.locator('#jobs-kind').selectOption('reward');
   await page.locator('.job-name', { hasText: 'Against the first judge' }).waitFor({ state: 'detached' });
   assert.equal(await page.locator('.job-name').count(), 1);

@@ -169,9 +169,8 @@ fn drive<A: Serialize>(
     let guarded = limits.kl_budget.is_some() || gold.is_some();
 
     let answer = |prompt: &PromptInput| prompts.iter().find(|p| p.prompt == *prompt)?.answer.as_deref();
-    let score = |prompt: &PromptInput, text: &str| {
-        Ok(reward.score(&[Item { prompt, text, answer: answer(prompt) }])?[0])
-    };
+    let score =
+        |prompt: &PromptInput, text: &str| Ok(reward.score(&[Item { prompt, text, answer: answer(prompt) }])?[0]);
     // What the start policy writes: later samples are compared with it.
     if run.step == 0 && rl.sample_prompts > 0 {
         samples.write(&mut run, &policy.frozen_decoder()?, max_length, Some(&score))?;

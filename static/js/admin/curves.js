@@ -82,7 +82,10 @@ export class Chart {
       this.figure,
       this.note,
     );
-    this.observer = new ResizeObserver(() => this.u?.setSize({ width: this.plot.clientWidth, height: this.height }));
+    // in a closed section there is no width, and an axis without room has no end of ticks
+    this.observer = new ResizeObserver(() => {
+      if (this.plot.clientWidth > 0) this.u?.setSize({ width: this.plot.clientWidth, height: this.height });
+    });
     this.observer.observe(this.plot);
   }
 

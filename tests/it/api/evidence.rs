@@ -162,19 +162,17 @@ async fn a_policy_whose_reward_fell_or_that_people_do_not_like_is_not_offered() 
 #[test]
 fn intervals_count_what_is_independent() {
     // 10 rankings of 4 have 60 pairs, which say 30 things.
-    let wide = evidence::accuracy(&json!({"heldout": {"pairs": 60, "accuracy": 0.7}, "sets": {"heldout": 10}})).unwrap();
-    let pairs = evidence::accuracy(&json!({"heldout": {"pairs": 60, "accuracy": 0.7}, "sets": {"heldout": 60}})).unwrap();
+    let wide =
+        evidence::accuracy(&json!({"heldout": {"pairs": 60, "accuracy": 0.7}, "sets": {"heldout": 10}})).unwrap();
+    let pairs =
+        evidence::accuracy(&json!({"heldout": {"pairs": 60, "accuracy": 0.7}, "sets": {"heldout": 60}})).unwrap();
     assert_eq!((wide.figure.n, pairs.figure.n), (60, 60));
     assert!(wide.figure.low < pairs.figure.low && wide.figure.high > pairs.figure.high);
     assert!(evidence::accuracy(&json!({"heldout": {"pairs": 0, "accuracy": 0.0}})).is_none());
     assert!(evidence::accuracy(&json!({})).is_none());
     // A prompt that was ranked five times is one prompt.
-    let meeting = |prompt: &str, a, b| Meeting {
-        prompt_id: prompt.into(),
-        judgment_id: JudgmentId::new(),
-        tier_a: a,
-        tier_b: b,
-    };
+    let meeting =
+        |prompt: &str, a, b| Meeting { prompt_id: prompt.into(), judgment_id: JudgmentId::new(), tier_a: a, tier_b: b };
     let mut all = vec![meeting("q", 1, 0), meeting("r", 0, 0)];
     all.extend((0..5).map(|_| meeting("p", 0, 1)));
     let rate = evidence::win_rate(&all).unwrap();
@@ -187,7 +185,10 @@ async fn jobs_have_names_and_are_found_by_them() {
     let server = Server::start().await;
     let body = json!({"kind": "sft", "args": {"epochs": 2}, "name": " Short answers ", "tags": ["a_b", "a_b", "50%"]});
     let job = server.post("/admin/jobs", body).await.expect(201).json();
-    assert_eq!((&job["name"], &job["tags"], &job["note"]), (&json!("Short answers"), &json!(["a_b", "50%"]), &Value::Null));
+    assert_eq!(
+        (&job["name"], &job["tags"], &job["note"]),
+        (&json!("Short answers"), &json!(["a_b", "50%"]), &Value::Null)
+    );
     assert_eq!(job["author"], job["author"].as_str().unwrap());
     let path = format!("/admin/jobs/{}", job["id"].as_str().unwrap());
     let other = server.post("/admin/jobs", json!({"kind": "dpo", "args": {}})).await.expect(201).json();
