@@ -53,8 +53,8 @@ export function limits(name, min, max, fixed) {
  * values under the pointer, else the last ones; the smoothed value only beside them.
  */
 export class Chart {
-  /** `pin(name)` is called by the pin button; `fixed` are the limits of the y-axis. */
-  constructor({ name, note, height = 190, fixed, pin }) {
+  /** `pin(name)` is called by the pin button, `reset()` by the zoom's; `fixed` are the limits of the y-axis. */
+  constructor({ name, note, height = 190, fixed, pin, reset }) {
     this.name = name;
     this.height = height;
     this.fixed = fixed;
@@ -64,7 +64,7 @@ export class Chart {
     this.figure = h('p', { class: 'help chart-figure' });
     this.note = h('p', { class: 'help chart-note', text: note ?? '' });
     this.reset = h('button', { type: 'button', class: 'quiet small', hidden: true, text: t('chart.reset') });
-    this.reset.addEventListener('click', () => this.resetZoom());
+    this.reset.addEventListener('click', () => (reset ? reset() : this.resetZoom()));
     const unit = unitOf(name);
     this.title = metricTitle(name);
     this.pin = pin ? h('button', { type: 'button', class: 'quiet small pin', on: { click: () => pin(name) } }) : null;
@@ -177,7 +177,12 @@ export class Chart {
         height: this.height,
         series,
         legend: { show: false },
-        cursor: { sync: { key: 'runs' }, points: { size: 6 }, drag: { x: true, y: false } },
+        cursor: {
+          // a chart in a closed section has no size to map a drag to
+          sync: { key: 'runs', filters: { pub: () => true, sub: () => this.plot.clientWidth > 0 } },
+          points: { size: 6 },
+          drag: { x: true, y: false },
+        },
         scales: {
           x: { time: false, range: (_, min, max) => (min === max ? [min - 1, max + 1] : [min, max]) },
           y: logs ? { distr: 3 } : { range },

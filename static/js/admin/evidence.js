@@ -64,7 +64,7 @@ const WARNING = ['chance', 'unmeasured', 'not_preferred', 'reward_fell', 'rolled
 /** The verdict in a sentence; null where the figures need none. */
 export function findingText(e) {
   const { code } = e.finding;
-  if (code === 'unmeasured' && e.model.kind !== 'reward') return t('finding.unmeasured_policy');
+  if (code === 'unmeasured' && e.model.kind !== 'reward') return t('finding.unmeasured_policy', { other: e.against?.name ?? '–' });
   if (!['policy', 'reward'].includes(e.model.kind)) return null;
   return t(`finding.${code}`, {
     n: e.accuracy?.n ?? e.win_rate?.n ?? 0,

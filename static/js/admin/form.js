@@ -46,7 +46,8 @@ function resolve(node, defs) {
 const aboutChoice = ({ value, about }) => (has(`choice.${value}`) ? t(`choice.${value}`) : about ? plainHelp(about) : '');
 
 /** A choice in the list: short, so that nothing is cut; what it means stands below. */
-const choiceName = (value) => (has(`choice_name.${value}`) ? t(`choice_name.${value}`) : String(value));
+const choiceName = (value) => (has(`choice_name.${value}`) ? t(`choice_name.${value}`) : (PROPER[value] ?? String(value)));
+const PROPER = { torch: 'PyTorch', tf: 'TensorFlow', cpu: 'CPU', cuda: 'GPU', ipo: 'IPO', gpt2: 'GPT-2', llama: 'Llama', bert: 'BERT' };
 
 /** A schema's description as a person reads it in a form: no Markdown marks, an empty field instead of null. */
 export const plainHelp = (text) =>

@@ -272,7 +272,7 @@ export async function runView(el, { id, query, signal }) {
       let chart = drawn.get(name);
       if (!chart) {
         const accuracy = isAccuracy(name);
-        chart = new Chart({ name, fixed: accuracy ? [0, 1] : undefined, pin: togglePin });
+        chart = new Chart({ name, fixed: accuracy ? [0, 1] : undefined, pin: togglePin, reset: resetZoom });
         drawn.set(name, chart);
       }
       const onTop = top.includes(name);
@@ -302,6 +302,11 @@ export async function runView(el, { id, query, signal }) {
     for (const name of top) pins.append(drawn.get(name).el);
     for (const s of sections.values()) s.el.hidden = s.charts.children.length === 0;
     constants.parentElement.hidden = constants.children.length === 0;
+  }
+
+  /** Charts are zoomed together, so they return together. */
+  function resetZoom() {
+    for (const chart of drawn.values()) chart.resetZoom();
   }
 
   function togglePin(name) {
