@@ -92,7 +92,7 @@ test('curves: smoothing starts without bias, CSV has one row a step, every quant
         names.pinsOf('reward', ['grad_norm', 'loss', 'train_accuracy', 'heldout_accuracy']),
       ],
       shown: [names.show('memory_bytes', 3.47e9), names.show('seconds_reward', 0.5), names.show('kl', 2.5), names.show('heldout_accuracy', 0.125)],
-      limits: [m.limits('kl', 0, 0), m.limits('kl', 2, 2), m.limits('reward', -1, -1), m.limits('loss', 1, 3)],
+      limits: [m.limits('kl', 0, 0), m.limits('kl', 2, 2), m.limits('reward', -1, -1), m.limits('loss', 1, 3), m.limits('ratio', 1, 1 + 2 ** -52)],
       wilson: names.wilson(0.5333333333333333, 30),
     };
   });
@@ -109,6 +109,7 @@ test('curves: smoothing starts without bias, CSV has one row a step, every quant
   assert.deepEqual(result.limits[0], [0, 0.1]);
   assert.ok(result.limits[1][0] > 1.7 && result.limits[1][1] < 2.3);
   assert.ok(result.limits[2][0] < -1 && result.limits[2][1] > -1);
+  assert.ok(result.limits[4][1] - result.limits[4][0] > 0.1, 'rounding is no range');
   assert.ok(result.limits[3][0] > 0 && result.limits[3][1] > 3);
   assert.ok(Math.abs(result.wilson[0] - 0.3614) < 1e-3 && Math.abs(result.wilson[1] - 0.6977) < 1e-3);
 });

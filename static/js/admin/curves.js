@@ -40,7 +40,8 @@ const FEW_POINTS = 24;
 export function limits(name, min, max, fixed) {
   if (fixed) return fixed;
   if (min === null || max === null || !Number.isFinite(min) || !Number.isFinite(max)) return [0, 1];
-  if (min === max) {
+  // equal but for rounding: an axis of such a range has ticks that no number tells apart
+  if (max - min <= 1e-9 * Math.max(Math.abs(min), Math.abs(max))) {
     const pad = Math.abs(min) * 0.1 || (/kl|seconds|bytes/.test(name) ? 0.1 : 1);
     return [min >= 0 && min - pad < 0 ? 0 : min - pad, max + pad];
   }
