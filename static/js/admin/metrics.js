@@ -57,7 +57,12 @@ const PLACES = [
   [/^(heldout_accuracy|train_accuracy|accuracy)/, 'loss'],
   [/loss|perplexity|per_byte/, 'loss'],
   [/margin|ece|f1|win_rate|heldout/, 'loss'],
-  [/entropy|clip_fraction|ratio|approx_kl|explained_variance|response_length|no_eos|eos_count|grad_norm|learning_rate|spread|gap/, 'policy'],
+  [/entropy/, 'policy'],
+  [/clip_fraction/, 'policy'],
+  [/ratio|approx_kl/, 'policy'],
+  [/explained_variance/, 'policy'],
+  [/response_length|no_eos|eos_count/, 'policy'],
+  [/grad_norm|learning_rate|spread|gap/, 'policy'],
   [/./, 'policy'],
 ];
 
