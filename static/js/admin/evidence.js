@@ -12,9 +12,9 @@ export const loadEvidence = (id, signal) => get(`/admin/models/${encodeURICompon
 const line = (name, text, picture, help) =>
   h(
     'div',
-    { class: 'evidence-row' },
+    { class: picture ? 'evidence-row' : 'evidence-row plain' },
     h('span', { class: 'evidence-name', text: name }),
-    picture ?? h('span'),
+    picture,
     h('span', { class: 'evidence-text' }, h('span', { text }), help ? h('span', { class: 'help', text: help }) : null),
   );
 
