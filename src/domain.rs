@@ -2,12 +2,14 @@
 //! Plain data without behaviour of any room; every other module may use it.
 
 mod draws;
+mod job_notes;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 pub use draws::DrawReport;
+pub use job_notes::JobNotes;
 
 /// Microseconds since the Unix epoch, UTC.
 pub type Micros = i64;
@@ -413,6 +415,8 @@ pub struct Job {
     /// What the recipe returned when it succeeded (metrics, published version…).
     pub result: Option<serde_json::Value>,
     pub error: Option<String>,
+    #[serde(flatten)]
+    pub notes: JobNotes,
     pub created: Micros,
     pub started: Option<Micros>,
     pub finished: Option<Micros>,

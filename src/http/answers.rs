@@ -10,6 +10,7 @@ use super::admin::{browse, jobs, transfer};
 use super::routes::Route;
 use super::{label, sets};
 use crate::domain::{Demonstration, FeedbackEvent, Job, JobEvent, Judgment, Labeler, Metric, ModelVersion, Prompt};
+use crate::service::jobs::JobView;
 
 /// The good answer of a route.
 pub struct Answer {
@@ -287,11 +288,10 @@ pub fn of(route: &Route) -> Answer {
         ("GET", "/admin/recipes") => {
             json(OK, data(object(&[("name", text()), ("about", text()), ("schema", json!({"type": "object"}))])))
         }
-        ("GET", "/admin/jobs") => json(OK, page(schema::<Job>())),
-        ("POST", "/admin/jobs") => json(MADE, schema::<Job>()),
-        ("GET", "/admin/jobs/{id}") | ("POST", "/admin/jobs/{id}/cancel" | "/admin/jobs/{id}/resume") => {
-            json(OK, schema::<Job>())
-        }
+        ("GET", "/admin/jobs") => json(OK, page(schema::<JobView>())),
+        ("POST", "/admin/jobs") => json(MADE, schema::<JobView>()),
+        ("GET" | "POST", "/admin/jobs/{id}") => json(OK, schema::<JobView>()),
+        ("POST", "/admin/jobs/{id}/cancel" | "/admin/jobs/{id}/resume") => json(OK, schema::<Job>()),
         ("GET", "/admin/jobs/{id}/events") => {
             json(OK, object(&[("data", list(schema::<JobEvent>())), ("state", text())]))
         }

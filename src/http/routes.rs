@@ -229,12 +229,25 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         get("/admin/jobs", Admin, "Jobs, newest first", admin::jobs::list),
         post("/admin/jobs", Admin, "Queue a job", admin::jobs::create).taking::<admin::jobs::JobRequest>(),
         get("/admin/jobs/{id}", Admin, "One job", admin::jobs::get),
+        post("/admin/jobs/{id}", Admin, "Change a job's name, note or tags", admin::jobs::describe)
+            .taking::<admin::jobs::JobWords>(),
         post("/admin/jobs/{id}/cancel", Admin, "Stop a job at its next step", admin::jobs::cancel),
         post("/admin/jobs/{id}/resume", Admin, "Queue a failed or cancelled job again", admin::jobs::resume),
         get("/admin/jobs/{id}/events", Admin, "Follow a job (SSE, or ?format=json)", admin::jobs::events),
         get("/admin/jobs/{id}/metrics", Admin, "Curves of a job", admin::jobs::metrics),
-        get("/admin/models", Admin, "All model versions", admin::models::list),
+        get("/admin/models", Admin, "All model versions", admin::models::list).answering("{data: [model version], \
+             previous: {kind: id of the version that was active before}, rolled_back: [ids whose last activation was \
+             rolled back]}"),
         get("/admin/models/{id}", Admin, "One model version", admin::models::get),
+        get("/admin/models/{id}/evidence", Admin, "What speaks for and against a version", admin::models::evidence)
+            .answering(
+                "{model, active, parent: {id, name, kind, state} or null; finding: {code, worth_promoting}; accuracy \
+                 on held-out pairs: {value, low, high, n, chance} or null; labeler_agreement, win_rate (a tie counts \
+                 half; n = prompts), reward: {before, after}, gold: {before, after}, kl: figures {value, low, high, n} \
+                 or null; against: the version that win rate and samples compare with; samples: [{prompt, ours, \
+                 theirs: {text, reward, cut}}], at most ten; new_rankings since the version was made; rolled_back: \
+                 when (µs) or null}",
+            ),
         delete("/admin/models/{id}", Admin, "Retire a model version", admin::models::retire),
         post("/admin/models/{id}/promote", Admin, "Make a version the active one", admin::models::promote),
         post("/admin/models/rollback", Admin, "Return to the active policy's parent", admin::models::roll_back),

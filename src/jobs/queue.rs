@@ -243,6 +243,7 @@ pub struct Request {
     pub args: Value,
     pub unique_key: Option<String>,
     pub priority: i64,
+    pub notes: JobNotes,
     pub now: Micros,
 }
 
@@ -292,6 +293,7 @@ pub async fn enqueue(store: &dyn Store, recipes: &[Recipe], request: Request) ->
         progress: None,
         result: None,
         error: None,
+        notes: request.notes,
         created: request.now,
         started: None,
         finished: None,

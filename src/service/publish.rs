@@ -64,6 +64,7 @@ async fn switch(
         let actor = by.signature();
         let _one_at_a_time = services.publishing.lock().await;
         let now = services.now();
+        let replaced = services.store.active_model(version.kind).await?.filter(|m| m.id != version.id).map(|m| m.id);
         let former = if version.kind == ModelKind::Policy {
             let engine = services.engine()?;
             let former = engine.active().map(|m| m.version.id.clone());
@@ -83,7 +84,7 @@ async fn switch(
                 return Err(e.into());
             }
         };
-        let detail = json!({"name": active.name, "kind": active.kind});
+        let detail = json!({"name": active.name, "kind": active.kind, "replaced": replaced});
         services.store.audit(&actor, action, active.id.as_str(), detail, now).await?;
         super::live::promoted(&services, &by, &active.id).await?;
         tracing::info!(model.name = %active.name, model.kind = %active.kind, "{action}");

@@ -7,6 +7,7 @@ mod connect;
 mod draws;
 pub mod dump;
 mod erasure;
+mod evidence;
 mod feedback;
 mod jobs;
 mod judgments;
@@ -32,6 +33,7 @@ use crate::domain::*;
 
 pub use access::AccessStore;
 pub use browse::{BrowseStore, JudgmentFilter, JudgmentRow, Named, SetFilter, SetRow};
+pub use evidence::{Activation, EvidenceStore, JobFilter, Meeting, SharedPrompt};
 pub use feedback::FeedbackStore;
 
 /// Opens the store at `sqlite:PATH`, `sqlite://PATH` or `postgres://…`, making it and applying missing
@@ -351,7 +353,7 @@ pub struct ModelFile {
 }
 
 #[async_trait]
-pub trait Store: FeedbackStore + AccessStore + BrowseStore {
+pub trait Store: FeedbackStore + AccessStore + BrowseStore + EvidenceStore {
     /// `sqlite` or `postgres`.
     fn backend(&self) -> &'static str;
     /// Cheap round trip for `/ready`.

@@ -185,6 +185,8 @@ fn evaluate(scorer: &Scorer<'_>, trunk: &Trunk, data: &Rankings) -> Result<Optio
 fn report(run: &mut Run<'_>, heldout: &Heldout) {
     let m = heldout.pairs;
     run.metrics([("heldout_accuracy", m.accuracy), ("heldout_loss", m.loss), ("ece", m.ece)]);
+    // What the accuracy was counted over.
+    run.metrics([("heldout_pairs", m.pairs as f64)]);
     run.metrics([("heldout_margin", m.margin), ("heads_spread", heldout.spread)]);
     let lengths = heldout.lengths;
     let named = [

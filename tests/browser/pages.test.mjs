@@ -26,7 +26,7 @@ const PAGES = [
   ['/label?ask=1', '.ask'],
   ['/chat', '#chat-input'],
   ['/admin#/', '.loop'],
-  ['/admin#/jobs', '.view-head a.button:not([hidden])'],
+  ['/admin#/jobs', '.view-head a.button.primary'],
   ['/admin#/jobs/new/ppo', '.schema-form'],
   ['/admin#/models', '.tree'],
   ['/admin#/queue', '.policies'],

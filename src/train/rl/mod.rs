@@ -168,6 +168,14 @@ fn drive<A: Serialize>(
     let limits = Limits { kl_budget: rl.kl_budget, patience: rl.gold_patience };
     let guarded = limits.kl_budget.is_some() || gold.is_some();
 
+    let answer = |prompt: &PromptInput| prompts.iter().find(|p| p.prompt == *prompt)?.answer.as_deref();
+    let score =
+        |prompt: &PromptInput, text: &str| Ok(reward.score(&[Item { prompt, text, answer: answer(prompt) }])?[0]);
+    // What the start policy writes: later samples are compared with it.
+    if run.step == 0 && rl.sample_prompts > 0 {
+        samples.write(&mut run, &policy.frozen_decoder()?, max_length, Some(&score))?;
+    }
+
     let mut stopped_because = None;
     // A guarded run measures once more after its last update: no policy is published unmeasured.
     while run.step < run.total || guarded {
@@ -234,10 +242,6 @@ fn drive<A: Serialize>(
         report(&mut run, &experience, &summary, mean_kl, coef);
         run.metrics(gold_mean.map(|g| ("gold", g)));
         if run.due(rl.common.eval_every) || run.checkpoint_due() {
-            let answer = |prompt: &PromptInput| prompts.iter().find(|p| p.prompt == *prompt)?.answer.as_deref();
-            let score = |prompt: &PromptInput, text: &str| {
-                Ok(reward.score(&[Item { prompt, text, answer: answer(prompt) }])?[0])
-            };
             samples.write(&mut run, &policy.frozen_decoder()?, max_length, Some(&score))?;
         }
         if let Some(outcome) = run.pause(&params, &state)? {

@@ -4,9 +4,10 @@ import { t } from '../i18n.js';
 import { failure, requireSession, shell } from '../shell.js';
 import { auditView } from './audit.js';
 import { dataView } from './data.js';
-import { jobsView, newJobView } from './jobs.js';
+import { jobsView } from './jobs.js';
 import { labelsView } from './labels.js';
 import { modelsView } from './models.js';
+import { newJobView } from './newjob.js';
 import { overviewView } from './overview.js';
 import { peopleView } from './people.js';
 import { queueView } from './queue.js';
@@ -50,6 +51,7 @@ const ROUTES = [
 const nav = h('nav', { class: 'tabs', 'aria-label': t('nav.admin') });
 const body = h('div', { class: 'admin-body' });
 let leave = null;
+let arrived = false; // the first view leaves the focus where the browser has it
 let who = null; // the signed-in person
 
 async function route() {
@@ -74,7 +76,18 @@ async function route() {
   fill(body, el);
   window.scrollTo(0, 0);
   try {
+    const heading = () => el.querySelector('h1');
     await view(el, { id: m[1] ? decodeURIComponent(m[1]) : null, query: new URLSearchParams(query ?? ''), signal, who });
+    if (signal.aborted) return;
+    const name = view === overviewView ? t('admin.overview') : (heading()?.textContent ?? t(`admin.${tab}`));
+    document.title = `${name} · instructd`;
+    // after a change of view a reader begins at its heading; what the view itself has focused stays
+    if (arrived && !el.contains(document.activeElement)) {
+      const h1 = heading() ?? el;
+      h1.tabIndex = -1;
+      h1.focus({ preventScroll: true });
+    }
+    arrived = true;
   } catch (e) {
     if (e.name === 'AbortError' || signal.aborted) return;
     if (e.status === 401) return start();

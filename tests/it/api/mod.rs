@@ -7,6 +7,7 @@ mod choices;
 pub mod client;
 mod completions;
 mod encoders;
+mod evidence;
 mod fake_upstream;
 mod hostile;
 mod identity;

@@ -142,6 +142,7 @@ pub fn job(kind: &str, unique_key: Option<&str>, priority: i64) -> Job {
         progress: None,
         result: None,
         error: None,
+        notes: JobNotes::default(),
         created: T0,
         started: None,
         finished: None,

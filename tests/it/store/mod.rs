@@ -2,6 +2,7 @@
 
 pub mod backend;
 mod conformance;
+mod evidence;
 mod feedback;
 pub mod fixture;
 mod judging;
