@@ -1,5 +1,7 @@
 //! People and their access: labelers, keys, sessions, links, invites, feedback, the audit trail.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::{ApiKeyId, CompletionId, FeedbackId, InviteId, LabelerId, LinkId, Micros};

@@ -42,7 +42,7 @@ pub(super) async fn list_labelers(conn: &mut Conn) -> Result<Vec<Labeler>> {
 
 pub(super) async fn set_active(conn: &mut Conn, id: &LabelerId, active: bool) -> Result<()> {
     match conn.run("UPDATE labelers SET active = $2 WHERE id = $1", args![id.as_str(), active]).await? {
-        0 => return Err(not_found("labeler", id.as_str())),
+        0 => Err(not_found("labeler", id.as_str())),
         _ if active => Ok(()),
         _ => lock_out(conn, id).await,
     }

@@ -119,6 +119,8 @@ async function fetchNext(setId) {
 
 /** Takes the person's figures out of a set that was handed out. */
 function know(set) {
+  // what is still on its way is counted here already, and not yet by the server
+  if (outbox.waiting && me?.open !== undefined) return;
   if (set?.me) me = { ...me, ...set.me };
   if (set?.queue) me = { ...me, open: set.queue.open };
 }
@@ -126,7 +128,7 @@ function know(set) {
 /** The same without a set. */
 async function knowOwn() {
   const own = await get('/v1/label/me');
-  me = { ...me, ...own, open: own.queue_open };
+  if (!outbox.waiting || me?.open === undefined) me = { ...me, ...own, open: own.queue_open };
   showProgress();
   return own;
 }
@@ -151,6 +153,13 @@ function tryAgain() {
 }
 window.addEventListener('online', () => tryAgain());
 
+/** What was just judged has arrived; on a slow network the work goes on without waiting longer. */
+async function arrived() {
+  const until = performance.now() + 3000;
+  await outbox.pump();
+  while (outbox.busy && performance.now() < until) await new Promise((done) => setTimeout(done, 20));
+}
+
 async function advance() {
   work = null;
   letGo?.();
@@ -164,7 +173,7 @@ async function advance() {
     const ready = next ? await next : null;
     next = null;
     // nothing prefetched: let the last judgment arrive first, or the server may hand out the same place
-    if (!ready) await outbox.pump();
+    if (!ready) await arrived();
     const set = ready ?? (await fetchNext());
     if (!set) await knowOwn();
     clearTimeout(retry?.timer);

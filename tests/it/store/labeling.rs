@@ -147,7 +147,7 @@ async fn judgments_remember_what_was_known(store: Arc<dyn Store>) {
     assert_eq!(store.get_assignment(&held.id).await.unwrap().state, AssignmentState::Released);
     assert_eq!(store.get_set(&twin.id).await.unwrap().status, SetStatus::Open);
     let bob = labeler(&*store, "bob").await;
-    assert_eq!(store.unjudged_set_with(&set.completion_ids[0], &bob).await.unwrap().is_some(), true);
+    assert!(store.unjudged_set_with(&set.completion_ids[0], &bob).await.unwrap().is_some());
     assert_eq!(store.unjudged_set_with(&set.completion_ids[0], &ada).await.unwrap(), None);
     assert_eq!(store.lease_next(lease(&bob, T0)).await.unwrap().unwrap().set_id, twin.id);
 }
@@ -170,7 +170,8 @@ async fn labelers_see_their_own_sets(store: Arc<dyn Store>) {
     assert_eq!(store.assignment_of(&handed.id, &ada).await.unwrap(), Some(held));
     let mut own: Vec<_> = store.list_sets_of(page(10), None, &ada).await.unwrap().into_iter().map(|s| s.id).collect();
     let mut wanted = vec![made.id.clone(), handed.id.clone()];
-    (own.sort(), wanted.sort());
+    own.sort();
+    wanted.sort();
     assert_eq!(own, wanted);
     assert_eq!(store.list_sets_of(page(10), Some(SetStatus::Done), &ada).await.unwrap(), vec![]);
     assert!(store.set_is_of(&made.id, &ada).await.unwrap() && store.set_is_of(&handed.id, &ada).await.unwrap());
