@@ -42,7 +42,10 @@ pub async fn set_known_answer(services: &Arc<Services>, by: &Actor, id: &SetId, 
         return Err(bad_input("tiers", "must be 0 (best) to 99"));
     }
     if answer.tiers.iter().all(|t| t.1 == answer.tiers[0].1) {
-        return Err(bad_input("tiers", "must place at least one answer above another: an answer with ties only measures nothing"));
+        return Err(bad_input(
+            "tiers",
+            "must place at least one answer above another: an answer with ties only measures nothing",
+        ));
     }
     if answer.explanation.as_ref().is_some_and(|e| e.len() > MAX_EXPLANATION) {
         return Err(bad_input("explanation", format!("at most {MAX_EXPLANATION} bytes")));
