@@ -44,6 +44,10 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         common,
     };
     let mut run = Run::new(plan, reporter)?;
+    if data.ties > 0 {
+        run.warn(super::ranked::ties_left_out(data.ties));
+    }
+    data.fit.report(&mut run);
     run.progress("reference");
     // The policy before any update (and before a resume) is the reference; its numbers are all that is kept.
     let start = policy.reference(&loaded.weights)?;
@@ -89,7 +93,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     }
 
     run.progress("saving");
-    let sets = json!({"train": data.train.len(), "heldout": data.heldout.len(), "ties": data.ties});
+    let sets =
+        json!({"train": data.train.len(), "heldout": data.heldout.len(), "ties": data.ties, "fit": data.fit.json()});
     let metrics = json!({"heldout_accuracy": heldout.mean("accuracy"), "sets": sets});
     super::output::save(&run.common, "policy", "dpo", &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })

@@ -41,9 +41,11 @@ pub enum RewardSpec {
         #[serde(default)]
         unit: LengthUnit,
     },
-    /// `score` if the completion's final answer is the prompt's `answer`, else `otherwise`. The final answer is
-    /// the last match of `pattern` (its first group, if it has one); without a pattern, what stands after the
-    /// last `####` as in GSM8K, else the last number. Numbers are compared as numbers.
+    /// `score` if the completion's final answer is the prompt's `answer`, else `otherwise`. The prompt's answer is
+    /// taken whole (of a GSM8K answer, what stands after `####`). The completion's final answer is the last match
+    /// of `pattern` (its first group, if it has one); without a pattern, what stands after the first `####`, else
+    /// in the last `\boxed{…}`, else after the last "answer is", else the last number. Numbers are compared by
+    /// value and exactly: `1,000` is `1000.0`, `3/4` is `\frac{6}{8}` and `0.75`; units may be left out.
     FinalAnswer {
         #[serde(default)]
         pattern: Option<String>,

@@ -21,6 +21,8 @@ pub struct PromptIds {
     /// Its right answer, where the record has one.
     pub answer: Option<String>,
     pub ids: Vec<u32>,
+    /// How messages call it.
+    pub name: String,
 }
 
 /// Per-sequence fields in sampling order (samples of one prompt stand together), per-token fields over the

@@ -3,6 +3,7 @@
 mod args;
 mod checkpoint;
 mod family;
+mod final_answer;
 mod gradients;
 mod guards;
 mod instructgpt;
