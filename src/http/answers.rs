@@ -278,6 +278,7 @@ pub fn of(route: &Route) -> Answer {
         }
         ("GET", "/admin/jobs") => json(OK, page(schema::<Job>())),
         ("POST", "/admin/jobs") => json(MADE, schema::<Job>()),
+        ("POST", "/admin/jobs/estimate") => json(OK, schema::<crate::jobs::estimate::Estimate>()),
         ("GET", "/admin/jobs/{id}") | ("POST", "/admin/jobs/{id}/cancel" | "/admin/jobs/{id}/resume") => {
             json(OK, schema::<Job>())
         }

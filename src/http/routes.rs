@@ -199,6 +199,8 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         get("/admin/recipes", Admin, "What can be trained, with argument schemas", admin::jobs::recipes),
         get("/admin/jobs", Admin, "Jobs, newest first", admin::jobs::list),
         post("/admin/jobs", Admin, "Queue a job", admin::jobs::create).taking::<admin::jobs::JobRequest>(),
+        post("/admin/jobs/estimate", Admin, "Memory, steps and time that a job would need", admin::jobs::estimate)
+            .taking::<admin::jobs::EstimateRequest>(),
         get("/admin/jobs/{id}", Admin, "One job", admin::jobs::get),
         post("/admin/jobs/{id}/cancel", Admin, "Stop a job at its next step", admin::jobs::cancel),
         post("/admin/jobs/{id}/resume", Admin, "Queue a failed or cancelled job again", admin::jobs::resume),

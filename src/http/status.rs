@@ -69,7 +69,11 @@ pub async fn ready(State(state): State<AppState>) -> ApiResult<Response> {
     engine.ready()?;
     let active = engine.active().ok_or(EngineError::NotReady)?;
     services.store.ping().await?;
-    Ok(axum::Json(json!({"status": "ready", "model": active.version.name})).into_response())
+    let mut body = json!({"status": "ready", "model": active.version.name});
+    if let Some(fault) = services.model_fault() {
+        body["warning"] = fault.into();
+    }
+    Ok(axum::Json(body).into_response())
 }
 
 pub async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError> {

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Result, ServiceError, Services, bad_input, to_the_end};
 use crate::domain::{Job, JobEvent, JobId, JobState, Metric};
+use crate::jobs::estimate::{self, Estimate};
 use crate::jobs::queue::{self, EnqueueError};
 use crate::service::people::Actor;
 use crate::store::Page;
@@ -32,6 +33,10 @@ pub async fn enqueue(
     let request = queue::Request { kind: kind.to_owned(), args, unique_key, priority, now };
     let (services, actor) = (services.clone(), by.labeler_id.clone());
     to_the_end(async move {
+        let mut request = request;
+        if let Some(args) = request.args.as_object_mut() {
+            estimate::fill_defaults(services.store.as_ref(), &services.config.data_dir, &request.kind, args).await?;
+        }
         let job = queue::enqueue(services.store.as_ref(), services.recipes, request).await.map_err(refusal)?;
         services.store.audit(actor.as_str(), "enqueue", job.id.as_str(), json!({"kind": job.kind}), now).await?;
         Ok(job)
@@ -45,6 +50,17 @@ fn refusal(error: EnqueueError) -> ServiceError {
         EnqueueError::Args(e) => bad_input(format!("args.{}", e.field), e.message),
         EnqueueError::Store(e) => e.into(),
     }
+}
+
+/// What such a job would need. Nothing is queued.
+///
+/// # Errors
+/// As `enqueue`.
+pub async fn estimate(services: &Services, kind: &str, mut args: Value) -> Result<Estimate> {
+    let Some(given) = args.as_object_mut() else { return Err(bad_input("args", "must be an object")) };
+    let (store, data_dir) = (services.store.as_ref(), services.config.data_dir.as_path());
+    estimate::fill_defaults(store, data_dir, kind, given).await?;
+    estimate::estimate(store, services.recipes, data_dir, kind, args).await.map_err(refusal)
 }
 
 pub async fn list(services: &Services, state: Option<JobState>, page: Page) -> Result<Vec<Job>> {

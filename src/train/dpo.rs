@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::args::{DpoArgs, parse};
 use super::ranked::{RankedSequences, Rankings};
-use super::run::{Plan, Run, device, file_hash};
+use super::run::{Plan, Run, before, device, file_hash};
 use super::samples::Samples;
 use super::sft::backbone_and_output;
 use super::step::{Accumulator, Picked, Sequence, micro_batches};
@@ -28,8 +28,10 @@ struct Item<'s> {
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: DpoArgs = parse(args)?;
+    before(reporter, "loading");
     let common = args.common();
     let mut loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
+    before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let max_length = common.max_length.min(loaded.config.max_positions);
     let data = Rankings::read(&args.comparisons, &texts, max_length, args.heldout_fraction)?;

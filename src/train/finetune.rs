@@ -12,7 +12,7 @@ use super::args::{FinetuneArgs, parse};
 use super::bidirectional::TrainableEncoder;
 use super::fit::{Fit, count};
 use super::optim::Params;
-use super::run::{Plan, Run, device, file_hash};
+use super::run::{Plan, Run, before, device, file_hash};
 use super::step::{Accumulator, micro_batches};
 use super::trainable::{Trainable, normal_init};
 use super::{Reporter, TrainOutcome};
@@ -30,9 +30,11 @@ const HEAD_STD: f64 = 0.02;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: FinetuneArgs = parse(args)?;
+    before(reporter, "loading");
     let common = args.common();
     let loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
     let max_length = common.max_length.min(loaded.config.max_positions);
+    before(reporter, "preparing");
     let data = Data::read(&args, &loaded, max_length)?;
     let body = Learner::new(&args, &loaded, data.labels.len())?;
     let plan = Plan {

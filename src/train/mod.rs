@@ -6,6 +6,7 @@ pub mod args;
 mod bidirectional;
 pub mod checkpoint;
 mod dpo;
+pub mod estimate;
 mod finetune;
 pub mod fit;
 mod logs;

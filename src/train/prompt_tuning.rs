@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::args::{PromptTuningArgs, parse};
 use super::checkpoint::weights_hash;
 use super::optim::Params;
-use super::run::{Plan, Run, device, file_hash};
+use super::run::{Plan, Run, before, device, file_hash};
 use super::sft::{Demonstrations, backbone_and_output, groups};
 use super::step::{Accumulator, Picked, Sequence, micro_batches};
 use super::{Reporter, TrainOutcome, rng};
@@ -34,8 +34,10 @@ struct State {
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: PromptTuningArgs = parse(args)?;
+    before(reporter, "loading");
     let common = args.common();
     let loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
+    before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let positions = loaded.config.max_positions.saturating_sub(args.n_tokens);
     ensure!(positions >= 2, "n_tokens: the model has {} positions", loaded.config.max_positions);

@@ -12,7 +12,7 @@ use super::args::{NormalizeOn, RewardArgs, parse};
 use super::fit::Fit;
 use super::ranked::Rankings;
 use super::reward_heads::{Item, Scorer, by_scale, head_shares, scales};
-use super::run::{Plan, Run, device, file_hash};
+use super::run::{Plan, Run, before, device, file_hash};
 use super::sft::Demonstrations;
 use super::step::{Accumulator, Sequence};
 use super::trainable::{Trainable, normal_init};
@@ -25,8 +25,10 @@ use crate::prompt::Texts;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: RewardArgs = parse(args)?;
+    before(reporter, "loading");
     let common = args.common();
     let mut loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
+    before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let max_length = common.max_length.min(loaded.config.max_positions);
     let data = Rankings::read(&args.comparisons, &texts, max_length, args.heldout_fraction)?;
@@ -115,7 +117,9 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let mut weights = backbone.merged()?;
     weights.insert(SCORE.to_owned(), head.as_detached_tensor());
     let (gain, bias) = (by_scale(&scales, |s| s.gain), by_scale(&scales, |s| s.bias));
-    let about = json!({"reward": {"gain": gain, "bias": bias, "max_length": max_length}, "metrics": metrics});
+    let data = json!({"comparisons": file_hash(&args.comparisons)?});
+    let about =
+        json!({"data": data, "reward": {"gain": gain, "bias": bias, "max_length": max_length}, "metrics": metrics});
     super::output::save(&run.common, "reward", "reward", &loaded, &weights, about)?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }

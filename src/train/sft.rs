@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::args::{SftArgs, parse};
 use super::fit::Fit;
-use super::run::{Plan, Run, device, file_hash};
+use super::run::{Plan, Run, before, device, file_hash};
 use super::samples::Samples;
 use super::step::{Accumulator, Picked, Sequence, micro_batches};
 use super::trainable::Trainable;
@@ -22,8 +22,10 @@ use crate::prompt::Texts;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: SftArgs = parse(args)?;
+    before(reporter, "loading");
     let common = args.common();
     let mut loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
+    before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let max_length = common.max_length.min(loaded.config.max_positions);
     let (written, file) = match &args.mixture {

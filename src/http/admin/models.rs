@@ -15,7 +15,11 @@ use crate::service::publish;
 
 pub async fn list(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
     let models = state.services.store.list_models().await?;
-    Ok(axum::Json(json!({"data": models})))
+    let mut body = json!({"data": models});
+    if let Some(fault) = state.services.model_fault() {
+        body["warning"] = fault.into();
+    }
+    Ok(axum::Json(body))
 }
 
 pub async fn get(State(state): State<AppState>, Path(id): Path<String>) -> ApiResult<axum::Json<ModelVersion>> {

@@ -310,6 +310,7 @@ impl RlCommon {
         if let Some(gold) = &self.gold_reward {
             gold.check("gold_reward")?;
         }
+        check_gold(self)?;
         let rewarded = self.gold_reward_model.is_some() || self.gold_reward.is_some();
         ensure(
             self.gold_comparisons.is_none() || !rewarded,
@@ -348,6 +349,28 @@ impl RlCommon {
             "must be a finite number, or null",
         )
     }
+}
+
+/// A held-out signal that is the reward itself measures nothing.
+fn check_gold(args: &RlCommon) -> Result<(), ArgsError> {
+    let place = |path: &str| std::fs::canonicalize(path).unwrap_or_else(|_| std::path::PathBuf::from(path));
+    if let (Some(reward), Some(gold)) = (&args.reward_model, &args.gold_reward_model) {
+        ensure(
+            place(reward) != place(gold),
+            "gold_reward_model",
+            "is the reward model that the policy is trained on; a held-out reward must be another one, or none",
+        )?;
+    }
+    // The gold reward is a sum like the reward: equal parts make it the same number.
+    let same = args.gold_reward.is_some()
+        && args.gold_reward == args.reward
+        && args.gold_reward_model.is_none()
+        && args.reward_model.is_none();
+    ensure(
+        !same,
+        "gold_reward",
+        "is the reward that the policy is trained on; a held-out reward must be another one, or none",
+    )
 }
 
 impl RewardSpec {

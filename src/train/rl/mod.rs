@@ -23,12 +23,12 @@ use self::critic::Critic;
 use self::gold::Gold;
 use self::guard::{GuardState, Limits, Measured, Verdict};
 use self::rewards::{Item, Reward, Sources};
-use self::rollout::{PromptIds, Rollout, Sampler};
+use self::rollout::{PromptIds, Rollout, Sampler, Watch};
 use self::update::{Experience, Learner, Summary};
 use super::args::{CriticKind, GrpoArgs, PpoArgs, ReinforceArgs, RlCommon, RlooArgs, parse};
 use super::fit::{Fit, count};
 use super::optim::Params;
-use super::run::{Plan, Run, device, file_hash, model_hash};
+use super::run::{Plan, Run, before, device, file_hash, model_hash};
 use super::samples::Samples;
 use super::sft::{Demonstrations, backbone_and_output};
 use super::trainable::{Trainable, copies, with_prefix};
@@ -100,11 +100,14 @@ fn drive<A: Serialize>(
     algorithm: Algorithm,
     reporter: &mut dyn Reporter,
 ) -> Result<TrainOutcome> {
+    before(reporter, "loading");
     let device = device(rl.common.device)?;
     let mut loaded = model::load(Path::new(&rl.common.model), &device).context("model")?;
     let texts = Texts::new(&loaded)?;
     let max_length = rl.common.max_length.min(loaded.config.max_positions);
+    before(reporter, "preparing");
     let (mut prompts, fit) = prompts(&rl, &texts, max_length)?;
+    check_held_out(&rl)?;
     let sources = Sources { model: rl.reward_model.as_deref(), rule: rl.reward.as_ref(), field: "reward" };
     let (reward, reward_source) = Reward::open(&sources, &rl.common, &device, reporter.remote())?;
 
@@ -182,10 +185,18 @@ fn drive<A: Serialize>(
     let mut stopped_because = None;
     // A guarded run measures once more after its last update: no policy is published unmeasured.
     while run.step < run.total || guarded {
-        run.progress("rollout");
+        run.phase("sampling", None);
         let behaviour = policy.behaviour()?;
-        let stop = || run.reporter.should_stop();
-        let Some(mut rollout) = sampler.collect(&behaviour, critic.as_ref(), run.step, &stop)? else {
+        let round = run.step;
+        let collected = {
+            let run = std::cell::RefCell::new(&mut run);
+            let watch = Watch {
+                stop: &|| run.borrow().reporter.should_stop(),
+                tell: &|phase, done| run.borrow_mut().phase(phase, done),
+            };
+            sampler.collect(&behaviour, critic.as_ref(), round, &watch)?
+        };
+        let Some(mut rollout) = collected else {
             // The unfinished round is forgotten; a resumed run samples it again, token for token.
             return run.stopped(&params, &state);
         };
@@ -200,6 +211,9 @@ fn drive<A: Serialize>(
         if guarded {
             let due = run.step.is_multiple_of(rl.gold_every.max(1)) || run.step == run.total;
             let signal = gold.as_ref().filter(|_| due);
+            if signal.is_some() {
+                run.phase("evaluate", None);
+            }
             let signal = signal.map(|g| g.measure(&behaviour, &sampler.items(&rollout))).transpose()?;
             gold_mean = signal.as_deref().map(|s| moments(s).0);
             let measured = Measured { step: run.step, kl: mean_kl, proxy, gold: signal.as_deref() };
@@ -234,7 +248,6 @@ fn drive<A: Serialize>(
         }
         let coef = state.kl.coef;
         let mut experience = advantages(&algorithm, rollout, &kl, &sequence_kl, coef, &mut state.baseline)?;
-        run.progress("train");
         let summary = learner.update(&mut run, &mut experience, coef)?;
         if !light {
             pool::drain();
@@ -242,6 +255,7 @@ fn drive<A: Serialize>(
         state.kl.update(mean_kl, n);
 
         run.step += 1;
+        run.progress("updating");
         report(&mut run, &experience, &summary, mean_kl, coef);
         run.metrics(gold_mean.map(|g| ("gold", g)));
         if run.due(rl.common.eval_every) || run.checkpoint_due() {
@@ -288,6 +302,53 @@ fn publish_good(
         run.warn(format!("{why}: the policy after iteration {step} is published, not the one after {}", run.step));
     }
     Ok(step)
+}
+
+/// Refuses a held-out signal that is a copy of what is trained on: a reward model with the same weights elsewhere, or
+/// the very rankings that the reward model learned from.
+fn check_held_out(rl: &RlCommon) -> Result<()> {
+    let Some(reward) = &rl.reward_model else { return Ok(()) };
+    if let Some(gold) = &rl.gold_reward_model
+        && same_weights(reward, gold).context("gold_reward_model")?
+    {
+        bail!("gold_reward_model: it has the weights of the reward model that the policy is trained on");
+    }
+    let learned = std::fs::read(Path::new(reward).join("instructd.json"))
+        .ok()
+        .and_then(|text| serde_json::from_slice::<Value>(&text).ok())
+        .and_then(|about| about["data"]["comparisons"].as_str().map(str::to_owned));
+    if let (Some(learned), Some(gold)) = (learned, &rl.gold_comparisons)
+        && file_hash(gold)? == learned
+    {
+        bail!("gold_comparisons: these are the rankings that the reward model learned from; hold others out");
+    }
+    Ok(())
+}
+
+/// Whether two models are the same file, or have weight files of the same contents.
+fn same_weights(a: &str, b: &str) -> Result<bool> {
+    let files = |path: &str| -> Result<Vec<std::path::PathBuf>> {
+        if !Path::new(path).is_dir() {
+            return Ok(vec![path.into()]);
+        }
+        let entries = std::fs::read_dir(path).with_context(|| format!("cannot read {path}"))?;
+        let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        files.retain(|file| file.extension().is_some_and(|e| e == "safetensors"));
+        files.sort();
+        Ok(files)
+    };
+    let (a, b) = (files(a)?, files(b)?);
+    let size = |file: &std::path::PathBuf| std::fs::metadata(file).map_or(0, |meta| meta.len());
+    // Hashing takes a while; files of other sizes are others.
+    if a.is_empty() || a.iter().map(size).ne(b.iter().map(size)) {
+        return Ok(false);
+    }
+    for (a, b) in a.iter().zip(&b) {
+        if file_hash(&a.display().to_string())? != file_hash(&b.display().to_string())? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Hashes of every file that decides what the run does.

@@ -80,10 +80,10 @@ fn choice(text: &str, wanted: &str) -> bool {
 
 fn extract(all: &[char]) -> Found {
     let first = &all[..next_question(all)];
-    marked(first).or_else(|| marked(all)).unwrap_or_else(|| {
-        let value = last_value(first).unwrap_or_else(|| last_value(all).flatten());
-        let lines = first.split(|c| *c == '\n').map(words_of).filter(|line| !line.is_empty());
-        Found { value, texts: lines.last().into_iter().chain([words_of(first)]).collect() }
+    marked(first).unwrap_or_else(|| {
+        let line = first.split(|c| *c == '\n').rfind(|line| !words_of(line).is_empty()).unwrap_or(&[]);
+        let value = alone(first).or_else(|| alone(line)).or_else(|| last_value(first).flatten());
+        Found { value, texts: vec![words_of(line), words_of(first)] }
     })
 }
 

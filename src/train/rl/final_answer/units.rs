@@ -58,8 +58,8 @@ const UNITS: &[(&str, &[&str])] = &[
     ("GB", &["gb", "gigabyte", "gigabytes"]),
 ];
 
-/// Everyday words that are units only directly behind digits, or where nothing else stands there.
-const ALSO_WORDS: &[&str] = &["in", "second", "s", "n", "v", "w", "j", "l", "t", "d", "h", "m", "g"];
+/// Words and letters that are units only directly behind digits, or where the number stands alone.
+const ALSO_WORDS: &[&str] = &["in", "second", "n", "v", "w", "j"];
 
 fn named(name: &str) -> Option<&'static str> {
     let lower = name.to_lowercase();
