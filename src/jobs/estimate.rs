@@ -37,7 +37,7 @@ const DEFAULT_RANK: u64 = 8;
 /// Recipes that can train through adapters whatever their model is.
 const WITH_ADAPTERS: &[&str] = &["sft", "reward", "dpo", "ppo", "reinforce", "rloo", "grpo"];
 /// Earlier runs whose speed is looked at.
-const EARLIER: u32 = 200;
+const EARLIER: i64 = 200;
 const RATES: usize = 5;
 /// Characters of a token, on average, in English text. Used for data that is not tokenised yet.
 const CHARACTERS_PER_TOKEN: f64 = 4.0;
