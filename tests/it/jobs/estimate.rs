@@ -129,3 +129,49 @@ fn children_get_no_secrets() {
         assert!(is_passed_on(needed), "{needed}");
     }
 }
+
+/// The peak of real runs of the built-in model lies within a factor of two of the estimate, for all parameters and
+/// for adapters, and for two sizes of micro-batches.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_memory_of_a_run_is_within_a_factor_of_two() {
+    use instructd::train::estimate::{DataSize, Planned, need};
+    let dir = tempfile::tempdir().unwrap();
+    let model = instructd::model::builtin::unpack(dir.path()).unwrap();
+    let config = instructd::model::describe(&model).unwrap().config;
+    // About 200 tokens each.
+    let text = "The quick brown fox jumps over the lazy dog and runs away. ".repeat(12);
+    let demonstrations = dir.path().join("d.jsonl");
+    let lines = (0..8).map(|i| format!("{}\n", json!({"prompt": format!("Question {i}"), "completion": text})));
+    std::fs::write(&demonstrations, lines.collect::<String>()).unwrap();
+    for (name, more) in [
+        ("full", json!({"micro_batch_tokens": 256})),
+        ("lora", json!({"micro_batch_tokens": 1024, "lora": {"rank": 8}})),
+    ] {
+        let mut args = json!({"model": model, "demonstrations": demonstrations, "output_dir": dir.path().join(name),
+            "heldout_fraction": 0.0, "max_steps": 1, "batch_size": 8, "max_length": 256, "device": "cpu"});
+        for (key, value) in more.as_object().unwrap() {
+            args[key] = value.clone();
+        }
+        let file = dir.path().join("args.json");
+        std::fs::write(&file, args.to_string()).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_instructd"));
+        command.args(["train", "sft", "--args"]).arg(&file).arg("--data-dir").arg(dir.path());
+        command.env("RAYON_NUM_THREADS", "2").stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let child = command.spawn().unwrap();
+        let id = child.id() as i32;
+        // SAFETY: zeroes are a value of this plain structure; the call waits for a child of this process and fills it.
+        let (waited, status, usage) = unsafe {
+            let (mut status, mut usage) = (0, std::mem::zeroed::<libc::rusage>());
+            (libc::wait4(id, &raw mut status, 0, &raw mut usage), status, usage)
+        };
+        assert_eq!((waited, status), (id, 0), "{name}: the run failed");
+        let peak = usage.ru_maxrss as f64 * 1024.0;
+        let data = Some(DataSize { rows: 8, sequences_per_row: 1.0, tokens: 200.0 });
+        let planned =
+            Planned { recipe: "sft", args: &args, model: &config, reward_model: None, gold_reward_model: None, data };
+        let estimated = need(&planned).memory_bytes as f64;
+        let factor = estimated / peak;
+        assert!((0.5..=2.0).contains(&factor), "{name}: {estimated:.3e} estimated, {peak:.3e} measured: {factor:.2}");
+    }
+}

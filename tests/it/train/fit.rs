@@ -7,7 +7,6 @@ use candle_core::Device;
 use instructd::data::PromptInput;
 use instructd::model::load;
 use instructd::prompt::Texts;
-use instructd::train::TrainOutcome;
 use serde_json::{Value, json};
 
 use super::recipes::{fails, with};
@@ -85,10 +84,9 @@ fn pairs_that_are_equal_after_truncation_are_left_out() {
     std::fs::write(&mixed, format!("{lines}{good}\n")).unwrap();
     for recipe in ["reward", "dpo"] {
         let args = with(&args, json!({"comparisons": mixed}));
-        let (recorder, outcome) = train(recipe, &args);
+        let (recorder, metrics) = train(recipe, &args);
         assert!(warnings(&recorder).contains("2 pairs left out"), "{}", warnings(&recorder));
         assert_eq!((recorder.curve("pairs_left_out"), recorder.curve("sets_left_out")), (vec![2.0], vec![2.0]));
-        let TrainOutcome::Done { metrics, .. } = outcome else { panic!("{outcome:?}") };
         assert_eq!((&metrics["sets"]["train"], &metrics["sets"]["fit"]["pairs_left_out"]), (&json!(1), &json!(2)));
     }
     // Nothing is left out where all of it fits.
@@ -105,9 +103,8 @@ fn demonstrations_that_do_not_fit_are_left_out_and_counted() {
     std::fs::write(&path, lines.map(|l| format!("{l}\n")).concat()).unwrap();
     let args = json!({"model": World::model(), "demonstrations": path, "output_dir": world.path("out"),
         "max_length": 16, "heldout_fraction": 0.0, "device": "cpu"});
-    let (recorder, outcome) = train("sft", &args);
+    let (recorder, metrics) = train("sft", &args);
     assert!(warnings(&recorder).contains("1 of 2 answers left out"), "{}", warnings(&recorder));
-    let TrainOutcome::Done { metrics, .. } = outcome else { panic!("{outcome:?}") };
     assert_eq!((&metrics["train_demonstrations"], &metrics["fit"]["answers_left_out"]), (&json!(1), &json!(1)));
     let error = fails("sft", &with(&args, json!({"max_length": 2})));
     assert!(error.contains("2 of 2 answers left out"), "{error}");
@@ -166,11 +163,10 @@ fn a_prompt_without_an_answer_is_named_and_left_out() {
     let args = json!({"model": World::model(), "prompts": path, "output_dir": world.path("out"), "device": "cpu",
         "reward": {"kind": "final_answer"}, "iterations": 1, "rollout_batch_size": 4, "group_size": 2,
         "response_length": 4, "minibatches": 1, "max_length": 64});
-    let (recorder, outcome) = train("grpo", &args);
+    let (recorder, metrics) = train("grpo", &args);
     let told = warnings(&recorder);
     assert!(told.contains("prompt 2, prompt 3 are left out") && told.contains("1 prompt is left"), "{told}");
     assert_eq!(recorder.curve("prompts_without_answer"), [2.0]);
-    let TrainOutcome::Done { metrics, .. } = outcome else { panic!("{outcome:?}") };
     assert_eq!((&metrics["prompts"], &metrics["prompts_without_answer"]), (&json!(1), &json!(2)));
     std::fs::write(world.path("none.jsonl"), format!("{}\n", json!({"prompt": "t1"}))).unwrap();
     let error = fails("grpo", &with(&args, json!({"prompts": world.path("none.jsonl")})));
@@ -180,7 +176,7 @@ fn a_prompt_without_an_answer_is_named_and_left_out() {
 #[test]
 fn the_held_out_reward_is_another_one() {
     let world = World::new();
-    let (reward, _) = (world.path("rm"), ());
+    let reward = world.path("rm");
     train("reward", &with(&super::recipes::reward(&world, "rm"), json!({"max_steps": 1})));
     crate::support::copy_into(Path::new(&reward), Path::new(&world.path("copy")));
     let base = with(&super::recipes::rl(&world, "out"), json!({"reward": null, "reward_model": reward}));
