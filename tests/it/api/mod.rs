@@ -14,6 +14,7 @@ mod labeling;
 mod limits;
 mod live;
 mod logs;
+mod markdown;
 mod parameters;
 mod publishing;
 mod sockets;
