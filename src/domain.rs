@@ -384,8 +384,14 @@ impl JobState {
 /// Where a running job stands; `None` totals mean "not known yet".
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Progress {
-    /// What it is doing: `loading`, `rollout`, `train`, `evaluate`, `saving`, …
+    /// What it is doing: `loading` the model, `preparing` the data, `sampling`, `scoring`, `updating`, `train`,
+    /// `evaluate`, `saving`, …
     pub phase: String,
+    /// How far the phase is within one step: tokens of the samples, passes of the update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase_done: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase_total: Option<u64>,
     pub step: u64,
     pub total_steps: Option<u64>,
     pub eta_seconds: Option<f64>,

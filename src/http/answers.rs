@@ -290,6 +290,7 @@ pub fn of(route: &Route) -> Answer {
         }
         ("GET", "/admin/jobs") => json(OK, page(schema::<JobView>())),
         ("POST", "/admin/jobs") => json(MADE, schema::<JobView>()),
+        ("POST", "/admin/jobs/estimate") => json(OK, schema::<crate::jobs::estimate::Estimate>()),
         ("GET" | "POST", "/admin/jobs/{id}") => json(OK, schema::<JobView>()),
         ("POST", "/admin/jobs/{id}/cancel" | "/admin/jobs/{id}/resume") => json(OK, schema::<Job>()),
         ("GET", "/admin/jobs/{id}/events") => {

@@ -228,6 +228,8 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         get("/admin/recipes", Admin, "What can be trained, with argument schemas", admin::jobs::recipes),
         get("/admin/jobs", Admin, "Jobs, newest first", admin::jobs::list),
         post("/admin/jobs", Admin, "Queue a job", admin::jobs::create).taking::<admin::jobs::JobRequest>(),
+        post("/admin/jobs/estimate", Admin, "Memory, steps and time that a job would need", admin::jobs::estimate)
+            .taking::<admin::jobs::EstimateRequest>(),
         get("/admin/jobs/{id}", Admin, "One job", admin::jobs::get),
         post("/admin/jobs/{id}", Admin, "Change a job's name, note or tags", admin::jobs::describe)
             .taking::<admin::jobs::JobWords>(),

@@ -70,7 +70,11 @@ pub async fn ready(State(state): State<AppState>) -> ApiResult<Response> {
     let active = engine.active().ok_or(EngineError::NotReady)?;
     services.store.ping().await?;
     let encoder = services.store.active_model(ModelKind::Encoder).await?.map(|m| m.name);
-    Ok(axum::Json(json!({"status": "ready", "model": active.version.name, "encoder": encoder})).into_response())
+    let mut body = json!({"status": "ready", "model": active.version.name, "encoder": encoder});
+    if let Some(fault) = services.model_fault() {
+        body["warning"] = fault.into();
+    }
+    Ok(axum::Json(body).into_response())
 }
 
 pub async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError> {

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Result, ServiceError, Services, bad_input, to_the_end};
 use crate::domain::{Job, JobEvent, JobId, JobNotes, LabelerId, Metric};
+use crate::jobs::estimate::{self, Estimate};
 use crate::jobs::queue::{self, EnqueueError};
 use crate::service::people::Actor;
 use crate::store::{JobFilter, Page};
@@ -108,6 +109,10 @@ pub async fn enqueue(services: &Arc<Services>, by: &Actor, new: NewJob) -> Resul
     let request = queue::Request { kind, args, unique_key, priority, notes: words.apply(author)?, now };
     let (services, actor) = (services.clone(), by.signature());
     to_the_end(async move {
+        let mut request = request;
+        if let Some(args) = request.args.as_object_mut() {
+            estimate::fill_defaults(services.store.as_ref(), &services.config.data_dir, &request.kind, args).await?;
+        }
         let job = queue::enqueue(services.store.as_ref(), services.recipes, request).await.map_err(refusal)?;
         services.store.audit(&actor, "enqueue", job.id.as_str(), json!({"kind": job.kind}), now).await?;
         Ok(job)
@@ -121,11 +126,11 @@ pub async fn enqueue(services: &Arc<Services>, by: &Actor, new: NewJob) -> Resul
 /// `BadInput` naming the field that is too long.
 pub async fn describe(services: &Arc<Services>, by: &Actor, id: &JobId, words: Words) -> Result<Job> {
     let notes = words.apply(services.store.get_job(id).await?.notes)?;
-    let (services, actor, id) = (services.clone(), by.labeler_id.clone(), id.clone());
+    let (services, actor, id) = (services.clone(), by.signature(), id.clone());
     to_the_end(async move {
         let job = services.store.describe_job(&id, notes).await?;
         let detail = json!({"name": job.notes.name, "tags": job.notes.tags});
-        services.store.audit(actor.as_str(), "describe_job", id.as_str(), detail, services.now()).await?;
+        services.store.audit(&actor, "describe_job", id.as_str(), detail, services.now()).await?;
         Ok(job)
     })
     .await
@@ -137,6 +142,17 @@ fn refusal(error: EnqueueError) -> ServiceError {
         EnqueueError::Args(e) => bad_input(format!("args.{}", e.field), e.message),
         EnqueueError::Store(e) => e.into(),
     }
+}
+
+/// What such a job would need. Nothing is queued.
+///
+/// # Errors
+/// As `enqueue`.
+pub async fn estimate(services: &Services, kind: &str, mut args: Value) -> Result<Estimate> {
+    let Some(given) = args.as_object_mut() else { return Err(bad_input("args", "must be an object")) };
+    let (store, data_dir) = (services.store.as_ref(), services.config.data_dir.as_path());
+    estimate::fill_defaults(store, data_dir, kind, given).await?;
+    estimate::estimate(store, services.recipes, data_dir, kind, args).await.map_err(refusal)
 }
 
 /// Jobs that fit, newest first.

@@ -51,6 +51,22 @@ pub fn system_clock() -> Clock {
     Arc::new(|| jiff::Timestamp::now().as_microsecond())
 }
 
+/// A fault of the version that is served: its files are not the published ones, or another version should be served and
+/// does not load. A promotion ends it.
+#[derive(Clone, Debug, Default)]
+pub struct ModelFault(Arc<RwLock<Option<(crate::domain::ModelVersionId, String)>>>);
+
+impl ModelFault {
+    pub fn set(&self, serving: crate::domain::ModelVersionId, message: String) {
+        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((serving, message));
+    }
+
+    fn of(&self, serving: &crate::domain::ModelVersionId) -> Option<String> {
+        let fault = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        fault.as_ref().filter(|(id, _)| id == serving).map(|(_, message)| message.clone())
+    }
+}
+
 /// What every use-case may reach.
 pub struct Services {
     pub config: Config,
@@ -65,6 +81,8 @@ pub struct Services {
     pub shutdown: CancellationToken,
     engine: RwLock<Option<Arc<dyn Generator>>>,
     live: RwLock<Arc<live::Live>>,
+    /// What is wrong with what is served, and while which version is.
+    model_fault: ModelFault,
     /// One promotion at a time: engine and database must agree on the active version.
     publishing: tokio::sync::Mutex<()>,
 }
@@ -90,8 +108,25 @@ impl Services {
             recipes,
             shutdown: CancellationToken::new(),
             engine: RwLock::new(None),
+            model_fault: ModelFault::default(),
             publishing: tokio::sync::Mutex::new(()),
         }
+    }
+
+    /// Says what is wrong with what is served, as long as `serving` is.
+    pub fn set_model_fault(&self, serving: crate::domain::ModelVersionId, message: String) {
+        self.model_fault.set(serving, message);
+    }
+
+    /// For whoever finds out later.
+    pub fn model_fault_handle(&self) -> ModelFault {
+        self.model_fault.clone()
+    }
+
+    /// What is wrong with what is served now.
+    pub fn model_fault(&self) -> Option<String> {
+        let active = self.engine().ok()?.active()?.version.id.clone();
+        self.model_fault.of(&active)
     }
 
     pub fn set_engine(&self, engine: Arc<dyn Generator>) {

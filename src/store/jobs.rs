@@ -140,7 +140,13 @@ async fn state_event(conn: &mut Conn, id: &JobId, data: serde_json::Value) -> Re
     append(conn, id, &[("state".to_owned(), data)]).await.map(|_| ())
 }
 
-async fn finish_unfenced(conn: &mut Conn, id: &JobId, state: JobState, crashes: i64, error: &str) -> Result<()> {
+async fn finish_unfenced(
+    conn: &mut Conn,
+    id: &JobId,
+    state: JobState,
+    crashes: i64,
+    error: Option<&str>,
+) -> Result<()> {
     let now = conn.now().await?;
     conn.run(
         "UPDATE jobs SET state = $2, crash_count = $3, error = $4, finished = $5, lease_owner = NULL,
@@ -176,18 +182,18 @@ pub(super) async fn claim(
         let crashes = found.crash_count + i64::from(found.state == JobState::Running);
         if found.state == JobState::Running {
             if found.cancel_requested {
-                finish_unfenced(conn, &found.id, JobState::Cancelled, crashes, "its worker was lost").await?;
+                finish_unfenced(conn, &found.id, JobState::Cancelled, crashes, Some("its worker was lost")).await?;
                 continue;
             }
             if crashes >= max_crashes {
                 let error = format!("gave up: its worker crashed or vanished {crashes} times");
-                finish_unfenced(conn, &found.id, JobState::Failed, crashes, &error).await?;
+                finish_unfenced(conn, &found.id, JobState::Failed, crashes, Some(&error)).await?;
                 continue;
             }
         }
         if found.attempt >= found.max_attempts {
             let error = format!("gave up after {} attempts", found.attempt);
-            finish_unfenced(conn, &found.id, JobState::Failed, crashes, &error).await?;
+            finish_unfenced(conn, &found.id, JobState::Failed, crashes, Some(&error)).await?;
             continue;
         }
         conn.run(
@@ -288,14 +294,14 @@ pub(super) async fn requeue(conn: &mut Conn, fence: &Fence, crash: Option<&str>,
     let held = fenced(conn, fence).await?;
     let crashes = held.crash_count + i64::from(crash.is_some());
     if held.cancel_requested {
-        finish_unfenced(conn, &held.id, JobState::Cancelled, crashes, crash.unwrap_or("cancelled")).await?;
+        finish_unfenced(conn, &held.id, JobState::Cancelled, crashes, crash).await?;
         return Ok(JobState::Cancelled);
     }
     if let Some(error) = crash
         && crashes >= max_crashes
     {
         let error = format!("gave up after {crashes} crashes; the last one: {error}");
-        finish_unfenced(conn, &held.id, JobState::Failed, crashes, &error).await?;
+        finish_unfenced(conn, &held.id, JobState::Failed, crashes, Some(&error)).await?;
         return Ok(JobState::Failed);
     }
     // Without a crash the attempt does not count. The next claim may then repeat its number, which is
@@ -313,7 +319,7 @@ pub(super) async fn requeue(conn: &mut Conn, fence: &Fence, crash: Option<&str>,
 pub(super) async fn cancel(conn: &mut Conn, id: &JobId) -> Result<Job> {
     let found = get_locked(conn, id).await?;
     match found.state {
-        JobState::Queued => finish_unfenced(conn, id, JobState::Cancelled, found.crash_count, "cancelled").await?,
+        JobState::Queued => finish_unfenced(conn, id, JobState::Cancelled, found.crash_count, None).await?,
         JobState::Running => {
             conn.run("UPDATE jobs SET cancel_requested = $2 WHERE id = $1", args![id.as_str(), true]).await?;
         }

@@ -18,6 +18,7 @@ use crate::http::auth::Caller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Json, Path, Query};
 use crate::http::label::page;
+use crate::jobs::estimate::Estimate;
 use crate::service::jobs::{self, JobView};
 use crate::store::JobFilter;
 
@@ -76,6 +77,25 @@ pub async fn create(
     };
     let job = jobs::enqueue(&state.services, &actor, new).await?;
     Ok((StatusCode::CREATED, axum::Json(jobs::with_author(&state.services, job).await?)).into_response())
+}
+
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EstimateRequest {
+    /// A recipe's name.
+    pub kind: String,
+    /// The arguments that the job would be queued with.
+    #[serde(default)]
+    #[schemars(with = "std::collections::BTreeMap<String, Value>")]
+    pub args: Option<Value>,
+}
+
+pub async fn estimate(
+    State(state): State<AppState>,
+    Json(body): Json<EstimateRequest>,
+) -> ApiResult<axum::Json<Estimate>> {
+    let args = body.args.unwrap_or_else(|| json!({}));
+    Ok(axum::Json(jobs::estimate(&state.services, &body.kind, args).await?))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]

@@ -16,9 +16,13 @@ use crate::service::{evidence, publish};
 pub async fn list(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
     let models = state.services.store.list_models().await?;
     let history = evidence::history(&state.services, &models).await?;
-    Ok(axum::Json(json!({
+    let mut body = json!({
         "data": models, "previous": history.previous, "rolled_back": history.rolled_back.keys().collect::<Vec<_>>(),
-    })))
+    });
+    if let Some(fault) = state.services.model_fault() {
+        body["warning"] = fault.into();
+    }
+    Ok(axum::Json(body))
 }
 
 pub async fn evidence(

@@ -1,6 +1,7 @@
 //! Training jobs seen from outside: what may be queued, how children are run, and what they say.
 
 mod child;
+mod estimate;
 mod queue;
 mod real;
 mod remote;
