@@ -96,11 +96,11 @@ pub async fn change(services: &Arc<Services>, by: &Actor, lang: &str, text: Stri
         created: now,
         created_by: by.labeler_id.clone(),
     };
-    let (all, actor) = (services.clone(), by.labeler_id.clone());
+    let (all, actor) = (services.clone(), by.signature());
     to_the_end(async move {
         let detail = json!({"version": (!stored.text.is_empty()).then(|| version(&stored.text))});
         all.store.put_guidelines(stored).await?;
-        Ok(all.store.audit(actor.as_str(), "set_guidelines", lang, detail, now).await?)
+        Ok(all.store.audit(&actor, "set_guidelines", lang, detail, now).await?)
     })
     .await?;
     current(services, lang).await
