@@ -11,7 +11,7 @@ use super::lines::{LineError, Lines};
 use super::oasst;
 use super::preferences::pairs;
 use super::records::{Comparison, Format, PromptInput, PromptRecord, RankedText, Record, Written};
-use crate::domain::{Message, Split, Strength};
+use crate::domain::{Knowledge, Message, Split, Strength};
 
 /// More completions than these in one set are taken for a mistake: pairs grow with the square. Labelers are shown
 /// sets of two to nine; more come only from files.
@@ -148,6 +148,9 @@ fn comparison(fields: &Fields<'_>) -> Outcome<Comparison> {
     let strength = strength.map(|s| Strength::parse(&s).ok_or(format!("`strength` = {s:?}"))).transpose()?;
     let split = fields.owned("split")?;
     let split = split.map(|s| Split::parse(&s).ok_or(format!("`split` = {s:?} (train, heldout)"))).transpose()?;
+    let knowledge = fields.owned("knowledge")?;
+    let knowledge =
+        knowledge.map(|k| Knowledge::parse(&k).ok_or(format!("`knowledge` = {k:?} (blind, authors, answer)")));
     Ok(Comparison {
         prompt_id: fields.owned("prompt_id")?,
         prompt: fields.prompt(Format::Comparisons)?,
@@ -155,6 +158,8 @@ fn comparison(fields: &Fields<'_>) -> Outcome<Comparison> {
         strength,
         split,
         labeler: labeler(fields)?,
+        knowledge: knowledge.transpose()?,
+        explanation: fields.owned("explanation")?,
     })
 }
 

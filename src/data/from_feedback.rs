@@ -57,6 +57,8 @@ fn comparison(prompt: &Prompt, completions: Vec<RankedText>) -> Comparison {
         strength: None,
         split: Some(prompt.split),
         labeler: None,
+        knowledge: None,
+        explanation: None,
     }
 }
 

@@ -57,6 +57,8 @@ fn walk(node: &Value, path: &mut Vec<Message>, found: &mut Vec<Comparison>) -> R
                 strength: None,
                 split: None,
                 labeler: None,
+                knowledge: None,
+                explanation: None,
             });
         }
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{Message, Outcome, RankedSet, Split, Strength};
+use crate::domain::{Knowledge, Message, Outcome, RankedSet, Split, Strength};
 
 /// Names of file formats, as in `POST /admin/import?format=…`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +96,12 @@ pub struct Comparison {
     /// that a hash stays the same when a person's name is erased.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labeler: Option<String>,
+    /// What the labeler had been shown before judging; blind where absent. Only blind rankings count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub knowledge: Option<Knowledge>,
+    /// Why the places are right: shown with a known answer after it has been judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<String>,
 }
 
 impl Comparison {
@@ -113,13 +119,24 @@ impl Comparison {
             strength: set.strength,
             split: Some(set.split),
             labeler: None,
+            knowledge: None,
+            explanation: None,
         })
     }
 
     /// A pair with the preferred text first.
     pub fn preferred(prompt: PromptInput, chosen: String, rejected: String) -> Self {
         let completions = vec![RankedText { text: chosen, tier: 0 }, RankedText { text: rejected, tier: 1 }];
-        Self { prompt_id: None, prompt, completions, strength: None, split: None, labeler: None }
+        Self {
+            prompt_id: None,
+            prompt,
+            completions,
+            strength: None,
+            split: None,
+            labeler: None,
+            knowledge: None,
+            explanation: None,
+        }
     }
 
     /// # Errors

@@ -279,7 +279,11 @@ impl Generator for MockGenerator {
         conversations: &[Vec<Message>],
     ) -> Result<Vec<RewardScore>, EngineError> {
         let length = |c: &Vec<Message>| c.last().map_or(0, |m| m.content.len()) as f64 / 100.0;
-        Ok(conversations.iter().map(length).map(|n| RewardScore { mean: n, std: n / 10.0 }).collect())
+        Ok(conversations
+            .iter()
+            .map(length)
+            .map(|n| RewardScore { mean: n, std: n / 10.0, tokens: (n * 100.0) as usize })
+            .collect())
     }
 
     fn stats(&self) -> EngineStats {

@@ -7,6 +7,7 @@ use candle_core::Device;
 
 use super::recent::Recent;
 use super::{EngineError, ModelFiles};
+use crate::data::PromptInput;
 use crate::domain::{Message, ModelVersion, RewardScore};
 use crate::model::reward::RewardModel;
 use crate::model::{self, Loaded};
@@ -62,15 +63,20 @@ impl Scorer {
         conversations: &[Vec<Message>],
         failed: impl Fn(String) -> EngineError,
     ) -> Result<Vec<RewardScore>, EngineError> {
-        let mut ids = Vec::with_capacity(conversations.len());
+        let mut pairs = Vec::with_capacity(conversations.len());
         for conversation in conversations {
             let Some((response, prompt)) = conversation.split_last() else {
                 let message = "a conversation needs at least the response".into();
                 return Err(EngineError::BadRequest { param: "completions", message });
             };
-            let encoded = self.texts.conversation(&prompt.to_vec().into(), &response.content, self.max_length);
-            ids.push(encoded.map_err(|e| failed(e.to_string()))?.0);
+            pairs.push((PromptInput::from(prompt.to_vec()), response.content.as_str()));
         }
-        self.model.scores(&ids, BATCH_TOKENS).map_err(|e| failed(e.to_string()))
+        let pairs: Vec<_> = pairs.iter().map(|(prompt, text)| (prompt, *text)).collect();
+        let ids = self.texts.conversations(&pairs, self.max_length).map_err(|e| failed(e.to_string()))?;
+        let mut scores = self.model.scores(&ids, BATCH_TOKENS).map_err(|e| failed(e.to_string()))?;
+        for (score, read) in scores.iter_mut().zip(&ids) {
+            score.tokens = read.len();
+        }
+        Ok(scores)
     }
 }

@@ -63,6 +63,7 @@ pub async fn create(
         "kind": version.kind,
         "causal": found.causal,
         "tokens": found.tokens,
+        "bytes": found.bytes,
         "ids": found.ids,
         "n_layers": found.layers.len(),
         "n_heads": heads,

@@ -11,6 +11,7 @@ pub mod encoders;
 pub mod error;
 pub mod extract;
 pub mod feedback;
+pub mod guesses;
 pub mod label;
 pub mod markdown;
 pub mod observe;
@@ -48,7 +49,7 @@ pub fn router(services: Arc<Services>) -> Router {
     let state: AppState = Arc::new(App { services, prometheus: status::prometheus(), rates });
     let mut router = Router::new();
     for route in routes::table(&limits) {
-        let guard = middleware::from_fn_with_state((state.clone(), route.access), auth::guard);
+        let guard = middleware::from_fn_with_state(auth::Guard::of(&route, state.clone()), auth::guard);
         router = router.route(route.path, route.handler.layer(guard));
     }
     router

@@ -81,10 +81,14 @@ pub fn sample(
     let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve)?;
     let room = loaded.config.max_positions.saturating_sub(params.max_new_tokens);
     ensure!(room >= 1, "{} holds {} tokens only", path.display(), loaded.config.max_positions);
-    let mut ids = Vec::with_capacity(prompts.len());
+    let (mut ids, mut cut) = (Vec::with_capacity(prompts.len()), 0);
     for prompt in prompts {
         let all = texts.prompt(prompt)?;
+        cut += usize::from(all.len() > room);
         ids.push(all[all.len().saturating_sub(room)..].to_vec());
+    }
+    if cut > 0 {
+        eprintln!("warning: {cut} of {} prompts lost the beginning to leave room for the answer", prompts.len());
     }
     let params = GenParams { eos_ids: texts.eos_ids().to_vec(), ..params.clone() };
     let samples = generate(&decoder, &ids, &params, stop)?;
@@ -126,6 +130,8 @@ pub fn collect(
             strength: None,
             split: None,
             labeler: None,
+            knowledge: None,
+            explanation: None,
         });
     }
     ensure!(!sets.is_empty(), "the judge found no difference between any samples");

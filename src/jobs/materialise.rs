@@ -82,6 +82,8 @@ pub struct Rankings<'a> {
     /// As asked for.
     as_of: Option<Micros>,
     with_labelers: bool,
+    /// Only judgments that do not count, because something had been shown before, marked as such.
+    only_informed: bool,
     after: Option<JudgmentId>,
     stage: Stage,
 }
@@ -105,12 +107,27 @@ impl<'a> Rankings<'a> {
         if as_of.is_none() {
             filter.as_of = Some(store.now().await?.max(store.latest_judgment().await?.unwrap_or(0)));
         }
-        Ok(Self { store, filter, as_of, with_labelers: false, after: None, stage: Stage::Judgments })
+        Ok(Self {
+            store,
+            filter,
+            as_of,
+            with_labelers: false,
+            only_informed: false,
+            after: None,
+            stage: Stage::Judgments,
+        })
     }
 
     /// Names who judged.
     pub fn with_labelers(self) -> Self {
         Self { with_labelers: true, ..self }
+    }
+
+    /// Only the rankings that labelers gave after they had seen the authors or the expected answer and that count
+    /// nowhere, marked by `knowledge`.
+    pub fn only_informed(self) -> Self {
+        let filter = RankedFilter { informed: true, feedback: false, ..self.filter };
+        Self { only_informed: true, filter, ..self }
     }
 
     /// The next page, which may be empty; `None` at the end.
@@ -127,9 +144,19 @@ impl<'a> Rankings<'a> {
                 }
                 self.after = after;
                 let named = |set: &RankedSet| self.with_labelers.then(|| set.labeler_id.to_string());
-                let found =
-                    sets.iter().filter_map(|s| Some(Comparison { labeler: named(s), ..Comparison::from_ranked(s)? }));
-                Ok(Some(found.collect()))
+                let mut found = Vec::with_capacity(sets.len());
+                for set in &sets {
+                    let Some(comparison) = Comparison::from_ranked(set) else { continue };
+                    let knowledge = self.only_informed.then_some(set.knowledge);
+                    if self.only_informed
+                        && (set.knowledge == Knowledge::Blind
+                            || self.store.settled_by(&set.set_id).await?.as_ref() == Some(&set.labeler_id))
+                    {
+                        continue;
+                    }
+                    found.push(Comparison { labeler: named(set), knowledge, ..comparison });
+                }
+                Ok(Some(found))
             }
             Stage::Feedback => {
                 self.stage = Stage::Done;

@@ -78,14 +78,14 @@ pub async fn create(
         n_pairs: found.pairs,
         sha256: found.finish(),
     };
-    let (services, stored, actor) = (services.clone(), version.clone(), by.labeler_id.clone());
+    let (services, stored, actor) = (services.clone(), version.clone(), by.signature());
     to_the_end(async move {
         services.store.put_dataset(stored.clone()).await.map_err(|e| match e {
             StoreError::Conflict(_) => ServiceError::Conflict("a dataset version has this name".into()),
             other => other.into(),
         })?;
         let detail = json!({"name": stored.name, "sha256": stored.sha256, "sets": stored.n_sets});
-        Ok(services.store.audit(actor.as_str(), "create_dataset", stored.id.as_str(), detail, now).await?)
+        Ok(services.store.audit(&actor, "create_dataset", stored.id.as_str(), detail, now).await?)
     })
     .await?;
     Ok(version)
@@ -100,7 +100,12 @@ pub async fn verified(services: &Services, id_or_name: &str) -> Result<(DatasetV
     if version.filter["data"] != "comparisons" {
         return Err(ServiceError::Conflict("only versions of rankings can be exported again".into()));
     }
-    let mut filter: RankedFilter = serde_json::from_value(version.filter["filter"].clone())
+    let mut stored = version.filter["filter"].clone();
+    if let Some(fields) = stored.as_object_mut() {
+        // Versions from before it was recorded what labelers knew hold the latest revisions.
+        fields.entry("informed").or_insert(serde_json::Value::Bool(true));
+    }
+    let mut filter: RankedFilter = serde_json::from_value(stored)
         .map_err(|e| ServiceError::Conflict(format!("this version was made by another program: {e}")))?;
     filter.as_of = filter.as_of.or(Some(version.as_of));
     if VersionDigest::of(services, &filter).await?.finish() != version.sha256 {

@@ -125,7 +125,7 @@ pub async fn read_in(
     let turn = RUNNING.acquire().await.map_err(|e| ServiceError::Internal(e.to_string()))?;
     let limits = Limits::new(MAX_TIME, MAX_ROWS, bytes);
     let _cancel = CancelOnDrop(limits.clone());
-    let (all, actor) = (services.clone(), by.labeler_id.clone());
+    let (all, actor) = (services.clone(), by.signature());
     to_the_end(async move {
         let _turn = turn;
         let (send, mut batches) = mpsc::channel(2);
@@ -147,7 +147,7 @@ pub async fn read_in(
             "imported": done.imported, "updated": done.updated, "skipped": done.skipped, "failed": done.failed,
             "stopped": done.stopped.is_some(),
         });
-        all.store.audit(actor.as_str(), "import", &source, detail, all.now()).await?;
+        all.store.audit(&actor, "import", &source, detail, all.now()).await?;
         Ok(done)
     })
     .await
@@ -342,7 +342,8 @@ fn ranking(
     known_answer: Option<SetKind>,
     named: impl Fn(String) -> Labeler,
 ) -> (ImportedRanking, Option<String>) {
-    let Comparison { prompt, completions, strength, split, labeler, .. } = comparison;
+    let Comparison { prompt, completions, strength, split, labeler, knowledge, explanation, .. } = comparison;
+    let explanation = explanation.filter(|text| !text.trim().is_empty());
     let mut prompt = prompt_record(prompt.into_messages(), source, now);
     prompt.split = split.unwrap_or(prompt.split);
     // What earlier versions knew a ranking by: its prompt, texts and places in their order.
@@ -378,8 +379,13 @@ fn ranking(
         rating: None,
     });
     let is_pair = written.len() == 2;
-    let note = (strength.is_some() && !is_pair)
-        .then(|| "`strength` is kept for pairs only, and this ranking has more answers".to_owned());
+    let note = if strength.is_some() && !is_pair {
+        Some("`strength` is kept for pairs only, and this ranking has more answers".to_owned())
+    } else if explanation.is_some() && known_answer.is_none() {
+        Some("`explanation` is kept for known answers only, and this is a ranking".to_owned())
+    } else {
+        None
+    };
     let judgment = Judgment {
         id: JudgmentId::new(),
         assignment_id: None,
@@ -397,8 +403,10 @@ fn ranking(
         items: items.collect(),
         flags: Vec::new(),
         created: now,
+        knowledge: knowledge.unwrap_or(Knowledge::Blind),
     };
     let has_split = split.is_some();
     let labeler = labeler.map(named);
-    (ImportedRanking { prompt, has_split, completions: written, set, judgment, labeler, known_answer }, note)
+    let completions = written;
+    (ImportedRanking { prompt, has_split, completions, set, judgment, labeler, known_answer, explanation }, note)
 }

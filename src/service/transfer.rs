@@ -106,8 +106,9 @@ async fn rankings(
 ) -> Result<()> {
     let parquet = |e: parquet::errors::ParquetError| ServiceError::Internal(format!("Parquet: {e}"));
     let mut pages = Rankings::new(services.store.as_ref(), filter).await?;
-    // A version's lines are those that its hash is of: they name nobody.
-    if sha256.is_none() && format == Format::Comparisons {
+    // A version's lines are those that its hash is of: they name nobody and hold nothing else.
+    let is_ours = sha256.is_none() && format == Format::Comparisons;
+    if is_ours {
         pages = pages.with_labelers();
     }
     let mut digest = VersionDigest::default();
@@ -125,6 +126,16 @@ async fn rankings(
         }
         if !give(send, bytes).await {
             return Ok(());
+        }
+    }
+    if is_ours {
+        let mut pages = Rankings::new(services.store.as_ref(), filter).await?.with_labelers().only_informed();
+        while let Some(page) = pages.next().await? {
+            let mut bytes = Vec::new();
+            page.into_iter().for_each(|c| append(&mut bytes, export(format, &Record::Comparison(c))));
+            if !give(send, bytes).await {
+                return Ok(());
+            }
         }
     }
     if sha256.is_some_and(|wanted| wanted != digest.finish()) {

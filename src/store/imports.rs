@@ -33,6 +33,8 @@ pub struct ImportedRanking {
     pub labeler: Option<Labeler>,
     /// The ranking is a known answer of this kind, not a judgment.
     pub known_answer: Option<SetKind>,
+    /// Why the known answer's places are right.
+    pub explanation: Option<String>,
 }
 
 /// What became of a line.
@@ -174,14 +176,16 @@ fn sorted(mut places: Places) -> Places {
     places
 }
 
-/// The labeler's latest places on a set.
-async fn places_of(conn: &mut Conn, set_id: &str, labeler: &LabelerId) -> Result<Option<Places>> {
-    let last = conn
-        .one(
-            "SELECT id FROM judgments WHERE set_id = $1 AND labeler_id = $2 ORDER BY revision DESC LIMIT 1",
-            args![set_id, labeler.as_str()],
-        )
-        .await?;
+/// The labeler's latest places on a set: of the blind judgments, or of those after something had been shown.
+async fn places_of(conn: &mut Conn, set_id: &str, labeler: &LabelerId, is_blind: bool) -> Result<Option<Places>> {
+    let latest = if is_blind {
+        "SELECT id FROM judgments WHERE set_id = $1 AND labeler_id = $2 AND knowledge = 'blind'
+         ORDER BY revision DESC LIMIT 1"
+    } else {
+        "SELECT id FROM judgments WHERE set_id = $1 AND labeler_id = $2 AND knowledge <> 'blind'
+         ORDER BY revision DESC LIMIT 1"
+    };
+    let last = conn.one(latest, args![set_id, labeler.as_str()]).await?;
     let Some(last) = last else { return Ok(None) };
     let rows = conn
         .all(
@@ -217,10 +221,14 @@ async fn put_ranking(conn: &mut Conn, line: &ImportedRanking, signed: &mut Signe
     for row in &same {
         let id = row.text("id")?;
         // A file that comes back to the server it was written by.
-        if let Some(labeler) = line.labeler.as_ref().filter(|_| line.known_answer.is_none())
-            && places_of(conn, &id, &labeler.id).await?.is_some_and(|there| there == places)
-        {
-            return Ok(Imported::Known.into());
+        if let Some(labeler) = line.labeler.as_ref().filter(|_| line.known_answer.is_none()) {
+            // What a reviewer settled after a look counts, and is exported as any ranking that counts.
+            let kinds: &[bool] = if is_blind(line) { &[true, false] } else { &[false] };
+            for kind in kinds {
+                if places_of(conn, &id, &labeler.id, *kind).await?.is_some_and(|there| there == places) {
+                    return Ok(Imported::Known.into());
+                }
+            }
         }
         if known.is_none() && row.text("selection_policy")? == "import" {
             known = Some((id.into(), row.name("kind", SetKind::parse)?));
@@ -241,22 +249,26 @@ async fn put_ranking(conn: &mut Conn, line: &ImportedRanking, signed: &mut Signe
         }
         (None, Some(kind)) => {
             let set_id = put_set(conn, line, &stored, &key).await?;
-            make_known(conn, &set_id, kind, &places).await?;
+            make_known(conn, &set_id, kind, &places, line.explanation.as_deref()).await?;
             Imported::New.into()
         }
         (Some((set_id, SetKind::Normal)), Some(kind)) => {
-            make_known(conn, &set_id, kind, &places).await?;
+            make_known(conn, &set_id, kind, &places, line.explanation.as_deref()).await?;
             let note = Some("was a ranking before and is a known answer now".to_owned());
             ImportedLine { done: Imported::Updated, note }
         }
         (Some((set_id, before)), Some(kind)) => {
             if sorted(expected(conn, &set_id).await?) != places {
                 refused(format!("the set is a known answer ({}) with other places", before.as_str()))
-            } else if before == kind {
-                Imported::Known.into()
             } else {
-                make_known(conn, &set_id, kind, &places).await?;
-                Imported::Updated.into()
+                let there = sets::explanation(conn, &set_id).await?;
+                let explanation = line.explanation.clone().or_else(|| there.clone());
+                if before == kind && explanation == there {
+                    Imported::Known.into()
+                } else {
+                    make_known(conn, &set_id, kind, &places, explanation.as_deref()).await?;
+                    Imported::Updated.into()
+                }
             }
         }
     };
@@ -307,16 +319,28 @@ async fn put_set(conn: &mut Conn, line: &ImportedRanking, prompt: &Prompt, key: 
     Ok(set.id)
 }
 
-async fn make_known(conn: &mut Conn, set_id: &SetId, kind: SetKind, places: &Places) -> Result<()> {
+async fn make_known(
+    conn: &mut Conn,
+    set_id: &SetId,
+    kind: SetKind,
+    places: &Places,
+    explanation: Option<&str>,
+) -> Result<()> {
     let tiers = placed(conn, set_id, places).await?;
-    sets::make_gold(conn, set_id, kind, &tiers, None).await
+    sets::make_gold(conn, set_id, kind, &tiers, explanation).await
 }
 
 /// What the judgment of these places on a set is known by, where no name tells more.
 fn unnamed_key(line: &ImportedRanking, set_id: &SetId, places: &Places) -> String {
     let strength = line.judgment.strength.map_or("", Strength::as_str);
     let tiers: Vec<String> = places.iter().map(|(_, tier)| tier.to_string()).collect();
-    format!("import:{}", digest([set_id.as_str(), strength].into_iter().chain(tiers.iter().map(String::as_str))))
+    let knowledge = (!is_blind(line)).then(|| line.judgment.knowledge.as_str());
+    let parts = [set_id.as_str(), strength].into_iter().chain(tiers.iter().map(String::as_str)).chain(knowledge);
+    format!("import:{}", digest(parts))
+}
+
+fn is_blind(line: &ImportedRanking) -> bool {
+    line.judgment.knowledge == Knowledge::Blind
 }
 
 /// The judgment of a set that this line has made: nothing can be there yet.
@@ -350,7 +374,7 @@ async fn judge(
     let (labeler, key) = match &line.labeler {
         // The first judgment with these places goes by the places alone: it is found again by files without names.
         Some(labeler) => {
-            if let Some(there) = places_of(conn, set_id.as_str(), &labeler.id).await? {
+            if let Some(there) = places_of(conn, set_id.as_str(), &labeler.id, is_blind(line)).await? {
                 return Ok(if there == *places {
                     Imported::Known.into()
                 } else {
@@ -371,9 +395,22 @@ async fn judge(
         shown_position,
         rating: None,
     });
+    // The same person's blind judgment and one after a look are revisions of each other.
+    let last = conn
+        .one(
+            "SELECT id, revision FROM judgments WHERE set_id = $1 AND labeler_id = $2 ORDER BY revision DESC LIMIT 1",
+            args![set_id.as_str(), labeler.id.as_str()],
+        )
+        .await?;
+    let (supersedes_id, revision) = match last {
+        Some(last) => (Some(last.text("id")?.into()), last.int("revision")? + 1),
+        None => (None, 1),
+    };
     let judgment = Judgment {
         set_id: set_id.clone(),
         labeler_id: labeler.id,
+        revision,
+        supersedes_id,
         idempotency_key: key,
         items: items.collect(),
         ..line.judgment.clone()
@@ -394,7 +431,9 @@ async fn unnamed_labeler(conn: &mut Conn, line: &ImportedRanking, set_id: &SetId
         let id = if number == 1 { base.to_string() } else { format!("{base}-{number}") };
         let labeler =
             Labeler { active: false, ..Labeler::new(id.as_str().into(), id, Role::Labeler, line.judgment.created) };
-        if places_of(conn, set_id.as_str(), &labeler.id).await?.is_none() {
+        if places_of(conn, set_id.as_str(), &labeler.id, true).await?.is_none()
+            && places_of(conn, set_id.as_str(), &labeler.id, false).await?.is_none()
+        {
             return Ok(labeler);
         }
         number += 1;

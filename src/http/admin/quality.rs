@@ -41,5 +41,13 @@ pub async fn consensus(State(state): State<AppState>, Query(query): Query<Qualit
     let mut sets = quality::consensus(&state.services, query.scope()).await?;
     let total = sets.len();
     sets.truncate(query.limit.unwrap_or(50).clamp(1, 1000));
-    Ok(axum::Json(json!({"data": sets, "total": total})).into_response())
+    let ids: Vec<_> = sets.iter().map(|s| s.set_id.clone()).collect();
+    let prompts = crate::service::browse::previews(&state.services, &ids).await?;
+    let one = |set: &crate::eval::quality::SetConsensus| {
+        let mut row = serde_json::to_value(set).unwrap_or_default();
+        row["prompt"] = json!(prompts.get(&set.set_id));
+        row
+    };
+    let data: Vec<_> = sets.iter().map(one).collect();
+    Ok(axum::Json(json!({"data": data, "total": total})).into_response())
 }

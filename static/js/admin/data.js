@@ -1,9 +1,8 @@
 // Data in and out: import with help for each format and a report by line, export, dataset versions.
-import { call, get, listOf } from '../api.js';
+import { call } from '../api.js';
 import { fill, h } from '../dom.js';
 import { t } from '../i18n.js';
 import { errorText } from '../plain.js';
-import { auditPanel } from './audit.js';
 import { datasetsPanel } from './datasets.js';
 import { bytes, caught, section } from './parts.js';
 
@@ -218,8 +217,6 @@ function exportTable() {
 
 export async function dataView(el, { signal }) {
   const datasets = datasetsPanel(signal);
-  const names = new Map([['admin', 'admin']]);
-  const audit = auditPanel(signal, names);
   fill(
     el,
     h('header', { class: 'view-head' }, h('h1', { text: t('admin.data') })),
@@ -230,9 +227,6 @@ export async function dataView(el, { signal }) {
       section(t('labels.export_title'), null, h('p', { class: 'muted', text: t('labels.export_help') }), exportTable()),
     ),
     datasets.el,
-    audit.el,
   );
-  for (const l of listOf(await get('/admin/labelers', null, { signal }))) names.set(l.id, l.name);
-  for (const m of listOf(await get('/admin/models', null, { signal }))) names.set(m.id, m.name);
-  await Promise.all([datasets.draw(), audit.draw()]);
+  await datasets.draw();
 }

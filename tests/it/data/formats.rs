@@ -93,6 +93,8 @@ fn ranking() -> impl Strategy<Value = Comparison> {
         strength: None,
         split,
         labeler: None,
+        knowledge: None,
+        explanation: None,
     })
 }
 
@@ -179,6 +181,8 @@ fn hh_and_demonstrations_come_back() {
         strength: None,
         split: None,
         labeler: None,
+        knowledge: None,
+        explanation: None,
     };
     let lines = data::export(Format::Hh, &Record::Comparison(comparison.clone()));
     assert_eq!(lines.len(), 2, "ties give no line");

@@ -1,6 +1,7 @@
 //! Training jobs seen from outside: what may be queued, how children are run, and what they say.
 
 mod child;
+mod estimate;
 mod queue;
 mod real;
 mod remote;
@@ -29,8 +30,14 @@ async fn small_world(store: &dyn Store) -> ModelVersion {
 }
 
 async fn enqueue(store: &dyn Store, kind: &str, args: Value) -> Result<Job, instructd::jobs::queue::EnqueueError> {
-    let request =
-        instructd::jobs::queue::Request { kind: kind.into(), args, unique_key: None, priority: 0, now: fixture::T0 };
+    let request = instructd::jobs::queue::Request {
+        kind: kind.into(),
+        args,
+        unique_key: None,
+        priority: 0,
+        notes: Default::default(),
+        now: fixture::T0,
+    };
     instructd::jobs::queue::enqueue(store, instructd::train::recipes(), request).await
 }
 

@@ -32,7 +32,7 @@ async fn rankings_become_a_reward_model() {
     for i in 0..6 {
         let mut prompt = fixture::prompt(&format!("question {i}"));
         prompt.split = if i < 4 { Split::Train } else { Split::Heldout };
-        let texts: Vec<_> = ["good", "bad"].iter().map(|t| fixture::completion(&prompt.id, t)).collect();
+        let texts: Vec<_> = ["t30", "t31"].iter().map(|t| fixture::completion(&prompt.id, t)).collect();
         let set = fixture::comparison_set(&prompt.id, &texts, 1);
         let judgment = fixture::judgment(&set, &"import".into(), None, &format!("k{i}"));
         fixture::import(&*store, prompt, texts, set, judgment).await;

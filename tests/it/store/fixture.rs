@@ -73,8 +73,16 @@ pub async fn import(
     set: ComparisonSet,
     judgment: Judgment,
 ) -> Imported {
-    let ranking =
-        ImportedRanking { prompt, has_split: false, completions, set, judgment, labeler: None, known_answer: None };
+    let ranking = ImportedRanking {
+        prompt,
+        has_split: false,
+        completions,
+        set,
+        judgment,
+        labeler: None,
+        known_answer: None,
+        explanation: None,
+    };
     let lines = vec![ImportLine::Ranking(Box::new(ranking))];
     store.import_lines(lines.into()).await.unwrap().remove(0).done
 }
@@ -97,6 +105,7 @@ pub fn lease(labeler: &LabelerId, now: Micros) -> LeaseRequest {
         set_id: None,
         pick: Pick::Normal,
         quota: None,
+        resume: None,
     }
 }
 
@@ -122,11 +131,19 @@ pub fn judgment(set: &ComparisonSet, labeler: &LabelerId, assignment: Option<&As
             .collect(),
         flags: vec![JudgmentFlag { completion_id: None, code: "language".into(), note: Some("n".into()) }],
         created: T0,
+        knowledge: Knowledge::Blind,
     }
 }
 
 pub fn submit(judgment: Judgment, assignment: Option<&Assignment>, now: Micros) -> SubmitJudgment {
-    SubmitJudgment { judgment, lease_token: assignment.map(|a| a.lease_token.clone()), ideal_answer: None, now }
+    SubmitJudgment {
+        judgment,
+        lease_token: assignment.map(|a| a.lease_token.clone()),
+        ideal_answer: None,
+        now,
+        reveals: vec![],
+        quota: None,
+    }
 }
 
 pub fn job(kind: &str, unique_key: Option<&str>, priority: i64) -> Job {
@@ -148,6 +165,7 @@ pub fn job(kind: &str, unique_key: Option<&str>, priority: i64) -> Job {
         progress: None,
         result: None,
         error: None,
+        notes: JobNotes::default(),
         created: T0,
         started: None,
         finished: None,
