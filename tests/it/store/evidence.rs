@@ -101,9 +101,9 @@ async fn versions_meet(store: Arc<dyn Store>) {
 }
 
 async fn promotions_are_remembered(store: Arc<dyn Store>) {
-    store.audit("ada", "promote", "v2", json!({"replaced": "v1"}), T0).await.unwrap();
-    store.audit("ada", "retire", "v0", json!({}), T0).await.unwrap();
-    store.audit("ada", "roll_back", "v1", json!({}), T0 + 1).await.unwrap();
+    store.audit(&"ada".into(), "promote", "v2", json!({"replaced": "v1"}), T0).await.unwrap();
+    store.audit(&"ada".into(), "retire", "v0", json!({}), T0).await.unwrap();
+    store.audit(&"ada".into(), "roll_back", "v1", json!({}), T0 + 1).await.unwrap();
     let step = |to: &str, from: Option<&str>, roll_back, at| Activation {
         to: to.into(),
         from: from.map(Into::into),

@@ -264,10 +264,10 @@ fn right_answers_pay_and_prompts_without_one_are_named() {
     let (recorder, _) = train("rloo", &once);
     let warned = recorder.events("warning");
     let text = |w: &Value| w["message"].as_str().unwrap_or_default().to_owned();
-    assert!(warned.iter().any(|w| text(w).contains("1 of 9 prompts have no `answer`") && text(w).contains("line 9")));
+    assert!(warned.iter().any(|w| text(w).contains("prompt 9 is left out: the reward compares")));
     std::fs::write(&file, "{\"prompt\": \"t5\"}\n").unwrap();
     let error = fails("rloo", &with(&args, json!({"output_dir": world.path("none")})));
-    assert!(error.contains("none of 1 prompts has an `answer`"), "{error}");
+    assert!(error.contains("none of the 1 has an `answer`"), "{error}");
 }
 
 #[test]
