@@ -146,7 +146,7 @@ pub async fn activate(config: Config, name: &str) -> Result<()> {
     let now = crate::service::system_clock()();
     let version = store.activate_model(&version.id, now).await?;
     let detail = json!({"name": version.name, "kind": version.kind, "offline": true});
-    store.audit("command line", "promote", version.id.as_str(), detail, now).await?;
+    store.audit(&"command line".into(), "promote", version.id.as_str(), detail, now).await?;
     println!(
         "{} is the active {} now; a running server follows, another one serves it when it starts",
         version.name, version.kind
