@@ -314,7 +314,7 @@ fn prompt_record(fields: &Fields<'_>) -> Outcome<PromptRecord> {
     // GSM8K and others keep whole numbers as numbers.
     let answer = match fields.get("answer") {
         None => None,
-        Some(Value::String(text)) if text.trim().is_empty() => return Err("`answer` is empty".into()),
+        Some(Value::String(text)) if text.trim().is_empty() => None,
         Some(Value::String(text)) => Some(text.clone()),
         Some(Value::Number(number)) => Some(number.to_string()),
         Some(other) => return Err(format!("`answer` must be a string, not {}", kind(other))),

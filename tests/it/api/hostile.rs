@@ -65,6 +65,7 @@ const TAGS: &[&str] = &[
     "th",
     "td",
     "a",
+    "span",
 ];
 
 /// Every tag in the output is known and carries no attribute but a safe link's.
@@ -76,6 +77,11 @@ fn assert_safe(html: &str) {
         let attributes = tag.trim_start_matches('/')[name.len()..].trim_end_matches('/').trim();
         let safe = attributes.is_empty()
             || (name == "ol" && attributes.starts_with("start=\""))
+            || (name == "span" && matches!(attributes, "class=\"math math-inline\"" | "class=\"math math-display\""))
+            || (name == "code"
+                && attributes.strip_prefix("class=\"language-").and_then(|c| c.strip_suffix('"')).is_some_and(|c| {
+                    c.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '#' | '-' | '_' | '.'))
+                }))
             || (name == "a"
                 && (attributes == "rel=\"noopener noreferrer nofollow\""
                     || (attributes.starts_with("href=\"https:")

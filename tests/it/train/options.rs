@@ -292,7 +292,7 @@ fn curves_and_samples_are_files_too_under_our_names_and_those_of_trl() {
         assert!(ours == theirs && (ours - last).abs() <= 1e-9 * last.abs(), "{ours} {theirs} {last}");
     }
     let samples = std::fs::read_to_string(Path::new(&logs).join("samples.jsonl")).unwrap();
-    assert_eq!(samples.lines().count(), 4, "two prompts at two evaluations");
+    assert_eq!(samples.lines().count(), 6, "two prompts before the first update and at two evaluations");
     let events: Vec<_> = std::fs::read_dir(&logs).unwrap().map(|e| e.unwrap().path()).collect();
     let events = events.iter().find(|p| p.to_string_lossy().contains("events.out.tfevents.")).unwrap();
     let bytes = std::fs::read(events).unwrap();
