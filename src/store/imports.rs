@@ -357,6 +357,7 @@ async fn judge_first(
     let labeler_id = line.labeler.as_ref().map_or(&line.judgment.labeler_id, |l| &l.id).clone();
     let idempotency_key = unnamed_key(line, set_id, places);
     judgments::append(conn, &Judgment { labeler_id, idempotency_key, ..line.judgment.clone() }).await?;
+    judgments::refresh_status(conn, set_id).await?;
     Ok(Imported::New.into())
 }
 
@@ -426,7 +427,9 @@ async fn unnamed_labeler(conn: &mut Conn, line: &ImportedRanking, set_id: &SetId
     let row = conn
         .one("SELECT COUNT(*) AS n FROM judgments WHERE set_id = $1 AND revision = 1", args![set_id.as_str()])
         .await?;
-    let mut number = row.map_or(Ok(0), |row| row.int("n"))? + 1;
+    let count = row.map_or(Ok(0), |row| row.int("n"))?;
+    // The plain name where it is free, whatever the order of the lines; else the first number after the judgments.
+    let mut number = 1;
     loop {
         let id = if number == 1 { base.to_string() } else { format!("{base}-{number}") };
         let labeler =
@@ -436,6 +439,6 @@ async fn unnamed_labeler(conn: &mut Conn, line: &ImportedRanking, set_id: &SetId
         {
             return Ok(labeler);
         }
-        number += 1;
+        number = number.max(count) + 1;
     }
 }

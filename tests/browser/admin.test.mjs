@@ -30,7 +30,7 @@ test('a wrong key is refused, the right one shows the loop and the jobs', async 
   await page.locator('.view-head a.button', { hasText: 'New job' }).click();
   await page.locator('.recipes a').first().waitFor();
   const recipes = (await page.locator('.recipes a').allTextContents()).join(' ');
-  for (const name of ['sft', 'reward', 'ppo']) assert.match(recipes, new RegExp(name));
+  for (const name of ['SFT', 'Reward model', 'PPO']) assert.match(recipes, new RegExp(name));
   assert.deepEqual(trouble, []);
   await context.close();
 });

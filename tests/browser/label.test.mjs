@@ -480,7 +480,7 @@ test('the why of a practice set is saved on its review page and shown after the 
   await visit(page, server.url, `/admin#/sets/${made.id}`, '#settle-why');
   assert.equal(await page.locator('#place-0').inputValue(), String(tier(made.completions[0]).tier), 'the reference is filled in');
   await page.locator('#settle-why').fill('Good is what was asked for.');
-  await page.getByRole('button', { name: 'Save reference and explanation' }).click();
+  await page.getByRole('button', { name: 'Save the known answer' }).click();
   await page.locator('.toast').first().waitFor();
   await visit(page, server.url, `/admin#/sets/${made.id}`, '#settle-why');
   assert.equal(await page.locator('#settle-why').inputValue(), 'Good is what was asked for.');
