@@ -41,6 +41,10 @@ fn contents(text: &str) -> Vec<Value> {
     let mut all: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     for line in &mut all {
         line.as_object_mut().unwrap().remove("prompt_id");
+        // Answers that tie stand in the order of their ids, which are another server's own.
+        if let Some(completions) = line.get_mut("completions").and_then(Value::as_array_mut) {
+            completions.sort_by_key(Value::to_string);
+        }
     }
     all.sort_by_key(Value::to_string);
     all
