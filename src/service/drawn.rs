@@ -23,6 +23,7 @@ pub(super) struct Candidate {
 }
 
 /// What came of one prompt.
+#[expect(clippy::large_enum_variant, reason = "one at a time, and most are found")]
 pub(super) enum Outcome {
     Found(Candidate),
     /// Fewer than two answers with text.

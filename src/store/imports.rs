@@ -14,6 +14,7 @@ const IMPORTS: i64 = 0x1390;
 
 /// One line as rows of the store. Ids are fresh; what is known already keeps its own.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a batch holds few hundred lines")]
 pub enum ImportLine {
     Ranking(Box<ImportedRanking>),
     Demonstration { prompt: Prompt, completion: Completion, labeler: Labeler },

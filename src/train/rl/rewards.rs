@@ -48,7 +48,7 @@ impl Learned {
     /// The items as ids. All completions of one prompt are read behind the same prompt tokens.
     fn conversations(&self, items: &[Item<'_>]) -> Result<Vec<Vec<u32>>> {
         let pairs: Vec<_> = items.iter().map(|item| (item.prompt, item.text)).collect();
-        Ok(self.texts.conversations(&pairs, self.max_length)?)
+        self.texts.conversations(&pairs, self.max_length)
     }
 }
 

@@ -91,11 +91,13 @@ pub struct Sampler<'a> {
     pub recorded: Option<&'a Decoder>,
 }
 
+/// Takes a phase, and how much of it is done of how much.
+pub type Tell<'a> = &'a dyn Fn(&str, Option<(u64, u64)>);
+
 /// Who is told how far a round is, and says whether it shall end.
 pub struct Watch<'a> {
     pub stop: &'a dyn Fn() -> bool,
-    /// A phase, and how much of it is done of how much.
-    pub tell: &'a dyn Fn(&str, Option<(u64, u64)>),
+    pub tell: Tell<'a>,
 }
 
 /// Progress within a phase is told so often.

@@ -111,8 +111,11 @@ async fn judgments_of_people_are_known_when_their_file_comes_back() {
 async fn known_answers_and_tags_are_applied_to_what_is_known() {
     let server = Server::start().await;
     let line = ranked("2 + 2?", &[("4", 0), ("5", 1)]);
-    import(&server, "format=comparisons", lines(&[line.clone()])).await.expect(200);
-    let gold = import(&server, "format=comparisons&known_answer=gold", lines(&[line.clone()])).await.expect(200).json();
+    import(&server, "format=comparisons", lines(std::slice::from_ref(&line))).await.expect(200);
+    let gold = import(&server, "format=comparisons&known_answer=gold", lines(std::slice::from_ref(&line)))
+        .await
+        .expect(200)
+        .json();
     assert_eq!((&gold["updated"], &gold["skipped"]), (&json!(1), &json!(0)), "{gold}");
     assert!(gold["warnings"][0]["message"].as_str().unwrap().contains("was a ranking before"), "{gold}");
     let sets = server.get("/admin/sets").await.expect(200).json();

@@ -353,7 +353,7 @@ impl Reader<'_> {
 
     /// Digits with separators between groups, a point and decimals, an exponent.
     fn decimal(&self, i: usize) -> Part {
-        if !self.digit(i) && !(self.at(i) == '.' && self.digit(i + 1)) {
+        if !(self.digit(i) || self.at(i) == '.' && self.digit(i + 1)) {
             return None;
         }
         let mut end = self.digits(i);
