@@ -3,15 +3,19 @@
 
 use anyhow::{Context, Result, bail};
 
-use super::ChatTemplate;
+use super::{ChatError, ChatTemplate};
 use crate::data::PromptInput;
 use crate::model::Loaded;
 use crate::tokenizer::Tokenizer;
 
 pub struct Texts {
     tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
+    /// A template that cannot be used fails the prompts that need it.
+    template: Option<Result<ChatTemplate, ChatError>>,
     eos_ids: Vec<u32>,
+    /// What ends a completion of a chat prompt, and of a raw one.
+    turn_end: Option<u32>,
+    text_end: Option<u32>,
     bos_id: Option<u32>,
     /// [CLS] and [SEP] of an encoder that has them.
     pair: Option<(u32, u32)>,
@@ -26,10 +30,17 @@ impl Texts {
         let template = loaded.chat_template.as_deref().map(|source| ChatTemplate::new(source, Some(&tokenizer)));
         let bert = loaded.config.arch == crate::model::Arch::Bert;
         let pair = tokenizer.token_to_id("[CLS]").zip(tokenizer.token_to_id("[SEP]")).filter(|_| bert);
+        // The first of several end tokens is not always the one that a text ends with: the tokenizer names that.
+        let eos_ids = &loaded.config.eos_ids;
+        let named = tokenizer.named_token("eos_token").and_then(|name| tokenizer.token_to_id(name));
+        let text_end = named.filter(|id| eos_ids.contains(id)).or(eos_ids.first().copied());
+        let written = template.as_ref().and_then(|t| t.as_ref().ok()?.turn_end(&tokenizer));
         Ok(Self {
             pair,
+            turn_end: written.filter(|id| eos_ids.contains(id)).or(text_end),
+            text_end,
             tokenizer,
-            template: template.transpose()?,
+            template,
             eos_ids: loaded.config.eos_ids.clone(),
             bos_id: loaded.config.bos_id,
         })
@@ -43,12 +54,13 @@ impl Texts {
     /// (without a template: their texts, one per line), raw text as it is. Never empty.
     pub fn prompt(&self, prompt: &PromptInput) -> Result<Vec<u32>> {
         let ids = match (prompt, &self.template) {
-            (PromptInput::Text(text), _) => self.tokenizer.encode(text, true, false)?,
+            (PromptInput::Text(text), _) => self.tokenizer.encode_open(text, false)?,
             (PromptInput::Chat(messages), None) => {
                 let texts: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
-                self.tokenizer.encode(&texts.join("\n"), true, false)?
+                self.tokenizer.encode_open(&texts.join("\n"), false)?
             }
-            (PromptInput::Chat(messages), Some(template)) => template.encode(messages, true, &self.tokenizer)?,
+            (PromptInput::Chat(messages), Some(Ok(template))) => template.encode(messages, true, &self.tokenizer)?,
+            (PromptInput::Chat(_), Some(Err(error))) => return Err(error.clone().into()),
         };
         match (ids.is_empty(), self.bos_id.or(self.eos_ids.first().copied())) {
             (false, _) => Ok(ids),
@@ -57,11 +69,14 @@ impl Texts {
         }
     }
 
-    /// The ids of a written completion, end token included (if the model has one). Special tokens written
-    /// in the text stay text.
-    pub fn completion(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.tokenizer.encode(text, false, false)?;
-        ids.extend(self.eos_ids.first());
+    /// The ids of a written completion behind the ids of its prompt, end token included (if the model has one).
+    /// Special tokens written in the text stay text.
+    pub fn completion(&self, prompt: &PromptInput, prompt_ids: &[u32], text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.tokenizer.encode_after(prompt_ids, text)?;
+        ids.extend(match prompt {
+            PromptInput::Chat(_) => self.turn_end,
+            PromptInput::Text(_) => self.text_end,
+        });
         Ok(ids)
     }
 
@@ -79,20 +94,20 @@ impl Texts {
             let ids = [&[cls], prompt, &[sep], &response, &[sep]].concat();
             return Ok((ids, prompt.len() + 2));
         }
-        let mut response = self.completion(completion)?;
+        let prompt_ids = self.prompt(prompt)?;
+        let mut response = self.completion(prompt, &prompt_ids, completion)?;
         if response.is_empty() {
             bail!("a completion has no tokens, and the model no end token");
         }
         response.truncate(max_length.saturating_sub(1).max(1));
-        let prompt = self.prompt(prompt)?;
         let room = max_length.saturating_sub(response.len()).max(1);
-        let prompt = &prompt[prompt.len().saturating_sub(room)..];
+        let prompt = &prompt_ids[prompt_ids.len().saturating_sub(room)..];
         Ok(([prompt, &response].concat(), prompt.len()))
     }
 
-    /// The text of generated ids: what comes before the first end token, special tokens left out.
-    pub fn text(&self, ids: &[u32]) -> Result<String> {
+    /// The text of ids drawn behind a prompt's: what comes before the first end token, special tokens left out.
+    pub fn text(&self, prompt_ids: &[u32], ids: &[u32]) -> Result<String> {
         let end = ids.iter().position(|id| self.eos_ids.contains(id)).unwrap_or(ids.len());
-        Ok(self.tokenizer.decode(&ids[..end], true)?)
+        Ok(self.tokenizer.decode_after(prompt_ids, &ids[..end], true))
     }
 }
