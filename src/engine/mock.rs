@@ -267,7 +267,8 @@ impl Generator for MockGenerator {
             }
             Err(_) => Piece { special: true, ..Piece::of("<end>".to_owned()) },
         };
-        let listed = |t: &TokenLogprob| std::iter::once(t.id).chain(t.top.iter().map(|(id, _)| *id)).map(piece).collect();
+        let listed =
+            |t: &TokenLogprob| std::iter::once(t.id).chain(t.top.iter().map(|(id, _)| *id)).map(piece).collect();
         Ok(tokens.iter().map(listed).collect())
     }
 

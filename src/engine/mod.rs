@@ -16,9 +16,9 @@ mod text;
 pub mod upstream;
 
 pub use crate::model::encoder_text::Pooling;
+pub use crate::tokenizer::Piece;
 pub use attention::Attention;
 pub use encoders::{EmbedRequest, Embeddings, EncoderInput, FillRequest, Filled, Filling, Gapped};
-pub use crate::tokenizer::Piece;
 pub use local::{EngineOptions, LocalEngine};
 pub use upstream::{UpstreamEngine, UpstreamOptions};
 

@@ -33,9 +33,9 @@ impl Pooling {
             Self::LastToken => rows[(n - 1) * d..].to_vec(),
             Self::Mean => mean(rows, d),
             Self::MeanSqrtLen => mean(rows, d).into_iter().map(|v| (f64::from(v) * (n as f64).sqrt()) as f32).collect(),
-            Self::Max => rows.chunks_exact(d).fold(vec![f32::NEG_INFINITY; d], |most, row| {
-                most.iter().zip(row).map(|(a, b)| a.max(*b)).collect()
-            }),
+            Self::Max => rows
+                .chunks_exact(d)
+                .fold(vec![f32::NEG_INFINITY; d], |most, row| most.iter().zip(row).map(|(a, b)| a.max(*b)).collect()),
             Self::WeightedMean => {
                 let mut sums = vec![0f64; d];
                 for (i, row) in rows.chunks_exact(d).enumerate() {
@@ -114,7 +114,7 @@ impl TextEncoder {
                     gaps.push(ids.len());
                     ids.push(mask);
                 }
-                ids.extend(tokenizer.encode(piece, false, false)?);
+                ids.extend(tokenizer.encode_after(&ids, piece)?);
             }
             ids.extend_from_slice(&frame[frame.len().min(1)..]);
             Ok((ids, gaps))

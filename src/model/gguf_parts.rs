@@ -42,7 +42,11 @@ pub(super) fn open(path: &Path) -> Result<Parts, LoadError> {
     if let Some(&first) = missing.first() {
         let named: Vec<String> = missing.iter().take(5).map(|i| (i + 1).to_string()).collect();
         let is = if missing.len() == 1 { "is" } else { "are" };
-        let message = format!("it is part {number} of {count}; part {} {is} missing: {}", named.join(", "), paths[first].display());
+        let message = format!(
+            "it is part {number} of {count}; part {} {is} missing: {}",
+            named.join(", "),
+            paths[first].display()
+        );
         return Err(LoadError::malformed(path, message));
     }
     let (mut maps, mut whole) = (Vec::new(), Header::default());
@@ -50,7 +54,8 @@ pub(super) fn open(path: &Path) -> Result<Parts, LoadError> {
         let (map, header) = one(path)?;
         let says = (header.uint("split.no").unwrap_or(0), header.uint("split.count").unwrap_or(1));
         if says != (i as u64, count) {
-            let message = format!("it says that it is part {} of {}, its name says {} of {count}", says.0 + 1, says.1, i + 1);
+            let message =
+                format!("it says that it is part {} of {}, its name says {} of {count}", says.0 + 1, says.1, i + 1);
             return Err(LoadError::malformed(path, message));
         }
         for (name, mut info) in header.tensors {
@@ -69,7 +74,10 @@ pub(super) fn open(path: &Path) -> Result<Parts, LoadError> {
 
 fn one(path: &Path) -> Result<(memmap2::Mmap, Header), LoadError> {
     if std::fs::metadata(path).map_err(|e| LoadError::io(path, e))?.len() == 0 {
-        return Err(LoadError::malformed(path, "not a usable GGUF file: it ends inside its header: it is empty (0 bytes)"));
+        return Err(LoadError::malformed(
+            path,
+            "not a usable GGUF file: it ends inside its header: it is empty (0 bytes)",
+        ));
     }
     let map = map_file(path)?;
     let header = Header::parse(&map).map_err(|e| {

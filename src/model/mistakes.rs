@@ -82,7 +82,9 @@ pub(super) fn without_config(dir: &Path) -> String {
 pub(super) fn without_weights(dir: &Path) -> String {
     let names = names(dir);
     let one = |test: &dyn Fn(&str) -> bool| names.iter().find(|n| test(&n.to_ascii_lowercase()));
-    if let Some(file) = one(&|n| n.ends_with(".bin") || n.ends_with(".pt") || n.ends_with(".pth") || n.ends_with(".ckpt")) {
+    if let Some(file) =
+        one(&|n| n.ends_with(".bin") || n.ends_with(".pt") || n.ends_with(".pth") || n.ends_with(".ckpt"))
+    {
         return format!("there is no model.safetensors, only {file}: {PICKLED}");
     }
     if let Some(file) = one(&|n| n == "adapter_model.safetensors" || n == "adapter_config.json") {
@@ -94,7 +96,9 @@ pub(super) fn without_weights(dir: &Path) -> String {
     if let Some(file) = one(&|n| n.starts_with("model-") && n.ends_with(".safetensors")) {
         return format!("there is {file}, but not model.safetensors.index.json, which says what each part holds");
     }
-    if let Some(file) = one(&|n| [".onnx", ".npz", ".h5", ".msgpack", ".mlmodel", ".tflite"].iter().any(|e| n.ends_with(e))) {
+    if let Some(file) =
+        one(&|n| [".onnx", ".npz", ".h5", ".msgpack", ".mlmodel", ".tflite"].iter().any(|e| n.ends_with(e)))
+    {
         return format!("there is no model.safetensors, only {file}, whose format is not read");
     }
     "no model.safetensors and no index of shards".to_owned()

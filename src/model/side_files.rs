@@ -59,7 +59,10 @@ pub(super) fn chat_template(dir: &Path, tokenizer_config: Option<&Value>) -> Res
         Ok(Some(text)) => return Ok(Some(text)),
         // Chat requests say what is wrong with the file; the model itself is sound.
         Err(LoadError::Malformed { message, .. }) => {
-            return Ok(Some(format!("{{{{ raise_exception({}) }}}}", Value::from(format!("chat_template.jinja: {message}")))));
+            return Ok(Some(format!(
+                "{{{{ raise_exception({}) }}}}",
+                Value::from(format!("chat_template.jinja: {message}"))
+            )));
         }
         Err(error) => return Err(error),
     }
@@ -72,9 +75,10 @@ pub(super) fn chat_template(dir: &Path, tokenizer_config: Option<&Value>) -> Res
 fn template_of(value: &Value) -> Option<String> {
     let named: Vec<(&str, &str)> = match value {
         Value::String(text) => return Some(text.clone()),
-        Value::Array(items) => {
-            items.iter().filter_map(|item| Some((item.get("name")?.as_str()?, item.get("template")?.as_str()?))).collect()
-        }
+        Value::Array(items) => items
+            .iter()
+            .filter_map(|item| Some((item.get("name")?.as_str()?, item.get("template")?.as_str()?)))
+            .collect(),
         Value::Object(map) => map.iter().filter_map(|(name, text)| Some((name.as_str(), text.as_str()?))).collect(),
         _ => return None,
     };
@@ -114,7 +118,8 @@ pub(super) fn sentence(dir: &Path, config: &ModelConfig, tokenizer_config: Optio
     let length = own.and_then(|c| c.get("max_seq_length")?.as_u64());
     // Transformers writes 10^30 for "not known".
     let length = length.or_else(|| tokenizer_config?.get("model_max_length")?.as_u64());
-    found.max_tokens = length.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0).map(|n| n.min(config.max_positions));
+    found.max_tokens =
+        length.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0).map(|n| n.min(config.max_positions));
     found.lowercase = own.and_then(|c| c.get("do_lower_case")?.as_bool()).unwrap_or(false);
     let path = dir.join("modules.json");
     let Some(modules) = read_json(&path, MAX_CONFIG)? else {

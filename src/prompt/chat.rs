@@ -95,9 +95,9 @@ impl ChatTemplate {
             documents => Value::from(()),
         };
         let values = context! { ..rest, ..Value::from_iter(self.named.iter().cloned()) };
-        let text = template.render(values).map_err(|e| {
-            ChatError::Messages(format!("the chat template cannot render them: {}", explained(&e)))
-        })?;
+        let text = template
+            .render(values)
+            .map_err(|e| ChatError::Messages(format!("the chat template cannot render them: {}", explained(&e))))?;
         Ok(without_marks(&text, mark))
     }
 
@@ -105,17 +105,6 @@ impl ChatTemplate {
     pub fn encode(&self, messages: &[Message], open_turn: bool, tokenizer: &Tokenizer) -> Result<Vec<u32>, ChatError> {
         let rendered = self.render(messages, open_turn)?;
         Ok(tokenizer.encode_with(&rendered.text, false, Specials::Between(&rendered.breaks))?)
-    }
-
-    /// The special token with which the template ends an assistant's turn, where it writes one directly behind
-    /// the message.
-    pub fn turn_end(&self, tokenizer: &Tokenizer) -> Option<u32> {
-        const SAID: &str = "instructd";
-        let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
-        let rendered = self.render(&[message("user", "x"), message("assistant", SAID)], false).ok()?;
-        let behind = &rendered.text[rendered.text.rfind(SAID)? + SAID.len()..];
-        let ids = tokenizer.encode(behind.trim_start(), false, true).ok()?;
-        ids.first().copied().filter(|id| tokenizer.is_special(*id))
     }
 
     /// A character that occurs neither in the messages nor in the template. Unicode keeps 32 code points

@@ -25,7 +25,8 @@ pub(super) fn install(environment: &mut Environment<'static>, name: &str, source
     environment.add_filter("__modulo__", modulo);
     environment.add_filter("wordcount", |text: String| word_count(&text));
     environment.add_filter("truncate", truncate);
-    environment.add_filter("center", |text: String, width: Option<usize>| pad(&text, width.unwrap_or(80), ' ', Side::Both));
+    environment
+        .add_filter("center", |text: String, width: Option<usize>| pad(&text, width.unwrap_or(80), ' ', Side::Both));
     environment.add_filter("striptags", |text: String| strip_tags(&text));
     environment.add_filter("forceescape", |text: String| escape(&text));
     environment.add_filter("urlencode", |text: String| percent(&text));
@@ -58,7 +59,8 @@ fn modulo(state: &mut State, left: Value, right: Value) -> Result<Value, Error> 
         arguments.insert(0, Value::from(format));
         return state.apply_filter("format", &arguments);
     }
-    let whole = |v: &Value| if v.is_integer() || v.kind() == ValueKind::Bool { i64::try_from(v.clone()).ok() } else { None };
+    let whole =
+        |v: &Value| if v.is_integer() || v.kind() == ValueKind::Bool { i64::try_from(v.clone()).ok() } else { None };
     if let (Some(a), Some(b)) = (whole(&left), whole(&right)) {
         let rest = a.checked_rem_euclid(b).ok_or_else(|| wrong("modulo by zero"))?;
         return Ok(Value::from(if b < 0 && rest != 0 { rest + b } else { rest }));

@@ -27,8 +27,7 @@ impl Token<'_> {
 }
 
 /// Words that stand between operands.
-const KEYWORDS: [&str; 12] =
-    ["in", "not", "and", "or", "is", "if", "elif", "else", "set", "for", "recursive", "call"];
+const KEYWORDS: [&str; 12] = ["in", "not", "and", "or", "is", "if", "elif", "else", "set", "for", "recursive", "call"];
 
 /// The source with every rewriting made; text outside of tags and comments, raw blocks and string literals
 /// stay as they are.
@@ -52,7 +51,8 @@ pub(super) fn prepare(source: &str) -> String {
         };
         let (tokens, end) = tag(source, open + 2, closing);
         at = end;
-        let words: Vec<&str> = tokens.iter().filter(|t| t.kind != Kind::Sign || t.text == "%").map(|t| t.text).collect();
+        let words: Vec<&str> =
+            tokens.iter().filter(|t| t.kind != Kind::Sign || t.text == "%").map(|t| t.text).collect();
         match words.as_slice() {
             ["raw"] if closing == "%}" => {
                 at = end_of_raw(source, end);
@@ -254,7 +254,18 @@ mod tests {
         assert_eq!(prepare("{{ '%d%%' % (a, b[1]) ~ c }}"), "{{ '%d%%' |__modulo__( (a, b[1])) ~ c }}");
         assert_eq!(prepare("{%- if loop.index0 % 2 == 0 -%}"), "{%- if loop.index0 |__modulo__( 2) == 0 -%}");
         assert_eq!(prepare("{%-generation-%}a{% endgeneration %}"), "{%-with-%}a{% endwith %}");
-        for same in ["{{ 2 * n % 5 }}", "{{ -n % 5 }}", "{{ 7 % 3 }}", "5 % 2", "{# a % b #}", "{% raw %}{{ a % b }}{% endraw %}", "{{ 'a % b' }}", "{{ a }}% {% if b %}", "{{ a % }}", "{{ 'x"] {
+        for same in [
+            "{{ 2 * n % 5 }}",
+            "{{ -n % 5 }}",
+            "{{ 7 % 3 }}",
+            "5 % 2",
+            "{# a % b #}",
+            "{% raw %}{{ a % b }}{% endraw %}",
+            "{{ 'a % b' }}",
+            "{{ a }}% {% if b %}",
+            "{{ a % }}",
+            "{{ 'x",
+        ] {
             assert_eq!(prepare(same), same);
         }
     }

@@ -8,14 +8,29 @@ use crate::data::PromptInput;
 use crate::model::Loaded;
 use crate::tokenizer::Tokenizer;
 
+/// The token that ends a turn: the end token that the chat template writes behind an assistant's message; else the
+/// one that the tokenizer's configuration calls `eos_token`. `None`: the first of the model's list.
+fn turn_end(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, eos_ids: &[u32]) -> Option<u32> {
+    let named = || tokenizer.token_to_id(tokenizer.named_token("eos_token")?);
+    let written = template.and_then(|template| {
+        let message = |role: &str, content: &str| crate::domain::Message { role: role.into(), content: content.into() };
+        let turns = [message("user", "a"), message("assistant", "b")];
+        // Not every template takes a conversation that ends with the assistant.
+        let (before, all) =
+            (template.encode(&turns[..1], true, tokenizer).ok()?, template.encode(&turns, false, tokenizer).ok()?);
+        let same = before.iter().zip(&all).take_while(|(a, b)| a == b).count();
+        let named = named();
+        all[same..].iter().copied().find(|id| eos_ids.contains(id) || Some(*id) == named)
+    });
+    written.or_else(named)
+}
+
 pub struct Texts {
     tokenizer: Tokenizer,
     /// A template that cannot be used fails the prompts that need it.
     template: Option<Result<ChatTemplate, ChatError>>,
+    /// Tokens that end a completion; the one that ends a turn first.
     eos_ids: Vec<u32>,
-    /// What ends a completion of a chat prompt, and of a raw one.
-    turn_end: Option<u32>,
-    text_end: Option<u32>,
     bos_id: Option<u32>,
     /// [CLS] and [SEP] of an encoder that has them.
     pair: Option<(u32, u32)>,
@@ -30,20 +45,13 @@ impl Texts {
         let template = loaded.chat_template.as_deref().map(|source| ChatTemplate::new(source, Some(&tokenizer)));
         let bert = loaded.config.arch == crate::model::Arch::Bert;
         let pair = tokenizer.token_to_id("[CLS]").zip(tokenizer.token_to_id("[SEP]")).filter(|_| bert);
-        // The first of several end tokens is not always the one that a text ends with: the tokenizer names that.
-        let eos_ids = &loaded.config.eos_ids;
-        let named = tokenizer.named_token("eos_token").and_then(|name| tokenizer.token_to_id(name));
-        let text_end = named.filter(|id| eos_ids.contains(id)).or(eos_ids.first().copied());
-        let written = template.as_ref().and_then(|t| t.as_ref().ok()?.turn_end(&tokenizer));
-        Ok(Self {
-            pair,
-            turn_end: written.filter(|id| eos_ids.contains(id)).or(text_end),
-            text_end,
-            tokenizer,
-            template,
-            eos_ids: loaded.config.eos_ids.clone(),
-            bos_id: loaded.config.bos_id,
-        })
+        let mut eos_ids = loaded.config.eos_ids.clone();
+        let usable = template.as_ref().and_then(|template| template.as_ref().ok());
+        if let Some(end) = turn_end(&tokenizer, usable, &eos_ids) {
+            eos_ids.retain(|id| *id != end);
+            eos_ids.insert(0, end);
+        }
+        Ok(Self { pair, tokenizer, template, eos_ids, bos_id: loaded.config.bos_id })
     }
 
     pub fn eos_ids(&self) -> &[u32] {
@@ -71,12 +79,9 @@ impl Texts {
 
     /// The ids of a written completion behind the ids of its prompt, end token included (if the model has one).
     /// Special tokens written in the text stay text.
-    pub fn completion(&self, prompt: &PromptInput, prompt_ids: &[u32], text: &str) -> Result<Vec<u32>> {
+    pub fn completion(&self, prompt_ids: &[u32], text: &str) -> Result<Vec<u32>> {
         let mut ids = self.tokenizer.encode_after(prompt_ids, text)?;
-        ids.extend(match prompt {
-            PromptInput::Chat(_) => self.turn_end,
-            PromptInput::Text(_) => self.text_end,
-        });
+        ids.extend(self.eos_ids.first());
         Ok(ids)
     }
 
@@ -95,7 +100,7 @@ impl Texts {
             return Ok((ids, prompt.len() + 2));
         }
         let prompt_ids = self.prompt(prompt)?;
-        let mut response = self.completion(prompt, &prompt_ids, completion)?;
+        let mut response = self.completion(&prompt_ids, completion)?;
         if response.is_empty() {
             bail!("a completion has no tokens, and the model no end token");
         }

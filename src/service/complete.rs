@@ -9,8 +9,8 @@ use crate::domain::{
     ApiKeyId, Completion, CompletionId, CompletionOrigin, Message, ModelKind, ModelState, ModelVersionId,
 };
 use crate::engine::{
-    EngineError, FinishReason, GenEvent, GenerateRequest, Generation, Generator, SamplingParams, ServedModel,
-    TextForm, TextPrompt, TokenLogprob,
+    EngineError, FinishReason, GenEvent, GenerateRequest, Generation, Generator, SamplingParams, ServedModel, TextForm,
+    TextPrompt, TokenLogprob,
 };
 
 /// Ids that are kept to tell what a token stands behind.

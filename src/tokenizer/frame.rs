@@ -43,7 +43,12 @@ impl Frame {
 fn without_prefix(rules: &mut Value, prefix: &mut bool, every_part: &mut bool) {
     for list in ["normalizers", "pretokenizers"] {
         if let Some(items) = rules.get_mut(list).and_then(Value::as_array_mut) {
-            items.retain(|item| item["type"] != "Prepend" || { (*prefix, *every_part) = (true, true); false });
+            items.retain(|item| {
+                item["type"] != "Prepend" || {
+                    (*prefix, *every_part) = (true, true);
+                    false
+                }
+            });
             items.iter_mut().for_each(|item| without_prefix(item, prefix, every_part));
         }
     }

@@ -59,7 +59,7 @@ impl IncrementalDecoder {
 
     fn window(&mut self, last: bool) -> String {
         let State::Window { ids, sent } = &mut self.state else { return String::new() };
-        let decode = |ids: &[u32]| self.tokenizer.0.base.decode(ids, false).unwrap_or_default();
+        let decode = |ids: &[u32]| self.tokenizer.0.plain_decode(ids, false).unwrap_or_default();
         let text = decode(ids);
         // Equal but for a character that the context leaves unfinished.
         let context = decode(&ids[..*sent]);

@@ -37,6 +37,13 @@ fn parse(text: &str) -> Result<tokenizers::Tokenizer> {
         .map_err(failed)
 }
 
+/// The crate's regular expressions panic when they give up on a text.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).map_err(|_| failed(GIVES_UP))
+}
+
+const GIVES_UP: &str = "its rules give up on this text";
+
 /// Where special tokens may be recognised in a text.
 #[derive(Clone, Copy, Debug)]
 pub enum Specials<'a> {
@@ -77,6 +84,13 @@ struct Inner {
     eos_ids: Vec<u32>,
 }
 
+impl Inner {
+    /// By the file's own decoder.
+    fn plain_decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        guarded(|| self.base.decode(ids, skip_special))?.map_err(failed)
+    }
+}
+
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tokenizer({} tokens)", self.0.vocab_size)
@@ -95,7 +109,7 @@ impl Tokenizer {
         base.with_padding(None);
         let byte_level = matches!(base.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
         let vocab_size = base.get_vocab_size(true);
-        let finders = added::Finders::new(&base)?;
+        let finders = guarded(|| added::Finders::new(&base)).and_then(|found| found)?;
         let frame = frame::Frame::of(&base);
         let pieces = pieces::Pieces::of(&base);
         let inner = Inner { base, finders, frame, pieces, config, byte_level, vocab_size, eos_ids: eos_ids.to_vec() };
@@ -193,7 +207,6 @@ impl Tokenizer {
             Some(without) if inner => (without.normalizer.as_ref(), without.pre_tokenizer.as_ref()),
             _ => own(),
         };
-        // A regular expression that gives up panics in the tokenizers crate.
         let work = || -> tokenizers::Result<tokenizers::Encoding> {
             let mut pieces = PreTokenizedString::from(text);
             self.0.finders.split(&mut pieces, normalizer, specials)?;
@@ -203,9 +216,7 @@ impl Tokenizer {
             pieces.tokenize(|piece| base.get_model().tokenize(piece.get()))?;
             pieces.into_encoding(None, 0, OffsetType::None)
         };
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
-            .map_err(|_| failed("its rules give up on this text"))?
-            .map_err(failed)
+        guarded(work)?.map_err(failed)
     }
 
     /// Ids → text, special tokens left out if `skip_special`. Ids outside the vocabulary give nothing;
@@ -214,7 +225,7 @@ impl Tokenizer {
         if self.0.byte_level {
             return Ok(self.decode_after(&[], ids, skip_special));
         }
-        self.0.base.decode(ids, skip_special).map_err(failed)
+        self.0.plain_decode(ids, skip_special)
     }
 
     /// The text that `ids` add to that of `left`.

@@ -44,7 +44,7 @@ impl Pieces {
         let plain = |text: &str| !text.is_empty() && text.chars().all(char::is_alphanumeric);
         let context = (0..base.get_vocab_size(true).min(1 << 16) as u32)
             .filter(|id| !added.contains_key(id))
-            .filter_map(|id| Some((id, base.decode(&[id], false).ok()?)))
+            .filter_map(|id| Some((id, super::guarded(|| base.decode(&[id], false)).ok()?.ok()?)))
             .find(|(_, text)| plain(text));
         Self { byte_fallback, context }
     }
@@ -84,7 +84,7 @@ impl Tokenizer {
         if let Some(byte) = Some(&token).filter(|_| inner.pieces.byte_fallback).and_then(|t| fallback_byte(t)) {
             return vec![byte];
         }
-        let decode = |ids: &[u32]| inner.base.decode(ids, false).unwrap_or_default();
+        let decode = |ids: &[u32]| inner.plain_decode(ids, false).unwrap_or_default();
         match &inner.pieces.context {
             Some((before, text)) if !self.begins_text(left) => {
                 let both = decode(&[*before, id]);

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{Result, Tokenizer, failed};
+use tokenizers::Decoder as _;
+
+use super::{GIVES_UP, Result, Specials, Tokenizer, TokenizerError, failed, guarded};
 
 /// Characters of the longest text that is tried. What is linear takes microseconds for it.
 const LENGTHS: [usize; 3] = [32, 128, 512];
@@ -21,9 +23,17 @@ pub(super) fn check(tokenizer: &Tokenizer, json: &str) -> Result<()> {
         return Ok(());
     }
     let base = &tokenizer.0.base;
-    let rules = [serde_json::to_value(base.get_normalizer()), serde_json::to_value(base.get_pre_tokenizer())];
+    let rules = [
+        serde_json::to_value(base.get_normalizer()),
+        serde_json::to_value(base.get_pre_tokenizer()),
+        serde_json::to_value(base.get_decoder()),
+    ];
     let mut expressions = Vec::new();
     rules.iter().flatten().for_each(|rule| collect(rule, &mut expressions));
+    let decode = |text: &str| match base.get_decoder() {
+        None => Ok(()),
+        Some(decoder) => guarded(|| drop(decoder.decode(vec![text.to_owned()]))),
+    };
     if expressions.is_empty() {
         return Ok(());
     }
@@ -35,8 +45,9 @@ pub(super) fn check(tokenizer: &Tokenizer, json: &str) -> Result<()> {
             // Tried again before it is blamed: a busy machine may have paused this thread.
             let hostile = (0..3).all(|_| {
                 let begun = Instant::now();
-                let outcome = tokenizer.encoding(&text, super::Specials::Never, false);
-                begun.elapsed() > MOST || outcome.is_err_and(|e| e.0.contains("give up"))
+                let gave_up = |e: TokenizerError| e.0 == GIVES_UP;
+                let encoded = tokenizer.encoding(&text, Specials::Never, false);
+                encoded.is_err_and(gave_up) || decode(&text).is_err() || begun.elapsed() > MOST
             });
             if hostile {
                 let shown: String = expressions.join(" ").chars().take(80).collect();

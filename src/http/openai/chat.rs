@@ -230,7 +230,9 @@ impl Shape {
         for (index, sample) in running.samples.iter().enumerate() {
             let mut reported = Value::Null;
             if self.logprobs {
-                let content = logprobs::chat(self.engine.as_ref(), running.version_id(), running.prompt_tail(), &sample.tokens).await?;
+                let content =
+                    logprobs::chat(self.engine.as_ref(), running.version_id(), running.prompt_tail(), &sample.tokens)
+                        .await?;
                 reported = json!({"content": content, "refusal": null});
             }
             choices.push(json!({

@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::stream::{self, Format, Piece};
 use super::logprobs::{self, Place};
+use super::stream::{self, Format, Piece};
 use super::{params, usage};
 use crate::engine::{Generator, SamplingParams, ServedModel, TextForm};
 use crate::http::AppState;
@@ -137,7 +137,8 @@ pub async fn create(
             params::needs_ids(field, &model)?;
         }
     }
-    for (field, given) in [("add_special_tokens", request.add_special_tokens), ("parse_special", request.parse_special)] {
+    for (field, given) in [("add_special_tokens", request.add_special_tokens), ("parse_special", request.parse_special)]
+    {
         if given.is_some() {
             params::needs_ids(field, &model)?;
         }

@@ -15,6 +15,7 @@ mod limits;
 mod live;
 mod logs;
 mod parameters;
+mod published;
 mod publishing;
 mod sockets;
 mod upstream;

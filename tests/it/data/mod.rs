@@ -7,6 +7,7 @@ pub mod damaged;
 mod fixtures;
 mod formats;
 mod prompts;
+mod published;
 mod pull;
 mod records;
 mod roundtrip;
