@@ -43,7 +43,7 @@ pub(super) fn install(environment: &mut Environment<'static>, name: &str, source
     environment.add_function("strftime_now", |format: String| -> Result<String, Error> {
         jiff::fmt::strtime::format(format, &jiff::ZonedDateTime::now()).map_err(|e| wrong(e.to_string()))
     });
-    environment.add_template_owned(name.to_owned(), prepare(source))
+    environment.add_template_owned(name.to_owned(), prepare(source).map_err(wrong)?)
 }
 
 /// Python's strings, lists, tuples and dictionaries all have `__getitem__` and a length.

@@ -29,9 +29,18 @@ impl Token<'_> {
 /// Words that stand between operands.
 const KEYWORDS: [&str; 12] = ["in", "not", "and", "or", "is", "if", "elif", "else", "set", "for", "recursive", "call"];
 
+/// Operators of one expression, and branches of all conditions. minijinja's compiler calls itself once for each:
+/// more would overrun its stack, which ends the process.
+const MOST_OPERATORS: usize = 200;
+const MOST_BRANCHES: usize = 256;
+
 /// The source with every rewriting made; text outside of tags and comments, raw blocks and string literals
 /// stay as they are.
-pub(super) fn prepare(source: &str) -> String {
+///
+/// # Errors
+/// In words, for expressions that are longer than any template needs.
+pub(super) fn prepare(source: &str) -> Result<String, String> {
+    let mut branches = 0;
     let mut edits: Vec<(usize, usize, String)> = Vec::new();
     let mut at = 0;
     while let Some(found) = source[at..].find('{') {
@@ -51,6 +60,16 @@ pub(super) fn prepare(source: &str) -> String {
         };
         let (tokens, end) = tag(source, open + 2, closing);
         at = end;
+        branches += usize::from(tokens.iter().any(|t| t.text == "elif"));
+        let operators = (0..tokens.len()).filter(|i| nests(&tokens, *i)).count();
+        if operators > MOST_OPERATORS || branches > MOST_BRANCHES {
+            let line = source[..open].matches('\n').count() + 1;
+            let what = match operators > MOST_OPERATORS {
+                true => format!("{operators} operators in one expression, at most {MOST_OPERATORS} are read"),
+                false => format!("over {MOST_BRANCHES} branches"),
+            };
+            return Err(format!("{what} (line {line} of the template)"));
+        }
         let words: Vec<&str> =
             tokens.iter().filter(|t| t.kind != Kind::Sign || t.text == "%").map(|t| t.text).collect();
         match words.as_slice() {
@@ -94,7 +113,17 @@ pub(super) fn prepare(source: &str) -> String {
         done = end;
     }
     out.push_str(&source[done..]);
-    out
+    Ok(out)
+}
+
+/// Whether the token makes the expression one level deeper.
+fn nests(tokens: &[Token<'_>], i: usize) -> bool {
+    match tokens[i].kind {
+        Kind::Sign => !matches!(tokens[i].text, "," | ":" | "="),
+        Kind::Open => i > 0 && is_operand(&tokens[i - 1]),
+        Kind::Word => matches!(tokens[i].text, "and" | "or" | "not" | "is" | "in" | "if" | "else"),
+        Kind::Number | Kind::Text | Kind::Close => false,
+    }
 }
 
 /// The tokens of the tag that begins at `at`, and where it ends.
@@ -246,10 +275,9 @@ fn right_operand(tokens: &[Token<'_>], pairs: &[usize], i: usize) -> Option<usiz
 
 #[cfg(test)]
 mod tests {
-    use super::prepare;
-
     #[test]
     fn only_what_needs_it_is_rewritten() {
+        let prepare = |source: &str| super::prepare(source).expect("a short one");
         assert_eq!(prepare("{{ '%d' % x }}"), "{{ '%d' |__modulo__( x) }}");
         assert_eq!(prepare("{{ '%d%%' % (a, b[1]) ~ c }}"), "{{ '%d%%' |__modulo__( (a, b[1])) ~ c }}");
         assert_eq!(prepare("{%- if loop.index0 % 2 == 0 -%}"), "{%- if loop.index0 |__modulo__( 2) == 0 -%}");

@@ -9,7 +9,7 @@ use instructd::data::PromptInput;
 use instructd::domain::Message;
 use instructd::engine::Pooling;
 use instructd::model::encoder_text::TextEncoder;
-use instructd::model::{self, Encoder, PackedBatch, Purpose};
+use instructd::model::{self, Encoder, PackedBatch, Purpose, pull};
 use instructd::prompt::{ChatTemplate, Texts};
 use instructd::tokenizer::Tokenizer;
 use serde_json::{Value, json};
@@ -57,6 +57,13 @@ fn hostile_templates_end_soon() {
         "{{ a % ".repeat(many),
         "{{ ".to_owned() + &"a % ".repeat(many) + "a }}",
         "{{ ".to_owned() + &"(".repeat(many) + "a" + &")".repeat(many) + " % 2 }}",
+        "{{ a".to_owned() + &"|upper".repeat(many) + " }}",
+        "{{ a".to_owned() + &".a".repeat(many) + " }}",
+        "{{ a".to_owned() + &" ~ a".repeat(many) + " }}",
+        "{{ a".to_owned() + &"()".repeat(many) + " }}",
+        "{{ ".to_owned() + &"not ".repeat(many) + "a }}",
+        "{{ ".to_owned() + &"-".repeat(many) + "a }}",
+        "{% if a %}".to_owned() + &"{% elif a %}".repeat(many) + "{% endif %}",
         "{% raw %}".to_owned() + &"{%".repeat(many),
         "{% generation %}".repeat(many),
         "{% generation %}".repeat(400) + &"{% endgeneration %}".repeat(400),
@@ -327,6 +334,32 @@ fn a_gguf_in_parts_is_one_model() {
     assert!(refused(&alone).contains("its name does not tell"));
     let many = tempfile::tempdir().unwrap();
     assert!(refused(&split(many.path(), 4, 65535).0).contains("part 1 of 65535"));
+}
+
+/// What is pulled is the whole model: every part, and every file that says something about it.
+#[test]
+fn pulled_models_keep_their_parts_and_side_files() {
+    let (data, from) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (first, _) = split(from.path(), 4, 2);
+    let path = pull::pull("parts", data.path(), Some(&first), &mut |_| {}).unwrap();
+    assert_eq!(model::load(&path, &Device::Cpu).unwrap().source.weight_files.len(), 2);
+    assert_eq!(pull::resolve("parts", data.path()).unwrap(), path);
+    let list = modules(&[("", "Transformer"), ("1_Pooling", "Pooling")]);
+    let dir = encoder(&[
+        ("modules.json", list),
+        ("1_Pooling/config.json", json!({"pooling_mode_cls_token": true})),
+        ("sentence_bert_config.json", json!({"max_seq_length": 7})),
+        ("special_tokens_map.json", json!({"pad_token": "t0"})),
+    ]);
+    let path = pull::pull("sentences", data.path(), Some(dir.path()), &mut |_| {}).unwrap();
+    let found = model::describe(&path).unwrap();
+    assert_eq!((found.sentence.pooling, found.sentence.max_tokens), (vec![Pooling::Cls], Some(7)));
+    assert_eq!(found.tokenizer.unwrap().named_token("pad_token"), Some("t0"));
+    // A directory that is no model is told so, not "not a path".
+    let adapter = tempfile::tempdir().unwrap();
+    write(adapter.path(), &[("adapter_config.json", json!({}))]);
+    let error = pull::resolve(adapter.path().to_str().unwrap(), data.path()).unwrap_err().to_string();
+    assert!(error.contains("PEFT adapter"), "{error}");
 }
 
 #[test]
