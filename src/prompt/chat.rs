@@ -94,7 +94,8 @@ impl ChatTemplate {
             tools => Value::from(()),
             documents => Value::from(()),
         };
-        let values = context! { ..rest, ..Value::from_iter(self.named.iter().cloned()) };
+        let named: std::collections::BTreeMap<String, Value> = self.named.iter().cloned().collect();
+        let values = context! { ..rest, ..Value::from(named) };
         let text = template
             .render(values)
             .map_err(|e| ChatError::Messages(format!("the chat template cannot render them: {}", explained(&e))))?;

@@ -213,10 +213,33 @@ impl Tokenizer {
             if let Some(pre_tokenizer) = pre_tokenizer {
                 pre_tokenizer.pre_tokenize(&mut pieces)?;
             }
-            pieces.tokenize(|piece| base.get_model().tokenize(piece.get()))?;
+            match specials {
+                Specials::Everywhere => pieces.tokenize(|piece| base.get_model().tokenize(piece.get()))?,
+                // A vocabulary of whole words may hold special tokens as words.
+                _ => pieces.tokenize(|piece| self.ordinary(piece.get(), 0))?,
+            }
             pieces.into_encoding(None, 0, OffsetType::None)
         };
         guarded(work)?.map_err(failed)
+    }
+
+    /// The tokens of a piece by the vocabulary alone, none of them a special token that the text spells out: such a
+    /// piece is cut behind its first character. `at` is where the piece begins.
+    fn ordinary(&self, piece: &str, at: usize) -> tokenizers::Result<Vec<tokenizers::Token>> {
+        let mut tokens = Vec::new();
+        for mut token in self.0.base.get_model().tokenize(piece)? {
+            let (start, end) = token.offsets;
+            let spelled = self.special_text(token.id).is_some_and(|text| piece.get(start..end) == Some(text));
+            let first = piece.get(start..end).and_then(|text| text.chars().next()).map_or(0, char::len_utf8);
+            if spelled && first > 0 && start + first < end {
+                tokens.extend(self.ordinary(&piece[start..start + first], at + start)?);
+                tokens.extend(self.ordinary(&piece[start + first..end], at + start + first)?);
+            } else {
+                token.offsets = (at + start, at + end);
+                tokens.push(token);
+            }
+        }
+        Ok(tokens)
     }
 
     /// Ids → text, special tokens left out if `skip_special`. Ids outside the vocabulary give nothing;

@@ -39,9 +39,13 @@ pub(super) fn check(tokenizer: &Tokenizer, json: &str) -> Result<()> {
     }
     let mut characters: BTreeSet<char> = "aA0 \n-.é中".chars().collect();
     characters.extend(expressions.iter().flat_map(|e| e.chars()).filter(|c| c.is_alphanumeric()).take(LITERALS));
-    for length in LENGTHS {
-        for c in &characters {
-            let text: String = std::iter::repeat_n(*c, length).chain(['!']).collect();
+    // An expression may ask for a character that a text must hold before it is tried at all.
+    let rest: String =
+        expressions.iter().flat_map(|e| e.chars()).filter(|c| !c.is_whitespace()).take(LITERALS).collect();
+    let texts = LENGTHS.iter().flat_map(|n| characters.iter().map(move |c| (*n, *c)));
+    for (length, c) in texts {
+        for tail in ["!", "\n"] {
+            let text = format!("{}{tail}{rest}", String::from_iter(std::iter::repeat_n(c, length)));
             // Tried again before it is blamed: a busy machine may have paused this thread.
             let hostile = (0..3).all(|_| {
                 let begun = Instant::now();

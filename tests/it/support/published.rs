@@ -70,7 +70,7 @@ pub fn sentencepiece(metaspace: Option<&str>) -> Value {
     let vocab: serde_json::Map<String, Value> = (0..96)
         .map(|id: usize| (PIECES.get(id).map_or_else(|| format!("<unused{id}>"), |p| (*p).to_owned()), json!(id)))
         .collect();
-    let merges = ["h e", "l l", "he l", "hel l", "hell o", "▁ hello", "▁ w", "o r", "l d", "▁w or", "▁wor ld"];
+    let merges = ["h e", "l l", "he ll", "hell o", "▁ hello", "▁ w", "o r", "l d", "▁w or", "▁wor ld"];
     let merges: Vec<Vec<&str>> = merges.iter().map(|m| m.split(' ').collect()).collect();
     let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
     let (normalizer, pre_tokenizer) = match metaspace {
