@@ -14,6 +14,7 @@ mod labeling;
 mod limits;
 mod live;
 mod logs;
+mod markdown;
 mod parameters;
 mod published;
 mod publishing;
