@@ -66,7 +66,7 @@ fn modulo(state: &mut State, left: Value, right: Value) -> Result<Value, Error> 
         return Ok(Value::from(if b < 0 && rest != 0 { rest + b } else { rest }));
     }
     match (f64::try_from(left.clone()), f64::try_from(right.clone())) {
-        (Ok(_), Ok(b)) if b == 0.0 => Err(wrong("modulo by zero")),
+        (Ok(_), Ok(0.0)) => Err(wrong("modulo by zero")),
         (Ok(a), Ok(b)) => Ok(Value::from(a - b * (a / b).floor())),
         _ => Err(wrong(format!("% between {} and {}", left.kind(), right.kind()))),
     }
