@@ -36,7 +36,8 @@ pub struct Embeddings {
 #[derive(Clone, Debug)]
 pub struct EmbedRequest {
     pub inputs: Vec<EncoderInput>,
-    pub pooling: Pooling,
+    /// `None` = as the encoder's directory says, else the mean.
+    pub pooling: Option<Pooling>,
     pub normalize: bool,
     /// Cut over-long texts instead of refusing them; the last token ([SEP]) stays.
     pub truncate: bool,
@@ -148,7 +149,7 @@ fn check_ids(encoder: &TextEncoder, ids: &[u32], param: &'static str, which: &st
 }
 
 pub fn embed(encoder: &TextEncoder, request: EmbedRequest) -> Result<Embeddings, EngineError> {
-    let longest = encoder.encoder().config.max_positions;
+    let longest = encoder.max_tokens();
     let mut sequences = Vec::with_capacity(request.inputs.len());
     for (i, input) in request.inputs.into_iter().enumerate() {
         let mut ids = match input {
@@ -160,10 +161,17 @@ pub fn embed(encoder: &TextEncoder, request: EmbedRequest) -> Result<Embeddings,
         };
         if request.truncate && ids.len() > longest {
             let end = ids[ids.len() - 1];
-            ids.truncate(longest - 1);
+            ids.truncate(longest.saturating_sub(1));
             ids.push(end);
         }
         check_ids(encoder, &ids, "input", &format!("input[{i}]: "))?;
+        if ids.len() > longest {
+            let message = format!(
+                "input[{i}]: {} tokens; the encoder's files say {longest} at most: send less, or truncate = true",
+                ids.len()
+            );
+            return Err(bad("input", message));
+        }
         sequences.push(ids);
     }
     let vectors = encoder.embed(&sequences, request.pooling, request.normalize).map_err(failed)?;

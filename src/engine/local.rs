@@ -18,16 +18,17 @@ use super::encoders::{self, Encoders};
 use super::rewards::RewardModels;
 use super::scheduler::{Lane, Limits};
 use super::sequence::{Queued, Shared};
+use super::text::TextStream;
 use super::{
     Attention, DataDir, EmbedRequest, Embeddings, EngineError, EngineStats, FillRequest, Filled, GenerateRequest,
-    Generation, Generator, ModelFiles, SamplingParams, ServedModel,
+    Generation, Generator, ModelFiles, Piece, SamplingParams, ServedModel, TextForm, TokenLogprob,
 };
 use crate::domain::{Message, ModelKind, ModelVersion, ModelVersionId, RewardScore};
 use crate::generation::Warpers;
 use crate::model::{self, Decoder, SoftPrompt};
 use crate::ops::linear::WeightFormat;
-use crate::prompt::ChatTemplate;
-use crate::tokenizer::{IncrementalDecoder, Tokenizer};
+use crate::prompt::{ChatError, ChatTemplate};
+use crate::tokenizer::Tokenizer;
 
 /// Sizes of the engine, from the configuration.
 #[derive(Clone, Debug)]
@@ -70,13 +71,16 @@ pub struct LoadedModel {
     pub served: Arc<ServedModel>,
     pub decoder: Decoder,
     tokenizer: Option<Tokenizer>,
-    template: Option<ChatTemplate>,
+    /// A template that cannot be used fails the requests that need it, not the model.
+    template: Option<Result<ChatTemplate, ChatError>>,
 }
 
 impl LoadedModel {
-    /// Text decoder for one sample; special tokens are not text.
-    pub fn decoder_for_text(&self) -> Option<IncrementalDecoder> {
-        self.tokenizer.as_ref().map(|t| t.incremental(true))
+    /// The text of one sample of a request.
+    pub fn text_stream(&self, request: &GenerateRequest) -> TextStream {
+        let params = &request.params;
+        let include = params.include_stop_str_in_output;
+        TextStream::new(self.tokenizer.as_ref(), &request.prompt_ids, &params.stop, include)
     }
 
     fn tokenizer(&self) -> Result<&Tokenizer, EngineError> {
@@ -189,6 +193,9 @@ impl LocalEngine {
         if let Some((id, _)) = request.params.logit_bias.iter().find(|(id, _)| *id as usize >= facts.vocab_size) {
             return bad("logit_bias", format!("token id {id} is outside the vocabulary of {}", facts.vocab_size));
         }
+        if let Some(id) = request.params.stop_token_ids.iter().find(|id| **id as usize >= facts.vocab_size) {
+            return bad("stop_token_ids", format!("token id {id} is outside the vocabulary of {}", facts.vocab_size));
+        }
         if request.n == 0 {
             return bad("n", "at least one sample is needed".into());
         }
@@ -232,10 +239,11 @@ fn load_model(
         _ => device::dense(&loaded, weights.as_str()).map_err(failed)?,
     };
     warm_up(&decoder).map_err(failed)?;
-    let template = match &loaded.chat_template {
-        Some(source) => Some(ChatTemplate::new(source, loaded.tokenizer.as_ref()).map_err(|e| failed(e.to_string()))?),
-        None => None,
-    };
+    let tokenizer = loaded.tokenizer.as_ref();
+    let template = loaded.chat_template.as_ref().map(|source| ChatTemplate::new(source, tokenizer));
+    if let Some(Err(error)) = &template {
+        tracing::warn!(model = %version.name, %error, "chat requests to this model will be refused");
+    }
     let served = ServedModel {
         vocab_size: loaded.config.vocab_size,
         max_context: loaded.config.max_positions,
@@ -244,6 +252,7 @@ fn load_model(
         weights: weights.as_str().to_owned(),
         parameters,
         has_chat_template: template.is_some(),
+        before_text: tokenizer.map(|t| t.before_text().to_vec()).unwrap_or_default(),
         version,
     };
     Ok(LoadedModel { served: Arc::new(served), decoder, tokenizer: loaded.tokenizer, template })
@@ -278,10 +287,13 @@ impl Generator for LocalEngine {
         stats.queued.fetch_add(1, SeqCst);
         let (events, receiver) = mpsc::unbounded_channel();
         let (prompt_tokens, version) = (request.prompt_ids.len(), model.served.clone());
-        let eos_ids = if request.params.ignore_eos { Vec::new() } else { model.served.eos_ids.clone() };
+        let mut end_ids = request.params.stop_token_ids.clone();
+        if !request.params.ignore_eos {
+            end_ids.extend_from_slice(&model.served.eos_ids);
+        }
         let warpers = request.params.warpers();
         let queued = Queued::since(Instant::now());
-        let shared = Arc::new(Shared { request, warpers, events, eos_ids, soft, queued });
+        let shared = Arc::new(Shared { request, warpers, events, end_ids, soft, queued });
         if self.commands.send(Command::Submit(model, shared)).is_err() {
             return Err(EngineError::Failed("the engine thread has ended".into()));
         }
@@ -327,11 +339,16 @@ impl Generator for LocalEngine {
         &self,
         version: Option<&ModelVersionId>,
         text: &str,
-        add_special: bool,
-        parse_special: bool,
+        form: TextForm<'_>,
     ) -> Result<Vec<u32>, EngineError> {
         let model = self.find(version)?;
-        let encoded = model.tokenizer()?.encode(text, add_special, parse_special);
+        let tokenizer = model.tokenizer()?;
+        let encoded = match form {
+            TextForm::Whole { special, parse_special } => tokenizer.encode(text, special, parse_special),
+            TextForm::Open { special: true, parse_special } => tokenizer.encode_open(text, parse_special),
+            TextForm::Open { special: false, parse_special } => tokenizer.encode(text, false, parse_special),
+            TextForm::After(left) => tokenizer.encode_after(left, text),
+        };
         encoded.map_err(|e| EngineError::BadRequest { param: "prompt", message: e.to_string() })
     }
 
@@ -341,13 +358,25 @@ impl Generator for LocalEngine {
         decoded.map_err(|e| EngineError::BadRequest { param: "tokens", message: e.to_string() })
     }
 
-    async fn token_texts(&self, version: Option<&ModelVersionId>, ids: &[u32]) -> Result<Vec<String>, EngineError> {
+    async fn token_pieces(
+        &self,
+        version: Option<&ModelVersionId>,
+        left: &[u32],
+        tokens: &[TokenLogprob],
+    ) -> Result<Vec<Vec<Piece>>, EngineError> {
         let model = self.find(version)?;
-        // Models without a tokenizer still answer log-prob requests: ids stand for themselves.
-        Ok(ids
-            .iter()
-            .map(|id| model.tokenizer.as_ref().map_or_else(|| id.to_string(), |t| t.token_text(*id)))
-            .collect())
+        let mut context = left.to_vec();
+        let one = |token: &TokenLogprob| {
+            // Models without a tokenizer still answer log-prob requests: ids stand for themselves.
+            let piece = |id: u32| match &model.tokenizer {
+                Some(tokenizer) => tokenizer.piece(&context, id),
+                None => Piece::of(id.to_string()),
+            };
+            let listed = std::iter::once(token.id).chain(token.top.iter().map(|(id, _)| *id)).map(piece).collect();
+            context.push(token.id);
+            listed
+        };
+        Ok(tokens.iter().map(one).collect())
     }
 
     async fn chat_prompt(
@@ -360,7 +389,9 @@ impl Generator for LocalEngine {
         let template = model
             .template
             .as_ref()
-            .ok_or_else(|| bad("this model has no chat template: use /v1/completions".into()))?;
+            .ok_or_else(|| bad("this model has no chat template: use /v1/completions".into()))?
+            .as_ref()
+            .map_err(|e| bad(e.to_string()))?;
         template.encode(messages, true, model.tokenizer()?).map_err(|e| bad(e.to_string()))
     }
 

@@ -14,7 +14,7 @@ use super::extract::Json;
 use super::observe::RequestId;
 use super::openai::chat::{self, ChatMessage};
 use crate::domain::Message;
-use crate::engine::{Generator, ServedModel};
+use crate::engine::{Generator, ServedModel, TextForm};
 use crate::eval::choices::{Normalize, Scored};
 use crate::prompt::{Gap, LabelTemplate, Shots};
 use crate::service::choices::{Context, Label, Question, answer};
@@ -64,6 +64,11 @@ pub struct ChoicesRequest {
     pub prompt_adapter: Option<String>,
     /// Also return the log-prob of every scored token.
     pub logprobs: Option<bool>,
+    /// Put what the model expects before a text (a begin token) before it. Default true. With `prompt` and
+    /// `template`.
+    pub add_special_tokens: Option<bool>,
+    /// Read special tokens written in the text as those tokens, the choices included. Default false.
+    pub parse_special: Option<bool>,
     /// Accepted, without effect.
     pub user: Option<Value>,
 }
@@ -105,10 +110,12 @@ pub async fn create(
     let model = resolve_model(services, request.model.as_deref(), caller.is_admin()).await?;
     let adapter = resolve_adapter(services, request.prompt_adapter.as_deref(), &model).await?;
     let engine = services.engine()?;
-    let context = form.context(engine.as_ref(), &model, None).await?;
+    let special = request.add_special_tokens.unwrap_or(true);
+    let text = TextForm::Open { special, parse_special: request.parse_special.unwrap_or(false) };
+    let context = form.context(engine.as_ref(), &model, None, text).await?;
     let mut content_free = Vec::with_capacity(free.len());
-    for text in free {
-        content_free.push(form.context(engine.as_ref(), &model, Some(text)).await?);
+    for content in free {
+        content_free.push(form.context(engine.as_ref(), &model, Some(content), text).await?);
     }
     let normalize = request.normalize;
     let question = Question { request_id, model, adapter, context, content_free, labels, normalize };
@@ -294,17 +301,24 @@ impl Form {
     }
 
     /// What the choices follow; with `free` in the place of the content.
-    async fn context(&self, engine: &dyn Generator, model: &ServedModel, free: Option<&str>) -> ApiResult<Context> {
+    async fn context(
+        &self,
+        engine: &dyn Generator,
+        model: &ServedModel,
+        free: Option<&str>,
+        form: TextForm<'static>,
+    ) -> ApiResult<Context> {
+        let text = |before: &str, after: &str| Context::Text {
+            gap: Gap { before: before.to_owned(), after: after.to_owned() },
+            form,
+        };
         Ok(match self {
             Self::Ids(ids) => match free {
                 None => Context::Ids(ids.clone()),
-                Some(free) => Context::Text(Gap { before: free.to_owned(), after: String::new() }),
+                Some(free) => text(free, ""),
             },
-            Self::Text(text) => Context::Text(Gap { before: free.unwrap_or(text).to_owned(), after: String::new() }),
-            Self::Blank(gap) => {
-                let before = free.unwrap_or(&gap.before).to_owned();
-                Context::Text(Gap { before, after: gap.after.clone() })
-            }
+            Self::Text(prompt) => text(free.unwrap_or(prompt), ""),
+            Self::Blank(gap) => text(free.unwrap_or(&gap.before), &gap.after),
             Self::Chat { messages, last } => {
                 let mut messages = messages.clone();
                 if let Some(free) = free {
@@ -314,7 +328,7 @@ impl Form {
             }
             Self::Template { template, input, instruction, examples, separator } => {
                 let shots = Shots { instruction: instruction.as_deref(), examples, separator };
-                Context::Text(template.gap(shots, free.unwrap_or(input)))
+                Context::Text { gap: template.gap(shots, free.unwrap_or(input)), form }
             }
         })
     }

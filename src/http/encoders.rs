@@ -26,9 +26,9 @@ pub struct EmbeddingsRequest {
     pub encoding_format: Option<String>,
     /// Only the encoder's own width is taken: its vectors are not made to be cut.
     pub dimensions: Option<u64>,
-    /// `mean` (default) or `cls`.
-    #[serde(default)]
-    pub pooling: Pooling,
+    /// How token vectors become one: `mean`, `cls`, `max`, `mean_sqrt_len`, `weighted_mean` or `last_token`.
+    /// Default: as the encoder's directory says (modules.json), else `mean`.
+    pub pooling: Option<Pooling>,
     /// Vectors of length 1. Default true.
     pub normalize: Option<bool>,
     /// Cut texts that are too long instead of refusing them. Default false.

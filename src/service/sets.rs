@@ -9,7 +9,7 @@ use super::label::{Word, human_completion, judge};
 use super::prompts::{check_messages, prompt_record};
 use super::{Result, ServiceError, Services, bad_input, not_found_as, to_the_end};
 use crate::domain::*;
-use crate::engine::{SamplingParams, ServedModel};
+use crate::engine::{SamplingParams, ServedModel, TextForm};
 use crate::service::people::Actor;
 use crate::store::Submitted;
 
@@ -191,7 +191,7 @@ pub(super) async fn begin(
     let input = match prompt.messages.as_slice() {
         // Raw text stays raw; a model without a template can only read raw text.
         [one] if prompt.source == "completions" || !model.has_chat_template => {
-            PromptInput::raw(engine.as_ref(), &model, &one.content).await?
+            PromptInput::raw(engine.as_ref(), &model, &one.content, TextForm::PROMPT).await?
         }
         messages => PromptInput::chat(engine.as_ref(), &model, messages, true).await?,
     };

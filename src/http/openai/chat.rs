@@ -32,6 +32,9 @@ params::generation_request!(
         logprobs: Option<bool>,
         /// 0 to 20 alternatives per token; with `logprobs`.
         top_logprobs: Option<u64>,
+        /// Put what the model expects before a text (a begin token) before the rendered conversation too. Default
+        /// false: templates write their own.
+        add_special_tokens: Option<bool>,
         /// Not supported, except `{"type": "text"}`.
         response_format: Option<Value>,
         /// Not supported.
@@ -166,7 +169,13 @@ pub async fn create(
     if reported {
         params::needs_ids("logprobs", &model)?;
     }
-    let prompt = PromptInput::chat(engine.as_ref(), &model, &messages, max_tokens.is_some()).await?;
+    let mut prompt = PromptInput::chat(engine.as_ref(), &model, &messages, max_tokens.is_some()).await?;
+    if request.add_special_tokens.unwrap_or(false) {
+        params::needs_ids("add_special_tokens", &model)?;
+        if let PromptInput::Ids(ids) = &mut prompt {
+            ids.splice(0..0, model.before_text.iter().copied());
+        }
+    }
     let adapter = complete::resolve_adapter(services, request.prompt_adapter.as_deref(), &model).await?;
     let room = prompt.room(&model).saturating_sub(adapter.as_ref().map_or(0, |a| a.tokens)).max(1);
     let max_tokens = max_tokens.unwrap_or(room.min(services.live().config.limits.default_chat_tokens));
@@ -220,7 +229,9 @@ impl Shape {
         for (index, sample) in running.samples.iter().enumerate() {
             let mut reported = Value::Null;
             if self.logprobs {
-                let content = logprobs::chat(self.engine.as_ref(), running.version_id(), &sample.tokens).await?;
+                let content =
+                    logprobs::chat(self.engine.as_ref(), running.version_id(), running.prompt_tail(), &sample.tokens)
+                        .await?;
                 reported = json!({"content": content, "refusal": null});
             }
             choices.push(json!({
@@ -244,7 +255,8 @@ impl Format for Shape {
             Piece::Start { .. } => (json!({"role": "assistant", "content": ""}), None),
             Piece::Delta { text, tokens } => {
                 if self.logprobs && !tokens.is_empty() {
-                    let content = logprobs::chat(self.engine.as_ref(), running.version_id(), tokens).await?;
+                    let left = running.left_of(index, tokens.len());
+                    let content = logprobs::chat(self.engine.as_ref(), running.version_id(), &left, tokens).await?;
                     reported = json!({"content": content, "refusal": null});
                 } else if text.is_empty() {
                     return Ok(None);

@@ -9,6 +9,9 @@ use crate::http::error::{ApiError, ApiResult};
 /// Most alternatives per token that can be asked for.
 pub const MAX_LOGPROBS: u64 = 20;
 
+/// Most tokens that may end a text.
+const MAX_STOP_IDS: usize = 256;
+
 /// Declares a request body: the shared sampling fields, then its own.
 macro_rules! generation_request {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $field:ident: $ty:ty),* $(,)? }) => {
@@ -38,6 +41,10 @@ macro_rules! generation_request {
             /// A string or a list of strings; the text ends before the first of them.
             #[schemars(with = "Option<serde_json::Value>")]
             pub stop: Option<serde_json::Value>,
+            /// Token ids that end the text; they are not part of it.
+            pub stop_token_ids: Option<Vec<u32>>,
+            /// Keep the stop string in the text. Default false.
+            pub include_stop_str_in_output: Option<bool>,
             /// Samples per prompt. Default 1.
             pub n: Option<u64>,
             /// Drawn at random, and returned, when absent.
@@ -77,6 +84,8 @@ macro_rules! generation_request {
                     frequency_penalty: self.frequency_penalty,
                     logit_bias: self.logit_bias.as_ref(),
                     stop: self.stop.as_ref(),
+                    stop_token_ids: self.stop_token_ids.as_deref(),
+                    include_stop: self.include_stop_str_in_output,
                     ignore_eos: self.ignore_eos,
                     min_tokens: self.min_tokens,
                 }
@@ -109,6 +118,8 @@ pub struct Given<'a> {
     pub frequency_penalty: Option<f64>,
     pub logit_bias: Option<&'a Value>,
     pub stop: Option<&'a Value>,
+    pub stop_token_ids: Option<&'a [u32]>,
+    pub include_stop: Option<bool>,
     pub ignore_eos: Option<bool>,
     pub min_tokens: Option<u64>,
 }
@@ -138,6 +149,8 @@ impl Given<'_> {
             frequency_penalty: ranged("frequency_penalty", self.frequency_penalty, 0.0, -2.0, 2.0)?,
             logit_bias: logit_bias(self.logit_bias)?,
             stop: stop(self.stop, limits)?,
+            stop_token_ids: stop_ids(self.stop_token_ids)?,
+            include_stop_str_in_output: self.include_stop.unwrap_or(false),
             ignore_eos: self.ignore_eos.unwrap_or(false),
             min_tokens: self.min_tokens.map_or(Ok(0), |v| count("min_tokens", v))?,
             ..SamplingParams::default()
@@ -191,6 +204,14 @@ fn stop(value: Option<&Value>, limits: &LimitsConfig) -> ApiResult<Vec<String>> 
         text.map(str::to_owned).ok_or_else(|| ApiError::bad(format!("stop[{i}]"), message()))
     };
     list.iter().enumerate().map(one).collect()
+}
+
+fn stop_ids(value: Option<&[u32]>) -> ApiResult<Vec<u32>> {
+    let ids = value.unwrap_or_default();
+    if ids.len() > MAX_STOP_IDS {
+        return Err(ApiError::bad("stop_token_ids", format!("at most {MAX_STOP_IDS} token ids")));
+    }
+    Ok(ids.to_vec())
 }
 
 /// A seed from the request: any integer of 64 bits; negative ones count by their bits.

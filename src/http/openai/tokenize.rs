@@ -4,6 +4,7 @@ use axum::extract::State;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::engine::TextForm;
 use crate::http::AppState;
 use crate::http::auth::MaybeCaller;
 use crate::http::error::{ApiError, ApiResult};
@@ -21,6 +22,8 @@ pub struct TokenizeRequest {
     pub content: Option<String>,
     /// Whether the tokenizer adds its start and end tokens. Default true.
     pub add_special_tokens: Option<bool>,
+    /// Read special tokens written in the text as those tokens. Default false.
+    pub parse_special: Option<bool>,
 }
 
 pub async fn tokenize(
@@ -35,9 +38,10 @@ pub async fn tokenize(
     check_size(text.len(), "prompt", state.services.config.limits.prompt_bytes)?;
     let model = resolve_model(&state.services, request.model.as_deref(), caller.is_admin()).await?;
     needs_ids("model", &model)?;
-    let add_special = request.add_special_tokens.unwrap_or(true);
+    let special = request.add_special_tokens.unwrap_or(true);
+    let form = TextForm::Whole { special, parse_special: request.parse_special.unwrap_or(false) };
     let engine = state.services.engine()?;
-    let tokens = engine.tokenize(Some(&model.version.id), &text, add_special, false).await?;
+    let tokens = engine.tokenize(Some(&model.version.id), &text, form).await?;
     Ok(axum::Json(json!({"count": tokens.len(), "tokens": tokens, "max_model_len": model.max_context})))
 }
 

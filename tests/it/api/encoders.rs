@@ -174,7 +174,7 @@ async fn bad_input() {
         (json!({"input": vec!["t1"; 257]}), 400, "input"),
         (json!({"input": "t1", "dimensions": 12}), 400, "dimensions"),
         (json!({"input": "t1", "encoding_format": "hex"}), 400, "encoding_format"),
-        (json!({"input": "t1", "pooling": "max"}), 400, "pooling"),
+        (json!({"input": "t1", "pooling": "median"}), 400, "pooling"),
         (json!({"input": "t1", "model": "base"}), 400, "model"),
         (json!({"input": "t1", "model": "retired"}), 400, "model"),
         (json!({"input": "t1", "model": "nope"}), 404, "model"),

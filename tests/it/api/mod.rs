@@ -18,6 +18,7 @@ mod live;
 mod logs;
 mod markdown;
 mod parameters;
+mod published;
 mod publishing;
 mod sockets;
 mod upstream;
