@@ -276,10 +276,11 @@ impl Generator for MockGenerator {
     async fn reward_scores(
         &self,
         _version: &ModelVersion,
-        conversations: &[Vec<Message>],
+        _prompt: &Arc<[Message]>,
+        answers: Vec<String>,
     ) -> Result<Vec<RewardScore>, EngineError> {
-        let length = |c: &Vec<Message>| c.last().map_or(0, |m| m.content.len()) as f64 / 100.0;
-        Ok(conversations.iter().map(length).map(|n| RewardScore { mean: n, std: n / 10.0 }).collect())
+        let length = |answer: &String| answer.len() as f64 / 100.0;
+        Ok(answers.iter().map(length).map(|n| RewardScore { mean: n, std: n / 10.0 }).collect())
     }
 
     fn stats(&self) -> EngineStats {

@@ -13,12 +13,14 @@ mod rewards;
 mod scheduler;
 mod sequence;
 mod text;
+mod turns;
 pub mod upstream;
 
 pub use crate::model::encoder_text::Pooling;
 pub use attention::Attention;
 pub use encoders::{EmbedRequest, Embeddings, EncoderInput, FillRequest, Filled, Filling, Gapped};
 pub use local::{EngineOptions, LocalEngine};
+pub use turns::{Asker, Turns};
 pub use upstream::{UpstreamEngine, UpstreamOptions};
 
 use std::sync::Arc;
@@ -278,17 +280,14 @@ pub trait Generator: Send + Sync + 'static {
         version: Option<&ModelVersionId>,
         messages: &[Message],
     ) -> Result<Vec<u32>, EngineError>;
-    /// Scores conversations (the last message is the response) with a reward model version: the mean of its
-    /// heads, and their standard deviation as a measure of doubt.
+    /// Scores answers to one prompt with a reward model version: the mean of its heads, and their standard
+    /// deviation as a measure of doubt.
     async fn reward_scores(
         &self,
         version: &ModelVersion,
-        conversations: &[Vec<Message>],
+        prompt: &Arc<[Message]>,
+        answers: Vec<String>,
     ) -> Result<Vec<RewardScore>, EngineError>;
-    /// The scores alone.
-    async fn rewards(&self, version: &ModelVersion, conversations: &[Vec<Message>]) -> Result<Vec<f64>, EngineError> {
-        Ok(self.reward_scores(version, conversations).await?.into_iter().map(|score| score.mean).collect())
-    }
     /// Makes a soft prompt ready for requests to `base`; returns how many positions it takes.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::Device;
 
 use super::recent::Recent;
-use super::{EngineError, ModelFiles};
+use super::{Asker, EngineError, ModelFiles, Turns};
 use crate::domain::{Message, ModelVersion, RewardScore};
 use crate::model::reward::RewardModel;
 use crate::model::{self, Loaded};
@@ -23,29 +23,33 @@ struct Scorer {
     max_length: usize,
 }
 
+/// Scorings at the same time, and those that may wait for a turn.
+const AT_ONCE: usize = 2;
+const MAY_WAIT: usize = 64;
+
 pub struct RewardModels {
     loaded: Recent<Scorer>,
+    turns: Turns,
 }
 
 impl RewardModels {
     pub fn new() -> Self {
-        Self { loaded: Recent::new(KEEP) }
+        Self { loaded: Recent::new(KEEP), turns: Turns::new(AT_ONCE, MAY_WAIT) }
     }
 
-    /// Scores of conversations whose last message is the response.
+    /// Scores of answers to one prompt.
     pub async fn score(
         &self,
         version: &ModelVersion,
         files: &Arc<dyn ModelFiles>,
-        conversations: &[Vec<Message>],
+        prompt: &Arc<[Message]>,
+        answers: Vec<String>,
     ) -> Result<Vec<RewardScore>, EngineError> {
-        let (name, conversations) = (version.name.clone(), conversations.to_vec());
+        let (name, prompt) = (version.name.clone(), prompt.clone());
         let failed = move |e: String| EngineError::Failed(format!("reward model '{name}': {e}"));
         let loading = failed.clone();
         let scorer = self.loaded.get_or_load(version, files, move |path| Scorer::load(path).map_err(loading)).await?;
-        tokio::task::spawn_blocking(move || scorer.score(&conversations, failed))
-            .await
-            .map_err(|e| EngineError::Failed(e.to_string()))?
+        self.turns.run(move |asker| scorer.score(&prompt, &answers, asker, failed)).await
     }
 }
 
@@ -59,18 +63,23 @@ impl Scorer {
 
     fn score(
         &self,
-        conversations: &[Vec<Message>],
+        prompt: &[Message],
+        answers: &[String],
+        asker: &Asker,
         failed: impl Fn(String) -> EngineError,
     ) -> Result<Vec<RewardScore>, EngineError> {
-        let mut ids = Vec::with_capacity(conversations.len());
-        for conversation in conversations {
-            let Some((response, prompt)) = conversation.split_last() else {
-                let message = "a conversation needs at least the response".into();
-                return Err(EngineError::BadRequest { param: "completions", message });
-            };
-            let encoded = self.texts.conversation(&prompt.to_vec().into(), &response.content, self.max_length);
-            ids.push(encoded.map_err(|e| failed(e.to_string()))?.0);
+        let prompt = prompt.to_vec().into();
+        let mut scores = Vec::with_capacity(answers.len());
+        let mut batch: Vec<Vec<u32>> = Vec::new();
+        for (i, answer) in answers.iter().enumerate() {
+            asker.still_there()?;
+            let encoded = self.texts.conversation(&prompt, answer, self.max_length);
+            batch.push(encoded.map_err(|e| failed(e.to_string()))?.0);
+            if i + 1 == answers.len() || batch.iter().map(Vec::len).sum::<usize>() >= BATCH_TOKENS {
+                scores.extend(self.model.scores(&batch, BATCH_TOKENS).map_err(|e| failed(e.to_string()))?);
+                batch.clear();
+            }
         }
-        self.model.scores(&ids, BATCH_TOKENS).map_err(|e| failed(e.to_string()))
+        Ok(scores)
     }
 }

@@ -6,9 +6,7 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::admin::{jobs, transfer};
 use super::routes::Route;
-use super::{label, sets};
 use crate::domain::{Demonstration, FeedbackEvent, Job, JobEvent, Judgment, Labeler, Metric, ModelVersion, Prompt};
 
 /// The good answer of a route.
@@ -264,7 +262,7 @@ pub fn of(route: &Route) -> Answer {
         ("POST", "/v1/label/{id}/renew") => json(OK, object(&[("expires_at", integer())])),
         ("POST", "/v1/label/{id}/release") => nothing(),
         ("POST", "/v1/label/{id}/judgment") => json(OK, submitted()),
-        ("GET", "/v1/label/history") => json(OK, data(schema::<Judgment>())),
+        ("GET", "/v1/label/history") => json(OK, page(schema::<Judgment>())),
         ("GET", "/v1/label/judgments/{id}") => json(
             OK,
             object(&[
@@ -298,20 +296,5 @@ pub fn of(route: &Route) -> Answer {
         ("GET", "/admin/keys") => json(OK, data(key(false))),
         ("POST", "/admin/keys") => json(MADE, key(true)),
         _ => json(&[200, 201, 202, 204], json!({"type": "object"})),
-    }
-}
-
-/// Schema of the query's fields, for routes that take any.
-pub fn query(route: &Route) -> Option<Value> {
-    match (route.method.as_str(), route.path) {
-        ("GET", "/v1/prompts" | "/v1/judgments" | "/v1/label/history") => Some(schema::<label::PageQuery>()),
-        ("GET", "/v1/comparison-sets") => Some(schema::<sets::SetsQuery>()),
-        ("GET", "/v1/label/next") => Some(schema::<label::NextQuery>()),
-        ("GET", "/admin/jobs") => Some(schema::<jobs::JobsQuery>()),
-        ("GET", "/admin/jobs/{id}/events") => Some(schema::<jobs::EventsQuery>()),
-        ("GET", "/admin/jobs/{id}/metrics") => Some(schema::<jobs::MetricsQuery>()),
-        ("POST", "/admin/import") => Some(schema::<transfer::ImportQuery>()),
-        ("GET", "/admin/export") => Some(schema::<transfer::ExportQuery>()),
-        _ => None,
     }
 }

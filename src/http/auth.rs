@@ -1,6 +1,8 @@
 //! Who may call what: bearer keys, session cookies, and the check that a cookie was not sent by a
 //! foreign page.
 
+use std::sync::Arc;
+
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, header};
@@ -9,7 +11,9 @@ use axum::response::{IntoResponse, Response};
 
 use super::AppState;
 use super::error::{ApiError, ApiResult};
+use super::extract::{known_query, plain_body};
 use super::rates::{Peer, client_address};
+use super::routes::Route;
 use crate::domain::{ApiKeyId, Role};
 use crate::service::people::{self, Actor};
 
@@ -56,10 +60,36 @@ impl Access {
     }
 }
 
-/// The route's guard: finds the caller, refuses those it does not admit, and leaves the caller for handlers.
-pub async fn guard(State((state, access)): State<(AppState, Access)>, mut request: Request, next: Next) -> Response {
+/// What the guard of one route needs to know.
+#[derive(Clone)]
+pub struct Guard {
+    state: AppState,
+    access: Access,
+    /// Parameters of the query; `None` = any.
+    query: Option<Arc<[String]>>,
+    plain_body: bool,
+}
+
+impl Guard {
+    pub fn of(route: &Route, state: AppState) -> Self {
+        let query = route.query_names().map(Arc::from);
+        Self { state, access: route.access, query, plain_body: !route.decodes }
+    }
+
+    fn form(&self, request: &Request) -> ApiResult<()> {
+        if let Some(known) = &self.query {
+            known_query(request.uri(), known)?;
+        }
+        if self.plain_body { plain_body(request.headers()) } else { Ok(()) }
+    }
+}
+
+/// The route's guard: finds the caller, refuses those it does not admit and requests whose form no route takes,
+/// and leaves the caller for handlers.
+pub async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>();
-    match check(&state, access, request.method(), request.headers(), peer).await {
+    let checked = check(&guard.state, guard.access, request.method(), request.headers(), peer).await;
+    match checked.and_then(|actor| guard.form(&request).map(|()| actor)) {
         Ok(actor) => {
             if let Some(actor) = actor {
                 request.extensions_mut().insert(actor);

@@ -11,8 +11,10 @@ pub mod encoders;
 pub mod error;
 pub mod extract;
 pub mod feedback;
+pub mod hosts;
 pub mod label;
 pub mod markdown;
+pub mod nulls;
 pub mod observe;
 pub mod openai;
 pub mod openapi;
@@ -23,13 +25,14 @@ pub mod session;
 pub mod sets;
 pub mod status;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::extract::DefaultBodyLimit;
 use axum::{Router, middleware};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::engine::Turns;
 use crate::service::Services;
 
 /// What handlers share.
@@ -41,14 +44,29 @@ pub struct App {
 
 pub type AppState = Arc<App>;
 
+/// Large pieces of work of this room (parsing, writing) at the same time, and those that may wait for a turn.
+const APART_AT_ONCE: usize = 4;
+const APART_MAY_WAIT: usize = 64;
+static APART: LazyLock<Turns> = LazyLock::new(|| Turns::new(APART_AT_ONCE, APART_MAY_WAIT));
+
+/// Runs work that takes longer than a moment on a blocking thread, in turn, so that the threads that answer
+/// others stay free.
+///
+/// # Errors
+/// 429 when too many wait.
+pub async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, error::ApiError> {
+    APART.run(|_| Ok(work())).await.map_err(error::ApiError::from)
+}
+
 /// The whole server as one service; tests call it without a socket.
 pub fn router(services: Arc<Services>) -> Router {
     let limits = services.config.limits.clone();
     let rates = rates::Rates::new(&services.config.rates);
+    let hosts = hosts::Hosts::new(services.config.listen, &services.config.server.hosts);
     let state: AppState = Arc::new(App { services, prometheus: status::prometheus(), rates });
     let mut router = Router::new();
     for route in routes::table(&limits) {
-        let guard = middleware::from_fn_with_state((state.clone(), route.access), auth::guard);
+        let guard = middleware::from_fn_with_state(auth::Guard::of(&route, state.clone()), auth::guard);
         router = router.route(route.path, route.handler.layer(guard));
     }
     router
@@ -56,6 +74,7 @@ pub fn router(services: Arc<Services>) -> Router {
         .method_not_allowed_fallback(error::no_method)
         .layer(DefaultBodyLimit::max(limits.body_bytes))
         .layer(CatchPanicLayer::custom(error::panicked))
+        .layer(middleware::from_fn_with_state(hosts, hosts::check))
         .layer(middleware::from_fn(observe::observe))
         .with_state(state)
 }

@@ -122,7 +122,7 @@ fn parameters(route: &Route, path: &str) -> Vec<Value> {
     let names = path.split('/').filter_map(|p| p.strip_prefix('{')?.strip_suffix('}'));
     let mut all: Vec<Value> =
         names.map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}})).collect();
-    if let Some(query) = answers::query(route) {
+    if let Some(query) = &route.query {
         let required: Vec<&str> =
             query["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         for (name, schema) in query["properties"].as_object().into_iter().flatten() {
@@ -186,9 +186,9 @@ fn section(route: &Route, id: &str, path: &str) -> String {
         escape(route.about),
         route.access.as_str()
     );
-    for (caption, schema) in [("Query", answers::query(route)), ("Body", route.body.clone())] {
+    for (caption, schema) in [("Query", &route.query), ("Body", &route.body)] {
         if let Some(schema) = schema {
-            out.push_str(&fields(caption, &schema));
+            out.push_str(&fields(caption, schema));
         }
     }
     if let Some(words) = route.answer {

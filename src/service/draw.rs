@@ -163,6 +163,11 @@ async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<Plan> {
     if request.max_tokens == Some(0) {
         return Err(bad_input("max_tokens", "must be at least 1"));
     }
+    if request.temperature == Some(0.0)
+        && matches!(request.policy, SelectionPolicy::Random | SelectionPolicy::Uncertainty)
+    {
+        return Err(bad_input("temperature", sets::SAME_AT_ZERO));
+    }
     if request.temperature.is_some_and(|t| !(0.0..=2.0).contains(&t)) {
         return Err(bad_input("temperature", "must be 0 to 2"));
     }
@@ -312,10 +317,11 @@ async fn candidate(services: &Arc<Services>, plan: &Plan, prompt: Prompt, seed: 
         // The newest say most about the policy of today.
         stored.reverse();
         for completion in stored {
-            if !completion.text.trim().is_empty() && written.iter().all(|w| w.1 != completion.text) {
+            if !completion.text.trim().is_empty() {
                 written.push((completion.id, completion.text));
             }
         }
+        keep_different(&mut written);
         written.truncate(plan.n);
     } else {
         let per_version = plan.n / plan.models.len().max(1);
@@ -331,11 +337,8 @@ async fn candidate(services: &Arc<Services>, plan: &Plan, prompt: Prompt, seed: 
             written.extend(texts.map(|s| (s.id.clone(), s.text.clone())));
         }
     }
-    // Equal texts would be ties that teach nothing, unless two versions wrote them.
-    let mut texts: Vec<&str> = written.iter().map(|w| w.1.as_str()).collect();
-    texts.sort_unstable();
-    texts.dedup();
-    if texts.len() < 2 {
+    keep_different(&mut written);
+    if written.len() < 2 {
         return Ok(None);
     }
     let score = match plan.request.policy {
@@ -346,13 +349,15 @@ async fn candidate(services: &Arc<Services>, plan: &Plan, prompt: Prompt, seed: 
     Ok(Some(Candidate { prompt, completions, score }))
 }
 
+/// Of equal texts the first stays: comparing them teaches nothing, and nobody could tell them apart.
+fn keep_different(written: &mut Vec<(CompletionId, String)>) {
+    let mut seen = std::collections::HashSet::new();
+    written.retain(|w| seen.insert(sets::compared(&w.1).to_owned()));
+}
+
 async fn doubt(services: &Services, prompt: &Prompt, written: &[(CompletionId, String)]) -> Result<Option<f64>> {
-    let conversation = |text: &String| {
-        let answer = Message { role: "assistant".to_owned(), content: text.clone() };
-        prompt.messages.iter().cloned().chain([answer]).collect::<Vec<_>>()
-    };
-    let conversations: Vec<_> = written.iter().map(|w| conversation(&w.1)).collect();
-    let (_, scores) = publish::rewards(services, None, &conversations).await?;
+    let answers = written.iter().map(|w| w.1.clone()).collect();
+    let (_, scores) = publish::rewards(services, None, &prompt.messages.clone().into(), answers, true).await?;
     let guesses: Vec<Guess> = scores.into_iter().map(|s| Guess { mean: s.mean, std: s.std }).collect();
     for ((id, _), guess) in written.iter().zip(&guesses) {
         services.store.set_completion_reward(id, guess.mean).await?;

@@ -375,9 +375,9 @@ pub(super) fn human_completion(prompt_id: PromptId, text: String, now: Micros) -
     }
 }
 
-/// The labeler's own latest judgments.
-pub async fn history(services: &Services, actor: &Actor, limit: i64) -> Result<Vec<Judgment>> {
-    Ok(services.store.list_judgments(Page { after: None, limit }, Some(&actor.labeler_id)).await?)
+/// The labeler's own judgments, newest first.
+pub async fn history(services: &Services, actor: &Actor, page: Page) -> Result<Vec<Judgment>> {
+    Ok(services.store.list_judgments(page, Some(&actor.labeler_id)).await?)
 }
 
 /// A judgment with its set as it was shown.

@@ -2,6 +2,7 @@
 
 pub mod ask;
 pub mod attention;
+pub mod budget;
 pub mod choices;
 pub mod complete;
 pub mod datasets;

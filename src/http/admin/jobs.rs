@@ -64,7 +64,7 @@ pub struct JobsQuery {
 }
 
 pub async fn list(State(state): State<AppState>, Query(query): Query<JobsQuery>) -> ApiResult<axum::Json<Value>> {
-    let found = jobs::list(&state.services, query.state, page(query.after, query.limit)).await?;
+    let found = jobs::list(&state.services, query.state, page(query.after, query.limit)?).await?;
     let next = found.last().map(|j| j.id.clone());
     Ok(axum::Json(json!({"data": found, "after": next})))
 }

@@ -17,7 +17,7 @@ use crate::service::draw::{self, DrawRequest};
 use crate::service::label::author;
 use crate::service::review::{self, KnownAnswer};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetsQuery {
     status: Option<SetStatus>,
@@ -26,7 +26,7 @@ pub struct SetsQuery {
 }
 
 pub async fn list(State(state): State<AppState>, Query(query): Query<SetsQuery>) -> ApiResult<axum::Json<Value>> {
-    let sets = state.services.store.list_sets(page(query.after, query.limit), query.status).await?;
+    let sets = state.services.store.list_sets(page(query.after, query.limit)?, query.status).await?;
     let next = sets.last().map(|s| s.id.clone());
     Ok(axum::Json(json!({"data": sets, "after": next})))
 }
@@ -41,7 +41,7 @@ pub async fn draw(
 }
 
 pub async fn draws(State(state): State<AppState>, Query(query): Query<PageQuery>) -> ApiResult<axum::Json<Value>> {
-    let draws = draw::list(&state.services, query.page()).await?;
+    let draws = draw::list(&state.services, query.page()?).await?;
     let next = draws.last().map(|d| d.id.clone());
     Ok(axum::Json(json!({"data": draws, "after": next})))
 }
