@@ -15,6 +15,9 @@ use super::error::ApiError;
 /// Bodies up to this size are parsed where they came in; larger ones beside the threads that answer others.
 const PARSED_HERE: usize = 32 << 10;
 
+/// Memory that a body's values may take as a tree.
+const MOST_WEIGHT: usize = 40 << 20;
+
 /// A JSON body. Malformed JSON, unknown, missing and ill-typed fields are 400 with `param`, too large is 413.
 /// A field that is null counts as absent.
 pub struct Json<T>(pub T);
@@ -105,6 +108,16 @@ impl FromRequest<AppState> for Body {
 
 /// Parses JSON, null fields left out; errors carry the path of the field.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let weight = super::nulls::weight(bytes);
+    if weight > MOST_WEIGHT {
+        let message = format!(
+            "the body's values take {} MB of memory when they are read; at most {} MB are taken: send fewer at once",
+            weight >> 20,
+            MOST_WEIGHT >> 20
+        );
+        let error = ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message).code("body_too_large");
+        return Err(ApiError { param: Some("body".to_owned()), ..error });
+    }
     let bytes = &*super::nulls::without_nulls(bytes);
     // serde would read a list as a struct by position.
     if bytes.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|b| *b == b'[') {
