@@ -24,7 +24,24 @@ pub fn schema<T: JsonSchema>() -> Value {
     if let Some(object) = value.as_object_mut() {
         object.remove("$schema");
     }
+    in_terms_of_json(&mut value);
     value
+}
+
+/// Descriptions come from Rust's documentation: its `None` is null to those who read them here.
+fn in_terms_of_json(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            for (name, value) in fields.iter_mut() {
+                match value {
+                    Value::String(text) if name == "description" => *text = text.replace("`None`", "`null`"),
+                    other => in_terms_of_json(other),
+                }
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(in_terms_of_json),
+        _ => {}
+    }
 }
 
 /// An object with these fields, all of them there.

@@ -7,8 +7,10 @@ pub mod ask;
 pub mod attention;
 pub mod auth;
 pub mod choices;
+pub mod docs;
 pub mod encoders;
 pub mod error;
+pub mod examples;
 pub mod extract;
 pub mod feedback;
 pub mod hosts;
@@ -70,7 +72,7 @@ pub fn router(services: Arc<Services>) -> Router {
         router = router.route(route.path, route.handler.layer(guard));
     }
     router
-        .fallback(error::no_route)
+        .fallback(pages::missing)
         .method_not_allowed_fallback(error::no_method)
         .layer(DefaultBodyLimit::max(limits.body_bytes))
         .layer(CatchPanicLayer::custom(error::panicked))

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::auth::Access::{self, Admin, Feedback, Inference, Public, Review};
 use super::{
-    AppState, admin, answers, ask, attention, choices, encoders, feedback, label, openai, openapi, pages, session,
-    sets, status,
+    AppState, admin, answers, ask, attention, choices, docs, encoders, feedback, label, openai, openapi, pages,
+    session, sets, status,
 };
 use crate::config::LimitsConfig;
 
@@ -121,7 +121,7 @@ fn pages_and_status() -> Vec<Route> {
         get("/admin", Public, "The administrator's page", pages::admin).page(),
         get("/chat", Public, "The chat page", pages::chat).page(),
         get("/explore", Public, "Attention maps and model sizes", pages::explore).page(),
-        get("/docs", Public, "This API, readable", openapi::docs).page(),
+        get("/docs", Public, "This API, readable", docs::page).page(),
         get("/openapi.json", Public, "This API, OpenAPI 3.1", openapi::json),
         get("/static/{*path}", Public, "Files of the pages", pages::file).page(),
         get("/favicon.ico", Public, "The icon", pages::favicon).page(),
