@@ -2,9 +2,11 @@
 //! Order of precedence: command line, environment (`INSTRUCTD_…`, `__` between nested names), file, defaults.
 
 mod access;
+mod limits;
 mod upstream;
 
 pub use access::RatesConfig;
+pub use limits::LimitsConfig;
 pub use upstream::UpstreamConfig;
 
 use std::net::SocketAddr;
@@ -86,28 +88,6 @@ pub struct ServerConfig {
     pub secure_cookies: bool,
     /// Keep every completion that was sent, with its model version, in the database.
     pub store_completions: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct LimitsConfig {
-    /// Largest request body.
-    pub body_bytes: usize,
-    /// Largest file that can be imported.
-    pub import_bytes: usize,
-    /// Largest prompt or conversation, with everything that a template puts into it. Reading a text takes some 200
-    /// bytes of memory for each of its bytes.
-    pub prompt_bytes: usize,
-    /// Prompts in one `/v1/completions` call.
-    pub prompts: usize,
-    /// Prompts × max(n, best_of) in one call.
-    pub samples: usize,
-    /// Stop strings of one request.
-    pub stop_strings: usize,
-    /// Length of one stop string.
-    pub stop_bytes: usize,
-    /// `max_tokens` of a chat request that does not say (the context's rest, if smaller).
-    pub default_chat_tokens: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -252,21 +232,6 @@ impl Default for ServerConfig {
             client_address_header: None,
             secure_cookies: false,
             store_completions: true,
-        }
-    }
-}
-
-impl Default for LimitsConfig {
-    fn default() -> Self {
-        Self {
-            body_bytes: 2 << 20,
-            import_bytes: 256 << 20,
-            prompt_bytes: 256 << 10,
-            prompts: 256,
-            samples: 256,
-            stop_strings: 16,
-            stop_bytes: 256,
-            default_chat_tokens: 1024,
         }
     }
 }

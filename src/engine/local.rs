@@ -20,10 +20,9 @@ use super::scheduler::{Lane, Limits};
 use super::sequence::{Queued, Shared};
 use super::{
     Attention, DataDir, EmbedRequest, Embeddings, EngineError, EngineStats, FillRequest, Filled, GenerateRequest,
-    Generation, Generator, ModelFiles, SamplingParams, ServedModel, Turns,
+    Generation, Generator, ModelFiles, ServedModel, Turns,
 };
 use crate::domain::{Message, ModelKind, ModelVersion, ModelVersionId, RewardScore};
-use crate::generation::Warpers;
 use crate::model::{self, Decoder, SoftPrompt};
 use crate::ops::linear::WeightFormat;
 use crate::prompt::ChatTemplate;
@@ -455,22 +454,6 @@ impl Generator for LocalEngine {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.commands.send(Command::Abort).ok();
-    }
-}
-
-impl SamplingParams {
-    /// The part of the parameters that reshapes the distribution.
-    pub fn warpers(&self) -> Warpers {
-        Warpers {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
-            presence_penalty: self.presence_penalty,
-            frequency_penalty: self.frequency_penalty,
-            logit_bias: self.logit_bias.clone(),
-        }
     }
 }
 
