@@ -20,7 +20,9 @@ use crate::train::{Reporter, TrainOutcome};
 
 /// Logs to standard error; a second call changes nothing.
 pub fn start_log(config: &LogConfig) {
-    let filter = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    // The HTML parser behind the Markdown filter warns once for each odd table cell: a short text could fill the log.
+    let filter = format!("html5ever=error,{}", config.filter);
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info,html5ever=error"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let _ = if config.json { builder.json().try_init() } else { builder.with_target(false).try_init() };
 }

@@ -44,7 +44,7 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, message).code("forbidden")
     }
 
-    fn internal(detail: &str) -> Self {
+    pub(super) fn internal(detail: &str) -> Self {
         tracing::error!(error = detail, "request failed");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed; its log says why").code("internal_error")
     }

@@ -274,6 +274,9 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         import,
         get("/admin/export", Admin, "A file out: comparisons, trl, hh, demonstrations, oasst (lines), parquet", admin::transfer::export).asking::<admin::transfer::ExportQuery>()
             .answering("Query: format, split (train, heldout), feedback (true: also preferences from applications' events), or dataset (id or name of a version: its exact rankings, or 409 when some were erased)"),
+        post("/admin/sample-data", Admin, "Load real rankings and pairs to rank, for a first walk", admin::transfer::sample).answering(
+            "{imported, skipped, failed, errors} as /admin/import, draw: the draw that makes the pairs, null when the sample was loaded before",
+        ),
         get("/admin/datasets", Admin, "Dataset versions, newest first", admin::transfer::list_datasets),
         post("/admin/datasets", Admin, "Freeze a dataset version", admin::transfer::create_dataset).taking::<admin::transfer::NewDataset>(),
         get("/admin/datasets/{id}", Admin, "One dataset version by id or name", admin::transfer::get_dataset),

@@ -21,6 +21,7 @@ pub mod publish;
 pub mod quality;
 pub mod random;
 pub mod review;
+pub mod sample;
 pub mod sets;
 pub mod transfer;
 

@@ -1,4 +1,6 @@
 // DOM building without HTML strings. Everything a user or model wrote goes through textContent.
+import { t } from './i18n.js';
+import { typeset } from './typeset.js';
 
 /**
  * Makes an element. `props`: `class`, `text`, `on` (event → handler), `data` (dataset), any other key is an
@@ -65,6 +67,15 @@ export function icon(name) {
   );
 }
 
+/** What the server's Markdown may hold; the Sanitizer API keeps no more. */
+const SANITIZER = {
+  elements: [
+    ...['p', 'br', 'hr', 'strong', 'em', 'del', 'code', 'pre', 'blockquote', 'ul', 'ol', 'li', 'a', 'span'],
+    ...['h1', 'h2', 'h3', 'h4', 'h5', 'h6', 'table', 'thead', 'tbody', 'tr', 'th', 'td'],
+  ],
+  attributes: ['href', 'start', 'class'],
+};
+
 /**
  * THE ONLY PLACE THAT PARSES HTML. `html` must be a field the server rendered from Markdown and cleaned
  * with an allow-list (`html` of messages, completions and guidelines). Never pass anything else.
@@ -72,7 +83,7 @@ export function icon(name) {
  */
 export function serverHtml(html, props) {
   const el = h('div', { dir: 'auto', ...props, class: `prose ${props?.class ?? ''}`.trim() });
-  if (typeof el.setHTML === 'function') el.setHTML(html);
+  if (typeof el.setHTML === 'function') el.setHTML(html, { sanitizer: SANITIZER });
   else el.innerHTML = html;
   for (const a of el.querySelectorAll('a')) {
     a.rel = 'noopener noreferrer nofollow';
@@ -80,7 +91,7 @@ export function serverHtml(html, props) {
   }
   for (const block of el.querySelectorAll('p,li,blockquote,h1,h2,h3,h4,td,th')) block.dir = 'auto';
   for (const pre of el.querySelectorAll('pre, table')) pre.tabIndex = 0; // scrollable by keyboard
-  return el;
+  return typeset(el);
 }
 
 /** Cleaned HTML when the server sent it, else the bare text. */
@@ -92,6 +103,18 @@ export function userText(item, props) {
 
 export function plainText(text, props) {
   return h('div', { dir: 'auto', ...props, class: `plain ${props?.class ?? ''}`.trim(), text });
+}
+
+/** Copies `text`; `button` says for a moment how that went. */
+export async function copyText(text, button) {
+  const label = button.textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = t('copied');
+  } catch {
+    button.textContent = t('copy_by_hand'); // no clipboard outside https
+  }
+  setTimeout(() => (button.textContent = label), 2500);
 }
 
 let toasts;

@@ -1,11 +1,17 @@
-// Front page: what this server is, where the doors are, what it serves right now.
-import { get, listOf } from './api.js';
-import { fill, h } from './dom.js';
-import { t } from './i18n.js';
+// Front page: what this server is, the first walk through the loop as live steps, and where everything is.
+import { get, listOf, post } from './api.js';
+import { copyText, fill, h, toast } from './dom.js';
+import { num, t } from './i18n.js';
+import { errorText } from './plain.js';
 import { currentSession, shell } from './shell.js';
+
+/** Judgments of one's own that the walk asks for. */
+const TO_RANK = 10;
+const EVERY_SECONDS = 4;
 
 const page = shell('home');
 const status = h('p', { class: 'landing-status', role: 'status' });
+const steps = h('ol', { class: 'steps', 'aria-label': t('home.steps') });
 
 const door = (href, key) =>
   h(
@@ -21,30 +27,119 @@ function example(name) {
 }
 
 const code = h('pre', { class: 'code-block', tabindex: '0', 'aria-label': t('home.example') });
+const copy = h('button', { type: 'button', text: t('copy'), on: { click: () => copyText(code.textContent, copy) } });
 
 fill(
   page.main,
   h(
     'div',
     { class: 'landing' },
-    h('h1', { text: t('home.title') }),
-    h('p', { class: 'lead', text: t('home.lead') }),
-    h('div', { class: 'doors' }, door('/label', 'label'), door('/chat', 'chat'), door('/admin', 'admin'), door('/explore', 'explore')),
-    status,
-    code,
     h(
-      'p',
-      { class: 'landing-status' },
-      h('a', { href: '/docs', text: t('home.docs') }),
-      h('a', { href: '/openapi.json', text: 'OpenAPI' }),
+      'div',
+      { class: 'landing-head' },
+      h('h1', { text: t('home.title') }),
+      h('p', { class: 'lead', text: t('home.lead') }),
+      status,
+    ),
+    h('section', { class: 'panel walk' }, h('h2', { text: t('home.steps') }), steps),
+    h('div', { class: 'doors' }, door('/label', 'label'), door('/chat', 'chat'), door('/admin', 'admin'), door('/explore', 'explore')),
+    h(
+      'section',
+      { class: 'landing-api' },
+      h('div', { class: 'block-head' }, h('h2', { text: t('home.api') }), copy),
+      code,
+      h(
+        'p',
+        { class: 'landing-status' },
+        h('a', { href: '/docs', text: t('home.docs') }),
+        h('a', { href: '/openapi.json', text: 'OpenAPI' }),
+      ),
     ),
   ),
 );
 code.textContent = example('MODEL');
 
-currentSession()
-  .then(page.setUser)
-  .catch(() => {});
+/** What the server knows about the walk; what this person may not see stays undefined. */
+async function progress() {
+  const me = await currentSession();
+  if (!me) return { me: null };
+  const admin = me.role === 'admin';
+  const [own, overview, models] = await Promise.all([
+    get('/v1/label/me').catch(() => undefined),
+    admin ? get('/admin/api/overview').catch(() => undefined) : undefined,
+    admin ? get('/admin/models').catch(() => undefined) : undefined,
+  ]);
+  return { me, admin, own, overview, models: models && listOf(models) };
+}
+
+/** One step: [key, done, detail, action or link]. `action` is an element or null. */
+function stepsOf({ me, admin, own, overview, models }) {
+  const link = (href, key) => h('a', { class: 'button', href, text: t(`home.step_${key}_go`) });
+  const ranked = Math.min(own?.done_total ?? 0, TO_RANK);
+  const trained = (models ?? []).filter((m) => m.job_id);
+  const running = (overview?.running_jobs ?? [])[0];
+  const reward = trained.find((m) => m.kind === 'reward');
+  const better = trained.find((m) => m.kind === 'policy');
+  const waiting = (what) => (running?.kind === 'reward') === (what === 'reward') && running;
+  const job = (what) =>
+    waiting(what) && h('a', { class: 'button', href: `/admin#/jobs/${running.id}`, text: t('home.step_running_go') });
+  const list = [['sign_in', Boolean(me), me ? t('home.step_signed_in', { name: me.name }) : null, link('/label', 'sign_in')]];
+  if (!me || admin) list.push(['sample', (overview?.counts?.prompts ?? 0) > 0, null, me ? sampleButton() : null]);
+  list.push(['rank', ranked >= TO_RANK, me ? t('home.step_ranked', { n: ranked, of: TO_RANK }) : null, me && link('/label', 'rank')]);
+  if (!me || admin) {
+    list.push(['train', Boolean(reward), reward?.name, me && (job('reward') || link('/admin#/jobs/new/reward', 'train'))]);
+    list.push(['improve', Boolean(better), better?.name, me && (job('policy') || link('/admin#/jobs/new/ppo', 'improve'))]);
+    list.push(['compare', false, null, better ? link('/admin#/models', 'compare') : null]);
+  }
+  return list;
+}
+
+function sampleButton() {
+  const button = h('button', { type: 'button', text: t('home.step_sample_go') });
+  button.addEventListener('click', async () => {
+    button.disabled = true;
+    try {
+      const done = await post('/admin/sample-data', {});
+      toast(t('home.sample_done', { n: num(done.imported) }), { kind: 'good' });
+      await show();
+    } catch (e) {
+      toast(errorText(e), { kind: 'bad', seconds: 10 });
+      button.disabled = false;
+    }
+  });
+  return button;
+}
+
+async function show() {
+  const known = await progress();
+  page.setUser(known.me);
+  const list = stepsOf(known);
+  const next = list.findIndex(([, done]) => !done);
+  fill(
+    steps,
+    list.map(([key, done, detail, action], i) =>
+      h(
+        'li',
+        { class: `step ${done ? 'done' : i === next ? 'next' : ''}`, 'aria-current': i === next ? 'step' : null },
+        h(
+          'div',
+          null,
+          h('strong', { text: t(`home.step_${key}`) }),
+          done ? h('span', { class: 'hidden-label', text: t('home.step_done') }) : null,
+          h('p', { class: 'muted', text: t(`home.step_${key}_why`) }),
+          detail ? h('p', { class: 'step-detail', dir: 'auto', text: detail }) : null,
+        ),
+        done ? null : action,
+      ),
+    ),
+  );
+}
+
+show().catch((e) => fill(steps, h('li', { class: 'step', text: errorText(e) })));
+setInterval(() => {
+  // Never pulls a focused control away.
+  if (!document.hidden && !steps.contains(document.activeElement)) show().catch(() => {});
+}, EVERY_SECONDS * 1000);
 
 get('/v1/models')
   .then((answer) => {

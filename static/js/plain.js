@@ -20,6 +20,8 @@ export function errorText(error) {
     default:
       if (error?.param === 'max_tokens' && /context/.test(error.message)) return t('error.too_long');
       if (error?.param === 'messages' && /context/.test(error.message)) return t('error.conversation_too_long');
+      // "must be 0 to 2" says little without the field it is about.
+      if (error?.param && error.message && !error.message.includes(error.param)) return `${error.param}: ${error.message}`;
       return error?.message ?? String(error);
   }
 }

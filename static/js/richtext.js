@@ -1,8 +1,24 @@
 // A little Markdown as DOM nodes, for text that streams in: fences, headings, lists, quotes, inline code, bold,
-// italics, https links; the rest stays as it is. No HTML is ever parsed, so any text is safe.
+// italics, https links, mathematics; the rest stays as it is. No HTML is ever parsed, so any text is safe.
 import { h } from './dom.js';
+import { typeset } from './typeset.js';
 
-const INLINE = /`([^`\n]+)`|\*\*([^*\n]+)\*\*|\*([^*\s][^*\n]*)\*|\[([^\]\n]+)\]\((https:\/\/[^\s)]+)\)/;
+const INLINE = new RegExp(
+  [
+    /`([^`\n]+)`/,
+    /\*\*([^*\n]+)\*\*/,
+    /\*([^*\s][^*\n]*)\*/,
+    /\[([^\]\n]+)\]\((https:\/\/[^\s)]+)\)/,
+    /\$\$([^$]{1,4000})\$\$/,
+    /\\\[([^$]{1,4000}?)\\\]/,
+    /\\\(([^$]{1,4000}?)\\\)/,
+    /\$([^\s$](?:[^$\n]{0,998}[^\s$])?)\$(?!\d)/, // not "$5 and $10"
+  ]
+    .map((part) => part.source)
+    .join('|'),
+);
+
+const math = (source, kind) => h('span', { class: `math math-${kind}`, text: source.trim() });
 
 /** Inline marks of one line → nodes and strings. */
 export function inline(text) {
@@ -13,7 +29,10 @@ export function inline(text) {
     if (m[1] !== undefined) out.push(h('code', { text: m[1] }));
     else if (m[2] !== undefined) out.push(h('strong', null, inline(m[2])));
     else if (m[3] !== undefined) out.push(h('em', null, inline(m[3])));
-    else out.push(h('a', { href: m[5], rel: 'noopener noreferrer nofollow', target: '_blank', text: m[4] }));
+    else if (m[4] !== undefined)
+      out.push(h('a', { href: m[5], rel: 'noopener noreferrer nofollow', target: '_blank', text: m[4] }));
+    else if (m[6] !== undefined || m[7] !== undefined) out.push(math(m[6] ?? m[7], 'display'));
+    else out.push(math(m[8] ?? m[9], 'inline'));
   }
   if (rest) out.push(rest);
   return out;
@@ -71,10 +90,12 @@ export function richText(text) {
     if (i % 2 === 1) {
       const newline = part.indexOf('\n');
       const code = newline < 0 ? '' : part.slice(newline + 1);
-      el.append(h('pre', { class: 'code-block', tabindex: '0', text: code.replace(/\n$/, '') }));
+      const language = /^[\w+#.-]{1,32}/.exec(part)?.[0];
+      const text = code.replace(/\n$/, '');
+      el.append(h('pre', { class: 'code-block', tabindex: '0' }, h('code', { class: language && `language-${language}`, text })));
       return;
     }
     for (const lines of blocks(part)) el.append(block(lines));
   });
-  return el;
+  return typeset(el);
 }

@@ -155,3 +155,62 @@ test('the empty queue offers to ask; a stopped question comes back to be changed
   assert.deepEqual(trouble, []);
   await context.close();
 });
+
+test('a finished duel offers nothing to stop, is chosen by keys, and asking on leaves it unranked', async () => {
+  const { page, context, trouble } = await chat('two');
+  await say(page, 't8 t9 t10');
+  await page.locator('.duel-choice button').first().waitFor();
+  assert.equal(await page.locator('.composer button').textContent(), 'Send', 'nothing is being written any more');
+  assert.equal(await page.locator('.duel .tag.warn').count(), 2, 'answers cut off by the limit of 8 tokens are marked');
+  await page.keyboard.press('Escape');
+  assert.equal(await page.locator('.duel-text').count(), 2, 'Escape deletes no answers');
+  const answer = page.waitForResponse((r) => r.url().endsWith('/judgment') && r.request().method() === 'POST');
+  await page.keyboard.press('2');
+  const { judgment } = await (await answer).json();
+  assert.equal(judgment.items.find((i) => i.tier === 0).shown_position, 1);
+  await page.locator('.tag.good').waitFor();
+
+  await say(page, 't11');
+  await page.locator('.duel-choice button').nth(3).waitFor();
+  const released = page.waitForRequest((r) => r.url().endsWith('/release'));
+  const next = page.waitForRequest((r) => r.url().endsWith('/v1/label/ask'));
+  await say(page, 't12');
+  await released;
+  const { messages } = (await next).postDataJSON();
+  assert.deepEqual(
+    messages.map((m) => m.role),
+    ['user', 'assistant', 'user', 'assistant', 'user'],
+    'the unranked duel goes on with one of its answers',
+  );
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('a conversation survives a reload, keeps its speaker, and can be edited and regenerated', async () => {
+  const { page, context, trouble } = await chat('one');
+  await say(page, 't5 t6');
+  await page.locator('.msg.assistant .again').waitFor();
+  await page.reload();
+  await page.locator('.msg.assistant').waitFor();
+  assert.match(await page.locator('.msg.user').textContent(), /t5 t6/);
+  const second = page.waitForRequest((r) => r.url().endsWith('/v1/chat/completions'));
+  await say(page, 't7');
+  const sent = (await second).postDataJSON();
+  assert.equal(sent.model, 'tiny-chat', 'the version that answered first answers on');
+  assert.deepEqual(sent.messages.map((m) => Object.keys(m).join()), ['role,content', 'role,content', 'role,content']);
+  await page.locator('.msg.assistant').nth(1).locator('.again').click();
+  await page.locator('.msg.assistant').nth(1).locator('.again').waitFor();
+  assert.equal(await page.locator('.msg.assistant').count(), 2);
+  await page.locator('.msg.user .edit').nth(1).click();
+  assert.equal(await page.locator('#chat-input').inputValue(), 't7');
+  assert.equal(await page.locator('.msg').count(), 2);
+  await page.getByRole('button', { name: 'View code' }).click();
+  assert.match(await page.locator('dialog pre').textContent(), /chat\/completions[^]*t5 t6/);
+  await page.keyboard.press('Escape');
+  await page.locator('#chat-temperature').fill('7');
+  await page.locator('#chat-temperature').blur();
+  await say(page, 't8');
+  assert.match(await page.locator('.answer-place [role=alert] p').textContent(), /temperature/, 'the field is named');
+  assert.deepEqual(trouble, []);
+  await context.close();
+});

@@ -221,8 +221,8 @@ test('text that streams in: lists, headings, code, links only to https, nothing 
     (await shape('Intro\n- one\n- two\n\n3. three\n4. four')).shape,
     'p("Intro") ul(li("one") li("two")) ol(li("three") li("four"))',
   );
-  assert.equal((await shape('```py\nprint(1)\n```\n> said')).shape, 'pre("print(1)") blockquote("said")');
-  assert.equal((await shape('```\nhalf a fen')).shape, 'pre("half a fen")');
+  assert.equal((await shape('```py\nprint(1)\n```\n> said')).shape, 'pre(code("print(1)")) blockquote("said")');
+  assert.equal((await shape('```\nhalf a fen')).shape, 'pre(code("half a fen"))');
   const hostile = await shape(
     '[a](javascript:alert(1)) [b](https://example.org/x) <img src=x onerror=alert(1)> [c](data:text/html,x)',
   );

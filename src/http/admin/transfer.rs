@@ -45,6 +45,11 @@ pub async fn import(
     Ok(axum::Json(done).into_response())
 }
 
+/// Loads the sample data of a first walk through the loop.
+pub async fn sample(State(state): State<AppState>, Caller(actor): Caller) -> ApiResult<Response> {
+    Ok(axum::Json(crate::service::sample::load(&state.services, &actor).await?).into_response())
+}
+
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExportQuery {

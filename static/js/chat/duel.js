@@ -32,25 +32,32 @@ function panels(titles) {
       if (waiting.size === 0) requestAnimationFrame(paint);
       waiting.set(place, text);
     },
-    done(place) {
+    done(place, reason) {
       paint();
       bodies[place].classList.remove('waiting');
+      if (reason === 'length') fill(feet[place], h('span', { class: 'tag warn', text: t('chat.cut') }));
     },
   };
 }
 
+/** What a key chooses, by what it types or, on other keyboard layouts, by its place. */
+const KEYS = { 1: 0, a: 0, '=': 1, 2: 2, b: 2, x: 3 };
+const CODES = { Digit1: 0, Numpad1: 0, KeyA: 0, Equal: 1, Digit2: 2, Numpad2: 2, KeyB: 2, KeyX: 3 };
+const HINTS = ['1', '=', '2', 'X'];
+
 /**
- * Streams into `box` and asks which is better. Resolves with `{text, models}` of the answer that carries the
- * conversation on, or null when it was stopped.
+ * Streams into `box` and asks which is better. `onWritten(skip)` is called when both answers stand; `skip()` ends the
+ * choice without a ranking. Resolves with `{text}` of the answer that carries the conversation on, or null when it
+ * was stopped before.
  */
-export async function rankedDuel(box, { request, signal, onRanked }) {
+export async function rankedDuel(box, { request, signal, onWritten }) {
   const view = panels([0, 1].map((i) => t('label.answer', { x: letter(i) })));
   fill(box, view.el);
   const set = await streamSet({
     ...request,
     signal,
     onText: (place, text) => view.set(place, text),
-    onDone: (place) => view.done(place),
+    onDone: (place, reason) => view.done(place, reason),
   });
   // the server's own rendering, in the order of the ranking: the same places as while they were written
   set.completions.forEach((c, i) => {
@@ -70,8 +77,23 @@ export async function rankedDuel(box, { request, signal, onRanked }) {
     const controls = h(
       'div',
       { class: 'row duel-choice', role: 'group', 'aria-label': t('label.verdict') },
-      choices.map(([text, tiers, winner]) => h('button', { type: 'button', text, on: { click: () => choose(tiers, winner) } })),
+      choices.map(([text, tiers, winner], i) =>
+        h('button', { type: 'button', on: { click: () => choose(tiers, winner) } }, text, h('kbd', { text: HINTS[i] })),
+      ),
     );
+    const onKey = (e) => {
+      if (e.ctrlKey || e.metaKey || e.altKey || e.isComposing || e.target.closest?.('input, textarea, select, dialog')) return;
+      const i = KEYS[e.key.toLowerCase()] ?? CODES[e.code];
+      if (i === undefined || controls.children[i]?.disabled) return;
+      e.preventDefault();
+      choose(choices[i][1], choices[i][2]);
+    };
+    const over = (result) => {
+      document.removeEventListener('keydown', onKey);
+      resolve(result);
+    };
+    const release = () =>
+      post(`/v1/label/${encodeURIComponent(set.assignment_id)}/release`, { lease_token: set.lease_token }).catch(() => {});
     const choose = async (tiers, winner) => {
       note.textContent = '';
       for (const button of controls.children) button.disabled = true;
@@ -94,19 +116,21 @@ export async function rankedDuel(box, { request, signal, onRanked }) {
           h('span', { class: 'tag good', text: t('chat.vote_stored') }),
           h('span', { class: 'muted', text: tiers ? t('chat.goes_on', { x: letter(winner) }) : t('chat.goes_on_bad') }),
         );
-        onRanked?.();
-        resolve({ text: set.completions[winner].text, models });
+        over({ text: set.completions[winner].text });
       } catch (e) {
         note.textContent = errorText(e);
         for (const button of controls.children) button.disabled = false;
       }
     };
     box.append(controls, note);
-    signal.addEventListener('abort', () => {
-      // nobody ranked it here: it goes back to the queue for others
-      post(`/v1/label/${encodeURIComponent(set.assignment_id)}/release`, { lease_token: set.lease_token }).catch(() => {});
-      resolve(null);
+    document.addEventListener('keydown', onKey);
+    onWritten?.(() => {
+      release(); // nobody ranked it here: it goes back to the queue for others
+      fill(controls, h('span', { class: 'muted', text: t('chat.not_ranked') }));
+      over({ text: set.completions[0].text });
     });
+    // The keys are for the choice unless something is being written already.
+    if (document.activeElement?.id === 'chat-input' && document.activeElement.value === '') controls.firstChild.focus();
   });
 }
 

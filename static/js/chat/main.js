@@ -7,17 +7,25 @@ import { richText } from '../richtext.js';
 import { currentSession, shell, signIn } from '../shell.js';
 import { openDuel, rankedDuel } from './duel.js';
 import { settingsPanel } from './settings.js';
+import { forgetThread, keepThread, keptThread } from './kept.js';
+import { showCode } from './code.js';
 import { sampling, streamAnswer } from './talk.js';
 
 const page = shell('chat');
 document.body.classList.add('chat-page');
 
-/** `{role, content}`. */
+/** `{role, content}`, and for answers what stood below them. */
 let turns = [];
-let running = null; // AbortController of what is being written or ranked
+/** The version that answered first, where the settings name none: a conversation has one speaker, canary or not. */
+let speaker = null;
+let running = null; // AbortController of what is being written
+let choosing = null; // `{skip()}` while two finished answers wait to be ranked
 let labeler = null;
 
-const { settings, el: panel, load } = settingsPanel({ onNew: reset });
+const { settings, el: panel, load } = settingsPanel({
+  onNew: reset,
+  onCode: () => showCode({ messages: messages(), model: modelName(), sampling: sampling(settings) }),
+});
 const thread = h('div', { class: 'thread', role: 'log', 'aria-live': 'polite', 'aria-label': t('chat.thread') });
 const input = h('textarea', {
   id: 'chat-input',
@@ -64,16 +72,68 @@ function hello() {
 
 function reset() {
   running?.abort();
+  choosing?.skip();
   turns = [];
+  speaker = null;
+  forgetThread();
   fill(thread, hello());
   input.focus();
 }
+
+/** Shows the conversation of before a reload. */
+function restore() {
+  const kept = keptThread();
+  if (!kept) return;
+  ({ turns, speaker } = kept);
+  fill(
+    thread,
+    turns.map((turn) =>
+      turn.role === 'user'
+        ? question(turn)
+        : h(
+            'div',
+            { class: 'answer-place' },
+            h('div', { class: 'msg assistant' }, richText(turn.content), h('div', { class: 'meta' }, turn.said ? foot(turn.said) : null)),
+          ),
+    ),
+  );
+  toEnd();
+}
+
+const modelName = () => settings.model || speaker || undefined;
+
+/** A question with a button that takes the conversation back to it. */
+function question(turn) {
+  const edit = h('button', {
+    class: 'link edit',
+    type: 'button',
+    text: t('chat.edit'),
+    on: {
+      click: () => {
+        if (running) return;
+        choosing?.skip();
+        turns.length = turns.indexOf(turn);
+        while (thread.lastElementChild !== el) thread.lastElementChild.remove();
+        el.remove();
+        keep();
+        if (!thread.children.length) thread.append(hello());
+        input.value = turn.content;
+        input.focus();
+      },
+    },
+  });
+  const el = h('div', { class: 'msg user' }, userText({ content: turn.content }), edit);
+  return el;
+}
+
+const keep = () => keepThread({ turns, speaker });
 
 const nearEnd = () => window.innerHeight + window.scrollY > document.documentElement.scrollHeight - 120;
 const toEnd = () => window.scrollTo(0, document.documentElement.scrollHeight);
 
 function messages() {
-  return settings.system.trim() ? [{ role: 'system', content: settings.system.trim() }, ...turns] : turns.slice();
+  const spoken = turns.map(({ role, content }) => ({ role, content }));
+  return settings.system.trim() ? [{ role: 'system', content: settings.system.trim() }, ...spoken] : spoken;
 }
 
 function busy(on) {
@@ -85,11 +145,22 @@ async function ask() {
   const content = input.value.trim();
   if (content === '') return;
   input.value = '';
+  // Asking on without a vote leaves the two answers unranked and goes on with the first.
+  if (choosing) {
+    choosing.skip();
+    await choosing?.over;
+  }
   turns.push({ role: 'user', content });
   thread.querySelector('.hello')?.remove();
-  thread.append(h('div', { class: 'msg user' }, userText({ content })));
+  thread.append(question(turns.at(-1)));
   toEnd();
   await answer();
+}
+
+/** Nothing is being written any more. */
+function stopped() {
+  running = null;
+  busy(false);
 }
 
 /** Answers the last question; what fails is told in its place, with a button that tries again. */
@@ -102,9 +173,12 @@ async function answer() {
   try {
     const how = { one: single, two: duel, versions }[settings.mode];
     const said = await signedIn(() => how(place, signal));
-    if (said) turns.push({ role: 'assistant', content: said });
-    else if (said === null) takeBack(place);
+    if (said?.text) {
+      turns.push({ role: 'assistant', content: said.text, said: said.ids ? said : undefined });
+      speaker ??= settings.mode === 'one' && !settings.model ? (said.model ?? null) : null;
+    } else if (said === null) takeBack(place);
     else turns.pop(); // an empty answer is shown as such, and the conversation goes on without it
+    keep();
   } catch (e) {
     if (e.name === 'AbortError') takeBack(place);
     else
@@ -127,10 +201,7 @@ async function answer() {
         ),
       );
   } finally {
-    if (running?.signal === signal) {
-      running = null;
-      busy(false);
-    }
+    if (running?.signal === signal) stopped();
     if (nearEnd()) toEnd();
   }
 }
@@ -160,7 +231,7 @@ async function single(place, signal) {
   };
   const said = await streamAnswer({
     messages: messages(),
-    model: settings.model || undefined,
+    model: modelName(),
     sampling: sampling(settings),
     signal,
     onText: (all) => {
@@ -176,8 +247,25 @@ async function single(place, signal) {
   body.classList.remove('waiting');
   el.removeAttribute('aria-busy');
   if (text.trim() === '') fill(body, h('p', { class: 'muted', text: t('chat.empty') }));
-  fill(meta, foot(said));
-  return text;
+  fill(meta, foot(said), text.trim() === '' ? null : again(place));
+  return { ...said, text };
+}
+
+/** Draws the last answer again. */
+function again(place) {
+  return h('button', {
+    class: 'link again',
+    type: 'button',
+    text: t('chat.again'),
+    on: {
+      click: () => {
+        if (running || thread.lastElementChild !== place) return;
+        turns.pop();
+        place.remove();
+        answer();
+      },
+    },
+  });
 }
 
 /** Below an answer: thumbs, copy, who wrote it, how fast, why it ended. */
@@ -216,7 +304,7 @@ async function versions(place, signal) {
   fill(place, box);
   toEnd();
   const request = { messages: messages(), sampling: sampling(settings) };
-  return (await openDuel(box, { models, request, signal, foot })).text;
+  return { text: (await openDuel(box, { models, request, signal, foot })).text };
 }
 
 async function ranked(place, signal, which) {
@@ -224,8 +312,21 @@ async function ranked(place, signal, which) {
   fill(place, box);
   toEnd();
   const request = { messages: messages(), sampling: sampling(settings), ...which };
-  const chosen = await rankedDuel(box, { request, signal });
-  return chosen?.text ?? null;
+  let settle;
+  const over = new Promise((done) => (settle = done));
+  try {
+    return await rankedDuel(box, {
+      request,
+      signal,
+      onWritten: (skip) => {
+        choosing = { skip, over };
+        stopped(); // both answers stand: there is nothing to stop, and no key deletes them
+      },
+    });
+  } finally {
+    choosing = null;
+    setTimeout(settle); // after the turn has been taken into the conversation
+  }
 }
 
 /** Runs `fn`; on 401 asks to sign in first and runs it again. */
@@ -235,7 +336,16 @@ async function signedIn(fn) {
   } catch (e) {
     if (e.status !== 401) throw e;
     const box = h('div');
-    const overlay = h('dialog', { 'aria-label': t('sign.title') }, box);
+    const overlay = h(
+      'dialog',
+      { class: 'sign-dialog', 'aria-label': t('sign.title') },
+      h(
+        'button',
+        { class: 'icon-button', type: 'button', 'aria-label': t('close'), on: { click: () => overlay.close() } },
+        icon('close'),
+      ),
+      box,
+    );
     document.body.append(overlay);
     overlay.showModal();
     const done = signIn(box, { note: t('sign.why_label') });
@@ -284,14 +394,17 @@ form.addEventListener('submit', (e) => {
   else ask();
 });
 input.addEventListener('keydown', (e) => {
-  if (e.key === 'Enter' && !e.shiftKey && !e.isComposing) {
+  // Safari reports the Enter that ends a composition with key code 229 and without `isComposing`.
+  if (e.key === 'Enter' && !e.shiftKey && !e.isComposing && e.keyCode !== 229) {
     e.preventDefault();
     if (!running) ask();
   }
 });
 document.addEventListener('keydown', (e) => e.key === 'Escape' && running?.abort());
 
-reset();
+fill(thread, hello());
+restore();
+input.focus();
 currentSession()
   .then((who) => page.setUser((labeler = who)))
   .catch(() => {});

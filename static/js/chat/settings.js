@@ -16,10 +16,11 @@ const DEFAULTS = {
   top_p: 1,
   max_tokens: 256,
   system: '',
+  seed: null, // null = drawn anew for every answer
 };
 
-/** `{settings, el, onMode(fn)}`; `settings` is read anew for every question. */
-export function settingsPanel({ onNew }) {
+/** `{settings, el, load}`; `settings` is read anew for every question. */
+export function settingsPanel({ onNew, onCode }) {
   const settings = { ...DEFAULTS, ...keep.get(KEY) };
   // `?compare=A,B` comes from the models page
   const compare = new URL(location.href).searchParams.get('compare')?.split(',');
@@ -119,9 +120,20 @@ export function settingsPanel({ onNew }) {
         field('chat-top-p', t('chat.top_p'), number('top_p', 'chat-top-p', { min: 0.01, max: 1, step: 0.05 })),
       ),
       h('p', { class: 'help', text: t('chat.temperature_help') }),
-      field('chat-max', t('chat.max'), number('max_tokens', 'chat-max', { min: 1, step: 1 }), t('chat.max_help')),
+      h(
+        'div',
+        { class: 'pair-fields' },
+        field('chat-max', t('chat.max'), number('max_tokens', 'chat-max', { min: 1, step: 1 })),
+        field('chat-seed', t('chat.seed'), number('seed', 'chat-seed', { min: 0, step: 1, placeholder: t('chat.seed_random') })),
+      ),
+      h('p', { class: 'help', text: t('chat.max_help') }),
       field('chat-system', t('chat.system'), system),
-      h('button', { type: 'button', text: t('chat.new'), on: { click: onNew } }),
+      h(
+        'div',
+        { class: 'row' },
+        h('button', { type: 'button', text: t('chat.new'), on: { click: onNew } }),
+        h('button', { type: 'button', text: t('chat.code'), on: { click: onCode } }),
+      ),
     ),
   );
   const wide = matchMedia('(min-width: 901px)');

@@ -18,6 +18,7 @@ mod limits;
 mod live;
 mod logs;
 mod messages;
+mod markdown;
 mod parameters;
 mod publishing;
 mod sockets;

@@ -1,0 +1,60 @@
+//! Sample data for a first walk through the loop: real rankings to learn from, and pairs of real answers to rank.
+
+use std::sync::Arc;
+
+use super::draw::{self, DrawRequest, SelectionPolicy};
+use super::transfer::{self, Imported};
+use super::{Result, Services};
+use crate::data::Format;
+use crate::domain::SetDraw;
+use crate::service::people::Actor;
+use crate::store::PromptFilter;
+
+/// 151 rankings of English Open-Assistant answers (Apache-2.0), one a line, in the format `comparisons`.
+const RANKINGS: &[u8] = include_bytes!("../../tests/fixtures/oasst-en-ranked.jsonl");
+/// Names the source of the imported prompts: `import:sample`.
+const NAME: &str = "sample";
+/// Pairs to rank. Twenty make the ten of the first walk and as many for a second person.
+const PAIRS: usize = 20;
+
+/// What loading the sample did.
+#[derive(Debug, serde::Serialize)]
+pub struct Sample {
+    #[serde(flatten)]
+    pub imported: Imported,
+    /// The pairs being made for the queue; `None` when the sample had been loaded before.
+    pub draw: Option<SetDraw>,
+}
+
+/// Imports the sample rankings and begins to make pairs of their answers for the queue. Loading it twice changes
+/// nothing the second time.
+///
+/// # Errors
+/// `Conflict` while another draw runs.
+pub async fn load(services: &Arc<Services>, by: &Actor) -> Result<Sample> {
+    let body = bytes::Bytes::from_static(RANKINGS);
+    let imported = transfer::read_in(services, by, Format::Comparisons, NAME, None, body).await?;
+    if imported.imported == 0 {
+        return Ok(Sample { imported, draw: None });
+    }
+    let request = DrawRequest {
+        policy: SelectionPolicy::Stored,
+        count: PAIRS,
+        n: Some(2),
+        overlap: None,
+        prompts: PromptFilter {
+            source: Some(format!("import:{NAME}")),
+            with_sets: true,
+            min_completions: 2,
+            ..PromptFilter::default()
+        },
+        versions: None,
+        candidates: None,
+        max_tokens: None,
+        temperature: None,
+        top_p: None,
+        seed: None,
+    };
+    let draw = draw::start(services, by, request).await?;
+    Ok(Sample { imported, draw: Some(draw) })
+}

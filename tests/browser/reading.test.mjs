@@ -1,0 +1,73 @@
+// What labelers read: mathematics, code and wide tables in answers, from the server's Markdown and while it streams.
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import { makeSet, signedInPage, startBrowser, startServer, visit } from './support.mjs';
+
+let server;
+let browser;
+before(async () => {
+  server = await startServer();
+  browser = await startBrowser();
+});
+after(async () => {
+  await browser?.close();
+  await server?.stop();
+});
+
+const CELLS = ['method', 'responsibility', 'counterexample', 'configuration', 'acknowledgement', 'internationalisation'];
+const ANSWER = [
+  'The sum is $$\\sum_{i=1}^{n} 1 = n$$ and \\(x^2 + \\frac{a}{b}\\) costs $5 and then $10.',
+  '```python\ndef f(x):\n    return "<b>" + x  # a comment\n```',
+  `| ${CELLS.join(' | ')} |\n|${'---|'.repeat(CELLS.length)}\n| ${CELLS.join(' | ')} |`,
+  'A broken formula $\\nosuch{a}$ and [a dead link](http://plain.example).',
+].join('\n\n');
+
+for (const phone of [false, true])
+  test(`mathematics, code and tables are typeset (${phone ? 'phone' : 'desktop'})`, async () => {
+    await makeSet(server.url, `t${phone ? 5 : 6} which one?`, [ANSWER, `${ANSWER}\n\nAnd more.`]);
+    const { page, context, trouble } = await signedInPage(browser, server.url, { phone });
+    await visit(page, server.url, '/label', '.prose table');
+    await page.locator('.prose .math.typeset').first().waitFor({ state: 'attached' });
+    const first = page.locator('.prose', { has: page.locator('table') }).first();
+    assert.equal(await first.locator('.math-display.typeset .katex').count(), 1);
+    assert.equal(await first.locator('.math-inline.typeset .katex').count(), 1, 'money is no formula');
+    await first.locator('.math.source').waitFor(); // a formula with an error keeps its source
+    await first.locator('code.coloured .hljs-string').first().waitFor();
+    assert.match(await first.locator('pre').innerText(), /return "<b>" \+ x {2}# a comment/, 'the code is the same');
+    const cell = first.locator('td').nth(5);
+    const [height, line] = await cell.evaluate((el) => [el.clientHeight, parseFloat(getComputedStyle(el).lineHeight)]);
+    assert.ok(height < 2 * line + 8, `a word of a table is broken over lines: ${height} px at ${line} px a line`);
+    assert.equal(await first.locator('a[href]').count(), 0);
+    const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+    assert.ok(over <= 0, `the page scrolls sideways by ${over} px`);
+    if (process.env.INSTRUCTD_SHOTS) await page.screenshot({ path: `${process.env.INSTRUCTD_SHOTS}/reading-${phone}.png`, fullPage: true });
+    assert.deepEqual(trouble, []);
+    await context.close();
+  });
+
+test('text that streams in is typeset as it grows, and hostile formulas stay text', async () => {
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await visit(page, server.url, '/chat', '#chat-input');
+  const found = await page.evaluate(async () => {
+    const { richText } = await import('/static/js/richtext.js');
+    const el = richText(
+      'so \\[\na^2\n\\] and $b$, for $5 or $6\n\n```js\nlet a = 1;\n```\n\n' +
+        '$\\href{javascript:alert(1)}{x}$ $\\includegraphics{https://evil.example/a.png}$ $\\def\\a{\\a\\a}\\a$',
+    );
+    document.body.append(el);
+    for (let i = 0; i < 100 && !el.querySelector('.math-inline.typeset'); i++) await new Promise((r) => setTimeout(r, 50));
+    await new Promise((r) => setTimeout(r, 200));
+    return {
+      display: el.querySelectorAll('.math-display.typeset').length,
+      inline: el.querySelectorAll('.math-inline .katex').length,
+      code: el.querySelectorAll('code .hljs-keyword').length,
+      active: el.querySelectorAll('a, img, script').length,
+    };
+  });
+  assert.equal(found.display, 1);
+  assert.ok(found.inline >= 1);
+  assert.equal(found.code, 1);
+  assert.equal(found.active, 0);
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
