@@ -3,8 +3,10 @@
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use candle_core::Device;
+use instructd::data::limits::Limits;
 use instructd::data::{Format, Record, export, import};
 use instructd::domain::Message;
 use instructd::model;
@@ -21,6 +23,7 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ("config", config),
     ("tokenizer", tokenizer),
     ("imports", imports),
+    ("parquet", parquet),
     ("chat_template", chat_template),
 ];
 
@@ -110,8 +113,8 @@ fn speak(tokenizer: &Tokenizer) {
 
 /// The first byte chooses the format. What comes in must go out again.
 pub fn imports(data: &[u8]) {
-    const FORMATS: [Format; 5] =
-        [Format::Comparisons, Format::Trl, Format::Hh, Format::Demonstrations, Format::Prompts];
+    const FORMATS: [Format; 6] =
+        [Format::Comparisons, Format::Trl, Format::Hh, Format::Demonstrations, Format::Prompts, Format::Oasst];
     let Some((first, body)) = data.split_first() else { return };
     let format = FORMATS[usize::from(*first) % FORMATS.len()];
     for record in import(format, body).take(1000).flatten() {
@@ -121,6 +124,20 @@ pub fn imports(data: &[u8]) {
         for line in export(format, &record) {
             let again = import(format, line.as_bytes()).next();
             assert!(matches!(again, Some(Ok(_))), "an exported line is not read back: {line}");
+        }
+    }
+}
+
+/// Rows come to an end, whatever the file says of itself.
+pub fn parquet(data: &[u8]) {
+    let limits = Limits::new(Duration::from_secs(20), 20_000, 256 << 20);
+    let Ok(rows) = instructd::data::parquet::read_within(data.to_vec().into(), limits) else { return };
+    let mut n = 0;
+    for row in rows {
+        n += 1;
+        assert!(n <= 20_001, "rows beyond the limit");
+        if row.is_err_and(|e| e.message.contains("took longer")) {
+            panic!("a small file took twenty seconds");
         }
     }
 }

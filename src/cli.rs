@@ -51,25 +51,39 @@ pub async fn export(config: Config, format: String, split: Option<String>, out: 
         eprintln!("admin key, shown this once: {key}");
     }
     let selection = crate::service::transfer::Selection { split, ..Default::default() };
-    let file = crate::service::transfer::write_out(&services, format, selection).await?;
-    store.close().await;
-    match out {
-        Some(path) => std::fs::write(&path, file).with_context(|| format!("writing {}", path.display())),
-        None => Ok(std::io::Write::write_all(&mut std::io::stdout(), &file)?),
+    let mut file = crate::service::transfer::write_out(&services, format, selection).await?;
+    use std::io::Write as _;
+    let mut to: Box<dyn std::io::Write> = match &out {
+        Some(path) => {
+            let file = std::fs::File::create(path).with_context(|| format!("writing {}", path.display()))?;
+            Box::new(std::io::BufWriter::new(file))
+        }
+        None => Box::new(std::io::stdout()),
+    };
+    while let Some(piece) = file.pieces.recv().await {
+        to.write_all(&piece?).context("writing the export")?;
     }
+    to.flush().context("writing the export")?;
+    store.close().await;
+    if file.left_out > 0 {
+        eprintln!("{} rankings are left out: the format {} cannot hold them", file.left_out, format.as_str());
+    }
+    Ok(())
 }
 
 /// Runs a recipe here and now, with a progress bar; ctrl-c checkpoints and ends.
 /// Rewards by HTTP may ask `reward_hosts` only.
-pub fn train(recipe: &str, args: &Path, reward_hosts: &[String]) -> Result<()> {
-    start_log(&LogConfig::default());
+pub fn train(config: &Config, recipe: &str, args: &Path, reward_hosts: &[String]) -> Result<()> {
     let recipes = crate::train::recipes();
     let Some(found) = recipes.iter().find(|r| r.name == recipe) else {
         let known: Vec<_> = recipes.iter().map(|r| r.name).collect();
         bail!("there is no recipe '{recipe}'; there are {}", known.join(", "));
     };
     let text = std::fs::read_to_string(args).with_context(|| format!("reading {}", args.display()))?;
-    let args = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", args.display()))?;
+    let mut args = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", args.display()))?;
+    // Cheap mistakes first: no model is brought for arguments that are refused.
+    (found.validate)(&args)?;
+    crate::cli_models::put_paths(&mut args, config)?;
     (found.validate)(&args)?;
     crate::ops::par::settle();
     match (found.run)(&args, &mut Foreground::new(reward_hosts)?)? {
@@ -85,11 +99,11 @@ pub fn train(recipe: &str, args: &Path, reward_hosts: &[String]) -> Result<()> {
 }
 
 /// The whole InstructGPT pipeline; ctrl-c stops at the next step, a further run goes on there.
-pub fn instructgpt(args: &Path) -> Result<()> {
-    start_log(&LogConfig::default());
+pub fn instructgpt(config: &Config, args: &Path) -> Result<()> {
     let text = std::fs::read_to_string(args).with_context(|| format!("reading {}", args.display()))?;
     let mut json = serde_json::Deserializer::from_str(&text);
-    let args: InstructGptArgs = serde_path_to_error::deserialize(&mut json).context("the pipeline's arguments")?;
+    let mut args: InstructGptArgs = serde_path_to_error::deserialize(&mut json).context("the pipeline's arguments")?;
+    args.model = crate::cli_models::find(&args.model, config).context("model")?.display().to_string();
     match crate::instructgpt::run(&args, &mut Foreground::new(&[])?)? {
         Ended::Done { report } => {
             println!("{}", report.display());
@@ -170,16 +184,18 @@ pub fn list(config: &Config) {
 
 /// Writes a pulled model, a directory or a .gguf file as a Hugging Face directory.
 pub fn export_model(config: &Config, model: &str, out: &Path, half: bool) -> Result<()> {
-    let source = crate::model::pull::resolve(model, &config.data_dir)?;
+    let source = crate::cli_models::find(model, config)?;
     let sha256 = crate::models_cli::export_model(&source, out, if half { FileType::F16 } else { FileType::F32 })?;
     println!("{}  {}", sha256, out.display());
     Ok(())
 }
 
 /// Measures a model on a file and prints the figures as JSON.
-pub fn eval(args: &Path) -> Result<()> {
+pub fn eval(config: &Config, args: &Path) -> Result<()> {
     let text = std::fs::read_to_string(args).with_context(|| format!("reading {}", args.display()))?;
-    let args = serde_json::from_str(&text).context("the evaluation's arguments")?;
+    let mut args = serde_json::from_str(&text).context("the evaluation's arguments")?;
+    crate::cli_models::put_paths(&mut args, config)?;
+    let args = serde_json::from_value(args).context("the evaluation's arguments")?;
     let result = crate::eval::run::run(&args)?;
     if let crate::eval::run::EvalResult::Choice(table) = &result {
         eprint!("{}", table.markdown);

@@ -2,17 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::Device;
 
+use crate::cli_models;
 use crate::config::Config;
 use crate::model::attention_maps::{self, AttentionMaps};
 use crate::model::encoder_text::TextEncoder;
 use crate::model::plan::{Plan, PlanArgs, plan};
-use crate::model::{self, Arch, Decoder, ModelConfig, Purpose, presets, pull};
+use crate::model::{self, Arch, Decoder, ModelConfig, Purpose, presets};
 
 /// Prints every preset, or the plan of one preset or of the model in a directory.
-pub fn print_plan(what: Option<&str>, args: &PlanArgs, json: bool) -> Result<()> {
+pub fn print_plan(settings: &Config, what: Option<&str>, args: &PlanArgs, json: bool) -> Result<()> {
     let Some(what) = what else {
         println!("{:<14} {:>15}  {:<9} layers  channels  heads  context", "preset", "parameters", "published");
         for p in presets::all() {
@@ -26,8 +27,10 @@ pub fn print_plan(what: Option<&str>, args: &PlanArgs, json: bool) -> Result<()>
     };
     let config: ModelConfig = match presets::find(what) {
         Some(preset) => preset.config,
-        None if Path::new(what).exists() => model::describe(Path::new(what))?.config,
-        None => bail!("'{what}' is no preset and no model: `instructd plan` lists the presets"),
+        None => {
+            let path = cli_models::find(what, settings).context("no preset either: `instructd plan` lists those")?;
+            model::describe(&path)?.config
+        }
     };
     let plan = plan(&config, args).map_err(|e| anyhow!("--{}: {}", e.field.replace('_', "-"), e.message))?;
     if json {
@@ -117,7 +120,7 @@ pub struct AttentionArgs {
 pub fn print_attention(config: &Config, args: &AttentionArgs) -> Result<()> {
     let models = if args.models.is_empty() { vec![config.model.clone()] } else { args.models.clone() };
     for name in models {
-        let path: PathBuf = pull::resolve(&name, &config.data_dir)?;
+        let path: PathBuf = cli_models::find(&name, config)?;
         let (tokens, maps) = look(&path, &args.text)?;
         print!("{}", picture(&name, &tokens, &maps, args.layer, args.head)?);
     }

@@ -117,6 +117,10 @@ pub struct LabelingConfig {
     pub completions_per_set: usize,
     /// `max_tokens` of completions drawn for a set.
     pub max_tokens: usize,
+    /// Temperature of completions drawn for a set, 0 to 2.
+    pub temperature: f64,
+    /// `top_p` of completions drawn for a set, above 0 and at most 1.
+    pub top_p: f64,
     /// Share of turns, 0 to 1, on which a set with a hidden known answer is given, where there are any.
     pub gold_share: f64,
     /// The same for calibration sets, whose answer is shown after the vote.
@@ -125,7 +129,12 @@ pub struct LabelingConfig {
     pub onboarding_sets: i64,
     /// Judgments a day (UTC) of a labeler who has no quota of their own; 0 = no limit.
     pub daily_quota: i64,
-    /// Markdown file with the guidelines; `None` = the built-in text.
+    /// Show labelers after their judgment which model wrote which answer; those who asked the question themselves
+    /// are always told. What is judged again with that knowledge is kept apart and counts in no figure and no
+    /// data set.
+    pub reveal: bool,
+    /// Markdown file with the guidelines, read anew each time (`guide.zh.md` beside `guide.md` for Chinese);
+    /// `None` = the built-in text. A text written on the admin page goes before it.
     pub guidelines: Option<PathBuf>,
 }
 
@@ -248,11 +257,14 @@ impl Default for LabelingConfig {
             lease_seconds: 600,
             overlap: 1,
             completions_per_set: 2,
-            max_tokens: 256,
+            max_tokens: 512,
+            temperature: 0.7,
+            top_p: 0.95,
             gold_share: 0.1,
             calibration_share: 0.05,
             onboarding_sets: 5,
             daily_quota: 0,
+            reveal: false,
             guidelines: None,
         }
     }
@@ -309,6 +321,9 @@ pub struct Overrides {
     pub listen: Option<String>,
 }
 
+/// Shorter admin keys can be guessed: they are for servers that only this machine reaches.
+pub const SHORTEST_OPEN_ADMIN_KEY: usize = 16;
+
 impl Config {
     /// Defaults, then `file` (or `config.toml` in the working directory, if there is one), then the
     /// environment, then the command line.
@@ -343,6 +358,19 @@ impl Config {
         }
         if self.admin_key.as_ref().is_some_and(|key| key.trim().is_empty()) {
             return Err(error("admin_key", "must not be empty; leave it out to have one generated"));
+        }
+        if let Some(key) = &self.admin_key
+            && key.len() < SHORTEST_OPEN_ADMIN_KEY
+            && !self.listen.ip().to_canonical().is_loopback()
+        {
+            let message = format!(
+                "has {} characters and the server listens on {}, where others can try keys: use at least \
+                 {SHORTEST_OPEN_ADMIN_KEY} (openssl rand -hex 32), leave it out to have one generated, or listen on \
+                 127.0.0.1",
+                key.chars().count(),
+                self.listen
+            );
+            return Err(error("admin_key", message));
         }
         if let Some(url) = &self.database_url
             && !["sqlite:", "postgres:", "postgresql:"].iter().any(|scheme| url.starts_with(scheme))
@@ -412,6 +440,12 @@ impl Config {
             if value < 0 {
                 return Err(error(key, "must not be negative"));
             }
+        }
+        if !(0.0..=2.0).contains(&self.labeling.temperature) {
+            return Err(error("labeling.temperature", "must be 0 to 2"));
+        }
+        if !(self.labeling.top_p > 0.0 && self.labeling.top_p <= 1.0) {
+            return Err(error("labeling.top_p", "must be above 0 and at most 1"));
         }
         if !(2..=9).contains(&self.labeling.completions_per_set) {
             return Err(error("labeling.completions_per_set", "must be 2 to 9"));

@@ -1,9 +1,15 @@
 //! The nouns of the loop: ids, prompts, completions, comparison sets, judgments, model versions, jobs.
 //! Plain data without behaviour of any room; every other module may use it.
 
+mod draws;
+mod job_notes;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+pub use draws::DrawReport;
+pub use job_notes::JobNotes;
 
 /// Microseconds since the Unix epoch, UTC.
 pub type Micros = i64;
@@ -62,6 +68,7 @@ ulid_ids!(
     InviteId,
     FeedbackId,
     DrawId,
+    LinkId,
 );
 
 /// Declares a closed set of lower-case names that serde, the database and the API share.
@@ -118,6 +125,9 @@ pub struct Prompt {
     pub content_hash: String,
     pub split: Split,
     pub tags: Vec<String>,
+    /// The right answer, for rewards that compare with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
     pub created: Micros,
 }
 
@@ -185,6 +195,11 @@ pub struct Assignment {
 
 name_enum!(Outcome { Ranked = "ranked", AllBad = "all_bad", Unrankable = "unrankable", Skip = "skip" });
 name_enum!(
+    /// What a labeler had been shown of a set before judging it: nothing, who wrote the completions, or the
+    /// expected answer. Only blind judgments count in figures and data sets.
+    Knowledge { Blind = "blind", Authors = "authors", Answer = "answer" }
+);
+name_enum!(
     /// How strongly the best is preferred; pairwise sets only.
     Strength { Significantly = "significantly", Clearly = "clearly", Slightly = "slightly", Barely = "barely" }
 );
@@ -202,6 +217,8 @@ pub struct SetDraw {
     pub wanted: i64,
     pub looked_at: i64,
     pub made: i64,
+    /// What was found and what was left out, and why.
+    pub report: DrawReport,
     pub error: Option<String>,
     pub created: Micros,
     /// Last sign of life: a running draw that is long silent died with its server.
@@ -228,6 +245,8 @@ pub struct Judgment {
     pub items: Vec<JudgmentItem>,
     pub flags: Vec<JudgmentFlag>,
     pub created: Micros,
+    /// What the labeler knew when judging; the store fills it in.
+    pub knowledge: Knowledge,
 }
 
 /// Tier 0 is best; equal tiers are a tie.
@@ -267,6 +286,7 @@ pub struct RankedSet {
     pub strength: Option<Strength>,
     pub outcome: Outcome,
     pub items: Vec<RankedItem>,
+    pub knowledge: Knowledge,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -305,98 +325,9 @@ pub struct JudgedItem {
     pub shown_position: i64,
 }
 
-// ---------------------------------------------------------------- people and access
+mod access;
 
-name_enum!(Role { Labeler = "labeler", Reviewer = "reviewer", Admin = "admin" });
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-pub struct Labeler {
-    pub id: LabelerId,
-    pub name: String,
-    pub role: Role,
-    pub active: bool,
-    /// Judgments a day (UTC); `None` = as configured, 0 = no limit.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub daily_quota: Option<i64>,
-    /// When the person's data was erased on request; the row stays, because judgments refer to it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub erased: Option<Micros>,
-    pub created: Micros,
-}
-
-impl Labeler {
-    /// A new, active labeler without a quota of their own.
-    pub fn new(id: LabelerId, name: String, role: Role, created: Micros) -> Self {
-        Self { id, name, role, active: true, daily_quota: None, erased: None, created }
-    }
-}
-
-/// A bearer key; only its SHA-256 is kept. Scopes: `admin`, `feedback`, `inference`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ApiKey {
-    pub id: ApiKeyId,
-    pub name: String,
-    pub key_hash: String,
-    pub scopes: Vec<String>,
-    pub labeler_id: Option<LabelerId>,
-    /// Prompt and drawn tokens a day (UTC); `None` = as many as the server can.
-    pub daily_tokens: Option<i64>,
-    pub revoked: bool,
-    pub created: Micros,
-}
-
-/// A browser session; only the SHA-256 of its token is kept.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Session {
-    pub token_hash: String,
-    pub labeler_id: LabelerId,
-    pub role: Role,
-    /// The id of the key that opened it, so that both end together; `admin:…` for the admin key; empty for invites.
-    pub credential: String,
-    /// When it was last used, to within a minute.
-    pub used: Micros,
-    pub expires: Micros,
-    pub created: Micros,
-}
-
-/// A one-use link that makes a labeler.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Invite {
-    pub id: InviteId,
-    pub token_hash: String,
-    pub role: Role,
-    pub note: Option<String>,
-    pub expires: Micros,
-    pub used_by: Option<LabelerId>,
-    pub created: Micros,
-}
-
-/// A thumb, score or edit that an application or a chat user gives to one completion.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-pub struct FeedbackEvent {
-    pub id: FeedbackId,
-    pub completion_id: CompletionId,
-    /// `thumb`, `score`, `edit`, `comment`.
-    pub kind: String,
-    pub value: serde_json::Value,
-    pub actor_hash: Option<String>,
-    pub idempotency_key: String,
-    pub created: Micros,
-}
-
-/// One line of the audit trail.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct AuditEntry {
-    pub id: i64,
-    /// Labeler id of who did it.
-    pub actor: String,
-    /// `invite`, `create_key`, `import`, `promote`, `erase`, …
-    pub action: String,
-    /// Id (or name) of what it was done to.
-    pub target: String,
-    pub detail: serde_json::Value,
-    pub created: Micros,
-}
+pub use access::*;
 
 // ---------------------------------------------------------------- models and jobs
 
@@ -456,8 +387,14 @@ impl JobState {
 /// Where a running job stands; `None` totals mean "not known yet".
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Progress {
-    /// What it is doing: `loading`, `rollout`, `train`, `evaluate`, `saving`, …
+    /// What it is doing: `loading` the model, `preparing` the data, `sampling`, `scoring`, `updating`, `train`,
+    /// `evaluate`, `saving`, …
     pub phase: String,
+    /// How far the phase is within one step: tokens of the samples, passes of the update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase_done: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase_total: Option<u64>,
     pub step: u64,
     pub total_steps: Option<u64>,
     pub eta_seconds: Option<f64>,
@@ -487,6 +424,8 @@ pub struct Job {
     /// What the recipe returned when it succeeded (metrics, published version…).
     pub result: Option<serde_json::Value>,
     pub error: Option<String>,
+    #[serde(flatten)]
+    pub notes: JobNotes,
     pub created: Micros,
     pub started: Option<Micros>,
     pub finished: Option<Micros>,
@@ -509,6 +448,9 @@ pub struct RewardScore {
     pub mean: f64,
     /// Standard deviation over the heads, on the scale of the score: how unsure the model is. 0 with one head.
     pub std: f64,
+    /// Tokens that were read for it.
+    #[serde(default)]
+    pub tokens: usize,
 }
 
 /// One point of a curve.

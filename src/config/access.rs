@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RatesConfig {
-    /// Sign-ins, and requests with a wrong key, of one address.
+    /// Wrong keys, invites and links of one address, on every route. Beyond, the configured admin key may be tried only
+    /// once in a while (1 to 30 seconds); other right keys and sessions are never refused for it. All addresses
+    /// together may be wrong 20 times as often.
     pub login_per_minute: u32,
     /// Requests for text, scores and the like.
     pub inference_per_minute: u32,

@@ -58,6 +58,19 @@ fn numbers_are_keys_too() {
 }
 
 #[test]
+fn a_short_admin_key_is_for_loopback_only() {
+    for open in ["0.0.0.0:8080", "[::]:8080", "192.168.1.7:80"] {
+        let e = from_toml(&format!("admin_key = \"fifteen-letters\"\nlisten = \"{open}\"")).expect_err(open);
+        assert_eq!(e.key, "admin_key");
+        assert!(e.to_string().contains("15 characters") && e.to_string().contains(open), "{e}");
+        from_toml(&format!("admin_key = \"sixteen-letters!\"\nlisten = \"{open}\"")).expect("long enough");
+    }
+    for own in ["127.0.0.1:8080", "[::1]:8080", "[::ffff:127.0.0.1]:80"] {
+        from_toml(&format!("admin_key = \"short\"\nlisten = \"{own}\"")).expect("only this machine");
+    }
+}
+
+#[test]
 fn flags_win() {
     let overrides = Overrides { listen: Some("0.0.0.0:9".into()), ..Overrides::default() };
     let config = Config::load(None, &overrides).expect("loads");

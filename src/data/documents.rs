@@ -1,15 +1,20 @@
-//! Documents out of text, JSONL and Parquet files, one at a time: nothing holds a whole corpus in memory.
+//! Documents out of text, JSONL and Parquet files, one at a time: nothing holds a whole corpus in memory. What a file
+//! is, its content says; gzip and Zstandard are unpacked on the way.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::errors::ParquetError;
+use parquet::file::reader::FileReader;
 use parquet::record::{Field, Row, reader::RowIter};
 use parquet::schema::types::Type;
 use serde::{Deserialize, Serialize};
 
+use super::limits::Limits;
 use super::lines::{DataError, LineError, Lines};
+use super::parquet::{BATCH, Bounded, guarded};
+use super::source::{Content, Source};
 
 /// Where one document of a text file ends and the next begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -29,7 +34,7 @@ const MAX_DOCUMENT: usize = 16 << 20;
 
 type Documents = Box<dyn Iterator<Item = Result<String, DataError>>>;
 
-/// The documents of all files, in order. A directory stands for its .txt, .jsonl and .parquet files by name.
+/// The documents of all files, in order. A directory stands for its files of the known kinds, by name.
 /// JSONL lines and Parquet rows are one document each: their string field `field`; rows where it is null
 /// have none.
 pub fn documents(paths: &[PathBuf], cut: Cut, field: &str) -> Result<impl Iterator<Item = Result<String, DataError>>> {
@@ -56,10 +61,18 @@ pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
             continue;
         }
         let entries = std::fs::read_dir(path).map_err(|source| DataError::Io { path: path.clone(), source })?;
-        let known = |p: &PathBuf| matches!(extension(p), "txt" | "jsonl" | "parquet");
-        let mut found: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(known).collect();
+        let visible = |p: &PathBuf| !p.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
+        let (mut found, other): (Vec<PathBuf>, Vec<PathBuf>) =
+            entries.flatten().map(|e| e.path()).filter(visible).partition(|p| is_known(p));
         if found.is_empty() {
-            return Err(DataError::Empty { path: path.clone(), what: ".txt, .jsonl or .parquet file" });
+            return Err(DataError::Empty { path: path.clone(), what: ".txt, .jsonl, .json or .parquet file" });
+        }
+        if let Some(first) = other.first() {
+            tracing::warn!(
+                directory = %path.display(), files = other.len(), first = %first.display(),
+                "files of the corpus directory are left out: their names end in none of .txt, .jsonl, .ndjson, .json, \
+                 .parquet (or those with .gz or .zst)"
+            );
         }
         found.sort();
         all.extend(found);
@@ -67,28 +80,50 @@ pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(all)
 }
 
-fn extension(path: &Path) -> &str {
-    path.extension().and_then(|e| e.to_str()).unwrap_or_default()
+/// The name without a compression's ending, in lower case.
+fn bare_name(path: &Path) -> String {
+    let name = path.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+    name.trim_end_matches(".gz").trim_end_matches(".zst").to_owned()
+}
+
+fn is_known(path: &Path) -> bool {
+    let name = bare_name(path);
+    ["txt", "text", "jsonl", "ndjson", "json", "parquet"].iter().any(|e| name.ends_with(&format!(".{e}")))
 }
 
 fn open(path: &Path, cut: Cut, field: &str) -> Result<Documents> {
-    let file = File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
-    let path = path.to_owned();
-    Ok(match extension(&path) {
-        "parquet" => Box::new(Rows::open(path, file, field)?),
-        "jsonl" => {
-            let field = field.to_owned();
-            Box::new(Lines::new(BufReader::new(file)).filter_map(move |line| {
-                let text = line.and_then(|(line, text)| json_text(line, &text, &field));
-                text.map_err(|error| DataError::Line { path: path.clone(), error }).transpose()
-            }))
+    let source = Source::file(path)?;
+    let name = bare_name(path);
+    let (path, field) = (path.to_owned(), field.to_owned());
+    let refused = |why: &str| DataError::Line { path: path.clone(), error: LineError::fatal(0, why) };
+    Ok(match source.content {
+        Content::Parquet if source.packed => {
+            return Err(refused("it is a compressed Parquet file; unpack it: Parquet compresses by itself"));
         }
-        _ => Box::new(Plain { reader: BufReader::new(file), path, cut, done: false }),
+        Content::Parquet => {
+            drop(source);
+            let file = File::open(&path).map_err(|source| DataError::Io { path: path.clone(), source })?;
+            Box::new(Rows::open(path, file, &field)?)
+        }
+        _ if name.ends_with(".parquet") => return Err(refused("it is not a Parquet file, though its name says so")),
+        // A text may begin with a brace; the name says that it is one.
+        Content::Json if !name.ends_with(".txt") && !name.ends_with(".text") => json_lines(path, source.reader, field),
+        Content::Text if [".jsonl", ".ndjson", ".json"].iter().any(|e| name.ends_with(e)) => {
+            json_lines(path, source.reader, field)
+        }
+        _ => Box::new(Plain { reader: source.reader, path, cut, cut_off: Vec::new(), done: false }),
     })
 }
 
+fn json_lines(path: PathBuf, reader: Box<dyn BufRead + Send>, field: String) -> Documents {
+    Box::new(Lines::new(reader).filter_map(move |line| {
+        let text = line.and_then(|(line, text)| json_text(line, &text, &field));
+        text.map_err(|error| DataError::Line { path: path.clone(), error }).transpose()
+    }))
+}
+
 fn json_text(line: usize, text: &str, field: &str) -> Result<Option<String>, LineError> {
-    let bad = |message: String| LineError { line, message };
+    let bad = |message: String| LineError::new(line, message);
     let value: serde_json::Value = serde_json::from_str(text).map_err(|e| bad(format!("not JSON: {e}")))?;
     match value.get(field) {
         Some(serde_json::Value::String(text)) => Ok(Some(text.clone())),
@@ -99,9 +134,11 @@ fn json_text(line: usize, text: &str, field: &str) -> Result<Option<String>, Lin
 
 /// Pieces of a text file.
 struct Plain {
-    reader: BufReader<File>,
+    reader: Box<dyn BufRead + Send>,
     path: PathBuf,
     cut: Cut,
+    /// The beginning of a character whose end comes with the next piece.
+    cut_off: Vec<u8>,
     done: bool,
 }
 
@@ -110,10 +147,10 @@ impl Iterator for Plain {
 
     fn next(&mut self) -> Option<Self::Item> {
         let mut text = String::new();
-        let mut line = Vec::new();
         while !self.done {
-            line.clear();
-            match self.reader.read_until(b'\n', &mut line) {
+            let mut line = std::mem::take(&mut self.cut_off);
+            // A line may be as long as the file, and a packed file longer than memory: pieces bound it.
+            match self.reader.by_ref().take(MAX_DOCUMENT as u64).read_until(b'\n', &mut line) {
                 Ok(0) => self.done = true,
                 Ok(_) => {}
                 Err(source) => {
@@ -121,17 +158,24 @@ impl Iterator for Plain {
                     return Some(Err(DataError::Io { path: self.path.clone(), source }));
                 }
             }
+            if line.len() >= MAX_DOCUMENT && !line.ends_with(b"\n") {
+                let end = line.utf8_chunks().last().filter(|c| c.invalid().len() < 4).map_or(0, |c| c.invalid().len());
+                self.cut_off = line.split_off(line.len() - end);
+            }
             // One bad byte in a large corpus is no reason to refuse it.
             let read = String::from_utf8_lossy(&line);
+            let ended = line.ends_with(b"\n");
             let read = read.trim_end_matches(['\n', '\r']).trim_start_matches('\u{FEFF}');
             let blank = read.trim().is_empty();
             if !(blank && text.is_empty()) {
                 text.push_str(read);
-                text.push('\n');
+                if ended || self.done {
+                    text.push('\n');
+                }
             }
             let ends = match self.cut {
                 Cut::Paragraph => blank,
-                Cut::Line => true,
+                Cut::Line => ended || self.done,
                 Cut::File => false,
             };
             if (ends || text.len() >= MAX_DOCUMENT) && !text.trim().is_empty() {
@@ -145,7 +189,8 @@ impl Iterator for Plain {
 
 /// One column of a Parquet file.
 struct Rows {
-    rows: RowIter<'static>,
+    /// `None` behind the first page that cannot be read.
+    rows: Option<RowIter<'static>>,
     path: PathBuf,
     field: String,
     row: usize,
@@ -153,16 +198,22 @@ struct Rows {
 
 impl Rows {
     fn open(path: PathBuf, file: File, field: &str) -> Result<Self> {
-        let bad = |message: String| DataError::Line { path: path.clone(), error: LineError { line: 0, message } };
-        let reader = SerializedFileReader::new(file).map_err(|e| bad(format!("not a Parquet file: {e}")))?;
+        let bad = |message: String| DataError::Line { path: path.clone(), error: LineError::fatal(0, message) };
+        let reader = Bounded::open(file, Limits::default()).map_err(|e| bad(format!("not a Parquet file: {e}")))?;
         let schema = reader.metadata().file_metadata().schema();
         let column = schema.get_fields().iter().find(|f| f.name() == field).cloned();
-        let column = column.ok_or_else(|| bad(format!("there is no column `{field}`")))?;
+        let column = column.ok_or_else(|| {
+            let there: Vec<_> = schema.get_fields().iter().map(|f| format!("`{}`", f.name())).collect();
+            bad(format!("there is no column `{field}`; the columns are {}", there.join(", ")))
+        })?;
         // Only this column is read from disk.
-        let wanted = Type::group_type_builder(schema.name()).with_fields(vec![column]).build();
-        let rows = wanted.and_then(|w| RowIter::from_file_into(Box::new(reader)).project(Some(w)));
-        let rows = rows.map_err(|e| bad(e.to_string()))?;
-        Ok(Self { rows, path, field: field.to_owned(), row: 0 })
+        let name = schema.name().to_owned();
+        let rows = guarded(|| {
+            let wanted = Type::group_type_builder(&name).with_fields(vec![column]).build()?;
+            Ok(RowIter::from_file_into(Box::new(reader)).project(Some(wanted))?.with_batch_size(BATCH))
+        });
+        let rows = rows.map_err(|e: ParquetError| bad(e.to_string()))?;
+        Ok(Self { rows: Some(rows), path, field: field.to_owned(), row: 0 })
     }
 
     fn text(&self, row: &Row) -> Result<Option<String>, LineError> {
@@ -170,7 +221,7 @@ impl Rows {
             Some((_, Field::Str(text))) => Ok(Some(text.clone())),
             Some((_, Field::Bytes(bytes))) => Ok(Some(String::from_utf8_lossy(bytes.data()).into_owned())),
             Some((_, Field::Null)) | None => Ok(None),
-            Some(_) => Err(LineError { line: self.row, message: format!("`{}` must be a string", self.field) }),
+            Some(_) => Err(LineError::new(self.row, format!("`{}` must be a string", self.field))),
         }
     }
 }
@@ -180,11 +231,17 @@ impl Iterator for Rows {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let row = self.rows.next()?;
+            let rows = self.rows.as_mut()?;
+            let row = guarded(|| rows.next().transpose());
             self.row += 1;
             let text = match row {
-                Ok(row) => self.text(&row),
-                Err(e) => Err(LineError { line: self.row, message: e.to_string() }),
+                Ok(None) => return None,
+                Ok(Some(row)) => self.text(&row),
+                Err(e) => {
+                    // The reader would say the same for ever.
+                    self.rows = None;
+                    Err(LineError::fatal(self.row, e.to_string()))
+                }
             };
             match text {
                 Ok(None) => {}

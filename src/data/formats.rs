@@ -4,25 +4,49 @@ use std::io::BufRead;
 
 use serde_json::{Map, Value, json};
 
+pub(super) use super::fields::is_prompt_like;
+use super::fields::{Fields, Outcome, kind, parse_json, unknown_column};
+use super::hh;
 use super::lines::{LineError, Lines};
 use super::oasst;
 use super::preferences::pairs;
 use super::records::{Comparison, Format, PromptInput, PromptRecord, RankedText, Record, Written};
-use crate::domain::{Message, Split, Strength};
+use crate::domain::{Knowledge, Message, Split, Strength};
 
-/// More completions than these in one set are taken for a mistake: pairs grow with the square.
-const MAX_COMPLETIONS: usize = 64;
+/// More completions than these in one set are taken for a mistake: pairs grow with the square. Labelers are shown
+/// sets of two to nine; more come only from files.
+pub const MAX_COMPLETIONS: usize = 64;
 
-type Parsed<T> = Result<T, String>;
+/// Columns that `trl` and Parquet files read: `question` and `system` are Orca's names.
+pub(super) const TRL_FIELDS: &[&str] = &["prompt", "question", "system", "chosen", "rejected", "split"];
+
+/// A line as a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parsed {
+    /// Lines and rows count from 1.
+    pub line: usize,
+    pub record: Record,
+    /// Fields of the line that nothing reads.
+    pub ignored: Vec<String>,
+}
 
 /// The records of a JSONL stream, in order; bad lines come as errors and do not end the stream. A line of
 /// Open-Assistant trees may hold several rankings or none. Parquet is no lines: see `parquet::read`.
 pub fn import<R: BufRead>(format: Format, reader: R) -> impl Iterator<Item = Result<Record, LineError>> {
+    import_lines(format, reader).map(|parsed| parsed.map(|p| p.record))
+}
+
+/// As `import`, with line numbers and the names of fields that are not read.
+pub fn import_lines<R: BufRead>(format: Format, reader: R) -> impl Iterator<Item = Result<Parsed, LineError>> {
     Lines::new(reader).flat_map(move |line| {
-        let parsed =
-            line.and_then(|(line, text)| parse_line(format, &text).map_err(|message| LineError { line, message }));
+        let parsed = line.and_then(|(line, text)| match parse_line(format, &text) {
+            Ok((records, ignored)) => Ok((line, records, ignored)),
+            Err(message) => Err(LineError::new(line, message)),
+        });
         match parsed {
-            Ok(records) => records.into_iter().map(Ok).collect(),
+            Ok((line, records, ignored)) => {
+                records.into_iter().map(|record| Ok(Parsed { line, record, ignored: ignored.clone() })).collect()
+            }
             Err(e) => vec![Err(e)],
         }
     })
@@ -37,126 +61,76 @@ pub fn export(format: Format, record: &Record) -> Vec<String> {
         (Format::Demonstrations, Record::Demonstration(d)) => serde_json::to_string(d).into_iter().collect(),
         (Format::Prompts, Record::Prompt(p)) => vec![json!(p).to_string()],
         (Format::Trl, Record::Comparison(c)) => pair_lines(c, trl_line),
-        (Format::Hh, Record::Comparison(c)) => pair_lines(c, hh_line),
+        (Format::Hh, Record::Comparison(c)) => pair_lines(c, hh::line),
         (Format::Oasst, Record::Comparison(c)) => oasst::tree(c).iter().map(Value::to_string).collect(),
         _ => Vec::new(),
     }
 }
 
-fn pair_lines(comparison: &Comparison, line: fn(&PromptInput, &str, &str) -> Value) -> Vec<String> {
+/// All pairs of a set as lines, or none: a set of which a format can hold only some pairs would be another one.
+fn pair_lines(comparison: &Comparison, line: fn(&PromptInput, &str, &str) -> Option<Value>) -> Vec<String> {
     let text = |i: usize| comparison.completions.get(i).map_or("", |c| c.text.as_str());
-    let lines = pairs(&comparison.completions);
-    lines.into_iter().map(|p| line(&comparison.prompt, text(p.better), text(p.worse)).to_string()).collect()
+    let lines = pairs(&comparison.completions).into_iter();
+    let lines = lines.map(|p| Some(line(&comparison.prompt, text(p.better), text(p.worse))?.to_string()));
+    lines.collect::<Option<_>>().unwrap_or_default()
 }
 
-fn trl_line(prompt: &PromptInput, chosen: &str, rejected: &str) -> Value {
-    match prompt {
+fn trl_line(prompt: &PromptInput, chosen: &str, rejected: &str) -> Option<Value> {
+    Some(match prompt {
         PromptInput::Text(text) => json!({"prompt": text, "chosen": chosen, "rejected": rejected}),
         PromptInput::Chat(messages) => {
             let answer = |text: &str| json!([{"role": "assistant", "content": text}]);
             json!({"prompt": messages, "chosen": answer(chosen), "rejected": answer(rejected)})
         }
-    }
+    })
 }
 
-fn hh_line(prompt: &PromptInput, chosen: &str, rejected: &str) -> Value {
-    let mut text = String::new();
-    for message in prompt.messages() {
-        let name = if message.role == "assistant" { "Assistant" } else { "Human" };
-        text.push_str(&format!("\n\n{name}: {}", message.content));
-    }
-    json!({"chosen": format!("{text}\n\nAssistant: {chosen}"), "rejected": format!("{text}\n\nAssistant: {rejected}")})
-}
-
-fn parse_line(format: Format, text: &str) -> Parsed<Vec<Record>> {
-    let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
+fn parse_line(format: Format, text: &str) -> Outcome<(Vec<Record>, Vec<String>)> {
+    let value = parse_json(text)?;
+    let Value::Object(map) = &value else {
+        return Err(format!("must be a JSON object, not {}", kind(&value)));
+    };
+    let fields = Fields::new(map);
     if format == Format::Oasst {
-        return Ok(oasst::rankings(&value)?.into_iter().map(Record::Comparison).collect());
+        if !map.get("prompt").is_some_and(Value::is_object) {
+            return Err(fields.missing("prompt", format));
+        }
+        return Ok((oasst::rankings(&value)?.into_iter().map(Record::Comparison).collect(), Vec::new()));
     }
-    let Value::Object(fields) = value else { return Err("must be a JSON object".into()) };
-    Ok(vec![match format {
+    let record = match format {
         Format::Comparisons => Record::Comparison(comparison(&fields)?),
         Format::Trl => Record::Comparison(trl(&fields)?),
-        Format::Hh => Record::Comparison(hh(string(&fields, "chosen")?, string(&fields, "rejected")?)?),
+        Format::Hh => {
+            let text = |name| fields.string(name)?.ok_or_else(|| fields.missing(name, format));
+            Record::Comparison(hh::pair(text("chosen")?, text("rejected")?)?)
+        }
         Format::Demonstrations => Record::Demonstration(demonstration(&fields)?),
         Format::Prompts => Record::Prompt(prompt_record(&fields)?),
         Format::Oasst | Format::Parquet => return Err(format!("{} is not read by lines", format.as_str())),
-    }])
-}
-
-/// A row with `prompt`, `chosen`, `rejected` in any of TRL's shapes, and perhaps `split`.
-pub(super) fn preference(fields: &Map<String, Value>) -> Parsed<Comparison> {
-    let mut comparison = trl(fields)?;
-    // Other data sets name their files' parts `split` too; only our two names mean a side.
-    comparison.split = optional_string(fields, "split")?.and_then(|s| Split::parse(&s));
-    Ok(comparison)
-}
-
-// ---------------------------------------------------------------- fields
-
-/// The value of a field; null counts as absent.
-fn field<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
-    fields.get(name).filter(|v| !v.is_null())
-}
-
-fn string<'a>(fields: &'a Map<String, Value>, name: &str) -> Parsed<&'a str> {
-    field(fields, name).ok_or(format!("`{name}` is missing"))?.as_str().ok_or(format!("`{name}` must be a string"))
-}
-
-fn optional_string(fields: &Map<String, Value>, name: &str) -> Parsed<Option<String>> {
-    if field(fields, name).is_none() { Ok(None) } else { string(fields, name).map(|s| Some(s.to_owned())) }
-}
-
-fn messages(value: &Value, name: &str) -> Parsed<Vec<Message>> {
-    let items = value.as_array().ok_or(format!("`{name}` must be a list of messages"))?;
-    let one = |(i, item): (usize, &Value)| -> Parsed<Message> {
-        let part =
-            |key: &str| item.get(key).and_then(Value::as_str).ok_or(format!("`{name}[{i}].{key}` must be a string"));
-        let role = match part("role")? {
-            "prompter" | "human" => "user",
-            role @ ("system" | "user" | "assistant") => role,
-            other => return Err(format!("`{name}[{i}].role` = {other:?} (known: system, user, assistant)")),
-        };
-        Ok(Message { role: role.to_owned(), content: part("content")?.to_owned() })
     };
-    items.iter().enumerate().map(one).collect()
+    Ok((vec![record], fields.unread()))
 }
 
-fn prompt_input(value: &Value, name: &str) -> Parsed<PromptInput> {
-    match value {
-        Value::String(text) if text.is_empty() => Err(format!("`{name}` is empty")),
-        Value::String(text) => Ok(PromptInput::Text(text.clone())),
-        list => match messages(list, name)? {
-            list if list.is_empty() => Err(format!("`{name}` is empty")),
-            list => Ok(PromptInput::Chat(list)),
-        },
-    }
-}
-
-/// `prompt` (text or messages) or `messages`.
-fn prompt_field(fields: &Map<String, Value>) -> Parsed<PromptInput> {
-    match (field(fields, "prompt"), field(fields, "messages")) {
-        (Some(value), _) => prompt_input(value, "prompt"),
-        (None, Some(value)) => prompt_input(value, "messages"),
-        (None, None) => Err("`prompt` is missing".into()),
-    }
-}
-
-/// A completion: a string, or a list with one message of the assistant.
-fn answer(value: &Value, name: &str) -> Parsed<String> {
-    if let Some(text) = value.as_str() {
-        return Ok(text.to_owned());
-    }
-    match messages(value, name)?.as_slice() {
-        [one] if one.role == "assistant" => Ok(one.content.clone()),
-        _ => Err(format!("`{name}` must be a string or one message of the assistant")),
-    }
+/// A row with `prompt`, `chosen`, `rejected` in any of TRL's shapes, and perhaps `split`; and what is not read.
+pub(super) fn preference(map: &Map<String, Value>) -> Outcome<(Comparison, Vec<String>)> {
+    let fields = Fields::new(map);
+    let mut comparison = trl(&fields)?;
+    // Other data sets name their files' parts `split` too; only our two names mean a side.
+    comparison.split = fields.owned("split")?.and_then(|s| Split::parse(&s));
+    Ok((comparison, fields.unread()))
 }
 
 // ---------------------------------------------------------------- formats
 
-fn comparison(fields: &Map<String, Value>) -> Parsed<Comparison> {
-    let list = field(fields, "completions").ok_or("`completions` is missing")?;
+/// A whole number from 0, also as other programs write it: `1.0`.
+fn tier(value: Option<&Value>) -> Option<i64> {
+    let value = value?;
+    let number = value.as_i64().or_else(|| value.as_f64().filter(|f| f.fract() == 0.0).map(|f| f as i64))?;
+    (0..=1_000_000).contains(&number).then_some(number)
+}
+
+fn comparison(fields: &Fields<'_>) -> Outcome<Comparison> {
+    let list = fields.require("completions", Format::Comparisons)?;
     let list = list.as_array().ok_or("`completions` must be a list")?;
     if !(2..=MAX_COMPLETIONS).contains(&list.len()) {
         return Err(format!("`completions` must hold 2 to {MAX_COMPLETIONS} texts, found {}", list.len()));
@@ -165,68 +139,142 @@ fn comparison(fields: &Map<String, Value>) -> Parsed<Comparison> {
     for (i, item) in list.iter().enumerate() {
         let text =
             item.get("text").and_then(Value::as_str).ok_or(format!("`completions[{i}].text` must be a string"))?;
-        let tier = item.get("tier").and_then(Value::as_i64).filter(|t| (0..=1_000_000).contains(t));
-        let tier = tier.ok_or(format!("`completions[{i}].tier` must be a whole number from 0"))?;
+        let found = item.get("tier").map_or("nothing".to_owned(), Value::to_string);
+        let tier = tier(item.get("tier"))
+            .ok_or(format!("`completions[{i}].tier` must be a whole number from 0 to 1000000, found {found}"))?;
         completions.push(RankedText { text: text.to_owned(), tier });
     }
-    let strength = optional_string(fields, "strength")?;
+    let strength = fields.owned("strength")?;
     let strength = strength.map(|s| Strength::parse(&s).ok_or(format!("`strength` = {s:?}"))).transpose()?;
-    let split = optional_string(fields, "split")?;
+    let split = fields.owned("split")?;
     let split = split.map(|s| Split::parse(&s).ok_or(format!("`split` = {s:?} (train, heldout)"))).transpose()?;
+    let knowledge = fields.owned("knowledge")?;
+    let knowledge =
+        knowledge.map(|k| Knowledge::parse(&k).ok_or(format!("`knowledge` = {k:?} (blind, authors, answer)")));
     Ok(Comparison {
-        prompt_id: optional_string(fields, "prompt_id")?,
-        prompt: prompt_field(fields)?,
+        prompt_id: fields.owned("prompt_id")?,
+        prompt: fields.prompt(Format::Comparisons)?,
         completions,
         strength,
         split,
+        labeler: labeler(fields)?,
+        knowledge: knowledge.transpose()?,
+        explanation: fields.owned("explanation")?,
     })
 }
 
-/// A pair with the preferred text first.
-fn preferred(prompt: PromptInput, chosen: String, rejected: String) -> Comparison {
-    let completions = vec![RankedText { text: chosen, tier: 0 }, RankedText { text: rejected, tier: 1 }];
-    Comparison { prompt_id: None, prompt, completions, strength: None, split: None }
+/// Who judged or wrote: an id as an export gives it, or any short name.
+fn labeler(fields: &Fields<'_>) -> Outcome<Option<String>> {
+    let Some(name) = fields.string("labeler")? else { return Ok(None) };
+    let fits = !name.is_empty() && name.len() <= 64 && !name.chars().any(char::is_control) && name.trim() == name;
+    if fits { Ok(Some(name.to_owned())) } else { Err("`labeler` must be a name of 1 to 64 bytes".into()) }
 }
 
-fn trl(fields: &Map<String, Value>) -> Parsed<Comparison> {
-    let chosen = field(fields, "chosen").ok_or("`chosen` is missing")?;
-    let rejected = field(fields, "rejected").ok_or("`rejected` is missing")?;
-    match (field(fields, "prompt"), chosen, rejected) {
-        (Some(prompt @ Value::String(_)), Value::String(_), Value::String(_))
-        | (Some(prompt @ Value::Array(_)), _, _) => {
-            Ok(preferred(prompt_input(prompt, "prompt")?, answer(chosen, "chosen")?, answer(rejected, "rejected")?))
+fn trl(fields: &Fields<'_>) -> Outcome<Comparison> {
+    let chosen = fields.require("chosen", Format::Trl)?;
+    let rejected = fields.require("rejected", Format::Trl)?;
+    let name = if fields.get("prompt").is_some() { "prompt" } else { "question" };
+    let prompt = fields.get(name);
+    let system = match fields.get("system") {
+        None => None,
+        Some(Value::String(text)) => Some(text.as_str()).filter(|text| !text.trim().is_empty()),
+        Some(other) => return Err(format!("`system` must be a string, not {}", kind(other))),
+    };
+    let comparison = match (prompt, chosen, rejected) {
+        (Some(prompt), Value::String(a), Value::String(b)) => {
+            Comparison::preferred(fields.prompt_input(prompt, name)?, a.clone(), b.clone())
         }
-        // Whole conversations (a string prompt beside them repeats their first message): the prompt is
-        // what both have in common.
-        (_, Value::Array(_), Value::Array(_)) => {
-            let (chosen, rejected) = (messages(chosen, "chosen")?, messages(rejected, "rejected")?);
-            let common = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b).count();
-            // Equal answers are a pair all the same; their last message is the answer.
-            let common = common.min(chosen.len().saturating_sub(1));
-            match (&chosen[common..], rejected.get(common..)) {
-                ([a], Some([b])) if common > 0 && a.role == "assistant" && b.role == "assistant" => {
-                    let prompt = PromptInput::Chat(chosen[..common].to_vec());
-                    Ok(preferred(prompt, a.content.clone(), b.content.clone()))
-                }
-                _ => Err("`chosen` and `rejected` must differ in one last message of the assistant".into()),
-            }
+        (Some(prompt @ Value::Array(_)), _, _) => Comparison::preferred(
+            fields.prompt_input(prompt, name)?,
+            fields.answer(chosen, "chosen")?,
+            fields.answer(rejected, "rejected")?,
+        ),
+        // Whole conversations, or answers alone beside a prompt of its own.
+        (prompt, Value::Array(_), Value::Array(_)) => {
+            let (chosen, rejected) = (fields.messages(chosen, "chosen")?, fields.messages(rejected, "rejected")?);
+            conversations(fields, prompt.map(|p| (name, p)), &chosen, &rejected)?
         }
-        (None, Value::String(chosen), Value::String(rejected)) => {
-            if chosen.trim_start().starts_with("Human:") && rejected.trim_start().starts_with("Human:") {
-                return hh(chosen, rejected);
-            }
-            let at = common_prefix(chosen, rejected);
-            if at == 0 {
-                return Err("without `prompt`, `chosen` and `rejected` must begin alike".into());
-            }
-            Ok(preferred(
-                PromptInput::Text(chosen[..at].to_owned()),
-                chosen[at..].to_owned(),
-                rejected[at..].to_owned(),
-            ))
-        }
-        _ => Err("`prompt`, `chosen` and `rejected` must all be strings or all be messages".into()),
+        (None, Value::String(chosen), Value::String(rejected)) => implicit(fields, chosen, rejected)?,
+        _ => return Err("`prompt`, `chosen` and `rejected` must all be strings or all be messages".into()),
+    };
+    match system {
+        None => Ok(comparison),
+        Some(system) => with_system(comparison, system),
     }
+}
+
+/// `chosen` and `rejected` as conversations that differ in their last message. A string prompt beside them repeats
+/// one of their messages.
+fn conversations(
+    fields: &Fields<'_>,
+    prompt: Option<(&str, &Value)>,
+    chosen: &[Message],
+    rejected: &[Message],
+) -> Outcome<Comparison> {
+    if let ([a], [b]) = (chosen, rejected)
+        && a.role == "assistant"
+        && b.role == "assistant"
+    {
+        let Some((name, prompt)) = prompt else {
+            return Err(match fields.prompt_like() {
+                Some(column) => unknown_column(column),
+                None => fields.missing("prompt", Format::Trl),
+            });
+        };
+        let prompt = PromptInput::Chat(fields.prompt_input(prompt, name)?.into_messages());
+        return Ok(Comparison::preferred(prompt, a.content.clone(), b.content.clone()));
+    }
+    let common = chosen.iter().zip(rejected).take_while(|(a, b)| a == b).count();
+    // Equal answers are a pair all the same; their last message is the answer.
+    let common = common.min(chosen.len().saturating_sub(1));
+    match (&chosen[common..], rejected.get(common..)) {
+        ([a], Some([b])) if common > 0 && a.role == "assistant" && b.role == "assistant" => {
+            let messages = &chosen[..common];
+            if let Some((name, Value::String(text))) = prompt
+                && !messages.iter().any(|m| m.content.trim() == text.trim())
+            {
+                return Err(format!("`{name}` is none of the messages of `chosen`: two prompts in one line"));
+            }
+            Ok(Comparison::preferred(PromptInput::Chat(messages.to_vec()), a.content.clone(), b.content.clone()))
+        }
+        _ => Err("`chosen` and `rejected` must differ in one last message of the assistant".into()),
+    }
+}
+
+/// Two texts that begin with the prompt, and no column that could hold it.
+fn implicit(fields: &Fields<'_>, chosen: &str, rejected: &str) -> Outcome<Comparison> {
+    if let Some(column) = fields.prompt_like() {
+        return Err(unknown_column(column));
+    }
+    if chosen.trim_start().starts_with("Human:") && rejected.trim_start().starts_with("Human:") {
+        return hh::pair(chosen, rejected);
+    }
+    if chosen.trim() == rejected.trim() {
+        return Err("`chosen` and `rejected` are the same text: there is nothing to prefer".into());
+    }
+    let at = common_prefix(chosen, rejected);
+    if chosen[..at].trim().is_empty() {
+        return Err("`prompt` is missing, and `chosen` and `rejected` do not begin with one".into());
+    }
+    let (a, b) = (&chosen[at..], &rejected[at..]);
+    if a.trim().is_empty() || b.trim().is_empty() {
+        return Err("`prompt` is missing, and one of `chosen` and `rejected` is the beginning of the other".into());
+    }
+    Ok(Comparison::preferred(PromptInput::Text(chosen[..at].to_owned()), a.to_owned(), b.to_owned()))
+}
+
+/// Puts a system message before the prompt.
+fn with_system(mut comparison: Comparison, system: &str) -> Outcome<Comparison> {
+    let mut messages = comparison.prompt.into_messages();
+    match messages.first() {
+        Some(first) if first.role == "system" && first.content == system => {}
+        Some(first) if first.role == "system" => {
+            return Err("`system` and the prompt's own system message are not the same".into());
+        }
+        _ => messages.insert(0, Message { role: "system".into(), content: system.to_owned() }),
+    }
+    comparison.prompt = PromptInput::Chat(messages);
+    Ok(comparison)
 }
 
 /// Bytes that two texts have in common from the start. A space before the difference belongs to the
@@ -236,65 +284,46 @@ fn common_prefix(a: &str, b: &str) -> usize {
     if at > 0 && a.as_bytes().get(at - 1) == Some(&b' ') { at - 1 } else { at }
 }
 
-fn hh(chosen: &str, rejected: &str) -> Parsed<Comparison> {
-    let (mut prompt, a) = hh_turns(chosen).map_err(|e| format!("`chosen` {e}"))?;
-    let (other, b) = hh_turns(rejected).map_err(|e| format!("`rejected` {e}"))?;
-    if prompt != other {
-        // In a few dozen published lines the conversations part earlier; they are no comparison of answers.
-        return Err("`chosen` and `rejected` have different prompts".into());
-    }
-    prompt.shrink_to_fit();
-    Ok(preferred(PromptInput::Chat(prompt), a, b))
-}
-
-/// The turns of `\n\nHuman: …\n\nAssistant: …`: all but the last, and the last.
-fn hh_turns(text: &str) -> Parsed<(Vec<Message>, String)> {
-    let mut turns: Vec<Message> = Vec::new();
-    let text = format!("\n\n{}", text.trim_start());
-    for part in text.split("\n\n") {
-        let start = [("Human:", "user"), ("Assistant:", "assistant")]
-            .into_iter()
-            .find_map(|(name, role)| Some((role, part.strip_prefix(name)?)));
-        match (start, turns.last_mut()) {
-            (Some((role, content)), _) => {
-                turns.push(Message { role: role.into(), content: content.trim_start_matches(' ').to_owned() });
-            }
-            (None, Some(last)) => last.content.push_str(&format!("\n\n{part}")),
-            (None, None) if part.is_empty() => {}
-            (None, None) => return Err("must begin with \"Human:\"".into()),
+fn demonstration(fields: &Fields<'_>) -> Outcome<Written> {
+    let (prompt_id, labeler) = (fields.owned("prompt_id")?, labeler(fields)?);
+    let completion = fields.get("completion");
+    if completion.is_none()
+        && let Some(list) = fields.get("messages")
+    {
+        if fields.get("prompt").is_some() {
+            return Err("`prompt` and `messages` are both there, and no `completion`".into());
         }
-    }
-    match turns.pop() {
-        Some(last) if last.role == "assistant" && !turns.is_empty() => Ok((turns, last.content)),
-        _ => Err("must end with a turn of the assistant".into()),
-    }
-}
-
-fn demonstration(fields: &Map<String, Value>) -> Parsed<Written> {
-    let prompt_id = optional_string(fields, "prompt_id")?;
-    if let (None, Some(list)) = (field(fields, "completion"), field(fields, "messages")) {
-        let mut list = messages(list, "messages")?;
+        let mut list = fields.messages(list, "messages")?;
         return match list.pop() {
             Some(last) if last.role == "assistant" && !list.is_empty() => {
-                Ok(Written { prompt_id, prompt: PromptInput::Chat(list), completion: last.content })
+                Ok(Written { prompt_id, prompt: PromptInput::Chat(list), completion: last.content, labeler })
             }
             _ => Err("`messages` must end with a message of the assistant after a prompt".into()),
         };
     }
-    let completion = answer(field(fields, "completion").ok_or("`completion` is missing")?, "completion")?;
-    Ok(Written { prompt_id, prompt: prompt_field(fields)?, completion })
+    let completion = completion.ok_or_else(|| fields.missing("completion", Format::Demonstrations))?;
+    let completion = fields.answer(completion, "completion")?;
+    Ok(Written { prompt_id, prompt: fields.prompt(Format::Demonstrations)?, completion, labeler })
 }
 
-fn prompt_record(fields: &Map<String, Value>) -> Parsed<PromptRecord> {
-    let tags = match field(fields, "tags") {
+fn prompt_record(fields: &Fields<'_>) -> Outcome<PromptRecord> {
+    let tags: Vec<String> = match fields.get("tags") {
         None => Vec::new(),
         Some(list) => serde_json::from_value(list.clone()).map_err(|_| "`tags` must be a list of strings")?,
     };
+    // GSM8K and others keep whole numbers as numbers.
+    let answer = match fields.get("answer") {
+        None => None,
+        Some(Value::String(text)) if text.trim().is_empty() => return Err("`answer` is empty".into()),
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(Value::Number(number)) => Some(number.to_string()),
+        Some(other) => return Err(format!("`answer` must be a string, not {}", kind(other))),
+    };
     Ok(PromptRecord {
-        prompt_id: optional_string(fields, "prompt_id")?,
-        prompt: prompt_field(fields)?,
+        prompt_id: fields.owned("prompt_id")?,
+        prompt: fields.prompt(Format::Prompts)?,
         tags,
-        lang: optional_string(fields, "lang")?,
-        answer: optional_string(fields, "answer")?,
+        lang: fields.owned("lang")?,
+        answer,
     })
 }

@@ -56,6 +56,9 @@ fn comparison(prompt: &Prompt, completions: Vec<RankedText>) -> Comparison {
         completions,
         strength: None,
         split: Some(prompt.split),
+        labeler: None,
+        knowledge: None,
+        explanation: None,
     }
 }
 

@@ -1,12 +1,12 @@
 //! Labelled texts: JSONL or CSV with a text and a label in every row.
 
-use std::fs::File;
-use std::io::BufReader;
+use std::io::BufRead;
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::lines::{DataError, LineError, Lines};
+use super::source::Source;
 
 /// One row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,22 +15,24 @@ pub struct Labelled {
     pub label: String,
 }
 
-/// The rows of a `.csv` file (with a header) or of JSON lines. Numbers and truth values count as labels by how
-/// they are written.
+/// The rows of a `.csv` file (with a header) or of JSON lines, compressed (gzip, Zstandard) or not. Numbers and
+/// truth values count as labels by how they are written.
 ///
 /// # Errors
 /// With the line: a field that is missing or empty, or no row at all.
 pub fn read(path: &Path, text_field: &str, label_field: &str) -> Result<Vec<Labelled>, DataError> {
-    let file = File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
+    let file = Source::lines(path)?;
+    let name = path.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+    let name = name.trim_end_matches(".gz").trim_end_matches(".zst");
     let at = |error| DataError::Line { path: path.to_owned(), error };
-    let rows: Vec<Labelled> = if path.extension().is_some_and(|e| e == "csv") {
+    let rows: Vec<Labelled> = if name.ends_with(".csv") {
         csv_rows(file, text_field, label_field).map_err(at)?
     } else {
         let row = |line: Result<(usize, String), LineError>| {
             let (line, text) = line?;
-            json_row(&text, text_field, label_field).map_err(|message| LineError { line, message })
+            json_row(&text, text_field, label_field).map_err(|message| LineError::new(line, message))
         };
-        Lines::new(BufReader::new(file)).map(row).collect::<Result<_, _>>().map_err(at)?
+        Lines::new(file).map(row).collect::<Result<_, _>>().map_err(at)?
     };
     if rows.is_empty() {
         return Err(DataError::Empty { path: path.to_owned(), what: "labelled text" });
@@ -57,9 +59,9 @@ fn checked(text: String, label: String, text_field: &str, label_field: &str) -> 
     }
 }
 
-fn csv_rows(file: File, text_field: &str, label_field: &str) -> Result<Vec<Labelled>, LineError> {
-    let mut reader = csv::Reader::from_reader(BufReader::new(file));
-    let bad = |line: usize, message: String| LineError { line, message };
+fn csv_rows(file: impl BufRead, text_field: &str, label_field: &str) -> Result<Vec<Labelled>, LineError> {
+    let mut reader = csv::Reader::from_reader(file);
+    let bad = |line: usize, message: String| LineError::new(line, message);
     let header = reader.headers().map_err(|e| bad(1, e.to_string()))?;
     let column = |name: &str| {
         let found = header.iter().position(|h| h.trim_start_matches('\u{FEFF}').trim() == name);

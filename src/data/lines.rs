@@ -1,21 +1,46 @@
 //! Reading JSONL: one line in memory at a time, every error with its line number.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::fmt;
+use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 
 use super::records::{Comparison, Format, PromptRecord, Record, Written};
+use super::source::Source;
 
 /// Longer lines are refused (and skipped without being kept).
 const MAX_LINE: u64 = 16 << 20;
 
-/// A line that could not be used; lines count from 1.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, thiserror::Error)]
-#[error("line {line}: {message}")]
+/// A line that could not be used; lines count from 1, and 0 stands for the whole file.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct LineError {
     pub line: usize,
     pub message: String,
+    /// Nothing behind this line can be read.
+    #[serde(skip)]
+    pub fatal: bool,
 }
+
+impl LineError {
+    pub fn new(line: usize, message: impl Into<String>) -> Self {
+        Self { line, message: message.into(), fatal: false }
+    }
+
+    /// An error that ends the file.
+    pub fn fatal(line: usize, message: impl Into<String>) -> Self {
+        Self { fatal: true, ..Self::new(line, message) }
+    }
+}
+
+impl fmt::Display for LineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            0 => f.write_str(&self.message),
+            line => write!(f, "line {line}: {}", self.message),
+        }
+    }
+}
+
+impl std::error::Error for LineError {}
 
 /// A data file that a recipe cannot use.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +97,7 @@ impl<R: BufRead> Lines<R> {
         match outcome {
             Err(error) => {
                 self.done = true;
-                return Some(Err(LineError { line, message: format!("cannot be read: {error}") }));
+                return Some(Err(LineError::fatal(line, format!("cannot be read: {error}"))));
             }
             Ok(0) => {
                 self.done = true;
@@ -81,9 +106,9 @@ impl<R: BufRead> Lines<R> {
             Ok(_) => {}
         }
         if too_long {
-            return Some(Err(LineError { line, message: format!("longer than {MAX_LINE} bytes") }));
+            return Some(Err(LineError::new(line, format!("longer than {MAX_LINE} bytes"))));
         }
-        Some(String::from_utf8(bytes).map_err(|_| LineError { line, message: "not UTF-8".into() }))
+        Some(String::from_utf8(bytes).map_err(|_| LineError::new(line, "not UTF-8")))
     }
 }
 
@@ -93,11 +118,12 @@ impl<R: BufRead> Iterator for Lines<R> {
     fn next(&mut self) -> Option<Self::Item> {
         while !self.done {
             match self.read()? {
-                Ok(text) if text.trim().is_empty() => {}
                 Ok(text) => {
-                    // Files made on Windows begin with a byte-order mark.
-                    let text = text.trim().trim_start_matches('\u{FEFF}').to_owned();
-                    return Some(Ok((self.line, text)));
+                    // Files made on Windows begin with a byte-order mark, and files joined from them have more.
+                    let text = text.trim().trim_start_matches('\u{FEFF}').trim_start();
+                    if !text.is_empty() {
+                        return Some(Ok((self.line, text.to_owned())));
+                    }
                 }
                 Err(error) => return Some(Err(error)),
             }
@@ -113,8 +139,7 @@ fn read<T>(
     what: &'static str,
     pick: impl Fn(Record) -> Option<T>,
 ) -> Result<Vec<T>, DataError> {
-    let file = File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
-    let records: Vec<T> = super::import(format, BufReader::new(file))
+    let records: Vec<T> = super::import(format, Source::lines(path)?)
         .filter_map(|record| record.map(&pick).transpose())
         .collect::<Result<_, _>>()
         .map_err(|error| DataError::Line { path: path.to_owned(), error })?;

@@ -2,8 +2,6 @@
 //! request and its answer, drawn by weight (FLAN, arXiv 2109.01652).
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +9,7 @@ use serde_json::Value;
 
 use super::lines::{DataError, LineError, Lines};
 use super::records::{PromptInput, Written};
+use super::source::Source;
 use crate::domain::Message;
 use crate::prompt::Template;
 
@@ -63,7 +62,7 @@ pub fn read(
     order: impl Fn(usize, usize) -> Vec<usize>,
     choice: impl Fn(usize, usize, usize) -> usize,
 ) -> Result<Vec<Written>, DataError> {
-    let bad = |message: String| DataError::Line { path: path.to_owned(), error: LineError { line: 0, message } };
+    let bad = |message: String| DataError::Line { path: path.to_owned(), error: LineError::fatal(0, message) };
     let text = std::fs::read(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
     let mixture: Mixture = serde_json::from_slice(&text).map_err(|e| bad(format!("not a mixture: {e}")))?;
     if mixture.tasks.is_empty() {
@@ -94,7 +93,7 @@ pub fn read(
                 true => PromptInput::Chat(vec![Message { role: "user".into(), content: prompt }]),
                 false => PromptInput::Text(prompt),
             };
-            out.push(Written { prompt_id: None, prompt, completion });
+            out.push(Written { prompt_id: None, prompt, completion, labeler: None });
         }
     }
     Ok(out)
@@ -102,10 +101,9 @@ pub fn read(
 
 /// Rows as text by field, words put in.
 fn rows(path: &Path, task: &Task) -> Result<Rows, DataError> {
-    let file = File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
     let mut rows = Rows::new();
-    for line in Lines::new(BufReader::new(file)) {
-        let row = line.and_then(|(line, text)| row(&text, task).map_err(|message| LineError { line, message }));
+    for line in Lines::new(Source::lines(path)?) {
+        let row = line.and_then(|(line, text)| row(&text, task).map_err(|message| LineError::new(line, message)));
         rows.push(row.map_err(|error| DataError::Line { path: path.to_owned(), error })?);
     }
     if rows.is_empty() {

@@ -4,17 +4,21 @@
 pub mod corpus;
 pub mod dedup;
 pub mod documents;
+mod fields;
 mod formats;
 pub mod from_feedback;
+mod hh;
 pub mod labelled;
+pub mod limits;
 mod lines;
 pub mod mixture;
 mod oasst;
 pub mod parquet;
 pub mod preferences;
 pub mod records;
+pub mod source;
 
-pub use formats::{export, import};
+pub use formats::{MAX_COMPLETIONS, Parsed, export, import, import_lines};
 pub use lines::{DataError, LineError, read_comparisons, read_demonstrations, read_prompts};
 pub use preferences::{Pair, content_hash, pairs, split_of};
 pub use records::{Comparison, Format, PromptInput, PromptRecord, RankedText, Record, Written};

@@ -40,8 +40,10 @@ fn walk(node: &Value, path: &mut Vec<Message>, found: &mut Vec<Comparison>) -> R
             let is_answer = reply.get("role").and_then(Value::as_str) == Some("assistant");
             match reply.get("rank").filter(|r| !r.is_null()) {
                 Some(rank) if is_answer => {
-                    let rank = rank.as_i64().filter(|r| (0..=1_000_000).contains(r));
-                    let tier = rank.ok_or("`rank` must be a whole number from 0")?;
+                    // Tables of numbers with gaps turn whole numbers into 1.0.
+                    let whole = rank.as_i64().or_else(|| rank.as_f64().filter(|r| r.fract() == 0.0).map(|r| r as i64));
+                    let tier = whole.filter(|r| (0..=1_000_000).contains(r));
+                    let tier = tier.ok_or_else(|| format!("`rank` must be a whole number from 0, found {rank}"))?;
                     ranked.push(RankedText { text: text(reply)?.to_owned(), tier });
                 }
                 _ => {}
@@ -54,6 +56,9 @@ fn walk(node: &Value, path: &mut Vec<Message>, found: &mut Vec<Comparison>) -> R
                 completions: ranked,
                 strength: None,
                 split: None,
+                labeler: None,
+                knowledge: None,
+                explanation: None,
             });
         }
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{Message, Outcome, RankedSet, Split, Strength};
+use crate::domain::{Knowledge, Message, Outcome, RankedSet, Split, Strength};
 
 /// Names of file formats, as in `POST /admin/import?format=…`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +92,16 @@ pub struct Comparison {
     /// The side of the split that the store gave the prompt; else `split_of` its hash decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<Split>,
+    /// Who judged. Files that go from server to server have it; what a job or a dataset version holds does not, so
+    /// that a hash stays the same when a person's name is erased.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labeler: Option<String>,
+    /// What the labeler had been shown before judging; blind where absent. Only blind rankings count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub knowledge: Option<Knowledge>,
+    /// Why the places are right: shown with a known answer after it has been judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<String>,
 }
 
 impl Comparison {
@@ -108,7 +118,44 @@ impl Comparison {
             completions,
             strength: set.strength,
             split: Some(set.split),
+            labeler: None,
+            knowledge: None,
+            explanation: None,
         })
+    }
+
+    /// A pair with the preferred text first.
+    pub fn preferred(prompt: PromptInput, chosen: String, rejected: String) -> Self {
+        let completions = vec![RankedText { text: chosen, tier: 0 }, RankedText { text: rejected, tier: 1 }];
+        Self {
+            prompt_id: None,
+            prompt,
+            completions,
+            strength: None,
+            split: None,
+            labeler: None,
+            knowledge: None,
+            explanation: None,
+        }
+    }
+
+    /// # Errors
+    /// Equal texts in different places, or nothing but one text: nothing is compared. Blanks at the edges do not
+    /// make a difference.
+    pub fn check(&self) -> Result<(), String> {
+        let texts: Vec<(&str, i64)> = self.completions.iter().map(|c| (c.text.trim(), c.tier)).collect();
+        for (i, (text, tier)) in texts.iter().enumerate() {
+            let other = texts.iter().take(i).position(|(other, place)| other == text && place != tier);
+            if let Some(j) = other {
+                return Err(format!("answers {} and {} are the same text in different places", j + 1, i + 1));
+            }
+        }
+        match texts.split_first() {
+            Some(((first, _), rest)) if rest.iter().all(|(text, _)| text == first) => {
+                Err("all answers are the same text: there is nothing to compare".to_owned())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Which side of the split this set is on: as given, else by the hash of its prompt.
@@ -124,6 +171,9 @@ pub struct Written {
     pub prompt_id: Option<String>,
     pub prompt: PromptInput,
     pub completion: String,
+    /// Who wrote it, in files that go from server to server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labeler: Option<String>,
 }
 
 /// A prompt: one line of prompts JSONL.

@@ -12,6 +12,8 @@ pub struct Attention {
     pub ids: Vec<u32>,
     /// The tokens as text, special ones by their name.
     pub tokens: Vec<String>,
+    /// The bytes of each token: a token may be a part of a character, which has no text of its own.
+    pub bytes: Vec<Vec<u8>>,
     /// A decoder: no position sees what comes after it.
     pub causal: bool,
     pub n_heads: usize,
@@ -37,15 +39,17 @@ fn answer(
     maps: candle_core::Result<AttentionMaps>,
 ) -> Result<Attention, EngineError> {
     let maps = maps.map_err(|e| EngineError::Failed(e.to_string()))?;
-    Ok(Attention { ids, tokens, causal: maps.causal, n_heads: maps.n_heads, layers: maps.layers })
+    let bytes = tokens.iter().map(|t| t.clone().into_bytes()).collect();
+    Ok(Attention { ids, tokens, bytes, causal: maps.causal, n_heads: maps.n_heads, layers: maps.layers })
 }
 
 pub fn of_decoder(decoder: &Decoder, tokenizer: &Tokenizer, text: &str, most: usize) -> Result<Attention, EngineError> {
     let ids = tokenizer.encode(text, true, false).map_err(|e| bad(e.to_string()))?;
     check(&ids, most.min(decoder.config.max_positions))?;
     let tokens = ids.iter().map(|id| tokenizer.token_text(*id)).collect();
+    let bytes = ids.iter().map(|id| tokenizer.token_bytes(*id)).collect();
     let maps = attention_maps::of_decoder(decoder, &ids);
-    answer(ids, tokens, maps)
+    Ok(Attention { bytes, ..answer(ids, tokens, maps)? })
 }
 
 pub fn of_encoder(encoder: &TextEncoder, text: &str, most: usize) -> Result<Attention, EngineError> {

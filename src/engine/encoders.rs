@@ -79,6 +79,8 @@ pub struct Filling {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Filled {
     pub position: usize,
+    /// Tokens of the text, which all its gaps share.
+    pub read: usize,
     pub top: Vec<Filling>,
     pub targets: Vec<Filling>,
 }
@@ -250,6 +252,7 @@ pub fn fill(encoder: &TextEncoder, request: FillRequest) -> Result<Vec<Filled>, 
         order.sort_unstable_by(by_probability);
         Filled {
             position,
+            read: ids.len(),
             top: order.into_iter().map(|id| filling(&row, id)).collect(),
             targets: target_ids.iter().map(|id| filling(&row, *id)).collect(),
         }

@@ -280,7 +280,13 @@ impl Generator for MockGenerator {
         answers: Vec<String>,
     ) -> Result<Vec<RewardScore>, EngineError> {
         let length = |answer: &String| answer.len() as f64 / 100.0;
-        Ok(answers.iter().map(length).map(|n| RewardScore { mean: n, std: n / 10.0 }).collect())
+        Ok(answers
+            .iter()
+            .map(|answer| {
+                let mean = length(answer);
+                RewardScore { mean, std: mean / 10.0, tokens: answer.len() }
+            })
+            .collect())
     }
 
     fn stats(&self) -> EngineStats {

@@ -7,6 +7,7 @@ use candle_core::Device;
 
 use super::recent::Recent;
 use super::{Asker, EngineError, ModelFiles, Turns};
+use crate::data::PromptInput;
 use crate::domain::{Message, ModelVersion, RewardScore};
 use crate::model::reward::RewardModel;
 use crate::model::{self, Loaded};
@@ -68,17 +69,26 @@ impl Scorer {
         asker: &Asker,
         failed: impl Fn(String) -> EngineError,
     ) -> Result<Vec<RewardScore>, EngineError> {
-        let prompt = prompt.to_vec().into();
-        let mut scores = Vec::with_capacity(answers.len());
-        let mut batch: Vec<Vec<u32>> = Vec::new();
-        for (i, answer) in answers.iter().enumerate() {
+        asker.still_there()?;
+        let prompt = PromptInput::from(prompt.to_vec());
+        let pairs: Vec<_> = answers.iter().map(|answer| (&prompt, answer.as_str())).collect();
+        // Together: all answers see the same tokens of a prompt that does not fit.
+        let ids = self.texts.conversations(&pairs, self.max_length).map_err(|e| failed(e.to_string()))?;
+        let mut scores = Vec::with_capacity(ids.len());
+        let mut rest = &ids[..];
+        while !rest.is_empty() {
             asker.still_there()?;
-            let encoded = self.texts.conversation(&prompt, answer, self.max_length);
-            batch.push(encoded.map_err(|e| failed(e.to_string()))?.0);
-            if i + 1 == answers.len() || batch.iter().map(Vec::len).sum::<usize>() >= BATCH_TOKENS {
-                scores.extend(self.model.scores(&batch, BATCH_TOKENS).map_err(|e| failed(e.to_string()))?);
-                batch.clear();
-            }
+            let mut tokens = 0;
+            let many = rest.iter().take_while(|read| {
+                let fits = tokens < BATCH_TOKENS;
+                tokens += read.len();
+                fits
+            });
+            let (batch, after) = rest.split_at(many.count());
+            let scored = self.model.scores(batch, BATCH_TOKENS).map_err(|e| failed(e.to_string()))?;
+            scores
+                .extend(scored.into_iter().zip(batch).map(|(score, read)| RewardScore { tokens: read.len(), ..score }));
+            rest = after;
         }
         Ok(scores)
     }

@@ -161,6 +161,10 @@ impl Task {
             None => bail!("verbalizers: the label '{name}' has no words"),
         };
         let labels = names.iter().map(words).collect::<Result<Vec<_>>>()?;
+        if let Some(unknown) = args.verbalizers.keys().find(|name| !names.contains(name)) {
+            let known = names.join(", ");
+            bail!("verbalizers: '{unknown}' is no label of {}; there are {known}", args.data.display());
+        }
         let most = args.systems.iter().flat_map(|s| s.shots.as_ref().unwrap_or(&args.shots)).copied().max();
         let most = most.unwrap_or(0);
         let mut pool = match &args.examples {

@@ -14,6 +14,8 @@ use crate::domain::{RewardScore, Split};
 use crate::model::reward::RewardModel;
 use crate::model::{self, Decoder, PackedBatch, Purpose};
 use crate::prompt::Texts;
+use crate::train::fit::Fit;
+use crate::train::ranked::encode;
 
 /// What to measure.
 #[derive(Clone, Debug, Deserialize)]
@@ -80,7 +82,7 @@ fn default_heldout() -> f64 {
 #[serde(untagged)]
 pub enum EvalResult {
     Perplexity { tokens: usize, bytes: usize, loss: f64, perplexity: f64, bits_per_byte: f64 },
-    Reward { sets: usize, metrics: PairMetrics, by_length: LengthMetrics },
+    Reward { sets: usize, metrics: PairMetrics, by_length: LengthMetrics, fit: serde_json::Value },
     Choice(ChoiceTable),
     Classifier(Classified),
     Scores { scores: Vec<RewardScore> },
@@ -156,22 +158,31 @@ fn reward(
     let length = max_length.min(loaded.config.max_positions);
     let mut sets = data::read_comparisons(comparisons)?;
     sets.retain(|s| split.is_none_or(|side| s.side(heldout) == side));
-    let (mut differences, mut lengths) = (Vec::new(), Vec::new());
+    let (mut differences, mut lengths, mut fit) = (Vec::new(), Vec::new(), Fit::new(length));
     for set in &sets {
-        let encoded = set.completions.iter().map(|c| texts.conversation(&set.prompt, &c.text, length));
-        let (ids, starts): (Vec<Vec<u32>>, Vec<usize>) = encoded.collect::<Result<Vec<_>>>()?.into_iter().unzip();
-        let tokens = |i: usize| (ids[i].len() - starts[i]) as f64;
-        let scores = model.score(&ids, BATCH_TOKENS)?;
-        for pair in data::pairs(&set.completions) {
-            differences.push(scores[pair.better] - scores[pair.worse]);
-            lengths.push(tokens(pair.better) - tokens(pair.worse));
+        let encoded = encode(set, &texts, length, &mut fit)?;
+        let pairs = encoded.pairs(0, 0.0);
+        if pairs.is_empty() {
+            fit.equal_sets += usize::from(encoded.equal_pairs() > 0);
+            continue;
         }
+        let ids: Vec<Vec<u32>> = encoded.sequences.iter().map(|s| s.ids.clone()).collect();
+        let tokens = |i: u32| encoded.sequences[i as usize].predicted() as f64;
+        let scores = model.score(&ids, BATCH_TOKENS)?;
+        for pair in pairs {
+            differences.push(scores[pair.winner as usize] - scores[pair.loser as usize]);
+            lengths.push(tokens(pair.winner) - tokens(pair.loser));
+        }
+    }
+    for message in fit.messages() {
+        eprintln!("warning: {message}");
     }
     match pair_metrics(&differences) {
         Some(metrics) => {
-            Ok(EvalResult::Reward { sets: sets.len(), metrics, by_length: by_length(&differences, &lengths) })
+            let by_length = by_length(&differences, &lengths);
+            Ok(EvalResult::Reward { sets: sets.len(), metrics, by_length, fit: fit.json() })
         }
-        None => bail!("{} holds no pair with a preference", comparisons.display()),
+        None => bail!("{} holds no pair with a preference{}", comparisons.display(), fit.reasons()),
     }
 }
 
@@ -181,6 +192,15 @@ fn scores(path: &Path, completions: &Path, max_length: usize) -> Result<EvalResu
     let (texts, model) = (Texts::new(&loaded)?, RewardModel::new(&loaded)?);
     let length = max_length.min(loaded.config.max_positions);
     let written = data::read_demonstrations(completions)?;
-    let ids = written.iter().map(|w| Ok(texts.conversation(&w.prompt, &w.completion, length)?.0));
-    Ok(EvalResult::Scores { scores: model.scores(&ids.collect::<Result<Vec<_>>>()?, BATCH_TOKENS)? })
+    let pairs: Vec<_> = written.iter().map(|w| (&w.prompt, w.completion.as_str())).collect();
+    let mut fit = Fit::new(length);
+    for (prompt, completion) in &pairs {
+        let answers = texts.answers(prompt, &[completion], length)?;
+        fit.note_prompt(answers.prompt_cut);
+        fit.note_answers(&answers.cut);
+    }
+    for message in fit.messages() {
+        eprintln!("warning: {message}");
+    }
+    Ok(EvalResult::Scores { scores: model.scores(&texts.conversations(&pairs, length)?, BATCH_TOKENS)? })
 }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::routes::Route;
 use crate::domain::{Demonstration, FeedbackEvent, Job, JobEvent, Judgment, Labeler, Metric, ModelVersion, Prompt};
+use crate::service::jobs::JobView;
 
 /// The good answer of a route.
 pub struct Answer {
@@ -154,7 +155,7 @@ fn shown_prompt() -> Value {
 }
 
 fn shown_completions() -> Value {
-    list(object(&[("id", text()), ("text", text()), ("html", text())]))
+    list(object(&[("id", text()), ("text", text()), ("html", text()), ("cut_off", json!({"type": "boolean"}))]))
 }
 
 fn shown_set() -> Value {
@@ -196,7 +197,15 @@ fn turn() -> Value {
         ("set_id", text()),
         ("prompt", shown_prompt()),
         ("completions", shown_completions()),
-        ("me", object(&[("name", text()), ("done_today", integer()), ("done_total", integer())])),
+        (
+            "me",
+            object(&[
+                ("name", text()),
+                ("done_today", integer()),
+                ("done_total", integer()),
+                ("skipped_today", integer()),
+            ]),
+        ),
         ("queue", object(&[("open", integer())])),
     ])
 }
@@ -247,7 +256,10 @@ pub fn of(route: &Route) -> Answer {
         ("GET", "/static/{*path}") => plain("*/*"),
         ("GET", "/openapi.json") => json(OK, object(&[("openapi", text()), ("paths", json!({"type": "object"}))])),
         ("GET", "/health") => json(OK, object(&[("status", json!({"const": "ok"}))])),
-        ("GET", "/ready") => json(OK, object(&[("status", json!({"const": "ready"})), ("model", text())])),
+        ("GET", "/ready") => json(
+            OK,
+            object(&[("status", json!({"const": "ready"})), ("model", text()), ("encoder", optional("string"))]),
+        ),
         ("POST", "/v1/completions") => json(OK, raw_completion()),
         ("POST", "/v1/chat/completions") => json(OK, chat_completion()),
         ("GET", "/v1/models") => {
@@ -273,7 +285,7 @@ pub fn of(route: &Route) -> Answer {
         ("POST", "/v1/demonstrations") => json(MADE, schema::<Demonstration>()),
         ("POST", "/v1/feedback") => json(MADE, schema::<FeedbackEvent>()),
         ("GET", "/v1/judgments") => json(OK, page(schema::<Judgment>())),
-        ("GET", "/v1/guidelines") => json(OK, object(&[("version", text()), ("html", text())])),
+        ("GET", "/v1/guidelines") => json(OK, object(&[("version", text()), ("lang", text()), ("html", text())])),
         ("GET", "/v1/label/next") => json(&[200, 204], turn()),
         ("POST", "/v1/label/ask") => plain("text/event-stream"),
         ("POST", "/v1/label/{id}/renew") => json(OK, object(&[("expires_at", integer())])),
@@ -291,11 +303,11 @@ pub fn of(route: &Route) -> Answer {
         ("GET", "/admin/recipes") => {
             json(OK, data(object(&[("name", text()), ("about", text()), ("schema", json!({"type": "object"}))])))
         }
-        ("GET", "/admin/jobs") => json(OK, page(schema::<Job>())),
-        ("POST", "/admin/jobs") => json(MADE, schema::<Job>()),
-        ("GET", "/admin/jobs/{id}") | ("POST", "/admin/jobs/{id}/cancel" | "/admin/jobs/{id}/resume") => {
-            json(OK, schema::<Job>())
-        }
+        ("GET", "/admin/jobs") => json(OK, page(schema::<JobView>())),
+        ("POST", "/admin/jobs") => json(MADE, schema::<JobView>()),
+        ("POST", "/admin/jobs/estimate") => json(OK, schema::<crate::jobs::estimate::Estimate>()),
+        ("GET" | "POST", "/admin/jobs/{id}") => json(OK, schema::<JobView>()),
+        ("POST", "/admin/jobs/{id}/cancel" | "/admin/jobs/{id}/resume") => json(OK, schema::<Job>()),
         ("GET", "/admin/jobs/{id}/events") => {
             json(OK, object(&[("data", list(schema::<JobEvent>())), ("state", text())]))
         }

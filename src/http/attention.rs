@@ -60,6 +60,7 @@ pub async fn create(
         "kind": version.kind,
         "causal": found.causal,
         "tokens": found.tokens,
+        "bytes": found.bytes,
         "ids": found.ids,
         "n_layers": n_layers,
         "n_heads": found.n_heads,

@@ -1,21 +1,26 @@
 //! Who may call what: bearer keys, session cookies, and the check that a cookie was not sent by a
 //! foreign page.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
 
 use super::AppState;
 use super::error::{ApiError, ApiResult};
 use super::extract::{known_query, plain_body};
 use super::rates::{Peer, client_address};
 use super::routes::Route;
-use crate::domain::{ApiKeyId, Role};
-use crate::service::people::{self, Actor};
+use crate::domain::Role;
+use crate::service::access::{self, Actor};
+use crate::service::meter;
 
 pub const COOKIE: &str = "instructd_session";
 
@@ -65,6 +70,10 @@ impl Access {
 pub struct Guard {
     state: AppState,
     access: Access,
+    /// Tokens are charged, and a key without tokens left is refused.
+    computes: bool,
+    /// The answer says who the caller is: a key that could not be checked must not pass for none.
+    names_caller: bool,
     /// Parameters of the query; `None` = any.
     query: Option<Arc<[String]>>,
     plain_body: bool,
@@ -72,56 +81,111 @@ pub struct Guard {
 
 impl Guard {
     pub fn of(route: &Route, state: AppState) -> Self {
+        let names_caller = route.path == "/session" && route.method == Method::GET;
         let query = route.query_names().map(Arc::from);
-        Self { state, access: route.access, query, plain_body: !route.decodes }
+        let (access, computes, plain_body) = (route.access, route.computes, !route.decodes);
+        Self { state, access, computes, names_caller, query, plain_body }
     }
 
+    /// Refuses what no handler of the route takes.
     fn form(&self, request: &Request) -> ApiResult<()> {
         if let Some(known) = &self.query {
             known_query(request.uri(), known)?;
         }
         if self.plain_body { plain_body(request.headers()) } else { Ok(()) }
     }
-}
 
-/// The route's guard: finds the caller, refuses those it does not admit and requests whose form no route takes,
-/// and leaves the caller for handlers.
-pub async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<Peer>();
-    let checked = check(&guard.state, guard.access, request.method(), request.headers(), peer).await;
-    match checked.and_then(|actor| guard.form(&request).map(|()| actor)) {
-        Ok(actor) => {
-            if let Some(actor) = actor {
-                request.extensions_mut().insert(actor);
-            }
-            next.run(request).await
+    /// Whether the route can do without knowing its caller.
+    fn open(&self) -> bool {
+        match self.access {
+            Access::Public => !self.names_caller,
+            Access::Inference => !self.state.services.config.require_inference_key,
+            Access::Feedback | Access::Review | Access::Admin => false,
         }
-        Err(e) => e.into_response(),
     }
 }
 
-async fn check(
-    state: &AppState,
-    access: Access,
-    method: &Method,
-    headers: &HeaderMap,
-    peer: Option<&Peer>,
-) -> ApiResult<Option<Actor>> {
+/// The route's guard: finds the caller, refuses those it does not admit and requests whose form no route takes,
+/// leaves the caller for handlers, has their key pay for tokens, and ends what streams when they are no longer let in.
+pub async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<Peer>();
+    let checked = check(&guard, request.method(), request.headers(), peer).await;
+    let actor = match checked.and_then(|actor| guard.form(&request).map(|()| actor)) {
+        Ok(actor) => actor,
+        Err(e) => return e.into_response(),
+    };
+    let Some(actor) = actor else { return next.run(request).await };
+    let payer = actor.quota.as_ref().map(|(id, _)| id.clone());
+    request.extensions_mut().insert(actor.clone());
+    let response = meter::paid_by(payer, next.run(request)).await;
+    watched(guard, actor, response)
+}
+
+/// How often an open stream looks whether its caller is still let in.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Ends a stream within a second of its caller's key being revoked, session being ended or role being lowered. Answers
+/// of known length are on their way already.
+fn watched(guard: Guard, actor: Actor, response: Response) -> Response {
+    let known_length = HttpBody::size_hint(response.body()).exact().is_some();
+    if known_length {
+        return response;
+    }
+    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    let is_events = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
+    let shut_out = async move {
+        let services = &guard.state.services;
+        loop {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            // A database that is away shuts nobody out.
+            let Ok(now) = access::again(services, &actor).await else { continue };
+            let admitted =
+                now.is_some_and(|now| guard.access.admits(Some(&now), services.config.require_inference_key).is_ok());
+            if !admitted {
+                return;
+            }
+        }
+    };
+    let (parts, body) = response.into_parts();
+    let open = (body.into_data_stream(), Box::pin(shut_out));
+    let stream = futures::stream::unfold(Some(open), move |open| async move {
+        let (mut data, mut shut_out) = open?;
+        tokio::select! {
+            chunk = data.next() => chunk.map(|chunk| (chunk, Some((data, shut_out)))),
+            () = &mut shut_out => Some((last_word(is_events), None)),
+        }
+    });
+    Response::from_parts(parts, Body::from_stream(stream))
+}
+
+/// Followers of events are told; any other stream breaks off, so that nobody takes a part for the whole.
+fn last_word(is_events: bool) -> Result<Bytes, axum::Error> {
+    let error = ApiError::unauthorized("the key or session of this stream has ended").code("access_ended");
+    match is_events {
+        true => Ok(Bytes::from(format!("event: error\ndata: {}\n\n", error.body()))),
+        false => Err(axum::Error::new(error.message)),
+    }
+}
+
+async fn check(guard: &Guard, method: &Method, headers: &HeaderMap, peer: Option<&Peer>) -> ApiResult<Option<Actor>> {
+    let (state, access) = (&guard.state, guard.access);
     let services = &state.services;
     let from = client_address(headers, peer, services.config.server.client_address_header.as_deref());
     let mut actor = None;
     if let Some(key) = bearer(headers) {
-        actor = people::by_key(services, key).await?;
-        let required = !matches!(access, Access::Public | Access::Inference)
-            || (access == Access::Inference && services.config.require_inference_key);
-        if actor.is_none() && required {
-            // Guessing keys is as slow as guessing at the sign-in.
-            state.rates.login(from)?;
+        // Clients of open routes often send a made-up key: it is as good as none, and so is one that may not be
+        // tried now.
+        let open = guard.open();
+        actor = match by_key(state, key, from, open).await {
+            Ok(actor) => actor,
+            Err(_) if open => None,
+            Err(error) => return Err(error),
+        };
+        if actor.is_none() && !open && !guard.names_caller {
             return Err(ApiError::unauthorized("this key is not known"));
         }
-        // Clients of open inference routes often send a made-up key: it is as good as none.
     } else if let Some(token) = cookie(headers) {
-        actor = people::by_session(services, token).await?;
+        actor = access::by_session(services, token).await?;
     }
     access.admits(actor.as_ref(), services.config.require_inference_key)?;
     let changes = !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
@@ -129,14 +193,48 @@ async fn check(
         same_origin(headers)?;
     }
     state.rates.check(access, actor.as_ref(), from)?;
-    if access == Access::Inference
+    if guard.computes
         && let Some(actor) = &actor
-        && let Some(seconds) = people::exhausted(services, actor).await?
+        && let Some(seconds) = meter::exhausted(services, actor).await?
     {
         let message = "this key has used up its tokens of today";
         return Err(ApiError::too_many(message, "quota_exceeded", seconds));
     }
     Ok(actor)
+}
+
+/// The owner of a key, here or at the sign-in; `None` when nobody has it, which is counted. Where no key is asked for
+/// (`once`), the same wrong key counts once.
+///
+/// # Errors
+/// 429 when it is no key that the server made and a try at the configured one has to wait.
+pub(super) async fn by_key(state: &AppState, key: &str, from: Option<IpAddr>, once: bool) -> ApiResult<Option<Actor>> {
+    if let Some(actor) = access::by_stored_key(&state.services, key).await? {
+        return Ok(Some(actor));
+    }
+    may_try(state, from)?;
+    let actor = access::by_configured_key(&state.services, key);
+    match &actor {
+        Some(_) => state.rates.guesses.right(from),
+        None => state.rates.guesses.wrong(from, once.then(|| mark(key))),
+    }
+    Ok(actor)
+}
+
+/// # Errors
+/// 429 with the time to wait.
+pub(super) fn may_try(state: &AppState, from: Option<IpAddr>) -> ApiResult<()> {
+    state.rates.guesses.may_try(from).map_err(|wait| {
+        let message = "too many wrong keys came from this address; wait, then try again";
+        ApiError::too_many(message, "rate_limited", wait.as_secs() + 1)
+    })
+}
+
+/// Tells wrong keys apart without keeping them.
+fn mark(key: &str) -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    static STATE: std::sync::LazyLock<RandomState> = std::sync::LazyLock::new(RandomState::new);
+    STATE.hash_one(key)
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -194,10 +292,5 @@ impl<S: Send + Sync> FromRequestParts<S> for MaybeCaller {
 impl MaybeCaller {
     pub fn is_admin(&self) -> bool {
         self.0.as_ref().is_some_and(|a| a.role == Role::Admin)
-    }
-
-    /// The key that pays for tokens, where it has a number of them a day.
-    pub fn pays(&self) -> Option<ApiKeyId> {
-        self.0.as_ref().and_then(|a| a.quota.as_ref()).map(|(id, _)| id.clone())
     }
 }

@@ -150,6 +150,7 @@ impl From<ServiceError> for ApiError {
                 Self { param, ..Self::new(StatusCode::NOT_FOUND, message).code("not_found") }
             }
             ServiceError::Forbidden(message) => Self::forbidden(&message),
+            ServiceError::SignIn(refusal) => Self::forbidden(refusal.message()).code(refusal.code()),
             ServiceError::Conflict(message) => Self::new(StatusCode::CONFLICT, message).code("conflict"),
             ServiceError::Store(e) => e.into(),
             ServiceError::Engine(e) => e.into(),

@@ -12,10 +12,10 @@ use super::error::{ApiError, ApiResult};
 use super::extract::{Json, Path, Query};
 use super::markdown;
 use crate::domain::*;
-use crate::service::label::{self, Next, Turn, Word};
+use crate::service::label::{self, Next, Turn, Wanted, Word};
 use crate::service::people::Actor;
 use crate::service::{Services, guidelines as words};
-use crate::store::{Page, Submitted};
+use crate::store::{NoLease, Page, Submitted};
 
 /// A message with its safe HTML.
 pub fn messages_json(messages: &[Message]) -> Vec<Value> {
@@ -23,9 +23,18 @@ pub fn messages_json(messages: &[Message]) -> Vec<Value> {
     messages.iter().map(one).collect()
 }
 
-/// A completion without a word about who wrote it.
+/// A completion without a word about who wrote it; `cut_off_at` is its number of tokens when the length limit
+/// ended it.
 pub fn blind_json(completion: &Completion) -> Value {
-    json!({"id": completion.id, "text": completion.text, "html": markdown::render(&completion.text)})
+    let cut = completion.finish_reason.as_deref() == Some("length");
+    let tokens = completion.token_ids.len();
+    json!({
+        "id": completion.id,
+        "text": completion.text,
+        "html": markdown::render(&completion.text),
+        "cut_off": cut,
+        "cut_off_at": (cut && tokens > 0).then_some(tokens),
+    })
 }
 
 fn prompt_json(prompt: &Prompt) -> Value {
@@ -36,6 +45,38 @@ fn prompt_json(prompt: &Prompt) -> Value {
 #[serde(deny_unknown_fields)]
 pub struct NextQuery {
     set_id: Option<SetId>,
+    /// Give a set again that the caller holds already, before a new one: for a page that was opened anew.
+    resume: Option<bool>,
+    /// With `resume`: sets that the caller has at hand, separated by commas.
+    except: Option<String>,
+    /// Language of the guidelines: `en` or `zh`.
+    lang: Option<String>,
+}
+
+impl NextQuery {
+    fn wanted(self) -> ApiResult<Wanted> {
+        let except: Vec<SetId> =
+            self.except.iter().flat_map(|e| e.split(',')).filter(|e| !e.is_empty()).map(SetId::from).collect();
+        let resume = self.resume.unwrap_or(false);
+        if !resume && self.except.is_some() {
+            return Err(ApiError::bad("except", "goes with resume=true"));
+        }
+        if except.len() > 64 {
+            return Err(ApiError::bad("except", format!("has {} sets; at most 64", except.len())));
+        }
+        Ok(Wanted { set_id: self.set_id, resume: resume.then_some(except), lang: self.lang })
+    }
+}
+
+/// The header `x-queue` of an answer without a set.
+fn why_nothing(reason: NoLease) -> &'static str {
+    match reason {
+        NoLease::Empty => "empty",
+        NoLease::Quota => "quota",
+        NoLease::Judged => "judged",
+        NoLease::Taken => "taken",
+        NoLease::Closed => "closed",
+    }
 }
 
 pub async fn next(
@@ -43,10 +84,11 @@ pub async fn next(
     Caller(actor): Caller,
     Query(query): Query<NextQuery>,
 ) -> ApiResult<Response> {
-    let turn = match label::next(&state.services, &actor, query.set_id).await? {
+    let turn = match label::next(&state.services, &actor, query.wanted()?).await? {
         Next::Turn(turn) => turn,
-        Next::Empty => return Ok((StatusCode::NO_CONTENT, [("x-queue", "empty")]).into_response()),
-        Next::QuotaUsed => return Ok((StatusCode::NO_CONTENT, [("x-queue", "quota")]).into_response()),
+        Next::Nothing(reason) => {
+            return Ok((StatusCode::NO_CONTENT, [("x-queue", why_nothing(reason))]).into_response());
+        }
     };
     Ok(axum::Json(turn_json(&actor, &turn)).into_response())
 }
@@ -63,9 +105,15 @@ pub(super) fn turn_json(actor: &Actor, turn: &Turn) -> Value {
         "prompt": prompt_json(&turn.prompt),
         "completions": completions,
         "guideline_version": turn.guideline_version,
-        "me": {"name": actor.name, "done_today": turn.done_today, "done_total": turn.done_total},
+        "me": {
+            "name": actor.name,
+            "done_today": turn.counts.today,
+            "done_total": turn.counts.total,
+            "skipped_today": turn.counts.skipped_today,
+        },
         "queue": {"open": turn.queue_open},
         "onboarding": turn.onboarding,
+        "practice_number": turn.practice_number,
     })
 }
 
@@ -117,6 +165,8 @@ pub struct JudgmentRequest {
     pub idempotency_key: String,
     /// The judgment that this one corrects.
     pub revises: Option<JudgmentId>,
+    /// Of the guidelines as they were shown.
+    pub guideline_version: Option<String>,
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -155,6 +205,7 @@ impl JudgmentRequest {
             wall_ms: self.wall_ms,
             idempotency_key: self.idempotency_key,
             revises: self.revises,
+            guideline_version: self.guideline_version,
         }
     }
 }
@@ -169,16 +220,14 @@ pub async fn submit(
     Ok(axum::Json(submitted_json(&state.services, &submitted, &completions).await?))
 }
 
-/// The stored judgment, and who wrote what.
+/// The stored judgment, and who wrote what where the labeler may know.
 pub async fn submitted_json(
     services: &Services,
     submitted: &Submitted,
     completions: &[Completion],
 ) -> ApiResult<Value> {
-    let mut reveal = Vec::new();
-    for completion in completions {
-        reveal.push(json!({"completion_id": completion.id, "model": label::author(services, completion).await?}));
-    }
+    let authors = label::reveal(services, &submitted.judgment, completions).await?;
+    let reveal: Vec<_> = authors.iter().map(|(id, model)| json!({"completion_id": id, "model": model})).collect();
     let verdict = label::verdict(services, &submitted.judgment).await?;
     Ok(json!({"judgment": submitted.judgment, "replayed": submitted.replayed, "reveal": reveal, "verdict": verdict}))
 }
@@ -243,7 +292,11 @@ pub async fn reopen(
 ) -> ApiResult<axum::Json<Value>> {
     let reopened = label::reopen(&state.services, &actor, &id).await?;
     let completions: Vec<_> = reopened.completions.iter().map(blind_json).collect();
+    // A revision with this knowledge is kept apart; who revises should know.
+    let judged = &reopened.judgment;
+    let revealed = state.services.store.reveals(&judged.set_id, &judged.labeler_id).await?;
     Ok(axum::Json(json!({
+        "revealed": revealed,
         "judgment": reopened.judgment,
         "assignment_id": reopened.judgment.assignment_id,
         "lease_token": reopened.lease_token,
@@ -264,7 +317,58 @@ pub async fn judgments(
     Ok(axum::Json(json!({"data": judgments, "after": next})))
 }
 
-pub async fn guidelines(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
-    let (text, version) = words::current(&state.services).await?;
-    Ok(axum::Json(json!({"version": version, "html": markdown::render(&text)})))
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GuidelinesQuery {
+    /// `en` or `zh`; English for other languages.
+    lang: Option<String>,
+}
+
+fn guidelines_json(g: &words::Guidelines) -> Value {
+    json!({"version": g.version, "lang": g.lang, "since": g.since, "html": markdown::render(&g.text)})
+}
+
+pub async fn guidelines(
+    State(state): State<AppState>,
+    Query(query): Query<GuidelinesQuery>,
+) -> ApiResult<axum::Json<Value>> {
+    let current = words::current(&state.services, words::language(query.lang.as_deref())).await?;
+    Ok(axum::Json(guidelines_json(&current)))
+}
+
+/// The texts in force for every language, and all that administrators wrote.
+pub async fn all_guidelines(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
+    let mut current = Vec::new();
+    for lang in words::LANGUAGES {
+        let g = words::current(&state.services, lang).await?;
+        let mut shown = guidelines_json(&g);
+        shown["text"] = json!(g.text);
+        current.push(shown);
+    }
+    let versions: Vec<_> = words::versions(&state.services)
+        .await?
+        .into_iter()
+        .map(|(g, version)| {
+            json!({"lang": g.lang, "version": version, "text": g.text, "created": g.created, "created_by": g.created_by})
+        })
+        .collect();
+    Ok(axum::Json(json!({"current": current, "versions": versions})))
+}
+
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GuidelinesChange {
+    /// `en` or `zh`.
+    pub lang: String,
+    /// Markdown; empty = back to the configured file or the built-in text.
+    pub text: String,
+}
+
+pub async fn change_guidelines(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Json(body): Json<GuidelinesChange>,
+) -> ApiResult<axum::Json<Value>> {
+    let changed = words::change(&state.services, &actor, &body.lang, body.text).await?;
+    Ok(axum::Json(guidelines_json(&changed)))
 }

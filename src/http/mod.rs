@@ -13,6 +13,7 @@ pub mod error;
 pub mod examples;
 pub mod extract;
 pub mod feedback;
+pub mod guesses;
 pub mod hosts;
 pub mod label;
 pub mod markdown;

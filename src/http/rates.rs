@@ -1,5 +1,5 @@
-//! How often one caller may ask: by key or session, or by address for those who have neither. Signing in, and
-//! asking with wrong keys, is counted by address.
+//! How often one caller may ask: by key or person, or by address for those who have neither. Wrong
+//! keys are counted in `guesses`.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr};
@@ -14,6 +14,7 @@ use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 use super::auth::Access;
 use super::error::{ApiError, ApiResult};
+use super::guesses::Guesses;
 use crate::config::RatesConfig;
 use crate::service::people::Actor;
 
@@ -51,7 +52,7 @@ impl Limit {
 
 /// The limits of this process; servers behind one address count for themselves.
 pub struct Rates {
-    login: Option<Limit>,
+    pub guesses: Guesses,
     inference: Option<Limit>,
     feedback: Option<Limit>,
 }
@@ -59,7 +60,7 @@ pub struct Rates {
 impl Rates {
     pub fn new(config: &RatesConfig) -> Self {
         Self {
-            login: Limit::per_minute(config.login_per_minute),
+            guesses: Guesses::new(config.login_per_minute),
             inference: Limit::per_minute(config.inference_per_minute),
             feedback: Limit::per_minute(config.feedback_per_minute),
         }
@@ -81,21 +82,10 @@ impl Rates {
             (None, None) => Ok(()),
         }
     }
-
-    /// One try to prove who one is.
-    ///
-    /// # Errors
-    /// 429 with `Retry-After`.
-    pub fn login(&self, from: Option<IpAddr>) -> ApiResult<()> {
-        match (&self.login, from) {
-            (Some(limit), Some(from)) => limit.check(&network(from)),
-            _ => Ok(()),
-        }
-    }
 }
 
 /// An address as one caller: of IPv6 the /64, which one household or machine has to itself.
-fn network(address: IpAddr) -> String {
+pub(super) fn network(address: IpAddr) -> String {
     match address.to_canonical() {
         IpAddr::V4(v4) => v4.to_string(),
         IpAddr::V6(v6) => {

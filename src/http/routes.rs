@@ -34,10 +34,16 @@ pub struct Route {
     pub decodes: bool,
     /// What the answer holds, where its shape does not speak for itself.
     pub answer: Option<&'static str>,
+    /// A model runs for it: tokens are charged to the caller's key, and a key without tokens left is refused.
+    pub computes: bool,
     pub handler: MethodRouter<AppState>,
 }
 
 impl Route {
+    fn computing(self) -> Self {
+        Self { computes: true, ..self }
+    }
+
     fn answering(self, answer: &'static str) -> Self {
         Self { answer: Some(answer), ..self }
     }
@@ -88,6 +94,7 @@ where
         page: false,
         decodes: false,
         answer: None,
+        computes: false,
         handler: on(filter, handler),
     }
 }
@@ -136,18 +143,24 @@ fn inference() -> Vec<Route> {
     vec![
         post("/v1/completions", Inference, "Complete a prompt", openai::completions::create)
             .taking::<openai::completions::CompletionRequest>()
-            .requiring(&["prompt"]),
+            .requiring(&["prompt"])
+            .computing(),
         post("/v1/chat/completions", Inference, "Answer a conversation", openai::chat::create)
             .taking::<openai::chat::ChatRequest>()
-            .requiring(&["messages"]),
+            .requiring(&["messages"])
+            .computing(),
         post("/v1/choices", Inference, "Score given answers to a prompt, ranked", choices::create)
-            .taking::<choices::ChoicesRequest>(),
+            .taking::<choices::ChoicesRequest>()
+            .computing(),
         post("/v1/embeddings", Inference, "Texts to vectors, by an encoder", encoders::embeddings)
-            .taking::<encoders::EmbeddingsRequest>(),
+            .taking::<encoders::EmbeddingsRequest>()
+            .computing(),
         post("/v1/fill-mask", Inference, "What an encoder puts into gaps", encoders::fill_mask)
-            .taking::<encoders::FillMaskRequest>(),
+            .taking::<encoders::FillMaskRequest>()
+            .computing(),
         post("/v1/attention", Inference, "Which tokens attend to which, by layer and head", attention::create)
-            .taking::<attention::AttentionRequest>(),
+            .taking::<attention::AttentionRequest>()
+            .computing(),
         get("/v1/plan", Inference, "Memory, speed bounds and devices of a model size", attention::plan)
             .asking::<attention::PlanQuery>(),
         get("/v1/models", Inference, "Policies, the active one first", openai::models::list),
@@ -157,16 +170,21 @@ fn inference() -> Vec<Route> {
         post("/detokenize", Inference, "Token ids to text", openai::tokenize::detokenize)
             .taking::<openai::tokenize::DetokenizeRequest>(),
         post("/v1/rewards", Inference, "Score completions by a reward model", feedback::rewards)
-            .taking::<feedback::RewardsRequest>(),
+            .taking::<feedback::RewardsRequest>()
+            .computing(),
     ]
 }
 
 fn people() -> Vec<Route> {
-    let mut log_in =
-        post("/session", Public, "Sign in with a key or an invite", session::log_in).taking::<session::LogIn>();
+    let mut log_in = post("/session", Public, "Sign in with a key, a personal link or an invite", session::log_in)
+        .taking::<session::LogIn>();
     log_in.handler = log_in.handler.layer(DefaultBodyLimit::max(LOGIN_BYTES));
+    let mut look = post("/session/invite", Public, "Whom an invite is for", session::look_at_invite)
+        .taking::<session::InviteLook>();
+    look.handler = look.handler.layer(DefaultBodyLimit::max(LOGIN_BYTES));
     vec![
-        log_in,
+        log_in.answering("labeler: {id, name, role}; link: after an invite, {token, url}: the person's own way back, shown once. 403 says by its code why: key_unknown, key_opens_no_session, invite_ or link_ unknown, used, replaced, revoked, expired; person_locked_out"),
+        look.answering("{name: for whom it is, or null, role, expires}; 403 as for POST /session"),
         get("/session", Public, "Who is signed in", session::who),
         delete("/session", Public, "Sign out", session::log_out),
         get("/v1/prompts", Feedback, "Stored prompts, newest first", sets::list_prompts).asking::<label::PageQuery>(),
@@ -179,7 +197,8 @@ fn people() -> Vec<Route> {
             "Make a set to be ranked, drawn from the policy if need be",
             sets::create,
         )
-        .taking::<sets::SetRequest>(),
+        .taking::<sets::SetRequest>()
+            .computing(),
         get("/v1/comparison-sets/{id}", Feedback, "One comparison set", sets::get_set),
         post("/v1/comparisons", Feedback, "Submit a ranking", sets::rank).taking::<sets::RankingRequest>(),
         post("/v1/demonstrations", Feedback, "Store a prompt with its ideal answer", sets::demonstrate)
@@ -188,32 +207,33 @@ fn people() -> Vec<Route> {
             .taking::<feedback::FeedbackRequest>(),
         get("/v1/judgments", Feedback, "Judgments, newest first (labelers see their own)", label::judgments)
             .asking::<label::PageQuery>(),
-        get("/v1/guidelines", Public, "How to rank", label::guidelines),
+        get("/v1/guidelines", Public, "How to rank", label::guidelines).asking::<label::GuidelinesQuery>(),
         get("/v1/label/next", Feedback, "Lease the next set to rank; 204 when none is open", label::next)
             .asking::<label::NextQuery>()
             .answering(
                 "200: assignment_id, lease_token, expires_at, set_id, kind (normal, or calibration: its answer is \
                  shown after the vote), prompt, completions in shown order, guideline_version, me, queue, \
-                 onboarding: {done, needed} while calibration sets come first, else null. 204: the header x-queue \
-                 is empty, or quota when the day's quota is used",
-            ),
+                 onboarding: {done, held, needed} while calibration sets come first, else null. 204: the header \
+                 x-queue is empty, or quota when the day's quota is used; for a named set also judged, taken or closed",
+        ),
         post(
             "/v1/label/ask",
             Feedback,
             "Ask a question and follow its answers (SSE); they become a leased set",
             ask::ask,
         )
-        .taking::<ask::AskRequest>(),
+        .taking::<ask::AskRequest>()
+            .computing(),
         post("/v1/label/{id}/renew", Feedback, "Extend a lease", label::renew).taking::<label::Lease>(),
         post("/v1/label/{id}/release", Feedback, "Give a lease back", label::release).taking::<label::Lease>(),
         post("/v1/label/{id}/judgment", Feedback, "Judge a leased set", label::submit)
             .taking::<label::JudgmentRequest>()
             .answering(
-                "judgment, replayed, reveal: who wrote what, verdict: for calibration sets {met (0 to 1, null when \
+                "judgment, replayed, reveal: who wrote what (empty unless labeling.reveal is on), verdict: for calibration sets {met (0 to 1, null when \
                  nothing was ranked), expected: [{completion_id, tier}], explanation}, else null",
             ),
         get("/v1/label/me", Feedback, "Own progress, pace and agreement", label::me).answering(
-            "{labeler_id, name, role, done_today, done_total, quota (null = none), quota_left, onboarding: {done, \
+            "{labeler_id, name, role, done_today, done_total, skipped_today, skipped_total, quota (null = none), quota_left, onboarding: {done, \
              needed} or null, days: [{start, judgments}] of the last 14, median_active_ms, median_active_ms_today, \
              tie_rate, skip_rate, agreement_with_others, calibration_accuracy: figures {value, low, high, n} or \
              null, queue_open}",
@@ -236,26 +256,51 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
     vec![
         get("/admin/api/overview", Admin, "The loop in figures and the next sensible action", admin::overview),
         get("/admin/api/throughput", Review, "Judgments a day, time at work, the queue", admin::throughput).asking::<admin::FlowQuery>(),
-        get("/admin/sets", Admin, "Sets with kind, policy and score, newest first", admin::sets::list).asking::<admin::sets::SetsQuery>(),
+        get("/admin/sets", Admin, "Sets with their prompt and progress, newest first", admin::browse::sets).asking::<admin::browse::SetsQuery>().answering(
+            "Query: status, kind, policy, q (text of the prompt), labeler (who judged it), disputed (true: only sets \
+             that people rank differently), after (id), limit. {data: [the set, prompt (a preview), judged, skipped, \
+             held (current leases), cut_off (answers that end at the length limit)], after, total}",
+        ),
         post("/admin/sets/draw", Admin, "Draw sets in bulk from stored prompts, in the background", admin::sets::draw)
             .taking::<crate::service::draw::DrawRequest>()
-            .answering("202: the draw: {id, request, state, wanted, looked_at, made, error, created, updated}"),
+            .computing()
+            .answering("202: the draw: {id, request, state, wanted, looked_at, made, report, error, created, updated}. report says \
+                 why fewer sets than wanted were made: {found (prompts that fit), has_set, raw_text, few_answers, \
+                 equal_answers, too_long, smaller (sets with fewer answers than asked for), answers, cut_off, redrawn, \
+                 max_tokens, temperature, top_p}; for disagreement also agreed, single, waiting and settled sets"),
         get("/admin/sets/draws", Admin, "Draws, newest first", admin::sets::draws).asking::<label::PageQuery>(),
         get("/admin/sets/draws/{id}", Admin, "One draw: running, done, failed or cancelled", admin::sets::get_draw),
         post("/admin/sets/draws/{id}/cancel", Admin, "Stop a running draw", admin::sets::cancel_draw),
+        post("/admin/sets/retire", Admin, "Take several sets out of the queue", admin::browse::retire)
+            .taking::<admin::browse::RetireRequest>(),
         post("/admin/sets/{id}/known-answer", Admin, "Make a set gold or calibration", admin::sets::known_answer)
             .taking::<admin::sets::KnownAnswerRequest>(),
         post("/admin/sets/{id}/retire", Admin, "Take a set out of the queue", admin::sets::retire),
         get("/admin/recipes", Admin, "What can be trained, with argument schemas", admin::jobs::recipes),
         get("/admin/jobs", Admin, "Jobs, newest first", admin::jobs::list).asking::<admin::jobs::JobsQuery>(),
         post("/admin/jobs", Admin, "Queue a job", admin::jobs::create).taking::<admin::jobs::JobRequest>(),
+        post("/admin/jobs/estimate", Admin, "Memory, steps and time that a job would need", admin::jobs::estimate)
+            .taking::<admin::jobs::EstimateRequest>(),
         get("/admin/jobs/{id}", Admin, "One job", admin::jobs::get),
+        post("/admin/jobs/{id}", Admin, "Change a job's name, note or tags", admin::jobs::describe)
+            .taking::<admin::jobs::JobWords>(),
         post("/admin/jobs/{id}/cancel", Admin, "Stop a job at its next step", admin::jobs::cancel),
         post("/admin/jobs/{id}/resume", Admin, "Queue a failed or cancelled job again", admin::jobs::resume),
         get("/admin/jobs/{id}/events", Admin, "Follow a job (SSE, or ?format=json)", admin::jobs::events).asking::<admin::jobs::EventsQuery>(),
         get("/admin/jobs/{id}/metrics", Admin, "Curves of a job", admin::jobs::metrics).asking::<admin::jobs::MetricsQuery>(),
-        get("/admin/models", Admin, "All model versions", admin::models::list),
+        get("/admin/models", Admin, "All model versions", admin::models::list).answering("{data: [model version], \
+             previous: {kind: id of the version that was active before}, rolled_back: [ids whose last activation was \
+             rolled back]}"),
         get("/admin/models/{id}", Admin, "One model version", admin::models::get),
+        get("/admin/models/{id}/evidence", Admin, "What speaks for and against a version", admin::models::evidence)
+            .answering(
+                "{model, active, parent: {id, name, kind, state} or null; finding: {code, worth_promoting}; accuracy \
+                 on held-out pairs: {value, low, high, n, chance} or null; labeler_agreement, win_rate (a tie counts \
+                 half; n = prompts), reward: {before, after}, gold: {before, after}, kl: figures {value, low, high, n} \
+                 or null; against: the version that win rate and samples compare with; samples: [{prompt, ours, \
+                 theirs: {text, reward, cut}}], at most ten; new_rankings since the version was made; rolled_back: \
+                 when (µs) or null}",
+            ),
         delete("/admin/models/{id}", Admin, "Retire a model version", admin::models::retire),
         post("/admin/models/{id}/promote", Admin, "Make a version the active one", admin::models::promote),
         post("/admin/models/rollback", Admin, "Return to the active policy's parent", admin::models::roll_back),
@@ -268,6 +313,9 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         post("/admin/canary", Admin, "Send a share of the requests to a candidate", admin::settings::start_canary)
             .taking::<admin::settings::NewCanary>(),
         delete("/admin/canary", Admin, "End the canary", admin::settings::end_canary),
+        get("/admin/guidelines", Admin, "Guidelines of every language and their former versions", label::all_guidelines),
+        post("/admin/guidelines", Admin, "Change the guidelines of a language", label::change_guidelines)
+            .taking::<label::GuidelinesChange>(),
         get("/admin/settings", Admin, "Every setting with its explanation", admin::settings::list),
         post("/admin/settings", Admin, "Change a setting while the server runs", admin::settings::change)
             .taking::<admin::settings::Change>(),
@@ -280,15 +328,20 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         get("/admin/datasets", Admin, "Dataset versions, newest first", admin::transfer::list_datasets),
         post("/admin/datasets", Admin, "Freeze a dataset version", admin::transfer::create_dataset).taking::<admin::transfer::NewDataset>(),
         get("/admin/datasets/{id}", Admin, "One dataset version by id or name", admin::transfer::get_dataset),
-        get("/admin/audit", Admin, "Audit trail, newest first", admin::people::audit).asking::<admin::people::AuditQuery>().answering("Query: actor, action, target, since, until (µs), before (id), limit. {data: [{id, actor, action, target, detail, created}], before}"),
+        get("/admin/audit", Admin, "Audit trail, newest first", admin::people::audit).asking::<admin::people::AuditQuery>().answering("Query: actor, action, target, since, until (µs), before (id), limit. {data: [{id, actor, credential (a key's id, configured, link:… or invite), action, target, detail, created}], names: {id: {kind, name}} of actors and targets, before}"),
         get("/admin/labelers", Admin, "People who rank", admin::people::labelers),
         post("/admin/labelers", Admin, "Add a labeler", admin::people::add_labeler)
-            .taking::<admin::people::NewLabeler>(),
+            .taking::<admin::people::NewLabeler>()
+            .answering("The labeler, and link: {id, created, expires, token, url}: how they sign in, shown once"),
+        post("/admin/labelers/{id}/link", Admin, "Make a sign-in link for a person; the one before stops working", admin::people::make_link)
+            .taking::<admin::people::NewLink>()
+            .answering("201: {id, created, expires, token, url}: shown once"),
+        delete("/admin/labelers/{id}/link", Admin, "Revoke a person's sign-in link; its sessions end", admin::people::revoke_link),
         post("/admin/labelers/{id}/active", Admin, "Let a labeler in or keep them out", admin::people::set_active)
             .taking::<admin::people::SetActive>(),
         post("/admin/labelers/{id}", Admin, "Change role, quota or activity of a labeler", admin::people::change_labeler).taking::<admin::people::LabelerChange>(),
         get("/admin/labelers/{id}/data", Admin, "Everything stored about a person, for the person", admin::people::personal_data),
-        post("/admin/labelers/{id}/erase", Admin, "Erase a person's data on request", admin::people::erase).taking::<admin::people::EraseRequest>().answering("{judgments, demonstrations, feedback_events, sessions, keys, invites}: how many were removed or made anonymous"),
+        post("/admin/labelers/{id}/erase", Admin, "Erase a person's data on request", admin::people::erase).taking::<admin::people::EraseRequest>().answering("{judgments, demonstrations, feedback_events, sessions, keys, invites, links}: how many were removed or made anonymous; job_lines: lines taken out of the files of training jobs; not_reached: where the words may still be"),
         delete("/admin/invites/{id}", Admin, "Revoke an unused invite", admin::people::revoke_invite),
         get("/admin/invites", Admin, "Invites", admin::people::invites),
         post("/admin/invites", Admin, "Make a one-use invite", admin::people::invite)
@@ -304,7 +357,7 @@ fn review() -> Vec<Route> {
     vec![
         get("/v1/review/sets/{id}", Review, "A set with everybody's latest judgments", admin::sets::review).answering(
             "{set, prompt, completions: [{id, text, html, author}], judgments: [{judgment, labeler: {id, name}}], \
-             settled_by: labeler id or null}",
+             settled_by: labeler id or null, expected: [{completion_id, tier}], explanation}",
         ),
         post(
             "/v1/review/sets/{id}/settle",
@@ -321,16 +374,30 @@ fn review() -> Vec<Route> {
         )
         .asking::<admin::quality::ReportQuery>()
         .answering(
-            "Query: kind (normal, gold, calibration; all when absent), days (only the last N), replicates \
+            "Query: kind (normal when absent; gold or calibration: sets with known answers), days (only the last N), replicates \
                  (bootstrap, 1000), seed (0). A figure is {value, low, high, n}: 95 % interval (null where none can \
-                 be given) and how many things were counted; null where nothing can be said. agreement: {units \
-                 (pairs of completions rated by two or more), sets, labelers, pairwise, pairwise_without_ties, \
+                 be given) and how many independent things it rests on: sets for agreement, judgments for shares; null \
+                 where nothing can be said. agreement: {units (pairs of completions rated by two or more), sets, \
+                 labelers, pairwise, pairwise_without_ties, \
                  alpha_ordinal, alpha_nominal (Krippendorff), fleiss_kappa, fleiss_raters, cohen: [{kappa, \
                  weighted_kappa}]}; cohen_pairs: [[[id, name], [id, name]]] in cohen's order; labelers: [{labeler_id, \
                  name, role, active, judgments, skip_rate, unrankable_rate, all_bad_rate, tie_rate, \
                  median_active_ms, p90_active_ms, left_bias (share preferring the first shown; 0.5 = none), \
                  gold_accuracy, agreement_with_others, attention (weight in the consensus, 0 to 1)}]; length: \
-                 {preferences, longer_wins, per_doubling (log-odds), mean_preferred, mean_other (characters)}",
+                 {preferences, prompts, longer_wins, per_doubling (log-odds), mean_preferred, mean_other (characters)}",
+        ),
+        get(
+            "/admin/api/judgments",
+            Review,
+            "Current judgments with their prompt, newest first",
+            admin::browse::judgments,
+        )
+        .asking::<admin::browse::JudgmentsQuery>()
+        .answering(
+            "Query: labeler, set, kind, outcome, q (text of the prompt or of the reason), after (id), limit. {data: \
+                 [{id, set_id, kind, prompt (a preview), labeler: {id, name}, revision, outcome, strength, rationale, \
+                 active_ms (null where unknown), items: [{completion_id, tier, shown_position}], created}], after, \
+                 total}",
         ),
         get(
             "/admin/api/quality/versions",
@@ -354,7 +421,7 @@ fn review() -> Vec<Route> {
         )
         .asking::<admin::quality::ConsensusQuery>()
         .answering(
-            "Query: as /admin/api/quality, and limit (50). {data: [{set_id, judgments, disagreement (0 to 1, null \
+            "Query: as /admin/api/quality, and limit (50). Only ordinary sets when no kind is given. {data: [{set_id, prompt (a preview), judgments, disagreement (0 to 1, null \
                  with one judgment), completions: [{completion_id, score}] best first}], total}",
         ),
     ]

@@ -1,4 +1,7 @@
-//! Signing in and out on the pages: a key or an invite becomes a cookie.
+//! Signing in and out on the pages: a key, a personal link or an invite becomes a cookie. Secrets come in bodies, never in
+//! addresses, which logs keep.
+
+use std::net::IpAddr;
 
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -11,14 +14,17 @@ use super::auth::{self, COOKIE, MaybeCaller};
 use super::error::{ApiError, ApiResult};
 use super::extract::Json;
 use super::rates::ClientAddress;
-use crate::service::people;
+use crate::service::access::{self, Refusal};
+use crate::service::{self, ServiceError};
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LogIn {
     /// An admin or feedback key.
     pub key: Option<String>,
-    /// Or: an invite, with the name of the new labeler.
+    /// Or: a personal sign-in link's token.
+    pub link: Option<String>,
+    /// Or: an invite, with the name of the new person; absent = the name that the invite greets.
     pub invite: Option<String>,
     pub name: Option<String>,
 }
@@ -31,21 +37,66 @@ pub async fn log_in(
 ) -> ApiResult<Response> {
     // A foreign page must not sign a visitor in as somebody else.
     auth::same_origin(&headers)?;
-    state.rates.login(from)?;
     let services = &state.services;
-    let (labeler, token) = match (body.key, body.invite, body.name) {
-        (Some(key), None, None) => people::log_in_with_key(services, &key).await?,
-        (None, Some(invite), Some(name)) => people::log_in_with_invite(services, &invite, &name).await?,
-        (None, Some(_), None) => return Err(ApiError::bad("name", "is missing")),
-        _ => return Err(ApiError::bad("key", "give a key, or an invite with a name")),
+    let mut link = None;
+    let (labeler, token) = match (body.key, body.link, body.invite, body.name) {
+        (Some(key), None, None, None) => {
+            let actor = auth::by_key(&state, &key, from, false).await?;
+            let actor = actor.ok_or(ServiceError::SignIn(Refusal::UnknownKey))?;
+            access::log_in_as(services, actor).await?
+        }
+        (None, Some(link), None, None) => {
+            let signed_in = access::log_in_with_link(services, &link).await;
+            counted(&state, from, signed_in)?
+        }
+        (None, None, Some(invite), name) => {
+            let signed_in = access::log_in_with_invite(services, &invite, name.as_deref()).await;
+            let (labeler, token, own) = counted(&state, from, signed_in)?;
+            link = Some(json!({"token": own, "url": access::link_url(&labeler, &own)}));
+            (labeler, token)
+        }
+        _ => return Err(ApiError::bad("key", "give a key, a link, or an invite with a name")),
     };
     if let Some(old) = auth::cookie(&headers) {
-        people::log_out(services, old).await?;
+        access::log_out(services, old).await?;
     }
     let labeler = json!({"id": labeler.id, "name": labeler.name, "role": labeler.role});
-    let mut response = axum::Json(json!({"labeler": labeler})).into_response();
+    let mut answer = json!({"labeler": labeler});
+    if let Some(link) = link {
+        answer["link"] = link;
+    }
+    let mut response = axum::Json(answer).into_response();
     set_cookie(&state, &mut response, &token, services.live().config.sessions.lifetime_hours * 3600)?;
     Ok(response)
+}
+
+/// Counts a secret that belongs to nothing; who was wrong too often waits.
+fn counted<T>(state: &AppState, from: Option<IpAddr>, found: service::Result<T>) -> ApiResult<T> {
+    match found {
+        Err(ServiceError::SignIn(refusal)) if refusal.is_guess() => {
+            auth::may_try(state, from)?;
+            state.rates.guesses.wrong(from, None);
+            Err(ServiceError::SignIn(refusal).into())
+        }
+        found => Ok(found?),
+    }
+}
+
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InviteLook {
+    pub invite: String,
+}
+
+/// Whom an invite is for, so that the page can greet; accepting it is another step.
+pub async fn look_at_invite(
+    State(state): State<AppState>,
+    ClientAddress(from): ClientAddress,
+    Json(body): Json<InviteLook>,
+) -> ApiResult<axum::Json<Value>> {
+    let found = access::open_invite(&state.services, &body.invite).await;
+    let invite = counted(&state, from, found)?;
+    Ok(axum::Json(json!({"name": invite.name, "role": invite.role, "expires": invite.expires})))
 }
 
 pub async fn who(caller: MaybeCaller) -> ApiResult<axum::Json<Value>> {
@@ -55,7 +106,7 @@ pub async fn who(caller: MaybeCaller) -> ApiResult<axum::Json<Value>> {
 
 pub async fn log_out(State(state): State<AppState>, headers: HeaderMap) -> ApiResult<Response> {
     if let Some(token) = auth::cookie(&headers) {
-        people::log_out(&state.services, token).await?;
+        access::log_out(&state.services, token).await?;
     }
     let mut response = StatusCode::NO_CONTENT.into_response();
     set_cookie(&state, &mut response, "", 0)?;

@@ -17,6 +17,7 @@ use super::openai::params;
 use crate::domain::*;
 use crate::engine::SamplingParams;
 use crate::service::Services;
+use crate::service::people::Actor;
 use crate::service::prompts::raw_text;
 use crate::service::sets::{self, CompletionRef, PromptRef, Ranking};
 
@@ -45,13 +46,24 @@ pub async fn add_prompt(State(state): State<AppState>, Json(body): Json<PromptRe
     Ok((StatusCode::CREATED, axum::Json(prompt)).into_response())
 }
 
+/// All stored prompts for reviewers and administrators; for labelers those of the sets that they were handed.
 pub async fn list_prompts(
     State(state): State<AppState>,
+    Caller(actor): Caller,
     Query(query): Query<PageQuery>,
 ) -> ApiResult<axum::Json<Value>> {
-    let prompts = state.services.store.list_prompts(query.page()?, None).await?;
+    let store = &state.services.store;
+    let prompts = match plain_labeler(&actor) {
+        Some(labeler) => store.list_prompts_of(query.page()?, labeler).await?,
+        None => store.list_prompts(query.page()?, None).await?,
+    };
     let next = prompts.last().map(|p| p.id.clone());
     Ok(axum::Json(json!({"data": prompts, "after": next})))
+}
+
+/// The caller, when their sets are all that they may see.
+fn plain_labeler(actor: &Actor) -> Option<&LabelerId> {
+    (actor.role < Role::Reviewer).then_some(&actor.labeler_id)
 }
 
 /// A completion of a set: text, `{"text"}`, `{"completion_id"}`, or as this server returns one: `{"id", "text",
@@ -135,6 +147,7 @@ params::generation_request!(
 pub async fn create(
     State(state): State<AppState>,
     RequestId(request_id): RequestId,
+    Caller(actor): Caller,
     Json(body): Json<SetRequest>,
 ) -> ApiResult<Response> {
     let services = &state.services;
@@ -153,6 +166,7 @@ pub async fn create(
             }
             refs.push(completion_ref(&format!("completions[{i}]"), given.text, given.completion_id)?);
         }
+        sets::check_own(services, &actor, &refs).await?;
         let prompt = sets::prompt(services, prompt, "api").await?;
         sets::create(services, &prompt, refs, body.overlap, "ask").await?
     } else {
@@ -162,6 +176,7 @@ pub async fn create(
         let prompt = sets::prompt(services, prompt, "page").await?;
         sets::sample(services, &prompt, n, params, body.overlap, request_id).await?
     };
+    services.store.set_made_by(&set.id, &actor.labeler_id).await?;
     Ok((StatusCode::CREATED, axum::Json(set_json(&state, &set).await?)).into_response())
 }
 
@@ -178,8 +193,16 @@ pub(super) fn drawing(services: &Services, sampling: Sampling) -> ApiResult<Samp
         }
     }
     let inside = |e: ApiError| ApiError { param: e.param.map(|p| format!("sampling.{p}")), ..e };
-    let checked = sampling.sampling(&services.config.limits).map_err(inside)?;
-    let default = services.live().config.labeling.max_tokens as u64;
+    let (temperature, top_p) = (sampling.temperature.is_some(), sampling.top_p.is_some());
+    let mut checked = sampling.sampling(&services.config.limits).map_err(inside)?;
+    let labeling = &services.live().config.labeling;
+    if !temperature {
+        checked.temperature = labeling.temperature as f32;
+    }
+    if !top_p {
+        checked.top_p = labeling.top_p as f32;
+    }
+    let default = labeling.max_tokens as u64;
     let max_tokens = params::count("max_tokens", sampling.max_tokens.unwrap_or(default)).map_err(inside)?;
     if max_tokens == 0 {
         return Err(ApiError::bad("sampling.max_tokens", "must be at least 1"));
@@ -217,8 +240,18 @@ pub struct SetsQuery {
     limit: Option<u32>,
 }
 
-pub async fn list_sets(State(state): State<AppState>, Query(query): Query<SetsQuery>) -> ApiResult<axum::Json<Value>> {
-    let sets = state.services.store.list_sets(page(query.after, query.limit)?, query.status).await?;
+/// All sets for reviewers and administrators; for labelers those that they made or were handed.
+pub async fn list_sets(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Query(query): Query<SetsQuery>,
+) -> ApiResult<axum::Json<Value>> {
+    let store = &state.services.store;
+    let page = page(query.after, query.limit)?;
+    let sets = match plain_labeler(&actor) {
+        Some(labeler) => store.list_sets_of(page, query.status, labeler).await?,
+        None => store.list_sets(page, query.status).await?,
+    };
     let next = sets.last().map(|s| s.id.clone());
     let data: Vec<_> = sets
         .iter()
@@ -230,8 +263,18 @@ pub async fn list_sets(State(state): State<AppState>, Query(query): Query<SetsQu
     Ok(axum::Json(json!({"data": data, "after": next})))
 }
 
-pub async fn get_set(State(state): State<AppState>, Path(id): Path<SetId>) -> ApiResult<axum::Json<Value>> {
-    let set = state.services.store.get_set(&id).await?;
+pub async fn get_set(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Path(id): Path<SetId>,
+) -> ApiResult<axum::Json<Value>> {
+    let store = &state.services.store;
+    let set = store.get_set(&id).await?;
+    if let Some(labeler) = plain_labeler(&actor)
+        && !store.set_is_of(&id, labeler).await?
+    {
+        return Err(ApiError::forbidden("labelers see the sets that they made or were handed"));
+    }
     Ok(axum::Json(set_json(&state, &set).await?))
 }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::AppState;
 use super::error::{ApiError, ApiResult};
-use crate::domain::JobState;
+use crate::domain::{JobState, ModelKind};
 use crate::engine::EngineError;
 use crate::store::Page;
 
@@ -69,7 +69,12 @@ pub async fn ready(State(state): State<AppState>) -> ApiResult<Response> {
     engine.ready()?;
     let active = engine.active().ok_or(EngineError::NotReady)?;
     services.store.ping().await?;
-    Ok(axum::Json(json!({"status": "ready", "model": active.version.name})).into_response())
+    let encoder = services.store.active_model(ModelKind::Encoder).await?.map(|m| m.name);
+    let mut body = json!({"status": "ready", "model": active.version.name, "encoder": encoder});
+    if let Some(fault) = services.model_fault() {
+        body["warning"] = fault.into();
+    }
+    Ok(axum::Json(body).into_response())
 }
 
 pub async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError> {

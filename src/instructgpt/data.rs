@@ -34,7 +34,7 @@ pub fn demonstrations(given: Option<&Path>, comparisons: Option<&Path>, out: &Pa
         .into_iter()
         .filter_map(|set| {
             let best = set.completions.iter().min_by_key(|c| c.tier)?.text.clone();
-            Some(Written { prompt_id: set.prompt_id, prompt: set.prompt, completion: best })
+            Some(Written { prompt_id: set.prompt_id, prompt: set.prompt, completion: best, labeler: None })
         })
         .filter(|w| !w.completion.trim().is_empty())
         .collect();
@@ -81,10 +81,14 @@ pub fn sample(
     let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve)?;
     let room = loaded.config.max_positions.saturating_sub(params.max_new_tokens);
     ensure!(room >= 1, "{} holds {} tokens only", path.display(), loaded.config.max_positions);
-    let mut ids = Vec::with_capacity(prompts.len());
+    let (mut ids, mut cut) = (Vec::with_capacity(prompts.len()), 0);
     for prompt in prompts {
         let all = texts.prompt(prompt)?;
+        cut += usize::from(all.len() > room);
         ids.push(all[all.len().saturating_sub(room)..].to_vec());
+    }
+    if cut > 0 {
+        eprintln!("warning: {cut} of {} prompts lost the beginning to leave room for the answer", prompts.len());
     }
     let params = GenParams { eos_ids: texts.eos_ids().to_vec(), ..params.clone() };
     let samples = generate(&decoder, &ids, &params, stop)?;
@@ -119,7 +123,16 @@ pub fn collect(
         }
         let completions =
             texts.iter().zip(&scores).map(|(text, s)| RankedText { text: text.clone(), tier: tier(*s) }).collect();
-        sets.push(Comparison { prompt_id: None, prompt: record.prompt, completions, strength: None, split: None });
+        sets.push(Comparison {
+            prompt_id: None,
+            prompt: record.prompt,
+            completions,
+            strength: None,
+            split: None,
+            labeler: None,
+            knowledge: None,
+            explanation: None,
+        });
     }
     ensure!(!sets.is_empty(), "the judge found no difference between any samples");
     Ok(Some((write_lines(out, &sets)?, equal)))

@@ -25,10 +25,10 @@ pub fn measure(
     prompts: &Path,
     stop: &dyn Fn() -> bool,
 ) -> Result<Option<Value>> {
-    let all: Vec<PromptInput> = read_prompts(prompts)?.into_iter().map(|r| r.prompt).collect();
+    let known: Vec<PromptInput> = read_prompts(prompts)?.into_iter().map(|r| r.prompt).collect();
     // Prompts that the default split holds out first: the reward model has not learned from their rankings.
     let held = |p: &PromptInput| split_of(&content_hash(&p.messages()), 0.1) == Split::Heldout;
-    let (mut chosen, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(held);
+    let (mut chosen, rest): (Vec<_>, Vec<_>) = known.into_iter().partition(held);
     let heldout = chosen.len().min(args.measured_prompts);
     chosen.extend(rest);
     chosen.truncate(args.measured_prompts.max(args.sample_prompts));
@@ -40,18 +40,27 @@ pub fn measure(
 
     let files = model::load(&models.reward, &Device::Cpu)?;
     let (texts, judge) = (Texts::new(&files)?, RewardModel::new(&files)?);
-    let mut stages = Vec::new();
+    let measured = &chosen[..chosen.len().min(args.measured_prompts)];
+    let mut all: Vec<(&'static str, Vec<String>)> = Vec::new();
     let mut shown: Vec<Vec<String>> = Vec::new();
     for (name, path) in [("base", &models.base), ("sft", &models.sft), ("policy", &models.policy)] {
-        let measured = &chosen[..chosen.len().min(args.measured_prompts)];
         let Some(written) = data::sample(path, measured, &sampled, stop)? else { return Ok(None) };
         let samples = &chosen[..chosen.len().min(args.sample_prompts)];
         let Some(best) = data::sample(path, samples, &greedy, stop)? else { return Ok(None) };
-        let mut ids = Vec::with_capacity(written.len());
-        for (prompt, text) in measured.iter().zip(&written) {
-            ids.push(texts.conversation(prompt, text, files.config.max_positions)?.0);
-        }
-        let scores = judge.score(&ids, BATCH_TOKENS)?;
+        all.push((name, written));
+        shown.push(best);
+    }
+    // All models' answers to a prompt are read behind the same tokens of it.
+    let n = measured.len();
+    let pairs: Vec<_> = (0..n)
+        .flat_map(|i| all.iter().map(move |(_, written)| (i, written)))
+        .map(|(i, written)| (&measured[i], written[i].as_str()))
+        .collect();
+    let ids = texts.conversations(&pairs, files.config.max_positions)?;
+    let mut stages = Vec::new();
+    for (stage, (name, written)) in all.iter().enumerate() {
+        let own: Vec<Vec<u32>> = ids.iter().skip(stage).step_by(all.len()).cloned().collect();
+        let scores = judge.score(&own, BATCH_TOKENS)?;
         let n = scores.len() as f64;
         let mean = scores.iter().sum::<f64>() / n;
         let variance = scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
@@ -60,7 +69,6 @@ pub fn measure(
             "model": name, "mean_reward": mean, "standard_error": (variance / n).sqrt(), "n": scores.len(),
             "mean_words": words as f64 / n,
         }));
-        shown.push(best);
     }
     let prompt_text = |p: &PromptInput| match p {
         PromptInput::Text(text) => text.clone(),

@@ -145,7 +145,7 @@ impl<W: Write> LineReporter<W> {
                 0
             }
             Err(error) => {
-                self.say(&Line::Failed { error: format!("{error:#}") });
+                self.say(&Line::Failed { error: crate::cli_models::told_once(&error) });
                 1
             }
         }

@@ -69,16 +69,106 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::rename(&beside, path)
 }
 
-/// The rankings that a filter finds: people's, and those that follow from applications' feedback where
-/// the filter asks for them (feedback has no labeler, so a filter by labeler leaves it out).
-///
-/// # Errors
-/// What the store says.
-pub async fn rankings(store: &dyn Store, filter: &RankedFilter) -> Result<Vec<Comparison>, StoreError> {
-    let mut found: Vec<Comparison> =
-        store.ranked_sets(filter).await?.iter().filter_map(Comparison::from_ranked).collect();
-    if filter.feedback && filter.labeler_id.is_none() {
-        let facts = store.feedback_facts(filter.as_of).await?;
+/// Judgments read at once.
+const PAGE: i64 = 500;
+
+/// The rankings that a filter finds, page by page: people's, and at the end those that follow from applications'
+/// feedback where the filter asks for them (feedback has no labeler, so a filter by labeler leaves it out). What is
+/// judged while the pages are read is no part of them.
+pub struct Rankings<'a> {
+    store: &'a dyn Store,
+    /// With the time up to which judgments count.
+    filter: RankedFilter,
+    /// As asked for.
+    as_of: Option<Micros>,
+    with_labelers: bool,
+    /// Only judgments that do not count, because something had been shown before, marked as such.
+    only_informed: bool,
+    after: Option<JudgmentId>,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Judgments,
+    Feedback,
+    Done,
+}
+
+impl<'a> Rankings<'a> {
+    /// Without an `as_of` in the filter everything stored now counts: judgments carry the clocks of the servers that
+    /// took them, which need not agree with the database's.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn new(store: &'a dyn Store, filter: &RankedFilter) -> Result<Self, StoreError> {
+        let as_of = filter.as_of;
+        let mut filter = filter.clone();
+        if as_of.is_none() {
+            filter.as_of = Some(store.now().await?.max(store.latest_judgment().await?.unwrap_or(0)));
+        }
+        Ok(Self {
+            store,
+            filter,
+            as_of,
+            with_labelers: false,
+            only_informed: false,
+            after: None,
+            stage: Stage::Judgments,
+        })
+    }
+
+    /// Names who judged.
+    pub fn with_labelers(self) -> Self {
+        Self { with_labelers: true, ..self }
+    }
+
+    /// Only the rankings that labelers gave after they had seen the authors or the expected answer and that count
+    /// nowhere, marked by `knowledge`.
+    pub fn only_informed(self) -> Self {
+        let filter = RankedFilter { informed: true, feedback: false, ..self.filter };
+        Self { only_informed: true, filter, ..self }
+    }
+
+    /// The next page, which may be empty; `None` at the end.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn next(&mut self) -> Result<Option<Vec<Comparison>>, StoreError> {
+        match self.stage {
+            Stage::Judgments => {
+                let (sets, after) = self.store.ranked_page(&self.filter, self.after.as_ref(), PAGE).await?;
+                let has_feedback = self.filter.feedback && self.filter.labeler_id.is_none();
+                if after.is_none() {
+                    self.stage = if has_feedback { Stage::Feedback } else { Stage::Done };
+                }
+                self.after = after;
+                let named = |set: &RankedSet| self.with_labelers.then(|| set.labeler_id.to_string());
+                let mut found = Vec::with_capacity(sets.len());
+                for set in &sets {
+                    let Some(comparison) = Comparison::from_ranked(set) else { continue };
+                    let knowledge = self.only_informed.then_some(set.knowledge);
+                    if self.only_informed
+                        && (set.knowledge == Knowledge::Blind
+                            || self.store.settled_by(&set.set_id).await?.as_ref() == Some(&set.labeler_id))
+                    {
+                        continue;
+                    }
+                    found.push(Comparison { labeler: named(set), knowledge, ..comparison });
+                }
+                Ok(Some(found))
+            }
+            Stage::Feedback => {
+                self.stage = Stage::Done;
+                self.of_feedback().await.map(Some)
+            }
+            Stage::Done => Ok(None),
+        }
+    }
+
+    async fn of_feedback(&self) -> Result<Vec<Comparison>, StoreError> {
+        let facts = self.store.feedback_facts(self.as_of).await?;
+        let filter = &self.filter;
         let fits = |p: &Prompt| {
             filter.split.is_none_or(|s| s == p.split) && filter.tag.as_ref().is_none_or(|t| p.tags.contains(t))
         };
@@ -95,21 +185,32 @@ pub async fn rankings(store: &dyn Store, filter: &RankedFilter) -> Result<Vec<Co
                 actor: f.event.actor_hash.as_deref().unwrap_or(f.event.id.as_str()),
             })
             .collect();
-        found.extend(preferences(&told));
+        Ok(preferences(&told))
     }
-    Ok(found)
 }
 
-/// Without an `as_of` from the caller everything stored now counts: judgments carry the clocks of the
-/// servers that took them, which need not agree with the database's.
+/// Writes what the filter finds as JSONL, whole or not at all, a page at a time.
 async fn comparisons(store: &dyn Store, filter: &RankedFilter, path: PathBuf) -> Result<Frozen, PrepareError> {
-    let lines = rankings(store, filter).await?;
-    if lines.is_empty() {
+    let beside = path.with_extension("tmp");
+    let mut file = std::io::BufWriter::new(std::fs::File::create(&beside)?);
+    let (mut hash, mut n_sets, mut n_pairs) = (Sha256::new(), 0, 0);
+    let mut pages = Rankings::new(store, filter).await?;
+    while let Some(page) = pages.next().await? {
+        for line in page {
+            let mut text = serde_json::to_vec(&line).map_err(std::io::Error::from)?;
+            text.push(b'\n');
+            hash.update(&text);
+            file.write_all(&text)?;
+            (n_sets, n_pairs) = (n_sets + 1, n_pairs + pairs(&line.completions).len() as i64);
+        }
+    }
+    if n_sets == 0 {
+        std::fs::remove_file(&beside)?;
         return Err(PrepareError::Job("there are no rankings to learn from; rank some completions first".into()));
     }
-    let n_pairs = lines.iter().map(|line| pairs(&line.completions).len() as i64).sum();
-    let sha256 = write_lines(&path, &lines)?;
-    Ok(Frozen { path, sha256, n_sets: lines.len() as i64, n_pairs })
+    file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
+    std::fs::rename(&beside, &path)?;
+    Ok(Frozen { path, sha256: hex::encode(hash.finalize()), n_sets, n_pairs })
 }
 
 async fn demonstrations(store: &dyn Store, path: PathBuf) -> Result<Frozen, PrepareError> {
@@ -121,6 +222,7 @@ async fn demonstrations(store: &dyn Store, path: PathBuf) -> Result<Frozen, Prep
             prompt_id: Some(prompt.id.to_string()),
             prompt: prompt.messages.into(),
             completion: completion.text,
+            labeler: None,
         })
         .collect();
     if lines.is_empty() {
@@ -141,7 +243,7 @@ async fn prompts(store: &dyn Store, path: PathBuf) -> Result<Frozen, PrepareErro
         page.after = Some(last.id.to_string());
         lines.extend(batch.into_iter().filter(|p| p.split == Split::Train && p.source != "completions").map(|p| {
             let prompt_id = Some(p.id.to_string());
-            PromptRecord { prompt_id, prompt: p.messages.into(), tags: p.tags, lang: p.lang, answer: None }
+            PromptRecord { prompt_id, prompt: p.messages.into(), tags: p.tags, lang: p.lang, answer: p.answer }
         }));
     }
     lines.reverse();

@@ -6,6 +6,7 @@
 //! `publish` turns the output into a model version, `remote` asks reward services for a recipe.
 
 pub mod child;
+pub mod estimate;
 pub mod materialise;
 mod process;
 mod publish;
@@ -14,5 +15,5 @@ pub mod remote;
 mod supervise;
 pub mod wire;
 
-pub use process::Launch;
+pub use process::{Launch, is_passed_on};
 pub use supervise::{Supervisor, SupervisorConfig};

@@ -59,6 +59,34 @@ pub(super) struct Running {
     grace: Duration,
 }
 
+/// Whether a child gets this variable of its parent's environment. A list of what it needs, not of what it must not
+/// have: keys, database addresses and credentials stay with the server, because a child parses models' files.
+pub fn is_passed_on(name: &str) -> bool {
+    const NAMES: &[&str] = &[
+        "PATH",
+        "HOME",
+        "USER",
+        "LANG",
+        "LANGUAGE",
+        "TZ",
+        "TMPDIR",
+        "LD_LIBRARY_PATH",
+        "LD_PRELOAD",
+        "RUST_LOG",
+        "RUST_BACKTRACE",
+        "RUST_MIN_STACK",
+        "RAYON_NUM_THREADS",
+        "OMP_NUM_THREADS",
+        "GLIBC_TUNABLES",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "INSTRUCTD_MAX_ISA",
+        "LLVM_PROFILE_FILE",
+    ];
+    const PREFIXES: &[&str] = &["LC_", "CUDA_", "NVIDIA_", "CANDLE_", "MALLOC_"];
+    NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
 /// How far stopping has gone.
 enum Stop {
     No,
@@ -150,7 +178,9 @@ impl Running {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .kill_on_drop(true);
+            .kill_on_drop(true)
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_passed_on)));
         if threads > 0 {
             command.env("RAYON_NUM_THREADS", threads.to_string());
         }

@@ -171,6 +171,14 @@ pub fn job_schema(recipe: &Recipe) -> Value {
             "publish_as".into(),
             json!({"type": ["string", "null"], "default": null, "description": "Name of the new model version."}),
         );
+        if let Some(text) = properties.get_mut("lora").and_then(|p| p.get_mut("description")) {
+            let above = super::estimate::LORA_ABOVE / 1_000_000;
+            *text = format!(
+                "{} A job whose arguments do not say trains models above {above} million parameters with rank 8.",
+                text.as_str().unwrap_or_default()
+            )
+            .into();
+        }
         if samples {
             properties.insert(
                 "gold_judgments".into(),
@@ -205,6 +213,38 @@ pub(super) async fn find_version(store: &dyn Store, name_or_id: &str) -> Result<
     }
 }
 
+/// Whether `args[field]` is given as nothing: null or an empty text. That is "none", never the active one; only a
+/// field that is left out takes its default.
+fn is_none(args: &Map<String, Value>, field: &str) -> bool {
+    match args.get(field) {
+        Some(Value::Null) => true,
+        Some(Value::String(text)) => text.trim().is_empty(),
+        _ => false,
+    }
+}
+
+/// Refuses a held-out reward that is the one to be trained on: it would measure nothing.
+async fn check_gold(store: &dyn Store, args: &Map<String, Value>) -> Result<(), EnqueueError> {
+    let named = |field: &str| args.get(field).and_then(Value::as_str).map(str::to_owned);
+    let (Some(reward), Some(gold)) = (named("reward_model"), named("gold_reward_model")) else { return Ok(()) };
+    let (Some(reward), Some(gold)) = (find_version(store, &reward).await?, find_version(store, &gold).await?) else {
+        return Ok(());
+    };
+    let hashed = reward.sha256.len() == 64;
+    let same =
+        reward.id == gold.id || reward.artifact_uri == gold.artifact_uri || (hashed && reward.sha256 == gold.sha256);
+    if !same {
+        return Ok(());
+    }
+    let alias =
+        if reward.name == gold.name { String::new() } else { format!(" ('{}' has the same weights)", gold.name) };
+    let message = format!(
+        "'{}' is the reward model that the policy is trained on{alias}; a held-out reward must be another one, or none",
+        reward.name
+    );
+    Err(refuse("gold_reward_model", message).into())
+}
+
 /// Puts a version's name into `args[field]`: the one given by name or id, else the active one.
 async fn name_model(
     store: &dyn Store,
@@ -213,7 +253,7 @@ async fn name_model(
     kind: ModelKind,
 ) -> Result<(), EnqueueError> {
     let version = match args.get(field) {
-        None | Some(Value::Null) => store
+        None => store
             .active_model(kind)
             .await?
             .ok_or_else(|| refuse(field, format!("no {kind} model is active; name a model version")))?,
@@ -243,32 +283,60 @@ pub struct Request {
     pub args: Value,
     pub unique_key: Option<String>,
     pub priority: i64,
+    pub notes: JobNotes,
     pub now: Micros,
 }
 
-/// Checks everything that can be checked now and queues the job. Missing models are the active ones.
+/// The recipe, and the arguments with every model named: one that is left out is the active one, one that is empty is
+/// none.
 ///
 /// # Errors
-/// `UnknownKind`, `Args` naming the field, or the store's `Conflict` when the unique key is taken.
-pub async fn enqueue(store: &dyn Store, recipes: &[Recipe], request: Request) -> Result<Job, EnqueueError> {
-    let Some(recipe) = recipes.iter().find(|r| r.name == request.kind) else {
+/// `UnknownKind`, or `Args` naming the field.
+pub async fn resolve<'r>(
+    store: &dyn Store,
+    recipes: &'r [Recipe],
+    kind: &str,
+    args: Value,
+) -> Result<(&'r Recipe, Value, JobArgs), EnqueueError> {
+    let Some(recipe) = recipes.iter().find(|r| r.name == kind) else {
         let known = recipes.iter().map(|r| r.name).collect::<Vec<_>>().join(", ");
-        return Err(EnqueueError::UnknownKind { kind: request.kind, known });
+        return Err(EnqueueError::UnknownKind { kind: kind.to_owned(), known });
     };
-    let Value::Object(mut args) = request.args else { return Err(refuse("args", "must be an object").into()) };
+    let Value::Object(mut args) = args else { return Err(refuse("args", "must be an object").into()) };
     let schema = (recipe.schema)();
     let given = |args: &Map<String, Value>, field: &str| args.get(field).is_some_and(|v| !v.is_null());
+    // An empty field means none: for what is needed that is a mistake, and not the active version.
+    let (model, reward) = (is_none(&args, "model"), is_none(&args, "reward_model"));
+    for field in ["model", "reward_model", "gold_reward_model"] {
+        if is_none(&args, field) {
+            args.shift_remove(field);
+        }
+    }
+    if model && needs_model(&schema) {
+        return Err(refuse("model", "is empty: name a model version, or leave the field out for the active one").into());
+    }
     if needs_model(&schema) || given(&args, "model") {
         name_model(store, &mut args, "model", ModelKind::Policy).await?;
     }
-    if takes(&schema, "reward_model") && (given(&args, "reward_model") || !given(&args, "reward")) {
+    if takes(&schema, "reward_model") && (given(&args, "reward_model") || !(reward || given(&args, "reward"))) {
         name_model(store, &mut args, "reward_model", ModelKind::Reward).await?;
     }
     if given(&args, "gold_reward_model") {
         name_model(store, &mut args, "gold_reward_model", ModelKind::Reward).await?;
     }
+    check_gold(store, &args).await?;
     let args = Value::Object(args);
     let checked = check(recipe, &args)?;
+    Ok((recipe, args, checked))
+}
+
+/// Checks everything that can be checked now and queues the job. A model that is left out is the active one; one that
+/// is empty is none.
+///
+/// # Errors
+/// `UnknownKind`, `Args` naming the field, or the store's `Conflict` when the unique key is taken.
+pub async fn enqueue(store: &dyn Store, recipes: &[Recipe], request: Request) -> Result<Job, EnqueueError> {
+    let (_, args, checked) = resolve(store, recipes, &request.kind, request.args).await?;
     if let Some(name) = &checked.publish_as
         && store.find_model(name).await?.is_some()
     {
@@ -292,6 +360,7 @@ pub async fn enqueue(store: &dyn Store, recipes: &[Recipe], request: Request) ->
         progress: None,
         result: None,
         error: None,
+        notes: request.notes,
         created: request.now,
         started: None,
         finished: None,

@@ -184,7 +184,8 @@ impl Supervisor {
                 };
                 self.release(job, fence, release, shutdown).await
             }
-            _ if cancelled => self.finish(fence, JobState::Cancelled, "cancelled").await,
+            // The state says it; it is no error.
+            _ if cancelled => self.finish(fence, JobState::Cancelled, None).await,
             End::Failed(error) => self.fail(fence, &error).await,
             _ if shutdown.is_cancelled() => self.requeue(fence, None).await,
             End::Stopped => self.requeue(fence, Some("the training process stopped without being asked")).await,
@@ -392,11 +393,11 @@ impl Supervisor {
     }
 
     async fn fail(&self, fence: &Fence, error: &str) -> Result<JobState, StoreError> {
-        self.finish(fence, JobState::Failed, error).await
+        self.finish(fence, JobState::Failed, Some(error)).await
     }
 
-    async fn finish(&self, fence: &Fence, state: JobState, error: &str) -> Result<JobState, StoreError> {
-        self.store.finish_job(fence, state, None, Some(error)).await?;
+    async fn finish(&self, fence: &Fence, state: JobState, error: Option<&str>) -> Result<JobState, StoreError> {
+        self.store.finish_job(fence, state, None, error).await?;
         Ok(state)
     }
 

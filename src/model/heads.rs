@@ -46,24 +46,37 @@ fn rows(hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
 /// What the classifier reads of a text, in training and later: at most `max_length` tokens; a decoder's text
 /// ends with its end token, whose state the head sees; an encoder's stands between [CLS] and [SEP].
 pub fn classifier_ids(tokenizer: &Tokenizer, config: &ModelConfig, text: &str, max_length: usize) -> Result<Vec<u32>> {
+    Ok(classifier_ids_cut(tokenizer, config, text, max_length)?.0)
+}
+
+/// `classifier_ids`, and whether the text lost its end to fit.
+pub fn classifier_ids_cut(
+    tokenizer: &Tokenizer,
+    config: &ModelConfig,
+    text: &str,
+    max_length: usize,
+) -> Result<(Vec<u32>, bool)> {
     let mut ids = tokenizer.encode(text, false, false).map_err(candle_core::Error::wrap)?;
+    let whole = ids.len();
     if config.arch != Arch::Bert {
         let end = config.eos_ids.first().copied();
-        ids.truncate(max_length - usize::from(end.is_some()));
+        ids.truncate(max_length.saturating_sub(usize::from(end.is_some())));
+        let cut = ids.len() < whole;
         ids.extend(end);
         if ids.is_empty() {
             candle_core::bail!("a text has no tokens, and the model no end token");
         }
-        return Ok(ids);
+        return Ok((ids, cut));
     }
     let id = |role: &str, usual: &str| match tokenizer.token_to_id(tokenizer.named_token(role).unwrap_or(usual)) {
         Some(id) => Ok(id),
         None => candle_core::bail!("the tokenizer has no {usual} token"),
     };
     ids.truncate(max_length.saturating_sub(2));
+    let cut = ids.len() < whole;
     ids.insert(0, id("cls_token", "[CLS]")?);
     ids.push(id("sep_token", "[SEP]")?);
-    Ok(ids)
+    Ok((ids, cut))
 }
 
 /// instructd.json's part about a classifier.

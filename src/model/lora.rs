@@ -59,6 +59,22 @@ pub fn target_modules(config: &ModelConfig, lora: &LoraConfig, weights: &Weights
         .collect()
 }
 
+/// Every target must name a layer: of a misspelt one the adapter would be missing without a word.
+///
+/// # Errors
+/// Names the targets that match nothing, and the names that there are.
+pub fn check_targets(config: &ModelConfig, lora: &LoraConfig, weights: &Weights) -> Result<()> {
+    let all = target_modules(config, &LoraConfig { targets: Vec::new(), ..lora.clone() }, weights);
+    let names: std::collections::BTreeSet<&str> = all.iter().filter_map(|module| module.rsplit('.').next()).collect();
+    let unknown: Vec<String> =
+        lora.targets.iter().filter(|t| !names.contains(t.as_str())).map(|t| format!("'{t}'")).collect();
+    if !unknown.is_empty() {
+        let known = names.into_iter().collect::<Vec<_>>().join(", ");
+        candle_core::bail!("lora.targets: {} names no linear layer of this model; it has {known}", unknown.join(", "));
+    }
+    Ok(())
+}
+
 fn is_block_linear(config: &ModelConfig, name: &str) -> bool {
     let block = match config.arch {
         Arch::Gpt2 => "transformer.h.",

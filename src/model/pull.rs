@@ -135,6 +135,11 @@ pub fn list(data_dir: &Path) -> Vec<Installed> {
     found
 }
 
+/// Bytes of a model: of its file, or of all files of its directory.
+pub fn size(path: &Path) -> u64 {
+    if path.is_dir() { tree_size(path) } else { std::fs::metadata(path).map_or(0, |meta| meta.len()) }
+}
+
 /// Bytes of all files under `dir`.
 pub(super) fn tree_size(dir: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(dir) else { return 0 };

@@ -85,7 +85,7 @@ pub fn combine(heads: &[f32], scales: &[Scale]) -> RewardScore {
     let n = scaled.len() as f64;
     let mean = scaled.iter().sum::<f64>() / n;
     let variance = scaled.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / n;
-    RewardScore { mean, std: variance.sqrt() }
+    RewardScore { mean, std: variance.sqrt(), tokens: 0 }
 }
 
 /// The head [heads, d] and the scale of each row.

@@ -116,18 +116,28 @@ fn config_json(config: &ModelConfig, hf_config: &Value, weights: &Weights, file_
         map.insert("id2label".into(), names.into());
         map.insert("label2id".into(), ids.into());
     }
+    // The other files say the same: whoever reads one stops where the others do.
+    let ends = eos_json(config);
+    if !ends.is_null() {
+        map.insert("eos_token_id".into(), ends);
+    }
     map.remove("torch_dtype");
     map.insert("dtype".into(), json!(file_type.name().1));
     map.insert("torch_dtype".into(), json!(file_type.name().1));
     map.into()
 }
 
-fn generation_json(config: &ModelConfig) -> Value {
-    let eos = match config.eos_ids.as_slice() {
+/// One id, or the list of them.
+fn eos_json(config: &ModelConfig) -> Value {
+    match config.eos_ids.as_slice() {
         [] => Value::Null,
         [one] => json!(one),
         many => json!(many),
-    };
+    }
+}
+
+fn generation_json(config: &ModelConfig) -> Value {
+    let eos = eos_json(config);
     let mut map = Map::new();
     for (key, value) in
         [("bos_token_id", json!(config.bos_id)), ("eos_token_id", eos), ("pad_token_id", json!(config.pad_id))]

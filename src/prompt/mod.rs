@@ -12,4 +12,4 @@ pub use cloze::{Cloze, ClozeError};
 pub use few_shot::{Example, FewShot};
 pub use instruction::{Template, instruction};
 pub use label_template::{Gap, LabelTemplate, LabelTemplateError, Shots};
-pub use texts::Texts;
+pub use texts::{Answers, Texts};

@@ -8,9 +8,37 @@ use crate::data::PromptInput;
 use crate::model::Loaded;
 use crate::tokenizer::Tokenizer;
 
+/// Completions of one prompt as sequences.
+pub struct Answers {
+    /// Ids, and the index of the completion's first token.
+    pub sequences: Vec<(Vec<u32>, usize)>,
+    /// Whether the prompt lost its beginning.
+    pub prompt_cut: bool,
+    /// Which completions lost their end, the end token included.
+    pub cut: Vec<bool>,
+}
+
+/// The token that ends a turn: the end token that the chat template writes behind an assistant's message; else the
+/// one that the tokenizer's configuration calls `eos_token`. `None`: the first of the model's list.
+fn turn_end(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, eos_ids: &[u32]) -> Option<u32> {
+    let named = || tokenizer.token_to_id(tokenizer.named_token("eos_token")?);
+    let written = template.and_then(|template| {
+        let message = |role: &str, content: &str| crate::domain::Message { role: role.into(), content: content.into() };
+        let turns = [message("user", "a"), message("assistant", "b")];
+        // Not every template takes a conversation that ends with the assistant.
+        let (before, all) =
+            (template.encode(&turns[..1], true, tokenizer).ok()?, template.encode(&turns, false, tokenizer).ok()?);
+        let same = before.iter().zip(&all).take_while(|(a, b)| a == b).count();
+        let named = named();
+        all[same..].iter().copied().find(|id| eos_ids.contains(id) || Some(*id) == named)
+    });
+    written.or_else(named)
+}
+
 pub struct Texts {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
+    /// Tokens that end a completion; the one that ends a turn first.
     eos_ids: Vec<u32>,
     bos_id: Option<u32>,
     /// [CLS] and [SEP] of an encoder that has them.
@@ -26,13 +54,13 @@ impl Texts {
         let template = loaded.chat_template.as_deref().map(|source| ChatTemplate::new(source, Some(&tokenizer)));
         let bert = loaded.config.arch == crate::model::Arch::Bert;
         let pair = tokenizer.token_to_id("[CLS]").zip(tokenizer.token_to_id("[SEP]")).filter(|_| bert);
-        Ok(Self {
-            pair,
-            tokenizer,
-            template: template.transpose()?,
-            eos_ids: loaded.config.eos_ids.clone(),
-            bos_id: loaded.config.bos_id,
-        })
+        let template = template.transpose()?;
+        let mut eos_ids = loaded.config.eos_ids.clone();
+        if let Some(end) = turn_end(&tokenizer, template.as_ref(), &eos_ids) {
+            eos_ids.retain(|id| *id != end);
+            eos_ids.insert(0, end);
+        }
+        Ok(Self { pair, tokenizer, template, eos_ids, bos_id: loaded.config.bos_id })
     }
 
     pub fn eos_ids(&self) -> &[u32] {
@@ -69,25 +97,77 @@ impl Texts {
     /// beginning, an over-long completion its end. Also the index of the completion's first token.
     /// For an encoder: `[CLS] prompt [SEP] completion [SEP]`.
     pub fn conversation(&self, prompt: &PromptInput, completion: &str, max_length: usize) -> Result<(Vec<u32>, usize)> {
-        if let Some((cls, sep)) = self.pair {
-            let mut response = self.tokenizer.encode(completion, false, false)?;
-            response.truncate(max_length.saturating_sub(4).max(1));
-            let texts: Vec<String> = prompt.messages().into_iter().map(|m| m.content).collect();
-            let prompt = self.tokenizer.encode(&texts.join("\n"), false, false)?;
-            let room = max_length.saturating_sub(response.len() + 3);
-            let prompt = &prompt[prompt.len().saturating_sub(room)..];
-            let ids = [&[cls], prompt, &[sep], &response, &[sep]].concat();
-            return Ok((ids, prompt.len() + 2));
+        let mut set = self.answers(prompt, &[completion], max_length)?;
+        set.sequences.pop().context("one completion gives one sequence")
+    }
+
+    /// The completions of one prompt as sequences of at most `max_length` tokens, as in `conversation`. All see the
+    /// same prompt tokens: a prompt that does not fit before the longest completion loses its beginning once, for
+    /// all of them.
+    pub fn answers<S: AsRef<str>>(
+        &self,
+        prompt: &PromptInput,
+        completions: &[S],
+        max_length: usize,
+    ) -> Result<Answers> {
+        let (before, between, after) = match self.pair {
+            Some((cls, sep)) => (vec![cls], vec![sep], vec![sep]),
+            None => (Vec::new(), Vec::new(), Vec::new()),
+        };
+        let around = before.len() + between.len() + after.len();
+        // At least one token of the prompt stays.
+        let most = max_length.saturating_sub(around + 1).max(1);
+        let mut cut = Vec::with_capacity(completions.len());
+        let mut responses = Vec::with_capacity(completions.len());
+        for completion in completions {
+            let mut response = match self.pair {
+                Some(_) => self.tokenizer.encode(completion.as_ref(), false, false)?,
+                None => self.completion(completion.as_ref())?,
+            };
+            if response.is_empty() && self.pair.is_none() {
+                bail!("a completion has no tokens, and the model no end token");
+            }
+            cut.push(response.len() > most);
+            response.truncate(most);
+            responses.push(response);
         }
-        let mut response = self.completion(completion)?;
-        if response.is_empty() {
-            bail!("a completion has no tokens, and the model no end token");
+        let prompt = match self.pair {
+            Some(_) => {
+                let texts: Vec<String> = prompt.messages().into_iter().map(|m| m.content).collect();
+                self.tokenizer.encode(&texts.join("\n"), false, false)?
+            }
+            None => self.prompt(prompt)?,
+        };
+        let longest = responses.iter().map(Vec::len).max().unwrap_or(0);
+        let room = max_length.saturating_sub(longest + around);
+        let room = if self.pair.is_some() { room } else { room.max(1) };
+        let shown = &prompt[prompt.len().saturating_sub(room)..];
+        let start = before.len() + shown.len() + between.len();
+        let sequences = responses
+            .iter()
+            .map(|response| ([&before, shown, &between, response.as_slice(), &after].concat(), start))
+            .collect();
+        Ok(Answers { sequences, prompt_cut: shown.len() < prompt.len(), cut })
+    }
+
+    /// Prompts with a completion each, in order. Completions of equal prompts are read behind the same prompt tokens,
+    /// as in `answers`.
+    pub fn conversations(&self, pairs: &[(&PromptInput, &str)], max_length: usize) -> Result<Vec<Vec<u32>>> {
+        let mut sets: Vec<(&PromptInput, Vec<usize>)> = Vec::new();
+        for (i, (prompt, _)) in pairs.iter().enumerate() {
+            // Completions of one prompt stand near each other.
+            match sets.iter_mut().rev().take(64).find(|(known, _)| known == prompt) {
+                Some((_, members)) => members.push(i),
+                None => sets.push((prompt, vec![i])),
+            }
         }
-        response.truncate(max_length.saturating_sub(1).max(1));
-        let prompt = self.prompt(prompt)?;
-        let room = max_length.saturating_sub(response.len()).max(1);
-        let prompt = &prompt[prompt.len().saturating_sub(room)..];
-        Ok(([prompt, &response].concat(), prompt.len()))
+        let mut ids = vec![Vec::new(); pairs.len()];
+        for (prompt, members) in sets {
+            let completions: Vec<&str> = members.iter().map(|&i| pairs[i].1).collect();
+            let answers = self.answers(prompt, &completions, max_length)?;
+            members.into_iter().zip(answers.sequences).for_each(|(i, (sequence, _))| ids[i] = sequence);
+        }
+        Ok(ids)
     }
 
     /// The text of generated ids: what comes before the first end token, special tokens left out.

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 
 use super::complete::{self, Running};
-use super::label::{self, Next, Turn};
+use super::label::{self, ASKED, Next, Turn, VERSIONS, Wanted};
 use super::random::shown_order;
 use super::sets::{self, CompletionRef};
 use super::{Result, ServiceError, Services, bad_input};
 use crate::domain::Prompt;
 use crate::engine::{GenEvent, SamplingParams};
 use crate::service::people::Actor;
+use crate::store::NoLease;
 
 /// Answers being written. Dropped early, they stop and no set is made.
 pub struct Asked {
@@ -19,6 +20,8 @@ pub struct Asked {
     order_seed: u64,
     /// Place of each sample (runs laid end to end) on the page.
     place: Vec<usize>,
+    /// The asker chose the versions.
+    named: bool,
 }
 
 /// One step of one answer.
@@ -69,7 +72,7 @@ pub async fn begin(
     for (at, sample) in shown_order(order_seed, answers).into_iter().enumerate() {
         place[sample] = at;
     }
-    Ok(Asked { prompt, runs, order_seed, place })
+    Ok(Asked { prompt, runs, order_seed, place, named: !models.is_empty() })
 }
 
 impl Asked {
@@ -120,13 +123,15 @@ impl Asked {
         if texts.len() < 2 {
             return Err(sets::too_few_answers());
         }
-        let policy = if self.runs.len() > 1 { "versions" } else { "ask" };
+        let policy = if self.named { VERSIONS } else { ASKED };
         let completions = texts.into_iter().map(CompletionRef::Known).collect();
         let set = sets::create(services, &self.prompt, completions, Some(1), policy).await?;
-        match label::next_in_order(services, actor, Some(set.id), self.order_seed).await? {
+        services.store.set_made_by(&set.id, &actor.labeler_id).await?;
+        let wanted = Wanted { set_id: Some(set.id), ..Wanted::default() };
+        match label::next_in_order(services, actor, wanted, self.order_seed).await? {
             Next::Turn(turn) => Ok(*turn),
-            Next::Empty => Err(ServiceError::Conflict("somebody else has taken the new set".into())),
-            Next::QuotaUsed => Err(ServiceError::Conflict("today's quota of judgments is used".into())),
+            Next::Nothing(NoLease::Quota) => Err(ServiceError::Conflict("today's quota of judgments is used".into())),
+            Next::Nothing(_) => Err(ServiceError::Conflict("somebody else has taken the new set".into())),
         }
     }
 }

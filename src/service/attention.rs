@@ -1,7 +1,7 @@
 //! Attention maps by name: a policy's or an encoder's.
 
 use super::complete::resolve_model;
-use super::{Result, Services, encoders, publish};
+use super::{Result, Services, encoders, meter, publish};
 use crate::domain::{ModelKind, ModelVersion};
 use crate::engine::Attention;
 
@@ -25,5 +25,6 @@ pub async fn maps(
         other => resolve_model(services, other, may_load).await?.version.clone(),
     };
     let found = services.engine()?.attention(&version, text, most).await?;
+    meter::charge(services, found.tokens.len()).await?;
     Ok((version, found))
 }

@@ -63,10 +63,12 @@ pub async fn answer(services: &Services, question: &Question) -> Result<Answer> 
     }
     let engine = services.engine()?;
     let (scored, mut tokens) = score(engine.as_ref(), question, &question.context, "prompt").await?;
+    super::meter::charge(services, tokens).await?;
     let mut content_free = Vec::new();
     for context in &question.content_free {
         let (scored, more) = score(engine.as_ref(), question, context, "content_free").await?;
         content_free.push(by_score(&scored, question.normalize));
+        super::meter::charge(services, more).await?;
         tokens += more;
     }
     let ranking = decide(&by_score(&scored, question.normalize), &content_free);

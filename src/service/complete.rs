@@ -76,8 +76,6 @@ pub struct Start {
     pub n: usize,
     pub params: SamplingParams,
     pub prompt_logprobs: Option<usize>,
-    /// The key whose tokens of today pay for it.
-    pub pays: Option<ApiKeyId>,
     pub adapter: Option<Adapter>,
 }
 
@@ -196,7 +194,7 @@ pub async fn resolve_adapter(services: &Services, name: Option<&str>, model: &Se
 /// # Errors
 /// `Engine(BadRequest)` when prompt and `max_tokens` do not fit the context; what the engine refuses.
 pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
-    let Start { request_id, model, prompt, messages, source, n, mut params, prompt_logprobs, pays, adapter } = start;
+    let Start { request_id, model, prompt, messages, source, n, mut params, prompt_logprobs, adapter } = start;
     let (prompt_ids, text) = match prompt {
         PromptInput::Ids(ids) => {
             let context = model.max_context - adapter.as_ref().map_or(0, |a| a.tokens);
@@ -246,7 +244,7 @@ pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
         samples,
         started,
         last_token: None,
-        pays,
+        pays: super::meter::payer(),
         settled: false,
     })
 }
@@ -365,10 +363,7 @@ impl Running {
 
     /// Stores the samples that have text; `keep` tells which (all of them when streaming).
     pub async fn store(&mut self, keep: impl Fn(&Sample) -> bool) -> Result<()> {
-        // Before the answer: the caller's next request finds it charged.
-        if let Some(key) = self.pays.take() {
-            super::people::charge(&self.services, &key, self.tokens()).await?;
-        }
+        self.pay().await?;
         if !self.services.config.server.store_completions {
             self.settled = true;
             return Ok(());
@@ -376,8 +371,17 @@ impl Running {
         self.store_always(keep).await
     }
 
+    /// Before the answer: the caller's next request finds it charged.
+    async fn pay(&mut self) -> Result<()> {
+        match self.pays.take() {
+            Some(key) => super::meter::charge_to(&self.services, &key, self.tokens()).await,
+            None => Ok(()),
+        }
+    }
+
     /// Stores also where serving does not keep completions: sets need theirs.
     pub async fn store_always(&mut self, keep: impl Fn(&Sample) -> bool) -> Result<()> {
+        self.pay().await?;
         self.settled = true;
         match self.record(keep) {
             Some((prompt, completions)) => write(self.services.clone(), prompt, completions).await,
@@ -427,7 +431,7 @@ impl Drop for Running {
         if let (Some(key), Ok(runtime)) = (self.pays.take(), tokio::runtime::Handle::try_current()) {
             let (services, tokens) = (self.services.clone(), self.tokens());
             runtime.spawn(async move {
-                if let Err(error) = super::people::charge(&services, &key, tokens).await {
+                if let Err(error) = super::meter::charge_to(&services, &key, tokens).await {
                     tracing::warn!(%error, "tokens were not charged");
                 }
             });

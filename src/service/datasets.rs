@@ -9,24 +9,39 @@ use sha2::{Digest, Sha256};
 use super::{Result, ServiceError, Services, bad_input, to_the_end};
 use crate::data::{Comparison, Format, Record, export, pairs};
 use crate::domain::{DatasetId, DatasetVersion};
-use crate::jobs::materialise::rankings;
+use crate::jobs::materialise::Rankings;
 use crate::service::people::Actor;
 use crate::store::{RankedFilter, StoreError};
 
-/// The canonical lines that a version's hash is of.
-fn lines(comparisons: &[Comparison]) -> String {
-    let mut text = String::new();
-    for comparison in comparisons {
-        for line in export(Format::Comparisons, &Record::Comparison(comparison.clone())) {
-            text.push_str(&line);
-            text.push('\n');
-        }
-    }
-    text
+/// The hash of a version: of its canonical lines, which name nobody.
+#[derive(Default)]
+pub(super) struct VersionDigest {
+    hash: Sha256,
+    sets: i64,
+    pairs: i64,
 }
 
-fn hash(comparisons: &[Comparison]) -> String {
-    hex::encode(Sha256::digest(lines(comparisons).as_bytes()))
+impl VersionDigest {
+    pub fn add(&mut self, comparison: &Comparison) {
+        for line in export(Format::Comparisons, &Record::Comparison(comparison.clone())) {
+            self.hash.update(line.as_bytes());
+            self.hash.update(b"\n");
+        }
+        (self.sets, self.pairs) = (self.sets + 1, self.pairs + pairs(&comparison.completions).len() as i64);
+    }
+
+    pub fn finish(self) -> String {
+        hex::encode(self.hash.finalize())
+    }
+
+    async fn of(services: &Services, filter: &RankedFilter) -> Result<Self> {
+        let mut digest = Self::default();
+        let mut pages = Rankings::new(services.store.as_ref(), filter).await?;
+        while let Some(page) = pages.next().await? {
+            page.iter().for_each(|comparison| digest.add(comparison));
+        }
+        Ok(digest)
+    }
 }
 
 /// Freezes what the filter finds now (or at its `as_of`).
@@ -50,8 +65,8 @@ pub async fn create(
     if as_of > now {
         return Err(bad_input("filter.as_of", "lies in the future"));
     }
-    let found = rankings(services.store.as_ref(), &filter).await?;
-    if found.is_empty() {
+    let found = VersionDigest::of(services, &filter).await?;
+    if found.sets == 0 {
         return Err(ServiceError::Conflict("the filter finds no ranking".into()));
     }
     let version = DatasetVersion {
@@ -59,40 +74,44 @@ pub async fn create(
         name,
         filter: json!({"data": "comparisons", "filter": filter}),
         as_of,
-        sha256: hash(&found),
-        n_sets: found.len() as i64,
-        n_pairs: found.iter().map(|c| pairs(&c.completions).len() as i64).sum(),
+        n_sets: found.sets,
+        n_pairs: found.pairs,
+        sha256: found.finish(),
     };
-    let (services, stored, actor) = (services.clone(), version.clone(), by.labeler_id.clone());
+    let (services, stored, actor) = (services.clone(), version.clone(), by.signature());
     to_the_end(async move {
         services.store.put_dataset(stored.clone()).await.map_err(|e| match e {
             StoreError::Conflict(_) => ServiceError::Conflict("a dataset version has this name".into()),
             other => other.into(),
         })?;
         let detail = json!({"name": stored.name, "sha256": stored.sha256, "sets": stored.n_sets});
-        Ok(services.store.audit(actor.as_str(), "create_dataset", stored.id.as_str(), detail, now).await?)
+        Ok(services.store.audit(&actor, "create_dataset", stored.id.as_str(), detail, now).await?)
     })
     .await?;
     Ok(version)
 }
 
-/// The rankings of a version, checked against its hash.
+/// A version and the filter that finds its rankings, checked against its hash.
 ///
 /// # Errors
 /// `Conflict` when it holds something else than rankings, or when data it held was erased since.
-pub async fn contents(services: &Services, id_or_name: &str) -> Result<(DatasetVersion, Vec<Comparison>)> {
+pub async fn verified(services: &Services, id_or_name: &str) -> Result<(DatasetVersion, RankedFilter)> {
     let version = services.store.get_dataset(id_or_name).await.map_err(|e| super::not_found_as(e, "dataset"))?;
     if version.filter["data"] != "comparisons" {
         return Err(ServiceError::Conflict("only versions of rankings can be exported again".into()));
     }
-    let mut filter: RankedFilter = serde_json::from_value(version.filter["filter"].clone())
+    let mut stored = version.filter["filter"].clone();
+    if let Some(fields) = stored.as_object_mut() {
+        // Versions from before it was recorded what labelers knew hold the latest revisions.
+        fields.entry("informed").or_insert(serde_json::Value::Bool(true));
+    }
+    let mut filter: RankedFilter = serde_json::from_value(stored)
         .map_err(|e| ServiceError::Conflict(format!("this version was made by another program: {e}")))?;
     filter.as_of = filter.as_of.or(Some(version.as_of));
-    let found = rankings(services.store.as_ref(), &filter).await?;
-    if hash(&found) != version.sha256 {
+    if VersionDigest::of(services, &filter).await?.finish() != version.sha256 {
         return Err(ServiceError::Conflict(
             "the rankings of this version are no longer those it was made of: some were erased".into(),
         ));
     }
-    Ok((version, found))
+    Ok((version, filter))
 }

@@ -1,6 +1,7 @@
 //! Sets in bulk: from stored prompts by a policy, in the background, with progress and cancel.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use futures::StreamExt;
 use rand::{Rng, SeedableRng};
@@ -8,12 +9,11 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::complete::{self, Running};
+use super::drawn::{self, Candidate, Outcome, Tally};
 use super::sets::{self, CompletionRef};
-use super::{Result, ServiceError, Services, bad_input, publish, quality};
+use super::{Result, ServiceError, Services, bad_input, complete, meter, quality};
 use crate::domain::*;
-use crate::engine::{EngineError, SamplingParams, ServedModel};
-use crate::eval::quality::selection::{Guess, uncertainty};
+use crate::engine::{EngineError, ServedModel};
 use crate::service::people::Actor;
 use crate::store::{Page, PromptFilter};
 
@@ -21,12 +21,10 @@ use crate::store::{Page, PromptFilter};
 const AT_ONCE: usize = 4;
 /// Prompts that are chosen from.
 const POOL: usize = 20_000;
-/// A running draw says at least this often that it lives …
-const SIGN_OF_LIFE: std::time::Duration = std::time::Duration::from_secs(15);
-/// … and one silent for longer died with its server.
+/// A running draw stores this often how far it is, so that its progress is seen to move.
+const SIGN_OF_LIFE: std::time::Duration = std::time::Duration::from_secs(1);
+/// A draw that has been silent for longer ended with its server.
 const SILENCE: Micros = 120_000_000;
-/// A full engine is asked again this often before the draw fails.
-const PATIENCE: u32 = 600;
 
 /// What to draw.
 #[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
@@ -46,8 +44,11 @@ pub struct DrawRequest {
     pub versions: Option<[String; 2]>,
     /// For `uncertainty`: prompts answered and scored for each set made, 1 to 64; 4 when absent.
     pub candidates: Option<usize>,
+    /// Longest answer, in tokens; as configured (`labeling.max_tokens`) when absent.
     pub max_tokens: Option<usize>,
+    /// 0 to 2; as configured (`labeling.temperature`) when absent.
     pub temperature: Option<f32>,
+    /// Above 0 and at most 1; as configured (`labeling.top_p`) when absent.
     pub top_p: Option<f32>,
     /// Which prompts, and the samples' seeds; drawn when absent.
     pub seed: Option<u64>,
@@ -82,12 +83,17 @@ impl SelectionPolicy {
 }
 
 /// A checked request.
-struct Plan {
-    request: DrawRequest,
-    n: usize,
-    seed: u64,
+pub(super) struct Plan {
+    pub(super) request: DrawRequest,
+    pub(super) n: usize,
+    pub(super) seed: u64,
+    pub(super) max_tokens: usize,
+    pub(super) temperature: f32,
+    pub(super) top_p: f32,
     /// One entry for one version, two for `versus`; none where nothing is generated.
-    models: Vec<Arc<ServedModel>>,
+    pub(super) models: Vec<Arc<ServedModel>>,
+    /// Pieces of text received so far.
+    pub(super) pieces: AtomicI64,
 }
 
 /// Starts a draw; it goes on in the background.
@@ -108,15 +114,17 @@ pub async fn start(services: &Arc<Services>, by: &Actor, request: DrawRequest) -
         wanted: plan.request.count as i64,
         looked_at: 0,
         made: 0,
+        report: report(&plan),
         error: None,
         created: now,
         updated: now,
     };
     services.store.put_draw(draw.clone()).await?;
     let detail = json!({"policy": plan.request.policy, "count": plan.request.count});
-    services.store.audit(by.labeler_id.as_str(), "draw_sets", draw.id.as_str(), detail, now).await?;
+    services.store.audit(&by.signature(), "draw_sets", draw.id.as_str(), detail, now).await?;
     let (services, running) = (services.clone(), draw.clone());
-    tokio::spawn(async move { run(services, plan, running).await });
+    let payer = meter::payer();
+    tokio::spawn(meter::paid_by(payer, async move { run(services, plan, running).await }));
     Ok(draw)
 }
 
@@ -133,7 +141,7 @@ pub async fn get(services: &Services, id: &DrawId) -> Result<SetDraw> {
 pub async fn cancel(services: &Services, by: &Actor, id: &DrawId) -> Result<SetDraw> {
     let now = services.now();
     let draw = services.store.cancel_draw(id, now).await?;
-    services.store.audit(by.labeler_id.as_str(), "cancel_draw", id.as_str(), json!({}), now).await?;
+    services.store.audit(&by.signature(), "cancel_draw", id.as_str(), json!({}), now).await?;
     Ok(draw)
 }
 
@@ -203,16 +211,22 @@ async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<Plan> {
     }
     if request.policy == SelectionPolicy::Uncertainty && services.store.active_model(ModelKind::Reward).await?.is_none()
     {
-        return Err(ServiceError::Conflict("uncertainty needs an active reward model".into()));
+        return Err(ServiceError::Conflict(
+            "uncertainty needs an active reward model; train and promote one first".into(),
+        ));
     }
     let seed = request.seed.unwrap_or_else(|| services.random.seed());
-    Ok(Plan { request, n, seed, models })
+    let labeling = &services.live().config.labeling;
+    let max_tokens = request.max_tokens.unwrap_or(labeling.max_tokens);
+    let temperature = request.temperature.unwrap_or(labeling.temperature as f32);
+    let top_p = request.top_p.unwrap_or(labeling.top_p as f32);
+    Ok(Plan { request, n, seed, max_tokens, temperature, top_p, models, pieces: AtomicI64::new(0) })
 }
 
 async fn run(services: Arc<Services>, plan: Plan, mut draw: SetDraw) {
     let outcome = match plan.request.policy {
         SelectionPolicy::Disagreement => disputed(&services, &plan, &mut draw).await,
-        _ => drawn(&services, &plan, &mut draw).await,
+        _ => from_prompts(&services, &plan, &mut draw).await,
     };
     match outcome {
         Ok(()) => draw.state = DrawState::Done,
@@ -232,12 +246,30 @@ async fn advance(services: &Services, draw: &mut SetDraw) -> Result<bool> {
     Ok(services.store.advance_draw(draw.clone()).await?)
 }
 
-/// Prompts in an order that the seed decides.
-async fn prompts(services: &Services, plan: &Plan) -> Result<Vec<Prompt>> {
+/// An empty report with how answers will be drawn.
+fn report(plan: &Plan) -> DrawReport {
+    if plan.models.is_empty() {
+        return DrawReport::default();
+    }
+    // Two digits, as somebody wrote them: 0.7 as f32 is 0.699999988.
+    let digits = |x: f32| (f64::from(x) * 1e4).round() / 1e4;
+    DrawReport {
+        max_tokens: Some(plan.max_tokens as i64),
+        temperature: Some(digits(plan.temperature)),
+        top_p: Some(digits(plan.top_p)),
+        ..DrawReport::default()
+    }
+}
+
+/// Prompts in an order that the seed decides; what was left out is counted in the report.
+async fn prompts(services: &Services, plan: &Plan, report: &mut DrawReport) -> Result<Vec<Prompt>> {
     let mut filter = plan.request.prompts.clone();
     if plan.request.policy == SelectionPolicy::Stored {
         filter.min_completions = filter.min_completions.max(2);
     }
+    let counts = services.store.count_prompts(&filter).await?;
+    (report.found, report.has_set) = (counts.found, counts.has_set);
+    (report.raw_text, report.few_answers) = (counts.raw_text, counts.few_completions);
     let mut found = services.store.select_prompts(&filter, None, POOL as i64).await?;
     // Raw texts given to /v1/completions are no questions to people, unless asked for by source.
     if filter.source.is_none() {
@@ -250,21 +282,17 @@ async fn prompts(services: &Services, plan: &Plan) -> Result<Vec<Prompt>> {
     Ok(found)
 }
 
-/// A prompt with what may become its set.
-struct Candidate {
-    prompt: Prompt,
-    completions: Vec<CompletionId>,
-    score: Option<f64>,
-}
-
-async fn drawn(services: &Arc<Services>, plan: &Plan, draw: &mut SetDraw) -> Result<()> {
+async fn from_prompts(services: &Arc<Services>, plan: &Plan, draw: &mut SetDraw) -> Result<()> {
     let policy = plan.request.policy;
     let choosing = policy == SelectionPolicy::Uncertainty;
     let per_set = if choosing { plan.request.candidates.unwrap_or(4) } else { 1 };
     let look_at = plan.request.count * per_set;
-    let mut found = prompts(services, plan).await?;
+    let mut found = prompts(services, plan, &mut draw.report).await?;
+    if !advance(services, draw).await? {
+        return Ok(());
+    }
     found.truncate(if choosing { look_at } else { found.len() });
-    let one = |(i, prompt): (usize, Prompt)| candidate(services, plan, prompt, plan.seed.wrapping_add(i as u64));
+    let one = |(i, prompt): (usize, Prompt)| drawn::candidate(services, plan, prompt, plan.seed.wrapping_add(i as u64));
     let mut candidates =
         std::pin::pin!(futures::stream::iter(found.into_iter().enumerate()).map(one).buffered(AT_ONCE));
     let mut kept: Vec<Candidate> = Vec::new();
@@ -274,6 +302,7 @@ async fn drawn(services: &Arc<Services>, plan: &Plan, draw: &mut SetDraw) -> Res
         let next = tokio::select! {
             () = services.shutdown.cancelled() => return Err(ServiceError::Conflict("the server stopped".into())),
             _ = alive.tick() => {
+                draw.report.pieces = plan.pieces.load(Ordering::Relaxed);
                 if !advance(services, draw).await? {
                     return Ok(());
                 }
@@ -283,12 +312,13 @@ async fn drawn(services: &Arc<Services>, plan: &Plan, draw: &mut SetDraw) -> Res
         };
         let Some(candidate) = next else { break };
         draw.looked_at += 1;
-        let Some(candidate) = candidate? else { continue };
-        if choosing {
-            kept.push(candidate);
-        } else {
-            make(services, plan, candidate).await?;
-            draw.made += 1;
+        let (outcome, tally) = candidate?;
+        count(&mut draw.report, &outcome, tally);
+        draw.report.pieces = plan.pieces.load(Ordering::Relaxed);
+        match outcome {
+            Outcome::Found(candidate) if choosing => kept.push(candidate),
+            Outcome::Found(candidate) => make(services, plan, candidate, draw).await?,
+            _ => {}
         }
         if !advance(services, draw).await? {
             return Ok(());
@@ -296,123 +326,64 @@ async fn drawn(services: &Arc<Services>, plan: &Plan, draw: &mut SetDraw) -> Res
     }
     kept.sort_by(|a, b| b.score.unwrap_or(0.0).total_cmp(&a.score.unwrap_or(0.0)));
     for candidate in kept.into_iter().take(plan.request.count) {
-        make(services, plan, candidate).await?;
-        draw.made += 1;
+        make(services, plan, candidate, draw).await?;
     }
     Ok(())
 }
 
-async fn make(services: &Arc<Services>, plan: &Plan, candidate: Candidate) -> Result<()> {
+fn count(report: &mut DrawReport, outcome: &Outcome, tally: Tally) {
+    report.answers += tally.answers;
+    report.cut_off += tally.cut_off;
+    report.redrawn += tally.redrawn;
+    match outcome {
+        Outcome::Found(_) => {}
+        Outcome::FewAnswers => report.few_answers += 1,
+        Outcome::EqualAnswers => report.equal_answers += 1,
+        Outcome::TooLong => report.too_long += 1,
+    }
+}
+
+async fn make(services: &Arc<Services>, plan: &Plan, candidate: Candidate, draw: &mut SetDraw) -> Result<()> {
+    draw.report.smaller += i64::from(candidate.completions.len() < plan.n);
     let completions = candidate.completions.into_iter().map(CompletionRef::Known).collect();
     let selection = sets::Selection { policy: plan.request.policy.as_str(), score: candidate.score };
     sets::create_selected(services, &candidate.prompt, completions, plan.request.overlap, selection).await?;
+    draw.made += 1;
     Ok(())
-}
-
-/// Completions of one prompt; `None` when there are not two different ones to compare.
-async fn candidate(services: &Arc<Services>, plan: &Plan, prompt: Prompt, seed: u64) -> Result<Option<Candidate>> {
-    let mut written: Vec<(CompletionId, String)> = Vec::new();
-    if plan.request.policy == SelectionPolicy::Stored {
-        let mut stored = services.store.list_completions(&prompt.id).await?;
-        // The newest say most about the policy of today.
-        stored.reverse();
-        for completion in stored {
-            if !completion.text.trim().is_empty() {
-                written.push((completion.id, completion.text));
-            }
-        }
-        keep_different(&mut written);
-        written.truncate(plan.n);
-    } else {
-        let per_version = plan.n / plan.models.len().max(1);
-        for (i, model) in plan.models.iter().enumerate() {
-            let Some(mut running) =
-                patient(services, plan, model, &prompt, per_version, seed.wrapping_add((i as u64) << 40)).await?
-            else {
-                return Ok(None);
-            };
-            running.finish().await?;
-            running.store_always(|_| true).await?;
-            let texts = running.samples.iter().filter(|s| !s.text.trim().is_empty());
-            written.extend(texts.map(|s| (s.id.clone(), s.text.clone())));
-        }
-    }
-    keep_different(&mut written);
-    if written.len() < 2 {
-        return Ok(None);
-    }
-    let score = match plan.request.policy {
-        SelectionPolicy::Uncertainty => doubt(services, &prompt, &written).await?,
-        _ => None,
-    };
-    let completions = written.into_iter().map(|w| w.0).collect();
-    Ok(Some(Candidate { prompt, completions, score }))
-}
-
-/// Of equal texts the first stays: comparing them teaches nothing, and nobody could tell them apart.
-fn keep_different(written: &mut Vec<(CompletionId, String)>) {
-    let mut seen = std::collections::HashSet::new();
-    written.retain(|w| seen.insert(sets::compared(&w.1).to_owned()));
-}
-
-async fn doubt(services: &Services, prompt: &Prompt, written: &[(CompletionId, String)]) -> Result<Option<f64>> {
-    let answers = written.iter().map(|w| w.1.clone()).collect();
-    let (_, scores) = publish::rewards(services, None, &prompt.messages.clone().into(), answers, true).await?;
-    let guesses: Vec<Guess> = scores.into_iter().map(|s| Guess { mean: s.mean, std: s.std }).collect();
-    for ((id, _), guess) in written.iter().zip(&guesses) {
-        services.store.set_completion_reward(id, guess.mean).await?;
-    }
-    Ok(uncertainty(&guesses))
-}
-
-/// Starts samples, waiting while the engine is full of other people's requests. `None` for prompts that do
-/// not fit the model's context.
-async fn patient(
-    services: &Arc<Services>,
-    plan: &Plan,
-    model: &Arc<ServedModel>,
-    prompt: &Prompt,
-    n: usize,
-    seed: u64,
-) -> Result<Option<Running>> {
-    let request = &plan.request;
-    let mut waited = 0;
-    loop {
-        let params = SamplingParams {
-            max_tokens: request.max_tokens.unwrap_or(services.live().config.labeling.max_tokens),
-            temperature: request.temperature.unwrap_or(1.0),
-            top_p: request.top_p.unwrap_or(1.0),
-            seed: seed % (1 << 53),
-            ..SamplingParams::default()
-        };
-        let id = format!("draw-{}", prompt.id);
-        match sets::begin(services, model.clone(), prompt, n, params, id).await {
-            Ok(running) => return Ok(Some(running)),
-            Err(ServiceError::Engine(EngineError::BadRequest { .. })) => return Ok(None),
-            Err(ServiceError::Engine(EngineError::Overloaded { retry_after_s })) if waited < PATIENCE => {
-                waited += 1;
-                tokio::time::sleep(std::time::Duration::from_secs(retry_after_s.clamp(1, 10))).await;
-            }
-            Err(e) => return Err(e),
-        }
-    }
 }
 
 /// One more judgment for the sets that people are most split on.
 async fn disputed(services: &Arc<Services>, plan: &Plan, draw: &mut SetDraw) -> Result<()> {
     let scope = quality::Scope { kind: Some(SetKind::Normal), ..quality::Scope::default() };
-    for found in quality::consensus(services, scope).await? {
-        let Some(score) = found.disagreement.filter(|d| *d > 0.0) else { break };
+    let ranked = quality::consensus(services, scope).await?;
+    draw.report.found = ranked.len() as i64;
+    for found in ranked {
         if draw.made == draw.wanted {
             break;
         }
+        let score = match found.disagreement {
+            Some(score) if score > 0.0 => score,
+            // Sorted: only sets that people agree on, and then those that one person has ranked, are left.
+            Some(_) => {
+                draw.report.agreed += 1;
+                continue;
+            }
+            None => {
+                draw.report.single += 1;
+                continue;
+            }
+        };
         draw.looked_at += 1;
         // A set that waits for a judgment anyway, or that a reviewer has settled, needs no more.
-        let set = services.store.get_set(&found.set_id).await?;
-        if set.status != SetStatus::Done || services.store.settled_by(&set.id).await?.is_some() {
+        if services.store.settled_by(&found.set_id).await?.is_some() {
+            draw.report.settled += 1;
             continue;
         }
-        services.store.extend_set(&set.id, plan.request.policy.as_str(), Some(score)).await?;
+        if services.store.get_set(&found.set_id).await?.status != SetStatus::Done {
+            draw.report.waiting += 1;
+            continue;
+        }
+        services.store.extend_set(&found.set_id, plan.request.policy.as_str(), Some(score)).await?;
         draw.made += 1;
         if !advance(services, draw).await? {
             break;

@@ -1,6 +1,6 @@
 //! Encoders by name: the one a request names, or the active one.
 
-use super::{Result, ServiceError, Services, bad_input, not_found_as, publish};
+use super::{Result, ServiceError, Services, bad_input, meter, not_found_as, publish};
 use crate::domain::{ModelKind, ModelState, ModelVersion};
 use crate::engine::{EmbedRequest, Embeddings, FillRequest, Filled};
 
@@ -37,6 +37,7 @@ pub async fn embed(
     let version = resolve(services, model).await?;
     let found = services.engine()?.embed(&version, request).await?;
     metrics::counter!("instructd_prompt_tokens_total").increment(found.tokens as u64);
+    meter::charge(services, found.tokens).await?;
     Ok((version, found))
 }
 
@@ -47,5 +48,6 @@ pub async fn fill(
 ) -> Result<(ModelVersion, Vec<Filled>)> {
     let version = resolve(services, model).await?;
     let found = services.engine()?.fill(&version, request).await?;
+    meter::charge(services, found.first().map_or(0, |gap| gap.read)).await?;
     Ok((version, found))
 }

@@ -2,38 +2,135 @@
 
 use std::sync::Arc;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Result, ServiceError, Services, bad_input, to_the_end};
-use crate::domain::{Job, JobEvent, JobId, JobState, Metric};
+use crate::domain::{Job, JobEvent, JobId, JobNotes, LabelerId, Metric};
+use crate::jobs::estimate::{self, Estimate};
 use crate::jobs::queue::{self, EnqueueError};
 use crate::service::people::Actor;
-use crate::store::Page;
+use crate::store::{JobFilter, Page};
+
+/// Longest name of a job, in characters.
+const NAME: usize = 120;
+const NOTE: usize = 4000;
+const TAGS: usize = 20;
+const TAG: usize = 40;
+
+/// What to queue.
+#[derive(Clone, Debug, Default)]
+pub struct NewJob {
+    pub kind: String,
+    pub args: Value,
+    pub unique_key: Option<String>,
+    pub priority: i64,
+    pub words: Words,
+}
+
+/// Name, note and tags as a person gives them; an absent field stays as it is, an empty one is cleared.
+#[derive(Clone, Debug, Default)]
+pub struct Words {
+    pub name: Option<String>,
+    pub note: Option<String>,
+    pub tags: Option<Vec<String>>,
+}
+
+impl Words {
+    fn apply(self, to: JobNotes) -> Result<JobNotes> {
+        let short = |field: &'static str, given: Option<String>, before: Option<String>, most: usize| {
+            let Some(given) = given.map(|g| g.trim().to_owned()) else { return Ok(before) };
+            let length = given.chars().count();
+            if length > most {
+                return Err(bad_input(field, format!("has {length} characters; at most {most} are stored")));
+            }
+            Ok(Some(given).filter(|g| !g.is_empty()))
+        };
+        let mut tags = self.tags.unwrap_or(to.tags);
+        for (i, tag) in tags.iter_mut().enumerate() {
+            *tag = tag.trim().to_owned();
+            let length = tag.chars().count();
+            if !(1..=TAG).contains(&length) {
+                return Err(bad_input(format!("tags[{i}]"), format!("has {length} characters; must have 1 to {TAG}")));
+            }
+        }
+        let mut seen = std::collections::HashSet::new();
+        tags.retain(|tag| seen.insert(tag.clone()));
+        if tags.len() > TAGS {
+            return Err(bad_input("tags", format!("{} tags; at most {TAGS} are stored", tags.len())));
+        }
+        let name = short("name", self.name, to.name, NAME)?;
+        Ok(JobNotes { name, note: short("note", self.note, to.note, NOTE)?, tags, created_by: to.created_by })
+    }
+}
+
+/// A job with its author's name, as it is now.
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
+pub struct JobView {
+    #[serde(flatten)]
+    pub job: Job,
+    /// Name of the person who queued it.
+    pub author: Option<String>,
+}
+
+/// Jobs with their authors' names.
+pub async fn with_authors(services: &Services, jobs: Vec<Job>) -> Result<Vec<JobView>> {
+    let people = match jobs.iter().any(|j| j.notes.created_by.is_some()) {
+        true => services.store.list_labelers().await?,
+        false => Vec::new(),
+    };
+    let name = |id: &LabelerId| people.iter().find(|p| p.id == *id).map(|p| p.name.clone());
+    Ok(jobs.into_iter().map(|job| JobView { author: job.notes.created_by.as_ref().and_then(name), job }).collect())
+}
+
+/// One job with its author's name.
+pub async fn with_author(services: &Services, job: Job) -> Result<JobView> {
+    let author = match &job.notes.created_by {
+        Some(id) => services.store.get_labeler(id).await.ok().map(|p| p.name),
+        None => None,
+    };
+    Ok(JobView { job, author })
+}
 
 /// Checks the arguments against the recipe and queues the job.
 ///
 /// # Errors
 /// `BadInput` naming `kind` or `args.<field>`, `Conflict` when the unique key is taken.
-pub async fn enqueue(
-    services: &Arc<Services>,
-    by: &Actor,
-    kind: &str,
-    args: Value,
-    unique_key: Option<String>,
-    priority: i64,
-) -> Result<Job> {
-    if !args.is_object() {
+pub async fn enqueue(services: &Arc<Services>, by: &Actor, new: NewJob) -> Result<Job> {
+    if !new.args.is_object() {
         return Err(bad_input("args", "must be an object"));
     }
-    if unique_key.as_ref().is_some_and(|k| k.is_empty() || k.len() > 200) {
+    if new.unique_key.as_ref().is_some_and(|k| k.is_empty() || k.len() > 200) {
         return Err(bad_input("unique_key", "must be 1 to 200 bytes"));
     }
     let now = services.now();
-    let request = queue::Request { kind: kind.to_owned(), args, unique_key, priority, now };
-    let (services, actor) = (services.clone(), by.labeler_id.clone());
+    let author = JobNotes { created_by: Some(by.labeler_id.clone()), ..JobNotes::default() };
+    let NewJob { kind, args, unique_key, priority, words } = new;
+    let request = queue::Request { kind, args, unique_key, priority, notes: words.apply(author)?, now };
+    let (services, actor) = (services.clone(), by.signature());
     to_the_end(async move {
+        let mut request = request;
+        if let Some(args) = request.args.as_object_mut() {
+            estimate::fill_defaults(services.store.as_ref(), &services.config.data_dir, &request.kind, args).await?;
+        }
         let job = queue::enqueue(services.store.as_ref(), services.recipes, request).await.map_err(refusal)?;
-        services.store.audit(actor.as_str(), "enqueue", job.id.as_str(), json!({"kind": job.kind}), now).await?;
+        services.store.audit(&actor, "enqueue", job.id.as_str(), json!({"kind": job.kind}), now).await?;
+        Ok(job)
+    })
+    .await
+}
+
+/// Changes name, note and tags of a job in any state.
+///
+/// # Errors
+/// `BadInput` naming the field that is too long.
+pub async fn describe(services: &Arc<Services>, by: &Actor, id: &JobId, words: Words) -> Result<Job> {
+    let notes = words.apply(services.store.get_job(id).await?.notes)?;
+    let (services, actor, id) = (services.clone(), by.signature(), id.clone());
+    to_the_end(async move {
+        let job = services.store.describe_job(&id, notes).await?;
+        let detail = json!({"name": job.notes.name, "tags": job.notes.tags});
+        services.store.audit(&actor, "describe_job", id.as_str(), detail, services.now()).await?;
         Ok(job)
     })
     .await
@@ -47,16 +144,29 @@ fn refusal(error: EnqueueError) -> ServiceError {
     }
 }
 
-pub async fn list(services: &Services, state: Option<JobState>, page: Page) -> Result<Vec<Job>> {
-    Ok(services.store.list_jobs(page, state).await?)
+/// What such a job would need. Nothing is queued.
+///
+/// # Errors
+/// As `enqueue`.
+pub async fn estimate(services: &Services, kind: &str, mut args: Value) -> Result<Estimate> {
+    let Some(given) = args.as_object_mut() else { return Err(bad_input("args", "must be an object")) };
+    let (store, data_dir) = (services.store.as_ref(), services.config.data_dir.as_path());
+    estimate::fill_defaults(store, data_dir, kind, given).await?;
+    estimate::estimate(store, services.recipes, data_dir, kind, args).await.map_err(refusal)
+}
+
+/// Jobs that fit, newest first.
+pub async fn list(services: &Services, filter: &JobFilter, page: Page) -> Result<Vec<JobView>> {
+    let found = services.store.find_jobs(page, filter).await?;
+    with_authors(services, found).await
 }
 
 /// Queued jobs end at once; running ones stop after their next step.
 pub async fn cancel(services: &Arc<Services>, by: &Actor, id: &JobId) -> Result<Job> {
-    let (services, actor, id) = (services.clone(), by.labeler_id.clone(), id.clone());
+    let (services, actor, id) = (services.clone(), by.signature(), id.clone());
     to_the_end(async move {
         let job = services.store.cancel_job(&id).await?;
-        services.store.audit(actor.as_str(), "cancel", id.as_str(), json!({}), services.now()).await?;
+        services.store.audit(&actor, "cancel", id.as_str(), json!({}), services.now()).await?;
         Ok(job)
     })
     .await
@@ -64,10 +174,10 @@ pub async fn cancel(services: &Arc<Services>, by: &Actor, id: &JobId) -> Result<
 
 /// Failed and cancelled jobs queue again and go on from their checkpoint.
 pub async fn resume(services: &Arc<Services>, by: &Actor, id: &JobId) -> Result<Job> {
-    let (services, actor, id) = (services.clone(), by.labeler_id.clone(), id.clone());
+    let (services, actor, id) = (services.clone(), by.signature(), id.clone());
     to_the_end(async move {
         let job = services.store.resume_job(&id).await?;
-        services.store.audit(actor.as_str(), "resume", id.as_str(), json!({}), services.now()).await?;
+        services.store.audit(&actor, "resume", id.as_str(), json!({}), services.now()).await?;
         Ok(job)
     })
     .await

@@ -7,13 +7,18 @@ use super::{Result, ServiceError, Services, bad_input, guidelines, not_found_as,
 use crate::domain::*;
 use crate::eval::quality::labelers::met;
 use crate::service::people::Actor;
-use crate::store::{LeaseRequest, Page, Pick, SubmitJudgment, Submitted};
+use crate::store::{LabelerCounts, LeaseRequest, NoLease, Page, Pick, SubmitJudgment, Submitted};
 
 const SECOND: Micros = 1_000_000;
 const DAY: Micros = 86_400 * SECOND;
 /// Tiers are small numbers; this bounds nonsense.
 const MAX_TIER: i64 = 99;
 const MAX_TEXT: usize = 64 << 10;
+/// Open sets are counted up to here: nobody needs to know that 50,000 are left, and it would cost time.
+pub const MOST_OPEN: i64 = 1000;
+/// Selection policies of sets that somebody asked for: of the active version, or of versions they named.
+pub(super) const ASKED: &str = "ask";
+pub(super) const VERSIONS: &str = "versions";
 
 /// A leased set as the labeler sees it.
 pub struct Turn {
@@ -23,32 +28,60 @@ pub struct Turn {
     /// In shown order.
     pub completions: Vec<Completion>,
     pub guideline_version: String,
-    pub done_today: i64,
-    pub done_total: i64,
+    pub counts: LabelerCounts,
+    /// Sets that this labeler can still judge, this one included.
     pub queue_open: i64,
     /// How far the labeler has come with the calibration sets given first; `None` once through.
     pub onboarding: Option<Onboarding>,
+    /// Which of the onboarding's calibration sets this is, from 1.
+    pub practice_number: Option<i64>,
 }
 
 /// Calibration sets judged, and how many come before other work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Onboarding {
     pub done: i64,
+    /// Calibration sets in hand, on other pages or fetched ahead.
+    #[serde(skip)]
+    pub held: i64,
     pub needed: i64,
 }
 
 /// What a labeler who asks for work gets.
 pub enum Next {
     Turn(Box<Turn>),
-    /// Nothing is open for them.
-    Empty,
-    /// They have done what they may do today.
-    QuotaUsed,
+    Nothing(NoLease),
+}
+
+/// Which set a labeler asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    pub set_id: Option<SetId>,
+    /// A set that they hold already comes first, except for these: what a page asks that was opened anew.
+    pub resume: Option<Vec<SetId>>,
+    /// Language of the page.
+    pub lang: Option<String>,
 }
 
 /// Judgments that the labeler may give a day; 0 = no limit.
 pub fn quota(services: &Services, labeler: &Labeler) -> i64 {
     labeler.daily_quota.unwrap_or(services.live().config.labeling.daily_quota)
+}
+
+/// The same with the time since when it counts; `None` = no limit.
+fn daily_limit(services: &Services, labeler: &Labeler, now: Micros) -> Option<(Micros, i64)> {
+    Some(quota(services, labeler)).filter(|q| *q > 0).map(|q| (day_start(now), q))
+}
+
+/// Sets of ordinary work that the labeler can still judge, those in hand included: no more than the day's quota
+/// leaves, and counted up to [`MOST_OPEN`].
+pub async fn open_for(services: &Services, labeler: &Labeler, today: i64) -> Result<i64> {
+    let now = services.now();
+    let most = match daily_limit(services, labeler, now) {
+        Some((_, limit)) => (limit - today).clamp(0, MOST_OPEN),
+        None => MOST_OPEN,
+    };
+    Ok(services.store.sets_open_for(&labeler.id, SetKind::Normal, now, most).await?)
 }
 
 /// When the UTC day of `now` began.
@@ -58,19 +91,23 @@ pub fn day_start(now: Micros) -> Micros {
 
 /// Where the labeler stands with the calibration sets that come first; `None` once through (or without any).
 pub async fn onboarding(services: &Services, labeler: &LabelerId) -> Result<Option<Onboarding>> {
-    // As many as are wanted and there are: without any, nobody is held up.
-    let needed =
-        services.live().config.labeling.onboarding_sets.min(services.store.sets_open(SetKind::Calibration).await?);
-    if needed == 0 {
+    let wanted = services.live().config.labeling.onboarding_sets;
+    if wanted == 0 {
         return Ok(None);
     }
+    let now = services.now();
     let done = services.store.calibrations_done(labeler).await?;
-    Ok((done < needed).then_some(Onboarding { done, needed }))
+    // As many as are wanted and this labeler can still get: without any, or with all skipped, nobody is held up.
+    let left = services.store.sets_open_for(labeler, SetKind::Calibration, now, wanted).await?;
+    let needed = wanted.min(done + left);
+    let held = services.store.sets_held(labeler, SetKind::Calibration, now).await?;
+    Ok((done < needed).then_some(Onboarding { done, held, needed }))
 }
 
 /// Which kind of set this turn is on: calibration first for the new, then by the configured shares.
-fn pick(services: &Services, onboarding: Option<Onboarding>) -> Pick {
-    if onboarding.is_some() {
+fn pick(services: &Services, onboarding: Option<Onboarding>, resume: bool) -> Pick {
+    // What is fetched ahead of the last calibration set is ordinary work.
+    if onboarding.is_some_and(|o| resume || o.done + o.held < o.needed) {
         return Pick::First(SetKind::Calibration);
     }
     let (live, drawn) = (services.live(), services.random.fraction());
@@ -84,24 +121,25 @@ fn pick(services: &Services, onboarding: Option<Onboarding>) -> Pick {
     }
 }
 
-/// Leases the next set (or `set_id`) to the labeler.
-pub async fn next(services: &Arc<Services>, actor: &Actor, set_id: Option<SetId>) -> Result<Next> {
-    next_in_order(services, actor, set_id, services.random.seed()).await
+/// Leases the next set (or the one that is wanted) to the labeler.
+pub async fn next(services: &Arc<Services>, actor: &Actor, wanted: Wanted) -> Result<Next> {
+    next_in_order(services, actor, wanted, services.random.seed()).await
 }
 
 /// [`next`] with the order that the answers of a fresh lease are shown in.
 pub(super) async fn next_in_order(
     services: &Arc<Services>,
     actor: &Actor,
-    set_id: Option<SetId>,
+    wanted: Wanted,
     order_seed: u64,
 ) -> Result<Next> {
+    let Wanted { set_id, resume, lang } = wanted;
+    let at_hand = resume.as_ref().map(|except| except.len() as i64);
     if let Some(id) = &set_id {
         services.store.get_set(id).await.map_err(|e| not_found_as(e, "set_id"))?;
     }
     let now = services.now();
     let labeler = services.store.get_labeler(&actor.labeler_id).await?;
-    let quota = Some(quota(services, &labeler)).filter(|q| *q > 0).map(|q| (day_start(now), q));
     let onboarding = onboarding(services, &actor.labeler_id).await?;
     let request = LeaseRequest {
         labeler_id: actor.labeler_id.clone(),
@@ -111,31 +149,35 @@ pub(super) async fn next_in_order(
         now,
         expires_at: now + services.live().config.labeling.lease_seconds * SECOND,
         set_id,
-        pick: pick(services, onboarding),
-        quota,
+        pick: pick(services, onboarding, resume.is_some()),
+        quota: daily_limit(services, &labeler, now),
+        resume,
     };
-    let all = services.clone();
-    let Some(assignment) = to_the_end(async move { Ok(all.store.lease_next(request).await?) }).await? else {
-        let Some((since, limit)) = quota else { return Ok(Next::Empty) };
-        let (today, _) = services.store.judgment_counts(&actor.labeler_id, since).await?;
-        return Ok(if today >= limit { Next::QuotaUsed } else { Next::Empty });
+    let (all, asked) = (services.clone(), request.clone());
+    let Some(assignment) = to_the_end(async move { Ok(all.store.lease_next(asked).await?) }).await? else {
+        return Ok(Next::Nothing(services.store.no_lease(&request).await?));
     };
     let set = services.store.get_set(&assignment.set_id).await?;
     let prompt = services.store.get_prompt(&set.prompt_id).await?;
     let completions = shown(services, &set, assignment.order_seed).await?;
-    let (_, guideline_version) = guidelines::current(services).await?;
-    let (done_today, done_total) = services.store.judgment_counts(&actor.labeler_id, day_start(now)).await?;
-    let queue_open = services.store.sets_open(SetKind::Normal).await?;
+    let guideline_version = guidelines::current(services, guidelines::language(lang.as_deref())).await?.version;
+    let counts = services.store.judgment_counts(&actor.labeler_id, day_start(now)).await?;
+    let queue_open = open_for(services, &labeler, counts.today).await?;
     // Gold items must look like any other, or people treat them differently.
     let kind = if set.kind == SetKind::Gold { SetKind::Normal } else { set.kind };
+    let practice_number = onboarding.filter(|_| kind == SetKind::Calibration).map(|o| {
+        // Of several in hand, the first that the page has not got is given again.
+        let before = at_hand.map_or(o.held, |n| n.min(o.held));
+        (o.done + before + 1).min(o.needed)
+    });
     Ok(Next::Turn(Box::new(Turn {
         assignment,
+        practice_number,
         kind,
         prompt,
         completions,
         guideline_version,
-        done_today,
-        done_total,
+        counts,
         queue_open,
         onboarding,
     })))
@@ -188,6 +230,8 @@ pub struct Word {
     pub wall_ms: i64,
     pub idempotency_key: String,
     pub revises: Option<JudgmentId>,
+    /// Of the guidelines as they were shown; `None` = the English ones in force.
+    pub guideline_version: Option<String>,
 }
 
 /// Stores the labeler's judgment of a leased set. A repeated idempotency key returns what was stored.
@@ -226,7 +270,10 @@ pub async fn judge(
         tier,
         rating,
     });
-    let (_, guideline_version) = guidelines::current(services).await?;
+    let guideline_version = match word.guideline_version {
+        Some(version) => version,
+        None => guidelines::current(services, guidelines::LANGUAGES[0]).await?.version,
+    };
     let judgment = Judgment {
         id: JudgmentId::new(),
         assignment_id: assignment.map(|a| a.id.clone()),
@@ -244,6 +291,7 @@ pub async fn judge(
         items: items.collect(),
         flags: word.flags,
         created: now,
+        knowledge: Knowledge::Blind, // the store knows better
     };
     if let Some(former) = &judgment.supersedes_id {
         let former = services.store.get_judgment(former).await.map_err(|e| not_found_as(e, "revises"))?;
@@ -257,7 +305,12 @@ pub async fn judge(
     let ideal = word.ideal_answer.filter(|text| !text.trim().is_empty());
     let ideal_answer = ideal.map(|text| human_completion(set.prompt_id.clone(), text, now));
     let lease_token = if assignment.is_some() { Some(word.lease_token.unwrap_or_default()) } else { None };
-    let submit = SubmitJudgment { judgment, lease_token, ideal_answer, now };
+    let labeler = services.store.get_labeler(&actor.labeler_id).await?;
+    // Administrators and reviewers have no quota on rankings that they bring in by API.
+    let counted = assignment.is_some() || actor.role < Role::Reviewer;
+    let quota = if counted { daily_limit(services, &labeler, now) } else { None };
+    let reveals = shows(services, actor, set).await?;
+    let submit = SubmitJudgment { judgment, lease_token, ideal_answer, now, reveals, quota };
     let all = services.clone();
     let submitted = to_the_end(async move { Ok(all.store.submit_judgment(submit).await?) }).await?;
     if !submitted.replayed {
@@ -268,6 +321,51 @@ pub async fn judge(
         completions.push(services.store.get_completion(id).await?);
     }
     Ok((submitted, completions))
+}
+
+/// What the answer to a judgment of the set shows: the expected answer of calibration sets, and who wrote what
+/// where the setting allows it or the labeler asked the models themself.
+async fn shows(services: &Services, actor: &Actor, set: &ComparisonSet) -> Result<Vec<Knowledge>> {
+    let mut shows = Vec::new();
+    if set.kind == SetKind::Calibration {
+        shows.push(Knowledge::Answer);
+    }
+    if services.live().config.labeling.reveal || is_own_question(services, actor, set).await? {
+        shows.push(Knowledge::Authors);
+    }
+    Ok(shows)
+}
+
+/// The labeler asked models a question and ranks their answers: no work of the queue that must stay blind.
+async fn is_own_question(services: &Services, actor: &Actor, set: &ComparisonSet) -> Result<bool> {
+    if ![ASKED, VERSIONS].contains(&set.selection_policy.as_str())
+        || services.store.set_maker(&set.id).await?.as_ref() != Some(&actor.labeler_id)
+    {
+        return Ok(false);
+    }
+    for id in &set.completion_ids {
+        if services.store.get_completion(id).await?.model_version_id.is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Who wrote what, as far as the labeler has been shown it after this judgment.
+pub async fn reveal(
+    services: &Services,
+    judgment: &Judgment,
+    completions: &[Completion],
+) -> Result<Vec<(CompletionId, String)>> {
+    let shown = services.store.reveals(&judgment.set_id, &judgment.labeler_id).await?;
+    if judgment.outcome == Outcome::Skip || !shown.contains(&Knowledge::Authors) {
+        return Ok(Vec::new());
+    }
+    let mut authors = Vec::new();
+    for completion in completions {
+        authors.push((completion.id.clone(), author(services, completion).await?));
+    }
+    Ok(authors)
 }
 
 /// How a judgment of a calibration set met the known answer, for the labeler to learn from.
@@ -285,10 +383,11 @@ pub struct ExpectedTier {
     pub tier: i64,
 }
 
-/// The verdict on a judgment; `None` unless its set is a calibration set: gold stays hidden.
+/// The verdict on a judgment; `None` unless its set is a calibration set (gold stays hidden), and for skips,
+/// which can still be judged.
 pub async fn verdict(services: &Services, judgment: &Judgment) -> Result<Option<Verdict>> {
     let set = services.store.get_set(&judgment.set_id).await?;
-    if set.kind != SetKind::Calibration {
+    if set.kind != SetKind::Calibration || judgment.outcome == Outcome::Skip {
         return Ok(None);
     }
     let expected = services.store.get_gold(&set.id).await?;
@@ -346,6 +445,10 @@ fn check(word: &Word, set: &ComparisonSet) -> Result<()> {
         if text.as_ref().is_some_and(|t| t.len() > MAX_TEXT) {
             return Err(bad_input(field, format!("at most {MAX_TEXT} bytes")));
         }
+    }
+    let fits = |v: &String| !v.is_empty() && v.len() <= 64 && v.bytes().all(|b| b.is_ascii_alphanumeric());
+    if word.guideline_version.as_ref().is_some_and(|v| !fits(v)) {
+        return Err(bad_input("guideline_version", "must be the version of GET /v1/guidelines"));
     }
     for (field, ms) in [("active_ms", word.active_ms), ("wall_ms", word.wall_ms)] {
         if ms < 0 {

@@ -31,7 +31,10 @@ pub const LIVE: &[&str] = &[
     "labeling.overlap",
     "labeling.completions_per_set",
     "labeling.max_tokens",
+    "labeling.temperature",
+    "labeling.top_p",
     "labeling.onboarding_sets",
+    "labeling.reveal",
     "limits.default_chat_tokens",
     "sessions.idle_hours",
     "sessions.invite_hours",
@@ -164,10 +167,10 @@ async fn put(
     action: &'static str,
     detail: Value,
 ) -> Result<()> {
-    let (all, actor, now) = (services.clone(), by.labeler_id.clone(), services.now());
+    let (all, actor, now) = (services.clone(), by.signature(), services.now());
     to_the_end(async move {
-        all.store.put_setting(name, value, actor.as_str(), now).await?;
-        all.store.audit(actor.as_str(), action, name, detail, now).await?;
+        all.store.put_setting(name, value, &actor.actor, now).await?;
+        all.store.audit(&actor, action, name, detail, now).await?;
         refresh(&all).await
     })
     .await

@@ -1,18 +1,26 @@
 //! Use-cases between HTTP and the rooms that do the work. No status codes, no SQL text, no tensors.
 
+pub mod access;
 pub mod ask;
 pub mod attention;
+pub mod browse;
 pub mod budget;
 pub mod choices;
 pub mod complete;
 pub mod datasets;
 pub mod draw;
+mod drawn;
 pub mod encoders;
+pub mod evidence;
 pub mod feedback;
 pub mod guidelines;
+pub mod imports;
+pub mod job_files;
 pub mod jobs;
 pub mod label;
 pub mod live;
+pub mod meter;
+pub mod next_step;
 pub mod overview;
 pub mod own_page;
 pub mod people;
@@ -45,20 +53,38 @@ pub fn system_clock() -> Clock {
     Arc::new(|| jiff::Timestamp::now().as_microsecond())
 }
 
+/// A fault of the version that is served: its files are not the published ones, or another version should be served and
+/// does not load. A promotion ends it.
+#[derive(Clone, Debug, Default)]
+pub struct ModelFault(Arc<RwLock<Option<(crate::domain::ModelVersionId, String)>>>);
+
+impl ModelFault {
+    pub fn set(&self, serving: crate::domain::ModelVersionId, message: String) {
+        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((serving, message));
+    }
+
+    fn of(&self, serving: &crate::domain::ModelVersionId) -> Option<String> {
+        let fault = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        fault.as_ref().filter(|(id, _)| id == serving).map(|(_, message)| message.clone())
+    }
+}
+
 /// What every use-case may reach.
 pub struct Services {
     pub config: Config,
     pub store: Arc<dyn Store>,
     pub clock: Clock,
     pub random: Random,
-    /// SHA-256 (hex) of the admin key.
-    pub admin_key_hash: String,
+    /// SHA-256 (hex) of the configured admin key; without one, a generated key in the store is an administrator's.
+    pub admin_key_hash: Option<String>,
     /// The recipes that jobs may run.
     pub recipes: &'static [Recipe],
     /// Cancelled when the server begins to shut down; long streams end with it.
     pub shutdown: CancellationToken,
     engine: RwLock<Option<Arc<dyn Generator>>>,
     live: RwLock<Arc<live::Live>>,
+    /// What is wrong with what is served, and while which version is.
+    model_fault: ModelFault,
     /// One promotion at a time: engine and database must agree on the active version.
     publishing: tokio::sync::Mutex<()>,
 }
@@ -70,13 +96,13 @@ impl Services {
         store: Arc<dyn Store>,
         clock: Clock,
         random: Random,
-        admin_key_hash: String,
+        admin_key_hash: impl Into<Option<String>>,
         recipes: &'static [Recipe],
     ) -> Self {
         let live = live::Live { config: config.clone(), canary: None };
         Self {
             live: RwLock::new(Arc::new(live)),
-            admin_key_hash,
+            admin_key_hash: admin_key_hash.into(),
             config,
             store,
             clock,
@@ -84,8 +110,25 @@ impl Services {
             recipes,
             shutdown: CancellationToken::new(),
             engine: RwLock::new(None),
+            model_fault: ModelFault::default(),
             publishing: tokio::sync::Mutex::new(()),
         }
+    }
+
+    /// Says what is wrong with what is served, as long as `serving` is.
+    pub fn set_model_fault(&self, serving: crate::domain::ModelVersionId, message: String) {
+        self.model_fault.set(serving, message);
+    }
+
+    /// For whoever finds out later.
+    pub fn model_fault_handle(&self) -> ModelFault {
+        self.model_fault.clone()
+    }
+
+    /// What is wrong with what is served now.
+    pub fn model_fault(&self) -> Option<String> {
+        let active = self.engine().ok()?.active()?.version.id.clone();
+        self.model_fault.of(&active)
     }
 
     pub fn set_engine(&self, engine: Arc<dyn Generator>) {
@@ -122,6 +165,8 @@ pub enum ServiceError {
     NotFound { what: &'static str, id: String, param: Option<String> },
     #[error("{0}")]
     Forbidden(String),
+    #[error("{}", .0.message())]
+    SignIn(access::Refusal),
     #[error("{0}")]
     Conflict(String),
     #[error(transparent)]

@@ -1,14 +1,13 @@
 //! The loop as one picture: counts, what is active, and the next sensible action.
 
 use serde::Serialize;
-use serde_json::{Value, json};
 
+use super::evidence::{self, Accuracy, Summary};
+use super::next_step::{Candidate, NextAction, Situation, next_action};
 use super::{Result, Services};
 use crate::domain::{Job, JobState, Micros, ModelKind, ModelState, ModelVersion};
 use crate::store::{Counts, DayCount, Page};
 
-/// Judgments below which training a reward model is not worth its time.
-const ENOUGH_JUDGMENTS: i64 = 20;
 const DAY: Micros = 86_400_000_000;
 
 #[derive(Clone, Debug, Serialize)]
@@ -16,29 +15,90 @@ pub struct Overview {
     pub counts: Counts,
     pub active_policy: Option<ModelVersion>,
     pub active_reward: Option<ModelVersion>,
+    pub evidence: Standing,
     pub next_action: NextAction,
     pub running_jobs: Vec<Job>,
 }
 
-/// `action` is stable; `message` is for people; `request` is what a button would send.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct NextAction {
-    pub action: &'static str,
-    pub message: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub request: Option<Value>,
+/// What the active versions rest on.
+#[derive(Clone, Debug, Serialize)]
+pub struct Standing {
+    /// Of the active reward model, on held-out pairs.
+    pub accuracy: Option<Accuracy>,
+    /// Rankings since the active reward model was made.
+    pub new_rankings: Option<i64>,
+    /// Sets with completions of the active policy, and rankings of them.
+    pub policy_sets: i64,
+    pub policy_rankings: i64,
+    /// Reward and KL of the active policy, at the end of its training.
+    pub policy: Option<Summary>,
 }
 
 pub async fn overview(services: &Services) -> Result<Overview> {
     let store = &services.store;
     let counts = store.counts().await?;
-    let active_policy = store.active_model(ModelKind::Policy).await?;
-    let active_reward = store.active_model(ModelKind::Reward).await?;
     let models = store.list_models().await?;
+    let active = |kind| models.iter().find(|m| m.kind == kind && m.state == ModelState::Active);
+    let (policy, reward) = (active(ModelKind::Policy), active(ModelKind::Reward));
     let mut running_jobs = store.list_jobs(Page { after: None, limit: 50 }, Some(JobState::Running)).await?;
     running_jobs.extend(store.list_jobs(Page { after: None, limit: 50 }, Some(JobState::Queued)).await?);
-    let next_action = next_action(&counts, active_policy.as_ref(), active_reward.as_ref(), &models, &running_jobs);
-    Ok(Overview { counts, active_policy, active_reward, next_action, running_jobs })
+
+    let history = evidence::history(services, &models).await?;
+    let rolled_back = |m: &&ModelVersion| history.rolled_back.contains_key(m.id.as_str());
+    // Trained here, waiting, and newer than what is active.
+    let newer = |kind, than: Option<&ModelVersion>| {
+        let waiting = models.iter().filter(move |m| m.kind == kind && m.state == ModelState::Candidate);
+        let after = than.map(|m| m.created);
+        waiting.filter(|m| m.job_id.is_some()).filter(move |m| after.is_none_or(|a| m.created > a))
+    };
+    let newest = |kind, than| newer(kind, than).filter(|m| !rolled_back(m)).max_by_key(|m| m.created);
+    let (new_reward, new_policy) = (newest(ModelKind::Reward, reward), newest(ModelKind::Policy, policy));
+    let summary = async |candidate: Option<&ModelVersion>, active| match candidate {
+        Some(m) => evidence::find(services, m, active).await.map(Some),
+        None => Ok(None),
+    };
+    let reward_summary = summary(new_reward, reward).await?;
+    let policy_summary = summary(new_policy, policy).await?;
+    let since = async |m: Option<&ModelVersion>| match m {
+        Some(m) => store.rankings_since(m.created).await,
+        None => Ok(counts.judgments),
+    };
+    let policy_sets = match policy {
+        Some(p) => store.sets_of_version(&p.id).await?,
+        None => (0, 0),
+    };
+    let reward_accuracy = reward.and_then(|m| evidence::accuracy(&m.metrics));
+    let rolled_back_policy = newer(ModelKind::Policy, policy).filter(rolled_back).max_by_key(|m| m.created);
+    let situation = Situation {
+        counts: &counts,
+        job: running_jobs.first(),
+        policy,
+        reward,
+        reward_accuracy,
+        new_reward: candidate(new_reward, &reward_summary),
+        new_policy: candidate(new_policy, &policy_summary),
+        rolled_back: rolled_back_policy,
+        rankings_since_reward: since(new_reward.or(reward)).await?,
+        rankings_since_policy: since(new_policy.or(rolled_back_policy).or(policy)).await?,
+        policy_sets,
+    };
+    let next_action = next_action(&situation);
+    let standing = Standing {
+        accuracy: reward_accuracy,
+        new_rankings: match reward {
+            Some(m) => Some(store.rankings_since(m.created).await?),
+            None => None,
+        },
+        policy_sets: policy_sets.0,
+        policy_rankings: policy_sets.1,
+        policy: summary(policy.filter(|p| p.job_id.is_some()), None).await?,
+    };
+    let (active_policy, active_reward) = (policy.cloned(), reward.cloned());
+    Ok(Overview { counts, active_policy, active_reward, evidence: standing, next_action, running_jobs })
+}
+
+fn candidate<'a>(version: Option<&'a ModelVersion>, summary: &'a Option<Summary>) -> Option<Candidate<'a>> {
+    version.zip(summary.as_ref()).map(|(version, summary)| Candidate { version, summary })
 }
 
 /// Judgments a day over the last `days` days (UTC, today included; empty days too), and the queue.
@@ -47,6 +107,8 @@ pub struct Flow {
     pub days: Vec<DayCount>,
     pub median_active_ms: Option<i64>,
     pub sets_open: i64,
+    /// Open sets that nobody is left for: every active labeler has judged or skipped them.
+    pub sets_stuck: i64,
     /// Sets that somebody is ranking now.
     pub leases: i64,
 }
@@ -61,49 +123,7 @@ pub async fn flow(services: &Services, days: i64) -> Result<Flow> {
         days: (first..=today).map(|day| of(day).unwrap_or(DayCount { day, judgments: 0, skips: 0 })).collect(),
         median_active_ms: found.median_active_ms,
         sets_open: counts.sets_open,
+        sets_stuck: counts.sets_stuck,
         leases: counts.leases,
     })
-}
-
-fn next_action(
-    counts: &Counts,
-    policy: Option<&ModelVersion>,
-    reward: Option<&ModelVersion>,
-    models: &[ModelVersion],
-    jobs: &[Job],
-) -> NextAction {
-    let action = |action, message: String, request| NextAction { action, message, request };
-    if let Some(job) = jobs.first() {
-        return action("wait", format!("a {} job is under way", job.kind), None);
-    }
-    // A candidate trained from the active policy, newest first.
-    let newer = |kind: ModelKind, parent: Option<&ModelVersion>| {
-        let candidates = models.iter().filter(|m| m.kind == kind && m.state == ModelState::Candidate);
-        let trained = candidates.filter(|m| m.job_id.is_some());
-        let fresh = trained.filter(|m| parent.is_none_or(|p| m.created > p.created));
-        fresh.max_by_key(|m| m.created)
-    };
-    let promote = |m: &ModelVersion| Some(json!({"method": "POST", "path": format!("/admin/models/{}/promote", m.id)}));
-    let train = |kind: &str| Some(json!({"method": "POST", "path": "/admin/jobs", "body": {"kind": kind, "args": {}}}));
-    if let Some(m) = newer(ModelKind::Reward, reward) {
-        return action("promote", format!("promote the reward model {}", m.name), promote(m));
-    }
-    if let Some(m) = newer(ModelKind::Policy, policy) {
-        return action("promote", format!("try the policy {} and promote it", m.name), promote(m));
-    }
-    if counts.judgments < ENOUGH_JUDGMENTS {
-        return if counts.sets_open > 0 {
-            action("rank", format!("{} sets wait to be ranked", counts.sets_open), None)
-        } else if counts.prompts > 0 {
-            action("draw", format!("make sets from the {} stored prompts, for people to rank", counts.prompts), None)
-        } else {
-            action("import", "import rankings, or add prompts and let the policy answer them".to_owned(), None)
-        };
-    }
-    match reward {
-        None => {
-            action("train_reward", format!("train a reward model on {} judgments", counts.judgments), train("reward"))
-        }
-        Some(_) => action("train_ppo", "train the policy against the reward model".to_owned(), train("ppo")),
-    }
 }

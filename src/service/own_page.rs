@@ -20,6 +20,9 @@ pub struct OwnPage {
     pub role: Role,
     pub done_today: i64,
     pub done_total: i64,
+    /// Sets that were skipped; not counted above.
+    pub skipped_today: i64,
+    pub skipped_total: i64,
     /// Judgments a day; `None` = no limit.
     pub quota: Option<i64>,
     pub quota_left: Option<i64>,
@@ -34,6 +37,7 @@ pub struct OwnPage {
     pub agreement_with_others: Option<Figure>,
     /// Over calibration sets, whose answers were shown.
     pub calibration_accuracy: Option<Figure>,
+    /// Sets that this labeler can still judge today, those in hand included; at most 1000 are counted.
     pub queue_open: i64,
 }
 
@@ -49,7 +53,7 @@ pub async fn figures(services: &Services, actor: &Actor) -> Result<OwnPage> {
     let now = services.now();
     let today = label::day_start(now);
     let me = store.get_labeler(&actor.labeler_id).await?;
-    let (done_today, done_total) = store.judgment_counts(&me.id, today).await?;
+    let counts = store.judgment_counts(&me.id, today).await?;
     let mut judged = store.judged_with(&me.id).await?;
     let own: Vec<_> = judged.iter().filter(|j| j.labeler_id == me.id && j.outcome != Outcome::Skip).collect();
     let first = today - (DAYS as i64 - 1) * DAY;
@@ -59,7 +63,8 @@ pub async fn figures(services: &Services, actor: &Actor) -> Result<OwnPage> {
             day.judgments += 1;
         }
     }
-    let pace = own.iter().filter(|j| j.leased && j.created >= today).map(|j| j.active_ms as f64).collect();
+    let pace =
+        own.iter().filter(|j| j.leased && j.active_ms > 0 && j.created >= today).map(|j| j.active_ms as f64).collect();
     let median_active_ms_today = median(pace);
     for judgment in &mut judged {
         if judgment.kind == SetKind::Gold {
@@ -77,10 +82,12 @@ pub async fn figures(services: &Services, actor: &Actor) -> Result<OwnPage> {
         labeler_id: me.id.clone(),
         name: actor.name.clone(),
         role: actor.role,
-        done_today,
-        done_total,
+        done_today: counts.today,
+        done_total: counts.total,
+        skipped_today: counts.skipped_today,
+        skipped_total: counts.skipped_total,
         quota,
-        quota_left: quota.map(|q| (q - done_today).max(0)),
+        quota_left: quota.map(|q| (q - counts.today).max(0)),
         onboarding: label::onboarding(services, &me.id).await?,
         days,
         median_active_ms: row.as_ref().and_then(|r| r.median_active_ms),
@@ -89,6 +96,6 @@ pub async fn figures(services: &Services, actor: &Actor) -> Result<OwnPage> {
         skip_rate: row.as_ref().and_then(|r| r.skip_rate),
         agreement_with_others: row.as_ref().and_then(|r| r.agreement_with_others),
         calibration_accuracy: row.as_ref().and_then(|r| r.gold_accuracy),
-        queue_open: store.sets_open(SetKind::Normal).await?,
+        queue_open: label::open_for(services, &me, counts.today).await?,
     })
 }

@@ -25,6 +25,7 @@ pub fn prompt_record(messages: Vec<Message>, source: &str, now: i64) -> Prompt {
         lang: None,
         source: source.to_owned(),
         tags: Vec::new(),
+        answer: None,
         created: now,
     }
 }

@@ -61,9 +61,10 @@ async fn switch(
     }
     let (services, by) = (services.clone(), by.clone());
     to_the_end(async move {
-        let actor = &by.labeler_id;
+        let actor = by.signature();
         let _one_at_a_time = services.publishing.lock().await;
         let now = services.now();
+        let replaced = services.store.active_model(version.kind).await?.filter(|m| m.id != version.id).map(|m| m.id);
         let former = if version.kind == ModelKind::Policy {
             let engine = services.engine()?;
             let former = engine.active().map(|m| m.version.id.clone());
@@ -83,8 +84,8 @@ async fn switch(
                 return Err(e.into());
             }
         };
-        let detail = json!({"name": active.name, "kind": active.kind});
-        services.store.audit(actor.as_str(), action, active.id.as_str(), detail, now).await?;
+        let detail = json!({"name": active.name, "kind": active.kind, "replaced": replaced});
+        services.store.audit(&actor, action, active.id.as_str(), detail, now).await?;
         super::live::promoted(&services, &by, &active.id).await?;
         tracing::info!(model.name = %active.name, model.kind = %active.kind, "{action}");
         Ok(active)
@@ -148,7 +149,7 @@ pub async fn retire(services: &Arc<Services>, by: &Actor, name_or_id: &str) -> R
     }
     services.store.retire_model(&version.id).await?;
     let detail = json!({"name": version.name});
-    Ok(services.store.audit(by.labeler_id.as_str(), "retire", version.id.as_str(), detail, services.now()).await?)
+    Ok(services.store.audit(&by.signature(), "retire", version.id.as_str(), detail, services.now()).await?)
 }
 
 /// Scores answers to one prompt with the active or named reward model; `std` is the spread of an ensemble's
@@ -186,5 +187,6 @@ pub async fn rewards(
         return Err(super::bad_input("model", message));
     }
     let scores = services.engine()?.reward_scores(&version, prompt, answers).await?;
+    super::meter::charge(services, scores.iter().map(|score| score.tokens).sum()).await?;
     Ok((version, scores))
 }

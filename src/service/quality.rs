@@ -20,6 +20,7 @@ const TABLE_REPLICATES: usize = 300;
 /// Which judgments the figures are of, and how their intervals are drawn.
 #[derive(Clone, Debug, Default)]
 pub struct Scope {
+    /// Sets whose judgments are compared; `Normal` when absent. Sets with known answers measure accuracy only.
     pub kind: Option<SetKind>,
     pub days: Option<u32>,
     pub replicates: Option<usize>,
@@ -42,7 +43,8 @@ pub(super) async fn facts(services: &Services, scope: &Scope) -> Result<Facts> {
     let judged = services.store.judged_sets(scope.kind, since).await?;
     let gold = services.store.all_gold().await?;
     let labelers = services.store.list_labelers().await?;
-    beside(move || Facts::new(&judged, &gold, &labelers)).await
+    let kind = scope.kind.unwrap_or(SetKind::Normal);
+    beside(move || Facts::new(&judged, &gold, &labelers).of(kind)).await
 }
 
 /// Computes without holding up other requests.
@@ -60,8 +62,10 @@ pub async fn report(services: &Services, scope: Scope) -> Result<Report> {
     Ok(report)
 }
 
-/// Consensus on every ranked set, the most disputed first.
+/// Consensus on every ranked set, the most disputed first. Sets with known answers measure people and are no
+/// disputes: they are left out unless their kind is asked for.
 pub async fn consensus(services: &Services, scope: Scope) -> Result<Vec<SetConsensus>> {
+    let scope = Scope { kind: scope.kind.or(Some(SetKind::Normal)), ..scope };
     let facts = facts(services, &scope).await?;
     let mut sets = beside(move || quality::set_consensus(&facts)).await?;
     sets.sort_by(|a, b| b.disagreement.unwrap_or(-1.0).total_cmp(&a.disagreement.unwrap_or(-1.0)));

@@ -42,16 +42,19 @@ pub async fn set_known_answer(services: &Arc<Services>, by: &Actor, id: &SetId, 
         return Err(bad_input("tiers", "must be 0 (best) to 99"));
     }
     if answer.tiers.iter().all(|t| t.1 == answer.tiers[0].1) {
-        return Err(bad_input("tiers", "must prefer something: an answer of ties measures nothing"));
+        return Err(bad_input(
+            "tiers",
+            "must place at least one answer above another: an answer with ties only measures nothing",
+        ));
     }
     if answer.explanation.as_ref().is_some_and(|e| e.len() > MAX_EXPLANATION) {
         return Err(bad_input("explanation", format!("at most {MAX_EXPLANATION} bytes")));
     }
-    let (all, id, actor) = (services.clone(), id.clone(), by.labeler_id.clone());
+    let (all, id, actor) = (services.clone(), id.clone(), by.signature());
     to_the_end(async move {
         all.store.make_gold(&id, answer.kind, &answer.tiers, answer.explanation.as_deref()).await?;
         let detail = json!({"kind": answer.kind});
-        Ok(all.store.audit(actor.as_str(), "known_answer", id.as_str(), detail, all.now()).await?)
+        Ok(all.store.audit(&actor, "known_answer", id.as_str(), detail, all.now()).await?)
     })
     .await
 }
@@ -59,7 +62,20 @@ pub async fn set_known_answer(services: &Arc<Services>, by: &Actor, id: &SetId, 
 /// Takes a set out of the queue; what was judged stays.
 pub async fn retire_set(services: &Services, by: &Actor, id: &SetId) -> Result<()> {
     services.store.retire_set(id).await?;
-    Ok(services.store.audit(by.labeler_id.as_str(), "retire_set", id.as_str(), json!({}), services.now()).await?)
+    Ok(services.store.audit(&by.signature(), "retire_set", id.as_str(), json!({}), services.now()).await?)
+}
+
+/// Takes all of these sets out of the queue, or none where one is unknown.
+pub async fn retire_sets(services: &Arc<Services>, by: &Actor, ids: &[SetId]) -> Result<()> {
+    let (all, ids, actor) = (services.clone(), ids.to_vec(), by.signature());
+    to_the_end(async move {
+        all.store.retire_sets(&ids).await?;
+        for id in &ids {
+            all.store.audit(&actor, "retire_set", id.as_str(), json!({}), all.now()).await?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// A set with everybody's latest word on it.
@@ -70,10 +86,15 @@ pub struct Disputed {
     pub completions: Vec<Completion>,
     pub judgments: Vec<Judgment>,
     pub settled_by: Option<LabelerId>,
+    /// The expected tiers of sets with a known answer, and why.
+    pub expected: Vec<(CompletionId, i64)>,
+    pub explanation: Option<String>,
 }
 
-pub async fn disputed(services: &Services, id: &SetId) -> Result<Disputed> {
+/// A set as reviewers see it, with the authors: what they judge of it afterwards is not blind.
+pub async fn disputed(services: &Services, by: &Actor, id: &SetId) -> Result<Disputed> {
     let set = services.store.get_set(id).await?;
+    services.store.put_reveal(id, &by.labeler_id, Knowledge::Authors, services.now()).await?;
     let prompt = services.store.get_prompt(&set.prompt_id).await?;
     let mut completions = Vec::with_capacity(set.completion_ids.len());
     for id in &set.completion_ids {
@@ -81,7 +102,9 @@ pub async fn disputed(services: &Services, id: &SetId) -> Result<Disputed> {
     }
     let judgments = services.store.set_judgments(id).await?;
     let settled_by = services.store.settled_by(id).await?;
-    Ok(Disputed { set, prompt, completions, judgments, settled_by })
+    let expected = services.store.get_gold(id).await?;
+    let explanation = services.store.set_explanation(id).await?;
+    Ok(Disputed { set, prompt, completions, judgments, settled_by, expected, explanation })
 }
 
 /// Settles a set by the reviewer's own judgment: datasets then take it instead of the others'. A reviewer
@@ -95,11 +118,11 @@ pub async fn settle(services: &Arc<Services>, by: &Actor, id: &SetId, mut word: 
     // A repeated request finds its own judgment and must not revise it.
     word.revises = own.filter(|j| j.idempotency_key != word.idempotency_key).map(|j| j.id);
     let (submitted, _) = judge(services, by, &set, None, word).await?;
-    let (all, id, actor, judgment) = (services.clone(), id.clone(), by.labeler_id.clone(), submitted.judgment.clone());
+    let (all, id, by, judgment) = (services.clone(), id.clone(), by.clone(), submitted.judgment.clone());
     to_the_end(async move {
-        all.store.settle_set(&id, &actor, judgment.created).await?;
+        all.store.settle_set(&id, &by.labeler_id, judgment.created).await?;
         let detail = json!({"judgment": judgment.id});
-        Ok(all.store.audit(actor.as_str(), "settle_set", id.as_str(), detail, all.now()).await?)
+        Ok(all.store.audit(&by.signature(), "settle_set", id.as_str(), detail, all.now()).await?)
     })
     .await?;
     Ok(submitted)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::draw::{self, DrawRequest, SelectionPolicy};
-use super::transfer::{self, Imported};
+use super::imports::{self, Imported};
 use super::{Result, Services};
 use crate::data::Format;
 use crate::domain::SetDraw;
@@ -33,7 +33,7 @@ pub struct Sample {
 /// `Conflict` while another draw runs.
 pub async fn load(services: &Arc<Services>, by: &Actor) -> Result<Sample> {
     let body = bytes::Bytes::from_static(RANKINGS);
-    let imported = transfer::read_in(services, by, Format::Comparisons, NAME, None, body).await?;
+    let imported = imports::read_in(services, by, Format::Comparisons, NAME, None, body).await?;
     if imported.imported == 0 {
         return Ok(Sample { imported, draw: None });
     }

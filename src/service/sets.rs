@@ -45,6 +45,26 @@ pub async fn create(
     create_selected(services, prompt, completions, overlap, Selection { policy, score: None }).await
 }
 
+/// Refuses completions that are still to be judged blind by this labeler: a set of one's own would be a way
+/// around the lease. Reviewers and administrators see everything anyway.
+///
+/// # Errors
+/// `Forbidden` naming the completion.
+pub async fn check_own(services: &Services, actor: &Actor, completions: &[CompletionRef]) -> Result<()> {
+    if actor.role >= Role::Reviewer {
+        return Ok(());
+    }
+    for completion in completions {
+        let CompletionRef::Known(id) = completion else { continue };
+        if services.store.unjudged_set_with(id, &actor.labeler_id).await?.is_some() {
+            return Err(ServiceError::Forbidden(format!(
+                "completion {id} belongs to a set that you have not judged; judge that set instead: GET /v1/label/next"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Why a set was made, and how much a judgment of it is worth by that policy.
 #[derive(Clone, Copy, Debug)]
 pub struct Selection<'a> {
@@ -235,7 +255,6 @@ pub(super) async fn begin(
         n,
         params: SamplingParams { logprobs: Some(0), ..params },
         prompt_logprobs: None,
-        pays: None,
         adapter: None,
     };
     complete::start(services, start).await
@@ -267,11 +286,12 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
             match services.store.get_set(&id).await {
                 Ok(known) => known,
                 Err(crate::store::StoreError::NotFound { .. }) => {
+                    check_own(services, actor, &refs).await?;
                     let prompt = prompt(services, prompt_ref, "api").await?;
-                    {
-                        let import = Selection { policy: "import", score: None };
-                        make(services, &prompt, refs.clone(), Some(1), import, Some(id)).await?
-                    }
+                    let import = Selection { policy: "import", score: None };
+                    let made = make(services, &prompt, refs.clone(), Some(1), import, Some(id)).await?;
+                    services.store.set_made_by(&made.id, &actor.labeler_id).await?;
+                    made
                 }
                 Err(e) => return Err(e.into()),
             }
@@ -306,10 +326,31 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
         wall_ms: 0,
         idempotency_key,
         revises: None,
+        guideline_version: None,
     };
-    let (submitted, _) = judge(services, actor, &set, None, word).await?;
+    let assignment = door(services, actor, &set, &word.idempotency_key).await?;
+    let word = Word { lease_token: assignment.as_ref().map(|a| a.lease_token.clone()), ..word };
+    let (submitted, _) = judge(services, actor, &set, assignment.as_ref(), word).await?;
     let set = services.store.get_set(&set.id).await?;
     Ok((set, submitted))
+}
+
+/// The lease by which a labeler may rank the set; `None` for sets that this very request made, and for reviewers
+/// and administrators, who rank without one.
+///
+/// # Errors
+/// `Forbidden` for sets of the queue that were not handed out to the labeler.
+async fn door(services: &Services, actor: &Actor, set: &ComparisonSet, key: &str) -> Result<Option<Assignment>> {
+    if actor.role >= Role::Reviewer || set.id == derived_set_id(actor, key) {
+        return Ok(None);
+    }
+    match services.store.assignment_of(&set.id, &actor.labeler_id).await? {
+        Some(held) if held.state != AssignmentState::Released => Ok(Some(held)),
+        _ => Err(ServiceError::Forbidden(format!(
+            "set {} was not handed out to you; lease it first: GET /v1/label/next?set_id={}",
+            set.id, set.id
+        ))),
+    }
 }
 
 /// The completion of the set that has this text and is not ranked yet.

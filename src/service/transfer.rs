@@ -1,206 +1,21 @@
-//! Import and export of prompts, rankings and demonstrations as JSON lines or Parquet.
+//! Export of rankings and demonstrations as JSON lines or Parquet, a page at a time: an export holds one page in
+//! memory, however much there is.
 
 use std::sync::Arc;
 
-use serde_json::json;
-use sha2::{Digest, Sha256};
+use bytes::Bytes;
+use tokio::sync::mpsc;
 
-use super::label::human_completion;
-use super::prompts::prompt_record;
-use super::{Result, ServiceError, Services, bad_input, datasets, to_the_end};
-use crate::data::{self, Comparison, Format, LineError, PromptInput, RankedText, Record, Written, export, import};
+use super::datasets::{self, VersionDigest};
+use super::{Result, ServiceError, Services, bad_input};
+use crate::data::parquet::Writer;
+use crate::data::{Comparison, Format, PromptInput, Record, Written, export};
 use crate::domain::*;
-use crate::jobs::materialise::rankings;
-use crate::service::people::Actor;
-use crate::store::{RankedFilter, StoreError};
+use crate::jobs::materialise::Rankings;
+use crate::store::RankedFilter;
 
-/// Bad lines beyond these are only counted.
-const MAX_ERRORS: usize = 100;
-/// The labeler that imported rankings belong to; it exists in every store.
-const IMPORTER: &str = "import";
-
-/// What an import did. Bad lines are skipped and named; good ones stay.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
-pub struct Imported {
-    pub imported: usize,
-    /// Known already.
-    pub skipped: usize,
-    /// Lines that could not be used (all of them; `errors` lists the first hundred).
-    pub failed: usize,
-    pub errors: Vec<LineError>,
-}
-
-/// Stores every line of `body`. Importing the same file twice skips what is known.
-///
-/// # Errors
-/// `BadInput` for bodies without a single usable line; bad lines among good ones are listed instead.
-pub async fn read_in(
-    services: &Arc<Services>,
-    by: &Actor,
-    format: Format,
-    name: &str,
-    known_answer: Option<SetKind>,
-    body: bytes::Bytes,
-) -> Result<Imported> {
-    // A file's name as people have them; it only labels the source.
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    let name: String = name.chars().map(|c| if fits(c) { c } else { '-' }).take(64).collect();
-    if name.is_empty() {
-        return Err(bad_input("name", "must not be empty"));
-    }
-    let source = format!("import:{name}");
-    let (all, actor) = (services.clone(), by.labeler_id.clone());
-    let done = to_the_end(async move {
-        let mut done = Imported::default();
-        for (i, record) in records(format, &body)?.enumerate() {
-            match record {
-                Ok(record) => match store_one(&all, record, &source, known_answer).await {
-                    Ok(true) => done.imported += 1,
-                    Ok(false) => done.skipped += 1,
-                    Err(StoreError::Conflict(message)) => done.fail(LineError { line: i + 1, message }),
-                    Err(e) => return Err(e.into()),
-                },
-                Err(e) => done.fail(e),
-            }
-        }
-        let detail = json!({"imported": done.imported, "skipped": done.skipped, "failed": done.failed});
-        all.store.audit(actor.as_str(), "import", &source, detail, all.now()).await?;
-        Ok(done)
-    })
-    .await?;
-    match done.errors.first() {
-        Some(first) if done.imported + done.skipped == 0 => Err(bad_input("body", first.to_string())),
-        _ => Ok(done),
-    }
-}
-
-impl Imported {
-    fn fail(&mut self, error: LineError) {
-        self.failed += 1;
-        if self.errors.len() < MAX_ERRORS {
-            self.errors.push(error);
-        }
-    }
-}
-
-/// The records of a file, lines or not.
-fn records(format: Format, body: &bytes::Bytes) -> Result<Box<dyn Iterator<Item = Result<Record, LineError>> + Send>> {
-    match format {
-        Format::Parquet => {
-            let rows = data::parquet::read(body.clone()).map_err(|e| bad_input("body", e.message))?;
-            Ok(Box::new(rows))
-        }
-        lines => Ok(Box::new(import(lines, std::io::Cursor::new(body.clone())))),
-    }
-}
-
-/// False when it was known already.
-async fn store_one(
-    services: &Services,
-    record: Record,
-    source: &str,
-    known_answer: Option<SetKind>,
-) -> Result<bool, StoreError> {
-    let now = services.now();
-    match record {
-        Record::Comparison(comparison) => store_comparison(services, comparison, source, now, known_answer).await,
-        Record::Demonstration(Written { prompt, completion, .. }) => {
-            let prompt = prompt_record(prompt.into_messages(), source, now);
-            let id = prompt.id.clone();
-            let known = services.store.put_prompt(prompt).await?;
-            if known.id != id {
-                let there = services.store.list_completions(&known.id).await?;
-                if there.iter().any(|c| c.origin == CompletionOrigin::Human && c.text == completion) {
-                    return Ok(false);
-                }
-            }
-            let completion = human_completion(known.id.clone(), completion, now);
-            services.store.put_demonstration(known, completion, Some(IMPORTER.into()), now).await?;
-            Ok(true)
-        }
-        Record::Prompt(record) => {
-            let mut prompt = prompt_record(record.prompt.into_messages(), source, now);
-            (prompt.tags, prompt.lang) = (record.tags, record.lang);
-            let id = prompt.id.clone();
-            Ok(services.store.put_prompt(prompt).await?.id == id)
-        }
-    }
-}
-
-async fn store_comparison(
-    services: &Services,
-    comparison: Comparison,
-    source: &str,
-    now: Micros,
-    known_answer: Option<SetKind>,
-) -> Result<bool, StoreError> {
-    let Comparison { prompt, completions, strength, split, .. } = comparison;
-    let mut prompt = prompt_record(prompt.into_messages(), source, now);
-    if let Some(split) = split {
-        prompt.split = split;
-    }
-    // The key is the content, so that the same ranking is one judgment however often it comes.
-    let mut content = Sha256::new();
-    content.update(prompt.content_hash.as_bytes());
-    for RankedText { text, tier } in &completions {
-        content.update((text.len() as u64).to_le_bytes());
-        content.update(text.as_bytes());
-        content.update(tier.to_le_bytes());
-    }
-    let written: Vec<Completion> = completions
-        .iter()
-        .map(|c| Completion {
-            origin: CompletionOrigin::Import,
-            ..human_completion(prompt.id.clone(), c.text.clone(), now)
-        })
-        .collect();
-    let set = ComparisonSet {
-        id: SetId::new(),
-        prompt_id: prompt.id.clone(),
-        kind: SetKind::Normal,
-        target_overlap: 1,
-        selection_policy: "import".to_owned(),
-        selection_score: None,
-        status: SetStatus::Done,
-        completion_ids: written.iter().map(|c| c.id.clone()).collect(),
-        created: now,
-    };
-    let items = written.iter().zip(&completions).enumerate().map(|(i, (written, ranked))| JudgmentItem {
-        completion_id: written.id.clone(),
-        tier: ranked.tier,
-        shown_position: i as i64,
-        rating: None,
-    });
-    let judgment = Judgment {
-        id: JudgmentId::new(),
-        assignment_id: None,
-        set_id: set.id.clone(),
-        labeler_id: IMPORTER.into(),
-        revision: 1,
-        supersedes_id: None,
-        outcome: Outcome::Ranked,
-        strength: strength.filter(|_| written.len() == 2),
-        rationale: None,
-        active_ms: 0,
-        wall_ms: 0,
-        guideline_version: None,
-        idempotency_key: format!("import:{}", hex::encode(content.finalize())),
-        items: items.collect(),
-        flags: Vec::new(),
-        created: now,
-    };
-    let Some(kind) = known_answer else {
-        return services.store.import_set(prompt, written, set, Some(judgment)).await;
-    };
-    // A known answer is no judgment of anybody: labelers are measured by it.
-    let tiers: Vec<_> = judgment.items.into_iter().map(|i| (i.completion_id, i.tier)).collect();
-    let id = set.id.clone();
-    let new = services.store.import_set(prompt, written, set, None).await?;
-    if new {
-        services.store.make_gold(&id, kind, &tiers, None).await?;
-    }
-    Ok(new)
-}
+/// Demonstrations read at once.
+const PAGE: i64 = 500;
 
 /// What is to be exported.
 #[derive(Clone, Debug, Default)]
@@ -213,48 +28,152 @@ pub struct Selection {
     pub feedback: bool,
 }
 
+/// A file on its way out.
+pub struct Export {
+    /// Rankings that the format cannot hold.
+    pub left_out: usize,
+    /// Pieces of the file. An error means that the file is not whole.
+    pub pieces: mpsc::Receiver<Result<Bytes>>,
+}
+
 /// A file of the format with everything selected.
 ///
 /// # Errors
 /// `BadInput` for formats that cannot hold it; `Conflict` when the dataset version cannot be made again.
-pub async fn write_out(services: &Services, format: Format, selection: Selection) -> Result<Vec<u8>> {
+pub async fn write_out(services: &Arc<Services>, format: Format, selection: Selection) -> Result<Export> {
     let Selection { split, dataset, feedback } = selection;
     if dataset.is_some() && (split.is_some() || feedback) {
         return Err(bad_input("dataset", "has its own split and feedback"));
     }
-    let mut lines = Vec::new();
     match format {
-        Format::Comparisons | Format::Trl | Format::Hh | Format::Oasst | Format::Parquet => {
-            let found = match dataset {
-                Some(id) => datasets::contents(services, &id).await?.1,
-                None => {
-                    let filter = RankedFilter { split, feedback, ..RankedFilter::default() };
-                    rankings(services.store.as_ref(), &filter).await?
-                }
-            };
-            if format == Format::Parquet {
-                return data::parquet::write(&found).map_err(|e| ServiceError::Internal(format!("Parquet: {e}")));
-            }
-            lines.extend(found.into_iter().flat_map(|c| export(format, &Record::Comparison(c))));
-        }
-        _ if dataset.is_some() => return Err(bad_input("dataset", "holds rankings, which this format does not")),
-        Format::Demonstrations => {
-            for (prompt, completion) in services.store.demonstrations().await? {
-                if split.is_none_or(|s| s == prompt.split) {
-                    let record = Written {
-                        prompt_id: Some(prompt.id.to_string()),
-                        prompt: PromptInput::Chat(prompt.messages),
-                        completion: completion.text,
-                    };
-                    lines.extend(export(format, &Record::Demonstration(record)));
-                }
-            }
-        }
         Format::Prompts => return Err(bad_input("format", "prompts are listed by GET /v1/prompts")),
+        Format::Demonstrations if dataset.is_some() => {
+            return Err(bad_input("dataset", "holds rankings, which this format does not"));
+        }
+        _ => {}
     }
-    let mut out = lines.join("\n");
-    if !out.is_empty() {
-        out.push('\n');
+    let (send, pieces) = mpsc::channel(2);
+    if format == Format::Demonstrations {
+        let services = services.clone();
+        tokio::spawn(async move { finish(demonstrations(&services, split, &send).await, &send).await });
+        return Ok(Export { left_out: 0, pieces });
     }
-    Ok(out.into_bytes())
+    let (filter, sha256) = match &dataset {
+        Some(id) => {
+            let (version, filter) = datasets::verified(services, id).await?;
+            (filter, Some(version.sha256))
+        }
+        None => (RankedFilter { split, feedback, ..RankedFilter::default() }, None),
+    };
+    // Formats of others cannot hold every ranking; how many are missing is known before the first byte.
+    let mut left_out = 0;
+    if format != Format::Comparisons {
+        let mut pages = Rankings::new(services.store.as_ref(), &filter).await?;
+        while let Some(page) = pages.next().await? {
+            left_out += page.iter().filter(|c| !fits(format, c)).count();
+        }
+    }
+    let services = services.clone();
+    tokio::spawn(async move { finish(rankings(&services, format, &filter, sha256, &send).await, &send).await });
+    Ok(Export { left_out, pieces })
+}
+
+fn fits(format: Format, comparison: &Comparison) -> bool {
+    let lines = if format == Format::Parquet { Format::Trl } else { format };
+    !export(lines, &Record::Comparison(comparison.clone())).is_empty()
+}
+
+type Pieces = mpsc::Sender<Result<Bytes>>;
+
+/// Tells an error to whoever reads, who may be gone.
+async fn finish(done: Result<()>, send: &Pieces) {
+    if let Err(error) = done {
+        let _ = send.send(Err(error)).await;
+    }
+}
+
+/// False when nobody reads any more.
+async fn give(send: &Pieces, bytes: Vec<u8>) -> bool {
+    bytes.is_empty() || send.send(Ok(bytes.into())).await.is_ok()
+}
+
+async fn rankings(
+    services: &Services,
+    format: Format,
+    filter: &RankedFilter,
+    sha256: Option<String>,
+    send: &Pieces,
+) -> Result<()> {
+    let parquet = |e: parquet::errors::ParquetError| ServiceError::Internal(format!("Parquet: {e}"));
+    let mut pages = Rankings::new(services.store.as_ref(), filter).await?;
+    // A version's lines are those that its hash is of: they name nobody and hold nothing else.
+    let is_ours = sha256.is_none() && format == Format::Comparisons;
+    if is_ours {
+        pages = pages.with_labelers();
+    }
+    let mut digest = VersionDigest::default();
+    let mut writer = if format == Format::Parquet { Some(Writer::new().map_err(parquet)?) } else { None };
+    while let Some(page) = pages.next().await? {
+        let mut bytes = Vec::new();
+        for comparison in page {
+            if sha256.is_some() {
+                digest.add(&comparison);
+            }
+            match &mut writer {
+                Some(writer) => bytes.append(&mut writer.push(&comparison).map_err(parquet)?),
+                None => append(&mut bytes, export(format, &Record::Comparison(comparison))),
+            }
+        }
+        if !give(send, bytes).await {
+            return Ok(());
+        }
+    }
+    if is_ours {
+        let mut pages = Rankings::new(services.store.as_ref(), filter).await?.with_labelers().only_informed();
+        while let Some(page) = pages.next().await? {
+            let mut bytes = Vec::new();
+            page.into_iter().for_each(|c| append(&mut bytes, export(format, &Record::Comparison(c))));
+            if !give(send, bytes).await {
+                return Ok(());
+            }
+        }
+    }
+    if sha256.is_some_and(|wanted| wanted != digest.finish()) {
+        return Err(ServiceError::Conflict("rankings of this version were erased while it was exported".into()));
+    }
+    if let Some(writer) = writer {
+        give(send, writer.finish().map_err(parquet)?).await;
+    }
+    Ok(())
+}
+
+async fn demonstrations(services: &Services, split: Option<Split>, send: &Pieces) -> Result<()> {
+    let mut after: Option<Demonstration> = None;
+    loop {
+        let page = services.store.demonstration_page(after.as_ref(), PAGE).await?;
+        let Some((last, ..)) = page.last() else { return Ok(()) };
+        after = Some(last.clone());
+        let mut bytes = Vec::new();
+        for (demonstration, prompt, completion) in page {
+            if split.is_none_or(|s| s == prompt.split) {
+                let record = Written {
+                    prompt_id: Some(prompt.id.to_string()),
+                    prompt: PromptInput::Chat(prompt.messages),
+                    completion: completion.text,
+                    labeler: demonstration.labeler_id.map(|id| id.to_string()),
+                };
+                append(&mut bytes, export(Format::Demonstrations, &Record::Demonstration(record)));
+            }
+        }
+        if !give(send, bytes).await {
+            return Ok(());
+        }
+    }
+}
+
+fn append(bytes: &mut Vec<u8>, lines: Vec<String>) {
+    for line in lines {
+        bytes.extend_from_slice(line.as_bytes());
+        bytes.push(b'\n');
+    }
 }

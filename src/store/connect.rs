@@ -77,6 +77,8 @@ pub(super) fn sqlite_options(path: &Path) -> SqliteConnectOptions {
 }
 
 async fn sqlite_writer(path: &Path) -> Result<SqlitePool> {
+    // What is deleted is overwritten: an erased text must not stay in a free page.
+    let options = sqlite_options(path).pragma("secure_delete", "ON");
     let writer = SqlitePoolOptions::new()
         .max_connections(1)
         .acquire_timeout(SQLITE_ACQUIRE)
@@ -85,7 +87,7 @@ async fn sqlite_writer(path: &Path) -> Result<SqlitePool> {
         // A full disk makes SQLite end the transaction by itself; the driver still counts it as open and would
         // refuse every later one on this connection.
         .before_acquire(|conn, _| Box::pin(async move { Ok(!conn.is_in_transaction()) }))
-        .connect_with(sqlite_options(path))
+        .connect_with(options)
         .await?;
     let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&writer).await?;
     let mut numbers = version.split('.').map(|n| n.parse::<u32>().unwrap_or(0));

@@ -1,8 +1,8 @@
 //! Drawing sets: which prompts, how far a draw has come, and opening a set for one more judgment.
 
 use super::prompts;
-use super::rows::{Conn, Row, args, not_found};
-use super::{Page, PromptFilter, Result, StoreError};
+use super::rows::{Conn, Row, args, json, not_found};
+use super::{Page, PromptCounts, PromptFilter, Result, StoreError};
 use crate::domain::*;
 
 pub(super) async fn select_prompts(
@@ -49,6 +49,48 @@ pub(super) async fn select_prompts(
     Ok(found)
 }
 
+/// How many prompts fit the filter, and how many of them are left out for which reason. Each is counted once.
+pub(super) async fn count_prompts(conn: &mut Conn, filter: &PromptFilter) -> Result<PromptCounts> {
+    let tagged = if conn.is_postgres() {
+        "EXISTS (SELECT 1 FROM jsonb_array_elements_text(p.tags) AS tag (name) WHERE tag.name = $7)"
+    } else {
+        "EXISTS (SELECT 1 FROM json_each(p.tags) AS tag WHERE tag.value = $7)"
+    };
+    let sql = format!(
+        "SELECT COUNT(*) AS found, COUNT(CASE WHEN raw THEN 1 END) AS raw_text,
+                COUNT(CASE WHEN NOT raw AND has_set THEN 1 END) AS has_set,
+                COUNT(CASE WHEN NOT raw AND NOT has_set AND few THEN 1 END) AS few
+         FROM (SELECT ($1 IS NULL AND p.source = 'completions') AS raw,
+                      (NOT $4 AND EXISTS (SELECT 1 FROM comparison_sets s
+                          WHERE s.prompt_id = p.id AND s.status <> 'retired')) AS has_set,
+                      ($5 > 0 AND (SELECT COUNT(*) FROM completions c WHERE c.prompt_id = p.id) < $5) AS few
+               FROM prompts p
+               WHERE ($1 IS NULL OR p.source = $1) AND ($2 IS NULL OR p.lang = $2) AND ($3 IS NULL OR p.split = $3)
+                 AND ($6 OR {tagged})) AS counted"
+    );
+    let rows = conn
+        .all_built(
+            sql,
+            args![
+                filter.source.as_deref(),
+                filter.lang.as_deref(),
+                filter.split.map(Split::as_str),
+                filter.with_sets,
+                filter.min_completions,
+                filter.tag.is_none(),
+                filter.tag.as_deref()
+            ],
+        )
+        .await?;
+    let row = rows.first().ok_or_else(|| StoreError::Internal("a count gave no row".into()))?;
+    Ok(PromptCounts {
+        found: row.int("found")?,
+        raw_text: row.int("raw_text")?,
+        has_set: row.int("has_set")?,
+        few_completions: row.int("few")?,
+    })
+}
+
 fn draw(row: &Row) -> Result<SetDraw> {
     Ok(SetDraw {
         id: row.text("id")?.into(),
@@ -57,6 +99,7 @@ fn draw(row: &Row) -> Result<SetDraw> {
         wanted: row.int("wanted")?,
         looked_at: row.int("looked_at")?,
         made: row.int("made")?,
+        report: row.json("report")?,
         error: row.opt_text("error")?,
         created: row.int("created")?,
         updated: row.int("updated")?,
@@ -65,8 +108,8 @@ fn draw(row: &Row) -> Result<SetDraw> {
 
 pub(super) async fn put(conn: &mut Conn, d: &SetDraw) -> Result<()> {
     conn.run(
-        "INSERT INTO set_draws (id, request, state, wanted, looked_at, made, error, created, updated)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        "INSERT INTO set_draws (id, request, state, wanted, looked_at, made, error, created, updated, report)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         args![
             d.id.as_str(),
             &d.request,
@@ -76,7 +119,8 @@ pub(super) async fn put(conn: &mut Conn, d: &SetDraw) -> Result<()> {
             d.made,
             &d.error,
             d.created,
-            d.updated
+            d.updated,
+            json(&d.report)?
         ],
     )
     .await?;
@@ -102,9 +146,10 @@ pub(super) async fn list(conn: &mut Conn, page: &Page) -> Result<Vec<SetDraw>> {
 pub(super) async fn advance(conn: &mut Conn, d: &SetDraw) -> Result<bool> {
     let changed = conn
         .run(
-            "UPDATE set_draws SET state = $2, looked_at = $3, made = $4, error = $5, updated = $6
+            "UPDATE set_draws SET state = $2, looked_at = $3, made = $4, error = $5, updated = $6,
+                 report = $7
              WHERE id = $1 AND state = 'running'",
-            args![d.id.as_str(), d.state.as_str(), d.looked_at, d.made, &d.error, d.updated],
+            args![d.id.as_str(), d.state.as_str(), d.looked_at, d.made, &d.error, d.updated, json(&d.report)?],
         )
         .await?;
     Ok(changed == 1)

@@ -1,8 +1,8 @@
 //! Taking a person's data away on request. One transaction; the labeler's row stays without a name, so that
 //! what others did beside it keeps its meaning.
 
+use super::leases::PLACES;
 use super::rows::{Conn, args};
-use super::sets::PLACES;
 use super::{Erase, Erased, PersonalData, Result, StoreError, judgments, people, prompts};
 use crate::domain::*;
 
@@ -28,14 +28,18 @@ pub(super) async fn erase(
             args![me, true],
         )
         .await?;
-    let invites = conn.run("UPDATE invites SET note = NULL WHERE used_by = $1", args![me]).await?;
-    let mut erased = Erased { sessions, keys, invites, ..Erased::default() };
+    let invites = conn
+        .run("UPDATE invites SET name = NULL, note = NULL WHERE used_by = $1 OR name = $2", args![me, &labeler.name])
+        .await?;
+    let links = conn.run("DELETE FROM sign_in_links WHERE labeler_id = $1", args![me]).await?;
+    let mut erased = Erased { sessions, keys, invites, links, ..Erased::default() };
     conn.run(
         "DELETE FROM assignments WHERE labeler_id = $1 AND state IN ('expired', 'released')
                 AND id NOT IN (SELECT assignment_id FROM judgments WHERE assignment_id IS NOT NULL)",
         args![me],
     )
     .await?;
+    conn.run("UPDATE comparison_sets SET made_by = NULL WHERE made_by = $1", args![me]).await?;
     match how {
         Erase::Anonymise => {
             erased.judgments =
@@ -74,6 +78,7 @@ async fn remove(conn: &mut Conn, me: &str, actor_hash: &str, erased: &mut Erased
     // One statement: revisions refer to each other, and are checked at its end.
     erased.judgments = conn.run("DELETE FROM judgments WHERE labeler_id = $1", args![me]).await?;
     conn.run("DELETE FROM assignments WHERE labeler_id = $1", args![me]).await?;
+    conn.run("DELETE FROM reveals WHERE labeler_id = $1", args![me]).await?;
     let written = conn.all("SELECT completion_id FROM demonstrations WHERE labeler_id = $1", args![me]).await?;
     erased.demonstrations = conn.run("DELETE FROM demonstrations WHERE labeler_id = $1", args![me]).await?;
     erased.feedback_events = conn.run("DELETE FROM feedback_events WHERE actor_hash = $1", args![actor_hash]).await?;

@@ -20,12 +20,44 @@ pub trait FeedbackStore: Send + Sync + 'static {
     async fn set_explanation(&self, set_id: &SetId) -> Result<Option<String>>;
     /// Calibration sets that the labeler has judged (skips do not count).
     async fn calibrations_done(&self, labeler: &LabelerId) -> Result<i64>;
-    /// Open sets of a kind.
-    async fn sets_open(&self, kind: SetKind) -> Result<i64>;
+    /// Sets of a kind that the labeler can still judge at `now`, those in hand included; counted up to `most`.
+    async fn sets_open_for(&self, labeler: &LabelerId, kind: SetKind, now: Micros, most: i64) -> Result<i64>;
+    /// Current leases of the labeler on sets of a kind.
+    async fn sets_held(&self, labeler: &LabelerId, kind: SetKind, now: Micros) -> Result<i64>;
+    /// Why [`Store::lease_next`] gave nothing.
+    async fn no_lease(&self, request: &LeaseRequest) -> Result<NoLease>;
+    /// The labeler's assignment on a set, in whatever state.
+    async fn assignment_of(&self, set_id: &SetId, labeler: &LabelerId) -> Result<Option<Assignment>>;
+    /// Notes whose request made the set.
+    async fn set_made_by(&self, set_id: &SetId, labeler: &LabelerId) -> Result<()>;
+    async fn set_maker(&self, set_id: &SetId) -> Result<Option<LabelerId>>;
+    /// Sets that the labeler made or was handed, newest first.
+    async fn list_sets_of(
+        &self,
+        page: Page,
+        status: Option<SetStatus>,
+        labeler: &LabelerId,
+    ) -> Result<Vec<ComparisonSet>>;
+    async fn set_is_of(&self, set_id: &SetId, labeler: &LabelerId) -> Result<bool>;
+    /// Prompts of those sets, newest first.
+    async fn list_prompts_of(&self, page: Page, labeler: &LabelerId) -> Result<Vec<Prompt>>;
+    /// A set out of the queue's sets that holds the completion and that the labeler has not judged.
+    async fn unjudged_set_with(&self, completion: &CompletionId, labeler: &LabelerId) -> Result<Option<SetId>>;
+    /// What the labeler has been shown of a set.
+    async fn reveals(&self, set_id: &SetId, labeler: &LabelerId) -> Result<Vec<Knowledge>>;
+    async fn put_reveal(&self, set_id: &SetId, labeler: &LabelerId, what: Knowledge, now: Micros) -> Result<()>;
+    /// Stores the guidelines of a language; an empty text returns to the configured file.
+    async fn put_guidelines(&self, version: GuidelineVersion) -> Result<()>;
+    /// The version in force for a language, if any was stored.
+    async fn latest_guidelines(&self, lang: &str) -> Result<Option<GuidelineVersion>>;
+    /// All versions, newest first.
+    async fn guidelines(&self) -> Result<Vec<GuidelineVersion>>;
     /// Asks for one more judgment of a set and opens it again.
     async fn extend_set(&self, set_id: &SetId, policy: &str, score: Option<f64>) -> Result<()>;
     /// Prompts that fit, oldest first, with the ids after `after`.
     async fn select_prompts(&self, filter: &PromptFilter, after: Option<&str>, limit: i64) -> Result<Vec<Prompt>>;
+    /// How many prompts the filter fits, and how many of them `select_prompts` leaves out, by reason.
+    async fn count_prompts(&self, filter: &PromptFilter) -> Result<PromptCounts>;
     // draws of sets
     async fn put_draw(&self, draw: SetDraw) -> Result<()>;
     async fn get_draw(&self, id: &DrawId) -> Result<SetDraw>;
@@ -46,6 +78,24 @@ pub trait FeedbackStore: Send + Sync + 'static {
     async fn settled_by(&self, set_id: &SetId) -> Result<Option<LabelerId>>;
     /// Expected tiers of every set that has them.
     async fn all_gold(&self) -> Result<Vec<(SetId, CompletionId, i64)>>;
+    /// Lines of an imported file, in one transaction: all or none.
+    async fn import_lines(&self, lines: Arc<Vec<ImportLine>>) -> Result<Vec<ImportedLine>>;
+    /// As `ranked_sets`, at most `limit` judgments with ids after `after`; and the id to go on after, `None` at the
+    /// end.
+    async fn ranked_page(
+        &self,
+        filter: &RankedFilter,
+        after: Option<&JudgmentId>,
+        limit: i64,
+    ) -> Result<(Vec<RankedSet>, Option<JudgmentId>)>;
+    /// When the latest judgment was made or settled.
+    async fn latest_judgment(&self) -> Result<Option<Micros>>;
+    /// Demonstrations with their prompts and labelers, at most `limit` after (created, completion), oldest first.
+    async fn demonstration_page(
+        &self,
+        after: Option<&Demonstration>,
+        limit: i64,
+    ) -> Result<Vec<(Demonstration, Prompt, Completion)>>;
     /// Every event up to `as_of` with what it is about, oldest first.
     async fn feedback_facts(&self, as_of: Option<Micros>) -> Result<Vec<FeedbackFact>>;
     /// Newest first; `before` is an id (exclusive).
@@ -88,8 +138,75 @@ impl FeedbackStore for SqlStore {
         read!(self, |c| sets::calibrations_done(c, labeler))
     }
 
-    async fn sets_open(&self, kind: SetKind) -> Result<i64> {
-        read!(self, |c| sets::count_open(c, kind))
+    async fn sets_open_for(&self, labeler: &LabelerId, kind: SetKind, now: Micros, most: i64) -> Result<i64> {
+        read!(self, |c| leases::count_for(c, labeler, kind, now, most))
+    }
+
+    async fn sets_held(&self, labeler: &LabelerId, kind: SetKind, now: Micros) -> Result<i64> {
+        read!(self, |c| leases::count_held(c, labeler, kind, now))
+    }
+
+    async fn no_lease(&self, request: &LeaseRequest) -> Result<NoLease> {
+        read!(self, |c| leases::no_lease(c, request))
+    }
+
+    async fn assignment_of(&self, set_id: &SetId, labeler: &LabelerId) -> Result<Option<Assignment>> {
+        read!(self, |c| leases::assignment_of(c, set_id, labeler))
+    }
+
+    async fn set_made_by(&self, set_id: &SetId, labeler: &LabelerId) -> Result<()> {
+        write!(self, set_id = set_id.clone(), labeler = labeler.clone() => |tx| sets::made_by(tx, &set_id, &labeler))
+    }
+
+    async fn set_maker(&self, set_id: &SetId) -> Result<Option<LabelerId>> {
+        read!(self, |c| sets::maker(c, set_id))
+    }
+
+    async fn list_sets_of(
+        &self,
+        page: Page,
+        status: Option<SetStatus>,
+        labeler: &LabelerId,
+    ) -> Result<Vec<ComparisonSet>> {
+        read!(self, |c| sets::list(c, &page, status, Some(labeler)))
+    }
+
+    async fn set_is_of(&self, set_id: &SetId, labeler: &LabelerId) -> Result<bool> {
+        read!(self, |c| sets::is_seen_by(c, set_id, labeler))
+    }
+
+    async fn list_prompts_of(&self, page: Page, labeler: &LabelerId) -> Result<Vec<Prompt>> {
+        read!(self, |c| async move {
+            let mut found = Vec::new();
+            for id in sets::prompts_seen_by(c, &page, labeler).await? {
+                found.push(prompts::get(c, &id).await?);
+            }
+            Ok(found)
+        })
+    }
+
+    async fn unjudged_set_with(&self, completion: &CompletionId, labeler: &LabelerId) -> Result<Option<SetId>> {
+        read!(self, |c| reveals::unjudged_with(c, completion, labeler))
+    }
+
+    async fn reveals(&self, set_id: &SetId, labeler: &LabelerId) -> Result<Vec<Knowledge>> {
+        read!(self, |c| reveals::of(c, set_id, labeler))
+    }
+
+    async fn put_reveal(&self, set_id: &SetId, labeler: &LabelerId, what: Knowledge, now: Micros) -> Result<()> {
+        write!(self, set_id = set_id.clone(), labeler = labeler.clone() => |tx| reveals::put(tx, &set_id, &labeler, what, now))
+    }
+
+    async fn put_guidelines(&self, version: GuidelineVersion) -> Result<()> {
+        write!(self, |tx| settings::put_guidelines(tx, &version))
+    }
+
+    async fn latest_guidelines(&self, lang: &str) -> Result<Option<GuidelineVersion>> {
+        read!(self, |c| settings::latest_guidelines(c, lang))
+    }
+
+    async fn guidelines(&self) -> Result<Vec<GuidelineVersion>> {
+        read!(self, |c| settings::guidelines(c))
     }
 
     async fn extend_set(&self, set_id: &SetId, policy: &str, score: Option<f64>) -> Result<()> {
@@ -98,6 +215,10 @@ impl FeedbackStore for SqlStore {
 
     async fn select_prompts(&self, filter: &PromptFilter, after: Option<&str>, limit: i64) -> Result<Vec<Prompt>> {
         read!(self, |c| draws::select_prompts(c, filter, after, limit))
+    }
+
+    async fn count_prompts(&self, filter: &PromptFilter) -> Result<PromptCounts> {
+        read!(self, |c| draws::count_prompts(c, filter))
     }
 
     async fn put_draw(&self, draw: SetDraw) -> Result<()> {
@@ -142,6 +263,31 @@ impl FeedbackStore for SqlStore {
 
     async fn all_gold(&self) -> Result<Vec<(SetId, CompletionId, i64)>> {
         read!(self, |c| quality::all_gold(c))
+    }
+
+    async fn import_lines(&self, lines: Arc<Vec<ImportLine>>) -> Result<Vec<ImportedLine>> {
+        write!(self, |tx| imports::put(tx, &lines))
+    }
+
+    async fn ranked_page(
+        &self,
+        filter: &RankedFilter,
+        after: Option<&JudgmentId>,
+        limit: i64,
+    ) -> Result<(Vec<RankedSet>, Option<JudgmentId>)> {
+        read!(self, |c| judgments::ranked_page(c, filter, after.map(JudgmentId::as_str), limit))
+    }
+
+    async fn latest_judgment(&self) -> Result<Option<Micros>> {
+        read!(self, |c| judgments::latest(c))
+    }
+
+    async fn demonstration_page(
+        &self,
+        after: Option<&Demonstration>,
+        limit: i64,
+    ) -> Result<Vec<(Demonstration, Prompt, Completion)>> {
+        read!(self, |c| prompts::demonstration_page(c, after, limit))
     }
 
     async fn feedback_facts(&self, as_of: Option<Micros>) -> Result<Vec<FeedbackFact>> {

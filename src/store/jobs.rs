@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::rows::{Arg, Conn, Row, args, json as to_json, not_found, placeholders};
-use super::{Fence, JobReport, ModelFile, Page, Result, StoreError, models};
+use super::{Fence, JobFilter, JobReport, ModelFile, Page, Result, StoreError, models};
 use crate::domain::*;
 
 fn job(row: &Row) -> Result<Job> {
@@ -25,6 +25,12 @@ fn job(row: &Row) -> Result<Job> {
         progress: row.opt_json("progress")?,
         result: row.opt_json("result")?,
         error: row.opt_text("error")?,
+        notes: JobNotes {
+            name: row.opt_text("name")?,
+            note: row.opt_text("note")?,
+            tags: row.json("tags")?,
+            created_by: row.opt_text("created_by")?.map(Into::into),
+        },
         created: row.int("created")?,
         started: row.opt_int("started")?,
         finished: row.opt_int("finished")?,
@@ -46,8 +52,8 @@ fn keyed(key: &Option<String>) -> impl Fn(StoreError) -> StoreError + '_ {
 pub(super) async fn enqueue(conn: &mut Conn, j: &Job) -> Result<Job> {
     conn.run(
         "INSERT INTO jobs (id, kind, args, state, unique_key, priority, attempt, max_attempts, crash_count,
-             cancel_requested, checkpoint_uri, external_ref, created)
-         VALUES ($1, $2, $3, 'queued', $4, $5, 0, $6, 0, $7, $8, $9, $10)",
+             cancel_requested, checkpoint_uri, external_ref, created, name, note, tags, created_by)
+         VALUES ($1, $2, $3, 'queued', $4, $5, 0, $6, 0, $7, $8, $9, $10, $11, $12, $13, $14)",
         args![
             j.id.as_str(),
             &j.kind,
@@ -58,7 +64,11 @@ pub(super) async fn enqueue(conn: &mut Conn, j: &Job) -> Result<Job> {
             false,
             &j.checkpoint_uri,
             &j.external_ref,
-            j.created
+            j.created,
+            &j.notes.name,
+            &j.notes.note,
+            to_json(&j.notes.tags)?,
+            j.notes.created_by.as_ref().map(LabelerId::as_str)
         ],
     )
     .await
@@ -91,12 +101,52 @@ pub(super) async fn list(conn: &mut Conn, page: &Page, state: Option<JobState>) 
     .collect()
 }
 
+/// Jobs that fit, newest first. The words of `text` are looked for in everything that tells one run from another.
+pub(super) async fn find(conn: &mut Conn, page: &Page, filter: &JobFilter) -> Result<Vec<Job>> {
+    let text = filter.text.as_ref().map(|t| format!("%{}%", escaped(&t.to_lowercase())));
+    conn.all(
+        "SELECT * FROM jobs WHERE ($1 IS NULL OR id < $1) AND ($2 IS NULL OR state = $2)
+           AND ($3 IS NULL OR kind = $3)
+           AND ($4 IS NULL OR LOWER(id || ' ' || kind || ' ' || COALESCE(name, '') || ' ' || COALESCE(note, '') || ' '
+                || CAST(tags AS TEXT) || ' ' || CAST(args AS TEXT) || ' ' || COALESCE(CAST(result AS TEXT), ''))
+                LIKE $4 ESCAPE '!')
+         ORDER BY id DESC LIMIT $5",
+        args![&page.after, filter.state.map(JobState::as_str), &filter.kind, &text, page.limit],
+    )
+    .await?
+    .iter()
+    .map(job)
+    .collect()
+}
+
+/// A text as itself in a LIKE pattern.
+fn escaped(text: &str) -> String {
+    text.replace('!', "!!").replace('%', "!%").replace('_', "!_")
+}
+
+/// Changes name, note and tags, whatever the job's state.
+pub(super) async fn describe(conn: &mut Conn, id: &JobId, notes: &JobNotes) -> Result<Job> {
+    get_locked(conn, id).await?;
+    conn.run(
+        "UPDATE jobs SET name = $2, note = $3, tags = $4 WHERE id = $1",
+        args![id.as_str(), &notes.name, &notes.note, to_json(&notes.tags)?],
+    )
+    .await?;
+    get(conn, id).await
+}
+
 /// The event by which followers of a job learn its new state.
 async fn state_event(conn: &mut Conn, id: &JobId, data: serde_json::Value) -> Result<()> {
     append(conn, id, &[("state".to_owned(), data)]).await.map(|_| ())
 }
 
-async fn finish_unfenced(conn: &mut Conn, id: &JobId, state: JobState, crashes: i64, error: &str) -> Result<()> {
+async fn finish_unfenced(
+    conn: &mut Conn,
+    id: &JobId,
+    state: JobState,
+    crashes: i64,
+    error: Option<&str>,
+) -> Result<()> {
     let now = conn.now().await?;
     conn.run(
         "UPDATE jobs SET state = $2, crash_count = $3, error = $4, finished = $5, lease_owner = NULL,
@@ -132,18 +182,18 @@ pub(super) async fn claim(
         let crashes = found.crash_count + i64::from(found.state == JobState::Running);
         if found.state == JobState::Running {
             if found.cancel_requested {
-                finish_unfenced(conn, &found.id, JobState::Cancelled, crashes, "its worker was lost").await?;
+                finish_unfenced(conn, &found.id, JobState::Cancelled, crashes, Some("its worker was lost")).await?;
                 continue;
             }
             if crashes >= max_crashes {
                 let error = format!("gave up: its worker crashed or vanished {crashes} times");
-                finish_unfenced(conn, &found.id, JobState::Failed, crashes, &error).await?;
+                finish_unfenced(conn, &found.id, JobState::Failed, crashes, Some(&error)).await?;
                 continue;
             }
         }
         if found.attempt >= found.max_attempts {
             let error = format!("gave up after {} attempts", found.attempt);
-            finish_unfenced(conn, &found.id, JobState::Failed, crashes, &error).await?;
+            finish_unfenced(conn, &found.id, JobState::Failed, crashes, Some(&error)).await?;
             continue;
         }
         conn.run(
@@ -244,14 +294,14 @@ pub(super) async fn requeue(conn: &mut Conn, fence: &Fence, crash: Option<&str>,
     let held = fenced(conn, fence).await?;
     let crashes = held.crash_count + i64::from(crash.is_some());
     if held.cancel_requested {
-        finish_unfenced(conn, &held.id, JobState::Cancelled, crashes, crash.unwrap_or("cancelled")).await?;
+        finish_unfenced(conn, &held.id, JobState::Cancelled, crashes, crash).await?;
         return Ok(JobState::Cancelled);
     }
     if let Some(error) = crash
         && crashes >= max_crashes
     {
         let error = format!("gave up after {crashes} crashes; the last one: {error}");
-        finish_unfenced(conn, &held.id, JobState::Failed, crashes, &error).await?;
+        finish_unfenced(conn, &held.id, JobState::Failed, crashes, Some(&error)).await?;
         return Ok(JobState::Failed);
     }
     // Without a crash the attempt does not count. The next claim may then repeat its number, which is
@@ -269,7 +319,7 @@ pub(super) async fn requeue(conn: &mut Conn, fence: &Fence, crash: Option<&str>,
 pub(super) async fn cancel(conn: &mut Conn, id: &JobId) -> Result<Job> {
     let found = get_locked(conn, id).await?;
     match found.state {
-        JobState::Queued => finish_unfenced(conn, id, JobState::Cancelled, found.crash_count, "cancelled").await?,
+        JobState::Queued => finish_unfenced(conn, id, JobState::Cancelled, found.crash_count, None).await?,
         JobState::Running => {
             conn.run("UPDATE jobs SET cancel_requested = $2 WHERE id = $1", args![id.as_str(), true]).await?;
         }

@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 
+use super::leases::{self, PLACES};
 use super::rows::{Conn, Row, args, not_found};
-use super::sets::{self, PLACES};
-use super::{Page, RankedFilter, Result, StoreError, SubmitJudgment, Submitted, prompts};
+use super::sets;
+use super::{LabelerCounts, Page, RankedFilter, Result, StoreError, SubmitJudgment, Submitted, prompts, reveals};
 use crate::domain::*;
 
 fn conflict<T>(message: impl Into<String>) -> Result<T> {
@@ -55,6 +56,7 @@ async fn judgment(conn: &mut Conn, row: &Row) -> Result<Judgment> {
         items,
         flags,
         created: row.int("created")?,
+        knowledge: row.name("knowledge", Knowledge::parse)?,
     })
 }
 
@@ -78,16 +80,68 @@ pub(super) async fn list(conn: &mut Conn, page: &Page, labeler: Option<&LabelerI
     Ok(judgments)
 }
 
+/// What makes a judgment `j` one that figures and data sets take: it was made blind, or it settles its set
+/// (a reviewer sees everything and decides for all).
+macro_rules! counted {
+    ($j:literal) => {
+        concat!(
+            "(",
+            $j,
+            ".knowledge = 'blind' OR EXISTS (SELECT 1 FROM resolutions q WHERE q.set_id = ",
+            $j,
+            ".set_id AND q.reviewer_id = ",
+            $j,
+            ".labeler_id))"
+        )
+    };
+}
+/// No later judgment of the same labeler takes the place of `j`.
+macro_rules! current {
+    () => {
+        concat!(
+            $crate::store::judgments::counted!("j"),
+            " AND NOT EXISTS (SELECT 1 FROM judgments n WHERE n.set_id = j.set_id AND n.labeler_id = j.labeler_id
+                 AND n.revision > j.revision AND ",
+            $crate::store::judgments::counted!("n"),
+            ")"
+        )
+    };
+}
+pub(super) use {counted, current};
+
+/// What counts towards a quota: first judgments that are no skips.
+macro_rules! work_done {
+    () => {
+        "revision = 1 AND outcome <> 'skip'"
+    };
+}
+pub(super) use work_done;
+
 /// First judgments of a labeler: since `since`, and in all.
-pub(super) async fn counts(conn: &mut Conn, labeler: &LabelerId, since: Micros) -> Result<(i64, i64)> {
+pub(super) async fn counts(conn: &mut Conn, labeler: &LabelerId, since: Micros) -> Result<LabelerCounts> {
     let row = conn
         .one(
-            "SELECT COUNT(*) AS total, COUNT(CASE WHEN created >= $2 THEN 1 END) AS recent
-             FROM judgments WHERE labeler_id = $1 AND revision = 1",
+            concat!(
+                "SELECT COUNT(CASE WHEN ",
+                work_done!(),
+                " THEN 1 END) AS total, COUNT(CASE WHEN ",
+                work_done!(),
+                " AND created >= $2 THEN 1 END) AS today,
+                 COUNT(CASE WHEN outcome = 'skip' THEN 1 END) AS skipped_total,
+                 COUNT(CASE WHEN outcome = 'skip' AND created >= $2 THEN 1 END) AS skipped_today
+                 FROM judgments WHERE labeler_id = $1 AND revision = 1"
+            ),
             args![labeler.as_str(), since],
         )
         .await?;
-    row.map_or(Ok((0, 0)), |row| Ok((row.int("recent")?, row.int("total")?)))
+    row.map_or(Ok(LabelerCounts::default()), |row| {
+        Ok(LabelerCounts {
+            today: row.int("today")?,
+            total: row.int("total")?,
+            skipped_today: row.int("skipped_today")?,
+            skipped_total: row.int("skipped_total")?,
+        })
+    })
 }
 
 /// A ranking names every completion of its set once; anything else names none that is not in it.
@@ -113,10 +167,15 @@ fn check_items(j: &Judgment, of_set: &[CompletionId]) -> Result<()> {
 /// Appends one judgment with its items and flags.
 pub(super) async fn insert(conn: &mut Conn, j: &Judgment) -> Result<()> {
     check_items(j, &sets::items(conn, j.set_id.as_str()).await?)?;
+    append(conn, j).await
+}
+
+/// As `insert`, for items that are known to be those of the set.
+pub(super) async fn append(conn: &mut Conn, j: &Judgment) -> Result<()> {
     conn.run(
         "INSERT INTO judgments (id, assignment_id, set_id, labeler_id, revision, supersedes_id, outcome, strength,
-             rationale, active_ms, wall_ms, guideline_version, idempotency_key, created)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+             rationale, active_ms, wall_ms, guideline_version, idempotency_key, created, knowledge)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         args![
             j.id.as_str(),
             j.assignment_id.as_ref().map(AssignmentId::as_str),
@@ -131,7 +190,8 @@ pub(super) async fn insert(conn: &mut Conn, j: &Judgment) -> Result<()> {
             j.wall_ms,
             &j.guideline_version,
             &j.idempotency_key,
-            j.created
+            j.created,
+            j.knowledge.as_str()
         ],
     )
     .await?;
@@ -163,11 +223,13 @@ pub(super) async fn insert(conn: &mut Conn, j: &Judgment) -> Result<()> {
 /// A set is done once enough labelers have said something other than "skip" about it.
 pub(super) async fn refresh_status(conn: &mut Conn, set_id: &SetId) -> Result<()> {
     conn.run(
-        "UPDATE comparison_sets SET status = CASE WHEN target_overlap <= (
-                 SELECT COUNT(*) FROM judgments j WHERE j.set_id = $1 AND j.outcome <> 'skip'
-                   AND NOT EXISTS (SELECT 1 FROM judgments n WHERE n.supersedes_id = j.id))
-             THEN 'done' ELSE 'open' END
-         WHERE id = $1 AND status <> 'retired'",
+        concat!(
+            "UPDATE comparison_sets SET status = CASE WHEN target_overlap <= (
+                 SELECT COUNT(*) FROM judgments j WHERE j.set_id = $1 AND j.outcome <> 'skip' AND ",
+            current!(),
+            ") THEN 'done' ELSE 'open' END
+             WHERE id = $1 AND status <> 'retired'"
+        ),
         args![set_id.as_str()],
     )
     .await?;
@@ -175,7 +237,7 @@ pub(super) async fn refresh_status(conn: &mut Conn, set_id: &SetId) -> Result<()
 }
 
 pub(super) async fn submit(conn: &mut Conn, submit: SubmitJudgment) -> Result<Submitted> {
-    let SubmitJudgment { mut judgment, lease_token, ideal_answer, now } = submit;
+    let SubmitJudgment { mut judgment, lease_token, ideal_answer, now, reveals: shown, quota } = submit;
     conn.serialize(PLACES).await?;
     if let Some(stored) = replay(conn, &judgment).await? {
         return Ok(Submitted { judgment: stored, replayed: true });
@@ -190,8 +252,17 @@ pub(super) async fn submit(conn: &mut Conn, submit: SubmitJudgment) -> Result<Su
         judgment.assignment_id = former.assignment_id;
         judgment.revision = former.revision + 1;
     }
+    judgment.knowledge = reveals::known(conn, &set, &judgment.labeler_id).await?;
+    if let Some((since, limit)) = quota
+        && judgment.revision == 1
+        && judgment.outcome != Outcome::Skip
+        && !leases::holds(conn, &set.id, &judgment.labeler_id, now).await?
+        && counts(conn, &judgment.labeler_id, since).await?.today >= limit
+    {
+        return conflict(format!("today's quota of {limit} judgments is used"));
+    }
     if let Some(id) = judgment.assignment_id.clone() {
-        let held = sets::get_assignment(conn, &id).await?;
+        let held = leases::get_assignment(conn, &id).await?;
         take_place(conn, &held, &judgment, lease_token.as_deref(), &set, now).await?;
     }
     if let Err(error) = insert(conn, &judgment).await {
@@ -209,6 +280,11 @@ pub(super) async fn submit(conn: &mut Conn, submit: SubmitJudgment) -> Result<Su
         prompts::add_demonstration(conn, &answer, Some(&judgment.labeler_id), now).await?;
     }
     refresh_status(conn, &judgment.set_id).await?;
+    if judgment.outcome != Outcome::Skip {
+        for what in shown {
+            reveals::put(conn, &set.id, &judgment.labeler_id, what, now).await?;
+        }
+    }
     Ok(Submitted { judgment: get(conn, &judgment.id).await?, replayed: false })
 }
 
@@ -253,12 +329,13 @@ async fn take_place(
     }
     let has_place = held.state == AssignmentState::Submitted
         || held.state == AssignmentState::Leased && held.expires_at > now
-        || sets::taken_by_others(conn, &set.id, &held.labeler_id, now).await? < set.target_overlap;
+        || leases::places_taken(conn, &set.id, &held.labeler_id, now).await? < set.target_overlap;
     if !has_place && !revision {
         return Err(lost());
     }
-    let state =
-        if j.outcome == Outcome::Skip || !has_place { AssignmentState::Released } else { AssignmentState::Submitted };
+    // A first word that was not blind counts nowhere: like a skip, it leaves the place to somebody else.
+    let counts = j.outcome != Outcome::Skip && (revision || j.knowledge == Knowledge::Blind);
+    let state = if counts && has_place { AssignmentState::Submitted } else { AssignmentState::Released };
     conn.run("UPDATE assignments SET state = $2 WHERE id = $1", args![held.id.as_str(), state.as_str()]).await?;
     Ok(())
 }
@@ -297,40 +374,70 @@ pub(super) async fn settled_by(conn: &mut Conn, set_id: &SetId) -> Result<Option
 
 /// Latest revisions (as of `filter.as_of`, if given) of every outcome; items are best tier first.
 pub(super) async fn ranked_sets(conn: &mut Conn, filter: &RankedFilter) -> Result<Vec<RankedSet>> {
+    Ok(ranked_page(conn, filter, None, i64::MAX).await?.0)
+}
+
+/// At most `limit` of the judgments with ids after `after`, and the id to go on after; `None` at the end. A filter by
+/// tag may leave a page with fewer sets.
+pub(super) async fn ranked_page(
+    conn: &mut Conn,
+    filter: &RankedFilter,
+    after: Option<&str>,
+    limit: i64,
+) -> Result<(Vec<RankedSet>, Option<JudgmentId>)> {
     let rows = conn
         .all(
-            "SELECT j.id AS judgment_id, j.set_id, j.labeler_id, j.strength, j.outcome,
-                    p.id AS prompt_id, p.split, p.messages, p.tags,
+            concat!(
+                "SELECT j.id AS judgment_id, j.set_id, j.labeler_id, j.strength, j.outcome, j.knowledge,
+                    j.prompt_id, j.split, j.messages, j.tags,
                     i.completion_id, i.tier, i.shown_position, c.model_version_id, c.text
-             FROM judgments j
-             JOIN comparison_sets s ON s.id = j.set_id
-             JOIN prompts p ON p.id = s.prompt_id
+             FROM (SELECT j.id, j.set_id, j.labeler_id, j.strength, j.outcome, j.knowledge,
+                          p.id AS prompt_id, p.split, p.messages, p.tags
+                   FROM judgments j
+                   JOIN comparison_sets s ON s.id = j.set_id
+                   JOIN prompts p ON p.id = s.prompt_id
+                   WHERE ($1 IS NULL OR p.split = $1) AND ($2 IS NULL OR j.labeler_id = $2)
+                     AND s.kind = $3 AND ($4 IS NULL OR j.created <= $4)
+                     AND ($5 OR NOT EXISTS (SELECT 1 FROM resolutions r WHERE r.set_id = j.set_id
+                         AND r.reviewer_id <> j.labeler_id AND ($4 IS NULL OR r.created <= $4)))
+                     AND ($6 OR ",
+                counted!("j"),
+                ") AND NOT EXISTS (SELECT 1 FROM judgments n WHERE n.set_id = j.set_id
+                         AND n.labeler_id = j.labeler_id AND n.revision > j.revision
+                         AND ($4 IS NULL OR n.created <= $4) AND ($6 OR ",
+                counted!("n"),
+                "))
+                     AND ($7 IS NULL OR j.id > $7)
+                   ORDER BY j.id LIMIT $8) j
              LEFT JOIN judgment_items i ON i.judgment_id = j.id
              LEFT JOIN completions c ON c.id = i.completion_id
-             WHERE ($1 IS NULL OR p.split = $1) AND ($2 IS NULL OR j.labeler_id = $2)
-               AND s.kind = $3 AND ($4 IS NULL OR j.created <= $4)
-               AND ($5 OR NOT EXISTS (SELECT 1 FROM resolutions r WHERE r.set_id = j.set_id
-                   AND r.reviewer_id <> j.labeler_id AND ($4 IS NULL OR r.created <= $4)))
-               AND NOT EXISTS (SELECT 1 FROM judgments n
-                   WHERE n.supersedes_id = j.id AND ($4 IS NULL OR n.created <= $4))
-             ORDER BY j.id, i.tier, i.completion_id",
+             ORDER BY j.id, i.tier, i.completion_id"
+            ),
             args![
                 filter.split.map(Split::as_str),
                 filter.labeler_id.as_ref().map(LabelerId::as_str),
                 filter.set_kind.unwrap_or(SetKind::Normal).as_str(),
                 filter.as_of,
-                filter.unsettled
+                filter.unsettled,
+                filter.informed,
+                after,
+                limit
             ],
         )
         .await?;
     let mut ranked: Vec<RankedSet> = Vec::new();
+    let (mut seen, mut last_id) = (0, None::<JudgmentId>);
     for row in &rows {
+        let id: JudgmentId = row.text("judgment_id")?.into();
+        if last_id.as_ref() != Some(&id) {
+            seen += 1;
+            last_id = Some(id.clone());
+        }
         if let Some(tag) = &filter.tag
             && !row.json::<Vec<String>>("tags")?.contains(tag)
         {
             continue;
         }
-        let id: JudgmentId = row.text("judgment_id")?.into();
         if ranked.last().is_none_or(|last| last.judgment_id != id) {
             ranked.push(RankedSet {
                 set_id: row.text("set_id")?.into(),
@@ -342,6 +449,7 @@ pub(super) async fn ranked_sets(conn: &mut Conn, filter: &RankedFilter) -> Resul
                 strength: row.opt_name("strength", Strength::parse)?,
                 outcome: row.name("outcome", Outcome::parse)?,
                 items: Vec::new(),
+                knowledge: row.name("knowledge", Knowledge::parse)?,
             });
         }
         if let (Some(completion_id), Some(last)) = (row.opt_text("completion_id")?, ranked.last_mut()) {
@@ -354,5 +462,15 @@ pub(super) async fn ranked_sets(conn: &mut Conn, filter: &RankedFilter) -> Resul
             });
         }
     }
-    Ok(ranked)
+    Ok((ranked, last_id.filter(|_| seen >= limit)))
+}
+
+/// When the latest judgment was made or settled; what comes later is not part of an export that is under way.
+pub(super) async fn latest(conn: &mut Conn) -> Result<Option<Micros>> {
+    let sql = "SELECT MAX(created) AS n FROM (SELECT MAX(created) AS created FROM judgments
+               UNION ALL SELECT MAX(created) AS created FROM resolutions) t";
+    match conn.one(sql, vec![]).await? {
+        Some(row) => row.opt_int("n"),
+        None => Ok(None),
+    }
 }

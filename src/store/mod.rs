@@ -1,18 +1,24 @@
 //! The only room that knows SQL. One trait over two databases; `connect` picks by URL scheme.
 //! No policy, no clock, no randomness in here: callers pass ids, times and seeds.
 
+mod access;
+mod browse;
 mod connect;
 mod draws;
 pub mod dump;
 mod erasure;
+mod evidence;
 mod feedback;
+mod imports;
 mod jobs;
 mod judgments;
+mod leases;
 mod models;
 mod people;
 mod postgres;
 mod prompts;
 mod quality;
+mod reveals;
 mod rows;
 mod sets;
 mod settings;
@@ -26,7 +32,11 @@ use tokio::sync::watch;
 
 use crate::domain::*;
 
+pub use access::AccessStore;
+pub use browse::{BrowseStore, JudgmentFilter, JudgmentRow, Named, SetFilter, SetRow};
+pub use evidence::{Activation, EvidenceStore, JobFilter, Meeting, SharedPrompt};
 pub use feedback::FeedbackStore;
+pub use imports::{ImportLine, Imported, ImportedLine, ImportedRanking};
 
 /// Opens the store at `sqlite:PATH`, `sqlite://PATH` or `postgres://…`, making it and applying missing
 /// migrations first. Refuses a schema written by a newer program, and SQLite before 3.51.3.
@@ -80,6 +90,10 @@ pub struct SubmitJudgment {
     /// Ideal answer given with the judgment: stored as a human completion + demonstration.
     pub ideal_answer: Option<Completion>,
     pub now: Micros,
+    /// What the answer to this judgment shows to the labeler, unless it is a skip: later revisions know it.
+    pub reveals: Vec<Knowledge>,
+    /// First judgments since this time, at most this many; checked where no current lease was counted.
+    pub quota: Option<(Micros, i64)>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -89,6 +103,30 @@ pub struct Submitted {
     pub replayed: bool,
 }
 
+/// First judgments of one labeler (revisions do not count), skips apart: since a given time, and in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct LabelerCounts {
+    pub today: i64,
+    pub total: i64,
+    pub skipped_today: i64,
+    pub skipped_total: i64,
+}
+
+/// Why a labeler gets no lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoLease {
+    /// Nothing is open for them.
+    Empty,
+    /// Judged and held sets have reached the day's quota.
+    Quota,
+    /// They have judged or skipped the named set.
+    Judged,
+    /// Others hold or have filled all places of the named set.
+    Taken,
+    /// The named set is done or out of the queue.
+    Closed,
+}
+
 /// Counts behind the picture of the loop.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Counts {
@@ -96,9 +134,12 @@ pub struct Counts {
     pub completions: i64,
     pub sets_open: i64,
     pub sets_done: i64,
+    /// Open sets that no active labeler can get any more: everybody has judged or skipped them.
+    pub sets_stuck: i64,
     pub judgments: i64,
     pub demonstrations: i64,
     pub labelers: i64,
+    /// Leases whose holder gave a sign of life within the last minutes.
     pub leases: i64,
     pub jobs_queued: i64,
     pub jobs_running: i64,
@@ -113,6 +154,17 @@ pub struct Setting {
     pub updated: Micros,
     /// The labeler who changed it.
     pub updated_by: String,
+}
+
+/// The guidelines of a language as they were from `created` on.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct GuidelineVersion {
+    pub id: String,
+    pub lang: String,
+    /// Markdown; empty = the configured file or the built-in text.
+    pub text: String,
+    pub created: Micros,
+    pub created_by: LabelerId,
 }
 
 /// What a model version wrote, and how it was received.
@@ -163,6 +215,9 @@ pub struct RankedFilter {
     pub unsettled: bool,
     /// Also preferences that follow from applications' feedback: edits, thumbs, scores.
     pub feedback: bool,
+    /// The latest revisions even where they were made after the authors or the expected answer were shown;
+    /// else the latest blind ones.
+    pub informed: bool,
 }
 
 /// New lease request. The store picks the set; seeds and ids come from the caller.
@@ -179,6 +234,8 @@ pub struct LeaseRequest {
     pub pick: Pick,
     /// Judgments and current leases since this time, at most this many; then no lease.
     pub quota: Option<(Micros, i64)>,
+    /// Give a set again that the labeler holds already, the one leased first, except for these.
+    pub resume: Option<Vec<SetId>>,
 }
 
 /// Which kinds of sets a lease may be on. A named set may be of any kind.
@@ -190,6 +247,17 @@ pub enum Pick {
     Instead(SetKind),
     /// A set of this kind if there is one, else ordinary work.
     First(SetKind),
+}
+
+/// Prompts that a `PromptFilter` fits; those that a draw leaves out are counted under the first reason that holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PromptCounts {
+    pub found: i64,
+    /// Raw text given to `/v1/completions`.
+    pub raw_text: i64,
+    pub has_set: i64,
+    /// Fewer stored completions than asked for.
+    pub few_completions: i64,
 }
 
 /// Which prompts sets are drawn for. Empty = all of them.
@@ -226,6 +294,7 @@ pub struct Erased {
     pub sessions: u64,
     pub keys: u64,
     pub invites: u64,
+    pub links: u64,
 }
 
 /// Which lines of the audit trail.
@@ -286,7 +355,7 @@ pub struct ModelFile {
 }
 
 #[async_trait]
-pub trait Store: FeedbackStore {
+pub trait Store: FeedbackStore + AccessStore + BrowseStore + EvidenceStore {
     /// `sqlite` or `postgres`.
     fn backend(&self) -> &'static str;
     /// Cheap round trip for `/ready`.
@@ -309,15 +378,6 @@ pub trait Store: FeedbackStore {
 
     // comparison sets
     async fn put_set(&self, set: ComparisonSet) -> Result<()>;
-    /// Prompt, completions, set and (if given) judgment of an imported ranking, in one transaction.
-    /// An already known (same prompt, same texts) imported set is left as it is: returns false.
-    async fn import_set(
-        &self,
-        prompt: Prompt,
-        completions: Vec<Completion>,
-        set: ComparisonSet,
-        judgment: Option<Judgment>,
-    ) -> Result<bool>;
     async fn get_set(&self, id: &SetId) -> Result<ComparisonSet>;
     async fn list_sets(&self, page: Page, status: Option<SetStatus>) -> Result<Vec<ComparisonSet>>;
     async fn retire_set(&self, id: &SetId) -> Result<()>;
@@ -343,7 +403,7 @@ pub trait Store: FeedbackStore {
     async fn get_judgment(&self, id: &JudgmentId) -> Result<Judgment>;
     async fn list_judgments(&self, page: Page, labeler: Option<&LabelerId>) -> Result<Vec<Judgment>>;
     /// How many first judgments (revisions do not count) the labeler gave since `since`, and in all.
-    async fn judgment_counts(&self, labeler: &LabelerId, since: Micros) -> Result<(i64, i64)>;
+    async fn judgment_counts(&self, labeler: &LabelerId, since: Micros) -> Result<LabelerCounts>;
     /// First judgments since `since`; what was imported does not count.
     async fn throughput(&self, since: Micros) -> Result<Throughput>;
     /// Latest revisions only, joined with texts, ordered by judgment id.
@@ -383,7 +443,7 @@ pub trait Store: FeedbackStore {
     async fn add_key_tokens(&self, id: &ApiKeyId, day: i64, tokens: i64) -> Result<()>;
     async fn audit(
         &self,
-        actor: &str,
+        by: &Signature,
         action: &str,
         target: &str,
         detail: serde_json::Value,

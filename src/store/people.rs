@@ -4,6 +4,9 @@ use super::rows::{Conn, Row, args, json, not_found};
 use super::{AuditFilter, Result, StoreError};
 use crate::domain::*;
 
+/// How far stamps may lie in the future before they count as made by a wrong clock.
+pub(super) const CLOCK_SLACK: Micros = 300_000_000;
+
 fn labeler(row: &Row) -> Result<Labeler> {
     Ok(Labeler {
         id: row.text("id")?.into(),
@@ -39,10 +42,48 @@ pub(super) async fn list_labelers(conn: &mut Conn) -> Result<Vec<Labeler>> {
 
 pub(super) async fn set_active(conn: &mut Conn, id: &LabelerId, active: bool) -> Result<()> {
     match conn.run("UPDATE labelers SET active = $2 WHERE id = $1", args![id.as_str(), active]).await? {
-        0 => return Err(not_found("labeler", id.as_str())),
-        _ if active => {}
-        // Letting somebody in again must not revive what was open before.
-        _ => drop(conn.run("DELETE FROM sessions WHERE labeler_id = $1", args![id.as_str()]).await?),
+        0 => Err(not_found("labeler", id.as_str())),
+        _ if active => Ok(()),
+        _ => lock_out(conn, id).await,
+    }
+}
+
+/// Ends everything that a person can come in with; letting them in again revives none of it.
+pub(super) async fn lock_out(conn: &mut Conn, id: &LabelerId) -> Result<()> {
+    conn.run("DELETE FROM sessions WHERE labeler_id = $1", args![id.as_str()]).await?;
+    conn.run("UPDATE api_keys SET revoked = $2 WHERE labeler_id = $1", args![id.as_str(), true]).await?;
+    conn.run(
+        "UPDATE sign_in_links SET state = 'revoked' WHERE labeler_id = $1 AND state = 'active'",
+        args![id.as_str()],
+    )
+    .await?;
+    Ok(())
+}
+
+/// A lower role holds in open sessions and keys, and stays when the person rises again.
+async fn demote(conn: &mut Conn, id: &LabelerId, role: Role) -> Result<()> {
+    for session in conn.all("SELECT token_hash, role FROM sessions WHERE labeler_id = $1", args![id.as_str()]).await? {
+        if session.name("role", Role::parse)? > role {
+            let hash = session.text("token_hash")?;
+            conn.run("UPDATE sessions SET role = $2 WHERE token_hash = $1", args![&hash, role.as_str()]).await?;
+        }
+    }
+    if role == Role::Admin {
+        return Ok(());
+    }
+    let rows =
+        conn.all("SELECT * FROM api_keys WHERE labeler_id = $1 AND revoked = $2", args![id.as_str(), false]).await?;
+    for row in &rows {
+        let key = api_key(row)?;
+        let left: Vec<&String> = key.scopes.iter().filter(|s| *s != "admin").collect();
+        if left.len() == key.scopes.len() {
+            continue;
+        }
+        if left.is_empty() {
+            revoke_api_key(conn, &key.id).await?;
+        } else {
+            conn.run("UPDATE api_keys SET scopes = $2 WHERE id = $1", args![key.id.as_str(), json(&left)?]).await?;
+        }
     }
     Ok(())
 }
@@ -62,6 +103,12 @@ pub(super) async fn change_labeler(
     labeler.daily_quota = daily_quota.unwrap_or(labeler.daily_quota);
     labeler.active = active.unwrap_or(labeler.active);
     put_labeler(conn, &labeler).await?;
+    if active == Some(false) {
+        lock_out(conn, id).await?;
+    }
+    if role.is_some() {
+        demote(conn, id, labeler.role).await?;
+    }
     Ok(labeler)
 }
 
@@ -71,7 +118,11 @@ pub(super) async fn revoke_invite(conn: &mut Conn, id: &InviteId, now: Micros) -
     if found.used_by.is_some() {
         return Err(StoreError::Conflict("the invite is used; close the labeler instead".into()));
     }
-    conn.run("UPDATE invites SET expires = $2 WHERE id = $1 AND expires > $2", args![id.as_str(), now]).await?;
+    conn.run(
+        "UPDATE invites SET revoked = $3, expires = $2 WHERE id = $1 AND expires > $2",
+        args![id.as_str(), now, true],
+    )
+    .await?;
     Ok(())
 }
 
@@ -80,8 +131,10 @@ fn invite(row: &Row) -> Result<Invite> {
         id: row.text("id")?.into(),
         token_hash: row.text("token_hash")?,
         role: row.name("role", Role::parse)?,
+        name: row.opt_text("name")?,
         note: row.opt_text("note")?,
         expires: row.int("expires")?,
+        revoked: row.flag("revoked")?,
         used_by: row.opt_text("used_by")?.map(Into::into),
         created: row.int("created")?,
     })
@@ -89,14 +142,16 @@ fn invite(row: &Row) -> Result<Invite> {
 
 pub(super) async fn put_invite(conn: &mut Conn, i: &Invite) -> Result<()> {
     conn.run(
-        "INSERT INTO invites (id, token_hash, role, note, expires, used_by, created)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO invites (id, token_hash, role, name, note, expires, revoked, used_by, created)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         args![
             i.id.as_str(),
             &i.token_hash,
             i.role.as_str(),
+            &i.name,
             &i.note,
             i.expires,
+            i.revoked,
             i.used_by.as_ref().map(LabelerId::as_str),
             i.created
         ],
@@ -144,8 +199,13 @@ pub(super) async fn put_session(conn: &mut Conn, s: &Session) -> Result<()> {
     Ok(())
 }
 
+/// Never back in time, except from a future that was a wrong clock.
 pub(super) async fn touch_session(conn: &mut Conn, token_hash: &str, now: Micros) -> Result<()> {
-    conn.run("UPDATE sessions SET used = $2 WHERE token_hash = $1 AND used < $2", args![token_hash, now]).await?;
+    conn.run(
+        "UPDATE sessions SET used = $2 WHERE token_hash = $1 AND (used < $2 OR used > $3)",
+        args![token_hash, now, now + CLOCK_SLACK],
+    )
+    .await?;
     Ok(())
 }
 
@@ -185,6 +245,7 @@ fn api_key(row: &Row) -> Result<ApiKey> {
         scopes: row.json("scopes")?,
         labeler_id: row.opt_text("labeler_id")?.map(Into::into),
         daily_tokens: row.opt_int("daily_tokens")?,
+        origin: row.name("origin", KeyOrigin::parse)?,
         revoked: row.flag("revoked")?,
         created: row.int("created")?,
     })
@@ -192,8 +253,8 @@ fn api_key(row: &Row) -> Result<ApiKey> {
 
 pub(super) async fn put_api_key(conn: &mut Conn, k: &ApiKey) -> Result<()> {
     conn.run(
-        "INSERT INTO api_keys (id, name, key_hash, scopes, labeler_id, daily_tokens, revoked, created)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        "INSERT INTO api_keys (id, name, key_hash, scopes, labeler_id, daily_tokens, origin, revoked, created)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         args![
             k.id.as_str(),
             &k.name,
@@ -201,6 +262,7 @@ pub(super) async fn put_api_key(conn: &mut Conn, k: &ApiKey) -> Result<()> {
             json(&k.scopes)?,
             k.labeler_id.as_ref().map(LabelerId::as_str),
             k.daily_tokens,
+            k.origin.as_str(),
             k.revoked,
             k.created
         ],
@@ -212,6 +274,15 @@ pub(super) async fn put_api_key(conn: &mut Conn, k: &ApiKey) -> Result<()> {
 /// Revoked keys are not found.
 pub(super) async fn find_api_key(conn: &mut Conn, key_hash: &str) -> Result<Option<ApiKey>> {
     conn.one("SELECT * FROM api_keys WHERE key_hash = $1 AND revoked = $2", args![key_hash, false])
+        .await?
+        .as_ref()
+        .map(api_key)
+        .transpose()
+}
+
+/// `None` when it is unknown or revoked.
+pub(super) async fn live_api_key(conn: &mut Conn, id: &ApiKeyId) -> Result<Option<ApiKey>> {
+    conn.one("SELECT * FROM api_keys WHERE id = $1 AND revoked = $2", args![id.as_str(), false])
         .await?
         .as_ref()
         .map(api_key)
@@ -250,15 +321,15 @@ pub(super) async fn add_key_tokens(conn: &mut Conn, id: &ApiKeyId, day: i64, tok
 
 pub(super) async fn audit(
     conn: &mut Conn,
-    actor: &str,
+    by: &Signature,
     action: &str,
     target: &str,
     detail: &serde_json::Value,
     now: Micros,
 ) -> Result<()> {
     conn.run(
-        "INSERT INTO audit_log (actor, action, target, detail, created) VALUES ($1, $2, $3, $4, $5)",
-        args![actor, action, target, detail, now],
+        "INSERT INTO audit_log (actor, credential, action, target, detail, created) VALUES ($1, $2, $3, $4, $5, $6)",
+        args![&by.actor, &by.credential, action, target, detail, now],
     )
     .await?;
     Ok(())
@@ -283,6 +354,7 @@ pub(super) async fn list_audit(
         Ok(AuditEntry {
             id: row.int("id")?,
             actor: row.text("actor")?,
+            credential: row.opt_text("credential")?,
             action: row.text("action")?,
             target: row.text("target")?,
             detail: row.json("detail")?,

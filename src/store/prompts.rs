@@ -1,7 +1,7 @@
 //! Prompts, completions, demonstrations and feedback.
 
 use super::rows::{Conn, Row, args, json, not_found};
-use super::{FeedbackFact, Page, Result, StoreError};
+use super::{FeedbackFact, Page, Result, StoreError, imports};
 use crate::domain::*;
 
 // ---------------------------------------------------------------- prompts
@@ -15,27 +15,33 @@ pub(super) fn prompt(row: &Row) -> Result<Prompt> {
         content_hash: row.text("content_hash")?,
         split: row.name("split", Split::parse)?,
         tags: row.json("tags")?,
+        answer: row.opt_text("answer")?,
         created: row.int("created")?,
     })
 }
 
 /// The stored prompt, which is an older one when the content hash is known already.
 pub(super) async fn put(conn: &mut Conn, p: &Prompt) -> Result<Prompt> {
-    conn.run(
-        "INSERT INTO prompts (id, messages, lang, source, content_hash, split, tags, created)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (content_hash) DO NOTHING",
-        args![
-            p.id.as_str(),
-            json(&p.messages)?,
-            &p.lang,
-            &p.source,
-            &p.content_hash,
-            p.split.as_str(),
-            json(&p.tags)?,
-            p.created
-        ],
-    )
-    .await?;
+    let made = conn
+        .run(
+            "INSERT INTO prompts (id, messages, lang, source, content_hash, split, tags, created, answer)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (content_hash) DO NOTHING",
+            args![
+                p.id.as_str(),
+                json(&p.messages)?,
+                &p.lang,
+                &p.source,
+                &p.content_hash,
+                p.split.as_str(),
+                json(&p.tags)?,
+                p.created,
+                &p.answer
+            ],
+        )
+        .await?;
+    if made == 1 {
+        return Ok(p.clone());
+    }
     by_hash(conn, &p.content_hash).await?.ok_or_else(|| not_found("prompt", &p.content_hash))
 }
 
@@ -150,8 +156,8 @@ pub(super) async fn put_demonstration(
     let known = conn
         .one(
             "SELECT d.* FROM demonstrations d JOIN completions c ON c.id = d.completion_id
-             WHERE d.prompt_id = $1 AND c.text = $2",
-            args![c.prompt_id.as_str(), &c.text],
+             WHERE d.prompt_id = $1 AND (d.text_key = $3 OR d.text_key IS NULL) AND c.text = $2",
+            args![c.prompt_id.as_str(), &c.text, imports::text_key(&c.text).as_str()],
         )
         .await?;
     if let Some(row) = known {
@@ -174,8 +180,15 @@ pub(super) async fn add_demonstration(
     now: Micros,
 ) -> Result<Demonstration> {
     conn.run(
-        "INSERT INTO demonstrations (prompt_id, completion_id, labeler_id, created) VALUES ($1, $2, $3, $4)",
-        args![c.prompt_id.as_str(), c.id.as_str(), labeler.map(LabelerId::as_str), now],
+        "INSERT INTO demonstrations (prompt_id, completion_id, labeler_id, created, text_key)
+         VALUES ($1, $2, $3, $4, $5)",
+        args![
+            c.prompt_id.as_str(),
+            c.id.as_str(),
+            labeler.map(LabelerId::as_str),
+            now,
+            imports::text_key(&c.text).as_str()
+        ],
     )
     .await?;
     Ok(Demonstration {
@@ -209,6 +222,35 @@ pub(super) async fn demonstrations(conn: &mut Conn) -> Result<Vec<(Prompt, Compl
         .map(completion)
         .filter_map(|c| c.map(|c| prompts.get(&c.prompt_id).map(|p| (p.clone(), c))).transpose())
         .collect()
+}
+
+/// At most `limit` demonstrations after one, oldest first.
+pub(super) async fn demonstration_page(
+    conn: &mut Conn,
+    after: Option<&Demonstration>,
+    limit: i64,
+) -> Result<Vec<(Demonstration, Prompt, Completion)>> {
+    let rows = conn
+        .all(
+            "SELECT prompt_id, completion_id, labeler_id, created FROM demonstrations
+             WHERE $1 IS NULL OR created > $1 OR (created = $1 AND completion_id > $2)
+             ORDER BY created, completion_id LIMIT $3",
+            args![after.map(|d| d.created), after.map(|d| d.completion_id.as_str()), limit],
+        )
+        .await?;
+    let mut page = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let demonstration = Demonstration {
+            prompt_id: row.text("prompt_id")?.into(),
+            completion_id: row.text("completion_id")?.into(),
+            labeler_id: row.opt_text("labeler_id")?.map(Into::into),
+            created: row.int("created")?,
+        };
+        let prompt = get(conn, &demonstration.prompt_id).await?;
+        let completion = get_completion(conn, &demonstration.completion_id).await?;
+        page.push((demonstration, prompt, completion));
+    }
+    Ok(page)
 }
 
 // ---------------------------------------------------------------- feedback

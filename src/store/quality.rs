@@ -1,6 +1,7 @@
 //! Judgments as the quality figures read them: without texts, all in one go.
 
 use super::Result;
+use super::judgments::current;
 use super::rows::{Conn, args};
 use crate::domain::*;
 
@@ -24,7 +25,8 @@ async fn judged(
 ) -> Result<Vec<JudgedSet>> {
     let rows = conn
         .all(
-            "SELECT j.id AS judgment_id, j.set_id, j.labeler_id, j.outcome, j.active_ms, j.assignment_id, j.created,
+            concat!(
+                "SELECT j.id AS judgment_id, j.set_id, j.labeler_id, j.outcome, j.active_ms, j.assignment_id, j.created,
                     s.prompt_id, s.kind, i.completion_id, i.tier, i.shown_position, c.model_version_id, c.origin,
                     CAST(LENGTH(c.text) AS BIGINT) AS length
              FROM judgments j
@@ -33,8 +35,10 @@ async fn judged(
              LEFT JOIN completions c ON c.id = i.completion_id
              WHERE ($1 IS NULL OR s.kind = $1) AND ($2 IS NULL OR j.created >= $2)
                AND ($3 IS NULL OR j.set_id IN (SELECT set_id FROM judgments WHERE labeler_id = $3))
-               AND NOT EXISTS (SELECT 1 FROM judgments n WHERE n.supersedes_id = j.id)
-             ORDER BY j.id, i.completion_id",
+               AND ",
+                current!(),
+                " ORDER BY j.id, i.completion_id"
+            ),
             args![kind.map(SetKind::as_str), since, with.map(LabelerId::as_str)],
         )
         .await?;

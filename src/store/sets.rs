@@ -1,25 +1,11 @@
-//! Comparison sets, gold answers, imports, and the leases that keep two people off one place.
+//! Comparison sets, gold answers, imports.
 
 use super::prompts;
 use super::rows::{Conn, Row, args, not_found};
-use super::{LeaseRequest, Page, Pick, Result, StoreError, judgments};
+use super::{Page, Result, StoreError, imports};
 use crate::domain::*;
 
-/// Advisory lock of everything that takes or frees a place on a set.
-pub(super) const PLACES: i64 = 0x1abe1;
-
-/// How many current leases, submitted assignments and rankings by API there are on the set `s` at the
-/// time `$1`. One text, so that picking a set and checking a place can never disagree.
-macro_rules! taken {
-    () => {
-        "((SELECT COUNT(*) FROM assignments a WHERE a.set_id = s.id
-             AND (a.state = 'submitted' OR (a.state = 'leased' AND a.expires_at > $1)))
-          + (SELECT COUNT(*) FROM judgments j WHERE j.set_id = s.id
-             AND j.assignment_id IS NULL AND j.supersedes_id IS NULL))"
-    };
-}
-
-fn set(row: &Row, completion_ids: Vec<CompletionId>) -> Result<ComparisonSet> {
+pub(super) fn set(row: &Row, completion_ids: Vec<CompletionId>) -> Result<ComparisonSet> {
     Ok(ComparisonSet {
         id: row.text("id")?.into(),
         prompt_id: row.text("prompt_id")?.into(),
@@ -47,15 +33,24 @@ async fn with_items(conn: &mut Conn, row: &Row) -> Result<ComparisonSet> {
 }
 
 pub(super) async fn put(conn: &mut Conn, s: &ComparisonSet) -> Result<()> {
+    let mut texts = Vec::with_capacity(s.completion_ids.len());
     for id in &s.completion_ids {
-        if prompts::get_completion(conn, id).await?.prompt_id != s.prompt_id {
+        let completion = prompts::get_completion(conn, id).await?;
+        if completion.prompt_id != s.prompt_id {
             return Err(StoreError::Conflict(format!("completion {id} belongs to another prompt")));
         }
+        texts.push(completion.text);
     }
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    insert(conn, s, &imports::content_key(&texts)).await
+}
+
+/// A set whose completions are known to be of its prompt.
+pub(super) async fn insert(conn: &mut Conn, s: &ComparisonSet, content_key: &str) -> Result<()> {
     conn.run(
         "INSERT INTO comparison_sets (id, prompt_id, kind, target_overlap, selection_policy, selection_score,
-             status, created)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+             status, created, content_key)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         args![
             s.id.as_str(),
             s.prompt_id.as_str(),
@@ -64,7 +59,8 @@ pub(super) async fn put(conn: &mut Conn, s: &ComparisonSet) -> Result<()> {
             &s.selection_policy,
             s.selection_score,
             s.status.as_str(),
-            s.created
+            s.created,
+            content_key
         ],
     )
     .await?;
@@ -78,45 +74,17 @@ pub(super) async fn put(conn: &mut Conn, s: &ComparisonSet) -> Result<()> {
     Ok(())
 }
 
-pub(super) async fn import(
-    conn: &mut Conn,
-    prompt: &Prompt,
-    completions: Vec<Completion>,
-    mut s: ComparisonSet,
-    judgment: Option<&Judgment>,
-) -> Result<bool> {
-    let stored = prompts::put(conn, prompt).await?;
-    let mut texts: Vec<_> = completions.iter().map(|c| c.text.clone()).collect();
-    texts.sort_unstable();
-    let rows = conn
-        .all(
-            "SELECT s.id, c.text FROM comparison_sets s JOIN set_items i ON i.set_id = s.id
-             JOIN completions c ON c.id = i.completion_id
-             WHERE s.prompt_id = $1 AND s.selection_policy = 'import' ORDER BY s.id",
-            args![stored.id.as_str()],
-        )
-        .await?;
-    let mut known: std::collections::BTreeMap<String, Vec<String>> = Default::default();
-    for row in &rows {
-        known.entry(row.text("id")?).or_default().push(row.text("text")?);
-    }
-    for mut other in known.into_values() {
-        other.sort_unstable();
-        if other == texts {
-            return Ok(false);
-        }
-    }
-    for mut c in completions {
-        c.prompt_id = stored.id.clone();
-        prompts::put_completion(conn, &c).await?;
-    }
-    s.prompt_id = stored.id;
-    put(conn, &s).await?;
-    if let Some(j) = judgment {
-        judgments::insert(conn, j).await?;
-        judgments::refresh_status(conn, &s.id).await?;
-    }
-    Ok(true)
+/// Notes whose request made the set.
+pub(super) async fn made_by(conn: &mut Conn, id: &SetId, labeler: &LabelerId) -> Result<()> {
+    conn.run("UPDATE comparison_sets SET made_by = $2 WHERE id = $1", args![id.as_str(), labeler.as_str()]).await?;
+    Ok(())
+}
+
+/// Whose request made the set.
+pub(super) async fn maker(conn: &mut Conn, id: &SetId) -> Result<Option<LabelerId>> {
+    let row = conn.one("SELECT made_by FROM comparison_sets WHERE id = $1", args![id.as_str()]).await?;
+    let row = row.ok_or_else(|| not_found("comparison set", id.as_str()))?;
+    Ok(row.opt_text("made_by")?.map(Into::into))
 }
 
 pub(super) async fn get(conn: &mut Conn, id: &SetId) -> Result<ComparisonSet> {
@@ -124,12 +92,31 @@ pub(super) async fn get(conn: &mut Conn, id: &SetId) -> Result<ComparisonSet> {
     with_items(conn, &row.ok_or_else(|| not_found("comparison set", id.as_str()))?).await
 }
 
-pub(super) async fn list(conn: &mut Conn, page: &Page, status: Option<SetStatus>) -> Result<Vec<ComparisonSet>> {
+/// The labeler `$4` made the set `s`, or it was handed out to them.
+macro_rules! seen_by {
+    () => {
+        "(s.made_by = $4
+          OR EXISTS (SELECT 1 FROM assignments a WHERE a.set_id = s.id AND a.labeler_id = $4)
+          OR EXISTS (SELECT 1 FROM judgments j WHERE j.set_id = s.id AND j.labeler_id = $4))"
+    };
+}
+
+/// `of` leaves only the sets of one labeler.
+pub(super) async fn list(
+    conn: &mut Conn,
+    page: &Page,
+    status: Option<SetStatus>,
+    of: Option<&LabelerId>,
+) -> Result<Vec<ComparisonSet>> {
     let rows = conn
         .all(
-            "SELECT * FROM comparison_sets WHERE ($1 IS NULL OR id < $1) AND ($2 IS NULL OR status = $2)
-             ORDER BY id DESC LIMIT $3",
-            args![&page.after, status.map(SetStatus::as_str), page.limit],
+            concat!(
+                "SELECT s.* FROM comparison_sets s WHERE ($1 IS NULL OR s.id < $1) AND ($2 IS NULL OR s.status = $2)
+                   AND ($4 IS NULL OR ",
+                seen_by!(),
+                ") ORDER BY s.id DESC LIMIT $3"
+            ),
+            args![&page.after, status.map(SetStatus::as_str), page.limit, of.map(LabelerId::as_str)],
         )
         .await?;
     let mut sets = Vec::with_capacity(rows.len());
@@ -137,6 +124,34 @@ pub(super) async fn list(conn: &mut Conn, page: &Page, status: Option<SetStatus>
         sets.push(with_items(conn, row).await?);
     }
     Ok(sets)
+}
+
+/// Whether the set is one that the labeler made or was handed.
+pub(super) async fn is_seen_by(conn: &mut Conn, id: &SetId, labeler: &LabelerId) -> Result<bool> {
+    let sql = concat!(
+        "SELECT COUNT(*) AS n FROM comparison_sets s WHERE s.id = $1 AND $2 IS NULL AND $3 IS NULL AND ",
+        seen_by!()
+    );
+    let none: Option<&str> = None;
+    Ok(conn.count(sql, args![id.as_str(), none, none, labeler.as_str()]).await? > 0)
+}
+
+/// Prompts of the sets that the labeler made or was handed, newest first.
+pub(super) async fn prompts_seen_by(conn: &mut Conn, page: &Page, labeler: &LabelerId) -> Result<Vec<PromptId>> {
+    let none: Option<&str> = None;
+    conn.all(
+        concat!(
+            "SELECT DISTINCT s.prompt_id AS id FROM comparison_sets s
+             WHERE ($1 IS NULL OR s.prompt_id < $1) AND $2 IS NULL AND ",
+            seen_by!(),
+            " ORDER BY id DESC LIMIT $3"
+        ),
+        args![&page.after, none, page.limit, labeler.as_str()],
+    )
+    .await?
+    .iter()
+    .map(|row| row.text("id").map(Into::into))
+    .collect()
 }
 
 pub(super) async fn retire(conn: &mut Conn, id: &SetId) -> Result<()> {
@@ -201,193 +216,4 @@ pub(super) async fn calibrations_done(conn: &mut Conn, labeler: &LabelerId) -> R
         args![labeler.as_str()],
     )
     .await
-}
-
-pub(super) async fn count_open(conn: &mut Conn, kind: SetKind) -> Result<i64> {
-    let sql = "SELECT COUNT(*) AS n FROM comparison_sets WHERE status = 'open' AND kind = $1";
-    conn.count(sql, args![kind.as_str()]).await
-}
-
-// ---------------------------------------------------------------- leases
-
-fn assignment(row: &Row) -> Result<Assignment> {
-    Ok(Assignment {
-        id: row.text("id")?.into(),
-        set_id: row.text("set_id")?.into(),
-        labeler_id: row.text("labeler_id")?.into(),
-        state: row.name("state", AssignmentState::parse)?,
-        lease_token: row.text("lease_token")?,
-        expires_at: row.int("expires_at")?,
-        order_seed: row.int("order_seed")?.cast_unsigned(),
-    })
-}
-
-pub(super) async fn get_assignment(conn: &mut Conn, id: &AssignmentId) -> Result<Assignment> {
-    let row = conn.one("SELECT * FROM assignments WHERE id = $1", args![id.as_str()]).await?;
-    assignment(&row.ok_or_else(|| not_found("assignment", id.as_str()))?)
-}
-
-/// Places taken on a set at `now`, not counting this labeler's own assignment.
-pub(super) async fn taken_by_others(conn: &mut Conn, set_id: &SetId, labeler: &LabelerId, now: Micros) -> Result<i64> {
-    conn.count(
-        concat!(
-            "SELECT ",
-            taken!(),
-            " - (SELECT COUNT(*) FROM assignments a WHERE a.set_id = s.id AND a.labeler_id = $3
-                 AND (a.state = 'submitted' OR (a.state = 'leased' AND a.expires_at > $1))) AS n
-               FROM comparison_sets s WHERE s.id = $2"
-        ),
-        args![now, set_id.as_str(), labeler.as_str()],
-    )
-    .await
-}
-
-/// What makes a set one for the labeler `$3` at the time `$1`, and the order of the queue.
-macro_rules! free_for {
-    ($which:literal) => {
-        concat!(
-            "SELECT s.id FROM comparison_sets s WHERE s.status = 'open' AND s.",
-            $which,
-            " = $2 AND s.target_overlap > ",
-            taken!(),
-            " AND NOT EXISTS (SELECT 1 FROM assignments a WHERE a.set_id = s.id AND a.labeler_id = $3
-                 AND (a.state = 'submitted' OR (a.state = 'leased' AND a.expires_at > $1)))
-              AND NOT EXISTS (SELECT 1 FROM judgments j WHERE j.set_id = s.id AND j.labeler_id = $3)
-             ORDER BY s.selection_score DESC NULLS LAST, s.id LIMIT 1"
-        )
-    };
-}
-
-async fn free(conn: &mut Conn, request: &LeaseRequest, kind: SetKind) -> Result<Option<Row>> {
-    conn.one(free_for!("kind"), args![request.now, kind.as_str(), request.labeler_id.as_str()]).await
-}
-
-async fn pick(conn: &mut Conn, request: &LeaseRequest) -> Result<Option<Row>> {
-    if let Some(wanted) = &request.set_id {
-        return conn.one(free_for!("id"), args![request.now, wanted.as_str(), request.labeler_id.as_str()]).await;
-    }
-    let (kind, alone) = match request.pick {
-        Pick::Normal => return free(conn, request, SetKind::Normal).await,
-        Pick::Instead(kind) => (kind, false),
-        Pick::First(kind) => (kind, true),
-    };
-    let normal = free(conn, request, SetKind::Normal).await?;
-    if normal.is_none() && !alone {
-        return Ok(None);
-    }
-    Ok(free(conn, request, kind).await?.or(normal))
-}
-
-/// Whether there is no set for the labeler at the moment; says nothing about the next one.
-pub(super) async fn nothing_free(conn: &mut Conn, request: &LeaseRequest) -> Result<bool> {
-    Ok(quota_is_used(conn, request).await? || pick(conn, request).await?.is_none())
-}
-
-async fn quota_is_used(conn: &mut Conn, request: &LeaseRequest) -> Result<bool> {
-    let Some((since, limit)) = request.quota else { return Ok(false) };
-    let used = conn
-        .count(
-            "SELECT (SELECT COUNT(*) FROM judgments WHERE labeler_id = $1 AND revision = 1 AND outcome <> 'skip'
-                       AND created >= $2)
-                  + (SELECT COUNT(*) FROM assignments WHERE labeler_id = $1 AND state = 'leased'
-                       AND expires_at > $3) AS n",
-            args![request.labeler_id.as_str(), since, request.now],
-        )
-        .await?;
-    Ok(used >= limit)
-}
-
-/// The best open set with a free place that this labeler has neither judged nor holds now. A named
-/// set that the labeler holds already is given again as it is, with the lease extended.
-pub(super) async fn lease_next(conn: &mut Conn, request: LeaseRequest) -> Result<Option<Assignment>> {
-    conn.serialize(PLACES).await?;
-    let labeler = request.labeler_id.as_str();
-    let now = request.now;
-    if let Some(wanted) = &request.set_id {
-        get(conn, wanted).await?;
-        let held = conn
-            .one(
-                "SELECT * FROM assignments WHERE set_id = $1 AND labeler_id = $2 AND state = 'leased'
-                   AND expires_at > $3",
-                args![wanted.as_str(), labeler, now],
-            )
-            .await?;
-        if let Some(row) = held {
-            let mut held = assignment(&row)?;
-            held.expires_at = held.expires_at.max(request.expires_at);
-            extend(conn, &held.id, held.expires_at).await?;
-            return Ok(Some(held));
-        }
-    }
-    if quota_is_used(conn, &request).await? {
-        return Ok(None);
-    }
-    let Some(row) = pick(conn, &request).await? else { return Ok(None) };
-    let set_id = row.text("id")?;
-    conn.run(
-        "UPDATE assignments SET state = 'expired' WHERE set_id = $1 AND state = 'leased' AND expires_at <= $2",
-        args![&set_id, now],
-    )
-    .await?;
-    // A labeler who let the lease run out or gave it back, without judging, comes back to the same
-    // assignment: same token and same order, so that a tab left open can still submit.
-    let row = conn
-        .one(
-            "INSERT INTO assignments (id, set_id, labeler_id, state, lease_token, expires_at, order_seed)
-             VALUES ($1, $2, $3, 'leased', $4, $5, $6)
-             ON CONFLICT (set_id, labeler_id) DO UPDATE SET state = 'leased', expires_at = excluded.expires_at
-             RETURNING *",
-            args![
-                request.assignment_id.as_str(),
-                &set_id,
-                labeler,
-                &request.lease_token,
-                request.expires_at,
-                request.order_seed.cast_signed()
-            ],
-        )
-        .await?;
-    row.as_ref().map(assignment).transpose()
-}
-
-async fn extend(conn: &mut Conn, id: &AssignmentId, expires_at: Micros) -> Result<()> {
-    conn.run("UPDATE assignments SET state = 'leased', expires_at = $2 WHERE id = $1", args![id.as_str(), expires_at])
-        .await?;
-    Ok(())
-}
-
-/// An expired lease renews too, as long as its place was not given away.
-pub(super) async fn renew(
-    conn: &mut Conn,
-    id: &AssignmentId,
-    token: &str,
-    now: Micros,
-    expires_at: Micros,
-) -> Result<()> {
-    conn.serialize(PLACES).await?;
-    let held = get_assignment(conn, id).await?;
-    let lost = || StoreError::LeaseLost(id.to_string());
-    if held.lease_token != token || !matches!(held.state, AssignmentState::Leased | AssignmentState::Expired) {
-        return Err(lost());
-    }
-    let current = held.state == AssignmentState::Leased && held.expires_at > now;
-    if !current {
-        let overlap = get(conn, &held.set_id).await?.target_overlap;
-        if taken_by_others(conn, &held.set_id, &held.labeler_id, now).await? >= overlap {
-            return Err(lost());
-        }
-    }
-    extend(conn, id, expires_at).await
-}
-
-pub(super) async fn release(conn: &mut Conn, id: &AssignmentId, token: &str) -> Result<()> {
-    get_assignment(conn, id).await?;
-    let done = conn
-        .run(
-            "UPDATE assignments SET state = 'released'
-             WHERE id = $1 AND lease_token = $2 AND state IN ('leased', 'expired', 'released')",
-            args![id.as_str(), token],
-        )
-        .await?;
-    if done == 0 { Err(StoreError::LeaseLost(id.to_string())) } else { Ok(()) }
 }

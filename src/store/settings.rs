@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::rows::{Conn, args};
-use super::{Result, Setting, VersionUse};
+use super::rows::{Conn, Row, args};
+use super::{GuidelineVersion, Result, Setting, VersionUse};
 use crate::domain::*;
 
 pub(super) async fn list(conn: &mut Conn) -> Result<Vec<Setting>> {
@@ -93,4 +93,33 @@ pub(super) async fn version_use(conn: &mut Conn, since: Micros) -> Result<Vec<Ve
         *(if up { &mut used.thumbs_up } else { &mut used.thumbs_down }) += n;
     }
     Ok(by_version.into_values().collect())
+}
+
+pub(super) async fn put_guidelines(conn: &mut Conn, g: &GuidelineVersion) -> Result<()> {
+    conn.run(
+        "INSERT INTO guideline_versions (id, lang, text, created, created_by) VALUES ($1, $2, $3, $4, $5)",
+        args![&g.id, &g.lang, &g.text, g.created, g.created_by.as_str()],
+    )
+    .await?;
+    Ok(())
+}
+
+fn guideline_version(row: &Row) -> Result<GuidelineVersion> {
+    Ok(GuidelineVersion {
+        id: row.text("id")?,
+        lang: row.text("lang")?,
+        text: row.text("text")?,
+        created: row.int("created")?,
+        created_by: row.text("created_by")?.into(),
+    })
+}
+
+pub(super) async fn guidelines(conn: &mut Conn) -> Result<Vec<GuidelineVersion>> {
+    let sql = "SELECT * FROM guideline_versions ORDER BY id DESC";
+    conn.all(sql, vec![]).await?.iter().map(guideline_version).collect()
+}
+
+pub(super) async fn latest_guidelines(conn: &mut Conn, lang: &str) -> Result<Option<GuidelineVersion>> {
+    let sql = "SELECT * FROM guideline_versions WHERE lang = $1 ORDER BY id DESC LIMIT 1";
+    conn.one(sql, args![lang]).await?.as_ref().map(guideline_version).transpose()
 }

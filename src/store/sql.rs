@@ -47,16 +47,18 @@ async fn counts(conn: &mut Conn) -> Result<Counts> {
         (&mut counts.sets_done, "SELECT COUNT(*) AS n FROM comparison_sets WHERE status = 'done'"),
         (&mut counts.judgments, "SELECT COUNT(*) AS n FROM judgments WHERE supersedes_id IS NULL"),
         (&mut counts.demonstrations, "SELECT COUNT(*) AS n FROM demonstrations"),
-        (&mut counts.labelers, "SELECT COUNT(*) AS n FROM labelers WHERE id NOT IN ('admin', 'import')"),
+        (
+            &mut counts.labelers,
+            "SELECT COUNT(*) AS n FROM labelers WHERE id NOT IN ('admin', 'import') AND id NOT LIKE 'import-%'",
+        ),
         (&mut counts.jobs_queued, "SELECT COUNT(*) AS n FROM jobs WHERE state = 'queued'"),
         (&mut counts.jobs_running, "SELECT COUNT(*) AS n FROM jobs WHERE state = 'running'"),
         (&mut counts.feedback_events, "SELECT COUNT(*) AS n FROM feedback_events"),
     ] {
         *field = conn.count(sql, vec![]).await?;
     }
-    counts.leases = conn
-        .count("SELECT COUNT(*) AS n FROM assignments WHERE state = 'leased' AND expires_at > $1", rows::args![now])
-        .await?;
+    counts.leases = leases::count_live(conn, now).await?;
+    counts.sets_stuck = leases::count_stuck(conn, now).await?;
     Ok(counts)
 }
 
@@ -121,22 +123,12 @@ impl Store for SqlStore {
         write!(self, |tx| sets::put(tx, &set))
     }
 
-    async fn import_set(
-        &self,
-        prompt: Prompt,
-        completions: Vec<Completion>,
-        set: ComparisonSet,
-        judgment: Option<Judgment>,
-    ) -> Result<bool> {
-        write!(self, |tx| sets::import(tx, &prompt, completions, set, judgment.as_ref()))
-    }
-
     async fn get_set(&self, id: &SetId) -> Result<ComparisonSet> {
         read!(self, |c| sets::get(c, id))
     }
 
     async fn list_sets(&self, page: Page, status: Option<SetStatus>) -> Result<Vec<ComparisonSet>> {
-        read!(self, |c| sets::list(c, &page, status))
+        read!(self, |c| sets::list(c, &page, status, None))
     }
 
     async fn retire_set(&self, id: &SetId) -> Result<()> {
@@ -152,23 +144,24 @@ impl Store for SqlStore {
     }
 
     async fn lease_next(&self, request: LeaseRequest) -> Result<Option<Assignment>> {
+        access::end_future_leases(self, request.expires_at).await?;
         // Most who ask when nothing is left for them must not queue for the lock of those who rank.
-        if request.set_id.is_none() && read!(self, |c| sets::nothing_free(c, &request))? {
+        if request.set_id.is_none() && read!(self, |c| leases::nothing_free(c, &request))? {
             return Ok(None);
         }
-        write!(self, |tx| sets::lease_next(tx, request))
+        write!(self, |tx| leases::lease_next(tx, request))
     }
 
     async fn get_assignment(&self, id: &AssignmentId) -> Result<Assignment> {
-        read!(self, |c| sets::get_assignment(c, id))
+        read!(self, |c| leases::get_assignment(c, id))
     }
 
     async fn renew_lease(&self, id: &AssignmentId, lease_token: &str, now: Micros, expires_at: Micros) -> Result<()> {
-        write!(self, id = id.clone(), lease_token = lease_token.to_owned() => |tx| sets::renew(tx, &id, &lease_token, now, expires_at))
+        write!(self, id = id.clone(), lease_token = lease_token.to_owned() => |tx| leases::renew(tx, &id, &lease_token, now, expires_at))
     }
 
     async fn release_lease(&self, id: &AssignmentId, lease_token: &str) -> Result<()> {
-        write!(self, id = id.clone(), lease_token = lease_token.to_owned() => |tx| sets::release(tx, &id, &lease_token))
+        write!(self, id = id.clone(), lease_token = lease_token.to_owned() => |tx| leases::release(tx, &id, &lease_token))
     }
 
     async fn submit_judgment(&self, submit: SubmitJudgment) -> Result<Submitted> {
@@ -183,7 +176,7 @@ impl Store for SqlStore {
         read!(self, |c| judgments::list(c, &page, labeler))
     }
 
-    async fn judgment_counts(&self, labeler: &LabelerId, since: Micros) -> Result<(i64, i64)> {
+    async fn judgment_counts(&self, labeler: &LabelerId, since: Micros) -> Result<LabelerCounts> {
         read!(self, |c| judgments::counts(c, labeler, since))
     }
 
@@ -287,13 +280,13 @@ impl Store for SqlStore {
 
     async fn audit(
         &self,
-        actor: &str,
+        by: &Signature,
         action: &str,
         target: &str,
         detail: serde_json::Value,
         now: Micros,
     ) -> Result<()> {
-        write!(self, actor = actor.to_owned(), action = action.to_owned(), target = target.to_owned() => |tx| people::audit(tx, &actor, &action, &target, &detail, now))
+        write!(self, by = by.clone(), action = action.to_owned(), target = target.to_owned() => |tx| people::audit(tx, &by, &action, &target, &detail, now))
     }
 
     async fn put_model(&self, model: ModelVersion) -> Result<()> {

@@ -11,7 +11,7 @@ pub(super) async fn since(conn: &mut Conn, since: Micros) -> Result<Throughput> 
     let days = conn
         .all(
             "SELECT created / $2 AS day, COUNT(*) AS n, COUNT(CASE WHEN outcome = 'skip' THEN 1 END) AS skips
-             FROM judgments WHERE supersedes_id IS NULL AND created >= $1 AND labeler_id <> 'import'
+             FROM judgments WHERE supersedes_id IS NULL AND created >= $1 AND idempotency_key NOT LIKE 'import:%'
              GROUP BY created / $2 ORDER BY day",
             args![since, DAY],
         )

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::args::{DpoArgs, parse};
 use super::ranked::{RankedSequences, Rankings};
-use super::run::{Plan, Run, device, file_hash};
+use super::run::{Plan, Run, before, device, file_hash};
 use super::samples::Samples;
 use super::sft::backbone_and_output;
 use super::step::{Accumulator, Picked, Sequence, micro_batches};
@@ -28,8 +28,10 @@ struct Item<'s> {
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: DpoArgs = parse(args)?;
+    before(reporter, "loading");
     let common = args.common();
     let mut loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
+    before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let max_length = common.max_length.min(loaded.config.max_positions);
     let data = Rankings::read(&args.comparisons, &texts, max_length, args.heldout_fraction)?;
@@ -44,6 +46,10 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         common,
     };
     let mut run = Run::new(plan, reporter)?;
+    if data.ties > 0 {
+        run.warn(super::ranked::ties_left_out(data.ties));
+    }
+    data.fit.report(&mut run);
     run.progress("reference");
     // The policy before any update (and before a resume) is the reference; its numbers are all that is kept.
     let start = policy.reference(&loaded.weights)?;
@@ -89,7 +95,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     }
 
     run.progress("saving");
-    let sets = json!({"train": data.train.len(), "heldout": data.heldout.len(), "ties": data.ties});
+    let sets =
+        json!({"train": data.train.len(), "heldout": data.heldout.len(), "ties": data.ties, "fit": data.fit.json()});
     let metrics = json!({"heldout_accuracy": heldout.mean("accuracy"), "sets": sets});
     super::output::save(&run.common, "policy", "dpo", &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })

@@ -10,8 +10,9 @@ use sha2::{Digest, Sha256};
 
 use super::args::{FinetuneArgs, parse};
 use super::bidirectional::TrainableEncoder;
+use super::fit::{Fit, count};
 use super::optim::Params;
-use super::run::{Plan, Run, device, file_hash};
+use super::run::{Plan, Run, before, device, file_hash};
 use super::step::{Accumulator, micro_batches};
 use super::trainable::{Trainable, normal_init};
 use super::{Reporter, TrainOutcome};
@@ -19,7 +20,7 @@ use crate::data::labelled::{self, Labelled};
 use crate::data::split_of;
 use crate::domain::Split;
 use crate::model::heads::{
-    Body, CLASSIFIER, CLASSIFIER_BIAS, SCORE, about, body_weights, class_logits, classifier_ids,
+    Body, CLASSIFIER, CLASSIFIER_BIAS, SCORE, about, body_weights, class_logits, classifier_ids_cut,
 };
 use crate::model::{self, Arch, Decoder, Encoder, Loaded, PackedBatch, Weights};
 use crate::objective::{Stats, causal_lm, classification};
@@ -29,9 +30,11 @@ const HEAD_STD: f64 = 0.02;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: FinetuneArgs = parse(args)?;
+    before(reporter, "loading");
     let common = args.common();
     let loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
     let max_length = common.max_length.min(loaded.config.max_positions);
+    before(reporter, "preparing");
     let data = Data::read(&args, &loaded, max_length)?;
     let body = Learner::new(&args, &loaded, data.labels.len())?;
     let plan = Plan {
@@ -43,6 +46,11 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         common,
     };
     let mut run = Run::new(plan, reporter)?;
+    if data.fit.answers_cut > 0 {
+        let (cut, texts) = (data.fit.answers_cut, count(data.fit.answers, "text", "texts"));
+        run.warn(format!("max_length: {cut} of {texts} lost the end to fit into {max_length} tokens"));
+        run.metrics([("texts_cut", cut as f64)]);
+    }
     if data.heldout.is_empty() {
         run.warn("no text is held out: there is no held-out accuracy".to_owned());
     }
@@ -79,7 +87,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     run.progress("saving");
     let metrics = json!({
         "heldout_accuracy": heldout.map(|h| h.0), "heldout_loss": heldout.map(|h| h.1), "labels": data.labels,
-        "texts": {"train": data.train.len(), "heldout": data.heldout.len()},
+        "texts": {"train": data.train.len(), "heldout": data.heldout.len(), "cut": data.fit.answers_cut},
     });
     let mut more = about(&data.labels, max_length);
     more["metrics"] = metrics.clone();
@@ -97,6 +105,8 @@ struct Data {
     labels: Vec<String>,
     train: Vec<Example>,
     heldout: Vec<Example>,
+    /// How many texts lost their end.
+    fit: Fit,
 }
 
 impl Data {
@@ -110,9 +120,12 @@ impl Data {
         if labels.len() > 1000 {
             bail!("labelled: {} different labels; is `{}` the right field?", labels.len(), args.label_field);
         }
-        let mut data = Self { labels, train: Vec::new(), heldout: Vec::new() };
+        let fit = Fit::new(max_length);
+        let mut data = Self { labels, train: Vec::new(), heldout: Vec::new(), fit };
         for Labelled { text, label } in &rows {
-            let ids = classifier_ids(tokenizer, &loaded.config, text, max_length)?;
+            let (ids, cut) = classifier_ids_cut(tokenizer, &loaded.config, text, max_length)?;
+            data.fit.answers += 1;
+            data.fit.answers_cut += usize::from(cut);
             let class = data.labels.partition_point(|known| known < label) as u32;
             // By text: the same text is never on both sides.
             match split_of(&hex::encode(Sha256::digest(text)), args.heldout_fraction) {

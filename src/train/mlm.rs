@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::args::{MlmArgs, parse};
 use super::bidirectional::TrainableEncoder;
 use super::pretrain::{Cursor, batch_blocks, from_scratch, tokenizer};
-use super::run::{Plan, Run, device};
+use super::run::{Plan, Run, before, device};
 use super::step::{Accumulator, micro_batches};
 use super::{Reporter, TrainOutcome, rng};
 use crate::data::corpus::{Stream, TextFiles};
@@ -24,6 +24,7 @@ use crate::tokenizer::train::{Kind, Plan as TokenizerPlan};
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: MlmArgs = parse(args)?;
+    before(reporter, "loading");
     let common = args.common();
     let files = TextFiles {
         paths: args.texts.iter().map(PathBuf::from).collect(),
@@ -49,6 +50,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     ensure!(loaded.config.arch == Arch::Bert, "model: a masked language model needs an encoder (BERT)");
     let tokenizer = loaded.tokenizer.as_ref().context("model: it has no tokenizer.json")?;
     let masking = Masking::new(tokenizer, loaded.config.vocab_size, args.mask_rate, common.seed)?;
+    before(reporter, "preparing");
     let corpus = files.read(tokenizer, None, None)?;
     let length = common.max_length.min(loaded.config.max_positions) - 2;
     let blocks = corpus.train.n_blocks(length);

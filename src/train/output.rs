@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::args::Common;
-use crate::model::{Loaded, Weights, save_dir};
+use crate::model::{Arch, Loaded, Weights, save_dir};
+use crate::prompt::Texts;
 
 /// Writes `weights` with the configuration and tokenizer of `source` to the output directory, and an
 /// instructd.json of `kind`, `recipe`, `parent` and the entries of `more`.
@@ -15,9 +16,16 @@ pub fn save(common: &Common, kind: &str, recipe: &str, source: &Loaded, weights:
     if let (Some(about), Value::Object(more)) = (about.as_object_mut(), more) {
         about.extend(more);
     }
+    // What training ended its sequences with ends them for whoever loads the files.
+    let mut config = source.config.clone();
+    if config.arch != Arch::Bert
+        && let Ok(texts) = Texts::new(source)
+    {
+        config.eos_ids = texts.eos_ids().to_vec();
+    }
     save_dir(
         Path::new(&common.output_dir),
-        &source.config,
+        &config,
         &source.hf_config,
         weights,
         source.tokenizer.as_ref(),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::args::{PretrainArgs, parse};
-use super::run::{Plan, Run, device};
+use super::run::{Plan, Run, before, device};
 use super::samples::Samples;
 use super::sft::{backbone_and_output, groups};
 use super::step::{Accumulator, Picked, Sequence};
@@ -32,6 +32,7 @@ const SAMPLE_WORDS: usize = 6;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: PretrainArgs = parse(args)?;
+    before(reporter, "loading");
     let common = args.common();
     let files = TextFiles {
         paths: args.texts.iter().map(PathBuf::from).collect(),

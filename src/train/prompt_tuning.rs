@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::args::{PromptTuningArgs, parse};
 use super::checkpoint::weights_hash;
 use super::optim::Params;
-use super::run::{Plan, Run, device, file_hash};
+use super::run::{Plan, Run, before, device, file_hash};
 use super::sft::{Demonstrations, backbone_and_output, groups};
 use super::step::{Accumulator, Picked, Sequence, micro_batches};
 use super::{Reporter, TrainOutcome, rng};
@@ -34,8 +34,10 @@ struct State {
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: PromptTuningArgs = parse(args)?;
+    before(reporter, "loading");
     let common = args.common();
     let loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
+    before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let positions = loaded.config.max_positions.saturating_sub(args.n_tokens);
     ensure!(positions >= 2, "n_tokens: the model has {} positions", loaded.config.max_positions);
@@ -43,7 +45,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let data = Demonstrations::read(&args.demonstrations, &texts, max_length, args.heldout_fraction)?;
     let choices = Choices::read(&args.demonstrations, &texts, max_length, args.heldout_fraction)?;
     if data.train.is_empty() {
-        bail!("demonstrations: all {} are held out, none is left to train on", data.heldout.len());
+        let (heldout, reasons) = (data.heldout.len(), data.fit.reasons());
+        bail!("demonstrations: none is left to train on ({heldout} are held out{reasons})");
     }
     let unlabelled = unlabelled(&args, &loaded, max_length)?;
     let base = backbone_and_output(&loaded);
@@ -67,6 +70,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     };
     let base_hash = weights_hash(&base)?;
     let mut run = Run::new(plan, reporter)?;
+    data.fit.report(&mut run);
     if let Some(state) = run.resume::<State>(&params)? {
         ensure!(state.base_sha256 == base_hash, "the checkpoint's vectors belong to another base model");
     }
@@ -151,12 +155,13 @@ impl Choices {
             if split_of(&content_hash(&written.prompt.messages()), heldout_fraction) == Split::Train {
                 continue;
             }
-            let with = |answer: &&str| {
-                let (ids, start) = texts.conversation(&written.prompt, answer, max_length)?;
-                Ok(Sequence { ids, start })
-            };
             let right = answers.partition_point(|answer| *answer < written.completion.as_str());
-            cases.push((answers.iter().map(with).collect::<Result<_>>()?, right));
+            let encoded = texts.answers(&written.prompt, &answers, max_length)?;
+            if encoded.cut[right] {
+                // Left out of the held-out demonstrations too, and counted there.
+                continue;
+            }
+            cases.push((encoded.sequences.into_iter().map(|(ids, start)| Sequence { ids, start }).collect(), right));
         }
         Ok(Self { cases })
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use super::fit::Fit;
 use super::step::Sequence;
 use crate::data::{Comparison, PromptInput, read_comparisons};
 use crate::domain::{Split, Strength};
@@ -27,9 +28,23 @@ impl RankedSequences {
         self.sequences.iter().map(|s| s.ids.len()).sum()
     }
 
-    /// The pairs of the set, its first completion being number `first` of the batch.
+    fn is_equal(&self, a: usize, b: usize) -> bool {
+        self.sequences[a].ids == self.sequences[b].ids
+    }
+
+    /// Pairs of a preferred and another completion whose tokens are the same.
+    pub fn equal_pairs(&self) -> usize {
+        pairs_of_set(&self.tiers, 0, 0.0).len() - self.pairs(0, 0.0).len()
+    }
+
+    /// The pairs of the set, its first completion being number `first` of the batch. Completions with the same
+    /// tokens, cut or not, are no pair.
     pub fn pairs(&self, first: usize, margin: f64) -> Vec<Pair> {
-        pairs_of_set(&self.tiers, first, margin * self.strength)
+        let mut pairs = pairs_of_set(&self.tiers, first, margin * self.strength);
+        pairs.retain(|p| !self.is_equal(p.winner as usize - first, p.loser as usize - first));
+        let weight = 1.0 / pairs.len() as f64;
+        pairs.iter_mut().for_each(|pair| pair.weight = weight);
+        pairs
     }
 }
 
@@ -38,6 +53,8 @@ pub struct Rankings {
     pub heldout: Vec<RankedSequences>,
     /// Sets in which all completions tie: they teach nothing and are left out.
     pub ties: usize,
+    /// What did not fit.
+    pub fit: Fit,
     /// How often two people who ranked the same completions agree on a pair (a tie on one side counts half):
     /// the ceiling for any model of them. `None` where nothing was ranked twice.
     pub agreement: Option<f64>,
@@ -81,13 +98,16 @@ impl Rankings {
     /// # Errors
     /// Unreadable lines, or nothing left to train on.
     pub fn read(path: &str, texts: &Texts, max_length: usize, heldout_fraction: f64) -> Result<Self> {
-        let mut found = Self { train: Vec::new(), heldout: Vec::new(), ties: 0, agreement: None };
+        let fit = Fit::new(max_length);
+        let mut found = Self { train: Vec::new(), heldout: Vec::new(), ties: 0, fit, agreement: None };
         let mut judgments = Judgments::new();
         for comparison in read_comparisons(Path::new(path)).context("comparisons")? {
-            let set = encode(&comparison, texts, max_length)?;
+            let set = encode(&comparison, texts, max_length, &mut found.fit)?;
             note(&mut judgments, &comparison);
             if set.tiers.iter().all(|tier| *tier == set.tiers[0]) {
                 found.ties += 1;
+            } else if set.pairs(0, 0.0).is_empty() {
+                found.fit.equal_sets += 1;
             } else if comparison.side(heldout_fraction) == Split::Train {
                 found.train.push(set);
             } else {
@@ -96,22 +116,31 @@ impl Rankings {
         }
         if found.train.is_empty() {
             let (ties, heldout) = (found.ties, found.heldout.len());
-            bail!("comparisons: no set to train on ({ties} are all ties, {heldout} are held out)");
+            let reasons = found.fit.reasons();
+            bail!("comparisons: no set to train on ({ties} are all ties, {heldout} are held out{reasons})");
         }
         found.agreement = agreement(&judgments);
         Ok(found)
     }
 }
 
-/// A comparison as sequences.
-pub fn encode(comparison: &Comparison, texts: &Texts, max_length: usize) -> Result<RankedSequences> {
-    let sequences = comparison.completions.iter().map(|completion| {
-        let (ids, start) = texts.conversation(&comparison.prompt, &completion.text, max_length)?;
-        Ok(Sequence { ids, start })
-    });
-    Ok(RankedSequences {
+/// The warning about sets that hold no preference.
+pub fn ties_left_out(ties: usize) -> String {
+    match ties {
+        1 => "1 set is left out: all its answers tie".to_owned(),
+        n => format!("{n} sets are left out: all answers in each of them tie"),
+    }
+}
+
+/// A comparison as sequences that all begin with the same prompt tokens; counts what did not fit.
+pub fn encode(comparison: &Comparison, texts: &Texts, max_length: usize, fit: &mut Fit) -> Result<RankedSequences> {
+    let completions: Vec<&str> = comparison.completions.iter().map(|c| c.text.as_str()).collect();
+    let answers = texts.answers(&comparison.prompt, &completions, max_length)?;
+    fit.note_prompt(answers.prompt_cut);
+    fit.note_answers(&answers.cut);
+    let set = RankedSequences {
         prompt: comparison.prompt.clone(),
-        sequences: sequences.collect::<Result<_>>()?,
+        sequences: answers.sequences.into_iter().map(|(ids, start)| Sequence { ids, start }).collect(),
         tiers: comparison.completions.iter().map(|c| c.tier).collect(),
         strength: match comparison.strength {
             Some(Strength::Significantly) => 1.0,
@@ -119,5 +148,7 @@ pub fn encode(comparison: &Comparison, texts: &Texts, max_length: usize) -> Resu
             Some(Strength::Slightly) => 1.0 / 3.0,
             Some(Strength::Barely) | None => 0.0,
         },
-    })
+    };
+    fit.equal_pairs += set.equal_pairs();
+    Ok(set)
 }

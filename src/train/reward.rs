@@ -9,9 +9,10 @@ use candle_core::{Tensor, Var};
 use serde_json::{Value, json};
 
 use super::args::{NormalizeOn, RewardArgs, parse};
+use super::fit::Fit;
 use super::ranked::Rankings;
 use super::reward_heads::{Item, Scorer, by_scale, head_shares, scales};
-use super::run::{Plan, Run, device, file_hash};
+use super::run::{Plan, Run, before, device, file_hash};
 use super::sft::Demonstrations;
 use super::step::{Accumulator, Sequence};
 use super::trainable::{Trainable, normal_init};
@@ -24,12 +25,14 @@ use crate::prompt::Texts;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: RewardArgs = parse(args)?;
+    before(reporter, "loading");
     let common = args.common();
     let mut loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
+    before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let max_length = common.max_length.min(loaded.config.max_positions);
     let data = Rankings::read(&args.comparisons, &texts, max_length, args.heldout_fraction)?;
-    let (reference, reference_hash) = reference(&args, &texts, max_length)?;
+    let (reference, reference_hash, reference_fit) = reference(&args, &texts, max_length)?;
 
     let backbone = Trainable::<Trunk>::for_run(&headless(&loaded.config), below(&loaded.weights), &common)?;
     let head = Var::from_tensor(&head(&loaded, args.heads, common.seed)?)?;
@@ -48,7 +51,11 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     };
     let mut run = Run::new(plan, reporter)?;
     if data.ties > 0 {
-        run.warn(format!("{} sets in which all completions tie are left out", data.ties));
+        run.warn(super::ranked::ties_left_out(data.ties));
+    }
+    data.fit.report(&mut run);
+    for message in reference_fit.messages() {
+        run.warn(format!("reference_demonstrations: {message}"));
     }
     if data.heldout.is_empty() {
         run.warn("no prompt is held out: there is no held-out accuracy".to_owned());
@@ -97,7 +104,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         false => vec![Scale { gain: 1.0, bias: 0.0 }; args.heads],
     };
     run.progress("saving");
-    let sets = json!({"train": data.train.len(), "heldout": data.heldout.len(), "ties": data.ties});
+    let sets =
+        json!({"train": data.train.len(), "heldout": data.heldout.len(), "ties": data.ties, "fit": data.fit.json()});
     let metrics = json!({
         "heldout": heldout.as_ref().map(|h| h.pairs),
         "heldout_accuracy": heldout.as_ref().map(|h| h.pairs.accuracy),
@@ -109,7 +117,9 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let mut weights = backbone.merged()?;
     weights.insert(SCORE.to_owned(), head.as_detached_tensor());
     let (gain, bias) = (by_scale(&scales, |s| s.gain), by_scale(&scales, |s| s.bias));
-    let about = json!({"reward": {"gain": gain, "bias": bias, "max_length": max_length}, "metrics": metrics});
+    let data = json!({"comparisons": file_hash(&args.comparisons)?});
+    let about =
+        json!({"data": data, "reward": {"gain": gain, "bias": bias, "max_length": max_length}, "metrics": metrics});
     super::output::save(&run.common, "reward", "reward", &loaded, &weights, about)?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
@@ -118,21 +128,22 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
 const REFERENCE_SETS: usize = 64;
 const REFERENCE_DEMONSTRATIONS: usize = 256;
 
-type Reference = (Option<Vec<Sequence>>, Option<(String, String)>);
+type Reference = (Option<Vec<Sequence>>, Option<(String, String)>, Fit);
 
 /// The demonstrations that shall score mean 0 and variance 1, and their file's hash.
 fn reference(args: &RewardArgs, texts: &Texts, max_length: usize) -> Result<Reference> {
     let Some(path) =
         args.reference_demonstrations.as_ref().filter(|_| args.normalize_on == NormalizeOn::Demonstrations)
     else {
-        return Ok((None, None));
+        return Ok((None, None, Fit::default()));
     };
-    let mut found = Demonstrations::read(path, texts, max_length, 0.0).context("reference_demonstrations")?.train;
+    let Demonstrations { train: mut found, fit, .. } =
+        Demonstrations::read(path, texts, max_length, 0.0).context("reference_demonstrations")?;
     if found.len() < 2 {
         bail!("reference_demonstrations: a mean and a variance need at least two, there are {}", found.len());
     }
     found.truncate(REFERENCE_DEMONSTRATIONS);
-    Ok((Some(found), Some(("reference_demonstrations".to_owned(), file_hash(path)?))))
+    Ok((Some(found), Some(("reference_demonstrations".to_owned(), file_hash(path)?)), fit))
 }
 
 /// The heads of a reward model that is trained on, or fresh ones: Normal(0, 1/√(d+1)) (LMHP, Stiennon).
@@ -185,6 +196,8 @@ fn evaluate(scorer: &Scorer<'_>, trunk: &Trunk, data: &Rankings) -> Result<Optio
 fn report(run: &mut Run<'_>, heldout: &Heldout) {
     let m = heldout.pairs;
     run.metrics([("heldout_accuracy", m.accuracy), ("heldout_loss", m.loss), ("ece", m.ece)]);
+    // What the accuracy was counted over.
+    run.metrics([("heldout_pairs", m.pairs as f64)]);
     run.metrics([("heldout_margin", m.margin), ("heads_spread", heldout.spread)]);
     let lengths = heldout.lengths;
     let named = [

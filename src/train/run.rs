@@ -241,6 +241,20 @@ impl<'a> Run<'a> {
         order[start..n.min(start + batch_size)].to_vec()
     }
 
+    /// A part of a step has begun, or is so far. Says nothing of the speed.
+    pub fn phase(&mut self, phase: &str, done: Option<(u64, u64)>) {
+        self.reporter.progress(&Progress {
+            phase: phase.to_owned(),
+            step: self.step,
+            total_steps: Some(self.total),
+            eta_seconds: self.meter.eta(self.step, self.total),
+            memory_bytes: resident_bytes(),
+            phase_done: done.map(|(done, _)| done),
+            phase_total: done.map(|(_, total)| total),
+            tokens_per_second: None,
+        });
+    }
+
     pub fn progress(&mut self, phase: &str) {
         let (tokens_per_second, memory_bytes) = (self.meter.take_rate(), resident_bytes());
         self.reporter.progress(&Progress {
@@ -250,6 +264,7 @@ impl<'a> Run<'a> {
             eta_seconds: self.meter.eta(self.step, self.total),
             tokens_per_second,
             memory_bytes,
+            ..Progress::default()
         });
         if let Some(rate) = tokens_per_second {
             let memory = memory_bytes.map(|bytes| ("memory_bytes", bytes as f64));
@@ -321,6 +336,11 @@ impl<'a> Run<'a> {
     pub fn warn(&mut self, message: String) {
         self.reporter.event("warning", json!({"message": message}));
     }
+}
+
+/// Says what a recipe does before its run begins: `loading` the model, `preparing` the data.
+pub fn before(reporter: &mut dyn Reporter, phase: &str) {
+    reporter.progress(&Progress { phase: phase.to_owned(), memory_bytes: resident_bytes(), ..Progress::default() });
 }
 
 /// Path of the first entry in which two JSON objects differ.

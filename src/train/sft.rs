@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::args::{SftArgs, parse};
-use super::run::{Plan, Run, device, file_hash};
+use super::fit::Fit;
+use super::run::{Plan, Run, before, device, file_hash};
 use super::samples::Samples;
 use super::step::{Accumulator, Picked, Sequence, micro_batches};
 use super::trainable::Trainable;
@@ -21,8 +22,10 @@ use crate::prompt::Texts;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: SftArgs = parse(args)?;
+    before(reporter, "loading");
     let common = args.common();
     let mut loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
+    before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let max_length = common.max_length.min(loaded.config.max_positions);
     let (written, file) = match &args.mixture {
@@ -34,7 +37,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let data_hash = if args.mixture.is_some() { sha256 } else { file_hash(file)? };
     let data = Demonstrations::new(written, &texts, max_length, args.heldout_fraction)?;
     if data.train.is_empty() {
-        bail!("demonstrations: all {} are held out, none is left to train on", data.heldout.len());
+        let (heldout, reasons) = (data.heldout.len(), data.fit.reasons());
+        bail!("demonstrations: none is left to train on ({heldout} are held out{reasons})");
     }
 
     let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?;
@@ -48,6 +52,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         common,
     };
     let mut run = Run::new(plan, reporter)?;
+    data.fit.report(&mut run);
     run.resume::<()>(&policy.params)?;
     let samples = Samples::new(&texts, data.prompts, run.common.seed);
 
@@ -84,7 +89,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     }
 
     run.progress("saving");
-    let metrics = json!({"heldout_loss": heldout, "train_demonstrations": data.train.len()});
+    let metrics = json!({"heldout_loss": heldout, "train_demonstrations": data.train.len(), "fit": data.fit.json()});
     super::output::save(&run.common, "policy", "sft", &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
@@ -95,6 +100,9 @@ pub(super) struct Demonstrations {
     pub heldout: Vec<Sequence>,
     /// Prompts for samples, held-out ones first.
     pub prompts: Vec<PromptInput>,
+    /// What did not fit. Answers that are longer than the length with their end token are left out: without it they
+    /// would teach to stop in mid-sentence.
+    pub fit: Fit,
 }
 
 impl Demonstrations {
@@ -104,10 +112,18 @@ impl Demonstrations {
     }
 
     fn new(written: Vec<Written>, texts: &Texts, max_length: usize, heldout_fraction: f64) -> Result<Self> {
-        let mut found = Self { train: Vec::new(), heldout: Vec::new(), prompts: Vec::new() };
+        let fit = Fit::new(max_length);
+        let mut found = Self { train: Vec::new(), heldout: Vec::new(), prompts: Vec::new(), fit };
         let mut train_prompts = Vec::new();
         for written in written {
-            let (ids, start) = texts.conversation(&written.prompt, &written.completion, max_length)?;
+            let mut answers = texts.answers(&written.prompt, &[&written.completion], max_length)?;
+            found.fit.answers += 1;
+            if answers.cut[0] {
+                found.fit.answers_left_out += 1;
+                continue;
+            }
+            found.fit.note_prompt(answers.prompt_cut);
+            let Some((ids, start)) = answers.sequences.pop() else { continue };
             let sequence = Sequence { ids, start };
             // By prompt: two answers to one prompt are on the same side.
             match split_of(&content_hash(&written.prompt.messages()), heldout_fraction) {

@@ -133,9 +133,10 @@ impl<M: Build> Trainable<M> {
         let (trained, mut frozen) = match &lora {
             None => (weights, Weights::new()),
             Some(lora) => {
+                lora::check_targets(config, lora, &weights)?;
                 let adapters = lora::init(config, lora, &weights, seed)?;
                 if adapters.is_empty() {
-                    candle_core::bail!("lora.targets {:?} match no linear layer of this model", lora.targets);
+                    candle_core::bail!("lora: this model has no linear layer in its blocks");
                 }
                 (adapters, weights)
             }

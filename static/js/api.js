@@ -8,6 +8,7 @@ export class ApiError extends Error {
     this.type = e.type ?? null;
     this.param = e.param ?? null;
     this.code = e.code ?? null;
+    this.body = body; // some routes answer a report beside the error
     this.retryAfter = null; // seconds, where the server says when to come back
   }
   /** Worth trying again with the same idempotency key. */

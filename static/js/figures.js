@@ -35,9 +35,13 @@ export function whisker(f, { min = 0, max = 1, band, middle, label = '' } = {}) 
   return svg('svg', { class: 'whisker', viewBox: `0 0 ${W} ${H}`, role: 'img', 'aria-label': label || figureText(f) }, ...parts);
 }
 
-/** Name, picture and numbers of one figure. */
-export function figureRow(name, f, { help, share = true, ...scale } = {}) {
-  const text = figureText(f, { share });
+/** Fewer than this many independent things are no figure yet. */
+const FEW = 3;
+
+/** Name, picture and numbers of one figure; `counted` is the word for what it rests on (`{n}`). */
+export function figureRow(name, f, { help, share = true, counted = 'quality.n', ...scale } = {}) {
+  const few = f && f.n < FEW;
+  const text = few ? t('quality.few', { n: f.n }) : figureText(f, { share });
   return h(
     'div',
     { class: 'figure-row' },
@@ -46,17 +50,17 @@ export function figureRow(name, f, { help, share = true, ...scale } = {}) {
     h(
       'div',
       { class: 'figure-text' },
-      h('strong', { text: f ? (share ? percent(f.value) : f.value.toFixed(2)) : '–' }),
+      h('strong', { text: f && !few ? (share ? percent(f.value) : f.value.toFixed(2)) : '–' }),
       h('span', {
         class: 'help',
         text:
-          f && f.low !== null
+          f && f.low !== null && f.high !== null
             ? share
               ? `${percent(f.low)} – ${percent(f.high)}`
               : `${f.low.toFixed(2)} – ${f.high.toFixed(2)}`
             : '',
       }),
-      h('span', { class: 'help', text: f ? t('quality.n', { n: f.n }) : t('quality.too_few') }),
+      h('span', { class: 'help', text: few ? text : f ? t(counted, { n: f.n }) : t('quality.too_few') }),
     ),
   );
 }

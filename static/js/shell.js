@@ -1,8 +1,13 @@
 // What every page shares: header, language and theme, session, sign-in panel.
-import { ApiError, del, get, post } from './api.js';
+import { del } from './api.js';
 import { LANGUAGES, lang, setLanguage, t } from './i18n.js';
-import { fill, h, icon, toast } from './dom.js';
+import { dialog, fill, h, icon, toast } from './dom.js';
+import { keyOf } from './keys.js';
 import { errorText } from './plain.js';
+import { currentSession, identify, secretIn, signIn } from './signin.js';
+import { unsentOf, unsentOfOthers } from './unsent.js';
+
+export { currentSession, signIn };
 
 /** The pages of the navigation, in order: [key of its words, address]. */
 const PAGES = [
@@ -54,17 +59,6 @@ function languageButton() {
   });
 }
 
-/** The signed-in person, or null. */
-export async function currentSession() {
-  try {
-    const answer = await get('/session');
-    return answer?.labeler ?? null;
-  } catch (e) {
-    if (e instanceof ApiError && (e.status === 401 || e.status === 403 || e.status === 404)) return null;
-    throw e;
-  }
-}
-
 /**
  * Header + main. `page` marks the current link; `tools` go before the language switch (into the menu on
  * a phone), `status` nodes stay in sight.
@@ -94,7 +88,7 @@ export function shell(page, { tools = [], status = [] } = {}) {
   };
   menu.addEventListener('click', () => openMenu(!toolbox.classList.contains('open')));
   document.addEventListener('click', (e) => !menu.contains(e.target) && openMenu(false));
-  document.addEventListener('keydown', (e) => e.key === 'Escape' && openMenu(false));
+  document.addEventListener('keydown', (e) => keyOf(e) === 'Escape' && openMenu(false));
   const header = h(
     'header',
     { class: 'top' },
@@ -115,14 +109,19 @@ export function shell(page, { tools = [], status = [] } = {}) {
     menu,
   );
   fill(document.body, header, main);
+  // a link opened where this page is open already only changes the part behind the #
+  window.addEventListener('hashchange', () => secretIn(location.hash) && location.reload());
   let told = false;
   const setUser = (labeler) => {
+    if (labeler) tellOthers(labeler);
     if (labeler && !told) {
       // a session that ends under the work: say so, keep everything on the screen
       window.addEventListener('instructd:signed-out', () => {
         if (told) return;
         told = true;
-        toast(t('sign.ended'), { kind: 'bad', seconds: 0, action: { label: t('sign.in'), run: () => location.reload() } });
+        const n = unsentOf(labeler.id);
+        const text = n ? t('sign.ended_unsent', { n, name: labeler.name }) : t('sign.ended');
+        toast(text, { kind: 'bad', seconds: 0, action: { label: t('sign.in'), run: () => location.reload() } });
       });
     }
     fill(
@@ -134,13 +133,7 @@ export function shell(page, { tools = [], status = [] } = {}) {
               class: 'quiet',
               type: 'button',
               text: t('sign.out'),
-              on: {
-                click: async () => {
-                  await del('/session').catch(() => {});
-                  sessionStorage.clear();
-                  location.reload();
-                },
-              },
+              on: { click: () => signOut(labeler) },
             }),
           ]
         : null,
@@ -149,100 +142,47 @@ export function shell(page, { tools = [], status = [] } = {}) {
   return { main, header, setUser };
 }
 
-/**
- * Shows the sign-in panel in `into` and resolves with the labeler. A key, or an invite (also from `?invite=`)
- * plus a name.
- */
-export function signIn(into, { note } = {}) {
-  const url = new URL(location.href);
-  const invited = url.searchParams.get('invite');
-  let mode = invited ? 'invite' : 'key';
-  return new Promise((resolve) => {
-    const message = h('p', { class: 'form-error', role: 'alert' });
-    const key = h('input', { id: 'sign-key', type: 'password', autocomplete: 'current-password', spellcheck: 'false' });
-    const invite = h('input', { id: 'sign-invite', autocomplete: 'off', spellcheck: 'false', value: invited ?? '' });
-    const name = h('input', { id: 'sign-name', autocomplete: 'nickname', maxlength: '80', dir: 'auto' });
-    const fields = h('div', { class: 'stack' });
-    const tabs = h('div', { class: 'segmented', role: 'group', 'aria-label': t('sign.how') });
-    const go = h('button', { class: 'primary', type: 'submit', text: t('sign.in') });
-    const field = (label, input, help) =>
-      h(
-        'div',
-        { class: 'field' },
-        h('label', { for: input.id, text: label }),
-        input,
-        help ? h('p', { class: 'help', text: help }) : null,
-      );
-    const show = () => {
-      fill(
-        tabs,
-        ['key', 'invite'].map((m) =>
-          h('button', {
-            type: 'button',
-            'aria-pressed': String(m === mode),
-            text: t(`sign.with_${m}`),
-            on: { click: () => ((mode = m), show()) },
-          }),
-        ),
-      );
-      fill(
-        fields,
-        mode === 'key'
-          ? field(t('sign.key'), key, t('sign.key_help'))
-          : [field(t('sign.invite'), invite, t('sign.invite_help')), field(t('sign.name'), name, t('sign.name_help'))],
-      );
-      (mode === 'key' ? key : invited ? name : invite).focus();
-    };
-    const form = h(
-      'form',
-      {
-        class: 'panel sign-in',
-        novalidate: true,
-        on: {
-          submit: async (e) => {
-            e.preventDefault();
-            const body =
-              mode === 'key' ? { key: key.value.trim() } : { invite: inviteToken(invite.value), name: name.value.trim() };
-            const missing = Object.values(body).some((v) => v === '');
-            if (missing) return void (message.textContent = t('sign.missing'));
-            go.disabled = true;
-            message.textContent = '';
-            try {
-              const answer = await post('/session', body);
-              if (invited) {
-                url.searchParams.delete('invite'); // a used token has no business in the address bar
-                history.replaceState(null, '', url);
-              }
-              resolve(answer?.labeler ?? (await currentSession()));
-            } catch (err) {
-              message.textContent = err.status === 401 || err.status === 403 ? t('sign.refused') : err.message;
-              go.disabled = false;
-              (mode === 'key' ? key : name).focus();
-            }
-          },
-        },
-      },
-      h('h1', { text: t('sign.title') }),
-      h('p', { class: 'muted', text: note ?? t('sign.why') }),
-      tabs,
-      fields,
-      message,
-      h('div', { class: 'actions' }, go),
-    );
-    fill(into, h('div', { class: 'sign-wrap' }, form));
-    show();
-  });
+let toldOthers = false;
+/** Judgments of somebody else wait in this browser: they are not sent as this person's, and not lost. */
+function tellOthers(labeler) {
+  const { n, names } = unsentOfOthers(labeler.id);
+  if (n === 0 || toldOthers) return;
+  toldOthers = true;
+  const text = names.length ? t('sign.others_unsent_of', { n, name: names.join(', ') }) : t('sign.others_unsent', { n });
+  toast(text, { seconds: 0, action: { label: t('close'), run: () => {} } });
 }
 
-/** An invite may be pasted as the whole link. */
-function inviteToken(text) {
-  const m = /[?&]invite=([^&#\s]+)/.exec(text);
-  return m ? decodeURIComponent(m[1]) : text.trim();
+/** Ends the session; says first what was not sent. */
+async function signOut(labeler) {
+  const n = unsentOf(labeler.id);
+  if (n > 0) {
+    const go = await dialog(
+      t('sign.out_title', { n }),
+      (close) => [
+        h('p', { text: t('sign.out_text', { name: labeler.name }) }),
+        h(
+          'div',
+          { class: 'actions' },
+          h('button', { type: 'button', class: 'primary', text: t('sign.stay'), on: { click: () => close(false) } }),
+          h('button', { type: 'button', class: 'danger', text: t('sign.out_anyway'), on: { click: () => close(true) } }),
+        ),
+      ],
+      { closeLabel: t('close') },
+    );
+    if (!go) return;
+  }
+  try {
+    await del('/session');
+  } catch (e) {
+    if (e.status !== 401) return void toast(t('sign.out_failed', { why: errorText(e) }), { kind: 'bad', seconds: 10 });
+  }
+  sessionStorage.clear();
+  location.reload();
 }
 
 /** Session or sign-in; fills the user corner. */
 export async function requireSession(page, options) {
-  const labeler = (await currentSession()) ?? (await signIn(page.main, options));
+  const labeler = await identify(page.main, options, (text) => toast(text, { kind: 'bad', seconds: 0 }));
   page.setUser(labeler);
   fill(page.main);
   return labeler;

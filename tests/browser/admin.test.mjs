@@ -53,23 +53,27 @@ test('models and people pages work; an invite signs a labeler in', async () => {
   const { page, context, trouble } = await signedInPage(browser, server.url);
   await visit(page, server.url, '/admin#/models', '.tree .version');
   await visit(page, server.url, '/admin#/people', '.inline-form');
-  await page.locator('#invite-note').fill('for Ada');
+  await page.locator('#invite-note').fill('Ada 王');
   await page
     .locator('.inline-form', { has: page.locator('#invite-note') })
     .locator('button')
     .click();
   const link = await page.locator('dialog .secret input').inputValue();
-  assert.match(link, /\/label\?invite=./);
+  assert.match(link, /\/label#invite=./);
 
   const guest = await openPage(browser, server.url);
   await guest.page.goto(link);
-  await guest.page.locator('#sign-name').fill('Ada 王');
+  assert.match(await guest.page.locator('.sign-in h1').textContent(), /Welcome, Ada 王/);
+  assert.equal(await guest.page.locator('#sign-name').inputValue(), 'Ada 王');
   await guest.page.locator('.sign-in button[type=submit]').click();
+  await guest.page.locator('#own-link-kept').click();
   await guest.page.locator('.sign-in').waitFor({ state: 'detached' });
   assert.equal(await guest.page.locator('.user-name').textContent(), 'Ada 王');
   assert.ok(!guest.page.url().includes('invite='), 'the token leaves the address bar');
   await guest.page.goto(`${server.url}/admin`);
-  await guest.page.locator('[role=alert]').waitFor();
+  assert.match(await guest.page.locator('[role=alert]').textContent(), /signed in as Ada 王/);
+  await guest.page.locator('[role=alert] a').click();
+  await guest.page.waitForURL(/\/label/);
   assert.deepEqual(guest.trouble, []);
   await guest.context.close();
   assert.deepEqual(trouble, []);
@@ -134,9 +138,10 @@ test('settings: explained, found by words, changed while running, wrong values r
 test('a reviewer or labeler is kept out of the pages for administrators', async () => {
   const { page, context, trouble } = await openPage(browser, server.url);
   const { token } = await api(server.url, 'POST', '/admin/invites', { role: 'labeler' });
-  await page.goto(`${server.url}/label?invite=${token}`);
+  await page.goto(`${server.url}/label#invite=${token}`);
   await page.locator('#sign-name').fill('Lu');
   await page.locator('.sign-in button[type=submit]').click();
+  await page.locator('#own-link-kept').click();
   await page.locator('.sign-in').waitFor({ state: 'detached' });
   await page.goto(`${server.url}/admin#/settings`);
   await page.locator('[role=alert]').waitFor();

@@ -173,6 +173,8 @@ test('chat input and hostile addresses', async () => {
   for (const path of [
     '/label?set_id=<script>alert(1)</script>',
     '/label?invite="><img src=x onerror=alert(1)>',
+    '/label#invite="><img src=x onerror=alert(1)>',
+    '/label#link="><img src=x onerror=alert(1)>',
     '/admin#/jobs/<img src=x onerror=alert(1)>',
     '/admin#/jobs/new/<svg onload=alert(1)>',
   ]) {

@@ -1,7 +1,7 @@
 // Ranking by keyboard against the real binary: at most two keys a pair, drafts, retries, revisions, K-wise.
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { judgmentsOf, makeSet, openPage, signIn, signedInPage, startBrowser, startServer, visit } from './support.mjs';
+import { api, judgmentsOf, makeSet, openPage, signIn, signedInPage, startBrowser, startServer, visit } from './support.mjs';
 
 let server;
 let browser;
@@ -205,6 +205,332 @@ test('the next set is fetched ahead, and a lease is renewed while somebody works
   await page.keyboard.press('1');
   await page.keyboard.press('Enter');
   await page.locator('.prompt', { hasText: /ahead/ }).waitFor();
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+/** Sends a key that types `key` from the place `code`, as other keyboards do. */
+const typed = (page, key, code, more = {}) =>
+  page.evaluate(
+    ([key, code, more]) =>
+      document.activeElement.dispatchEvent(
+        new KeyboardEvent('keydown', { key, code, bubbles: true, cancelable: true, ...more }),
+      ),
+    [key, code, more],
+  );
+
+test('keys are known by their place too: Cyrillic letters, the French row of digits, an input method', async () => {
+  const set = await makeSet(server.url, 'Name a river.', ['The Rhine.', 'A chair.']);
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await visit(page, server.url, `/label?set_id=${set}`, '.answer');
+  const pressed = (name) => page.locator(`[data-act=${name}]`).getAttribute('aria-pressed');
+  await typed(page, '&', 'Digit1');
+  assert.equal(await pressed('a'), 'true', 'French: & is on the 1');
+  await typed(page, 'é', 'Digit2');
+  assert.equal(await pressed('b'), 'true', 'French: é is on the 2');
+  await typed(page, '!', 'Digit1', { shiftKey: true });
+  assert.equal(await pressed('b'), 'true', 'a shifted digit is not the digit');
+  await typed(page, 'o', 'KeyS');
+  assert.equal(await page.locator('dialog').count(), 0, 'a Latin letter counts as what it types (Dvorak)');
+  await typed(page, 'Process', 'KeyX', { keyCode: 229 });
+  assert.equal(await pressed('all_bad'), 'true', 'an input method took the key, and nothing is being written');
+  await typed(page, 'ы', 'KeyS');
+  await page.locator('dialog input[value=other]').waitFor();
+  await page.keyboard.press('Escape');
+  // the Enter that ends a composition in Safari is no Enter
+  await page.keyboard.press('m');
+  await page.locator('#more-rationale').focus();
+  let sent = 0;
+  page.on('request', (r) => r.url().endsWith('/judgment') && (sent += 1));
+  await typed(page, 'Enter', 'Enter', { keyCode: 229, ctrlKey: true });
+  await page.waitForTimeout(200);
+  assert.equal(sent, 0);
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('names stay hidden after the vote; what is revised after a reveal is marked', async () => {
+  const set = await makeSet(server.url, 'Name a lake.', ['Como.', 'A fork.']);
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await visit(page, server.url, `/label?set_id=${set}`, '.answer');
+  await page.keyboard.press('1');
+  await page.keyboard.press('Enter');
+  await page.locator('.toast', { hasText: 'Stored.' }).waitFor();
+  assert.equal(await page.locator('.reveal').count(), 0);
+  assert.equal((await stored(set))[0].knowledge, 'blind');
+
+  await api(server.url, 'POST', '/admin/settings', { name: 'labeling.reveal', value: true });
+  const other = await makeSet(server.url, 'Name a hill.', ['Everest.', 'A spoon.']);
+  await visit(page, server.url, `/label?set_id=${other}`, '.answer');
+  await page.keyboard.press('1');
+  await page.keyboard.press('Enter');
+  await page.locator('.reveal').waitFor();
+  await page.locator('.toast button').last().click();
+  await page.locator('.revising strong').waitFor();
+  assert.equal(await page.locator('.former').count(), 2, 'the earlier order is shown');
+  await page.keyboard.press('2');
+  await page.keyboard.press('Enter');
+  const list = await stored(other, 2);
+  assert.deepEqual(list.map((j) => j.knowledge).sort(), ['authors', 'blind']);
+  await api(server.url, 'POST', '/admin/settings', { name: 'labeling.reveal', value: false });
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('a click on an answer chooses it, the scale says how much, and Enter too early says what is missing', async () => {
+  const set = await makeSet(server.url, 'Name a bird.', ['A wren, **small**.', 'A table.']);
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await visit(page, server.url, `/label?set_id=${set}`, '.answer');
+  await page.keyboard.press('Enter');
+  await page.locator('.bar-alert', { hasText: 'Nothing chosen yet' }).waitFor();
+  await page.locator('.answer-body').nth(1).click();
+  assert.equal(await page.locator('[data-act=b]').getAttribute('aria-pressed'), 'true');
+  assert.equal(await page.locator('.bar-alert').textContent(), '');
+  await page.locator('.answer-body').nth(1).click();
+  assert.equal(await page.locator('.step[aria-pressed=true]').count(), 0, 'a second click does not grow stronger');
+  assert.equal(await page.locator('.step').count(), 9);
+  await page.locator('.step').first().click();
+  await page.keyboard.press('b');
+  await page.keyboard.press('r');
+  await page.keyboard.press('6');
+  await page.keyboard.press('f');
+  await page.keyboard.press('2');
+  await page.keyboard.press('Enter');
+  const [judgment] = await stored(set);
+  assert.equal(judgment.strength, 'significantly');
+  const first = judgment.items.find((i) => i.shown_position === 0);
+  const second = judgment.items.find((i) => i.shown_position === 1);
+  assert.deepEqual([first.tier, second.tier, second.rating], [0, 1, 6]);
+  assert.deepEqual(judgment.flags.map((f) => [f.completion_id, f.code]), [[second.completion_id, 'untrue']]);
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('differences keep Markdown, and unlike answers are not painted over', async () => {
+  const set = await makeSet(server.url, 'Describe Paris.', [
+    'Paris is **old**. It lies on the Seine. It is large.',
+    'Paris is **old**. It lies on the Loire. It is large.',
+  ]);
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await visit(page, server.url, `/label?set_id=${set}`, '.answer');
+  await page.keyboard.press('d');
+  assert.deepEqual((await page.locator('.answer-body mark').allTextContents()).sort(), ['Loire', 'Seine']);
+  assert.equal(await page.locator('.answer-body strong').count(), 2, 'bold stays bold');
+  const unlike = await makeSet(server.url, 'Describe Rome.', ['Seven hills stand there.', 'Nobody knows; ask my aunt instead.']);
+  await visit(page, server.url, `/label?set_id=${unlike}`, '.answer');
+  await page.locator('.answer-body .help').first().waitFor();
+  assert.equal(await page.locator('.answer-body mark').count(), 0);
+  await page.keyboard.press('d');
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('figures stay right after a reload; skips are apart; an empty queue looks for work by itself', async () => {
+  const { invite, token } = await api(server.url, 'POST', '/admin/invites', {});
+  assert.ok(invite.id);
+  const { page, context, trouble } = await openPage(browser, server.url);
+  const login = await context.request.post(`${server.url}/session`, { data: { invite: token, name: 'Ida' } });
+  assert.ok(login.ok());
+  const { id } = (await login.json()).labeler;
+  // everything that other tests left open is nothing for her
+  const mine = await makeSet(server.url, 'Only for figures.', ['one', 'two']);
+  await page.goto(`${server.url}/label?set_id=${mine}`);
+  // guidelines come before the first set
+  await page.locator('.guidelines-first h1', { hasText: 'How to rank' }).waitFor();
+  const places = await page.evaluate(() => ['.guidelines-first', '.prompt'].map((x) => document.querySelector(x).offsetTop));
+  assert.ok(places[0] < places[1], `${places}`);
+  await page.getByRole('button', { name: 'Start ranking' }).click();
+  assert.equal(await page.locator('.guidelines-first').count(), 0);
+  await page.reload();
+  await page.locator('.answer').first().waitFor();
+  assert.equal(await page.locator('.guidelines-first').count(), 0, 'read once');
+  const left = async () => Number(/(\d+) left/.exec(await page.locator('.progress-button').textContent())[1]);
+  const before = await left();
+  await page.keyboard.press('s');
+  await page.locator('dialog input[value=other]').check();
+  await page.locator('dialog button[type=submit]').click();
+  await page.locator('.toast', { hasText: 'Skipped.' }).waitFor();
+  assert.match(await page.locator('.progress-button').textContent(), /^0 today/, 'a skip is no judgment');
+  assert.equal(await left(), before - 1);
+  // she takes what is left, by API
+  const headers = { 'content-type': 'application/json' };
+  await page.clock.install();
+  for (;;) {
+    const response = await context.request.get(`${server.url}/v1/label/next?resume=true`);
+    if (response.status() === 204) break;
+    const turn = await response.json();
+    await context.request.post(`${server.url}/v1/label/${turn.assignment_id}/judgment`, {
+      headers,
+      data: { lease_token: turn.lease_token, outcome: 'all_bad', idempotency_key: `ida ${turn.set_id}` },
+    });
+  }
+  await page.goto(`${server.url}/label`);
+  await page.locator('.empty').waitFor();
+  assert.equal(await left(), 0);
+  const own = await (await context.request.get(`${server.url}/v1/label/me`)).json();
+  assert.equal(own.labeler_id, id);
+  assert.match(await page.locator('.progress-button').textContent(), new RegExp(`^${own.done_today} today`));
+  await makeSet(server.url, 'Fresh work.', ['yes', 'no']);
+  await page.clock.runFor(16_000);
+  await page.locator('.prompt', { hasText: 'Fresh work.' }).waitFor();
+  assert.match(await page.title(), /left for you/);
+  await page.reload();
+  await page.locator('.prompt', { hasText: 'Fresh work.' }).waitFor();
+  assert.match(await page.locator('.progress-button').textContent(), new RegExp(`^${own.done_today} today`));
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('a browser that was killed gets its set back', async () => {
+  const set = await makeSet(server.url, 'Held over a crash.', ['one', 'two']);
+  const first = await openPage(browser, server.url);
+  const { token } = await api(server.url, 'POST', '/admin/invites', {});
+  await first.context.request.post(`${server.url}/session`, { data: { invite: token, name: 'Kai' } });
+  await first.page.goto(`${server.url}/label?set_id=${set}`);
+  await first.page.locator('.answer').first().waitFor();
+  const texts = await shownTexts(first.page);
+  const state = await first.context.storageState();
+  await first.context.close(); // no farewell, no session storage afterwards
+  const context = await browser.newContext({ storageState: state, viewport: { width: 1440, height: 900 } });
+  if (process.env.INSTRUCTD_STATIC)
+    await context.route('**/static/**', (route) =>
+      route.fulfill({ path: process.env.INSTRUCTD_STATIC + new URL(route.request().url()).pathname.replace('/static', '') }),
+    );
+  const page = await context.newPage();
+  await page.goto(`${server.url}/label`);
+  await page.locator('.answer').first().waitFor();
+  const shown = await page.locator('.prompt').textContent();
+  assert.match(shown, /Held over a crash/);
+  assert.deepEqual(await shownTexts(page), texts, 'in the same order');
+  await context.close();
+});
+
+test('after an outage the page goes on by itself', async () => {
+  const sets = [];
+  for (const q of ['outage 1', 'outage 2', 'outage 3']) sets.push(await makeSet(server.url, q, ['yes', 'no']));
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await visit(page, server.url, `/label?set_id=${sets[0]}`, '.answer');
+  await page.waitForTimeout(1500); // the next set is here
+  let down = true;
+  await page.route('**/v1/**', (route) => (down ? route.abort('connectionrefused') : route.continue()));
+  for (let i = 0; i < 2; i++) {
+    await page.keyboard.press('1');
+    await page.keyboard.press('Enter');
+    await page.waitForTimeout(100);
+  }
+  await page.locator('.notice.bad').waitFor();
+  down = false;
+  await page.locator('.answer, .empty').first().waitFor({ timeout: 15_000 });
+  assert.equal(await page.locator('.notice.bad').count(), 0, 'without a click');
+  await stored(sets[0]);
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('the guidelines drawer takes the focus, and Esc closes it', async () => {
+  const set = await makeSet(server.url, 'Guided.', ['one', 'two']);
+  const { page, context, trouble } = await signedInPage(browser, server.url, { lang: 'zh' });
+  await visit(page, server.url, `/label?set_id=${set}`, '.answer');
+  await page.keyboard.press('g');
+  await page.locator('.drawer h1', { hasText: '如何排序' }).waitFor();
+  assert.ok(await page.evaluate(() => document.querySelector('.drawer').contains(document.activeElement)));
+  await page.keyboard.press('Escape');
+  await page.locator('.drawer').waitFor({ state: 'detached' });
+  await page.keyboard.press('1');
+  assert.equal(await page.locator('[data-act=a]').getAttribute('aria-pressed'), 'true', 'the keys are awake again');
+  await page.locator('.top button', { hasText: '评判指南' }).click();
+  await page.locator('.drawer h1').waitFor();
+  assert.ok(await page.evaluate(() => document.querySelector('.drawer').contains(document.activeElement)));
+  await page.keyboard.press('Escape');
+  await page.locator('.drawer').waitFor({ state: 'detached' });
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('the header fits at every width', async () => {
+  const set = await makeSet(server.url, 'Wide and narrow.', ['one', 'two']);
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  for (const width of [320, 390, 600, 701, 760, 820, 1000, 1061, 1100, 1200, 1321, 1440, 2560]) {
+    await page.setViewportSize({ width, height: 800 });
+    await visit(page, server.url, `/label?set_id=${set}`, '.answer');
+    const bad = await page.evaluate(() => {
+      const top = document.querySelector('.top');
+      const inside = [...top.querySelectorAll('a:not(.skip-link),button,.user-name')].filter((el) => el.offsetParent);
+      const out = inside.filter((el) => {
+        const r = el.getBoundingClientRect();
+        const nav = el.closest('.nav');
+        return !nav && (r.right > innerWidth + 1 || r.left < -1 || r.height > top.clientHeight);
+      });
+      return [...out.map((el) => el.textContent), ...(document.documentElement.scrollWidth > innerWidth ? ['page'] : [])];
+    });
+    assert.deepEqual(bad, [], `${width} px`);
+  }
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('the why of a practice set is saved on its review page and shown after the vote', async () => {
+  const made = await api(server.url, 'POST', '/v1/comparison-sets', {
+    messages: [{ role: 'user', content: 'Practise this.' }],
+    completions: ['good', 'bad'],
+  });
+  const tier = (c) => ({ completion_id: c.id, tier: c.text === 'good' ? 0 : 1 });
+  await api(server.url, 'POST', `/admin/sets/${made.id}/known-answer`, { kind: 'calibration', tiers: made.completions.map(tier) });
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await visit(page, server.url, `/admin#/sets/${made.id}`, '#settle-why');
+  assert.equal(await page.locator('#place-0').inputValue(), String(tier(made.completions[0]).tier), 'the reference is filled in');
+  await page.locator('#settle-why').fill('Good is what was asked for.');
+  await page.getByRole('button', { name: 'Save reference and explanation' }).click();
+  await page.locator('.toast').first().waitFor();
+  await visit(page, server.url, `/admin#/sets/${made.id}`, '#settle-why');
+  assert.equal(await page.locator('#settle-why').inputValue(), 'Good is what was asked for.');
+
+  await page.goto(`${server.url}/label?set_id=${made.id}`);
+  await page.locator('.practice').waitFor();
+  const good = (await shownTexts(page)).findIndex((x) => x.includes('good'));
+  await page.keyboard.press(good === 0 ? '1' : '2');
+  await page.keyboard.press('Enter');
+  await page.locator('.verdict', { hasText: 'Matches the reference.' }).waitFor();
+  assert.match(await page.locator('.verdict').textContent(), /Good is what was asked for/);
+  // on a phone the button to the next set is within reach
+  await page.setViewportSize({ width: 320, height: 640 });
+  const box = await page.locator('.verdict .submit').boundingBox();
+  assert.ok(box.x >= 0 && box.x + box.width <= 320 && box.y + box.height <= 640 && box.width > 250, JSON.stringify(box));
+  await page.keyboard.press('Enter');
+  await page.locator('.verdict').waitFor({ state: 'detached' });
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('an answer cut off by its length limit says so', async () => {
+  const made = await api(server.url, 'POST', '/v1/comparison-sets', {
+    messages: [{ role: 'user', content: 't1 t2 t3' }],
+    n: 2,
+    sampling: { max_tokens: 5, ignore_eos: true, seed: 3 },
+  });
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await visit(page, server.url, `/label?set_id=${made.id}`, '.answer');
+  const cut = made.completions.filter((c) => c.cut_off).length;
+  assert.ok(cut > 0, JSON.stringify(made.completions));
+  assert.deepEqual(await page.locator('.cut-off').allTextContents(), Array(cut).fill('Cut off at 5 tokens'));
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('a set whose judgment is still on its way is not shown again', async () => {
+  const set = await makeSet(server.url, 'Slow network.', ['one', 'two']);
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await page.route('**/judgment', async (route) => {
+    await new Promise((r) => setTimeout(r, 1500));
+    await route.continue();
+  });
+  await visit(page, server.url, `/label?set_id=${set}`, '.answer');
+  await page.keyboard.press('s');
+  await page.locator('dialog input[value=other]').check();
+  await page.locator('dialog button[type=submit]').click();
+  await page.locator('.empty, .answer').first().waitFor();
+  assert.doesNotMatch(await page.locator('main').textContent(), /Slow network/);
+  await stored(set);
   assert.deepEqual(trouble, []);
   await context.close();
 });

@@ -70,9 +70,12 @@ test('word diff marks what the other text does not have, also in Chinese', async
   assert.deepEqual(words, ['苹果']);
 });
 
-test('curves: smoothing starts without bias, CSV has one row a step, reward and KL lead', async () => {
+test('curves: smoothing starts without bias, CSV has one row a step, every quantity once, four are pinned', async () => {
   const result = await opened.page.evaluate(async () => {
     const m = await import('/static/js/admin/curves.js');
+    const names = await import('/static/js/admin/metrics.js');
+    const line = (v) => ({ steps: [1], values: [v] });
+    const doubled = { lr: line(1), learning_rate: line(1), accuracy: line(0.6), 'objective/kl': line(2), kl: line(2), eval_loss: line(3) };
     const points = [
       { step: 2, name: 'kl', value: 0.5 },
       { step: 1, name: 'reward', value: 1 },
@@ -83,19 +86,32 @@ test('curves: smoothing starts without bias, CSV has one row a step, reward and 
       flat: m.smooth([4, 4, 4], 0.9),
       csv: m.toCsv(points),
       line: m.byName(points).get('reward'),
-      lead: [
-        m.leadMetrics(['entropy', 'kl_coef', 'approx_kl', 'reward_std', 'reward', 'kl']),
-        m.leadMetrics(['grad_norm', 'loss', 'train_accuracy', 'heldout_accuracy']),
+      once: [...names.withoutDoubles(new Map(Object.entries(doubled)), 'reward').keys()].sort(),
+      pins: [
+        names.pinsOf('ppo', ['entropy', 'kl_coef', 'approx_kl', 'reward_std', 'reward', 'kl', 'response_length']),
+        names.pinsOf('reward', ['grad_norm', 'loss', 'train_accuracy', 'heldout_accuracy']),
       ],
+      shown: [names.show('memory_bytes', 3.47e9), names.show('seconds_reward', 0.5), names.show('kl', 2.5), names.show('heldout_accuracy', 0.125)],
+      limits: [m.limits('kl', 0, 0), m.limits('kl', 2, 2), m.limits('reward', -1, -1), m.limits('loss', 1, 3), m.limits('ratio', 1, 1 + 2 ** -52)],
+      wilson: names.wilson(0.5333333333333333, 30),
     };
   });
   for (const v of result.flat) assert.ok(Math.abs(v - 4) < 1e-9);
   assert.equal(result.csv, 'step,kl,reward\n1,,1\n2,0.5,3\n');
   assert.deepEqual(result.line, { steps: [1, 2], values: [1, 3] });
-  assert.deepEqual(result.lead, [
-    ['reward', 'kl'],
-    ['loss', 'heldout_accuracy'],
+  assert.deepEqual(result.once, ['heldout_loss', 'kl', 'learning_rate', 'train_accuracy']);
+  assert.deepEqual(result.pins, [
+    ['reward', 'kl', 'response_length', 'entropy'],
+    ['heldout_accuracy', 'loss', 'train_accuracy'],
   ]);
+  assert.deepEqual(result.shown, ['3.47 GB', '0.5 s', '2.5 nats', '13\u00a0%']);
+  // a flat line is no range of 0 … 100, and what is never negative begins at 0
+  assert.deepEqual(result.limits[0], [0, 0.1]);
+  assert.ok(result.limits[1][0] > 1.7 && result.limits[1][1] < 2.3);
+  assert.ok(result.limits[2][0] < -1 && result.limits[2][1] > -1);
+  assert.ok(result.limits[4][1] - result.limits[4][0] > 0.1, 'rounding is no range');
+  assert.ok(result.limits[3][0] > 0 && result.limits[3][1] > 3);
+  assert.ok(Math.abs(result.wilson[0] - 0.3614) < 1e-3 && Math.abs(result.wilson[1] - 0.6977) < 1e-3);
 });
 
 test('schema forms: only what differs from the default is sent, nested and nullable included', async () => {
@@ -234,6 +250,7 @@ test('text that streams in: lists, headings, code, links only to https, nothing 
 test('curves: what tells most comes first, and what never moves is set apart', async () => {
   const result = await opened.page.evaluate(async () => {
     const m = await import('/static/js/admin/curves.js');
+    const names = await import('/static/js/admin/metrics.js');
     const run = (rows) =>
       m.byName(rows.flatMap((row, step) => Object.entries(row).map(([name, value]) => ({ step, name, value }))));
     const still = run([
@@ -243,7 +260,7 @@ test('curves: what tells most comes first, and what never moves is set apart', a
     ]);
     const other = run([{ kl_coef: 0.05 }, { kl_coef: 0.06 }, { kl_coef: 0.07 }]);
     return {
-      order: m.inOrder(['grad_norm', 'odd_one', 'response_length', 'entropy', 'heldout_accuracy']),
+      order: names.inOrder(['grad_norm', 'odd_one', 'response_length', 'entropy', 'heldout_accuracy']),
       alone: m.isStill(new Map([['a', still]]), 'kl_coef'),
       compared: m.isStill(
         new Map([

@@ -26,7 +26,7 @@ const PAGES = [
   ['/label?ask=1', '.ask'],
   ['/chat', '#chat-input'],
   ['/admin#/', '.loop'],
-  ['/admin#/jobs', '.view-head a.button'],
+  ['/admin#/jobs', '.view-head a.button.primary'],
   ['/admin#/jobs/new/ppo', '.schema-form'],
   ['/admin#/models', '.tree'],
   ['/admin#/queue', '.policies'],
@@ -34,6 +34,7 @@ const PAGES = [
   ['/admin#/data', '#import-file'],
   ['/admin#/people', '#invite-note'],
   ['/admin#/settings', '.setting'],
+  ['/admin#/audit', '.list-tools'],
   ['/explore?text=t5%20t9%20t2%20t40', '.plan-out table'],
 ];
 

@@ -35,7 +35,7 @@ const freePort = () =>
   });
 
 /** The server on a free port with an empty data directory and the tiny model; `stop()` ends it and cleans up. */
-export async function startServer() {
+export async function startServer({ withEncoder = true } = {}) {
   if (process.env.INSTRUCTD_URL) return { url: process.env.INSTRUCTD_URL, stop: async () => {} };
   const bin = process.env.INSTRUCTD_BIN ?? join(ROOT, 'target/debug/instructd');
   const data = await mkdtemp(join(tmpdir(), 'instructd-browser-'));
@@ -50,7 +50,7 @@ export async function startServer() {
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
   const encoder = join(ROOT, 'tests/fixtures/bert-tiny');
-  const args = ['serve', '--model', model, '--encoder', encoder, '--data-dir', join(data, 'data'), '--listen', `127.0.0.1:${port}`];
+  const args = ['serve', '--model', model, ...(withEncoder ? ['--encoder', encoder] : []), '--data-dir', join(data, 'data'), '--listen', `127.0.0.1:${port}`];
   const child = spawn(bin, args, {
     cwd: data,
     // the server refuses INSTRUCTD_ variables that it does not know, such as this test's own

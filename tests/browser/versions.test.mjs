@@ -24,12 +24,11 @@ test('a run is started from its form, drawn live, and its figures can be downloa
   await visit(page, server.url, '/admin#/jobs/new/sft', '.schema-form');
   await page.locator('#arg-max_steps').fill('6');
   await page.locator('#arg-batch_size').fill('2');
-  if (!(await page.locator('#arg-publish_as').isVisible())) await page.locator('.more-fields summary').click();
   await page.locator('#arg-publish_as').fill('tiny-sft');
   await page.locator('.job-form button[type=submit]').click();
   await page.locator('.run-head .tag', { hasText: 'succeeded' }).waitFor({ timeout: 60_000 });
   await page.locator('.chart canvas').first().waitFor();
-  const loss = page.locator('.lead-chart .chart, .charts .chart', { hasText: /loss/i }).first();
+  const loss = page.locator('.chart[data-metric=loss]');
   const box = await loss.locator('canvas').boundingBox();
   const at = async (share) => {
     await page.mouse.move(box.x + box.width * share, box.y + box.height / 2);
@@ -59,7 +58,7 @@ test('a run is started from its form, drawn live, and its figures can be downloa
   await page.getByText('Compare 2 runs').click();
   await page.locator('.chart canvas').first().waitFor();
   assert.equal(await page.locator('.compare [aria-pressed=true]').count(), 1);
-  assert.ok((await page.locator('.lead-chart .key').count()) >= 2, 'two runs in one chart');
+  assert.ok((await page.locator('.chart[data-metric=loss] .key').count()) === 2, 'two runs in one chart');
   assert.deepEqual(trouble, []);
   await context.close();
 });
@@ -89,12 +88,23 @@ test('lineage, a trial with a share of the requests, promotion and the way back'
   for (const n of [0, 1])
     assert.ok(Number(await rows.nth(n).locator('td').nth(1).textContent()) >= 1, 'each version has answered some');
   await page.getByRole('button', { name: 'Promote tiny-sft', exact: true }).first().click();
+  await page.locator('dialog .evidence').waitFor();
+  assert.equal(await page.locator('dialog h2').textContent(), 'Promote tiny-sft over tiny-chat?');
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), 'Keep tiny-chat');
+  assert.equal(await page.locator('dialog button.primary').textContent(), 'Promote tiny-sft');
   await page.locator('dialog button.primary').click();
   await page.locator('.version.active', { hasText: 'tiny-sft' }).waitFor();
+  assert.match(await page.locator('.version[data-name=tiny-chat]').textContent(), /previous/, 'what was replaced is no candidate');
   assert.equal(await page.locator('.share-candidate').count(), 0, 'the trial is over');
   await page.getByRole('button', { name: 'Roll back' }).click();
-  await page.locator('dialog button.primary').click();
+  await page.locator('dialog .evidence').waitFor();
+  assert.equal(await page.locator('dialog h2').textContent(), 'Roll back from tiny-sft to tiny-chat?');
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), 'Keep tiny-sft', 'the safe button has the focus');
+  await page.getByRole('button', { name: 'Roll back to tiny-chat' }).click();
   await page.locator('.version.active', { hasText: 'tiny-chat' }).waitFor();
+  assert.match(await page.locator('.version[data-name=tiny-sft]').textContent(), /rolled back/);
+  assert.ok(await page.getByRole('button', { name: 'Roll back' }).isDisabled(), 'the base has nothing to return to');
+  assert.match(await page.locator('#rollback-why').textContent(), /tiny-chat was not trained from an earlier policy/);
   assert.deepEqual(trouble, []);
   await context.close();
 });

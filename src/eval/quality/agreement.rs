@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::statistics::{Figure, Resampling, bootstrap, figure};
+use super::statistics::{Figure, Resampling, bootstrap, figure, of_few};
 
 /// Second preferred, tie, first preferred.
 pub const CATEGORIES: usize = 3;
@@ -38,7 +38,7 @@ pub enum Distance {
 /// See the module's words; `None` where nothing can be said.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Agreement {
-    /// Units with two ratings or more.
+    /// Units with two ratings or more. Units of one set are not independent: each figure's `n` counts sets.
     pub units: usize,
     pub sets: usize,
     pub labelers: usize,
@@ -216,8 +216,9 @@ pub fn agreement(units: &[Unit], clusters: usize, resampling: Resampling) -> Agr
     let mut labelers: Vec<usize> = shared.iter().flat_map(|u| u.ratings.iter().map(|r| r.0)).collect();
     labelers.sort_unstable();
     labelers.dedup();
-    let n = [whole.pairs, whole.strict, shared.len() as f64, shared.len() as f64, whole.fleiss_units];
-    let of = |i: usize| figure(values[i], intervals[i], n[i] as usize);
+    let sets = |says: &dyn Fn(&Tally) -> f64| tallies.iter().filter(|t| says(t) > 0.0).count();
+    let n = [sets(&|t| t.pairs), sets(&|t| t.strict), tallies.len(), tallies.len(), sets(&|t| t.fleiss_units)];
+    let of = |i: usize| of_few(figure(values[i], intervals[i], n[i]), n[i], i < 2);
     Agreement {
         units: shared.len(),
         sets: tallies.len(),
@@ -263,14 +264,14 @@ fn cohen(units: &[&Unit], resampling: Resampling) -> Vec<Cohen> {
     };
     most_shared
         .into_iter()
-        .map(|(pair, shared, sets)| {
+        .map(|(pair, _, sets)| {
             let tables: Vec<&Table> = sets.values().collect();
             let whole = sum(&tables, &|_| 1.0);
             let interval =
                 bootstrap(tables.len(), 1, resampling, |counts| vec![kappa(&sum(&tables, &|i| counts[i]), false)]);
             Cohen {
                 pair,
-                kappa: figure(kappa(&whole, false), interval[0], shared),
+                kappa: of_few(figure(kappa(&whole, false), interval[0], tables.len()), tables.len(), false),
                 weighted_kappa: kappa(&whole, true),
             }
         })
@@ -279,6 +280,7 @@ fn cohen(units: &[&Unit], resampling: Resampling) -> Vec<Cohen> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::statistics::share;
     use super::*;
 
     const QUICK: Resampling = Resampling { replicates: 200, seed: 3 };
@@ -326,5 +328,19 @@ mod tests {
         assert_eq!(apart.value, together.value);
         let width = |f: Figure| f.high.unwrap() - f.low.unwrap();
         assert!(width(together) > 0.0 && width(apart) > 0.0);
+        assert_eq!((apart.n, together.n), (20, 2), "a figure rests on sets, not on their pairs");
+        assert!(width(together) > width(apart));
+    }
+
+    #[test]
+    fn few_sets_do_not_pose_as_many_pairs() {
+        // Four sets of three answers, ranked by two people who agree on one set: 12 pairs, 25 %.
+        let units: Vec<_> = (0..12).map(|i| unit(i / 3, if i < 3 { &[2, 2] } else { &[2, 0] })).collect();
+        let a = agreement(&units, 4, QUICK);
+        let figure = a.pairwise.unwrap();
+        assert_eq!((a.units, figure.n, figure.value), (12, 4, 0.25));
+        let four = share(1.0, 4).unwrap();
+        assert!(figure.low.unwrap() <= four.low.unwrap() && figure.high.unwrap() >= four.high.unwrap(), "{figure:?}");
+        assert_eq!(a.alpha_ordinal.unwrap().low, None, "no interval of four sets");
     }
 }

@@ -83,7 +83,7 @@ pub enum Author {
     Human,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Facts {
     pub people: Vec<Person>,
     pub sets: Vec<Set>,
@@ -91,6 +91,9 @@ pub struct Facts {
     pub authors: Vec<Author>,
     pub prompts: usize,
     pub judged: Vec<Judged>,
+    /// Sets whose judgments are compared with each other. Sets of other kinds only measure accuracy: everybody
+    /// judges practice sets, and after the vote is told the answer, so agreement on them says nothing.
+    pub compared: SetKind,
 }
 
 /// Gives every new key the next number.
@@ -107,7 +110,15 @@ impl<K: std::hash::Hash + Eq> Numbers<K> {
 impl Facts {
     /// `gold` holds (set, completion, expected tier) of every set with a known answer.
     pub fn new(judged: &[JudgedSet], gold: &[(SetId, CompletionId, i64)], labelers: &[Labeler]) -> Self {
-        let mut facts = Self::default();
+        let mut facts = Self {
+            people: Vec::new(),
+            sets: Vec::new(),
+            items: Vec::new(),
+            authors: Vec::new(),
+            prompts: 0,
+            judged: Vec::new(),
+            compared: SetKind::Normal,
+        };
         let mut people = Numbers(HashMap::<&LabelerId, usize>::new());
         for l in labelers {
             people.of(&l.id);
@@ -168,10 +179,20 @@ impl Facts {
         facts
     }
 
+    /// The same facts, with the judgments of sets of `kind` compared.
+    pub fn of(self, kind: SetKind) -> Self {
+        Self { compared: kind, ..self }
+    }
+
+    /// Judgments that are compared with each other.
+    pub fn compared(&self) -> impl Iterator<Item = &Judged> {
+        self.judged.iter().filter(|j| self.sets[j.set].kind == self.compared)
+    }
+
     /// Ratings of each pair of each set.
     pub fn units(&self) -> Vec<Unit> {
         let mut units: BTreeMap<(usize, usize, usize), Vec<(usize, usize)>> = BTreeMap::new();
-        for judged in &self.judged {
+        for judged in self.compared() {
             for (a, b, order) in judged.pairs() {
                 let category = match order {
                     Ordering::Greater => 0,
@@ -188,7 +209,7 @@ impl Facts {
     /// 2 / K each.
     pub fn words(&self) -> Vec<Word> {
         let mut words = Vec::new();
-        for judged in &self.judged {
+        for judged in self.compared() {
             let shown: HashMap<usize, i64> = judged.items.iter().map(|i| (i.0, i.2)).collect();
             let weight = 2.0 / judged.items.len().max(2) as f64;
             for (a, b, order) in judged.pairs() {
@@ -209,7 +230,7 @@ impl Facts {
     /// covariate is tanh(length difference / its standard deviation), as in length-controlled AlpacaEval.
     pub fn matches(&self) -> Vec<Match> {
         let mut matches = Vec::new();
-        for judged in &self.judged {
+        for judged in self.compared() {
             let start = matches.len();
             for (a, b, order) in judged.pairs() {
                 let (first, second) = (&self.items[a], &self.items[b]);
@@ -241,7 +262,7 @@ impl Facts {
     /// Strict preferences with lengths; each judgment weighs 1 over its preferences.
     pub fn preferences(&self) -> Vec<Preference> {
         let mut preferences = Vec::new();
-        for judged in &self.judged {
+        for judged in self.compared() {
             let start = preferences.len();
             for (a, b, order) in judged.pairs().filter(|p| p.2.is_ne()) {
                 let (preferred, other) = if order.is_lt() { (a, b) } else { (b, a) };

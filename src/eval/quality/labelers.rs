@@ -21,7 +21,7 @@ pub struct LabelerFigures {
     pub skip_rate: Option<Figure>,
     pub unrankable_rate: Option<Figure>,
     pub all_bad_rate: Option<Figure>,
-    /// Of the pairs ranked, how many were given the same tier.
+    /// Mean share of a ranking's pairs that were given the same tier; `n` counts rankings.
     pub tie_rate: Option<Figure>,
     /// Median and nine-tenths quantile of the time at work on a judgment, ms; judgments by API have none.
     pub median_active_ms: Option<f64>,
@@ -32,7 +32,8 @@ pub struct LabelerFigures {
     /// Mean share of each gold or calibration set's strict pairs that were ranked as expected; a tie
     /// counts half.
     pub gold_accuracy: Option<Figure>,
-    /// Of own preferences on pairs where most others prefer one, how often the same; own word left out.
+    /// Mean share of a set's pairs on which most others prefer one and this labeler the same; own word left out.
+    /// `n` counts sets.
     pub agreement_with_others: Option<Figure>,
     /// γ of the noisy Bradley–Terry model: the labeler's weight in the consensus.
     pub attention: Option<f64>,
@@ -59,7 +60,7 @@ pub fn met<K: Ord>(expected: &BTreeMap<K, i64>, tiers: &[(K, i64)]) -> Option<f6
 pub fn figures(facts: &Facts, attention: &[Option<f64>]) -> Vec<LabelerFigures> {
     // (set, pair) → (preferring the first, preferring the second) of all labelers.
     let mut votes: BTreeMap<(usize, usize, usize), (usize, usize)> = BTreeMap::new();
-    for judged in &facts.judged {
+    for judged in facts.compared() {
         for (a, b, order) in judged.pairs() {
             let vote = votes.entry((judged.set, a, b)).or_default();
             match order {
@@ -72,15 +73,20 @@ pub fn figures(facts: &Facts, attention: &[Option<f64>]) -> Vec<LabelerFigures> 
     let row = |(k, labeler): (usize, &super::facts::Person)| {
         let own: Vec<&Judged> = facts.judged.iter().filter(|j| j.labeler == k).collect();
         let of = |outcome: Outcome| own.iter().filter(|j| j.outcome == outcome).count() as f64;
-        let mut pace: Vec<f64> = own.iter().filter(|j| j.leased).map(|j| j.active_ms as f64).collect();
+        // Nobody measured the time of judgments by API or of duels in the chat: unknown, not 0.
+        let timed = own.iter().filter(|j| j.leased && j.active_ms > 0);
+        let mut pace: Vec<f64> = timed.map(|j| j.active_ms as f64).collect();
         pace.sort_unstable_by(f64::total_cmp);
-        let (mut ties, mut pairs) = (0.0, 0);
-        let (mut same, mut others) = (0.0, 0);
-        for judged in &own {
+        // The pairs of one ranking are not independent: each judgment counts once, by the share of its pairs.
+        let (mut ties, mut ranked) = (0.0, 0);
+        let (mut agrees, mut met_others) = (0.0, 0);
+        for judged in own.iter().filter(|j| facts.sets[j.set].kind == facts.compared) {
+            let (mut tied, mut pairs) = (0.0, 0);
+            let (mut same, mut others) = (0.0, 0);
             for (a, b, order) in judged.pairs() {
                 pairs += 1;
                 if order.is_eq() {
-                    ties += 1.0;
+                    tied += 1.0;
                     continue;
                 }
                 let (mut first, mut second) = votes.get(&(judged.set, a, b)).copied().unwrap_or_default();
@@ -93,6 +99,14 @@ pub fn figures(facts: &Facts, attention: &[Option<f64>]) -> Vec<LabelerFigures> 
                     others += 1;
                     same += f64::from((first > second) == order.is_lt());
                 }
+            }
+            if pairs > 0 {
+                ties += tied / f64::from(pairs);
+                ranked += 1;
+            }
+            if others > 0 {
+                agrees += same / f64::from(others);
+                met_others += 1;
             }
         }
         let sides: Vec<bool> = own
@@ -114,12 +128,12 @@ pub fn figures(facts: &Facts, attention: &[Option<f64>]) -> Vec<LabelerFigures> 
             skip_rate: share(of(Outcome::Skip), own.len()),
             unrankable_rate: share(of(Outcome::Unrankable), own.len()),
             all_bad_rate: share(of(Outcome::AllBad), own.len()),
-            tie_rate: share(ties, pairs),
+            tie_rate: share(ties, ranked),
             p90_active_ms: super::statistics::quantile(&pace, 0.9),
             median_active_ms: median(pace),
             left_bias: share(sides.iter().filter(|first| **first).count() as f64, sides.len()),
             gold_accuracy: share(gold.iter().sum(), gold.len()),
-            agreement_with_others: share(same, others),
+            agreement_with_others: share(agrees, met_others),
             attention: attention.get(k).copied().flatten(),
         }
     };

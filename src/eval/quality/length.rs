@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::statistics::{Figure, Resampling, bootstrap, figure, sigmoid};
+use super::statistics::{Figure, Resampling, bootstrap, figure, of_few, sigmoid};
 
 /// One preference: lengths in characters of the preferred and the other text.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,6 +18,8 @@ pub struct Preference {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LengthBias {
     pub preferences: usize,
+    /// Prompts that they are about: preferences of one prompt are not independent.
+    pub prompts: usize,
     /// Weighted share in which the longer text is preferred, of those of different length.
     pub longer_wins: Option<Figure>,
     /// β of P(preferred) = σ(β log2(length / other length)), without intercept: log-odds per doubling.
@@ -72,14 +74,19 @@ pub fn length_bias(preferences: &[Preference], clusters: usize, resampling: Resa
     let whole = of(None);
     let intervals = bootstrap(clusters, 2, resampling, |counts| of(Some(counts)));
     let n = x.iter().filter(|x| **x != 0.0).count();
+    let mut about: Vec<usize> = preferences.iter().map(|p| p.cluster).collect();
+    about.sort_unstable();
+    about.dedup();
+    let prompts = about.len();
     let mean = |length: &dyn Fn(&Preference) -> f64| {
         let total: f64 = preferences.iter().map(|p| p.weight).sum();
         (total > 0.0).then(|| preferences.iter().map(|p| p.weight * length(p)).sum::<f64>() / total)
     };
     LengthBias {
         preferences: preferences.len(),
-        longer_wins: figure(whole[0], intervals[0], n),
-        per_doubling: figure(whole[1], intervals[1], n),
+        prompts,
+        longer_wins: of_few(figure(whole[0], intervals[0], n), prompts, true),
+        per_doubling: of_few(figure(whole[1], intervals[1], n), prompts, false),
         mean_preferred: mean(&|p| p.preferred),
         mean_other: mean(&|p| p.other),
     }

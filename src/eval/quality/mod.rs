@@ -23,6 +23,7 @@ use crate::domain::{CompletionId, LabelerId, SetId};
 /// Everything about the labelers and their judgments.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
+    /// Those that are compared; the figures of labelers also count sets with known answers.
     pub judgments: usize,
     pub sets: usize,
     pub agreement: Agreement,
@@ -49,8 +50,8 @@ pub fn report(facts: &Facts, resampling: Resampling) -> Report {
     let agreement = agreement::agreement(&facts.units(), facts.sets.len(), resampling);
     let name = |k: usize| (facts.people[k].id.clone(), facts.people[k].name.clone());
     Report {
-        judgments: facts.judged.len(),
-        sets: facts.sets.len(),
+        judgments: facts.compared().count(),
+        sets: facts.sets.iter().filter(|s| s.kind == facts.compared).count(),
         cohen_pairs: agreement.cohen.iter().map(|c| [name(c.pair.0), name(c.pair.1)]).collect(),
         agreement,
         labelers: labelers::figures(facts, &attention(facts).1),
@@ -82,7 +83,7 @@ pub fn set_consensus(facts: &Facts) -> Vec<SetConsensus> {
     let scores = attention(facts).0.scores;
     let split = disagreements(facts);
     let mut counts = vec![0; facts.sets.len()];
-    for judged in facts.judged.iter().filter(|j| j.pairs().next().is_some()) {
+    for judged in facts.compared().filter(|j| j.pairs().next().is_some()) {
         counts[judged.set] += 1;
     }
     let one = |(set, (n, disagreement)): (&facts::Set, (usize, Option<f64>))| {

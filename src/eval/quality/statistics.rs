@@ -93,6 +93,30 @@ pub fn figure(value: Option<f64>, interval: Option<(f64, f64)>, n: usize) -> Opt
     value.map(|value| Figure { value, low: interval.map(|i| i.0), high: interval.map(|i| i.1), n })
 }
 
+/// Clusters below which resampling them gives intervals that are too narrow …
+const FEW: usize = 20;
+/// … and below which an interval by resampling says nothing.
+const LEAST: usize = 5;
+
+/// A figure of few clusters (sets, prompts) gets no narrower an interval than they can give: for shares at least
+/// Jeffreys' with each cluster as one trial, for others none below five clusters.
+pub fn of_few(figure: Option<Figure>, clusters: usize, is_share: bool) -> Option<Figure> {
+    let figure = figure?;
+    if clusters >= FEW {
+        return Some(figure);
+    }
+    if !is_share {
+        let (low, high) = if clusters < LEAST { (None, None) } else { (figure.low, figure.high) };
+        return Some(Figure { low, high, ..figure });
+    }
+    let wide = share(figure.value * clusters as f64, clusters)?;
+    let pick = |a: Option<f64>, b: Option<f64>, of: fn(f64, f64) -> f64| match (a, b) {
+        (Some(a), Some(b)) => Some(of(a, b)),
+        (a, b) => a.or(b),
+    };
+    Some(Figure { low: pick(figure.low, wide.low, f64::min), high: pick(figure.high, wide.high, f64::max), ..figure })
+}
+
 /// Solves `a x = b` for a symmetric positive definite `a` (row-major, n × n) by Cholesky's factors.
 /// `None` when `a` is not positive definite.
 pub fn solve(mut a: Vec<f64>, mut b: Vec<f64>) -> Option<Vec<f64>> {

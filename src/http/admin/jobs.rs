@@ -18,7 +18,9 @@ use crate::http::auth::Caller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Json, Path, Query};
 use crate::http::label::page;
-use crate::service::jobs;
+use crate::jobs::estimate::Estimate;
+use crate::service::jobs::{self, JobView};
+use crate::store::JobFilter;
 
 /// How often a followed job is looked at.
 const POLL: Duration = Duration::from_millis(500);
@@ -43,6 +45,21 @@ pub struct JobRequest {
     /// Higher runs first. Default 0.
     #[serde(default)]
     pub priority: i64,
+    /// What the job is called on the pages; at most 120 characters.
+    pub name: Option<String>,
+    /// Why it runs, for whoever reads its curves later; at most 4000 characters.
+    pub note: Option<String>,
+    /// At most 20, of at most 40 characters each.
+    pub tags: Option<Vec<String>>,
+}
+
+/// A job's name, note and tags. What is absent stays; an empty string or list clears.
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JobWords {
+    pub name: Option<String>,
+    pub note: Option<String>,
+    pub tags: Option<Vec<String>>,
 }
 
 pub async fn create(
@@ -51,26 +68,73 @@ pub async fn create(
     Json(body): Json<JobRequest>,
 ) -> ApiResult<Response> {
     let args = body.args.unwrap_or_else(|| json!({}));
-    let job = jobs::enqueue(&state.services, &actor, &body.kind, args, body.unique_key, body.priority).await?;
-    Ok((StatusCode::CREATED, axum::Json(job)).into_response())
+    let new = jobs::NewJob {
+        kind: body.kind,
+        args,
+        unique_key: body.unique_key,
+        priority: body.priority,
+        words: jobs::Words { name: body.name, note: body.note, tags: body.tags },
+    };
+    let job = jobs::enqueue(&state.services, &actor, new).await?;
+    Ok((StatusCode::CREATED, axum::Json(jobs::with_author(&state.services, job).await?)).into_response())
+}
+
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EstimateRequest {
+    /// A recipe's name.
+    pub kind: String,
+    /// The arguments that the job would be queued with.
+    #[serde(default)]
+    #[schemars(with = "std::collections::BTreeMap<String, Value>")]
+    pub args: Option<Value>,
+}
+
+pub async fn estimate(
+    State(state): State<AppState>,
+    Json(body): Json<EstimateRequest>,
+) -> ApiResult<axum::Json<Estimate>> {
+    let args = body.args.unwrap_or_else(|| json!({}));
+    Ok(axum::Json(jobs::estimate(&state.services, &body.kind, args).await?))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobsQuery {
     state: Option<JobState>,
+    /// A recipe's name.
+    kind: Option<String>,
+    /// Jobs that hold this text in id, name, note, tags, arguments or result.
+    q: Option<String>,
     after: Option<String>,
     limit: Option<u32>,
 }
 
 pub async fn list(State(state): State<AppState>, Query(query): Query<JobsQuery>) -> ApiResult<axum::Json<Value>> {
-    let found = jobs::list(&state.services, query.state, page(query.after, query.limit)?).await?;
-    let next = found.last().map(|j| j.id.clone());
+    let filter = JobFilter {
+        state: query.state,
+        kind: query.kind.filter(|k| !k.is_empty()),
+        text: query.q.map(|q| q.trim().to_owned()).filter(|q| !q.is_empty()),
+    };
+    let found = jobs::list(&state.services, &filter, page(query.after, query.limit)?).await?;
+    let next = found.last().map(|j| j.job.id.clone());
     Ok(axum::Json(json!({"data": found, "after": next})))
 }
 
-pub async fn get(State(state): State<AppState>, Path(id): Path<JobId>) -> ApiResult<axum::Json<Job>> {
-    Ok(axum::Json(state.services.store.get_job(&id).await?))
+pub async fn get(State(state): State<AppState>, Path(id): Path<JobId>) -> ApiResult<axum::Json<JobView>> {
+    let job = state.services.store.get_job(&id).await?;
+    Ok(axum::Json(jobs::with_author(&state.services, job).await?))
+}
+
+pub async fn describe(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Path(id): Path<JobId>,
+    Json(body): Json<JobWords>,
+) -> ApiResult<axum::Json<JobView>> {
+    let words = jobs::Words { name: body.name, note: body.note, tags: body.tags };
+    let job = jobs::describe(&state.services, &actor, &id, words).await?;
+    Ok(axum::Json(jobs::with_author(&state.services, job).await?))
 }
 
 pub async fn cancel(

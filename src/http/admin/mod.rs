@@ -1,5 +1,6 @@
 //! Administrators' routes.
 
+pub mod browse;
 pub mod jobs;
 pub mod models;
 pub mod people;

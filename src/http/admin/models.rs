@@ -10,11 +10,25 @@ use crate::http::AppState;
 use crate::http::auth::Caller;
 use crate::http::error::ApiResult;
 use crate::http::extract::{OptionalJson, Path};
-use crate::service::publish;
+use crate::service::{evidence, publish};
 
 pub async fn list(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
     let models = state.services.store.list_models().await?;
-    Ok(axum::Json(json!({"data": models})))
+    let history = evidence::history(&state.services, &models).await?;
+    let mut body = json!({
+        "data": models, "previous": history.previous, "rolled_back": history.rolled_back.keys().collect::<Vec<_>>(),
+    });
+    if let Some(fault) = state.services.model_fault() {
+        body["warning"] = fault.into();
+    }
+    Ok(axum::Json(body))
+}
+
+pub async fn evidence(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+) -> ApiResult<axum::Json<evidence::Evidence>> {
+    Ok(axum::Json(evidence::evidence(&state.services, &id).await?))
 }
 
 pub async fn get(State(state): State<AppState>, Path(id): Path<String>) -> ApiResult<axum::Json<ModelVersion>> {

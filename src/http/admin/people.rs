@@ -6,17 +6,38 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::domain::{ApiKey, ApiKeyId, Invite, InviteId, LabelerId, Micros, Role};
+use crate::domain::{ApiKey, ApiKeyId, Invite, InviteId, Labeler, LabelerId, Micros, Role, SignInLink};
 use crate::http::AppState;
 use crate::http::auth::Caller;
 use crate::http::error::ApiResult;
 use crate::http::extract::{Json, Path, Query};
 use crate::http::label::rows;
-use crate::service::people;
+use crate::service::{access, people};
 use crate::store::{AuditFilter, Erase};
 
 pub async fn labelers(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
-    Ok(axum::Json(json!({"data": state.services.store.list_labelers().await?})))
+    let store = &state.services.store;
+    let links = store.list_links().await?;
+    let with_link = |labeler: Labeler| {
+        let link = links.iter().find(|link| link.labeler_id == labeler.id).map(link_json);
+        let mut labeler = json!(labeler);
+        labeler["link"] = json!(link);
+        labeler
+    };
+    let labelers: Vec<Value> = store.list_labelers().await?.into_iter().map(with_link).collect();
+    Ok(axum::Json(json!({"data": labelers})))
+}
+
+fn link_json(link: &SignInLink) -> Value {
+    json!({"id": link.id, "created": link.created, "expires": link.expires, "used": link.used})
+}
+
+/// With the token: at its making only.
+fn new_link_json(labeler: &Labeler, link: &SignInLink, token: &str) -> Value {
+    let mut answer = link_json(link);
+    answer["token"] = json!(token);
+    answer["url"] = json!(access::link_url(labeler, token));
+    answer
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -25,6 +46,9 @@ pub struct NewLabeler {
     pub name: String,
     /// Default `labeler`.
     pub role: Option<Role>,
+    /// Another person than the one of this name who is here already.
+    #[serde(default)]
+    pub another: bool,
 }
 
 pub async fn add_labeler(
@@ -33,8 +57,37 @@ pub async fn add_labeler(
     Json(body): Json<NewLabeler>,
 ) -> ApiResult<Response> {
     let role = body.role.unwrap_or(Role::Labeler);
-    let labeler = people::add_labeler(&state.services, &actor, &body.name, role).await?;
-    Ok((StatusCode::CREATED, axum::Json(labeler)).into_response())
+    let (labeler, link, token) = people::add_labeler(&state.services, &actor, &body.name, role, body.another).await?;
+    let mut answer = json!(labeler);
+    answer["link"] = new_link_json(&labeler, &link, &token);
+    Ok((StatusCode::CREATED, axum::Json(answer)).into_response())
+}
+
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewLink {
+    /// Hours until it stops working; absent = until it is revoked or replaced.
+    pub expires_hours: Option<i64>,
+}
+
+pub async fn make_link(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Path(id): Path<LabelerId>,
+    Json(body): Json<NewLink>,
+) -> ApiResult<Response> {
+    let labeler = state.services.store.get_labeler(&id).await?;
+    let (link, token) = people::make_link(&state.services, &actor, &id, body.expires_hours).await?;
+    Ok((StatusCode::CREATED, axum::Json(new_link_json(&labeler, &link, &token))).into_response())
+}
+
+pub async fn revoke_link(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Path(id): Path<LabelerId>,
+) -> ApiResult<StatusCode> {
+    people::revoke_link(&state.services, &actor, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -130,12 +183,15 @@ pub async fn audit(State(state): State<AppState>, Query(query): Query<AuditQuery
     let filter = AuditFilter { actor, action, target, since, until };
     let entries = state.services.store.list_audit(&filter, before, rows(limit)?).await?;
     let next = entries.last().map(|e| e.id);
-    Ok(axum::Json(json!({"data": entries, "before": next})))
+    let named = entries.iter().flat_map(|e| [e.actor.clone(), e.target.clone()]).collect();
+    let names = crate::service::browse::names(&state.services, named).await?;
+    Ok(axum::Json(json!({"data": entries, "names": names, "before": next})))
 }
 
 fn invite_json(invite: &Invite) -> Value {
-    json!({"id": invite.id, "role": invite.role, "note": invite.note, "expires": invite.expires,
-           "used_by": invite.used_by, "created": invite.created})
+    json!({"id": invite.id, "role": invite.role, "name": invite.name, "note": invite.note,
+           "expires": invite.expires, "revoked": invite.revoked, "used_by": invite.used_by,
+           "created": invite.created})
 }
 
 pub async fn invites(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
@@ -148,6 +204,8 @@ pub async fn invites(State(state): State<AppState>) -> ApiResult<axum::Json<Valu
 pub struct NewInvite {
     /// Default `labeler`.
     pub role: Option<Role>,
+    /// For whom it is: the page greets them by it.
+    pub name: Option<String>,
     pub note: Option<String>,
 }
 
@@ -157,15 +215,15 @@ pub async fn invite(
     Json(body): Json<NewInvite>,
 ) -> ApiResult<Response> {
     let role = body.role.unwrap_or(Role::Labeler);
-    let (invite, token) = people::invite(&state.services, &actor, role, body.note).await?;
-    let url = format!("/label?invite={token}");
+    let (invite, token) = people::invite(&state.services, &actor, role, body.name.as_deref(), body.note).await?;
+    let url = format!("/label#invite={token}");
     let answer = json!({"invite": invite_json(&invite), "token": token, "url": url});
     Ok((StatusCode::CREATED, axum::Json(answer)).into_response())
 }
 
 fn key_json(key: &ApiKey) -> Value {
     json!({"id": key.id, "name": key.name, "scopes": key.scopes, "labeler_id": key.labeler_id,
-           "daily_tokens": key.daily_tokens, "revoked": key.revoked, "created": key.created})
+           "daily_tokens": key.daily_tokens, "origin": key.origin, "revoked": key.revoked, "created": key.created})
 }
 
 pub async fn keys(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {

@@ -79,5 +79,13 @@ pub async fn consensus(State(state): State<AppState>, Query(query): Query<Consen
     let mut sets = quality::consensus(&state.services, Scope { kind, days, replicates, seed }).await?;
     let total = sets.len();
     sets.truncate(limit);
-    Ok(axum::Json(json!({"data": sets, "total": total})).into_response())
+    let ids: Vec<_> = sets.iter().map(|s| s.set_id.clone()).collect();
+    let prompts = crate::service::browse::previews(&state.services, &ids).await?;
+    let one = |set: &crate::eval::quality::SetConsensus| {
+        let mut row = serde_json::to_value(set).unwrap_or_default();
+        row["prompt"] = json!(prompts.get(&set.set_id));
+        row
+    };
+    let data: Vec<_> = sets.iter().map(one).collect();
+    Ok(axum::Json(json!({"data": data, "total": total})).into_response())
 }

@@ -11,25 +11,11 @@ use crate::http::AppState;
 use crate::http::auth::Caller;
 use crate::http::error::ApiResult;
 use crate::http::extract::{Json, Path, Query};
-use crate::http::label::{JudgmentRequest, PageQuery, messages_json, page};
+use crate::http::label::{JudgmentRequest, PageQuery, messages_json};
 use crate::http::markdown;
 use crate::service::draw::{self, DrawRequest};
 use crate::service::label::author;
 use crate::service::review::{self, KnownAnswer};
-
-#[derive(Debug, Deserialize, schemars::JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct SetsQuery {
-    status: Option<SetStatus>,
-    after: Option<String>,
-    limit: Option<u32>,
-}
-
-pub async fn list(State(state): State<AppState>, Query(query): Query<SetsQuery>) -> ApiResult<axum::Json<Value>> {
-    let sets = state.services.store.list_sets(page(query.after, query.limit)?, query.status).await?;
-    let next = sets.last().map(|s| s.id.clone());
-    Ok(axum::Json(json!({"data": sets, "after": next})))
-}
 
 pub async fn draw(
     State(state): State<AppState>,
@@ -98,25 +84,40 @@ pub async fn retire(
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub async fn review(State(state): State<AppState>, Path(id): Path<SetId>) -> ApiResult<axum::Json<Value>> {
+pub async fn review(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Path(id): Path<SetId>,
+) -> ApiResult<axum::Json<Value>> {
     let services = &state.services;
-    let disputed = review::disputed(services, &id).await?;
+    let disputed = review::disputed(services, &actor, &id).await?;
     let mut completions = Vec::new();
     for c in &disputed.completions {
         let author = author(services, c).await?;
-        completions.push(json!({"id": c.id, "text": c.text, "html": markdown::render(&c.text), "author": author}));
+        completions.push(json!({"id": c.id, "finish_reason": c.finish_reason, "text": c.text, "html": markdown::render(&c.text), "author": author}));
     }
     let mut judgments = Vec::new();
     for judgment in &disputed.judgments {
         let labeler = services.store.get_labeler(&judgment.labeler_id).await?;
         judgments.push(json!({"judgment": judgment, "labeler": {"id": labeler.id, "name": labeler.name}}));
     }
+    let known_answer = match disputed.set.kind {
+        SetKind::Normal => Value::Null,
+        SetKind::Gold | SetKind::Calibration => {
+            let tiers = services.store.get_gold(&id).await?;
+            let tiers: Vec<_> = tiers.iter().map(|(c, tier)| json!({"completion_id": c, "tier": tier})).collect();
+            json!({"tiers": tiers, "explanation": services.store.set_explanation(&id).await?})
+        }
+    };
     Ok(axum::Json(json!({
+        "known_answer": known_answer,
         "set": disputed.set,
         "prompt": {"id": disputed.prompt.id, "messages": messages_json(&disputed.prompt.messages)},
         "completions": completions,
         "judgments": judgments,
         "settled_by": disputed.settled_by,
+        "expected": disputed.expected.iter().map(|(id, tier)| json!({"completion_id": id, "tier": tier})).collect::<Vec<_>>(),
+        "explanation": disputed.explanation,
     })))
 }
 

@@ -1,19 +1,22 @@
 //! Import, export and dataset versions.
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures::TryStreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::data::Format;
+use crate::data::source::Content;
 use crate::domain::{SetKind, Split};
 use crate::http::AppState;
 use crate::http::auth::Caller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Body, Json, Path, Query};
-use crate::service::datasets;
 use crate::service::transfer::{self, Selection};
+use crate::service::{datasets, imports};
 use crate::store::RankedFilter;
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -34,6 +37,7 @@ pub async fn import(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Query(query): Query<ImportQuery>,
+    headers: HeaderMap,
     Body(body): Body,
 ) -> ApiResult<Response> {
     let format = format(&query.format)?;
@@ -41,8 +45,76 @@ pub async fn import(
     if query.known_answer == Some(SetKind::Normal) {
         return Err(ApiError::bad("known_answer", "must be gold or calibration"));
     }
-    let done = transfer::read_in(&state.services, &actor, format, name, query.known_answer, body).await?;
-    Ok(axum::Json(done).into_response())
+    check_body(&headers, &body)?;
+    let done = imports::read_in(&state.services, &actor, format, name, query.known_answer, body).await?;
+    Ok(match failure(&done) {
+        None => axum::Json(done).into_response(),
+        Some(error) => {
+            // The report beside the error: which lines, and why.
+            let mut report = serde_json::to_value(&done).unwrap_or_default();
+            report["error"] = error.body()["error"].take();
+            (error.status, axum::Json(report)).into_response()
+        }
+    })
+}
+
+/// The body must be the file itself, packed or not. Its content says what it is, so the type is only asked about
+/// what wraps it.
+fn check_body(headers: &HeaderMap, body: &[u8]) -> ApiResult<()> {
+    let header = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or_default().trim();
+    let kind = header(header::CONTENT_TYPE).split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if kind.starts_with("multipart/") {
+        let message = format!("Content-Type {kind} is not read; send the file itself: curl --data-binary @FILE");
+        return Err(unsupported("content-type", message));
+    }
+    let packed = match header(header::CONTENT_ENCODING).to_ascii_lowercase().as_str() {
+        "" | "identity" => return Ok(()),
+        "gzip" | "x-gzip" => Content::Gzip,
+        "zstd" => Content::Zstd,
+        other => {
+            let message = format!("Content-Encoding {other} is not read; send the file as it is, or with gzip or zstd");
+            return Err(unsupported("content-encoding", message));
+        }
+    };
+    if Content::of(&body[..body.len().min(64)]) != packed {
+        return Err(ApiError::bad("content-encoding", "the body is not packed as Content-Encoding says"));
+    }
+    Ok(())
+}
+
+fn unsupported(param: &str, message: String) -> ApiError {
+    let error = ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).code("unsupported_media_type");
+    ApiError { param: Some(param.to_owned()), ..error }
+}
+
+/// Bad lines that an error's message names.
+const NAMED: usize = 20;
+
+/// Why an import is an error: the file could not be read to its end, or nothing of it could be used.
+fn failure(done: &imports::Imported) -> Option<ApiError> {
+    if let Some(why) = &done.stopped {
+        let kept = match done.usable() {
+            0 => "nothing of it is stored".to_owned(),
+            n => format!("{n} lines before it are stored; mend the file and send it again, what is known is skipped"),
+        };
+        return Some(ApiError::bad("body", format!("{why} ({kept})")).code("unreadable_file"));
+    }
+    if done.usable() > 0 {
+        return None;
+    }
+    if done.failed == 0 {
+        return Some(ApiError::bad("body", "the file holds nothing to import").code("empty_file"));
+    }
+    let mut message = match done.failed {
+        1 => "the only line cannot be used".to_owned(),
+        n => format!("none of {n} lines can be used"),
+    };
+    let named: Vec<String> = done.errors.iter().take(NAMED).map(ToString::to_string).collect();
+    message.push_str(&format!(": {}", named.join("; ")));
+    if done.failed > named.len() {
+        message.push_str(&format!("; and {} more", done.failed - named.len()));
+    }
+    Some(ApiError::bad("body", message).code("no_usable_line"))
 }
 
 /// Loads the sample data of a first walk through the loop.
@@ -64,7 +136,7 @@ pub async fn export(State(state): State<AppState>, Query(query): Query<ExportQue
     let name = query.dataset.clone().unwrap_or_else(|| format.as_str().to_owned());
     let feedback = query.feedback.unwrap_or(false);
     let selection = Selection { split: query.split, dataset: query.dataset, feedback };
-    let bytes = transfer::write_out(&state.services, format, selection).await?;
+    let file = transfer::write_out(&state.services, format, selection).await?;
     let (kind, ending) = match format {
         Format::Parquet => ("application/vnd.apache.parquet", "parquet"),
         _ => ("application/x-ndjson", "jsonl"),
@@ -74,7 +146,14 @@ pub async fn export(State(state): State<AppState>, Query(query): Query<ExportQue
     let name: String = name.chars().filter(|c| fits(*c)).take(64).collect();
     let disposition = format!("attachment; filename=\"{name}.{ending}\"");
     let headers = [(header::CONTENT_TYPE, kind.to_owned()), (header::CONTENT_DISPOSITION, disposition)];
-    Ok((headers, bytes).into_response())
+    // Rankings that the format cannot hold.
+    let left_out = [(HeaderName::from_static("x-left-out"), file.left_out.to_string())];
+    // An error ends the connection without an end of the body: nobody takes half a file for a whole one.
+    let pieces = ReceiverStream::new(file.pieces).map_err(|e| {
+        tracing::error!(error = %e, "an export broke off");
+        std::io::Error::other(e)
+    });
+    Ok((headers, left_out, axum::body::Body::from_stream(pieces)).into_response())
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]

@@ -250,7 +250,6 @@ pub async fn create(
         n,
         params: SamplingParams { max_tokens, seed, logprobs: Some(top), ..sampling },
         prompt_logprobs: None,
-        pays: caller.pays(),
         adapter,
     };
     let mut running = complete::start(services, start).await?;

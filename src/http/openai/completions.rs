@@ -163,7 +163,6 @@ pub async fn create(
             n: best_of,
             params,
             prompt_logprobs: request.logprobs.filter(|_| echo).map(|k| k as usize),
-            pays: caller.pays(),
             adapter: adapter.clone(),
         };
         runs.push(complete::start(services, start).await?);

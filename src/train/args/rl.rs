@@ -41,9 +41,11 @@ pub enum RewardSpec {
         #[serde(default)]
         unit: LengthUnit,
     },
-    /// `score` if the completion's final answer is the prompt's `answer`, else `otherwise`. The final answer is
-    /// the last match of `pattern` (its first group, if it has one); without a pattern, what stands after the
-    /// last `####` as in GSM8K, else the last number. Numbers are compared as numbers.
+    /// `score` if the completion's final answer is the prompt's `answer`, else `otherwise`. The prompt's answer is
+    /// taken whole (of a GSM8K answer, what stands after `####`). The completion's final answer is the last match
+    /// of `pattern` (its first group, if it has one); without a pattern, what stands after the first `####`, else
+    /// in the last `\boxed{…}`, else after the last "answer is", else the last number. Numbers are compared by
+    /// value and exactly: `1,000` is `1000.0`, `3/4` is `\frac{6}{8}` and `0.75`; units may be left out.
     FinalAnswer {
         #[serde(default)]
         pattern: Option<String>,
@@ -308,6 +310,7 @@ impl RlCommon {
         if let Some(gold) = &self.gold_reward {
             gold.check("gold_reward")?;
         }
+        check_gold(self)?;
         let rewarded = self.gold_reward_model.is_some() || self.gold_reward.is_some();
         ensure(
             self.gold_comparisons.is_none() || !rewarded,
@@ -346,6 +349,28 @@ impl RlCommon {
             "must be a finite number, or null",
         )
     }
+}
+
+/// A held-out signal that is the reward itself measures nothing.
+fn check_gold(args: &RlCommon) -> Result<(), ArgsError> {
+    let place = |path: &str| std::fs::canonicalize(path).unwrap_or_else(|_| std::path::PathBuf::from(path));
+    if let (Some(reward), Some(gold)) = (&args.reward_model, &args.gold_reward_model) {
+        ensure(
+            place(reward) != place(gold),
+            "gold_reward_model",
+            "is the reward model that the policy is trained on; a held-out reward must be another one, or none",
+        )?;
+    }
+    // The gold reward is a sum like the reward: equal parts make it the same number.
+    let same = args.gold_reward.is_some()
+        && args.gold_reward == args.reward
+        && args.gold_reward_model.is_none()
+        && args.reward_model.is_none();
+    ensure(
+        !same,
+        "gold_reward",
+        "is the reward that the policy is trained on; a held-out reward must be another one, or none",
+    )
 }
 
 impl RewardSpec {

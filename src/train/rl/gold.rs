@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
+use serde_json::json;
 
 use super::rewards::{Item, Reward, Sources};
 use crate::data::read_comparisons;
@@ -13,6 +14,7 @@ use crate::prompt::Texts;
 use crate::train::Reporter;
 use crate::train::args::RlCommon;
 use crate::train::dpo::sequence_sums_of;
+use crate::train::fit::Fit;
 use crate::train::ranked::{RankedSequences, encode};
 
 pub struct Gold {
@@ -35,7 +37,7 @@ impl Gold {
         reference: &Decoder,
         max_length: usize,
         device: &Device,
-        reporter: &dyn Reporter,
+        reporter: &mut dyn Reporter,
     ) -> Result<Option<Self>> {
         let sources =
             Sources { model: args.gold_reward_model.as_deref(), rule: args.gold_reward.as_ref(), field: "gold_reward" };
@@ -46,15 +48,17 @@ impl Gold {
         let judgments = match &args.gold_comparisons {
             None => None,
             Some(path) => {
-                let mut sets = Vec::new();
+                let (mut sets, mut fit) = (Vec::new(), Fit::new(max_length));
                 for comparison in read_comparisons(Path::new(path)).context("gold_comparisons")? {
-                    sets.push(encode(&comparison, texts, max_length)?);
+                    sets.push(encode(&comparison, texts, max_length, &mut fit)?);
                 }
-                sets.retain(|set| set.tiers.iter().any(|tier| *tier != set.tiers[0]));
+                sets.retain(|set| !set.pairs(0, 0.0).is_empty());
+                for message in fit.messages() {
+                    reporter.event("warning", json!({"message": format!("gold_comparisons: {message}")}));
+                }
                 if sets.is_empty() {
-                    bail!(
-                        "gold_comparisons: all completions of all sets tie: there is nothing to hold against the policy"
-                    );
+                    let reasons = fit.reasons();
+                    bail!("gold_comparisons: no set holds a preference to hold against the policy{reasons}");
                 }
                 let reference = sequence_sums_of(reference, &sets, args.common.micro_batch_tokens)?;
                 Some(Judgments { sets, reference, max_tokens: args.common.micro_batch_tokens })

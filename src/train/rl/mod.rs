@@ -2,6 +2,7 @@
 //! compare with the reference, turn scores into advantages, take gradient steps.
 
 mod critic;
+mod final_answer;
 mod gold;
 mod guard;
 mod rewards;
@@ -22,11 +23,12 @@ use self::critic::Critic;
 use self::gold::Gold;
 use self::guard::{GuardState, Limits, Measured, Verdict};
 use self::rewards::{Item, Reward, Sources};
-use self::rollout::{PromptIds, Rollout, Sampler};
+use self::rollout::{PromptIds, Rollout, Sampler, Watch};
 use self::update::{Experience, Learner, Summary};
 use super::args::{CriticKind, GrpoArgs, PpoArgs, ReinforceArgs, RlCommon, RlooArgs, parse};
+use super::fit::{Fit, count};
 use super::optim::Params;
-use super::run::{Plan, Run, device, file_hash, model_hash};
+use super::run::{Plan, Run, before, device, file_hash, model_hash};
 use super::samples::Samples;
 use super::sft::{Demonstrations, backbone_and_output};
 use super::trainable::{Trainable, copies, with_prefix};
@@ -98,11 +100,14 @@ fn drive<A: Serialize>(
     algorithm: Algorithm,
     reporter: &mut dyn Reporter,
 ) -> Result<TrainOutcome> {
+    before(reporter, "loading");
     let device = device(rl.common.device)?;
     let mut loaded = model::load(Path::new(&rl.common.model), &device).context("model")?;
     let texts = Texts::new(&loaded)?;
     let max_length = rl.common.max_length.min(loaded.config.max_positions);
-    let prompts = prompts(&rl, &texts, max_length)?;
+    before(reporter, "preparing");
+    let (mut prompts, fit) = prompts(&rl, &texts, max_length)?;
+    check_held_out(&rl)?;
     let sources = Sources { model: rl.reward_model.as_deref(), rule: rl.reward.as_ref(), field: "reward" };
     let (reward, reward_source) = Reward::open(&sources, &rl.common, &device, reporter.remote())?;
 
@@ -112,14 +117,15 @@ fn drive<A: Serialize>(
     let critic = critic(&rl, &algorithm, &loaded, reward_source.as_ref())?;
     drop(reward_source);
     let gold = Gold::open(&rl, &texts, &reference, max_length, &device, reporter)?;
+    let mut unanswered = Vec::new();
     if reward.needs_answers() || gold.as_ref().is_some_and(Gold::needs_answers) {
-        answered(&prompts)?;
+        unanswered = answered(&mut prompts)?;
     }
     // Whoever needs a weight holds it by now.
     loaded.weights.clear();
     let critic_params = critic.as_ref().map(Critic::params).unwrap_or_default();
     let params: Params = with_prefix("policy.", &policy.params).chain(critic_params).collect();
-    let (ptx, ptx_hash) = ptx(&algorithm, &texts, max_length)?;
+    let (ptx, ptx_hash, ptx_fit) = ptx(&algorithm, &texts, max_length)?;
 
     let plan = Plan {
         recipe,
@@ -130,6 +136,14 @@ fn drive<A: Serialize>(
         data: data_hashes(&rl, ptx_hash)?,
     };
     let mut run = Run::new(plan, reporter)?;
+    fit.report(&mut run);
+    for message in ptx_fit.messages() {
+        run.warn(format!("ptx_demonstrations: {message}"));
+    }
+    if !unanswered.is_empty() {
+        run.warn(left_out(&unanswered, prompts.len()));
+        run.metrics([("prompts_without_answer", unanswered.len() as f64)]);
+    }
     let adaptive = rl.kl_target.map(|target| AdaptiveKl { target, horizon: rl.kl_horizon });
     let mut state = run.resume::<State>(&params)?.unwrap_or(State {
         kl: KlController { coef: rl.kl_coef, adaptive },
@@ -168,13 +182,29 @@ fn drive<A: Serialize>(
     let limits = Limits { kl_budget: rl.kl_budget, patience: rl.gold_patience };
     let guarded = limits.kl_budget.is_some() || gold.is_some();
 
+    let answer = |prompt: &PromptInput| prompts.iter().find(|p| p.prompt == *prompt)?.answer.as_deref();
+    let score =
+        |prompt: &PromptInput, text: &str| Ok(reward.score(&[Item { prompt, text, answer: answer(prompt) }])?[0]);
+    // What the start policy writes: later samples are compared with it.
+    if run.step == 0 && rl.sample_prompts > 0 {
+        samples.write(&mut run, &policy.frozen_decoder()?, max_length, Some(&score))?;
+    }
+
     let mut stopped_because = None;
     // A guarded run measures once more after its last update: no policy is published unmeasured.
     while run.step < run.total || guarded {
-        run.progress("rollout");
+        run.phase("sampling", None);
         let behaviour = policy.behaviour()?;
-        let stop = || run.reporter.should_stop();
-        let Some(mut rollout) = sampler.collect(&behaviour, critic.as_ref(), run.step, &stop)? else {
+        let round = run.step;
+        let collected = {
+            let run = std::cell::RefCell::new(&mut run);
+            let watch = Watch {
+                stop: &|| run.borrow().reporter.should_stop(),
+                tell: &|phase, done| run.borrow_mut().phase(phase, done),
+            };
+            sampler.collect(&behaviour, critic.as_ref(), round, &watch)?
+        };
+        let Some(mut rollout) = collected else {
             // The unfinished round is forgotten; a resumed run samples it again, token for token.
             return run.stopped(&params, &state);
         };
@@ -189,6 +219,9 @@ fn drive<A: Serialize>(
         if guarded {
             let due = run.step.is_multiple_of(rl.gold_every.max(1)) || run.step == run.total;
             let signal = gold.as_ref().filter(|_| due);
+            if signal.is_some() {
+                run.phase("evaluate", None);
+            }
             let signal = signal.map(|g| g.measure(&behaviour, &sampler.items(&rollout))).transpose()?;
             gold_mean = signal.as_deref().map(|s| moments(s).0);
             let measured = Measured { step: run.step, kl: mean_kl, proxy, gold: signal.as_deref() };
@@ -223,7 +256,6 @@ fn drive<A: Serialize>(
         }
         let coef = state.kl.coef;
         let mut experience = advantages(&algorithm, rollout, &kl, &sequence_kl, coef, &mut state.baseline)?;
-        run.progress("train");
         let summary = learner.update(&mut run, &mut experience, coef)?;
         if !light {
             pool::drain();
@@ -231,13 +263,10 @@ fn drive<A: Serialize>(
         state.kl.update(mean_kl, n);
 
         run.step += 1;
+        run.progress("updating");
         report(&mut run, &experience, &summary, mean_kl, coef);
         run.metrics(gold_mean.map(|g| ("gold", g)));
         if run.due(rl.common.eval_every) || run.checkpoint_due() {
-            let answer = |prompt: &PromptInput| prompts.iter().find(|p| p.prompt == *prompt)?.answer.as_deref();
-            let score = |prompt: &PromptInput, text: &str| {
-                Ok(reward.score(&[Item { prompt, text, answer: answer(prompt) }])?[0])
-            };
             samples.write(&mut run, &policy.frozen_decoder()?, max_length, Some(&score))?;
         }
         if let Some(outcome) = run.pause(&params, &state)? {
@@ -250,7 +279,8 @@ fn drive<A: Serialize>(
     run.progress("saving");
     let metrics = json!({
         "first": state.first, "last": state.last, "iterations": run.step, "kl_coef": state.kl.coef,
-        "published_iteration": published, "stopped_because": stopped_because,
+        "published_iteration": published, "stopped_because": stopped_because, "prompts": prompts.len(),
+        "prompts_without_answer": unanswered.len(), "fit": fit.json(),
     });
     super::output::save(&run.common, "policy", recipe, &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
@@ -278,6 +308,53 @@ fn publish_good(
     Ok(step)
 }
 
+/// Refuses a held-out signal that is a copy of what is trained on: a reward model with the same weights elsewhere, or
+/// the very rankings that the reward model learned from.
+fn check_held_out(rl: &RlCommon) -> Result<()> {
+    let Some(reward) = &rl.reward_model else { return Ok(()) };
+    if let Some(gold) = &rl.gold_reward_model
+        && same_weights(reward, gold).context("gold_reward_model")?
+    {
+        bail!("gold_reward_model: it has the weights of the reward model that the policy is trained on");
+    }
+    let learned = std::fs::read(Path::new(reward).join("instructd.json"))
+        .ok()
+        .and_then(|text| serde_json::from_slice::<Value>(&text).ok())
+        .and_then(|about| about["data"]["comparisons"].as_str().map(str::to_owned));
+    if let (Some(learned), Some(gold)) = (learned, &rl.gold_comparisons)
+        && file_hash(gold)? == learned
+    {
+        bail!("gold_comparisons: these are the rankings that the reward model learned from; hold others out");
+    }
+    Ok(())
+}
+
+/// Whether two models are the same file, or have weight files of the same contents.
+fn same_weights(a: &str, b: &str) -> Result<bool> {
+    let files = |path: &str| -> Result<Vec<std::path::PathBuf>> {
+        if !Path::new(path).is_dir() {
+            return Ok(vec![path.into()]);
+        }
+        let entries = std::fs::read_dir(path).with_context(|| format!("cannot read {path}"))?;
+        let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        files.retain(|file| file.extension().is_some_and(|e| e == "safetensors"));
+        files.sort();
+        Ok(files)
+    };
+    let (a, b) = (files(a)?, files(b)?);
+    let size = |file: &std::path::PathBuf| std::fs::metadata(file).map_or(0, |meta| meta.len());
+    // Hashing takes a while; files of other sizes are others.
+    if a.is_empty() || a.iter().map(size).ne(b.iter().map(size)) {
+        return Ok(false);
+    }
+    for (a, b) in a.iter().zip(&b) {
+        if file_hash(&a.display().to_string())? != file_hash(&b.display().to_string())? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Hashes of every file that decides what the run does.
 fn data_hashes(rl: &RlCommon, ptx: Option<(String, String)>) -> Result<BTreeMap<String, String>> {
     let mut data = BTreeMap::from([("prompts".to_owned(), file_hash(&rl.prompts)?)]);
@@ -294,27 +371,48 @@ fn data_hashes(rl: &RlCommon, ptx: Option<(String, String)>) -> Result<BTreeMap<
     Ok(data)
 }
 
+/// Leaves out the prompts without an answer and returns their names: the line of the file, and the id where the
+/// record has one.
+///
 /// # Errors
-/// Names the first prompt without an answer.
-fn answered(prompts: &[PromptIds]) -> Result<()> {
-    match prompts.iter().position(|p| p.answer.is_none()) {
-        Some(i) => bail!("prompts: prompt {} has no `answer`, which the reward compares with", i + 1),
-        None => Ok(()),
+/// When none is left.
+fn answered(prompts: &mut Vec<PromptIds>) -> Result<Vec<String>> {
+    let is_answered = |p: &PromptIds| p.answer.as_deref().is_some_and(|answer| !answer.trim().is_empty());
+    let missing: Vec<String> = prompts.iter().filter(|p| !is_answered(p)).map(|p| p.name.clone()).collect();
+    prompts.retain(is_answered);
+    if prompts.is_empty() {
+        bail!("prompts: none of the {} has an `answer`, which the reward compares with", missing.len());
     }
+    Ok(missing)
 }
 
-/// Prompts as ids, cut on the left so that a full response fits.
-fn prompts(rl: &RlCommon, texts: &Texts, max_length: usize) -> Result<Vec<PromptIds>> {
+/// Names the prompts without an answer; of many, the first ones.
+fn left_out(names: &[String], rest: usize) -> String {
+    const SHOWN: usize = 10;
+    let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    let more = if names.len() > SHOWN { format!(" and {} more", names.len() - SHOWN) } else { String::new() };
+    let verb = if names.len() == 1 { "is" } else { "are" };
+    format!(
+        "{shown}{more} {verb} left out: the reward compares with the prompt's `answer`, and there is none; {} left",
+        count(rest, "prompt is", "prompts are")
+    )
+}
+
+/// Prompts as ids, cut on the left so that a full response fits; counts those that were cut.
+fn prompts(rl: &RlCommon, texts: &Texts, max_length: usize) -> Result<(Vec<PromptIds>, Fit)> {
     let Some(room) = max_length.checked_sub(rl.response_length).filter(|room| *room > 0) else {
         bail!("response_length: {} tokens leave no room for a prompt in {max_length}", rl.response_length)
     };
-    let mut prompts = Vec::new();
-    for record in read_prompts(Path::new(&rl.prompts)).context("prompts")? {
+    let (mut prompts, mut fit) = (Vec::new(), Fit::new(max_length));
+    for (i, record) in read_prompts(Path::new(&rl.prompts)).context("prompts")?.into_iter().enumerate() {
         let ids = texts.prompt(&record.prompt)?;
+        fit.note_prompt(ids.len() > room);
         let ids = ids[ids.len().saturating_sub(room)..].to_vec();
-        prompts.push(PromptIds { ids, prompt: record.prompt, answer: record.answer });
+        let id = record.prompt_id.map(|id| format!(" ({id})")).unwrap_or_default();
+        let name = format!("prompt {}{id}", i + 1);
+        prompts.push(PromptIds { ids, prompt: record.prompt, answer: record.answer, name });
     }
-    Ok(prompts)
+    Ok((prompts, fit))
 }
 
 fn critic(rl: &RlCommon, algorithm: &Algorithm, policy: &Loaded, reward: Option<&Loaded>) -> Result<Option<Critic>> {
@@ -329,16 +427,19 @@ fn critic(rl: &RlCommon, algorithm: &Algorithm, policy: &Loaded, reward: Option<
     Ok(Some(Critic::separate(source, &rl.common)?))
 }
 
-type PtxData = (Vec<super::step::Sequence>, Option<(String, String)>);
+type PtxData = (Vec<super::step::Sequence>, Option<(String, String)>, Fit);
 
 fn ptx(algorithm: &Algorithm, texts: &Texts, max_length: usize) -> Result<PtxData> {
     match algorithm {
         Algorithm::Ppo(args) if args.ptx_coef > 0.0 => {
             let Some(path) = &args.ptx_demonstrations else { bail!("ptx_demonstrations: is required") };
             let data = Demonstrations::read(path, texts, max_length, 0.0).context("ptx_demonstrations")?;
-            Ok((data.train, Some(("ptx_demonstrations".to_owned(), file_hash(path)?))))
+            if data.train.is_empty() {
+                bail!("ptx_demonstrations: none is left to learn from{}", data.fit.reasons());
+            }
+            Ok((data.train, Some(("ptx_demonstrations".to_owned(), file_hash(path)?)), data.fit))
         }
-        _ => Ok((Vec::new(), None)),
+        _ => Ok((Vec::new(), None, Fit::default())),
     }
 }
 

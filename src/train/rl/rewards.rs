@@ -44,6 +44,14 @@ struct Learned {
     max_tokens: usize,
 }
 
+impl Learned {
+    /// The items as ids. All completions of one prompt are read behind the same prompt tokens.
+    fn conversations(&self, items: &[Item<'_>]) -> Result<Vec<Vec<u32>>> {
+        let pairs: Vec<_> = items.iter().map(|item| (item.prompt, item.text)).collect();
+        Ok(self.texts.conversations(&pairs, self.max_length)?)
+    }
+}
+
 impl Reward {
     /// Opens what the sources name. Also returns the reward model as loaded, for a critic to start from.
     pub fn open(
@@ -82,10 +90,7 @@ impl Reward {
     pub fn score(&self, items: &[Item<'_>]) -> Result<Vec<f64>> {
         let mut scores = vec![0.0; items.len()];
         if let Some(learned) = &self.model {
-            let conversations =
-                items.iter().map(|item| Ok(learned.texts.conversation(item.prompt, item.text, learned.max_length)?.0));
-            let conversations: Vec<Vec<u32>> = conversations.collect::<Result<_>>()?;
-            scores = learned.model.score(&conversations, learned.max_tokens)?;
+            scores = learned.model.score(&learned.conversations(items)?, learned.max_tokens)?;
         }
         if let Some(rule) = &self.rule {
             scores.iter_mut().zip(rule.scores(items)?).for_each(|(sum, score)| *sum += score);

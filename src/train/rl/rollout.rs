@@ -1,6 +1,9 @@
 //! One round of experience: sampled responses, their scores, and what policy, reference and critic thought
 //! of every token before any update.
 
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 
@@ -21,6 +24,8 @@ pub struct PromptIds {
     /// Its right answer, where the record has one.
     pub answer: Option<String>,
     pub ids: Vec<u32>,
+    /// How messages call it.
+    pub name: String,
 }
 
 /// Per-sequence fields in sampling order (samples of one prompt stand together), per-token fields over the
@@ -86,6 +91,16 @@ pub struct Sampler<'a> {
     pub recorded: Option<&'a Decoder>,
 }
 
+/// Who is told how far a round is, and says whether it shall end.
+pub struct Watch<'a> {
+    pub stop: &'a dyn Fn() -> bool,
+    /// A phase, and how much of it is done of how much.
+    pub tell: &'a dyn Fn(&str, Option<(u64, u64)>),
+}
+
+/// Progress within a phase is told so often.
+const TELL: Duration = Duration::from_millis(500);
+
 impl Sampler<'_> {
     /// The prompts of an iteration: a fresh order in every pass over them.
     fn chosen(&self, iteration: u64) -> Vec<usize> {
@@ -108,7 +123,7 @@ impl Sampler<'_> {
         policy: &Decoder,
         critic: Option<&Critic>,
         iteration: u64,
-        stop: &dyn Fn() -> bool,
+        watch_over: &Watch<'_>,
     ) -> Result<Option<Rollout>> {
         let chosen = self.chosen(iteration);
         let prompts: Vec<Vec<u32>> = chosen.iter().map(|&i| self.prompts[i].ids.clone()).collect();
@@ -125,10 +140,22 @@ impl Sampler<'_> {
         };
         let mut watch = Stopwatch::start();
         let mut recording = self.recording(&prompts);
-        let samples = generate_recorded(policy, &prompts, &params, recording.as_mut(), stop)?;
-        if stop() {
+        let (drawn, told) = (Cell::new(0), Cell::new(Instant::now()));
+        // Asked before every token of the samples.
+        let stop = || {
+            drawn.set(drawn.get() + 1);
+            if told.get().elapsed() >= TELL {
+                told.set(Instant::now());
+                let most = self.args.response_length as u64;
+                (watch_over.tell)("sampling", Some((most.min(drawn.get()), most)));
+            }
+            (watch_over.stop)()
+        };
+        let samples = generate_recorded(policy, &prompts, &params, recording.as_mut(), &stop)?;
+        if (watch_over.stop)() {
             return Ok(None);
         }
+        (watch_over.tell)("scoring", None);
         let generation = watch.lap();
         let seconds = Seconds { generation, ..Seconds::default() };
         let mut rollout = Rollout { seconds, recording, ..Rollout::default() };
@@ -147,6 +174,7 @@ impl Sampler<'_> {
         let both = rollout.raw_scores.iter().zip(&rollout.finished);
         rollout.scores = both.map(|(&score, &finished)| penalised(score, finished, penalty, mode)).collect();
         rollout.seconds.reward = watch.lap();
+        (watch_over.tell)("reference", None);
         self.measure(&mut rollout, policy, hidden, critic)?;
         rollout.seconds.reference = watch.lap();
         Ok(Some(rollout))

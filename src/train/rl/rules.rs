@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use regex::Regex;
 
+use super::final_answer::Wanted;
 use super::rewards::Item;
 use crate::data::PromptInput;
 use crate::train::args::{LengthUnit, RewardSpec};
@@ -134,51 +135,12 @@ impl Rule {
                 -((length as f64 - target).abs() / target).min(1.0)
             }
             Self::FinalAnswer { pattern, score, otherwise } => {
-                let wanted = item.answer.context("a prompt has no `answer` to compare with")?;
-                // A worked solution as the answer: its own final answer is what counts.
-                let wanted = extract(pattern.as_ref(), wanted).unwrap_or(wanted);
-                let found = extract(pattern.as_ref(), text);
-                choose(found.is_some_and(|found| same_answer(found, wanted)), score, otherwise)
+                let wanted = item.answer.and_then(|answer| Wanted::new(answer, pattern.as_ref()));
+                let wanted = wanted.context("a prompt has no `answer` to compare with")?;
+                choose(wanted.is_answered_by(text, pattern.as_ref()), score, otherwise)
             }
             Self::Http { .. } | Self::Sum(_) => bail!("this reward scores whole batches"),
         })
-    }
-}
-
-/// The last match of the pattern, its first group if it has one. Without a pattern: what follows the last
-/// `####` on its line, else the last number.
-fn extract<'t>(pattern: Option<&Regex>, text: &'t str) -> Option<&'t str> {
-    match pattern {
-        Some(pattern) => {
-            let found = pattern.captures_iter(text).last()?;
-            found.get(1).or_else(|| found.get(0)).map(|m| m.as_str())
-        }
-        None => match text.rsplit_once("####") {
-            Some((_, rest)) => rest.lines().next().map(str::trim).filter(|answer| !answer.is_empty()),
-            None => last_number(text),
-        },
-    }
-}
-
-/// The last run of digits with its sign, separators and decimals.
-fn last_number(text: &str) -> Option<&str> {
-    let end = text.rfind(|c: char| c.is_ascii_digit())? + 1;
-    let part = |c: char| c.is_ascii_digit() || c == ',' || c == '.';
-    let start = text[..end].rfind(|c| !part(c)).map_or(0, |i| i + text[i..].chars().next().map_or(1, char::len_utf8));
-    let start = if text[..start].ends_with('-') { start - 1 } else { start };
-    Some(text[start..end].trim_start_matches([',', '.']))
-}
-
-/// Equal as numbers where both are (`1,000` is `1000.0`), else as text without case, currency and final stop.
-fn same_answer(a: &str, b: &str) -> bool {
-    let clean = |s: &str| {
-        let s: String = s.trim().to_lowercase().chars().filter(|c| !matches!(c, ',' | '$' | '€' | '£' | '%')).collect();
-        s.trim_end_matches('.').trim().to_owned()
-    };
-    let (a, b) = (clean(a), clean(b));
-    match (a.parse::<f64>(), b.parse::<f64>()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => a == b,
     }
 }
 

@@ -91,6 +91,8 @@ impl Learner<'_> {
             for part in 0..self.args.minibatches {
                 // Sizes differ by at most one, and no response is left out.
                 let minibatch = &order[part * n / self.args.minibatches..(part + 1) * n / self.args.minibatches];
+                let done = epoch * self.args.minibatches as u64 + part as u64;
+                run.phase("updating", Some((done, self.args.ppo_epochs * self.args.minibatches as u64)));
                 let mut watch = Stopwatch::start();
                 let made = (experience.rollout.critic_pass.take(), experience.rollout.recording.take());
                 let Minibatch { sum, stats, gap } = self.gradients(run, experience, minibatch, kl_coef, made)?;

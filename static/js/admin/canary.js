@@ -3,7 +3,8 @@ import { del, get, post } from '../api.js';
 import { fill, h, toast } from '../dom.js';
 import { num, t, when } from '../i18n.js';
 import { errorText } from '../plain.js';
-import { caught, confirm, section, table } from './parts.js';
+import { askPromote } from './evidence.js';
+import { caught, section, table } from './parts.js';
 
 const SHARES = [0.01, 0.05, 0.1, 0.25, 0.5, 1];
 const percent = (x) => `${Number((100 * x).toFixed(1))} %`;
@@ -92,8 +93,8 @@ export function servingPanel(models, answer, changed) {
         },
       },
     },
-    h('label', { class: 'inline', for: 'canary-model' }, h('span', { text: t('canary.candidate') }), select),
     h('label', { class: 'inline', for: 'canary-share' }, h('span', { text: t('canary.share') }), shareSelect),
+    h('label', { class: 'inline', for: 'canary-model' }, h('span', { text: t('canary.candidate') }), select),
     h('button', { type: 'submit', text: t(canary ? 'canary.change' : 'canary.start') }),
     canary
       ? h('button', {
@@ -116,8 +117,7 @@ export function servingPanel(models, answer, changed) {
           text: t('canary.promote', { name: candidate.name }),
           on: {
             click: caught(async () => {
-              if (!(await confirm(t('model.promote'), t('model.promote_policy', { name: candidate.name }), t('model.promote'))))
-                return;
+              if (!(await askPromote(candidate))) return;
               await post(`/admin/models/${encodeURIComponent(candidate.id)}/promote`);
               toast(t('model.promoted', { name: candidate.name }), { kind: 'good' });
               await changed();

@@ -1,62 +1,8 @@
-// Training curves with uPlot: smoothing, synced hover, several runs in one chart.
+// Training curves with uPlot: raw values, smoothing on demand, synced hover, several runs in one chart.
 import uPlot from '../../vendor/uplot/uPlot.esm.js';
 import { fill, h } from '../dom.js';
-import { fig, has, t } from '../i18n.js';
-
-export const metricTitle = (name) => (has(`metric.${name}`) ? t(`metric.${name}`) : name);
-
-/** The first name that fits one of `patterns`, tried in order. */
-function pick(names, patterns) {
-  for (const p of patterns) {
-    const found = names.find((n) => p.test(n));
-    if (found) return found;
-  }
-  return null;
-}
-
-/** The two curves that tell most: reward and KL, or loss and accuracy where there is no reward. */
-export function leadMetrics(names) {
-  const plain = names.filter((n) => !/(std|min|max|coef|target|time|per_second)/.test(n));
-  const kl = pick(plain, [/^kl$/, /^(objective\/)?kl/, /kl_(mean|ref|sequence)/, /(^|[_/])kl($|[_/])/]);
-  const reward = pick(plain, [
-    /^reward$/,
-    /^(mean_reward|reward_mean|reward\/mean)$/,
-    /^(objective\/)?(score|scores|rlhf_reward)/,
-    /reward/,
-    /score/,
-  ]);
-  if (reward && kl) return [reward, kl];
-  const loss = pick(plain, [/^loss$/, /^(train_)?loss/, /loss/]);
-  const accuracy = pick(plain, [/held.?out.*acc/, /eval.*acc/, /accuracy/, /^eval_loss$/, /held.?out.*loss/]);
-  return [reward ?? loss, kl ?? accuracy].filter(Boolean);
-}
-
-/** What tells most comes first; names that are not here follow as they came. */
-const ORDER = [
-  /win_?rate/,
-  /accuracy/,
-  /ece|calibration/,
-  /loss/,
-  /margin/,
-  /entropy/,
-  /^clip_fraction/,
-  /^ratio/,
-  /kl/,
-  /explained_variance/,
-  /value/,
-  /length/,
-  /no_eos|truncat/,
-  /reward/,
-  /grad_norm/,
-];
-
-export function inOrder(names) {
-  const place = (n) => (ORDER.findIndex((p) => p.test(n)) + ORDER.length + 1) % (ORDER.length + 1);
-  return names
-    .map((n, i) => [place(n), i, n])
-    .sort((a, b) => a[0] - b[0] || a[1] - b[1])
-    .map(([, , n]) => n);
-}
+import { t } from '../i18n.js';
+import { metricTitle, onAxis, show, unitOf } from './metrics.js';
 
 /** A curve that says the same at every step of every run tells nothing by its shape. */
 export const isStill = (tables, name) => {
@@ -87,26 +33,60 @@ const colour = (i) =>
     .trim();
 const token = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
+/** Lines with so few points show each of them: a single point would be invisible. */
+const FEW_POINTS = 24;
+
+/** Limits of an axis: a flat line lies in the middle, shares end at 0 and 1, what cannot be negative starts at 0. */
+export function limits(name, min, max, fixed) {
+  if (fixed) return fixed;
+  if (min === null || max === null || !Number.isFinite(min) || !Number.isFinite(max)) return [0, 1];
+  // equal but for rounding: an axis of such a range has ticks that no number tells apart
+  if (max - min <= 1e-9 * Math.max(Math.abs(min), Math.abs(max))) {
+    const pad = Math.abs(min) * 0.1 || (/kl|seconds|bytes/.test(name) ? 0.1 : 1);
+    return [min >= 0 && min - pad < 0 ? 0 : min - pad, max + pad];
+  }
+  const pad = (max - min) * 0.08;
+  return [min >= 0 && min - pad < 0 ? 0 : min - pad, max + pad];
+}
+
 /**
- * One chart. `lines`: `{name, label, steps, values, axis: 0|1, colour, dash}`. The legend above it shows the
- * values under the pointer, else the last ones.
+ * One chart of one metric. `lines`: `{name, label, steps, values, colour, dash}`. The legend above it shows the raw
+ * values under the pointer, else the last ones; the smoothed value only beside them.
  */
 export class Chart {
-  constructor({ title, note, height = 190 }) {
+  /** `pin(name)` is called by the pin button, `reset()` by the zoom's; `fixed` are the limits of the y-axis. */
+  constructor({ name, note, height = 190, fixed, pin, reset }) {
+    this.name = name;
     this.height = height;
+    this.fixed = fixed;
     this.legend = h('div', { class: 'chart-legend', 'aria-hidden': 'true' });
     this.plot = h('div', { class: 'chart-plot', role: 'img' });
     this.step = h('span', { class: 'help', 'aria-hidden': 'true' });
+    this.figure = h('p', { class: 'help chart-figure' });
+    this.note = h('p', { class: 'help chart-note', text: note ?? '' });
+    this.reset = h('button', { type: 'button', class: 'quiet small', hidden: true, text: t('chart.reset') });
+    this.reset.addEventListener('click', () => (reset ? reset() : this.resetZoom()));
+    const unit = unitOf(name);
+    this.title = metricTitle(name);
+    this.pin = pin ? h('button', { type: 'button', class: 'quiet small pin', on: { click: () => pin(name) } }) : null;
     this.el = h(
       'figure',
-      { class: 'chart panel' },
-      h('figcaption', null, h('span', { class: 'chart-title', text: title }), this.step),
+      { class: 'chart panel', data: { metric: name } },
+      h(
+        'figcaption',
+        null,
+        h('span', { class: 'chart-title' }, this.title, unit ? h('span', { class: 'chart-unit', text: ` ${unit}` }) : null),
+        h('span', { class: 'row' }, this.step, this.reset, this.pin),
+      ),
       this.legend,
       this.plot,
-      note ? h('p', { class: 'help', text: note }) : null,
+      this.figure,
+      this.note,
     );
-    this.title = title;
-    this.observer = new ResizeObserver(() => this.u?.setSize({ width: this.plot.clientWidth, height: this.height }));
+    // in a closed section there is no width, and an axis without room has no end of ticks
+    this.observer = new ResizeObserver(() => {
+      if (this.plot.clientWidth > 0) this.u?.setSize({ width: this.plot.clientWidth, height: this.height });
+    });
     this.observer.observe(this.plot);
   }
 
@@ -115,72 +95,148 @@ export class Chart {
     this.u?.destroy();
   }
 
-  draw(lines, smoothing) {
+  /** The pin button tells what it would do. */
+  setPinned(pinned) {
+    if (!this.pin) return;
+    const label = t(pinned ? 'chart.unpin' : 'chart.pin');
+    this.pin.textContent = label;
+    this.pin.setAttribute('aria-label', `${label}: ${this.title}`);
+  }
+
+  resetZoom() {
+    const xs = this.u?.data[0] ?? [];
+    if (xs.length) this.u.setScale('x', { min: this.xLimits()[0], max: this.xLimits()[1] });
+  }
+
+  xLimits() {
+    const xs = this.u.data[0];
+    const [min, max] = [xs[0], xs.at(-1)];
+    return min === max ? [min - 1, max + 1] : [min, max];
+  }
+
+  /**
+   * `smoothing` 0 … 0.98. `log`: logarithmic axis where all values are above 0. `total`: steps of the run; a point
+   * after them was measured when training had ended. `figure`: one sentence about the last value. `bands`:
+   * `[{low, high, label}]` shaded, `marks`: `[{value, label}]` dashed.
+   */
+  draw(lines, { smoothing = 0, log = false, total, figure = '', bands = [], marks = [] } = {}) {
     this.lines = lines;
+    this.total = total;
+    this.bands = bands;
+    this.marks = marks;
+    this.figure.textContent = figure;
+    this.figure.hidden = figure === '';
+    const words = [...marks, ...bands].map((x) => x.label).join(' ');
+    if (words) this.note.textContent = words;
+    this.note.hidden = this.note.textContent === '';
+    const logs = log && lines.every((l) => l.values.every((v) => v === null || v > 0));
     const series = [{}];
     const tables = [];
-    const shape = [];
+    this.raw = [];
+    this.smoothed = [];
     for (const line of lines) {
       const stroke = colour(line.colour);
-      const scale = line.axis ? 'right' : 'y';
-      const points = { show: line.steps.length < 2 };
-      const base = { scale, stroke, dash: DASHES[line.dash % DASHES.length], spanGaps: true, points };
+      const few = line.steps.length <= FEW_POINTS;
+      const base = { scale: 'y', stroke, dash: DASHES[line.dash % DASHES.length], spanGaps: true };
+      series.push({ ...base, width: smoothing > 0 ? 1 : 1.6, alpha: smoothing > 0 ? 0.35 : 1, points: { show: few, size: 5, fill: stroke } });
+      tables.push([line.steps, line.values]);
+      this.raw.push(series.length - 1);
       if (smoothing > 0) {
-        series.push({ ...base, width: 1, alpha: 0.28 }, { ...base, width: 2 });
-        tables.push([line.steps, line.values, smooth(line.values, smoothing)]);
-      } else {
-        series.push({ ...base, width: 1.6 });
-        tables.push([line.steps, line.values]);
+        series.push({ ...base, width: 2.2, points: { show: false } });
+        tables.at(-1).push(smooth(line.values, smoothing));
+        this.smoothed.push(series.length - 1);
       }
-      shape.push(series.length - 1);
     }
     const data = tables.length > 1 ? uPlot.join(tables) : (tables[0] ?? [[]]);
-    this.shown = shape;
-    const key = JSON.stringify([lines.map((l) => [l.name, l.label, l.axis, l.colour, l.dash]), smoothing > 0, token('--ink')]);
-    if (this.u && this.key === key) this.u.setData(data);
-    else
-      this.#build(
-        series,
-        data,
-        lines.some((l) => l.axis === 1),
-      );
+    const few = lines.map((l) => l.steps.length <= FEW_POINTS);
+    const key = JSON.stringify([lines.map((l) => [l.name, l.label, l.colour, l.dash]), few, smoothing > 0, logs, token('--ink')]);
+    if (this.u && this.key === key) this.u.setData(data, this.reset.hidden);
+    else this.#build(series, data, logs);
     this.key = key;
     this.#readout(null);
-    const last = lines.map((l) => `${l.label} ${fig(l.values.at(-1))}`.trim()).join(', ');
+    const last = lines.map((l) => `${l.label} ${show(this.name, l.values.at(-1))}`.trim()).join(', ');
     this.plot.setAttribute('aria-label', t('chart.label', { title: this.title, last }));
   }
 
-  #build(series, data, right) {
+  #build(series, data, logs) {
     this.u?.destroy();
+    this.reset.hidden = true;
     const axis = {
       stroke: token('--muted'),
       grid: { stroke: token('--line'), width: 1 },
       ticks: { stroke: token('--line'), width: 1, size: 4 },
       font: '11px system-ui, sans-serif',
     };
-    const values = (_, ticks) => ticks.map((v) => (v === null ? '' : fig(v)));
+    const range = (_, min, max) => {
+      // chance and the band belong into the picture
+      const more = [...(this.marks ?? []).map((m) => m.value), ...(this.bands ?? []).flatMap((b) => [b.low, b.high])];
+      return limits(this.name, Math.min(min ?? Infinity, ...more), Math.max(max ?? -Infinity, ...more), this.fixed);
+    };
     this.u = new uPlot(
       {
         width: this.plot.clientWidth || 400,
         height: this.height,
         series,
         legend: { show: false },
-        cursor: { sync: { key: 'runs' }, points: { size: 6 }, drag: { x: true, y: false } },
-        scales: { x: { time: false }, y: {}, ...(right ? { right: {} } : {}) },
+        cursor: {
+          // a chart in a closed section has no size to map a drag to
+          sync: { key: 'runs', filters: { pub: () => true, sub: () => this.plot.clientWidth > 0 } },
+          points: { size: 6 },
+          drag: { x: true, y: false },
+        },
+        scales: {
+          x: { time: false, range: (_, min, max) => (min === max ? [min - 1, max + 1] : [min, max]) },
+          y: logs ? { distr: 3 } : { range },
+        },
         axes: [
-          { ...axis, size: 26, values, incrs: WHOLE },
-          { ...axis, size: 52, values },
-          ...(right ? [{ ...axis, scale: 'right', side: 1, size: 52, values, grid: { show: false } }] : []),
+          { ...axis, size: 26, values: (_, ticks) => ticks.map((v) => (v === null ? '' : onAxis('step', v))), incrs: WHOLE },
+          { ...axis, size: 56, values: (_, ticks) => ticks.map((v) => (v === null ? '' : onAxis(this.name, v))) },
         ],
-        hooks: { setCursor: [(u) => this.#readout(u.cursor.idx)] },
+        hooks: {
+          drawClear: [(u) => this.#background(u)],
+          setCursor: [(u) => this.#readout(u.cursor.idx)],
+          setScale: [
+            (u, scale) => {
+              if (scale !== 'x' || !u.data[0]?.length) return;
+              const [min, max] = this.u === u ? this.xLimits() : [u.scales.x.min, u.scales.x.max];
+              this.reset.hidden = u.scales.x.min <= min && u.scales.x.max >= max;
+            },
+          ],
+        },
       },
       data,
       this.plot,
     );
   }
 
+  /** The band of the labelers and the line of chance lie behind the curves. */
+  #background(u) {
+    const { ctx, bbox } = u;
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+    ctx.clip();
+    for (const b of this.bands ?? []) {
+      const [top, bottom] = [u.valToPos(b.high, 'y', true), u.valToPos(b.low, 'y', true)];
+      ctx.fillStyle = token('--good-soft');
+      ctx.fillRect(bbox.left, top, bbox.width, Math.max(1, bottom - top));
+    }
+    ctx.strokeStyle = token('--muted');
+    ctx.lineWidth = devicePixelRatio;
+    ctx.setLineDash([5 * devicePixelRatio, 4 * devicePixelRatio]);
+    for (const m of this.marks ?? []) {
+      const y = u.valToPos(m.value, 'y', true);
+      ctx.beginPath();
+      ctx.moveTo(bbox.left, y);
+      ctx.lineTo(bbox.left + bbox.width, y);
+      ctx.stroke();
+    }
+    ctx.restore();
+  }
+
   #readout(idx) {
     const { u, lines } = this;
+    if (!u?.data) return;
     const at = (column) => {
       if (idx === null || idx === undefined) return column.findLast?.((v) => v !== null && v !== undefined) ?? null;
       for (let i = idx; i >= 0; i--) if (column[i] !== null && column[i] !== undefined) return column[i];
@@ -194,12 +250,16 @@ export class Chart {
           'span',
           { class: `key k${(line.colour % 5) + 1} d${line.dash % 4}` },
           h('i'),
-          h('span', { text: line.label }),
-          h('b', { text: fig(at(u.data[this.shown[i]] ?? [])) }),
+          line.label ? h('span', { text: line.label }) : null,
+          h('b', { text: show(this.name, at(u.data[this.raw[i]] ?? [])) }),
+          this.smoothed.length
+            ? h('span', { class: 'smoothed', text: t('chart.smoothed', { v: show(this.name, at(u.data[this.smoothed[i]] ?? [])) }) })
+            : null,
         ),
       ),
     );
-    this.step.textContent = step === undefined ? '' : t('chart.step', { n: step });
+    this.step.textContent =
+      step === undefined || step === null ? '' : this.total && step > this.total ? t('chart.after_last') : t('chart.step', { n: step });
   }
 }
 

@@ -1,9 +1,8 @@
 // Data in and out: import with help for each format and a report by line, export, dataset versions.
-import { call, get, listOf } from '../api.js';
+import { call } from '../api.js';
 import { fill, h } from '../dom.js';
 import { t } from '../i18n.js';
 import { errorText } from '../plain.js';
-import { auditPanel } from './audit.js';
 import { datasetsPanel } from './datasets.js';
 import { bytes, caught, section } from './parts.js';
 
@@ -33,6 +32,27 @@ const FORMATS = [
   { name: 'parquet', out: true, line: null },
   { name: 'prompts', out: false, line: '{"prompt": [{"role": "user", "content": "…"}], "tags": ["cooking"]}' },
 ];
+
+/** Lines of a file with what is said of each; `n` counts those that are not listed, too. */
+function lineList(key, n, lines) {
+  if (!n || !lines?.length) return null;
+  return [
+    h('p', { class: key === 'data.bad_lines' ? 'bad-text' : 'muted', text: t(key, { n }) }),
+    h(
+      'ul',
+      { class: 'errors', tabindex: '0', 'aria-label': t(key, { n }) },
+      lines.map((e) =>
+        h(
+          'li',
+          null,
+          e.line ? h('b', { class: 'nowrap', text: t('labels.line', { n: e.line }) }) : null,
+          h('span', { dir: 'auto', text: e.message }),
+        ),
+      ),
+      n > lines.length ? h('li', { class: 'muted', text: t('data.more_lines', { n: n - lines.length }) }) : null,
+    ),
+  ];
+}
 
 function importForm() {
   let chosen = FORMATS[0];
@@ -68,35 +88,46 @@ function importForm() {
   const file = h('input', {
     id: 'import-file',
     type: 'file',
-    accept: '.jsonl,.json,.ndjson,.parquet,application/x-ndjson,application/json',
+    accept: '.jsonl,.json,.ndjson,.parquet,.gz,.zst,application/x-ndjson,application/json',
   });
   const report = h('div', { role: 'status' });
   const go = h('button', { type: 'submit', class: 'primary', text: t('labels.import') });
   const told = (r) => [
     h('p', {
-      class: r.errors?.length ? '' : 'good-text',
-      text: t('labels.imported', { n: r.imported ?? 0, skipped: r.skipped ?? 0 }),
+      class: r.failed ? '' : 'good-text',
+      text: t(r.updated ? 'data.imported_updated' : 'labels.imported', {
+        n: r.imported ?? 0,
+        updated: r.updated ?? 0,
+        skipped: r.skipped ?? 0,
+      }),
     }),
-    r.errors?.length
-      ? [
-          h('p', { class: 'bad-text', text: t('data.bad_lines', { n: r.errors.length }) }),
-          h(
-            'ul',
-            { class: 'errors', tabindex: '0', 'aria-label': t('data.bad_lines', { n: r.errors.length }) },
-            r.errors
-              .slice(0, 100)
-              .map((e) =>
-                h(
-                  'li',
-                  null,
-                  h('b', { class: 'nowrap', text: t('labels.line', { n: e.line }) }),
-                  h('span', { dir: 'auto', text: e.message }),
-                ),
-              ),
-          ),
-        ]
+    r.stopped ? h('p', { class: 'form-error', dir: 'auto', text: t('data.stopped', { why: r.stopped }) }) : null,
+    lineList('data.bad_lines', r.failed, r.errors),
+    lineList('data.warned_lines', r.warnings?.length, r.warnings),
+    Object.keys(r.ignored_fields ?? {}).length
+      ? h('p', {
+          class: 'muted',
+          dir: 'auto',
+          text: t('data.ignored_fields', {
+            fields: Object.entries(r.ignored_fields)
+              .map(([name, n]) => t('data.ignored_field', { name, count: n }))
+              .join(t('data.list_comma')),
+          }),
+        })
       : null,
+    r.imported || r.updated || r.skipped ? nextStep() : null,
   ];
+  // what a file of this kind is good for
+  const nextStep = () => {
+    const link = (href, key) => h('a', { class: 'button', href, text: t(key) });
+    const steps = {
+      prompts: [link('#/queue', 'data.next_draw')],
+      demonstrations: [link('#/jobs/new/sft', 'data.next_sft')],
+    }[chosen.name] ?? [
+      known.value && !knownField.hidden ? link('/label', 'data.next_rank') : link('#/jobs/new/reward', 'data.next_reward'),
+    ];
+    return h('div', { class: 'row import-next' }, h('span', { text: t('data.next') }), steps);
+  };
   return h(
     'form',
     {
@@ -118,7 +149,9 @@ function importForm() {
             });
             fill(report, told(r));
           } catch (e) {
-            fill(report, h('p', { class: 'form-error', text: errorText(e) }));
+            // a file of which nothing could be used comes with its list of bad lines
+            const r = Array.isArray(e.body?.errors) ? e.body : null;
+            fill(report, r?.failed && !r.stopped ? told(r) : [h('p', { class: 'form-error', text: errorText(e) }), r ? told(r).slice(2) : null]);
           } finally {
             go.disabled = false;
           }
@@ -184,8 +217,6 @@ function exportTable() {
 
 export async function dataView(el, { signal }) {
   const datasets = datasetsPanel(signal);
-  const names = new Map([['admin', 'admin']]);
-  const audit = auditPanel(signal, names);
   fill(
     el,
     h('header', { class: 'view-head' }, h('h1', { text: t('admin.data') })),
@@ -196,9 +227,6 @@ export async function dataView(el, { signal }) {
       section(t('labels.export_title'), null, h('p', { class: 'muted', text: t('labels.export_help') }), exportTable()),
     ),
     datasets.el,
-    audit.el,
   );
-  for (const l of listOf(await get('/admin/labelers', null, { signal }))) names.set(l.id, l.name);
-  for (const m of listOf(await get('/admin/models', null, { signal }))) names.set(m.id, m.name);
-  await Promise.all([datasets.draw(), audit.draw()]);
+  await datasets.draw();
 }

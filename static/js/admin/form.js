@@ -43,7 +43,28 @@ function resolve(node, defs) {
 }
 
 /** What a choice means, in the page's language where it has words for it. */
-const aboutChoice = ({ value, about }) => about && (has(`choice.${value}`) ? t(`choice.${value}`) : about);
+const aboutChoice = ({ value, about }) => (has(`choice.${value}`) ? t(`choice.${value}`) : about ? plainHelp(about) : '');
+
+/** A choice in the list: short, so that nothing is cut; what it means stands below. */
+const choiceName = (value) => (has(`choice_name.${value}`) ? t(`choice_name.${value}`) : (PROPER[value] ?? String(value)));
+const PROPER = { torch: 'PyTorch', tf: 'TensorFlow', cpu: 'CPU', cuda: 'GPU', ipo: 'IPO', gpt2: 'GPT-2', llama: 'Llama', bert: 'BERT' };
+
+/** A schema's description as a person reads it in a form: no Markdown marks, an empty field instead of null. */
+export const plainHelp = (text) =>
+  (text ?? '')
+    .replace(/`([^`]*)`/g, '“$1”')
+    .replace(/\s*\n\s*/g, ' ')
+    .replace(/\bnull = /g, 'empty: ')
+    .replace(/\bnull\b/g, 'empty')
+    .replace(/\bfalse = /g, 'off: ');
+
+/** Label and help of an argument in the page's words; the recipe's own name can have words of its own. */
+const words = (name, kind, suffix = '') => {
+  for (const key of [`arg.${kind}.${name}${suffix}`, `arg.${name}${suffix}`]) if (has(key)) return t(key);
+  return null;
+};
+
+const capital = (text) => (text ? text[0].toUpperCase() + text.slice(1) : text);
 
 const shown = (value) =>
   value === null || value === undefined ? '' : typeof value === 'object' ? JSON.stringify(value) : String(value);
@@ -55,19 +76,18 @@ const shown = (value) =>
 function makeField(path, name, raw, defs, context) {
   const s = resolve(raw, defs);
   const id = `arg-${path.replace(/\W/g, '-')}`;
-  const label = has(`arg.${name}`) ? t(`arg.${name}`) : name.replaceAll('_', ' ');
-  // the schema's words are English; other languages have their own where they were written
-  const help =
-    (lang !== 'en' && has(`arg.${name}_help`) ? t(`arg.${name}_help`) : null) ??
-    s.description ??
-    (has(`arg.${name}_help`) ? t(`arg.${name}_help`) : '');
+  const label = words(name, context.kind) ?? capital(name.replaceAll('_', ' '));
+  // the page's words first: the schema's are English, and written for the command line as well
+  const help = words(name, context.kind, '_help') ?? plainHelp(s.description);
+  /** Shown at first; a preset differs from the schema's default and is sent. */
+  const initial = path in context.presets ? context.presets[path] : s.default;
   const error = h('p', { class: 'form-error', id: `${id}-error` });
   const describe = `${id}-help ${id}-error`;
   const models = context.models?.(name, s);
   const note =
-    models || s.default === undefined || (typeof s.default === 'object' && s.default !== null)
+    models || s.default === undefined || s.default === null || s.default === '' || typeof s.default === 'object' || s.type === 'boolean'
       ? ''
-      : t('form.default', { v: s.default === null ? t('form.none') : s.default === '' ? '""' : String(s.default) });
+      : t('form.default', { v: s.choices ? choiceName(s.default) : String(s.default) });
   const helpLine = h(
     'p',
     { class: 'help', id: `${id}-help` },
@@ -95,31 +115,30 @@ function makeField(path, name, raw, defs, context) {
     const select = h(
       'select',
       { id, 'aria-describedby': describe },
-      h('option', {
-        value: '',
-        text: context.required.has(path) ? t('form.choose') : models.length ? t('form.server_picks') : t('form.none'),
-      }),
-      models.map((m) => h('option', { value: m.value, text: m.text, selected: m.selected })),
+      models.empty === null ? null : h('option', { value: '', text: models.empty }),
+      models.options.map((m) => h('option', { value: m.value, text: m.text, selected: m.value === models.selected })),
     );
+    if (models.empty !== null && !models.selected) select.value = '';
     read = () => (select.value === '' ? undefined : select.value);
     box = h('div', { class: 'field' }, h('label', { for: id }, title), select, helpLine, error);
   } else if (s.choices) {
     const select = h(
       'select',
-      { id, 'aria-describedby': describe },
+      { id, 'aria-describedby': `${id}-choice ${describe}` },
       s.nullable || s.default === undefined ? h('option', { value: '', text: t('form.none') }) : null,
-      s.choices.map((c) =>
-        h('option', {
-          value: JSON.stringify(c.value),
-          selected: c.value === s.default,
-          text: aboutChoice(c) ? `${c.value} – ${aboutChoice(c)}` : String(c.value),
-        }),
-      ),
+      s.choices.map((c) => h('option', { value: JSON.stringify(c.value), selected: c.value === initial, text: choiceName(c.value) })),
     );
+    const meaning = h('p', { class: 'help choice', id: `${id}-choice` });
+    const tell = () => {
+      const chosen = s.choices.find((c) => JSON.stringify(c.value) === select.value);
+      meaning.textContent = chosen ? aboutChoice(chosen) : '';
+    };
+    select.addEventListener('change', tell);
+    tell();
     read = () => (select.value === '' ? (s.nullable ? null : undefined) : JSON.parse(select.value));
-    box = h('div', { class: 'field' }, h('label', { for: id }, title), select, helpLine, error);
+    box = h('div', { class: 'field' }, h('label', { for: id }, title), select, meaning, helpLine, error);
   } else if (s.type === 'boolean') {
-    const input = h('input', { id, type: 'checkbox', checked: s.default === true, 'aria-describedby': describe });
+    const input = h('input', { id, type: 'checkbox', checked: initial === true, 'aria-describedby': describe });
     read = () => input.checked;
     box = h(
       'div',
@@ -134,7 +153,7 @@ function makeField(path, name, raw, defs, context) {
       id,
       inputmode: 'decimal',
       autocomplete: 'off',
-      value: shown(s.default),
+      value: shown(initial),
       placeholder: s.nullable ? t('form.none') : null,
       'aria-describedby': describe,
     });
@@ -153,7 +172,7 @@ function makeField(path, name, raw, defs, context) {
     const on = h('input', {
       id,
       type: 'checkbox',
-      checked: !s.nullable || (s.default !== null && s.default !== undefined),
+      checked: !s.nullable || (initial !== null && initial !== undefined),
       'aria-describedby': describe,
     });
     children = Object.entries(s.properties).map(([k, v]) =>
@@ -173,14 +192,15 @@ function makeField(path, name, raw, defs, context) {
     const toggle = () => (inner.hidden = !on.checked);
     on.addEventListener('change', toggle);
     toggle();
-    read = () => {
+    read = (quiet) => {
       if (s.nullable && !on.checked) return null;
       const value = {};
       for (const c of children) {
-        const v = c.value();
+        const v = c.value(quiet);
         if (v !== undefined) value[c.name] = v;
       }
-      return value;
+      // a default that is an object gives way as a whole: what is not said would come from elsewhere
+      return s.default && typeof s.default === 'object' ? { ...s.default, ...value } : value;
     };
     box = s.nullable
       ? h(
@@ -234,37 +254,40 @@ function makeField(path, name, raw, defs, context) {
     box = h('div', { class: 'field wide' }, h('label', { for: id }, title), input, helpLine, error);
   }
 
-  /** The value to send, or undefined. Marks the field where it is wrong. */
-  const value = () => {
-    mark(null);
+  const fail = (error, quiet) => {
+    if (!quiet) mark(error.message);
+    throw Object.assign(error, { field: path, control: box.querySelector('input,select,textarea') });
+  };
+  /** The value to send, or undefined. Marks the field where it is wrong, unless `quiet`. */
+  const value = (quiet = false) => {
+    if (!quiet) mark(null);
     let v;
     try {
-      v = read();
+      v = read(quiet);
     } catch (e) {
-      mark(e.message);
-      throw Object.assign(e, { field: path, control: box.querySelector('input,select,textarea') });
+      fail(e, quiet);
     }
-    if (v === undefined && context.required.has(path)) {
-      mark(t('form.missing'));
-      throw Object.assign(new Error(t('form.missing')), { field: path, control: box.querySelector('input,select,textarea') });
-    }
+    if (v === undefined && context.required.has(path)) fail(new Error(t('form.missing')), quiet);
     if (isDefault(v) || (v === null && s.default === undefined)) return undefined;
     if (v && typeof v === 'object' && !Array.isArray(v) && children.length && Object.keys(v).length === 0 && !s.nullable)
       return undefined;
     return v;
   };
-  return { el: box, name, path, value, mark, children };
+  const peek = () => value(true);
+  return { el: box, name, path, label, value, peek, mark, children };
 }
 
 /**
  * `schema` → `{el, read(), showError(param, message)}`. `first` names the fields shown at once, the rest folds
- * away; `hidden` are left out; `models(name, schema)` gives the options of a model field or null.
+ * away; `hidden` are left out; `models(name, schema)` gives `{options, selected, empty}` of a model field or null,
+ * where `empty` names the choice of no model (null: one must be chosen); `presets` are shown instead of defaults, by
+ * path; `kind` is the recipe, whose fields may have words of their own.
  */
-export function schemaForm(schema, { first = [], hidden = [], models } = {}) {
+export function schemaForm(schema, { kind = '', first = [], hidden = [], models, presets = {} } = {}) {
   const defs = schema.$defs ?? schema.definitions ?? {};
   const names = Object.keys(schema.properties ?? {}).filter((n) => !hidden.includes(n));
   const required = new Set((schema.required ?? []).filter((n) => !hidden.includes(n)));
-  const context = { required, models };
+  const context = { required, models, kind, presets };
   const fields = new Map(names.map((n) => [n, makeField(n, n, schema.properties[n], defs, context)]));
   const front = [...required, ...first].filter((n, i, all) => fields.has(n) && all.indexOf(n) === i);
   const rest = names.filter((n) => !front.includes(n));
@@ -281,6 +304,20 @@ export function schemaForm(schema, { first = [], hidden = [], models } = {}) {
   const flat = (list) => list.flatMap((f) => [f, ...flat(f.children)]);
   return {
     el,
+    field: (name) => fields.get(name) ?? null,
+    /** The arguments as they stand, or null while a field is wrong; marks nothing. */
+    peek() {
+      const args = {};
+      try {
+        for (const [name, f] of fields) {
+          const v = f.peek();
+          if (v !== undefined) args[name] = v;
+        }
+        return args;
+      } catch {
+        return null;
+      }
+    },
     read() {
       const args = {};
       let wrong = null;

@@ -1,9 +1,9 @@
-// Jobs: the list with live progress, and the form that starts one.
+// Jobs: the list with live progress, search and paging. The form that starts one is in newjob.js.
 import { follow, get, listOf, post } from '../api.js';
 import { fill, h, toast } from '../dom.js';
 import { duration, has, t, toMs, when } from '../i18n.js';
-import { schemaForm } from './form.js';
-import { confirm, every, isOver, progressBar, progressText, stateTag, table } from './parts.js';
+import { errorText } from '../plain.js';
+import { caught, confirm, every, isOver, metricsText, progressBar, progressText, stateTag, table } from './parts.js';
 
 export function jobActions(job, changed) {
   const act = async (path, ask) => {
@@ -12,7 +12,7 @@ export function jobActions(job, changed) {
       await post(`/admin/jobs/${encodeURIComponent(job.id)}/${path}`);
       await changed();
     } catch (e) {
-      toast(e.message, { kind: 'bad' });
+      toast(errorText(e), { kind: 'bad' });
     }
   };
   if (!isOver(job)) {
@@ -20,7 +20,16 @@ export function jobActions(job, changed) {
       type: 'button',
       disabled: job.cancel_requested,
       text: job.cancel_requested ? t('job.stopping') : t('job.cancel'),
-      on: { click: () => act('cancel', [t('job.cancel_title'), t('job.cancel_text'), t('job.cancel'), true]) },
+      on: {
+        click: () =>
+          act('cancel', [
+            t('job.cancel_title', { name: runName(job) }),
+            t(job.state === 'queued' ? 'job.cancel_queued' : 'job.cancel_text'),
+            t('job.cancel'),
+            true,
+            { safe: t(job.state === 'queued' ? 'job.keep_queued' : 'job.keep_running') },
+          ]),
+      },
     });
   }
   if (job.state === 'failed' || job.state === 'cancelled')
@@ -30,33 +39,67 @@ export function jobActions(job, changed) {
 
 const took = (job) => (job.started && job.finished ? duration((toMs(job.finished) - toMs(job.started)) / 1000) : '');
 
+/** Name of the version that a run published, or null. */
+export function madeName(job) {
+  const made = job.result?.model ?? job.result?.version ?? job.result?.model_name ?? job.result?.published;
+  return (typeof made === 'string' ? made : made?.name) ?? null;
+}
+
+/** What a run is called: its name, else what it published, else its recipe and when it began. */
+export const runName = (job) => job.name ?? madeName(job) ?? `${recipeName(job.kind)} · ${when(job.started ?? job.created)}`;
+
+const ABBREVIATIONS = ['sft', 'ppo', 'reinforce', 'rloo', 'grpo', 'dpo'];
+
+/** A recipe's short name in words. */
+export const recipeName = (kind) =>
+  has(`recipe_name.${kind}`) ? t(`recipe_name.${kind}`) : ABBREVIATIONS.includes(kind) ? kind.toUpperCase() : kind;
+
+/** Why a run ended badly; cancelling is a state, not an error. */
+export const errorOf = (job) => (job.error && job.error !== job.state && job.state !== 'cancelled' ? job.error : null);
+
 function row(job, changed, picked) {
   const args = job.args ?? {};
   const model = [args.model, args.reward_model].filter((x) => typeof x === 'string').join(' + ');
+  const made = madeName(job);
+  const error = errorOf(job);
   return h(
     'tr',
     null,
     h('td', { class: 'pick' }, job.state === 'queued' ? null : picked.box(job)),
     h(
       'td',
-      null,
-      h('a', { class: 'strong', href: `#/jobs/${encodeURIComponent(job.id)}`, text: job.kind }),
-      h('div', { class: 'sub mono', text: model }),
+      { class: 'job-name' },
+      h('a', { class: 'strong', dir: 'auto', href: `#/jobs/${encodeURIComponent(job.id)}`, text: runName(job) }),
+      h('div', { class: 'sub' }, recipeName(job.kind), model ? ' · ' : null, h('span', { class: 'mono', text: model })),
+      job.note ? h('div', { class: 'sub note', dir: 'auto', text: job.note }) : null,
+      job.tags?.length ? h('div', { class: 'row tags' }, job.tags.map((x) => h('span', { class: 'tag', dir: 'auto', text: x }))) : null,
     ),
     h(
       'td',
-      null,
+      { class: 'job-state' },
       stateTag(job.state),
-      job.error ? h('div', { class: 'sub bad-text clip', dir: 'auto', title: job.error, text: job.error }) : null,
+      error ? h('div', { class: 'sub bad-text clip', dir: 'auto', title: error, text: error }) : null,
     ),
     h(
       'td',
-      { class: 'job-progress' },
-      job.state === 'queued' || (isOver(job) && !job.progress) ? null : progressBar(job),
-      h('div', { class: 'sub', text: progressText(job) }),
+      { class: 'job-result' },
+      job.state === 'succeeded'
+        ? [
+            made ? h('a', { href: '#/models', class: 'mono', text: made }) : null,
+            h('div', { class: 'sub', text: metricsText(job.result?.metrics ?? job.result, 3) }),
+          ]
+        : [
+            job.state === 'queued' || isOver(job) ? null : progressBar(job),
+            h('div', { class: 'sub', text: progressText(job) }),
+          ],
     ),
-    h('td', { class: 'nowrap' }, when(job.started ?? job.created), h('div', { class: 'sub', text: took(job) })),
-    h('td', { class: 'right' }, jobActions(job, changed)),
+    h(
+      'td',
+      { class: 'job-when' },
+      h('div', { class: 'nowrap', text: when(job.started ?? job.created) }),
+      h('div', { class: 'sub', text: [job.author, took(job)].filter(Boolean).join(' · ') }),
+    ),
+    h('td', { class: 'right job-act' }, jobActions(job, changed)),
   );
 }
 
@@ -76,7 +119,7 @@ function pickedRuns() {
       const input = h('input', {
         type: 'checkbox',
         checked: ids.has(job.id),
-        'aria-label': t('job.pick_name', { name: job.kind, at: when(job.started ?? job.created) }),
+        'aria-label': t('job.pick_name', { name: runName(job), at: when(job.started ?? job.created) }),
       });
       input.addEventListener('change', () => {
         if (input.checked) ids.add(job.id);
@@ -88,9 +131,24 @@ function pickedRuns() {
   };
 }
 
+/** Rows of one page. */
+const PAGE = 25;
+const STATES = ['queued', 'running', 'succeeded', 'failed', 'cancelled'];
+
 export async function jobsView(el, { signal }) {
   const list = h('div');
   const compare = h('div', { class: 'row' });
+  const picked = pickedRuns();
+  fill(compare, picked.link);
+  const search = h('input', { id: 'jobs-search', type: 'search', autocomplete: 'off', placeholder: t('job.search_hint') });
+  const kind = h('select', { id: 'jobs-kind' }, h('option', { value: '', text: t('job.any_kind') }));
+  const state = h(
+    'select',
+    { id: 'jobs-state' },
+    h('option', { value: '', text: t('job.any_state') }),
+    STATES.map((s) => h('option', { value: s, text: t(`state.${s}`) })),
+  );
+  const more = h('button', { type: 'button', hidden: true, text: t('job.more') });
   fill(
     el,
     h(
@@ -99,35 +157,44 @@ export async function jobsView(el, { signal }) {
       h('h1', { text: t('admin.jobs') }),
       h('div', { class: 'row' }, compare, h('a', { class: 'button primary', href: '#/jobs/new', text: t('job.new_one') })),
     ),
+    h(
+      'form',
+      { class: 'filters row', role: 'search', on: { submit: (e) => e.preventDefault() } },
+      h('label', { class: 'grow', for: 'jobs-search' }, h('span', { class: 'hidden-label', text: t('job.search') }), search),
+      h('label', { for: 'jobs-kind' }, h('span', { class: 'hidden-label', text: t('job.any_kind') }), kind),
+      h('label', { for: 'jobs-state' }, h('span', { class: 'hidden-label', text: t('job.any_state') }), state),
+    ),
     list,
+    h('div', { class: 'row' }, more),
   );
   const opened = Date.now() - 2000;
-  const picked = pickedRuns();
-  fill(compare, picked.link);
   const live = new Map(); // job id → AbortController of its event stream
   let jobs = [];
+  let shown = PAGE;
   const draw = () => {
-    const label = document.activeElement?.closest?.('tr') ? null : true; // leave a focused row alone
-    if (label)
-      fill(
-        list,
-        table(
-          t('admin.jobs'),
-          [
-            ['', 'pick', t('job.pick')],
-            [t('job.kind')],
-            [t('job.state')],
-            [t('job.progress')],
-            [t('job.started')],
-            ['', 'right'],
-          ],
-          jobs.map((j) => row(j, load, picked)),
-          t('job.none'),
-        ),
-      );
+    if (document.activeElement?.closest?.('.table-box tr')) return; // leave a focused row alone
+    fill(
+      list,
+      table(
+        t('admin.jobs'),
+        [
+          ['', 'pick', t('job.pick')],
+          [t('job.run')],
+          [t('job.state')],
+          [t('job.result')],
+          [t('job.started')],
+          ['', 'right'],
+        ],
+        jobs.map((j) => row(j, load, picked)),
+        t(search.value || kind.value || state.value ? 'job.none_found' : 'job.none'),
+      ),
+    );
   };
   const load = async () => {
-    jobs = listOf(await get('/admin/jobs', null, { signal }));
+    const query = { q: search.value.trim() || null, kind: kind.value || null, state: state.value || null, limit: shown + 1 };
+    const found = listOf(await get('/admin/jobs', query, { signal }));
+    more.hidden = found.length <= shown;
+    jobs = found.slice(0, shown);
     draw();
     // a browser keeps few connections per host: stream the first three running jobs, poll the rest
     for (const job of jobs.filter((j) => j.state === 'running').slice(0, 3)) {
@@ -161,6 +228,26 @@ export async function jobsView(el, { signal }) {
       );
     }
   };
+  const again = caught(async () => {
+    shown = PAGE;
+    await load();
+  });
+  let typing;
+  search.addEventListener('input', () => {
+    clearTimeout(typing);
+    typing = setTimeout(again, 250);
+  });
+  for (const control of [kind, state]) control.addEventListener('change', again);
+  more.addEventListener(
+    'click',
+    caught(async () => {
+      shown += PAGE;
+      more.blur();
+      await load();
+    }),
+  );
+  const recipes = listOf(await get('/admin/recipes', null, { signal }));
+  kind.append(...recipes.map((r) => h('option', { value: r.name, text: recipeName(r.name) })));
   await load();
   every(8, signal, load);
 }
@@ -176,101 +263,4 @@ export function payload(e) {
   if (body && typeof body === 'object' && 'data' in body && ('kind' in body || 'seq' in body))
     return { kind: body.kind ?? e.event, data: body.data, created: body.created };
   return { kind: e.event, data: body };
-}
-
-/** Fields worth seeing before all others, in this order. */
-const FIRST = [
-  'model',
-  'reward_model',
-  'iterations',
-  'epochs',
-  'max_steps',
-  'learning_rate',
-  'rollout_batch_size',
-  'batch_size',
-  'response_length',
-  'kl_coef',
-  'beta',
-  'lora',
-  'seed',
-];
-/** Filled in by the server from the store. */
-const HIDDEN = ['output_dir', 'checkpoint_dir', 'resume', 'comparisons', 'demonstrations', 'prompts', 'ptx_demonstrations'];
-
-export async function newJobView(el, { id, signal }) {
-  const [recipes, models] = (
-    await Promise.all([get('/admin/recipes', null, { signal }), get('/admin/models', null, { signal })])
-  ).map(listOf);
-  const recipe = recipes.find((r) => r.name === id) ?? recipes[0];
-  const usable = models.filter((m) => m.state !== 'retired');
-  const active = (kind) => usable.find((m) => m.kind === kind && m.state === 'active');
-  const options = (name) => {
-    if (name !== 'model' && !/(^|_)model$/.test(name)) return null;
-    const kind = name.includes('reward') ? 'reward' : 'policy';
-    return usable
-      .filter((m) => m.kind === kind)
-      .map((m) => ({
-        value: m.name,
-        text: m.state === 'active' ? `${m.name} (${t('state.active')})` : m.name,
-        selected: m === active(kind),
-      }));
-  };
-  const form = schemaForm(recipe.schema, { first: FIRST, hidden: HIDDEN, models: options });
-  const message = h('p', { class: 'form-error', role: 'alert' });
-  const start = h('button', { class: 'primary', type: 'submit', text: t('job.start', { name: recipe.name }) });
-  fill(
-    el,
-    h(
-      'header',
-      { class: 'view-head' },
-      h('h1', { text: t('job.new', { name: recipe.name }) }),
-      h('a', { href: '#/jobs', text: t('job.back') }),
-    ),
-    h(
-      'nav',
-      { class: 'segmented recipes', 'aria-label': t('job.recipes') },
-      recipes.map((r) =>
-        h('a', {
-          class: 'button',
-          href: `#/jobs/new/${encodeURIComponent(r.name)}`,
-          'aria-current': r === recipe ? 'page' : null,
-          text: r.name,
-        }),
-      ),
-    ),
-    h('p', { class: 'lead', text: has(`recipe.${recipe.name}`) ? t(`recipe.${recipe.name}`) : recipe.about }),
-    h(
-      'form',
-      {
-        class: 'panel job-form',
-        novalidate: true,
-        on: {
-          submit: async (e) => {
-            e.preventDefault();
-            message.textContent = '';
-            let args;
-            try {
-              args = form.read();
-            } catch {
-              message.textContent = t('form.fix');
-              return;
-            }
-            start.disabled = true;
-            try {
-              const answer = await post('/admin/jobs', { kind: recipe.name, args });
-              location.hash = `#/jobs/${encodeURIComponent((answer.job ?? answer).id)}`;
-            } catch (err) {
-              if (form.showError(err.param, err.message)) message.textContent = t('form.fix');
-              else message.textContent = err.message;
-            } finally {
-              start.disabled = false;
-            }
-          },
-        },
-      },
-      form.el,
-      message,
-      h('div', { class: 'actions' }, start),
-    ),
-  );
 }

@@ -4,6 +4,7 @@ import { fill, h } from '../dom.js';
 import { duration, lang, num, t, when } from '../i18n.js';
 import { HUMAN_CEILING, bars, figureRow, figureText, percent, tile, whisker } from '../figures.js';
 import { failure } from '../shell.js';
+import { listing, promptCell } from './listing.js';
 import { every, section, table } from './parts.js';
 import { versionsPanel } from './versions.js';
 
@@ -22,7 +23,7 @@ function throughput(answer) {
       tile(answer.days.at(-1)?.judgments ?? 0, t('progress.today')),
       tile(week, t('quality.week')),
       tile(answer.median_active_ms ? duration(answer.median_active_ms / 1000) : '–', t('quality.median_time')),
-      tile(answer.sets_open, t('quality.queue')),
+      tile(answer.sets_open, t('quality.queue'), answer.sets_stuck ? t('quality.stuck', { n: answer.sets_stuck }) : null),
       tile(answer.leases, t('quality.leases')),
     ),
     bars(days, t('quality.per_day')),
@@ -33,11 +34,27 @@ function agreement(report) {
   const a = report.agreement;
   if (!a.units) return h('p', { class: 'muted pad', text: t('quality.no_overlap') });
   return [
-    figureRow(t('quality.pairwise'), a.pairwise_without_ties, { help: t('quality.pairwise_help'), band: HUMAN_CEILING }),
-    figureRow(t('quality.pairwise_ties'), a.pairwise, { help: t('quality.pairwise_ties_help') }),
-    figureRow(t('quality.alpha'), a.alpha_ordinal, { share: false, min: -0.2, middle: 0, help: t('quality.alpha_help') }),
+    figureRow(t('quality.pairwise'), a.pairwise_without_ties, {
+      help: t('quality.pairwise_help'),
+      band: HUMAN_CEILING,
+      middle: 0.5,
+      counted: 'quality.n_sets',
+    }),
+    figureRow(t('quality.pairwise_ties'), a.pairwise, { help: t('quality.pairwise_ties_help'), counted: 'quality.n_sets' }),
+    figureRow(t('quality.alpha'), a.alpha_ordinal, {
+      share: false,
+      min: -1,
+      middle: 0,
+      help: t('quality.alpha_help'),
+      counted: 'quality.n_sets',
+    }),
     a.fleiss_kappa
-      ? figureRow(t('quality.fleiss', { n: a.fleiss_raters }), a.fleiss_kappa, { share: false, min: -0.2, middle: 0 })
+      ? figureRow(t('quality.fleiss', { n: a.fleiss_raters }), a.fleiss_kappa, {
+          share: false,
+          min: -1,
+          middle: 0,
+          counted: 'quality.n_sets',
+        })
       : null,
     h('p', {
       class: 'help',
@@ -57,7 +74,7 @@ function agreement(report) {
                 'tr',
                 null,
                 h('td', { dir: 'auto', class: 'wrap', text: `${one[1]} · ${two[1]}` }),
-                h('td', { text: figureText(c.kappa) }),
+                h('td', { text: c.kappa ? `${figureText(c.kappa)} · ${t('quality.n_sets', { n: c.kappa.n })}` : '–' }),
                 h('td', { class: 'right', text: c.weighted_kappa === null ? '–' : c.weighted_kappa.toFixed(2) }),
               );
             }),
@@ -68,14 +85,39 @@ function agreement(report) {
   ];
 }
 
+/** A share with its interval and what it rests on; too few say nothing. */
+const shareCell = (f, counted, scale) =>
+  h(
+    'td',
+    null,
+    whisker(f, scale),
+    h('div', { class: 'sub nowrap', text: f ? `${figureText(f, { share: true })} · ${t(counted, { n: f.n })}` : '–' }),
+  );
+
+const rate = (f) =>
+  h('td', { class: 'right nowrap' }, f ? percent(f.value) : '–', f ? h('div', { class: 'sub', text: t('quality.n', { n: f.n }) }) : null);
+
+/** Rankings that came in files have an author, but nobody sat at a page. */
+const IMPORT = 'import';
+
+function imported(report) {
+  const row = report.labelers.find((l) => l.labeler_id === IMPORT);
+  if (!row) return null;
+  return h(
+    'div',
+    { class: 'figures wide' },
+    tile(row.judgments, t('quality.judgments')),
+    tile(
+      row.agreement_with_others ? figureText(row.agreement_with_others, { share: true }) : '–',
+      t('quality.with_others'),
+      row.agreement_with_others ? t('quality.n_sets', { n: row.agreement_with_others.n }) : t('quality.too_few'),
+    ),
+    tile(row.tie_rate ? percent(row.tie_rate.value) : '–', t('quality.ties'), row.tie_rate ? t('quality.n_judgments', { n: row.tie_rate.n }) : null),
+    tile(Number.isFinite(row.attention) ? row.attention.toFixed(2) : '–', t('quality.weight')),
+  );
+}
+
 function labelers(report) {
-  const cell = (f, scale) =>
-    h(
-      'td',
-      null,
-      whisker(f, scale),
-      h('div', { class: 'sub nowrap', text: f ? `${figureText(f, { share: true })} · ${num(f.n)}` : '–' }),
-    );
   return table(
     t('quality.labelers'),
     [
@@ -89,23 +131,23 @@ function labelers(report) {
       [t('quality.skips'), 'right'],
       [t('quality.weight'), 'right'],
     ],
-    report.labelers.map((l) =>
+    report.labelers.filter((l) => l.labeler_id !== IMPORT).map((l) =>
       h(
         'tr',
         null,
         h(
           'td',
           { class: 'wrap' },
-          h('span', { class: 'strong', dir: 'auto', text: l.name }),
+          h('a', { class: 'strong', dir: 'auto', href: `#/labels?labeler=${encodeURIComponent(l.labeler_id)}`, title: t('quality.see_judgments'), text: l.name }),
           l.active ? null : h('span', { class: 'tag warn', text: t('labels.inactive') }),
         ),
         h('td', { class: 'right', text: num(l.judgments) }),
         h('td', { class: 'right nowrap', text: l.median_active_ms ? duration(l.median_active_ms / 1000) : '–' }),
-        cell(l.gold_accuracy, { min: 0.3 }),
-        cell(l.agreement_with_others, { min: 0.3, band: HUMAN_CEILING }),
-        cell(l.left_bias, { middle: 0.5 }),
-        h('td', { class: 'right', text: l.tie_rate ? percent(l.tie_rate.value) : '–' }),
-        h('td', { class: 'right', text: l.skip_rate ? percent(l.skip_rate.value) : '–' }),
+        shareCell(l.gold_accuracy, 'quality.n_sets', { middle: 0.5 }),
+        shareCell(l.agreement_with_others, 'quality.n_sets', { band: HUMAN_CEILING, middle: 0.5 }),
+        shareCell(l.left_bias, 'quality.n_judgments', { middle: 0.5 }),
+        rate(l.tie_rate),
+        rate(l.skip_rate),
         h('td', { class: 'right', text: Number.isFinite(l.attention) ? l.attention.toFixed(2) : '–' }),
       ),
     ),
@@ -117,22 +159,27 @@ function lengthBias(report) {
   const l = report.length;
   if (!l.longer_wins) return h('p', { class: 'muted pad', text: t('quality.too_few') });
   return [
-    figureRow(t('quality.longer'), l.longer_wins, { middle: 0.5, help: t('quality.longer_help') }),
+    figureRow(t('quality.longer'), l.longer_wins, {
+      middle: 0.5,
+      help: t('quality.longer_help'),
+      counted: 'quality.n_preferences',
+    }),
     h('p', {
       class: 'help',
-      text: t('quality.lengths', { a: Math.round(l.mean_preferred ?? 0), b: Math.round(l.mean_other ?? 0) }),
+      text: t('quality.lengths', { a: Math.round(l.mean_preferred ?? 0), b: Math.round(l.mean_other ?? 0), prompts: l.prompts ?? 0 }),
     }),
   ];
 }
 
-export async function labelsView(el, { signal, who: person }) {
+export async function labelsView(el, { signal, who: person, query }) {
   const flow = h('div');
   const agree = h('div', { class: 'stack' });
   const who = h('div');
   const length = h('div', { class: 'stack' });
   const disputed = h('div');
-  const judgments = h('div');
-  const names = new Map([['admin', 'admin']]);
+  const files = h('div');
+  const names = new Map();
+  const chosen = query.get('labeler');
   const versions = versionsPanel(signal);
   let days = 0;
 
@@ -161,6 +208,8 @@ export async function labelsView(el, { signal, who: person }) {
     for (const l of report.labelers) names.set(l.labeler_id, l.name);
     fill(agree, agreement(report));
     fill(who, labelers(report));
+    const rankings = imported(report);
+    fill(files, rankings ? section(t('quality.imported'), null, h('p', { class: 'muted', text: t('quality.imported_help') }), rankings) : null);
     fill(length, lengthBias(report));
   };
   const loadDisputed = async () => {
@@ -170,12 +219,12 @@ export async function labelsView(el, { signal, who: person }) {
       disputed,
       table(
         t('quality.disputed'),
-        [[t('queue.set')], [t('quality.disagreement')], [t('quality.judgments'), 'right'], ['', 'right']],
+        [[t('queue.prompt')], [t('quality.disagreement')], [t('quality.judgments'), 'right']],
         list.map((s) =>
           h(
             'tr',
             null,
-            h('td', { class: 'mono nowrap', text: s.set_id.slice(-8) }),
+            promptCell(s.set_id, s.prompt),
             h(
               'td',
               null,
@@ -183,64 +232,71 @@ export async function labelsView(el, { signal, who: person }) {
               h('div', { class: 'sub', text: percent(s.disagreement) }),
             ),
             h('td', { class: 'right', text: num(s.judgments) }),
-            h(
-              'td',
-              { class: 'right' },
-              h('a', { class: 'button quiet', href: `#/sets/${encodeURIComponent(s.set_id)}`, text: t('review.open') }),
-            ),
           ),
         ),
         t('quality.no_disputes'),
       ),
     );
   };
-  const loadNames = async () => {
-    if (person?.role !== 'admin') return;
-    for (const l of listOf(await get('/admin/labelers', null, { signal }))) names.set(l.id, l.name);
-  };
-  const loadJudgments = async () => {
-    const list = listOf(await get('/v1/judgments', { limit: 20 }, { signal }));
-    const order = (j) =>
-      [...(j.items ?? [])]
-        .sort((a, b) => a.tier - b.tier)
-        .map(
-          (i) =>
-            (i.shown_position === undefined || i.shown_position === null ? '•' : String.fromCharCode(65 + i.shown_position)) +
-            (i.tier + 1),
-        )
-        .join(' ');
-    fill(
-      judgments,
-      table(
-        t('labels.judgments'),
-        [
-          [t('labels.when')],
-          [t('role.labeler')],
-          [t('labels.outcome')],
-          [t('labels.order')],
-          [t('labels.why')],
-          [t('labels.time'), 'right'],
-        ],
-        list.map((j) =>
-          h(
-            'tr',
-            null,
-            h('td', { class: 'nowrap', text: when(j.created) }),
-            h('td', { dir: 'auto', class: 'wrap', text: names.get(j.labeler_id) ?? j.labeler_id }),
-            h(
-              'td',
-              null,
-              h('span', { class: 'tag', text: t(`outcome.${j.outcome}`) }),
-              j.strength ? h('span', { class: 'sub', text: ` ${t(`strength.${j.strength}`)}` }) : null,
-            ),
-            h('td', { class: 'mono nowrap', title: t('labels.order_help'), text: order(j) }),
-            h('td', { class: 'wrap sub', dir: 'auto', text: j.rationale ?? '' }),
-            h('td', { class: 'right nowrap', text: j.active_ms ? duration(j.active_ms / 1000) : '–' }),
-          ),
+  /** "B > A = C": the letters are the places on the page, best first. */
+  const order = (j) =>
+    [...j.items]
+      .sort((x, y) => x.tier - y.tier)
+      .map((i, k, all) => (k ? (all[k - 1].tier === i.tier ? ' = ' : ' > ') : '') + String.fromCharCode(65 + i.shown_position))
+      .join('');
+  const option = (prefix, values) => values.map((v) => [v, t(`${prefix}.${v}`)]);
+  const judgments = (people) =>
+    listing({
+      id: 'judgments',
+      label: t('labels.judgments'),
+      load: (asked) => get('/admin/api/judgments', asked, { signal }),
+      filters: [
+        { name: 'labeler', label: t('role.labeler'), options: [['', t('labels.anybody')], ...people], value: chosen ?? '' },
+        { name: 'kind', label: t('queue.kind'), options: [['', t('kind.any')], ...option('kind', ['normal', 'gold', 'calibration'])] },
+        {
+          name: 'outcome',
+          label: t('labels.outcome'),
+          options: [['', t('outcome.any')], ...option('outcome', ['ranked', 'all_bad', 'unrankable', 'skip'])],
+        },
+      ],
+      empty: t('labels.no_judgments'),
+      columns: [
+        [t('queue.prompt')],
+        [t('role.labeler')],
+        [t('labels.outcome')],
+        [t('labels.order')],
+        [t('labels.why')],
+        [t('labels.time'), 'right'],
+        [t('labels.when')],
+      ],
+      row: (j) => [
+        promptCell(j.set_id, j.prompt),
+        h('td', { dir: 'auto', class: 'wrap', text: j.labeler.id === IMPORT ? t('quality.imported') : j.labeler.name }),
+        h(
+          'td',
+          null,
+          h('span', { class: 'tag', text: t(`outcome.${j.outcome}`) }),
+          j.kind === 'normal' ? null : h('span', { class: 'tag accent', text: t(`kind.${j.kind}`) }),
+          j.strength ? h('span', { class: 'sub', text: ` ${t(`strength.${j.strength}`)}` }) : null,
+          j.revision > 1 ? h('div', { class: 'sub', text: t('labels.revised', { n: j.revision - 1 }) }) : null,
         ),
-        t('labels.no_judgments'),
-      ),
-    );
+        h('td', { class: 'mono nowrap', title: t('labels.order_help'), text: order(j) }),
+        h('td', { class: 'wrap sub', dir: 'auto', text: j.rationale ?? '' }),
+        h('td', { class: 'right nowrap', text: j.active_ms ? duration(j.active_ms / 1000) : '–' }),
+        h('td', { class: 'nowrap', text: when(j.created) }),
+      ],
+    });
+  const list = h('div');
+  const loadJudgments = async () => {
+    // Figures name those who have judged something; administrators also choose among the others.
+    if (person?.role === 'admin') for (const l of listOf(await get('/admin/labelers', null, { signal }))) names.set(l.id, l.name);
+    if (chosen && !names.has(chosen)) names.set(chosen, chosen);
+    const people = [...names].map(([id, name]) => [id, id === IMPORT ? t('quality.imported') : name]);
+    people.sort((x, y) => x[1].localeCompare(y[1]));
+    const table = judgments(people);
+    fill(list, table.el);
+    await table.restart();
+    if (chosen) list.closest('section').scrollIntoView({ block: 'start' });
   };
 
   fill(
@@ -262,7 +318,8 @@ export async function labelsView(el, { signal, who: person }) {
     section(t('quality.labelers'), null, h('p', { class: 'muted', text: t('quality.labelers_help') }), who),
     section(t('quality.disputed'), null, h('p', { class: 'muted', text: t('quality.disputed_help') }), disputed),
     versions.el,
-    section(t('labels.judgments'), null, judgments),
+    files,
+    section(t('labels.judgments'), null, list),
   );
   // each part stands alone: one that fails says so in its place
   const part = async (host, load) => {
@@ -280,7 +337,7 @@ export async function labelsView(el, { signal, who: person }) {
   await Promise.all([
     part(flow, loadFlow),
     // names of people come with the figures; administrators know those who have judged nothing, too
-    part(who, loadQuality).then(() => part(judgments, () => loadNames().then(loadJudgments))),
+    part(who, loadQuality).then(() => part(list, loadJudgments)),
     part(disputed, loadDisputed),
     part(versions.host, versions.draw),
   ]);

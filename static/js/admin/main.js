@@ -2,10 +2,12 @@
 import { fill, h } from '../dom.js';
 import { t } from '../i18n.js';
 import { failure, requireSession, shell } from '../shell.js';
+import { auditView } from './audit.js';
 import { dataView } from './data.js';
-import { jobsView, newJobView } from './jobs.js';
+import { jobsView } from './jobs.js';
 import { labelsView } from './labels.js';
 import { modelsView } from './models.js';
+import { newJobView } from './newjob.js';
 import { overviewView } from './overview.js';
 import { peopleView } from './people.js';
 import { queueView } from './queue.js';
@@ -25,6 +27,7 @@ const TABS = [
   ['data', '#/data'],
   ['people', '#/people'],
   ['settings', '#/settings'],
+  ['audit', '#/audit'],
 ];
 
 /** Reviewers see the judgments and settle them; the rest is the administrators'. */
@@ -42,11 +45,13 @@ const ROUTES = [
   [/^\/data$/, 'data', dataView],
   [/^\/people$/, 'people', peopleView],
   [/^\/settings$/, 'settings', settingsView],
+  [/^\/audit$/, 'audit', auditView],
 ];
 
 const nav = h('nav', { class: 'tabs', 'aria-label': t('nav.admin') });
 const body = h('div', { class: 'admin-body' });
 let leave = null;
+let arrived = false; // the first view leaves the focus where the browser has it
 let who = null; // the signed-in person
 
 async function route() {
@@ -71,7 +76,18 @@ async function route() {
   fill(body, el);
   window.scrollTo(0, 0);
   try {
+    const heading = () => el.querySelector('h1');
     await view(el, { id: m[1] ? decodeURIComponent(m[1]) : null, query: new URLSearchParams(query ?? ''), signal, who });
+    if (signal.aborted) return;
+    const name = view === overviewView ? t('admin.overview') : (heading()?.textContent ?? t(`admin.${tab}`));
+    document.title = `${name} · instructd`;
+    // after a change of view a reader begins at its heading; what the view itself has focused stays
+    if (arrived && !el.contains(document.activeElement)) {
+      const h1 = heading() ?? el;
+      h1.tabIndex = -1;
+      h1.focus({ preventScroll: true });
+    }
+    arrived = true;
   } catch (e) {
     if (e.name === 'AbortError' || signal.aborted) return;
     if (e.status === 401) return start();
@@ -81,9 +97,14 @@ async function route() {
 
 async function start() {
   try {
-    who = await requireSession(page);
+    who = await requireSession(page, { keyFirst: true });
     if (!ALLOWED[who.role]) {
-      fill(page.main, h('div', { class: 'centre' }, h('div', { class: 'notice', role: 'alert', text: t('admin.not_admin') })));
+      fill(page.main, h('div', { class: 'centre' }, h(
+            'div',
+            { class: 'notice', role: 'alert' },
+            h('p', { text: t('admin.not_admin', { name: who.name }) }),
+            h('a', { class: 'button primary', href: '/label', text: t('admin.to_label') }),
+          )));
       return;
     }
     fill(page.main, nav, body);

@@ -4,7 +4,9 @@ import { fill, h, toast } from '../dom.js';
 import { errorText } from '../plain.js';
 import { t, when } from '../i18n.js';
 import { drawServing } from './canary.js';
-import { confirm, every, metricsText, section, stateTag } from './parts.js';
+import { askPromote, askRollBack } from './evidence.js';
+import { recipeName } from './jobs.js';
+import { caught, confirm, every, metricsText, section, stateTag } from './parts.js';
 
 /** Roots first, children under their parents, oldest first; versions whose parent is gone are roots. */
 export function tree(models) {
@@ -20,10 +22,30 @@ export function tree(models) {
   return grow(null, 0);
 }
 
+/** What a version is to the others: active, previous (replaced by the last promotion), rolled back, candidate, retired. */
+export function standingOf(m, answer) {
+  if (m.state !== 'candidate') return m.state;
+  if ((answer.rolled_back ?? []).includes(m.id)) return 'rolled_back';
+  if (Object.values(answer.previous ?? {}).includes(m.id)) return 'previous';
+  return 'candidate';
+}
+
+/** Why the active policy cannot be rolled back; null where it can. */
+export function rollBackBarrier(models) {
+  const active = models.find((m) => m.kind === 'policy' && m.state === 'active');
+  if (!active) return t('model.rollback_none');
+  if (!active.parent_id) return t('model.rollback_no_parent', { name: active.name });
+  const parent = models.find((m) => m.id === active.parent_id);
+  if (!parent || parent.kind !== 'policy') return t('model.rollback_no_parent', { name: active.name });
+  if (parent.state === 'retired') return t('model.rollback_retired', { name: parent.name });
+  return null;
+}
+
 export async function modelsView(el, { signal }) {
   const host = h('div', { class: 'lineage' });
   const serving = h('div');
-  const back = h('button', { type: 'button', text: t('model.rollback') });
+  const back = h('button', { type: 'button', text: t('model.rollback'), 'aria-describedby': 'rollback-why' });
+  const why = h('p', { class: 'help', id: 'rollback-why' });
   fill(
     el,
     h(
@@ -31,6 +53,7 @@ export async function modelsView(el, { signal }) {
       { class: 'view-head' },
       h('h1', { text: t('admin.models') }),
       h('div', { class: 'row' }, h('a', { class: 'button', href: '/chat?compare=,', text: t('model.compare_two') }), back),
+      why,
     ),
     serving,
     section(t('model.lineage'), null, h('p', { class: 'muted', text: t('model.lead') }), host),
@@ -45,13 +68,18 @@ export async function modelsView(el, { signal }) {
       toast(errorText(e), { kind: 'bad', seconds: 10 });
     }
   };
-  back.addEventListener('click', async () => {
-    if (await confirm(t('model.rollback'), t('model.rollback_text'), t('model.rollback')))
-      run(() => post('/admin/models/rollback'), t('model.rolled_back'));
-  });
+  back.addEventListener(
+    'click',
+    caught(async () => {
+      const parent = models.find((m) => m.id === active?.parent_id);
+      if (parent && (await askRollBack(active, parent, signal)))
+        await run(() => post('/admin/models/rollback'), t('model.rolled_back', { name: parent.name }));
+    }),
+  );
 
   const item = ({ model: m, children }) => {
     const where = encodeURIComponent(m.id);
+    const standing = standingOf(m, answer);
     const promote =
       m.state === 'candidate' && (m.kind === 'policy' || m.kind === 'reward' || m.kind === 'encoder')
         ? h('button', {
@@ -59,9 +87,11 @@ export async function modelsView(el, { signal }) {
             text: t('model.promote'),
             'aria-label': t('model.promote_name', { name: m.name }),
             on: {
-              click: async () =>
-                (await confirm(t('model.promote'), t(`model.promote_${m.kind}`, { name: m.name }), t('model.promote'))) &&
-                run(() => post(`/admin/models/${where}/promote`), t('model.promoted', { name: m.name })),
+              click: caught(
+                async () =>
+                  (await askPromote(m, signal)) &&
+                  run(() => post(`/admin/models/${where}/promote`), t('model.promoted', { name: m.name })),
+              ),
             },
           })
         : null;
@@ -74,8 +104,12 @@ export async function modelsView(el, { signal }) {
             'aria-label': t('model.retire_name', { name: m.name }),
             on: {
               click: async () =>
-                (await confirm(t('model.retire'), t('model.retire_text', { name: m.name }), t('model.retire'), true)) &&
-                run(() => del(`/admin/models/${where}`), t('model.retired', { name: m.name })),
+                (await confirm(
+                  t('model.retire_title', { name: m.name }),
+                  t('model.retire_text', { name: m.name }),
+                  t('model.retire_name', { name: m.name }),
+                  true,
+                )) && run(() => del(`/admin/models/${where}`), t('model.retired', { name: m.name })),
             },
           })
         : null;
@@ -93,7 +127,7 @@ export async function modelsView(el, { signal }) {
       null,
       h(
         'div',
-        { class: `version ${m.state} ${m.kind}` },
+        { class: `version ${m.state} ${m.kind}`, data: { name: m.name } },
         h(
           'div',
           { class: 'version-main' },
@@ -102,8 +136,8 @@ export async function modelsView(el, { signal }) {
             { class: 'row' },
             h('strong', { class: 'mono', text: m.name }),
             h('span', { class: `tag ${m.kind === 'reward' ? 'warn' : 'accent'}`, text: t(`model.kind_${m.kind}`) }),
-            h('span', { class: 'tag', text: m.stage }),
-            stateTag(m.state),
+            m.stage === m.kind ? null : h('span', { class: 'tag', text: recipeName(m.stage) }),
+            stateTag(standing),
           ),
           h(
             'p',
@@ -119,11 +153,17 @@ export async function modelsView(el, { signal }) {
     );
   };
 
+  let answer = {};
   let models = [];
   let active = null;
   async function draw() {
-    models = listOf(await get('/admin/models', null, { signal }));
+    answer = await get('/admin/models', null, { signal });
+    models = listOf(answer);
     active = models.find((m) => m.kind === 'policy' && m.state === 'active');
+    const barrier = rollBackBarrier(models);
+    back.disabled = barrier !== null;
+    why.textContent = barrier ?? '';
+    why.hidden = barrier === null;
     await drawServing(serving, models, signal, draw, true);
     fill(
       host,

@@ -1,8 +1,11 @@
 // The loop as one picture, with counts and the next sensible action.
 import { get } from '../api.js';
 import { fill, h, svg } from '../dom.js';
-import { lang, num, t } from '../i18n.js';
-import { every, metricsText, progressBar, progressText, stateTag } from './parts.js';
+import { percent } from '../figures.js';
+import { has, num, t } from '../i18n.js';
+import { recipeName, runName } from './jobs.js';
+import { meanText, shareText, show } from './metrics.js';
+import { every, progressBar, progressText, stateTag } from './parts.js';
 
 /** What each `next_action` code of the server leads to: [node to light up, link]. */
 const ACTIONS = {
@@ -16,8 +19,8 @@ const ACTIONS = {
   promote: ['active', '#/models'],
 };
 
-/** The server's suggestion (`{action, message}`), or one from the counts where its code is not known here. */
-function suggestion(o) {
+/** The server's suggestion (`{action, about, reason, values, message}`), or one from the counts. */
+export function suggestion(o) {
   const given = o.next_action ?? {};
   const c = o.counts ?? {};
   const code =
@@ -34,9 +37,15 @@ function suggestion(o) {
             : !o.active_reward
               ? 'train_reward'
               : 'train_ppo';
-  // the server's sentence is English and names things; other languages have a general one
-  const told = lang === 'en' && given.message ? `${given.message[0].toUpperCase()}${given.message.slice(1)}.` : null;
-  return { code, text: t(`next.${code}`), why: told ?? t(`next.${code}_why`) };
+  const values = { ...given.values };
+  if (values.kind) values.kind = recipeName(values.kind);
+  for (const share of ['accuracy', 'low', 'high']) if (Number.isFinite(values[share])) values[share] = percent(values[share]);
+  const own = `next.because_${given.reason}`;
+  const why = given.reason && has(own) ? t(own, values) : t(`next.${code}_why`);
+  const title = code === 'promote' && given.about === 'reward' ? t('next.promote_reward') : code === 'promote' && given.about === 'policy' ? t('next.promote_policy') : t(`next.${code}`);
+  // a reward model that waits for a word lights up its own place, not the policy's
+  const node = code === 'promote' && given.about === 'reward' ? 'reward' : ACTIONS[code][0];
+  return { code, node, href: ACTIONS[code][1], text: title, why };
 }
 
 const arrow = (name, label) =>
@@ -61,7 +70,7 @@ export async function overviewView(el, { signal }) {
     const o = await get('/admin/api/overview', null, { signal });
     const c = o.counts ?? {};
     const next = suggestion(o);
-    const [step, href] = ACTIONS[next.code];
+    const { node: step, href } = next;
     const jobs = o.running_jobs ?? []; // queued ones too
     const running = jobs.filter((j) => j.state === 'running');
     const byKind = (kind) => running.filter((j) => j.kind === kind).length;
@@ -71,6 +80,8 @@ export async function overviewView(el, { signal }) {
     const go = next.code === 'wait' ? t('next.see') : t('next.go');
     const policy = o.active_policy;
     const reward = o.active_reward;
+    const e = o.evidence ?? {};
+    const accuracy = e.accuracy;
     fill(
       el,
       h(
@@ -111,7 +122,9 @@ export async function overviewView(el, { signal }) {
           lit,
           '#/models',
           reward?.name ?? t('loop.none'),
-          metricsText(reward?.metrics, 2),
+          reward ? (accuracy ? t('loop.accuracy', { v: shareText(accuracy) }) : t('loop.not_measured')) : null,
+          accuracy ? t(accuracy.low > accuracy.chance ? 'loop.above_chance' : 'loop.at_chance') : null,
+          reward && Number.isFinite(e.new_rankings) ? t('loop.new_rankings', { n: e.new_rankings }) : null,
           byKind('reward') ? t('loop.training') : null,
         ),
         arrow('a4', t('loop.optimise')),
@@ -128,8 +141,10 @@ export async function overviewView(el, { signal }) {
           lit,
           '#/models',
           policy?.name ?? t('loop.none'),
-          policy ? `${policy.stage}` : null,
-          metricsText(policy?.metrics, 2),
+          policy ? recipeName(policy.stage) : null,
+          e.policy?.reward ? t('loop.policy_reward', { v: meanText(e.policy.reward.after) }) : null,
+          e.policy?.kl ? t('loop.policy_kl', { v: show('kl', e.policy.kl.value) }) : null,
+          policy ? t('loop.policy_rankings', { n: e.policy_rankings ?? 0 }) : null,
         ),
         arrow('a6', t('loop.serve')),
       ),
@@ -150,7 +165,7 @@ export async function overviewView(el, { signal }) {
                 h(
                   'li',
                   null,
-                  h('a', { href: `#/jobs/${j.id}`, text: j.kind }),
+                  h('a', { href: `#/jobs/${j.id}`, dir: 'auto', text: runName(j) }),
                   stateTag(j.state),
                   h('div', { class: 'grow' }, progressBar(j)),
                   h('span', { class: 'muted', text: progressText(j) }),

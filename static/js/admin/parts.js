@@ -1,6 +1,7 @@
 // Small pieces that several admin views share.
 import { dialog, h, toast } from '../dom.js';
-import { duration, fig, has, num, t } from '../i18n.js';
+import { duration, fig, num, t } from '../i18n.js';
+import { isShare, metricTitle, onAxis, show } from './metrics.js';
 import { errorText } from '../plain.js';
 
 const STATE_KIND = {
@@ -11,6 +12,8 @@ const STATE_KIND = {
   cancelled: 'warn',
   active: 'good',
   candidate: '',
+  previous: '',
+  rolled_back: 'warn',
   retired: 'warn',
 };
 
@@ -65,19 +68,29 @@ export const section = (title, tools, ...children) =>
     children,
   );
 
-export async function confirm(title, text, action, danger = false) {
+/**
+ * Asks before an act. `action` names the act on its button; `safe` names the other one, which has the focus. `text`
+ * may be nodes; `wide` gives them room.
+ */
+export async function confirm(title, text, action, danger = false, { safe = t('cancel'), wide = false } = {}) {
   return dialog(
     title,
-    (close) => [
-      h('p', { text }),
-      h(
-        'div',
-        { class: 'actions' },
-        h('button', { type: 'button', text: t('cancel'), on: { click: () => close(false) } }),
-        h('button', { type: 'button', class: danger ? 'danger' : 'primary', text: action, on: { click: () => close(true) } }),
-      ),
-    ],
-    { closeLabel: t('close') },
+    (close) => {
+      // `autofocus` outranks the close button, which comes first
+      const keep = h('button', { type: 'button', class: 'safe', autofocus: true, text: safe, on: { click: () => close(false) } });
+      // the focus lies at the end; a long dialog is read from its beginning
+      requestAnimationFrame(() => keep.closest('dialog')?.scrollTo(0, 0));
+      return [
+        typeof text === 'string' ? h('p', { text }) : text,
+        h(
+          'div',
+          { class: 'actions confirm-actions' },
+          keep,
+          h('button', { type: 'button', class: danger ? 'danger' : 'primary', text: action, on: { click: () => close(true) } }),
+        ),
+      ];
+    },
+    { closeLabel: t('close'), wide },
   );
 }
 
@@ -103,15 +116,20 @@ export function showSecret(title, text, note) {
   );
 }
 
-/** "rollout · 70 of 200 · 20 m left · 812 tokens/s". */
+/** "rollout, 3 of 8 · 70 of 200 · 20 m left · 812 tokens/s". */
 export function progressText(job) {
   const p = job.progress;
   if (!p) return '';
+  const over = isOver(job);
+  const total = p.total_steps;
+  // a guarded run measures once more after its last step
+  const step = total ? Math.min(p.step, total) : p.step;
+  const inside = Number.isFinite(p.phase_total) && p.phase_total > 0 ? t('job.phase_of', { done: p.phase_done ?? 0, total: p.phase_total }) : null;
   const parts = [
-    p.phase && !isOver(job) ? phaseName(p.phase) : null,
-    p.total_steps ? t('job.step_of', { step: p.step, total: p.total_steps }) : p.step ? t('job.step', { step: p.step }) : null,
+    p.phase && !over ? [phaseName(p.phase), inside].filter(Boolean).join(' ') : null,
+    total ? t('job.step_of', { step, total }) : step ? t('job.step', { step }) : null,
   ];
-  if (!isOver(job)) {
+  if (!over) {
     if (Number.isFinite(p.eta_seconds)) parts.push(t('job.eta', { d: duration(p.eta_seconds) }));
     if (p.tokens_per_second) parts.push(t('job.speed', { n: fig(p.tokens_per_second) }));
     if (p.memory_bytes) parts.push(bytes(p.memory_bytes));
@@ -145,20 +163,24 @@ export function progressBar(job) {
 }
 
 /**
- * Metrics object → "reward 0.84 · kl 5.1" (numbers only). `first` and `last` inside it are the ends of a run:
- * "reward 0.2 → 0.84".
+ * Metrics object → "Reward 0.84 · KL 5.1 nats" (numbers only). `first` and `last` inside it are the ends of a run:
+ * "Reward 0.2 → 0.84". Accuracy on held-out pairs has its n.
  */
 export function metricsText(metrics, most = 4) {
   if (!metrics || typeof metrics !== 'object') return '';
-  const show = (v) => (Number.isInteger(v) ? num(v) : fig(v));
-  const name = (k) => (has(`metric.${k}`) ? t(`metric.${k}`) : k);
-  const numbers = (o) => Object.entries(o ?? {}).filter(([, v]) => typeof v === 'number');
+  const pairs = metrics.heldout?.pairs;
+  const one = (k, v) =>
+    `${metricTitle(k)} ${Number.isInteger(v) && !isShare(k) ? num(v) : show(k, v)}${k === 'heldout_accuracy' && pairs ? ` (n = ${num(pairs)})` : ''}`;
+  const numbers = (o) => Object.entries(o ?? {}).filter(([k, v]) => typeof v === 'number' && !INNER.has(k));
   const ends = numbers(metrics.last).map(([k, v]) => {
     const from = metrics.first?.[k];
-    return typeof from === 'number' ? `${name(k)} ${show(from)} → ${show(v)}` : `${name(k)} ${show(v)}`;
+    return typeof from === 'number' ? `${metricTitle(k)} ${onAxis(k, from)} → ${show(k, v)}` : one(k, v);
   });
-  return [...ends, ...numbers(metrics).map(([k, v]) => `${name(k)} ${show(v)}`)].slice(0, most).join(' · ');
+  return [...ends, ...numbers(metrics).map(([k, v]) => one(k, v))].slice(0, most).join(' · ');
 }
+
+/** Figures of a result that say nothing by themselves. */
+const INNER = new Set(['heads', 'kl_coef', 'published_iteration', 'iterations', 'labeler_agreement', 'train_demonstrations']);
 
 export function download(name, text, type) {
   const url = URL.createObjectURL(new Blob([text], { type }));

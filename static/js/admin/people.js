@@ -3,7 +3,7 @@ import { del, get, listOf, post } from '../api.js';
 import { fill, h } from '../dom.js';
 import { t, when } from '../i18n.js';
 import { caught, confirm, section, showSecret, table } from './parts.js';
-import { ROLES, personDialog } from './person.js';
+import { ROLES, linkState, newLink, personDialog, showLink } from './person.js';
 
 const SCOPES = ['inference', 'feedback', 'admin'];
 
@@ -32,6 +32,7 @@ export async function peopleView(el, { signal }) {
           [t('labels.role')],
           [t('job.state')],
           [t('people.quota'), 'right'],
+          [t('people.link')],
           [t('labels.since')],
           ['', 'right'],
         ],
@@ -53,6 +54,7 @@ export async function peopleView(el, { signal }) {
                 }),
               ),
               h('td', { class: 'right', text: l.daily_quota ?? '–' }),
+              h('td', { class: 'nowrap', text: l.id === 'admin' || l.erased ? '–' : linkState(l) }),
               h('td', { class: 'nowrap', text: when(l.created) }),
               h(
                 'td',
@@ -79,14 +81,14 @@ export async function peopleView(el, { signal }) {
       invites,
       table(
         t('labels.invites'),
-        [[t('labels.note')], [t('labels.role')], [t('labels.expires')], [t('labels.used_by')], ['', 'right']],
+        [[t('people.for_whom')], [t('labels.role')], [t('labels.expires')], [t('labels.used_by')], ['', 'right']],
         list.map((i) =>
           h(
             'tr',
             null,
-            h('td', { dir: 'auto', class: 'wrap', text: i.note ?? '–' }),
+            h('td', { dir: 'auto', class: 'wrap', text: [i.name, i.note].filter(Boolean).join(' · ') || '–' }),
             h('td', { text: t(`role.${i.role}`) }),
-            h('td', { class: 'nowrap', text: when(i.expires) }),
+            h('td', { class: 'nowrap', text: i.revoked ? t('labels.revoked') : when(i.expires) }),
             h('td', { dir: 'auto', text: i.used_by ? (names.get(i.used_by) ?? i.used_by) : '–' }),
             h(
               'td',
@@ -122,7 +124,7 @@ export async function peopleView(el, { signal }) {
           h(
             'tr',
             null,
-            h('td', { dir: 'auto', class: 'strong wrap', text: k.name }),
+            h('td', { dir: 'auto', class: 'strong wrap', text: k.origin === 'generated' ? t('people.key_generated') : k.name }),
             h('td', { text: (k.scopes ?? []).map((s) => t(`scope.${s}`)).join(', ') }),
             h(
               'td',
@@ -162,36 +164,40 @@ export async function peopleView(el, { signal }) {
       ),
     );
   };
+  /** Somebody of this name is here: the way back is a new link, not a second person. */
+  const known = async (e, name) => {
+    if (e.status !== 409 || !name) throw e;
+    const person = listOf(await get('/admin/labelers')).find((l) => l.active && l.name.toLowerCase() === name.toLowerCase());
+    if (!person) throw e;
+    const text = t('people.known_text', { name: person.name });
+    if (await confirm(t('people.known', { name: person.name }), text, t('people.new_link'))) await newLink(person);
+    await loadPeople();
+  };
   const inviteForm = () => {
     const role = roleSelect('invite-role');
-    const note = h('input', { id: 'invite-note', dir: 'auto', maxlength: '200', placeholder: t('labels.note_for') });
+    const name = h('input', { id: 'invite-note', dir: 'auto', maxlength: '80', placeholder: t('labels.note_for') });
     return h(
       'form',
       {
         class: 'inline-form',
         on: {
           submit: caught(async () => {
-            const answer = await post('/admin/invites', {
-              role: role.value,
-              ...(note.value.trim() ? { note: note.value.trim() } : {}),
-            });
-            const token = answer.token ?? answer.secret ?? answer.code ?? answer.invite?.token;
-            const link =
-              answer.url ?? answer.link ?? (token ? `${location.origin}/label?invite=${encodeURIComponent(token)}` : '');
-            note.value = '';
-            await loadInvites();
-            await showSecret(
-              t('labels.invite_link'),
-              link.startsWith('/') ? location.origin + link : link,
-              t('labels.invite_once'),
-            );
+            const whom = name.value.trim();
+            try {
+              const answer = await post('/admin/invites', { role: role.value, ...(whom ? { name: whom } : {}) });
+              name.value = '';
+              await loadInvites();
+              await showSecret(t('labels.invite_link'), location.origin + answer.url, t('labels.invite_once'));
+            } catch (e) {
+              await known(e, whom);
+            }
           }),
         },
       },
       h('label', { for: 'invite-role', class: 'hidden-label', text: t('labels.role') }),
       role,
-      h('label', { for: 'invite-note', class: 'hidden-label', text: t('labels.note') }),
-      note,
+      h('label', { for: 'invite-note', class: 'hidden-label', text: t('labels.note_for') }),
+      name,
       h('button', { type: 'submit', text: t('labels.invite') }),
     );
   };
@@ -204,11 +210,15 @@ export async function peopleView(el, { signal }) {
         class: 'inline-form',
         on: {
           submit: caught(async () => {
-            const answer = await post('/admin/labelers', { name: name.value.trim(), role: role.value });
-            name.value = '';
-            await loadPeople();
-            const key = answer.key ?? answer.token;
-            if (typeof key === 'string') await showSecret(t('labels.new_key'), key, t('labels.key_once'));
+            const whom = name.value.trim();
+            try {
+              const answer = await post('/admin/labelers', { name: whom, role: role.value });
+              name.value = '';
+              await loadPeople();
+              await showLink(answer, answer.link);
+            } catch (e) {
+              await known(e, whom);
+            }
           }),
         },
       },

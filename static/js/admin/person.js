@@ -1,17 +1,85 @@
-// One person: role, quota, in or out; what is stored about them; erasing it on request.
-import { call, get, post } from '../api.js';
+// One person: role, quota, in or out; the sign-in link; what is stored about them; erasing it on request.
+import { call, del, get, post } from '../api.js';
 import { dialog, h, toast } from '../dom.js';
-import { t } from '../i18n.js';
+import { t, when } from '../i18n.js';
 import { errorText } from '../plain.js';
-import { download } from './parts.js';
+import { confirm, download, showSecret } from './parts.js';
 
 export const ROLES = ['labeler', 'reviewer', 'admin'];
+
+/** When the person's link was last used, in a few words. */
+export function linkState({ link }) {
+  if (!link) return t('people.link_none');
+  if (link.expires && link.expires < Date.now() * 1000) return t('people.link_expired');
+  return link.used ? t('people.link_used', { when: when(link.used) }) : t('people.link_unused');
+}
+
+/** The new link, ready to copy; it cannot be shown again. */
+export const showLink = (person, link) =>
+  showSecret(t('people.link_for', { name: person.name }), location.origin + link.url, t('people.link_once', { name: person.name }));
+
+/** Makes a link in the place of the one there is, and shows it. */
+export async function newLink(person, hours) {
+  const link = await post(`/admin/labelers/${encodeURIComponent(person.id)}/link`, hours ? { expires_hours: hours } : {});
+  await showLink(person, link);
+}
 
 /** Opens the dialog; `changed` is called after anything was changed. */
 export async function personDialog(person, changed) {
   const done = await dialog(person.name, (close) => form(person, close), { closeLabel: t('close') });
   if (done === 'erase') return eraseDialog(person, changed);
+  if (done?.link) {
+    try {
+      await relink(person, done);
+    } catch (e) {
+      toast(errorText(e), { kind: 'bad', seconds: 10 });
+    }
+  }
   if (done) await changed();
+}
+
+async function relink(person, { link, hours }) {
+  const text = t(link === 'new' ? 'people.new_link_text' : 'people.revoke_link_text', { name: person.name });
+  const action = t(link === 'new' ? 'people.new_link' : 'people.revoke_link');
+  const sure = person.link ? await confirm(action, text, action, link !== 'new') : true;
+  if (!sure) return;
+  if (link === 'new') return newLink(person, hours);
+  await del(`/admin/labelers/${encodeURIComponent(person.id)}/link`);
+  toast(t('people.link_revoked', { name: person.name }), { kind: 'good' });
+}
+
+/** Hours that a link may last; none = until it is revoked or replaced. */
+const LASTS = [null, 7 * 24, 30 * 24, 90 * 24];
+
+function linkPart(person, close) {
+  const lasts = h(
+    'select',
+    { id: 'link-lasts' },
+    LASTS.map((hours) =>
+      h('option', { value: hours ?? '', text: hours ? t('people.link_days', { n: hours / 24 }) : t('people.link_forever') }),
+    ),
+  );
+  return h(
+    'fieldset',
+    { class: 'choices' },
+    h('legend', { text: t('people.link') }),
+    h('p', { class: 'help', text: `${linkState(person)} ${t('people.link_help')}` }),
+    h(
+      'div',
+      { class: 'inline-form' },
+      h('label', { for: 'link-lasts', class: 'hidden-label', text: t('people.link_lasts') }),
+      lasts,
+      h('button', {
+        type: 'button',
+        text: t('people.new_link'),
+        disabled: !person.active,
+        on: { click: () => close({ link: 'new', hours: Number(lasts.value) || null }) },
+      }),
+      person.link
+        ? h('button', { type: 'button', class: 'quiet', text: t('people.revoke_link'), on: { click: () => close({ link: 'revoke' }) } })
+        : null,
+    ),
+  );
 }
 
 function form(person, close) {
@@ -72,7 +140,9 @@ function form(person, close) {
       quota,
       h('p', { class: 'help', text: t('people.quota_help') }),
     ),
+    linkPart(person, close),
     h('label', { class: 'inline', for: 'edit-active' }, active, h('span', { text: t('people.may_sign_in') })),
+    h('p', { class: 'help', text: t('people.lock_help') }),
     error,
     h(
       'div',
@@ -133,8 +203,10 @@ async function eraseDialog(person, changed) {
   );
   if (!how) return;
   try {
-    await call('POST', `/admin/labelers/${encodeURIComponent(person.id)}/erase`, { body: { judgments: how } });
-    toast(t('people.erased'), { kind: 'good' });
+    const path = `/admin/labelers/${encodeURIComponent(person.id)}/erase`;
+    const done = await call('POST', path, { body: { judgments: how } });
+    const left = done.not_reached ?? [];
+    toast(left.length ? t('people.erased_but', { what: left.join('; ') }) : t('people.erased'), { kind: 'good', seconds: 20 });
   } catch (e) {
     toast(errorText(e), { kind: 'bad', seconds: 10 });
   }

@@ -1,14 +1,27 @@
-// The queue: sets drawn from stored prompts by a policy, what waits, and sets with a known answer.
+// The queue: sets drawn from stored prompts by a policy, why a draw made fewer than wanted, and all sets.
 import { get, listOf, post } from '../api.js';
 import { fill, h, toast } from '../dom.js';
-import { num, t, when } from '../i18n.js';
+import { has, num, t, when } from '../i18n.js';
 import { errorText } from '../plain.js';
-import { caught, confirm, every, section, table } from './parts.js';
+import { drawNotes } from './draws.js';
+import { listing, promptCell } from './listing.js';
+import { caught, confirm, every, section } from './parts.js';
 
 const POLICIES = ['random', 'uncertainty', 'versus', 'stored', 'disagreement'];
 const DRAW_STATES = { running: 'accent', done: 'good', failed: 'bad', cancelled: 'warn' };
 
-function drawForm(models, started) {
+const policyName = (policy) => (has(`policy.${policy}`) ? t(`policy.${policy}`) : policy);
+
+/** Why a policy cannot be used now; null where it can. */
+function obstacle(policy, models) {
+  if (policy === 'uncertainty' && !models.some((m) => m.kind === 'reward' && m.state === 'active')) return t('queue.needs_reward');
+  if (policy === 'versus' && models.filter((m) => m.kind === 'policy' && m.state !== 'retired').length < 2)
+    return t('queue.needs_versions');
+  return null;
+}
+
+/** `configured`: the settings of labeling by name, for what an empty field means. */
+function drawForm(models, configured, started) {
   let policy = 'random';
   const policies = models.filter((m) => m.kind === 'policy' && m.state !== 'retired');
   const active = policies.find((m) => m.state === 'active');
@@ -33,9 +46,16 @@ function drawForm(models, started) {
       error,
     );
   };
+  const standard = (name) => {
+    const value = configured.get(`labeling.${name}`);
+    return value === undefined ? t('queue.as_configured') : t('queue.standard', { v: String(value) });
+  };
   const count = input('draw-count', '20');
-  const n = input('draw-n', '', { placeholder: t('queue.as_configured') });
-  const overlap = input('draw-overlap', '', { placeholder: t('queue.as_configured') });
+  const n = input('draw-n', '', { placeholder: standard('completions_per_set') });
+  const overlap = input('draw-overlap', '', { placeholder: standard('overlap') });
+  const temperature = input('draw-temperature', '', { placeholder: standard('temperature'), inputmode: 'decimal' });
+  const topP = input('draw-top-p', '', { placeholder: standard('top_p'), inputmode: 'decimal' });
+  const maxTokens = input('draw-max-tokens', '', { placeholder: standard('max_tokens') });
   const tag = h('input', { id: 'draw-tag', autocomplete: 'off', placeholder: t('queue.any') });
   const again = h('input', { id: 'draw-again', type: 'checkbox' });
   const candidates = input('draw-candidates', '4');
@@ -50,12 +70,19 @@ function drawForm(models, started) {
       policy === 'disagreement'
         ? null
         : [
-            field('n', t('queue.n'), n, t('queue.n_help')),
+            field('n', t(policy === 'stored' ? 'queue.n_most' : 'queue.n'), n, t(policy === 'stored' ? 'queue.n_most_help' : 'queue.n_help')),
             field('overlap', t('queue.overlap'), overlap, t('queue.overlap_help')),
             field('prompts.tag', t('queue.tag'), tag),
           ],
       policy === 'uncertainty' ? field('candidates', t('queue.candidates'), candidates, t('queue.candidates_help')) : null,
       policy === 'versus' ? [field('versions', t('chat.version_a'), a), field('versions[1]', t('chat.version_b'), b)] : null,
+      ['random', 'uncertainty', 'versus'].includes(policy)
+        ? [
+            field('temperature', t('queue.temperature'), temperature, t('queue.temperature_help')),
+            field('top_p', t('queue.top_p'), topP, t('queue.top_p_help')),
+            field('max_tokens', t('queue.max_tokens'), maxTokens, t('queue.max_tokens_help')),
+          ]
+        : null,
       policy === 'disagreement'
         ? null
         : h('label', { class: 'inline', for: 'draw-again' }, again, h('span', null, t('queue.again'))),
@@ -63,7 +90,7 @@ function drawForm(models, started) {
   choose();
   const number = (control) => (control.value.trim() === '' ? undefined : Number(control.value));
   const go = h('button', { class: 'primary', type: 'submit', text: t('queue.draw') });
-  return h(
+  const form = h(
     'form',
     {
       class: 'stack',
@@ -83,6 +110,8 @@ function drawForm(models, started) {
               overlap: number(overlap),
               prompts: { ...(tag.value.trim() ? { tag: tag.value.trim() } : {}), with_sets: again.checked },
             });
+          if (['random', 'uncertainty', 'versus'].includes(policy))
+            Object.assign(body, { temperature: number(temperature), top_p: number(topP), max_tokens: number(maxTokens) });
           if (policy === 'uncertainty') body.candidates = number(candidates);
           if (policy === 'versus') body.versions = [a.value, b.value];
           go.disabled = true;
@@ -106,15 +135,18 @@ function drawForm(models, started) {
       'fieldset',
       { class: 'policies' },
       h('legend', { class: 'hidden-label', text: t('queue.policy') }),
-      POLICIES.map((p) =>
-        h(
+      POLICIES.map((p) => {
+        const why = obstacle(p, models);
+        return h(
           'label',
-          { class: 'policy' },
+          { class: `policy${why ? ' off' : ''}` },
           h('input', {
             type: 'radio',
             name: 'policy',
             value: p,
             checked: p === policy,
+            disabled: why !== null,
+            'aria-describedby': why ? `policy-${p}-why` : null,
             on: {
               change: () => {
                 policy = p;
@@ -122,139 +154,164 @@ function drawForm(models, started) {
               },
             },
           }),
-          h('span', null, h('strong', { text: t(`policy.${p}`) }), h('span', { class: 'help', text: t(`policy.${p}_help`) })),
-        ),
-      ),
+          h(
+            'span',
+            null,
+            h('strong', { text: t(`policy.${p}`) }),
+            h('span', { class: 'help', text: t(`policy.${p}_help`) }),
+            why ? h('span', { class: 'help warn-text', id: `policy-${p}-why`, text: why }) : null,
+          ),
+        );
+      }),
     ),
     extra,
     message,
     h('div', { class: 'actions' }, go),
   );
+  return {
+    el: form,
+    /** Puts a length into the form and shows it. */
+    lengthen(tokens) {
+      maxTokens.value = String(tokens);
+      (maxTokens.isConnected ? maxTokens : form).scrollIntoView({ block: 'center' });
+      if (maxTokens.isConnected) maxTokens.focus();
+    },
+  };
 }
+
+/** Sets that wait, those being ranked, and those that nobody is left for. */
+function waiting(flow) {
+  return [
+    h(
+      'p',
+      { class: 'muted' },
+      t('queue.waiting', { n: flow.sets_open }),
+      ' ',
+      flow.sets_open ? t('queue.of_these_ranked', { n: flow.leases }) : null,
+    ),
+    flow.sets_stuck ? h('div', { class: 'notice', role: 'status', text: t('queue.stuck', { n: flow.sets_stuck }) }) : null,
+  ];
+}
+
+/** How far people are with a set: "1 of 2"; sets with a known answer go to everybody. */
+const ranked = (s) =>
+  s.kind === 'normal' ? t('queue.ranked_of', { done: s.judged, wanted: s.target_overlap }) : t('queue.ranked_no_limit', { n: s.judged });
 
 export async function queueView(el, { signal }) {
   const draws = h('div');
-  const sets = h('div');
-  let status = 'open';
-  const models = listOf(await get('/admin/models', null, { signal }));
+  const state = h('div');
+  const [models, settings] = await Promise.all([
+    get('/admin/models', null, { signal }).then(listOf),
+    get('/admin/settings', null, { signal }).then(listOf),
+  ]);
+  const configured = new Map(settings.map((s) => [s.name, s.value]));
 
+  const again = async (request) => {
+    await post('/admin/sets/draw', request);
+    await loadDraws();
+  };
+  const form = drawForm(models, configured, () => loadDraws());
+  const one = (d) =>
+    h(
+      'li',
+      null,
+      h('span', { class: 'strong', text: policyName(d.request.policy) }),
+      h('span', { class: `tag ${d.state === 'done' && d.made < d.wanted ? 'warn' : (DRAW_STATES[d.state] ?? '')}`, text: t(`draw.${d.state}`) }),
+      h(
+        'div',
+        { class: 'grow' },
+        h('progress', { max: d.wanted, value: d.made, 'aria-label': t('queue.progress') }),
+        d.error ? h('div', { class: 'sub bad-text', dir: 'auto', text: d.error }) : null,
+      ),
+      h('span', { class: 'muted nowrap', text: t('queue.made', { made: d.made, wanted: d.wanted }) }),
+      h('span', { class: 'muted nowrap', text: when(d.created) }),
+      d.state === 'running'
+        ? h('button', {
+            type: 'button',
+            text: t('job.cancel'),
+            on: {
+              click: caught(async (e) => {
+                e.currentTarget.blur();
+                await post(`/admin/sets/draws/${encodeURIComponent(d.id)}/cancel`);
+                await loadDraws();
+              }),
+            },
+          })
+        : null,
+      drawNotes(d, { again, lengthen: form.lengthen }),
+    );
   const loadDraws = async () => {
     const list = listOf(await get('/admin/sets/draws', { limit: 8 }, { signal }));
     if (draws.contains(document.activeElement)) return list;
     fill(
       draws,
-      list.length
-        ? h(
-            'ul',
-            { class: 'running' },
-            list.map((d) =>
-              h(
-                'li',
-                null,
-                h('span', { class: 'strong', text: t(`policy.${d.request.policy}`) }),
-                h('span', { class: `tag ${DRAW_STATES[d.state] ?? ''}`, text: t(`draw.${d.state}`) }),
-                h(
-                  'div',
-                  { class: 'grow' },
-                  h('progress', { max: d.wanted, value: d.made, 'aria-label': t('queue.progress') }),
-                  d.error ? h('div', { class: 'sub bad-text', dir: 'auto', text: d.error }) : null,
-                ),
-                h('span', { class: 'muted nowrap', text: t('queue.made', { made: d.made, wanted: d.wanted }) }),
-                h('span', { class: 'muted nowrap', text: when(d.created) }),
-                d.state === 'running'
-                  ? h('button', {
-                      type: 'button',
-                      text: t('job.cancel'),
-                      on: {
-                        click: caught(async (e) => {
-                          e.currentTarget.blur();
-                          await post(`/admin/sets/draws/${encodeURIComponent(d.id)}/cancel`);
-                          await loadDraws();
-                        }),
-                      },
-                    })
-                  : null,
-              ),
-            ),
-          )
-        : h('p', { class: 'muted pad', text: t('queue.no_draws') }),
+      list.length ? h('ul', { class: 'running draws' }, list.map(one)) : h('p', { class: 'muted pad', text: t('queue.no_draws') }),
     );
     return list;
   };
-  const loadSets = async () => {
-    const list = listOf(await get('/admin/sets', { status, limit: 50 }, { signal }));
-    fill(
-      sets,
-      table(
-        t('queue.sets'),
-        [
-          [t('labels.when')],
-          [t('queue.kind')],
-          [t('queue.policy')],
-          [t('queue.answers'), 'right'],
-          [t('queue.people'), 'right'],
-          ['', 'right'],
-        ],
-        list.map((s) =>
-          h(
-            'tr',
-            null,
-            h('td', { class: 'nowrap', text: when(s.created) }),
-            h('td', null, h('span', { class: `tag ${s.kind === 'normal' ? '' : 'accent'}`, text: t(`kind.${s.kind}`) })),
-            h(
-              'td',
-              { class: 'nowrap' },
-              t(`policy.${s.selection_policy}`) === `policy.${s.selection_policy}`
-                ? s.selection_policy
-                : t(`policy.${s.selection_policy}`),
-              Number.isFinite(s.selection_score) ? h('span', { class: 'sub', text: ` ${s.selection_score.toFixed(2)}` }) : null,
-            ),
-            h('td', { class: 'right', text: num(s.completion_ids.length) }),
-            h('td', { class: 'right', text: num(s.target_overlap) }),
-            h(
-              'td',
-              { class: 'right nowrap' },
-              h('a', { class: 'button quiet', href: `#/sets/${encodeURIComponent(s.id)}`, text: t('queue.open') }),
-              s.status === 'open'
-                ? h('button', {
-                    type: 'button',
-                    class: 'quiet',
-                    text: t('queue.retire'),
-                    on: {
-                      click: caught(async () => {
-                        if (!(await confirm(t('queue.retire'), t('queue.retire_text'), t('queue.retire'), true))) return;
-                        await post(`/admin/sets/${encodeURIComponent(s.id)}/retire`);
-                        toast(t('queue.retired'), { kind: 'good' });
-                        await loadSets();
-                      }),
-                    },
-                  })
-                : null,
-            ),
-          ),
-        ),
-        t('queue.no_sets'),
-      ),
-    );
+  const remove = async (ids) => {
+    if (!(await confirm(t('queue.retire_many', { n: ids.length }), t('queue.retire_text', { n: ids.length }), t('queue.retire'), true)))
+      return false;
+    await post('/admin/sets/retire', { ids });
+    toast(t('queue.retired', { n: ids.length }), { kind: 'good' });
+    await loadState();
+    return true;
   };
-  const statuses = h(
-    'div',
-    { class: 'segmented', role: 'group', 'aria-label': t('job.state') },
-    ['open', 'done', 'retired'].map((s) =>
-      h('button', {
-        type: 'button',
-        'aria-pressed': String(s === status),
-        text: t(`set.${s}`),
-        on: {
-          click: (e) => {
-            status = s;
-            for (const button of statuses.children) button.setAttribute('aria-pressed', String(button === e.currentTarget));
-            loadSets().catch((err) => toast(errorText(err), { kind: 'bad' }));
-          },
-        },
-      }),
-    ),
-  );
+  const option = (prefix, values) => values.map((v) => [v, t(`${prefix}.${v}`)]);
+  const sets = listing({
+    id: 'sets',
+    label: t('queue.sets'),
+    load: ({ show, ...query }) => get('/admin/sets', { ...query, disputed: show === 'disputed' ? true : null }, { signal }),
+    filters: [
+      { name: 'status', label: t('job.state'), options: [['', t('set.any')], ...option('set', ['open', 'done', 'retired'])], value: 'open' },
+      { name: 'kind', label: t('queue.kind'), options: [['', t('kind.any')], ...option('kind', ['normal', 'gold', 'calibration'])] },
+      { name: 'policy', label: t('queue.policy'), options: [['', t('policy.any')], ...option('policy', [...POLICIES, 'ask', 'versions', 'import'])] },
+      { name: 'show', label: t('quality.disagreement'), options: [['', t('queue.all_or_disputed')], ['disputed', t('queue.only_disputed')]] },
+    ],
+    empty: t('queue.no_sets'),
+    columns: [
+      [t('queue.prompt')],
+      [t('queue.kind')],
+      [t('queue.policy')],
+      [t('queue.answers'), 'right'],
+      [t('queue.ranked'), 'right'],
+      [t('job.state')],
+      [t('queue.made_at')],
+    ],
+    row: (s) => [
+      promptCell(s.id, s.prompt),
+      h('td', null, h('span', { class: `tag ${s.kind === 'normal' ? '' : 'accent'}`, text: t(`kind.${s.kind}`) })),
+      h(
+        'td',
+        { class: 'nowrap' },
+        policyName(s.selection_policy),
+        Number.isFinite(s.selection_score)
+          ? h('span', { class: 'sub', title: t('queue.score'), text: ` ${s.selection_score.toFixed(2)}` })
+          : null,
+      ),
+      h(
+        'td',
+        { class: 'right nowrap' },
+        num(s.completion_ids.length),
+        s.cut_off ? h('div', { class: 'sub warn-text', text: t('queue.cut_off', { n: s.cut_off }) }) : null,
+      ),
+      h(
+        'td',
+        { class: 'right nowrap' },
+        ranked(s),
+        s.skipped ? h('div', { class: 'sub', text: t('queue.skipped', { n: s.skipped }) }) : null,
+      ),
+      h(
+        'td',
+        { class: 'nowrap' },
+        h('span', { class: 'tag', text: t(`set.${s.status}`) }),
+        s.held ? h('span', { class: 'tag accent', text: t('queue.held', { n: s.held }) }) : null,
+      ),
+      h('td', { class: 'nowrap', text: when(s.created) }),
+    ],
+    bulk: { label: (n) => t('queue.retire_many', { n }), fits: (s) => s.status === 'open', run: remove },
+  });
+  const loadState = async () => fill(state, waiting(await get('/admin/api/throughput', { days: 1 }, { signal })));
   fill(
     el,
     h(
@@ -263,16 +320,26 @@ export async function queueView(el, { signal }) {
       h('h1', { text: t('admin.queue') }),
       h('a', { class: 'button primary', href: '/label', text: t('next.rank') }),
     ),
-    section(t('queue.draw_title'), null, h('p', { class: 'muted', text: t('queue.draw_help') }), drawForm(models, loadDraws)),
+    state,
+    section(t('queue.draw_title'), null, h('p', { class: 'muted', text: t('queue.draw_help') }), form.el),
     section(t('queue.draws'), null, draws),
-    section(t('queue.sets'), statuses, sets),
+    section(t('queue.sets'), null, sets.el),
   );
-  const [first] = await Promise.all([loadDraws(), loadSets()]);
-  let seen = first.map((d) => `${d.id} ${d.state} ${d.made}`).join();
-  every(2, signal, async () => {
-    // a draw may be over before anybody has seen it run: what was made tells
-    const made = (await loadDraws()).map((d) => `${d.id} ${d.state} ${d.made}`).join();
-    if (made !== seen) await loadSets();
-    seen = made;
+  const [first] = await Promise.all([loadDraws(), sets.restart(), loadState()]);
+  const running = (list) => list.some((d) => d.state === 'running');
+  const trace = (list) => list.map((d) => `${d.id} ${d.state} ${d.made}`).join();
+  let busy = running(first);
+  let seen = trace(first);
+  let tick = 0;
+  // A running draw is looked at every second, so that it is seen to move.
+  every(1, signal, async () => {
+    tick += 1;
+    if (!busy && tick % 3) return;
+    const list = await loadDraws();
+    busy = running(list);
+    // A draw may be over before anybody has seen it run: what was made tells.
+    if (trace(list) !== seen) await Promise.all([sets.refresh(), loadState()]);
+    else if (tick % 15 === 0) await loadState();
+    seen = trace(list);
   });
 }

@@ -42,11 +42,12 @@ export async function reviewView(el, { id, signal, who }) {
       .sort((a, b) => a.tier - b.tier)
       .map((i, k, all) => (k && all[k - 1].tier === i.tier ? '= ' : k ? '> ' : '') + name(i.completion_id))
       .join(' ');
+  const known = answer.known_answer;
   const last = judgments.find((j) => j.labeler.id === answer.settled_by) ?? judgments[0];
-  const given = new Map((last?.judgment.items ?? []).map((i) => [i.completion_id, i.tier]));
+  const given = new Map((known?.tiers ?? last?.judgment.items ?? []).map((i) => [i.completion_id, i.tier]));
   const places = placesForm(completions, given);
   const message = h('p', { class: 'form-error', role: 'alert' });
-  const why = h('textarea', { id: 'settle-why', rows: '2', dir: 'auto' });
+  const why = h('textarea', { id: 'settle-why', rows: '2', dir: 'auto', value: known?.explanation ?? '' });
   const again = () => {
     fill(el);
     return reviewView(el, { id, signal, who });
@@ -72,14 +73,14 @@ export async function reviewView(el, { id, signal, who }) {
     });
     toast(t('review.settled'), { kind: 'good' });
   });
-  const known = (kind) =>
+  const saveKnown = (kind) =>
     act(async (items) => {
       await post(`/admin/sets/${encodeURIComponent(id)}/known-answer`, {
         kind,
         tiers: items,
         ...(why.value.trim() ? { explanation: why.value.trim() } : {}),
       });
-      toast(t(`review.known_${kind}`), { kind: 'good' });
+      toast(t(known ? 'review.known_saved' : `review.known_${kind}`), { kind: 'good' });
     });
   fill(
     el,
@@ -108,6 +109,7 @@ export async function reviewView(el, { id, signal, who }) {
             { class: 'block-head' },
             h('h2', { text: t('label.answer', { x: letter(i) }) }),
             h('span', { class: 'sub mono', dir: 'auto', text: c.author }),
+            c.finish_reason === 'length' ? h('span', { class: 'tag warn', text: t('review.cut_off') }) : null,
           ),
           userText(c),
         ),
@@ -128,6 +130,9 @@ export async function reviewView(el, { id, signal, who }) {
               'td',
               null,
               h('span', { class: 'tag', text: t(`outcome.${j.outcome}`) }),
+              j.knowledge && j.knowledge !== 'blind'
+                ? h('span', { class: 'tag', text: t(`knowledge.${j.knowledge}`), title: t('knowledge.help') })
+                : null,
               j.strength ? h('span', { class: 'sub', text: ` ${t(`strength.${j.strength}`)}` }) : null,
             ),
             h('td', { class: 'mono nowrap', text: order(j) }),
@@ -139,11 +144,11 @@ export async function reviewView(el, { id, signal, who }) {
       ),
     ),
     section(
-      t('review.decide'),
-      null,
-      h('p', { class: 'muted', text: t('review.decide_help') }),
+      t(known ? 'review.known' : 'review.decide'),
+      known ? h('span', { class: 'tag accent', text: t(`kind.${set.kind}`) }) : null,
+      h('p', { class: 'muted', text: t(known ? `review.known_help_${set.kind}` : 'review.decide_help') }),
       places.el,
-      h('div', { class: 'field' }, h('label', { for: 'settle-why', text: t('review.why') }), why),
+      h('div', { class: 'field' }, h('label', { for: 'settle-why', text: t(known ? 'review.known_why' : 'review.why') }), why),
       message,
       h(
         'div',
@@ -154,19 +159,21 @@ export async function reviewView(el, { id, signal, who }) {
                 type: 'button',
                 text: t('review.make_gold'),
                 title: t('review.make_gold_help'),
-                on: { click: known('gold') },
+                on: { click: saveKnown('gold') },
               }),
               h('button', {
                 type: 'button',
                 text: t('review.make_calibration'),
                 title: t('review.make_calibration_help'),
-                on: { click: known('calibration') },
+                on: { click: saveKnown('calibration') },
               }),
             ]
           : null,
         set.kind === 'normal'
           ? h('button', { type: 'button', class: 'primary', text: t('review.settle'), on: { click: settle } })
-          : h('span', { class: 'tag accent', text: t(`kind.${set.kind}`) }),
+          : who?.role === 'admin'
+            ? h('button', { type: 'button', class: 'primary', text: t('review.save_known'), on: { click: saveKnown(set.kind) } })
+            : h('p', { class: 'muted', text: t('review.known_by_admin') }),
       ),
     ),
   );

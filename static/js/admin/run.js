@@ -1,21 +1,30 @@
-// One run: progress, live curves, comparison with other runs, samples, log, arguments.
-import { follow, get, listOf } from '../api.js';
-import { fill, h, keep, plainText } from '../dom.js';
+// One run: what came of it, live curves by section, comparison with other runs, samples, log, settings.
+import { follow, get, listOf, post } from '../api.js';
+import { fill, h, keep, toast } from '../dom.js';
 import { t, toMs, when } from '../i18n.js';
-import { Chart, byName, inOrder, isStill, leadMetrics, metricTitle, toCsv } from './curves.js';
-import { jobActions, payload } from './jobs.js';
-import { download, every, isOver, metricsText, progressBar, progressText, stateTag } from './parts.js';
+import { errorText } from '../plain.js';
+import { Chart, byName, isStill, toCsv } from './curves.js';
+import { errorOf, jobActions, madeName, payload, recipeName, runName } from './jobs.js';
+import { SECTIONS, inOrder, isAccuracy, isPairAccuracy, isShare, pinsOf, sectionOf, shareText, wilson, withoutDoubles } from './metrics.js';
+import { download, every, isOver, progressBar, progressText, stateTag } from './parts.js';
+import { settingsPart } from './runsettings.js';
+import { sampleTable } from './samples.js';
+import { summaryOf } from './summary.js';
 
-const SMOOTH = 'instructd.admin.smooth';
-
-/** How often labelers agree with each other: the ceiling of any reward model's accuracy. */
-const CEILING = /acc/i;
+/** Not the key of older pages, where smoothing was on without being asked for. */
+const SMOOTH = 'instructd.admin.smoothing';
+const LOG = 'instructd.admin.log-scale';
+const PINNED = 'instructd.admin.pinned';
+const MOST_PINNED = 4;
 
 export async function runView(el, { id, query, signal }) {
   const path = `/admin/jobs/${encodeURIComponent(id)}`;
   let job = await get(path, null, { signal });
   job = job.job ?? job;
-  const others = listOf(await get('/admin/jobs', null, { signal })).filter((j) => j.id !== id && j.state !== 'queued');
+  const [others, recipes] = await Promise.all([
+    get('/admin/jobs', { limit: 100 }, { signal }).then((a) => listOf(a).filter((j) => j.id !== id && j.state !== 'queued')),
+    get('/admin/recipes', null, { signal }).then(listOf),
+  ]);
   const runs = new Map([[id, []]]); // job id → metrics
   const compared = new Set((query.get('with') ?? '').split(',').filter((x) => others.some((j) => j.id === x)));
   // the same recipe first: their curves have the same names
@@ -23,25 +32,46 @@ export async function runView(el, { id, query, signal }) {
     .filter((j) => compared.has(j.id) || j.kind === job.kind)
     .sort((a, b) => compared.has(b.id) - compared.has(a.id))
     .slice(0, 8);
-  let smoothing = keep.get(SMOOTH) ?? 0.6;
+  let smoothing = keep.get(SMOOTH) ?? 0;
+  let log10 = keep.get(LOG) === true;
+  let pinned = keep.get(PINNED)?.[job.kind] ?? null; // null: those that a run of this kind is judged by
+  let agreement = null; // how often two people agree, for the band behind accuracies
+  let evidence = null;
 
+  const title = h('h1', { dir: 'auto' });
   const head = h('div', { class: 'panel run-head' });
-  const charts = h('div', { class: 'charts' });
+  const summary = h('p', { class: 'run-summary' });
+  const pins = h('div', { class: 'charts pinned' });
+  const sections = new Map(
+    SECTIONS.map((s) => {
+      const charts = h('div', { class: 'charts' });
+      return [s, { charts, el: h('details', { class: 'chart-section', open: s !== 'system', hidden: true, data: { section: s } }, h('summary', null, h('h2', { text: t(`section.${s}`) })), charts) }];
+    }),
+  );
   const constants = h('div', { class: 'charts' });
-  const lead = h('div', { class: 'lead-chart' });
   const none = h('p', { class: 'muted pad', text: t('run.no_metrics') });
-  const samples = h('div', { class: 'samples' });
-  const log = h('ol', { class: 'log mono', tabindex: '0', 'aria-label': t('run.log') });
+  const samples = sampleTable();
+  const log = h('ol', { class: 'log', tabindex: '0', 'aria-label': t('run.log') });
+  const smoothed = h('output', { for: 'smooth', class: 'smooth-value' });
   const slider = h('input', { id: 'smooth', type: 'range', min: '0', max: '0.98', step: '0.02', value: smoothing });
+  const tellSmoothing = () => (smoothed.textContent = smoothing > 0 ? smoothing.toFixed(2) : t('run.smooth_off'));
+  tellSmoothing();
   slider.addEventListener('input', () => {
     smoothing = slider.valueAsNumber;
     keep.set(SMOOTH, smoothing);
+    tellSmoothing();
+    drawCharts();
+  });
+  const logBox = h('input', { id: 'log-scale', type: 'checkbox', checked: log10 });
+  logBox.addEventListener('change', () => {
+    log10 = logBox.checked;
+    keep.set(LOG, log10);
     drawCharts();
   });
   const chips = h(
     'div',
     { class: 'row compare', role: 'group', 'aria-label': t('run.compare') },
-    others.length ? h('span', { class: 'muted', text: t('run.compare') }) : null,
+    offered.length ? h('span', { class: 'muted', text: t('run.compare') }) : null,
     offered.map((j) => {
       const chip = h('button', { type: 'button', class: 'chip', 'aria-pressed': String(compared.has(j.id)), text: runName(j) });
       chip.addEventListener('click', async () => {
@@ -60,17 +90,13 @@ export async function runView(el, { id, query, signal }) {
   );
   fill(
     el,
-    h(
-      'header',
-      { class: 'view-head' },
-      h('h1', null, t('run.title', { name: job.kind })),
-      h('a', { href: '#/jobs', text: t('job.back') }),
-    ),
+    h('header', { class: 'view-head' }, title, h('a', { href: '#/jobs', text: t('job.back') })),
     head,
     h(
       'div',
       { class: 'chart-tools row' },
-      h('label', { class: 'inline', for: 'smooth' }, h('span', { text: t('run.smooth') }), slider),
+      h('label', { class: 'inline', for: 'smooth' }, h('span', { text: t('run.smooth') }), slider, smoothed),
+      h('label', { class: 'inline', for: 'log-scale' }, logBox, h('span', { text: t('run.log_scale') })),
       chips,
       h('span', { class: 'grow' }),
       h('button', {
@@ -96,58 +122,102 @@ export async function runView(el, { id, query, signal }) {
         },
       }),
     ),
-    lead,
-    charts,
-    h('details', { class: 'constants', hidden: true }, h('summary', { text: t('run.constants') }), constants),
+    pins,
+    [...sections.values()].map((s) => s.el),
+    h('details', { class: 'chart-section constants', hidden: true }, h('summary', null, h('h2', { text: t('run.constants') })), constants),
     none,
-    h('section', { class: 'panel block', hidden: true, data: { part: 'samples' } }, h('h2', { text: t('run.samples') }), samples),
+    samples.el,
     h(
       'details',
       { class: 'panel block', open: job.state === 'failed' },
       h('summary', null, h('h2', { text: t('run.log') })),
       log,
     ),
-    h(
-      'details',
-      { class: 'panel block' },
-      h('summary', null, h('h2', { text: t('run.args') })),
-      h(
-        'dl',
-        { class: 'args mono' },
-        Object.entries(job.args ?? {}).map(([k, v]) =>
-          h('div', null, h('dt', { text: k }), h('dd', { dir: 'auto', text: typeof v === 'string' ? v : JSON.stringify(v) })),
-        ),
-      ),
-    ),
+    settingsPart(job, recipes.find((r) => r.name === job.kind)?.schema),
   );
 
+  /** Name, note and tags; the form is open while somebody edits. */
+  const editor = (() => {
+    const name = h('input', { id: 'run-name', maxlength: '120', autocomplete: 'off' });
+    const note = h('textarea', { id: 'run-note', rows: '2', maxlength: '4000' });
+    const tags = h('input', { id: 'run-tags', autocomplete: 'off', placeholder: t('form.list') });
+    const error = h('p', { class: 'form-error', role: 'alert' });
+    const form = h(
+      'form',
+      {
+        class: 'run-edit',
+        hidden: true,
+        on: {
+          submit: async (e) => {
+            e.preventDefault();
+            error.textContent = '';
+            const words = tags.value.split(/[,，]/).map((x) => x.trim()).filter(Boolean);
+            try {
+              job = { ...job, ...(await post(path, { name: name.value, note: note.value, tags: words })) };
+              close();
+              toast(t('run.saved'), { kind: 'good' });
+            } catch (err) {
+              error.textContent = errorText(err);
+            }
+          },
+        },
+      },
+      h('div', { class: 'field' }, h('label', { for: 'run-name', text: t('job.name') }), name),
+      h('div', { class: 'field' }, h('label', { for: 'run-tags', text: t('run.tags') }), tags),
+      h('div', { class: 'field wide' }, h('label', { for: 'run-note', text: t('job.note') }), note),
+      error,
+      h(
+        'div',
+        { class: 'actions' },
+        h('button', { type: 'button', class: 'quiet', text: t('run.discard'), on: { click: () => close() } }),
+        h('button', { type: 'submit', class: 'primary', text: t('run.save') }),
+      ),
+    );
+    const button = h('button', { type: 'button', class: 'quiet', 'aria-expanded': 'false', text: t('run.edit') });
+    const close = () => {
+      form.hidden = true;
+      button.setAttribute('aria-expanded', 'false');
+      drawHead();
+      button.focus();
+    };
+    button.addEventListener('click', () => {
+      if (!form.hidden) return close();
+      [name.value, note.value, tags.value] = [job.name ?? '', job.note ?? '', (job.tags ?? []).join(', ')];
+      form.hidden = false;
+      button.setAttribute('aria-expanded', 'true');
+      name.focus();
+    });
+    return { form, button };
+  })();
+
   function drawHead() {
-    const made = job.result?.model ?? job.result?.version ?? job.result?.model_name ?? job.result?.published;
-    const madeName = typeof made === 'string' ? made : made?.name;
+    title.textContent = job.name ?? t('run.title', { name: recipeName(job.kind), at: when(job.started ?? job.created) });
+    const error = errorOf(job);
+    const focused = head.contains(document.activeElement) ? document.activeElement : null;
+    fill(summary, summaryOf(job, evidence));
+    summary.hidden = summary.childNodes.length === 0;
     fill(
       head,
       h(
         'div',
         { class: 'row' },
         stateTag(job.state),
-        h('span', { class: 'muted', text: progressText(job) }),
+        h('span', { class: 'muted', text: job.state === 'succeeded' ? '' : progressText(job) }),
         h('span', { class: 'grow' }),
+        editor.button,
         jobActions(job, reload),
       ),
-      job.state === 'queued' || (isOver(job) && !job.progress) ? null : progressBar(job),
-      job.error ? h('p', { class: 'bad-text', dir: 'auto', text: job.error }) : null,
-      job.state === 'succeeded'
-        ? h(
-            'p',
-            null,
-            madeName ? h('a', { href: '#/models', class: 'mono', text: madeName }) : null,
-            madeName ? ' ' : null,
-            h('span', { class: 'muted', text: metricsText(job.result?.metrics ?? job.result, 6) }),
-          )
-        : null,
+      isOver(job) || job.state === 'queued' ? null : progressBar(job),
+      error ? h('p', { class: 'bad-text', dir: 'auto', text: error }) : null,
+      summary,
+      job.note ? h('p', { class: 'run-note', dir: 'auto', text: job.note }) : null,
+      job.tags?.length ? h('div', { class: 'row tags' }, job.tags.map((x) => h('span', { class: 'tag', dir: 'auto', text: x }))) : null,
+      editor.form,
       h('p', {
         class: 'help',
         text: [
+          recipeName(job.kind),
+          job.author ? t('run.by', { name: job.author }) : null,
           t('run.created', { at: when(job.created) }),
           job.started ? t('run.started', { at: when(job.started) }) : null,
           job.finished ? t('run.finished', { at: when(job.finished) }) : null,
@@ -156,85 +226,97 @@ export async function runView(el, { id, query, signal }) {
           .join(' · '),
       }),
     );
+    if (focused && head.contains(focused)) focused.focus({ preventScroll: true }); // filling anew takes the focus away
+  }
+
+  /** How many things the last value of a proportion was counted over. */
+  function countOf(name, table) {
+    const last = (n) => table.get(n)?.values.at(-1);
+    const r = job.result?.metrics ?? job.result ?? {};
+    const byLength = /^heldout_accuracy_(longer|shorter|same_length)$/.exec(name)?.[1];
+    if (byLength) return r.by_length?.[byLength === 'same_length' ? 'same' : byLength]?.pairs;
+    if (name === 'heldout_accuracy') return last('heldout_pairs') ?? r.heldout?.pairs;
+    if (name === 'no_eos_share') {
+      const episodes = table.get('episodes');
+      return episodes ? Math.round(episodes.values.at(-1) / episodes.steps.at(-1)) : undefined;
+    }
+    return undefined;
+  }
+
+  /** One sentence about the last value of a proportion, with n and interval where they are known. */
+  function figureOf(name, table) {
+    const line = table.get(name);
+    if (!line || !isShare(name)) return '';
+    const value = line.values.at(-1);
+    if (name === 'heldout_accuracy' && evidence?.accuracy && Math.abs(evidence.accuracy.value - value) < 1e-9)
+      return t('chart.last', { v: shareText(evidence.accuracy) });
+    const n = countOf(name, table);
+    if (!n) return isPairAccuracy(name, job.kind) && name !== 'train_accuracy' ? t('chart.no_n') : '';
+    const [low, high] = wilson(value, n);
+    return t('chart.last', { v: shareText({ value, low, high, n }) });
   }
 
   const drawn = new Map(); // metric name → Chart
   function drawCharts() {
-    const tables = new Map([[id, byName(runs.get(id))]]);
-    for (const other of compared) tables.set(other, byName(runs.get(other) ?? []));
-    const all = [...tables.get(id).keys()];
-    // names with a slash repeat ours under TRL's names: they belong into the download, not on the page
-    const plain = all.filter((n) => !n.includes('/'));
-    const names = plain.length ? plain : all;
+    const tables = new Map([[id, withoutDoubles(byName(runs.get(id)), job.kind)]]);
+    for (const other of compared) {
+      const kind = others.find((j) => j.id === other)?.kind;
+      tables.set(other, withoutDoubles(byName(runs.get(other) ?? []), kind));
+    }
+    const mine = tables.get(id);
+    const names = inOrder([...mine.keys()]);
     none.hidden = names.length > 0;
-    const leads = leadMetrics(names);
-    const linesOf = (metrics, colourByMetric) =>
-      metrics.flatMap((name, axis) =>
-        [...tables].flatMap(([run, table], r) => {
-          const line = table.get(name);
-          if (!line) return [];
-          const label =
-            tables.size === 1
-              ? colourByMetric
-                ? metricTitle(name)
-                : ''
-              : colourByMetric
-                ? `${metricTitle(name)} · ${nameOf(run)}`
-                : nameOf(run);
-          return [
-            {
-              name,
-              label,
-              ...line,
-              axis: colourByMetric ? axis : 0,
-              colour: colourByMetric ? axis : r,
-              dash: colourByMetric ? r : 0,
-            },
-          ];
-        }),
-      );
-    const put = (host, key, options, lines) => {
-      let chart = drawn.get(key);
+    const top = (pinned ?? pinsOf(job.kind, names)).filter((n) => names.includes(n)).slice(0, MOST_PINNED);
+    const total = job.progress?.total_steps;
+    for (const name of names) {
+      let chart = drawn.get(name);
       if (!chart) {
-        chart = new Chart(options);
-        drawn.set(key, chart);
-        host.append(chart.el);
+        const accuracy = isAccuracy(name);
+        chart = new Chart({ name, fixed: accuracy ? [0, 1] : undefined, pin: togglePin, reset: resetZoom });
+        drawn.set(name, chart);
       }
-      chart.draw(lines, smoothing);
-    };
-    const leadKey = `lead:${leads.join('+')}`;
-    for (const [key, chart] of drawn) {
-      if ((key.startsWith('lead:') && key !== leadKey) || leads.includes(key)) {
-        chart.destroy();
-        chart.el.remove();
-        drawn.delete(key);
-      }
+      const onTop = top.includes(name);
+      const still = !onTop && isStill(tables, name);
+      const home = onTop ? pins : still ? constants : sections.get(sectionOf(name)).charts;
+      if (chart.el.parentElement !== home) home.append(chart.el);
+      // shown before it is drawn: a chart takes its width from its place
+      const part = home.closest('details');
+      if (part) part.hidden = false;
+      chart.setPinned(onTop);
+      const lines = [...tables].flatMap(([run, table], r) => {
+        const line = table.get(name);
+        return line ? [{ name, label: tables.size === 1 ? '' : nameOf(run), ...line, colour: r, dash: r }] : [];
+      });
+      const pairs = isPairAccuracy(name, job.kind);
+      const band = pairs && agreement?.low !== null && agreement?.low !== undefined;
+      chart.draw(lines, {
+        smoothing,
+        log: log10,
+        total,
+        figure: figureOf(name, mine),
+        marks: pairs ? [{ value: 0.5, label: t('chart.chance') }] : [],
+        bands: band ? [{ low: agreement.low, high: agreement.high, label: t('chart.band', { v: shareText(agreement) }) }] : [],
+      });
     }
-    if (leads.length)
-      put(
-        lead,
-        leadKey,
-        {
-          title: leads.map(metricTitle).join(t('run.and')),
-          note: leads.some((n) => CEILING.test(n)) ? t('run.ceiling') : null,
-          height: 300,
-        },
-        linesOf(leads, true),
-      );
-    const rest = inOrder(names.filter((n) => !leads.includes(n)));
-    for (const name of rest) {
-      const still = isStill(tables, name);
-      put(
-        still ? constants : charts,
-        name,
-        { title: metricTitle(name), note: CEILING.test(name) ? t('run.ceiling') : null },
-        linesOf([name], false),
-      );
-      // a curve that begins to move leaves the folded part
-      const el = drawn.get(name).el;
-      if (el.parentElement !== (still ? constants : charts)) (still ? constants : charts).append(el);
-    }
-    constants.closest('details').hidden = constants.children.length === 0;
+    // the pinned ones in their order
+    for (const name of top) pins.append(drawn.get(name).el);
+    for (const s of sections.values()) s.el.hidden = s.charts.children.length === 0;
+    constants.parentElement.hidden = constants.children.length === 0;
+  }
+
+  /** Charts are zoomed together, so they return together. */
+  function resetZoom() {
+    for (const chart of drawn.values()) chart.resetZoom();
+  }
+
+  function togglePin(name) {
+    const names = [...drawn.keys()];
+    const now = (pinned ?? pinsOf(job.kind, names)).filter((n) => names.includes(n));
+    // a fifth pin takes the place of the oldest
+    pinned = now.includes(name) ? now.filter((n) => n !== name) : [...now, name].slice(-MOST_PINNED);
+    keep.set(PINNED, { ...keep.get(PINNED), [job.kind]: pinned });
+    drawCharts();
+    drawn.get(name).pin.focus();
   }
 
   const nameOf = (run) => (run === id ? t('run.this') : runName(others.find((j) => j.id === run) ?? { kind: '', id: run }));
@@ -262,10 +344,22 @@ export async function runView(el, { id, query, signal }) {
     return loading;
   }
 
+  /** What is known of the version that came out: intervals that the run itself does not have. */
+  async function loadEvidence() {
+    const made = madeName(job);
+    if (!made || evidence) return;
+    evidence = await get(`/admin/models/${encodeURIComponent(made)}/evidence`, null, { signal }).catch(() => null);
+    if (evidence) {
+      drawHead();
+      drawCharts();
+    }
+  }
+
   async function reload() {
     const answer = await get(path, null, { signal });
     job = answer.job ?? answer;
     drawHead();
+    await loadEvidence();
   }
 
   const opened = Date.now() - 2000;
@@ -285,20 +379,21 @@ export async function runView(el, { id, query, signal }) {
       }
       addLog(kind, data, created);
     } else if (kind === 'sample') {
-      addSample(data);
+      samples.add(data);
     } else {
       addLog(kind, data, created);
     }
   }
 
   function addLog(kind, data, created) {
-    const text = typeof data === 'string' ? data : (data?.message ?? JSON.stringify(data));
+    const text = logText(kind, data);
+    if (text === null) return;
     log.append(
       h(
         'li',
         { class: kind },
         h('span', { class: 'muted', text: created ? when(created) : '' }),
-        h('span', { class: 'tag', text: kind }),
+        h('span', { class: `tag ${kind === 'warning' ? 'warn' : ''}`, text: t(`event.${kind}`) === `event.${kind}` ? kind : t(`event.${kind}`) }),
         h('span', { dir: 'auto', text }),
       ),
     );
@@ -306,35 +401,17 @@ export async function runView(el, { id, query, signal }) {
     log.scrollTop = log.scrollHeight;
   }
 
-  /** A sample event: one text, or a list of them at fixed prompts. */
-  function addSample(data) {
-    const list = Array.isArray(data) ? data : Array.isArray(data?.samples) ? data.samples : [data];
-    samples.closest('section').hidden = false;
-    for (const s of list) {
-      const prompt = typeof s?.prompt === 'string' ? s.prompt : Array.isArray(s?.prompt) ? (s.prompt.at(-1)?.content ?? '') : '';
-      const text = s?.text ?? s?.completion ?? s?.response ?? (typeof s === 'string' ? s : JSON.stringify(s));
-      const facts = [s?.step ?? data?.step, s?.reward ?? s?.score];
-      samples.prepend(
-        h(
-          'article',
-          { class: 'sample' },
-          h('p', { class: 'help', dir: 'auto', text: prompt }),
-          plainText(text),
-          h(
-            'p',
-            { class: 'help' },
-            Number.isFinite(facts[0]) ? t('chart.step', { n: facts[0] }) : '',
-            Number.isFinite(facts[1]) ? ` · ${t('metric.reward')} ${facts[1].toFixed(3)}` : '',
-          ),
-        ),
-      );
-    }
-    while (samples.children.length > 40) samples.lastChild.remove();
-  }
-
   drawHead();
   await Promise.all([...runs.keys(), ...compared].map(loadMetrics));
   drawCharts();
+  loadEvidence().catch(() => {});
+  if (['reward', 'dpo'].includes(job.kind))
+    get('/admin/api/quality', { kind: 'normal', replicates: 200 }, { signal })
+      .then((q) => {
+        agreement = q.agreement?.pairwise_without_ties ?? null;
+        drawCharts();
+      })
+      .catch(() => {}); // the curves stand without the band
   const redraw = () => drawCharts(); // colours come from the theme
   window.addEventListener('instructd:theme', redraw);
   signal.addEventListener('abort', () => {
@@ -354,8 +431,30 @@ export async function runView(el, { id, query, signal }) {
   });
 }
 
-function runName(job) {
-  const made = job.result?.model ?? job.result?.version;
-  if (typeof made === 'string') return made;
-  return made?.name ?? `${job.kind} · ${when(job.started ?? job.created)}`;
+/** Sentences that recipes write into their log, and the page's words for them. */
+const SENTENCES = [
+  [/^(\d+) sets? in which all completions tie (?:are|is) left out$/, 'log.ties'],
+  [/^no prompt is held out: there is no held-out accuracy$/, 'log.nothing_held_out'],
+  [/^resumed after step (\d+)$/, 'log.resumed'],
+];
+
+/** One event as a sentence; null where it says nothing that the page does not show already. */
+export function logText(kind, data) {
+  if (kind === 'state') {
+    const state = data?.state;
+    const why = data?.error && data.error !== state ? data.error : null;
+    if (state === 'running' && data.attempt > 1) return t('log.attempt', { n: data.attempt });
+    return why ? t('log.state_why', { state: t(`log.${state}`), why }) : t(`log.${state}`);
+  }
+  if (kind === 'checkpoint') return Number.isFinite(data?.step) ? t('log.checkpoint', { n: data.step }) : t('log.checkpoint_any');
+  const message = typeof data === 'string' ? data : data?.message;
+  if (typeof message !== 'string')
+    return Object.entries(data ?? {})
+      .map(([k, v]) => `${k.replaceAll('_', ' ')}: ${typeof v === 'object' ? JSON.stringify(v) : v}`)
+      .join(', ');
+  for (const [pattern, key] of SENTENCES) {
+    const found = pattern.exec(message);
+    if (found) return t(key, { n: Number(found[1] ?? 0) });
+  }
+  return message;
 }

@@ -1,9 +1,10 @@
-// Settings: the effective configuration with explanations; those that can be changed while running, here.
+// Settings by their names in words: those that can be changed while running first, the others folded.
 import { get, listOf, post } from '../api.js';
 import { fill, h, toast } from '../dom.js';
 import { has, t, when } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { inline } from '../richtext.js';
+import { guidelinesEditor } from './guidelines.js';
 import { bytes, section } from './parts.js';
 
 const show = (value) => (value === null || value === '' ? t('settings.unset') : String(value));
@@ -13,6 +14,14 @@ const shown = (s) =>
     ? `${s.value} (${bytes(s.value)})`
     : show(s.value);
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+
+/** A setting's name in words; the key of the configuration stays beside it. */
+const title = (s) => {
+  const words = `setting_name.${s.name}`;
+  if (has(words)) return t(words);
+  const plain = s.name.slice(s.name.indexOf('.') + 1).replaceAll('_', ' ');
+  return plain.charAt(0).toUpperCase() + plain.slice(1);
+};
 
 /** Sections in the order of the file; what stands outside of one comes first. */
 function grouped(all) {
@@ -28,6 +37,7 @@ function grouped(all) {
 
 export async function settingsView(el, { signal }) {
   const body = h('div', { class: 'stack' });
+  const guidelines = h('div', { class: 'stack' });
   const filter = h('input', { type: 'search', id: 'settings-filter', placeholder: t('settings.filter'), autocomplete: 'off' });
   fill(
     el,
@@ -40,27 +50,35 @@ export async function settingsView(el, { signal }) {
       filter,
     ),
     body,
+    guidelines,
   );
+  guidelinesEditor(guidelines, signal).catch((e) => fill(guidelines, h('p', { class: 'form-error', role: 'alert', text: errorText(e) })));
 
   const about = (s) => (has(`setting.${s.name}`) ? t(`setting.${s.name}`) : s.about);
 
   function liveControl(s, error) {
     const id = `set-${s.name.replaceAll('.', '-')}`;
-    const input = h('input', {
+    const onOff = typeof s.value === 'boolean';
+    const options = onOff ? ['true', 'false'].map((v) => h('option', { value: v, selected: v === String(s.value), text: t(`settings.${v}`) })) : [];
+    const input = h(onOff ? 'select' : 'input', {
       id,
       inputmode: typeof s.value === 'number' ? 'numeric' : null,
       autocomplete: 'off',
       value: String(s.value),
-      'aria-label': s.name,
+      'aria-labelledby': `${id}-name`,
       'aria-describedby': `${id}-error`,
     });
+    if (onOff) {
+      fill(input, options);
+      input.value = String(s.value);
+    }
     error.id = `${id}-error`;
     const save = async (value) => {
       error.textContent = '';
       input.removeAttribute('aria-invalid');
       try {
         await post('/admin/settings', { name: s.name, value });
-        toast(t('settings.saved', { name: s.name }), { kind: 'good' });
+        toast(t('settings.saved', { name: title(s) }), { kind: 'good' });
         await draw();
       } catch (e) {
         error.textContent = errorText(e);
@@ -79,6 +97,7 @@ export async function settingsView(el, { signal }) {
           submit: (e) => {
             e.preventDefault();
             const text = input.value.trim();
+            if (onOff) return save(text === 'true');
             save(typeof s.value === 'number' && text !== '' && Number.isFinite(Number(text)) ? Number(text) : text);
           },
         },
@@ -104,7 +123,7 @@ export async function settingsView(el, { signal }) {
       h(
         'div',
         { class: 'setting-about' },
-        h('code', { class: 'setting-name', text: s.leaf }),
+        h('div', { class: 'setting-title' }, h('span', { class: 'setting-name', id: `set-${s.name.replaceAll('.', '-')}-name`, text: title(s) }), h('code', { class: 'sub', text: s.name })),
         h('p', { class: 'help' }, inline(about(s))),
         s.changed
           ? h('p', {
@@ -124,23 +143,34 @@ export async function settingsView(el, { signal }) {
     );
   }
 
+  const heading = (name) =>
+    name === '' ? t('settings.general') : has(`settings.section.${name}`) ? t(`settings.section.${name}`) : name;
+
   async function draw() {
     const all = listOf(await get('/admin/settings', null, { signal }));
     const paint = () => {
       const wanted = filter.value.trim().toLowerCase();
-      const fits = (s) => !wanted || `${s.name} ${about(s)}`.toLowerCase().includes(wanted);
-      const parts = [...grouped(all.filter(fits))].filter(([, list]) => list.length);
+      const fits = (s) => !wanted || `${s.name} ${title(s)} ${about(s)}`.toLowerCase().includes(wanted);
+      const found = all.filter(fits);
+      const parts = (list) => [...grouped(list)].filter(([, some]) => some.length);
+      const panel = ([name, list]) => section(heading(name), null, list.map(row));
+      const live = parts(found.filter((s) => s.live));
+      const fixed = parts(found.filter((s) => !s.live));
+      const chosen = new Set([...body.querySelectorAll('details[open]')].map((d) => d.dataset.name));
       fill(
         body,
-        parts.length
-          ? parts.map(([name, list]) =>
-              section(
-                name === '' ? t('settings.general') : has(`settings.section.${name}`) ? t(`settings.section.${name}`) : name,
-                null,
-                list.map(row),
-              ),
-            )
-          : h('p', { class: 'muted pad', text: t('settings.none') }),
+        live.length ? [h('h2', { text: t('settings.live') }), live.map(panel)] : null,
+        fixed.length ? [h('h2', { text: t('settings.fixed') }), h('p', { class: 'muted', text: t('settings.fixed_help') })] : null,
+        // Read-only values are folded, so that the page stays short; a search opens what it finds.
+        fixed.map(([name, list]) =>
+          h(
+            'details',
+            { class: 'panel block fold', open: wanted !== '' || chosen.has(name), data: { name } },
+            h('summary', null, h('strong', { text: heading(name) }), ' ', h('span', { class: 'muted', text: t('settings.count', { n: list.length }) })),
+            list.map(row),
+          ),
+        ),
+        found.length ? null : h('p', { class: 'muted pad', text: t('settings.none') }),
       );
     };
     filter.oninput = paint;

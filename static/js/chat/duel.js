@@ -3,6 +3,7 @@
 import { newKey, post } from '../api.js';
 import { fill, h, toast, userText } from '../dom.js';
 import { t } from '../i18n.js';
+import { keyOf } from '../keys.js';
 import { errorText } from '../plain.js';
 import { richText } from '../richtext.js';
 import { letter } from '../label/ballot.js';
@@ -42,7 +43,6 @@ function panels(titles) {
 
 /** What a key chooses, by what it types or, on other keyboard layouts, by its place. */
 const KEYS = { 1: 0, a: 0, '=': 1, 2: 2, b: 2, x: 3 };
-const CODES = { Digit1: 0, Numpad1: 0, KeyA: 0, Equal: 1, Digit2: 2, Numpad2: 2, KeyB: 2, KeyX: 3 };
 const HINTS = ['1', '=', '2', 'X'];
 
 /**
@@ -82,8 +82,8 @@ export async function rankedDuel(box, { request, signal, onWritten }) {
       ),
     );
     const onKey = (e) => {
-      if (e.ctrlKey || e.metaKey || e.altKey || e.isComposing || e.target.closest?.('input, textarea, select, dialog')) return;
-      const i = KEYS[e.key.toLowerCase()] ?? CODES[e.code];
+      if (e.ctrlKey || e.metaKey || e.altKey || e.target.closest?.('input, textarea, select, dialog')) return;
+      const i = KEYS[keyOf(e)];
       if (i === undefined || controls.children[i]?.disabled) return;
       e.preventDefault();
       choose(choices[i][1], choices[i][2]);

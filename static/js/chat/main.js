@@ -1,6 +1,7 @@
 // Try-it page: streamed chat with any version, thumbs, two answers that become a ranking, two versions side by side.
 import { newKey, post } from '../api.js';
 import { fill, h, icon, toast, userText } from '../dom.js';
+import { keyOf } from '../keys.js';
 import { t } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { richText } from '../richtext.js';
@@ -394,13 +395,12 @@ form.addEventListener('submit', (e) => {
   else ask();
 });
 input.addEventListener('keydown', (e) => {
-  // Safari reports the Enter that ends a composition with key code 229 and without `isComposing`.
-  if (e.key === 'Enter' && !e.shiftKey && !e.isComposing && e.keyCode !== 229) {
+  if (keyOf(e) === 'Enter' && !e.shiftKey) {
     e.preventDefault();
     if (!running) ask();
   }
 });
-document.addEventListener('keydown', (e) => e.key === 'Escape' && running?.abort());
+document.addEventListener('keydown', (e) => keyOf(e) === 'Escape' && running?.abort());
 
 fill(thread, hello());
 restore();

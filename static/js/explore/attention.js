@@ -1,13 +1,23 @@
 // Which tokens each position attends to. Two panels ask /v1/attention for the same sentence: the policy
 // (masked) and the encoder (full). A token is chosen by mouse, touch or arrow keys.
-import { ApiError, post } from '../api.js';
+import { get, post } from '../api.js';
 import { fill, h, svg } from '../dom.js';
 import { t } from '../i18n.js';
+import { errorText } from '../plain.js';
 
 const SENTENCE = 'a robot must obey the orders given it';
 
-/** How a token is written: its spaces are not seen, line breaks are. */
-export const shown = (token) => token.replaceAll('\n', '⏎').trim() || '␣';
+const hex = (byte) => `0x${byte.toString(16).toUpperCase().padStart(2, '0')}`;
+
+/**
+ * How a token is written: its spaces are not seen, line breaks are. A token that is a part of a character has no
+ * text of its own: its bytes are shown.
+ */
+export const shown = (token, bytes) =>
+  bytes?.length && /^\uFFFD*$/.test(token.trim()) && bytes.some((b) => b > 0x20)
+    ? bytes.map(hex).join(' ')
+    : token.replaceAll('\n', '⏎').trim() || '␣';
+
 
 /** The mean over heads, or one head: [queries][keys]. */
 export function pick(heads, head) {
@@ -73,11 +83,12 @@ function panel(model) {
     const { answer, head: one, from } = state;
     const rows = pick(answer.maps[0].heads, one);
     const hidden = (key) => answer.causal && key > from;
-    const buttons = answer.tokens.map((token, key) => {
+    const name = (key) => shown(answer.tokens[key], answer.bytes?.[key]);
+    const buttons = answer.tokens.map((_, key) => {
       const share = rows[from][key];
       const label = hidden(key)
-        ? t('explore.unseen', { token: shown(token) })
-        : t('explore.share', { token: shown(token), share: percent(share) });
+        ? t('explore.unseen', { token: name(key) })
+        : t('explore.share', { token: name(key), share: percent(share) });
       const button = h('button', {
         type: 'button',
         class: `token${key === from ? ' from' : ''}${hidden(key) ? ' unseen' : ''}`,
@@ -85,7 +96,7 @@ function panel(model) {
         'aria-label': label,
         title: label,
         tabindex: key === from ? '0' : '-1',
-        text: shown(token),
+        text: name(key),
         on: { click: () => choose(key, true) },
       });
       if (!hidden(key)) button.style.setProperty('--share', Math.sqrt(share).toFixed(3));
@@ -95,15 +106,16 @@ function panel(model) {
     fill(tokens, buttons);
     if (kept) tokens.children[from]?.focus();
     const top = strongest(rows[from], answer.causal, from)
-      .map(({ key, share }) => `${shown(answer.tokens[key])} ${percent(share)}`)
+      .map(({ key, share }) => `${name(key)} ${percent(share)}`)
       .join(', ');
     const ahead = answer.causal ? answer.tokens.length - 1 - from : 0;
     summary.textContent =
-      t('explore.attends', { token: shown(answer.tokens[from]), top }) + (ahead ? ` ${t('explore.masked', { n: ahead })}` : '');
+      t('explore.attends', { token: name(from), top }) + (ahead ? ` ${t('explore.masked', { n: ahead })}` : '');
     fill(map, grid(answer, rows, from));
   }
 
-  function grid({ tokens: names, causal }, rows, from) {
+  function grid({ tokens, bytes, causal }, rows, from) {
+    const names = tokens.map((token, i) => shown(token, bytes?.[i]));
     const n = names.length;
     const id = `hatch-${model}`;
     // Names beside the rows, as long as they can be read.
@@ -122,7 +134,7 @@ function panel(model) {
       ),
     );
     for (let q = 0; q < n; q += 1) {
-      if (left) picture.append(svg('text', { x: -0.2, y: q + 0.65, class: 'name' }, shown(names[q]).slice(0, 10)));
+      if (left) picture.append(svg('text', { x: -0.2, y: q + 0.65, class: 'name' }, names[q].slice(0, 10)));
       for (let k = 0; k < n; k += 1) {
         const unseen = causal && k > q;
         const cell = svg('rect', { x: k, y: q, width: 1, height: 1, class: unseen ? 'cell masked' : 'cell' });
@@ -161,7 +173,7 @@ function panel(model) {
     } catch (e) {
       if (e.name === 'AbortError') return;
       for (const part of [controls, tokens, summary, map]) part.hidden = true;
-      note.textContent = e instanceof ApiError && e.status === 409 ? t('explore.no_encoder') : e.message;
+      note.textContent = errorText(e);
     } finally {
       if (state.request?.signal === signal) el.removeAttribute('aria-busy');
     }
@@ -175,20 +187,43 @@ export function attentionView(el) {
   // A link may bring its own sentence.
   const given = new URLSearchParams(location.search).get('text')?.slice(0, 400);
   const input = h('input', { type: 'text', id: 'sentence', value: given || SENTENCE, maxlength: '400', autocomplete: 'off' });
-  const panels = [panel('policy'), panel('encoder')];
-  const look = () => Promise.all(panels.map((p) => p.load(input.value.trim() || SENTENCE)));
+  const error = h('p', { class: 'form-error', id: 'sentence-error', role: 'alert' });
+  input.setAttribute('aria-describedby', error.id);
+  const policy = panel('policy');
+  const panels = [policy];
+  const looks = h('div', { class: 'looks' }, policy.el);
+  const missing = h('p', { class: 'muted', hidden: true, text: t('explore.no_encoder') });
+  const look = () => {
+    const text = input.value.trim();
+    error.textContent = text === '' ? t('explore.empty') : '';
+    if (text === '') return void input.focus();
+    return Promise.all(panels.map((p) => p.load(text)));
+  };
   fill(
     el,
     h('h2', { id: 'attention-title', text: t('explore.attention') }),
     h('p', { class: 'lead', text: t('explore.attention_lead') }),
     h(
       'form',
-      { class: 'sentence', on: { submit: (e) => (e.preventDefault(), look()) } },
+      { class: 'sentence', novalidate: true, on: { submit: (e) => (e.preventDefault(), look()) } },
       h('label', { for: 'sentence', text: t('explore.sentence') }),
       input,
       h('button', { type: 'submit', class: 'primary', text: t('explore.look') }),
     ),
-    h('div', { class: 'looks' }, panels.map((p) => p.el)),
+    error,
+    looks,
+    missing,
   );
   look();
+  // A server without an encoder is not asked for its maps: nothing failed, there is just one model to see.
+  get('/ready')
+    .then(({ encoder }) => {
+      if (!encoder) return void (missing.hidden = false);
+      const full = panel('encoder');
+      panels.push(full);
+      looks.append(full.el);
+      const text = input.value.trim();
+      return text === '' ? null : full.load(text);
+    })
+    .catch((e) => ((missing.hidden = false), (missing.textContent = errorText(e))));
 }

@@ -2,17 +2,21 @@
 import { streamSet } from '../chat/talk.js';
 import { fill, h, plainText } from '../dom.js';
 import { t } from '../i18n.js';
+import { keyOf } from '../keys.js';
 import { errorText } from '../plain.js';
 import { letter } from './ballot.js';
 
-/** The question form; `onAsk({content, n})`. */
-export function askForm(onAsk, { content = '', n: chosen = 2, problem = '' } = {}) {
+/** The question form; `onAsk({content, n, sampling})`; `sampling` holds what was filled in. */
+export function askForm(onAsk, { content = '', n: chosen = 2, sampling: how = {}, problem = '' } = {}) {
   const text = h('textarea', { id: 'ask-text', rows: '4', dir: 'auto', placeholder: t('ask.placeholder'), value: content });
   const n = h(
     'select',
     { id: 'ask-n' },
     [2, 3, 4, 5, 6, 7, 8, 9].map((k) => h('option', { value: k, selected: k === chosen, text: k })),
   );
+  const field = (id, value, mode) => h('input', { id, value: String(value ?? ''), inputmode: mode, autocomplete: 'off', size: '7', placeholder: t('ask.standard') });
+  const temperature = field('ask-temperature', how.temperature, 'decimal');
+  const length = field('ask-max-tokens', how.max_tokens, 'numeric');
   const error = h('p', { class: 'form-error', role: 'alert', text: problem });
   const form = h(
     'form',
@@ -23,7 +27,15 @@ export function askForm(onAsk, { content = '', n: chosen = 2, problem = '' } = {
           e.preventDefault();
           const asked = text.value.trim();
           if (asked === '') return void ((error.textContent = t('ask.empty')), text.focus());
-          onAsk({ content: asked, n: Number(n.value) });
+          const sampling = {};
+          for (const [name, input] of Object.entries({ temperature, max_tokens: length })) {
+            const value = Number(input.value);
+            if (input.value.trim() === '') continue;
+            const fits = name === 'temperature' ? value >= 0 && value <= 2 : Number.isInteger(value) && value >= 1;
+            if (!fits) return void ((error.textContent = t(`ask.bad_${name}`)), input.focus());
+            sampling[name] = value;
+          }
+          onAsk({ content: asked, n: Number(n.value), sampling });
         },
       },
     },
@@ -32,13 +44,15 @@ export function askForm(onAsk, { content = '', n: chosen = 2, problem = '' } = {
       'div',
       { class: 'row' },
       h('label', { class: 'inline', for: 'ask-n' }, h('span', { text: t('ask.n') }), n),
+      h('label', { class: 'inline', for: 'ask-temperature' }, h('span', { text: t('queue.temperature') }), temperature),
+      h('label', { class: 'inline', for: 'ask-max-tokens' }, h('span', { text: t('queue.max_tokens') }), length),
       h('span', { class: 'grow' }),
       h('button', { class: 'primary', type: 'submit', text: t('ask.go') }),
     ),
     error,
   );
   text.addEventListener('keydown', (e) => {
-    if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) form.requestSubmit();
+    if (keyOf(e) === 'Enter' && (e.ctrlKey || e.metaKey)) form.requestSubmit();
   });
   return form;
 }
@@ -47,7 +61,7 @@ export function askForm(onAsk, { content = '', n: chosen = 2, problem = '' } = {
  * Fills `host` with the answers as they are written. Resolves with the leased set, whose answers stand in the
  * places where they were written; null when stopped.
  */
-export async function writeAnswers(host, { content, n }) {
+export async function writeAnswers(host, { content, n, sampling }) {
   const stop = new AbortController();
   const bodies = Array.from({ length: n }, () => h('div', { class: 'answer-body waiting' }));
   const live = h('p', { class: 'bar-hint', role: 'status', text: t('ask.writing', { n }) });
@@ -94,6 +108,7 @@ export async function writeAnswers(host, { content, n }) {
     return await streamSet({
       messages: [{ role: 'user', content }],
       n,
+      ...(sampling && Object.keys(sampling).length ? { sampling } : {}),
       signal: stop.signal,
       onText: (place, text) => {
         if (waiting.size === 0) requestAnimationFrame(paint);

@@ -90,6 +90,7 @@ export function submission(ballot, set, { activeMs, wallMs }) {
     active_ms: Math.round(activeMs),
     wall_ms: Math.round(wallMs),
     idempotency_key: ballot.key,
+    ...(set.guideline_version ? { guideline_version: set.guideline_version } : {}),
   };
 }
 

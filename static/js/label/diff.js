@@ -1,13 +1,20 @@
-// Word diff between two texts: which words of `text` are not in `base`, in order.
-import { h } from '../dom.js';
+// What is different between two texts: whole sentences where they have little in common, words where they are
+// alike. Marks are put into the rendered text, so that Markdown stays what it is.
+import { h, plainText } from '../dom.js';
 
-// Word segments also for scripts without spaces.
-const segmenter = typeof Intl.Segmenter === 'function' ? new Intl.Segmenter(undefined, { granularity: 'word' }) : null;
-const words = (text) =>
-  segmenter ? Array.from(segmenter.segment(text), (s) => s.segment) : (text.match(/\s+|\w+|[^\s\w]/gu) ?? []);
+const segments = (granularity) => {
+  const segmenter = typeof Intl.Segmenter === 'function' ? new Intl.Segmenter(undefined, { granularity }) : null;
+  const plain = granularity === 'word' ? /\s+|\w+|[^\s\w]/gu : /[^.!?。！？\n]+[.!?。！？\n]*\s*|[.!?。！？\n]+/gu;
+  return (text) => (segmenter ? Array.from(segmenter.segment(text), (s) => s.segment) : (text.match(plain) ?? []));
+};
+const words = segments('word');
+const sentences = segments('sentence');
 
 // An LCS table of this many cells (words × words) still takes well under a second.
 const MAX_CELLS = 6e6;
+/** Share of common words below which two texts are no versions of each other, and a sentence is marked whole. */
+const ALIKE = 0.35;
+const ALIKE_SENTENCE = 0.5;
 
 /** For each word of `b`: true when it belongs to the longest common subsequence with `a`. */
 function common(a, b) {
@@ -49,27 +56,77 @@ function common(a, b) {
   return shared;
 }
 
-/** `text` as an element in which words that differ from `base` are marked. */
-export function diffText(text, base) {
-  const el = h('div', { class: 'plain diff', dir: 'auto' });
+const isWord = (word) => /[\p{L}\p{N}]/u.test(word);
+
+/** Ranges `[from, to)` of `text` to be marked against `base`; null when the two have too little in common. */
+export function differences(text, base) {
   const own = words(text);
-  const shared = common(words(base), own);
-  let run = '';
-  let marked = false;
-  const flush = () => {
-    if (run) el.append(marked ? h('mark', { text: run }) : run);
-    run = '';
+  const other = words(base);
+  const shared = common(other, own);
+  const count = own.filter(isWord).length;
+  const kept = own.filter((word, i) => shared[i] && isWord(word)).length;
+  if (kept < ALIKE * Math.min(count, other.filter(isWord).length)) return null;
+  const ranges = [];
+  const mark = (from, to) => {
+    const last = ranges.at(-1);
+    if (last && last[1] === from) last[1] = to;
+    else ranges.push([from, to]);
   };
-  own.forEach((word, i) => {
-    const differs = !shared[i] && word.trim() !== '';
-    // blanks inside a marked run stay in it
-    const mark = differs || (marked && word.trim() === '' && i + 1 < own.length && !shared[i + 1]);
-    if (mark !== marked) {
-      flush();
-      marked = mark;
+  let at = 0;
+  let w = 0;
+  for (const sentence of sentences(text)) {
+    const end = at + sentence.length;
+    const inside = [];
+    let pos = at;
+    while (w < own.length && pos < end) {
+      inside.push({ from: pos, to: pos + own[w].length, word: own[w], shared: shared[w] });
+      pos += own[w].length;
+      w++;
     }
-    run += word;
-  });
-  flush();
+    const said = inside.filter((x) => isWord(x.word));
+    const same = said.filter((x) => x.shared).length;
+    if (said.length && same < ALIKE_SENTENCE * said.length) {
+      const trimmed = sentence.trimEnd().length;
+      mark(at, at + trimmed);
+    } else {
+      inside.forEach((x, i) => {
+        const blank = x.word.trim() === '';
+        const between = blank && ranges.at(-1)?.[1] === x.from && inside[i + 1] && !inside[i + 1].shared;
+        if ((!x.shared && !blank) || between) mark(x.from, x.to);
+      });
+    }
+    at = end;
+  }
+  return ranges;
+}
+
+/** Marks in the rendered text `el` what differs from the text `base`; false when they have too little in common. */
+export function markDifferences(el, base) {
+  const ranges = differences(el.textContent, base);
+  if (!ranges) return false;
+  const nodes = [];
+  const walker = document.createTreeWalker(el, NodeFilter.SHOW_TEXT);
+  for (let at = 0; walker.nextNode(); at += walker.currentNode.length) nodes.push([walker.currentNode, at]);
+  for (const [node, at] of nodes) {
+    const text = node.data;
+    const parts = [];
+    let done = 0;
+    for (const [from, to] of ranges) {
+      const [a, b] = [Math.max(from - at, 0), Math.min(to - at, text.length)];
+      if (a >= b) continue;
+      if (a > done) parts.push(text.slice(done, a));
+      const piece = text.slice(a, b);
+      parts.push(piece.trim() === '' ? piece : h('mark', { text: piece }));
+      done = b;
+    }
+    if (parts.length) node.replaceWith(...parts, text.slice(done));
+  }
+  return true;
+}
+
+/** `text` as plain text with the marks. */
+export function diffText(text, base) {
+  const el = plainText(text, { class: 'diff' });
+  markDifferences(el, base);
   return el;
 }

@@ -1,9 +1,11 @@
 // The label page: takes a set, watches keys, sends the judgment, has the next set ready.
 import { ApiError, get, post, withHeaders } from '../api.js';
 import { fill, h, icon, keep, toast } from '../dom.js';
-import { t, toMs } from '../i18n.js';
+import { lang, t, toMs } from '../i18n.js';
+import { composing, keyOf } from '../keys.js';
 import { failure, requireSession, shell } from '../shell.js';
 import {
+  FLAGS,
   ballotOf,
   canSubmit,
   dropDraft,
@@ -15,15 +17,20 @@ import {
   saveDraft,
   skipSubmission,
   submission,
+  verdict,
 } from './ballot.js';
 import { Outbox } from './outbox.js';
-import { historyDialog, keySheet, skipDialog, toggleGuidelines } from './panels.js';
+import { claim, inOtherTabs } from './tabs.js';
+import { guidelinesFirst, historyDialog, keySheet, skipDialog, toggleGuidelines } from './panels.js';
 import { Work } from './work.js';
 import { askForm, writeAnswers } from './ask.js';
 
 const LOOK_AT_LEASES = 10e3;
 const GONE_AFTER = 5 * 60e3; // without a sign of life a lease may run out
+const RENEW_EVERY = 60e3; // signs of life by which the server knows who is at work
+const LOOK_FOR_WORK = 15e3; // an empty queue is looked at again
 const IDLE_AFTER = 60e3; // without a sign of life the active clock stands still
+const MOST_OPEN = 1000; // the server counts no further
 const CURRENT = 'instructd.current';
 const LAST = 'instructd.last';
 
@@ -31,9 +38,9 @@ const progress = h('button', { class: 'quiet progress-button', type: 'button', t
 const saving = h('span', { class: 'saving', role: 'status', 'aria-live': 'polite' });
 const guide = h(
   'button',
-  { class: 'quiet', type: 'button', 'aria-expanded': 'false' },
+  { class: 'quiet', type: 'button', 'aria-expanded': 'false', 'aria-label': t('guidelines'), title: t('guidelines') },
   icon('book'),
-  h('span', { text: t('guidelines') }),
+  h('span', { class: 'tool-text', text: t('guidelines') }),
 );
 const sheet = h(
   'button',
@@ -54,7 +61,11 @@ let next = null; // promise of the prefetched set
 let clock = { shown: 0, active: 0, last: 0 };
 let outbox;
 let hideReveal = null;
-let done = false; // the day's quota is used
+let nothing = null; // why there is no set: empty, quota, or (for a named one) judged, taken, closed
+const judged = []; // sets judged on this page, the latest first
+let newcomer = null; // the guidelines that stand before the first set
+let letGo = null; // gives the claim on the shown set up
+let retry = null; // a failure on the screen that goes away by itself
 
 // ---- time and leases
 
@@ -68,11 +79,12 @@ for (const type of ['pointermove', 'keydown', 'scroll', 'touchstart'])
 document.addEventListener('visibilitychange', () => (clock.last = performance.now()));
 const times = () => (sign(), { activeMs: Math.max(1, clock.active), wallMs: Math.max(1, performance.now() - clock.shown) });
 
-/** Half of a lease is over (the server says how long one lasts): time to renew it. */
+/** A minute has passed, or half of the lease (the server says how long one lasts): time to renew it. */
 function due(set) {
   if (!set?.lease_token || set.judgment || !set.expires_at) return false;
   set.lease_ms ??= toMs(set.expires_at) - Date.now();
-  return toMs(set.expires_at) - Date.now() < set.lease_ms / 2;
+  set.renewed_at ??= Date.now();
+  return Date.now() - set.renewed_at >= RENEW_EVERY || toMs(set.expires_at) - Date.now() < set.lease_ms / 2;
 }
 
 setInterval(async () => {
@@ -80,6 +92,7 @@ setInterval(async () => {
   if (idle) return;
   const held = [work?.set, ...paused.map((p) => p.set), next ? await next.catch(() => null) : null];
   for (const set of held.filter(due)) {
+    set.renewed_at = Date.now();
     post(`/v1/label/${encodeURIComponent(set.assignment_id)}/renew`, { lease_token: set.lease_token })
       .then((a) => a?.expires_at && (set.expires_at = a.expires_at))
       .catch((e) => {
@@ -92,16 +105,32 @@ setInterval(async () => {
 // ---- fetching and showing
 
 async function fetchNext(setId) {
-  const { body: set, headers } = await withHeaders('GET', '/v1/label/next', { query: { set_id: setId } });
+  const here = [work?.set, ...paused.map((p) => p.set)].map((x) => x?.set_id);
+  // a judgment may still be on its way: until it arrives, its set looks like one in hand
+  const unsent = (outbox.entries ?? []).map((e) => e.context?.set?.set_id);
+  const others = setId ? [] : await inOtherTabs();
+  const except = [...new Set([...here, ...unsent, ...others, ...judged])].filter(Boolean).slice(0, 60);
+  const query = setId ? { set_id: setId, lang } : { resume: true, except: except.join(','), lang };
+  const { body: set, headers } = await withHeaders('GET', '/v1/label/next', { query });
   know(set);
-  done = headers.get('x-queue') === 'quota';
+  nothing = set ? null : (headers.get('x-queue') ?? 'empty');
   return set;
 }
 
 /** Takes the person's figures out of a set that was handed out. */
 function know(set) {
-  if (set?.me) me = set.me;
+  // what is still on its way is counted here already, and not yet by the server
+  if (outbox.waiting && me?.open !== undefined) return;
+  if (set?.me) me = { ...me, ...set.me };
   if (set?.queue) me = { ...me, open: set.queue.open };
+}
+
+/** The same without a set. */
+async function knowOwn() {
+  const own = await get('/v1/label/me');
+  if (!outbox.waiting || me?.open === undefined) me = { ...me, ...own, open: own.queue_open };
+  showProgress();
+  return own;
 }
 
 function prefetch() {
@@ -109,35 +138,64 @@ function prefetch() {
   next.catch(() => (next = null));
 }
 
+/** Shows a failure that is tried again by itself: after a while, when the network is back, when work was sent. */
+function showFailure(error, again) {
+  const tries = (retry?.tries ?? 0) + 1;
+  clearTimeout(retry?.timer);
+  retry = { again, tries, timer: setTimeout(tryAgain, Math.min(2 ** tries, 20) * 1000) };
+  fill(page.main, h('div', { class: 'centre' }, failure(error, tryAgain)));
+}
+
+function tryAgain() {
+  if (!retry) return;
+  clearTimeout(retry.timer);
+  retry.again();
+}
+window.addEventListener('online', () => tryAgain());
+
+/** What was just judged has arrived; on a slow network the work goes on without waiting longer. */
+async function arrived() {
+  const until = performance.now() + 3000;
+  await outbox.pump();
+  while (outbox.busy && performance.now() < until) await new Promise((done) => setTimeout(done, 20));
+}
+
 async function advance() {
   work = null;
+  letGo?.();
   keep.set(CURRENT, null, sessionStorage);
   if (paused.length) {
     const back = paused.pop();
     return show(back.set, back.ballot);
   }
-  fill(page.main, h('p', { class: 'loading', text: t('loading') }));
+  if (!retry) fill(page.main, h('p', { class: 'loading', text: t('loading') }));
   try {
     const ready = next ? await next : null;
     next = null;
     // nothing prefetched: let the last judgment arrive first, or the server may hand out the same place
-    if (!ready) await outbox.pump();
+    if (!ready) await arrived();
     const set = ready ?? (await fetchNext());
+    if (!set) await knowOwn();
+    clearTimeout(retry?.timer);
+    retry = null;
     showProgress();
     if (set) show(set);
     else showEmpty();
   } catch (e) {
     next = null;
     if (e.status === 401) return start();
-    fill(page.main, h('div', { class: 'centre' }, failure(e, advance)));
+    showFailure(e, advance);
   }
 }
 
 function show(set, ballot) {
   const draft = ballot ?? (set.judgment ? ballotOf(set.judgment) : loadDraft(set.set_id)) ?? emptyBallot();
+  letGo?.();
+  letGo = claim(set.set_id);
   work = new Work(set, draft, view, act);
   clock = { shown: performance.now(), active: 0, last: performance.now() };
-  if (!set.judgment) keep.set(CURRENT, set, sessionStorage);
+  if (!set.judgment) keep.set(CURRENT, { set_id: set.set_id, asked: set.asked }, sessionStorage);
+  if (newcomer) work.el.prepend(newcomer.el);
   fill(page.main, work.el);
   showProgress();
   window.scrollTo(0, 0);
@@ -148,13 +206,16 @@ function show(set, ballot) {
 
 function showEmpty(asking = false, form = {}) {
   work = null;
+  letGo?.();
+  const quota = nothing === 'quota';
+  document.title = `${t(asking ? 'ask.title' : quota ? 'quota.title' : 'empty.title')} · instructd`;
   fill(
     page.main,
     h(
       'div',
       { class: 'centre empty' },
-      h('h1', { text: t(asking ? 'ask.title' : done ? 'quota.title' : 'empty.title') }),
-      h('p', { class: 'muted', text: t(!asking && done ? 'quota.text' : 'empty.text') }),
+      h('h1', { text: t(asking ? 'ask.title' : quota ? 'quota.title' : 'empty.title') }),
+      h('p', { class: 'muted', text: t(!asking && quota ? 'quota.text' : asking ? 'empty.text' : 'empty.waiting') }),
       askForm((question) => ask(question, asking), form),
       h(
         'p',
@@ -169,6 +230,31 @@ function showEmpty(asking = false, form = {}) {
     ),
   );
   if (asking || form.problem) page.main.querySelector('textarea').focus();
+  else lookForWork();
+}
+
+/** Looks for work while the queue is empty; what somebody is writing stays on the screen. */
+function lookForWork() {
+  const empty = page.main.querySelector('.empty');
+  setTimeout(async () => {
+    if (!empty?.isConnected) return;
+    if (document.hidden) return lookForWork();
+    const own = await knowOwn().catch(() => null);
+    if (!empty.isConnected) return;
+    if (!own || !(own.queue_open > 0 || own.onboarding)) return lookForWork();
+    const writing = empty.querySelector('textarea');
+    if (writing.value.trim() === '' && document.activeElement !== writing) return advance();
+    if (!empty.querySelector('.work-there'))
+      empty.prepend(
+        h(
+          'div',
+          { class: 'notice work-there', role: 'status' },
+          h('p', { text: t('empty.there', { n: own.queue_open }) }),
+          h('button', { type: 'button', text: t('ask.to_queue'), on: { click: advance } }),
+        ),
+      );
+    lookForWork();
+  }, LOOK_FOR_WORK);
 }
 
 /** Answers stream in where they will be ranked; the set is already this person's when they are written. */
@@ -188,18 +274,24 @@ async function ask(question, asking) {
 /** Takes over one set by its id: a link from elsewhere. */
 async function take(setId) {
   const set = await fetchNext(setId);
-  if (!set) throw new ApiError(409, { error: { message: t('ask.not_handed_out') } });
+  if (!set) {
+    const reasons = ['judged', 'taken', 'closed', 'quota'];
+    const why = reasons.includes(nothing) ? `named.${nothing}` : 'ask.not_handed_out';
+    throw new ApiError(409, { error: { message: t(why) } });
+  }
   set.asked = true;
   show(set);
 }
 
 function showProgress() {
   const parts = [t('progress.short', { n: me?.done_today ?? 0 })];
-  if (me?.open !== undefined) parts.push(t('progress.open', { n: me.open }));
+  const open = me?.open;
+  if (open !== undefined) parts.push(open >= MOST_OPEN ? t('progress.left_many', { n: MOST_OPEN }) : t('progress.left', { n: open }));
   fill(
     progress,
     parts.map((text, i) => h('span', { class: i ? 'open-count' : '', text })),
   );
+  if (work) document.title = `${open === undefined ? '' : `${parts[1]} · `}${t('title.label')} · instructd`;
 }
 
 // ---- actions
@@ -210,6 +302,22 @@ const changed = () => {
 };
 
 const actions = {
+  at(index) {
+    work.moveTo(index, false);
+  },
+  /** A click on an answer chooses it, once; it does not grow stronger. */
+  choose(value) {
+    if (work.ballot.outcome === 'ranked' && verdict(work.ballot, work.set) === value) return;
+    judgePair(work.ballot, work.set, value);
+    changed();
+  },
+  /** A step of the scale: which is better and by how much at once. */
+  scale({ value, strength }) {
+    const b = work.ballot;
+    if (verdict(b, work.set) !== value || b.outcome !== 'ranked') judgePair(b, work.set, value);
+    b.strength = value === 'tie' || b.strength === strength ? null : strength;
+    changed();
+  },
   pair(value) {
     judgePair(work.ballot, work.set, value);
     changed();
@@ -250,7 +358,7 @@ const actions = {
   diff: () => switchView('diff'),
   plain: () => switchView('plain'),
   submit() {
-    if (!canSubmit(work.ballot, work.set)) return void work.say(t(work.pair ? 'label.choose_first' : 'label.rank_all_first'));
+    if (!canSubmit(work.ballot, work.set)) return work.missing();
     send(submission(work.ballot, work.set, times()));
   },
   async skip() {
@@ -300,14 +408,21 @@ async function reopen(id, known) {
 
 function send(body) {
   const { set, ballot } = work;
+  newcomer?.read();
+  newcomer = null;
+  judged.unshift(set.set_id);
   dropDraft(set.set_id);
-  if (!ballot.revises && me)
+  if (!ballot.revises && me) {
+    const skipped = body.outcome === 'skip' ? 1 : 0;
     me = {
       ...me,
-      done_today: (me.done_today ?? 0) + 1,
-      done_total: (me.done_total ?? 0) + 1,
-      open: me.open === undefined ? undefined : Math.max(0, me.open - 1),
+      done_today: (me.done_today ?? 0) + 1 - skipped,
+      done_total: (me.done_total ?? 0) + 1 - skipped,
+      skipped_today: (me.skipped_today ?? 0) + skipped,
+      // practice is not part of what is left; the server's next figure puts this right
+      open: me.open === undefined || set.kind === 'calibration' ? me.open : Math.max(0, me.open - 1),
     };
+  }
   showProgress();
   keep.set(CURRENT, null, sessionStorage); // judged: a reload must not bring it back
   outbox.add(set.assignment_id, body, { set, ballot });
@@ -317,6 +432,7 @@ function send(body) {
 }
 
 function stored(answer, entry) {
+  tryAgain(); // what is sent again shows that the server is back
   const { set } = entry.context;
   const judgment = answer?.judgment;
   if (judgment)
@@ -331,13 +447,13 @@ function stored(answer, entry) {
     names.length
       ? h(
           'dl',
-          { class: 'reveal' },
+          { class: `reveal ${names.length > 3 ? 'many' : ''}` },
           names.map(([x, model]) =>
             h('div', null, h('dt', { text: x }), h('dd', { text: typeof model === 'string' ? model : (model.name ?? '') })),
           ),
         )
-      : t('label.stored'),
-    { kind: 'good', seconds: 5, action: { label: t('label.undo'), run: () => actions.undo() } },
+      : t(entry.body?.outcome === 'skip' ? 'label.skipped' : 'label.stored'),
+    { kind: 'good', seconds: names.length ? 8 : 3, action: { label: t('label.undo'), run: () => actions.undo() } },
   );
 }
 
@@ -365,25 +481,42 @@ const asleep = (target) =>
     target.closest('button,a,input,textarea,select,summary,[contenteditable],[role=button]') !== null);
 
 window.addEventListener('keydown', (e) => {
-  if (!work || e.isComposing || e.repeat) return;
-  if (e.key === 'Enter' && (e.ctrlKey || e.metaKey) && !document.querySelector('dialog[open]')) {
+  if (!work || composing(e) || e.repeat) return;
+  const k = keyOf(e);
+  if (k === 'Enter' && (e.ctrlKey || e.metaKey) && !document.querySelector('dialog[open]')) {
     e.preventDefault();
     return work.over ? work.next() : act('submit');
   }
-  if (e.key === 'Escape' && !document.querySelector('dialog[open]')) return page.main.focus({ preventScroll: true });
+  if (k === 'Escape' && !document.querySelector('dialog[open]')) {
+    work.arm(null);
+    if (!document.querySelector('.drawer')) page.main.focus({ preventScroll: true });
+    return;
+  }
   if (e.ctrlKey || e.metaKey || e.altKey || asleep(e.target)) return;
-  const handled = onKey(e.key.length === 1 ? e.key.toLowerCase() : e.key);
-  if (handled) e.preventDefault();
+  if (k !== null && onKey(k)) e.preventDefault();
 });
 
 function onKey(k) {
   const { pair } = work;
   if (work.over) return k === 'Enter' && (work.next(), true);
+  // after R or F, a digit is a rating or a flag of the answer at hand
+  if (work.armed && /^[1-9]$/.test(k)) {
+    const { id } = work.set.completions[work.cursor];
+    const kind = work.armed;
+    work.arm(null);
+    if (Number(k) <= 7) act(kind === 'rate' ? 'rate' : 'flag', kind === 'rate' ? { id, value: Number(k) } : { id, code: FLAGS[k - 1] });
+    return true;
+  }
   if (k === 'Enter') return (act('submit'), true);
+  if (k === 'r' || k === 'f') {
+    if (!view.more) switchView('more');
+    return (work.arm(k === 'r' ? 'rate' : 'flag'), true);
+  }
   if (pair) {
     if (k === '1' || k === 'ArrowLeft') return (act('pair', 'a'), true);
     if (k === '2' || k === 'ArrowRight') return (act('pair', 'b'), true);
     if (k === '=' || k === '0') return (act('pair', 'tie'), true);
+    if (k === 'a' || k === 'b') return (work.moveTo(k === 'a' ? 0 : 1), true);
   } else {
     const c = work.set.completions[work.cursor];
     if (/^[1-9]$/.test(k)) {
@@ -418,6 +551,7 @@ function onKey(k) {
 document.addEventListener('click', (e) => {
   if (e.detail === 0 || document.querySelector('dialog[open]')) return;
   const control = e.target.closest?.('button');
+  if (control === guide && document.querySelector('.drawer')) return; // the drawer has the focus
   if (control && work && (page.main.contains(control) || page.header.contains(control))) page.main.focus({ preventScroll: true });
 });
 
@@ -453,31 +587,38 @@ async function start() {
     pruneDrafts();
     outbox = new Outbox({
       owner: labeler.id,
+      ownerName: labeler.name,
       onStored: stored,
       onRefused: refused,
       onState: ({ waiting, failing }) => (saving.textContent = failing && waiting ? t('label.unsent', { n: waiting }) : ''),
     });
     outbox.pump();
+    const own = await knowOwn();
+    newcomer = await guidelinesFirst(labeler, own);
+    clearTimeout(retry?.timer);
+    retry = null;
     const asking = new URL(location.href).searchParams.has('ask');
     const current = keep.get(CURRENT, sessionStorage);
     const wanted = new URL(location.href).searchParams.get('set_id');
     history.replaceState(null, '', '/label');
     if (asking) return showEmpty(true);
-    // a reload resumes the set at hand instead of asking for it again
     if (wanted && current?.set_id !== wanted) {
       return await take(wanted).catch((e) => {
         toast(e.message, { kind: 'bad' });
         return advance();
       });
     }
-    if (current?.lease_token && toMs(current.expires_at) > Date.now() + 5000 && current.me?.name === labeler.name) {
-      me = { ...current.me, open: current.queue?.open };
-      showProgress();
-      return show(current);
+    // a reload shows the set at hand again, with figures of now; it may have gone in the meantime
+    if (current?.set_id) {
+      const set = await fetchNext(current.set_id).catch((e) => {
+        if (e.status === 404) return null;
+        throw e;
+      });
+      if (set) return show({ ...set, asked: current.asked });
     }
     await advance();
   } catch (e) {
-    fill(page.main, h('div', { class: 'centre' }, failure(e, start)));
+    showFailure(e, start);
   }
 }
 

@@ -1,8 +1,9 @@
 // The label page's side matters: key sheet, skip dialog, guidelines, own history.
 import { get, listOf } from '../api.js';
-import { dialog, fill, h, serverHtml } from '../dom.js';
+import { dialog, fill, h, keep, serverHtml } from '../dom.js';
 import { HUMAN_CEILING, bars, figureRow, tile } from '../figures.js';
 import { duration, lang, t, when } from '../i18n.js';
+import { keyOf } from '../keys.js';
 import { SKIP_REASONS } from './ballot.js';
 
 export function keySheet() {
@@ -26,6 +27,7 @@ export function keySheet() {
         row(['2', '→'], t('keys.b')),
         row(['=', '0'], t('keys.tie')),
         row(['1', '1'], t('keys.stronger')),
+        row(['A', 'B'], t('keys.at_hand')),
       ]),
       table(t('keys.many'), [row(['1', '…', '9'], t('keys.tier')), row(['←', '→'], t('keys.move')), row(['⌫'], t('keys.clear'))]),
       table(t('keys.always'), [
@@ -35,6 +37,8 @@ export function keySheet() {
         row(['S'], t('keys.skip')),
         row(['U'], t('keys.undo')),
         row(['M'], t('keys.more')),
+        row(['R', '1 … 7'], t('keys.rate')),
+        row(['F', '1 … 7'], t('keys.flag')),
         row(['D'], t('keys.diff')),
         row(['P'], t('keys.plain')),
         row(['G'], t('keys.guidelines')),
@@ -89,33 +93,75 @@ export function skipDialog() {
   );
 }
 
-/** The guidelines drawer beside the work; a second call closes it. */
+const READ = 'instructd.guidelines.';
+
+const fetchGuidelines = () => get('/v1/guidelines', { lang });
+
+const versionLine = (g) =>
+  h('p', {
+    class: 'help',
+    text: g.since ? t('guidelines.since', { when: when(g.since), v: g.version }) : t('guidelines.version', { v: g.version ?? '–' }),
+  });
+
+/**
+ * The guidelines for a labeler who has not judged anything yet, to stand before the first set: `{el, read()}`, or
+ * null. Reviewers and administrators write them and go straight to work.
+ */
+export async function guidelinesFirst(labeler, own) {
+  const key = READ + labeler.id;
+  if (labeler.role !== 'labeler' || own.done_total + own.skipped_total > 0 || keep.get(key)) return null;
+  const g = await fetchGuidelines();
+  const read = () => {
+    keep.set(key, g.version);
+    el.remove();
+  };
+  const go = h('button', { class: 'primary', type: 'button', text: t('guidelines.start'), on: { click: () => read() } });
+  const el = h(
+    'section',
+    { class: 'panel guidelines-first', 'aria-label': t('guidelines') },
+    serverHtml(g.html ?? ''),
+    h('div', { class: 'actions' }, versionLine(g), go),
+  );
+  return { el, read };
+}
+
+/** The guidelines drawer beside the work, with the focus; a second call or Esc closes it. */
 export async function toggleGuidelines(host, button) {
   const open = host.querySelector('.drawer');
   button.setAttribute('aria-expanded', String(!open));
-  if (open) return void open.remove();
-  const body = h('div', { class: 'drawer-body' }, h('p', { class: 'muted', text: t('loading') }));
-  host.append(
+  if (open) {
+    open.remove();
+    return;
+  }
+  // back to where the focus was: the work, when the drawer was opened by its key
+  const before = document.activeElement;
+  const shut = () => {
+    button.setAttribute('aria-expanded', 'false');
+    drawer.remove();
+    (before?.isConnected && before !== document.body ? before : button).focus({ preventScroll: true });
+  };
+  const body = h('div', { class: 'drawer-body', tabindex: '0' }, h('p', { class: 'muted', text: t('loading') }));
+  const drawer = h(
+    'aside',
+    { class: 'drawer', 'aria-label': t('guidelines'), tabindex: '-1' },
     h(
-      'aside',
-      { class: 'drawer', 'aria-label': t('guidelines') },
-      h(
-        'header',
-        null,
-        h('h2', { text: t('guidelines') }),
-        h('button', {
-          class: 'quiet',
-          type: 'button',
-          text: t('close'),
-          on: { click: () => (button.focus(), toggleGuidelines(host, button)) },
-        }),
-      ),
-      body,
+      'header',
+      null,
+      h('h2', { text: t('guidelines') }),
+      h('button', { class: 'quiet', type: 'button', text: t('close'), on: { click: shut } }),
     ),
+    body,
   );
+  drawer.addEventListener('keydown', (e) => {
+    if (keyOf(e) !== 'Escape') return;
+    e.stopPropagation();
+    shut();
+  });
+  host.append(drawer);
+  drawer.focus({ preventScroll: true });
   try {
-    const g = await get('/v1/guidelines');
-    fill(body, serverHtml(g.html ?? ''), h('p', { class: 'help', text: t('guidelines.version', { v: g.version ?? '–' }) }));
+    const g = await fetchGuidelines();
+    fill(body, serverHtml(g.html ?? ''), versionLine(g));
   } catch (e) {
     fill(body, h('p', { class: 'muted', text: e.status === 404 ? t('guidelines.none') : e.message }));
   }
@@ -134,6 +180,7 @@ export async function historyDialog() {
         { class: 'figures' },
         tile(me.done_today, me.quota ? t('progress.of_quota', { n: me.quota }) : t('progress.today')),
         tile(me.done_total, t('progress.total')),
+        tile(me.skipped_total ?? 0, t('progress.skipped')),
         tile(pace ? duration(pace / 1000) : '–', t('progress.pace')),
       ),
       bars(
@@ -155,6 +202,9 @@ export async function historyDialog() {
                 h('span', { text: when(j.created) }),
                 h('span', { class: 'tag', text: t(`outcome.${j.outcome}`) }),
                 h('span', { class: 'muted', text: j.revision > 1 ? t('history.revision', { n: j.revision }) : '' }),
+                j.knowledge && j.knowledge !== 'blind'
+                  ? h('span', { class: 'tag', text: t(`knowledge.${j.knowledge}`), title: t('knowledge.help') })
+                  : null,
                 h('button', { type: 'button', class: 'quiet', text: t('history.reopen'), on: { click: () => close(j) } }),
               ),
             ),

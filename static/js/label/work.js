@@ -1,5 +1,5 @@
 // One set on the screen: prompt, answers, controls. Tells the controller through `act(name, value)`.
-import { diffText } from './diff.js';
+import { markDifferences } from './diff.js';
 import { FLAGS, STRENGTHS, canSubmit, letter, verdict } from './ballot.js';
 import { fill, h, plainText, userText } from '../dom.js';
 import { t } from '../i18n.js';
@@ -7,17 +7,23 @@ import { richText } from '../richtext.js';
 
 const key = (text) => h('kbd', { 'aria-hidden': 'true', text });
 
+const SIGNS = { barely: '≥', slightly: '>', clearly: '≫', significantly: '⋙' };
+
 export class Work {
   /** `options`: `{diff, plain, more}` view switches that outlive a set. */
   constructor(set, ballot, options, act) {
     Object.assign(this, { set, ballot, options, act, cursor: 0 });
     this.k = set.completions.length;
     this.pair = this.k === 2;
+    this.armed = null;
+    // revising: the places that this person gave before
+    this.former =
+      set.judgment?.outcome === 'ranked' ? new Map(set.judgment.items.map((i) => [i.completion_id, i.tier])) : undefined;
     this.prompt = this.#prompt();
     this.cards = set.completions.map((c, i) => this.#card(c, i));
     this.answers = h(
       'section',
-      { class: `answers k${Math.min(this.k, 5)}`, 'aria-label': t('label.answers') },
+      { class: `answers k${Math.min(this.k, 5)} ${this.k > 4 ? 'many' : ''}`, 'aria-label': t('label.answers') },
       this.cards.map((c) => c.el),
     );
     this.more = h('section', { class: 'more-panel', 'aria-label': t('more') });
@@ -30,6 +36,9 @@ export class Work {
             'div',
             { class: 'revising' },
             h('span', { text: t('label.revising') }),
+            (set.revealed ?? []).length
+              ? h('strong', { text: t(set.revealed.includes('answer') ? 'label.revising_answer' : 'label.revising_authors') })
+              : null,
             h('button', {
               class: 'link',
               type: 'button',
@@ -67,7 +76,9 @@ export class Work {
       'div',
       { class: 'practice' },
       h('strong', {
-        text: onboarding ? t('practice.of', { n: onboarding.done + 1, needed: onboarding.needed }) : t('practice.title'),
+        text: onboarding
+          ? t('practice.of', { n: this.set.practice_number ?? onboarding.done + 1, needed: onboarding.needed })
+          : t('practice.title'),
       }),
       h('span', { text: t('practice.text') }),
     );
@@ -158,6 +169,7 @@ export class Work {
     const name = t('label.answer', { x: letter(i) });
     const head = h('h2', { id: `answer-${i}`, text: name });
     const badge = h('span', { class: 'badge' });
+    const former = this.former?.get(c.id);
     const body = h('div', { class: 'answer-body' });
     const tierButtons = this.pair
       ? []
@@ -179,23 +191,36 @@ export class Work {
         null,
         head,
         badge,
-        h('div', { class: 'tiers', role: 'group', 'aria-label': t('label.place', { x: letter(i) }) }, tierButtons),
+        former === undefined ? null : h('span', { class: 'tag former', text: t('label.former', { n: former + 1 }) }),
+        this.pair
+          ? null
+          : h('div', { class: 'tiers', role: 'group', 'aria-label': t('label.place', { x: letter(i) }) }, tierButtons),
       ),
-      body,
       extra,
+      body,
+      c.cut_off
+        ? h('p', { class: 'cut-off', text: c.cut_off_at ? t('label.cut_off_at', { n: c.cut_off_at }) : t('label.cut_off') })
+        : null,
     );
-    el.addEventListener('pointerdown', () => !this.pair && this.moveTo(i, false));
+    el.addEventListener('pointerdown', () => this.moveTo(i, false));
+    if (this.pair)
+      body.addEventListener('click', (e) => {
+        // a click chooses; marking text, links and scrolling inside the answer do not
+        if (this.over || e.target.closest('a,button,summary') || !window.getSelection().isCollapsed) return;
+        this.act('choose', 'ab'[i]);
+      });
     return { el, badge, body, extra, tierButtons, completion: c };
   }
 
   /** Answer texts, as the view switches ask for. */
   renderTexts() {
-    const base = this.set.completions[this.pair ? 0 : this.cursor];
+    const base = this.pair ? 0 : this.cursor;
+    const rendered = this.cards.map((card) => (this.options.plain ? plainText(card.completion.text) : userText(card.completion)));
+    const texts = rendered.map((el) => el.textContent);
     this.cards.forEach((card, i) => {
-      const c = card.completion;
-      const other = this.pair ? this.set.completions[1 - i] : base;
-      if (this.options.diff && other !== c) fill(card.body, diffText(c.text, other.text));
-      else fill(card.body, this.options.plain || this.options.diff ? plainText(c.text) : userText(c));
+      const other = this.pair ? 1 - i : base;
+      const alike = !this.options.diff || other === i || markDifferences(rendered[i], texts[other]);
+      fill(card.body, alike ? null : h('p', { class: 'help', text: t('label.too_unlike', { x: letter(other) }) }), rendered[i]);
     });
   }
 
@@ -207,6 +232,7 @@ export class Work {
         'div',
         { class: 'rating', role: 'group', 'aria-label': t('more.rating_of', { x: letter(i) }) },
         h('span', { class: 'extra-label', text: t('more.rating') }),
+        h('span', { class: 'anchor', text: t('more.worst') }),
         [1, 2, 3, 4, 5, 6, 7].map((n) =>
           h('button', {
             type: 'button',
@@ -215,18 +241,23 @@ export class Work {
             on: { click: () => this.act('rate', { id, value: n }) },
           }),
         ),
+        h('span', { class: 'anchor', text: t('more.best') }),
       );
       const flags = h(
         'div',
         { class: 'flags', role: 'group', 'aria-label': t('more.flags_of', { x: letter(i) }) },
-        FLAGS.map((code) =>
-          h('button', {
-            type: 'button',
-            class: 'chip',
-            'aria-pressed': String((b.flags[id] ?? []).includes(code)),
-            text: t(`flag.${code}`),
-            on: { click: () => this.act('flag', { id, code }) },
-          }),
+        FLAGS.map((code, n) =>
+          h(
+            'button',
+            {
+              type: 'button',
+              class: 'chip',
+              'aria-pressed': String((b.flags[id] ?? []).includes(code)),
+              on: { click: () => this.act('flag', { id, code }) },
+            },
+            t(`flag.${code}`),
+            key(String(n + 1)),
+          ),
         ),
       );
       fill(card.extra, ratings, flags);
@@ -267,6 +298,7 @@ export class Work {
     this.diffButton = button('diff', t('label.diff'), 'D', () => act('diff'), 'quiet');
     this.plainButton = button('plain', t('label.plain'), 'P', () => act('plain'), 'quiet');
     this.hint = h('p', { class: 'bar-hint', role: 'status', 'aria-live': 'polite' });
+    this.alert = h('p', { class: 'bar-alert', role: 'alert' });
     const tools = h('button', {
       type: 'button',
       class: 'bar-tools',
@@ -290,41 +322,51 @@ export class Work {
         tie: button('tie', t('label.tie'), '=', () => act('pair', 'tie'), 'choice-tie'),
         b: button('b', t('label.b_better'), '2', () => act('pair', 'b'), 'choice-b'),
       };
-      this.strengths = STRENGTHS.map((s) =>
-        h('button', {
+      // one scale from "A much better" over the tie to "B much better"
+      const step = (value, strength) => {
+        const sign = value === 'tie' ? '=' : SIGNS[strength];
+        const name =
+          value === 'tie' ? t('label.tie') : t('label.scale_step', { x: value.toUpperCase(), how: t(`strength.${strength}`) });
+        const el = h('button', {
           type: 'button',
+          class: 'step',
           'aria-pressed': 'false',
-          text: t(`strength.${s}`),
-          on: { click: () => act('strength', s) },
-        }),
-      );
+          'aria-label': name,
+          title: name,
+          text: value === 'a' ? `A${sign}` : value === 'b' ? `${sign}B` : sign,
+          on: { click: () => act('scale', { value, strength }) },
+        });
+        return { el, value, strength };
+      };
+      this.steps = [
+        ...[...STRENGTHS].reverse().map((s) => step('a', s)),
+        step('tie', null),
+        ...STRENGTHS.map((s) => step('b', s)),
+      ];
       fill(
         this.bar,
+        this.alert,
+        h(
+          'div',
+          { class: 'choice', role: 'group', 'aria-label': t('label.verdict') },
+          this.choice.a,
+          this.choice.tie,
+          this.choice.b,
+        ),
         h(
           'div',
           { class: 'bar-row main' },
-          h(
-            'div',
-            { class: 'bar-group choice', role: 'group', 'aria-label': t('label.verdict') },
-            this.choice.a,
-            this.choice.tie,
-            this.choice.b,
-          ),
+          h('div', { class: 'segmented scale', role: 'group', 'aria-label': t('strength') }, this.steps.map((s) => s.el)),
           h('div', { class: 'bar-group outs' }, this.allBad, this.unrankable, tools),
           this.submit,
         ),
-        h(
-          'div',
-          { class: 'bar-row minor' },
-          h('div', { class: 'segmented strengths', role: 'group', 'aria-label': t('strength') }, this.strengths),
-          this.hint,
-          side,
-        ),
+        h('div', { class: 'bar-row minor' }, this.hint, side),
       );
     } else {
       this.strip = h('div', { class: 'strip', role: 'group', 'aria-label': t('label.order') });
       fill(
         this.bar,
+        this.alert,
         h(
           'div',
           { class: 'bar-row main' },
@@ -383,7 +425,7 @@ export class Work {
   moveTo(i, scroll = true) {
     this.cursor = (i + this.k) % this.k;
     this.refresh();
-    if (this.options.diff) this.renderTexts();
+    if (this.options.diff && !this.pair) this.renderTexts();
     if (scroll) this.#bringIntoView(this.cards[this.cursor].el);
   }
 
@@ -429,10 +471,8 @@ export class Work {
             ? t('label.tie')
             : '';
       });
-      this.strengths.forEach((el, i) => {
-        press(el, b.strength === STRENGTHS[i]);
-        el.disabled = v !== 'a' && v !== 'b';
-      });
+      this.steps.forEach((s) => press(s.el, v === s.value && (v === 'tie' || b.strength === s.strength)));
+      this.cards.forEach((card, i) => card.el.classList.toggle('at-hand', this.options.more && i === this.cursor));
     } else {
       this.cards.forEach((card, i) => {
         const tier = ranked ? b.tiers[card.completion.id] : undefined;
@@ -448,6 +488,10 @@ export class Work {
       card.extra.querySelectorAll('.rating button').forEach((el, n) => press(el, b.ratings[id] === n + 1));
       card.extra.querySelectorAll('.flags button').forEach((el, n) => press(el, (b.flags[id] ?? []).includes(FLAGS[n])));
     }
+    if (ready) {
+      this.alert.textContent = '';
+      this.bar.classList.remove('missing');
+    }
     const left = set.completions.filter((c) => !b.tiers[c.id]).length;
     this.say(
       b.outcome !== 'ranked'
@@ -458,6 +502,26 @@ export class Work {
             ? t('label.hint_pair')
             : t('label.hint_left', { n: left }),
     );
+  }
+
+  /** The next digit rates (`rate`) or flags (`flag`) the answer at hand; null ends it. */
+  arm(kind) {
+    this.armed = kind;
+    this.el.classList.toggle('arming', kind !== null);
+    if (kind) this.say(t(`label.arm_${kind}`, { x: letter(this.cursor) }));
+    else this.refresh();
+  }
+
+  /** Enter came too early: says what is missing where it is seen and heard, and shows where. */
+  missing() {
+    const open = this.set.completions.map((c, i) => (this.ballot.tiers[c.id] ? null : letter(i))).filter(Boolean);
+    this.alert.textContent = '';
+    requestAnimationFrame(() => {
+      this.alert.textContent = this.pair ? t('label.choose_first') : t('label.places_missing', { which: open.join(', ') });
+    });
+    this.bar.classList.remove('missing');
+    void this.bar.offsetWidth; // starts the animation anew
+    this.bar.classList.add('missing');
   }
 
   say(text) {

@@ -30,7 +30,7 @@ async fn lease_judge_retry_revise() {
     assert_eq!(turn["prompt"]["messages"][0]["html"], "<p><strong>q</strong></p>\n");
     assert_eq!(turn["completions"].as_array().unwrap().len(), 3);
     assert!(!turn.to_string().contains("model"), "blind until the vote");
-    assert_eq!(turn["me"], json!({"name": "admin", "done_today": 0, "done_total": 0}));
+    assert_eq!(turn["me"], json!({"name": "admin", "done_today": 0, "done_total": 0, "skipped_today": 0}));
 
     let lease = json!({"lease_token": turn["lease_token"]});
     let id = turn["assignment_id"].as_str().unwrap();
@@ -40,7 +40,7 @@ async fn lease_judge_retry_revise() {
     let body = judgment(&turn, &[1, 0, 1], "key-1");
     let stored = server.post(&judge_path(&turn), body.clone()).await.expect(200).json();
     assert_eq!(stored["replayed"], false);
-    assert_eq!(stored["reveal"].as_array().unwrap().len(), 3);
+    assert_eq!(stored["reveal"], json!([]), "blind after the vote too");
     for (position, item) in stored["judgment"]["items"].as_array().unwrap().iter().enumerate() {
         assert_eq!(item["shown_position"], position);
         assert_eq!(item["completion_id"], turn["completions"][position]["id"]);
@@ -156,8 +156,10 @@ async fn sets_are_drawn_from_the_policy_and_ranked() {
     let path = format!("/v1/label/next?set_id={}", set["id"].as_str().unwrap());
     let turn = server.get(&path).await.expect(200).json();
     assert_eq!(turn["set_id"], set["id"]);
+    let reveal = json!({"name": "labeling.reveal", "value": true});
+    server.post("/admin/settings", reveal).await;
     let stored = server.post(&judge_path(&turn), judgment(&turn, &[0, 1, 2], "k")).await.expect(200).json();
-    assert_eq!(stored["reveal"][0]["model"], "base");
+    assert_eq!(stored["reveal"][0]["model"], "base", "where the setting allows it");
     assert_eq!(server.get("/v1/label/next?set_id=nope").await.expect(404).param().as_deref(), Some("set_id"));
 }
 

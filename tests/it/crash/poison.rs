@@ -80,7 +80,14 @@ async fn twenty_poisonous_jobs_do_not_touch_serving() {
     let mut jobs = Vec::new();
     for i in 0..20 {
         let kind = POISON[i % POISON.len()].name.to_owned();
-        let request = queue::Request { kind, args: json!({}), unique_key: None, priority: 0, now: fixture::T0 };
+        let request = queue::Request {
+            kind,
+            args: json!({}),
+            unique_key: None,
+            priority: 0,
+            notes: Default::default(),
+            now: fixture::T0,
+        };
         jobs.push(queue::enqueue(&*store, POISON, request).await.unwrap());
     }
     let as_child = ["crash::poison::as_child", "--exact", "--ignored", "--nocapture", "--"].map(Into::into).to_vec();

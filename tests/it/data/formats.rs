@@ -92,6 +92,9 @@ fn ranking() -> impl Strategy<Value = Comparison> {
         completions: completions.into_iter().map(|(text, tier)| RankedText { text, tier }).collect(),
         strength: None,
         split,
+        labeler: None,
+        knowledge: None,
+        explanation: None,
     })
 }
 
@@ -177,11 +180,19 @@ fn hh_and_demonstrations_come_back() {
         completions: vec![ranked("good\n\nindeed", 0), ranked("so", 1), ranked("also so", 1)],
         strength: None,
         split: None,
+        labeler: None,
+        knowledge: None,
+        explanation: None,
     };
     let lines = data::export(Format::Hh, &Record::Comparison(comparison.clone()));
     assert_eq!(lines.len(), 2, "ties give no line");
     assert_eq!(pair_set(&comparisons(read(Format::Hh, &lines.join("\n")))), pair_set(&[comparison]));
-    let written = Record::Demonstration(Written { prompt_id: None, prompt: chat, completion: "it is".into() });
+    let written = Record::Demonstration(Written {
+        prompt_id: None,
+        prompt: chat,
+        completion: "it is".into(),
+        labeler: Some("ada".into()),
+    });
     let lines = data::export(Format::Demonstrations, &written);
     assert_eq!(read(Format::Demonstrations, &lines[0]), [written]);
 }
@@ -196,6 +207,7 @@ fn feedback_becomes_preferences() {
         content_hash: id.into(),
         split: Split::Train,
         tags: vec![],
+        answer: None,
         created: 0,
     };
     let (p, q) = (prompt("p"), prompt("q"));

@@ -6,6 +6,7 @@ pub mod corpora;
 pub mod damaged;
 mod fixtures;
 mod formats;
+pub mod imports;
 mod prompts;
 mod pull;
 mod records;

@@ -217,6 +217,9 @@ fn a_line_keeps_strength_and_split() {
         completions: vec![RankedText { text: "a".into(), tier: 1 }, RankedText { text: "b".into(), tier: 0 }],
         strength: Some(Strength::Barely),
         split: Some(Split::Heldout),
+        labeler: Some("ada".into()),
+        knowledge: Some(instructd::domain::Knowledge::Authors),
+        explanation: Some("b is shorter".into()),
     };
     assert_eq!(c.side(0.0), Split::Heldout);
     let line = &data::export(Format::Comparisons, &Record::Comparison(c.clone()))[0];

@@ -1,6 +1,11 @@
 //! The queue, people, data sets and the own page over HTTP; and two hundred labelers at once.
 
 mod data;
+mod door;
+mod draws;
+mod imports;
+mod knowledge;
+mod lists;
 mod load;
 mod people;
 mod queue;

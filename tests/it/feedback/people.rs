@@ -46,7 +46,7 @@ async fn a_person_gets_their_data_and_is_forgotten() {
         .map(|(i, c)| json!({"completion_id": c["id"], "tier": i}))
         .collect();
     let body = json!({"lease_token": turn["lease_token"], "outcome": "ranked", "items": items, "idempotency_key": "a",
-                      "rationale": "Ada says so", "ideal_answer": "Ada's answer"});
+                      "rationale": "Ada says so!", "ideal_answer": "Ada's answer"});
     let path = format!("/v1/label/{}/judgment", turn["assignment_id"].as_str().unwrap());
     server.call("POST", &path, &ada, Some(body)).await.expect(200);
     let thumb = json!({"completion_id": set["completions"][0]["id"], "kind": "thumb", "value": "up"});
@@ -54,13 +54,24 @@ async fn a_person_gets_their_data_and_is_forgotten() {
 
     let data = server.get(&format!("/admin/labelers/{id}/data")).await.expect(200).json();
     assert_eq!(data["labeler"]["name"], "Ada Person");
-    assert_eq!(data["judgments"][0]["rationale"], "Ada says so");
+    assert_eq!(data["judgments"][0]["rationale"], "Ada says so!");
     assert_eq!(
         (&data["demonstrations"][0][1], &data["invites"][0]["note"]),
         (&json!("Ada's answer"), &json!("for Ada"))
     );
     assert_eq!((data["feedback_events"].as_array().unwrap().len(), data["sessions"].as_array().unwrap().len()), (1, 1));
     assert!(!data.to_string().contains("hash\":\"sk"), "no secrets");
+
+    // What a job froze holds their words; so does what others wrote beside it.
+    let job = server.services.config.data_dir.join("jobs/j");
+    std::fs::create_dir_all(&job).unwrap();
+    let export = async |format: &str| server.get(&format!("/admin/export?format={format}")).await.expect(200).text;
+    let other = r#"{"prompt":"p","completion":"somebody else's"}"#;
+    std::fs::write(job.join("demonstrations.jsonl"), format!("{}{other}\n", export("demonstrations").await)).unwrap();
+    let ranked = export("comparisons").await;
+    let twice = format!("{ranked}{ranked}");
+    std::fs::write(job.join("comparisons.jsonl"), &twice).unwrap();
+    assert!(!ranked.is_empty());
 
     let path = format!("/admin/labelers/{id}/erase");
     assert_eq!(
@@ -72,6 +83,21 @@ async fn a_person_gets_their_data_and_is_forgotten() {
         (&erased["judgments"], &erased["demonstrations"], &erased["feedback_events"]),
         (&json!(1), &json!(1), &json!(1))
     );
+    let frozen = std::fs::read_to_string(job.join("demonstrations.jsonl")).unwrap();
+    assert_eq!(frozen, format!("{other}\n"), "their words are out of the job's files");
+    let frozen = std::fs::read_to_string(job.join("comparisons.jsonl")).unwrap();
+    assert_eq!(frozen, ranked, "one ranking was theirs; another person's equal one stays");
+    assert_eq!(erased["job_lines"], 2);
+    assert!(erased["not_reached"].to_string().contains("backups"), "{erased}");
+    // Neither the database file nor its log holds the words.
+    for file in std::fs::read_dir(&server.services.config.data_dir).unwrap() {
+        let path = file.unwrap().path();
+        if path.is_file() {
+            let bytes = std::fs::read(&path).unwrap();
+            let found = bytes.windows(12).any(|w| w == b"Ada says so!" || w == b"Ada's answer");
+            assert!(!found, "{} still has it", path.display());
+        }
+    }
     server.call("GET", "/v1/label/next", &ada, None).await.expect(401);
     for path in ["/admin/labelers", "/v1/judgments", "/admin/invites", "/admin/export?format=demonstrations"] {
         let text = server.get(path).await.expect(200).text;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::api::client::{Answer, Server, version};
 
-async fn prompts(server: &Server, n: usize, tag: &str) {
+pub(super) async fn prompts(server: &Server, n: usize, tag: &str) {
     for i in 0..n {
         let body = json!({"messages": [{"role": "user", "content": format!("{tag} {i}")}], "tags": [tag]});
         server.post("/v1/prompts", body).await.expect(201);
@@ -13,7 +13,7 @@ async fn prompts(server: &Server, n: usize, tag: &str) {
 }
 
 /// Starts a draw and follows it to its end.
-async fn draw(server: &Server, body: Value) -> Value {
+pub(super) async fn draw(server: &Server, body: Value) -> Value {
     let started = server.post("/admin/sets/draw", body).await.expect(202).json();
     let path = format!("/admin/sets/draws/{}", started["id"].as_str().unwrap());
     loop {
@@ -148,7 +148,7 @@ async fn stored_completions_become_sets_and_draws_stop_when_told() {
     assert!(cancelled["made"].as_i64().unwrap() < 20);
 }
 
-async fn set_of(server: &Server, question: &str, texts: &[&str], overlap: i64) -> Value {
+pub(super) async fn set_of(server: &Server, question: &str, texts: &[&str], overlap: i64) -> Value {
     let body = json!({"messages": [{"role": "user", "content": question}], "completions": texts, "overlap": overlap});
     server.post("/v1/comparison-sets", body).await.expect(201).json()
 }
@@ -160,7 +160,7 @@ fn tiers(set: &Value, order: &[&str]) -> Value {
     completions.iter().map(|c| json!({"completion_id": c["id"], "tier": tier(c["text"].as_str().unwrap())})).collect()
 }
 
-async fn labeler(server: &Server, name: &str) -> String {
+pub(super) async fn labeler(server: &Server, name: &str) -> String {
     let made = server.post("/admin/keys", json!({"name": name, "scopes": ["feedback"]})).await.expect(201).json();
     format!("Bearer {}", made["key"].as_str().unwrap())
 }
@@ -169,7 +169,7 @@ async fn next(server: &Server, bearer: &str) -> Answer {
     server.call("GET", "/v1/label/next", &[("authorization", bearer)], None).await
 }
 
-async fn submit(server: &Server, bearer: &str, turn: &Value, order: &[&str]) -> Value {
+pub(super) async fn submit(server: &Server, bearer: &str, turn: &Value, order: &[&str]) -> Value {
     let body = json!({"lease_token": turn["lease_token"], "outcome": "ranked", "items": tiers(turn, order),
                       "active_ms": 900, "idempotency_key": format!("{bearer}{}", turn["set_id"])});
     let path = format!("/v1/label/{}/judgment", turn["assignment_id"].as_str().unwrap());

@@ -1,6 +1,7 @@
 //! Training jobs seen from outside: what may be queued, how children are run, and what they say.
 
 mod child;
+mod estimate;
 mod queue;
 mod real;
 mod remote;
@@ -23,14 +24,20 @@ async fn small_world(store: &dyn Store) -> ModelVersion {
         let texts: Vec<_> = ["good", "bad", "worse"].iter().map(|t| fixture::completion(&prompt.id, t)).collect();
         let set = fixture::comparison_set(&prompt.id, &texts, 1);
         let judgment = fixture::judgment(&set, &"import".into(), None, text);
-        assert!(store.import_set(prompt, texts, set, Some(judgment)).await.unwrap());
+        assert_eq!(fixture::import(store, prompt, texts, set, judgment).await, instructd::store::Imported::New);
     }
     base
 }
 
 async fn enqueue(store: &dyn Store, kind: &str, args: Value) -> Result<Job, instructd::jobs::queue::EnqueueError> {
-    let request =
-        instructd::jobs::queue::Request { kind: kind.into(), args, unique_key: None, priority: 0, now: fixture::T0 };
+    let request = instructd::jobs::queue::Request {
+        kind: kind.into(),
+        args,
+        unique_key: None,
+        priority: 0,
+        notes: Default::default(),
+        now: fixture::T0,
+    };
     instructd::jobs::queue::enqueue(store, instructd::train::recipes(), request).await
 }
 

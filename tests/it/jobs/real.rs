@@ -32,10 +32,10 @@ async fn rankings_become_a_reward_model() {
     for i in 0..6 {
         let mut prompt = fixture::prompt(&format!("question {i}"));
         prompt.split = if i < 4 { Split::Train } else { Split::Heldout };
-        let texts: Vec<_> = ["good", "bad"].iter().map(|t| fixture::completion(&prompt.id, t)).collect();
+        let texts: Vec<_> = ["t30", "t31"].iter().map(|t| fixture::completion(&prompt.id, t)).collect();
         let set = fixture::comparison_set(&prompt.id, &texts, 1);
         let judgment = fixture::judgment(&set, &"import".into(), None, &format!("k{i}"));
-        store.import_set(prompt, texts, set, Some(judgment)).await.unwrap();
+        fixture::import(&*store, prompt, texts, set, judgment).await;
     }
     let args = json!({"epochs": 2, "batch_size": 2, "learning_rate": 1e-3, "max_length": 64, "checkpoint_every": 1,
         "device": "cpu", "publish_as": "judge"});

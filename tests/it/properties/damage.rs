@@ -28,6 +28,11 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
     if target == "gguf" {
         seeds.push(crate::data::damaged::tiny_gguf());
     }
+    if target == "parquet" {
+        let version = ::parquet::file::properties::WriterVersion::PARQUET_2_0;
+        seeds.extend(crate::data::imports::codecs().map(|codec| crate::data::imports::file(codec, version, 40)));
+        seeds.push(read(&fixture("formats").join("preferences.parquet")));
+    }
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
     let mut files: Vec<_> = std::fs::read_dir(kept).into_iter().flatten().flatten().map(|e| e.path()).collect();
     files.sort();
@@ -172,6 +177,11 @@ fn tokenizer() {
 #[test]
 fn imports() {
     survives_damage("imports");
+}
+
+#[test]
+fn parquet() {
+    survives_damage("parquet");
 }
 
 #[test]

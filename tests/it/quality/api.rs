@@ -151,3 +151,66 @@ async fn the_table_ranks_versions_by_what_people_preferred() {
     let empty = server.get("/admin/api/quality/versions?kind=gold").await.expect(200).json();
     assert_eq!((&empty["versions"], &empty["comparisons"]), (&json!([]), &json!(0)));
 }
+
+#[tokio::test]
+async fn sets_with_known_answers_measure_accuracy_and_nothing_else() {
+    let server = Server::start().await;
+    let people = [labeler(&server, "ann").await, labeler(&server, "ben").await];
+    let good_first = |a: &str, b: &str| b.starts_with("good").cmp(&a.starts_with("good"));
+    let bad_first = |a: &str, b: &str| a.starts_with("good").cmp(&b.starts_with("good"));
+    for i in 0..4 {
+        let body = json!({"messages": [{"role": "user", "content": format!("q{i}")}], "overlap": 2,
+                          "completions": [format!("good answer {i}"), format!("bad {i}")]});
+        let set = server.post("/v1/comparison-sets", body).await.expect(201).json();
+        let id = set["id"].as_str().unwrap();
+        // Two practice sets that both get right; two ordinary ones on which they differ.
+        let practice = i < 2;
+        if practice {
+            let tiers: Vec<Value> =
+                (0..2).map(|k| json!({"completion_id": set["completions"][k]["id"], "tier": k})).collect();
+            let body = json!({"kind": "calibration", "tiers": tiers});
+            server.post(&format!("/admin/sets/{id}/known-answer"), body).await.expect(204);
+        }
+        judge(&server, &people[0].1, id, good_first).await;
+        if practice {
+            judge(&server, &people[1].1, id, good_first).await;
+        } else {
+            judge(&server, &people[1].1, id, bad_first).await;
+        }
+    }
+    let report = server.get("/admin/api/quality?replicates=50").await.expect(200).json();
+    assert_eq!((&report["judgments"], &report["sets"]), (&json!(4), &json!(2)));
+    let pairwise = &report["agreement"]["pairwise"];
+    assert_eq!((&pairwise["value"], &pairwise["n"]), (&json!(0.0), &json!(2)), "{pairwise}");
+    let ann = row(&report, &people[0].0);
+    assert_eq!((&ann["agreement_with_others"]["value"], &ann["agreement_with_others"]["n"]), (&json!(0.0), &json!(2)));
+    assert_eq!((&ann["gold_accuracy"]["value"], &ann["gold_accuracy"]["n"]), (&json!(1.0), &json!(2)));
+    assert_eq!(report["length"]["preferences"], 4);
+    let disputed = server.get("/admin/api/quality/consensus").await.expect(200).json();
+    assert_eq!(disputed["total"], 2, "practice sets are not disputed");
+    // They can be asked about on their own.
+    let practice = server.get("/admin/api/quality?kind=calibration&replicates=50").await.expect(200).json();
+    assert_eq!((&practice["sets"], &practice["agreement"]["pairwise"]["value"]), (&json!(2), &json!(1.0)));
+}
+
+#[tokio::test]
+async fn a_time_that_nobody_measured_is_unknown() {
+    let server = Server::start().await;
+    let (ann, bearer) = labeler(&server, "ann").await;
+    let body = json!({"messages": [{"role": "user", "content": "q"}], "completions": ["x", "y"]});
+    let set = server.post("/v1/comparison-sets", body).await.expect(201).json();
+    let headers = [("authorization", bearer.as_str())];
+    let path = format!("/v1/label/next?set_id={}", set["id"].as_str().unwrap());
+    let turn = server.call("GET", &path, &headers, None).await.expect(200).json();
+    let items: Vec<Value> = (0..2).map(|k| json!({"completion_id": turn["completions"][k]["id"], "tier": k})).collect();
+    // As a duel in the chat does: no time at work is given.
+    let body = json!({"lease_token": turn["lease_token"], "outcome": "ranked", "items": items, "idempotency_key": "k"});
+    let path = format!("/v1/label/{}/judgment", turn["assignment_id"].as_str().unwrap());
+    server.call("POST", &path, &headers, Some(body)).await.expect(200);
+    let report = server.get("/admin/api/quality?replicates=20").await.expect(200).json();
+    assert_eq!(row(&report, &ann)["median_active_ms"], Value::Null);
+    let me = server.call("GET", "/v1/label/me", &headers, None).await.expect(200).json();
+    assert_eq!((&me["median_active_ms"], &me["median_active_ms_today"]), (&Value::Null, &Value::Null));
+    let list = server.get("/admin/api/judgments").await.expect(200).json();
+    assert_eq!(list["data"][0]["active_ms"], Value::Null);
+}

@@ -38,6 +38,8 @@ conformance!(
     concurrent_leasers_never_share_a_place,
     gold_answers,
     people_and_access,
+    links_replace_each_other_and_end,
+    a_clock_that_ran_ahead_holds_nothing,
     one_model_of_a_kind_is_active,
     a_dropped_caller_does_not_cancel_its_write,
     counts_count,
@@ -230,6 +232,115 @@ async fn gold_answers(store: Arc<dyn Store>) {
     assert_eq!(store.get_gold(&set.id).await.unwrap(), tiers, "a refused change changes nothing");
 }
 
+async fn links_replace_each_other_and_end(store: Arc<dyn Store>) {
+    let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
+    let link = |id: &str, owner: &LabelerId, expires| SignInLink {
+        id: id.into(),
+        labeler_id: owner.clone(),
+        token_hash: format!("hash of {id}"),
+        state: LinkState::Active,
+        expires,
+        used: None,
+        created: T0,
+    };
+    let session = |hash: &str, credential: &str| Session {
+        token_hash: hash.into(),
+        labeler_id: ada.clone(),
+        role: Role::Labeler,
+        credential: credential.into(),
+        used: T0,
+        expires: T0 + 100,
+        created: T0,
+    };
+    let first = link("first", &ada, None);
+    store.put_link(first.clone()).await.unwrap();
+    store.put_link(link("bobs", &bob, Some(T0 + 9))).await.unwrap();
+    assert_eq!(store.find_link("hash of first").await.unwrap(), Some(first.clone()));
+    assert_eq!(store.find_link("other").await.unwrap(), None);
+    assert_eq!(store.live_link(&"first".into()).await.unwrap(), Some(first));
+    store.touch_link(&"bobs".into(), T0 + 1).await.unwrap();
+    let listed: Vec<_> = store.list_links().await.unwrap().into_iter().map(|l| (l.id.0, l.used)).collect();
+    assert_eq!(listed, [("bobs".to_owned(), Some(T0 + 1)), ("first".to_owned(), None)]);
+
+    store.put_session(session("by link", "link:first")).await.unwrap();
+    store.put_session(session("by invite", "")).await.unwrap();
+    store.put_link(link("second", &ada, None)).await.unwrap();
+    assert_eq!(store.find_link("hash of first").await.unwrap().unwrap().state, LinkState::Replaced);
+    assert_eq!(store.live_link(&"first".into()).await.unwrap(), None);
+    assert_eq!(store.get_session("by link", T0).await.unwrap(), None, "ended with its link");
+    assert!(store.get_session("by invite", T0).await.unwrap().is_some());
+    store.revoke_link(&ada).await.unwrap();
+    assert_eq!(store.find_link("hash of second").await.unwrap().unwrap().state, LinkState::Revoked);
+    is_not_found(store.revoke_link(&ada).await);
+
+    // Locking out ends link, keys and sessions; coming back revives none.
+    store.put_link(link("third", &ada, None)).await.unwrap();
+    let key = ApiKey {
+        id: "k".into(),
+        name: "k".into(),
+        key_hash: "kh".into(),
+        scopes: vec!["feedback".into()],
+        labeler_id: Some(ada.clone()),
+        daily_tokens: None,
+        origin: KeyOrigin::Created,
+        revoked: false,
+        created: T0,
+    };
+    store.put_api_key(key.clone()).await.unwrap();
+    assert_eq!(store.live_api_key(&key.id).await.unwrap(), Some(key.clone()));
+    store.change_labeler(&ada, None, None, Some(false)).await.unwrap();
+    is_conflict(store.put_link(link("fourth", &ada, None)).await);
+    store.change_labeler(&ada, None, None, Some(true)).await.unwrap();
+    assert_eq!(store.find_link("hash of third").await.unwrap().unwrap().state, LinkState::Revoked);
+    assert_eq!(store.live_api_key(&key.id).await.unwrap(), None);
+    assert_eq!(store.get_session("by invite", T0).await.unwrap(), None);
+
+    // A lower role stays low in what was open; an admin's key keeps its other scopes.
+    let admin = |id: &str, scopes: &[&str]| ApiKey {
+        id: id.into(),
+        key_hash: id.into(),
+        scopes: scopes.iter().map(|s| (*s).to_owned()).collect(),
+        ..key.clone()
+    };
+    store.change_labeler(&ada, Some(Role::Admin), None, None).await.unwrap();
+    store.put_api_key(admin("a", &["admin"])).await.unwrap();
+    store.put_api_key(admin("b", &["admin", "feedback"])).await.unwrap();
+    store.put_session(Session { role: Role::Admin, ..session("s", "") }).await.unwrap();
+    store.change_labeler(&ada, Some(Role::Labeler), None, None).await.unwrap();
+    store.change_labeler(&ada, Some(Role::Admin), None, None).await.unwrap();
+    assert_eq!(store.get_session("s", T0).await.unwrap().unwrap().role, Role::Labeler);
+    assert_eq!(store.live_api_key(&"a".into()).await.unwrap(), None);
+    assert_eq!(store.live_api_key(&"b".into()).await.unwrap().unwrap().scopes, ["feedback"]);
+
+    let erased = store.erase_labeler(&bob, Erase::Anonymise, "", T0).await.unwrap();
+    assert_eq!(erased.links, 1);
+    assert_eq!(store.find_link("hash of bobs").await.unwrap(), None);
+    assert!(store.flush_erased().await.unwrap());
+}
+
+/// A clock ten years ahead leaves no set leased and no session in use for ten years.
+async fn a_clock_that_ran_ahead_holds_nothing(store: Arc<dyn Store>) {
+    const YEARS: Micros = 10 * 365 * 24 * 3_600_000_000;
+    let set = stored_set(&*store, "q", &["a", "b"], 1).await;
+    let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
+    let far = store.lease_next(lease(&ada, T0 + YEARS)).await.unwrap().unwrap();
+    let now = store.lease_next(lease(&bob, T0)).await.unwrap().expect("the lease of the future is over");
+    assert_eq!((&now.set_id, now.labeler_id == bob), (&set.id, true));
+    assert_eq!(store.get_assignment(&far.id).await.unwrap().state, AssignmentState::Expired);
+    let session = Session {
+        token_hash: "h".into(),
+        labeler_id: ada.clone(),
+        role: Role::Labeler,
+        credential: String::new(),
+        used: T0 + YEARS,
+        expires: T0 + 100,
+        created: T0,
+    };
+    store.put_session(session).await.unwrap();
+    store.touch_session("h", T0 + 5).await.unwrap();
+    assert_eq!(store.get_session("h", T0 + 5).await.unwrap().unwrap().used, T0 + 5, "a use in the future is no use");
+}
+
 async fn people_and_access(store: Arc<dyn Store>) {
     let ada = labeler(&*store, "ada").await;
     let known: Vec<_> = store.list_labelers().await.unwrap().into_iter().map(|l| l.id.0).collect();
@@ -266,6 +377,8 @@ async fn people_and_access(store: Arc<dyn Store>) {
         id: InviteId::new(),
         token_hash: "i".into(),
         role: Role::Reviewer,
+        name: None,
+        revoked: false,
         note: None,
         expires: T0 + 10,
         used_by: None,
@@ -288,6 +401,7 @@ async fn people_and_access(store: Arc<dyn Store>) {
         scopes: vec!["feedback".into()],
         labeler_id: Some(ada),
         daily_tokens: Some(100),
+        origin: KeyOrigin::Created,
         revoked: false,
         created: T0,
     };
@@ -298,7 +412,7 @@ async fn people_and_access(store: Arc<dyn Store>) {
     assert_eq!(store.find_api_key("kh").await.unwrap(), None);
     assert!(store.list_api_keys().await.unwrap()[0].revoked);
     is_not_found(store.revoke_api_key(&"no".into()).await);
-    store.audit("admin", "key.revoke", key.id.as_str(), json!({"why": "test"}), T0).await.unwrap();
+    store.audit(&"admin".into(), "key.revoke", key.id.as_str(), json!({"why": "test"}), T0).await.unwrap();
 }
 
 async fn one_model_of_a_kind_is_active(store: Arc<dyn Store>) {

@@ -17,6 +17,7 @@ conformance!(
     disputed_sets_get_another_judgment,
     prompts_are_selected,
     draws_live_and_end,
+    lists_hold_prompts_and_progress,
     datasets_have_names,
     the_audit_trail_is_searched,
     people_change_and_invites_end,
@@ -171,6 +172,53 @@ async fn prompts_are_selected(store: Arc<dyn Store>) {
     assert_eq!(found.iter().map(|p| &p.id).collect::<Vec<_>>(), [&plain.id]);
 }
 
+async fn lists_hold_prompts_and_progress(store: Arc<dyn Store>) {
+    let (one, two) = (
+        stored_set(&*store, "50% \\ of _it_", &["a", "b"], 2).await,
+        stored_set(&*store, "Über x", &["a", "b"], 1).await,
+    );
+    let ada = labeler(&*store, "ada").await;
+    let mut request = lease(&ada, T0);
+    request.set_id = Some(one.id.clone());
+    let held = store.lease_next(request).await.unwrap().unwrap();
+    let list = |filter: SetFilter, limit: i64, after: Option<SetId>| {
+        let store = store.clone();
+        async move {
+            let page = Page { after: after.map(|id| id.to_string()), limit };
+            let (rows, total) = store.browse_sets(&filter, page, T0 + 1).await.unwrap();
+            (rows.into_iter().map(|r| (r.set.id, r.judged, r.held)).collect::<Vec<_>>(), total)
+        }
+    };
+    let all = SetFilter::default();
+    let newest = (two.id.clone(), 0, 0);
+    assert_eq!(list(all.clone(), 1, None).await, (vec![newest.clone()], 2));
+    assert_eq!(list(all.clone(), 9, Some(two.id.clone())).await, (vec![(one.id.clone(), 0, 1)], 2));
+    store.submit_judgment(submit(judgment(&one, &ada, Some(&held), "1"), Some(&held), T0)).await.unwrap();
+    for text in ["50%", "\\ of", "_it_"] {
+        let found = list(SetFilter { text: Some(text.into()), ..all.clone() }, 9, None).await;
+        assert_eq!(found, (vec![(one.id.clone(), 1, 0)], 1), "{text}");
+    }
+    assert_eq!(list(SetFilter { text: Some("_".repeat(3)), ..all.clone() }, 9, None).await.1, 0);
+    assert_eq!(list(SetFilter { labeler_id: Some(ada.clone()), ..all.clone() }, 9, None).await.1, 1);
+    assert_eq!(list(SetFilter { disputed: true, ..all }, 9, None).await.1, 0);
+    let rows = store.browse_judgments(&JudgmentFilter { text: Some("of".into()), ..Default::default() }, page(9)).await;
+    let (rows, total) = rows.unwrap();
+    assert_eq!((total, rows[0].labeler.as_str(), rows[0].items.len(), &rows[0].set_id), (1, "Dr ada", 2, &one.id));
+    let names = store.names_of(&[ada.to_string(), one.id.to_string(), "nobody".into()]).await.unwrap();
+    assert_eq!(
+        (names.len(), names[ada.as_str()].name.as_str(), names[one.id.as_str()].kind.as_str()),
+        (2, "Dr ada", "set")
+    );
+    let counted = store.count_prompts(&PromptFilter { tag: Some("a".into()), ..Default::default() }).await.unwrap();
+    assert_eq!(counted, PromptCounts { found: 2, raw_text: 0, has_set: 2, few_completions: 0 });
+    let none = store.count_prompts(&PromptFilter { tag: Some("z".into()), ..Default::default() }).await.unwrap();
+    assert_eq!(none.found, 0);
+    is_not_found(store.retire_sets(&[one.id.clone(), "no".into()]).await);
+    assert_ne!(store.get_set(&one.id).await.unwrap().status, SetStatus::Retired, "all or none");
+    store.retire_sets(&[one.id.clone(), two.id]).await.unwrap();
+    assert_eq!(store.get_set(&one.id).await.unwrap().status, SetStatus::Retired);
+}
+
 async fn draws_live_and_end(store: Arc<dyn Store>) {
     let mut draw = SetDraw {
         id: DrawId::new(),
@@ -179,12 +227,14 @@ async fn draws_live_and_end(store: Arc<dyn Store>) {
         wanted: 3,
         looked_at: 0,
         made: 0,
+        report: DrawReport { found: 9, has_set: 4, ..DrawReport::default() },
         error: None,
         created: T0,
         updated: T0,
     };
     store.put_draw(draw.clone()).await.unwrap();
     (draw.looked_at, draw.made, draw.updated) = (2, 1, T0 + 1);
+    draw.report.equal_answers = 1;
     assert!(store.advance_draw(draw.clone()).await.unwrap());
     assert_eq!(store.get_draw(&draw.id).await.unwrap(), draw);
     let cancelled = store.cancel_draw(&draw.id, T0 + 2).await.unwrap();
@@ -221,7 +271,7 @@ async fn the_audit_trail_is_searched(store: Arc<dyn Store>) {
     for (i, (actor, action, target)) in
         [("ada", "invite", "i1"), ("ada", "erase", "bob"), ("rui", "invite", "i2")].iter().enumerate()
     {
-        store.audit(actor, action, target, json!({"n": i}), T0 + i as i64).await.unwrap();
+        store.audit(&Signature::from(*actor), action, target, json!({"n": i}), T0 + i as i64).await.unwrap();
     }
     let list = |filter: AuditFilter| {
         let store = store.clone();
@@ -254,6 +304,8 @@ async fn people_change_and_invites_end(store: Arc<dyn Store>) {
         id: InviteId::new(),
         token_hash: "h".into(),
         role: Role::Labeler,
+        name: None,
+        revoked: false,
         note: None,
         expires: T0 + 100,
         used_by: None,

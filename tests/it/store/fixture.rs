@@ -17,6 +17,7 @@ pub fn prompt(text: &str) -> Prompt {
         content_hash: format!("hash of {text}"),
         split: Split::Train,
         tags: vec!["a".into(), "b".into()],
+        answer: Some("42".into()),
         created: T0,
     }
 }
@@ -64,6 +65,28 @@ pub async fn stored_set(store: &dyn Store, text: &str, texts: &[&str], overlap: 
     set
 }
 
+/// An imported ranking.
+pub async fn import(
+    store: &dyn Store,
+    prompt: Prompt,
+    completions: Vec<Completion>,
+    set: ComparisonSet,
+    judgment: Judgment,
+) -> Imported {
+    let ranking = ImportedRanking {
+        prompt,
+        has_split: false,
+        completions,
+        set,
+        judgment,
+        labeler: None,
+        known_answer: None,
+        explanation: None,
+    };
+    let lines = vec![ImportLine::Ranking(Box::new(ranking))];
+    store.import_lines(lines.into()).await.unwrap().remove(0).done
+}
+
 pub async fn labeler(store: &dyn Store, id: &str) -> LabelerId {
     let role = Role::Labeler;
     let labeler = Labeler::new(id.into(), format!("Dr {id}"), role, T0);
@@ -82,6 +105,7 @@ pub fn lease(labeler: &LabelerId, now: Micros) -> LeaseRequest {
         set_id: None,
         pick: Pick::Normal,
         quota: None,
+        resume: None,
     }
 }
 
@@ -107,11 +131,19 @@ pub fn judgment(set: &ComparisonSet, labeler: &LabelerId, assignment: Option<&As
             .collect(),
         flags: vec![JudgmentFlag { completion_id: None, code: "language".into(), note: Some("n".into()) }],
         created: T0,
+        knowledge: Knowledge::Blind,
     }
 }
 
 pub fn submit(judgment: Judgment, assignment: Option<&Assignment>, now: Micros) -> SubmitJudgment {
-    SubmitJudgment { judgment, lease_token: assignment.map(|a| a.lease_token.clone()), ideal_answer: None, now }
+    SubmitJudgment {
+        judgment,
+        lease_token: assignment.map(|a| a.lease_token.clone()),
+        ideal_answer: None,
+        now,
+        reveals: vec![],
+        quota: None,
+    }
 }
 
 pub fn job(kind: &str, unique_key: Option<&str>, priority: i64) -> Job {
@@ -133,6 +165,7 @@ pub fn job(kind: &str, unique_key: Option<&str>, priority: i64) -> Job {
         progress: None,
         result: None,
         error: None,
+        notes: JobNotes::default(),
         created: T0,
         started: None,
         finished: None,

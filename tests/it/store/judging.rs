@@ -174,7 +174,7 @@ async fn ranked_sets_show_latest_revisions_only(store: Arc<dyn Store>) {
 }
 
 async fn imports_are_idempotent(store: Arc<dyn Store>) {
-    let import = |texts: &'static [&'static str], key: &'static str| {
+    let add = |texts: &'static [&'static str], key: &'static str| {
         let store = store.clone();
         async move {
             let prompt = prompt("imported");
@@ -182,15 +182,33 @@ async fn imports_are_idempotent(store: Arc<dyn Store>) {
             let mut set = comparison_set(&prompt.id, &texts, 1);
             set.selection_policy = "import".into();
             let judgment = judgment(&set, &"import".into(), None, key);
-            store.import_set(prompt, texts, set, Some(judgment)).await.unwrap()
+            import(&*store, prompt, texts, set, judgment).await
         }
     };
-    assert!(import(&["a", "b"], "k1").await);
-    assert!(!import(&["b", "a"], "k2").await, "same prompt, same texts");
-    assert!(import(&["a", "c"], "k3").await);
+    assert_eq!(add(&["a", "b"], "k1").await, Imported::New);
+    assert_eq!(add(&["a", "b"], "k2").await, Imported::Known, "same prompt, same texts, same places");
+    assert_eq!(add(&["b", "a"], "k2").await, Imported::New, "another judgment of the same set");
+    assert_eq!(add(&["b", "a"], "k4").await, Imported::Known);
+    assert_eq!(add(&["a", "c"], "k3").await, Imported::New);
     let counts = store.counts().await.unwrap();
-    assert_eq!((counts.prompts, counts.completions, counts.sets_done, counts.judgments), (1, 4, 2, 2));
-    assert_eq!(store.ranked_sets(&RankedFilter::default()).await.unwrap().len(), 2);
+    assert_eq!((counts.prompts, counts.completions, counts.sets_done, counts.judgments), (1, 4, 2, 3));
+    let ranked = store.ranked_sets(&RankedFilter::default()).await.unwrap();
+    assert_eq!(ranked.len(), 3);
+    assert_eq!((&ranked[0].set_id, ranked[0].labeler_id.as_str()), (&ranked[1].set_id, "import"));
+    assert_eq!(ranked[1].labeler_id.as_str(), "import-2");
+    // Pages are the same rankings, however they are cut.
+    for limit in [1, 2, 3, 100] {
+        let (mut pages, mut after) = (Vec::new(), None);
+        loop {
+            let (mut page, next) = store.ranked_page(&RankedFilter::default(), after.as_ref(), limit).await.unwrap();
+            pages.append(&mut page);
+            after = next;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(pages, ranked, "{limit}");
+    }
 }
 
 async fn demonstrations_and_feedback_are_idempotent(store: Arc<dyn Store>) {

@@ -2,9 +2,11 @@
 
 pub mod backend;
 mod conformance;
+mod evidence;
 mod feedback;
 pub mod fixture;
 mod judging;
+mod labeling;
 mod moves;
 mod postgres;
 mod queue;

@@ -63,12 +63,14 @@ async fn full_world(store: &dyn Store) {
             created: fixture::T0,
         };
         store.put_session(session).await.unwrap();
-        store.audit("admin", "test", "x", json!({"i": i}), fixture::T0).await.unwrap();
+        store.audit(&"admin".into(), "test", "x", json!({"i": i}), fixture::T0).await.unwrap();
     }
     let invite = Invite {
         id: InviteId::new(),
         token_hash: "i".into(),
         role: Role::Reviewer,
+        name: None,
+        revoked: false,
         note: Some("n".into()),
         expires: 10,
         used_by: None,
@@ -82,6 +84,7 @@ async fn full_world(store: &dyn Store) {
         scopes: vec!["feedback".into()],
         labeler_id: Some(ada),
         daily_tokens: Some(7),
+        origin: KeyOrigin::Created,
         revoked: true,
         created: 0,
     };
@@ -173,7 +176,7 @@ async fn a_database_moves_to_postgres_and_back() {
 
     // It works there: numbers that the database gives itself go on, references bind.
     let store = store::connect(&target).await.unwrap();
-    store.audit("admin", "after", "x", json!({}), 1).await.unwrap();
+    store.audit(&"admin".into(), "after", "x", json!({}), 1).await.unwrap();
     let refused = store.put_completions(vec![fixture::completion(&"nobody".into(), "x")]).await;
     assert!(refused.is_err());
     assert_eq!(store.active_model(ModelKind::Policy).await.unwrap().unwrap().name, "child");

@@ -24,6 +24,7 @@ async fn tokens_of_a_key_add_up_by_day(store: Arc<dyn Store>) {
         scopes: vec!["inference".into()],
         labeler_id: None,
         daily_tokens: Some(10),
+        origin: KeyOrigin::Created,
         revoked: false,
         created: T0,
     };

@@ -134,7 +134,7 @@ async fn files_of_a_version(store: Arc<dyn Store>) {
 
 async fn judgments_are_counted(store: Arc<dyn Store>) {
     let ada = labeler(&*store, "ada").await;
-    assert_eq!(store.judgment_counts(&ada, 0).await.unwrap(), (0, 0));
+    assert_eq!(store.judgment_counts(&ada, 0).await.unwrap(), LabelerCounts::default());
     for (i, created) in [(0, T0), (1, T0 + 10), (2, T0 + 20)] {
         let set = stored_set(&*store, &format!("q{i}"), &["a", "b"], 1).await;
         let mut given = judgment(&set, &ada, None, &format!("k{i}"));
@@ -146,7 +146,13 @@ async fn judgments_are_counted(store: Arc<dyn Store>) {
             store.submit_judgment(submit(revised, None, created)).await.unwrap();
         }
     }
-    assert_eq!(store.judgment_counts(&ada, T0 + 10).await.unwrap(), (2, 3), "revisions do not count");
+    let set = stored_set(&*store, "skipped", &["a", "b"], 1).await;
+    let mut skip = judgment(&set, &ada, None, "skip");
+    (skip.outcome, skip.items, skip.strength, skip.created) = (Outcome::Skip, vec![], None, T0 + 30);
+    store.submit_judgment(submit(skip, None, T0 + 30)).await.unwrap();
+    let counts = store.judgment_counts(&ada, T0 + 10).await.unwrap();
+    assert_eq!((counts.today, counts.total), (2, 3), "neither revisions nor skips count");
+    assert_eq!((counts.skipped_today, counts.skipped_total), (1, 1));
 }
 
 async fn settings_are_kept_and_removed(store: Arc<dyn Store>) {

@@ -4,7 +4,7 @@ pub mod allocations;
 mod models;
 mod recorder;
 
-pub use models::{copy_dir, fixture, smollm2};
+pub use models::{copy_dir, copy_into, fixture, smollm2};
 pub use recorder::Recorder;
 
 /// Deterministic noise, roughly standard normal, without any crate's generator.

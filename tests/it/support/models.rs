@@ -25,3 +25,12 @@ pub fn copy_dir(from: &Path) -> tempfile::TempDir {
     }
     dir
 }
+
+/// Copies the files of a directory into another one, which is made.
+pub fn copy_into(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}

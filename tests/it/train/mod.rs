@@ -2,7 +2,10 @@
 
 mod args;
 mod checkpoint;
+mod command_line;
 mod family;
+mod final_answer;
+mod fit;
 mod gradients;
 mod guards;
 mod instructgpt;

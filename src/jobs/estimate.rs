@@ -1,0 +1,207 @@
+//! What a job will need, asked before it is queued: the named models' sizes and the stored data through
+//! `train::estimate`. Also the defaults that depend on a model's size.
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::materialise::Rankings;
+use super::queue::{EnqueueError, JobArgs, find_version, resolve, takes};
+use crate::domain::{JobState, ModelKind, Split};
+use crate::model::{ModelConfig, describe, presets};
+use crate::store::{Page, Store, StoreError};
+use crate::train::Recipe;
+use crate::train::estimate::{DataSize, Planned, Seconds, available_memory, need, seconds};
+
+/// What `POST /admin/jobs/estimate` answers.
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
+pub struct Estimate {
+    /// Peak memory of the training process.
+    pub memory_bytes: u64,
+    /// null where the data does not say how much work there is.
+    pub seconds: Option<Seconds>,
+    /// What the figures rest on.
+    pub basis: String,
+    /// Optimizer steps (RL: iterations); null where the data is not known.
+    pub steps: Option<u64>,
+    /// Whether the memory is there now; null where the system does not tell.
+    pub fits: Option<bool>,
+    pub available_memory_bytes: Option<u64>,
+}
+
+/// Jobs train models above this many parameters through adapters unless they are told otherwise: with gradients and
+/// moments, 50 million trained parameters take 1.2 GB beside the activations.
+pub const LORA_ABOVE: u64 = 50_000_000;
+const DEFAULT_RANK: u64 = 8;
+/// Recipes that can train through adapters whatever their model is.
+const WITH_ADAPTERS: &[&str] = &["sft", "reward", "dpo", "ppo", "reinforce", "rloo", "grpo"];
+/// Earlier runs whose speed is looked at.
+const EARLIER: i64 = 200;
+const RATES: usize = 5;
+/// Characters of a token, on average, in English text. Used for data that is not tokenised yet.
+const CHARACTERS_PER_TOKEN: f64 = 4.0;
+/// Tokens that a chat template adds around a prompt.
+const TEMPLATE_TOKENS: f64 = 16.0;
+
+async fn config_of(
+    store: &dyn Store,
+    data_dir: &Path,
+    args: &Value,
+    field: &str,
+) -> Result<Option<ModelConfig>, StoreError> {
+    let Some(name) = args.get(field).and_then(Value::as_str) else { return Ok(None) };
+    let Some(version) = find_version(store, name).await? else { return Ok(None) };
+    let path = data_dir.join(&version.artifact_uri);
+    let read = tokio::task::spawn_blocking(move || describe(&path).ok().map(|found| found.config));
+    Ok(read.await.ok().flatten())
+}
+
+/// Puts in what a job is given when its arguments do not say: adapters of rank 8 for models above `LORA_ABOVE`.
+/// `"lora": null` trains all parameters.
+pub async fn fill_defaults(
+    store: &dyn Store,
+    data_dir: &Path,
+    kind: &str,
+    args: &mut Map<String, Value>,
+) -> Result<(), StoreError> {
+    if !WITH_ADAPTERS.contains(&kind) || args.contains_key("lora") {
+        return Ok(());
+    }
+    let mut named = json!({"model": args.get("model").cloned()});
+    if !args.contains_key("model") {
+        named["model"] = json!(store.active_model(ModelKind::Policy).await?.map(|version| version.name));
+    }
+    let large = config_of(store, data_dir, &named, "model").await?.filter(|c| presets::parameters(c) > LORA_ABOVE);
+    if large.is_some() {
+        args.insert("lora".into(), json!({"rank": DEFAULT_RANK, "alpha": 2 * DEFAULT_RANK}));
+    }
+    Ok(())
+}
+
+/// Estimates a job.
+///
+/// # Errors
+/// As `enqueue`: arguments that a job would be refused for are refused here.
+pub async fn estimate(
+    store: &dyn Store,
+    recipes: &[Recipe],
+    data_dir: &Path,
+    kind: &str,
+    args: Value,
+) -> Result<Estimate, EnqueueError> {
+    let (recipe, args, checked) = resolve(store, recipes, kind, args).await?;
+    let model = config_of(store, data_dir, &args, "model").await?;
+    let available = available_memory();
+    let Some(model) = model else {
+        // A new model, or files that are elsewhere.
+        let basis = "the model's size is not known here: its files are not on this server, or it is made by the job";
+        return Ok(Estimate {
+            memory_bytes: 0,
+            seconds: None,
+            basis: basis.to_owned(),
+            steps: None,
+            fits: None,
+            available_memory_bytes: available,
+        });
+    };
+    let reward = config_of(store, data_dir, &args, "reward_model").await?;
+    let gold = config_of(store, data_dir, &args, "gold_reward_model").await?;
+    let data = data_size(store, recipe, &checked).await?;
+    let planned = Planned {
+        recipe: kind,
+        args: &args,
+        model: &model,
+        reward_model: reward.as_ref(),
+        gold_reward_model: gold.as_ref(),
+        data,
+    };
+    let needed = need(&planned);
+    let rates = earlier_rates(store, data_dir, kind).await?;
+    let parameters = presets::parameters(&model) as f64;
+    let (time, speed) = {
+        let needed = needed.clone();
+        let timed = tokio::task::spawn_blocking(move || seconds(&needed, parameters, &rates));
+        timed
+            .await
+            .ok()
+            .flatten()
+            .map_or((None, String::new()), |(time, basis)| (Some(time), format!("; time from {basis}")))
+    };
+    Ok(Estimate {
+        memory_bytes: needed.memory_bytes,
+        seconds: time,
+        basis: format!("{}{speed}", needed.basis),
+        steps: needed.steps,
+        fits: available.map(|free| needed.memory_bytes <= free),
+        available_memory_bytes: available,
+    })
+}
+
+/// Rows and mean lengths of what the job would learn from; `None` for corpora and files.
+async fn data_size(store: &dyn Store, recipe: &Recipe, args: &JobArgs) -> Result<Option<DataSize>, StoreError> {
+    let schema = (recipe.schema)();
+    let characters = |texts: &mut dyn Iterator<Item = usize>| -> f64 { texts.sum::<usize>() as f64 };
+    let size = |rows: usize, sequences: usize, all: f64| DataSize {
+        rows: rows as u64,
+        sequences_per_row: sequences as f64 / rows.max(1) as f64,
+        tokens: all / sequences.max(1) as f64 / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS,
+    };
+    let given = |field: &str| args.recipe.get(field).is_some_and(|v| !v.is_null());
+    if takes(&schema, "comparisons") {
+        let (mut rows, mut sequences, mut all) = (0, 0, 0.0);
+        let mut pages = Rankings::new(store, &args.filter).await?;
+        while let Some(page) = pages.next().await? {
+            rows += page.len();
+            sequences += page.iter().map(|set| set.completions.len()).sum::<usize>();
+            let mut lengths = page.iter().map(|set| {
+                let prompt: usize = set.prompt.messages().iter().map(|m| m.content.chars().count()).sum();
+                set.completions.iter().map(|c| c.text.chars().count() + prompt).sum()
+            });
+            all += characters(&mut lengths);
+        }
+        return Ok(Some(size(rows, sequences, all)));
+    }
+    if takes(&schema, "prompts") {
+        let (mut rows, mut all) = (0, 0.0);
+        let mut page = Page { after: None, limit: 1000 };
+        loop {
+            let batch = store.list_prompts(page.clone(), None).await?;
+            let Some(last) = batch.last() else { break };
+            page.after = Some(last.id.to_string());
+            let learned: Vec<_> = batch.iter().filter(|p| p.split == Split::Train).collect();
+            rows += learned.len();
+            let mut lengths = learned.iter().map(|p| p.messages.iter().map(|m| m.content.chars().count()).sum());
+            all += characters(&mut lengths);
+        }
+        return Ok(Some(size(rows, rows, all)));
+    }
+    if takes(&schema, "demonstrations") && !given("mixture") {
+        let all = store.demonstrations().await?;
+        let mut lengths = all.iter().map(|(prompt, completion)| {
+            completion.text.chars().count() + prompt.messages.iter().map(|m| m.content.chars().count()).sum::<usize>()
+        });
+        return Ok(Some(size(all.len(), all.len(), characters(&mut lengths))));
+    }
+    Ok(None)
+}
+
+/// Tokens per second of the latest runs of a recipe, with the sizes of their models.
+async fn earlier_rates(store: &dyn Store, data_dir: &Path, kind: &str) -> Result<Vec<(f64, f64)>, StoreError> {
+    let done = store.list_jobs(Page { after: None, limit: EARLIER }, Some(JobState::Succeeded)).await?;
+    let mut rates = Vec::new();
+    for job in done.iter().filter(|job| job.kind == kind).take(RATES) {
+        let Some(config) = config_of(store, data_dir, &job.args, "model").await? else { continue };
+        let mut seen: Vec<f64> = store
+            .metrics(&job.id, &["tokens_per_second".to_owned()])
+            .await?
+            .into_iter()
+            .map(|metric| metric.value)
+            .collect();
+        seen.sort_by(f64::total_cmp);
+        if let Some(median) = seen.get(seen.len() / 2) {
+            rates.push((*median, presets::parameters(&config) as f64));
+        }
+    }
+    Ok(rates)
+}

@@ -1,0 +1,435 @@
+//! Who is calling: keys, browser sessions, and the ways to open one. Secrets are random and kept only as hashes.
+
+use std::sync::Arc;
+
+use subtle::ConstantTimeEq;
+
+use super::random::secret_hash;
+use super::{Random, Result, ServiceError, Services, people, to_the_end};
+use crate::config::Config;
+use crate::domain::{
+    ApiKey, ApiKeyId, Invite, KeyOrigin, Labeler, LabelerId, LinkState, Micros, Role, Session, Signature,
+};
+use crate::store::{Store, StoreError};
+
+/// The labeler that the configured admin key acts as; it exists in every store.
+pub const ADMIN: &str = "admin";
+const MINUTE: Micros = 60_000_000;
+const HOUR: Micros = 60 * MINUTE;
+/// How far a stamp may lie in the future before a wrong clock must have made it.
+const CLOCK_SLACK: Micros = 5 * MINUTE;
+/// Credential of the configured admin key in the audit trail.
+const CONFIGURED: &str = "configured";
+const INVITE: &str = "invite";
+
+/// A caller that proved who it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Actor {
+    pub labeler_id: LabelerId,
+    pub name: String,
+    pub role: Role,
+    /// May give feedback and rank.
+    pub feedback: bool,
+    pub inference: bool,
+    /// Rates are counted by it: a key's id, also for the sessions that the key opened, `admin:…`, or `person:…`.
+    pub credential: String,
+    /// What stands behind it: a key's id, `configured`, `link:…` or `invite`. A session names what opened it.
+    pub origin: String,
+    /// The key, where it has a number of tokens a day; also behind a session.
+    pub quota: Option<(ApiKeyId, i64)>,
+    /// Came by cookie, which browsers send by themselves: state changes need an origin check.
+    pub by_cookie: bool,
+    way: Way,
+}
+
+/// How to look again whether the caller is still let in.
+#[derive(Clone, Debug, PartialEq)]
+enum Way {
+    Configured,
+    Key(ApiKeyId),
+    /// Hash of its token.
+    Session(String),
+}
+
+impl Actor {
+    pub fn is_admin(&self) -> bool {
+        self.role == Role::Admin
+    }
+
+    /// Who answers for a change, for the audit trail.
+    pub fn signature(&self) -> Signature {
+        Signature { actor: self.labeler_id.to_string(), credential: Some(self.origin.clone()) }
+    }
+
+    fn configured(credential: String) -> Self {
+        Self {
+            credential,
+            origin: CONFIGURED.to_owned(),
+            quota: None,
+            labeler_id: ADMIN.into(),
+            name: ADMIN.to_owned(),
+            role: Role::Admin,
+            feedback: true,
+            inference: true,
+            by_cookie: false,
+            way: Way::Configured,
+        }
+    }
+}
+
+/// The generated admin key, if it has to be made now: no admin key is configured and no generated one is live.
+pub async fn generate_admin_key(
+    config: &Config,
+    store: &dyn Store,
+    random: &Random,
+    now: Micros,
+) -> Result<Option<String>> {
+    let live = |k: &ApiKey| k.origin == KeyOrigin::Generated && !k.revoked;
+    if config.admin_key.is_some() || store.list_api_keys().await?.iter().any(live) {
+        return Ok(None);
+    }
+    let key = random.secret("sk-admin-");
+    let stored = ApiKey {
+        id: ApiKeyId::new(),
+        name: "generated at the first start".to_owned(),
+        key_hash: secret_hash(&key),
+        scopes: vec!["admin".to_owned()],
+        labeler_id: Some(ADMIN.into()),
+        daily_tokens: None,
+        origin: KeyOrigin::Generated,
+        revoked: false,
+        created: now,
+    };
+    store.put_api_key(stored).await?;
+    Ok(Some(key))
+}
+
+/// The owner of a key that the store knows. Such keys are 256 random bits: looking one up tells a guesser nothing.
+pub async fn by_stored_key(services: &Services, key: &str) -> Result<Option<Actor>> {
+    match services.store.find_api_key(&secret_hash(key)).await? {
+        Some(found) => of_key(services, found).await,
+        None => Ok(None),
+    }
+}
+
+/// The administrator, when this is the configured admin key. A person chose that key, so tries have to be counted.
+pub fn by_configured_key(services: &Services, key: &str) -> Option<Actor> {
+    let known = services.admin_key_hash.as_deref()?;
+    let credential = admin_credential(services)?;
+    // Both sides are hashes of secrets; the constant-time comparison costs nothing and closes the question.
+    bool::from(secret_hash(key).as_bytes().ct_eq(known.as_bytes())).then(|| Actor::configured(credential))
+}
+
+/// What a live key may do now, with the rights its person has now.
+async fn of_key(services: &Services, key: ApiKey) -> Result<Option<Actor>> {
+    // A generated key is replaced by a configured one, not joined by it.
+    if key.revoked || (key.origin == KeyOrigin::Generated && services.admin_key_hash.is_some()) {
+        return Ok(None);
+    }
+    let has = |scope: &str| key.scopes.iter().any(|s| s == scope);
+    let role = match &key.labeler_id {
+        None => Role::Labeler,
+        Some(id) => {
+            let person = services.store.get_labeler(id).await?;
+            if !person.active {
+                return Ok(None);
+            }
+            // A key never carries more than its scopes say, nor more than its person may do.
+            if has("admin") { person.role } else { person.role.min(Role::Reviewer) }
+        }
+    };
+    let admin = role == Role::Admin;
+    Ok(Some(Actor {
+        credential: key.id.to_string(),
+        origin: key.id.to_string(),
+        quota: key.daily_tokens.map(|tokens| (key.id.clone(), tokens)),
+        feedback: admin || (has("feedback") && key.labeler_id.is_some()),
+        inference: admin || has("inference"),
+        labeler_id: key.labeler_id.unwrap_or_else(|| ADMIN.into()),
+        name: key.name,
+        role,
+        by_cookie: false,
+        way: Way::Key(key.id),
+    }))
+}
+
+/// Names the configured admin key of today without telling it: sessions opened with another one have ended.
+fn admin_credential(services: &Services) -> Option<String> {
+    services.admin_key_hash.as_ref().map(|hash| format!("admin:{}", &hash[..16]))
+}
+
+/// The owner of a session cookie; `None` when it has ended.
+pub async fn by_session(services: &Services, token: &str) -> Result<Option<Actor>> {
+    let (hash, now) = (secret_hash(token), services.now());
+    let Some((session, actor)) = of_session(services, &hash, now).await? else { return Ok(None) };
+    // Once a minute is enough to know that it is in use. A use in the future is a wrong clock's.
+    if session.used + MINUTE <= now || session.used > now + CLOCK_SLACK {
+        services.store.touch_session(&hash, now).await?;
+    }
+    Ok(Some(actor))
+}
+
+async fn of_session(services: &Services, hash: &str, now: Micros) -> Result<Option<(Session, Actor)>> {
+    let Some(session) = services.store.get_session(hash, now).await? else { return Ok(None) };
+    let sessions = &services.live().config.sessions;
+    let idle = session.used + sessions.idle_hours * HOUR <= now;
+    let old = session.created + sessions.lifetime_hours * HOUR <= now;
+    // Opened while the clock ran ahead: it would stay open until that time comes.
+    let from_the_future = session.created > now + CLOCK_SLACK;
+    if idle || old || from_the_future {
+        services.store.delete_session(hash).await?;
+        return Ok(None);
+    }
+    let way = Way::Session(hash.to_owned());
+    let opened_by = session.credential.as_str();
+    let key = match opened_by {
+        "" => None,
+        link if link.starts_with("link:") => {
+            if services.store.live_link(&link["link:".len()..].into()).await?.is_none() {
+                return Ok(None);
+            }
+            None
+        }
+        configured if configured.starts_with("admin:") => {
+            if Some(configured) != admin_credential(services).as_deref() {
+                return Ok(None);
+            }
+            None
+        }
+        key => match services.store.live_api_key(&key.into()).await? {
+            Some(key) => match of_key(services, key).await? {
+                Some(actor) => Some(actor),
+                None => return Ok(None),
+            },
+            None => return Ok(None),
+        },
+    };
+    let labeler = services.store.get_labeler(&session.labeler_id).await?;
+    if !labeler.active {
+        return Ok(None);
+    }
+    let actor = match key {
+        // As much as the key, and no more than when the session was opened.
+        Some(key) => Actor { role: key.role.min(session.role), name: labeler.name, by_cookie: true, way, ..key },
+        None => Actor {
+            credential: format!("person:{}", labeler.id),
+            origin: match opened_by {
+                "" => INVITE.to_owned(),
+                link if link.starts_with("link:") => link.to_owned(),
+                _ => CONFIGURED.to_owned(),
+            },
+            quota: None,
+            labeler_id: labeler.id,
+            name: labeler.name,
+            role: session.role.min(labeler.role),
+            feedback: true,
+            inference: true,
+            by_cookie: true,
+            way,
+        },
+    };
+    Ok(Some((session, actor)))
+}
+
+/// The caller as it is now; `None` when its key was revoked, its session has ended, or it was locked out. Looking
+/// does not count as using the session.
+pub async fn again(services: &Services, actor: &Actor) -> Result<Option<Actor>> {
+    match &actor.way {
+        Way::Configured => Ok((Some(&actor.credential) == admin_credential(services).as_ref()).then(|| actor.clone())),
+        Way::Key(id) => match services.store.live_api_key(id).await? {
+            Some(key) => of_key(services, key).await,
+            None => Ok(None),
+        },
+        Way::Session(hash) => Ok(of_session(services, hash, services.now()).await?.map(|(_, actor)| actor)),
+    }
+}
+
+/// Why a sign-in was refused; each has a code of its own, because each asks for something else to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    UnknownKey,
+    /// Only keys with `feedback` or `admin` open sessions.
+    KeyWithoutSession,
+    UnknownInvite,
+    UsedInvite,
+    ExpiredInvite,
+    RevokedInvite,
+    UnknownLink,
+    ReplacedLink,
+    RevokedLink,
+    ExpiredLink,
+    LockedOut,
+}
+
+impl Refusal {
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::UnknownKey => "key_unknown",
+            Self::KeyWithoutSession => "key_opens_no_session",
+            Self::UnknownInvite => "invite_unknown",
+            Self::UsedInvite => "invite_used",
+            Self::ExpiredInvite => "invite_expired",
+            Self::RevokedInvite => "invite_revoked",
+            Self::UnknownLink => "link_unknown",
+            Self::ReplacedLink => "link_replaced",
+            Self::RevokedLink => "link_revoked",
+            Self::ExpiredLink => "link_expired",
+            Self::LockedOut => "person_locked_out",
+        }
+    }
+
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::UnknownKey => "this key is not known or was revoked",
+            Self::KeyWithoutSession => {
+                "this key is for programs: a session needs a key with the scope feedback or admin"
+            }
+            Self::UnknownInvite => "this invite is not known; check that the whole link was copied",
+            Self::UsedInvite => {
+                "this invite was used: it works once; come back with the sign-in link that was shown then, or ask for a \
+                 new link"
+            }
+            Self::ExpiredInvite => "this invite has expired; ask for a new one",
+            Self::RevokedInvite => "this invite was revoked; ask for a new one",
+            Self::UnknownLink => "this sign-in link is not known; check that the whole link was copied",
+            Self::ReplacedLink => "this sign-in link was replaced by a newer one; use that one, or ask for a new link",
+            Self::RevokedLink => "this sign-in link was revoked; ask for a new one",
+            Self::ExpiredLink => "this sign-in link has expired; ask for a new one",
+            Self::LockedOut => "this person may not sign in; ask the administrator",
+        }
+    }
+
+    /// Whether it was a guess: the secret belongs to nothing.
+    pub fn is_guess(self) -> bool {
+        matches!(self, Self::UnknownKey | Self::UnknownInvite | Self::UnknownLink)
+    }
+}
+
+impl From<Refusal> for ServiceError {
+    fn from(refusal: Refusal) -> Self {
+        Self::SignIn(refusal)
+    }
+}
+
+/// Opens a session for the owner of a key. Keys without feedback rights have no use for one.
+///
+/// # Errors
+/// `SignIn` for keys without the `feedback` or `admin` scope.
+pub async fn log_in_as(services: &Arc<Services>, actor: Actor) -> Result<(Labeler, String)> {
+    if !actor.feedback {
+        return Err(Refusal::KeyWithoutSession.into());
+    }
+    let mut labeler = services.store.get_labeler(&actor.labeler_id).await?;
+    labeler.role = actor.role;
+    let token = open(services, &labeler, actor.credential).await?;
+    Ok((labeler, token))
+}
+
+/// An invite that can still be accepted.
+///
+/// # Errors
+/// `SignIn` when it is unknown, used, revoked or expired.
+pub async fn open_invite(services: &Services, invite: &str) -> Result<Invite> {
+    let (hash, now) = (secret_hash(invite), services.now());
+    let known = services.store.list_invites().await?.into_iter().find(|i| i.token_hash == hash);
+    let invite = known.ok_or(Refusal::UnknownInvite)?;
+    let refusal = match &invite {
+        i if i.used_by.is_some() => Some(Refusal::UsedInvite),
+        i if i.revoked => Some(Refusal::RevokedInvite),
+        // Also one that was made while the clock ran ahead.
+        i if i.expires <= now || i.created > now + CLOCK_SLACK => Some(Refusal::ExpiredInvite),
+        _ => None,
+    };
+    refusal.map_or(Ok(invite), |r| Err(r.into()))
+}
+
+/// Turns an invite into a person with a session and a sign-in link of their own. The invite works once.
+///
+/// # Errors
+/// `SignIn` as [`open_invite`]; `Conflict` when a person of this name is here already.
+pub async fn log_in_with_invite(
+    services: &Arc<Services>,
+    invite: &str,
+    name: Option<&str>,
+) -> Result<(Labeler, String, String)> {
+    let known = open_invite(services, invite).await?;
+    let name = match (name, &known.name) {
+        (Some(name), _) => people::check_name(name, "name")?,
+        (None, Some(name)) => name.clone(),
+        (None, None) => return Err(super::bad_input("name", "is missing: say who you are")),
+    };
+    if people::find_by_name(services, &name).await?.is_some() {
+        return Err(ServiceError::Conflict(format!(
+            "a person called {name} is here already; if that is you, sign in with your own link or ask for a new one, \
+             else choose another name"
+        )));
+    }
+    let now = services.now();
+    let labeler = Labeler::new(LabelerId::new(), name, known.role, now);
+    let all = services.clone();
+    let (labeler, link) = to_the_end(async move {
+        let labeler = match all.store.redeem_invite(&known.token_hash, labeler, now).await {
+            Ok(labeler) => labeler,
+            // Somebody was faster.
+            Err(StoreError::Conflict(_) | StoreError::NotFound { .. }) => return Err(Refusal::UsedInvite.into()),
+            Err(e) => return Err(e.into()),
+        };
+        let (_, link) = people::put_link(&all, &labeler.id, None).await?;
+        Ok((labeler, link))
+    })
+    .await?;
+    let token = open(services, &labeler, String::new()).await?;
+    Ok((labeler, token, link))
+}
+
+/// Opens a session for the person of a sign-in link, as often as they like.
+///
+/// # Errors
+/// `SignIn` when it is unknown, replaced, revoked or expired, or the person was locked out.
+pub async fn log_in_with_link(services: &Arc<Services>, link: &str) -> Result<(Labeler, String)> {
+    let now = services.now();
+    let link = services.store.find_link(&secret_hash(link)).await?.ok_or(Refusal::UnknownLink)?;
+    let labeler = services.store.get_labeler(&link.labeler_id).await?;
+    match link.state {
+        _ if !labeler.active => return Err(Refusal::LockedOut.into()),
+        LinkState::Replaced => return Err(Refusal::ReplacedLink.into()),
+        LinkState::Revoked => return Err(Refusal::RevokedLink.into()),
+        LinkState::Active => {}
+    }
+    if let Some(expires) = link.expires
+        && (expires <= now || link.created > now + CLOCK_SLACK)
+    {
+        return Err(Refusal::ExpiredLink.into());
+    }
+    services.store.touch_link(&link.id, now).await?;
+    let token = open(services, &labeler, format!("link:{}", link.id)).await?;
+    Ok((labeler, token))
+}
+
+/// Where a person's link leads. The token is behind `#`: browsers keep that to themselves, so no log has it.
+pub fn link_url(labeler: &Labeler, token: &str) -> String {
+    let page = if labeler.role == Role::Admin { "admin" } else { "label" };
+    format!("/{page}#link={token}")
+}
+
+async fn open(services: &Arc<Services>, labeler: &Labeler, credential: String) -> Result<String> {
+    // A fresh token at every login: nothing that was known before can become a session.
+    let token = services.random.secret("");
+    let now = services.now();
+    let session = Session {
+        token_hash: secret_hash(&token),
+        labeler_id: labeler.id.clone(),
+        role: labeler.role,
+        credential,
+        used: now,
+        expires: now + services.live().config.sessions.lifetime_hours * HOUR,
+        created: now,
+    };
+    let services = services.clone();
+    to_the_end(async move { Ok(services.store.put_session(session).await?) }).await?;
+    Ok(token)
+}
+
+pub async fn log_out(services: &Services, token: &str) -> Result<()> {
+    Ok(services.store.delete_session(&secret_hash(token)).await?)
+}

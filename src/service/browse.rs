@@ -1,0 +1,96 @@
+//! Lists for the pages: sets and judgments with a preview of their prompt, and names for ids.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+
+use super::{Result, Services};
+use crate::domain::{Message, SetId};
+use crate::store::{JudgmentFilter, JudgmentRow, Page, SetFilter, SetRow};
+
+/// Characters of a prompt that lists show.
+const PREVIEW: usize = 160;
+
+/// The last question of a conversation on one line, cut to what a list has room for.
+pub fn preview(messages: &[Message]) -> String {
+    let asked = messages.iter().rev().find(|m| m.role == "user").or_else(|| messages.last());
+    let mut line = String::new();
+    let mut length = 0;
+    for word in asked.map_or("", |m| m.content.as_str()).split_whitespace() {
+        let space = usize::from(length > 0);
+        let room = PREVIEW.saturating_sub(length + space);
+        if word.chars().nth(room).is_some() {
+            // A word that is as long as the line, as in text without spaces, is cut inside.
+            if length < PREVIEW / 2 {
+                line.push_str(if space == 1 { " " } else { "" });
+                line.extend(word.chars().take(room));
+            }
+            line.push('…');
+            return line;
+        }
+        if space == 1 {
+            line.push(' ');
+        }
+        line.push_str(word);
+        length += space + word.chars().count();
+    }
+    line
+}
+
+/// A page of sets, newest first, and how many fit the filter in all.
+pub async fn sets(services: &Services, filter: &SetFilter, page: Page) -> Result<(Vec<(SetRow, String)>, i64)> {
+    let (rows, total) = services.store.browse_sets(filter, page, services.now()).await?;
+    Ok((rows.into_iter().map(|row| (preview(&row.messages), row)).map(|(text, row)| (row, text)).collect(), total))
+}
+
+/// A page of judgments, newest first, and how many fit the filter in all.
+pub async fn judgments(
+    services: &Services,
+    filter: &JudgmentFilter,
+    page: Page,
+) -> Result<(Vec<(JudgmentRow, String)>, i64)> {
+    let (rows, total) = services.store.browse_judgments(filter, page).await?;
+    Ok((rows.into_iter().map(|row| (preview(&row.messages), row)).map(|(text, row)| (row, text)).collect(), total))
+}
+
+/// Previews of the prompts of these sets.
+pub async fn previews(services: &Services, ids: &[SetId]) -> Result<HashMap<SetId, String>> {
+    let found = services.store.set_prompts(ids).await?;
+    Ok(found.into_iter().map(|(id, messages)| (id, preview(&messages))).collect())
+}
+
+/// `{id: {kind, name}}` of the ids that are known; the name of a set is its prompt.
+pub async fn names(services: &Services, mut ids: Vec<String>) -> Result<Value> {
+    ids.sort_unstable();
+    ids.dedup();
+    let mut names = serde_json::Map::new();
+    for (id, named) in services.store.names_of(&ids).await? {
+        let name = if named.messages.is_empty() { named.name } else { preview(&named.messages) };
+        names.insert(id, json!({"kind": named.kind, "name": name}));
+    }
+    Ok(Value::Object(names))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(role: &str, content: &str) -> Message {
+        Message { role: role.to_owned(), content: content.to_owned() }
+    }
+
+    #[test]
+    fn a_preview_is_one_short_line_of_the_last_question() {
+        let talk =
+            [said("system", "Be kind."), said("user", "Hi"), said("assistant", "Hello"), said("user", " a\n\tb ")];
+        assert_eq!(preview(&talk), "a b");
+        assert_eq!(preview(&[said("system", "alone")]), "alone");
+        assert_eq!(preview(&[]), "");
+        let long = preview(&[said("user", &"word ".repeat(100))]);
+        assert!(long.chars().count() <= PREVIEW + 1 && long.ends_with("word…"), "{long}");
+        let chinese = preview(&[said("user", &"字".repeat(500))]);
+        assert_eq!(chinese.chars().count(), PREVIEW + 1);
+        let exact = "x".repeat(PREVIEW);
+        assert_eq!(preview(&[said("user", &exact)]), exact);
+    }
+}

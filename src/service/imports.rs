@@ -1,0 +1,412 @@
+//! Import of prompts, rankings and demonstrations from files of others: read in a thread of its own under limits,
+//! stored in batches, reported by line.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::label::human_completion;
+use super::prompts::prompt_record;
+use super::{Result, ServiceError, Services, bad_input, to_the_end};
+use crate::data::limits::Limits;
+use crate::data::source::{Content, Source};
+use crate::data::{self, Comparison, Format, LineError, Parsed, RankedText, Record, Written};
+use crate::domain::*;
+use crate::service::people::Actor;
+use crate::store::{ImportLine, Imported as Stored, ImportedLine, ImportedRanking, StoreError};
+
+/// Bad lines beyond these are only counted.
+const MAX_ERRORS: usize = 100;
+/// The labeler that imported rankings belong to; it exists in every store.
+const IMPORTER: &str = "import";
+/// An import that takes longer is ended; what it stored stays.
+const MAX_TIME: Duration = Duration::from_secs(1800);
+const MAX_ROWS: u64 = 10_000_000;
+/// A file may unpack to this many times the largest upload.
+const MAX_GROWTH: u64 = 4;
+/// Lines of one transaction: at most these, and about this many bytes.
+const BATCH: usize = 256;
+const BATCH_BYTES: usize = 2 << 20;
+/// Imports at a time; each may hold a few pages and batches.
+static RUNNING: Semaphore = Semaphore::const_new(2);
+
+/// What an import did. Bad lines are left out and named; good ones stay.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Imported {
+    pub imported: usize,
+    /// Known already, and changed by the file: tags, language, answer of a prompt; a ranking that became a known
+    /// answer.
+    pub updated: usize,
+    /// Known already.
+    pub skipped: usize,
+    /// Lines that could not be used (all of them; `errors` lists the first hundred).
+    pub failed: usize,
+    pub errors: Vec<LineError>,
+    /// Lines that came in, but not all that they say.
+    pub warnings: Vec<LineError>,
+    /// Fields that nothing reads, with the lines that have them.
+    pub ignored_fields: BTreeMap<String, usize>,
+    /// Why the file was not read to its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
+}
+
+impl Imported {
+    /// Lines that are in the store.
+    pub fn usable(&self) -> usize {
+        self.imported + self.updated + self.skipped
+    }
+
+    fn fail(&mut self, error: LineError) {
+        self.failed += 1;
+        if self.errors.len() < MAX_ERRORS {
+            self.errors.push(error);
+        }
+    }
+
+    fn count(&mut self, line: usize, done: ImportedLine) {
+        match done.done {
+            Stored::New => self.imported += 1,
+            Stored::Updated => self.updated += 1,
+            Stored::Known => self.skipped += 1,
+            Stored::Refused(message) => self.fail(LineError::new(line, message)),
+        }
+        if let Some(note) = done.note {
+            self.warn(line, note);
+        }
+    }
+
+    fn warn(&mut self, line: usize, message: impl Into<String>) {
+        if self.warnings.len() < MAX_ERRORS {
+            self.warnings.push(LineError::new(line, message));
+        }
+    }
+}
+
+/// Ends the reading when the caller goes away.
+struct CancelOnDrop(Limits);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// Stores every usable line of `body`. Importing the same file twice skips what is known. When the caller goes away,
+/// the import ends after the batch at hand.
+///
+/// # Errors
+/// `BadInput` for the name; what the store says. Bad lines and a file that cannot be read are in the report.
+pub async fn read_in(
+    services: &Arc<Services>,
+    by: &Actor,
+    format: Format,
+    name: &str,
+    known_answer: Option<SetKind>,
+    body: Bytes,
+) -> Result<Imported> {
+    // A file's name as people have them; it only labels the source.
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let name: String = name.chars().map(|c| if fits(c) { c } else { '-' }).take(64).collect();
+    if name.is_empty() {
+        return Err(bad_input("name", "must not be empty"));
+    }
+    if known_answer.is_some() && matches!(format, Format::Demonstrations | Format::Prompts) {
+        return Err(bad_input("known_answer", format!("the format {} holds no rankings", format.as_str())));
+    }
+    let source = format!("import:{name}");
+    let bytes = (services.config.limits.import_bytes as u64).saturating_mul(MAX_GROWTH);
+    let turn = RUNNING.acquire().await.map_err(|e| ServiceError::Internal(e.to_string()))?;
+    let limits = Limits::new(MAX_TIME, MAX_ROWS, bytes);
+    let _cancel = CancelOnDrop(limits.clone());
+    let (all, actor) = (services.clone(), by.signature());
+    to_the_end(async move {
+        let _turn = turn;
+        let (send, mut batches) = mpsc::channel(2);
+        let reader = {
+            let limits = limits.clone();
+            tokio::task::spawn_blocking(move || read(format, body, &limits, &send))
+        };
+        let mut done = Imported::default();
+        while let Some(batch) = batches.recv().await {
+            if let Err(message) = limits.check() {
+                done.stopped.get_or_insert(message);
+                break;
+            }
+            store(&all, batch, &source, known_answer, &mut done).await?;
+        }
+        drop(batches);
+        reader.await.map_err(|e| ServiceError::Internal(format!("reading the file failed: {e}")))?;
+        let detail = json!({
+            "imported": done.imported, "updated": done.updated, "skipped": done.skipped, "failed": done.failed,
+            "stopped": done.stopped.is_some(),
+        });
+        all.store.audit(&actor, "import", &source, detail, all.now()).await?;
+        Ok(done)
+    })
+    .await
+}
+
+type Batch = Vec<Result<Parsed, LineError>>;
+
+/// Reads the whole file; ends early when nobody takes the batches any more.
+fn read(format: Format, body: Bytes, limits: &Limits, out: &mpsc::Sender<Batch>) {
+    let records = match records(format, body, limits) {
+        Ok(records) => records,
+        Err(error) => return drop(out.blocking_send(vec![Err(error)])),
+    };
+    let mut batch = Batch::new();
+    let mut bytes = 0;
+    for record in records {
+        // Rows of Parquet are counted as they are read; a line may hold several records.
+        let counted = if format == Format::Parquet { limits.check() } else { limits.row() };
+        let line = record.as_ref().map_or_else(|e| e.line, |p| p.line);
+        let record = counted.map_err(|message| LineError::fatal(line, message)).and(record);
+        let is_last = record.as_ref().is_err_and(|e| e.fatal);
+        bytes += record.as_ref().map_or(64, |p| weight(&p.record));
+        batch.push(record);
+        if is_last {
+            break;
+        }
+        if batch.len() >= BATCH || bytes >= BATCH_BYTES {
+            bytes = 0;
+            if out.blocking_send(std::mem::take(&mut batch)).is_err() {
+                return;
+            }
+        }
+    }
+    if !batch.is_empty() {
+        // Whoever is gone needs no last batch.
+        let _ = out.blocking_send(batch);
+    }
+}
+
+/// About how many bytes of text a record holds.
+fn weight(record: &Record) -> usize {
+    let prompt = |prompt: &data::PromptInput| match prompt {
+        data::PromptInput::Text(text) => text.len(),
+        data::PromptInput::Chat(messages) => messages.iter().map(|m| m.content.len() + 16).sum(),
+    };
+    match record {
+        Record::Comparison(c) => prompt(&c.prompt) + c.completions.iter().map(|c| c.text.len() + 64).sum::<usize>(),
+        Record::Demonstration(d) => prompt(&d.prompt) + d.completion.len(),
+        Record::Prompt(p) => prompt(&p.prompt),
+    }
+}
+
+type Records = Box<dyn Iterator<Item = Result<Parsed, LineError>>>;
+
+/// The records of a file whose content is what the format says.
+fn records(format: Format, body: Bytes, limits: &Limits) -> Result<Records, LineError> {
+    let whole = |message: String| LineError::fatal(0, message);
+    let source = Source::open(body.clone().reader(), limits.clone())
+        .map_err(|e| whole(format!("the file cannot be unpacked: {e}")))?;
+    if let Some(why) = source.content.refusal() {
+        return Err(whole(format!("the file is not {}: {why}", named(format))));
+    }
+    match (format, source.content) {
+        (_, Content::Empty) => Ok(Box::new(std::iter::empty())),
+        (Format::Parquet, Content::Parquet) if source.packed => {
+            // Parquet is read from its end: it has to be unpacked as a whole.
+            let mut unpacked = Vec::new();
+            let mut reader = source.reader;
+            reader.read_to_end(&mut unpacked).map_err(|e| whole(format!("the file cannot be unpacked: {e}")))?;
+            Ok(Box::new(data::parquet::read_within(unpacked.into(), limits.clone())?))
+        }
+        (Format::Parquet, Content::Parquet) => Ok(Box::new(data::parquet::read_within(body, limits.clone())?)),
+        (Format::Parquet, Content::Json) => Err(whole("the file is not Parquet: it looks like JSON lines".to_owned())),
+        (Format::Parquet, _) => Err(whole("the file is not Parquet: it looks like text".to_owned())),
+        (_, Content::Parquet) => Err(whole("the file is Parquet; import it with format=parquet".to_owned())),
+        (lines, _) => Ok(Box::new(data::import_lines(lines, source.reader))),
+    }
+}
+
+fn named(format: Format) -> &'static str {
+    if format == Format::Parquet { "Parquet" } else { "JSON lines" }
+}
+
+/// Stores one batch in one transaction. Where a line makes the database refuse it, the lines go in one by one, so
+/// that it is named and the others stay.
+async fn store(
+    services: &Services,
+    batch: Batch,
+    source: &str,
+    known_answer: Option<SetKind>,
+    done: &mut Imported,
+) -> Result<()> {
+    let now = services.now();
+    let (mut numbers, mut lines) = (Vec::new(), Vec::new());
+    let mut bad = Vec::new();
+    for parsed in batch {
+        let Parsed { line, record, ignored } = match parsed {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                bad.push(error);
+                continue;
+            }
+        };
+        for field in ignored.into_iter().collect::<BTreeSet<_>>() {
+            // A file of random keys must not fill the report.
+            if done.ignored_fields.len() < MAX_ERRORS || done.ignored_fields.contains_key(&field) {
+                *done.ignored_fields.entry(field).or_default() += 1;
+            }
+        }
+        match as_rows(record, source, now, known_answer) {
+            Ok((row, note)) => {
+                if let Some(note) = note {
+                    done.warn(line, note);
+                }
+                numbers.push(line);
+                lines.push(row);
+            }
+            Err(message) => bad.push(LineError::new(line, message)),
+        }
+    }
+    let lines = Arc::new(lines);
+    let mut stored = Vec::new();
+    if !lines.is_empty() {
+        match services.store.import_lines(lines.clone()).await {
+            Ok(all) => stored = all,
+            Err(StoreError::Conflict(_)) => {
+                for line in lines.iter() {
+                    stored.push(match services.store.import_lines(Arc::new(vec![line.clone()])).await {
+                        Ok(one) => one.into_iter().next().unwrap_or(Stored::Known.into()),
+                        Err(StoreError::Conflict(message)) => Stored::Refused(message).into(),
+                        Err(e) => return Err(e.into()),
+                    });
+                }
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    // Errors in the order of the lines, whoever found them.
+    let mut bad = bad.into_iter().peekable();
+    for (line, one) in numbers.into_iter().zip(stored) {
+        while let Some(error) = bad.next_if(|e| e.line < line) {
+            fail(done, error);
+        }
+        done.count(line, one);
+    }
+    bad.for_each(|error| fail(done, error));
+    Ok(())
+}
+
+fn fail(done: &mut Imported, error: LineError) {
+    if error.fatal {
+        done.stopped = Some(error.to_string());
+    }
+    done.fail(error);
+}
+
+/// A record as rows of the store, and what of it is not kept.
+fn as_rows(
+    record: Record,
+    source: &str,
+    now: Micros,
+    known_answer: Option<SetKind>,
+) -> Result<(ImportLine, Option<String>), String> {
+    let named = |name: String| Labeler { active: false, ..Labeler::new(name.clone().into(), name, Role::Labeler, now) };
+    match record {
+        Record::Comparison(comparison) => {
+            comparison.check()?;
+            let (ranking, note) = ranking(comparison, source, now, known_answer, named);
+            Ok((ImportLine::Ranking(Box::new(ranking)), note))
+        }
+        Record::Demonstration(Written { prompt, completion, labeler, .. }) => {
+            if completion.trim().is_empty() {
+                return Err("the completion is empty: there is nothing to learn from it".to_owned());
+            }
+            let prompt = prompt_record(prompt.into_messages(), source, now);
+            let completion = human_completion(prompt.id.clone(), completion, now);
+            let labeler = named(labeler.unwrap_or_else(|| IMPORTER.to_owned()));
+            Ok((ImportLine::Demonstration { prompt, completion, labeler }, None))
+        }
+        Record::Prompt(record) => {
+            let mut prompt = prompt_record(record.prompt.into_messages(), source, now);
+            (prompt.tags, prompt.lang, prompt.answer) = (record.tags, record.lang, record.answer);
+            Ok((ImportLine::Prompt(prompt), None))
+        }
+    }
+}
+
+fn ranking(
+    comparison: Comparison,
+    source: &str,
+    now: Micros,
+    known_answer: Option<SetKind>,
+    named: impl Fn(String) -> Labeler,
+) -> (ImportedRanking, Option<String>) {
+    let Comparison { prompt, completions, strength, split, labeler, knowledge, explanation, .. } = comparison;
+    let explanation = explanation.filter(|text| !text.trim().is_empty());
+    let mut prompt = prompt_record(prompt.into_messages(), source, now);
+    prompt.split = split.unwrap_or(prompt.split);
+    // What earlier versions knew a ranking by: its prompt, texts and places in their order.
+    let mut content = Sha256::new();
+    content.update(prompt.content_hash.as_bytes());
+    for RankedText { text, tier } in &completions {
+        content.update((text.len() as u64).to_le_bytes());
+        content.update(text.as_bytes());
+        content.update(tier.to_le_bytes());
+    }
+    let written: Vec<Completion> = completions
+        .iter()
+        .map(|c| Completion {
+            origin: CompletionOrigin::Import,
+            ..human_completion(prompt.id.clone(), c.text.clone(), now)
+        })
+        .collect();
+    let set = ComparisonSet {
+        id: SetId::new(),
+        prompt_id: prompt.id.clone(),
+        kind: SetKind::Normal,
+        target_overlap: 1,
+        selection_policy: "import".to_owned(),
+        selection_score: None,
+        status: SetStatus::Done,
+        completion_ids: written.iter().map(|c| c.id.clone()).collect(),
+        created: now,
+    };
+    let items = written.iter().zip(&completions).enumerate().map(|(i, (written, ranked))| JudgmentItem {
+        completion_id: written.id.clone(),
+        tier: ranked.tier,
+        shown_position: i as i64,
+        rating: None,
+    });
+    let is_pair = written.len() == 2;
+    let note = if strength.is_some() && !is_pair {
+        Some("`strength` is kept for pairs only, and this ranking has more answers".to_owned())
+    } else if explanation.is_some() && known_answer.is_none() {
+        Some("`explanation` is kept for known answers only, and this is a ranking".to_owned())
+    } else {
+        None
+    };
+    let judgment = Judgment {
+        id: JudgmentId::new(),
+        assignment_id: None,
+        set_id: set.id.clone(),
+        labeler_id: IMPORTER.into(),
+        revision: 1,
+        supersedes_id: None,
+        outcome: Outcome::Ranked,
+        strength: strength.filter(|_| is_pair),
+        rationale: None,
+        active_ms: 0,
+        wall_ms: 0,
+        guideline_version: None,
+        idempotency_key: format!("import:{}", hex::encode(content.finalize())),
+        items: items.collect(),
+        flags: Vec::new(),
+        created: now,
+        knowledge: knowledge.unwrap_or(Knowledge::Blind),
+    };
+    let has_split = split.is_some();
+    let labeler = labeler.map(named);
+    let completions = written;
+    (ImportedRanking { prompt, has_split, completions, set, judgment, labeler, known_answer, explanation }, note)
+}

@@ -1,0 +1,158 @@
+//! What signing in asks of the store beside the common trait: personal links, live keys, and making sure that what
+//! was erased leaves the files.
+
+use async_trait::async_trait;
+
+use super::connect::Db;
+use super::rows::{Conn, Row, args, not_found};
+use super::sql::{SqlStore, read, write};
+use super::*;
+
+/// The third part of `Store`.
+#[async_trait]
+pub trait AccessStore: Send + Sync + 'static {
+    /// Makes it the person's active link; the one before is `replaced`, and the sessions that it opened end.
+    async fn put_link(&self, link: SignInLink) -> Result<()>;
+    /// In whatever state.
+    async fn find_link(&self, token_hash: &str) -> Result<Option<SignInLink>>;
+    /// Links of everybody that are neither replaced nor revoked.
+    async fn list_links(&self) -> Result<Vec<SignInLink>>;
+    /// `None` when it is unknown, replaced or revoked.
+    async fn live_link(&self, id: &LinkId) -> Result<Option<SignInLink>>;
+    async fn touch_link(&self, id: &LinkId, now: Micros) -> Result<()>;
+    /// Ends the person's active link and the sessions that it opened. `NotFound` when there is none.
+    async fn revoke_link(&self, labeler: &LabelerId) -> Result<()>;
+    /// `None` when the key is unknown or revoked.
+    async fn live_api_key(&self, id: &ApiKeyId) -> Result<Option<ApiKey>>;
+    /// Writes the log back into the database file and cuts it, so that erased rows are in neither (SQLite; Postgres
+    /// keeps its log on its own terms). False when a reader kept some of the log in use.
+    async fn flush_erased(&self) -> Result<bool>;
+}
+
+fn link(row: &Row) -> Result<SignInLink> {
+    Ok(SignInLink {
+        id: row.text("id")?.into(),
+        labeler_id: row.text("labeler_id")?.into(),
+        token_hash: row.text("token_hash")?,
+        state: row.name("state", LinkState::parse)?,
+        expires: row.opt_int("expires")?,
+        used: row.opt_int("used")?,
+        created: row.int("created")?,
+    })
+}
+
+/// Ends the active link of a person; says which it was.
+async fn end(conn: &mut Conn, labeler: &LabelerId, state: LinkState) -> Result<Option<String>> {
+    let row = conn
+        .one(
+            "UPDATE sign_in_links SET state = $2 WHERE labeler_id = $1 AND state = 'active' RETURNING id",
+            args![labeler.as_str(), state.as_str()],
+        )
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let id = row.text("id")?;
+    let opened = format!("link:{id}");
+    conn.run("DELETE FROM sessions WHERE credential = $1", args![&opened]).await?;
+    Ok(Some(id))
+}
+
+async fn put_link(conn: &mut Conn, new: &SignInLink) -> Result<()> {
+    let owner = super::people::get_labeler(conn, &new.labeler_id).await?;
+    if !owner.active {
+        return Err(StoreError::Conflict(format!("{} may not sign in; let them in first", owner.name)));
+    }
+    end(conn, &new.labeler_id, LinkState::Replaced).await?;
+    conn.run(
+        "INSERT INTO sign_in_links (id, labeler_id, token_hash, state, expires, used, created)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        args![
+            new.id.as_str(),
+            new.labeler_id.as_str(),
+            &new.token_hash,
+            new.state.as_str(),
+            new.expires,
+            new.used,
+            new.created
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+async fn one(conn: &mut Conn, sql: &'static str, value: &str) -> Result<Option<SignInLink>> {
+    conn.one(sql, args![value]).await?.as_ref().map(link).transpose()
+}
+
+async fn list(conn: &mut Conn) -> Result<Vec<SignInLink>> {
+    let sql = "SELECT * FROM sign_in_links WHERE state = 'active' ORDER BY created, id";
+    conn.all(sql, vec![]).await?.iter().map(link).collect()
+}
+
+async fn touch(conn: &mut Conn, id: &LinkId, now: Micros) -> Result<()> {
+    conn.run("UPDATE sign_in_links SET used = $2 WHERE id = $1", args![id.as_str(), now]).await?;
+    Ok(())
+}
+
+async fn revoke(conn: &mut Conn, labeler: &LabelerId) -> Result<()> {
+    let ended = end(conn, labeler, LinkState::Revoked).await?;
+    ended.map(drop).ok_or_else(|| not_found("sign-in link of", labeler.as_str()))
+}
+
+/// Ends leases that reach beyond one that begins now: a clock that ran ahead gave them, and they would hold their sets
+/// until its time comes. Their holders get them back like any lease that ran out.
+pub(super) async fn end_future_leases(store: &SqlStore, longest: Micros) -> Result<()> {
+    let latest = longest + people::CLOCK_SLACK;
+    let sql = "SELECT COUNT(*) AS n FROM assignments WHERE state = 'leased' AND expires_at > $1";
+    if read!(store, |c| c.count(sql, args![latest]))? == 0 {
+        return Ok(());
+    }
+    tracing::warn!("leases from a clock that ran ahead are ended");
+    write!(store, |tx| expire_after(tx, latest))
+}
+
+async fn expire_after(conn: &mut Conn, latest: Micros) -> Result<()> {
+    conn.run("UPDATE assignments SET state = 'expired' WHERE state = 'leased' AND expires_at > $1", args![latest])
+        .await?;
+    Ok(())
+}
+
+#[async_trait]
+impl AccessStore for SqlStore {
+    async fn put_link(&self, link: SignInLink) -> Result<()> {
+        write!(self, |tx| put_link(tx, &link))
+    }
+
+    async fn find_link(&self, token_hash: &str) -> Result<Option<SignInLink>> {
+        read!(self, |c| one(c, "SELECT * FROM sign_in_links WHERE token_hash = $1", token_hash))
+    }
+
+    async fn list_links(&self) -> Result<Vec<SignInLink>> {
+        read!(self, |c| list(c))
+    }
+
+    async fn live_link(&self, id: &LinkId) -> Result<Option<SignInLink>> {
+        read!(self, |c| one(c, "SELECT * FROM sign_in_links WHERE id = $1 AND state = 'active'", id.as_str()))
+    }
+
+    async fn touch_link(&self, id: &LinkId, now: Micros) -> Result<()> {
+        write!(self, id = id.clone() => |tx| touch(tx, &id, now))
+    }
+
+    async fn revoke_link(&self, labeler: &LabelerId) -> Result<()> {
+        write!(self, labeler = labeler.clone() => |tx| revoke(tx, &labeler))
+    }
+
+    async fn live_api_key(&self, id: &ApiKeyId) -> Result<Option<ApiKey>> {
+        read!(self, |c| people::live_api_key(c, id))
+    }
+
+    async fn flush_erased(&self) -> Result<bool> {
+        match &self.db {
+            Db::Postgres(_) => Ok(true),
+            Db::Sqlite { writer, .. } => {
+                let busy: i64 = sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(writer).await?;
+                Ok(busy == 0)
+            }
+        }
+    }
+}

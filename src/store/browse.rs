@@ -1,0 +1,358 @@
+//! What the pages list: sets and judgments with the prompt they are about, filtered and paged in SQL, each page in
+//! a fixed number of statements; names of what an id stands for.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+
+use super::rows::{Arg, Conn, Row, args, not_found, placeholders};
+use super::sql::{SqlStore, read, write};
+use super::*;
+
+/// Which sets a list shows. Empty = all of them.
+#[derive(Clone, Debug, Default)]
+pub struct SetFilter {
+    pub status: Option<SetStatus>,
+    pub kind: Option<SetKind>,
+    pub policy: Option<String>,
+    /// Text that the prompt holds.
+    pub text: Option<String>,
+    /// Judged by this labeler.
+    pub labeler_id: Option<LabelerId>,
+    /// Only sets on which two people order some pair of answers differently.
+    pub disputed: bool,
+}
+
+/// A set as a list shows it.
+#[derive(Clone, Debug)]
+pub struct SetRow {
+    pub set: ComparisonSet,
+    pub messages: Vec<Message>,
+    /// People who said something other than "skip", and people who skipped.
+    pub judged: i64,
+    pub skipped: i64,
+    /// Current leases.
+    pub held: i64,
+    /// Answers that end at the length limit.
+    pub cut_off: i64,
+}
+
+/// Which judgments a list shows. Empty = all of them; superseded ones never.
+#[derive(Clone, Debug, Default)]
+pub struct JudgmentFilter {
+    pub labeler_id: Option<LabelerId>,
+    pub set_id: Option<SetId>,
+    pub kind: Option<SetKind>,
+    pub outcome: Option<Outcome>,
+    /// Text that the prompt or the reason given holds.
+    pub text: Option<String>,
+}
+
+/// A judgment as a list shows it.
+#[derive(Clone, Debug)]
+pub struct JudgmentRow {
+    pub id: JudgmentId,
+    pub set_id: SetId,
+    pub kind: SetKind,
+    pub labeler_id: LabelerId,
+    pub labeler: String,
+    pub revision: i64,
+    pub outcome: Outcome,
+    pub strength: Option<Strength>,
+    pub rationale: Option<String>,
+    /// 0 where the time at work is unknown.
+    pub active_ms: i64,
+    pub created: Micros,
+    pub messages: Vec<Message>,
+    /// (completion, tier, shown position), in shown order.
+    pub items: Vec<(CompletionId, i64, i64)>,
+}
+
+/// What an id stands for.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Named {
+    /// `labeler`, `model`, `key`, `invite`, `dataset`, `job`, `draw` or `set`.
+    pub kind: String,
+    /// The name, the kind of a job, the policy of a draw.
+    pub name: String,
+    /// For sets: the prompt.
+    #[serde(skip)]
+    pub messages: Vec<Message>,
+}
+
+/// A part of `Store`: lists for the pages.
+#[async_trait]
+pub trait BrowseStore: Send + Sync + 'static {
+    /// One page, newest first, and how many sets the filter fits in all. `now` says which leases are current.
+    async fn browse_sets(&self, filter: &SetFilter, page: Page, now: Micros) -> Result<(Vec<SetRow>, i64)>;
+    /// One page, newest first, and how many judgments the filter fits in all.
+    async fn browse_judgments(&self, filter: &JudgmentFilter, page: Page) -> Result<(Vec<JudgmentRow>, i64)>;
+    /// The prompts of these sets; unknown ids are left out.
+    async fn set_prompts(&self, ids: &[SetId]) -> Result<HashMap<SetId, Vec<Message>>>;
+    /// What these ids stand for; unknown ones are left out.
+    async fn names_of(&self, ids: &[String]) -> Result<HashMap<String, Named>>;
+    /// Takes all of these sets out of the queue, or none where one is unknown.
+    async fn retire_sets(&self, ids: &[SetId]) -> Result<()>;
+}
+
+#[async_trait]
+impl BrowseStore for SqlStore {
+    async fn browse_sets(&self, filter: &SetFilter, page: Page, now: Micros) -> Result<(Vec<SetRow>, i64)> {
+        read!(self, |c| sets_page(c, filter, &page, now))
+    }
+
+    async fn browse_judgments(&self, filter: &JudgmentFilter, page: Page) -> Result<(Vec<JudgmentRow>, i64)> {
+        read!(self, |c| judgments_page(c, filter, &page))
+    }
+
+    async fn set_prompts(&self, ids: &[SetId]) -> Result<HashMap<SetId, Vec<Message>>> {
+        read!(self, |c| set_prompts(c, ids))
+    }
+
+    async fn names_of(&self, ids: &[String]) -> Result<HashMap<String, Named>> {
+        read!(self, |c| names_of(c, ids))
+    }
+
+    async fn retire_sets(&self, ids: &[SetId]) -> Result<()> {
+        write!(self, ids = ids.to_vec() => |tx| retire_sets(tx, &ids))
+    }
+}
+
+/// No later revision takes the place of the judgment `j`.
+const LATEST: &str = "NOT EXISTS (SELECT 1 FROM judgments n WHERE n.supersedes_id = j.id)";
+
+/// `text` as a pattern for LIKE that finds it anywhere, with `\` as the escape character.
+fn pattern(text: &str) -> String {
+    let mut pattern = String::from("%");
+    for c in text.chars() {
+        if matches!(c, '%' | '_' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern.push('%');
+    pattern
+}
+
+/// Whether a message of the prompt `p` holds the pattern `$n`. Only contents are searched: the names of roles are in
+/// every prompt. SQLite's LIKE ignores the case of ASCII letters, ILIKE of all.
+fn prompt_holds(conn: &Conn, n: usize) -> String {
+    if conn.is_postgres() {
+        format!(
+            "EXISTS (SELECT 1 FROM jsonb_array_elements(p.messages) AS m (body)
+                 WHERE m.body ->> 'content' ILIKE ${n} ESCAPE '\\')"
+        )
+    } else {
+        format!(
+            "EXISTS (SELECT 1 FROM json_each(p.messages) AS m
+                 WHERE json_extract(m.value, '$.content') LIKE ${n} ESCAPE '\\')"
+        )
+    }
+}
+
+async fn total(conn: &mut Conn, sql: String, args: Vec<Arg>) -> Result<i64> {
+    conn.all_built(sql, args).await?.first().map_or(Ok(0), |row| row.int("n"))
+}
+
+/// Rows of a table by the id they belong to.
+async fn by_id<T>(
+    conn: &mut Conn,
+    sql: &str,
+    ids: &[String],
+    key: &str,
+    value: impl Fn(&Row) -> Result<T>,
+) -> Result<HashMap<String, Vec<T>>> {
+    let mut found: HashMap<String, Vec<T>> = HashMap::new();
+    if ids.is_empty() {
+        return Ok(found);
+    }
+    let sql = sql.replace("{ids}", &placeholders(1, ids.len()));
+    for row in &conn.all_built(sql, ids.iter().map(Arg::from).collect()).await? {
+        found.entry(row.text(key)?).or_default().push(value(row)?);
+    }
+    Ok(found)
+}
+
+// ---------------------------------------------------------------- sets
+
+/// Two people whose current rankings order a pair of the answers of `s` differently.
+const DISPUTED: &str = "EXISTS (SELECT 1 FROM judgments j
+    JOIN judgments k ON k.set_id = j.set_id AND k.labeler_id > j.labeler_id AND k.outcome = 'ranked'
+    JOIN judgment_items ja ON ja.judgment_id = j.id
+    JOIN judgment_items jb ON jb.judgment_id = j.id AND jb.completion_id > ja.completion_id
+    JOIN judgment_items ka ON ka.judgment_id = k.id AND ka.completion_id = ja.completion_id
+    JOIN judgment_items kb ON kb.judgment_id = k.id AND kb.completion_id = jb.completion_id
+    WHERE j.set_id = s.id AND j.outcome = 'ranked'
+      AND NOT EXISTS (SELECT 1 FROM judgments n WHERE n.supersedes_id = j.id OR n.supersedes_id = k.id)
+      AND CASE WHEN ja.tier < jb.tier THEN -1 WHEN ja.tier > jb.tier THEN 1 ELSE 0 END
+          <> CASE WHEN ka.tier < kb.tier THEN -1 WHEN ka.tier > kb.tier THEN 1 ELSE 0 END)";
+
+async fn sets_page(conn: &mut Conn, filter: &SetFilter, page: &Page, now: Micros) -> Result<(Vec<SetRow>, i64)> {
+    let holds = prompt_holds(conn, 4);
+    let fits = format!(
+        "FROM comparison_sets s JOIN prompts p ON p.id = s.prompt_id
+         WHERE ($1 IS NULL OR s.status = $1) AND ($2 IS NULL OR s.kind = $2)
+           AND ($3 IS NULL OR s.selection_policy = $3) AND ($4 IS NULL OR {holds})
+           AND ($5 IS NULL OR EXISTS (SELECT 1 FROM judgments j WHERE j.set_id = s.id AND j.labeler_id = $5))
+           AND (NOT $6 OR {DISPUTED})"
+    );
+    let given = || {
+        args![
+            filter.status.map(SetStatus::as_str),
+            filter.kind.map(SetKind::as_str),
+            filter.policy.as_deref(),
+            filter.text.as_deref().map(pattern).as_deref(),
+            filter.labeler_id.as_ref().map(LabelerId::as_str),
+            filter.disputed
+        ]
+    };
+    let total = total(conn, format!("SELECT COUNT(*) AS n {fits}"), given()).await?;
+    let mut paged = given();
+    paged.extend(args![&page.after, page.limit, now]);
+    let rows = conn
+        .all_built(
+            format!(
+                "SELECT s.*, p.messages AS messages,
+                        (SELECT COUNT(*) FROM judgments j WHERE j.set_id = s.id AND j.outcome <> 'skip' AND {LATEST})
+                            AS judged,
+                        (SELECT COUNT(*) FROM judgments j WHERE j.set_id = s.id AND j.outcome = 'skip' AND {LATEST})
+                            AS skipped,
+                        (SELECT COUNT(*) FROM assignments a WHERE a.set_id = s.id AND a.state = 'leased'
+                            AND a.expires_at > $9) AS held,
+                        (SELECT COUNT(*) FROM set_items i JOIN completions c ON c.id = i.completion_id
+                            WHERE i.set_id = s.id AND c.finish_reason = 'length') AS cut_off
+                 {fits} AND ($7 IS NULL OR s.id < $7) ORDER BY s.id DESC LIMIT $8"
+            ),
+            paged,
+        )
+        .await?;
+    let ids = rows.iter().map(|row| row.text("id")).collect::<Result<Vec<_>>>()?;
+    let mut items = by_id(
+        conn,
+        "SELECT set_id, completion_id FROM set_items WHERE set_id IN ({ids}) ORDER BY set_id, position",
+        &ids,
+        "set_id",
+        |row| row.text("completion_id").map(CompletionId::from),
+    )
+    .await?;
+    let mut found = Vec::with_capacity(rows.len());
+    for (row, id) in rows.iter().zip(&ids) {
+        found.push(SetRow {
+            set: sets::set(row, items.remove(id).unwrap_or_default())?,
+            messages: row.json("messages")?,
+            judged: row.int("judged")?,
+            skipped: row.int("skipped")?,
+            held: row.int("held")?,
+            cut_off: row.int("cut_off")?,
+        });
+    }
+    Ok((found, total))
+}
+
+async fn set_prompts(conn: &mut Conn, ids: &[SetId]) -> Result<HashMap<SetId, Vec<Message>>> {
+    let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+    let sql = "SELECT s.id, p.messages FROM comparison_sets s JOIN prompts p ON p.id = s.prompt_id
+               WHERE s.id IN ({ids})";
+    let found = by_id(conn, sql, &ids, "id", |row| row.json("messages")).await?;
+    Ok(found.into_iter().filter_map(|(id, messages)| Some((id.into(), messages.into_iter().next()?))).collect())
+}
+
+async fn retire_sets(conn: &mut Conn, ids: &[SetId]) -> Result<()> {
+    for id in ids {
+        let changed =
+            conn.run("UPDATE comparison_sets SET status = 'retired' WHERE id = $1", args![id.as_str()]).await?;
+        if changed == 0 {
+            return Err(not_found("comparison set", id.as_str()));
+        }
+    }
+    Ok(())
+}
+
+// ---------------------------------------------------------------- judgments
+
+async fn judgments_page(conn: &mut Conn, filter: &JudgmentFilter, page: &Page) -> Result<(Vec<JudgmentRow>, i64)> {
+    let holds = prompt_holds(conn, 5);
+    let like = if conn.is_postgres() { "ILIKE" } else { "LIKE" };
+    let fits = format!(
+        "FROM judgments j JOIN comparison_sets s ON s.id = j.set_id JOIN prompts p ON p.id = s.prompt_id
+           JOIN labelers l ON l.id = j.labeler_id
+         WHERE ($1 IS NULL OR j.labeler_id = $1) AND ($2 IS NULL OR j.set_id = $2) AND ($3 IS NULL OR s.kind = $3)
+           AND ($4 IS NULL OR j.outcome = $4)
+           AND ($5 IS NULL OR j.rationale {like} $5 ESCAPE '\\' OR {holds}) AND {LATEST}"
+    );
+    let given = || {
+        args![
+            filter.labeler_id.as_ref().map(LabelerId::as_str),
+            filter.set_id.as_ref().map(SetId::as_str),
+            filter.kind.map(SetKind::as_str),
+            filter.outcome.map(Outcome::as_str),
+            filter.text.as_deref().map(pattern).as_deref()
+        ]
+    };
+    let total = total(conn, format!("SELECT COUNT(*) AS n {fits}"), given()).await?;
+    let mut paged = given();
+    paged.extend(args![&page.after, page.limit]);
+    let rows = conn
+        .all_built(
+            format!(
+                "SELECT j.id, j.set_id, j.labeler_id, j.revision, j.outcome, j.strength, j.rationale, j.active_ms,
+                        j.created, s.kind, l.name AS labeler, p.messages
+                 {fits} AND ($6 IS NULL OR j.id < $6) ORDER BY j.id DESC LIMIT $7"
+            ),
+            paged,
+        )
+        .await?;
+    let ids = rows.iter().map(|row| row.text("id")).collect::<Result<Vec<_>>>()?;
+    let mut items = by_id(
+        conn,
+        "SELECT judgment_id, completion_id, tier, shown_position FROM judgment_items WHERE judgment_id IN ({ids})
+         ORDER BY judgment_id, shown_position, completion_id",
+        &ids,
+        "judgment_id",
+        |row| Ok((row.text("completion_id")?.into(), row.int("tier")?, row.int("shown_position")?)),
+    )
+    .await?;
+    let mut found = Vec::with_capacity(rows.len());
+    for (row, id) in rows.iter().zip(ids) {
+        found.push(JudgmentRow {
+            items: items.remove(&id).unwrap_or_default(),
+            id: id.into(),
+            set_id: row.text("set_id")?.into(),
+            kind: row.name("kind", SetKind::parse)?,
+            labeler_id: row.text("labeler_id")?.into(),
+            labeler: row.text("labeler")?,
+            revision: row.int("revision")?,
+            outcome: row.name("outcome", Outcome::parse)?,
+            strength: row.opt_name("strength", Strength::parse)?,
+            rationale: row.opt_text("rationale")?,
+            active_ms: row.int("active_ms")?,
+            created: row.int("created")?,
+            messages: row.json("messages")?,
+        });
+    }
+    Ok((found, total))
+}
+
+// ---------------------------------------------------------------- names
+
+async fn names_of(conn: &mut Conn, ids: &[String]) -> Result<HashMap<String, Named>> {
+    let policy = if conn.is_postgres() { "request ->> 'policy'" } else { "json_extract(request, '$.policy')" };
+    let sql = format!(
+        "SELECT 'labeler' AS kind, id, name FROM labelers WHERE id IN ({{ids}})
+         UNION ALL SELECT 'model', id, name FROM model_versions WHERE id IN ({{ids}})
+         UNION ALL SELECT 'key', id, name FROM api_keys WHERE id IN ({{ids}})
+         UNION ALL SELECT 'invite', id, COALESCE(note, '') FROM invites WHERE id IN ({{ids}})
+         UNION ALL SELECT 'dataset', id, COALESCE(name, '') FROM dataset_versions WHERE id IN ({{ids}})
+         UNION ALL SELECT 'job', id, kind FROM jobs WHERE id IN ({{ids}})
+         UNION ALL SELECT 'draw', id, COALESCE({policy}, '') FROM set_draws WHERE id IN ({{ids}})"
+    );
+    let named = |row: &Row| Ok(Named { kind: row.text("kind")?, name: row.text("name")?, messages: Vec::new() });
+    let found = by_id(conn, &sql, ids, "id", named).await?;
+    let mut names: HashMap<String, Named> =
+        found.into_iter().filter_map(|(id, named)| Some((id, named.into_iter().next()?))).collect();
+    let sets: Vec<SetId> = ids.iter().filter(|id| !names.contains_key(*id)).map(|id| id.clone().into()).collect();
+    for (id, messages) in set_prompts(conn, &sets).await? {
+        names.insert(id.to_string(), Named { kind: "set".to_owned(), name: String::new(), messages });
+    }
+    Ok(names)
+}

@@ -1,0 +1,61 @@
+//! What labelers have been shown of sets: who wrote the completions, the expected answer.
+
+use super::Result;
+use super::rows::{Conn, args};
+use crate::domain::*;
+
+/// Notes that the labeler has been shown this of the set.
+pub(super) async fn put(conn: &mut Conn, set: &SetId, labeler: &LabelerId, what: Knowledge, now: Micros) -> Result<()> {
+    if what == Knowledge::Blind {
+        return Ok(());
+    }
+    conn.run(
+        "INSERT INTO reveals (set_id, labeler_id, what, created) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+        args![set.as_str(), labeler.as_str(), what.as_str(), now],
+    )
+    .await?;
+    Ok(())
+}
+
+/// What the labeler has been shown of this very set.
+pub(super) async fn of(conn: &mut Conn, set: &SetId, labeler: &LabelerId) -> Result<Vec<Knowledge>> {
+    conn.all(
+        "SELECT what FROM reveals WHERE set_id = $1 AND labeler_id = $2 ORDER BY what",
+        args![set.as_str(), labeler.as_str()],
+    )
+    .await?
+    .iter()
+    .map(|row| row.name("what", Knowledge::parse))
+    .collect()
+}
+
+/// What the labeler knows when judging the set now. Who wrote a completion is also known from any other set
+/// that holds it.
+pub(super) async fn known(conn: &mut Conn, set: &ComparisonSet, labeler: &LabelerId) -> Result<Knowledge> {
+    if of(conn, &set.id, labeler).await?.contains(&Knowledge::Answer) {
+        return Ok(Knowledge::Answer);
+    }
+    let seen = conn
+        .count(
+            "SELECT COUNT(*) AS n FROM reveals r JOIN set_items i ON i.set_id = r.set_id
+             WHERE r.labeler_id = $1 AND r.what = 'authors'
+               AND i.completion_id IN (SELECT completion_id FROM set_items WHERE set_id = $2)",
+            args![labeler.as_str(), set.id.as_str()],
+        )
+        .await?;
+    Ok(if seen > 0 { Knowledge::Authors } else { Knowledge::Blind })
+}
+
+/// A set in the queue that holds one of these completions and that the labeler has not judged.
+pub(super) async fn unjudged_with(conn: &mut Conn, id: &CompletionId, labeler: &LabelerId) -> Result<Option<SetId>> {
+    let row = conn
+        .one(
+            "SELECT s.id FROM comparison_sets s JOIN set_items i ON i.set_id = s.id
+             WHERE i.completion_id = $1 AND s.status <> 'retired' AND NOT EXISTS (
+                 SELECT 1 FROM judgments j WHERE j.set_id = s.id AND j.labeler_id = $2 AND j.outcome <> 'skip')
+             ORDER BY s.id LIMIT 1",
+            args![id.as_str(), labeler.as_str()],
+        )
+        .await?;
+    row.map(|row| row.text("id").map(Into::into)).transpose()
+}

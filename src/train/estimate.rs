@@ -1,0 +1,315 @@
+//! What a run will need before it begins: memory, steps and time. Arithmetic over sizes; nothing is loaded.
+//!
+//! Memory is that of this program's own training: f32 weights, gradients and Adam moments, a copy of the weights for
+//! evaluation, activations of one micro-batch, and for reinforcement learning the reference, the reward model and the
+//! cache of a round's samples. Time follows from the arithmetic of the passes and a speed: that of earlier runs on
+//! this machine where there are any, else that of a matrix product measured here.
+
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::model::{Arch, ModelConfig, presets};
+
+/// What the program itself takes before a model is loaded.
+const PROGRAM_BYTES: f64 = 80e6;
+/// Bytes of activations for each token, channel and layer in f32: twice the 34 bytes in 16 bits of
+/// arXiv 2205.05198, without attention maps, which the fused kernel never writes.
+const ACTIVATION_BYTES: f64 = 68.0;
+/// The share of a plain matrix product's speed that whole training passes reach, at best and at worst. Attention,
+/// norms, the optimizer and small products are slower.
+const EFFICIENCY: (f64, f64) = (0.9, 0.2);
+
+/// The data that a run reads, as far as it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct DataSize {
+    /// Training rows: demonstrations, sets of answers, prompts.
+    pub rows: u64,
+    /// Sequences in one row: answers of a set.
+    pub sequences_per_row: f64,
+    /// Mean tokens of a sequence, prompt included.
+    pub tokens: f64,
+}
+
+/// A run to be estimated. `args` are the recipe's own; what is left out has its default.
+#[derive(Debug)]
+pub struct Planned<'a> {
+    pub recipe: &'a str,
+    pub args: &'a Value,
+    pub model: &'a ModelConfig,
+    pub reward_model: Option<&'a ModelConfig>,
+    pub gold_reward_model: Option<&'a ModelConfig>,
+    pub data: Option<DataSize>,
+}
+
+/// The work and the memory of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Need {
+    pub memory_bytes: u64,
+    pub steps: Option<u64>,
+    /// Tokens that are learned from, and floating-point operations of the whole run; unknown without data.
+    pub tokens: Option<f64>,
+    pub flops: Option<f64>,
+    /// What the figures rest on.
+    pub basis: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, schemars::JsonSchema)]
+pub struct Seconds {
+    pub low: f64,
+    pub high: f64,
+}
+
+/// Arguments with their defaults.
+struct Args<'a>(&'a Value);
+
+impl Args<'_> {
+    fn number(&self, name: &str, default: f64) -> f64 {
+        self.0.get(name).and_then(Value::as_f64).unwrap_or(default)
+    }
+
+    fn text(&self, name: &str) -> &str {
+        self.0.get(name).and_then(Value::as_str).unwrap_or_default()
+    }
+}
+
+/// Parameters of the matrices that a token passes through.
+fn matrix_parameters(config: &ModelConfig) -> f64 {
+    let all = presets::parameters(config) as f64;
+    // Of an embedding that is not the output matrix too, a token reads one row.
+    let embedding = (config.vocab_size * config.hidden_size) as f64;
+    if config.arch == Arch::Bert || !config.tie_embeddings { all - embedding } else { all }
+}
+
+fn adapter_parameters(config: &ModelConfig, rank: f64) -> f64 {
+    let (d, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
+    let (q, kv) = ((config.n_heads * config.head_dim) as f64, (config.n_kv_heads * config.head_dim) as f64);
+    let sides = match config.arch {
+        Arch::Gpt2 => 4.0 * d + 2.0 * d + 2.0 * (d + inner),
+        Arch::Bert => 4.0 * 2.0 * d + 2.0 * (d + inner),
+        Arch::Llama | Arch::Qwen2 => 2.0 * (q + d) + 2.0 * (kv + d) + 3.0 * (d + inner),
+    };
+    config.n_layers as f64 * rank * sides
+}
+
+/// Estimates a run.
+pub fn need(planned: &Planned<'_>) -> Need {
+    let (args, model) = (Args(planned.args), planned.model);
+    let parameters = presets::parameters(model) as f64;
+    let lora = planned.args.get("lora").filter(|lora| !lora.is_null());
+    let rank = lora.map(|lora| lora.get("rank").and_then(Value::as_f64).unwrap_or(16.0));
+    let trained = rank.map_or(parameters, |rank| adapter_parameters(model, rank));
+    let rl = matches!(planned.recipe, "ppo" | "reinforce" | "rloo" | "grpo");
+    let half = args.text("frozen_precision") == "bf16";
+
+    let max_length = args.number("max_length", 1024.0).min(model.max_positions as f64);
+    let in_batch = if rl { args.number("rollout_batch_size", 64.0) } else { args.number("batch_size", 16.0) };
+    let data = planned.data.unwrap_or_default();
+    let known = planned.data.is_some_and(|data| data.rows > 0);
+    let response = args.number("response_length", 48.0);
+    let longest = if known { (data.tokens * 2.0).min(max_length) } else { max_length };
+    let (length, longest) = match rl {
+        true => ((data.tokens + response).min(max_length), (longest + response).min(max_length)),
+        false => (data.tokens.min(max_length), longest),
+    };
+    // A set of answers is never divided; neither is a sequence.
+    let together = if rl { 1.0 } else { data.sequences_per_row.max(1.0) };
+    let batch_tokens = in_batch * together * if known { length } else { max_length };
+    let micro = args.number("micro_batch_tokens", 1024.0).max(longest * together).min(batch_tokens.max(longest));
+
+    let (layers, d) = (model.n_layers as f64, model.hidden_size as f64);
+    let all_activations = micro * layers * d * ACTIVATION_BYTES;
+    let activations = match args.text("recompute") {
+        "block" => all_activations / layers.max(1.0) + micro * layers * d * 8.0,
+        "mlp" => all_activations * 0.55,
+        _ => all_activations,
+    };
+    let logits = if planned.recipe == "reward" { 0.0 } else { micro * model.vocab_size as f64 * 8.0 };
+    // f32 weights; trained ones with gradient and two moments, and a copy for evaluation, samples and the file.
+    let frozen = if rank.is_some() { parameters * if half { 4.0 + 2.0 } else { 4.0 + 4.0 } } else { 0.0 };
+    let own = trained * (4.0 + 4.0 + 8.0) + if rank.is_some() { parameters * 4.0 } else { parameters * 8.0 };
+    let mut memory = PROGRAM_BYTES + frozen + own + activations + logits;
+    let mut parts = vec![match rank {
+        Some(rank) => {
+            format!("LoRA of rank {rank} ({:.1}M of {:.1}M parameters trained)", trained / 1e6, parameters / 1e6)
+        }
+        None => format!("all {:.1}M parameters trained", parameters / 1e6),
+    }];
+    parts.push(format!("micro-batches of {micro:.0} tokens"));
+    if rl {
+        let per_token = 2.0 * layers * (model.n_kv_heads * model.head_dim) as f64 * 4.0;
+        let round = in_batch * (longest + response).min(model.max_positions as f64);
+        // The reference shares frozen weights; with all parameters trained it has its own.
+        memory += round * per_token + if rank.is_some() { 0.0 } else { parameters * 4.0 };
+        for other in [planned.reward_model, planned.gold_reward_model].into_iter().flatten() {
+            let size = presets::parameters(other) as f64;
+            memory += size * if half { 4.0 } else { 8.0 };
+            parts.push(format!("a reward model of {:.1}M parameters", size / 1e6));
+        }
+        if args.text("critic") == "separate" {
+            let critic = planned.reward_model.map_or(parameters, |m| presets::parameters(m) as f64);
+            memory += if rank.is_some() { critic * 4.0 } else { critic * 16.0 };
+        }
+    }
+
+    let cut = |steps: u64| args.0.get("max_steps").and_then(Value::as_u64).map_or(steps, |most| steps.min(most));
+    let heldout = args.number("heldout_fraction", 0.1);
+    let steps = match planned.recipe {
+        _ if rl => Some(cut(args.number("iterations", 100.0) as u64)),
+        "pretrain" | "mlm" => args.0.get("steps").and_then(Value::as_u64).map(cut),
+        _ if known => {
+            let rows = (data.rows as f64 * (1.0 - heldout)).ceil().max(1.0);
+            Some(cut(args.number("epochs", 1.0) as u64 * (rows / in_batch).ceil() as u64))
+        }
+        _ => None,
+    };
+    // Forward 2 operations a parameter and token, backward the same again for the inputs, and for trained weights.
+    let passes = if rank.is_some() { 2.2 } else { 3.0 };
+    let (mut tokens, mut flops) = (None, None);
+    if let Some(steps) = steps.filter(|_| known || rl) {
+        let matrices = matrix_parameters(model);
+        let keys = 4.0 * layers * (model.n_heads * model.head_dim) as f64 * length / 2.0;
+        let forward = 2.0 * matrices + keys;
+        let seen = steps as f64 * in_batch * together * length.max(1.0);
+        let work = match rl {
+            true => {
+                let judged: f64 = [planned.reward_model, planned.gold_reward_model]
+                    .into_iter()
+                    .flatten()
+                    .map(|m| 2.0 * matrix_parameters(m))
+                    .sum();
+                // Sampling reads the weights for few tokens at a time: about twice its arithmetic.
+                let (epochs, critic) =
+                    (args.number("ppo_epochs", 1.0), if args.text("critic") == "separate" { 2.0 } else { 1.0 });
+                2.0 * forward + forward + judged + epochs * passes * forward * critic
+            }
+            false => passes * forward,
+        };
+        tokens = Some(seen);
+        flops = Some(seen * work);
+    }
+    parts.push(match (known, rl) {
+        (true, _) => format!("{} rows of about {:.0} tokens", data.rows, data.tokens),
+        (false, _) => "sequences of the longest length, because the data is not known yet".to_owned(),
+    });
+    Need { memory_bytes: memory as u64, steps, tokens, flops, basis: parts.join(", ") }
+}
+
+/// The time of a run, and what it rests on. `measured`: tokens per second of earlier runs of this recipe on this
+/// machine, with the parameters of their models.
+pub fn seconds(need: &Need, parameters: f64, measured: &[(f64, f64)]) -> Option<(Seconds, String)> {
+    let (tokens, flops) = (need.tokens?, need.flops?);
+    let mut rates: Vec<f64> = measured
+        .iter()
+        .filter(|(rate, size)| *rate > 0.0 && *size > 0.0)
+        .map(|(rate, size)| rate * size / parameters.max(1.0))
+        .collect();
+    rates.sort_by(f64::total_cmp);
+    if let Some(median) = rates.get(rates.len() / 2) {
+        let seconds = tokens / median;
+        let runs = super::fit::count(rates.len(), "earlier run", "earlier runs");
+        return Some((
+            Seconds { low: seconds * 0.6, high: seconds * 1.8 },
+            format!("the speed of {runs} of this recipe here"),
+        ));
+    }
+    let speed = product_speed()?;
+    let (best, worst) = (flops / (speed * EFFICIENCY.0), flops / (speed * EFFICIENCY.1));
+    let text =
+        format!("a matrix product measured here at {:.0} GFLOP/s; no earlier run of this recipe to go by", speed / 1e9);
+    Some((Seconds { low: best, high: worst }, text))
+}
+
+/// Floating-point operations per second of a matrix product of middling size on all threads; measured once.
+fn product_speed() -> Option<f64> {
+    static SPEED: std::sync::OnceLock<Option<f64>> = std::sync::OnceLock::new();
+    const N: usize = 512;
+    let measure = || -> candle_core::Result<f64> {
+        let a = candle_core::Tensor::ones((N, N), candle_core::DType::F32, &candle_core::Device::Cpu)?;
+        let mut best = f64::INFINITY;
+        // The first one warms up; the best of a few is not disturbed by what else runs.
+        for _ in 0..4 {
+            let start = Instant::now();
+            a.matmul(&a)?;
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        Ok(2.0 * (N * N * N) as f64 / best.max(1e-9))
+    };
+    *SPEED.get_or_init(|| measure().ok())
+}
+
+/// Memory that a new process can have: what is free, less where a control group allows less. Linux only.
+pub fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    let free = line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024;
+    let number = |file: &str| -> Option<u64> {
+        std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse().ok()
+    };
+    let allowed = number("memory.max").zip(number("memory.current")).map(|(most, now)| most.saturating_sub(now));
+    Some(allowed.map_or(free, |allowed| free.min(allowed)))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn of(args: Value, data: Option<DataSize>) -> Need {
+        let model = presets::find("smollm2-135m").expect("a preset").config;
+        need(&Planned { recipe: "sft", args: &args, model: &model, reward_model: None, gold_reward_model: None, data })
+    }
+
+    #[test]
+    fn adapters_and_recomputation_need_less_and_length_more() {
+        let data = Some(DataSize { rows: 1000, sequences_per_row: 1.0, tokens: 200.0 });
+        let full = of(json!({}), data);
+        let lora = of(json!({"lora": {"rank": 8}}), data);
+        assert!(lora.memory_bytes < full.memory_bytes, "{lora:?} {full:?}");
+        assert!(lora.flops.unwrap() < full.flops.unwrap());
+        // 16 bytes a parameter before anything else.
+        assert!(full.memory_bytes > 16 * 134_000_000);
+        let again = of(json!({"recompute": "block"}), data);
+        assert!(again.memory_bytes < full.memory_bytes);
+        let long = of(json!({"micro_batch_tokens": 8192, "batch_size": 64}), data);
+        assert!(long.memory_bytes > full.memory_bytes);
+        // 900 of 1,000 rows are trained on, 16 at a time.
+        assert_eq!((full.steps, of(json!({"max_steps": 3}), data).steps), (Some(57), Some(3)));
+        assert_eq!(of(json!({}), None).steps, None);
+    }
+
+    #[test]
+    fn a_reward_model_and_iterations_count() {
+        let model = presets::find("smollm2-135m").unwrap().config;
+        let ask = |args: Value, reward: bool| {
+            let reward_model = reward.then_some(&model);
+            need(&Planned {
+                recipe: "ppo",
+                args: &args,
+                model: &model,
+                reward_model,
+                gold_reward_model: None,
+                data: None,
+            })
+        };
+        let alone = ask(json!({"lora": {"rank": 8}, "iterations": 7}), false);
+        let judged = ask(json!({"lora": {"rank": 8}, "iterations": 7}), true);
+        assert_eq!(alone.steps, Some(7));
+        assert!(judged.memory_bytes > alone.memory_bytes + 4 * 134_000_000);
+        assert!(judged.flops > alone.flops);
+    }
+
+    #[test]
+    fn earlier_runs_decide_the_time() {
+        let need = of(json!({}), Some(DataSize { rows: 1000, sequences_per_row: 1.0, tokens: 200.0 }));
+        let (seconds, basis) = super::seconds(&need, 1e6, &[(100.0, 1e6), (50.0, 2e6)]).unwrap();
+        // Both runs went at 100 tokens per second for this size.
+        let exact = need.tokens.unwrap() / 100.0;
+        assert!(seconds.low < exact && exact < seconds.high, "{seconds:?} {exact}");
+        assert!(basis.contains("2 earlier runs"), "{basis}");
+        let (guessed, basis) = super::seconds(&need, 1e6, &[]).unwrap();
+        assert!(guessed.low > 0.0 && guessed.low < guessed.high && basis.contains("measured here"));
+    }
+}

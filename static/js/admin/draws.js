@@ -1,0 +1,74 @@
+// What a draw of sets did, in words: why it made fewer than wanted, what was cut off, and what helps.
+import { percent } from '../figures.js';
+import { h } from '../dom.js';
+import { t } from '../i18n.js';
+import { caught } from './parts.js';
+
+/**
+ * Why fewer sets than wanted were made: `[{text, cure}]`, `cure` one of `again` (draw again for prompts that have
+ * sets) or null. Pure: tested in the modules' test.
+ */
+export function reasons(draw) {
+  const r = draw.report ?? {};
+  const n = (key, count) => (count ? { text: t(`draw.${key}`, { n: count, all: r.found ?? 0 }), cure: null } : null);
+  if (draw.request.policy === 'disagreement') {
+    const found = [n('agreed', r.agreed), n('single', r.single), n('waiting', r.waiting), n('settled', r.settled)].filter(Boolean);
+    return r.found ? found : [{ text: t('draw.none_ranked'), cure: null }];
+  }
+  if (!r.found) {
+    const tag = draw.request.prompts?.tag;
+    return [{ text: tag ? t('draw.no_prompts_tag', { tag }) : t('draw.no_prompts'), cure: null }];
+  }
+  const stored = draw.request.policy === 'stored';
+  return [
+    r.has_set ? { text: t(r.has_set === r.found ? 'draw.all_have_sets' : 'draw.has_set', { n: r.has_set, all: r.found }), cure: 'again' } : null,
+    n('raw_text', r.raw_text),
+    n(stored ? 'few_stored' : 'few_answers', r.few_answers),
+    n('equal_answers', r.equal_answers),
+    n('too_long', r.too_long),
+  ].filter(Boolean);
+}
+
+/** The notes below a draw. `again(request)` starts a draw, `lengthen(tokens)` puts a length into the form. */
+export function drawNotes(draw, { again, lengthen }) {
+  const r = draw.report ?? {};
+  const notes = [];
+  if (draw.state === 'running' && r.pieces) notes.push(t('draw.pieces', { n: r.pieces }));
+  if (draw.state === 'done' && draw.made < draw.wanted) {
+    const why = reasons(draw);
+    if (why.length === 0) notes.push(t('draw.ran_out', { n: r.found }));
+    for (const { text, cure } of why)
+      notes.push([
+        text,
+        cure === 'again'
+          ? h('button', {
+              type: 'button',
+              class: 'small',
+              text: t('draw.again'),
+              on: {
+                click: caught(async (e) => {
+                  e.currentTarget.blur();
+                  const { request } = draw;
+                  await again({ ...request, count: draw.wanted - draw.made, prompts: { ...request.prompts, with_sets: true } });
+                }),
+              },
+            })
+          : null,
+      ]);
+  }
+  if (r.smaller) notes.push(t('draw.smaller', { n: r.smaller }));
+  if (r.redrawn) notes.push(t('draw.redrawn', { n: r.redrawn }));
+  if (r.cut_off && r.answers)
+    notes.push([
+      t('draw.cut_off', { n: r.cut_off, all: r.answers, share: percent(r.cut_off / r.answers), tokens: r.max_tokens ?? 0 }),
+      r.max_tokens
+        ? h('button', {
+            type: 'button',
+            class: 'small',
+            text: t('draw.longer', { tokens: r.max_tokens * 2 }),
+            on: { click: () => lengthen(r.max_tokens * 2) },
+          })
+        : null,
+    ]);
+  return notes.length ? h('ul', { class: 'draw-notes' }, notes.map((note) => h('li', null, note))) : null;
+}

@@ -1,0 +1,176 @@
+//! What a job will need: asked of the stored data and the model's files, and held against a real run's peak.
+
+use instructd::domain::*;
+use instructd::jobs::{estimate, is_passed_on};
+use serde_json::json;
+
+use super::small_world;
+use crate::store::{backend, fixture};
+use crate::support;
+
+#[tokio::test]
+async fn an_estimate_says_memory_steps_time_and_what_it_rests_on() {
+    let fresh = backend::sqlite().await.unwrap();
+    let store = &*fresh.store;
+    small_world(store).await;
+    let mut version = fixture::model("tiny", ModelKind::Policy);
+    version.artifact_uri = support::fixture("llama-tiny").display().to_string();
+    store.put_model(version).await.unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let ask = |kind: &'static str, args: serde_json::Value| {
+        estimate::estimate(store, instructd::train::recipes(), data.path(), kind, args)
+    };
+    let reward = ask("reward", json!({"model": "tiny", "epochs": 2, "batch_size": 1})).await.unwrap();
+    assert!(reward.memory_bytes > 0 && reward.basis.contains("2 rows"), "{reward:?}");
+    assert!(reward.steps.is_some_and(|steps| (2..=4).contains(&steps)), "{reward:?}");
+    let seconds = reward.seconds.unwrap();
+    assert!(seconds.low > 0.0 && seconds.low <= seconds.high, "{reward:?}");
+    assert_eq!(reward.fits, reward.available_memory_bytes.map(|free| reward.memory_bytes <= free));
+    let refused = ask("reward", json!({"model": "tiny", "epochs": 0})).await.unwrap_err();
+    assert!(refused.to_string().contains("epochs"), "{refused}");
+    // Files elsewhere: nothing is made up.
+    let unknown = ask("reward", json!({"model": "base"})).await.unwrap();
+    assert_eq!((unknown.memory_bytes, unknown.fits, unknown.seconds), (0, None, None));
+}
+
+/// Models that a laptop cannot train whole get adapters; what is said stays said.
+#[tokio::test]
+async fn large_models_are_trained_through_adapters_unless_told_otherwise() {
+    let fresh = backend::sqlite().await.unwrap();
+    let store = &*fresh.store;
+    let data = tempfile::tempdir().unwrap();
+    for (name, width) in [("small", 48), ("large", 1024)] {
+        let dir = data.path().join("models").join(name);
+        support::copy_into(&support::fixture("llama-tiny"), &dir);
+        // `describe` reads the configuration alone.
+        let mut config: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
+        config["hidden_size"] = json!(width);
+        config["intermediate_size"] = json!(width * 4);
+        config["num_hidden_layers"] = json!(8);
+        std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+        store.put_model(fixture::model(name, ModelKind::Policy)).await.unwrap();
+    }
+    for (args, expected) in [
+        (json!({"model": "large"}), json!({"rank": 8, "alpha": 16})),
+        (json!({"model": "small"}), json!(null)),
+        (json!({"model": "large", "lora": null}), json!(null)),
+        (json!({"model": "large", "lora": {"rank": 2}}), json!({"rank": 2})),
+    ] {
+        let mut filled = args.as_object().unwrap().clone();
+        estimate::fill_defaults(store, data.path(), "sft", &mut filled).await.unwrap();
+        assert_eq!(filled.get("lora").cloned().unwrap_or_default(), expected, "{args}");
+    }
+    let mut pretrain = json!({"model": "large"}).as_object().unwrap().clone();
+    estimate::fill_defaults(store, data.path(), "pretrain", &mut pretrain).await.unwrap();
+    assert!(!pretrain.contains_key("lora"));
+}
+
+#[tokio::test]
+async fn the_gold_reward_model_is_never_the_one_trained_on() {
+    let fresh = backend::sqlite().await.unwrap();
+    let store = &*fresh.store;
+    small_world(store).await;
+    let judge = |name: &str, sha: char, uri: &str| {
+        let mut version = fixture::model(name, ModelKind::Reward);
+        version.sha256 = sha.to_string().repeat(64);
+        version.artifact_uri = uri.to_owned();
+        version
+    };
+    let (first, copy, other) =
+        (judge("rm", 'a', "models/rm"), judge("copy", 'a', "models/copy"), judge("other", 'b', "models/other"));
+    for version in [&first, &copy, &other] {
+        store.put_model(version.clone()).await.unwrap();
+    }
+    store.activate_model(&first.id, fixture::T0).await.unwrap();
+    let refused = |args| async move {
+        match super::enqueue(store, "ppo", args).await {
+            Err(instructd::jobs::queue::EnqueueError::Args(e)) => (e.field, e.message),
+            other => panic!("{other:?}"),
+        }
+    };
+    for args in [
+        json!({"reward_model": "rm", "gold_reward_model": "rm"}),
+        json!({"reward_model": "rm", "gold_reward_model": first.id}),
+        json!({"reward_model": "rm", "gold_reward_model": "copy"}),
+        // The active one is meant where the field is left out.
+        json!({"gold_reward_model": "rm"}),
+    ] {
+        let (field, message) = refused(args.clone()).await;
+        assert_eq!(field, "gold_reward_model", "{args}: {message}");
+    }
+    let job = super::enqueue(store, "ppo", json!({"reward_model": "rm", "gold_reward_model": "other"})).await.unwrap();
+    assert_eq!(job.args["gold_reward_model"], "other");
+    // Empty is none, never the active one.
+    for empty in [json!(null), json!(""), json!(" ")] {
+        let args = json!({"reward_model": "rm", "gold_reward_model": empty});
+        assert_eq!(super::enqueue(store, "ppo", args).await.unwrap().args.get("gold_reward_model"), None);
+        assert_eq!(refused(json!({"reward_model": empty})).await.0, "reward_model");
+        assert_eq!(refused(json!({"model": empty, "reward_model": "rm"})).await.0, "model");
+    }
+}
+
+#[test]
+fn children_get_no_secrets() {
+    for secret in [
+        "INSTRUCTD_ADMIN_KEY",
+        "INSTRUCTD_DATABASE_URL",
+        "INSTRUCTD_UPSTREAM__API_KEY",
+        "DATABASE_URL",
+        "PGPASSWORD",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "HF_TOKEN",
+        "OPENAI_API_KEY",
+    ] {
+        assert!(!is_passed_on(secret), "{secret}");
+    }
+    for needed in ["PATH", "HOME", "LC_ALL", "RUST_LOG", "RAYON_NUM_THREADS", "CUDA_VISIBLE_DEVICES"] {
+        assert!(is_passed_on(needed), "{needed}");
+    }
+}
+
+/// The peak of real runs of the built-in model lies within a factor of two of the estimate, for all parameters and
+/// for adapters, and for two sizes of micro-batches.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_memory_of_a_run_is_within_a_factor_of_two() {
+    use instructd::train::estimate::{DataSize, Planned, need};
+    let dir = tempfile::tempdir().unwrap();
+    let model = instructd::model::builtin::unpack(dir.path()).unwrap();
+    let config = instructd::model::describe(&model).unwrap().config;
+    let text = "The quick brown fox jumps over the lazy dog and runs away. ".repeat(4);
+    let demonstrations = dir.path().join("d.jsonl");
+    let lines = (0..2).map(|i| format!("{}\n", json!({"prompt": format!("Question {i}"), "completion": text})));
+    std::fs::write(&demonstrations, lines.collect::<String>()).unwrap();
+    for (name, more) in [
+        ("full", json!({"micro_batch_tokens": 100})),
+        ("lora", json!({"micro_batch_tokens": 256, "lora": {"rank": 8}})),
+    ] {
+        let mut args = json!({"model": model, "demonstrations": demonstrations, "output_dir": dir.path().join(name),
+            "heldout_fraction": 0.0, "max_steps": 1, "batch_size": 2, "max_length": 128, "device": "cpu"});
+        for (key, value) in more.as_object().unwrap() {
+            args[key] = value.clone();
+        }
+        let file = dir.path().join("args.json");
+        std::fs::write(&file, args.to_string()).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_instructd"));
+        command.args(["train", "sft", "--args"]).arg(&file).arg("--data-dir").arg(dir.path());
+        command.env("RAYON_NUM_THREADS", "2").stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let child = command.spawn().unwrap();
+        let id = child.id() as i32;
+        // SAFETY: zeroes are a value of this plain structure; the call waits for a child of this process and fills it.
+        let (waited, status, usage) = unsafe {
+            let (mut status, mut usage) = (0, std::mem::zeroed::<libc::rusage>());
+            (libc::wait4(id, &raw mut status, 0, &raw mut usage), status, usage)
+        };
+        assert_eq!((waited, status), (id, 0), "{name}: the run failed");
+        let peak = usage.ru_maxrss as f64 * 1024.0;
+        let data = Some(DataSize { rows: 2, sequences_per_row: 1.0, tokens: 80.0 });
+        let planned =
+            Planned { recipe: "sft", args: &args, model: &config, reward_model: None, gold_reward_model: None, data };
+        let estimated = need(&planned).memory_bytes as f64;
+        let factor = estimated / peak;
+        assert!((0.5..=2.0).contains(&factor), "{name}: {estimated:.3e} estimated, {peak:.3e} measured: {factor:.2}");
+    }
+}

@@ -1,0 +1,192 @@
+//! The real binary's commands: a model by any of its names, errors told once, help with examples, a first start that
+//! says where to go, and a broken active version.
+
+use std::process::{Output, Stdio};
+
+use serde_json::json;
+
+use crate::crash::server::{ADMIN_KEY, Place, Server};
+
+fn place(dir: &std::path::Path) -> Place {
+    Place::new(&format!("sqlite:{}", dir.join("instructd.db").display()), dir)
+}
+
+fn run(place: &Place, words: &[&str]) -> Output {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_instructd"));
+    command.args(words).env_remove("INSTRUCTD_CONFIG").env("INSTRUCTD_DATA_DIR", &place.data_dir);
+    command.env("INSTRUCTD_DATABASE_URL", &place.database_url).stdin(Stdio::null());
+    command.output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn the_built_in_model_works_wherever_a_model_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = place(dir.path());
+    let file = |name: &str, text: String| {
+        std::fs::write(dir.path().join(name), text).unwrap();
+        dir.path().join(name).display().to_string()
+    };
+    let demonstrations = file("d.jsonl", format!("{}\n", json!({"prompt": "Hello", "completion": "Hi"})));
+    let out = dir.path().join("out").display().to_string();
+    let sft = file(
+        "sft.json",
+        json!({"model": "builtin", "demonstrations": demonstrations, "output_dir": out, "heldout_fraction": 0.0,
+               "max_steps": 1, "device": "cpu"})
+        .to_string(),
+    );
+    let text = file("t.txt", "Hello there, how are you today?".into());
+    let eval = file("eval.json", json!({"kind": "perplexity", "model": "builtin", "text": text}).to_string());
+    let exported = dir.path().join("exported").display().to_string();
+    for words in [
+        vec!["train", "sft", "--args", &sft],
+        vec!["eval", "--args", &eval],
+        vec!["plan", "builtin"],
+        vec!["attention", "hello", "--model", "builtin"],
+        vec!["models", "export", "builtin", &exported],
+    ] {
+        let output = run(&place, &words);
+        assert!(output.status.success(), "{words:?}: {}", said(&output));
+    }
+    assert!(dir.path().join("out/model.safetensors").exists() && dir.path().join("exported/config.json").exists());
+}
+
+#[test]
+fn an_unknown_model_is_told_once_with_what_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = place(dir.path());
+    let output = run(&place, &["attention", "hello", "--model", "nobody"]);
+    let text = said(&output);
+    assert!(!output.status.success());
+    assert!(text.contains("there is no model 'nobody'") && text.contains("builtin"), "{text}");
+    assert_eq!(text.matches("nobody").count(), 1, "{text}");
+    let output = run(&place, &["attention", "hello", "--model", "smollm2-135m-instruct"]);
+    let text = said(&output);
+    assert!(text.contains("models pull smollm2-135m-instruct"), "nobody is there to be asked: {text}");
+    let output = run(&place, &["train", "sft", "--args", "/nowhere.json"]);
+    assert_eq!(said(&output).matches("No such file").count(), 1, "{}", said(&output));
+}
+
+#[test]
+fn every_subcommand_shows_an_example() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = place(dir.path());
+    let commands = [
+        "serve",
+        "worker",
+        "train-job",
+        "migrate",
+        "backup",
+        "restore",
+        "export-db",
+        "import-db",
+        "models",
+        "tokenizer",
+        "train",
+        "instructgpt",
+        "eval",
+        "plan",
+        "attention",
+        "export",
+    ];
+    let help = said(&run(&place, &["--help"]));
+    for command in commands {
+        assert!(help.contains(command), "{command} is not in {help}");
+        let text = said(&run(&place, &[command, "--help"]));
+        assert!(text.contains("Example:") && text.contains(&format!("instructd {command}")), "{command}: {text}");
+    }
+    for command in ["pull", "list", "activate", "export"] {
+        let text = said(&run(&place, &["models", command, "--help"]));
+        assert!(text.contains(&format!("instructd models {command}")), "{command}: {text}");
+    }
+}
+
+/// Within ten lines: what runs, where to go, which key.
+#[test]
+fn the_first_lines_tell_a_newcomer_where_to_go() {
+    use std::io::BufRead;
+    let dir = tempfile::tempdir().unwrap();
+    let place = place(dir.path());
+    for (own_key, words) in [(false, "the admin key above"), (false, "INSTRUCTD_ADMIN_KEY"), (true, "configuration")] {
+        let mut command = place.command("serve");
+        if !own_key {
+            command.env_remove("INSTRUCTD_ADMIN_KEY");
+        }
+        command.args(["--listen", "127.0.0.1:0", "--model"]).arg(&place.model);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut text = String::new();
+        for line in lines.map_while(Result::ok).take(10) {
+            text.push_str(&line);
+            text.push('\n');
+            if line.contains("--help") {
+                break;
+            }
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        assert!(text.contains("/admin") && text.contains("/chat") && text.contains("--help"), "{text}");
+        assert!(text.contains(words) && text.contains("llama-tied-tiny"), "{words}: {text}");
+        assert!(!text.contains(ADMIN_KEY), "a configured key is not shown: {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_broken_active_version_leaves_the_server_up_on_its_parent() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = place(dir.path());
+    drop(Server::start(&place).await);
+    // A child of the configured model, active, whose weights are then damaged.
+    let store = instructd::store::connect(&place.database_url).await.unwrap();
+    let parent = store.list_models().await.unwrap().remove(0);
+    let weights = crate::support::fixture("llama-tied-tiny");
+    crate::support::copy_into(&weights, &dir.path().join("models/child"));
+    let mut child = parent.clone();
+    child.id = instructd::domain::ModelVersionId::new();
+    child.name = "child".into();
+    child.parent_id = Some(parent.id.clone());
+    child.artifact_uri = "models/child".into();
+    child.state = instructd::domain::ModelState::Candidate;
+    store.put_model(child.clone()).await.unwrap();
+    store.activate_model(&child.id, 1).await.unwrap();
+    store.close().await;
+
+    let server = Server::start(&place).await;
+    let ready = server.send("GET", "/ready", ADMIN_KEY, None).await.unwrap().expect(200);
+    assert_eq!((&ready["model"], ready.get("warning")), (&json!("child"), None), "whole, it is served");
+    drop(server);
+
+    // One byte of the weights, far behind the header.
+    let file = dir.path().join("models/child/model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&file, &bytes).unwrap();
+    for damage in ["a changed byte", "cut", "gone"] {
+        match damage {
+            "cut" => std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap(),
+            "gone" => std::fs::remove_dir_all(dir.path().join("models/child")).unwrap(),
+            _ => {}
+        }
+        let server = Server::start(&place).await;
+        let ready = server.send("GET", "/ready", ADMIN_KEY, None).await.unwrap().expect(200);
+        assert_eq!(ready["model"], json!(parent.name), "{damage}");
+        assert!(ready["warning"].as_str().unwrap().contains("child"), "{damage}: {ready}");
+        let models = server.send("GET", "/admin/models", ADMIN_KEY, None).await.unwrap().expect(200);
+        assert!(models["warning"].as_str().unwrap().contains("models activate"), "{damage}");
+    }
+
+    // Offline, another version is chosen; the broken one is not.
+    let broken = run(&place, &["models", "activate", "child"]);
+    assert!(!broken.status.success(), "{}", said(&broken));
+    let chosen = run(&place, &["models", "activate", &parent.name]);
+    assert!(chosen.status.success(), "{}", said(&chosen));
+    let server = Server::start(&place).await;
+    let ready = server.send("GET", "/ready", ADMIN_KEY, None).await.unwrap().expect(200);
+    assert_eq!((&ready["model"], ready.get("warning")), (&json!(parent.name), None));
+    let unknown = run(&place, &["models", "activate", "nobody"]);
+    assert!(said(&unknown).contains("there are") && !unknown.status.success());
+}
