@@ -238,7 +238,7 @@ fn people() -> Vec<Route> {
              tie_rate, skip_rate, agreement_with_others, calibration_accuracy: figures {value, low, high, n} or \
              null, queue_open}",
         ),
-        get("/v1/label/history", Feedback, "Own latest judgments", label::history).asking::<label::PageQuery>(),
+        get("/v1/label/history", Feedback, "Own judgments, newest first", label::history).asking::<label::PageQuery>(),
         get("/v1/label/judgments/{id}", Feedback, "A judgment with its set as shown", label::reopen),
     ]
 }
