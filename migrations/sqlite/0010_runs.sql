@@ -3,6 +3,3 @@ ALTER TABLE jobs ADD COLUMN name TEXT;
 ALTER TABLE jobs ADD COLUMN note TEXT;
 ALTER TABLE jobs ADD COLUMN tags TEXT NOT NULL DEFAULT '[]';
 ALTER TABLE jobs ADD COLUMN created_by TEXT;
-
--- The sets that hold a version's answers: evidence before a promotion.
-CREATE INDEX set_items_by_completion ON set_items (completion_id);

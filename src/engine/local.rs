@@ -21,14 +21,20 @@ use super::sequence::{Queued, Shared};
 use super::text::TextStream;
 use super::{
     Attention, DataDir, EmbedRequest, Embeddings, EngineError, EngineStats, FillRequest, Filled, GenerateRequest,
-    Generation, Generator, ModelFiles, Piece, SamplingParams, ServedModel, TextForm, TokenLogprob,
+    Generation, Generator, ModelFiles, Piece, ServedModel, TextForm, TokenLogprob, Turns,
 };
 use crate::domain::{Message, ModelKind, ModelVersion, ModelVersionId, RewardScore};
-use crate::generation::Warpers;
 use crate::model::{self, Decoder, SoftPrompt};
 use crate::ops::linear::WeightFormat;
 use crate::prompt::{ChatError, ChatTemplate};
 use crate::tokenizer::Tokenizer;
+
+/// Texts up to so many bytes are read where the request is answered; longer ones on a blocking thread.
+const READ_HERE: usize = 8 << 10;
+/// Long texts read, and attention maps made, at the same time; so many more may wait.
+const TEXTS_AT_ONCE: usize = 2;
+const VIEWS_AT_ONCE: usize = 1;
+const MAY_WAIT: usize = 64;
 
 /// Sizes of the engine, from the configuration.
 #[derive(Clone, Debug)]
@@ -89,6 +95,17 @@ impl LoadedModel {
             message: "this model has no tokenizer: send token ids".into(),
         })
     }
+
+    fn encode(&self, text: &str, form: TextForm<'_>) -> Result<Vec<u32>, EngineError> {
+        let tokenizer = self.tokenizer()?;
+        let encoded = match form {
+            TextForm::Whole { special, parse_special } => tokenizer.encode(text, special, parse_special),
+            TextForm::Open { special: true, parse_special } => tokenizer.encode_open(text, parse_special),
+            TextForm::Open { special: false, parse_special } => tokenizer.encode(text, false, parse_special),
+            TextForm::After(left) => tokenizer.encode_after(left, text),
+        };
+        encoded.map_err(|e| EngineError::BadRequest { param: "prompt", message: e.to_string() })
+    }
 }
 
 /// Counters that the engine thread writes and anyone reads.
@@ -128,6 +145,9 @@ pub struct LocalEngine {
     rewards: RewardModels,
     adapters: Adapters,
     encoders: Encoders,
+    /// Long texts that are read, and looks into the model: each kind in turn.
+    texts: Turns,
+    views: Turns,
 }
 
 fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
@@ -167,6 +187,8 @@ impl LocalEngine {
             rewards: RewardModels::new(),
             adapters: Adapters::new(),
             encoders: Encoders::new(),
+            texts: Turns::new(TEXTS_AT_ONCE, MAY_WAIT),
+            views: Turns::new(VIEWS_AT_ONCE, MAY_WAIT),
             options,
             state,
             commands,
@@ -342,20 +364,35 @@ impl Generator for LocalEngine {
         form: TextForm<'_>,
     ) -> Result<Vec<u32>, EngineError> {
         let model = self.find(version)?;
-        let tokenizer = model.tokenizer()?;
-        let encoded = match form {
-            TextForm::Whole { special, parse_special } => tokenizer.encode(text, special, parse_special),
-            TextForm::Open { special: true, parse_special } => tokenizer.encode_open(text, parse_special),
-            TextForm::Open { special: false, parse_special } => tokenizer.encode(text, false, parse_special),
-            TextForm::After(left) => tokenizer.encode_after(left, text),
-        };
-        encoded.map_err(|e| EngineError::BadRequest { param: "prompt", message: e.to_string() })
+        if text.len() <= READ_HERE {
+            return model.encode(text, form);
+        }
+        let text = text.to_owned();
+        match form {
+            TextForm::Whole { special, parse_special } => {
+                self.texts.run(move |_| model.encode(&text, TextForm::Whole { special, parse_special })).await
+            }
+            TextForm::Open { special, parse_special } => {
+                self.texts.run(move |_| model.encode(&text, TextForm::Open { special, parse_special })).await
+            }
+            TextForm::After(left) => {
+                let left = left.to_owned();
+                self.texts.run(move |_| model.encode(&text, TextForm::After(&left))).await
+            }
+        }
     }
 
     async fn detokenize(&self, version: Option<&ModelVersionId>, ids: &[u32]) -> Result<String, EngineError> {
         let model = self.find(version)?;
-        let decoded = model.tokenizer()?.decode(ids, false);
-        decoded.map_err(|e| EngineError::BadRequest { param: "tokens", message: e.to_string() })
+        let decode = move |ids: &[u32]| {
+            let decoded = model.tokenizer()?.decode(ids, false);
+            decoded.map_err(|e| EngineError::BadRequest { param: "tokens", message: e.to_string() })
+        };
+        if ids.len() <= READ_HERE / 4 {
+            return decode(ids);
+        }
+        let ids = ids.to_owned();
+        self.texts.run(move |_| decode(&ids)).await
     }
 
     async fn token_pieces(
@@ -385,22 +422,31 @@ impl Generator for LocalEngine {
         messages: &[Message],
     ) -> Result<Vec<u32>, EngineError> {
         let model = self.find(version)?;
-        let bad = |message: String| EngineError::BadRequest { param: "messages", message };
-        let template = model
-            .template
-            .as_ref()
-            .ok_or_else(|| bad("this model has no chat template: use /v1/completions".into()))?
-            .as_ref()
-            .map_err(|e| bad(e.to_string()))?;
-        template.encode(messages, true, model.tokenizer()?).map_err(|e| bad(e.to_string()))
+        let render = move |messages: &[Message]| {
+            let bad = |message: String| EngineError::BadRequest { param: "messages", message };
+            let template = model
+                .template
+                .as_ref()
+                .ok_or_else(|| bad("this model has no chat template: use /v1/completions".into()))?
+                .as_ref()
+                .map_err(|e| bad(e.to_string()))?;
+            template.encode(messages, true, model.tokenizer()?).map_err(|e| bad(e.to_string()))
+        };
+        // Templates of many messages take long, too.
+        if messages.iter().map(|m| m.content.len() + 256).sum::<usize>() <= READ_HERE {
+            return render(messages);
+        }
+        let messages = messages.to_owned();
+        self.texts.run(move |_| render(&messages)).await
     }
 
     async fn reward_scores(
         &self,
         version: &ModelVersion,
-        conversations: &[Vec<Message>],
+        prompt: &Arc<[Message]>,
+        answers: Vec<String>,
     ) -> Result<Vec<RewardScore>, EngineError> {
-        self.rewards.score(version, &self.files, conversations).await
+        self.rewards.score(version, &self.files, prompt, answers).await
     }
 
     async fn load_adapter(&self, adapter: &ModelVersion, base: &ServedModel) -> Result<usize, EngineError> {
@@ -412,22 +458,19 @@ impl Generator for LocalEngine {
         if version.kind == ModelKind::Encoder {
             return self
                 .encoders
-                .with(version, &self.files, move |encoder| attention::of_encoder(encoder, &text, most))
+                .with(version, &self.files, move |encoder, _| attention::of_encoder(encoder, &text, most))
                 .await;
         }
         let model = self.find(Some(&version.id))?;
-        let ended = |e: tokio::task::JoinError| EngineError::Failed(e.to_string());
-        let work =
-            tokio::task::spawn_blocking(move || attention::of_decoder(&model.decoder, model.tokenizer()?, &text, most));
-        work.await.map_err(ended)?
+        self.views.run(move |_| attention::of_decoder(&model.decoder, model.tokenizer()?, &text, most)).await
     }
 
     async fn embed(&self, encoder: &ModelVersion, request: EmbedRequest) -> Result<Embeddings, EngineError> {
-        self.encoders.with(encoder, &self.files, move |encoder| encoders::embed(encoder, request)).await
+        self.encoders.with(encoder, &self.files, move |encoder, asker| encoders::embed(encoder, request, asker)).await
     }
 
     async fn fill(&self, encoder: &ModelVersion, request: FillRequest) -> Result<Vec<Filled>, EngineError> {
-        self.encoders.with(encoder, &self.files, move |encoder| encoders::fill(encoder, request)).await
+        self.encoders.with(encoder, &self.files, move |encoder, _| encoders::fill(encoder, request)).await
     }
 
     fn stats(&self) -> EngineStats {
@@ -454,22 +497,6 @@ impl Generator for LocalEngine {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.commands.send(Command::Abort).ok();
-    }
-}
-
-impl SamplingParams {
-    /// The part of the parameters that reshapes the distribution.
-    pub fn warpers(&self) -> Warpers {
-        Warpers {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
-            presence_penalty: self.presence_penalty,
-            frequency_penalty: self.frequency_penalty,
-            logit_bias: self.logit_bias.clone(),
-        }
     }
 }
 

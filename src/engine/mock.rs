@@ -285,13 +285,16 @@ impl Generator for MockGenerator {
     async fn reward_scores(
         &self,
         _version: &ModelVersion,
-        conversations: &[Vec<Message>],
+        _prompt: &Arc<[Message]>,
+        answers: Vec<String>,
     ) -> Result<Vec<RewardScore>, EngineError> {
-        let length = |c: &Vec<Message>| c.last().map_or(0, |m| m.content.len()) as f64 / 100.0;
-        Ok(conversations
+        let length = |answer: &String| answer.len() as f64 / 100.0;
+        Ok(answers
             .iter()
-            .map(length)
-            .map(|n| RewardScore { mean: n, std: n / 10.0, tokens: (n * 100.0) as usize })
+            .map(|answer| {
+                let mean = length(answer);
+                RewardScore { mean, std: mean / 10.0, tokens: answer.len() }
+            })
             .collect())
     }
 

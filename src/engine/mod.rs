@@ -13,6 +13,7 @@ mod rewards;
 mod scheduler;
 mod sequence;
 mod text;
+mod turns;
 pub mod upstream;
 
 pub use crate::model::encoder_text::Pooling;
@@ -20,6 +21,7 @@ pub use crate::tokenizer::Piece;
 pub use attention::Attention;
 pub use encoders::{EmbedRequest, Embeddings, EncoderInput, FillRequest, Filled, Filling, Gapped};
 pub use local::{EngineOptions, LocalEngine};
+pub use turns::{Asker, Turns};
 pub use upstream::{UpstreamEngine, UpstreamOptions};
 
 use std::sync::Arc;
@@ -29,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore};
+use crate::generation::Warpers;
 
 /// How tokens are drawn. Defaults are OpenAI's; every field is honoured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,6 +83,22 @@ impl Default for SamplingParams {
             ignore_eos: false,
             min_tokens: 0,
             logprobs: None,
+        }
+    }
+}
+
+impl SamplingParams {
+    /// The part of the parameters that reshapes the distribution.
+    pub fn warpers(&self) -> Warpers {
+        Warpers {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logit_bias: self.logit_bias.clone(),
         }
     }
 }
@@ -307,17 +326,14 @@ pub trait Generator: Send + Sync + 'static {
         version: Option<&ModelVersionId>,
         messages: &[Message],
     ) -> Result<Vec<u32>, EngineError>;
-    /// Scores conversations (the last message is the response) with a reward model version: the mean of its
-    /// heads, and their standard deviation as a measure of doubt.
+    /// Scores answers to one prompt with a reward model version: the mean of its heads, and their standard
+    /// deviation as a measure of doubt.
     async fn reward_scores(
         &self,
         version: &ModelVersion,
-        conversations: &[Vec<Message>],
+        prompt: &Arc<[Message]>,
+        answers: Vec<String>,
     ) -> Result<Vec<RewardScore>, EngineError>;
-    /// The scores alone.
-    async fn rewards(&self, version: &ModelVersion, conversations: &[Vec<Message>]) -> Result<Vec<f64>, EngineError> {
-        Ok(self.reward_scores(version, conversations).await?.into_iter().map(|score| score.mean).collect())
-    }
     /// Makes a soft prompt ready for requests to `base`; returns how many positions it takes.
     ///
     /// # Errors

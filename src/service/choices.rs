@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures::future::try_join_all;
 
+use super::budget::SCORED_IDS;
 use super::complete::Adapter;
 use super::{Result, Services, bad_input};
 use crate::engine::{EngineError, GenEvent, GenerateRequest, Generator, SamplingParams, ServedModel, TextForm};
@@ -99,9 +100,16 @@ async fn score(
     field: &'static str,
 ) -> Result<(Vec<Vec<Scored>>, usize)> {
     let mut sequences = Vec::new();
+    let mut kept = 0;
     for (i, label) in question.labels.iter().enumerate() {
         for word in &label.words {
-            sequences.push(sequence(engine, question, context, word, field, i).await?);
+            let next = sequence(engine, question, context, word, field, i).await?;
+            kept += next.ids.len();
+            if kept > SCORED_IDS {
+                let message = format!("choices × tokens of their prompt are over {SCORED_IDS}; ask for fewer at once");
+                return Err(bad_input("choices", message));
+            }
+            sequences.push(next);
         }
     }
     let Some(first) = sequences.first() else { return Err(bad_input("choices", "must have at least one")) };

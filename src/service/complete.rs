@@ -14,7 +14,7 @@ use crate::engine::{
 };
 
 /// Ids that are kept to tell what a token stands behind.
-const CONTEXT: usize = 8;
+pub const CONTEXT: usize = 8;
 
 /// A prompt in the form that its model takes.
 pub enum PromptInput {
@@ -48,6 +48,14 @@ impl PromptInput {
             return Ok(Self::Text(TextPrompt::Chat { messages: messages.to_vec(), limited }));
         }
         Ok(Self::Ids(engine.chat_prompt(Some(&model.version.id), messages).await?))
+    }
+
+    /// Number of tokens, as far as they are known here.
+    pub fn tokens(&self) -> usize {
+        match self {
+            Self::Ids(ids) => ids.len(),
+            Self::Text(_) => 0,
+        }
     }
 
     /// Tokens of the context that are left for an answer, as far as that is known.
@@ -132,14 +140,9 @@ pub struct Running {
 ///
 /// # Errors
 /// As [`resolve_model`].
-pub async fn route(
-    services: &Services,
-    model: Option<&str>,
-    may_load: bool,
-    request_id: &str,
-) -> Result<Arc<ServedModel>> {
+pub async fn route(services: &Services, model: Option<&str>, may_load: bool) -> Result<Arc<ServedModel>> {
     if matches!(model, None | Some("" | "default"))
-        && let Some(candidate) = super::live::canary_for(services, request_id)
+        && let Some(candidate) = super::live::canary_for(services)
     {
         return Ok(candidate);
     }

@@ -366,9 +366,10 @@ impl Generator for UpstreamEngine {
     async fn reward_scores(
         &self,
         version: &ModelVersion,
-        conversations: &[Vec<Message>],
+        prompt: &Arc<[Message]>,
+        answers: Vec<String>,
     ) -> Result<Vec<RewardScore>, EngineError> {
-        self.rewards.score(version, &self.options.files, conversations).await
+        self.rewards.score(version, &self.options.files, prompt, answers).await
     }
 
     fn stats(&self) -> EngineStats {

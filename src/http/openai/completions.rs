@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::logprobs::{self, Place};
 use super::stream::{self, Format, Piece};
+use super::written::{self, Written};
 use super::{params, usage};
 use crate::engine::{Generator, SamplingParams, ServedModel, TextForm};
 use crate::http::AppState;
@@ -16,13 +17,14 @@ use crate::http::auth::MaybeCaller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Json;
 use crate::http::observe::RequestId;
+use crate::service::budget::Drawing;
 use crate::service::complete::{self, PromptInput, Running, Sample, Start};
 use crate::service::prompts::{check_size, raw_text};
 
 params::generation_request!(
     /// A completion request. Unknown fields are refused.
     CompletionRequest {
-        /// A string, a list of strings, a list of token ids, or a list of such lists.
+        /// A string, a list of strings, a list of token ids, or a list of such lists. Required.
         #[schemars(with = "serde_json::Value")]
         prompt: Option<Value>,
         /// Tokens to draw at most. Default 16; 0 only with `echo`.
@@ -38,11 +40,11 @@ params::generation_request!(
         /// Read special tokens written in the prompt, such as `<|im_start|>`, as those tokens and not as text.
         /// Default false. For prompts that the client has rendered itself; never for text of strangers.
         parse_special: Option<bool>,
-        /// Not supported.
+        /// Not supported, except empty.
         suffix: Option<Value>,
         /// Not supported, except `{"type": "text"}`.
         response_format: Option<Value>,
-        /// Not supported.
+        /// Not supported, except empty.
         tools: Option<Value>,
     }
 );
@@ -127,7 +129,7 @@ pub async fn create(
     };
     // A soft prompt belongs to one base: such a request is no case for the canary.
     let name = request.model.as_deref().or(request.prompt_adapter.as_ref().map(|_| "active"));
-    let model = complete::route(services, name, caller.is_admin(), &request_id).await?;
+    let model = complete::route(services, name, caller.is_admin()).await?;
     let engine = services.engine()?;
     check_bias(&sampling, &model)?;
     for (field, wanted) in
@@ -145,15 +147,30 @@ pub async fn create(
     }
     let special = request.add_special_tokens.unwrap_or(true);
     let form = TextForm::Open { special, parse_special: request.parse_special.unwrap_or(false) };
+    let drawing = Drawing {
+        prompts: prompts.len(),
+        drawn: best_of,
+        returned: n,
+        max_tokens: max_tokens.min(model.max_context),
+        alternatives: request.logprobs.map(|k| k as usize),
+    };
+    drawing.check("logprobs")?;
     let adapter = complete::resolve_adapter(services, request.prompt_adapter.as_deref(), &model).await?;
     let taken = adapter.as_ref().map_or(0, |a| a.tokens);
     let alternatives = request.logprobs.map_or(0, |k| k as usize);
     // Log-probs are always taken: they are stored with the completion.
     let sampling = SamplingParams { max_tokens, seed, logprobs: Some(alternatives), ..sampling };
-    let mut runs = Vec::with_capacity(prompts.len());
-    let mut texts = Vec::with_capacity(prompts.len());
+    let mut inputs = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        let Input { text, prompt, added } = input(engine.as_ref(), &model, prompt, form).await?;
+        inputs.push(input(engine.as_ref(), &model, prompt, form).await?);
+    }
+    if echo {
+        drawing.check_echo(inputs.iter().map(|i| i.text.len()).sum())?;
+        drawing.check_reported(inputs.iter().map(|i| i.prompt.tokens()).sum(), "logprobs")?;
+    }
+    let mut runs = Vec::with_capacity(inputs.len());
+    let mut texts = Vec::with_capacity(inputs.len());
+    for Input { text, prompt, added } in inputs {
         let mut params = sampling.clone();
         if request.max_tokens.is_none() {
             // Only a length that was asked for can be too long.
@@ -188,7 +205,7 @@ pub async fn create(
         let offsets = (0..runs.len() * n).map(|_| AtomicUsize::new(0)).collect();
         return Ok(stream::respond(runs, Chunks { shape, texts, offsets }));
     }
-    Ok(axum::Json(shape.answer(&mut runs, &texts).await?).into_response())
+    shape.answer(&mut runs, &texts).await
 }
 
 /// A bias on a token that the model does not have is a mistake, and so is an end by one.
@@ -254,6 +271,10 @@ async fn input(engine: &dyn Generator, model: &ServedModel, given: Given, form: 
         }
         Given::Ids(ids) => {
             params::needs_ids("prompt", model)?;
+            if ids.len() > model.max_context {
+                let message = format!("has {} tokens; the model's context holds {}", ids.len(), model.max_context);
+                return Err(ApiError::bad("prompt", message).code("context_length_exceeded"));
+            }
             if let Some(id) = ids.iter().find(|id| **id as usize >= model.vocab_size) {
                 return Err(ApiError::bad(
                     "prompt",
@@ -278,9 +299,8 @@ impl Shape {
         })
     }
 
-    async fn answer(&self, runs: &mut [Running], texts: &[Echo]) -> ApiResult<Value> {
+    async fn answer(&self, runs: &mut [Running], texts: &[Echo]) -> ApiResult<Response> {
         futures::future::try_join_all(runs.iter_mut().map(Running::finish)).await?;
-        let mut choices = Vec::new();
         let mut kept: Vec<Vec<usize>> = Vec::new();
         for run in runs.iter_mut() {
             let mut order: Vec<usize> = (0..run.samples.len()).collect();
@@ -292,21 +312,22 @@ impl Shape {
             run.store(|s| ids.contains(&s.id)).await?;
             kept.push(order);
         }
+        let mut choices = Written::list();
         let mut completion_ids = Vec::new();
         for ((run, text), order) in runs.iter().zip(texts).zip(&kept) {
             for sample in order.iter().map(|i| &run.samples[*i]) {
+                let index = completion_ids.len();
                 completion_ids.push((!sample.text.is_empty()).then(|| sample.id.as_str()));
-                let choice = self.choice(choices.len(), run, sample, text).await?;
-                choices.push(choice);
+                choices.push(self.choice(index, run, sample, text).await?);
             }
         }
-        let mut answer = self.envelope(choices, completion_ids);
+        let mut answer = self.envelope(Vec::new(), completion_ids);
         answer["usage"] = usage(runs);
-        Ok(answer)
+        Ok(Written::object(&answer, "choices", choices.end()).into_response())
     }
 
-    async fn choice(&self, index: usize, run: &Running, sample: &Sample, echoed: &Echo) -> ApiResult<Value> {
-        let mut logprobs = Value::Null;
+    async fn choice(&self, index: usize, run: &Running, sample: &Sample, echoed: &Echo) -> ApiResult<Written> {
+        let mut logprobs = Written::null();
         if self.logprobs {
             let mut tokens = if self.echo { run.prompt.clone() } else { Vec::new() };
             let place = match tokens.len() {
@@ -314,11 +335,12 @@ impl Shape {
                 prompt => Place { left: &[], added: echoed.added, prompt },
             };
             tokens.extend_from_slice(&sample.tokens);
-            logprobs = logprobs::completion(self.engine.as_ref(), run.version_id(), &tokens, place, &mut 0).await?;
+            logprobs = written::completion_logprobs(self.engine.as_ref(), run.version_id(), &tokens, place).await?;
         }
         let text = if self.echo { format!("{}{}", echoed.text, sample.text) } else { sample.text.clone() };
         let finish = sample.finish.map(|f| f.as_str());
-        Ok(json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}))
+        let choice = json!({"index": index, "text": text, "logprobs": null, "finish_reason": finish});
+        Ok(Written::object(&choice, "logprobs", logprobs))
     }
 }
 

@@ -62,6 +62,18 @@ macro_rules! generation_request {
             pub prompt_adapter: Option<String>,
             /// Accepted, without effect.
             pub user: Option<serde_json::Value>,
+            /// The newer name of `user`. Accepted, without effect.
+            pub safety_identifier: Option<serde_json::Value>,
+            /// Accepted, without effect: prefixes are shared wherever they are equal.
+            pub prompt_cache_key: Option<serde_json::Value>,
+            /// Not supported, except `"in_memory"`.
+            pub prompt_cache_retention: Option<serde_json::Value>,
+            /// Not supported, except `false`.
+            pub store: Option<serde_json::Value>,
+            /// Accepted, without effect: it belongs to `store`.
+            pub metadata: Option<std::collections::BTreeMap<String, serde_json::Value>>,
+            /// Not supported, except `"auto"` and `"default"`.
+            pub service_tier: Option<serde_json::Value>,
             $($(#[$doc])* pub $field: $ty,)*
         }
 
@@ -71,8 +83,20 @@ macro_rules! generation_request {
                 &self,
                 limits: &$crate::config::LimitsConfig,
             ) -> $crate::http::error::ApiResult<$crate::engine::SamplingParams> {
-                if self.stream_options.is_some() && !self.stream.unwrap_or(false) {
+                $crate::http::openai::params::refuse(&[
+                    ("prompt_cache_retention", &self.prompt_cache_retention, &["\"in_memory\"", "\"in-memory\""]),
+                    ("store", &self.store, &["false"]),
+                    ("service_tier", &self.service_tier, &["\"auto\"", "\"default\""]),
+                ])?;
+                if self.include_usage() && !self.stream.unwrap_or(false) {
                     return Err($crate::http::error::ApiError::bad("stream_options", "is for stream = true only"));
+                }
+                if self.stream_options.as_ref().is_some_and(|o| o.include_obfuscation.unwrap_or(false)) {
+                    let error = $crate::http::error::ApiError::bad(
+                        "stream_options.include_obfuscation",
+                        "include_obfuscation is not supported: chunks are not padded",
+                    );
+                    return Err(error.code("unsupported_parameter"));
                 }
                 $crate::http::openai::params::Given {
                     temperature: self.temperature,
@@ -105,6 +129,8 @@ pub(crate) use generation_request;
 pub struct StreamOptions {
     /// A last chunk with the token counts.
     pub include_usage: Option<bool>,
+    /// Not supported, except `false`.
+    pub include_obfuscation: Option<bool>,
 }
 
 /// The shared fields as given.
@@ -222,12 +248,22 @@ pub fn seed(value: &serde_json::Number) -> ApiResult<u64> {
 
 /// Refuses fields that clients may send and this server does not do. Null and the listed harmless values pass.
 pub fn refuse(fields: &[(&str, &Option<Value>, &[&str])]) -> ApiResult<()> {
+    refuse_in("", fields)
+}
+
+/// `refuse` for the fields of an object inside the request.
+pub fn refuse_in(inside: &str, fields: &[(&str, &Option<Value>, &[&str])]) -> ApiResult<()> {
     for (name, value, harmless) in fields {
         let given = value.as_ref().filter(|v| !v.is_null());
         if let Some(value) = given
             && !harmless.contains(&value.to_string().as_str())
         {
-            return Err(ApiError::bad(*name, format!("{name} is not supported")).code("unsupported_parameter"));
+            let field = if inside.is_empty() { (*name).to_owned() } else { format!("{inside}.{name}") };
+            let except = match harmless {
+                [] => String::new(),
+                some => format!(", except {}", some.join(" and ")),
+            };
+            return Err(ApiError::bad(field, format!("{name} is not supported{except}")).code("unsupported_parameter"));
         }
     }
     Ok(())

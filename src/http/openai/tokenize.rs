@@ -10,6 +10,7 @@ use crate::http::auth::MaybeCaller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Json;
 use crate::http::openai::params::needs_ids;
+use crate::service::budget::WRITTEN_TOKENS;
 use crate::service::complete::resolve_model;
 use crate::service::prompts::check_size;
 
@@ -59,6 +60,10 @@ pub async fn detokenize(
 ) -> ApiResult<axum::Json<Value>> {
     let model = resolve_model(&state.services, request.model.as_deref(), caller.is_admin()).await?;
     needs_ids("model", &model)?;
+    let most = WRITTEN_TOKENS.max(model.max_context);
+    if request.tokens.len() > most {
+        return Err(ApiError::bad("tokens", format!("{} tokens; at most {most} in one request", request.tokens.len())));
+    }
     if let Some(i) = request.tokens.iter().position(|id| *id as usize >= model.vocab_size) {
         let message = format!("is outside the vocabulary of {}", model.vocab_size);
         return Err(ApiError::bad(format!("tokens[{i}]"), message));
