@@ -35,7 +35,8 @@ pub fn body(route: &Route) -> Option<Value> {
             "items": [{"completion_id": "ID-1", "tier": 0}, {"completion_id": "ID-2", "tier": 1}],
             "idempotency_key": "once",
         }),
-        "/admin/jobs" => json!({"kind": "sft", "args": {"epochs": 1}}),
+        "/admin/guidelines" => json!({"lang": "en", "text": "Prefer the answer that helps."}),
+        "/admin/jobs" | "/admin/jobs/estimate" => json!({"kind": "sft", "args": {"epochs": 1}}),
         "/admin/sets/draw" => json!({"policy": "random", "count": 10}),
         "/admin/sets/{id}/known-answer" => json!({
             "kind": "gold",

@@ -67,8 +67,8 @@ fn plain_labeler(actor: &Actor) -> Option<&LabelerId> {
 }
 
 /// A completion of a set: text, `{"text"}`, `{"completion_id"}`, or as this server returns one: `{"id", "text",
-/// "html"}`.
-#[derive(Debug, Deserialize, schemars::JsonSchema)]
+/// "html", "cut_off", "cut_off_at"}`.
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Given {
     text: Option<String>,
@@ -77,6 +77,12 @@ struct Given {
     /// Made from the text; not read.
     #[serde(rename = "html")]
     _html: Option<String>,
+    /// Known of stored completions; not read.
+    #[serde(rename = "cut_off")]
+    _cut_off: Option<bool>,
+    /// Known of stored completions; not read.
+    #[serde(rename = "cut_off_at")]
+    _cut_off_at: Option<u64>,
     tier: Option<i64>,
 }
 
@@ -91,7 +97,7 @@ fn completion_ref(field: &str, text: Option<String>, id: Option<CompletionId>) -
 fn given(i: usize, value: Value) -> ApiResult<Given> {
     let field = format!("completions[{i}]");
     if let Value::String(text) = value {
-        return Ok(Given { text: Some(text), completion_id: None, id: None, _html: None, tier: None });
+        return Ok(Given { text: Some(text), ..Given::default() });
     }
     let bytes = value.to_string();
     let mut given: Given = super::extract::parse(bytes.as_bytes()).map_err(|e| match e.param.as_deref() {

@@ -111,7 +111,7 @@ async fn known_answers_and_tags_are_applied_to_what_is_known() {
     let gold = import(&server, "format=comparisons&known_answer=gold", lines(&[line.clone()])).await.expect(200).json();
     assert_eq!((&gold["updated"], &gold["skipped"]), (&json!(1), &json!(0)), "{gold}");
     assert!(gold["warnings"][0]["message"].as_str().unwrap().contains("was a ranking before"), "{gold}");
-    let sets = server.get("/v1/comparison-sets").await.expect(200).json();
+    let sets = server.get("/admin/sets").await.expect(200).json();
     assert_eq!(sets["data"][0]["kind"], "gold");
     let again = import(&server, "format=comparisons&known_answer=gold", lines(&[line])).await.expect(200).json();
     assert_eq!((&again["updated"], &again["skipped"]), (&json!(0), &json!(1)), "{again}");
