@@ -1,8 +1,8 @@
 //! Untrusted Markdown to HTML that can only look like text: raw HTML stays visible text, there are no images,
 //! and links lead to https only. Two independent filters: what pulldown-cmark emits is cleaned by ammonia.
 //!
-//! Rendering is work of the processor, so handlers call [`render_all`], which runs off the async workers,
-//! keeps at most [`PERMITS`] renderings at once and remembers results by the text's hash.
+//! A text's size and nesting bound the work of [`render`]. [`render_all`] runs it off the async workers, at most
+//! [`PERMITS`] at once, and remembers results by the text's hash; no handler calls it yet.
 //!
 //! Mathematics (`$…$`, `$$…$$`, `\(…\)`, `\[…\]`) comes out as `<span class="math math-inline">` or
 //! `math-display` holding its LaTeX source; the pages typeset it. Code keeps its language as a class.
