@@ -130,13 +130,14 @@ pub fn print_attention(config: &Config, args: &AttentionArgs) -> Result<()> {
 fn look(path: &Path, text: &str) -> Result<(Vec<String>, AttentionMaps)> {
     let loaded = model::load(path, &Device::Cpu)?;
     let tokenizer = loaded.tokenizer.clone().with_context(|| format!("{} has no tokenizer.json", path.display()))?;
-    let ids = tokenizer.encode(text, true, false)?;
+    let encoder = loaded.config.arch == Arch::Bert;
+    let ids = if encoder { tokenizer.encode(text, true, false)? } else { tokenizer.encode_open(text, false)? };
     ensure!(!ids.is_empty(), "the text has no tokens");
     ensure!(ids.len() <= loaded.config.max_positions, "the text has {} tokens", ids.len());
-    let encoder = loaded.config.arch == Arch::Bert;
-    let name =
-        |id: &u32| if encoder { tokenizer.id_to_token(*id).unwrap_or_default() } else { tokenizer.token_text(*id) };
-    let tokens = ids.iter().map(name).collect();
+    let tokens = match encoder {
+        true => ids.iter().map(|id| tokenizer.id_to_token(*id).unwrap_or_default()).collect(),
+        false => tokenizer.pieces(&ids).into_iter().map(|piece| piece.text).collect(),
+    };
     let maps = match encoder {
         true => attention_maps::of_encoder(TextEncoder::new(&loaded)?.encoder(), &ids)?,
         false => attention_maps::of_decoder(&Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve)?, &ids)?,

@@ -2,9 +2,11 @@
 //! Order of precedence: command line, environment (`INSTRUCTD_…`, `__` between nested names), file, defaults.
 
 mod access;
+mod limits;
 mod upstream;
 
 pub use access::RatesConfig;
+pub use limits::LimitsConfig;
 pub use upstream::UpstreamConfig;
 
 use std::net::SocketAddr;
@@ -56,12 +58,26 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
-    /// Connections open at the same time; more wait.
+    /// Connections open at the same time; more wait, or take the place of one that has been still.
     pub max_connections: usize,
+    /// Of these, connections of one address (IPv6: one /64); 0 = any number. Not applied behind a proxy
+    /// (`client_address_header`), where all come from one address.
+    pub connections_per_address: usize,
+    /// Further connections for this machine itself, so that its operator gets in when all places are taken.
+    pub reserved_connections: usize,
+    /// Names that a request's `Host` may have, beside loopback ones. Empty = any, except on a loopback address:
+    /// there only loopback names are answered. A proxy's public name belongs here.
+    pub hosts: Vec<String>,
     /// A client must have sent its request's headers within this time.
     pub header_timeout_seconds: u64,
     /// A client must have sent its request's body within this time.
     pub body_timeout_seconds: u64,
+    /// A client must take some of its answer (16 KB) within this time.
+    pub write_timeout_seconds: u64,
+    /// A connection without a request is closed after this time.
+    pub idle_timeout_seconds: u64,
+    /// Requests at the same time on one HTTP/2 connection.
+    pub http2_streams: u32,
     /// How long shutdown waits for running requests.
     pub drain_timeout_seconds: u64,
     /// The header in which a reverse proxy names the client's address (`x-forwarded-for`: its last entry). Only
@@ -72,27 +88,6 @@ pub struct ServerConfig {
     pub secure_cookies: bool,
     /// Keep every completion that was sent, with its model version, in the database.
     pub store_completions: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct LimitsConfig {
-    /// Largest request body.
-    pub body_bytes: usize,
-    /// Largest file that can be imported.
-    pub import_bytes: usize,
-    /// Largest prompt or conversation.
-    pub prompt_bytes: usize,
-    /// Prompts in one `/v1/completions` call.
-    pub prompts: usize,
-    /// Prompts × max(n, best_of) in one call.
-    pub samples: usize,
-    /// Stop strings of one request.
-    pub stop_strings: usize,
-    /// Length of one stop string.
-    pub stop_bytes: usize,
-    /// `max_tokens` of a chat request that does not say (the context's rest, if smaller).
-    pub default_chat_tokens: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -234,27 +229,18 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             max_connections: 1024,
+            connections_per_address: 256,
+            reserved_connections: 8,
+            hosts: Vec::new(),
             header_timeout_seconds: 10,
             body_timeout_seconds: 60,
+            write_timeout_seconds: 30,
+            idle_timeout_seconds: 60,
+            http2_streams: 64,
             drain_timeout_seconds: 8,
             client_address_header: None,
             secure_cookies: false,
             store_completions: true,
-        }
-    }
-}
-
-impl Default for LimitsConfig {
-    fn default() -> Self {
-        Self {
-            body_bytes: 2 << 20,
-            import_bytes: 256 << 20,
-            prompt_bytes: 1 << 20,
-            prompts: 256,
-            samples: 256,
-            stop_strings: 16,
-            stop_bytes: 256,
-            default_chat_tokens: 1024,
         }
     }
 }
@@ -403,6 +389,9 @@ impl Config {
             ("server.max_connections", self.server.max_connections),
             ("server.header_timeout_seconds", self.server.header_timeout_seconds as usize),
             ("server.body_timeout_seconds", self.server.body_timeout_seconds as usize),
+            ("server.write_timeout_seconds", self.server.write_timeout_seconds as usize),
+            ("server.idle_timeout_seconds", self.server.idle_timeout_seconds as usize),
+            ("server.http2_streams", self.server.http2_streams as usize),
             ("limits.body_bytes", self.limits.body_bytes),
             ("limits.import_bytes", self.limits.import_bytes),
             ("limits.prompt_bytes", self.limits.prompt_bytes),

@@ -1,5 +1,6 @@
-//! Accepts connections: HTTP/1 and HTTP/2, a cap on how many, a time limit for request headers, and a
-//! drain at shutdown. `axum::serve` has none of the limits, so hyper is driven directly.
+//! Accepts connections: HTTP/1 and HTTP/2, a cap on how many, in all and of one address, time limits for request
+//! headers and for clients that take nothing or ask nothing, and a drain at shutdown. `axum::serve` has none of
+//! the limits, so hyper is driven directly.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,26 +14,55 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
+use super::places::{Places, Sizes};
+use super::progress::{Progress, Socket};
 use crate::config::ServerConfig;
 use crate::http::rates::Peer;
 use crate::service::Services;
 
+/// Connections that may wait for a place; more stay in the kernel's backlog.
+const MAY_WAIT: usize = 256;
+/// What a client reads that has waited for a place in vain.
+const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\n\
+                          connection: close\r\n\r\n";
+
+/// What every connection is held to.
+#[derive(Clone, Copy)]
+struct Times {
+    header: Duration,
+    /// Longest time in which a client takes nothing of its answer.
+    write: Duration,
+    /// Longest time without a request.
+    idle: Duration,
+    streams: u32,
+}
+
 /// Serves until shutdown, then waits for running requests up to the drain timeout.
 pub async fn serve(listener: TcpListener, router: Router, config: &ServerConfig, services: Arc<Services>) {
-    let places = Arc::new(Semaphore::new(config.max_connections));
-    let header_timeout = Duration::from_secs(config.header_timeout_seconds);
+    let places = Places::new(Sizes {
+        all: config.max_connections,
+        // Behind a proxy every connection comes from the proxy.
+        per_address: if config.client_address_header.is_some() { 0 } else { config.connections_per_address },
+        reserve: config.reserved_connections,
+    });
+    let waiting = Arc::new(Semaphore::new(MAY_WAIT));
+    let times = Times {
+        header: Duration::from_secs(config.header_timeout_seconds),
+        write: Duration::from_secs(config.write_timeout_seconds),
+        idle: Duration::from_secs(config.idle_timeout_seconds),
+        streams: config.http2_streams,
+    };
     let graceful = GracefulShutdown::new();
     loop {
-        // Over the cap, connections wait in the kernel's backlog.
         let accepted = tokio::select! {
             accepted = async {
-                let place = places.clone().acquire_owned().await;
-                (place, listener.accept().await)
+                let waits = waiting.clone().acquire_owned().await;
+                (waits, listener.accept().await)
             } => accepted,
             () = services.shutdown.cancelled() => break,
         };
-        let (place, stream, peer) = match accepted {
-            (Ok(place), Ok((stream, peer))) => (place, stream, Peer(peer.ip())),
+        let (waits, stream, peer) = match accepted {
+            (Ok(waits), Ok((stream, peer))) => (waits, stream, Peer(peer.ip())),
             (_, Err(error)) => {
                 // Usually out of file descriptors: give others time to close.
                 tracing::warn!(%error, "a connection was not accepted");
@@ -41,10 +71,20 @@ pub async fn serve(listener: TcpListener, router: Router, config: &ServerConfig,
             }
             (Err(_), _) => break,
         };
-        let (router, watcher) = (router.clone(), graceful.watcher());
+        let (router, watcher, places) = (router.clone(), graceful.watcher(), places.clone());
         tokio::spawn(async move {
-            one(stream, peer, router, header_timeout, watcher).await;
-            drop(place);
+            let progress = Progress::new();
+            let Some(place) = places.take(peer.0, &progress, times.header).await else {
+                // It may have gone, and need not wait for the rest: one try is all it gets.
+                let _ = stream.try_write(NO_PLACE);
+                return;
+            };
+            drop(waits);
+            tokio::select! {
+                () = one(stream, peer, router, times, &progress, watcher) => {}
+                () = place.close.cancelled() => tracing::debug!("a still connection gave up its place"),
+                () = overdue(&progress, times) => tracing::debug!("a connection was still for too long"),
+            }
         });
     }
     drop(listener);
@@ -60,21 +100,60 @@ pub async fn serve(listener: TcpListener, router: Router, config: &ServerConfig,
     }
 }
 
-async fn one(stream: TcpStream, peer: Peer, router: Router, header_timeout: Duration, watcher: Watcher) {
+/// Raises the limit of open files so that all connections fit, as far as the system allows; says so where not.
+pub fn make_room(connections: usize) {
+    // Models, the database, jobs and logs.
+    const OTHERS: u64 = 128;
+    let wanted = connections as u64 + MAY_WAIT as u64 + OTHERS;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a valid structure of our own.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 || limit.rlim_cur >= wanted {
+        return;
+    }
+    let raised = libc::rlimit { rlim_cur: wanted.min(limit.rlim_max), rlim_max: limit.rlim_max };
+    // SAFETY: as above.
+    let failed = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } != 0;
+    if failed || raised.rlim_cur < wanted {
+        tracing::warn!(
+            limit = if failed { limit.rlim_cur } else { raised.rlim_cur },
+            wanted,
+            "server.max_connections is more than this process may open files: raise `ulimit -n`, or lower the setting"
+        );
+    }
+}
+
+/// Resolves when the client has taken nothing, or asked for nothing, for too long.
+async fn overdue(progress: &Progress, times: Times) {
+    let look = (times.write.min(times.idle) / 8).max(Duration::from_millis(50));
+    loop {
+        tokio::time::sleep(look).await;
+        let stalled = progress.stalled().is_some_and(|time| time >= times.write);
+        if stalled || progress.idle().is_some_and(|time| time >= times.idle) {
+            return;
+        }
+    }
+}
+
+async fn one(stream: TcpStream, peer: Peer, router: Router, times: Times, progress: &Arc<Progress>, watcher: Watcher) {
     let _ = stream.set_nodelay(true);
     // Which protocol it is has to be said in time too.
-    let Ok(Some(protocol)) = tokio::time::timeout(header_timeout, protocol(&stream)).await else { return };
-    let service =
-        TowerToHyperService::new(router.map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
-            request.extensions_mut().insert(peer);
-            request
-        }));
-    let io = TokioIo::new(stream);
+    let Ok(Some(protocol)) = tokio::time::timeout(times.header, protocol(&stream)).await else { return };
+    let requests = progress.clone();
+    let service = tower::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(peer);
+        let (open, router) = (requests.request(), router.clone());
+        async move {
+            let response = router.oneshot(request).await?;
+            Ok::<_, std::convert::Infallible>(response.map(|body| open.watch(body)))
+        }
+    });
+    let service = TowerToHyperService::new(service);
+    let io = TokioIo::new(Socket::new(stream, progress.clone()));
     let ended = match protocol {
         Protocol::Http1 => {
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(header_timeout)
+                .header_read_timeout(times.header)
                 .serve_connection(io, service);
             watcher.watch(connection).await
         }
@@ -83,7 +162,7 @@ async fn one(stream: TcpStream, peer: Peer, router: Router, header_timeout: Dura
                 .timer(TokioTimer::new())
                 .keep_alive_interval(Duration::from_secs(20))
                 .keep_alive_timeout(Duration::from_secs(10))
-                .max_concurrent_streams(256)
+                .max_concurrent_streams(times.streams)
                 .serve_connection(io, service);
             watcher.watch(connection).await
         }

@@ -3,6 +3,8 @@
 
 pub mod connections;
 pub mod model;
+mod places;
+mod progress;
 pub mod upstream;
 
 use std::path::Path;
@@ -29,6 +31,8 @@ pub async fn serve(config: Config) -> Result<()> {
     let (services, generated_key) = services(config.clone(), store.clone()).await?;
     let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
     announce(&listener, generated_key.as_deref(), &config)?;
+    warn_if_open(&config);
+    connections::make_room(config.server.max_connections);
     let router = crate::http::router(services.clone());
     let jobs = config.jobs.enabled.then(|| tokio::spawn(run_jobs(services.clone())));
 
@@ -182,6 +186,17 @@ fn announce(listener: &TcpListener, generated_key: Option<&str>, config: &Config
     println!("  chat     http://{at}/chat    API documentation: http://{at}/docs");
     println!("  data     {}    stop with Ctrl-C; more commands: instructd --help", config.data_dir.display());
     Ok(())
+}
+
+/// Says at the start what anybody on the network may do here.
+fn warn_if_open(config: &Config) {
+    if !config.listen.ip().to_canonical().is_loopback() && !config.require_inference_key {
+        tracing::warn!(
+            listen = %config.listen,
+            "others can reach this server, and its inference routes need no key: anybody may let it compute, and \
+             what they send is stored. Set require_inference_key = true, or listen on 127.0.0.1"
+        );
+    }
 }
 
 fn size_compute_pool(threads: usize) {

@@ -44,10 +44,9 @@ fn answer(
 }
 
 pub fn of_decoder(decoder: &Decoder, tokenizer: &Tokenizer, text: &str, most: usize) -> Result<Attention, EngineError> {
-    let ids = tokenizer.encode(text, true, false).map_err(|e| bad(e.to_string()))?;
+    let ids = tokenizer.encode_open(text, false).map_err(|e| bad(e.to_string()))?;
     check(&ids, most.min(decoder.config.max_positions))?;
-    let tokens = ids.iter().map(|id| tokenizer.token_text(*id)).collect();
-    let bytes = ids.iter().map(|id| tokenizer.token_bytes(*id)).collect();
+    let (tokens, bytes) = tokenizer.pieces(&ids).into_iter().map(|piece| (piece.text, piece.bytes)).unzip();
     let maps = attention_maps::of_decoder(decoder, &ids);
     Ok(Attention { bytes, ..answer(ids, tokens, maps)? })
 }

@@ -4,10 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
-use tokio::sync::Semaphore;
 
 use super::recent::Recent;
-use super::{EngineError, ModelFiles};
+use super::{Asker, EngineError, ModelFiles, Turns};
 use crate::domain::ModelVersion;
 use crate::model;
 use crate::model::encoder_text::{Pooling, TextEncoder};
@@ -17,6 +16,10 @@ const KEEP: usize = 2;
 /// Forward passes at the same time, and those that may wait for a turn.
 const AT_ONCE: usize = 2;
 const MAY_WAIT: usize = 64;
+/// Texts between two looks whether the asker is still there.
+const EMBED_BETWEEN_LOOKS: usize = 64;
+/// Gaps of one text: each has a row over the whole vocabulary.
+const MOST_GAPS: usize = 128;
 
 /// A text or its ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,10 +39,13 @@ pub struct Embeddings {
 #[derive(Clone, Debug)]
 pub struct EmbedRequest {
     pub inputs: Vec<EncoderInput>,
-    pub pooling: Pooling,
+    /// `None` = as the encoder's directory says, else the mean.
+    pub pooling: Option<Pooling>,
     pub normalize: bool,
     /// Cut over-long texts instead of refusing them; the last token ([SEP]) stays.
     pub truncate: bool,
+    /// Tokens of all inputs together, at most.
+    pub most_tokens: usize,
 }
 
 /// What has gaps.
@@ -58,6 +64,8 @@ pub struct FillRequest {
     pub top: usize,
     /// Words whose probabilities are reported too; each must be one token.
     pub targets: Vec<String>,
+    /// Gaps × reported tokens, at most.
+    pub most_listed: usize,
 }
 
 /// One token that may stand in a gap.
@@ -81,8 +89,7 @@ pub struct Filled {
 #[derive(Clone)]
 pub struct Encoders {
     loaded: Recent<TextEncoder>,
-    turns: Arc<Semaphore>,
-    waiting: Arc<Semaphore>,
+    turns: Turns,
 }
 
 fn bad(param: &'static str, message: impl Into<String>) -> EngineError {
@@ -91,11 +98,7 @@ fn bad(param: &'static str, message: impl Into<String>) -> EngineError {
 
 impl Encoders {
     pub fn new() -> Self {
-        Self {
-            loaded: Recent::new(KEEP),
-            turns: Arc::new(Semaphore::new(AT_ONCE)),
-            waiting: Arc::new(Semaphore::new(AT_ONCE + MAY_WAIT)),
-        }
+        Self { loaded: Recent::new(KEEP), turns: Turns::new(AT_ONCE, MAY_WAIT) }
     }
 
     /// Runs `work` on a blocking thread, in turn.
@@ -103,21 +106,11 @@ impl Encoders {
         &self,
         version: &ModelVersion,
         files: &Arc<dyn ModelFiles>,
-        work: impl FnOnce(&TextEncoder) -> Result<T, EngineError> + Send + 'static,
+        work: impl FnOnce(&TextEncoder, &Asker) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, EngineError> {
-        let Ok(_place) = self.waiting.clone().try_acquire_owned() else {
-            return Err(EngineError::Overloaded { retry_after_s: 1 });
-        };
-        let ended = |_| EngineError::Failed("the encoders have ended".into());
-        let turn = self.turns.clone().acquire_owned().await.map_err(ended)?;
         let name = version.name.clone();
         let encoder = self.loaded.get_or_load(version, files, move |path| encoder(&name, path)).await?;
-        let done = tokio::task::spawn_blocking(move || {
-            // A caller that leaves does not free the turn of work that goes on.
-            let _turn = turn;
-            work(&encoder)
-        });
-        done.await.map_err(|e| EngineError::Failed(e.to_string()))?
+        self.turns.run(move |asker| work(&encoder, asker)).await
     }
 }
 
@@ -147,10 +140,12 @@ fn check_ids(encoder: &TextEncoder, ids: &[u32], param: &'static str, which: &st
     Ok(())
 }
 
-pub fn embed(encoder: &TextEncoder, request: EmbedRequest) -> Result<Embeddings, EngineError> {
-    let longest = encoder.encoder().config.max_positions;
+pub fn embed(encoder: &TextEncoder, request: EmbedRequest, asker: &Asker) -> Result<Embeddings, EngineError> {
+    let longest = encoder.max_tokens();
     let mut sequences = Vec::with_capacity(request.inputs.len());
+    let mut tokens = 0;
     for (i, input) in request.inputs.into_iter().enumerate() {
+        asker.still_there()?;
         let mut ids = match input {
             EncoderInput::Ids(ids) => ids,
             EncoderInput::Text(text) => encoder
@@ -160,14 +155,30 @@ pub fn embed(encoder: &TextEncoder, request: EmbedRequest) -> Result<Embeddings,
         };
         if request.truncate && ids.len() > longest {
             let end = ids[ids.len() - 1];
-            ids.truncate(longest - 1);
+            ids.truncate(longest.saturating_sub(1));
             ids.push(end);
         }
         check_ids(encoder, &ids, "input", &format!("input[{i}]: "))?;
+        if ids.len() > longest {
+            let message = format!(
+                "input[{i}]: {} tokens; the encoder's files say {longest} at most: send less, or truncate = true",
+                ids.len()
+            );
+            return Err(bad("input", message));
+        }
+        tokens += ids.len();
+        if tokens > request.most_tokens {
+            let message = format!("has over {} tokens up to input[{i}]: send fewer texts at once", request.most_tokens);
+            return Err(bad("input", message));
+        }
         sequences.push(ids);
     }
-    let vectors = encoder.embed(&sequences, request.pooling, request.normalize).map_err(failed)?;
-    Ok(Embeddings { vectors, tokens: sequences.iter().map(Vec::len).sum() })
+    let mut vectors = Vec::with_capacity(sequences.len());
+    for some in sequences.chunks(EMBED_BETWEEN_LOOKS) {
+        asker.still_there()?;
+        vectors.extend(encoder.embed(some, request.pooling, request.normalize).map_err(failed)?);
+    }
+    Ok(Embeddings { vectors, tokens })
 }
 
 /// The pieces of a text between its gaps.
@@ -212,6 +223,19 @@ pub fn fill(encoder: &TextEncoder, request: FillRequest) -> Result<Vec<Filled>, 
         Gapped::Ids { ids, type_ids, positions } => (ids, type_ids, positions),
     };
     check_ids(encoder, &ids, "text", "")?;
+    if positions.len() > MOST_GAPS {
+        return Err(bad("positions", format!("{} gaps; at most {MOST_GAPS} in one request", positions.len())));
+    }
+    let listed = positions.len() * (request.top + request.targets.len());
+    if listed > request.most_listed {
+        let message = format!(
+            "{} gaps × {} tokens each are {listed}; at most {} in one answer",
+            positions.len(),
+            request.top + request.targets.len(),
+            request.most_listed
+        );
+        return Err(bad("top_k", message));
+    }
     if let Some(at) = positions.iter().find(|at| **at >= ids.len()) {
         return Err(bad("positions", format!("{at} is outside the {} tokens", ids.len())));
     }

@@ -1,33 +1,36 @@
 //! The built-in engine: one OS thread owns the running batches; callers talk to it through a channel.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use candle_core::Device;
 use tokio::sync::mpsc;
 
 use super::adapters::Adapters;
 use super::attention;
-use super::device;
 use super::encoders::{self, Encoders};
+use super::loaded::{LoadedModel, load_model};
 use super::rewards::RewardModels;
 use super::scheduler::{Lane, Limits};
 use super::sequence::{Queued, Shared};
 use super::{
     Attention, DataDir, EmbedRequest, Embeddings, EngineError, EngineStats, FillRequest, Filled, GenerateRequest,
-    Generation, Generator, ModelFiles, SamplingParams, ServedModel,
+    Generation, Generator, ModelFiles, Piece, ServedModel, TextForm, TokenLogprob, Turns,
 };
 use crate::domain::{Message, ModelKind, ModelVersion, ModelVersionId, RewardScore};
-use crate::generation::Warpers;
-use crate::model::{self, Decoder, SoftPrompt};
+use crate::model::SoftPrompt;
 use crate::ops::linear::WeightFormat;
-use crate::prompt::ChatTemplate;
-use crate::tokenizer::{IncrementalDecoder, Tokenizer};
+
+/// Texts up to so many bytes are read where the request is answered; longer ones on a blocking thread.
+const READ_HERE: usize = 8 << 10;
+/// Long texts read, and attention maps made, at the same time; so many more may wait.
+const TEXTS_AT_ONCE: usize = 2;
+const VIEWS_AT_ONCE: usize = 1;
+const MAY_WAIT: usize = 64;
 
 /// Sizes of the engine, from the configuration.
 #[derive(Clone, Debug)]
@@ -62,28 +65,6 @@ impl Default for EngineOptions {
             max_loaded: 3,
             files: None,
         }
-    }
-}
-
-/// A version in memory, immutable.
-pub struct LoadedModel {
-    pub served: Arc<ServedModel>,
-    pub decoder: Decoder,
-    tokenizer: Option<Tokenizer>,
-    template: Option<ChatTemplate>,
-}
-
-impl LoadedModel {
-    /// Text decoder for one sample; special tokens are not text.
-    pub fn decoder_for_text(&self) -> Option<IncrementalDecoder> {
-        self.tokenizer.as_ref().map(|t| t.incremental(true))
-    }
-
-    fn tokenizer(&self) -> Result<&Tokenizer, EngineError> {
-        self.tokenizer.as_ref().ok_or_else(|| EngineError::BadRequest {
-            param: "model",
-            message: "this model has no tokenizer: send token ids".into(),
-        })
     }
 }
 
@@ -124,6 +105,9 @@ pub struct LocalEngine {
     rewards: RewardModels,
     adapters: Adapters,
     encoders: Encoders,
+    /// Long texts that are read, and looks into the model: each kind in turn.
+    texts: Turns,
+    views: Turns,
 }
 
 fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
@@ -163,6 +147,8 @@ impl LocalEngine {
             rewards: RewardModels::new(),
             adapters: Adapters::new(),
             encoders: Encoders::new(),
+            texts: Turns::new(TEXTS_AT_ONCE, MAY_WAIT),
+            views: Turns::new(VIEWS_AT_ONCE, MAY_WAIT),
             options,
             state,
             commands,
@@ -188,6 +174,9 @@ impl LocalEngine {
         }
         if let Some((id, _)) = request.params.logit_bias.iter().find(|(id, _)| *id as usize >= facts.vocab_size) {
             return bad("logit_bias", format!("token id {id} is outside the vocabulary of {}", facts.vocab_size));
+        }
+        if let Some(id) = request.params.stop_token_ids.iter().find(|id| **id as usize >= facts.vocab_size) {
+            return bad("stop_token_ids", format!("token id {id} is outside the vocabulary of {}", facts.vocab_size));
         }
         if request.n == 0 {
             return bad("n", "at least one sample is needed".into());
@@ -216,52 +205,6 @@ impl LocalEngine {
     }
 }
 
-/// Loads, builds and tries a version; runs on a blocking thread.
-fn load_model(
-    path: &Path,
-    version: ModelVersion,
-    weights: WeightFormat,
-    device_name: &str,
-) -> Result<LoadedModel, EngineError> {
-    let failed = |e: String| EngineError::Failed(format!("loading '{}': {e}", version.name));
-    let device = device::open(device_name).map_err(failed)?;
-    let loaded = model::load(path, &device).map_err(|e| failed(e.to_string()))?;
-    let parameters = loaded.weights.values().map(|t| t.elem_count() as u64).sum();
-    let decoder = match device {
-        Device::Cpu => Decoder::serve(&loaded, weights).map_err(|e| failed(e.to_string()))?,
-        _ => device::dense(&loaded, weights.as_str()).map_err(failed)?,
-    };
-    warm_up(&decoder).map_err(failed)?;
-    let template = match &loaded.chat_template {
-        Some(source) => Some(ChatTemplate::new(source, loaded.tokenizer.as_ref()).map_err(|e| failed(e.to_string()))?),
-        None => None,
-    };
-    let served = ServedModel {
-        vocab_size: loaded.config.vocab_size,
-        max_context: loaded.config.max_positions,
-        takes_text: false,
-        eos_ids: loaded.config.eos_ids.clone(),
-        weights: weights.as_str().to_owned(),
-        parameters,
-        has_chat_template: template.is_some(),
-        version,
-    };
-    Ok(LoadedModel { served: Arc::new(served), decoder, tokenizer: loaded.tokenizer, template })
-}
-
-/// One forward pass: a version whose numbers are not finite is never served.
-fn warm_up(decoder: &Decoder) -> Result<(), String> {
-    let run = || -> candle_core::Result<f32> {
-        let hidden = decoder.forward(&model::PackedBatch::new(&[[0u32, 1]]))?;
-        decoder.logits(&hidden)?.abs()?.sum_all()?.to_scalar::<f32>()
-    };
-    match run() {
-        Ok(total) if total.is_finite() => Ok(()),
-        Ok(_) => Err("the model's logits are not finite".into()),
-        Err(e) => Err(e.to_string()),
-    }
-}
-
 #[async_trait]
 impl Generator for LocalEngine {
     async fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError> {
@@ -278,10 +221,13 @@ impl Generator for LocalEngine {
         stats.queued.fetch_add(1, SeqCst);
         let (events, receiver) = mpsc::unbounded_channel();
         let (prompt_tokens, version) = (request.prompt_ids.len(), model.served.clone());
-        let eos_ids = if request.params.ignore_eos { Vec::new() } else { model.served.eos_ids.clone() };
+        let mut end_ids = request.params.stop_token_ids.clone();
+        if !request.params.ignore_eos {
+            end_ids.extend_from_slice(&model.served.eos_ids);
+        }
         let warpers = request.params.warpers();
         let queued = Queued::since(Instant::now());
-        let shared = Arc::new(Shared { request, warpers, events, eos_ids, soft, queued });
+        let shared = Arc::new(Shared { request, warpers, events, end_ids, soft, queued });
         if self.commands.send(Command::Submit(model, shared)).is_err() {
             return Err(EngineError::Failed("the engine thread has ended".into()));
         }
@@ -327,27 +273,59 @@ impl Generator for LocalEngine {
         &self,
         version: Option<&ModelVersionId>,
         text: &str,
-        add_special: bool,
-        parse_special: bool,
+        form: TextForm<'_>,
     ) -> Result<Vec<u32>, EngineError> {
         let model = self.find(version)?;
-        let encoded = model.tokenizer()?.encode(text, add_special, parse_special);
-        encoded.map_err(|e| EngineError::BadRequest { param: "prompt", message: e.to_string() })
+        if text.len() <= READ_HERE {
+            return model.encode(text, form);
+        }
+        let text = text.to_owned();
+        match form {
+            TextForm::Whole { special, parse_special } => {
+                self.texts.run(move |_| model.encode(&text, TextForm::Whole { special, parse_special })).await
+            }
+            TextForm::Open { special, parse_special } => {
+                self.texts.run(move |_| model.encode(&text, TextForm::Open { special, parse_special })).await
+            }
+            TextForm::After(left) => {
+                let left = left.to_owned();
+                self.texts.run(move |_| model.encode(&text, TextForm::After(&left))).await
+            }
+        }
     }
 
     async fn detokenize(&self, version: Option<&ModelVersionId>, ids: &[u32]) -> Result<String, EngineError> {
         let model = self.find(version)?;
-        let decoded = model.tokenizer()?.decode(ids, false);
-        decoded.map_err(|e| EngineError::BadRequest { param: "tokens", message: e.to_string() })
+        let decode = move |ids: &[u32]| {
+            let decoded = model.tokenizer()?.decode(ids, false);
+            decoded.map_err(|e| EngineError::BadRequest { param: "tokens", message: e.to_string() })
+        };
+        if ids.len() <= READ_HERE / 4 {
+            return decode(ids);
+        }
+        let ids = ids.to_owned();
+        self.texts.run(move |_| decode(&ids)).await
     }
 
-    async fn token_texts(&self, version: Option<&ModelVersionId>, ids: &[u32]) -> Result<Vec<String>, EngineError> {
+    async fn token_pieces(
+        &self,
+        version: Option<&ModelVersionId>,
+        left: &[u32],
+        tokens: &[TokenLogprob],
+    ) -> Result<Vec<Vec<Piece>>, EngineError> {
         let model = self.find(version)?;
-        // Models without a tokenizer still answer log-prob requests: ids stand for themselves.
-        Ok(ids
-            .iter()
-            .map(|id| model.tokenizer.as_ref().map_or_else(|| id.to_string(), |t| t.token_text(*id)))
-            .collect())
+        let mut context = left.to_vec();
+        let one = |token: &TokenLogprob| {
+            // Models without a tokenizer still answer log-prob requests: ids stand for themselves.
+            let piece = |id: u32| match &model.tokenizer {
+                Some(tokenizer) => tokenizer.piece(&context, id),
+                None => Piece::of(id.to_string()),
+            };
+            let listed = std::iter::once(token.id).chain(token.top.iter().map(|(id, _)| *id)).map(piece).collect();
+            context.push(token.id);
+            listed
+        };
+        Ok(tokens.iter().map(one).collect())
     }
 
     async fn chat_prompt(
@@ -356,20 +334,31 @@ impl Generator for LocalEngine {
         messages: &[Message],
     ) -> Result<Vec<u32>, EngineError> {
         let model = self.find(version)?;
-        let bad = |message: String| EngineError::BadRequest { param: "messages", message };
-        let template = model
-            .template
-            .as_ref()
-            .ok_or_else(|| bad("this model has no chat template: use /v1/completions".into()))?;
-        template.encode(messages, true, model.tokenizer()?).map_err(|e| bad(e.to_string()))
+        let render = move |messages: &[Message]| {
+            let bad = |message: String| EngineError::BadRequest { param: "messages", message };
+            let template = model
+                .template
+                .as_ref()
+                .ok_or_else(|| bad("this model has no chat template: use /v1/completions".into()))?
+                .as_ref()
+                .map_err(|e| bad(e.to_string()))?;
+            template.encode(messages, true, model.tokenizer()?).map_err(|e| bad(e.to_string()))
+        };
+        // Templates of many messages take long, too.
+        if messages.iter().map(|m| m.content.len() + 256).sum::<usize>() <= READ_HERE {
+            return render(messages);
+        }
+        let messages = messages.to_owned();
+        self.texts.run(move |_| render(&messages)).await
     }
 
     async fn reward_scores(
         &self,
         version: &ModelVersion,
-        conversations: &[Vec<Message>],
+        prompt: &Arc<[Message]>,
+        answers: Vec<String>,
     ) -> Result<Vec<RewardScore>, EngineError> {
-        self.rewards.score(version, &self.files, conversations).await
+        self.rewards.score(version, &self.files, prompt, answers).await
     }
 
     async fn load_adapter(&self, adapter: &ModelVersion, base: &ServedModel) -> Result<usize, EngineError> {
@@ -381,22 +370,19 @@ impl Generator for LocalEngine {
         if version.kind == ModelKind::Encoder {
             return self
                 .encoders
-                .with(version, &self.files, move |encoder| attention::of_encoder(encoder, &text, most))
+                .with(version, &self.files, move |encoder, _| attention::of_encoder(encoder, &text, most))
                 .await;
         }
         let model = self.find(Some(&version.id))?;
-        let ended = |e: tokio::task::JoinError| EngineError::Failed(e.to_string());
-        let work =
-            tokio::task::spawn_blocking(move || attention::of_decoder(&model.decoder, model.tokenizer()?, &text, most));
-        work.await.map_err(ended)?
+        self.views.run(move |_| attention::of_decoder(&model.decoder, model.tokenizer()?, &text, most)).await
     }
 
     async fn embed(&self, encoder: &ModelVersion, request: EmbedRequest) -> Result<Embeddings, EngineError> {
-        self.encoders.with(encoder, &self.files, move |encoder| encoders::embed(encoder, request)).await
+        self.encoders.with(encoder, &self.files, move |encoder, asker| encoders::embed(encoder, request, asker)).await
     }
 
     async fn fill(&self, encoder: &ModelVersion, request: FillRequest) -> Result<Vec<Filled>, EngineError> {
-        self.encoders.with(encoder, &self.files, move |encoder| encoders::fill(encoder, request)).await
+        self.encoders.with(encoder, &self.files, move |encoder, _| encoders::fill(encoder, request)).await
     }
 
     fn stats(&self) -> EngineStats {
@@ -423,22 +409,6 @@ impl Generator for LocalEngine {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.commands.send(Command::Abort).ok();
-    }
-}
-
-impl SamplingParams {
-    /// The part of the parameters that reshapes the distribution.
-    pub fn warpers(&self) -> Warpers {
-        Warpers {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
-            presence_penalty: self.presence_penalty,
-            frequency_penalty: self.frequency_penalty,
-            logit_bias: self.logit_bias.clone(),
-        }
     }
 }
 

@@ -69,6 +69,7 @@ impl MockGenerator {
             weights: "mock".into(),
             parameters: 0,
             has_chat_template: true,
+            before_text: Vec::new(),
         });
         lock(&self.loaded).push(served.clone());
         served
@@ -240,8 +241,7 @@ impl Generator for MockGenerator {
         &self,
         version: Option<&ModelVersionId>,
         text: &str,
-        _add_special: bool,
-        _parse_special: bool,
+        _form: TextForm<'_>,
     ) -> Result<Vec<u32>, EngineError> {
         self.find(version)?;
         Ok(text.bytes().map(u32::from).collect())
@@ -253,14 +253,23 @@ impl Generator for MockGenerator {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    async fn token_texts(&self, version: Option<&ModelVersionId>, ids: &[u32]) -> Result<Vec<String>, EngineError> {
+    async fn token_pieces(
+        &self,
+        version: Option<&ModelVersionId>,
+        _left: &[u32],
+        tokens: &[TokenLogprob],
+    ) -> Result<Vec<Vec<Piece>>, EngineError> {
         self.find(version)?;
-        let text = |id: &u32| match u8::try_from(*id) {
-            Ok(byte) if byte.is_ascii() => char::from(byte).to_string(),
-            Ok(byte) => format!("bytes:\\x{byte:02x}"),
-            Err(_) => "<end>".to_owned(),
+        let piece = |id: u32| match u8::try_from(id) {
+            Ok(byte) => {
+                let bytes = vec![byte];
+                Piece { text: String::from_utf8_lossy(&bytes).into_owned(), bytes, special: false }
+            }
+            Err(_) => Piece { special: true, ..Piece::of("<end>".to_owned()) },
         };
-        Ok(ids.iter().map(text).collect())
+        let listed =
+            |t: &TokenLogprob| std::iter::once(t.id).chain(t.top.iter().map(|(id, _)| *id)).map(piece).collect();
+        Ok(tokens.iter().map(listed).collect())
     }
 
     async fn chat_prompt(
@@ -269,20 +278,23 @@ impl Generator for MockGenerator {
         messages: &[Message],
     ) -> Result<Vec<u32>, EngineError> {
         let text: String = messages.iter().map(|m| format!("{}: {}\n", m.role, m.content)).collect();
-        self.tokenize(version, &format!("{text}assistant: "), true, false).await
+        self.tokenize(version, &format!("{text}assistant: "), TextForm::PROMPT).await
     }
 
     /// Longer responses score higher, and leave more doubt.
     async fn reward_scores(
         &self,
         _version: &ModelVersion,
-        conversations: &[Vec<Message>],
+        _prompt: &Arc<[Message]>,
+        answers: Vec<String>,
     ) -> Result<Vec<RewardScore>, EngineError> {
-        let length = |c: &Vec<Message>| c.last().map_or(0, |m| m.content.len()) as f64 / 100.0;
-        Ok(conversations
+        let length = |answer: &String| answer.len() as f64 / 100.0;
+        Ok(answers
             .iter()
-            .map(length)
-            .map(|n| RewardScore { mean: n, std: n / 10.0, tokens: (n * 100.0) as usize })
+            .map(|answer| {
+                let mean = length(answer);
+                RewardScore { mean, std: mean / 10.0, tokens: answer.len() }
+            })
             .collect())
     }
 

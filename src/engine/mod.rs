@@ -5,7 +5,8 @@ mod adapters;
 mod attention;
 pub mod device;
 mod encoders;
-pub mod local;
+mod loaded;
+mod local;
 pub mod mock;
 mod prefix;
 mod recent;
@@ -13,12 +14,15 @@ mod rewards;
 mod scheduler;
 mod sequence;
 mod text;
+mod turns;
 pub mod upstream;
 
 pub use crate::model::encoder_text::Pooling;
+pub use crate::tokenizer::Piece;
 pub use attention::Attention;
 pub use encoders::{EmbedRequest, Embeddings, EncoderInput, FillRequest, Filled, Filling, Gapped};
 pub use local::{EngineOptions, LocalEngine};
+pub use turns::{Asker, Turns};
 pub use upstream::{UpstreamEngine, UpstreamOptions};
 
 use std::sync::Arc;
@@ -28,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore};
+use crate::generation::Warpers;
 
 /// How tokens are drawn. Defaults are OpenAI's; every field is honoured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,6 +52,10 @@ pub struct SamplingParams {
     pub logit_bias: Vec<(u32, f32)>,
     /// Generation ends before the first of these strings; it is not part of the text.
     pub stop: Vec<String>,
+    /// Generation ends with any of these tokens, which are not part of the text.
+    pub stop_token_ids: Vec<u32>,
+    /// The stop string that was found is part of the text after all.
+    pub include_stop_str_in_output: bool,
     pub seed: u64,
     /// Do not stop at the end token.
     pub ignore_eos: bool,
@@ -69,10 +78,28 @@ impl Default for SamplingParams {
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
             stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            include_stop_str_in_output: false,
             seed: 0,
             ignore_eos: false,
             min_tokens: 0,
             logprobs: None,
+        }
+    }
+}
+
+impl SamplingParams {
+    /// The part of the parameters that reshapes the distribution.
+    pub fn warpers(&self) -> Warpers {
+        Warpers {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logit_bias: self.logit_bias.clone(),
         }
     }
 }
@@ -92,6 +119,22 @@ pub struct GenerateRequest {
     pub prompt_from: usize,
     /// A soft prompt to stand before the prompt, made ready by `load_adapter`.
     pub adapter: Option<ModelVersionId>,
+}
+
+/// What stands around a text that is tokenized, and what it may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TextForm<'a> {
+    /// A whole text, with what the model expects around it if `special`.
+    Whole { special: bool, parse_special: bool },
+    /// A text that goes on: with what the model expects before it if `special`, and nothing behind it.
+    Open { special: bool, parse_special: bool },
+    /// A text that goes on from these ids.
+    After(&'a [u32]),
+}
+
+impl TextForm<'_> {
+    /// A prompt as it is by default.
+    pub const PROMPT: Self = Self::Open { special: true, parse_special: false };
 }
 
 /// A prompt for generators that take text instead of token ids (`ServedModel::takes_text`).
@@ -186,6 +229,8 @@ pub struct ServedModel {
     pub weights: String,
     pub parameters: u64,
     pub has_chat_template: bool,
+    /// Ids that stand before a prompt and are not part of its text.
+    pub before_text: Vec<u32>,
 }
 
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -261,34 +306,35 @@ pub trait Generator: Send + Sync + 'static {
     async fn load(&self, version: &ModelVersion) -> Result<Arc<ServedModel>, EngineError>;
     /// Makes a loaded version the active one between two steps; requests in flight keep theirs.
     async fn activate(&self, version: &ModelVersionId) -> Result<(), EngineError>;
-    /// Text → ids. User text never becomes a special token unless `parse_special`.
+    /// Text → ids. User text never becomes a special token unless the form says so.
     async fn tokenize(
         &self,
         version: Option<&ModelVersionId>,
         text: &str,
-        add_special: bool,
-        parse_special: bool,
+        form: TextForm<'_>,
     ) -> Result<Vec<u32>, EngineError>;
     async fn detokenize(&self, version: Option<&ModelVersionId>, ids: &[u32]) -> Result<String, EngineError>;
-    /// The bytes-as-text of each single token (for log-prob listings).
-    async fn token_texts(&self, version: Option<&ModelVersionId>, ids: &[u32]) -> Result<Vec<String>, EngineError>;
+    /// For each token that and its alternatives, in this order, as they stand behind `left` and the tokens before.
+    async fn token_pieces(
+        &self,
+        version: Option<&ModelVersionId>,
+        left: &[u32],
+        tokens: &[TokenLogprob],
+    ) -> Result<Vec<Vec<Piece>>, EngineError>;
     /// Renders with the model's chat template, generation prompt added, and tokenizes.
     async fn chat_prompt(
         &self,
         version: Option<&ModelVersionId>,
         messages: &[Message],
     ) -> Result<Vec<u32>, EngineError>;
-    /// Scores conversations (the last message is the response) with a reward model version: the mean of its
-    /// heads, and their standard deviation as a measure of doubt.
+    /// Scores answers to one prompt with a reward model version: the mean of its heads, and their standard
+    /// deviation as a measure of doubt.
     async fn reward_scores(
         &self,
         version: &ModelVersion,
-        conversations: &[Vec<Message>],
+        prompt: &Arc<[Message]>,
+        answers: Vec<String>,
     ) -> Result<Vec<RewardScore>, EngineError>;
-    /// The scores alone.
-    async fn rewards(&self, version: &ModelVersion, conversations: &[Vec<Message>]) -> Result<Vec<f64>, EngineError> {
-        Ok(self.reward_scores(version, conversations).await?.into_iter().map(|score| score.mean).collect())
-    }
     /// Makes a soft prompt ready for requests to `base`; returns how many positions it takes.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::Device;
 
 use super::recent::Recent;
-use super::{EngineError, ModelFiles};
+use super::{Asker, EngineError, ModelFiles, Turns};
 use crate::data::PromptInput;
 use crate::domain::{Message, ModelVersion, RewardScore};
 use crate::model::reward::RewardModel;
@@ -24,29 +24,33 @@ struct Scorer {
     max_length: usize,
 }
 
+/// Scorings at the same time, and those that may wait for a turn.
+const AT_ONCE: usize = 2;
+const MAY_WAIT: usize = 64;
+
 pub struct RewardModels {
     loaded: Recent<Scorer>,
+    turns: Turns,
 }
 
 impl RewardModels {
     pub fn new() -> Self {
-        Self { loaded: Recent::new(KEEP) }
+        Self { loaded: Recent::new(KEEP), turns: Turns::new(AT_ONCE, MAY_WAIT) }
     }
 
-    /// Scores of conversations whose last message is the response.
+    /// Scores of answers to one prompt.
     pub async fn score(
         &self,
         version: &ModelVersion,
         files: &Arc<dyn ModelFiles>,
-        conversations: &[Vec<Message>],
+        prompt: &Arc<[Message]>,
+        answers: Vec<String>,
     ) -> Result<Vec<RewardScore>, EngineError> {
-        let (name, conversations) = (version.name.clone(), conversations.to_vec());
+        let (name, prompt) = (version.name.clone(), prompt.clone());
         let failed = move |e: String| EngineError::Failed(format!("reward model '{name}': {e}"));
         let loading = failed.clone();
         let scorer = self.loaded.get_or_load(version, files, move |path| Scorer::load(path).map_err(loading)).await?;
-        tokio::task::spawn_blocking(move || scorer.score(&conversations, failed))
-            .await
-            .map_err(|e| EngineError::Failed(e.to_string()))?
+        self.turns.run(move |asker| scorer.score(&prompt, &answers, asker, failed)).await
     }
 }
 
@@ -60,22 +64,31 @@ impl Scorer {
 
     fn score(
         &self,
-        conversations: &[Vec<Message>],
+        prompt: &[Message],
+        answers: &[String],
+        asker: &Asker,
         failed: impl Fn(String) -> EngineError,
     ) -> Result<Vec<RewardScore>, EngineError> {
-        let mut pairs = Vec::with_capacity(conversations.len());
-        for conversation in conversations {
-            let Some((response, prompt)) = conversation.split_last() else {
-                let message = "a conversation needs at least the response".into();
-                return Err(EngineError::BadRequest { param: "completions", message });
-            };
-            pairs.push((PromptInput::from(prompt.to_vec()), response.content.as_str()));
-        }
-        let pairs: Vec<_> = pairs.iter().map(|(prompt, text)| (prompt, *text)).collect();
+        asker.still_there()?;
+        let prompt = PromptInput::from(prompt.to_vec());
+        let pairs: Vec<_> = answers.iter().map(|answer| (&prompt, answer.as_str())).collect();
+        // Together: all answers see the same tokens of a prompt that does not fit.
         let ids = self.texts.conversations(&pairs, self.max_length).map_err(|e| failed(e.to_string()))?;
-        let mut scores = self.model.scores(&ids, BATCH_TOKENS).map_err(|e| failed(e.to_string()))?;
-        for (score, read) in scores.iter_mut().zip(&ids) {
-            score.tokens = read.len();
+        let mut scores = Vec::with_capacity(ids.len());
+        let mut rest = &ids[..];
+        while !rest.is_empty() {
+            asker.still_there()?;
+            let mut tokens = 0;
+            let many = rest.iter().take_while(|read| {
+                let fits = tokens < BATCH_TOKENS;
+                tokens += read.len();
+                fits
+            });
+            let (batch, after) = rest.split_at(many.count());
+            let scored = self.model.scores(batch, BATCH_TOKENS).map_err(|e| failed(e.to_string()))?;
+            scores
+                .extend(scored.into_iter().zip(batch).map(|(score, read)| RewardScore { tokens: read.len(), ..score }));
+            rest = after;
         }
         Ok(scores)
     }

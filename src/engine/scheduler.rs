@@ -9,10 +9,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::local::{LoadedModel, StatCells};
+use super::loaded::LoadedModel;
+use super::local::StatCells;
 use super::prefix::PrefixTree;
 use super::sequence::{Sequence, Shared};
-use super::text::TextStream;
 use super::{EngineError, FinishReason, GenEvent, TokenLogprob};
 use crate::generation::sampling::{Drawn, draw, report};
 use crate::model::ModelConfig;
@@ -70,7 +70,7 @@ impl Lane {
         let request = &shared.request;
         let (tokens, siblings) = (shared.prompt_tokens(), request.n - 1);
         let prompt = request.prompt_logprobs.map(|_| Vec::with_capacity(tokens.len()));
-        let text = TextStream::new(self.model.decoder_for_text(), &request.params.stop);
+        let text = self.model.text_stream(request);
         self.waiting.push_back(Sequence {
             shared,
             index: 0,
@@ -296,7 +296,7 @@ impl Lane {
             self.running[i].send(GenEvent::Prompt { tokens });
         }
         for index in 1..=siblings {
-            let text = TextStream::new(self.model.decoder_for_text(), &shared.request.params.stop);
+            let text = self.model.text_stream(&shared.request);
             // No page free for the copy: it computes its prompt itself, later.
             let forked = self.cache.fork(&self.running[i].cached);
             let waits = forked.is_none();

@@ -18,8 +18,8 @@ pub struct Shared {
     pub request: GenerateRequest,
     pub warpers: Warpers,
     pub events: UnboundedSender<GenEvent>,
-    /// Ids that end a sample; empty under `ignore_eos`.
-    pub eos_ids: Vec<u32>,
+    /// Ids that end a sample: the model's (none under `ignore_eos`) and those that the request names.
+    pub end_ids: Vec<u32>,
     pub queued: Queued,
     /// Embeddings that stand before the prompt.
     pub soft: Option<Arc<SoftPrompt>>,
@@ -106,7 +106,7 @@ impl Sequence {
         Context {
             prompt: &self.shared.request.prompt_ids,
             generated: self.generated(),
-            forbidden: if early { &self.shared.eos_ids } else { &[] },
+            forbidden: if early { &self.shared.end_ids } else { &[] },
             seed: params.seed,
             stream: self.index as u64,
             logprob_temperature: 1.0,
@@ -119,7 +119,7 @@ impl Sequence {
         let params = &self.shared.request.params;
         self.tokens.push(drawn.id);
         let count = self.generated().len();
-        let ended = self.shared.eos_ids.contains(&drawn.id);
+        let ended = self.shared.end_ids.contains(&drawn.id);
         let token = TokenLogprob { id: drawn.id, logprob: Some(drawn.logprob), top: drawn.top };
         let full = count >= params.max_tokens || self.tokens.len() >= max_positions;
         let (mut text, mut reason) = (String::new(), None);

@@ -1,13 +1,25 @@
-//! Token ids of one sample → text deltas: whole characters only, and nothing that may still become a stop
-//! string.
+//! Token ids of one sample → text deltas: whole characters only, no special tokens, and nothing that may still
+//! become a stop string.
 
-use crate::tokenizer::IncrementalDecoder;
+use std::ops::Range;
+
+use crate::tokenizer::{IncrementalDecoder, Tokenizer};
 
 /// Text side of one sample. Without a tokenizer everything is empty text.
 pub struct TextStream {
-    decoder: Option<IncrementalDecoder>,
-    stops: Vec<String>,
+    source: Option<(Tokenizer, IncrementalDecoder)>,
+    stops: Vec<Stop>,
+    /// The stop string that was found is part of the text.
+    include_stop: bool,
     held: String,
+    /// Where special tokens stand in `held`, ascending.
+    hidden: Vec<Range<usize>>,
+}
+
+struct Stop {
+    text: String,
+    /// It holds a special token's text: looked for in what was drawn, not only in what is shown.
+    raw: bool,
 }
 
 /// What one token adds.
@@ -19,37 +31,117 @@ pub struct Added {
 }
 
 impl TextStream {
-    pub fn new(decoder: Option<IncrementalDecoder>, stops: &[String]) -> Self {
-        Self { decoder, stops: stops.iter().filter(|s| !s.is_empty()).cloned().collect(), held: String::new() }
+    /// Text that goes on behind the prompt `left`.
+    pub fn new(tokenizer: Option<&Tokenizer>, left: &[u32], stops: &[String], include_stop: bool) -> Self {
+        let special = |stop: &str| tokenizer.is_some_and(|t| t.special_tokens().any(|name| stop.contains(name)));
+        let stops = stops.iter().filter(|s| !s.is_empty());
+        Self {
+            stops: stops.map(|s| Stop { raw: special(s), text: s.clone() }).collect(),
+            source: tokenizer.map(|t| (t.clone(), t.incremental(left, true))),
+            include_stop,
+            held: String::new(),
+            hidden: Vec::new(),
+        }
     }
 
     /// `may_stop` is false before `min_tokens`: stop strings that end there are ordinary text.
     pub fn push(&mut self, id: u32, may_stop: bool) -> Added {
-        let fresh = self.decoder.as_mut().map(|d| d.push(id)).unwrap_or_default();
-        self.take(&fresh, may_stop)
+        let Some((tokenizer, decoder)) = &mut self.source else { return self.take(may_stop) };
+        match tokenizer.special_text(id).filter(|_| self.stops.iter().any(|s| s.raw)) {
+            Some(special) => {
+                let start = self.held.len();
+                self.held.push_str(special);
+                self.hidden.push(start..self.held.len());
+            }
+            None => self.held.push_str(&decoder.push(id)),
+        }
+        self.take(may_stop)
     }
 
     /// The rest, when generation ended for another reason than a stop string.
     pub fn finish(&mut self) -> String {
-        let rest = self.decoder.as_mut().map(IncrementalDecoder::finish).unwrap_or_default();
+        let rest = self.source.as_mut().map(|(_, decoder)| decoder.finish()).unwrap_or_default();
         self.held.push_str(&rest);
-        let cut = self.stops.iter().filter_map(|s| self.held.find(s.as_str())).min().unwrap_or(self.held.len());
-        self.held.truncate(cut);
-        std::mem::take(&mut self.held)
+        let cut = self.found().map_or(self.held.len(), |found| found.start);
+        let text = self.visible(0..cut);
+        self.clear(self.held.len());
+        text
     }
 
-    fn take(&mut self, fresh: &str, may_stop: bool) -> Added {
-        self.held.push_str(fresh);
+    fn take(&mut self, may_stop: bool) -> Added {
         if !may_stop {
-            return Added { text: std::mem::take(&mut self.held), stopped: false };
+            let text = self.visible(0..self.held.len());
+            self.clear(self.held.len());
+            return Added { text, stopped: false };
         }
-        if let Some(at) = self.stops.iter().filter_map(|s| self.held.find(s.as_str())).min() {
-            self.held.truncate(at);
-            return Added { text: std::mem::take(&mut self.held), stopped: true };
+        if let Some(found) = self.found() {
+            let mut text = self.visible(0..found.start);
+            if self.include_stop {
+                text.push_str(&self.held[found.clone()]);
+            }
+            self.clear(self.held.len());
+            return Added { text, stopped: true };
         }
-        let keep = self.stops.iter().map(|s| overlap(&self.held, s)).max().unwrap_or(0);
-        let rest = self.held.split_off(self.held.len() - keep);
-        Added { text: std::mem::replace(&mut self.held, rest), stopped: false }
+        let shown = self.visible(0..self.held.len());
+        let keep = |stop: &Stop| {
+            let from_shown = self.raw_place(shown.len() - overlap(&shown, &stop.text), true);
+            let from_raw = if stop.raw { self.held.len() - overlap(&self.held, &stop.text) } else { self.held.len() };
+            from_shown.min(from_raw)
+        };
+        let send = self.stops.iter().map(keep).min().unwrap_or(self.held.len());
+        let text = self.visible(0..send);
+        self.clear(send);
+        Added { text, stopped: false }
+    }
+
+    /// Where the first stop string stands in `held`: in the text without special tokens, and those that name
+    /// one in the text with them.
+    fn found(&self) -> Option<Range<usize>> {
+        let shown = self.visible(0..self.held.len());
+        let one = |stop: &Stop| {
+            let place = |at: usize| self.raw_place(at, false)..self.raw_place(at + stop.text.len(), true);
+            let in_shown = shown.find(&stop.text).map(place);
+            let in_raw = self.held.find(&stop.text).filter(|_| stop.raw).map(|at| at..at + stop.text.len());
+            in_shown.into_iter().chain(in_raw).min_by_key(|found| found.start)
+        };
+        self.stops.iter().filter_map(one).min_by_key(|found| found.start)
+    }
+
+    /// What of `held` is shown.
+    fn visible(&self, range: Range<usize>) -> String {
+        let mut text = String::new();
+        let mut at = range.start;
+        for hidden in &self.hidden {
+            if hidden.start >= range.end {
+                break;
+            }
+            text.push_str(&self.held[at..hidden.start.max(at)]);
+            at = hidden.end.min(range.end).max(at);
+        }
+        text.push_str(&self.held[at..range.end]);
+        text
+    }
+
+    /// The place in `held` of a place in the shown text: before the special tokens that stand there if `before`,
+    /// else behind them.
+    fn raw_place(&self, shown: usize, before: bool) -> usize {
+        let mut place = shown;
+        for hidden in &self.hidden {
+            if hidden.start > place || (before && hidden.start == place) {
+                break;
+            }
+            place += hidden.len();
+        }
+        place
+    }
+
+    /// Forgets `held` up to `end`.
+    fn clear(&mut self, end: usize) {
+        self.held.drain(..end);
+        self.hidden.retain(|hidden| hidden.end > end);
+        for hidden in &mut self.hidden {
+            *hidden = hidden.start.saturating_sub(end)..hidden.end - end;
+        }
     }
 }
 
@@ -65,10 +157,11 @@ mod tests {
 
     fn run(stops: &[&str], pieces: &[&str]) -> (String, bool) {
         let stops: Vec<String> = stops.iter().map(|s| (*s).to_owned()).collect();
-        let mut stream = TextStream::new(None, &stops);
+        let mut stream = TextStream::new(None, &[], &stops, false);
         let mut all = String::new();
         for p in pieces {
-            let added = stream.take(p, true);
+            stream.held.push_str(p);
+            let added = stream.take(true);
             all.push_str(&added.text);
             if added.stopped {
                 return (all, true);
@@ -86,5 +179,32 @@ mod tests {
         assert_eq!(run(&["aab"], &["a", "a", "a", "b"]), ("a".into(), true));
         assert_eq!(run(&["later", "late"], &["too lat", "er"]), ("too ".into(), true));
         assert_eq!(run(&["END"], &["tail EN"]), ("tail EN".into(), false));
+    }
+
+    #[test]
+    fn hidden_text_counts_where_a_stop_names_it() {
+        let mut stream = TextStream::new(None, &[], &["b<end>".to_owned(), "xy".to_owned()], false);
+        stream.stops[0].raw = true;
+        let mut push = |text: &str, hidden: bool| {
+            let start = stream.held.len();
+            stream.held.push_str(text);
+            if hidden {
+                stream.hidden.push(start..start + text.len());
+            }
+            let added = stream.take(true);
+            (added.text, added.stopped)
+        };
+        assert_eq!(push("a<end>", true), (String::new(), false));
+        assert_eq!(push("cb", false), ("c".into(), false));
+        // Without the hidden token the shown text can still become the stop string, if "<end>" comes as plain text.
+        assert_eq!(push("<other>", true), (String::new(), false));
+        assert_eq!(push("x", false), ("b".into(), false));
+        assert_eq!(push("<end>", true), (String::new(), false));
+        assert_eq!(push("z", false), ("xz".into(), false));
+        assert_eq!(push("qb", false), ("q".into(), false));
+        assert_eq!(push("<end>", true), (String::new(), true));
+        push("x", false);
+        push("<end>", true);
+        assert_eq!(push("y", false), (String::new(), true));
     }
 }

@@ -306,7 +306,7 @@ impl Prompts<'_> {
 
     /// Tokens that the prompts of very different inputs begin with.
     fn common(&self) -> Result<Vec<u32>> {
-        let ids = |input: &str| self.tokenizer.encode(&self.gap(input).before, true, false);
+        let ids = |input: &str| self.tokenizer.encode_open(&self.gap(input).before, false);
         let (a, b) = (ids("A")?, ids("9")?);
         Ok(a.iter().zip(&b).take_while(|(x, y)| x == y).map(|(x, _)| *x).collect())
     }
@@ -314,12 +314,12 @@ impl Prompts<'_> {
     /// Scores [labels][words] after the prompt of one input.
     fn scores(&self, scorer: &mut Scorer<'_>, input: &str) -> Result<Vec<Vec<f64>>> {
         let gap = self.gap(input);
-        let before = self.tokenizer.encode(&gap.before, true, false)?;
+        let before = self.tokenizer.encode_open(&gap.before, false)?;
         let mut sequences = Vec::new();
         let mut bytes = Vec::new();
         for word in self.task.labels.iter().flat_map(|(_, words)| words) {
             let text = gap.filled(word);
-            let ids = self.tokenizer.encode(&text, true, false)?;
+            let ids = self.tokenizer.encode_open(&text, false)?;
             let from = match gap.is_inner() {
                 true => 1,
                 false => before.iter().zip(&ids).take_while(|(x, y)| x == y).count(),

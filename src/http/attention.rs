@@ -1,6 +1,10 @@
 //! `POST /v1/attention` and `GET /v1/plan`: a look into a model, and what a model of some size needs.
 
+use std::collections::BTreeSet;
+
 use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -8,13 +12,13 @@ use super::AppState;
 use super::auth::MaybeCaller;
 use super::error::{ApiError, ApiResult};
 use super::extract::{Json, Query};
+use crate::engine::Attention;
 use crate::model::plan::{self, PlanArgs};
 use crate::model::presets;
+use crate::service::budget;
 
 /// Tokens of a text that is looked at.
 const MOST_TOKENS: usize = 128;
-/// Probabilities in one answer.
-const MOST_VALUES: usize = 2_000_000;
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -30,34 +34,27 @@ pub async fn create(
     State(state): State<AppState>,
     caller: MaybeCaller,
     Json(request): Json<AttentionRequest>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<Response> {
     let (services, model) = (&state.services, request.model.as_deref());
     if request.text.len() > 16 * MOST_TOKENS {
         return Err(ApiError::bad("text", format!("at most {MOST_TOKENS} tokens are shown")));
     }
+    // Each layer is shown once: repeated ones would make the answer as long as the request likes.
+    let layers = request.layers.clone().unwrap_or_default();
+    let mut seen = BTreeSet::new();
+    if let Some(i) = layers.iter().position(|layer| !seen.insert(*layer)) {
+        return Err(ApiError::bad(format!("layers[{i}]"), format!("layer {} is there twice", layers[i])));
+    }
     let (version, found) =
         crate::service::attention::maps(services, model, &request.text, MOST_TOKENS, caller.is_admin()).await?;
-    let (n, heads) = (found.tokens.len(), found.n_heads);
-    let layers = request.layers.unwrap_or_else(|| (0..found.layers.len()).collect());
-    if layers.len() * heads * n * n > MOST_VALUES {
-        let message = format!("give fewer layers: one answer holds {MOST_VALUES} probabilities");
-        return Err(ApiError::bad("layers", message));
+    let n_layers = found.layers.len();
+    if let Some(i) = layers.iter().position(|layer| *layer >= n_layers) {
+        let message = format!("the model has {n_layers} layers, counted from 0");
+        return Err(ApiError::bad(format!("layers[{i}]"), message));
     }
-    // Five digits are more than a picture shows.
-    let rounded = |p: &f32| (f64::from(*p) * 1e5).round() / 1e5;
-    let mut maps = Vec::new();
-    for (i, layer) in layers.iter().enumerate() {
-        let Some(values) = found.layers.get(*layer) else {
-            let message = format!("the model has {} layers, counted from 0", found.layers.len());
-            return Err(ApiError::bad(format!("layers[{i}]"), message));
-        };
-        let heads: Vec<Vec<Vec<f64>>> = values
-            .chunks_exact(n * n)
-            .map(|head| head.chunks_exact(n).map(|row| row.iter().map(rounded).collect()).collect())
-            .collect();
-        maps.push(json!({"layer": layer, "heads": heads}));
-    }
-    Ok(axum::Json(json!({
+    let layers = if request.layers.is_some() { layers } else { (0..n_layers).collect() };
+    budget::maps(layers.len(), found.n_heads, found.tokens.len())?;
+    let tail = json!({
         "object": "attention",
         "model": version.name,
         "kind": version.kind,
@@ -65,14 +62,49 @@ pub async fn create(
         "tokens": found.tokens,
         "bytes": found.bytes,
         "ids": found.ids,
-        "n_layers": found.layers.len(),
-        "n_heads": heads,
-        "maps": maps,
+        "n_layers": n_layers,
+        "n_heads": found.n_heads,
         "instructd": {"model_version": version.id},
-    })))
+    })
+    .to_string();
+    // Two million numbers are no work for the threads that answer everybody.
+    let body = super::apart(move || written(&found, &layers, &tail)).await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
-#[derive(Debug, Deserialize)]
+/// The answer, with `maps` in it.
+fn written(found: &Attention, layers: &[usize], tail: &str) -> String {
+    use std::fmt::Write;
+    let n = found.tokens.len();
+    // "0.12345,"
+    let mut out = String::with_capacity(tail.len() + 64 + 9 * layers.len() * found.n_heads * n * n);
+    out.push_str("{\"maps\":[");
+    for (i, layer) in layers.iter().enumerate() {
+        let comma = if i == 0 { "" } else { "," };
+        let _ = write!(out, "{comma}{{\"layer\":{layer},\"heads\":[");
+        for (h, head) in found.layers[*layer].chunks_exact(n * n).enumerate() {
+            out.push_str(if h == 0 { "[" } else { ",[" });
+            for (r, row) in head.chunks_exact(n).enumerate() {
+                out.push_str(if r == 0 { "[" } else { ",[" });
+                for (k, p) in row.iter().enumerate() {
+                    if k > 0 {
+                        out.push(',');
+                    }
+                    // Five digits are more than a picture shows.
+                    let _ = write!(out, "{}", (f64::from(*p) * 1e5).round() / 1e5);
+                }
+                out.push(']');
+            }
+            out.push(']');
+        }
+        out.push_str("]}");
+    }
+    out.push_str("],");
+    out.push_str(&tail[1..]);
+    out
+}
+
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PlanQuery {
     preset: Option<String>,

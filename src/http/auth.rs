@@ -2,6 +2,7 @@
 //! foreign page.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
@@ -14,6 +15,7 @@ use futures::StreamExt;
 
 use super::AppState;
 use super::error::{ApiError, ApiResult};
+use super::extract::{known_query, plain_body};
 use super::rates::{Peer, client_address};
 use super::routes::Route;
 use crate::domain::Role;
@@ -72,12 +74,25 @@ pub struct Guard {
     computes: bool,
     /// The answer says who the caller is: a key that could not be checked must not pass for none.
     names_caller: bool,
+    /// Parameters of the query; `None` = any.
+    query: Option<Arc<[String]>>,
+    plain_body: bool,
 }
 
 impl Guard {
     pub fn of(route: &Route, state: AppState) -> Self {
         let names_caller = route.path == "/session" && route.method == Method::GET;
-        Self { state, access: route.access, computes: route.computes, names_caller }
+        let query = route.query_names().map(Arc::from);
+        let (access, computes, plain_body) = (route.access, route.computes, !route.decodes);
+        Self { state, access, computes, names_caller, query, plain_body }
+    }
+
+    /// Refuses what no handler of the route takes.
+    fn form(&self, request: &Request) -> ApiResult<()> {
+        if let Some(known) = &self.query {
+            known_query(request.uri(), known)?;
+        }
+        if self.plain_body { plain_body(request.headers()) } else { Ok(()) }
     }
 
     /// Whether the route can do without knowing its caller.
@@ -90,11 +105,12 @@ impl Guard {
     }
 }
 
-/// The route's guard: finds the caller, refuses those it does not admit, leaves the caller for handlers, has their key
-/// pay for tokens, and ends what streams when they are no longer let in.
+/// The route's guard: finds the caller, refuses those it does not admit and requests whose form no route takes,
+/// leaves the caller for handlers, has their key pay for tokens, and ends what streams when they are no longer let in.
 pub async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>();
-    let actor = match check(&guard, request.method(), request.headers(), peer).await {
+    let checked = check(&guard, request.method(), request.headers(), peer).await;
+    let actor = match checked.and_then(|actor| guard.form(&request).map(|()| actor)) {
         Ok(actor) => actor,
         Err(e) => return e.into_response(),
     };

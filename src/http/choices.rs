@@ -13,10 +13,12 @@ use super::error::{ApiError, ApiResult};
 use super::extract::Json;
 use super::observe::RequestId;
 use super::openai::chat::{self, ChatMessage};
+use crate::config::LimitsConfig;
 use crate::domain::Message;
-use crate::engine::{Generator, ServedModel};
+use crate::engine::{Generator, ServedModel, TextForm};
 use crate::eval::choices::{Normalize, Scored};
 use crate::prompt::{Gap, LabelTemplate, Shots};
+use crate::service::budget::{self, Cases};
 use crate::service::choices::{Context, Label, Question, answer};
 use crate::service::complete::{resolve_adapter, resolve_model};
 use crate::service::prompts::check_size;
@@ -64,8 +66,15 @@ pub struct ChoicesRequest {
     pub prompt_adapter: Option<String>,
     /// Also return the log-prob of every scored token.
     pub logprobs: Option<bool>,
+    /// Put what the model expects before a text (a begin token) before it. Default true. With `prompt` and
+    /// `template`.
+    pub add_special_tokens: Option<bool>,
+    /// Read special tokens written in the text as those tokens, the choices included. Default false.
+    pub parse_special: Option<bool>,
     /// Accepted, without effect.
     pub user: Option<Value>,
+    /// The newer name of `user`. Accepted, without effect.
+    pub safety_identifier: Option<Value>,
 }
 
 /// A worked case.
@@ -100,15 +109,26 @@ pub async fn create(
         None => CONTENT_FREE[..2].iter().map(|t| (*t).to_owned()).collect(),
     };
     let free: &[String] = if calibrated { &free } else { &[] };
-    let form = Form::new(&mut request, examples, limits.prompt_bytes)?;
+    let form = Form::new(&mut request, examples, limits)?;
     check_size(free.iter().map(String::len).sum(), "content_free", limits.prompt_bytes)?;
+    // Before anything of it is built.
+    let mut contexts = vec![form.cases(None)];
+    contexts.extend(free.iter().map(|text| form.cases(Some(text))));
+    for cases in &contexts {
+        cases.check(limits)?;
+    }
+    let contexts: Vec<usize> = contexts.iter().map(Cases::bytes).collect();
+    let words: Vec<usize> = labels.iter().flat_map(|l| &l.words).map(String::len).collect();
+    budget::choices(&contexts, &words)?;
     let model = resolve_model(services, request.model.as_deref(), caller.is_admin()).await?;
     let adapter = resolve_adapter(services, request.prompt_adapter.as_deref(), &model).await?;
     let engine = services.engine()?;
-    let context = form.context(engine.as_ref(), &model, None).await?;
+    let special = request.add_special_tokens.unwrap_or(true);
+    let text = TextForm::Open { special, parse_special: request.parse_special.unwrap_or(false) };
+    let context = form.context(engine.as_ref(), &model, None, text).await?;
     let mut content_free = Vec::with_capacity(free.len());
-    for text in free {
-        content_free.push(form.context(engine.as_ref(), &model, Some(text)).await?);
+    for content in free {
+        content_free.push(form.context(engine.as_ref(), &model, Some(content), text).await?);
     }
     let normalize = request.normalize;
     let question = Question { request_id, model, adapter, context, content_free, labels, normalize };
@@ -229,7 +249,8 @@ enum Form {
 }
 
 impl Form {
-    fn new(request: &mut ChoicesRequest, examples: Vec<(String, String)>, max_bytes: usize) -> ApiResult<Self> {
+    fn new(request: &mut ChoicesRequest, examples: Vec<(String, String)>, limits: &LimitsConfig) -> ApiResult<Self> {
+        let max_bytes = limits.prompt_bytes;
         let only_template = |field: &'static str, given: bool| match given {
             true => Err(ApiError::bad(field, "is for template only")),
             false => Ok(()),
@@ -246,15 +267,12 @@ impl Form {
                 }
                 Self::prompt(prompt, max_bytes)
             }
-            (None, Some(given), None) => Self::chat(chat::messages(given, "messages", max_bytes)?, examples, max_bytes),
+            (None, Some(given), None) => Self::chat(chat::messages(given, "messages", max_bytes)?, examples),
             (None, None, Some(template)) => {
                 let template = LabelTemplate::new(&template).map_err(|e| ApiError::bad("template", e.to_string()))?;
                 let input = request.input.take().ok_or_else(|| ApiError::bad("input", "is missing"))?;
                 let separator = request.separator.take().unwrap_or_else(|| "\n\n".to_owned());
                 let instruction = request.instruction.take();
-                let bytes =
-                    input.len() + examples.iter().map(|(i, l)| i.len() + l.len() + separator.len()).sum::<usize>();
-                check_size(bytes + instruction.as_ref().map_or(0, String::len), "input", max_bytes)?;
                 Ok(Self::Template { template, input, instruction, examples, separator })
             }
             _ => Err(ApiError::bad("prompt", "give exactly one of prompt, messages and template")),
@@ -280,12 +298,11 @@ impl Form {
     }
 
     /// Worked cases become turns before the last user message.
-    fn chat(mut messages: Vec<Message>, examples: Vec<(String, String)>, max_bytes: usize) -> ApiResult<Self> {
+    fn chat(mut messages: Vec<Message>, examples: Vec<(String, String)>) -> ApiResult<Self> {
         let Some(last) = messages.iter().rposition(|m| m.role == "user") else {
             return Err(ApiError::bad("messages", "must have a message of the user"));
         };
         let added = examples.len() * 2;
-        check_size(examples.iter().map(|(i, l)| i.len() + l.len()).sum(), "examples", max_bytes)?;
         let turns = examples.into_iter().flat_map(|(input, label)| {
             [("user", input), ("assistant", label)].map(|(role, content)| Message { role: role.to_owned(), content })
         });
@@ -293,28 +310,58 @@ impl Form {
         Ok(Self::Chat { messages, last: last + added })
     }
 
+    /// What the text of `context` is made of, in bytes.
+    fn cases(&self, free: Option<&str>) -> Cases {
+        let text = |own: usize, rest: usize| Cases { input: free.map_or(own, str::len) + rest, ..Cases::default() };
+        match self {
+            Self::Ids(ids) => text(size_of_val(ids.as_slice()), 0),
+            Self::Text(own) => text(own.len(), 0),
+            Self::Blank(gap) => text(gap.before.len(), gap.after.len()),
+            Self::Chat { messages, last } => {
+                let all: usize = messages.iter().map(|m| m.content.len()).sum();
+                let own = messages[*last].content.len();
+                Cases { examples: 0, example_bytes: all - own, ..text(own, 0) }
+            }
+            Self::Template { template, input, instruction, examples, separator } => Cases {
+                template: template.bytes(),
+                instruction: instruction.as_ref().map_or(0, String::len),
+                separator: separator.len(),
+                examples: examples.len(),
+                example_bytes: examples.iter().map(|(input, words)| input.len() + words.len()).sum(),
+                input: free.map_or(input.len(), str::len),
+            },
+        }
+    }
+
     /// What the choices follow; with `free` in the place of the content.
-    async fn context(&self, engine: &dyn Generator, model: &ServedModel, free: Option<&str>) -> ApiResult<Context> {
+    async fn context(
+        &self,
+        engine: &dyn Generator,
+        model: &ServedModel,
+        free: Option<&str>,
+        form: TextForm<'static>,
+    ) -> ApiResult<Context> {
+        let text = |before: &str, after: &str| Context::Text {
+            gap: Gap { before: before.to_owned(), after: after.to_owned() },
+            form,
+        };
         Ok(match self {
             Self::Ids(ids) => match free {
                 None => Context::Ids(ids.clone()),
-                Some(free) => Context::Text(Gap { before: free.to_owned(), after: String::new() }),
+                Some(free) => text(free, ""),
             },
-            Self::Text(text) => Context::Text(Gap { before: free.unwrap_or(text).to_owned(), after: String::new() }),
-            Self::Blank(gap) => {
-                let before = free.unwrap_or(&gap.before).to_owned();
-                Context::Text(Gap { before, after: gap.after.clone() })
-            }
+            Self::Text(prompt) => text(free.unwrap_or(prompt), ""),
+            Self::Blank(gap) => text(free.unwrap_or(&gap.before), &gap.after),
             Self::Chat { messages, last } => {
-                let mut messages = messages.clone();
+                let mut messages = std::borrow::Cow::Borrowed(messages);
                 if let Some(free) = free {
-                    messages[*last].content = free.to_owned();
+                    messages.to_mut()[*last].content = free.to_owned();
                 }
                 Context::Ids(engine.chat_prompt(Some(&model.version.id), &messages).await?)
             }
             Self::Template { template, input, instruction, examples, separator } => {
                 let shots = Shots { instruction: instruction.as_deref(), examples, separator };
-                Context::Text(template.gap(shots, free.unwrap_or(input)))
+                Context::Text { gap: template.gap(shots, free.unwrap_or(input)), form }
             }
         })
     }

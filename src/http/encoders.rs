@@ -1,6 +1,9 @@
 //! `POST /v1/embeddings` and `POST /v1/fill-mask`: what bidirectional encoders answer.
 
+use axum::body::Body;
 use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -10,6 +13,7 @@ use super::error::{ApiError, ApiResult};
 use super::extract::Json;
 use crate::engine::{EmbedRequest, EncoderInput, FillRequest, Filling, Gapped, Pooling};
 use crate::eval::choices::decide;
+use crate::service::budget::{EMBEDDED_TEXTS, EMBEDDED_TOKENS, LISTED};
 use crate::service::encoders;
 use crate::service::prompts::check_size;
 
@@ -19,71 +23,79 @@ use crate::service::prompts::check_size;
 pub struct EmbeddingsRequest {
     /// Name or id of an encoder; absent = the configured one.
     pub model: Option<String>,
-    /// A text, a list of texts, a list of token ids, or a list of such lists.
+    /// A text, a list of up to 2048 texts, a list of token ids, or a list of such lists; 300,000 tokens together.
     #[schemars(with = "Value")]
     pub input: Value,
     /// `float` (default) or `base64` (little-endian f32).
     pub encoding_format: Option<String>,
     /// Only the encoder's own width is taken: its vectors are not made to be cut.
     pub dimensions: Option<u64>,
-    /// `mean` (default) or `cls`.
-    #[serde(default)]
-    pub pooling: Pooling,
+    /// How token vectors become one: `mean`, `cls`, `max`, `mean_sqrt_len`, `weighted_mean` or `last_token`.
+    /// Default: as the encoder's directory says (modules.json), else `mean`.
+    pub pooling: Option<Pooling>,
     /// Vectors of length 1. Default true.
     pub normalize: Option<bool>,
     /// Cut texts that are too long instead of refusing them. Default false.
     pub truncate: Option<bool>,
     /// Accepted, without effect.
     pub user: Option<Value>,
+    /// The newer name of `user`. Accepted, without effect.
+    pub safety_identifier: Option<Value>,
 }
 
-pub async fn embeddings(
-    State(state): State<AppState>,
-    Json(request): Json<EmbeddingsRequest>,
-) -> ApiResult<axum::Json<Value>> {
+pub async fn embeddings(State(state): State<AppState>, Json(request): Json<EmbeddingsRequest>) -> ApiResult<Response> {
     let limits = &state.services.config.limits;
     let base64 = match request.encoding_format.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,
         Some(_) => return Err(ApiError::bad("encoding_format", "must be float or base64")),
     };
-    let inputs = inputs(request.input, limits.samples.max(256))?;
+    let inputs = inputs(request.input, EMBEDDED_TEXTS)?;
     let bytes = |input: &EncoderInput| match input {
         EncoderInput::Text(text) => text.len(),
         EncoderInput::Ids(ids) => size_of_val(ids.as_slice()),
     };
-    check_size(inputs.iter().map(bytes).sum(), "input", limits.prompt_bytes)?;
+    for (i, input) in inputs.iter().enumerate() {
+        check_size(bytes(input), &format!("input[{i}]"), limits.prompt_bytes)?;
+    }
     let embed = EmbedRequest {
         inputs,
         pooling: request.pooling,
         normalize: request.normalize.unwrap_or(true),
         truncate: request.truncate.unwrap_or(false),
+        most_tokens: EMBEDDED_TOKENS,
     };
     let (model, found) = encoders::embed(&state.services, request.model.as_deref(), embed).await?;
     let width = found.vectors.first().map_or(0, Vec::len);
     if request.dimensions.is_some_and(|d| d != width as u64) {
         return Err(ApiError::bad("dimensions", format!("{} gives vectors of {width}, and no others", model.name)));
     }
-    let value = |vector: &Vec<f32>| match base64 {
-        false => json!(vector),
-        true => {
-            let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
-            json!(base64::engine::general_purpose::STANDARD.encode(bytes))
-        }
-    };
-    let data: Vec<Value> = found
-        .vectors
-        .iter()
-        .enumerate()
-        .map(|(i, vector)| json!({"object": "embedding", "index": i, "embedding": value(vector)}))
-        .collect();
-    Ok(axum::Json(json!({
-        "object": "list",
+    // Vectors are written one after another: all of them as text, or as a tree of numbers, take many times their
+    // own memory.
+    let tail = json!({
         "model": model.name,
-        "data": data,
         "usage": {"prompt_tokens": found.tokens, "total_tokens": found.tokens},
         "instructd": {"model_version": model.id},
-    })))
+    })
+    .to_string();
+    let head = std::iter::once("{\"object\":\"list\",\"data\":[".to_owned());
+    let rows = found.vectors.into_iter().enumerate().map(move |(i, vector)| row(i, &vector, base64));
+    let pieces = head.chain(rows).chain(std::iter::once(format!("],{}", &tail[1..])));
+    let body = Body::from_stream(tokio_stream::iter(pieces.map(Ok::<_, std::convert::Infallible>)));
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+/// One vector of the list, with the comma before it.
+fn row(index: usize, vector: &[f32], base64: bool) -> String {
+    let value = match base64 {
+        false => json!(vector).to_string(),
+        true => {
+            let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
+            format!("\"{}\"", base64::engine::general_purpose::STANDARD.encode(bytes))
+        }
+    };
+    let comma = if index == 0 { "" } else { "," };
+    format!("{comma}{{\"object\":\"embedding\",\"index\":{index},\"embedding\":{value}}}")
 }
 
 fn inputs(value: Value, most: usize) -> ApiResult<Vec<EncoderInput>> {
@@ -161,8 +173,8 @@ pub async fn fill_mask(
         }
         (None, Some(ids)) => {
             let positions = request.positions.unwrap_or_default();
-            if positions.is_empty() || positions.len() > 512 {
-                return Err(ApiError::bad("positions", "must name 1 to 512 of the tokens"));
+            if positions.is_empty() || positions.len() > 128 {
+                return Err(ApiError::bad("positions", "must name 1 to 128 of the tokens"));
             }
             let type_ids = request.token_type_ids.unwrap_or_else(|| vec![0; ids.len()]);
             Gapped::Ids { ids, type_ids, positions }
@@ -189,7 +201,7 @@ pub async fn fill_mask(
     if targets.len() > MOST_TARGETS {
         return Err(ApiError::bad("targets", format!("at most {MOST_TARGETS} words")));
     }
-    let fill = FillRequest { input, top, targets };
+    let fill = FillRequest { input, top, targets, most_listed: LISTED };
     let (model, gaps) = encoders::fill(&state.services, request.model.as_deref(), fill).await?;
     let mut answer = json!({
         "object": "fill_mask",

@@ -6,25 +6,78 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use serde::de::DeserializeOwned;
 
 use super::AppState;
 use super::error::ApiError;
 
+/// Bodies up to this size are parsed where they came in; larger ones beside the threads that answer others.
+const PARSED_HERE: usize = 32 << 10;
+
+/// Memory that a body's values may take as a tree.
+const MOST_WEIGHT: usize = 40 << 20;
+
 /// A JSON body. Malformed JSON, unknown, missing and ill-typed fields are 400 with `param`, too large is 413.
+/// A field that is null counts as absent.
 pub struct Json<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
+impl<T: DeserializeOwned + Send + 'static> FromRequest<AppState> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        if !is_json(request.headers()) {
-            return Err(ApiError::bad("content-type", "Content-Type must be application/json"));
-        }
+        check_json(request.headers())?;
         let Body(bytes) = Body::from_request(request, state).await?;
-        parse(&bytes).map(Self)
+        if bytes.len() <= PARSED_HERE {
+            return parse(&bytes).map(Self);
+        }
+        super::apart(move || parse(&bytes)).await?.map(Self)
     }
+}
+
+/// A JSON body that may be missing.
+pub struct OptionalJson<T>(pub Option<T>);
+
+impl<T: DeserializeOwned> FromRequest<AppState> for OptionalJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let headers = request.headers().clone();
+        let Body(bytes) = Body::from_request(request, state).await?;
+        if bytes.is_empty() {
+            return Ok(Self(None));
+        }
+        check_json(&headers)?;
+        parse(&bytes).map(|body| Self(Some(body)))
+    }
+}
+
+fn check_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    if is_json(headers) {
+        return Ok(());
+    }
+    let given = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    let message = match given {
+        Some(kind) => format!("Content-Type is {kind}; this route takes application/json"),
+        None => "Content-Type is missing; this route takes application/json".to_owned(),
+    };
+    Err(ApiError::bad("content-type", message))
+}
+
+/// Bodies are taken as they are: a compressed one would be read as nonsense.
+///
+/// # Errors
+/// 415 that names the encoding.
+pub fn plain_body(headers: &HeaderMap) -> Result<(), ApiError> {
+    for value in headers.get_all(header::CONTENT_ENCODING) {
+        let encoding = value.to_str().unwrap_or("unreadable").trim();
+        if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity") {
+            let message = format!("Content-Encoding {encoding} is not supported: send the body uncompressed");
+            let error = ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).code("unsupported_content_encoding");
+            return Err(ApiError { param: Some("content-encoding".to_owned()), ..error });
+        }
+    }
+    Ok(())
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -53,8 +106,19 @@ impl FromRequest<AppState> for Body {
     }
 }
 
-/// Parses JSON; errors carry the path of the field.
+/// Parses JSON, null fields left out; errors carry the path of the field.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let weight = super::nulls::weight(bytes);
+    if weight > MOST_WEIGHT {
+        let message = format!(
+            "the body's values take {} MB of memory when they are read; at most {} MB are taken: send fewer at once",
+            weight >> 20,
+            MOST_WEIGHT >> 20
+        );
+        let error = ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message).code("body_too_large");
+        return Err(ApiError { param: Some("body".to_owned()), ..error });
+    }
+    let bytes = &*super::nulls::without_nulls(bytes);
     // serde would read a list as a struct by position.
     if bytes.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|b| *b == b'[') {
         return Err(ApiError::bad("body", "the body must be a JSON object"));
@@ -106,6 +170,28 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
                     _ => bad_field(".", text),
                 })
             }
+        }
+    }
+}
+
+/// Refuses parameters that the route does not know.
+///
+/// # Errors
+/// 400 that names the first unknown one, and those that there are.
+pub fn known_query(uri: &Uri, known: &[String]) -> Result<(), ApiError> {
+    if uri.query().is_none_or(str::is_empty) {
+        return Ok(());
+    }
+    let Ok(axum::extract::Query(given)) = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri) else {
+        return Err(ApiError::bad("query", "the query string could not be read"));
+    };
+    match given.into_iter().find(|(name, _)| !known.contains(name)) {
+        None => Ok(()),
+        Some((name, _)) if known.is_empty() => {
+            Err(ApiError::bad(&name, format!("unknown parameter `{name}`: this route takes none in its query")))
+        }
+        Some((name, _)) => {
+            Err(ApiError::bad(&name, format!("unknown parameter `{name}`; this route takes {}", known.join(", "))))
         }
     }
 }

@@ -1,5 +1,7 @@
 //! `POST /v1/feedback` and `POST /v1/rewards`.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -7,11 +9,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::AppState;
-use super::auth::Caller;
+use super::auth::{Caller, MaybeCaller};
 use super::error::{ApiError, ApiResult};
 use super::extract::Json;
 use super::openai::chat::{self, ChatMessage};
 use crate::domain::{CompletionId, Message};
+use crate::service::budget;
 use crate::service::prompts::{check_size, raw_text};
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -69,19 +72,21 @@ pub fn prompt(value: Value, field: &str, max_bytes: usize) -> ApiResult<Vec<Mess
     }
 }
 
-pub async fn rewards(State(state): State<AppState>, Json(body): Json<RewardsRequest>) -> ApiResult<axum::Json<Value>> {
+pub async fn rewards(
+    State(state): State<AppState>,
+    caller: MaybeCaller,
+    Json(body): Json<RewardsRequest>,
+) -> ApiResult<axum::Json<Value>> {
     let limits = &state.services.config.limits;
-    let prompt = prompt(body.prompt, "prompt", limits.prompt_bytes)?;
+    let prompt: Arc<[Message]> = prompt(body.prompt, "prompt", limits.prompt_bytes)?.into();
     if body.completions.is_empty() || body.completions.len() > limits.samples {
         return Err(ApiError::bad("completions", format!("must be 1 to {} texts", limits.samples)));
     }
-    let with_answer = |text: String| {
-        let answer = Message { role: "assistant".to_owned(), content: text };
-        prompt.iter().cloned().chain([answer]).collect::<Vec<_>>()
-    };
-    let conversations: Vec<_> = body.completions.into_iter().map(with_answer).collect();
+    let answers: Vec<usize> = body.completions.iter().map(String::len).collect();
+    budget::rewards(prompt.iter().map(|m| m.content.len()).sum(), &answers, limits)?;
+    let model = body.model.as_deref();
     let (model, scores) =
-        crate::service::publish::rewards(&state.services, body.model.as_deref(), &conversations).await?;
+        crate::service::publish::rewards(&state.services, model, &prompt, body.completions, caller.is_admin()).await?;
     let (means, stds): (Vec<f64>, Vec<f64>) = scores.into_iter().map(|s| (s.mean, s.std)).unzip();
     Ok(axum::Json(json!({"model": model.name, "model_version": model.id, "scores": means, "stds": stds})))
 }

@@ -246,14 +246,33 @@ pub struct PageQuery {
 }
 
 impl PageQuery {
-    pub fn page(self) -> Page {
+    /// # Errors
+    /// As [`page`].
+    pub fn page(self) -> ApiResult<Page> {
         page(self.after, self.limit)
     }
 }
 
-/// At most 500 rows a page, 50 when not said.
-pub fn page(after: Option<String>, limit: Option<u32>) -> Page {
-    Page { after, limit: i64::from(limit.unwrap_or(50).clamp(1, 500)) }
+/// Rows a page when not said, and at most.
+const ROWS: u32 = 50;
+const MOST_ROWS: u32 = 500;
+
+/// # Errors
+/// 400 at `limit` outside 1 to 500.
+pub fn page(after: Option<String>, limit: Option<u32>) -> ApiResult<Page> {
+    Ok(Page { after, limit: rows(limit.map(i64::from))? })
+}
+
+/// The number of rows a page asks for.
+///
+/// # Errors
+/// 400 at `limit` outside 1 to 500.
+pub fn rows(limit: Option<i64>) -> ApiResult<i64> {
+    let limit = limit.unwrap_or(i64::from(ROWS));
+    if !(1..=i64::from(MOST_ROWS)).contains(&limit) {
+        return Err(ApiError::bad("limit", format!("is {limit}; must be 1 to {MOST_ROWS}")));
+    }
+    Ok(limit)
 }
 
 pub async fn history(
@@ -261,7 +280,7 @@ pub async fn history(
     Caller(actor): Caller,
     Query(query): Query<PageQuery>,
 ) -> ApiResult<axum::Json<Value>> {
-    let judgments = label::history(&state.services, &actor, query.page()).await?;
+    let judgments = label::history(&state.services, &actor, query.page()?).await?;
     let next = judgments.last().map(|j| j.id.clone());
     Ok(axum::Json(json!({"data": judgments, "after": next})))
 }
@@ -293,7 +312,7 @@ pub async fn judgments(
     Query(query): Query<PageQuery>,
 ) -> ApiResult<axum::Json<Value>> {
     let own = (actor.role < Role::Reviewer).then_some(&actor.labeler_id);
-    let judgments = state.services.store.list_judgments(query.page(), own).await?;
+    let judgments = state.services.store.list_judgments(query.page()?, own).await?;
     let next = judgments.last().map(|j| j.id.clone());
     Ok(axum::Json(json!({"data": judgments, "after": next})))
 }

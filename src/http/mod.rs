@@ -7,13 +7,17 @@ pub mod ask;
 pub mod attention;
 pub mod auth;
 pub mod choices;
+pub mod docs;
 pub mod encoders;
 pub mod error;
+pub mod examples;
 pub mod extract;
 pub mod feedback;
 pub mod guesses;
+pub mod hosts;
 pub mod label;
 pub mod markdown;
+pub mod nulls;
 pub mod observe;
 pub mod openai;
 pub mod openapi;
@@ -24,13 +28,14 @@ pub mod session;
 pub mod sets;
 pub mod status;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::extract::DefaultBodyLimit;
 use axum::{Router, middleware};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::engine::Turns;
 use crate::service::Services;
 
 /// What handlers share.
@@ -42,10 +47,25 @@ pub struct App {
 
 pub type AppState = Arc<App>;
 
+/// Large pieces of work of this room (parsing, writing) at the same time, and those that may wait for a turn.
+const APART_AT_ONCE: usize = 4;
+const APART_MAY_WAIT: usize = 64;
+static APART: LazyLock<Turns> = LazyLock::new(|| Turns::new(APART_AT_ONCE, APART_MAY_WAIT));
+
+/// Runs work that takes longer than a moment on a blocking thread, in turn, so that the threads that answer
+/// others stay free.
+///
+/// # Errors
+/// 429 when too many wait.
+pub async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, error::ApiError> {
+    APART.run(|_| Ok(work())).await.map_err(error::ApiError::from)
+}
+
 /// The whole server as one service; tests call it without a socket.
 pub fn router(services: Arc<Services>) -> Router {
     let limits = services.config.limits.clone();
     let rates = rates::Rates::new(&services.config.rates);
+    let hosts = hosts::Hosts::new(services.config.listen, &services.config.server.hosts);
     let state: AppState = Arc::new(App { services, prometheus: status::prometheus(), rates });
     let mut router = Router::new();
     for route in routes::table(&limits) {
@@ -53,10 +73,11 @@ pub fn router(services: Arc<Services>) -> Router {
         router = router.route(route.path, route.handler.layer(guard));
     }
     router
-        .fallback(error::no_route)
+        .fallback(pages::missing)
         .method_not_allowed_fallback(error::no_method)
         .layer(DefaultBodyLimit::max(limits.body_bytes))
         .layer(CatchPanicLayer::custom(error::panicked))
+        .layer(middleware::from_fn_with_state(hosts, hosts::check))
         .layer(middleware::from_fn(observe::observe))
         .with_state(state)
 }

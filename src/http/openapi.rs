@@ -1,7 +1,7 @@
-//! `/openapi.json` and the readable `/docs`, both made from the table of routes.
+//! `/openapi.json`, made from the table of routes.
 
 use axum::extract::State;
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
 use super::AppState;
@@ -122,7 +122,7 @@ fn parameters(route: &Route, path: &str) -> Vec<Value> {
     let names = path.split('/').filter_map(|p| p.strip_prefix('{')?.strip_suffix('}'));
     let mut all: Vec<Value> =
         names.map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}})).collect();
-    if let Some(query) = answers::query(route) {
+    if let Some(query) = &route.query {
         let required: Vec<&str> =
             query["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         for (name, schema) in query["properties"].as_object().into_iter().flatten() {
@@ -142,7 +142,7 @@ fn parameters(route: &Route, path: &str) -> Vec<Value> {
     all
 }
 
-fn operation_id(route: &Route) -> String {
+pub fn operation_id(route: &Route) -> String {
     let words = route.path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty());
     let name: Vec<_> = words.collect();
     format!(
@@ -150,96 +150,4 @@ fn operation_id(route: &Route) -> String {
         route.method.as_str().to_ascii_lowercase(),
         if name.is_empty() { "root".into() } else { name.join("_") }
     )
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
-/// A plain page without script: every route, its access, its fields and its answers.
-pub async fn docs(State(state): State<AppState>) -> Response {
-    let (mut contents, mut body) = (String::new(), String::new());
-    for route in routes::table(&state.services.config.limits) {
-        let (id, path) = (operation_id(&route), escape(route.path));
-        contents.push_str(&format!("<li><a href=\"#{id}\"><code>{} {path}</code></a></li>", route.method));
-        body.push_str(&section(&route, &id, &path));
-    }
-    Html(format!(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>instructd API</title>\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-         <link rel=\"stylesheet\" href=\"/static/css/app.css\">\
-         <link rel=\"stylesheet\" href=\"/static/css/docs.css\"></head>\
-         <body class=\"docs\"><main><h1>instructd API</h1>\
-         <p>Errors have one shape: <code>{{\"error\": {{\"message\", \"type\", \"param\", \"code\"}}}}</code>; \
-         <code>param</code> names the field to blame. Keys go into <code>Authorization: Bearer KEY</code>. \
-         The same for machines: <a href=\"/openapi.json\">openapi.json</a>. <code>user</code> is accepted without \
-         effect; every other field is honoured or refused.</p>\
-         <nav aria-label=\"Routes\"><ul>{contents}</ul></nav>{body}</main></body></html>"
-    ))
-    .into_response()
-}
-
-fn section(route: &Route, id: &str, path: &str) -> String {
-    let mut out = format!(
-        "<section id=\"{id}\"><h2><code>{} {path}</code></h2><p>{} <small>({})</small></p>",
-        route.method,
-        escape(route.about),
-        route.access.as_str()
-    );
-    for (caption, schema) in [("Query", answers::query(route)), ("Body", route.body.clone())] {
-        if let Some(schema) = schema {
-            out.push_str(&fields(caption, &schema));
-        }
-    }
-    if let Some(words) = route.answer {
-        out.push_str(&format!("<p>{}</p>", escape(words)));
-    }
-    let answer = answers::of(route);
-    let statuses = answer.statuses.iter().map(u16::to_string).collect::<Vec<_>>().join(" or ");
-    out.push_str(&format!("<p>Answers {statuses} <small>{}</small></p>", escape(answer.content_type)));
-    if let Some(schema) = answer.schema.filter(|s| s["properties"].is_object()) {
-        out.push_str(&fields("Answer", &schema));
-    }
-    out + "</section>"
-}
-
-/// A table of an object's fields.
-fn fields(caption: &str, schema: &Value) -> String {
-    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let mut rows = String::new();
-    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
-        let must = if caption != "Answer" && required.contains(&name.as_str()) { " (required)" } else { "" };
-        let about = field["description"].as_str().unwrap_or_default();
-        rows.push_str(&format!(
-            "<tr><td><code>{}</code>{must}</td><td>{}</td><td>{}</td></tr>",
-            escape(name),
-            escape(&kind(field)),
-            escape(about)
-        ));
-    }
-    format!("<table><caption>{caption}</caption><tbody>{rows}</tbody></table>")
-}
-
-/// A field's type in a few words.
-fn kind(field: &Value) -> String {
-    if let Some(values) = field["enum"].as_array() {
-        return values
-            .iter()
-            .filter(|v| !v.is_null())
-            .map(|v| v.as_str().map_or(v.to_string(), str::to_owned))
-            .collect::<Vec<_>>()
-            .join(" | ");
-    }
-    if let Some(all) = field["anyOf"].as_array().or(field["oneOf"].as_array()) {
-        return all.iter().map(kind).filter(|k| k != "null").collect::<Vec<_>>().join(" | ");
-    }
-    let named = match &field["type"] {
-        Value::String(one) => one.clone(),
-        Value::Array(several) => {
-            several.iter().filter_map(Value::as_str).filter(|k| *k != "null").collect::<Vec<_>>().join(" | ")
-        }
-        _ if !field["const"].is_null() => return field["const"].to_string(),
-        _ => return "any".to_owned(),
-    };
-    if named == "array" { format!("list of {}", kind(&field["items"])) } else { named }
 }

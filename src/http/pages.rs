@@ -35,6 +35,20 @@ pub async fn favicon(headers: HeaderMap) -> Response {
     serve("favicon.svg", &headers).await
 }
 
+/// Every address that is not there: a page for people, JSON for programs.
+pub async fn missing(headers: HeaderMap) -> Response {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok());
+    let browser = accepted.flat_map(|line| line.split(',')).any(|kind| kind.trim().starts_with("text/html"));
+    if !browser {
+        return no_route().await.into_response();
+    }
+    // Without the caller's tag: 404 is no case for "not modified".
+    let mut response = serve("missing.html", &HeaderMap::new()).await;
+    response.headers_mut().remove(header::ETAG);
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    response
+}
+
 pub async fn robots() -> &'static str {
     "User-agent: *\nDisallow: /\n"
 }

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::auth::Access::{self, Admin, Feedback, Inference, Public, Review};
 use super::{
-    AppState, admin, answers, ask, attention, choices, encoders, feedback, label, openai, openapi, pages, session,
-    sets, status,
+    AppState, admin, answers, ask, attention, choices, docs, encoders, feedback, label, openai, openapi, pages,
+    session, sets, status,
 };
 use crate::config::LimitsConfig;
 
@@ -26,6 +26,12 @@ pub struct Route {
     pub about: &'static str,
     /// JSON Schema of the request body.
     pub body: Option<Value>,
+    /// JSON Schema of the query: parameters that it does not name are refused.
+    pub query: Option<Value>,
+    /// A page or its file: what stands in the query is for the page's own script.
+    pub page: bool,
+    /// Takes compressed bodies.
+    pub decodes: bool,
     /// What the answer holds, where its shape does not speak for itself.
     pub answer: Option<&'static str>,
     /// A model runs for it: tokens are charged to the caller's key, and a key without tokens left is refused.
@@ -46,6 +52,30 @@ impl Route {
         self.body = Some(answers::schema::<T>());
         self
     }
+
+    /// Declares the query; a handler reads the same type.
+    fn asking<T: JsonSchema>(mut self) -> Self {
+        self.query = Some(answers::schema::<T>());
+        self
+    }
+
+    /// Fields that must be there although their type has a default.
+    fn requiring(mut self, fields: &[&str]) -> Self {
+        if let Some(body) = &mut self.body {
+            body["required"] = fields.iter().copied().map(Value::from).collect();
+        }
+        self
+    }
+
+    fn page(self) -> Self {
+        Self { page: true, ..self }
+    }
+
+    /// The names that the query may hold; `None` = any.
+    pub fn query_names(&self) -> Option<Vec<String>> {
+        let fields = self.query.as_ref().and_then(|q| q["properties"].as_object());
+        (!self.page).then(|| fields.map(|f| f.keys().cloned().collect()).unwrap_or_default())
+    }
 }
 
 fn route<H, T>(method: Method, path: &'static str, access: Access, about: &'static str, handler: H) -> Route
@@ -54,7 +84,19 @@ where
     T: 'static,
 {
     let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
-    Route { method, path, access, about, body: None, answer: None, computes: false, handler: on(filter, handler) }
+    Route {
+        method,
+        path,
+        access,
+        about,
+        body: None,
+        query: None,
+        page: false,
+        decodes: false,
+        answer: None,
+        computes: false,
+        handler: on(filter, handler),
+    }
 }
 
 fn get<H: Handler<T, AppState>, T: 'static>(path: &'static str, access: Access, about: &'static str, h: H) -> Route {
@@ -81,16 +123,16 @@ pub fn table(limits: &LimitsConfig) -> Vec<Route> {
 
 fn pages_and_status() -> Vec<Route> {
     vec![
-        get("/", Public, "Where the pages are", pages::index),
-        get("/label", Public, "The labeler's page", pages::label),
-        get("/admin", Public, "The administrator's page", pages::admin),
-        get("/chat", Public, "The chat page", pages::chat),
-        get("/explore", Public, "Attention maps and model sizes", pages::explore),
-        get("/docs", Public, "This API, readable", openapi::docs),
+        get("/", Public, "Where the pages are", pages::index).page(),
+        get("/label", Public, "The labeler's page", pages::label).page(),
+        get("/admin", Public, "The administrator's page", pages::admin).page(),
+        get("/chat", Public, "The chat page", pages::chat).page(),
+        get("/explore", Public, "Attention maps and model sizes", pages::explore).page(),
+        get("/docs", Public, "This API, readable", docs::page).page(),
         get("/openapi.json", Public, "This API, OpenAPI 3.1", openapi::json),
-        get("/static/{*path}", Public, "Files of the pages", pages::file),
-        get("/favicon.ico", Public, "The icon", pages::favicon),
-        get("/robots.txt", Public, "For crawlers", pages::robots),
+        get("/static/{*path}", Public, "Files of the pages", pages::file).page(),
+        get("/favicon.ico", Public, "The icon", pages::favicon).page(),
+        get("/robots.txt", Public, "For crawlers", pages::robots).page(),
         get("/health", Public, "Alive", status::health),
         get("/ready", Public, "200 when requests are served, 503 while the model loads", status::ready),
         get("/metrics", Public, "Prometheus metrics", status::metrics),
@@ -101,9 +143,11 @@ fn inference() -> Vec<Route> {
     vec![
         post("/v1/completions", Inference, "Complete a prompt", openai::completions::create)
             .taking::<openai::completions::CompletionRequest>()
+            .requiring(&["prompt"])
             .computing(),
         post("/v1/chat/completions", Inference, "Answer a conversation", openai::chat::create)
             .taking::<openai::chat::ChatRequest>()
+            .requiring(&["messages"])
             .computing(),
         post("/v1/choices", Inference, "Score given answers to a prompt, ranked", choices::create)
             .taking::<choices::ChoicesRequest>()
@@ -117,7 +161,8 @@ fn inference() -> Vec<Route> {
         post("/v1/attention", Inference, "Which tokens attend to which, by layer and head", attention::create)
             .taking::<attention::AttentionRequest>()
             .computing(),
-        get("/v1/plan", Inference, "Memory, speed bounds and devices of a model size", attention::plan),
+        get("/v1/plan", Inference, "Memory, speed bounds and devices of a model size", attention::plan)
+            .asking::<attention::PlanQuery>(),
         get("/v1/models", Inference, "Policies, the active one first", openai::models::list),
         get("/v1/models/{id}", Inference, "One policy by name or id", openai::models::get),
         post("/tokenize", Inference, "Text to token ids", openai::tokenize::tokenize)
@@ -142,9 +187,10 @@ fn people() -> Vec<Route> {
         look.answering("{name: for whom it is, or null, role, expires}; 403 as for POST /session"),
         get("/session", Public, "Who is signed in", session::who),
         delete("/session", Public, "Sign out", session::log_out),
-        get("/v1/prompts", Feedback, "Stored prompts, newest first", sets::list_prompts),
+        get("/v1/prompts", Feedback, "Stored prompts, newest first", sets::list_prompts).asking::<label::PageQuery>(),
         post("/v1/prompts", Feedback, "Store a prompt", sets::add_prompt).taking::<sets::PromptRequest>(),
-        get("/v1/comparison-sets", Feedback, "Comparison sets, newest first", sets::list_sets),
+        get("/v1/comparison-sets", Feedback, "Comparison sets, newest first", sets::list_sets)
+            .asking::<sets::SetsQuery>(),
         post(
             "/v1/comparison-sets",
             Feedback,
@@ -159,10 +205,13 @@ fn people() -> Vec<Route> {
             .taking::<sets::DemonstrationRequest>(),
         post("/v1/feedback", Feedback, "A thumb, score, edit or comment on a completion", feedback::give)
             .taking::<feedback::FeedbackRequest>(),
-        get("/v1/judgments", Feedback, "Judgments, newest first (labelers see their own)", label::judgments),
-        get("/v1/guidelines", Public, "How to rank", label::guidelines),
-        get("/v1/label/next", Feedback, "Lease the next set to rank; 204 when none is open", label::next).answering(
-            "200: assignment_id, lease_token, expires_at, set_id, kind (normal, or calibration: its answer is \
+        get("/v1/judgments", Feedback, "Judgments, newest first (labelers see their own)", label::judgments)
+            .asking::<label::PageQuery>(),
+        get("/v1/guidelines", Public, "How to rank", label::guidelines).asking::<label::GuidelinesQuery>(),
+        get("/v1/label/next", Feedback, "Lease the next set to rank; 204 when none is open", label::next)
+            .asking::<label::NextQuery>()
+            .answering(
+                "200: assignment_id, lease_token, expires_at, set_id, kind (normal, or calibration: its answer is \
                  shown after the vote), prompt, completions in shown order, guideline_version, me, queue, \
                  onboarding: {done, held, needed} while calibration sets come first, else null. 204: the header \
                  x-queue is empty, or quota when the day's quota is used; for a named set also judged, taken or closed",
@@ -189,7 +238,7 @@ fn people() -> Vec<Route> {
              tie_rate, skip_rate, agreement_with_others, calibration_accuracy: figures {value, low, high, n} or \
              null, queue_open}",
         ),
-        get("/v1/label/history", Feedback, "Own latest judgments", label::history),
+        get("/v1/label/history", Feedback, "Own judgments, newest first", label::history).asking::<label::PageQuery>(),
         get("/v1/label/judgments/{id}", Feedback, "A judgment with its set as shown", label::reopen),
     ]
 }
@@ -200,12 +249,14 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         Admin,
         "A file in: comparisons, trl, hh, demonstrations, prompts, oasst (lines), parquet; ?known_answer=gold",
         admin::transfer::import,
-    );
+    )
+    .asking::<admin::transfer::ImportQuery>();
+    import.decodes = true;
     import.handler = import.handler.layer(DefaultBodyLimit::max(limits.import_bytes));
     vec![
         get("/admin/api/overview", Admin, "The loop in figures and the next sensible action", admin::overview),
-        get("/admin/api/throughput", Review, "Judgments a day, time at work, the queue", admin::throughput),
-        get("/admin/sets", Admin, "Sets with their prompt and progress, newest first", admin::browse::sets).answering(
+        get("/admin/api/throughput", Review, "Judgments a day, time at work, the queue", admin::throughput).asking::<admin::FlowQuery>(),
+        get("/admin/sets", Admin, "Sets with their prompt and progress, newest first", admin::browse::sets).asking::<admin::browse::SetsQuery>().answering(
             "Query: status, kind, policy, q (text of the prompt), labeler (who judged it), disputed (true: only sets \
              that people rank differently), after (id), limit. {data: [the set, prompt (a preview), judged, skipped, \
              held (current leases), cut_off (answers that end at the length limit)], after, total}",
@@ -217,7 +268,7 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
                  why fewer sets than wanted were made: {found (prompts that fit), has_set, raw_text, few_answers, \
                  equal_answers, too_long, smaller (sets with fewer answers than asked for), answers, cut_off, redrawn, \
                  max_tokens, temperature, top_p}; for disagreement also agreed, single, waiting and settled sets"),
-        get("/admin/sets/draws", Admin, "Draws, newest first", admin::sets::draws),
+        get("/admin/sets/draws", Admin, "Draws, newest first", admin::sets::draws).asking::<label::PageQuery>(),
         get("/admin/sets/draws/{id}", Admin, "One draw: running, done, failed or cancelled", admin::sets::get_draw),
         post("/admin/sets/draws/{id}/cancel", Admin, "Stop a running draw", admin::sets::cancel_draw),
         post("/admin/sets/retire", Admin, "Take several sets out of the queue", admin::browse::retire)
@@ -226,7 +277,7 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
             .taking::<admin::sets::KnownAnswerRequest>(),
         post("/admin/sets/{id}/retire", Admin, "Take a set out of the queue", admin::sets::retire),
         get("/admin/recipes", Admin, "What can be trained, with argument schemas", admin::jobs::recipes),
-        get("/admin/jobs", Admin, "Jobs, newest first", admin::jobs::list),
+        get("/admin/jobs", Admin, "Jobs, newest first", admin::jobs::list).asking::<admin::jobs::JobsQuery>(),
         post("/admin/jobs", Admin, "Queue a job", admin::jobs::create).taking::<admin::jobs::JobRequest>(),
         post("/admin/jobs/estimate", Admin, "Memory, steps and time that a job would need", admin::jobs::estimate)
             .taking::<admin::jobs::EstimateRequest>(),
@@ -235,8 +286,8 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
             .taking::<admin::jobs::JobWords>(),
         post("/admin/jobs/{id}/cancel", Admin, "Stop a job at its next step", admin::jobs::cancel),
         post("/admin/jobs/{id}/resume", Admin, "Queue a failed or cancelled job again", admin::jobs::resume),
-        get("/admin/jobs/{id}/events", Admin, "Follow a job (SSE, or ?format=json)", admin::jobs::events),
-        get("/admin/jobs/{id}/metrics", Admin, "Curves of a job", admin::jobs::metrics),
+        get("/admin/jobs/{id}/events", Admin, "Follow a job (SSE, or ?format=json)", admin::jobs::events).asking::<admin::jobs::EventsQuery>(),
+        get("/admin/jobs/{id}/metrics", Admin, "Curves of a job", admin::jobs::metrics).asking::<admin::jobs::MetricsQuery>(),
         get("/admin/models", Admin, "All model versions", admin::models::list).answering("{data: [model version], \
              previous: {kind: id of the version that was active before}, rolled_back: [ids whose last activation was \
              rolled back]}"),
@@ -269,7 +320,7 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         post("/admin/settings", Admin, "Change a setting while the server runs", admin::settings::change)
             .taking::<admin::settings::Change>(),
         import,
-        get("/admin/export", Admin, "A file out: comparisons, trl, hh, demonstrations, oasst (lines), parquet", admin::transfer::export)
+        get("/admin/export", Admin, "A file out: comparisons, trl, hh, demonstrations, oasst (lines), parquet", admin::transfer::export).asking::<admin::transfer::ExportQuery>()
             .answering("Query: format, split (train, heldout), feedback (true: also preferences from applications' events), or dataset (id or name of a version: its exact rankings, or 409 when some were erased)"),
         post("/admin/sample-data", Admin, "Load real rankings and pairs to rank, for a first walk", admin::transfer::sample).answering(
             "{imported, skipped, failed, errors} as /admin/import, draw: the draw that makes the pairs, null when the sample was loaded before",
@@ -277,7 +328,7 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         get("/admin/datasets", Admin, "Dataset versions, newest first", admin::transfer::list_datasets),
         post("/admin/datasets", Admin, "Freeze a dataset version", admin::transfer::create_dataset).taking::<admin::transfer::NewDataset>(),
         get("/admin/datasets/{id}", Admin, "One dataset version by id or name", admin::transfer::get_dataset),
-        get("/admin/audit", Admin, "Audit trail, newest first", admin::people::audit).answering("Query: actor, action, target, since, until (µs), before (id), limit. {data: [{id, actor, credential (a key's id, configured, link:… or invite), action, target, detail, created}], names: {id: {kind, name}} of actors and targets, before}"),
+        get("/admin/audit", Admin, "Audit trail, newest first", admin::people::audit).asking::<admin::people::AuditQuery>().answering("Query: actor, action, target, since, until (µs), before (id), limit. {data: [{id, actor, credential (a key's id, configured, link:… or invite), action, target, detail, created}], names: {id: {kind, name}} of actors and targets, before}"),
         get("/admin/labelers", Admin, "People who rank", admin::people::labelers),
         post("/admin/labelers", Admin, "Add a labeler", admin::people::add_labeler)
             .taking::<admin::people::NewLabeler>()
@@ -321,6 +372,7 @@ fn review() -> Vec<Route> {
             "Agreement, labelers and length bias of the judgments",
             admin::quality::report,
         )
+        .asking::<admin::quality::ReportQuery>()
         .answering(
             "Query: kind (normal when absent; gold or calibration: sets with known answers), days (only the last N), replicates \
                  (bootstrap, 1000), seed (0). A figure is {value, low, high, n}: 95 % interval (null where none can \
@@ -340,6 +392,7 @@ fn review() -> Vec<Route> {
             "Current judgments with their prompt, newest first",
             admin::browse::judgments,
         )
+        .asking::<admin::browse::JudgmentsQuery>()
         .answering(
             "Query: labeler, set, kind, outcome, q (text of the prompt or of the reason), after (id), limit. {data: \
                  [{id, set_id, kind, prompt (a preview), labeler: {id, name}, revision, outcome, strength, rationale, \
@@ -352,6 +405,7 @@ fn review() -> Vec<Route> {
             "Table of model versions by human preference",
             admin::quality::versions,
         )
+        .asking::<admin::quality::VersionsQuery>()
         .answering(
             "Query: as /admin/api/quality, and length_controlled (false). Bradley–Terry with Davidson's ties: \
                  {versions: [{model_version_id (null for human answers), name, strength: figure (log-odds over the \
@@ -365,6 +419,7 @@ fn review() -> Vec<Route> {
             "Consensus on ranked sets, the most disputed first",
             admin::quality::consensus,
         )
+        .asking::<admin::quality::ConsensusQuery>()
         .answering(
             "Query: as /admin/api/quality, and limit (50). Only ordinary sets when no kind is given. {data: [{set_id, prompt (a preview), judgments, disagreement (0 to 1, null \
                  with one judgment), completions: [{completion_id, score}] best first}], total}",

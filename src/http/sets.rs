@@ -36,7 +36,10 @@ pub async fn add_prompt(State(state): State<AppState>, Json(body): Json<PromptRe
     let limit = state.services.config.limits.prompt_bytes;
     let messages = match (body.messages, body.prompt) {
         (Some(messages), None) => chat::messages(messages, "messages", limit)?,
-        (None, Some(text)) if !text.is_empty() => raw_text(text),
+        (None, Some(text)) if !text.is_empty() => {
+            crate::service::prompts::check_size(text.len(), "prompt", limit)?;
+            raw_text(text)
+        }
         _ => return Err(ApiError::bad("messages", "give messages or prompt")),
     };
     let prompt = crate::service::prompts::add(&state.services, messages, "api", body.lang, body.tags).await?;
@@ -51,8 +54,8 @@ pub async fn list_prompts(
 ) -> ApiResult<axum::Json<Value>> {
     let store = &state.services.store;
     let prompts = match plain_labeler(&actor) {
-        Some(labeler) => store.list_prompts_of(query.page(), labeler).await?,
-        None => store.list_prompts(query.page(), None).await?,
+        Some(labeler) => store.list_prompts_of(query.page()?, labeler).await?,
+        None => store.list_prompts(query.page()?, None).await?,
     };
     let next = prompts.last().map(|p| p.id.clone());
     Ok(axum::Json(json!({"data": prompts, "after": next})))
@@ -63,12 +66,23 @@ fn plain_labeler(actor: &Actor) -> Option<&LabelerId> {
     (actor.role < Role::Reviewer).then_some(&actor.labeler_id)
 }
 
-/// A completion of a set: text, `{"text"}` or `{"completion_id"}`.
-#[derive(Debug, Deserialize, schemars::JsonSchema)]
+/// A completion of a set: text, `{"text"}`, `{"completion_id"}`, or as this server returns one: `{"id", "text",
+/// "html", "cut_off", "cut_off_at"}`.
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Given {
     text: Option<String>,
     completion_id: Option<CompletionId>,
+    id: Option<CompletionId>,
+    /// Made from the text; not read.
+    #[serde(rename = "html")]
+    _html: Option<String>,
+    /// Known of stored completions; not read.
+    #[serde(rename = "cut_off")]
+    _cut_off: Option<bool>,
+    /// Known of stored completions; not read.
+    #[serde(rename = "cut_off_at")]
+    _cut_off_at: Option<u64>,
     tier: Option<i64>,
 }
 
@@ -83,13 +97,21 @@ fn completion_ref(field: &str, text: Option<String>, id: Option<CompletionId>) -
 fn given(i: usize, value: Value) -> ApiResult<Given> {
     let field = format!("completions[{i}]");
     if let Value::String(text) = value {
-        return Ok(Given { text: Some(text), completion_id: None, tier: None });
+        return Ok(Given { text: Some(text), ..Given::default() });
     }
     let bytes = value.to_string();
-    super::extract::parse(bytes.as_bytes()).map_err(|e| match e.param.as_deref() {
+    let mut given: Given = super::extract::parse(bytes.as_bytes()).map_err(|e| match e.param.as_deref() {
         Some("body") | None => ApiError { param: Some(field.clone()), ..e },
         Some(inner) => ApiError { param: Some(format!("{field}.{inner}")), ..e },
-    })
+    })?;
+    if let Some(id) = given.id.take() {
+        // The id says which one it is; the text beside it is that one's.
+        given.text = None;
+        if given.completion_id.replace(id).is_some() {
+            return Err(ApiError::bad(format!("{field}.id"), "give id or completion_id, not both"));
+        }
+    }
+    Ok(given)
 }
 
 fn prompt_ref(
@@ -231,7 +253,7 @@ pub async fn list_sets(
     Query(query): Query<SetsQuery>,
 ) -> ApiResult<axum::Json<Value>> {
     let store = &state.services.store;
-    let page = page(query.after, query.limit);
+    let page = page(query.after, query.limit)?;
     let sets = match plain_labeler(&actor) {
         Some(labeler) => store.list_sets_of(page, query.status, labeler).await?,
         None => store.list_sets(page, query.status).await?,

@@ -95,7 +95,7 @@ pub fn sample(
     if stop() {
         return Ok(None);
     }
-    samples.iter().map(|s| texts.text(&s.ids)).collect::<Result<_>>().map(Some)
+    samples.iter().zip(&ids).map(|(s, prompt)| texts.text(prompt, &s.ids)).collect::<Result<_>>().map(Some)
 }
 
 /// Samples of the SFT model ranked by the rule: (sets, prompts whose samples all scored the same).

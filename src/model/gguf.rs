@@ -12,7 +12,8 @@ use candle_core::{Device, Tensor};
 use serde_json::{Value as Json, json};
 
 use super::gguf_header::{Header, TensorInfo, Value};
-use super::load::{Described, LoadError, Source, map_file};
+use super::gguf_parts::{self, Parts};
+use super::load::{Described, LoadError, Source};
 use super::{Arch, ModelConfig, Weights};
 use crate::ops::linear::{BlockKind, WeightFormat};
 use crate::ops::q4::Q4Kind;
@@ -30,7 +31,8 @@ pub struct RawGguf {
 /// The tensors of an open GGUF file, read on demand from the memory map.
 pub struct GgufTensors {
     path: PathBuf,
-    map: memmap2::Mmap,
+    /// One of each file.
+    maps: Vec<memmap2::Mmap>,
     infos: BTreeMap<String, TensorInfo>,
     config: ModelConfig,
 }
@@ -40,8 +42,7 @@ pub struct GgufTensors {
 /// # Errors
 /// `Malformed` on damage, `Unsupported` on another architecture, tokenizer or quantisation.
 pub fn open_raw(path: &Path) -> Result<RawGguf> {
-    let map = map_file(path)?;
-    let header = Header::parse(&map).map_err(|e| LoadError::malformed(path, format!("not a usable GGUF file: {e}")))?;
+    let Parts { paths, maps, header } = gguf_parts::open(path)?;
     let hf_config = hf_config(&header).map_err(|m| LoadError::unsupported(path, m))?;
     let mut config = ModelConfig::from_hf(&hf_config, None).map_err(|e| LoadError::config(path, e))?;
     for key in ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
@@ -72,10 +73,11 @@ pub fn open_raw(path: &Path) -> Result<RawGguf> {
         chat_template: header.str("tokenizer.chat_template").map(str::to_owned),
         hf_config,
         instructd: None,
-        source: Source { path: path.to_owned(), weight_files: vec![path.to_owned()] },
+        sentence: super::Sentence::default(),
+        source: Source { path: path.to_owned(), weight_files: paths },
     };
     let config = described.config.clone();
-    Ok(RawGguf { described, tensors: GgufTensors { path: path.to_owned(), map, infos: tensors, config } })
+    Ok(RawGguf { described, tensors: GgufTensors { path: path.to_owned(), maps, infos: tensors, config } })
 }
 
 impl RawGguf {
@@ -103,8 +105,9 @@ impl GgufTensors {
     pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         let info = self.info(name)?;
         let data = self
-            .map
-            .get(info.start..info.start + info.bytes)
+            .maps
+            .get(info.part)
+            .and_then(|map| map.get(info.start..info.start + info.bytes))
             .ok_or_else(|| LoadError::malformed(&self.path, format!("tensor {name} lies outside the file")))?;
         let Some(heads) = self.rotary_heads(name) else { return Ok(data.to_vec()) };
         let rows = info.shape.first().copied().unwrap_or(0);

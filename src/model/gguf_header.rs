@@ -42,6 +42,8 @@ pub struct TensorInfo {
     pub dtype: GgmlDType,
     /// Outermost dimension first: [out, in].
     pub shape: Vec<usize>,
+    /// Which of a split model's files holds it.
+    pub part: usize,
     /// Byte range in the file.
     pub start: usize,
     pub bytes: usize,
@@ -93,7 +95,7 @@ impl Header {
             let Some((start, _)) = range.filter(|(_, end)| *end <= file.len() as u64) else {
                 return Err(format!("tensor {name:?} lies outside the file of {} bytes", file.len()));
             };
-            let info = TensorInfo { dtype, shape, start: start as usize, bytes: bytes as usize };
+            let info = TensorInfo { dtype, shape, part: 0, start: start as usize, bytes: bytes as usize };
             if header.tensors.insert(name.clone(), info).is_some() {
                 return Err(format!("tensor {name:?} is there twice"));
             }

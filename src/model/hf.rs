@@ -8,10 +8,10 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 
 use super::load::{Described, LoadError, Loaded, Source, map_file, read_json, read_text};
-use super::{ModelConfig, Weights, names};
+use super::side_files::{self, MAX_CONFIG};
+use super::{ModelConfig, Weights, mistakes, names};
 use crate::tokenizer::Tokenizer;
 
-const MAX_CONFIG: u64 = 16 << 20;
 const MAX_TOKENIZER: u64 = 256 << 20;
 
 type Result<T> = std::result::Result<T, LoadError>;
@@ -20,41 +20,33 @@ type Result<T> = std::result::Result<T, LoadError>;
 pub(super) fn describe(dir: &Path) -> Result<Described> {
     let config_path = dir.join("config.json");
     let Some(hf_config) = read_json(&config_path, MAX_CONFIG)? else {
-        let missing = std::io::Error::new(std::io::ErrorKind::NotFound, "a model directory needs config.json");
+        let missing = std::io::Error::new(std::io::ErrorKind::NotFound, mistakes::without_config(dir));
         return Err(LoadError::io(&config_path, missing));
     };
+    if let Some(message) = mistakes::quantised(&hf_config) {
+        return Err(LoadError::unsupported(&config_path, message));
+    }
     let generation = read_json(&dir.join("generation_config.json"), MAX_CONFIG)?;
-    let config =
+    let mut config =
         ModelConfig::from_hf(&hf_config, generation.as_ref()).map_err(|e| LoadError::config(&config_path, e))?;
-    let tokenizer_config = read_json(&dir.join("tokenizer_config.json"), MAX_CONFIG)?;
+    let tokenizer_config = side_files::tokenizer_config(dir)?;
     let tokenizer_path = dir.join("tokenizer.json");
-    let tokenizer = match read_text(&tokenizer_path, MAX_TOKENIZER)? {
-        None => None,
+    let mut tokenizer = match read_text(&tokenizer_path, MAX_TOKENIZER)? {
+        None => match mistakes::other_vocabulary(dir) {
+            Some(message) => return Err(LoadError::unsupported(&tokenizer_path, message)),
+            None => None,
+        },
         Some(text) => Some(
             Tokenizer::from_json(&text, tokenizer_config.clone(), &config.eos_ids)
                 .map_err(|e| LoadError::tokenizer(&tokenizer_path, e))?,
         ),
     };
-    let chat_template = match read_text(&dir.join("chat_template.jinja"), MAX_CONFIG)? {
-        Some(text) => Some(text),
-        None => tokenizer_config.as_ref().and_then(template_of),
-    };
+    side_files::join_tokens(&mut config, generation.as_ref(), tokenizer.as_mut());
+    let chat_template = side_files::chat_template(dir, tokenizer_config.as_ref())?;
+    let sentence = side_files::sentence(dir, &config, tokenizer_config.as_ref())?;
     let instructd = read_json(&dir.join("instructd.json"), MAX_CONFIG)?;
     let source = Source { path: dir.to_owned(), weight_files: weight_files(dir)? };
-    Ok(Described { config, tokenizer, chat_template, hf_config, instructd, source })
-}
-
-/// `chat_template` is a string, or a list of named ones of which "default" counts.
-fn template_of(tokenizer_config: &Value) -> Option<String> {
-    match tokenizer_config.get("chat_template")? {
-        Value::String(text) => Some(text.clone()),
-        Value::Array(items) => items
-            .iter()
-            .find(|item| item.get("name").and_then(Value::as_str) == Some("default"))
-            .and_then(|item| item.get("template")?.as_str())
-            .map(str::to_owned),
-        _ => None,
-    }
+    Ok(Described { config, tokenizer, chat_template, hf_config, instructd, sentence, source })
 }
 
 /// model.safetensors, or the shards that model.safetensors.index.json names.
@@ -65,7 +57,7 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     }
     let index_path = dir.join("model.safetensors.index.json");
     let Some(index) = read_json(&index_path, MAX_TOKENIZER)? else {
-        let missing = std::io::Error::new(std::io::ErrorKind::NotFound, "no model.safetensors and no index of shards");
+        let missing = std::io::Error::new(std::io::ErrorKind::NotFound, mistakes::without_weights(dir));
         return Err(LoadError::io(&single, missing));
     };
     let Some(map) = index.get("weight_map").and_then(Value::as_object) else {
@@ -82,6 +74,13 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     if files.is_empty() {
         return Err(LoadError::malformed(&index_path, "`weight_map` names no file"));
     }
+    let missing: Vec<&PathBuf> = files.iter().filter(|file| !file.is_file()).collect();
+    if let Some(first) = missing.first() {
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let names: Vec<String> = missing.iter().take(5).map(|path| name(path)).collect();
+        let message = format!("{} of {} shards missing: {}", missing.len(), files.len(), names.join(", "));
+        return Err(LoadError::io(first, std::io::Error::new(std::io::ErrorKind::NotFound, message)));
+    }
     Ok(files.into_iter().collect())
 }
 
@@ -91,8 +90,10 @@ pub(super) fn load(dir: &Path, device: &Device) -> Result<Loaded> {
     let mut weights = Weights::new();
     for path in &described.source.weight_files {
         let map = map_file(path)?;
-        let file = SafeTensors::deserialize(&map)
-            .map_err(|e| LoadError::malformed(path, format!("not a safetensors file: {e}")))?;
+        let file = SafeTensors::deserialize(&map).map_err(|e| {
+            let what = mistakes::of_bytes(&map).map_or_else(|| e.to_string(), str::to_owned);
+            LoadError::malformed(path, format!("not a safetensors file: {what}"))
+        })?;
         for (found, view) in file.iter() {
             let Some(name) = names::canonical(&described.config, found) else { continue };
             let values = to_f32(&view)

@@ -6,7 +6,7 @@ use candle_core::Device;
 use serde_json::Value;
 
 use super::gguf::GgufTensors;
-use super::{ModelConfig, Weights, config::ConfigError, gguf, hf, names};
+use super::{ModelConfig, Sentence, Weights, config::ConfigError, gguf, hf, mistakes, names};
 use crate::ops::linear::WeightFormat;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -22,6 +22,8 @@ pub struct Loaded {
     pub hf_config: Value,
     /// instructd.json: kind of model, reward gain and bias, …
     pub instructd: Option<Value>,
+    /// What a sentence encoder's files say about embeddings.
+    pub sentence: Sentence,
     pub source: Source,
     /// The tensors as a GGUF file holds them; `None` for directories.
     pub gguf: Option<GgufTensors>,
@@ -55,6 +57,7 @@ pub struct Described {
     pub chat_template: Option<String>,
     pub hf_config: Value,
     pub instructd: Option<Value>,
+    pub sentence: Sentence,
     pub source: Source,
 }
 
@@ -67,6 +70,7 @@ impl Described {
             chat_template: self.chat_template,
             hf_config: self.hf_config,
             instructd: self.instructd,
+            sentence: self.sentence,
             source: self.source,
             gguf,
         }
@@ -189,5 +193,9 @@ pub(super) fn read_text(path: &Path, limit: u64) -> Result<Option<String>, LoadE
         }
         Ok(_) => {}
     }
-    std::fs::read_to_string(path).map(Some).map_err(|e| LoadError::io(path, e))
+    let bytes = std::fs::read(path).map_err(|e| LoadError::io(path, e))?;
+    if let Some(mistake) = mistakes::of_bytes(&bytes) {
+        return Err(LoadError::malformed(path, mistake));
+    }
+    String::from_utf8(bytes).map(Some).map_err(|_| LoadError::malformed(path, "it is not UTF-8 text"))
 }

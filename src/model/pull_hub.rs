@@ -8,7 +8,7 @@ use std::time::Duration;
 use hf_hub::api::Progress;
 use hf_hub::api::sync::{ApiBuilder, ApiError};
 
-use super::pull::{PullError, PullProgress, hash_file, io};
+use super::pull::{FILES, PullError, PullProgress, hash_file, io};
 
 /// A download without a byte for so long has failed.
 const STALL: Duration = Duration::from_secs(20);
@@ -74,15 +74,7 @@ fn download(repo: &str, dir: &Path, events: &mpsc::Sender<Event>) -> Result<(), 
     let files: Vec<String> = api.info().map_err(failed)?.siblings.into_iter().map(|s| s.rfilename).collect();
     let wanted = |name: &str| {
         let plain = !name.contains('/') && !name.contains("..");
-        let text = matches!(
-            name,
-            "config.json"
-                | "generation_config.json"
-                | "tokenizer.json"
-                | "tokenizer_config.json"
-                | "chat_template.jinja"
-        );
-        plain && (text || name == "model.safetensors.index.json" || name.ends_with(".safetensors"))
+        FILES.contains(&name) || (plain && name.ends_with(".safetensors"))
     };
     for name in files.iter().filter(|name| wanted(name)) {
         let told = Told { events: events.clone(), at: PullProgress { what: name.clone(), done: 0, total: None } };
@@ -96,7 +88,9 @@ fn download(repo: &str, dir: &Path, events: &mpsc::Sender<Event>) -> Result<(), 
                 return Err(PullError::Refused(format!("{name} arrived damaged: SHA-256 {sha}, expected {etag}")));
             }
         }
-        std::fs::rename(&blob, dir.join(name)).map_err(io(name))?;
+        let to = dir.join(name);
+        std::fs::create_dir_all(to.parent().unwrap_or(dir)).map_err(io(name))?;
+        std::fs::rename(&blob, to).map_err(io(name))?;
     }
     std::fs::remove_dir_all(&cache).map_err(io(cache.display()))
 }

@@ -10,19 +10,22 @@ use std::collections::BTreeSet;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::{Environment, context};
 
+use super::jinja;
 use crate::domain::Message;
 use crate::tokenizer::{Specials, Tokenizer, TokenizerError};
 
 /// Work for one rendering, in minijinja's units (instructions, and 64 bytes of text each).
 const FUEL: u64 = 2_000_000;
+/// A longer template is refused: published ones have a few kilobytes.
+const MOST_SOURCE: usize = 1 << 20;
 
 /// Why messages could not be rendered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChatError {
     /// The model's template cannot be used at all.
-    #[error("chat template: {0}")]
+    #[error("the model's chat template cannot be used: {0}; prompts without a template (/v1/completions) work")]
     Template(String),
     /// The template refuses these messages (`raise_exception`), or rendering them fails.
     #[error("messages: {0}")]
@@ -35,8 +38,8 @@ pub enum ChatError {
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     source: String,
-    bos_token: Option<String>,
-    eos_token: Option<String>,
+    /// `bos_token`, `pad_token`, … as the tokenizer's files name them.
+    named: Vec<(String, Value)>,
     /// Texts that users must not be able to write as tokens.
     specials: Vec<String>,
 }
@@ -50,16 +53,19 @@ pub struct Rendered {
 }
 
 impl ChatTemplate {
-    /// Checks the template's syntax. The names of the begin and end tokens, and the special tokens to guard
-    /// against, come from the tokenizer.
+    /// Checks the template's syntax. The names of the special tokens, which templates write and users must not,
+    /// come from the tokenizer.
     ///
     /// # Errors
-    /// `Template` when it is not Jinja that minijinja understands.
+    /// `Template` when it is not Jinja that is understood here.
     pub fn new(source: &str, tokenizer: Option<&Tokenizer>) -> Result<Self, ChatError> {
+        if source.len() > MOST_SOURCE {
+            return Err(ChatError::Template(format!("it has {} bytes, at most {MOST_SOURCE} are read", source.len())));
+        }
         environment(source, 0)?;
-        let named = |name| tokenizer.and_then(|t| t.named_token(name)).map(str::to_owned);
+        let named = tokenizer.map(named_tokens).unwrap_or_default();
         let specials = tokenizer.map(|t| t.special_tokens().map(str::to_owned).collect()).unwrap_or_default();
-        Ok(Self { source: source.to_owned(), bos_token: named("bos_token"), eos_token: named("eos_token"), specials })
+        Ok(Self { source: source.to_owned(), named, specials })
     }
 
     /// Renders messages; `open_turn` adds the beginning of the assistant's answer.
@@ -81,16 +87,18 @@ impl ChatTemplate {
             .collect();
         let environment = environment(&self.source, bytes as u64)?;
         let template = environment.get_template("chat").map_err(|e| ChatError::Template(e.to_string()))?;
-        let values = context! {
+        // What a request cannot ask for is none, not undefined: templates ask `tools is not none`.
+        let rest = context! {
             messages => rows,
             add_generation_prompt => open_turn,
-            bos_token => self.bos_token.as_deref().map_or(Value::UNDEFINED, Value::from),
-            eos_token => self.eos_token.as_deref().map_or(Value::UNDEFINED, Value::from),
+            tools => Value::from(()),
+            documents => Value::from(()),
         };
-        let text = template.render(values).map_err(|e| {
-            let detail = e.detail().map_or_else(|| e.kind().to_string(), str::to_owned);
-            ChatError::Messages(format!("the chat template cannot render them: {detail}"))
-        })?;
+        let named: std::collections::BTreeMap<String, Value> = self.named.iter().cloned().collect();
+        let values = context! { ..rest, ..Value::from(named) };
+        let text = template
+            .render(values)
+            .map_err(|e| ChatError::Messages(format!("the chat template cannot render them: {}", explained(&e))))?;
         Ok(without_marks(&text, mark))
     }
 
@@ -158,21 +166,43 @@ fn without_marks(text: &str, mark: char) -> Rendered {
     rendered
 }
 
+/// The special tokens' variables: every `…_token` that the tokenizer's files name, and the additional ones.
+fn named_tokens(tokenizer: &Tokenizer) -> Vec<(String, Value)> {
+    let Some(config) = tokenizer.config().and_then(serde_json::Value::as_object) else { return Vec::new() };
+    let mut named: Vec<(String, Value)> = config
+        .keys()
+        .filter(|key| key.ends_with("_token"))
+        .filter_map(|key| Some((key.clone(), Value::from(tokenizer.named_token(key)?))))
+        .collect();
+    let text = |v: &serde_json::Value| v.as_str().or_else(|| v.get("content")?.as_str()).map(str::to_owned);
+    for key in ["additional_special_tokens", "extra_special_tokens"] {
+        match config.get(key) {
+            Some(serde_json::Value::Array(items)) => {
+                let items: Vec<Value> = items.iter().filter_map(text).map(Value::from).collect();
+                named.push((key.to_owned(), Value::from(items)));
+            }
+            Some(serde_json::Value::Object(map)) => {
+                named.extend(map.iter().filter_map(|(name, token)| Some((name.clone(), Value::from(text(token)?)))));
+            }
+            _ => {}
+        }
+    }
+    named
+}
+
+/// What is wrong, and in which line of the template.
+fn explained(error: &minijinja::Error) -> String {
+    let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    error.line().map_or_else(|| what.clone(), |line| format!("{what} (line {line} of the template)"))
+}
+
 /// The environment that transformers gives its templates; `extra` fuel for long messages.
 fn environment(source: &str, extra: u64) -> Result<Environment<'static>, ChatError> {
-    let bad = |e: minijinja::Error| ChatError::Template(e.to_string());
+    let bad = |e: minijinja::Error| ChatError::Template(explained(&e));
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(bad)?);
     environment.set_fuel(Some(FUEL.saturating_add(extra)));
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-    });
-    environment.add_function("strftime_now", |format: String| -> Result<String, minijinja::Error> {
-        jiff::fmt::strtime::format(format, &jiff::ZonedDateTime::now())
-            .map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e.to_string()))
-    });
-    environment.add_template_owned("chat", source.to_owned()).map_err(bad)?;
+    jinja::install(&mut environment, "chat", source).map_err(bad)?;
     Ok(environment)
 }

@@ -46,6 +46,11 @@ impl LabelTemplate {
         Ok(Self { before: before.to_owned(), after: after.to_owned() })
     }
 
+    /// Bytes of the pattern itself.
+    pub fn bytes(&self) -> usize {
+        self.before.len() + self.after.len()
+    }
+
     /// Instruction, worked examples and the open case. Text that looks like a placeholder inside an input
     /// stays text.
     pub fn gap(&self, shots: Shots<'_>, input: &str) -> Gap {

@@ -4,6 +4,8 @@ pub mod chat;
 pub mod cloze;
 pub mod few_shot;
 pub mod instruction;
+mod jinja;
+mod jinja_source;
 pub mod label_template;
 pub mod texts;
 

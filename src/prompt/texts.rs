@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 
-use super::ChatTemplate;
+use super::{ChatError, ChatTemplate};
 use crate::data::PromptInput;
 use crate::model::Loaded;
 use crate::tokenizer::Tokenizer;
@@ -37,7 +37,8 @@ fn turn_end(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, eos_ids: &[u
 
 pub struct Texts {
     tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
+    /// A template that cannot be used fails the prompts that need it.
+    template: Option<Result<ChatTemplate, ChatError>>,
     /// Tokens that end a completion; the one that ends a turn first.
     eos_ids: Vec<u32>,
     bos_id: Option<u32>,
@@ -54,9 +55,9 @@ impl Texts {
         let template = loaded.chat_template.as_deref().map(|source| ChatTemplate::new(source, Some(&tokenizer)));
         let bert = loaded.config.arch == crate::model::Arch::Bert;
         let pair = tokenizer.token_to_id("[CLS]").zip(tokenizer.token_to_id("[SEP]")).filter(|_| bert);
-        let template = template.transpose()?;
         let mut eos_ids = loaded.config.eos_ids.clone();
-        if let Some(end) = turn_end(&tokenizer, template.as_ref(), &eos_ids) {
+        let usable = template.as_ref().and_then(|template| template.as_ref().ok());
+        if let Some(end) = turn_end(&tokenizer, usable, &eos_ids) {
             eos_ids.retain(|id| *id != end);
             eos_ids.insert(0, end);
         }
@@ -71,12 +72,13 @@ impl Texts {
     /// (without a template: their texts, one per line), raw text as it is. Never empty.
     pub fn prompt(&self, prompt: &PromptInput) -> Result<Vec<u32>> {
         let ids = match (prompt, &self.template) {
-            (PromptInput::Text(text), _) => self.tokenizer.encode(text, true, false)?,
+            (PromptInput::Text(text), _) => self.tokenizer.encode_open(text, false)?,
             (PromptInput::Chat(messages), None) => {
                 let texts: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
-                self.tokenizer.encode(&texts.join("\n"), true, false)?
+                self.tokenizer.encode_open(&texts.join("\n"), false)?
             }
-            (PromptInput::Chat(messages), Some(template)) => template.encode(messages, true, &self.tokenizer)?,
+            (PromptInput::Chat(messages), Some(Ok(template))) => template.encode(messages, true, &self.tokenizer)?,
+            (PromptInput::Chat(_), Some(Err(error))) => return Err(error.clone().into()),
         };
         match (ids.is_empty(), self.bos_id.or(self.eos_ids.first().copied())) {
             (false, _) => Ok(ids),
@@ -85,10 +87,10 @@ impl Texts {
         }
     }
 
-    /// The ids of a written completion, end token included (if the model has one). Special tokens written
-    /// in the text stay text.
-    pub fn completion(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.tokenizer.encode(text, false, false)?;
+    /// The ids of a written completion behind the ids of its prompt, end token included (if the model has one).
+    /// Special tokens written in the text stay text.
+    pub fn completion(&self, prompt_ids: &[u32], text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.tokenizer.encode_after(prompt_ids, text)?;
         ids.extend(self.eos_ids.first());
         Ok(ids)
     }
@@ -115,6 +117,13 @@ impl Texts {
             None => (Vec::new(), Vec::new(), Vec::new()),
         };
         let around = before.len() + between.len() + after.len();
+        let prompt_ids = match self.pair {
+            Some(_) => {
+                let texts: Vec<String> = prompt.messages().into_iter().map(|m| m.content).collect();
+                self.tokenizer.encode(&texts.join("\n"), false, false)?
+            }
+            None => self.prompt(prompt)?,
+        };
         // At least one token of the prompt stays.
         let most = max_length.saturating_sub(around + 1).max(1);
         let mut cut = Vec::with_capacity(completions.len());
@@ -122,7 +131,7 @@ impl Texts {
         for completion in completions {
             let mut response = match self.pair {
                 Some(_) => self.tokenizer.encode(completion.as_ref(), false, false)?,
-                None => self.completion(completion.as_ref())?,
+                None => self.completion(&prompt_ids, completion.as_ref())?,
             };
             if response.is_empty() && self.pair.is_none() {
                 bail!("a completion has no tokens, and the model no end token");
@@ -131,23 +140,16 @@ impl Texts {
             response.truncate(most);
             responses.push(response);
         }
-        let prompt = match self.pair {
-            Some(_) => {
-                let texts: Vec<String> = prompt.messages().into_iter().map(|m| m.content).collect();
-                self.tokenizer.encode(&texts.join("\n"), false, false)?
-            }
-            None => self.prompt(prompt)?,
-        };
         let longest = responses.iter().map(Vec::len).max().unwrap_or(0);
         let room = max_length.saturating_sub(longest + around);
         let room = if self.pair.is_some() { room } else { room.max(1) };
-        let shown = &prompt[prompt.len().saturating_sub(room)..];
+        let shown = &prompt_ids[prompt_ids.len().saturating_sub(room)..];
         let start = before.len() + shown.len() + between.len();
         let sequences = responses
             .iter()
             .map(|response| ([&before, shown, &between, response.as_slice(), &after].concat(), start))
             .collect();
-        Ok(Answers { sequences, prompt_cut: shown.len() < prompt.len(), cut })
+        Ok(Answers { sequences, prompt_cut: shown.len() < prompt_ids.len(), cut })
     }
 
     /// Prompts with a completion each, in order. Completions of equal prompts are read behind the same prompt tokens,
@@ -170,9 +172,9 @@ impl Texts {
         Ok(ids)
     }
 
-    /// The text of generated ids: what comes before the first end token, special tokens left out.
-    pub fn text(&self, ids: &[u32]) -> Result<String> {
+    /// The text of ids drawn behind a prompt's: what comes before the first end token, special tokens left out.
+    pub fn text(&self, prompt_ids: &[u32], ids: &[u32]) -> Result<String> {
         let end = ids.iter().position(|id| self.eos_ids.contains(id)).unwrap_or(ids.len());
-        Ok(self.tokenizer.decode(&ids[..end], true)?)
+        Ok(self.tokenizer.decode_after(prompt_ids, &ids[..end], true))
     }
 }

@@ -50,10 +50,17 @@ pub async fn begin(
     }
     let mut runs = Vec::new();
     if models.is_empty() {
+        sets::check_varied(&params)?;
         let model = complete::resolve_model(services, None, false).await?;
         runs.push(sets::begin(services, model, &prompt, n, params, request_id.to_owned()).await?);
     } else {
         for (i, name) in models.iter().enumerate() {
+            if models[..i].contains(name) && sets::check_varied(&params).is_err() {
+                return Err(bad_input(
+                    format!("models[{i}]"),
+                    "would say the same again: without chance it has one answer",
+                ));
+            }
             let model = complete::resolve_model(services, Some(name), may_load).await?;
             // The same version twice should not say the same twice.
             let params = SamplingParams { seed: params.seed.wrapping_add(i as u64), ..params.clone() };
@@ -107,13 +114,12 @@ impl Asked {
     /// Stores the finished answers as a set and leases it to the person, in the order they saw.
     ///
     /// # Errors
-    /// `Conflict` when fewer than two answers have text.
+    /// `Conflict` when fewer than two answers with text differ.
     pub async fn settle(mut self, services: &Arc<Services>, actor: &Actor) -> Result<Turn> {
-        let mut texts = Vec::new();
         for run in &mut self.runs {
             run.store_always(|_| true).await?;
-            texts.extend(run.samples.iter().filter(|s| !s.text.trim().is_empty()).map(|s| s.id.clone()));
         }
+        let texts = sets::comparable(self.runs.iter().flat_map(|run| &run.samples));
         if texts.len() < 2 {
             return Err(sets::too_few_answers());
         }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use futures::future::try_join_all;
 
+use super::budget::SCORED_IDS;
 use super::complete::Adapter;
 use super::{Result, Services, bad_input};
-use crate::engine::{EngineError, GenEvent, GenerateRequest, Generator, SamplingParams, ServedModel};
+use crate::engine::{EngineError, GenEvent, GenerateRequest, Generator, SamplingParams, ServedModel, TextForm};
 use crate::eval::choices::{Decided, Normalize, Scored, decide};
 use crate::prompt::Gap;
 
@@ -20,7 +21,7 @@ pub const MOST_SEQUENCES: usize = 1024;
 #[derive(Clone, Debug)]
 pub enum Context {
     /// Tokenised together with each candidate. With text after the gap the whole text is scored.
-    Text(Gap),
+    Text { gap: Gap, form: TextForm<'static> },
     /// Ids (a rendered conversation); the candidate's own tokens follow.
     Ids(Vec<u32>),
 }
@@ -99,15 +100,22 @@ async fn score(
     field: &'static str,
 ) -> Result<(Vec<Vec<Scored>>, usize)> {
     let mut sequences = Vec::new();
+    let mut kept = 0;
     for (i, label) in question.labels.iter().enumerate() {
         for word in &label.words {
-            sequences.push(sequence(engine, question, context, word, field, i).await?);
+            let next = sequence(engine, question, context, word, field, i).await?;
+            kept += next.ids.len();
+            if kept > SCORED_IDS {
+                let message = format!("choices × tokens of their prompt are over {SCORED_IDS}; ask for fewer at once");
+                return Err(bad_input("choices", message));
+            }
+            sequences.push(next);
         }
     }
     let Some(first) = sequences.first() else { return Err(bad_input("choices", "must have at least one")) };
     // At least one token of every sequence is left to its own request.
     let shared = sequences.iter().map(|s| common(&first.ids, &s.ids).min(s.ids.len() - 1)).min().unwrap_or(0);
-    let whole_text = matches!(context, Context::Text(gap) if gap.is_inner());
+    let whole_text = matches!(context, Context::Text { gap, .. } if gap.is_inner());
     let soft = question.adapter.as_ref().map_or(0, |a| a.tokens);
     if whole_text && shared + soft == 0 && sequences.len() > 1 {
         return Err(bad_input(
@@ -149,20 +157,20 @@ async fn sequence(
 ) -> Result<Sequence> {
     let version = Some(&question.model.version.id);
     let (ids, from, bytes) = match context {
-        Context::Text(gap) => {
+        Context::Text { gap, form } => {
             let text = gap.filled(word);
-            let whole = engine.tokenize(version, &text, true, false).await?;
+            let whole = engine.tokenize(version, &text, *form).await?;
             if gap.is_inner() {
                 (whole, 1, text.len())
             } else {
                 // Tokens may reach across the border: the first that differs is the first that counts.
-                let before = engine.tokenize(version, &gap.before, true, false).await?;
+                let before = engine.tokenize(version, &gap.before, *form).await?;
                 let from = common(&before, &whole);
                 (whole, from, word.len())
             }
         }
         Context::Ids(before) => {
-            let own = engine.tokenize(version, word, false, false).await?;
+            let own = engine.tokenize(version, word, TextForm::After(before)).await?;
             ([before.as_slice(), &own].concat(), before.len(), word.len())
         }
     };

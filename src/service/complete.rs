@@ -9,9 +9,12 @@ use crate::domain::{
     ApiKeyId, Completion, CompletionId, CompletionOrigin, Message, ModelKind, ModelState, ModelVersionId,
 };
 use crate::engine::{
-    EngineError, FinishReason, GenEvent, GenerateRequest, Generation, Generator, SamplingParams, ServedModel,
+    EngineError, FinishReason, GenEvent, GenerateRequest, Generation, Generator, SamplingParams, ServedModel, TextForm,
     TextPrompt, TokenLogprob,
 };
+
+/// Ids that are kept to tell what a token stands behind.
+pub const CONTEXT: usize = 8;
 
 /// A prompt in the form that its model takes.
 pub enum PromptInput {
@@ -24,11 +27,11 @@ impl PromptInput {
     ///
     /// # Errors
     /// What the tokenizer refuses.
-    pub async fn raw(engine: &dyn Generator, model: &ServedModel, text: &str) -> Result<Self> {
+    pub async fn raw(engine: &dyn Generator, model: &ServedModel, text: &str, form: TextForm<'_>) -> Result<Self> {
         if model.takes_text {
             return Ok(Self::Text(TextPrompt::Raw(text.to_owned())));
         }
-        Ok(Self::Ids(engine.tokenize(Some(&model.version.id), text, true, false).await?))
+        Ok(Self::Ids(engine.tokenize(Some(&model.version.id), text, form).await?))
     }
 
     /// A conversation as the model's template renders it. `limited`: a length was asked for.
@@ -45,6 +48,14 @@ impl PromptInput {
             return Ok(Self::Text(TextPrompt::Chat { messages: messages.to_vec(), limited }));
         }
         Ok(Self::Ids(engine.chat_prompt(Some(&model.version.id), messages).await?))
+    }
+
+    /// Number of tokens, as far as they are known here.
+    pub fn tokens(&self) -> usize {
+        match self {
+            Self::Ids(ids) => ids.len(),
+            Self::Text(_) => 0,
+        }
     }
 
     /// Tokens of the context that are left for an answer, as far as that is known.
@@ -109,6 +120,8 @@ pub struct Running {
     limited: bool,
     adapter: Option<Adapter>,
     pub prompt_tokens: usize,
+    /// The last ids of the prompt.
+    tail: Vec<u32>,
     /// Tokens drawn, where the deltas carry none.
     counted: usize,
     /// Log-probs of the prompt, when asked for.
@@ -127,14 +140,9 @@ pub struct Running {
 ///
 /// # Errors
 /// As [`resolve_model`].
-pub async fn route(
-    services: &Services,
-    model: Option<&str>,
-    may_load: bool,
-    request_id: &str,
-) -> Result<Arc<ServedModel>> {
+pub async fn route(services: &Services, model: Option<&str>, may_load: bool) -> Result<Arc<ServedModel>> {
     if matches!(model, None | Some("" | "default"))
-        && let Some(candidate) = super::live::canary_for(services, request_id)
+        && let Some(candidate) = super::live::canary_for(services)
     {
         return Ok(candidate);
     }
@@ -206,6 +214,7 @@ pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
     };
     let limited = !matches!(text, Some(TextPrompt::Chat { limited: false, .. }));
     let prompt_tokens = prompt_ids.len();
+    let tail = prompt_ids[prompt_tokens.saturating_sub(CONTEXT)..].to_vec();
     let request = GenerateRequest {
         request_id: request_id.clone(),
         version: Some(model.version.id.clone()),
@@ -236,6 +245,7 @@ pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
         limited,
         adapter,
         prompt_tokens,
+        tail,
         counted: 0,
         prompt: Vec::new(),
         samples,
@@ -286,6 +296,19 @@ impl Running {
 
     pub fn seed(&self) -> u64 {
         self.params.seed
+    }
+
+    /// What the first drawn token stands behind: the last ids of the prompt.
+    pub fn prompt_tail(&self) -> &[u32] {
+        &self.tail
+    }
+
+    /// What the last `n` tokens of a sample stand behind.
+    pub fn left_of(&self, index: usize, n: usize) -> Vec<u32> {
+        let drawn = self.samples.get(index).map_or(&[] as &[TokenLogprob], |s| &s.tokens);
+        let before = &drawn[..drawn.len().saturating_sub(n)];
+        let near = before[before.len().saturating_sub(CONTEXT)..].iter().map(|t| t.id);
+        self.tail.iter().copied().chain(near).collect()
     }
 
     pub fn generated_tokens(&self) -> usize {

@@ -174,7 +174,7 @@ async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<Plan> {
     if request.temperature == Some(0.0)
         && matches!(request.policy, SelectionPolicy::Random | SelectionPolicy::Uncertainty)
     {
-        return Err(bad_input("temperature", "is 0: all answers of a set would be the same text; give more than 0"));
+        return Err(bad_input("temperature", sets::SAME_AT_ZERO));
     }
     if request.temperature.is_some_and(|t| !(0.0..=2.0).contains(&t)) {
         return Err(bad_input("temperature", "must be 0 to 2"));

@@ -55,7 +55,7 @@ impl Answers {
         if text.trim().is_empty() {
             return false;
         }
-        if self.kept.iter().any(|k| k.1.trim() == text.trim()) {
+        if self.kept.iter().any(|k| sets::compared(&k.1) == sets::compared(text)) {
             self.equal = true;
             return false;
         }
@@ -153,12 +153,8 @@ async fn written(
 }
 
 async fn doubt(services: &Services, prompt: &Prompt, written: &[(CompletionId, String)]) -> Result<Option<f64>> {
-    let conversation = |text: &String| {
-        let answer = Message { role: "assistant".to_owned(), content: text.clone() };
-        prompt.messages.iter().cloned().chain([answer]).collect::<Vec<_>>()
-    };
-    let conversations: Vec<_> = written.iter().map(|w| conversation(&w.1)).collect();
-    let (_, scores) = publish::rewards(services, None, &conversations).await?;
+    let answers = written.iter().map(|w| w.1.clone()).collect();
+    let (_, scores) = publish::rewards(services, None, &prompt.messages.clone().into(), answers, true).await?;
     let guesses: Vec<Guess> = scores.into_iter().map(|s| Guess { mean: s.mean, std: s.std }).collect();
     for ((id, _), guess) in written.iter().zip(&guesses) {
         services.store.set_completion_reward(id, guess.mean).await?;

@@ -478,7 +478,7 @@ pub(super) fn human_completion(prompt_id: PromptId, text: String, now: Micros) -
     }
 }
 
-/// The labeler's own latest judgments.
+/// The labeler's own judgments, newest first.
 pub async fn history(services: &Services, actor: &Actor, page: Page) -> Result<Vec<Judgment>> {
     Ok(services.store.list_judgments(page, Some(&actor.labeler_id)).await?)
 }

@@ -8,7 +8,6 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::people::Actor;
 use super::{Result, ServiceError, Services, bad_input, publish, to_the_end};
@@ -52,13 +51,9 @@ pub struct Canary {
 }
 
 impl Canary {
-    /// Whether this request goes to the candidate: the same id always gets the same answer, on every process.
-    pub fn takes(&self, request_id: &str) -> bool {
-        let digest = Sha256::digest(request_id.as_bytes());
-        let mut first = [0; 8];
-        first.copy_from_slice(&digest[..8]);
-        // 53 bits are exact in f64, so a share of 1 takes every request.
-        let drawn = (u64::from_be_bytes(first) >> 11) as f64 / (1u64 << 53) as f64;
+    /// Whether a request that drew this number in [0, 1) goes to the candidate. The server draws it: a client that
+    /// could choose it could choose its version, and so bend the figures of both.
+    pub fn takes(&self, drawn: f64) -> bool {
         drawn < self.share
     }
 }
@@ -109,9 +104,9 @@ pub async fn follow(services: Arc<Services>) {
 }
 
 /// The candidate, if this request goes to it. A version that is not loaded (yet) gets nothing.
-pub fn canary_for(services: &Services, request_id: &str) -> Option<Arc<ServedModel>> {
+pub fn canary_for(services: &Services) -> Option<Arc<ServedModel>> {
     let live = services.live();
-    let canary = live.canary.as_ref().filter(|c| c.takes(request_id))?;
+    let canary = live.canary.as_ref().filter(|c| c.takes(services.random.fraction()))?;
     services.engine().ok()?.loaded().into_iter().find(|m| m.version.id == canary.model_version_id)
 }
 
@@ -275,15 +270,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_canary_takes_its_share_and_always_the_same_requests() {
+    fn a_canary_takes_its_share() {
         let canary = |share| Canary { model_version_id: "m".into(), share, since: 0 };
-        let ids: Vec<String> = (0..4000).map(|i| format!("request-{i}")).collect();
-        let taken = |share| ids.iter().filter(|id| canary(share).takes(id)).count();
+        let random = crate::service::Random::from_seed(3);
+        let taken = |share| (0..4000).filter(|_| canary(share).takes(random.fraction())).count();
         assert_eq!(taken(1.0), 4000);
         // Binomial(4000, 0.2): standard deviation 25.
         assert!((700..900).contains(&taken(0.2)), "{}", taken(0.2));
-        // A larger share keeps those who were in the smaller one.
-        assert!(ids.iter().filter(|id| canary(0.1).takes(id)).all(|id| canary(0.3).takes(id)));
     }
 
     #[test]

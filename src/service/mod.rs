@@ -4,6 +4,7 @@ pub mod access;
 pub mod ask;
 pub mod attention;
 pub mod browse;
+pub mod budget;
 pub mod choices;
 pub mod complete;
 pub mod datasets;

@@ -152,31 +152,41 @@ pub async fn retire(services: &Arc<Services>, by: &Actor, name_or_id: &str) -> R
     Ok(services.store.audit(&by.signature(), "retire", version.id.as_str(), detail, services.now()).await?)
 }
 
-/// Scores conversations (the last message is the completion) with the active or named reward model; `std` is
-/// the spread of an ensemble's heads, 0 for a single head.
+/// Scores answers to one prompt with the active or named reward model; `std` is the spread of an ensemble's
+/// heads, 0 for a single head. `may_try`: also with a version that was never promoted.
 ///
 /// # Errors
-/// `Conflict` when no reward model is active; `BadInput` when the named one is no reward model.
+/// `Conflict` when no reward model is active; `BadInput` when the named one is no reward model, retired, or not
+/// for this caller.
 pub async fn rewards(
     services: &Services,
     model: Option<&str>,
-    conversations: &[Vec<crate::domain::Message>],
+    prompt: &Arc<[crate::domain::Message]>,
+    answers: Vec<String>,
+    may_try: bool,
 ) -> Result<(ModelVersion, Vec<RewardScore>)> {
     let version = match model {
-        Some(name) => find(services, name).await.map_err(|e| match e {
-            ServiceError::Store(e) => super::not_found_as(e, "model"),
-            other => other,
-        })?,
-        None => services
+        None | Some("" | "active" | "default") => services
             .store
             .active_model(ModelKind::Reward)
             .await?
             .ok_or_else(|| ServiceError::Conflict("no reward model is active".into()))?,
+        Some(name) => find(services, name).await.map_err(|e| match e {
+            ServiceError::Store(e) => super::not_found_as(e, "model"),
+            other => other,
+        })?,
     };
     if version.kind != ModelKind::Reward {
         return Err(super::bad_input("model", format!("{} is no reward model", version.name)));
     }
-    let scores = services.engine()?.reward_scores(&version, conversations).await?;
+    if version.state == ModelState::Retired {
+        return Err(super::bad_input("model", format!("{} is retired", version.name)));
+    }
+    if version.state == ModelState::Candidate && !may_try {
+        let message = format!("{} was never promoted: only administrators can try it", version.name);
+        return Err(super::bad_input("model", message));
+    }
+    let scores = services.engine()?.reward_scores(&version, prompt, answers).await?;
     super::meter::charge(services, scores.iter().map(|score| score.tokens).sum()).await?;
     Ok((version, scores))
 }

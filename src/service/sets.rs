@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::complete::{self, PromptInput, Running, Start};
+use super::complete::{self, PromptInput, Running, Sample, Start};
 use super::label::{Word, human_completion, judge};
 use super::prompts::{check_messages, prompt_record};
 use super::{Result, ServiceError, Services, bad_input, not_found_as, to_the_end};
 use crate::domain::*;
-use crate::engine::{SamplingParams, ServedModel};
+use crate::engine::{SamplingParams, ServedModel, TextForm};
 use crate::service::people::Actor;
 use crate::store::Submitted;
 
@@ -100,6 +100,7 @@ async fn make(
     }
     let now = services.now();
     let (mut ids, mut new) = (Vec::new(), Vec::new());
+    let mut texts: Vec<String> = Vec::new();
     for (i, completion) in completions.into_iter().enumerate() {
         match completion {
             CompletionRef::Known(id) => {
@@ -111,9 +112,11 @@ async fn make(
                 if ids.contains(&id) {
                     return Err(bad_input(field, "is there twice"));
                 }
+                check_different(&mut texts, i, field, &found.text)?;
                 ids.push(id);
             }
             CompletionRef::Text(text) => {
+                check_different(&mut texts, i, format!("completions[{i}].text"), &text)?;
                 if text.len() > services.config.limits.prompt_bytes {
                     return Err(bad_input(format!("completions[{i}].text"), "is too long"));
                 }
@@ -146,9 +149,53 @@ async fn make(
     Ok(set)
 }
 
-/// A set needs two answers with text; another draw may well have them.
+/// What two answers are compared by: texts that differ in their outer white space alone look the same.
+pub fn compared(text: &str) -> &str {
+    text.trim()
+}
+
+/// Refuses answers that nobody could tell apart: a preference between them says nothing.
+fn check_different(texts: &mut Vec<String>, i: usize, field: String, text: &str) -> Result<()> {
+    let text = compared(text);
+    if let Some(same) = texts.iter().position(|t| t == text) {
+        let message = format!("is the same text as completions[{same}]: a set compares different answers");
+        return Err(bad_input(field, message));
+    }
+    debug_assert_eq!(texts.len(), i);
+    texts.push(text.to_owned());
+    Ok(())
+}
+
+/// Why several answers of one version cannot be drawn greedily.
+pub const SAME_AT_ZERO: &str =
+    "is 0: every answer of one version would be the same text, and there would be nothing to compare; give more than 0";
+
+/// Refuses parameters under which all samples of one version come out equal.
+///
+/// # Errors
+/// `BadInput` at the sampling's `temperature` or `top_k`.
+pub fn check_varied(params: &SamplingParams) -> Result<()> {
+    if params.temperature == 0.0 {
+        return Err(bad_input("sampling.temperature", SAME_AT_ZERO));
+    }
+    if params.top_k == 1 {
+        let message = "is 1: every answer of one version would be the same text, and there would be nothing to compare";
+        return Err(bad_input("sampling.top_k", message));
+    }
+    Ok(())
+}
+
+/// The ids of the samples that can be compared: those with text, of equal texts the first.
+pub(super) fn comparable<'a>(samples: impl Iterator<Item = &'a Sample>) -> Vec<CompletionId> {
+    let mut seen = std::collections::HashSet::new();
+    samples.filter(|s| !compared(&s.text).is_empty() && seen.insert(compared(&s.text))).map(|s| s.id.clone()).collect()
+}
+
+/// A set needs two different answers with text; another draw may well have them.
 pub fn too_few_answers() -> ServiceError {
-    ServiceError::Conflict("the model wrote fewer than two answers with text; try again".into())
+    ServiceError::Conflict(
+        "the model wrote fewer than two different answers with text; try again, or with a higher temperature".into(),
+    )
 }
 
 /// Draws `n` completions of the prompt from the active policy and makes them an open set.
@@ -166,10 +213,11 @@ pub async fn sample(
     if !(2..=9).contains(&n) {
         return Err(bad_input("n", "must be 2 to 9"));
     }
+    check_varied(&params)?;
     let model = complete::resolve_model(services, None, false).await?;
     let mut running = begin(services, model, prompt, n, params, request_id).await?;
     running.finish().await?;
-    let texts: Vec<_> = running.samples.iter().filter(|s| !s.text.trim().is_empty()).map(|s| s.id.clone()).collect();
+    let texts = comparable(running.samples.iter());
     if texts.len() < 2 {
         return Err(too_few_answers());
     }
@@ -191,7 +239,7 @@ pub(super) async fn begin(
     let input = match prompt.messages.as_slice() {
         // Raw text stays raw; a model without a template can only read raw text.
         [one] if prompt.source == "completions" || !model.has_chat_template => {
-            PromptInput::raw(engine.as_ref(), &model, &one.content).await?
+            PromptInput::raw(engine.as_ref(), &model, &one.content, TextForm::PROMPT).await?
         }
         messages => PromptInput::chat(engine.as_ref(), &model, messages, true).await?,
     };

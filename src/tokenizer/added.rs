@@ -59,6 +59,19 @@ impl Finders {
         self.tokens.get(&id).is_some_and(|token| token.special)
     }
 
+    pub fn is_added(&self, id: u32) -> bool {
+        self.tokens.contains_key(&id)
+    }
+
+    /// The text of an added token.
+    pub fn text(&self, id: u32) -> Option<&str> {
+        self.tokens.get(&id).map(|token| token.content.as_str())
+    }
+
+    pub fn special_text(&self, id: u32) -> Option<&str> {
+        self.tokens.get(&id).filter(|token| token.special).map(|token| token.content.as_str())
+    }
+
     pub fn special_tokens(&self) -> impl Iterator<Item = &str> {
         self.tokens.values().filter(|token| token.special).map(|token| token.content.as_str())
     }

@@ -1,6 +1,6 @@
 //! Ids that come one at a time → text that never ends inside a character.
 
-use super::{Tokenizer, bytes};
+use super::Tokenizer;
 
 /// Feed ids with `push`, send what it returns, and end with `finish`: the parts laid end to end are the
 /// text of the whole.
@@ -13,14 +13,22 @@ pub struct IncrementalDecoder {
 enum State {
     /// Byte-level vocabularies: bytes of an unfinished character.
     Bytes(Vec<u8>),
-    /// Others decode a token by its neighbours: `ids[..sent]` has been sent as text, and is kept as context.
+    /// Others decode a token by its neighbours: `ids[..sent]` is what stood before, or has been sent as text.
     Window { ids: Vec<u32>, sent: usize },
 }
 
+/// Ids of the left context that are kept.
+const CONTEXT: usize = 4;
+
 impl IncrementalDecoder {
-    pub(super) fn new(tokenizer: Tokenizer, skip_special: bool) -> Self {
-        let state =
-            if tokenizer.0.byte_level { State::Bytes(Vec::new()) } else { State::Window { ids: Vec::new(), sent: 0 } };
+    pub(super) fn new(tokenizer: Tokenizer, left: &[u32], skip_special: bool) -> Self {
+        let state = match tokenizer.0.byte_level {
+            true => State::Bytes(Vec::new()),
+            false => {
+                let kept = if tokenizer.begins_text(left) { &[] } else { &left[left.len().saturating_sub(CONTEXT)..] };
+                State::Window { ids: kept.to_vec(), sent: kept.len() }
+            }
+        };
         Self { tokenizer, skip_special, state }
     }
 
@@ -31,9 +39,7 @@ impl IncrementalDecoder {
         }
         match &mut self.state {
             State::Bytes(pending) => {
-                if let Some(token) = self.tokenizer.0.base.id_to_token(id) {
-                    pending.extend(bytes::decode(&token));
-                }
+                pending.extend(self.tokenizer.token_bytes(id));
                 take_whole(pending)
             }
             State::Window { ids, .. } => {
@@ -53,9 +59,12 @@ impl IncrementalDecoder {
 
     fn window(&mut self, last: bool) -> String {
         let State::Window { ids, sent } = &mut self.state else { return String::new() };
-        let decode = |ids: &[u32]| self.tokenizer.0.base.decode(ids, false).unwrap_or_default();
-        let before = decode(&ids[..*sent]).len();
+        let decode = |ids: &[u32]| self.tokenizer.0.plain_decode(ids, false).unwrap_or_default();
         let text = decode(ids);
+        // Equal but for a character that the context leaves unfinished.
+        let context = decode(&ids[..*sent]);
+        let same = |(a, b): &(char, char)| a == b;
+        let before: usize = context.chars().zip(text.chars()).take_while(same).map(|(c, _)| c.len_utf8()).sum();
         // U+FFFD at the end: the bytes of a character are not all there yet.
         if !last && text.ends_with('\u{FFFD}') {
             return String::new();

@@ -3,8 +3,11 @@
 
 mod added;
 mod bytes;
+mod frame;
 pub mod gguf;
 mod incremental;
+mod pieces;
+mod probe;
 pub mod train;
 
 use std::sync::Arc;
@@ -13,6 +16,7 @@ use serde_json::Value;
 use tokenizers::{DecoderWrapper, Model as _, OffsetType, PreTokenizedString, PreTokenizer as _};
 
 pub use incremental::IncrementalDecoder;
+pub use pieces::Piece;
 
 /// A tokenizer file that cannot be used, or a text it cannot encode.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +36,13 @@ fn parse(text: &str) -> Result<tokenizers::Tokenizer> {
         .map_err(|_| failed("it is not built as a tokenizer is"))?
         .map_err(failed)
 }
+
+/// The crate's regular expressions panic when they give up on a text.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).map_err(|_| failed(GIVES_UP))
+}
+
+const GIVES_UP: &str = "its rules give up on this text";
 
 /// Where special tokens may be recognised in a text.
 #[derive(Clone, Copy, Debug)]
@@ -64,11 +75,20 @@ pub struct Tokenizer(Arc<Inner>);
 struct Inner {
     base: tokenizers::Tokenizer,
     finders: added::Finders,
+    frame: frame::Frame,
+    pieces: pieces::Pieces,
     /// tokenizer_config.json, as found or rebuilt.
     config: Option<Value>,
     byte_level: bool,
     vocab_size: usize,
     eos_ids: Vec<u32>,
+}
+
+impl Inner {
+    /// By the file's own decoder.
+    fn plain_decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        guarded(|| self.base.decode(ids, skip_special))?.map_err(failed)
+    }
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -89,8 +109,13 @@ impl Tokenizer {
         base.with_padding(None);
         let byte_level = matches!(base.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
         let vocab_size = base.get_vocab_size(true);
-        let finders = added::Finders::new(&base)?;
-        Ok(Self(Arc::new(Inner { base, finders, config, byte_level, vocab_size, eos_ids: eos_ids.to_vec() })))
+        let finders = guarded(|| added::Finders::new(&base)).and_then(|found| found)?;
+        let frame = frame::Frame::of(&base);
+        let pieces = pieces::Pieces::of(&base);
+        let inner = Inner { base, finders, frame, pieces, config, byte_level, vocab_size, eos_ids: eos_ids.to_vec() };
+        let tokenizer = Self(Arc::new(inner));
+        probe::check(&tokenizer, text)?;
+        Ok(tokenizer)
     }
 
     /// From the vocabulary inside a GGUF file.
@@ -114,6 +139,13 @@ impl Tokenizer {
         self.0.vocab_size
     }
 
+    /// Other files may know more end tokens. Before the tokenizer is shared.
+    pub(crate) fn set_eos_ids(&mut self, ids: &[u32]) {
+        if let Some(inner) = Arc::get_mut(&mut self.0) {
+            inner.eos_ids = ids.to_vec();
+        }
+    }
+
     /// Ids that end a generation.
     pub fn eos_ids(&self) -> &[u32] {
         &self.0.eos_ids
@@ -130,47 +162,106 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer's own rules fail on this text (for instance a missing unknown token).
     pub fn encode_with(&self, text: &str, add_special: bool, specials: Specials<'_>) -> Result<Vec<u32>> {
-        let base = &self.0.base;
-        let mut pieces = PreTokenizedString::from(text);
-        self.0.finders.split(&mut pieces, base.get_normalizer(), specials).map_err(failed)?;
-        if let Some(pre_tokenizer) = base.get_pre_tokenizer() {
-            pre_tokenizer.pre_tokenize(&mut pieces).map_err(failed)?;
-        }
-        pieces.tokenize(|piece| base.get_model().tokenize(piece.get())).map_err(failed)?;
-        let encoding = pieces.into_encoding(None, 0, OffsetType::None).map_err(failed)?;
-        let encoding = base.post_process(encoding, None, add_special).map_err(failed)?;
+        let encoding = self.encoding(text, specials, false)?;
+        let encoding = self.0.base.post_process(encoding, None, add_special).map_err(failed)?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The ids of a text that goes on: what the model expects before a text, but no end token behind it.
+    pub fn encode_open(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
+        let mut ids = self.0.frame.before.clone();
+        ids.extend(self.encode(text, false, parse_special)?);
+        Ok(ids)
+    }
+
+    /// The ids of `text` where it goes on behind `left`: no space is put before it that is not there.
+    /// Special tokens written in it stay text.
+    pub fn encode_after(&self, left: &[u32], text: &str) -> Result<Vec<u32>> {
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        if self.begins_text(left) {
+            return self.encode(text, false, false);
+        }
+        Ok(self.encoding(text, Specials::Never, true)?.get_ids().to_vec())
+    }
+
+    /// Whether a text behind `left` is tokenized as one that begins: behind nothing, behind what the model
+    /// expects before a text, and behind an added token where the vocabulary puts its space before every part.
+    fn begins_text(&self, left: &[u32]) -> bool {
+        let frame = &self.0.frame;
+        let added = || left.last().is_some_and(|id| self.0.finders.is_added(*id));
+        left.is_empty() || left == frame.before || (frame.every_part && added())
+    }
+
+    /// The ids that `encode_open` puts before a text.
+    pub fn before_text(&self) -> &[u32] {
+        &self.0.frame.before
+    }
+
+    /// `inner`: the text goes on from another.
+    fn encoding(&self, text: &str, specials: Specials<'_>, inner: bool) -> Result<tokenizers::Encoding> {
+        let base = &self.0.base;
+        let own = || (base.get_normalizer(), base.get_pre_tokenizer());
+        let (normalizer, pre_tokenizer) = match &self.0.frame.inner {
+            Some(without) if inner => (without.normalizer.as_ref(), without.pre_tokenizer.as_ref()),
+            _ => own(),
+        };
+        let work = || -> tokenizers::Result<tokenizers::Encoding> {
+            let mut pieces = PreTokenizedString::from(text);
+            self.0.finders.split(&mut pieces, normalizer, specials)?;
+            if let Some(pre_tokenizer) = pre_tokenizer {
+                pre_tokenizer.pre_tokenize(&mut pieces)?;
+            }
+            match specials {
+                Specials::Everywhere => pieces.tokenize(|piece| base.get_model().tokenize(piece.get()))?,
+                // A vocabulary of whole words may hold special tokens as words.
+                _ => pieces.tokenize(|piece| self.ordinary(piece.get(), 0))?,
+            }
+            pieces.into_encoding(None, 0, OffsetType::None)
+        };
+        guarded(work)?.map_err(failed)
+    }
+
+    /// The tokens of a piece by the vocabulary alone, none of them a special token that the text spells out: such a
+    /// piece is cut behind its first character. `at` is where the piece begins.
+    fn ordinary(&self, piece: &str, at: usize) -> tokenizers::Result<Vec<tokenizers::Token>> {
+        let mut tokens = Vec::new();
+        for mut token in self.0.base.get_model().tokenize(piece)? {
+            let (start, end) = token.offsets;
+            let spelled = self.special_text(token.id).is_some_and(|text| piece.get(start..end) == Some(text));
+            let first = piece.get(start..end).and_then(|text| text.chars().next()).map_or(0, char::len_utf8);
+            if spelled && first > 0 && start + first < end {
+                tokens.extend(self.ordinary(&piece[start..start + first], at + start)?);
+                tokens.extend(self.ordinary(&piece[start + first..end], at + start + first)?);
+            } else {
+                token.offsets = (at + start, at + end);
+                tokens.push(token);
+            }
+        }
+        Ok(tokens)
     }
 
     /// Ids → text, special tokens left out if `skip_special`. Ids outside the vocabulary give nothing;
     /// bytes that are no UTF-8 give U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         if self.0.byte_level {
-            let mut decoder = self.incremental(skip_special);
-            let mut text: String = ids.iter().map(|id| decoder.push(*id)).collect();
-            text.push_str(&decoder.finish());
-            return Ok(text);
+            return Ok(self.decode_after(&[], ids, skip_special));
         }
-        self.0.base.decode(ids, skip_special).map_err(failed)
+        self.0.plain_decode(ids, skip_special)
     }
 
-    /// A decoder for ids that come one at a time.
-    pub fn incremental(&self, skip_special: bool) -> IncrementalDecoder {
-        IncrementalDecoder::new(self.clone(), skip_special)
+    /// The text that `ids` add to that of `left`.
+    pub fn decode_after(&self, left: &[u32], ids: &[u32], skip_special: bool) -> String {
+        let mut decoder = self.incremental(left, skip_special);
+        let mut text: String = ids.iter().map(|id| decoder.push(*id)).collect();
+        text.push_str(&decoder.finish());
+        text
     }
 
-    /// The token alone as text, special tokens by their name: for log-prob listings.
-    pub fn token_text(&self, id: u32) -> String {
-        if self.0.byte_level {
-            return String::from_utf8_lossy(&self.token_bytes(id)).into_owned();
-        }
-        self.0.base.decode(&[id], false).unwrap_or_default()
-    }
-
-    /// The bytes that a token stands for; empty for ids outside the vocabulary.
-    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
-        let Some(token) = self.0.base.id_to_token(id) else { return Vec::new() };
-        if self.0.byte_level { bytes::decode(&token) } else { self.token_text(id).into_bytes() }
+    /// A decoder for ids that come one at a time behind `left`.
+    pub fn incremental(&self, left: &[u32], skip_special: bool) -> IncrementalDecoder {
+        IncrementalDecoder::new(self.clone(), left, skip_special)
     }
 
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
@@ -184,6 +275,11 @@ impl Tokenizer {
 
     pub fn is_special(&self, id: u32) -> bool {
         self.0.finders.is_special(id)
+    }
+
+    /// The text of a special token.
+    pub fn special_text(&self, id: u32) -> Option<&str> {
+        self.0.finders.special_text(id)
     }
 
     /// The texts of all special tokens.

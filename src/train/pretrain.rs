@@ -234,6 +234,7 @@ pub(super) fn from_scratch(
         chat_template,
         hf_config,
         instructd: None,
+        sentence: model::Sentence::default(),
         source,
         gguf: None,
     })

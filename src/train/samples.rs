@@ -52,8 +52,8 @@ impl<'t> Samples<'t> {
             ..GenParams::default()
         };
         let samples = generate(decoder, &prompts, &params, &|| run.reporter.should_stop())?;
-        for (prompt, sample) in self.prompts.iter().zip(samples) {
-            let completion = self.texts.text(&sample.ids)?;
+        for ((prompt, ids), sample) in self.prompts.iter().zip(&prompts).zip(samples) {
+            let completion = self.texts.text(ids, &sample.ids)?;
             let score = score.map(|f| f(prompt, &completion)).transpose()?;
             run.sample(json!({"step": run.step, "prompt": prompt, "completion": completion, "score": score}));
         }

@@ -19,8 +19,8 @@ use self::http::{Failure, Http};
 use self::wire::{Chunk, Kind, Usage};
 use super::rewards::RewardModels;
 use super::{
-    EngineError, EngineStats, FinishReason, GenEvent, GenerateRequest, Generation, Generator, ModelFiles, ServedModel,
-    TextPrompt,
+    EngineError, EngineStats, FinishReason, GenEvent, GenerateRequest, Generation, Generator, ModelFiles, Piece,
+    ServedModel, TextForm, TextPrompt, TokenLogprob,
 };
 use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore};
 
@@ -105,6 +105,7 @@ impl Upstream {
             weights: "upstream".into(),
             parameters: 0,
             has_chat_template: true,
+            before_text: Vec::new(),
         };
         Arc::new(UpstreamEngine {
             shared: Arc::new(Shared {
@@ -341,7 +342,7 @@ impl Generator for UpstreamEngine {
         self.find(Some(version))
     }
 
-    async fn tokenize(&self, _: Option<&ModelVersionId>, _: &str, _: bool, _: bool) -> Result<Vec<u32>, EngineError> {
+    async fn tokenize(&self, _: Option<&ModelVersionId>, _: &str, _: TextForm<'_>) -> Result<Vec<u32>, EngineError> {
         no_ids("model")
     }
 
@@ -349,7 +350,12 @@ impl Generator for UpstreamEngine {
         no_ids("model")
     }
 
-    async fn token_texts(&self, _: Option<&ModelVersionId>, _: &[u32]) -> Result<Vec<String>, EngineError> {
+    async fn token_pieces(
+        &self,
+        _: Option<&ModelVersionId>,
+        _: &[u32],
+        _: &[TokenLogprob],
+    ) -> Result<Vec<Vec<Piece>>, EngineError> {
         no_ids("model")
     }
 
@@ -360,9 +366,10 @@ impl Generator for UpstreamEngine {
     async fn reward_scores(
         &self,
         version: &ModelVersion,
-        conversations: &[Vec<Message>],
+        prompt: &Arc<[Message]>,
+        answers: Vec<String>,
     ) -> Result<Vec<RewardScore>, EngineError> {
-        self.rewards.score(version, &self.options.files, conversations).await
+        self.rewards.score(version, &self.options.files, prompt, answers).await
     }
 
     fn stats(&self) -> EngineStats {

@@ -115,6 +115,12 @@ fn sampling(kind: Kind, params: &SamplingParams, body: &mut Map<String, Value>) 
     if !params.stop.is_empty() {
         body.insert("stop".into(), json!(params.stop));
     }
+    if !params.stop_token_ids.is_empty() {
+        return Err(refuse("stop_token_ids"));
+    }
+    if params.include_stop_str_in_output {
+        return Err(refuse("include_stop_str_in_output"));
+    }
     let own: [(&'static str, bool, Value); 5] = [
         ("top_k", params.top_k != default.top_k, params.top_k.into()),
         ("min_p", params.min_p != default.min_p, number(params.min_p)),

@@ -42,7 +42,7 @@ fn text(q: Option<String>) -> Option<String> {
 pub async fn sets(State(state): State<AppState>, Query(query): Query<SetsQuery>) -> ApiResult<axum::Json<Value>> {
     let SetsQuery { status, kind, policy, q, labeler, disputed, after, limit } = query;
     let filter = SetFilter { status, kind, policy, text: text(q), labeler_id: labeler, disputed };
-    let (rows, total) = browse::sets(&state.services, &filter, page(after, limit)).await?;
+    let (rows, total) = browse::sets(&state.services, &filter, page(after, limit)?).await?;
     let next = rows.last().map(|(row, _)| row.set.id.clone());
     let one = |(row, prompt): (crate::store::SetRow, String)| {
         let mut set = serde_json::to_value(&row.set).unwrap_or_default();
@@ -76,7 +76,7 @@ pub async fn judgments(
 ) -> ApiResult<axum::Json<Value>> {
     let JudgmentsQuery { labeler, set, kind, outcome, q, after, limit } = query;
     let filter = JudgmentFilter { labeler_id: labeler, set_id: set, kind, outcome, text: text(q) };
-    let (rows, total) = browse::judgments(&state.services, &filter, page(after, limit)).await?;
+    let (rows, total) = browse::judgments(&state.services, &filter, page(after, limit)?).await?;
     let next = rows.last().map(|(row, _)| row.id.clone());
     let one = |(row, prompt): (crate::store::JudgmentRow, String)| {
         let items: Vec<Value> = row

@@ -116,7 +116,7 @@ pub async fn list(State(state): State<AppState>, Query(query): Query<JobsQuery>)
         kind: query.kind.filter(|k| !k.is_empty()),
         text: query.q.map(|q| q.trim().to_owned()).filter(|q| !q.is_empty()),
     };
-    let found = jobs::list(&state.services, &filter, page(query.after, query.limit)).await?;
+    let found = jobs::list(&state.services, &filter, page(query.after, query.limit)?).await?;
     let next = found.last().map(|j| j.job.id.clone());
     Ok(axum::Json(json!({"data": found, "after": next})))
 }

@@ -14,14 +14,14 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
 use super::AppState;
-use super::error::ApiResult;
+use super::error::{ApiError, ApiResult};
 use super::extract::Query;
 
 pub async fn overview(State(state): State<AppState>) -> ApiResult<Response> {
     Ok(axum::Json(crate::service::overview::overview(&state.services).await?).into_response())
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FlowQuery {
     /// 1 to 366; default 30.
@@ -29,6 +29,9 @@ pub struct FlowQuery {
 }
 
 pub async fn throughput(State(state): State<AppState>, Query(query): Query<FlowQuery>) -> ApiResult<Response> {
-    let days = query.days.unwrap_or(30).clamp(1, 366);
+    let days = query.days.unwrap_or(30);
+    if !(1..=366).contains(&days) {
+        return Err(ApiError::bad("days", format!("is {days}; must be 1 to 366")));
+    }
     Ok(axum::Json(crate::service::overview::flow(&state.services, days).await?).into_response())
 }

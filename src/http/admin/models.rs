@@ -1,6 +1,5 @@
 //! Model versions: list, promote, roll back, retire.
 
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
@@ -10,7 +9,7 @@ use crate::domain::{ModelKind, ModelVersion};
 use crate::http::AppState;
 use crate::http::auth::Caller;
 use crate::http::error::ApiResult;
-use crate::http::extract::{Path, parse};
+use crate::http::extract::{OptionalJson, Path};
 use crate::service::{evidence, publish};
 
 pub async fn list(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
@@ -46,7 +45,7 @@ pub async fn promote(
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RollBack {
+pub struct RollBack {
     kind: Option<ModelKind>,
 }
 
@@ -54,10 +53,9 @@ struct RollBack {
 pub async fn roll_back(
     State(state): State<AppState>,
     Caller(actor): Caller,
-    body: Bytes,
+    OptionalJson(body): OptionalJson<RollBack>,
 ) -> ApiResult<axum::Json<ModelVersion>> {
-    let kind = if body.is_empty() { None } else { parse::<RollBack>(&body)?.kind };
-    let kind = kind.unwrap_or(ModelKind::Policy);
+    let kind = body.and_then(|b| b.kind).unwrap_or(ModelKind::Policy);
     Ok(axum::Json(publish::roll_back(&state.services, &actor, kind).await?))
 }
 

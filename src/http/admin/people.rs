@@ -11,6 +11,7 @@ use crate::http::AppState;
 use crate::http::auth::Caller;
 use crate::http::error::ApiResult;
 use crate::http::extract::{Json, Path, Query};
+use crate::http::label::rows;
 use crate::service::{access, people};
 use crate::store::{AuditFilter, Erase};
 
@@ -165,7 +166,7 @@ pub async fn revoke_invite(
     Ok(StatusCode::NO_CONTENT)
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AuditQuery {
     actor: Option<String>,
@@ -180,7 +181,7 @@ pub struct AuditQuery {
 pub async fn audit(State(state): State<AppState>, Query(query): Query<AuditQuery>) -> ApiResult<axum::Json<Value>> {
     let AuditQuery { actor, action, target, since, until, before, limit } = query;
     let filter = AuditFilter { actor, action, target, since, until };
-    let entries = state.services.store.list_audit(&filter, before, limit.unwrap_or(50).clamp(1, 500)).await?;
+    let entries = state.services.store.list_audit(&filter, before, rows(limit)?).await?;
     let next = entries.last().map(|e| e.id);
     let named = entries.iter().flat_map(|e| [e.actor.clone(), e.target.clone()]).collect();
     let names = crate::service::browse::names(&state.services, named).await?;

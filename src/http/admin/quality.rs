@@ -7,40 +7,78 @@ use serde_json::json;
 
 use crate::domain::SetKind;
 use crate::http::AppState;
-use crate::http::error::ApiResult;
+use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Query;
 use crate::service::quality::{self, Scope};
 
-#[derive(Debug, Deserialize)]
+/// Which judgments are looked at, and how intervals are drawn.
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct QualityQuery {
+pub struct ReportQuery {
+    /// `normal`, `gold` or `calibration` sets; absent = all.
     kind: Option<SetKind>,
+    /// Only the last N days.
     days: Option<u32>,
+    /// Bootstrap replicates.
     replicates: Option<usize>,
+    /// Of the bootstrap. Default 0.
     seed: Option<u64>,
+}
+
+/// As `ReportQuery`, and whether the length of texts is taken out.
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VersionsQuery {
+    /// `normal`, `gold` or `calibration` sets; absent = all.
+    kind: Option<SetKind>,
+    /// Only the last N days.
+    days: Option<u32>,
+    /// Bootstrap replicates.
+    replicates: Option<usize>,
+    /// Of the bootstrap. Default 0.
+    seed: Option<u64>,
+    /// Take the effect of length out of the strengths. Default false.
     length_controlled: Option<bool>,
+}
+
+/// As `ReportQuery`, and how many sets are listed.
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConsensusQuery {
+    /// `normal`, `gold` or `calibration` sets; absent = all.
+    kind: Option<SetKind>,
+    /// Only the last N days.
+    days: Option<u32>,
+    /// Bootstrap replicates.
+    replicates: Option<usize>,
+    /// Of the bootstrap. Default 0.
+    seed: Option<u64>,
+    /// 1 to 1000; default 50.
     limit: Option<usize>,
 }
 
-impl QualityQuery {
-    fn scope(&self) -> Scope {
-        Scope { kind: self.kind, days: self.days, replicates: self.replicates, seed: self.seed }
+pub async fn report(State(state): State<AppState>, Query(query): Query<ReportQuery>) -> ApiResult<Response> {
+    let ReportQuery { kind, days, replicates, seed } = query;
+    let scope = Scope { kind, days, replicates, seed };
+    Ok(axum::Json(quality::report(&state.services, scope).await?).into_response())
+}
+
+pub async fn versions(State(state): State<AppState>, Query(query): Query<VersionsQuery>) -> ApiResult<Response> {
+    let VersionsQuery { kind, days, replicates, seed, length_controlled } = query;
+    let scope = Scope { kind, days, replicates, seed };
+    let controlled = length_controlled.unwrap_or(false);
+    Ok(axum::Json(quality::versions(&state.services, scope, controlled).await?).into_response())
+}
+
+pub async fn consensus(State(state): State<AppState>, Query(query): Query<ConsensusQuery>) -> ApiResult<Response> {
+    let ConsensusQuery { kind, days, replicates, seed, limit } = query;
+    let limit = limit.unwrap_or(50);
+    if !(1..=1000).contains(&limit) {
+        return Err(ApiError::bad("limit", format!("is {limit}; must be 1 to 1000")));
     }
-}
-
-pub async fn report(State(state): State<AppState>, Query(query): Query<QualityQuery>) -> ApiResult<Response> {
-    Ok(axum::Json(quality::report(&state.services, query.scope()).await?).into_response())
-}
-
-pub async fn versions(State(state): State<AppState>, Query(query): Query<QualityQuery>) -> ApiResult<Response> {
-    let controlled = query.length_controlled.unwrap_or(false);
-    Ok(axum::Json(quality::versions(&state.services, query.scope(), controlled).await?).into_response())
-}
-
-pub async fn consensus(State(state): State<AppState>, Query(query): Query<QualityQuery>) -> ApiResult<Response> {
-    let mut sets = quality::consensus(&state.services, query.scope()).await?;
+    let mut sets = quality::consensus(&state.services, Scope { kind, days, replicates, seed }).await?;
     let total = sets.len();
-    sets.truncate(query.limit.unwrap_or(50).clamp(1, 1000));
+    sets.truncate(limit);
     let ids: Vec<_> = sets.iter().map(|s| s.set_id.clone()).collect();
     let prompts = crate::service::browse::previews(&state.services, &ids).await?;
     let one = |set: &crate::eval::quality::SetConsensus| {

@@ -27,7 +27,7 @@ pub async fn draw(
 }
 
 pub async fn draws(State(state): State<AppState>, Query(query): Query<PageQuery>) -> ApiResult<axum::Json<Value>> {
-    let draws = draw::list(&state.services, query.page()).await?;
+    let draws = draw::list(&state.services, query.page()?).await?;
     let next = draws.last().map(|d| d.id.clone());
     Ok(axum::Json(json!({"data": draws, "after": next})))
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::completions::check_bias;
 use super::stream::{self, Format, Piece};
+use super::written::{self, Written};
 use super::{logprobs, params, usage};
 use crate::domain::Message;
 use crate::engine::{Generator, SamplingParams, ServedModel};
@@ -16,13 +17,14 @@ use crate::http::auth::MaybeCaller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Json;
 use crate::http::observe::RequestId;
+use crate::service::budget::Drawing;
 use crate::service::complete::{self, PromptInput, Running, Start};
 use crate::service::prompts::check_messages;
 
 params::generation_request!(
     /// A chat request. Unknown fields are refused.
     ChatRequest {
-        /// The conversation so far.
+        /// The conversation so far. Required.
         messages: Vec<ChatMessage>,
         /// Tokens to draw at most; by default what the context still holds, bounded by the server.
         max_tokens: Option<u64>,
@@ -32,17 +34,20 @@ params::generation_request!(
         logprobs: Option<bool>,
         /// 0 to 20 alternatives per token; with `logprobs`.
         top_logprobs: Option<u64>,
+        /// Put what the model expects before a text (a begin token) before the rendered conversation too. Default
+        /// false: templates write their own.
+        add_special_tokens: Option<bool>,
         /// Not supported, except `{"type": "text"}`.
         response_format: Option<Value>,
-        /// Not supported.
+        /// Not supported, except empty.
         tools: Option<Value>,
-        /// Not supported.
+        /// Not supported, except `"none"` and `"auto"`: there are no tools to choose from.
         tool_choice: Option<Value>,
-        /// Not supported.
-        parallel_tool_calls: Option<Value>,
-        /// Not supported.
+        /// Without effect: there are no tools.
+        parallel_tool_calls: Option<bool>,
+        /// Not supported, except empty.
         functions: Option<Value>,
-        /// Not supported.
+        /// Not supported, except `"none"` and `"auto"`.
         function_call: Option<Value>,
         /// Not supported.
         audio: Option<Value>,
@@ -50,47 +55,104 @@ params::generation_request!(
         modalities: Option<Value>,
         /// Not supported.
         prediction: Option<Value>,
-        /// Not supported.
+        /// Not supported, except `"none"`.
         reasoning_effort: Option<Value>,
-        /// Not supported, except `false`.
-        store: Option<Value>,
+        /// Not supported, except `"medium"`.
+        verbosity: Option<Value>,
         /// Not supported.
-        metadata: Option<Value>,
-        /// Not supported, except `"auto"`.
-        service_tier: Option<Value>,
+        web_search_options: Option<Value>,
     }
 );
 
-/// A message whose content is text, or a list of text parts.
-#[derive(Debug, serde::Deserialize, schemars::JsonSchema)]
+/// A message as clients keep it: role and content, and the fields that servers and libraries add. Those that ask
+/// for something this server has not are refused by name unless they are empty.
+#[derive(Debug, Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChatMessage {
     /// `system`, `user` or `assistant`; `developer` counts as `system`.
     pub role: String,
-    #[schemars(with = "serde_json::Value")]
-    pub content: Value,
+    /// A text, or a list of parts of type text. The assistant's may be missing: it said nothing.
+    #[schemars(with = "Option<Value>")]
+    pub content: Option<Value>,
+    /// Who speaks. Accepted, without effect.
+    pub name: Option<String>,
+    /// What the assistant said instead of an answer; stands for its content.
+    pub refusal: Option<String>,
+    /// As this server returns it beside the content. Accepted, without effect.
+    pub html: Option<String>,
+    /// Not supported, except empty.
+    #[schemars(with = "Option<Value>")]
+    pub tool_calls: Option<Value>,
+    /// Not supported.
+    #[schemars(with = "Option<Value>")]
+    pub tool_call_id: Option<Value>,
+    /// Not supported.
+    #[schemars(with = "Option<Value>")]
+    pub function_call: Option<Value>,
+    /// Not supported.
+    #[schemars(with = "Option<Value>")]
+    pub audio: Option<Value>,
+    /// Not supported, except empty.
+    #[schemars(with = "Option<Value>")]
+    pub annotations: Option<Value>,
+    /// Not supported, except empty.
+    #[schemars(with = "Option<Value>")]
+    pub reasoning_content: Option<Value>,
+    /// Another name of `reasoning_content`.
+    #[schemars(with = "Option<Value>")]
+    pub reasoning: Option<Value>,
 }
 
 impl ChatMessage {
     /// Text parts are joined; anything else is refused.
     pub fn into_message(self, field: &str) -> ApiResult<Message> {
+        params::refuse_in(
+            field,
+            &[
+                ("tool_calls", &self.tool_calls, &["[]"]),
+                ("tool_call_id", &self.tool_call_id, &[]),
+                ("function_call", &self.function_call, &[]),
+                ("audio", &self.audio, &[]),
+                ("annotations", &self.annotations, &["[]"]),
+                ("reasoning_content", &self.reasoning_content, &["\"\""]),
+                ("reasoning", &self.reasoning, &["\"\""]),
+            ],
+        )?;
         let role = if self.role == "developer" { "system".to_owned() } else { self.role };
-        let content = match self.content {
-            Value::String(text) => text,
-            Value::Array(parts) => {
-                let mut joined = String::new();
-                for (i, part) in parts.iter().enumerate() {
-                    let text = (part["type"] == "text").then(|| part["text"].as_str()).flatten();
-                    joined.push_str(text.ok_or_else(|| {
-                        ApiError::bad(format!("{field}.content[{i}]"), "only parts of type text are supported")
-                    })?);
-                }
-                joined
+        let assistant = role == "assistant";
+        let refusal = self.refusal.filter(|r| !r.is_empty());
+        if refusal.is_some() && !assistant {
+            return Err(ApiError::bad(format!("{field}.refusal"), "only the assistant refuses"));
+        }
+        let content = match (self.content, refusal) {
+            (None | Some(Value::Null), Some(refusal)) => refusal,
+            (Some(_), Some(_)) => {
+                return Err(ApiError::bad(format!("{field}.refusal"), "give content or refusal, not both"));
             }
+            (None | Some(Value::Null), None) if assistant => String::new(),
+            (Some(Value::String(text)), None) => text,
+            (Some(Value::Array(parts)), None) => joined(&parts, field, assistant)?,
             _ => return Err(ApiError::bad(format!("{field}.content"), "must be text or a list of text parts")),
         };
         Ok(Message { role, content })
     }
+}
+
+fn joined(parts: &[Value], field: &str, assistant: bool) -> ApiResult<String> {
+    let mut joined = String::new();
+    for (i, part) in parts.iter().enumerate() {
+        let text = match part["type"].as_str() {
+            Some("text") => part["text"].as_str(),
+            Some("refusal") if assistant => part["refusal"].as_str(),
+            _ => None,
+        };
+        joined.push_str(
+            text.ok_or_else(|| {
+                ApiError::bad(format!("{field}.content[{i}]"), "only parts of type text are supported")
+            })?,
+        );
+    }
+    Ok(joined)
 }
 
 /// Reads a list of messages.
@@ -122,17 +184,15 @@ pub async fn create(
     params::refuse(&[
         ("response_format", &request.response_format, &[r#"{"type":"text"}"#]),
         ("tools", &request.tools, &["[]"]),
-        ("tool_choice", &request.tool_choice, &["\"none\""]),
-        ("parallel_tool_calls", &request.parallel_tool_calls, &[]),
+        ("tool_choice", &request.tool_choice, &["\"none\"", "\"auto\""]),
         ("functions", &request.functions, &["[]"]),
-        ("function_call", &request.function_call, &["\"none\""]),
+        ("function_call", &request.function_call, &["\"none\"", "\"auto\""]),
         ("audio", &request.audio, &[]),
         ("modalities", &request.modalities, &[r#"["text"]"#]),
         ("prediction", &request.prediction, &[]),
-        ("reasoning_effort", &request.reasoning_effort, &[]),
-        ("store", &request.store, &["false"]),
-        ("metadata", &request.metadata, &["{}"]),
-        ("service_tier", &request.service_tier, &["\"auto\"", "\"default\""]),
+        ("reasoning_effort", &request.reasoning_effort, &["\"none\""]),
+        ("verbosity", &request.verbosity, &["\"medium\""]),
+        ("web_search_options", &request.web_search_options, &[]),
     ])?;
     let sampling = request.sampling(limits)?;
     let messages = messages(std::mem::take(&mut request.messages), "messages", limits.prompt_bytes)?;
@@ -147,7 +207,7 @@ pub async fn create(
         return Err(ApiError::bad(max_field, "must be at least 1"));
     }
     let reported = request.logprobs.unwrap_or(false);
-    if request.top_logprobs.is_some() && !reported {
+    if request.top_logprobs.is_some_and(|k| k > 0) && !reported {
         return Err(ApiError::bad("top_logprobs", "is for logprobs = true only"));
     }
     if request.top_logprobs.is_some_and(|k| k > params::MAX_LOGPROBS) {
@@ -160,20 +220,37 @@ pub async fn create(
     };
     // A soft prompt belongs to one base: such a request is no case for the canary.
     let name = request.model.as_deref().or(request.prompt_adapter.as_ref().map(|_| "active"));
-    let model = complete::route(services, name, caller.is_admin(), &request_id).await?;
+    let model = complete::route(services, name, caller.is_admin()).await?;
     let engine = services.engine()?;
     check_bias(&sampling, &model)?;
     if reported {
         params::needs_ids("logprobs", &model)?;
     }
-    let prompt = PromptInput::chat(engine.as_ref(), &model, &messages, max_tokens.is_some()).await?;
+    let before = request.add_special_tokens.unwrap_or(false);
+    if before {
+        params::needs_ids("add_special_tokens", &model)?;
+    }
+    let top = request.top_logprobs.map_or(0, |k| k as usize);
+    let drawing = |max_tokens: usize| Drawing {
+        prompts: 1,
+        drawn: n,
+        returned: n,
+        max_tokens: max_tokens.min(model.max_context),
+        alternatives: reported.then_some(top),
+    };
+    // What was asked for is refused before the conversation is read.
+    drawing(max_tokens.unwrap_or(0)).check(if top > 0 { "top_logprobs" } else { "logprobs" })?;
+    let mut prompt = PromptInput::chat(engine.as_ref(), &model, &messages, max_tokens.is_some()).await?;
+    if before && let PromptInput::Ids(ids) = &mut prompt {
+        ids.splice(0..0, model.before_text.iter().copied());
+    }
     let adapter = complete::resolve_adapter(services, request.prompt_adapter.as_deref(), &model).await?;
     let room = prompt.room(&model).saturating_sub(adapter.as_ref().map_or(0, |a| a.tokens)).max(1);
     let max_tokens = max_tokens.unwrap_or(room.min(services.live().config.limits.default_chat_tokens));
     if sampling.min_tokens > max_tokens {
         return Err(ApiError::bad("min_tokens", "is more than max_tokens"));
     }
-    let top = request.top_logprobs.map_or(0, |k| k as usize);
+    drawing(max_tokens).check(if top > 0 { "top_logprobs" } else { "logprobs" })?;
     let start = Start {
         request_id: request_id.clone(),
         model: model.clone(),
@@ -200,7 +277,7 @@ pub async fn create(
     }
     running.finish().await?;
     running.store(|_| true).await?;
-    Ok(axum::Json(shape.answer(running).await?).into_response())
+    shape.answer(running).await
 }
 
 impl Shape {
@@ -215,25 +292,26 @@ impl Shape {
         })
     }
 
-    async fn answer(&self, running: Running) -> ApiResult<Value> {
-        let mut choices = Vec::new();
+    async fn answer(&self, running: Running) -> ApiResult<Response> {
+        let mut choices = Written::list();
         for (index, sample) in running.samples.iter().enumerate() {
-            let mut reported = Value::Null;
-            if self.logprobs {
-                let content = logprobs::chat(self.engine.as_ref(), running.version_id(), &sample.tokens).await?;
-                reported = json!({"content": content, "refusal": null});
-            }
-            choices.push(json!({
+            let choice = json!({
                 "index": index,
                 "message": {"role": "assistant", "content": sample.text, "refusal": null},
-                "logprobs": reported,
                 "finish_reason": sample.finish.map(|f| f.as_str()),
-            }));
+            });
+            let mut reported = Written::null();
+            if self.logprobs {
+                let (engine, left) = (self.engine.as_ref(), running.prompt_tail());
+                let content = written::chat_logprobs(engine, running.version_id(), left, &sample.tokens).await?;
+                reported = Written::object(&json!({"refusal": null}), "content", content);
+            }
+            choices.push(Written::object(&choice, "logprobs", reported));
         }
         let ids = running.samples.iter().map(|s| (!s.text.is_empty()).then(|| s.id.as_str())).collect();
-        let mut answer = self.envelope("chat.completion", choices, ids);
+        let mut answer = self.envelope("chat.completion", Vec::new(), ids);
         answer["usage"] = usage(std::slice::from_ref(&running));
-        Ok(answer)
+        Ok(Written::object(&answer, "choices", choices.end()).into_response())
     }
 }
 
@@ -244,7 +322,8 @@ impl Format for Shape {
             Piece::Start { .. } => (json!({"role": "assistant", "content": ""}), None),
             Piece::Delta { text, tokens } => {
                 if self.logprobs && !tokens.is_empty() {
-                    let content = logprobs::chat(self.engine.as_ref(), running.version_id(), tokens).await?;
+                    let left = running.left_of(index, tokens.len());
+                    let content = logprobs::chat(self.engine.as_ref(), running.version_id(), &left, tokens).await?;
                     reported = json!({"content": content, "refusal": null});
                 } else if text.is_empty() {
                     return Ok(None);

@@ -7,21 +7,24 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use super::logprobs::{self, Place};
 use super::stream::{self, Format, Piece};
-use super::{logprobs, params, usage};
-use crate::engine::{Generator, SamplingParams, ServedModel};
+use super::written::{self, Written};
+use super::{params, usage};
+use crate::engine::{Generator, SamplingParams, ServedModel, TextForm};
 use crate::http::AppState;
 use crate::http::auth::MaybeCaller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Json;
 use crate::http::observe::RequestId;
+use crate::service::budget::Drawing;
 use crate::service::complete::{self, PromptInput, Running, Sample, Start};
 use crate::service::prompts::{check_size, raw_text};
 
 params::generation_request!(
     /// A completion request. Unknown fields are refused.
     CompletionRequest {
-        /// A string, a list of strings, a list of token ids, or a list of such lists.
+        /// A string, a list of strings, a list of token ids, or a list of such lists. Required.
         #[schemars(with = "serde_json::Value")]
         prompt: Option<Value>,
         /// Tokens to draw at most. Default 16; 0 only with `echo`.
@@ -32,11 +35,16 @@ params::generation_request!(
         logprobs: Option<u64>,
         /// Return the prompt before the completion.
         echo: Option<bool>,
-        /// Not supported.
+        /// Put what the model expects before a prompt (a begin token) before it. Default true. For text, not ids.
+        add_special_tokens: Option<bool>,
+        /// Read special tokens written in the prompt, such as `<|im_start|>`, as those tokens and not as text.
+        /// Default false. For prompts that the client has rendered itself; never for text of strangers.
+        parse_special: Option<bool>,
+        /// Not supported, except empty.
         suffix: Option<Value>,
         /// Not supported, except `{"type": "text"}`.
         response_format: Option<Value>,
-        /// Not supported.
+        /// Not supported, except empty.
         tools: Option<Value>,
     }
 );
@@ -45,6 +53,14 @@ params::generation_request!(
 struct Input {
     text: String,
     prompt: PromptInput,
+    /// Leading ids that are not in the text.
+    added: usize,
+}
+
+/// A prompt as `echo` gives it back.
+struct Echo {
+    text: String,
+    added: usize,
 }
 
 /// What all choices of one request share.
@@ -113,7 +129,7 @@ pub async fn create(
     };
     // A soft prompt belongs to one base: such a request is no case for the canary.
     let name = request.model.as_deref().or(request.prompt_adapter.as_ref().map(|_| "active"));
-    let model = complete::route(services, name, caller.is_admin(), &request_id).await?;
+    let model = complete::route(services, name, caller.is_admin()).await?;
     let engine = services.engine()?;
     check_bias(&sampling, &model)?;
     for (field, wanted) in
@@ -123,15 +139,38 @@ pub async fn create(
             params::needs_ids(field, &model)?;
         }
     }
+    for (field, given) in [("add_special_tokens", request.add_special_tokens), ("parse_special", request.parse_special)]
+    {
+        if given.is_some() {
+            params::needs_ids(field, &model)?;
+        }
+    }
+    let special = request.add_special_tokens.unwrap_or(true);
+    let form = TextForm::Open { special, parse_special: request.parse_special.unwrap_or(false) };
+    let drawing = Drawing {
+        prompts: prompts.len(),
+        drawn: best_of,
+        returned: n,
+        max_tokens: max_tokens.min(model.max_context),
+        alternatives: request.logprobs.map(|k| k as usize),
+    };
+    drawing.check("logprobs")?;
     let adapter = complete::resolve_adapter(services, request.prompt_adapter.as_deref(), &model).await?;
     let taken = adapter.as_ref().map_or(0, |a| a.tokens);
     let alternatives = request.logprobs.map_or(0, |k| k as usize);
     // Log-probs are always taken: they are stored with the completion.
     let sampling = SamplingParams { max_tokens, seed, logprobs: Some(alternatives), ..sampling };
-    let mut runs = Vec::with_capacity(prompts.len());
-    let mut texts = Vec::with_capacity(prompts.len());
+    let mut inputs = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        let Input { text, prompt } = input(engine.as_ref(), &model, prompt).await?;
+        inputs.push(input(engine.as_ref(), &model, prompt, form).await?);
+    }
+    if echo {
+        drawing.check_echo(inputs.iter().map(|i| i.text.len()).sum())?;
+        drawing.check_reported(inputs.iter().map(|i| i.prompt.tokens()).sum(), "logprobs")?;
+    }
+    let mut runs = Vec::with_capacity(inputs.len());
+    let mut texts = Vec::with_capacity(inputs.len());
+    for Input { text, prompt, added } in inputs {
         let mut params = sampling.clone();
         if request.max_tokens.is_none() {
             // Only a length that was asked for can be too long.
@@ -149,7 +188,7 @@ pub async fn create(
             adapter: adapter.clone(),
         };
         runs.push(complete::start(services, start).await?);
-        texts.push(text);
+        texts.push(Echo { text, added });
     }
     let shape = Shape {
         id: format!("cmpl-{request_id}"),
@@ -166,13 +205,17 @@ pub async fn create(
         let offsets = (0..runs.len() * n).map(|_| AtomicUsize::new(0)).collect();
         return Ok(stream::respond(runs, Chunks { shape, texts, offsets }));
     }
-    Ok(axum::Json(shape.answer(&mut runs, &texts).await?).into_response())
+    shape.answer(&mut runs, &texts).await
 }
 
-/// A bias on a token that the model does not have is a mistake.
+/// A bias on a token that the model does not have is a mistake, and so is an end by one.
 pub fn check_bias(sampling: &SamplingParams, model: &ServedModel) -> ApiResult<()> {
     // An upstream server's ids are its own: it checks them.
     let known = |id: u32| model.takes_text || (id as usize) < model.vocab_size;
+    if let Some(i) = sampling.stop_token_ids.iter().position(|id| !known(*id)) {
+        let message = format!("is outside the vocabulary of {}", model.vocab_size);
+        return Err(ApiError::bad(format!("stop_token_ids[{i}]"), message));
+    }
     match sampling.logit_bias.iter().find(|(id, _)| !known(*id)) {
         Some((id, _)) => {
             Err(ApiError::bad(format!("logit_bias.{id}"), format!("the vocabulary has {} tokens", model.vocab_size)))
@@ -217,11 +260,21 @@ fn ids(list: &[Value], field: &str) -> ApiResult<Vec<u32>> {
     list.iter().enumerate().map(one).collect()
 }
 
-async fn input(engine: &dyn Generator, model: &ServedModel, given: Given) -> ApiResult<Input> {
+async fn input(engine: &dyn Generator, model: &ServedModel, given: Given, form: TextForm<'_>) -> ApiResult<Input> {
     match given {
-        Given::Text(text) => Ok(Input { prompt: PromptInput::raw(engine, model, &text).await?, text }),
+        Given::Text(text) => {
+            let prompt = PromptInput::raw(engine, model, &text, form).await?;
+            let before = &model.before_text;
+            let special = matches!(form, TextForm::Open { special: true, .. });
+            let framed = matches!(&prompt, PromptInput::Ids(ids) if ids.starts_with(before));
+            Ok(Input { prompt, text, added: if special && framed { before.len() } else { 0 } })
+        }
         Given::Ids(ids) => {
             params::needs_ids("prompt", model)?;
+            if ids.len() > model.max_context {
+                let message = format!("has {} tokens; the model's context holds {}", ids.len(), model.max_context);
+                return Err(ApiError::bad("prompt", message).code("context_length_exceeded"));
+            }
             if let Some(id) = ids.iter().find(|id| **id as usize >= model.vocab_size) {
                 return Err(ApiError::bad(
                     "prompt",
@@ -229,7 +282,7 @@ async fn input(engine: &dyn Generator, model: &ServedModel, given: Given) -> Api
                 ));
             }
             let text = engine.detokenize(Some(&model.version.id), &ids).await?;
-            Ok(Input { text, prompt: PromptInput::Ids(ids) })
+            Ok(Input { text, prompt: PromptInput::Ids(ids), added: 0 })
         }
     }
 }
@@ -246,9 +299,8 @@ impl Shape {
         })
     }
 
-    async fn answer(&self, runs: &mut [Running], texts: &[String]) -> ApiResult<Value> {
+    async fn answer(&self, runs: &mut [Running], texts: &[Echo]) -> ApiResult<Response> {
         futures::future::try_join_all(runs.iter_mut().map(Running::finish)).await?;
-        let mut choices = Vec::new();
         let mut kept: Vec<Vec<usize>> = Vec::new();
         for run in runs.iter_mut() {
             let mut order: Vec<usize> = (0..run.samples.len()).collect();
@@ -260,36 +312,42 @@ impl Shape {
             run.store(|s| ids.contains(&s.id)).await?;
             kept.push(order);
         }
+        let mut choices = Written::list();
         let mut completion_ids = Vec::new();
         for ((run, text), order) in runs.iter().zip(texts).zip(&kept) {
             for sample in order.iter().map(|i| &run.samples[*i]) {
+                let index = completion_ids.len();
                 completion_ids.push((!sample.text.is_empty()).then(|| sample.id.as_str()));
-                let choice = self.choice(choices.len(), run, sample, text).await?;
-                choices.push(choice);
+                choices.push(self.choice(index, run, sample, text).await?);
             }
         }
-        let mut answer = self.envelope(choices, completion_ids);
+        let mut answer = self.envelope(Vec::new(), completion_ids);
         answer["usage"] = usage(runs);
-        Ok(answer)
+        Ok(Written::object(&answer, "choices", choices.end()).into_response())
     }
 
-    async fn choice(&self, index: usize, run: &Running, sample: &Sample, prompt: &str) -> ApiResult<Value> {
-        let mut logprobs = Value::Null;
+    async fn choice(&self, index: usize, run: &Running, sample: &Sample, echoed: &Echo) -> ApiResult<Written> {
+        let mut logprobs = Written::null();
         if self.logprobs {
             let mut tokens = if self.echo { run.prompt.clone() } else { Vec::new() };
+            let place = match tokens.len() {
+                0 => Place { left: run.prompt_tail(), ..Place::default() },
+                prompt => Place { left: &[], added: echoed.added, prompt },
+            };
             tokens.extend_from_slice(&sample.tokens);
-            logprobs = logprobs::completion(self.engine.as_ref(), run.version_id(), &tokens, &mut 0).await?;
+            logprobs = written::completion_logprobs(self.engine.as_ref(), run.version_id(), &tokens, place).await?;
         }
-        let text = if self.echo { format!("{prompt}{}", sample.text) } else { sample.text.clone() };
+        let text = if self.echo { format!("{}{}", echoed.text, sample.text) } else { sample.text.clone() };
         let finish = sample.finish.map(|f| f.as_str());
-        Ok(json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}))
+        let choice = json!({"index": index, "text": text, "logprobs": null, "finish_reason": finish});
+        Ok(Written::object(&choice, "logprobs", logprobs))
     }
 }
 
 /// Chunks of a streamed completion.
 struct Chunks {
     shape: Shape,
-    texts: Vec<String>,
+    texts: Vec<Echo>,
     /// Characters sent of each choice, for `text_offset`.
     offsets: Vec<AtomicUsize>,
 }
@@ -298,8 +356,9 @@ impl Format for Chunks {
     async fn chunk(&self, running: &Running, run: usize, index: usize, piece: Piece<'_>) -> ApiResult<Option<Value>> {
         let shape = &self.shape;
         let choice = run * shape.n + index;
+        let started = matches!(piece, Piece::Start { .. });
         let (text, tokens, finish) = match piece {
-            Piece::Start { prompt } if shape.echo => (self.texts[run].as_str(), prompt, None),
+            Piece::Start { prompt } if shape.echo => (self.texts[run].text.as_str(), prompt, None),
             Piece::Start { .. } => return Ok(None),
             Piece::Delta { text, tokens } => {
                 if text.is_empty() && (!shape.logprobs || tokens.is_empty()) {
@@ -312,8 +371,16 @@ impl Format for Chunks {
         let mut logprobs = Value::Null;
         if shape.logprobs && !tokens.is_empty() {
             let mut offset = self.offsets[choice].load(Ordering::Relaxed);
-            logprobs = logprobs::completion(shape.engine.as_ref(), running.version_id(), tokens, &mut offset).await?;
+            let left = running.left_of(index, tokens.len());
+            let place = match started {
+                true => Place { left: &[], added: self.texts[run].added, prompt: tokens.len() },
+                false => Place { left: &left, ..Place::default() },
+            };
+            let (engine, version) = (shape.engine.as_ref(), running.version_id());
+            logprobs = logprobs::completion(engine, version, tokens, place, &mut offset).await?;
             self.offsets[choice].store(offset, Ordering::Relaxed);
+        } else if started {
+            self.offsets[choice].store(text.chars().count(), Ordering::Relaxed);
         }
         let body = json!({"index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish});
         let chunk = shape.envelope(vec![body], vec![Some(running.samples[index].id.as_str())]);

@@ -3,23 +3,23 @@
 use serde_json::{Map, Value, json};
 
 use crate::domain::ModelVersionId;
-use crate::engine::{EngineError, Generator, TokenLogprob};
+use crate::engine::{EngineError, Generator, Piece, TokenLogprob};
 
-/// Texts of the tokens and of their alternatives, in order.
-async fn texts(
-    engine: &dyn Generator,
-    version: &ModelVersionId,
-    tokens: &[TokenLogprob],
-) -> Result<(Vec<String>, std::vec::IntoIter<String>), EngineError> {
-    let own: Vec<u32> = tokens.iter().map(|t| t.id).collect();
-    let alternatives: Vec<u32> = tokens.iter().flat_map(|t| t.top.iter().map(|(id, _)| *id)).collect();
-    let own = engine.token_texts(Some(version), &own).await?;
-    let alternatives = engine.token_texts(Some(version), &alternatives).await?;
-    Ok((own, alternatives.into_iter()))
+/// Where a list of tokens stands.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place<'a> {
+    /// Ids before the first.
+    pub left: &'a [u32],
+    /// Of the first tokens, so many are not in the text at all (a begin token put before a prompt) …
+    pub added: usize,
+    /// … and so many belong to the prompt, whose special tokens are text.
+    pub prompt: usize,
 }
 
-/// `{tokens, token_logprobs, top_logprobs, text_offset, token_ids}`. Offsets count characters from `offset`,
-/// which moves on.
+/// `{tokens, token_logprobs, top_logprobs, text_offset, token_ids}`. Offsets count characters of the choice's text
+/// from `offset`, which moves on; a character counts where its first byte stands. `top_logprobs` holds every
+/// alternative and the token itself: where two read the same, the token keeps its text and the others are
+/// `token_id:N`. Tokens that are no whole characters are written `bytes:\xf0\x9f`.
 ///
 /// # Errors
 /// What the engine fails with.
@@ -27,25 +27,31 @@ pub async fn completion(
     engine: &dyn Generator,
     version: &ModelVersionId,
     tokens: &[TokenLogprob],
+    place: Place<'_>,
     offset: &mut usize,
 ) -> Result<Value, EngineError> {
-    let (own, mut alternatives) = texts(engine, version, tokens).await?;
-    let (mut top_logprobs, mut text_offset) = (Vec::new(), Vec::new());
-    for (token, text) in tokens.iter().zip(&own) {
+    let listed = engine.token_pieces(Some(version), place.left, tokens).await?;
+    let (mut own, mut top_logprobs, mut text_offset) = (Vec::new(), Vec::new(), Vec::new());
+    for (i, (token, pieces)) in tokens.iter().zip(&listed).enumerate() {
+        let Some((piece, alternatives)) = pieces.split_first() else { continue };
         text_offset.push(*offset);
-        *offset += text.chars().count();
-        let Some(logprob) = token.logprob else {
+        let silent = i < place.added || (i >= place.prompt && piece.special);
+        *offset += if silent { 0 } else { piece.characters() };
+        let name = key(piece);
+        top_logprobs.push(match token.logprob {
             // The first token of a prompt has no distribution before it.
-            alternatives.by_ref().take(token.top.len()).for_each(drop);
-            top_logprobs.push(Value::Null);
-            continue;
-        };
-        let mut top = Map::new();
-        for ((_, p), text) in token.top.iter().zip(alternatives.by_ref().take(token.top.len())) {
-            top.entry(text).or_insert_with(|| json!(p));
-        }
-        top.entry(text.clone()).or_insert_with(|| json!(logprob));
-        top_logprobs.push(Value::Object(top));
+            None => Value::Null,
+            Some(logprob) => {
+                let mut top = Map::from_iter([(name.clone(), json!(logprob))]);
+                for ((id, p), piece) in token.top.iter().zip(alternatives).filter(|((id, _), _)| *id != token.id) {
+                    let name = key(piece);
+                    let name = if top.contains_key(&name) { format!("token_id:{id}") } else { name };
+                    top.insert(name, json!(p));
+                }
+                Value::Object(top)
+            }
+        });
+        own.push(name);
     }
     Ok(json!({
         "tokens": own,
@@ -56,23 +62,33 @@ pub async fn completion(
     }))
 }
 
-/// `[{token, logprob, bytes, token_id, top_logprobs: [{token, logprob, bytes, token_id}]}]`.
+/// The token's text, or its bytes where they are no text.
+fn key(piece: &Piece) -> String {
+    match std::str::from_utf8(&piece.bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => piece.bytes.iter().fold("bytes:".to_owned(), |out, byte| format!("{out}\\x{byte:02x}")),
+    }
+}
+
+/// `[{token, logprob, bytes, token_id, top_logprobs: [{token, logprob, bytes, token_id}]}]`; `left` stands before
+/// the first.
 ///
 /// # Errors
 /// What the engine fails with.
 pub async fn chat(
     engine: &dyn Generator,
     version: &ModelVersionId,
+    left: &[u32],
     tokens: &[TokenLogprob],
 ) -> Result<Vec<Value>, EngineError> {
-    let (own, mut alternatives) = texts(engine, version, tokens).await?;
-    let entry = |text: &str, id: u32, logprob: Option<f32>| json!({"token": text, "logprob": logprob, "bytes": text.as_bytes(), "token_id": id});
-    let mut out = Vec::with_capacity(tokens.len());
-    for (token, text) in tokens.iter().zip(&own) {
-        let mut value = entry(text, token.id, token.logprob);
-        let top = token.top.iter().zip(alternatives.by_ref().take(token.top.len()));
-        value["top_logprobs"] = top.map(|((id, p), text)| entry(&text, *id, Some(*p))).collect();
-        out.push(value);
-    }
-    Ok(out)
+    let listed = engine.token_pieces(Some(version), left, tokens).await?;
+    let entry = |piece: &Piece, id: u32, logprob: Option<f32>| json!({"token": piece.text, "logprob": logprob, "bytes": piece.bytes, "token_id": id});
+    let one = |(token, pieces): (&TokenLogprob, &Vec<Piece>)| {
+        let (piece, alternatives) = pieces.split_first()?;
+        let mut value = entry(piece, token.id, token.logprob);
+        let top = token.top.iter().zip(alternatives);
+        value["top_logprobs"] = top.map(|((id, p), piece)| entry(piece, *id, Some(*p))).collect();
+        Some(value)
+    };
+    Ok(tokens.iter().zip(&listed).filter_map(one).collect())
 }

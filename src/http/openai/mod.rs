@@ -7,6 +7,7 @@ pub mod models;
 pub mod params;
 pub mod stream;
 pub mod tokenize;
+pub mod written;
 
 use serde_json::{Value, json};
 

@@ -9,6 +9,9 @@ use crate::http::error::{ApiError, ApiResult};
 /// Most alternatives per token that can be asked for.
 pub const MAX_LOGPROBS: u64 = 20;
 
+/// Most tokens that may end a text.
+const MAX_STOP_IDS: usize = 256;
+
 /// Declares a request body: the shared sampling fields, then its own.
 macro_rules! generation_request {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $field:ident: $ty:ty),* $(,)? }) => {
@@ -38,6 +41,10 @@ macro_rules! generation_request {
             /// A string or a list of strings; the text ends before the first of them.
             #[schemars(with = "Option<serde_json::Value>")]
             pub stop: Option<serde_json::Value>,
+            /// Token ids that end the text; they are not part of it.
+            pub stop_token_ids: Option<Vec<u32>>,
+            /// Keep the stop string in the text. Default false.
+            pub include_stop_str_in_output: Option<bool>,
             /// Samples per prompt. Default 1.
             pub n: Option<u64>,
             /// Drawn at random, and returned, when absent.
@@ -55,6 +62,18 @@ macro_rules! generation_request {
             pub prompt_adapter: Option<String>,
             /// Accepted, without effect.
             pub user: Option<serde_json::Value>,
+            /// The newer name of `user`. Accepted, without effect.
+            pub safety_identifier: Option<serde_json::Value>,
+            /// Accepted, without effect: prefixes are shared wherever they are equal.
+            pub prompt_cache_key: Option<serde_json::Value>,
+            /// Not supported, except `"in_memory"`.
+            pub prompt_cache_retention: Option<serde_json::Value>,
+            /// Not supported, except `false`.
+            pub store: Option<serde_json::Value>,
+            /// Accepted, without effect: it belongs to `store`.
+            pub metadata: Option<std::collections::BTreeMap<String, serde_json::Value>>,
+            /// Not supported, except `"auto"` and `"default"`.
+            pub service_tier: Option<serde_json::Value>,
             $($(#[$doc])* pub $field: $ty,)*
         }
 
@@ -64,8 +83,20 @@ macro_rules! generation_request {
                 &self,
                 limits: &$crate::config::LimitsConfig,
             ) -> $crate::http::error::ApiResult<$crate::engine::SamplingParams> {
-                if self.stream_options.is_some() && !self.stream.unwrap_or(false) {
+                $crate::http::openai::params::refuse(&[
+                    ("prompt_cache_retention", &self.prompt_cache_retention, &["\"in_memory\"", "\"in-memory\""]),
+                    ("store", &self.store, &["false"]),
+                    ("service_tier", &self.service_tier, &["\"auto\"", "\"default\""]),
+                ])?;
+                if self.include_usage() && !self.stream.unwrap_or(false) {
                     return Err($crate::http::error::ApiError::bad("stream_options", "is for stream = true only"));
+                }
+                if self.stream_options.as_ref().is_some_and(|o| o.include_obfuscation.unwrap_or(false)) {
+                    let error = $crate::http::error::ApiError::bad(
+                        "stream_options.include_obfuscation",
+                        "include_obfuscation is not supported: chunks are not padded",
+                    );
+                    return Err(error.code("unsupported_parameter"));
                 }
                 $crate::http::openai::params::Given {
                     temperature: self.temperature,
@@ -77,6 +108,8 @@ macro_rules! generation_request {
                     frequency_penalty: self.frequency_penalty,
                     logit_bias: self.logit_bias.as_ref(),
                     stop: self.stop.as_ref(),
+                    stop_token_ids: self.stop_token_ids.as_deref(),
+                    include_stop: self.include_stop_str_in_output,
                     ignore_eos: self.ignore_eos,
                     min_tokens: self.min_tokens,
                 }
@@ -96,6 +129,8 @@ pub(crate) use generation_request;
 pub struct StreamOptions {
     /// A last chunk with the token counts.
     pub include_usage: Option<bool>,
+    /// Not supported, except `false`.
+    pub include_obfuscation: Option<bool>,
 }
 
 /// The shared fields as given.
@@ -109,6 +144,8 @@ pub struct Given<'a> {
     pub frequency_penalty: Option<f64>,
     pub logit_bias: Option<&'a Value>,
     pub stop: Option<&'a Value>,
+    pub stop_token_ids: Option<&'a [u32]>,
+    pub include_stop: Option<bool>,
     pub ignore_eos: Option<bool>,
     pub min_tokens: Option<u64>,
 }
@@ -138,6 +175,8 @@ impl Given<'_> {
             frequency_penalty: ranged("frequency_penalty", self.frequency_penalty, 0.0, -2.0, 2.0)?,
             logit_bias: logit_bias(self.logit_bias)?,
             stop: stop(self.stop, limits)?,
+            stop_token_ids: stop_ids(self.stop_token_ids)?,
+            include_stop_str_in_output: self.include_stop.unwrap_or(false),
             ignore_eos: self.ignore_eos.unwrap_or(false),
             min_tokens: self.min_tokens.map_or(Ok(0), |v| count("min_tokens", v))?,
             ..SamplingParams::default()
@@ -193,6 +232,14 @@ fn stop(value: Option<&Value>, limits: &LimitsConfig) -> ApiResult<Vec<String>> 
     list.iter().enumerate().map(one).collect()
 }
 
+fn stop_ids(value: Option<&[u32]>) -> ApiResult<Vec<u32>> {
+    let ids = value.unwrap_or_default();
+    if ids.len() > MAX_STOP_IDS {
+        return Err(ApiError::bad("stop_token_ids", format!("at most {MAX_STOP_IDS} token ids")));
+    }
+    Ok(ids.to_vec())
+}
+
 /// A seed from the request: any integer of 64 bits; negative ones count by their bits.
 pub fn seed(value: &serde_json::Number) -> ApiResult<u64> {
     let bits = value.as_u64().or_else(|| value.as_i64().map(|v| v as u64));
@@ -201,12 +248,22 @@ pub fn seed(value: &serde_json::Number) -> ApiResult<u64> {
 
 /// Refuses fields that clients may send and this server does not do. Null and the listed harmless values pass.
 pub fn refuse(fields: &[(&str, &Option<Value>, &[&str])]) -> ApiResult<()> {
+    refuse_in("", fields)
+}
+
+/// `refuse` for the fields of an object inside the request.
+pub fn refuse_in(inside: &str, fields: &[(&str, &Option<Value>, &[&str])]) -> ApiResult<()> {
     for (name, value, harmless) in fields {
         let given = value.as_ref().filter(|v| !v.is_null());
         if let Some(value) = given
             && !harmless.contains(&value.to_string().as_str())
         {
-            return Err(ApiError::bad(*name, format!("{name} is not supported")).code("unsupported_parameter"));
+            let field = if inside.is_empty() { (*name).to_owned() } else { format!("{inside}.{name}") };
+            let except = match harmless {
+                [] => String::new(),
+                some => format!(", except {}", some.join(" and ")),
+            };
+            return Err(ApiError::bad(field, format!("{name} is not supported{except}")).code("unsupported_parameter"));
         }
     }
     Ok(())

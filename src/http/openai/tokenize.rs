@@ -4,11 +4,13 @@ use axum::extract::State;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::engine::TextForm;
 use crate::http::AppState;
 use crate::http::auth::MaybeCaller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Json;
 use crate::http::openai::params::needs_ids;
+use crate::service::budget::WRITTEN_TOKENS;
 use crate::service::complete::resolve_model;
 use crate::service::prompts::check_size;
 
@@ -21,6 +23,8 @@ pub struct TokenizeRequest {
     pub content: Option<String>,
     /// Whether the tokenizer adds its start and end tokens. Default true.
     pub add_special_tokens: Option<bool>,
+    /// Read special tokens written in the text as those tokens. Default false.
+    pub parse_special: Option<bool>,
 }
 
 pub async fn tokenize(
@@ -35,9 +39,10 @@ pub async fn tokenize(
     check_size(text.len(), "prompt", state.services.config.limits.prompt_bytes)?;
     let model = resolve_model(&state.services, request.model.as_deref(), caller.is_admin()).await?;
     needs_ids("model", &model)?;
-    let add_special = request.add_special_tokens.unwrap_or(true);
+    let special = request.add_special_tokens.unwrap_or(true);
+    let form = TextForm::Whole { special, parse_special: request.parse_special.unwrap_or(false) };
     let engine = state.services.engine()?;
-    let tokens = engine.tokenize(Some(&model.version.id), &text, add_special, false).await?;
+    let tokens = engine.tokenize(Some(&model.version.id), &text, form).await?;
     Ok(axum::Json(json!({"count": tokens.len(), "tokens": tokens, "max_model_len": model.max_context})))
 }
 
@@ -55,6 +60,10 @@ pub async fn detokenize(
 ) -> ApiResult<axum::Json<Value>> {
     let model = resolve_model(&state.services, request.model.as_deref(), caller.is_admin()).await?;
     needs_ids("model", &model)?;
+    let most = WRITTEN_TOKENS.max(model.max_context);
+    if request.tokens.len() > most {
+        return Err(ApiError::bad("tokens", format!("{} tokens; at most {most} in one request", request.tokens.len())));
+    }
     if let Some(i) = request.tokens.iter().position(|id| *id as usize >= model.vocab_size) {
         let message = format!("is outside the vocabulary of {}", model.vocab_size);
         return Err(ApiError::bad(format!("tokens[{i}]"), message));

@@ -163,7 +163,7 @@ impl Sampler<'_> {
         let mut rollout = Rollout { seconds, recording, ..Rollout::default() };
         let mut hidden = Vec::new();
         for ((prompt, &index), sample) in prompts.iter().zip(&chosen).zip(samples) {
-            rollout.texts.push((index, self.texts.text(&sample.ids)?));
+            rollout.texts.push((index, self.texts.text(prompt, &sample.ids)?));
             rollout.lengths.push(sample.ids.len());
             rollout.finished.push(sample.finished);
             rollout.logprobs.extend(sample.logprobs.iter().map(|lp| f64::from(*lp)));

@@ -180,7 +180,41 @@ async fn the_documents_list_every_route() {
         let path = route.path.replace("{*", "{");
         let operation = &document["paths"][&path][route.method.as_str().to_lowercase()];
         assert_eq!(operation["summary"], route.about, "{} {path}", route.method);
-        assert!(docs.contains(&format!("{} {}", route.method, route.path)));
+        let marked = format!("data-method=\"{}\" data-path=\"{}\"", route.method, route.path);
+        assert_eq!(docs.contains(&marked), !route.page, "{marked}");
+    }
+    assert!(!docs.contains("/static/{") && !docs.contains('`') && !docs.contains("<code>None"), "for readers of JSON");
+    for part in ["Text and chat", "curl", "import requests", "max_<wbr>tokens", "data-words=\"docs.required\""] {
+        assert!(docs.contains(part), "{part}");
     }
     assert!(!document.to_string().contains("#/$defs"), "references must resolve");
+}
+
+/// The examples of the API's page are requests that the routes take: nothing in them is unknown, missing or of the
+/// wrong type.
+#[tokio::test]
+async fn examples_are_taken() {
+    let server = Server::start().await;
+    let mut tried = 0;
+    for route in routes::table(&server.services.config.limits) {
+        let Some(body) = instructd::http::examples::body(&route) else { continue };
+        let answer = server.post(&filled(route.path), body.clone()).await;
+        let well_formed = answer.status.is_success() || matches!(answer.status.as_u16(), 403 | 404 | 409);
+        let about_a_name = answer.status == 400 && matches!(answer.param().as_deref(), Some("model" | "args.model"));
+        assert!(well_formed || about_a_name, "{} {body}: {} {}", route.path, answer.status, answer.text);
+        tried += 1;
+    }
+    assert!(tried > 20, "{tried}");
+}
+
+#[tokio::test]
+async fn a_mistyped_address_is_a_page_for_browsers_and_json_for_programs() {
+    let server = Server::start().await;
+    let ask = async |accept: &str| server.call("GET", "/labl", &[("accept", accept)], None).await.expect(404);
+    let page = ask("text/html,application/xhtml+xml,*/*;q=0.8").await;
+    assert!(page.headers["content-type"].to_str().unwrap().starts_with("text/html"));
+    assert!(page.text.contains("/static/js/missing.js") && page.text.contains("href=\"/docs\""));
+    for accept in ["application/json", "*/*"] {
+        assert_eq!(ask(accept).await.json()["error"]["code"], "no_route");
+    }
 }

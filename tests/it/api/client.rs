@@ -114,6 +114,7 @@ impl Server {
     async fn build(change: impl FnOnce(&mut Config), clock: Clock) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+        config.server.hosts = vec!["here".to_owned(), "x".to_owned()];
         change(&mut config);
         let store = instructd::store::connect(&config.database_url()).await.unwrap();
         let services = Services::new(

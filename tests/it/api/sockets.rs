@@ -165,3 +165,164 @@ async fn a_crowd_that_comes_and_goes_leaves_nothing_behind() {
     let metrics = get(address, "/metrics").await;
     assert!(metrics.contains("outcome=\"client_left\"") && metrics.contains("outcome=\"ok\""), "{metrics}");
 }
+
+/// From another address of this machine.
+async fn get_from(source: &str, address: std::net::SocketAddr, path: &str) -> String {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{source}:0").parse().unwrap()).unwrap();
+    let mut stream = socket.connect(address).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await.unwrap();
+    rest(&mut stream).await
+}
+
+fn few_places(c: &mut Config) {
+    c.server.max_connections = 20;
+    c.server.connections_per_address = 20;
+    c.server.reserved_connections = 0;
+    c.server.write_timeout_seconds = 2;
+    c.server.idle_timeout_seconds = 2;
+}
+
+/// 200 requests on each of 20 connections, and no answer is ever read.
+async fn readers_of_nothing(address: std::net::SocketAddr) -> Vec<TcpStream> {
+    let mut held = Vec::new();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let many = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(200);
+        stream.write_all(many.as_bytes()).await.unwrap();
+        held.push(stream);
+    }
+    held
+}
+
+/// HTTP/2 connections that answer pings and ask for nothing.
+async fn idle_http2(address: std::net::SocketAddr) -> Vec<tokio::task::JoinHandle<()>> {
+    let mut held = Vec::new();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        held.push(tokio::spawn(async move {
+            let mut head = [0; 9];
+            while stream.read_exact(&mut head).await.is_ok() {
+                let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+                let mut body = vec![0; length];
+                stream.read_exact(&mut body).await.unwrap();
+                let answer = match (head[3], head[4] & 1) {
+                    // Settings and pings are acknowledged.
+                    (4, 0) => b"\0\0\0\x04\x01\0\0\0\0".to_vec(),
+                    (6, 0) => [b"\0\0\x08\x06\x01\0\0\0\0".as_slice(), &body].concat(),
+                    _ => continue,
+                };
+                if stream.write_all(&answer).await.is_err() {
+                    return;
+                }
+            }
+        }));
+    }
+    held
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_who_read_nothing_lose_their_places() {
+    let (_server, address) = listening(few_places, MockOptions::default()).await;
+    let mut held = readers_of_nothing(address).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    // Somebody else, and somebody at the same address, get in long before any time limit.
+    for source in ["127.0.0.2", "127.0.0.1"] {
+        let answer = tokio::time::timeout(Duration::from_secs(6), get_from(source, address, "/health")).await;
+        assert!(answer.expect("in time").contains("200 OK"));
+    }
+    // And in the end all of them are closed, also where nobody needs the place.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    for stream in &mut held {
+        tokio::time::timeout(Duration::from_secs(5), rest(stream)).await.expect("closed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http2_connections_without_a_request_lose_their_places() {
+    let (_server, address) = listening(few_places, MockOptions::default()).await;
+    let held = idle_http2(address).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for source in ["127.0.0.2", "127.0.0.1"] {
+        let answer = tokio::time::timeout(Duration::from_secs(6), get_from(source, address, "/health")).await;
+        assert!(answer.expect("in time").contains("200 OK"));
+    }
+    for one in held {
+        tokio::time::timeout(Duration::from_secs(8), one).await.expect("closed").unwrap();
+    }
+}
+
+/// An HTTP/2 client that asks, and opens no window for the answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn http2_answers_that_nobody_takes_end_the_connection() {
+    let (_server, address) = listening(few_places, MockOptions::default()).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // SETTINGS_INITIAL_WINDOW_SIZE = 0, then GET /openapi.json (static table, literals without index).
+    let path = b"/openapi.json";
+    let mut block = vec![0x82, 0x86, 0x04, path.len() as u8];
+    block.extend_from_slice(path);
+    block.extend_from_slice(&[0x01, 1, b'x']);
+    let mut ask = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0".to_vec();
+    ask.extend_from_slice(&[0, 0, block.len() as u8, 1, 5, 0, 0, 0, 1]);
+    ask.extend_from_slice(&block);
+    stream.write_all(&ask).await.unwrap();
+    let began = std::time::Instant::now();
+    let answer = tokio::time::timeout(Duration::from_secs(10), rest(&mut stream)).await.expect("closed");
+    assert!(began.elapsed() >= Duration::from_secs(1), "it had its time");
+    assert!(!answer.contains("openapi"), "no window, no answer");
+}
+
+/// A share for each address: a crowd at one keeps nobody else out.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_cannot_take_all_places() {
+    let mock = MockOptions { delay_per_token: Duration::from_millis(20), ..MockOptions::default() };
+    let (server, address) = listening(
+        |c| {
+            few_places(c);
+            c.server.connections_per_address = 5;
+            c.server.header_timeout_seconds = 1;
+        },
+        mock,
+    )
+    .await;
+    // Each is busy with an answer that goes on: none is still, none can be closed for another.
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let body = json!({"prompt": "x", "max_tokens": 2000, "ignore_eos": true, "stream": true}).to_string();
+        let head = format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut some = [0; 64];
+        stream.read_exact(&mut some).await.unwrap();
+        held.push(tokio::spawn(async move { rest(&mut stream).await }));
+    }
+    assert!(get_from("127.0.0.2", address, "/health").await.contains("200 OK"));
+    let refused = get(address, "/health").await;
+    assert!(refused.contains("503") || refused.is_empty(), "{refused}");
+    assert!(server.services.engine().unwrap().stats().running > 0);
+    held.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// A large answer to a client that reads slowly but reads is whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_readers_get_all_of_it() {
+    let (_server, address) = listening(few_places, MockOptions::default()).await;
+    let whole = get(address, "/openapi.json").await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut all = Vec::new();
+    let mut some = vec![0; 16 << 10];
+    loop {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        match stream.read(&mut some).await.unwrap() {
+            0 => break,
+            n => all.extend_from_slice(&some[..n]),
+        }
+    }
+    let body = |text: &str| text.split("\r\n\r\n").nth(1).unwrap().to_owned();
+    assert_eq!(body(&String::from_utf8(all).unwrap()), body(&whole));
+}

@@ -124,7 +124,7 @@ async fn what_an_upstream_cannot_do_is_refused() {
 
 #[tokio::test]
 async fn models_readiness_and_labeling_draws_work_through_it() {
-    let fake = Fake::start(vec![Act::Write(vec!["one", " two"], "stop")]).await;
+    let fake = Fake::start(["one", "two", "three"].map(|text| Act::Write(vec![text, "."], "stop")).into()).await;
     // llama.cpp takes one sample a call: the draws are asked for one by one, with seeds of their own.
     let server = behind(&fake.url, |c| c.upstream.kind = "llama.cpp".into()).await;
     let models = server.get("/v1/models").await.expect(200).json();

@@ -130,6 +130,20 @@ impl Server {
         }
     }
 
+    /// Memory in use now, and the most since `forget_peak` (bytes).
+    pub fn memory(&self) -> (usize, usize) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let kib = |name: &str| {
+            let line = status.lines().find(|l| l.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+        };
+        (kib("VmRSS:"), kib("VmHWM:"))
+    }
+
+    pub fn forget_peak(&self) {
+        std::fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5").unwrap();
+    }
+
     pub fn signal(&self, signal: libc::c_int) {
         // SAFETY: the child has not been waited for, so the pid is still its own.
         unsafe { libc::kill(self.child.id().cast_signed(), signal) };

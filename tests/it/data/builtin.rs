@@ -31,8 +31,9 @@ fn the_built_in_model_unpacks_once_and_answers_in_its_chat_form() {
         warpers: Warpers { temperature: 0.0, ..Warpers::default() },
         ..GenParams::default()
     };
-    let sample = &generate(&decoder, &[texts.prompt(&ask).unwrap()], &params, &|| false).unwrap()[0];
-    let answer = texts.text(&sample.ids).unwrap();
+    let prompt = texts.prompt(&ask).unwrap();
+    let sample = &generate(&decoder, std::slice::from_ref(&prompt), &params, &|| false).unwrap()[0];
+    let answer = texts.text(&prompt, &sample.ids).unwrap();
     println!("Who are you? -> {answer}");
     assert!(sample.ids.iter().any(|id| texts.eos_ids().contains(id)), "it does not end its turn: {answer:?}");
     assert!(answer.contains("very small language model"), "{answer:?}");

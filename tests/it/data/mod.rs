@@ -8,6 +8,7 @@ mod fixtures;
 mod formats;
 pub mod imports;
 mod prompts;
+mod published;
 mod pull;
 mod records;
 mod roundtrip;

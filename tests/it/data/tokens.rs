@@ -59,7 +59,7 @@ fn ids_outside_the_vocabulary_give_nothing() {
     let tokenizer = byte_tokenizer();
     assert_eq!(tokenizer.decode(&[u32::MAX, 999_999], false).unwrap(), "");
     assert_eq!(tokenizer.token_text(u32::MAX), "");
-    assert!(tokenizer.incremental(false).push(u32::MAX).is_empty());
+    assert!(tokenizer.incremental(&[], false).push(u32::MAX).is_empty());
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn fixture_tokens_stream() {
     let tokenizer = model::describe(&fixture("llama-tiny")).unwrap().tokenizer.unwrap();
     let ids = tokenizer.encode("t5 t77 t3 t0", true, false).unwrap();
     assert_eq!(ids, [5, 77, 3, 0]);
-    let mut decoder = tokenizer.incremental(false);
+    let mut decoder = tokenizer.incremental(&[], false);
     let mut text: String = ids.iter().map(|id| decoder.push(*id)).collect();
     text.push_str(&decoder.finish());
     assert_eq!(text, "t5 t77 t3 t0");
@@ -112,7 +112,7 @@ proptest! {
         let tokenizer = byte_tokenizer();
         let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id)).collect();
         let whole = String::from_utf8_lossy(&bytes).into_owned();
-        let mut decoder = tokenizer.incremental(false);
+        let mut decoder = tokenizer.incremental(&[], false);
         let mut text = String::new();
         for (i, id) in ids.iter().enumerate() {
             text.push_str(&decoder.push(*id));
@@ -143,7 +143,7 @@ proptest! {
     fn text_survives(text in "\\PC{0,40}") {
         let tokenizer = byte_tokenizer();
         let ids = tokenizer.encode(&text, false, false).unwrap();
-        let mut decoder = tokenizer.incremental(false);
+        let mut decoder = tokenizer.incremental(&[], false);
         let mut streamed = String::new();
         for id in ids {
             let part = decoder.push(id);

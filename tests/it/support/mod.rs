@@ -2,6 +2,7 @@
 
 pub mod allocations;
 mod models;
+pub mod published;
 mod recorder;
 
 pub use models::{copy_dir, copy_into, fixture, smollm2};

@@ -114,9 +114,9 @@ fn demonstrations_that_do_not_fit_are_left_out_and_counted() {
 fn sequences_end_with_the_token_that_ends_a_turn() {
     let model = fixtures().join("cases/models/eos-in-tokenizer");
     let texts = texts_of(&model);
-    assert_eq!(texts.completion("t30").unwrap().last(), Some(&5), "<|im_end|>");
+    assert_eq!(texts.completion(&[], "t30").unwrap().last(), Some(&5), "<|im_end|>");
     assert!(texts.eos_ids().contains(&5) && texts.eos_ids().contains(&2), "both end a sample");
-    assert_eq!(texts_of(&fixture("llama-tiny")).completion("t30").unwrap().last(), Some(&2));
+    assert_eq!(texts_of(&fixture("llama-tiny")).completion(&[], "t30").unwrap().last(), Some(&2));
 
     let world = World::new();
     let args: Value = serde_json::from_str(&std::fs::read_to_string(case("27-sft-args.json")).unwrap()).unwrap();
@@ -138,7 +138,7 @@ fn sequences_end_with_the_token_that_ends_a_turn() {
     };
     assert_eq!(ids(saved("config.json")["eos_token_id"].clone()), [2, 5]);
     assert_eq!(ids(saved("generation_config.json")["eos_token_id"].clone()), [2, 5]);
-    assert_eq!(texts_of(Path::new(&world.path("out"))).completion("t30").unwrap().last(), Some(&5));
+    assert_eq!(texts_of(Path::new(&world.path("out"))).completion(&[], "t30").unwrap().last(), Some(&5));
 }
 
 #[test]

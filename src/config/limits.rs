@@ -1,0 +1,41 @@
+//! How large one request may be.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Largest request body.
+    pub body_bytes: usize,
+    /// Largest file that can be imported.
+    pub import_bytes: usize,
+    /// Largest prompt or conversation, with everything that a template puts into it. Reading a text takes some 200
+    /// bytes of memory for each of its bytes.
+    pub prompt_bytes: usize,
+    /// Prompts in one `/v1/completions` call.
+    pub prompts: usize,
+    /// Prompts × max(n, best_of) in one call.
+    pub samples: usize,
+    /// Stop strings of one request.
+    pub stop_strings: usize,
+    /// Length of one stop string.
+    pub stop_bytes: usize,
+    /// `max_tokens` of a chat request that does not say (the context's rest, if smaller).
+    pub default_chat_tokens: usize,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            body_bytes: 2 << 20,
+            import_bytes: 256 << 20,
+            prompt_bytes: 256 << 10,
+            prompts: 256,
+            samples: 256,
+            stop_strings: 16,
+            stop_bytes: 256,
+            default_chat_tokens: 1024,
+        }
+    }
+}

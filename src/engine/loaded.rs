@@ -1,0 +1,99 @@
+//! A model version in memory: how it is loaded and tried, and how its texts are read and written.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use super::device;
+use super::text::TextStream;
+use super::{EngineError, GenerateRequest, ServedModel, TextForm};
+use crate::domain::ModelVersion;
+use crate::model::{self, Decoder};
+use crate::ops::linear::WeightFormat;
+use crate::prompt::{ChatError, ChatTemplate};
+use crate::tokenizer::Tokenizer;
+
+/// A version in memory, immutable.
+pub struct LoadedModel {
+    pub served: Arc<ServedModel>,
+    pub decoder: Decoder,
+    pub(super) tokenizer: Option<Tokenizer>,
+    /// A template that cannot be used fails the requests that need it, not the model.
+    pub(super) template: Option<Result<ChatTemplate, ChatError>>,
+}
+
+impl LoadedModel {
+    /// The text of one sample of a request.
+    pub fn text_stream(&self, request: &GenerateRequest) -> TextStream {
+        let params = &request.params;
+        let include = params.include_stop_str_in_output;
+        TextStream::new(self.tokenizer.as_ref(), &request.prompt_ids, &params.stop, include)
+    }
+
+    pub(super) fn tokenizer(&self) -> Result<&Tokenizer, EngineError> {
+        self.tokenizer.as_ref().ok_or_else(|| EngineError::BadRequest {
+            param: "model",
+            message: "this model has no tokenizer: send token ids".into(),
+        })
+    }
+
+    pub(super) fn encode(&self, text: &str, form: TextForm<'_>) -> Result<Vec<u32>, EngineError> {
+        let tokenizer = self.tokenizer()?;
+        let encoded = match form {
+            TextForm::Whole { special, parse_special } => tokenizer.encode(text, special, parse_special),
+            TextForm::Open { special: true, parse_special } => tokenizer.encode_open(text, parse_special),
+            TextForm::Open { special: false, parse_special } => tokenizer.encode(text, false, parse_special),
+            TextForm::After(left) => tokenizer.encode_after(left, text),
+        };
+        encoded.map_err(|e| EngineError::BadRequest { param: "prompt", message: e.to_string() })
+    }
+}
+
+/// Loads, builds and tries a version; runs on a blocking thread.
+pub(super) fn load_model(
+    path: &Path,
+    version: ModelVersion,
+    weights: WeightFormat,
+    device_name: &str,
+) -> Result<LoadedModel, EngineError> {
+    let failed = |e: String| EngineError::Failed(format!("loading '{}': {e}", version.name));
+    let device = device::open(device_name).map_err(failed)?;
+    let loaded = model::load(path, &device).map_err(|e| failed(e.to_string()))?;
+    let parameters = loaded.weights.values().map(|t| t.elem_count() as u64).sum();
+    let decoder = match device {
+        Device::Cpu => Decoder::serve(&loaded, weights).map_err(|e| failed(e.to_string()))?,
+        _ => device::dense(&loaded, weights.as_str()).map_err(failed)?,
+    };
+    warm_up(&decoder).map_err(failed)?;
+    let tokenizer = loaded.tokenizer.as_ref();
+    let template = loaded.chat_template.as_ref().map(|source| ChatTemplate::new(source, tokenizer));
+    if let Some(Err(error)) = &template {
+        tracing::warn!(model = %version.name, %error, "chat requests to this model will be refused");
+    }
+    let served = ServedModel {
+        vocab_size: loaded.config.vocab_size,
+        max_context: loaded.config.max_positions,
+        takes_text: false,
+        eos_ids: loaded.config.eos_ids.clone(),
+        weights: weights.as_str().to_owned(),
+        parameters,
+        has_chat_template: template.is_some(),
+        before_text: tokenizer.map(|t| t.before_text().to_vec()).unwrap_or_default(),
+        version,
+    };
+    Ok(LoadedModel { served: Arc::new(served), decoder, tokenizer: loaded.tokenizer, template })
+}
+
+/// One forward pass: a version whose numbers are not finite is never served.
+fn warm_up(decoder: &Decoder) -> Result<(), String> {
+    let run = || -> candle_core::Result<f32> {
+        let hidden = decoder.forward(&model::PackedBatch::new(&[[0u32, 1]]))?;
+        decoder.logits(&hidden)?.abs()?.sum_all()?.to_scalar::<f32>()
+    };
+    match run() {
+        Ok(total) if total.is_finite() => Ok(()),
+        Ok(_) => Err("the model's logits are not finite".into()),
+        Err(e) => Err(e.to_string()),
+    }
+}

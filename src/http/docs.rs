@@ -1,0 +1,229 @@
+//! The readable `/docs`, made from the table of routes: complete without script; the page's script adds the header,
+//! the language, a search and a way to try a route.
+
+use std::fmt::Write;
+
+use axum::extract::State;
+use axum::response::{Html, IntoResponse, Response};
+use serde_json::Value;
+
+use super::AppState;
+use super::openapi::operation_id;
+use super::routes::{self, Route};
+use super::{answers, examples};
+
+/// What routes are for, in the order of the page: name (of its words too), title, paths that begin so.
+const GROUPS: [(&str, &str, &[&str]); 8] = [
+    ("write", "Text and chat", &["/v1/completions", "/v1/chat/", "/v1/models", "/tokenize", "/detokenize"]),
+    (
+        "measure",
+        "Classify, embed, score, look inside",
+        &["/v1/choices", "/v1/embeddings", "/v1/fill-mask", "/v1/rewards", "/v1/attention", "/v1/plan"],
+    ),
+    ("label", "Labeling", &["/v1/label/", "/v1/guidelines", "/v1/review/", "/session"]),
+    (
+        "feedback",
+        "Prompts, sets and feedback",
+        &["/v1/prompts", "/v1/comparison", "/v1/demonstrations", "/v1/feedback", "/v1/judgments"],
+    ),
+    (
+        "train",
+        "Training and models",
+        &["/admin/recipes", "/admin/jobs", "/admin/models", "/admin/canary", "/admin/usage"],
+    ),
+    (
+        "data",
+        "Data and the queue",
+        &["/admin/import", "/admin/export", "/admin/datasets", "/admin/sets", "/admin/api/"],
+    ),
+    ("people", "People, keys and settings", &["/admin/"]),
+    ("server", "The server", &["/"]),
+];
+
+fn group(path: &str) -> usize {
+    GROUPS
+        .iter()
+        .position(|(_, _, paths)| paths.iter().any(|start| path.starts_with(start)))
+        .unwrap_or(GROUPS.len() - 1)
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// Text with code between backticks.
+fn prose(text: &str) -> String {
+    let mut out = String::new();
+    for (i, piece) in text.split('`').enumerate() {
+        let piece = escape(piece);
+        // An odd piece is code, unless its second backtick is missing.
+        match i % 2 == 1 && text.matches('`').count() > i {
+            true => {
+                let _ = write!(out, "<code>{piece}</code>");
+            }
+            false => out.push_str(&piece),
+        }
+    }
+    out
+}
+
+/// A name that may break after an underscore, and nowhere else.
+fn name(text: &str) -> String {
+    escape(text).replace('_', "_<wbr>")
+}
+
+/// `<TAG data-words="KEY">English</TAG>`: the script puts the page's language in.
+fn words(tag: &str, key: &str, english: &str) -> String {
+    format!("<{tag} data-words=\"docs.{key}\">{english}</{tag}>")
+}
+
+pub async fn page(State(state): State<AppState>) -> Response {
+    let table = routes::table(&state.services.config.limits);
+    let origin = format!("http://{}", state.services.config.listen);
+    let (mut contents, mut body) = (String::new(), String::new());
+    for (i, (key, title, _)) in GROUPS.iter().enumerate() {
+        let own: Vec<&Route> = table.iter().filter(|r| !r.page && group(r.path) == i).collect();
+        let _ = write!(contents, "<li><a href=\"#group-{key}\" data-words=\"docs.group_{key}\">{title}</a></li>");
+        let _ =
+            write!(body, "<section class=\"group\" id=\"group-{key}\">{}", words("h2", &format!("group_{key}"), title));
+        for route in own {
+            body.push_str(&article(route, &origin));
+        }
+        body.push_str("</section>");
+    }
+    let intro = format!(
+        "{}{}{}{}",
+        words("h1", "title", "API"),
+        words(
+            "p",
+            "lead",
+            "Every route of this server. Requests and answers are JSON; a field that is null counts as absent; unknown \
+             fields and parameters are refused by name.",
+        ),
+        words("p", "auth", "Send a key as Authorization: Bearer KEY. On this page your session is used."),
+        words(
+            "p",
+            "errors",
+            "Errors have one shape: {\"error\": {\"message\", \"type\", \"param\", \"code\"}}. param names the field to blame.",
+        ),
+    );
+    Html(format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>API · instructd</title>\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <meta name=\"color-scheme\" content=\"light dark\">\
+         <script src=\"/static/js/boot.js\"></script>\
+         <link rel=\"icon\" href=\"/static/favicon.svg\" type=\"image/svg+xml\">\
+         <link rel=\"stylesheet\" href=\"/static/css/app.css\">\
+         <link rel=\"stylesheet\" href=\"/static/css/docs.css\">\
+         <script type=\"module\" src=\"/static/js/docs/main.js\"></script></head>\
+         <body><noscript><p><a href=\"/\">instructd</a></p></noscript><main class=\"docs\" id=\"docs\" \
+         data-origin=\"{origin}\">{intro}<p><a class=\"machine\" href=\"/openapi.json\">openapi.json</a></p>\
+         <nav class=\"groups\" aria-label=\"Groups\"><ul>{contents}</ul></nav>{body}</main></body></html>"
+    ))
+    .into_response()
+}
+
+fn article(route: &Route, origin: &str) -> String {
+    let id = operation_id(route);
+    let method = &route.method;
+    let mut out = format!(
+        "<details class=\"route\" id=\"{id}\" data-method=\"{method}\" data-path=\"{path}\">\
+         <summary><code class=\"route-name\"><span class=\"method\">{method}</span> {broken}</code> \
+         <span class=\"about\">{about}</span> <span class=\"tag\" data-words=\"docs.access_{access}\">{access}</span></summary>",
+        path = escape(route.path),
+        broken = escape(route.path).replace('/', "/<wbr>"),
+        about = prose(route.about),
+        access = route.access.as_str(),
+    );
+    if let Some(said) = route.answer {
+        let _ = write!(out, "<p>{}</p>", prose(said));
+    }
+    for (key, caption, schema) in [("query", "Query", &route.query), ("body", "Body", &route.body)] {
+        if let Some(schema) = schema {
+            out.push_str(&fields(key, caption, schema));
+        }
+    }
+    let answer = answers::of(route);
+    let statuses = answer.statuses.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+    let _ = write!(
+        out,
+        "<p>{} {statuses} <span class=\"muted\">{}</span></p>",
+        words("span", "answers", "Answers"),
+        escape(answer.content_type)
+    );
+    if let Some(schema) = answer.schema.filter(|s| s["properties"].is_object()) {
+        out.push_str(&fields("answer", "Answer", &schema));
+    }
+    for (language, code) in [("curl", examples::curl(route, origin)), ("Python", examples::python(route, origin))] {
+        let _ = write!(
+            out,
+            "<figure class=\"example\"><figcaption>{language}</figcaption><pre class=\"code-block\" tabindex=\"0\" \
+             aria-label=\"{language}\"><code>{}</code></pre></figure>",
+            escape(&code)
+        );
+    }
+    if let Some(body) = examples::body(route) {
+        let text = serde_json::to_string_pretty(&body).unwrap_or_default();
+        let _ = write!(out, "<template class=\"body\">{}</template>", escape(&text));
+    }
+    out + "</details>"
+}
+
+/// A table of an object's fields.
+fn fields(key: &str, caption: &str, schema: &Value) -> String {
+    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let mut rows = String::new();
+    for (field, about) in schema["properties"].as_object().into_iter().flatten() {
+        let must = match key != "answer" && required.contains(&field.as_str()) {
+            true => words("span", "required", "required"),
+            false => String::new(),
+        };
+        let _ = write!(
+            rows,
+            "<tr><th scope=\"row\"><code>{}</code> {must}</th><td>{}</td><td>{}</td></tr>",
+            name(field),
+            escape(&kind(about)),
+            prose(about["description"].as_str().unwrap_or_default())
+        );
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    format!("<table><caption data-words=\"docs.{key}\">{caption}</caption><tbody>{rows}</tbody></table>")
+}
+
+/// A field's type in a few words.
+fn kind(field: &Value) -> String {
+    if let Some(values) = field["enum"].as_array() {
+        return values
+            .iter()
+            .filter(|v| !v.is_null())
+            .map(|v| v.as_str().map_or(v.to_string(), str::to_owned))
+            .collect::<Vec<_>>()
+            .join(" | ");
+    }
+    if let Some(all) = field["anyOf"].as_array().or(field["oneOf"].as_array()) {
+        return all.iter().map(kind).filter(|k| k != "null").collect::<Vec<_>>().join(" | ");
+    }
+    let named = match &field["type"] {
+        Value::String(one) => one.clone(),
+        Value::Array(several) => {
+            several.iter().filter_map(Value::as_str).filter(|k| *k != "null").collect::<Vec<_>>().join(" | ")
+        }
+        _ if !field["const"].is_null() => return field["const"].to_string(),
+        _ => return "any".to_owned(),
+    };
+    if named == "array" { format!("list of {}", kind(&field["items"])) } else { named }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backticks_become_code() {
+        assert_eq!(prose("as `n < 3`, or `a`"), "as <code>n &lt; 3</code>, or <code>a</code>");
+        assert_eq!(prose("one ` alone"), "one  alone");
+        assert_eq!(name("max_attempts"), "max_<wbr>attempts");
+    }
+}
