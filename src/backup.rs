@@ -12,10 +12,10 @@ use crate::artifacts::{self, Artifacts, FETCHED};
 use crate::config::Config;
 use crate::domain::{ModelVersion, ModelVersionId};
 use crate::store::dump::{self, Dump};
-use crate::store::{self, ModelFile};
+use crate::erased::{self, MANIFEST};
+use crate::store::{self, ErasedPerson, ModelFile};
 
 const FORMAT: u32 = 1;
-const MANIFEST: &str = "manifest.json";
 const DATABASE: &str = "instructd.db";
 const TABLES: &str = "tables";
 const MODELS: &str = "models";
@@ -30,6 +30,9 @@ struct Manifest {
     created: String,
     database: Database,
     models: Vec<Kept>,
+    /// People whose data was erased, before the backup or after it: a restore erases it.
+    #[serde(default)]
+    erased: Vec<ErasedPerson>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -113,11 +116,16 @@ pub async fn backup(config: &Config, out: &Path) -> Result<()> {
             created: jiff::Timestamp::now().to_string(),
             database,
             models,
+            erased: store.erased_people().await?,
         };
         write_synced(&dir.join(MANIFEST), &serde_json::to_string_pretty(&manifest)?)?;
         Ok(manifest.models.len())
     })
     .await;
+    if made.is_ok() {
+        let place = std::path::absolute(out)?.display().to_string();
+        store.put_backup(&place, jiff::Timestamp::now().as_microsecond()).await?;
+    }
     store.close().await;
     println!("{}: the database and {} model versions", out.display(), made?);
     Ok(())
@@ -146,12 +154,18 @@ async fn keep(artifacts: &Artifacts, store: &dyn store::Store, version: ModelVer
 /// Brings a backup into an empty database and a data directory, whichever database it came from.
 ///
 /// # Errors
-/// A file that is not what the manifest says; a database that is not empty. Nothing of an existing
+/// A file that is not what the manifest says; a list that cannot be read; a database that is not empty. Nothing of an existing
 /// installation is overwritten.
-pub async fn restore(config: &Config, from: &Path) -> Result<()> {
+pub async fn restore(config: &Config, from: &Path, lists: &[PathBuf]) -> Result<()> {
     let text = fs::read_to_string(from.join(MANIFEST)).with_context(|| format!("{} is no backup", from.display()))?;
     let manifest: Manifest = serde_json::from_str(&text).context(MANIFEST)?;
     ensure!(manifest.format == FORMAT, "the backup has format {}, this program reads {FORMAT}", manifest.format);
+    let mut people = manifest.erased.clone();
+    let own = config.data_dir.join(erased::LIST);
+    for list in lists.iter().chain(own.exists().then_some(&own)) {
+        people.extend(erased::read_list(list).with_context(|| format!("{} lists nobody", list.display()))?);
+    }
+    let people = erased::merged(people);
     for kept in &manifest.models {
         artifacts::verify(&kept.name, &from.join(MODELS).join(kept.id.as_str()), &kept.files)?;
     }
@@ -178,7 +192,14 @@ pub async fn restore(config: &Config, from: &Path) -> Result<()> {
             dump::import(&url, &dir, &dump).await?;
         }
     }
+    let store = store::connect(&url).await.context("opening the restored database")?;
+    let again = erased::apply(store.as_ref(), &people, jiff::Timestamp::now().as_microsecond()).await;
+    store.close().await;
     println!("restored the database and {} model versions of {}", manifest.models.len(), manifest.created);
+    match again.context("erasing again who was erased")? {
+        0 => {}
+        n => println!("erased again: {n} people whose data was erased after the backup"),
+    }
     Ok(())
 }
 

@@ -50,6 +50,7 @@ pub async fn export(config: Config, format: String, split: Option<String>, out: 
     if let Some(key) = generated_key {
         eprintln!("admin key, shown this once: {key}");
     }
+    crate::service::live::refresh(&services).await?;
     let selection = crate::service::transfer::Selection { split, ..Default::default() };
     let mut file = crate::service::transfer::write_out(&services, format, selection).await?;
     use std::io::Write as _;

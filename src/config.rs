@@ -3,10 +3,12 @@
 
 mod access;
 mod limits;
+mod privacy;
 mod upstream;
 
 pub use access::RatesConfig;
 pub use limits::LimitsConfig;
+pub use privacy::{PrivacyConfig, RetentionConfig};
 pub use upstream::UpstreamConfig;
 
 use std::net::SocketAddr;
@@ -49,6 +51,8 @@ pub struct Config {
     pub engine: EngineConfig,
     pub upstream: UpstreamConfig,
     pub labeling: LabelingConfig,
+    pub privacy: PrivacyConfig,
+    pub retention: RetentionConfig,
     pub sessions: SessionsConfig,
     pub jobs: JobsConfig,
     pub artifacts: ArtifactsConfig,
@@ -217,6 +221,8 @@ impl Default for Config {
             engine: EngineConfig::default(),
             upstream: UpstreamConfig::default(),
             labeling: LabelingConfig::default(),
+            privacy: PrivacyConfig::default(),
+            retention: RetentionConfig::default(),
             sessions: SessionsConfig::default(),
             jobs: JobsConfig::default(),
             artifacts: ArtifactsConfig::default(),
@@ -520,7 +526,7 @@ fn names_setting(key: &str) -> bool {
     const TOP: [&str; 8] =
         ["listen", "data_dir", "database_url", "model", "encoder", "weights", "admin_key", "require_inference_key"];
     const SECTIONS: &[&str] =
-        &["server", "limits", "rates", "engine", "upstream", "labeling", "sessions", "jobs", "artifacts", "log"];
+        &["server", "limits", "rates", "engine", "upstream", "labeling", "privacy", "retention", "sessions", "jobs", "artifacts", "log"];
     let key = key.to_ascii_lowercase();
     TOP.contains(&key.as_str()) || key.split_once("__").is_some_and(|(section, _)| SECTIONS.contains(&section))
 }

@@ -19,6 +19,7 @@ pub mod backup;
 pub mod cli;
 pub mod cli_family;
 pub mod cli_models;
+pub mod cli_retention;
 pub mod cli_tokenizer;
 pub mod config;
 pub mod domain;
@@ -31,6 +32,7 @@ pub mod store;
 
 pub mod artifacts;
 pub mod engine;
+pub mod erased;
 pub mod generation;
 pub mod jobs;
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use instructd::config::{Config, Overrides};
 use instructd::model::plan::PlanArgs;
-use instructd::{app, backup, cli, cli_family, cli_models, cli_tokenizer};
+use instructd::{app, backup, cli, cli_family, cli_models, cli_retention, cli_tokenizer};
 
 /// Closes the InstructGPT loop: serve, rank, train a reward model, PPO, serve the better model.
 #[derive(Parser)]
@@ -46,6 +46,10 @@ enum Command {
     #[command(after_help = "Example:\n  instructd restore /backups/today --data-dir new-data")]
     Restore {
         from: PathBuf,
+        /// A newer backup, or the erased.json of a data directory: people erased there are erased here too. May be
+        /// given several times.
+        #[arg(long)]
+        erased: Vec<PathBuf>,
         #[command(flatten)]
         settings: Settings,
     },
@@ -133,6 +137,15 @@ enum Command {
         /// From 0; the mean of all when absent.
         #[arg(long)]
         head: Option<usize>,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Remove requests, feedback and files of ended jobs that are past the limits of [retention].
+    #[command(after_help = "Example:\n  instructd retention --dry-run --data-dir data")]
+    Retention {
+        /// Only show what would go.
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         settings: Settings,
     },
@@ -308,8 +321,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::TrainJob { job_dir } => return Ok(cli::train_job(&job_dir)),
         Command::Migrate(settings) => cli::block_on(cli::migrate(settings.load()?))?,
         Command::Backup { out, settings } => cli::block_on(async { backup::backup(&settings.load()?, &out).await })?,
-        Command::Restore { from, settings } => {
-            cli::block_on(async { backup::restore(&settings.load()?, &from).await })?
+        Command::Restore { from, erased, settings } => {
+            cli::block_on(async { backup::restore(&settings.load()?, &from, &erased).await })?
         }
         Command::ExportDb { out, settings } => {
             cli::block_on(async { backup::export_db(&settings.load()?, &out).await })?
@@ -337,6 +350,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Attention { text, model, layer, head, settings } => {
             let args = cli_family::AttentionArgs { models: model, text, layer, head };
             cli_family::print_attention(&settings.load()?, &args)?;
+        }
+        Command::Retention { dry_run, settings } => {
+            cli::block_on(cli_retention::run(settings.load()?, dry_run))?;
         }
         Command::Export { format, split, out, settings } => {
             cli::block_on(cli::export(settings.load()?, format, split, out))?;

@@ -35,6 +35,7 @@ pub async fn serve(config: Config) -> Result<()> {
     connections::make_room(config.server.max_connections);
     let router = crate::http::router(services.clone());
     let jobs = config.jobs.enabled.then(|| tokio::spawn(run_jobs(services.clone())));
+    tokio::spawn(crate::service::retention::follow(services.clone()));
 
     let loading = {
         let services = services.clone();
@@ -120,6 +121,7 @@ pub async fn worker(config: Config) -> Result<()> {
         signalled().await;
         stop.cancel();
     });
+    tokio::spawn(crate::service::retention::follow(services.clone()));
     tracing::info!("waiting for jobs");
     run_jobs(services).await;
     store.close().await;
@@ -146,6 +148,7 @@ async fn run_jobs(services: Arc<Services>) {
         grace: services.config.drain_timeout() / 2,
         cancel_grace: Duration::from_secs(jobs.cancel_grace_seconds),
         reward_hosts: jobs.reward_hosts.clone(),
+        learn_from_requests: services.config.privacy.learn_from_requests,
         ..SupervisorConfig::new(services.config.data_dir.clone(), launch)
     };
     let supervisor = Supervisor::sharing(services.store.clone(), artifacts, services.recipes, config);

@@ -32,7 +32,11 @@ pub struct PromptRequest {
     pub lang: Option<String>,
 }
 
-pub async fn add_prompt(State(state): State<AppState>, Json(body): Json<PromptRequest>) -> ApiResult<Response> {
+pub async fn add_prompt(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Json(body): Json<PromptRequest>,
+) -> ApiResult<Response> {
     let limit = state.services.config.limits.prompt_bytes;
     let messages = match (body.messages, body.prompt) {
         (Some(messages), None) => chat::messages(messages, "messages", limit)?,
@@ -42,7 +46,10 @@ pub async fn add_prompt(State(state): State<AppState>, Json(body): Json<PromptRe
         }
         _ => return Err(ApiError::bad("messages", "give messages or prompt")),
     };
-    let prompt = crate::service::prompts::add(&state.services, messages, "api", body.lang, body.tags).await?;
+    let mut prompt = crate::service::prompts::add(&state.services, messages, "api", body.lang, body.tags).await?;
+    if plain_labeler(&actor).is_some() {
+        prompt.answer = None;
+    }
     Ok((StatusCode::CREATED, axum::Json(prompt)).into_response())
 }
 
@@ -54,7 +61,11 @@ pub async fn list_prompts(
 ) -> ApiResult<axum::Json<Value>> {
     let store = &state.services.store;
     let prompts = match plain_labeler(&actor) {
-        Some(labeler) => store.list_prompts_of(query.page()?, labeler).await?,
+        // The right answer of a prompt is not for those who are to judge others.
+        Some(labeler) => {
+            let prompts = store.list_prompts_of(query.page()?, labeler).await?;
+            prompts.into_iter().map(|prompt| Prompt { answer: None, ..prompt }).collect()
+        }
         None => store.list_prompts(query.page()?, None).await?,
     };
     let next = prompts.last().map(|p| p.id.clone());

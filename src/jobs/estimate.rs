@@ -6,11 +6,11 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::materialise::Rankings;
+use super::materialise::{Rankings, learned_demonstrations, learned_prompts};
 use super::queue::{EnqueueError, JobArgs, find_version, resolve, takes};
-use crate::domain::{JobState, ModelKind, Split};
+use crate::domain::{JobState, ModelKind};
 use crate::model::{ModelConfig, describe, presets};
-use crate::store::{Page, Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::train::Recipe;
 use crate::train::estimate::{DataSize, Planned, Seconds, available_memory, need, seconds};
 
@@ -89,8 +89,10 @@ pub async fn estimate(
     data_dir: &Path,
     kind: &str,
     args: Value,
+    learn_from_requests: bool,
 ) -> Result<Estimate, EnqueueError> {
-    let (recipe, args, checked) = resolve(store, recipes, kind, args).await?;
+    let (recipe, args, mut checked) = resolve(store, recipes, kind, args).await?;
+    checked.filter.without_requests |= !learn_from_requests;
     let model = config_of(store, data_dir, &args, "model").await?;
     let available = available_memory();
     let Some(model) = model else {
@@ -163,13 +165,8 @@ async fn data_size(store: &dyn Store, recipe: &Recipe, args: &JobArgs) -> Result
         return Ok(Some(size(rows, sequences, all)));
     }
     if takes(&schema, "prompts") {
-        let (mut rows, mut all) = (0, 0.0);
-        let mut page = Page { after: None, limit: 1000 };
-        loop {
-            let batch = store.list_prompts(page.clone(), None).await?;
-            let Some(last) = batch.last() else { break };
-            page.after = Some(last.id.to_string());
-            let learned: Vec<_> = batch.iter().filter(|p| p.split == Split::Train).collect();
+        let (mut rows, mut all, mut after) = (0, 0.0, None);
+        while let Some(learned) = learned_prompts(store, &mut after, args.filter.without_requests).await? {
             rows += learned.len();
             let mut lengths = learned.iter().map(|p| p.messages.iter().map(|m| m.content.chars().count()).sum());
             all += characters(&mut lengths);
@@ -177,7 +174,7 @@ async fn data_size(store: &dyn Store, recipe: &Recipe, args: &JobArgs) -> Result
         return Ok(Some(size(rows, rows, all)));
     }
     if takes(&schema, "demonstrations") && !given("mixture") {
-        let all = store.demonstrations().await?;
+        let all = learned_demonstrations(store, args.filter.without_requests).await?;
         let mut lengths = all.iter().map(|(prompt, completion)| {
             completion.text.chars().count() + prompt.messages.iter().map(|m| m.content.chars().count()).sum::<usize>()
         });

@@ -36,6 +36,8 @@ pub struct SupervisorConfig {
     pub cancel_grace: Duration,
     /// Hosts that a reward by HTTP may ask.
     pub reward_hosts: Vec<String>,
+    /// Whether requests to the model may be learned from, where no setting is stored.
+    pub learn_from_requests: bool,
     /// How often to look for work, and how often a running job is written down.
     pub tick: Duration,
 }
@@ -53,6 +55,7 @@ impl SupervisorConfig {
             grace: Duration::from_secs(10),
             cancel_grace: Duration::from_secs(600),
             reward_hosts: Vec::new(),
+            learn_from_requests: false,
             tick: Duration::from_secs(1),
         }
     }
@@ -291,7 +294,15 @@ impl Supervisor {
         let job_dir = self.job_dir(&job.id);
         let (checkpoint_dir, output_dir) = (job_dir.join("checkpoints"), job_dir.join("output"));
         std::fs::create_dir_all(&checkpoint_dir)?;
-        let prepared = prepare(&*self.store, recipe, &args, &self.artifacts, &job_dir).await?;
+        let prepared = prepare(
+            &*self.store,
+            recipe,
+            &args,
+            &self.artifacts,
+            &job_dir,
+            self.config.learn_from_requests,
+        )
+        .await?;
         let spec = Spec {
             recipe: job.kind.clone(),
             args: Value::Object(prepared.args.clone()),

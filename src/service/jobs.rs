@@ -103,6 +103,8 @@ pub async fn enqueue(services: &Arc<Services>, by: &Actor, new: NewJob) -> Resul
     if new.unique_key.as_ref().is_some_and(|k| k.is_empty() || k.len() > 200) {
         return Err(bad_input("unique_key", "must be 1 to 200 bytes"));
     }
+    let feedback = new.args["filter"]["feedback"].as_bool().unwrap_or(false);
+    super::datasets::check_feedback(services, feedback, "args.filter.feedback")?;
     let now = services.now();
     let author = JobNotes { created_by: Some(by.labeler_id.clone()), ..JobNotes::default() };
     let NewJob { kind, args, unique_key, priority, words } = new;
@@ -152,7 +154,8 @@ pub async fn estimate(services: &Services, kind: &str, mut args: Value) -> Resul
     let Some(given) = args.as_object_mut() else { return Err(bad_input("args", "must be an object")) };
     let (store, data_dir) = (services.store.as_ref(), services.config.data_dir.as_path());
     estimate::fill_defaults(store, data_dir, kind, given).await?;
-    estimate::estimate(store, services.recipes, data_dir, kind, args).await.map_err(refusal)
+    let learns = services.learns_from_requests();
+    estimate::estimate(store, services.recipes, data_dir, kind, args, learns).await.map_err(refusal)
 }
 
 /// Jobs that fit, newest first.

@@ -14,7 +14,7 @@ use super::{Result, ServiceError, Services, bad_input, publish, to_the_end};
 use crate::config::Config;
 use crate::domain::{Micros, ModelKind, ModelState, ModelVersionId};
 use crate::engine::ServedModel;
-use crate::store::{Setting, VersionUse};
+use crate::store::{RequestCounts, Setting, VersionUse};
 
 /// Name under which the canary is stored among the settings.
 const CANARY: &str = "canary";
@@ -36,6 +36,13 @@ pub const LIVE: &[&str] = &[
     "labeling.onboarding_sets",
     "labeling.reveal",
     "limits.default_chat_tokens",
+    "privacy.learn_from_requests",
+    "retention.feedback_days",
+    "retention.feedback_mb",
+    "retention.job_days",
+    "retention.job_mb",
+    "retention.request_days",
+    "retention.request_mb",
     "sessions.idle_hours",
     "sessions.invite_hours",
     "sessions.lifetime_hours",
@@ -204,12 +211,16 @@ pub struct Described {
     /// Can be changed while the server runs.
     pub live: bool,
     pub changed: Option<Setting>,
+    /// What the setting is about, counted; of settings that say so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affects: Option<RequestCounts>,
 }
 
 /// Every setting with its explanation, in the order of config.toml.
 pub async fn describe(services: &Services) -> Result<Vec<Described>> {
     let stored = services.store.settings().await?;
     let live = services.live();
+    let requests = services.store.request_counts().await?;
     let schema = schemars::schema_for!(Config).to_value();
     let (now, configured, default) = (flat(&live.config)?, flat(&services.config)?, flat(&Config::default())?);
     let value_in = |all: &[(String, Value)], name: &str| all.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
@@ -222,6 +233,7 @@ pub async fn describe(services: &Services) -> Result<Vec<Described>> {
             configured: shown(&name, value_in(&configured, &name).unwrap_or_default()),
             live: LIVE.contains(&name.as_str()),
             changed: stored.iter().find(|s| s.name == name).cloned(),
+            affects: (name == "privacy.learn_from_requests").then_some(requests),
             name,
         })
         .collect())

@@ -11,6 +11,7 @@ pub mod datasets;
 pub mod draw;
 mod drawn;
 pub mod encoders;
+pub mod erasure;
 pub mod evidence;
 pub mod feedback;
 pub mod guidelines;
@@ -28,6 +29,7 @@ pub mod prompts;
 pub mod publish;
 pub mod quality;
 pub mod random;
+pub mod retention;
 pub mod review;
 pub mod sample;
 pub mod sets;
@@ -85,6 +87,8 @@ pub struct Services {
     live: RwLock<Arc<live::Live>>,
     /// What is wrong with what is served, and while which version is.
     model_fault: ModelFault,
+    /// The removal of what is past its limits.
+    pub retention: retention::Status,
     /// One promotion at a time: engine and database must agree on the active version.
     publishing: tokio::sync::Mutex<()>,
 }
@@ -111,6 +115,7 @@ impl Services {
             shutdown: CancellationToken::new(),
             engine: RwLock::new(None),
             model_fault: ModelFault::default(),
+            retention: retention::Status::default(),
             publishing: tokio::sync::Mutex::new(()),
         }
     }
@@ -145,6 +150,11 @@ impl Services {
     /// The configuration with what was changed while running; read it where a change should take effect.
     pub fn live(&self) -> Arc<live::Live> {
         self.live.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Whether requests to the model may be labeled, trained on and exported.
+    pub fn learns_from_requests(&self) -> bool {
+        self.live().config.privacy.learn_from_requests
     }
 
     fn set_live(&self, live: live::Live) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::complete::{self, PromptInput, Running, Sample, Start};
+use super::complete::{self, PromptInput, Running, Sample, Start, StoredAs};
 use super::label::{Word, human_completion, judge};
 use super::prompts::{check_messages, prompt_record};
 use super::{Result, ServiceError, Services, bad_input, not_found_as, to_the_end};
@@ -29,9 +29,26 @@ pub enum CompletionRef {
 /// Finds or stores the prompt.
 pub async fn prompt(services: &Arc<Services>, prompt: PromptRef, source: &str) -> Result<Prompt> {
     match prompt {
-        PromptRef::Known(id) => services.store.get_prompt(&id).await.map_err(|e| not_found_as(e, "prompt_id")),
+        PromptRef::Known(id) => {
+            let prompt = services.store.get_prompt(&id).await.map_err(|e| not_found_as(e, "prompt_id"))?;
+            check_submitted(services, &prompt).await?;
+            Ok(prompt)
+        }
         PromptRef::Messages(messages) => super::prompts::add(services, messages, source, None, Vec::new()).await,
     }
+}
+
+/// Refuses prompts that came in only as requests, where those may not be learned from. Who submits the messages
+/// themselves decides for themselves.
+async fn check_submitted(services: &Services, prompt: &Prompt) -> Result<()> {
+    if services.learns_from_requests()
+        || services.store.request_prompts(std::slice::from_ref(&prompt.id)).await?.is_empty()
+    {
+        return Ok(());
+    }
+    let message = "came in as a request to the model; sets may be made of it only with the setting \
+                   privacy.learn_from_requests, or when its messages are submitted again";
+    Err(bad_input("prompt_id", message))
 }
 
 /// Makes an open set of given completions (stored as imported text when given as text).
@@ -250,8 +267,7 @@ pub(super) async fn begin(
         request_id,
         model,
         prompt: input,
-        messages: prompt.messages.clone(),
-        source: "page",
+        stored_as: StoredAs::Known(Box::new(prompt.clone())),
         n,
         params: SamplingParams { logprobs: Some(0), ..params },
         prompt_logprobs: None,

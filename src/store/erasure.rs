@@ -39,7 +39,6 @@ pub(super) async fn erase(
         args![me],
     )
     .await?;
-    conn.run("UPDATE comparison_sets SET made_by = NULL WHERE made_by = $1", args![me]).await?;
     match how {
         Erase::Anonymise => {
             erased.judgments =
@@ -58,6 +57,21 @@ pub(super) async fn erase(
         }
         Erase::Remove => remove(conn, me, actor_hash, &mut erased).await?,
     }
+    for sql in [
+        "UPDATE comparison_sets SET made_by = NULL WHERE made_by = $1",
+        "UPDATE jobs SET created_by = NULL WHERE created_by = $1",
+        "UPDATE settings SET updated_by = 'erased' WHERE updated_by = $1",
+    ] {
+        conn.run(sql, args![me]).await?;
+    }
+    let judgments = if how == Erase::Remove { "remove" } else { "anonymise" };
+    conn.run(
+        "INSERT INTO erasures (labeler_id, judgments, created) VALUES ($1, $2, $3)
+         ON CONFLICT (labeler_id) DO UPDATE SET created = excluded.created,
+             judgments = CASE WHEN erasures.judgments = 'remove' THEN 'remove' ELSE excluded.judgments END",
+        args![me, judgments, now],
+    )
+    .await?;
     conn.run(
         "UPDATE labelers SET name = $2, active = $3, daily_quota = NULL, erased = $4 WHERE id = $1",
         args![me, "erased", false, now],
@@ -83,22 +97,87 @@ async fn remove(conn: &mut Conn, me: &str, actor_hash: &str, erased: &mut Erased
     erased.demonstrations = conn.run("DELETE FROM demonstrations WHERE labeler_id = $1", args![me]).await?;
     erased.feedback_events = conn.run("DELETE FROM feedback_events WHERE actor_hash = $1", args![actor_hash]).await?;
     for row in &written {
-        // A text that others have judged or given feedback on is part of their words too.
-        conn.run(
-            "DELETE FROM completions WHERE id = $1
-               AND NOT EXISTS (SELECT 1 FROM set_items WHERE completion_id = $1)
-               AND NOT EXISTS (SELECT 1 FROM judgment_items WHERE completion_id = $1)
-               AND NOT EXISTS (SELECT 1 FROM judgment_flags WHERE completion_id = $1)
-               AND NOT EXISTS (SELECT 1 FROM feedback_events WHERE completion_id = $1)
-               AND NOT EXISTS (SELECT 1 FROM demonstrations WHERE completion_id = $1)
-               AND NOT EXISTS (SELECT 1 FROM completions WHERE parent_completion_id = $1)",
-            args![&row.text("completion_id")?],
-        )
-        .await?;
+        remove_completion(conn, &row.text("completion_id")?).await?;
     }
     for row in &sets {
         judgments::refresh_status(conn, &row.text("set_id")?.into()).await?;
     }
+    remove_sets(conn, me, erased).await
+}
+
+/// A text that others have judged or given feedback on is part of their words too, and stays.
+async fn remove_completion(conn: &mut Conn, id: &str) -> Result<()> {
+    conn.run(
+        "DELETE FROM completions WHERE id = $1
+           AND NOT EXISTS (SELECT 1 FROM set_items WHERE completion_id = $1)
+           AND NOT EXISTS (SELECT 1 FROM judgment_items WHERE completion_id = $1)
+           AND NOT EXISTS (SELECT 1 FROM judgment_flags WHERE completion_id = $1)
+           AND NOT EXISTS (SELECT 1 FROM feedback_events WHERE completion_id = $1)
+           AND NOT EXISTS (SELECT 1 FROM demonstrations WHERE completion_id = $1)
+           AND NOT EXISTS (SELECT 1 FROM completions WHERE parent_completion_id = $1)",
+        args![id],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Sets that the person made and that nobody else has a part in, with their completions, and the questions of the
+/// labeling page and the API that nothing else names.
+async fn remove_sets(conn: &mut Conn, me: &str, erased: &mut Erased) -> Result<()> {
+    let sets = conn
+        .all(
+            "SELECT s.id, s.prompt_id FROM comparison_sets s WHERE s.made_by = $1
+               AND NOT EXISTS (SELECT 1 FROM judgments j WHERE j.set_id = s.id)
+               AND NOT EXISTS (SELECT 1 FROM assignments a WHERE a.set_id = s.id)
+               AND NOT EXISTS (SELECT 1 FROM gold_items g WHERE g.set_id = s.id)
+               AND NOT EXISTS (SELECT 1 FROM resolutions r WHERE r.set_id = s.id)",
+            args![me],
+        )
+        .await?;
+    erased.sets = sets.len() as u64;
+    for row in &sets {
+        let (set, prompt) = (row.text("id")?, row.text("prompt_id")?);
+        let items = conn.all("SELECT completion_id FROM set_items WHERE set_id = $1", args![&set]).await?;
+        for sql in [
+            "DELETE FROM reveals WHERE set_id = $1",
+            "DELETE FROM set_items WHERE set_id = $1",
+            "DELETE FROM comparison_sets WHERE id = $1",
+        ] {
+            conn.run(sql, args![&set]).await?;
+        }
+        for item in &items {
+            remove_completion(conn, &item.text("completion_id")?).await?;
+        }
+        let messages = conn.one("SELECT messages FROM prompts WHERE id = $1", args![&prompt]).await?;
+        let gone = conn
+            .run(
+                "DELETE FROM prompts WHERE id = $1 AND source IN ('page', 'api')
+                   AND NOT EXISTS (SELECT 1 FROM completions WHERE prompt_id = $1)
+                   AND NOT EXISTS (SELECT 1 FROM comparison_sets WHERE prompt_id = $1)
+                   AND NOT EXISTS (SELECT 1 FROM demonstrations WHERE prompt_id = $1)",
+                args![&prompt],
+            )
+            .await?;
+        if let Some(row) = messages.filter(|_| gone == 1) {
+            for message in row.json::<Vec<Message>>("messages")? {
+                remove_samples(conn, &message.content).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Samples that training jobs wrote beside a question.
+async fn remove_samples(conn: &mut Conn, text: &str) -> Result<()> {
+    // As it stands within JSON, without the quotes.
+    let quoted = serde_json::to_string(text).unwrap_or_default();
+    let inside = quoted.trim_matches('"');
+    if inside.is_empty() {
+        return Ok(());
+    }
+    let find = if conn.is_postgres() { "strpos(CAST(data AS TEXT), $1)" } else { "instr(data, $1)" };
+    let sql = format!("DELETE FROM job_events WHERE kind = 'sample' AND {find} > 0 RETURNING seq");
+    conn.all_built(sql, args![inside]).await?;
     Ok(())
 }
 
@@ -127,6 +206,43 @@ pub(super) async fn personal_data(conn: &mut Conn, id: &LabelerId, actor_hash: &
     let rows = conn.all("SELECT set_id, state FROM assignments WHERE labeler_id = $1 ORDER BY id", args![me]).await?;
     for row in &rows {
         data.assignments.push((row.text("set_id")?.into(), row.name("state", AssignmentState::parse)?));
+    }
+    let rows =
+        conn.all("SELECT * FROM reveals WHERE labeler_id = $1 ORDER BY created, set_id, what", args![me]).await?;
+    for row in &rows {
+        let what = row.name("what", Knowledge::parse)?;
+        data.reveals.push((row.text("set_id")?.into(), what, row.int("created")?));
+    }
+    let rows = conn
+        .all(
+            "SELECT s.id, p.messages, s.created FROM comparison_sets s JOIN prompts p ON p.id = s.prompt_id
+             WHERE s.made_by = $1 ORDER BY s.id",
+            args![me],
+        )
+        .await?;
+    for row in &rows {
+        data.sets.push((row.text("id")?.into(), row.json("messages")?, row.int("created")?));
+    }
+    let rows = conn
+        .all("SELECT set_id, created FROM resolutions WHERE reviewer_id = $1 ORDER BY created, set_id", args![me])
+        .await?;
+    for row in &rows {
+        data.resolutions.push((row.text("set_id")?.into(), row.int("created")?));
+    }
+    let rows = conn
+        .all("SELECT lang, text, created FROM guideline_versions WHERE created_by = $1 ORDER BY id", args![me])
+        .await?;
+    for row in &rows {
+        data.guidelines.push((row.text("lang")?, row.text("text")?, row.int("created")?));
+    }
+    let rows = conn.all("SELECT id, kind, name, note FROM jobs WHERE created_by = $1 ORDER BY id", args![me]).await?;
+    for row in &rows {
+        data.jobs.push((row.text("id")?.into(), row.text("kind")?, row.opt_text("name")?, row.opt_text("note")?));
+    }
+    let rows =
+        conn.all("SELECT name, updated FROM settings WHERE updated_by = $1 ORDER BY name", args![me]).await?;
+    for row in &rows {
+        data.settings.push((row.text("name")?, row.int("updated")?));
     }
     Ok(data)
 }

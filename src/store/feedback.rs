@@ -96,8 +96,8 @@ pub trait FeedbackStore: Send + Sync + 'static {
         after: Option<&Demonstration>,
         limit: i64,
     ) -> Result<Vec<(Demonstration, Prompt, Completion)>>;
-    /// Every event up to `as_of` with what it is about, oldest first.
-    async fn feedback_facts(&self, as_of: Option<Micros>) -> Result<Vec<FeedbackFact>>;
+    /// Every event up to `as_of` with what it is about, oldest first; on request without those on answers to requests.
+    async fn feedback_facts(&self, as_of: Option<Micros>, without_requests: bool) -> Result<Vec<FeedbackFact>>;
     /// Newest first; `before` is an id (exclusive).
     async fn list_audit(&self, filter: &AuditFilter, before: Option<i64>, limit: i64) -> Result<Vec<AuditEntry>>;
     /// Changes role, quota and whether the labeler may come in, where given.
@@ -290,8 +290,8 @@ impl FeedbackStore for SqlStore {
         read!(self, |c| prompts::demonstration_page(c, after, limit))
     }
 
-    async fn feedback_facts(&self, as_of: Option<Micros>) -> Result<Vec<FeedbackFact>> {
-        read!(self, |c| prompts::feedback_facts(c, as_of))
+    async fn feedback_facts(&self, as_of: Option<Micros>, without_requests: bool) -> Result<Vec<FeedbackFact>> {
+        read!(self, |c| prompts::feedback_facts(c, as_of, without_requests))
     }
 
     async fn list_audit(&self, filter: &AuditFilter, before: Option<i64>, limit: i64) -> Result<Vec<AuditEntry>> {

@@ -313,7 +313,7 @@ async fn placed(conn: &mut Conn, set_id: &SetId, places: &Places) -> Result<Vec<
 async fn put_set(conn: &mut Conn, line: &ImportedRanking, prompt: &Prompt, key: &str) -> Result<SetId> {
     for completion in &line.completions {
         let completion = Completion { prompt_id: prompt.id.clone(), ..completion.clone() };
-        prompts::put_completion(conn, &completion).await?;
+        prompts::put_completion(conn, &completion, None).await?;
     }
     let set = ComparisonSet { prompt_id: prompt.id.clone(), ..line.set.clone() };
     sets::insert(conn, &set, key).await?;

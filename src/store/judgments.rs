@@ -276,7 +276,7 @@ pub(super) async fn submit(conn: &mut Conn, submit: SubmitJudgment) -> Result<Su
     }
     if let Some(mut answer) = ideal_answer {
         answer.prompt_id = set.prompt_id.clone();
-        prompts::put_completion(conn, &answer).await?;
+        prompts::put_completion(conn, &answer, None).await?;
         prompts::add_demonstration(conn, &answer, Some(&judgment.labeler_id), now).await?;
     }
     refresh_status(conn, &judgment.set_id).await?;
@@ -408,6 +408,8 @@ pub(super) async fn ranked_page(
                 counted!("n"),
                 "))
                      AND ($7 IS NULL OR j.id > $7)
+                     AND (NOT $9 OR p.source NOT IN ('chat', 'completions')
+                         OR p.submitted <= COALESCE($4, 9223372036854775807))
                    ORDER BY j.id LIMIT $8) j
              LEFT JOIN judgment_items i ON i.judgment_id = j.id
              LEFT JOIN completions c ON c.id = i.completion_id
@@ -421,7 +423,8 @@ pub(super) async fn ranked_page(
                 filter.unsettled,
                 filter.informed,
                 after,
-                limit
+                limit,
+                filter.without_requests
             ],
         )
         .await?;

@@ -16,6 +16,7 @@ mod leases;
 mod models;
 mod people;
 mod postgres;
+mod privacy;
 mod prompts;
 mod quality;
 mod reveals;
@@ -37,6 +38,7 @@ pub use browse::{BrowseStore, JudgmentFilter, JudgmentRow, Named, SetFilter, Set
 pub use evidence::{Activation, EvidenceStore, JobFilter, Meeting, SharedPrompt};
 pub use feedback::FeedbackStore;
 pub use imports::{ImportLine, Imported, ImportedLine, ImportedRanking};
+pub use privacy::{Amount, Cuts, ErasedPerson, Expiring, PrivacyStore, RequestCounts, learns_from_requests};
 
 /// Opens the store at `sqlite:PATH`, `sqlite://PATH` or `postgres://…`, making it and applying missing
 /// migrations first. Refuses a schema written by a newer program, and SQLite before 3.51.3.
@@ -218,6 +220,9 @@ pub struct RankedFilter {
     /// The latest revisions even where they were made after the authors or the expected answer were shown;
     /// else the latest blind ones.
     pub informed: bool,
+    /// Leave out prompts that came in only as requests, and feedback on answers to requests. Always so where
+    /// `privacy.learn_from_requests` is off.
+    pub without_requests: bool,
 }
 
 /// New lease request. The store picks the set; seeds and ids come from the caller.
@@ -253,6 +258,8 @@ pub enum Pick {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PromptCounts {
     pub found: i64,
+    /// Came in only as requests, which `PromptFilter::without_requests` leaves out.
+    pub requests: i64,
     /// Raw text given to `/v1/completions`.
     pub raw_text: i64,
     pub has_set: i64,
@@ -273,6 +280,11 @@ pub struct PromptFilter {
     pub with_sets: bool,
     /// Only prompts with at least this many stored completions.
     pub min_completions: i64,
+    /// Leave out prompts and completions that came in only as requests; follows the setting
+    /// `privacy.learn_from_requests`.
+    #[serde(skip)]
+    #[schemars(skip)]
+    pub without_requests: bool,
 }
 
 /// What becomes of the judgments of a person whose data is erased.
@@ -295,6 +307,8 @@ pub struct Erased {
     pub keys: u64,
     pub invites: u64,
     pub links: u64,
+    /// Sets that they made and nobody else judged.
+    pub sets: u64,
 }
 
 /// Which lines of the audit trail.
@@ -317,6 +331,18 @@ pub struct PersonalData {
     pub feedback_events: Vec<FeedbackEvent>,
     /// (id, state) of sets held or submitted.
     pub assignments: Vec<(SetId, AssignmentState)>,
+    /// (set, what was shown, when)
+    pub reveals: Vec<(SetId, Knowledge, Micros)>,
+    /// (set, its prompt, when) of sets that they made.
+    pub sets: Vec<(SetId, Vec<Message>, Micros)>,
+    /// (set, when) of sets that they settled.
+    pub resolutions: Vec<(SetId, Micros)>,
+    /// (language, text, when) of guidelines that they wrote.
+    pub guidelines: Vec<(String, String, Micros)>,
+    /// (id, kind, name, note) of jobs that they queued.
+    pub jobs: Vec<(JobId, String, Option<String>, Option<String>)>,
+    /// (name, when) of settings whose present value is theirs.
+    pub settings: Vec<(String, Micros)>,
 }
 
 /// A feedback event with the completion and prompt it is about.
@@ -355,7 +381,7 @@ pub struct ModelFile {
 }
 
 #[async_trait]
-pub trait Store: FeedbackStore + AccessStore + BrowseStore + EvidenceStore {
+pub trait Store: FeedbackStore + AccessStore + BrowseStore + EvidenceStore + PrivacyStore {
     /// `sqlite` or `postgres`.
     fn backend(&self) -> &'static str;
     /// Cheap round trip for `/ready`.

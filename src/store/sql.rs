@@ -101,7 +101,7 @@ impl Store for SqlStore {
     async fn put_completions(&self, completions: Vec<Completion>) -> Result<()> {
         write!(self, |tx| async move {
             for completion in &completions {
-                prompts::put_completion(tx, completion).await?;
+                prompts::put_completion(tx, completion, None).await?;
             }
             Ok(())
         })

@@ -9,6 +9,7 @@ mod jobs;
 mod loop_closes;
 mod many;
 mod numerics;
+mod privacy;
 mod properties;
 mod quality;
 mod store;

@@ -10,7 +10,7 @@ const PAGE = 50;
 const ACTIONS = [
   'invite', 'revoke_invite', 'create_key', 'revoke_key', 'add_labeler', 'change_labeler', 'set_active', 'erase',
   'promote', 'roll_back', 'retire', 'canary', 'end_canary', 'set', 'import', 'export', 'create_dataset', 'enqueue',
-  'cancel', 'resume', 'draw_sets', 'cancel_draw', 'known_answer', 'retire_set', 'settle_set',
+  'cancel', 'resume', 'draw_sets', 'cancel_draw', 'known_answer', 'retire_set', 'settle_set', 'retention',
 ]; // prettier-ignore
 
 const words = (action) => (has(`audit.${action}`) ? t(`audit.${action}`) : action.replaceAll('_', ' '));
