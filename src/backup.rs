@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::artifacts::{self, Artifacts, FETCHED};
 use crate::config::Config;
 use crate::domain::{ModelVersion, ModelVersionId};
-use crate::store::dump::{self, Dump};
 use crate::erased::{self, MANIFEST};
+use crate::store::dump::{self, Dump};
 use crate::store::{self, ErasedPerson, ModelFile};
 
 const FORMAT: u32 = 1;

@@ -1,5 +1,6 @@
 //! Bodies of the subcommands that are not a server: training in the foreground, models, export.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ pub fn start_log(config: &LogConfig) {
     let filter = format!("html5ever=error,{}", config.filter);
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info,html5ever=error"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for people: a file or a collector gets plain lines.
+    let builder = builder.with_ansi(std::io::stderr().is_terminal());
     let _ = if config.json { builder.json().try_init() } else { builder.with_target(false).try_init() };
 }
 

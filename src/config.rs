@@ -525,8 +525,20 @@ impl From<Scalar> for String {
 fn names_setting(key: &str) -> bool {
     const TOP: [&str; 8] =
         ["listen", "data_dir", "database_url", "model", "encoder", "weights", "admin_key", "require_inference_key"];
-    const SECTIONS: &[&str] =
-        &["server", "limits", "rates", "engine", "upstream", "labeling", "privacy", "retention", "sessions", "jobs", "artifacts", "log"];
+    const SECTIONS: &[&str] = &[
+        "server",
+        "limits",
+        "rates",
+        "engine",
+        "upstream",
+        "labeling",
+        "privacy",
+        "retention",
+        "sessions",
+        "jobs",
+        "artifacts",
+        "log",
+    ];
     let key = key.to_ascii_lowercase();
     TOP.contains(&key.as_str()) || key.split_once("__").is_some_and(|(section, _)| SECTIONS.contains(&section))
 }

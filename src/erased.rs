@@ -82,7 +82,8 @@ pub async fn apply(store: &dyn Store, people: &[ErasedPerson], now: Micros) -> R
     let mut erased = 0;
     for person in people {
         let id = &person.labeler_id;
-        if done.iter().any(|d| d.labeler_id == *id && (d.judgments == person.judgments || d.judgments == Erase::Remove)) {
+        if done.iter().any(|d| d.labeler_id == *id && (d.judgments == person.judgments || d.judgments == Erase::Remove))
+        {
             continue;
         }
         match store.erase_labeler(id, person.judgments, &actor_hash(id), now).await {

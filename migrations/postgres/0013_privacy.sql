@@ -4,6 +4,15 @@
 -- When a prompt that was known from a request was also submitted on purpose (for labeling, by import).
 ALTER TABLE prompts ADD COLUMN submitted BIGINT;
 
+-- Who submitted a prompt: they may name it, it is in the export of their data, and it goes with them.
+CREATE TABLE prompt_submissions (
+    prompt_id TEXT COLLATE "C" NOT NULL REFERENCES prompts (id),
+    labeler_id TEXT COLLATE "C" NOT NULL REFERENCES labelers (id),
+    created BIGINT NOT NULL,
+    PRIMARY KEY (prompt_id, labeler_id)
+);
+CREATE INDEX prompt_submissions_by_labeler ON prompt_submissions (labeler_id);
+
 -- The route that the completion answered ('chat', 'completions'); NULL for all that was not written for a request.
 ALTER TABLE completions ADD COLUMN served TEXT;
 UPDATE completions SET served = (SELECT p.source FROM prompts p WHERE p.id = completions.prompt_id)

@@ -46,7 +46,8 @@ pub async fn add_prompt(
         }
         _ => return Err(ApiError::bad("messages", "give messages or prompt")),
     };
-    let mut prompt = crate::service::prompts::add(&state.services, messages, "api", body.lang, body.tags).await?;
+    let mut prompt =
+        crate::service::prompts::add(&state.services, &actor, messages, "api", body.lang, body.tags).await?;
     if plain_labeler(&actor).is_some() {
         prompt.answer = None;
     }
@@ -184,13 +185,13 @@ pub async fn create(
             refs.push(completion_ref(&format!("completions[{i}]"), given.text, given.completion_id)?);
         }
         sets::check_own(services, &actor, &refs).await?;
-        let prompt = sets::prompt(services, prompt, "api").await?;
+        let prompt = sets::prompt(services, &actor, prompt, "api").await?;
         sets::create(services, &prompt, refs, body.overlap, "ask").await?
     } else {
         let params = drawing(services, body.sampling.unwrap_or_default())?;
         let n = body.n.unwrap_or(services.live().config.labeling.completions_per_set as u64);
         let n = params::count("n", n)?;
-        let prompt = sets::prompt(services, prompt, "page").await?;
+        let prompt = sets::prompt(services, &actor, prompt, "page").await?;
         sets::sample(services, &prompt, n, params, body.overlap, request_id).await?
     };
     services.store.set_made_by(&set.id, &actor.labeler_id).await?;

@@ -48,7 +48,10 @@ impl VersionDigest {
 /// requests, so nothing would be found and nobody would know why.
 pub(super) fn check_feedback(services: &Services, feedback: bool, field: &str) -> Result<()> {
     if feedback && !services.learns_from_requests() {
-        return Err(bad_input(field, "needs the setting privacy.learn_from_requests: feedback is on answers to requests"));
+        return Err(bad_input(
+            field,
+            "needs the setting privacy.learn_from_requests: feedback is on answers to requests",
+        ));
     }
     Ok(())
 }

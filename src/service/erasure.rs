@@ -10,9 +10,9 @@ use super::people::Actor;
 use super::random::secret_hash;
 use super::{Result, Services, job_files, to_the_end};
 use crate::data::Comparison;
-use crate::domain::{LabelerId, SetKind};
+use crate::domain::{LabelerId, Message, PromptId, SetKind};
 use crate::erased;
-use crate::store::{AuditFilter, Erase, Erased, Page, RankedFilter};
+use crate::store::{AuditFilter, Erase, Erased, Page, RankedFilter, StoreError};
 
 /// What feedback events carry in the place of a name.
 pub fn actor_hash(id: &LabelerId) -> String {
@@ -41,11 +41,17 @@ pub async fn erase(services: &Arc<Services>, by: &Actor, id: &LabelerId, how: Er
     to_the_end(async move {
         let now = services.now();
         // What of the job files is theirs is known only as long as the rows are there.
-        let theirs = match how {
+        let (mut theirs, prompts) = match how {
             Erase::Remove => words_of(&services, &id).await?,
-            Erase::Anonymise => job_files::Theirs::default(),
+            Erase::Anonymise => Default::default(),
         };
         let rows = services.store.erase_labeler(&id, how, &actor_hash(&id), now).await?;
+        for (prompt, messages) in prompts {
+            // Prompts that others have a part in stay.
+            if let Err(StoreError::NotFound { .. }) = services.store.get_prompt(&prompt).await {
+                theirs.texts.extend(messages.into_iter().map(|message| message.content));
+            }
+        }
         let jobs = services.config.data_dir.join("jobs");
         let from_files = tokio::task::spawn_blocking(move || job_files::forget(&jobs, theirs)).await;
         let (job_lines, mut not_reached) = match from_files {
@@ -100,12 +106,11 @@ async fn list_in_backups(services: &Services) -> Result<(Vec<String>, Vec<String
     written.await.map_err(|e| super::ServiceError::Internal(e.to_string()))
 }
 
-/// What a person wrote and ranked, as the files of jobs hold it.
-async fn words_of(services: &Services, id: &LabelerId) -> Result<job_files::Theirs> {
+/// What a person wrote and ranked, as the files of jobs hold it, and the prompts that may be theirs alone.
+async fn words_of(services: &Services, id: &LabelerId) -> Result<(job_files::Theirs, Vec<(PromptId, Vec<Message>)>)> {
     let data = services.store.personal_data(id, &actor_hash(id)).await?;
     let mut theirs = job_files::Theirs::default();
     theirs.texts.extend(data.demonstrations.into_iter().map(|(_, text, _)| text));
-    theirs.texts.extend(data.sets.into_iter().flat_map(|(_, messages, _)| messages).map(|m| m.content));
     theirs.texts.extend(data.feedback_events.iter().filter_map(|e| e.value.as_str()).map(str::to_owned));
     for kind in SetKind::ALL {
         let filter = RankedFilter {
@@ -118,7 +123,7 @@ async fn words_of(services: &Services, id: &LabelerId) -> Result<job_files::Thei
         let lines = ranked.iter().filter_map(Comparison::from_ranked);
         theirs.lines.extend(lines.filter_map(|line| serde_json::to_value(line).ok()));
     }
-    Ok(theirs)
+    Ok((theirs, data.prompts))
 }
 
 /// Everything stored about a person, for the person.
@@ -161,7 +166,7 @@ pub async fn personal_data(services: &Services, by: &Actor, id: &LabelerId) -> R
     store.audit(&by.signature(), "export_person", id.as_str(), json!({}), services.now()).await?;
     Ok(json!({"labeler": labeler, "judgments": judgments, "demonstrations": data.demonstrations,
               "feedback_events": data.feedback_events, "assignments": data.assignments, "sessions": data.sessions,
-              "reveals": data.reveals, "sets": data.sets, "resolutions": data.resolutions,
+              "reveals": data.reveals, "sets": data.sets, "prompts": data.prompts, "resolutions": data.resolutions,
               "guidelines": data.guidelines, "jobs": data.jobs, "settings": data.settings,
               "invites": invites, "links": links, "keys": keys, "actions": actions}))
 }

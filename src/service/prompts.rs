@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Result, Services, bad_input, to_the_end};
 use crate::data::{PromptInput, content_hash, split_of};
 use crate::domain::{Message, Prompt, PromptId};
+use crate::service::people::Actor;
 
 /// One prompt in ten is held out; its content decides.
 const HELDOUT: f64 = 0.1;
@@ -60,6 +61,7 @@ pub fn check_size(bytes: usize, field: &str, max_bytes: usize) -> Result<()> {
 /// `BadInput` for empty or over-long conversations.
 pub async fn add(
     services: &Arc<Services>,
+    by: &Actor,
     messages: Vec<Message>,
     source: &str,
     lang: Option<String>,
@@ -76,5 +78,6 @@ pub async fn add(
     prompt.lang = lang;
     prompt.tags = tags;
     let services = services.clone();
-    to_the_end(async move { Ok(services.store.put_prompt(prompt).await?) }).await
+    let by = by.labeler_id.clone();
+    to_the_end(async move { Ok(services.store.submit_prompt(prompt, &by).await?) }).await
 }

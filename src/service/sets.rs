@@ -27,14 +27,25 @@ pub enum CompletionRef {
 }
 
 /// Finds or stores the prompt.
-pub async fn prompt(services: &Arc<Services>, prompt: PromptRef, source: &str) -> Result<Prompt> {
+///
+/// # Errors
+/// `Forbidden` for labelers who name a prompt that is not of their own sets.
+pub async fn prompt(services: &Arc<Services>, by: &Actor, prompt: PromptRef, source: &str) -> Result<Prompt> {
     match prompt {
         PromptRef::Known(id) => {
             let prompt = services.store.get_prompt(&id).await.map_err(|e| not_found_as(e, "prompt_id"))?;
+            if by.role < Role::Reviewer && !services.store.prompt_is_of(&prompt.id, &by.labeler_id).await? {
+                let message = format!(
+                    "labelers name prompts that they submitted or that belong to sets of theirs; prompt {} is neither: \
+                     give its messages instead",
+                    prompt.id
+                );
+                return Err(ServiceError::Forbidden(message));
+            }
             check_submitted(services, &prompt).await?;
             Ok(prompt)
         }
-        PromptRef::Messages(messages) => super::prompts::add(services, messages, source, None, Vec::new()).await,
+        PromptRef::Messages(messages) => super::prompts::add(services, by, messages, source, None, Vec::new()).await,
     }
 }
 
@@ -303,7 +314,7 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
                 Ok(known) => known,
                 Err(crate::store::StoreError::NotFound { .. }) => {
                     check_own(services, actor, &refs).await?;
-                    let prompt = prompt(services, prompt_ref, "api").await?;
+                    let prompt = prompt(services, actor, prompt_ref, "api").await?;
                     let import = Selection { policy: "import", score: None };
                     let made = make(services, &prompt, refs.clone(), Some(1), import, Some(id)).await?;
                     services.store.set_made_by(&made.id, &actor.labeler_id).await?;

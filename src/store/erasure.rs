@@ -58,6 +58,7 @@ pub(super) async fn erase(
         Erase::Remove => remove(conn, me, actor_hash, &mut erased).await?,
     }
     for sql in [
+        "DELETE FROM prompt_submissions WHERE labeler_id = $1",
         "UPDATE comparison_sets SET made_by = NULL WHERE made_by = $1",
         "UPDATE jobs SET created_by = NULL WHERE created_by = $1",
         "UPDATE settings SET updated_by = 'erased' WHERE updated_by = $1",
@@ -102,7 +103,15 @@ async fn remove(conn: &mut Conn, me: &str, actor_hash: &str, erased: &mut Erased
     for row in &sets {
         judgments::refresh_status(conn, &row.text("set_id")?.into()).await?;
     }
-    remove_sets(conn, me, erased).await
+    remove_sets(conn, me, erased).await?;
+    let submitted = conn
+        .all("SELECT prompt_id FROM prompt_submissions WHERE labeler_id = $1 ORDER BY prompt_id", args![me])
+        .await?;
+    conn.run("DELETE FROM prompt_submissions WHERE labeler_id = $1", args![me]).await?;
+    for row in &submitted {
+        remove_prompt(conn, &row.text("prompt_id")?).await?;
+    }
+    Ok(())
 }
 
 /// A text that others have judged or given feedback on is part of their words too, and stays.
@@ -121,12 +130,11 @@ async fn remove_completion(conn: &mut Conn, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Sets that the person made and that nobody else has a part in, with their completions, and the questions of the
-/// labeling page and the API that nothing else names.
+/// Sets that the person made and that nobody else has a part in, with their completions.
 async fn remove_sets(conn: &mut Conn, me: &str, erased: &mut Erased) -> Result<()> {
     let sets = conn
         .all(
-            "SELECT s.id, s.prompt_id FROM comparison_sets s WHERE s.made_by = $1
+            "SELECT s.id FROM comparison_sets s WHERE s.made_by = $1
                AND NOT EXISTS (SELECT 1 FROM judgments j WHERE j.set_id = s.id)
                AND NOT EXISTS (SELECT 1 FROM assignments a WHERE a.set_id = s.id)
                AND NOT EXISTS (SELECT 1 FROM gold_items g WHERE g.set_id = s.id)
@@ -136,7 +144,7 @@ async fn remove_sets(conn: &mut Conn, me: &str, erased: &mut Erased) -> Result<(
         .await?;
     erased.sets = sets.len() as u64;
     for row in &sets {
-        let (set, prompt) = (row.text("id")?, row.text("prompt_id")?);
+        let set = row.text("id")?;
         let items = conn.all("SELECT completion_id FROM set_items WHERE set_id = $1", args![&set]).await?;
         for sql in [
             "DELETE FROM reveals WHERE set_id = $1",
@@ -148,20 +156,26 @@ async fn remove_sets(conn: &mut Conn, me: &str, erased: &mut Erased) -> Result<(
         for item in &items {
             remove_completion(conn, &item.text("completion_id")?).await?;
         }
-        let messages = conn.one("SELECT messages FROM prompts WHERE id = $1", args![&prompt]).await?;
-        let gone = conn
-            .run(
-                "DELETE FROM prompts WHERE id = $1 AND source IN ('page', 'api')
-                   AND NOT EXISTS (SELECT 1 FROM completions WHERE prompt_id = $1)
-                   AND NOT EXISTS (SELECT 1 FROM comparison_sets WHERE prompt_id = $1)
-                   AND NOT EXISTS (SELECT 1 FROM demonstrations WHERE prompt_id = $1)",
-                args![&prompt],
-            )
-            .await?;
-        if let Some(row) = messages.filter(|_| gone == 1) {
-            for message in row.json::<Vec<Message>>("messages")? {
-                remove_samples(conn, &message.content).await?;
-            }
+    }
+    Ok(())
+}
+
+/// A question of the labeling page or the API that nothing names any more, and what training jobs wrote beside it.
+async fn remove_prompt(conn: &mut Conn, id: &str) -> Result<()> {
+    let messages = conn.one("SELECT messages FROM prompts WHERE id = $1", args![id]).await?;
+    let gone = conn
+        .run(
+            "DELETE FROM prompts WHERE id = $1 AND source IN ('page', 'api')
+               AND NOT EXISTS (SELECT 1 FROM completions WHERE prompt_id = $1)
+               AND NOT EXISTS (SELECT 1 FROM comparison_sets WHERE prompt_id = $1)
+               AND NOT EXISTS (SELECT 1 FROM demonstrations WHERE prompt_id = $1)
+               AND NOT EXISTS (SELECT 1 FROM prompt_submissions WHERE prompt_id = $1)",
+            args![id],
+        )
+        .await?;
+    if let Some(row) = messages.filter(|_| gone == 1) {
+        for message in row.json::<Vec<Message>>("messages")? {
+            remove_samples(conn, &message.content).await?;
         }
     }
     Ok(())
@@ -215,13 +229,18 @@ pub(super) async fn personal_data(conn: &mut Conn, id: &LabelerId, actor_hash: &
     }
     let rows = conn
         .all(
-            "SELECT s.id, p.messages, s.created FROM comparison_sets s JOIN prompts p ON p.id = s.prompt_id
-             WHERE s.made_by = $1 ORDER BY s.id",
+            "SELECT id, messages FROM prompts p
+             WHERE EXISTS (SELECT 1 FROM prompt_submissions x WHERE x.prompt_id = p.id AND x.labeler_id = $1)
+             ORDER BY id",
             args![me],
         )
         .await?;
     for row in &rows {
-        data.sets.push((row.text("id")?.into(), row.json("messages")?, row.int("created")?));
+        data.prompts.push((row.text("id")?.into(), row.json("messages")?));
+    }
+    let sql = "SELECT id, prompt_id, created FROM comparison_sets WHERE made_by = $1 ORDER BY id";
+    for row in &conn.all(sql, args![me]).await? {
+        data.sets.push((row.text("id")?.into(), row.text("prompt_id")?.into(), row.int("created")?));
     }
     let rows = conn
         .all("SELECT set_id, created FROM resolutions WHERE reviewer_id = $1 ORDER BY created, set_id", args![me])
@@ -239,8 +258,7 @@ pub(super) async fn personal_data(conn: &mut Conn, id: &LabelerId, actor_hash: &
     for row in &rows {
         data.jobs.push((row.text("id")?.into(), row.text("kind")?, row.opt_text("name")?, row.opt_text("note")?));
     }
-    let rows =
-        conn.all("SELECT name, updated FROM settings WHERE updated_by = $1 ORDER BY name", args![me]).await?;
+    let rows = conn.all("SELECT name, updated FROM settings WHERE updated_by = $1 ORDER BY name", args![me]).await?;
     for row in &rows {
         data.settings.push((row.text("name")?, row.int("updated")?));
     }

@@ -334,7 +334,9 @@ pub struct PersonalData {
     /// (set, what was shown, when)
     pub reveals: Vec<(SetId, Knowledge, Micros)>,
     /// (set, its prompt, when) of sets that they made.
-    pub sets: Vec<(SetId, Vec<Message>, Micros)>,
+    pub sets: Vec<(SetId, PromptId, Micros)>,
+    /// Prompts that they submitted.
+    pub prompts: Vec<(PromptId, Vec<Message>)>,
     /// (set, when) of sets that they settled.
     pub resolutions: Vec<(SetId, Micros)>,
     /// (language, text, when) of guidelines that they wrote.

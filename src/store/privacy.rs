@@ -79,6 +79,10 @@ pub struct ErasedPerson {
 pub trait PrivacyStore: Send + Sync + 'static {
     /// Stores completions with the prompt that they answer; `served` names the route of the request, if there was one.
     async fn put_answers(&self, prompt: Prompt, completions: Vec<Completion>, served: Option<&str>) -> Result<()>;
+    /// As `put_prompt`, and notes who submitted it.
+    async fn submit_prompt(&self, prompt: Prompt, by: &LabelerId) -> Result<Prompt>;
+    /// Whether the labeler submitted the prompt, or made or was handed a set of it.
+    async fn prompt_is_of(&self, id: &PromptId, labeler: &LabelerId) -> Result<bool>;
     async fn request_counts(&self) -> Result<RequestCounts>;
     /// Those of the prompts that came in only as requests.
     async fn request_prompts(&self, ids: &[PromptId]) -> Result<HashSet<PromptId>>;
@@ -187,10 +191,9 @@ async fn stored(conn: &mut Conn, what: Expiring) -> Result<Amount> {
             "SELECT octet_length(c.text) + octet_length(c.token_ids) + octet_length(c.logprobs) AS bytes
              FROM completions c WHERE c.served IS NOT NULL"
         }
-        Expiring::Prompts => concat!(
-            "SELECT octet_length(CAST(p.messages AS TEXT)) AS bytes FROM prompts p WHERE ",
-            asked!("p")
-        ),
+        Expiring::Prompts => {
+            concat!("SELECT octet_length(CAST(p.messages AS TEXT)) AS bytes FROM prompts p WHERE ", asked!("p"))
+        }
     };
     sum(conn, rows.to_owned()).await
 }
@@ -221,7 +224,10 @@ async fn expire(conn: &mut Conn, what: Expiring, cuts: &Cuts, limit: i64) -> Res
         Expiring::Completions => "completions",
         Expiring::Prompts => "prompts",
     };
-    let sql = format!("SELECT id, CAST(bytes AS BIGINT) AS bytes FROM ({}) AS t ORDER BY created, id LIMIT $1", going(what, cuts));
+    let sql = format!(
+        "SELECT id, CAST(bytes AS BIGINT) AS bytes FROM ({}) AS t ORDER BY created, id LIMIT $1",
+        going(what, cuts)
+    );
     let mut removed = Amount::default();
     for chunk in conn.all_built(sql, args![limit]).await?.chunks(500) {
         let ids = chunk.iter().map(|row| row.text("id")).collect::<Result<Vec<_>>>()?;
@@ -239,13 +245,45 @@ async fn expire(conn: &mut Conn, what: Expiring, cuts: &Cuts, limit: i64) -> Res
     Ok(removed)
 }
 
-async fn put_answers(conn: &mut Conn, prompt: &Prompt, completions: Vec<Completion>, served: Option<&str>) -> Result<()> {
+async fn put_answers(
+    conn: &mut Conn,
+    prompt: &Prompt,
+    completions: Vec<Completion>,
+    served: Option<&str>,
+) -> Result<()> {
     let stored = prompts::put(conn, prompt).await?;
     for mut completion in completions {
         completion.prompt_id = stored.id.clone();
         prompts::put_completion(conn, &completion, served).await?;
     }
     Ok(())
+}
+
+/// Notes who submitted a stored prompt.
+pub(super) async fn submitted_by(conn: &mut Conn, id: &PromptId, by: &LabelerId, now: Micros) -> Result<()> {
+    conn.run(
+        "INSERT INTO prompt_submissions (prompt_id, labeler_id, created) VALUES ($1, $2, $3)
+         ON CONFLICT (prompt_id, labeler_id) DO NOTHING",
+        args![id.as_str(), by.as_str(), now],
+    )
+    .await?;
+    Ok(())
+}
+
+async fn submit_prompt(conn: &mut Conn, prompt: &Prompt, by: &LabelerId) -> Result<Prompt> {
+    let stored = prompts::put(conn, prompt).await?;
+    submitted_by(conn, &stored.id, by, prompt.created).await?;
+    Ok(stored)
+}
+
+async fn prompt_is_of(conn: &mut Conn, id: &PromptId, labeler: &LabelerId) -> Result<bool> {
+    let submitted = conn
+        .count(
+            "SELECT COUNT(*) AS n FROM prompt_submissions WHERE prompt_id = $1 AND labeler_id = $2",
+            args![id.as_str(), labeler.as_str()],
+        )
+        .await?;
+    Ok(submitted > 0 || sets::prompt_is_seen_by(conn, id, labeler).await?)
 }
 
 async fn request_counts(conn: &mut Conn) -> Result<RequestCounts> {
@@ -319,6 +357,14 @@ async fn forget_backup(conn: &mut Conn, path: &str) -> Result<()> {
 impl PrivacyStore for SqlStore {
     async fn put_answers(&self, prompt: Prompt, completions: Vec<Completion>, served: Option<&str>) -> Result<()> {
         write!(self, served = served.map(str::to_owned) => |tx| put_answers(tx, &prompt, completions, served.as_deref()))
+    }
+
+    async fn submit_prompt(&self, prompt: Prompt, by: &LabelerId) -> Result<Prompt> {
+        write!(self, by = by.clone() => |tx| submit_prompt(tx, &prompt, &by))
+    }
+
+    async fn prompt_is_of(&self, id: &PromptId, labeler: &LabelerId) -> Result<bool> {
+        read!(self, |c| prompt_is_of(c, id, labeler))
     }
 
     async fn request_counts(&self) -> Result<RequestCounts> {

@@ -179,6 +179,9 @@ pub(super) async fn put_demonstration(
         });
     }
     put_completion(conn, &c, None).await?;
+    if let Some(labeler) = labeler.filter(|_| !p.source.starts_with("import:")) {
+        privacy::submitted_by(conn, &c.prompt_id, labeler, now).await?;
+    }
     add_demonstration(conn, &c, labeler, now).await
 }
 

@@ -192,7 +192,10 @@ async fn only_submitted_rows_are_learned_from(store: Arc<dyn Store>) {
     store.put_answers(chat.clone(), answers.to_vec(), Some("chat")).await.unwrap();
     let set = fixture::comparison_set(&chat.id, &answers, 1);
     store.put_set(set.clone()).await.unwrap();
-    store.submit_judgment(fixture::submit(fixture::judgment(&set, &"admin".into(), None, "j"), None, T0)).await.unwrap();
+    store
+        .submit_judgment(fixture::submit(fixture::judgment(&set, &"admin".into(), None, "j"), None, T0))
+        .await
+        .unwrap();
     for (completion, kind, value) in [(0, "thumb", json!("up")), (1, "thumb", json!("down")), (1, "edit", json!("c"))] {
         let event = FeedbackEvent {
             id: FeedbackId::new(),

@@ -140,8 +140,7 @@ async fn size_removes_the_oldest_first(store: Arc<dyn Store>) {
     for days in [5, 4, 3, 2, 1] {
         let created = T0 - days * DAY;
         let prompt = Prompt { source: "completions".into(), created, ..fixture::prompt(&format!("p{days}")) };
-        let answer =
-            Completion { created, ..fixture::completion(&prompt.id, &"x".repeat(400_000)) };
+        let answer = Completion { created, ..fixture::completion(&prompt.id, &"x".repeat(400_000)) };
         store.put_answers(prompt, vec![answer.clone()], Some("completions")).await.unwrap();
         store.put_feedback(FeedbackEvent { value: json!("y".repeat(400_000)), ..event(&answer, days) }).await.unwrap();
         all.push(answer);
@@ -300,7 +299,10 @@ async fn the_page_shows_and_removes() {
         }
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     };
-    assert_eq!((&done["progress"]["removed"]["completions"]["records"], &done["progress"]["error"]), (&json!(1), &Value::Null));
+    assert_eq!(
+        (&done["progress"]["removed"]["completions"]["records"], &done["progress"]["error"]),
+        (&json!(1), &Value::Null)
+    );
     assert_eq!(done["outlook"]["stored"]["completions"]["records"], 0);
     let audit = server.get("/admin/audit?action=retention").await.expect(200).json();
     let line = &audit["data"][0];
