@@ -523,24 +523,12 @@ impl From<Scalar> for String {
 
 /// Whether an environment variable's name (without prefix) begins with the name of a setting or section.
 fn names_setting(key: &str) -> bool {
-    const TOP: [&str; 8] =
-        ["listen", "data_dir", "database_url", "model", "encoder", "weights", "admin_key", "require_inference_key"];
-    const SECTIONS: &[&str] = &[
-        "server",
-        "limits",
-        "rates",
-        "engine",
-        "upstream",
-        "labeling",
-        "privacy",
-        "retention",
-        "sessions",
-        "jobs",
-        "artifacts",
-        "log",
-    ];
+    let all = serde_json::to_value(Config::default()).unwrap_or_default();
     let key = key.to_ascii_lowercase();
-    TOP.contains(&key.as_str()) || key.split_once("__").is_some_and(|(section, _)| SECTIONS.contains(&section))
+    match key.split_once("__") {
+        Some((section, _)) => all[section].is_object(),
+        None => all.get(&key).is_some_and(|value| !value.is_object()),
+    }
 }
 
 fn text<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {

@@ -205,7 +205,10 @@ pub async fn resolve_adapter(services: &Services, name: Option<&str>, model: &Se
 /// `Engine(BadRequest)` when prompt and `max_tokens` do not fit the context; what the engine refuses.
 pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
     let Start { request_id, model, prompt, stored_as, n, mut params, prompt_logprobs, adapter } = start;
-    let source = if let StoredAs::Request(_, source) = &stored_as { source } else { "page" };
+    let source = match &stored_as {
+        StoredAs::Request(_, source) => *source,
+        StoredAs::Known(_) => "page",
+    };
     let (prompt_ids, text) = match prompt {
         PromptInput::Ids(ids) => {
             let context = model.max_context - adapter.as_ref().map_or(0, |a| a.tokens);

@@ -3,8 +3,58 @@
 
 use super::leases::PLACES;
 use super::rows::{Conn, args};
-use super::{Erase, Erased, PersonalData, Result, StoreError, judgments, people, prompts};
+use super::{Result, StoreError, judgments, people, prompts};
 use crate::domain::*;
+
+/// What becomes of the judgments of a person whose data is erased.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Erase {
+    /// Rankings stay under an anonymous author; words written beside them go.
+    Anonymise,
+    /// Judgments and demonstrations go too.
+    Remove,
+}
+
+/// What an erasure took away or made anonymous.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Erased {
+    pub judgments: u64,
+    pub demonstrations: u64,
+    pub feedback_events: u64,
+    pub sessions: u64,
+    pub keys: u64,
+    pub invites: u64,
+    pub links: u64,
+    /// Sets that they made and nobody else judged.
+    pub sets: u64,
+}
+
+/// What is stored of a person beside judgments and audit lines.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct PersonalData {
+    /// (prompt, text, when)
+    pub demonstrations: Vec<(PromptId, String, Micros)>,
+    /// (created, expires)
+    pub sessions: Vec<(Micros, Micros)>,
+    pub feedback_events: Vec<FeedbackEvent>,
+    /// (id, state) of sets held or submitted.
+    pub assignments: Vec<(SetId, AssignmentState)>,
+    /// (set, what was shown, when)
+    pub reveals: Vec<(SetId, Knowledge, Micros)>,
+    /// (set, its prompt, when) of sets that they made.
+    pub sets: Vec<(SetId, PromptId, Micros)>,
+    /// Prompts that they submitted.
+    pub prompts: Vec<(PromptId, Vec<Message>)>,
+    /// (set, when) of sets that they settled.
+    pub resolutions: Vec<(SetId, Micros)>,
+    /// (language, text, when) of guidelines that they wrote.
+    pub guidelines: Vec<(String, String, Micros)>,
+    /// (id, kind, name, note) of jobs that they queued.
+    pub jobs: Vec<(JobId, String, Option<String>, Option<String>)>,
+    /// (name, when) of settings whose present value is theirs.
+    pub settings: Vec<(String, Micros)>,
+}
 
 /// `actor_hash` is what the person's feedback events carry instead of a name.
 pub(super) async fn erase(
@@ -185,10 +235,9 @@ async fn remove_prompt(conn: &mut Conn, id: &str) -> Result<()> {
 async fn remove_samples(conn: &mut Conn, text: &str) -> Result<()> {
     // As it stands within JSON, without the quotes.
     let quoted = serde_json::to_string(text).unwrap_or_default();
-    let inside = quoted.trim_matches('"');
-    if inside.is_empty() {
+    let Some(inside) = quoted.get(1..quoted.len().saturating_sub(1)).filter(|inside| !inside.is_empty()) else {
         return Ok(());
-    }
+    };
     let find = if conn.is_postgres() { "strpos(CAST(data AS TEXT), $1)" } else { "instr(data, $1)" };
     let sql = format!("DELETE FROM job_events WHERE kind = 'sample' AND {find} > 0 RETURNING seq");
     conn.all_built(sql, args![inside]).await?;

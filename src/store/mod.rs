@@ -35,6 +35,7 @@ use crate::domain::*;
 
 pub use access::AccessStore;
 pub use browse::{BrowseStore, JudgmentFilter, JudgmentRow, Named, SetFilter, SetRow};
+pub use erasure::{Erase, Erased, PersonalData};
 pub use evidence::{Activation, EvidenceStore, JobFilter, Meeting, SharedPrompt};
 pub use feedback::FeedbackStore;
 pub use imports::{ImportLine, Imported, ImportedLine, ImportedRanking};
@@ -287,30 +288,6 @@ pub struct PromptFilter {
     pub without_requests: bool,
 }
 
-/// What becomes of the judgments of a person whose data is erased.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Erase {
-    /// Rankings stay under an anonymous author; words written beside them go.
-    Anonymise,
-    /// Judgments and demonstrations go too.
-    Remove,
-}
-
-/// What an erasure took away or made anonymous.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
-pub struct Erased {
-    pub judgments: u64,
-    pub demonstrations: u64,
-    pub feedback_events: u64,
-    pub sessions: u64,
-    pub keys: u64,
-    pub invites: u64,
-    pub links: u64,
-    /// Sets that they made and nobody else judged.
-    pub sets: u64,
-}
-
 /// Which lines of the audit trail.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AuditFilter {
@@ -319,32 +296,6 @@ pub struct AuditFilter {
     pub target: Option<String>,
     pub since: Option<Micros>,
     pub until: Option<Micros>,
-}
-
-/// What is stored of a person beside judgments and audit lines.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
-pub struct PersonalData {
-    /// (prompt, text, when)
-    pub demonstrations: Vec<(PromptId, String, Micros)>,
-    /// (created, expires)
-    pub sessions: Vec<(Micros, Micros)>,
-    pub feedback_events: Vec<FeedbackEvent>,
-    /// (id, state) of sets held or submitted.
-    pub assignments: Vec<(SetId, AssignmentState)>,
-    /// (set, what was shown, when)
-    pub reveals: Vec<(SetId, Knowledge, Micros)>,
-    /// (set, its prompt, when) of sets that they made.
-    pub sets: Vec<(SetId, PromptId, Micros)>,
-    /// Prompts that they submitted.
-    pub prompts: Vec<(PromptId, Vec<Message>)>,
-    /// (set, when) of sets that they settled.
-    pub resolutions: Vec<(SetId, Micros)>,
-    /// (language, text, when) of guidelines that they wrote.
-    pub guidelines: Vec<(String, String, Micros)>,
-    /// (id, kind, name, note) of jobs that they queued.
-    pub jobs: Vec<(JobId, String, Option<String>, Option<String>)>,
-    /// (name, when) of settings whose present value is theirs.
-    pub settings: Vec<(String, Micros)>,
 }
 
 /// A feedback event with the completion and prompt it is about.

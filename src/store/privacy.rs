@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use async_trait::async_trait;
 
-use super::rows::{Conn, Row, args, placeholders};
+use super::rows::{Arg, Conn, Row, args, placeholders};
 use super::sql::{SqlStore, read, write};
 use super::*;
 
@@ -235,7 +235,7 @@ async fn expire(conn: &mut Conn, what: Expiring, cuts: &Cuts, limit: i64) -> Res
             removed += Amount { records: 1, bytes: row.int("bytes")? };
         }
         let list = placeholders(1, ids.len());
-        let named = || ids.iter().map(|id| id.into()).collect::<Vec<_>>();
+        let named = || ids.iter().map(Arg::from).collect::<Vec<_>>();
         if what == Expiring::Completions {
             let sql = format!("DELETE FROM feedback_events WHERE completion_id IN ({list}) RETURNING id");
             conn.all_built(sql, named()).await?;
@@ -305,7 +305,7 @@ async fn request_prompts(conn: &mut Conn, ids: &[PromptId]) -> Result<HashSet<Pr
     for chunk in ids.chunks(500) {
         let list = placeholders(1, chunk.len());
         let sql = format!(concat!("SELECT p.id FROM prompts p WHERE p.id IN ({}) AND ", asked!("p")), list);
-        for row in conn.all_built(sql, chunk.iter().map(|id| id.as_str().into()).collect()).await? {
+        for row in conn.all_built(sql, chunk.iter().map(|id| Arg::from(id.as_str())).collect()).await? {
             found.insert(row.text("id")?.into());
         }
     }
