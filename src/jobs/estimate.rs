@@ -10,7 +10,7 @@ use super::materialise::{Rankings, learned_demonstrations, learned_prompts};
 use super::queue::{EnqueueError, JobArgs, find_version, resolve, takes};
 use crate::domain::{JobState, ModelKind};
 use crate::model::{ModelConfig, describe, presets};
-use crate::store::{Store, StoreError};
+use crate::store::{Page, Store, StoreError};
 use crate::train::Recipe;
 use crate::train::estimate::{DataSize, Planned, Seconds, available_memory, need, seconds};
 
