@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use crate::config::Config;
 use crate::service::retention::{self, Amounts, Status};
+use crate::service::{Random, Services, system_clock};
 
 /// Prints what goes by the limits of configuration and database; removes it unless `dry_run`.
 ///
@@ -11,10 +12,9 @@ use crate::service::retention::{self, Amounts, Status};
 /// What the database says; files that cannot be removed.
 pub async fn run(config: Config, dry_run: bool) -> Result<()> {
     let store = crate::app::open_store(&config).await?;
-    let (services, generated_key) = crate::app::services(config, store.clone()).await?;
-    if let Some(key) = generated_key {
-        eprintln!("admin key, shown this once: {key}");
-    }
+    // Nobody signs in here, so no admin key is made.
+    let random = Random::from_os()?;
+    let services = Services::new(config, store.clone(), system_clock(), random, None, crate::train::recipes());
     crate::service::live::refresh(&services).await?;
     let limits = services.live().config.retention.clone();
     let (now, data_dir) = (services.now(), &services.config.data_dir);

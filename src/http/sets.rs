@@ -47,7 +47,7 @@ pub async fn add_prompt(
         _ => return Err(ApiError::bad("messages", "give messages or prompt")),
     };
     let mut prompt =
-        crate::service::prompts::add(&state.services, &actor, messages, "api", body.lang, body.tags).await?;
+        crate::service::prompts::add(&state.services, &actor.labeler_id, messages, "api", body.lang, body.tags).await?;
     if plain_labeler(&actor).is_some() {
         prompt.answer = None;
     }

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use super::{Result, Services, bad_input, to_the_end};
 use crate::data::{PromptInput, content_hash, split_of};
-use crate::domain::{Message, Prompt, PromptId};
-use crate::service::people::Actor;
+use crate::domain::{LabelerId, Message, Prompt, PromptId};
 
 /// One prompt in ten is held out; its content decides.
 const HELDOUT: f64 = 0.1;
@@ -61,7 +60,7 @@ pub fn check_size(bytes: usize, field: &str, max_bytes: usize) -> Result<()> {
 /// `BadInput` for empty or over-long conversations.
 pub async fn add(
     services: &Arc<Services>,
-    by: &Actor,
+    by: &LabelerId,
     messages: Vec<Message>,
     source: &str,
     lang: Option<String>,
@@ -78,6 +77,6 @@ pub async fn add(
     prompt.lang = lang;
     prompt.tags = tags;
     let services = services.clone();
-    let by = by.labeler_id.clone();
+    let by = by.clone();
     to_the_end(async move { Ok(services.store.submit_prompt(prompt, &by).await?) }).await
 }

@@ -45,7 +45,9 @@ pub async fn prompt(services: &Arc<Services>, by: &Actor, prompt: PromptRef, sou
             check_submitted(services, &prompt).await?;
             Ok(prompt)
         }
-        PromptRef::Messages(messages) => super::prompts::add(services, by, messages, source, None, Vec::new()).await,
+        PromptRef::Messages(messages) => {
+            super::prompts::add(services, &by.labeler_id, messages, source, None, Vec::new()).await
+        }
     }
 }
 

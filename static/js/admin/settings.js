@@ -132,12 +132,6 @@ export async function settingsView(el, { signal }) {
         { class: 'setting-about' },
         h('div', { class: 'setting-title' }, h('span', { class: 'setting-name', id: `set-${s.name.replaceAll('.', '-')}-name`, text: title(s) }), h('code', { class: 'sub', text: s.name })),
         h('p', { class: 'help' }, inline(about(s))),
-        s.affects
-          ? h('p', {
-              class: 'help',
-              text: t('settings.affects', { n: num(s.affects.prompts), answers: num(s.affects.completions), feedback: num(s.affects.feedback_events) }),
-            })
-          : null,
         s.changed
           ? h('p', {
               class: 'help',
@@ -150,6 +144,12 @@ export async function settingsView(el, { signal }) {
         'div',
         { class: 'setting-value' },
         s.live ? liveControl(s, error) : h('span', { class: 'mono value', text: shown(s) }),
+        s.affects
+          ? h('p', {
+              class: 'help',
+              text: t('settings.affects', { n: num(s.affects.prompts), answers: num(s.affects.completions), feedback: num(s.affects.feedback_events) }),
+            })
+          : null,
         s.live ? error : null,
         same(s.value, s.default) ? null : h('span', { class: 'help', text: t('settings.default', { v: show(s.default) }) }),
       ),

@@ -18,7 +18,7 @@ async fn an_estimate_says_memory_steps_time_and_what_it_rests_on() {
     store.put_model(version).await.unwrap();
     let data = tempfile::tempdir().unwrap();
     let ask = |kind: &'static str, args: serde_json::Value| {
-        estimate::estimate(store, instructd::train::recipes(), data.path(), kind, args)
+        estimate::estimate(store, instructd::train::recipes(), data.path(), kind, args, true)
     };
     let reward = ask("reward", json!({"model": "tiny", "epochs": 2, "batch_size": 1})).await.unwrap();
     assert!(reward.memory_bytes > 0 && reward.basis.contains("2 rows"), "{reward:?}");
