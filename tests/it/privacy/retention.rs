@@ -161,7 +161,8 @@ async fn size_removes_the_oldest_first(store: Arc<dyn Store>) {
     assert!(run(store, &feedback).await.is_empty(), "800 kB of feedback are left");
     // One prompt that is larger than all that may stay: not only answers count.
     let created = T0 - DAY / 2;
-    let large = Prompt { source: "chat".into(), created, ..fixture::prompt(&"q".repeat(2_000_000)) };
+    let mut large = Prompt { source: "chat".into(), created, ..fixture::prompt("large") };
+    large.messages[0].content = "q".repeat(2_000_000);
     let answer = Completion { created, ..fixture::completion(&large.id, "short") };
     store.put_answers(large, vec![answer], Some("chat")).await.unwrap();
     assert_eq!(records(&run(store, &limits).await), (3, 3, 2));
