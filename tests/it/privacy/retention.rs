@@ -10,6 +10,7 @@ use instructd::store::{Expiring, JobReport, Store};
 use serde_json::{Value, json};
 
 use crate::api::client::Server;
+use crate::crash::server::Place;
 use crate::store::conformance::conformance;
 use crate::store::fixture::{self, T0};
 
@@ -308,4 +309,36 @@ async fn the_page_shows_and_removes() {
     let audit = server.get("/admin/audit?action=retention").await.expect(200).json();
     let line = &audit["data"][0];
     assert_eq!((&line["actor"], &line["detail"]["completions"]), (&json!("admin"), &json!(1)), "{line}");
+}
+
+/// The command shows, and removes only when it is not a dry run; it makes no admin key.
+#[tokio::test]
+async fn the_command_shows_and_removes() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", dir.path().join("instructd.db").display());
+    let store = instructd::store::connect(&url).await.unwrap();
+    let created = store.now().await.unwrap() - 40 * DAY;
+    let prompt = Prompt { source: "chat".into(), created, ..fixture::prompt("old") };
+    let answer = Completion { created, ..fixture::completion(&prompt.id, "answer") };
+    store.put_answers(prompt, vec![answer.clone()], Some("chat")).await.unwrap();
+    let place = Place::new(&url, dir.path()).with("INSTRUCTD_RETENTION__REQUEST_DAYS", 30);
+    let said = |arguments: &[&str]| {
+        let ran = place.command("retention").args(arguments).env_remove("INSTRUCTD_ADMIN_KEY").output().unwrap();
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8(ran.stdout).unwrap()
+    };
+    let line = |text: &str| -> Vec<String> {
+        let line = text.lines().find(|line| line.starts_with("answers to requests")).unwrap();
+        line.split_whitespace().skip(3).map(str::to_owned).collect()
+    };
+    let shown = said(&["--dry-run"]);
+    assert!(shown.contains("would go"), "{shown}");
+    assert_eq!((line(&shown)[0].as_str(), line(&shown)[2].as_str()), ("1", "1"), "{shown}");
+    assert!(!gone(store.as_ref(), &answer).await, "a dry run removes nothing");
+    let removed = said(&[]);
+    assert!(removed.contains("removed") && line(&removed)[2] == "1", "{removed}");
+    assert!(gone(store.as_ref(), &answer).await);
+    let audit = store.list_audit(&Default::default(), None, 10).await.unwrap();
+    assert_eq!(audit.iter().map(|l| l.actor.as_str()).collect::<Vec<_>>(), ["command line"]);
+    assert!(store.list_api_keys().await.unwrap().is_empty());
 }
