@@ -7,6 +7,7 @@ use axum::http::Method;
 use axum::routing::{MethodFilter, MethodRouter, on};
 use schemars::JsonSchema;
 use serde_json::Value;
+use tower_http::compression::CompressionLayer;
 
 use super::auth::Access::{self, Admin, Feedback, Inference, Public, Review};
 use super::{
@@ -122,6 +123,8 @@ pub fn table(limits: &LimitsConfig) -> Vec<Route> {
 }
 
 fn pages_and_status() -> Vec<Route> {
+    let mut files = get("/static/{*path}", Public, "Files of the pages", pages::file).page();
+    files.handler = files.handler.layer(CompressionLayer::new());
     vec![
         get("/", Public, "Where the pages are", pages::index).page(),
         get("/label", Public, "The labeler's page", pages::label).page(),
@@ -130,7 +133,7 @@ fn pages_and_status() -> Vec<Route> {
         get("/explore", Public, "Attention maps and model sizes", pages::explore).page(),
         get("/docs", Public, "This API, readable", docs::page).page(),
         get("/openapi.json", Public, "This API, OpenAPI 3.1", openapi::json),
-        get("/static/{*path}", Public, "Files of the pages", pages::file).page(),
+        files,
         get("/favicon.ico", Public, "The icon", pages::favicon).page(),
         get("/robots.txt", Public, "For crawlers", pages::robots).page(),
         get("/health", Public, "Alive", status::health),
@@ -238,7 +241,9 @@ fn people() -> Vec<Route> {
              tie_rate, skip_rate, agreement_with_others, calibration_accuracy: figures {value, low, high, n} or \
              null, queue_open}",
         ),
-        get("/v1/label/history", Feedback, "Own judgments, newest first", label::history).asking::<label::PageQuery>(),
+        get("/v1/label/history", Feedback, "Own judgments, newest first", label::history)
+            .asking::<label::PageQuery>()
+            .answering("{data: [judgment, prompt (a preview)], after}"),
         get("/v1/label/judgments/{id}", Feedback, "A judgment with its set as shown", label::reopen),
     ]
 }
@@ -258,7 +263,7 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         get("/admin/api/throughput", Review, "Judgments a day, time at work, the queue", admin::throughput).asking::<admin::FlowQuery>(),
         get("/admin/sets", Admin, "Sets with their prompt and progress, newest first", admin::browse::sets).asking::<admin::browse::SetsQuery>().answering(
             "Query: status, kind, policy, q (text of the prompt), labeler (who judged it), disputed (true: only sets \
-             that people rank differently), after (id), limit. {data: [the set, prompt (a preview), judged, skipped, \
+             that people rank differently), stuck (true: only open sets that no active labeler can judge), after (id), limit. {data: [the set, prompt (a preview), judged, skipped, \
              held (current leases), cut_off (answers that end at the length limit)], after, total}",
         ),
         post("/admin/sets/draw", Admin, "Draw sets in bulk from stored prompts, in the background", admin::sets::draw)
@@ -356,8 +361,9 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
 fn review() -> Vec<Route> {
     vec![
         get("/v1/review/sets/{id}", Review, "A set with everybody's latest judgments", admin::sets::review).answering(
-            "{set, prompt, completions: [{id, text, html, author}], judgments: [{judgment, labeler: {id, name}}], \
-             settled_by: labeler id or null, expected: [{completion_id, tier}], explanation}",
+            "{set, prompt, completions: [{id, text, html, author, finish_reason}], judgments: [{judgment, labeler: {id, \
+             name}}], settled_by: labeler id or null, known_answer: {tiers: [{completion_id, tier}], explanation} of \
+             gold and calibration sets, else null}",
         ),
         post(
             "/v1/review/sets/{id}/settle",

@@ -1,7 +1,7 @@
 // Training curves with uPlot: raw values, smoothing on demand, synced hover, several runs in one chart.
 import uPlot from '../../vendor/uplot/uPlot.esm.js';
 import { fill, h } from '../dom.js';
-import { t } from '../i18n.js';
+import { duration, t } from '../i18n.js';
 import { metricTitle, onAxis, show, unitOf } from './metrics.js';
 
 /** A curve that says the same at every step of every run tells nothing by its shape. */
@@ -25,6 +25,30 @@ export function smooth(values, weight) {
 
 /** Steps are whole: 1, 2, 5, 10, 20 … */
 const WHOLE = Array.from({ length: 24 }, (_, i) => [1, 2, 5][i % 3] * 10 ** Math.floor(i / 3));
+
+/**
+ * Step → seconds of work from the curve `elapsed_seconds` of a run; null where the run has none. A resumed run counts
+ * from 0 again, so its seconds go on after those before.
+ */
+export function timeOf(line) {
+  if (!line?.steps.length) return null;
+  const seconds = [];
+  let before = 0;
+  line.values.forEach((v, i) => {
+    if (i && v < line.values[i - 1]) before += line.values[i - 1];
+    seconds.push(before + v);
+  });
+  const [xs, ys] = [[0, ...line.steps], [0, ...seconds]];
+  return (step) => {
+    let i = xs.findIndex((x) => x >= step);
+    if (i < 0) i = xs.length - 1; // measured after the last step: at the speed of the last one
+    if (i === 0) return 0;
+    return ys[i - 1] + ((ys[i] - ys[i - 1]) / (xs[i] - xs[i - 1])) * (step - xs[i - 1]);
+  };
+}
+
+/** Seconds between ticks of a time axis. */
+const SPANS = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 86400, 172800, 604800];
 
 const DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3]];
 const colour = (i) =>
@@ -116,11 +140,12 @@ export class Chart {
 
   /**
    * `smoothing` 0 … 0.98. `log`: logarithmic axis where all values are above 0. `total`: steps of the run; a point
-   * after them was measured when training had ended. `figure`: one sentence about the last value. `bands`:
+   * after them was measured when training had ended. `time`: the x-values are seconds. `figure`: one sentence about the last value. `bands`:
    * `[{low, high, label}]` shaded, `marks`: `[{value, label}]` dashed.
    */
-  draw(lines, { smoothing = 0, log = false, total, figure = '', bands = [], marks = [] } = {}) {
+  draw(lines, { smoothing = 0, log = false, time = false, total, figure = '', bands = [], marks = [] } = {}) {
     this.lines = lines;
+    this.time = time;
     this.total = total;
     this.bands = bands;
     this.marks = marks;
@@ -149,7 +174,7 @@ export class Chart {
     }
     const data = tables.length > 1 ? uPlot.join(tables) : (tables[0] ?? [[]]);
     const few = lines.map((l) => l.steps.length <= FEW_POINTS);
-    const key = JSON.stringify([lines.map((l) => [l.name, l.label, l.colour, l.dash]), few, smoothing > 0, logs, token('--ink')]);
+    const key = JSON.stringify([lines.map((l) => [l.name, l.label, l.colour, l.dash]), few, smoothing > 0, logs, time, token('--ink')]);
     if (this.u && this.key === key) this.u.setData(data, this.reset.hidden);
     else this.#build(series, data, logs);
     this.key = key;
@@ -189,7 +214,9 @@ export class Chart {
           y: logs ? { distr: 3 } : { range },
         },
         axes: [
-          { ...axis, size: 26, values: (_, ticks) => ticks.map((v) => (v === null ? '' : onAxis('step', v))), incrs: WHOLE },
+          this.time
+            ? { ...axis, size: 26, space: 90, values: (_, ticks) => ticks.map((v) => (v === null ? '' : duration(v))), incrs: SPANS }
+            : { ...axis, size: 26, values: (_, ticks) => ticks.map((v) => (v === null ? '' : onAxis('step', v))), incrs: WHOLE },
           { ...axis, size: 56, values: (_, ticks) => ticks.map((v) => (v === null ? '' : onAxis(this.name, v))) },
         ],
         hooks: {
@@ -259,7 +286,13 @@ export class Chart {
       ),
     );
     this.step.textContent =
-      step === undefined || step === null ? '' : this.total && step > this.total ? t('chart.after_last') : t('chart.step', { n: step });
+      step === undefined || step === null
+        ? ''
+        : this.time
+          ? duration(step)
+          : this.total && step > this.total
+            ? t('chart.after_last')
+            : t('chart.step', { n: step });
   }
 }
 

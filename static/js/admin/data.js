@@ -186,8 +186,25 @@ function exportTable() {
       download: `instructd-${f.name}.${f.name === 'parquet' ? 'parquet' : 'jsonl'}`,
       text: t('data.download'),
       'aria-label': t('data.download_name', { name: t(`format.${f.name}`) }),
+      on: { click: () => tellLeftOut(f) },
     }),
+    note: h('p', { class: 'help', role: 'status' }),
   }));
+  // the browser saves the file; the same request without a body says what the format cannot hold
+  const tellLeftOut = async (f) => {
+    const { a, note } = links.find((l) => l.f === f);
+    const address = a.href;
+    fill(note);
+    try {
+      const response = await fetch(address, { method: 'HEAD', credentials: 'same-origin' });
+      const n = Number(response.headers.get('x-left-out') ?? NaN);
+      if (!response.ok || !Number.isFinite(n)) return;
+      note.className = n ? 'help warn-text' : 'help';
+      note.textContent = n ? t('data.left_out', { n }) : t('data.nothing_left_out');
+    } catch {
+      // the download itself shows that the server is away
+    }
+  };
   const aim = () => {
     for (const { f, a } of links) a.href = `/admin/export?format=${f.name}${split.value ? `&split=${split.value}` : ''}`;
   };
@@ -198,7 +215,7 @@ function exportTable() {
     h(
       'ul',
       { class: 'export-list' },
-      links.map(({ f, a }) =>
+      links.map(({ f, a, note }) =>
         h(
           'li',
           null,
@@ -207,6 +224,7 @@ function exportTable() {
             null,
             h('strong', { text: t(`format.${f.name}`) }),
             h('p', { class: 'help', text: t(`format.${f.name}_help`) }),
+            note,
           ),
           a,
         ),

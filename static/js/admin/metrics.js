@@ -139,7 +139,7 @@ export function wilson(share, n) {
 /** "53 % (36–70 %), n = 30" of a figure `{value, low, high, n}`. */
 export function shareText(f) {
   if (!f) return '–';
-  const body = f.low === null || f.low === undefined ? percent(f.value) : t('figure.interval', { v: percent(f.value), low: percent(f.low).replace(/\u00a0%$/, ''), high: percent(f.high) });
+  const body = f.low === null || f.low === undefined ? percent(f.value) : t('figure.interval', { v: percent(f.value), low: percent(f.low).replace(/\u00a0?%$/, ''), high: percent(f.high) });
   return f.n ? t('figure.of', { body, count: num(f.n) }) : body;
 }
 

@@ -11,7 +11,10 @@ const page = shell('docs');
 page.main.classList.add('docs');
 page.main.append(...content.childNodes);
 
-for (const el of page.main.querySelectorAll('[data-words]')) el.textContent = t(el.dataset.words);
+/** Text with code between backticks. */
+const coded = (text) => text.split('`').map((piece, i) => (i % 2 ? h('code', { text: piece }) : piece));
+for (const el of page.main.querySelectorAll('[data-words]')) fill(el, coded(t(el.dataset.words)));
+page.main.querySelector('.machine').before(`${t('docs.machine')} `);
 for (const code of page.main.querySelectorAll('.example code'))
   code.textContent = code.textContent.replaceAll(content.dataset.origin, location.origin);
 page.main.querySelector('.groups').setAttribute('aria-label', t('docs.groups'));
