@@ -2,12 +2,13 @@
 import uPlot from '../../vendor/uplot/uPlot.esm.js';
 import { fill, h } from '../dom.js';
 import { duration, t } from '../i18n.js';
-import { metricTitle, onAxis, show, unitOf } from './metrics.js';
+import { metricTitle, onAxis, show, tickTexts, unitOf } from './metrics.js';
 
-/** A curve that says the same at every step of every run tells nothing by its shape. */
+/** A curve that says the same at every step of every run, or was counted once before the first, has no shape. */
 export const isStill = (tables, name) => {
   const lines = [...tables.values()].map((table) => table.get(name)).filter(Boolean);
-  return lines.every((l) => l.values.length > 2 && l.values.every((v) => v === l.values[0]));
+  const once = (l) => l.values.length === 1 && l.steps[0] === 0;
+  return lines.every((l) => once(l) || (l.values.length > 2 && l.values.every((v) => v === l.values[0])));
 };
 
 /** Exponential moving average without start bias; `weight` 0 … 0.99. Nulls stay null. */
@@ -132,10 +133,10 @@ export class Chart {
     if (xs.length) this.u.setScale('x', { min: this.xLimits()[0], max: this.xLimits()[1] });
   }
 
-  xLimits() {
-    const xs = this.u.data[0];
+  xLimits(u = this.u) {
+    const xs = u.data[0];
     const [min, max] = [xs[0], xs.at(-1)];
-    return min === max ? [min - 1, max + 1] : [min, max];
+    return min === max ? [Math.max(0, min - 1), max + 1] : [min, max];
   }
 
   /**
@@ -210,14 +211,15 @@ export class Chart {
           drag: { x: true, y: false },
         },
         scales: {
-          x: { time: false, range: (_, min, max) => (min === max ? [min - 1, max + 1] : [min, max]) },
+          // a single point has no range, and uPlot's own would be 0 to 100
+          x: { time: false, range: (u, min, max) => (u.data[0]?.length === 1 ? this.xLimits(u) : [min, max]) },
           y: logs ? { distr: 3 } : { range },
         },
         axes: [
           this.time
             ? { ...axis, size: 26, space: 90, values: (_, ticks) => ticks.map((v) => (v === null ? '' : duration(v))), incrs: SPANS }
             : { ...axis, size: 26, values: (_, ticks) => ticks.map((v) => (v === null ? '' : onAxis('step', v))), incrs: WHOLE },
-          { ...axis, size: 56, values: (_, ticks) => ticks.map((v) => (v === null ? '' : onAxis(this.name, v))) },
+          { ...axis, size: 56, values: (_, ticks) => tickTexts(this.name, ticks) },
         ],
         hooks: {
           drawClear: [(u) => this.#background(u)],

@@ -48,11 +48,8 @@ export function madeName(job) {
 /** What a run is called: its name, else what it published, else its recipe and when it began. */
 export const runName = (job) => job.name ?? madeName(job) ?? `${recipeName(job.kind)} · ${when(job.started ?? job.created)}`;
 
-const ABBREVIATIONS = ['sft', 'ppo', 'reinforce', 'rloo', 'grpo', 'dpo'];
-
 /** A recipe's short name in words. */
-export const recipeName = (kind) =>
-  has(`recipe_name.${kind}`) ? t(`recipe_name.${kind}`) : ABBREVIATIONS.includes(kind) ? kind.toUpperCase() : kind;
+export const recipeName = (kind) => (has(`recipe_name.${kind}`) ? t(`recipe_name.${kind}`) : kind);
 
 /** Why a run ended badly; cancelling is a state, not an error. */
 export const errorOf = (job) => (job.error && job.error !== job.state && job.state !== 'cancelled' ? job.error : null);

@@ -126,6 +126,17 @@ export function onAxis(name, v) {
   return fig(v);
 }
 
+/** Values of the ticks of an axis, with as many decimals as tell them apart. */
+export function tickTexts(name, ticks) {
+  const shown = ticks.map((v) => (v === null ? null : onAxis(name, v)));
+  if (new Set(shown).size === shown.length) return shown.map((text) => text ?? '');
+  const scale = /bytes$/.test(name) ? 1e-9 : isShare(name) ? 100 : 1;
+  const given = ticks.filter((v) => v !== null);
+  const gap = Math.min(...given.slice(1).map((v, i) => Math.abs(v - given[i]) * scale));
+  const digits = Math.min(12, Math.max(0, Math.ceil(-Math.log10(gap || 1))));
+  return ticks.map((v) => (v === null ? '' : (v * scale).toFixed(digits)));
+}
+
 /** Wilson's 95 % interval of a share among `n`; `[null, null]` of nothing. */
 export function wilson(share, n) {
   if (!(n > 0) || !Number.isFinite(share)) return [null, null];

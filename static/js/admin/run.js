@@ -19,6 +19,7 @@ const PINNED = 'instructd.admin.pinned';
 /** The curve that the time axis is made of. */
 const CLOCK = 'elapsed_seconds';
 const MOST_PINNED = 4;
+const WIDEST_BAND = 0.5;
 
 export async function runView(el, { id, query, signal }) {
   const path = `/admin/jobs/${encodeURIComponent(id)}`;
@@ -306,7 +307,8 @@ export async function runView(el, { id, query, signal }) {
         return [{ name, label: tables.size === 1 ? '' : nameOf(run), ...line, ...x, colour: r, dash: r }];
       });
       const pairs = isPairAccuracy(name, job.kind);
-      const band = pairs && agreement?.low !== null && agreement?.low !== undefined;
+      // an interval over most of the scale is no band
+      const band = pairs && agreement?.low !== null && agreement?.low !== undefined && agreement.high - agreement.low <= WIDEST_BAND;
       chart.draw(lines, {
         smoothing,
         log: log10,
