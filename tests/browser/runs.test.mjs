@@ -139,7 +139,7 @@ test('the estimate follows the form, and a server without one is no trouble', as
     });
   });
   await visit(page, server.url, '/admin#/jobs/new/ppo', '.estimate span');
-  assert.match(await page.locator('.estimate').textContent(), /3 m 00 s to 6 m 00 s · 2\.1 GB of 16 GB free memory · 100 steps/);
+  assert.match(await page.locator('.estimate').textContent(), /3 min 00 s to 6 min 00 s · 2\.1 GB of 16 GB free memory · 100 steps/);
   await page.locator('#arg-iterations').fill('500');
   await page.locator('.estimate .bad-text').waitFor();
   assert.equal(asked.at(-1).kind, 'ppo');

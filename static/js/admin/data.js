@@ -1,6 +1,6 @@
 // Data in and out: import with help for each format and a report by line, export, dataset versions.
 import { call } from '../api.js';
-import { fill, h } from '../dom.js';
+import { coded, fill, h } from '../dom.js';
 import { t } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { datasetsPanel } from './datasets.js';
@@ -46,7 +46,7 @@ function lineList(key, n, lines) {
           'li',
           null,
           e.line ? h('b', { class: 'nowrap', text: t('labels.line', { n: e.line }) }) : null,
-          h('span', { dir: 'auto', text: e.message }),
+          h('span', { dir: 'auto' }, coded(e.message)),
         ),
       ),
       n > lines.length ? h('li', { class: 'muted', text: t('data.more_lines', { n: n - lines.length }) }) : null,
@@ -95,7 +95,7 @@ function importForm() {
   const told = (r) => [
     h('p', {
       class: r.failed ? '' : 'good-text',
-      text: t(r.updated ? 'data.imported_updated' : 'labels.imported', {
+      text: t(r.updated ? 'data.imported_updated' : r.failed && !r.imported && !r.skipped ? 'data.nothing_imported' : 'labels.imported', {
         n: r.imported ?? 0,
         updated: r.updated ?? 0,
         skipped: r.skipped ?? 0,

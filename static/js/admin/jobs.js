@@ -71,12 +71,7 @@ function row(job, changed, picked) {
       job.note ? h('div', { class: 'sub note', dir: 'auto', text: job.note }) : null,
       job.tags?.length ? h('div', { class: 'row tags' }, job.tags.map((x) => h('span', { class: 'tag', dir: 'auto', text: x }))) : null,
     ),
-    h(
-      'td',
-      { class: 'job-state' },
-      stateTag(job.state),
-      error ? h('div', { class: 'sub bad-text clip', dir: 'auto', title: error, text: error }) : null,
-    ),
+    h('td', { class: 'job-state' }, stateTag(job.state)),
     h(
       'td',
       { class: 'job-result' },
@@ -88,6 +83,7 @@ function row(job, changed, picked) {
         : [
             job.state === 'queued' || isOver(job) ? null : progressBar(job),
             h('div', { class: 'sub', text: progressText(job) }),
+            error ? h('div', { class: 'sub bad-text job-error', dir: 'auto', text: error }) : null,
           ],
     ),
     h(

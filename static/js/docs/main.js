@@ -1,5 +1,5 @@
 // The API page: the server has written every route; this adds the header, the language, a search and a way to try.
-import { fill, h } from '../dom.js';
+import { coded, fill, h } from '../dom.js';
 import { t } from '../i18n.js';
 import { currentSession, shell } from '../shell.js';
 
@@ -11,8 +11,6 @@ const page = shell('docs');
 page.main.classList.add('docs');
 page.main.append(...content.childNodes);
 
-/** Text with code between backticks. */
-const coded = (text) => text.split('`').map((piece, i) => (i % 2 ? h('code', { text: piece }) : piece));
 for (const el of page.main.querySelectorAll('[data-words]')) fill(el, coded(t(el.dataset.words)));
 page.main.querySelector('.machine').before(`${t('docs.machine')} `);
 for (const code of page.main.querySelectorAll('.example code'))
