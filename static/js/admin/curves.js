@@ -1,7 +1,7 @@
 // Training curves with uPlot: raw values, smoothing on demand, synced hover, several runs in one chart.
 import uPlot from '../../vendor/uplot/uPlot.esm.js';
 import { fill, h } from '../dom.js';
-import { duration, t } from '../i18n.js';
+import { GAP, duration, t } from '../i18n.js';
 import { metricTitle, onAxis, show, tickTexts, unitOf } from './metrics.js';
 
 /** A curve that says the same at every step of every run, or was counted once before the first, has no shape. */
@@ -152,7 +152,7 @@ export class Chart {
     this.marks = marks;
     this.figure.textContent = figure;
     this.figure.hidden = figure === '';
-    const words = [...marks, ...bands].map((x) => x.label).join(' ');
+    const words = [...marks, ...bands].map((x) => x.label).join(GAP);
     if (words) this.note.textContent = words;
     this.note.hidden = this.note.textContent === '';
     const logs = log && lines.every((l) => l.values.every((v) => v === null || v > 0));

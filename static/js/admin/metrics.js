@@ -147,6 +147,9 @@ export function wilson(share, n) {
   return [Math.max(0, (centre - half) / scale), Math.min(1, (centre + half) / scale)];
 }
 
+/** The interval of a figure to be shaded; an interval over most of the scale shades nothing. */
+export const bandOf = (f) => (f && Number.isFinite(f.low) && Number.isFinite(f.high) && f.high - f.low <= 0.5 ? [f.low, f.high] : undefined);
+
 /** "53 % (36–70 %), n = 30" of a figure `{value, low, high, n}`. */
 export function shareText(f) {
   if (!f) return '–';

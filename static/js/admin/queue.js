@@ -1,7 +1,7 @@
 // The queue: sets drawn from stored prompts by a policy, why a draw made fewer than wanted, and all sets.
 import { get, listOf, post } from '../api.js';
 import { fill, h, toast } from '../dom.js';
-import { has, num, t, when } from '../i18n.js';
+import { GAP, has, num, t, when } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { drawNotes } from './draws.js';
 import { listing, promptCell } from './listing.js';
@@ -186,7 +186,7 @@ function waiting(flow, list) {
       'p',
       { class: 'muted' },
       t('queue.waiting', { n: flow.sets_open }),
-      ' ',
+      GAP,
       flow.sets_open ? t('queue.of_these_ranked', { n: flow.leases }) : null,
     ),
     flow.sets_stuck

@@ -5,7 +5,7 @@ import { t, toMs, when } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { Chart, byName, isStill, timeOf, toCsv } from './curves.js';
 import { errorOf, jobActions, madeName, payload, recipeName, runName } from './jobs.js';
-import { SECTIONS, inOrder, isAccuracy, isPairAccuracy, isShare, pinsOf, sectionOf, shareText, wilson, withoutDoubles } from './metrics.js';
+import { SECTIONS, bandOf, inOrder, isAccuracy, isPairAccuracy, isShare, pinsOf, sectionOf, shareText, wilson, withoutDoubles } from './metrics.js';
 import { download, every, isOver, progressBar, progressText, stateTag } from './parts.js';
 import { settingsPart } from './runsettings.js';
 import { sampleTable } from './samples.js';
@@ -19,7 +19,6 @@ const PINNED = 'instructd.admin.pinned';
 /** The curve that the time axis is made of. */
 const CLOCK = 'elapsed_seconds';
 const MOST_PINNED = 4;
-const WIDEST_BAND = 0.5;
 
 export async function runView(el, { id, query, signal }) {
   const path = `/admin/jobs/${encodeURIComponent(id)}`;
@@ -307,8 +306,7 @@ export async function runView(el, { id, query, signal }) {
         return [{ name, label: tables.size === 1 ? '' : nameOf(run), ...line, ...x, colour: r, dash: r }];
       });
       const pairs = isPairAccuracy(name, job.kind);
-      // an interval over most of the scale is no band
-      const band = pairs && agreement?.low !== null && agreement?.low !== undefined && agreement.high - agreement.low <= WIDEST_BAND;
+      const band = pairs ? bandOf(agreement) : undefined;
       chart.draw(lines, {
         smoothing,
         log: log10,
@@ -316,7 +314,7 @@ export async function runView(el, { id, query, signal }) {
         total,
         figure: figureOf(name, mine),
         marks: pairs ? [{ value: 0.5, label: t('chart.chance') }] : [],
-        bands: band ? [{ low: agreement.low, high: agreement.high, label: t('chart.band', { v: shareText(agreement) }) }] : [],
+        bands: band ? [{ low: band[0], high: band[1], label: t('chart.band', { v: shareText(agreement) }) }] : [],
       });
     }
     // the pinned ones in their order

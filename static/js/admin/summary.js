@@ -1,6 +1,6 @@
 // What came of a run, in a sentence: figures with n and interval, and what was published.
 import { h } from '../dom.js';
-import { fig, num, t } from '../i18n.js';
+import { GAP, fig, num, t } from '../i18n.js';
 import { meanText, shareText, show } from './metrics.js';
 import { madeName } from './jobs.js';
 
@@ -49,7 +49,7 @@ export function summaryOf(job, evidence) {
   }
   const made = madeName(job);
   return [
-    parts.join(' '),
-    made ? [' ', t('summary.published'), ' ', h('a', { href: '#/models', class: 'mono', text: made }), t('full_stop')] : null,
+    parts.join(GAP),
+    made ? [GAP, t('summary.published'), ' ', h('a', { href: '#/models', class: 'mono', text: made }), t('full_stop')] : null,
   ].flat();
 }
