@@ -12,7 +12,7 @@ const LONGEST_LINE = 120;
 
 let server;
 let browser;
-/** [path, selector to wait for, a signed-in person is needed] */
+/** [path, selector to wait for, a signed-in person is needed, what is opened on it] */
 let PAGES;
 before(async () => {
   server = await startServer();
@@ -46,6 +46,10 @@ before(async () => {
     ['/admin#/labels', '.throughput', true],
     ['/admin#/data', '#import-file', true],
     ['/admin#/people', '#invite-note', true],
+    ['/admin#/people', '#invite-note', true, (page) => page.getByRole('button', { name: /Somebody/ }).click()],
+    [`/label?set_id=${pair}`, '.answer', true, (page) => page.locator('.progress-button').first().click()],
+    [`/label?set_id=${pair}`, '.answer', true, (page) => page.keyboard.press('?')],
+    [`/label?set_id=${pair}`, '.answer', true, (page) => page.keyboard.press('s')],
     ['/admin#/settings', '.setting', true],
     ['/admin#/audit', '.list-tools', true],
   ];
@@ -67,7 +71,7 @@ function faults(longest) {
       if (/auto|scroll|hidden|clip/.test(getComputedStyle(at).overflowX)) return true;
     return false;
   };
-  for (const el of document.querySelectorAll('main *, header *')) {
+  for (const el of document.querySelectorAll('main *, header *, dialog[open] *')) {
     if (!el.checkVisibility({ visibilityProperty: true, opacityProperty: true }) || el.closest('svg, .hidden-label, .skip-link, .katex')) continue;
     const box = el.getBoundingClientRect();
     if (box.width === 0 || box.height === 0) continue;
@@ -93,11 +97,15 @@ for (const [lang, theme] of [
   test(`every page fits every width: ${lang}, ${theme}`, async () => {
     const bad = [];
     const walk = async ({ page, context, trouble }, signedIn) => {
-      for (const [i, [path, selector]] of [...PAGES.entries()].filter(([, p]) => p[2] === signedIn)) {
+      for (const [i, [path, selector, , open]] of [...PAGES.entries()].filter(([, p]) => p[2] === signedIn)) {
         await page.goto(`${server.url}/robots.txt`); // else only the part behind the # changes
         await page.setViewportSize({ width: WIDTHS[0], height: 900 });
         await page.goto(server.url + path);
         await page.locator(selector).first().waitFor();
+        if (open) {
+          await open(page);
+          await page.locator('dialog[open]').waitFor();
+        }
         for (const width of WIDTHS) {
           await page.setViewportSize({ width, height: 900 });
           await page.evaluate(() => new Promise((r) => requestAnimationFrame(() => requestAnimationFrame(r))));

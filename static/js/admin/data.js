@@ -90,6 +90,9 @@ function importForm() {
     type: 'file',
     accept: '.jsonl,.json,.ndjson,.parquet,.gz,.zst,application/x-ndjson,application/json',
   });
+  // the browser's own control speaks the browser's language, not the page's
+  const picked = h('span', { class: 'muted', dir: 'auto', text: t('data.no_file_yet') });
+  file.addEventListener('change', () => (picked.textContent = file.files[0]?.name ?? t('data.no_file_yet')));
   const report = h('div', { role: 'status' });
   const go = h('button', { type: 'submit', class: 'primary', text: t('labels.import') });
   const told = (r) => [
@@ -134,17 +137,17 @@ function importForm() {
       class: 'stack',
       on: {
         submit: caught(async () => {
-          const picked = file.files[0];
-          if (!picked) return void fill(report, h('p', { class: 'form-error', text: t('labels.no_file') }));
+          const chosenFile = file.files[0];
+          if (!chosenFile) return void fill(report, h('p', { class: 'form-error', text: t('labels.no_file') }));
           go.disabled = true;
-          fill(report, h('p', { class: 'muted', text: t('data.importing', { name: picked.name, size: bytes(picked.size) }) }));
+          fill(report, h('p', { class: 'muted', text: t('data.importing', { name: chosenFile.name, size: bytes(chosenFile.size) }) }));
           try {
             const r = await call('POST', '/admin/import', {
-              raw: picked,
+              raw: chosenFile,
               query: {
                 format: chosen.name,
                 known_answer: knownField.hidden ? null : known.value,
-                name: picked.name.replace(/[^A-Za-z0-9._-]+/g, '_').slice(0, 64),
+                name: chosenFile.name.replace(/[^A-Za-z0-9._-]+/g, '_').slice(0, 64),
               },
             });
             fill(report, told(r));
@@ -165,7 +168,7 @@ function importForm() {
       'div',
       { class: 'field' },
       h('label', { for: 'import-file', text: t('labels.file') }),
-      file,
+      h('div', { class: 'row file-pick' }, file, h('label', { class: 'button', for: 'import-file', text: t('data.choose_file') }), picked),
       h('p', { class: 'help', text: t('data.file_help') }),
     ),
     report,
