@@ -124,7 +124,7 @@ fn json_lines(path: PathBuf, reader: Box<dyn BufRead + Send>, field: String) -> 
 
 fn json_text(line: usize, text: &str, field: &str) -> Result<Option<String>, LineError> {
     let bad = |message: String| LineError::new(line, message);
-    let value: serde_json::Value = serde_json::from_str(text).map_err(|e| bad(format!("not JSON: {e}")))?;
+    let value: serde_json::Value = serde_json::from_str(text).map_err(|e| bad(super::fields::not_json(&e)))?;
     match value.get(field) {
         Some(serde_json::Value::String(text)) => Ok(Some(text.clone())),
         Some(serde_json::Value::Null) => Ok(None),

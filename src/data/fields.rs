@@ -227,10 +227,20 @@ pub(super) fn looks_like(fields: &Map<String, Value>) -> Option<Format> {
     }
 }
 
+/// What is wrong with a text that is no JSON. Of a single line only the column is named: its number is the caller's.
+pub(super) fn not_json(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let what = text.split(" at line ").next().unwrap_or(&text);
+    match (error.line(), error.column()) {
+        (0 | 1, column) => format!("not JSON: {what} at column {column}"),
+        (line, column) => format!("not JSON: {what} at line {line} column {column}"),
+    }
+}
+
 /// Parses a line. A key that comes twice is refused: which of the two was meant is not to be guessed.
 pub(super) fn parse_json(text: &str) -> Outcome<Value> {
     let mut json = serde_json::Deserializer::from_str(text);
-    let Strict(value) = Strict::deserialize(&mut json).map_err(|e| format!("not JSON: {e}"))?;
+    let Strict(value) = Strict::deserialize(&mut json).map_err(|e| not_json(&e))?;
     json.end().map_err(|_| {
         "more than one JSON value on the line; one line holds one (curl -d removes line ends: use --data-binary)"
             .to_owned()

@@ -41,7 +41,7 @@ pub fn read(path: &Path, text_field: &str, label_field: &str) -> Result<Vec<Labe
 }
 
 fn json_row(text: &str, text_field: &str, label_field: &str) -> Result<Labelled, String> {
-    let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
+    let value: Value = serde_json::from_str(text).map_err(|e| super::fields::not_json(&e))?;
     let text = value.get(text_field).and_then(Value::as_str).ok_or(format!("`{text_field}` must be a string"))?;
     let label = match value.get(label_field) {
         Some(Value::String(label)) => label.trim().to_owned(),

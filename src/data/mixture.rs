@@ -113,7 +113,7 @@ fn rows(path: &Path, task: &Task) -> Result<Rows, DataError> {
 }
 
 fn row(text: &str, task: &Task) -> Result<BTreeMap<String, String>, String> {
-    let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
+    let value: Value = serde_json::from_str(text).map_err(|e| super::fields::not_json(&e))?;
     let Value::Object(fields) = value else { return Err("must be a JSON object".into()) };
     let mut row = BTreeMap::new();
     for (name, value) in fields {

@@ -74,7 +74,7 @@ fn name(text: &str) -> String {
 
 /// `<TAG data-words="KEY">English</TAG>`: the script puts the page's language in.
 fn words(tag: &str, key: &str, english: &str) -> String {
-    format!("<{tag} data-words=\"docs.{key}\">{english}</{tag}>")
+    format!("<{tag} data-words=\"docs.{key}\">{}</{tag}>", prose(english))
 }
 
 pub async fn page(State(state): State<AppState>) -> Response {
@@ -104,7 +104,7 @@ pub async fn page(State(state): State<AppState>) -> Response {
         words(
             "p",
             "errors",
-            "Errors have one shape: {\"error\": {\"message\", \"type\", \"param\", \"code\"}}. param names the field to blame.",
+            "Errors have one shape: {\"error\": {\"message\", \"type\", \"param\", \"code\"}}. `param` names the offending field.",
         ),
     );
     Html(format!(

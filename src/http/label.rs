@@ -14,7 +14,7 @@ use super::markdown;
 use crate::domain::*;
 use crate::service::label::{self, Next, Turn, Wanted, Word};
 use crate::service::people::Actor;
-use crate::service::{Services, guidelines as words};
+use crate::service::{Services, browse, guidelines as words};
 use crate::store::{NoLease, Page, Submitted};
 
 /// A message with its safe HTML.
@@ -282,7 +282,15 @@ pub async fn history(
 ) -> ApiResult<axum::Json<Value>> {
     let judgments = label::history(&state.services, &actor, query.page()?).await?;
     let next = judgments.last().map(|j| j.id.clone());
-    Ok(axum::Json(json!({"data": judgments, "after": next})))
+    let sets: Vec<SetId> = judgments.iter().map(|j| j.set_id.clone()).collect();
+    let prompts = browse::previews(&state.services, &sets).await?;
+    let one = |judgment: &Judgment| {
+        let mut line = serde_json::to_value(judgment).unwrap_or_default();
+        line["prompt"] = json!(prompts.get(&judgment.set_id));
+        line
+    };
+    let data: Vec<Value> = judgments.iter().map(one).collect();
+    Ok(axum::Json(json!({"data": data, "after": next})))
 }
 
 pub async fn reopen(

@@ -7,6 +7,7 @@ use axum::http::Method;
 use axum::routing::{MethodFilter, MethodRouter, on};
 use schemars::JsonSchema;
 use serde_json::Value;
+use tower_http::compression::CompressionLayer;
 
 use super::auth::Access::{self, Admin, Feedback, Inference, Public, Review};
 use super::{
@@ -122,6 +123,8 @@ pub fn table(limits: &LimitsConfig) -> Vec<Route> {
 }
 
 fn pages_and_status() -> Vec<Route> {
+    let mut files = get("/static/{*path}", Public, "Files of the pages", pages::file).page();
+    files.handler = files.handler.layer(CompressionLayer::new());
     vec![
         get("/", Public, "Where the pages are", pages::index).page(),
         get("/label", Public, "The labeler's page", pages::label).page(),
@@ -130,10 +133,10 @@ fn pages_and_status() -> Vec<Route> {
         get("/explore", Public, "Attention maps and model sizes", pages::explore).page(),
         get("/docs", Public, "This API, readable", docs::page).page(),
         get("/openapi.json", Public, "This API, OpenAPI 3.1", openapi::json),
-        get("/static/{*path}", Public, "Files of the pages", pages::file).page(),
+        files,
         get("/favicon.ico", Public, "The icon", pages::favicon).page(),
         get("/robots.txt", Public, "For crawlers", pages::robots).page(),
-        get("/health", Public, "Alive", status::health),
+        get("/health", Public, "Liveness check", status::health),
         get("/ready", Public, "200 when requests are served, 503 while the model loads", status::ready),
         get("/metrics", Public, "Prometheus metrics", status::metrics),
     ]
@@ -152,10 +155,10 @@ fn inference() -> Vec<Route> {
         post("/v1/choices", Inference, "Score given answers to a prompt, ranked", choices::create)
             .taking::<choices::ChoicesRequest>()
             .computing(),
-        post("/v1/embeddings", Inference, "Texts to vectors, by an encoder", encoders::embeddings)
+        post("/v1/embeddings", Inference, "Embed texts by an encoder", encoders::embeddings)
             .taking::<encoders::EmbeddingsRequest>()
             .computing(),
-        post("/v1/fill-mask", Inference, "What an encoder puts into gaps", encoders::fill_mask)
+        post("/v1/fill-mask", Inference, "Fill masked gaps by an encoder", encoders::fill_mask)
             .taking::<encoders::FillMaskRequest>()
             .computing(),
         post("/v1/attention", Inference, "Which tokens attend to which, by layer and head", attention::create)
@@ -179,7 +182,7 @@ fn people() -> Vec<Route> {
     let mut log_in = post("/session", Public, "Sign in with a key, a personal link or an invite", session::log_in)
         .taking::<session::LogIn>();
     log_in.handler = log_in.handler.layer(DefaultBodyLimit::max(LOGIN_BYTES));
-    let mut look = post("/session/invite", Public, "Whom an invite is for", session::look_at_invite)
+    let mut look = post("/session/invite", Public, "Show whom an invite is for", session::look_at_invite)
         .taking::<session::InviteLook>();
     look.handler = look.handler.layer(DefaultBodyLimit::max(LOGIN_BYTES));
     vec![
@@ -194,7 +197,7 @@ fn people() -> Vec<Route> {
         post(
             "/v1/comparison-sets",
             Feedback,
-            "Make a set to be ranked, drawn from the policy if need be",
+            "Create a set to rank; missing completions are drawn from the policy",
             sets::create,
         )
         .taking::<sets::SetRequest>()
@@ -225,7 +228,7 @@ fn people() -> Vec<Route> {
         .taking::<ask::AskRequest>()
             .computing(),
         post("/v1/label/{id}/renew", Feedback, "Extend a lease", label::renew).taking::<label::Lease>(),
-        post("/v1/label/{id}/release", Feedback, "Give a lease back", label::release).taking::<label::Lease>(),
+        post("/v1/label/{id}/release", Feedback, "Release a lease", label::release).taking::<label::Lease>(),
         post("/v1/label/{id}/judgment", Feedback, "Judge a leased set", label::submit)
             .taking::<label::JudgmentRequest>()
             .answering(
@@ -238,7 +241,9 @@ fn people() -> Vec<Route> {
              tie_rate, skip_rate, agreement_with_others, calibration_accuracy: figures {value, low, high, n} or \
              null, queue_open}",
         ),
-        get("/v1/label/history", Feedback, "Own judgments, newest first", label::history).asking::<label::PageQuery>(),
+        get("/v1/label/history", Feedback, "Own judgments, newest first", label::history)
+            .asking::<label::PageQuery>()
+            .answering("{data: [judgment, prompt (a preview)], after}"),
         get("/v1/label/judgments/{id}", Feedback, "A judgment with its set as shown", label::reopen),
     ]
 }
@@ -247,18 +252,18 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
     let mut import = post(
         "/admin/import",
         Admin,
-        "A file in: comparisons, trl, hh, demonstrations, prompts, oasst (lines), parquet; ?known_answer=gold",
+        "Import a file: comparisons, trl, hh, demonstrations, prompts, oasst (lines), parquet; ?known_answer=gold",
         admin::transfer::import,
     )
     .asking::<admin::transfer::ImportQuery>();
     import.decodes = true;
     import.handler = import.handler.layer(DefaultBodyLimit::max(limits.import_bytes));
     vec![
-        get("/admin/api/overview", Admin, "The loop in figures and the next sensible action", admin::overview),
-        get("/admin/api/throughput", Review, "Judgments a day, time at work, the queue", admin::throughput).asking::<admin::FlowQuery>(),
+        get("/admin/api/overview", Admin, "Counts of the loop and the suggested next step", admin::overview),
+        get("/admin/api/throughput", Review, "Judgments per day, median time, the queue", admin::throughput).asking::<admin::FlowQuery>(),
         get("/admin/sets", Admin, "Sets with their prompt and progress, newest first", admin::browse::sets).asking::<admin::browse::SetsQuery>().answering(
             "Query: status, kind, policy, q (text of the prompt), labeler (who judged it), disputed (true: only sets \
-             that people rank differently), after (id), limit. {data: [the set, prompt (a preview), judged, skipped, \
+             that people rank differently), stuck (true: only open sets that no active labeler can judge), after (id), limit. {data: [the set, prompt (a preview), judged, skipped, \
              held (current leases), cut_off (answers that end at the length limit)], after, total}",
         ),
         post("/admin/sets/draw", Admin, "Draw sets in bulk from stored prompts, in the background", admin::sets::draw)
@@ -271,12 +276,12 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         get("/admin/sets/draws", Admin, "Draws, newest first", admin::sets::draws).asking::<label::PageQuery>(),
         get("/admin/sets/draws/{id}", Admin, "One draw: running, done, failed or cancelled", admin::sets::get_draw),
         post("/admin/sets/draws/{id}/cancel", Admin, "Stop a running draw", admin::sets::cancel_draw),
-        post("/admin/sets/retire", Admin, "Take several sets out of the queue", admin::browse::retire)
+        post("/admin/sets/retire", Admin, "Remove several sets from the queue", admin::browse::retire)
             .taking::<admin::browse::RetireRequest>(),
         post("/admin/sets/{id}/known-answer", Admin, "Make a set gold or calibration", admin::sets::known_answer)
             .taking::<admin::sets::KnownAnswerRequest>(),
-        post("/admin/sets/{id}/retire", Admin, "Take a set out of the queue", admin::sets::retire),
-        get("/admin/recipes", Admin, "What can be trained, with argument schemas", admin::jobs::recipes),
+        post("/admin/sets/{id}/retire", Admin, "Remove a set from the queue", admin::sets::retire),
+        get("/admin/recipes", Admin, "Recipes with the schemas of their arguments", admin::jobs::recipes),
         get("/admin/jobs", Admin, "Jobs, newest first", admin::jobs::list).asking::<admin::jobs::JobsQuery>(),
         post("/admin/jobs", Admin, "Queue a job", admin::jobs::create).taking::<admin::jobs::JobRequest>(),
         post("/admin/jobs/estimate", Admin, "Memory, steps and time that a job would need", admin::jobs::estimate)
@@ -292,7 +297,7 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
              previous: {kind: id of the version that was active before}, rolled_back: [ids whose last activation was \
              rolled back]}"),
         get("/admin/models/{id}", Admin, "One model version", admin::models::get),
-        get("/admin/models/{id}/evidence", Admin, "What speaks for and against a version", admin::models::evidence)
+        get("/admin/models/{id}/evidence", Admin, "Evidence for and against a version", admin::models::evidence)
             .answering(
                 "{model, active, parent: {id, name, kind, state} or null; finding: {code, worth_promoting}; accuracy \
                  on held-out pairs: {value, low, high, n, chance} or null; labeler_agreement, win_rate (a tie counts \
@@ -307,13 +312,13 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         get(
             "/admin/usage",
             Admin,
-            "What each version wrote and how it was received; the canary",
+            "Usage and feedback of each version; the canary",
             admin::settings::usage,
         ),
         post("/admin/canary", Admin, "Send a share of the requests to a candidate", admin::settings::start_canary)
             .taking::<admin::settings::NewCanary>(),
         delete("/admin/canary", Admin, "End the canary", admin::settings::end_canary),
-        get("/admin/guidelines", Admin, "Guidelines of every language and their former versions", label::all_guidelines),
+        get("/admin/guidelines", Admin, "Guidelines of every language and their earlier versions", label::all_guidelines),
         post("/admin/guidelines", Admin, "Change the guidelines of a language", label::change_guidelines)
             .taking::<label::GuidelinesChange>(),
         get("/admin/settings", Admin, "Every setting with its explanation", admin::settings::list),
@@ -328,9 +333,9 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         post("/admin/retention", Admin, "Remove what is past its limits, in the background", admin::retention::run)
             .answering("202: progress, as GET /admin/retention has it; 409 while one runs"),
         import,
-        get("/admin/export", Admin, "A file out: comparisons, trl, hh, demonstrations, oasst (lines), parquet", admin::transfer::export).asking::<admin::transfer::ExportQuery>()
+        get("/admin/export", Admin, "Export a file: comparisons, trl, hh, demonstrations, oasst (lines), parquet", admin::transfer::export).asking::<admin::transfer::ExportQuery>()
             .answering("Query: format, split (train, heldout), feedback (true: also preferences from applications' events), or dataset (id or name of a version: its exact rankings, or 409 when some were erased)"),
-        post("/admin/sample-data", Admin, "Load real rankings and pairs to rank, for a first walk", admin::transfer::sample).answering(
+        post("/admin/sample-data", Admin, "Load sample rankings and pairs to rank", admin::transfer::sample).answering(
             "{imported, skipped, failed, errors} as /admin/import, draw: the draw that makes the pairs, null when the sample was loaded before",
         ),
         get("/admin/datasets", Admin, "Dataset versions, newest first", admin::transfer::list_datasets),
@@ -341,21 +346,21 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         post("/admin/labelers", Admin, "Add a labeler", admin::people::add_labeler)
             .taking::<admin::people::NewLabeler>()
             .answering("The labeler, and link: {id, created, expires, token, url}: how they sign in, shown once"),
-        post("/admin/labelers/{id}/link", Admin, "Make a sign-in link for a person; the one before stops working", admin::people::make_link)
+        post("/admin/labelers/{id}/link", Admin, "Create a sign-in link for a person; the former one stops working", admin::people::make_link)
             .taking::<admin::people::NewLink>()
             .answering("201: {id, created, expires, token, url}: shown once"),
         delete("/admin/labelers/{id}/link", Admin, "Revoke a person's sign-in link; its sessions end", admin::people::revoke_link),
-        post("/admin/labelers/{id}/active", Admin, "Let a labeler in or keep them out", admin::people::set_active)
+        post("/admin/labelers/{id}/active", Admin, "Allow or refuse a labeler's sign-in", admin::people::set_active)
             .taking::<admin::people::SetActive>(),
         post("/admin/labelers/{id}", Admin, "Change role, quota or activity of a labeler", admin::people::change_labeler).taking::<admin::people::LabelerChange>(),
-        get("/admin/labelers/{id}/data", Admin, "Everything stored about a person, for the person", admin::people::personal_data),
+        get("/admin/labelers/{id}/data", Admin, "Everything stored about a person", admin::people::personal_data),
         post("/admin/labelers/{id}/erase", Admin, "Erase a person's data on request", admin::people::erase).taking::<admin::people::EraseRequest>().answering("{judgments, demonstrations, feedback_events, sessions, keys, invites, links, sets}: how many were removed or made anonymous; job_lines: lines taken out of the files of training jobs; backups: whose manifests now name the person, so that a restore erases them again; not_reached: where the words may still be"),
         delete("/admin/invites/{id}", Admin, "Revoke an unused invite", admin::people::revoke_invite),
         get("/admin/invites", Admin, "Invites", admin::people::invites),
-        post("/admin/invites", Admin, "Make a one-use invite", admin::people::invite)
+        post("/admin/invites", Admin, "Create a one-use invite", admin::people::invite)
             .taking::<admin::people::NewInvite>(),
         get("/admin/keys", Admin, "API keys", admin::people::keys),
-        post("/admin/keys", Admin, "Make an API key", admin::people::create_key).taking::<admin::people::NewKey>(),
+        post("/admin/keys", Admin, "Create an API key", admin::people::create_key).taking::<admin::people::NewKey>(),
         delete("/admin/keys/{id}", Admin, "Revoke an API key", admin::people::revoke_key),
     ]
 }
@@ -364,8 +369,9 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
 fn review() -> Vec<Route> {
     vec![
         get("/v1/review/sets/{id}", Review, "A set with everybody's latest judgments", admin::sets::review).answering(
-            "{set, prompt, completions: [{id, text, html, author}], judgments: [{judgment, labeler: {id, name}}], \
-             settled_by: labeler id or null, expected: [{completion_id, tier}], explanation}",
+            "{set, prompt, completions: [{id, text, html, author, finish_reason}], judgments: [{judgment, labeler: {id, \
+             name}}], settled_by: labeler id or null, known_answer: {tiers: [{completion_id, tier}], explanation} of \
+             gold and calibration sets, else null}",
         ),
         post(
             "/v1/review/sets/{id}/settle",

@@ -102,7 +102,7 @@ pub fn next_action(s: &Situation<'_>) -> NextAction {
     };
 
     if let Some(job) = s.job {
-        return step("wait", "job", json!({"kind": job.kind}), format!("a {} job is under way", job.kind));
+        return step("wait", "job", json!({"kind": job.kind}), format!("a {} job is running or queued", job.kind));
     }
     if let Some(c) = s.new_reward.as_ref().filter(|c| c.summary.finding.worth_promoting) {
         let name = &c.version.name;

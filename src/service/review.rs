@@ -86,9 +86,6 @@ pub struct Disputed {
     pub completions: Vec<Completion>,
     pub judgments: Vec<Judgment>,
     pub settled_by: Option<LabelerId>,
-    /// The expected tiers of sets with a known answer, and why.
-    pub expected: Vec<(CompletionId, i64)>,
-    pub explanation: Option<String>,
 }
 
 /// A set as reviewers see it, with the authors: what they judge of it afterwards is not blind.
@@ -102,9 +99,7 @@ pub async fn disputed(services: &Services, by: &Actor, id: &SetId) -> Result<Dis
     }
     let judgments = services.store.set_judgments(id).await?;
     let settled_by = services.store.settled_by(id).await?;
-    let expected = services.store.get_gold(id).await?;
-    let explanation = services.store.set_explanation(id).await?;
-    Ok(Disputed { set, prompt, completions, judgments, settled_by, expected, explanation })
+    Ok(Disputed { set, prompt, completions, judgments, settled_by })
 }
 
 /// Settles a set by the reviewer's own judgment: datasets then take it instead of the others'. A reviewer

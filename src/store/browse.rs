@@ -21,6 +21,8 @@ pub struct SetFilter {
     pub labeler_id: Option<LabelerId>,
     /// Only sets on which two people order some pair of answers differently.
     pub disputed: bool,
+    /// Only open sets that no active labeler can judge any more.
+    pub stuck: bool,
 }
 
 /// A set as a list shows it.
@@ -188,27 +190,30 @@ const DISPUTED: &str = "EXISTS (SELECT 1 FROM judgments j
           <> CASE WHEN ka.tier < kb.tier THEN -1 WHEN ka.tier > kb.tier THEN 1 ELSE 0 END)";
 
 async fn sets_page(conn: &mut Conn, filter: &SetFilter, page: &Page, now: Micros) -> Result<(Vec<SetRow>, i64)> {
-    let holds = prompt_holds(conn, 4);
+    let holds = prompt_holds(conn, 5);
+    let stuck = leases::STUCK;
     let fits = format!(
         "FROM comparison_sets s JOIN prompts p ON p.id = s.prompt_id
-         WHERE ($1 IS NULL OR s.status = $1) AND ($2 IS NULL OR s.kind = $2)
-           AND ($3 IS NULL OR s.selection_policy = $3) AND ($4 IS NULL OR {holds})
-           AND ($5 IS NULL OR EXISTS (SELECT 1 FROM judgments j WHERE j.set_id = s.id AND j.labeler_id = $5))
-           AND (NOT $6 OR {DISPUTED})"
+         WHERE ($2 IS NULL OR s.status = $2) AND ($3 IS NULL OR s.kind = $3)
+           AND ($4 IS NULL OR s.selection_policy = $4) AND ($5 IS NULL OR {holds})
+           AND ($6 IS NULL OR EXISTS (SELECT 1 FROM judgments j WHERE j.set_id = s.id AND j.labeler_id = $6))
+           AND (NOT $7 OR {DISPUTED}) AND (NOT $8 OR ({stuck}))"
     );
     let given = || {
         args![
+            now,
             filter.status.map(SetStatus::as_str),
             filter.kind.map(SetKind::as_str),
             filter.policy.as_deref(),
             filter.text.as_deref().map(pattern).as_deref(),
             filter.labeler_id.as_ref().map(LabelerId::as_str),
-            filter.disputed
+            filter.disputed,
+            filter.stuck
         ]
     };
     let total = total(conn, format!("SELECT COUNT(*) AS n {fits}"), given()).await?;
     let mut paged = given();
-    paged.extend(args![&page.after, page.limit, now]);
+    paged.extend(args![&page.after, page.limit]);
     let rows = conn
         .all_built(
             format!(
@@ -218,10 +223,10 @@ async fn sets_page(conn: &mut Conn, filter: &SetFilter, page: &Page, now: Micros
                         (SELECT COUNT(*) FROM judgments j WHERE j.set_id = s.id AND j.outcome = 'skip' AND {LATEST})
                             AS skipped,
                         (SELECT COUNT(*) FROM assignments a WHERE a.set_id = s.id AND a.state = 'leased'
-                            AND a.expires_at > $9) AS held,
+                            AND a.expires_at > $1) AS held,
                         (SELECT COUNT(*) FROM set_items i JOIN completions c ON c.id = i.completion_id
                             WHERE i.set_id = s.id AND c.finish_reason = 'length') AS cut_off
-                 {fits} AND ($7 IS NULL OR s.id < $7) ORDER BY s.id DESC LIMIT $8"
+                 {fits} AND ($9 IS NULL OR s.id < $9) ORDER BY s.id DESC LIMIT $10"
             ),
             paged,
         )

@@ -120,21 +120,25 @@ pub(super) async fn count_for(
     .await
 }
 
-/// Open sets that somebody has judged or skipped and that no active labeler can judge any more. The
-/// administrator's own key is nobody to wait for.
-pub(super) async fn count_stuck(conn: &mut Conn, now: Micros) -> Result<i64> {
-    conn.count(
+/// The set `s` is open, somebody has judged or skipped it, and at the time `$1` no active labeler can judge it any
+/// more. The administrator's own key is nobody to wait for.
+macro_rules! stuck {
+    () => {
         concat!(
-            "SELECT COUNT(*) AS n FROM comparison_sets s WHERE s.status = 'open' AND s.kind = 'normal'
-               AND EXISTS (SELECT 1 FROM judgments t WHERE t.set_id = s.id)
-               AND NOT EXISTS (SELECT 1 FROM labelers l WHERE l.active = $2 AND l.id NOT IN ('admin', 'import')
-                   AND ",
+            "s.status = 'open' AND s.kind = 'normal'
+             AND EXISTS (SELECT 1 FROM judgments t WHERE t.set_id = s.id)
+             AND NOT EXISTS (SELECT 1 FROM labelers l WHERE l.active AND l.id NOT IN ('admin', 'import') AND ",
             can_judge!("l.id"),
             ")"
-        ),
-        args![now, true],
-    )
-    .await
+        )
+    };
+}
+
+/// The condition of `stuck!` for statements that are built from parts.
+pub(super) const STUCK: &str = stuck!();
+
+pub(super) async fn count_stuck(conn: &mut Conn, now: Micros) -> Result<i64> {
+    conn.count(concat!("SELECT COUNT(*) AS n FROM comparison_sets s WHERE ", stuck!()), args![now]).await
 }
 
 /// Leases whose holder is at work.

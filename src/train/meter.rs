@@ -30,6 +30,11 @@ impl Meter {
         (tokens > 0 && seconds > 0.0).then(|| tokens as f64 / seconds)
     }
 
+    /// Seconds of this process at work; a resumed run counts from 0 again.
+    pub fn elapsed(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+
     /// Seconds left at the mean speed so far; `None` before the first step is done.
     pub fn eta(&self, step: u64, total: u64) -> Option<f64> {
         let done = step.checked_sub(self.first_step).filter(|n| *n > 0)?;

@@ -268,7 +268,8 @@ impl<'a> Run<'a> {
         });
         if let Some(rate) = tokens_per_second {
             let memory = memory_bytes.map(|bytes| ("memory_bytes", bytes as f64));
-            self.metrics([("tokens_per_second", rate)].into_iter().chain(memory));
+            let elapsed = ("elapsed_seconds", self.meter.elapsed());
+            self.metrics([("tokens_per_second", rate), elapsed].into_iter().chain(memory));
         }
     }
 

@@ -101,6 +101,9 @@ export function userText(item, props) {
   return item.html ? serverHtml(item.html, props) : plainText(text, props);
 }
 
+/** Text with code between backticks, as messages of the server have it. */
+export const coded = (text) => String(text).split('`').map((piece, i, all) => (i % 2 && i < all.length - 1 ? h('code', { text: piece }) : piece));
+
 export function plainText(text, props) {
   return h('div', { dir: 'auto', ...props, class: `plain ${props?.class ?? ''}`.trim(), text });
 }

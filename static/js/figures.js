@@ -1,11 +1,13 @@
 // Figures with their 95 % intervals: as text, and as a dot with whiskers on a common scale.
 import { h, svg } from './dom.js';
-import { fig, num, t } from './i18n.js';
+import { fig, lang, num, t } from './i18n.js';
 
 /** How often labelers agree with each other in the InstructGPT and summarisation papers. */
 export const HUMAN_CEILING = [0.72, 0.77];
 
-export const percent = (x, digits = 0) => (Number.isFinite(x) ? `${(100 * x).toFixed(digits)}\u00a0%` : '–');
+/** Chinese writes the sign without a space. */
+const PERCENT = lang === 'zh' ? '%' : '\u00a0%';
+export const percent = (x, digits = 0) => (Number.isFinite(x) ? `${(100 * x).toFixed(digits)}${PERCENT}` : '–');
 
 /** "0.74 (0.68 – 0.80)", as shares where `share`. */
 export function figureText(f, { share = false, digits = 2 } = {}) {
@@ -72,7 +74,7 @@ export const tile = (value, label, help) =>
     { class: 'figure' },
     h('strong', { text: typeof value === 'number' ? (Number.isInteger(value) ? num(value) : fig(value)) : value }),
     h('span', { text: label }),
-    help ? h('span', { class: 'help', text: help }) : null,
+    help ? h('span', { class: 'help' }, help) : null,
   );
 
 /** Bars of a small count per day; `days`: `[{label, value, title}]`. */

@@ -28,6 +28,9 @@ export function setLanguage(code) {
   location.reload();
 }
 
+/** Between two sentences: Chinese has no space after a full stop. */
+export const GAP = lang === 'zh' ? '' : ' ';
+
 const ints = new Intl.NumberFormat(locale);
 export const num = (x) => ints.format(x);
 

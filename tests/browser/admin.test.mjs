@@ -23,7 +23,7 @@ test('a wrong key is refused, the right one shows the loop and the jobs', async 
   await signIn(page, server.url, '/admin');
   await page.locator('.loop').waitFor();
   const names = await page.locator('.node-name').allTextContents();
-  assert.deepEqual(names, ['Prompts', 'Completions', 'Rankings', 'Reward model', 'PPO', 'Active model']);
+  assert.deepEqual(names, ['Prompts', 'Answers', 'Rankings', 'Reward model', 'PPO', 'Active model']);
   assert.ok((await page.locator('.node.active .node-value').textContent()).trim().length > 0);
   await page.locator('.next-step .button').waitFor();
   await page.locator('.tabs a', { hasText: 'Jobs' }).click();

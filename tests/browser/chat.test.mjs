@@ -29,6 +29,18 @@ async function say(page, text) {
   await page.keyboard.press('Enter');
 }
 
+test('a newcomer’s first message sets no length: the server and the model’s context do', async () => {
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await visit(page, server.url, '/chat', '#chat-input');
+  const asked = page.waitForRequest((r) => r.url().endsWith('/v1/chat/completions'));
+  await say(page, 't5 t6');
+  assert.equal((await asked).postDataJSON().max_tokens, undefined);
+  await page.getByRole('button', { name: 'Stop' }).click().catch(() => {}); // it may have ended
+  assert.equal(await page.locator('.notice.bad').count(), 0);
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
 test('an answer streams in, takes a thumb, and the conversation goes on', async () => {
   const { page, context, trouble } = await chat('one');
   await say(page, 't5 t6 t7');
@@ -67,7 +79,7 @@ test('stop keeps what was written, and what is refused is told in plain words', 
   await page.locator('#chat-max').blur();
   await page.locator('#chat-input').press('Enter');
   await page.locator('.answer-place [role=alert]').waitFor();
-  assert.match(await page.locator('.answer-place [role=alert] p').textContent(), /do not fit the model/);
+  assert.match(await page.locator('.answer-place [role=alert] p').textContent(), /exceed the model/);
   await page.locator('#chat-max').fill('8');
   await page.locator('#chat-max').blur();
   await page.locator('.answer-place [role=alert] button').click();

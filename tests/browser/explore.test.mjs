@@ -31,7 +31,7 @@ test('a decoder hides what comes later, an encoder nothing; arrow keys choose th
   await page.keyboard.press('End');
   assert.equal(await unseen(1), 0);
   await page.keyboard.press('Home');
-  assert.match(await page.locator('.looks figure:nth-child(1) .attends').textContent(), /t5 attends to: t5 100 %\./);
+  assert.match(await page.locator('.looks figure:nth-child(1) .attends').textContent(), /t5 attends to: t5 100\s%\./);
   // Numbers are the API's.
   const answer = await page.request.post(`${server.url}/v1/attention`, { data: { text: 't5 t9 t2 t40 t7', layers: [1] } });
   const maps = (await answer.json()).maps[0].heads;
@@ -41,7 +41,7 @@ test('a decoder hides what comes later, an encoder nothing; arrow keys choose th
   await page.locator('.looks figure:nth-child(1) .token').nth(4).click();
   const label = await page.locator('.looks figure:nth-child(1) .token').nth(1).getAttribute('aria-label');
   const share = maps[2][4][1];
-  assert.equal(label, `t9: ${(share * 100).toFixed(share < 0.0995 ? 1 : 0)} %`);
+  assert.equal(label, `t9: ${(share * 100).toFixed(share < 0.0995 ? 1 : 0)}\u00a0%`);
   assert.deepEqual(trouble, []);
   await context.close();
 });

@@ -275,3 +275,27 @@ test('curves: what tells most comes first, and what never moves is set apart', a
   assert.deepEqual(result.order, ['heldout_accuracy', 'entropy', 'response_length', 'grad_norm', 'odd_one']);
   assert.deepEqual([result.alone, result.compared, result.moving], [true, false, false]);
 });
+
+test('curves: the clock of a resumed run goes on, ticks can be told apart, a wide interval shades nothing', async () => {
+  const r = await opened.page.evaluate(async () => {
+    const c = await import('/static/js/admin/curves.js');
+    const m = await import('/static/js/admin/metrics.js');
+    const clock = c.timeOf({ steps: [1, 2, 3, 5], values: [10, 20, 4, 12] });
+    return {
+      none: c.timeOf(undefined),
+      at: [0, 1, 1.5, 2, 3, 4, 5, 6].map(clock),
+      far: m.tickTexts('loss', [0, 0.5, 1]),
+      near: m.tickTexts('loss', [1.0549, 1.05495, 1.055]),
+      share: m.tickTexts('ece', [0.41031, 0.410315, 0.41032]),
+      bands: [m.bandOf({ low: 0.6, high: 0.8 }), m.bandOf({ low: 0, high: 1 }), m.bandOf(null)],
+      once: c.isStill(new Map([['a', new Map([['x', { steps: [0], values: [7] }]])]]), 'x'),
+      curve: c.isStill(new Map([['a', new Map([['x', { steps: [1], values: [7] }]])]]), 'x'),
+    };
+  });
+  assert.equal(r.none, null);
+  assert.deepEqual(r.at, [0, 10, 15, 20, 24, 28, 32, 36], 'a restart counts from where the run was');
+  assert.deepEqual(r.far, ['0', '0.5', '1']);
+  for (const ticks of [r.near, r.share]) assert.equal(new Set(ticks).size, 3, `${ticks}`);
+  assert.deepEqual(r.bands.map((b) => b ?? null), [[0.6, 0.8], null, null]);
+  assert.deepEqual([r.once, r.curve], [true, false], 'counted once before the first step is no curve');
+});

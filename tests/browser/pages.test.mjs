@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { readFileSync, readdirSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { after, before, test } from 'node:test';
-import { axeSource, judgmentsOf, makeSet, openPage, signedInPage, startBrowser, startServer, visit } from './support.mjs';
+import { api, axeSource, judgmentsOf, listOf, makeSet, openPage, signedInPage, startBrowser, startServer, visit } from './support.mjs';
 
 const STATIC = resolve(import.meta.dirname, '../../static');
 const words = Object.fromEntries(['en', 'zh'].map((l) => [l, JSON.parse(readFileSync(join(STATIC, `i18n/${l}.json`), 'utf8'))]));
@@ -53,6 +53,38 @@ test('language files: same keys, nothing empty, Chinese is Chinese, every key in
     for (const [, key] of readFileSync(join(STATIC, 'js', file), 'utf8').matchAll(/\bt\('([^']+)'/g))
       assert.ok(key in words.en, `${file}: ${key}`);
   }
+});
+
+test('Chinese is written as Chinese: full-width marks, spaces at Latin words, one term for one thing', () => {
+  const HAN = '[\\u4e00-\\u9fff]';
+  const wrong = [];
+  const forbid = (key, text, pattern, what) => pattern.test(text) && wrong.push(`${key}: ${what}: ${text}`);
+  for (const [key, text] of Object.entries(words.zh)) {
+    if (!new RegExp(HAN).test(text)) continue;
+    // code keeps its marks; what stands in for a placeholder brings its own
+    const prose = text.replace(/`[^`]*`|max\(n, best_of\)|\{\w+\}/g, (code) => (code.startsWith('{') ? 'X' : ''));
+    forbid(key, prose, /[,;!?]/, 'a half-width mark');
+    forbid(key, prose, new RegExp(`${HAN}:|:${HAN}|${HAN}\\(|\\)${HAN}`), 'a half-width mark');
+    const bare = text.replace(/\{(why|direction|name|d)\}/g, '');
+    forbid(key, bare, new RegExp(`${HAN}[A-Za-z0-9{]|[A-Za-z0-9}]${HAN}`), 'no space between Chinese and Latin');
+    forbid(key, text, /\d %/, 'a space before %');
+    forbid(key, text, /您|词元|使用中|不相上下|位次|复核员|回退|看内部|提示(?!词|微调)(?<!软提示)/, 'a second term');
+  }
+  assert.deepEqual(wrong, []);
+});
+
+test('every setting, argument, recipe and recorded action has words in both languages', async () => {
+  const [settings, recipes] = await Promise.all(['/admin/settings', '/admin/recipes'].map((path) => api(server.url, 'GET', path)));
+  const needed = [
+    ...listOf(settings).flatMap((s) => [`setting_name.${s.name}`, `setting.${s.name}`]),
+    ...listOf(recipes).flatMap((r) => [
+      `recipe.${r.name}`,
+      `recipe_name.${r.name}`,
+      ...Object.keys(r.schema.properties).flatMap((arg) => [`arg.${arg}`, `arg.${arg}_help`]),
+    ]),
+  ];
+  assert.ok(needed.length > 150, `${needed.length}`);
+  assert.deepEqual(needed.filter((key) => !(key in words.en)), []);
 });
 
 test('HTML is parsed in one place only', () => {

@@ -94,7 +94,7 @@ test('two people disagree: the figures say so, a reviewer settles it', async () 
 
   const { page, context, trouble } = await newcomer('Reviewer', 'reviewer');
   await visit(page, server.url, '/admin', '.throughput');
-  assert.deepEqual(await page.locator('.tabs a').allTextContents(), ['Labels'], 'a reviewer sees the judgments only');
+  assert.deepEqual(await page.locator('.tabs a').allTextContents(), ['Judgments'], 'a reviewer sees the judgments only');
   await page.locator('.figure-row').first().waitFor();
   const pairwise = page.locator('.figure-row', { hasText: 'Two people prefer the same answer' });
   assert.match(await pairwise.textContent(), /75\u00a0%/);

@@ -139,7 +139,7 @@ test('the estimate follows the form, and a server without one is no trouble', as
     });
   });
   await visit(page, server.url, '/admin#/jobs/new/ppo', '.estimate span');
-  assert.match(await page.locator('.estimate').textContent(), /3 m 00 s to 6 m 00 s · 2\.1 GB of 16 GB free memory · 100 steps/);
+  assert.match(await page.locator('.estimate').textContent(), /3 min 00 s to 6 min 00 s · 2\.1 GB of 16 GB free memory · 100 steps/);
   await page.locator('#arg-iterations').fill('500');
   await page.locator('.estimate .bad-text').waitFor();
   assert.equal(asked.at(-1).kind, 'ppo');
@@ -193,6 +193,12 @@ test('curves: raw values beside them, smoothing off until asked for, every quant
   await page.mouse.up();
   await kl.getByRole('button', { name: 'Reset zoom' }).click();
   assert.ok(await kl.getByRole('button', { name: 'Reset zoom' }).isHidden());
+  // the same curves over the time at work
+  await page.locator('#time-axis').check();
+  assert.match(await page.locator('.chart[data-metric=reward] figcaption .help').textContent(), /^(\d+ min )?\d+ s$/);
+  await page.locator('#time-axis').uncheck();
+  assert.match(await page.locator('.chart[data-metric=reward] figcaption .help').textContent(), /^(step \d|after the last step)$/);
+  assert.equal(await page.locator('.chart[data-metric=elapsed_seconds]').count(), 0, 'the clock is an axis, no curve');
   // samples: before and after, with reward
   assert.match(await page.locator('.sample-side').first().textContent(), /before training.*Reward/);
   assert.match(await page.locator('.sample-side').nth(1).textContent(), /step 3.*Reward/);

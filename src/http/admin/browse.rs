@@ -31,6 +31,9 @@ pub struct SetsQuery {
     /// Only sets that people rank differently.
     #[serde(default)]
     disputed: bool,
+    /// Only open sets that no active labeler can judge any more.
+    #[serde(default)]
+    stuck: bool,
     after: Option<String>,
     limit: Option<u32>,
 }
@@ -40,8 +43,8 @@ fn text(q: Option<String>) -> Option<String> {
 }
 
 pub async fn sets(State(state): State<AppState>, Query(query): Query<SetsQuery>) -> ApiResult<axum::Json<Value>> {
-    let SetsQuery { status, kind, policy, q, labeler, disputed, after, limit } = query;
-    let filter = SetFilter { status, kind, policy, text: text(q), labeler_id: labeler, disputed };
+    let SetsQuery { status, kind, policy, q, labeler, disputed, stuck, after, limit } = query;
+    let filter = SetFilter { status, kind, policy, text: text(q), labeler_id: labeler, disputed, stuck };
     let (rows, total) = browse::sets(&state.services, &filter, page(after, limit)?).await?;
     let next = rows.last().map(|(row, _)| row.set.id.clone());
     let one = |(row, prompt): (crate::store::SetRow, String)| {

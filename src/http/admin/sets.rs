@@ -116,8 +116,6 @@ pub async fn review(
         "completions": completions,
         "judgments": judgments,
         "settled_by": disputed.settled_by,
-        "expected": disputed.expected.iter().map(|(id, tier)| json!({"completion_id": id, "tier": tier})).collect::<Vec<_>>(),
-        "explanation": disputed.explanation,
     })))
 }
 

@@ -10,7 +10,8 @@ const PAGE = 50;
 const ACTIONS = [
   'invite', 'revoke_invite', 'create_key', 'revoke_key', 'add_labeler', 'change_labeler', 'set_active', 'erase',
   'promote', 'roll_back', 'retire', 'canary', 'end_canary', 'set', 'import', 'export', 'create_dataset', 'enqueue',
-  'cancel', 'resume', 'draw_sets', 'cancel_draw', 'known_answer', 'retire_set', 'settle_set', 'retention',
+  'cancel', 'resume', 'draw_sets', 'cancel_draw', 'known_answer', 'retire_set', 'settle_set', 'create_link',
+  'revoke_link', 'export_person', 'describe_job', 'set_guidelines', 'retention',
 ]; // prettier-ignore
 
 const words = (action) => (has(`audit.${action}`) ? t(`audit.${action}`) : action.replaceAll('_', ' '));
@@ -21,7 +22,8 @@ function targetText(id, named) {
   if (!named) return /^[0-9A-HJKMNP-TV-Z]{26}$/.test(id) ? t('audit.gone', { id: id.slice(-6) }) : id;
   if (named.kind === 'labeler' || named.kind === 'model') return named.name;
   const kind = t(`audit.kind_${named.kind}`);
-  const name = named.kind === 'draw' && has(`policy.${named.name}`) ? t(`policy.${named.name}`) : named.name;
+  const prefix = { draw: 'policy', job: 'recipe_name' }[named.kind];
+  const name = has(`${prefix}.${named.name}`) ? t(`${prefix}.${named.name}`) : named.name;
   return name ? t('audit.named', { kind, name }) : kind;
 }
 
@@ -30,15 +32,17 @@ const TARGETS = { set: (id) => `#/sets/${id}`, job: (id) => `#/jobs/${id}`, mode
 
 function plain(key, v) {
   if (v === null) return '–';
-  if (Array.isArray(v)) return v.map((one) => plain(key, one)).join(', ');
+  if (typeof v === 'boolean') return t(v ? 'audit.yes' : 'audit.no');
+  if (Array.isArray(v)) return v.map((one) => plain(key, one)).join(t('data.list_comma'));
   if (typeof v === 'object') return JSON.stringify(v);
-  const prefix = { policy: 'policy', kind: 'kind', role: 'role' }[key];
-  return prefix && has(`${prefix}.${v}`) ? t(`${prefix}.${v}`) : String(v);
+  const prefixes = { policy: ['policy'], kind: ['kind', 'recipe_name'], role: ['role'], format: ['format'], scopes: ['scope'] }[key] ?? [];
+  const known = prefixes.map((prefix) => `${prefix}.${v}`).find(has);
+  return known ? t(known) : String(v);
 }
 const detailText = (detail) =>
   Object.entries(detail ?? {})
-    .map(([k, v]) => `${has(`audit.detail_${k}`) ? t(`audit.detail_${k}`) : k.replaceAll('_', ' ')}: ${plain(k, v)}`)
-    .join(', ');
+    .map(([k, v]) => t('audit.pair', { name: has(`audit.detail_${k}`) ? t(`audit.detail_${k}`) : k.replaceAll('_', ' '), value: plain(k, v) }))
+    .join(t('audit.between'));
 
 export async function auditView(el, { signal }) {
   const host = h('div');

@@ -1,14 +1,16 @@
 // Who answers: the active version and, for a share of the requests, a candidate; how each is used.
 import { del, get, post } from '../api.js';
 import { fill, h, toast } from '../dom.js';
+import { percent } from '../figures.js';
 import { num, t, when } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { askPromote } from './evidence.js';
 import { caught, section, table } from './parts.js';
 
 const SHARES = [0.01, 0.05, 0.1, 0.25, 0.5, 1];
-const percent = (x) => `${Number((100 * x).toFixed(1))} %`;
-const ratio = (part, all) => (all ? percent(part / all) : '–');
+/** With a decimal only where there is one. */
+const inWords = (x) => percent(x, Number.isInteger(Number((100 * x).toFixed(1))) ? 0 : 1);
+const ratio = (part, all) => (all ? inWords(part / all) : '–');
 
 /** The panel; `changed` is called after a promotion or a change of the share. */
 export function servingPanel(models, answer, changed) {
@@ -24,9 +26,9 @@ export function servingPanel(models, answer, changed) {
       role: 'img',
       'aria-label': t('canary.bar', {
         active: active?.name ?? '–',
-        a: percent(1 - share),
+        a: inWords(1 - share),
         candidate: candidate?.name ?? '–',
-        b: percent(share),
+        b: inWords(share),
       }),
     },
     h('span', { class: 'share-active' }),
@@ -72,7 +74,7 @@ export function servingPanel(models, answer, changed) {
     { id: 'canary-share' },
     [...new Set([...SHARES, ...(canary ? [share] : [])])]
       .sort((a, b) => a - b)
-      .map((s) => h('option', { value: s, selected: s === (canary ? share : 0.1), text: percent(s) })),
+      .map((s) => h('option', { value: s, selected: s === (canary ? share : 0.1), text: inWords(s) })),
   );
   const error = h('p', { class: 'form-error', role: 'alert' });
   const form = h(
@@ -85,7 +87,7 @@ export function servingPanel(models, answer, changed) {
           error.textContent = '';
           try {
             await post('/admin/canary', { model: select.value, share: Number(shareSelect.value) });
-            toast(t('canary.started', { name: select.value, share: percent(Number(shareSelect.value)) }), { kind: 'good' });
+            toast(t('canary.started', { name: select.value, share: inWords(Number(shareSelect.value)) }), { kind: 'good' });
             await changed();
           } catch (err) {
             error.textContent = errorText(err);
@@ -135,10 +137,10 @@ export function servingPanel(models, answer, changed) {
       { class: 'serving-line' },
       h('span', { class: 'dot active', 'aria-hidden': 'true' }),
       h('strong', { class: 'mono', text: active?.name ?? t('loop.none') }),
-      h('span', { class: 'muted', text: percent(1 - share) }),
+      h('span', { class: 'muted', text: inWords(1 - share) }),
       candidate ? h('span', { class: 'dot candidate', 'aria-hidden': 'true' }) : null,
       candidate ? h('strong', { class: 'mono', text: candidate.name }) : null,
-      candidate ? h('span', { class: 'muted', text: percent(share) }) : null,
+      candidate ? h('span', { class: 'muted', text: inWords(share) }) : null,
     ),
     bar,
     h('p', { class: 'help', text: t('canary.help') }),

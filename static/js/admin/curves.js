@@ -1,13 +1,14 @@
 // Training curves with uPlot: raw values, smoothing on demand, synced hover, several runs in one chart.
 import uPlot from '../../vendor/uplot/uPlot.esm.js';
 import { fill, h } from '../dom.js';
-import { t } from '../i18n.js';
-import { metricTitle, onAxis, show, unitOf } from './metrics.js';
+import { GAP, duration, t } from '../i18n.js';
+import { metricTitle, onAxis, show, tickTexts, unitOf } from './metrics.js';
 
-/** A curve that says the same at every step of every run tells nothing by its shape. */
+/** A curve that says the same at every step of every run, or was counted once before the first, has no shape. */
 export const isStill = (tables, name) => {
   const lines = [...tables.values()].map((table) => table.get(name)).filter(Boolean);
-  return lines.every((l) => l.values.length > 2 && l.values.every((v) => v === l.values[0]));
+  const once = (l) => l.values.length === 1 && l.steps[0] === 0;
+  return lines.every((l) => once(l) || (l.values.length > 2 && l.values.every((v) => v === l.values[0])));
 };
 
 /** Exponential moving average without start bias; `weight` 0 … 0.99. Nulls stay null. */
@@ -25,6 +26,30 @@ export function smooth(values, weight) {
 
 /** Steps are whole: 1, 2, 5, 10, 20 … */
 const WHOLE = Array.from({ length: 24 }, (_, i) => [1, 2, 5][i % 3] * 10 ** Math.floor(i / 3));
+
+/**
+ * Step → seconds of work from the curve `elapsed_seconds` of a run; null where the run has none. A resumed run counts
+ * from 0 again, so its seconds go on after those before.
+ */
+export function timeOf(line) {
+  if (!line?.steps.length) return null;
+  const seconds = [];
+  let before = 0;
+  line.values.forEach((v, i) => {
+    if (i && v < line.values[i - 1]) before += line.values[i - 1];
+    seconds.push(before + v);
+  });
+  const [xs, ys] = [[0, ...line.steps], [0, ...seconds]];
+  return (step) => {
+    let i = xs.findIndex((x) => x >= step);
+    if (i < 0) i = xs.length - 1; // measured after the last step: at the speed of the last one
+    if (i === 0) return 0;
+    return ys[i - 1] + ((ys[i] - ys[i - 1]) / (xs[i] - xs[i - 1])) * (step - xs[i - 1]);
+  };
+}
+
+/** Seconds between ticks of a time axis. */
+const SPANS = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 86400, 172800, 604800];
 
 const DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3]];
 const colour = (i) =>
@@ -108,25 +133,26 @@ export class Chart {
     if (xs.length) this.u.setScale('x', { min: this.xLimits()[0], max: this.xLimits()[1] });
   }
 
-  xLimits() {
-    const xs = this.u.data[0];
+  xLimits(u = this.u) {
+    const xs = u.data[0];
     const [min, max] = [xs[0], xs.at(-1)];
-    return min === max ? [min - 1, max + 1] : [min, max];
+    return min === max ? [Math.max(0, min - 1), max + 1] : [min, max];
   }
 
   /**
    * `smoothing` 0 … 0.98. `log`: logarithmic axis where all values are above 0. `total`: steps of the run; a point
-   * after them was measured when training had ended. `figure`: one sentence about the last value. `bands`:
+   * after them was measured when training had ended. `time`: the x-values are seconds. `figure`: one sentence about the last value. `bands`:
    * `[{low, high, label}]` shaded, `marks`: `[{value, label}]` dashed.
    */
-  draw(lines, { smoothing = 0, log = false, total, figure = '', bands = [], marks = [] } = {}) {
+  draw(lines, { smoothing = 0, log = false, time = false, total, figure = '', bands = [], marks = [] } = {}) {
     this.lines = lines;
+    this.time = time;
     this.total = total;
     this.bands = bands;
     this.marks = marks;
     this.figure.textContent = figure;
     this.figure.hidden = figure === '';
-    const words = [...marks, ...bands].map((x) => x.label).join(' ');
+    const words = [...marks, ...bands].map((x) => x.label).join(GAP);
     if (words) this.note.textContent = words;
     this.note.hidden = this.note.textContent === '';
     const logs = log && lines.every((l) => l.values.every((v) => v === null || v > 0));
@@ -149,7 +175,7 @@ export class Chart {
     }
     const data = tables.length > 1 ? uPlot.join(tables) : (tables[0] ?? [[]]);
     const few = lines.map((l) => l.steps.length <= FEW_POINTS);
-    const key = JSON.stringify([lines.map((l) => [l.name, l.label, l.colour, l.dash]), few, smoothing > 0, logs, token('--ink')]);
+    const key = JSON.stringify([lines.map((l) => [l.name, l.label, l.colour, l.dash]), few, smoothing > 0, logs, time, token('--ink')]);
     if (this.u && this.key === key) this.u.setData(data, this.reset.hidden);
     else this.#build(series, data, logs);
     this.key = key;
@@ -185,12 +211,15 @@ export class Chart {
           drag: { x: true, y: false },
         },
         scales: {
-          x: { time: false, range: (_, min, max) => (min === max ? [min - 1, max + 1] : [min, max]) },
+          // a single point has no range, and uPlot's own would be 0 to 100
+          x: { time: false, range: (u, min, max) => (u.data[0]?.length === 1 ? this.xLimits(u) : [min, max]) },
           y: logs ? { distr: 3 } : { range },
         },
         axes: [
-          { ...axis, size: 26, values: (_, ticks) => ticks.map((v) => (v === null ? '' : onAxis('step', v))), incrs: WHOLE },
-          { ...axis, size: 56, values: (_, ticks) => ticks.map((v) => (v === null ? '' : onAxis(this.name, v))) },
+          this.time
+            ? { ...axis, size: 26, space: 90, values: (_, ticks) => ticks.map((v) => (v === null ? '' : duration(v))), incrs: SPANS }
+            : { ...axis, size: 26, values: (_, ticks) => ticks.map((v) => (v === null ? '' : onAxis('step', v))), incrs: WHOLE },
+          { ...axis, size: 56, values: (_, ticks) => tickTexts(this.name, ticks) },
         ],
         hooks: {
           drawClear: [(u) => this.#background(u)],
@@ -259,7 +288,13 @@ export class Chart {
       ),
     );
     this.step.textContent =
-      step === undefined || step === null ? '' : this.total && step > this.total ? t('chart.after_last') : t('chart.step', { n: step });
+      step === undefined || step === null
+        ? ''
+        : this.time
+          ? duration(step)
+          : this.total && step > this.total
+            ? t('chart.after_last')
+            : t('chart.step', { n: step });
   }
 }
 

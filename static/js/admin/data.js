@@ -1,6 +1,6 @@
 // Data in and out: import with help for each format and a report by line, export, dataset versions.
 import { call } from '../api.js';
-import { fill, h } from '../dom.js';
+import { coded, fill, h } from '../dom.js';
 import { t } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { datasetsPanel } from './datasets.js';
@@ -46,7 +46,7 @@ function lineList(key, n, lines) {
           'li',
           null,
           e.line ? h('b', { class: 'nowrap', text: t('labels.line', { n: e.line }) }) : null,
-          h('span', { dir: 'auto', text: e.message }),
+          h('span', { dir: 'auto' }, coded(e.message)),
         ),
       ),
       n > lines.length ? h('li', { class: 'muted', text: t('data.more_lines', { n: n - lines.length }) }) : null,
@@ -90,12 +90,15 @@ function importForm() {
     type: 'file',
     accept: '.jsonl,.json,.ndjson,.parquet,.gz,.zst,application/x-ndjson,application/json',
   });
+  // the browser's own control speaks the browser's language, not the page's
+  const picked = h('span', { class: 'muted', dir: 'auto', text: t('data.no_file_yet') });
+  file.addEventListener('change', () => (picked.textContent = file.files[0]?.name ?? t('data.no_file_yet')));
   const report = h('div', { role: 'status' });
   const go = h('button', { type: 'submit', class: 'primary', text: t('labels.import') });
   const told = (r) => [
     h('p', {
       class: r.failed ? '' : 'good-text',
-      text: t(r.updated ? 'data.imported_updated' : 'labels.imported', {
+      text: t(r.updated ? 'data.imported_updated' : r.failed && !r.imported && !r.skipped ? 'data.nothing_imported' : 'labels.imported', {
         n: r.imported ?? 0,
         updated: r.updated ?? 0,
         skipped: r.skipped ?? 0,
@@ -134,17 +137,17 @@ function importForm() {
       class: 'stack',
       on: {
         submit: caught(async () => {
-          const picked = file.files[0];
-          if (!picked) return void fill(report, h('p', { class: 'form-error', text: t('labels.no_file') }));
+          const chosenFile = file.files[0];
+          if (!chosenFile) return void fill(report, h('p', { class: 'form-error', text: t('labels.no_file') }));
           go.disabled = true;
-          fill(report, h('p', { class: 'muted', text: t('data.importing', { name: picked.name, size: bytes(picked.size) }) }));
+          fill(report, h('p', { class: 'muted', text: t('data.importing', { name: chosenFile.name, size: bytes(chosenFile.size) }) }));
           try {
             const r = await call('POST', '/admin/import', {
-              raw: picked,
+              raw: chosenFile,
               query: {
                 format: chosen.name,
                 known_answer: knownField.hidden ? null : known.value,
-                name: picked.name.replace(/[^A-Za-z0-9._-]+/g, '_').slice(0, 64),
+                name: chosenFile.name.replace(/[^A-Za-z0-9._-]+/g, '_').slice(0, 64),
               },
             });
             fill(report, told(r));
@@ -165,7 +168,7 @@ function importForm() {
       'div',
       { class: 'field' },
       h('label', { for: 'import-file', text: t('labels.file') }),
-      file,
+      h('div', { class: 'row file-pick' }, file, h('label', { class: 'button', for: 'import-file', text: t('data.choose_file') }), picked),
       h('p', { class: 'help', text: t('data.file_help') }),
     ),
     report,
@@ -186,8 +189,25 @@ function exportTable() {
       download: `instructd-${f.name}.${f.name === 'parquet' ? 'parquet' : 'jsonl'}`,
       text: t('data.download'),
       'aria-label': t('data.download_name', { name: t(`format.${f.name}`) }),
+      on: { click: () => tellLeftOut(f) },
     }),
+    note: h('p', { class: 'help', role: 'status' }),
   }));
+  // the browser saves the file; the same request without a body says what the format cannot hold
+  const tellLeftOut = async (f) => {
+    const { a, note } = links.find((l) => l.f === f);
+    const address = a.href;
+    fill(note);
+    try {
+      const response = await fetch(address, { method: 'HEAD', credentials: 'same-origin' });
+      const n = Number(response.headers.get('x-left-out') ?? NaN);
+      if (!response.ok || !Number.isFinite(n)) return;
+      note.className = n ? 'help warn-text' : 'help';
+      note.textContent = n ? t('data.left_out', { n }) : t('data.nothing_left_out');
+    } catch {
+      // the download itself shows that the server is away
+    }
+  };
   const aim = () => {
     for (const { f, a } of links) a.href = `/admin/export?format=${f.name}${split.value ? `&split=${split.value}` : ''}`;
   };
@@ -198,7 +218,7 @@ function exportTable() {
     h(
       'ul',
       { class: 'export-list' },
-      links.map(({ f, a }) =>
+      links.map(({ f, a, note }) =>
         h(
           'li',
           null,
@@ -207,6 +227,7 @@ function exportTable() {
             null,
             h('strong', { text: t(`format.${f.name}`) }),
             h('p', { class: 'help', text: t(`format.${f.name}_help`) }),
+            note,
           ),
           a,
         ),

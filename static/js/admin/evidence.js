@@ -1,9 +1,9 @@
 // What speaks for and against a version, as the promote and roll-back dialogs and the overview show it.
 import { get } from '../api.js';
 import { h } from '../dom.js';
-import { fig, num, t, when } from '../i18n.js';
+import { GAP, fig, num, t, when } from '../i18n.js';
 import { whisker } from '../figures.js';
-import { meanText, shareText } from './metrics.js';
+import { bandOf, meanText, shareText } from './metrics.js';
 import { confirm } from './parts.js';
 import { promptText, sampleSide } from './samples.js';
 
@@ -22,7 +22,7 @@ const line = (name, text, picture, help) =>
 export function evidenceRows(e) {
   const rows = [];
   if (e.model.kind === 'reward') {
-    const band = e.labeler_agreement && e.labeler_agreement.low !== null ? [e.labeler_agreement.low, e.labeler_agreement.high] : undefined;
+    const band = bandOf(e.labeler_agreement);
     rows.push(
       line(
         t('evidence.accuracy'),
@@ -117,7 +117,7 @@ export async function askPromote(model, signal) {
   const text = h(
     'div',
     { class: 'stack' },
-    h('p', { text: [replaces ? t('model.replaces', { name: model.name, other: replaces }) : null, t(`model.promote_${model.kind}`, { name: model.name })].filter(Boolean).join(' ') }),
+    h('p', { text: [replaces ? t('model.replaces', { name: model.name, other: replaces }) : null, t(`model.promote_${model.kind}`, { name: model.name })].filter(Boolean).join(GAP) }),
     evidencePart(e),
   );
   const title = replaces ? t('model.promote_over', { name: model.name, other: replaces }) : t('model.promote_title', { name: model.name });

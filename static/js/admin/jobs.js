@@ -48,11 +48,8 @@ export function madeName(job) {
 /** What a run is called: its name, else what it published, else its recipe and when it began. */
 export const runName = (job) => job.name ?? madeName(job) ?? `${recipeName(job.kind)} · ${when(job.started ?? job.created)}`;
 
-const ABBREVIATIONS = ['sft', 'ppo', 'reinforce', 'rloo', 'grpo', 'dpo'];
-
 /** A recipe's short name in words. */
-export const recipeName = (kind) =>
-  has(`recipe_name.${kind}`) ? t(`recipe_name.${kind}`) : ABBREVIATIONS.includes(kind) ? kind.toUpperCase() : kind;
+export const recipeName = (kind) => (has(`recipe_name.${kind}`) ? t(`recipe_name.${kind}`) : kind);
 
 /** Why a run ended badly; cancelling is a state, not an error. */
 export const errorOf = (job) => (job.error && job.error !== job.state && job.state !== 'cancelled' ? job.error : null);
@@ -74,12 +71,7 @@ function row(job, changed, picked) {
       job.note ? h('div', { class: 'sub note', dir: 'auto', text: job.note }) : null,
       job.tags?.length ? h('div', { class: 'row tags' }, job.tags.map((x) => h('span', { class: 'tag', dir: 'auto', text: x }))) : null,
     ),
-    h(
-      'td',
-      { class: 'job-state' },
-      stateTag(job.state),
-      error ? h('div', { class: 'sub bad-text clip', dir: 'auto', title: error, text: error }) : null,
-    ),
+    h('td', { class: 'job-state' }, stateTag(job.state)),
     h(
       'td',
       { class: 'job-result' },
@@ -91,6 +83,7 @@ function row(job, changed, picked) {
         : [
             job.state === 'queued' || isOver(job) ? null : progressBar(job),
             h('div', { class: 'sub', text: progressText(job) }),
+            error ? h('div', { class: 'sub bad-text job-error', dir: 'auto', text: error }) : null,
           ],
     ),
     h(

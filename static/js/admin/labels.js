@@ -23,7 +23,7 @@ function throughput(answer) {
       tile(answer.days.at(-1)?.judgments ?? 0, t('progress.today')),
       tile(week, t('quality.week')),
       tile(answer.median_active_ms ? duration(answer.median_active_ms / 1000) : '–', t('quality.median_time')),
-      tile(answer.sets_open, t('quality.queue'), answer.sets_stuck ? t('quality.stuck', { n: answer.sets_stuck }) : null),
+      tile(answer.sets_open, t('quality.queue'), answer.sets_stuck ? h('a', { href: '#/queue?show=stuck', text: t('quality.stuck', { n: answer.sets_stuck }) }) : null),
       tile(answer.leases, t('quality.leases')),
     ),
     bars(days, t('quality.per_day')),

@@ -15,7 +15,7 @@ export const promptCell = (setId, prompt) =>
 /**
  * `load(query)` answers `{data, after, total}`. `filters`: `[{name, label, options: [[value, text]], value}]`.
  * `columns` as for `table`, `row(item)` gives the cells. `bulk`: `{label, fits(item), run(ids)}`.
- * Resolves the first `refresh()` once the first page is drawn.
+ * Resolves the first `refresh()` once the first page is drawn. `choose({name: value})` sets filters and lists anew.
  */
 export function listing({ id, label, load, columns, row, empty, filters = [], size = 25, bulk = null }) {
   const body = h('div');
@@ -167,5 +167,9 @@ export function listing({ id, label, load, columns, row, empty, filters = [], si
     wait = setTimeout(restart, 250);
   });
   for (const select of selects) select.addEventListener('change', restart);
-  return { el: h('div', { class: 'stack' }, tools, body), refresh: draw, restart };
+  const choose = (values) => {
+    filters.forEach((f, i) => f.name in values && (selects[i].value = values[f.name]));
+    return restart();
+  };
+  return { el: h('div', { class: 'stack' }, tools, body), refresh: draw, restart, choose };
 }

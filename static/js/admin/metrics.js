@@ -126,6 +126,17 @@ export function onAxis(name, v) {
   return fig(v);
 }
 
+/** Values of the ticks of an axis, with as many decimals as tell them apart. */
+export function tickTexts(name, ticks) {
+  const shown = ticks.map((v) => (v === null ? null : onAxis(name, v)));
+  if (new Set(shown).size === shown.length) return shown.map((text) => text ?? '');
+  const scale = /bytes$/.test(name) ? 1e-9 : isShare(name) ? 100 : 1;
+  const given = ticks.filter((v) => v !== null);
+  const gap = Math.min(...given.slice(1).map((v, i) => Math.abs(v - given[i]) * scale));
+  const digits = Math.min(12, Math.max(0, Math.ceil(-Math.log10(gap || 1))));
+  return ticks.map((v) => (v === null ? '' : (v * scale).toFixed(digits)));
+}
+
 /** Wilson's 95 % interval of a share among `n`; `[null, null]` of nothing. */
 export function wilson(share, n) {
   if (!(n > 0) || !Number.isFinite(share)) return [null, null];
@@ -136,10 +147,13 @@ export function wilson(share, n) {
   return [Math.max(0, (centre - half) / scale), Math.min(1, (centre + half) / scale)];
 }
 
+/** The interval of a figure to be shaded; an interval over most of the scale shades nothing. */
+export const bandOf = (f) => (f && Number.isFinite(f.low) && Number.isFinite(f.high) && f.high - f.low <= 0.5 ? [f.low, f.high] : undefined);
+
 /** "53 % (36–70 %), n = 30" of a figure `{value, low, high, n}`. */
 export function shareText(f) {
   if (!f) return '–';
-  const body = f.low === null || f.low === undefined ? percent(f.value) : t('figure.interval', { v: percent(f.value), low: percent(f.low).replace(/\u00a0%$/, ''), high: percent(f.high) });
+  const body = f.low === null || f.low === undefined ? percent(f.value) : t('figure.interval', { v: percent(f.value), low: percent(f.low).replace(/\u00a0?%$/, ''), high: percent(f.high) });
   return f.n ? t('figure.of', { body, count: num(f.n) }) : body;
 }
 

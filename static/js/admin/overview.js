@@ -115,6 +115,7 @@ export async function overviewView(el, { signal }) {
           num(c.judgments ?? 0),
           t('loop.sets', { n: c.sets_open ?? 0 }),
           c.leases ? t('loop.leases', { n: c.leases }) : null,
+          c.sets_stuck ? t('quality.stuck', { n: c.sets_stuck }) : null,
         ),
         arrow('a3', t('loop.learn')),
         node(

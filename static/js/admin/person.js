@@ -1,7 +1,7 @@
 // One person: role, quota, in or out; the sign-in link; what is stored about them; erasing it on request.
 import { call, del, get, post } from '../api.js';
 import { dialog, h, toast } from '../dom.js';
-import { t, when } from '../i18n.js';
+import { GAP, t, when } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { confirm, download, showSecret } from './parts.js';
 
@@ -63,7 +63,7 @@ function linkPart(person, close) {
     'fieldset',
     { class: 'choices' },
     h('legend', { text: t('people.link') }),
-    h('p', { class: 'help', text: `${linkState(person)} ${t('people.link_help')}` }),
+    h('p', { class: 'help', text: `${linkState(person)}${GAP}${t('people.link_help')}` }),
     h(
       'div',
       { class: 'inline-form' },

@@ -1,7 +1,7 @@
 // The queue: sets drawn from stored prompts by a policy, why a draw made fewer than wanted, and all sets.
 import { get, listOf, post } from '../api.js';
 import { fill, h, toast } from '../dom.js';
-import { has, num, t, when } from '../i18n.js';
+import { GAP, has, num, t, when } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { drawNotes } from './draws.js';
 import { listing, promptCell } from './listing.js';
@@ -179,17 +179,24 @@ function drawForm(models, configured, started) {
   };
 }
 
-/** Sets that wait, those being ranked, and those that nobody is left for. */
-function waiting(flow) {
+/** Sets that wait, those being ranked, and those that nobody is left for; `list` shows the last. */
+function waiting(flow, list) {
   return [
     h(
       'p',
       { class: 'muted' },
       t('queue.waiting', { n: flow.sets_open }),
-      ' ',
+      GAP,
       flow.sets_open ? t('queue.of_these_ranked', { n: flow.leases }) : null,
     ),
-    flow.sets_stuck ? h('div', { class: 'notice', role: 'status', text: t('queue.stuck', { n: flow.sets_stuck }) }) : null,
+    flow.sets_stuck
+      ? h(
+          'div',
+          { class: 'notice', role: 'status' },
+          h('p', { text: t('queue.stuck', { n: flow.sets_stuck }) }),
+          h('button', { type: 'button', text: t('queue.show_stuck'), on: { click: list } }),
+        )
+      : null,
   ];
 }
 
@@ -197,7 +204,7 @@ function waiting(flow) {
 const ranked = (s) =>
   s.kind === 'normal' ? t('queue.ranked_of', { done: s.judged, wanted: s.target_overlap }) : t('queue.ranked_no_limit', { n: s.judged });
 
-export async function queueView(el, { signal }) {
+export async function queueView(el, { signal, query }) {
   const draws = h('div');
   const state = h('div');
   const [models, settings] = await Promise.all([
@@ -261,12 +268,13 @@ export async function queueView(el, { signal }) {
   const sets = listing({
     id: 'sets',
     label: t('queue.sets'),
-    load: ({ show, ...query }) => get('/admin/sets', { ...query, disputed: show === 'disputed' ? true : null }, { signal }),
+    load: ({ show, ...asked }) =>
+      get('/admin/sets', { ...asked, disputed: show === 'disputed' ? true : null, stuck: show === 'stuck' ? true : null }, { signal }),
     filters: [
       { name: 'status', label: t('job.state'), options: [['', t('set.any')], ...option('set', ['open', 'done', 'retired'])], value: 'open' },
       { name: 'kind', label: t('queue.kind'), options: [['', t('kind.any')], ...option('kind', ['normal', 'gold', 'calibration'])] },
       { name: 'policy', label: t('queue.policy'), options: [['', t('policy.any')], ...option('policy', [...POLICIES, 'ask', 'versions', 'import'])] },
-      { name: 'show', label: t('quality.disagreement'), options: [['', t('queue.all_or_disputed')], ['disputed', t('queue.only_disputed')]] },
+      { name: 'show', label: t('quality.disagreement'), options: [['', t('queue.all_or_disputed')], ['disputed', t('queue.only_disputed')], ['stuck', t('queue.only_stuck')]] },
     ],
     empty: t('queue.no_sets'),
     columns: [
@@ -311,7 +319,14 @@ export async function queueView(el, { signal }) {
     ],
     bulk: { label: (n) => t('queue.retire_many', { n }), fits: (s) => s.status === 'open', run: remove },
   });
-  const loadState = async () => fill(state, waiting(await get('/admin/api/throughput', { days: 1 }, { signal })));
+  const listStuck = async () => {
+    sets.el.closest('section').scrollIntoView({ block: 'start' });
+    await sets.choose({ status: 'open', kind: '', policy: '', show: 'stuck' });
+  };
+  const loadState = async () => {
+    const flow = await get('/admin/api/throughput', { days: 1 }, { signal });
+    if (!state.contains(document.activeElement)) fill(state, waiting(flow, listStuck));
+  };
   fill(
     el,
     h(
@@ -325,7 +340,7 @@ export async function queueView(el, { signal }) {
     section(t('queue.draws'), null, draws),
     section(t('queue.sets'), null, sets.el),
   );
-  const [first] = await Promise.all([loadDraws(), sets.restart(), loadState()]);
+  const [first] = await Promise.all([loadDraws(), query.get('show') === 'stuck' ? listStuck() : sets.restart(), loadState()]);
   const running = (list) => list.some((d) => d.state === 'running');
   const trace = (list) => list.map((d) => `${d.id} ${d.state} ${d.made}`).join();
   let busy = running(first);

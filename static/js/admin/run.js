@@ -3,9 +3,9 @@ import { follow, get, listOf, post } from '../api.js';
 import { fill, h, keep, toast } from '../dom.js';
 import { t, toMs, when } from '../i18n.js';
 import { errorText } from '../plain.js';
-import { Chart, byName, isStill, toCsv } from './curves.js';
+import { Chart, byName, isStill, timeOf, toCsv } from './curves.js';
 import { errorOf, jobActions, madeName, payload, recipeName, runName } from './jobs.js';
-import { SECTIONS, inOrder, isAccuracy, isPairAccuracy, isShare, pinsOf, sectionOf, shareText, wilson, withoutDoubles } from './metrics.js';
+import { SECTIONS, bandOf, inOrder, isAccuracy, isPairAccuracy, isShare, pinsOf, sectionOf, shareText, wilson, withoutDoubles } from './metrics.js';
 import { download, every, isOver, progressBar, progressText, stateTag } from './parts.js';
 import { settingsPart } from './runsettings.js';
 import { sampleTable } from './samples.js';
@@ -14,7 +14,10 @@ import { summaryOf } from './summary.js';
 /** Not the key of older pages, where smoothing was on without being asked for. */
 const SMOOTH = 'instructd.admin.smoothing';
 const LOG = 'instructd.admin.log-scale';
+const TIME = 'instructd.admin.time-axis';
 const PINNED = 'instructd.admin.pinned';
+/** The curve that the time axis is made of. */
+const CLOCK = 'elapsed_seconds';
 const MOST_PINNED = 4;
 
 export async function runView(el, { id, query, signal }) {
@@ -34,6 +37,7 @@ export async function runView(el, { id, query, signal }) {
     .slice(0, 8);
   let smoothing = keep.get(SMOOTH) ?? 0;
   let log10 = keep.get(LOG) === true;
+  let byTime = keep.get(TIME) === true;
   let pinned = keep.get(PINNED)?.[job.kind] ?? null; // null: those that a run of this kind is judged by
   let agreement = null; // how often two people agree, for the band behind accuracies
   let evidence = null;
@@ -68,6 +72,13 @@ export async function runView(el, { id, query, signal }) {
     keep.set(LOG, log10);
     drawCharts();
   });
+  const timeBox = h('input', { id: 'time-axis', type: 'checkbox', checked: byTime });
+  timeBox.addEventListener('change', () => {
+    byTime = timeBox.checked;
+    keep.set(TIME, byTime);
+    drawCharts();
+  });
+  const timeChoice = h('label', { class: 'inline', for: 'time-axis', hidden: true }, timeBox, h('span', { text: t('run.time_axis') }));
   const chips = h(
     'div',
     { class: 'row compare', role: 'group', 'aria-label': t('run.compare') },
@@ -97,6 +108,7 @@ export async function runView(el, { id, query, signal }) {
       { class: 'chart-tools row' },
       h('label', { class: 'inline', for: 'smooth' }, h('span', { text: t('run.smooth') }), slider, smoothed),
       h('label', { class: 'inline', for: 'log-scale' }, logBox, h('span', { text: t('run.log_scale') })),
+      timeChoice,
       chips,
       h('span', { class: 'grow' }),
       h('button', {
@@ -264,7 +276,10 @@ export async function runView(el, { id, query, signal }) {
       tables.set(other, withoutDoubles(byName(runs.get(other) ?? []), kind));
     }
     const mine = tables.get(id);
-    const names = inOrder([...mine.keys()]);
+    const names = inOrder([...mine.keys()].filter((n) => n !== CLOCK));
+    const clocks = new Map([...tables].map(([run, table]) => [run, timeOf(table.get(CLOCK))]));
+    timeChoice.hidden = !clocks.get(id);
+    const time = byTime && Boolean(clocks.get(id));
     none.hidden = names.length > 0;
     const top = (pinned ?? pinsOf(job.kind, names)).filter((n) => names.includes(n)).slice(0, MOST_PINNED);
     const total = job.progress?.total_steps;
@@ -285,17 +300,21 @@ export async function runView(el, { id, query, signal }) {
       chart.setPinned(onTop);
       const lines = [...tables].flatMap(([run, table], r) => {
         const line = table.get(name);
-        return line ? [{ name, label: tables.size === 1 ? '' : nameOf(run), ...line, colour: r, dash: r }] : [];
+        const clock = clocks.get(run);
+        if (!line || (time && !clock)) return [];
+        const x = time ? { steps: line.steps.map(clock) } : null;
+        return [{ name, label: tables.size === 1 ? '' : nameOf(run), ...line, ...x, colour: r, dash: r }];
       });
       const pairs = isPairAccuracy(name, job.kind);
-      const band = pairs && agreement?.low !== null && agreement?.low !== undefined;
+      const band = pairs ? bandOf(agreement) : undefined;
       chart.draw(lines, {
         smoothing,
         log: log10,
+        time,
         total,
         figure: figureOf(name, mine),
         marks: pairs ? [{ value: 0.5, label: t('chart.chance') }] : [],
-        bands: band ? [{ low: agreement.low, high: agreement.high, label: t('chart.band', { v: shareText(agreement) }) }] : [],
+        bands: band ? [{ low: band[0], high: band[1], label: t('chart.band', { v: shareText(agreement) }) }] : [],
       });
     }
     // the pinned ones in their order

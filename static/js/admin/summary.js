@@ -1,10 +1,13 @@
 // What came of a run, in a sentence: figures with n and interval, and what was published.
 import { h } from '../dom.js';
-import { fig, num, t } from '../i18n.js';
+import { GAP, fig, num, t } from '../i18n.js';
 import { meanText, shareText, show } from './metrics.js';
 import { madeName } from './jobs.js';
 
 const SAMPLING = ['ppo', 'reinforce', 'rloo', 'grpo'];
+
+/** Two intervals share a part: the change may be chance. */
+const overlap = (a, b) => [a.low, a.high, b.low, b.high].every(Number.isFinite) && a.low <= b.high && b.low <= a.high;
 
 /** Nodes of the sentence; nothing while the run goes on. */
 export function summaryOf(job, evidence) {
@@ -24,6 +27,7 @@ export function summaryOf(job, evidence) {
           b: meanText(change.after),
           direction: t(change.after.value > change.before.value ? 'summary.rose' : 'summary.fell'),
         }),
+        overlap(change.before, change.after) ? t('summary.overlap') : null,
       );
     else if (Number.isFinite(r.first?.reward))
       parts.push(
@@ -49,7 +53,7 @@ export function summaryOf(job, evidence) {
   }
   const made = madeName(job);
   return [
-    parts.join(' '),
-    made ? [' ', t('summary.published'), ' ', h('a', { href: '#/models', class: 'mono', text: made }), t('full_stop')] : null,
+    parts.filter(Boolean).join(GAP),
+    made ? [GAP, t('summary.published'), ' ', h('a', { href: '#/models', class: 'mono', text: made }), t('full_stop')] : null,
   ].flat();
 }

@@ -14,7 +14,7 @@ const DEFAULTS = {
   blind: true,
   temperature: 0.8,
   top_p: 1,
-  max_tokens: 256,
+  max_tokens: null, // null = as many as the server's default and the model's context allow
   system: '',
   seed: null, // null = drawn anew for every answer
 };
@@ -123,7 +123,7 @@ export function settingsPanel({ onNew, onCode }) {
       h(
         'div',
         { class: 'pair-fields' },
-        field('chat-max', t('chat.max'), number('max_tokens', 'chat-max', { min: 1, step: 1 })),
+        field('chat-max', t('chat.max'), number('max_tokens', 'chat-max', { min: 1, step: 1, placeholder: t('ask.standard') })),
         field('chat-seed', t('chat.seed'), number('seed', 'chat-seed', { min: 0, step: 1, placeholder: t('chat.seed_random') })),
       ),
       h('p', { class: 'help', text: t('chat.max_help') }),

@@ -1,5 +1,5 @@
 // The API page: the server has written every route; this adds the header, the language, a search and a way to try.
-import { fill, h } from '../dom.js';
+import { coded, fill, h } from '../dom.js';
 import { t } from '../i18n.js';
 import { currentSession, shell } from '../shell.js';
 
@@ -11,7 +11,8 @@ const page = shell('docs');
 page.main.classList.add('docs');
 page.main.append(...content.childNodes);
 
-for (const el of page.main.querySelectorAll('[data-words]')) el.textContent = t(el.dataset.words);
+for (const el of page.main.querySelectorAll('[data-words]')) fill(el, coded(t(el.dataset.words)));
+page.main.querySelector('.machine').before(`${t('docs.machine')} `);
 for (const code of page.main.querySelectorAll('.example code'))
   code.textContent = code.textContent.replaceAll(content.dataset.origin, location.origin);
 page.main.querySelector('.groups').setAttribute('aria-label', t('docs.groups'));

@@ -2,6 +2,7 @@
 // (masked) and the encoder (full). A token is chosen by mouse, touch or arrow keys.
 import { get, post } from '../api.js';
 import { fill, h, svg } from '../dom.js';
+import { percent } from '../figures.js';
 import { t } from '../i18n.js';
 import { errorText } from '../plain.js';
 
@@ -33,8 +34,6 @@ export function strongest(row, causal, from, count = 5) {
     .sort((a, b) => b.share - a.share)
     .slice(0, count);
 }
-
-const percent = (share) => `${(share * 100).toFixed(share < 0.0995 ? 1 : 0)} %`;
 
 function panel(model) {
   const state = { answer: null, layer: null, head: null, from: null, text: '', request: null };
@@ -88,7 +87,7 @@ function panel(model) {
       const share = rows[from][key];
       const label = hidden(key)
         ? t('explore.unseen', { token: name(key) })
-        : t('explore.share', { token: name(key), share: percent(share) });
+        : t('explore.share', { token: name(key), share: percent(share, share < 0.0995 ? 1 : 0) });
       const button = h('button', {
         type: 'button',
         class: `token${key === from ? ' from' : ''}${hidden(key) ? ' unseen' : ''}`,
@@ -106,7 +105,7 @@ function panel(model) {
     fill(tokens, buttons);
     if (kept) tokens.children[from]?.focus();
     const top = strongest(rows[from], answer.causal, from)
-      .map(({ key, share }) => `${name(key)} ${percent(share)}`)
+      .map(({ key, share }) => `${name(key)} ${percent(share, share < 0.0995 ? 1 : 0)}`)
       .join(', ');
     const ahead = answer.causal ? answer.tokens.length - 1 - from : 0;
     summary.textContent =

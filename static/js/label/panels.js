@@ -199,7 +199,8 @@ export async function historyDialog() {
               h(
                 'li',
                 null,
-                h('span', { text: when(j.created) }),
+                h('span', { class: 'history-prompt', dir: 'auto', text: j.prompt || t('list.no_text') }),
+                h('span', { class: 'muted', text: when(j.created) }),
                 h('span', { class: 'tag', text: t(`outcome.${j.outcome}`) }),
                 h('span', { class: 'muted', text: j.revision > 1 ? t('history.revision', { n: j.revision }) : '' }),
                 j.knowledge && j.knowledge !== 'blind'

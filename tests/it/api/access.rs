@@ -1,10 +1,13 @@
 //! Who may call what: a matrix made from the table of routes, sessions, foreign origins, headers.
 
+use std::io::Read;
+
 use http::Method;
 use instructd::http::auth::Access;
 use instructd::http::observe::SECURITY_HEADERS;
 use instructd::http::routes;
 use serde_json::{Value, json};
+use tower::ServiceExt;
 
 use super::client::{ADMIN_KEY, Answer, Server, admin};
 
@@ -217,4 +220,30 @@ async fn a_mistyped_address_is_a_page_for_browsers_and_json_for_programs() {
     for accept in ["application/json", "*/*"] {
         assert_eq!(ask(accept).await.json()["error"]["code"], "no_route");
     }
+}
+
+#[tokio::test]
+async fn files_of_the_pages_are_compressed_and_not_sent_again() {
+    let server = Server::start().await;
+    let router = instructd::http::router(server.services.clone());
+    let get = async |headers: &[(&str, &str)]| {
+        let mut request = axum::http::Request::builder().uri("/static/vendor/uplot/uPlot.esm.js");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let answer = router.clone().oneshot(request.body(axum::body::Body::empty()).unwrap()).await.unwrap();
+        let (parts, body) = answer.into_parts();
+        (parts, axum::body::to_bytes(body, usize::MAX).await.unwrap())
+    };
+    let (plain, whole) = get(&[]).await;
+    assert!(plain.headers.get("content-encoding").is_none());
+    let (parts, packed) = get(&[("accept-encoding", "gzip")]).await;
+    assert_eq!(parts.headers["content-encoding"], "gzip");
+    assert!(packed.len() * 2 < whole.len(), "{} of {}", packed.len(), whole.len());
+    let mut unpacked = Vec::new();
+    flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut unpacked).unwrap();
+    assert_eq!(unpacked, whole);
+    let tag = parts.headers["etag"].to_str().unwrap();
+    let (again, nothing) = get(&[("accept-encoding", "gzip"), ("if-none-match", tag)]).await;
+    assert!(again.status == 304 && nothing.is_empty());
 }

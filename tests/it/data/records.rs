@@ -151,6 +151,8 @@ fn bad_lines_are_named_and_do_not_end_the_import() {
         assert_eq!(*line, i + 3, "{message}");
         assert!(message.contains(word), "{message}");
     }
+    // The caller names the line, so the message names the column alone.
+    assert!(errors[0].1.contains(" at column ") && !errors[0].1.contains("line"), "{:?}", errors[0]);
     assert_eq!(found.iter().filter(|r| r.is_ok()).count(), 2);
 
     let mut bytes = b"{\"prompt\": \"\xff\"}\n".to_vec();

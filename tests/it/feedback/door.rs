@@ -83,9 +83,15 @@ async fn open_sets_are_those_that_one_can_still_get() {
     let counts = server.get("/admin/api/overview").await.expect(200).json()["counts"].clone();
     assert_eq!((&counts["sets_open"], &counts["sets_stuck"]), (&json!(1), &json!(1)));
     assert_eq!(server.get("/admin/api/throughput").await.expect(200).json()["sets_stuck"], 1);
+    let listed = async |query: &str| server.get(&format!("/admin/sets?{query}")).await.expect(200).json();
+    assert_eq!(listed("stuck=true").await["data"][0]["id"], set["id"]);
+    assert_eq!(listed("stuck=true&q=another").await["total"], 0, "with the other filters");
+    assert_eq!(listed("stuck=true&status=open&limit=1").await["total"], 1);
     let bob = Person::new(&server, "bob").await;
     let counts = server.get("/admin/api/overview").await.expect(200).json()["counts"].clone();
     assert_eq!(counts["sets_stuck"], 0, "bob can");
+    assert_eq!(listed("stuck=true").await["total"], 0);
+    assert_eq!(listed("").await["total"], 1);
     assert_eq!(bob.open().await, 1);
     // In bob's hands it is taken for everybody else, and open for him.
     let cy = Person::new(&server, "cy").await;
@@ -256,6 +262,7 @@ async fn own_history_goes_on_after_an_id() {
     loop {
         let page = ada.get(&format!("/v1/label/history?limit=1{after}")).await.expect(200).json();
         let Some(one) = page["data"].as_array().unwrap().first().cloned() else { break };
+        assert_eq!(one["prompt"], format!("q{}", 2 - seen.len()), "the prompt that was judged");
         seen.push(one["id"].as_str().unwrap().to_owned());
         after = format!("&after={}", page["after"].as_str().unwrap());
     }

@@ -104,7 +104,9 @@ async fn the_review_of_a_practice_set_holds_its_answer_and_changes_it() {
         let tiers = json!([{"completion_id": best, "tier": 0}, {"completion_id": other, "tier": 1}]);
         let body = json!({"kind": "calibration", "tiers": tiers, "explanation": why});
         server.post(&known, body).await.expect(204);
-        let answer = server.get(&path).await.expect(200).json()["known_answer"].clone();
+        let review = server.get(&path).await.expect(200).json();
+        let answer = &review["known_answer"];
         assert_eq!((&answer["tiers"], &answer["explanation"]), (&tiers, &json!(why)));
+        assert!(review.get("expected").is_none() && review.get("explanation").is_none(), "once is enough: {review}");
     }
 }

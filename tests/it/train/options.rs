@@ -298,6 +298,8 @@ fn curves_and_samples_are_files_too_under_our_names_and_those_of_trl() {
     let bytes = std::fs::read(events).unwrap();
     let found = |needle: &[u8]| bytes.windows(needle.len()).any(|w| w == needle);
     assert!(found(b"brain.Event:2") && found(b"objective/kl") && found(b"tokens_per_second"));
+    let elapsed = recorder.curve("elapsed_seconds");
+    assert!(elapsed.len() > 1 && elapsed.is_sorted() && elapsed[0] > 0.0, "time at work: {elapsed:?}");
     let progress = recorder.progress.last().unwrap();
     assert!(progress.memory_bytes.is_some() && recorder.progress.iter().any(|p| p.eta_seconds.is_some()));
 }
