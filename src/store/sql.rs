@@ -62,6 +62,9 @@ async fn counts(conn: &mut Conn) -> Result<Counts> {
     Ok(counts)
 }
 
+/// Bytes of texts on one page of a list: it ends early behind the row that fills it, and goes on after that one's id.
+pub(super) const PAGE_BYTES: usize = 4 << 20;
+
 pub(super) use {read, write};
 
 #[async_trait]
@@ -78,7 +81,11 @@ impl Store for SqlStore {
                  + (SELECT COUNT(*) FROM (SELECT id FROM judgments LIMIT 1) d)
                  + (SELECT COUNT(*) FROM (SELECT key_hash FROM api_keys LIMIT 1) e)
                  + (SELECT COUNT(*) FROM (SELECT token_hash FROM sessions LIMIT 1) f) AS n";
-        read!(self, |c| c.count(sql, vec![]))?;
+        let damaged = |error| match error {
+            StoreError::Internal(error) => StoreError::Unavailable(format!("the database cannot be read: {error}")),
+            other => other,
+        };
+        read!(self, |c| c.count(sql, vec![])).map_err(damaged)?;
         self.db.takes_writes().await
     }
 

@@ -5,6 +5,7 @@ mod crash;
 mod data;
 mod engine;
 mod feedback;
+mod hostile;
 mod jobs;
 mod loop_closes;
 mod many;
