@@ -74,13 +74,14 @@ impl Store for SqlStore {
     }
 
     async fn ping(&self) -> Result<()> {
-        // A row of each table that requests need: a damaged file must not pass for a sound one.
-        let sql = "SELECT (SELECT COUNT(*) FROM (SELECT id FROM prompts LIMIT 1) a)
-                 + (SELECT COUNT(*) FROM (SELECT id FROM completions LIMIT 1) b)
-                 + (SELECT COUNT(*) FROM (SELECT id FROM comparison_sets LIMIT 1) c)
-                 + (SELECT COUNT(*) FROM (SELECT id FROM judgments LIMIT 1) d)
-                 + (SELECT COUNT(*) FROM (SELECT key_hash FROM api_keys LIMIT 1) e)
-                 + (SELECT COUNT(*) FROM (SELECT token_hash FROM sessions LIMIT 1) f) AS n";
+        // A row of each table that requests need, by a column that no index has: a damaged file must not pass for a
+        // sound one.
+        let sql = "SELECT (SELECT COUNT(messages) FROM (SELECT messages FROM prompts LIMIT 1) a)
+                 + (SELECT COUNT(text) FROM (SELECT text FROM completions LIMIT 1) b)
+                 + (SELECT COUNT(selection_policy) FROM (SELECT selection_policy FROM comparison_sets LIMIT 1) c)
+                 + (SELECT COUNT(wall_ms) FROM (SELECT wall_ms FROM judgments LIMIT 1) d)
+                 + (SELECT COUNT(name) FROM (SELECT name FROM api_keys LIMIT 1) e)
+                 + (SELECT COUNT(role) FROM (SELECT role FROM sessions LIMIT 1) f) AS n";
         let damaged = |error| match error {
             StoreError::Internal(error) => StoreError::Unavailable(format!("the database cannot be read: {error}")),
             other => other,
