@@ -31,17 +31,34 @@ fn texts(dirs: &[&str], endings: &[&str]) -> Vec<(String, String)> {
     found.into_iter().map(read).collect()
 }
 
-/// The rows of the table of promises: (promise, tests). A test is `file.rs` + `::` + its function, or a file of
-/// tests/browser.
+/// The rows of the tables of promises: (promise, tests).
 fn promises(text: &str) -> Vec<(String, Vec<String>)> {
-    let rows = text.lines().filter(|line| line.starts_with("| "));
+    let section = text.split("## Promises").nth(1).unwrap_or_default();
+    let section = section.split("\n## ").next().unwrap_or_default();
     let cells =
         |line: &str| -> Vec<String> { line.trim_matches('|').split('|').map(|c| c.trim().to_owned()).collect() };
     let named = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect();
-    rows.map(cells)
-        .filter(|c| c.len() == 3 && c[0] != "promise" && !c[0].starts_with("---"))
+    section
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .map(cells)
+        .filter(|c| c.len() == 3 && c[0] != "promise")
         .map(|c| (c[0].clone(), named(&c[2])))
         .collect()
+}
+
+/// Whether a test of this name exists, as `cargo test` calls it, or a file of browser tests.
+fn exists(sources: &[(String, String)], test: &str) -> bool {
+    if test.ends_with(".mjs") {
+        return sources.iter().any(|(path, _)| *path == format!("tests/browser/{test}"));
+    }
+    let Some((module, function)) = test.rsplit_once("::") else { return false };
+    let module = module.trim_end_matches("::tests").replace("::", "/");
+    let files = ["tests/it/{}.rs", "tests/it/{}/mod.rs", "src/{}.rs", "src/{}/mod.rs", "src/{}/tests.rs"];
+    files.iter().any(|file| {
+        let file = file.replace("{}", &module);
+        sources.iter().any(|(path, text)| *path == file && has_test(text, function))
+    })
 }
 
 /// Whether a function of this name, marked as a test, stands in the text.
@@ -64,15 +81,7 @@ fn every_promise_of_the_security_page_has_its_tests() {
         if tests.is_empty() {
             missing.push(format!("{promise}: no test"));
         }
-        for test in tests {
-            let found = match test.rsplit_once("::") {
-                Some((file, function)) => sources.iter().any(|(path, text)| path == file && has_test(text, function)),
-                None => sources.iter().any(|(path, _)| path.ends_with(".mjs") && *path == test),
-            };
-            if !found {
-                missing.push(format!("{promise}: {test}"));
-            }
-        }
+        missing.extend(tests.iter().filter(|test| !exists(&sources, test)).map(|test| format!("{promise}: {test}")));
     }
     assert!(missing.is_empty(), "SECURITY.md promises what no test holds: {missing:#?}");
 }
@@ -83,7 +92,10 @@ fn a_name_in_a_comment_is_no_test() {
     assert!(has_test("#[tokio::test(flavor = \"multi_thread\")]\nasync fn holds() {}", "holds"));
     assert!(!has_test("// fn holds() is a test\n", "holds"));
     assert!(!has_test("fn holds() {}", "holds"));
-    assert_eq!(promises("| a | b | `x.rs::y`, `z` |").len(), 1);
+    let page = "# x\n## Promises\n| promise | mechanism | test |\n|---|---|---|\n| a | b | `x::y`, `z` |\n## Other\n| c | d | `e` |";
+    assert_eq!(promises(page), [("a".to_owned(), vec!["x::y".to_owned(), "z".to_owned()])]);
+    let sources = [("tests/it/x.rs".to_owned(), "#[test]\nfn y() {}".to_owned())];
+    assert!(exists(&sources, "x::y") && !exists(&sources, "x::z") && !exists(&sources, "z::y"));
 }
 
 /// The lines of a file with `unsafe` blocks or impls that no `SAFETY` comment stands before.
@@ -132,6 +144,19 @@ fn every_unsafe_block_has_its_proof() {
     }
     assert!(blocks > 30, "{blocks} blocks");
     assert!(found.is_empty(), "unsafe without `// SAFETY:`: {found:#?}");
+}
+
+/// SECURITY.md lists the files, what they need `unsafe` for and why it is sound.
+#[test]
+fn every_file_with_unsafe_code_is_listed() {
+    let page = std::fs::read_to_string(root().join("SECURITY.md")).unwrap();
+    let section = page.split("## Unsafe code").nth(1).unwrap().split("\n## ").next().unwrap();
+    let listed: Vec<&str> = section.split('`').skip(1).step_by(2).filter(|name| name.starts_with("src/")).collect();
+    for (path, text) in texts(&["src"], &[".rs"]) {
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let has = code.clone().any(|line| line.contains("unsafe {") || line.contains("unsafe impl"));
+        assert_eq!(has, listed.contains(&path.as_str()), "{path}: unsafe code and the list in SECURITY.md");
+    }
 }
 
 #[test]
