@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 pub(super) use super::fields::is_prompt_like;
 use super::fields::{Fields, Outcome, kind, parse_json, unknown_column};
 use super::hh;
-use super::lines::{LineError, Lines};
+use super::lines::{LineError, Lines, MAX_SENT_LINE};
 use super::oasst;
 use super::preferences::pairs;
 use super::records::{Comparison, Format, PromptInput, PromptRecord, RankedText, Record, Written};

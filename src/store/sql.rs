@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 
 use super::connect::Db;
-use super::rows::Conn;
+use super::rows::{Conn, args};
 use super::*;
 
 /// SQLite or Postgres behind one set of statements.
@@ -375,6 +375,11 @@ impl Store for SqlStore {
 
     async fn list_jobs(&self, page: Page, state: Option<JobState>) -> Result<Vec<Job>> {
         read!(self, |c| jobs::list(c, &page, state))
+    }
+
+    async fn count_jobs(&self, state: JobState) -> Result<i64> {
+        let sql = "SELECT COUNT(*) AS n FROM jobs WHERE state = $1";
+        read!(self, |c| c.count(sql, args![state.as_str()]))
     }
 
     async fn claim_job(
