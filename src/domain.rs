@@ -71,6 +71,11 @@ ulid_ids!(
     LinkId,
 );
 
+/// Whether an id can be the name of a file: ids that the server made always can, a foreign database may hold anything.
+pub fn is_path_part(id: &str) -> bool {
+    (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+}
+
 /// Declares a closed set of lower-case names that serde, the database and the API share.
 macro_rules! name_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {

@@ -25,6 +25,7 @@ pub mod config;
 pub mod domain;
 pub mod instructgpt;
 pub mod models_cli;
+pub mod private;
 
 pub mod http;
 pub mod service;

@@ -294,6 +294,7 @@ fn load(file: Option<PathBuf>, overrides: Overrides) -> anyhow::Result<Config> {
 }
 
 fn main() -> ExitCode {
+    instructd::private::only_for_the_owner();
     calm_candle_threads();
     let cli = Cli::parse();
     match run(cli.command.unwrap_or(Command::Serve(cli.serve))) {
@@ -309,7 +310,7 @@ fn main() -> ExitCode {
 fn calm_candle_threads() {
     const SPIN_LIMIT: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";
     if std::env::var_os(SPIN_LIMIT).is_none() {
-        // SAFETY: first statement of the program: no other thread reads the environment yet.
+        // SAFETY: nothing has started a thread yet, so no other one reads the environment.
         unsafe { std::env::set_var(SPIN_LIMIT, "200") };
     }
 }

@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use crate::artifacts::Artifacts;
 use crate::config::{Config, SHORTEST_OPEN_ADMIN_KEY};
 use crate::jobs::{Launch, Supervisor, SupervisorConfig};
+use crate::private;
 use crate::service::{Random, Services, access, random, system_clock};
 use crate::store::{self, Store};
 
@@ -157,13 +158,15 @@ async fn run_jobs(services: Arc<Services>) {
 
 /// Only the owner may look into the data directory: it holds judgments, keys' hashes and models.
 pub(crate) fn make_data_dir(dir: &Path) -> Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    if dir.is_dir() {
-        return Ok(());
+    let open = private::make_dir(dir).with_context(|| format!("making the data directory {}", dir.display()))?;
+    if open {
+        tracing::warn!(
+            dir = %dir.display(),
+            "other users of this machine may look into the data directory; what instructd writes there is for its own \
+             user only, but close it too: chmod 700"
+        );
     }
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700);
-    builder.create(dir).with_context(|| format!("making the data directory {}", dir.display()))
+    Ok(())
 }
 
 /// Tells a newcomer what runs, where to go and which key to use.

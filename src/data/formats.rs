@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 pub(super) use super::fields::is_prompt_like;
 use super::fields::{Fields, Outcome, kind, parse_json, unknown_column};
 use super::hh;
-use super::lines::{LineError, Lines};
+use super::lines::{LineError, Lines, MAX_SENT_LINE};
 use super::oasst;
 use super::preferences::pairs;
 use super::records::{Comparison, Format, PromptInput, PromptRecord, RankedText, Record, Written};
@@ -33,12 +33,17 @@ pub struct Parsed {
 /// The records of a JSONL stream, in order; bad lines come as errors and do not end the stream. A line of
 /// Open-Assistant trees may hold several rankings or none. Parquet is no lines: see `parquet::read`.
 pub fn import<R: BufRead>(format: Format, reader: R) -> impl Iterator<Item = Result<Record, LineError>> {
-    import_lines(format, reader).map(|parsed| parsed.map(|p| p.record))
+    parsed(format, Lines::new(reader)).map(|parsed| parsed.map(|p| p.record))
 }
 
-/// As `import`, with line numbers and the names of fields that are not read.
+/// As `import`, for files that somebody sends: shorter lines, with their numbers and the names of fields that are not
+/// read.
 pub fn import_lines<R: BufRead>(format: Format, reader: R) -> impl Iterator<Item = Result<Parsed, LineError>> {
-    Lines::new(reader).flat_map(move |line| {
+    parsed(format, Lines::up_to(reader, MAX_SENT_LINE))
+}
+
+fn parsed<R: BufRead>(format: Format, lines: Lines<R>) -> impl Iterator<Item = Result<Parsed, LineError>> {
+    lines.flat_map(move |line| {
         let parsed = line.and_then(|(line, text)| match parse_line(format, &text) {
             Ok((records, ignored)) => Ok((line, records, ignored)),
             Err(message) => Err(LineError::new(line, message)),

@@ -97,5 +97,5 @@ async fn stream(
         }
     }
     let turn = asked.settle(&state.services, actor).await?;
-    Ok(Some(turn_json(actor, &turn)))
+    Ok(Some(turn_json(actor, &turn).await?))
 }

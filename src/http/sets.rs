@@ -237,15 +237,15 @@ async fn set_json(state: &AppState, set: &ComparisonSet) -> ApiResult<Value> {
     let prompt = store.get_prompt(&set.prompt_id).await?;
     let mut completions = Vec::new();
     for id in &set.completion_ids {
-        completions.push(blind_json(&store.get_completion(id).await?));
+        completions.push(store.get_completion(id).await?);
     }
     Ok(json!({
         "id": set.id,
         "prompt_id": set.prompt_id,
-        "prompt": {"id": prompt.id, "messages": messages_json(&prompt.messages)},
+        "prompt": {"id": prompt.id, "messages": messages_json(&prompt.messages).await?},
         "status": set.status,
         "overlap": set.target_overlap,
-        "completions": completions,
+        "completions": blind_json(&completions).await?,
         "created": set.created,
     }))
 }

@@ -282,7 +282,10 @@ impl Supervisor {
     }
 
     fn job_dir(&self, id: &JobId) -> PathBuf {
-        let dir = self.config.data_dir.join("jobs").join(id.as_str());
+        // Whatever the id is, the directory stays inside.
+        let name: String =
+            id.as_str().chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+        let dir = self.config.data_dir.join("jobs").join(name);
         std::path::absolute(&dir).unwrap_or(dir)
     }
 
@@ -291,6 +294,10 @@ impl Supervisor {
         let recipe = self.recipes.iter().find(|r| r.name == job.kind);
         let recipe = recipe.ok_or_else(|| PrepareError::Job(format!("this program has no recipe '{}'", job.kind)))?;
         let args = queue::check(recipe, &job.args).map_err(|e| PrepareError::Job(format!("args.{e}")))?;
+        // A restored database may hold anything.
+        if !crate::domain::is_path_part(job.id.as_str()) {
+            return Err(PrepareError::Job(format!("'{}' is no id of a job", job.id)));
+        }
         let job_dir = self.job_dir(&job.id);
         let (checkpoint_dir, output_dir) = (job_dir.join("checkpoints"), job_dir.join("output"));
         std::fs::create_dir_all(&checkpoint_dir)?;

@@ -14,6 +14,8 @@ use crate::store::{JobFilter, Page};
 
 /// Longest name of a job, in characters.
 const NAME: usize = 120;
+/// Bytes of a job's arguments: they are names and numbers, and lists of jobs hold them.
+const ARGS: usize = 64 << 10;
 const NOTE: usize = 4000;
 const TAGS: usize = 20;
 const TAG: usize = 40;
@@ -99,6 +101,10 @@ pub async fn with_author(services: &Services, job: Job) -> Result<JobView> {
 pub async fn enqueue(services: &Arc<Services>, by: &Actor, new: NewJob) -> Result<Job> {
     if !new.args.is_object() {
         return Err(bad_input("args", "must be an object"));
+    }
+    let bytes = new.args.to_string().len();
+    if bytes > ARGS {
+        return Err(bad_input("args", format!("has {bytes} bytes; at most {ARGS} are taken")));
     }
     if new.unique_key.as_ref().is_some_and(|k| k.is_empty() || k.len() > 200) {
         return Err(bad_input("unique_key", "must be 1 to 200 bytes"));

@@ -6,6 +6,7 @@ pub mod attention;
 pub mod browse;
 pub mod budget;
 pub mod choices;
+mod clock;
 pub mod complete;
 pub mod datasets;
 pub mod draw;
@@ -45,15 +46,11 @@ use crate::engine::{EngineError, Generator};
 use crate::store::{Store, StoreError};
 use crate::train::Recipe;
 
+pub use clock::system_clock;
 pub use random::Random;
 
 /// Reads the time; tests pass their own.
 pub type Clock = Arc<dyn Fn() -> Micros + Send + Sync>;
-
-/// The system clock, µs UTC.
-pub fn system_clock() -> Clock {
-    Arc::new(|| jiff::Timestamp::now().as_microsecond())
-}
 
 /// A fault of the version that is served: its files are not the published ones, or another version should be served and
 /// does not load. A promotion ends it.

@@ -177,9 +177,14 @@ impl FeedbackStore for SqlStore {
 
     async fn list_prompts_of(&self, page: Page, labeler: &LabelerId) -> Result<Vec<Prompt>> {
         read!(self, |c| async move {
-            let mut found = Vec::new();
+            let (mut found, mut bytes) = (Vec::new(), 0);
             for id in sets::prompts_seen_by(c, &page, labeler).await? {
-                found.push(prompts::get(c, &id).await?);
+                let one = prompts::get(c, &id).await?;
+                bytes += prompts::size(&one);
+                found.push(one);
+                if bytes >= super::sql::PAGE_BYTES {
+                    break;
+                }
             }
             Ok(found)
         })

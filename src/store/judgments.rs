@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::leases::{self, PLACES};
 use super::rows::{Conn, Row, args, not_found};
 use super::sets;
+use super::sql::PAGE_BYTES;
 use super::{LabelerCounts, Page, RankedFilter, Result, StoreError, SubmitJudgment, Submitted, prompts, reveals};
 use crate::domain::*;
 
@@ -68,14 +69,20 @@ pub(super) async fn get(conn: &mut Conn, id: &JudgmentId) -> Result<Judgment> {
 pub(super) async fn list(conn: &mut Conn, page: &Page, labeler: Option<&LabelerId>) -> Result<Vec<Judgment>> {
     let rows = conn
         .all(
-            "SELECT * FROM judgments WHERE ($1 IS NULL OR id < $1) AND ($2 IS NULL OR labeler_id = $2)
+            "SELECT id FROM judgments WHERE ($1 IS NULL OR id < $1) AND ($2 IS NULL OR labeler_id = $2)
              ORDER BY id DESC LIMIT $3",
             args![&page.after, labeler.map(LabelerId::as_str), page.limit],
         )
         .await?;
-    let mut judgments = Vec::with_capacity(rows.len());
+    let (mut judgments, mut bytes) = (Vec::with_capacity(rows.len()), 0);
     for row in &rows {
-        judgments.push(judgment(conn, row).await?);
+        let one = get(conn, &row.text("id")?.into()).await?;
+        bytes += one.rationale.as_ref().map_or(0, String::len);
+        bytes += one.flags.iter().filter_map(|f| f.note.as_ref()).map(String::len).sum::<usize>();
+        judgments.push(one);
+        if bytes >= PAGE_BYTES {
+            break;
+        }
     }
     Ok(judgments)
 }

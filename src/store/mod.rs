@@ -464,6 +464,7 @@ pub trait Store: FeedbackStore + AccessStore + BrowseStore + EvidenceStore + Pri
     async fn enqueue_job(&self, job: Job) -> Result<Job>;
     async fn get_job(&self, id: &JobId) -> Result<Job>;
     async fn list_jobs(&self, page: Page, state: Option<JobState>) -> Result<Vec<Job>>;
+    async fn count_jobs(&self, state: JobState) -> Result<i64>;
     /// Takes the next queued job, or a running one whose lease has expired (then crash_count + 1; at
     /// `max_crashes` it becomes failed instead and the next is tried).
     async fn claim_job(

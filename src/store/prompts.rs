@@ -2,6 +2,7 @@
 
 use super::privacy::{self, asked};
 use super::rows::{Conn, Row, args, json, not_found};
+use super::sql::PAGE_BYTES;
 use super::{FeedbackFact, Page, Result, StoreError, imports};
 use crate::domain::*;
 
@@ -63,15 +64,22 @@ pub(super) async fn get(conn: &mut Conn, id: &PromptId) -> Result<Prompt> {
 }
 
 pub(super) async fn list(conn: &mut Conn, page: &Page, source: Option<&str>) -> Result<Vec<Prompt>> {
-    conn.all(
-        "SELECT * FROM prompts WHERE ($1 IS NULL OR id < $1) AND ($2 IS NULL OR source = $2)
-         ORDER BY id DESC LIMIT $3",
-        args![&page.after, source, page.limit],
-    )
-    .await?
-    .iter()
-    .map(prompt)
-    .collect()
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    let sql = "SELECT * FROM prompts WHERE ($1 IS NULL OR id < $1) AND ($2 IS NULL OR source = $2)
+         ORDER BY id DESC LIMIT $3";
+    conn.each(sql, args![&page.after, source, page.limit], |row| {
+        let one = prompt(row)?;
+        bytes += size(&one);
+        found.push(one);
+        Ok(bytes < PAGE_BYTES)
+    })
+    .await?;
+    Ok(found)
+}
+
+/// Bytes of a prompt's texts.
+pub(super) fn size(prompt: &Prompt) -> usize {
+    prompt.messages.iter().map(|m| m.content.len()).sum::<usize>() + prompt.answer.as_ref().map_or(0, String::len)
 }
 
 // ---------------------------------------------------------------- completions

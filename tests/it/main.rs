@@ -6,6 +6,7 @@ mod data;
 mod documents;
 mod engine;
 mod feedback;
+mod hostile;
 mod jobs;
 mod loop_closes;
 mod many;
