@@ -65,6 +65,7 @@ pub async fn create(
     if as_of > now {
         return Err(bad_input("filter.as_of", "lies in the future"));
     }
+    super::filters::check_ranked(services, &filter, "filter").await?;
     let found = VersionDigest::of(services, &filter).await?;
     if found.sets == 0 {
         return Err(ServiceError::Conflict("the filter finds no ranking".into()));

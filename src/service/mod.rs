@@ -13,6 +13,7 @@ mod drawn;
 pub mod encoders;
 pub mod evidence;
 pub mod feedback;
+pub mod filters;
 pub mod guidelines;
 pub mod imports;
 pub mod job_files;
@@ -28,6 +29,7 @@ pub mod prompts;
 pub mod publish;
 pub mod quality;
 pub mod random;
+pub mod register;
 pub mod review;
 pub mod sample;
 pub mod sets;
@@ -163,6 +165,9 @@ pub enum ServiceError {
     BadInput { param: String, message: String },
     #[error("no such {what}: {id}")]
     NotFound { what: &'static str, id: String, param: Option<String> },
+    /// A model's name that no version has. The message has the names that are near.
+    #[error("{message}")]
+    UnknownModel { message: String, param: Option<String> },
     #[error("{0}")]
     Forbidden(String),
     #[error("{}", .0.message())]

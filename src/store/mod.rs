@@ -14,6 +14,7 @@ mod jobs;
 mod judgments;
 mod leases;
 mod models;
+mod names;
 mod people;
 mod postgres;
 mod prompts;
@@ -37,6 +38,7 @@ pub use browse::{BrowseStore, JudgmentFilter, JudgmentRow, Named, SetFilter, Set
 pub use evidence::{Activation, EvidenceStore, JobFilter, Meeting, SharedPrompt};
 pub use feedback::FeedbackStore;
 pub use imports::{ImportLine, Imported, ImportedLine, ImportedRanking};
+pub use names::{find_version, unknown_version};
 
 /// Opens the store at `sqlite:PATH`, `sqlite://PATH` or `postgres://…`, making it and applying missing
 /// migrations first. Refuses a schema written by a newer program, and SQLite before 3.51.3.
