@@ -2,11 +2,13 @@
 //! Order of precedence: command line, environment (`INSTRUCTD_…`, `__` between nested names), file, defaults.
 
 mod access;
+mod hosts;
 mod limits;
 mod privacy;
 mod upstream;
 
 pub use access::RatesConfig;
+pub use hosts::is_host;
 pub use limits::LimitsConfig;
 pub use privacy::{PrivacyConfig, RetentionConfig};
 pub use upstream::UpstreamConfig;
@@ -377,6 +379,16 @@ impl Config {
                 self.listen
             );
             return Err(error("admin_key", message));
+        }
+        if let Err(e) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
+            return Err(error("log.filter", format!("'{}' is no tracing filter: {e}", self.log.filter)));
+        }
+        for (key, hosts) in [("jobs.reward_hosts", &self.jobs.reward_hosts), ("server.hosts", &self.server.hosts)] {
+            if let Some(wrong) = hosts.iter().find(|host| !is_host(host)) {
+                let message =
+                    format!("'{wrong}' names no host: write HOST or HOST:PORT, without https:// and without a path");
+                return Err(error(key, message));
+            }
         }
         if let Some(url) = &self.database_url
             && !["sqlite:", "postgres:", "postgresql:"].iter().any(|scheme| url.starts_with(scheme))

@@ -3,6 +3,7 @@
 
 mod draws;
 mod job_notes;
+mod nearest;
 
 use std::fmt;
 
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use draws::DrawReport;
 pub use job_notes::JobNotes;
+pub use nearest::{nearest, unknown_name};
 
 /// Microseconds since the Unix epoch, UTC.
 pub type Micros = i64;

@@ -17,6 +17,7 @@
 pub mod app;
 pub mod backup;
 pub mod cli;
+pub mod cli_args;
 pub mod cli_family;
 pub mod cli_models;
 pub mod cli_retention;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use instructd::cli_args::{self, Data, Given};
 use instructd::config::{Config, Overrides};
 use instructd::model::plan::PlanArgs;
 use instructd::{app, backup, cli, cli_family, cli_models, cli_retention, cli_tokenizer};
@@ -76,13 +77,20 @@ enum Command {
     Tokenizer(cli_tokenizer::Args),
     /// Run a recipe in the foreground: pretrain, sft, reward, ppo, …
     #[command(
-        after_help = "Example:\n  instructd train sft --args sft.json\n\nsft.json: {\"model\": \"builtin\", \"demonstrations\": \"demonstrations.jsonl\", \"output_dir\": \"out\"}\nA model is a name (builtin, a pulled or published one), a directory or a .gguf file."
+        after_help = "Example:\n  instructd train sft\n  instructd train reward --model builtin --comparisons rankings.jsonl --set epochs=2 --set lora.rank=4\n  instructd train sft --args sft.json\n\nsft.json: {\"model\": \"builtin\", \"demonstrations\": \"demonstrations.jsonl\", \"output_dir\": \"out\"}\nWithout a model: the active one of the database, the configured one, or builtin. Without data: the database's, or the\nsample's. Recipes: pretrain, mlm, finetune, prompt_tuning, sft, reward, ppo, reinforce, rloo, grpo, dpo."
     )]
     Train {
         recipe: String,
-        /// JSON file with the recipe's arguments.
+        #[command(flatten)]
+        given: Given,
+        #[command(flatten)]
+        data: Data,
+        /// Where the trained model is written; default: out/RECIPE, or the next number that is free.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Print the recipe's arguments with their defaults, and end.
         #[arg(long)]
-        args: PathBuf,
+        explain: bool,
         /// HOST or HOST:PORT that a reward of kind `http` may ask; may be given several times.
         #[arg(long = "reward-host")]
         reward_hosts: Vec<String>,
@@ -91,23 +99,26 @@ enum Command {
     },
     /// Demonstrations → SFT → comparisons → reward model → PPO → report; run again to go on.
     #[command(
-        after_help = "Example:\n  instructd instructgpt --args pipeline.json\n\npipeline.json: {\"model\": \"builtin\", \"comparisons\": \"comparisons.jsonl\", \"work_dir\": \"work\"}"
+        after_help = "Example:\n  instructd instructgpt --model builtin\n  instructd instructgpt --comparisons rankings.jsonl --set ppo.iterations=20\n  instructd instructgpt --args pipeline.json\n\npipeline.json: {\"model\": \"builtin\", \"comparisons\": \"comparisons.jsonl\", \"work_dir\": \"work\"}\nWithout rankings: the database's, or the sample's. Arguments of the recipes: sft.…, reward.…, ppo.…; `instructd train\nppo --explain` lists them."
     )]
     Instructgpt {
-        /// JSON file with the pipeline's arguments.
-        #[arg(long)]
-        args: PathBuf,
+        #[command(flatten)]
+        given: Given,
+        #[command(flatten)]
+        data: Data,
+        /// Where everything goes; default: out/instructgpt.
+        #[arg(long, value_name = "DIR")]
+        work_dir: Option<PathBuf>,
         #[command(flatten)]
         settings: Settings,
     },
     /// Evaluate a model on a file.
     #[command(
-        after_help = "Example:\n  instructd eval --args eval.json\n\neval.json: {\"kind\": \"perplexity\", \"model\": \"builtin\", \"text\": \"corpus.txt\"}"
+        after_help = "Example:\n  instructd eval --set kind=perplexity --set text=corpus.txt --model builtin\n  instructd eval --args eval.json\n\neval.json: {\"kind\": \"perplexity\", \"model\": \"builtin\", \"text\": \"corpus.txt\"}\nKinds: perplexity, choice, classifier, reward, scores."
     )]
     Eval {
-        /// JSON file with the evaluation's arguments.
-        #[arg(long)]
-        args: PathBuf,
+        #[command(flatten)]
+        given: Given,
         #[command(flatten)]
         settings: Settings,
     },
@@ -259,7 +270,7 @@ struct Settings {
 struct Serve {
     #[command(flatten)]
     settings: Settings,
-    /// A name, a Hugging Face directory or a .gguf file.
+    /// A name (builtin, pulled or published), a directory, a .gguf file or OWNER/NAME of the hub.
     #[arg(long)]
     model: Option<String>,
     /// A BERT directory for embeddings and fill-mask.
@@ -340,11 +351,15 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             cli::export_model(&settings.load()?, &model, &out, half)?;
         }
         Command::Tokenizer(args) => cli_tokenizer::run(&args)?,
-        Command::Train { recipe, args, reward_hosts, settings } => {
-            cli::train(&settings.load()?, &recipe, &args, &reward_hosts)?;
+        Command::Train { recipe, explain: true, .. } => print!("{}", cli_args::explain(cli_args::recipe(&recipe)?)),
+        Command::Train { recipe, mut given, data, out, reward_hosts, settings, .. } => {
+            given.set.extend(out.map(|dir| format!("output_dir={}", serde_json::json!(dir))));
+            cli::train(&settings.load()?, &recipe, &given, &data, &reward_hosts)?;
         }
-        Command::Instructgpt { args, settings } => cli::instructgpt(&settings.load()?, &args)?,
-        Command::Eval { args, settings } => cli::eval(&settings.load()?, &args)?,
+        Command::Instructgpt { given, data, work_dir, settings } => {
+            cli::instructgpt(&settings.load()?, &given, &data, work_dir.as_deref())?;
+        }
+        Command::Eval { given, settings } => cli::eval(&settings.load()?, &given)?,
         Command::Plan { model, machine, json, settings } => {
             cli_family::print_plan(&settings.load()?, model.as_deref(), &machine.args(), json)?;
         }

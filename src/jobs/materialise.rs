@@ -8,12 +8,12 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::queue::{FILES, JobArgs, OPTIONAL_DATA, file_names, find_version, needs_model, takes, wants};
+use super::queue::{FILES, JobArgs, OPTIONAL_DATA, file_names, needs_model, takes, wants};
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::data::from_feedback::{Told, preferences};
 use crate::data::{Comparison, PromptRecord, Written, pairs};
 use crate::domain::*;
-use crate::store::{PromptFilter, RankedFilter, Store, StoreError, learns_from_requests};
+use crate::store::{PromptFilter, RankedFilter, Store, StoreError, find_version, learns_from_requests};
 use crate::train::Recipe;
 
 /// Why a job cannot start.
@@ -291,6 +291,24 @@ async fn prompts(store: &dyn Store, without_requests: bool, path: PathBuf) -> Re
     Ok(Frozen { path, sha256, n_sets: lines.len() as i64, n_pairs: 0 })
 }
 
+/// Writes everything stored of one kind (`comparisons`, `demonstrations` or `prompts`) as the recipes read it, for
+/// commands that run without a job. The number of lines; `None` where nothing is stored.
+///
+/// # Errors
+/// What the store says, and a file that cannot be written.
+pub async fn write_stored(store: &dyn Store, field: &str, path: &Path) -> anyhow::Result<Option<i64>> {
+    let written = match field {
+        "comparisons" => comparisons(store, &RankedFilter::default(), path.to_owned()).await,
+        "demonstrations" => demonstrations(store, path.to_owned()).await,
+        _ => prompts(store, path.to_owned()).await,
+    };
+    match written {
+        Ok(frozen) => Ok(Some(frozen.n_sets)),
+        Err(PrepareError::Job(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// A job ready for its child.
 pub(super) struct Prepared {
     /// The recipe's arguments, with paths instead of names.
@@ -396,7 +414,7 @@ fn corpora(schema: &Value, args: &mut Map<String, Value>, data_dir: &Path) -> Re
 
 /// Where the version's files are on this machine, as an argument.
 async fn local(files: &Artifacts, version: &ModelVersion) -> Result<Value, PrepareError> {
-    let path = files.path(version).await?;
+    let path = files.checked_path(version).await?;
     Ok(std::path::absolute(&path)?.display().to_string().into())
 }
 

@@ -157,9 +157,22 @@ pub async fn route(services: &Services, model: Option<&str>, may_load: bool) -> 
 /// The active version, or the one `model` names.
 ///
 /// # Errors
-/// `UnknownModel` when nothing loaded has this name or id; with `may_load` (admins) a stored policy is
-/// loaded on demand.
+/// `UnknownModel` when nothing loaded has this name or id; with `may_load` (admins) a stored policy, the built-in model
+/// or a pulled one is loaded on demand.
 pub async fn resolve_model(services: &Services, model: Option<&str>, may_load: bool) -> Result<Arc<ServedModel>> {
+    resolve_model_at(services, model, may_load, "model").await
+}
+
+/// As `resolve_model`, for a model that is named in the field `param`.
+///
+/// # Errors
+/// As `resolve_model`.
+pub async fn resolve_model_at(
+    services: &Services,
+    model: Option<&str>,
+    may_load: bool,
+    param: &str,
+) -> Result<Arc<ServedModel>> {
     let engine = services.engine()?;
     let name = match model {
         None | Some("" | "active" | "default") => return engine.active().ok_or(EngineError::NotReady.into()),
@@ -169,13 +182,19 @@ pub async fn resolve_model(services: &Services, model: Option<&str>, may_load: b
     if let Some(found) = engine.active().filter(matches).or_else(|| engine.loaded().into_iter().find(matches)) {
         return Ok(found);
     }
-    if may_load
-        && let Some(version) = services.store.find_model(name).await?
-        && version.kind == ModelKind::Policy
-    {
-        return Ok(engine.load(&version).await?);
+    let version = match may_load {
+        true => super::register::find_or_register(services, name, Some(ModelKind::Policy), Some(param)).await?,
+        false => super::register::find(services, name, Some(ModelKind::Policy), Some(param)).await?,
+    };
+    if version.kind != ModelKind::Policy {
+        let message = format!("{} is a {}, not a language model", version.name, version.kind);
+        return Err(super::bad_input(param, message));
     }
-    Err(EngineError::UnknownModel(name.to_owned()).into())
+    if !may_load {
+        let message = format!("{} is not loaded: an administrator can promote it or name it first", version.name);
+        return Err(ServiceError::UnknownModel { message, param: Some(param.to_owned()) });
+    }
+    Ok(engine.load(&version).await?)
 }
 
 /// The soft prompt that a request names, made ready for `model`.
@@ -185,10 +204,7 @@ pub async fn resolve_model(services: &Services, model: Option<&str>, may_load: b
 pub async fn resolve_adapter(services: &Services, name: Option<&str>, model: &ServedModel) -> Result<Option<Adapter>> {
     const FIELD: &str = "prompt_adapter";
     let Some(name) = name else { return Ok(None) };
-    let version = super::publish::find(services, name).await.map_err(|e| match e {
-        ServiceError::Store(e) => super::not_found_as(e, FIELD),
-        other => other,
-    })?;
+    let version = super::register::find(services, name, Some(ModelKind::PromptAdapter), Some(FIELD)).await?;
     if version.kind != ModelKind::PromptAdapter {
         return Err(super::bad_input(FIELD, format!("{} is a {}, not a prompt adapter", version.name, version.kind)));
     }

@@ -77,6 +77,7 @@ pub async fn create(
     if as_of > now {
         return Err(bad_input("filter.as_of", "lies in the future"));
     }
+    super::filters::check_ranked(services, &filter, "filter").await?;
     check_feedback(services, filter.feedback, "filter.feedback")?;
     filter.without_requests |= !services.learns_from_requests();
     let found = VersionDigest::of(services, &filter).await?;

@@ -13,7 +13,7 @@ use super::drawn::{self, Candidate, Outcome, Tally};
 use super::sets::{self, CompletionRef};
 use super::{Result, ServiceError, Services, bad_input, complete, meter, quality};
 use crate::domain::*;
-use crate::engine::{EngineError, ServedModel};
+use crate::engine::ServedModel;
 use crate::service::people::Actor;
 use crate::store::{Page, PromptFilter};
 
@@ -194,6 +194,7 @@ async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<Plan> {
     if request.versions.is_some() != (request.policy == SelectionPolicy::Versus) {
         return Err(bad_input("versions", "two versions are named for `versus`, and only for it"));
     }
+    super::filters::check_prompts(services, &request.prompts, "prompts").await?;
     let mut models = Vec::new();
     match request.policy {
         SelectionPolicy::Random | SelectionPolicy::Uncertainty => {
@@ -204,13 +205,8 @@ async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<Plan> {
                 return Err(bad_input("n", "must be even: each version writes half"));
             }
             for (i, name) in request.versions.iter().flatten().enumerate() {
-                let found = complete::resolve_model(services, Some(name), true).await;
-                models.push(found.map_err(|e| match e {
-                    ServiceError::Engine(EngineError::UnknownModel(id)) => {
-                        ServiceError::NotFound { what: "policy", id, param: Some(format!("versions[{i}]")) }
-                    }
-                    other => other,
-                })?);
+                let field = format!("versions[{i}]");
+                models.push(complete::resolve_model_at(services, Some(name), true, &field).await?);
             }
             if models[0].version.id == models[1].version.id {
                 return Err(bad_input("versions[1]", "must be another version than the first"));

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::people::Actor;
-use super::{Result, ServiceError, Services, bad_input, publish, to_the_end};
+use super::{Result, ServiceError, Services, bad_input, to_the_end};
 use crate::config::Config;
 use crate::domain::{Micros, ModelKind, ModelState, ModelVersionId};
 use crate::engine::ServedModel;
@@ -126,10 +126,7 @@ pub async fn start_canary(services: &Arc<Services>, by: &Actor, model: &str, sha
     if !(share > 0.0 && share <= 1.0) {
         return Err(bad_input("share", "must be above 0 and at most 1"));
     }
-    let version = publish::find(services, model).await.map_err(|e| match e {
-        ServiceError::Store(e) => super::not_found_as(e, "model"),
-        other => other,
-    })?;
+    let version = super::register::find_or_register(services, model, Some(ModelKind::Policy), Some("model")).await?;
     if version.kind != ModelKind::Policy || version.state != ModelState::Candidate {
         return Err(bad_input("model", format!("{} is no candidate policy", version.name)));
     }

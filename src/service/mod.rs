@@ -15,6 +15,7 @@ pub mod encoders;
 pub mod erasure;
 pub mod evidence;
 pub mod feedback;
+pub mod filters;
 pub mod guidelines;
 pub mod imports;
 pub mod job_files;
@@ -30,6 +31,7 @@ pub mod prompts;
 pub mod publish;
 pub mod quality;
 pub mod random;
+pub mod register;
 pub mod retention;
 pub mod review;
 pub mod sample;
@@ -170,6 +172,9 @@ pub enum ServiceError {
     BadInput { param: String, message: String },
     #[error("no such {what}: {id}")]
     NotFound { what: &'static str, id: String, param: Option<String> },
+    /// A model's name that no version has. The message has the names that are near.
+    #[error("{message}")]
+    UnknownModel { message: String, param: Option<String> },
     #[error("{0}")]
     Forbidden(String),
     #[error("{}", .0.message())]

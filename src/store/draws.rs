@@ -17,7 +17,7 @@ pub(super) async fn select_prompts(
     while (found.len() as i64) < limit {
         let rows = conn
             .all(
-                "SELECT * FROM prompts p WHERE ($1 IS NULL OR p.id > $1) AND ($2 IS NULL OR p.source = $2)
+                "SELECT * FROM prompts p WHERE p.id > COALESCE($1, '') AND ($2 IS NULL OR p.source = $2)
                    AND ($3 IS NULL OR p.lang = $3) AND ($4 IS NULL OR p.split = $4)
                    AND ($5 OR NOT EXISTS (SELECT 1 FROM comparison_sets s
                        WHERE s.prompt_id = p.id AND s.status <> 'retired'))

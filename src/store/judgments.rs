@@ -392,6 +392,8 @@ pub(super) async fn ranked_page(
     after: Option<&str>,
     limit: i64,
 ) -> Result<(Vec<RankedSet>, Option<JudgmentId>)> {
+    // SQLite keeps the order of a CROSS JOIN: judgments are read from where the page begins, not all of them for each
+    // page.
     let rows = conn
         .all(
             concat!(
@@ -400,10 +402,9 @@ pub(super) async fn ranked_page(
                     i.completion_id, i.tier, i.shown_position, c.model_version_id, c.text
              FROM (SELECT j.id, j.set_id, j.labeler_id, j.strength, j.outcome, j.knowledge,
                           p.id AS prompt_id, p.split, p.messages, p.tags
-                   FROM judgments j
-                   JOIN comparison_sets s ON s.id = j.set_id
-                   JOIN prompts p ON p.id = s.prompt_id
-                   WHERE ($1 IS NULL OR p.split = $1) AND ($2 IS NULL OR j.labeler_id = $2)
+                   FROM judgments j CROSS JOIN comparison_sets s CROSS JOIN prompts p
+                   WHERE s.id = j.set_id AND p.id = s.prompt_id
+                     AND ($1 IS NULL OR p.split = $1) AND ($2 IS NULL OR j.labeler_id = $2)
                      AND s.kind = $3 AND ($4 IS NULL OR j.created <= $4)
                      AND ($5 OR NOT EXISTS (SELECT 1 FROM resolutions r WHERE r.set_id = j.set_id
                          AND r.reviewer_id <> j.labeler_id AND ($4 IS NULL OR r.created <= $4)))
@@ -414,7 +415,7 @@ pub(super) async fn ranked_page(
                          AND ($4 IS NULL OR n.created <= $4) AND ($6 OR ",
                 counted!("n"),
                 "))
-                     AND ($7 IS NULL OR j.id > $7)
+                     AND j.id > COALESCE($7, '')
                      AND (NOT $9 OR p.source NOT IN ('chat', 'completions')
                          OR p.submitted <= COALESCE($4, 9223372036854775807))
                    ORDER BY j.id LIMIT $8) j

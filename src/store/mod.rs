@@ -14,6 +14,7 @@ mod jobs;
 mod judgments;
 mod leases;
 mod models;
+mod names;
 mod people;
 mod postgres;
 mod privacy;
@@ -39,6 +40,7 @@ pub use erasure::{Erase, Erased, PersonalData};
 pub use evidence::{Activation, EvidenceStore, JobFilter, Meeting, SharedPrompt};
 pub use feedback::FeedbackStore;
 pub use imports::{ImportLine, Imported, ImportedLine, ImportedRanking};
+pub use names::{find_version, unknown_version};
 pub use privacy::{Amount, Cuts, ErasedPerson, Expiring, PrivacyStore, RequestCounts, learns_from_requests};
 
 /// Opens the store at `sqlite:PATH`, `sqlite://PATH` or `postgres://…`, making it and applying missing
