@@ -219,11 +219,12 @@ pub fn data(field: &str, dir: &Path, config: &Config) -> Result<PathBuf> {
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     let path = dir.join(format!("{field}.jsonl"));
     let rankings = dir.join("comparisons.jsonl");
+    let learns = config.privacy.learn_from_requests;
     let stored = crate::cli::block_on(async {
         let Some(store) = cli_models::data_store(config).await? else { return Ok(None) };
-        let mut found = write_stored(store.as_ref(), field, &path).await?.map(|n| (n, true));
+        let mut found = write_stored(store.as_ref(), field, &path, learns).await?.map(|n| (n, true));
         if found.is_none() && field != "comparisons" {
-            found = write_stored(store.as_ref(), "comparisons", &rankings).await?.map(|n| (n, false));
+            found = write_stored(store.as_ref(), "comparisons", &rankings, learns).await?.map(|n| (n, false));
         }
         store.close().await;
         anyhow::Ok(found)

@@ -291,16 +291,24 @@ async fn prompts(store: &dyn Store, without_requests: bool, path: PathBuf) -> Re
     Ok(Frozen { path, sha256, n_sets: lines.len() as i64, n_pairs: 0 })
 }
 
-/// Writes everything stored of one kind (`comparisons`, `demonstrations` or `prompts`) as the recipes read it, for
-/// commands that run without a job. The number of lines; `None` where nothing is stored.
+/// Writes what is stored of one kind (`comparisons`, `demonstrations` or `prompts`) as the recipes read it, for commands
+/// that run without a job. What came in as requests is left out unless the operator allows it: `learn_from_requests` is
+/// the configured value, which the stored setting replaces. Returns the number of lines; `None` where there are none.
 ///
 /// # Errors
 /// What the store says, and a file that cannot be written.
-pub async fn write_stored(store: &dyn Store, field: &str, path: &Path) -> anyhow::Result<Option<i64>> {
+pub async fn write_stored(
+    store: &dyn Store,
+    field: &str,
+    path: &Path,
+    learn_from_requests: bool,
+) -> anyhow::Result<Option<i64>> {
+    let without_requests = !learns_from_requests(store, learn_from_requests).await?;
+    let filter = RankedFilter { without_requests, ..RankedFilter::default() };
     let written = match field {
-        "comparisons" => comparisons(store, &RankedFilter::default(), path.to_owned()).await,
-        "demonstrations" => demonstrations(store, path.to_owned()).await,
-        _ => prompts(store, path.to_owned()).await,
+        "comparisons" => comparisons(store, &filter, path.to_owned()).await,
+        "demonstrations" => demonstrations(store, without_requests, path.to_owned()).await,
+        _ => prompts(store, without_requests, path.to_owned()).await,
     };
     match written {
         Ok(frozen) => Ok(Some(frozen.n_sets)),
