@@ -192,7 +192,7 @@ async fn no_import_takes_more_than_its_file_and_what_is_promised() {
     let place = place(dir.path()).with("INSTRUCTD_LIMITS__IMPORT_BYTES", FILE);
     let server = Server::start(&place).await;
     let line = json!({"messages": user("hello")}).to_string() + "\n";
-    let files: Vec<(&str, Vec<u8>)> = vec![
+    let files = [
         ("one line without end", "x".repeat(FILE - 1).into_bytes()),
         ("one long text", json!({"messages": user(&"y".repeat(FILE - 100))}).to_string().into_bytes()),
         ("empty lines", vec![b'\n'; FILE - 1]),
