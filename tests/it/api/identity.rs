@@ -208,8 +208,11 @@ async fn open_streams_end_with_what_opened_them() {
     server.services.store.append_job_events(&job.as_str().into(), &line).await.unwrap();
     let completion = json!({"prompt": "x", "max_tokens": 400, "stream": true, "ignore_eos": true});
     let ask = json!({"messages": [{"role": "user", "content": "q"}], "n": 2, "sampling": {"max_tokens": 400, "min_tokens": 400}});
+    let chat =
+        json!({"messages": [{"role": "user", "content": "q"}], "max_tokens": 400, "stream": true, "ignore_eos": true});
     let streams = [
         ("POST", "/v1/completions".to_owned(), Some(completion)),
+        ("POST", "/v1/chat/completions".to_owned(), Some(chat)),
         ("POST", "/v1/label/ask".to_owned(), Some(ask)),
         ("GET", format!("/admin/jobs/{job}/events"), None),
     ];
