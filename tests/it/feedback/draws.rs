@@ -8,7 +8,7 @@ use crate::api::client::{Server, version};
 
 #[tokio::test]
 async fn a_draw_that_makes_nothing_says_why() {
-    let server = Server::start().await;
+    let server = Server::with(|c| c.privacy.learn_from_requests = true, Default::default()).await;
     prompts(&server, 3, "a").await;
     prompts(&server, 2, "b").await;
     server.post("/v1/completions", json!({"prompt": "raw text", "max_tokens": 4})).await.expect(200);
@@ -81,7 +81,7 @@ async fn equal_answers_are_drawn_again_and_never_make_a_set() {
 
 #[tokio::test]
 async fn stored_sets_that_are_smaller_than_asked_for_are_told() {
-    let server = Server::start().await;
+    let server = Server::with(|c| c.privacy.learn_from_requests = true, Default::default()).await;
     for (i, n) in [2, 3, 4].into_iter().enumerate() {
         let body = json!({"model": "base", "n": n, "max_tokens": 60, "seed": i,
                           "messages": [{"role": "user", "content": format!("question {i}")}]});

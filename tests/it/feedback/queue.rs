@@ -122,7 +122,7 @@ async fn the_most_doubtful_sets_are_kept_and_given_out_first() {
 
 #[tokio::test]
 async fn stored_completions_become_sets_and_draws_stop_when_told() {
-    let server = Server::start().await;
+    let server = Server::with(|c| c.privacy.learn_from_requests = true, Default::default()).await;
     for i in 0..3 {
         // A chat with two answers stores two completions and makes no set.
         let body = json!({"model": "base", "n": 2, "max_tokens": 30, "seed": i,
