@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifacts::{self, Artifacts, FETCHED};
 use crate::config::Config;
-use crate::domain::{ModelVersion, ModelVersionId};
+use crate::domain::{ModelVersion, ModelVersionId, is_path_part};
+use crate::erased::{self, MANIFEST};
 use crate::store::dump::{self, Dump};
-use crate::store::{self, ModelFile};
+use crate::store::{self, ErasedPerson, ModelFile};
 
 const FORMAT: u32 = 1;
-const MANIFEST: &str = "manifest.json";
 const DATABASE: &str = "instructd.db";
 const TABLES: &str = "tables";
 const MODELS: &str = "models";
@@ -30,6 +30,9 @@ struct Manifest {
     created: String,
     database: Database,
     models: Vec<Kept>,
+    /// People whose data was erased, before the backup or after it: a restore erases it.
+    #[serde(default)]
+    erased: Vec<ErasedPerson>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -113,11 +116,16 @@ pub async fn backup(config: &Config, out: &Path) -> Result<()> {
             created: jiff::Timestamp::now().to_string(),
             database,
             models,
+            erased: store.erased_people().await?,
         };
         write_synced(&dir.join(MANIFEST), &serde_json::to_string_pretty(&manifest)?)?;
         Ok(manifest.models.len())
     })
     .await;
+    if made.is_ok() {
+        let place = std::path::absolute(out)?.display().to_string();
+        store.put_backup(&place, jiff::Timestamp::now().as_microsecond()).await?;
+    }
     store.close().await;
     println!("{}: the database and {} model versions", out.display(), made?);
     Ok(())
@@ -146,16 +154,24 @@ async fn keep(artifacts: &Artifacts, store: &dyn store::Store, version: ModelVer
 /// Brings a backup into an empty database and a data directory, whichever database it came from.
 ///
 /// # Errors
-/// A file that is not what the manifest says; a database that is not empty. Nothing of an existing
+/// A file that is not what the manifest says; a list that cannot be read; a database that is not empty. Nothing of an existing
 /// installation is overwritten.
-pub async fn restore(config: &Config, from: &Path) -> Result<()> {
-    let text = fs::read_to_string(from.join(MANIFEST)).with_context(|| format!("{} is no backup", from.display()))?;
+pub async fn restore(config: &Config, from: &Path, lists: &[PathBuf]) -> Result<()> {
+    let text = read_text(from, MANIFEST).with_context(|| format!("{} is no backup", from.display()))?;
     let manifest: Manifest = serde_json::from_str(&text).context(MANIFEST)?;
     ensure!(manifest.format == FORMAT, "the backup has format {}, this program reads {FORMAT}", manifest.format);
+    let mut people = manifest.erased.clone();
+    let own = config.data_dir.join(erased::LIST);
+    for list in lists.iter().chain(own.exists().then_some(&own)) {
+        people.extend(erased::read_list(list).with_context(|| format!("{} lists nobody", list.display()))?);
+    }
+    let people = erased::merged(people);
     for kept in &manifest.models {
+        check_place(kept, from)?;
         artifacts::verify(&kept.name, &from.join(MODELS).join(kept.id.as_str()), &kept.files)?;
     }
     if let Database::File(file) = &manifest.database {
+        plain_file(from, DATABASE, file.bytes)?;
         let (sha256, bytes) = artifacts::sha256_of(&from.join(DATABASE))?;
         ensure!((&sha256, bytes) == (&file.sha256, file.bytes), "{DATABASE} is not what the manifest says");
     }
@@ -178,7 +194,50 @@ pub async fn restore(config: &Config, from: &Path) -> Result<()> {
             dump::import(&url, &dir, &dump).await?;
         }
     }
+    let store = store::connect(&url).await.context("opening the restored database")?;
+    let again = erased::apply(store.as_ref(), &people, jiff::Timestamp::now().as_microsecond()).await;
+    store.close().await;
     println!("restored the database and {} model versions of {}", manifest.models.len(), manifest.created);
+    match again.context("erasing again who was erased")? {
+        0 => {}
+        n => println!("erased again: {n} people whose data was erased after the backup"),
+    }
+    Ok(())
+}
+
+/// Manifests and dumps are small; a longer one is none.
+const LONGEST_TEXT: u64 = 64 << 20;
+
+fn read_text(dir: &Path, name: &str) -> Result<String> {
+    let found = fs::symlink_metadata(dir.join(name))?;
+    ensure!(found.is_file(), "{name} is no plain file");
+    ensure!(found.len() <= LONGEST_TEXT, "{name} has {} bytes; at most {LONGEST_TEXT} are read", found.len());
+    Ok(fs::read_to_string(dir.join(name))?)
+}
+
+/// The backup may come from anywhere: what it names must lie in it, and must not lead out of it.
+fn check_place(kept: &Kept, from: &Path) -> Result<()> {
+    let id = kept.id.as_str();
+    ensure!(is_path_part(id), "{MANIFEST}: '{id}' is no id of a model version");
+    for file in &kept.files {
+        plain_file(from, &format!("{MODELS}/{id}/{}", file.path), file.bytes)?;
+    }
+    Ok(())
+}
+
+/// A regular file of this size below `dir`, with no link on the way.
+fn plain_file(dir: &Path, path: &str, bytes: i64) -> Result<()> {
+    use std::path::Component;
+    let mut at = dir.to_owned();
+    for part in Path::new(path).components() {
+        let Component::Normal(part) = part else { bail!("{path} leads out of the backup") };
+        at.push(part);
+        let found = fs::symlink_metadata(&at).with_context(|| format!("{path} of the backup"))?;
+        ensure!(found.is_file() || found.is_dir(), "{path} is no plain file of the backup: links are not followed");
+    }
+    let found = fs::symlink_metadata(&at)?;
+    ensure!(found.is_file(), "{path} of the backup is no file");
+    ensure!(found.len() == bytes.cast_unsigned(), "{path} has {} bytes; the manifest says {bytes}", found.len());
     Ok(())
 }
 
@@ -189,7 +248,11 @@ fn place(config: &Config, kept: &Kept, from: &Path) -> Result<()> {
         return Ok(());
     }
     let uri = Path::new(&kept.artifact_uri);
-    let inside = uri.components().all(|c| matches!(c, std::path::Component::Normal(_)));
+    // Only below `models/`: the other names in the data directory are the server's own.
+    let parts: Vec<_> = uri.components().collect();
+    let inside = parts.len() > 1
+        && parts[0].as_os_str() == MODELS
+        && parts.iter().all(|c| matches!(c, std::path::Component::Normal(_)));
     let root = if !inside {
         config.data_dir.join(FETCHED).join(kept.id.as_str())
     } else if kept.artifact_uri.ends_with(".gguf") {
@@ -222,7 +285,7 @@ pub async fn export_db(config: &Config, out: &Path) -> Result<()> {
 
 /// Fills an empty database, SQLite or Postgres, from `export_db`'s directory.
 pub async fn import_db(config: &Config, from: &Path) -> Result<()> {
-    let text = fs::read_to_string(from.join(DUMP)).with_context(|| format!("{} is no export", from.display()))?;
+    let text = read_text(from, DUMP).with_context(|| format!("{} is no export", from.display()))?;
     let dump: Dump = serde_json::from_str(&text).context(DUMP)?;
     crate::app::make_data_dir(&config.data_dir)?;
     dump::import(&config.database_url(), from, &dump).await?;

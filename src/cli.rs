@@ -1,5 +1,6 @@
 //! Bodies of the subcommands that are not a server: training in the foreground, models, export.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 
+use crate::cli_args::{self, Data, Given};
 use crate::config::{Config, LogConfig};
 use crate::data::Format;
 use crate::domain::{Metric, Progress, Split};
@@ -24,6 +26,8 @@ pub fn start_log(config: &LogConfig) {
     let filter = format!("html5ever=error,{}", config.filter);
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info,html5ever=error"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for people: a file or a collector gets plain lines.
+    let builder = builder.with_ansi(std::io::stderr().is_terminal());
     let _ = if config.json { builder.json().try_init() } else { builder.with_target(false).try_init() };
 }
 
@@ -50,6 +54,7 @@ pub async fn export(config: Config, format: String, split: Option<String>, out: 
     if let Some(key) = generated_key {
         eprintln!("admin key, shown this once: {key}");
     }
+    crate::service::live::refresh(&services).await?;
     let selection = crate::service::transfer::Selection { split, ..Default::default() };
     let mut file = crate::service::transfer::write_out(&services, format, selection).await?;
     use std::io::Write as _;
@@ -71,17 +76,15 @@ pub async fn export(config: Config, format: String, split: Option<String>, out: 
     Ok(())
 }
 
-/// Runs a recipe here and now, with a progress bar; ctrl-c checkpoints and ends.
-/// Rewards by HTTP may ask `reward_hosts` only.
-pub fn train(config: &Config, recipe: &str, args: &Path, reward_hosts: &[String]) -> Result<()> {
-    let recipes = crate::train::recipes();
-    let Some(found) = recipes.iter().find(|r| r.name == recipe) else {
-        let known: Vec<_> = recipes.iter().map(|r| r.name).collect();
-        bail!("there is no recipe '{recipe}'; there are {}", known.join(", "));
-    };
-    let text = std::fs::read_to_string(args).with_context(|| format!("reading {}", args.display()))?;
-    let mut args = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", args.display()))?;
-    // Cheap mistakes first: no model is brought for arguments that are refused.
+/// Runs a recipe here and now, with a progress bar; ctrl-c checkpoints and ends. Rewards by HTTP may ask
+/// `reward_hosts` only.
+pub fn train(config: &Config, recipe: &str, given: &Given, data: &Data, reward_hosts: &[String]) -> Result<()> {
+    let found = cli_args::recipe(recipe)?;
+    let mut args = given.read()?;
+    data.put(&mut args);
+    // Cheap mistakes first: no model is brought and no data is written for arguments that are refused.
+    (found.validate)(&cli_args::with_placeholders(found, &args))?;
+    cli_args::complete(found, &mut args, config)?;
     (found.validate)(&args)?;
     crate::cli_models::put_paths(&mut args, config)?;
     (found.validate)(&args)?;
@@ -99,11 +102,16 @@ pub fn train(config: &Config, recipe: &str, args: &Path, reward_hosts: &[String]
 }
 
 /// The whole InstructGPT pipeline; ctrl-c stops at the next step, a further run goes on there.
-pub fn instructgpt(config: &Config, args: &Path) -> Result<()> {
-    let text = std::fs::read_to_string(args).with_context(|| format!("reading {}", args.display()))?;
-    let mut json = serde_json::Deserializer::from_str(&text);
-    let mut args: InstructGptArgs = serde_path_to_error::deserialize(&mut json).context("the pipeline's arguments")?;
-    args.model = crate::cli_models::find(&args.model, config).context("model")?.display().to_string();
+pub fn instructgpt(config: &Config, given: &Given, data: &Data, work_dir: Option<&Path>) -> Result<()> {
+    let mut args = given.read()?;
+    data.put(&mut args);
+    if let Some(dir) = work_dir {
+        args["work_dir"] = serde_json::json!(dir);
+    }
+    // Cheap mistakes first, as for `train`.
+    crate::instructgpt::check(&pipeline_args(&cli_args::pipeline_with_placeholders(&args))?)?;
+    cli_args::complete_pipeline(&mut args, config)?;
+    let args = pipeline_args(&args)?;
     match crate::instructgpt::run(&args, &mut Foreground::new(&[])?)? {
         Ended::Done { report } => {
             println!("{}", report.display());
@@ -111,6 +119,10 @@ pub fn instructgpt(config: &Config, args: &Path) -> Result<()> {
         }
         Ended::Stopped { step } => bail!("stopped in step {step}; the same command goes on from there"),
     }
+}
+
+fn pipeline_args(args: &serde_json::Value) -> Result<InstructGptArgs> {
+    serde_path_to_error::deserialize(args).context("the pipeline's arguments")
 }
 
 /// A bar for people, warnings and samples above it.
@@ -191,11 +203,16 @@ pub fn export_model(config: &Config, model: &str, out: &Path, half: bool) -> Res
 }
 
 /// Measures a model on a file and prints the figures as JSON.
-pub fn eval(config: &Config, args: &Path) -> Result<()> {
-    let text = std::fs::read_to_string(args).with_context(|| format!("reading {}", args.display()))?;
-    let mut args = serde_json::from_str(&text).context("the evaluation's arguments")?;
+pub fn eval(config: &Config, given: &Given) -> Result<()> {
+    let mut args = given.read()?;
+    let names_model = args.get("model").is_some_and(|v| !v.is_null()) || args.get("systems").is_some();
+    if !names_model {
+        let (name, path) = crate::cli_models::default_model(config)?;
+        eprintln!("model: {name} (none was given)");
+        args["model"] = serde_json::json!(path);
+    }
     crate::cli_models::put_paths(&mut args, config)?;
-    let args = serde_json::from_value(args).context("the evaluation's arguments")?;
+    let args = serde_path_to_error::deserialize(&args).context("the evaluation's arguments")?;
     let result = crate::eval::run::run(&args)?;
     if let crate::eval::run::EvalResult::Choice(table) = &result {
         eprint!("{}", table.markdown);

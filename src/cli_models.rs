@@ -9,14 +9,15 @@ use serde_json::{Value, json};
 
 use crate::artifacts::Artifacts;
 use crate::config::Config;
-use crate::domain::{ModelKind, ModelState, ModelVersion};
+use crate::domain::{ModelKind, ModelState};
 use crate::model::{builtin, pull};
-use crate::store::Store;
+use crate::store::{Store, find_version};
 
-/// A model by any of its names → the path that loads.
+/// A model by any of its names → the path that loads: the built-in model, a pulled one (also by its repository's name
+/// `OWNER/NAME`), a directory or .gguf file, a published version by name or id, and a name that can still be brought.
 ///
 /// # Errors
-/// A name that nothing has: says what there is and how it is brought.
+/// A name that nothing has: says which names are near, what there is and how it is brought.
 pub fn find(name: &str, config: &Config) -> Result<PathBuf> {
     let path = Path::new(name);
     if name == builtin::NAME && !path.exists() {
@@ -33,75 +34,126 @@ pub fn find(name: &str, config: &Config) -> Result<PathBuf> {
     if let Some(path) = crate::cli::block_on(published(name, config))? {
         return Ok(path);
     }
-    let known = pull::KNOWN.iter().any(|known| known.name == name);
-    if known && wants_it(name)? {
+    if pull::is_pullable(name) && wants_it(name)? {
         return crate::models_cli::pull_model(name, &config.data_dir, None);
     }
     match missing {
-        pull::PullError::NotHere { .. } => bail!("there is no model '{name}'. {}", there_are(config)),
+        pull::PullError::NotHere { .. } => {
+            let more = installed(config);
+            let message = crate::cli::block_on(unknown(name, config, &more))?;
+            bail!("{message}. {}", other_ways(&more))
+        }
         other => Err(other.into()),
     }
 }
 
 /// Asks at a terminal; elsewhere brings nothing without being told to.
 fn wants_it(name: &str) -> Result<bool> {
+    let what = match pull::hub_name(name) {
+        Some(_) => format!("{name} is neither a path nor pulled yet"),
+        None => format!("{name} is not here yet"),
+    };
     if !std::io::stdin().is_terminal() {
-        bail!("{name} is not here yet: `instructd models pull {name}` brings it");
+        bail!("{what}: `instructd models pull {name}` brings it");
     }
-    eprint!("{name} is not here yet. Bring it now? [Y/n] ");
+    eprint!("{what}. Bring it now? [Y/n] ");
     std::io::stderr().flush()?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_lowercase().as_str(), "" | "y" | "yes"))
 }
 
-/// The names that would have worked.
-fn there_are(config: &Config) -> String {
+/// Names of models in the data directory, the built-in one first.
+pub fn installed(config: &Config) -> Vec<String> {
     let mut names = vec![builtin::NAME.to_owned()];
-    names.extend(pull::list(&config.data_dir).into_iter().map(|model| model.name));
-    let more: Vec<&str> = pull::KNOWN.iter().map(|known| known.name).filter(|k| names.iter().all(|n| n != k)).collect();
-    let bring = match more.as_slice() {
-        [] => String::new(),
-        more => format!("; `instructd models pull NAME` brings {}", more.join(", ")),
-    };
-    format!(
-        "In {} there are {}, and the published versions of its database{bring}. A path to a Hugging Face directory or a \
-         .gguf file works too",
-        config.data_dir.display(),
-        names.join(", ")
-    )
+    names.extend(pull::list(&config.data_dir).into_iter().map(|m| m.name).filter(|name| name != builtin::NAME));
+    names
 }
 
-/// The files of a version of the database, if there is a database and it knows the name or id.
-async fn published(name: &str, config: &Config) -> Result<Option<PathBuf>> {
+/// How models are named that are not listed.
+pub fn other_ways(here: &[String]) -> String {
+    let more: Vec<&str> = pull::KNOWN.iter().map(|known| known.name).filter(|k| here.iter().all(|n| n != k)).collect();
+    let bring = match more.as_slice() {
+        [] => "`instructd models pull OWNER/NAME` brings one from the Hugging Face hub".to_owned(),
+        more => {
+            format!("`instructd models pull NAME` brings {}, or OWNER/NAME from the Hugging Face hub", more.join(", "))
+        }
+    };
+    format!("{bring}; a path to a Hugging Face directory or a .gguf file works too")
+}
+
+/// The database, if there is one: looking a name up makes none.
+async fn database(config: &Config) -> Result<Option<std::sync::Arc<dyn Store>>> {
     let url = config.database_url();
     let file = url.strip_prefix("sqlite:").map(|rest| rest.trim_start_matches("//").split('?').next().unwrap_or(rest));
-    // Looking a name up makes no database.
     if file.is_some_and(|file| !Path::new(file).exists()) {
         return Ok(None);
     }
-    let store = crate::store::connect(&url).await.context("opening the database")?;
-    let found = version(store.as_ref(), name).await?;
-    let path = match found {
-        Some(version) => {
-            let artifacts = Artifacts::open(config, store.clone())?;
-            Some(artifacts.path(&version).await?)
-        }
+    Ok(Some(crate::store::connect(&url).await.context("opening the database")?))
+}
+
+async fn unknown(name: &str, config: &Config, more: &[String]) -> Result<String> {
+    let Some(store) = database(config).await? else {
+        let known: Vec<&str> = more.iter().map(String::as_str).collect();
+        return Ok(crate::domain::unknown_name("model", name, &known));
+    };
+    let message = crate::store::unknown_version(store.as_ref(), name, None, more).await?;
+    store.close().await;
+    Ok(message)
+}
+
+/// The files of a version of the database, if there is a database and it knows the name or id. The weights are compared
+/// with their published hash.
+async fn published(name: &str, config: &Config) -> Result<Option<PathBuf>> {
+    let Some(store) = database(config).await? else { return Ok(None) };
+    let path = match find_version(store.as_ref(), name).await? {
+        Some(version) => Some(Artifacts::open(config, store.clone())?.checked_path(&version).await?),
         None => None,
     };
     store.close().await;
     Ok(path)
 }
 
-async fn version(store: &dyn Store, name: &str) -> Result<Option<ModelVersion>> {
-    if let Some(found) = store.find_model(name).await? {
-        return Ok(Some(found));
+/// What a command takes where no model is named: the active policy of the database, else the configured model if it is
+/// here, else the built-in one. Also its name, for people.
+///
+/// # Errors
+/// A database that does not open; the active policy's files.
+pub fn default_model(config: &Config) -> Result<(String, PathBuf)> {
+    if let Some(found) = crate::cli::block_on(active(config, ModelKind::Policy))? {
+        return Ok(found);
     }
-    match store.get_model(&name.into()).await {
-        Ok(found) => Ok(Some(found)),
-        Err(crate::store::StoreError::NotFound { .. }) => Ok(None),
-        Err(other) => Err(other.into()),
-    }
+    let name = match pull::resolve(&config.model, &config.data_dir) {
+        Ok(_) => config.model.as_str(),
+        Err(_) => builtin::NAME,
+    };
+    Ok((name.to_owned(), find(name, config)?))
+}
+
+/// The active version of a kind, where there is a database and it has one whose files are here.
+///
+/// # Errors
+/// A database that does not open; damaged files.
+pub async fn active(config: &Config, kind: ModelKind) -> Result<Option<(String, PathBuf)>> {
+    let Some(store) = database(config).await? else { return Ok(None) };
+    let version = store.active_model(kind).await?.filter(|v| v.stage != crate::domain::STAGE_UPSTREAM);
+    let found = match version {
+        Some(version) => {
+            let path = Artifacts::open(config, store.clone())?.checked_path(&version).await?;
+            Some((version.name, path))
+        }
+        None => None,
+    };
+    store.close().await;
+    Ok(found)
+}
+
+/// The database for commands that read data from it.
+///
+/// # Errors
+/// A database that does not open.
+pub async fn data_store(config: &Config) -> Result<Option<std::sync::Arc<dyn Store>>> {
+    database(config).await
 }
 
 /// Puts paths in the place of models' names in a command's arguments.
@@ -127,12 +179,11 @@ pub fn put_paths(args: &mut Value, config: &Config) -> Result<()> {
 /// An unknown or retired version, or one whose files do not open.
 pub async fn activate(config: Config, name: &str) -> Result<()> {
     let store = crate::app::open_store(&config).await?;
-    let Some(version) = version(store.as_ref(), name).await? else {
-        let known = store.list_models().await?;
-        let known: Vec<&str> =
-            known.iter().filter(|m| m.state != ModelState::Retired).map(|m| m.name.as_str()).collect();
-        bail!("there is no model version '{name}'; there are {}", known.join(", "));
-    };
+    let (services, generated_key) = crate::app::services(config.clone(), store.clone()).await?;
+    if let Some(key) = generated_key {
+        eprintln!("admin key, shown this once: {key}");
+    }
+    let version = crate::service::register::find_or_register(&services, name, None, None).await?;
     if version.state == ModelState::Retired {
         bail!("{} is retired", version.name);
     }
@@ -140,7 +191,8 @@ pub async fn activate(config: Config, name: &str) -> Result<()> {
         bail!("{} is a {}: requests name it, none is the active one", version.name, version.kind);
     }
     if version.stage != crate::domain::STAGE_UPSTREAM {
-        let path = Artifacts::open(&config, store.clone())?.path(&version).await?;
+        // A version whose weights are not the published ones is not activated: no server would load it.
+        let path = Artifacts::open(&config, store.clone())?.checked_path(&version).await?;
         crate::model::describe(&path).with_context(|| format!("{} cannot serve", version.name))?;
     }
     let now = crate::service::system_clock()();
@@ -151,6 +203,16 @@ pub async fn activate(config: Config, name: &str) -> Result<()> {
         "{} is the active {} now; a running server follows, another one serves it when it starts",
         version.name, version.kind
     );
+    let configured = find_version(store.as_ref(), &crate::app::model::version_name(&config.model)).await?;
+    if version.kind == ModelKind::Policy
+        && let Some(configured) = configured
+        && crate::app::model::choose(store.as_ref(), configured).await?.id != version.id
+    {
+        println!(
+            "It does not descend from the configured model {}: start the server with --model {}",
+            config.model, version.name
+        );
+    }
     store.close().await;
     Ok(())
 }

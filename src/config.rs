@@ -2,11 +2,15 @@
 //! Order of precedence: command line, environment (`INSTRUCTD_…`, `__` between nested names), file, defaults.
 
 mod access;
+mod hosts;
 mod limits;
+mod privacy;
 mod upstream;
 
 pub use access::RatesConfig;
+pub use hosts::is_host;
 pub use limits::LimitsConfig;
+pub use privacy::{PrivacyConfig, RetentionConfig};
 pub use upstream::UpstreamConfig;
 
 use std::net::SocketAddr;
@@ -49,6 +53,8 @@ pub struct Config {
     pub engine: EngineConfig,
     pub upstream: UpstreamConfig,
     pub labeling: LabelingConfig,
+    pub privacy: PrivacyConfig,
+    pub retention: RetentionConfig,
     pub sessions: SessionsConfig,
     pub jobs: JobsConfig,
     pub artifacts: ArtifactsConfig,
@@ -217,6 +223,8 @@ impl Default for Config {
             engine: EngineConfig::default(),
             upstream: UpstreamConfig::default(),
             labeling: LabelingConfig::default(),
+            privacy: PrivacyConfig::default(),
+            retention: RetentionConfig::default(),
             sessions: SessionsConfig::default(),
             jobs: JobsConfig::default(),
             artifacts: ArtifactsConfig::default(),
@@ -372,6 +380,16 @@ impl Config {
             );
             return Err(error("admin_key", message));
         }
+        if let Err(e) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
+            return Err(error("log.filter", format!("'{}' is no tracing filter: {e}", self.log.filter)));
+        }
+        for (key, hosts) in [("jobs.reward_hosts", &self.jobs.reward_hosts), ("server.hosts", &self.server.hosts)] {
+            if let Some(wrong) = hosts.iter().find(|host| !is_host(host)) {
+                let message =
+                    format!("'{wrong}' names no host: write HOST or HOST:PORT, without https:// and without a path");
+                return Err(error(key, message));
+            }
+        }
         if let Some(url) = &self.database_url
             && !["sqlite:", "postgres:", "postgresql:"].iter().any(|scheme| url.starts_with(scheme))
         {
@@ -517,12 +535,12 @@ impl From<Scalar> for String {
 
 /// Whether an environment variable's name (without prefix) begins with the name of a setting or section.
 fn names_setting(key: &str) -> bool {
-    const TOP: [&str; 8] =
-        ["listen", "data_dir", "database_url", "model", "encoder", "weights", "admin_key", "require_inference_key"];
-    const SECTIONS: &[&str] =
-        &["server", "limits", "rates", "engine", "upstream", "labeling", "sessions", "jobs", "artifacts", "log"];
+    let all = serde_json::to_value(Config::default()).unwrap_or_default();
     let key = key.to_ascii_lowercase();
-    TOP.contains(&key.as_str()) || key.split_once("__").is_some_and(|(section, _)| SECTIONS.contains(&section))
+    match key.split_once("__") {
+        Some((section, _)) => all[section].is_object(),
+        None => all.get(&key).is_some_and(|value| !value.is_object()),
+    }
 }
 
 fn text<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {

@@ -3,6 +3,7 @@
 
 mod draws;
 mod job_notes;
+mod nearest;
 
 use std::fmt;
 
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use draws::DrawReport;
 pub use job_notes::JobNotes;
+pub use nearest::{nearest, unknown_name};
 
 /// Microseconds since the Unix epoch, UTC.
 pub type Micros = i64;
@@ -70,6 +72,11 @@ ulid_ids!(
     DrawId,
     LinkId,
 );
+
+/// Whether an id can be the name of a file: ids that the server made always can, a foreign database may hold anything.
+pub fn is_path_part(id: &str) -> bool {
+    (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+}
 
 /// Declares a closed set of lower-case names that serde, the database and the API share.
 macro_rules! name_enum {

@@ -17,13 +17,16 @@
 pub mod app;
 pub mod backup;
 pub mod cli;
+pub mod cli_args;
 pub mod cli_family;
 pub mod cli_models;
+pub mod cli_retention;
 pub mod cli_tokenizer;
 pub mod config;
 pub mod domain;
 pub mod instructgpt;
 pub mod models_cli;
+pub mod private;
 
 pub mod http;
 pub mod service;
@@ -31,6 +34,7 @@ pub mod store;
 
 pub mod artifacts;
 pub mod engine;
+pub mod erased;
 pub mod generation;
 pub mod jobs;
 

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use instructd::cli_args::{self, Data, Given};
 use instructd::config::{Config, Overrides};
 use instructd::model::plan::PlanArgs;
-use instructd::{app, backup, cli, cli_family, cli_models, cli_tokenizer};
+use instructd::{app, backup, cli, cli_family, cli_models, cli_retention, cli_tokenizer};
 
 /// Closes the InstructGPT loop: serve, rank, train a reward model, PPO, serve the better model.
 #[derive(Parser)]
@@ -46,6 +47,10 @@ enum Command {
     #[command(after_help = "Example:\n  instructd restore /backups/today --data-dir new-data")]
     Restore {
         from: PathBuf,
+        /// A newer backup, or the erased.json of a data directory: people erased there are erased here too. May be
+        /// given several times.
+        #[arg(long)]
+        erased: Vec<PathBuf>,
         #[command(flatten)]
         settings: Settings,
     },
@@ -72,13 +77,20 @@ enum Command {
     Tokenizer(cli_tokenizer::Args),
     /// Run a recipe in the foreground: pretrain, sft, reward, ppo, …
     #[command(
-        after_help = "Example:\n  instructd train sft --args sft.json\n\nsft.json: {\"model\": \"builtin\", \"demonstrations\": \"demonstrations.jsonl\", \"output_dir\": \"out\"}\nA model is a name (builtin, a pulled or published one), a directory or a .gguf file."
+        after_help = "Example:\n  instructd train sft\n  instructd train reward --model builtin --comparisons rankings.jsonl --set epochs=2 --set lora.rank=4\n  instructd train sft --args sft.json\n\nsft.json: {\"model\": \"builtin\", \"demonstrations\": \"demonstrations.jsonl\", \"output_dir\": \"out\"}\nWithout a model: the active one of the database, the configured one, or builtin. Without data: the database's, or the\nsample's. Recipes: pretrain, mlm, finetune, prompt_tuning, sft, reward, ppo, reinforce, rloo, grpo, dpo."
     )]
     Train {
         recipe: String,
-        /// JSON file with the recipe's arguments.
+        #[command(flatten)]
+        given: Given,
+        #[command(flatten)]
+        data: Data,
+        /// Where the trained model is written; default: out/RECIPE, or the next number that is free.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Print the recipe's arguments with their defaults, and end.
         #[arg(long)]
-        args: PathBuf,
+        explain: bool,
         /// HOST or HOST:PORT that a reward of kind `http` may ask; may be given several times.
         #[arg(long = "reward-host")]
         reward_hosts: Vec<String>,
@@ -87,23 +99,26 @@ enum Command {
     },
     /// Demonstrations → SFT → comparisons → reward model → PPO → report; run again to go on.
     #[command(
-        after_help = "Example:\n  instructd instructgpt --args pipeline.json\n\npipeline.json: {\"model\": \"builtin\", \"comparisons\": \"comparisons.jsonl\", \"work_dir\": \"work\"}"
+        after_help = "Example:\n  instructd instructgpt --model builtin\n  instructd instructgpt --comparisons rankings.jsonl --set ppo.iterations=20\n  instructd instructgpt --args pipeline.json\n\npipeline.json: {\"model\": \"builtin\", \"comparisons\": \"comparisons.jsonl\", \"work_dir\": \"work\"}\nWithout rankings: the database's, or the sample's. Arguments of the recipes: sft.…, reward.…, ppo.…; `instructd train\nppo --explain` lists them."
     )]
     Instructgpt {
-        /// JSON file with the pipeline's arguments.
-        #[arg(long)]
-        args: PathBuf,
+        #[command(flatten)]
+        given: Given,
+        #[command(flatten)]
+        data: Data,
+        /// Where everything goes; default: out/instructgpt.
+        #[arg(long, value_name = "DIR")]
+        work_dir: Option<PathBuf>,
         #[command(flatten)]
         settings: Settings,
     },
     /// Evaluate a model on a file.
     #[command(
-        after_help = "Example:\n  instructd eval --args eval.json\n\neval.json: {\"kind\": \"perplexity\", \"model\": \"builtin\", \"text\": \"corpus.txt\"}"
+        after_help = "Example:\n  instructd eval --set kind=perplexity --set text=corpus.txt --model builtin\n  instructd eval --args eval.json\n\neval.json: {\"kind\": \"perplexity\", \"model\": \"builtin\", \"text\": \"corpus.txt\"}\nKinds: perplexity, choice, classifier, reward, scores."
     )]
     Eval {
-        /// JSON file with the evaluation's arguments.
-        #[arg(long)]
-        args: PathBuf,
+        #[command(flatten)]
+        given: Given,
         #[command(flatten)]
         settings: Settings,
     },
@@ -133,6 +148,15 @@ enum Command {
         /// From 0; the mean of all when absent.
         #[arg(long)]
         head: Option<usize>,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Remove requests, feedback and files of ended jobs that are past the limits of [retention].
+    #[command(after_help = "Example:\n  instructd retention --dry-run --data-dir data")]
+    Retention {
+        /// Only show what would go.
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         settings: Settings,
     },
@@ -246,7 +270,7 @@ struct Settings {
 struct Serve {
     #[command(flatten)]
     settings: Settings,
-    /// A name, a Hugging Face directory or a .gguf file.
+    /// A name (builtin, pulled or published), a directory, a .gguf file or OWNER/NAME of the hub.
     #[arg(long)]
     model: Option<String>,
     /// A BERT directory for embeddings and fill-mask.
@@ -281,6 +305,7 @@ fn load(file: Option<PathBuf>, overrides: Overrides) -> anyhow::Result<Config> {
 }
 
 fn main() -> ExitCode {
+    instructd::private::only_for_the_owner();
     calm_candle_threads();
     let cli = Cli::parse();
     match run(cli.command.unwrap_or(Command::Serve(cli.serve))) {
@@ -296,7 +321,7 @@ fn main() -> ExitCode {
 fn calm_candle_threads() {
     const SPIN_LIMIT: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";
     if std::env::var_os(SPIN_LIMIT).is_none() {
-        // SAFETY: first statement of the program: no other thread reads the environment yet.
+        // SAFETY: nothing has started a thread yet, so no other one reads the environment.
         unsafe { std::env::set_var(SPIN_LIMIT, "200") };
     }
 }
@@ -308,8 +333,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::TrainJob { job_dir } => return Ok(cli::train_job(&job_dir)),
         Command::Migrate(settings) => cli::block_on(cli::migrate(settings.load()?))?,
         Command::Backup { out, settings } => cli::block_on(async { backup::backup(&settings.load()?, &out).await })?,
-        Command::Restore { from, settings } => {
-            cli::block_on(async { backup::restore(&settings.load()?, &from).await })?
+        Command::Restore { from, erased, settings } => {
+            cli::block_on(async { backup::restore(&settings.load()?, &from, &erased).await })?
         }
         Command::ExportDb { out, settings } => {
             cli::block_on(async { backup::export_db(&settings.load()?, &out).await })?
@@ -326,17 +351,24 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             cli::export_model(&settings.load()?, &model, &out, half)?;
         }
         Command::Tokenizer(args) => cli_tokenizer::run(&args)?,
-        Command::Train { recipe, args, reward_hosts, settings } => {
-            cli::train(&settings.load()?, &recipe, &args, &reward_hosts)?;
+        Command::Train { recipe, explain: true, .. } => print!("{}", cli_args::explain(cli_args::recipe(&recipe)?)),
+        Command::Train { recipe, mut given, data, out, reward_hosts, settings, .. } => {
+            given.set.extend(out.map(|dir| format!("output_dir={}", serde_json::json!(dir))));
+            cli::train(&settings.load()?, &recipe, &given, &data, &reward_hosts)?;
         }
-        Command::Instructgpt { args, settings } => cli::instructgpt(&settings.load()?, &args)?,
-        Command::Eval { args, settings } => cli::eval(&settings.load()?, &args)?,
+        Command::Instructgpt { given, data, work_dir, settings } => {
+            cli::instructgpt(&settings.load()?, &given, &data, work_dir.as_deref())?;
+        }
+        Command::Eval { given, settings } => cli::eval(&settings.load()?, &given)?,
         Command::Plan { model, machine, json, settings } => {
             cli_family::print_plan(&settings.load()?, model.as_deref(), &machine.args(), json)?;
         }
         Command::Attention { text, model, layer, head, settings } => {
             let args = cli_family::AttentionArgs { models: model, text, layer, head };
             cli_family::print_attention(&settings.load()?, &args)?;
+        }
+        Command::Retention { dry_run, settings } => {
+            cli::block_on(cli_retention::run(settings.load()?, dry_run))?;
         }
         Command::Export { format, split, out, settings } => {
             cli::block_on(cli::export(settings.load()?, format, split, out))?;

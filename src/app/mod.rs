@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use crate::artifacts::Artifacts;
 use crate::config::{Config, SHORTEST_OPEN_ADMIN_KEY};
 use crate::jobs::{Launch, Supervisor, SupervisorConfig};
+use crate::private;
 use crate::service::{Random, Services, access, random, system_clock};
 use crate::store::{self, Store};
 
@@ -35,6 +36,7 @@ pub async fn serve(config: Config) -> Result<()> {
     connections::make_room(config.server.max_connections);
     let router = crate::http::router(services.clone());
     let jobs = config.jobs.enabled.then(|| tokio::spawn(run_jobs(services.clone())));
+    tokio::spawn(crate::service::retention::follow(services.clone()));
 
     let loading = {
         let services = services.clone();
@@ -120,6 +122,7 @@ pub async fn worker(config: Config) -> Result<()> {
         signalled().await;
         stop.cancel();
     });
+    tokio::spawn(crate::service::retention::follow(services.clone()));
     tracing::info!("waiting for jobs");
     run_jobs(services).await;
     store.close().await;
@@ -146,6 +149,7 @@ async fn run_jobs(services: Arc<Services>) {
         grace: services.config.drain_timeout() / 2,
         cancel_grace: Duration::from_secs(jobs.cancel_grace_seconds),
         reward_hosts: jobs.reward_hosts.clone(),
+        learn_from_requests: services.config.privacy.learn_from_requests,
         ..SupervisorConfig::new(services.config.data_dir.clone(), launch)
     };
     let supervisor = Supervisor::sharing(services.store.clone(), artifacts, services.recipes, config);
@@ -154,13 +158,15 @@ async fn run_jobs(services: Arc<Services>) {
 
 /// Only the owner may look into the data directory: it holds judgments, keys' hashes and models.
 pub(crate) fn make_data_dir(dir: &Path) -> Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    if dir.is_dir() {
-        return Ok(());
+    let open = private::make_dir(dir).with_context(|| format!("making the data directory {}", dir.display()))?;
+    if open {
+        tracing::warn!(
+            dir = %dir.display(),
+            "other users of this machine may look into the data directory; what instructd writes there is for its own \
+             user only, but close it too: chmod 700"
+        );
     }
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700);
-    builder.create(dir).with_context(|| format!("making the data directory {}", dir.display()))
+    Ok(())
 }
 
 /// Tells a newcomer what runs, where to go and which key to use.

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Component, Path, PathBuf};
 
+use anyhow::Context;
 use sha2::{Digest, Sha256};
 
 use super::{ArtifactError, Result};
@@ -22,6 +23,33 @@ pub fn sha256_of(path: &Path) -> std::io::Result<(String, i64)> {
             }
         }
     }
+}
+
+/// SHA-256 (hex) over the weight files, in the order of their names.
+pub fn weights_sha256(path: &Path) -> anyhow::Result<String> {
+    let mut files: Vec<PathBuf> = if path.is_dir() {
+        let entries = fs::read_dir(path)?.collect::<std::io::Result<Vec<_>>>()?;
+        let weights = |p: &PathBuf| p.extension().is_some_and(|e| e == "safetensors" || e == "gguf");
+        entries.into_iter().map(|e| e.path()).filter(weights).collect()
+    } else {
+        vec![path.to_owned()]
+    };
+    files.sort();
+    if files.is_empty() {
+        anyhow::bail!("{} holds no .safetensors and no .gguf file", path.display());
+    }
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    for file in files {
+        let mut reader = File::open(&file).with_context(|| format!("reading {}", file.display()))?;
+        loop {
+            match reader.read(&mut buffer)? {
+                0 => break,
+                n => hash.update(&buffer[..n]),
+            }
+        }
+    }
+    Ok(hex::encode(hash.finalize()))
 }
 
 /// Every file of a directory (or the one file), with sizes and hashes, ordered by path. Links are followed

@@ -10,6 +10,12 @@ pub struct LimitsConfig {
     pub body_bytes: usize,
     /// Largest file that can be imported.
     pub import_bytes: usize,
+    /// An import that takes longer is ended; what it stored stays.
+    pub import_seconds: u64,
+    /// Rows or lines of one imported file.
+    pub import_rows: u64,
+    /// Bytes that an imported file may unpack to; 0 = four times `import_bytes`.
+    pub import_unpacked_bytes: u64,
     /// Largest prompt or conversation, with everything that a template puts into it. Reading a text takes some 200
     /// bytes of memory for each of its bytes.
     pub prompt_bytes: usize,
@@ -30,12 +36,25 @@ impl Default for LimitsConfig {
         Self {
             body_bytes: 2 << 20,
             import_bytes: 256 << 20,
+            import_seconds: 1800,
+            import_rows: 10_000_000,
+            import_unpacked_bytes: 0,
             prompt_bytes: 256 << 10,
             prompts: 256,
             samples: 256,
             stop_strings: 16,
             stop_bytes: 256,
             default_chat_tokens: 1024,
+        }
+    }
+}
+
+impl LimitsConfig {
+    /// Bytes that an imported file may unpack to.
+    pub fn unpacked_bytes(&self) -> u64 {
+        match self.import_unpacked_bytes {
+            0 => (self.import_bytes as u64).saturating_mul(4),
+            bytes => bytes,
         }
     }
 }

@@ -116,8 +116,8 @@ impl<'a> Fields<'a> {
         let fields = item.as_object().ok_or_else(|| format!("`{name}` must be a message, not {}", kind(item)))?;
         let role = match fields.get("role") {
             Some(Value::String(role)) => role.as_str(),
-            _ if fields.contains_key("from") && fields.contains_key("value") => {
-                return Err(format!("`{name}` has `from` and `value`; messages have `role` and `content`"));
+            None | Some(Value::Null) if fields.contains_key("from") && fields.contains_key("value") => {
+                return self.turn(fields, name);
             }
             _ => return Err(format!("`{name}.role` must be a string")),
         };
@@ -156,6 +156,27 @@ impl<'a> Fields<'a> {
         Ok(Message { role: role.to_owned(), content })
     }
 
+    /// A turn as ShareGPT and the data sets after it write it: `{"from": "human", "value": "…"}`.
+    fn turn(&self, fields: &Map<String, Value>, name: &str) -> Outcome<Message> {
+        let from = fields.get("from").and_then(Value::as_str).ok_or(format!("`{name}.from` must be a string"))?;
+        let role = match from {
+            "human" | "user" | "prompter" => "user",
+            "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" => "assistant",
+            "system" => "system",
+            other => return Err(format!("`{name}.from` = {other:?} (known: system, human, user, gpt, assistant)")),
+        };
+        let Some(Value::String(content)) = fields.get("value") else {
+            return Err(format!("`{name}.value` must be a string"));
+        };
+        for (key, value) in fields {
+            // What marks a turn as trained on or not would be lost without a word.
+            if !matches!(key.as_str(), "from" | "value") && !value.is_null() {
+                self.unread.borrow_mut().insert(format!("{}[].{key}", root(name)));
+            }
+        }
+        Ok(Message { role: role.to_owned(), content: content.clone() })
+    }
+
     pub fn prompt_input(&self, value: &Value, name: &str) -> Outcome<PromptInput> {
         match value {
             Value::String(text) if text.trim().is_empty() => Err(format!("`{name}` is empty")),
@@ -167,13 +188,25 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// `prompt` (text or messages) or `messages`.
+    /// The column of a whole conversation: `messages`, or ShareGPT's `conversations` (or `conversation`).
+    pub fn conversation(&self) -> Option<(&'static str, &'a Value)> {
+        ["messages", "conversations", "conversation"].into_iter().find_map(|name| {
+            // A column of another kind is not read, and told as such.
+            let is_list = self.map.get(name).is_some_and(Value::is_array);
+            is_list.then(|| self.get(name).map(|value| (name, value))).flatten()
+        })
+    }
+
+    /// `prompt` (text or messages), or a conversation.
     pub fn prompt(&self, format: Format) -> Outcome<PromptInput> {
         match self.get("prompt") {
             Some(value) => self.prompt_input(value, "prompt"),
-            None => match self.get("messages") {
-                Some(value) => self.prompt_input(value, "messages"),
-                None => Err(self.missing("prompt", format)),
+            None => match self.conversation() {
+                Some((name, value)) => self.prompt_input(value, name),
+                None => match self.get("messages") {
+                    Some(value) => self.prompt_input(value, "messages"),
+                    None => Err(self.missing("prompt", format)),
+                },
             },
         }
     }
@@ -220,7 +253,7 @@ pub(super) fn looks_like(fields: &Map<String, Value>) -> Option<Format> {
         Some(if dialogue("chosen") { Format::Hh } else { Format::Trl })
     } else if has("completion") {
         Some(Format::Demonstrations)
-    } else if has("prompt") || has("messages") {
+    } else if has("prompt") || has("messages") || has("conversations") {
         Some(Format::Prompts)
     } else {
         None

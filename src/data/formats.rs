@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 pub(super) use super::fields::is_prompt_like;
 use super::fields::{Fields, Outcome, kind, parse_json, unknown_column};
 use super::hh;
-use super::lines::{LineError, Lines};
+use super::lines::{LineError, Lines, MAX_SENT_LINE};
 use super::oasst;
 use super::preferences::pairs;
 use super::records::{Comparison, Format, PromptInput, PromptRecord, RankedText, Record, Written};
@@ -18,7 +18,8 @@ use crate::domain::{Knowledge, Message, Split, Strength};
 pub const MAX_COMPLETIONS: usize = 64;
 
 /// Columns that `trl` and Parquet files read: `question` and `system` are Orca's names.
-pub(super) const TRL_FIELDS: &[&str] = &["prompt", "question", "system", "chosen", "rejected", "split"];
+pub(super) const TRL_FIELDS: &[&str] =
+    &["prompt", "question", "conversations", "system", "chosen", "rejected", "split"];
 
 /// A line as a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,12 +34,17 @@ pub struct Parsed {
 /// The records of a JSONL stream, in order; bad lines come as errors and do not end the stream. A line of
 /// Open-Assistant trees may hold several rankings or none. Parquet is no lines: see `parquet::read`.
 pub fn import<R: BufRead>(format: Format, reader: R) -> impl Iterator<Item = Result<Record, LineError>> {
-    import_lines(format, reader).map(|parsed| parsed.map(|p| p.record))
+    parsed(format, Lines::new(reader)).map(|parsed| parsed.map(|p| p.record))
 }
 
-/// As `import`, with line numbers and the names of fields that are not read.
+/// As `import`, for files that somebody sends: shorter lines, with their numbers and the names of fields that are not
+/// read.
 pub fn import_lines<R: BufRead>(format: Format, reader: R) -> impl Iterator<Item = Result<Parsed, LineError>> {
-    Lines::new(reader).flat_map(move |line| {
+    parsed(format, Lines::up_to(reader, MAX_SENT_LINE))
+}
+
+fn parsed<R: BufRead>(format: Format, lines: Lines<R>) -> impl Iterator<Item = Result<Parsed, LineError>> {
+    lines.flat_map(move |line| {
         let parsed = line.and_then(|(line, text)| match parse_line(format, &text) {
             Ok((records, ignored)) => Ok((line, records, ignored)),
             Err(message) => Err(LineError::new(line, message)),
@@ -173,14 +179,29 @@ fn labeler(fields: &Fields<'_>) -> Outcome<Option<String>> {
 fn trl(fields: &Fields<'_>) -> Outcome<Comparison> {
     let chosen = fields.require("chosen", Format::Trl)?;
     let rejected = fields.require("rejected", Format::Trl)?;
-    let name = if fields.get("prompt").is_some() { "prompt" } else { "question" };
-    let prompt = fields.get(name);
+    let (name, prompt) = match (fields.get("prompt"), fields.get("question")) {
+        (Some(prompt), _) => ("prompt", Some(prompt)),
+        (None, Some(question)) => ("question", Some(question)),
+        // ShareGPT's preference data: the conversation up to two answers.
+        (None, None) => match fields.get("conversations").filter(|list| list.is_array()) {
+            Some(list) => ("conversations", Some(list)),
+            None => ("question", None),
+        },
+    };
     let system = match fields.get("system") {
         None => None,
         Some(Value::String(text)) => Some(text.as_str()).filter(|text| !text.trim().is_empty()),
         Some(other) => return Err(format!("`system` must be a string, not {}", kind(other))),
     };
     let comparison = match (prompt, chosen, rejected) {
+        (Some(prompt @ Value::Array(_)), Value::Object(_), Value::Object(_)) => {
+            let alone = |value: &Value| Value::Array(vec![value.clone()]);
+            Comparison::preferred(
+                fields.prompt_input(prompt, name)?,
+                fields.answer(&alone(chosen), "chosen")?,
+                fields.answer(&alone(rejected), "rejected")?,
+            )
+        }
         (Some(prompt), Value::String(a), Value::String(b)) => {
             Comparison::preferred(fields.prompt_input(prompt, name)?, a.clone(), b.clone())
         }
@@ -277,6 +298,12 @@ fn with_system(mut comparison: Comparison, system: &str) -> Outcome<Comparison> 
     Ok(comparison)
 }
 
+/// The prompt after what the line's `system` says, where a data set keeps it beside the prompt.
+fn with_system_of(fields: &Fields<'_>, prompt: PromptInput) -> Outcome<PromptInput> {
+    let Some(system) = fields.string("system")?.filter(|text| !text.trim().is_empty()) else { return Ok(prompt) };
+    Ok(with_system(Comparison::preferred(prompt, String::new(), String::new()), system)?.prompt)
+}
+
 /// Bytes that two texts have in common from the start. A space before the difference belongs to the
 /// completions, as in TRL's `extract_prompt`.
 fn common_prefix(a: &str, b: &str) -> usize {
@@ -288,22 +315,23 @@ fn demonstration(fields: &Fields<'_>) -> Outcome<Written> {
     let (prompt_id, labeler) = (fields.owned("prompt_id")?, labeler(fields)?);
     let completion = fields.get("completion");
     if completion.is_none()
-        && let Some(list) = fields.get("messages")
+        && let Some((name, list)) = fields.conversation()
     {
         if fields.get("prompt").is_some() {
-            return Err("`prompt` and `messages` are both there, and no `completion`".into());
+            return Err(format!("`prompt` and `{name}` are both there, and no `completion`"));
         }
-        let mut list = fields.messages(list, "messages")?;
+        let mut list = with_system_of(fields, PromptInput::Chat(fields.messages(list, name)?))?.into_messages();
         return match list.pop() {
             Some(last) if last.role == "assistant" && !list.is_empty() => {
                 Ok(Written { prompt_id, prompt: PromptInput::Chat(list), completion: last.content, labeler })
             }
-            _ => Err("`messages` must end with a message of the assistant after a prompt".into()),
+            _ => Err(format!("`{name}` must end with a message of the assistant after a prompt")),
         };
     }
     let completion = completion.ok_or_else(|| fields.missing("completion", Format::Demonstrations))?;
     let completion = fields.answer(completion, "completion")?;
-    Ok(Written { prompt_id, prompt: fields.prompt(Format::Demonstrations)?, completion, labeler })
+    let prompt = with_system_of(fields, fields.prompt(Format::Demonstrations)?)?;
+    Ok(Written { prompt_id, prompt, completion, labeler })
 }
 
 fn prompt_record(fields: &Fields<'_>) -> Outcome<PromptRecord> {
@@ -321,7 +349,7 @@ fn prompt_record(fields: &Fields<'_>) -> Outcome<PromptRecord> {
     };
     Ok(PromptRecord {
         prompt_id: fields.owned("prompt_id")?,
-        prompt: fields.prompt(Format::Prompts)?,
+        prompt: with_system_of(fields, fields.prompt(Format::Prompts)?)?,
         tags,
         lang: fields.owned("lang")?,
         answer,

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::lines::{DataError, LineError, Lines};
 use super::source::Source;
+use crate::domain::unknown_name;
 
 /// One row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +43,12 @@ pub fn read(path: &Path, text_field: &str, label_field: &str) -> Result<Vec<Labe
 
 fn json_row(text: &str, text_field: &str, label_field: &str) -> Result<Labelled, String> {
     let value: Value = serde_json::from_str(text).map_err(|e| super::fields::not_json(&e))?;
+    for field in [text_field, label_field] {
+        if value.get(field).is_none() {
+            let known: Vec<&str> = value.as_object().into_iter().flat_map(|o| o.keys()).map(String::as_str).collect();
+            return Err(unknown_name("field", field, &known));
+        }
+    }
     let text = value.get(text_field).and_then(Value::as_str).ok_or(format!("`{text_field}` must be a string"))?;
     let label = match value.get(label_field) {
         Some(Value::String(label)) => label.trim().to_owned(),
@@ -65,7 +72,8 @@ fn csv_rows(file: impl BufRead, text_field: &str, label_field: &str) -> Result<V
     let header = reader.headers().map_err(|e| bad(1, e.to_string()))?;
     let column = |name: &str| {
         let found = header.iter().position(|h| h.trim_start_matches('\u{FEFF}').trim() == name);
-        found.ok_or_else(|| bad(1, format!("there is no column `{name}`")))
+        let known: Vec<&str> = header.iter().map(|h| h.trim_start_matches('\u{FEFF}').trim()).collect();
+        found.ok_or_else(|| bad(1, unknown_name("column", name, &known)))
     };
     let (text, label) = (column(text_field)?, column(label_field)?);
     let row = |record: Result<csv::StringRecord, csv::Error>| {

@@ -9,6 +9,8 @@ use super::source::Source;
 
 /// Longer lines are refused (and skipped without being kept).
 const MAX_LINE: u64 = 16 << 20;
+/// The same for lines that come in over the network: reading a line takes some ten times its length.
+pub(super) const MAX_SENT_LINE: u64 = 4 << 20;
 
 /// A line that could not be used; lines count from 1, and 0 stands for the whole file.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -56,13 +58,19 @@ pub enum DataError {
 /// (line number, text) of the lines that are not blank.
 pub(super) struct Lines<R> {
     reader: R,
+    longest: u64,
     line: usize,
     done: bool,
 }
 
 impl<R: BufRead> Lines<R> {
     pub fn new(reader: R) -> Self {
-        Self { reader, line: 0, done: false }
+        Self::up_to(reader, MAX_LINE)
+    }
+
+    /// Lines of at most so many bytes.
+    pub fn up_to(reader: R, longest: u64) -> Self {
+        Self { reader, longest, line: 0, done: false }
     }
 
     /// Reads on to the end of the line, keeping nothing.
@@ -89,8 +97,8 @@ impl<R: BufRead> Lines<R> {
         self.line += 1;
         let line = self.line;
         let mut bytes = Vec::new();
-        let mut outcome = self.reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut bytes);
-        let too_long = bytes.len() as u64 == MAX_LINE && !bytes.ends_with(b"\n");
+        let mut outcome = self.reader.by_ref().take(self.longest).read_until(b'\n', &mut bytes);
+        let too_long = bytes.len() as u64 == self.longest && !bytes.ends_with(b"\n");
         if too_long {
             outcome = self.skip_rest().map(|()| bytes.len());
         }
@@ -106,7 +114,10 @@ impl<R: BufRead> Lines<R> {
             Ok(_) => {}
         }
         if too_long {
-            return Some(Err(LineError::new(line, format!("longer than {MAX_LINE} bytes"))));
+            return Some(Err(LineError::new(
+                line,
+                format!("longer than {} bytes; a line holds one record", self.longest),
+            )));
         }
         Some(String::from_utf8(bytes).map_err(|_| LineError::new(line, "not UTF-8")))
     }

@@ -10,6 +10,8 @@ pub struct DrawReport {
     pub found: i64,
     /// Left out: the prompt has a set already, and the request does not ask for another.
     pub has_set: i64,
+    /// Left out: the prompt came in as a request, and `privacy.learn_from_requests` is off.
+    pub requests: i64,
     /// Left out: raw text given to `/v1/completions`, which is drawn for only when asked for by source.
     pub raw_text: i64,
     /// Left out: fewer than two answers with text.

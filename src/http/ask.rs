@@ -53,7 +53,7 @@ pub async fn ask(
     let n = params::count("n", body.n.unwrap_or(labeling.completions_per_set as u64))?;
     let sampling = body.sampling.unwrap_or_default();
     let params = super::sets::drawing(services, sampling)?;
-    let prompt = sets::prompt(services, PromptRef::Messages(messages), "page").await?;
+    let prompt = sets::prompt(services, &actor, PromptRef::Messages(messages), "page").await?;
     let asked = ask::begin(services, prompt, &body.models, n, params, actor.is_admin(), &request_id).await?;
     let (sender, receiver) = mpsc::channel::<Result<Event, Infallible>>(64);
     tokio::spawn(async move {
@@ -97,5 +97,5 @@ async fn stream(
         }
     }
     let turn = asked.settle(&state.services, actor).await?;
-    Ok(Some(turn_json(actor, &turn)))
+    Ok(Some(turn_json(actor, &turn).await?))
 }

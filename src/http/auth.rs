@@ -117,15 +117,36 @@ pub async fn guard(State(guard): State<Guard>, mut request: Request, next: Next)
     let Some(actor) = actor else { return next.run(request).await };
     let payer = actor.quota.as_ref().map(|(id, _)| id.clone());
     request.extensions_mut().insert(actor.clone());
-    let response = meter::paid_by(payer, next.run(request)).await;
+    // A body that still comes in, or work that still goes on, ends with its caller's access too.
+    let response = tokio::select! {
+        response = meter::paid_by(payer, next.run(request)) => response,
+        () = shut_out(&guard, &actor) => return ended().into_response(),
+    };
     watched(guard, actor, response)
 }
 
-/// How often an open stream looks whether its caller is still let in.
+/// Resolves within a second of the caller's key being revoked, session being ended, role being lowered or person being
+/// locked out.
+async fn shut_out(guard: &Guard, actor: &Actor) {
+    let services = &guard.state.services;
+    loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        // A database that is away shuts nobody out.
+        let Ok(now) = access::again(services, actor).await else { continue };
+        if !now.is_some_and(|now| guard.access.admits(Some(&now), services.config.require_inference_key).is_ok()) {
+            return;
+        }
+    }
+}
+
+fn ended() -> ApiError {
+    ApiError::unauthorized("the key or session of this request has ended").code("access_ended")
+}
+
+/// How often a request that takes long, or an open stream, looks whether its caller is still let in.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Ends a stream within a second of its caller's key being revoked, session being ended or role being lowered. Answers
-/// of known length are on their way already.
+/// Ends a stream when its caller is let in no more. Answers of known length are on their way already.
 fn watched(guard: Guard, actor: Actor, response: Response) -> Response {
     let known_length = HttpBody::size_hint(response.body()).exact().is_some();
     if known_length {
@@ -133,19 +154,7 @@ fn watched(guard: Guard, actor: Actor, response: Response) -> Response {
     }
     let kind = response.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
     let is_events = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
-    let shut_out = async move {
-        let services = &guard.state.services;
-        loop {
-            tokio::time::sleep(LOOK_AGAIN).await;
-            // A database that is away shuts nobody out.
-            let Ok(now) = access::again(services, &actor).await else { continue };
-            let admitted =
-                now.is_some_and(|now| guard.access.admits(Some(&now), services.config.require_inference_key).is_ok());
-            if !admitted {
-                return;
-            }
-        }
-    };
+    let shut_out = async move { shut_out(&guard, &actor).await };
     let (parts, body) = response.into_parts();
     let open = (body.into_data_stream(), Box::pin(shut_out));
     let stream = futures::stream::unfold(Some(open), move |open| async move {
@@ -160,7 +169,7 @@ fn watched(guard: Guard, actor: Actor, response: Response) -> Response {
 
 /// Followers of events are told; any other stream breaks off, so that nobody takes a part for the whole.
 fn last_word(is_events: bool) -> Result<Bytes, axum::Error> {
-    let error = ApiError::unauthorized("the key or session of this stream has ended").code("access_ended");
+    let error = ended();
     match is_events {
         true => Ok(Bytes::from(format!("event: error\ndata: {}\n\n", error.body()))),
         false => Err(axum::Error::new(error.message)),

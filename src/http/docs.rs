@@ -78,8 +78,12 @@ fn words(tag: &str, key: &str, english: &str) -> String {
 }
 
 pub async fn page(State(state): State<AppState>) -> Response {
-    let table = routes::table(&state.services.config.limits);
-    let origin = format!("http://{}", state.services.config.listen);
+    let config = &state.services.config;
+    let made = || written(&routes::table(&config.limits), &format!("http://{}", config.listen)).into();
+    Html(state.docs.get_or_init(made).clone()).into_response()
+}
+
+fn written(table: &[Route], origin: &str) -> String {
     let (mut contents, mut body) = (String::new(), String::new());
     for (i, (key, title, _)) in GROUPS.iter().enumerate() {
         let own: Vec<&Route> = table.iter().filter(|r| !r.page && group(r.path) == i).collect();
@@ -87,7 +91,7 @@ pub async fn page(State(state): State<AppState>) -> Response {
         let _ =
             write!(body, "<section class=\"group\" id=\"group-{key}\">{}", words("h2", &format!("group_{key}"), title));
         for route in own {
-            body.push_str(&article(route, &origin));
+            body.push_str(&article(route, origin));
         }
         body.push_str("</section>");
     }
@@ -107,7 +111,7 @@ pub async fn page(State(state): State<AppState>) -> Response {
             "Errors have one shape: {\"error\": {\"message\", \"type\", \"param\", \"code\"}}. `param` names the offending field.",
         ),
     );
-    Html(format!(
+    format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>API · instructd</title>\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
          <meta name=\"color-scheme\" content=\"light dark\">\
@@ -119,8 +123,7 @@ pub async fn page(State(state): State<AppState>) -> Response {
          <body><noscript><p><a href=\"/\">instructd</a></p></noscript><main class=\"docs\" id=\"docs\" \
          data-origin=\"{origin}\">{intro}<p><a class=\"machine\" href=\"/openapi.json\">openapi.json</a></p>\
          <nav class=\"groups\" aria-label=\"Groups\"><ul>{contents}</ul></nav>{body}</main></body></html>"
-    ))
-    .into_response()
+    )
 }
 
 fn article(route: &Route, origin: &str) -> String {

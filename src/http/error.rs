@@ -149,6 +149,9 @@ impl From<ServiceError> for ApiError {
                 let message = format!("no such {what}: {id}");
                 Self { param, ..Self::new(StatusCode::NOT_FOUND, message).code("not_found") }
             }
+            ServiceError::UnknownModel { message, param } => {
+                Self { param, ..Self::new(StatusCode::NOT_FOUND, message).code("model_not_found") }
+            }
             ServiceError::Forbidden(message) => Self::forbidden(&message),
             ServiceError::SignIn(refusal) => Self::forbidden(refusal.message()).code(refusal.code()),
             ServiceError::Conflict(message) => Self::new(StatusCode::CONFLICT, message).code("conflict"),

@@ -18,27 +18,41 @@ use crate::service::{Services, browse, guidelines as words};
 use crate::store::{NoLease, Page, Submitted};
 
 /// A message with its safe HTML.
-pub fn messages_json(messages: &[Message]) -> Vec<Value> {
-    let one = |m: &Message| json!({"role": m.role, "content": m.content, "html": markdown::render(&m.content)});
-    messages.iter().map(one).collect()
+///
+/// # Errors
+/// 429 when too many texts wait to be rendered.
+pub async fn messages_json(messages: &[Message]) -> ApiResult<Vec<Value>> {
+    let texts: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
+    let html = markdown::render_all(&texts).await?;
+    let one = |(m, html): (&Message, _)| json!({"role": m.role, "content": m.content, "html": html});
+    Ok(messages.iter().zip(html).map(one).collect())
 }
 
-/// A completion without a word about who wrote it; `cut_off_at` is its number of tokens when the length limit
-/// ended it.
-pub fn blind_json(completion: &Completion) -> Value {
+/// Completions without a word about who wrote them.
+///
+/// # Errors
+/// 429 when too many texts wait to be rendered.
+pub async fn blind_json(completions: &[Completion]) -> ApiResult<Vec<Value>> {
+    let texts: Vec<&str> = completions.iter().map(|c| c.text.as_str()).collect();
+    let html = markdown::render_all(&texts).await?;
+    Ok(completions.iter().zip(html).map(|(c, html)| one_blind(c, &html)).collect())
+}
+
+/// `cut_off_at` is the number of tokens when the length limit ended the completion.
+fn one_blind(completion: &Completion, html: &str) -> Value {
     let cut = completion.finish_reason.as_deref() == Some("length");
     let tokens = completion.token_ids.len();
     json!({
         "id": completion.id,
         "text": completion.text,
-        "html": markdown::render(&completion.text),
+        "html": html,
         "cut_off": cut,
         "cut_off_at": (cut && tokens > 0).then_some(tokens),
     })
 }
 
-fn prompt_json(prompt: &Prompt) -> Value {
-    json!({"id": prompt.id, "messages": messages_json(&prompt.messages), "lang": prompt.lang})
+async fn prompt_json(prompt: &Prompt) -> ApiResult<Value> {
+    Ok(json!({"id": prompt.id, "messages": messages_json(&prompt.messages).await?, "lang": prompt.lang}))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -90,19 +104,22 @@ pub async fn next(
             return Ok((StatusCode::NO_CONTENT, [("x-queue", why_nothing(reason))]).into_response());
         }
     };
-    Ok(axum::Json(turn_json(&actor, &turn)).into_response())
+    Ok(axum::Json(turn_json(&actor, &turn).await?).into_response())
 }
 
 /// A leased set as the page gets it.
-pub(super) fn turn_json(actor: &Actor, turn: &Turn) -> Value {
-    let completions: Vec<_> = turn.completions.iter().map(blind_json).collect();
-    json!({
+///
+/// # Errors
+/// 429 when too many texts wait to be rendered; the lease stands, and `resume` gives the set again.
+pub(super) async fn turn_json(actor: &Actor, turn: &Turn) -> ApiResult<Value> {
+    let completions = blind_json(&turn.completions).await?;
+    Ok(json!({
         "assignment_id": turn.assignment.id,
         "lease_token": turn.assignment.lease_token,
         "expires_at": turn.assignment.expires_at,
         "set_id": turn.assignment.set_id,
         "kind": turn.kind,
-        "prompt": prompt_json(&turn.prompt),
+        "prompt": prompt_json(&turn.prompt).await?,
         "completions": completions,
         "guideline_version": turn.guideline_version,
         "me": {
@@ -114,7 +131,7 @@ pub(super) fn turn_json(actor: &Actor, turn: &Turn) -> Value {
         "queue": {"open": turn.queue_open},
         "onboarding": turn.onboarding,
         "practice_number": turn.practice_number,
-    })
+    }))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -299,7 +316,7 @@ pub async fn reopen(
     Path(id): Path<JudgmentId>,
 ) -> ApiResult<axum::Json<Value>> {
     let reopened = label::reopen(&state.services, &actor, &id).await?;
-    let completions: Vec<_> = reopened.completions.iter().map(blind_json).collect();
+    let completions = blind_json(&reopened.completions).await?;
     // A revision with this knowledge is kept apart; who revises should know.
     let judged = &reopened.judgment;
     let revealed = state.services.store.reveals(&judged.set_id, &judged.labeler_id).await?;
@@ -309,7 +326,7 @@ pub async fn reopen(
         "assignment_id": reopened.judgment.assignment_id,
         "lease_token": reopened.lease_token,
         "set_id": reopened.judgment.set_id,
-        "prompt": prompt_json(&reopened.prompt),
+        "prompt": prompt_json(&reopened.prompt).await?,
         "completions": completions,
     })))
 }
@@ -332,8 +349,9 @@ pub struct GuidelinesQuery {
     lang: Option<String>,
 }
 
-fn guidelines_json(g: &words::Guidelines) -> Value {
-    json!({"version": g.version, "lang": g.lang, "since": g.since, "html": markdown::render(&g.text)})
+async fn guidelines_json(g: &words::Guidelines) -> ApiResult<Value> {
+    let html = markdown::render_all(&[&g.text]).await?;
+    Ok(json!({"version": g.version, "lang": g.lang, "since": g.since, "html": html.first()}))
 }
 
 pub async fn guidelines(
@@ -341,7 +359,7 @@ pub async fn guidelines(
     Query(query): Query<GuidelinesQuery>,
 ) -> ApiResult<axum::Json<Value>> {
     let current = words::current(&state.services, words::language(query.lang.as_deref())).await?;
-    Ok(axum::Json(guidelines_json(&current)))
+    Ok(axum::Json(guidelines_json(&current).await?))
 }
 
 /// The texts in force for every language, and all that administrators wrote.
@@ -349,7 +367,7 @@ pub async fn all_guidelines(State(state): State<AppState>) -> ApiResult<axum::Js
     let mut current = Vec::new();
     for lang in words::LANGUAGES {
         let g = words::current(&state.services, lang).await?;
-        let mut shown = guidelines_json(&g);
+        let mut shown = guidelines_json(&g).await?;
         shown["text"] = json!(g.text);
         current.push(shown);
     }
@@ -378,5 +396,5 @@ pub async fn change_guidelines(
     Json(body): Json<GuidelinesChange>,
 ) -> ApiResult<axum::Json<Value>> {
     let changed = words::change(&state.services, &actor, &body.lang, body.text).await?;
-    Ok(axum::Json(guidelines_json(&changed)))
+    Ok(axum::Json(guidelines_json(&changed).await?))
 }

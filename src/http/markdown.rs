@@ -1,8 +1,8 @@
 //! Untrusted Markdown to HTML that can only look like text: raw HTML stays visible text, there are no images,
 //! and links lead to https only. Two independent filters: what pulldown-cmark emits is cleaned by ammonia.
 //!
-//! A text's size and nesting bound the work of [`render`]. [`render_all`] runs it off the async workers, at most
-//! [`PERMITS`] at once, and remembers results by the text's hash; no handler calls it yet.
+//! A text's size and nesting bound the work of one rendering. [`render_all`] is the only way to it: it runs off the
+//! async workers, at most [`PERMITS`] at once, and remembers results by the text's hash.
 //!
 //! Mathematics (`$…$`, `$$…$$`, `\(…\)`, `\[…\]`) comes out as `<span class="math math-inline">` or
 //! `math-display` holding its LaTeX source; the pages typeset it. Code keeps its language as a class.
@@ -96,16 +96,17 @@ fn language_class(value: &str) -> Option<String> {
 ///
 /// # Errors
 /// 429 `overloaded` when too many requests wait for the renderer already.
-pub async fn render_all(texts: Vec<String>) -> ApiResult<Vec<Arc<str>>> {
+pub async fn render_all(texts: &[&str]) -> ApiResult<Vec<Arc<str>>> {
     static RENDERER: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(PERMITS)));
     static QUEUE: Semaphore = Semaphore::const_new(MAX_WAITING);
     let mut out: Vec<Option<Arc<str>>> = texts.iter().map(|text| CACHE.get(&key(text))).collect();
     if out.iter().any(Option::is_none) {
         let busy = || ApiError::too_many("too many texts wait to be rendered; try again", "overloaded", 1);
         let _place = QUEUE.try_acquire().map_err(|_| busy())?;
-        for (text, html) in texts.into_iter().zip(&mut out).filter(|(_, html)| html.is_none()) {
+        for (text, html) in texts.iter().zip(&mut out).filter(|(_, html)| html.is_none()) {
             // Waiting ends with the request: a client that leaves starts no further rendering.
             let permit = RENDERER.clone().acquire_owned().await.map_err(|_| busy())?;
+            let text = (*text).to_owned();
             let rendered = tokio::task::spawn_blocking(move || {
                 let _permit = permit;
                 cached(&text)
@@ -161,7 +162,7 @@ impl Cache {
 }
 
 /// Safe HTML of a prompt, completion or guideline. Blocks for at most some hundred milliseconds.
-pub fn render(markdown: &str) -> String {
+fn render(markdown: &str) -> String {
     if markdown.len() > MAX_BYTES || nesting(markdown) > MAX_NESTING {
         return plain(markdown);
     }

@@ -28,8 +28,9 @@ pub mod session;
 pub mod sets;
 pub mod status;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
+use axum::body::Bytes;
 use axum::extract::DefaultBodyLimit;
 use axum::{Router, middleware};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -43,6 +44,9 @@ pub struct App {
     pub services: Arc<Services>,
     pub prometheus: PrometheusHandle,
     pub rates: rates::Rates,
+    /// The API's page and document: made once, because anybody may ask for them as often as they like.
+    pub docs: OnceLock<Bytes>,
+    pub openapi: OnceLock<Bytes>,
 }
 
 pub type AppState = Arc<App>;
@@ -66,7 +70,13 @@ pub fn router(services: Arc<Services>) -> Router {
     let limits = services.config.limits.clone();
     let rates = rates::Rates::new(&services.config.rates);
     let hosts = hosts::Hosts::new(services.config.listen, &services.config.server.hosts);
-    let state: AppState = Arc::new(App { services, prometheus: status::prometheus(), rates });
+    let state: AppState = Arc::new(App {
+        services,
+        prometheus: status::prometheus(),
+        rates,
+        docs: OnceLock::new(),
+        openapi: OnceLock::new(),
+    });
     let mut router = Router::new();
     for route in routes::table(&limits) {
         let guard = middleware::from_fn_with_state(auth::Guard::of(&route, state.clone()), auth::guard);

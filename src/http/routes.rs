@@ -324,6 +324,14 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         get("/admin/settings", Admin, "Every setting with its explanation", admin::settings::list),
         post("/admin/settings", Admin, "Change a setting while the server runs", admin::settings::change)
             .taking::<admin::settings::Change>(),
+        get("/admin/retention", Admin, "What is kept how long, and what goes by the limits of now", admin::retention::show).answering(
+            "{limits: [retention] as it is now, outlook: {stored, goes: {completions, prompts (of requests), feedback_events, \
+             job_files (of ended jobs, on this server)}: {records, bytes}; kept_feedback_until, kept_prompts_until: \
+             records up to then stay, because dataset versions rest on them}, progress: {running, removing, removed, \
+             started, ended, error}}",
+        ),
+        post("/admin/retention", Admin, "Remove what is past its limits, in the background", admin::retention::run)
+            .answering("202: progress, as GET /admin/retention has it; 409 while one runs"),
         import,
         get("/admin/export", Admin, "Export a file: comparisons, trl, hh, demonstrations, oasst (lines), parquet", admin::transfer::export).asking::<admin::transfer::ExportQuery>()
             .answering("Query: format, split (train, heldout), feedback (true: also preferences from applications' events), or dataset (id or name of a version: its exact rankings, or 409 when some were erased)"),
@@ -346,7 +354,7 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
             .taking::<admin::people::SetActive>(),
         post("/admin/labelers/{id}", Admin, "Change role, quota or activity of a labeler", admin::people::change_labeler).taking::<admin::people::LabelerChange>(),
         get("/admin/labelers/{id}/data", Admin, "Everything stored about a person", admin::people::personal_data),
-        post("/admin/labelers/{id}/erase", Admin, "Erase a person's data on request", admin::people::erase).taking::<admin::people::EraseRequest>().answering("{judgments, demonstrations, feedback_events, sessions, keys, invites, links}: how many were removed or made anonymous; job_lines: lines taken out of the files of training jobs; not_reached: where the words may still be"),
+        post("/admin/labelers/{id}/erase", Admin, "Erase a person's data on request", admin::people::erase).taking::<admin::people::EraseRequest>().answering("{judgments, demonstrations, feedback_events, sessions, keys, invites, links, sets}: how many were removed or made anonymous; job_lines: lines taken out of the files of training jobs; backups: whose manifests now name the person, so that a restore erases them again; not_reached: where the words may still be"),
         delete("/admin/invites/{id}", Admin, "Revoke an unused invite", admin::people::revoke_invite),
         get("/admin/invites", Admin, "Invites", admin::people::invites),
         post("/admin/invites", Admin, "Create a one-use invite", admin::people::invite)

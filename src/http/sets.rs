@@ -32,7 +32,11 @@ pub struct PromptRequest {
     pub lang: Option<String>,
 }
 
-pub async fn add_prompt(State(state): State<AppState>, Json(body): Json<PromptRequest>) -> ApiResult<Response> {
+pub async fn add_prompt(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Json(body): Json<PromptRequest>,
+) -> ApiResult<Response> {
     let limit = state.services.config.limits.prompt_bytes;
     let messages = match (body.messages, body.prompt) {
         (Some(messages), None) => chat::messages(messages, "messages", limit)?,
@@ -42,7 +46,11 @@ pub async fn add_prompt(State(state): State<AppState>, Json(body): Json<PromptRe
         }
         _ => return Err(ApiError::bad("messages", "give messages or prompt")),
     };
-    let prompt = crate::service::prompts::add(&state.services, messages, "api", body.lang, body.tags).await?;
+    let mut prompt =
+        crate::service::prompts::add(&state.services, &actor.labeler_id, messages, "api", body.lang, body.tags).await?;
+    if plain_labeler(&actor).is_some() {
+        prompt.answer = None;
+    }
     Ok((StatusCode::CREATED, axum::Json(prompt)).into_response())
 }
 
@@ -54,7 +62,11 @@ pub async fn list_prompts(
 ) -> ApiResult<axum::Json<Value>> {
     let store = &state.services.store;
     let prompts = match plain_labeler(&actor) {
-        Some(labeler) => store.list_prompts_of(query.page()?, labeler).await?,
+        // The right answer of a prompt is not for those who are to judge others.
+        Some(labeler) => {
+            let prompts = store.list_prompts_of(query.page()?, labeler).await?;
+            prompts.into_iter().map(|prompt| Prompt { answer: None, ..prompt }).collect()
+        }
         None => store.list_prompts(query.page()?, None).await?,
     };
     let next = prompts.last().map(|p| p.id.clone());
@@ -173,13 +185,13 @@ pub async fn create(
             refs.push(completion_ref(&format!("completions[{i}]"), given.text, given.completion_id)?);
         }
         sets::check_own(services, &actor, &refs).await?;
-        let prompt = sets::prompt(services, prompt, "api").await?;
+        let prompt = sets::prompt(services, &actor, prompt, "api").await?;
         sets::create(services, &prompt, refs, body.overlap, "ask").await?
     } else {
         let params = drawing(services, body.sampling.unwrap_or_default())?;
         let n = body.n.unwrap_or(services.live().config.labeling.completions_per_set as u64);
         let n = params::count("n", n)?;
-        let prompt = sets::prompt(services, prompt, "page").await?;
+        let prompt = sets::prompt(services, &actor, prompt, "page").await?;
         sets::sample(services, &prompt, n, params, body.overlap, request_id).await?
     };
     services.store.set_made_by(&set.id, &actor.labeler_id).await?;
@@ -225,15 +237,15 @@ async fn set_json(state: &AppState, set: &ComparisonSet) -> ApiResult<Value> {
     let prompt = store.get_prompt(&set.prompt_id).await?;
     let mut completions = Vec::new();
     for id in &set.completion_ids {
-        completions.push(blind_json(&store.get_completion(id).await?));
+        completions.push(store.get_completion(id).await?);
     }
     Ok(json!({
         "id": set.id,
         "prompt_id": set.prompt_id,
-        "prompt": {"id": prompt.id, "messages": messages_json(&prompt.messages)},
+        "prompt": {"id": prompt.id, "messages": messages_json(&prompt.messages).await?},
         "status": set.status,
         "overlap": set.target_overlap,
-        "completions": completions,
+        "completions": blind_json(&completions).await?,
         "created": set.created,
     }))
 }

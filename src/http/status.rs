@@ -12,7 +12,6 @@ use super::AppState;
 use super::error::{ApiError, ApiResult};
 use crate::domain::{JobState, ModelKind};
 use crate::engine::EngineError;
-use crate::store::Page;
 
 const BUCKETS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
@@ -89,8 +88,8 @@ pub async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError
     }
     // A database that is away must not take the other figures with it.
     for state in JobState::ALL {
-        if let Ok(jobs) = services.store.list_jobs(Page { after: None, limit: 10_000 }, Some(*state)).await {
-            metrics::gauge!("instructd_jobs", "state" => state.as_str()).set(jobs.len() as f64);
+        if let Ok(jobs) = services.store.count_jobs(*state).await {
+            metrics::gauge!("instructd_jobs", "state" => state.as_str()).set(jobs as f64);
         }
     }
     let text = state.prometheus.render();

@@ -18,6 +18,7 @@ use serde_json::{Map, Value, json};
 use crate::train::args::RewardSpec;
 use crate::train::{Reporter, TrainOutcome, recipe};
 
+pub use data::{demonstrations, prompts};
 pub use state::{Recording, State, StepRecord};
 
 /// What `instructd instructgpt --args FILE` reads.
@@ -173,6 +174,14 @@ pub fn run(args: &InstructGptArgs, reporter: &mut dyn Reporter) -> Result<Ended>
     }
     let report = report::write(&pipeline.work, args, &state)?;
     Ok(Ended::Done { report })
+}
+
+/// Refuses arguments that a step would refuse; nothing is written.
+///
+/// # Errors
+/// Names the field.
+pub fn check(args: &InstructGptArgs) -> Result<()> {
+    Pipeline { args, work: args.work_dir.clone() }.check()
 }
 
 struct Pipeline<'a> {

@@ -6,13 +6,14 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::materialise::Rankings;
-use super::queue::{EnqueueError, JobArgs, find_version, resolve, takes};
-use crate::domain::{JobState, ModelKind, Split};
+use super::materialise::{Rankings, learned_demonstrations, learned_prompts};
+use super::queue::{EnqueueError, JobArgs, resolve, takes};
+use crate::domain::{JobState, Message, ModelKind};
 use crate::model::{ModelConfig, describe, presets};
-use crate::store::{Page, Store, StoreError};
+use crate::store::{Page, Store, StoreError, find_version};
 use crate::train::Recipe;
 use crate::train::estimate::{DataSize, Planned, Seconds, available_memory, need, seconds};
+use crate::train::fit::percentile_99;
 
 /// What `POST /admin/jobs/estimate` answers.
 #[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
@@ -89,8 +90,10 @@ pub async fn estimate(
     data_dir: &Path,
     kind: &str,
     args: Value,
+    learn_from_requests: bool,
 ) -> Result<Estimate, EnqueueError> {
-    let (recipe, args, checked) = resolve(store, recipes, kind, args).await?;
+    let (recipe, args, mut checked) = resolve(store, recipes, kind, args).await?;
+    checked.filter.without_requests |= !learn_from_requests;
     let model = config_of(store, data_dir, &args, "model").await?;
     let available = available_memory();
     let Some(model) = model else {
@@ -138,50 +141,60 @@ pub async fn estimate(
     })
 }
 
-/// Rows and mean lengths of what the job would learn from; `None` for corpora and files.
+/// Characters of sequences, prompts included.
+#[derive(Default)]
+struct Lengths {
+    rows: usize,
+    characters: Vec<usize>,
+}
+
+impl Lengths {
+    fn size(mut self) -> DataSize {
+        let tokens = |characters: f64| characters / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS;
+        self.characters.sort_unstable();
+        let sequences = self.characters.len().max(1) as f64;
+        let all: usize = self.characters.iter().sum();
+        let longest = percentile_99(&self.characters).unwrap_or(0);
+        DataSize {
+            rows: self.rows as u64,
+            sequences_per_row: self.characters.len() as f64 / self.rows.max(1) as f64,
+            tokens: tokens(all as f64 / sequences),
+            longest: tokens(longest as f64),
+        }
+    }
+}
+
+/// Rows and lengths of what the job would learn from; `None` for corpora and files.
 async fn data_size(store: &dyn Store, recipe: &Recipe, args: &JobArgs) -> Result<Option<DataSize>, StoreError> {
     let schema = (recipe.schema)();
-    let characters = |texts: &mut dyn Iterator<Item = usize>| -> f64 { texts.sum::<usize>() as f64 };
-    let size = |rows: usize, sequences: usize, all: f64| DataSize {
-        rows: rows as u64,
-        sequences_per_row: sequences as f64 / rows.max(1) as f64,
-        tokens: all / sequences.max(1) as f64 / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS,
-    };
+    let of = |messages: &[Message]| -> usize { messages.iter().map(|m| m.content.chars().count()).sum() };
     let given = |field: &str| args.recipe.get(field).is_some_and(|v| !v.is_null());
+    let mut found = Lengths::default();
     if takes(&schema, "comparisons") {
-        let (mut rows, mut sequences, mut all) = (0, 0, 0.0);
         let mut pages = Rankings::new(store, &args.filter).await?;
         while let Some(page) = pages.next().await? {
-            rows += page.len();
-            sequences += page.iter().map(|set| set.completions.len()).sum::<usize>();
-            let mut lengths = page.iter().map(|set| {
-                let prompt: usize = set.prompt.messages().iter().map(|m| m.content.chars().count()).sum();
-                set.completions.iter().map(|c| c.text.chars().count() + prompt).sum()
-            });
-            all += characters(&mut lengths);
+            found.rows += page.len();
+            for set in &page {
+                let prompt = of(&set.prompt.messages());
+                found.characters.extend(set.completions.iter().map(|c| c.text.chars().count() + prompt));
+            }
         }
-        return Ok(Some(size(rows, sequences, all)));
+        return Ok(Some(found.size()));
     }
     if takes(&schema, "prompts") {
-        let (mut rows, mut all) = (0, 0.0);
-        let mut page = Page { after: None, limit: 1000 };
-        loop {
-            let batch = store.list_prompts(page.clone(), None).await?;
-            let Some(last) = batch.last() else { break };
-            page.after = Some(last.id.to_string());
-            let learned: Vec<_> = batch.iter().filter(|p| p.split == Split::Train).collect();
-            rows += learned.len();
-            let mut lengths = learned.iter().map(|p| p.messages.iter().map(|m| m.content.chars().count()).sum());
-            all += characters(&mut lengths);
+        let mut after = None;
+        while let Some(learned) = learned_prompts(store, &mut after, args.filter.without_requests).await? {
+            found.characters.extend(learned.iter().map(|p| of(&p.messages)));
         }
-        return Ok(Some(size(rows, rows, all)));
+        found.rows = found.characters.len();
+        return Ok(Some(found.size()));
     }
     if takes(&schema, "demonstrations") && !given("mixture") {
-        let all = store.demonstrations().await?;
-        let mut lengths = all.iter().map(|(prompt, completion)| {
-            completion.text.chars().count() + prompt.messages.iter().map(|m| m.content.chars().count()).sum::<usize>()
-        });
-        return Ok(Some(size(all.len(), all.len(), characters(&mut lengths))));
+        let all = learned_demonstrations(store, args.filter.without_requests).await?;
+        found.characters =
+            all.iter().map(|(p, completion)| completion.text.chars().count() + of(&p.messages)).collect();
+        found.rows = all.len();
+        return Ok(Some(found.size()));
     }
     Ok(None)
 }

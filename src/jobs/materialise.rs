@@ -8,12 +8,12 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::queue::{FILES, JobArgs, OPTIONAL_DATA, file_names, find_version, needs_model, takes, wants};
+use super::queue::{FILES, JobArgs, OPTIONAL_DATA, file_names, needs_model, takes, wants};
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::data::from_feedback::{Told, preferences};
 use crate::data::{Comparison, PromptRecord, Written, pairs};
 use crate::domain::*;
-use crate::store::{Page, RankedFilter, Store, StoreError};
+use crate::store::{PromptFilter, RankedFilter, Store, StoreError, find_version, learns_from_requests};
 use crate::train::Recipe;
 
 /// Why a job cannot start.
@@ -167,7 +167,7 @@ impl<'a> Rankings<'a> {
     }
 
     async fn of_feedback(&self) -> Result<Vec<Comparison>, StoreError> {
-        let facts = self.store.feedback_facts(self.as_of).await?;
+        let facts = self.store.feedback_facts(self.as_of, self.filter.without_requests).await?;
         let filter = &self.filter;
         let fits = |p: &Prompt| {
             filter.split.is_none_or(|s| s == p.split) && filter.tag.as_ref().is_none_or(|t| p.tags.contains(t))
@@ -213,9 +213,44 @@ async fn comparisons(store: &dyn Store, filter: &RankedFilter, path: PathBuf) ->
     Ok(Frozen { path, sha256: hex::encode(hash.finalize()), n_sets, n_pairs })
 }
 
-async fn demonstrations(store: &dyn Store, path: PathBuf) -> Result<Frozen, PrepareError> {
-    let lines: Vec<Written> = store
-        .demonstrations()
+/// Demonstrations that may be learned from: without requests, ideal answers to them are left out too.
+///
+/// # Errors
+/// What the store says.
+pub(super) async fn learned_demonstrations(
+    store: &dyn Store,
+    without_requests: bool,
+) -> Result<Vec<(Prompt, Completion)>, StoreError> {
+    let mut all = store.demonstrations().await?;
+    if without_requests {
+        let ids: Vec<_> = all.iter().map(|(prompt, _)| prompt.id.clone()).collect();
+        let asked = store.request_prompts(&ids).await?;
+        all.retain(|(prompt, _)| !asked.contains(&prompt.id));
+    }
+    Ok(all)
+}
+
+/// The next page of prompts that may be learned from, oldest first. Raw-text prompts of /v1/completions are no
+/// conversations and stay out.
+///
+/// # Errors
+/// What the store says.
+pub(super) async fn learned_prompts(
+    store: &dyn Store,
+    after: &mut Option<String>,
+    without_requests: bool,
+) -> Result<Option<Vec<Prompt>>, StoreError> {
+    let filter =
+        PromptFilter { split: Some(Split::Train), with_sets: true, without_requests, ..PromptFilter::default() };
+    let mut page = store.select_prompts(&filter, after.as_deref(), 1000).await?;
+    let Some(last) = page.last() else { return Ok(None) };
+    *after = Some(last.id.to_string());
+    page.retain(|p| p.source != "completions");
+    Ok(Some(page))
+}
+
+async fn demonstrations(store: &dyn Store, without_requests: bool, path: PathBuf) -> Result<Frozen, PrepareError> {
+    let lines: Vec<Written> = learned_demonstrations(store, without_requests)
         .await?
         .into_iter()
         .map(|(prompt, completion)| Written {
@@ -232,26 +267,46 @@ async fn demonstrations(store: &dyn Store, path: PathBuf) -> Result<Frozen, Prep
     Ok(Frozen { path, sha256, n_sets: lines.len() as i64, n_pairs: 0 })
 }
 
-/// Prompts on the training side, oldest first. Raw-text prompts of /v1/completions are no conversations
-/// and stay out.
-async fn prompts(store: &dyn Store, path: PathBuf) -> Result<Frozen, PrepareError> {
-    let mut lines = Vec::new();
-    let mut page = Page { after: None, limit: 1000 };
-    loop {
-        let batch = store.list_prompts(page.clone(), None).await?;
-        let Some(last) = batch.last() else { break };
-        page.after = Some(last.id.to_string());
-        lines.extend(batch.into_iter().filter(|p| p.split == Split::Train && p.source != "completions").map(|p| {
+/// Prompts on the training side, oldest first.
+async fn prompts(store: &dyn Store, without_requests: bool, path: PathBuf) -> Result<Frozen, PrepareError> {
+    let (mut lines, mut after) = (Vec::new(), None);
+    while let Some(page) = learned_prompts(store, &mut after, without_requests).await? {
+        lines.extend(page.into_iter().map(|p| {
             let prompt_id = Some(p.id.to_string());
             PromptRecord { prompt_id, prompt: p.messages.into(), tags: p.tags, lang: p.lang, answer: p.answer }
         }));
     }
-    lines.reverse();
     if lines.is_empty() {
-        return Err(PrepareError::Job("there are no prompts to write answers to; add or import some first".into()));
+        let asked = store.request_counts().await?.prompts;
+        let message = match asked {
+            n if without_requests && n > 0 => format!(
+                "there are no prompts to write answers to: the {n} that are stored came in as requests, and the \
+                 setting privacy.learn_from_requests is off. Add or import some, or switch it on"
+            ),
+            _ => "there are no prompts to write answers to; add or import some first".to_owned(),
+        };
+        return Err(PrepareError::Job(message));
     }
     let sha256 = write_lines(&path, &lines)?;
     Ok(Frozen { path, sha256, n_sets: lines.len() as i64, n_pairs: 0 })
+}
+
+/// Writes everything stored of one kind (`comparisons`, `demonstrations` or `prompts`) as the recipes read it, for
+/// commands that run without a job. The number of lines; `None` where nothing is stored.
+///
+/// # Errors
+/// What the store says, and a file that cannot be written.
+pub async fn write_stored(store: &dyn Store, field: &str, path: &Path) -> anyhow::Result<Option<i64>> {
+    let written = match field {
+        "comparisons" => comparisons(store, &RankedFilter::default(), path.to_owned()).await,
+        "demonstrations" => demonstrations(store, path.to_owned()).await,
+        _ => prompts(store, path.to_owned()).await,
+    };
+    match written {
+        Ok(frozen) => Ok(Some(frozen.n_sets)),
+        Err(PrepareError::Job(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A job ready for its child.
@@ -271,8 +326,13 @@ pub(super) async fn prepare(
     job_args: &JobArgs,
     files: &Artifacts,
     job_dir: &Path,
+    learn_from_requests: bool,
 ) -> Result<Prepared, PrepareError> {
     let mut args = job_args.recipe.clone();
+    // As it is set now: the job may have waited.
+    let learns = learns_from_requests(store, learn_from_requests).await?;
+    let without_requests = job_args.filter.without_requests || !learns;
+    let filter = RankedFilter { without_requests, ..job_args.filter.clone() };
     let schema = (recipe.schema)();
     let mut parent = None;
     if needs_model(&schema) || args.get("model").is_some_and(|v| !v.is_null()) {
@@ -303,18 +363,18 @@ pub(super) async fn prepare(
             continue;
         }
         let frozen = match field {
-            "comparisons" => comparisons(store, &job_args.filter, path).await?,
+            "comparisons" => comparisons(store, &filter, path).await?,
             "gold_comparisons" => {
-                let heldout = RankedFilter { split: Some(Split::Heldout), ..job_args.filter.clone() };
+                let heldout = RankedFilter { split: Some(Split::Heldout), ..filter.clone() };
                 comparisons(store, &heldout, path).await?
             }
-            "prompts" => prompts(store, path).await?,
-            _ => demonstrations(store, path).await?,
+            "prompts" => prompts(store, without_requests, path).await?,
+            _ => demonstrations(store, without_requests, path).await?,
         };
         let dataset = DatasetVersion {
             id: DatasetId::new(),
             name: None,
-            filter: json!({"data": field, "filter": job_args.filter}),
+            filter: json!({"data": field, "filter": filter}),
             as_of: job_args.filter.as_of.unwrap_or(as_of),
             sha256: frozen.sha256,
             n_sets: frozen.n_sets,
@@ -354,7 +414,7 @@ fn corpora(schema: &Value, args: &mut Map<String, Value>, data_dir: &Path) -> Re
 
 /// Where the version's files are on this machine, as an argument.
 async fn local(files: &Artifacts, version: &ModelVersion) -> Result<Value, PrepareError> {
-    let path = files.path(version).await?;
+    let path = files.checked_path(version).await?;
     Ok(std::path::absolute(&path)?.display().to_string().into())
 }
 

@@ -7,6 +7,7 @@
 
 pub mod child;
 pub mod estimate;
+pub mod leftovers;
 pub mod materialise;
 mod process;
 mod publish;

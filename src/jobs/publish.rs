@@ -1,13 +1,11 @@
 //! The end of a successful job: its output directory becomes an immutable model version.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use super::queue::is_model_name;
-use crate::artifacts::Artifacts;
+use crate::artifacts::{Artifacts, weights_sha256};
 use crate::domain::*;
 use crate::store::{ModelFile, Store};
 
@@ -28,29 +26,6 @@ pub(super) struct Placed {
     pub files: Vec<ModelFile>,
     /// Where they lie on this machine.
     pub dir: PathBuf,
-}
-
-/// SHA-256 (hex) over the weight files in order of their names: model.safetensors, or its shards.
-fn weights_sha256(dir: &Path) -> anyhow::Result<String> {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(dir)?
-        .filter_map(|e| e.ok().map(|e| e.path()))
-        .filter(|p| p.extension().is_some_and(|e| e == "safetensors"))
-        .collect();
-    files.sort();
-    anyhow::ensure!(!files.is_empty(), "the recipe left no weights in {}", dir.display());
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    for path in files {
-        let mut file = std::fs::File::open(path)?;
-        loop {
-            let n = file.read(&mut buffer)?;
-            if n == 0 {
-                break;
-            }
-            hash.update(&buffer[..n]);
-        }
-    }
-    Ok(hex::encode(hash.finalize()))
 }
 
 /// As the model says in instructd.json; else what the recipe makes.

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::domain::*;
-use crate::store::{RankedFilter, Store, StoreError};
+use crate::store::{RankedFilter, Store, StoreError, find_version, unknown_version};
 use crate::train::{ArgsError, Recipe};
 
 /// Recipe arguments that the job sets itself; callers must not.
@@ -29,8 +29,9 @@ const PLACEHOLDER: &str = "set-by-the-job";
 
 #[derive(Debug, thiserror::Error)]
 pub enum EnqueueError {
-    #[error("there is no recipe '{kind}'; there are {known}")]
-    UnknownKind { kind: String, known: String },
+    /// With the names that there are.
+    #[error("{0}")]
+    UnknownKind(String),
     /// `field` is relative to the job's `args`.
     #[error("{0}")]
     Args(#[from] ArgsError),
@@ -71,7 +72,7 @@ fn is_file_name(name: &str) -> bool {
 }
 
 /// Whether the recipe begins from a model version; others make a new model unless they are given one.
-pub(super) fn needs_model(schema: &Value) -> bool {
+pub fn needs_model(schema: &Value) -> bool {
     schema["required"].as_array().is_some_and(|names| names.iter().any(|n| n == "model"))
 }
 
@@ -91,7 +92,7 @@ pub(super) fn file_names(args: &Map<String, Value>, field: &str) -> Result<Vec<S
         .ok_or_else(|| refuse(field, "must name a file in the server's corpora directory, without a path"))
 }
 
-pub(super) fn takes(schema: &Value, field: &str) -> bool {
+pub fn takes(schema: &Value, field: &str) -> bool {
     schema["properties"].get(field).is_some()
 }
 
@@ -201,18 +202,6 @@ pub fn job_schema(recipe: &Recipe) -> Value {
     schema
 }
 
-/// A version by name or id.
-pub(super) async fn find_version(store: &dyn Store, name_or_id: &str) -> Result<Option<ModelVersion>, StoreError> {
-    if let Some(found) = store.find_model(name_or_id).await? {
-        return Ok(Some(found));
-    }
-    match store.get_model(&name_or_id.into()).await {
-        Ok(found) => Ok(Some(found)),
-        Err(StoreError::NotFound { .. }) => Ok(None),
-        Err(other) => Err(other),
-    }
-}
-
 /// Whether `args[field]` is given as nothing: null or an empty text. That is "none", never the active one; only a
 /// field that is left out takes its default.
 fn is_none(args: &Map<String, Value>, field: &str) -> bool {
@@ -257,9 +246,13 @@ async fn name_model(
             .active_model(kind)
             .await?
             .ok_or_else(|| refuse(field, format!("no {kind} model is active; name a model version")))?,
-        Some(Value::String(name)) => find_version(store, name)
-            .await?
-            .ok_or_else(|| refuse(field, format!("there is no model version '{name}'")))?,
+        Some(Value::String(name)) => match find_version(store, name).await? {
+            Some(found) => found,
+            None => {
+                let kind = (kind == ModelKind::Reward).then_some(kind);
+                return Err(refuse(field, unknown_version(store, name, kind, &[]).await?).into());
+            }
+        },
         Some(_) => return Err(refuse(field, "must be the name of a model version").into()),
     };
     if version.state == ModelState::Retired {
@@ -299,8 +292,8 @@ pub async fn resolve<'r>(
     args: Value,
 ) -> Result<(&'r Recipe, Value, JobArgs), EnqueueError> {
     let Some(recipe) = recipes.iter().find(|r| r.name == kind) else {
-        let known = recipes.iter().map(|r| r.name).collect::<Vec<_>>().join(", ");
-        return Err(EnqueueError::UnknownKind { kind: kind.to_owned(), known });
+        let known: Vec<&str> = recipes.iter().map(|r| r.name).collect();
+        return Err(EnqueueError::UnknownKind(unknown_name("recipe", kind, &known)));
     };
     let Value::Object(mut args) = args else { return Err(refuse("args", "must be an object").into()) };
     let schema = (recipe.schema)();

@@ -41,6 +41,9 @@ impl HttpRewards {
         if hosts.is_empty() {
             return Ok(None);
         }
+        if let Some(wrong) = hosts.iter().find(|host| !crate::config::is_host(host)) {
+            anyhow::bail!("'{wrong}' names no host: write HOST or HOST:PORT, without https:// and without a path");
+        }
         let client = Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Some(Self { client, runtime, hosts: hosts.to_vec() }))

@@ -36,6 +36,8 @@ pub struct SupervisorConfig {
     pub cancel_grace: Duration,
     /// Hosts that a reward by HTTP may ask.
     pub reward_hosts: Vec<String>,
+    /// Whether requests to the model may be learned from, where no setting is stored.
+    pub learn_from_requests: bool,
     /// How often to look for work, and how often a running job is written down.
     pub tick: Duration,
 }
@@ -53,6 +55,7 @@ impl SupervisorConfig {
             grace: Duration::from_secs(10),
             cancel_grace: Duration::from_secs(600),
             reward_hosts: Vec::new(),
+            learn_from_requests: false,
             tick: Duration::from_secs(1),
         }
     }
@@ -279,7 +282,10 @@ impl Supervisor {
     }
 
     fn job_dir(&self, id: &JobId) -> PathBuf {
-        let dir = self.config.data_dir.join("jobs").join(id.as_str());
+        // Whatever the id is, the directory stays inside.
+        let name: String =
+            id.as_str().chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+        let dir = self.config.data_dir.join("jobs").join(name);
         std::path::absolute(&dir).unwrap_or(dir)
     }
 
@@ -288,10 +294,15 @@ impl Supervisor {
         let recipe = self.recipes.iter().find(|r| r.name == job.kind);
         let recipe = recipe.ok_or_else(|| PrepareError::Job(format!("this program has no recipe '{}'", job.kind)))?;
         let args = queue::check(recipe, &job.args).map_err(|e| PrepareError::Job(format!("args.{e}")))?;
+        // A restored database may hold anything.
+        if !crate::domain::is_path_part(job.id.as_str()) {
+            return Err(PrepareError::Job(format!("'{}' is no id of a job", job.id)));
+        }
         let job_dir = self.job_dir(&job.id);
         let (checkpoint_dir, output_dir) = (job_dir.join("checkpoints"), job_dir.join("output"));
         std::fs::create_dir_all(&checkpoint_dir)?;
-        let prepared = prepare(&*self.store, recipe, &args, &self.artifacts, &job_dir).await?;
+        let prepared =
+            prepare(&*self.store, recipe, &args, &self.artifacts, &job_dir, self.config.learn_from_requests).await?;
         let spec = Spec {
             recipe: job.kind.clone(),
             args: Value::Object(prepared.args.clone()),

@@ -39,11 +39,6 @@ pub fn unpack(data_dir: &Path) -> std::io::Result<PathBuf> {
         let mut beside = tempfile::NamedTempFile::new_in(&dir)?;
         std::io::Write::write_all(&mut beside, &bytes)?;
         beside.as_file().sync_all()?;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt as _;
-            beside.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-        }
         beside.persist(&path)?;
     }
     Ok(dir)

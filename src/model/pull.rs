@@ -108,10 +108,39 @@ pub fn resolve(model: &str, data_dir: &Path) -> Result<PathBuf, PullError> {
     if let Some(found) = installed(path) {
         return Ok(found);
     }
+    if !path.exists()
+        && let Some(found) = hub_name(model).and_then(|name| installed(&models_dir(data_dir).join(name)))
+    {
+        return Ok(found);
+    }
     if path.is_dir() {
         return Err(PullError::Refused(format!("{}: {}", path.display(), mistakes::without_config(path))));
     }
     Err(PullError::NotHere { name: model.to_owned(), dir: models_dir(data_dir) })
+}
+
+/// The name under which a repository `OWNER/NAME` of the hub is pulled; `None` for anything else.
+pub fn hub_name(model: &str) -> Option<String> {
+    let (owner, name) = model.split_once('/')?;
+    let fits = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(['.', '-'])
+            && part.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-".contains(&c))
+    };
+    let name = Some(name).filter(|name| fits(owner) && fits(name))?.to_lowercase();
+    is_name(&name).then_some(name)
+}
+
+/// Whether `pull` knows where to look for a model of this name.
+pub fn is_pullable(model: &str) -> bool {
+    let beside = is_name(model) && Path::new("models").join(model).exists();
+    beside || hub_name(model).is_some() || KNOWN.iter().any(|known| known.name == model)
+}
+
+/// A model in the data directory by its name or its repository's name; never by a path.
+pub fn installed_by_name(name: &str, data_dir: &Path) -> Option<PathBuf> {
+    let local = if is_name(name) { name.to_owned() } else { hub_name(name)? };
+    installed(&models_dir(data_dir).join(local))
 }
 
 /// The loadable path inside a model's own directory.

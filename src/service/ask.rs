@@ -61,7 +61,7 @@ pub async fn begin(
                     "would say the same again: without chance it has one answer",
                 ));
             }
-            let model = complete::resolve_model(services, Some(name), may_load).await?;
+            let model = complete::resolve_model_at(services, Some(name), may_load, &format!("models[{i}]")).await?;
             // The same version twice should not say the same twice.
             let params = SamplingParams { seed: params.seed.wrapping_add(i as u64), ..params.clone() };
             runs.push(sets::begin(services, model, &prompt, 1, params, format!("{request_id}-{i}")).await?);

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::prompts::prompt_record;
 use super::{Result, ServiceError, Services, to_the_end};
 use crate::domain::{
-    ApiKeyId, Completion, CompletionId, CompletionOrigin, Message, ModelKind, ModelState, ModelVersionId,
+    ApiKeyId, Completion, CompletionId, CompletionOrigin, Message, ModelKind, ModelState, ModelVersionId, Prompt,
 };
 use crate::engine::{
     EngineError, FinishReason, GenEvent, GenerateRequest, Generation, Generator, SamplingParams, ServedModel, TextForm,
@@ -73,13 +73,19 @@ pub struct Start {
     pub model: Arc<ServedModel>,
     pub prompt: PromptInput,
     /// What is stored as the prompt.
-    pub messages: Vec<Message>,
-    /// `completions`, `chat`, `page`, …
-    pub source: &'static str,
+    pub stored_as: StoredAs,
     pub n: usize,
     pub params: SamplingParams,
     pub prompt_logprobs: Option<usize>,
     pub adapter: Option<Adapter>,
+}
+
+/// What becomes of the prompt in the store.
+pub enum StoredAs {
+    /// A request by this route (`completions` or `chat`).
+    Request(Vec<Message>, &'static str),
+    /// The prompt is there already, such as that of a set.
+    Known(Box<Prompt>),
 }
 
 /// A soft prompt that stands before the prompt, ready in the engine.
@@ -112,8 +118,7 @@ impl Sample {
 pub struct Running {
     services: Arc<Services>,
     generation: Generation,
-    messages: Vec<Message>,
-    source: &'static str,
+    stored_as: StoredAs,
     request_id: String,
     params: SamplingParams,
     /// A length was asked for; otherwise an upstream server's own default held.
@@ -152,9 +157,22 @@ pub async fn route(services: &Services, model: Option<&str>, may_load: bool) -> 
 /// The active version, or the one `model` names.
 ///
 /// # Errors
-/// `UnknownModel` when nothing loaded has this name or id; with `may_load` (admins) a stored policy is
-/// loaded on demand.
+/// `UnknownModel` when nothing loaded has this name or id; with `may_load` (admins) a stored policy, the built-in model
+/// or a pulled one is loaded on demand.
 pub async fn resolve_model(services: &Services, model: Option<&str>, may_load: bool) -> Result<Arc<ServedModel>> {
+    resolve_model_at(services, model, may_load, "model").await
+}
+
+/// As `resolve_model`, for a model that is named in the field `param`.
+///
+/// # Errors
+/// As `resolve_model`.
+pub async fn resolve_model_at(
+    services: &Services,
+    model: Option<&str>,
+    may_load: bool,
+    param: &str,
+) -> Result<Arc<ServedModel>> {
     let engine = services.engine()?;
     let name = match model {
         None | Some("" | "active" | "default") => return engine.active().ok_or(EngineError::NotReady.into()),
@@ -164,13 +182,19 @@ pub async fn resolve_model(services: &Services, model: Option<&str>, may_load: b
     if let Some(found) = engine.active().filter(matches).or_else(|| engine.loaded().into_iter().find(matches)) {
         return Ok(found);
     }
-    if may_load
-        && let Some(version) = services.store.find_model(name).await?
-        && version.kind == ModelKind::Policy
-    {
-        return Ok(engine.load(&version).await?);
+    let version = match may_load {
+        true => super::register::find_or_register(services, name, Some(ModelKind::Policy), Some(param)).await?,
+        false => super::register::find(services, name, Some(ModelKind::Policy), Some(param)).await?,
+    };
+    if version.kind != ModelKind::Policy {
+        let message = format!("{} is a {}, not a language model", version.name, version.kind);
+        return Err(super::bad_input(param, message));
     }
-    Err(EngineError::UnknownModel(name.to_owned()).into())
+    if !may_load {
+        let message = format!("{} is not loaded: an administrator can promote it or name it first", version.name);
+        return Err(ServiceError::UnknownModel { message, param: Some(param.to_owned()) });
+    }
+    Ok(engine.load(&version).await?)
 }
 
 /// The soft prompt that a request names, made ready for `model`.
@@ -180,10 +204,7 @@ pub async fn resolve_model(services: &Services, model: Option<&str>, may_load: b
 pub async fn resolve_adapter(services: &Services, name: Option<&str>, model: &ServedModel) -> Result<Option<Adapter>> {
     const FIELD: &str = "prompt_adapter";
     let Some(name) = name else { return Ok(None) };
-    let version = super::publish::find(services, name).await.map_err(|e| match e {
-        ServiceError::Store(e) => super::not_found_as(e, FIELD),
-        other => other,
-    })?;
+    let version = super::register::find(services, name, Some(ModelKind::PromptAdapter), Some(FIELD)).await?;
     if version.kind != ModelKind::PromptAdapter {
         return Err(super::bad_input(FIELD, format!("{} is a {}, not a prompt adapter", version.name, version.kind)));
     }
@@ -199,7 +220,11 @@ pub async fn resolve_adapter(services: &Services, name: Option<&str>, model: &Se
 /// # Errors
 /// `Engine(BadRequest)` when prompt and `max_tokens` do not fit the context; what the engine refuses.
 pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
-    let Start { request_id, model, prompt, messages, source, n, mut params, prompt_logprobs, adapter } = start;
+    let Start { request_id, model, prompt, stored_as, n, mut params, prompt_logprobs, adapter } = start;
+    let source = match &stored_as {
+        StoredAs::Request(_, source) => *source,
+        StoredAs::Known(_) => "page",
+    };
     let (prompt_ids, text) = match prompt {
         PromptInput::Ids(ids) => {
             let context = model.max_context - adapter.as_ref().map_or(0, |a| a.tokens);
@@ -238,8 +263,7 @@ pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
     Ok(Running {
         services: services.clone(),
         generation,
-        messages,
-        source,
+        stored_as,
         request_id,
         params,
         limited,
@@ -404,14 +428,17 @@ impl Running {
         self.pay().await?;
         self.settled = true;
         match self.record(keep) {
-            Some((prompt, completions)) => write(self.services.clone(), prompt, completions).await,
+            Some(answers) => write(self.services.clone(), answers).await,
             None => Ok(()),
         }
     }
 
-    fn record(&self, keep: impl Fn(&Sample) -> bool) -> Option<(crate::domain::Prompt, Vec<Completion>)> {
+    fn record(&self, keep: impl Fn(&Sample) -> bool) -> Option<Answers> {
         let now = self.services.now();
-        let prompt = prompt_record(self.messages.clone(), self.source, now);
+        let (prompt, served) = match &self.stored_as {
+            StoredAs::Request(messages, source) => (prompt_record(messages.clone(), source, now), Some(*source)),
+            StoredAs::Known(prompt) => ((**prompt).clone(), None),
+        };
         let mut sampling = serde_json::to_value(&self.params).unwrap_or_default();
         if !self.limited {
             sampling["max_tokens"] = serde_json::Value::Null;
@@ -441,7 +468,7 @@ impl Running {
                 created: now,
             })
             .collect();
-        (!completions.is_empty()).then_some((prompt, completions))
+        (!completions.is_empty()).then_some((prompt, completions, served))
     }
 }
 
@@ -460,12 +487,10 @@ impl Drop for Running {
             return;
         }
         // The client left: what it saw is kept, so that feedback on it still finds it.
-        if let (Some((prompt, completions)), Ok(runtime)) =
-            (self.record(|_| true), tokio::runtime::Handle::try_current())
-        {
+        if let (Some(answers), Ok(runtime)) = (self.record(|_| true), tokio::runtime::Handle::try_current()) {
             let services = self.services.clone();
             runtime.spawn(async move {
-                if let Err(error) = write(services, prompt, completions).await {
+                if let Err(error) = write(services, answers).await {
                     tracing::warn!(%error, "an aborted completion was not stored");
                 }
             });
@@ -473,14 +498,9 @@ impl Drop for Running {
     }
 }
 
-async fn write(services: Arc<Services>, prompt: crate::domain::Prompt, mut completions: Vec<Completion>) -> Result<()> {
-    to_the_end(async move {
-        let prompt = services.store.put_prompt(prompt).await?;
-        for completion in &mut completions {
-            completion.prompt_id = prompt.id.clone();
-        }
-        services.store.put_completions(completions).await?;
-        Ok(())
-    })
-    .await
+/// A prompt, what was written for it, and the route of the request that it was.
+type Answers = (Prompt, Vec<Completion>, Option<&'static str>);
+
+async fn write(services: Arc<Services>, (prompt, completions, served): Answers) -> Result<()> {
+    to_the_end(async move { Ok(services.store.put_answers(prompt, completions, served).await?) }).await
 }

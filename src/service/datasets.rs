@@ -44,6 +44,18 @@ impl VersionDigest {
     }
 }
 
+/// Refuses preferences from feedback where requests may not be learned from: applications tell about answers to
+/// requests, so nothing would be found and nobody would know why.
+pub(super) fn check_feedback(services: &Services, feedback: bool, field: &str) -> Result<()> {
+    if feedback && !services.learns_from_requests() {
+        return Err(bad_input(
+            field,
+            "needs the setting privacy.learn_from_requests: feedback is on answers to requests",
+        ));
+    }
+    Ok(())
+}
+
 /// Freezes what the filter finds now (or at its `as_of`).
 ///
 /// # Errors
@@ -65,6 +77,9 @@ pub async fn create(
     if as_of > now {
         return Err(bad_input("filter.as_of", "lies in the future"));
     }
+    super::filters::check_ranked(services, &filter, "filter").await?;
+    check_feedback(services, filter.feedback, "filter.feedback")?;
+    filter.without_requests |= !services.learns_from_requests();
     let found = VersionDigest::of(services, &filter).await?;
     if found.sets == 0 {
         return Err(ServiceError::Conflict("the filter finds no ranking".into()));

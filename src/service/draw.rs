@@ -13,7 +13,7 @@ use super::drawn::{self, Candidate, Outcome, Tally};
 use super::sets::{self, CompletionRef};
 use super::{Result, ServiceError, Services, bad_input, complete, meter, quality};
 use crate::domain::*;
-use crate::engine::{EngineError, ServedModel};
+use crate::engine::ServedModel;
 use crate::service::people::Actor;
 use crate::store::{Page, PromptFilter};
 
@@ -155,6 +155,15 @@ fn buried(mut draw: SetDraw, now: Micros) -> SetDraw {
 }
 
 async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<Plan> {
+    if let Some(source) = request.prompts.source.as_deref().filter(|s| matches!(*s, "chat" | "completions"))
+        && !services.learns_from_requests()
+    {
+        let message = format!(
+            "prompts of the source {source} came in as requests; people may be asked to rank answers to them only with \
+             the setting privacy.learn_from_requests"
+        );
+        return Err(bad_input("prompts.source", message));
+    }
     if !(1..=10_000).contains(&request.count) {
         return Err(bad_input("count", "must be 1 to 10000"));
     }
@@ -185,6 +194,7 @@ async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<Plan> {
     if request.versions.is_some() != (request.policy == SelectionPolicy::Versus) {
         return Err(bad_input("versions", "two versions are named for `versus`, and only for it"));
     }
+    super::filters::check_prompts(services, &request.prompts, "prompts").await?;
     let mut models = Vec::new();
     match request.policy {
         SelectionPolicy::Random | SelectionPolicy::Uncertainty => {
@@ -195,13 +205,8 @@ async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<Plan> {
                 return Err(bad_input("n", "must be even: each version writes half"));
             }
             for (i, name) in request.versions.iter().flatten().enumerate() {
-                let found = complete::resolve_model(services, Some(name), true).await;
-                models.push(found.map_err(|e| match e {
-                    ServiceError::Engine(EngineError::UnknownModel(id)) => {
-                        ServiceError::NotFound { what: "policy", id, param: Some(format!("versions[{i}]")) }
-                    }
-                    other => other,
-                })?);
+                let field = format!("versions[{i}]");
+                models.push(complete::resolve_model_at(services, Some(name), true, &field).await?);
             }
             if models[0].version.id == models[1].version.id {
                 return Err(bad_input("versions[1]", "must be another version than the first"));
@@ -264,12 +269,14 @@ fn report(plan: &Plan) -> DrawReport {
 /// Prompts in an order that the seed decides; what was left out is counted in the report.
 async fn prompts(services: &Services, plan: &Plan, report: &mut DrawReport) -> Result<Vec<Prompt>> {
     let mut filter = plan.request.prompts.clone();
+    filter.without_requests = !services.learns_from_requests();
     if plan.request.policy == SelectionPolicy::Stored {
         filter.min_completions = filter.min_completions.max(2);
     }
     let counts = services.store.count_prompts(&filter).await?;
     (report.found, report.has_set) = (counts.found, counts.has_set);
     (report.raw_text, report.few_answers) = (counts.raw_text, counts.few_completions);
+    report.requests = counts.requests;
     let mut found = services.store.select_prompts(&filter, None, POOL as i64).await?;
     // Raw texts given to /v1/completions are no questions to people, unless asked for by source.
     if filter.source.is_none() {

@@ -1,5 +1,6 @@
 //! The answers of one drawn set: written by the policy, equal ones drawn again, or taken from those stored.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -95,11 +96,17 @@ pub(super) async fn candidate(
 /// The newest stored answers: they say most about the policy of today.
 async fn stored(services: &Services, plan: &Plan, prompt: &Prompt) -> Result<Answers> {
     let mut answers = Answers::default();
+    let left_out = match services.learns_from_requests() {
+        true => HashSet::new(),
+        false => services.store.served_completions(&prompt.id).await?,
+    };
     for completion in services.store.list_completions(&prompt.id).await?.iter().rev() {
         if answers.kept.len() == plan.n {
             break;
         }
-        answers.add(&completion.id, &completion.text);
+        if !left_out.contains(&completion.id) {
+            answers.add(&completion.id, &completion.text);
+        }
     }
     Ok(answers)
 }

@@ -1,6 +1,6 @@
 //! Encoders by name: the one a request names, or the active one.
 
-use super::{Result, ServiceError, Services, bad_input, meter, not_found_as, publish};
+use super::{Result, ServiceError, Services, bad_input, meter, register};
 use crate::domain::{ModelKind, ModelState, ModelVersion};
 use crate::engine::{EmbedRequest, Embeddings, FillRequest, Filled};
 
@@ -15,10 +15,7 @@ pub async fn resolve(services: &Services, model: Option<&str>) -> Result<ModelVe
                 ServiceError::Conflict("no encoder is configured: start with --encoder, or name one in model".into())
             });
         }
-        Some(name) => publish::find(services, name).await.map_err(|e| match e {
-            ServiceError::Store(e) => not_found_as(e, "model"),
-            other => other,
-        })?,
+        Some(name) => register::find(services, name, Some(ModelKind::Encoder), Some("model")).await?,
     };
     if version.kind != ModelKind::Encoder {
         return Err(bad_input("model", format!("{} is a {}, not an encoder", version.name, version.kind)));

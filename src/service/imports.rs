@@ -25,11 +25,6 @@ use crate::store::{ImportLine, Imported as Stored, ImportedLine, ImportedRanking
 const MAX_ERRORS: usize = 100;
 /// The labeler that imported rankings belong to; it exists in every store.
 const IMPORTER: &str = "import";
-/// An import that takes longer is ended; what it stored stays.
-const MAX_TIME: Duration = Duration::from_secs(1800);
-const MAX_ROWS: u64 = 10_000_000;
-/// A file may unpack to this many times the largest upload.
-const MAX_GROWTH: u64 = 4;
 /// Lines of one transaction: at most these, and about this many bytes.
 const BATCH: usize = 256;
 const BATCH_BYTES: usize = 2 << 20;
@@ -121,9 +116,9 @@ pub async fn read_in(
         return Err(bad_input("known_answer", format!("the format {} holds no rankings", format.as_str())));
     }
     let source = format!("import:{name}");
-    let bytes = (services.config.limits.import_bytes as u64).saturating_mul(MAX_GROWTH);
     let turn = RUNNING.acquire().await.map_err(|e| ServiceError::Internal(e.to_string()))?;
-    let limits = Limits::new(MAX_TIME, MAX_ROWS, bytes);
+    let most = &services.config.limits;
+    let limits = Limits::new(Duration::from_secs(most.import_seconds), most.import_rows, most.unpacked_bytes());
     let _cancel = CancelOnDrop(limits.clone());
     let (all, actor) = (services.clone(), by.signature());
     to_the_end(async move {

@@ -2,12 +2,9 @@
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-
-/// Files that a job freezes from what people wrote and ranked.
-const FILES: &[&str] = &["demonstrations.jsonl", "comparisons.jsonl", "gold_comparisons.jsonl"];
 
 /// What of those files is one person's.
 #[derive(Debug, Default)]
@@ -30,11 +27,29 @@ pub fn forget(jobs: &Path, theirs: Theirs) -> std::io::Result<u64> {
     let mut taken = 0;
     for job in std::fs::read_dir(jobs)? {
         let job = job?.path();
-        for path in FILES.iter().map(|name| job.join(name)).filter(|path| path.is_file()) {
-            taken += forget_in(&path, &texts, theirs.lines.clone())?;
+        // What it froze from what people wrote and ranked, and the samples among its logs.
+        for dir in [job.clone(), job.join("logs")] {
+            for path in line_files(&dir)? {
+                taken += forget_in(&path, &texts, theirs.lines.clone())?;
+            }
         }
     }
     Ok(taken)
+}
+
+/// Files of JSON lines in a directory; none where there is no directory.
+fn line_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    if !dir.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_file() && path.extension().is_some_and(|e| e == "jsonl") {
+            found.push(path);
+        }
+    }
+    Ok(found)
 }
 
 fn forget_in(path: &Path, texts: &HashSet<String>, mut rankings: Vec<Value>) -> std::io::Result<u64> {

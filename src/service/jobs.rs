@@ -5,15 +5,17 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Result, ServiceError, Services, bad_input, to_the_end};
-use crate::domain::{Job, JobEvent, JobId, JobNotes, LabelerId, Metric};
+use super::{Result, ServiceError, Services, bad_input, filters, register, to_the_end};
+use crate::domain::{Job, JobEvent, JobId, JobNotes, LabelerId, Metric, ModelKind, unknown_name};
 use crate::jobs::estimate::{self, Estimate};
 use crate::jobs::queue::{self, EnqueueError};
 use crate::service::people::Actor;
-use crate::store::{JobFilter, Page};
+use crate::store::{JobFilter, Page, RankedFilter};
 
 /// Longest name of a job, in characters.
 const NAME: usize = 120;
+/// Bytes of a job's arguments: they are names and numbers, and lists of jobs hold them.
+const ARGS: usize = 64 << 10;
 const NOTE: usize = 4000;
 const TAGS: usize = 20;
 const TAG: usize = 40;
@@ -100,9 +102,15 @@ pub async fn enqueue(services: &Arc<Services>, by: &Actor, new: NewJob) -> Resul
     if !new.args.is_object() {
         return Err(bad_input("args", "must be an object"));
     }
+    let bytes = new.args.to_string().len();
+    if bytes > ARGS {
+        return Err(bad_input("args", format!("has {bytes} bytes; at most {ARGS} are taken")));
+    }
     if new.unique_key.as_ref().is_some_and(|k| k.is_empty() || k.len() > 200) {
         return Err(bad_input("unique_key", "must be 1 to 200 bytes"));
     }
+    let feedback = new.args["filter"]["feedback"].as_bool().unwrap_or(false);
+    super::datasets::check_feedback(services, feedback, "args.filter.feedback")?;
     let now = services.now();
     let author = JobNotes { created_by: Some(by.labeler_id.clone()), ..JobNotes::default() };
     let NewJob { kind, args, unique_key, priority, words } = new;
@@ -110,6 +118,8 @@ pub async fn enqueue(services: &Arc<Services>, by: &Actor, new: NewJob) -> Resul
     let (services, actor) = (services.clone(), by.signature());
     to_the_end(async move {
         let mut request = request;
+        check_filter(&services, &request.args).await?;
+        register_named(&services, &mut request.args).await?;
         if let Some(args) = request.args.as_object_mut() {
             estimate::fill_defaults(services.store.as_ref(), &services.config.data_dir, &request.kind, args).await?;
         }
@@ -136,9 +146,36 @@ pub async fn describe(services: &Arc<Services>, by: &Actor, id: &JobId, words: W
     .await
 }
 
+/// The built-in model and pulled ones become versions when a job names them first.
+async fn register_named(services: &Services, args: &mut Value) -> Result<()> {
+    for (field, kind) in
+        [("model", None), ("reward_model", Some(ModelKind::Reward)), ("gold_reward_model", Some(ModelKind::Reward))]
+    {
+        let Some(name) = args.get(field).and_then(Value::as_str).filter(|name| !name.trim().is_empty()) else {
+            continue;
+        };
+        let param = format!("args.{field}");
+        let found = register::find_or_register(services, name, kind, Some(&param)).await.map_err(|e| match e {
+            // A field of the body is refused as such, whatever it names.
+            ServiceError::UnknownModel { message, .. } => bad_input(&param, message),
+            other => other,
+        })?;
+        args[field] = json!(found.name);
+    }
+    Ok(())
+}
+
+/// A filter of the arguments names a tag or a labeler that there is.
+async fn check_filter(services: &Services, args: &Value) -> Result<()> {
+    let Some(filter) = args.get("filter").filter(|f| !f.is_null()) else { return Ok(()) };
+    // A filter of another shape is refused by the queue, which names what is wrong with it.
+    let Ok(filter) = serde_json::from_value::<RankedFilter>(filter.clone()) else { return Ok(()) };
+    filters::check_ranked(services, &filter, "args.filter").await
+}
+
 fn refusal(error: EnqueueError) -> ServiceError {
     match error {
-        EnqueueError::UnknownKind { .. } => bad_input("kind", error.to_string()),
+        EnqueueError::UnknownKind(_) => bad_input("kind", error.to_string()),
         EnqueueError::Args(e) => bad_input(format!("args.{}", e.field), e.message),
         EnqueueError::Store(e) => e.into(),
     }
@@ -149,14 +186,27 @@ fn refusal(error: EnqueueError) -> ServiceError {
 /// # Errors
 /// As `enqueue`.
 pub async fn estimate(services: &Services, kind: &str, mut args: Value) -> Result<Estimate> {
+    if !args.is_object() {
+        return Err(bad_input("args", "must be an object"));
+    }
+    check_filter(services, &args).await?;
+    register_named(services, &mut args).await?;
     let Some(given) = args.as_object_mut() else { return Err(bad_input("args", "must be an object")) };
     let (store, data_dir) = (services.store.as_ref(), services.config.data_dir.as_path());
     estimate::fill_defaults(store, data_dir, kind, given).await?;
-    estimate::estimate(store, services.recipes, data_dir, kind, args).await.map_err(refusal)
+    let learns = services.learns_from_requests();
+    estimate::estimate(store, services.recipes, data_dir, kind, args, learns).await.map_err(refusal)
 }
 
 /// Jobs that fit, newest first.
+///
+/// # Errors
+/// `BadInput` at `kind` for a recipe that there is not.
 pub async fn list(services: &Services, filter: &JobFilter, page: Page) -> Result<Vec<JobView>> {
+    if let Some(kind) = filter.kind.as_ref().filter(|kind| services.recipes.iter().all(|r| r.name != **kind)) {
+        let known: Vec<&str> = services.recipes.iter().map(|recipe| recipe.name).collect();
+        return Err(bad_input("kind", unknown_name("recipe", kind, &known)));
+    }
     let found = services.store.find_jobs(page, filter).await?;
     with_authors(services, found).await
 }
@@ -191,7 +241,20 @@ pub async fn events(services: &Services, id: &JobId, after: i64, limit: i64) -> 
     Ok((events, job))
 }
 
+/// The curves of these names; of all where none is named.
+///
+/// # Errors
+/// `BadInput` for a name that none of the job's curves has. A job without curves yet takes any name.
 pub async fn metrics(services: &Services, id: &JobId, names: &[String]) -> Result<Vec<Metric>> {
     services.store.get_job(id).await?;
-    Ok(services.store.metrics(id, names).await?)
+    let found = services.store.metrics(id, names).await?;
+    if let Some(missing) = names.iter().find(|name| found.iter().all(|metric| metric.name != **name)) {
+        let all = services.store.metrics(id, &[]).await?;
+        let known: std::collections::BTreeSet<&str> = all.iter().map(|metric| metric.name.as_str()).collect();
+        if !known.is_empty() {
+            let known: Vec<&str> = known.into_iter().collect();
+            return Err(bad_input("names", unknown_name("metric", missing, &known)));
+        }
+    }
+    Ok(found)
 }

@@ -434,9 +434,10 @@ fn check(word: &Word, set: &ComparisonSet) -> Result<()> {
         if flag.code.is_empty() || flag.code.len() > 64 || !flag.code.bytes().all(fits) {
             return Err(bad_input(format!("flags[{i}].code"), "must be 1 to 64 of a-z, 0-9, _ and -"));
         }
-        if flag.note.as_ref().is_some_and(|n| n.len() > MAX_TEXT) {
-            return Err(bad_input(format!("flags[{i}].note"), "is too long"));
-        }
+    }
+    let notes: usize = word.flags.iter().filter_map(|f| f.note.as_ref()).map(String::len).sum();
+    if notes > MAX_TEXT {
+        return Err(bad_input("flags", format!("their notes have {notes} bytes; at most {MAX_TEXT} in all")));
     }
     if word.flags.len() > 64 {
         return Err(bad_input("flags", "at most 64"));

@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::people::Actor;
-use super::{Result, ServiceError, Services, bad_input, publish, to_the_end};
+use super::{Result, ServiceError, Services, bad_input, to_the_end};
 use crate::config::Config;
 use crate::domain::{Micros, ModelKind, ModelState, ModelVersionId};
 use crate::engine::ServedModel;
-use crate::store::{Setting, VersionUse};
+use crate::store::{RequestCounts, Setting, VersionUse};
 
 /// Name under which the canary is stored among the settings.
 const CANARY: &str = "canary";
@@ -36,6 +36,13 @@ pub const LIVE: &[&str] = &[
     "labeling.onboarding_sets",
     "labeling.reveal",
     "limits.default_chat_tokens",
+    "privacy.learn_from_requests",
+    "retention.feedback_days",
+    "retention.feedback_mb",
+    "retention.job_days",
+    "retention.job_mb",
+    "retention.request_days",
+    "retention.request_mb",
     "sessions.idle_hours",
     "sessions.invite_hours",
     "sessions.lifetime_hours",
@@ -119,10 +126,7 @@ pub async fn start_canary(services: &Arc<Services>, by: &Actor, model: &str, sha
     if !(share > 0.0 && share <= 1.0) {
         return Err(bad_input("share", "must be above 0 and at most 1"));
     }
-    let version = publish::find(services, model).await.map_err(|e| match e {
-        ServiceError::Store(e) => super::not_found_as(e, "model"),
-        other => other,
-    })?;
+    let version = super::register::find_or_register(services, model, Some(ModelKind::Policy), Some("model")).await?;
     if version.kind != ModelKind::Policy || version.state != ModelState::Candidate {
         return Err(bad_input("model", format!("{} is no candidate policy", version.name)));
     }
@@ -204,12 +208,16 @@ pub struct Described {
     /// Can be changed while the server runs.
     pub live: bool,
     pub changed: Option<Setting>,
+    /// What the setting is about, counted; of settings that say so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affects: Option<RequestCounts>,
 }
 
 /// Every setting with its explanation, in the order of config.toml.
 pub async fn describe(services: &Services) -> Result<Vec<Described>> {
     let stored = services.store.settings().await?;
     let live = services.live();
+    let requests = services.store.request_counts().await?;
     let schema = schemars::schema_for!(Config).to_value();
     let (now, configured, default) = (flat(&live.config)?, flat(&services.config)?, flat(&Config::default())?);
     let value_in = |all: &[(String, Value)], name: &str| all.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
@@ -222,6 +230,7 @@ pub async fn describe(services: &Services) -> Result<Vec<Described>> {
             configured: shown(&name, value_in(&configured, &name).unwrap_or_default()),
             live: LIVE.contains(&name.as_str()),
             changed: stored.iter().find(|s| s.name == name).cloned(),
+            affects: (name == "privacy.learn_from_requests").then_some(requests),
             name,
         })
         .collect())

@@ -6,13 +6,16 @@ pub mod attention;
 pub mod browse;
 pub mod budget;
 pub mod choices;
+mod clock;
 pub mod complete;
 pub mod datasets;
 pub mod draw;
 mod drawn;
 pub mod encoders;
+pub mod erasure;
 pub mod evidence;
 pub mod feedback;
+pub mod filters;
 pub mod guidelines;
 pub mod imports;
 pub mod job_files;
@@ -28,6 +31,8 @@ pub mod prompts;
 pub mod publish;
 pub mod quality;
 pub mod random;
+pub mod register;
+pub mod retention;
 pub mod review;
 pub mod sample;
 pub mod sets;
@@ -43,15 +48,11 @@ use crate::engine::{EngineError, Generator};
 use crate::store::{Store, StoreError};
 use crate::train::Recipe;
 
+pub use clock::system_clock;
 pub use random::Random;
 
 /// Reads the time; tests pass their own.
 pub type Clock = Arc<dyn Fn() -> Micros + Send + Sync>;
-
-/// The system clock, µs UTC.
-pub fn system_clock() -> Clock {
-    Arc::new(|| jiff::Timestamp::now().as_microsecond())
-}
 
 /// A fault of the version that is served: its files are not the published ones, or another version should be served and
 /// does not load. A promotion ends it.
@@ -85,6 +86,8 @@ pub struct Services {
     live: RwLock<Arc<live::Live>>,
     /// What is wrong with what is served, and while which version is.
     model_fault: ModelFault,
+    /// The removal of what is past its limits.
+    pub retention: retention::Status,
     /// One promotion at a time: engine and database must agree on the active version.
     publishing: tokio::sync::Mutex<()>,
 }
@@ -111,6 +114,7 @@ impl Services {
             shutdown: CancellationToken::new(),
             engine: RwLock::new(None),
             model_fault: ModelFault::default(),
+            retention: retention::Status::default(),
             publishing: tokio::sync::Mutex::new(()),
         }
     }
@@ -147,6 +151,11 @@ impl Services {
         self.live.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
+    /// Whether requests to the model may be labeled, trained on and exported.
+    pub fn learns_from_requests(&self) -> bool {
+        self.live().config.privacy.learn_from_requests
+    }
+
     fn set_live(&self, live: live::Live) {
         *self.live.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(live);
     }
@@ -163,6 +172,9 @@ pub enum ServiceError {
     BadInput { param: String, message: String },
     #[error("no such {what}: {id}")]
     NotFound { what: &'static str, id: String, param: Option<String> },
+    /// A model's name that no version has. The message has the names that are near.
+    #[error("{message}")]
+    UnknownModel { message: String, param: Option<String> },
     #[error("{0}")]
     Forbidden(String),
     #[error("{}", .0.message())]

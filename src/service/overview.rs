@@ -69,8 +69,13 @@ pub async fn overview(services: &Services) -> Result<Overview> {
     };
     let reward_accuracy = reward.and_then(|m| evidence::accuracy(&m.metrics));
     let rolled_back_policy = newer(ModelKind::Policy, policy).filter(rolled_back).max_by_key(|m| m.created);
+    // What came in as a request makes no sets where it may not be learned from.
+    let mut usable = counts.clone();
+    if !services.learns_from_requests() {
+        usable.prompts -= store.request_counts().await?.prompts;
+    }
     let situation = Situation {
-        counts: &counts,
+        counts: &usable,
         job: running_jobs.first(),
         policy,
         reward,

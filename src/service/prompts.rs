@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Result, Services, bad_input, to_the_end};
 use crate::data::{PromptInput, content_hash, split_of};
-use crate::domain::{Message, Prompt, PromptId};
+use crate::domain::{LabelerId, Message, Prompt, PromptId};
 
 /// One prompt in ten is held out; its content decides.
 const HELDOUT: f64 = 0.1;
@@ -60,6 +60,7 @@ pub fn check_size(bytes: usize, field: &str, max_bytes: usize) -> Result<()> {
 /// `BadInput` for empty or over-long conversations.
 pub async fn add(
     services: &Arc<Services>,
+    by: &LabelerId,
     messages: Vec<Message>,
     source: &str,
     lang: Option<String>,
@@ -76,5 +77,6 @@ pub async fn add(
     prompt.lang = lang;
     prompt.tags = tags;
     let services = services.clone();
-    to_the_end(async move { Ok(services.store.put_prompt(prompt).await?) }).await
+    let by = by.clone();
+    to_the_end(async move { Ok(services.store.submit_prompt(prompt, &by).await?) }).await
 }

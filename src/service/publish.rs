@@ -5,16 +5,17 @@ use std::sync::Arc;
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::{Result, ServiceError, Services, to_the_end};
+use super::{Result, ServiceError, Services, register, to_the_end};
 use crate::domain::{ModelKind, ModelState, ModelVersion, RewardScore};
+use crate::engine::EngineError;
 use crate::service::people::Actor;
 
 /// A version by its id or its name.
+///
+/// # Errors
+/// `UnknownModel` with the names that are near.
 pub async fn find(services: &Services, name_or_id: &str) -> Result<ModelVersion> {
-    if let Some(found) = services.store.find_model(name_or_id).await? {
-        return Ok(found);
-    }
-    Ok(services.store.get_model(&name_or_id.into()).await?)
+    register::find(services, name_or_id, None, None).await
 }
 
 /// Makes the version the active one of its kind without dropping a request: those in flight finish on
@@ -24,7 +25,7 @@ pub async fn find(services: &Services, name_or_id: &str) -> Result<ModelVersion>
 /// `Conflict` for retired versions and for kinds that have no active one; what the engine says when the version
 /// does not load.
 pub async fn promote(services: &Arc<Services>, by: &Actor, name_or_id: &str) -> Result<ModelVersion> {
-    let version = find(services, name_or_id).await?;
+    let version = register::find_or_register(services, name_or_id, None, None).await?;
     if matches!(version.kind, ModelKind::Classifier | ModelKind::PromptAdapter) {
         let message = format!("{} is a {}: requests name it, none is the active one", version.name, version.kind);
         return Err(ServiceError::Conflict(message));
@@ -68,7 +69,11 @@ async fn switch(
         let former = if version.kind == ModelKind::Policy {
             let engine = services.engine()?;
             let former = engine.active().map(|m| m.version.id.clone());
-            engine.load(&version).await?;
+            // Damaged files are the version's fault, not the server's: whoever promotes it is told.
+            engine.load(&version).await.map_err(|e| match e {
+                EngineError::Failed(why) => ServiceError::Conflict(format!("{} cannot be served: {why}", version.name)),
+                other => other.into(),
+            })?;
             engine.activate(&version.id).await?;
             former
         } else {
@@ -171,10 +176,10 @@ pub async fn rewards(
             .active_model(ModelKind::Reward)
             .await?
             .ok_or_else(|| ServiceError::Conflict("no reward model is active".into()))?,
-        Some(name) => find(services, name).await.map_err(|e| match e {
-            ServiceError::Store(e) => super::not_found_as(e, "model"),
-            other => other,
-        })?,
+        Some(name) if may_try => {
+            register::find_or_register(services, name, Some(ModelKind::Reward), Some("model")).await?
+        }
+        Some(name) => register::find(services, name, Some(ModelKind::Reward), Some("model")).await?,
     };
     if version.kind != ModelKind::Reward {
         return Err(super::bad_input("model", format!("{} is no reward model", version.name)));

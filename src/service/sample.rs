@@ -17,6 +17,11 @@ const NAME: &str = "sample";
 /// Pairs to rank. Twenty make the ten of the first walk and as many for a second person.
 const PAIRS: usize = 20;
 
+/// The sample rankings as a file of the format `comparisons`.
+pub fn rankings() -> &'static [u8] {
+    RANKINGS
+}
+
 /// What loading the sample did.
 #[derive(Debug, serde::Serialize)]
 pub struct Sample {

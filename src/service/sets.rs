@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::complete::{self, PromptInput, Running, Sample, Start};
+use super::complete::{self, PromptInput, Running, Sample, Start, StoredAs};
 use super::label::{Word, human_completion, judge};
 use super::prompts::{check_messages, prompt_record};
 use super::{Result, ServiceError, Services, bad_input, not_found_as, to_the_end};
@@ -27,11 +27,41 @@ pub enum CompletionRef {
 }
 
 /// Finds or stores the prompt.
-pub async fn prompt(services: &Arc<Services>, prompt: PromptRef, source: &str) -> Result<Prompt> {
+///
+/// # Errors
+/// `Forbidden` for labelers who name a prompt that is not of their own sets.
+pub async fn prompt(services: &Arc<Services>, by: &Actor, prompt: PromptRef, source: &str) -> Result<Prompt> {
     match prompt {
-        PromptRef::Known(id) => services.store.get_prompt(&id).await.map_err(|e| not_found_as(e, "prompt_id")),
-        PromptRef::Messages(messages) => super::prompts::add(services, messages, source, None, Vec::new()).await,
+        PromptRef::Known(id) => {
+            let prompt = services.store.get_prompt(&id).await.map_err(|e| not_found_as(e, "prompt_id"))?;
+            if by.role < Role::Reviewer && !services.store.prompt_is_of(&prompt.id, &by.labeler_id).await? {
+                let message = format!(
+                    "labelers name prompts that they submitted or that belong to sets of theirs; prompt {} is neither: \
+                     give its messages instead",
+                    prompt.id
+                );
+                return Err(ServiceError::Forbidden(message));
+            }
+            check_submitted(services, &prompt).await?;
+            Ok(prompt)
+        }
+        PromptRef::Messages(messages) => {
+            super::prompts::add(services, &by.labeler_id, messages, source, None, Vec::new()).await
+        }
     }
+}
+
+/// Refuses prompts that came in only as requests, where those may not be learned from. Who submits the messages
+/// themselves decides for themselves.
+async fn check_submitted(services: &Services, prompt: &Prompt) -> Result<()> {
+    if services.learns_from_requests()
+        || services.store.request_prompts(std::slice::from_ref(&prompt.id)).await?.is_empty()
+    {
+        return Ok(());
+    }
+    let message = "came in as a request to the model; sets may be made of it only with the setting \
+                   privacy.learn_from_requests, or when its messages are submitted again";
+    Err(bad_input("prompt_id", message))
 }
 
 /// Makes an open set of given completions (stored as imported text when given as text).
@@ -250,8 +280,7 @@ pub(super) async fn begin(
         request_id,
         model,
         prompt: input,
-        messages: prompt.messages.clone(),
-        source: "page",
+        stored_as: StoredAs::Known(Box::new(prompt.clone())),
         n,
         params: SamplingParams { logprobs: Some(0), ..params },
         prompt_logprobs: None,
@@ -287,7 +316,7 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
                 Ok(known) => known,
                 Err(crate::store::StoreError::NotFound { .. }) => {
                     check_own(services, actor, &refs).await?;
-                    let prompt = prompt(services, prompt_ref, "api").await?;
+                    let prompt = prompt(services, actor, prompt_ref, "api").await?;
                     let import = Selection { policy: "import", score: None };
                     let made = make(services, &prompt, refs.clone(), Some(1), import, Some(id)).await?;
                     services.store.set_made_by(&made.id, &actor.labeler_id).await?;

@@ -1,6 +1,7 @@
 //! Export of rankings and demonstrations as JSON lines or Parquet, a page at a time: an export holds one page in
 //! memory, however much there is.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -63,7 +64,11 @@ pub async fn write_out(services: &Arc<Services>, format: Format, selection: Sele
             let (version, filter) = datasets::verified(services, id).await?;
             (filter, Some(version.sha256))
         }
-        None => (RankedFilter { split, feedback, ..RankedFilter::default() }, None),
+        None => {
+            let without_requests = !services.learns_from_requests();
+            datasets::check_feedback(services, feedback, "feedback")?;
+            (RankedFilter { split, feedback, without_requests, ..RankedFilter::default() }, None)
+        }
     };
     // Formats of others cannot hold every ranking; how many are missing is known before the first byte.
     let mut left_out = 0;
@@ -154,8 +159,13 @@ async fn demonstrations(services: &Services, split: Option<Split>, send: &Pieces
         let Some((last, ..)) = page.last() else { return Ok(()) };
         after = Some(last.clone());
         let mut bytes = Vec::new();
+        let ids: Vec<_> = page.iter().map(|(_, prompt, _)| prompt.id.clone()).collect();
+        let asked = match services.learns_from_requests() {
+            true => HashSet::new(),
+            false => services.store.request_prompts(&ids).await?,
+        };
         for (demonstration, prompt, completion) in page {
-            if split.is_none_or(|s| s == prompt.split) {
+            if split.is_none_or(|s| s == prompt.split) && !asked.contains(&prompt.id) {
                 let record = Written {
                     prompt_id: Some(prompt.id.to_string()),
                     prompt: PromptInput::Chat(prompt.messages),

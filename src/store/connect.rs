@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqlitePool};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use super::postgres::PostgresDb;
 use super::rows::Conn;
@@ -33,6 +33,40 @@ const SQLITE_ACQUIRE: Duration = Duration::from_secs(15);
 
 pub(super) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// How long a write may wait for the write lock before the database counts as locked.
+const WRITE_PROBE: Duration = Duration::from_secs(1);
+/// What a look at the write lock found holds for this long: looking takes the lock itself for a moment.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// Looks whether a SQLite database takes writes now, on a connection of its own.
+pub(super) struct WriteProbe {
+    path: PathBuf,
+    found: Mutex<Option<(Instant, Result<(), String>)>>,
+}
+
+impl WriteProbe {
+    async fn look(&self) -> Result<()> {
+        // Those who ask meanwhile wait for this answer.
+        let mut found = self.found.lock().await;
+        let known = match &*found {
+            Some((when, known)) if when.elapsed() < PROBE_EVERY => known.clone(),
+            _ => {
+                let new = self.begin().await.map_err(|e| format!("the database takes no writes: {e}"));
+                found.insert((Instant::now(), new)).1.clone()
+            }
+        };
+        known.map_err(StoreError::Unavailable)
+    }
+
+    async fn begin(&self) -> Result<(), sqlx::Error> {
+        let options = sqlite_options(&self.path).create_if_missing(false).busy_timeout(WRITE_PROBE);
+        let mut conn = options.connect().await?;
+        let tried = sqlx::raw_sql("BEGIN IMMEDIATE; ROLLBACK").execute(&mut conn).await;
+        conn.close().await?;
+        tried.map(|_| ())
+    }
+}
+
 /// Pools of one database.
 #[derive(Clone)]
 pub(super) enum Db {
@@ -40,6 +74,7 @@ pub(super) enum Db {
     Sqlite {
         readers: SqlitePool,
         writer: SqlitePool,
+        probe: Arc<WriteProbe>,
     },
     Postgres(Arc<PostgresDb>),
 }
@@ -145,6 +180,11 @@ impl Db {
         match target(url)? {
             Target::Sqlite(path) => {
                 let lock = opening_lock(&path).await?;
+                for end in ["", "-wal", "-shm"] {
+                    let mut name = path.as_os_str().to_owned();
+                    name.push(end);
+                    crate::private::close_file(Path::new(&name));
+                }
                 let writer = sqlite_writer(&path).await?;
                 SQLITE_MIGRATIONS.run(&writer).await.map_err(migrate_error)?;
                 let readers = SqlitePoolOptions::new()
@@ -153,7 +193,8 @@ impl Db {
                     .connect_with(sqlite_options(&path).pragma("query_only", "ON"))
                     .await?;
                 drop(lock);
-                Ok(Self::Sqlite { readers, writer })
+                let probe = Arc::new(WriteProbe { path, found: Mutex::new(None) });
+                Ok(Self::Sqlite { readers, writer, probe })
             }
             Target::Postgres => {
                 let options = PgConnectOptions::from_str(url)?.application_name("instructd");
@@ -240,9 +281,17 @@ impl Db {
         task.await.map_err(|e| StoreError::Internal(format!("a write was torn down: {e}")))?
     }
 
+    /// Whether a write would be taken now. Postgres refuses at once when it does not take any.
+    pub(super) async fn takes_writes(&self) -> Result<()> {
+        match self {
+            Self::Sqlite { probe, .. } => probe.look().await,
+            Self::Postgres(_) => Ok(()),
+        }
+    }
+
     pub(super) async fn close(&self) {
         match self {
-            Self::Sqlite { readers, writer } => {
+            Self::Sqlite { readers, writer, .. } => {
                 readers.close().await;
                 writer.close().await;
             }

@@ -17,11 +17,13 @@ pub(super) async fn select_prompts(
     while (found.len() as i64) < limit {
         let rows = conn
             .all(
-                "SELECT * FROM prompts p WHERE ($1 IS NULL OR p.id > $1) AND ($2 IS NULL OR p.source = $2)
+                "SELECT * FROM prompts p WHERE p.id > COALESCE($1, '') AND ($2 IS NULL OR p.source = $2)
                    AND ($3 IS NULL OR p.lang = $3) AND ($4 IS NULL OR p.split = $4)
                    AND ($5 OR NOT EXISTS (SELECT 1 FROM comparison_sets s
                        WHERE s.prompt_id = p.id AND s.status <> 'retired'))
-                   AND ($6 = 0 OR (SELECT COUNT(*) FROM completions c WHERE c.prompt_id = p.id) >= $6)
+                   AND ($6 = 0 OR (SELECT COUNT(*) FROM completions c
+                       WHERE c.prompt_id = p.id AND (NOT $8 OR c.served IS NULL)) >= $6)
+                   AND (NOT $8 OR NOT (p.source IN ('chat', 'completions') AND p.submitted IS NULL))
                  ORDER BY p.id LIMIT $7",
                 args![
                     &after,
@@ -30,7 +32,8 @@ pub(super) async fn select_prompts(
                     filter.split.map(Split::as_str),
                     filter.with_sets,
                     filter.min_completions,
-                    limit
+                    limit,
+                    filter.without_requests
                 ],
             )
             .await?;
@@ -57,13 +60,16 @@ pub(super) async fn count_prompts(conn: &mut Conn, filter: &PromptFilter) -> Res
         "EXISTS (SELECT 1 FROM json_each(p.tags) AS tag WHERE tag.value = $7)"
     };
     let sql = format!(
-        "SELECT COUNT(*) AS found, COUNT(CASE WHEN raw THEN 1 END) AS raw_text,
-                COUNT(CASE WHEN NOT raw AND has_set THEN 1 END) AS has_set,
-                COUNT(CASE WHEN NOT raw AND NOT has_set AND few THEN 1 END) AS few
-         FROM (SELECT ($1 IS NULL AND p.source = 'completions') AS raw,
+        "SELECT COUNT(*) AS found, COUNT(CASE WHEN asked THEN 1 END) AS requests,
+                COUNT(CASE WHEN NOT asked AND raw THEN 1 END) AS raw_text,
+                COUNT(CASE WHEN NOT asked AND NOT raw AND has_set THEN 1 END) AS has_set,
+                COUNT(CASE WHEN NOT asked AND NOT raw AND NOT has_set AND few THEN 1 END) AS few
+         FROM (SELECT ($8 AND p.source IN ('chat', 'completions') AND p.submitted IS NULL) AS asked,
+                      ($1 IS NULL AND p.source = 'completions') AS raw,
                       (NOT $4 AND EXISTS (SELECT 1 FROM comparison_sets s
                           WHERE s.prompt_id = p.id AND s.status <> 'retired')) AS has_set,
-                      ($5 > 0 AND (SELECT COUNT(*) FROM completions c WHERE c.prompt_id = p.id) < $5) AS few
+                      ($5 > 0 AND (SELECT COUNT(*) FROM completions c
+                          WHERE c.prompt_id = p.id AND (NOT $8 OR c.served IS NULL)) < $5) AS few
                FROM prompts p
                WHERE ($1 IS NULL OR p.source = $1) AND ($2 IS NULL OR p.lang = $2) AND ($3 IS NULL OR p.split = $3)
                  AND ($6 OR {tagged})) AS counted"
@@ -78,13 +84,15 @@ pub(super) async fn count_prompts(conn: &mut Conn, filter: &PromptFilter) -> Res
                 filter.with_sets,
                 filter.min_completions,
                 filter.tag.is_none(),
-                filter.tag.as_deref()
+                filter.tag.as_deref(),
+                filter.without_requests
             ],
         )
         .await?;
     let row = rows.first().ok_or_else(|| StoreError::Internal("a count gave no row".into()))?;
     Ok(PromptCounts {
         found: row.int("found")?,
+        requests: row.int("requests")?,
         raw_text: row.int("raw_text")?,
         has_set: row.int("has_set")?,
         few_completions: row.int("few")?,

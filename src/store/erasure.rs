@@ -3,8 +3,58 @@
 
 use super::leases::PLACES;
 use super::rows::{Conn, args};
-use super::{Erase, Erased, PersonalData, Result, StoreError, judgments, people, prompts};
+use super::{Result, StoreError, judgments, people, prompts};
 use crate::domain::*;
+
+/// What becomes of the judgments of a person whose data is erased.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Erase {
+    /// Rankings stay under an anonymous author; words written beside them go.
+    Anonymise,
+    /// Judgments and demonstrations go too.
+    Remove,
+}
+
+/// What an erasure took away or made anonymous.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Erased {
+    pub judgments: u64,
+    pub demonstrations: u64,
+    pub feedback_events: u64,
+    pub sessions: u64,
+    pub keys: u64,
+    pub invites: u64,
+    pub links: u64,
+    /// Sets that they made and nobody else judged.
+    pub sets: u64,
+}
+
+/// What is stored of a person beside judgments and audit lines.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct PersonalData {
+    /// (prompt, text, when)
+    pub demonstrations: Vec<(PromptId, String, Micros)>,
+    /// (created, expires)
+    pub sessions: Vec<(Micros, Micros)>,
+    pub feedback_events: Vec<FeedbackEvent>,
+    /// (id, state) of sets held or submitted.
+    pub assignments: Vec<(SetId, AssignmentState)>,
+    /// (set, what was shown, when)
+    pub reveals: Vec<(SetId, Knowledge, Micros)>,
+    /// (set, its prompt, when) of sets that they made.
+    pub sets: Vec<(SetId, PromptId, Micros)>,
+    /// Prompts that they submitted.
+    pub prompts: Vec<(PromptId, Vec<Message>)>,
+    /// (set, when) of sets that they settled.
+    pub resolutions: Vec<(SetId, Micros)>,
+    /// (language, text, when) of guidelines that they wrote.
+    pub guidelines: Vec<(String, String, Micros)>,
+    /// (id, kind, name, note) of jobs that they queued.
+    pub jobs: Vec<(JobId, String, Option<String>, Option<String>)>,
+    /// (name, when) of settings whose present value is theirs.
+    pub settings: Vec<(String, Micros)>,
+}
 
 /// `actor_hash` is what the person's feedback events carry instead of a name.
 pub(super) async fn erase(
@@ -39,7 +89,6 @@ pub(super) async fn erase(
         args![me],
     )
     .await?;
-    conn.run("UPDATE comparison_sets SET made_by = NULL WHERE made_by = $1", args![me]).await?;
     match how {
         Erase::Anonymise => {
             erased.judgments =
@@ -58,6 +107,22 @@ pub(super) async fn erase(
         }
         Erase::Remove => remove(conn, me, actor_hash, &mut erased).await?,
     }
+    for sql in [
+        "DELETE FROM prompt_submissions WHERE labeler_id = $1",
+        "UPDATE comparison_sets SET made_by = NULL WHERE made_by = $1",
+        "UPDATE jobs SET created_by = NULL WHERE created_by = $1",
+        "UPDATE settings SET updated_by = 'erased' WHERE updated_by = $1",
+    ] {
+        conn.run(sql, args![me]).await?;
+    }
+    let judgments = if how == Erase::Remove { "remove" } else { "anonymise" };
+    conn.run(
+        "INSERT INTO erasures (labeler_id, judgments, created) VALUES ($1, $2, $3)
+         ON CONFLICT (labeler_id) DO UPDATE SET created = excluded.created,
+             judgments = CASE WHEN erasures.judgments = 'remove' THEN 'remove' ELSE excluded.judgments END",
+        args![me, judgments, now],
+    )
+    .await?;
     conn.run(
         "UPDATE labelers SET name = $2, active = $3, daily_quota = NULL, erased = $4 WHERE id = $1",
         args![me, "erased", false, now],
@@ -83,22 +148,99 @@ async fn remove(conn: &mut Conn, me: &str, actor_hash: &str, erased: &mut Erased
     erased.demonstrations = conn.run("DELETE FROM demonstrations WHERE labeler_id = $1", args![me]).await?;
     erased.feedback_events = conn.run("DELETE FROM feedback_events WHERE actor_hash = $1", args![actor_hash]).await?;
     for row in &written {
-        // A text that others have judged or given feedback on is part of their words too.
-        conn.run(
-            "DELETE FROM completions WHERE id = $1
-               AND NOT EXISTS (SELECT 1 FROM set_items WHERE completion_id = $1)
-               AND NOT EXISTS (SELECT 1 FROM judgment_items WHERE completion_id = $1)
-               AND NOT EXISTS (SELECT 1 FROM judgment_flags WHERE completion_id = $1)
-               AND NOT EXISTS (SELECT 1 FROM feedback_events WHERE completion_id = $1)
-               AND NOT EXISTS (SELECT 1 FROM demonstrations WHERE completion_id = $1)
-               AND NOT EXISTS (SELECT 1 FROM completions WHERE parent_completion_id = $1)",
-            args![&row.text("completion_id")?],
-        )
-        .await?;
+        remove_completion(conn, &row.text("completion_id")?).await?;
     }
     for row in &sets {
         judgments::refresh_status(conn, &row.text("set_id")?.into()).await?;
     }
+    remove_sets(conn, me, erased).await?;
+    let submitted = conn
+        .all("SELECT prompt_id FROM prompt_submissions WHERE labeler_id = $1 ORDER BY prompt_id", args![me])
+        .await?;
+    conn.run("DELETE FROM prompt_submissions WHERE labeler_id = $1", args![me]).await?;
+    for row in &submitted {
+        remove_prompt(conn, &row.text("prompt_id")?).await?;
+    }
+    Ok(())
+}
+
+/// A text that others have judged or given feedback on is part of their words too, and stays.
+async fn remove_completion(conn: &mut Conn, id: &str) -> Result<()> {
+    conn.run(
+        "DELETE FROM completions WHERE id = $1
+           AND NOT EXISTS (SELECT 1 FROM set_items WHERE completion_id = $1)
+           AND NOT EXISTS (SELECT 1 FROM judgment_items WHERE completion_id = $1)
+           AND NOT EXISTS (SELECT 1 FROM judgment_flags WHERE completion_id = $1)
+           AND NOT EXISTS (SELECT 1 FROM feedback_events WHERE completion_id = $1)
+           AND NOT EXISTS (SELECT 1 FROM demonstrations WHERE completion_id = $1)
+           AND NOT EXISTS (SELECT 1 FROM completions WHERE parent_completion_id = $1)",
+        args![id],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Sets that the person made and that nobody else has a part in, with their completions.
+async fn remove_sets(conn: &mut Conn, me: &str, erased: &mut Erased) -> Result<()> {
+    let sets = conn
+        .all(
+            "SELECT s.id FROM comparison_sets s WHERE s.made_by = $1
+               AND NOT EXISTS (SELECT 1 FROM judgments j WHERE j.set_id = s.id)
+               AND NOT EXISTS (SELECT 1 FROM assignments a WHERE a.set_id = s.id)
+               AND NOT EXISTS (SELECT 1 FROM gold_items g WHERE g.set_id = s.id)
+               AND NOT EXISTS (SELECT 1 FROM resolutions r WHERE r.set_id = s.id)",
+            args![me],
+        )
+        .await?;
+    erased.sets = sets.len() as u64;
+    for row in &sets {
+        let set = row.text("id")?;
+        let items = conn.all("SELECT completion_id FROM set_items WHERE set_id = $1", args![&set]).await?;
+        for sql in [
+            "DELETE FROM reveals WHERE set_id = $1",
+            "DELETE FROM set_items WHERE set_id = $1",
+            "DELETE FROM comparison_sets WHERE id = $1",
+        ] {
+            conn.run(sql, args![&set]).await?;
+        }
+        for item in &items {
+            remove_completion(conn, &item.text("completion_id")?).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A question of the labeling page or the API that nothing names any more, and what training jobs wrote beside it.
+async fn remove_prompt(conn: &mut Conn, id: &str) -> Result<()> {
+    let messages = conn.one("SELECT messages FROM prompts WHERE id = $1", args![id]).await?;
+    let gone = conn
+        .run(
+            "DELETE FROM prompts WHERE id = $1 AND source IN ('page', 'api')
+               AND NOT EXISTS (SELECT 1 FROM completions WHERE prompt_id = $1)
+               AND NOT EXISTS (SELECT 1 FROM comparison_sets WHERE prompt_id = $1)
+               AND NOT EXISTS (SELECT 1 FROM demonstrations WHERE prompt_id = $1)
+               AND NOT EXISTS (SELECT 1 FROM prompt_submissions WHERE prompt_id = $1)",
+            args![id],
+        )
+        .await?;
+    if let Some(row) = messages.filter(|_| gone == 1) {
+        for message in row.json::<Vec<Message>>("messages")? {
+            remove_samples(conn, &message.content).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Samples that training jobs wrote beside a question.
+async fn remove_samples(conn: &mut Conn, text: &str) -> Result<()> {
+    // As it stands within JSON, without the quotes.
+    let quoted = serde_json::to_string(text).unwrap_or_default();
+    let Some(inside) = quoted.get(1..quoted.len().saturating_sub(1)).filter(|inside| !inside.is_empty()) else {
+        return Ok(());
+    };
+    let find = if conn.is_postgres() { "strpos(CAST(data AS TEXT), $1)" } else { "instr(data, $1)" };
+    let sql = format!("DELETE FROM job_events WHERE kind = 'sample' AND {find} > 0 RETURNING seq");
+    conn.all_built(sql, args![inside]).await?;
     Ok(())
 }
 
@@ -127,6 +269,47 @@ pub(super) async fn personal_data(conn: &mut Conn, id: &LabelerId, actor_hash: &
     let rows = conn.all("SELECT set_id, state FROM assignments WHERE labeler_id = $1 ORDER BY id", args![me]).await?;
     for row in &rows {
         data.assignments.push((row.text("set_id")?.into(), row.name("state", AssignmentState::parse)?));
+    }
+    let rows =
+        conn.all("SELECT * FROM reveals WHERE labeler_id = $1 ORDER BY created, set_id, what", args![me]).await?;
+    for row in &rows {
+        let what = row.name("what", Knowledge::parse)?;
+        data.reveals.push((row.text("set_id")?.into(), what, row.int("created")?));
+    }
+    let rows = conn
+        .all(
+            "SELECT id, messages FROM prompts p
+             WHERE EXISTS (SELECT 1 FROM prompt_submissions x WHERE x.prompt_id = p.id AND x.labeler_id = $1)
+             ORDER BY id",
+            args![me],
+        )
+        .await?;
+    for row in &rows {
+        data.prompts.push((row.text("id")?.into(), row.json("messages")?));
+    }
+    let sql = "SELECT id, prompt_id, created FROM comparison_sets WHERE made_by = $1 ORDER BY id";
+    for row in &conn.all(sql, args![me]).await? {
+        data.sets.push((row.text("id")?.into(), row.text("prompt_id")?.into(), row.int("created")?));
+    }
+    let rows = conn
+        .all("SELECT set_id, created FROM resolutions WHERE reviewer_id = $1 ORDER BY created, set_id", args![me])
+        .await?;
+    for row in &rows {
+        data.resolutions.push((row.text("set_id")?.into(), row.int("created")?));
+    }
+    let rows = conn
+        .all("SELECT lang, text, created FROM guideline_versions WHERE created_by = $1 ORDER BY id", args![me])
+        .await?;
+    for row in &rows {
+        data.guidelines.push((row.text("lang")?, row.text("text")?, row.int("created")?));
+    }
+    let rows = conn.all("SELECT id, kind, name, note FROM jobs WHERE created_by = $1 ORDER BY id", args![me]).await?;
+    for row in &rows {
+        data.jobs.push((row.text("id")?.into(), row.text("kind")?, row.opt_text("name")?, row.opt_text("note")?));
+    }
+    let rows = conn.all("SELECT name, updated FROM settings WHERE updated_by = $1 ORDER BY name", args![me]).await?;
+    for row in &rows {
+        data.settings.push((row.text("name")?, row.int("updated")?));
     }
     Ok(data)
 }

@@ -96,8 +96,8 @@ pub trait FeedbackStore: Send + Sync + 'static {
         after: Option<&Demonstration>,
         limit: i64,
     ) -> Result<Vec<(Demonstration, Prompt, Completion)>>;
-    /// Every event up to `as_of` with what it is about, oldest first.
-    async fn feedback_facts(&self, as_of: Option<Micros>) -> Result<Vec<FeedbackFact>>;
+    /// Every event up to `as_of` with what it is about, oldest first; on request without those on answers to requests.
+    async fn feedback_facts(&self, as_of: Option<Micros>, without_requests: bool) -> Result<Vec<FeedbackFact>>;
     /// Newest first; `before` is an id (exclusive).
     async fn list_audit(&self, filter: &AuditFilter, before: Option<i64>, limit: i64) -> Result<Vec<AuditEntry>>;
     /// Changes role, quota and whether the labeler may come in, where given.
@@ -177,9 +177,14 @@ impl FeedbackStore for SqlStore {
 
     async fn list_prompts_of(&self, page: Page, labeler: &LabelerId) -> Result<Vec<Prompt>> {
         read!(self, |c| async move {
-            let mut found = Vec::new();
+            let (mut found, mut bytes) = (Vec::new(), 0);
             for id in sets::prompts_seen_by(c, &page, labeler).await? {
-                found.push(prompts::get(c, &id).await?);
+                let one = prompts::get(c, &id).await?;
+                bytes += prompts::size(&one);
+                found.push(one);
+                if bytes >= super::sql::PAGE_BYTES {
+                    break;
+                }
             }
             Ok(found)
         })
@@ -290,8 +295,8 @@ impl FeedbackStore for SqlStore {
         read!(self, |c| prompts::demonstration_page(c, after, limit))
     }
 
-    async fn feedback_facts(&self, as_of: Option<Micros>) -> Result<Vec<FeedbackFact>> {
-        read!(self, |c| prompts::feedback_facts(c, as_of))
+    async fn feedback_facts(&self, as_of: Option<Micros>, without_requests: bool) -> Result<Vec<FeedbackFact>> {
+        read!(self, |c| prompts::feedback_facts(c, as_of, without_requests))
     }
 
     async fn list_audit(&self, filter: &AuditFilter, before: Option<i64>, limit: i64) -> Result<Vec<AuditEntry>> {

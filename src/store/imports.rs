@@ -238,9 +238,9 @@ async fn put_ranking(conn: &mut Conn, line: &ImportedRanking, signed: &mut Signe
     let done = match (known, line.known_answer) {
         (None, None) => {
             let set_id = put_set(conn, line, &stored, &key).await?;
-            judge_first(conn, line, &set_id, &places, signed).await?
+            judge(conn, line, &set_id, true, &places, signed).await?
         }
-        (Some((set_id, SetKind::Normal)), None) => judge(conn, line, &set_id, &places, signed).await?,
+        (Some((set_id, SetKind::Normal)), None) => judge(conn, line, &set_id, false, &places, signed).await?,
         (Some((set_id, kind)), None) => {
             if sorted(expected(conn, &set_id).await?) == places {
                 Imported::Known.into()
@@ -313,7 +313,7 @@ async fn placed(conn: &mut Conn, set_id: &SetId, places: &Places) -> Result<Vec<
 async fn put_set(conn: &mut Conn, line: &ImportedRanking, prompt: &Prompt, key: &str) -> Result<SetId> {
     for completion in &line.completions {
         let completion = Completion { prompt_id: prompt.id.clone(), ..completion.clone() };
-        prompts::put_completion(conn, &completion).await?;
+        prompts::put_completion(conn, &completion, None).await?;
     }
     let set = ComparisonSet { prompt_id: prompt.id.clone(), ..line.set.clone() };
     sets::insert(conn, &set, key).await?;
@@ -344,33 +344,25 @@ fn is_blind(line: &ImportedRanking) -> bool {
     line.judgment.knowledge == Knowledge::Blind
 }
 
-/// The judgment of a set that this line has made: nothing can be there yet.
-async fn judge_first(
-    conn: &mut Conn,
-    line: &ImportedRanking,
-    set_id: &SetId,
-    places: &Places,
-    signed: &mut Signed,
-) -> Result<ImportedLine> {
-    if let Some(labeler) = &line.labeler {
-        put_labeler(conn, labeler, signed).await?;
-    }
-    let labeler_id = line.labeler.as_ref().map_or(&line.judgment.labeler_id, |l| &l.id).clone();
-    let idempotency_key = unnamed_key(line, set_id, places);
-    judgments::append(conn, &Judgment { labeler_id, idempotency_key, ..line.judgment.clone() }).await?;
-    judgments::refresh_status(conn, set_id).await?;
-    Ok(Imported::New.into())
-}
-
-/// Adds the line's judgment to its set, unless it is there.
+/// Adds the line's judgment to its set, unless it is there. To a set that this line has made (`is_new`) nothing is asked:
+/// no judgment can be there, and its completions are the line's.
 async fn judge(
     conn: &mut Conn,
     line: &ImportedRanking,
     set_id: &SetId,
+    is_new: bool,
     places: &Places,
     signed: &mut Signed,
 ) -> Result<ImportedLine> {
     let unnamed = unnamed_key(line, set_id, places);
+    if is_new {
+        if let Some(labeler) = &line.labeler {
+            put_labeler(conn, labeler, signed).await?;
+        }
+        let labeler_id = line.labeler.as_ref().map_or(&line.judgment.labeler_id, |l| &l.id).clone();
+        let judgment = Judgment { labeler_id, idempotency_key: unnamed, ..line.judgment.clone() };
+        return add(conn, set_id, &judgment).await;
+    }
     let taken = "SELECT COUNT(*) AS n FROM judgments WHERE idempotency_key = $1 OR idempotency_key = $2";
     let is_taken = conn.count(taken, args![&unnamed, &line.judgment.idempotency_key]).await? > 0;
     let (labeler, key) = match &line.labeler {
@@ -417,7 +409,12 @@ async fn judge(
         items: items.collect(),
         ..line.judgment.clone()
     };
-    judgments::insert(conn, &judgment).await?;
+    add(conn, set_id, &judgment).await
+}
+
+/// Stores a judgment whose items are those of its set.
+async fn add(conn: &mut Conn, set_id: &SetId, judgment: &Judgment) -> Result<ImportedLine> {
+    judgments::append(conn, judgment).await?;
     judgments::refresh_status(conn, set_id).await?;
     Ok(Imported::New.into())
 }

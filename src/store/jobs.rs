@@ -157,6 +157,13 @@ async fn finish_unfenced(
     state_event(conn, id, json!({"state": state, "error": error})).await
 }
 
+/// No worker takes a lease that ends later than this after now (µs): one that does was given by a clock that ran ahead,
+/// and would keep a lost job from everybody until that time comes.
+fn longest_lease(lease_seconds: i64) -> i64 {
+    const HOUR: i64 = 3600;
+    lease_seconds.saturating_mul(10).max(HOUR).saturating_mul(1_000_000)
+}
+
 pub(super) async fn claim(
     conn: &mut Conn,
     lease_owner: &str,
@@ -166,11 +173,12 @@ pub(super) async fn claim(
 ) -> Result<Option<(Job, Fence)>> {
     loop {
         let now = conn.now().await?;
-        let mut sql =
-            String::from("SELECT * FROM jobs WHERE (state = 'queued' OR (state = 'running' AND lease_expires <= $1))");
-        let mut args = args![now];
+        let mut sql = String::from(
+            "SELECT * FROM jobs WHERE (state = 'queued' OR (state = 'running' AND (lease_expires <= $1 OR lease_expires > $2)))",
+        );
+        let mut args = args![now, now + longest_lease(lease_seconds)];
         if !kinds.is_empty() {
-            sql.push_str(&format!(" AND kind IN ({})", placeholders(2, kinds.len())));
+            sql.push_str(&format!(" AND kind IN ({})", placeholders(3, kinds.len())));
             args.extend(kinds.iter().map(Arg::from));
         }
         sql.push_str(" ORDER BY priority DESC, id LIMIT 1");

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::leases::{self, PLACES};
 use super::rows::{Conn, Row, args, not_found};
 use super::sets;
+use super::sql::PAGE_BYTES;
 use super::{LabelerCounts, Page, RankedFilter, Result, StoreError, SubmitJudgment, Submitted, prompts, reveals};
 use crate::domain::*;
 
@@ -68,14 +69,20 @@ pub(super) async fn get(conn: &mut Conn, id: &JudgmentId) -> Result<Judgment> {
 pub(super) async fn list(conn: &mut Conn, page: &Page, labeler: Option<&LabelerId>) -> Result<Vec<Judgment>> {
     let rows = conn
         .all(
-            "SELECT * FROM judgments WHERE ($1 IS NULL OR id < $1) AND ($2 IS NULL OR labeler_id = $2)
+            "SELECT id FROM judgments WHERE ($1 IS NULL OR id < $1) AND ($2 IS NULL OR labeler_id = $2)
              ORDER BY id DESC LIMIT $3",
             args![&page.after, labeler.map(LabelerId::as_str), page.limit],
         )
         .await?;
-    let mut judgments = Vec::with_capacity(rows.len());
+    let (mut judgments, mut bytes) = (Vec::with_capacity(rows.len()), 0);
     for row in &rows {
-        judgments.push(judgment(conn, row).await?);
+        let one = get(conn, &row.text("id")?.into()).await?;
+        bytes += one.rationale.as_ref().map_or(0, String::len);
+        bytes += one.flags.iter().filter_map(|f| f.note.as_ref()).map(String::len).sum::<usize>();
+        judgments.push(one);
+        if bytes >= PAGE_BYTES {
+            break;
+        }
     }
     Ok(judgments)
 }
@@ -276,7 +283,7 @@ pub(super) async fn submit(conn: &mut Conn, submit: SubmitJudgment) -> Result<Su
     }
     if let Some(mut answer) = ideal_answer {
         answer.prompt_id = set.prompt_id.clone();
-        prompts::put_completion(conn, &answer).await?;
+        prompts::put_completion(conn, &answer, None).await?;
         prompts::add_demonstration(conn, &answer, Some(&judgment.labeler_id), now).await?;
     }
     refresh_status(conn, &judgment.set_id).await?;
@@ -385,6 +392,8 @@ pub(super) async fn ranked_page(
     after: Option<&str>,
     limit: i64,
 ) -> Result<(Vec<RankedSet>, Option<JudgmentId>)> {
+    // SQLite keeps the order of a CROSS JOIN: judgments are read from where the page begins, not all of them for each
+    // page.
     let rows = conn
         .all(
             concat!(
@@ -393,10 +402,9 @@ pub(super) async fn ranked_page(
                     i.completion_id, i.tier, i.shown_position, c.model_version_id, c.text
              FROM (SELECT j.id, j.set_id, j.labeler_id, j.strength, j.outcome, j.knowledge,
                           p.id AS prompt_id, p.split, p.messages, p.tags
-                   FROM judgments j
-                   JOIN comparison_sets s ON s.id = j.set_id
-                   JOIN prompts p ON p.id = s.prompt_id
-                   WHERE ($1 IS NULL OR p.split = $1) AND ($2 IS NULL OR j.labeler_id = $2)
+                   FROM judgments j CROSS JOIN comparison_sets s CROSS JOIN prompts p
+                   WHERE s.id = j.set_id AND p.id = s.prompt_id
+                     AND ($1 IS NULL OR p.split = $1) AND ($2 IS NULL OR j.labeler_id = $2)
                      AND s.kind = $3 AND ($4 IS NULL OR j.created <= $4)
                      AND ($5 OR NOT EXISTS (SELECT 1 FROM resolutions r WHERE r.set_id = j.set_id
                          AND r.reviewer_id <> j.labeler_id AND ($4 IS NULL OR r.created <= $4)))
@@ -407,7 +415,9 @@ pub(super) async fn ranked_page(
                          AND ($4 IS NULL OR n.created <= $4) AND ($6 OR ",
                 counted!("n"),
                 "))
-                     AND ($7 IS NULL OR j.id > $7)
+                     AND j.id > COALESCE($7, '')
+                     AND (NOT $9 OR p.source NOT IN ('chat', 'completions')
+                         OR p.submitted <= COALESCE($4, 9223372036854775807))
                    ORDER BY j.id LIMIT $8) j
              LEFT JOIN judgment_items i ON i.judgment_id = j.id
              LEFT JOIN completions c ON c.id = i.completion_id
@@ -421,7 +431,8 @@ pub(super) async fn ranked_page(
                 filter.unsettled,
                 filter.informed,
                 after,
-                limit
+                limit,
+                filter.without_requests
             ],
         )
         .await?;

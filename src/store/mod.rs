@@ -14,8 +14,10 @@ mod jobs;
 mod judgments;
 mod leases;
 mod models;
+mod names;
 mod people;
 mod postgres;
+mod privacy;
 mod prompts;
 mod quality;
 mod reveals;
@@ -34,9 +36,12 @@ use crate::domain::*;
 
 pub use access::AccessStore;
 pub use browse::{BrowseStore, JudgmentFilter, JudgmentRow, Named, SetFilter, SetRow};
+pub use erasure::{Erase, Erased, PersonalData};
 pub use evidence::{Activation, EvidenceStore, JobFilter, Meeting, SharedPrompt};
 pub use feedback::FeedbackStore;
 pub use imports::{ImportLine, Imported, ImportedLine, ImportedRanking};
+pub use names::{find_version, unknown_version};
+pub use privacy::{Amount, Cuts, ErasedPerson, Expiring, PrivacyStore, RequestCounts, learns_from_requests};
 
 /// Opens the store at `sqlite:PATH`, `sqlite://PATH` or `postgres://…`, making it and applying missing
 /// migrations first. Refuses a schema written by a newer program, and SQLite before 3.51.3.
@@ -218,6 +223,9 @@ pub struct RankedFilter {
     /// The latest revisions even where they were made after the authors or the expected answer were shown;
     /// else the latest blind ones.
     pub informed: bool,
+    /// Leave out prompts that came in only as requests, and feedback on answers to requests. Always so where
+    /// `privacy.learn_from_requests` is off.
+    pub without_requests: bool,
 }
 
 /// New lease request. The store picks the set; seeds and ids come from the caller.
@@ -253,6 +261,8 @@ pub enum Pick {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PromptCounts {
     pub found: i64,
+    /// Came in only as requests, which `PromptFilter::without_requests` leaves out.
+    pub requests: i64,
     /// Raw text given to `/v1/completions`.
     pub raw_text: i64,
     pub has_set: i64,
@@ -273,28 +283,11 @@ pub struct PromptFilter {
     pub with_sets: bool,
     /// Only prompts with at least this many stored completions.
     pub min_completions: i64,
-}
-
-/// What becomes of the judgments of a person whose data is erased.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Erase {
-    /// Rankings stay under an anonymous author; words written beside them go.
-    Anonymise,
-    /// Judgments and demonstrations go too.
-    Remove,
-}
-
-/// What an erasure took away or made anonymous.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
-pub struct Erased {
-    pub judgments: u64,
-    pub demonstrations: u64,
-    pub feedback_events: u64,
-    pub sessions: u64,
-    pub keys: u64,
-    pub invites: u64,
-    pub links: u64,
+    /// Leave out prompts and completions that came in only as requests; follows the setting
+    /// `privacy.learn_from_requests`.
+    #[serde(skip)]
+    #[schemars(skip)]
+    pub without_requests: bool,
 }
 
 /// Which lines of the audit trail.
@@ -305,18 +298,6 @@ pub struct AuditFilter {
     pub target: Option<String>,
     pub since: Option<Micros>,
     pub until: Option<Micros>,
-}
-
-/// What is stored of a person beside judgments and audit lines.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
-pub struct PersonalData {
-    /// (prompt, text, when)
-    pub demonstrations: Vec<(PromptId, String, Micros)>,
-    /// (created, expires)
-    pub sessions: Vec<(Micros, Micros)>,
-    pub feedback_events: Vec<FeedbackEvent>,
-    /// (id, state) of sets held or submitted.
-    pub assignments: Vec<(SetId, AssignmentState)>,
 }
 
 /// A feedback event with the completion and prompt it is about.
@@ -355,7 +336,7 @@ pub struct ModelFile {
 }
 
 #[async_trait]
-pub trait Store: FeedbackStore + AccessStore + BrowseStore + EvidenceStore {
+pub trait Store: FeedbackStore + AccessStore + BrowseStore + EvidenceStore + PrivacyStore {
     /// `sqlite` or `postgres`.
     fn backend(&self) -> &'static str;
     /// Cheap round trip for `/ready`.
@@ -485,6 +466,7 @@ pub trait Store: FeedbackStore + AccessStore + BrowseStore + EvidenceStore {
     async fn enqueue_job(&self, job: Job) -> Result<Job>;
     async fn get_job(&self, id: &JobId) -> Result<Job>;
     async fn list_jobs(&self, page: Page, state: Option<JobState>) -> Result<Vec<Job>>;
+    async fn count_jobs(&self, state: JobState) -> Result<i64>;
     /// Takes the next queued job, or a running one whose lease has expired (then crash_count + 1; at
     /// `max_crashes` it becomes failed instead and the next is tried).
     async fn claim_job(

@@ -1,6 +1,8 @@
 //! Prompts, completions, demonstrations and feedback.
 
+use super::privacy::{self, asked};
 use super::rows::{Conn, Row, args, json, not_found};
+use super::sql::PAGE_BYTES;
 use super::{FeedbackFact, Page, Result, StoreError, imports};
 use crate::domain::*;
 
@@ -42,6 +44,13 @@ pub(super) async fn put(conn: &mut Conn, p: &Prompt) -> Result<Prompt> {
     if made == 1 {
         return Ok(p.clone());
     }
+    if !privacy::is_request(&p.source) {
+        conn.run(
+            concat!("UPDATE prompts AS p SET submitted = $2 WHERE p.content_hash = $1 AND ", asked!("p")),
+            args![&p.content_hash, p.created],
+        )
+        .await?;
+    }
     by_hash(conn, &p.content_hash).await?.ok_or_else(|| not_found("prompt", &p.content_hash))
 }
 
@@ -55,15 +64,22 @@ pub(super) async fn get(conn: &mut Conn, id: &PromptId) -> Result<Prompt> {
 }
 
 pub(super) async fn list(conn: &mut Conn, page: &Page, source: Option<&str>) -> Result<Vec<Prompt>> {
-    conn.all(
-        "SELECT * FROM prompts WHERE ($1 IS NULL OR id < $1) AND ($2 IS NULL OR source = $2)
-         ORDER BY id DESC LIMIT $3",
-        args![&page.after, source, page.limit],
-    )
-    .await?
-    .iter()
-    .map(prompt)
-    .collect()
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    let sql = "SELECT * FROM prompts WHERE ($1 IS NULL OR id < $1) AND ($2 IS NULL OR source = $2)
+         ORDER BY id DESC LIMIT $3";
+    conn.each(sql, args![&page.after, source, page.limit], |row| {
+        let one = prompt(row)?;
+        bytes += size(&one);
+        found.push(one);
+        Ok(bytes < PAGE_BYTES)
+    })
+    .await?;
+    Ok(found)
+}
+
+/// Bytes of a prompt's texts.
+pub(super) fn size(prompt: &Prompt) -> usize {
+    prompt.messages.iter().map(|m| m.content.len()).sum::<usize>() + prompt.answer.as_ref().map_or(0, String::len)
 }
 
 // ---------------------------------------------------------------- completions
@@ -96,11 +112,12 @@ fn completion(row: &Row) -> Result<Completion> {
     })
 }
 
-pub(super) async fn put_completion(conn: &mut Conn, c: &Completion) -> Result<()> {
+/// `served`: the route of the request that it answers, if there was one.
+pub(super) async fn put_completion(conn: &mut Conn, c: &Completion, served: Option<&str>) -> Result<()> {
     conn.run(
         "INSERT INTO completions (id, prompt_id, model_version_id, origin, parent_completion_id, text, token_ids,
-             logprobs, sampling, seed, finish_reason, request_id, reward, created)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+             logprobs, sampling, seed, finish_reason, request_id, reward, created, served)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         args![
             c.id.as_str(),
             c.prompt_id.as_str(),
@@ -115,7 +132,8 @@ pub(super) async fn put_completion(conn: &mut Conn, c: &Completion) -> Result<()
             &c.finish_reason,
             &c.request_id,
             c.reward,
-            c.created
+            c.created,
+            served
         ],
     )
     .await?;
@@ -168,7 +186,10 @@ pub(super) async fn put_demonstration(
             created: row.int("created")?,
         });
     }
-    put_completion(conn, &c).await?;
+    put_completion(conn, &c, None).await?;
+    if let Some(labeler) = labeler.filter(|_| !p.source.starts_with("import:")) {
+        privacy::submitted_by(conn, &c.prompt_id, labeler, now).await?;
+    }
     add_demonstration(conn, &c, labeler, now).await
 }
 
@@ -295,9 +316,22 @@ pub(super) async fn list_feedback(conn: &mut Conn, page: &Page) -> Result<Vec<Fe
     .collect()
 }
 
-pub(super) async fn feedback_facts(conn: &mut Conn, as_of: Option<Micros>) -> Result<Vec<FeedbackFact>> {
+pub(super) async fn feedback_facts(
+    conn: &mut Conn,
+    as_of: Option<Micros>,
+    without_requests: bool,
+) -> Result<Vec<FeedbackFact>> {
     let rows = conn
-        .all("SELECT * FROM feedback_events WHERE $1 IS NULL OR created <= $1 ORDER BY created, id", args![as_of])
+        .all(
+            "SELECT f.* FROM feedback_events f
+             WHERE ($1 IS NULL OR f.created <= $1)
+               AND (NOT $2 OR EXISTS (SELECT 1 FROM completions c JOIN prompts p ON p.id = c.prompt_id
+                   WHERE c.id = f.completion_id AND c.served IS NULL
+                     AND NOT (p.source IN ('chat', 'completions')
+                         AND (p.submitted IS NULL OR p.submitted > COALESCE($1, 9223372036854775807)))))
+             ORDER BY f.created, f.id",
+            args![as_of, without_requests],
+        )
         .await?;
     let mut facts = Vec::with_capacity(rows.len());
     for row in &rows {

@@ -1,6 +1,7 @@
 //! One connection over two databases: arguments in, rows out, and every database error mapped once.
 //! Both accept `$1` placeholders, so a query is written once unless the dialects really differ.
 
+use futures::TryStreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use sqlx::pool::PoolConnection;
@@ -156,6 +157,35 @@ impl Conn {
                 postgres_query!(sql, args).fetch_all(c).await?.into_iter().map(Row::Postgres).collect()
             }
         })
+    }
+
+    /// Hands out rows as they come, until `take` has enough: a page of large rows must not lie in memory as a whole.
+    pub(super) async fn each(
+        &mut self,
+        sql: &'static str,
+        args: Vec<Arg>,
+        mut take: impl FnMut(&Row) -> Result<bool> + Send,
+    ) -> Result<()> {
+        let sql = sql.into_sql_str();
+        match self.link() {
+            Link::Sqlite(c) => {
+                let mut rows = sqlite_query!(sql, args).fetch(c);
+                while let Some(row) = rows.try_next().await? {
+                    if !take(&Row::Sqlite(row))? {
+                        break;
+                    }
+                }
+            }
+            Link::Postgres(c) => {
+                let mut rows = postgres_query!(sql, args).fetch(c);
+                while let Some(row) = rows.try_next().await? {
+                    if !take(&Row::Postgres(row))? {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The first row, if any.

@@ -136,15 +136,26 @@ pub(super) async fn is_seen_by(conn: &mut Conn, id: &SetId, labeler: &LabelerId)
     Ok(conn.count(sql, args![id.as_str(), none, none, labeler.as_str()]).await? > 0)
 }
 
-/// Prompts of the sets that the labeler made or was handed, newest first.
+/// Whether the labeler made or was handed a set of the prompt.
+pub(super) async fn prompt_is_seen_by(conn: &mut Conn, id: &PromptId, labeler: &LabelerId) -> Result<bool> {
+    let sql = concat!(
+        "SELECT COUNT(*) AS n FROM comparison_sets s WHERE s.prompt_id = $1 AND $2 IS NULL AND $3 IS NULL AND ",
+        seen_by!()
+    );
+    let none: Option<&str> = None;
+    Ok(conn.count(sql, args![id.as_str(), none, none, labeler.as_str()]).await? > 0)
+}
+
+/// Prompts of the sets that the labeler made or was handed, and those that they submitted, newest first.
 pub(super) async fn prompts_seen_by(conn: &mut Conn, page: &Page, labeler: &LabelerId) -> Result<Vec<PromptId>> {
     let none: Option<&str> = None;
     conn.all(
         concat!(
-            "SELECT DISTINCT s.prompt_id AS id FROM comparison_sets s
-             WHERE ($1 IS NULL OR s.prompt_id < $1) AND $2 IS NULL AND ",
+            "SELECT id FROM (
+                 SELECT s.prompt_id AS id FROM comparison_sets s WHERE $2 IS NULL AND ",
             seen_by!(),
-            " ORDER BY id DESC LIMIT $3"
+            " UNION SELECT x.prompt_id AS id FROM prompt_submissions x WHERE x.labeler_id = $4) AS seen
+             WHERE ($1 IS NULL OR id < $1) ORDER BY id DESC LIMIT $3"
         ),
         args![&page.after, none, page.limit, labeler.as_str()],
     )

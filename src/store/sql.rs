@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 
 use super::connect::Db;
-use super::rows::Conn;
+use super::rows::{Conn, args};
 use super::*;
 
 /// SQLite or Postgres behind one set of statements.
@@ -62,6 +62,9 @@ async fn counts(conn: &mut Conn) -> Result<Counts> {
     Ok(counts)
 }
 
+/// Bytes of texts on one page of a list: it ends early behind the row that fills it, and goes on after that one's id.
+pub(super) const PAGE_BYTES: usize = 4 << 20;
+
 pub(super) use {read, write};
 
 #[async_trait]
@@ -71,7 +74,20 @@ impl Store for SqlStore {
     }
 
     async fn ping(&self) -> Result<()> {
-        read!(self, |c| c.count("SELECT CAST(1 AS BIGINT) AS n", vec![])).map(|_| ())
+        // A row of each table that requests need, by a column that no index has: a damaged file must not pass for a
+        // sound one.
+        let sql = "SELECT (SELECT COUNT(messages) FROM (SELECT messages FROM prompts LIMIT 1) a)
+                 + (SELECT COUNT(text) FROM (SELECT text FROM completions LIMIT 1) b)
+                 + (SELECT COUNT(selection_policy) FROM (SELECT selection_policy FROM comparison_sets LIMIT 1) c)
+                 + (SELECT COUNT(wall_ms) FROM (SELECT wall_ms FROM judgments LIMIT 1) d)
+                 + (SELECT COUNT(name) FROM (SELECT name FROM api_keys LIMIT 1) e)
+                 + (SELECT COUNT(role) FROM (SELECT role FROM sessions LIMIT 1) f) AS n";
+        let damaged = |error| match error {
+            StoreError::Internal(error) => StoreError::Unavailable(format!("the database cannot be read: {error}")),
+            other => other,
+        };
+        read!(self, |c| c.count(sql, vec![])).map_err(damaged)?;
+        self.db.takes_writes().await
     }
 
     async fn now(&self) -> Result<Micros> {
@@ -101,7 +117,7 @@ impl Store for SqlStore {
     async fn put_completions(&self, completions: Vec<Completion>) -> Result<()> {
         write!(self, |tx| async move {
             for completion in &completions {
-                prompts::put_completion(tx, completion).await?;
+                prompts::put_completion(tx, completion, None).await?;
             }
             Ok(())
         })
@@ -359,6 +375,11 @@ impl Store for SqlStore {
 
     async fn list_jobs(&self, page: Page, state: Option<JobState>) -> Result<Vec<Job>> {
         read!(self, |c| jobs::list(c, &page, state))
+    }
+
+    async fn count_jobs(&self, state: JobState) -> Result<i64> {
+        let sql = "SELECT COUNT(*) AS n FROM jobs WHERE state = $1";
+        read!(self, |c| c.count(sql, args![state.as_str()]))
     }
 
     async fn claim_job(

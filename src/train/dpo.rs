@@ -33,7 +33,10 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let mut loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
     before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
-    let max_length = common.max_length.min(loaded.config.max_positions);
+    let length = super::fit::length(common.max_length, loaded.config.max_positions, || {
+        super::ranked::lengths(&args.comparisons, &texts)
+    })?;
+    let max_length = length.tokens;
     let data = Rankings::read(&args.comparisons, &texts, max_length, args.heldout_fraction)?;
 
     let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?;
@@ -49,6 +52,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     if data.ties > 0 {
         run.warn(super::ranked::ties_left_out(data.ties));
     }
+    length.report(&mut run);
     data.fit.report(&mut run);
     run.progress("reference");
     // The policy before any update (and before a resume) is the reference; its numbers are all that is kept.

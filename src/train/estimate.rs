@@ -30,6 +30,8 @@ pub struct DataSize {
     pub sequences_per_row: f64,
     /// Mean tokens of a sequence, prompt included.
     pub tokens: f64,
+    /// Tokens that 99 of 100 sequences have at most.
+    pub longest: f64,
 }
 
 /// A run to be estimated. `args` are the recipe's own; what is left out has its default.
@@ -103,12 +105,17 @@ pub fn need(planned: &Planned<'_>) -> Need {
     let rl = matches!(planned.recipe, "ppo" | "reinforce" | "rloo" | "grpo");
     let half = args.text("frozen_precision") == "bf16";
 
-    let max_length = args.number("max_length", 1024.0).min(model.max_positions as f64);
+    let positions = model.max_positions as f64;
+    let response = if rl { args.number("response_length", 48.0) } else { 0.0 };
+    let chosen = planned.data.filter(|data| data.rows > 0).map(|data| data.longest + response);
+    let given = planned.args.get("max_length").and_then(Value::as_f64);
+    // As `fit::length` finds it, from characters instead of tokens.
+    let round_up = |n: f64| (n / 16.0).ceil() * 16.0;
+    let max_length = given.or(chosen.map(round_up)).unwrap_or(1024.0).min(positions);
     let in_batch = if rl { args.number("rollout_batch_size", 64.0) } else { args.number("batch_size", 16.0) };
     let data = planned.data.unwrap_or_default();
     let known = planned.data.is_some_and(|data| data.rows > 0);
-    let response = args.number("response_length", 48.0);
-    let longest = if known { (data.tokens * 2.0).min(max_length) } else { max_length };
+    let longest = if known { data.longest.max(data.tokens).min(max_length) } else { max_length };
     let (length, longest) = match rl {
         true => ((data.tokens + response).min(max_length), (longest + response).min(max_length)),
         false => (data.tokens.min(max_length), longest),
@@ -136,6 +143,10 @@ pub fn need(planned: &Planned<'_>) -> Need {
         }
         None => format!("all {:.1}M parameters trained", parameters / 1e6),
     }];
+    parts.push(match (given, chosen) {
+        (None, Some(_)) => format!("max_length about {max_length:.0} tokens, from the data"),
+        _ => format!("max_length {max_length:.0} tokens"),
+    });
     parts.push(format!("micro-batches of {micro:.0} tokens"));
     if rl {
         let per_token = 2.0 * layers * (model.n_kv_heads * model.head_dim) as f64 * 4.0;
@@ -264,7 +275,7 @@ mod tests {
 
     #[test]
     fn adapters_and_recomputation_need_less_and_length_more() {
-        let data = Some(DataSize { rows: 1000, sequences_per_row: 1.0, tokens: 200.0 });
+        let data = Some(DataSize { rows: 1000, sequences_per_row: 1.0, tokens: 200.0, longest: 400.0 });
         let full = of(json!({}), data);
         let lora = of(json!({"lora": {"rank": 8}}), data);
         assert!(lora.memory_bytes < full.memory_bytes, "{lora:?} {full:?}");
@@ -303,7 +314,7 @@ mod tests {
 
     #[test]
     fn earlier_runs_decide_the_time() {
-        let need = of(json!({}), Some(DataSize { rows: 1000, sequences_per_row: 1.0, tokens: 200.0 }));
+        let need = of(json!({}), Some(DataSize { rows: 1000, sequences_per_row: 1.0, tokens: 200.0, longest: 400.0 }));
         let (seconds, basis) = super::seconds(&need, 1e6, &[(100.0, 1e6), (50.0, 2e6)]).unwrap();
         // Both runs went at 100 tokens per second for this size.
         let exact = need.tokens.unwrap() / 100.0;

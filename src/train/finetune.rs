@@ -33,8 +33,9 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     before(reporter, "loading");
     let common = args.common();
     let loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
-    let max_length = common.max_length.min(loaded.config.max_positions);
     before(reporter, "preparing");
+    let length = super::fit::length(common.max_length, loaded.config.max_positions, || lengths(&args, &loaded))?;
+    let max_length = length.tokens;
     let data = Data::read(&args, &loaded, max_length)?;
     let body = Learner::new(&args, &loaded, data.labels.len())?;
     let plan = Plan {
@@ -46,6 +47,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         common,
     };
     let mut run = Run::new(plan, reporter)?;
+    length.report(&mut run);
     if data.fit.answers_cut > 0 {
         let (cut, texts) = (data.fit.answers_cut, count(data.fit.answers, "text", "texts"));
         run.warn(format!("max_length: {cut} of {texts} lost the end to fit into {max_length} tokens"));
@@ -88,11 +90,23 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let metrics = json!({
         "heldout_accuracy": heldout.map(|h| h.0), "heldout_loss": heldout.map(|h| h.1), "labels": data.labels,
         "texts": {"train": data.train.len(), "heldout": data.heldout.len(), "cut": data.fit.answers_cut},
+        "max_length": max_length,
     });
     let mut more = about(&data.labels, max_length);
     more["metrics"] = metrics.clone();
     super::output::save(&run.common, "classifier", "finetune", &loaded, &body.weights()?, more)?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
+}
+
+/// Tokens of the texts, uncut.
+fn lengths(args: &FinetuneArgs, loaded: &Loaded) -> Result<Vec<usize>> {
+    let tokenizer = loaded.tokenizer.as_ref().context("model: it has no tokenizer.json")?;
+    let rows = labelled::read(Path::new(&args.labelled), &args.text_field, &args.label_field).context("labelled")?;
+    let mut lengths = Vec::with_capacity(rows.len());
+    for row in &rows {
+        lengths.push(classifier_ids_cut(tokenizer, &loaded.config, &row.text, usize::MAX)?.0.len());
+    }
+    Ok(lengths)
 }
 
 struct Example {

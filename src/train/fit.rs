@@ -4,6 +4,58 @@ use serde_json::{Value, json};
 
 use super::run::Run;
 
+/// Blocks of raw text have this many tokens where `max_length` is not given and the context is not shorter.
+pub const BLOCK: usize = 1024;
+
+/// The longest sequence of a run, and how it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Length {
+    pub tokens: usize,
+    /// For people, where the data decided.
+    pub told: Option<String>,
+}
+
+/// What `max_length` says, within the model's positions; where it says nothing, the length that 99 of 100 sequences
+/// have at most, rounded up to 16.
+///
+/// # Errors
+/// What reading the sequences says.
+pub fn length(
+    max_length: Option<usize>,
+    positions: usize,
+    sequences: impl FnOnce() -> anyhow::Result<Vec<usize>>,
+) -> anyhow::Result<Length> {
+    if let Some(given) = max_length {
+        return Ok(Length { tokens: given.min(positions), told: None });
+    }
+    let mut lengths = sequences()?;
+    lengths.sort_unstable();
+    let most = percentile_99(&lengths).unwrap_or(positions);
+    let tokens = most.next_multiple_of(16).min(positions);
+    let of = count(lengths.len(), "sequence has", "sequences have");
+    let longest = lengths.last().copied().unwrap_or(0);
+    let told = format!(
+        "max_length: {tokens} tokens, from the data: 99 % of {of} at most {most}, the longest {longest}; the model's \
+         context is {positions}"
+    );
+    Ok(Length { tokens, told: Some(told) })
+}
+
+/// The smallest of the sorted numbers that 99 of 100 do not exceed.
+pub fn percentile_99(sorted: &[usize]) -> Option<usize> {
+    sorted.get((sorted.len() * 99).div_ceil(100).saturating_sub(1)).copied()
+}
+
+impl Length {
+    /// An entry of the run's log, and a metric.
+    pub fn report(&self, run: &mut Run<'_>) {
+        if let Some(told) = &self.told {
+            run.tell(told.clone());
+        }
+        run.metrics([("max_length", self.tokens as f64)]);
+    }
+}
+
 /// `1 set`, `3 sets`.
 pub fn count(n: usize, one: &str, many: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { many })
@@ -100,6 +152,7 @@ impl Fit {
     /// The counts, for a result.
     pub fn json(&self) -> Value {
         json!({
+            "max_length": self.max_length,
             "prompts_cut": self.prompts_cut, "answers_cut": self.answers_cut,
             "answers_left_out": self.answers_left_out, "pairs_left_out": self.equal_pairs,
             "sets_left_out": self.equal_sets,
@@ -110,6 +163,25 @@ impl Fit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_length_comes_from_the_data() {
+        let length =
+            |given, positions, lengths: &[usize]| length(given, positions, || Ok(lengths.to_vec())).expect("one");
+        // One of two hundred is very long: it does not decide.
+        let mut lengths = vec![20; 199];
+        lengths.push(900);
+        let found = length(None, 1024, &lengths);
+        assert_eq!(found.tokens, 32);
+        assert!(found.told.is_some_and(|t| t.contains("32 tokens") && t.contains("900") && t.contains("1024")));
+        assert_eq!(length(None, 1024, &[20, 30, 400]).tokens, 400, "few sequences: the longest fits");
+        assert_eq!(length(None, 256, &[20, 30, 400]).tokens, 256, "within the context");
+        assert_eq!(length(Some(64), 256, &[400]), Length { tokens: 64, told: None });
+        assert_eq!(length(Some(640), 256, &[400]).tokens, 256);
+        assert_eq!(length(None, 256, &[]).tokens, 256, "nothing to look at");
+        assert_eq!(percentile_99(&(1..=100).collect::<Vec<_>>()), Some(99));
+        assert_eq!(percentile_99(&(1..=50).collect::<Vec<_>>()), Some(50));
+    }
 
     #[test]
     fn sentences_have_the_right_number() {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::args::{MlmArgs, parse};
 use super::bidirectional::TrainableEncoder;
+use super::fit::BLOCK;
 use super::pretrain::{Cursor, batch_blocks, from_scratch, tokenizer};
 use super::run::{Plan, Run, before, device};
 use super::step::{Accumulator, micro_batches};
@@ -52,7 +53,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let masking = Masking::new(tokenizer, loaded.config.vocab_size, args.mask_rate, common.seed)?;
     before(reporter, "preparing");
     let corpus = files.read(tokenizer, None, None)?;
-    let length = common.max_length.min(loaded.config.max_positions) - 2;
+    let length = common.max_length.unwrap_or(BLOCK).min(loaded.config.max_positions) - 2;
     let blocks = corpus.train.n_blocks(length);
     ensure!(blocks > 0, "texts: all documents are held out, none is left to train on");
     let weights: Weights =

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::args::{PretrainArgs, parse};
+use super::fit::BLOCK;
 use super::run::{Plan, Run, before, device};
 use super::samples::Samples;
 use super::sft::{backbone_and_output, groups};
@@ -54,7 +55,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let tokenizer = loaded.tokenizer.as_ref().context("model: it has no tokenizer.json")?;
     let (begin, end) = document_ends(&loaded.config, tokenizer);
     let corpus = files.read(tokenizer, begin, end)?;
-    let length = common.max_length.min(loaded.config.max_positions);
+    let length = common.max_length.unwrap_or(BLOCK).min(loaded.config.max_positions);
     let blocks = corpus.train.n_blocks(length);
     ensure!(blocks > 0, "texts: all documents are held out, none is left to train on");
 

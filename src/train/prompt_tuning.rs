@@ -41,7 +41,9 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let texts = Texts::new(&loaded)?;
     let positions = loaded.config.max_positions.saturating_sub(args.n_tokens);
     ensure!(positions >= 2, "n_tokens: the model has {} positions", loaded.config.max_positions);
-    let max_length = (common.max_length - args.n_tokens).min(positions);
+    let given = common.max_length.map(|n| n - args.n_tokens);
+    let length = super::fit::length(given, positions, || super::sft::lengths_of_file(&args.demonstrations, &texts))?;
+    let max_length = length.tokens;
     let data = Demonstrations::read(&args.demonstrations, &texts, max_length, args.heldout_fraction)?;
     let choices = Choices::read(&args.demonstrations, &texts, max_length, args.heldout_fraction)?;
     if data.train.is_empty() {
@@ -70,6 +72,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     };
     let base_hash = weights_hash(&base)?;
     let mut run = Run::new(plan, reporter)?;
+    length.report(&mut run);
     data.fit.report(&mut run);
     if let Some(state) = run.resume::<State>(&params)? {
         ensure!(state.base_sha256 == base_hash, "the checkpoint's vectors belong to another base model");

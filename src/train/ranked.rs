@@ -124,6 +124,17 @@ impl Rankings {
     }
 }
 
+/// Tokens of prompts and answers of a file of rankings, uncut.
+pub fn lengths(path: &str, texts: &Texts) -> Result<Vec<usize>> {
+    let mut lengths = Vec::new();
+    for comparison in read_comparisons(Path::new(path)).context("comparisons")? {
+        let completions: Vec<&str> = comparison.completions.iter().map(|c| c.text.as_str()).collect();
+        let answers = texts.answers(&comparison.prompt, &completions, usize::MAX)?;
+        lengths.extend(answers.sequences.iter().map(|(ids, _)| ids.len()));
+    }
+    Ok(lengths)
+}
+
 /// The warning about sets that hold no preference.
 pub fn ties_left_out(ties: usize) -> String {
     match ties {

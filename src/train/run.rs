@@ -334,6 +334,10 @@ impl<'a> Run<'a> {
         Ok("all parameters are finite".to_owned())
     }
 
+    pub fn tell(&mut self, message: String) {
+        self.reporter.event("log", json!({"message": message}));
+    }
+
     pub fn warn(&mut self, message: String) {
         self.reporter.event("warning", json!({"message": message}));
     }

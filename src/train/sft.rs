@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::args::{SftArgs, parse};
-use super::fit::Fit;
+use super::fit::{self, Fit};
 use super::run::{Plan, Run, before, device, file_hash};
 use super::samples::Samples;
 use super::step::{Accumulator, Picked, Sequence, micro_batches};
@@ -27,7 +27,6 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let mut loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
     before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
-    let max_length = common.max_length.min(loaded.config.max_positions);
     let (written, file) = match &args.mixture {
         None => (read_demonstrations(Path::new(&args.demonstrations)).context("demonstrations")?, &args.demonstrations),
         Some(mixture) => (read_mixture(mixture, common.seed)?, mixture),
@@ -35,6 +34,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     // Of what is learned, not of a file: a mixture names other files.
     let sha256 = hex::encode(Sha256::digest(serde_json::to_vec(&written)?));
     let data_hash = if args.mixture.is_some() { sha256 } else { file_hash(file)? };
+    let length = fit::length(common.max_length, loaded.config.max_positions, || lengths(&written, &texts))?;
+    let max_length = length.tokens;
     let data = Demonstrations::new(written, &texts, max_length, args.heldout_fraction)?;
     if data.train.is_empty() {
         let (heldout, reasons) = (data.heldout.len(), data.fit.reasons());
@@ -52,6 +53,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         common,
     };
     let mut run = Run::new(plan, reporter)?;
+    length.report(&mut run);
     data.fit.report(&mut run);
     run.resume::<()>(&policy.params)?;
     let samples = Samples::new(&texts, data.prompts, run.common.seed);
@@ -92,6 +94,21 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let metrics = json!({"heldout_loss": heldout, "train_demonstrations": data.train.len(), "fit": data.fit.json()});
     super::output::save(&run.common, "policy", "sft", &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
+}
+
+/// Tokens of prompts and answers, uncut.
+pub(super) fn lengths(written: &[Written], texts: &Texts) -> Result<Vec<usize>> {
+    let mut lengths = Vec::with_capacity(written.len());
+    for written in written {
+        let answers = texts.answers(&written.prompt, &[&written.completion], usize::MAX)?;
+        lengths.extend(answers.sequences.iter().map(|(ids, _)| ids.len()));
+    }
+    Ok(lengths)
+}
+
+/// As `lengths`, of a file of demonstrations.
+pub(super) fn lengths_of_file(path: &str, texts: &Texts) -> Result<Vec<usize>> {
+    lengths(&read_demonstrations(Path::new(path)).context("demonstrations")?, texts)
 }
 
 /// Demonstrations as sequences whose tail is the response.

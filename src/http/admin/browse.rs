@@ -14,6 +14,9 @@ use crate::http::label::page;
 use crate::service::{browse, review};
 use crate::store::{JudgmentFilter, SetFilter};
 
+/// Where sets come from.
+const POLICIES: &[&str] = &["random", "uncertainty", "versus", "stored", "disagreement", "ask", "versions", "import"];
+
 /// Sets that one request may take out of the queue.
 const MOST: usize = 500;
 
@@ -44,6 +47,9 @@ fn text(q: Option<String>) -> Option<String> {
 
 pub async fn sets(State(state): State<AppState>, Query(query): Query<SetsQuery>) -> ApiResult<axum::Json<Value>> {
     let SetsQuery { status, kind, policy, q, labeler, disputed, stuck, after, limit } = query;
+    if let Some(policy) = policy.as_deref().filter(|policy| !POLICIES.contains(policy)) {
+        return Err(ApiError::bad("policy", unknown_name("policy", policy, POLICIES)));
+    }
     let filter = SetFilter { status, kind, policy, text: text(q), labeler_id: labeler, disputed, stuck };
     let (rows, total) = browse::sets(&state.services, &filter, page(after, limit)?).await?;
     let next = rows.last().map(|(row, _)| row.set.id.clone());

@@ -5,6 +5,7 @@ pub mod jobs;
 pub mod models;
 pub mod people;
 pub mod quality;
+pub mod retention;
 pub mod sets;
 pub mod settings;
 pub mod transfer;

@@ -91,10 +91,13 @@ pub async fn review(
 ) -> ApiResult<axum::Json<Value>> {
     let services = &state.services;
     let disputed = review::disputed(services, &actor, &id).await?;
+    let texts: Vec<&str> = disputed.completions.iter().map(|c| c.text.as_str()).collect();
     let mut completions = Vec::new();
-    for c in &disputed.completions {
+    for (c, html) in disputed.completions.iter().zip(markdown::render_all(&texts).await?) {
         let author = author(services, c).await?;
-        completions.push(json!({"id": c.id, "finish_reason": c.finish_reason, "text": c.text, "html": markdown::render(&c.text), "author": author}));
+        completions.push(
+            json!({"id": c.id, "finish_reason": c.finish_reason, "text": c.text, "html": html, "author": author}),
+        );
     }
     let mut judgments = Vec::new();
     for judgment in &disputed.judgments {
@@ -112,7 +115,7 @@ pub async fn review(
     Ok(axum::Json(json!({
         "known_answer": known_answer,
         "set": disputed.set,
-        "prompt": {"id": disputed.prompt.id, "messages": messages_json(&disputed.prompt.messages)},
+        "prompt": {"id": disputed.prompt.id, "messages": messages_json(&disputed.prompt.messages).await?},
         "completions": completions,
         "judgments": judgments,
         "settled_by": disputed.settled_by,

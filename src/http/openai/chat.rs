@@ -18,7 +18,7 @@ use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Json;
 use crate::http::observe::RequestId;
 use crate::service::budget::Drawing;
-use crate::service::complete::{self, PromptInput, Running, Start};
+use crate::service::complete::{self, PromptInput, Running, Start, StoredAs};
 use crate::service::prompts::check_messages;
 
 params::generation_request!(
@@ -255,8 +255,7 @@ pub async fn create(
         request_id: request_id.clone(),
         model: model.clone(),
         prompt,
-        messages,
-        source: "chat",
+        stored_as: StoredAs::Request(messages, "chat"),
         n,
         params: SamplingParams { max_tokens, seed, logprobs: Some(top), ..sampling },
         prompt_logprobs: None,

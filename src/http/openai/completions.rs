@@ -18,7 +18,7 @@ use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Json;
 use crate::http::observe::RequestId;
 use crate::service::budget::Drawing;
-use crate::service::complete::{self, PromptInput, Running, Sample, Start};
+use crate::service::complete::{self, PromptInput, Running, Sample, Start, StoredAs};
 use crate::service::prompts::{check_size, raw_text};
 
 params::generation_request!(
@@ -180,8 +180,7 @@ pub async fn create(
             request_id: request_id.clone(),
             model: model.clone(),
             prompt,
-            messages: raw_text(text.clone()),
-            source: "completions",
+            stored_as: StoredAs::Request(raw_text(text.clone()), "completions"),
             n: best_of,
             params,
             prompt_logprobs: request.logprobs.filter(|_| echo).map(|k| k as usize),

@@ -8,6 +8,7 @@ use crate::domain::{ModelKind, ModelState, ModelVersion};
 use crate::http::AppState;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Path;
+use crate::service::register;
 
 pub async fn list(State(state): State<AppState>) -> ApiResult<Json<Value>> {
     let mut models = state.services.store.list_models().await?;
@@ -18,14 +19,11 @@ pub async fn list(State(state): State<AppState>) -> ApiResult<Json<Value>> {
 }
 
 pub async fn get(State(state): State<AppState>, Path(id): Path<String>) -> ApiResult<Json<Value>> {
-    let found = crate::service::publish::find(&state.services, &id).await;
-    match found {
-        Ok(model) if model.kind == ModelKind::Policy => Ok(Json(entry(&state, &model))),
-        Ok(_) | Err(crate::service::ServiceError::Store(crate::store::StoreError::NotFound { .. })) => {
-            Err(ApiError::from(crate::engine::EngineError::UnknownModel(id)))
-        }
-        Err(e) => Err(e.into()),
+    let found = register::find(&state.services, &id, Some(ModelKind::Policy), Some("model")).await?;
+    if found.kind != ModelKind::Policy {
+        return Err(ApiError::from(crate::engine::EngineError::UnknownModel(id)));
     }
+    Ok(Json(entry(&state, &found)))
 }
 
 fn entry(state: &AppState, model: &ModelVersion) -> Value {

@@ -91,7 +91,7 @@ pub struct Common {
     pub frozen_precision: FrozenPrecision,
     pub freeze_embeddings: bool,
     pub freeze_layers: usize,
-    pub max_length: usize,
+    pub max_length: Option<usize>,
     pub checkpoint_every: u64,
     pub eval_every: u64,
     pub device: DeviceArg,
@@ -153,8 +153,9 @@ macro_rules! recipe_args {
             pub freeze_embeddings: bool,
             /// Keep the first so many blocks as they are.
             pub freeze_layers: usize,
-            /// Longest sequence in tokens, prompt included; longer prompts lose their beginning.
-            pub max_length: usize,
+            /// Longest sequence in tokens, prompt included; longer prompts lose their beginning. Absent = from the data:
+            /// what 99 of 100 sequences have at most, within the model's context (blocks of raw text: 1024).
+            pub max_length: Option<usize>,
             /// Checkpoint after this many steps; 0 = only on a stop.
             pub checkpoint_every: u64,
             /// Evaluate and sample after this many steps; 0 = only at the end.
@@ -188,7 +189,7 @@ macro_rules! recipe_args {
                     frozen_precision: super::FrozenPrecision::F32,
                     freeze_embeddings: false,
                     freeze_layers: 0,
-                    max_length: 1024,
+                    max_length: None,
                     checkpoint_every: 20,
                     eval_every: 0,
                     device: super::DeviceArg::Auto,
@@ -260,10 +261,24 @@ pub fn parse<T: RecipeArgs>(value: &Value) -> Result<T, ArgsError> {
         let message = error.into_inner().to_string();
         // At the root, serde names the field in the message only.
         let quoted = message.split('`').nth(1).unwrap_or("args").to_owned();
+        let message = with_nearest(message);
         ArgsError { field: if path == "." || path == "?" { quoted } else { path }, message }
     })?;
     args.check()?;
     Ok(args)
+}
+
+/// Serde's message about a name that is not known, with the names that are near before the list of all.
+fn with_nearest(message: String) -> String {
+    let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let Some((name, known)) = names.split_first().filter(|_| message.starts_with("unknown ")) else { return message };
+    let near = crate::domain::nearest(name, known.iter().copied());
+    match (message.split_once(", expected"), near.as_slice()) {
+        (Some((what, expected)), [_, ..]) => {
+            format!("{what}; did you mean `{}`? expected{expected}", near.join("` or `"))
+        }
+        _ => message,
+    }
 }
 
 /// The JSON Schema of `T`, with the required fields marked.
@@ -301,7 +316,7 @@ impl Common {
         )?;
         ensure((0.0..1.0).contains(&self.adam_beta2), "adam_beta2", "must be in [0, 1)")?;
         ensure(self.adam_eps.is_finite() && self.adam_eps > 0.0, "adam_eps", "must be above 0")?;
-        ensure(self.max_length >= 2, "max_length", "must be at least 2 tokens")?;
+        ensure(self.max_length.is_none_or(|n| n >= 2), "max_length", "must be at least 2 tokens")?;
         ensure(self.micro_batch_tokens >= 1, "micro_batch_tokens", "must be at least 1")?;
         ensure(self.max_steps != Some(0), "max_steps", "must be at least 1, or null for no limit")?;
         ensure(!self.resume || self.checkpoint_dir.is_some(), "resume", "needs checkpoint_dir")?;

@@ -160,7 +160,11 @@ impl RecipeArgs for MlmArgs {
         self.common().check()?;
         ensure(self.lora.is_none(), "lora", "is not for pretraining")?;
         self.common().check_unfrozen()?;
-        ensure(self.max_length >= 4, "max_length", "must be at least 4: [CLS] and [SEP] stand around the text")?;
+        ensure(
+            self.max_length.is_none_or(|n| n >= 4),
+            "max_length",
+            "must be at least 4: [CLS] and [SEP] stand around the text",
+        )?;
         ensure(self.mask_rate > 0.0 && self.mask_rate < 1.0, "mask_rate", "must be above 0 and below 1")?;
         check_corpus(&self.texts, self.heldout_fraction, self.epochs, self.batch_size)?;
         check_scratch(&self.model, self.architecture.as_ref(), true, self.vocab_size)
@@ -186,7 +190,7 @@ impl RecipeArgs for PromptTuningArgs {
         ensure(self.lora.is_none(), "lora", "is another way to tune; the base stays frozen here")?;
         self.common().check_unfrozen()?;
         ensure((1..=1024).contains(&self.n_tokens), "n_tokens", "must be 1 to 1024")?;
-        ensure(self.n_tokens + 2 <= self.max_length, "n_tokens", "must leave room in max_length")?;
+        ensure(self.max_length.is_none_or(|n| self.n_tokens + 2 <= n), "n_tokens", "must leave room in max_length")?;
         ensure(self.init_text.as_ref().is_none_or(|t| !t.trim().is_empty()), "init_text", "must hold a word")?;
         ensure(self.pretrain_steps >= 1, "pretrain_steps", "must be at least 1")?;
         super::supervised::check_data(self.epochs, self.batch_size, self.heldout_fraction)

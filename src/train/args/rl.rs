@@ -321,7 +321,7 @@ impl RlCommon {
         ensure(self.iterations >= 1, "iterations", "must be at least 1")?;
         ensure(self.response_length >= 1, "response_length", "must be at least 1")?;
         ensure(
-            self.response_length < self.common.max_length,
+            self.common.max_length.is_none_or(|n| self.response_length < n),
             "response_length",
             "must leave room for the prompt in max_length",
         )?;

@@ -26,11 +26,11 @@ use self::rewards::{Item, Reward, Sources};
 use self::rollout::{PromptIds, Rollout, Sampler, Watch};
 use self::update::{Experience, Learner, Summary};
 use super::args::{CriticKind, GrpoArgs, PpoArgs, ReinforceArgs, RlCommon, RlooArgs, parse};
-use super::fit::{Fit, count};
+use super::fit::{self, Fit, count};
 use super::optim::Params;
 use super::run::{Plan, Run, before, device, file_hash, model_hash};
 use super::samples::Samples;
-use super::sft::{Demonstrations, backbone_and_output};
+use super::sft::{Demonstrations, backbone_and_output, lengths_of_file};
 use super::trainable::{Trainable, copies, with_prefix};
 use super::{Reporter, TrainOutcome};
 use crate::data::{PromptInput, read_prompts};
@@ -104,8 +104,10 @@ fn drive<A: Serialize>(
     let device = device(rl.common.device)?;
     let mut loaded = model::load(Path::new(&rl.common.model), &device).context("model")?;
     let texts = Texts::new(&loaded)?;
-    let max_length = rl.common.max_length.min(loaded.config.max_positions);
     before(reporter, "preparing");
+    let positions = loaded.config.max_positions;
+    let length = fit::length(rl.common.max_length, positions, || lengths(&rl, &texts))?;
+    let max_length = length.tokens;
     let (mut prompts, fit) = prompts(&rl, &texts, max_length)?;
     check_held_out(&rl)?;
     let sources = Sources { model: rl.reward_model.as_deref(), rule: rl.reward.as_ref(), field: "reward" };
@@ -116,7 +118,8 @@ fn drive<A: Serialize>(
     let reference = policy.reference(&loaded.weights)?;
     let critic = critic(&rl, &algorithm, &loaded, reward_source.as_ref())?;
     drop(reward_source);
-    let gold = Gold::open(&rl, &texts, &reference, max_length, &device, reporter)?;
+    let whole = rl.common.max_length.unwrap_or(positions).min(positions);
+    let gold = Gold::open(&rl, &texts, &reference, whole, &device, reporter)?;
     let mut unanswered = Vec::new();
     if reward.needs_answers() || gold.as_ref().is_some_and(Gold::needs_answers) {
         unanswered = answered(&mut prompts)?;
@@ -125,7 +128,7 @@ fn drive<A: Serialize>(
     loaded.weights.clear();
     let critic_params = critic.as_ref().map(Critic::params).unwrap_or_default();
     let params: Params = with_prefix("policy.", &policy.params).chain(critic_params).collect();
-    let (ptx, ptx_hash, ptx_fit) = ptx(&algorithm, &texts, max_length)?;
+    let (ptx, ptx_hash, ptx_fit) = ptx(&algorithm, &texts, rl.common.max_length, positions)?;
 
     let plan = Plan {
         recipe,
@@ -136,6 +139,7 @@ fn drive<A: Serialize>(
         data: data_hashes(&rl, ptx_hash)?,
     };
     let mut run = Run::new(plan, reporter)?;
+    length.report(&mut run);
     fit.report(&mut run);
     for message in ptx_fit.messages() {
         run.warn(format!("ptx_demonstrations: {message}"));
@@ -398,6 +402,15 @@ fn left_out(names: &[String], rest: usize) -> String {
     )
 }
 
+/// Tokens of the prompts, uncut, each with a full response.
+fn lengths(rl: &RlCommon, texts: &Texts) -> Result<Vec<usize>> {
+    let mut lengths = Vec::new();
+    for record in read_prompts(Path::new(&rl.prompts)).context("prompts")? {
+        lengths.push(texts.prompt(&record.prompt)?.len() + rl.response_length);
+    }
+    Ok(lengths)
+}
+
 /// Prompts as ids, cut on the left so that a full response fits; counts those that were cut.
 fn prompts(rl: &RlCommon, texts: &Texts, max_length: usize) -> Result<(Vec<PromptIds>, Fit)> {
     let Some(room) = max_length.checked_sub(rl.response_length).filter(|room| *room > 0) else {
@@ -429,11 +442,12 @@ fn critic(rl: &RlCommon, algorithm: &Algorithm, policy: &Loaded, reward: Option<
 
 type PtxData = (Vec<super::step::Sequence>, Option<(String, String)>, Fit);
 
-fn ptx(algorithm: &Algorithm, texts: &Texts, max_length: usize) -> Result<PtxData> {
+fn ptx(algorithm: &Algorithm, texts: &Texts, max_length: Option<usize>, positions: usize) -> Result<PtxData> {
     match algorithm {
         Algorithm::Ppo(args) if args.ptx_coef > 0.0 => {
             let Some(path) = &args.ptx_demonstrations else { bail!("ptx_demonstrations: is required") };
-            let data = Demonstrations::read(path, texts, max_length, 0.0).context("ptx_demonstrations")?;
+            let length = fit::length(max_length, positions, || lengths_of_file(path, texts))?;
+            let data = Demonstrations::read(path, texts, length.tokens, 0.0).context("ptx_demonstrations")?;
             if data.train.is_empty() {
                 bail!("ptx_demonstrations: none is left to learn from{}", data.fit.reasons());
             }

@@ -72,7 +72,7 @@ impl Reward {
             learned = Some(Learned {
                 model: RewardModel::for_purpose(&loaded, purpose).with_context(of_model)?,
                 texts: Texts::new(&loaded).with_context(of_model)?,
-                max_length: common.max_length.min(loaded.config.max_positions),
+                max_length: common.max_length.unwrap_or(usize::MAX).min(loaded.config.max_positions),
                 max_tokens: common.micro_batch_tokens,
             });
             source = Some(loaded);

@@ -11,7 +11,7 @@ const ACTIONS = [
   'invite', 'revoke_invite', 'create_key', 'revoke_key', 'add_labeler', 'change_labeler', 'set_active', 'erase',
   'promote', 'roll_back', 'retire', 'canary', 'end_canary', 'set', 'import', 'export', 'create_dataset', 'enqueue',
   'cancel', 'resume', 'draw_sets', 'cancel_draw', 'known_answer', 'retire_set', 'settle_set', 'create_link',
-  'revoke_link', 'export_person', 'describe_job', 'set_guidelines',
+  'revoke_link', 'export_person', 'describe_job', 'set_guidelines', 'retention',
 ]; // prettier-ignore
 
 const words = (action) => (has(`audit.${action}`) ? t(`audit.${action}`) : action.replaceAll('_', ' '));

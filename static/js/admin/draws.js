@@ -22,6 +22,7 @@ export function reasons(draw) {
   const stored = draw.request.policy === 'stored';
   return [
     r.has_set ? { text: t(r.has_set === r.found ? 'draw.all_have_sets' : 'draw.has_set', { n: r.has_set, all: r.found }), cure: 'again' } : null,
+    n('requests', r.requests),
     n('raw_text', r.raw_text),
     n(stored ? 'few_stored' : 'few_answers', r.few_answers),
     n('equal_answers', r.equal_answers),

@@ -1,11 +1,12 @@
 // Settings by their names in words: those that can be changed while running first, the others folded.
 import { get, listOf, post } from '../api.js';
 import { fill, h, toast } from '../dom.js';
-import { has, t, when } from '../i18n.js';
+import { has, num, t, when } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { inline } from '../richtext.js';
 import { guidelinesEditor } from './guidelines.js';
 import { bytes, section } from './parts.js';
+import { retentionPanel } from './retention.js';
 
 const show = (value) => (value === null || value === '' ? t('settings.unset') : String(value));
 /** Sizes also in units that people read. */
@@ -38,6 +39,8 @@ function grouped(all) {
 export async function settingsView(el, { signal }) {
   const body = h('div', { class: 'stack' });
   const guidelines = h('div', { class: 'stack' });
+  const retention = h('div', { class: 'stack' });
+  let redrawRetention = async () => {};
   const filter = h('input', { type: 'search', id: 'settings-filter', placeholder: t('settings.filter'), autocomplete: 'off' });
   fill(
     el,
@@ -50,9 +53,12 @@ export async function settingsView(el, { signal }) {
       filter,
     ),
     body,
+    retention,
     guidelines,
   );
-  guidelinesEditor(guidelines, signal).catch((e) => fill(guidelines, h('p', { class: 'form-error', role: 'alert', text: errorText(e) })));
+  const failed = (host) => (e) => fill(host, h('p', { class: 'form-error', role: 'alert', text: errorText(e) }));
+  retentionPanel(retention, signal).then((redraw) => (redrawRetention = redraw), failed(retention));
+  guidelinesEditor(guidelines, signal).catch(failed(guidelines));
 
   const about = (s) => (has(`setting.${s.name}`) ? t(`setting.${s.name}`) : s.about);
 
@@ -80,6 +86,7 @@ export async function settingsView(el, { signal }) {
         await post('/admin/settings', { name: s.name, value });
         toast(t('settings.saved', { name: title(s) }), { kind: 'good' });
         await draw();
+        if (s.name.startsWith('retention.')) await redrawRetention();
       } catch (e) {
         error.textContent = errorText(e);
         input.setAttribute('aria-invalid', 'true');
@@ -137,6 +144,12 @@ export async function settingsView(el, { signal }) {
         'div',
         { class: 'setting-value' },
         s.live ? liveControl(s, error) : h('span', { class: 'mono value', text: shown(s) }),
+        s.affects
+          ? h('p', {
+              class: 'help',
+              text: t('settings.affects', { n: num(s.affects.prompts), answers: num(s.affects.completions), feedback: num(s.affects.feedback_events) }),
+            })
+          : null,
         s.live ? error : null,
         same(s.value, s.default) ? null : h('span', { class: 'help', text: t('settings.default', { v: show(s.default) }) }),
       ),

@@ -1,10 +1,10 @@
 //! Hostile text in what is shown: nothing but text and https links may come out of the markdown.
 
-use instructd::http::markdown::render;
 use proptest::prelude::*;
 use serde_json::json;
 
 use super::client::Server;
+use crate::support::rendered as render;
 
 const PAYLOADS: &[&str] = &[
     "<script>alert(1)</script>",

@@ -1,34 +1,9 @@
-//! What clients send never forges a line of the log, and neither secrets nor prompts are in it.
+//! What clients send never forges a line of the log, and neither secrets nor prompts are in it. The log is that of a
+//! server process: within this test binary, which lines a subscriber gets depends on what other tests have logged.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
+use serde_json::{Value, json};
 
-use serde_json::json;
-use tracing_subscriber::fmt::MakeWriter;
-
-use super::client::{ADMIN_KEY, Server};
-
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Lines {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
-}
+use crate::crash::server::{ADMIN_KEY, Place, Server};
 
 const HOSTILE: &[&str] = &[
     "x\r\nFORGED level=ERROR",
@@ -42,55 +17,87 @@ const HOSTILE: &[&str] = &[
     "x\u{8}\u{8}FORGED",
 ];
 
+/// A server process that logs everything of these targets.
+async fn logging(data_dir: &std::path::Path, filter: &str, as_json: bool) -> Server {
+    let url = format!("sqlite://{}", data_dir.join("instructd.db").display());
+    let place = Place::new(&url, data_dir)
+        .with("INSTRUCTD_LOG__FILTER", filter)
+        .with("INSTRUCTD_LOG__JSON", as_json)
+        .with("INSTRUCTD_JOBS__ENABLED", false);
+    Server::start(&place).await
+}
+
+/// A request with these headers; the answer does not matter.
+async fn call(server: &Server, method: &str, path: &str, headers: &[(&str, &str)], body: Option<Value>) {
+    let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+    let mut request = server.http.request(method, format!("{}{path}", server.url));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    if let Some(body) = body {
+        request = request.json(&body);
+    }
+    request.send().await.unwrap().bytes().await.unwrap();
+}
+
+/// The log once it says this, which the last request makes it say.
+async fn log_with(server: &Server, last: &str) -> String {
+    for _ in 0..500 {
+        let log = server.words();
+        if log.contains(last) {
+            return log;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("the log never said {last}: {}", server.words());
+}
+
 /// With every log line there is, in text and in JSON.
 #[tokio::test]
 async fn hostile_input_forges_no_line() {
     for as_json in [false, true] {
-        let lines = Lines::default();
-        let builder = tracing_subscriber::fmt()
-            .with_env_filter("trace,sqlx=off,hyper=off,h2=off")
-            .with_ansi(false)
-            .with_writer(lines.clone());
-        let _guard = if as_json {
-            tracing::subscriber::set_default(builder.json().finish())
-        } else {
-            tracing::subscriber::set_default(builder.finish())
-        };
-        let server = Server::start().await;
+        let dir = tempfile::tempdir().unwrap();
+        let server = logging(dir.path(), "trace,sqlx=off,hyper=off,h2=off", as_json).await;
+        let admin = format!("Bearer {ADMIN_KEY}");
+        let by_admin = [("authorization", admin.as_str())];
         for hostile in HOSTILE {
             let secret = format!("SECRET {hostile}");
-            server.open_post("/v1/completions", json!({"prompt": secret, "max_tokens": 2})).await;
-            server.open_post("/v1/completions", json!({"prompt": "x", "model": hostile})).await;
-            server.open_post("/session", json!({"key": hostile})).await;
-            server.open_post("/session", json!({"invite": "i", "name": hostile})).await;
+            let open = async |path: &str, body: Value| call(&server, "POST", path, &[], Some(body)).await;
+            let post = async |path: &str, body: Value| call(&server, "POST", path, &by_admin, Some(body)).await;
+            open("/v1/completions", json!({"prompt": secret, "max_tokens": 2})).await;
+            open("/v1/completions", json!({"prompt": "x", "model": hostile})).await;
+            open("/session", json!({"key": hostile})).await;
+            open("/session", json!({"invite": "i", "name": hostile})).await;
             let prompt = json!({"messages": [{"role": hostile, "content": secret}], "tags": [hostile]});
-            server.post("/v1/prompts", prompt).await;
-            server.post("/admin/jobs", json!({"kind": hostile, "args": {hostile.to_owned(): hostile}})).await;
-            server.post("/admin/labelers", json!({"name": hostile})).await;
+            post("/v1/prompts", prompt).await;
+            post("/admin/jobs", json!({"kind": hostile, "args": {(*hostile).to_owned(): hostile}})).await;
+            post("/admin/labelers", json!({"name": hostile})).await;
             let encoded: String = hostile.bytes().map(|b| format!("%{b:02x}")).collect();
-            server.get(&format!("/admin/models/{encoded}")).await;
-            server.post(&format!("/admin/models/{encoded}/promote"), json!({})).await;
-            server.get(&format!("/static/{encoded}")).await;
-            server
-                .raw("POST", &format!("/admin/import?format=trl&name={encoded}"), "application/x-ndjson", *hostile)
-                .await;
+            call(&server, "GET", &format!("/admin/models/{encoded}"), &by_admin, None).await;
+            post(&format!("/admin/models/{encoded}/promote"), json!({})).await;
+            call(&server, "GET", &format!("/static/{encoded}"), &[], None).await;
+            let import = format!("/admin/import?format=trl&name={encoded}");
+            call(&server, "POST", &import, &by_admin, Some(json!(hostile))).await;
             for header in ["x-request-id", "traceparent", "user-agent", "origin", "cookie", "sec-fetch-site"] {
                 // What hyper lets through as a header's value.
                 let value: String =
                     hostile.chars().filter(|c| !matches!(c, '\r' | '\n' | '\0' | '\u{8}' | '\u{1b}')).collect();
-                if http::HeaderValue::from_str(&value).is_ok() {
-                    server.call("GET", "/session", &[(header, &value)], None).await;
+                if reqwest::header::HeaderValue::from_str(&value).is_ok() {
+                    call(&server, "GET", "/session", &[(header, &value)], None).await;
                 }
             }
         }
-        let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        call(&server, "GET", "/health", &[("x-request-id", "the-last-one")], None).await;
+        let log = log_with(&server, "the-last-one").await;
         assert!(log.contains("answered"), "the log was written: {log}");
         assert!(!log.contains(ADMIN_KEY) && !log.contains("SECRET"), "no secrets, no prompts");
-        for line in log.lines() {
+        // Lines as a terminal or a collector sees them: ended by \n, and whole only if the last one is.
+        let (whole, _) = log.rsplit_once('\n').unwrap();
+        for line in whole.split('\n') {
             assert!(!line.trim_start().starts_with("FORGED"), "{line:?}");
             assert!(!line.contains(['\r', '\u{1b}', '\0', '\u{8}']), "{line:?}");
             if as_json {
-                serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|e| panic!("{e}: {line:?}"));
+                serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{e}: {line:?}"));
             }
         }
     }
@@ -99,20 +106,21 @@ async fn hostile_input_forges_no_line() {
 /// The trace that a request belongs to is on its lines; what is no `traceparent` is not.
 #[tokio::test]
 async fn the_trace_is_named() {
-    let lines = Lines::default();
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter("debug,sqlx=off").with_ansi(false).with_writer(lines.clone());
-    let _guard = tracing::subscriber::set_default(subscriber.finish());
-    let server = Server::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let server = logging(dir.path(), "debug,sqlx=off,hyper=off", false).await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let given = format!("00-{trace}-00f067aa0ba902b7-01");
-    server.call("GET", "/health", &[("traceparent", &given), ("x-request-id", "r-17")], None).await.expect(200);
-    let log = || String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-    let line = log().lines().find(|l| l.contains("answered")).unwrap().to_owned();
-    assert!(line.contains(trace) && line.contains("r-17"), "{line}");
-    lines.0.lock().unwrap().clear();
-    for bad in ["", "00", "00-xyz-1-01", "zz-4bf92f3577b34da6a3ce929d0e0e4736-1-1", "00-short-00f067aa0ba902b7-01"] {
-        server.call("GET", "/health", &[("traceparent", bad)], None).await.expect(200);
+    call(&server, "GET", "/health", &[("traceparent", &given), ("x-request-id", "r-17")], None).await;
+    let log = log_with(&server, "r-17").await;
+    let line = log.lines().find(|l| l.contains("answered") && l.contains("r-17")).unwrap();
+    assert!(line.contains(trace), "{line}");
+    let bad = ["", "00", "00-xyz-1-01", "zz-4bf92f3577b34da6a3ce929d0e0e4736-1-1", "00-short-00f067aa0ba902b7-01"];
+    for (number, bad) in bad.into_iter().enumerate() {
+        let id = format!("bad-{number}-end");
+        call(&server, "GET", "/health", &[("traceparent", bad), ("x-request-id", &id)], None).await;
+        let log = log_with(&server, &id).await;
+        for line in log.lines().filter(|line| line.contains(&id)) {
+            assert!(!line.contains(trace) && !line.contains("short"), "{line}");
+        }
     }
-    assert!(!log().contains(trace) && !log().contains("short"));
 }

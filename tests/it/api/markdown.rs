@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use instructd::http::markdown::render;
+use crate::support::rendered as render;
 
 #[test]
 fn mathematics_in_every_notation_is_marked_with_its_source() {

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -58,6 +59,7 @@ pub struct Server {
     pub url: String,
     pub http: reqwest::Client,
     log: PathBuf,
+    printed: Arc<Mutex<String>>,
 }
 
 pub struct Answer {
@@ -97,10 +99,16 @@ impl Server {
                 break rest.split_whitespace().next().unwrap().to_owned();
             }
         };
-        // Whoever reads no more makes the writer fail; the server prints nothing further that matters.
-        std::thread::spawn(move || lines.for_each(drop));
+        // Whoever reads no more makes the writer fail.
+        let printed = Arc::new(Mutex::new(String::new()));
+        let into = printed.clone();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                into.lock().unwrap().push_str(&(line + "\n"));
+            }
+        });
         let http = reqwest::Client::builder().timeout(Duration::from_secs(60)).build().unwrap();
-        Self { child, url, http, log }
+        Self { child, url, http, log, printed }
     }
 
     pub async fn ready(&self) {
@@ -111,6 +119,11 @@ impl Server {
                 Err(e) => panic!("the server went away: {e}: {}", self.words()),
             }
         }
+    }
+
+    /// What it printed to standard output after its address, so far.
+    pub fn printed(&self) -> String {
+        self.printed.lock().unwrap().clone()
     }
 
     /// What it logged so far.
@@ -128,6 +141,11 @@ impl Server {
             Ok(answer) => answer,
             Err(e) => panic!("{method} {path}: {e}: {}", self.words()),
         }
+    }
+
+    /// Open file descriptors.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
     /// Memory in use now, and the most since `forget_peak` (bytes).

@@ -50,6 +50,55 @@ pub fn file(codec: Compression, version: WriterVersion, rows: usize) -> Vec<u8> 
     out
 }
 
+/// The kept seeds of the fuzz target: a whole file of every codec, and each with one damaged byte in a data page.
+fn seeds() -> Vec<(String, Vec<u8>)> {
+    let mut all = Vec::new();
+    for codec in codecs() {
+        let name = codec.to_string().to_lowercase().split('(').next().unwrap_or_default().to_owned();
+        let whole = file(codec, WriterVersion::PARQUET_1_0, 12);
+        let mut damaged = whole.clone();
+        // The footer ends with its length and the magic; pages lie before it.
+        let tail = whole.len() - 8;
+        let footer = u32::from_le_bytes(whole[tail..tail + 4].try_into().unwrap()) as usize;
+        damaged[(tail - footer) / 2] ^= 0xff;
+        all.push((name.clone(), whole));
+        all.push((format!("{name}-damaged"), damaged));
+    }
+    all
+}
+
+/// Writes the seeds again: `cargo test --test it -- --ignored the_parquet_seeds_are_written`.
+#[test]
+#[ignore = "writes into the repository"]
+fn the_parquet_seeds_are_written() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/parquet");
+    std::fs::create_dir_all(&dir).unwrap();
+    for (name, bytes) in seeds() {
+        std::fs::write(dir.join(name), bytes).unwrap();
+    }
+}
+
+/// Every kept seed of the fuzz target ends soon and in little memory; the whole ones are read to their last row.
+#[test]
+fn the_kept_parquet_seeds_are_bounded() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/parquet");
+    let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(files.len() >= 2 * codecs().len(), "{files:?}");
+    for path in files {
+        let bytes = std::fs::read(&path).unwrap();
+        assert!(bytes.len() < 4096, "a seed is small: {}", path.display());
+        let began = Instant::now();
+        let mut rows = Vec::new();
+        let largest = allocations::largest_in(|| rows = read(bytes, limits()));
+        assert!(began.elapsed() < Duration::from_secs(5), "{}: {:?}", path.display(), began.elapsed());
+        assert!(largest <= 64 << 20, "{}: {largest} bytes in one piece", path.display());
+        if !path.to_string_lossy().ends_with("-damaged") {
+            assert_eq!(rows.iter().filter(|row| row.is_ok()).count(), 12, "{}: {rows:?}", path.display());
+        }
+    }
+}
+
 fn limits() -> Limits {
     Limits::new(Duration::from_secs(20), 10_000, 64 << 20)
 }

@@ -121,7 +121,7 @@ async fn dataset_versions_are_exact() {
 
 #[tokio::test]
 async fn feedback_events_are_data_when_asked_for() {
-    let server = Server::start().await;
+    let server = Server::with(|c| c.privacy.learn_from_requests = true, Default::default()).await;
     let chat = json!({"model": "base", "n": 2, "max_tokens": 30, "messages": [{"role": "user", "content": "q"}]});
     server.post("/v1/chat/completions", chat).await.expect(200);
     let prompts = server.get("/v1/prompts").await.expect(200).json();

@@ -1,5 +1,6 @@
 //! The queue, people, data sets and the own page over HTTP; and two hundred labelers at once.
 
+mod columns;
 mod data;
 mod door;
 mod draws;

@@ -18,7 +18,7 @@ async fn an_estimate_says_memory_steps_time_and_what_it_rests_on() {
     store.put_model(version).await.unwrap();
     let data = tempfile::tempdir().unwrap();
     let ask = |kind: &'static str, args: serde_json::Value| {
-        estimate::estimate(store, instructd::train::recipes(), data.path(), kind, args)
+        estimate::estimate(store, instructd::train::recipes(), data.path(), kind, args, true)
     };
     let reward = ask("reward", json!({"model": "tiny", "epochs": 2, "batch_size": 1})).await.unwrap();
     assert!(reward.memory_bytes > 0 && reward.basis.contains("2 rows"), "{reward:?}");
@@ -172,7 +172,7 @@ fn the_memory_of_a_run_is_within_a_factor_of_two() {
             }
         };
         assert!(status.success(), "{name}: the run failed");
-        let data = Some(DataSize { rows: 2, sequences_per_row: 1.0, tokens: 80.0 });
+        let data = Some(DataSize { rows: 2, sequences_per_row: 1.0, tokens: 80.0, longest: 160.0 });
         let planned =
             Planned { recipe: "sft", args: &args, model: &config, reward_model: None, gold_reward_model: None, data };
         let estimated = need(&planned).memory_bytes as f64;

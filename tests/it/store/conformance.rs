@@ -25,7 +25,7 @@ macro_rules! conformance {
         }
     };
 }
-pub(super) use conformance;
+pub(crate) use conformance;
 
 conformance!(
     prompts_are_one_per_content,

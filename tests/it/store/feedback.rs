@@ -210,7 +210,7 @@ async fn lists_hold_prompts_and_progress(store: Arc<dyn Store>) {
         (2, "Dr ada", "set")
     );
     let counted = store.count_prompts(&PromptFilter { tag: Some("a".into()), ..Default::default() }).await.unwrap();
-    assert_eq!(counted, PromptCounts { found: 2, raw_text: 0, has_set: 2, few_completions: 0 });
+    assert_eq!(counted, PromptCounts { found: 2, requests: 0, raw_text: 0, has_set: 2, few_completions: 0 });
     let none = store.count_prompts(&PromptFilter { tag: Some("z".into()), ..Default::default() }).await.unwrap();
     assert_eq!(none.found, 0);
     is_not_found(store.retire_sets(&[one.id.clone(), "no".into()]).await);

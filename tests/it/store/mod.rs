@@ -1,7 +1,7 @@
 //! The store seen from outside: one conformance suite over every backend, and what is special to each.
 
 pub mod backend;
-mod conformance;
+pub mod conformance;
 mod evidence;
 mod feedback;
 pub mod fixture;

@@ -45,6 +45,8 @@ async fn jobs_are_claimed_in_order_and_once(store: Arc<dyn Store>) {
     assert_eq!(store.claim_job("w", 60, &["reward", "sft"], 3).await.unwrap().unwrap().0.id, low.id);
     assert_eq!(claim(&*store, "w").await, None);
     assert_eq!(store.list_jobs(page(10), Some(JobState::Running)).await.unwrap().len(), 2);
+    assert_eq!(store.count_jobs(JobState::Running).await.unwrap(), 2);
+    assert_eq!(store.count_jobs(JobState::Queued).await.unwrap(), 0);
     store.finish_job(&fence, JobState::Succeeded, Some(json!({"x": 1})), None).await.unwrap();
     let done = store.get_job(&high.id).await.unwrap();
     assert_eq!((done.state, done.result, done.lease_owner), (JobState::Succeeded, Some(json!({"x": 1})), None));

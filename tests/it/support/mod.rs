@@ -24,3 +24,10 @@ pub fn noise(n: usize, seed: u64) -> Vec<f32> {
 pub fn fixtures() -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
+
+/// Safe HTML of a text, as the routes get it.
+pub fn rendered(markdown: &str) -> String {
+    static RUNTIME: std::sync::LazyLock<tokio::runtime::Runtime> =
+        std::sync::LazyLock::new(|| tokio::runtime::Runtime::new().unwrap());
+    RUNTIME.block_on(instructd::http::markdown::render_all(&[markdown])).unwrap()[0].to_string()
+}

@@ -17,3 +17,4 @@ mod passes;
 mod real;
 pub mod recipes;
 mod silent_bugs;
+mod without_files;

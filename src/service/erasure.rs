@@ -1,0 +1,172 @@
+//! What is stored about a person, and its erasure on their request: in the database, in the files of training jobs,
+//! and in the lists that keep a backup from bringing them back.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::people::Actor;
+use super::random::secret_hash;
+use super::{Result, Services, job_files, to_the_end};
+use crate::data::Comparison;
+use crate::domain::{LabelerId, Message, PromptId, SetKind};
+use crate::erased;
+use crate::store::{AuditFilter, Erase, Erased, Page, RankedFilter, StoreError};
+
+/// What feedback events carry in the place of a name.
+pub fn actor_hash(id: &LabelerId) -> String {
+    secret_hash(id.as_str())[..16].to_owned()
+}
+
+/// What an erasure did, and what it cannot reach.
+#[derive(Debug, serde::Serialize)]
+pub struct Erasure {
+    #[serde(flatten)]
+    pub rows: Erased,
+    /// Lines taken out of the files of training jobs.
+    pub job_lines: u64,
+    /// Backups whose manifests now name the person: a restore of them erases the person again.
+    pub backups: Vec<String>,
+    /// Where the person's words may still be, in plain words.
+    pub not_reached: Vec<String>,
+}
+
+/// Erases a person's data on their request; the audit trail says that it was done, not what it was.
+///
+/// # Errors
+/// `Conflict` for the built-in labelers.
+pub async fn erase(services: &Arc<Services>, by: &Actor, id: &LabelerId, how: Erase) -> Result<Erasure> {
+    let (services, id, signature) = (services.clone(), id.clone(), by.signature());
+    to_the_end(async move {
+        let now = services.now();
+        // What of the job files is theirs is known only as long as the rows are there.
+        let (mut theirs, prompts) = match how {
+            Erase::Remove => words_of(&services, &id).await?,
+            Erase::Anonymise => Default::default(),
+        };
+        let rows = services.store.erase_labeler(&id, how, &actor_hash(&id), now).await?;
+        for (prompt, messages) in prompts {
+            // Prompts that others have a part in stay.
+            if let Err(StoreError::NotFound { .. }) = services.store.get_prompt(&prompt).await {
+                theirs.texts.extend(messages.into_iter().map(|message| message.content));
+            }
+        }
+        let jobs = services.config.data_dir.join("jobs");
+        let from_files = tokio::task::spawn_blocking(move || job_files::forget(&jobs, theirs)).await;
+        let (job_lines, mut not_reached) = match from_files {
+            Ok(Ok(lines)) => (lines, Vec::new()),
+            Ok(Err(error)) => (0, vec![format!("files of training jobs: {error}")]),
+            Err(error) => (0, vec![format!("files of training jobs: {error}")]),
+        };
+        if !services.store.flush_erased().await? {
+            not_reached.push("the database's write-ahead log, until its next checkpoint".to_owned());
+        }
+        let (backups, missed) = list_in_backups(&services).await?;
+        not_reached.extend(missed);
+        not_reached.push(
+            "the rows in backups and dumps made before: `instructd restore` erases the person again from the backups \
+             named, and from others with --erased"
+                .to_owned(),
+        );
+        if how == Erase::Remove {
+            not_reached.push("models that were trained on these judgments, and exported files".to_owned());
+        }
+        if services.store.backend() == "postgres" {
+            not_reached.push("PostgreSQL's write-ahead log and dead rows, until it has vacuumed them".to_owned());
+            not_reached.push("files of training jobs on other machines".to_owned());
+        }
+        let detail = json!({"judgments": how, "erased": rows, "job_lines": job_lines, "backups": backups,
+                            "not_reached": not_reached});
+        services.store.audit(&signature, "erase", id.as_str(), detail, now).await?;
+        Ok(Erasure { rows, job_lines, backups, not_reached })
+    })
+    .await
+}
+
+/// Writes who was erased into the data directory and into the manifest of every known backup; returns the backups that
+/// have it, and what could not be reached.
+async fn list_in_backups(services: &Services) -> Result<(Vec<String>, Vec<String>)> {
+    let people = services.store.erased_people().await?;
+    let known = services.store.backups().await?;
+    let data_dir = services.config.data_dir.clone();
+    let written = tokio::task::spawn_blocking(move || {
+        let (mut done, mut missed) = (Vec::new(), Vec::new());
+        if let Err(error) = erased::write_list(&data_dir, &people) {
+            missed.push(format!("{}: {error}", data_dir.join(erased::LIST).display()));
+        }
+        for (path, _) in known {
+            match erased::add_to_manifest(&PathBuf::from(&path), &people) {
+                Ok(()) => done.push(path),
+                Err(error) => missed.push(format!("the manifest of the backup {path}: {error}")),
+            }
+        }
+        (done, missed)
+    });
+    written.await.map_err(|e| super::ServiceError::Internal(e.to_string()))
+}
+
+/// What a person wrote and ranked, as the files of jobs hold it, and the prompts that may be theirs alone.
+async fn words_of(services: &Services, id: &LabelerId) -> Result<(job_files::Theirs, Vec<(PromptId, Vec<Message>)>)> {
+    let data = services.store.personal_data(id, &actor_hash(id)).await?;
+    let mut theirs = job_files::Theirs::default();
+    theirs.texts.extend(data.demonstrations.into_iter().map(|(_, text, _)| text));
+    theirs.texts.extend(data.feedback_events.iter().filter_map(|e| e.value.as_str()).map(str::to_owned));
+    for kind in SetKind::ALL {
+        let filter = RankedFilter {
+            labeler_id: Some(id.clone()),
+            set_kind: Some(*kind),
+            unsettled: true,
+            ..RankedFilter::default()
+        };
+        let ranked = services.store.ranked_sets(&filter).await?;
+        let lines = ranked.iter().filter_map(Comparison::from_ranked);
+        theirs.lines.extend(lines.filter_map(|line| serde_json::to_value(line).ok()));
+    }
+    Ok((theirs, data.prompts))
+}
+
+/// Everything stored about a person, for the person.
+pub async fn personal_data(services: &Services, by: &Actor, id: &LabelerId) -> Result<serde_json::Value> {
+    let store = &services.store;
+    let labeler = store.get_labeler(id).await?;
+    let mut judgments = Vec::new();
+    let mut page = Page { after: None, limit: 500 };
+    loop {
+        let batch = store.list_judgments(page.clone(), Some(id)).await?;
+        let Some(last) = batch.last() else { break };
+        page.after = Some(last.id.to_string());
+        judgments.extend(batch);
+    }
+    let data = store.personal_data(id, &actor_hash(id)).await?;
+    let mine = |used_by: &Option<LabelerId>| used_by.as_ref() == Some(id);
+    let invites: Vec<_> = store
+        .list_invites()
+        .await?
+        .into_iter()
+        .filter(|i| mine(&i.used_by))
+        .map(|i| json!({"id": i.id, "role": i.role, "name": i.name, "note": i.note, "created": i.created}))
+        .collect();
+    let keys: Vec<_> = store
+        .list_api_keys()
+        .await?
+        .into_iter()
+        .filter(|k| mine(&k.labeler_id))
+        .map(|k| json!({"id": k.id, "name": k.name, "scopes": k.scopes, "created": k.created}))
+        .collect();
+    let links: Vec<_> = store
+        .list_links()
+        .await?
+        .into_iter()
+        .filter(|l| l.labeler_id == *id)
+        .map(|l| json!({"id": l.id, "created": l.created, "expires": l.expires, "used": l.used}))
+        .collect();
+    let filter = AuditFilter { actor: Some(id.to_string()), ..AuditFilter::default() };
+    let actions = store.list_audit(&filter, None, 10_000).await?;
+    store.audit(&by.signature(), "export_person", id.as_str(), json!({}), services.now()).await?;
+    Ok(json!({"labeler": labeler, "judgments": judgments, "demonstrations": data.demonstrations,
+              "feedback_events": data.feedback_events, "assignments": data.assignments, "sessions": data.sessions,
+              "reveals": data.reveals, "sets": data.sets, "prompts": data.prompts, "resolutions": data.resolutions,
+              "guidelines": data.guidelines, "jobs": data.jobs, "settings": data.settings,
+              "invites": invites, "links": links, "keys": keys, "actions": actions}))
+}

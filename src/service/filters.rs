@@ -1,0 +1,78 @@
+//! Names in filters: a tag, labeler or language that nothing has would find nothing in silence. They are refused with
+//! what there is.
+
+use std::collections::BTreeSet;
+
+use super::{Result, Services, bad_input};
+use crate::domain::{Prompt, unknown_name};
+use crate::store::{Page, PromptFilter, RankedFilter, StoreError};
+
+/// Prompts read at once.
+const PAGE: i64 = 1000;
+
+/// Whether some prompt has the name that `names` gives; else what all prompts have.
+async fn prompts_have(
+    services: &Services,
+    wanted: &str,
+    names: impl Fn(&Prompt) -> Vec<String>,
+) -> Result<Result<(), BTreeSet<String>>> {
+    let mut seen = BTreeSet::new();
+    let mut page = Page { after: None, limit: PAGE };
+    loop {
+        let batch = services.store.list_prompts(page.clone(), None).await?;
+        let Some(last) = batch.last() else { return Ok(Err(seen)) };
+        page.after = Some(last.id.to_string());
+        for name in batch.iter().flat_map(&names) {
+            if name == wanted {
+                return Ok(Ok(()));
+            }
+            seen.insert(name);
+        }
+    }
+}
+
+fn refuse(field: String, what: &str, name: &str, known: &BTreeSet<String>) -> super::ServiceError {
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    bad_input(field, unknown_name(what, name, &known))
+}
+
+/// # Errors
+/// `BadInput` naming the field of a tag or labeler that there is not.
+pub async fn check_ranked(services: &Services, filter: &RankedFilter, field: &str) -> Result<()> {
+    if let Some(id) = &filter.labeler_id {
+        match services.store.get_labeler(id).await {
+            Ok(_) => {}
+            Err(StoreError::NotFound { .. }) => {
+                let known = services.store.list_labelers().await?.into_iter().map(|l| l.id.to_string()).collect();
+                return Err(refuse(format!("{field}.labeler_id"), "labeler", id.as_str(), &known));
+            }
+            Err(other) => return Err(other.into()),
+        }
+    }
+    check_tag(services, filter.tag.as_deref(), field).await
+}
+
+async fn check_tag(services: &Services, tag: Option<&str>, field: &str) -> Result<()> {
+    let Some(tag) = tag else { return Ok(()) };
+    match prompts_have(services, tag, |p| p.tags.clone()).await? {
+        Ok(()) => Ok(()),
+        Err(known) => Err(refuse(format!("{field}.tag"), "tag", tag, &known)),
+    }
+}
+
+/// # Errors
+/// `BadInput` naming the field of a tag, language or source that no prompt has.
+pub async fn check_prompts(services: &Services, filter: &PromptFilter, field: &str) -> Result<()> {
+    check_tag(services, filter.tag.as_deref(), field).await?;
+    if let Some(lang) = &filter.lang
+        && let Err(known) = prompts_have(services, lang, |p| p.lang.clone().into_iter().collect()).await?
+    {
+        return Err(refuse(format!("{field}.lang"), "language", lang, &known));
+    }
+    if let Some(source) = &filter.source
+        && let Err(known) = prompts_have(services, source, |p| vec![p.source.clone()]).await?
+    {
+        return Err(refuse(format!("{field}.source"), "source", source, &known));
+    }
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! Model files on this machine as versions of the database: the configured model, the built-in one, pulled ones. Every
+//! place that names a model finds it here.
+
+use std::path::Path;
+
+use anyhow::Context;
+use serde_json::json;
+
+use super::{Result, ServiceError, Services};
+use crate::artifacts::weights_sha256;
+use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
+use crate::model::{self, Arch, builtin, pull};
+use crate::store::{StoreError, find_version, unknown_version};
+
+/// A version by its name or id. `param` is the request's field that names it; `kind` is what is listed where the name is
+/// not known.
+///
+/// # Errors
+/// `UnknownModel` with the names that are near and those that there are.
+pub async fn find(
+    services: &Services,
+    name: &str,
+    kind: Option<ModelKind>,
+    param: Option<&str>,
+) -> Result<ModelVersion> {
+    let store = services.store.as_ref();
+    match find_version(store, name).await? {
+        Some(found) => Ok(found),
+        None => Err(unknown(services, name, kind, param).await?),
+    }
+}
+
+/// As `find`; the built-in model and pulled models become versions when they are first named.
+///
+/// # Errors
+/// As `find`; `BadInput` for model files that do not open.
+pub async fn find_or_register(
+    services: &Services,
+    name: &str,
+    kind: Option<ModelKind>,
+    param: Option<&str>,
+) -> Result<ModelVersion> {
+    if let Some(found) = find_version(services.store.as_ref(), name).await? {
+        return Ok(found);
+    }
+    let (wanted, data_dir) = (name.to_owned(), services.config.data_dir.clone());
+    let installed = tokio::task::spawn_blocking(move || {
+        if wanted == builtin::NAME {
+            return Ok(Some(builtin::unpack(&data_dir).context("writing the built-in model")?));
+        }
+        // Names only: a request never leads to any path of this machine.
+        anyhow::Ok(pull::installed_by_name(&wanted, &data_dir))
+    });
+    let failed = |e: anyhow::Error| super::bad_input(param.unwrap_or("model"), format!("{name}: {e:#}"));
+    let path = installed.await.map_err(|e| ServiceError::Internal(e.to_string()))?.map_err(failed)?;
+    let Some(path) = path else { return Err(unknown(services, name, kind, param).await?) };
+    let described = {
+        let path = path.clone();
+        tokio::task::spawn_blocking(move || model::describe(&path))
+    };
+    let described = described.await.map_err(|e| ServiceError::Internal(e.to_string()))?;
+    let described = described.map_err(|e| failed(e.into()))?;
+    let said = described.instructd.as_ref().and_then(|about| about.get("kind")?.as_str()).and_then(ModelKind::parse);
+    let found =
+        said.unwrap_or(if described.config.arch == Arch::Bert { ModelKind::Encoder } else { ModelKind::Policy });
+    register(services, &path, &name_for(name, &path), found).await.map_err(failed)
+}
+
+async fn unknown(
+    services: &Services,
+    name: &str,
+    kind: Option<ModelKind>,
+    param: Option<&str>,
+) -> Result<ServiceError> {
+    let data_dir = services.config.data_dir.clone();
+    let pulled = tokio::task::spawn_blocking(move || pull::list(&data_dir));
+    let pulled = pulled.await.map_err(|e| ServiceError::Internal(e.to_string()))?;
+    let mut more = Vec::new();
+    if kind.is_none_or(|kind| kind == ModelKind::Policy) {
+        more.push(builtin::NAME.to_owned());
+        more.extend(pulled.into_iter().map(|model| model.name).filter(|name| name != builtin::NAME));
+    }
+    let message = unknown_version(services.store.as_ref(), name, kind, &more).await?;
+    Ok(ServiceError::UnknownModel { message, param: param.map(str::to_owned) })
+}
+
+/// The name of the version of the configured model found at `path`.
+pub fn name_for(model: &str, path: &Path) -> String {
+    if pull::is_name(model) { version_name(model) } else { name_of_path(path) }
+}
+
+/// The version record of the model at `path`: the known one when name and weights are the same.
+pub async fn register(services: &Services, path: &Path, name: &str, kind: ModelKind) -> anyhow::Result<ModelVersion> {
+    let path = std::fs::canonicalize(path).with_context(|| format!("no model at {}", path.display()))?;
+    let sha256 = {
+        let path = path.clone();
+        tokio::task::spawn_blocking(move || weights_sha256(&path)).await??
+    };
+    let uri = artifact_uri(&services.config.data_dir, &path);
+    let store = &services.store;
+    let mut name = version_name(name);
+    for suffix in [String::new(), format!("-{}", &sha256[..8])] {
+        name.truncate(64 - suffix.len());
+        let candidate = format!("{name}{suffix}");
+        match store.find_model(&candidate).await? {
+            Some(known) if known.sha256 == sha256 && known.artifact_uri == uri && known.kind == kind => {
+                return Ok(known);
+            }
+            Some(_) => continue,
+            None => return Ok(put(services, candidate, kind, uri, sha256).await?),
+        }
+    }
+    // Same name and weights, another place: the record would send readers to the old place.
+    let name = format!("{}-{}", &name[..name.len().min(40)], ModelVersionId::new().as_str().to_ascii_lowercase());
+    Ok(put(services, name[..name.len().min(64)].to_owned(), kind, uri, sha256).await?)
+}
+
+async fn put(
+    services: &Services,
+    name: String,
+    kind: ModelKind,
+    uri: String,
+    sha256: String,
+) -> Result<ModelVersion, StoreError> {
+    let version = ModelVersion {
+        id: ModelVersionId::new(),
+        kind,
+        name,
+        stage: "base".to_owned(),
+        parent_id: None,
+        job_id: None,
+        artifact_uri: uri,
+        sha256,
+        metrics: json!({}),
+        state: ModelState::Candidate,
+        created: services.now(),
+    };
+    services.store.put_model(version.clone()).await?;
+    Ok(version)
+}
+
+/// `[a-z0-9][a-z0-9._-]{0,63}` made of any text.
+pub fn version_name(text: &str) -> String {
+    let fits =
+        |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-') { c } else { '-' };
+    let name: String = text.to_ascii_lowercase().chars().map(fits).collect();
+    let mut name = name.trim_start_matches(['.', '_', '-']).to_owned();
+    while name.contains("..") {
+        name = name.replace("..", ".");
+    }
+    name.truncate(64);
+    if name.is_empty() { "model".to_owned() } else { name }
+}
+
+/// The name a path gives its model: the directory's, or the file's without `.gguf`; `model.gguf` takes its
+/// directory's.
+pub fn name_of_path(path: &Path) -> String {
+    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let stem = if path.extension().is_some_and(|e| e == "gguf") { path.file_stem() } else { path.file_name() };
+    let stem = stem.map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    let parent = path.parent().and_then(Path::file_name).map(|s| s.to_string_lossy().into_owned());
+    match (stem.as_str(), parent) {
+        ("model", Some(parent)) => version_name(&parent),
+        _ => version_name(&stem),
+    }
+}
+
+/// Relative to the data directory where it is inside, so that the directory can move.
+fn artifact_uri(data_dir: &Path, path: &Path) -> String {
+    let root = std::fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_owned());
+    path.strip_prefix(&root).unwrap_or(path).display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_always_valid() {
+        let long = "x".repeat(100);
+        for (text, name) in [
+            ("SmolLM2 135M", "smollm2-135m"),
+            ("../../etc", "etc"),
+            ("...", "model"),
+            ("a..b", "a.b"),
+            ("模型", "model"),
+            (long.as_str(), &long[..64]),
+        ] {
+            assert_eq!(version_name(text), name);
+        }
+    }
+}

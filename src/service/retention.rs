@@ -1,0 +1,298 @@
+//! Retention: requests, feedback and files of ended jobs go by age and by size. What a set, judgment, demonstration,
+//! dataset version or published model rests on stays.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::people::Actor;
+use super::{Result, ServiceError, Services};
+use crate::config::RetentionConfig;
+use crate::domain::{Micros, Signature};
+use crate::jobs::leftovers::{self, Leftover};
+use crate::store::{Amount, Cuts, Expiring, Store};
+
+const DAY: Micros = 86_400_000_000;
+const MEGABYTE: i64 = 1_000_000;
+/// Earlier than any record.
+const NEVER: Micros = -Micros::MAX;
+/// How often a server looks.
+const EVERY: Duration = Duration::from_secs(3600);
+/// Records of one transaction, so that others get their turn.
+const BATCH: i64 = 500;
+/// Who the audit trail names for what happens by itself.
+const ACTOR: &str = "retention";
+
+/// Amounts by kind of record; `job_files` counts jobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Amounts {
+    pub completions: Amount,
+    pub prompts: Amount,
+    pub feedback_events: Amount,
+    /// On the machine that looked.
+    pub job_files: Amount,
+}
+
+impl Amounts {
+    /// Nothing at all.
+    pub fn is_empty(&self) -> bool {
+        let Self { completions, prompts, feedback_events, job_files } = self;
+        [completions, prompts, feedback_events, job_files].iter().all(|amount| amount.records == 0)
+    }
+}
+
+/// What is stored, and what of it goes by the limits of now.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Outlook {
+    pub stored: Amounts,
+    pub goes: Amounts,
+    /// Feedback and prompts up to these times (µs) stay, because dataset versions rest on them; absent = none.
+    pub kept_feedback_until: Option<Micros>,
+    pub kept_prompts_until: Option<Micros>,
+}
+
+/// A removal under way, and the last one of this process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Progress {
+    pub running: bool,
+    /// What is being removed now.
+    pub removing: Option<&'static str>,
+    /// Removed so far, or by the last run.
+    pub removed: Amounts,
+    pub started: Option<Micros>,
+    pub ended: Option<Micros>,
+    /// Why the last run ended early.
+    pub error: Option<String>,
+}
+
+/// Shared between who removes and who looks.
+#[derive(Debug, Default)]
+pub struct Status(Mutex<Progress>);
+
+impl Status {
+    pub fn now(&self) -> Progress {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Progress)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// What a run decides before it removes anything.
+struct Plan {
+    cuts: Cuts,
+    jobs: Vec<Leftover>,
+}
+
+/// Limits from which dataset versions rest on records: the latest time of those that hold feedback, or prompts of
+/// requests.
+async fn kept(store: &dyn Store) -> Result<(Micros, Micros)> {
+    let (mut feedback, mut prompts) = (NEVER, NEVER);
+    for version in store.list_datasets().await? {
+        let filter = &version.filter["filter"];
+        let has_requests = !filter["without_requests"].as_bool().unwrap_or(false);
+        if has_requests && filter["feedback"].as_bool().unwrap_or(false) {
+            feedback = feedback.max(version.as_of);
+        }
+        if has_requests && version.filter["data"] == "prompts" {
+            prompts = prompts.max(version.as_of);
+        }
+    }
+    Ok((feedback, prompts))
+}
+
+/// The later of two cuts by age and by size.
+async fn cut(store: &dyn Store, what: Expiring, cuts: Cuts, now: Micros, days: u32, mb: u32) -> Result<Micros> {
+    let by_age = if days == 0 { NEVER } else { now - Micros::from(days) * DAY };
+    let by_size = match mb {
+        0 => None,
+        mb => store.size_cut(what, cuts, i64::from(mb) * MEGABYTE).await?,
+    };
+    Ok(by_age.max(by_size.unwrap_or(NEVER)))
+}
+
+async fn plan(store: &dyn Store, data_dir: &Path, limits: &RetentionConfig, now: Micros) -> Result<Plan> {
+    let (kept_feedback, kept_prompts) = kept(store).await?;
+    let mut cuts = Cuts { feedback: NEVER, requests: NEVER, kept_feedback, kept_prompts };
+    cuts.feedback = cut(store, Expiring::Feedback, cuts, now, limits.feedback_days, limits.feedback_mb).await?;
+    cuts.requests = cut(store, Expiring::Completions, cuts, now, limits.request_days, limits.request_mb).await?;
+    let mut jobs = leftovers::leftovers(store, data_dir).await?;
+    let before = if limits.job_days == 0 { NEVER } else { now - Micros::from(limits.job_days) * DAY };
+    let most = if limits.job_mb == 0 { u64::MAX } else { u64::from(limits.job_mb) * MEGABYTE.unsigned_abs() };
+    let mut left: u64 = jobs.iter().map(|job| job.bytes).sum();
+    jobs.retain(|job| {
+        let goes = job.ended < before || left > most;
+        left -= if goes { job.bytes } else { 0 };
+        goes
+    });
+    Ok(Plan { cuts, jobs })
+}
+
+fn files(jobs: &[Leftover]) -> Amount {
+    let bytes = jobs.iter().map(|job| i64::try_from(job.bytes).unwrap_or(i64::MAX)).sum();
+    Amount { records: jobs.len() as i64, bytes }
+}
+
+/// What is stored and what would go now. Nothing is removed.
+///
+/// # Errors
+/// What the store says; a job's directory that cannot be read.
+pub async fn outlook(store: &dyn Store, data_dir: &Path, limits: &RetentionConfig, now: Micros) -> Result<Outlook> {
+    let Plan { cuts, jobs } = plan(store, data_dir, limits, now).await?;
+    let stored = Amounts {
+        completions: store.stored(Expiring::Completions).await?,
+        prompts: store.stored(Expiring::Prompts).await?,
+        feedback_events: store.stored(Expiring::Feedback).await?,
+        job_files: files(&leftovers::leftovers(store, data_dir).await?),
+    };
+    let goes = Amounts {
+        completions: store.expiring(Expiring::Completions, cuts).await?,
+        prompts: store.expiring(Expiring::Prompts, cuts).await?,
+        feedback_events: store.expiring(Expiring::Feedback, cuts).await?,
+        job_files: files(&jobs),
+    };
+    let until = |time: Micros| (time > NEVER).then_some(time);
+    let (kept_feedback_until, kept_prompts_until) = (until(cuts.kept_feedback), until(cuts.kept_prompts));
+    Ok(Outlook { stored, goes, kept_feedback_until, kept_prompts_until })
+}
+
+/// Removes what goes, in small transactions, and notes in the audit trail what went.
+///
+/// # Errors
+/// What the store says; a file that cannot be removed. What was removed before stays removed and is noted.
+pub async fn apply(
+    store: &dyn Store,
+    data_dir: &Path,
+    limits: &RetentionConfig,
+    now: Micros,
+    by: &Signature,
+    status: &Status,
+) -> Result<Amounts> {
+    status.change(|p| *p = Progress { running: true, started: Some(now), ..Progress::default() });
+    let done = remove(store, data_dir, limits, now, status).await;
+    let removed = status.now().removed;
+    let noted = match removed.is_empty() {
+        true => Ok(()),
+        false => {
+            let _ = store.flush_erased().await;
+            let Amounts { completions, prompts, feedback_events, job_files } = removed;
+            let bytes = [completions, prompts, feedback_events, job_files].iter().map(|a| a.bytes).sum::<i64>();
+            let mut detail = json!({
+                "completions": completions.records, "prompts": prompts.records,
+                "feedback_events": feedback_events.records, "jobs": job_files.records, "bytes": bytes,
+            });
+            if let Err(error) = &done {
+                detail["error"] = error.to_string().into();
+            }
+            store.audit(by, "retention", "retention", detail, now).await
+        }
+    };
+    let error = done.as_ref().err().map(ToString::to_string);
+    status.change(|p| (p.running, p.removing, p.ended, p.error) = (false, None, Some(now), error));
+    done?;
+    noted?;
+    Ok(removed)
+}
+
+async fn remove(
+    store: &dyn Store,
+    data_dir: &Path,
+    limits: &RetentionConfig,
+    now: Micros,
+    status: &Status,
+) -> Result<()> {
+    let Plan { cuts, jobs } = plan(store, data_dir, limits, now).await?;
+    for (what, name) in [
+        (Expiring::Feedback, "feedback_events"),
+        (Expiring::Completions, "completions"),
+        (Expiring::Prompts, "prompts"),
+    ] {
+        status.change(|p| p.removing = Some(name));
+        loop {
+            let batch = store.expire(what, cuts, BATCH).await?;
+            if batch.records == 0 {
+                break;
+            }
+            status.change(|p| match what {
+                Expiring::Feedback => p.removed.feedback_events += batch,
+                Expiring::Completions => p.removed.completions += batch,
+                Expiring::Prompts => p.removed.prompts += batch,
+            });
+        }
+    }
+    status.change(|p| p.removing = Some("job_files"));
+    for job in jobs {
+        let amount = files(std::slice::from_ref(&job));
+        if leftovers::remove(store, data_dir, job).await? {
+            status.change(|p| p.removed.job_files += amount);
+        }
+    }
+    Ok(())
+}
+
+/// For the page: the limits of now, what they mean, and what is under way.
+///
+/// # Errors
+/// What the store says.
+pub async fn describe(services: &Services) -> Result<serde_json::Value> {
+    let limits = services.live().config.retention.clone();
+    let found = outlook(services.store.as_ref(), &services.config.data_dir, &limits, services.now()).await?;
+    Ok(json!({"limits": limits, "outlook": found, "progress": services.retention.now()}))
+}
+
+/// Starts a removal in the background.
+///
+/// # Errors
+/// `Conflict` while one is running here.
+pub fn start(services: &Arc<Services>, by: &Actor) -> Result<Progress> {
+    let now = services.now();
+    let mut was_running = false;
+    services.retention.change(|p| {
+        was_running = std::mem::replace(&mut p.running, true);
+    });
+    if was_running {
+        return Err(ServiceError::Conflict("a removal is running; wait for its end".into()));
+    }
+    services.retention.change(|p| *p = Progress { running: true, started: Some(now), ..Progress::default() });
+    let (all, signature) = (services.clone(), by.signature());
+    tokio::spawn(async move { run(&all, &signature).await });
+    Ok(services.retention.now())
+}
+
+async fn run(services: &Services, by: &Signature) {
+    let limits = services.live().config.retention.clone();
+    let (store, data_dir) = (services.store.as_ref(), &services.config.data_dir);
+    match apply(store, data_dir, &limits, services.now(), by, &services.retention).await {
+        Ok(removed) if removed.is_empty() => {}
+        Ok(removed) => tracing::info!(
+            completions = removed.completions.records,
+            prompts = removed.prompts.records,
+            feedback_events = removed.feedback_events.records,
+            jobs = removed.job_files.records,
+            "retention removed what is past its limits"
+        ),
+        Err(error) => tracing::warn!(%error, "retention ended early; it goes on within the hour"),
+    }
+}
+
+/// Looks once an hour until shutdown.
+pub async fn follow(services: Arc<Services>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(EVERY) => {}
+            () = services.shutdown.cancelled() => return,
+        }
+        // A worker has nobody else who reads the stored settings.
+        if let Err(error) = super::live::refresh(&services).await {
+            tracing::warn!(%error, "the settings could not be read; nothing is removed");
+            continue;
+        }
+        if services.live().config.retention != RetentionConfig::default() && !services.retention.now().running {
+            run(&services, &ACTOR.into()).await;
+        }
+    }
+}

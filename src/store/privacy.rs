@@ -1,0 +1,413 @@
+//! Texts that came in as requests: which they are, how much is kept of them, and removing what is too old or too much.
+//! Also who was erased and where backups lie.
+
+use std::collections::HashSet;
+
+use async_trait::async_trait;
+
+use super::rows::{Arg, Conn, Row, args, placeholders};
+use super::sql::{SqlStore, read, write};
+use super::*;
+
+/// The condition that a prompt came in only as a request: nobody submitted it for labeling.
+macro_rules! asked {
+    ($p:literal) => {
+        concat!("(", $p, ".source IN ('chat', 'completions') AND ", $p, ".submitted IS NULL)")
+    };
+}
+pub(super) use asked;
+
+/// Whether this source is that of a request to the model.
+pub(super) fn is_request(source: &str) -> bool {
+    matches!(source, "chat" | "completions")
+}
+
+/// How many records came in as requests, and are used for training only where the operator says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct RequestCounts {
+    pub prompts: i64,
+    pub completions: i64,
+    /// Feedback on those completions.
+    pub feedback_events: i64,
+}
+
+/// Records and their size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct Amount {
+    pub records: i64,
+    pub bytes: i64,
+}
+
+impl std::ops::AddAssign for Amount {
+    fn add_assign(&mut self, other: Self) {
+        self.records += other.records;
+        self.bytes += other.bytes;
+    }
+}
+
+/// What retention removes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiring {
+    /// Feedback events: old ones, and those on completions that go.
+    Feedback,
+    /// Answers to requests that nothing else names.
+    Completions,
+    /// Prompts of requests without any answer left.
+    Prompts,
+}
+
+/// Times, µs: records before a cut go; records at or before a limit of `kept_*` stay, because dataset versions rest
+/// on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cuts {
+    pub feedback: Micros,
+    pub requests: Micros,
+    pub kept_feedback: Micros,
+    pub kept_prompts: Micros,
+}
+
+/// A person whose data was erased.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ErasedPerson {
+    pub labeler_id: LabelerId,
+    pub judgments: Erase,
+    pub created: Micros,
+}
+
+/// The part of `Store` about what people asked, and how long it stays.
+#[async_trait]
+pub trait PrivacyStore: Send + Sync + 'static {
+    /// Stores completions with the prompt that they answer; `served` names the route of the request, if there was one.
+    async fn put_answers(&self, prompt: Prompt, completions: Vec<Completion>, served: Option<&str>) -> Result<()>;
+    /// As `put_prompt`, and notes who submitted it.
+    async fn submit_prompt(&self, prompt: Prompt, by: &LabelerId) -> Result<Prompt>;
+    /// Whether the labeler submitted the prompt, or made or was handed a set of it.
+    async fn prompt_is_of(&self, id: &PromptId, labeler: &LabelerId) -> Result<bool>;
+    async fn request_counts(&self) -> Result<RequestCounts>;
+    /// Those of the prompts that came in only as requests.
+    async fn request_prompts(&self, ids: &[PromptId]) -> Result<HashSet<PromptId>>;
+    /// The completions of a prompt that answered requests.
+    async fn served_completions(&self, id: &PromptId) -> Result<HashSet<CompletionId>>;
+
+    /// What is stored of a kind.
+    async fn stored(&self, what: Expiring) -> Result<Amount>;
+    /// What would go.
+    async fn expiring(&self, what: Expiring, cuts: Cuts) -> Result<Amount>;
+    /// The cut by which what may go shrinks to `most_bytes`; `None` where it is not more. `Prompts` and `Completions`
+    /// are one sum.
+    async fn size_cut(&self, what: Expiring, cuts: Cuts, most_bytes: i64) -> Result<Option<Micros>>;
+    /// Removes at most `limit` of what goes, the oldest first, in one transaction; with zero records when nothing is
+    /// left.
+    async fn expire(&self, what: Expiring, cuts: Cuts, limit: i64) -> Result<Amount>;
+
+    /// Whose data was erased, in order of time.
+    async fn erased_people(&self) -> Result<Vec<ErasedPerson>>;
+    async fn put_backup(&self, path: &str, now: Micros) -> Result<()>;
+    /// Where backups were written, and when.
+    async fn backups(&self) -> Result<Vec<(String, Micros)>>;
+    async fn forget_backup(&self, path: &str) -> Result<()>;
+}
+
+/// The setting under which requests may be learned from: the stored value, else the configured one.
+///
+/// # Errors
+/// What the store says.
+pub async fn learns_from_requests(store: &dyn Store, configured: bool) -> Result<bool> {
+    let stored = store.settings().await?;
+    let found = stored.iter().find(|s| s.name == "privacy.learn_from_requests");
+    Ok(found.and_then(|s| s.value.as_bool()).unwrap_or(configured))
+}
+
+/// A completion `c` that nothing but feedback names, and no feedback that a dataset version rests on.
+fn removable(cuts: &Cuts) -> String {
+    format!(
+        "c.served IS NOT NULL
+           AND NOT EXISTS (SELECT 1 FROM set_items x WHERE x.completion_id = c.id)
+           AND NOT EXISTS (SELECT 1 FROM judgment_items x WHERE x.completion_id = c.id)
+           AND NOT EXISTS (SELECT 1 FROM judgment_flags x WHERE x.completion_id = c.id)
+           AND NOT EXISTS (SELECT 1 FROM demonstrations x WHERE x.completion_id = c.id)
+           AND NOT EXISTS (SELECT 1 FROM completions x WHERE x.parent_completion_id = c.id)
+           AND NOT EXISTS (SELECT 1 FROM feedback_events f WHERE f.completion_id = c.id AND f.created <= {})",
+        cuts.kept_feedback
+    )
+}
+
+/// A prompt `p` of a request that nothing names but completions which go.
+fn removable_prompt(cuts: &Cuts) -> String {
+    format!(
+        concat!(
+            asked!("p"),
+            " AND NOT (p.source = 'chat' AND p.split = 'train' AND p.created <= {kept})
+           AND NOT EXISTS (SELECT 1 FROM comparison_sets x WHERE x.prompt_id = p.id)
+           AND NOT EXISTS (SELECT 1 FROM demonstrations x WHERE x.prompt_id = p.id)
+           AND NOT EXISTS (SELECT 1 FROM completions c WHERE c.prompt_id = p.id AND NOT (c.created < {cut} AND {of}))"
+        ),
+        kept = cuts.kept_prompts,
+        cut = cuts.requests,
+        of = removable(cuts)
+    )
+}
+
+/// `SELECT id, created, bytes` of everything of a kind that goes.
+fn going(what: Expiring, cuts: &Cuts) -> String {
+    let cut = cuts.requests;
+    match what {
+        Expiring::Feedback => format!(
+            "SELECT f.id, f.created, octet_length(CAST(f.value AS TEXT)) AS bytes FROM feedback_events f
+             WHERE (f.created < {} AND f.created > {})
+                OR EXISTS (SELECT 1 FROM completions c WHERE c.id = f.completion_id AND c.created < {cut} AND {})",
+            cuts.feedback,
+            cuts.kept_feedback,
+            removable(cuts)
+        ),
+        Expiring::Completions => format!(
+            "SELECT c.id, c.created, octet_length(c.text) + octet_length(c.token_ids) + octet_length(c.logprobs) AS bytes
+             FROM completions c WHERE c.created < {cut} AND {}",
+            removable(cuts)
+        ),
+        Expiring::Prompts => format!(
+            "SELECT p.id, p.created, octet_length(CAST(p.messages AS TEXT)) AS bytes FROM prompts p
+             WHERE p.created < {cut} AND {}",
+            removable_prompt(cuts)
+        ),
+    }
+}
+
+fn amount(row: Option<&Row>) -> Result<Amount> {
+    let row = row.ok_or_else(|| StoreError::Internal("a count gave no row".into()))?;
+    Ok(Amount { records: row.int("records")?, bytes: row.int("bytes")? })
+}
+
+const SUMS: &str = "CAST(COUNT(*) AS BIGINT) AS records, CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS bytes";
+
+async fn sum(conn: &mut Conn, rows: String) -> Result<Amount> {
+    amount(conn.all_built(format!("SELECT {SUMS} FROM ({rows}) AS t"), vec![]).await?.first())
+}
+
+async fn stored(conn: &mut Conn, what: Expiring) -> Result<Amount> {
+    let rows = match what {
+        Expiring::Feedback => "SELECT octet_length(CAST(f.value AS TEXT)) AS bytes FROM feedback_events f",
+        Expiring::Completions => {
+            "SELECT octet_length(c.text) + octet_length(c.token_ids) + octet_length(c.logprobs) AS bytes
+             FROM completions c WHERE c.served IS NOT NULL"
+        }
+        Expiring::Prompts => {
+            concat!("SELECT octet_length(CAST(p.messages AS TEXT)) AS bytes FROM prompts p WHERE ", asked!("p"))
+        }
+    };
+    sum(conn, rows.to_owned()).await
+}
+
+async fn size_cut(conn: &mut Conn, what: Expiring, cuts: &Cuts, most_bytes: i64) -> Result<Option<Micros>> {
+    let rows = match what {
+        Expiring::Feedback => going(what, &Cuts { feedback: Micros::MAX, requests: Micros::MIN, ..*cuts }),
+        _ => {
+            let all = Cuts { requests: Micros::MAX, ..*cuts };
+            format!("{} UNION ALL {}", going(Expiring::Completions, &all), going(Expiring::Prompts, &all))
+        }
+    };
+    // Everything from the first record on with which the newer ones are too much.
+    let sql = format!(
+        "SELECT CAST(MAX(created) AS BIGINT) AS newest
+         FROM (SELECT created, SUM(bytes) OVER (ORDER BY created DESC, id DESC ROWS UNBOUNDED PRECEDING) AS total
+               FROM ({rows}) AS t) AS summed WHERE total > $1"
+    );
+    let found = conn.all_built(sql, args![most_bytes]).await?;
+    let newest = found.first().map(|row| row.opt_int("newest")).transpose()?.flatten();
+    Ok(newest.map(|created| created + 1))
+}
+
+/// Removes a batch. What names a completion goes before it.
+async fn expire(conn: &mut Conn, what: Expiring, cuts: &Cuts, limit: i64) -> Result<Amount> {
+    let table = match what {
+        Expiring::Feedback => "feedback_events",
+        Expiring::Completions => "completions",
+        Expiring::Prompts => "prompts",
+    };
+    let sql = format!(
+        "SELECT id, CAST(bytes AS BIGINT) AS bytes FROM ({}) AS t ORDER BY created, id LIMIT $1",
+        going(what, cuts)
+    );
+    let mut removed = Amount::default();
+    for chunk in conn.all_built(sql, args![limit]).await?.chunks(500) {
+        let ids = chunk.iter().map(|row| row.text("id")).collect::<Result<Vec<_>>>()?;
+        for row in chunk {
+            removed += Amount { records: 1, bytes: row.int("bytes")? };
+        }
+        let list = placeholders(1, ids.len());
+        let named = || ids.iter().map(Arg::from).collect::<Vec<_>>();
+        if what == Expiring::Completions {
+            let sql = format!("DELETE FROM feedback_events WHERE completion_id IN ({list}) RETURNING id");
+            conn.all_built(sql, named()).await?;
+        }
+        conn.all_built(format!("DELETE FROM {table} WHERE id IN ({list}) RETURNING id"), named()).await?;
+    }
+    Ok(removed)
+}
+
+async fn put_answers(
+    conn: &mut Conn,
+    prompt: &Prompt,
+    completions: Vec<Completion>,
+    served: Option<&str>,
+) -> Result<()> {
+    let stored = prompts::put(conn, prompt).await?;
+    for mut completion in completions {
+        completion.prompt_id = stored.id.clone();
+        prompts::put_completion(conn, &completion, served).await?;
+    }
+    Ok(())
+}
+
+/// Notes who submitted a stored prompt.
+pub(super) async fn submitted_by(conn: &mut Conn, id: &PromptId, by: &LabelerId, now: Micros) -> Result<()> {
+    conn.run(
+        "INSERT INTO prompt_submissions (prompt_id, labeler_id, created) VALUES ($1, $2, $3)
+         ON CONFLICT (prompt_id, labeler_id) DO NOTHING",
+        args![id.as_str(), by.as_str(), now],
+    )
+    .await?;
+    Ok(())
+}
+
+async fn submit_prompt(conn: &mut Conn, prompt: &Prompt, by: &LabelerId) -> Result<Prompt> {
+    let stored = prompts::put(conn, prompt).await?;
+    submitted_by(conn, &stored.id, by, prompt.created).await?;
+    Ok(stored)
+}
+
+async fn prompt_is_of(conn: &mut Conn, id: &PromptId, labeler: &LabelerId) -> Result<bool> {
+    let submitted = conn
+        .count(
+            "SELECT COUNT(*) AS n FROM prompt_submissions WHERE prompt_id = $1 AND labeler_id = $2",
+            args![id.as_str(), labeler.as_str()],
+        )
+        .await?;
+    Ok(submitted > 0 || sets::prompt_is_seen_by(conn, id, labeler).await?)
+}
+
+async fn request_counts(conn: &mut Conn) -> Result<RequestCounts> {
+    Ok(RequestCounts {
+        prompts: conn.count(concat!("SELECT COUNT(*) AS n FROM prompts p WHERE ", asked!("p")), vec![]).await?,
+        completions: conn.count("SELECT COUNT(*) AS n FROM completions WHERE served IS NOT NULL", vec![]).await?,
+        feedback_events: conn
+            .count(
+                "SELECT COUNT(*) AS n FROM feedback_events f
+                 WHERE EXISTS (SELECT 1 FROM completions c WHERE c.id = f.completion_id AND c.served IS NOT NULL)",
+                vec![],
+            )
+            .await?,
+    })
+}
+
+async fn request_prompts(conn: &mut Conn, ids: &[PromptId]) -> Result<HashSet<PromptId>> {
+    let mut found = HashSet::new();
+    for chunk in ids.chunks(500) {
+        let list = placeholders(1, chunk.len());
+        let sql = format!(concat!("SELECT p.id FROM prompts p WHERE p.id IN ({}) AND ", asked!("p")), list);
+        for row in conn.all_built(sql, chunk.iter().map(|id| Arg::from(id.as_str())).collect()).await? {
+            found.insert(row.text("id")?.into());
+        }
+    }
+    Ok(found)
+}
+
+async fn served_completions(conn: &mut Conn, id: &PromptId) -> Result<HashSet<CompletionId>> {
+    let sql = "SELECT id FROM completions WHERE prompt_id = $1 AND served IS NOT NULL";
+    conn.all(sql, args![id.as_str()]).await?.iter().map(|row| Ok(row.text("id")?.into())).collect()
+}
+
+async fn erased_people(conn: &mut Conn) -> Result<Vec<ErasedPerson>> {
+    conn.all("SELECT * FROM erasures ORDER BY created, labeler_id", vec![])
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(ErasedPerson {
+                labeler_id: row.text("labeler_id")?.into(),
+                judgments: if row.text("judgments")? == "remove" { Erase::Remove } else { Erase::Anonymise },
+                created: row.int("created")?,
+            })
+        })
+        .collect()
+}
+
+async fn put_backup(conn: &mut Conn, path: &str, now: Micros) -> Result<()> {
+    conn.run(
+        "INSERT INTO backups (path, created) VALUES ($1, $2) ON CONFLICT (path) DO UPDATE SET created = excluded.created",
+        args![path, now],
+    )
+    .await?;
+    Ok(())
+}
+
+async fn backups(conn: &mut Conn) -> Result<Vec<(String, Micros)>> {
+    conn.all("SELECT path, created FROM backups ORDER BY created, path", vec![])
+        .await?
+        .iter()
+        .map(|row| Ok((row.text("path")?, row.int("created")?)))
+        .collect()
+}
+
+async fn forget_backup(conn: &mut Conn, path: &str) -> Result<()> {
+    conn.run("DELETE FROM backups WHERE path = $1", args![path]).await?;
+    Ok(())
+}
+
+#[async_trait]
+impl PrivacyStore for SqlStore {
+    async fn put_answers(&self, prompt: Prompt, completions: Vec<Completion>, served: Option<&str>) -> Result<()> {
+        write!(self, served = served.map(str::to_owned) => |tx| put_answers(tx, &prompt, completions, served.as_deref()))
+    }
+
+    async fn submit_prompt(&self, prompt: Prompt, by: &LabelerId) -> Result<Prompt> {
+        write!(self, by = by.clone() => |tx| submit_prompt(tx, &prompt, &by))
+    }
+
+    async fn prompt_is_of(&self, id: &PromptId, labeler: &LabelerId) -> Result<bool> {
+        read!(self, |c| prompt_is_of(c, id, labeler))
+    }
+
+    async fn request_counts(&self) -> Result<RequestCounts> {
+        read!(self, |c| request_counts(c))
+    }
+
+    async fn request_prompts(&self, ids: &[PromptId]) -> Result<HashSet<PromptId>> {
+        read!(self, |c| request_prompts(c, ids))
+    }
+
+    async fn served_completions(&self, id: &PromptId) -> Result<HashSet<CompletionId>> {
+        read!(self, |c| served_completions(c, id))
+    }
+
+    async fn stored(&self, what: Expiring) -> Result<Amount> {
+        read!(self, |c| stored(c, what))
+    }
+
+    async fn expiring(&self, what: Expiring, cuts: Cuts) -> Result<Amount> {
+        read!(self, |c| sum(c, going(what, &cuts)))
+    }
+
+    async fn size_cut(&self, what: Expiring, cuts: Cuts, most_bytes: i64) -> Result<Option<Micros>> {
+        read!(self, |c| size_cut(c, what, &cuts, most_bytes))
+    }
+
+    async fn expire(&self, what: Expiring, cuts: Cuts, limit: i64) -> Result<Amount> {
+        write!(self, |tx| async move { expire(tx, what, &cuts, limit).await })
+    }
+
+    async fn erased_people(&self) -> Result<Vec<ErasedPerson>> {
+        read!(self, |c| erased_people(c))
+    }
+
+    async fn put_backup(&self, path: &str, now: Micros) -> Result<()> {
+        write!(self, path = path.to_owned() => |tx| put_backup(tx, &path, now))
+    }
+
+    async fn backups(&self) -> Result<Vec<(String, Micros)>> {
+        read!(self, |c| backups(c))
+    }
+
+    async fn forget_backup(&self, path: &str) -> Result<()> {
+        write!(self, path = path.to_owned() => |tx| forget_backup(tx, &path))
+    }
+}
