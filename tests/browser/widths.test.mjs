@@ -28,6 +28,16 @@ before(async () => {
     ['/', '.step', true],
     ['/label', '.sign-in', false],
     ['/admin', '.sign-in', false],
+    [
+      '/chat',
+      '#chat-input',
+      false,
+      async (page) => {
+        await page.locator('#chat-input').fill('t5');
+        await page.keyboard.press('Enter');
+        await page.locator('.thumbs button').first().click();
+      },
+    ],
     ['/docs', 'details.route', false],
     ['/no/such/page', 'h1', false],
     [`/label?set_id=${pair}`, '.answer', true],
@@ -76,6 +86,8 @@ function faults(longest) {
     const box = el.getBoundingClientRect();
     if (box.width === 0 || box.height === 0) continue;
     if ((box.right > view + 1 || box.left < -1) && !scrolls(el)) found.push(`sticks out: ${name(el)}`);
+    const card = el.parentElement.closest('dialog[open]')?.getBoundingClientRect();
+    if (card && (box.right > card.right + 1 || box.left < card.left - 1)) found.push(`sticks out of its dialog: ${name(el)}`);
     // words of a button or a tab that its box cuts
     if (el.matches('button, a.button, .tag, label.inline, nav a, h1, h2') && el.scrollWidth > el.clientWidth + 1 && el.clientWidth > 0 && getComputedStyle(el).overflowX !== 'visible' && getComputedStyle(el).textOverflow !== 'ellipsis')
       found.push(`cut: ${name(el)}`);
