@@ -44,10 +44,15 @@ pub async fn migrate(config: Config) -> Result<()> {
 
 /// Writes stored rankings or demonstrations to a file or to standard output.
 pub async fn export(config: Config, format: String, split: Option<String>, out: Option<PathBuf>) -> Result<()> {
-    let format = Format::parse(&format).ok_or_else(|| anyhow!("--format: unknown format '{format}'"))?;
+    let known: Vec<&str> = Format::ALL.iter().map(|known| known.as_str()).collect();
+    let format = Format::parse(&format)
+        .ok_or_else(|| anyhow!("--format: {}", crate::domain::unknown_name("format", &format, &known)))?;
     let split = match split {
         None => None,
-        Some(name) => Some(Split::parse(&name).ok_or_else(|| anyhow!("--split: must be train or heldout"))?),
+        Some(name) => {
+            let known = || crate::domain::unknown_name("split", &name, &["train", "heldout"]);
+            Some(Split::parse(&name).ok_or_else(|| anyhow!("--split: {}", known()))?)
+        }
     };
     let store = crate::app::open_store(&config).await?;
     let (services, generated_key) = crate::app::services(config, store.clone()).await?;

@@ -11,6 +11,7 @@ use crate::artifacts::Artifacts;
 use crate::config::Config;
 use crate::domain::{ModelKind, ModelState};
 use crate::model::{builtin, pull};
+use crate::service::Services;
 use crate::store::{Store, find_version};
 
 /// A model by any of its names → the path that loads: the built-in model, a pulled one (also by its repository's name
@@ -179,10 +180,9 @@ pub fn put_paths(args: &mut Value, config: &Config) -> Result<()> {
 /// An unknown or retired version, or one whose files do not open.
 pub async fn activate(config: Config, name: &str) -> Result<()> {
     let store = crate::app::open_store(&config).await?;
-    let (services, generated_key) = crate::app::services(config.clone(), store.clone()).await?;
-    if let Some(key) = generated_key {
-        eprintln!("admin key, shown this once: {key}");
-    }
+    // Not by `app::services`, which would make an administrator's key where there is none.
+    let (clock, random) = (crate::service::system_clock(), crate::service::Random::from_os()?);
+    let services = Services::new(config.clone(), store.clone(), clock, random, None, crate::train::recipes());
     let version = crate::service::register::find_or_register(&services, name, None, None).await?;
     if version.state == ModelState::Retired {
         bail!("{} is retired", version.name);

@@ -78,15 +78,12 @@ async fn conversations_of_sharegpt_are_mapped() {
 #[tokio::test]
 async fn a_system_column_is_never_lost() {
     let server = Server::start().await;
-    let done = import(
-        &server,
-        "format=demonstrations",
-        &[
-            json!({"system": "Be short.", "prompt": [message("user", "Hi")], "completion": "Hello"}),
-            json!({"system": "Be short.", "prompt": "Raw", "completion": "Text"}),
-        ],
-    );
-    assert_eq!(done.await.expect(200).json()["imported"], 2);
+    let file = [
+        json!({"system": "Be short.", "prompt": [message("user", "Hi")], "completion": "Hello"}),
+        json!({"system": "Be short.", "prompt": "Raw", "completion": "Text"}),
+    ];
+    let done = import(&server, "format=demonstrations", &file).await;
+    assert_eq!(done.expect(200).json()["imported"], 2);
     assert!(exported(&server, "demonstrations").await.iter().all(|l| l["prompt"][0] == message("system", "Be short.")));
     let done = import(&server, "format=prompts", &[json!({"system": "S", "messages": [message("user", "P")]})]).await;
     assert_eq!(done.expect(200).json()["imported"], 1);
