@@ -5,6 +5,7 @@ mod access;
 mod hosts;
 mod limits;
 mod privacy;
+mod text;
 mod upstream;
 
 pub use access::RatesConfig;
@@ -20,7 +21,9 @@ use std::time::Duration;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
+
+use text::{optional_text, text};
 
 /// Everything that can be set. See config.toml in the repository root for what each key does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -512,27 +515,6 @@ fn key_of(e: &figment::Error) -> String {
     path.join(".")
 }
 
-/// Environment values that look like numbers or booleans are still text for text settings.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Scalar {
-    Text(String),
-    Bool(bool),
-    Int(i64),
-    Float(f64),
-}
-
-impl From<Scalar> for String {
-    fn from(value: Scalar) -> Self {
-        match value {
-            Scalar::Text(text) => text,
-            Scalar::Bool(b) => b.to_string(),
-            Scalar::Int(i) => i.to_string(),
-            Scalar::Float(f) => f.to_string(),
-        }
-    }
-}
-
 /// Whether an environment variable's name (without prefix) begins with the name of a setting or section.
 fn names_setting(key: &str) -> bool {
     let all = serde_json::to_value(Config::default()).unwrap_or_default();
@@ -541,15 +523,6 @@ fn names_setting(key: &str) -> bool {
         Some((section, _)) => all[section].is_object(),
         None => all.get(&key).is_some_and(|value| !value.is_object()),
     }
-}
-
-fn text<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
-    Ok(Scalar::deserialize(d)?.into())
-}
-
-fn optional_text<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
-    let value = Option::<Scalar>::deserialize(d)?;
-    Ok(value.map(String::from).filter(|text| !text.is_empty()))
 }
 
 #[cfg(test)]

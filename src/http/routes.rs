@@ -7,7 +7,6 @@ use axum::http::Method;
 use axum::routing::{MethodFilter, MethodRouter, on};
 use schemars::JsonSchema;
 use serde_json::Value;
-use tower_http::compression::CompressionLayer;
 
 use super::auth::Access::{self, Admin, Feedback, Inference, Public, Review};
 use super::{
@@ -123,8 +122,6 @@ pub fn table(limits: &LimitsConfig) -> Vec<Route> {
 }
 
 fn pages_and_status() -> Vec<Route> {
-    let mut files = get("/static/{*path}", Public, "Files of the pages", pages::file).page();
-    files.handler = files.handler.layer(CompressionLayer::new());
     vec![
         get("/", Public, "Where the pages are", pages::index).page(),
         get("/label", Public, "The labeler's page", pages::label).page(),
@@ -133,7 +130,7 @@ fn pages_and_status() -> Vec<Route> {
         get("/explore", Public, "Attention maps and model sizes", pages::explore).page(),
         get("/docs", Public, "This API, readable", docs::page).page(),
         get("/openapi.json", Public, "This API, OpenAPI 3.1", openapi::json),
-        files,
+        get("/static/{*path}", Public, "Files of the pages", pages::file).page(),
         get("/favicon.ico", Public, "The icon", pages::favicon).page(),
         get("/robots.txt", Public, "For crawlers", pages::robots).page(),
         get("/health", Public, "Liveness check", status::health),

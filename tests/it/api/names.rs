@@ -37,7 +37,7 @@ async fn a_misspelt_model_is_refused_alike_on_every_route() {
         store.put_model(version(&format!("published-{kind}"), kind, None)).await.unwrap();
     }
     let chat = json!([{"role": "user", "content": "t1"}]);
-    let near = "did you mean 'published-one'?";
+    let near = "did you mean 'published-one'";
     let routes = [
         ("POST", "/v1/chat/completions", json!({"messages": chat, "model": "publshed-one"}), 404, "model", near),
         ("POST", "/v1/completions", json!({"prompt": "t1", "model": "publshed-one"}), 404, "model", near),

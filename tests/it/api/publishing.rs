@@ -57,7 +57,7 @@ async fn every_kind_is_listed_and_only_some_have_an_active_one() {
     for name in ["classifier", "prompt_adapter"] {
         let refused = server.post(&format!("/admin/models/{name}/promote"), json!({})).await.expect(409);
         assert!(refused.text.contains("requests name it"), "{}", refused.text);
-        server.post("/v1/completions", json!({"prompt": "x", "model": name})).await.expect(404);
+        server.post("/v1/completions", json!({"prompt": "x", "model": name})).await.expect(400);
     }
     server.post("/admin/models/encoder/promote", json!({})).await.expect(200);
     assert_eq!(server.open_post("/v1/completions", json!({"prompt": "x"})).await.expect(200).json()["model"], "base");

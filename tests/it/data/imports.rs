@@ -324,7 +324,6 @@ fn messages_are_taken_as_the_api_takes_them() {
         (r#"{"prompt": [{"role": "user", "content": null}]}"#, "prompt[0].content"),
         (r#"{"prompt": [{"role": "assistant", "content": null, "tool_calls": [{"id": 1}]}]}"#, "prompt[0].tool_calls"),
         (r#"{"prompt": [{"role": "user", "content": [{"type": "image_url"}]}]}"#, "prompt[0].content[0]"),
-        (r#"{"prompt": [{"from": "human", "value": "q"}]}"#, "`from` and `value`"),
         (r#"{"prompt": "q", "answer": true}"#, "`answer` must be a string"),
         (r#"{"prompt": " "}"#, "`prompt` is empty"),
     ] {

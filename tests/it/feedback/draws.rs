@@ -26,8 +26,9 @@ async fn a_draw_that_makes_nothing_says_why() {
     let done = draw(&server, again).await;
     assert_eq!((&done["made"], &done["report"]["has_set"]), (&json!(3), &json!(0)));
     // A tag that nothing has, raw text, prompts without stored answers: each its own reason, each prompt counted once.
-    let done = draw(&server, json!({"policy": "random", "count": 9, "prompts": {"tag": "none"}})).await;
-    assert_eq!((&done["made"], &done["report"]["found"]), (&json!(0), &json!(0)));
+    let unknown = json!({"policy": "random", "count": 9, "prompts": {"tag": "none"}});
+    let refused = server.post("/admin/sets/draw", unknown).await.expect(400);
+    assert_eq!(refused.param().as_deref(), Some("prompts.tag"), "{}", refused.text);
     let report = draw(&server, json!({"policy": "stored", "count": 9})).await["report"].clone();
     let of = |name: &str| report[name].as_i64().unwrap();
     assert_eq!((of("found"), of("raw_text"), of("has_set"), of("few_answers")), (6, 1, 3, 2), "{report}");

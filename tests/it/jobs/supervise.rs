@@ -149,7 +149,7 @@ async fn an_error_fails_the_job_at_once() {
     let empty = r#"mkdir "$2/output"; echo '{"t":"outcome","status":"done","model_dir":"'"$2"'/output","metrics":{}}'"#;
     assert_eq!(world.run(empty).await, JobState::Failed);
     let error = world.store().get_job(&job.id).await.unwrap().error.unwrap();
-    assert!(error.contains("no weights"), "{error}");
+    assert!(error.contains("no .safetensors"), "{error}");
     assert_eq!(world.store().list_models().await.unwrap().len(), 1);
 }
 

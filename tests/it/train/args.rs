@@ -77,7 +77,7 @@ fn wrong_types_and_ranges_are_named() {
         ("reward", json!({"heldout_fraction": 1.0}), "heldout_fraction"),
         ("ppo", json!({"kl_coef": -0.1}), "kl_coef"),
         ("ppo", json!({"temperature": 0}), "temperature"),
-        ("ppo", json!({"response_length": 1024}), "response_length"),
+        ("ppo", json!({"response_length": 1024, "max_length": 512}), "response_length"),
         ("ppo", json!({"minibatches": 65}), "minibatches"),
         ("ppo", json!({"ptx_coef": 0.5}), "ptx_demonstrations"),
         ("ppo", json!({"critic": "none"}), "critic"),
