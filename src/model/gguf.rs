@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::quantized::{GgmlDType, QTensor, ggml_file::qtensor_from_ggml};
 use candle_core::{Device, Tensor};
 use serde_json::{Value as Json, json};
 
@@ -15,8 +14,8 @@ use super::gguf_header::{Header, TensorInfo, Value};
 use super::gguf_parts::{self, Parts};
 use super::load::{Described, LoadError, Source};
 use super::{Arch, ModelConfig, Weights};
-use crate::ops::linear::{BlockKind, WeightFormat};
-use crate::ops::q4::Q4Kind;
+use crate::ops::blocks::{self, BlockType};
+use crate::ops::linear::WeightFormat;
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::gguf::Vocabulary;
 
@@ -96,7 +95,7 @@ impl RawGguf {
 
 impl GgufTensors {
     /// Hugging Face name → (quantisation, shape [out, in]).
-    pub fn iter(&self) -> impl Iterator<Item = (&str, GgmlDType, &[usize])> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, BlockType, &[usize])> {
         self.infos.iter().map(|(name, info)| (name.as_str(), info.dtype, info.shape.as_slice()))
     }
 
@@ -125,47 +124,30 @@ impl GgufTensors {
         Ok(out)
     }
 
-    /// The tensor's kind of blocks, where serving kernels take them as they are, and its shape [out, in].
-    pub fn block_kind(&self, name: &str) -> Option<(BlockKind, usize, usize)> {
-        let info = self.infos.get(name)?;
-        let kind = match info.dtype {
-            GgmlDType::Q8_0 => BlockKind::Q8_0,
-            GgmlDType::Q4_0 => BlockKind::Q4(Q4Kind::Q4_0),
-            GgmlDType::Q4_1 => BlockKind::Q4(Q4Kind::Q4_1),
-            GgmlDType::Q4K => BlockKind::Q4(Q4Kind::Q4K),
-            _ => return None,
-        };
+    /// The tensor's type, where it is quantised, and its shape [out, in].
+    pub fn block_kind(&self, name: &str) -> Option<(BlockType, usize, usize)> {
+        let info = self.infos.get(name).filter(|info| info.dtype.quantised())?;
         let [m, k] = info.shape.as_slice() else { return None };
-        Some((kind, *m, *k))
+        Some((info.dtype, *m, *k))
     }
 
-    /// The format nearest to how the file holds a tensor that no kernel takes as it is.
+    /// The format that holds a tensor as the file does, where that is no blocks.
     pub fn near_format(&self, name: &str) -> WeightFormat {
         match self.infos.get(name).map(|info| info.dtype) {
-            Some(GgmlDType::F16) => WeightFormat::F16,
-            Some(GgmlDType::BF16) => WeightFormat::Bf16,
-            None | Some(GgmlDType::F32) => WeightFormat::F32,
+            Some(BlockType::F16) => WeightFormat::F16,
+            Some(BlockType::BF16) => WeightFormat::Bf16,
+            None | Some(BlockType::F32) => WeightFormat::F32,
             Some(_) => WeightFormat::Q8_0,
         }
-    }
-
-    /// The tensor in its quantised form, for `QMatMul`. Rows of q and k in Hugging Face order.
-    pub fn qtensor(&self, name: &str, device: &Device) -> Result<QTensor> {
-        let info = self.info(name)?;
-        let bytes = self.bytes(name)?;
-        // candle reads blocks through an aligned pointer; a Vec<u8> promises no alignment.
-        let mut aligned = vec![0u64; bytes.len().div_ceil(8)];
-        let view: &mut [u8] = bytemuck::cast_slice_mut(&mut aligned);
-        view[..bytes.len()].copy_from_slice(&bytes);
-        qtensor_from_ggml(info.dtype, &view[..bytes.len()], info.shape.clone(), device)
-            .map_err(|e| LoadError::malformed(&self.path, format!("tensor {name}: {e}")))
     }
 
     /// All tensors as f32.
     pub fn dequantize(&self, device: &Device) -> Result<Weights> {
         let one = |name: &String| -> Result<Tensor> {
-            self.qtensor(name, device)?
-                .dequantize(device)
+            let info = self.info(name)?;
+            let mut values = vec![0f32; info.shape.iter().product()];
+            blocks::dequantize(&self.bytes(name)?, info.dtype, &mut values);
+            Tensor::from_vec(values, info.shape.clone(), device)
                 .map_err(|e| LoadError::malformed(&self.path, format!("tensor {name}: {e}")))
         };
         self.infos.keys().map(|name| Ok((name.clone(), one(name)?))).collect()
