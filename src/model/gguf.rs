@@ -279,8 +279,17 @@ fn vocabulary(header: &Header) -> Option<Vocabulary> {
             .map(|kinds| kinds.iter().map(|kind| kind.as_uint().unwrap_or(1)).collect())
             .unwrap_or_default(),
         merges: strings("tokenizer.ggml.merges").unwrap_or_default(),
+        scores: header
+            .array("tokenizer.ggml.scores")
+            .map(|scores| scores.iter().map(|score| score.as_float().unwrap_or(0.0)).collect())
+            .unwrap_or_default(),
         add_bos: header.bool("tokenizer.ggml.add_bos_token"),
         add_eos: header.bool("tokenizer.ggml.add_eos_token").unwrap_or(false),
+        add_space_prefix: header.bool("tokenizer.ggml.add_space_prefix"),
+        // Phi-3's control tokens take the spaces behind them; the file has no place to say so.
+        strip_behind: header
+            .str("general.name")
+            .is_some_and(|name| ["phi-3", "phi3"].iter().any(|phi| name.to_lowercase().contains(phi))),
         bos: id("bos"),
         eos: id("eos"),
         unknown: id("unknown"),

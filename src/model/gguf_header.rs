@@ -34,6 +34,16 @@ impl Value {
             _ => None,
         }
     }
+
+    /// A number.
+    pub fn as_float(&self) -> Option<f64> {
+        match self {
+            Self::Float(x) => Some(*x),
+            Self::Uint(n) => Some(*n as f64),
+            Self::Int(n) => Some(*n as f64),
+            _ => None,
+        }
+    }
 }
 
 /// One row of the tensor table, already checked against the file.
@@ -108,10 +118,7 @@ impl Header {
     }
 
     pub fn float(&self, key: &str) -> Option<f64> {
-        match self.metadata.get(key)? {
-            Value::Float(x) => Some(*x),
-            other => other.as_uint().map(|n| n as f64),
-        }
+        self.metadata.get(key)?.as_float()
     }
 
     pub fn bool(&self, key: &str) -> Option<bool> {

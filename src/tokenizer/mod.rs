@@ -5,6 +5,7 @@ mod added;
 mod bytes;
 mod frame;
 pub mod gguf;
+mod gguf_rules;
 mod incremental;
 mod pieces;
 mod probe;
