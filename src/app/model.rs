@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::artifacts::Artifacts;
 use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
 use crate::engine::{EngineOptions, Generator, LocalEngine};
-use crate::model::{Arch, builtin, pull};
+use crate::model::{builtin, pull};
 use crate::ops::linear::WeightFormat;
 use crate::service::Services;
 use crate::store::Store;
@@ -143,11 +143,11 @@ async fn register_encoder(services: &Arc<Services>, encoder: &str) -> Result<()>
     let (name, data_dir) = (encoder.to_owned(), services.config.data_dir.clone());
     let found = tokio::task::spawn_blocking(move || {
         let located = locate(&name, &data_dir)?;
-        let arch = crate::model::describe(&located.path)?.config.arch;
-        anyhow::Ok((located, arch))
+        let encoder = crate::model::describe(&located.path)?.config.is_encoder();
+        anyhow::Ok((located, encoder))
     });
-    let (Located { path, name }, arch) = found.await??;
-    if arch != Arch::Bert {
+    let (Located { path, name }, is_encoder) = found.await??;
+    if !is_encoder {
         bail!("{} is a decoder, not an encoder", path.display());
     }
     let version = register(services, &path, &name, ModelKind::Encoder).await?;

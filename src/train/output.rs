@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::args::Common;
-use crate::model::{Arch, Loaded, Weights, save_dir};
+use crate::model::{Loaded, Weights, save_dir};
 use crate::prompt::Texts;
 
 /// Writes `weights` with the configuration and tokenizer of `source` to the output directory, and an
@@ -18,7 +18,7 @@ pub fn save(common: &Common, kind: &str, recipe: &str, source: &Loaded, weights:
     }
     // What training ended its sequences with ends them for whoever loads the files.
     let mut config = source.config.clone();
-    if config.arch != Arch::Bert
+    if !config.is_encoder()
         && let Ok(texts) = Texts::new(source)
     {
         config.eos_ids = texts.eos_ids().to_vec();
