@@ -182,9 +182,12 @@ pub fn list(config: &Config) {
     crate::models_cli::list_models(&config.data_dir);
 }
 
-/// Writes a pulled model, a directory or a .gguf file as a Hugging Face directory.
-pub fn export_model(config: &Config, model: &str, out: &Path, half: bool) -> Result<()> {
+/// Writes a pulled model, a directory or a .gguf file as a Hugging Face directory, or as a GGUF file of a format.
+pub fn export_model(config: &Config, model: &str, out: &Path, half: bool, gguf: Option<&str>) -> Result<()> {
     let source = crate::cli_models::find(model, config)?;
+    if let Some(format) = gguf {
+        return crate::models_cli::export_gguf(&source, model, out, format);
+    }
     let sha256 = crate::models_cli::export_model(&source, out, if half { FileType::F16 } else { FileType::F32 })?;
     println!("{}  {}", sha256, out.display());
     Ok(())

@@ -187,6 +187,9 @@ enum Models {
         /// Write the weights in f16: half the size.
         #[arg(long)]
         half: bool,
+        /// Write one GGUF file, which llama.cpp loads, instead of a directory: f16, q8_0 or q4_k.
+        #[arg(long, value_name = "FORMAT", num_args = 0..=1, default_missing_value = "f16", conflicts_with = "half")]
+        gguf: Option<String>,
         #[command(flatten)]
         settings: Settings,
     },
@@ -322,8 +325,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             cli::block_on(cli_models::activate(settings.load()?, &name))?;
         }
         Command::Models(Models::List(settings)) => cli::list(&settings.load()?),
-        Command::Models(Models::Export { model, out, half, settings }) => {
-            cli::export_model(&settings.load()?, &model, &out, half)?;
+        Command::Models(Models::Export { model, out, half, gguf, settings }) => {
+            cli::export_model(&settings.load()?, &model, &out, half, gguf.as_deref())?;
         }
         Command::Tokenizer(args) => cli_tokenizer::run(&args)?,
         Command::Train { recipe, args, reward_hosts, settings } => {

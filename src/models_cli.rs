@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::model::gguf_export::{self, GgufFormat};
 use crate::model::{self, FileType, pull};
 
 /// Pulls a model with a progress bar on stderr and prints where it is.
@@ -65,4 +66,23 @@ pub fn export_model(source: &Path, out: &Path, file_type: FileType) -> Result<St
     .with_context(|| format!("exporting {}", source.display()))?;
     println!("{}\tsha256 {sha256}", out.display());
     Ok(sha256)
+}
+
+/// Writes any model (directory or GGUF) as one GGUF file of a format.
+///
+/// # Errors
+/// When the format is unknown, `out` exists, or a GGUF file has no place for the model.
+pub fn export_gguf(source: &Path, name: &str, out: &Path, format: &str) -> Result<()> {
+    let format = GgufFormat::parse(format).map_err(anyhow::Error::msg)?;
+    if out.exists() {
+        bail!("{} is there already", out.display());
+    }
+    let loaded = model::load(source, &candle_core::Device::Cpu)?;
+    if loaded.instructd.as_ref().is_some_and(|facts| facts["kind"] == "reward") {
+        bail!("{} is a reward model: a GGUF file has no place for its head", source.display());
+    }
+    let name = Path::new(name).file_stem().map_or_else(|| name.to_owned(), |stem| stem.to_string_lossy().into_owned());
+    let sha256 = gguf_export::export(&loaded, &name, out, format)?;
+    println!("{sha256}  {}", out.display());
+    Ok(())
 }

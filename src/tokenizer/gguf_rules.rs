@@ -204,6 +204,14 @@ impl Rule {
         })
     }
 
+    /// The name of the rule that cuts as `pre_tokenizer` does.
+    pub fn of(pre_tokenizer: &Value, ignore_merges: bool) -> Option<&'static str> {
+        let same = |rule: &&Rule| {
+            rule.ignore_merges == ignore_merges && essence(&rule.steps().pre_tokenizer) == essence(pre_tokenizer)
+        };
+        RULES.iter().find(same).and_then(|rule| rule.names.first()).copied()
+    }
+
     pub fn steps(self) -> Steps {
         let nfc = if self.nfc { json!({"type": "NFC"}) } else { Value::Null };
         let bytes = |pre_tokenizer| Steps {
@@ -239,6 +247,22 @@ impl Rule {
 
 pub(super) fn byte_level(regex: bool) -> Value {
     json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex})
+}
+
+/// What of a pre-tokenizer decides where it cuts, steps within steps laid end to end.
+fn essence(step: &Value) -> Vec<Value> {
+    if let Some(steps) = step["pretokenizers"].as_array() {
+        return steps.iter().flat_map(essence).collect();
+    }
+    let mut step = step.clone();
+    if let Some(map) = step.as_object_mut() {
+        map.remove("trim_offsets");
+        let default = json!(true);
+        if map.get("type") == Some(&json!("ByteLevel")) {
+            map.entry("use_regex").or_insert(default);
+        }
+    }
+    vec![step]
 }
 
 fn split(regex: &str) -> Value {

@@ -9,6 +9,7 @@ mod gguf_rules;
 mod incremental;
 mod pieces;
 mod probe;
+mod to_gguf;
 pub mod train;
 
 use std::sync::Arc;

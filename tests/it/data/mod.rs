@@ -6,6 +6,7 @@ pub mod corpora;
 pub mod damaged;
 mod fixtures;
 mod formats;
+mod gguf;
 pub mod imports;
 mod prompts;
 mod published;
