@@ -5,7 +5,7 @@ use candle_core::{Device, Result, Tensor, Var};
 
 use super::args::{Common, FrozenPrecision, LoraArgs};
 use super::optim::Params;
-use crate::model::{Build, Decoder, LoraConfig, ModelConfig, Purpose, Recompute, Weights, lora};
+use crate::model::{Build, Decoder, LoraConfig, ModelConfig, Purpose, Recompute, Weights, lora, peft};
 
 /// What stays as it is, beside what adapters leave alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -179,6 +179,14 @@ impl<M: Build> Trainable<M> {
 
     fn copies(&self) -> Result<Weights> {
         copies(&self.params)
+    }
+
+    /// Writes the adapters to `dir` as peft keeps them; nothing where there are none. `base`: the model under them.
+    pub fn save_adapter(&self, dir: &std::path::Path, base: &str) -> anyhow::Result<()> {
+        match &self.lora {
+            Some(lora) => Ok(peft::write(dir, &self.config, lora, &self.copies()?, &self.frozen, base)?),
+            None => Ok(()),
+        }
     }
 
     pub fn device(&self) -> Device {

@@ -7,6 +7,7 @@ pub mod damaged;
 mod fixtures;
 mod formats;
 mod gguf;
+mod hub;
 pub mod imports;
 mod prompts;
 mod published;
