@@ -26,6 +26,7 @@ pub mod instructgpt;
 pub mod models_cli;
 
 pub mod http;
+pub mod hub;
 pub mod service;
 pub mod store;
 

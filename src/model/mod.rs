@@ -22,7 +22,6 @@ mod gguf_parts;
 pub mod gguf_write;
 pub mod heads;
 mod hf;
-pub mod hub;
 pub mod init;
 pub mod kv_cache;
 mod layer;

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::catalogue::Known;
-use super::hub::Hub;
 use super::{describe, gguf_parts, mistakes, pull_hub, pull_pypi};
+use crate::hub::Hub;
 
 pub use super::catalogue::KNOWN;
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::mpsc;
 
-use super::hub::{Hub, RemoteFile};
 use super::pull::{FILES, PullError, PullProgress, io};
+use crate::hub::{Hub, RemoteFile};
 
 enum Event {
     Bytes(PullProgress),

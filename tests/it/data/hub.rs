@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use futures::StreamExt as _;
-use instructd::model::hub::Hub;
+use instructd::hub::Hub;
 use instructd::model::{self, pull};
 use serde_json::json;
 use sha2::Digest;
