@@ -26,13 +26,13 @@ pub mod instructgpt;
 pub mod models_cli;
 
 pub mod http;
-pub mod hub;
 pub mod service;
 pub mod store;
 
 pub mod artifacts;
 pub mod engine;
 pub mod generation;
+pub mod hub;
 pub mod jobs;
 
 pub mod eval;
