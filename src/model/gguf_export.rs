@@ -99,12 +99,9 @@ pub fn export(loaded: &Loaded, name: &str, out: &Path, format: GgufFormat) -> Re
         shape: vec![values.len()],
     }));
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = tempfile::Builder::new()
-        .prefix(".export-")
-        .suffix(".gguf")
-        .tempfile_in(parent)
-        .map_err(|e| LoadError::io(parent, e))?;
-    let file = File::create(temporary.path()).map_err(|e| LoadError::io(out, e))?;
+    let folder = tempfile::Builder::new().prefix(".export-").tempdir_in(parent).map_err(|e| LoadError::io(parent, e))?;
+    let temporary = folder.path().join("model.gguf");
+    let file = File::create(&temporary).map_err(|e| LoadError::io(out, e))?;
     let mut file = Hashing { out: BufWriter::new(file), hash: Sha256::new() };
     let bytes = |i: usize| match rows.get(i) {
         Some((own, change, row)) => {
@@ -116,21 +113,65 @@ pub fn export(loaded: &Loaded, name: &str, out: &Path, format: GgufFormat) -> Re
     gguf_write::write(&mut file, &metadata, &table, bytes).map_err(|e| LoadError::io(out, e))?;
     let sha256 = hex::encode(file.hash.clone().finalize());
     file.out.into_inner().map_err(|e| LoadError::io(out, e.into_error()))?.sync_all().map_err(|e| LoadError::io(out, e))?;
-    let again = super::gguf::open_raw(temporary.path())?;
+    let again = super::gguf::open_raw(&temporary)?;
     let mut read = again.described().config.clone();
-    // A GGUF file names two end tokens at most, and a Mistral without a window is a Llama.
-    read.eos_ids.clone_from(&config.eos_ids);
-    (read.bos_id, read.pad_id) = (config.bos_id, config.pad_id);
-    if config.arch == Arch::Mistral && config.switches.layers.is_empty() {
-        read.arch = Arch::Mistral;
-    }
+    settle(&mut read, config);
     if read != *config {
         return Err(refuse(format!(
             "a GGUF file has no place for a part of this configuration; it would be read as {read:?}, not as {config:?}"
         )));
     }
-    temporary.persist(out).map_err(|e| LoadError::io(out, e.error))?;
+    std::fs::rename(&temporary, out).map_err(|e| LoadError::io(out, e))?;
     Ok(sha256)
+}
+
+/// Takes from `config` what a file says otherwise or less exactly, and means the same.
+fn settle(read: &mut ModelConfig, config: &ModelConfig) {
+    // A file names two end tokens at most, and a Mistral without a window is a Llama.
+    read.eos_ids.clone_from(&config.eos_ids);
+    (read.bos_id, read.pad_id) = (config.bos_id, config.pad_id);
+    if config.arch == Arch::Mistral && config.switches.layers.is_empty() {
+        read.arch = Arch::Mistral;
+    }
+    let (ours, theirs) = (&config.switches, &mut read.switches);
+    // Numbers are f32 there.
+    let near = |a: f64, b: f64| (a - b).abs() <= 1e-6 * a.abs().max(b.abs());
+    let lists = |a: &[f64], b: &[f64]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| near(*a, *b));
+    let same = match (&ours.rope_scaling, &theirs.rope_scaling) {
+        (
+            RopeScaling::Long { short, long, original, attention },
+            RopeScaling::Long { short: s, long: l, original: o, attention: a },
+        ) => lists(short, s) && lists(long, l) && original == o && near(*attention, *a),
+        (
+            RopeScaling::Yarn { factor, fast, slow, original, attention, truncate },
+            RopeScaling::Yarn { factor: f, fast: q, slow: s, original: o, attention: a, truncate: t },
+        ) => lists(&[*factor, *fast, *slow, *attention], &[*f, *q, *s, *a]) && original == o && truncate == t,
+        // Divisors of frequencies, which no longer tell where they come from.
+        (RopeScaling::Llama3 { .. }, RopeScaling::Long { short, long, attention, .. }) => {
+            let wide: Vec<f64> =
+                rotary_tensors(config).iter().flat_map(|(_, list)| list).map(|f| f64::from(*f)).collect();
+            lists(&wide, short) && lists(&wide, long) && *attention == 1.0
+        }
+        _ => false,
+    };
+    if same {
+        theirs.rope_scaling = ours.rope_scaling.clone();
+    }
+    if let (Some(ours), Some(theirs)) = (ours.attention_scale, &mut theirs.attention_scale)
+        && near(ours, *theirs)
+    {
+        *theirs = ours;
+    }
+    for (ours, theirs) in [
+        (ours.embedding_scale, &mut theirs.embedding_scale),
+        (ours.residual_scale, &mut theirs.residual_scale),
+        (ours.logit_divisor, &mut theirs.logit_divisor),
+        (config.norm_eps, &mut read.norm_eps),
+    ] {
+        if near(ours, *theirs) {
+            *theirs = ours;
+        }
+    }
 }
 
 struct Hashing {
@@ -198,6 +239,11 @@ fn metadata(loaded: &Loaded, name: &str, format: GgufFormat) -> Result<Vec<(Stri
         let class = config.family().class;
         return Err(format!("{class} is not written as a GGUF file (known: {})", known.join(", ")));
     };
+    let biased = config.qkv_bias || config.switches.out_bias || config.switches.mlp_bias;
+    if biased && matches!(arch, Arch::Qwen3 | Arch::SmolLm3 | Arch::Olmo2 | Arch::Phi3) {
+        let class = config.family().class;
+        return Err(format!("a GGUF file of a {class} has no place for biases"));
+    }
     let mut list = vec![
         ("general.architecture".to_owned(), Meta::Str((*prefix).to_owned())),
         ("general.name".to_owned(), Meta::Str(name.to_owned())),

@@ -27,7 +27,7 @@ const parameters = (millions) =>
 /** A folded section that asks for the catalogue when it is opened. */
 export function catalogueSection(signal) {
   const host = h('div');
-  const box = h('details', { class: 'catalogue' }, h('summary', { text: t('catalogue.show') }), host);
+  const box = h('details', { class: 'more-fields' }, h('summary', { text: t('catalogue.show') }), host);
   let asked = false;
   box.addEventListener('toggle', async () => {
     if (!box.open || asked) return;
