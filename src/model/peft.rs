@@ -159,9 +159,9 @@ fn supported(about: &Value) -> Result<(), String> {
         return Err(format!("modules trained as a whole (`modules_to_save` = {list}) are not supported"));
     }
     for key in ["rank_pattern", "alpha_pattern"] {
-        let strange = about[key].as_object().into_iter().flatten().map(|(name, _)| name);
+        let mut strange = about[key].as_object().into_iter().flatten().map(|(name, _)| name);
         let plain = |name: &&String| !name.chars().all(|c| c.is_alphanumeric() || "._^$".contains(c));
-        if let Some(name) = strange.into_iter().find(plain) {
+        if let Some(name) = strange.find(plain) {
             return Err(format!("`{key}` names modules by the expression {name:?}, which is not supported"));
         }
     }

@@ -183,10 +183,10 @@ impl<M: Build> Trainable<M> {
 
     /// Writes the adapters to `dir` as peft keeps them; nothing where there are none. `base`: the model under them.
     pub fn save_adapter(&self, dir: &std::path::Path, base: &str) -> anyhow::Result<()> {
-        match &self.lora {
-            Some(lora) => Ok(peft::write(dir, &self.config, lora, &self.copies()?, &self.frozen, base)?),
-            None => Ok(()),
+        if let Some(lora) = &self.lora {
+            peft::write(dir, &self.config, lora, &self.copies()?, &self.frozen, base)?;
         }
+        Ok(())
     }
 
     pub fn device(&self) -> Device {

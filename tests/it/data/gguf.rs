@@ -61,13 +61,22 @@ fn every_split_rule_cuts_as_llama_cpp_does() {
         if ["gemma4", "granite-embed-multi-311m", "sarvam-moe", "whitespace"].contains(&names[0].as_str()) {
             continue;
         }
+        let mut done = Vec::new();
         for (i, name) in names.iter().enumerate() {
+            checked += 1;
+            let json = pairs(name).into_tokenizer_json().unwrap();
+            let begins = json["post_processor"]["type"] == "TemplateProcessing";
+            assert_eq!(begins, row["add_bos"][i] == true, "{name}");
+            let rules = [&json["pre_tokenizer"], &json["normalizer"]].map(Value::to_string);
+            // Another name of rules that were tried.
+            if done.contains(&rules) {
+                continue;
+            }
+            done.push(rules);
             let tokenizer = Tokenizer::from_gguf(pairs(name), &[]).unwrap();
-            assert_eq!(tokenizer.before_text().len(), usize::from(row["add_bos"][i] == true), "{name}");
             for (text, ids) in texts.iter().zip(row["ids"].as_array().unwrap()) {
                 assert_eq!(json!(tokenizer.encode(text, false, false).unwrap()), *ids, "{name}: {text:?}");
             }
-            checked += 1;
         }
     }
     assert!(checked > 80, "{checked} names");
