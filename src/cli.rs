@@ -195,16 +195,36 @@ pub fn pull(config: &Config, name: Option<String>, from: Option<PathBuf>) -> Res
     crate::models_cli::pull_model(&name, &config.data_dir, from.as_deref()).map(drop)
 }
 
-pub fn list(config: &Config) {
-    crate::models_cli::list_models(&config.data_dir);
+pub fn list(config: &Config, available: bool) {
+    crate::models_cli::list_models(&config.data_dir, available);
 }
 
-/// Writes a pulled model, a directory or a .gguf file as a Hugging Face directory.
-pub fn export_model(config: &Config, model: &str, out: &Path, half: bool) -> Result<()> {
+/// Writes a pulled model, a directory or a .gguf file as a Hugging Face directory, or as a GGUF file of a format.
+pub fn export_model(
+    config: &Config,
+    model: &str,
+    out: &Path,
+    half: bool,
+    gguf: Option<&str>,
+    peft: bool,
+) -> Result<()> {
     let source = crate::cli_models::find(model, config)?;
+    if peft {
+        return crate::models_cli::export_peft(&source, out);
+    }
+    if let Some(format) = gguf {
+        return crate::models_cli::export_gguf(&source, model, out, format);
+    }
     let sha256 = crate::models_cli::export_model(&source, out, if half { FileType::F16 } else { FileType::F32 })?;
     println!("{}  {}", sha256, out.display());
     Ok(())
+}
+
+/// Folds a PEFT adapter into its base; the result is a pulled model of the name.
+pub fn import_adapter(config: &Config, adapter: &Path, base: &str, name: &str) -> Result<()> {
+    anyhow::ensure!(crate::model::pull::is_name(name), "{name:?} is no model name");
+    let base = crate::cli_models::find(base, config)?;
+    crate::models_cli::import_peft(adapter, &base, &crate::model::pull::models_dir(&config.data_dir).join(name))
 }
 
 /// Measures a model on a file and prints the figures as JSON.

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::model::attention_maps::{self, AttentionMaps};
 use crate::model::encoder_text::TextEncoder;
 use crate::model::plan::{Plan, PlanArgs, plan};
-use crate::model::{self, Arch, Decoder, ModelConfig, Purpose, presets};
+use crate::model::{self, Decoder, ModelConfig, Purpose, presets};
 
 /// Prints every preset, or the plan of one preset or of the model in a directory.
 pub fn print_plan(settings: &Config, what: Option<&str>, args: &PlanArgs, json: bool) -> Result<()> {
@@ -130,7 +130,7 @@ pub fn print_attention(config: &Config, args: &AttentionArgs) -> Result<()> {
 fn look(path: &Path, text: &str) -> Result<(Vec<String>, AttentionMaps)> {
     let loaded = model::load(path, &Device::Cpu)?;
     let tokenizer = loaded.tokenizer.clone().with_context(|| format!("{} has no tokenizer.json", path.display()))?;
-    let encoder = loaded.config.arch == Arch::Bert;
+    let encoder = loaded.config.is_encoder();
     let ids = if encoder { tokenizer.encode(text, true, false)? } else { tokenizer.encode_open(text, false)? };
     ensure!(!ids.is_empty(), "the text has no tokens");
     ensure!(ids.len() <= loaded.config.max_positions, "the text has {} tokens", ids.len());

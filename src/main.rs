@@ -199,9 +199,15 @@ enum Models {
         #[command(flatten)]
         settings: Settings,
     },
-    /// List pulled models.
-    #[command(after_help = "Example:\n  instructd models list")]
-    List(Settings),
+    /// List pulled models, and those that can be pulled by name.
+    #[command(after_help = "Example:\n  instructd models list --available")]
+    List {
+        /// Show sizes, licences, languages and the memory that models need.
+        #[arg(long)]
+        available: bool,
+        #[command(flatten)]
+        settings: Settings,
+    },
     /// Write a model as a Hugging Face directory.
     #[command(after_help = "Example:\n  instructd models export builtin ./builtin-hf --half")]
     Export {
@@ -211,6 +217,25 @@ enum Models {
         /// Write the weights in f16: half the size.
         #[arg(long)]
         half: bool,
+        /// Write one GGUF file, which llama.cpp loads, instead of a directory: f16, q8_0 or q4_k.
+        #[arg(long, value_name = "FORMAT", num_args = 0..=1, default_missing_value = "f16", conflicts_with = "half")]
+        gguf: Option<String>,
+        /// Write the LoRA adapter that the model was trained with as a PEFT directory.
+        #[arg(long, conflicts_with_all = ["half", "gguf"])]
+        peft: bool,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Fold a PEFT (LoRA) adapter into the model it was trained on; the result is a model of NAME.
+    #[command(after_help = "Example:\n  instructd models import-peft ./my-adapter my-model --base smollm2-135m-instruct")]
+    ImportPeft {
+        /// The directory of adapter_config.json and adapter_model.safetensors.
+        adapter: PathBuf,
+        /// What the result is called.
+        name: String,
+        /// The model under the adapter: a name, a directory or a .gguf file.
+        #[arg(long)]
+        base: String,
         #[command(flatten)]
         settings: Settings,
     },
@@ -346,9 +371,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Models(Models::Activate { name, settings }) => {
             cli::block_on(cli_models::activate(settings.load()?, &name))?;
         }
-        Command::Models(Models::List(settings)) => cli::list(&settings.load()?),
-        Command::Models(Models::Export { model, out, half, settings }) => {
-            cli::export_model(&settings.load()?, &model, &out, half)?;
+        Command::Models(Models::List { available, settings }) => cli::list(&settings.load()?, available),
+        Command::Models(Models::Export { model, out, half, gguf, peft, settings }) => {
+            cli::export_model(&settings.load()?, &model, &out, half, gguf.as_deref(), peft)?;
+        }
+        Command::Models(Models::ImportPeft { adapter, name, base, settings }) => {
+            cli::import_adapter(&settings.load()?, &adapter, &base, &name)?;
         }
         Command::Tokenizer(args) => cli_tokenizer::run(&args)?,
         Command::Train { recipe, explain: true, .. } => print!("{}", cli_args::explain(cli_args::recipe(&recipe)?)),

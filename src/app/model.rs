@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::artifacts::Artifacts;
 use crate::domain::{ModelKind, ModelState, ModelVersion};
 use crate::engine::{EngineOptions, Generator, LocalEngine};
-use crate::model::{Arch, builtin, pull};
+use crate::model::{builtin, pull};
 use crate::ops::linear::WeightFormat;
 use crate::service::Services;
 pub use crate::service::register::{name_for, name_of_path, register, version_name};
@@ -117,18 +117,18 @@ async fn named(services: &Services, artifacts: &Artifacts, model: &str, kind: Mo
         let model = model.to_owned();
         tokio::task::spawn_blocking(move || {
             let Some(located) = locate(&model, &data_dir)? else { return Ok(None) };
-            let arch = crate::model::describe(&located.path)?.config.arch;
-            anyhow::Ok(Some((located, arch)))
+            let is_encoder = crate::model::describe(&located.path)?.config.is_encoder();
+            anyhow::Ok(Some((located, is_encoder)))
         })
     };
-    let Some((Located { path, name }, arch)) = located.await?? else {
+    let Some((Located { path, name }, is_encoder)) = located.await?? else {
         let more = crate::cli_models::installed(&services.config);
         let message = crate::store::unknown_version(services.store.as_ref(), model, Some(kind), &more).await?;
         bail!("{message}. {}", crate::cli_models::other_ways(&more));
     };
-    match (kind, arch) {
-        (ModelKind::Encoder, arch) if arch != Arch::Bert => bail!("{} is a decoder, not an encoder", path.display()),
-        (ModelKind::Policy, Arch::Bert) => {
+    match (kind, is_encoder) {
+        (ModelKind::Encoder, false) => bail!("{} is a decoder, not an encoder", path.display()),
+        (ModelKind::Policy, true) => {
             bail!("{} is an encoder, not a language model; name it with --encoder", path.display())
         }
         _ => register(services, &path, &name, kind).await,

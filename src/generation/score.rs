@@ -137,7 +137,8 @@ impl<'a> Scorer<'a> {
 
     /// A sequence with the first `len` cached tokens of the prefix.
     fn fork(&mut self, len: usize) -> Result<CachedSequence> {
-        let view = CachedSequence { pages: self.cached.pages[..len.div_ceil(PAGE)].to_vec(), len };
+        let pages = self.cached.pages[..len.div_ceil(PAGE)].to_vec();
+        let view = CachedSequence { pages, len, long: self.cached.long };
         match self.cache.fork(&view) {
             Some(copy) => Ok(copy),
             None => candle_core::bail!("the cache is full"),

@@ -293,6 +293,11 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         get("/admin/models", Admin, "All model versions", admin::models::list).answering("{data: [model version], \
              previous: {kind: id of the version that was active before}, rolled_back: [ids whose last activation was \
              rolled back]}"),
+        get("/admin/catalogue", Admin, "Models that can be pulled by name, and what they need", admin::models::catalogue)
+            .answering(
+                "{data: [{name, repo, license, gated, languages, millions: parameters, pulled, needs: {serve, lora, \
+                 full: bytes by the number of parameters}}], available_memory_bytes: of this machine, or null}",
+            ),
         get("/admin/models/{id}", Admin, "One model version", admin::models::get),
         get("/admin/models/{id}/evidence", Admin, "Evidence for and against a version", admin::models::evidence)
             .answering(

@@ -8,8 +8,9 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::decoder::Rows;
 use super::layer::{Layer, Mlp, Projections};
+use super::layers::Norm;
 use super::tails::Tails;
-use super::{Activation, Decoder};
+use super::Decoder;
 use crate::ops::{activation, add_assign, attention, embedding, pool, read, rope};
 
 /// How much of a block's forward pass is kept for its backward pass.
@@ -34,6 +35,8 @@ pub(super) struct Kept {
     pub mlp: Option<Inner>,
     /// The inner values of the adapter of `down`: so few that they are always kept.
     pub low: Vec<f32>,
+    /// What the feed-forward part gave before its norm, where it has one.
+    pub given: Vec<f32>,
 }
 
 /// The attention part: rotated q and k, v, what attention gave, and the stream after it. k and v have a row for
@@ -45,6 +48,10 @@ pub(super) struct Attn {
     pub v: Vec<f32>,
     pub mixed: Vec<f32>,
     pub mid: Vec<f32>,
+    /// q and k before their norm, and what attention gave before its own; empty without these norms.
+    pub raw_q: Vec<f32>,
+    pub raw_k: Vec<f32>,
+    pub given: Vec<f32>,
     /// Adapters' inner values of q (or the joint projection), k, v and out.
     pub low: [Vec<f32>; 4],
 }
@@ -59,7 +66,8 @@ pub(super) struct Inner {
 
 impl Drop for Attn {
     fn drop(&mut self) {
-        for buffer in [&mut self.q, &mut self.k, &mut self.v, &mut self.mixed, &mut self.mid] {
+        let own = [&mut self.q, &mut self.k, &mut self.v, &mut self.mixed, &mut self.mid];
+        for buffer in own.into_iter().chain([&mut self.raw_q, &mut self.raw_k, &mut self.given]) {
             pool::give(std::mem::take(buffer));
         }
     }
@@ -108,11 +116,7 @@ impl Blocks {
     /// An id or a position outside its table.
     fn new(decoder: &Decoder, ids: &Arc<Vec<u32>>, rows: Rows, made: Option<Trace>) -> Result<Self> {
         embedding::check(&decoder.embed, ids)?;
-        match (&decoder.positions, &decoder.rope) {
-            (Some(table), _) => embedding::check(table, &rows.positions)?,
-            (None, Some(table)) => table.check(&rows.positions)?,
-            (None, None) => {}
-        }
+        decoder.check_positions(&rows.positions)?;
         Ok(Self { decoder: decoder.clone(), ids: ids.clone(), rows, trace: Mutex::new(made) })
     }
 
@@ -131,6 +135,7 @@ impl Blocks {
         let (decoder, d) = (&self.decoder, self.decoder.config.hidden_size);
         let mut x = pool::take(self.ids.len() * d);
         embedding::gather(&read(&decoder.embed)?, &self.ids, d, &mut x);
+        scale(&mut x, decoder.config.switches.embedding_scale);
         if let Some(table) = &decoder.positions {
             let mut at = pool::take(x.len());
             embedding::gather(&read(table)?, &self.rows.positions, d, &mut at);
@@ -140,13 +145,14 @@ impl Blocks {
         let mut kept = Vec::new();
         for (i, layer) in decoder.layers.iter().enumerate() {
             let attn = self.attn(i, &x)?;
-            let mlp = inner(layer, &attn.mid)?;
-            let (out, low) = outer(layer, &attn.mid, &mlp)?;
+            let mlp = self.inner(i, &x, &attn.mid)?;
+            let Outer { out, given, low } = outer(decoder, layer, &attn.mid, &mlp)?;
             if i < from {
+                pool::give(given);
                 pool::give(std::mem::replace(&mut x, out));
                 continue;
             }
-            let mut all = Kept { x: std::mem::replace(&mut x, out), attn: Some(attn), mlp: Some(mlp), low };
+            let mut all = Kept { x: std::mem::replace(&mut x, out), attn: Some(attn), mlp: Some(mlp), low, given };
             match decoder.recompute {
                 Recompute::None => {}
                 Recompute::Mlp => all.mlp = None,
@@ -159,10 +165,33 @@ impl Blocks {
 
     pub(super) fn attn(&self, layer: usize, x: &[f32]) -> Result<Attn> {
         let tails = self.tails(layer);
-        let spec = tails.map_or(&self.rows.attention, |t| &t.attention);
-        attn(&self.decoder, &self.decoder.layers[layer], x, &self.rows.positions, tails, |q, k, v, mixed| {
-            attention::forward(spec, q, k, v, mixed);
+        let layer = &self.decoder.layers[layer];
+        let spec = layer.attention(tails.map_or(&self.rows.attention, |t| &t.attention));
+        attn(&self.decoder, layer, x, &self.rows.rotary, tails, |q, k, v, mixed| {
+            attention::forward(&spec, q, k, v, mixed);
         })
+    }
+
+    /// The feed-forward part of block `layer` up to its activation, from the block's input and the stream after
+    /// attention.
+    pub(super) fn inner(&self, layer: usize, x: &[f32], mid: &[f32]) -> Result<Inner> {
+        self.with_source(layer, x, mid, |source| inner(&self.decoder.layers[layer], source))
+    }
+
+    /// Calls `f` with what the feed-forward part of block `layer` reads.
+    pub(super) fn with_source<R>(&self, layer: usize, x: &[f32], mid: &[f32], f: impl FnOnce(&[f32]) -> R) -> R {
+        if !self.decoder.config.switches.parallel {
+            return f(mid);
+        }
+        match self.tails(layer) {
+            None => f(x),
+            Some(tails) => {
+                let own = tails.pick(x, self.decoder.config.hidden_size);
+                let result = f(&own);
+                pool::give(own);
+                result
+            }
+        }
     }
 }
 
@@ -189,42 +218,66 @@ impl CustomOp1 for Blocks {
     }
 }
 
-/// x + attention(norm(x)) for rows at `positions`, of the tails alone where they are given. `attend` turns rotated
-/// q and k, and v, into mixed values.
+/// x ← factor · x.
+pub(super) fn scale(x: &mut [f32], factor: f64) {
+    if factor != 1.0 {
+        x.iter_mut().for_each(|v| *v *= factor as f32);
+    }
+}
+
+/// norm(x) in a buffer of the pool; without a norm `None`: x itself.
+pub(super) fn normed(norm: Option<&Norm>, x: &[f32]) -> Result<Option<Vec<f32>>> {
+    let Some(norm) = norm else { return Ok(None) };
+    let mut y = pool::take(x.len());
+    norm.run(x, &mut y)?;
+    Ok(Some(y))
+}
+
+/// Puts the norm of `x` in its place, and what it was into `raw`.
+fn norm_in_place(norm: Option<&Norm>, x: &mut Vec<f32>, raw: &mut Vec<f32>) -> Result<()> {
+    if let Some(y) = normed(norm, x)? {
+        *raw = std::mem::replace(x, y);
+    }
+    Ok(())
+}
+
+/// x + attention(norm(x)) for rows at `rotary` positions, of the tails alone where they are given. `attend` turns
+/// rotated q and k, and v, into mixed values.
 pub(super) fn attn(
     decoder: &Decoder,
     layer: &Layer,
     x: &[f32],
-    positions: &[u32],
+    rotary: &[u32],
     tails: Option<&Tails>,
     attend: impl FnOnce(&[f32], &[f32], &[f32], &mut [f32]),
 ) -> Result<Attn> {
-    let (n, c) = (positions.len(), &decoder.config);
+    let (n, c) = (rotary.len(), &decoder.config);
     let (d, width, kv_width) = (c.hidden_size, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
-    let asking = tails.map_or(positions, |t| &t.positions);
-    let mut normed = pool::take(x.len());
-    layer.attn_norm.run(x, &mut normed)?;
+    let asking = tails.map_or(rotary, |t| &t.rotary);
+    let own = normed(layer.attn_norm.as_ref(), x)?;
+    let normed = own.as_deref().unwrap_or(x);
     let (mut k, mut v) = (pool::take(n * kv_width), pool::take(n * kv_width));
     let mut q = pool::take(asking.len() * width);
     let mut low: [Vec<f32>; 4] = Default::default();
     match (&layer.attn, tails) {
         (Projections::Split { q: wq, k: wk, v: wv }, tails) => {
             low[0] = match tails {
-                None => wq.run(&normed, &mut q, n)?,
+                None => wq.run(normed, &mut q, n)?,
                 Some(tails) => {
-                    let own = tails.pick(&normed, d);
+                    let own = tails.pick(normed, d);
                     let low = wq.run(&own, &mut q, asking.len())?;
                     pool::give(own);
                     low
                 }
             };
-            low[1] = wk.run(&normed, &mut k, n)?;
-            low[2] = wv.run(&normed, &mut v, n)?;
+            low[1] = wk.run(normed, &mut k, n)?;
+            low[2] = wv.run(normed, &mut v, n)?;
         }
-        (Projections::Joint(all), tails) => {
+        (Projections::Joint { all, by_head }, tails) => {
             let (mut joint, mut every) = (pool::take(n * (width + 2 * kv_width)), pool::take(n * width));
-            low[0] = all.run(&normed, &mut joint, n)?;
-            for_each_part(&mut joint, [&mut every, &mut k, &mut v], n, |row, part| part.copy_from_slice(row));
+            low[0] = all.run(normed, &mut joint, n)?;
+            let parts = [every.as_mut_slice(), &mut k, &mut v];
+            for_each_qkv(&mut joint, parts, n, by_head.then_some(c.head_dim), |row, part| part.copy_from_slice(row));
             let unused = match tails {
                 None => std::mem::replace(&mut q, every),
                 Some(tails) => {
@@ -236,15 +289,22 @@ pub(super) fn attn(
             pool::give(unused);
         }
     }
-    pool::give(normed);
-    if let Some(table) = &decoder.rope {
+    pool::give(own.unwrap_or_default());
+    let (mut raw_q, mut raw_k, mut given) = (Vec::new(), Vec::new(), Vec::new());
+    if let Some([q_norm, k_norm]) = &layer.qk_norm {
+        norm_in_place(Some(q_norm), &mut q, &mut raw_q)?;
+        norm_in_place(Some(k_norm), &mut k, &mut raw_k)?;
+    }
+    if let Some(table) = &layer.rope {
         rope::rotate(&mut q, table, asking, 1.0);
-        rope::rotate(&mut k, table, positions, 1.0);
+        rope::rotate(&mut k, table, rotary, 1.0);
     }
     let mut mixed = pool::take(q.len());
     attend(&q, &k, &v, &mut mixed);
     let mut mid = pool::take(asking.len() * d);
     low[3] = layer.out.run(&mixed, &mut mid, asking.len())?;
+    norm_in_place(layer.attn_post.as_ref(), &mut mid, &mut given)?;
+    scale(&mut mid, c.switches.residual_scale);
     match tails {
         None => add_assign(&mut mid, x),
         Some(tails) => {
@@ -253,25 +313,25 @@ pub(super) fn attn(
             pool::give(own);
         }
     }
-    Ok(Attn { q, k, v, mixed, mid, low })
+    Ok(Attn { q, k, v, mixed, mid, raw_q, raw_k, given, low })
 }
 
 /// The feed-forward part up to its activation.
-pub(super) fn inner(layer: &Layer, mid: &[f32]) -> Result<Inner> {
-    let mut normed = pool::take(mid.len());
-    layer.mlp_norm.run(mid, &mut normed)?;
-    let n = mid.len() / layer.mlp.down().out_features();
+pub(super) fn inner(layer: &Layer, source: &[f32]) -> Result<Inner> {
+    let own = normed(layer.mlp_norm.as_ref(), source)?;
+    let normed = own.as_deref().unwrap_or(source);
+    let n = source.len() / layer.mlp.down().out_features();
     let mut inner = Inner::default();
     match &layer.mlp {
         Mlp::Gated { gate, up, .. } => {
             inner.gate = pool::take(n * gate.out_features());
             inner.up = pool::take(n * up.out_features());
-            inner.low = [gate.run(&normed, &mut inner.gate, n)?, up.run(&normed, &mut inner.up, n)?];
+            inner.low = [gate.run(normed, &mut inner.gate, n)?, up.run(normed, &mut inner.up, n)?];
         }
         Mlp::JointGated { gate_up, .. } => {
             let width = gate_up.out_features() / 2;
             let mut joint = pool::take(n * 2 * width);
-            gate_up.run(&normed, &mut joint, n)?;
+            inner.low[0] = gate_up.run(normed, &mut joint, n)?;
             (inner.gate, inner.up) = (pool::take(n * width), pool::take(n * width));
             let parts = [inner.gate.as_mut_slice(), inner.up.as_mut_slice()];
             for_each_part(&mut joint, parts, n, |row, part| part.copy_from_slice(row));
@@ -279,28 +339,39 @@ pub(super) fn inner(layer: &Layer, mid: &[f32]) -> Result<Inner> {
         }
         Mlp::Plain { up, .. } => {
             inner.up = pool::take(n * up.out_features());
-            inner.low[1] = up.run(&normed, &mut inner.up, n)?;
+            inner.low[1] = up.run(normed, &mut inner.up, n)?;
         }
     }
-    pool::give(normed);
+    pool::give(own.unwrap_or_default());
     Ok(inner)
 }
 
-/// mid + down(activation), and the inner values of down's adapter.
-pub(super) fn outer(layer: &Layer, mid: &[f32], inner: &Inner) -> Result<(Vec<f32>, Vec<f32>)> {
+/// What a block gives.
+pub(super) struct Outer {
+    pub out: Vec<f32>,
+    /// What the feed-forward part gave before its norm; empty without one.
+    pub given: Vec<f32>,
+    /// The inner values of down's adapter.
+    pub low: Vec<f32>,
+}
+
+/// mid + down(activation).
+pub(super) fn outer(decoder: &Decoder, layer: &Layer, mid: &[f32], inner: &Inner) -> Result<Outer> {
     let mut acted = pool::take(inner.up.len());
     match &layer.mlp {
-        Mlp::Gated { .. } | Mlp::JointGated { .. } => activation::swiglu_into(&inner.gate, &inner.up, &mut acted),
-        Mlp::Plain { activation, .. } => {
-            activation::gelu_into(&inner.up, &mut acted, *activation == Activation::GeluTanh);
+        Mlp::Gated { activation, .. } | Mlp::JointGated { activation, .. } => {
+            activation::gated_into(*activation, &inner.gate, &inner.up, &mut acted);
         }
+        Mlp::Plain { activation, .. } => activation::activate_into(*activation, &inner.up, &mut acted),
     }
-    let mut out = pool::take(mid.len());
+    let (mut out, mut given) = (pool::take(mid.len()), Vec::new());
     let down = layer.mlp.down();
     let low = down.run(&acted, &mut out, mid.len() / down.out_features())?;
+    norm_in_place(layer.mlp_post.as_ref(), &mut out, &mut given)?;
+    scale(&mut out, decoder.config.switches.residual_scale);
     add_assign(&mut out, mid);
     pool::give(acted);
-    Ok((out, low))
+    Ok(Outer { out, given, low })
 }
 
 /// Hidden states: the final norm of what the last block gave.
@@ -325,5 +396,22 @@ pub(super) fn for_each_part<const P: usize>(
             f(&mut row[at..at + own], part);
         }
         at += own;
+    }
+}
+
+/// `for_each_part` of q, k and v; with `by_head`, the size of a head, their rows lie head by head.
+pub(super) fn for_each_qkv(
+    joint: &mut [f32],
+    parts: [&mut [f32]; 3],
+    n: usize,
+    by_head: Option<usize>,
+    f: impl Fn(&mut [f32], &mut [f32]),
+) {
+    let Some(hd) = by_head else { return for_each_part(joint, parts, n, f) };
+    for (i, part) in parts.into_iter().enumerate() {
+        // Every head has as many channels in each part, so heads can be counted across rows.
+        for (three, part) in joint.chunks_exact_mut(3 * hd).zip(part.chunks_exact_mut(hd)) {
+            f(&mut three[i * hd..(i + 1) * hd], part);
+        }
     }
 }

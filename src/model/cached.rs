@@ -7,9 +7,9 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use super::Decoder;
-use super::blocks::{self, Attn, Inner, Kept, Recompute, Trace};
+use super::blocks::{self, Attn, Inner, Kept, Outer, Recompute, Trace};
 use super::kv_cache::{KvCache, StepRows};
-use super::layer::Projections;
+use super::layer::Layer;
 use crate::ops::{embedding, pool, read, tensor};
 
 /// The activations of sequences that are being sampled, by their place in a packed batch of them.
@@ -40,7 +40,7 @@ impl Recording {
         });
         let (sequences, layers) = (sequences.collect(), trained.layers.len());
         let kept = (trained.lowest_trained()..layers).map(|_| Kept::default()).collect();
-        let joint = trained.layers.first().is_some_and(|layer| matches!(layer.attn, Projections::Joint(_)));
+        let joint = trained.layers.first().is_some_and(Layer::joint);
         Some(Self { trace: (kept, Vec::new()), sequences, total, layers, joint })
     }
 
@@ -89,17 +89,21 @@ impl Recording {
 }
 
 /// All buffers of a block.
-fn buffers(kept: &mut Kept) -> [&mut Vec<f32>; 15] {
-    let Kept { x, attn, mlp, low } = kept;
-    let Attn { q, k, v, mixed, mid, low: [low_q, low_k, low_v, low_out] } = attn.get_or_insert_default();
+fn buffers(kept: &mut Kept) -> [&mut Vec<f32>; 19] {
+    let Kept { x, attn, mlp, low, given: given_mlp } = kept;
+    let Attn { q, k, v, mixed, mid, raw_q, raw_k, given, low: [low_q, low_k, low_v, low_out] } =
+        attn.get_or_insert_default();
     let Inner { gate, up, low: [low_gate, low_up] } = mlp.get_or_insert_default();
-    [x, k, v, low_k, low_v, low_q, q, mixed, mid, low_out, gate, up, low_gate, low_up, low]
+    [
+        x, k, v, low_k, low_v, raw_k, low_q, q, mixed, mid, low_out, gate, up, low_gate, low_up, low, raw_q, given,
+        given_mlp,
+    ]
 }
 
 /// Which of them have, in the last block, rows only for what predicts. The inner values of q are those of the
 /// joint projection where there is one, which is applied to all rows.
-fn asking(joint: bool) -> [bool; 15] {
-    std::array::from_fn(|i| i >= if joint { 6 } else { 5 })
+fn asking(joint: bool) -> [bool; 19] {
+    std::array::from_fn(|i| i >= if joint { 7 } else { 6 })
 }
 
 /// Rows of a step to their places among `total[kind]` rows.
@@ -143,23 +147,24 @@ impl Decoder {
         mut recording: Option<(&mut Recording, &[(usize, usize)])>,
     ) -> Result<Tensor> {
         let positions = Arc::new(rows.positions());
-        if let Some(table) = &self.rope {
-            table.check(&positions)?;
-        }
+        self.check_positions(&positions)?;
+        let rotary = self.rotary_of(rows);
         let (n, d) = (positions.len(), self.config.hidden_size);
         let mut x = pool::take(n * d);
         x.copy_from_slice(&read(&self.embed_tokens(&Arc::new(rows.ids().to_vec()), &positions, rows.soft())?)?);
         let places = recording.as_ref().map(|(recording, fed)| recording.places(fed));
         for (i, layer) in self.layers.iter().enumerate() {
-            let attn = blocks::attn(self, layer, &x, &positions, None, |q, k, v, mixed| {
+            let attn = blocks::attn(self, layer, &x, &rotary, None, |q, k, v, mixed| {
                 cache.attend_rows(i, rows, [q, k, v], mixed, &self.config);
             })?;
-            let mlp = blocks::inner(layer, &attn.mid)?;
-            let (out, low) = blocks::outer(layer, &attn.mid, &mlp)?;
-            let mut step = Kept { x: std::mem::replace(&mut x, out), attn: Some(attn), mlp: Some(mlp), low };
+            let source = if self.config.switches.parallel { &x } else { &attn.mid };
+            let mlp = blocks::inner(layer, source)?;
+            let Outer { out, given, low } = blocks::outer(self, layer, &attn.mid, &mlp)?;
+            let mut step = Kept { x: std::mem::replace(&mut x, out), attn: Some(attn), mlp: Some(mlp), low, given };
             if let (Some((recording, _)), Some(places)) = (&mut recording, &places) {
                 recording.put(i, &mut step, places);
             }
+            pool::give(step.given);
             pool::give(step.x);
         }
         if let (Some((recording, _)), Some(places)) = (&mut recording, &places) {

@@ -1,27 +1,33 @@
-//! One configuration for every architecture, read from Hugging Face config.json or GGUF metadata.
+//! One configuration for every architecture, read from Hugging Face config.json or GGUF metadata. What a family's
+//! files say is read by its table in `families`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Which family the parameter names and the block layout follow.
+use super::families::read::{self, Result, get, ids, malformed};
+use super::families;
+pub use crate::ops::activation::Activation;
+
+/// Which family the parameter names and the block layout follow; `families` has the facts of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arch {
     Gpt2,
     Llama,
+    Mistral,
     Qwen2,
+    Qwen3,
+    Gemma2,
+    Gemma3,
+    SmolLm3,
+    Olmo2,
+    Phi3,
+    Granite,
+    GptNeox,
     Bert,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// x · sigmoid(x); gated in Llama-type MLPs.
-    Silu,
-    /// 0.5x(1 + erf(x/√2)).
-    GeluErf,
-    /// The tanh approximation, `gelu_new` in Hugging Face.
-    GeluTanh,
+    Roberta,
+    DistilBert,
+    ModernBert,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,7 +55,7 @@ pub struct ModelConfig {
     pub norm_eps: f64,
     pub activation: Activation,
     pub position: PositionKind,
-    /// Bias on q, k, v (Qwen2; Llama with `attention_bias`). GPT-2 and BERT always have all biases.
+    /// Bias on q, k, v (Qwen2; Llama with `attention_bias`; GPT-2 and BERT always).
     pub qkv_bias: bool,
     pub tie_embeddings: bool,
     /// BERT segments; 0 elsewhere.
@@ -58,6 +64,122 @@ pub struct ModelConfig {
     /// Every id that ends a generation (config and generation_config joined).
     pub eos_ids: Vec<u32>,
     pub pad_id: Option<u32>,
+    /// What only some families do.
+    pub switches: Switches,
+}
+
+/// What only some families do; the default is plain Llama.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Switches {
+    /// Bias on the output projection of attention.
+    pub out_bias: bool,
+    /// Bias on the matrices of the feed-forward part.
+    pub mlp_bias: bool,
+    pub qk_norm: QkNorm,
+    /// Factor of the scores; `None` = 1/√head_dim.
+    pub attention_scale: Option<f64>,
+    /// Scores become cap · tanh(score / cap).
+    pub attention_softcap: Option<f64>,
+    /// Logits become cap · tanh(logit / cap).
+    pub logit_softcap: Option<f64>,
+    pub logit_divisor: f64,
+    /// Factor of word embeddings.
+    pub embedding_scale: f64,
+    /// Factor of what attention and feed-forward part add to the hidden states.
+    pub residual_scale: f64,
+    /// Attention and feed-forward part read the same hidden states.
+    pub parallel: bool,
+    /// The first block has no norm before attention.
+    pub first_norm_absent: bool,
+    /// Row of the position table that position 0 reads.
+    pub position_offset: usize,
+    /// Channels of each head that rotary positions turn, from the first on; `None` = all.
+    pub rotary_dim: Option<usize>,
+    pub rope_scaling: RopeScaling,
+    /// Rotary positions of windowed layers, where they have their own.
+    pub local_rope: Option<LocalRope>,
+    /// One for each layer, or none: then every layer sees everything and has rotary positions if the model has.
+    pub layers: Vec<LayerKind>,
+}
+
+impl Default for Switches {
+    fn default() -> Self {
+        Self {
+            out_bias: false,
+            mlp_bias: false,
+            qk_norm: QkNorm::None,
+            attention_scale: None,
+            attention_softcap: None,
+            logit_softcap: None,
+            logit_divisor: 1.0,
+            embedding_scale: 1.0,
+            residual_scale: 1.0,
+            parallel: false,
+            first_norm_absent: false,
+            position_offset: 0,
+            rotary_dim: None,
+            rope_scaling: RopeScaling::None,
+            local_rope: None,
+            layers: Vec::new(),
+        }
+    }
+}
+
+/// What distinguishes the layers of one model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerKind {
+    /// Key j is seen from query i when |i − j| < window (and j ≤ i in a decoder); `None` = all keys.
+    pub window: Option<usize>,
+    pub no_rope: bool,
+}
+
+/// RMSNorm of q and k before rotary positions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QkNorm {
+    #[default]
+    None,
+    /// Of every head alone.
+    Heads,
+    /// Of all heads together.
+    Whole,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LocalRope {
+    pub theta: f64,
+    pub scaling: RopeScaling,
+}
+
+/// How the frequencies of rotary positions are stretched beyond the length of pretraining. `attention` is a factor of
+/// cos and sin, `original` the length of pretraining.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum RopeScaling {
+    #[default]
+    None,
+    /// Positions divided by `factor`.
+    Linear { factor: f64 },
+    /// From the trained length on, θ grows with the position.
+    Dynamic { factor: f64, trained: usize },
+    /// Long waves divided by `factor`, short ones kept, those between blended (Llama 3.1).
+    Llama3 { factor: f64, low: f64, high: f64, original: usize },
+    /// A ramp between kept and divided frequencies (arXiv 2309.00071).
+    Yarn { factor: f64, fast: f64, slow: f64, original: usize, attention: f64, truncate: bool },
+    /// A divisor for every frequency: one list for sequences up to the original length, one for longer ones
+    /// (arXiv 2402.13753).
+    Long { short: Vec<f64>, long: Vec<f64>, original: usize, attention: f64 },
+}
+
+impl RopeScaling {
+    /// Positions that a model reads whose configuration says `trained`.
+    pub fn context(&self, trained: usize) -> usize {
+        match self {
+            Self::Dynamic { factor, .. } => (trained as f64 * factor) as usize,
+            _ => trained,
+        }
+    }
 }
 
 /// Why a configuration was refused; `Unsupported` means it is well-formed, but would be computed wrongly.
@@ -69,122 +191,20 @@ pub enum ConfigError {
     Unsupported(String),
 }
 
-type Result<T, E = ConfigError> = std::result::Result<T, E>;
-
-/// Larger counts than these are taken for damage.
-const MAX_SIZE: u64 = 1 << 27;
-const MAX_LAYERS: u64 = 4096;
-
-fn malformed<T>(message: impl Into<String>) -> Result<T> {
-    Err(ConfigError::Malformed(message.into()))
-}
-
-fn unsupported<T>(message: impl Into<String>) -> Result<T> {
-    Err(ConfigError::Unsupported(message.into()))
-}
-
-/// The value of `key`; JSON null counts as absent.
-fn get<'a>(config: &'a Value, key: &str) -> Option<&'a Value> {
-    config.get(key).filter(|v| !v.is_null())
-}
-
-fn size_opt(config: &Value, key: &str) -> Result<Option<usize>> {
-    match get(config, key) {
-        None => Ok(None),
-        Some(value) => match value.as_u64() {
-            Some(n) if (1..=MAX_SIZE).contains(&n) => Ok(Some(n as usize)),
-            _ => malformed(format!("`{key}` must be a whole number from 1 to {MAX_SIZE}, found {value}")),
-        },
-    }
-}
-
-fn size(config: &Value, key: &str) -> Result<usize> {
-    size_opt(config, key)?.map_or_else(|| malformed(format!("`{key}` is missing")), Ok)
-}
-
-fn number_opt(config: &Value, key: &str) -> Result<Option<f64>> {
-    match get(config, key) {
-        None => Ok(None),
-        Some(value) => match value.as_f64() {
-            Some(x) if x.is_finite() && x > 0.0 => Ok(Some(x)),
-            _ => malformed(format!("`{key}` must be a positive number, found {value}")),
-        },
-    }
-}
-
-fn flag(config: &Value, key: &str, default: bool) -> Result<bool> {
-    match get(config, key) {
-        None => Ok(default),
-        Some(value) => {
-            value.as_bool().map_or_else(|| malformed(format!("`{key}` must be true or false, found {value}")), Ok)
-        }
-    }
-}
-
-/// A token id, or a list of them, or nothing.
-fn ids(config: &Value, key: &str) -> Result<Vec<u32>> {
-    let one = |v: &Value| {
-        v.as_u64()
-            .and_then(|n| u32::try_from(n).ok())
-            .map_or_else(|| malformed(format!("`{key}` must hold token ids, found {v}")), Ok)
-    };
-    match get(config, key) {
-        None => Ok(Vec::new()),
-        Some(Value::Array(items)) => items.iter().map(one).collect(),
-        // Some published configs write −1 for "none".
-        Some(value) if value.as_i64() == Some(-1) => Ok(Vec::new()),
-        Some(value) => Ok(vec![one(value)?]),
-    }
-}
-
-fn activation(config: &Value, key: &str, default: &str) -> Result<Activation> {
-    match get(config, key).map_or(Some(default), Value::as_str) {
-        Some("silu" | "swish") => Ok(Activation::Silu),
-        Some("gelu") => Ok(Activation::GeluErf),
-        Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
-        Some(other) => unsupported(format!("`{key}` = {other:?}")),
-        None => malformed(format!("`{key}` must be a string")),
-    }
-}
-
-/// θ of rotary embeddings: `rope_parameters.rope_theta` (transformers 5) or `rope_theta` (older).
-/// Any scaling of the frequencies is refused, because leaving it out would give wrong numbers.
-fn rope_theta(config: &Value) -> Result<f64> {
-    for key in ["rope_parameters", "rope_scaling"] {
-        let Some(parameters) = get(config, key) else { continue };
-        let kind = get(parameters, "rope_type").or_else(|| get(parameters, "type")).and_then(Value::as_str);
-        if let Some(kind) = kind.filter(|kind| *kind != "default") {
-            return unsupported(format!("rotary scaling of type {kind:?}"));
-        }
-    }
-    if let Some(partial) = number_opt(config, "partial_rotary_factor")?.filter(|f| *f != 1.0) {
-        return unsupported(format!("`partial_rotary_factor` = {partial}"));
-    }
-    let nested = match get(config, "rope_parameters") {
-        Some(parameters) => number_opt(parameters, "rope_theta")?,
-        None => None,
-    };
-    Ok(nested.or(number_opt(config, "rope_theta")?).unwrap_or(10_000.0))
-}
 
 impl ModelConfig {
-    /// Reads config.json of model type gpt2, llama, qwen2 or bert; end tokens of generation_config.json
-    /// are joined in.
+    /// Reads config.json of any family; end tokens of generation_config.json are joined in. Of a multimodal model its
+    /// text half is read.
     ///
     /// # Errors
-    /// `Malformed` when a field is missing, of the wrong type or out of range; `Unsupported` when the
-    /// model needs something that this crate does not compute (scaled rotary, sliding window, …).
+    /// `Malformed` when a field is missing, of the wrong type or out of range; `Unsupported` when the model needs
+    /// something that is not computed here, with the families that are.
     pub fn from_hf(config: &Value, generation: Option<&Value>) -> Result<Self> {
+        let config = text_half(config).unwrap_or(config);
         let Some(kind) = get(config, "model_type").and_then(Value::as_str) else {
             return malformed("`model_type` is missing");
         };
-        let mut parsed = match kind {
-            "gpt2" => Self::gpt2(config)?,
-            "llama" | "mistral" => Self::llama(config, Arch::Llama)?,
-            "qwen2" => Self::llama(config, Arch::Qwen2)?,
-            "bert" => Self::bert(config)?,
-            other => return unsupported(format!("model type {other:?} (known: gpt2, llama, qwen2, bert)")),
-        };
+        let mut parsed = (families::find(kind)?.read)(config)?;
         parsed.bos_id = ids(config, "bos_token_id")?.first().copied();
         parsed.pad_id = ids(config, "pad_token_id")?.first().copied();
         parsed.eos_ids = ids(config, "eos_token_id")?;
@@ -201,117 +221,44 @@ impl ModelConfig {
         Ok(parsed)
     }
 
-    fn gpt2(config: &Value) -> Result<Self> {
-        if !flag(config, "scale_attn_weights", true)? || flag(config, "scale_attn_by_inverse_layer_idx", false)? {
-            return unsupported("GPT-2 with unusual attention scaling");
-        }
-        let hidden_size = size(config, "n_embd")?;
-        let n_heads = size(config, "n_head")?;
-        Ok(Self {
-            arch: Arch::Gpt2,
-            vocab_size: size(config, "vocab_size")?,
-            hidden_size,
-            intermediate_size: size_opt(config, "n_inner")?.unwrap_or(4 * hidden_size),
-            n_layers: size(config, "n_layer")?,
-            n_heads,
-            n_kv_heads: n_heads,
-            head_dim: hidden_size / n_heads,
-            max_positions: size(config, "n_positions").or_else(|_| size(config, "n_ctx"))?,
-            norm_eps: number_opt(config, "layer_norm_epsilon")?.unwrap_or(1e-5),
-            activation: activation(config, "activation_function", "gelu_new")?,
-            position: PositionKind::Learned,
-            qkv_bias: true,
-            tie_embeddings: flag(config, "tie_word_embeddings", true)?,
-            type_vocab_size: 0,
-            bos_id: None,
-            eos_ids: Vec::new(),
-            pad_id: None,
-        })
+    /// What layer `i` does.
+    pub fn layer(&self, i: usize) -> LayerKind {
+        self.switches.layers.get(i).copied().unwrap_or_default()
     }
 
-    fn llama(config: &Value, arch: Arch) -> Result<Self> {
-        let hidden_size = size(config, "hidden_size")?;
-        let n_heads = size(config, "num_attention_heads")?;
-        let n_layers = size(config, "num_hidden_layers")?;
-        let max_positions = size(config, "max_position_embeddings")?;
-        // Qwen2 writes a window and switches it off; Mistral's counts when it is shorter than the context.
-        let window = size_opt(config, "sliding_window")?;
-        let window_on = flag(config, "use_sliding_window", arch == Arch::Llama)?;
-        if window_on && window.is_some_and(|w| w < max_positions) {
-            return unsupported("sliding-window attention");
-        }
-        if flag(config, "mlp_bias", false)? {
-            return unsupported("`mlp_bias`");
-        }
-        Ok(Self {
-            arch,
-            vocab_size: size(config, "vocab_size")?,
-            hidden_size,
-            intermediate_size: size(config, "intermediate_size")?,
-            n_layers,
-            n_heads,
-            n_kv_heads: size_opt(config, "num_key_value_heads")?.unwrap_or(n_heads),
-            head_dim: size_opt(config, "head_dim")?.unwrap_or(hidden_size / n_heads),
-            max_positions,
-            norm_eps: number_opt(config, "rms_norm_eps")?.unwrap_or(1e-6),
-            activation: activation(config, "hidden_act", "silu")?,
-            position: PositionKind::Rope { theta: rope_theta(config)? },
-            qkv_bias: arch == Arch::Qwen2 || flag(config, "attention_bias", false)?,
-            tie_embeddings: flag(config, "tie_word_embeddings", false)?,
-            type_vocab_size: 0,
-            bos_id: None,
-            eos_ids: Vec::new(),
-            pad_id: None,
-        })
+    /// Factor of attention scores.
+    pub fn attention_scale(&self) -> f32 {
+        self.switches.attention_scale.map_or_else(|| 1.0 / (self.head_dim as f32).sqrt(), |scale| scale as f32)
     }
 
-    fn bert(config: &Value) -> Result<Self> {
-        if let Some(kind) = get(config, "position_embedding_type").and_then(Value::as_str).filter(|k| *k != "absolute")
-        {
-            return unsupported(format!("BERT position embedding {kind:?}"));
-        }
-        if flag(config, "is_decoder", false)? || flag(config, "add_cross_attention", false)? {
-            return unsupported("BERT as a decoder");
-        }
-        let hidden_size = size(config, "hidden_size")?;
-        let n_heads = size(config, "num_attention_heads")?;
-        Ok(Self {
-            arch: Arch::Bert,
-            vocab_size: size(config, "vocab_size")?,
-            hidden_size,
-            intermediate_size: size(config, "intermediate_size")?,
-            n_layers: size(config, "num_hidden_layers")?,
-            n_heads,
-            n_kv_heads: n_heads,
-            head_dim: hidden_size / n_heads,
-            max_positions: size(config, "max_position_embeddings")?,
-            norm_eps: number_opt(config, "layer_norm_eps")?.unwrap_or(1e-12),
-            activation: activation(config, "hidden_act", "gelu")?,
-            position: PositionKind::Learned,
-            qkv_bias: true,
-            tie_embeddings: flag(config, "tie_word_embeddings", true)?,
-            type_vocab_size: size_opt(config, "type_vocab_size")?.unwrap_or(2),
-            bos_id: None,
-            eos_ids: Vec::new(),
-            pad_id: None,
-        })
+    /// Channels of each head that rotary positions turn.
+    pub fn rotary_dim(&self) -> usize {
+        self.switches.rotary_dim.unwrap_or(self.head_dim)
     }
 
     /// Relations between the sizes that the forward pass relies on.
     fn check(&self) -> Result<()> {
-        if self.n_layers as u64 > MAX_LAYERS {
-            return malformed(format!("{} layers (at most {MAX_LAYERS})", self.n_layers));
+        if self.n_layers as u64 > read::MAX_LAYERS {
+            return malformed(format!("{} layers (at most {})", self.n_layers, read::MAX_LAYERS));
         }
-        let square = matches!(self.arch, Arch::Gpt2 | Arch::Bert);
+        let rotary = self.position != PositionKind::Learned;
+        let square = !rotary || matches!(self.family().norm, families::NormKind::Layer | families::NormKind::LayerNoBias);
         if square && !self.hidden_size.is_multiple_of(self.n_heads) {
             return malformed(format!("{} channels do not divide into {} heads", self.hidden_size, self.n_heads));
         }
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             return malformed(format!("{} heads do not divide into {} key heads", self.n_heads, self.n_kv_heads));
         }
-        if self.head_dim == 0 || (!square && !self.head_dim.is_multiple_of(2)) {
+        if self.head_dim == 0 || (rotary && !self.rotary_dim().is_multiple_of(2)) {
             return malformed(format!("head size {} (rotary needs an even number)", self.head_dim));
         }
         Ok(())
     }
+}
+
+/// The part of a multimodal model's configuration that is about text, if it names its family.
+pub(super) fn text_half(config: &Value) -> Option<&Value> {
+    let text = get(config, "text_config")?;
+    let kind = text.get("model_type")?.as_str()?;
+    families::find(kind).is_ok().then_some(text)
 }

@@ -1,5 +1,4 @@
-//! Causal decoder for GPT-2, Llama and Qwen2: pre-norm blocks over packed sequences, trainable and served
-//! by the same code. Papers: GPT-2 (Radford 2019), Llama (arXiv 2302.13971), Qwen2 (arXiv 2407.10671).
+//! Causal decoder of every family in `families`: blocks over packed sequences, trainable and served by the same code.
 
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -8,16 +7,15 @@ use candle_core::{Result, Tensor};
 use super::blocks::{self, Recompute};
 use super::cached::Recording;
 use super::kv_cache::{KvCache, StepRows};
-use super::layer::{Layer, Projections, gpt2_layer, llama_layer};
+use super::layer::{Layer, layer};
 use super::layers::{Builder, Norm};
 use super::lora::LoraConfig;
 use super::soft_rows::{SoftRows, replace_rows};
 use super::tails::{self, Tails};
-use super::{Arch, Loaded, ModelConfig, PackedBatch, PositionKind, Weights};
+use super::{Loaded, ModelConfig, PackedBatch, Weights, rope_tables};
 use crate::ops::attention::{Attend, AttentionSpec, attention};
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout};
-use crate::ops::rope::{RopeTable, rope};
-use crate::ops::token_logprobs::{TokenLogprobs, token_logprobs};
+use crate::ops::token_logprobs::{LogitShape, TokenLogprobs, shaped_logprobs};
 use crate::ops::{embedding::embedding, fused};
 
 /// What the decoder will be used for.
@@ -60,7 +58,9 @@ pub struct Decoder {
     pub(super) layers: Vec<Layer>,
     pub(super) final_norm: Norm,
     head: Arc<Head>,
-    pub(super) rope: Option<Arc<RopeTable>>,
+    shape: LogitShape,
+    /// Longer sequences turn by other frequencies.
+    long_from: Option<usize>,
     /// What the backward pass computes again instead of keeping.
     pub recompute: Recompute,
     /// Variables take their gradients through `ops::grad::collecting`, not through candle's own store.
@@ -97,6 +97,8 @@ impl Head {
 /// Rows of one forward pass: their positions, who attends to whom, and which are wanted, if not all.
 pub(super) struct Rows {
     pub positions: Arc<Vec<u32>>,
+    /// Their rows in tables of rotary positions.
+    pub rotary: Arc<Vec<u32>>,
     pub attention: AttentionSpec,
     pub tails: Option<Tails>,
 }
@@ -130,27 +132,20 @@ impl Decoder {
     }
 
     fn build(b: &Builder<'_>) -> Result<Self> {
-        let c = b.config;
-        let gpt2 = match c.arch {
-            Arch::Gpt2 => true,
-            Arch::Llama | Arch::Qwen2 => false,
-            Arch::Bert => candle_core::bail!("BERT is an encoder, not a decoder"),
-        };
+        let (c, family) = (b.config, b.config.family());
+        if family.is_encoder() {
+            candle_core::bail!("{} is an encoder, not a decoder", family.class);
+        }
         let (d, vocab) = (c.hidden_size, c.vocab_size);
-        let embed_name = if gpt2 { "transformer.wte.weight" } else { "model.embed_tokens.weight" };
-        let embed = b.tensor(embed_name, &[vocab, d])?;
-        let positions = match c.position {
-            PositionKind::Learned => Some(b.tensor("transformer.wpe.weight", &[c.max_positions, d])?),
-            PositionKind::Rope { .. } => None,
-        };
-        let rope = match c.position {
-            PositionKind::Rope { theta } => Some(Arc::new(RopeTable::new(theta, c.head_dim, c.max_positions))),
-            PositionKind::Learned => None,
-        };
-        let layers = (0..c.n_layers).map(|i| if gpt2 { gpt2_layer(b, i) } else { llama_layer(b, i) });
-        let layers = layers.collect::<Result<Vec<_>>>()?;
-        let final_norm = if gpt2 { b.layer_norm("transformer.ln_f")? } else { b.rms_norm("model.norm")? };
-        let head_name = if c.tie_embeddings { embed_name } else { "lm_head.weight" };
+        let embed_name = format!("{}.weight", family.words);
+        let embed = b.tensor(&embed_name, &[vocab, d])?;
+        let positions = family.positions.map(|name| b.tensor(&format!("{name}.weight"), &[c.max_positions, d]));
+        let positions = positions.transpose()?;
+        let ropes = rope_tables::tables(c);
+        let layers = (0..c.n_layers).map(|i| layer(b, i, &ropes)).collect::<Result<Vec<_>>>()?;
+        let Some(final_norm) = family.final_norm else { candle_core::bail!("{} has no final norm", family.class) };
+        let final_norm = b.norm(final_norm)?;
+        let head_name = if c.tie_embeddings { embed_name.as_str() } else { "lm_head.weight" };
         let tensor = b.tensor(head_name, &[vocab, d])?;
         let head = Head { tensor: Mutex::default(), purpose: b.purpose, ready: OnceLock::new() };
         match b.purpose {
@@ -165,7 +160,11 @@ impl Decoder {
             layers,
             final_norm,
             head: Arc::new(head),
-            rope,
+            shape: LogitShape {
+                divisor: c.switches.logit_divisor as f32,
+                cap: c.switches.logit_softcap.map(|cap| cap as f32),
+            },
+            long_from: rope_tables::long_from(c),
             recompute: Recompute::None,
             collected: false,
         })
@@ -230,7 +229,7 @@ impl Decoder {
 
     fn tail_rows(&self, batch: &PackedBatch, lengths: &[usize]) -> Rows {
         let rows = self.rows(batch);
-        Rows { tails: Tails::new(batch, lengths, &rows.attention), ..rows }
+        Rows { tails: Tails::new(batch, &rows.rotary, lengths, &rows.attention), ..rows }
     }
 
     fn pick_tails(&self, hidden: &Tensor, batch: &PackedBatch, lengths: &[usize]) -> Result<Tensor> {
@@ -265,7 +264,7 @@ impl Decoder {
     /// count the soft rows. Gradients reach `soft`.
     pub fn forward_soft(&self, soft: &Tensor, batch: &PackedBatch) -> Result<Tensor> {
         let (n, _) = soft.dims2()?;
-        let words = embedding(&self.embed, &Arc::new(batch.ids.clone()))?;
+        let words = self.words(&Arc::new(batch.ids.clone()))?;
         let mut longer = PackedBatch { offsets: vec![0], ..PackedBatch::default() };
         // Rows of [soft; words] in the order of the longer sequences.
         let mut order = Vec::new();
@@ -289,29 +288,39 @@ impl Decoder {
     /// `step` with one tensor operation after the other, on any device.
     pub(super) fn step_by_tensors(&self, rows: &StepRows, cache: &mut KvCache) -> Result<Tensor> {
         let positions = Arc::new(rows.positions());
+        let rotary = Arc::new(self.rotary_of(rows));
+        self.check_positions(&positions)?;
         let mut x = self.embed_tokens(&Arc::new(rows.ids().to_vec()), &positions, rows.soft())?;
         for (i, layer) in self.layers.iter().enumerate() {
-            let (q, k, v) = self.qkv(layer, &layer.attn_norm.forward(&x)?, &positions)?;
+            let (q, k, v) = layer.qkv(&self.config, &x, &rotary)?;
             let mixed = cache.attend(i, rows, &q, &k, &v, &self.config)?;
-            x = (x + layer.out.forward(&mixed)?)?;
-            x = (&x + layer.mlp.forward(&layer.mlp_norm.forward(&x)?)?)?;
+            x = self.add_parts(layer, &x, &mixed)?;
         }
         self.final_norm.forward(&x)
     }
 
     /// Logits [m, vocab], f32, of chosen hidden rows [m, d].
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.head.weight()?.apply(hidden)?.to_dtype(candle_core::DType::F32)
+        self.shape.apply(&self.head.weight()?.apply(hidden)?)
     }
 
     /// log p(target) at each hidden row [m, d]; see `ops::token_logprobs`.
     pub fn token_logprobs(&self, hidden: &Tensor, targets: &[u32], temperature: f32) -> Result<TokenLogprobs> {
-        token_logprobs(hidden, self.head.weight()?, targets, temperature)
+        shaped_logprobs(hidden, self.head.weight()?, targets, temperature, self.shape)
     }
 
-    /// Rows `ids` of the input embedding [n, d], positions not added: what soft prompts start from.
+    /// Input embeddings of `ids` [n, d], scaled where the family scales them, positions not added: what soft prompts
+    /// start from.
     pub fn word_vectors(&self, ids: &[u32]) -> Result<Tensor> {
-        embedding(&self.embed, &Arc::new(ids.to_vec()))
+        self.words(&Arc::new(ids.to_vec()))
+    }
+
+    fn words(&self, ids: &Arc<Vec<u32>>) -> Result<Tensor> {
+        let words = embedding(&self.embed, ids)?;
+        match self.config.switches.embedding_scale {
+            1.0 => Ok(words),
+            scale => words * scale,
+        }
     }
 
     /// Input embeddings of every token [N, d], before the first block. Soft rows take the place of the
@@ -322,7 +331,7 @@ impl Decoder {
         positions: &Arc<Vec<u32>>,
         soft: &[SoftRows],
     ) -> Result<Tensor> {
-        let x = replace_rows(embedding(&self.embed, ids)?, soft)?;
+        let x = replace_rows(self.words(ids)?, soft)?;
         match &self.positions {
             Some(table) => x + embedding(table, positions)?,
             None => Ok(x),
@@ -330,8 +339,21 @@ impl Decoder {
     }
 
     fn rows(&self, batch: &PackedBatch) -> Rows {
+        let positions = Arc::new(batch.positions.clone());
+        let rotary = match self.long_from {
+            None => positions.clone(),
+            Some(original) => {
+                let mut rotary = batch.positions.clone();
+                for span in batch.offsets.windows(2).filter(|span| span[1] - span[0] > original) {
+                    let long = &mut rotary[span[0]..span[1]];
+                    long.iter_mut().for_each(|row| *row += self.config.max_positions as u32);
+                }
+                Arc::new(rotary)
+            }
+        };
         Rows {
-            positions: Arc::new(batch.positions.clone()),
+            positions,
+            rotary,
             attention: AttentionSpec {
                 offsets: Arc::new(batch.offsets.clone()),
                 n_heads: self.config.n_heads,
@@ -339,8 +361,34 @@ impl Decoder {
                 head_dim: self.config.head_dim,
                 causal: true,
                 queries: None,
+                window: None,
+                scale: self.config.switches.attention_scale.map(|scale| scale as f32),
+                softcap: self.config.switches.attention_softcap.map(|cap| cap as f32),
             },
             tails: None,
+        }
+    }
+
+    /// The rows in tables of rotary positions of a step's tokens.
+    pub(super) fn rotary_of(&self, rows: &StepRows) -> Vec<u32> {
+        match self.long_from {
+            None => rows.positions(),
+            Some(_) => rows.rotary(self.config.max_positions),
+        }
+    }
+
+    /// Sequences longer than this are computed anew, because their tokens turn by other frequencies (longrope).
+    pub fn long_from(&self) -> Option<usize> {
+        self.long_from
+    }
+
+    /// # Errors
+    /// A position that the model does not have.
+    pub(super) fn check_positions(&self, positions: &[u32]) -> Result<()> {
+        let most = self.config.max_positions;
+        match positions.iter().find(|p| **p as usize >= most) {
+            Some(p) => candle_core::bail!("position {p} is outside the model's {most} positions"),
+            None => Ok(()),
         }
     }
 
@@ -371,28 +419,32 @@ impl Decoder {
         tables.chain(blocks).chain(self.final_norm.tensors()).find(|t| t.track_op())
     }
 
-    fn qkv(&self, layer: &Layer, x: &Tensor, positions: &Arc<Vec<u32>>) -> Result<(Tensor, Tensor, Tensor)> {
-        let (q, k, v) = match &layer.attn {
-            Projections::Split { q, k, v } => (q.forward(x)?, k.forward(x)?, v.forward(x)?),
-            Projections::Joint(qkv) => {
-                let c = &self.config;
-                let (y, q, kv) = (qkv.forward(x)?, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
-                (y.narrow(1, 0, q)?, y.narrow(1, q, kv)?, y.narrow(1, q + kv, kv)?)
-            }
-        };
-        match &self.rope {
-            Some(table) => Ok((rope(&q, table, positions)?, rope(&k, table, positions)?, v)),
-            None => Ok((q, k, v)),
-        }
-    }
-
     fn block(&self, layer: &Layer, x: &Tensor, rows: &Rows) -> Result<Tensor> {
         self.block_by(layer, x, rows, &mut attention)
     }
 
     fn block_by(&self, layer: &Layer, x: &Tensor, rows: &Rows, attend: &mut Attend<'_>) -> Result<Tensor> {
-        let (q, k, v) = self.qkv(layer, &layer.attn_norm.forward(x)?, &rows.positions)?;
-        let x = (x + layer.out.forward(&attend(&q, &k, &v, &rows.attention)?)?)?;
-        &x + layer.mlp.forward(&layer.mlp_norm.forward(&x)?)?
+        let (q, k, v) = layer.qkv(&self.config, x, &rows.rotary)?;
+        let mixed = attend(&q, &k, &v, &layer.attention(&rows.attention))?;
+        self.add_parts(layer, x, &mixed)
+    }
+
+    /// The block's output, from its input and what attention mixed.
+    fn add_parts(&self, layer: &Layer, x: &Tensor, mixed: &Tensor) -> Result<Tensor> {
+        let switches = &self.config.switches;
+        let part = |given: Tensor, post: &Option<Norm>| -> Result<Tensor> {
+            let given = match post {
+                Some(norm) => norm.forward(&given)?,
+                None => given,
+            };
+            if switches.residual_scale == 1.0 { Ok(given) } else { given * switches.residual_scale }
+        };
+        let mid = (x + part(layer.out.forward(mixed)?, &layer.attn_post)?)?;
+        let source = if switches.parallel { x } else { &mid };
+        let normed = match &layer.mlp_norm {
+            Some(norm) => norm.forward(source)?,
+            None => source.clone(),
+        };
+        &mid + part(layer.mlp.forward(&normed)?, &layer.mlp_post)?
     }
 }

@@ -1,10 +1,10 @@
 //! The header of a GGUF file, versions 2 and 3: metadata and tensor table, read with checked arithmetic and
-//! bounded memory. candle's own reader divides by an unchecked alignment and lets a small file claim much
-//! memory, so the table is read here and only the blocks go through candle.
+//! bounded memory: candle's own reader divides by an unchecked alignment and lets a small file claim much
+//! memory.
 
 use std::collections::BTreeMap;
 
-use candle_core::quantized::GgmlDType;
+use crate::ops::blocks::BlockType;
 
 /// More metadata values or tensors than these are taken for damage.
 const MAX_VALUES: u64 = 8 << 20;
@@ -34,12 +34,22 @@ impl Value {
             _ => None,
         }
     }
+
+    /// A number.
+    pub fn as_float(&self) -> Option<f64> {
+        match self {
+            Self::Float(x) => Some(*x),
+            Self::Uint(n) => Some(*n as f64),
+            Self::Int(n) => Some(*n as f64),
+            _ => None,
+        }
+    }
 }
 
 /// One row of the tensor table, already checked against the file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
-    pub dtype: GgmlDType,
+    pub dtype: BlockType,
     /// Outermost dimension first: [out, in].
     pub shape: Vec<usize>,
     /// Which of a split model's files holds it.
@@ -108,10 +118,7 @@ impl Header {
     }
 
     pub fn float(&self, key: &str) -> Option<f64> {
-        match self.metadata.get(key)? {
-            Value::Float(x) => Some(*x),
-            other => other.as_uint().map(|n| n as f64),
-        }
+        self.metadata.get(key)?.as_float()
     }
 
     pub fn bool(&self, key: &str) -> Option<bool> {
@@ -128,34 +135,14 @@ impl Header {
 }
 
 /// Bytes that a tensor takes, or `None` when its rows are no whole blocks or a size overflows.
-fn byte_size(dtype: GgmlDType, shape: &[usize]) -> Option<u64> {
-    let block = dtype.block_size();
+fn byte_size(dtype: BlockType, shape: &[usize]) -> Option<u64> {
+    let (block, size) = dtype.block();
     let row = *shape.last()?;
     if shape.contains(&0) || !row.is_multiple_of(block) {
         return None;
     }
     let elements = shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d as u64))?;
-    (elements / block as u64).checked_mul(dtype.type_size() as u64)
-}
-
-/// ggml's type numbers, those that candle computes with.
-fn dtype(number: u32) -> Result<GgmlDType> {
-    Ok(match number {
-        0 => GgmlDType::F32,
-        1 => GgmlDType::F16,
-        2 => GgmlDType::Q4_0,
-        3 => GgmlDType::Q4_1,
-        6 => GgmlDType::Q5_0,
-        7 => GgmlDType::Q5_1,
-        8 => GgmlDType::Q8_0,
-        10 => GgmlDType::Q2K,
-        11 => GgmlDType::Q3K,
-        12 => GgmlDType::Q4K,
-        13 => GgmlDType::Q5K,
-        14 => GgmlDType::Q6K,
-        30 => GgmlDType::BF16,
-        other => return Err(format!("quantisation type {other} is not supported")),
-    })
+    (elements / block as u64).checked_mul(size as u64)
 }
 
 struct Reader<'a> {
@@ -226,7 +213,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn tensor_row(&mut self) -> Result<(GgmlDType, Vec<usize>, u64)> {
+    fn tensor_row(&mut self) -> Result<(BlockType, Vec<usize>, u64)> {
         let rank = self.u32()?;
         if !(1..=4).contains(&rank) {
             return Err(format!("{rank} dimensions"));
@@ -236,7 +223,7 @@ impl<'a> Reader<'a> {
             shape.push(usize::try_from(self.u64()?).map_err(|_| "dimension too large")?);
         }
         shape.reverse();
-        let dtype = dtype(self.u32()?)?;
+        let dtype = BlockType::from_number(self.u32()?)?;
         Ok((dtype, shape, self.u64()?))
     }
 }

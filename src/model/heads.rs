@@ -5,7 +5,8 @@ use candle_core::{D, Result, Tensor};
 use serde_json::{Value, json};
 
 use super::reward::headless;
-use super::{Arch, Decoder, Encoder, Loaded, ModelConfig, PackedBatch, Purpose, Weights};
+use super::families::Pooler;
+use super::{Decoder, Encoder, Loaded, ModelConfig, PackedBatch, Purpose, Weights};
 use crate::tokenizer::Tokenizer;
 
 /// Names of a decoder's head, [classes, d], and of an encoder's.
@@ -58,7 +59,7 @@ pub fn classifier_ids_cut(
 ) -> Result<(Vec<u32>, bool)> {
     let mut ids = tokenizer.encode(text, false, false).map_err(candle_core::Error::wrap)?;
     let whole = ids.len();
-    if config.arch != Arch::Bert {
+    if !config.is_encoder() {
         let end = config.eos_ids.first().copied();
         ids.truncate(max_length.saturating_sub(usize::from(end.is_some())));
         let cut = ids.len() < whole;
@@ -105,7 +106,7 @@ impl Classifier {
     /// A model without a tokenizer or a head; labels in instructd.json that are not as many as the head's rows.
     pub fn new(loaded: &Loaded) -> Result<Self> {
         let Some(tokenizer) = loaded.tokenizer.clone() else { candle_core::bail!("the model has no tokenizer.json") };
-        let encoder = loaded.config.arch == Arch::Bert;
+        let encoder = loaded.config.is_encoder();
         let name = if encoder { CLASSIFIER } else { SCORE };
         let Some(head) = loaded.weights.get(name) else { candle_core::bail!("not a classifier: it has no {name}") };
         let (classes, _) = head.dims2()?;
@@ -164,6 +165,31 @@ impl Classifier {
 
 /// Weights without heads of other tasks: what a classifier is built on.
 pub fn body_weights(loaded: &Loaded) -> Weights {
-    let head = |name: &str| name == SCORE || name.starts_with("classifier.") || name.starts_with("cls.");
-    loaded.weights.iter().filter(|(name, _)| !head(name)).map(|(n, t)| (n.clone(), t.clone())).collect()
+    let family = loaded.config.family();
+    let kept = |name: &str| family.encoder_heads().is_some_and(|heads| heads.is_pooler(name));
+    let output = |name: &str| !loaded.config.is_encoder() && name == "lm_head.weight";
+    let other = |name: &str| family.is_head(name) && !kept(name) && !output(name);
+    loaded.weights.iter().filter(|(name, _)| !other(name)).map(|(n, t)| (n.clone(), t.clone())).collect()
+}
+
+/// Gives an encoder the layer between its first token and the classes, where the weights have none. `draw` makes the
+/// matrix.
+pub fn add_pooler(config: &ModelConfig, weights: &mut Weights, draw: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+    let Some(heads) = config.family().encoder_heads() else { return Ok(()) };
+    let (name, biased) = match heads.pooler {
+        Pooler::Tanh(name) | Pooler::Relu(name) => (name, true),
+        Pooler::MaskedLmHead => (heads.dense, false),
+    };
+    if weights.contains_key(&format!("{name}.weight")) {
+        return Ok(());
+    }
+    let matrix = draw()?;
+    let (d, device) = (config.hidden_size, matrix.device().clone());
+    weights.insert(format!("{name}.weight"), matrix);
+    if biased {
+        weights.insert(format!("{name}.bias"), Tensor::zeros(d, candle_core::DType::F32, &device)?);
+    } else {
+        weights.insert(format!("{}.weight", heads.norm), Tensor::ones(d, candle_core::DType::F32, &device)?);
+    }
+    Ok(())
 }

@@ -19,12 +19,15 @@ type Result<T> = std::result::Result<T, LoadError>;
 /// Reads configuration and tokenizer, and finds the weight files, without reading them.
 pub(super) fn describe(dir: &Path) -> Result<Described> {
     let config_path = dir.join("config.json");
-    let Some(hf_config) = read_json(&config_path, MAX_CONFIG)? else {
+    let Some(mut hf_config) = read_json(&config_path, MAX_CONFIG)? else {
         let missing = std::io::Error::new(std::io::ErrorKind::NotFound, mistakes::without_config(dir));
         return Err(LoadError::io(&config_path, missing));
     };
     if let Some(message) = mistakes::quantised(&hf_config) {
         return Err(LoadError::unsupported(&config_path, message));
+    }
+    if let Some(text) = super::config::text_half(&hf_config) {
+        hf_config = text.clone();
     }
     let generation = read_json(&dir.join("generation_config.json"), MAX_CONFIG)?;
     let mut config =

@@ -3,7 +3,8 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::{Arch, ModelConfig, Weights, names};
+use super::families::{NormKind, Parameter, Pooler, Role, parameters};
+use super::{ModelConfig, Weights};
 
 const STD: f64 = 0.02;
 
@@ -25,48 +26,42 @@ pub fn init(
     normals: impl Fn(u64, usize) -> Vec<f64>,
 ) -> Result<Weights> {
     let (d, vocab) = (config.hidden_size, config.vocab_size);
-    let mut list = names::backbone(config);
-    if config.arch != Arch::Bert && !config.tie_embeddings {
-        list.push(("lm_head.weight".into(), vec![vocab, d]));
+    let mut list = parameters(config);
+    let mut add = |name: String, shape: &[usize], role| list.push(Parameter { name, shape: shape.to_vec(), role });
+    match config.family().encoder_heads() {
+        None if config.tie_embeddings => {}
+        None => add("lm_head.weight".into(), &[vocab, d], Role::Matrix),
+        Some(own) => {
+            if let Pooler::Tanh(pooler) = own.pooler {
+                add(format!("{pooler}.weight"), &[d, d], Role::Matrix);
+                add(format!("{pooler}.bias"), &[d], Role::Bias);
+            }
+            if heads == Heads::MaskedLm {
+                add(format!("{}.weight", own.dense), &[d, d], Role::Matrix);
+                add(format!("{}.bias", own.dense), &[d], Role::Bias);
+                add(format!("{}.weight", own.norm), &[d], Role::Gain);
+                add(format!("{}.bias", own.norm), &[d], Role::Bias);
+                add(own.bias.to_owned(), &[vocab], Role::Bias);
+            }
+        }
     }
-    if config.arch == Arch::Bert {
-        list.push(("bert.pooler.dense.weight".into(), vec![d, d]));
-        list.push(("bert.pooler.dense.bias".into(), vec![d]));
-    }
-    if heads == Heads::MaskedLm {
-        list.push(("cls.predictions.transform.dense.weight".into(), vec![d, d]));
-        list.push(("cls.predictions.transform.dense.bias".into(), vec![d]));
-        list.push(("cls.predictions.transform.LayerNorm.weight".into(), vec![d]));
-        list.push(("cls.predictions.transform.LayerNorm.bias".into(), vec![d]));
-        list.push(("cls.predictions.bias".into(), vec![vocab]));
-    }
+    // In post-norm blocks the sum is normalised after every part.
+    let scaled = !config.is_encoder();
     let residual = STD / (2.0 * config.n_layers as f64).sqrt();
+    let gain = if config.family().norm == NormKind::RmsPlusOne { 0f32 } else { 1f32 };
     let mut weights = Weights::new();
-    for (i, (name, shape)) in (0u64..).zip(list) {
-        let tensor = if shape.len() == 1 {
-            let value = if is_norm_gain(&name) { 1f32 } else { 0f32 };
-            Tensor::full(value, shape, device)?
-        } else {
-            let std = if writes_residual(config, &name) { residual } else { STD };
-            let values: Vec<f32> = normals(i, shape.iter().product()).into_iter().map(|z| (z * std) as f32).collect();
-            Tensor::from_vec(values, shape, device)?
+    for (i, Parameter { name, shape, role }) in (0u64..).zip(list) {
+        let tensor = match role {
+            Role::Gain => Tensor::full(gain, shape, device)?,
+            Role::Bias => Tensor::zeros(shape, candle_core::DType::F32, device)?,
+            Role::Embedding | Role::Matrix | Role::Residual => {
+                let std = if role == Role::Residual && scaled { residual } else { STD };
+                let count = shape.iter().product();
+                let values: Vec<f32> = normals(i, count).into_iter().map(|z| (z * std) as f32).collect();
+                Tensor::from_vec(values, shape, device)?
+            }
         };
         weights.insert(name, tensor);
     }
     Ok(weights)
-}
-
-fn is_norm_gain(name: &str) -> bool {
-    let norm = |part: &str| part.starts_with("ln_") || part.ends_with("norm") || part.ends_with("LayerNorm");
-    name.strip_suffix(".weight").is_some_and(|stem| norm(stem.rsplit('.').next().unwrap_or(stem)))
-}
-
-fn writes_residual(config: &ModelConfig, name: &str) -> bool {
-    let ends: &[&str] = match config.arch {
-        Arch::Gpt2 => &[".attn.c_proj.weight", ".mlp.c_proj.weight"],
-        Arch::Llama | Arch::Qwen2 => &[".self_attn.o_proj.weight", ".mlp.down_proj.weight"],
-        // Post-norm: the sum is normalised after every block.
-        Arch::Bert => &[],
-    };
-    ends.iter().any(|end| name.ends_with(end))
 }

@@ -35,6 +35,8 @@ struct Pool {
 pub struct CachedSequence {
     pub pages: Vec<u32>,
     pub len: usize,
+    /// Its tokens turn by the frequencies of long sequences (see `Decoder::long_from`).
+    pub long: bool,
 }
 
 impl KvCache {
@@ -103,7 +105,11 @@ impl KvCache {
     /// A second sequence with the same tokens: full pages are shared, the last partial one is copied.
     pub fn fork(&mut self, sequence: &CachedSequence) -> Option<CachedSequence> {
         let full = sequence.len / PAGE;
-        let mut copy = CachedSequence { pages: sequence.pages[..full].to_vec(), len: full * PAGE };
+        let mut copy = CachedSequence {
+            pages: sequence.pages[..full].to_vec(),
+            len: full * PAGE,
+            long: sequence.long,
+        };
         let rest = sequence.len - copy.len;
         if rest > 0 && !self.reserve_tail(&mut copy) {
             return None;
@@ -164,7 +170,7 @@ impl KvCache {
     ) {
         let (pool, page_size) = (&mut self.layers[layer], self.page_size);
         pool.write(rows, k, v, config, page_size);
-        pool.read(rows, q, out, config, page_size);
+        pool.read(rows, q, out, config, page_size, config.layer(layer).window);
     }
 }
 
@@ -186,10 +192,18 @@ impl Pool {
         }
     }
 
-    fn read(&self, rows: &StepRows, q: &[f32], out: &mut [f32], config: &ModelConfig, page_size: usize) {
+    fn read(
+        &self,
+        rows: &StepRows,
+        q: &[f32],
+        out: &mut [f32],
+        config: &ModelConfig,
+        page_size: usize,
+        window: Option<usize>,
+    ) {
         let (d, hd) = (config.head_dim, padded(config.head_dim));
         let per_kv = config.n_heads / config.n_kv_heads;
-        let scale = 1.0 / (d as f32).sqrt();
+        let (scale, cap) = (config.attention_scale(), config.switches.attention_softcap.map(|cap| cap as f32));
         let tasks = rows.tasks(config.n_kv_heads, per_kv);
         let work = rows.segments.iter().map(|s| s.len * (s.start + s.len)).sum::<usize>() * config.n_heads * d * 2;
         let shared = SharedMut::new(out);
@@ -199,11 +213,12 @@ impl Pool {
                 let segment = &rows.segments[task.segment];
                 let block = |b: usize| segment.pages[b] as usize * page_size + task.kv_head * hd * PAGE;
                 let mut at = Vec::with_capacity(MAX_ROWS);
-                let mut visible = Vec::with_capacity(MAX_ROWS);
+                let mut seen = Vec::with_capacity(MAX_ROWS);
                 for i in task.from..task.to {
                     for h in task.head_from..task.head_to {
                         at.push((segment.first_row + i) * config.n_heads + task.kv_head * per_kv + h);
-                        visible.push(segment.start + i + 1);
+                        let end = segment.start + i + 1;
+                        seen.push(window.map_or(0, |window| end.saturating_sub(window))..end);
                     }
                 }
                 scratch.q.clear();
@@ -218,7 +233,7 @@ impl Pool {
                 let (kb, vb) =
                     (|b| &self.k[block(b)..block(b) + hd * PAGE], |b| &self.v[block(b)..block(b) + hd * PAGE]);
                 let Scratch { scores, q, out } = &mut scratch;
-                attend(q, &visible, hd, kb, vb, scores, stride, out);
+                attend(q, &seen, cap, hd, kb, vb, scores, stride, out);
                 for (i, to) in at.iter().enumerate() {
                     // SAFETY: each (row, head) belongs to one task.
                     unsafe { shared.slice(to * d, d) }.copy_from_slice(&scratch.out[i * hd..i * hd + d]);
@@ -243,6 +258,7 @@ struct Segment {
     start: usize,
     len: usize,
     pages: Arc<[u32]>,
+    long: bool,
 }
 
 struct Task {
@@ -263,6 +279,7 @@ impl StepRows {
             start: sequence.len,
             len: ids.len(),
             pages: sequence.pages.as_slice().into(),
+            long: sequence.long,
         };
         assert!(segment.pages.len() * PAGE >= segment.start + segment.len, "pages not reserved");
         self.segments.push(segment);
@@ -289,6 +306,12 @@ impl StepRows {
 
     pub fn positions(&self) -> Vec<u32> {
         self.segments.iter().flat_map(|s| (s.start..s.start + s.len).map(|p| p as u32)).collect()
+    }
+
+    /// Rows in tables of rotary positions where those of long sequences follow `positions` others.
+    pub(super) fn rotary(&self, positions: usize) -> Vec<u32> {
+        let row = |s: &Segment, p: usize| (p + if s.long { positions } else { 0 }) as u32;
+        self.segments.iter().flat_map(|s| (s.start..s.start + s.len).map(move |p| row(s, p))).collect()
     }
 
     fn tasks(&self, kv_heads: usize, per_kv: usize) -> Vec<Task> {

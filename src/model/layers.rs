@@ -6,7 +6,8 @@ use candle_core::{DType, Result, Tensor};
 
 use super::gguf::GgufTensors;
 use super::lora::LoraConfig;
-use super::{Arch, ModelConfig, Purpose, Weights};
+use super::families::NormKind;
+use super::{ModelConfig, Purpose, Weights};
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout, linear};
 use crate::ops::low_rank::{Beside, LowRank};
 use crate::ops::product::{Dims, column_sums, product_transposed};
@@ -88,9 +89,10 @@ impl Builder<'_> {
     }
 
     pub fn linear(&self, module: &str, out: usize, input: usize, bias: bool) -> Result<Linear> {
-        let (layout, dims) = match self.config.arch {
-            Arch::Gpt2 => (WeightLayout::InOut, [input, out]),
-            _ => (WeightLayout::OutIn, [out, input]),
+        let layout = self.config.family().layout;
+        let dims = match layout {
+            WeightLayout::InOut => [input, out],
+            WeightLayout::OutIn => [out, input],
         };
         let name = format!("{module}.weight");
         let weight = self.weight(&name, &self.tensor(&name, &dims)?, layout)?;
@@ -110,18 +112,23 @@ impl Builder<'_> {
         Ok(Linear { weight, bias, lora })
     }
 
-    pub fn layer_norm(&self, module: &str) -> Result<Norm> {
-        let d = self.config.hidden_size;
-        Ok(Norm::Layer {
-            weight: self.tensor(&format!("{module}.weight"), &[d])?,
-            bias: self.tensor(&format!("{module}.bias"), &[d])?,
-            eps: self.config.norm_eps,
+    /// The norm of `width` channels that the family has.
+    pub fn norm_of(&self, module: &str, width: usize) -> Result<Norm> {
+        let weight = self.tensor(&format!("{module}.weight"), &[width])?;
+        let eps = self.config.norm_eps;
+        Ok(match self.config.family().norm {
+            NormKind::Layer => {
+                let bias = self.tensor(&format!("{module}.bias"), &[width])?;
+                Norm::Layer { weight, bias, eps }
+            }
+            NormKind::LayerNoBias => Norm::LayerNoBias { weight, eps },
+            NormKind::Rms => Norm::Rms { weight, eps },
+            NormKind::RmsPlusOne => Norm::RmsPlusOne { weight, eps },
         })
     }
 
-    pub fn rms_norm(&self, module: &str) -> Result<Norm> {
-        let weight = self.tensor(&format!("{module}.weight"), &[self.config.hidden_size])?;
-        Ok(Norm::Rms { weight, eps: self.config.norm_eps })
+    pub fn norm(&self, module: &str) -> Result<Norm> {
+        self.norm_of(module, self.config.hidden_size)
     }
 }
 
@@ -289,21 +296,46 @@ impl Linear {
 
 #[derive(Debug, Clone)]
 pub enum Norm {
-    Rms { weight: Tensor, eps: f64 },
-    Layer { weight: Tensor, bias: Tensor, eps: f64 },
+    Rms {
+        weight: Tensor,
+        eps: f64,
+    },
+    /// RMSNorm that scales by 1 + weight.
+    RmsPlusOne {
+        weight: Tensor,
+        eps: f64,
+    },
+    Layer {
+        weight: Tensor,
+        bias: Tensor,
+        eps: f64,
+    },
+    LayerNoBias {
+        weight: Tensor,
+        eps: f64,
+    },
 }
 
 impl Norm {
+    /// x [n, k · width] → the same shape; every `width` channels are normalised together.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (width, shape) = (self.parts().0.elem_count(), x.shape().clone());
+        if x.dim(candle_core::D::Minus1)? != width {
+            return self.forward(&x.reshape((x.elem_count() / width, width))?)?.reshape(shape);
+        }
         match self {
             Self::Rms { weight, eps } => ops::norm::rms_norm(x, weight, *eps),
+            Self::RmsPlusOne { weight, eps } => ops::norm::rms_norm(x, &(weight + 1.0)?, *eps),
             Self::Layer { weight, bias, eps } => ops::norm::layer_norm(x, weight, bias, *eps),
+            Self::LayerNoBias { weight, eps } => ops::norm::layer_norm(x, weight, &weight.zeros_like()?, *eps),
         }
     }
 
     fn parts(&self) -> (&Tensor, Option<&Tensor>, f32) {
         match self {
-            Self::Rms { weight, eps } => (weight, None, *eps as f32),
+            Self::Rms { weight, eps } | Self::RmsPlusOne { weight, eps } | Self::LayerNoBias { weight, eps } => {
+                (weight, None, *eps as f32)
+            }
             Self::Layer { weight, bias, eps } => (weight, Some(bias), *eps as f32),
         }
     }
@@ -321,22 +353,35 @@ impl Norm {
         self.tensors().all(|t| ops::fused(t) && t.is_contiguous())
     }
 
-    /// y = norm(x), both [n, d], on plain slices.
-    pub fn run(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
+    /// Calls `f` with the norm on plain slices.
+    fn with<R>(&self, f: impl FnOnce(ops::norm::Norm<'_>) -> R) -> Result<R> {
         let (weight, bias, eps) = self.parts();
         let (weight, bias) = (ops::read(weight)?, bias.map(ops::read).transpose()?);
-        ops::norm::Norm { weight: &weight, bias: bias.as_deref(), eps }.forward(x, y);
-        Ok(())
+        Ok(match self {
+            Self::Rms { .. } | Self::Layer { .. } => {
+                f(ops::norm::Norm { weight: &weight, bias: bias.as_deref(), eps })
+            }
+            Self::RmsPlusOne { .. } => {
+                let weight: Vec<f32> = weight.iter().map(|w| w + 1.0).collect();
+                f(ops::norm::Norm { weight: &weight, bias: None, eps })
+            }
+            Self::LayerNoBias { .. } => {
+                let zero = vec![0f32; weight.len()];
+                f(ops::norm::Norm { weight: &weight, bias: Some(&zero), eps })
+            }
+        })
+    }
+
+    /// y = norm(x), both [n, d], on plain slices.
+    pub fn run(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
+        self.with(|norm| norm.forward(x, y))
     }
 
     /// gx (+)= the input's gradient; adds to those of its variables.
     pub fn back(&self, x: &[f32], gy: &[f32], gx: &mut [f32], add: bool) -> Result<()> {
-        let (weight, bias, eps) = self.parts();
+        let (weight, bias, _) = self.parts();
         let trained = self.trained();
-        let grads = {
-            let (weight, bias) = (ops::read(weight)?, bias.map(ops::read).transpose()?);
-            ops::norm::Norm { weight: &weight, bias: bias.as_deref(), eps }.backward(x, gy, gx, add, trained)
-        };
+        let grads = self.with(|norm| norm.backward(x, gy, gx, add, trained))?;
         if !trained {
             return Ok(());
         }

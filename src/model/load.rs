@@ -157,7 +157,7 @@ fn check_shapes(path: &Path, config: &ModelConfig, weights: &Weights) -> Result<
             Some(_) => {}
         }
     }
-    let decoder = config.arch != super::Arch::Bert;
+    let decoder = !config.is_encoder();
     let other_head = ["score.weight", "classifier.weight"].iter().any(|name| weights.contains_key(*name));
     if decoder && !config.tie_embeddings && !other_head {
         let found = weights.get("lm_head.weight").map(|t| t.dims().to_vec());

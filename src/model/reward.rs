@@ -123,17 +123,14 @@ pub fn head(loaded: &Loaded) -> Result<(Tensor, Vec<Scale>)> {
 
 /// The id that ends the prompt in an encoder's input; `None` for decoders and tokenizers without one.
 pub fn separator(loaded: &Loaded) -> Option<u32> {
-    let bert = loaded.config.arch == super::Arch::Bert;
-    loaded.tokenizer.as_ref().filter(|_| bert).and_then(|t| t.token_to_id(SEPARATOR))
+    let encoder = loaded.config.is_encoder();
+    let tokenizer = loaded.tokenizer.as_ref().filter(|_| encoder)?;
+    tokenizer.token_to_id(SEPARATOR).or_else(|| tokenizer.token_to_id(tokenizer.named_token("sep_token")?))
 }
 
 /// The tensors below the head: an output matrix, poolers and other tasks' heads compute no score.
-pub fn below(weights: &Weights) -> Weights {
-    let other = |name: &str| {
-        name == SCORE
-            || name == "lm_head.weight"
-            || ["classifier.", "cls.", "bert.pooler."].iter().any(|p| name.starts_with(p))
-    };
+pub fn below(config: &ModelConfig, weights: &Weights) -> Weights {
+    let other = |name: &str| config.family().is_head(name) || name.contains(".pooler.");
     weights.iter().filter(|(name, _)| !other(name)).map(|(n, t)| (n.clone(), t.clone())).collect()
 }
 

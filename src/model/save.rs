@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Arch, ModelConfig, Weights, names};
+use super::families::EncoderHeads;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// Why a model could not be written.
@@ -90,23 +91,19 @@ pub fn save_dir_as(
 /// The source's config.json with what the weights decide: class, dtype, number of labels.
 fn config_json(config: &ModelConfig, hf_config: &Value, weights: &Weights, file_type: FileType) -> Value {
     let mut map = hf_config.as_object().cloned().unwrap_or_default();
-    let family = match config.arch {
-        Arch::Gpt2 => "GPT2",
-        Arch::Llama => "Llama",
-        Arch::Qwen2 => "Qwen2",
-        Arch::Bert => "Bert",
-    };
+    let (family, encoder) = (config.family().class, config.family().encoder_heads());
     // A scored encoder has no class of its own in transformers: it loads as the encoder alone.
-    let heads: &[&str] =
-        if config.arch == Arch::Bert { &["classifier.weight"] } else { &["score.weight", "classifier.weight"] };
+    let heads: &[&str] = if encoder.is_some() { &["classifier.weight"] } else { &["score.weight", "classifier.weight"] };
     let labels = heads.iter().find_map(|name| weights.get(*name));
-    let class = match (labels, config.arch) {
+    let masked = |heads: &EncoderHeads| weights.contains_key(&format!("{}.weight", heads.dense));
+    let class = match (labels, encoder) {
         (Some(_), _) => format!("{family}ForSequenceClassification"),
-        (None, Arch::Gpt2) => "GPT2LMHeadModel".into(),
-        (None, Arch::Bert) if weights.keys().any(|name| name.starts_with("cls.")) => "BertForMaskedLM".into(),
-        (None, Arch::Bert) => "BertModel".into(),
-        (None, _) => format!("{family}ForCausalLM"),
+        (None, None) if config.arch == Arch::Gpt2 => "GPT2LMHeadModel".into(),
+        (None, None) => format!("{family}ForCausalLM"),
+        (None, Some(heads)) if masked(heads) => format!("{family}ForMaskedLM"),
+        (None, Some(_)) => format!("{family}Model"),
     };
+    map.insert("model_type".into(), json!(config.family().model_type));
     map.insert("architectures".into(), json!([class]));
     if let Some(rows) = labels.and_then(|head| head.dims().first()) {
         map.insert("num_labels".into(), json!(rows));
@@ -218,14 +215,17 @@ impl Write for Hashing<'_> {
 /// The safetensors layout: header length, JSON header padded to 8 bytes, data in header order.
 fn write_safetensors(path: &Path, config: &ModelConfig, weights: &Weights, file_type: FileType) -> Result<String> {
     let (dtype, _, width) = file_type.name();
-    let kept: Vec<(&String, &Tensor)> =
-        weights.iter().filter(|(name, _)| names::canonical(config, name).is_some()).collect();
+    let kept: Vec<(String, &Tensor)> = weights
+        .iter()
+        .filter(|(name, _)| names::canonical(config, name).is_some())
+        .map(|(name, tensor)| (names::published(config, name), tensor))
+        .collect();
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut at = 0usize;
     for (name, tensor) in &kept {
         let end = at + tensor.elem_count() * width;
-        header.insert((*name).clone(), json!({"dtype": dtype, "shape": tensor.dims(), "data_offsets": [at, end]}));
+        header.insert(name.clone(), json!({"dtype": dtype, "shape": tensor.dims(), "data_offsets": [at, end]}));
         at = end;
     }
     let mut header = Value::Object(header).to_string().into_bytes();
@@ -241,7 +241,7 @@ fn write_safetensors(path: &Path, config: &ModelConfig, weights: &Weights, file_
             let values = match values(tensor) {
                 Ok(values) => values,
                 Err(source) => {
-                    failure = Some(SaveError::Tensor { name: (*name).clone(), source });
+                    failure = Some(SaveError::Tensor { name: name.clone(), source });
                     return Err(std::io::Error::other("tensor could not be read"));
                 }
             };

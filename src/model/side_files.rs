@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use super::encoder_text::Pooling;
 use super::load::{LoadError, read_json, read_text};
-use super::{Arch, ModelConfig};
+use super::ModelConfig;
 use crate::tokenizer::Tokenizer;
 
 type Result<T> = std::result::Result<T, LoadError>;
@@ -110,7 +110,7 @@ pub(super) fn join_tokens(config: &mut ModelConfig, generation: Option<&Value>, 
 /// `Unsupported` for modules that are not computed here: without them every vector would be wrong.
 pub(super) fn sentence(dir: &Path, config: &ModelConfig, tokenizer_config: Option<&Value>) -> Result<Sentence> {
     let mut found = Sentence::default();
-    if config.arch != Arch::Bert {
+    if !config.is_encoder() {
         return Ok(found);
     }
     let own = read_json(&dir.join("sentence_bert_config.json"), MAX_CONFIG)?;

@@ -8,21 +8,21 @@ use crate::ops::attention::AttentionSpec;
 use crate::ops::{embedding, pool};
 
 pub(super) struct Tails {
-    /// Their rows in the batch, ascending, and the positions of these.
+    /// Their rows in the batch, ascending, and the rows of these in tables of rotary positions.
     pub rows: Vec<u32>,
-    pub positions: Vec<u32>,
+    pub rotary: Vec<u32>,
     pub attention: AttentionSpec,
 }
 
 impl Tails {
-    /// The last `lengths[i]` rows of sequence i; `None` if those are all rows.
-    pub fn new(batch: &PackedBatch, lengths: &[usize], all: &AttentionSpec) -> Option<Self> {
+    /// The last `lengths[i]` rows of sequence i; `None` if those are all rows. `rotary` has an entry for each row.
+    pub fn new(batch: &PackedBatch, rotary: &[u32], lengths: &[usize], all: &AttentionSpec) -> Option<Self> {
         let (rows, queries) = rows(batch, lengths);
         if rows.len() == batch.len() {
             return None;
         }
-        let positions = rows.iter().map(|r| batch.positions[*r as usize]).collect();
-        Some(Self { rows, positions, attention: AttentionSpec { queries: Some(Arc::new(queries)), ..all.clone() } })
+        let rotary = rows.iter().map(|r| rotary[*r as usize]).collect();
+        Some(Self { rows, rotary, attention: AttentionSpec { queries: Some(Arc::new(queries)), ..all.clone() } })
     }
 
     /// Their rows of x [n, d], in a buffer of the pool.

@@ -1,9 +1,9 @@
-//! What a score or a class is read from: a causal decoder's last token, or a BERT-type encoder's first.
+//! What a score or a class is read from: a causal decoder's last token, or an encoder's first.
 
 use candle_core::{Result, Tensor};
 
 use super::lora::LoraConfig;
-use super::{Arch, Decoder, Encoder, ModelConfig, PackedBatch, Purpose, Recompute, Weights};
+use super::{Decoder, Encoder, ModelConfig, PackedBatch, Purpose, Recompute, Weights};
 
 /// A model that training and scoring can build from a configuration and its weights.
 pub trait Build: Sized {
@@ -73,9 +73,9 @@ impl Build for Trunk {
         lora: Option<(&LoraConfig, &Weights)>,
         purpose: Purpose,
     ) -> Result<Self> {
-        Ok(match config.arch {
-            Arch::Bert => Self::Encoder(<Encoder as Build>::build(config, weights, lora, purpose)?),
-            _ => Self::Decoder(<Decoder as Build>::build(config, weights, lora, purpose)?),
+        Ok(match config.is_encoder() {
+            true => Self::Encoder(<Encoder as Build>::build(config, weights, lora, purpose)?),
+            false => Self::Decoder(<Decoder as Build>::build(config, weights, lora, purpose)?),
         })
     }
 
@@ -108,6 +108,7 @@ impl Trunk {
         match self {
             Self::Decoder(decoder) => decode(decoder, &vec![1; batch.n_sequences()]),
             Self::Encoder(encoder) => {
+                let separator = separator.filter(|_| encoder.config.type_vocab_size > 1);
                 let hidden = encoder.forward(batch, &segments(batch, separator))?;
                 let first: Vec<u32> = batch.offsets[..batch.n_sequences()].iter().map(|start| *start as u32).collect();
                 hidden.index_select(&Tensor::new(first, hidden.device())?, 0)

@@ -1,4 +1,4 @@
-//! Element-wise activations with backward: SwiGLU (arXiv 2002.05202) and GELU (arXiv 1606.08415).
+//! Element-wise activations with backward: SiLU, GELU (arXiv 1606.08415), and gates of both (arXiv 2002.05202).
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
@@ -6,29 +6,50 @@ use super::par::{SharedMut, split};
 use super::simd::{exp, multiversion};
 use super::{buffer, f32s, fused, plain, read, storage, tensor};
 
-/// silu(gate) ⊙ up, both [n, d].
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if fused(gate) && fused(up) {
-        return gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu);
-    }
-    plain::swiglu(gate, up)
+/// What stands between the matrices of a feed-forward part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// x · sigmoid(x); gated in Llama-type MLPs.
+    Silu,
+    /// 0.5x(1 + erf(x/√2)).
+    GeluErf,
+    /// The tanh approximation, `gelu_new` in Hugging Face.
+    GeluTanh,
 }
 
-/// SwiGLU of rows that hold gate and up side by side, [n, 2·d] → [n, d]. Forward only.
-pub fn swiglu_joint(both: &Tensor) -> Result<Tensor> {
-    let d = both.dim(1)? / 2;
-    if fused(both) {
-        return both.contiguous()?.apply_op1_no_bwd(&SwiGluJoint);
+/// silu(gate) ⊙ up, both [n, d].
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    gated(Activation::Silu, gate, up)
+}
+
+/// activation(gate) ⊙ up, both [n, d].
+pub fn gated(kind: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if fused(gate) && fused(up) {
+        return gate.contiguous()?.apply_op2(&up.contiguous()?, Gated { kind });
     }
-    plain::swiglu(&both.narrow(1, 0, d)?, &both.narrow(1, d, d)?)
+    plain::gated(kind, gate, up)
+}
+
+/// `gated` of rows that hold gate and up side by side, [n, 2·d] → [n, d]; with a gradient where one is wanted.
+pub fn gated_joint(kind: Activation, both: &Tensor) -> Result<Tensor> {
+    let d = both.dim(1)? / 2;
+    if fused(both) && !both.track_op() {
+        return both.contiguous()?.apply_op1_no_bwd(&GatedJoint { kind });
+    }
+    gated(kind, &both.narrow(1, 0, d)?, &both.narrow(1, d, d)?)
 }
 
 /// GELU; `tanh` picks GPT-2's approximation, else the exact form through erf.
 pub fn gelu(x: &Tensor, tanh: bool) -> Result<Tensor> {
+    activate(if tanh { Activation::GeluTanh } else { Activation::GeluErf }, x)
+}
+
+pub fn activate(kind: Activation, x: &Tensor) -> Result<Tensor> {
     if fused(x) {
-        return x.contiguous()?.apply_op1(Gelu { tanh });
+        return x.contiguous()?.apply_op1(Activate { kind });
     }
-    if tanh { x.gelu() } else { x.gelu_erf() }
+    plain::activate(kind, x)
 }
 
 #[inline(always)]
@@ -56,89 +77,141 @@ multiversion! {
     }
 }
 
-/// y = silu(gate) ⊙ up.
-pub(crate) fn swiglu_into(gate: &[f32], up: &[f32], y: &mut [f32]) {
+/// y = activation(gate) ⊙ up.
+pub(crate) fn gated_into(kind: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
     assert!(gate.len() == y.len() && up.len() == y.len(), "sizes");
     let out = SharedMut::new(y);
     split(gate.len(), gate.len() * 8, |r| {
         // SAFETY: disjoint ranges.
-        swiglu_fwd(&gate[r.clone()], &up[r.clone()], unsafe { out.slice(r.start, r.len()) });
+        gated_fwd(kind, &gate[r.clone()], &up[r.clone()], unsafe { out.slice(r.start, r.len()) });
     });
 }
 
+fn gated_fwd(kind: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
+    match kind {
+        Activation::Silu => return swiglu_fwd(gate, up, y),
+        Activation::GeluTanh => gelu_tanh_fwd(gate, y),
+        Activation::GeluErf => gelu_erf_fwd(gate, y),
+    }
+    y.iter_mut().zip(up).for_each(|(y, u)| *y *= u);
+}
+
 /// Overwrites gate and up by their gradients, and `gy` by what forward gave: a backward pass wants both.
-pub(crate) fn swiglu_grad(gate: &mut [f32], up: &mut [f32], gy: &mut [f32]) {
+pub(crate) fn gated_grad(kind: Activation, gate: &mut [f32], up: &mut [f32], gy: &mut [f32]) {
     let n = gy.len();
     assert!(gate.len() == n && up.len() == n, "sizes");
     let (a, b, y) = (SharedMut::new(gate), SharedMut::new(up), SharedMut::new(gy));
     split(n, n * 12, |r| {
         // SAFETY: disjoint ranges.
         let (a, b, y) = unsafe { (a.slice(r.start, r.len()), b.slice(r.start, r.len()), y.slice(r.start, r.len())) };
-        swiglu_bwd(a, b, y);
+        if kind == Activation::Silu {
+            return swiglu_bwd(a, b, y);
+        }
+        // The gradient of the activation is gy ⊙ up; what it gives is the factor of up's gradient.
+        let mut acted: Vec<f32> = y.iter().zip(b.iter()).map(|(g, u)| g * u).collect();
+        activate_bwd(kind, a, &mut acted);
+        for ((y, u), acted) in y.iter_mut().zip(b).zip(acted) {
+            (*y, *u) = (acted * *u, acted * *y);
+        }
     });
 }
 
-/// y = GELU(x).
-pub(crate) fn gelu_into(x: &[f32], y: &mut [f32], tanh: bool) {
+/// y = activation(x).
+pub(crate) fn activate_into(kind: Activation, x: &[f32], y: &mut [f32]) {
     assert_eq!(x.len(), y.len(), "sizes");
     let out = SharedMut::new(y);
     split(x.len(), x.len() * 10, |r| {
         // SAFETY: disjoint ranges.
         let y = unsafe { out.slice(r.start, r.len()) };
-        if tanh { gelu_tanh_fwd(&x[r], y) } else { gelu_erf_fwd(&x[r], y) }
+        match kind {
+            Activation::Silu => silu_fwd(&x[r], y),
+            Activation::GeluTanh => gelu_tanh_fwd(&x[r], y),
+            Activation::GeluErf => gelu_erf_fwd(&x[r], y),
+        }
     });
 }
 
 /// Overwrites x by its gradient, and `gy` by what forward gave.
-pub(crate) fn gelu_grad(x: &mut [f32], gy: &mut [f32], tanh: bool) {
+pub(crate) fn activate_grad(kind: Activation, x: &mut [f32], gy: &mut [f32]) {
     let n = gy.len();
     assert_eq!(x.len(), n, "sizes");
     let (x, y) = (SharedMut::new(x), SharedMut::new(gy));
     split(n, n * 16, |r| {
         // SAFETY: disjoint ranges.
         let (x, y) = unsafe { (x.slice(r.start, r.len()), y.slice(r.start, r.len())) };
-        if tanh { gelu_tanh_bwd(x, y) } else { gelu_erf_bwd(x, y) }
+        activate_bwd(kind, x, y);
     });
 }
 
-struct SwiGlu;
+fn activate_bwd(kind: Activation, x: &mut [f32], gy: &mut [f32]) {
+    match kind {
+        Activation::Silu => silu_bwd(x, gy),
+        Activation::GeluTanh => gelu_tanh_bwd(x, gy),
+        Activation::GeluErf => gelu_erf_bwd(x, gy),
+    }
+}
 
-impl CustomOp2 for SwiGlu {
+multiversion! {
+    fn silu_fwd(x: &[f32], y: &mut [f32]) {
+        for i in 0..y.len() {
+            y[i] = x[i] * sigmoid(x[i]);
+        }
+    }
+}
+
+multiversion! {
+    fn silu_bwd(x: &mut [f32], gy: &mut [f32]) {
+        for i in 0..gy.len() {
+            let (v, by) = (x[i], gy[i]);
+            let s = sigmoid(v);
+            gy[i] = v * s;
+            x[i] = by * s * (1.0 + v * (1.0 - s));
+        }
+    }
+}
+
+struct Gated {
+    kind: Activation,
+}
+
+impl CustomOp2 for Gated {
     fn name(&self) -> &'static str {
-        "swiglu"
+        "gated"
     }
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (gate, up) = (f32s(s1, l1, "swiglu")?, f32s(s2, l2, "swiglu")?);
+        let (gate, up) = (f32s(s1, l1, "gated")?, f32s(s2, l2, "gated")?);
         let mut y = buffer(gate.len());
-        swiglu_into(gate, up, &mut y);
+        gated_into(self.kind, gate, up, &mut y);
         Ok(storage(y, l1.shape().clone()))
     }
 
     fn bwd(&self, gate: &Tensor, up: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (mut ggate, mut gup) = (read(gate)?.to_vec(), read(up)?.to_vec());
-        swiglu_grad(&mut ggate, &mut gup, &mut read(&gy.contiguous()?)?.to_vec());
+        gated_grad(self.kind, &mut ggate, &mut gup, &mut read(&gy.contiguous()?)?.to_vec());
         Ok((Some(tensor(ggate, gate.shape())?), Some(tensor(gup, up.shape())?)))
     }
 }
 
-struct SwiGluJoint;
+struct GatedJoint {
+    kind: Activation,
+}
 
-impl CustomOp1 for SwiGluJoint {
+impl CustomOp1 for GatedJoint {
     fn name(&self) -> &'static str {
-        "swiglu-joint"
+        "gated-joint"
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
         let (n, width) = l.shape().dims2()?;
-        let (x, d) = (f32s(s, l, "swiglu-joint")?, width / 2);
+        let (x, d) = (f32s(s, l, "gated-joint")?, width / 2);
         let mut y = buffer(n * d);
         let out = SharedMut::new(&mut y);
         split(n, n * d * 8, |rows| {
             for r in rows {
                 let (gate, up) = x[r * width..(r + 1) * width].split_at(d);
                 // SAFETY: one row per r.
-                swiglu_fwd(gate, up, unsafe { out.slice(r * d, d) });
+                gated_fwd(self.kind, gate, up, unsafe { out.slice(r * d, d) });
             }
         });
         Ok(storage(y, (n, d)))
@@ -195,25 +268,25 @@ fn gelu_erf_bwd(x: &mut [f32], gy: &mut [f32]) {
     }
 }
 
-struct Gelu {
-    tanh: bool,
+struct Activate {
+    kind: Activation,
 }
 
-impl CustomOp1 for Gelu {
+impl CustomOp1 for Activate {
     fn name(&self) -> &'static str {
-        "gelu"
+        "activation"
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = f32s(s, l, "gelu")?;
+        let x = f32s(s, l, "activation")?;
         let mut y = buffer(x.len());
-        gelu_into(x, &mut y, self.tanh);
+        activate_into(self.kind, x, &mut y);
         Ok(storage(y, l.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<Option<Tensor>> {
         let mut gx = read(x)?.to_vec();
-        gelu_grad(&mut gx, &mut read(&gy.contiguous()?)?.to_vec(), self.tanh);
+        activate_grad(self.kind, &mut gx, &mut read(&gy.contiguous()?)?.to_vec());
         Ok(Some(tensor(gx, x.shape())?))
     }
 }

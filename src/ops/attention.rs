@@ -14,7 +14,7 @@ use super::simd::{LANES, dot, multiversion};
 use super::{buffer, f32s, fused, plain, read, storage, tensor};
 
 /// Which rows see which. Row i of q, k and v belongs to the sequence whose offsets enclose it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct AttentionSpec {
     pub offsets: Arc<Vec<usize>>,
     pub n_heads: usize,
@@ -24,6 +24,12 @@ pub struct AttentionSpec {
     pub causal: bool,
     /// Where only the last rows of a sequence ask: offsets of their rows in q and the result. The tensor op takes none.
     pub queries: Option<Arc<Vec<usize>>>,
+    /// A row sees only keys less than so many positions away.
+    pub window: Option<usize>,
+    /// Factor of the scores; `None` = 1/√head_dim.
+    pub scale: Option<f32>,
+    /// Scores become cap · tanh(score / cap).
+    pub softcap: Option<f32>,
 }
 
 impl AttentionSpec {
@@ -38,8 +44,17 @@ impl AttentionSpec {
         offsets[seq]..offsets[seq + 1]
     }
 
-    fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
+    pub(crate) fn scale(&self) -> f32 {
+        self.scale.unwrap_or_else(|| 1.0 / (self.head_dim as f32).sqrt())
+    }
+
+    /// The keys that position `p` of a sequence of `len` tokens sees.
+    pub(crate) fn seen(&self, p: usize, len: usize) -> Range<usize> {
+        let end = if self.causal { p + 1 } else { len };
+        match self.window {
+            None => 0..end,
+            Some(window) => (p + 1).saturating_sub(window)..end.min(p + window),
+        }
     }
 
     /// Query rows that go through the kernel together: whole groups of heads at consecutive positions.
@@ -101,11 +116,11 @@ impl HeadBlocks {
 struct Group {
     /// (row of q, head) of each kernel row.
     at: Vec<(usize, usize)>,
-    visible: Vec<usize>,
+    seen: Vec<Range<usize>>,
 }
 
-fn groups(spec: &AttentionSpec, seq: usize, kv_head: usize) -> impl Iterator<Item = Group> {
-    let (per_kv, step, causal) = (spec.n_heads / spec.n_kv_heads, spec.positions_per_group(), spec.causal);
+fn groups(spec: &AttentionSpec, seq: usize, kv_head: usize) -> impl Iterator<Item = Group> + '_ {
+    let (per_kv, step) = (spec.n_heads / spec.n_kv_heads, spec.positions_per_group());
     let (rows, len) = (spec.queries(seq), spec.keys(seq).len());
     let before = len - rows.len();
     (0..rows.len()).step_by(step).flat_map(move |p0| {
@@ -113,11 +128,11 @@ fn groups(spec: &AttentionSpec, seq: usize, kv_head: usize) -> impl Iterator<Ite
         // More heads per group than kernel rows: several calls per position.
         (0..per_kv).step_by(MAX_ROWS).map(move |h0| {
             let heads = h0..(h0 + MAX_ROWS).min(per_kv);
-            let mut group = Group { at: Vec::new(), visible: Vec::new() };
+            let mut group = Group { at: Vec::new(), seen: Vec::new() };
             for p in p0..p1 {
                 for h in heads.clone() {
                     group.at.push((start + p, kv_head * per_kv + h));
-                    group.visible.push(if causal { before + p + 1 } else { len });
+                    group.seen.push(spec.seen(before + p, len));
                 }
             }
             group
@@ -153,7 +168,7 @@ pub(crate) fn forward(spec: &AttentionSpec, q: &[f32], k: &[f32], v: &[f32], out
                 scratch.out.resize(scratch.q.len(), 0.0);
                 let (kb, vb) = (|b| blocks.block(&blocks.k_t, b), |b| blocks.block(&blocks.v, b));
                 let Scratch { scores, q, out } = &mut scratch;
-                attend(q, &group.visible, blocks.hd, kb, vb, scores, stride, out);
+                attend(q, &group.seen, spec.softcap, blocks.hd, kb, vb, scores, stride, out);
                 for (i, (row, h)) in group.at.iter().enumerate() {
                     // SAFETY: each (row, head) belongs to one task.
                     let to = unsafe { shared.slice((row * spec.n_heads + h) * d, d) };
@@ -224,24 +239,29 @@ fn head_backward(spec: &AttentionSpec, seq: usize, head: usize, inputs: [&[f32];
     let swapped = HeadBlocks::gather(v, k, spec, rows.clone(), head);
     let (mut gk_rows, mut gv_rows) = (vec![0f32; stride * hd], vec![0f32; stride * hd]);
     let (mut qs, mut gos) = (Vec::new(), Vec::new());
-    let (mut probs, mut dprobs, mut out) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut probs, mut dprobs, mut out, mut slopes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for group in groups(spec, seq, head) {
         let n = group.at.len();
         load_rows(q, spec, &group, spec.scale(), &mut qs);
         load_rows(gout, spec, &group, 1.0, &mut gos);
         out.resize(n * hd, 0.0);
-        let seen = probabilities(&qs, &group.visible, hd, |b| forward.block(&forward.k_t, b), &mut probs, stride);
+        let kb = |b| forward.block(&forward.k_t, b);
+        let sloped = spec.softcap.map(|_| &mut slopes);
+        let seen = probabilities(&qs, &group.seen, spec.softcap, hd, kb, &mut probs, stride, sloped);
         dprobs.resize(n * stride, 0.0);
-        for b in 0..seen {
+        for b in seen.clone() {
             spread_block(&probs, &gos, hd, b * LANES, stride, &mut gv_rows[b * LANES * hd..(b + 1) * LANES * hd]);
             score_block(&gos, swapped.block(&swapped.k_t, b), hd, b * LANES, stride, &mut dprobs);
         }
         for r in 0..n {
-            let span = r * stride..r * stride + seen * LANES;
-            softmax_grad(&probs[span.clone()], &mut dprobs[span]);
+            let span = r * stride + seen.start * LANES..r * stride + seen.end * LANES;
+            softmax_grad(&probs[span.clone()], &mut dprobs[span.clone()]);
+            if spec.softcap.is_some() {
+                dprobs[span.clone()].iter_mut().zip(&slopes[span]).for_each(|(g, slope)| *g *= slope);
+            }
         }
         out.fill(0.0);
-        for b in 0..seen {
+        for b in seen {
             mix_block(&dprobs, swapped.block(&swapped.v, b), hd, b * LANES, stride, &mut out);
             // qs is scaled already, so dK needs no further factor.
             spread_block(&dprobs, &qs, hd, b * LANES, stride, &mut gk_rows[b * LANES * hd..(b + 1) * LANES * hd]);

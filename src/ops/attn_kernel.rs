@@ -4,6 +4,8 @@
 //! horizontal sum; values lie [16][head_dim]. A row's result is one fixed chain per element: it is the
 //! same for any grouping of rows, any chunking of a prompt, training or serving.
 
+use std::ops::Range;
+
 use super::simd::{LANES, exp, max, multiversion, sum};
 
 /// Most query rows handled at once.
@@ -22,13 +24,15 @@ pub struct Scratch {
     pub out: Vec<f32>,
 }
 
-/// `out[r] = softmax(q[r]·Kᵀ)·V` for `q` [rows, hd] (already scaled), row r seeing the first
-/// `visible[r]` keys. `k_blocks(b)` is [hd][16] and `v_blocks(b)` [16][hd] for keys 16b…16b+15, both
-/// with hd padded. On return `scores` holds the probabilities, `stride` apart, zero past `visible`.
+/// `out[r] = softmax(q[r]·Kᵀ)·V` for `q` [rows, hd] (already scaled), row r seeing the keys of `seen[r]`; with `cap`,
+/// scores become cap · tanh(score / cap) first. `k_blocks(b)` is [hd][16] and `v_blocks(b)` [16][hd] for keys
+/// 16b…16b+15, both with hd padded; blocks that no row sees are not asked for. On return `scores` holds the
+/// probabilities of the blocks that any row sees, `stride` apart, zero out of sight.
 #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
 pub fn attend<'a>(
     q: &[f32],
-    visible: &[usize],
+    seen: &[Range<usize>],
+    cap: Option<f32>,
     hd: usize,
     k_blocks: impl Fn(usize) -> &'a [f32],
     v_blocks: impl Fn(usize) -> &'a [f32],
@@ -37,34 +41,69 @@ pub fn attend<'a>(
     out: &mut [f32],
 ) {
     assert_eq!(out.len(), q.len(), "a row for every query");
-    let blocks = probabilities(q, visible, hd, k_blocks, scores, stride);
+    let blocks = probabilities(q, seen, cap, hd, k_blocks, scores, stride, None);
     out.fill(0.0);
-    for b in 0..blocks {
+    for b in blocks {
         mix_block(scores, v_blocks(b), hd, b * LANES, stride, out);
     }
 }
 
-/// The first half of `attend`: `scores` become the probabilities. Returns how many blocks any row sees.
+/// The first half of `attend`: `scores` become the probabilities. Returns the blocks that any row sees. `slopes`
+/// takes what the cap does to a gradient, laid out as the scores.
+#[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
 pub fn probabilities<'a>(
     q: &[f32],
-    visible: &[usize],
+    seen: &[Range<usize>],
+    cap: Option<f32>,
     hd: usize,
     k_blocks: impl Fn(usize) -> &'a [f32],
     scores: &mut Vec<f32>,
     stride: usize,
-) -> usize {
-    let rows = visible.len();
-    let longest = visible.iter().copied().max().unwrap_or(0);
-    let blocks = longest.div_ceil(LANES);
-    assert!(rows <= MAX_ROWS && stride >= blocks * LANES && q.len() == rows * hd, "sizes");
+    mut slopes: Option<&mut Vec<f32>>,
+) -> Range<usize> {
+    let rows = seen.len();
+    let first = seen.iter().map(|s| s.start).min().unwrap_or(0) / LANES;
+    let blocks = first..seen.iter().map(|s| s.end).max().unwrap_or(0).div_ceil(LANES);
+    assert!(rows <= MAX_ROWS && stride >= blocks.end * LANES && q.len() == rows * hd, "sizes");
     scores.resize(rows * stride, 0.0);
-    for b in 0..blocks {
+    for b in blocks.clone() {
         score_block(q, k_blocks(b), hd, b * LANES, stride, scores);
     }
-    for (r, &see) in visible.iter().enumerate() {
-        softmax(&mut scores[r * stride..r * stride + blocks * LANES], see);
+    if let Some(slopes) = &mut slopes {
+        slopes.resize(rows * stride, 0.0);
+    }
+    let start = blocks.start * LANES;
+    for (r, see) in seen.iter().enumerate() {
+        let span = r * stride + start..r * stride + blocks.end * LANES;
+        if let Some(cap) = cap {
+            soft_cap(&mut scores[span.clone()], cap, 1.0);
+            if let Some(slopes) = &mut slopes {
+                soft_cap_slopes(&scores[span.clone()], cap, &mut slopes[span.clone()]);
+            }
+        }
+        softmax(&mut scores[span], see.start - start, see.end - start);
     }
     blocks
+}
+
+multiversion! {
+    /// x becomes cap · tanh(factor · x / cap).
+    pub fn soft_cap(x: &mut [f32], cap: f32, factor: f32) {
+        for v in x.iter_mut() {
+            // tanh(z) = 1 − 2/(e^{2z} + 1) saturates correctly at both ends.
+            *v = cap * (1.0 - 2.0 / (exp(2.0 * factor * *v / cap) + 1.0));
+        }
+    }
+}
+
+multiversion! {
+    /// The derivative of `soft_cap` with factor 1, from what it gave.
+    pub fn soft_cap_slopes(capped: &[f32], cap: f32, slopes: &mut [f32]) {
+        for i in 0..slopes.len() {
+            let t = capped[i] / cap;
+            slopes[i] = 1.0 - t * t;
+        }
+    }
 }
 
 multiversion! {
@@ -105,9 +144,10 @@ multiversion! {
 }
 
 multiversion! {
-    /// In-place softmax over the first `visible` entries; the rest become exactly 0.
-    fn softmax(scores: &mut [f32], visible: usize) {
-        let max = max(&scores[..visible]);
+    /// In-place softmax over the entries from `from` to `visible`; the rest become exactly 0.
+    fn softmax(scores: &mut [f32], from: usize, visible: usize) {
+        let max = max(&scores[from..visible]);
+        scores[..from].fill(f32::NEG_INFINITY);
         scores[visible..].fill(f32::NEG_INFINITY);
         for s in scores.iter_mut() {
             *s = exp(*s - max);

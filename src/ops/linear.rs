@@ -6,12 +6,14 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::bf16::PackedBf16;
+use super::bits;
+use super::blocks::BlockType;
 pub use super::gemm::WeightLayout;
 use super::gemm::{PackedF32, matmul_packed, pack_into};
 use super::gemm16::{HalfKind, PackedHalf};
 use super::low_rank::Beside;
 use super::product::{Dims, product, product_transposed};
-use super::q4::{PackedQ4, Q4Kind};
+use super::q4::PackedQ4;
 use super::q8::PackedQ8;
 use super::served::{Serve, ServedMatrix};
 use super::{buffer, f32s, fused, grad, read, storage, tensor, with_f32s};
@@ -72,13 +74,6 @@ impl WeightFormat {
     }
 }
 
-/// Blocks of a GGUF file that kernels take as they are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BlockKind {
-    Q8_0,
-    Q4(Q4Kind),
-}
-
 impl Weight {
     /// Packs what can be packed. `backward` keeps the natural layout, so that gradients can pass through.
     pub fn new(w: &Tensor, layout: WeightLayout, backward: bool) -> Result<Self> {
@@ -124,11 +119,15 @@ impl Weight {
         })
     }
 
-    /// A GGUF tensor [m, k], its rows of blocks end to end.
-    pub fn blocks(bytes: &[u8], kind: BlockKind, m: usize, k: usize) -> Self {
-        Self::Served(match kind {
-            BlockKind::Q8_0 => Arc::new(PackedQ8::from_gguf(bytes, m, k)),
-            BlockKind::Q4(kind) => Arc::new(PackedQ4::from_gguf(bytes, kind, m, k)),
+    /// A GGUF tensor [m, k] of quantised values, its rows of blocks end to end.
+    ///
+    /// # Panics
+    /// For types that are no blocks of integers.
+    pub fn blocks(bytes: &[u8], kind: BlockType, m: usize, k: usize) -> Self {
+        Self::Served(match (kind, bits::from_gguf(bytes, kind, m, k)) {
+            (_, Some(packed)) => packed.into(),
+            (BlockType::Q8_0, None) => Arc::new(PackedQ8::from_gguf(bytes, m, k)),
+            (_, None) => Arc::new(PackedQ4::from_gguf(bytes, kind, m, k)),
         })
     }
 

@@ -7,6 +7,8 @@ pub mod activation;
 pub mod attention;
 pub mod attn_kernel;
 pub mod bf16;
+mod bits;
+pub mod blocks;
 pub mod embedding;
 pub mod gemm;
 pub mod gemm16;

@@ -3,6 +3,7 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
+use super::activation::Activation;
 use super::attention::AttentionSpec;
 use super::rope::RopeTable;
 
@@ -20,7 +21,24 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
 }
 
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gate.silu()? * up
+    gated(Activation::Silu, gate, up)
+}
+
+pub fn gated(kind: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    activate(kind, gate)? * up
+}
+
+pub fn activate(kind: Activation, x: &Tensor) -> Result<Tensor> {
+    match kind {
+        Activation::Silu => x.silu(),
+        Activation::GeluTanh => x.gelu(),
+        Activation::GeluErf => x.gelu_erf(),
+    }
+}
+
+/// LayerNorm without a bias.
+pub fn layer_norm_no_bias(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    layer_norm(x, weight, &weight.zeros_like()?, eps)
 }
 
 pub fn rope(x: &Tensor, table: &RopeTable, positions: &[u32]) -> Result<Tensor> {
@@ -32,11 +50,13 @@ pub fn rope(x: &Tensor, table: &RopeTable, positions: &[u32]) -> Result<Tensor> 
         Tensor::from_vec(rows, (n, 1, half), x.device())?.to_dtype(x.dtype())
     };
     let (cos, sin) = (pick(&table.cos)?, pick(&table.sin)?);
-    let x = x.reshape((n, width / (2 * half), 2 * half))?;
+    let x = x.reshape((n, width / table.head_dim, table.head_dim))?;
     let (x1, x2) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
     let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
     let y2 = (x2.broadcast_mul(&cos)? + x1.broadcast_mul(&sin)?)?;
-    Tensor::cat(&[y1, y2], 2)?.reshape((n, width))
+    let rest = table.head_dim - 2 * half;
+    let y = if rest == 0 { vec![y1, y2] } else { vec![y1, y2, x.narrow(2, 2 * half, rest)?] };
+    Tensor::cat(&y, 2)?.reshape((n, width))
 }
 
 /// Softmax over the last dimension that keeps its gradient (candle's fused one drops it).
@@ -49,6 +69,11 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
 pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
     let shifted = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?;
     shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)
+}
+
+/// cap · tanh(x / cap).
+pub fn soft_cap(x: &Tensor, cap: f64) -> Result<Tensor> {
+    (x / cap)?.tanh()? * cap
 }
 
 /// One sequence at a time, [heads, len, len] scores.
@@ -79,11 +104,17 @@ pub fn attention_watched(
         let q = heads(q, spec.n_heads)?;
         let k = repeat(heads(k, spec.n_kv_heads)?)?.contiguous()?;
         let v = repeat(heads(v, spec.n_kv_heads)?)?.contiguous()?;
-        let scale = 1.0 / (spec.head_dim as f64).sqrt();
+        let scale = spec.scale.map_or_else(|| 1.0 / (spec.head_dim as f64).sqrt(), f64::from);
         let mut scores = (q.matmul(&k.transpose(1, 2)?)? * scale)?.to_dtype(DType::F32)?;
-        if spec.causal {
-            let mask: Vec<f32> =
-                (0..len).flat_map(|i| (0..len).map(move |j| if j <= i { 0.0 } else { f32::NEG_INFINITY })).collect();
+        if let Some(cap) = spec.softcap {
+            scores = soft_cap(&scores, f64::from(cap))?;
+        }
+        if spec.causal || spec.window.is_some() {
+            let row = |i: usize| {
+                let seen = spec.seen(i, len);
+                (0..len).map(move |j| if seen.contains(&j) { 0.0 } else { f32::NEG_INFINITY })
+            };
+            let mask: Vec<f32> = (0..len).flat_map(row).collect();
             scores = scores.broadcast_add(&Tensor::from_vec(mask, (1, len, len), scores.device())?)?;
         }
         let probabilities = softmax(&scores)?;

@@ -3,6 +3,7 @@
 
 use half::f16;
 
+use super::blocks::{self, BlockType};
 use super::par::{SharedMut, split};
 use super::q8_rows::{Activations, BLOCK, Dot, GROUP, Line, PANEL, Tile, dot_kernel, for_rows, over_tiles};
 use super::served::ServedMatrix;
@@ -30,71 +31,13 @@ pub struct PackedQ4 {
     blocks: usize,
 }
 
-/// Layouts of 4-bit blocks in GGUF files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Q4Kind {
-    /// f16 scale, 16 bytes: w = scale · (q − 8).
-    Q4_0,
-    /// f16 scale, f16 minimum, 16 bytes.
-    Q4_1,
-    /// 256 values: two f16 scales of eight 6-bit (scale, minimum) pairs, 128 bytes.
-    Q4K,
-}
-
-impl Q4Kind {
-    /// (values, bytes) of one block in the file.
-    pub fn block(self) -> (usize, usize) {
-        match self {
-            Self::Q4_0 => (32, 18),
-            Self::Q4_1 => (32, 20),
-            Self::Q4K => (256, 144),
-        }
-    }
-}
-
-fn half_at(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
-}
-
-/// The six-bit scale and minimum number `j` of a Q4_K block's twelve bytes.
-fn six_bits(s: &[u8], j: usize) -> (u8, u8) {
-    if j < 4 {
-        (s[j] & 63, s[j + 4] & 63)
-    } else {
-        (s[j + 4] & 15 | s[j - 4] >> 6 << 4, s[j + 4] >> 4 | s[j] >> 6 << 4)
-    }
-}
-
-/// Block `b` (of 32) of a row stored as `kind`.
-fn read_block(row: &[u8], kind: Q4Kind, b: usize) -> Block {
-    let (values, size) = kind.block();
-    let bytes = &row[b / (values / BLOCK) * size..][..size];
-    let mut q = [0u8; BLOCK];
-    let mut halves = |packed: &[u8]| {
-        for (i, byte) in packed.iter().enumerate() {
-            (q[i], q[i + 16]) = (byte & 15, byte >> 4);
-        }
-    };
-    match kind {
-        Q4Kind::Q4_0 => {
-            halves(&bytes[2..]);
-            let scale = half_at(bytes, 0);
-            Block { q, scale, min: -8.0 * scale }
-        }
-        Q4Kind::Q4_1 => {
-            halves(&bytes[4..]);
-            Block { q, scale: half_at(bytes, 0), min: half_at(bytes, 2) }
-        }
-        Q4Kind::Q4K => {
-            let j = b % 8;
-            let (scale, min) = six_bits(&bytes[4..16], j);
-            let packed = &bytes[16 + j / 2 * BLOCK..][..BLOCK];
-            for (q, byte) in q.iter_mut().zip(packed) {
-                *q = if j.is_multiple_of(2) { byte & 15 } else { byte >> 4 };
-            }
-            Block { q, scale: half_at(bytes, 0) * f32::from(scale), min: -half_at(bytes, 2) * f32::from(min) }
-        }
-    }
+/// Block `b` of a row stored as `kind`.
+fn read_block(row: &[u8], kind: BlockType, b: usize) -> Block {
+    let found = blocks::read(row, kind, b);
+    // Q4_0 counts from −8.
+    let offset = if kind == BlockType::Q4_0 { 8 } else { 0 };
+    let min = found.min[0] - f32::from(offset) * found.scale[0];
+    Block { q: found.q.map(|q| (q + offset) as u8), scale: found.scale[0], min }
 }
 
 /// Least and greatest value map to 0 and 15.
@@ -119,10 +62,11 @@ impl PackedQ4 {
     }
 
     /// Takes a GGUF file's blocks, m rows of k values (k a multiple of the block), as they are.
-    pub fn from_gguf(bytes: &[u8], kind: Q4Kind, m: usize, k: usize) -> Self {
-        let (values, size) = kind.block();
-        assert!(k.is_multiple_of(values) && bytes.len() == m * (k / values) * size, "{kind:?} size");
-        let row_bytes = k / values * size;
+    /// Only the three types of four bits.
+    pub fn from_gguf(bytes: &[u8], kind: BlockType, m: usize, k: usize) -> Self {
+        assert!(matches!(kind, BlockType::Q4_0 | BlockType::Q4_1 | BlockType::Q4K), "{kind:?} is another layout");
+        assert!(k.is_multiple_of(kind.block().0) && bytes.len() == m * kind.bytes(k), "{kind:?} size");
+        let row_bytes = kind.bytes(k);
         Self::pack(m, k, |row, b| read_block(&bytes[row * row_bytes..(row + 1) * row_bytes], kind, b))
     }
 
@@ -345,7 +289,7 @@ mod tests {
     #[test]
     fn blocks_of_a_file_mean_what_candle_reads_in_them() {
         for (kind, dtype) in
-            [(Q4Kind::Q4_0, GgmlDType::Q4_0), (Q4Kind::Q4_1, GgmlDType::Q4_1), (Q4Kind::Q4K, GgmlDType::Q4K)]
+            [(BlockType::Q4_0, GgmlDType::Q4_0), (BlockType::Q4_1, GgmlDType::Q4_1), (BlockType::Q4K, GgmlDType::Q4K)]
         {
             let (m, k) = (19, 512);
             let w = candle_core::Tensor::from_vec(noise(m * k, 4), (m, k), &Device::Cpu).unwrap();

@@ -8,22 +8,41 @@ use super::par::{SharedMut, split};
 use super::simd::multiversion;
 use super::{f32s, fused, plain, read, storage, tensor};
 
-/// cos and sin for every position, [max_positions, head_dim / 2], computed in f64 steps of f32 angles
-/// exactly as PyTorch does: inv_freq and the angle are f32.
+/// cos and sin of every row, [rows, half]: rows are positions, or where long sequences turn by other frequencies,
+/// those of short ones and behind them those of long ones. Computed in f64 steps of f32 angles exactly as PyTorch
+/// does: inv_freq and the angle are f32.
 #[derive(Debug)]
 pub struct RopeTable {
     pub cos: Vec<f32>,
     pub sin: Vec<f32>,
+    /// Pairs of channels that turn.
     pub half: usize,
+    /// Channels of a head; those from 2 · half on stay as they are.
+    pub head_dim: usize,
 }
 
 impl RopeTable {
     pub fn new(theta: f64, head_dim: usize, max_positions: usize) -> Self {
-        let half = head_dim / 2;
-        let inv: Vec<f32> = (0..half).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
-        let angles = (0..max_positions).flat_map(|p| inv.iter().map(move |f| p as f32 * f));
-        let (cos, sin) = angles.map(|a| (a.cos(), a.sin())).unzip();
-        Self { cos, sin, half }
+        let frequencies = frequencies(theta, head_dim);
+        Self::of(head_dim, frequencies.len(), 1.0, (0..max_positions).map(|p| (p, frequencies.as_slice())))
+    }
+
+    /// Rows of (position, its frequencies); cos and sin are multiplied by `scale`.
+    pub fn of<F: AsRef<[f32]>>(
+        head_dim: usize,
+        half: usize,
+        scale: f32,
+        rows: impl Iterator<Item = (usize, F)>,
+    ) -> Self {
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        for (position, frequencies) in rows {
+            for f in frequencies.as_ref() {
+                let angle = position as f32 * f;
+                cos.push(angle.cos() * scale);
+                sin.push(angle.sin() * scale);
+            }
+        }
+        Self { cos, sin, half, head_dim }
     }
 
     /// # Errors
@@ -38,6 +57,11 @@ impl RopeTable {
     pub fn max_positions(&self) -> usize {
         self.cos.len().checked_div(self.half).unwrap_or(0)
     }
+}
+
+/// θ^(−2i/d) of each of the d/2 pairs of channels.
+pub fn frequencies(theta: f64, d: usize) -> Vec<f32> {
+    (0..d / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / d as f32)).collect()
 }
 
 /// Rotates every head of x [n, heads · head_dim] by its row's position.
@@ -60,16 +84,16 @@ pub(crate) fn rotate(x: &mut [f32], table: &RopeTable, positions: &[u32], sign: 
             let (cos, sin) = (&table.cos[at..at + half], &table.sin[at..at + half]);
             // SAFETY: one row per r.
             let row = unsafe { rows.slice(r * width, width) };
-            rotate_row(row, cos, sin, sign);
+            rotate_row(row, table.head_dim, cos, sin, sign);
         }
     });
 }
 
 multiversion! {
-    fn rotate_row(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+    fn rotate_row(row: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32], sign: f32) {
         let half = cos.len();
-        for head in row.chunks_exact_mut(2 * half) {
-            let (x1, x2) = head.split_at_mut(half);
+        for head in row.chunks_exact_mut(head_dim) {
+            let (x1, x2) = head[..2 * half].split_at_mut(half);
             for i in 0..half {
                 let (a, b, s) = (x1[i], x2[i], sin[i] * sign);
                 x1[i] = a * cos[i] - b * s;
@@ -92,7 +116,7 @@ impl CustomOp1 for Rope {
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = f32s(s, l, "rope")?;
         let (n, width) = l.shape().dims2()?;
-        if n != self.positions.len() || width % (2 * self.table.half) != 0 {
+        if n != self.positions.len() || width % self.table.head_dim != 0 {
             candle_core::bail!("rope: input {n}×{width} for {} positions", self.positions.len());
         }
         let mut y = x.to_vec();

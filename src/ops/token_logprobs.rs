@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
+use super::attn_kernel::{soft_cap, soft_cap_slopes};
 use super::linear::Weight;
 use super::par::{SharedMut, split};
 use super::simd::{exp, max, multiversion};
@@ -23,8 +24,69 @@ pub struct TokenLogprobs {
     pub entropy: Tensor,
 }
 
+/// What becomes of the products of hidden states and output matrix before they are logits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LogitShape {
+    pub divisor: f32,
+    /// Logits become cap · tanh(logit / cap), after the division.
+    pub cap: Option<f32>,
+}
+
+impl Default for LogitShape {
+    fn default() -> Self {
+        Self { divisor: 1.0, cap: None }
+    }
+}
+
+impl LogitShape {
+    /// Products [m, vocab] to logits, f32.
+    pub fn apply(self, products: &Tensor) -> Result<Tensor> {
+        let x = products.to_dtype(candle_core::DType::F32)?;
+        if self == Self::default() {
+            return Ok(x);
+        }
+        if fused(&x) && !x.track_op() {
+            let mut z = read(&x.contiguous()?)?.to_vec();
+            let width = x.dim(candle_core::D::Minus1)?.max(1);
+            for row in z.chunks_exact_mut(width) {
+                self.shape(row);
+            }
+            return tensor(z, x.shape());
+        }
+        let x = (x / f64::from(self.divisor))?;
+        self.cap.map_or(Ok(x.clone()), |cap| plain::soft_cap(&x, f64::from(cap)))
+    }
+
+    fn shape(self, z: &mut [f32]) {
+        match self.cap {
+            Some(cap) => soft_cap(z, cap, 1.0 / self.divisor),
+            None if self.divisor != 1.0 => z.iter_mut().for_each(|v| *v /= self.divisor),
+            None => {}
+        }
+    }
+
+    /// The gradient `g` of logits becomes that of the products; `slopes` are those of the cap.
+    fn back(self, g: &mut [f32], slopes: &[f32]) {
+        g.iter_mut().zip(slopes).for_each(|(g, slope)| *g *= slope);
+        if self.divisor != 1.0 {
+            g.iter_mut().for_each(|g| *g /= self.divisor);
+        }
+    }
+}
+
 /// `hidden` [m, d], output matrix [vocab, d], `targets` [m] < vocab; `temperature` > 0 divides the logits.
 pub fn token_logprobs(hidden: &Tensor, head: &Weight, targets: &[u32], temperature: f32) -> Result<TokenLogprobs> {
+    shaped_logprobs(hidden, head, targets, temperature, LogitShape::default())
+}
+
+/// The same of logits that are shaped first.
+pub fn shaped_logprobs(
+    hidden: &Tensor,
+    head: &Weight,
+    targets: &[u32],
+    temperature: f32,
+    shape: LogitShape,
+) -> Result<TokenLogprobs> {
     let (m, _) = hidden.dims2()?;
     let vocab = head.out_features();
     if targets.len() != m {
@@ -39,6 +101,7 @@ pub fn token_logprobs(hidden: &Tensor, head: &Weight, targets: &[u32], temperatu
             head: head.clone(),
             targets: targets.to_vec(),
             inv_t: 1.0 / temperature,
+            shape,
             slopes: hidden.track_op(),
             kept: Mutex::default(),
         };
@@ -46,7 +109,7 @@ pub fn token_logprobs(hidden: &Tensor, head: &Weight, targets: &[u32], temperatu
         let entropy = both.narrow(1, 1, 1)?.squeeze(1)?.detach();
         return Ok(TokenLogprobs { logprobs: both.narrow(1, 0, 1)?.squeeze(1)?, entropy });
     }
-    let logits = (head.apply(hidden)?.to_dtype(candle_core::DType::F32)? / f64::from(temperature))?;
+    let logits = (shape.apply(&head.apply(hidden)?)? / f64::from(temperature))?;
     let all = plain::log_softmax(&logits)?;
     let index = Tensor::new(targets, hidden.device())?.unsqueeze(1)?;
     let entropy = (all.exp()? * &all)?.sum(1)?.neg()?.detach();
@@ -64,6 +127,7 @@ struct Op {
     head: Weight,
     targets: Vec<u32>,
     inv_t: f32,
+    shape: LogitShape,
     /// Whether hidden wants a gradient.
     slopes: bool,
     kept: Mutex<Kept>,
@@ -157,11 +221,18 @@ impl Op {
                 // SAFETY: one row of logits and results per r.
                 let (z, out) = unsafe { (shared.slice(r * vocab, vocab), results.slice(r * 2, 2)) };
                 let target = self.targets[r0 + r] as usize;
+                self.shape.shape(z);
+                let mut slopes = Vec::new();
+                if let Some(cap) = self.shape.cap.filter(|_| grads) {
+                    slopes.resize(vocab, 0.0);
+                    soft_cap_slopes(z, cap, &mut slopes);
+                }
                 let (lse, mean) = row_stats(z, self.inv_t);
                 out[0] = z[target] - lse;
                 out[1] = lse - mean;
                 if grads {
                     row_grad(z, lse, target, self.inv_t);
+                    self.shape.back(z, &slopes);
                 }
             }
         });

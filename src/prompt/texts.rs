@@ -53,8 +53,8 @@ impl Texts {
         let path = loaded.source.path.display();
         let tokenizer = loaded.tokenizer.clone().with_context(|| format!("{path} has no tokenizer.json"))?;
         let template = loaded.chat_template.as_deref().map(|source| ChatTemplate::new(source, Some(&tokenizer)));
-        let bert = loaded.config.arch == crate::model::Arch::Bert;
-        let pair = tokenizer.token_to_id("[CLS]").zip(tokenizer.token_to_id("[SEP]")).filter(|_| bert);
+        let named = |role: &str, usual: &str| tokenizer.token_to_id(tokenizer.named_token(role).unwrap_or(usual));
+        let pair = named("cls_token", "[CLS]").zip(named("sep_token", "[SEP]")).filter(|_| loaded.config.is_encoder());
         let mut eos_ids = loaded.config.eos_ids.clone();
         let usable = template.as_ref().and_then(|template| template.as_ref().ok());
         if let Some(end) = turn_end(&tokenizer, usable, &eos_ids) {

@@ -5,6 +5,7 @@ pub mod ask;
 pub mod attention;
 pub mod browse;
 pub mod budget;
+pub mod catalogue;
 pub mod choices;
 mod clock;
 pub mod complete;

@@ -1,13 +1,16 @@
 //! The vocabulary inside a GGUF file → the tokenizer.json that Hugging Face publishes for the same model.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value, json};
 
+use super::gguf_rules::{Rule, byte_level, plain_decoder};
 use super::{TokenizerError, failed};
 
 /// `tokenizer.ggml.*` as read from the file.
 #[derive(Clone, Debug, Default)]
 pub struct Vocabulary {
-    /// `gpt2` = byte-level BPE.
+    /// `gpt2` = BPE by ranked merges; `llama` = SentencePiece's BPE by scores.
     pub model: String,
     /// Name of the pre-tokenizer: which regular expressions cut the text before BPE.
     pub pre: String,
@@ -16,21 +19,27 @@ pub struct Vocabulary {
     pub kinds: Vec<u64>,
     /// `"left right"` in order of rank.
     pub merges: Vec<String>,
+    /// One of each token; the pair that makes the token of the highest score is merged first.
+    pub scores: Vec<f64>,
     pub add_bos: Option<bool>,
     pub add_eos: bool,
+    /// A space is put before a text (`llama` only, where silence means yes).
+    pub add_space_prefix: Option<bool>,
+    /// Control tokens take the white space behind them.
+    pub strip_behind: bool,
     pub bos: Option<u32>,
     pub eos: Option<u32>,
     pub unknown: Option<u32>,
     pub padding: Option<u32>,
 }
 
+const UNKNOWN: u64 = 2;
 const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
+const BYTE: u64 = 6;
 
-/// Llama 3's expression; Qwen2's is the same with single digits.
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// SentencePiece's sign for a space.
+const SPACE: &str = "\u{2581}";
 
 impl Vocabulary {
     fn token(&self, id: Option<u32>) -> Option<&str> {
@@ -55,45 +64,22 @@ impl Vocabulary {
     /// tokenizer.json.
     ///
     /// # Errors
-    /// When the vocabulary is not byte-level BPE, or its pre-tokenizer is not known here: a wrong one
-    /// would give wrong ids without a word.
+    /// When the vocabulary is of another type, or its pre-tokenizer is not known here: a wrong one would give wrong
+    /// ids without a word.
     pub fn into_tokenizer_json(self) -> Result<Value, TokenizerError> {
-        if self.model != "gpt2" {
-            return Err(failed(format!("vocabulary of type {:?} is not supported (known: gpt2)", self.model)));
+        match self.model.as_str() {
+            "gpt2" | "gemma4" => self.by_merges(),
+            "llama" => self.by_scores(),
+            other => Err(failed(format!(
+                "vocabulary of type {other:?} is not supported (known: gpt2, a byte-level BPE; llama, a SentencePiece \
+                 BPE; gemma4)"
+            ))),
         }
-        let byte_level = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
-        let cut = |regex: &str| {
-            let split = json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
-            json!({"type": "Sequence", "pretokenizers": [split, byte_level(false)]})
-        };
-        let digits = json!({"type": "Digits", "individual_digits": true});
-        let (pre_tokenizer, normalizer, ignore_merges) = match self.pre.as_str() {
-            "smollm" | "starcoder" | "refact" | "command-r" => {
-                (json!({"type": "Sequence", "pretokenizers": [digits, byte_level(true)]}), Value::Null, false)
-            }
-            "gpt-2" | "gpt2" | "phi-2" | "mpt" | "olmo" => (byte_level(true), Value::Null, false),
-            "llama-bpe" | "llama3" | "llama-v3" => (cut(LLAMA3), Value::Null, true),
-            "qwen2" | "deepseek-r1-qwen" => (cut(QWEN2), json!({"type": "NFC"}), false),
-            other => {
-                return Err(failed(format!(
-                    "pre-tokenizer {other:?} is not supported (known: smollm, starcoder, refact, command-r, gpt-2, \
-                     phi-2, mpt, olmo, llama-bpe, qwen2, deepseek-r1-qwen)"
-                )));
-            }
-        };
-        let kind = |id: usize| self.kinds.get(id).copied().unwrap_or(1);
-        let mut vocab = Map::new();
-        let mut added = Vec::new();
-        for (id, token) in self.tokens.iter().enumerate() {
-            let special = kind(id) == CONTROL;
-            if special || kind(id) == USER_DEFINED {
-                added.push(json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                    "normalized": false, "special": special}));
-            }
-            if vocab.insert(token.clone(), json!(id)).is_some() {
-                return Err(failed(format!("token {token:?} is there twice")));
-            }
-        }
+    }
+
+    fn by_merges(self) -> Result<Value, TokenizerError> {
+        let rule = Rule::named(if self.model == "gemma4" { "gemma4" } else { &self.pre }).map_err(failed)?;
+        let (vocab, added) = self.tokens()?;
         let mut merges = Vec::with_capacity(self.merges.len());
         for merge in &self.merges {
             let pair = merge.split_once(' ').filter(|(left, right)| {
@@ -103,29 +89,105 @@ impl Vocabulary {
             let (left, right) = pair.ok_or_else(|| failed(format!("merge {merge:?} names no tokens")))?;
             merges.push(json!([left, right]));
         }
-        let post_processor = self.post_processor();
+        let steps = rule.steps();
+        let unknown = self.token(self.unknown).filter(|_| steps.byte_fallback);
         Ok(json!({
             "version": "1.0",
             "truncation": null,
             "padding": null,
             "added_tokens": added,
-            "normalizer": normalizer,
-            "pre_tokenizer": pre_tokenizer,
-            "post_processor": post_processor,
-            "decoder": byte_level(true),
-            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-                "ignore_merges": ignore_merges, "vocab": vocab, "merges": merges},
+            "normalizer": steps.normalizer,
+            "pre_tokenizer": steps.pre_tokenizer,
+            "post_processor": self.post_processor(self.add_bos.unwrap_or(rule.add_bos)),
+            "decoder": steps.decoder,
+            "model": {"type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": steps.byte_fallback,
+                "ignore_merges": rule.ignore_merges, "vocab": vocab, "merges": merges},
         }))
     }
 
-    /// BOS and EOS around a text, where the file asks for them. Llama 3 files mean BOS when they are silent.
-    fn post_processor(&self) -> Value {
-        let add_bos = self.add_bos.unwrap_or(matches!(self.pre.as_str(), "llama-bpe" | "llama3" | "llama-v3"));
+    /// SentencePiece merges the pair whose token has the highest score, the leftmost of equals. As ranks: every way to
+    /// cut a token into two, in order of the token's score.
+    fn by_scores(mut self) -> Result<Value, TokenizerError> {
+        if self.scores.len() != self.tokens.len() {
+            let (scores, tokens) = (self.scores.len(), self.tokens.len());
+            return Err(failed(format!("there are {scores} scores for {tokens} tokens")));
+        }
+        let default = |id: &mut Option<u32>, usual: u32| *id = id.or(Some(usual));
+        default(&mut self.bos, 1);
+        default(&mut self.eos, 2);
+        default(&mut self.unknown, 0);
+        let (vocab, added) = self.tokens()?;
+        let merges = self.merges_by_score();
+        let unknown = self.token(self.unknown).ok_or_else(|| failed("there is no unknown token"))?;
+        let prefix = self.add_space_prefix.unwrap_or(true);
+        let mut normalizers = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})];
+        if prefix {
+            normalizers.insert(0, json!({"type": "Prepend", "prepend": SPACE}));
+        }
+        Ok(json!({
+            "version": "1.0",
+            "truncation": null,
+            "padding": null,
+            "added_tokens": added,
+            "normalizer": {"type": "Sequence", "normalizers": normalizers},
+            "pre_tokenizer": null,
+            "post_processor": self.post_processor(self.add_bos.unwrap_or(true)),
+            "decoder": plain_decoder(prefix),
+            "model": {"type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true,
+                "ignore_merges": false, "vocab": vocab, "merges": merges},
+        }))
+    }
+
+    /// Control, unknown and byte tokens are no pieces of a text: no text spells them.
+    fn merges_by_score(&self) -> Vec<Value> {
+        let piece = |id: usize| !matches!(self.kind(id), UNKNOWN | CONTROL | BYTE);
+        let pieces: HashMap<&str, usize> =
+            self.tokens.iter().enumerate().filter(|(id, _)| piece(*id)).map(|(id, token)| (token.as_str(), id)).collect();
+        let mut found: Vec<(usize, usize, usize)> = Vec::new();
+        for (token, id) in &pieces {
+            for (at, _) in token.char_indices().skip(1) {
+                let (left, right) = token.split_at(at);
+                if let (Some(left), Some(right)) = (pieces.get(left), pieces.get(right)) {
+                    found.push((*id, *left, *right));
+                }
+            }
+        }
+        // Pairs of one token as Hugging Face's conversion orders them.
+        found.sort_unstable_by(|a, b| {
+            self.scores[b.0].total_cmp(&self.scores[a.0]).then_with(|| (a.0, a.1, a.2).cmp(&(b.0, b.1, b.2)))
+        });
+        found.iter().map(|(_, left, right)| json!([self.tokens[*left], self.tokens[*right]])).collect()
+    }
+
+    fn kind(&self, id: usize) -> u64 {
+        self.kinds.get(id).copied().unwrap_or(1)
+    }
+
+    /// Token → id, and the tokens that are looked for in a text before all else.
+    fn tokens(&self) -> Result<(Map<String, Value>, Vec<Value>), TokenizerError> {
+        let (mut vocab, mut added) = (Map::new(), Vec::new());
+        for (id, token) in self.tokens.iter().enumerate() {
+            let token = if token.is_empty() { format!("[EMPTY_{id}]") } else { token.clone() };
+            let special = matches!(self.kind(id), CONTROL | UNKNOWN);
+            if special || self.kind(id) == USER_DEFINED {
+                added.push(json!({"id": id, "content": token, "single_word": false, "lstrip": false,
+                    "rstrip": special && self.strip_behind, "normalized": false, "special": special}));
+            }
+            if let Some(earlier) = vocab.insert(token.clone(), json!(id)) {
+                return Err(failed(format!("token {token:?} is there twice, with the ids {earlier} and {id}")));
+            }
+        }
+        Ok((vocab, added))
+    }
+
+    /// BOS and EOS around a text, where the file asks for them.
+    fn post_processor(&self, add_bos: bool) -> Value {
         let bos = self.token(self.bos).filter(|_| add_bos).zip(self.bos);
         let eos = self.token(self.eos).filter(|_| self.add_eos).zip(self.eos);
         if bos.is_none() && eos.is_none() {
-            return json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+            return if self.model == "gpt2" { byte_level(true) } else { Value::Null };
         }
         let piece = |token: &str, kind: u32| json!({"SpecialToken": {"id": token, "type_id": kind}});
         let mut special = Map::new();

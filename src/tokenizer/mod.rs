@@ -5,9 +5,11 @@ mod added;
 mod bytes;
 mod frame;
 pub mod gguf;
+mod gguf_rules;
 mod incremental;
 mod pieces;
 mod probe;
+mod to_gguf;
 pub mod train;
 
 use std::sync::Arc;

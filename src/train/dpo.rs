@@ -102,6 +102,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let sets =
         json!({"train": data.train.len(), "heldout": data.heldout.len(), "ties": data.ties, "fit": data.fit.json()});
     let metrics = json!({"heldout_accuracy": heldout.mean("accuracy"), "sets": sets});
+    super::output::save_adapter(&run.common, &policy)?;
     super::output::save(&run.common, "policy", "dpo", &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }

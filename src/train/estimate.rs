@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::model::{Arch, ModelConfig, presets};
+use crate::model::{ModelConfig, families, presets};
 
 /// What the program itself takes before a model is loaded.
 const PROGRAM_BYTES: f64 = 80e6;
@@ -81,17 +81,11 @@ fn matrix_parameters(config: &ModelConfig) -> f64 {
     let all = presets::parameters(config) as f64;
     // Of an embedding that is not the output matrix too, a token reads one row.
     let embedding = (config.vocab_size * config.hidden_size) as f64;
-    if config.arch == Arch::Bert || !config.tie_embeddings { all - embedding } else { all }
+    if config.is_encoder() || !config.tie_embeddings { all - embedding } else { all }
 }
 
 fn adapter_parameters(config: &ModelConfig, rank: f64) -> f64 {
-    let (d, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
-    let (q, kv) = ((config.n_heads * config.head_dim) as f64, (config.n_kv_heads * config.head_dim) as f64);
-    let sides = match config.arch {
-        Arch::Gpt2 => 4.0 * d + 2.0 * d + 2.0 * (d + inner),
-        Arch::Bert => 4.0 * 2.0 * d + 2.0 * (d + inner),
-        Arch::Llama | Arch::Qwen2 => 2.0 * (q + d) + 2.0 * (kv + d) + 3.0 * (d + inner),
-    };
+    let sides = families::block_matrices(config).iter().map(|(out, input)| (out + input) as f64).sum::<f64>();
     config.n_layers as f64 * rank * sides
 }
 

@@ -20,9 +20,10 @@ use crate::data::labelled::{self, Labelled};
 use crate::data::split_of;
 use crate::domain::Split;
 use crate::model::heads::{
+    add_pooler,
     Body, CLASSIFIER, CLASSIFIER_BIAS, SCORE, about, body_weights, class_logits, classifier_ids_cut,
 };
-use crate::model::{self, Arch, Decoder, Encoder, Loaded, PackedBatch, Weights};
+use crate::model::{self, Decoder, Encoder, Loaded, PackedBatch, Weights};
 use crate::objective::{Stats, causal_lm, classification};
 
 /// Standard deviation of fresh heads, as in GPT-2 and BERT.
@@ -175,7 +176,7 @@ impl Learner {
         let (common, d) = (args.common(), loaded.config.hidden_size);
         let device = loaded.weights.values().next().map_or(candle_core::Device::Cpu, |t| t.device().clone());
         let fresh = || normal_init((classes, d), HEAD_STD, common.seed, &device);
-        let encoder = loaded.config.arch == Arch::Bert;
+        let encoder = loaded.config.is_encoder();
         let name = if encoder { CLASSIFIER } else { SCORE };
         // A classifier of the same task goes on from its head.
         let head = match loaded.weights.get(name).filter(|head| head.dims() == [classes, d]) {
@@ -192,10 +193,7 @@ impl Learner {
         let whole = common.lora.is_none() && common.freeze_layers == 0 && !common.freeze_embeddings;
         ensure!(whole, "lora, freeze_layers, freeze_embeddings: encoders are fine-tuned whole");
         let mut weights = body_weights(loaded);
-        if !weights.contains_key("bert.pooler.dense.weight") {
-            weights.insert("bert.pooler.dense.weight".into(), normal_init((d, d), HEAD_STD, common.seed ^ 1, &device)?);
-            weights.insert("bert.pooler.dense.bias".into(), Tensor::zeros(d, candle_core::DType::F32, &device)?);
-        }
+        add_pooler(&loaded.config, &mut weights, || normal_init((d, d), HEAD_STD, common.seed ^ 1, &device))?;
         let bias = match loaded.weights.get(CLASSIFIER_BIAS).filter(|b| b.dims() == [classes]) {
             Some(bias) => bias.clone(),
             None => Tensor::zeros(classes, candle_core::DType::F32, &device)?,

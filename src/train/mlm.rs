@@ -17,7 +17,7 @@ use super::step::{Accumulator, micro_batches};
 use super::{Reporter, TrainOutcome, rng};
 use crate::data::corpus::{Stream, TextFiles};
 use crate::model::init::Heads;
-use crate::model::{self, Arch, Encoder, PackedBatch, Weights};
+use crate::model::{self, Encoder, ModelConfig, PackedBatch, Weights};
 use crate::objective::masked_lm::{self, Masked, mask_tokens};
 use crate::objective::{Stats, causal_lm};
 use crate::tokenizer::Tokenizer;
@@ -48,7 +48,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
             from_scratch(architecture, tokenizer, Heads::MaskedLm, common.seed, &device)?
         }
     };
-    ensure!(loaded.config.arch == Arch::Bert, "model: a masked language model needs an encoder (BERT)");
+    ensure!(loaded.config.is_encoder(), "model: a masked language model needs an encoder (such as BERT)");
     let tokenizer = loaded.tokenizer.as_ref().context("model: it has no tokenizer.json")?;
     let masking = Masking::new(tokenizer, loaded.config.vocab_size, args.mask_rate, common.seed)?;
     before(reporter, "preparing");
@@ -57,9 +57,9 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let blocks = corpus.train.n_blocks(length);
     ensure!(blocks > 0, "texts: all documents are held out, none is left to train on");
     let weights: Weights =
-        loaded.weights.iter().filter(|(name, _)| is_trained(name)).map(|(n, t)| (n.clone(), t.clone())).collect();
+        loaded.weights.iter().filter(|(name, _)| is_trained(&loaded.config, name)).map(|(n, t)| (n.clone(), t.clone())).collect();
     let model = TrainableEncoder::new(&loaded.config, &weights)?;
-    ensure!(model.encoder().has_mlm_head(), "model: it has no masked-LM head (cls.predictions)");
+    ensure!(model.encoder().has_mlm_head(), "model: it has no masked-LM head");
 
     let plan = Plan {
         recipe: "mlm",
@@ -116,8 +116,10 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
 }
 
 /// Backbone and masked-LM head. The pooler learns nothing here, but classifiers start from it: it is kept.
-fn is_trained(name: &str) -> bool {
-    name.starts_with("bert.") || name.starts_with("cls.predictions.")
+fn is_trained(config: &ModelConfig, name: &str) -> bool {
+    let family = config.family();
+    let head = family.encoder_heads().is_some_and(|heads| heads.is_masked_lm(name) || heads.is_pooler(name));
+    head || (name.starts_with(family.base) && !family.is_head(name))
 }
 
 /// How tokens are hidden.

@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::args::Common;
-use crate::model::{Arch, Loaded, Weights, save_dir};
+use super::trainable::Trainable;
+use crate::model::{Build, Loaded, Weights, peft, save_dir};
 use crate::prompt::Texts;
 
 /// Writes `weights` with the configuration and tokenizer of `source` to the output directory, and an
@@ -18,7 +19,7 @@ pub fn save(common: &Common, kind: &str, recipe: &str, source: &Loaded, weights:
     }
     // What training ended its sequences with ends them for whoever loads the files.
     let mut config = source.config.clone();
-    if config.arch != Arch::Bert
+    if !config.is_encoder()
         && let Ok(texts) = Texts::new(source)
     {
         config.eos_ids = texts.eos_ids().to_vec();
@@ -34,4 +35,12 @@ pub fn save(common: &Common, kind: &str, recipe: &str, source: &Loaded, weights:
     )
     .context("output_dir")?;
     Ok(())
+}
+
+/// The adapter beside the model it is folded into, where there is one. Before `save`: the weights come last.
+pub fn save_adapter<M: Build>(common: &Common, trained: &Trainable<M>) -> Result<()> {
+    let dir = Path::new(&common.output_dir).join(peft::FOLDER);
+    // By its name: where the model lies is this machine's business.
+    let base = Path::new(&common.model).file_name().map_or_else(|| common.model.as_str().into(), |name| name.to_string_lossy());
+    trained.save_adapter(&dir, &base).context("output_dir")
 }

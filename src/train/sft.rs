@@ -92,6 +92,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
 
     run.progress("saving");
     let metrics = json!({"heldout_loss": heldout, "train_demonstrations": data.train.len(), "fit": data.fit.json()});
+    super::output::save_adapter(&run.common, &policy)?;
     super::output::save(&run.common, "policy", "sft", &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }

@@ -5,7 +5,7 @@ use candle_core::{Device, Result, Tensor, Var};
 
 use super::args::{Common, FrozenPrecision, LoraArgs};
 use super::optim::Params;
-use crate::model::{Arch, Build, Decoder, LoraConfig, ModelConfig, Purpose, Recompute, Weights, lora};
+use crate::model::{Build, Decoder, LoraConfig, ModelConfig, Purpose, Recompute, Weights, lora, peft};
 
 /// What stays as it is, beside what adapters leave alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,13 +18,9 @@ pub struct Freeze {
 
 impl Freeze {
     fn holds(self, config: &ModelConfig, name: &str) -> bool {
-        let (embeddings, blocks): (&[&str], _) = match config.arch {
-            Arch::Gpt2 => (&["transformer.wte.", "transformer.wpe."], "transformer.h."),
-            Arch::Llama | Arch::Qwen2 => (&["model.embed_tokens."], "model.layers."),
-            Arch::Bert => (&["bert.embeddings."], "bert.encoder.layer."),
-        };
-        let block = || name.strip_prefix(blocks)?.split('.').next()?.parse::<usize>().ok();
-        (self.embeddings && embeddings.iter().any(|e| name.starts_with(e))) || block().is_some_and(|i| i < self.layers)
+        let family = config.family();
+        let of = |module: &str| name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'));
+        (self.embeddings && family.embeddings().any(of)) || family.block_of(name).is_some_and(|i| i < self.layers)
     }
 }
 
@@ -183,6 +179,14 @@ impl<M: Build> Trainable<M> {
 
     fn copies(&self) -> Result<Weights> {
         copies(&self.params)
+    }
+
+    /// Writes the adapters to `dir` as peft keeps them; nothing where there are none. `base`: the model under them.
+    pub fn save_adapter(&self, dir: &std::path::Path, base: &str) -> anyhow::Result<()> {
+        if let Some(lora) = &self.lora {
+            peft::write(dir, &self.config, lora, &self.copies()?, &self.frozen, base)?;
+        }
+        Ok(())
     }
 
     pub fn device(&self) -> Device {

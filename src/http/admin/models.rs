@@ -10,7 +10,7 @@ use crate::http::AppState;
 use crate::http::auth::Caller;
 use crate::http::error::ApiResult;
 use crate::http::extract::{OptionalJson, Path};
-use crate::service::{evidence, publish};
+use crate::service::{catalogue, evidence, publish};
 
 pub async fn list(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
     let models = state.services.store.list_models().await?;
@@ -22,6 +22,11 @@ pub async fn list(State(state): State<AppState>) -> ApiResult<axum::Json<Value>>
         body["warning"] = fault.into();
     }
     Ok(axum::Json(body))
+}
+
+/// Needs rest on the number of parameters; caches and activations come on top.
+pub async fn catalogue(State(state): State<AppState>) -> axum::Json<Value> {
+    axum::Json(catalogue::answer(&state.services.config.data_dir))
 }
 
 pub async fn evidence(

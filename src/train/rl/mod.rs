@@ -286,6 +286,7 @@ fn drive<A: Serialize>(
         "published_iteration": published, "stopped_because": stopped_because, "prompts": prompts.len(),
         "prompts_without_answer": unanswered.len(), "fit": fit.json(),
     });
+    super::output::save_adapter(&run.common, &policy)?;
     super::output::save(&run.common, "policy", recipe, &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }

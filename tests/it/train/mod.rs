@@ -14,6 +14,7 @@ mod optim;
 mod options;
 mod parity;
 mod passes;
+mod peft;
 mod real;
 pub mod recipes;
 mod silent_bugs;

@@ -1,0 +1,108 @@
+//! Gemma 2 (arXiv 2408.00118): norms that scale by 1 + weight before and after both parts, scaled embeddings, capped
+//! scores and logits, every second layer windowed. Gemma 3 (arXiv 2503.19786): q and k normalised instead of capped,
+//! five windowed layers to a full one, rotary bases of their own.
+
+use serde_json::{Value, json};
+
+use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_BLOCK, read};
+use super::read::{Result, flag, get, layer_types, number, number_opt, pattern, unsupported, window, windows};
+use super::{Arch, Block, Family, NormKind, Norms, rotary};
+use crate::model::config::{ModelConfig, QkNorm};
+
+const NORMS: Norms = Norms::Around([
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+]);
+
+const DEFAULTS: Defaults = Defaults {
+    theta: 10_000.0,
+    tie_embeddings: true,
+    activation: ("hidden_activation", "gelu_pytorch_tanh"),
+    eps: 1e-6,
+    partial: false,
+};
+
+pub(super) static GEMMA2: Family = Family {
+    arch: Arch::Gemma2,
+    model_type: "gemma2",
+    class: "Gemma2",
+    read: |config| {
+        let config = with_defaults(config, 256_000, 8192);
+        let mut parsed = shared(&config, Arch::Gemma2)?;
+        parsed.switches.attention_softcap = cap(&config, "attn_logit_softcapping", Some(50.0))?;
+        parsed.switches.logit_softcap = cap(&config, "final_logit_softcapping", Some(30.0))?;
+        let types = layer_types(&config, parsed.n_layers, |i| (i + 1) % 2 != 0)?;
+        parsed.switches.layers = windows(&types, window(&config, Some(4096))?)?;
+        Ok(parsed)
+    },
+    block: Block { norms: NORMS, ..LIKE_LLAMA_BLOCK },
+    norm: NormKind::RmsPlusOne,
+    ..LIKE_LLAMA
+};
+
+pub(super) static GEMMA3: Family = Family {
+    arch: Arch::Gemma3,
+    model_type: "gemma3_text",
+    class: "Gemma3",
+    read: |config| {
+        let config = with_defaults(config, 262_208, 131_072);
+        if flag(&config, "use_bidirectional_attention", false)? {
+            return unsupported("Gemma 3 with attention in both directions (EmbeddingGemma)");
+        }
+        let mut parsed = shared(&config, Arch::Gemma3)?;
+        parsed.switches.attention_softcap = cap(&config, "attn_logit_softcapping", None)?;
+        parsed.switches.logit_softcap = cap(&config, "final_logit_softcapping", None)?;
+        parsed.switches.qk_norm = QkNorm::Heads;
+        let every = pattern(&config, 6)?;
+        let types = layer_types(&config, parsed.n_layers, |i| (i + 1) % every != 0)?;
+        parsed.switches.layers = windows(&types, window(&config, Some(4096))?)?;
+        rotary::by_layer(&config, &mut parsed, [("rope_theta", 1_000_000.0), ("rope_local_base_freq", 10_000.0)])?;
+        Ok(parsed)
+    },
+    block: Block {
+        norms: NORMS,
+        qk_norm: Some(["self_attn.q_norm", "self_attn.k_norm"]),
+        ..LIKE_LLAMA_BLOCK
+    },
+    norm: NormKind::RmsPlusOne,
+    ..LIKE_LLAMA
+};
+
+/// The text half of a multimodal configuration leaves out what its class has as default.
+fn with_defaults(config: &Value, vocab_size: usize, max_positions: usize) -> Value {
+    let mut config = config.clone();
+    if let Some(map) = config.as_object_mut() {
+        for (key, value) in [
+            ("vocab_size", json!(vocab_size)),
+            ("hidden_size", json!(2304)),
+            ("intermediate_size", json!(9216)),
+            ("num_hidden_layers", json!(26)),
+            ("num_attention_heads", json!(8)),
+            ("num_key_value_heads", json!(4)),
+            ("head_dim", json!(256)),
+            ("max_position_embeddings", json!(max_positions)),
+        ] {
+            map.entry(key).or_insert(value);
+        }
+    }
+    config
+}
+
+fn shared(config: &Value, arch: Arch) -> Result<ModelConfig> {
+    let mut parsed = read(config, arch, &DEFAULTS)?;
+    let scalar = number(config, "query_pre_attn_scalar", 256.0)?;
+    parsed.switches.attention_scale = Some(scalar.powf(-0.5));
+    // transformers holds the factor in the embedding's own type.
+    parsed.switches.embedding_scale = f64::from((parsed.hidden_size as f64).sqrt() as f32);
+    Ok(parsed)
+}
+
+/// An explicit null switches a cap off; a missing one has the family's value.
+fn cap(config: &Value, key: &str, default: Option<f64>) -> Result<Option<f64>> {
+    if config.get(key).is_some() && get(config, key).is_none() {
+        return Ok(None);
+    }
+    Ok(number_opt(config, key)?.or(default))
+}

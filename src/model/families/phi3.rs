@@ -1,0 +1,26 @@
+//! Phi-3 (arXiv 2404.14219) and Phi-4: Llama's layout with one matrix for q, k and v and one for gate and up; partial
+//! rotary positions in Phi-4-mini.
+
+use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_BLOCK, read};
+use super::read::{uniform_window, window};
+use super::{Arch, Block, Family, MlpNames, Qkv};
+
+pub(super) static PHI3: Family = Family {
+    arch: Arch::Phi3,
+    model_type: "phi3",
+    class: "Phi3",
+    read: |config| {
+        let defaults = Defaults { eps: 1e-5, partial: true, ..Defaults::default() };
+        let mut parsed = read(config, Arch::Phi3, &defaults)?;
+        parsed.qkv_bias = false;
+        parsed.switches.out_bias = false;
+        parsed.switches.layers = uniform_window(parsed.n_layers, window(config, None)?);
+        Ok(parsed)
+    },
+    block: Block {
+        qkv: Qkv::Joint("self_attn.qkv_proj"),
+        mlp: MlpNames::JointGated { gate_up: "mlp.gate_up_proj", down: "mlp.down_proj" },
+        ..LIKE_LLAMA_BLOCK
+    },
+    ..LIKE_LLAMA
+};

@@ -1,0 +1,50 @@
+//! Qwen2 (arXiv 2407.10671): Llama's layout with biases of q, k and v. Qwen3 (arXiv 2505.09388): without them, q and k
+//! of every head normalised. Windows, where they are switched on, from `max_window_layers` on.
+
+use serde_json::Value;
+
+use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_BLOCK, read};
+use super::read::{Result, flag, layer_types, size_opt, window, windows};
+use super::{Arch, Block, Family};
+use crate::model::config::{LayerKind, ModelConfig, QkNorm};
+
+pub(super) static QWEN2: Family = Family {
+    arch: Arch::Qwen2,
+    model_type: "qwen2",
+    class: "Qwen2",
+    read: |config| {
+        let mut parsed = read(config, Arch::Qwen2, &Defaults::default())?;
+        parsed.qkv_bias = true;
+        parsed.switches.out_bias = false;
+        parsed.switches.layers = layers(config, &parsed)?;
+        Ok(parsed)
+    },
+    ..LIKE_LLAMA
+};
+
+pub(super) static QWEN3: Family = Family {
+    arch: Arch::Qwen3,
+    model_type: "qwen3",
+    class: "Qwen3",
+    read: |config| {
+        let mut config = config.clone();
+        if let Some(map) = config.as_object_mut() {
+            map.entry("head_dim").or_insert_with(|| 128.into());
+        }
+        let mut parsed = read(&config, Arch::Qwen3, &Defaults::default())?;
+        parsed.switches.qk_norm = QkNorm::Heads;
+        parsed.switches.layers = layers(&config, &parsed)?;
+        Ok(parsed)
+    },
+    block: Block { qk_norm: Some(["self_attn.q_norm", "self_attn.k_norm"]), ..LIKE_LLAMA_BLOCK },
+    ..LIKE_LLAMA
+};
+
+fn layers(config: &Value, parsed: &ModelConfig) -> Result<Vec<LayerKind>> {
+    if !flag(config, "use_sliding_window", false)? {
+        return Ok(Vec::new());
+    }
+    let full = size_opt(config, "max_window_layers")?.unwrap_or(28);
+    let types = layer_types(config, parsed.n_layers, |i| i >= full)?;
+    windows(&types, window(config, Some(4096))?)
+}

@@ -1,0 +1,155 @@
+//! Fields of config.json, checked.
+
+use serde_json::Value;
+
+use crate::model::config::{Activation, ConfigError, LayerKind};
+
+pub(in crate::model) type Result<T, E = ConfigError> = std::result::Result<T, E>;
+
+/// Larger counts than these are taken for damage.
+const MAX_SIZE: u64 = 1 << 27;
+pub(in crate::model) const MAX_LAYERS: u64 = 4096;
+
+pub(in crate::model) fn malformed<T>(message: impl Into<String>) -> Result<T> {
+    Err(ConfigError::Malformed(message.into()))
+}
+
+pub(in crate::model) fn unsupported<T>(message: impl Into<String>) -> Result<T> {
+    Err(ConfigError::Unsupported(message.into()))
+}
+
+/// The value of `key`; JSON null counts as absent.
+pub(in crate::model) fn get<'a>(config: &'a Value, key: &str) -> Option<&'a Value> {
+    config.get(key).filter(|v| !v.is_null())
+}
+
+pub(in crate::model) fn size_opt(config: &Value, key: &str) -> Result<Option<usize>> {
+    match get(config, key) {
+        None => Ok(None),
+        Some(value) => match value.as_u64() {
+            Some(n) if (1..=MAX_SIZE).contains(&n) => Ok(Some(n as usize)),
+            _ => malformed(format!("`{key}` must be a whole number from 1 to {MAX_SIZE}, found {value}")),
+        },
+    }
+}
+
+pub(in crate::model) fn size(config: &Value, key: &str) -> Result<usize> {
+    size_opt(config, key)?.map_or_else(|| malformed(format!("`{key}` is missing")), Ok)
+}
+
+pub(in crate::model) fn number_opt(config: &Value, key: &str) -> Result<Option<f64>> {
+    match get(config, key) {
+        None => Ok(None),
+        Some(value) => match value.as_f64() {
+            Some(x) if x.is_finite() && x > 0.0 => Ok(Some(x)),
+            _ => malformed(format!("`{key}` must be a positive number, found {value}")),
+        },
+    }
+}
+
+pub(in crate::model) fn number(config: &Value, key: &str, default: f64) -> Result<f64> {
+    Ok(number_opt(config, key)?.unwrap_or(default))
+}
+
+pub(in crate::model) fn flag(config: &Value, key: &str, default: bool) -> Result<bool> {
+    match get(config, key) {
+        None => Ok(default),
+        Some(value) => {
+            value.as_bool().map_or_else(|| malformed(format!("`{key}` must be true or false, found {value}")), Ok)
+        }
+    }
+}
+
+/// A token id, or a list of them, or nothing.
+pub(in crate::model) fn ids(config: &Value, key: &str) -> Result<Vec<u32>> {
+    let one = |v: &Value| {
+        v.as_u64()
+            .and_then(|n| u32::try_from(n).ok())
+            .map_or_else(|| malformed(format!("`{key}` must hold token ids, found {v}")), Ok)
+    };
+    match get(config, key) {
+        None => Ok(Vec::new()),
+        Some(Value::Array(items)) => items.iter().map(one).collect(),
+        // Some published configs write −1 for "none".
+        Some(value) if value.as_i64() == Some(-1) => Ok(Vec::new()),
+        Some(value) => Ok(vec![one(value)?]),
+    }
+}
+
+pub(in crate::model) fn activation(config: &Value, key: &str, default: &str) -> Result<Activation> {
+    match get(config, key).map_or(Some(default), Value::as_str) {
+        Some("silu" | "swish") => Ok(Activation::Silu),
+        Some("gelu") => Ok(Activation::GeluErf),
+        Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
+        Some(other) => unsupported(format!("`{key}` = {other:?} (known: silu, gelu, gelu_new, gelu_pytorch_tanh)")),
+        None => malformed(format!("`{key}` must be a string")),
+    }
+}
+
+/// `sliding_window`: null switches it off, a missing key means `default`.
+pub(super) fn window(config: &Value, default: Option<usize>) -> Result<Option<usize>> {
+    match config.get("sliding_window") {
+        None => Ok(default),
+        Some(_) => size_opt(config, "sliding_window"),
+    }
+}
+
+/// Layers that all have the same window.
+pub(super) fn uniform_window(n_layers: usize, window: Option<usize>) -> Vec<LayerKind> {
+    match window {
+        None => Vec::new(),
+        window => vec![LayerKind { window, no_rope: false }; n_layers],
+    }
+}
+
+/// Which layers are windowed: `layer_types` where the file has it, else by `rule`.
+pub(super) fn layer_types(config: &Value, n_layers: usize, rule: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
+    if n_layers as u64 > MAX_LAYERS {
+        return malformed(format!("{n_layers} layers (at most {MAX_LAYERS})"));
+    }
+    let Some(list) = get(config, "layer_types") else { return Ok((0..n_layers).map(rule).collect()) };
+    let Some(list) = list.as_array().filter(|list| list.len() == n_layers) else {
+        return malformed(format!("`layer_types` must be a list of {n_layers} kinds of layers, found {list}"));
+    };
+    list.iter()
+        .map(|kind| match kind.as_str() {
+            Some("sliding_attention") => Ok(true),
+            Some("full_attention") => Ok(false),
+            _ => unsupported(format!("a layer of type {kind} (known: full_attention, sliding_attention)")),
+        })
+        .collect()
+}
+
+/// Every how many layers one is full: `sliding_window_pattern`, a number.
+pub(super) fn pattern(config: &Value, default: usize) -> Result<usize> {
+    let newer = size_opt(config, "_sliding_window_pattern")?;
+    Ok(size_opt(config, "sliding_window_pattern")?.or(newer).unwrap_or(default))
+}
+
+/// Windowed layers by `types`; none where no window is given.
+pub(super) fn windows(types: &[bool], window: Option<usize>) -> Result<Vec<LayerKind>> {
+    if !types.contains(&true) {
+        return Ok(Vec::new());
+    }
+    if window.is_none() {
+        return malformed("`layer_types` has windowed layers, but `sliding_window` is missing");
+    }
+    let one = |windowed: &bool| LayerKind { window: window.filter(|_| *windowed), no_rope: false };
+    Ok(types.iter().map(one).collect())
+}
+
+/// What a model type that is not known would need.
+pub(super) fn why_not(model_type: &str) -> &'static str {
+    let has = |parts: &[&str]| parts.iter().any(|part| model_type.contains(part));
+    if has(&["moe", "mixtral", "deepseek", "gpt_oss", "dbrx", "jamba", "qwen3_next", "llama4", "arctic"]) {
+        "it is a mixture of experts, whose routing is not computed here"
+    } else if has(&["mamba", "rwkv", "falcon_h1", "recurrent", "lfm", "zamba", "bamba", "nemotron_h"]) {
+        "it has recurrent or state-space layers, which are not computed here"
+    } else if has(&["t5", "bart", "pegasus", "marian", "whisper", "m2m", "seamless"]) {
+        "it is an encoder with a decoder, of which cross-attention is not computed here"
+    } else if has(&["vl", "vision", "llava", "clip", "siglip", "audio", "omni", "paligemma", "idefics", "gemma3n"]) {
+        "it reads images or sound, and its configuration names no text half of a known family"
+    } else {
+        "its parts are not known here"
+    }
+}

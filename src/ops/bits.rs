@@ -1,0 +1,524 @@
+//! y = x·Wᵀ with 8-bit activations and weights of 4, 5 or 6 bits: GGUF's Q5_0, Q5_1, Q5_K, Q6_K, Q2_K, Q3_K, IQ4_NL
+//! and IQ4_XS. w = scale · (q − offset) + min, with a scale for 32 or for 16 values along k. Same guarantees as
+//! `q8`: the same bits in any company and by any instruction set.
+
+use std::marker::PhantomData;
+
+use half::f16;
+
+use super::blocks::{self, BlockType, STEPS};
+use super::par::{SharedMut, split};
+use super::q8_rows::{Activations, BLOCK, Dot, GROUP, Line, MAX_R, PANEL, Tile, dot_kernel, over_tiles};
+use super::served::ServedMatrix;
+use super::simd::multiversion;
+
+/// Registers of low halves in a block: each byte holds two values, 16 apart along k.
+const LOW: usize = BLOCK / GROUP / 2;
+
+/// What sets one layout apart from the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Facts {
+    /// Bits of a stored value; those above four lie in a register of masks each.
+    bits: usize,
+    /// A scale for 16 values, not for 32.
+    fine: bool,
+    /// A minimum beside each scale.
+    min: bool,
+    /// What is taken off a stored value. Of steps: what makes them unsigned.
+    offset: i32,
+    /// Stored values are places among `STEPS`.
+    steps: bool,
+}
+
+impl Facts {
+    /// Registers of a block.
+    const fn lines(self) -> usize {
+        LOW + self.bits - 4
+    }
+
+    /// Rows of 16 scales and minima of a block.
+    const fn rows(self) -> usize {
+        (if self.fine { 2 } else { 1 }) * (if self.min { 2 } else { 1 })
+    }
+}
+
+trait Form: Send + Sync + 'static {
+    const FACTS: Facts;
+}
+
+macro_rules! forms {
+    ($($(#[$doc:meta])* $name:ident = ($bits:expr, $fine:expr, $min:expr, $offset:expr, $steps:expr);)*) => {
+        $($(#[$doc])*
+        struct $name;
+        impl Form for $name {
+            const FACTS: Facts = Facts { bits: $bits, fine: $fine, min: $min, offset: $offset, steps: $steps };
+        })*
+    };
+}
+
+forms! {
+    /// Q5_0.
+    Five = (5, false, false, 16, false);
+    /// Q5_1, Q5_K.
+    FiveMin = (5, false, true, 0, false);
+    /// Q6_K.
+    Six = (6, true, false, 32, false);
+    /// Q3_K.
+    Three = (4, true, false, 4, false);
+    /// Q2_K.
+    Two = (4, true, true, 0, false);
+    /// IQ4_NL, IQ4_XS.
+    Steps = (4, false, false, 128, true);
+}
+
+/// Takes a GGUF file's blocks, m rows of k values (k a multiple of the block), as they are. `None` for types that
+/// have a product elsewhere.
+pub(super) fn from_gguf(bytes: &[u8], kind: BlockType, m: usize, k: usize) -> Option<Box<dyn ServedMatrix>> {
+    Some(match kind {
+        BlockType::Q5_0 => Box::new(Packed::<Five>::new(bytes, kind, m, k)),
+        BlockType::Q5_1 | BlockType::Q5K => Box::new(Packed::<FiveMin>::new(bytes, kind, m, k)),
+        BlockType::Q6K => Box::new(Packed::<Six>::new(bytes, kind, m, k)),
+        BlockType::Q3K => Box::new(Packed::<Three>::new(bytes, kind, m, k)),
+        BlockType::Q2K => Box::new(Packed::<Two>::new(bytes, kind, m, k)),
+        BlockType::IQ4NL | BlockType::IQ4XS => Box::new(Packed::<Steps>::new(bytes, kind, m, k)),
+        _ => return None,
+    })
+}
+
+/// A weight matrix [m, k] as ⌈m/16⌉ panels. Line l < 4 of a block holds k values 4l…4l+3 of 16 rows in the low
+/// halves of its bytes and 16+4l…16+4l+3 in the high halves; each further line is one more bit of them all, eight
+/// masks of 64 bits in the order of (line, half).
+struct Packed<F> {
+    lines: Vec<Line>,
+    /// [panel][block][row of 16]: scale and minimum of the first half, then of the second, as far as there are.
+    scales: Vec<[f16; PANEL]>,
+    m: usize,
+    k: usize,
+    blocks: usize,
+    form: PhantomData<F>,
+}
+
+impl<F: Form> Packed<F> {
+    fn new(bytes: &[u8], kind: BlockType, m: usize, k: usize) -> Self {
+        assert!(k.is_multiple_of(kind.block().0) && bytes.len() == m * kind.bytes(k), "{kind:?} size");
+        let (facts, row_bytes) = (F::FACTS, kind.bytes(k));
+        let (panels, blocks) = (m.div_ceil(PANEL), k / BLOCK);
+        let (per_lines, per_rows) = (blocks * facts.lines(), blocks * facts.rows());
+        let mut lines = vec![Line([0; 64]); panels * per_lines];
+        let mut scales = vec![[f16::ZERO; PANEL]; panels * per_rows];
+        let (out, out_scales) = (SharedMut::new(&mut lines), SharedMut::new(&mut scales));
+        split(panels, m * k, |range| {
+            for p in range {
+                // SAFETY: one panel per p.
+                let (lines, scales) = unsafe {
+                    (out.slice(p * per_lines, per_lines), out_scales.slice(p * per_rows, per_rows))
+                };
+                for lane in 0..PANEL.min(m - p * PANEL) {
+                    let row = &bytes[(p * PANEL + lane) * row_bytes..][..row_bytes];
+                    for b in 0..blocks {
+                        let block = blocks::read(row, kind, b);
+                        put_values(&mut lines[b * facts.lines()..][..facts.lines()], lane, &block.q, facts);
+                        let rows = &mut scales[b * facts.rows()..][..facts.rows()];
+                        let found = block.scale.iter().zip(&block.min).take(if facts.fine { 2 } else { 1 });
+                        let found = found.flat_map(|(s, m)| [Some(s), facts.min.then_some(m)]).flatten();
+                        for (row, value) in rows.iter_mut().zip(found) {
+                            row[lane] = f16::from_f32(*value);
+                        }
+                    }
+                }
+            }
+        });
+        Self { lines, scales, m, k, blocks, form: PhantomData }
+    }
+
+    fn panel(&self, p: usize) -> (&[Line], &[[f16; PANEL]]) {
+        let (lines, rows) = (self.blocks * F::FACTS.lines(), self.blocks * F::FACTS.rows());
+        (&self.lines[p * lines..(p + 1) * lines], &self.scales[p * rows..(p + 1) * rows])
+    }
+}
+
+/// Writes one row's values of a block.
+fn put_values(lines: &mut [Line], lane: usize, q: &[i8; BLOCK], facts: Facts) {
+    for (i, q) in q.iter().enumerate() {
+        let stored = match facts.steps {
+            true => STEPS.iter().position(|step| step == q).unwrap_or(0) as u8,
+            false => (i32::from(*q) + facts.offset) as u8,
+        };
+        let (half, line, byte) = (i / 16, i % 16 / GROUP, lane * GROUP + i % GROUP);
+        lines[line].0[byte] |= (stored & 15) << (4 * half);
+        for bit in 4..facts.bits {
+            let mask = (2 * line + half) * 8 + byte / 8;
+            lines[LOW + bit - 4].0[mask] |= (stored >> bit & 1) << (byte % 8);
+        }
+    }
+}
+
+impl<F: Form> ServedMatrix for Packed<F> {
+    fn shape(&self) -> (usize, usize) {
+        (self.m, self.k)
+    }
+
+    fn bytes(&self) -> usize {
+        self.lines.len() * 64 + self.scales.len() * size_of::<[f16; PANEL]>()
+    }
+
+    /// y = quantised(x) · Wᵀ.
+    fn matmul(&self, x: &[f32], y: &mut [f32], n: usize) {
+        assert!(x.len() == n * self.k && y.len() == n * self.m, "matmul sizes");
+        let rows = Activations::quantize(x, n, self.k);
+        let firsts = firsts(&rows);
+        over_tiles(y, (n, self.m), n * self.m * self.k / 4, |p, r0, count, tile| {
+            let (lines, scales) = self.panel(p);
+            tile_rows::<F>(dot_kernel(), &Panel { lines, scales, rows: &rows, firsts: &firsts }, r0, count, tile);
+        });
+    }
+}
+
+/// Σ q of the first half of each block.
+fn firsts(rows: &Activations) -> Vec<i32> {
+    rows.q.as_chunks::<BLOCK>().0.iter().map(|q| q[..BLOCK / 2].iter().map(|v| i32::from(*v)).sum()).collect()
+}
+
+/// One panel of weights and the activations.
+struct Panel<'a> {
+    lines: &'a [Line],
+    scales: &'a [[f16; PANEL]],
+    rows: &'a Activations,
+    firsts: &'a [i32],
+}
+
+fn tile_rows<F: Form>(kind: Dot, panel: &Panel<'_>, r0: usize, count: usize, tile: &mut Tile) {
+    let blocks = panel.rows.blocks;
+    assert!(panel.lines.len() == blocks * F::FACTS.lines() && panel.scales.len() == blocks * F::FACTS.rows());
+    assert!(count <= MAX_R && panel.firsts.len() >= (r0 + count) * blocks);
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: `dot_kernel` has checked the features, the assertions the panel; rows r0..r0 + count exist.
+    unsafe {
+        match kind {
+            Dot::Vnni => {
+                return match count {
+                    1 => x86::vnni::<F, 1>(panel, r0, tile),
+                    2 => x86::vnni::<F, 2>(panel, r0, tile),
+                    3 => x86::vnni::<F, 3>(panel, r0, tile),
+                    4 => x86::vnni::<F, 4>(panel, r0, tile),
+                    5 => x86::vnni::<F, 5>(panel, r0, tile),
+                    6 => x86::vnni::<F, 6>(panel, r0, tile),
+                    7 => x86::vnni::<F, 7>(panel, r0, tile),
+                    _ => x86::vnni::<F, 8>(panel, r0, tile),
+                };
+            }
+            Dot::Avx2 => return (0..count).for_each(|i| x86::avx2::<F>(panel, r0 + i, &mut tile[i])),
+            Dot::Plain => {}
+        }
+    }
+    for (i, out) in tile.iter_mut().enumerate().take(count) {
+        let (q, xs, sums) = panel.rows.row(r0 + i);
+        let firsts = &panel.firsts[(r0 + i) * blocks..(r0 + i + 1) * blocks];
+        plain_row(F::FACTS, panel.lines, panel.scales, q, xs, sums, firsts, out);
+    }
+}
+
+multiversion! {
+    #[expect(clippy::too_many_arguments, reason = "the macro takes no patterns")]
+    fn plain_row(facts: Facts, lines: &[Line], scales: &[[f16; PANEL]], q: &[i8], xs: &[f32], sums: &[i32], firsts: &[i32], out: &mut [f32; PANEL]) {
+        out.fill(0.0);
+        let per = lines.chunks_exact(facts.lines()).zip(scales.chunks_exact(facts.rows()));
+        for (b, ((lines, scales), q)) in per.zip(q.chunks_exact(BLOCK)).enumerate() {
+            let sum = [firsts[b], sums[b] - firsts[b]];
+            let offset = if facts.steps { 0 } else { facts.offset };
+            let mut acc = sum.map(|sum| [-offset * sum; PANEL]);
+            for l in 0..LOW {
+                for half in 0..2 {
+                    for lane in 0..PANEL {
+                        for j in 0..GROUP {
+                            let byte = lane * GROUP + j;
+                            let mut w = i32::from(lines[l].0[byte] >> (4 * half) & 15);
+                            for bit in 4..facts.bits {
+                                let mask = lines[LOW + bit - 4].0[(2 * l + half) * 8 + byte / 8];
+                                w |= i32::from(mask >> (byte % 8) & 1) << bit;
+                            }
+                            if facts.steps {
+                                w = i32::from(STEPS[w as usize]);
+                            }
+                            acc[half][lane] += w * i32::from(q[half * 16 + l * GROUP + j]);
+                        }
+                    }
+                }
+            }
+            let mut rows = scales.iter();
+            for half in 0..if facts.fine { 2 } else { 1 } {
+                let Some(scale) = rows.next() else { break };
+                for lane in 0..PANEL {
+                    let acc = if facts.fine { acc[half][lane] } else { acc[0][lane] + acc[1][lane] };
+                    out[lane] = (acc as f32).mul_add(scale[lane].to_f32() * xs[b], out[lane]);
+                }
+                if facts.min {
+                    let Some(min) = rows.next() else { break };
+                    let sum = xs[b] * if facts.fine { sum[half] } else { sums[b] } as f32;
+                    for lane in 0..PANEL {
+                        out[lane] = min[lane].to_f32().mul_add(sum, out[lane]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{BLOCK, Form, GROUP, LOW, Line, PANEL, Panel, STEPS, Tile};
+
+    /// `STEPS` as 16 bytes, 128 added where they must be unsigned.
+    fn steps(add: u8) -> [u8; 16] {
+        STEPS.map(|step| (step as u8).wrapping_add(add))
+    }
+
+    /// The mask number `i` of a register of masks.
+    fn mask(line: &Line, i: usize) -> u64 {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&line.0[8 * i..8 * i + 8]);
+        u64::from_le_bytes(bytes)
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni,f16c")]
+    pub unsafe fn vnni<F: Form, const R: usize>(panel: &Panel<'_>, r0: usize, out: &mut Tile) {
+        let (facts, rows) = (F::FACTS, panel.rows);
+        // SAFETY: the caller has checked the panel and the rows.
+        unsafe {
+            let low = _mm512_set1_epi8(15);
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(steps(128).as_ptr().cast()));
+            let mut total = [_mm512_setzero_ps(); R];
+            for b in 0..rows.blocks {
+                let lines = panel.lines.as_ptr().add(b * facts.lines());
+                let mut acc = [[_mm512_setzero_si512(); 2]; R];
+                for r in 0..R {
+                    let at = (r0 + r) * rows.blocks + b;
+                    let first = *panel.firsts.get_unchecked(at);
+                    acc[r][0] = _mm512_set1_epi32(-facts.offset * first);
+                    acc[r][1] = _mm512_set1_epi32(-facts.offset * (*rows.sums.get_unchecked(at) - first));
+                }
+                for l in 0..LOW {
+                    let at = lines.add(l);
+                    if R <= 2 {
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(64).cast());
+                    }
+                    let both = _mm512_load_si512(at.cast());
+                    let mut w = [
+                        _mm512_and_si512(both, low),
+                        _mm512_and_si512(_mm512_srli_epi16::<4>(both), low),
+                    ];
+                    for half in 0..2 {
+                        for bit in 4..facts.bits {
+                            let set = mask(&*lines.add(LOW + bit - 4), 2 * l + half);
+                            w[half] = _mm512_mask_add_epi8(w[half], set, w[half], _mm512_set1_epi8(1 << bit));
+                        }
+                        if facts.steps {
+                            w[half] = _mm512_shuffle_epi8(table, w[half]);
+                        }
+                    }
+                    for r in 0..R {
+                        let x = rows.q.as_ptr().add((r0 + r) * rows.blocks * BLOCK + b * BLOCK + l * GROUP);
+                        let (x0, x1) = (x.cast::<i32>(), x.add(BLOCK / 2).cast::<i32>());
+                        acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], w[0], _mm512_set1_epi32(x0.read_unaligned()));
+                        acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], w[1], _mm512_set1_epi32(x1.read_unaligned()));
+                    }
+                }
+                let mut scales = panel.scales.as_ptr().add(b * facts.rows());
+                for half in 0..if facts.fine { 2 } else { 1 } {
+                    let ws = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
+                    scales = scales.add(1);
+                    for r in 0..R {
+                        let xs = _mm512_set1_ps(*rows.scales.get_unchecked((r0 + r) * rows.blocks + b));
+                        let sum = if facts.fine { acc[r][half] } else { _mm512_add_epi32(acc[r][0], acc[r][1]) };
+                        total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(ws, xs), total[r]);
+                    }
+                    if facts.min {
+                        let wm = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
+                        scales = scales.add(1);
+                        for r in 0..R {
+                            let sum = panel.sum(r0 + r, b, facts.fine.then_some(half));
+                            total[r] = _mm512_fmadd_ps(wm, _mm512_set1_ps(sum), total[r]);
+                        }
+                    }
+                }
+            }
+            for r in 0..R {
+                _mm512_storeu_ps(out[r].as_mut_ptr(), total[r]);
+            }
+        }
+    }
+
+    /// Every bit of `set` as a byte: all ones or nothing.
+    #[target_feature(enable = "avx2")]
+    fn spread(set: u32) -> __m256i {
+        let places = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+        let bits = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+        let copied = _mm256_shuffle_epi8(_mm256_set1_epi32(set as i32), places);
+        _mm256_cmpeq_epi8(_mm256_and_si256(copied, bits), bits)
+    }
+
+    /// One row. Steps are signed here, and their signs move to the activations: biased ones could overflow the
+    /// 16-bit products.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub unsafe fn avx2<F: Form>(panel: &Panel<'_>, r: usize, out: &mut [f32; PANEL]) {
+        let (facts, rows) = (F::FACTS, panel.rows);
+        // SAFETY: the caller has checked the panel and the row.
+        unsafe {
+            let (ones, low) = (_mm256_set1_epi16(1), _mm256_set1_epi8(15));
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(steps(0).as_ptr().cast()));
+            let mut total = [_mm256_setzero_ps(); 2];
+            for b in 0..rows.blocks {
+                let lines = &panel.lines[b * facts.lines()..(b + 1) * facts.lines()];
+                let at = r * rows.blocks + b;
+                let offset = if facts.steps { 0 } else { facts.offset };
+                let first = -offset * panel.firsts[at];
+                // [half of k][half of the lanes]
+                let mut acc = [
+                    [_mm256_set1_epi32(first); 2],
+                    [_mm256_set1_epi32(-offset * rows.sums[at] - first); 2],
+                ];
+                let x = rows.q.as_ptr().add(at * BLOCK);
+                for l in 0..LOW {
+                    for half in 0..2 {
+                        let x = _mm256_set1_epi32(x.add(half * 16 + l * GROUP).cast::<i32>().read_unaligned());
+                        for side in 0..2 {
+                            let both = _mm256_load_si256(lines[l].0.as_ptr().add(32 * side).cast());
+                            let both = if half == 1 { _mm256_srli_epi16::<4>(both) } else { both };
+                            let mut w = _mm256_and_si256(both, low);
+                            for bit in 4..facts.bits {
+                                let set = (mask(&lines[LOW + bit - 4], 2 * l + half) >> (32 * side)) as u32;
+                                w = _mm256_or_si256(w, _mm256_and_si256(spread(set), _mm256_set1_epi8(1 << bit)));
+                            }
+                            let pairs = if facts.steps {
+                                let w = _mm256_shuffle_epi8(table, w);
+                                _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+                            } else {
+                                // At most 2 · 63 · 127.
+                                _mm256_maddubs_epi16(w, x)
+                            };
+                            acc[half][side] = _mm256_add_epi32(acc[half][side], _mm256_madd_epi16(pairs, ones));
+                        }
+                    }
+                }
+                let xs = _mm256_set1_ps(rows.scales[at]);
+                let mut scales = panel.scales[b * facts.rows()..(b + 1) * facts.rows()].iter();
+                for half in 0..if facts.fine { 2 } else { 1 } {
+                    let Some(ws) = scales.next() else { break };
+                    for side in 0..2 {
+                        let ws = _mm256_cvtph_ps(_mm_loadu_si128(ws.as_ptr().add(8 * side).cast()));
+                        let sum = match facts.fine {
+                            true => acc[half][side],
+                            false => _mm256_add_epi32(acc[0][side], acc[1][side]),
+                        };
+                        total[side] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(ws, xs), total[side]);
+                    }
+                    if facts.min {
+                        let Some(wm) = scales.next() else { break };
+                        let sum = _mm256_set1_ps(panel.sum(r, b, facts.fine.then_some(half)));
+                        for side in 0..2 {
+                            let wm = _mm256_cvtph_ps(_mm_loadu_si128(wm.as_ptr().add(8 * side).cast()));
+                            total[side] = _mm256_fmadd_ps(wm, sum, total[side]);
+                        }
+                    }
+                }
+            }
+            _mm256_storeu_ps(out.as_mut_ptr(), total[0]);
+            _mm256_storeu_ps(out.as_mut_ptr().add(8), total[1]);
+        }
+    }
+}
+
+impl Panel<'_> {
+    /// Σ x of a block of row `r`, or of one half of it: what a minimum is multiplied by.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn sum(&self, r: usize, b: usize, half: Option<usize>) -> f32 {
+        let at = r * self.rows.blocks + b;
+        let sum = match half {
+            None => self.rows.sums[at],
+            Some(0) => self.firsts[at],
+            Some(_) => self.rows.sums[at] - self.firsts[at],
+        };
+        self.rows.scales[at] * sum as f32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::noise;
+    use crate::ops::q8_rows::kernels;
+
+    /// Blocks of arbitrary integers with scales near 1/64, m rows of k.
+    fn stored(kind: BlockType, m: usize, k: usize) -> Vec<u8> {
+        let (values, size) = kind.block();
+        let mut seed = 5u64;
+        let mut byte = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as u8
+        };
+        let halves: &[usize] = match kind {
+            BlockType::Q5_1 | BlockType::Q5K => &[0, 2],
+            BlockType::Q2K => &[80, 82],
+            BlockType::Q3K => &[108],
+            BlockType::Q6K => &[208],
+            _ => &[0],
+        };
+        let mut bytes = Vec::new();
+        for i in 0..m * k / values {
+            let start = bytes.len();
+            bytes.extend((0..size).map(|_| byte()));
+            for at in halves {
+                let scale = f16::from_f32((1.0 + i as f32 / 64.0) / if values == 256 { 512.0 } else { 64.0 });
+                bytes[start + at..start + at + 2].copy_from_slice(&scale.to_le_bytes());
+            }
+        }
+        bytes
+    }
+
+    fn check<F: Form>(kind: BlockType) {
+        for (n, m, k) in [(1, 16, 256), (11, 37, 512), (3, 5, 768)] {
+            let (bytes, x) = (stored(kind, m, k), noise(n * k, 2));
+            let mut w = vec![0f32; m * k];
+            blocks::dequantize(&bytes, kind, &mut w);
+            let packed = Packed::<F>::new(&bytes, kind, m, k);
+            let rows = Activations::quantize(&x, n, k);
+            let firsts = firsts(&rows);
+            let mut y = vec![f32::NAN; n * m];
+            packed.matmul(&x, &mut y, n);
+            for r in 0..n {
+                let mut alone = vec![f32::NAN; m];
+                packed.matmul(&x[r * k..(r + 1) * k], &mut alone, 1);
+                assert_eq!(alone, y[r * m..(r + 1) * m], "{kind:?}: company changes nothing");
+                for dot in kernels() {
+                    let mut tile = Tile::default();
+                    let (lines, scales) = packed.panel(0);
+                    tile_rows::<F>(dot, &Panel { lines, scales, rows: &rows, firsts: &firsts }, r, 1, &mut tile);
+                    assert_eq!(tile[0][..m.min(PANEL)], alone[..m.min(PANEL)], "{kind:?} {dot:?} agrees exactly");
+                }
+                // The very numbers of the file, and activations rounded to eight bits: what is left is the
+                // rounding of scales to f16.
+                let (q, xs, _) = rows.row(r);
+                for c in 0..m {
+                    let exact = |i: usize| f64::from(w[c * k + i]) * f64::from(q[i]) * f64::from(xs[i / BLOCK]);
+                    let (sum, size) = (0..k).fold((0.0, 0.0), |(s, t), i| (s + exact(i), t + exact(i).abs()));
+                    assert!((sum - f64::from(alone[c])).abs() < 1e-3 * size, "{kind:?} {c}: {sum} {}", alone[c]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_are_multiplied_as_they_are_in_any_company_and_instruction_set() {
+        check::<Five>(BlockType::Q5_0);
+        check::<FiveMin>(BlockType::Q5_1);
+        check::<FiveMin>(BlockType::Q5K);
+        check::<Six>(BlockType::Q6K);
+        check::<Three>(BlockType::Q3K);
+        check::<Two>(BlockType::Q2K);
+        check::<Steps>(BlockType::IQ4NL);
+        check::<Steps>(BlockType::IQ4XS);
+    }
+}
