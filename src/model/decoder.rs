@@ -342,9 +342,9 @@ impl Decoder {
         let positions = Arc::new(batch.positions.clone());
         let rotary = match self.long_from {
             None => positions.clone(),
-            Some(original) => {
+            Some(_) => {
                 let mut rotary = batch.positions.clone();
-                for span in batch.offsets.windows(2).filter(|span| span[1] - span[0] > original) {
+                for span in batch.offsets.windows(2).filter(|span| self.is_long(span[1] - span[0])) {
                     let long = &mut rotary[span[0]..span[1]];
                     long.iter_mut().for_each(|row| *row += self.config.max_positions as u32);
                 }
@@ -377,9 +377,10 @@ impl Decoder {
         }
     }
 
-    /// Sequences longer than this are computed anew, because their tokens turn by other frequencies (longrope).
-    pub fn long_from(&self) -> Option<usize> {
-        self.long_from
+    /// Whether the tokens of a sequence of `len` tokens turn by the frequencies of long ones (longrope). A cached
+    /// sequence that becomes long is computed anew, as transformers does.
+    pub fn is_long(&self, len: usize) -> bool {
+        self.long_from.is_some_and(|original| len > original)
     }
 
     /// # Errors

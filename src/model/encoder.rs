@@ -195,9 +195,7 @@ impl Encoder {
     }
 
     fn mlm_transform(&self, hidden: &Tensor) -> Result<Tensor> {
-        let Some((dense, norm)) = &self.transform else {
-            candle_core::bail!("this encoder has no masked-LM head")
-        };
+        let Some((dense, norm)) = &self.transform else { candle_core::bail!("this encoder has no masked-LM head") };
         norm.forward(&activation::activate(self.config.activation, &dense.forward(hidden)?)?)
     }
 }

@@ -28,12 +28,13 @@ use super::config::{Arch, ConfigError, ModelConfig};
 use crate::ops::linear::WeightLayout;
 
 /// Every family, in the order of messages.
-static ALL: [&Family; 16] = [
+static ALL: [&Family; 18] = [
     &gpt2::GPT2,
     &llama::LLAMA,
     &mistral::MISTRAL,
     &qwen::QWEN2,
     &qwen::QWEN3,
+    &gemma::GEMMA,
     &gemma::GEMMA2,
     &gemma::GEMMA3,
     &smollm3::SMOLLM3,
@@ -43,6 +44,7 @@ static ALL: [&Family; 16] = [
     &gpt_neox::GPT_NEOX,
     &bert::BERT,
     &roberta::ROBERTA,
+    &roberta::XLM_ROBERTA,
     &distilbert::DISTILBERT,
     &modernbert::MODERNBERT,
 ];
@@ -145,7 +147,9 @@ pub enum NormKind {
 #[derive(Debug)]
 pub enum Heads {
     /// The name of the output matrix in files; `lm_head` here.
-    Decoder { output: &'static str },
+    Decoder {
+        output: &'static str,
+    },
     Encoder(EncoderHeads),
 }
 

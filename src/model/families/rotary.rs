@@ -44,7 +44,9 @@ fn rotary_dim(head_dim: usize, share: f64, partial: bool) -> Result<usize> {
     }
     match (head_dim as f64 * share) as usize {
         dim if dim > 0 && dim.is_multiple_of(2) => Ok(dim),
-        dim => unsupported(format!("`partial_rotary_factor` = {share}: {dim} of {head_dim} channels are no even number")),
+        dim => {
+            unsupported(format!("`partial_rotary_factor` = {share}: {dim} of {head_dim} channels are no even number"))
+        }
     }
 }
 

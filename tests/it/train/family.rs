@@ -48,7 +48,11 @@ fn mlm(world: &World, out: &str) -> Value {
 
 /// A BERT whose tokenizer has names for the special roles, as trained ones do.
 fn bert() -> tempfile::TempDir {
-    let dir = copy_dir(&fixture("bert-tiny"));
+    encoder("bert-tiny")
+}
+
+fn encoder(name: &str) -> tempfile::TempDir {
+    let dir = copy_dir(&fixture(name));
     let config = json!({"cls_token": "t1", "sep_token": "t2", "mask_token": "t3"});
     std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
     dir
@@ -198,6 +202,45 @@ fn classifiers_learn_the_rule_and_evaluate_as_they_trained() {
     let (task, _) = train("finetune", &with(&decoder, json!({"lm_coef": 0.0})));
     assert!(!both.curve("lm_loss").is_empty() && task.curve("lm_loss").is_empty());
     assert_ne!(both.last("grad_norm"), task.last("grad_norm"), "the auxiliary loss has a gradient");
+}
+
+/// Every encoder becomes a classifier under the names that transformers gives one, and the file classifies as training
+/// did.
+#[test]
+fn every_encoder_becomes_a_classifier_and_learns_from_masked_words() {
+    for (name, head) in [
+        ("bert-tiny", "bert.pooler.dense.weight"),
+        ("families/roberta", "classifier.out_proj.weight"),
+        ("families/distilbert", "pre_classifier.weight"),
+        ("families/modernbert", "head.dense.weight"),
+    ] {
+        let (world, model) = (World::new(), encoder(name));
+        let (recorder, metrics) =
+            train("finetune", &with(&finetune(&world, model.path(), "out"), json!({"max_steps": 30})));
+        let losses = recorder.curve("classification_loss");
+        assert!(losses[losses.len() - 1] < losses[0], "{name}: {losses:?}");
+        let out = world.path("out");
+        let tensors = candle_core::safetensors::load(Path::new(&out).join("model.safetensors"), &Device::Cpu).unwrap();
+        assert!(tensors.contains_key(head), "{name}: {:?}", tensors.keys());
+        let config = std::fs::read_to_string(Path::new(&out).join("config.json")).unwrap();
+        assert!(config.contains("ForSequenceClassification"), "{name}: {config}");
+        let args: EvalArgs = serde_json::from_value(json!({
+            "kind": "classifier", "model": out, "labelled": world.path("labelled.jsonl"),
+        }))
+        .unwrap();
+        let EvalResult::Classifier(all) = instructd::eval::run::run(&args).unwrap() else { panic!() };
+        assert!((all.accuracy - metrics["heldout_accuracy"].as_f64().unwrap()).abs() < 0.2, "{name}: {all:?}");
+
+        let mut masked = with(&mlm(&world, "masked"), json!({"model": model.path(), "max_steps": 3}));
+        for key in ["architecture", "vocab_size"] {
+            masked.as_object_mut().unwrap().remove(key);
+        }
+        std::fs::write(world.path("corpus.txt"), "t5 t6 t7 t8 t9 t10\n\n".repeat(200)).unwrap();
+        let (recorder, _) = train("mlm", &masked);
+        let losses = recorder.curve("loss");
+        assert!(losses[losses.len() - 1] < losses[0], "{name}: {losses:?}");
+        load(Path::new(&world.path("masked")), &Device::Cpu).unwrap();
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use instructd::train::trainable::{Freeze, Trainable};
 
 use crate::support::fixture;
 
-pub(super) const MODELS: [&str; 4] = ["llama-tied-tiny", "llama-tiny", "qwen2-tiny", "gpt2-tiny"];
+pub(super) use crate::support::DECODERS as MODELS;
 
 fn sequences() -> Vec<Sequence> {
     vec![Sequence::new(&[5, 6, 7], &[8, 9, 2]), Sequence::new(&[11], &[12, 13, 14, 15, 2])]
@@ -88,7 +88,7 @@ fn merging_adapters_keeps_the_function() {
 
 #[test]
 fn a_score_reaches_every_backbone_variable() {
-    for model in MODELS.into_iter().chain(["bert-tiny"]) {
+    for model in MODELS.into_iter().chain(crate::support::ENCODERS) {
         let loaded = load(&fixture(model), &Device::Cpu).unwrap();
         let weights = reward::below(&loaded.config, &loaded.weights);
         let config = reward::headless(&loaded.config);
