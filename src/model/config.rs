@@ -252,7 +252,7 @@ impl ModelConfig {
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             return malformed(format!("{} heads do not divide into {} key heads", self.n_heads, self.n_kv_heads));
         }
-        if self.head_dim == 0 || (rotary && !self.rotary_dim().is_multiple_of(2)) {
+        if self.head_dim == 0 || (rotary && 2 * self.rotary_dim().div_ceil(2) > self.head_dim) {
             return malformed(format!("head size {} (rotary needs an even number)", self.head_dim));
         }
         Ok(())

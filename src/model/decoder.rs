@@ -14,9 +14,10 @@ use super::soft_rows::{SoftRows, replace_rows};
 use super::tails::{self, Tails};
 use super::{Loaded, ModelConfig, PackedBatch, Weights, rope_tables};
 use crate::ops::attention::{Attend, AttentionSpec, attention};
+use crate::ops::embedding::{embedding, embedding_but};
+use crate::ops::fused;
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout};
 use crate::ops::token_logprobs::{LogitShape, TokenLogprobs, shaped_logprobs};
-use crate::ops::{embedding::embedding, fused};
 
 /// What the decoder will be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -316,7 +317,7 @@ impl Decoder {
     }
 
     fn words(&self, ids: &Arc<Vec<u32>>) -> Result<Tensor> {
-        let words = embedding(&self.embed, ids)?;
+        let words = embedding_but(&self.embed, ids, self.config.frozen_padding())?;
         match self.config.switches.embedding_scale {
             1.0 => Ok(words),
             scale => words * scale,

@@ -34,7 +34,7 @@ fn table(config: &ModelConfig, theta: f64, scaling: &RopeScaling) -> RopeTable {
             to.extend_from_slice(&list);
             row
         };
-        RopeTable::of(head_dim, dim / 2, n, scale as f32, Box::new(turns))
+        RopeTable::of(head_dim, dim.div_ceil(2), n, scale as f32, Box::new(turns))
     };
     match scaling {
         RopeScaling::None => of(plain, 1.0),
@@ -51,7 +51,7 @@ fn table(config: &ModelConfig, theta: f64, scaling: &RopeScaling) -> RopeTable {
                 }
                 p
             };
-            RopeTable::of(head_dim, dim / 2, n, 1.0, Box::new(turns))
+            RopeTable::of(head_dim, dim.div_ceil(2), n, 1.0, Box::new(turns))
         }
         RopeScaling::Llama3 { factor, low, high, original } => {
             let one = |f: f32| llama3(f, *factor as f32, *low as f32, *high as f32, *original);
@@ -72,7 +72,7 @@ fn table(config: &ModelConfig, theta: f64, scaling: &RopeScaling) -> RopeTable {
                 to.extend_from_slice(if row < n { &short } else { &long });
                 row % n
             };
-            RopeTable::of(head_dim, dim / 2, rows, *attention as f32, Box::new(turns))
+            RopeTable::of(head_dim, dim.div_ceil(2), rows, *attention as f32, Box::new(turns))
         }
     }
 }
@@ -102,7 +102,7 @@ fn yarn(theta: f64, dim: usize, factor: f64, [fast, slow]: [f64; 2], original: u
     if low == high {
         high += 0.001;
     }
-    (0..dim / 2)
+    (0..dim.div_ceil(2))
         .map(|i| {
             let power = (theta as f32).powf((2 * i) as f32 / dim as f32);
             let (kept, divided) = (1.0 / power, 1.0 / (factor as f32 * power));

@@ -42,7 +42,7 @@ impl RopeTable {
             to.extend_from_slice(&frequencies);
             row
         };
-        Self::of(head_dim, head_dim / 2, max_positions, 1.0, Box::new(turns))
+        Self::of(head_dim, head_dim.div_ceil(2), max_positions, 1.0, Box::new(turns))
     }
 
     /// `rows` rows; cos and sin are multiplied by `scale`.
@@ -85,9 +85,9 @@ impl RopeTable {
     }
 }
 
-/// θ^(−2i/d) of each of the d/2 pairs of channels.
+/// θ^(−2i/d) of each of the d/2 pairs of channels; of an odd d one more.
 pub fn frequencies(theta: f64, d: usize) -> Vec<f32> {
-    (0..d / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / d as f32)).collect()
+    (0..d.div_ceil(2)).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / d as f32)).collect()
 }
 
 /// Rotates every head of x [n, heads · head_dim] by its row's position.

@@ -250,6 +250,15 @@ impl ModelConfig {
     pub fn is_encoder(&self) -> bool {
         self.arch.is_encoder()
     }
+
+    /// The token whose input embedding does not train: transformers gives the padding token's row no gradient, in most
+    /// families. The first ones here have always trained it.
+    pub fn frozen_padding(&self) -> Option<u32> {
+        match self.arch {
+            Arch::Gpt2 | Arch::GptNeox | Arch::Llama | Arch::Qwen2 | Arch::Bert => None,
+            _ => self.pad_id,
+        }
+    }
 }
 
 /// The family of a `model_type`.

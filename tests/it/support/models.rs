@@ -82,5 +82,5 @@ pub const UNLIKE: [&str; 7] = [
     "families/gpt-neox",
     "families/granite",
     "families/olmo2",
-    "families/phi4-mini",
+    "families/phi3",
 ];
