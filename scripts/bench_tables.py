@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""Writes the benchmark tables of README.md and docs/ from benches/results/*.json.
+
+A document marks a table by `<!-- bench: NAME -->` and `<!-- /bench -->`; the text between them is replaced.
+With --check nothing is written, and the exit status is 1 if a document differs from what would be written.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def table(head, rows):
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def source(data):
+    return f"Measured on {data['date']} at commit {data['commit']}, {data['machine']}. To repeat: `{data['command']}`"
+
+
+def serving_ratios(data):
+    """Our tokens/s relative to the peer's, one row per weight format."""
+    rows = [[r["name"]] + [f"{o / p:.2f}×" for o, p in zip(r["ours"], r["peer"], strict=True)] for r in data["rows"]]
+    return table(["weights", *data["columns"]], rows)
+
+
+def serving(data):
+    rows = []
+    for r in data["rows"]:
+        pairs = zip(r["ours"], r["peer"], strict=True)
+        rows.append([r["name"]] + [f"{o / p:.2f}× ({o:g} / {p:g})" for o, p in pairs])
+    return table([f"weights: ratio (instructd / {data['peer']})", *data["columns"]], rows) + "\n\n" + source(data)
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def ppo(data):
+    def rows(entries, seconds, gb):
+        for r in entries:
+            ours = mean(r["seconds"])
+            times = ", ".join(f"{s:.1f}" for s in r["seconds"])
+            baseline = r.get("baseline")
+            yield [
+                r["name"],
+                times,
+                "" if baseline else f"{seconds / ours:.2f}×",
+                f"{r['gb']:.1f} GB",
+                "" if baseline else f"{r['gb'] / gb:.2f}×",
+            ]
+
+    base = next(r for r in data["rows"] if r.get("baseline"))
+    earlier = data["earlier"]
+    body = list(rows(data["rows"], mean(base["seconds"]), base["gb"]))
+    late = [[r[0] + " ¹", *r[1:]] for r in rows(earlier["rows"], earlier["baseline_seconds"], earlier["baseline_gb"])]
+    head = ["one iteration", "seconds, by run", f"speed relative to {data['peer']}", "peak memory", "relative memory"]
+    note = f"¹ Measured in an earlier session (commit {earlier['commit']}) beside a {data['peer']} run of {earlier['baseline_seconds']} s."
+    return table(head, body + late) + "\n\n" + note + "\n\n" + source(data)
+
+
+def learning(data):
+    rows = [["start policy", "", f"{data['start']:.2f}", "0", "1.00"]]
+    for r in data["rows"]:
+        share = ", ".join(f"{s:.2f}" for s in r["share"])
+        kl = ", ".join(f"{k:.1f}" for k in r["kl"])
+        rows.append([r["name"], share, f"{mean(r['share']):.2f}", kl, f"{r['distinct']:.2f}"])
+    head = ["method", "share of positive continuations, by seed", "mean", "KL by seed (nats)", "distinct texts"]
+    return table(head, rows) + "\n\n" + source(data)
+
+
+TABLES = {
+    "serving-ratios": (serving_ratios, "serving-llamacpp"),
+    "serving-llamacpp": (serving, "serving-llamacpp"),
+    "serving-transformers": (serving, "serving-transformers"),
+    "ppo-iteration": (ppo, "ppo-iteration"),
+    "learning": (learning, "learning"),
+}
+
+
+def main():
+    check = "--check" in sys.argv[1:]
+    stale = []
+    used = set()
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = path.read_text()
+
+        def fill(match):
+            name = match[1]
+            used.add(name)
+            render, file = TABLES[name]
+            data = json.loads((ROOT / "benches/results" / f"{file}.json").read_text())
+            return f"<!-- bench: {name} -->\n{render(data)}\n<!-- /bench -->"
+
+        new = re.sub(r"<!-- bench: ([\w-]+) -->\n.*?<!-- /bench -->", fill, text, flags=re.S)
+        if new != text:
+            stale.append(str(path.relative_to(ROOT)))
+            if not check:
+                path.write_text(new)
+    missing = set(TABLES) - used
+    if missing:
+        sys.exit(f"no document has the tables {sorted(missing)}")
+    if check and stale:
+        sys.exit(f"run scripts/bench_tables.py: {', '.join(stale)} differ from benches/results")
+
+
+main()
