@@ -153,7 +153,8 @@ impl Lane {
                 break;
             }
             let Some(mut sequence) = self.waiting.pop_front() else { break };
-            if sequence.cached.len == 0 {
+            sequence.cached.long |= self.model.decoder.is_long(sequence.tokens.len());
+            if sequence.cached.len == 0 && !sequence.cached.long {
                 let adapter = sequence.shared.request.adapter.as_ref();
                 sequence.cached = self.prefixes.lookup(adapter, sequence.shareable(), &mut self.cache);
             }
@@ -205,8 +206,19 @@ impl Lane {
         Ok(())
     }
 
+    /// Samples that have grown past the length from which all their tokens turn by other frequencies are computed anew.
+    fn restart_grown(&mut self) {
+        for s in &mut self.running {
+            if !s.cached.long && self.model.decoder.is_long(s.tokens.len()) {
+                self.cache.release_all(&mut s.cached);
+                s.cached.long = true;
+            }
+        }
+    }
+
     /// Chooses this step's rows: all decodes, then prompt chunks within the budget.
     fn feed(&mut self) -> candle_core::Result<(StepRows, Vec<Fed>)> {
+        self.restart_grown();
         let mut budget = self.limits.prefill_tokens;
         let mut plan: Vec<(usize, usize)> = Vec::new();
         let mut i = 0;
@@ -291,7 +303,9 @@ impl Lane {
         let sequence = &mut self.running[i];
         let siblings = std::mem::take(&mut sequence.siblings);
         let (shared, tokens) = (sequence.shared.clone(), sequence.tokens.clone());
-        self.prefixes.insert(shared.request.adapter.as_ref(), &tokens, &self.running[i].cached, &mut self.cache);
+        if !self.running[i].cached.long {
+            self.prefixes.insert(shared.request.adapter.as_ref(), &tokens, &self.running[i].cached, &mut self.cache);
+        }
         if let Some(tokens) = self.running[i].prompt.take() {
             self.running[i].send(GenEvent::Prompt { tokens });
         }

@@ -103,7 +103,8 @@ pub fn generate_recorded(
         while running.len() < slots && next < prompts.len() && (fed == 0 || fed + prompts[next].len() <= PREFILL_TOKENS)
         {
             fed += prompts[next].len();
-            running.push(Running { index: next, cached: CachedSequence::default(), pending: prompts[next].clone() });
+            let cached = CachedSequence { long: decoder.is_long(prompts[next].len()), ..CachedSequence::default() };
+            running.push(Running { index: next, cached, pending: prompts[next].clone() });
             next += 1;
         }
         let mut last_rows = Vec::with_capacity(running.len());
@@ -130,8 +131,27 @@ pub fn generate_recorded(
             }
         }
         running = advance(running, drawn, &mut samples, &mut cache, params);
+        restart_grown(decoder, &mut running, prompts, &samples, &mut cache);
     }
     Ok(samples)
+}
+
+/// Sequences that have grown past the length from which all their tokens turn by other frequencies are fed anew.
+fn restart_grown(
+    decoder: &Decoder,
+    running: &mut [Running],
+    prompts: &[Vec<u32>],
+    samples: &[Sample],
+    cache: &mut KvCache,
+) {
+    for r in running {
+        let (prompt, ids) = (&prompts[r.index], &samples[r.index].ids);
+        if !r.cached.long && decoder.is_long(prompt.len() + ids.len()) {
+            cache.release_all(&mut r.cached);
+            r.cached.long = true;
+            r.pending = [prompt.as_slice(), ids].concat();
+        }
+    }
 }
 
 /// Draws from the distributions of `picked` hidden rows; with them, their entropies if they are traced.

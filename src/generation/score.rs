@@ -50,7 +50,9 @@ impl<'a> Scorer<'a> {
     pub fn keep(&mut self, tokens: &[u32]) -> Result<()> {
         let n = self.soft_len();
         self.fits(n + tokens.len())?;
-        let mut cached = self.fork(n)?;
+        let mut cached = self.stem(n, self.decoder.is_long(n + tokens.len()))?;
+        let placeholders = vec![0; n - cached.len];
+        self.feed(&mut cached, &placeholders)?;
         self.feed(&mut cached, tokens)?;
         let mut former = std::mem::replace(&mut self.cached, cached);
         self.cache.release_all(&mut former);
@@ -68,6 +70,11 @@ impl<'a> Scorer<'a> {
             .map(|s| Continuation { ids: [vec![0; soft], s.ids.clone()].concat(), from: soft + s.from })
             .collect();
         let Some(first) = whole.first() else { return Ok(Vec::new()) };
+        let long = |s: &Continuation| self.decoder.is_long(s.ids.len());
+        if whole.iter().any(|s| long(s) != long(first)) {
+            return self.score_apart(sequences);
+        }
+        let long = long(first);
         // The last token is not fed.
         self.fits(whole.iter().map(|s| s.ids.len().saturating_sub(1)).max().unwrap_or(0))?;
         let common = |a: &[u32], b: &[u32]| a.iter().zip(b).take_while(|(x, y)| x == y).count();
@@ -79,7 +86,8 @@ impl<'a> Scorer<'a> {
         }
         // The row before the first token that counts is computed here, not read from the prefix.
         let reuse = common(&self.prefix, &first.ids[..shared]).min(earliest - 1).min(shared - 1);
-        let mut stem = self.fork(reuse)?;
+        let mut stem = self.stem(reuse, long)?;
+        let reuse = stem.len;
         let stem_hidden = self.feed(&mut stem, &first.ids[reuse..shared])?;
         let (mut rows, mut tails, mut starts) = (StepRows::default(), Vec::new(), Vec::new());
         for s in &whole {
@@ -123,6 +131,19 @@ impl<'a> Scorer<'a> {
         }
         self.cache.release_all(&mut stem);
         Ok(scores)
+    }
+
+    /// `score` of sequences of which some are long (see `Decoder::is_long`): these share nothing with the others.
+    fn score_apart(&mut self, sequences: &[Continuation]) -> Result<Vec<Vec<f32>>> {
+        sequences.iter().map(|s| Ok(self.score(std::slice::from_ref(s))?.concat())).collect()
+    }
+
+    /// A sequence with the first `len` cached tokens of the prefix, or with none where it turns by other frequencies.
+    fn stem(&mut self, len: usize, long: bool) -> Result<CachedSequence> {
+        match self.cached.long == long {
+            true => self.fork(len),
+            false => Ok(CachedSequence { long, ..CachedSequence::default() }),
+        }
     }
 
     fn fits(&self, tokens: usize) -> Result<()> {

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
+use super::Decoder;
 use super::decoder::Rows;
 use super::layer::{Layer, Mlp, Projections};
 use super::layers::Norm;
 use super::tails::Tails;
-use super::Decoder;
 use crate::ops::{activation, add_assign, attention, embedding, pool, read, rope};
 
 /// How much of a block's forward pass is kept for its backward pass.

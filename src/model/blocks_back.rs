@@ -46,10 +46,10 @@ impl Blocks {
         if below {
             // Positions are added to what has been scaled.
             if let Some(table) = &decoder.positions {
-                embedding::scatter(table, &self.rows.positions, &g)?;
+                embedding::scatter(table, &self.rows.positions, &g, None)?;
             }
             scale(&mut g, decoder.config.switches.embedding_scale);
-            embedding::scatter(&decoder.embed, &self.ids, &g)?;
+            embedding::scatter(&decoder.embed, &self.ids, &g, decoder.config.frozen_padding())?;
             // Tied or not, the output matrix has had its gradient: a pass begins at the loss.
             grad::complete(std::iter::once(&decoder.embed).chain(&decoder.positions))?;
         }

@@ -4,8 +4,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::families::read::{self, Result, get, ids, malformed};
 use super::families;
+use super::families::read::{self, Result, get, ids, malformed};
 pub use crate::ops::activation::Activation;
 
 /// Which family the parameter names and the block layout follow; `families` has the facts of each.
@@ -17,6 +17,7 @@ pub enum Arch {
     Mistral,
     Qwen2,
     Qwen3,
+    Gemma,
     Gemma2,
     Gemma3,
     SmolLm3,
@@ -26,6 +27,7 @@ pub enum Arch {
     GptNeox,
     Bert,
     Roberta,
+    XlmRoberta,
     DistilBert,
     ModernBert,
 }
@@ -176,7 +178,7 @@ impl RopeScaling {
     /// Positions that a model reads whose configuration says `trained`.
     pub fn context(&self, trained: usize) -> usize {
         match self {
-            Self::Dynamic { factor, .. } => (trained as f64 * factor) as usize,
+            Self::Dynamic { factor, .. } => ((trained as f64 * factor) as usize).min(read::MAX_SIZE as usize),
             _ => trained,
         }
     }
@@ -191,7 +193,6 @@ pub enum ConfigError {
     Unsupported(String),
 }
 
-
 impl ModelConfig {
     /// Reads config.json of any family; end tokens of generation_config.json are joined in. Of a multimodal model its
     /// text half is read.
@@ -200,7 +201,8 @@ impl ModelConfig {
     /// `Malformed` when a field is missing, of the wrong type or out of range; `Unsupported` when the model needs
     /// something that is not computed here, with the families that are.
     pub fn from_hf(config: &Value, generation: Option<&Value>) -> Result<Self> {
-        let config = text_half(config).unwrap_or(config);
+        let half = text_half(config);
+        let config = half.as_ref().unwrap_or(config);
         let Some(kind) = get(config, "model_type").and_then(Value::as_str) else {
             return malformed("`model_type` is missing");
         };
@@ -242,23 +244,31 @@ impl ModelConfig {
             return malformed(format!("{} layers (at most {})", self.n_layers, read::MAX_LAYERS));
         }
         let rotary = self.position != PositionKind::Learned;
-        let square = !rotary || matches!(self.family().norm, families::NormKind::Layer | families::NormKind::LayerNoBias);
+        let square =
+            !rotary || matches!(self.family().norm, families::NormKind::Layer | families::NormKind::LayerNoBias);
         if square && !self.hidden_size.is_multiple_of(self.n_heads) {
             return malformed(format!("{} channels do not divide into {} heads", self.hidden_size, self.n_heads));
         }
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             return malformed(format!("{} heads do not divide into {} key heads", self.n_heads, self.n_kv_heads));
         }
-        if self.head_dim == 0 || (rotary && !self.rotary_dim().is_multiple_of(2)) {
+        if self.head_dim == 0 || (rotary && 2 * self.rotary_dim().div_ceil(2) > self.head_dim) {
             return malformed(format!("head size {} (rotary needs an even number)", self.head_dim));
         }
         Ok(())
     }
 }
 
-/// The part of a multimodal model's configuration that is about text, if it names its family.
-pub(super) fn text_half(config: &Value) -> Option<&Value> {
-    let text = get(config, "text_config")?;
-    let kind = text.get("model_type")?.as_str()?;
-    families::find(kind).is_ok().then_some(text)
+/// The part of a multimodal model's configuration that is about text, if it names its family, with the token ids that
+/// stand beside it.
+pub(super) fn text_half(config: &Value) -> Option<Value> {
+    let mut text = get(config, "text_config")?.clone();
+    families::find(text.get("model_type")?.as_str()?).ok()?;
+    let map = text.as_object_mut()?;
+    for key in ["bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "dtype", "torch_dtype"] {
+        if let (None, Some(value)) = (map.get(key).filter(|v| !v.is_null()), get(config, key)) {
+            map.insert(key.to_owned(), value.clone());
+        }
+    }
+    Some(text)
 }

@@ -14,9 +14,10 @@ use super::soft_rows::{SoftRows, replace_rows};
 use super::tails::{self, Tails};
 use super::{Loaded, ModelConfig, PackedBatch, Weights, rope_tables};
 use crate::ops::attention::{Attend, AttentionSpec, attention};
+use crate::ops::embedding::{embedding, embedding_but};
+use crate::ops::fused;
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout};
 use crate::ops::token_logprobs::{LogitShape, TokenLogprobs, shaped_logprobs};
-use crate::ops::{embedding::embedding, fused};
 
 /// What the decoder will be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -316,7 +317,7 @@ impl Decoder {
     }
 
     fn words(&self, ids: &Arc<Vec<u32>>) -> Result<Tensor> {
-        let words = embedding(&self.embed, ids)?;
+        let words = embedding_but(&self.embed, ids, self.config.frozen_padding())?;
         match self.config.switches.embedding_scale {
             1.0 => Ok(words),
             scale => words * scale,
@@ -342,9 +343,9 @@ impl Decoder {
         let positions = Arc::new(batch.positions.clone());
         let rotary = match self.long_from {
             None => positions.clone(),
-            Some(original) => {
+            Some(_) => {
                 let mut rotary = batch.positions.clone();
-                for span in batch.offsets.windows(2).filter(|span| span[1] - span[0] > original) {
+                for span in batch.offsets.windows(2).filter(|span| self.is_long(span[1] - span[0])) {
                     let long = &mut rotary[span[0]..span[1]];
                     long.iter_mut().for_each(|row| *row += self.config.max_positions as u32);
                 }
@@ -377,9 +378,10 @@ impl Decoder {
         }
     }
 
-    /// Sequences longer than this are computed anew, because their tokens turn by other frequencies (longrope).
-    pub fn long_from(&self) -> Option<usize> {
-        self.long_from
+    /// Whether the tokens of a sequence of `len` tokens turn by the frequencies of long ones (longrope). A cached
+    /// sequence that becomes long is computed anew, as transformers does.
+    pub fn is_long(&self, len: usize) -> bool {
+        self.long_from.is_some_and(|original| len > original)
     }
 
     /// # Errors

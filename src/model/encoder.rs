@@ -11,7 +11,7 @@ use super::layers::{Builder, Linear, Norm};
 use super::{ModelConfig, PackedBatch, Weights, rope_tables};
 use crate::ops::activation;
 use crate::ops::attention::{Attend, AttentionSpec, attention};
-use crate::ops::embedding::embedding;
+use crate::ops::embedding::{embedding, embedding_but};
 use crate::ops::linear::{Weight, WeightLayout};
 use crate::ops::token_logprobs::{TokenLogprobs, token_logprobs};
 
@@ -110,7 +110,7 @@ impl Encoder {
             ..AttentionSpec::default()
         };
         let positions = Arc::new(batch.positions.clone());
-        let mut x = embedding(&self.words, &Arc::new(batch.ids.clone()))?;
+        let mut x = embedding_but(&self.words, &Arc::new(batch.ids.clone()), self.config.frozen_padding())?;
         if let Some(table) = &self.positions {
             let offset = self.config.switches.position_offset as u32;
             let rows = if offset == 0 { positions.clone() } else { Arc::new(shifted(&positions, offset)) };
@@ -195,9 +195,7 @@ impl Encoder {
     }
 
     fn mlm_transform(&self, hidden: &Tensor) -> Result<Tensor> {
-        let Some((dense, norm)) = &self.transform else {
-            candle_core::bail!("this encoder has no masked-LM head")
-        };
+        let Some((dense, norm)) = &self.transform else { candle_core::bail!("this encoder has no masked-LM head") };
         norm.forward(&activation::activate(self.config.activation, &dense.forward(hidden)?)?)
     }
 }

@@ -4,8 +4,8 @@
 use candle_core::{D, Result, Tensor};
 use serde_json::{Value, json};
 
-use super::reward::headless;
 use super::families::Pooler;
+use super::reward::headless;
 use super::{Decoder, Encoder, Loaded, ModelConfig, PackedBatch, Purpose, Weights};
 use crate::tokenizer::Tokenizer;
 

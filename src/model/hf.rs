@@ -27,7 +27,7 @@ pub(super) fn describe(dir: &Path) -> Result<Described> {
         return Err(LoadError::unsupported(&config_path, message));
     }
     if let Some(text) = super::config::text_half(&hf_config) {
-        hf_config = text.clone();
+        hf_config = text;
     }
     let generation = read_json(&dir.join("generation_config.json"), MAX_CONFIG)?;
     let mut config =

@@ -35,7 +35,7 @@ struct Pool {
 pub struct CachedSequence {
     pub pages: Vec<u32>,
     pub len: usize,
-    /// Its tokens turn by the frequencies of long sequences (see `Decoder::long_from`).
+    /// Its tokens turn by the frequencies of long sequences (see `Decoder::is_long`).
     pub long: bool,
 }
 
@@ -105,11 +105,7 @@ impl KvCache {
     /// A second sequence with the same tokens: full pages are shared, the last partial one is copied.
     pub fn fork(&mut self, sequence: &CachedSequence) -> Option<CachedSequence> {
         let full = sequence.len / PAGE;
-        let mut copy = CachedSequence {
-            pages: sequence.pages[..full].to_vec(),
-            len: full * PAGE,
-            long: sequence.long,
-        };
+        let mut copy = CachedSequence { pages: sequence.pages[..full].to_vec(), len: full * PAGE, long: sequence.long };
         let rest = sequence.len - copy.len;
         if rest > 0 && !self.reserve_tail(&mut copy) {
             return None;

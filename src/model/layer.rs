@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use super::{Activation, ModelConfig};
 use super::config::{LayerKind, QkNorm};
 use super::families::{MlpNames, Norms, Qkv};
 use super::layers::{Builder, Linear, Norm};
+use super::{Activation, ModelConfig};
 use crate::ops::activation;
 use crate::ops::attention::AttentionSpec;
 use crate::ops::rope::{RopeTable, rope};
@@ -163,9 +163,7 @@ impl Mlp {
             Self::JointGated { gate_up, down, activation } => {
                 down.forward(&activation::gated_joint(*activation, &gate_up.forward(x)?)?)
             }
-            Self::Plain { up, down, activation } => {
-                down.forward(&activation::activate(*activation, &up.forward(x)?)?)
-            }
+            Self::Plain { up, down, activation } => down.forward(&activation::activate(*activation, &up.forward(x)?)?),
         }
     }
 }
@@ -250,10 +248,9 @@ pub(super) fn layer(b: &Builder<'_>, i: usize, ropes: &[Option<Arc<RopeTable>>; 
     let qk_norm = match (family.block.qk_norm, c.switches.qk_norm) {
         (None, _) | (_, QkNorm::None) => None,
         (Some([q, k]), QkNorm::Heads) => Some([b.norm_of(&named(q), c.head_dim)?, b.norm_of(&named(k), c.head_dim)?]),
-        (Some([q, k]), QkNorm::Whole) => Some([
-            b.norm_of(&named(q), c.n_heads * c.head_dim)?,
-            b.norm_of(&named(k), c.n_kv_heads * c.head_dim)?,
-        ]),
+        (Some([q, k]), QkNorm::Whole) => {
+            Some([b.norm_of(&named(q), c.n_heads * c.head_dim)?, b.norm_of(&named(k), c.n_kv_heads * c.head_dim)?])
+        }
     };
     let rope = match kind {
         LayerKind { no_rope: true, .. } => None,

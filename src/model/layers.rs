@@ -4,9 +4,9 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Result, Tensor};
 
+use super::families::NormKind;
 use super::gguf::GgufTensors;
 use super::lora::LoraConfig;
-use super::families::NormKind;
 use super::{ModelConfig, Purpose, Weights};
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout, linear};
 use crate::ops::low_rank::{Beside, LowRank};
@@ -358,9 +358,7 @@ impl Norm {
         let (weight, bias, eps) = self.parts();
         let (weight, bias) = (ops::read(weight)?, bias.map(ops::read).transpose()?);
         Ok(match self {
-            Self::Rms { .. } | Self::Layer { .. } => {
-                f(ops::norm::Norm { weight: &weight, bias: bias.as_deref(), eps })
-            }
+            Self::Rms { .. } | Self::Layer { .. } => f(ops::norm::Norm { weight: &weight, bias: bias.as_deref(), eps }),
             Self::RmsPlusOne { .. } => {
                 let weight: Vec<f32> = weight.iter().map(|w| w + 1.0).collect();
                 f(ops::norm::Norm { weight: &weight, bias: None, eps })

@@ -30,23 +30,32 @@ fn table(config: &ModelConfig, theta: f64, scaling: &RopeScaling) -> RopeTable {
     let (head_dim, dim, n) = (config.head_dim, config.rotary_dim(), config.max_positions);
     let plain = frequencies(theta, dim);
     let of = |list: Vec<f32>, scale: f64| {
-        RopeTable::of(head_dim, dim / 2, scale as f32, (0..n).map(|p| (p, list.as_slice())))
+        let turns = move |row: usize, to: &mut Vec<f32>| {
+            to.extend_from_slice(&list);
+            row
+        };
+        RopeTable::of(head_dim, dim.div_ceil(2), n, scale as f32, Box::new(turns))
     };
     match scaling {
         RopeScaling::None => of(plain, 1.0),
         RopeScaling::Linear { factor } => of(plain.iter().map(|f| f / *factor as f32).collect(), 1.0),
         RopeScaling::Dynamic { factor, trained } => {
+            let (factor, trained) = (*factor, *trained);
             // A position turns by the base that transformers has reached when it comes to it.
-            let at = |p: usize| {
-                let length = (p + 1).max(*trained) as f64;
-                let growth = factor * length / *trained as f64 - (factor - 1.0);
-                frequencies(theta * growth.powf(dim as f64 / (dim as f64 - 2.0)), dim)
+            let turns = move |p: usize, to: &mut Vec<f32>| {
+                if p < trained {
+                    to.extend_from_slice(&plain);
+                } else {
+                    let growth = factor * (p + 1) as f64 / trained as f64 - (factor - 1.0);
+                    to.extend(frequencies(theta * growth.powf(dim as f64 / (dim as f64 - 2.0)), dim));
+                }
+                p
             };
-            let rows = (0..n).map(|p| (p, if p < *trained { plain.clone() } else { at(p) }));
-            RopeTable::of(head_dim, dim / 2, 1.0, rows)
+            RopeTable::of(head_dim, dim.div_ceil(2), n, 1.0, Box::new(turns))
         }
         RopeScaling::Llama3 { factor, low, high, original } => {
-            of(plain.into_iter().map(|f| llama3(f, *factor as f32, *low as f32, *high as f32, *original)).collect(), 1.0)
+            let one = |f: f32| llama3(f, *factor as f32, *low as f32, *high as f32, *original);
+            of(plain.into_iter().map(one).collect(), 1.0)
         }
         RopeScaling::Yarn { factor, fast, slow, original, attention, truncate } => {
             let list = yarn(theta, dim, *factor, [*fast, *slow], *original, *truncate);
@@ -58,9 +67,12 @@ fn table(config: &ModelConfig, theta: f64, scaling: &RopeScaling) -> RopeTable {
                 by.iter().enumerate().map(|(i, f)| 1.0 / (*f as f32 * power(i))).collect()
             };
             let (short, long) = (divided(short), divided(long));
-            let longer = if *original < n { n } else { 0 };
-            let rows = (0..n).map(|p| (p, &short)).chain((0..longer).map(|p| (p, &long)));
-            RopeTable::of(head_dim, dim / 2, *attention as f32, rows)
+            let rows = if *original < n { 2 * n } else { n };
+            let turns = move |row: usize, to: &mut Vec<f32>| {
+                to.extend_from_slice(if row < n { &short } else { &long });
+                row % n
+            };
+            RopeTable::of(head_dim, dim.div_ceil(2), rows, *attention as f32, Box::new(turns))
         }
     }
 }
@@ -90,7 +102,7 @@ fn yarn(theta: f64, dim: usize, factor: f64, [fast, slow]: [f64; 2], original: u
     if low == high {
         high += 0.001;
     }
-    (0..dim / 2)
+    (0..dim.div_ceil(2))
         .map(|i| {
             let power = (theta as f32).powf((2 * i) as f32 / dim as f32);
             let (kept, divided) = (1.0 / power, 1.0 / (factor as f32 * power));

@@ -7,8 +7,8 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Arch, ModelConfig, Weights, names};
 use super::families::EncoderHeads;
+use super::{Arch, ModelConfig, Weights, names};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// Why a model could not be written.
@@ -93,7 +93,8 @@ fn config_json(config: &ModelConfig, hf_config: &Value, weights: &Weights, file_
     let mut map = hf_config.as_object().cloned().unwrap_or_default();
     let (family, encoder) = (config.family().class, config.family().encoder_heads());
     // A scored encoder has no class of its own in transformers: it loads as the encoder alone.
-    let heads: &[&str] = if encoder.is_some() { &["classifier.weight"] } else { &["score.weight", "classifier.weight"] };
+    let heads: &[&str] =
+        if encoder.is_some() { &["classifier.weight"] } else { &["score.weight", "classifier.weight"] };
     let labels = heads.iter().find_map(|name| weights.get(*name));
     let masked = |heads: &EncoderHeads| weights.contains_key(&format!("{}.weight", heads.dense));
     let class = match (labels, encoder) {

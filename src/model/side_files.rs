@@ -13,9 +13,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::ModelConfig;
 use super::encoder_text::Pooling;
 use super::load::{LoadError, read_json, read_text};
-use super::ModelConfig;
 use crate::tokenizer::Tokenizer;
 
 type Result<T> = std::result::Result<T, LoadError>;

@@ -8,11 +8,20 @@ use super::{f32s, fused, grad, read, storage};
 
 /// Rows `ids` of table [vocab, d] → [n, d].
 pub fn embedding(table: &Tensor, ids: &Arc<Vec<u32>>) -> Result<Tensor> {
+    embedding_but(table, ids, None)
+}
+
+/// The same; no gradient reaches the row `padding` from here.
+pub fn embedding_but(table: &Tensor, ids: &Arc<Vec<u32>>, padding: Option<u32>) -> Result<Tensor> {
     check(table, ids)?;
     if fused(table) {
-        return table.contiguous()?.apply_op1(Embedding { ids: ids.clone() });
+        return table.contiguous()?.apply_op1(Embedding { ids: ids.clone(), padding });
     }
-    table.index_select(&Tensor::new(ids.as_slice(), table.device())?, 0)
+    let rows = table.index_select(&Tensor::new(ids.as_slice(), table.device())?, 0)?;
+    let Some(padding) = padding.filter(|padding| table.track_op() && ids.contains(padding)) else { return Ok(rows) };
+    let kept: Vec<f32> = ids.iter().map(|id| if *id == padding { 0.0 } else { 1.0 }).collect();
+    let kept = Tensor::from_vec(kept, (ids.len(), 1), table.device())?.to_dtype(table.dtype())?;
+    rows.broadcast_mul(&kept)? + rows.detach().broadcast_mul(&kept.affine(-1.0, 1.0)?)?
 }
 
 /// # Errors
@@ -27,6 +36,7 @@ pub(crate) fn check(table: &Tensor, ids: &[u32]) -> Result<()> {
 
 struct Embedding {
     ids: Arc<Vec<u32>>,
+    padding: Option<u32>,
 }
 
 impl CustomOp1 for Embedding {
@@ -43,18 +53,19 @@ impl CustomOp1 for Embedding {
     }
 
     fn bwd(&self, table: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<Option<Tensor>> {
-        scatter(table, &self.ids, &read(&gy.contiguous()?)?)
+        scatter(table, &self.ids, &read(&gy.contiguous()?)?, self.padding)
     }
 }
 
-/// Adds the rows of gy [n, d] to the gradient of `table` at `ids`; outside `grad::collecting`, returns it.
-pub(crate) fn scatter(table: &Tensor, ids: &[u32], gy: &[f32]) -> Result<Option<Tensor>> {
+/// Adds the rows of gy [n, d] to the gradient of `table` at `ids`, but for `padding`; outside `grad::collecting`,
+/// returns it.
+pub(crate) fn scatter(table: &Tensor, ids: &[u32], gy: &[f32], padding: Option<u32>) -> Result<Option<Tensor>> {
     let d = table.dim(1)?;
     grad::add(table, |g, add| {
         if !add {
             g.fill(0.0);
         }
-        for (id, row) in ids.iter().zip(gy.chunks_exact(d)) {
+        for (id, row) in ids.iter().zip(gy.chunks_exact(d)).filter(|(id, _)| Some(**id) != padding) {
             let to = &mut g[*id as usize * d..(*id as usize + 1) * d];
             for (t, v) in to.iter_mut().zip(row) {
                 *t += v;

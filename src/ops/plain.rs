@@ -36,20 +36,17 @@ pub fn activate(kind: Activation, x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// LayerNorm without a bias.
-pub fn layer_norm_no_bias(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    layer_norm(x, weight, &weight.zeros_like()?, eps)
-}
-
 pub fn rope(x: &Tensor, table: &RopeTable, positions: &[u32]) -> Result<Tensor> {
     let (n, width) = x.dims2()?;
     let half = table.half;
-    let pick = |values: &[f32]| -> Result<Tensor> {
-        let rows: Vec<f32> =
-            positions.iter().flat_map(|p| values[*p as usize * half..(*p as usize + 1) * half].to_vec()).collect();
-        Tensor::from_vec(rows, (n, 1, half), x.device())?.to_dtype(x.dtype())
-    };
-    let (cos, sin) = (pick(&table.cos)?, pick(&table.sin)?);
+    let (mut cos, mut sin) = (Vec::new(), Vec::new());
+    for p in positions {
+        let row = table.row(*p as usize);
+        cos.extend_from_slice(row.0);
+        sin.extend_from_slice(row.1);
+    }
+    let pick = |rows: Vec<f32>| Tensor::from_vec(rows, (n, 1, half), x.device())?.to_dtype(x.dtype());
+    let (cos, sin) = (pick(cos)?, pick(sin)?);
     let x = x.reshape((n, width / table.head_dim, table.head_dim))?;
     let (x1, x2) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
     let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;

@@ -1,6 +1,6 @@
 //! Rotary position embedding (arXiv 2104.09864), half-split layout as in Hugging Face, with backward.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
@@ -8,60 +8,86 @@ use super::par::{SharedMut, split};
 use super::simd::multiversion;
 use super::{f32s, fused, plain, read, storage, tensor};
 
-/// cos and sin of every row, [rows, half]: rows are positions, or where long sequences turn by other frequencies,
-/// those of short ones and behind them those of long ones. Computed in f64 steps of f32 angles exactly as PyTorch
-/// does: inv_freq and the angle are f32.
-#[derive(Debug)]
+/// Rows that are computed together when the first of them is wanted: most sequences are far shorter than the context.
+const CHUNK: usize = 512;
+
+/// Puts the frequencies of a row into the buffer and returns its position.
+type Turns = Box<dyn Fn(usize, &mut Vec<f32>) -> usize + Send + Sync>;
+
+/// cos and sin of every row: rows are positions, or where long sequences turn by other frequencies, those of short ones
+/// and behind them those of long ones. Computed in f64 steps of f32 angles exactly as PyTorch does: inv_freq and the
+/// angle are f32.
 pub struct RopeTable {
-    pub cos: Vec<f32>,
-    pub sin: Vec<f32>,
     /// Pairs of channels that turn.
     pub half: usize,
     /// Channels of a head; those from 2 · half on stay as they are.
     pub head_dim: usize,
+    rows: usize,
+    scale: f32,
+    turns: Turns,
+    /// [CHUNK, half] of cos and sin.
+    chunks: Vec<OnceLock<(Vec<f32>, Vec<f32>)>>,
+}
+
+impl std::fmt::Debug for RopeTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RopeTable").field("half", &self.half).field("rows", &self.rows).finish_non_exhaustive()
+    }
 }
 
 impl RopeTable {
     pub fn new(theta: f64, head_dim: usize, max_positions: usize) -> Self {
         let frequencies = frequencies(theta, head_dim);
-        Self::of(head_dim, frequencies.len(), 1.0, (0..max_positions).map(|p| (p, frequencies.as_slice())))
+        let turns = move |row: usize, to: &mut Vec<f32>| {
+            to.extend_from_slice(&frequencies);
+            row
+        };
+        Self::of(head_dim, head_dim.div_ceil(2), max_positions, 1.0, Box::new(turns))
     }
 
-    /// Rows of (position, its frequencies); cos and sin are multiplied by `scale`.
-    pub fn of<F: AsRef<[f32]>>(
-        head_dim: usize,
-        half: usize,
-        scale: f32,
-        rows: impl Iterator<Item = (usize, F)>,
-    ) -> Self {
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        for (position, frequencies) in rows {
-            for f in frequencies.as_ref() {
+    /// `rows` rows; cos and sin are multiplied by `scale`.
+    pub fn of(head_dim: usize, half: usize, rows: usize, scale: f32, turns: Turns) -> Self {
+        let chunks = (0..rows.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect();
+        Self { half, head_dim, rows, scale, turns, chunks }
+    }
+
+    /// cos and sin of one row.
+    pub fn row(&self, at: usize) -> (&[f32], &[f32]) {
+        let (cos, sin) = self.chunks[at / CHUNK].get_or_init(|| self.chunk(at / CHUNK));
+        let from = at % CHUNK * self.half;
+        (&cos[from..from + self.half], &sin[from..from + self.half])
+    }
+
+    fn chunk(&self, chunk: usize) -> (Vec<f32>, Vec<f32>) {
+        let rows = chunk * CHUNK..((chunk + 1) * CHUNK).min(self.rows);
+        let (mut cos, mut sin) =
+            (Vec::with_capacity(rows.len() * self.half), Vec::with_capacity(rows.len() * self.half));
+        let mut frequencies = Vec::with_capacity(self.half);
+        for row in rows {
+            frequencies.clear();
+            let position = (self.turns)(row, &mut frequencies);
+            for f in &frequencies {
                 let angle = position as f32 * f;
-                cos.push(angle.cos() * scale);
-                sin.push(angle.sin() * scale);
+                cos.push(angle.cos() * self.scale);
+                sin.push(angle.sin() * self.scale);
             }
         }
-        Self { cos, sin, half, head_dim }
+        (cos, sin)
     }
 
     /// # Errors
-    /// A position outside the table.
-    pub(crate) fn check(&self, positions: &[u32]) -> Result<()> {
-        match positions.iter().find(|p| **p as usize >= self.max_positions()) {
-            Some(p) => candle_core::bail!("position {p} is outside the model's {} positions", self.max_positions()),
+    /// A row outside the table.
+    pub(crate) fn check(&self, rows: &[u32]) -> Result<()> {
+        match rows.iter().find(|p| **p as usize >= self.rows) {
+            Some(p) => candle_core::bail!("position {p} is outside the model's {} positions", self.rows),
             None => Ok(()),
         }
     }
-
-    pub fn max_positions(&self) -> usize {
-        self.cos.len().checked_div(self.half).unwrap_or(0)
-    }
 }
 
-/// θ^(−2i/d) of each of the d/2 pairs of channels.
+/// θ^(−2i/d) of each of the d/2 pairs of channels; of an odd d one more.
 pub fn frequencies(theta: f64, d: usize) -> Vec<f32> {
-    (0..d / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / d as f32)).collect()
+    (0..d.div_ceil(2)).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / d as f32)).collect()
 }
 
 /// Rotates every head of x [n, heads · head_dim] by its row's position.
@@ -75,13 +101,12 @@ pub fn rope(x: &Tensor, table: &Arc<RopeTable>, positions: &Arc<Vec<u32>>) -> Re
 
 /// Rotates x [n, width] in place; `sign` −1 rotates back, which is the gradient.
 pub(crate) fn rotate(x: &mut [f32], table: &RopeTable, positions: &[u32], sign: f32) {
-    let (half, width) = (table.half, x.len() / positions.len().max(1));
+    let width = x.len() / positions.len().max(1);
     let work = x.len() * 4;
     let rows = SharedMut::new(x);
     split(positions.len(), work, |range| {
         for r in range {
-            let at = positions[r] as usize * half;
-            let (cos, sin) = (&table.cos[at..at + half], &table.sin[at..at + half]);
+            let (cos, sin) = table.row(positions[r] as usize);
             // SAFETY: one row per r.
             let row = unsafe { rows.slice(r * width, width) };
             rotate_row(row, table.head_dim, cos, sin, sign);

@@ -1,4 +1,4 @@
-//! Gemma 2 (arXiv 2408.00118): norms that scale by 1 + weight before and after both parts, scaled embeddings, capped
+//! Gemma (arXiv 2403.08295): Llama's layout, norms that scale by 1 + weight, scaled embeddings. Gemma 2 (arXiv 2408.00118): norms that scale by 1 + weight before and after both parts, scaled embeddings, capped
 //! scores and logits, every second layer windowed. Gemma 3 (arXiv 2503.19786): q and k normalised instead of capped,
 //! five windowed layers to a full one, rotary bases of their own.
 
@@ -22,6 +22,27 @@ const DEFAULTS: Defaults = Defaults {
     activation: ("hidden_activation", "gelu_pytorch_tanh"),
     eps: 1e-6,
     partial: false,
+};
+
+pub(super) static GEMMA: Family = Family {
+    arch: Arch::Gemma,
+    model_type: "gemma",
+    class: "Gemma",
+    read: |config| {
+        let mut config = config.clone();
+        // Files of before transformers 4.38 say gelu of the approximation by tanh; `hidden_activation` came later.
+        let kind = get(&config, "hidden_activation").or_else(|| get(&config, "hidden_act")).and_then(Value::as_str);
+        let kind = kind.filter(|kind| *kind != "gelu").unwrap_or("gelu_pytorch_tanh").to_owned();
+        if let Some(map) = config.as_object_mut() {
+            map.insert("hidden_activation".into(), kind.into());
+            map.entry("head_dim").or_insert(json!(256));
+        }
+        let mut parsed = read(&config, Arch::Gemma, &DEFAULTS)?;
+        parsed.switches.embedding_scale = embedding_scale(&parsed);
+        Ok(parsed)
+    },
+    norm: NormKind::RmsPlusOne,
+    ..LIKE_LLAMA
 };
 
 pub(super) static GEMMA2: Family = Family {
@@ -61,11 +82,7 @@ pub(super) static GEMMA3: Family = Family {
         rotary::by_layer(&config, &mut parsed, [("rope_theta", 1_000_000.0), ("rope_local_base_freq", 10_000.0)])?;
         Ok(parsed)
     },
-    block: Block {
-        norms: NORMS,
-        qk_norm: Some(["self_attn.q_norm", "self_attn.k_norm"]),
-        ..LIKE_LLAMA_BLOCK
-    },
+    block: Block { norms: NORMS, qk_norm: Some(["self_attn.q_norm", "self_attn.k_norm"]), ..LIKE_LLAMA_BLOCK },
     norm: NormKind::RmsPlusOne,
     ..LIKE_LLAMA
 };
@@ -94,9 +111,13 @@ fn shared(config: &Value, arch: Arch) -> Result<ModelConfig> {
     let mut parsed = read(config, arch, &DEFAULTS)?;
     let scalar = number(config, "query_pre_attn_scalar", 256.0)?;
     parsed.switches.attention_scale = Some(scalar.powf(-0.5));
-    // transformers holds the factor in the embedding's own type.
-    parsed.switches.embedding_scale = f64::from((parsed.hidden_size as f64).sqrt() as f32);
+    parsed.switches.embedding_scale = embedding_scale(&parsed);
     Ok(parsed)
+}
+
+/// transformers holds the factor in the embedding's own type.
+fn embedding_scale(parsed: &ModelConfig) -> f64 {
+    f64::from((parsed.hidden_size as f64).sqrt() as f32)
 }
 
 /// An explicit null switches a cap off; a missing one has the family's value.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::read::{Result, activation, flag, number_opt, size, size_opt};
+use super::read::{Result, activation, flag, layers, number_opt, size, size_opt};
 use super::{Block, Family, Heads, MlpNames, NormKind, Norms, Qkv, rotary};
 use crate::model::config::{Arch, ModelConfig, PositionKind, Switches};
 use crate::ops::linear::WeightLayout;
@@ -58,13 +58,7 @@ pub(super) struct Defaults {
 
 impl Default for Defaults {
     fn default() -> Self {
-        Self {
-            theta: 10_000.0,
-            tie_embeddings: false,
-            activation: ("hidden_act", "silu"),
-            eps: 1e-6,
-            partial: false,
-        }
+        Self { theta: 10_000.0, tie_embeddings: false, activation: ("hidden_act", "silu"), eps: 1e-6, partial: false }
     }
 }
 
@@ -81,7 +75,7 @@ pub(super) fn read(config: &Value, arch: Arch, defaults: &Defaults) -> Result<Mo
         vocab_size: size(config, "vocab_size")?,
         hidden_size,
         intermediate_size: size(config, "intermediate_size")?,
-        n_layers: size(config, "num_hidden_layers")?,
+        n_layers: layers(config, "num_hidden_layers")?,
         n_heads,
         n_kv_heads: size_opt(config, "num_key_value_heads")?.unwrap_or(n_heads),
         head_dim,

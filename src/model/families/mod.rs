@@ -28,12 +28,13 @@ use super::config::{Arch, ConfigError, ModelConfig};
 use crate::ops::linear::WeightLayout;
 
 /// Every family, in the order of messages.
-static ALL: [&Family; 16] = [
+static ALL: [&Family; 18] = [
     &gpt2::GPT2,
     &llama::LLAMA,
     &mistral::MISTRAL,
     &qwen::QWEN2,
     &qwen::QWEN3,
+    &gemma::GEMMA,
     &gemma::GEMMA2,
     &gemma::GEMMA3,
     &smollm3::SMOLLM3,
@@ -43,6 +44,7 @@ static ALL: [&Family; 16] = [
     &gpt_neox::GPT_NEOX,
     &bert::BERT,
     &roberta::ROBERTA,
+    &roberta::XLM_ROBERTA,
     &distilbert::DISTILBERT,
     &modernbert::MODERNBERT,
 ];
@@ -145,7 +147,9 @@ pub enum NormKind {
 #[derive(Debug)]
 pub enum Heads {
     /// The name of the output matrix in files; `lm_head` here.
-    Decoder { output: &'static str },
+    Decoder {
+        output: &'static str,
+    },
     Encoder(EncoderHeads),
 }
 
@@ -245,6 +249,15 @@ impl ModelConfig {
 
     pub fn is_encoder(&self) -> bool {
         self.arch.is_encoder()
+    }
+
+    /// The token whose input embedding does not train: transformers gives the padding token's row no gradient, in most
+    /// families. The first ones here have always trained it.
+    pub fn frozen_padding(&self) -> Option<u32> {
+        match self.arch {
+            Arch::Gpt2 | Arch::GptNeox | Arch::Llama | Arch::Qwen2 | Arch::Bert => None,
+            _ => self.pad_id,
+        }
     }
 }
 

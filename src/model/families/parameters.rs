@@ -92,9 +92,6 @@ pub fn parameters(config: &ModelConfig) -> Vec<Parameter> {
             add(format!("{module}.bias"), &[width], Role::Bias);
         }
     };
-    if let Some(module) = family.embed_norm {
-        norm(module, d, &mut add);
-    }
     let matrices = matrices(config);
     for i in 0..config.n_layers {
         let named = |module: &str| format!("{}{i}.{module}", family.blocks);
@@ -132,7 +129,7 @@ pub fn parameters(config: &ModelConfig) -> Vec<Parameter> {
             norms_of(&mut add);
         }
     }
-    if let Some(module) = family.final_norm {
+    for module in family.final_norm.into_iter().chain(family.embed_norm) {
         norm(module, d, &mut add);
     }
     list

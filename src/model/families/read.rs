@@ -7,7 +7,7 @@ use crate::model::config::{Activation, ConfigError, LayerKind};
 pub(in crate::model) type Result<T, E = ConfigError> = std::result::Result<T, E>;
 
 /// Larger counts than these are taken for damage.
-const MAX_SIZE: u64 = 1 << 27;
+pub(in crate::model) const MAX_SIZE: u64 = 1 << 27;
 pub(in crate::model) const MAX_LAYERS: u64 = 4096;
 
 pub(in crate::model) fn malformed<T>(message: impl Into<String>) -> Result<T> {
@@ -86,6 +86,14 @@ pub(in crate::model) fn activation(config: &Value, key: &str, default: &str) -> 
     }
 }
 
+/// A number of layers: few enough to make a list of.
+pub(super) fn layers(config: &Value, key: &str) -> Result<usize> {
+    match size(config, key)? {
+        n if n as u64 > MAX_LAYERS => malformed(format!("{n} layers (at most {MAX_LAYERS})")),
+        n => Ok(n),
+    }
+}
+
 /// `sliding_window`: null switches it off, a missing key means `default`.
 pub(super) fn window(config: &Value, default: Option<usize>) -> Result<Option<usize>> {
     match config.get("sliding_window") {
@@ -104,9 +112,6 @@ pub(super) fn uniform_window(n_layers: usize, window: Option<usize>) -> Vec<Laye
 
 /// Which layers are windowed: `layer_types` where the file has it, else by `rule`.
 pub(super) fn layer_types(config: &Value, n_layers: usize, rule: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
-    if n_layers as u64 > MAX_LAYERS {
-        return malformed(format!("{n_layers} layers (at most {MAX_LAYERS})"));
-    }
     let Some(list) = get(config, "layer_types") else { return Ok((0..n_layers).map(rule).collect()) };
     let Some(list) = list.as_array().filter(|list| list.len() == n_layers) else {
         return malformed(format!("`layer_types` must be a list of {n_layers} kinds of layers, found {list}"));

@@ -1,24 +1,45 @@
 //! RoBERTa (arXiv 1907.11692): BERT whose positions begin behind the padding id.
 
+use serde_json::Value;
+
 use super::bert::{LIKE_BERT_BLOCK, read};
-use super::read::{ids, malformed};
+use super::read::{Result, ids, malformed};
 use super::{Arch, EncoderHeads, Family, Heads, NormKind, Pooler};
+use crate::model::config::ModelConfig;
 use crate::ops::linear::WeightLayout;
 
 pub(super) static ROBERTA: Family = Family {
-    arch: Arch::Roberta,
     model_type: "roberta",
     class: "Roberta",
-    read: |config| {
-        let mut parsed = read(config, Arch::Roberta, 2)?;
-        let pad = ids(config, "pad_token_id")?.first().copied().unwrap_or(1) as usize;
-        parsed.switches.position_offset = pad + 1;
-        match parsed.max_positions.checked_sub(pad + 1).filter(|left| *left > 0) {
-            Some(left) => parsed.max_positions = left,
-            None => return malformed(format!("`max_position_embeddings` leaves none behind the padding id {pad}")),
-        }
-        Ok(parsed)
-    },
+    read: |config| read_roberta(config, Arch::Roberta),
+    ..LIKE_ROBERTA
+};
+
+/// The same in a hundred languages (arXiv 1911.02116).
+pub(super) static XLM_ROBERTA: Family = Family {
+    arch: Arch::XlmRoberta,
+    model_type: "xlm-roberta",
+    class: "XLMRoberta",
+    read: |config| read_roberta(config, Arch::XlmRoberta),
+    ..LIKE_ROBERTA
+};
+
+fn read_roberta(config: &Value, arch: Arch) -> Result<ModelConfig> {
+    let mut parsed = read(config, arch, 2)?;
+    let pad = ids(config, "pad_token_id")?.first().copied().unwrap_or(1) as usize;
+    parsed.switches.position_offset = pad + 1;
+    match parsed.max_positions.checked_sub(pad + 1).filter(|left| *left > 0) {
+        Some(left) => parsed.max_positions = left,
+        None => return malformed(format!("`max_position_embeddings` leaves none behind the padding id {pad}")),
+    }
+    Ok(parsed)
+}
+
+const LIKE_ROBERTA: Family = Family {
+    arch: Arch::Roberta,
+    model_type: "",
+    class: "",
+    read: |config| read_roberta(config, Arch::Roberta),
     base: "roberta.",
     words: "roberta.embeddings.word_embeddings",
     positions: Some("roberta.embeddings.position_embeddings"),

@@ -43,8 +43,11 @@ fn rotary_dim(head_dim: usize, share: f64, partial: bool) -> Result<usize> {
         return unsupported(format!("`partial_rotary_factor` = {share} in this family"));
     }
     match (head_dim as f64 * share) as usize {
-        dim if dim > 0 && dim.is_multiple_of(2) => Ok(dim),
-        dim => unsupported(format!("`partial_rotary_factor` = {share}: {dim} of {head_dim} channels are no even number")),
+        // An odd share turns one channel more, as in transformers.
+        dim if dim > 0 && 2 * dim.div_ceil(2) <= head_dim => Ok(dim),
+        dim => {
+            unsupported(format!("`partial_rotary_factor` = {share}: {dim} of {head_dim} channels cannot turn in pairs"))
+        }
     }
 }
 

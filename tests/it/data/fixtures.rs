@@ -142,18 +142,128 @@ fn old_and_new_rope_fields_mean_the_same() {
 #[test]
 fn what_would_be_computed_wrongly_is_refused() {
     for (name, changes, word) in [
-        ("llama-tiny", json!({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}), "rotary scaling"),
-        ("llama-tiny", json!({"mlp_bias": true}), "mlp_bias"),
+        ("llama-tiny", json!({"rope_parameters": {"rope_type": "axial"}}), "longrope"),
+        ("llama-tiny", json!({"rope_parameters": {"rope_type": "linear"}}), "factor"),
+        ("llama-tiny", json!({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}), "short_factor"),
+        ("llama-tiny", json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
+        ("llama-tiny", json!({"model_type": "mixtral"}), "mixture of experts"),
+        ("llama-tiny", json!({"model_type": "t5"}), "cross-attention"),
+        ("families/gemma2", json!({"layer_types": ["chunked_attention", "x", "x", "x"]}), "chunked_attention"),
+        ("families/gemma3", json!({"use_bidirectional_attention": true}), "both directions"),
+        ("families/smollm3", json!({"no_rope_layers": [1, 2]}), "no_rope_layers"),
+        ("families/modernbert", json!({"norm_bias": true}), "norm_bias"),
         ("llama-tiny", json!({"model_type": "mamba"}), "mamba"),
         ("llama-tiny", json!({"hidden_act": "relu"}), "relu"),
         ("llama-tiny", json!({"num_key_value_heads": 4}), "divide"),
         ("llama-tiny", json!({"vocab_size": -1}), "vocab_size"),
         ("llama-tiny", json!({"num_hidden_layers": 1e9}), "num_hidden_layers"),
-        ("qwen2-tiny", json!({"use_sliding_window": true, "sliding_window": 8}), "sliding-window"),
         ("gpt2-tiny", json!({"scale_attn_weights": false}), "attention scaling"),
         ("bert-tiny", json!({"position_embedding_type": "relative_key"}), "relative_key"),
     ] {
         let error = model::ModelConfig::from_hf(&config(name, changes.clone()), None).unwrap_err().to_string();
         assert!(error.contains(word), "{changes}: {error}");
+    }
+}
+
+/// A multimodal directory's text half, in the names of old and of new files; what is saved is a model of text alone.
+#[test]
+fn the_text_half_of_a_multimodal_model_loads() {
+    let plain = load("families/gemma3");
+    for prefix in ["language_model.model.", "model.language_model."] {
+        let name = |k: &str| Some(k.replacen("model.", prefix, 1));
+        let dir = rewritten("families/gemma3", name, DType::F32);
+        let weights = dir.path().join("model.safetensors");
+        let mut tensors = candle_core::safetensors::load(&weights, &Device::Cpu).unwrap();
+        let other = Tensor::zeros((3, 2), DType::F32, &Device::Cpu).unwrap();
+        for vision in ["vision_tower.patch.weight", "model.vision_tower.patch.weight", "multi_modal_projector.w"] {
+            tensors.insert(vision.into(), other.clone());
+        }
+        candle_core::safetensors::save(&tensors, &weights).unwrap();
+        let mut text = config("families/gemma3", json!({}));
+        text.as_object_mut().unwrap().remove("eos_token_id");
+        let whole = json!({"model_type": "gemma3", "eos_token_id": [3, 7], "text_config": text, "vision_config": {}});
+        std::fs::write(dir.path().join("config.json"), whole.to_string()).unwrap();
+        let loaded = model::load(dir.path(), &Device::Cpu).unwrap();
+        assert_same(&loaded.weights, &plain.weights);
+        assert_eq!(loaded.config.eos_ids, [3, 7]);
+        let out = tempfile::tempdir().unwrap();
+        let (c, h, w) = (&loaded.config, &loaded.hf_config, &loaded.weights);
+        model::save_dir(out.path(), c, h, w, loaded.tokenizer.as_ref(), None, None).unwrap();
+        let saved: Value =
+            serde_json::from_str(&std::fs::read_to_string(out.path().join("config.json")).unwrap()).unwrap();
+        assert_eq!(
+            (&saved["model_type"], &saved["architectures"]),
+            (&json!("gemma3_text"), &json!(["Gemma3ForCausalLM"]))
+        );
+        assert_same(&model::load(out.path(), &Device::Cpu).unwrap().weights, &plain.weights);
+    }
+}
+
+/// `rope_scaling` of older files and `rope_parameters` of newer ones say the same, for every kind of scaling.
+#[test]
+fn every_scaling_reads_alike_from_old_and_new_files() {
+    for name in [
+        "llama-linear-rope",
+        "llama-yarn",
+        "llama3-rope",
+        "llama-dynamic",
+        "phi3-longrope",
+        "phi4-mini",
+        "qwen2-window",
+    ] {
+        let name = format!("families/{name}");
+        let new = config(&name, json!({}));
+        let mut old = new.clone();
+        let map = old.as_object_mut().unwrap();
+        let mut rope = map.remove("rope_parameters").unwrap();
+        let fields = rope.as_object_mut().unwrap();
+        for key in ["rope_theta", "partial_rotary_factor"] {
+            if let Some(value) = fields.remove(key) {
+                map.insert(key.into(), value);
+            }
+        }
+        let kind = fields.remove("rope_type").unwrap();
+        fields.insert("type".into(), kind);
+        map.insert("rope_scaling".into(), rope);
+        let read = |config: &Value| model::ModelConfig::from_hf(config, None).unwrap();
+        assert_eq!(read(&old), read(&new), "{name}");
+        assert_ne!(read(&new).switches.rope_scaling, model::RopeScaling::None, "{name}");
+    }
+    // Gemma 3's older fields.
+    let new = config("families/gemma3-scaled", json!({}));
+    let old = json!({"rope_parameters": null, "layer_types": null, "rope_theta": 1e6, "rope_local_base_freq": 1e4,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}});
+    let read = |config: &Value| model::ModelConfig::from_hf(config, None).unwrap();
+    assert_eq!(read(&config("families/gemma3-scaled", old)), read(&new));
+    let windows: Vec<_> = (0..4).map(|i| read(&new).layer(i).window).collect();
+    assert_eq!(windows, [Some(5), None, Some(5), None]);
+}
+
+/// Files keep the names that transformers reads, whatever the models here call their parts.
+#[test]
+fn saved_files_have_the_names_of_their_family() {
+    for (name, tensor, class) in [
+        ("gpt-neox", "embed_out.weight", "GPTNeoXForCausalLM"),
+        ("phi3", "model.layers.0.self_attn.qkv_proj.weight", "Phi3ForCausalLM"),
+        ("gemma2", "model.layers.0.pre_feedforward_layernorm.weight", "Gemma2ForCausalLM"),
+        ("smollm3", "model.embed_tokens.weight", "SmolLM3ForCausalLM"),
+        ("roberta", "lm_head.layer_norm.weight", "RobertaForMaskedLM"),
+        ("distilbert", "vocab_projector.bias", "DistilBertForMaskedLM"),
+        ("modernbert", "decoder.bias", "ModernBertForMaskedLM"),
+    ] {
+        let loaded = load(&format!("families/{name}"));
+        let out = tempfile::tempdir().unwrap();
+        let (c, h, w) = (&loaded.config, &loaded.hf_config, &loaded.weights);
+        model::save_dir(out.path(), c, h, w, loaded.tokenizer.as_ref(), None, None).unwrap();
+        let saved: Value =
+            serde_json::from_str(&std::fs::read_to_string(out.path().join("config.json")).unwrap()).unwrap();
+        assert_eq!(saved["architectures"], json!([class]));
+        let names = |dir: &std::path::Path| -> std::collections::BTreeSet<String> {
+            let tensors = candle_core::safetensors::load(dir.join("model.safetensors"), &Device::Cpu).unwrap();
+            tensors.into_keys().collect()
+        };
+        let saved = names(out.path());
+        assert!(saved.contains(tensor), "{name}: {saved:?}");
+        assert_eq!(saved, names(&fixture(&format!("families/{name}"))), "{name}");
     }
 }

@@ -5,7 +5,7 @@ use instructd::model;
 use serde_json::{Value, json};
 use sha2::Digest;
 
-use super::super::support::{fixture, smollm2};
+use super::super::support::{DECODERS, ENCODERS, fixture, smollm2};
 use super::fixtures::assert_same;
 
 fn save(loaded: &model::Loaded, dir: &std::path::Path) -> String {
@@ -27,7 +27,7 @@ fn read_json(path: &std::path::Path) -> Value {
 
 #[test]
 fn save_then_load_is_bit_identical() {
-    for name in ["gpt2-tiny", "llama-tiny", "llama-tied-tiny", "qwen2-tiny", "bert-tiny"] {
+    for name in DECODERS.into_iter().chain(ENCODERS) {
         let first = model::load(&fixture(name), &Device::Cpu).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let sha = save(&first, dir.path());

@@ -11,3 +11,4 @@ mod objectives_gradients;
 mod ops;
 mod sampling;
 mod smollm2;
+mod transformers;

@@ -7,11 +7,11 @@ use candle_core::{Device, Tensor, Var};
 use instructd::generation::{GenParams, Warpers, generate};
 use instructd::model::kv_cache::{CachedSequence, KvCache, StepRows};
 use instructd::model::{Decoder, Encoder, PackedBatch, Purpose, Weights, load};
+use instructd::train::step::Accumulator;
+use instructd::train::trainable::Trainable;
 use serde_json::Value;
 
-use crate::support::fixtures;
-
-const DECODERS: [&str; 4] = ["gpt2-tiny", "llama-tiny", "llama-tied-tiny", "qwen2-tiny"];
+use crate::support::{DECODERS, ENCODERS, fixtures};
 
 fn expected(name: &str) -> Value {
     let text = std::fs::read_to_string(fixtures().join(name).join("expected.json")).unwrap();
@@ -55,17 +55,43 @@ fn flat(t: &Tensor) -> Vec<f32> {
     t.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn check_gradients(e: &Value, vars: &BTreeMap<String, Var>, loss: &Tensor) {
-    let grads = loss.backward().unwrap();
+/// The norms of all gradients, and the largest relative difference.
+fn check_gradients(what: &str, e: &Value, grad: impl Fn(&str) -> Option<Tensor>, variables: usize) -> f64 {
+    let mut worst = 0f64;
     for (name, norm) in e["grad_l2"].as_object().unwrap() {
         let want = norm.as_f64().unwrap();
-        let grad = grads.get(&vars[name]).unwrap_or_else(|| panic!("{name} has no gradient"));
+        let grad = grad(name).unwrap_or_else(|| panic!("{what}: {name} has no gradient"));
         let got = f64::from(grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sqrt();
         // Softmax does not change under a shift of all keys, so BERT's key bias has gradient 0 up to rounding.
         let slack = if want < 1e-6 { 1e-6 } else { 1e-4 * want };
-        assert!((got - want).abs() <= slack, "gradient of {name}: {got}, want {want}");
+        assert!((got - want).abs() <= slack, "{what}: gradient of {name}: {got}, want {want}");
+        if want >= 1e-6 {
+            worst = worst.max((got - want).abs() / want);
+        }
     }
-    assert_eq!(e["grad_l2"].as_object().unwrap().len(), vars.len(), "every variable is checked");
+    assert_eq!(e["grad_l2"].as_object().unwrap().len(), variables, "{what}: every variable is checked");
+    worst
+}
+
+fn by_graph<'v>(vars: &'v BTreeMap<String, Var>, loss: &Tensor) -> impl Fn(&str) -> Option<Tensor> + 'v {
+    let grads = loss.backward().unwrap();
+    move |name| grads.get(vars.get(name)?).cloned()
+}
+
+/// Hidden states of all rows, log-probs of all tokens but the first of each sequence, and their mean loss.
+fn language_model(decoder: &Decoder, sequences: &[Vec<u32>]) -> (Tensor, Tensor, Tensor) {
+    let batch = PackedBatch::new(sequences);
+    let hidden = decoder.forward(&batch).unwrap();
+    let (mut sources, mut targets) = (Vec::new(), Vec::new());
+    for (s, start) in sequences.iter().zip(&batch.offsets) {
+        for (i, target) in s.iter().enumerate().skip(1) {
+            sources.push((start + i - 1) as u32);
+            targets.push(*target);
+        }
+    }
+    let logprobs = decoder.token_logprobs(&rows(&hidden, &sources), &targets, 1.0).unwrap().logprobs;
+    let loss = logprobs.mean_all().unwrap().neg().unwrap();
+    (hidden, logprobs, loss)
 }
 
 #[test]
@@ -76,28 +102,30 @@ fn decoders_match_transformers() {
         let decoder = Decoder::new(&loaded.config, &weights, Purpose::Train).unwrap();
         let sequences = sequences(&e);
         let batch = PackedBatch::new(&sequences);
-        let hidden = decoder.forward(&batch).unwrap();
-        let n0 = sequences[0].len() as u32;
-        let logits0 = decoder.logits(&rows(&hidden, &(0..n0).collect::<Vec<_>>())).unwrap();
-        let want0 = floats(&e["logits_row0"]);
-        close(&format!("{name} logits_row0"), &flat(&logits0)[..want0.len()], &want0);
+        let (hidden, logprobs, loss) = language_model(&decoder, &sequences);
+        if let Some(want) = e.get("logits_row0").map(floats) {
+            let n0 = sequences[0].len() as u32;
+            let logits0 = decoder.logits(&rows(&hidden, &(0..n0).collect::<Vec<_>>())).unwrap();
+            close(&format!("{name} logits_row0"), &flat(&logits0)[..want.len()], &want);
+        }
         let last = flat(&decoder.logits(&rows(&hidden, &batch.last_rows())).unwrap());
         let want: Vec<f64> = e["logits_last_valid"].as_array().unwrap().iter().flat_map(floats).collect();
         close(&format!("{name} logits_last_valid"), &last, &want);
 
-        let (mut sources, mut targets) = (Vec::new(), Vec::new());
-        for (s, start) in sequences.iter().zip(&batch.offsets) {
-            for (i, target) in s.iter().enumerate().skip(1) {
-                sources.push((start + i - 1) as u32);
-                targets.push(*target);
-            }
-        }
-        let logprobs = decoder.token_logprobs(&rows(&hidden, &sources), &targets, 1.0).unwrap().logprobs;
         let want: Vec<f64> = e["token_logprobs"].as_array().unwrap().iter().flat_map(floats).collect();
-        close(&format!("{name} token_logprobs"), &flat(&logprobs), &want);
-        let loss = logprobs.mean_all().unwrap().neg().unwrap();
+        let got = flat(&logprobs);
+        close(&format!("{name} token_logprobs"), &got, &want);
+        let far = got.iter().zip(&want).map(|(g, w)| (f64::from(*g) - w).abs() / w.abs()).fold(0.0, f64::max);
         close(&format!("{name} loss"), &[loss.to_scalar::<f32>().unwrap()], &[e["causal_lm_loss"].as_f64().unwrap()]);
-        check_gradients(&e, &vars, &loss);
+        let graph = check_gradients(name, &e, by_graph(&vars, &loss), vars.len());
+
+        // The fused blocks that training runs give the same gradients as the graph of single operations.
+        let policy = Trainable::new(&loaded.config, loaded.weights.clone(), None, 0).unwrap();
+        let (_, _, loss) = language_model(policy.decoder(), &sequences);
+        let mut sum = Accumulator::default();
+        sum.add(&policy.params, &loss).unwrap();
+        let fused = check_gradients(name, &e, |name| sum.grads.get(name).cloned(), policy.params.len());
+        println!("{name}: log-probs within {far:.1e}, gradient norms {graph:.1e} (graph), {fused:.1e} (fused)");
     }
 }
 
@@ -106,48 +134,62 @@ fn greedy_tokens_are_identical() {
     for name in DECODERS {
         let (e, loaded) = (expected(name), load(&fixtures().join(name), &Device::Cpu).unwrap());
         let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve).unwrap();
+        let want = ids(e.get("greedy_24").unwrap_or_else(|| &e["greedy_12"]));
         let params = GenParams {
-            max_new_tokens: 12,
+            max_new_tokens: want.len(),
             warpers: Warpers { temperature: 0.0, ..Warpers::default() },
             ..GenParams::default()
         };
         let samples = generate(&decoder, &[ids(&e["greedy_prompt"])], &params, &|| false).unwrap();
-        assert_eq!(samples[0].ids, ids(&e["greedy_12"]), "{name}");
+        assert_eq!(samples[0].ids, want, "{name}");
     }
 }
 
 #[test]
-fn bert_matches_transformers() {
-    let (e, loaded) = (expected("bert-tiny"), load(&fixtures().join("bert-tiny"), &Device::Cpu).unwrap());
-    let (vars, weights) = vars(&loaded.weights);
-    let encoder = Encoder::new(&loaded.config, &weights, Purpose::Train).unwrap();
-    let mut sequences = Vec::new();
-    let (mut types, mut masked, mut targets) = (Vec::new(), Vec::new(), Vec::new());
-    let list = |key: &str| e[key].as_array().unwrap().clone();
-    for (i, row) in list("input_ids").iter().enumerate() {
-        let n = ids(&list("attention_mask")[i]).iter().sum::<u32>() as usize;
-        let start = types.len();
-        sequences.push(ids(row)[..n].to_vec());
-        types.extend(&ids(&list("token_type_ids")[i])[..n]);
-        for (j, label) in list("labels")[i].as_array().unwrap()[..n].iter().enumerate() {
-            if let Some(target) = label.as_u64() {
-                masked.push((start + j) as u32);
-                targets.push(target as u32);
+fn encoders_match_transformers() {
+    for name in ENCODERS {
+        let (e, loaded) = (expected(name), load(&fixtures().join(name), &Device::Cpu).unwrap());
+        let (vars, weights) = vars(&loaded.weights);
+        let encoder = Encoder::new(&loaded.config, &weights, Purpose::Train).unwrap();
+        let mut sequences = Vec::new();
+        let (mut types, mut masked, mut targets) = (Vec::new(), Vec::new(), Vec::new());
+        let list = |key: &str| e[key].as_array().unwrap().clone();
+        for (i, row) in list("input_ids").iter().enumerate() {
+            let n = ids(&list("attention_mask")[i]).iter().sum::<u32>() as usize;
+            let start = types.len();
+            sequences.push(ids(row)[..n].to_vec());
+            match e.get("token_type_ids") {
+                Some(all) => types.extend(&ids(&all[i])[..n]),
+                None => types.extend(vec![0; n]),
+            }
+            for (j, label) in list("labels")[i].as_array().unwrap()[..n].iter().enumerate() {
+                if let Some(target) = label.as_u64() {
+                    masked.push((start + j) as u32);
+                    targets.push(target as u32);
+                }
             }
         }
+        let batch = PackedBatch::new(&sequences);
+        let hidden = encoder.forward(&batch, &types).unwrap();
+        close(&format!("{name} hidden"), &flat(&rows(&hidden, &[0])), &floats(&e["hidden_last_0_0"]));
+        if let Some(want) = e.get("hidden_last_1_11") {
+            let at = batch.offsets[1] as u32 + 11;
+            close(&format!("{name} hidden"), &flat(&rows(&hidden, &[at])), &floats(want));
+        }
+        let at = [3, batch.offsets[1] as u32 + 2];
+        let logits = flat(&encoder.mlm_logits(&rows(&hidden, &at)).unwrap());
+        let (first, second) = logits.split_at(loaded.config.vocab_size);
+        close(&format!("{name} logits_0_3"), first, &floats(&e["logits_0_3"]));
+        close(&format!("{name} logits_1_2"), second, &floats(&e["logits_1_2"]));
+        let loss = encoder.mlm_logprobs(&rows(&hidden, &masked), &targets).unwrap().logprobs;
+        let loss = loss.mean_all().unwrap().neg().unwrap();
+        close(&format!("{name} loss"), &[loss.to_scalar::<f32>().unwrap()], &[e["mlm_loss"].as_f64().unwrap()]);
+        let far = check_gradients(name, &e, by_graph(&vars, &loss), vars.len());
+        println!("{name}: gradient norms within {far:.1e}");
+        // Served: q, k and v as one matrix where that pays.
+        let served = Encoder::new(&loaded.config, &loaded.weights, Purpose::Serve).unwrap();
+        assert_eq!(flat(&served.forward(&batch, &types).unwrap()), flat(&hidden), "{name}");
     }
-    let batch = PackedBatch::new(&sequences);
-    let hidden = encoder.forward(&batch, &types).unwrap();
-    close("hidden", &flat(&rows(&hidden, &[0])), &floats(&e["hidden_last_0_0"]));
-    let at = [3, batch.offsets[1] as u32 + 2];
-    let logits = flat(&encoder.mlm_logits(&rows(&hidden, &at)).unwrap());
-    let (first, second) = logits.split_at(loaded.config.vocab_size);
-    close("logits_0_3", first, &floats(&e["logits_0_3"]));
-    close("logits_1_2", second, &floats(&e["logits_1_2"]));
-    let loss = encoder.mlm_logprobs(&rows(&hidden, &masked), &targets).unwrap().logprobs;
-    let loss = loss.mean_all().unwrap().neg().unwrap();
-    close("mlm_loss", &[loss.to_scalar::<f32>().unwrap()], &[e["mlm_loss"].as_f64().unwrap()]);
-    check_gradients(&e, &vars, &loss);
 }
 
 #[test]
@@ -162,7 +204,8 @@ fn cached_steps_equal_the_full_forward_in_any_company_and_chunking() {
         let full = train.forward(&batch).unwrap();
         for chunk in [1usize, 3, 16, 100] {
             let mut cache = KvCache::new(&loaded.config, 512);
-            let mut cached: Vec<CachedSequence> = sequences.iter().map(|_| CachedSequence::default()).collect();
+            let fresh = |s: &Vec<u32>| CachedSequence { long: serve.is_long(s.len()), ..CachedSequence::default() };
+            let mut cached: Vec<CachedSequence> = sequences.iter().map(fresh).collect();
             while cached.iter().zip(&sequences).any(|(c, s)| c.len < s.len()) {
                 let (mut step, mut at) = (StepRows::default(), Vec::new());
                 for (i, s) in sequences.iter().enumerate() {
@@ -191,7 +234,14 @@ fn cached_steps_equal_the_full_forward_in_any_company_and_chunking() {
 
 #[test]
 fn sampling_logprobs_are_those_of_training() {
-    let loaded = load(&fixtures().join("llama-tiny"), &Device::Cpu).unwrap();
+    // Of a model whose samples turn by other frequencies once they are long, the first tokens were drawn before that.
+    for name in DECODERS.into_iter().filter(|name| !name.contains("phi3-longrope") && !name.contains("phi4-mini")) {
+        sampled_as_trained(name);
+    }
+}
+
+fn sampled_as_trained(name: &str) {
+    let loaded = load(&fixtures().join(name), &Device::Cpu).unwrap();
     let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Train).unwrap();
     let prompts: Vec<Vec<u32>> = (1..9u32).map(|i| (0..i * 2).map(|t| (t * 5 + i) % 96).collect()).collect();
     let warpers = Warpers { temperature: 0.7, ..Warpers::default() };
@@ -202,10 +252,10 @@ fn sampling_logprobs_are_those_of_training() {
         let hidden = decoder.forward(&PackedBatch::new(&[&whole[..]])).unwrap();
         let before: Vec<u32> = (prompt.len() - 1..whole.len() - 1).map(|r| r as u32).collect();
         let fresh = decoder.token_logprobs(&rows(&hidden, &before), &sample.ids, 0.7).unwrap().logprobs;
-        assert_eq!(flat(&fresh), sample.logprobs, "ratio must be exactly 1 before the first update");
+        assert_eq!(flat(&fresh), sample.logprobs, "{name}: ratio must be exactly 1 before the first update");
     }
     let wider = generate(&decoder, &prompts, &GenParams { max_batch: 8, ..params }, &|| false).unwrap();
-    assert_eq!(wider, samples, "batch company changes nothing");
+    assert_eq!(wider, samples, "{name}: batch company changes nothing");
 }
 
 #[test]

@@ -16,7 +16,15 @@ const LARGEST: usize = 64 << 20;
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     let read = |path: &Path| std::fs::read(path).unwrap();
     let mut seeds = Vec::new();
-    for model in ["llama-tiny", "gpt2-tiny", "qwen2-tiny", "bert-tiny"] {
+    for model in [
+        "llama-tiny",
+        "gpt2-tiny",
+        "qwen2-tiny",
+        "bert-tiny",
+        "families/gemma3",
+        "families/gpt-neox",
+        "families/modernbert",
+    ] {
         let dir = fixture(model);
         match target {
             "safetensors" if model == "llama-tiny" => seeds.push(read(&dir.join("model.safetensors"))),

@@ -34,3 +34,53 @@ pub fn copy_into(from: &Path, to: &Path) {
         std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
     }
 }
+
+/// A tiny decoder of every family and of every kind of scaling, window and bias, with values from transformers in
+/// expected.json.
+pub const DECODERS: [&str; 30] = [
+    "gpt2-tiny",
+    "llama-tiny",
+    "llama-tied-tiny",
+    "qwen2-tiny",
+    "families/gemma",
+    "families/gemma2",
+    "families/gemma3",
+    "families/gemma3-scaled",
+    "families/gpt-neox",
+    "families/gpt-neox-serial",
+    "families/granite",
+    "families/granite-llama3",
+    "families/llama-dynamic",
+    "families/llama-gelu",
+    "families/llama-linear-rope",
+    "families/llama-mlp-bias",
+    "families/llama-yarn",
+    "families/llama3-rope",
+    "families/mistral-head",
+    "families/mistral-window",
+    "families/olmo2",
+    "families/olmo2-bias",
+    "families/phi3",
+    "families/phi3-longrope",
+    "families/phi4-mini",
+    "families/qwen2-window",
+    "families/qwen3",
+    "families/qwen3-window",
+    "families/smollm3",
+    "families/smollm3-window",
+];
+
+/// The same of encoders.
+pub const ENCODERS: [&str; 4] = ["bert-tiny", "families/distilbert", "families/modernbert", "families/roberta"];
+
+/// Those of them with q, k and v, or gate and up, in one matrix, with norms in unusual places or other multipliers:
+/// for tests that take long.
+pub const UNLIKE: [&str; 7] = [
+    "llama-tiny",
+    "families/gemma2",
+    "families/gemma3",
+    "families/gpt-neox",
+    "families/granite",
+    "families/olmo2",
+    "families/phi3",
+];

@@ -48,7 +48,11 @@ fn mlm(world: &World, out: &str) -> Value {
 
 /// A BERT whose tokenizer has names for the special roles, as trained ones do.
 fn bert() -> tempfile::TempDir {
-    let dir = copy_dir(&fixture("bert-tiny"));
+    encoder("bert-tiny")
+}
+
+fn encoder(name: &str) -> tempfile::TempDir {
+    let dir = copy_dir(&fixture(name));
     let config = json!({"cls_token": "t1", "sep_token": "t2", "mask_token": "t3"});
     std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
     dir
@@ -179,11 +183,16 @@ fn other_text_is_refused_on_resume() {
 fn classifiers_learn_the_rule_and_evaluate_as_they_trained() {
     let world = World::new();
     let bert = bert();
-    for model in [fixture("gpt2-tiny"), fixture("llama-tied-tiny"), bert.path().to_owned()] {
+    let others = ["roberta", "distilbert", "modernbert"].map(|name| encoder(&format!("families/{name}")));
+    let encoders = others.iter().map(|dir| dir.path().to_owned()).chain([bert.path().to_owned()]);
+    let decoders = ["gpt2-tiny", "llama-tied-tiny", "families/gemma3", "families/gpt-neox"].map(fixture);
+    for model in decoders.into_iter().chain(encoders) {
         let (recorder, metrics) = train("finetune", &finetune(&world, &model, "out"));
         let accuracy = metrics["heldout_accuracy"].as_f64().unwrap();
         println!("{}: held-out accuracy {accuracy:.3}", model.display());
-        assert!(accuracy > 0.85, "{}: {accuracy} {:?}", model.display(), recorder.curve("classification_loss"));
+        // The rate is BERT's; others overshoot with it and end a little lower.
+        let least = if others.iter().any(|dir| dir.path() == model) { 0.75 } else { 0.85 };
+        assert!(accuracy > least, "{}: {accuracy} {:?}", model.display(), recorder.curve("classification_loss"));
         let about = load(Path::new(&world.path("out")), &Device::Cpu).unwrap().instructd.unwrap();
         assert_eq!((&about["kind"], &about["classifier"]["labels"]), (&json!("classifier"), &json!(["high", "low"])));
         let args: EvalArgs = serde_json::from_value(json!({
@@ -191,13 +200,57 @@ fn classifiers_learn_the_rule_and_evaluate_as_they_trained() {
         }))
         .unwrap();
         let EvalResult::Classifier(all) = instructd::eval::run::run(&args).unwrap() else { panic!() };
-        assert!(all.texts == 400 && all.accuracy > 0.85 && all.interval[0] < all.accuracy, "{all:?}");
+        assert!(all.texts == 400 && all.accuracy > least && all.interval[0] < all.accuracy, "{all:?}");
     }
     let decoder = with(&finetune(&world, &fixture("gpt2-tiny"), "out"), json!({"max_steps": 1}));
     let (both, _) = train("finetune", &decoder);
     let (task, _) = train("finetune", &with(&decoder, json!({"lm_coef": 0.0})));
     assert!(!both.curve("lm_loss").is_empty() && task.curve("lm_loss").is_empty());
     assert_ne!(both.last("grad_norm"), task.last("grad_norm"), "the auxiliary loss has a gradient");
+}
+
+/// Every encoder becomes a classifier under the names that transformers gives one, and the file classifies as training
+/// did.
+#[test]
+fn every_encoder_becomes_a_classifier_and_learns_from_masked_words() {
+    for (name, head) in [
+        ("bert-tiny", "bert.pooler.dense.weight"),
+        ("families/roberta", "classifier.out_proj.weight"),
+        ("families/distilbert", "pre_classifier.weight"),
+        ("families/modernbert", "head.dense.weight"),
+    ] {
+        let (world, model) = (World::new(), encoder(name));
+        let (recorder, metrics) =
+            train("finetune", &with(&finetune(&world, model.path(), "out"), json!({"max_steps": 30})));
+        let losses = recorder.curve("classification_loss");
+        assert!(losses.len() == 30 && losses.iter().all(|loss| (0.3..1.2).contains(loss)), "{name}: {losses:?}");
+        let out = world.path("out");
+        let tensors = candle_core::safetensors::load(Path::new(&out).join("model.safetensors"), &Device::Cpu).unwrap();
+        let (before, after) = (load(model.path(), &Device::Cpu).unwrap(), load(Path::new(&out), &Device::Cpu).unwrap());
+        for (name, start) in before.weights.iter().filter(|(name, _)| after.weights.contains_key(*name)) {
+            let moved = (start - &after.weights[name]).unwrap().abs().unwrap().max_all().unwrap();
+            assert!(moved.to_scalar::<f32>().unwrap() > 0.0, "{name} did not train");
+        }
+        assert!(tensors.contains_key(head), "{name}: {:?}", tensors.keys());
+        let config = std::fs::read_to_string(Path::new(&out).join("config.json")).unwrap();
+        assert!(config.contains("ForSequenceClassification"), "{name}: {config}");
+        let args: EvalArgs = serde_json::from_value(json!({
+            "kind": "classifier", "model": out, "labelled": world.path("labelled.jsonl"),
+        }))
+        .unwrap();
+        let EvalResult::Classifier(all) = instructd::eval::run::run(&args).unwrap() else { panic!() };
+        assert!((all.accuracy - metrics["heldout_accuracy"].as_f64().unwrap()).abs() < 0.2, "{name}: {all:?}");
+
+        let mut masked = with(&mlm(&world, "masked"), json!({"model": model.path(), "max_steps": 3}));
+        for key in ["architecture", "vocab_size"] {
+            masked.as_object_mut().unwrap().remove(key);
+        }
+        std::fs::write(world.path("corpus.txt"), "t5 t6 t7 t8 t9 t10\n\n".repeat(200)).unwrap();
+        let (recorder, _) = train("mlm", &masked);
+        let losses = recorder.curve("loss");
+        assert!(losses[losses.len() - 1] < losses[0], "{name}: {losses:?}");
+        load(Path::new(&world.path("masked")), &Device::Cpu).unwrap();
+    }
 }
 
 #[test]

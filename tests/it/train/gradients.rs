@@ -10,7 +10,7 @@ use instructd::train::trainable::{Freeze, Trainable};
 
 use crate::support::fixture;
 
-pub(super) const MODELS: [&str; 4] = ["llama-tied-tiny", "llama-tiny", "qwen2-tiny", "gpt2-tiny"];
+pub(super) use crate::support::DECODERS as MODELS;
 
 fn sequences() -> Vec<Sequence> {
     vec![Sequence::new(&[5, 6, 7], &[8, 9, 2]), Sequence::new(&[11], &[12, 13, 14, 15, 2])]
@@ -82,13 +82,16 @@ fn merging_adapters_keeps_the_function() {
         let (adapted, merged, base) = (logprobs(&policy), logprobs(&merged), logprobs(&base));
         let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(distance(&adapted, &merged) < 1e-4, "{model}: {}", distance(&adapted, &merged));
-        assert!(distance(&adapted, &base) > 1e-2, "{model}: the adapters did nothing");
+        // Multipliers make what a block adds smaller.
+        let switches = &loaded.config.switches;
+        let least = (1e-2 * switches.residual_scale / switches.logit_divisor) as f32;
+        assert!(distance(&adapted, &base) > least, "{model}: the adapters did nothing");
     }
 }
 
 #[test]
 fn a_score_reaches_every_backbone_variable() {
-    for model in MODELS.into_iter().chain(["bert-tiny"]) {
+    for model in MODELS.into_iter().chain(crate::support::ENCODERS) {
         let loaded = load(&fixture(model), &Device::Cpu).unwrap();
         let weights = reward::below(&loaded.config, &loaded.weights);
         let config = reward::headless(&loaded.config);
@@ -186,7 +189,8 @@ fn fused_blocks_agree_with_the_graph() {
             assert_eq!(fused.keys().collect::<Vec<_>>(), graph.keys().collect::<Vec<_>>());
             for (name, expected) in &graph {
                 let difference = largest(&(&fused[name] - expected).unwrap());
-                assert!(difference <= 1e-4 * largest(expected), "{model} {name}: {difference}");
+                // Without rotary positions the bias of k shifts all scores alike: its gradient is 0 up to rounding.
+                assert!(difference <= 1e-4 * largest(expected) + 1e-7, "{model} {name}: {difference}");
             }
         }
     }
@@ -205,7 +209,9 @@ fn bf16_of_frozen_matrices_is_near_f32_and_the_same_for_all() {
         let norm = |grads: Grads| global_norm(&grads).unwrap();
         let differences = exact.iter().map(|(name, g)| (name.clone(), (g - &rounded[name]).unwrap())).collect();
         let share = norm(differences) / norm(exact);
-        assert!(share > 1e-5 && share < 0.03, "{model}: gradients differ by a share of {share}");
+        // The models of `families` that were made with larger weights amplify roundings more.
+        let most = if model.contains('/') { 0.08 } else { 0.03 };
+        assert!(share > 1e-5 && share < most, "{model}: gradients differ by a share of {share}");
         let batch = Picked::new(&sequences().iter().collect::<Vec<_>>()).batch;
         let states = |d: &instructd::model::Decoder| d.forward(&batch).unwrap();
         let now = states(half.decoder());

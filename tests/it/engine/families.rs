@@ -1,0 +1,58 @@
+//! Every family served: company, chunks, shared prefixes and preemption change nothing, and log-probs of prompts are those
+//! of a plain forward pass.
+
+use candle_core::{Device, Tensor};
+use instructd::engine::{EngineOptions, Generator, LocalEngine};
+use instructd::model::{Decoder, PackedBatch, Purpose, load};
+
+use super::{Collected, collect, idle, params, request, requests, run, version};
+use crate::support::{DECODERS, fixture};
+
+async fn engine(name: &str, options: EngineOptions) -> std::sync::Arc<LocalEngine> {
+    let engine = LocalEngine::start(options).unwrap();
+    let v = version("a", name);
+    engine.load(&v).await.unwrap();
+    engine.activate(&v.id).await.unwrap();
+    engine
+}
+
+/// log p of every token of a prompt but the first.
+fn plain(name: &str, prompt: &[u32]) -> Vec<f32> {
+    let loaded = load(&fixture(name), &Device::Cpu).unwrap();
+    let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Train).unwrap();
+    let hidden = decoder.forward(&PackedBatch::new(&[prompt])).unwrap().narrow(0, 0, prompt.len() - 1).unwrap();
+    let logprobs: Tensor = decoder.token_logprobs(&hidden, &prompt[1..], 1.0).unwrap().logprobs;
+    logprobs.to_vec1().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_family_answers_in_company_as_alone() {
+    for name in DECODERS {
+        let alone =
+            engine(name, EngineOptions { max_running: 1, prefill_tokens: 1000, ..EngineOptions::default() }).await;
+        let mut want: Vec<Collected> = Vec::new();
+        for r in requests() {
+            want.push(run(&alone, r).await);
+        }
+        // Little memory: samples give way and are computed again.
+        let options = EngineOptions { max_running: 5, prefill_tokens: 16, kv_tokens: 160, ..EngineOptions::default() };
+        let crowd = engine(name, options).await;
+        let mut waiting = Vec::new();
+        for r in requests() {
+            let n = r.n;
+            waiting.push((n, crowd.generate(r).await.unwrap()));
+        }
+        for (i, (n, generation)) in waiting.into_iter().enumerate() {
+            let got = collect(generation, n).await;
+            assert_eq!(got.failed, None, "{name}, request {i}");
+            assert_eq!(got, want[i], "{name}, request {i}");
+        }
+        idle(&crowd).await;
+
+        let prompt: Vec<u32> = (0..37u32).map(|i| (i * 7 + 3) % 90).collect();
+        let asked =
+            instructd::engine::GenerateRequest { prompt_logprobs: Some(0), ..request(prompt.clone(), 1, params(3, 2)) };
+        let got: Vec<f32> = run(&crowd, asked).await.prompt[1..].iter().map(|t| t.logprob.unwrap()).collect();
+        assert_eq!(got, plain(name, &prompt), "{name}");
+    }
+}
