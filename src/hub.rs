@@ -109,7 +109,10 @@ impl Hub {
         let stored = || std::fs::read_to_string(file).ok();
         let token = var("HF_TOKEN").or_else(|| var("HUGGING_FACE_HUB_TOKEN")).or_else(stored);
         Self {
-            endpoint: var("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into()).trim_end_matches('/').into(),
+            endpoint: var("HF_ENDPOINT")
+                .unwrap_or_else(|| "https://huggingface.co".into())
+                .trim_end_matches('/')
+                .into(),
             token: token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()),
             cache: var("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from),
         }
@@ -146,7 +149,10 @@ impl Hub {
             let answer = self.get(&client, &path).send().await;
             match answer.map_err(|e| HubError::Broken(why(&e))).and_then(|a| self.sound(a, repo)) {
                 Ok(answer) => {
-                    return answer.json().await.map_err(|e| HubError::Refused(format!("the hub's answer: {}", why(&e))));
+                    return answer
+                        .json()
+                        .await
+                        .map_err(|e| HubError::Refused(format!("the hub's answer: {}", why(&e))));
                 }
                 Err(HubError::Broken(message)) => failure = Some(HubError::Broken(message)),
                 Err(other) => return Err(other),
@@ -273,7 +279,11 @@ impl Hub {
                 });
             let mut options = tokio::fs::OpenOptions::new();
             options.create(true).write(true);
-            if continues { options.append(true) } else { options.truncate(true) };
+            if continues {
+                options.append(true)
+            } else {
+                options.truncate(true)
+            };
             let mut out = options.open(part).await.map_err(io(part))?;
             let mut done = if continues { have } else { 0 };
             let mut stream = answer.bytes_stream();
@@ -347,7 +357,6 @@ async fn pause(attempt: u32) {
         tokio::time::sleep(Duration::from_millis(250) * 2u32.pow(attempt)).await;
     }
 }
-
 
 /// An error with what it came from, without the address, which may hold a signature.
 fn why(error: &reqwest::Error) -> String {

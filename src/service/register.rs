@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{Result, ServiceError, Services};
 use crate::artifacts::weights_sha256;
 use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
-use crate::model::{self, Arch, builtin, pull};
+use crate::model::{self, builtin, pull};
 use crate::store::{StoreError, find_version, unknown_version};
 
 /// A version by its name or id. `param` is the request's field that names it; `kind` is what is listed where the name is
@@ -61,8 +61,7 @@ pub async fn find_or_register(
     let described = described.await.map_err(|e| ServiceError::Internal(e.to_string()))?;
     let described = described.map_err(|e| failed(e.into()))?;
     let said = described.instructd.as_ref().and_then(|about| about.get("kind")?.as_str()).and_then(ModelKind::parse);
-    let found =
-        said.unwrap_or(if described.config.is_encoder() { ModelKind::Encoder } else { ModelKind::Policy });
+    let found = said.unwrap_or(if described.config.is_encoder() { ModelKind::Encoder } else { ModelKind::Policy });
     register(services, &path, &name_for(name, &path), found).await.map_err(failed)
 }
 

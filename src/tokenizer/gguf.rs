@@ -143,8 +143,13 @@ impl Vocabulary {
     /// Control, unknown and byte tokens are no pieces of a text: no text spells them.
     fn merges_by_score(&self) -> Vec<Value> {
         let piece = |id: usize| !matches!(self.kind(id), UNKNOWN | CONTROL | BYTE);
-        let pieces: HashMap<&str, usize> =
-            self.tokens.iter().enumerate().filter(|(id, _)| piece(*id)).map(|(id, token)| (token.as_str(), id)).collect();
+        let pieces: HashMap<&str, usize> = self
+            .tokens
+            .iter()
+            .enumerate()
+            .filter(|(id, _)| piece(*id))
+            .map(|(id, token)| (token.as_str(), id))
+            .collect();
         let mut found: Vec<(usize, usize, usize)> = Vec::new();
         for (token, id) in &pieces {
             for (at, _) in token.char_indices().skip(1) {

@@ -89,9 +89,10 @@ impl Tokenizer {
 
 /// `<0x0A>`.
 fn is_byte(token: &str) -> bool {
-    token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')).is_some_and(|hex| {
-        hex.len() == 2 && hex.bytes().all(|c| c.is_ascii_digit() || (b'A'..=b'F').contains(&c))
-    })
+    token
+        .strip_prefix("<0x")
+        .and_then(|rest| rest.strip_suffix('>'))
+        .is_some_and(|hex| hex.len() == 2 && hex.bytes().all(|c| c.is_ascii_digit() || (b'A'..=b'F').contains(&c)))
 }
 
 /// `["left", "right"]` or `"left right"`.

@@ -20,8 +20,7 @@ use crate::data::labelled::{self, Labelled};
 use crate::data::split_of;
 use crate::domain::Split;
 use crate::model::heads::{
-    add_pooler,
-    Body, CLASSIFIER, CLASSIFIER_BIAS, SCORE, about, body_weights, class_logits, classifier_ids_cut,
+    Body, CLASSIFIER, CLASSIFIER_BIAS, SCORE, about, add_pooler, body_weights, class_logits, classifier_ids_cut,
 };
 use crate::model::{self, Decoder, Encoder, Loaded, PackedBatch, Weights};
 use crate::objective::{Stats, causal_lm, classification};

@@ -56,8 +56,12 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let length = common.max_length.unwrap_or(BLOCK).min(loaded.config.max_positions) - 2;
     let blocks = corpus.train.n_blocks(length);
     ensure!(blocks > 0, "texts: all documents are held out, none is left to train on");
-    let weights: Weights =
-        loaded.weights.iter().filter(|(name, _)| is_trained(&loaded.config, name)).map(|(n, t)| (n.clone(), t.clone())).collect();
+    let weights: Weights = loaded
+        .weights
+        .iter()
+        .filter(|(name, _)| is_trained(&loaded.config, name))
+        .map(|(n, t)| (n.clone(), t.clone()))
+        .collect();
     let model = TrainableEncoder::new(&loaded.config, &weights)?;
     ensure!(model.encoder().has_mlm_head(), "model: it has no masked-LM head");
 

@@ -41,6 +41,8 @@ pub fn save(common: &Common, kind: &str, recipe: &str, source: &Loaded, weights:
 pub fn save_adapter<M: Build>(common: &Common, trained: &Trainable<M>) -> Result<()> {
     let dir = Path::new(&common.output_dir).join(peft::FOLDER);
     // By its name: where the model lies is this machine's business.
-    let base = Path::new(&common.model).file_name().map_or_else(|| common.model.as_str().into(), |name| name.to_string_lossy());
+    let base = Path::new(&common.model)
+        .file_name()
+        .map_or_else(|| common.model.as_str().into(), |name| name.to_string_lossy());
     trained.save_adapter(&dir, &base).context("output_dir")
 }

@@ -37,7 +37,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let data = Rankings::read(&args.comparisons, &texts, max_length, args.heldout_fraction)?;
     let (reference, reference_hash, reference_fit) = reference(&args, &texts, max_length)?;
 
-    let backbone = Trainable::<Trunk>::for_run(&headless(&loaded.config), below(&loaded.config, &loaded.weights), &common)?;
+    let backbone =
+        Trainable::<Trunk>::for_run(&headless(&loaded.config), below(&loaded.config, &loaded.weights), &common)?;
     let head = Var::from_tensor(&head(&loaded, args.heads, common.seed)?)?;
     loaded.weights.clear();
     let params = backbone.params.clone().into_iter().chain([(SCORE.to_owned(), head.clone())]).collect::<Params>();

@@ -32,7 +32,8 @@ impl Critic {
     /// gain and bias; from anything else the head is zero.
     pub fn separate(source: &Loaded, common: &Common) -> Result<Self> {
         let common = Common { seed: common.seed.wrapping_add(1), ..common.clone() };
-        let model = Trainable::<Decoder>::for_run(&headless(&source.config), below(&source.config, &source.weights), &common)?;
+        let model =
+            Trainable::<Decoder>::for_run(&headless(&source.config), below(&source.config, &source.weights), &common)?;
         let mut critic = Self::shared(source.config.hidden_size, &model.device())?;
         if source.weights.contains_key(SCORE) {
             // The mean of the heads, each with its scale, is linear: one row says the same.

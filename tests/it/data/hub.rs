@@ -41,8 +41,10 @@ struct Stage {
 
 fn model_files() -> BTreeMap<String, Vec<u8>> {
     let names = ["config.json", "generation_config.json", "tokenizer.json", "model.safetensors"];
-    let mut files: BTreeMap<String, Vec<u8>> =
-        names.iter().map(|name| ((*name).to_owned(), std::fs::read(fixture("llama-tiny").join(name)).unwrap())).collect();
+    let mut files: BTreeMap<String, Vec<u8>> = names
+        .iter()
+        .map(|name| ((*name).to_owned(), std::fs::read(fixture("llama-tiny").join(name)).unwrap()))
+        .collect();
     files.insert("README.md".into(), b"not a part of the model".to_vec());
     files.insert("consolidated.safetensors".into(), vec![0; 10]);
     files

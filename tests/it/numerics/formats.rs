@@ -128,8 +128,7 @@ fn gguf(kind: BlockType, odd: &str) -> Vec<u8> {
 /// The bytes of noise in ±0.1 as `tensor` is stored.
 fn stored(tensor: &gguf_write::Tensor, seed: usize) -> Vec<u8> {
     let n: usize = tensor.shape.iter().product();
-    let noise: Vec<f32> =
-        (0..n).map(|i| (((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0) * 0.1).collect();
+    let noise: Vec<f32> = (0..n).map(|i| (((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0) * 0.1).collect();
     let dtype = match tensor.kind {
         BlockType::F32 => GgmlDType::F32,
         BlockType::F16 => GgmlDType::F16,
@@ -188,8 +187,7 @@ fn every_type_of_a_gguf_file_is_served_as_it_is() {
             let most = if kind.quantised() || !odd.is_empty() { 0.02 } else { 1e-6 };
             assert!(far <= most, "{kind:?} {odd}: {far}");
             assert_eq!(far > 0.0, kind.quantised() || !odd.is_empty(), "{kind:?} {odd}: {far}");
-            let alone: Vec<f32> =
-                sequences().iter().flat_map(|s| logits(&decoder, std::slice::from_ref(s))).collect();
+            let alone: Vec<f32> = sequences().iter().flat_map(|s| logits(&decoder, std::slice::from_ref(s))).collect();
             assert_eq!(alone, served, "{kind:?}: company changes nothing");
         }
     }

@@ -84,7 +84,8 @@ fn rotary_positions() {
 fn attention_over_ragged_sequences() {
     let shapes = [(6, 2, 8, true), (4, 4, 12, true), (4, 1, 16, false), (20, 2, 64, true)];
     let switches = [(None, None, None), (Some(5), None, None), (Some(20), Some(0.3), Some(1.5))];
-    for ((heads, kv, hd, causal), (window, scale, softcap)) in shapes.into_iter().flat_map(|s| switches.map(|t| (s, t))) {
+    for ((heads, kv, hd, causal), (window, scale, softcap)) in shapes.into_iter().flat_map(|s| switches.map(|t| (s, t)))
+    {
         let spec = AttentionSpec {
             window,
             scale,
