@@ -197,7 +197,7 @@ fn every_family_is_exported_and_read_again() {
             loaded.config.switches.attention_scale = Some((loaded.config.head_dim as f64).powf(-0.5));
         }
         let out = dir.path().join(format!("{name}.gguf"));
-        if loaded.config.is_encoder() {
+        if loaded.config.is_encoder() || loaded.config.arch == Arch::Gemma {
             let error = export(&loaded, &name, &out, GgufFormat::F16).unwrap_err().to_string();
             assert!(error.contains("is not written as a GGUF file"), "{name}: {error}");
             continue;

@@ -133,6 +133,7 @@ fn the_pipeline_runs_without_a_file_of_arguments_and_goes_on() {
         "reward.heldout_fraction=0",
         "ppo.iterations=1",
         "ppo.rollout_batch_size=2",
+        "ppo.minibatches=1",
         "ppo.response_length=2",
         "ppo.sample_prompts=0",
         "sample_prompts=1",
