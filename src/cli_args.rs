@@ -260,7 +260,7 @@ pub fn pipeline_with_placeholders(args: &Value) -> Value {
     let mut all = args.clone();
     let has = |field: &str| args.get(field).is_some_and(|v| !v.is_null() && v.as_str() != Some(""));
     for field in ["model", "work_dir", "comparisons"] {
-        if !has(field) && !(field == "comparisons" && has("collect")) {
+        if !(has(field) || field == "comparisons" && has("collect")) {
             all[field] = json!("chosen-later");
         }
     }

@@ -18,10 +18,12 @@ pub type OnDamage = Arc<dyn Fn(&ModelVersion, String) + Send + Sync>;
 /// What the files looked like when they were checked. Files that have changed since are checked again.
 type Stamp = Vec<(PathBuf, u64, Option<SystemTime>)>;
 
+/// What was checked, and what was wrong with weights that are not the published ones.
+type Found = HashMap<ModelVersionId, (Stamp, Option<String>)>;
+
 #[derive(Default)]
 pub(super) struct Checked {
-    /// With what was wrong, for weights that are not the published ones.
-    found: Arc<Mutex<HashMap<ModelVersionId, (Stamp, Option<String>)>>>,
+    found: Arc<Mutex<Found>>,
     on_damage: Mutex<Option<OnDamage>>,
 }
 

@@ -133,7 +133,7 @@ async fn shut_out(guard: &Guard, actor: &Actor) {
         tokio::time::sleep(LOOK_AGAIN).await;
         // A database that is away shuts nobody out.
         let Ok(now) = access::again(services, actor).await else { continue };
-        if !now.is_some_and(|now| guard.access.admits(Some(&now), services.config.require_inference_key).is_ok()) {
+        if now.is_none_or(|now| guard.access.admits(Some(&now), services.config.require_inference_key).is_err()) {
             return;
         }
     }

@@ -417,7 +417,7 @@ mod tests {
         let mut block = f16::from_f32(0.25).to_le_bytes().to_vec();
         block.extend(scales.iter().enumerate().map(|(j, s)| s >> 4 << (2 * j)).sum::<u16>().to_le_bytes());
         block.extend(scales.chunks(2).map(|s| (s[0] & 15 | (s[1] & 15) << 4) as u8));
-        block.extend((0..8).flat_map(|j| (0..16u8).map(move |i| (i + j) % 16 | (15 - i) << 4)));
+        block.extend((0..8).flat_map(|j| (0..16u8).map(move |i| ((i + j) % 16) | ((15 - i) << 4))));
         let got = ours(&block, BlockType::IQ4XS, 256);
         for (j, part) in got.chunks(32).enumerate() {
             let scale = 0.25 * (f32::from(scales[j]) - 32.0);

@@ -28,10 +28,10 @@ try {
     body: rankings,
   });
   if (!imported.ok) throw new Error(await imported.text());
-  await run('reward', { publish_as: 'judge', max_length: 192, epochs: 2, learning_rate: 3e-4 }, { name: 'Reward model on 151 rankings' });
+  await run('reward', { publish_as: 'judge', max_length: 128, max_steps: 16, learning_rate: 3e-4 }, { name: 'Reward model on 151 rankings' });
   const ppo = await run(
     'ppo',
-    { reward_model: 'judge', publish_as: 'better', iterations: 16, rollout_batch_size: 16, response_length: 32, learning_rate: 3e-5 },
+    { reward_model: 'judge', publish_as: 'better', iterations: 12, rollout_batch_size: 8, response_length: 24, learning_rate: 3e-5 },
     { name: 'PPO against the judge' },
   );
   await makeSet(server.url, 'Explain to a ten-year-old why the sky is blue.', [
