@@ -172,7 +172,8 @@ fn distance(got: &[f32], want: &[f32]) -> f32 {
 }
 
 /// What a file has no place for: (part of the model's name, part of the message).
-const NO_PLACE: [(&str, &str); 7] = [
+const NO_PLACE: [(&str, &str); 8] = [
+    ("gemma3-scaled", "no place"),
     ("llama-dynamic", "dynamic"),
     ("llama-gelu", "no place"),
     ("qwen2-window", "no place"),
