@@ -80,7 +80,7 @@ def test_completions(client, _):
     )
     assert answer.choices[0].text.startswith("t1 t2") and answer.choices[1].text.startswith("t3")
     logprobs = answer.choices[0].logprobs
-    assert logprobs.tokens[:2] == ["t1", "t2"] and logprobs.token_logprobs[0] is None
+    assert logprobs.tokens[:2] == ["t1", " t2"] and logprobs.token_logprobs[0] is None
     assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.text_offset) == 6
     assert logprobs.top_logprobs[0] is None and all(len(t) in (2, 3) for t in logprobs.top_logprobs[1:])
     scored = client.completions.create(model="tiny-chat", prompt=[1, 2, 3], max_tokens=0, logprobs=0, echo=True)
