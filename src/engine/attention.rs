@@ -17,7 +17,7 @@ pub struct Attention {
     /// A decoder: no position sees what comes after it.
     pub causal: bool,
     pub n_heads: usize,
-    /// For each layer [heads][queries][keys], flat.
+    /// For each layer `[heads][queries][keys]`, flat.
     pub layers: Vec<Vec<f32>>,
 }
 

@@ -31,7 +31,7 @@ pub enum EncoderInput {
 /// Embeddings of texts, in their order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embeddings {
-    /// [texts][hidden].
+    /// `[texts][hidden]`.
     pub vectors: Vec<Vec<f32>>,
     pub tokens: usize,
 }
@@ -42,7 +42,7 @@ pub struct EmbedRequest {
     /// `None` = as the encoder's directory says, else the mean.
     pub pooling: Option<Pooling>,
     pub normalize: bool,
-    /// Cut over-long texts instead of refusing them; the last token ([SEP]) stays.
+    /// Cut over-long texts instead of refusing them; the last token (`[SEP]`) stays.
     pub truncate: bool,
     /// Tokens of all inputs together, at most.
     pub most_tokens: usize,

@@ -48,7 +48,7 @@ pub struct Sample {
     /// Whether it ended with an end token rather than by length.
     pub finished: bool,
     /// With `trace`: entropy in nats of the distribution that each id was drawn from, at the log-probs'
-    /// temperature, and the hidden state [d] that gave it, end to end.
+    /// temperature, and the hidden state `[d]` that gave it, end to end.
     pub entropies: Vec<f32>,
     pub hidden: Vec<f32>,
 }

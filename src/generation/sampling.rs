@@ -81,7 +81,7 @@ pub fn uniform(seed: u64, stream: u64, position: usize) -> f64 {
     (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Draws the next token from raw logits [vocab].
+/// Draws the next token from raw logits `[vocab]`.
 pub fn draw(logits: &[f32], warpers: &Warpers, context: &Context<'_>) -> Drawn {
     let id = if warpers.is_plain() && context.forbidden.is_empty() {
         pick(logits, warpers, context)

@@ -59,7 +59,7 @@ pub struct ChoicesRequest {
     /// Take off what each choice scores in a prompt without content.
     pub calibrate: Option<bool>,
     /// What stands for "no content": inputs for `template`, last user messages for `messages`, whole prompts
-    /// for `prompt` (the text before the blank, if it has one). Averaged. Default: "N/A", "[MASK]" and, with
+    /// for `prompt` (the text before the blank, if it has one). Averaged. Default: "N/A", `[MASK]` and, with
     /// `template`, "".
     pub content_free: Option<Vec<String>>,
     /// Name or id of a soft prompt that stands before the prompt.

@@ -2,7 +2,7 @@
 //! and links lead to https only. Two independent filters: what pulldown-cmark emits is cleaned by ammonia.
 //!
 //! A text's size and nesting bound the work of one rendering. [`render_all`] is the only way to it: it runs off the
-//! async workers, at most [`PERMITS`] at once, and remembers results by the text's hash.
+//! async workers, at most `PERMITS` at once, and remembers results by the text's hash.
 //!
 //! Mathematics (`$…$`, `$$…$$`, `\(…\)`, `\[…\]`) comes out as `<span class="math math-inline">` or
 //! `math-display` holding its LaTeX source; the pages typeset it. Code keeps its language as a class.

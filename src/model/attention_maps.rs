@@ -14,7 +14,7 @@ pub struct AttentionMaps {
     pub n_tokens: usize,
     /// Whether positions see only themselves and what is before them.
     pub causal: bool,
-    /// For each layer [heads][queries][keys], flat.
+    /// For each layer `[heads][queries][keys]`, flat.
     pub layers: Vec<Vec<f32>>,
     /// What came out of this pass, [n_tokens, d]: the model's own hidden states, computed along the maps.
     pub hidden: Tensor,

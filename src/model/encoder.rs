@@ -87,7 +87,7 @@ impl Encoder {
         })
     }
 
-    /// Hidden states [N, d] of every token. `type_ids` [N] are the segments (0 or 1 in BERT; ignored where a family
+    /// Hidden states `[N, d]` of every token. `type_ids` `[N]` are the segments (0 or 1 in BERT; ignored where a family
     /// has none).
     pub fn forward(&self, batch: &PackedBatch, type_ids: &[u32]) -> Result<Tensor> {
         self.forward_by(batch, type_ids, &mut attention)
@@ -154,7 +154,7 @@ impl Encoder {
         }
     }
 
-    /// What a classifier reads of chosen rows (the [CLS] rows), where the weights have the layer for it: in BERT
+    /// What a classifier reads of chosen rows (the `[CLS]` rows), where the weights have the layer for it: in BERT
     /// tanh(W·hidden + b).
     pub fn pool(&self, cls_rows: &Tensor) -> Result<Option<Tensor>> {
         match (self.config.family().encoder_heads().map(|heads| heads.pooler), &self.pooler) {

@@ -9,7 +9,7 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Pooling {
-    /// The mean over all tokens, [CLS] and [SEP] included, as sentence-transformers does.
+    /// The mean over all tokens, `[CLS]` and `[SEP]` included, as sentence-transformers does.
     #[default]
     Mean,
     /// The hidden state of the first token.
@@ -95,7 +95,7 @@ impl TextEncoder {
         &self.mask_text
     }
 
-    /// Ids of a text with [CLS] and [SEP] around it; `None` without a tokenizer.
+    /// Ids of a text with `[CLS]` and `[SEP]` around it; `None` without a tokenizer.
     pub fn ids(&self, text: &str) -> Option<std::result::Result<Vec<u32>, TokenizerError>> {
         let lower = self.sentence.lowercase.then(|| text.to_lowercase());
         self.tokenizer.as_ref().map(|t| t.encode(lower.as_deref().unwrap_or(text), true, false))
@@ -163,7 +163,7 @@ impl TextEncoder {
         Ok(vectors)
     }
 
-    /// Natural log-probabilities [positions][vocab] of the token at each position of one sequence.
+    /// Natural log-probabilities `[positions][vocab]` of the token at each position of one sequence.
     ///
     /// # Errors
     /// When the weights have no masked-LM head.

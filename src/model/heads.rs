@@ -1,5 +1,5 @@
 //! Classifiers: a linear head on a decoder's last token (GPT-1, GPT2ForSequenceClassification) or on an
-//! encoder's pooled [CLS] (BertForSequenceClassification).
+//! encoder's pooled `[CLS]` (BertForSequenceClassification).
 
 use candle_core::{D, Result, Tensor};
 use serde_json::{Value, json};
@@ -45,7 +45,7 @@ fn rows(hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
 }
 
 /// What the classifier reads of a text, in training and later: at most `max_length` tokens; a decoder's text
-/// ends with its end token, whose state the head sees; an encoder's stands between [CLS] and [SEP].
+/// ends with its end token, whose state the head sees; an encoder's stands between `[CLS]` and `[SEP]`.
 pub fn classifier_ids(tokenizer: &Tokenizer, config: &ModelConfig, text: &str, max_length: usize) -> Result<Vec<u32>> {
     Ok(classifier_ids_cut(tokenizer, config, text, max_length)?.0)
 }
@@ -135,7 +135,7 @@ impl Classifier {
         })
     }
 
-    /// log p of every label for every text, [texts][labels]; `max_tokens` go through at a time.
+    /// log p of every label for every text, `[texts][labels]`; `max_tokens` go through at a time.
     pub fn classify<S: AsRef<str>>(&self, texts: &[S], max_tokens: usize) -> Result<Vec<Vec<f32>>> {
         let body = match &self.body {
             Owned::Decoder(decoder) => Body::Decoder(decoder),

@@ -1,7 +1,7 @@
 //! Scaled dot-product attention for a few query rows that share one key/value head.
 //!
-//! Keys come in blocks of 16 laid out [head_dim][16], so scores of 16 keys are one vector without any
-//! horizontal sum; values lie [16][head_dim]. A row's result is one fixed chain per element: it is the
+//! Keys come in blocks of 16 laid out `[head_dim][16]`, so scores of 16 keys are one vector without any
+//! horizontal sum; values lie `[16][head_dim]`. A row's result is one fixed chain per element: it is the
 //! same for any grouping of rows, any chunking of a prompt, training or serving.
 
 use std::ops::Range;
@@ -25,7 +25,7 @@ pub struct Scratch {
 }
 
 /// `out[r] = softmax(q[r]·Kᵀ)·V` for `q` [rows, hd] (already scaled), row r seeing the keys of `seen[r]`; with `cap`,
-/// scores become cap · tanh(score / cap) first. `k_blocks(b)` is [hd][16] and `v_blocks(b)` [16][hd] for keys
+/// scores become cap · tanh(score / cap) first. `k_blocks(b)` is `[hd][16]` and `v_blocks(b)` `[16][hd]` for keys
 /// 16b…16b+15, both with hd padded; blocks that no row sees are not asked for. On return `scores` holds the
 /// probabilities of the blocks that any row sees, `stride` apart, zero out of sight.
 #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
@@ -107,7 +107,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// scores[r][at..at + 16] = q[r] · K block, for all rows.
+    /// `scores[r][at..at + 16]` = `q[r]` · K block, for all rows.
     pub fn score_block(q: &[f32], k: &[f32], hd: usize, at: usize, stride: usize, scores: &mut [f32]) {
         let (k, _) = k[..hd * LANES].as_chunks::<LANES>();
         let rows = q.len() / hd;
@@ -221,7 +221,7 @@ fn add_product(out: &mut [f32], m: usize, weights: &[f32], at: (usize, usize), n
 }
 
 multiversion! {
-    /// out[r] += Σ_j p[r][at + j] · rows[j], for the 16 rows of one block, in key order.
+    /// `out[r]` += Σ_j `p[r][at + j]` · `rows[j]`, for the 16 rows of one block, in key order.
     pub fn mix_block(p: &[f32], rows: &[f32], hd: usize, at: usize, stride: usize, out: &mut [f32]) {
         let m = out.len() / hd;
         add_product(out, m, &p[at..], (stride, 1), LANES, rows, hd);
@@ -229,13 +229,13 @@ multiversion! {
 }
 
 multiversion! {
-    /// rows[j] += Σ_r p[r][at + j] · x[r]: the transposed product, for gradients of keys and values.
+    /// rows`[j]` += Σ_r p`[r][at + j]` · x`[r]`: the transposed product, for gradients of keys and values.
     pub fn spread_block(p: &[f32], x: &[f32], hd: usize, at: usize, stride: usize, rows: &mut [f32]) {
         add_product(rows, LANES, &p[at..], (1, stride), x.len() / hd, x, hd);
     }
 }
 
-/// Writes one key vector into its [hd][16] block.
+/// Writes one key vector into its `[hd][16]` block.
 pub fn put_key(block: &mut [f32], slot: usize, key: &[f32]) {
     for (d, v) in key.iter().enumerate() {
         block[d * LANES + slot] = *v;

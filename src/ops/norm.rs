@@ -6,7 +6,7 @@ use super::par::{SharedMut, split};
 use super::simd::{dot, multiversion, sum};
 use super::{buffer, f32s, fused, plain, read, storage, tensor};
 
-/// x [n, d] · 1/√(mean(x²) + eps) ⊙ weight [d].
+/// x `[n, d]` · 1/√(mean(x²) + eps) ⊙ weight `[d]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     if fused(x) {
         return x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps: eps as f32 });
@@ -14,7 +14,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     plain::rms_norm(x, weight, eps)
 }
 
-/// (x − mean)/√(var + eps) ⊙ weight [d] + bias [d], for x [n, d]; biased variance.
+/// (x − mean)/√(var + eps) ⊙ weight `[d]` + bias `[d]`, for x `[n, d]`; biased variance.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     if fused(x) {
         let op = LayerNorm { eps: eps as f32 };

@@ -295,7 +295,7 @@ fn transpose(x: &[f32], rows: usize, width: usize, c0: usize, cols: usize, y: &m
     });
 }
 
-/// out [m] (+)= column sums of x [n, m], in row order.
+/// out `[m]` (+)= column sums of x `[n, m]`, in row order.
 pub fn column_sums(x: &[f32], out: &mut [f32], add: bool) {
     if !add {
         out.fill(0.0);

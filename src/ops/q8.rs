@@ -12,7 +12,7 @@ use super::simd::multiversion;
 /// Registers of weights per block.
 const LINES: usize = BLOCK / GROUP;
 
-/// A weight matrix [m, k] as ⌈m/16⌉ panels of [k/4][16][4] bytes, biased by 128 (the dot-product
+/// A weight matrix `[m, k]` as ⌈m/16⌉ panels of `[k/4][16][4]` bytes, biased by 128 (the dot-product
 /// instruction wants one unsigned side).
 pub struct PackedQ8 {
     lines: Vec<Line>,
@@ -45,7 +45,7 @@ impl PackedQ8 {
         })
     }
 
-    /// Takes GGUF's Q8_0 blocks [m][k/32] of (f16 scale, 32 × i8) as they are; k is a multiple of 32.
+    /// Takes GGUF's Q8_0 blocks `[m][k/32]` of (f16 scale, 32 × i8) as they are; k is a multiple of 32.
     pub fn from_gguf(bytes: &[u8], m: usize, k: usize) -> Self {
         const BYTES: usize = 2 + BLOCK;
         assert!(k.is_multiple_of(BLOCK) && bytes.len() == m * (k / BLOCK) * BYTES, "Q8_0 size");

@@ -16,7 +16,7 @@ const KEEP_BYTES: usize = 160 << 20;
 /// Rows of logits held at once otherwise.
 const CHUNK_ROWS: usize = 384;
 
-/// Per-row results, both [m], f32.
+/// Per-row results, both `[m]`, f32.
 pub struct TokenLogprobs {
     /// log-softmax(logits / temperature) at the target, differentiable in hidden and weight.
     pub logprobs: Tensor,
@@ -74,7 +74,7 @@ impl LogitShape {
     }
 }
 
-/// `hidden` [m, d], output matrix [vocab, d], `targets` [m] < vocab; `temperature` > 0 divides the logits.
+/// `hidden` `[m, d]`, output matrix `[vocab, d]`, `targets` `[m]` < vocab; `temperature` > 0 divides the logits.
 pub fn token_logprobs(hidden: &Tensor, head: &Weight, targets: &[u32], temperature: f32) -> Result<TokenLogprobs> {
     shaped_logprobs(hidden, head, targets, temperature, LogitShape::default())
 }

@@ -153,7 +153,7 @@ impl Tokenizer {
         &self.0.eos_ids
     }
 
-    /// Text → ids. `add_special` adds what the model expects around a text (BOS, [CLS] …);
+    /// Text → ids. `add_special` adds what the model expects around a text (BOS, `[CLS]` …);
     /// `parse_special` recognises special tokens written in the text: never for text of users.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
         self.encode_with(text, add_special, if parse_special { Specials::Everywhere } else { Specials::Never })

@@ -73,7 +73,7 @@ recipe_args!(
 
 recipe_args!(
     /// Fine-tuning of a classifier: a linear head on the last token of a decoder, with the language-model
-    /// loss beside it (GPT-1), or on the pooled [CLS] of an encoder (BERT).
+    /// loss beside it (GPT-1), or on the pooled `[CLS]` of an encoder (BERT).
     FinetuneArgs (learning_rate = 5e-5) {
         /// JSONL or CSV with a text and a label per line.
         labelled: String = String::new(),
