@@ -229,7 +229,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// rows`[j]` += Σ_r p`[r][at + j]` · x`[r]`: the transposed product, for gradients of keys and values.
+    /// `rows[j]` += Σ_r `p[r][at + j]` · `x[r]`: the transposed product, for gradients of keys and values.
     pub fn spread_block(p: &[f32], x: &[f32], hd: usize, at: usize, stride: usize, rows: &mut [f32]) {
         add_product(rows, LANES, &p[at..], (1, stride), x.len() / hd, x, hd);
     }
