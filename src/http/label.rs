@@ -3,43 +3,22 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::AppState;
 use super::auth::Caller;
+use super::contract::Paged;
 use super::error::{ApiError, ApiResult};
 use super::extract::{Json, Path, Query};
 use super::markdown;
+use super::shown::{Author, BlindCompletion, LabelerPrompt, blind};
 use crate::domain::*;
-use crate::service::label::{self, Next, Turn, Wanted, Word};
+use crate::service::label::{self, Next, Onboarding, Turn, Verdict, Wanted, Word};
+use crate::service::own_page::{self, OwnPage};
 use crate::service::people::Actor;
 use crate::service::{Services, guidelines as words};
-use crate::store::{NoLease, Page, Submitted};
-
-/// A message with its safe HTML.
-pub fn messages_json(messages: &[Message]) -> Vec<Value> {
-    let one = |m: &Message| json!({"role": m.role, "content": m.content, "html": markdown::render(&m.content)});
-    messages.iter().map(one).collect()
-}
-
-/// A completion without a word about who wrote it; `cut_off_at` is its number of tokens when the length limit
-/// ended it.
-pub fn blind_json(completion: &Completion) -> Value {
-    let cut = completion.finish_reason.as_deref() == Some("length");
-    let tokens = completion.token_ids.len();
-    json!({
-        "id": completion.id,
-        "text": completion.text,
-        "html": markdown::render(&completion.text),
-        "cut_off": cut,
-        "cut_off_at": (cut && tokens > 0).then_some(tokens),
-    })
-}
-
-fn prompt_json(prompt: &Prompt) -> Value {
-    json!({"id": prompt.id, "messages": messages_json(&prompt.messages), "lang": prompt.lang})
-}
+use crate::store::{GuidelineVersion, NoLease, Page, Submitted};
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -90,31 +69,69 @@ pub async fn next(
             return Ok((StatusCode::NO_CONTENT, [("x-queue", why_nothing(reason))]).into_response());
         }
     };
-    Ok(axum::Json(turn_json(&actor, &turn)).into_response())
+    Ok(axum::Json(LeasedSet::new(&actor, &turn)).into_response())
 }
 
-/// A leased set as the page gets it.
-pub(super) fn turn_json(actor: &Actor, turn: &Turn) -> Value {
-    let completions: Vec<_> = turn.completions.iter().map(blind_json).collect();
-    json!({
-        "assignment_id": turn.assignment.id,
-        "lease_token": turn.assignment.lease_token,
-        "expires_at": turn.assignment.expires_at,
-        "set_id": turn.assignment.set_id,
-        "kind": turn.kind,
-        "prompt": prompt_json(&turn.prompt),
-        "completions": completions,
-        "guideline_version": turn.guideline_version,
-        "me": {
-            "name": actor.name,
-            "done_today": turn.counts.today,
-            "done_total": turn.counts.total,
-            "skipped_today": turn.counts.skipped_today,
-        },
-        "queue": {"open": turn.queue_open},
-        "onboarding": turn.onboarding,
-        "practice_number": turn.practice_number,
-    })
+/// A set that the caller holds a lease on, to be ranked.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct LeasedSet {
+    pub assignment_id: AssignmentId,
+    pub lease_token: String,
+    /// µs UTC.
+    pub expires_at: Micros,
+    pub set_id: SetId,
+    /// `normal`, or `calibration`: its expected answer is shown after the judgment. Gold sets read `normal`.
+    pub kind: SetKind,
+    pub prompt: LabelerPrompt,
+    /// In the order in which they are shown.
+    pub completions: Vec<BlindCompletion>,
+    /// Of the guidelines in force; a judgment sends it back.
+    pub guideline_version: String,
+    pub me: OwnCounts,
+    pub queue: Queue,
+    /// Null once the calibration sets that come first are done.
+    pub onboarding: Option<Onboarding>,
+    /// Which of the onboarding's calibration sets this is, from 1; null for other sets.
+    pub practice_number: Option<i64>,
+}
+
+/// The caller's own progress.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct OwnCounts {
+    pub name: String,
+    pub done_today: i64,
+    pub done_total: i64,
+    pub skipped_today: i64,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Queue {
+    /// Sets that the caller can still judge, this one included.
+    pub open: i64,
+}
+
+impl LeasedSet {
+    pub(super) fn new(actor: &Actor, turn: &Turn) -> Self {
+        Self {
+            assignment_id: turn.assignment.id.clone(),
+            lease_token: turn.assignment.lease_token.clone(),
+            expires_at: turn.assignment.expires_at,
+            set_id: turn.assignment.set_id.clone(),
+            kind: turn.kind,
+            prompt: (&turn.prompt).into(),
+            completions: blind(&turn.completions),
+            guideline_version: turn.guideline_version.clone(),
+            me: OwnCounts {
+                name: actor.name.clone(),
+                done_today: turn.counts.today,
+                done_total: turn.counts.total,
+                skipped_today: turn.counts.skipped_today,
+            },
+            queue: Queue { open: turn.queue_open },
+            onboarding: turn.onboarding,
+            practice_number: turn.practice_number,
+        }
+    }
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -128,9 +145,15 @@ pub async fn renew(
     Caller(actor): Caller,
     Path(id): Path<AssignmentId>,
     Json(body): Json<Lease>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<Renewed>> {
     let expires_at = label::renew(&state.services, &actor, &id, &body.lease_token).await?;
-    Ok(axum::Json(json!({"expires_at": expires_at})))
+    Ok(axum::Json(Renewed { expires_at }))
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Renewed {
+    /// µs UTC.
+    pub expires_at: Micros,
 }
 
 pub async fn release(
@@ -215,26 +238,36 @@ pub async fn submit(
     Caller(actor): Caller,
     Path(id): Path<AssignmentId>,
     Json(body): Json<JudgmentRequest>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<StoredJudgment>> {
     let (submitted, completions) = label::submit(&state.services, &actor, &id, body.into_word()).await?;
-    Ok(axum::Json(submitted_json(&state.services, &submitted, &completions).await?))
+    Ok(axum::Json(StoredJudgment::new(&state.services, submitted, &completions).await?))
 }
 
-/// The stored judgment, and who wrote what where the labeler may know.
-pub async fn submitted_json(
-    services: &Services,
-    submitted: &Submitted,
-    completions: &[Completion],
-) -> ApiResult<Value> {
-    let authors = label::reveal(services, &submitted.judgment, completions).await?;
-    let reveal: Vec<_> = authors.iter().map(|(id, model)| json!({"completion_id": id, "model": model})).collect();
-    let verdict = label::verdict(services, &submitted.judgment).await?;
-    Ok(json!({"judgment": submitted.judgment, "replayed": submitted.replayed, "reveal": reveal, "verdict": verdict}))
+/// The stored judgment, and what its labeler learns after it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct StoredJudgment {
+    pub judgment: Judgment,
+    /// The idempotency key had been used: this is what was stored then.
+    pub replayed: bool,
+    /// Who wrote what; empty unless `labeling.reveal` is on.
+    pub reveal: Vec<Author>,
+    /// For calibration sets; else null.
+    pub verdict: Option<Verdict>,
+}
+
+impl StoredJudgment {
+    pub async fn new(services: &Services, submitted: Submitted, completions: &[Completion]) -> ApiResult<Self> {
+        let Submitted { judgment, replayed } = submitted;
+        let authors = label::reveal(services, &judgment, completions).await?;
+        let reveal = authors.into_iter().map(|(completion_id, model)| Author { completion_id, model }).collect();
+        let verdict = label::verdict(services, &judgment).await?;
+        Ok(Self { judgment, replayed, reveal, verdict })
+    }
 }
 
 /// The caller's own progress, pace and agreement.
-pub async fn me(State(state): State<AppState>, Caller(actor): Caller) -> ApiResult<Response> {
-    Ok(axum::Json(crate::service::own_page::figures(&state.services, &actor).await?).into_response())
+pub async fn me(State(state): State<AppState>, Caller(actor): Caller) -> ApiResult<axum::Json<OwnPage>> {
+    Ok(axum::Json(own_page::figures(&state.services, &actor).await?))
 }
 
 /// `after` and `limit` of lists.
@@ -279,42 +312,51 @@ pub async fn history(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Query(query): Query<PageQuery>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<Paged<Judgment>>> {
     let judgments = label::history(&state.services, &actor, query.page()?).await?;
-    let next = judgments.last().map(|j| j.id.clone());
-    Ok(axum::Json(json!({"data": judgments, "after": next})))
+    Ok(axum::Json(Paged::new(judgments, |j| j.id.as_str())))
+}
+
+/// A judgment with its set as it was shown, to be revised.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ReopenedJudgment {
+    /// What the labeler has been shown of the set: a revision with this knowledge is kept apart.
+    pub revealed: Vec<Knowledge>,
+    pub judgment: Judgment,
+    pub assignment_id: Option<AssignmentId>,
+    pub lease_token: Option<String>,
+    pub set_id: SetId,
+    pub prompt: LabelerPrompt,
+    pub completions: Vec<BlindCompletion>,
 }
 
 pub async fn reopen(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Path(id): Path<JudgmentId>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<ReopenedJudgment>> {
     let reopened = label::reopen(&state.services, &actor, &id).await?;
-    let completions: Vec<_> = reopened.completions.iter().map(blind_json).collect();
-    // A revision with this knowledge is kept apart; who revises should know.
-    let judged = &reopened.judgment;
-    let revealed = state.services.store.reveals(&judged.set_id, &judged.labeler_id).await?;
-    Ok(axum::Json(json!({
-        "revealed": revealed,
-        "judgment": reopened.judgment,
-        "assignment_id": reopened.judgment.assignment_id,
-        "lease_token": reopened.lease_token,
-        "set_id": reopened.judgment.set_id,
-        "prompt": prompt_json(&reopened.prompt),
-        "completions": completions,
-    })))
+    let judgment = reopened.judgment;
+    let revealed = state.services.store.reveals(&judgment.set_id, &judgment.labeler_id).await?;
+    Ok(axum::Json(ReopenedJudgment {
+        revealed,
+        assignment_id: judgment.assignment_id.clone(),
+        lease_token: reopened.lease_token,
+        set_id: judgment.set_id.clone(),
+        judgment,
+        prompt: (&reopened.prompt).into(),
+        completions: blind(&reopened.completions),
+    }))
 }
 
 pub async fn judgments(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Query(query): Query<PageQuery>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<Paged<Judgment>>> {
     let own = (actor.role < Role::Reviewer).then_some(&actor.labeler_id);
     let judgments = state.services.store.list_judgments(query.page()?, own).await?;
-    let next = judgments.last().map(|j| j.id.clone());
-    Ok(axum::Json(json!({"data": judgments, "after": next})))
+    Ok(axum::Json(Paged::new(judgments, |j| j.id.as_str())))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -324,35 +366,74 @@ pub struct GuidelinesQuery {
     lang: Option<String>,
 }
 
-fn guidelines_json(g: &words::Guidelines) -> Value {
-    json!({"version": g.version, "lang": g.lang, "since": g.since, "html": markdown::render(&g.text)})
+/// The guidelines in force for one language.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ShownGuidelines {
+    pub version: String,
+    pub lang: &'static str,
+    /// When an administrator wrote them (µs UTC); null for the configured file and the built-in text.
+    pub since: Option<Micros>,
+    pub html: String,
+}
+
+impl From<&words::Guidelines> for ShownGuidelines {
+    fn from(g: &words::Guidelines) -> Self {
+        Self { version: g.version.clone(), lang: g.lang, since: g.since, html: markdown::render(&g.text) }
+    }
+}
+
+/// The guidelines of every language, and all that administrators wrote.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct AllGuidelines {
+    pub current: Vec<EditableGuidelines>,
+    pub versions: Vec<FormerGuidelines>,
+}
+
+/// Guidelines in force with their source.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct EditableGuidelines {
+    #[serde(flatten)]
+    pub shown: ShownGuidelines,
+    /// Markdown.
+    pub text: String,
+}
+
+/// What an administrator once wrote.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct FormerGuidelines {
+    pub lang: String,
+    /// Null where it went back to the configured file or the built-in text.
+    pub version: Option<String>,
+    /// Markdown.
+    pub text: String,
+    pub created: Micros,
+    pub created_by: LabelerId,
 }
 
 pub async fn guidelines(
     State(state): State<AppState>,
     Query(query): Query<GuidelinesQuery>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<ShownGuidelines>> {
     let current = words::current(&state.services, words::language(query.lang.as_deref())).await?;
-    Ok(axum::Json(guidelines_json(&current)))
+    Ok(axum::Json((&current).into()))
 }
 
 /// The texts in force for every language, and all that administrators wrote.
-pub async fn all_guidelines(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
+pub async fn all_guidelines(State(state): State<AppState>) -> ApiResult<axum::Json<AllGuidelines>> {
     let mut current = Vec::new();
     for lang in words::LANGUAGES {
         let g = words::current(&state.services, lang).await?;
-        let mut shown = guidelines_json(&g);
-        shown["text"] = json!(g.text);
-        current.push(shown);
+        current.push(EditableGuidelines { shown: (&g).into(), text: g.text });
     }
-    let versions: Vec<_> = words::versions(&state.services)
-        .await?
-        .into_iter()
-        .map(|(g, version)| {
-            json!({"lang": g.lang, "version": version, "text": g.text, "created": g.created, "created_by": g.created_by})
-        })
-        .collect();
-    Ok(axum::Json(json!({"current": current, "versions": versions})))
+    let former = |(g, version): (GuidelineVersion, Option<String>)| FormerGuidelines {
+        lang: g.lang,
+        version,
+        text: g.text,
+        created: g.created,
+        created_by: g.created_by,
+    };
+    let versions = words::versions(&state.services).await?.into_iter().map(former).collect();
+    Ok(axum::Json(AllGuidelines { current, versions }))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -368,7 +449,7 @@ pub async fn change_guidelines(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Json(body): Json<GuidelinesChange>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<ShownGuidelines>> {
     let changed = words::change(&state.services, &actor, &body.lang, body.text).await?;
-    Ok(axum::Json(guidelines_json(&changed)))
+    Ok(axum::Json((&changed).into()))
 }

@@ -38,7 +38,7 @@ pub struct Turn {
 }
 
 /// Calibration sets judged, and how many come before other work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct Onboarding {
     pub done: i64,
     /// Calibration sets in hand, on other pages or fetched ahead.
@@ -369,7 +369,7 @@ pub async fn reveal(
 }
 
 /// How a judgment of a calibration set met the known answer, for the labeler to learn from.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct Verdict {
     /// Share of the expected order's pairs ranked the same way, ties half; `None` when nothing was ranked.
     pub met: Option<f64>,
@@ -377,7 +377,7 @@ pub struct Verdict {
     pub explanation: Option<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct ExpectedTier {
     pub completion_id: CompletionId,
     pub tier: i64,

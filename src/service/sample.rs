@@ -18,7 +18,8 @@ const NAME: &str = "sample";
 const PAIRS: usize = 20;
 
 /// What loading the sample did.
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug, serde::Serialize, schemars::JsonSchema)]
+#[schemars(rename = "SampleReport")]
 pub struct Sample {
     #[serde(flatten)]
     pub imported: Imported,

@@ -128,7 +128,7 @@ pub enum NoLease {
 }
 
 /// Counts behind the picture of the loop.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct Counts {
     pub prompts: i64,
     pub completions: i64,
@@ -147,7 +147,8 @@ pub struct Counts {
 }
 
 /// A setting that was changed while the server ran.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, schemars::JsonSchema)]
+#[schemars(rename = "SettingChange")]
 pub struct Setting {
     pub name: String,
     pub value: serde_json::Value,
@@ -168,7 +169,7 @@ pub struct GuidelineVersion {
 }
 
 /// What a model version wrote, and how it was received.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct VersionUse {
     pub model_version_id: ModelVersionId,
     pub requests: i64,
@@ -183,7 +184,7 @@ pub struct VersionUse {
 }
 
 /// Judgments of one day.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct DayCount {
     /// Days since the epoch, UTC.
     pub day: i64,
@@ -286,7 +287,7 @@ pub enum Erase {
 }
 
 /// What an erasure took away or made anonymous.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct Erased {
     pub judgments: u64,
     pub demonstrations: u64,

@@ -36,7 +36,7 @@ pub enum Distance {
 }
 
 /// See the module's words; `None` where nothing can be said.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Agreement {
     /// Units with two ratings or more. Units of one set are not independent: each figure's `n` counts sets.
     pub units: usize,
@@ -55,7 +55,8 @@ pub struct Agreement {
 }
 
 /// Cohen's κ of two labelers (indices) over the units both rated.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "CohenKappa")]
 pub struct Cohen {
     #[serde(skip)]
     pub pair: (usize, usize),

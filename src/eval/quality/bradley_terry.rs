@@ -148,7 +148,7 @@ pub fn bradley_terry(matches: &[Match], things: usize, options: Options) -> Fit 
 }
 
 /// One thing's row of the table.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Standing {
     /// Natural log-odds over the mean of the table, with the bootstrap's interval; n = its comparisons.
     pub strength: Figure,
@@ -159,7 +159,8 @@ pub struct Standing {
 }
 
 /// How often one thing met another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "HeadToHead")]
 pub struct Cell {
     pub wins: usize,
     pub losses: usize,

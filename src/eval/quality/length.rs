@@ -15,7 +15,7 @@ pub struct Preference {
 }
 
 /// See the module's words; `None` where nothing can be said.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct LengthBias {
     pub preferences: usize,
     /// Prompts that they are about: preferences of one prompt are not independent.
