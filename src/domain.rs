@@ -225,7 +225,7 @@ pub struct SetDraw {
     pub updated: Micros,
 }
 
-/// One person's word on one set. Append-only: a correction is a new revision that supersedes.
+/// One person's judgment of one set. Append-only: a correction is a new revision that supersedes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Judgment {
     pub id: JudgmentId,

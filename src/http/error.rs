@@ -96,7 +96,7 @@ pub struct ErrorDetail {
     pub kind: &'static str,
     /// The field, parameter or header to blame.
     pub param: Option<String>,
-    /// The case in one word, for programs.
+    /// Names the case, for programs.
     pub code: Option<&'static str>,
 }
 

@@ -78,7 +78,7 @@ pub struct Side {
     pub cut: Option<bool>,
 }
 
-/// What the figures say in one word.
+/// What the figures say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[schemars(rename = "FindingCode")]
 #[serde(rename_all = "snake_case")]

@@ -35,7 +35,7 @@ pub enum Distance {
     Ordinal,
 }
 
-/// See the module's words; `None` where nothing can be said.
+/// How far labelers agree; a figure is `None` where the data cannot give one.
 #[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Agreement {
     /// Units with two ratings or more. Units of one set are not independent: each figure's `n` counts sets.
@@ -44,7 +44,8 @@ pub struct Agreement {
     pub labelers: usize,
     /// Share of pairs of labelers who said the same, ties as their own answer.
     pub pairwise: Option<Figure>,
-    /// The same where both named a preference: the figure that papers report (72–77 %).
+    /// Share of pairs of labelers who said the same, of those where both named a preference: the figure that papers
+    /// report (72–77 %).
     pub pairwise_without_ties: Option<Figure>,
     pub alpha_ordinal: Option<Figure>,
     pub alpha_nominal: Option<Figure>,

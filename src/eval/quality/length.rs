@@ -14,7 +14,7 @@ pub struct Preference {
     pub cluster: usize,
 }
 
-/// See the module's words; `None` where nothing can be said.
+/// Whether the longer text wins; a figure is `None` where the data cannot give one.
 #[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct LengthBias {
     pub preferences: usize,
