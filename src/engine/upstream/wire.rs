@@ -335,6 +335,12 @@ mod tests {
         let EngineError::BadRequest { param, message } = refusal(body, "prompt") else { panic!() };
         assert_eq!((param, message.as_str()), ("max_tokens", "the upstream server says: too[31m long"));
         let EngineError::BadRequest { param, .. } = refusal(b"<html>", "messages") else { panic!() };
+        for body in [
+            r#"{"error": {"message": "m", "code": "context_length_exceeded"}}"#,
+            r#"{"error": {"message": "m", "code": 400, "type": "exceed_context_size_error"}}"#,
+        ] {
+            assert!(matches!(refusal(body.as_bytes(), "prompt"), EngineError::TooLong { param: "prompt", .. }), "{body}");
+        }
         assert_eq!(param, "messages");
     }
 }
