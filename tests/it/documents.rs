@@ -111,7 +111,8 @@ fn named_source_files_exist() {
     for document in documents() {
         let text = std::fs::read_to_string(&document).unwrap();
         for name in prose(&text).split('`').skip(1).step_by(2) {
-            let is_file = name.contains('/') && name.rsplit('.').next().is_some_and(|e| matches!(e, "rs" | "py" | "toml"));
+            let is_file =
+                name.contains('/') && name.rsplit('.').next().is_some_and(|e| matches!(e, "rs" | "py" | "toml"));
             if is_file && !name.contains([' ', '…', '*']) && !name.contains("NAME") {
                 let exists = root().join(name).exists() || root().join("src").join(name).exists();
                 assert!(exists, "{} names {name}", document.display());

@@ -339,7 +339,10 @@ mod tests {
             r#"{"error": {"message": "m", "code": "context_length_exceeded"}}"#,
             r#"{"error": {"message": "m", "code": 400, "type": "exceed_context_size_error"}}"#,
         ] {
-            assert!(matches!(refusal(body.as_bytes(), "prompt"), EngineError::TooLong { param: "prompt", .. }), "{body}");
+            assert!(
+                matches!(refusal(body.as_bytes(), "prompt"), EngineError::TooLong { param: "prompt", .. }),
+                "{body}"
+            );
         }
         assert_eq!(param, "messages");
     }
