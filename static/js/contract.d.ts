@@ -22,7 +22,7 @@ export type ActiveEvidence = {
   policy: EvidenceSummary | null;
 };
 
-/** See the module's words; `null` where nothing can be said. */
+/** How far labelers agree; a figure is `null` where the data cannot give one. */
 export type Agreement = {
   /** Units with two ratings or more. Units of one set are not independent: each figure's `n` counts sets. */
   units: number;
@@ -30,7 +30,8 @@ export type Agreement = {
   labelers: number;
   /** Share of pairs of labelers who said the same, ties as their own answer. */
   pairwise: Figure | null;
-  /** The same where both named a preference: the figure that papers report (72–77 %). */
+  /** Share of pairs of labelers who said the same, of those where both named a preference: the figure that papers
+   * report (72–77 %). */
   pairwise_without_ties: Figure | null;
   alpha_ordinal: Figure | null;
   alpha_nominal: Figure | null;
@@ -339,7 +340,7 @@ export type Contestant = {
   name: string;
   /** Natural log-odds over the mean of the table, with the bootstrap's interval; n = its comparisons. */
   strength: Figure;
-  /** The same in Elo points: 400 / ln 10 per log-odd, 0 in the middle. */
+  /** The strength in Elo points: 400 / ln 10 per log-odd, 0 in the middle. */
   elo: number;
   /** Share of the bootstrap's replicates in which it came first. */
   best: number;
@@ -562,7 +563,7 @@ export type ErrorDetail = {
   type: string;
   /** The field, parameter or header to blame. */
   param: string | null;
-  /** The case in one word, for programs. */
+  /** Names the case, for programs. */
   code: string | null;
 };
 
@@ -690,7 +691,7 @@ export type Finding = {
   worth_promoting: boolean;
 };
 
-/** What the figures say in one word. */
+/** What the figures say. */
 export type FindingCode = 'better_than_chance' | 'chance' | 'unmeasured' | 'preferred' | 'not_preferred' | 'reward_fell' | 'undecided' | 'rolled_back';
 
 export type FinishReason = 'stop' | 'length' | 'abort';
@@ -896,7 +897,7 @@ export type JobViewPage = {
   after: string | null;
 };
 
-/** One person's word on one set. Append-only: a correction is a new revision that supersedes. */
+/** One person's judgment of one set. Append-only: a correction is a new revision that supersedes. */
 export type Judgment = {
   id: string;
   assignment_id: string | null;
@@ -1075,7 +1076,7 @@ export type LeasedSet = {
   practice_number: number | null;
 };
 
-/** See the module's words; `null` where nothing can be said. */
+/** Whether the longer text wins; a figure is `null` where the data cannot give one. */
 export type LengthBias = {
   preferences: number;
   /** Prompts that they are about: preferences of one prompt are not independent. */
