@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
@@ -15,7 +16,7 @@ use sqlx::{ConnectOptions, Connection, SqlitePool};
 use tokio::sync::watch;
 
 use super::postgres::PostgresDb;
-use super::rows::Conn;
+use super::rows::{Conn, Held};
 use super::{Result, StoreError};
 
 pub(super) static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -28,6 +29,9 @@ const SQLITE_READERS: u32 = 4;
 const SQLITE_POLL: Duration = Duration::from_millis(500);
 /// Over the server's own statement timeout, which ends a slow statement with a better error.
 const POSTGRES_ANSWER: Duration = Duration::from_secs(45);
+/// With the lock of [`super::leases::PLACES`].
+const BEGIN_PLACING: &str = "BEGIN; SELECT pg_advisory_xact_lock(109537)";
+const _: () = assert!(super::leases::PLACES == 109_537);
 /// SQLite writes queue for the one writer; a long import may hold it for a while.
 const SQLITE_ACQUIRE: Duration = Duration::from_secs(15);
 
@@ -40,6 +44,8 @@ pub(super) enum Db {
     Sqlite {
         readers: SqlitePool,
         writer: SqlitePool,
+        /// Statements sent so far.
+        sent: Arc<AtomicU64>,
     },
     Postgres(Arc<PostgresDb>),
 }
@@ -153,7 +159,7 @@ impl Db {
                     .connect_with(sqlite_options(&path).pragma("query_only", "ON"))
                     .await?;
                 drop(lock);
-                Ok(Self::Sqlite { readers, writer })
+                Ok(Self::Sqlite { readers, writer, sent: Arc::default() })
             }
             Target::Postgres => {
                 let options = PgConnectOptions::from_str(url)?.application_name("instructd");
@@ -201,19 +207,44 @@ impl Db {
         }
     }
 
+    fn sent(&self) -> &Arc<AtomicU64> {
+        match self {
+            Self::Sqlite { sent, .. } => sent,
+            Self::Postgres(db) => &db.sent,
+        }
+    }
+
+    /// Statements sent since the store was opened; what begins and ends transactions is not counted.
+    pub(super) fn statements(&self) -> u64 {
+        self.sent().load(Ordering::Relaxed)
+    }
+
+    fn conn(&self, held: Held) -> Conn {
+        Conn::new(held, self.sent().clone())
+    }
+
     pub(super) async fn read(&self) -> Result<Conn> {
-        Ok(match self {
-            Self::Sqlite { readers, .. } => Conn::SqliteRead(readers.acquire().await?),
-            Self::Postgres(db) => Conn::PostgresRead(db.acquire().await?),
-        })
+        Ok(self.conn(match self {
+            Self::Sqlite { readers, .. } => Held::SqliteRead(readers.acquire().await?),
+            Self::Postgres(db) => Held::PostgresRead(db.acquire().await?),
+        }))
     }
 
     /// A deferred SQLite transaction that turns into a writer fails at once, whatever the busy timeout.
     async fn begin(&self) -> Result<Conn> {
-        Ok(match self {
-            Self::Sqlite { writer, .. } => Conn::SqliteWrite(writer.begin_with("BEGIN IMMEDIATE").await?),
-            Self::Postgres(db) => Conn::PostgresWrite(db.begin().await?),
-        })
+        Ok(self.conn(match self {
+            Self::Sqlite { writer, .. } => Held::SqliteWrite(writer.begin_with("BEGIN IMMEDIATE").await?),
+            Self::Postgres(db) => Held::PostgresWrite(db.begin("BEGIN").await?),
+        }))
+    }
+
+    /// A write transaction that is alone in taking and giving places on sets. Postgres takes the lock in the message
+    /// that begins the transaction.
+    pub(super) async fn begin_placing(&self) -> Result<Conn> {
+        match self {
+            Self::Sqlite { .. } => self.begin().await,
+            Self::Postgres(db) => Ok(self.conn(Held::PostgresWrite(db.begin(BEGIN_PLACING).await?))),
+        }
     }
 
     /// Runs `work` in a write transaction and returns after the commit. It runs in its own task: a
@@ -242,7 +273,7 @@ impl Db {
 
     pub(super) async fn close(&self) {
         match self {
-            Self::Sqlite { readers, writer } => {
+            Self::Sqlite { readers, writer, .. } => {
                 readers.close().await;
                 writer.close().await;
             }

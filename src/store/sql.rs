@@ -4,17 +4,19 @@
 use async_trait::async_trait;
 
 use super::connect::Db;
+use super::groups::Groups;
 use super::rows::Conn;
 use super::*;
 
 /// SQLite or Postgres behind one set of statements.
 pub(super) struct SqlStore {
     pub(super) db: Db,
+    pub(super) groups: Groups,
 }
 
 impl SqlStore {
     pub(super) async fn open(url: &str) -> Result<Self> {
-        Ok(Self { db: Db::open(url).await? })
+        Ok(Self { db: Db::open(url).await?, groups: Groups::default() })
     }
 }
 
@@ -35,6 +37,20 @@ macro_rules! write {
         $(let $owned = $value;)+
         write!($self, |$tx| $body)
     }};
+}
+
+/// As `write!`, in a transaction that is shared with other labelers' writes and alone in taking places. The work may
+/// run twice, so it clones the names in the parentheses.
+macro_rules! place {
+    ($self:ident, |$tx:ident| ($($owned:ident),+) => $body:expr) => {
+        $self
+            .groups
+            .write(&$self.db, move |$tx| {
+                $(let $owned = $owned.clone();)+
+                Box::pin(async move { $body.await })
+            })
+            .await
+    };
 }
 
 async fn counts(conn: &mut Conn) -> Result<Counts> {
@@ -62,7 +78,7 @@ async fn counts(conn: &mut Conn) -> Result<Counts> {
     Ok(counts)
 }
 
-pub(super) use {read, write};
+pub(super) use {place, read, write};
 
 #[async_trait]
 impl Store for SqlStore {
@@ -144,12 +160,11 @@ impl Store for SqlStore {
     }
 
     async fn lease_next(&self, request: LeaseRequest) -> Result<Option<Assignment>> {
-        access::end_future_leases(self, request.expires_at).await?;
-        // Most who ask when nothing is left for them must not queue for the lock of those who rank.
-        if request.set_id.is_none() && read!(self, |c| leases::nothing_free(c, &request))? {
-            return Ok(None);
-        }
-        write!(self, |tx| leases::lease_next(tx, request))
+        let seen = self.seen(&turns::for_lease(&request)).await?;
+        Ok(match self.lease_by(request, seen).await? {
+            Leased::Set(assignment) => Some(assignment),
+            Leased::Nothing(_) => None,
+        })
     }
 
     async fn get_assignment(&self, id: &AssignmentId) -> Result<Assignment> {
@@ -157,15 +172,17 @@ impl Store for SqlStore {
     }
 
     async fn renew_lease(&self, id: &AssignmentId, lease_token: &str, now: Micros, expires_at: Micros) -> Result<()> {
-        write!(self, id = id.clone(), lease_token = lease_token.to_owned() => |tx| leases::renew(tx, &id, &lease_token, now, expires_at))
+        let (id, token) = (id.clone(), lease_token.to_owned());
+        place!(self, |tx| (id, token) => leases::renew(tx, &id, &token, now, expires_at))
     }
 
     async fn release_lease(&self, id: &AssignmentId, lease_token: &str) -> Result<()> {
-        write!(self, id = id.clone(), lease_token = lease_token.to_owned() => |tx| leases::release(tx, &id, &lease_token))
+        let (id, token) = (id.clone(), lease_token.to_owned());
+        place!(self, |tx| (id, token) => leases::release(tx, &id, &token))
     }
 
     async fn submit_judgment(&self, submit: SubmitJudgment) -> Result<Submitted> {
-        write!(self, |tx| judgments::submit(tx, submit))
+        place!(self, |tx| (submit) => submits::submit(tx, &submit))
     }
 
     async fn get_judgment(&self, id: &JudgmentId) -> Result<Judgment> {

@@ -9,3 +9,4 @@ mod lists;
 mod load;
 mod people;
 mod queue;
+mod statements;
