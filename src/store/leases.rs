@@ -14,13 +14,13 @@ const AWAY: Micros = 180_000_000;
 /// How many places of the set `s` others than the labeler `$3` have taken at the time `$1`: current leases,
 /// submitted assignments and rankings by API. One text, so that counting sets, picking one and checking a
 /// place can never disagree. `COALESCE` keeps SQLite from its index of what is superseded, which has all first
-/// judgments under NULL: it read them all for every set.
+/// judgments under NULL, and `CASE` keeps PostgreSQL from the index of all leases: both read all of it for every set.
 macro_rules! taken_by_others {
     ($labeler:literal) => {
         concat!(
             "((SELECT COUNT(*) FROM assignments a WHERE a.set_id = s.id AND a.labeler_id <> ",
             $labeler,
-            " AND (a.state = 'submitted' OR (a.state = 'leased' AND a.expires_at > $1)))
+            " AND CASE a.state WHEN 'submitted' THEN TRUE WHEN 'leased' THEN a.expires_at > $1 ELSE FALSE END)
               + (SELECT COUNT(*) FROM judgments j WHERE j.set_id = s.id AND j.labeler_id <> ",
             $labeler,
             " AND j.assignment_id IS NULL AND COALESCE(j.supersedes_id, '') = '' AND j.knowledge = 'blind'))"
@@ -28,14 +28,15 @@ macro_rules! taken_by_others {
     };
 }
 
-/// What makes the set `s` one that the labeler can still judge at the time `$1`, held already or not.
+/// What makes the set `s` one that the labeler can still judge at the time `$1`, held already or not. `OFFSET` makes
+/// PostgreSQL look the labeler's judgment up by the set instead of going through all of them for every set.
 macro_rules! can_judge {
     ($labeler:literal) => {
         concat!(
             "s.status = 'open'
              AND NOT EXISTS (SELECT 1 FROM judgments own WHERE own.set_id = s.id AND own.labeler_id = ",
             $labeler,
-            ") AND s.target_overlap > ",
+            " LIMIT 1 OFFSET 0) AND s.target_overlap > ",
             taken_by_others!($labeler)
         )
     };

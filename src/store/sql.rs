@@ -12,11 +12,12 @@ use super::*;
 pub(super) struct SqlStore {
     pub(super) db: Db,
     pub(super) groups: Groups,
+    pub(super) open_counts: turns::OpenCounts,
 }
 
 impl SqlStore {
     pub(super) async fn open(url: &str) -> Result<Self> {
-        Ok(Self { db: Db::open(url).await?, groups: Groups::default() })
+        Ok(Self { db: Db::open(url).await?, groups: Groups::default(), open_counts: turns::OpenCounts::default() })
     }
 }
 
