@@ -34,8 +34,11 @@ const freePort = () =>
     });
   });
 
-/** The server on a free port with an empty data directory and the tiny model; `stop()` ends it and cleans up. */
-export async function startServer({ withEncoder = true } = {}) {
+/**
+ * The server on a free port with an empty data directory; `stop()` ends it and cleans up.
+ * `model` names what it serves instead of the tiny model, `withEncoder` whether it serves the tiny encoder too.
+ */
+export async function startServer({ withEncoder = true, model: served } = {}) {
   if (process.env.INSTRUCTD_URL) return { url: process.env.INSTRUCTD_URL, stop: async () => {} };
   const bin = process.env.INSTRUCTD_BIN ?? join(ROOT, 'target/debug/instructd');
   const data = await mkdtemp(join(tmpdir(), 'instructd-browser-'));
@@ -50,7 +53,7 @@ export async function startServer({ withEncoder = true } = {}) {
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
   const encoder = join(ROOT, 'tests/fixtures/bert-tiny');
-  const args = ['serve', '--model', model, ...(withEncoder ? ['--encoder', encoder] : []), '--data-dir', join(data, 'data'), '--listen', `127.0.0.1:${port}`];
+  const args = ['serve', '--model', served ?? model, ...(withEncoder ? ['--encoder', encoder] : []), '--data-dir', join(data, 'data'), '--listen', `127.0.0.1:${port}`];
   const child = spawn(bin, args, {
     cwd: data,
     // the server refuses INSTRUCTD_ variables that it does not know, such as this test's own

@@ -3,6 +3,7 @@
 mod api;
 mod crash;
 mod data;
+mod documents;
 mod engine;
 mod feedback;
 mod jobs;
