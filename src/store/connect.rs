@@ -29,9 +29,6 @@ const SQLITE_READERS: u32 = 4;
 const SQLITE_POLL: Duration = Duration::from_millis(500);
 /// Over the server's own statement timeout, which ends a slow statement with a better error.
 const POSTGRES_ANSWER: Duration = Duration::from_secs(45);
-/// With the lock of [`super::leases::PLACES`].
-const BEGIN_PLACING: &str = "BEGIN; SELECT pg_advisory_xact_lock(109537)";
-const _: () = assert!(super::leases::PLACES == 109_537);
 /// SQLite writes queue for the one writer; a long import may hold it for a while.
 const SQLITE_ACQUIRE: Duration = Duration::from_secs(15);
 
@@ -214,7 +211,7 @@ impl Db {
         }
     }
 
-    /// Statements sent since the store was opened; what begins and ends transactions is not counted.
+    /// Statements sent since the store was opened; what begins and ends transactions, locks included, is not counted.
     pub(super) fn statements(&self) -> u64 {
         self.sent().load(Ordering::Relaxed)
     }
@@ -234,17 +231,18 @@ impl Db {
     async fn begin(&self) -> Result<Conn> {
         Ok(self.conn(match self {
             Self::Sqlite { writer, .. } => Held::SqliteWrite(writer.begin_with("BEGIN IMMEDIATE").await?),
-            Self::Postgres(db) => Held::PostgresWrite(db.begin("BEGIN").await?),
+            Self::Postgres(db) => Held::PostgresWrite(db.begin().await?),
         }))
     }
 
-    /// A write transaction that is alone in taking and giving places on sets. Postgres takes the lock in the message
-    /// that begins the transaction.
+    /// A write transaction that is alone in taking and giving places on sets.
     pub(super) async fn begin_placing(&self) -> Result<Conn> {
-        match self {
-            Self::Sqlite { .. } => self.begin().await,
-            Self::Postgres(db) => Ok(self.conn(Held::PostgresWrite(db.begin(BEGIN_PLACING).await?))),
+        let mut conn = self.begin().await?;
+        if let Err(error) = self.in_time(conn.serialize(super::leases::PLACES)).await {
+            let _ = self.in_time(conn.rollback()).await;
+            return Err(error);
         }
+        Ok(conn)
     }
 
     /// Runs `work` in a write transaction and returns after the commit. It runs in its own task: a

@@ -69,10 +69,9 @@ impl PostgresDb {
         self.watched(pool.acquire()).await
     }
 
-    /// `statement` begins the transaction, and may do more in the same message.
-    pub(super) async fn begin(self: &Arc<Self>, statement: &'static str) -> Result<Transaction<'static, Postgres>> {
+    pub(super) async fn begin(self: &Arc<Self>) -> Result<Transaction<'static, Postgres>> {
         let pool = self.current();
-        self.watched(pool.begin_with(statement)).await
+        self.watched(pool.begin()).await
     }
 
     /// Runs an attempt to get a connection; a failed one starts trials of the server.

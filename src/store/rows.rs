@@ -75,7 +75,8 @@ pub(super) enum Held {
 /// A connection with what is known of the statements that went over it.
 pub(super) struct Conn {
     held: Held,
-    /// Statements sent by all connections of the store; what begins and ends transactions is not counted.
+    /// Statements sent by all connections of the store; what begins and ends transactions, locks included, is not
+    /// counted.
     sent: Arc<AtomicU64>,
     /// A statement that may have changed something was sent since [`Conn::mark`].
     wrote: bool,
@@ -226,8 +227,10 @@ impl Conn {
     /// already; Postgres takes an advisory lock, because counts over other rows (how many places of a
     /// set are taken) are not covered by row locks.
     pub(super) async fn serialize(&mut self, lock: i64) -> Result<()> {
-        if self.is_postgres() {
-            self.run("SELECT pg_advisory_xact_lock($1)", args![lock]).await?;
+        if let Link::Postgres(c) = self.link() {
+            let locked = postgres_query!("SELECT pg_advisory_xact_lock($1)", args![lock]).execute(c).await;
+            self.refused |= locked.is_err();
+            locked?;
         }
         Ok(())
     }

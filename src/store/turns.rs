@@ -56,8 +56,8 @@ pub struct SetContent {
 /// The labeling part of `Store`.
 #[async_trait]
 pub trait LabelStore: Send + Sync + 'static {
-    /// Statements sent to the database since the store was opened. What begins and ends transactions is not counted;
-    /// a script that goes to the database in one call counts once.
+    /// Statements sent to the database since the store was opened. What begins and ends transactions, locks included, is
+    /// not counted; a script that goes to the database in one call counts once.
     fn statements(&self) -> u64;
     async fn outlook(&self, request: &OutlookRequest) -> Result<Outlook>;
     /// As [`Store::lease_next`], where the outlook was just read; says why there is nothing.

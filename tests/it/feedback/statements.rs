@@ -1,7 +1,7 @@
 //! How many statements a labeler's requests send to the database, on SQLite and PostgreSQL, with everything that a
 //! request does: signing in, the turn, the answer. BEGIN and COMMIT are not counted, nor the lock that PostgreSQL takes
-//! in the message of BEGIN; the rows of a judgment are written by one call (a script on SQLite, one statement on
-//! PostgreSQL).
+//! behind BEGIN: a transaction, which many share, has them once. The rows of a judgment are written by one call (a
+//! script on SQLite, one statement on PostgreSQL).
 
 use serde_json::{Value, json};
 
