@@ -150,15 +150,14 @@ pub(super) async fn next_in_order(
         labeler_id: actor.labeler_id.clone(),
         now,
         since: day_start(now),
+        again: set_id.is_some() || resume.is_some(),
         set_id,
         special: (onboarding_sets > 0).then_some(SetKind::Calibration),
-        again: resume.is_some(),
         most_open: MOST_OPEN,
         most_calibrations: onboarding_sets,
         lang: Some(lang.to_owned()),
         expires_at: now + lease_seconds * SECOND,
     };
-    let look = OutlookRequest { again: look.again || look.set_id.is_some(), ..look };
     let seen = services.store.outlook(&look).await.map_err(|e| match e {
         StoreError::NotFound { what: "comparison set", .. } => not_found_as(e, "set_id"),
         other => other.into(),
