@@ -5,6 +5,7 @@ mod access;
 mod hosts;
 mod limits;
 mod privacy;
+mod spans;
 mod text;
 mod upstream;
 
@@ -471,7 +472,7 @@ impl Config {
         if !(2..=9).contains(&self.labeling.completions_per_set) {
             return Err(error("labeling.completions_per_set", "must be 2 to 9"));
         }
-        Ok(())
+        spans::check(self)
     }
 
     /// This configuration with one setting (`section.key`) changed.

@@ -4,6 +4,7 @@
 mod draws;
 mod job_notes;
 mod nearest;
+pub mod time;
 
 use std::fmt;
 
@@ -12,9 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use draws::DrawReport;
 pub use job_notes::JobNotes;
 pub use nearest::{nearest, unknown_name};
-
-/// Microseconds since the Unix epoch, UTC.
-pub type Micros = i64;
+pub use time::Micros;
 
 /// Declares ULID newtypes: lexically sortable by creation time, opaque to users.
 macro_rules! ulid_ids {

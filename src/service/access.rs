@@ -1,5 +1,6 @@
 //! Who is calling: keys, browser sessions, and the ways to open one. Secrets are random and kept only as hashes.
 
+use crate::domain::time::{HOUR, MINUTE, after};
 use std::sync::Arc;
 
 use subtle::ConstantTimeEq;
@@ -14,8 +15,6 @@ use crate::store::{Store, StoreError};
 
 /// The labeler that the configured admin key acts as; it exists in every store.
 pub const ADMIN: &str = "admin";
-const MINUTE: Micros = 60_000_000;
-const HOUR: Micros = 60 * MINUTE;
 /// How far a stamp may lie in the future before a wrong clock must have made it.
 const CLOCK_SLACK: Micros = 5 * MINUTE;
 /// Credential of the configured admin key in the audit trail.
@@ -172,8 +171,8 @@ pub async fn by_session(services: &Services, token: &str) -> Result<Option<Actor
 async fn of_session(services: &Services, hash: &str, now: Micros) -> Result<Option<(Session, Actor)>> {
     let Some(session) = services.store.get_session(hash, now).await? else { return Ok(None) };
     let sessions = &services.live().config.sessions;
-    let idle = session.used + sessions.idle_hours * HOUR <= now;
-    let old = session.created + sessions.lifetime_hours * HOUR <= now;
+    let idle = after(session.used, sessions.idle_hours, HOUR) <= now;
+    let old = after(session.created, sessions.lifetime_hours, HOUR) <= now;
     // Opened while the clock ran ahead: it would stay open until that time comes.
     let from_the_future = session.created > now + CLOCK_SLACK;
     if idle || old || from_the_future {
@@ -422,7 +421,7 @@ async fn open(services: &Arc<Services>, labeler: &Labeler, credential: String) -
         role: labeler.role,
         credential,
         used: now,
-        expires: now + services.live().config.sessions.lifetime_hours * HOUR,
+        expires: after(now, services.live().config.sessions.lifetime_hours, HOUR),
         created: now,
     };
     let services = services.clone();

@@ -2,12 +2,12 @@
 //! corrections of the wall clock, and believes a jump only after it has lasted. A clock that is set wrong for a moment
 //! neither ends sessions and leases nor prolongs them.
 
+use crate::domain::time::SECOND;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Clock;
 use crate::domain::Micros;
 
-const SECOND: Micros = 1_000_000;
 /// Corrections up to this are followed at once.
 const SMALL: Micros = 5 * SECOND;
 /// How long a jump has to last until it is believed.

@@ -1,5 +1,6 @@
 //! A labeler's turn: lease a set, see it blind and shuffled, submit a judgment, reopen it.
 
+use crate::domain::time::{DAY, SECOND, after};
 use std::sync::Arc;
 
 use super::random::shown_order;
@@ -9,8 +10,6 @@ use crate::eval::quality::labelers::met;
 use crate::service::people::Actor;
 use crate::store::{LabelerCounts, LeaseRequest, NoLease, Page, Pick, SubmitJudgment, Submitted};
 
-const SECOND: Micros = 1_000_000;
-const DAY: Micros = 86_400 * SECOND;
 /// Tiers are small numbers; this bounds nonsense.
 const MAX_TIER: i64 = 99;
 const MAX_TEXT: usize = 64 << 10;
@@ -147,7 +146,7 @@ pub(super) async fn next_in_order(
         lease_token: services.random.secret("lease-"),
         order_seed,
         now,
-        expires_at: now + services.live().config.labeling.lease_seconds * SECOND,
+        expires_at: after(now, services.live().config.labeling.lease_seconds, SECOND),
         set_id,
         pick: pick(services, onboarding, resume.is_some()),
         quota: daily_limit(services, &labeler, now),
@@ -204,7 +203,7 @@ async fn own_assignment(services: &Services, actor: &Actor, id: &AssignmentId) -
 pub async fn renew(services: &Arc<Services>, actor: &Actor, id: &AssignmentId, token: &str) -> Result<Micros> {
     own_assignment(services, actor, id).await?;
     let now = services.now();
-    let expires = now + services.live().config.labeling.lease_seconds * SECOND;
+    let expires = after(now, services.live().config.labeling.lease_seconds, SECOND);
     let (all, id, token) = (services.clone(), id.clone(), token.to_owned());
     to_the_end(async move { Ok(all.store.renew_lease(&id, &token, now, expires).await?) }).await?;
     Ok(expires)

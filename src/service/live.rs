@@ -2,6 +2,7 @@
 //! requests that name no model goes to a candidate). Kept in the database, so that every process of a
 //! deployment follows; each reads it again every few seconds.
 
+use crate::domain::time::DAY;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,6 @@ use crate::store::{RequestCounts, Setting, VersionUse};
 const CANARY: &str = "canary";
 /// How often a process looks for what another one has changed.
 const REFRESH: Duration = Duration::from_secs(3);
-const DAY: Micros = 86_400_000_000;
 
 /// Settings that take effect without a restart: those that are read anew for every request.
 pub const LIVE: &[&str] = &[

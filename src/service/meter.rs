@@ -3,9 +3,8 @@
 
 use super::people::Actor;
 use super::{Result, Services};
+use crate::domain::time::DAY;
 use crate::domain::{ApiKeyId, Micros};
-
-const DAY: Micros = 24 * 3_600_000_000;
 
 tokio::task_local! {
     static PAYER: Option<ApiKeyId>;

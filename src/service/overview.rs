@@ -1,5 +1,6 @@
 //! The loop as one picture: counts, what is active, and the next sensible action.
 
+use crate::domain::time::DAY;
 use serde::Serialize;
 
 use super::evidence::{self, Accuracy, Summary};
@@ -7,8 +8,6 @@ use super::next_step::{Candidate, NextAction, Situation, next_action};
 use super::{Result, Services};
 use crate::domain::{Job, JobState, Micros, ModelKind, ModelState, ModelVersion};
 use crate::store::{Counts, DayCount, Page};
-
-const DAY: Micros = 86_400_000_000;
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Overview {

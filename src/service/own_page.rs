@@ -1,6 +1,7 @@
 //! A labeler's own page: progress, quota, pace, and how often the others and the known answers were met.
 //! Gold sets stay hidden: they count as ordinary work here.
 
+use crate::domain::time::DAY;
 use serde::Serialize;
 
 use super::label::{self, Onboarding};
@@ -10,7 +11,6 @@ use crate::eval::quality::statistics::median;
 use crate::eval::quality::{Facts, Figure, labelers};
 use crate::service::people::Actor;
 
-const DAY: Micros = 86_400_000_000;
 const DAYS: usize = 14;
 
 #[derive(Clone, Debug, Serialize)]

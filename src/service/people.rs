@@ -1,5 +1,6 @@
 //! People and their keys: labelers, invites, sign-in links, API keys.
 
+use crate::domain::time::{HOUR, after};
 use std::sync::Arc;
 
 use serde_json::json;
@@ -13,7 +14,6 @@ use crate::domain::{
 pub use super::access::{ADMIN, Actor};
 pub use super::erasure::{Erasure, actor_hash, erase, personal_data};
 
-const HOUR: Micros = 3_600_000_000;
 /// Ten years: longer than any link is meant for, and no number overflows.
 const MOST_LINK_HOURS: i64 = 10 * 365 * 24;
 
@@ -46,7 +46,7 @@ pub async fn invite(
         role,
         name,
         note,
-        expires: now + services.live().config.sessions.invite_hours * HOUR,
+        expires: after(now, services.live().config.sessions.invite_hours, HOUR),
         revoked: false,
         used_by: None,
         created: now,
@@ -203,7 +203,7 @@ pub(super) async fn put_link(
         labeler_id: id.clone(),
         token_hash: secret_hash(&token),
         state: LinkState::Active,
-        expires: expires_hours.map(|hours| now + hours * HOUR),
+        expires: expires_hours.map(|hours| after(now, hours, HOUR)),
         used: None,
         created: now,
     };

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use super::{Result, ServiceError, Services, bad_input};
+use crate::domain::time;
 use crate::domain::{ModelVersionId, SetKind};
 use crate::eval::quality::bradley_terry::{self, Cell, Options, Standing};
 use crate::eval::quality::facts::Author;
@@ -39,7 +40,7 @@ impl Scope {
 
 /// The judgments in scope, numbered.
 pub(super) async fn facts(services: &Services, scope: &Scope) -> Result<Facts> {
-    let since = scope.days.map(|days| services.now() - i64::from(days) * 86_400_000_000);
+    let since = scope.days.map(|days| time::before(services.now(), days, time::DAY));
     let judged = services.store.judged_sets(scope.kind, since).await?;
     let gold = services.store.all_gold().await?;
     let labelers = services.store.list_labelers().await?;

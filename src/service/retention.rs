@@ -1,6 +1,7 @@
 //! Retention: requests, feedback and files of ended jobs go by age and by size. What a set, judgment, demonstration,
 //! dataset version or published model rests on stays.
 
+use crate::domain::time::{DAY, before};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,7 +16,6 @@ use crate::domain::{Micros, Signature};
 use crate::jobs::leftovers::{self, Leftover};
 use crate::store::{Amount, Cuts, Expiring, Store};
 
-const DAY: Micros = 86_400_000_000;
 const MEGABYTE: i64 = 1_000_000;
 /// Earlier than any record.
 const NEVER: Micros = -Micros::MAX;
@@ -107,7 +107,7 @@ async fn kept(store: &dyn Store) -> Result<(Micros, Micros)> {
 
 /// The later of two cuts by age and by size.
 async fn cut(store: &dyn Store, what: Expiring, cuts: Cuts, now: Micros, days: u32, mb: u32) -> Result<Micros> {
-    let by_age = if days == 0 { NEVER } else { now - Micros::from(days) * DAY };
+    let by_age = if days == 0 { NEVER } else { before(now, days, DAY) };
     let by_size = match mb {
         0 => None,
         mb => store.size_cut(what, cuts, i64::from(mb) * MEGABYTE).await?,
@@ -121,7 +121,7 @@ async fn plan(store: &dyn Store, data_dir: &Path, limits: &RetentionConfig, now:
     cuts.feedback = cut(store, Expiring::Feedback, cuts, now, limits.feedback_days, limits.feedback_mb).await?;
     cuts.requests = cut(store, Expiring::Completions, cuts, now, limits.request_days, limits.request_mb).await?;
     let mut jobs = leftovers::leftovers(store, data_dir).await?;
-    let before = if limits.job_days == 0 { NEVER } else { now - Micros::from(limits.job_days) * DAY };
+    let before = if limits.job_days == 0 { NEVER } else { before(now, limits.job_days, DAY) };
     let most = if limits.job_mb == 0 { u64::MAX } else { u64::from(limits.job_mb) * MEGABYTE.unsigned_abs() };
     let mut left: u64 = jobs.iter().map(|job| job.bytes).sum();
     jobs.retain(|job| {

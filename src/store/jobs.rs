@@ -160,8 +160,7 @@ async fn finish_unfenced(
 /// No worker takes a lease that ends later than this after now (µs): one that does was given by a clock that ran ahead,
 /// and would keep a lost job from everybody until that time comes.
 fn longest_lease(lease_seconds: i64) -> i64 {
-    const HOUR: i64 = 3600;
-    lease_seconds.saturating_mul(10).max(HOUR).saturating_mul(1_000_000)
+    time::after(0, lease_seconds.saturating_mul(10), time::SECOND).max(time::HOUR)
 }
 
 pub(super) async fn claim(
@@ -176,7 +175,7 @@ pub(super) async fn claim(
         let mut sql = String::from(
             "SELECT * FROM jobs WHERE (state = 'queued' OR (state = 'running' AND (lease_expires <= $1 OR lease_expires > $2)))",
         );
-        let mut args = args![now, now + longest_lease(lease_seconds)];
+        let mut args = args![now, now.saturating_add(longest_lease(lease_seconds))];
         if !kinds.is_empty() {
             sql.push_str(&format!(" AND kind IN ({})", placeholders(3, kinds.len())));
             args.extend(kinds.iter().map(Arg::from));
@@ -207,7 +206,7 @@ pub(super) async fn claim(
         conn.run(
             "UPDATE jobs SET state = 'running', attempt = attempt + 1, crash_count = $2, lease_owner = $3,
                  lease_expires = $4, started = COALESCE(started, $5), finished = NULL WHERE id = $1",
-            args![found.id.as_str(), crashes, lease_owner, now + lease_seconds * 1_000_000, now],
+            args![found.id.as_str(), crashes, lease_owner, time::after(now, lease_seconds, time::SECOND), now],
         )
         .await?;
         let claimed = get(conn, &found.id).await?;
@@ -233,7 +232,7 @@ pub(super) async fn heartbeat(
     progress: Option<&Progress>,
 ) -> Result<bool> {
     let held = fenced(conn, fence).await?;
-    let expires = conn.now().await? + lease_seconds * 1_000_000;
+    let expires = time::after(conn.now().await?, lease_seconds, time::SECOND);
     conn.run(
         "UPDATE jobs SET lease_expires = $2, progress = COALESCE($3, progress) WHERE id = $1",
         args![fence.job_id.as_str(), expires, progress.map(to_json).transpose()?],

@@ -3,8 +3,7 @@
 use super::rows::{Conn, args};
 use super::{DayCount, Result, Throughput};
 use crate::domain::Micros;
-
-const DAY: Micros = 86_400_000_000;
+use crate::domain::time::DAY;
 
 /// First judgments (revisions do not count) since `since`, by day, and their median time at work.
 pub(super) async fn since(conn: &mut Conn, since: Micros) -> Result<Throughput> {

@@ -81,6 +81,11 @@ async fn the_report_tells_careful_from_careless() {
         Some("replicates")
     );
 
+    // A number of days that reaches before any date means all.
+    for route in ["", "/versions", "/consensus"] {
+        let path = format!("/admin/api/quality{route}?replicates=50&days={}", u32::MAX);
+        server.get(&path).await.expect(200);
+    }
     let consensus = server.get("/admin/api/quality/consensus?limit=3").await.expect(200).json();
     assert_eq!((consensus["data"].as_array().unwrap().len(), &consensus["total"]), (3, &json!(12)));
     let first = &consensus["data"][0];
