@@ -30,9 +30,10 @@ const ACTOR: &str = "retention";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Amounts {
     pub completions: Amount,
+    /// That came in as requests.
     pub prompts: Amount,
     pub feedback_events: Amount,
-    /// On the machine that looked.
+    /// Of ended jobs, on the machine that looked.
     pub job_files: Amount,
 }
 
