@@ -4,7 +4,7 @@
 use super::people::Actor;
 use super::{Result, Services};
 use crate::domain::time::DAY;
-use crate::domain::{ApiKeyId, Micros};
+use crate::domain::ApiKeyId;
 
 tokio::task_local! {
     static PAYER: Option<ApiKeyId>;
