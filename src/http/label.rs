@@ -12,11 +12,11 @@ use super::error::{ApiError, ApiResult};
 use super::extract::{Json, Path, Query};
 use super::markdown;
 use crate::domain::*;
+use crate::service::browse;
 use crate::service::guidelines as words;
 use crate::service::judge::{self, Judged, Word};
 use crate::service::label::{self, Next, Turn, Wanted};
 use crate::service::people::Actor;
-use crate::service::{Services, browse, guidelines as words};
 use crate::store::{NoLease, Page};
 
 /// A message with its safe HTML.
