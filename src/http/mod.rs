@@ -2,11 +2,11 @@
 //! No SQL, no tensors, no policy: handlers translate and call services.
 
 pub mod admin;
-pub mod answers;
 pub mod ask;
 pub mod attention;
 pub mod auth;
 pub mod choices;
+pub mod contract;
 pub mod docs;
 pub mod encoders;
 pub mod error;
@@ -23,9 +23,11 @@ pub mod openai;
 pub mod openapi;
 pub mod pages;
 pub mod rates;
+pub mod route;
 pub mod routes;
 pub mod session;
 pub mod sets;
+pub mod shown;
 pub mod status;
 
 use std::sync::{Arc, LazyLock, OnceLock};

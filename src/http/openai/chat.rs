@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
 
 use super::completions::check_bias;
+use super::logprobs::{self, ChatLogprobs};
 use super::stream::{self, Format, Piece};
 use super::written::{self, Written};
-use super::{logprobs, params, usage};
-use crate::domain::Message;
-use crate::engine::{Generator, SamplingParams, ServedModel};
+use super::{Generated, TokenUsage, params, usage};
+use crate::domain::{CompletionId, Message};
+use crate::engine::{FinishReason, Generator, SamplingParams, ServedModel};
 use crate::http::AppState;
 use crate::http::auth::MaybeCaller;
 use crate::http::error::{ApiError, ApiResult};
@@ -163,6 +166,73 @@ pub fn messages(given: Vec<ChatMessage>, field: &str, max_bytes: usize) -> ApiRe
     Ok(messages)
 }
 
+/// The assistant's next message, once for each sample.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ChatCompletion {
+    pub id: String,
+    #[schemars(extend("const" = "chat.completion"))]
+    pub object: &'static str,
+    /// Seconds since 1970.
+    pub created: i64,
+    pub model: String,
+    pub choices: Vec<ChatChoice>,
+    pub instructd: Generated,
+    pub usage: TokenUsage,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ChatChoice {
+    pub index: usize,
+    pub message: AssistantMessage,
+    pub finish_reason: Option<FinishReason>,
+    /// Only with `logprobs`.
+    pub logprobs: Option<ChatLogprobs>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct AssistantMessage {
+    #[schemars(extend("const" = "assistant"))]
+    pub role: &'static str,
+    pub content: String,
+    /// Always null: nothing here refuses.
+    pub refusal: Option<String>,
+}
+
+/// A piece of a streamed chat completion.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ChatChunk {
+    pub id: String,
+    #[schemars(extend("const" = "chat.completion.chunk"))]
+    pub object: &'static str,
+    /// Seconds since 1970.
+    pub created: i64,
+    pub model: String,
+    pub choices: Vec<ChatChunkChoice>,
+    pub instructd: Generated,
+    /// In the last chunk, with `stream_options.include_usage`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<TokenUsage>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ChatChunkChoice {
+    pub index: usize,
+    pub delta: ChatDelta,
+    /// Only with `logprobs`.
+    pub logprobs: Option<ChatLogprobs>,
+    pub finish_reason: Option<FinishReason>,
+}
+
+/// What is added to the message.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+pub struct ChatDelta {
+    /// In the first chunk of a choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+}
+
 struct Shape {
     id: String,
     created: i64,
@@ -280,67 +350,74 @@ pub async fn create(
 }
 
 impl Shape {
-    fn envelope(&self, object: &str, choices: Vec<Value>, ids: Vec<Option<&str>>) -> Value {
-        json!({
-            "id": self.id,
-            "object": object,
-            "created": self.created,
-            "model": self.model.version.name,
-            "choices": choices,
-            "instructd": {"completion_ids": ids, "model_version": self.model.version.id, "seed": self.seed},
-        })
+    fn generated(&self, completion_ids: Vec<Option<CompletionId>>) -> Generated {
+        Generated { completion_ids, model_version: self.model.version.id.clone(), seed: self.seed }
+    }
+
+    fn piece(&self, choices: Vec<ChatChunkChoice>, ids: Vec<Option<CompletionId>>) -> ChatChunk {
+        ChatChunk {
+            id: self.id.clone(),
+            object: "chat.completion.chunk",
+            created: self.created,
+            model: self.model.version.name.clone(),
+            choices,
+            instructd: self.generated(ids),
+            usage: None,
+        }
     }
 
     async fn answer(&self, running: Running) -> ApiResult<Response> {
         let mut choices = Written::list();
         for (index, sample) in running.samples.iter().enumerate() {
-            let choice = json!({
-                "index": index,
-                "message": {"role": "assistant", "content": sample.text, "refusal": null},
-                "finish_reason": sample.finish.map(|f| f.as_str()),
-            });
+            let message = AssistantMessage { role: "assistant", content: sample.text.clone(), refusal: None };
+            let choice = ChatChoice { index, message, finish_reason: sample.finish, logprobs: None };
             let mut reported = Written::null();
             if self.logprobs {
                 let (engine, left) = (self.engine.as_ref(), running.prompt_tail());
                 let content = written::chat_logprobs(engine, running.version_id(), left, &sample.tokens).await?;
-                reported = Written::object(&json!({"refusal": null}), "content", content);
+                reported = Written::object(&ChatLogprobs::default(), "content", content);
             }
             choices.push(Written::object(&choice, "logprobs", reported));
         }
-        let ids = running.samples.iter().map(|s| (!s.text.is_empty()).then(|| s.id.as_str())).collect();
-        let mut answer = self.envelope("chat.completion", Vec::new(), ids);
-        answer["usage"] = usage(std::slice::from_ref(&running));
+        let ids = running.samples.iter().map(|s| (!s.text.is_empty()).then(|| s.id.clone())).collect();
+        let answer = ChatCompletion {
+            id: self.id.clone(),
+            object: "chat.completion",
+            created: self.created,
+            model: self.model.version.name.clone(),
+            choices: Vec::new(),
+            instructd: self.generated(ids),
+            usage: usage(std::slice::from_ref(&running)),
+        };
         Ok(Written::object(&answer, "choices", choices.end()).into_response())
     }
 }
 
 impl Format for Shape {
-    async fn chunk(&self, running: &Running, _: usize, index: usize, piece: Piece<'_>) -> ApiResult<Option<Value>> {
-        let mut reported = Value::Null;
-        let (delta, finish) = match piece {
-            Piece::Start { .. } => (json!({"role": "assistant", "content": ""}), None),
+    type Chunk = ChatChunk;
+
+    async fn chunk(&self, running: &Running, _: usize, index: usize, piece: Piece<'_>) -> ApiResult<Option<ChatChunk>> {
+        let mut reported = None;
+        let (delta, finish_reason) = match piece {
+            Piece::Start { .. } => (ChatDelta { role: Some("assistant"), content: Some(String::new()) }, None),
             Piece::Delta { text, tokens } => {
                 if self.logprobs && !tokens.is_empty() {
                     let left = running.left_of(index, tokens.len());
                     let content = logprobs::chat(self.engine.as_ref(), running.version_id(), &left, tokens).await?;
-                    reported = json!({"content": content, "refusal": null});
+                    reported = Some(ChatLogprobs { content, refusal: None });
                 } else if text.is_empty() {
                     return Ok(None);
                 }
-                (json!({"content": text}), None)
+                (ChatDelta { role: None, content: Some(text.to_owned()) }, None)
             }
-            Piece::Finish(reason) => (json!({}), Some(reason.as_str())),
+            Piece::Finish(reason) => (ChatDelta::default(), Some(reason)),
         };
-        let choice = json!({"index": index, "delta": delta, "logprobs": reported, "finish_reason": finish});
-        let ids = vec![Some(running.samples[index].id.as_str())];
-        Ok(Some(self.envelope("chat.completion.chunk", vec![choice], ids)))
+        let choice = ChatChunkChoice { index, delta, logprobs: reported, finish_reason };
+        let ids = vec![Some(running.samples[index].id.clone())];
+        Ok(Some(self.piece(vec![choice], ids)))
     }
 
-    fn usage(&self, usage: Value) -> Option<Value> {
-        self.include_usage.then(|| {
-            let mut chunk = self.envelope("chat.completion.chunk", Vec::new(), Vec::new());
-            chunk["usage"] = usage;
-            chunk
-        })
+    fn usage(&self, usage: TokenUsage) -> Option<ChatChunk> {
+        self.include_usage.then(|| ChatChunk { usage: Some(usage), ..self.piece(Vec::new(), Vec::new()) })
     }
 }

@@ -6,6 +6,7 @@ mod attention;
 mod choices;
 pub mod client;
 mod completions;
+pub mod contract;
 mod encoders;
 mod equal_texts;
 mod evidence;
