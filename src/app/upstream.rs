@@ -13,7 +13,7 @@ use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId, STAGE_U
 use crate::engine::upstream::wire::Kind;
 use crate::engine::upstream::{DiscoverError, Discovered, Upstream};
 use crate::engine::{Generator, UpstreamOptions};
-use crate::model::pull;
+use crate::hub::pull;
 use crate::service::Services;
 
 /// Between two looks for a server that is away at start.

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::records::{Comparison, PromptInput, RankedText};
-use crate::domain::{CompletionId, Prompt};
+use super::records::{Comparison, RankedText};
+use crate::domain::{CompletionId, Prompt, PromptInput};
 
 /// One event: what `actor` said of a completion, oldest first in a list.
 #[derive(Clone, Debug)]

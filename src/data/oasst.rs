@@ -4,8 +4,8 @@
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::records::{Comparison, PromptInput, RankedText};
-use crate::domain::Message;
+use super::records::{Comparison, RankedText};
+use crate::domain::{Message, PromptInput};
 
 /// The rankings of one tree, in the order of the tree.
 ///

@@ -9,7 +9,7 @@ use super::recent::Recent;
 use super::{Asker, EngineError, ModelFiles, Turns};
 use crate::domain::ModelVersion;
 use crate::model;
-use crate::model::encoder_text::{Pooling, TextEncoder};
+use crate::model::encoder::text::{Pooling, TextEncoder};
 
 /// Encoders kept in memory.
 const KEEP: usize = 2;

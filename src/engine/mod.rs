@@ -3,6 +3,7 @@
 
 mod adapters;
 mod attention;
+pub mod attention_maps;
 pub mod device;
 mod encoders;
 mod loaded;
@@ -17,7 +18,7 @@ mod text;
 mod turns;
 pub mod upstream;
 
-pub use crate::model::encoder_text::Pooling;
+pub use crate::model::encoder::text::Pooling;
 pub use crate::tokenizer::Piece;
 pub use attention::Attention;
 pub use encoders::{EmbedRequest, Embeddings, EncoderInput, FillRequest, Filled, Filling, Gapped};

@@ -9,7 +9,7 @@ use super::recent::Recent;
 use super::{Asker, EngineError, ModelFiles, Turns};
 use crate::data::PromptInput;
 use crate::domain::{Message, ModelVersion, RewardScore};
-use crate::model::reward::RewardModel;
+use crate::model::heads::reward::RewardModel;
 use crate::model::{self, Loaded};
 use crate::prompt::Texts;
 

@@ -14,7 +14,7 @@ use super::choices::{Normalize, Scored, decide};
 use super::interval::wilson;
 use crate::data::labelled::{self, Labelled};
 use crate::generation::score::{Continuation, Scorer};
-use crate::model::heads::Classifier;
+use crate::model::heads::classifier::Classifier;
 use crate::model::{self, Decoder, Purpose, SoftPrompt};
 use crate::prompt::{Gap, LabelTemplate, Shots};
 use crate::tokenizer::Tokenizer;

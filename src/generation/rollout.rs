@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::sampling::{Context, Drawn, Warpers, draw};
-use crate::model::kv_cache::{CachedSequence, KvCache, StepRows};
+use crate::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
 use crate::model::{Decoder, Recording};
 use crate::ops::token_logprobs::entropy;
 
@@ -90,7 +90,7 @@ pub fn generate_recorded(
         candle_core::bail!("a prompt has no tokens");
     }
     let slots = params.max_batch.min(prompts.len()).max(1);
-    let mut cache = KvCache::new(&decoder.config, slots * (longest + crate::model::kv_cache::PAGE));
+    let mut cache = KvCache::new(&decoder.config, slots * (longest + crate::model::decoder::kv_cache::PAGE));
     let mut samples = vec![Sample::default(); prompts.len()];
     let mut running: Vec<Running> = Vec::new();
     let mut next = 0;

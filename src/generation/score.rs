@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 
 use super::sampling::report;
 use crate::model::Decoder;
-use crate::model::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
+use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
 
 /// Prompt tokens per step.
 const CHUNK: usize = 512;

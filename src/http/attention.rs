@@ -13,9 +13,9 @@ use super::auth::MaybeCaller;
 use super::error::{ApiError, ApiResult};
 use super::extract::{Json, Query};
 use crate::engine::Attention;
-use crate::model::plan::{self, PlanArgs};
 use crate::model::presets;
 use crate::service::budget;
+use crate::service::plan::{self, PlanArgs};
 
 /// Tokens of a text that is looked at.
 const MOST_TOKENS: usize = 128;

@@ -145,7 +145,7 @@ impl<W: Write> LineReporter<W> {
                 0
             }
             Err(error) => {
-                self.say(&Line::Failed { error: crate::cli_models::told_once(&error) });
+                self.say(&Line::Failed { error: crate::domain::error_chain(&error) });
                 1
             }
         }

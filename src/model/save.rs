@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::families::EncoderHeads;
-use super::{Arch, ModelConfig, Weights, names};
+use crate::model::{Arch, ModelConfig, Weights, names};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// Why a model could not be written.

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::model::catalogue::KNOWN;
-use crate::model::pull;
+use crate::hub::catalogue::KNOWN;
+use crate::hub::pull;
 use crate::train::estimate::available_memory;
 
 /// Every model of the catalogue with its needs, whether it is there already, and the memory of this machine.

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use super::erased;
 use super::people::Actor;
 use super::random::secret_hash;
 use super::{Result, Services, job_files, to_the_end};
 use crate::data::Comparison;
 use crate::domain::{LabelerId, Message, PromptId, SetKind};
-use crate::erased;
 use crate::store::{AuditFilter, Erase, Erased, Page, RankedFilter, StoreError};
 
 /// What feedback events carry in the place of a name.

@@ -19,7 +19,7 @@ use super::{Reporter, TrainOutcome};
 use crate::data::labelled::{self, Labelled};
 use crate::data::split_of;
 use crate::domain::Split;
-use crate::model::heads::{
+use crate::model::heads::classifier::{
     Body, CLASSIFIER, CLASSIFIER_BIAS, SCORE, about, add_pooler, body_weights, class_logits, classifier_ids_cut,
 };
 use crate::model::{self, Decoder, Encoder, Loaded, PackedBatch, Weights};

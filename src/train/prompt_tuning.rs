@@ -21,7 +21,7 @@ use crate::data::dedup::Dedup;
 use crate::data::documents::Cut;
 use crate::data::{content_hash, read_demonstrations, split_of};
 use crate::domain::Split;
-use crate::model::soft_prompt::{SOFT_PROMPT, SoftPrompt, SoftPromptInfo};
+use crate::model::adapters::soft_prompt::{SOFT_PROMPT, SoftPrompt, SoftPromptInfo};
 use crate::model::{self, Decoder, Loaded, PackedBatch, Purpose};
 use crate::objective::{Stats, causal_lm};
 use crate::prompt::Texts;

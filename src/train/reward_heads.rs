@@ -8,7 +8,7 @@ use super::optim::Params;
 use super::ranked::RankedSequences;
 use super::rng::{Stream, rng, uniform};
 use super::step::{Accumulator, Sequence, micro_batches};
-use crate::model::reward::{Scale, combine};
+use crate::model::heads::reward::{Scale, combine};
 use crate::model::{PackedBatch, Trunk};
 use crate::objective::whiten::moments;
 use crate::objective::{Stats, reward};

@@ -4,7 +4,7 @@
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
 
-use crate::model::reward::{self, SCORE, below, headless};
+use crate::model::heads::reward::{self, SCORE, below, headless};
 use crate::model::{Decoder, Loaded};
 use crate::train::args::Common;
 use crate::train::optim::Params;

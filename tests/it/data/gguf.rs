@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
-use instructd::model::gguf_export::{GgufFormat, export};
+use instructd::model::gguf::export::{GgufFormat, export};
 use instructd::model::{self, Arch, Decoder, Loaded, PackedBatch, Purpose};
 use instructd::ops::linear::WeightFormat;
 use instructd::tokenizer::Tokenizer;

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use instructd::model::{self, pull};
-use instructd::models_cli;
+use instructd::cli::models::export::export_model;
+use instructd::hub::pull;
+use instructd::model;
 use proptest::prelude::*;
 
 use super::super::support::{copy_dir, fixture, smollm2};
@@ -57,12 +58,12 @@ fn a_gguf_file_is_pulled_and_exported() {
     assert_eq!(pull::resolve(&file.to_string_lossy(), data.path()).unwrap(), file);
 
     let out = data.path().join("exported");
-    models_cli::export_model(&path, &out, Default::default()).unwrap();
+    export_model(&path, &out, Default::default()).unwrap();
     let device = candle_core::Device::Cpu;
     let (a, b) = (model::load(&path, &device).unwrap(), model::load(&out, &device).unwrap());
     assert_same(&a.weights, &b.weights);
     assert_eq!(a.config, b.config);
-    assert!(models_cli::export_model(&path, &out, Default::default()).unwrap_err().to_string().contains("not empty"));
+    assert!(export_model(&path, &out, Default::default()).unwrap_err().to_string().contains("not empty"));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 use instructd::eval::choices::decide;
 use instructd::eval::run::{EvalArgs, EvalResult, run};
 use instructd::generation::score::{Continuation, Scorer};
-use instructd::model::soft_prompt::{SoftPrompt, SoftPromptInfo};
+use instructd::model::adapters::soft_prompt::{SoftPrompt, SoftPromptInfo};
 use instructd::model::{Decoder, PackedBatch, Purpose, load};
 use serde_json::{Value, json};
 

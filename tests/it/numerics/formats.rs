@@ -3,8 +3,8 @@
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use instructd::model::gguf_write::{self, Meta};
-use instructd::model::kv_cache::{CachedSequence, KvCache, StepRows};
+use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
+use instructd::model::gguf::write::{self, Meta};
 use instructd::model::{Decoder, Loaded, PackedBatch, Purpose, load};
 use instructd::ops::blocks::BlockType;
 use instructd::ops::linear::WeightFormat;
