@@ -12,6 +12,7 @@ use crate::domain::{ModelKind, unknown_name};
 use crate::jobs::materialise::write_stored;
 use crate::jobs::queue::{needs_model, takes};
 use crate::train::Recipe;
+use crate::train::args::roles;
 
 /// How arguments are given.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -179,9 +180,10 @@ pub fn complete(recipe: &Recipe, args: &mut Value, config: &Config) -> Result<()
         args["output_dir"] = json!(path);
     }
     let dir = beside(Path::new(args["output_dir"].as_str().unwrap_or("out")));
-    for field in ["comparisons", "demonstrations", "prompts"] {
-        let instead = field == "demonstrations" && is_given(args, "mixture");
-        if takes(&schema, field) && !instead && !is_given(args, field) {
+    let mut given = args.as_object().cloned().unwrap_or_default();
+    given.retain(|name, _| is_given(args, name));
+    for (field, needed) in roles::data().filter(|(_, needed)| !needed.is_optional()) {
+        if takes(&schema, field) && needed.by(&given, |_| false) && !is_given(args, field) {
             args[field] = json!(data(field, &dir, config)?);
         }
     }

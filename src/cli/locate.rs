@@ -144,7 +144,7 @@ pub async fn data_store(config: &Config) -> Result<Option<std::sync::Arc<dyn Sto
 /// # Errors
 /// Names the field.
 pub fn put_paths(args: &mut Value, config: &Config) -> Result<()> {
-    for field in ["model", "reward_model", "gold_reward_model"] {
+    for (field, _) in crate::train::args::roles::models() {
         let Some(name) = args.get(field).and_then(Value::as_str).filter(|name| !name.is_empty()) else { continue };
         let path = find(name, config).with_context(|| field.to_owned())?;
         args[field] = json!(path);

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::args::{Common, DeviceArg};
+use super::args::{Common, DeviceArg, roles};
 use super::checkpoint::{Checkpoint, CheckpointDir, TensorFile, sha256_of};
 use super::logs::Logs;
 use super::meter::{Meter, resident_bytes};
@@ -18,34 +18,6 @@ use super::schedule::Schedule;
 use super::step::Accumulator;
 use super::{Reporter, TrainOutcome, rng, trl_names};
 use crate::domain::{Metric, Progress};
-
-/// Arguments that may change between a run and its resumption.
-const FREE: &[&str] = &[
-    "model",
-    "output_dir",
-    "checkpoint_dir",
-    "log_dir",
-    "resume",
-    "max_steps",
-    "recompute",
-    "checkpoint_every",
-    "eval_every",
-    "device",
-    "demonstrations",
-    "comparisons",
-    "prompts",
-    "reward_model",
-    "gold_reward_model",
-    "gold_comparisons",
-    "ptx_demonstrations",
-    "reference_demonstrations",
-    "sample_prompts",
-    "texts",
-    "pretrain_texts",
-    "tokenizer",
-    "labelled",
-    "mixture",
-];
 
 pub struct Run<'a> {
     pub reporter: &'a mut dyn Reporter,
@@ -92,7 +64,7 @@ impl<'a> Run<'a> {
         let common = plan.common;
         let mut args = serde_json::to_value(plan.args)?;
         if let Some(map) = args.as_object_mut() {
-            map.retain(|key, _| !FREE.contains(&key.as_str()));
+            map.retain(|key, _| !roles::is_free_on_resume(key));
         }
         let checkpoints =
             common.checkpoint_dir.as_deref().map(|dir| CheckpointDir::open(Path::new(dir))).transpose()?;

@@ -58,4 +58,6 @@ const LIKE_ROBERTA: Family = Family {
         pooler: Pooler::Tanh("pooler.dense"),
         renamed: &[("classifier.dense", "pooler.dense"), ("classifier.out_proj", "classifier")],
     }),
+    padding_trains: false,
+    gguf: None,
 };

@@ -8,9 +8,10 @@ use candle_core::Tensor;
 use candle_core::quantized::{GgmlDType, QTensor};
 use sha2::{Digest, Sha256};
 
-use crate::model::config::{Arch, ModelConfig, PositionKind, RopeScaling};
-use crate::model::gguf::meta::llama3_divisors;
-use crate::model::gguf::names::{self, ARCHITECTURES, Change};
+use crate::model::config::{ModelConfig, PositionKind, RopeScaling};
+use crate::model::families::{self, NormKind};
+use crate::model::gguf::metadata::llama3_divisors;
+use crate::model::gguf::names::{self, Change};
 use crate::model::gguf::write::{self, Meta};
 use crate::model::load::{LoadError, Loaded};
 use crate::ops::blocks::BlockType;
@@ -138,11 +139,12 @@ pub fn export(loaded: &Loaded, name: &str, out: &Path, format: GgufFormat) -> Re
 
 /// Takes from `config` what a file says otherwise or less exactly, and means the same.
 fn settle(read: &mut ModelConfig, config: &ModelConfig) {
-    // A file names two end tokens at most, and a Mistral without a window is a Llama.
+    // A file names two end tokens at most, and a Mistral without a window is a Llama: both have the same name there.
     read.eos_ids.clone_from(&config.eos_ids);
     (read.bos_id, read.pad_id) = (config.bos_id, config.pad_id);
-    if config.arch == Arch::Mistral && config.switches.layers.is_empty() {
-        read.arch = Arch::Mistral;
+    let name = |config: &ModelConfig| config.family().gguf.as_ref().map(|gguf| gguf.name);
+    if name(config) == name(read) && config.switches.layers.is_empty() {
+        read.arch = config.arch;
     }
     let (ours, theirs) = (&config.switches, &mut read.switches);
     // Numbers are f32 there.
@@ -244,19 +246,18 @@ fn rotary_tensors(config: &ModelConfig) -> Vec<(&'static str, Vec<f32>)> {
 
 fn metadata(loaded: &Loaded, name: &str, format: GgufFormat) -> Result<Vec<(String, Meta)>, String> {
     let config = &loaded.config;
-    let arch = if config.arch == Arch::Mistral { Arch::Llama } else { config.arch };
-    let Some((prefix, _)) = ARCHITECTURES.iter().find(|(_, known)| *known == arch) else {
-        let known: Vec<&str> = ARCHITECTURES.iter().map(|(known, _)| *known).collect();
-        let class = config.family().class;
-        return Err(format!("{class} is not written as a GGUF file (known: {})", known.join(", ")));
+    let family = config.family();
+    let Some(gguf) = &family.gguf else {
+        let known = families::gguf_names().join(", ");
+        return Err(format!("{} is not written as a GGUF file (known: {known})", family.class));
     };
+    let prefix = gguf.name;
     let biased = config.qkv_bias || config.switches.out_bias || config.switches.mlp_bias;
-    if biased && matches!(arch, Arch::Qwen3 | Arch::SmolLm3 | Arch::Olmo2 | Arch::Phi3) {
-        let class = config.family().class;
-        return Err(format!("a GGUF file of a {class} has no place for biases"));
+    if biased && !gguf.biases {
+        return Err(format!("a GGUF file of a {} has no place for biases", family.class));
     }
     let mut list = vec![
-        ("general.architecture".to_owned(), Meta::Str((*prefix).to_owned())),
+        ("general.architecture".to_owned(), Meta::Str(prefix.to_owned())),
         ("general.name".to_owned(), Meta::Str(name.to_owned())),
         ("general.file_type".to_owned(), Meta::U32(format.file_type())),
         ("general.quantization_version".to_owned(), Meta::U32(2)),
@@ -269,7 +270,7 @@ fn metadata(loaded: &Loaded, name: &str, format: GgufFormat) -> Result<Vec<(Stri
     add("feed_forward_length", count(config.intermediate_size));
     add("attention.head_count", count(config.n_heads));
     add("attention.head_count_kv", count(config.n_kv_heads));
-    let layer_norm = matches!(config.arch, Arch::Gpt2 | Arch::GptNeox);
+    let layer_norm = matches!(family.norm, NormKind::Layer | NormKind::LayerNoBias);
     let eps = if layer_norm { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" };
     add(eps, Meta::F32(config.norm_eps as f32));
     add("vocab_size", count(config.vocab_size));
@@ -305,29 +306,7 @@ fn metadata(loaded: &Loaded, name: &str, format: GgufFormat) -> Result<Vec<(Stri
     if let Some(window) = switches.layers.iter().find_map(|layer| layer.window) {
         add("attention.sliding_window", count(window));
     }
-    match config.arch {
-        Arch::Gemma2 => {
-            add("attn_logit_softcapping", Meta::F32(switches.attention_softcap.unwrap_or(0.0) as f32));
-            add("final_logit_softcapping", Meta::F32(switches.logit_softcap.unwrap_or(0.0) as f32));
-        }
-        Arch::Gemma3 => {
-            let first_full = switches.layers.iter().position(|layer| layer.window.is_none());
-            add("attention.sliding_window_pattern", count(first_full.map_or(config.n_layers + 1, |i| i + 1)));
-            if let Some(local) = &switches.local_rope {
-                add("rope.freq_base_swa", Meta::F32(local.theta as f32));
-            }
-        }
-        Arch::Granite => {
-            if let Some(scale) = switches.attention_scale {
-                add("attention.scale", Meta::F32(scale as f32));
-            }
-            add("embedding_scale", Meta::F32(switches.embedding_scale as f32));
-            add("residual_scale", Meta::F32(switches.residual_scale as f32));
-            add("logit_scale", Meta::F32(switches.logit_divisor as f32));
-        }
-        Arch::GptNeox => add("use_parallel_residual", Meta::Bool(switches.parallel)),
-        _ => {}
-    }
+    (gguf.write)(config, &mut add);
     vocabulary(loaded, &mut list)?;
     Ok(list)
 }

@@ -6,7 +6,7 @@
 
 pub mod export;
 mod header;
-mod meta;
+pub(in crate::model) mod metadata;
 mod names;
 mod parts;
 pub mod write;
@@ -62,7 +62,7 @@ pub fn open_raw(path: &Path) -> Result<RawGguf> {
         blocks::dequantize(maps.get(info.part)?.get(info.start..info.start + info.bytes)?, info.dtype, &mut values);
         Some(values)
     };
-    let hf_config = meta::hf_config(&header, &floats).map_err(|m| LoadError::unsupported(path, m))?;
+    let hf_config = metadata::hf_config(&header, &floats).map_err(|m| LoadError::unsupported(path, m))?;
     let mut config = ModelConfig::from_hf(&hf_config, None).map_err(|e| LoadError::config(path, e))?;
     for key in ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
         let id = header.uint(key).and_then(|id| u32::try_from(id).ok()).filter(|id| (*id as usize) < config.vocab_size);

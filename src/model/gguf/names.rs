@@ -4,24 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::config::{Arch, ModelConfig};
+use crate::model::config::ModelConfig;
 use crate::model::families::{MlpNames, NormKind, Norms, Qkv};
 use crate::ops::linear::WeightLayout;
-
-/// (llama.cpp's name of an architecture, the family that it is).
-pub(in crate::model) const ARCHITECTURES: [(&str, Arch); 11] = [
-    ("llama", Arch::Llama),
-    ("qwen2", Arch::Qwen2),
-    ("qwen3", Arch::Qwen3),
-    ("gemma2", Arch::Gemma2),
-    ("gemma3", Arch::Gemma3),
-    ("smollm3", Arch::SmolLm3),
-    ("olmo2", Arch::Olmo2),
-    ("phi3", Arch::Phi3),
-    ("granite", Arch::Granite),
-    ("gptneox", Arch::GptNeox),
-    ("gpt2", Arch::Gpt2),
-];
 
 /// How a parameter lies in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,10 +58,8 @@ pub(in crate::model) fn all(config: &ModelConfig) -> BTreeMap<String, Named> {
         add("output_norm", norm, gain);
     }
     add("output", "lm_head", Change::None);
-    let rotary = |heads: usize| match config.arch {
-        Arch::Llama | Arch::Mistral | Arch::Granite | Arch::SmolLm3 => Change::Rotary { heads },
-        _ => matrix,
-    };
+    let interleaved = family.gguf.as_ref().is_some_and(|gguf| gguf.interleaved);
+    let rotary = |heads: usize| if interleaved { Change::Rotary { heads } } else { matrix };
     for i in 0..config.n_layers {
         let mut add = |file: &str, module: &str, change: Change| {
             add(&format!("blk.{i}.{file}"), &format!("{}{i}.{module}", family.blocks), change);

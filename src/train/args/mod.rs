@@ -3,6 +3,7 @@
 
 mod pretrain;
 mod rl;
+pub mod roles;
 mod supervised;
 
 use serde::de::DeserializeOwned;

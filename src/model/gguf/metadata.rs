@@ -2,9 +2,8 @@
 
 use serde_json::{Value as Json, json};
 
-use crate::model::config::Arch;
+use crate::model::families::{self, Family};
 use crate::model::gguf::header::Header;
-use crate::model::gguf::names::ARCHITECTURES;
 
 type Result<T, E = String> = std::result::Result<T, E>;
 
@@ -17,31 +16,26 @@ const LLAMA3: [(f64, f64, f64, f64); 3] = [(8.0, 1.0, 4.0, 8192.0), (32.0, 1.0, 
 /// Says what is missing or not supported.
 pub(in crate::model) fn hf_config(header: &Header, floats: &dyn Fn(&str) -> Option<Vec<f32>>) -> Result<Json> {
     let name = header.str("general.architecture").ok_or("`general.architecture` is missing")?;
-    let Some((_, arch)) = ARCHITECTURES.iter().find(|(known, _)| *known == name) else {
-        let known: Vec<&str> = ARCHITECTURES.iter().map(|(known, _)| *known).collect();
-        return Err(format!(
-            "architecture {name:?} is not supported (known: {}). A model of one of these families, or one converted to \
-             it, can be served",
-            known.join(", ")
-        ));
-    };
-    Meta { header, name, arch: *arch, floats }.config()
+    let (family, gguf) = families::of_gguf(name)?;
+    let metadata = Metadata { header, name, family, floats };
+    Ok(with(metadata.shared()?, (gguf.read)(&metadata)?))
 }
 
-struct Meta<'a> {
+/// The metadata of one file.
+pub(in crate::model) struct Metadata<'a> {
     header: &'a Header,
     name: &'a str,
-    arch: Arch,
+    family: &'static Family,
     floats: &'a dyn Fn(&str) -> Option<Vec<f32>>,
 }
 
-impl Meta<'_> {
+impl Metadata<'_> {
     fn key(&self, name: &str) -> String {
         format!("{}.{name}", self.name)
     }
 
     /// A count; of a list by layer, the one that all layers share.
-    fn uint(&self, name: &str) -> Option<u64> {
+    pub fn uint(&self, name: &str) -> Option<u64> {
         let key = self.key(name);
         self.header.uint(&key).or_else(|| {
             let list = self.header.array(&key)?;
@@ -50,7 +44,7 @@ impl Meta<'_> {
         })
     }
 
-    fn need(&self, name: &str) -> Result<u64> {
+    pub fn need(&self, name: &str) -> Result<u64> {
         self.uint(name).ok_or_else(|| match self.header.array(&self.key(name)) {
             Some(_) => format!("`{}` differs from layer to layer, which is not supported", self.key(name)),
             None => format!("`{}` is missing", self.key(name)),
@@ -58,16 +52,16 @@ impl Meta<'_> {
     }
 
     /// A number, in the shortest decimal that gives the same f32.
-    fn float(&self, name: &str) -> Option<f64> {
+    pub fn float(&self, name: &str) -> Option<f64> {
         self.header.float(&self.key(name)).map(shortest)
     }
 
-    fn config(&self) -> Result<Json> {
+    /// The fields of config.json that all families have.
+    fn shared(&self) -> Result<Json> {
         if self.uint("expert_count").is_some_and(|n| n > 0) {
             return Err("mixtures of experts are not supported".into());
         }
-        let (heads, hidden) = (self.need("attention.head_count")?, self.need("embedding_length")?);
-        let head_dim = self.uint("attention.key_length").or(hidden.checked_div(heads)).unwrap_or(0);
+        let head_dim = self.head_dim()?;
         if self.uint("attention.value_length").is_some_and(|n| n != head_dim) {
             return Err("value heads of another size than key heads are not supported".into());
         }
@@ -75,118 +69,83 @@ impl Meta<'_> {
             Some(rows) => *rows as u64,
             None => return Err("token_embd.weight is missing".into()),
         };
-        let family = self.arch.family();
         let token = |name: &str| self.header.uint(&format!("tokenizer.ggml.{name}_token_id"));
-        let mut config = json!({
-            "architectures": [format!("{}{}", family.class, if self.arch == Arch::Gpt2 { "LMHeadModel" } else { "ForCausalLM" })],
-            "model_type": family.model_type,
+        Ok(json!({
+            "architectures": [self.family.causal_class()],
+            "model_type": self.family.model_type,
             "vocab_size": vocab,
-            "tie_word_embeddings": !self.header.tensors.contains_key("output.weight"),
+            "tie_word_embeddings": !self.has("output.weight"),
             "bos_token_id": token("bos"),
             "eos_token_id": token("eos"),
             "pad_token_id": token("padding"),
             "dtype": "float32",
+        }))
+    }
+
+    /// The fields of a family with rotary positions, and `own` over them. `partial` says whether positions may turn a
+    /// part of each head.
+    pub fn rotary(&self, partial: bool, own: Json) -> Result<Json> {
+        let (head_dim, turned, theta, context) = (self.head_dim()?, self.turned()?, self.theta(), self.context()?);
+        let mut config = json!({
+            "hidden_size": self.hidden()?,
+            "intermediate_size": self.need("feed_forward_length")?,
+            "num_hidden_layers": self.layers()?,
+            "num_attention_heads": self.heads()?,
+            "num_key_value_heads": self.uint("attention.head_count_kv").unwrap_or(self.heads()?),
+            "head_dim": head_dim,
+            "hidden_act": "silu",
+            "max_position_embeddings": context,
+            "rms_norm_eps": self.float("attention.layer_norm_rms_epsilon").unwrap_or(1e-5),
+            "rope_theta": theta,
+            "attention_bias": self.has("blk.0.attn_q.bias"),
         });
-        let (layers, inner, context) =
-            (self.need("block_count")?, self.need("feed_forward_length")?, self.need("context_length")?);
-        if self.arch == Arch::Gpt2 {
-            return Ok(with(
-                config,
-                json!({
-                    "n_embd": hidden, "n_layer": layers, "n_head": heads, "n_inner": inner, "n_positions": context,
-                    "layer_norm_epsilon": self.float("attention.layer_norm_epsilon").unwrap_or(1e-5),
-                    "activation_function": "gelu_new",
-                }),
-            ));
-        }
-        let theta = self.float("rope.freq_base").unwrap_or(10_000.0);
-        config = with(
-            config,
-            json!({
-                "hidden_size": hidden,
-                "intermediate_size": inner,
-                "num_hidden_layers": layers,
-                "num_attention_heads": heads,
-                "num_key_value_heads": self.uint("attention.head_count_kv").unwrap_or(heads),
-                "head_dim": head_dim,
-                "hidden_act": "silu",
-                "max_position_embeddings": context,
-                "rms_norm_eps": self.float("attention.layer_norm_rms_epsilon").unwrap_or(1e-5),
-                "rope_theta": theta,
-                "attention_bias": self.has("blk.0.attn_q.bias"),
-            }),
-        );
-        let turned = self.uint("rope.dimension_count").unwrap_or(head_dim);
-        let partial = turned != head_dim;
-        if partial && !matches!(self.arch, Arch::Phi3 | Arch::GptNeox) {
+        if turned != head_dim && !partial {
             return Err(format!("rotary over {turned} of {head_dim} channels is not supported"));
         }
         if let Some(scaling) = self.rope_scaling(theta, turned, context)? {
             config["rope_scaling"] = scaling;
         }
-        let window = self.uint("attention.sliding_window");
-        let own = match self.arch {
-            Arch::Llama => match window {
-                // A Mistral: files of the family say llama, and those with a window say its size.
-                Some(window) => json!({
-                    "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window,
-                }),
-                None => json!({"mlp_bias": self.has("blk.0.ffn_up.bias")}),
-            },
-            Arch::Qwen2 | Arch::Qwen3 => json!({"use_sliding_window": false}),
-            Arch::Gemma2 | Arch::Gemma3 => self.gemma(hidden, heads, head_dim, layers, window),
-            Arch::SmolLm3 => json!({
-                "mlp_bias": self.has("blk.0.ffn_up.bias"), "use_sliding_window": false, "no_rope_layer_interval": 4,
-            }),
-            Arch::Phi3 => json!({
-                "sliding_window": window,
-                "partial_rotary_factor": turned as f64 / head_dim as f64,
-                "original_max_position_embeddings": self.uint("rope.scaling.original_context_length").unwrap_or(context),
-            }),
-            Arch::Granite => json!({
-                "mlp_bias": self.has("blk.0.ffn_up.bias"),
-                "attention_multiplier": self.float("attention.scale").unwrap_or((head_dim as f64).powf(-0.5)),
-                "embedding_multiplier": self.float("embedding_scale").unwrap_or(1.0),
-                "residual_multiplier": self.float("residual_scale").unwrap_or(1.0),
-                "logits_scaling": self.float("logit_scale").unwrap_or(1.0),
-            }),
-            Arch::GptNeox => json!({
-                "hidden_act": "gelu",
-                "layer_norm_eps": self.float("attention.layer_norm_epsilon").unwrap_or(1e-5),
-                "rotary_pct": turned as f64 / head_dim as f64,
-                "rotary_emb_base": theta,
-                "use_parallel_residual": self.header.bool(&self.key("use_parallel_residual")).unwrap_or(true),
-                "attention_bias": self.has("blk.0.attn_qkv.bias"),
-            }),
-            _ => json!({}),
-        };
         Ok(with(config, own))
     }
 
-    fn has(&self, tensor: &str) -> bool {
-        self.header.tensors.contains_key(tensor)
+    pub fn heads(&self) -> Result<u64> {
+        self.need("attention.head_count")
     }
 
-    fn gemma(&self, hidden: u64, heads: u64, head_dim: u64, layers: u64, window: Option<u64>) -> Json {
-        // The two largest scale scores by their width over the number of heads; the file does not say so.
-        let largest = if self.arch == Arch::Gemma2 { 46 } else { 62 };
-        let scalar = if layers == largest { hidden as f64 / heads as f64 } else { head_dim as f64 };
-        let mut config = json!({
-            "hidden_activation": "gelu_pytorch_tanh",
-            "query_pre_attn_scalar": scalar,
-            "sliding_window": window.unwrap_or(if self.arch == Arch::Gemma2 { 4096 } else { 1024 }),
-        });
-        if self.arch == Arch::Gemma2 {
-            config["attn_logit_softcapping"] = json!(self.float("attn_logit_softcapping").unwrap_or(50.0));
-            config["final_logit_softcapping"] = json!(self.float("final_logit_softcapping").unwrap_or(30.0));
-        } else {
-            config["sliding_window_pattern"] = json!(self.uint("attention.sliding_window_pattern").unwrap_or(6));
-            config["rope_local_base_freq"] = json!(self.float("rope.freq_base_swa").unwrap_or(10_000.0));
-            if let Some(cap) = self.float("final_logit_softcapping") {
-                config["final_logit_softcapping"] = json!(cap);
-            }
-        }
-        config
+    pub fn hidden(&self) -> Result<u64> {
+        self.need("embedding_length")
+    }
+
+    pub fn layers(&self) -> Result<u64> {
+        self.need("block_count")
+    }
+
+    pub fn context(&self) -> Result<u64> {
+        self.need("context_length")
+    }
+
+    pub fn head_dim(&self) -> Result<u64> {
+        let (heads, hidden) = (self.heads()?, self.hidden()?);
+        Ok(self.uint("attention.key_length").or(hidden.checked_div(heads)).unwrap_or(0))
+    }
+
+    /// Channels of each head that rotary positions turn.
+    pub fn turned(&self) -> Result<u64> {
+        Ok(self.uint("rope.dimension_count").unwrap_or(self.head_dim()?))
+    }
+
+    /// The rotary base.
+    pub fn theta(&self) -> f64 {
+        self.float("rope.freq_base").unwrap_or(10_000.0)
+    }
+
+    pub fn bool(&self, name: &str) -> Option<bool> {
+        self.header.bool(&self.key(name))
+    }
+
+    /// Whether the file has a tensor of this name.
+    pub fn has(&self, tensor: &str) -> bool {
+        self.header.tensors.contains_key(tensor)
     }
 
     /// `rope_scaling` of config.json.
