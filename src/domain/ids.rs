@@ -65,8 +65,3 @@ ulid_ids!(
 pub fn new_id() -> String {
     ulid::Ulid::generate().to_string()
 }
-
-/// Whether an id can be the name of a file: ids that the server made always can, a foreign database may hold anything.
-pub fn is_path_part(id: &str) -> bool {
-    (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
-}

@@ -3,8 +3,10 @@
 
 mod draws;
 mod error_chain;
+pub mod hash;
 mod ids;
 mod job_notes;
+mod names;
 mod nearest;
 mod prompt_input;
 pub mod time;
@@ -17,6 +19,7 @@ pub use draws::DrawReport;
 pub use error_chain::error_chain;
 pub use ids::*;
 pub use job_notes::JobNotes;
+pub use names::{is_file_name, is_model_name, is_path_part};
 pub use nearest::{nearest, unknown_name};
 pub use prompt_input::PromptInput;
 pub use time::Micros;

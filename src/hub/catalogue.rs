@@ -123,8 +123,8 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
-    use super::super::pull::is_name;
     use super::*;
+    use crate::domain::is_model_name;
 
     #[test]
     fn names_are_names_once_and_by_size() {
@@ -132,7 +132,11 @@ mod tests {
             assert!(pair[0].millions <= pair[1].millions, "{}", pair[1].name);
         }
         for known in KNOWN {
-            assert!(is_name(known.name) && known.repo.contains('/') && !known.languages.is_empty(), "{}", known.name);
+            assert!(
+                is_model_name(known.name) && known.repo.contains('/') && !known.languages.is_empty(),
+                "{}",
+                known.name
+            );
             assert_eq!(KNOWN.iter().filter(|other| other.name == known.name).count(), 1, "{}", known.name);
             // A gated one is under a licence with terms of its own.
             assert_eq!(known.gated, !["apache-2.0", "mit"].contains(&known.license), "{}", known.name);

@@ -14,11 +14,11 @@ mod repository;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::domain::hash;
 use futures::StreamExt;
 use reqwest::StatusCode;
 use reqwest::header::{CONTENT_RANGE, RANGE};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
 /// A connection without a byte for so long has failed.
@@ -316,10 +316,10 @@ impl Hub {
             None => (!matches_length(part, file.bytes()).await).then(|| "another length than the hub says".to_owned()),
             Some(expected) => {
                 let path = part.to_owned();
-                let found = tokio::task::spawn_blocking(move || sha256_of(&path)).await;
+                let found = tokio::task::spawn_blocking(move || hash::of_file(&path)).await;
                 match found {
-                    Ok(Ok(sha)) if sha == expected => None,
-                    Ok(Ok(sha)) => Some(format!("SHA-256 {sha}, expected {expected}")),
+                    Ok(Ok((sha, _))) if sha == expected => None,
+                    Ok(Ok((sha, _))) => Some(format!("SHA-256 {sha}, expected {expected}")),
                     _ => Some("it cannot be read".to_owned()),
                 }
             }
@@ -337,18 +337,6 @@ impl Hub {
 async fn matches_length(path: &Path, bytes: Option<u64>) -> bool {
     let found = tokio::fs::metadata(path).await.map(|meta| meta.len()).ok();
     found.is_some() && (bytes.is_none() || found == bytes)
-}
-
-fn sha256_of(path: &Path) -> std::io::Result<String> {
-    use std::io::Read as _;
-    let mut file = std::fs::File::open(path)?;
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hex::encode(hash.finalize())),
-            n => hash.update(&buffer[..n]),
-        }
-    }
 }
 
 /// Moves a file, also to another disk.

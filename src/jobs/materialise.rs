@@ -58,7 +58,7 @@ fn write_lines<T: Serialize>(path: &Path, lines: &[T]) -> std::io::Result<String
         text.push(b'\n');
     }
     write_whole(path, &text)?;
-    Ok(hex::encode(Sha256::digest(&text)))
+    Ok(hash::of_bytes(&text))
 }
 
 /// Writes beside, syncs, renames: a crash leaves the old file or the new one.

@@ -41,22 +41,6 @@ fn refuse(field: &str, message: impl Into<String>) -> ArgsError {
     ArgsError { field: field.to_owned(), message: message.into() }
 }
 
-/// True for names that may be part of a path and of a URL: `[a-z0-9][a-z0-9._-]{0,63}` without `..`.
-pub fn is_model_name(name: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let bytes = name.as_bytes();
-    bytes.first().is_some_and(|b| plain(*b))
-        && bytes.len() <= 64
-        && bytes.iter().all(|b| plain(*b) || b"._-".contains(b))
-        && !name.contains("..")
-}
-
-/// A plain file name: what may be joined to the corpora directory.
-fn is_file_name(name: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    !name.is_empty() && name.len() <= 128 && !name.starts_with('.') && name.bytes().all(fits)
-}
-
 /// Whether the recipe begins from a model version; others make a new model unless they are given one.
 pub fn needs_model(schema: &Value) -> bool {
     schema["required"].as_array().is_some_and(|names| names.iter().any(|n| n == "model"))

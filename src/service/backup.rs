@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::erased::{self, MANIFEST};
 use crate::artifacts::{self, Artifacts, FETCHED};
 use crate::config::Config;
-use crate::domain::{Micros, ModelVersion, ModelVersionId, is_path_part};
+use crate::domain::{Micros, ModelVersion, ModelVersionId, hash, is_path_part};
 use crate::store::dump::{self, Dump};
 use crate::store::{self, ErasedPerson, ModelFile, private};
 
@@ -113,8 +113,8 @@ pub async fn backup(config: &Config, out: &Path, now: Micros) -> Result<Covered>
             "sqlite" => {
                 let copy = dir.join(DATABASE);
                 dump::copy(&config.database_url(), &copy).await?;
-                let (sha256, bytes) = artifacts::sha256_of(&copy)?;
-                Database::File(ModelFile { path: DATABASE.to_owned(), bytes, sha256 })
+                let (sha256, bytes) = hash::of_file(&copy)?;
+                Database::File(ModelFile { path: DATABASE.to_owned(), bytes: bytes.cast_signed(), sha256 })
             }
             _ => Database::Tables(dump::export(&config.database_url(), &dir.join(TABLES)).await?),
         };
@@ -189,8 +189,11 @@ pub async fn restore(config: &Config, from: &Path, lists: &[PathBuf], now: Micro
     }
     if let Database::File(file) = &manifest.database {
         plain_file(from, DATABASE, file.bytes)?;
-        let (sha256, bytes) = artifacts::sha256_of(&from.join(DATABASE))?;
-        ensure!((&sha256, bytes) == (&file.sha256, file.bytes), "{DATABASE} is not what the manifest says");
+        let (sha256, bytes) = hash::of_file(&from.join(DATABASE))?;
+        ensure!(
+            (&sha256, bytes.cast_signed()) == (&file.sha256, file.bytes),
+            "{DATABASE} is not what the manifest says"
+        );
     }
     private::make_data_dir(&config.data_dir)?;
     // The database last: it names the models, so they must be there when it is.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use super::Services;
 use super::register::{name_for, register, version_name};
 use crate::artifacts::Artifacts;
-use crate::domain::{ModelKind, ModelState, ModelVersion};
+use crate::domain::{ModelKind, ModelState, ModelVersion, is_model_name};
 use crate::hub::{builtin, pull as hub};
 use crate::store::{Store, find_version};
 
@@ -71,7 +71,7 @@ async fn published(
     let store = services.store.as_ref();
     let found = match find_version(store, model).await? {
         Some(found) => Some(found),
-        None if hub::is_name(model) => find_version(store, &version_name(model)).await?,
+        None if is_model_name(model) => find_version(store, &version_name(model)).await?,
         None => None,
     };
     let Some(version) = found else { return Ok(None) };

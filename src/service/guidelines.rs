@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use super::people::Actor;
 use super::{Result, ServiceError, Services, bad_input, to_the_end};
-use crate::domain::{Micros, new_id};
+use crate::domain::{Micros, hash, new_id};
 use crate::store::GuidelineVersion;
 
 /// Languages of the pages; the first is the one that others fall back to.
@@ -31,7 +30,7 @@ pub struct Guidelines {
 }
 
 fn version(text: &str) -> String {
-    hex::encode(Sha256::digest(text.as_bytes()))[..12].to_owned()
+    hash::of_bytes(text.as_bytes())[..12].to_owned()
 }
 
 /// The page language of a tag such as `zh-Hans`; English for those without pages.

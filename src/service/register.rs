@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{Result, ServiceError, Services};
 use crate::artifacts::{Artifacts, weights_sha256};
-use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
+use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId, is_model_name};
 use crate::hub::builtin;
 use crate::hub::pull;
 use crate::model;
@@ -124,7 +124,7 @@ pub async fn activate_offline(services: &Services, name: &str) -> anyhow::Result
 
 /// The name of the version of the configured model found at `path`.
 pub fn name_for(model: &str, path: &Path) -> String {
-    if pull::is_name(model) { version_name(model) } else { name_of_path(path) }
+    if is_model_name(model) { version_name(model) } else { name_of_path(path) }
 }
 
 /// The version record of the model at `path`: the known one when name and weights are the same.

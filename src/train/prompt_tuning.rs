@@ -20,7 +20,7 @@ use crate::data::corpus::TextFiles;
 use crate::data::dedup::Dedup;
 use crate::data::documents::Cut;
 use crate::data::{content_hash, read_demonstrations, split_of};
-use crate::domain::Split;
+use crate::domain::{Split, hash};
 use crate::model::adapters::soft_prompt::{SOFT_PROMPT, SoftPrompt, SoftPromptInfo};
 use crate::model::{self, Decoder, Loaded, PackedBatch, Purpose};
 use crate::objective::{Stats, causal_lm};
@@ -277,5 +277,5 @@ fn files_sha256(loaded: &Loaded) -> Result<String> {
         let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
         files = Box::new(std::io::Read::chain(files, file));
     }
-    super::checkpoint::sha256_of(&mut files)
+    Ok(hash::of_reader(&mut files)?.0)
 }

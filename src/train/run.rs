@@ -10,14 +10,14 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::args::{Common, DeviceArg, roles};
-use super::checkpoint::{Checkpoint, CheckpointDir, TensorFile, sha256_of};
+use super::checkpoint::{Checkpoint, CheckpointDir, TensorFile};
 use super::logs::Logs;
 use super::meter::{Meter, resident_bytes};
 use super::optim::{AdamConfig, AdamW, Grads, Group, Params, Stepping};
 use super::schedule::Schedule;
 use super::step::Accumulator;
 use super::{Reporter, TrainOutcome, rng, trl_names};
-use crate::domain::{Metric, Progress};
+use crate::domain::{Metric, Progress, hash};
 
 pub struct Run<'a> {
     pub reporter: &'a mut dyn Reporter,
@@ -356,14 +356,13 @@ pub fn model_hash(path: &str) -> Result<String> {
     for name in names {
         all.push_str(&format!("{name} {}\n", file_hash(&dir.join(&name).display().to_string())?));
     }
-    sha256_of(&mut all.as_bytes())
+    Ok(hash::of_bytes(&all))
 }
 
 /// SHA-256 of a file.
 pub fn file_hash(path: &str) -> Result<String> {
     let path = Path::new(path);
-    let mut file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    sha256_of(&mut file)
+    Ok(hash::of_file(path).with_context(|| format!("cannot read {}", path.display()))?.0)
 }
 
 /// The device of `device`; CUDA only in builds and on machines that have it.

@@ -64,7 +64,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("tokenizer", &[]),
     ("objective", &[]),
     ("model", &["domain", "ops", "tokenizer"]),
-    ("hub", &["model"]),
+    ("hub", &["domain", "model"]),
     ("prompt", &["domain", "tokenizer", "model"]),
     ("generation", &["ops", "model"]),
     ("data", &["domain", "tokenizer", "prompt"]),

@@ -6,6 +6,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::cli::locate;
 use crate::cli::settings::Settings;
+use crate::domain::is_model_name;
 use crate::hub::pull;
 use crate::model;
 use crate::model::adapters::peft;
@@ -31,7 +32,7 @@ pub fn run(args: Args) -> Result<()> {
     let Args { adapter, name, base, settings } = args;
     let config = settings.load()?;
     ensure!(
-        pull::is_name(&name),
+        is_model_name(&name),
         "{name:?} cannot be a model's name: use lower-case letters, digits, '.', '_' and '-', at most 64"
     );
     let base = locate::find(&base, &config)?;
