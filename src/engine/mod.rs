@@ -8,7 +8,6 @@ pub mod device;
 mod encoders;
 mod loaded;
 mod local;
-pub mod mock;
 mod prefix;
 mod recent;
 mod rewards;

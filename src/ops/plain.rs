@@ -96,7 +96,9 @@ pub fn attention_watched(
             x.narrow(0, start, len)?.reshape((len, n, spec.head_dim))?.transpose(0, 1)?.contiguous()
         };
         let repeat = |x: Tensor| -> Result<Tensor> {
-            candle_transformers::utils::repeat_kv(x.unsqueeze(0)?, spec.n_heads / spec.n_kv_heads)?.squeeze(0)
+            let copies = spec.n_heads / spec.n_kv_heads;
+            let copied = x.unsqueeze(1)?.expand((spec.n_kv_heads, copies, len, spec.head_dim))?;
+            copied.reshape((spec.n_heads, len, spec.head_dim))
         };
         let q = heads(q, spec.n_heads)?;
         let k = repeat(heads(k, spec.n_kv_heads)?)?.contiguous()?;

@@ -9,7 +9,7 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use instructd::config::Config;
 use instructd::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
-use instructd::engine::mock::{MockGenerator, MockOptions};
+use crate::support::mock::{MockGenerator, MockOptions};
 use instructd::engine::{EngineOptions, Generator, LocalEngine};
 use instructd::http::rates::Peer;
 use instructd::service::random::secret_hash;

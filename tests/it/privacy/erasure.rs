@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use instructd::config::Config;
 use instructd::domain::*;
-use instructd::engine::mock::{MockGenerator, MockOptions};
+use crate::support::mock::{MockGenerator, MockOptions};
 use instructd::service::backup;
 use instructd::service::people::actor_hash;
 use instructd::service::random::secret_hash;

@@ -8,7 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use super::*;
+use instructd::domain::{Message, ModelVersion, ModelVersionId, RewardScore};
+use instructd::engine::*;
 
 const EOS: u32 = 256;
 const VOCABULARY: usize = 257;
