@@ -9,7 +9,7 @@ use crate::data::corpus::TextFiles;
 use crate::data::dedup::Dedup;
 use crate::data::documents::Cut;
 use crate::tokenizer::Tokenizer;
-use crate::tokenizer::train::{Kind, Plan, Training};
+use crate::tokenizer::train::{Kind, TokenizerPlan, Training};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
         dedup: Dedup::None,
         heldout_fraction: 0.0,
     };
-    let mut training = Training::new(Plan {
+    let mut training = Training::new(TokenizerPlan {
         kind,
         vocab_size: args.vocab_size,
         min_frequency: args.min_frequency,

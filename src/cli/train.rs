@@ -51,7 +51,7 @@ pub fn run(args: Args) -> Result<()> {
     (found.validate)(&args)?;
     locate::put_paths(&mut args, config)?;
     (found.validate)(&args)?;
-    crate::ops::par::settle();
+    crate::ops::par::configure_for_training();
     match (found.run)(&args, &mut Foreground::new(&reward_hosts)?)? {
         TrainOutcome::Done { model_dir, metrics } => {
             println!("{}", serde_json::json!({"model_dir": model_dir, "metrics": metrics}));

@@ -34,7 +34,7 @@ pub fn main(job_dir: &Path, recipes: &[Recipe]) -> u8 {
     // The threads are left behind when the recipe ends: a blocking read of stdin cannot be interrupted.
     std::thread::spawn(move || watch(std::io::stdin().lock(), &from_stdin, &told));
     std::thread::spawn(move || lease.outlast());
-    crate::ops::par::settle();
+    crate::ops::par::configure_for_training();
     let mut reporter = LineReporter::new(std::io::stdout(), stop);
     let result = allowed(job_dir).and_then(|remote| {
         reporter.remote = remote;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use http_body_util::BodyExt;
 use crate::support::mock::MockOptions;
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -216,10 +216,8 @@ async fn a_client_that_leaves_frees_its_slot() {
     // What was seen is kept.
     let chunk: Value = serde_json::from_str(first.trim().strip_prefix("data: ").unwrap()).unwrap();
     let id = chunk["instructd"]["completion_ids"][0].as_str().unwrap().into();
-    let stored = eventually(LONG, "the stored completion", async || {
-        server.services.store.get_completion(&id).await.ok()
-    })
-    .await;
+    let stored =
+        eventually(LONG, "the stored completion", async || server.services.store.get_completion(&id).await.ok()).await;
     assert_eq!(stored.finish_reason.as_deref(), Some("abort"));
 }
 

@@ -1,7 +1,7 @@
 //! What is changed while the server runs: the canary and its share, settings, and fresh answers to rank.
 
-use instructd::domain::{Micros, ModelKind};
 use crate::support::mock::MockOptions;
+use instructd::domain::{Micros, ModelKind};
 use serde_json::{Value, json};
 
 use super::client::{Server, admin, version};

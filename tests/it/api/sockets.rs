@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use instructd::config::Config;
 use crate::support::mock::MockOptions;
+use instructd::config::Config;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

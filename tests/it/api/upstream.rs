@@ -12,8 +12,8 @@ use tower::ServiceExt;
 
 use super::client::{Server, admin, version};
 use super::fake_upstream::{Act, Fake};
-use crate::support::{copy_dir, fixture};
 use crate::support::eventually::{LONG, eventually};
+use crate::support::{copy_dir, fixture};
 
 async fn behind(url: &str, change: impl FnOnce(&mut Config)) -> Server {
     let server = Server::without_engine(|c| {

@@ -12,8 +12,8 @@ use instructd::engine::{
     SamplingParams, TokenLogprob,
 };
 
-use crate::support::fixtures;
 use crate::support::eventually::{LONG, eventually};
+use crate::support::fixtures;
 
 fn version(id: &str, fixture: &str) -> ModelVersion {
     ModelVersion {

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 
 use crate::crash::server::{Dice, Place, Server, setting};
 use crate::store::backend::{self, Fresh};
-use crate::support::fixture;
 use crate::support::eventually::{LONG, eventually};
+use crate::support::fixture;
 
 const LEASE: i64 = 2;
 

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::support::mock::{MockGenerator, MockOptions};
 use instructd::config::Config;
 use instructd::domain::*;
-use crate::support::mock::{MockGenerator, MockOptions};
 use instructd::service::backup;
 use instructd::service::people::actor_hash;
 use instructd::service::random::secret_hash;
