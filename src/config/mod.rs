@@ -40,7 +40,7 @@ pub struct Config {
     /// Name of a known or pullable model, a Hugging Face directory, or a .gguf file.
     #[serde(deserialize_with = "text")]
     pub model: String,
-    /// The same for the encoder that answers embeddings and fill-mask; `None` = none.
+    /// The encoder that answers embeddings and fill-mask requests: a name, a Hugging Face directory; `None` = none.
     #[serde(deserialize_with = "optional_text")]
     pub encoder: Option<String>,
     /// How the weights are held for serving: `f32`, or a quantised kind.
@@ -133,7 +133,7 @@ pub struct LabelingConfig {
     pub top_p: f64,
     /// Share of turns, 0 to 1, on which a set with a hidden known answer is given, where there are any.
     pub gold_share: f64,
-    /// The same for calibration sets, whose answer is shown after the vote.
+    /// Share of turns, 0 to 1, on which a calibration set is given, whose answer is shown after the vote.
     pub calibration_share: f64,
     /// Calibration sets that a new labeler gets before other work, where there are any.
     pub onboarding_sets: i64,

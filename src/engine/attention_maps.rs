@@ -28,13 +28,13 @@ impl AttentionMaps {
     }
 }
 
-/// One pass over one sequence.
+/// The attention maps of one pass of a decoder over one sequence.
 pub fn of_decoder(decoder: &Decoder, ids: &[u32]) -> Result<AttentionMaps> {
     let batch = PackedBatch::new(&[ids]);
     watched(ids.len(), decoder.config.n_heads, true, |attend| decoder.forward_by(&batch, attend))
 }
 
-/// The same for an encoder; all tokens are of the first segment.
+/// The attention maps of one pass of an encoder over one sequence; all tokens belong to the first segment.
 pub fn of_encoder(encoder: &Encoder, ids: &[u32]) -> Result<AttentionMaps> {
     let (batch, types) = (PackedBatch::new(&[ids]), vec![0; ids.len()]);
     watched(ids.len(), encoder.config.n_heads, false, |attend| encoder.forward_by(&batch, &types, attend))

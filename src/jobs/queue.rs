@@ -71,7 +71,7 @@ pub(super) fn wants(needed: Needed, args: &Map<String, Value>, gold_judgments: b
     needed.by(args, |asked| asked == "gold_judgments" && gold_judgments)
 }
 
-/// Takes the arguments apart and has the recipe check its part. Knows nothing of the store.
+/// Takes the arguments apart and has the recipe check its part. Reads nothing from the store.
 ///
 /// # Errors
 /// Names the field: a path given by the caller, an unknown key, a value out of range.

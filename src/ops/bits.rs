@@ -1,6 +1,6 @@
 //! y = x·Wᵀ with 8-bit activations and weights of 4, 5 or 6 bits: GGUF's Q5_0, Q5_1, Q5_K, Q6_K, Q2_K, Q3_K, IQ4_NL
 //! and IQ4_XS. w = scale · (q − offset) + min, with a scale for 32 or for 16 values along k. Same guarantees as
-//! `q8`: the same bits in any company and by any instruction set.
+//! `q8`: batch-invariant, and equal on every instruction set.
 
 use std::marker::PhantomData;
 

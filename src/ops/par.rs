@@ -60,7 +60,7 @@ pub struct SharedMut<T>(*mut T, usize);
 
 // SAFETY: `slice` is unsafe and its contract demands disjoint ranges.
 unsafe impl<T: Send> Send for SharedMut<T> {}
-// SAFETY: as above.
+// SAFETY: `slice` is unsafe and its contract demands disjoint ranges.
 unsafe impl<T: Send> Sync for SharedMut<T> {}
 
 impl<T> SharedMut<T> {

@@ -1,4 +1,4 @@
-//! The same operations from candle's differentiable building blocks: slow, obvious, for any device.
+//! The operations of this room built from candle's differentiable operations: slow, simple, for any device.
 //! They are the reference that the fused kernels are tested against.
 
 use candle_core::{D, DType, Result, Tensor};
@@ -78,7 +78,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttentionSpec) -> Re
     attention_watched(q, k, v, spec, &mut |_| Ok(()))
 }
 
-/// The same; `watch` is shown each sequence's probabilities [heads, queries, keys] before they mix values.
+/// Attention, one sequence at a time; `watch` is called with the probabilities [heads, queries, keys] of each sequence.
 pub fn attention_watched(
     q: &Tensor,
     k: &Tensor,

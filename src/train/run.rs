@@ -251,7 +251,7 @@ impl<'a> Run<'a> {
         self.metrics_at(self.step, values);
     }
 
-    /// The same at another step: a measurement that no step follows has the number of the one that would.
+    /// Points at the step `at`: a measurement after the last step has the number of the step that would follow.
     pub fn metrics_at<'n>(&mut self, at: u64, values: impl IntoIterator<Item = (&'n str, f64)>) {
         let step = at as i64;
         let (good, bad): (Vec<Metric>, Vec<Metric>) = values

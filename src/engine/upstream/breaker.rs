@@ -1,5 +1,5 @@
-//! A circuit breaker: after several failures in a row nobody is sent for a while, then one trial decides.
-//! Time is an argument.
+//! A circuit breaker: after several failures in a row, calls are refused for a while; then one trial call decides. Time is
+//! an argument.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ enum BreakerState {
     HalfOpen,
 }
 
-/// See the module's words. `threshold` failures in a row open it for `pause`.
+/// A circuit breaker that `threshold` failures in a row open for `pause`.
 pub struct Breaker {
     state: Mutex<BreakerState>,
     threshold: u32,

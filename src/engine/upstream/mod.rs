@@ -135,7 +135,7 @@ struct Shared {
     stop: CancellationToken,
 }
 
-/// See the module's words.
+/// The client of one upstream server as a generator.
 pub struct UpstreamEngine {
     shared: Arc<Shared>,
     rewards: RewardModels,

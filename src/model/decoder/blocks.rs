@@ -108,7 +108,7 @@ pub(in crate::model) fn forward(
     }
 }
 
-/// The same without gradient.
+/// Hidden states as `forward` gives them, without a gradient.
 pub(in crate::model) fn forward_frozen(decoder: &Decoder, ids: &Arc<Vec<u32>>, rows: Rows) -> Result<Tensor> {
     let blocks = Blocks::new(decoder, ids, rows, None)?;
     let x = blocks.run(usize::MAX)?.1;

@@ -1,6 +1,6 @@
-//! Steps of cached sequences by the parts of `blocks`, on plain buffers; and, where an update follows, what they
-//! leave for its backward pass: kernels give a row the same values in any company, so the activations of sampling
-//! are those of a forward pass over the sampled sequences.
+//! Steps of cached sequences with the parts of `blocks`, on plain buffers, and the activations that they save for the
+//! backward pass of an update. Kernels are batch-invariant, so the activations of sampling are those of a forward pass
+//! over the sampled sequences.
 
 use std::sync::Arc;
 
@@ -138,8 +138,8 @@ impl Decoder {
         if self.on_host() { self.step_recorded(rows, cache, None) } else { self.step_by_tensors(rows, cache) }
     }
 
-    /// The same by the kernels of the CPU. `recording` takes what an update needs; with it, the (sequence, position)
-    /// of every row.
+    /// `step` with the kernels of the CPU. `recording` takes the activations that an update needs, together with the
+    /// (sequence, position) of every row.
     pub fn step_recorded(
         &self,
         rows: &StepRows,

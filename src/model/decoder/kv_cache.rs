@@ -155,7 +155,7 @@ impl KvCache {
         tensor(out, q.shape())
     }
 
-    /// The same on plain slices.
+    /// Writes keys and values of new rows into the cache and attends with their queries, on plain slices.
     pub(in crate::model) fn attend_rows(
         &mut self,
         layer: usize,

@@ -130,7 +130,7 @@ impl Decoder {
         Self::build(&Builder { config, weights, lora: None, purpose, stored: loaded.gguf.as_ref() })
     }
 
-    /// The same with low-rank adapters (`{module}.lora_A.weight`, `{module}.lora_B.weight`) beside the base.
+    /// A decoder with low-rank adapters (`{module}.lora_A.weight`, `{module}.lora_B.weight`) beside the base weights.
     pub fn with_lora(
         config: &ModelConfig,
         weights: &Weights,
@@ -180,7 +180,8 @@ impl Decoder {
         })
     }
 
-    /// The same decoder over other adapters: `change` of each adapter tensor, or none. Frozen weights are shared.
+    /// A decoder that shares the frozen weights of this one and has other adapters: `change` of each adapter tensor, or
+    /// none where that is `None`.
     pub fn with_changed_adapters(&self, change: &dyn Fn(&Tensor) -> Result<Option<Tensor>>) -> Result<Self> {
         let mut other = Self { collected: false, ..self.clone() };
         for linear in other.layers.iter_mut().flat_map(Layer::linears_mut) {
@@ -202,8 +203,8 @@ impl Decoder {
         self.forward_graph(batch)
     }
 
-    /// The same of the last `lengths[i]` tokens of every sequence i alone, end to end: the last block computes no
-    /// more than they need.
+    /// Final-norm hidden states of the last `lengths[i]` tokens of every sequence i, end to end [Σ lengths, d]. The last
+    /// block computes these rows only.
     pub fn forward_tails(&self, batch: &PackedBatch, lengths: &[usize]) -> Result<Tensor> {
         if self.by_blocks() {
             return blocks::forward(self, &Arc::new(batch.ids.clone()), self.tail_rows(batch, lengths), None);
@@ -211,7 +212,7 @@ impl Decoder {
         self.pick_tails(&self.forward_graph(batch)?, batch, lengths)
     }
 
-    /// The same without gradient, whatever the decoder's variables are.
+    /// As `forward_tails`, without a gradient also where the decoder has variables.
     pub fn frozen_tails(&self, batch: &PackedBatch, lengths: &[usize]) -> Result<Tensor> {
         if self.on_host() {
             return blocks::forward_frozen(self, &Arc::new(batch.ids.clone()), self.tail_rows(batch, lengths));
@@ -246,7 +247,7 @@ impl Decoder {
         hidden.index_select(&Tensor::new(tails::rows(batch, lengths).0, hidden.device())?, 0)
     }
 
-    /// The same without gradient, whatever the decoder's variables are.
+    /// As `forward`, without a gradient also where the decoder has variables.
     pub fn forward_frozen(&self, batch: &PackedBatch) -> Result<Tensor> {
         if self.on_host() {
             return blocks::forward_frozen(self, &Arc::new(batch.ids.clone()), self.rows(batch));
@@ -254,12 +255,12 @@ impl Decoder {
         Ok(self.forward_graph(batch)?.detach())
     }
 
-    /// The same, one graph node per operation: for other devices, and the twin that tests compare with.
+    /// As `forward`, with one graph node per operation: for other devices, and the reference that tests compare with.
     pub fn forward_graph(&self, batch: &PackedBatch) -> Result<Tensor> {
         self.forward_by(batch, &mut attention)
     }
 
-    /// The same with `attend` in the place of the attention of every layer, called in order of layers.
+    /// As `forward_graph`, with `attend` in place of the attention of every layer, called in order of layers.
     pub fn forward_by(&self, batch: &PackedBatch, attend: &mut Attend<'_>) -> Result<Tensor> {
         let rows = self.rows(batch);
         let mut x = self.embed_tokens(&Arc::new(batch.ids.clone()), &rows.positions, &[])?;
@@ -269,8 +270,8 @@ impl Decoder {
         self.final_norm.forward(&x)
     }
 
-    /// The same with `soft` [n, d] standing before every sequence: sequence i then holds n soft rows and its
-    /// own, so its token t is row `offsets[i] + (i + 1)·n + t` of the result [N + n·sequences, d]. Positions
+    /// Final-norm hidden states with the soft prompt `soft` [n, d] before every sequence: sequence i then holds n soft
+    /// rows and its own, so its token t is row `offsets[i] + (i + 1)·n + t` of the result [N + n·sequences, d]. Positions
     /// count the soft rows. Gradients reach `soft`.
     pub fn forward_soft(&self, soft: &Tensor, batch: &PackedBatch) -> Result<Tensor> {
         let (n, _) = soft.dims2()?;

@@ -46,7 +46,7 @@ impl Encoder {
         Self::of(&Builder { config, weights, lora: None, purpose, stored: None })
     }
 
-    /// The same with low-rank adapters beside the base, as for a decoder.
+    /// An encoder with low-rank adapters (`{module}.lora_A.weight`, `{module}.lora_B.weight`) beside the base weights.
     pub fn with_lora(
         config: &ModelConfig,
         weights: &Weights,
@@ -96,7 +96,7 @@ impl Encoder {
         self.forward_by(batch, type_ids, &mut attention)
     }
 
-    /// The same with `attend` in the place of the attention of every layer, called in order of layers.
+    /// As `forward`, with `attend` in place of the attention of every layer, called in order of layers.
     pub fn forward_by(&self, batch: &PackedBatch, type_ids: &[u32], attend: &mut Attend<'_>) -> Result<Tensor> {
         if type_ids.len() != batch.len() {
             candle_core::bail!("{} tokens, {} segment ids", batch.len(), type_ids.len());

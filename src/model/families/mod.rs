@@ -208,7 +208,7 @@ pub struct EncoderHeads {
 pub enum Pooler {
     /// A dense layer of this name, then tanh.
     Tanh(&'static str),
-    /// The same with max(0, x).
+    /// A dense layer of this name, then max(0, x).
     Relu(&'static str),
     /// The masked-LM head's dense layer, activation and norm.
     MaskedLmHead,

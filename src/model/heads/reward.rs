@@ -38,7 +38,10 @@ impl RewardModel {
         Self::for_purpose(loaded, Purpose::Score)
     }
 
-    /// The same with another arithmetic than exact f32.
+    /// A reward model with the arithmetic of `purpose` instead of exact f32.
+    ///
+    /// # Errors
+    /// As `new`.
     pub fn for_purpose(loaded: &Loaded, purpose: Purpose) -> Result<Self> {
         let (head, scales) = head(loaded)?;
         let trunk = Trunk::build(&headless(&loaded.config), &loaded.weights, None, purpose)?;
@@ -51,7 +54,8 @@ impl RewardModel {
         Ok(self.scores(conversations, max_tokens)?.into_iter().map(|score| score.mean).collect())
     }
 
-    /// The same with the spread of the heads.
+    /// Scores of whole conversations as ids, each with the standard deviation over the heads; sequences are run
+    /// `max_tokens` at a time.
     pub fn scores(&self, conversations: &[Vec<u32>], max_tokens: usize) -> Result<Vec<RewardScore>> {
         let mut scores = Vec::with_capacity(conversations.len());
         let mut rest = conversations;

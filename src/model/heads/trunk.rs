@@ -94,7 +94,7 @@ impl Trunk {
         self.summed_up(batch, separator, |decoder, last| decoder.forward_tails(batch, last))
     }
 
-    /// The same without gradient, whatever the variables are.
+    /// As `summaries`, without a gradient also where the trunk has variables.
     pub fn frozen_summaries(&self, batch: &PackedBatch, separator: Option<u32>) -> Result<Tensor> {
         Ok(self.summed_up(batch, separator, |decoder, last| decoder.frozen_tails(batch, last))?.detach())
     }
