@@ -1,4 +1,4 @@
-//! Encoders in memory: loaded when first asked for, run on blocking threads. What they answer is plain data.
+//! Encoders in memory: loaded at the first request that names them, run on blocking threads. Results are plain data.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Reward models in memory: loaded when first asked for, scored on a blocking thread.
+//! Reward models in memory: loaded at the first request that names them, run on a blocking thread.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! y = x·Wᵀ with both sides rounded to bfloat16, products and sums in f32: what mixed-precision training
 //! computes for frozen weights. AVX-512 BF16 does two multiply-adds where f32 does one. A row's result does not
-//! depend on its company; it does depend on whether the processor has the instruction (order of pairs).
+//! depend on the other rows of the batch; it does depend on whether the processor has the instruction (order of pairs).
 
 use std::cell::RefCell;
 
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn is_the_product_of_the_rounded_numbers_in_any_company() {
+    fn is_the_product_of_the_rounded_numbers_in_any_batch() {
         for (n, m, k) in
             [(1, 1, 1), (1, 70, 33), (7, 130, 1500), (13, 64, 17), (40, 200, 4100), (260, 70, 40), (200, 64, 4100)]
         {

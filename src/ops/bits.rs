@@ -484,7 +484,7 @@ mod tests {
             for r in 0..n {
                 let mut alone = vec![f32::NAN; m];
                 packed.matmul(&x[r * k..(r + 1) * k], &mut alone, 1);
-                assert_eq!(alone, y[r * m..(r + 1) * m], "{kind:?}: company changes nothing");
+                assert_eq!(alone, y[r * m..(r + 1) * m], "{kind:?}: other rows change nothing");
                 for dot in kernels() {
                     let mut tile = Tile::default();
                     let (lines, scales) = packed.panel(0);
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_multiplied_as_they_are_in_any_company_and_instruction_set() {
+    fn blocks_are_multiplied_as_they_are_in_any_batch_and_instruction_set() {
         check::<Five>(BlockType::Q5_0);
         check::<FiveMin>(BlockType::Q5_1);
         check::<FiveMin>(BlockType::Q5K);

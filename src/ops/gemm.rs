@@ -1,6 +1,6 @@
 //! y = x·Wᵀ in f32 with weights packed into column panels, for one row (decode) to thousands (training).
 //! Each element is one chain of fused multiply-adds over k in ascending order, whatever the number of
-//! rows, threads or the instruction set: a row's result never depends on its company in the batch.
+//! rows, threads or the instruction set: results are batch-invariant.
 
 use super::par::{SharedMut, split};
 #[cfg(target_arch = "x86_64")]
@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn equals_the_plain_chain_bit_for_bit_in_any_company() {
+    fn equals_the_plain_chain_bit_for_bit_in_any_batch() {
         for (n, m, k) in [(1, 1, 1), (1, 70, 33), (7, 130, 1500), (13, 64, 17), (40, 200, 2100)] {
             let (w, x) = (noise(m * k, 3), noise(n * k, 5));
             let packed = PackedF32::pack(&w, m, k, WeightLayout::OutIn);

@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_model_is_bound_by_memory_alone_and_by_arithmetic_in_company() {
+    fn a_small_model_is_bound_by_memory_alone_and_by_arithmetic_in_a_batch() {
         // Two cores: 20 GB/s, 0.1 TFLOP/s.
         let args = PlanArgs { bandwidth_gb_s: 20.0, tflops: 0.1, context: 256, ..PlanArgs::default() };
         let alone = &of("smollm2-135m", args).serve[0];

@@ -1,4 +1,4 @@
-//! Modes of what is written: judgments, prompts, hashes of keys and models are for the owner of the process only.
+//! File modes: judgments, prompts, hashes of keys and models are readable by the owner of the process only.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;

@@ -1,5 +1,4 @@
-//! Prompt tuning (arXiv 2104.08691): trained vectors before the input embeddings; the model stays as it is, to
-//! the bit. They can be pre-trained on unlabelled text first, after PPT (arXiv 2109.04332).
+//! Prompt tuning (arXiv 2104.08691): trained vectors before the input embeddings; no bit of the model changes. They can be pre-trained on unlabelled text first, after PPT (arXiv 2109.04332).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! What the labelers together say, each weighed by how much he attends: a noisy Bradley–Terry model.
+//! The consensus of labelers, each weighted by attention: a noisy Bradley–Terry model.
 //!
 //! The likelihood is that of crowd-kit's NoisyBradleyTerry: labeler k, shown i before j, prefers i with
 //! probability γ_k σ(s_i − s_j) + (1 − γ_k) q_k. γ_k is the labeler's attention

@@ -404,7 +404,7 @@ impl Decoder {
         }
     }
 
-    /// Whether the CPU kernels apply, whose results do not depend on a row's company.
+    /// Whether the CPU kernels apply, which are batch-invariant.
     pub fn on_host(&self) -> bool {
         let tables = std::iter::once(&self.embed).chain(&self.positions);
         tables.into_iter().all(|t| fused(t) && t.is_contiguous())

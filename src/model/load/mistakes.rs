@@ -1,4 +1,4 @@
-//! Common mistakes with model files, told by what they are and not by their last symptom.
+//! Common mistakes with model files, recognised from the files, so that errors name the cause instead of a symptom.
 
 use std::path::{Path, PathBuf};
 

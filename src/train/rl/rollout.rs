@@ -1,5 +1,5 @@
-//! One round of experience: sampled responses, their scores, and what policy, reference and critic thought
-//! of every token before any update.
+//! One round of experience: sampled responses, their scores, and the log-probs of policy and reference and the values of
+//! the critic for every token before any update.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};

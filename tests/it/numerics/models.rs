@@ -193,7 +193,7 @@ fn encoders_match_transformers() {
 }
 
 #[test]
-fn cached_steps_equal_the_full_forward_in_any_company_and_chunking() {
+fn cached_steps_equal_the_full_forward_in_any_batch_and_chunking() {
     for name in DECODERS {
         let loaded = load(&fixtures().join(name), &Device::Cpu).unwrap();
         let train = Decoder::new(&loaded.config, &loaded.weights, Purpose::Train).unwrap();
