@@ -6,14 +6,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use serde_json::json;
 
-use super::model::{self, version_name};
 use crate::artifacts::Artifacts;
 use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId, STAGE_UPSTREAM, hash};
 use crate::engine::upstream::wire::Kind;
 use crate::engine::upstream::{DiscoverError, Discovered, Upstream};
 use crate::engine::{Generator, UpstreamOptions};
 use crate::hub::pull;
-use crate::service::Services;
+use crate::service::register::{self, version_name};
+use crate::service::{Services, configured};
 
 /// Between two looks for a server that is away at start.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
@@ -67,10 +67,10 @@ fn options(services: &Services) -> Result<UpstreamOptions> {
 async fn register_local(services: &Services) -> Result<()> {
     let config = &services.config;
     if let Ok(path) = pull::resolve(&config.model, &config.data_dir) {
-        let name = model::name_for(&config.model, &path);
-        let version = model::register(services, &path, &name, ModelKind::Policy).await?;
+        let name = register::name_for(&config.model, &path);
+        let version = register::register(services, &path, &name, ModelKind::Policy).await?;
         let artifacts = Artifacts::open(config, services.store.clone())?;
-        model::share(&artifacts, services.store.as_ref(), &version).await?;
+        configured::share(&artifacts, services.store.as_ref(), &version).await?;
     }
     Ok(())
 }

@@ -172,7 +172,7 @@ fn read_mixture(path: &str, seed: u64) -> Result<Vec<Written>> {
 
 /// The tensors that a language model computes with: everything but heads of other tasks.
 pub(super) fn backbone_and_output(loaded: &model::Loaded) -> model::Weights {
-    let other = |name: &str| name == model::reward::SCORE || name.starts_with("classifier.");
+    let other = |name: &str| name == model::heads::reward::SCORE || name.starts_with("classifier.");
     loaded.weights.iter().filter(|(name, _)| !other(name)).map(|(n, t)| (n.clone(), t.clone())).collect()
 }
 

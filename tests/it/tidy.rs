@@ -279,6 +279,18 @@ fn no_client_in_training() {
     }
 }
 
+/// What differs between families is in their tables, so a new family touches no other file. `presets` describes models by
+/// name and has to name their families.
+#[test]
+fn families_are_named_in_their_tables_only() {
+    let found: Vec<_> = sources("src")
+        .iter()
+        .filter(|(path, _)| !path.starts_with("src/model/families/") && path != "src/model/presets.rs")
+        .flat_map(|(path, text)| uses(path, text, "Arch::"))
+        .collect();
+    assert!(found.is_empty(), "a family is named outside its table: {found:#?}");
+}
+
 #[test]
 fn files_stay_readable() {
     let long: Vec<_> = ["src", "tests"]
