@@ -3,11 +3,11 @@
 
 mod adapters;
 mod attention;
+pub mod attention_maps;
 pub mod device;
 mod encoders;
 mod loaded;
 mod local;
-pub mod mock;
 mod prefix;
 mod recent;
 mod rewards;
@@ -17,7 +17,7 @@ mod text;
 mod turns;
 pub mod upstream;
 
-pub use crate::model::encoder_text::Pooling;
+pub use crate::model::encoder::text::Pooling;
 pub use crate::tokenizer::Piece;
 pub use attention::Attention;
 pub use encoders::{EmbedRequest, Embeddings, EncoderInput, FillRequest, Filled, Filling, Gapped};

@@ -11,7 +11,7 @@ use super::{FinishReason, GenEvent, GenerateRequest, TokenLogprob};
 use crate::generation::sampling::Drawn;
 use crate::generation::{Warpers, sampling::Context};
 use crate::model::SoftPrompt;
-use crate::model::kv_cache::CachedSequence;
+use crate::model::decoder::kv_cache::CachedSequence;
 
 /// What all samples of a request share.
 pub struct Shared {

@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::interval::wilson;
 use crate::data::labelled;
-use crate::model::{self, heads::Classifier};
+use crate::model;
+use crate::model::heads::classifier::Classifier;
 
 /// Tokens per forward pass.
 const BATCH_TOKENS: usize = 2048;

@@ -1,4 +1,4 @@
-//! What a job will need, asked before it is queued: the named models' sizes and the stored data through
+//! What a job will need, estimated before it is queued: the named models' sizes and the stored data through
 //! `train::estimate`. Also the defaults that depend on a model's size.
 
 use std::path::Path;

@@ -8,13 +8,14 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::queue::{FILES, JobArgs, OPTIONAL_DATA, file_names, needs_model, takes, wants};
+use super::queue::{JobArgs, file_names, needs_model, takes, wants};
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::data::from_feedback::{Told, preferences};
 use crate::data::{Comparison, PromptRecord, Written, pairs};
 use crate::domain::*;
 use crate::store::{PromptFilter, RankedFilter, Store, StoreError, find_version, learns_from_requests};
 use crate::train::Recipe;
+use crate::train::args::roles;
 
 /// Why a job cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +58,7 @@ fn write_lines<T: Serialize>(path: &Path, lines: &[T]) -> std::io::Result<String
         text.push(b'\n');
     }
     write_whole(path, &text)?;
-    Ok(hex::encode(Sha256::digest(&text)))
+    Ok(hash::of_bytes(&text))
 }
 
 /// Writes beside, syncs, renames: a crash leaves the old file or the new one.
@@ -349,7 +350,7 @@ pub(super) async fn prepare(
         parent = Some(version);
     }
     corpora(&schema, &mut args, &std::path::absolute(files.data_dir())?)?;
-    for field in ["reward_model", "gold_reward_model"] {
+    for (field, _) in roles::models().filter(|(_, kind)| *kind == ModelKind::Reward) {
         if args.get(field).is_some_and(|v| !v.is_null()) {
             let reward = version(store, &args, field).await?;
             args.insert(field.into(), local(files, &reward).await?);
@@ -359,10 +360,8 @@ pub(super) async fn prepare(
     let record = job_dir.join("datasets.json");
     let mut datasets: Map<String, Value> =
         std::fs::read(&record).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-    for field in ["comparisons", "demonstrations", "prompts"].iter().chain(OPTIONAL_DATA).copied() {
-        let mixed = field == "demonstrations" && args.get("mixture").is_some_and(|v| !v.is_null());
-        let unwanted = OPTIONAL_DATA.contains(&field) && !wants(&args, job_args.gold_judgments, field);
-        if mixed || unwanted || !takes(&schema, field) {
+    for (field, needed) in roles::data() {
+        if !takes(&schema, field) || !wants(needed, &args, job_args.gold_judgments) {
             continue;
         }
         let path = job_dir.join(format!("{field}.jsonl"));
@@ -401,7 +400,7 @@ pub(super) async fn prepare(
 
 /// Puts the paths of files in the corpora directory in the place of their names.
 fn corpora(schema: &Value, args: &mut Map<String, Value>, data_dir: &Path) -> Result<(), PrepareError> {
-    for field in FILES.iter().filter(|field| takes(schema, field)) {
+    for field in roles::corpora().filter(|field| takes(schema, field)) {
         let names = file_names(args, field).map_err(|e| PrepareError::Job(e.to_string()))?;
         let mut paths = Vec::new();
         for name in names {
@@ -411,7 +410,7 @@ fn corpora(schema: &Value, args: &mut Map<String, Value>, data_dir: &Path) -> Re
             }
             paths.push(Value::from(path.display().to_string()));
         }
-        match args.get_mut(*field) {
+        match args.get_mut(field) {
             Some(Value::Array(list)) => *list = paths,
             Some(value @ Value::String(_)) => *value = paths.remove(0),
             _ => {}

@@ -15,6 +15,7 @@ pub mod kl;
 pub mod logprobs;
 pub mod masked_lm;
 pub mod ppo;
+pub mod preference;
 pub mod reinforce;
 pub mod reward;
 pub mod rloo;

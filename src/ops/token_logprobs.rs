@@ -79,7 +79,7 @@ pub fn token_logprobs(hidden: &Tensor, head: &Weight, targets: &[u32], temperatu
     shaped_logprobs(hidden, head, targets, temperature, LogitShape::default())
 }
 
-/// The same of logits that are shaped first.
+/// As `token_logprobs`, of logits that `shape` divides and caps first.
 pub fn shaped_logprobs(
     hidden: &Tensor,
     head: &Weight,

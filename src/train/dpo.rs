@@ -1,4 +1,4 @@
-//! Direct preference optimisation: the rankings teach the policy itself, against its own start.
+//! Direct preference optimisation: the policy learns from rankings, with its own start as the reference.
 
 use std::collections::BTreeMap;
 use std::path::Path;

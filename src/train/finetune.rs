@@ -6,7 +6,6 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Tensor, Var};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::args::{FinetuneArgs, parse};
 use super::bidirectional::TrainableEncoder;
@@ -18,8 +17,8 @@ use super::trainable::{Trainable, normal_init};
 use super::{Reporter, TrainOutcome};
 use crate::data::labelled::{self, Labelled};
 use crate::data::split_of;
-use crate::domain::Split;
-use crate::model::heads::{
+use crate::domain::{Split, hash};
+use crate::model::heads::classifier::{
     Body, CLASSIFIER, CLASSIFIER_BIAS, SCORE, about, add_pooler, body_weights, class_logits, classifier_ids_cut,
 };
 use crate::model::{self, Decoder, Encoder, Loaded, PackedBatch, Weights};
@@ -142,7 +141,7 @@ impl Data {
             data.fit.answers_cut += usize::from(cut);
             let class = data.labels.partition_point(|known| known < label) as u32;
             // By text: the same text is never on both sides.
-            match split_of(&hex::encode(Sha256::digest(text)), args.heldout_fraction) {
+            match split_of(&hash::of_bytes(text), args.heldout_fraction) {
                 Split::Train => data.train.push(Example { ids, class }),
                 Split::Heldout => data.heldout.push(Example { ids, class }),
             }

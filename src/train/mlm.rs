@@ -21,7 +21,7 @@ use crate::model::{self, Encoder, ModelConfig, PackedBatch, Weights};
 use crate::objective::masked_lm::{self, Masked, mask_tokens};
 use crate::objective::{Stats, causal_lm};
 use crate::tokenizer::Tokenizer;
-use crate::tokenizer::train::{Kind, Plan as TokenizerPlan};
+use crate::tokenizer::train::{Kind, TokenizerPlan};
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: MlmArgs = parse(args)?;

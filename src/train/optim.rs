@@ -117,7 +117,7 @@ impl AdamW {
         Ok(norm)
     }
 
-    /// The same settings with no moments.
+    /// An optimizer with these settings and without moments.
     pub fn clone_settings(&self) -> Self {
         Self { config: self.config, groups: self.groups.clone(), step: self.step, moments: BTreeMap::new() }
     }
@@ -334,7 +334,7 @@ multiversion! {
 }
 
 impl Update {
-    /// The same on any device, with temporaries.
+    /// The update of one parameter on any device, with temporary tensors.
     fn on_tensors(self, param: &Var, grad: &Tensor, m: &mut Tensor, v: &mut Tensor) -> Result<()> {
         let g = (grad.detach().to_dtype(DType::F32)? * f64::from(self.grad_scale))?;
         *m = ((&*m * f64::from(self.beta1))? + (&g * f64::from(1.0 - self.beta1))?)?;

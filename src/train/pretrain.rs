@@ -26,7 +26,7 @@ use crate::model::{self, Decoder, Loaded, ModelConfig, Source};
 use crate::objective::{Stats, causal_lm};
 use crate::prompt::Texts;
 use crate::tokenizer::Tokenizer;
-use crate::tokenizer::train::{END_OF_TEXT, Plan as TokenizerPlan, Training};
+use crate::tokenizer::train::{END_OF_TEXT, TokenizerPlan, Training};
 
 /// Words of a held-out document that samples go on from.
 const SAMPLE_WORDS: usize = 6;

@@ -17,10 +17,10 @@ use super::sft::Demonstrations;
 use super::step::{Accumulator, Sequence};
 use super::trainable::{Trainable, normal_init};
 use super::{Reporter, TrainOutcome, optim::Params};
-use crate::eval::preference::{LengthMetrics, PairMetrics, by_length, pair_metrics};
-use crate::model::reward::{SCORE, Scale, below, headless, separator};
+use crate::model::heads::reward::{SCORE, Scale, below, headless, separator};
 use crate::model::{self, Loaded, Trunk};
 use crate::objective::Stats;
+use crate::objective::preference::{LengthMetrics, PairMetrics, by_length, pair_metrics};
 use crate::prompt::Texts;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {

@@ -9,43 +9,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::args::{Common, DeviceArg};
-use super::checkpoint::{Checkpoint, CheckpointDir, TensorFile, sha256_of};
+use super::args::{Common, DeviceArg, roles};
+use super::checkpoint::{Checkpoint, CheckpointDir, TensorFile};
 use super::logs::Logs;
 use super::meter::{Meter, resident_bytes};
 use super::optim::{AdamConfig, AdamW, Grads, Group, Params, Stepping};
 use super::schedule::Schedule;
 use super::step::Accumulator;
 use super::{Reporter, TrainOutcome, rng, trl_names};
-use crate::domain::{Metric, Progress};
-
-/// Arguments that may change between a run and its resumption.
-const FREE: &[&str] = &[
-    "model",
-    "output_dir",
-    "checkpoint_dir",
-    "log_dir",
-    "resume",
-    "max_steps",
-    "recompute",
-    "checkpoint_every",
-    "eval_every",
-    "device",
-    "demonstrations",
-    "comparisons",
-    "prompts",
-    "reward_model",
-    "gold_reward_model",
-    "gold_comparisons",
-    "ptx_demonstrations",
-    "reference_demonstrations",
-    "sample_prompts",
-    "texts",
-    "pretrain_texts",
-    "tokenizer",
-    "labelled",
-    "mixture",
-];
+use crate::domain::{Metric, Progress, hash};
 
 pub struct Run<'a> {
     pub reporter: &'a mut dyn Reporter,
@@ -92,7 +64,7 @@ impl<'a> Run<'a> {
         let common = plan.common;
         let mut args = serde_json::to_value(plan.args)?;
         if let Some(map) = args.as_object_mut() {
-            map.retain(|key, _| !FREE.contains(&key.as_str()));
+            map.retain(|key, _| !roles::is_free_on_resume(key));
         }
         let checkpoints =
             common.checkpoint_dir.as_deref().map(|dir| CheckpointDir::open(Path::new(dir))).transpose()?;
@@ -279,7 +251,7 @@ impl<'a> Run<'a> {
         self.metrics_at(self.step, values);
     }
 
-    /// The same at another step: a measurement that no step follows has the number of the one that would.
+    /// Points at the step `at`: a measurement after the last step has the number of the step that would follow.
     pub fn metrics_at<'n>(&mut self, at: u64, values: impl IntoIterator<Item = (&'n str, f64)>) {
         let step = at as i64;
         let (good, bad): (Vec<Metric>, Vec<Metric>) = values
@@ -384,14 +356,13 @@ pub fn model_hash(path: &str) -> Result<String> {
     for name in names {
         all.push_str(&format!("{name} {}\n", file_hash(&dir.join(&name).display().to_string())?));
     }
-    sha256_of(&mut all.as_bytes())
+    Ok(hash::of_bytes(&all))
 }
 
 /// SHA-256 of a file.
 pub fn file_hash(path: &str) -> Result<String> {
     let path = Path::new(path);
-    let mut file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    sha256_of(&mut file)
+    Ok(hash::of_file(path).with_context(|| format!("cannot read {}", path.display()))?.0)
 }
 
 /// The device of `device`; CUDA only in builds and on machines that have it.

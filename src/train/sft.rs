@@ -5,7 +5,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::args::{SftArgs, parse};
 use super::fit::{self, Fit};
@@ -15,7 +14,7 @@ use super::step::{Accumulator, Picked, Sequence, micro_batches};
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome, rng};
 use crate::data::{PromptInput, Written, content_hash, mixture, read_demonstrations, split_of};
-use crate::domain::Split;
+use crate::domain::{Split, hash};
 use crate::model::{self, Decoder};
 use crate::objective::{Stats, causal_lm};
 use crate::prompt::Texts;
@@ -32,7 +31,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         Some(mixture) => (read_mixture(mixture, common.seed)?, mixture),
     };
     // Of what is learned, not of a file: a mixture names other files.
-    let sha256 = hex::encode(Sha256::digest(serde_json::to_vec(&written)?));
+    let sha256 = hash::of_bytes(serde_json::to_vec(&written)?);
     let data_hash = if args.mixture.is_some() { sha256 } else { file_hash(file)? };
     let length = fit::length(common.max_length, loaded.config.max_positions, || lengths(&written, &texts))?;
     let max_length = length.tokens;
@@ -173,7 +172,7 @@ fn read_mixture(path: &str, seed: u64) -> Result<Vec<Written>> {
 
 /// The tensors that a language model computes with: everything but heads of other tasks.
 pub(super) fn backbone_and_output(loaded: &model::Loaded) -> model::Weights {
-    let other = |name: &str| name == model::reward::SCORE || name.starts_with("classifier.");
+    let other = |name: &str| name == model::heads::reward::SCORE || name.starts_with("classifier.");
     loaded.weights.iter().filter(|(name, _)| !other(name)).map(|(n, t)| (n.clone(), t.clone())).collect()
 }
 

@@ -139,7 +139,7 @@ impl Picked {
         decoder.forward_tails(&self.batch, &self.lengths)
     }
 
-    /// The same without gradient, whatever the decoder's variables are.
+    /// Hidden states of the picked rows `[n, d]`, without a gradient also where the decoder has variables.
     pub fn hidden_frozen(&self, decoder: &Decoder) -> Result<Tensor> {
         decoder.frozen_tails(&self.batch, &self.lengths)
     }

@@ -3,6 +3,7 @@
 
 mod pretrain;
 mod rl;
+pub mod roles;
 mod supervised;
 
 use serde::de::DeserializeOwned;
@@ -125,8 +126,8 @@ macro_rules! recipe_args {
             pub max_steps: Option<u64>,
             /// Tokens in one forward and backward pass; smaller needs less memory and changes no result.
             pub micro_batch_tokens: usize,
-            /// What backward passes compute again instead of keeping: `none` (fastest), `mlp` (about half the
-            /// memory of activations, a sixth more work) or `block` (least memory, a quarter more work).
+            /// What backward passes recompute instead of keeping: `none` (fastest), `mlp` (about half the memory of
+            /// activations, less extra time than `block`) or `block` (least memory, about a fifth more time).
             pub recompute: crate::model::Recompute,
             /// Peak learning rate.
             pub learning_rate: f64,

@@ -1,5 +1,5 @@
-//! One round of experience: sampled responses, their scores, and what policy, reference and critic thought
-//! of every token before any update.
+//! One round of experience: sampled responses, their scores, and the log-probs of policy and reference and the values of
+//! the critic for every token before any update.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -135,8 +135,8 @@ impl Sampler<'_> {
             warpers: Warpers { temperature: self.args.temperature as f32, ..Warpers::default() },
             eos_ids: self.texts.eos_ids().to_vec(),
             seed: derive(self.args.common.seed, Stream::Rollout, iteration),
-            // The kernels of the CPU give a token the same log-prob in any company, so what sampling saw is what
-            // the update's forward pass will see; elsewhere it is computed again.
+            // The kernels of the CPU are batch-invariant, so the log-probs of sampling are those of the update's forward
+            // pass; on other devices they are recomputed.
             trace: policy.on_host(),
             ..GenParams::default()
         };

@@ -1,6 +1,6 @@
 // A form from a JSON Schema (schemars, draft 2020-12). Only what differs from the default is sent.
 import { h } from '../dom.js';
-import { has, lang, t } from '../i18n.js';
+import { has, t } from '../i18n.js';
 
 /** The schema behind `$ref`, `anyOf [X, null]` and `type: [X, "null"]`. */
 function resolve(node, defs) {

@@ -1,7 +1,7 @@
 // The form that starts a job: models that fit, no trap in a preselection, what the run will cost beside the button.
 import { get, listOf, post } from '../api.js';
 import { fill, h } from '../dom.js';
-import { duration, has, num, t } from '../i18n.js';
+import { duration, has, t } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { schemaForm } from './form.js';
 import { recipeName } from './jobs.js';
