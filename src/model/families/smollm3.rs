@@ -1,6 +1,6 @@
 //! SmolLM3: Llama's layout, every fourth layer without rotary positions.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_GGUF, read};
 use super::read::{Result, flag, get, layer_types, malformed, size_opt, window, windows};

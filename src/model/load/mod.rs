@@ -10,7 +10,7 @@ use candle_core::Device;
 use serde_json::Value;
 
 use crate::model::gguf::GgufTensors;
-use crate::model::{ModelConfig, Sentence, Weights, config::ConfigError, gguf, names};
+use crate::model::{ModelConfig, Weights, config::ConfigError, gguf, names};
 use crate::ops::linear::WeightFormat;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
