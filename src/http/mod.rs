@@ -3,10 +3,12 @@
 
 pub mod admin;
 pub mod answers;
+pub mod anthropic;
 pub mod ask;
 pub mod attention;
 pub mod auth;
 pub mod choices;
+mod cross_origin;
 pub mod docs;
 pub mod encoders;
 pub mod error;
@@ -23,6 +25,8 @@ pub mod openai;
 pub mod openapi;
 pub mod pages;
 pub mod rates;
+pub mod rerank;
+pub mod responses;
 pub mod routes;
 pub mod session;
 pub mod sets;
@@ -35,6 +39,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::{Router, middleware};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::compression::CompressionLayer;
 
 use crate::engine::Turns;
 use crate::service::Services;
@@ -69,6 +74,8 @@ pub async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static)
 pub fn router(services: Arc<Services>) -> Router {
     let limits = services.config.limits.clone();
     let rates = rates::Rates::new(&services.config.rates);
+    let cors = cross_origin::layer(&services.config.server.cors_origins);
+    let compresses = services.config.server.compress_answers;
     let hosts = hosts::Hosts::new(services.config.listen, &services.config.server.hosts);
     let state: AppState = Arc::new(App {
         services,
@@ -82,11 +89,18 @@ pub fn router(services: Arc<Services>) -> Router {
         let guard = middleware::from_fn_with_state(auth::Guard::of(&route, state.clone()), auth::guard);
         router = router.route(route.path, route.handler.layer(guard));
     }
-    router
+    router = router
         .fallback(pages::missing)
         .method_not_allowed_fallback(error::no_method)
         .layer(DefaultBodyLimit::max(limits.body_bytes))
-        .layer(CatchPanicLayer::custom(error::panicked))
+        .layer(CatchPanicLayer::custom(error::panicked));
+    if let Some(cors) = cors {
+        router = router.layer(cors);
+    }
+    if compresses {
+        router = router.layer(CompressionLayer::new());
+    }
+    router
         .layer(middleware::from_fn_with_state(hosts, hosts::check))
         .layer(middleware::from_fn(observe::observe))
         .with_state(state)

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::auth::Access::{self, Admin, Feedback, Inference, Public, Review};
 use super::{
-    AppState, admin, answers, ask, attention, choices, docs, encoders, feedback, label, openai, openapi, pages,
-    session, sets, status,
+    AppState, admin, anthropic, answers, ask, attention, choices, docs, encoders, feedback, label, openai, openapi, pages, rerank,
+    responses, session, sets, status,
 };
 use crate::config::LimitsConfig;
 
@@ -148,6 +148,25 @@ fn inference() -> Vec<Route> {
         post("/v1/chat/completions", Inference, "Answer a conversation", openai::chat::create)
             .taking::<openai::chat::ChatRequest>()
             .requiring(&["messages"])
+            .computing(),
+        post("/v1/responses", Inference, "Answer a conversation, OpenAI's newer form", responses::create)
+            .taking::<responses::ResponsesRequest>()
+            .requiring(&["input"])
+            .computing(),
+        get("/v1/responses/{id}", Inference, "A response that is kept", responses::get),
+        delete("/v1/responses/{id}", Inference, "Forget a response", responses::delete),
+        post("/v1/messages", Inference, "Answer a conversation, Anthropic's form", anthropic::create)
+            .taking::<anthropic::MessagesRequest>()
+            .requiring(&["messages", "max_tokens"])
+            .computing(),
+        post("/v1/messages/count_tokens", Inference, "Tokens of a conversation, Anthropic's form", anthropic::count_tokens)
+            .taking::<anthropic::MessagesRequest>()
+            .requiring(&["messages"]),
+        post("/v1/rerank", Inference, "Order texts by how well they fit a query", rerank::rerank)
+            .taking::<rerank::RerankRequest>()
+            .computing(),
+        post("/v1/score", Inference, "Score pairs of texts", rerank::score)
+            .taking::<rerank::ScoreRequest>()
             .computing(),
         post("/v1/choices", Inference, "Score given answers to a prompt, ranked", choices::create)
             .taking::<choices::ChoicesRequest>()

@@ -1,7 +1,9 @@
 //! From messages and examples to the text a model reads, and to its ids.
 
+pub mod answer;
 pub mod chat;
 pub mod cloze;
+pub mod conversation;
 pub mod few_shot;
 pub mod instruction;
 mod jinja;
@@ -11,6 +13,7 @@ pub mod texts;
 
 pub use chat::{ChatError, ChatTemplate, Rendered};
 pub use cloze::{Cloze, ClozeError};
+pub use conversation::{Conversation, ToolCall, Turn};
 pub use few_shot::{Example, FewShot};
 pub use instruction::{Template, instruction};
 pub use label_template::{Gap, LabelTemplate, LabelTemplateError, Shots};

@@ -1,12 +1,16 @@
 //! The OpenAI-compatible surface: completions, chat, models, tokenize.
 
+pub mod begin;
+pub mod blocks;
 pub mod chat;
 pub mod completions;
+pub mod constrained;
 pub mod logprobs;
 pub mod models;
 pub mod params;
 pub mod stream;
 pub mod tokenize;
+pub mod turns;
 pub mod written;
 
 use serde_json::{Value, json};

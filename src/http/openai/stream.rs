@@ -18,6 +18,7 @@ use crate::service::complete::Running;
 const BUFFER: usize = 64;
 
 /// One step of one sample.
+#[derive(Clone, Copy)]
 pub enum Piece<'a> {
     /// Before anything is drawn; with the prompt's log-probs where they were asked for.
     Start {
@@ -30,7 +31,7 @@ pub enum Piece<'a> {
     Finish(FinishReason),
 }
 
-/// How pieces become chunks. `None` = nothing to send.
+/// How pieces become chunks.
 pub trait Format: Send + Sync + 'static {
     /// `run` is the index of the prompt, `index` that of its sample.
     fn chunk(
@@ -39,7 +40,7 @@ pub trait Format: Send + Sync + 'static {
         run: usize,
         index: usize,
         piece: Piece<'_>,
-    ) -> impl Future<Output = ApiResult<Option<Value>>> + Send;
+    ) -> impl Future<Output = ApiResult<Vec<Value>>> + Send;
 
     /// The last chunk, with token counts; `None` unless asked for.
     fn usage(&self, usage: Value) -> Option<Value>;
@@ -88,9 +89,11 @@ async fn follow(
     format: &impl Format,
     sender: &mpsc::Sender<Result<Event, Infallible>>,
 ) -> Result<(), End> {
-    let send = async |chunk: Option<Value>| match chunk {
-        Some(chunk) => sender.send(Ok(event(&chunk))).await.map_err(|_| End::Left),
-        None => Ok(()),
+    let send = async |chunks: Vec<Value>| {
+        for chunk in chunks {
+            sender.send(Ok(event(&chunk))).await.map_err(|_| End::Left)?;
+        }
+        Ok::<(), End>(())
     };
     let mut started = false;
     loop {
