@@ -12,10 +12,12 @@ use super::error::{ApiError, ApiResult};
 use super::extract::{Json, Path, Query};
 use super::markdown;
 use crate::domain::*;
-use crate::service::label::{self, Next, Turn, Wanted, Word};
+use crate::service::browse;
+use crate::service::guidelines as words;
+use crate::service::judge::{self, Judged, Word};
+use crate::service::label::{self, Next, Turn, Wanted};
 use crate::service::people::Actor;
-use crate::service::{Services, browse, guidelines as words};
-use crate::store::{NoLease, Page, Submitted};
+use crate::store::{NoLease, Page};
 
 /// A message with its safe HTML.
 ///
@@ -233,20 +235,14 @@ pub async fn submit(
     Path(id): Path<AssignmentId>,
     Json(body): Json<JudgmentRequest>,
 ) -> ApiResult<axum::Json<Value>> {
-    let (submitted, completions) = label::submit(&state.services, &actor, &id, body.into_word()).await?;
-    Ok(axum::Json(submitted_json(&state.services, &submitted, &completions).await?))
+    Ok(axum::Json(submitted_json(&judge::submit(&state.services, &actor, &id, body.into_word()).await?)))
 }
 
 /// The stored judgment, and who wrote what where the labeler may know.
-pub async fn submitted_json(
-    services: &Services,
-    submitted: &Submitted,
-    completions: &[Completion],
-) -> ApiResult<Value> {
-    let authors = label::reveal(services, &submitted.judgment, completions).await?;
+pub fn submitted_json(judged: &Judged) -> Value {
+    let Judged { submitted, authors, verdict } = judged;
     let reveal: Vec<_> = authors.iter().map(|(id, model)| json!({"completion_id": id, "model": model})).collect();
-    let verdict = label::verdict(services, &submitted.judgment).await?;
-    Ok(json!({"judgment": submitted.judgment, "replayed": submitted.replayed, "reveal": reveal, "verdict": verdict}))
+    json!({"judgment": submitted.judgment, "replayed": submitted.replayed, "reveal": reveal, "verdict": verdict})
 }
 
 /// The caller's own progress, pace and agreement.

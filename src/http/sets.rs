@@ -345,14 +345,10 @@ pub async fn rank(
             .idempotency_key
             .unwrap_or_else(|| format!("request:{request_id}:{}", ulid::Ulid::generate())),
     };
-    let (set, submitted) = sets::rank(services, &actor, ranking).await.map_err(rename_items)?;
-    let mut completions = Vec::new();
-    for id in &set.completion_ids {
-        completions.push(services.store.get_completion(id).await?);
-    }
-    let mut answer = submitted_json(services, &submitted, &completions).await?;
+    let (set, judged) = sets::rank(services, &actor, ranking).await.map_err(rename_items)?;
+    let mut answer = submitted_json(&judged);
     answer["set"] = json!({"id": set.id, "prompt_id": set.prompt_id, "completion_ids": set.completion_ids});
-    let status = if submitted.replayed { StatusCode::OK } else { StatusCode::CREATED };
+    let status = if judged.submitted.replayed { StatusCode::OK } else { StatusCode::CREATED };
     Ok((status, axum::Json(answer)).into_response())
 }
 

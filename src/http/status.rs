@@ -52,6 +52,7 @@ fn describe() {
     metrics::describe_gauge!("instructd_jobs", "Jobs by state");
     metrics::describe_counter!("instructd_upstream_calls_total", "Calls to the upstream server by outcome");
     metrics::describe_counter!("instructd_judgments_total", "Judgments stored by this process");
+    metrics::describe_counter!("instructd_store_statements_total", "Statements sent to the database");
 }
 
 pub async fn health() -> Response {
@@ -86,6 +87,7 @@ pub async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError
         metrics::gauge!("instructd_kv_tokens_remembered").set(stats.kv_tokens_remembered as f64);
         metrics::gauge!("instructd_kv_tokens_total").set(stats.kv_tokens_total as f64);
     }
+    metrics::counter!("instructd_store_statements_total").absolute(services.store.statements());
     // A database that is away must not take the other figures with it.
     for state in JobState::ALL {
         if let Ok(jobs) = services.store.count_jobs(*state).await {

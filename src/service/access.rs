@@ -1,6 +1,5 @@
 //! Who is calling: keys, browser sessions, and the ways to open one. Secrets are random and kept only as hashes.
 
-use crate::domain::time::{HOUR, MINUTE, after};
 use std::sync::Arc;
 
 use subtle::ConstantTimeEq;
@@ -8,10 +7,11 @@ use subtle::ConstantTimeEq;
 use super::random::secret_hash;
 use super::{Random, Result, ServiceError, Services, people, to_the_end};
 use crate::config::Config;
+use crate::domain::time::{HOUR, MINUTE, after};
 use crate::domain::{
     ApiKey, ApiKeyId, Invite, KeyOrigin, Labeler, LabelerId, LinkState, Micros, Role, Session, Signature,
 };
-use crate::store::{Store, StoreError};
+use crate::store::{OpenSession, Store, StoreError};
 
 /// The labeler that the configured admin key acts as; it exists in every store.
 pub const ADMIN: &str = "admin";
@@ -105,10 +105,8 @@ pub async fn generate_admin_key(
 
 /// The owner of a key that the store knows. Such keys are 256 random bits: looking one up tells a guesser nothing.
 pub async fn by_stored_key(services: &Services, key: &str) -> Result<Option<Actor>> {
-    match services.store.find_api_key(&secret_hash(key)).await? {
-        Some(found) => of_key(services, found).await,
-        None => Ok(None),
-    }
+    let found = services.store.key_owner(&secret_hash(key)).await?;
+    Ok(found.and_then(|(key, person)| of_key(services, key, person)))
 }
 
 /// The administrator, when this is the configured admin key. A person chose that key, so tries have to be counted.
@@ -120,25 +118,22 @@ pub fn by_configured_key(services: &Services, key: &str) -> Option<Actor> {
 }
 
 /// What a live key may do now, with the rights its person has now.
-async fn of_key(services: &Services, key: ApiKey) -> Result<Option<Actor>> {
+fn of_key(services: &Services, key: ApiKey, person: Option<Labeler>) -> Option<Actor> {
     // A generated key is replaced by a configured one, not joined by it.
     if key.revoked || (key.origin == KeyOrigin::Generated && services.admin_key_hash.is_some()) {
-        return Ok(None);
+        return None;
     }
     let has = |scope: &str| key.scopes.iter().any(|s| s == scope);
     let role = match &key.labeler_id {
         None => Role::Labeler,
-        Some(id) => {
-            let person = services.store.get_labeler(id).await?;
-            if !person.active {
-                return Ok(None);
-            }
+        Some(_) => {
+            let person = person.filter(|person| person.active)?;
             // A key never carries more than its scopes say, nor more than its person may do.
             if has("admin") { person.role } else { person.role.min(Role::Reviewer) }
         }
     };
     let admin = role == Role::Admin;
-    Ok(Some(Actor {
+    Some(Actor {
         credential: key.id.to_string(),
         origin: key.id.to_string(),
         quota: key.daily_tokens.map(|tokens| (key.id.clone(), tokens)),
@@ -149,7 +144,7 @@ async fn of_key(services: &Services, key: ApiKey) -> Result<Option<Actor>> {
         role,
         by_cookie: false,
         way: Way::Key(key.id),
-    }))
+    })
 }
 
 /// Names the configured admin key of today without telling it: sessions opened with another one have ended.
@@ -169,7 +164,8 @@ pub async fn by_session(services: &Services, token: &str) -> Result<Option<Actor
 }
 
 async fn of_session(services: &Services, hash: &str, now: Micros) -> Result<Option<(Session, Actor)>> {
-    let Some(session) = services.store.get_session(hash, now).await? else { return Ok(None) };
+    let Some(open) = services.store.open_session(hash, now).await? else { return Ok(None) };
+    let OpenSession { session, person: labeler, link_is_live, key } = open;
     let sessions = &services.live().config.sessions;
     let idle = after(session.used, sessions.idle_hours, HOUR) <= now;
     let old = after(session.created, sessions.lifetime_hours, HOUR) <= now;
@@ -184,7 +180,7 @@ async fn of_session(services: &Services, hash: &str, now: Micros) -> Result<Opti
     let key = match opened_by {
         "" => None,
         link if link.starts_with("link:") => {
-            if services.store.live_link(&link["link:".len()..].into()).await?.is_none() {
+            if !link_is_live {
                 return Ok(None);
             }
             None
@@ -195,18 +191,11 @@ async fn of_session(services: &Services, hash: &str, now: Micros) -> Result<Opti
             }
             None
         }
-        key => match services.store.live_api_key(&key.into()).await? {
-            Some(key) => match of_key(services, key).await? {
-                Some(actor) => Some(actor),
-                None => return Ok(None),
-            },
+        _ => match key.and_then(|(key, owner)| of_key(services, key, owner)) {
+            Some(actor) => Some(actor),
             None => return Ok(None),
         },
     };
-    let labeler = services.store.get_labeler(&session.labeler_id).await?;
-    if !labeler.active {
-        return Ok(None);
-    }
     let actor = match key {
         // As much as the key, and no more than when the session was opened.
         Some(key) => Actor { role: key.role.min(session.role), name: labeler.name, by_cookie: true, way, ..key },
@@ -235,10 +224,14 @@ async fn of_session(services: &Services, hash: &str, now: Micros) -> Result<Opti
 pub async fn again(services: &Services, actor: &Actor) -> Result<Option<Actor>> {
     match &actor.way {
         Way::Configured => Ok((Some(&actor.credential) == admin_credential(services).as_ref()).then(|| actor.clone())),
-        Way::Key(id) => match services.store.live_api_key(id).await? {
-            Some(key) => of_key(services, key).await,
-            None => Ok(None),
-        },
+        Way::Key(id) => {
+            let Some(key) = services.store.live_api_key(id).await? else { return Ok(None) };
+            let person = match &key.labeler_id {
+                Some(id) => Some(services.store.get_labeler(id).await?),
+                None => None,
+            };
+            Ok(of_key(services, key, person))
+        }
         Way::Session(hash) => Ok(of_session(services, hash, services.now()).await?.map(|(_, actor)| actor)),
     }
 }

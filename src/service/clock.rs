@@ -2,11 +2,11 @@
 //! corrections of the wall clock, and believes a jump only after it has lasted. A clock that is set wrong for a moment
 //! neither ends sessions and leases nor prolongs them.
 
-use crate::domain::time::SECOND;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Clock;
 use crate::domain::Micros;
+use crate::domain::time::SECOND;
 
 /// Corrections up to this are followed at once.
 const SMALL: Micros = 5 * SECOND;

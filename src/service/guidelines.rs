@@ -63,12 +63,25 @@ async fn from_file(path: &Path, lang: &str) -> Result<String> {
         .map_err(|e| ServiceError::Internal(format!("guidelines {}: {e}", path.display())))
 }
 
+/// The version in force for a language where the stored text was read already.
+pub(super) async fn with_stored(services: &Services, lang: &'static str, stored: Option<String>) -> Result<String> {
+    match stored.filter(|text| !text.is_empty()) {
+        Some(text) => Ok(version(&text)),
+        None => Ok(unstored(services, lang).await?.version),
+    }
+}
+
 /// The guidelines for a page language: an administrator's text, else the configured file, else the built-in one.
 pub async fn current(services: &Services, lang: &'static str) -> Result<Guidelines> {
     let stored = services.store.latest_guidelines(lang).await?;
     if let Some(g) = stored.filter(|g| !g.text.is_empty()) {
         return Ok(Guidelines { lang, version: version(&g.text), text: g.text, since: Some(g.created) });
     }
+    unstored(services, lang).await
+}
+
+/// The configured file, else the built-in text.
+async fn unstored(services: &Services, lang: &'static str) -> Result<Guidelines> {
     let text = match &services.config.labeling.guidelines {
         Some(path) => from_file(path, lang).await?,
         None => BUILT_IN.iter().find(|(l, _)| *l == lang).map_or(BUILT_IN[0].1, |(_, text)| text).to_owned(),

@@ -11,7 +11,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, mpsc};
 
-use super::label::human_completion;
+use super::judge::human_completion;
 use super::prompts::prompt_record;
 use super::{Result, ServiceError, Services, bad_input, to_the_end};
 use crate::data::limits::Limits;

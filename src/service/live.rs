@@ -2,7 +2,6 @@
 //! requests that name no model goes to a candidate). Kept in the database, so that every process of a
 //! deployment follows; each reads it again every few seconds.
 
-use crate::domain::time::DAY;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use serde_json::{Value, json};
 use super::people::Actor;
 use super::{Result, ServiceError, Services, bad_input, to_the_end};
 use crate::config::Config;
+use crate::domain::time::DAY;
 use crate::domain::{Micros, ModelKind, ModelState, ModelVersionId};
 use crate::engine::ServedModel;
 use crate::store::{RequestCounts, Setting, VersionUse};

@@ -3,8 +3,8 @@
 
 use super::people::Actor;
 use super::{Result, Services};
+use crate::domain::ApiKeyId;
 use crate::domain::time::DAY;
-use crate::domain::{ApiKeyId, Micros};
 
 tokio::task_local! {
     static PAYER: Option<ApiKeyId>;

@@ -21,6 +21,7 @@ pub mod guidelines;
 pub mod imports;
 pub mod job_files;
 pub mod jobs;
+pub mod judge;
 pub mod label;
 pub mod live;
 pub mod meter;

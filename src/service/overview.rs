@@ -1,12 +1,12 @@
 //! The loop as one picture: counts, what is active, and the next sensible action.
 
-use crate::domain::time::DAY;
 use serde::Serialize;
 
 use super::evidence::{self, Accuracy, Summary};
 use super::next_step::{Candidate, NextAction, Situation, next_action};
 use super::{Result, Services};
-use crate::domain::{Job, JobState, Micros, ModelKind, ModelState, ModelVersion};
+use crate::domain::time::DAY;
+use crate::domain::{Job, JobState, ModelKind, ModelState, ModelVersion};
 use crate::store::{Counts, DayCount, Page};
 
 #[derive(Clone, Debug, Serialize)]

@@ -1,11 +1,11 @@
 //! A labeler's own page: progress, quota, pace, and how often the others and the known answers were met.
 //! Gold sets stay hidden: they count as ordinary work here.
 
-use crate::domain::time::DAY;
 use serde::Serialize;
 
 use super::label::{self, Onboarding};
 use super::{Result, Services};
+use crate::domain::time::DAY;
 use crate::domain::{LabelerId, Micros, Outcome, Role, SetKind};
 use crate::eval::quality::statistics::median;
 use crate::eval::quality::{Facts, Figure, labelers};

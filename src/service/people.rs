@@ -1,14 +1,14 @@
 //! People and their keys: labelers, invites, sign-in links, API keys.
 
-use crate::domain::time::{HOUR, after};
 use std::sync::Arc;
 
 use serde_json::json;
 
 use super::random::secret_hash;
 use super::{Result, ServiceError, Services, bad_input, to_the_end};
+use crate::domain::time::{HOUR, after};
 use crate::domain::{
-    ApiKey, ApiKeyId, Invite, InviteId, KeyOrigin, Labeler, LabelerId, LinkId, LinkState, Micros, Role, SignInLink,
+    ApiKey, ApiKeyId, Invite, InviteId, KeyOrigin, Labeler, LabelerId, LinkId, LinkState, Role, SignInLink,
 };
 
 pub use super::access::{ADMIN, Actor};

@@ -1,7 +1,6 @@
 //! Retention: requests, feedback and files of ended jobs go by age and by size. What a set, judgment, demonstration,
 //! dataset version or published model rests on stays.
 
-use crate::domain::time::{DAY, before};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use serde_json::json;
 use super::people::Actor;
 use super::{Result, ServiceError, Services};
 use crate::config::RetentionConfig;
+use crate::domain::time::{DAY, before};
 use crate::domain::{Micros, Signature};
 use crate::jobs::leftovers::{self, Leftover};
 use crate::store::{Amount, Cuts, Expiring, Store};

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::label::{Word, judge};
+use super::judge::{Word, judge};
 use super::{Result, Services, bad_input, not_found_as, to_the_end};
 use crate::domain::*;
 use crate::service::people::Actor;
-use crate::store::Submitted;
+use crate::store::{Place, Submitted};
 
 const MAX_EXPLANATION: usize = 16 << 10;
 
@@ -105,14 +105,14 @@ pub async fn disputed(services: &Services, by: &Actor, id: &SetId) -> Result<Dis
 /// Settles a set by the reviewer's own judgment: datasets then take it instead of the others'. A reviewer
 /// who has judged the set already revises that judgment.
 pub async fn settle(services: &Arc<Services>, by: &Actor, id: &SetId, mut word: Word) -> Result<Submitted> {
-    let set = services.store.get_set(id).await?;
+    services.store.get_set(id).await?;
     if word.outcome == Outcome::Skip {
         return Err(bad_input("outcome", "a skip settles nothing"));
     }
     let own = services.store.set_judgments(id).await?.into_iter().find(|j| j.labeler_id == by.labeler_id);
     // A repeated request finds its own judgment and must not revise it.
     word.revises = own.filter(|j| j.idempotency_key != word.idempotency_key).map(|j| j.id);
-    let (submitted, _) = judge(services, by, &set, None, word).await?;
+    let submitted = judge(services, by, Place::Set(id.clone(), None), word).await?.submitted;
     let (all, id, by, judgment) = (services.clone(), id.clone(), by.clone(), submitted.judgment.clone());
     to_the_end(async move {
         all.store.settle_set(&id, &by.labeler_id, judgment.created).await?;

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::complete::{self, PromptInput, Running, Sample, Start, StoredAs};
-use super::label::{Word, human_completion, judge};
+use super::judge::{Judged, Word, human_completion, judge};
 use super::prompts::{check_messages, prompt_record};
 use super::{Result, ServiceError, Services, bad_input, not_found_as, to_the_end};
 use crate::domain::*;
 use crate::engine::{SamplingParams, ServedModel, TextForm};
 use crate::service::people::Actor;
-use crate::store::Submitted;
+use crate::store::Place;
 
 /// A prompt by content or by id.
 pub enum PromptRef {
@@ -301,7 +301,7 @@ pub struct Ranking {
 }
 
 /// Stores a K-wise ranking. Repeating it with the same idempotency key changes nothing.
-pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> Result<(ComparisonSet, Submitted)> {
+pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> Result<(ComparisonSet, Judged)> {
     let Ranking { set_id, prompt: prompt_ref, completions, outcome, strength, rationale, idempotency_key } = ranking;
     let (refs, tiers): (Vec<_>, Vec<_>) = completions.into_iter().unzip();
     let set = match (set_id, prompt_ref) {
@@ -359,9 +359,10 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
     };
     let assignment = door(services, actor, &set, &word.idempotency_key).await?;
     let word = Word { lease_token: assignment.as_ref().map(|a| a.lease_token.clone()), ..word };
-    let (submitted, _) = judge(services, actor, &set, assignment.as_ref(), word).await?;
+    let place = Place::Set(set.id.clone(), assignment.map(|a| a.id));
+    let judged = judge(services, actor, place, word).await?;
     let set = services.store.get_set(&set.id).await?;
-    Ok((set, submitted))
+    Ok((set, judged))
 }
 
 /// The lease by which a labeler may rank the set; `None` for sets that this very request made, and for reviewers

@@ -116,6 +116,109 @@ async fn expire_after(conn: &mut Conn, latest: Micros) -> Result<()> {
     Ok(())
 }
 
+/// An open session with its person, and what stands behind it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpenSession {
+    pub session: Session,
+    pub person: Labeler,
+    /// The sign-in link that opened it is live.
+    pub link_is_live: bool,
+    /// The key that opened it, where it is not revoked, and that key's person.
+    pub key: Option<(ApiKey, Option<Labeler>)>,
+}
+
+/// Columns of the labeler `$l`, under names that begin with it.
+macro_rules! labeler_columns {
+    ($l:literal) => {
+        concat!(
+            $l,
+            ".id AS ",
+            $l,
+            "_id, ",
+            $l,
+            ".name AS ",
+            $l,
+            "_name, ",
+            $l,
+            ".role AS ",
+            $l,
+            "_role, ",
+            $l,
+            ".active AS ",
+            $l,
+            "_active, ",
+            $l,
+            ".daily_quota AS ",
+            $l,
+            "_quota, ",
+            $l,
+            ".erased AS ",
+            $l,
+            "_erased, ",
+            $l,
+            ".created AS ",
+            $l,
+            "_created"
+        )
+    };
+}
+
+fn labeler_of(row: &Row, l: &str) -> Result<Option<Labeler>> {
+    let column = |name: &str| format!("{l}_{name}");
+    let Some(id) = row.opt_text(&column("id"))? else { return Ok(None) };
+    Ok(Some(Labeler {
+        id: id.into(),
+        name: row.text(&column("name"))?,
+        role: row.name(&column("role"), Role::parse)?,
+        active: row.flag(&column("active"))?,
+        daily_quota: row.opt_int(&column("quota"))?,
+        erased: row.opt_int(&column("erased"))?,
+        created: row.int(&column("created"))?,
+    }))
+}
+
+pub(super) async fn key_owner(conn: &mut Conn, key_hash: &str) -> Result<Option<(ApiKey, Option<Labeler>)>> {
+    let sql = concat!(
+        "SELECT k.*, ",
+        labeler_columns!("l"),
+        " FROM api_keys k LEFT JOIN labelers l ON l.id = k.labeler_id WHERE k.key_hash = $1 AND k.revoked = $2"
+    );
+    let row = conn.one(sql, args![key_hash, false]).await?;
+    row.map(|row| Ok((people::api_key(&row)?, labeler_of(&row, "l")?))).transpose()
+}
+
+pub(super) async fn open_session(conn: &mut Conn, token_hash: &str, now: Micros) -> Result<Option<OpenSession>> {
+    let sql = concat!(
+        "SELECT k.*, s.token_hash, s.labeler_id AS session_labeler, s.role AS session_role, s.credential, s.used,
+             s.expires, s.created AS session_created, ",
+        labeler_columns!("p"),
+        ", ",
+        labeler_columns!("l"),
+        ", EXISTS (SELECT 1 FROM sign_in_links n WHERE n.id = substr(s.credential, 6) AND n.state = 'active'
+             AND s.credential LIKE 'link:%') AS link_is_live
+         FROM sessions s JOIN labelers p ON p.id = s.labeler_id
+         LEFT JOIN api_keys k ON k.id = s.credential AND k.revoked = $3
+         LEFT JOIN labelers l ON l.id = k.labeler_id
+         WHERE s.token_hash = $1 AND s.expires > $2 AND p.active = $4"
+    );
+    let Some(row) = conn.one(sql, args![token_hash, now, false, true]).await? else { return Ok(None) };
+    let session = Session {
+        token_hash: row.text("token_hash")?,
+        labeler_id: row.text("session_labeler")?.into(),
+        role: row.name("session_role", Role::parse)?,
+        credential: row.text("credential")?,
+        used: row.int("used")?,
+        expires: row.int("expires")?,
+        created: row.int("session_created")?,
+    };
+    let person = labeler_of(&row, "p")?.ok_or_else(|| not_found("labeler", session.labeler_id.as_str()))?;
+    let key = match row.opt_text("id")? {
+        None => None,
+        Some(_) => Some((people::api_key(&row)?, labeler_of(&row, "l")?)),
+    };
+    Ok(Some(OpenSession { session, person, link_is_live: row.flag("link_is_live")?, key }))
+}
+
 #[async_trait]
 impl AccessStore for SqlStore {
     async fn put_link(&self, link: SignInLink) -> Result<()> {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::migrate::{MigrateError, Migrator};
@@ -15,7 +16,7 @@ use sqlx::{ConnectOptions, Connection, SqlitePool};
 use tokio::sync::{Mutex, watch};
 
 use super::postgres::PostgresDb;
-use super::rows::Conn;
+use super::rows::{Conn, Held};
 use super::{Result, StoreError};
 
 pub(super) static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -75,6 +76,8 @@ pub(super) enum Db {
         readers: SqlitePool,
         writer: SqlitePool,
         probe: Arc<WriteProbe>,
+        /// Statements sent so far.
+        sent: Arc<AtomicU64>,
     },
     Postgres(Arc<PostgresDb>),
 }
@@ -194,7 +197,7 @@ impl Db {
                     .await?;
                 drop(lock);
                 let probe = Arc::new(WriteProbe { path, found: Mutex::new(None) });
-                Ok(Self::Sqlite { readers, writer, probe })
+                Ok(Self::Sqlite { readers, writer, probe, sent: Arc::default() })
             }
             Target::Postgres => {
                 let options = PgConnectOptions::from_str(url)?.application_name("instructd");
@@ -242,19 +245,45 @@ impl Db {
         }
     }
 
+    fn sent(&self) -> &Arc<AtomicU64> {
+        match self {
+            Self::Sqlite { sent, .. } => sent,
+            Self::Postgres(db) => &db.sent,
+        }
+    }
+
+    /// Statements sent since the store was opened; what begins and ends transactions, locks included, is not counted.
+    pub(super) fn statements(&self) -> u64 {
+        self.sent().load(Ordering::Relaxed)
+    }
+
+    fn conn(&self, held: Held) -> Conn {
+        Conn::new(held, self.sent().clone())
+    }
+
     pub(super) async fn read(&self) -> Result<Conn> {
-        Ok(match self {
-            Self::Sqlite { readers, .. } => Conn::SqliteRead(readers.acquire().await?),
-            Self::Postgres(db) => Conn::PostgresRead(db.acquire().await?),
-        })
+        Ok(self.conn(match self {
+            Self::Sqlite { readers, .. } => Held::SqliteRead(readers.acquire().await?),
+            Self::Postgres(db) => Held::PostgresRead(db.acquire().await?),
+        }))
     }
 
     /// A deferred SQLite transaction that turns into a writer fails at once, whatever the busy timeout.
     async fn begin(&self) -> Result<Conn> {
-        Ok(match self {
-            Self::Sqlite { writer, .. } => Conn::SqliteWrite(writer.begin_with("BEGIN IMMEDIATE").await?),
-            Self::Postgres(db) => Conn::PostgresWrite(db.begin().await?),
-        })
+        Ok(self.conn(match self {
+            Self::Sqlite { writer, .. } => Held::SqliteWrite(writer.begin_with("BEGIN IMMEDIATE").await?),
+            Self::Postgres(db) => Held::PostgresWrite(db.begin().await?),
+        }))
+    }
+
+    /// A write transaction that is alone in taking and giving places on sets.
+    pub(super) async fn begin_placing(&self) -> Result<Conn> {
+        let mut conn = self.begin().await?;
+        if let Err(error) = self.in_time(conn.serialize(super::leases::PLACES)).await {
+            let _ = self.in_time(conn.rollback()).await;
+            return Err(error);
+        }
+        Ok(conn)
     }
 
     /// Runs `work` in a write transaction and returns after the commit. It runs in its own task: a

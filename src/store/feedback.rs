@@ -147,7 +147,8 @@ impl FeedbackStore for SqlStore {
     }
 
     async fn no_lease(&self, request: &LeaseRequest) -> Result<NoLease> {
-        read!(self, |c| leases::no_lease(c, request))
+        let seen = self.seen(&turns::for_lease(request)).await?;
+        Ok(turns::why_nothing(request, &seen))
     }
 
     async fn assignment_of(&self, set_id: &SetId, labeler: &LabelerId) -> Result<Option<Assignment>> {

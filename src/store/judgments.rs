@@ -1,47 +1,70 @@
 //! Judgments: append-only rankings with revisions, and the joined view that training reads.
 
-use std::collections::HashSet;
-
-use super::leases::{self, PLACES};
 use super::rows::{Conn, Row, args, not_found};
-use super::sets;
 use super::sql::PAGE_BYTES;
-use super::{LabelerCounts, Page, RankedFilter, Result, StoreError, SubmitJudgment, Submitted, prompts, reveals};
+use super::{LabelerCounts, Page, RankedFilter, Result, rules, sets};
 use crate::domain::*;
 
-fn conflict<T>(message: impl Into<String>) -> Result<T> {
-    Err(StoreError::Conflict(message.into()))
+/// Judgments with their items and flags, one row for each of those, in one statement.
+macro_rules! whole {
+    ($which:literal, $order:literal) => {
+        concat!(
+            "SELECT j.*, i.completion_id AS about, i.tier, i.shown_position, i.rating, NULL AS code, NULL AS note,
+                 0 AS part, i.shown_position AS place
+             FROM judgments j LEFT JOIN judgment_items i ON i.judgment_id = j.id WHERE ",
+            $which,
+            " UNION ALL
+             SELECT j.*, f.completion_id, NULL, NULL, NULL, f.code, f.note, 1, f.position
+             FROM judgments j JOIN judgment_flags f ON f.judgment_id = j.id WHERE ",
+            $which,
+            " ORDER BY ",
+            $order,
+            ", part, place, about"
+        )
+    };
 }
 
-async fn judgment(conn: &mut Conn, row: &Row) -> Result<Judgment> {
+/// Rows of `whole!`.
+fn gather(rows: &[Row]) -> Result<Vec<Judgment>> {
+    let mut judgments: Vec<Judgment> = Vec::new();
+    for row in rows {
+        gather_one(&mut judgments, row)?;
+    }
+    Ok(judgments)
+}
+
+/// Adds a row of `whole!` to the judgments before it.
+fn gather_one(judgments: &mut Vec<Judgment>, row: &Row) -> Result<()> {
     let id = row.text("id")?;
-    let items = conn
-        .all("SELECT * FROM judgment_items WHERE judgment_id = $1 ORDER BY shown_position, completion_id", args![&id])
-        .await?
-        .iter()
-        .map(|i| {
-            Ok(JudgmentItem {
-                completion_id: i.text("completion_id")?.into(),
-                tier: i.int("tier")?,
-                shown_position: i.int("shown_position")?,
-                rating: i.opt_int("rating")?,
-            })
-        })
-        .collect::<Result<_>>()?;
-    let flags = conn
-        .all("SELECT * FROM judgment_flags WHERE judgment_id = $1 ORDER BY position", args![&id])
-        .await?
-        .iter()
-        .map(|f| {
-            Ok(JudgmentFlag {
-                completion_id: f.opt_text("completion_id")?.map(Into::into),
-                code: f.text("code")?,
-                note: f.opt_text("note")?,
-            })
-        })
-        .collect::<Result<_>>()?;
+    if judgments.last().is_none_or(|last| last.id.as_str() != id) {
+        judgments.push(head(row)?);
+    }
+    let Some(judgment) = judgments.last_mut() else { return Ok(()) };
+    let about = row.opt_text("about")?.map(CompletionId::from);
+    match (row.opt_text("code")?, about) {
+        (Some(code), completion_id) => {
+            judgment.flags.push(JudgmentFlag { completion_id, code, note: row.opt_text("note")? });
+        }
+        (None, Some(completion_id)) => judgment.items.push(JudgmentItem {
+            completion_id,
+            tier: row.int("tier")?,
+            shown_position: row.int("shown_position")?,
+            rating: row.opt_int("rating")?,
+        }),
+        (None, None) => {}
+    }
+    Ok(())
+}
+
+/// Bytes of the texts that a labeler wrote with a judgment.
+fn size(judgment: &Judgment) -> usize {
+    let notes = judgment.flags.iter().filter_map(|flag| flag.note.as_ref());
+    judgment.rationale.iter().chain(notes).map(String::len).sum()
+}
+
+fn head(row: &Row) -> Result<Judgment> {
     Ok(Judgment {
-        id: id.into(),
+        id: row.text("id")?.into(),
         assignment_id: row.opt_text("assignment_id")?.map(Into::into),
         set_id: row.text("set_id")?.into(),
         labeler_id: row.text("labeler_id")?.into(),
@@ -54,36 +77,37 @@ async fn judgment(conn: &mut Conn, row: &Row) -> Result<Judgment> {
         wall_ms: row.int("wall_ms")?,
         guideline_version: row.opt_text("guideline_version")?,
         idempotency_key: row.text("idempotency_key")?,
-        items,
-        flags,
+        items: Vec::new(),
+        flags: Vec::new(),
         created: row.int("created")?,
         knowledge: row.name("knowledge", Knowledge::parse)?,
     })
 }
 
 pub(super) async fn get(conn: &mut Conn, id: &JudgmentId) -> Result<Judgment> {
-    let row = conn.one("SELECT * FROM judgments WHERE id = $1", args![id.as_str()]).await?;
-    judgment(conn, &row.ok_or_else(|| not_found("judgment", id.as_str()))?).await
+    let rows = conn.all(whole!("j.id = $1", "id"), args![id.as_str()]).await?;
+    gather(&rows)?.pop().ok_or_else(|| not_found("judgment", id.as_str()))
 }
 
 pub(super) async fn list(conn: &mut Conn, page: &Page, labeler: Option<&LabelerId>) -> Result<Vec<Judgment>> {
-    let rows = conn
-        .all(
-            "SELECT id FROM judgments WHERE ($1 IS NULL OR id < $1) AND ($2 IS NULL OR labeler_id = $2)
-             ORDER BY id DESC LIMIT $3",
-            args![&page.after, labeler.map(LabelerId::as_str), page.limit],
-        )
-        .await?;
-    let (mut judgments, mut bytes) = (Vec::with_capacity(rows.len()), 0);
-    for row in &rows {
-        let one = get(conn, &row.text("id")?.into()).await?;
-        bytes += one.rationale.as_ref().map_or(0, String::len);
-        bytes += one.flags.iter().filter_map(|f| f.note.as_ref()).map(String::len).sum::<usize>();
-        judgments.push(one);
-        if bytes >= PAGE_BYTES {
-            break;
+    let (mut judgments, mut bytes): (Vec<Judgment>, usize) = (Vec::new(), 0);
+    let sql = whole!(
+        "j.id IN (SELECT p.id FROM judgments p WHERE ($1 IS NULL OR p.id < $1)
+             AND ($2 IS NULL OR p.labeler_id = $2) ORDER BY p.id DESC LIMIT $3)",
+        "id DESC"
+    );
+    conn.each(sql, args![&page.after, labeler.map(LabelerId::as_str), page.limit], |row| {
+        let (id, last) = (row.text("id")?, judgments.last());
+        if let Some(last) = last.filter(|last| last.id.as_str() != id) {
+            bytes += size(last);
+            if bytes >= PAGE_BYTES {
+                return Ok(false);
+            }
         }
-    }
+        gather_one(&mut judgments, row)?;
+        Ok(true)
+    })
+    .await?;
     Ok(judgments)
 }
 
@@ -151,29 +175,9 @@ pub(super) async fn counts(conn: &mut Conn, labeler: &LabelerId, since: Micros) 
     })
 }
 
-/// A ranking names every completion of its set once; anything else names none that is not in it.
-fn check_items(j: &Judgment, of_set: &[CompletionId]) -> Result<()> {
-    let mut seen = HashSet::new();
-    for item in &j.items {
-        if !of_set.contains(&item.completion_id) {
-            return conflict(format!("completion {} is not in set {}", item.completion_id, j.set_id));
-        }
-        if !seen.insert(&item.completion_id) {
-            return conflict(format!("completion {} is ranked twice", item.completion_id));
-        }
-    }
-    if let Some(flag) = j.flags.iter().filter_map(|f| f.completion_id.as_ref()).find(|id| !of_set.contains(id)) {
-        return conflict(format!("completion {flag} is not in set {}", j.set_id));
-    }
-    if j.outcome == Outcome::Ranked && seen.len() != of_set.len() {
-        return conflict(format!("{} of {} completions are ranked", seen.len(), of_set.len()));
-    }
-    Ok(())
-}
-
 /// Appends one judgment with its items and flags.
 pub(super) async fn insert(conn: &mut Conn, j: &Judgment) -> Result<()> {
-    check_items(j, &sets::items(conn, j.set_id.as_str()).await?)?;
+    rules::check_items(j, &sets::items(conn, j.set_id.as_str()).await?)?;
     append(conn, j).await
 }
 
@@ -243,123 +247,14 @@ pub(super) async fn refresh_status(conn: &mut Conn, set_id: &SetId) -> Result<()
     Ok(())
 }
 
-pub(super) async fn submit(conn: &mut Conn, submit: SubmitJudgment) -> Result<Submitted> {
-    let SubmitJudgment { mut judgment, lease_token, ideal_answer, now, reveals: shown, quota } = submit;
-    conn.serialize(PLACES).await?;
-    if let Some(stored) = replay(conn, &judgment).await? {
-        return Ok(Submitted { judgment: stored, replayed: true });
-    }
-    let set = sets::get(conn, &judgment.set_id).await?;
-    judgment.revision = 1;
-    if let Some(former) = judgment.supersedes_id.clone() {
-        let former = get(conn, &former).await?;
-        if (&former.set_id, &former.labeler_id) != (&judgment.set_id, &judgment.labeler_id) {
-            return conflict("a revision must be of the same set and by the same labeler");
-        }
-        judgment.assignment_id = former.assignment_id;
-        judgment.revision = former.revision + 1;
-    }
-    judgment.knowledge = reveals::known(conn, &set, &judgment.labeler_id).await?;
-    if let Some((since, limit)) = quota
-        && judgment.revision == 1
-        && judgment.outcome != Outcome::Skip
-        && !leases::holds(conn, &set.id, &judgment.labeler_id, now).await?
-        && counts(conn, &judgment.labeler_id, since).await?.today >= limit
-    {
-        return conflict(format!("today's quota of {limit} judgments is used"));
-    }
-    if let Some(id) = judgment.assignment_id.clone() {
-        let held = leases::get_assignment(conn, &id).await?;
-        take_place(conn, &held, &judgment, lease_token.as_deref(), &set, now).await?;
-    }
-    if let Err(error) = insert(conn, &judgment).await {
-        // Two unique rules carry the meaning "this labeler's word on this set is already there".
-        return Err(match error {
-            StoreError::Conflict(m) if m.contains("supersedes_id") || m.contains("revision") => {
-                StoreError::Conflict("this set is already judged; send a revision of the latest judgment".into())
-            }
-            other => other,
-        });
-    }
-    if let Some(mut answer) = ideal_answer {
-        answer.prompt_id = set.prompt_id.clone();
-        prompts::put_completion(conn, &answer, None).await?;
-        prompts::add_demonstration(conn, &answer, Some(&judgment.labeler_id), now).await?;
-    }
-    refresh_status(conn, &judgment.set_id).await?;
-    if judgment.outcome != Outcome::Skip {
-        for what in shown {
-            reveals::put(conn, &set.id, &judgment.labeler_id, what, now).await?;
-        }
-    }
-    Ok(Submitted { judgment: get(conn, &judgment.id).await?, replayed: false })
-}
-
-async fn replay(conn: &mut Conn, j: &Judgment) -> Result<Option<Judgment>> {
-    let row = conn.one("SELECT * FROM judgments WHERE idempotency_key = $1", args![&j.idempotency_key]).await?;
-    let Some(row) = row else { return Ok(None) };
-    let stored = judgment(conn, &row).await?;
-    if (&stored.set_id, &stored.labeler_id) != (&j.set_id, &j.labeler_id) {
-        return conflict("the idempotency key was used for another judgment");
-    }
-    Ok(Some(stored))
-}
-
-/// Turns a lease into a submitted place. A skip gives the place back: somebody else should get the set.
-async fn take_place(
-    conn: &mut Conn,
-    held: &Assignment,
-    j: &Judgment,
-    token: Option<&str>,
-    set: &ComparisonSet,
-    now: Micros,
-) -> Result<()> {
-    let lost = || StoreError::LeaseLost(held.id.to_string());
-    let revision = j.supersedes_id.is_some();
-    if (&held.set_id, &held.labeler_id) != (&j.set_id, &j.labeler_id) {
-        return Err(lost());
-    }
-    // A revision needs no lease: the judgment it corrects has shown that the labeler was entitled.
-    match token {
-        Some(token) if token != held.lease_token => return Err(lost()),
-        None if !revision => return Err(lost()),
-        _ => {}
-    }
-    if !revision {
-        match held.state {
-            AssignmentState::Submitted => {
-                return conflict("this assignment is already judged; send a revision of the latest judgment");
-            }
-            AssignmentState::Released => return Err(lost()),
-            AssignmentState::Leased | AssignmentState::Expired => {}
-        }
-    }
-    let has_place = held.state == AssignmentState::Submitted
-        || held.state == AssignmentState::Leased && held.expires_at > now
-        || leases::places_taken(conn, &set.id, &held.labeler_id, now).await? < set.target_overlap;
-    if !has_place && !revision {
-        return Err(lost());
-    }
-    // A first word that was not blind counts nowhere: like a skip, it leaves the place to somebody else.
-    let counts = j.outcome != Outcome::Skip && (revision || j.knowledge == Knowledge::Blind);
-    let state = if counts && has_place { AssignmentState::Submitted } else { AssignmentState::Released };
-    conn.run("UPDATE assignments SET state = $2 WHERE id = $1", args![held.id.as_str(), state.as_str()]).await?;
-    Ok(())
-}
-
 pub(super) async fn of_set(conn: &mut Conn, set_id: &SetId) -> Result<Vec<Judgment>> {
     let rows = conn
         .all(
-            "SELECT * FROM judgments j WHERE set_id = $1
-               AND NOT EXISTS (SELECT 1 FROM judgments n WHERE n.supersedes_id = j.id) ORDER BY id",
+            whole!("j.set_id = $1 AND NOT EXISTS (SELECT 1 FROM judgments n WHERE n.supersedes_id = j.id)", "id"),
             args![set_id.as_str()],
         )
         .await?;
-    let mut judgments = Vec::with_capacity(rows.len());
-    for row in &rows {
-        judgments.push(judgment(conn, row).await?);
-    }
-    Ok(judgments)
+    gather(&rows)
 }
 
 pub(super) async fn settle(conn: &mut Conn, set_id: &SetId, reviewer: &LabelerId, now: Micros) -> Result<()> {

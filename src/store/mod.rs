@@ -9,6 +9,7 @@ pub mod dump;
 mod erasure;
 mod evidence;
 mod feedback;
+mod groups;
 mod imports;
 mod jobs;
 mod judgments;
@@ -22,10 +23,13 @@ mod prompts;
 mod quality;
 mod reveals;
 mod rows;
+mod rules;
 mod sets;
 mod settings;
 mod sql;
+mod submits;
 mod throughput;
+mod turns;
 
 use std::sync::Arc;
 
@@ -34,7 +38,7 @@ use tokio::sync::watch;
 
 use crate::domain::*;
 
-pub use access::AccessStore;
+pub use access::{AccessStore, OpenSession};
 pub use browse::{BrowseStore, JudgmentFilter, JudgmentRow, Named, SetFilter, SetRow};
 pub use erasure::{Erase, Erased, PersonalData};
 pub use evidence::{Activation, EvidenceStore, JobFilter, Meeting, SharedPrompt};
@@ -42,6 +46,8 @@ pub use feedback::FeedbackStore;
 pub use imports::{ImportLine, Imported, ImportedLine, ImportedRanking};
 pub use names::{find_version, unknown_version};
 pub use privacy::{Amount, Cuts, ErasedPerson, Expiring, PrivacyStore, RequestCounts, learns_from_requests};
+pub use submits::Question;
+pub use turns::{LabelStore, Leased, Outlook, OutlookRequest, Place, SetContent};
 
 /// Opens the store at `sqlite:PATH`, `sqlite://PATH` or `postgres://…`, making it and applying missing
 /// migrations first. Refuses a schema written by a newer program, and SQLite before 3.51.3.
@@ -57,7 +63,7 @@ pub async fn migrate(url: &str) -> Result<()> {
 }
 
 /// What can go wrong in the store; the HTTP layer maps each to one status.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("no such {what}: {id}")]
     NotFound { what: &'static str, id: String },
@@ -106,6 +112,8 @@ pub struct Submitted {
     pub judgment: Judgment,
     /// True when the idempotency key had been seen: the stored judgment is returned unchanged.
     pub replayed: bool,
+    /// What the labeler has been shown of the set, by this judgment too.
+    pub revealed: Vec<Knowledge>,
 }
 
 /// First judgments of one labeler (revisions do not count), skips apart: since a given time, and in all.
@@ -336,7 +344,7 @@ pub struct ModelFile {
 }
 
 #[async_trait]
-pub trait Store: FeedbackStore + AccessStore + BrowseStore + EvidenceStore + PrivacyStore {
+pub trait Store: FeedbackStore + AccessStore + BrowseStore + EvidenceStore + PrivacyStore + LabelStore {
     /// `sqlite` or `postgres`.
     fn backend(&self) -> &'static str;
     /// Cheap round trip for `/ready`.

@@ -237,7 +237,7 @@ pub(super) async fn delete_session(conn: &mut Conn, token_hash: &str) -> Result<
     Ok(())
 }
 
-fn api_key(row: &Row) -> Result<ApiKey> {
+pub(super) fn api_key(row: &Row) -> Result<ApiKey> {
     Ok(ApiKey {
         id: row.text("id")?.into(),
         name: row.text("name")?,

@@ -2,7 +2,7 @@
 //! that hears notifications.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub(super) struct PostgresDb {
     /// A trial is running.
     trying: AtomicBool,
     closed: AtomicBool,
+    /// Statements sent so far.
+    pub(super) sent: Arc<AtomicU64>,
 }
 
 fn pool(options: &PgConnectOptions) -> PgPool {
@@ -51,6 +53,7 @@ impl PostgresDb {
             away: AtomicBool::new(false),
             trying: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            sent: Arc::default(),
         });
         // Refuses what cannot be reached at the start.
         drop(db.acquire().await?);

@@ -85,7 +85,7 @@ pub(super) fn size(prompt: &Prompt) -> usize {
 // ---------------------------------------------------------------- completions
 
 /// Little-endian bytes of 4-byte numbers, and back.
-fn pack<T: Copy>(values: &[T], bytes: fn(T) -> [u8; 4]) -> Vec<u8> {
+pub(super) fn pack<T: Copy>(values: &[T], bytes: fn(T) -> [u8; 4]) -> Vec<u8> {
     values.iter().flat_map(|v| bytes(*v)).collect()
 }
 
@@ -93,7 +93,7 @@ fn unpack<T>(bytes: &[u8], value: fn([u8; 4]) -> T) -> Vec<T> {
     bytes.chunks_exact(4).map(|c| value([c[0], c[1], c[2], c[3]])).collect()
 }
 
-fn completion(row: &Row) -> Result<Completion> {
+pub(super) fn completion(row: &Row) -> Result<Completion> {
     Ok(Completion {
         id: row.text("id")?.into(),
         prompt_id: row.text("prompt_id")?.into(),

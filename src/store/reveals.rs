@@ -29,23 +29,6 @@ pub(super) async fn of(conn: &mut Conn, set: &SetId, labeler: &LabelerId) -> Res
     .collect()
 }
 
-/// What the labeler knows when judging the set now. Who wrote a completion is also known from any other set
-/// that holds it.
-pub(super) async fn known(conn: &mut Conn, set: &ComparisonSet, labeler: &LabelerId) -> Result<Knowledge> {
-    if of(conn, &set.id, labeler).await?.contains(&Knowledge::Answer) {
-        return Ok(Knowledge::Answer);
-    }
-    let seen = conn
-        .count(
-            "SELECT COUNT(*) AS n FROM reveals r JOIN set_items i ON i.set_id = r.set_id
-             WHERE r.labeler_id = $1 AND r.what = 'authors'
-               AND i.completion_id IN (SELECT completion_id FROM set_items WHERE set_id = $2)",
-            args![labeler.as_str(), set.id.as_str()],
-        )
-        .await?;
-    Ok(if seen > 0 { Knowledge::Authors } else { Knowledge::Blind })
-}
-
 /// A set in the queue that holds one of these completions and that the labeler has not judged.
 pub(super) async fn unjudged_with(conn: &mut Conn, id: &CompletionId, labeler: &LabelerId) -> Result<Option<SetId>> {
     let row = conn

@@ -1,6 +1,9 @@
 //! One connection over two databases: arguments in, rows out, and every database error mapped once.
 //! Both accept `$1` placeholders, so a query is written once unless the dialects really differ.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use futures::TryStreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -63,11 +66,23 @@ pub(super) fn placeholders(first: usize, count: usize) -> String {
 }
 
 /// A pooled connection, inside a write transaction or not.
-pub(super) enum Conn {
+pub(super) enum Held {
     SqliteRead(PoolConnection<Sqlite>),
     SqliteWrite(Transaction<'static, Sqlite>),
     PostgresRead(PoolConnection<Postgres>),
     PostgresWrite(Transaction<'static, Postgres>),
+}
+
+/// A connection with what is known of the statements that went over it.
+pub(super) struct Conn {
+    held: Held,
+    /// Statements sent by all connections of the store; what begins and ends transactions, locks included, is not
+    /// counted.
+    sent: Arc<AtomicU64>,
+    /// A statement that may have changed something was sent since [`Conn::mark`].
+    wrote: bool,
+    /// The database refused a statement since [`Conn::mark`].
+    refused: bool,
 }
 
 enum Link<'c> {
@@ -120,25 +135,47 @@ pub(super) fn without_nul_in(value: Value) -> Value {
 }
 
 impl Conn {
+    pub(super) fn new(held: Held, sent: Arc<AtomicU64>) -> Self {
+        Self { held, sent, wrote: false, refused: false }
+    }
+
     fn link(&mut self) -> Link<'_> {
-        match self {
-            Self::SqliteRead(c) => Link::Sqlite(c),
-            Self::SqliteWrite(c) => Link::Sqlite(c),
-            Self::PostgresRead(c) => Link::Postgres(c),
-            Self::PostgresWrite(c) => Link::Postgres(c),
+        match &mut self.held {
+            Held::SqliteRead(c) => Link::Sqlite(c),
+            Held::SqliteWrite(c) => Link::Sqlite(c),
+            Held::PostgresRead(c) => Link::Postgres(c),
+            Held::PostgresWrite(c) => Link::Postgres(c),
         }
     }
 
     pub(super) fn is_postgres(&self) -> bool {
-        matches!(self, Self::PostgresRead(_) | Self::PostgresWrite(_))
+        matches!(self.held, Held::PostgresRead(_) | Held::PostgresWrite(_))
+    }
+
+    /// Forgets what happened so far: [`Conn::is_spoilt`] speaks of what follows.
+    pub(super) fn mark(&mut self) {
+        (self.wrote, self.refused) = (false, false);
+    }
+
+    /// Whether a failure since [`Conn::mark`] can have left something behind in the transaction.
+    pub(super) fn is_spoilt(&self) -> bool {
+        self.wrote || self.refused
+    }
+
+    fn note(&mut self, sql: &str) {
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        self.wrote |= !sql.trim_start().starts_with("SELECT");
     }
 
     /// Runs a statement; returns how many rows it touched.
     pub(super) async fn run(&mut self, sql: &'static str, args: Vec<Arg>) -> Result<u64> {
-        match self.link() {
-            Link::Sqlite(c) => Ok(sqlite_query!(sql, args).execute(c).await?.rows_affected()),
-            Link::Postgres(c) => Ok(postgres_query!(sql, args).execute(c).await?.rows_affected()),
-        }
+        self.note(sql);
+        let done = match self.link() {
+            Link::Sqlite(c) => sqlite_query!(sql, args).execute(c).await.map(|done| done.rows_affected()),
+            Link::Postgres(c) => postgres_query!(sql, args).execute(c).await.map(|done| done.rows_affected()),
+        };
+        self.refused |= done.is_err();
+        Ok(done?)
     }
 
     pub(super) async fn all(&mut self, sql: &'static str, args: Vec<Arg>) -> Result<Vec<Row>> {
@@ -151,12 +188,17 @@ impl Conn {
     }
 
     async fn all_of(&mut self, sql: SqlStr, args: Vec<Arg>) -> Result<Vec<Row>> {
-        Ok(match self.link() {
-            Link::Sqlite(c) => sqlite_query!(sql, args).fetch_all(c).await?.into_iter().map(Row::Sqlite).collect(),
-            Link::Postgres(c) => {
-                postgres_query!(sql, args).fetch_all(c).await?.into_iter().map(Row::Postgres).collect()
+        self.note(sql.as_str());
+        let rows: sqlx::Result<Vec<Row>> = match self.link() {
+            Link::Sqlite(c) => {
+                sqlite_query!(sql, args).fetch_all(c).await.map(|rows| rows.into_iter().map(Row::Sqlite).collect())
             }
-        })
+            Link::Postgres(c) => {
+                postgres_query!(sql, args).fetch_all(c).await.map(|rows| rows.into_iter().map(Row::Postgres).collect())
+            }
+        };
+        self.refused |= rows.is_err();
+        Ok(rows?)
     }
 
     /// Hands out rows as they come, until `take` has enough: a page of large rows must not lie in memory as a whole.
@@ -215,26 +257,28 @@ impl Conn {
     /// already; Postgres takes an advisory lock, because counts over other rows (how many places of a
     /// set are taken) are not covered by row locks.
     pub(super) async fn serialize(&mut self, lock: i64) -> Result<()> {
-        if self.is_postgres() {
-            self.run("SELECT pg_advisory_xact_lock($1)", args![lock]).await?;
+        if let Link::Postgres(c) = self.link() {
+            let locked = postgres_query!("SELECT pg_advisory_xact_lock($1)", args![lock]).execute(c).await;
+            self.refused |= locked.is_err();
+            locked?;
         }
         Ok(())
     }
 
     pub(super) async fn commit(self) -> Result<()> {
-        match self {
-            Self::SqliteWrite(tx) => tx.commit().await?,
-            Self::PostgresWrite(tx) => tx.commit().await?,
-            Self::SqliteRead(_) | Self::PostgresRead(_) => {}
+        match self.held {
+            Held::SqliteWrite(tx) => tx.commit().await?,
+            Held::PostgresWrite(tx) => tx.commit().await?,
+            Held::SqliteRead(_) | Held::PostgresRead(_) => {}
         }
         Ok(())
     }
 
     pub(super) async fn rollback(self) -> Result<()> {
-        match self {
-            Self::SqliteWrite(tx) => tx.rollback().await?,
-            Self::PostgresWrite(tx) => tx.rollback().await?,
-            Self::SqliteRead(_) | Self::PostgresRead(_) => {}
+        match self.held {
+            Held::SqliteWrite(tx) => tx.rollback().await?,
+            Held::PostgresWrite(tx) => tx.rollback().await?,
+            Held::SqliteRead(_) | Held::PostgresRead(_) => {}
         }
         Ok(())
     }

@@ -4,17 +4,20 @@
 use async_trait::async_trait;
 
 use super::connect::Db;
+use super::groups::Groups;
 use super::rows::{Conn, args};
 use super::*;
 
 /// SQLite or Postgres behind one set of statements.
 pub(super) struct SqlStore {
     pub(super) db: Db,
+    pub(super) groups: Groups,
+    pub(super) open_counts: turns::OpenCounts,
 }
 
 impl SqlStore {
     pub(super) async fn open(url: &str) -> Result<Self> {
-        Ok(Self { db: Db::open(url).await? })
+        Ok(Self { db: Db::open(url).await?, groups: Groups::default(), open_counts: turns::OpenCounts::default() })
     }
 }
 
@@ -35,6 +38,20 @@ macro_rules! write {
         $(let $owned = $value;)+
         write!($self, |$tx| $body)
     }};
+}
+
+/// As `write!`, in a transaction that is shared with other labelers' writes and alone in taking places. The work may
+/// run twice, so it clones the names in the parentheses.
+macro_rules! place {
+    ($self:ident, |$tx:ident| ($($owned:ident),+) => $body:expr) => {
+        $self
+            .groups
+            .write(&$self.db, move |$tx| {
+                $(let $owned = $owned.clone();)+
+                Box::pin(async move { $body.await })
+            })
+            .await
+    };
 }
 
 async fn counts(conn: &mut Conn) -> Result<Counts> {
@@ -65,7 +82,7 @@ async fn counts(conn: &mut Conn) -> Result<Counts> {
 /// Bytes of texts on one page of a list: it ends early behind the row that fills it, and goes on after that one's id.
 pub(super) const PAGE_BYTES: usize = 4 << 20;
 
-pub(super) use {read, write};
+pub(super) use {place, read, write};
 
 #[async_trait]
 impl Store for SqlStore {
@@ -160,12 +177,11 @@ impl Store for SqlStore {
     }
 
     async fn lease_next(&self, request: LeaseRequest) -> Result<Option<Assignment>> {
-        access::end_future_leases(self, request.expires_at).await?;
-        // Most who ask when nothing is left for them must not queue for the lock of those who rank.
-        if request.set_id.is_none() && read!(self, |c| leases::nothing_free(c, &request))? {
-            return Ok(None);
-        }
-        write!(self, |tx| leases::lease_next(tx, request))
+        let seen = self.seen(&turns::for_lease(&request)).await?;
+        Ok(match self.lease_by(request, seen).await? {
+            Leased::Set(assignment) => Some(assignment),
+            Leased::Nothing(_) => None,
+        })
     }
 
     async fn get_assignment(&self, id: &AssignmentId) -> Result<Assignment> {
@@ -173,15 +189,17 @@ impl Store for SqlStore {
     }
 
     async fn renew_lease(&self, id: &AssignmentId, lease_token: &str, now: Micros, expires_at: Micros) -> Result<()> {
-        write!(self, id = id.clone(), lease_token = lease_token.to_owned() => |tx| leases::renew(tx, &id, &lease_token, now, expires_at))
+        let (id, token) = (id.clone(), lease_token.to_owned());
+        place!(self, |tx| (id, token) => leases::renew(tx, &id, &token, now, expires_at))
     }
 
     async fn release_lease(&self, id: &AssignmentId, lease_token: &str) -> Result<()> {
-        write!(self, id = id.clone(), lease_token = lease_token.to_owned() => |tx| leases::release(tx, &id, &lease_token))
+        let (id, token) = (id.clone(), lease_token.to_owned());
+        place!(self, |tx| (id, token) => leases::release(tx, &id, &token))
     }
 
     async fn submit_judgment(&self, submit: SubmitJudgment) -> Result<Submitted> {
-        write!(self, |tx| judgments::submit(tx, submit))
+        place!(self, |tx| (submit) => submits::submit(tx, &submit))
     }
 
     async fn get_judgment(&self, id: &JudgmentId) -> Result<Judgment> {

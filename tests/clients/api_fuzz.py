@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Schemathesis over /openapi.json of the real binary, administration included, with the admin key.
 
-    pip install schemathesis; python3 tests/clients/api_fuzz.py [SECONDS [EXAMPLES]]
+    pip install schemathesis; python3 tests/clients/api_fuzz.py [SECONDS [EXAMPLES [SEED]]]
 
-SECONDS bounds the fuzzing (default 60). The long run, 50,000 requests and more: `api_fuzz.py 3600 1000`.
+SECONDS bounds the fuzzing (default 60). Without SEED every run makes other requests. `.ci/run` gives one, so that a
+change is judged by the requests that the change before it passed. The long run, 50,000 requests and more:
+`api_fuzz.py 3600 1000`.
 Nothing may be a server error or contradict the document, nothing may panic, and the server must be alive and
 idle at the end. Jobs are queued and not run: what a recipe does with its arguments is tested elsewhere.
 """
@@ -28,6 +30,7 @@ def requests_seen(server):
 def main():
     seconds = int(sys.argv[1]) if len(sys.argv) > 1 else 60
     examples = int(sys.argv[2]) if len(sys.argv) > 2 else 40
+    seed = ["--seed", sys.argv[3]] if len(sys.argv) > 3 else []
     with instructd.running(JOBS__ENABLED="false", RATES__LOGIN_PER_MINUTE=0) as server:
         before = server.memory_kib()
         began = time.monotonic()
@@ -40,6 +43,7 @@ def main():
             "--suppress-health-check", "all", "--warnings", "off", "--continue-on-failure", "--no-color",
             # An event stream of a job that is not done has no end.
             "--exclude-path", "/admin/jobs/{id}/events",
+            *seed,
         ]
         # It writes files of its own where it runs.
         with tempfile.TemporaryDirectory() as place:

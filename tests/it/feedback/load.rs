@@ -16,7 +16,7 @@ use crate::store::backend::{self, Fresh};
 
 const OVERLAP: i64 = 3;
 
-fn server(store: Arc<dyn Store>) -> Server {
+pub(super) fn server(store: Arc<dyn Store>) -> Server {
     let dir = tempfile::tempdir().unwrap();
     let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
     let recipes = instructd::train::recipes();

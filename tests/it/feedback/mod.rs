@@ -10,3 +10,4 @@ mod lists;
 mod load;
 mod people;
 mod queue;
+mod statements;

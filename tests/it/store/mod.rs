@@ -5,6 +5,7 @@ pub mod conformance;
 mod evidence;
 mod feedback;
 pub mod fixture;
+mod groups;
 mod judging;
 mod labeling;
 mod moves;

@@ -1,0 +1,280 @@
+//! The rules of judging, as pure functions: what the transaction found goes in, what is to be written comes out.
+
+use std::collections::HashSet;
+
+use super::rows::not_found;
+use super::{LabelerCounts, LeaseRequest, NoLease, Pick, Result, StoreError, SubmitJudgment};
+use crate::domain::*;
+
+fn conflict<T>(message: impl Into<String>) -> Result<T> {
+    Err(StoreError::Conflict(message.into()))
+}
+
+// ---------------------------------------------------------------- handing out
+
+/// What there is for a labeler to do, as it was read for one request.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outlook {
+    /// The labeler's own quota, where they have one.
+    pub daily_quota: Option<i64>,
+    pub counts: LabelerCounts,
+    /// Current leases of the labeler.
+    pub in_hand: i64,
+    /// Calibration sets judged, in hand, and still to be judged (those in hand included).
+    pub calibrations_done: i64,
+    pub calibrations_held: i64,
+    pub calibrations_left: i64,
+    /// Ordinary sets that the labeler can still judge, those in hand included, up to the number asked for.
+    pub open: i64,
+    /// The stored guidelines in force, if there are any.
+    pub guidelines: Option<String>,
+    /// There is an ordinary set to hand out.
+    pub ordinary_free: bool,
+    /// There is one of the asked-for kind.
+    pub special_free: bool,
+    /// What the labeler holds, in the order in which it is given again; read only where it may be.
+    pub held: Vec<(Assignment, SetKind)>,
+    /// About the set that was named.
+    pub named: Option<NamedSet>,
+    /// Leases have run out and still count as leased.
+    pub(super) lapsed: bool,
+    /// Leases reach beyond one that begins now.
+    pub(super) ahead: bool,
+}
+
+/// What decides whether a named set can be judged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedSet {
+    pub status: SetStatus,
+    pub overlap: i64,
+    /// Places that others have taken.
+    pub taken: i64,
+    /// The labeler has judged or skipped it.
+    pub judged: bool,
+}
+
+/// What to do for a labeler who asks for a set.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Plan {
+    /// Give a held set again.
+    Again(Assignment),
+    /// Lease one, if it is still there.
+    Lease,
+    Nothing(NoLease),
+}
+
+/// What a request for a set comes to.
+pub(super) fn plan(request: &LeaseRequest, seen: &Outlook) -> Plan {
+    if let Some(held) = held_already(request, seen) {
+        return Plan::Again(held.clone());
+    }
+    let used = request.quota.is_some_and(|(_, limit)| seen.counts.today + seen.in_hand >= limit);
+    let done = request.quota.is_some_and(|(_, limit)| seen.counts.today >= limit);
+    let nothing = match &seen.named {
+        Some(set) if set.judged => Some(NoLease::Judged),
+        Some(set) if set.status != SetStatus::Open => Some(NoLease::Closed),
+        Some(set) if set.taken >= set.overlap => Some(NoLease::Taken),
+        Some(_) => used.then_some(NoLease::Quota),
+        None => {
+            let something = seen.ordinary_free || matches!(request.pick, Pick::First(_)) && seen.special_free;
+            // Sets in hand count too, but then there must be something that they keep the labeler from.
+            if done || used && something {
+                Some(NoLease::Quota)
+            } else {
+                (used || !something).then_some(NoLease::Empty)
+            }
+        }
+    };
+    nothing.map_or(Plan::Lease, Plan::Nothing)
+}
+
+/// A lease that the labeler holds now: of the named set, or the first of those that the caller has not got.
+fn held_already<'a>(request: &LeaseRequest, seen: &'a Outlook) -> Option<&'a Assignment> {
+    if request.set_id.is_none() && request.resume.is_none() {
+        return None;
+    }
+    // Onboarding comes before ordinary work, in hand or not.
+    let first = match request.pick {
+        Pick::First(kind) if request.set_id.is_none() && seen.special_free => Some(kind),
+        _ => None,
+    };
+    let fits = |held: &Assignment, kind: SetKind| {
+        request.set_id.as_ref().is_none_or(|id| *id == held.set_id)
+            && first.is_none_or(|first| first == kind)
+            && request.resume.as_ref().is_none_or(|except| !except.contains(&held.set_id))
+    };
+    seen.held.iter().find(|(held, kind)| fits(held, *kind)).map(|(held, _)| held)
+}
+
+// ---------------------------------------------------------------- judging
+
+/// What the transaction found about a set, a labeler and what they say.
+#[derive(Clone, Debug)]
+pub(super) struct Standing {
+    pub status: SetStatus,
+    pub overlap: i64,
+    pub completion_ids: Vec<CompletionId>,
+    /// The judgment that is revised.
+    pub former: Option<Former>,
+    /// The one of the judgment, or of the judgment that is revised.
+    pub assignment: Option<Assignment>,
+    /// The labeler has a current lease on the set.
+    pub holds: bool,
+    /// Places of the set that others have taken.
+    pub taken: i64,
+    /// First judgments of the labeler since the quota counts.
+    pub today: i64,
+    /// The last revision that is stored of the labeler's judgments of the set.
+    pub revision: Option<i64>,
+    /// What the labeler has been shown of this very set.
+    pub revealed: Vec<Knowledge>,
+    /// They know who wrote one of the completions, from whatever set.
+    pub knows_authors: bool,
+    /// Others whose word counts towards the overlap.
+    pub others: i64,
+    /// What the labeler's own word that counts so far says.
+    pub own: Option<Outcome>,
+    /// The labeler is the reviewer who settled the set: their judgments count whatever they knew.
+    pub settles: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Former {
+    pub set_id: SetId,
+    pub labeler_id: LabelerId,
+    pub assignment_id: Option<AssignmentId>,
+    pub revision: i64,
+}
+
+/// What a judgment changes.
+#[derive(Clone, Debug)]
+pub(super) struct Decision {
+    pub judgment: Judgment,
+    pub place: Option<(AssignmentId, AssignmentState)>,
+    /// Of the set, where it changes.
+    pub status: Option<SetStatus>,
+    /// What the labeler is shown now for the first time.
+    pub reveals: Vec<Knowledge>,
+}
+
+/// What becomes of a submitted judgment whose idempotency key is new.
+///
+/// # Errors
+/// `Conflict`, `LeaseLost` or `NotFound` by the rules.
+pub(super) fn decide(found: &Standing, submit: &SubmitJudgment) -> Result<Decision> {
+    let mut judgment = submit.judgment.clone();
+    judgment.revision = 1;
+    match (&judgment.supersedes_id, &found.former) {
+        (None, _) => {}
+        (Some(id), None) => return Err(not_found("judgment", id.as_str())),
+        (Some(_), Some(former)) => {
+            if (&former.set_id, &former.labeler_id) != (&judgment.set_id, &judgment.labeler_id) {
+                return conflict("a revision must be of the same set and by the same labeler");
+            }
+            judgment.assignment_id = former.assignment_id.clone();
+            judgment.revision = former.revision + 1;
+        }
+    }
+    judgment.knowledge = known(found);
+    let skip = judgment.outcome == Outcome::Skip;
+    if let Some((_, limit)) = submit.quota
+        && judgment.revision == 1
+        && !skip
+        && !found.holds
+        && found.today >= limit
+    {
+        return conflict(format!("today's quota of {limit} judgments is used"));
+    }
+    let place = match &judgment.assignment_id {
+        None => None,
+        Some(id) => {
+            let held = found.assignment.as_ref().ok_or_else(|| not_found("assignment", id.as_str()))?;
+            Some((held.id.clone(), place(found, held, &judgment, submit)?))
+        }
+    };
+    check_items(&judgment, &found.completion_ids)?;
+    if found.revision.is_some_and(|latest| latest >= judgment.revision) {
+        return conflict("this set is already judged; send a revision of the latest judgment");
+    }
+    let status = status(found, &judgment);
+    let new = |what: &&Knowledge| !skip && **what != Knowledge::Blind && !found.revealed.contains(what);
+    let mut reveals: Vec<Knowledge> = submit.reveals.iter().filter(new).copied().collect();
+    reveals.dedup();
+    Ok(Decision { place, status, reveals, judgment })
+}
+
+/// What the labeler knows when judging. Who wrote a completion is also known from any other set that holds it.
+fn known(found: &Standing) -> Knowledge {
+    if found.revealed.contains(&Knowledge::Answer) {
+        Knowledge::Answer
+    } else if found.knows_authors {
+        Knowledge::Authors
+    } else {
+        Knowledge::Blind
+    }
+}
+
+/// Turns a lease into a submitted place. A skip gives the place back: somebody else should get the set.
+fn place(found: &Standing, held: &Assignment, j: &Judgment, submit: &SubmitJudgment) -> Result<AssignmentState> {
+    let lost = || Err(StoreError::LeaseLost(held.id.to_string()));
+    let revision = j.supersedes_id.is_some();
+    if (&held.set_id, &held.labeler_id) != (&j.set_id, &j.labeler_id) {
+        return lost();
+    }
+    // A revision needs no lease: the judgment it corrects has shown that the labeler was entitled.
+    match submit.lease_token.as_deref() {
+        Some(token) if token != held.lease_token => return lost(),
+        None if !revision => return lost(),
+        _ => {}
+    }
+    if !revision {
+        match held.state {
+            AssignmentState::Submitted => {
+                return conflict("this assignment is already judged; send a revision of the latest judgment");
+            }
+            AssignmentState::Released => return lost(),
+            AssignmentState::Leased | AssignmentState::Expired => {}
+        }
+    }
+    let has_place = held.state == AssignmentState::Submitted
+        || held.state == AssignmentState::Leased && held.expires_at > submit.now
+        || found.taken < found.overlap;
+    if !has_place && !revision {
+        return lost();
+    }
+    // A first word that was not blind counts nowhere: like a skip, it leaves the place to somebody else.
+    let counts = j.outcome != Outcome::Skip && (revision || j.knowledge == Knowledge::Blind);
+    Ok(if counts && has_place { AssignmentState::Submitted } else { AssignmentState::Released })
+}
+
+/// A ranking names every completion of its set once; anything else names none that is not in it.
+pub(super) fn check_items(j: &Judgment, of_set: &[CompletionId]) -> Result<()> {
+    let mut seen = HashSet::new();
+    for item in &j.items {
+        if !of_set.contains(&item.completion_id) {
+            return conflict(format!("completion {} is not in set {}", item.completion_id, j.set_id));
+        }
+        if !seen.insert(&item.completion_id) {
+            return conflict(format!("completion {} is ranked twice", item.completion_id));
+        }
+    }
+    if let Some(flag) = j.flags.iter().filter_map(|f| f.completion_id.as_ref()).find(|id| !of_set.contains(id)) {
+        return conflict(format!("completion {flag} is not in set {}", j.set_id));
+    }
+    if j.outcome == Outcome::Ranked && seen.len() != of_set.len() {
+        return conflict(format!("{} of {} completions are ranked", seen.len(), of_set.len()));
+    }
+    Ok(())
+}
+
+/// A set is done once enough labelers have said something other than "skip" about it; `None` where nothing changes.
+fn status(found: &Standing, j: &Judgment) -> Option<SetStatus> {
+    let counted = j.knowledge == Knowledge::Blind || found.settles;
+    let own = if counted { Some(j.outcome) } else { found.own };
+    let words = found.others + i64::from(own.is_some_and(|outcome| outcome != Outcome::Skip));
+    let status = if found.overlap <= words { SetStatus::Done } else { SetStatus::Open };
+    (found.status != SetStatus::Retired && found.status != status).then_some(status)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,413 @@
+//! A judgment on its way into the store: what it is about, what the transaction finds, and the script that writes it.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::judgments::{self, current, work_done};
+use super::leases::{assignment, held, taken_by_others};
+use super::rows::{Arg, Conn, Row, args, not_found, without_nul};
+use super::rules::{self, Decision, Former, Standing};
+use super::turns::Place;
+use super::{Result, StoreError, SubmitJudgment, Submitted, imports, prompts, sets};
+use crate::domain::*;
+
+/// What is known of a set before a judgment of it: nothing here changes while it stands in the queue, except who may
+/// judge it, which the transaction looks at again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Question {
+    pub set: ComparisonSet,
+    pub assignment: Option<Assignment>,
+    /// Whose request made the set.
+    pub made_by: Option<LabelerId>,
+    /// Why the expected answer of a calibration set is right.
+    pub explanation: Option<String>,
+    /// The expected tiers, best first; empty for ordinary sets.
+    pub expected: Vec<(CompletionId, i64)>,
+    /// Who wrote each completion: the version's name, or the origin.
+    pub authors: BTreeMap<CompletionId, Author>,
+    pub daily_quota: Option<i64>,
+    /// The stored guidelines of the language that was asked for.
+    pub guidelines: Option<String>,
+    /// Set and labeler of the judgment that is revised, where it is there.
+    pub former: Option<(SetId, LabelerId)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Author {
+    pub name: String,
+    pub is_model: bool,
+}
+
+macro_rules! question_of {
+    ($which:literal) => {
+        concat!(
+            "SELECT s.*, i.completion_id, c.origin, m.name AS model, g.expected_tier, l.daily_quota,
+                 f.set_id AS former_set, f.labeler_id AS former_labeler,
+                 a.id AS held_id, a.labeler_id AS held_by, a.state AS held_state, a.lease_token,
+                 a.expires_at, a.order_seed,
+                 CASE WHEN i.position = 0 THEN
+                     (SELECT v.text FROM guideline_versions v WHERE v.lang = $4 ORDER BY v.id DESC LIMIT 1)
+                 END AS guidelines
+             FROM ",
+            $which,
+            " JOIN set_items i ON i.set_id = s.id
+             JOIN completions c ON c.id = i.completion_id
+             LEFT JOIN model_versions m ON m.id = c.model_version_id
+             LEFT JOIN gold_items g ON g.set_id = i.set_id AND g.completion_id = i.completion_id
+             LEFT JOIN labelers l ON l.id = $2
+             LEFT JOIN judgments f ON f.id = $3
+             WHERE s.id IS NOT NULL ORDER BY i.position"
+        )
+    };
+}
+
+pub(super) async fn question(
+    conn: &mut Conn,
+    place: &Place,
+    labeler: &LabelerId,
+    former: Option<&JudgmentId>,
+    lang: Option<&str>,
+) -> Result<Question> {
+    let former = former.map(JudgmentId::as_str);
+    let (rows, missing) = match place {
+        Place::Assignment(id) => {
+            let sql = question_of!("assignments a JOIN comparison_sets s ON s.id = a.set_id AND a.id = $1");
+            (
+                conn.all(sql, args![id.as_str(), labeler.as_str(), former, lang]).await?,
+                not_found("assignment", id.as_str()),
+            )
+        }
+        Place::Set(id, held) => {
+            let sql =
+                question_of!("(SELECT * FROM comparison_sets WHERE id = $1) s LEFT JOIN assignments a ON a.id = $5");
+            let held = held.as_ref().map(AssignmentId::as_str);
+            let args = args![id.as_str(), labeler.as_str(), former, lang, held];
+            (conn.all(sql, args).await?, not_found("comparison set", id.as_str()))
+        }
+    };
+    let first = rows.first().ok_or(missing)?;
+    let mut completion_ids = Vec::with_capacity(rows.len());
+    let (mut authors, mut expected) = (BTreeMap::new(), Vec::new());
+    for row in &rows {
+        let id: CompletionId = row.text("completion_id")?.into();
+        if let Some(tier) = row.opt_int("expected_tier")? {
+            expected.push((id.clone(), tier));
+        }
+        let model = row.opt_text("model")?;
+        let author = Author { is_model: model.is_some(), name: model.map_or_else(|| row.text("origin"), Ok)? };
+        authors.insert(id.clone(), author);
+        completion_ids.push(id);
+    }
+    expected.sort_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
+    let assignment = match first.opt_text("held_id")? {
+        None => None,
+        Some(id) => Some(Assignment {
+            id: id.into(),
+            set_id: first.text("id")?.into(),
+            labeler_id: first.text("held_by")?.into(),
+            state: first.name("held_state", AssignmentState::parse)?,
+            lease_token: first.text("lease_token")?,
+            expires_at: first.int("expires_at")?,
+            order_seed: first.int("order_seed")?.cast_unsigned(),
+        }),
+    };
+    let former = match (first.opt_text("former_set")?, first.opt_text("former_labeler")?) {
+        (Some(set), Some(labeler)) => Some((set.into(), labeler.into())),
+        _ => None,
+    };
+    Ok(Question {
+        set: sets::set(first, completion_ids)?,
+        assignment,
+        made_by: first.opt_text("made_by")?.map(Into::into),
+        explanation: first.opt_text("explanation")?,
+        expected,
+        authors,
+        daily_quota: first.opt_int("daily_quota")?,
+        guidelines: first.opt_text("guidelines")?,
+        former,
+    })
+}
+
+// ---------------------------------------------------------------- inside the transaction
+
+/// Everything that decides about a judgment, in one row. `$ids` gives a set's completions as JSON.
+macro_rules! standing_of {
+    ($ids:literal) => {
+        concat!(
+            "SELECT s.status, s.target_overlap, s.prompt_id, (SELECT ",
+            $ids,
+            " FROM set_items i WHERE i.set_id = s.id) AS completion_ids,
+               r.id AS replay_id, r.set_id AS replay_set, r.labeler_id AS replay_labeler,
+               f.id AS former_id, f.set_id AS former_set, f.labeler_id AS former_labeler,
+               f.assignment_id AS former_assignment, f.revision AS former_revision,
+               a.id, a.set_id, a.labeler_id, a.state, a.lease_token, a.expires_at, a.order_seed, ",
+            held!(),
+            " AS holds, ",
+            taken_by_others!("$3"),
+            " AS taken,
+               (SELECT COUNT(*) FROM judgments w WHERE w.labeler_id = $3 AND w.created >= $7 AND ",
+            work_done!(),
+            ") AS today,
+               (SELECT MAX(o.revision) FROM judgments o WHERE o.set_id = $2 AND o.labeler_id = $3) AS revision,
+               EXISTS (SELECT 1 FROM reveals v WHERE v.set_id = $2 AND v.labeler_id = $3 AND v.what = 'answer')
+                   AS shown_answer,
+               EXISTS (SELECT 1 FROM reveals v WHERE v.set_id = $2 AND v.labeler_id = $3 AND v.what = 'authors')
+                   AS shown_authors,
+               EXISTS (SELECT 1 FROM set_items x JOIN set_items y ON y.completion_id = x.completion_id
+                   JOIN reveals v ON v.set_id = y.set_id AND v.labeler_id = $3 AND v.what = 'authors'
+                   WHERE x.set_id = $2) AS knows_authors,
+               (SELECT COUNT(*) FROM judgments j WHERE j.set_id = $2 AND j.labeler_id <> $3
+                   AND j.outcome <> 'skip' AND ",
+            current!(),
+            ") AS others,
+               (SELECT j.outcome FROM judgments j WHERE j.set_id = $2 AND j.labeler_id = $3 AND ",
+            current!(),
+            ") AS own,
+               EXISTS (SELECT 1 FROM resolutions u WHERE u.set_id = $2 AND u.reviewer_id = $3) AS settles
+             FROM comparison_sets s
+             LEFT JOIN judgments r ON r.idempotency_key = $4
+             LEFT JOIN judgments f ON f.id = $6
+             LEFT JOIN assignments a ON a.id = CASE WHEN $6 IS NULL THEN $5 ELSE f.assignment_id END
+             WHERE s.id = $2"
+        )
+    };
+}
+
+const STANDING_SQLITE: &str = standing_of!("json_group_array(i.completion_id)");
+const STANDING_POSTGRES: &str = standing_of!("json_agg(i.completion_id)");
+
+fn standing(row: &Row) -> Result<Standing> {
+    let former = match row.opt_text("former_id")? {
+        None => None,
+        Some(_) => Some(Former {
+            set_id: row.text("former_set")?.into(),
+            labeler_id: row.text("former_labeler")?.into(),
+            assignment_id: row.opt_text("former_assignment")?.map(Into::into),
+            revision: row.int("former_revision")?,
+        }),
+    };
+    let assignment = match row.opt_text("id")? {
+        None => None,
+        Some(_) => Some(assignment(row)?),
+    };
+    let mut revealed = Vec::new();
+    for (column, what) in [("shown_answer", Knowledge::Answer), ("shown_authors", Knowledge::Authors)] {
+        if row.flag(column)? {
+            revealed.push(what);
+        }
+    }
+    Ok(Standing {
+        status: row.name("status", SetStatus::parse)?,
+        overlap: row.int("target_overlap")?,
+        completion_ids: row.opt_json("completion_ids")?.unwrap_or_default(),
+        former,
+        assignment,
+        holds: row.flag("holds")?,
+        taken: row.int("taken")?,
+        today: row.int("today")?,
+        revision: row.opt_int("revision")?,
+        revealed,
+        knows_authors: row.flag("knows_authors")?,
+        others: row.int("others")?,
+        own: row.opt_name("own", Outcome::parse)?,
+        settles: row.flag("settles")?,
+    })
+}
+
+/// Stores a judgment, or finds the one that its idempotency key has stored. Runs alone among all that take places.
+pub(super) async fn submit(conn: &mut Conn, submit: &SubmitJudgment) -> Result<Submitted> {
+    let given = &submit.judgment;
+    let sql = if conn.is_postgres() { STANDING_POSTGRES } else { STANDING_SQLITE };
+    let args = args![
+        submit.now,
+        given.set_id.as_str(),
+        given.labeler_id.as_str(),
+        &given.idempotency_key,
+        given.assignment_id.as_ref().map(AssignmentId::as_str),
+        given.supersedes_id.as_ref().map(JudgmentId::as_str),
+        submit.quota.map(|(since, _)| since)
+    ];
+    let row = conn.one(sql, args).await?.ok_or_else(|| not_found("comparison set", given.set_id.as_str()))?;
+    let found = standing(&row)?;
+    if let Some(id) = row.opt_text("replay_id")? {
+        if (row.text("replay_set")?.as_str(), row.text("replay_labeler")?.as_str())
+            != (given.set_id.as_str(), given.labeler_id.as_str())
+        {
+            return Err(StoreError::Conflict("the idempotency key was used for another judgment".into()));
+        }
+        let judgment = judgments::get(conn, &id.into()).await?;
+        return Ok(Submitted { judgment, replayed: true, revealed: found.revealed });
+    }
+    let mut decision = rules::decide(&found, submit)?;
+    as_kept(&mut decision.judgment, conn.is_postgres());
+    let prompt_id: PromptId = row.text("prompt_id")?.into();
+    let answer = submit.ideal_answer.clone().map(|answer| Completion { prompt_id, ..answer });
+    write(conn, &decision, answer.as_ref(), submit.now).await?;
+    let mut revealed = found.revealed;
+    revealed.extend(&decision.reveals);
+    let mut judgment = decision.judgment;
+    judgment.items.sort_by(|a, b| (a.shown_position, &a.completion_id).cmp(&(b.shown_position, &b.completion_id)));
+    Ok(Submitted { judgment, replayed: false, revealed })
+}
+
+/// The texts as they are kept, so that the answer says what is stored: neither Postgres nor JSON in SQLite, which
+/// flags pass through, holds U+0000.
+fn as_kept(j: &mut Judgment, postgres: bool) {
+    let kept = |text: &mut String| *text = without_nul(std::mem::take(text));
+    if postgres {
+        kept(&mut j.idempotency_key);
+        j.rationale.iter_mut().for_each(kept);
+        j.guideline_version.iter_mut().for_each(kept);
+    }
+    for flag in &mut j.flags {
+        kept(&mut flag.code);
+        flag.note.iter_mut().for_each(kept);
+    }
+}
+
+macro_rules! judgment_rows {
+    () => {
+        "INSERT INTO judgments (id, assignment_id, set_id, labeler_id, revision, supersedes_id, outcome, strength,
+             rationale, active_ms, wall_ms, guideline_version, idempotency_key, created, knowledge)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
+    };
+}
+macro_rules! item_rows {
+    ($each:literal) => {
+        concat!(
+            "INSERT INTO judgment_items (judgment_id, completion_id, tier, shown_position, rating)
+             SELECT $1, e.value ->> 0, CAST(e.value ->> 1 AS BIGINT), CAST(e.value ->> 2 AS BIGINT),
+                 CAST(e.value ->> 3 AS BIGINT) FROM ",
+            $each
+        )
+    };
+}
+macro_rules! flag_rows {
+    ($each:literal) => {
+        concat!(
+            "INSERT INTO judgment_flags (judgment_id, position, completion_id, code, note)
+             SELECT $1, CAST(e.value ->> 0 AS BIGINT), e.value ->> 1, e.value ->> 2, e.value ->> 3 FROM ",
+            $each
+        )
+    };
+}
+macro_rules! reveal_rows {
+    ($each:literal) => {
+        concat!(
+            "INSERT INTO reveals (set_id, labeler_id, what, created)
+             SELECT $3, $4, e.value ->> 0, $21 FROM ",
+            $each,
+            " WHERE $3 IS NOT NULL ON CONFLICT DO NOTHING"
+        )
+    };
+}
+macro_rules! place_row {
+    () => {
+        "UPDATE assignments SET state = $19 WHERE id = $18"
+    };
+}
+macro_rules! status_row {
+    () => {
+        "UPDATE comparison_sets SET status = $22 WHERE id = $3 AND $22 IS NOT NULL AND status <> 'retired'"
+    };
+}
+macro_rules! answer_row {
+    () => {
+        "INSERT INTO completions (id, prompt_id, model_version_id, origin, parent_completion_id, text, token_ids,
+             logprobs, sampling, seed, finish_reason, request_id, reward, created)
+         VALUES ($23, $24, NULL, $25, NULL, $26, $27, $28, $29, NULL, NULL, NULL, NULL, $30)"
+    };
+}
+macro_rules! demonstration_row {
+    () => {
+        "INSERT INTO demonstrations (prompt_id, completion_id, labeler_id, created, text_key)
+         VALUES ($24, $23, $4, $21, $31)"
+    };
+}
+
+macro_rules! sqlite_script {
+    ($($more:expr),*) => {
+        concat!(
+            judgment_rows!(), ";",
+            item_rows!("json_each($16) AS e"), ";",
+            flag_rows!("json_each($17) AS e"), ";",
+            place_row!(), ";",
+            reveal_rows!("json_each($20) AS e"), ";",
+            $($more, ";",)*
+            status_row!()
+        )
+    };
+}
+macro_rules! postgres_statement {
+    ($($name:literal $more:expr),*) => {
+        concat!(
+            "WITH a AS (", judgment_rows!(), "), b AS (",
+            item_rows!("jsonb_array_elements($16) AS e(value)"), "), c AS (",
+            flag_rows!("jsonb_array_elements($17) AS e(value)"), "), d AS (",
+            place_row!(), "), f AS (",
+            reveal_rows!("jsonb_array_elements($20) AS e(value)"), ")",
+            $(", ", $name, " AS (", $more, ")",)*
+            " ",
+            status_row!()
+        )
+    };
+}
+
+const WRITE_SQLITE: &str = sqlite_script!();
+const WRITE_POSTGRES: &str = postgres_statement!();
+const WRITE_WITH_ANSWER_SQLITE: &str = sqlite_script!(answer_row!(), demonstration_row!());
+const WRITE_WITH_ANSWER_POSTGRES: &str = postgres_statement!("g" answer_row!(), "h" demonstration_row!());
+
+/// One call: SQLite runs a script, Postgres one statement that writes to all the tables.
+async fn write(conn: &mut Conn, decision: &Decision, answer: Option<&Completion>, now: Micros) -> Result<()> {
+    let j = &decision.judgment;
+    let items: Vec<Value> =
+        j.items.iter().map(|i| json!([i.completion_id, i.tier, i.shown_position, i.rating])).collect();
+    let flags: Vec<Value> = (0i64..).zip(&j.flags).map(|(n, f)| json!([n, f.completion_id, f.code, f.note])).collect();
+    let reveals: Vec<Value> = decision.reveals.iter().map(|what| json!([what.as_str()])).collect();
+    let mut args: Vec<Arg> = args![
+        j.id.as_str(),
+        j.assignment_id.as_ref().map(AssignmentId::as_str),
+        j.set_id.as_str(),
+        j.labeler_id.as_str(),
+        j.revision,
+        j.supersedes_id.as_ref().map(JudgmentId::as_str),
+        j.outcome.as_str(),
+        j.strength.map(Strength::as_str),
+        &j.rationale,
+        j.active_ms,
+        j.wall_ms,
+        &j.guideline_version,
+        &j.idempotency_key,
+        j.created,
+        j.knowledge.as_str(),
+        Value::from(items),
+        Value::from(flags),
+        decision.place.as_ref().map(|(id, _)| id.as_str()),
+        decision.place.as_ref().map(|(_, state)| state.as_str()),
+        Value::from(reveals),
+        now,
+        decision.status.map(SetStatus::as_str)
+    ];
+    if let Some(c) = answer {
+        args.extend(args![
+            c.id.as_str(),
+            c.prompt_id.as_str(),
+            c.origin.as_str(),
+            &c.text,
+            prompts::pack(&c.token_ids, u32::to_le_bytes),
+            prompts::pack(&c.logprobs, f32::to_le_bytes),
+            &c.sampling,
+            c.created,
+            imports::text_key(&c.text).as_str()
+        ]);
+    }
+    let sql = match (conn.is_postgres(), answer.is_some()) {
+        (false, false) => WRITE_SQLITE,
+        (false, true) => WRITE_WITH_ANSWER_SQLITE,
+        (true, false) => WRITE_POSTGRES,
+        (true, true) => WRITE_WITH_ANSWER_POSTGRES,
+    };
+    conn.run(sql, args).await.map(drop)
+}

@@ -1,0 +1,477 @@
+//! A labeler's turn and what they say about a set, in few statements: one that reads all there is to know, one that
+//! takes the place, one that reads the set; and for a judgment one that reads what it is about, and two in the
+//! transaction.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use super::leases::{self, assignment, can_judge, held, taken_by_others};
+use super::rows::{Conn, Row, args, not_found};
+use super::rules::{self, Plan};
+use super::sql::{SqlStore, place, read};
+use super::submits::{self, Question};
+use super::*;
+use super::{judgments, people, prompts};
+
+pub use super::rules::{NamedSet, Outlook};
+
+/// What to look at for a labeler who asks for work.
+#[derive(Clone, Debug)]
+pub struct OutlookRequest {
+    pub labeler_id: LabelerId,
+    pub now: Micros,
+    /// Since when judgments count as today's.
+    pub since: Micros,
+    pub set_id: Option<SetId>,
+    /// A kind of sets that comes before ordinary work.
+    pub special: Option<SetKind>,
+    /// Sets that are held may be given again.
+    pub again: bool,
+    /// Ordinary and calibration sets are counted up to these numbers.
+    pub most_open: i64,
+    pub most_calibrations: i64,
+    /// Language of the guidelines.
+    pub lang: Option<String>,
+    /// When a lease that begins now ends.
+    pub expires_at: Micros,
+}
+
+/// What came of asking for a lease.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Leased {
+    Set(Assignment),
+    Nothing(NoLease),
+}
+
+/// A set with its prompt and its completions in storage order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SetContent {
+    pub set: ComparisonSet,
+    pub prompt: Prompt,
+    pub completions: Vec<Completion>,
+}
+
+/// The labeling part of `Store`.
+#[async_trait]
+pub trait LabelStore: Send + Sync + 'static {
+    /// Statements sent to the database since the store was opened. What begins and ends transactions, locks included, is
+    /// not counted; a script that goes to the database in one call counts once.
+    fn statements(&self) -> u64;
+    async fn outlook(&self, request: &OutlookRequest) -> Result<Outlook>;
+    /// As [`Store::lease_next`], where the outlook was just read; says why there is nothing.
+    async fn lease(&self, request: LeaseRequest, outlook: Outlook) -> Result<Leased>;
+    async fn set_content(&self, id: &SetId) -> Result<SetContent>;
+    /// What is known of a set before a judgment of it.
+    async fn question(
+        &self,
+        place: &Place,
+        labeler: &LabelerId,
+        former: Option<&JudgmentId>,
+        lang: Option<&str>,
+    ) -> Result<Question>;
+    /// The owner of a key that is not revoked; the person where the key has one.
+    async fn key_owner(&self, key_hash: &str) -> Result<Option<(ApiKey, Option<Labeler>)>>;
+    /// A session of an active person that has not ended, and what stands behind it.
+    async fn open_session(&self, token_hash: &str, now: Micros) -> Result<Option<access::OpenSession>>;
+}
+
+/// Which set a judgment is about.
+#[derive(Clone, Debug)]
+pub enum Place {
+    Assignment(AssignmentId),
+    /// Of rankings by API; the assignment where the labeler holds one.
+    Set(SetId, Option<AssignmentId>),
+}
+
+/// The first set of the queue that can be handed out to the labeler `$3` at the time `$1`.
+macro_rules! free_of {
+    ($which:literal) => {
+        concat!(
+            "(SELECT s.id FROM comparison_sets s WHERE s.",
+            $which,
+            " AND ",
+            can_judge!("$3"),
+            " AND NOT ",
+            held!(),
+            " ORDER BY s.selection_score DESC NULLS LAST, s.id LIMIT 1)"
+        )
+    };
+}
+
+/// Inserts the lease on the set that `$pick` finds. A labeler who let a lease run out or gave it back, without judging,
+/// comes back to the same assignment: same token and same order, so that a tab left open can still submit.
+macro_rules! lease_on {
+    ($($pick:tt)*) => {
+        concat!(
+            "INSERT INTO assignments (id, set_id, labeler_id, state, lease_token, expires_at, order_seed, leased,
+                 renewed)
+             SELECT $4, q.id, $3, 'leased', $5, $6, $7, $1, $1 FROM (SELECT ",
+            $($pick)*,
+            " AS id LIMIT 1) q
+             WHERE q.id IS NOT NULL AND ($9 IS NULL OR $9 >
+                 (SELECT COUNT(*) FROM judgments WHERE labeler_id = $3 AND created >= $8 AND ",
+            judgments::work_done!(),
+            ") + (SELECT COUNT(*) FROM assignments WHERE labeler_id = $3 AND state = 'leased' AND expires_at > $1))
+             ON CONFLICT (set_id, labeler_id) DO UPDATE SET state = 'leased', expires_at = excluded.expires_at,
+                 leased = excluded.leased, renewed = excluded.renewed
+             RETURNING *"
+        )
+    };
+}
+
+const ORDINARY: &str = lease_on!(free_of!("kind = 'normal'"));
+const NAMED: &str = lease_on!(free_of!("id = $2"));
+const FIRST: &str = lease_on!(concat!("COALESCE(", free_of!("kind = $2"), ", ", free_of!("kind = 'normal'"), ")"));
+/// Nothing without ordinary work.
+const INSTEAD: &str = lease_on!(concat!(
+    "CASE WHEN ",
+    free_of!("kind = 'normal'"),
+    " IS NOT NULL THEN COALESCE(",
+    free_of!("kind = $2"),
+    ", ",
+    free_of!("kind = 'normal'"),
+    ") END"
+));
+
+async fn outlook(conn: &mut Conn, request: &OutlookRequest) -> Result<Outlook> {
+    let rows = conn
+        .all(
+            concat!(
+                "SELECT l.daily_quota, k.today, k.total, k.skipped_today, k.skipped_total,
+                   (SELECT COUNT(*) FROM assignments WHERE labeler_id = $3 AND state = 'leased' AND expires_at > $1)
+                       AS in_hand,
+                   (SELECT COUNT(*) FROM comparison_sets s JOIN judgments j ON j.set_id = s.id
+                       WHERE s.kind = 'calibration' AND j.labeler_id = $3 AND j.revision = 1 AND j.outcome <> 'skip'
+                         AND $6 > 0) AS calibrations_done,
+                   (SELECT COUNT(*) FROM comparison_sets s WHERE s.kind = 'calibration' AND $6 > 0 AND ",
+                held!(),
+                ") AS calibrations_held,
+                   (SELECT COUNT(*) FROM (SELECT 1 FROM comparison_sets s WHERE s.kind = 'calibration' AND ",
+                can_judge!("$3"),
+                " LIMIT $6) AS c) AS calibrations_left,
+                   (SELECT COUNT(*) FROM (SELECT 1 FROM comparison_sets s WHERE s.kind = 'normal' AND ",
+                can_judge!("$3"),
+                " LIMIT $7) AS o) AS open_sets, ",
+                free_of!("kind = 'normal'"),
+                " IS NOT NULL AS ordinary_free, ",
+                free_of!("kind = $8"),
+                " IS NOT NULL AS special_free,
+                   (SELECT g.text FROM guideline_versions g WHERE g.lang = $9 ORDER BY g.id DESC LIMIT 1) AS guidelines,
+                   EXISTS (SELECT 1 FROM assignments WHERE state = 'leased' AND expires_at <= $1) AS lapsed,
+                   EXISTS (SELECT 1 FROM assignments WHERE state = 'leased' AND expires_at > $11) AS ahead,
+                   n.status AS named_status, n.target_overlap AS named_overlap,
+                   (SELECT ",
+                taken_by_others!("$3"),
+                " FROM comparison_sets s WHERE s.id = $2) AS named_taken,
+                   (SELECT COUNT(*) FROM judgments WHERE set_id = $2 AND labeler_id = $3) AS named_judged,
+                   a.id, a.set_id, a.labeler_id, a.state, a.lease_token, a.expires_at, a.order_seed,
+                   h.kind AS held_kind
+                 FROM labelers l
+                 CROSS JOIN (SELECT COUNT(CASE WHEN ",
+                judgments::work_done!(),
+                " THEN 1 END) AS total, COUNT(CASE WHEN ",
+                judgments::work_done!(),
+                " AND created >= $4 THEN 1 END) AS today,
+                     COUNT(CASE WHEN outcome = 'skip' THEN 1 END) AS skipped_total,
+                     COUNT(CASE WHEN outcome = 'skip' AND created >= $4 THEN 1 END) AS skipped_today
+                     FROM judgments WHERE labeler_id = $3 AND revision = 1) k
+                 LEFT JOIN comparison_sets n ON n.id = $2
+                 LEFT JOIN (assignments a JOIN comparison_sets h ON h.id = a.set_id)
+                   ON $5 AND a.labeler_id = l.id AND a.state = 'leased' AND a.expires_at > $1
+                     AND ($10 IS NULL OR a.set_id = $10)
+                 WHERE l.id = $3
+                 ORDER BY CASE WHEN h.kind = 'calibration' THEN 0 ELSE 1 END, a.leased, a.id"
+            ),
+            args![
+                request.now,
+                request.set_id.as_ref().map(SetId::as_str),
+                request.labeler_id.as_str(),
+                request.since,
+                request.again,
+                request.most_calibrations,
+                request.most_open,
+                request.special.map(SetKind::as_str),
+                request.lang.as_deref(),
+                request.set_id.as_ref().map(SetId::as_str),
+                request.expires_at + people::CLOCK_SLACK
+            ],
+        )
+        .await?;
+    let row = rows.first().ok_or_else(|| not_found("labeler", request.labeler_id.as_str()))?;
+    let mut outlook = seen(row, request)?;
+    for row in rows.iter().filter(|row| !matches!(row.opt_text("id"), Ok(None))) {
+        outlook.held.push((assignment(row)?, row.name("held_kind", SetKind::parse)?));
+    }
+    Ok(outlook)
+}
+
+fn seen(row: &Row, request: &OutlookRequest) -> Result<Outlook> {
+    let named = match &request.set_id {
+        None => None,
+        Some(id) => Some(NamedSet {
+            status: row
+                .opt_name("named_status", SetStatus::parse)?
+                .ok_or_else(|| not_found("comparison set", id.as_str()))?,
+            overlap: row.int("named_overlap")?,
+            taken: row.int("named_taken")?,
+            judged: row.int("named_judged")? > 0,
+        }),
+    };
+    Ok(Outlook {
+        daily_quota: row.opt_int("daily_quota")?,
+        counts: LabelerCounts {
+            today: row.int("today")?,
+            total: row.int("total")?,
+            skipped_today: row.int("skipped_today")?,
+            skipped_total: row.int("skipped_total")?,
+        },
+        in_hand: row.int("in_hand")?,
+        calibrations_done: row.int("calibrations_done")?,
+        calibrations_held: row.int("calibrations_held")?,
+        calibrations_left: row.int("calibrations_left")?,
+        open: row.int("open_sets")?,
+        guidelines: row.opt_text("guidelines")?,
+        ordinary_free: row.flag("ordinary_free")?,
+        special_free: row.flag("special_free")?,
+        held: Vec::new(),
+        named,
+        lapsed: row.flag("lapsed")?,
+        ahead: row.flag("ahead")?,
+    })
+}
+
+/// What [`outlook`] has to know for a lease alone.
+pub(super) fn for_lease(request: &LeaseRequest) -> OutlookRequest {
+    OutlookRequest {
+        labeler_id: request.labeler_id.clone(),
+        now: request.now,
+        since: request.quota.map_or(request.now, |(since, _)| since),
+        set_id: request.set_id.clone(),
+        special: match request.pick {
+            Pick::First(kind) => Some(kind),
+            Pick::Normal | Pick::Instead(_) => None,
+        },
+        again: request.set_id.is_some() || request.resume.is_some(),
+        most_open: 0,
+        most_calibrations: 0,
+        lang: None,
+        expires_at: request.expires_at,
+    }
+}
+
+/// Counts of open sets by labeler. Counting hundreds of sets is the dearest part of a turn, and nobody tells 873 from
+/// 871: such a count is kept for some seconds, less what the labeler has said since. Smaller ones are counted anew.
+#[derive(Default)]
+pub(super) struct OpenCounts(Mutex<HashMap<LabelerId, OpenCount>>);
+
+#[derive(Clone, Copy)]
+struct OpenCount {
+    open: i64,
+    /// First judgments and skips of the labeler, and the time, when it was counted.
+    words: i64,
+    at: Micros,
+}
+
+const MANY: i64 = 200;
+const KEPT: Micros = 5_000_000;
+/// People whose counts are kept.
+const MOST_COUNTS: usize = 10_000;
+
+impl OpenCounts {
+    fn all(&self) -> MutexGuard<'_, HashMap<LabelerId, OpenCount>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known(&self, request: &OutlookRequest) -> Option<OpenCount> {
+        let age = |kept: &OpenCount| request.now - kept.at;
+        self.all().get(&request.labeler_id).copied().filter(|kept| (0..KEPT).contains(&age(kept)))
+    }
+
+    fn keep(&self, request: &OutlookRequest, seen: &Outlook) {
+        let mut all = self.all();
+        if seen.open < MANY {
+            all.remove(&request.labeler_id);
+            return;
+        }
+        if all.len() >= MOST_COUNTS {
+            all.clear();
+        }
+        let count = OpenCount { open: seen.open, words: words(seen), at: request.now };
+        all.insert(request.labeler_id.clone(), count);
+    }
+}
+
+fn words(seen: &Outlook) -> i64 {
+    seen.counts.total + seen.counts.skipped_total
+}
+
+impl SqlStore {
+    pub(super) async fn seen(&self, request: &OutlookRequest) -> Result<Outlook> {
+        if request.most_open == 0 {
+            return read!(self, |c| outlook(c, request));
+        }
+        let known = self.open_counts.known(request);
+        let counting =
+            OutlookRequest { most_open: if known.is_some() { 0 } else { request.most_open }, ..request.clone() };
+        let mut seen = read!(self, |c| outlook(c, &counting))?;
+        match known {
+            // Past the most that are counted there are more.
+            Some(kept) if kept.open >= request.most_open => seen.open = request.most_open,
+            Some(kept) => seen.open = kept.open - (words(&seen) - kept.words).max(0),
+            None => self.open_counts.keep(request, &seen),
+        }
+        Ok(seen)
+    }
+
+    /// Leases by what was seen. What others took in the meantime is seen anew.
+    pub(super) async fn lease_by(&self, request: LeaseRequest, mut seen: Outlook) -> Result<Leased> {
+        for _ in 0..3 {
+            if seen.ahead {
+                access::end_future_leases(self, request.expires_at).await?;
+                seen = self.seen(&for_lease(&request)).await?;
+            }
+            let plan = rules::plan(&request, &seen);
+            if let Plan::Nothing(reason) = plan {
+                return Ok(Leased::Nothing(reason));
+            }
+            let (asked, lapsed) = (request.clone(), seen.lapsed);
+            let taken = place!(self, |tx| (asked, plan) => take(tx, &asked, &plan, lapsed))?;
+            if let Some(assignment) = taken {
+                return Ok(Leased::Set(assignment));
+            }
+            seen = self.seen(&for_lease(&request)).await?;
+        }
+        Ok(Leased::Nothing(why_nothing(&request, &seen)))
+    }
+}
+
+/// Why there is nothing for the request; `Empty` where there is something and others are quicker.
+pub(super) fn why_nothing(request: &LeaseRequest, seen: &Outlook) -> NoLease {
+    match rules::plan(request, seen) {
+        Plan::Nothing(reason) => reason,
+        Plan::Again(_) | Plan::Lease => NoLease::Empty,
+    }
+}
+
+/// Takes the place that the plan says, if it is still there.
+async fn take(conn: &mut Conn, request: &LeaseRequest, plan: &Plan, lapsed: bool) -> Result<Option<Assignment>> {
+    let row = match plan {
+        Plan::Nothing(_) => return Ok(None),
+        Plan::Again(held) => {
+            conn.one(
+                "UPDATE assignments SET renewed = $2,
+                     expires_at = CASE WHEN expires_at > $3 THEN expires_at ELSE $3 END
+                 WHERE id = $1 AND state = 'leased' AND expires_at > $2 RETURNING *",
+                args![held.id.as_str(), request.now, request.expires_at],
+            )
+            .await?
+        }
+        Plan::Lease => {
+            if lapsed {
+                leases::expire(conn, request.now).await?;
+            }
+            let (sql, which) = match (&request.set_id, request.pick) {
+                (Some(id), _) => (NAMED, Some(id.as_str())),
+                (None, Pick::Normal) => (ORDINARY, None),
+                (None, Pick::Instead(kind)) => (INSTEAD, Some(kind.as_str())),
+                (None, Pick::First(kind)) => (FIRST, Some(kind.as_str())),
+            };
+            conn.one(
+                sql,
+                args![
+                    request.now,
+                    which,
+                    request.labeler_id.as_str(),
+                    request.assignment_id.as_str(),
+                    &request.lease_token,
+                    request.expires_at,
+                    request.order_seed.cast_signed(),
+                    request.quota.map_or(0, |(since, _)| since),
+                    request.quota.map(|(_, limit)| limit)
+                ],
+            )
+            .await?
+        }
+    };
+    row.as_ref().map(assignment).transpose()
+}
+
+async fn content(conn: &mut Conn, id: &SetId) -> Result<SetContent> {
+    let rows = conn
+        .all(
+            "SELECT c.*, s.id AS set_id, s.kind, s.target_overlap, s.selection_policy, s.selection_score, s.status,
+                 s.created AS set_created, p.lang, p.source, p.content_hash, p.split, p.answer,
+                 p.created AS prompt_created, CASE WHEN i.position = 0 THEN p.messages END AS messages,
+                 CASE WHEN i.position = 0 THEN p.tags END AS tags
+             FROM comparison_sets s JOIN prompts p ON p.id = s.prompt_id JOIN set_items i ON i.set_id = s.id
+             JOIN completions c ON c.id = i.completion_id
+             WHERE s.id = $1 ORDER BY i.position",
+            args![id.as_str()],
+        )
+        .await?;
+    let row = rows.first().ok_or_else(|| not_found("comparison set", id.as_str()))?;
+    let completions = rows.iter().map(prompts::completion).collect::<Result<Vec<_>>>()?;
+    let prompt_id: PromptId = row.text("prompt_id")?.into();
+    let set = ComparisonSet {
+        id: row.text("set_id")?.into(),
+        prompt_id: prompt_id.clone(),
+        kind: row.name("kind", SetKind::parse)?,
+        target_overlap: row.int("target_overlap")?,
+        selection_policy: row.text("selection_policy")?,
+        selection_score: row.opt_real("selection_score")?,
+        status: row.name("status", SetStatus::parse)?,
+        completion_ids: completions.iter().map(|c| c.id.clone()).collect(),
+        created: row.int("set_created")?,
+    };
+    let prompt = Prompt {
+        id: prompt_id,
+        messages: row.json("messages")?,
+        lang: row.opt_text("lang")?,
+        source: row.text("source")?,
+        content_hash: row.text("content_hash")?,
+        split: row.name("split", Split::parse)?,
+        tags: row.json("tags")?,
+        answer: row.opt_text("answer")?,
+        created: row.int("prompt_created")?,
+    };
+    Ok(SetContent { set, prompt, completions })
+}
+
+#[async_trait]
+impl LabelStore for SqlStore {
+    fn statements(&self) -> u64 {
+        self.db.statements()
+    }
+
+    async fn outlook(&self, request: &OutlookRequest) -> Result<Outlook> {
+        self.seen(request).await
+    }
+
+    async fn lease(&self, request: LeaseRequest, outlook: Outlook) -> Result<Leased> {
+        self.lease_by(request, outlook).await
+    }
+
+    async fn set_content(&self, id: &SetId) -> Result<SetContent> {
+        read!(self, |c| content(c, id))
+    }
+
+    async fn question(
+        &self,
+        place: &Place,
+        labeler: &LabelerId,
+        former: Option<&JudgmentId>,
+        lang: Option<&str>,
+    ) -> Result<Question> {
+        read!(self, |c| submits::question(c, place, labeler, former, lang))
+    }
+
+    async fn key_owner(&self, key_hash: &str) -> Result<Option<(ApiKey, Option<Labeler>)>> {
+        read!(self, |c| access::key_owner(c, key_hash))
+    }
+
+    async fn open_session(&self, token_hash: &str, now: Micros) -> Result<Option<access::OpenSession>> {
+        read!(self, |c| access::open_session(c, token_hash, now))
+    }
+}
