@@ -172,7 +172,7 @@ async fn by_encoder(
     let request = EmbedRequest { inputs, pooling: None, normalize: true, truncate: true, most_tokens: EMBEDDED_TOKENS };
     let (model, found) = encoders::embed(services, model, request).await?;
     let (first, second) = found.vectors.split_at(texts.first.len());
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    let dot = |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum() };
     let scores = second.iter().enumerate().map(|(i, b)| dot(&first[texts.first_of(i)], b)).collect();
     Ok((model, scores, found.tokens))
 }

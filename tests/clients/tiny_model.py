@@ -6,7 +6,7 @@ import pathlib
 import random
 import struct
 
-WIDTH, POSITIONS = 32, 1024
+WIDTH, POSITIONS = 32, 2048
 SPECIAL = ["<|im_end|>", "<|im_start|>"]
 PLAIN = ["<tool_call>", "</tool_call>", "<think>", "</think>"]
 TEMPLATE = (

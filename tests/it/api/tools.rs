@@ -313,7 +313,7 @@ async fn variables_of_templates_are_read_or_refused() {
 async fn suffixes_make_gaps() {
     let names = ["<|end|>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"];
     let real = Real::of(byte_level(&names, &[]), "{{ messages[0].content }}").await;
-    let body = json!({"prompt": "ab", "suffix": "cd<|end|>", "max_tokens": 3, "seed": 1});
+    let body = json!({"prompt": "xy", "suffix": "cd<|end|>", "max_tokens": 3, "seed": 1});
     let answer = real.server.open_post("/v1/completions", body).await.expect(200).json();
     // Three tokens around it, and every character its own: special tokens in the text stay text.
     assert_eq!(answer["usage"]["prompt_tokens"], 3 + 2 + 2 + 7);
@@ -321,7 +321,7 @@ async fn suffixes_make_gaps() {
     let store = &real.server.services.store;
     let completion = store.get_completion(&id.into()).await.unwrap();
     let prompt = store.get_prompt(&completion.prompt_id).await.unwrap();
-    assert_eq!(prompt.messages[0].content, "<|fim_prefix|>ab<|fim_suffix|>cd<|end|><|fim_middle|>");
+    assert_eq!(prompt.messages[0].content, "<|fim_prefix|>xy<|fim_suffix|>cd<|end|><|fim_middle|>");
     let without = Real::of(byte_level(&["<|end|>"], &[]), "{{ messages[0].content }}").await;
     for (real, body) in [
         (&without, json!({"prompt": "ab", "suffix": "cd"})),

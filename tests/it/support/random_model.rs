@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::noise;
 
 const WIDTH: usize = 32;
-pub const POSITIONS: usize = 768;
+const POSITIONS: usize = 2048;
 
 /// Writes the model's files. `end` is the id that ends a text.
 pub fn random_model(tokenizer: &Value, tokenizer_config: &Value, end: u32) -> tempfile::TempDir {
