@@ -169,7 +169,7 @@ name_enum!(SetKind { Normal = "normal", Gold = "gold", Calibration = "calibratio
 name_enum!(SetStatus { Open = "open", Done = "done", Retired = "retired" });
 
 /// K ≥ 2 completions of one prompt, to be ranked by `target_overlap` people.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ComparisonSet {
     pub id: SetId,
     pub prompt_id: PromptId,
@@ -213,7 +213,7 @@ name_enum!(
 name_enum!(DrawState { Running = "running", Done = "done", Failed = "failed", Cancelled = "cancelled" });
 
 /// Sets being drawn in the background from stored prompts.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct SetDraw {
     pub id: DrawId,
     /// As asked for.
@@ -231,7 +231,7 @@ pub struct SetDraw {
     pub updated: Micros,
 }
 
-/// One person's word on one set. Append-only: a correction is a new revision that supersedes.
+/// One person's judgment of one set. Append-only: a correction is a new revision that supersedes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Judgment {
     pub id: JudgmentId,
@@ -468,7 +468,7 @@ pub struct Metric {
 }
 
 /// Frozen view of the judgments that a training run learned from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct DatasetVersion {
     pub id: DatasetId,
     /// Unique, if given; versions that jobs froze have none.

@@ -13,7 +13,7 @@ const MAX_LINE: u64 = 16 << 20;
 pub(super) const MAX_SENT_LINE: u64 = 4 << 20;
 
 /// A line that could not be used; lines count from 1, and 0 stands for the whole file.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct LineError {
     pub line: usize,
     pub message: String,

@@ -129,7 +129,7 @@ impl From<&str> for Signature {
 }
 
 /// One line of the audit trail.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AuditEntry {
     pub id: i64,
     /// Labeler id of who did it.

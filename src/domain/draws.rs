@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// What a draw found, with counts: why fewer sets than wanted were made, and how their answers were written.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 pub struct DrawReport {
     /// Stored prompts that the request's filter fits. For `disagreement`: sets that were ranked.

@@ -198,7 +198,7 @@ impl LocalEngine {
                 request.params.max_tokens,
                 facts.max_context
             );
-            return bad("max_tokens", message);
+            return Err(EngineError::TooLong { param: "max_tokens", message });
         }
         Ok(())
     }

@@ -178,7 +178,7 @@ pub struct TokenLogprob {
     pub top: Vec<(u32, f32)>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
     Stop,
@@ -256,6 +256,9 @@ pub struct ServedModel {
 pub enum EngineError {
     #[error("{message}")]
     BadRequest { param: &'static str, message: String },
+    /// The request does not fit the model's context.
+    #[error("{message}")]
+    TooLong { param: &'static str, message: String },
     #[error("model '{0}' does not exist")]
     UnknownModel(String),
     #[error("the server has no room for this request now")]

@@ -7,16 +7,16 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::AppState;
 use super::auth::Caller;
-use super::error::{ApiError, ApiResult};
+use super::error::{ApiError, ApiResult, ErrorBody};
 use super::extract::Json;
-use super::label::turn_json;
+use super::label::LeasedSet;
 use super::observe::RequestId;
 use super::openai::chat::{self, ChatMessage};
 use super::openai::params;
@@ -36,6 +36,48 @@ pub struct AskRequest {
     pub models: Vec<String>,
     /// How to draw them.
     pub sampling: Option<Sampling>,
+}
+
+/// One event of the stream.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(tag = "event", content = "data", rename_all = "lowercase")]
+pub enum AskEvent {
+    Start(AskStart),
+    Text(AskText),
+    Done(AskDone),
+    /// The last one: the answers as a leased set.
+    Set(Box<LeasedSet>),
+    /// The last one when it failed.
+    Error(ErrorBody),
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct AskStart {
+    /// How many answers are written.
+    pub answers: usize,
+}
+
+/// An answer goes on.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct AskText {
+    /// Which answer, in shown order from 0.
+    pub place: usize,
+    pub text: String,
+}
+
+/// An answer has ended.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct AskDone {
+    pub place: usize,
+    /// `stop` or `length`.
+    pub reason: &'static str,
+}
+
+impl AskEvent {
+    fn sse(&self) -> Event {
+        let event = serde_json::to_value(self).unwrap_or_default();
+        Event::default().event(event["event"].as_str().unwrap_or_default()).data(event["data"].to_string())
+    }
 }
 
 pub async fn ask(
@@ -58,18 +100,14 @@ pub async fn ask(
     let (sender, receiver) = mpsc::channel::<Result<Event, Infallible>>(64);
     tokio::spawn(async move {
         let last = match stream(&state, asked, &actor, &sender).await {
-            Ok(Some(turn)) => event("set", &turn),
+            Ok(Some(set)) => AskEvent::Set(Box::new(set)),
             Ok(None) => return,
-            Err(error) => event("error", &error.body()),
+            Err(error) => AskEvent::Error(error.body()),
         };
-        let _ = sender.send(Ok(last)).await;
+        let _ = sender.send(Ok(last.sse())).await;
     });
     let keep_alive = KeepAlive::new().interval(Duration::from_secs(15));
     Ok(Sse::new(ReceiverStream::new(receiver)).keep_alive(keep_alive).into_response())
-}
-
-fn event(name: &str, data: &Value) -> Event {
-    Event::default().event(name).data(data.to_string())
 }
 
 /// Sends the answers as they grow; `None` when the client has left, which stops them.
@@ -78,8 +116,9 @@ async fn stream(
     mut asked: Asked,
     actor: &Actor,
     sender: &mpsc::Sender<Result<Event, Infallible>>,
-) -> ApiResult<Option<Value>> {
-    if sender.send(Ok(event("start", &json!({"answers": asked.answers()})))).await.is_err() {
+) -> ApiResult<Option<LeasedSet>> {
+    let start = AskEvent::Start(AskStart { answers: asked.answers() });
+    if sender.send(Ok(start.sse())).await.is_err() {
         return Ok(None);
     }
     loop {
@@ -88,14 +127,14 @@ async fn stream(
             next = asked.next() => next?,
         };
         let sent = match next {
-            Some(Written::Text { place, text }) => event("text", &json!({"place": place, "text": text})),
-            Some(Written::Done { place, reason }) => event("done", &json!({"place": place, "reason": reason})),
+            Some(Written::Text { place, text }) => AskEvent::Text(AskText { place, text }),
+            Some(Written::Done { place, reason }) => AskEvent::Done(AskDone { place, reason }),
             None => break,
         };
-        if sender.send(Ok(sent)).await.is_err() {
+        if sender.send(Ok(sent.sse())).await.is_err() {
             return Ok(None);
         }
     }
     let turn = asked.settle(&state.services, actor).await?;
-    Ok(Some(turn_json(actor, &turn).await?))
+    Ok(Some(LeasedSet::new(actor, &turn).await?))
 }

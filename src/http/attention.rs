@@ -5,15 +5,17 @@ use std::collections::BTreeSet;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::AppState;
 use super::auth::MaybeCaller;
+use super::contract::around_list;
 use super::error::{ApiError, ApiResult};
 use super::extract::{Json, Query};
+use crate::domain::{ModelKind, ModelVersionId};
 use crate::engine::Attention;
-use crate::model::plan::{self, PlanArgs};
+use crate::model::plan::{self, Plan, PlanArgs};
 use crate::model::presets;
 use crate::service::budget;
 
@@ -28,6 +30,40 @@ pub struct AttentionRequest {
     pub text: String,
     /// Which layers, from 0. Default: all, as far as an answer holds them.
     pub layers: Option<Vec<usize>>,
+}
+
+/// The version that computed an answer.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Origin {
+    pub model_version: ModelVersionId,
+}
+
+/// Which tokens attend to which.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct AttentionMaps {
+    pub maps: Vec<LayerMaps>,
+    #[schemars(extend("const" = "attention"))]
+    pub object: &'static str,
+    pub model: String,
+    pub kind: ModelKind,
+    /// A token attends to itself and to those before it only.
+    pub causal: bool,
+    pub tokens: Vec<String>,
+    /// Bytes of each token, which need not be whole characters.
+    pub bytes: Vec<Vec<u8>>,
+    pub ids: Vec<u32>,
+    pub n_layers: usize,
+    pub n_heads: usize,
+    pub instructd: Origin,
+}
+
+/// The heads of one layer.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct LayerMaps {
+    /// From 0.
+    pub layer: usize,
+    /// `heads[h][i][j]`: how much token i attends to token j, rounded to five digits.
+    pub heads: Vec<Vec<Vec<f64>>>,
 }
 
 pub async fn create(
@@ -54,31 +90,32 @@ pub async fn create(
     }
     let layers = if request.layers.is_some() { layers } else { (0..n_layers).collect() };
     budget::maps(layers.len(), found.n_heads, found.tokens.len())?;
-    let tail = json!({
-        "object": "attention",
-        "model": version.name,
-        "kind": version.kind,
-        "causal": found.causal,
-        "tokens": found.tokens,
-        "bytes": found.bytes,
-        "ids": found.ids,
-        "n_layers": n_layers,
-        "n_heads": found.n_heads,
-        "instructd": {"model_version": version.id},
-    })
-    .to_string();
+    let answer = AttentionMaps {
+        maps: Vec::new(),
+        object: "attention",
+        model: version.name,
+        kind: version.kind,
+        causal: found.causal,
+        tokens: found.tokens.clone(),
+        bytes: found.bytes.clone(),
+        ids: found.ids.clone(),
+        n_layers,
+        n_heads: found.n_heads,
+        instructd: Origin { model_version: version.id },
+    };
     // Two million numbers are no work for the threads that answer everybody.
-    let body = super::apart(move || written(&found, &layers, &tail)).await?;
+    let body = super::apart(move || written(&found, &layers, &answer)).await?;
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
-/// The answer, with `maps` in it.
-fn written(found: &Attention, layers: &[usize], tail: &str) -> String {
+/// The answer with `maps` in it, written number by number.
+fn written(found: &Attention, layers: &[usize], answer: &AttentionMaps) -> String {
     use std::fmt::Write;
     let n = found.tokens.len();
+    let (head, tail) = around_list(answer);
     // "0.12345,"
     let mut out = String::with_capacity(tail.len() + 64 + 9 * layers.len() * found.n_heads * n * n);
-    out.push_str("{\"maps\":[");
+    out.push_str(&head);
     for (i, layer) in layers.iter().enumerate() {
         let comma = if i == 0 { "" } else { "," };
         let _ = write!(out, "{comma}{{\"layer\":{layer},\"heads\":[");
@@ -99,8 +136,7 @@ fn written(found: &Attention, layers: &[usize], tail: &str) -> String {
         }
         out.push_str("]}");
     }
-    out.push_str("],");
-    out.push_str(&tail[1..]);
+    out.push_str(&tail);
     out
 }
 
@@ -116,11 +152,54 @@ pub struct PlanQuery {
     lora_rank: Option<usize>,
 }
 
+/// A published architecture with its number of parameters.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PresetView {
+    pub name: &'static str,
+    pub title: &'static str,
+    pub parameters: u64,
+    /// Of the published architecture, where the blocks here differ from it.
+    pub original_parameters: Option<u64>,
+    /// As its authors round it.
+    pub published: &'static str,
+    pub note: &'static str,
+    pub n_layers: usize,
+    pub hidden_size: usize,
+    pub n_heads: usize,
+    pub n_kv_heads: usize,
+    pub max_positions: usize,
+    pub vocab_size: usize,
+}
+
+/// The presets, or what one of them needs.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum PlanAnswer {
+    Presets(PresetList),
+    Plan(Box<PresetPlan>),
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PresetList {
+    #[schemars(extend("const" = "list"))]
+    pub object: &'static str,
+    pub data: Vec<PresetView>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PresetPlan {
+    #[schemars(extend("const" = "plan"))]
+    pub object: &'static str,
+    pub preset: PresetView,
+    pub args: PlanArgs,
+    pub plan: Plan,
+}
+
 /// Without `preset`: every preset with its number of parameters.
-pub async fn plan(Query(query): Query<PlanQuery>) -> ApiResult<axum::Json<Value>> {
+pub async fn plan(Query(query): Query<PlanQuery>) -> ApiResult<axum::Json<PlanAnswer>> {
     let Some(name) = &query.preset else {
-        let data: Vec<Value> = presets::all().iter().map(about).collect();
-        return Ok(axum::Json(json!({"object": "list", "data": data})));
+        let data = presets::all().iter().map(about).collect();
+        return Ok(axum::Json(PlanAnswer::Presets(PresetList { object: "list", data })));
     };
     let preset = presets::find(name).ok_or_else(|| ApiError::bad("preset", "there is no such preset; see /v1/plan"))?;
     let default = PlanArgs::default();
@@ -134,23 +213,24 @@ pub async fn plan(Query(query): Query<PlanQuery>) -> ApiResult<axum::Json<Value>
         lora_rank: query.lora_rank.unwrap_or(default.lora_rank),
     };
     let plan = plan::plan(&preset.config, &args).map_err(|e| ApiError::bad(e.field, e.message))?;
-    Ok(axum::Json(json!({"object": "plan", "preset": about(&preset), "args": args, "plan": plan})))
+    let answer = PresetPlan { object: "plan", preset: about(&preset), args, plan };
+    Ok(axum::Json(PlanAnswer::Plan(Box::new(answer))))
 }
 
-fn about(preset: &presets::Preset) -> Value {
+fn about(preset: &presets::Preset) -> PresetView {
     let c = &preset.config;
-    json!({
-        "name": preset.name,
-        "title": preset.title,
-        "parameters": presets::parameters(c),
-        "original_parameters": preset.original,
-        "published": preset.published,
-        "note": preset.note,
-        "n_layers": c.n_layers,
-        "hidden_size": c.hidden_size,
-        "n_heads": c.n_heads,
-        "n_kv_heads": c.n_kv_heads,
-        "max_positions": c.max_positions,
-        "vocab_size": c.vocab_size,
-    })
+    PresetView {
+        name: preset.name,
+        title: preset.title,
+        parameters: presets::parameters(c),
+        original_parameters: preset.original,
+        published: preset.published,
+        note: preset.note,
+        n_layers: c.n_layers,
+        hidden_size: c.hidden_size,
+        n_heads: c.n_heads,
+        n_kv_heads: c.n_kv_heads,
+        max_positions: c.max_positions,
+        vocab_size: c.vocab_size,
+    }
 }

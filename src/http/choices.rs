@@ -4,17 +4,19 @@
 use std::collections::BTreeSet;
 
 use axum::extract::State;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::AppState;
 use super::auth::MaybeCaller;
 use super::error::{ApiError, ApiResult};
 use super::extract::Json;
 use super::observe::RequestId;
+use super::openai::TokenUsage;
 use super::openai::chat::{self, ChatMessage};
 use crate::config::LimitsConfig;
-use crate::domain::Message;
+use crate::domain::{Message, ModelVersionId};
 use crate::engine::{Generator, ServedModel, TextForm};
 use crate::eval::choices::{Normalize, Scored};
 use crate::prompt::{Gap, LabelTemplate, Shots};
@@ -86,12 +88,58 @@ pub struct ChoiceExample {
     pub label: String,
 }
 
+/// The choices, the most likely first.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RankedChoices {
+    #[schemars(extend("const" = "choices"))]
+    pub object: &'static str,
+    pub model: String,
+    /// Label of the most likely choice.
+    pub answer: Option<String>,
+    pub choices: Vec<RankedChoice>,
+    pub usage: TokenUsage,
+    pub instructd: ChoicesOrigin,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RankedChoice {
+    /// Position in the request.
+    pub index: usize,
+    pub label: String,
+    /// Among the choices.
+    pub probability: f64,
+    /// Log-probs of its words, summed or averaged as asked, less `calibration`.
+    pub score: f64,
+    /// What the choice scores without content; null unless calibrated.
+    pub calibration: Option<f64>,
+    pub words: Vec<ScoredWord>,
+}
+
+/// A text that stands for a choice.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ScoredWord {
+    pub text: String,
+    pub logprob: f64,
+    pub logprob_per_token: f64,
+    pub tokens: usize,
+    /// Only with `logprobs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_logprobs: Option<Vec<f64>>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ChoicesOrigin {
+    pub model_version: ModelVersionId,
+    /// Id of the soft prompt that stood before the prompt.
+    pub prompt_adapter: Option<ModelVersionId>,
+}
+
 pub async fn create(
     State(state): State<AppState>,
     RequestId(request_id): RequestId,
     caller: MaybeCaller,
     Json(mut request): Json<ChoicesRequest>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<RankedChoices>> {
     let services = &state.services;
     let limits = &services.config.limits;
     let labels = labels(&mut request)?;
@@ -136,32 +184,32 @@ pub async fn create(
     let mut choices = Vec::new();
     for decided in &found.ranking {
         let label = &question.labels[decided.index];
-        let words: Vec<Value> = label
+        let words: Vec<ScoredWord> = label
             .words
             .iter()
             .zip(&found.words[decided.index])
             .map(|(text, scored)| word(text, scored, request.logprobs.unwrap_or(false)))
             .collect();
-        choices.push(json!({
-            "index": decided.index,
-            "label": label.name,
-            "probability": decided.probability,
-            "score": finite(decided.score),
-            "calibration": calibrated.then(|| finite(decided.offset)),
-            "words": words,
-        }));
+        choices.push(RankedChoice {
+            index: decided.index,
+            label: label.name.clone(),
+            probability: decided.probability,
+            score: finite(decided.score),
+            calibration: calibrated.then(|| finite(decided.offset)),
+            words,
+        });
     }
-    Ok(axum::Json(json!({
-        "object": "choices",
-        "model": question.model.version.name,
-        "answer": choices.first().map(|c| c["label"].clone()),
-        "choices": choices,
-        "usage": {"prompt_tokens": found.tokens, "completion_tokens": 0, "total_tokens": found.tokens},
-        "instructd": {
-            "model_version": question.model.version.id,
-            "prompt_adapter": question.adapter.as_ref().map(|a| a.id.as_str()),
+    Ok(axum::Json(RankedChoices {
+        object: "choices",
+        model: question.model.version.name.clone(),
+        answer: choices.first().map(|c| c.label.clone()),
+        choices,
+        usage: TokenUsage::new(found.tokens, 0),
+        instructd: ChoicesOrigin {
+            model_version: question.model.version.id.clone(),
+            prompt_adapter: question.adapter.as_ref().map(|a| a.id.clone()),
         },
-    })))
+    }))
 }
 
 /// JSON has no −∞.
@@ -169,17 +217,14 @@ fn finite(value: f64) -> f64 {
     value.max(f64::from(f32::MIN))
 }
 
-fn word(text: &str, scored: &Scored, tokens: bool) -> Value {
-    let mut word = json!({
-        "text": text,
-        "logprob": finite(scored.sum()),
-        "logprob_per_token": finite(scored.per_token()),
-        "tokens": scored.logprobs.len(),
-    });
-    if tokens {
-        word["token_logprobs"] = scored.logprobs.iter().map(|l| finite(f64::from(*l))).collect();
+fn word(text: &str, scored: &Scored, tokens: bool) -> ScoredWord {
+    ScoredWord {
+        text: text.to_owned(),
+        logprob: finite(scored.sum()),
+        logprob_per_token: finite(scored.per_token()),
+        tokens: scored.logprobs.len(),
+        token_logprobs: tokens.then(|| scored.logprobs.iter().map(|l| finite(f64::from(*l))).collect()),
     }
-    word
 }
 
 fn labels(request: &mut ChoicesRequest) -> ApiResult<Vec<Label>> {

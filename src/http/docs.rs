@@ -8,9 +8,10 @@ use axum::response::{Html, IntoResponse, Response};
 use serde_json::Value;
 
 use super::AppState;
+use super::contract::{self, Content};
+use super::examples;
 use super::openapi::operation_id;
 use super::routes::{self, Route};
-use super::{answers, examples};
 
 /// What routes are for, in the order of the page: name (of its words too), title, paths that begin so.
 const GROUPS: [(&str, &str, &[&str]); 8] = [
@@ -147,7 +148,7 @@ fn article(route: &Route, origin: &str) -> String {
         about = prose(route.about),
         access = route.access.as_str(),
     );
-    if let Some(said) = route.answer {
+    if let Some(said) = route.body.as_ref().and_then(|b| b["description"].as_str()) {
         let _ = write!(out, "<p>{}</p>", prose(said));
     }
     for (key, caption, schema) in [("query", "Query", &route.query), ("body", "Body", &route.body)] {
@@ -155,17 +156,7 @@ fn article(route: &Route, origin: &str) -> String {
             out.push_str(&fields(key, caption, schema));
         }
     }
-    let answer = answers::of(route);
-    let statuses = answer.statuses.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
-    let _ = write!(
-        out,
-        "<p>{} {statuses} <span class=\"muted\">{}</span></p>",
-        words("span", "answers", "Answers"),
-        escape(answer.content_type)
-    );
-    if let Some(schema) = answer.schema.filter(|s| s["properties"].is_object()) {
-        out.push_str(&fields("answer", "Answer", &schema));
-    }
+    out.push_str(&answers(route));
     for (language, code) in [("curl", examples::curl(route, origin)), ("Python", examples::python(route, origin))] {
         let _ = write!(
             out,
@@ -181,27 +172,99 @@ fn article(route: &Route, origin: &str) -> String {
     out + "</details>"
 }
 
-/// A table of an object's fields.
+/// What a route answers: statuses and types, then the fields of each.
+fn answers(route: &Route) -> String {
+    let mut statuses: Vec<String> = Vec::new();
+    let mut kinds: Vec<&str> = Vec::new();
+    let (mut said, mut tables) = (String::new(), String::new());
+    for answer in &route.answers {
+        let kind = match answer.content {
+            Content::Json(_) => "application/json",
+            Content::Events(_) => "text/event-stream",
+            Content::Other(kind) => kind,
+            Content::Empty => "",
+        };
+        let (key, caption, of) = match answer.content {
+            Content::Json(of) => ("answer", "Answer", Some(of)),
+            Content::Events(of) => ("event", "Event", Some(of)),
+            Content::Other(_) | Content::Empty => ("", "", None),
+        };
+        if answer.content_says_more() {
+            let _ = write!(said, "<p>{}: {}</p>", answer.status, prose(answer.about));
+        }
+        if !statuses.contains(&answer.status.to_string()) {
+            statuses.push(answer.status.to_string());
+        }
+        if !kind.is_empty() && !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+        if let Some(of) = of.filter(|_| answer.status < 300) {
+            let table = fields(key, caption, &contract::inlined(of));
+            // Two statuses may have one type.
+            if !tables.contains(&table) {
+                tables.push_str(&table);
+            }
+        }
+    }
+    let answers = words("span", "answers", "Answers");
+    let (statuses, kinds) = (statuses.join(", "), escape(&kinds.join(", ")));
+    format!("<p>{answers} {statuses} <span class=\"muted\">{kinds}</span></p>{said}{tables}")
+}
+
+/// How far into a field's own fields a table goes.
+const DEPTH: usize = 3;
+
+/// A table of an object's fields, or one of each alternative.
 fn fields(key: &str, caption: &str, schema: &Value) -> String {
-    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if let Some(several) = schema["anyOf"].as_array().or(schema["oneOf"].as_array()) {
+        return several.iter().map(|one| fields(key, caption, one)).collect();
+    }
     let mut rows = String::new();
+    add_rows(&mut rows, "", schema, if matches!(key, "answer" | "event") { DEPTH } else { 1 });
+    if rows.is_empty() {
+        return String::new();
+    }
+    format!("<table><caption data-words=\"docs.{key}\">{caption}</caption><tbody>{rows}</tbody></table>")
+}
+
+fn add_rows(rows: &mut String, before: &str, schema: &Value, depth: usize) {
+    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     for (field, about) in schema["properties"].as_object().into_iter().flatten() {
-        let must = match key != "answer" && required.contains(&field.as_str()) {
+        // Answers have nearly all of their fields; only what a request must have is marked.
+        let must = match depth == 1 && before.is_empty() && required.contains(&field.as_str()) {
             true => words("span", "required", "required"),
             false => String::new(),
         };
         let _ = write!(
             rows,
-            "<tr><th scope=\"row\"><code>{}</code> {must}</th><td>{}</td><td>{}</td></tr>",
+            "<tr><th scope=\"row\"><code>{before}{}</code> {must}</th><td>{}</td><td>{}</td></tr>",
             name(field),
             escape(&kind(about)),
             prose(about["description"].as_str().unwrap_or_default())
         );
+        if depth > 1 {
+            let (inner, lists) = inside(about);
+            let before = format!("{before}{}{}.", name(field), "[]".repeat(lists));
+            add_rows(rows, &before, inner, depth - 1);
+        }
     }
-    if rows.is_empty() {
-        return String::new();
+}
+
+/// The object in a field, whatever lists and nulls are around it, and how many lists these are.
+fn inside(field: &Value) -> (&Value, usize) {
+    let alternatives = field["anyOf"].as_array().or(field["oneOf"].as_array());
+    if let Some([one]) =
+        alternatives.map(|all| all.iter().filter(|s| s["type"] != "null").collect::<Vec<_>>()).as_deref()
+    {
+        return inside(one);
     }
-    format!("<table><caption data-words=\"docs.{key}\">{caption}</caption><tbody>{rows}</tbody></table>")
+    match field.get("items").filter(|items| items.is_object()) {
+        Some(items) => {
+            let (inner, lists) = inside(items);
+            (inner, lists + 1)
+        }
+        None => (field, 0),
+    }
 }
 
 /// A field's type in a few words.

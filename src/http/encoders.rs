@@ -5,14 +5,17 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::AppState;
+use super::attention::Origin;
+use super::contract::around_list;
 use super::error::{ApiError, ApiResult};
 use super::extract::Json;
-use crate::engine::{EmbedRequest, EncoderInput, FillRequest, Filling, Gapped, Pooling};
-use crate::eval::choices::decide;
+use crate::engine::{EmbedRequest, EncoderInput, FillRequest, Filled, Filling, Gapped, Pooling};
+use crate::eval::choices::{Decided, decide};
 use crate::service::budget::{EMBEDDED_TEXTS, EMBEDDED_TOKENS, LISTED};
 use crate::service::encoders;
 use crate::service::prompts::check_size;
@@ -43,6 +46,39 @@ pub struct EmbeddingsRequest {
     pub safety_identifier: Option<Value>,
 }
 
+/// One vector a text, in the order of the request.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct EmbeddingList {
+    #[schemars(extend("const" = "list"))]
+    pub object: &'static str,
+    pub data: Vec<Embedding>,
+    pub model: String,
+    pub usage: EmbeddingUsage,
+    pub instructd: Origin,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Embedding {
+    #[schemars(extend("const" = "embedding"))]
+    pub object: &'static str,
+    pub index: usize,
+    pub embedding: Vector,
+}
+
+/// Numbers, or with `encoding_format: base64` their little-endian f32.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Vector {
+    Numbers(Vec<f32>),
+    Base64(String),
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct EmbeddingUsage {
+    pub prompt_tokens: usize,
+    pub total_tokens: usize,
+}
+
 pub async fn embeddings(State(state): State<AppState>, Json(request): Json<EmbeddingsRequest>) -> ApiResult<Response> {
     let limits = &state.services.config.limits;
     let base64 = match request.encoding_format.as_deref() {
@@ -70,32 +106,33 @@ pub async fn embeddings(State(state): State<AppState>, Json(request): Json<Embed
     if request.dimensions.is_some_and(|d| d != width as u64) {
         return Err(ApiError::bad("dimensions", format!("{} gives vectors of {width}, and no others", model.name)));
     }
-    // Vectors are written one after another: all of them as text, or as a tree of numbers, take many times their
-    // own memory.
-    let tail = json!({
-        "model": model.name,
-        "usage": {"prompt_tokens": found.tokens, "total_tokens": found.tokens},
-        "instructd": {"model_version": model.id},
-    })
-    .to_string();
-    let head = std::iter::once("{\"object\":\"list\",\"data\":[".to_owned());
-    let rows = found.vectors.into_iter().enumerate().map(move |(i, vector)| row(i, &vector, base64));
-    let pieces = head.chain(rows).chain(std::iter::once(format!("],{}", &tail[1..])));
+    // Vectors are written one after another.
+    let (head, tail) = around_list(&EmbeddingList {
+        object: "list",
+        data: Vec::new(),
+        model: model.name,
+        usage: EmbeddingUsage { prompt_tokens: found.tokens, total_tokens: found.tokens },
+        instructd: Origin { model_version: model.id },
+    });
+    let rows = found.vectors.into_iter().enumerate().map(move |(i, vector)| row(i, vector, base64));
+    let pieces = std::iter::once(head).chain(rows).chain(std::iter::once(tail));
     let body = Body::from_stream(tokio_stream::iter(pieces.map(Ok::<_, std::convert::Infallible>)));
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 /// One vector of the list, with the comma before it.
-fn row(index: usize, vector: &[f32], base64: bool) -> String {
-    let value = match base64 {
-        false => json!(vector).to_string(),
+fn row(index: usize, vector: Vec<f32>, base64: bool) -> String {
+    let embedding = match base64 {
+        false => Vector::Numbers(vector),
         true => {
             let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
-            format!("\"{}\"", base64::engine::general_purpose::STANDARD.encode(bytes))
+            Vector::Base64(base64::engine::general_purpose::STANDARD.encode(bytes))
         }
     };
+    // By way of a value: numbers are written as the f64 that they are equal to.
+    let row = serde_json::to_value(Embedding { object: "embedding", index, embedding }).unwrap_or_default();
     let comma = if index == 0 { "" } else { "," };
-    format!("{comma}{{\"object\":\"embedding\",\"index\":{index},\"embedding\":{value}}}")
+    format!("{comma}{row}")
 }
 
 fn inputs(value: Value, most: usize) -> ApiResult<Vec<EncoderInput>> {
@@ -155,10 +192,52 @@ pub struct FillMaskRequest {
 
 const MOST_TARGETS: usize = 256;
 
+/// What may stand in the gaps.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct FilledGaps {
+    #[schemars(extend("const" = "fill_mask"))]
+    pub object: &'static str,
+    pub model: String,
+    pub gaps: Vec<FilledGap>,
+    pub instructd: Origin,
+    /// The most likely label; only with `verbalizers`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    /// The most likely first; only with `verbalizers`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<RankedLabel>>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct FilledGap {
+    /// Of the gap among the tokens.
+    pub position: usize,
+    /// The most likely first.
+    pub tokens: Vec<FilledToken>,
+    /// In the order of the request.
+    pub targets: Vec<FilledToken>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct FilledToken {
+    pub token: String,
+    pub id: u32,
+    pub logprob: f64,
+    pub probability: f64,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RankedLabel {
+    pub label: String,
+    /// Among the labels.
+    pub probability: f64,
+    pub score: f64,
+}
+
 pub async fn fill_mask(
     State(state): State<AppState>,
     Json(request): Json<FillMaskRequest>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<FilledGaps>> {
     let top = request.top_k.unwrap_or(5);
     if !(1..=1000).contains(&top) {
         return Err(ApiError::bad("top_k", "must be 1 to 1000"));
@@ -203,16 +282,19 @@ pub async fn fill_mask(
     }
     let fill = FillRequest { input, top, targets, most_listed: LISTED };
     let (model, gaps) = encoders::fill(&state.services, request.model.as_deref(), fill).await?;
-    let mut answer = json!({
-        "object": "fill_mask",
-        "model": model.name,
-        "gaps": gaps.iter().map(|gap| json!({
-            "position": gap.position,
-            "tokens": gap.top.iter().map(filling).collect::<Vec<_>>(),
-            "targets": gap.targets[..asked].iter().map(filling).collect::<Vec<_>>(),
-        })).collect::<Vec<_>>(),
-        "instructd": {"model_version": model.id},
-    });
+    let shown = |gap: &Filled| FilledGap {
+        position: gap.position,
+        tokens: gap.top.iter().map(FilledToken::from).collect(),
+        targets: gap.targets[..asked].iter().map(FilledToken::from).collect(),
+    };
+    let mut answer = FilledGaps {
+        object: "fill_mask",
+        model: model.name,
+        gaps: gaps.iter().map(shown).collect(),
+        instructd: Origin { model_version: model.id },
+        answer: None,
+        labels: None,
+    };
     if !labels.is_empty() {
         let [gap] = gaps.as_slice() else {
             return Err(ApiError::bad("verbalizers", format!("are for one gap; the text has {}", gaps.len())));
@@ -225,16 +307,17 @@ pub async fn fill_mask(
             rest = later;
         }
         let ranked = decide(&words, &[]);
-        answer["answer"] = json!(labels[ranked[0].index].0);
-        answer["labels"] = ranked
-            .iter()
-            .map(|d| json!({"label": labels[d.index].0, "probability": d.probability, "score": d.score}))
-            .collect();
+        answer.answer = ranked.first().map(|d| labels[d.index].0.clone());
+        let label =
+            |d: &Decided| RankedLabel { label: labels[d.index].0.clone(), probability: d.probability, score: d.score };
+        answer.labels = Some(ranked.iter().map(label).collect());
     }
     Ok(axum::Json(answer))
 }
 
-fn filling(found: &Filling) -> Value {
-    let probability = f64::from(found.logprob).exp();
-    json!({"token": found.text, "id": found.id, "logprob": found.logprob, "probability": probability})
+impl From<&Filling> for FilledToken {
+    fn from(found: &Filling) -> Self {
+        let logprob = f64::from(found.logprob);
+        Self { token: found.text.clone(), id: found.id, logprob, probability: logprob.exp() }
+    }
 }

@@ -3,7 +3,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::engine::EngineError;
 use crate::service::ServiceError;
@@ -75,8 +75,39 @@ impl ApiError {
     }
 
     /// The body; also what a stream that fails half-way sends.
-    pub fn body(&self) -> Value {
-        json!({"error": {"message": self.message, "type": self.kind(), "param": self.param, "code": self.code}})
+    pub fn body(&self) -> ErrorBody {
+        ErrorBody { error: self.detail() }
+    }
+
+    pub fn detail(&self) -> ErrorDetail {
+        ErrorDetail { message: self.message.clone(), kind: self.kind(), param: self.param.clone(), code: self.code }
+    }
+}
+
+/// The body of every refusal and failure.
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "Error")]
+pub struct ErrorBody {
+    pub error: ErrorDetail,
+}
+
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
+pub struct ErrorDetail {
+    pub message: String,
+    /// `invalid_request_error`, `authentication_error`, `permission_error`, `conflict_error`, `rate_limit_error`,
+    /// `service_unavailable_error` or `server_error`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The field, parameter or header to blame.
+    pub param: Option<String>,
+    /// Names the case, for programs.
+    pub code: Option<&'static str>,
+}
+
+impl std::fmt::Display for ErrorBody {
+    /// As JSON.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&serde_json::to_string(self).unwrap_or_default())
     }
 }
 
@@ -97,11 +128,8 @@ impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
         let message = error.to_string();
         match error {
-            EngineError::BadRequest { param, .. } => {
-                let too_long = message.contains("context");
-                let e = Self::bad(param, message);
-                if too_long { e.code("context_length_exceeded") } else { e }
-            }
+            EngineError::BadRequest { param, .. } => Self::bad(param, message),
+            EngineError::TooLong { param, .. } => Self::bad(param, message).code("context_length_exceeded"),
             EngineError::UnknownModel(_) => Self {
                 param: Some("model".to_owned()),
                 ..Self::new(StatusCode::NOT_FOUND, message).code("model_not_found")

@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::AppState;
 use super::auth::{Caller, MaybeCaller};
 use super::error::{ApiError, ApiResult};
 use super::extract::Json;
 use super::openai::chat::{self, ChatMessage};
-use crate::domain::{CompletionId, Message};
+use crate::domain::{CompletionId, FeedbackEvent, Message, ModelVersionId};
 use crate::service::budget;
 use crate::service::prompts::{check_size, raw_text};
 
@@ -31,7 +31,7 @@ pub async fn give(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Json(body): Json<FeedbackRequest>,
-) -> ApiResult<Response> {
+) -> ApiResult<(StatusCode, axum::Json<FeedbackEvent>)> {
     let event = crate::service::feedback::give(
         &state.services,
         &actor,
@@ -41,7 +41,7 @@ pub async fn give(
         body.idempotency_key,
     )
     .await?;
-    Ok((StatusCode::CREATED, axum::Json(event)).into_response())
+    Ok((StatusCode::CREATED, axum::Json(event)))
 }
 
 /// A conversation or raw text.
@@ -72,11 +72,22 @@ pub fn prompt(value: Value, field: &str, max_bytes: usize) -> ApiResult<Vec<Mess
     }
 }
 
+/// How a reward model scores each completion.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Rewards {
+    pub model: String,
+    pub model_version: ModelVersionId,
+    /// In the order of the request.
+    pub scores: Vec<f64>,
+    /// Standard deviation over the model's heads, on the scale of the score; 0 with one head.
+    pub stds: Vec<f64>,
+}
+
 pub async fn rewards(
     State(state): State<AppState>,
     caller: MaybeCaller,
     Json(body): Json<RewardsRequest>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<Rewards>> {
     let limits = &state.services.config.limits;
     let prompt: Arc<[Message]> = prompt(body.prompt, "prompt", limits.prompt_bytes)?.into();
     if body.completions.is_empty() || body.completions.len() > limits.samples {
@@ -87,6 +98,6 @@ pub async fn rewards(
     let model = body.model.as_deref();
     let (model, scores) =
         crate::service::publish::rewards(&state.services, model, &prompt, body.completions, caller.is_admin()).await?;
-    let (means, stds): (Vec<f64>, Vec<f64>) = scores.into_iter().map(|s| (s.mean, s.std)).unzip();
-    Ok(axum::Json(json!({"model": model.name, "model_version": model.id, "scores": means, "stds": stds})))
+    let (scores, stds) = scores.into_iter().map(|s| (s.mean, s.std)).unzip();
+    Ok(axum::Json(Rewards { model: model.name, model_version: model.id, scores, stds }))
 }

@@ -3,59 +3,24 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::AppState;
 use super::auth::Caller;
+use super::contract::Paged;
 use super::error::{ApiError, ApiResult};
 use super::extract::{Json, Path, Query};
 use super::markdown;
+use super::shown::{Author, BlindCompletion, LabelerPrompt, blind};
 use crate::domain::*;
 use crate::service::browse;
 use crate::service::guidelines as words;
-use crate::service::judge::{self, Judged, Word};
-use crate::service::label::{self, Next, Turn, Wanted};
+use crate::service::judge::{self, Judged, Verdict, Word};
+use crate::service::label::{self, Next, Onboarding, Turn, Wanted};
+use crate::service::own_page::{self, OwnPage};
 use crate::service::people::Actor;
-use crate::store::{NoLease, Page};
-
-/// A message with its safe HTML.
-///
-/// # Errors
-/// 429 when too many texts wait to be rendered.
-pub async fn messages_json(messages: &[Message]) -> ApiResult<Vec<Value>> {
-    let texts: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
-    let html = markdown::render_all(&texts).await?;
-    let one = |(m, html): (&Message, _)| json!({"role": m.role, "content": m.content, "html": html});
-    Ok(messages.iter().zip(html).map(one).collect())
-}
-
-/// Completions without a word about who wrote them.
-///
-/// # Errors
-/// 429 when too many texts wait to be rendered.
-pub async fn blind_json(completions: &[Completion]) -> ApiResult<Vec<Value>> {
-    let texts: Vec<&str> = completions.iter().map(|c| c.text.as_str()).collect();
-    let html = markdown::render_all(&texts).await?;
-    Ok(completions.iter().zip(html).map(|(c, html)| one_blind(c, &html)).collect())
-}
-
-/// `cut_off_at` is the number of tokens when the length limit ended the completion.
-fn one_blind(completion: &Completion, html: &str) -> Value {
-    let cut = completion.finish_reason.as_deref() == Some("length");
-    let tokens = completion.token_ids.len();
-    json!({
-        "id": completion.id,
-        "text": completion.text,
-        "html": html,
-        "cut_off": cut,
-        "cut_off_at": (cut && tokens > 0).then_some(tokens),
-    })
-}
-
-async fn prompt_json(prompt: &Prompt) -> ApiResult<Value> {
-    Ok(json!({"id": prompt.id, "messages": messages_json(&prompt.messages).await?, "lang": prompt.lang}))
-}
+use crate::store::{GuidelineVersion, NoLease, Page};
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -106,34 +71,73 @@ pub async fn next(
             return Ok((StatusCode::NO_CONTENT, [("x-queue", why_nothing(reason))]).into_response());
         }
     };
-    Ok(axum::Json(turn_json(&actor, &turn).await?).into_response())
+    Ok(axum::Json(LeasedSet::new(&actor, &turn).await?).into_response())
 }
 
-/// A leased set as the page gets it.
-///
-/// # Errors
-/// 429 when too many texts wait to be rendered; the lease stands, and `resume` gives the set again.
-pub(super) async fn turn_json(actor: &Actor, turn: &Turn) -> ApiResult<Value> {
-    let completions = blind_json(&turn.completions).await?;
-    Ok(json!({
-        "assignment_id": turn.assignment.id,
-        "lease_token": turn.assignment.lease_token,
-        "expires_at": turn.assignment.expires_at,
-        "set_id": turn.assignment.set_id,
-        "kind": turn.kind,
-        "prompt": prompt_json(&turn.prompt).await?,
-        "completions": completions,
-        "guideline_version": turn.guideline_version,
-        "me": {
-            "name": actor.name,
-            "done_today": turn.counts.today,
-            "done_total": turn.counts.total,
-            "skipped_today": turn.counts.skipped_today,
-        },
-        "queue": {"open": turn.queue_open},
-        "onboarding": turn.onboarding,
-        "practice_number": turn.practice_number,
-    }))
+/// A set that the caller holds a lease on, to be ranked.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct LeasedSet {
+    pub assignment_id: AssignmentId,
+    pub lease_token: String,
+    /// µs UTC.
+    pub expires_at: Micros,
+    pub set_id: SetId,
+    /// `normal`, or `calibration`: its expected answer is shown after the judgment. Gold sets read `normal`.
+    pub kind: SetKind,
+    pub prompt: LabelerPrompt,
+    /// In the order in which they are shown.
+    pub completions: Vec<BlindCompletion>,
+    /// Of the guidelines in force; a judgment sends it back.
+    pub guideline_version: String,
+    pub me: OwnCounts,
+    pub queue: Queue,
+    /// Null once the calibration sets that come first are done.
+    pub onboarding: Option<Onboarding>,
+    /// Which of the onboarding's calibration sets this is, from 1; null for other sets.
+    pub practice_number: Option<i64>,
+}
+
+/// The caller's own progress.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct OwnCounts {
+    pub name: String,
+    pub done_today: i64,
+    pub done_total: i64,
+    pub skipped_today: i64,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Queue {
+    /// Sets that the caller can still judge, this one included.
+    pub open: i64,
+}
+
+impl LeasedSet {
+    /// The turn as the page gets it.
+    ///
+    /// # Errors
+    /// 429 when too many texts wait to be rendered; the lease stands, and `resume` gives the set again.
+    pub(super) async fn new(actor: &Actor, turn: &Turn) -> ApiResult<Self> {
+        Ok(Self {
+            assignment_id: turn.assignment.id.clone(),
+            lease_token: turn.assignment.lease_token.clone(),
+            expires_at: turn.assignment.expires_at,
+            set_id: turn.assignment.set_id.clone(),
+            kind: turn.kind,
+            prompt: LabelerPrompt::new(&turn.prompt).await?,
+            completions: blind(&turn.completions).await?,
+            guideline_version: turn.guideline_version.clone(),
+            me: OwnCounts {
+                name: actor.name.clone(),
+                done_today: turn.counts.today,
+                done_total: turn.counts.total,
+                skipped_today: turn.counts.skipped_today,
+            },
+            queue: Queue { open: turn.queue_open },
+            onboarding: turn.onboarding,
+            practice_number: turn.practice_number,
+        })
+    }
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -147,9 +151,15 @@ pub async fn renew(
     Caller(actor): Caller,
     Path(id): Path<AssignmentId>,
     Json(body): Json<Lease>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<Renewed>> {
     let expires_at = label::renew(&state.services, &actor, &id, &body.lease_token).await?;
-    Ok(axum::Json(json!({"expires_at": expires_at})))
+    Ok(axum::Json(Renewed { expires_at }))
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Renewed {
+    /// µs UTC.
+    pub expires_at: Micros,
 }
 
 pub async fn release(
@@ -234,20 +244,33 @@ pub async fn submit(
     Caller(actor): Caller,
     Path(id): Path<AssignmentId>,
     Json(body): Json<JudgmentRequest>,
-) -> ApiResult<axum::Json<Value>> {
-    Ok(axum::Json(submitted_json(&judge::submit(&state.services, &actor, &id, body.into_word()).await?)))
+) -> ApiResult<axum::Json<StoredJudgment>> {
+    Ok(axum::Json(judge::submit(&state.services, &actor, &id, body.into_word()).await?.into()))
 }
 
-/// The stored judgment, and who wrote what where the labeler may know.
-pub fn submitted_json(judged: &Judged) -> Value {
-    let Judged { submitted, authors, verdict } = judged;
-    let reveal: Vec<_> = authors.iter().map(|(id, model)| json!({"completion_id": id, "model": model})).collect();
-    json!({"judgment": submitted.judgment, "replayed": submitted.replayed, "reveal": reveal, "verdict": verdict})
+/// The stored judgment, and what its labeler learns after it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct StoredJudgment {
+    pub judgment: Judgment,
+    /// The idempotency key had been used: this is what was stored then.
+    pub replayed: bool,
+    /// Who wrote what; empty unless `labeling.reveal` is on.
+    pub reveal: Vec<Author>,
+    /// For calibration sets; else null.
+    pub verdict: Option<Verdict>,
+}
+
+impl From<Judged> for StoredJudgment {
+    fn from(judged: Judged) -> Self {
+        let Judged { submitted, authors, verdict } = judged;
+        let reveal = authors.into_iter().map(|(completion_id, model)| Author { completion_id, model }).collect();
+        Self { judgment: submitted.judgment, replayed: submitted.replayed, reveal, verdict }
+    }
 }
 
 /// The caller's own progress, pace and agreement.
-pub async fn me(State(state): State<AppState>, Caller(actor): Caller) -> ApiResult<Response> {
-    Ok(axum::Json(crate::service::own_page::figures(&state.services, &actor).await?).into_response())
+pub async fn me(State(state): State<AppState>, Caller(actor): Caller) -> ApiResult<axum::Json<OwnPage>> {
+    Ok(axum::Json(own_page::figures(&state.services, &actor).await?))
 }
 
 /// `after` and `limit` of lists.
@@ -292,50 +315,64 @@ pub async fn history(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Query(query): Query<PageQuery>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<Paged<PastJudgment>>> {
     let judgments = label::history(&state.services, &actor, query.page()?).await?;
-    let next = judgments.last().map(|j| j.id.clone());
     let sets: Vec<SetId> = judgments.iter().map(|j| j.set_id.clone()).collect();
     let prompts = browse::previews(&state.services, &sets).await?;
-    let one = |judgment: &Judgment| {
-        let mut line = serde_json::to_value(judgment).unwrap_or_default();
-        line["prompt"] = json!(prompts.get(&judgment.set_id));
-        line
-    };
-    let data: Vec<Value> = judgments.iter().map(one).collect();
-    Ok(axum::Json(json!({"data": data, "after": next})))
+    let past = |judgment: Judgment| PastJudgment { prompt: prompts.get(&judgment.set_id).cloned(), judgment };
+    let data = judgments.into_iter().map(past).collect();
+    Ok(axum::Json(Paged::new(data, |past: &PastJudgment| past.judgment.id.as_str())))
+}
+
+/// One of the caller's own judgments.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PastJudgment {
+    #[serde(flatten)]
+    pub judgment: Judgment,
+    /// One line of the prompt.
+    pub prompt: Option<String>,
+}
+
+/// A judgment with its set as it was shown, to be revised.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ReopenedJudgment {
+    /// What the labeler has been shown of the set: a revision with this knowledge is kept apart.
+    pub revealed: Vec<Knowledge>,
+    pub judgment: Judgment,
+    pub assignment_id: Option<AssignmentId>,
+    pub lease_token: Option<String>,
+    pub set_id: SetId,
+    pub prompt: LabelerPrompt,
+    pub completions: Vec<BlindCompletion>,
 }
 
 pub async fn reopen(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Path(id): Path<JudgmentId>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<ReopenedJudgment>> {
     let reopened = label::reopen(&state.services, &actor, &id).await?;
-    let completions = blind_json(&reopened.completions).await?;
-    // A revision with this knowledge is kept apart; who revises should know.
-    let judged = &reopened.judgment;
-    let revealed = state.services.store.reveals(&judged.set_id, &judged.labeler_id).await?;
-    Ok(axum::Json(json!({
-        "revealed": revealed,
-        "judgment": reopened.judgment,
-        "assignment_id": reopened.judgment.assignment_id,
-        "lease_token": reopened.lease_token,
-        "set_id": reopened.judgment.set_id,
-        "prompt": prompt_json(&reopened.prompt).await?,
-        "completions": completions,
-    })))
+    let judgment = reopened.judgment;
+    let revealed = state.services.store.reveals(&judgment.set_id, &judgment.labeler_id).await?;
+    Ok(axum::Json(ReopenedJudgment {
+        revealed,
+        assignment_id: judgment.assignment_id.clone(),
+        lease_token: reopened.lease_token,
+        set_id: judgment.set_id.clone(),
+        judgment,
+        prompt: LabelerPrompt::new(&reopened.prompt).await?,
+        completions: blind(&reopened.completions).await?,
+    }))
 }
 
 pub async fn judgments(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Query(query): Query<PageQuery>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<Paged<Judgment>>> {
     let own = (actor.role < Role::Reviewer).then_some(&actor.labeler_id);
     let judgments = state.services.store.list_judgments(query.page()?, own).await?;
-    let next = judgments.last().map(|j| j.id.clone());
-    Ok(axum::Json(json!({"data": judgments, "after": next})))
+    Ok(axum::Json(Paged::new(judgments, |j| j.id.as_str())))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -345,36 +382,77 @@ pub struct GuidelinesQuery {
     lang: Option<String>,
 }
 
-async fn guidelines_json(g: &words::Guidelines) -> ApiResult<Value> {
-    let html = markdown::render_all(&[&g.text]).await?;
-    Ok(json!({"version": g.version, "lang": g.lang, "since": g.since, "html": html.first()}))
+/// The guidelines in force for one language.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ShownGuidelines {
+    pub version: String,
+    pub lang: &'static str,
+    /// When an administrator wrote them (µs UTC); null for the configured file and the built-in text.
+    pub since: Option<Micros>,
+    pub html: String,
+}
+
+impl ShownGuidelines {
+    /// # Errors
+    /// 429 when too many texts wait to be rendered.
+    async fn new(g: &words::Guidelines) -> ApiResult<Self> {
+        let html = markdown::render_all(&[&g.text]).await?.concat();
+        Ok(Self { version: g.version.clone(), lang: g.lang, since: g.since, html })
+    }
+}
+
+/// The guidelines of every language, and all that administrators wrote.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct AllGuidelines {
+    pub current: Vec<EditableGuidelines>,
+    pub versions: Vec<FormerGuidelines>,
+}
+
+/// Guidelines in force with their source.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct EditableGuidelines {
+    #[serde(flatten)]
+    pub shown: ShownGuidelines,
+    /// Markdown.
+    pub text: String,
+}
+
+/// What an administrator once wrote.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct FormerGuidelines {
+    pub lang: String,
+    /// Null where it went back to the configured file or the built-in text.
+    pub version: Option<String>,
+    /// Markdown.
+    pub text: String,
+    pub created: Micros,
+    pub created_by: LabelerId,
 }
 
 pub async fn guidelines(
     State(state): State<AppState>,
     Query(query): Query<GuidelinesQuery>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<ShownGuidelines>> {
     let current = words::current(&state.services, words::language(query.lang.as_deref())).await?;
-    Ok(axum::Json(guidelines_json(&current).await?))
+    Ok(axum::Json(ShownGuidelines::new(&current).await?))
 }
 
 /// The texts in force for every language, and all that administrators wrote.
-pub async fn all_guidelines(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
+pub async fn all_guidelines(State(state): State<AppState>) -> ApiResult<axum::Json<AllGuidelines>> {
     let mut current = Vec::new();
     for lang in words::LANGUAGES {
         let g = words::current(&state.services, lang).await?;
-        let mut shown = guidelines_json(&g).await?;
-        shown["text"] = json!(g.text);
-        current.push(shown);
+        current.push(EditableGuidelines { shown: ShownGuidelines::new(&g).await?, text: g.text });
     }
-    let versions: Vec<_> = words::versions(&state.services)
-        .await?
-        .into_iter()
-        .map(|(g, version)| {
-            json!({"lang": g.lang, "version": version, "text": g.text, "created": g.created, "created_by": g.created_by})
-        })
-        .collect();
-    Ok(axum::Json(json!({"current": current, "versions": versions})))
+    let former = |(g, version): (GuidelineVersion, Option<String>)| FormerGuidelines {
+        lang: g.lang,
+        version,
+        text: g.text,
+        created: g.created,
+        created_by: g.created_by,
+    };
+    let versions = words::versions(&state.services).await?.into_iter().map(former).collect();
+    Ok(axum::Json(AllGuidelines { current, versions }))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -390,7 +468,7 @@ pub async fn change_guidelines(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Json(body): Json<GuidelinesChange>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<ShownGuidelines>> {
     let changed = words::change(&state.services, &actor, &body.lang, body.text).await?;
-    Ok(axum::Json(guidelines_json(&changed).await?))
+    Ok(axum::Json(ShownGuidelines::new(&changed).await?))
 }

@@ -2,12 +2,12 @@
 //! No SQL, no tensors, no policy: handlers translate and call services.
 
 pub mod admin;
-pub mod answers;
 pub mod anthropic;
 pub mod ask;
 pub mod attention;
 pub mod auth;
 pub mod choices;
+pub mod contract;
 mod cross_origin;
 pub mod docs;
 pub mod encoders;
@@ -27,9 +27,11 @@ pub mod pages;
 pub mod rates;
 pub mod rerank;
 pub mod responses;
+pub mod route;
 pub mod routes;
 pub mod session;
 pub mod sets;
+pub mod shown;
 pub mod status;
 
 use std::sync::{Arc, LazyLock, OnceLock};

@@ -3,35 +3,71 @@
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
+use schemars::generate::SchemaGenerator;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::AppState;
-use super::answers;
 use super::auth::Access;
+use super::contract::{self, COMPONENTS, Content};
+use super::error::ErrorBody;
 use super::routes::{self, Route};
 
+/// An OpenAPI 3.1 document.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OpenApiDocument")]
+pub struct Document {
+    pub openapi: &'static str,
+    pub info: Info,
+    /// By path and method.
+    pub paths: Map<String, Value>,
+    pub components: Components,
+}
+
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Info {
+    pub title: &'static str,
+    pub version: &'static str,
+    pub description: &'static str,
+}
+
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Components {
+    pub security_schemes: Map<String, Value>,
+    pub schemas: Map<String, Value>,
+}
+
 pub async fn json(State(state): State<AppState>) -> Response {
-    let made = || document(&routes::table(&state.services.config.limits)).to_string().into();
+    let made = || {
+        let document = document(&routes::table(&state.services.config.limits));
+        serde_json::to_vec(&document).unwrap_or_default().into()
+    };
     ([(header::CONTENT_TYPE, "application/json")], state.openapi.get_or_init(made).clone()).into_response()
 }
 
 /// OpenAPI 3.1 of the table.
-fn document(table: &[Route]) -> Value {
+pub fn document(table: &[Route]) -> Document {
     let mut paths: Map<String, Value> = Map::new();
+    let (mut read, mut written) = (contract::read(), contract::written());
+    let mut bodies = Map::new();
+    let error = written.subschema_for::<ErrorBody>().to_value();
     for route in table {
         let path = route.path.replace("{*", "{");
         let mut operation = json!({
             "summary": route.about,
             "operationId": operation_id(route),
             "tags": [route.access.as_str()],
-            "responses": responses(route),
+            "responses": responses(route, &mut written, &error),
         });
         let parameters = parameters(route, &path);
         if !parameters.is_empty() {
             operation["parameters"] = parameters.into();
         }
         if let Some(body) = &route.body {
-            operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": body}}});
+            bodies.insert(operation_id(route), request_schema(route, body, &mut read));
+            operation["requestBody"] = json!({"required": !route.body_optional});
         } else if route.path == "/admin/import" {
             // Lines of JSON, or a Parquet file.
             operation["requestBody"] = json!({"required": true, "content": {
@@ -47,55 +83,125 @@ fn document(table: &[Route]) -> Value {
         let methods = paths.entry(path).or_insert_with(|| json!({}));
         methods[route.method.as_str().to_ascii_lowercase()] = operation;
     }
-    json!({
-        "openapi": "3.1.0",
-        "info": {
-            "title": "instructd",
-            "version": env!("CARGO_PKG_VERSION"),
-            "description": "Serve, rank, train a reward model, PPO, serve the better model.",
+    let schemas = merged(written.take_definitions(true), read.take_definitions(true), &mut bodies);
+    for operation in paths.values_mut().flat_map(|methods| methods.as_object_mut().into_iter().flatten()) {
+        let id = operation.1["operationId"].as_str().unwrap_or_default();
+        if let Some(schema) = bodies.remove(id) {
+            operation.1["requestBody"]["content"] = json!({"application/json": {"schema": schema}});
+        }
+    }
+    let security_schemes = Map::from_iter([
+        ("key".to_owned(), json!({"type": "http", "scheme": "bearer"})),
+        ("session".to_owned(), json!({"type": "apiKey", "in": "cookie", "name": super::auth::COOKIE})),
+    ]);
+    Document {
+        openapi: "3.1.0",
+        info: Info {
+            title: "instructd",
+            version: env!("CARGO_PKG_VERSION"),
+            description: "Serve, rank, train a reward model, PPO, serve the better model.",
         },
-        "paths": paths,
-        "components": {
-            "securitySchemes": {
-                "key": {"type": "http", "scheme": "bearer"},
-                "session": {"type": "apiKey", "in": "cookie", "name": super::auth::COOKIE},
-            },
-            "schemas": {"Error": {
-                "type": "object",
-                "required": ["error"],
-                "properties": {"error": {
-                    "type": "object",
-                    "required": ["message", "type", "param", "code"],
-                    "properties": {
-                        "message": {"type": "string"},
-                        "type": {"type": "string"},
-                        "param": {"type": ["string", "null"]},
-                        "code": {"type": ["string", "null"]},
-                    },
-                }},
-            }},
-        },
-    })
+        paths,
+        components: Components { security_schemes, schemas },
+    }
 }
 
-/// The good answer, and every refusal that the route can come to, all in the one error shape.
-fn responses(route: &Route) -> Value {
-    let answer = answers::of(route);
-    let mut responses = Map::new();
-    for status in answer.statuses {
-        let mut response =
-            json!({"description": route.answer.unwrap_or(if *status == 204 { "nothing to say" } else { "done" })});
-        if *status != 204 {
-            let schema = answer.schema.clone().unwrap_or_else(|| json!({}));
-            response["content"] = json!({answer.content_type: {"schema": schema}});
-            if streams(route) {
-                response["content"]["text/event-stream"] = json!({"schema": {"type": "string"}});
+fn request_schema(route: &Route, body: &Value, read: &mut SchemaGenerator) -> Value {
+    let Some(of) = route.body_type else { return body.clone() };
+    let mut schema = of(read).to_value();
+    if let (Some(schema), Some(required)) = (schema.as_object_mut(), body.get("required")) {
+        schema.insert("required".to_owned(), required.clone());
+    }
+    contract::in_terms_of_json(schema)
+}
+
+/// The schemas of what is written and of what is read under one roof. A type that is read in another shape than it is
+/// written in is called `…Input` there.
+fn merged(
+    written: Map<String, Value>,
+    mut read: Map<String, Value>,
+    bodies: &mut Map<String, Value>,
+) -> Map<String, Value> {
+    let mut other: Vec<String> = Vec::new();
+    // What refers to a type that has two shapes has two shapes too.
+    loop {
+        let differs = |name: &String, schema: &Value| match written.get(name) {
+            None => false,
+            Some(own) => own != schema || other.iter().any(|o| refers_to(schema, o)),
+        };
+        let found = read.iter().find(|(name, schema)| !other.contains(name) && differs(name, schema));
+        match found.map(|(name, _)| name.clone()) {
+            Some(name) => other.push(name),
+            None => break,
+        }
+    }
+    for name in &other {
+        let (from, to) = (reference(name), reference(&format!("{name}Input")));
+        for schema in read.values_mut().chain(bodies.values_mut()) {
+            redirect(schema, &from, &to);
+        }
+    }
+    let mut all = written;
+    for (name, schema) in read {
+        let name = if other.contains(&name) { format!("{name}Input") } else { name };
+        all.insert(name, schema);
+    }
+    all.sort_keys();
+    all.into_iter().map(|(name, schema)| (name, contract::in_terms_of_json(schema))).collect()
+}
+
+fn reference(name: &str) -> String {
+    format!("#{COMPONENTS}/{name}")
+}
+
+fn refers_to(schema: &Value, name: &str) -> bool {
+    match schema {
+        Value::String(text) => *text == reference(name),
+        Value::Array(list) => list.iter().any(|v| refers_to(v, name)),
+        Value::Object(map) => map.values().any(|v| refers_to(v, name)),
+        _ => false,
+    }
+}
+
+fn redirect(schema: &mut Value, from: &str, to: &str) {
+    match schema {
+        Value::Object(map) => {
+            for (key, value) in map.iter_mut() {
+                match value {
+                    Value::String(text) if key == "$ref" && text == from => *text = to.to_owned(),
+                    other => redirect(other, from, to),
+                }
             }
         }
-        responses.insert(status.to_string(), response);
+        Value::Array(list) => list.iter_mut().for_each(|v| redirect(v, from, to)),
+        _ => {}
+    }
+}
+
+/// The good answers, and every refusal that the route can come to, all in the one error shape.
+fn responses(route: &Route, written: &mut SchemaGenerator, error: &Value) -> Value {
+    let mut responses = Map::new();
+    for answer in &route.answers {
+        let response =
+            responses.entry(answer.status.to_string()).or_insert_with(|| json!({"description": answer.about}));
+        match answer.content {
+            Content::Json(of) => response["content"]["application/json"] = json!({"schema": of(written)}),
+            Content::Events(of) => {
+                // OpenAPI 3.1 has no schema of one event.
+                response["content"]["text/event-stream"] =
+                    json!({"schema": {"type": "string"}, "x-event-schema": of(written)});
+            }
+            Content::Other(kind) => response["content"][kind] = json!({"schema": {}}),
+            Content::Empty => {}
+        }
     }
     let mut refusal = |status: &str, why: &str| {
-        let content = json!({"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}});
+        let own = responses.get(status).map(|r| r["content"]["application/json"]["schema"].clone());
+        let schema = match own {
+            Some(own) => json!({"anyOf": [own, error]}),
+            None => error.clone(),
+        };
+        let content = json!({"application/json": {"schema": schema}});
         responses.insert(status.to_owned(), json!({"description": why, "content": content}));
     };
     refusal("400", "a field, named in `param`, cannot be used");
@@ -112,12 +218,6 @@ fn responses(route: &Route) -> Value {
     refusal("503", "loading, shutting down, or something it needs is away; `Retry-After` says when");
     refusal("5XX", "failed; the server's log says why");
     responses.into()
-}
-
-/// Routes that can also answer with server-sent events.
-fn streams(route: &Route) -> bool {
-    let streamed = route.body.as_ref().is_some_and(|b| b["properties"].get("stream_options").is_some());
-    streamed || route.path == "/admin/jobs/{id}/events"
 }
 
 fn parameters(route: &Route, path: &str) -> Vec<Value> {

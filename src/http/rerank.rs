@@ -4,13 +4,16 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
 
 use super::AppState;
 use super::auth::MaybeCaller;
 use super::error::{ApiError, ApiResult};
 use super::extract::Json;
-use crate::domain::{Message, ModelKind, ModelVersion};
+use super::openai::TokenUsage;
+use crate::domain::{Message, ModelKind, ModelVersion, ModelVersionId};
 use crate::engine::{EmbedRequest, EncoderInput};
 use crate::service::budget::{EMBEDDED_TEXTS, EMBEDDED_TOKENS};
 use crate::service::prompts::check_size;
@@ -52,11 +55,63 @@ pub struct ScoreRequest {
     pub user: Option<Value>,
 }
 
+/// Texts in the order in which they fit the query.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Reranked {
+    #[schemars(extend("const" = "list"))]
+    pub object: &'static str,
+    pub model: String,
+    /// The best first.
+    pub results: Vec<RankedDocument>,
+    pub usage: TokenUsage,
+    pub instructd: ScoredBy,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RankedDocument {
+    /// Its place in the request.
+    pub index: usize,
+    pub relevance_score: f64,
+    /// With `return_documents`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub document: Option<DocumentText>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct DocumentText {
+    pub text: String,
+}
+
+/// Scores of pairs of texts.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Scored {
+    #[schemars(extend("const" = "list"))]
+    pub object: &'static str,
+    pub model: String,
+    pub data: Vec<PairScore>,
+    pub usage: TokenUsage,
+    pub instructd: ScoredBy,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PairScore {
+    pub index: usize,
+    #[schemars(extend("const" = "score"))]
+    pub object: &'static str,
+    pub score: f64,
+}
+
+/// The version that scored.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ScoredBy {
+    pub model_version: ModelVersionId,
+}
+
 pub async fn rerank(
     State(state): State<AppState>,
     caller: MaybeCaller,
     Json(request): Json<RerankRequest>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<Reranked>> {
     let text = |(i, document): (usize, &Value)| {
         let text = document.as_str().or_else(|| document["text"].as_str());
         text.map(str::to_owned).ok_or_else(|| ApiError::bad(format!("documents[{i}]"), "must be a text or {text}"))
@@ -73,35 +128,40 @@ pub async fn rerank(
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
     order.truncate(request.top_n.unwrap_or(usize::MAX));
-    let one = |i: usize| {
-        let mut result = json!({"index": i, "relevance_score": scores[i]});
-        if request.return_documents.unwrap_or(false) {
-            result["document"] = json!({"text": texts.second[i]});
-        }
-        result
+    let shown = request.return_documents.unwrap_or(false);
+    let one = |index: usize| RankedDocument {
+        index,
+        relevance_score: scores[index],
+        document: shown.then(|| DocumentText { text: texts.second[index].clone() }),
     };
-    Ok(axum::Json(json!({
-        "object": "list", "model": model.name, "results": order.into_iter().map(one).collect::<Vec<_>>(),
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens}, "instructd": {"model_version": model.id},
-    })))
+    Ok(axum::Json(Reranked {
+        object: "list",
+        model: model.name,
+        results: order.into_iter().map(one).collect(),
+        usage: TokenUsage::new(tokens, 0),
+        instructd: ScoredBy { model_version: model.id },
+    }))
 }
 
 pub async fn score(
     State(state): State<AppState>,
     caller: MaybeCaller,
     Json(request): Json<ScoreRequest>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<Scored>> {
     let (first, second) = (list(request.text_1, "text_1")?, list(request.text_2, "text_2")?);
     if first.len() != 1 && first.len() != second.len() {
         return Err(ApiError::bad("text_1", "must be one text, or as many as text_2"));
     }
     let texts = Texts { first, second, names: ["text_1", "text_2"] };
     let (model, scores, tokens) = scores(&state.services, request.model.as_deref(), &texts, caller.is_admin()).await?;
-    let one = |(i, score): (usize, &f64)| json!({"index": i, "object": "score", "score": score});
-    Ok(axum::Json(json!({
-        "object": "list", "model": model.name, "data": scores.iter().enumerate().map(one).collect::<Vec<_>>(),
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens}, "instructd": {"model_version": model.id},
-    })))
+    let one = |(index, score): (usize, f64)| PairScore { index, object: "score", score };
+    Ok(axum::Json(Scored {
+        object: "list",
+        model: model.name,
+        data: scores.into_iter().enumerate().map(one).collect(),
+        usage: TokenUsage::new(tokens, 0),
+        instructd: ScoredBy { model_version: model.id },
+    }))
 }
 
 fn list(given: Value, field: &str) -> ApiResult<Vec<String>> {

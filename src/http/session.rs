@@ -6,17 +6,20 @@ use std::net::IpAddr;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::AppState;
 use super::auth::{self, COOKIE, MaybeCaller};
 use super::error::{ApiError, ApiResult};
 use super::extract::Json;
 use super::rates::ClientAddress;
+use crate::domain::{LabelerId, Micros, Role};
 use crate::service::access::{self, Refusal};
 use crate::service::{self, ServiceError};
 
+/// Exactly one way in. 403 says by its code why it is refused: `key_unknown`, `key_opens_no_session`,
+/// `person_locked_out`, and `invite_` or `link_` with `unknown`, `used`, `replaced`, `revoked` or `expired`.
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LogIn {
@@ -27,6 +30,30 @@ pub struct LogIn {
     /// Or: an invite, with the name of the new person; absent = the name that the invite greets.
     pub invite: Option<String>,
     pub name: Option<String>,
+}
+
+/// Who is signed in.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct SignedIn {
+    pub labeler: Person,
+    /// After an invite: the person's own way back, shown once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link: Option<OwnLink>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Person {
+    pub id: LabelerId,
+    pub name: String,
+    pub role: Role,
+}
+
+/// A personal sign-in link.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct OwnLink {
+    pub token: String,
+    /// The page and the token as a path of this server.
+    pub url: String,
 }
 
 pub async fn log_in(
@@ -52,7 +79,7 @@ pub async fn log_in(
         (None, None, Some(invite), name) => {
             let signed_in = access::log_in_with_invite(services, &invite, name.as_deref()).await;
             let (labeler, token, own) = counted(&state, from, signed_in)?;
-            link = Some(json!({"token": own, "url": access::link_url(&labeler, &own)}));
+            link = Some(OwnLink { url: access::link_url(&labeler, &own), token: own });
             (labeler, token)
         }
         _ => return Err(ApiError::bad("key", "give a key, a link, or an invite with a name")),
@@ -60,12 +87,8 @@ pub async fn log_in(
     if let Some(old) = auth::cookie(&headers) {
         access::log_out(services, old).await?;
     }
-    let labeler = json!({"id": labeler.id, "name": labeler.name, "role": labeler.role});
-    let mut answer = json!({"labeler": labeler});
-    if let Some(link) = link {
-        answer["link"] = link;
-    }
-    let mut response = axum::Json(answer).into_response();
+    let labeler = Person { id: labeler.id, name: labeler.name, role: labeler.role };
+    let mut response = axum::Json(SignedIn { labeler, link }).into_response();
     set_cookie(&state, &mut response, &token, services.live().config.sessions.lifetime_hours * 3600)?;
     Ok(response)
 }
@@ -88,20 +111,30 @@ pub struct InviteLook {
     pub invite: String,
 }
 
+/// Whom an invite is for.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct InviteGreeting {
+    pub name: Option<String>,
+    pub role: Role,
+    /// µs UTC.
+    pub expires: Micros,
+}
+
 /// Whom an invite is for, so that the page can greet; accepting it is another step.
 pub async fn look_at_invite(
     State(state): State<AppState>,
     ClientAddress(from): ClientAddress,
     Json(body): Json<InviteLook>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<InviteGreeting>> {
     let found = access::open_invite(&state.services, &body.invite).await;
     let invite = counted(&state, from, found)?;
-    Ok(axum::Json(json!({"name": invite.name, "role": invite.role, "expires": invite.expires})))
+    Ok(axum::Json(InviteGreeting { name: invite.name, role: invite.role, expires: invite.expires }))
 }
 
-pub async fn who(caller: MaybeCaller) -> ApiResult<axum::Json<Value>> {
+pub async fn who(caller: MaybeCaller) -> ApiResult<axum::Json<SignedIn>> {
     let actor = caller.0.ok_or_else(|| ApiError::unauthorized("nobody is signed in"))?;
-    Ok(axum::Json(json!({"labeler": {"id": actor.labeler_id, "name": actor.name, "role": actor.role}})))
+    let labeler = Person { id: actor.labeler_id, name: actor.name, role: actor.role };
+    Ok(axum::Json(SignedIn { labeler, link: None }))
 }
 
 pub async fn log_out(State(state): State<AppState>, headers: HeaderMap) -> ApiResult<Response> {

@@ -2,18 +2,20 @@
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::AppState;
 use super::auth::Caller;
+use super::contract::Paged;
 use super::error::{ApiError, ApiResult};
 use super::extract::{Json, Path, Query};
-use super::label::{PageQuery, blind_json, messages_json, page, submitted_json};
+use super::label::{PageQuery, StoredJudgment, page};
 use super::observe::RequestId;
 use super::openai::chat::{self, ChatMessage};
 use super::openai::params;
+use super::shown::{BlindCompletion, ShownPrompt, blind};
 use crate::domain::*;
 use crate::engine::SamplingParams;
 use crate::service::Services;
@@ -36,7 +38,7 @@ pub async fn add_prompt(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Json(body): Json<PromptRequest>,
-) -> ApiResult<Response> {
+) -> ApiResult<(StatusCode, axum::Json<Prompt>)> {
     let limit = state.services.config.limits.prompt_bytes;
     let messages = match (body.messages, body.prompt) {
         (Some(messages), None) => chat::messages(messages, "messages", limit)?,
@@ -51,7 +53,7 @@ pub async fn add_prompt(
     if plain_labeler(&actor).is_some() {
         prompt.answer = None;
     }
-    Ok((StatusCode::CREATED, axum::Json(prompt)).into_response())
+    Ok((StatusCode::CREATED, axum::Json(prompt)))
 }
 
 /// All stored prompts for reviewers and administrators; for labelers those of the sets that they were handed.
@@ -59,7 +61,7 @@ pub async fn list_prompts(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Query(query): Query<PageQuery>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<Paged<Prompt>>> {
     let store = &state.services.store;
     let prompts = match plain_labeler(&actor) {
         // The right answer of a prompt is not for those who are to judge others.
@@ -69,8 +71,7 @@ pub async fn list_prompts(
         }
         None => store.list_prompts(query.page()?, None).await?,
     };
-    let next = prompts.last().map(|p| p.id.clone());
-    Ok(axum::Json(json!({"data": prompts, "after": next})))
+    Ok(axum::Json(Paged::new(prompts, |p| p.id.as_str())))
 }
 
 /// The caller, when their sets are all that they may see.
@@ -167,7 +168,7 @@ pub async fn create(
     RequestId(request_id): RequestId,
     Caller(actor): Caller,
     Json(body): Json<SetRequest>,
-) -> ApiResult<Response> {
+) -> ApiResult<(StatusCode, axum::Json<ShownSet>)> {
     let services = &state.services;
     let limits = &services.config.limits;
     let prompt = prompt_ref(body.messages, body.prompt_id, limits.prompt_bytes)?
@@ -195,7 +196,7 @@ pub async fn create(
         sets::sample(services, &prompt, n, params, body.overlap, request_id).await?
     };
     services.store.set_made_by(&set.id, &actor.labeler_id).await?;
-    Ok((StatusCode::CREATED, axum::Json(set_json(&state, &set).await?)).into_response())
+    Ok((StatusCode::CREATED, axum::Json(ShownSet::new(&state, set).await?)))
 }
 
 /// How the answers of a set are drawn; fields that make no sense there are refused.
@@ -232,22 +233,58 @@ pub(super) fn drawing(services: &Services, sampling: Sampling) -> ApiResult<Samp
     Ok(SamplingParams { max_tokens, seed, ..checked })
 }
 
-async fn set_json(state: &AppState, set: &ComparisonSet) -> ApiResult<Value> {
-    let store = &state.services.store;
-    let prompt = store.get_prompt(&set.prompt_id).await?;
-    let mut completions = Vec::new();
-    for id in &set.completion_ids {
-        completions.push(store.get_completion(id).await?);
+/// A set with its texts, without the authors.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ShownSet {
+    pub id: SetId,
+    pub prompt_id: PromptId,
+    pub prompt: ShownPrompt,
+    pub status: SetStatus,
+    /// How many people should rank it.
+    pub overlap: i64,
+    /// In storage order.
+    pub completions: Vec<BlindCompletion>,
+    pub created: Micros,
+}
+
+impl ShownSet {
+    async fn new(state: &AppState, set: ComparisonSet) -> ApiResult<Self> {
+        let store = &state.services.store;
+        let prompt = store.get_prompt(&set.prompt_id).await?;
+        let mut completions = Vec::new();
+        for id in &set.completion_ids {
+            completions.push(store.get_completion(id).await?);
+        }
+        Ok(Self {
+            id: set.id,
+            prompt_id: set.prompt_id,
+            prompt: ShownPrompt::new(&prompt).await?,
+            status: set.status,
+            overlap: set.target_overlap,
+            completions: blind(&completions).await?,
+            created: set.created,
+        })
     }
-    Ok(json!({
-        "id": set.id,
-        "prompt_id": set.prompt_id,
-        "prompt": {"id": prompt.id, "messages": messages_json(&prompt.messages).await?},
-        "status": set.status,
-        "overlap": set.target_overlap,
-        "completions": blind_json(&completions).await?,
-        "created": set.created,
-    }))
+}
+
+/// A set without its texts.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct SetSummary {
+    pub id: SetId,
+    pub prompt_id: PromptId,
+    pub status: SetStatus,
+    /// How many people should rank it.
+    pub overlap: i64,
+    /// In storage order.
+    pub completion_ids: Vec<CompletionId>,
+    pub created: Micros,
+}
+
+impl From<ComparisonSet> for SetSummary {
+    fn from(set: ComparisonSet) -> Self {
+        let ComparisonSet { id, prompt_id, status, target_overlap, completion_ids, created, .. } = set;
+        Self { id, prompt_id, status, overlap: target_overlap, completion_ids, created }
+    }
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -263,29 +300,22 @@ pub async fn list_sets(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Query(query): Query<SetsQuery>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<Paged<SetSummary>>> {
     let store = &state.services.store;
     let page = page(query.after, query.limit)?;
     let sets = match plain_labeler(&actor) {
         Some(labeler) => store.list_sets_of(page, query.status, labeler).await?,
         None => store.list_sets(page, query.status).await?,
     };
-    let next = sets.last().map(|s| s.id.clone());
-    let data: Vec<_> = sets
-        .iter()
-        .map(|s| {
-            json!({"id": s.id, "prompt_id": s.prompt_id, "status": s.status, "overlap": s.target_overlap,
-                   "completion_ids": s.completion_ids, "created": s.created})
-        })
-        .collect();
-    Ok(axum::Json(json!({"data": data, "after": next})))
+    let data = sets.into_iter().map(SetSummary::from).collect();
+    Ok(axum::Json(Paged::new(data, |set: &SetSummary| set.id.as_str())))
 }
 
 pub async fn get_set(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Path(id): Path<SetId>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<ShownSet>> {
     let store = &state.services.store;
     let set = store.get_set(&id).await?;
     if let Some(labeler) = plain_labeler(&actor)
@@ -293,7 +323,7 @@ pub async fn get_set(
     {
         return Err(ApiError::forbidden("labelers see the sets that they made or were handed"));
     }
-    Ok(axum::Json(set_json(&state, &set).await?))
+    Ok(axum::Json(ShownSet::new(&state, set).await?))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -312,12 +342,27 @@ pub struct RankingRequest {
     pub idempotency_key: Option<String>,
 }
 
+/// The stored ranking, and the set that it is about.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct StoredRanking {
+    #[serde(flatten)]
+    pub stored: StoredJudgment,
+    pub set: RankedSetIds,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RankedSetIds {
+    pub id: SetId,
+    pub prompt_id: PromptId,
+    pub completion_ids: Vec<CompletionId>,
+}
+
 pub async fn rank(
     State(state): State<AppState>,
     RequestId(request_id): RequestId,
     Caller(actor): Caller,
     Json(body): Json<RankingRequest>,
-) -> ApiResult<Response> {
+) -> ApiResult<(StatusCode, axum::Json<StoredRanking>)> {
     let services = &state.services;
     let prompt = prompt_ref(body.messages, body.prompt_id, services.config.limits.prompt_bytes)?;
     let outcome = body.outcome.unwrap_or(Outcome::Ranked);
@@ -346,10 +391,10 @@ pub async fn rank(
             .unwrap_or_else(|| format!("request:{request_id}:{}", ulid::Ulid::generate())),
     };
     let (set, judged) = sets::rank(services, &actor, ranking).await.map_err(rename_items)?;
-    let mut answer = submitted_json(&judged);
-    answer["set"] = json!({"id": set.id, "prompt_id": set.prompt_id, "completion_ids": set.completion_ids});
-    let status = if judged.submitted.replayed { StatusCode::OK } else { StatusCode::CREATED };
-    Ok((status, axum::Json(answer)).into_response())
+    let stored = StoredJudgment::from(judged);
+    let set = RankedSetIds { id: set.id, prompt_id: set.prompt_id, completion_ids: set.completion_ids };
+    let status = if stored.replayed { StatusCode::OK } else { StatusCode::CREATED };
+    Ok((status, axum::Json(StoredRanking { stored, set })))
 }
 
 /// The ranking's items are called `completions` in this request.
@@ -374,8 +419,8 @@ pub async fn demonstrate(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Json(body): Json<DemonstrationRequest>,
-) -> ApiResult<Response> {
+) -> ApiResult<(StatusCode, axum::Json<Demonstration>)> {
     let messages = chat::messages(body.messages, "messages", state.services.config.limits.prompt_bytes)?;
     let stored = sets::demonstrate(&state.services, &actor, messages, body.completion).await?;
-    Ok((StatusCode::CREATED, axum::Json(stored)).into_response())
+    Ok((StatusCode::CREATED, axum::Json(stored)))
 }

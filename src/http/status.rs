@@ -6,7 +6,8 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::AppState;
 use super::error::{ApiError, ApiResult};
@@ -55,12 +56,33 @@ fn describe() {
     metrics::describe_counter!("instructd_store_statements_total", "Statements sent to the database");
 }
 
-pub async fn health() -> Response {
-    axum::Json(json!({"status": "ok"})).into_response()
+/// The process is alive.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Health {
+    #[schemars(extend("const" = "ok"))]
+    pub status: &'static str,
+}
+
+pub async fn health() -> axum::Json<Health> {
+    axum::Json(Health { status: "ok" })
+}
+
+/// Requests are served.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Ready {
+    #[schemars(extend("const" = "ready"))]
+    pub status: &'static str,
+    /// Name of the active policy.
+    pub model: String,
+    /// Name of the active encoder.
+    pub encoder: Option<String>,
+    /// What is wrong with the served model, if something is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
 }
 
 /// 200 when a request would be served now.
-pub async fn ready(State(state): State<AppState>) -> ApiResult<Response> {
+pub async fn ready(State(state): State<AppState>) -> ApiResult<axum::Json<Ready>> {
     let services = &state.services;
     if services.shutdown.is_cancelled() {
         return Err(EngineError::Draining.into());
@@ -70,11 +92,8 @@ pub async fn ready(State(state): State<AppState>) -> ApiResult<Response> {
     let active = engine.active().ok_or(EngineError::NotReady)?;
     services.store.ping().await?;
     let encoder = services.store.active_model(ModelKind::Encoder).await?.map(|m| m.name);
-    let mut body = json!({"status": "ready", "model": active.version.name, "encoder": encoder});
-    if let Some(fault) = services.model_fault() {
-        body["warning"] = fault.into();
-    }
-    Ok(axum::Json(body).into_response())
+    let model = active.version.name.clone();
+    Ok(axum::Json(Ready { status: "ready", model, encoder, warning: services.model_fault() }))
 }
 
 pub async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError> {

@@ -1,9 +1,11 @@
 //! Good small models that can be pulled by name: what their publishers say of them, and what they need here.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// A model that can be pulled by name alone.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "CatalogueModel")]
 pub struct Known {
     pub name: &'static str,
     /// Repository on the Hugging Face hub.
@@ -99,7 +101,8 @@ pub const KNOWN: &[Known] = &[
 ];
 
 /// Bytes that a use takes, from the number of parameters alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "MemoryNeeds")]
 pub struct Needs {
     /// Weights in the hub's 16 bits; the cache of requests comes on top.
     pub serve: u64,

@@ -45,7 +45,7 @@ impl Dtype {
 }
 
 /// The machine and the work.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlanArgs {
     /// Memory bandwidth of one device, GB/s (10⁹ bytes).
@@ -80,7 +80,7 @@ impl Default for PlanArgs {
 }
 
 /// Serving with the weights in one type; the cache is in 16 bits, in 32 beside f32 weights.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct ServePlan {
     pub dtype: Dtype,
     pub weights_bytes: u64,
@@ -96,7 +96,7 @@ pub struct ServePlan {
     pub tokens_per_second: f64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct TrainPlan {
     /// `full_f32`, `full_mixed`, `lora_bf16`, …
     pub kind: String,
@@ -114,7 +114,7 @@ pub struct TrainPlan {
     pub tokens_per_second: f64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Plan {
     pub parameters: u64,
     /// Matrices that a token passes through: what decides the arithmetic.

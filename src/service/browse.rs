@@ -1,8 +1,6 @@
 //! Lists for the pages: sets and judgments with a preview of their prompt, and names for ids.
 
-use std::collections::HashMap;
-
-use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap};
 
 use super::{Result, Services};
 use crate::domain::{Message, SetId};
@@ -59,16 +57,25 @@ pub async fn previews(services: &Services, ids: &[SetId]) -> Result<HashMap<SetI
     Ok(found.into_iter().map(|(id, messages)| (id, preview(&messages))).collect())
 }
 
-/// `{id: {kind, name}}` of the ids that are known; the name of a set is its prompt.
-pub async fn names(services: &Services, mut ids: Vec<String>) -> Result<Value> {
+/// What an id stands for.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
+pub struct NameOf {
+    /// `labeler`, `model`, `key`, `invite`, `dataset`, `job`, `draw` or `set`.
+    pub kind: String,
+    /// The name, the kind of a job, the policy of a draw, one line of a set's prompt.
+    pub name: String,
+}
+
+/// What the ids stand for that are known.
+pub async fn names(services: &Services, mut ids: Vec<String>) -> Result<BTreeMap<String, NameOf>> {
     ids.sort_unstable();
     ids.dedup();
-    let mut names = serde_json::Map::new();
+    let mut names = BTreeMap::new();
     for (id, named) in services.store.names_of(&ids).await? {
         let name = if named.messages.is_empty() { named.name } else { preview(&named.messages) };
-        names.insert(id, json!({"kind": named.kind, "name": name}));
+        names.insert(id, NameOf { kind: named.kind, name });
     }
-    Ok(Value::Object(names))
+    Ok(names)
 }
 
 #[cfg(test)]

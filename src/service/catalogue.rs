@@ -2,23 +2,39 @@
 
 use std::path::Path;
 
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
-use crate::model::catalogue::KNOWN;
+use crate::model::catalogue::{KNOWN, Known, Needs};
 use crate::model::pull;
 use crate::train::estimate::available_memory;
 
-/// Every model of the catalogue with its needs, whether it is there already, and the memory of this machine.
-pub fn answer(data_dir: &Path) -> Value {
+/// Every model that can be pulled by name, and the memory of this machine.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Catalogue {
+    /// By size.
+    pub data: Vec<CatalogueEntry>,
+    /// Memory that a new process can have; null where it is not known.
+    pub available_memory_bytes: Option<u64>,
+}
+
+/// A model of the catalogue with its needs, and whether it is there already.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CatalogueEntry {
+    #[serde(flatten)]
+    pub model: Known,
+    /// Bytes by the number of parameters; caches and activations come on top.
+    pub needs: Needs,
+    pub pulled: bool,
+}
+
+/// The catalogue beside the models under `data_dir`.
+pub fn catalogue(data_dir: &Path) -> Catalogue {
     let installed = pull::list(data_dir);
-    let data: Vec<Value> = KNOWN
-        .iter()
-        .map(|known| {
-            let mut about = json!(known);
-            about["needs"] = json!(known.needs());
-            about["pulled"] = json!(installed.iter().any(|model| model.name == known.name));
-            about
-        })
-        .collect();
-    json!({"data": data, "available_memory_bytes": available_memory()})
+    let entry = |known: &Known| CatalogueEntry {
+        model: known.clone(),
+        needs: known.needs(),
+        pulled: installed.iter().any(|model| model.name == known.name),
+    };
+    Catalogue { data: KNOWN.iter().map(entry).collect(), available_memory_bytes: available_memory() }
 }

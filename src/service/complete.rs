@@ -218,7 +218,7 @@ pub async fn resolve_adapter(services: &Services, name: Option<&str>, model: &Se
 /// Admits the request, or refuses it before any work is done.
 ///
 /// # Errors
-/// `Engine(BadRequest)` when prompt and `max_tokens` do not fit the context; what the engine refuses.
+/// `Engine(TooLong)` when prompt and `max_tokens` do not fit the context; what the engine refuses.
 pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
     let Start { request_id, model, prompt, stored_as, n, mut params, prompt_logprobs, adapter } = start;
     let source = match &stored_as {
@@ -300,13 +300,13 @@ fn check_fit(model: &ServedModel, context: usize, ids: &[u32], params: &Sampling
     }
     if let Some(id) = ids.iter().find(|id| **id as usize >= model.vocab_size) {
         let message = format!("token id {id} is outside the model's vocabulary of {}", model.vocab_size);
-        return Err(too_long(prompt_param, message));
+        return Err(EngineError::BadRequest { param: prompt_param, message }.into());
     }
     Ok(())
 }
 
 fn too_long(param: &'static str, message: String) -> ServiceError {
-    EngineError::BadRequest { param, message }.into()
+    EngineError::TooLong { param, message }.into()
 }
 
 impl Running {

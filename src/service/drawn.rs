@@ -191,7 +191,7 @@ async fn patient(
         let id = format!("draw-{}", prompt.id);
         match sets::begin(services, model.clone(), prompt, n, params, id).await {
             Ok(running) => return Ok(Some(running)),
-            Err(ServiceError::Engine(EngineError::BadRequest { .. })) => return Ok(None),
+            Err(ServiceError::Engine(EngineError::BadRequest { .. } | EngineError::TooLong { .. })) => return Ok(None),
             Err(ServiceError::Engine(EngineError::Overloaded { retry_after_s })) if waited < PATIENCE => {
                 waited += 1;
                 tokio::time::sleep(std::time::Duration::from_secs(retry_after_s.clamp(1, 10))).await;

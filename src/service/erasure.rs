@@ -10,9 +10,11 @@ use super::people::Actor;
 use super::random::secret_hash;
 use super::{Result, Services, job_files, to_the_end};
 use crate::data::Comparison;
-use crate::domain::{LabelerId, Message, PromptId, SetKind};
+use crate::domain::{
+    ApiKeyId, AuditEntry, InviteId, Judgment, Labeler, LabelerId, LinkId, Message, Micros, PromptId, Role, SetKind,
+};
 use crate::erased;
-use crate::store::{AuditFilter, Erase, Erased, Page, RankedFilter, StoreError};
+use crate::store::{AuditFilter, Erase, Erased, Page, PersonalData, RankedFilter, StoreError};
 
 /// What feedback events carry in the place of a name.
 pub fn actor_hash(id: &LabelerId) -> String {
@@ -20,7 +22,7 @@ pub fn actor_hash(id: &LabelerId) -> String {
 }
 
 /// What an erasure did, and what it cannot reach.
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug, serde::Serialize, schemars::JsonSchema)]
 pub struct Erasure {
     #[serde(flatten)]
     pub rows: Erased,
@@ -129,7 +131,47 @@ async fn words_of(services: &Services, id: &LabelerId) -> Result<(job_files::The
 }
 
 /// Everything stored about a person, for the person.
-pub async fn personal_data(services: &Services, by: &Actor, id: &LabelerId) -> Result<serde_json::Value> {
+#[derive(Debug, serde::Serialize, schemars::JsonSchema)]
+pub struct PersonalExport {
+    pub labeler: Labeler,
+    pub judgments: Vec<Judgment>,
+    #[serde(flatten)]
+    pub data: PersonalData,
+    /// Invites that they came by.
+    pub invites: Vec<PersonalInvite>,
+    pub links: Vec<PersonalLink>,
+    pub keys: Vec<PersonalKey>,
+    /// Their lines of the audit trail, newest first.
+    pub actions: Vec<AuditEntry>,
+}
+
+#[derive(Debug, serde::Serialize, schemars::JsonSchema)]
+pub struct PersonalInvite {
+    pub id: InviteId,
+    pub role: Role,
+    pub name: Option<String>,
+    pub note: Option<String>,
+    pub created: Micros,
+}
+
+#[derive(Debug, serde::Serialize, schemars::JsonSchema)]
+pub struct PersonalLink {
+    pub id: LinkId,
+    pub created: Micros,
+    pub expires: Option<Micros>,
+    pub used: Option<Micros>,
+}
+
+#[derive(Debug, serde::Serialize, schemars::JsonSchema)]
+pub struct PersonalKey {
+    pub id: ApiKeyId,
+    pub name: String,
+    pub scopes: Vec<String>,
+    pub created: Micros,
+}
+
+/// Collects what is stored about a person; the audit trail says that somebody looked.
+pub async fn personal_data(services: &Services, by: &Actor, id: &LabelerId) -> Result<PersonalExport> {
     let store = &services.store;
     let labeler = store.get_labeler(id).await?;
     let mut judgments = Vec::new();
@@ -147,28 +189,24 @@ pub async fn personal_data(services: &Services, by: &Actor, id: &LabelerId) -> R
         .await?
         .into_iter()
         .filter(|i| mine(&i.used_by))
-        .map(|i| json!({"id": i.id, "role": i.role, "name": i.name, "note": i.note, "created": i.created}))
+        .map(|i| PersonalInvite { id: i.id, role: i.role, name: i.name, note: i.note, created: i.created })
         .collect();
     let keys: Vec<_> = store
         .list_api_keys()
         .await?
         .into_iter()
         .filter(|k| mine(&k.labeler_id))
-        .map(|k| json!({"id": k.id, "name": k.name, "scopes": k.scopes, "created": k.created}))
+        .map(|k| PersonalKey { id: k.id, name: k.name, scopes: k.scopes, created: k.created })
         .collect();
     let links: Vec<_> = store
         .list_links()
         .await?
         .into_iter()
         .filter(|l| l.labeler_id == *id)
-        .map(|l| json!({"id": l.id, "created": l.created, "expires": l.expires, "used": l.used}))
+        .map(|l| PersonalLink { id: l.id, created: l.created, expires: l.expires, used: l.used })
         .collect();
     let filter = AuditFilter { actor: Some(id.to_string()), ..AuditFilter::default() };
     let actions = store.list_audit(&filter, None, 10_000).await?;
     store.audit(&by.signature(), "export_person", id.as_str(), json!({}), services.now()).await?;
-    Ok(json!({"labeler": labeler, "judgments": judgments, "demonstrations": data.demonstrations,
-              "feedback_events": data.feedback_events, "assignments": data.assignments, "sessions": data.sessions,
-              "reveals": data.reveals, "sets": data.sets, "prompts": data.prompts, "resolutions": data.resolutions,
-              "guidelines": data.guidelines, "jobs": data.jobs, "settings": data.settings,
-              "invites": invites, "links": links, "keys": keys, "actions": actions}))
+    Ok(PersonalExport { labeler, judgments, data, invites, links, keys, actions })
 }

@@ -23,7 +23,8 @@ const SAMPLE_EVENTS: i64 = 5000;
 const AGREEMENT_REPLICATES: usize = 200;
 
 /// A version as a dialog names it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "VersionName")]
 pub struct Named {
     pub id: ModelVersionId,
     pub name: String,
@@ -38,7 +39,7 @@ impl From<&ModelVersion> for Named {
 }
 
 /// Share of held-out pairs that a reward model orders as people did.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Accuracy {
     #[serde(flatten)]
     pub figure: Figure,
@@ -53,13 +54,14 @@ impl Accuracy {
 }
 
 /// A mean before and after training, measured in the same run by the same model.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "BeforeAfter")]
 pub struct Change {
     pub before: Option<Figure>,
     pub after: Figure,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct SideBySide {
     /// Messages, or a raw prompt.
     pub prompt: Value,
@@ -67,7 +69,8 @@ pub struct SideBySide {
     pub theirs: Side,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "SampleText")]
 pub struct Side {
     pub text: String,
     pub reward: Option<f64>,
@@ -75,8 +78,9 @@ pub struct Side {
     pub cut: Option<bool>,
 }
 
-/// What the figures say in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// What the figures say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "FindingCode")]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
     /// A reward model whose interval lies above chance.
@@ -97,14 +101,14 @@ pub enum Code {
     RolledBack,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct Finding {
     pub code: Code,
     /// Whether the overview suggests to promote it.
     pub worth_promoting: bool,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
 pub struct Evidence {
     pub model: Named,
     /// The active version of its kind.
@@ -282,7 +286,8 @@ pub async fn find(services: &Services, version: &ModelVersion, active: Option<&M
 }
 
 /// A version's figures without samples.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "EvidenceSummary")]
 pub struct Summary {
     pub finding: Finding,
     pub accuracy: Option<Accuracy>,

@@ -32,7 +32,8 @@ const BATCH_BYTES: usize = 2 << 20;
 static RUNNING: Semaphore = Semaphore::const_new(2);
 
 /// What an import did. Bad lines are left out and named; good ones stay.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, schemars::JsonSchema)]
+#[schemars(rename = "ImportReport")]
 pub struct Imported {
     pub imported: usize,
     /// Known already, and changed by the file: tags, language, answer of a prompt; a ranking that became a known

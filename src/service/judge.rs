@@ -155,7 +155,7 @@ fn authors(submitted: &Submitted, question: &Question) -> Vec<(CompletionId, Str
 }
 
 /// How a judgment of a calibration set met the known answer, for the labeler to learn from.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct Verdict {
     /// Share of the expected order's pairs ranked the same way, ties half; `None` when nothing was ranked.
     pub met: Option<f64>,
@@ -163,7 +163,7 @@ pub struct Verdict {
     pub explanation: Option<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct ExpectedTier {
     pub completion_id: CompletionId,
     pub tier: i64,

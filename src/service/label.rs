@@ -33,7 +33,7 @@ pub struct Turn {
 }
 
 /// Calibration sets judged, and how many come before other work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct Onboarding {
     pub done: i64,
     /// Calibration sets in hand, on other pages or fetched ahead.

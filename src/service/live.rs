@@ -156,11 +156,20 @@ pub(super) async fn promoted(services: &Arc<Services>, by: &Actor, active: &Mode
 }
 
 /// How each version is used: since the canary began, else over the last day.
-pub async fn usage(services: &Services) -> Result<(Micros, Option<Canary>, Vec<VersionUse>)> {
+pub async fn usage(services: &Services) -> Result<Usage> {
     let canary = services.live().canary.clone();
     let since = canary.as_ref().map_or(services.now() - DAY, |c| c.since);
-    let used = services.store.version_use(since).await?;
-    Ok((since, canary, used))
+    let versions = services.store.version_use(since).await?;
+    Ok(Usage { since, canary, versions })
+}
+
+/// What the versions wrote and how it was received.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Usage {
+    /// From when it is counted: the canary's begin, else a day ago (µs UTC).
+    pub since: Micros,
+    pub canary: Option<Canary>,
+    pub versions: Vec<VersionUse>,
 }
 
 async fn put(
@@ -196,7 +205,8 @@ pub async fn set(services: &Arc<Services>, by: &Actor, name: &str, value: Option
 }
 
 /// One setting for the page.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "SettingView")]
 pub struct Described {
     pub name: String,
     pub about: String,

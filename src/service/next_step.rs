@@ -12,7 +12,7 @@ pub const ENOUGH_RANKINGS: i64 = 20;
 
 /// `action` is stable; `message` is for people; `reason` and `values` are what a page makes its own sentence from;
 /// `request` is what a button would send.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct NextAction {
     pub action: &'static str,
     /// `reward` or `policy` where the action is about a version of that kind.

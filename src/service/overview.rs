@@ -9,7 +9,7 @@ use crate::domain::time::DAY;
 use crate::domain::{Job, JobState, ModelKind, ModelState, ModelVersion};
 use crate::store::{Counts, DayCount, Page};
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
 pub struct Overview {
     pub counts: Counts,
     pub active_policy: Option<ModelVersion>,
@@ -20,7 +20,8 @@ pub struct Overview {
 }
 
 /// What the active versions rest on.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "ActiveEvidence")]
 pub struct Standing {
     /// Of the active reward model, on held-out pairs.
     pub accuracy: Option<Accuracy>,
@@ -106,7 +107,8 @@ fn candidate<'a>(version: Option<&'a ModelVersion>, summary: &'a Option<Summary>
 }
 
 /// Judgments a day over the last `days` days (UTC, today included; empty days too), and the queue.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "Throughput")]
 pub struct Flow {
     pub days: Vec<DayCount>,
     pub median_active_ms: Option<i64>,

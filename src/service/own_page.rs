@@ -13,7 +13,7 @@ use crate::service::people::Actor;
 
 const DAYS: usize = 14;
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
 pub struct OwnPage {
     pub labeler_id: LabelerId,
     pub name: String,
@@ -41,7 +41,8 @@ pub struct OwnPage {
     pub queue_open: i64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "OwnDay")]
 pub struct Day {
     /// µs UTC at which it began.
     pub start: Micros,

@@ -12,7 +12,7 @@ use crate::domain::{
 };
 
 pub use super::access::{ADMIN, Actor};
-pub use super::erasure::{Erasure, actor_hash, erase, personal_data};
+pub use super::erasure::{Erasure, PersonalExport, actor_hash, erase, personal_data};
 
 /// Ten years: longer than any link is meant for, and no number overflows.
 const MOST_LINK_HOURS: i64 = 10 * 365 * 24;

@@ -74,7 +74,7 @@ pub async fn consensus(services: &Services, scope: Scope) -> Result<Vec<SetConse
 }
 
 /// One author of the table: a model version, or `human` for the answers people wrote.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
 pub struct Contestant {
     pub model_version_id: Option<ModelVersionId>,
     pub name: String,
@@ -83,7 +83,7 @@ pub struct Contestant {
 }
 
 /// The table of versions by what people preferred, best first; `wins` is in the same order.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
 pub struct VersionTable {
     pub versions: Vec<Contestant>,
     pub wins: Vec<Vec<Cell>>,

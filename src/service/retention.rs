@@ -30,9 +30,10 @@ const ACTOR: &str = "retention";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Amounts {
     pub completions: Amount,
+    /// That came in as requests.
     pub prompts: Amount,
     pub feedback_events: Amount,
-    /// On the machine that looked.
+    /// Of ended jobs, on the machine that looked.
     pub job_files: Amount,
 }
 
@@ -45,17 +46,19 @@ impl Amounts {
 }
 
 /// What is stored, and what of it goes by the limits of now.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "RetentionOutlook")]
 pub struct Outlook {
     pub stored: Amounts,
     pub goes: Amounts,
-    /// Feedback and prompts up to these times (µs) stay, because dataset versions rest on them; absent = none.
+    /// Feedback and prompts up to these times (µs) stay, because dataset versions rest on them; `None` = none.
     pub kept_feedback_until: Option<Micros>,
     pub kept_prompts_until: Option<Micros>,
 }
 
 /// A removal under way, and the last one of this process.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "RetentionProgress")]
 pub struct Progress {
     pub running: bool,
     /// What is being removed now.
@@ -234,14 +237,22 @@ async fn remove(
     Ok(())
 }
 
+/// The limits of now, what they mean, and what is under way.
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
+pub struct Retention {
+    pub limits: RetentionConfig,
+    pub outlook: Outlook,
+    pub progress: Progress,
+}
+
 /// For the page: the limits of now, what they mean, and what is under way.
 ///
 /// # Errors
 /// What the store says.
-pub async fn describe(services: &Services) -> Result<serde_json::Value> {
+pub async fn describe(services: &Services) -> Result<Retention> {
     let limits = services.live().config.retention.clone();
-    let found = outlook(services.store.as_ref(), &services.config.data_dir, &limits, services.now()).await?;
-    Ok(json!({"limits": limits, "outlook": found, "progress": services.retention.now()}))
+    let outlook = outlook(services.store.as_ref(), &services.config.data_dir, &limits, services.now()).await?;
+    Ok(Retention { limits, outlook, progress: services.retention.now() })
 }
 
 /// Starts a removal in the background.

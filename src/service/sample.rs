@@ -23,7 +23,8 @@ pub fn rankings() -> &'static [u8] {
 }
 
 /// What loading the sample did.
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug, serde::Serialize, schemars::JsonSchema)]
+#[schemars(rename = "SampleReport")]
 pub struct Sample {
     #[serde(flatten)]
     pub imported: Imported,

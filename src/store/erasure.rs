@@ -17,7 +17,7 @@ pub enum Erase {
 }
 
 /// What an erasure took away or made anonymous.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct Erased {
     pub judgments: u64,
     pub demonstrations: u64,
@@ -31,7 +31,7 @@ pub struct Erased {
 }
 
 /// What is stored of a person beside judgments and audit lines.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct PersonalData {
     /// (prompt, text, when)
     pub demonstrations: Vec<(PromptId, String, Micros)>,

@@ -141,7 +141,7 @@ pub enum NoLease {
 }
 
 /// Counts behind the picture of the loop.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct Counts {
     pub prompts: i64,
     pub completions: i64,
@@ -160,7 +160,8 @@ pub struct Counts {
 }
 
 /// A setting that was changed while the server ran.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, schemars::JsonSchema)]
+#[schemars(rename = "SettingChange")]
 pub struct Setting {
     pub name: String,
     pub value: serde_json::Value,
@@ -181,7 +182,7 @@ pub struct GuidelineVersion {
 }
 
 /// What a model version wrote, and how it was received.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct VersionUse {
     pub model_version_id: ModelVersionId,
     pub requests: i64,
@@ -196,7 +197,7 @@ pub struct VersionUse {
 }
 
 /// Judgments of one day.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct DayCount {
     /// Days since the epoch, UTC.
     pub day: i64,

@@ -23,7 +23,7 @@ pub(super) fn is_request(source: &str) -> bool {
 }
 
 /// How many records came in as requests, and are used for training only where the operator says so.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct RequestCounts {
     pub prompts: i64,
     pub completions: i64,

@@ -1,15 +1,37 @@
-// The server's routes as functions: JSON in and out, errors as ApiError, server-sent events as async iterators.
+// The server's routes as functions: JSON in and out, errors as ApiError, server-sent events as async iterators. What
+// each route takes and answers stands in contract.d.ts, which is made from the server's own document.
+
+/** @import { DeleteAnswer, GetAnswer, GetQuery, PostAnswer, PostBody } from './contract.d.ts' */
+
+/**
+ * @typedef {object} Options
+ * @property {any} [body] sent as JSON
+ * @property {BodyInit} [raw] sent as it is
+ * @property {Record<string, any> | null} [query]
+ * @property {AbortSignal} [signal]
+ * @property {Record<string, string>} [headers]
+ * @property {boolean} [keepalive]
+ */
 
 export class ApiError extends Error {
+  /**
+   * @param {number} status 0 where no answer came
+   * @param {any} body
+   */
   constructor(status, body) {
     const e = body?.error ?? {};
     super(typeof e === 'string' ? e : (e.message ?? `HTTP ${status}`));
     this.status = status;
+    /** @type {string | null} */
     this.type = e.type ?? null;
+    /** @type {string | null} */
     this.param = e.param ?? null;
+    /** @type {string | null} */
     this.code = e.code ?? null;
-    this.body = body; // some routes answer a report beside the error
-    this.retryAfter = null; // seconds, where the server says when to come back
+    /** Some routes answer a report beside the error. @type {any} */
+    this.body = body;
+    /** Seconds, where the server says when to come back. @type {number | null} */
+    this.retryAfter = null;
   }
   /** Worth trying again with the same idempotency key. */
   get transient() {
@@ -24,6 +46,11 @@ const withQuery = (path, query) => {
   return text ? `${path}?${text}` : path;
 };
 
+/**
+ * @param {string} method
+ * @param {string} path
+ * @param {Options} [options]
+ */
 async function send(method, path, { body, raw, query, signal, headers, keepalive } = {}) {
   let response;
   try {
@@ -57,7 +84,13 @@ async function send(method, path, { body, raw, query, signal, headers, keepalive
   return response;
 }
 
-/** JSON of a 2xx answer; null for 204 and empty bodies. */
+/**
+ * JSON of a 2xx answer; null for 204 and empty bodies.
+ * @param {string} method
+ * @param {string} path
+ * @param {Options} [options]
+ * @returns {Promise<any>}
+ */
 export async function call(method, path, options) {
   const response = await send(method, path, options);
   if (response.status === 204) return null;
@@ -65,34 +98,65 @@ export async function call(method, path, options) {
   return text === '' ? null : JSON.parse(text);
 }
 
-/** Like [`call`] for an answer whose headers matter, too: `{body, headers}`. */
-export async function withHeaders(method, path, options) {
-  const response = await send(method, path, options);
+/**
+ * GET for an answer whose headers matter, too.
+ * @template {string} P
+ * @param {P} path
+ * @param {GetQuery<P> | null} [query]
+ * @param {Options} [options]
+ * @returns {Promise<{body: GetAnswer<P>, headers: Headers}>}
+ */
+export async function withHeaders(path, query, options) {
+  const response = await send('GET', path, { ...options, query });
   return { body: response.status === 204 ? null : await response.json(), headers: response.headers };
 }
 
+/**
+ * @template {string} P
+ * @param {P} path
+ * @param {GetQuery<P> | null} [query] what is null or empty is left out
+ * @param {Options} [options]
+ * @returns {Promise<GetAnswer<P>>}
+ */
 export const get = (path, query, options) => call('GET', path, { ...options, query });
+
+/**
+ * @template {string} P
+ * @param {P} path
+ * @param {PostBody<P>} [body]
+ * @param {Options} [options]
+ * @returns {Promise<PostAnswer<P>>}
+ */
 export const post = (path, body, options) => call('POST', path, { ...options, body: body ?? {} });
+
+/**
+ * @template {string} P
+ * @param {P} path
+ * @returns {Promise<DeleteAnswer<P>>}
+ */
 export const del = (path) => call('DELETE', path);
 
-/** The array in a list answer, however it is wrapped: `[…]`, `{data: […]}`, `{jobs: […]}`. */
-export function listOf(answer) {
-  if (Array.isArray(answer)) return answer;
-  if (answer && typeof answer === 'object') {
-    if (Array.isArray(answer.data)) return answer.data;
-    for (const value of Object.values(answer)) if (Array.isArray(value)) return value;
-  }
-  return [];
-}
+/**
+ * The rows of a list answer.
+ * @template T
+ * @param {{data: T[]} | null | undefined} answer
+ * @returns {T[]}
+ */
+export const listOf = (answer) => answer?.data ?? [];
 
 /**
  * Server-sent events of one request, as `{event, id, data}` with `data` still text. Ends when the server does.
  * fetch instead of EventSource: it can POST, and errors keep their JSON.
+ * @param {string} method
+ * @param {string} path
+ * @param {Options} [options]
+ * @returns {AsyncGenerator<{event: string, id: string | null, data: string}>}
  */
 export async function* events(method, path, options = {}) {
   const response = await send(method, path, { ...options, headers: { accept: 'text/event-stream', ...options.headers } });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = '';
+  /** @type {{event: string, id: string | null, lines: string[]}} */
   let current = { event: 'message', id: null, lines: [] };
   try {
     for (;;) {
@@ -126,6 +190,9 @@ export async function* events(method, path, options = {}) {
 /**
  * Follows an event stream until `signal` aborts, `onEvent` returns false, or the server ends it and `onEnd` (async)
  * says true; else reconnects with Last-Event-ID.
+ * @param {string} path
+ * @param {(event: {event: string, id: string | null, data: string}) => boolean | void} onEvent
+ * @param {{signal?: AbortSignal, lastId?: string | null, onEnd?: () => Promise<boolean>}} [options]
  */
 export async function follow(path, onEvent, { signal, lastId, onEnd } = {}) {
   let wait = 1000;

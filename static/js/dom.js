@@ -121,7 +121,11 @@ export async function copyText(text, button) {
 }
 
 let toasts;
-/** A quiet message at the lower edge; `kind` is `info`, `good` or `bad`. Returns a function that removes it. */
+/**
+ * A quiet message at the lower edge. Returns a function that removes it.
+ * @param {any} content
+ * @param {{kind?: 'info' | 'good' | 'bad', seconds?: number, action?: {label: string, run: () => void}}} [options]
+ */
 export function toast(content, { kind = 'info', seconds = 6, action } = {}) {
   if (!toasts?.isConnected) {
     toasts = h('div', { class: 'toasts', role: 'status', 'aria-live': 'polite' });

@@ -2,6 +2,8 @@
 import { h, svg } from './dom.js';
 import { fig, lang, num, t } from './i18n.js';
 
+/** @import { Figure } from './contract.d.ts' */
+
 /** How often labelers agree with each other in the InstructGPT and summarisation papers. */
 export const HUMAN_CEILING = [0.72, 0.77];
 
@@ -22,6 +24,8 @@ const H = 18;
 /**
  * A dot with its interval on a scale from `min` to `max`. `band` shades a range, `middle` marks a value.
  * The words are in `label`; the picture adds nothing for those who do not see it.
+ * @param {Figure | null | undefined} f
+ * @param {{min?: number, max?: number, band?: number[], middle?: number, label?: string}} [options]
  */
 export function whisker(f, { min = 0, max = 1, band, middle, label = '' } = {}) {
   const x = (v) => 4 + ((Math.min(max, Math.max(min, v)) - min) / (max - min)) * (W - 8);
@@ -40,7 +44,12 @@ export function whisker(f, { min = 0, max = 1, band, middle, label = '' } = {}) 
 /** Fewer than this many independent things are no figure yet. */
 const FEW = 3;
 
-/** Name, picture and numbers of one figure; `counted` is the word for what it rests on (`{n}`). */
+/**
+ * Name, picture and numbers of one figure; `counted` is the word for what it rests on (`{n}`).
+ * @param {string} name
+ * @param {Figure | null | undefined} f
+ * @param {{help?: string, share?: boolean, counted?: string, min?: number, max?: number, band?: number[], middle?: number}} [options]
+ */
 export function figureRow(name, f, { help, share = true, counted = 'quality.n', ...scale } = {}) {
   const few = f && f.n < FEW;
   const text = few ? t('quality.few', { n: f.n }) : figureText(f, { share });

@@ -72,7 +72,10 @@ async function progress() {
   return { me, admin, own, overview, models: models && listOf(models) };
 }
 
-/** One step: [key, done, detail, action or link]. `action` is an element or null. */
+/**
+ * One step: [key, done, detail, action or link]. `action` is an element or null.
+ * @param {any} known what `progress` found
+ */
 function stepsOf({ me, admin, own, overview, models }) {
   const link = (href, key) => h('a', { class: 'button', href, text: t(`home.step_${key}_go`) });
   const ranked = Math.min(own?.done_total ?? 0, TO_RANK);
@@ -144,7 +147,7 @@ setInterval(() => {
 get('/v1/models')
   .then((answer) => {
     const models = listOf(answer);
-    const active = models.find((m) => m.active || m.instructd?.active || m.instructd?.state === 'active') ?? models[0];
+    const active = models.find((m) => m.instructd.state === 'active') ?? models[0];
     if (active) code.textContent = example(active.id);
     fill(
       status,

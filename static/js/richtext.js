@@ -47,10 +47,12 @@ function block(lines) {
   if (heading && lines.length === 1) return h('p', { class: 'heading', dir: 'auto' }, inline(heading[2]));
   if (lines.every((l) => l.startsWith('>')))
     return h('blockquote', { dir: 'auto' }, inline(lines.map((l) => l.replace(/^> ?/, '')).join('\n')));
-  for (const [mark, tag] of [
+  /** @type {[RegExp, string][]} */
+  const lists = [
     [BULLET, 'ul'],
     [NUMBER, 'ol'],
-  ]) {
+  ];
+  for (const [mark, tag] of lists) {
     if (!mark.test(lines[0])) continue;
     const items = [];
     for (const line of lines) {

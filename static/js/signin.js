@@ -5,6 +5,8 @@ import { fill, h } from './dom.js';
 import { t } from './i18n.js';
 import { errorText } from './plain.js';
 
+/** @import { Person, SignedIn } from './contract.d.ts' */
+
 const INVITE = 'instructd.invite';
 
 /** The signed-in person, or null. */
@@ -92,6 +94,9 @@ const secretField = (id, label) =>
 /**
  * Shows the sign-in panel in `into` and resolves with the labeler. `keyFirst` is for pages of administrators;
  * `problem` says why something was tried and failed; `arrived` is what the page was opened with.
+ * @param {Element} into
+ * @param {{note?: string, keyFirst?: boolean, problem?: any, arrived?: any}} [options]
+ * @returns {Promise<Person>}
  */
 export function signIn(into, { note, keyFirst = false, problem = null, arrived = arrival() } = {}) {
   return new Promise((resolve) => {
@@ -211,6 +216,7 @@ async function accept(into, invite, resolve, back) {
 }
 
 /** The way back, shown once; resolves when the person goes on. */
+/** @param {Element} into @param {SignedIn} answer */
 function ownLink(into, { labeler, link }) {
   return new Promise((resolve) => {
     const text = location.origin + link.url;

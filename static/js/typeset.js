@@ -15,7 +15,7 @@ function loadKatex() {
     style.href = `${VENDOR}katex/katex.min.css`;
     const script = document.createElement('script');
     script.src = `${VENDOR}katex/katex.min.js`;
-    script.addEventListener('load', () => done(window.katex));
+    script.addEventListener('load', () => done(/** @type {any} */ (window).katex));
     script.addEventListener('error', () => fail(new Error('KaTeX did not load')));
     document.head.append(style, script);
   });
@@ -59,6 +59,7 @@ const ENTITIES = { amp: '&', lt: '<', gt: '>', quot: '"', '#x27': "'" };
 /** Nodes of what highlight.js writes, which is escaped text in nested `<span class="hljs-…">`; no HTML is parsed. */
 function spans(coloured) {
   const root = document.createElement('code');
+  /** @type {ParentNode & Node} */
   let at = root;
   for (const [, classes, close, text] of coloured.matchAll(/<span class="([^"]*)">|(<\/span>)|([^<]+)/g)) {
     if (close) at = at.parentNode ?? root;

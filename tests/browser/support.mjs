@@ -11,6 +11,7 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { chromium } from 'playwright-core';
+import { documentOf, faultOf } from './contract.mjs';
 
 const ROOT = resolve(import.meta.dirname, '../..');
 export const ADMIN_KEY = process.env.INSTRUCTD_ADMIN_KEY ?? 'browser-test-admin-key';
@@ -97,6 +98,10 @@ export async function api(url, method, path, body) {
   });
   const text = await response.text();
   if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${text}`);
+  if (response.headers.get('content-type')?.startsWith('application/json')) {
+    const fault = faultOf(await documentOf(url), method, path.split('?')[0], response.status, text);
+    if (fault) throw new Error(fault);
+  }
   return text === '' ? null : JSON.parse(text);
 }
 
@@ -121,8 +126,8 @@ export const judgmentsOf = async (url, setId) =>
 export const startBrowser = () => chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: FLAGS });
 
 /**
- * A fresh page that records what must not happen: `trouble` collects dialogs, CSP violations, uncaught errors
- * and requests that leave the server.
+ * A fresh page that records what must not happen: `trouble` collects dialogs, CSP violations, uncaught errors,
+ * requests that leave the server and answers that are not as the API's document says.
  */
 export async function openPage(browser, url, { lang = 'en', theme = 'light', phone = false } = {}) {
   const context = await browser.newContext({
@@ -162,6 +167,15 @@ export async function openPage(browser, url, { lang = 'en', theme = 'light', pho
   context.on('request', (r) => {
     const to = new URL(r.url());
     if (!['blob:', 'data:'].includes(to.protocol) && to.origin !== url) trouble.push(`request left the server: ${r.url()}`);
+  });
+  page.on('response', async (r) => {
+    const to = new URL(r.url());
+    if (to.origin !== url || to.pathname.startsWith('/static/') || !r.ok()) return;
+    if (!r.headers()['content-type']?.startsWith('application/json')) return;
+    // The body of an answer that nobody waited for may be gone.
+    const text = await r.text().catch(() => null);
+    const fault = text === null ? null : faultOf(await documentOf(url), r.request().method(), to.pathname, r.status(), text);
+    if (fault) trouble.push(`contract: ${fault}`);
   });
   page.on('console', (m) => /content security policy/i.test(m.text()) && trouble.push(`console: ${m.text()}`));
   return { page, context, trouble };

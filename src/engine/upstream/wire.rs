@@ -246,7 +246,13 @@ pub fn refusal(body: &[u8], fallback: &'static str) -> EngineError {
     let param = FIELDS.iter().copied().find(|f| *f == given).unwrap_or(fallback);
     let words = error["message"].as_str().or_else(|| value["error"].as_str()).unwrap_or("the request was refused");
     let words: String = words.chars().filter(|c| !c.is_control()).take(400).collect();
-    EngineError::BadRequest { param, message: format!("the upstream server says: {words}") }
+    let message = format!("the upstream server says: {words}");
+    // OpenAI's name of the case, and llama.cpp's.
+    let named = [&error["code"], &error["type"]].map(|name| name.as_str().unwrap_or_default());
+    match named.iter().any(|name| matches!(*name, "context_length_exceeded" | "exceed_context_size_error")) {
+        true => EngineError::TooLong { param, message },
+        false => EngineError::BadRequest { param, message },
+    }
 }
 
 /// A server's list of models.
@@ -351,6 +357,15 @@ mod tests {
         let EngineError::BadRequest { param, message } = refusal(body, "prompt") else { panic!() };
         assert_eq!((param, message.as_str()), ("max_tokens", "the upstream server says: too[31m long"));
         let EngineError::BadRequest { param, .. } = refusal(b"<html>", "messages") else { panic!() };
+        for body in [
+            r#"{"error": {"message": "m", "code": "context_length_exceeded"}}"#,
+            r#"{"error": {"message": "m", "code": 400, "type": "exceed_context_size_error"}}"#,
+        ] {
+            assert!(
+                matches!(refusal(body.as_bytes(), "prompt"), EngineError::TooLong { param: "prompt", .. }),
+                "{body}"
+            );
+        }
         assert_eq!(param, "messages");
     }
 }

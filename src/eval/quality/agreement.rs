@@ -35,8 +35,8 @@ pub enum Distance {
     Ordinal,
 }
 
-/// See the module's words; `None` where nothing can be said.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// How far labelers agree; a figure is `None` where the data cannot give one.
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Agreement {
     /// Units with two ratings or more. Units of one set are not independent: each figure's `n` counts sets.
     pub units: usize,
@@ -44,7 +44,8 @@ pub struct Agreement {
     pub labelers: usize,
     /// Share of pairs of labelers who said the same, ties as their own answer.
     pub pairwise: Option<Figure>,
-    /// The same where both named a preference: the figure that papers report (72–77 %).
+    /// Share of pairs of labelers who said the same, of those where both named a preference: the figure that papers
+    /// report (72–77 %).
     pub pairwise_without_ties: Option<Figure>,
     pub alpha_ordinal: Option<Figure>,
     pub alpha_nominal: Option<Figure>,
@@ -55,7 +56,8 @@ pub struct Agreement {
 }
 
 /// Cohen's κ of two labelers (indices) over the units both rated.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "CohenKappa")]
 pub struct Cohen {
     #[serde(skip)]
     pub pair: (usize, usize),

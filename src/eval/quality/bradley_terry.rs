@@ -148,18 +148,19 @@ pub fn bradley_terry(matches: &[Match], things: usize, options: Options) -> Fit 
 }
 
 /// One thing's row of the table.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Standing {
     /// Natural log-odds over the mean of the table, with the bootstrap's interval; n = its comparisons.
     pub strength: Figure,
-    /// The same in Elo points: 400 / ln 10 per log-odd, 0 in the middle.
+    /// The strength in Elo points: 400 / ln 10 per log-odd, 0 in the middle.
     pub elo: f64,
     /// Share of the bootstrap's replicates in which it came first.
     pub best: f64,
 }
 
 /// How often one thing met another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "HeadToHead")]
 pub struct Cell {
     pub wins: usize,
     pub losses: usize,

@@ -10,7 +10,7 @@ use super::statistics::{Figure, median, share};
 use crate::domain::{LabelerId, Outcome, SetKind};
 
 /// One labeler's row. Shares carry Jeffreys' intervals; `None` where there is nothing to count.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct LabelerFigures {
     pub labeler_id: LabelerId,
     pub name: String,

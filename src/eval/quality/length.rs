@@ -14,8 +14,8 @@ pub struct Preference {
     pub cluster: usize,
 }
 
-/// See the module's words; `None` where nothing can be said.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// Whether the longer text wins; a figure is `None` where the data cannot give one.
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct LengthBias {
     pub preferences: usize,
     /// Prompts that they are about: preferences of one prompt are not independent.

@@ -21,7 +21,8 @@ pub use statistics::{Figure, Resampling};
 use crate::domain::{CompletionId, LabelerId, SetId};
 
 /// Everything about the labelers and their judgments.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "QualityReport")]
 pub struct Report {
     /// Those that are compared; the figures of labelers also count sets with known answers.
     pub judgments: usize,
@@ -61,7 +62,7 @@ pub fn report(facts: &Facts, resampling: Resampling) -> Report {
 }
 
 /// The consensus on one set: completions best first.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
 pub struct SetConsensus {
     pub set_id: SetId,
     pub judgments: usize,
@@ -71,7 +72,8 @@ pub struct SetConsensus {
     pub completions: Vec<Scored>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "CompletionScore")]
 pub struct Scored {
     pub completion_id: CompletionId,
     /// Log-odds within the set.

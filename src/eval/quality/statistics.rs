@@ -7,7 +7,7 @@ use serde::Serialize;
 use statrs::distribution::{Beta, ContinuousCDF};
 
 /// A figure with its 95 % interval (absent where the data cannot give one) and what it was counted over.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Figure {
     pub value: f64,
     pub low: Option<f64>,
@@ -16,7 +16,7 @@ pub struct Figure {
 }
 
 /// How intervals are drawn: replicates of the clusters and the seed of the draws.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Resampling {
     pub replicates: usize,
     pub seed: u64,

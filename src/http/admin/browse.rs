@@ -2,17 +2,18 @@
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::domain::*;
 use crate::http::AppState;
 use crate::http::auth::Caller;
+use crate::http::contract::Counted;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Json, Query};
 use crate::http::label::page;
 use crate::service::{browse, review};
-use crate::store::{JudgmentFilter, SetFilter};
+use crate::store::{JudgmentFilter, JudgmentRow, SetFilter, SetRow};
 
 /// Where sets come from.
 const POLICIES: &[&str] = &["random", "uncertainty", "versus", "stored", "disagreement", "ask", "versions", "import"];
@@ -45,25 +46,41 @@ fn text(q: Option<String>) -> Option<String> {
     q.map(|q| q.trim().to_owned()).filter(|q| !q.is_empty())
 }
 
-pub async fn sets(State(state): State<AppState>, Query(query): Query<SetsQuery>) -> ApiResult<axum::Json<Value>> {
+/// A set with its prompt and progress.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ListedSet {
+    #[serde(flatten)]
+    pub set: ComparisonSet,
+    /// One line of the prompt.
+    pub prompt: String,
+    /// People who judged it, and people who skipped it.
+    pub judged: i64,
+    pub skipped: i64,
+    /// Current leases.
+    pub held: i64,
+    /// Completions that end at the length limit.
+    pub cut_off: i64,
+}
+
+impl From<(SetRow, String)> for ListedSet {
+    fn from((row, prompt): (SetRow, String)) -> Self {
+        let SetRow { set, judged, skipped, held, cut_off, .. } = row;
+        Self { set, prompt, judged, skipped, held, cut_off }
+    }
+}
+
+pub async fn sets(
+    State(state): State<AppState>,
+    Query(query): Query<SetsQuery>,
+) -> ApiResult<axum::Json<Counted<ListedSet>>> {
     let SetsQuery { status, kind, policy, q, labeler, disputed, stuck, after, limit } = query;
     if let Some(policy) = policy.as_deref().filter(|policy| !POLICIES.contains(policy)) {
         return Err(ApiError::bad("policy", unknown_name("policy", policy, POLICIES)));
     }
     let filter = SetFilter { status, kind, policy, text: text(q), labeler_id: labeler, disputed, stuck };
     let (rows, total) = browse::sets(&state.services, &filter, page(after, limit)?).await?;
-    let next = rows.last().map(|(row, _)| row.set.id.clone());
-    let one = |(row, prompt): (crate::store::SetRow, String)| {
-        let mut set = serde_json::to_value(&row.set).unwrap_or_default();
-        set["prompt"] = json!(prompt);
-        set["judged"] = json!(row.judged);
-        set["skipped"] = json!(row.skipped);
-        set["held"] = json!(row.held);
-        set["cut_off"] = json!(row.cut_off);
-        set
-    };
-    let data: Vec<Value> = rows.into_iter().map(one).collect();
-    Ok(axum::Json(json!({"data": data, "after": next, "total": total})))
+    let data: Vec<ListedSet> = rows.into_iter().map(Into::into).collect();
+    Ok(axum::Json(Counted::new(data, total, |row| row.set.id.as_str())))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -79,29 +96,70 @@ pub struct JudgmentsQuery {
     limit: Option<u32>,
 }
 
+/// A current judgment with the prompt it is about.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ListedJudgment {
+    pub id: JudgmentId,
+    pub set_id: SetId,
+    pub kind: SetKind,
+    /// One line of the prompt.
+    pub prompt: String,
+    pub labeler: LabelerName,
+    pub revision: i64,
+    pub outcome: Outcome,
+    pub strength: Option<Strength>,
+    pub rationale: Option<String>,
+    /// Null where the time at work is unknown.
+    pub active_ms: Option<i64>,
+    /// In shown order.
+    pub items: Vec<ListedItem>,
+    pub created: Micros,
+}
+
+/// A person as lists name them.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct LabelerName {
+    pub id: LabelerId,
+    pub name: String,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ListedItem {
+    pub completion_id: CompletionId,
+    /// 0 is best; equal tiers are a tie.
+    pub tier: i64,
+    pub shown_position: i64,
+}
+
+impl From<(JudgmentRow, String)> for ListedJudgment {
+    fn from((row, prompt): (JudgmentRow, String)) -> Self {
+        let item = |(completion_id, tier, shown_position)| ListedItem { completion_id, tier, shown_position };
+        Self {
+            id: row.id,
+            set_id: row.set_id,
+            kind: row.kind,
+            prompt,
+            labeler: LabelerName { id: row.labeler_id, name: row.labeler },
+            revision: row.revision,
+            outcome: row.outcome,
+            strength: row.strength,
+            rationale: row.rationale,
+            active_ms: (row.active_ms > 0).then_some(row.active_ms),
+            items: row.items.into_iter().map(item).collect(),
+            created: row.created,
+        }
+    }
+}
+
 pub async fn judgments(
     State(state): State<AppState>,
     Query(query): Query<JudgmentsQuery>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<Counted<ListedJudgment>>> {
     let JudgmentsQuery { labeler, set, kind, outcome, q, after, limit } = query;
     let filter = JudgmentFilter { labeler_id: labeler, set_id: set, kind, outcome, text: text(q) };
     let (rows, total) = browse::judgments(&state.services, &filter, page(after, limit)?).await?;
-    let next = rows.last().map(|(row, _)| row.id.clone());
-    let one = |(row, prompt): (crate::store::JudgmentRow, String)| {
-        let items: Vec<Value> = row
-            .items
-            .iter()
-            .map(|(id, tier, shown)| json!({"completion_id": id, "tier": tier, "shown_position": shown}))
-            .collect();
-        json!({
-            "id": row.id, "set_id": row.set_id, "kind": row.kind, "prompt": prompt,
-            "labeler": {"id": row.labeler_id, "name": row.labeler},
-            "revision": row.revision, "outcome": row.outcome, "strength": row.strength, "rationale": row.rationale,
-            "active_ms": (row.active_ms > 0).then_some(row.active_ms), "items": items, "created": row.created,
-        })
-    };
-    let data: Vec<Value> = rows.into_iter().map(one).collect();
-    Ok(axum::Json(json!({"data": data, "after": next, "total": total})))
+    let data: Vec<ListedJudgment> = rows.into_iter().map(Into::into).collect();
+    Ok(axum::Json(Counted::new(data, total, |row| row.id.as_str())))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]

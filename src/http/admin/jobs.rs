@@ -7,15 +7,17 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::domain::{Job, JobId, JobState};
+use crate::domain::{Job, JobEvent, JobId, JobState, Metric, Micros};
 use crate::http::AppState;
 use crate::http::auth::Caller;
-use crate::http::error::{ApiError, ApiResult};
+use crate::http::contract::{List, Paged};
+use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{Json, Path, Query};
 use crate::http::label::page;
 use crate::jobs::estimate::Estimate;
@@ -26,9 +28,22 @@ use crate::store::JobFilter;
 const POLL: Duration = Duration::from_millis(500);
 const EVENTS_AT_ONCE: i64 = 500;
 
-pub async fn recipes(State(state): State<AppState>) -> axum::Json<Value> {
-    let one = |r: &crate::train::Recipe| json!({"name": r.name, "about": r.about, "schema": crate::jobs::queue::job_schema(r)});
-    axum::Json(json!({"data": state.services.recipes.iter().map(one).collect::<Vec<_>>()}))
+/// What a job can do.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RecipeView {
+    pub name: &'static str,
+    pub about: &'static str,
+    /// JSON Schema of the job's `args`.
+    pub schema: Value,
+}
+
+pub async fn recipes(State(state): State<AppState>) -> axum::Json<List<RecipeView>> {
+    let one = |r: &crate::train::Recipe| RecipeView {
+        name: r.name,
+        about: r.about,
+        schema: crate::jobs::queue::job_schema(r),
+    };
+    axum::Json(List { data: state.services.recipes.iter().map(one).collect() })
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -110,15 +125,17 @@ pub struct JobsQuery {
     limit: Option<u32>,
 }
 
-pub async fn list(State(state): State<AppState>, Query(query): Query<JobsQuery>) -> ApiResult<axum::Json<Value>> {
+pub async fn list(
+    State(state): State<AppState>,
+    Query(query): Query<JobsQuery>,
+) -> ApiResult<axum::Json<Paged<JobView>>> {
     let filter = JobFilter {
         state: query.state,
         kind: query.kind.filter(|k| !k.is_empty()),
         text: query.q.map(|q| q.trim().to_owned()).filter(|q| !q.is_empty()),
     };
     let found = jobs::list(&state.services, &filter, page(query.after, query.limit)?).await?;
-    let next = found.last().map(|j| j.job.id.clone());
-    Ok(axum::Json(json!({"data": found, "after": next})))
+    Ok(axum::Json(Paged::new(found, |j| j.job.id.as_str())))
 }
 
 pub async fn get(State(state): State<AppState>, Path(id): Path<JobId>) -> ApiResult<axum::Json<JobView>> {
@@ -162,6 +179,60 @@ pub struct EventsQuery {
     after: Option<i64>,
 }
 
+/// The events that there are now, `?format=json`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct JobEvents {
+    pub data: Vec<JobEvent>,
+    pub state: JobState,
+}
+
+/// One event of the stream: `event` is its kind, or `error` when the stream breaks off.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct StreamedJobEvent {
+    pub event: String,
+    /// The event's `seq`; absent for errors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    pub data: JobEventData,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum JobEventData {
+    Event {
+        seq: i64,
+        /// `state`, `progress`, `log`, `sample` or `warning`.
+        kind: String,
+        data: Value,
+        created: Micros,
+    },
+    Error(ErrorBody),
+}
+
+impl StreamedJobEvent {
+    fn sse(&self) -> Event {
+        let event = Event::default().event(&self.event);
+        let event = match &self.id {
+            Some(id) => event.id(id),
+            None => event,
+        };
+        event.data(serde_json::to_string(&self.data).unwrap_or_default())
+    }
+}
+
+impl From<JobEvent> for StreamedJobEvent {
+    fn from(event: JobEvent) -> Self {
+        let JobEvent { seq, kind, data, created, .. } = event;
+        Self { event: kind.clone(), id: Some(seq.to_string()), data: JobEventData::Event { seq, kind, data, created } }
+    }
+}
+
+impl From<ApiError> for StreamedJobEvent {
+    fn from(error: ApiError) -> Self {
+        Self { event: "error".to_owned(), id: None, data: JobEventData::Error(error.body()) }
+    }
+}
+
 /// Replays from `Last-Event-ID`, follows while the job lives, ends with it or with the server.
 pub async fn events(
     State(state): State<AppState>,
@@ -175,7 +246,7 @@ pub async fn events(
         None => {}
         Some("json") => {
             let (events, job) = jobs::events(&state.services, &id, after, EVENTS_AT_ONCE).await?;
-            return Ok(axum::Json(json!({"data": events, "state": job.state})).into_response());
+            return Ok(axum::Json(JobEvents { data: events, state: job.state }).into_response());
         }
         Some(_) => return Err(ApiError::bad("format", "must be json, or absent for a stream")),
     }
@@ -187,17 +258,15 @@ pub async fn events(
             let (events, job) = match jobs::events(&state.services, &id, after, EVENTS_AT_ONCE).await {
                 Ok(found) => found,
                 Err(e) => {
-                    let error = Event::default().event("error").data(ApiError::from(e).body().to_string());
-                    let _ = sender.send(Ok(error)).await;
+                    let error = StreamedJobEvent::from(ApiError::from(e));
+                    let _ = sender.send(Ok(error.sse())).await;
                     return;
                 }
             };
             let full = events.len() as i64 == EVENTS_AT_ONCE;
             for event in events {
                 after = event.seq;
-                let data = json!({"seq": event.seq, "kind": event.kind, "data": event.data, "created": event.created});
-                let sse = Event::default().id(event.seq.to_string()).event(&event.kind).data(data.to_string());
-                if sender.send(Ok(sse)).await.is_err() {
+                if sender.send(Ok(StreamedJobEvent::from(event).sse())).await.is_err() {
                     return;
                 }
             }
@@ -229,9 +298,14 @@ pub async fn metrics(
     State(state): State<AppState>,
     Path(id): Path<JobId>,
     Query(query): Query<MetricsQuery>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<Curves>> {
     let names = query.names.unwrap_or_default();
     let names: Vec<String> = names.split(',').filter(|n| !n.is_empty()).map(str::to_owned).collect();
-    let metrics = jobs::metrics(&state.services, &id, &names).await?;
-    Ok(axum::Json(json!({"metrics": metrics})))
+    Ok(axum::Json(Curves { metrics: jobs::metrics(&state.services, &id, &names).await? }))
+}
+
+/// Points of a job's curves.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Curves {
+    pub metrics: Vec<Metric>,
 }

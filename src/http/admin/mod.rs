@@ -11,15 +11,15 @@ pub mod settings;
 pub mod transfer;
 
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
 use super::AppState;
 use super::error::{ApiError, ApiResult};
 use super::extract::Query;
+use crate::service::overview::{Flow, Overview};
 
-pub async fn overview(State(state): State<AppState>) -> ApiResult<Response> {
-    Ok(axum::Json(crate::service::overview::overview(&state.services).await?).into_response())
+pub async fn overview(State(state): State<AppState>) -> ApiResult<axum::Json<Overview>> {
+    Ok(axum::Json(crate::service::overview::overview(&state.services).await?))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -29,10 +29,10 @@ pub struct FlowQuery {
     days: Option<i64>,
 }
 
-pub async fn throughput(State(state): State<AppState>, Query(query): Query<FlowQuery>) -> ApiResult<Response> {
+pub async fn throughput(State(state): State<AppState>, Query(query): Query<FlowQuery>) -> ApiResult<axum::Json<Flow>> {
     let days = query.days.unwrap_or(30);
     if !(1..=366).contains(&days) {
         return Err(ApiError::bad("days", format!("is {days}; must be 1 to 366")));
     }
-    Ok(axum::Json(crate::service::overview::flow(&state.services, days).await?).into_response())
+    Ok(axum::Json(crate::service::overview::flow(&state.services, days).await?))
 }

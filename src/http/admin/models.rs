@@ -1,32 +1,47 @@
 //! Model versions: list, promote, roll back, retire.
 
+use std::collections::BTreeMap;
+
 use axum::extract::State;
 use axum::http::StatusCode;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use crate::domain::{ModelKind, ModelVersion};
+use crate::domain::{ModelKind, ModelVersion, ModelVersionId};
 use crate::http::AppState;
 use crate::http::auth::Caller;
 use crate::http::error::ApiResult;
 use crate::http::extract::{OptionalJson, Path};
-use crate::service::{catalogue, evidence, publish};
+use crate::service::catalogue::{self, Catalogue};
+use crate::service::{evidence, publish};
 
-pub async fn list(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
-    let models = state.services.store.list_models().await?;
-    let history = evidence::history(&state.services, &models).await?;
-    let mut body = json!({
-        "data": models, "previous": history.previous, "rolled_back": history.rolled_back.keys().collect::<Vec<_>>(),
-    });
-    if let Some(fault) = state.services.model_fault() {
-        body["warning"] = fault.into();
-    }
-    Ok(axum::Json(body))
+/// All model versions, and what was active before.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ModelVersions {
+    pub data: Vec<ModelVersion>,
+    /// By kind: the version that the last promotion replaced.
+    pub previous: BTreeMap<&'static str, ModelVersionId>,
+    /// Versions whose last activation was rolled back.
+    pub rolled_back: Vec<String>,
+    /// What is wrong with the served model, if something is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
+}
+
+pub async fn list(State(state): State<AppState>) -> ApiResult<axum::Json<ModelVersions>> {
+    let data = state.services.store.list_models().await?;
+    let history = evidence::history(&state.services, &data).await?;
+    Ok(axum::Json(ModelVersions {
+        data,
+        previous: history.previous,
+        rolled_back: history.rolled_back.into_keys().collect(),
+        warning: state.services.model_fault(),
+    }))
 }
 
 /// Needs rest on the number of parameters; caches and activations come on top.
-pub async fn catalogue(State(state): State<AppState>) -> axum::Json<Value> {
-    axum::Json(catalogue::answer(&state.services.config.data_dir))
+pub async fn catalogue(State(state): State<AppState>) -> axum::Json<Catalogue> {
+    axum::Json(catalogue::catalogue(&state.services.config.data_dir))
 }
 
 pub async fn evidence(
@@ -48,9 +63,10 @@ pub async fn promote(
     Ok(axum::Json(publish::promote(&state.services, &actor, &id).await?))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RollBack {
+    /// Default `policy`.
     kind: Option<ModelKind>,
 }
 

@@ -1,43 +1,76 @@
 //! Labelers, invites, API keys and the audit trail. Secrets are shown once, at creation; hashes are never shown.
 
+use std::collections::BTreeMap;
+
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use crate::domain::{ApiKey, ApiKeyId, Invite, InviteId, Labeler, LabelerId, Micros, Role, SignInLink};
+use crate::domain::{
+    ApiKey, ApiKeyId, AuditEntry, Invite, InviteId, KeyOrigin, Labeler, LabelerId, LinkId, Micros, Role, SignInLink,
+};
 use crate::http::AppState;
 use crate::http::auth::Caller;
+use crate::http::contract::List;
 use crate::http::error::ApiResult;
 use crate::http::extract::{Json, Path, Query};
 use crate::http::label::rows;
+use crate::service::browse::NameOf;
+use crate::service::people::{Erasure, PersonalExport};
 use crate::service::{access, people};
 use crate::store::{AuditFilter, Erase};
 
-pub async fn labelers(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
+/// A person with their active sign-in link.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct LabelerWithLink {
+    #[serde(flatten)]
+    pub labeler: Labeler,
+    pub link: Option<LinkView>,
+}
+
+/// A sign-in link without its token.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct LinkView {
+    pub id: LinkId,
+    pub created: Micros,
+    /// Null: until it is revoked or replaced.
+    pub expires: Option<Micros>,
+    /// The last sign-in with it.
+    pub used: Option<Micros>,
+}
+
+impl From<&SignInLink> for LinkView {
+    fn from(link: &SignInLink) -> Self {
+        Self { id: link.id.clone(), created: link.created, expires: link.expires, used: link.used }
+    }
+}
+
+/// A sign-in link with its token, which is shown once.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CreatedLink {
+    #[serde(flatten)]
+    pub link: LinkView,
+    pub token: String,
+    /// The page and the token as a path of this server.
+    pub url: String,
+}
+
+impl CreatedLink {
+    fn new(labeler: &Labeler, link: &SignInLink, token: String) -> Self {
+        let url = access::link_url(labeler, &token);
+        Self { link: link.into(), token, url }
+    }
+}
+
+pub async fn labelers(State(state): State<AppState>) -> ApiResult<axum::Json<List<LabelerWithLink>>> {
     let store = &state.services.store;
     let links = store.list_links().await?;
-    let with_link = |labeler: Labeler| {
-        let link = links.iter().find(|link| link.labeler_id == labeler.id).map(link_json);
-        let mut labeler = json!(labeler);
-        labeler["link"] = json!(link);
-        labeler
+    let with_link = |labeler: Labeler| LabelerWithLink {
+        link: links.iter().find(|link| link.labeler_id == labeler.id).map(LinkView::from),
+        labeler,
     };
-    let labelers: Vec<Value> = store.list_labelers().await?.into_iter().map(with_link).collect();
-    Ok(axum::Json(json!({"data": labelers})))
-}
-
-fn link_json(link: &SignInLink) -> Value {
-    json!({"id": link.id, "created": link.created, "expires": link.expires, "used": link.used})
-}
-
-/// With the token: at its making only.
-fn new_link_json(labeler: &Labeler, link: &SignInLink, token: &str) -> Value {
-    let mut answer = link_json(link);
-    answer["token"] = json!(token);
-    answer["url"] = json!(access::link_url(labeler, token));
-    answer
+    Ok(axum::Json(List { data: store.list_labelers().await?.into_iter().map(with_link).collect() }))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -55,12 +88,19 @@ pub async fn add_labeler(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Json(body): Json<NewLabeler>,
-) -> ApiResult<Response> {
+) -> ApiResult<(StatusCode, axum::Json<CreatedLabeler>)> {
     let role = body.role.unwrap_or(Role::Labeler);
     let (labeler, link, token) = people::add_labeler(&state.services, &actor, &body.name, role, body.another).await?;
-    let mut answer = json!(labeler);
-    answer["link"] = new_link_json(&labeler, &link, &token);
-    Ok((StatusCode::CREATED, axum::Json(answer)).into_response())
+    let link = CreatedLink::new(&labeler, &link, token);
+    Ok((StatusCode::CREATED, axum::Json(CreatedLabeler { labeler, link })))
+}
+
+/// A new person with the link that signs them in.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CreatedLabeler {
+    #[serde(flatten)]
+    pub labeler: Labeler,
+    pub link: CreatedLink,
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -75,10 +115,10 @@ pub async fn make_link(
     Caller(actor): Caller,
     Path(id): Path<LabelerId>,
     Json(body): Json<NewLink>,
-) -> ApiResult<Response> {
+) -> ApiResult<(StatusCode, axum::Json<CreatedLink>)> {
     let labeler = state.services.store.get_labeler(&id).await?;
     let (link, token) = people::make_link(&state.services, &actor, &id, body.expires_hours).await?;
-    Ok((StatusCode::CREATED, axum::Json(new_link_json(&labeler, &link, &token))).into_response())
+    Ok((StatusCode::CREATED, axum::Json(CreatedLink::new(&labeler, &link, token))))
 }
 
 pub async fn revoke_link(
@@ -127,10 +167,10 @@ pub async fn change_labeler(
     Caller(actor): Caller,
     Path(id): Path<LabelerId>,
     Json(body): Json<LabelerChange>,
-) -> ApiResult<Response> {
+) -> ApiResult<axum::Json<Labeler>> {
     let changed =
         people::change_labeler(&state.services, &actor, &id, body.role, body.daily_quota, body.active).await?;
-    Ok(axum::Json(changed).into_response())
+    Ok(axum::Json(changed))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -145,15 +185,15 @@ pub async fn erase(
     Caller(actor): Caller,
     Path(id): Path<LabelerId>,
     Json(body): Json<EraseRequest>,
-) -> ApiResult<Response> {
-    Ok(axum::Json(people::erase(&state.services, &actor, &id, body.judgments).await?).into_response())
+) -> ApiResult<axum::Json<Erasure>> {
+    Ok(axum::Json(people::erase(&state.services, &actor, &id, body.judgments).await?))
 }
 
 pub async fn personal_data(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Path(id): Path<LabelerId>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<PersonalExport>> {
     Ok(axum::Json(people::personal_data(&state.services, &actor, &id).await?))
 }
 
@@ -178,25 +218,50 @@ pub struct AuditQuery {
     limit: Option<i64>,
 }
 
-pub async fn audit(State(state): State<AppState>, Query(query): Query<AuditQuery>) -> ApiResult<axum::Json<Value>> {
+/// A page of the audit trail, newest first.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct AuditPage {
+    pub data: Vec<AuditEntry>,
+    /// What the ids of actors and targets stand for, as far as it is known.
+    pub names: BTreeMap<String, NameOf>,
+    /// Id of the last line: `?before=` asks for the lines behind it. Null when the page is empty.
+    pub before: Option<i64>,
+}
+
+pub async fn audit(State(state): State<AppState>, Query(query): Query<AuditQuery>) -> ApiResult<axum::Json<AuditPage>> {
     let AuditQuery { actor, action, target, since, until, before, limit } = query;
     let filter = AuditFilter { actor, action, target, since, until };
     let entries = state.services.store.list_audit(&filter, before, rows(limit)?).await?;
     let next = entries.last().map(|e| e.id);
     let named = entries.iter().flat_map(|e| [e.actor.clone(), e.target.clone()]).collect();
     let names = crate::service::browse::names(&state.services, named).await?;
-    Ok(axum::Json(json!({"data": entries, "names": names, "before": next})))
+    Ok(axum::Json(AuditPage { data: entries, names, before: next }))
 }
 
-fn invite_json(invite: &Invite) -> Value {
-    json!({"id": invite.id, "role": invite.role, "name": invite.name, "note": invite.note,
-           "expires": invite.expires, "revoked": invite.revoked, "used_by": invite.used_by,
-           "created": invite.created})
+/// An invite without its token.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct InviteView {
+    pub id: InviteId,
+    pub role: Role,
+    /// Whom it greets.
+    pub name: Option<String>,
+    pub note: Option<String>,
+    pub expires: Micros,
+    pub revoked: bool,
+    pub used_by: Option<LabelerId>,
+    pub created: Micros,
 }
 
-pub async fn invites(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
+impl From<Invite> for InviteView {
+    fn from(invite: Invite) -> Self {
+        let Invite { id, role, name, note, expires, revoked, used_by, created, token_hash: _ } = invite;
+        Self { id, role, name, note, expires, revoked, used_by, created }
+    }
+}
+
+pub async fn invites(State(state): State<AppState>) -> ApiResult<axum::Json<List<InviteView>>> {
     let invites = state.services.store.list_invites().await?;
-    Ok(axum::Json(json!({"data": invites.iter().map(invite_json).collect::<Vec<_>>()})))
+    Ok(axum::Json(List { data: invites.into_iter().map(Into::into).collect() }))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -213,22 +278,55 @@ pub async fn invite(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Json(body): Json<NewInvite>,
-) -> ApiResult<Response> {
+) -> ApiResult<(StatusCode, axum::Json<CreatedInvite>)> {
     let role = body.role.unwrap_or(Role::Labeler);
     let (invite, token) = people::invite(&state.services, &actor, role, body.name.as_deref(), body.note).await?;
     let url = format!("/label#invite={token}");
-    let answer = json!({"invite": invite_json(&invite), "token": token, "url": url});
-    Ok((StatusCode::CREATED, axum::Json(answer)).into_response())
+    Ok((StatusCode::CREATED, axum::Json(CreatedInvite { invite: invite.into(), token, url })))
 }
 
-fn key_json(key: &ApiKey) -> Value {
-    json!({"id": key.id, "name": key.name, "scopes": key.scopes, "labeler_id": key.labeler_id,
-           "daily_tokens": key.daily_tokens, "origin": key.origin, "revoked": key.revoked, "created": key.created})
+/// An invite with its token, which is shown once.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CreatedInvite {
+    pub invite: InviteView,
+    pub token: String,
+    /// The page and the token as a path of this server.
+    pub url: String,
 }
 
-pub async fn keys(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
+/// An API key without its secret.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct KeyView {
+    pub id: ApiKeyId,
+    pub name: String,
+    /// Of `admin`, `feedback`, `inference`.
+    pub scopes: Vec<String>,
+    pub labeler_id: Option<LabelerId>,
+    /// Prompt and drawn tokens a day (UTC); null = no limit.
+    pub daily_tokens: Option<i64>,
+    pub origin: KeyOrigin,
+    pub revoked: bool,
+    pub created: Micros,
+}
+
+impl From<ApiKey> for KeyView {
+    fn from(key: ApiKey) -> Self {
+        let ApiKey { id, name, scopes, labeler_id, daily_tokens, origin, revoked, created, key_hash: _ } = key;
+        Self { id, name, scopes, labeler_id, daily_tokens, origin, revoked, created }
+    }
+}
+
+/// An API key with its secret, which is shown once.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CreatedKey {
+    #[serde(flatten)]
+    pub view: KeyView,
+    pub key: String,
+}
+
+pub async fn keys(State(state): State<AppState>) -> ApiResult<axum::Json<List<KeyView>>> {
     let keys = state.services.store.list_api_keys().await?;
-    Ok(axum::Json(json!({"data": keys.iter().map(key_json).collect::<Vec<_>>()})))
+    Ok(axum::Json(List { data: keys.into_iter().map(Into::into).collect() }))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -247,12 +345,10 @@ pub async fn create_key(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Json(body): Json<NewKey>,
-) -> ApiResult<Response> {
+) -> ApiResult<(StatusCode, axum::Json<CreatedKey>)> {
     let NewKey { name, scopes, labeler_id, daily_tokens } = body;
     let (key, secret) = people::create_key(&state.services, &actor, &name, scopes, labeler_id, daily_tokens).await?;
-    let mut answer = key_json(&key);
-    answer["key"] = json!(secret);
-    Ok((StatusCode::CREATED, axum::Json(answer)).into_response())
+    Ok((StatusCode::CREATED, axum::Json(CreatedKey { view: key.into(), key: secret })))
 }
 
 pub async fn revoke_key(

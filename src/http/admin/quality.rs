@@ -1,15 +1,15 @@
 //! Figures about the human judgments, for reviewers and administrators.
 
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::domain::SetKind;
+use crate::eval::quality::{Report, SetConsensus};
 use crate::http::AppState;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Query;
-use crate::service::quality::{self, Scope};
+use crate::service::quality::{self, Scope, VersionTable};
 
 /// Which judgments are looked at, and how intervals are drawn.
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -57,20 +57,43 @@ pub struct ConsensusQuery {
     limit: Option<usize>,
 }
 
-pub async fn report(State(state): State<AppState>, Query(query): Query<ReportQuery>) -> ApiResult<Response> {
+pub async fn report(State(state): State<AppState>, Query(query): Query<ReportQuery>) -> ApiResult<axum::Json<Report>> {
     let ReportQuery { kind, days, replicates, seed } = query;
     let scope = Scope { kind, days, replicates, seed };
-    Ok(axum::Json(quality::report(&state.services, scope).await?).into_response())
+    Ok(axum::Json(quality::report(&state.services, scope).await?))
 }
 
-pub async fn versions(State(state): State<AppState>, Query(query): Query<VersionsQuery>) -> ApiResult<Response> {
+pub async fn versions(
+    State(state): State<AppState>,
+    Query(query): Query<VersionsQuery>,
+) -> ApiResult<axum::Json<VersionTable>> {
     let VersionsQuery { kind, days, replicates, seed, length_controlled } = query;
     let scope = Scope { kind, days, replicates, seed };
     let controlled = length_controlled.unwrap_or(false);
-    Ok(axum::Json(quality::versions(&state.services, scope, controlled).await?).into_response())
+    Ok(axum::Json(quality::versions(&state.services, scope, controlled).await?))
 }
 
-pub async fn consensus(State(state): State<AppState>, Query(query): Query<ConsensusQuery>) -> ApiResult<Response> {
+/// The consensus on a set with its prompt.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ListedConsensus {
+    #[serde(flatten)]
+    pub consensus: SetConsensus,
+    /// One line of the prompt.
+    pub prompt: Option<String>,
+}
+
+/// Ranked sets, the most disputed first.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ConsensusList {
+    pub data: Vec<ListedConsensus>,
+    /// Ranked sets in all.
+    pub total: usize,
+}
+
+pub async fn consensus(
+    State(state): State<AppState>,
+    Query(query): Query<ConsensusQuery>,
+) -> ApiResult<axum::Json<ConsensusList>> {
     let ConsensusQuery { kind, days, replicates, seed, limit } = query;
     let limit = limit.unwrap_or(50);
     if !(1..=1000).contains(&limit) {
@@ -80,12 +103,7 @@ pub async fn consensus(State(state): State<AppState>, Query(query): Query<Consen
     let total = sets.len();
     sets.truncate(limit);
     let ids: Vec<_> = sets.iter().map(|s| s.set_id.clone()).collect();
-    let prompts = crate::service::browse::previews(&state.services, &ids).await?;
-    let one = |set: &crate::eval::quality::SetConsensus| {
-        let mut row = serde_json::to_value(set).unwrap_or_default();
-        row["prompt"] = json!(prompts.get(&set.set_id));
-        row
-    };
-    let data: Vec<_> = sets.iter().map(one).collect();
-    Ok(axum::Json(json!({"data": data, "total": total})).into_response())
+    let mut prompts = crate::service::browse::previews(&state.services, &ids).await?;
+    let listed = |consensus: SetConsensus| ListedConsensus { prompt: prompts.remove(&consensus.set_id), consensus };
+    Ok(axum::Json(ConsensusList { data: sets.into_iter().map(listed).collect(), total }))
 }

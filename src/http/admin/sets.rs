@@ -2,18 +2,21 @@
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::domain::*;
 use crate::http::AppState;
+use crate::http::admin::browse::LabelerName;
 use crate::http::auth::Caller;
+use crate::http::contract::Paged;
 use crate::http::error::ApiResult;
 use crate::http::extract::{Json, Path, Query};
-use crate::http::label::{JudgmentRequest, PageQuery, messages_json};
+use crate::http::label::{JudgmentRequest, PageQuery};
 use crate::http::markdown;
+use crate::http::shown::{ShownPrompt, tiers};
 use crate::service::draw::{self, DrawRequest};
+use crate::service::judge::ExpectedTier;
 use crate::service::label::author;
 use crate::service::review::{self, KnownAnswer};
 
@@ -21,27 +24,29 @@ pub async fn draw(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Json(body): Json<DrawRequest>,
-) -> ApiResult<Response> {
+) -> ApiResult<(StatusCode, axum::Json<SetDraw>)> {
     let draw = draw::start(&state.services, &actor, body).await?;
-    Ok((StatusCode::ACCEPTED, axum::Json(draw)).into_response())
+    Ok((StatusCode::ACCEPTED, axum::Json(draw)))
 }
 
-pub async fn draws(State(state): State<AppState>, Query(query): Query<PageQuery>) -> ApiResult<axum::Json<Value>> {
+pub async fn draws(
+    State(state): State<AppState>,
+    Query(query): Query<PageQuery>,
+) -> ApiResult<axum::Json<Paged<SetDraw>>> {
     let draws = draw::list(&state.services, query.page()?).await?;
-    let next = draws.last().map(|d| d.id.clone());
-    Ok(axum::Json(json!({"data": draws, "after": next})))
+    Ok(axum::Json(Paged::new(draws, |d| d.id.as_str())))
 }
 
-pub async fn get_draw(State(state): State<AppState>, Path(id): Path<DrawId>) -> ApiResult<Response> {
-    Ok(axum::Json(draw::get(&state.services, &id).await?).into_response())
+pub async fn get_draw(State(state): State<AppState>, Path(id): Path<DrawId>) -> ApiResult<axum::Json<SetDraw>> {
+    Ok(axum::Json(draw::get(&state.services, &id).await?))
 }
 
 pub async fn cancel_draw(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Path(id): Path<DrawId>,
-) -> ApiResult<Response> {
-    Ok(axum::Json(draw::cancel(&state.services, &actor, &id).await?).into_response())
+) -> ApiResult<axum::Json<SetDraw>> {
+    Ok(axum::Json(draw::cancel(&state.services, &actor, &id).await?))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -84,42 +89,92 @@ pub async fn retire(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// A set with its authors and everybody's latest judgments.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ReviewedSet {
+    /// What an administrator set as the known answer; null for ordinary sets.
+    pub known_answer: Option<KnownAnswerView>,
+    pub set: ComparisonSet,
+    pub prompt: ShownPrompt,
+    /// In storage order.
+    pub completions: Vec<AuthoredCompletion>,
+    pub judgments: Vec<ReviewedJudgment>,
+    /// The reviewer whose judgment data sets take instead of the others.
+    pub settled_by: Option<LabelerId>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct KnownAnswerView {
+    pub tiers: Vec<ExpectedTier>,
+    /// Markdown.
+    pub explanation: Option<String>,
+}
+
+/// A completion with its author.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct AuthoredCompletion {
+    pub id: CompletionId,
+    /// `stop`, `length` or `abort`; null for texts that no model wrote.
+    pub finish_reason: Option<String>,
+    pub text: String,
+    pub html: String,
+    /// Name of the model version; `human`, `edit` or `import` for texts that no model wrote.
+    pub author: String,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ReviewedJudgment {
+    pub judgment: Judgment,
+    pub labeler: LabelerName,
+}
+
 pub async fn review(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Path(id): Path<SetId>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<ReviewedSet>> {
     let services = &state.services;
     let disputed = review::disputed(services, &actor, &id).await?;
     let texts: Vec<&str> = disputed.completions.iter().map(|c| c.text.as_str()).collect();
     let mut completions = Vec::new();
     for (c, html) in disputed.completions.iter().zip(markdown::render_all(&texts).await?) {
         let author = author(services, c).await?;
-        completions.push(
-            json!({"id": c.id, "finish_reason": c.finish_reason, "text": c.text, "html": html, "author": author}),
-        );
+        completions.push(AuthoredCompletion {
+            id: c.id.clone(),
+            finish_reason: c.finish_reason.clone(),
+            text: c.text.clone(),
+            html: html.to_string(),
+            author,
+        });
     }
     let mut judgments = Vec::new();
-    for judgment in &disputed.judgments {
+    for judgment in disputed.judgments {
         let labeler = services.store.get_labeler(&judgment.labeler_id).await?;
-        judgments.push(json!({"judgment": judgment, "labeler": {"id": labeler.id, "name": labeler.name}}));
+        judgments.push(ReviewedJudgment { judgment, labeler: LabelerName { id: labeler.id, name: labeler.name } });
     }
     let known_answer = match disputed.set.kind {
-        SetKind::Normal => Value::Null,
+        SetKind::Normal => None,
         SetKind::Gold | SetKind::Calibration => {
-            let tiers = services.store.get_gold(&id).await?;
-            let tiers: Vec<_> = tiers.iter().map(|(c, tier)| json!({"completion_id": c, "tier": tier})).collect();
-            json!({"tiers": tiers, "explanation": services.store.set_explanation(&id).await?})
+            let tiers = tiers(services.store.get_gold(&id).await?);
+            Some(KnownAnswerView { tiers, explanation: services.store.set_explanation(&id).await? })
         }
     };
-    Ok(axum::Json(json!({
-        "known_answer": known_answer,
-        "set": disputed.set,
-        "prompt": {"id": disputed.prompt.id, "messages": messages_json(&disputed.prompt.messages).await?},
-        "completions": completions,
-        "judgments": judgments,
-        "settled_by": disputed.settled_by,
-    })))
+    Ok(axum::Json(ReviewedSet {
+        known_answer,
+        set: disputed.set,
+        prompt: ShownPrompt::new(&disputed.prompt).await?,
+        completions,
+        judgments,
+        settled_by: disputed.settled_by,
+    }))
+}
+
+/// The stored judgment of a reviewer.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Settled {
+    pub judgment: Judgment,
+    /// The idempotency key had been used: this is what was stored then.
+    pub replayed: bool,
 }
 
 pub async fn settle(
@@ -127,7 +182,7 @@ pub async fn settle(
     Caller(actor): Caller,
     Path(id): Path<SetId>,
     Json(body): Json<JudgmentRequest>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<Settled>> {
     let submitted = review::settle(&state.services, &actor, &id, body.into_word()).await?;
-    Ok(axum::Json(json!({"judgment": submitted.judgment, "replayed": submitted.replayed})))
+    Ok(axum::Json(Settled { judgment: submitted.judgment, replayed: submitted.replayed }))
 }

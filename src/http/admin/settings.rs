@@ -3,16 +3,17 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::http::AppState;
 use crate::http::auth::Caller;
+use crate::http::contract::List;
 use crate::http::error::ApiResult;
 use crate::http::extract::Json;
-use crate::service::live;
+use crate::service::live::{self, Described, Usage};
 
-pub async fn list(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
-    Ok(axum::Json(json!({"data": live::describe(&state.services).await?})))
+pub async fn list(State(state): State<AppState>) -> ApiResult<axum::Json<List<Described>>> {
+    Ok(axum::Json(List { data: live::describe(&state.services).await? }))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -57,7 +58,6 @@ pub async fn end_canary(State(state): State<AppState>, Caller(actor): Caller) ->
 }
 
 /// What each version wrote and how it was received, since the canary began (else over the last day).
-pub async fn usage(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
-    let (since, canary, versions) = live::usage(&state.services).await?;
-    Ok(axum::Json(json!({"since": since, "canary": canary, "versions": versions})))
+pub async fn usage(State(state): State<AppState>) -> ApiResult<axum::Json<Usage>> {
+    Ok(axum::Json(live::usage(&state.services).await?))
 }

@@ -4,17 +4,19 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::TryStreamExt;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::data::Format;
 use crate::data::source::Content;
-use crate::domain::{SetKind, Split};
+use crate::domain::{DatasetVersion, SetKind, Split};
 use crate::http::AppState;
 use crate::http::auth::Caller;
-use crate::http::error::{ApiError, ApiResult};
+use crate::http::contract::List;
+use crate::http::error::{ApiError, ApiResult, ErrorDetail};
 use crate::http::extract::{Body, Json, Path, Query};
+use crate::service::sample::{self, Sample};
 use crate::service::transfer::{self, Selection};
 use crate::service::{datasets, imports};
 use crate::store::RankedFilter;
@@ -49,13 +51,16 @@ pub async fn import(
     let done = imports::read_in(&state.services, &actor, format, name, query.known_answer, body).await?;
     Ok(match failure(&done) {
         None => axum::Json(done).into_response(),
-        Some(error) => {
-            // The report beside the error: which lines, and why.
-            let mut report = serde_json::to_value(&done).unwrap_or_default();
-            report["error"] = error.body()["error"].take();
-            (error.status, axum::Json(report)).into_response()
-        }
+        Some(error) => (error.status, axum::Json(FailedImport { report: done, error: error.detail() })).into_response(),
     })
+}
+
+/// Why an import is refused, beside the report: which lines, and why.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct FailedImport {
+    #[serde(flatten)]
+    pub report: imports::Imported,
+    pub error: ErrorDetail,
 }
 
 /// The body must be the file itself, packed or not. Its content says what it is, so the type is only asked about
@@ -118,8 +123,8 @@ fn failure(done: &imports::Imported) -> Option<ApiError> {
 }
 
 /// Loads the sample data of a first walk through the loop.
-pub async fn sample(State(state): State<AppState>, Caller(actor): Caller) -> ApiResult<Response> {
-    Ok(axum::Json(crate::service::sample::load(&state.services, &actor).await?).into_response())
+pub async fn sample(State(state): State<AppState>, Caller(actor): Caller) -> ApiResult<axum::Json<Sample>> {
+    Ok(axum::Json(sample::load(&state.services, &actor).await?))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -172,15 +177,18 @@ pub async fn create_dataset(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Json(body): Json<NewDataset>,
-) -> ApiResult<Response> {
+) -> ApiResult<(StatusCode, axum::Json<DatasetVersion>)> {
     let version = datasets::create(&state.services, &actor, body.name, body.filter).await?;
-    Ok((StatusCode::CREATED, axum::Json(version)).into_response())
+    Ok((StatusCode::CREATED, axum::Json(version)))
 }
 
-pub async fn list_datasets(State(state): State<AppState>) -> ApiResult<axum::Json<Value>> {
-    Ok(axum::Json(json!({"data": state.services.store.list_datasets().await?})))
+pub async fn list_datasets(State(state): State<AppState>) -> ApiResult<axum::Json<List<DatasetVersion>>> {
+    Ok(axum::Json(List { data: state.services.store.list_datasets().await? }))
 }
 
-pub async fn get_dataset(State(state): State<AppState>, Path(id): Path<String>) -> ApiResult<Response> {
-    Ok(axum::Json(state.services.store.get_dataset(&id).await?).into_response())
+pub async fn get_dataset(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+) -> ApiResult<axum::Json<DatasetVersion>> {
+    Ok(axum::Json(state.services.store.get_dataset(&id).await?))
 }

@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
+pub use self::answer::{AnthropicEvent, AnthropicMessage};
 use self::answer::{Message, Narrated};
 use super::AppState;
 use super::auth::MaybeCaller;
@@ -87,7 +88,13 @@ pub async fn create(
     running.store(|_| true).await?;
     let (text, stop) = message.ended(&running.samples[0]);
     let read = Blocks::read(text, &begun);
-    Ok(axum::Json(message.whole(&running, &read.all, &stop)).into_response())
+    Ok(axum::Json(message.whole(&running, &read.all, stop)).into_response())
+}
+
+/// Tokens of a conversation as its model reads it.
+#[derive(Debug, serde::Serialize, schemars::JsonSchema)]
+pub struct CountedTokens {
+    pub input_tokens: usize,
 }
 
 /// Counts the tokens of a conversation as its model reads it.
@@ -95,9 +102,9 @@ pub async fn count_tokens(
     State(state): State<AppState>,
     caller: MaybeCaller,
     Json(request): Json<MessagesRequest>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<CountedTokens>> {
     let counted = begin::count(&state.services, caller.is_admin(), chat(request)?).await;
-    Ok(axum::Json(json!({"input_tokens": counted.map_err(|e| blocks::renamed(e, &NAMES))?})))
+    Ok(axum::Json(CountedTokens { input_tokens: counted.map_err(|e| blocks::renamed(e, &NAMES))? }))
 }
 
 /// The same request as chat has it.

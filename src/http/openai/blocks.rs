@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use serde_json::Value;
+use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -98,8 +98,14 @@ impl Blocks {
     }
 }
 
-/// An event with its name.
-pub struct Told(pub &'static str, pub Value);
+/// An event with its name and data.
+pub struct Told(pub &'static str, pub String);
+
+impl Told {
+    pub fn new(name: &'static str, data: &impl Serialize) -> Self {
+        Self(name, serde_json::to_string(data).unwrap_or_default())
+    }
+}
 
 /// Tells how an answer grows, in the words of one API.
 pub trait Narrator: Send + 'static {
@@ -118,7 +124,7 @@ pub fn respond(mut running: Running, begun: &Begun, mut narrator: impl Narrator)
     tokio::spawn(async move {
         let send = async |told: Vec<Told>| {
             for Told(name, data) in told {
-                sender.send(Ok(Event::default().event(name).data(data.to_string()))).await.map_err(drop)?;
+                sender.send(Ok(Event::default().event(name).data(data))).await.map_err(drop)?;
             }
             Ok::<(), ()>(())
         };

@@ -2,13 +2,16 @@
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
 
 use super::begin::{self, Begun, Texts};
+use super::logprobs::{self, ChatLogprobs};
 use super::stream::{self, Format, Piece};
 use super::written::{self, Written};
-use super::{logprobs, params, usage};
-use crate::domain::Message;
+use super::{Generated, TokenUsage, params, usage};
+use crate::domain::{CompletionId, Message};
 use crate::engine::FinishReason;
 use crate::http::AppState;
 use crate::http::auth::MaybeCaller;
@@ -165,6 +168,141 @@ pub fn messages(given: Vec<ChatMessage>, field: &str, max_bytes: usize) -> ApiRe
     Ok(messages)
 }
 
+/// The assistant's next message, once for each sample.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ChatCompletion {
+    pub id: String,
+    #[schemars(extend("const" = "chat.completion"))]
+    pub object: &'static str,
+    /// Seconds since 1970.
+    pub created: i64,
+    pub model: String,
+    pub choices: Vec<ChatChoice>,
+    pub instructd: Generated,
+    pub usage: TokenUsage,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ChatChoice {
+    pub index: usize,
+    pub message: AssistantMessage,
+    pub finish_reason: Option<ChatFinish>,
+    /// Only with `logprobs`.
+    pub logprobs: Option<ChatLogprobs>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct AssistantMessage {
+    #[schemars(extend("const" = "assistant"))]
+    pub role: &'static str,
+    /// Null where there are calls of tools and nothing else.
+    pub content: Option<String>,
+    /// Always null: nothing here refuses.
+    pub refusal: Option<String>,
+    /// What the model thought before it answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<CalledTool>,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ChatFinish {
+    Stop,
+    Length,
+    Abort,
+    /// The answer calls tools.
+    ToolCalls,
+}
+
+impl ChatFinish {
+    fn of(reason: FinishReason, called: bool) -> Self {
+        match reason {
+            FinishReason::Stop if called => Self::ToolCalls,
+            FinishReason::Stop => Self::Stop,
+            FinishReason::Length => Self::Length,
+            FinishReason::Abort => Self::Abort,
+        }
+    }
+}
+
+/// One call of a tool.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CalledTool {
+    pub id: String,
+    #[serde(rename = "type")]
+    #[schemars(extend("const" = "function"))]
+    pub kind: &'static str,
+    pub function: CalledFunction,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CalledFunction {
+    pub name: String,
+    /// The text of a JSON object; cut off where the answer is.
+    pub arguments: String,
+}
+
+/// A piece of a streamed chat completion.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ChatChunk {
+    pub id: String,
+    #[schemars(extend("const" = "chat.completion.chunk"))]
+    pub object: &'static str,
+    /// Seconds since 1970.
+    pub created: i64,
+    pub model: String,
+    pub choices: Vec<ChatChunkChoice>,
+    pub instructd: Generated,
+    /// In the last chunk, with `stream_options.include_usage`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<TokenUsage>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ChatChunkChoice {
+    pub index: usize,
+    pub delta: ChatDelta,
+    /// Only with `logprobs`.
+    pub logprobs: Option<ChatLogprobs>,
+    pub finish_reason: Option<ChatFinish>,
+}
+
+/// What is added to the message.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+pub struct ChatDelta {
+    /// In the first chunk of a choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+    /// More of what the model thinks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<CallDelta>,
+}
+
+/// A call that begins, with its id and name, or more of its arguments.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CallDelta {
+    pub index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'static str>,
+    pub function: FunctionDelta,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct FunctionDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub arguments: String,
+}
+
 struct Shape {
     id: String,
     created: i64,
@@ -206,130 +344,137 @@ pub fn call_id(running: &Running, sample: usize, index: usize) -> String {
     format!("call_{}{index}", own.to_lowercase())
 }
 
-fn finish_name(reason: FinishReason, called: bool) -> &'static str {
-    if called && reason == FinishReason::Stop { "tool_calls" } else { reason.as_str() }
-}
-
 /// An answer as a message of the assistant.
-fn message(running: &Running, sample: usize, whole: &Whole) -> Value {
-    let content = if whole.content.is_empty() && !whole.calls.is_empty() {
-        Value::Null
-    } else {
-        whole.content.as_str().into()
+fn message(running: &Running, sample: usize, whole: Whole) -> AssistantMessage {
+    let silent = whole.content.is_empty() && !whole.calls.is_empty();
+    let one = |(i, (name, arguments)): (usize, (String, String))| CalledTool {
+        id: call_id(running, sample, i),
+        kind: "function",
+        function: CalledFunction { name, arguments },
     };
-    let mut message = json!({"role": "assistant", "content": content, "refusal": null});
-    if !whole.reasoning.is_empty() {
-        message["reasoning_content"] = whole.reasoning.as_str().into();
+    AssistantMessage {
+        role: "assistant",
+        content: (!silent).then_some(whole.content),
+        refusal: None,
+        reasoning_content: (!whole.reasoning.is_empty()).then_some(whole.reasoning),
+        tool_calls: whole.calls.into_iter().enumerate().map(one).collect(),
     }
-    if !whole.calls.is_empty() {
-        let one = |(i, (name, arguments)): (usize, &(String, String))| {
-            let function = json!({"name": name, "arguments": arguments});
-            json!({"id": call_id(running, sample, i), "type": "function", "function": function})
-        };
-        message["tool_calls"] = whole.calls.iter().enumerate().map(one).collect();
-    }
-    message
 }
 
 impl Shape {
-    fn envelope(&self, object: &str, choices: Vec<Value>, ids: Vec<Option<&str>>) -> Value {
-        let version = &self.begun.model.version;
-        json!({
-            "id": self.id,
-            "object": object,
-            "created": self.created,
-            "model": version.name,
-            "choices": choices,
-            "instructd": {"completion_ids": ids, "model_version": version.id, "seed": self.begun.seed},
-        })
+    fn generated(&self, completion_ids: Vec<Option<CompletionId>>) -> Generated {
+        Generated { completion_ids, model_version: self.begun.model.version.id.clone(), seed: self.begun.seed }
+    }
+
+    fn piece(&self, choices: Vec<ChatChunkChoice>, ids: Vec<Option<CompletionId>>) -> ChatChunk {
+        ChatChunk {
+            id: self.id.clone(),
+            object: "chat.completion.chunk",
+            created: self.created,
+            model: self.begun.model.version.name.clone(),
+            choices,
+            instructd: self.generated(ids),
+            usage: None,
+        }
     }
 
     async fn answer(&self, running: Running) -> ApiResult<Response> {
         let mut choices = Written::list();
         for (index, sample) in running.samples.iter().enumerate() {
             let whole = Whole::read(&sample.text, self.begun.reader());
-            let choice = json!({
-                "index": index,
-                "message": message(&running, index, &whole),
-                "finish_reason": sample.finish.map(|f| finish_name(f, !whole.calls.is_empty())),
-            });
+            let finish_reason = sample.finish.map(|f| ChatFinish::of(f, !whole.calls.is_empty()));
+            let choice = ChatChoice { index, message: message(&running, index, whole), finish_reason, logprobs: None };
             let mut reported = Written::null();
             if self.logprobs {
                 let (engine, left) = (self.begun.engine.as_ref(), running.prompt_tail());
                 let content = written::chat_logprobs(engine, running.version_id(), left, &sample.tokens).await?;
-                reported = Written::object(&json!({"refusal": null}), "content", content);
+                reported = Written::object(&ChatLogprobs::default(), "content", content);
             }
             choices.push(Written::object(&choice, "logprobs", reported));
         }
-        let ids = running.samples.iter().map(|s| (!s.text.is_empty()).then(|| s.id.as_str())).collect();
-        let mut answer = self.envelope("chat.completion", Vec::new(), ids);
-        answer["usage"] = usage(std::slice::from_ref(&running));
+        let ids = running.samples.iter().map(|s| (!s.text.is_empty()).then(|| s.id.clone())).collect();
+        let answer = ChatCompletion {
+            id: self.id.clone(),
+            object: "chat.completion",
+            created: self.created,
+            model: self.begun.model.version.name.clone(),
+            choices: Vec::new(),
+            instructd: self.generated(ids),
+            usage: usage(std::slice::from_ref(&running)),
+        };
         Ok(Written::object(&answer, "choices", choices.end()).into_response())
     }
 
-    fn chunk_of(&self, running: &Running, index: usize, delta: Value, reported: Value, finish: Option<&str>) -> Value {
-        let choice = json!({"index": index, "delta": delta, "logprobs": reported, "finish_reason": finish});
-        let ids = vec![Some(running.samples[index].id.as_str())];
-        self.envelope("chat.completion.chunk", vec![choice], ids)
+    fn chunk_of(
+        &self,
+        running: &Running,
+        index: usize,
+        delta: ChatDelta,
+        logprobs: Option<ChatLogprobs>,
+        finish_reason: Option<ChatFinish>,
+    ) -> ChatChunk {
+        let choice = ChatChunkChoice { index, delta, logprobs, finish_reason };
+        self.piece(vec![choice], vec![Some(running.samples[index].id.clone())])
     }
 }
 
 /// What a part of an answer adds to a streamed message.
-fn delta(running: &Running, sample: usize, part: Part) -> Value {
+fn delta(running: &Running, sample: usize, part: Part) -> ChatDelta {
+    let call = |index, id, kind, name, arguments| {
+        vec![CallDelta { index, id, kind, function: FunctionDelta { name, arguments } }]
+    };
     match part {
-        Part::Reasoning(text) => json!({"reasoning_content": text}),
-        Part::Content(text) => json!({"content": text}),
+        Part::Reasoning(text) => ChatDelta { reasoning_content: Some(text), ..ChatDelta::default() },
+        Part::Content(text) => ChatDelta { content: Some(text), ..ChatDelta::default() },
         Part::Call { index, name } => {
-            let function = json!({"name": name, "arguments": ""});
-            let id = call_id(running, sample, index);
-            json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]})
+            let id = Some(call_id(running, sample, index));
+            let tool_calls = call(index, id, Some("function"), Some(name), String::new());
+            ChatDelta { tool_calls, ..ChatDelta::default() }
         }
         Part::Arguments { index, text } => {
-            json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
+            ChatDelta { tool_calls: call(index, None, None, None, text), ..ChatDelta::default() }
         }
     }
 }
 
 impl Format for Shape {
-    async fn chunk(&self, running: &Running, _: usize, index: usize, piece: Piece<'_>) -> ApiResult<Vec<Value>> {
-        let mut reported = Value::Null;
+    type Chunk = ChatChunk;
+
+    async fn chunk(&self, running: &Running, _: usize, index: usize, piece: Piece<'_>) -> ApiResult<Vec<ChatChunk>> {
+        let mut reported = None;
+        let said = |text: &str| ChatDelta { content: Some(text.to_owned()), ..ChatDelta::default() };
         let parts = match piece {
             Piece::Start { .. } => {
-                let start = json!({"role": "assistant", "content": ""});
-                return Ok(vec![self.chunk_of(running, index, start, Value::Null, None)]);
+                let start = ChatDelta { role: Some("assistant"), ..said("") };
+                return Ok(vec![self.chunk_of(running, index, start, None, None)]);
             }
             Piece::Delta { text, tokens } => {
                 if self.logprobs && !tokens.is_empty() {
                     let left = running.left_of(index, tokens.len());
                     let engine = self.begun.engine.as_ref();
                     let content = logprobs::chat(engine, running.version_id(), &left, tokens).await?;
-                    reported = json!({"content": content, "refusal": null});
+                    reported = Some(ChatLogprobs { content, refusal: None });
                 }
                 self.texts.push(index, text)
             }
             Piece::Finish(_) => self.texts.finish(index),
         };
-        let mut chunks: Vec<Value> = Vec::new();
+        let mut chunks: Vec<ChatChunk> = Vec::new();
         for part in parts {
-            let reported = std::mem::take(&mut reported);
-            chunks.push(self.chunk_of(running, index, delta(running, index, part), reported, None));
+            chunks.push(self.chunk_of(running, index, delta(running, index, part), reported.take(), None));
         }
-        if !reported.is_null() {
+        if reported.is_some() {
             // Tokens whose text is held back.
-            chunks.push(self.chunk_of(running, index, json!({"content": ""}), reported, None));
+            chunks.push(self.chunk_of(running, index, said(""), reported, None));
         }
         if let Piece::Finish(reason) = piece {
-            let finish = finish_name(reason, self.texts.called(index));
-            chunks.push(self.chunk_of(running, index, json!({}), Value::Null, Some(finish)));
+            let finish = ChatFinish::of(reason, self.texts.called(index));
+            chunks.push(self.chunk_of(running, index, ChatDelta::default(), None, Some(finish)));
         }
         Ok(chunks)
     }
 
-    fn usage(&self, usage: Value) -> Option<Value> {
-        self.include_usage.then(|| {
-            let mut chunk = self.envelope("chat.completion.chunk", Vec::new(), Vec::new());
-            chunk["usage"] = usage;
-            chunk
-        })
+    fn usage(&self, usage: TokenUsage) -> Option<ChatChunk> {
+        self.include_usage.then(|| ChatChunk { usage: Some(usage), ..self.piece(Vec::new(), Vec::new()) })
     }
 }

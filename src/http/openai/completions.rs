@@ -5,13 +5,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
 
-use super::logprobs::{self, Place};
+use super::logprobs::{self, Place, TextLogprobs};
 use super::stream::{self, Format, Piece};
 use super::written::{self, Written};
-use super::{params, usage};
-use crate::engine::{Generator, SamplingParams, ServedModel, TextForm};
+use super::{Generated, TokenUsage, params, usage};
+use crate::domain::CompletionId;
+use crate::engine::{FinishReason, Generator, SamplingParams, ServedModel, TextForm};
 use crate::http::AppState;
 use crate::http::auth::MaybeCaller;
 use crate::http::error::{ApiError, ApiResult};
@@ -46,6 +49,33 @@ params::generation_request!(
         tools: Option<Value>,
     }
 );
+
+/// Texts that follow the prompts. As a piece of a stream it holds one choice, whose text is added, and `usage` only in
+/// the last piece, with `stream_options.include_usage`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct TextCompletion {
+    pub id: String,
+    #[schemars(extend("const" = "text_completion"))]
+    pub object: &'static str,
+    /// Seconds since 1970.
+    pub created: i64,
+    pub model: String,
+    pub choices: Vec<TextChoice>,
+    pub instructd: Generated,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<TokenUsage>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct TextChoice {
+    /// Samples of the first prompt come first.
+    pub index: usize,
+    /// After the prompt, with `echo`.
+    pub text: String,
+    /// Only with `logprobs`.
+    pub logprobs: Option<TextLogprobs>,
+    pub finish_reason: Option<FinishReason>,
+}
 
 /// One prompt as text, and as its model takes it.
 struct Input {
@@ -303,15 +333,16 @@ async fn input(engine: &dyn Generator, model: &ServedModel, given: Given, form: 
 }
 
 impl Shape {
-    fn envelope(&self, choices: Vec<Value>, ids: Vec<Option<&str>>) -> Value {
-        json!({
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.model.version.name,
-            "choices": choices,
-            "instructd": {"completion_ids": ids, "model_version": self.model.version.id, "seed": self.seed},
-        })
+    fn envelope(&self, choices: Vec<TextChoice>, completion_ids: Vec<Option<CompletionId>>) -> TextCompletion {
+        TextCompletion {
+            id: self.id.clone(),
+            object: "text_completion",
+            created: self.created,
+            model: self.model.version.name.clone(),
+            choices,
+            instructd: Generated { completion_ids, model_version: self.model.version.id.clone(), seed: self.seed },
+            usage: None,
+        }
     }
 
     async fn answer(&self, runs: &mut [Running], texts: &[Echo]) -> ApiResult<Response> {
@@ -332,12 +363,11 @@ impl Shape {
         for ((run, text), order) in runs.iter().zip(texts).zip(&kept) {
             for sample in order.iter().map(|i| &run.samples[*i]) {
                 let index = completion_ids.len();
-                completion_ids.push((!sample.text.is_empty()).then(|| sample.id.as_str()));
+                completion_ids.push((!sample.text.is_empty()).then(|| sample.id.clone()));
                 choices.push(self.choice(index, run, sample, text).await?);
             }
         }
-        let mut answer = self.envelope(Vec::new(), completion_ids);
-        answer["usage"] = usage(runs);
+        let answer = TextCompletion { usage: Some(usage(runs)), ..self.envelope(Vec::new(), completion_ids) };
         Ok(Written::object(&answer, "choices", choices.end()).into_response())
     }
 
@@ -353,8 +383,7 @@ impl Shape {
             logprobs = written::completion_logprobs(self.engine.as_ref(), run.version_id(), &tokens, place).await?;
         }
         let text = if self.echo { format!("{}{}", echoed.text, sample.text) } else { sample.text.clone() };
-        let finish = sample.finish.map(|f| f.as_str());
-        let choice = json!({"index": index, "text": text, "logprobs": null, "finish_reason": finish});
+        let choice = TextChoice { index, text, logprobs: None, finish_reason: sample.finish };
         Ok(Written::object(&choice, "logprobs", logprobs))
     }
 }
@@ -368,11 +397,19 @@ struct Chunks {
 }
 
 impl Format for Chunks {
-    async fn chunk(&self, running: &Running, run: usize, index: usize, piece: Piece<'_>) -> ApiResult<Vec<Value>> {
+    type Chunk = TextCompletion;
+
+    async fn chunk(
+        &self,
+        running: &Running,
+        run: usize,
+        index: usize,
+        piece: Piece<'_>,
+    ) -> ApiResult<Vec<TextCompletion>> {
         let shape = &self.shape;
         let choice = run * shape.n + index;
         let started = matches!(piece, Piece::Start { .. });
-        let (text, tokens, finish) = match piece {
+        let (text, tokens, finish_reason) = match piece {
             Piece::Start { prompt } if shape.echo => (self.texts[run].text.as_str(), prompt, None),
             Piece::Start { .. } => return Ok(Vec::new()),
             Piece::Delta { text, tokens } => {
@@ -381,9 +418,9 @@ impl Format for Chunks {
                 }
                 (text, tokens, None)
             }
-            Piece::Finish(reason) => ("", [].as_slice(), Some(reason.as_str())),
+            Piece::Finish(reason) => ("", [].as_slice(), Some(reason)),
         };
-        let mut logprobs = Value::Null;
+        let mut logprobs = None;
         if shape.logprobs && !tokens.is_empty() {
             let mut offset = self.offsets[choice].load(Ordering::Relaxed);
             let left = running.left_of(index, tokens.len());
@@ -392,21 +429,17 @@ impl Format for Chunks {
                 false => Place { left: &left, ..Place::default() },
             };
             let (engine, version) = (shape.engine.as_ref(), running.version_id());
-            logprobs = logprobs::completion(engine, version, tokens, place, &mut offset).await?;
+            logprobs = Some(logprobs::completion(engine, version, tokens, place, &mut offset).await?);
             self.offsets[choice].store(offset, Ordering::Relaxed);
         } else if started {
             self.offsets[choice].store(text.chars().count(), Ordering::Relaxed);
         }
-        let body = json!({"index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish});
-        let chunk = shape.envelope(vec![body], vec![Some(running.samples[index].id.as_str())]);
-        Ok(vec![chunk])
+        let choice = TextChoice { index: choice, text: text.to_owned(), logprobs, finish_reason };
+        Ok(vec![shape.envelope(vec![choice], vec![Some(running.samples[index].id.clone())])])
     }
 
-    fn usage(&self, usage: Value) -> Option<Value> {
-        self.shape.include_usage.then(|| {
-            let mut chunk = self.shape.envelope(Vec::new(), Vec::new());
-            chunk["usage"] = usage;
-            chunk
-        })
+    fn usage(&self, usage: TokenUsage) -> Option<TextCompletion> {
+        let shape = &self.shape;
+        shape.include_usage.then(|| TextCompletion { usage: Some(usage), ..shape.envelope(Vec::new(), Vec::new()) })
     }
 }

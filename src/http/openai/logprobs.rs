@@ -1,6 +1,10 @@
 //! Log-probabilities in OpenAI's two forms: parallel lists (completions) and objects (chat).
 
-use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::domain::ModelVersionId;
 use crate::engine::{EngineError, Generator, Piece, TokenLogprob};
@@ -16,10 +20,48 @@ pub struct Place<'a> {
     pub prompt: usize,
 }
 
-/// `{tokens, token_logprobs, top_logprobs, text_offset, token_ids}`. Offsets count characters of the choice's text
-/// from `offset`, which moves on; a character counts where its first byte stands. `top_logprobs` holds every
-/// alternative and the token itself: where two read the same, the token keeps its text and the others are
-/// `token_id:N`. Tokens that are no whole characters are written `bytes:\xf0\x9f`.
+/// The tokens of a raw completion as parallel lists. Tokens that are no whole characters are written
+/// `bytes:\xf0\x9f`.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+pub struct TextLogprobs {
+    pub tokens: Vec<String>,
+    /// Null for the first token of a prompt, which has no distribution before it.
+    pub token_logprobs: Vec<Option<f64>>,
+    /// Every alternative and the token itself: where two read the same, the token keeps its text and the others are
+    /// `token_id:N`.
+    #[schemars(with = "Vec<Option<BTreeMap<String, f64>>>")]
+    pub top_logprobs: Vec<Option<Map<String, Value>>>,
+    /// In characters of the choice's text; a character counts where its first byte stands.
+    pub text_offset: Vec<usize>,
+    pub token_ids: Vec<u32>,
+}
+
+/// The tokens of a chat message.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+pub struct ChatLogprobs {
+    pub content: Vec<ChatToken>,
+    /// Always null: nothing here refuses.
+    pub refusal: Option<String>,
+}
+
+/// A token and its alternatives.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ChatToken {
+    #[serde(flatten)]
+    pub token: TokenEntry,
+    pub top_logprobs: Vec<TokenEntry>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct TokenEntry {
+    pub token: String,
+    pub logprob: Option<f64>,
+    /// Of the token, which need not be whole characters.
+    pub bytes: Vec<u8>,
+    pub token_id: u32,
+}
+
+/// Lists tokens for a raw completion. Offsets count from `offset`, which moves on.
 ///
 /// # Errors
 /// What the engine fails with.
@@ -29,7 +71,7 @@ pub async fn completion(
     tokens: &[TokenLogprob],
     place: Place<'_>,
     offset: &mut usize,
-) -> Result<Value, EngineError> {
+) -> Result<TextLogprobs, EngineError> {
     let listed = engine.token_pieces(Some(version), place.left, tokens).await?;
     let (mut own, mut top_logprobs, mut text_offset) = (Vec::new(), Vec::new(), Vec::new());
     for (i, (token, pieces)) in tokens.iter().zip(&listed).enumerate() {
@@ -40,26 +82,26 @@ pub async fn completion(
         let name = key(piece);
         top_logprobs.push(match token.logprob {
             // The first token of a prompt has no distribution before it.
-            None => Value::Null,
+            None => None,
             Some(logprob) => {
-                let mut top = Map::from_iter([(name.clone(), json!(logprob))]);
+                let mut top = Map::from_iter([(name.clone(), Value::from(logprob))]);
                 for ((id, p), piece) in token.top.iter().zip(alternatives).filter(|((id, _), _)| *id != token.id) {
                     let name = key(piece);
                     let name = if top.contains_key(&name) { format!("token_id:{id}") } else { name };
-                    top.insert(name, json!(p));
+                    top.insert(name, Value::from(*p));
                 }
-                Value::Object(top)
+                Some(top)
             }
         });
         own.push(name);
     }
-    Ok(json!({
-        "tokens": own,
-        "token_logprobs": tokens.iter().map(|t| t.logprob).collect::<Vec<_>>(),
-        "top_logprobs": top_logprobs,
-        "text_offset": text_offset,
-        "token_ids": tokens.iter().map(|t| t.id).collect::<Vec<_>>(),
-    }))
+    Ok(TextLogprobs {
+        tokens: own,
+        token_logprobs: tokens.iter().map(|t| t.logprob.map(f64::from)).collect(),
+        top_logprobs,
+        text_offset,
+        token_ids: tokens.iter().map(|t| t.id).collect(),
+    })
 }
 
 /// The token's text, or its bytes where they are no text.
@@ -70,8 +112,7 @@ fn key(piece: &Piece) -> String {
     }
 }
 
-/// `[{token, logprob, bytes, token_id, top_logprobs: [{token, logprob, bytes, token_id}]}]`; `left` stands before
-/// the first.
+/// Lists tokens for a chat message; `left` stands before the first.
 ///
 /// # Errors
 /// What the engine fails with.
@@ -80,15 +121,19 @@ pub async fn chat(
     version: &ModelVersionId,
     left: &[u32],
     tokens: &[TokenLogprob],
-) -> Result<Vec<Value>, EngineError> {
+) -> Result<Vec<ChatToken>, EngineError> {
     let listed = engine.token_pieces(Some(version), left, tokens).await?;
-    let entry = |piece: &Piece, id: u32, logprob: Option<f32>| json!({"token": piece.text, "logprob": logprob, "bytes": piece.bytes, "token_id": id});
+    let entry = |piece: &Piece, token_id: u32, logprob: Option<f32>| TokenEntry {
+        token: piece.text.clone(),
+        logprob: logprob.map(f64::from),
+        bytes: piece.bytes.clone(),
+        token_id,
+    };
     let one = |(token, pieces): (&TokenLogprob, &Vec<Piece>)| {
         let (piece, alternatives) = pieces.split_first()?;
-        let mut value = entry(piece, token.id, token.logprob);
         let top = token.top.iter().zip(alternatives);
-        value["top_logprobs"] = top.map(|((id, p), piece)| entry(piece, *id, Some(*p))).collect();
-        Some(value)
+        let top_logprobs = top.map(|((id, p), piece)| entry(piece, *id, Some(*p))).collect();
+        Some(ChatToken { token: entry(piece, token.id, token.logprob), top_logprobs })
     };
     Ok(tokens.iter().zip(&listed).filter_map(one).collect())
 }

@@ -13,13 +13,40 @@ pub mod tokenize;
 pub mod turns;
 pub mod written;
 
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
+use crate::domain::{CompletionId, ModelVersionId};
 use crate::service::complete::Running;
 
+/// Token counts of a request.
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+pub struct TokenUsage {
+    /// Each prompt once.
+    pub prompt_tokens: usize,
+    /// Of every sample that was drawn.
+    pub completion_tokens: usize,
+    pub total_tokens: usize,
+}
+
+impl TokenUsage {
+    pub fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
+        Self { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+    }
+}
+
 /// Token counts of a request: prompts once each, every sample that was drawn.
-pub fn usage(runs: &[Running]) -> Value {
-    let prompt: usize = runs.iter().map(|r| r.prompt_tokens).sum();
-    let completion: usize = runs.iter().map(Running::generated_tokens).sum();
-    json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion})
+pub fn usage(runs: &[Running]) -> TokenUsage {
+    let prompt = runs.iter().map(|r| r.prompt_tokens).sum();
+    TokenUsage::new(prompt, runs.iter().map(Running::generated_tokens).sum())
+}
+
+/// Which version wrote an answer, and under which ids its texts are stored.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Generated {
+    /// In the order of the choices; null for empty texts, which are not stored.
+    pub completion_ids: Vec<Option<CompletionId>>,
+    pub model_version: ModelVersionId,
+    /// As given, or as drawn by the server.
+    pub seed: u64,
 }

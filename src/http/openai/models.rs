@@ -2,23 +2,59 @@
 
 use axum::Json;
 use axum::extract::State;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
-use crate::domain::{ModelKind, ModelState, ModelVersion};
+use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
 use crate::http::AppState;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Path;
 use crate::service::register;
 
-pub async fn list(State(state): State<AppState>) -> ApiResult<Json<Value>> {
+/// The policies that requests can name.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ModelList {
+    #[schemars(extend("const" = "list"))]
+    pub object: &'static str,
+    pub data: Vec<ModelEntry>,
+}
+
+/// A policy in OpenAI's form.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ModelEntry {
+    /// The name that requests give as `model`.
+    pub id: String,
+    #[schemars(extend("const" = "model"))]
+    pub object: &'static str,
+    /// Seconds since 1970.
+    pub created: i64,
+    pub owned_by: &'static str,
+    pub instructd: ModelFacts,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ModelFacts {
+    pub version: ModelVersionId,
+    pub stage: String,
+    pub state: ModelState,
+    /// Its weights are in memory. What follows is known of loaded models only.
+    pub loaded: bool,
+    /// Tokens of prompt and answer together; null where an upstream server does not tell.
+    pub max_context: Option<usize>,
+    /// The form in which the weights are held: `f32`, `bf16`, `q8_0`, …
+    pub weights: Option<String>,
+    pub parameters: Option<u64>,
+}
+
+pub async fn list(State(state): State<AppState>) -> ApiResult<Json<ModelList>> {
     let mut models = state.services.store.list_models().await?;
     models.retain(|m| m.kind == ModelKind::Policy && m.state != ModelState::Retired);
     models.sort_by_key(|m| (m.state != ModelState::Active, -m.created));
-    let data: Vec<Value> = models.iter().map(|m| entry(&state, m)).collect();
-    Ok(Json(json!({"object": "list", "data": data})))
+    let data = models.iter().map(|m| entry(&state, m)).collect();
+    Ok(Json(ModelList { object: "list", data }))
 }
 
-pub async fn get(State(state): State<AppState>, Path(id): Path<String>) -> ApiResult<Json<Value>> {
+pub async fn get(State(state): State<AppState>, Path(id): Path<String>) -> ApiResult<Json<ModelEntry>> {
     let found = register::find(&state.services, &id, Some(ModelKind::Policy), Some("model")).await?;
     if found.kind != ModelKind::Policy {
         return Err(ApiError::from(crate::engine::EngineError::UnknownModel(id)));
@@ -26,22 +62,22 @@ pub async fn get(State(state): State<AppState>, Path(id): Path<String>) -> ApiRe
     Ok(Json(entry(&state, &found)))
 }
 
-fn entry(state: &AppState, model: &ModelVersion) -> Value {
+fn entry(state: &AppState, model: &ModelVersion) -> ModelEntry {
     let loaded = state.services.engine().map(|e| e.loaded()).unwrap_or_default();
     let served = loaded.iter().find(|m| m.version.id == model.id);
-    json!({
-        "id": model.name,
-        "object": "model",
-        "created": model.created / 1_000_000,
-        "owned_by": "instructd",
-        "instructd": {
-            "version": model.id,
-            "stage": model.stage,
-            "state": model.state,
-            "loaded": served.is_some(),
-            "max_context": served.map(|m| m.max_context).filter(|n| *n != usize::MAX),
-            "weights": served.map(|m| m.weights.as_str()),
-            "parameters": served.map(|m| m.parameters).filter(|n| *n > 0),
+    ModelEntry {
+        id: model.name.clone(),
+        object: "model",
+        created: model.created / 1_000_000,
+        owned_by: "instructd",
+        instructd: ModelFacts {
+            version: model.id.clone(),
+            stage: model.stage.clone(),
+            state: model.state,
+            loaded: served.is_some(),
+            max_context: served.map(|m| m.max_context).filter(|n| *n != usize::MAX),
+            weights: served.map(|m| m.weights.clone()),
+            parameters: served.map(|m| m.parameters).filter(|n| *n > 0),
         },
-    })
+    }
 }

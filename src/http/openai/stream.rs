@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use serde_json::Value;
+use schemars::JsonSchema;
+use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::usage;
+use super::{TokenUsage, usage};
 use crate::engine::{FinishReason, GenEvent, TokenLogprob};
-use crate::http::error::{ApiError, ApiResult};
+use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::service::complete::Running;
 
 /// Chunks a slow client may lag behind before its task waits.
@@ -31,8 +32,48 @@ pub enum Piece<'a> {
     Finish(FinishReason),
 }
 
+/// One event of a streamed generation.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "{C}Event")]
+pub struct Streamed<C> {
+    /// `error` where the key or session of the stream has ended; else absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event: Option<&'static str>,
+    pub data: StreamedData<C>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "{C}EventData")]
+#[serde(untagged)]
+pub enum StreamedData<C> {
+    Chunk(C),
+    /// The generation failed.
+    Error(ErrorBody),
+    End(End),
+}
+
+/// The last event.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "EndOfStream")]
+pub enum End {
+    #[serde(rename = "[DONE]")]
+    Done,
+}
+
+impl<C: Serialize> StreamedData<C> {
+    fn sse(&self) -> Event {
+        let text = match self {
+            Self::End(End::Done) => "[DONE]".to_owned(),
+            written => serde_json::to_string(written).unwrap_or_default(),
+        };
+        Event::default().data(text)
+    }
+}
+
 /// How pieces become chunks.
 pub trait Format: Send + Sync + 'static {
+    type Chunk: Serialize + Send;
+
     /// `run` is the index of the prompt, `index` that of its sample.
     fn chunk(
         &self,
@@ -40,65 +81,60 @@ pub trait Format: Send + Sync + 'static {
         run: usize,
         index: usize,
         piece: Piece<'_>,
-    ) -> impl Future<Output = ApiResult<Vec<Value>>> + Send;
+    ) -> impl Future<Output = ApiResult<Vec<Self::Chunk>>> + Send;
 
     /// The last chunk, with token counts; `None` unless asked for.
-    fn usage(&self, usage: Value) -> Option<Value>;
+    fn usage(&self, usage: TokenUsage) -> Option<Self::Chunk>;
 }
 
 /// The client is gone, or the generation failed.
-enum End {
+enum Ended {
     Left,
     Failed(ApiError),
 }
 
-impl From<ApiError> for End {
+impl From<ApiError> for Ended {
     fn from(error: ApiError) -> Self {
         Self::Failed(error)
     }
 }
 
 /// The response; dropping it (the client leaves) drops the generations within one step.
-pub fn respond(mut runs: Vec<Running>, format: impl Format) -> Response {
+pub fn respond<F: Format>(mut runs: Vec<Running>, format: F) -> Response {
     let (sender, receiver) = mpsc::channel::<Result<Event, Infallible>>(BUFFER);
     tokio::spawn(async move {
         let followed =
             futures::future::try_join_all(runs.iter_mut().enumerate().map(|(i, r)| follow(r, i, &format, &sender)));
         let outcome = followed.await.map(drop);
         let last = match outcome {
-            Ok(()) => format.usage(usage(&runs)),
-            Err(End::Left) => return,
-            Err(End::Failed(error)) => Some(error.body()),
+            Ok(()) => format.usage(usage(&runs)).map(StreamedData::Chunk),
+            Err(Ended::Left) => return,
+            Err(Ended::Failed(error)) => Some(StreamedData::Error(error.body())),
         };
-        if let Some(chunk) = last {
-            let _ = sender.send(Ok(event(&chunk))).await;
+        for data in last.into_iter().chain([StreamedData::End(End::Done)]) {
+            let _ = sender.send(Ok(data.sse())).await;
         }
-        let _ = sender.send(Ok(Event::default().data("[DONE]"))).await;
     });
     let keep_alive = KeepAlive::new().interval(Duration::from_secs(15));
     Sse::new(ReceiverStream::new(receiver)).keep_alive(keep_alive).into_response()
 }
 
-fn event(chunk: &Value) -> Event {
-    Event::default().data(chunk.to_string())
-}
-
-async fn follow(
+async fn follow<F: Format>(
     running: &mut Running,
     run: usize,
-    format: &impl Format,
+    format: &F,
     sender: &mpsc::Sender<Result<Event, Infallible>>,
-) -> Result<(), End> {
-    let send = async |chunks: Vec<Value>| {
+) -> Result<(), Ended> {
+    let send = async |chunks: Vec<F::Chunk>| {
         for chunk in chunks {
-            sender.send(Ok(event(&chunk))).await.map_err(|_| End::Left)?;
+            sender.send(Ok(StreamedData::Chunk(chunk).sse())).await.map_err(|_| Ended::Left)?;
         }
-        Ok::<(), End>(())
+        Ok::<(), Ended>(())
     };
     let mut started = false;
     loop {
         let next = tokio::select! {
-            () = sender.closed() => return Err(End::Left),
+            () = sender.closed() => return Err(Ended::Left),
             next = running.next() => next.map_err(ApiError::from)?,
         };
         let Some(next) = next else { return Ok(()) };

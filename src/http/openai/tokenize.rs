@@ -1,8 +1,8 @@
 //! `POST /tokenize` and `/detokenize` with the tokenizer of a served model.
 
 use axum::extract::State;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::engine::TextForm;
 use crate::http::AppState;
@@ -27,11 +27,19 @@ pub struct TokenizeRequest {
     pub parse_special: Option<bool>,
 }
 
+/// A text as the model reads it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Tokenized {
+    pub count: usize,
+    pub tokens: Vec<u32>,
+    pub max_model_len: usize,
+}
+
 pub async fn tokenize(
     State(state): State<AppState>,
     caller: MaybeCaller,
     Json(request): Json<TokenizeRequest>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<Tokenized>> {
     let text = match (request.prompt, request.content) {
         (Some(text), None) | (None, Some(text)) => text,
         _ => return Err(ApiError::bad("prompt", "give prompt or content")),
@@ -43,7 +51,7 @@ pub async fn tokenize(
     let form = TextForm::Whole { special, parse_special: request.parse_special.unwrap_or(false) };
     let engine = state.services.engine()?;
     let tokens = engine.tokenize(Some(&model.version.id), &text, form).await?;
-    Ok(axum::Json(json!({"count": tokens.len(), "tokens": tokens, "max_model_len": model.max_context})))
+    Ok(axum::Json(Tokenized { count: tokens.len(), tokens, max_model_len: model.max_context }))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -53,11 +61,17 @@ pub struct DetokenizeRequest {
     pub tokens: Vec<u32>,
 }
 
+/// Token ids as text.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Detokenized {
+    pub prompt: String,
+}
+
 pub async fn detokenize(
     State(state): State<AppState>,
     caller: MaybeCaller,
     Json(request): Json<DetokenizeRequest>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<Detokenized>> {
     let model = resolve_model(&state.services, request.model.as_deref(), caller.is_admin()).await?;
     needs_ids("model", &model)?;
     let most = WRITTEN_TOKENS.max(model.max_context);
@@ -69,5 +83,5 @@ pub async fn detokenize(
         return Err(ApiError::bad(format!("tokens[{i}]"), message));
     }
     let prompt = state.services.engine()?.detokenize(Some(&model.version.id), &request.tokens).await?;
-    Ok(axum::Json(json!({"prompt": prompt})))
+    Ok(axum::Json(Detokenized { prompt }))
 }

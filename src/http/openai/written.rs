@@ -3,9 +3,10 @@
 use axum::body::Body;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use serde_json::Value;
 
-use super::logprobs::{self, Place};
+use super::logprobs::{self, Place, TextLogprobs};
 use crate::domain::ModelVersionId;
 use crate::engine::{EngineError, Generator, TokenLogprob};
 use crate::service::complete::CONTEXT;
@@ -31,7 +32,8 @@ impl Written {
     }
 
     /// The object `fields` with one more field, in the place of its own where it has one of that name.
-    pub fn object(fields: &Value, name: &str, value: Self) -> Self {
+    pub fn object(fields: &impl Serialize, name: &str, value: Self) -> Self {
+        let fields = serde_json::to_value(fields).unwrap_or_default();
         let mut out = Vec::with_capacity(value.0.len() + 256);
         out.push(b'{');
         let mut value = Some(value.0);
@@ -101,7 +103,7 @@ pub async fn chat_logprobs(
     for (i, some) in tokens.chunks(AT_ONCE).enumerate() {
         let left = left_of(left, tokens, i * AT_ONCE);
         for entry in logprobs::chat(engine, version, &left, some).await? {
-            list.add(entry.to_string().as_bytes());
+            list.add(serde_json::to_string(&entry).unwrap_or_default().as_bytes());
         }
         tokio::task::yield_now().await;
     }
@@ -127,6 +129,7 @@ pub async fn completion_logprobs(
         let (added, prompt) = (place.added.saturating_sub(at), place.prompt.saturating_sub(at));
         let here = Place { left: &left, added, prompt };
         let part = logprobs::completion(engine, version, some, here, &mut offset).await?;
+        let part = serde_json::to_value(part).unwrap_or_default();
         for (i, (name, items)) in part.as_object().into_iter().flatten().enumerate() {
             if first {
                 lists.push((name.clone(), Written::list()));
@@ -139,8 +142,7 @@ pub async fn completion_logprobs(
         tokio::task::yield_now().await;
     }
     if first {
-        let empty = logprobs::completion(engine, version, &[], place, &mut offset).await?;
-        return Ok(Written(empty.to_string().into_bytes()));
+        return Ok(Written(serde_json::to_vec(&TextLogprobs::default()).unwrap_or_default()));
     }
     let mut all = Vec::new();
     for (name, list) in lists {

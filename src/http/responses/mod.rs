@@ -2,6 +2,7 @@
 
 mod answer;
 mod input;
+mod types;
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
 use self::answer::{Narrated, Shape};
+pub use self::types::{ResponseEvent, ResponseObject};
 use super::AppState;
 use super::auth::MaybeCaller;
 use super::error::{ApiError, ApiResult};
@@ -141,8 +143,9 @@ pub async fn create(
     let shape = Shape::new(&request, begun.model.version.name.clone(), keeps, services.now());
     let keeper = keeps.then(|| {
         let (services, created) = (services.clone(), services.now());
-        move |id: &str, answer: Vec<Value>, response: Value| {
-            messages.extend(answer);
+        move |id: &str, answer: Value, response: &ResponseObject| {
+            messages.push(answer);
+            let response = serde_json::to_value(response).unwrap_or_default();
             let kept = Kept { id: id.to_owned(), owner, messages, response, created };
             services.responses.keep(kept);
         }
@@ -155,7 +158,7 @@ pub async fn create(
     let read = Blocks::read(&running.samples[0].text, &begun);
     let response = shape.ended(&running, &read.all);
     if let Some(keep) = keeper {
-        keep(&shape.id, answer::as_messages(&running, &read.all), response.clone());
+        keep(&shape.id, answer::as_message(&running, &read.all), &response);
     }
     Ok(axum::Json(response).into_response())
 }
@@ -171,16 +174,25 @@ pub async fn get(
     Ok(axum::Json(kept.response.clone()))
 }
 
+/// A response that is kept no longer.
+#[derive(Debug, serde::Serialize, schemars::JsonSchema)]
+pub struct Forgotten {
+    pub id: String,
+    #[schemars(extend("const" = "response.deleted"))]
+    pub object: &'static str,
+    pub deleted: bool,
+}
+
 /// Forgets a response.
 pub async fn delete(
     State(state): State<AppState>,
     caller: MaybeCaller,
     Path(id): Path<String>,
-) -> ApiResult<axum::Json<Value>> {
+) -> ApiResult<axum::Json<Forgotten>> {
     if !state.services.responses.forget(&id, owner(&caller).as_deref()) {
         return Err(ApiError::not_found(format!("no response {id} is kept here")));
     }
-    Ok(axum::Json(json!({"id": id, "object": "response.deleted", "deleted": true})))
+    Ok(axum::Json(Forgotten { id, object: "response.deleted", deleted: true }))
 }
 
 /// The same request as chat has it.

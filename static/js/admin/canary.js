@@ -41,7 +41,10 @@ export function servingPanel(models, answer, changed) {
     .map((u) => ({ u, m: models.find((m) => m.id === u.model_version_id) }))
     .filter((r) => r.m)
     .sort(
-      (a, b) => (b.m === active) - (a.m === active) || (b.m === candidate) - (a.m === candidate) || b.u.requests - a.u.requests,
+      (a, b) =>
+        Number(b.m === active) - Number(a.m === active) ||
+        Number(b.m === candidate) - Number(a.m === candidate) ||
+        b.u.requests - a.u.requests,
     )
     .map(({ u, m }) =>
       h(

@@ -79,7 +79,10 @@ export function limits(name, min, max, fixed) {
  * values under the pointer, else the last ones; the smoothed value only beside them.
  */
 export class Chart {
-  /** `pin(name)` is called by the pin button, `reset()` by the zoom's; `fixed` are the limits of the y-axis. */
+  /**
+   * `pin(name)` is called by the pin button, `reset()` by the zoom's; `fixed` are the limits of the y-axis.
+   * @param {{name: string, note?: string, height?: number, fixed?: number[], pin?: (name: string) => void, reset?: () => void}} options
+   */
   constructor({ name, note, height = 190, fixed, pin, reset }) {
     this.name = name;
     this.height = height;
@@ -143,6 +146,9 @@ export class Chart {
    * `smoothing` 0 … 0.98. `log`: logarithmic axis where all values are above 0. `total`: steps of the run; a point
    * after them was measured when training had ended. `time`: the x-values are seconds. `figure`: one sentence about the last value. `bands`:
    * `[{low, high, label}]` shaded, `marks`: `[{value, label}]` dashed.
+   * @param {any[]} lines
+   * @param {{smoothing?: number, log?: boolean, time?: boolean, total?: number, figure?: string, bands?: any[],
+   *   marks?: any[]}} [options]
    */
   draw(lines, { smoothing = 0, log = false, time = false, total, figure = '', bands = [], marks = [] } = {}) {
     this.lines = lines;

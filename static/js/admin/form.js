@@ -282,6 +282,8 @@ function makeField(path, name, raw, defs, context) {
  * away; `hidden` are left out; `models(name, schema)` gives `{options, selected, empty}` of a model field or null,
  * where `empty` names the choice of no model (null: one must be chosen); `presets` are shown instead of defaults, by
  * path; `kind` is the recipe, whose fields may have words of their own.
+ * @param {any} schema
+ * @param {{kind?: string, first?: string[], hidden?: string[], models?: (name: string, schema: any) => any, presets?: Record<string, any>}} [options]
  */
 export function schemaForm(schema, { kind = '', first = [], hidden = [], models, presets = {} } = {}) {
   const defs = schema.$defs ?? schema.definitions ?? {};

@@ -5,6 +5,8 @@ import { duration, has, t, toMs, when } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { caught, confirm, every, isOver, metricsText, progressBar, progressText, stateTag, table } from './parts.js';
 
+/** @import { JobEventData } from '../contract.d.ts' */
+
 export function jobActions(job, changed) {
   const act = async (path, ask) => {
     if (ask && !(await confirm(...ask))) return;
@@ -245,15 +247,19 @@ export async function jobsView(el, { signal }) {
   every(8, signal, load);
 }
 
-/** A job event's kind and data, whether the stream sends the whole event or only its data. */
+/**
+ * A job event's kind and data; an error has no kind of its own.
+ * @param {{event: string, data: string}} e
+ * @returns {{kind: string, data: any, created?: number}}
+ */
 export function payload(e) {
-  let body = {};
+  /** @type {JobEventData} */
+  let body;
   try {
     body = JSON.parse(e.data);
   } catch {
     return { kind: e.event, data: {} };
   }
-  if (body && typeof body === 'object' && 'data' in body && ('kind' in body || 'seq' in body))
-    return { kind: body.kind ?? e.event, data: body.data, created: body.created };
+  if ('seq' in body) return { kind: body.kind, data: body.data, created: body.created };
   return { kind: e.event, data: body };
 }

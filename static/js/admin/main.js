@@ -33,6 +33,7 @@ const TABS = [
 /** Reviewers see the judgments and settle them; the rest is the administrators'. */
 const ALLOWED = { admin: TABS.map(([name]) => name), reviewer: ['labels'] };
 
+/** @type {[RegExp, string, (el: HTMLElement, context: any) => Promise<void>][]} */
 const ROUTES = [
   [/^\/?$/, 'overview', overviewView],
   [/^\/jobs$/, 'jobs', jobsView],
@@ -61,6 +62,7 @@ async function route() {
   const [path, query] = location.hash.replace(/^#/, '').split('?');
   const match = ROUTES.map(([pattern, tab, view]) => ({ m: pattern.exec(path), tab, view })).find((r) => r.m);
   const reviewer = who.role === 'reviewer';
+  /** @type {{m: any, tab: string, view: (el: HTMLElement, context: any) => Promise<void>}} */
   const home = reviewer ? { m: [], tab: 'labels', view: labelsView } : { m: [], tab: 'overview', view: overviewView };
   const open = match && (!reviewer || match.view === labelsView || match.view === reviewView);
   const { m, tab, view } = open ? match : home;

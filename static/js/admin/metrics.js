@@ -47,7 +47,7 @@ export function withoutDoubles(table, kind) {
 
 export const SECTIONS = ['reward', 'loss', 'policy', 'timing', 'system'];
 
-/** Order within sections; the first pattern that fits decides. */
+/** Order within sections; the first pattern that fits decides. @type {[RegExp, string][]} */
 const PLACES = [
   [/^(reward|gold)$/, 'reward'],
   [/^kl$/, 'reward'],

@@ -9,6 +9,8 @@ import { askPromote, askRollBack } from './evidence.js';
 import { recipeName } from './jobs.js';
 import { caught, confirm, every, metricsText, section, stateTag } from './parts.js';
 
+/** @import { ModelVersions } from '../contract.d.ts' */
+
 /** Roots first, children under their parents, oldest first; versions whose parent is gone are roots. */
 export function tree(models) {
   const known = new Set(models.map((m) => m.id));
@@ -155,7 +157,8 @@ export async function modelsView(el, { signal }) {
     );
   };
 
-  let answer = {};
+  /** @type {ModelVersions | undefined} */
+  let answer;
   let models = [];
   let active = null;
   async function draw() {

@@ -7,6 +7,8 @@ import { schemaForm } from './form.js';
 import { recipeName } from './jobs.js';
 import { bytes } from './parts.js';
 
+/** @import { PostBody } from '../contract.d.ts' */
+
 /** Fields worth seeing before all others, in this order. */
 const FIRST = [
   'model',
@@ -159,9 +161,10 @@ function keepApart(form) {
 }
 
 export async function newJobView(el, { id, signal }) {
-  const [recipes, models] = (
-    await Promise.all([get('/admin/recipes', null, { signal }), get('/admin/models', null, { signal })])
-  ).map(listOf);
+  const [recipes, models] = await Promise.all([
+    get('/admin/recipes', null, { signal }).then(listOf),
+    get('/admin/models', null, { signal }).then(listOf),
+  ]);
   const recipe = recipes.find((r) => r.name === id) ?? recipes.find((r) => r.name === 'sft') ?? recipes[0];
   const form = schemaForm(recipe.schema, {
     kind: recipe.name,
@@ -191,11 +194,12 @@ export async function newJobView(el, { id, signal }) {
     }
     start.disabled = true;
     try {
+      /** @type {PostBody<'/admin/jobs'>} */
       const body = { kind: recipe.name, args };
       if (name.value.trim()) body.name = name.value.trim();
       if (note.value.trim()) body.note = note.value.trim();
       const answer = await post('/admin/jobs', body);
-      location.hash = `#/jobs/${encodeURIComponent((answer.job ?? answer).id)}`;
+      location.hash = `#/jobs/${encodeURIComponent(answer.id)}`;
     } catch (err) {
       if (form.showError(err.param, err.message)) message.textContent = t('form.fix');
       else message.textContent = errorText(err);

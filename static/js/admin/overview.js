@@ -68,10 +68,10 @@ const node = (name, lit, href, value, ...lines) =>
 export async function overviewView(el, { signal }) {
   const draw = async () => {
     const o = await get('/admin/api/overview', null, { signal });
-    const c = o.counts ?? {};
+    const c = o.counts;
     const next = suggestion(o);
     const { node: step, href } = next;
-    const jobs = o.running_jobs ?? []; // queued ones too
+    const jobs = o.running_jobs; // queued ones too
     const running = jobs.filter((j) => j.state === 'running');
     const byKind = (kind) => running.filter((j) => j.kind === kind).length;
     // a reward run belongs to its own place in the picture, every other run to the policy's
@@ -80,7 +80,7 @@ export async function overviewView(el, { signal }) {
     const go = next.code === 'wait' ? t('next.see') : t('next.go');
     const policy = o.active_policy;
     const reward = o.active_reward;
-    const e = o.evidence ?? {};
+    const e = o.evidence;
     const accuracy = e.accuracy;
     fill(
       el,

@@ -242,8 +242,7 @@ export async function peopleView(el, { signal }) {
             const answer = await post('/admin/keys', { name: name.value.trim(), scopes });
             name.value = '';
             await loadKeys();
-            const key = [answer.key, answer.secret, answer.token, answer.api_key].find((x) => typeof x === 'string');
-            if (key) await showSecret(t('labels.new_key'), key, t('labels.key_once'));
+            await showSecret(t('labels.new_key'), answer.key, t('labels.key_once'));
           }),
         },
       },

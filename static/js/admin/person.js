@@ -1,5 +1,5 @@
 // One person: role, quota, in or out; the sign-in link; what is stored about them; erasing it on request.
-import { call, del, get, post } from '../api.js';
+import { del, get, post } from '../api.js';
 import { dialog, h, toast } from '../dom.js';
 import { GAP, t, when } from '../i18n.js';
 import { errorText } from '../plain.js';
@@ -83,7 +83,7 @@ function linkPart(person, close) {
 }
 
 function form(person, close) {
-  const path = `/admin/labelers/${encodeURIComponent(person.id)}`;
+  const path = /** @type {const} */ (`/admin/labelers/${encodeURIComponent(person.id)}`);
   const role = h(
     'select',
     { id: 'edit-role' },
@@ -203,8 +203,8 @@ async function eraseDialog(person, changed) {
   );
   if (!how) return;
   try {
-    const path = `/admin/labelers/${encodeURIComponent(person.id)}/erase`;
-    const done = await call('POST', path, { body: { judgments: how } });
+    const path = /** @type {const} */ (`/admin/labelers/${encodeURIComponent(person.id)}/erase`);
+    const done = await post(path, { judgments: how });
     const left = done.not_reached ?? [];
     toast(left.length ? t('people.erased_but', { what: left.join('; ') }) : t('people.erased'), { kind: 'good', seconds: 20 });
   } catch (e) {

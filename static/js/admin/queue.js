@@ -7,6 +7,8 @@ import { drawNotes } from './draws.js';
 import { listing, promptCell } from './listing.js';
 import { caught, confirm, every, section } from './parts.js';
 
+/** @import { PostBody, SelectionPolicy } from '../contract.d.ts' */
+
 const POLICIES = ['random', 'uncertainty', 'versus', 'stored', 'disagreement'];
 const DRAW_STATES = { running: 'accent', done: 'good', failed: 'bad', cancelled: 'warn' };
 
@@ -22,6 +24,7 @@ function obstacle(policy, models) {
 
 /** `configured`: the settings of labeling by name, for what an empty field means. */
 function drawForm(models, configured, started) {
+  /** @type {SelectionPolicy} */
   let policy = 'random';
   const policies = models.filter((m) => m.kind === 'policy' && m.state !== 'retired');
   const active = policies.find((m) => m.state === 'active');
@@ -103,6 +106,7 @@ function drawForm(models, configured, started) {
             error.textContent = '';
             control.removeAttribute('aria-invalid');
           }
+          /** @type {PostBody<'/admin/sets/draw'>} */
           const body = { policy, count: number(count) ?? 0 };
           if (policy !== 'disagreement')
             Object.assign(body, {
@@ -149,7 +153,7 @@ function drawForm(models, configured, started) {
             'aria-describedby': why ? `policy-${p}-why` : null,
             on: {
               change: () => {
-                policy = p;
+                policy = /** @type {SelectionPolicy} */ (p);
                 choose();
               },
             },

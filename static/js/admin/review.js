@@ -33,7 +33,7 @@ function placesForm(completions, given) {
 }
 
 export async function reviewView(el, { id, signal, who }) {
-  const path = `/v1/review/sets/${encodeURIComponent(id)}`;
+  const path = /** @type {const} */ (`/v1/review/sets/${encodeURIComponent(id)}`);
   const answer = await get(path, null, { signal });
   const { set, prompt, completions, judgments } = answer;
   const name = (cid) => letter(completions.findIndex((c) => c.id === cid));
@@ -65,7 +65,7 @@ export async function reviewView(el, { id, signal, who }) {
       }
     });
   const settle = act(async (items) => {
-    await post(`${path}/settle`, {
+    await post(`/v1/review/sets/${encodeURIComponent(id)}/settle`, {
       outcome: 'ranked',
       items,
       ...(why.value.trim() ? { rationale: why.value.trim() } : {}),

@@ -21,9 +21,8 @@ const CLOCK = 'elapsed_seconds';
 const MOST_PINNED = 4;
 
 export async function runView(el, { id, query, signal }) {
-  const path = `/admin/jobs/${encodeURIComponent(id)}`;
+  const path = /** @type {const} */ (`/admin/jobs/${encodeURIComponent(id)}`);
   let job = await get(path, null, { signal });
-  job = job.job ?? job;
   const [others, recipes] = await Promise.all([
     get('/admin/jobs', { limit: 100 }, { signal }).then((a) => listOf(a).filter((j) => j.id !== id && j.state !== 'queued')),
     get('/admin/recipes', null, { signal }).then(listOf),
@@ -33,7 +32,7 @@ export async function runView(el, { id, query, signal }) {
   // the same recipe first: their curves have the same names
   const offered = others
     .filter((j) => compared.has(j.id) || j.kind === job.kind)
-    .sort((a, b) => compared.has(b.id) - compared.has(a.id))
+    .sort((a, b) => Number(compared.has(b.id)) - Number(compared.has(a.id)))
     .slice(0, 8);
   let smoothing = keep.get(SMOOTH) ?? 0;
   let log10 = keep.get(LOG) === true;
@@ -238,7 +237,7 @@ export async function runView(el, { id, query, signal }) {
           .join(' · '),
       }),
     );
-    if (focused && head.contains(focused)) focused.focus({ preventScroll: true }); // filling anew takes the focus away
+    if (focused instanceof HTMLElement && head.contains(focused)) focused.focus({ preventScroll: true }); // filling anew takes the focus away
   }
 
   /** How many things the last value of a proportion was counted over. */
@@ -341,7 +340,7 @@ export async function runView(el, { id, query, signal }) {
   const nameOf = (run) => (run === id ? t('run.this') : runName(others.find((j) => j.id === run) ?? { kind: '', id: run }));
 
   async function loadMetrics(run) {
-    runs.set(run, listOf(await get(`/admin/jobs/${encodeURIComponent(run)}/metrics`, null, { signal })));
+    runs.set(run, (await get(`/admin/jobs/${encodeURIComponent(run)}/metrics`, null, { signal })).metrics);
   }
 
   let loading = null;
@@ -375,13 +374,13 @@ export async function runView(el, { id, query, signal }) {
   }
 
   async function reload() {
-    const answer = await get(path, null, { signal });
-    job = answer.job ?? answer;
+    job = await get(path, null, { signal });
     drawHead();
     await loadEvidence();
   }
 
   const opened = Date.now() - 2000;
+  /** @param {{kind: string, data: any, created?: number}} event */
   function onEvent({ kind, data, created }) {
     const past = toMs(created) < opened; // the stream begins with what the first requests have shown already
     if (kind === 'progress') {
@@ -451,6 +450,7 @@ export async function runView(el, { id, query, signal }) {
 }
 
 /** Sentences that recipes write into their log, and the page's words for them. */
+/** @type {[RegExp, string][]} */
 const SENTENCES = [
   [/^(\d+) sets? in which all completions tie (?:are|is) left out$/, 'log.ties'],
   [/^no prompt is held out: there is no held-out accuracy$/, 'log.nothing_held_out'],

@@ -10,7 +10,13 @@ export function promptText(prompt) {
   return '';
 }
 
-/** One side of a comparison: who wrote it, the text, its reward. */
+/**
+ * One side of a comparison: who wrote it, the text, its reward, and by how much that is over the reward `than`.
+ * @param {string} title
+ * @param {string} text
+ * @param {number | null | undefined} reward
+ * @param {{cut?: boolean | null, than?: number | null}} [options]
+ */
 export function sampleSide(title, text, reward, { cut = false, than } = {}) {
   const facts = [
     Number.isFinite(reward) ? `${t('metric.reward')} ${fig(reward)}` : null,

@@ -105,7 +105,7 @@ export function versionsPanel(signal) {
   const draw = async () => {
     const answer = await get(
       '/admin/api/quality/versions',
-      { length_controlled: controlled.checked ? 'true' : null },
+      { length_controlled: controlled.checked || null },
       { signal },
     );
     if (!answer.versions.length) return void fill(host, h('p', { class: 'muted pad', text: t('versions.none') }));

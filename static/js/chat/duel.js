@@ -130,7 +130,8 @@ export async function rankedDuel(box, { request, signal, onWritten }) {
       over({ text: set.completions[0].text });
     });
     // The keys are for the choice unless something is being written already.
-    if (document.activeElement?.id === 'chat-input' && document.activeElement.value === '') controls.firstChild.focus();
+    const input = document.activeElement;
+    if (input instanceof HTMLTextAreaElement && input.id === 'chat-input' && input.value === '') controls.firstChild.focus();
   });
 }
 
@@ -154,7 +155,7 @@ export async function openDuel(box, { models, request, signal, foot }) {
     }),
   );
   const written = answers.filter((r) => r.status === 'fulfilled').map((r) => r.value);
-  if (written.length === 0) throw answers[0].reason;
+  if (written.length === 0) throw answers.find((r) => r.status === 'rejected').reason;
   if (written.length < models.length) toast(t('chat.one_failed'), { kind: 'bad' });
   return written[0];
 }

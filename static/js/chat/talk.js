@@ -1,6 +1,8 @@
 // What the server does for the try-it page: one streamed answer, or several that become a ranking.
 import { ApiError, events } from '../api.js';
 
+/** @import { ChatMessage, LeasedSet, Sampling } from '../contract.d.ts' */
+
 /** `{temperature, top_p, max_tokens}` of the settings that hold a number. */
 export function sampling(settings) {
   const out = {};
@@ -47,6 +49,9 @@ export async function streamAnswer({ messages, model, sampling: how, signal, onT
 /**
  * Several answers, written side by side in the places where they will be ranked. `onStart(answers)`,
  * `onText(place, whole text)`, `onDone(place)`; resolves with the leased set.
+ * @param {{messages: ChatMessage[], n?: number, models?: string[], sampling?: Sampling, signal: AbortSignal,
+ *   onStart?: (answers: number) => void, onText: (place: number, text: string) => void, onDone: (place: number, reason: string) => void}} asked
+ * @returns {Promise<LeasedSet>}
  */
 export async function streamSet({ messages, n, models, sampling: how, signal, onStart, onText, onDone }) {
   const body = { messages, ...(models ? { models } : { n }), ...(how ? { sampling: how } : {}) };

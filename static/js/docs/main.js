@@ -50,7 +50,7 @@ page.main
 // ---- one route is open by its address ----
 function openNamed() {
   const named = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (named?.matches('details.route')) {
+  if (named instanceof HTMLDetailsElement && named.matches('.route')) {
     named.open = true;
     named.scrollIntoView();
   }

@@ -62,7 +62,9 @@ export function planView(el) {
     const query = { preset: preset.value };
     for (const [name, input] of inputs) query[name] = input.value;
     try {
-      const { preset: about, plan } = await get('/v1/plan', query, { signal: request.signal });
+      const answer = await get('/v1/plan', query, { signal: request.signal });
+      if (answer.object !== 'plan') return;
+      const { preset: about, plan } = answer;
       const facts = t('plan.facts', {
         count: number(about.parameters),
         published: about.published,
@@ -118,7 +120,7 @@ export function planView(el) {
     .then((answer) => {
       fill(
         preset,
-        listOf(answer).map((p) => h('option', { value: p.name, text: `${p.title} (${p.published})` })),
+        listOf(answer.object === 'list' ? answer : null).map((p) => h('option', { value: p.name, text: `${p.title} (${p.published})` })),
       );
       preset.value = 'gpt2-xl';
       return draw();

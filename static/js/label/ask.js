@@ -6,7 +6,11 @@ import { keyOf } from '../keys.js';
 import { errorText } from '../plain.js';
 import { letter } from './ballot.js';
 
-/** The question form; `onAsk({content, n, sampling})`; `sampling` holds what was filled in. */
+/**
+ * The question form; `onAsk({content, n, sampling})`; `sampling` holds what was filled in.
+ * @param {(asked: {content: string, n: number, sampling: any}) => void} onAsk
+ * @param {{content?: string, n?: number, sampling?: {temperature?: number, max_tokens?: number}, problem?: string}} [options]
+ */
 export function askForm(onAsk, { content = '', n: chosen = 2, sampling: how = {}, problem = '' } = {}) {
   const text = h('textarea', { id: 'ask-text', rows: '4', dir: 'auto', placeholder: t('ask.placeholder'), value: content });
   const n = h(

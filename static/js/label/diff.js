@@ -106,7 +106,7 @@ export function markDifferences(el, base) {
   if (!ranges) return false;
   const nodes = [];
   const walker = document.createTreeWalker(el, NodeFilter.SHOW_TEXT);
-  for (let at = 0; walker.nextNode(); at += walker.currentNode.length) nodes.push([walker.currentNode, at]);
+  for (let at = 0; walker.nextNode(); at += walker.currentNode.textContent.length) nodes.push([walker.currentNode, at]);
   for (const [node, at] of nodes) {
     const text = node.data;
     const parts = [];

@@ -111,7 +111,7 @@ async function fetchNext(setId) {
   const others = setId ? [] : await inOtherTabs();
   const except = [...new Set([...here, ...unsent, ...others, ...judged])].filter(Boolean).slice(0, 60);
   const query = setId ? { set_id: setId, lang } : { resume: true, except: except.join(','), lang };
-  const { body: set, headers } = await withHeaders('GET', '/v1/label/next', { query });
+  const { body: set, headers } = await withHeaders('/v1/label/next', query);
   know(set);
   nothing = set ? null : (headers.get('x-queue') ?? 'empty');
   return set;
@@ -263,8 +263,7 @@ async function ask(question, asking) {
     const set = await writeAnswers(page.main, question);
     if (!set) return showEmpty(asking, question);
     know(set);
-    set.asked = true;
-    show(set);
+    show({ ...set, asked: true });
   } catch (e) {
     if (e.status === 401) return start();
     showEmpty(asking, { ...question, problem: e.plain ?? e.message });
@@ -279,8 +278,7 @@ async function take(setId) {
     const why = reasons.includes(nothing) ? `named.${nothing}` : 'ask.not_handed_out';
     throw new ApiError(409, { error: { message: t(why) } });
   }
-  set.asked = true;
-  show(set);
+  show({ ...set, asked: true });
 }
 
 function showProgress() {
@@ -388,16 +386,14 @@ function switchView(name) {
   keep.set('instructd.label.view', view);
   work.refresh();
   if (name !== 'more') work.renderTexts();
-  else if (view.more && document.activeElement?.dataset?.act === 'more') work.more.querySelector('textarea').focus();
+  else if (view.more && /** @type {HTMLElement | null} */ (document.activeElement)?.dataset?.act === 'more') work.more.querySelector('textarea').focus();
 }
 
 /** Shows an older judgment again; what is on the screen waits. */
 async function reopen(id, known) {
   try {
     const answer = await get(`/v1/label/judgments/${encodeURIComponent(id)}`);
-    const set = { ...known?.set, ...(answer.set ?? {}), ...answer };
-    set.judgment ??= answer;
-    set.assignment_id ??= set.judgment.assignment_id;
+    const set = { ...known?.set, ...answer };
     set.lease_token ??= known?.set?.lease_token ?? '';
     if (work && !work.ballot.revises) paused.push({ set: work.set, ballot: work.ballot });
     show(set, ballotOf(set.judgment));
@@ -550,7 +546,7 @@ function onKey(k) {
 // A control used with the pointer gives the focus back, so the keys wake up at once.
 document.addEventListener('click', (e) => {
   if (e.detail === 0 || document.querySelector('dialog[open]')) return;
-  const control = e.target.closest?.('button');
+  const control = /** @type {Element} */ (e.target).closest?.('button');
   if (control === guide && document.querySelector('.drawer')) return; // the drawer has the focus
   if (control && work && (page.main.contains(control) || page.header.contains(control))) page.main.focus({ preventScroll: true });
 });

@@ -4,14 +4,24 @@ import { ApiError, get, post } from '../api.js';
 import { keep } from '../dom.js';
 import { OUTBOX } from '../unsent.js';
 
+/** @import { StoredJudgment } from '../contract.d.ts' */
+
 const waits = [1, 2, 4, 8, 15, 30];
 
 const keyOf = (entry) => entry.body.idempotency_key;
 
 export class Outbox {
-  /** `owner` keeps one person's unsent work from going out under another's session; `ownerName` says whose it is. */
+  /**
+   * `owner` keeps one person's unsent work from going out under another's session; `ownerName` says whose it is.
+   * @param {{owner: string, ownerName: string, onStored: (answer: StoredJudgment, entry: any) => void,
+   *   onRefused: (error: ApiError, entry: any) => void, onState?: (state: {waiting: number, failing: boolean}) => void}} options
+   */
   constructor({ owner, ownerName, onStored, onRefused, onState }) {
-    Object.assign(this, { owner, ownerName, onStored, onRefused, onState });
+    this.owner = owner;
+    this.ownerName = ownerName;
+    this.onStored = onStored;
+    this.onRefused = onRefused;
+    this.onState = onState;
     // However old: what was judged is not thrown away before the server has said what it thinks of it.
     this.entries = keep.get(OUTBOX) ?? [];
     this.done = new Set();

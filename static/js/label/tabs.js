@@ -10,7 +10,7 @@ export function claim(setId) {
   let released = false;
   navigator.locks
     .request(PREFIX + setId, { ifAvailable: true }, (lock) =>
-      lock && !released ? new Promise((done) => (release = done)) : undefined,
+      lock && !released ? new Promise((done) => (release = () => done(undefined))) : undefined,
     )
     .catch(() => {});
   return () => {

@@ -10,9 +10,19 @@ const key = (text) => h('kbd', { 'aria-hidden': 'true', text });
 const SIGNS = { barely: '≥', slightly: '>', clearly: '≫', significantly: '⋙' };
 
 export class Work {
-  /** `options`: `{diff, plain, more}` view switches that outlive a set. */
+  /**
+   * `options`: `{diff, plain, more}` view switches that outlive a set.
+   * @param {any} set a leased set, or a judgment that was opened again
+   * @param {any} ballot
+   * @param {any} options
+   * @param {(name: string, value?: any) => any} act
+   */
   constructor(set, ballot, options, act) {
-    Object.assign(this, { set, ballot, options, act, cursor: 0 });
+    this.set = set;
+    this.ballot = ballot;
+    this.options = options;
+    this.act = act;
+    this.cursor = 0;
     this.k = set.completions.length;
     this.pair = this.k === 2;
     this.armed = null;

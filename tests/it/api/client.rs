@@ -133,11 +133,15 @@ impl Server {
         Self { router: instructd::http::router(services.clone()), services, _dir: dir }
     }
 
+    /// Holds the answer against its contract.
     pub async fn send(&self, request: Request<Body>) -> Answer {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
         let text = String::from_utf8(bytes.to_vec()).unwrap();
+        let kind = parts.headers.get("content-type").map_or("", |kind| kind.to_str().unwrap());
+        super::contract::check(method.as_str(), &path, parts.status.as_u16(), kind, &text);
         Answer { status: parts.status, headers: parts.headers, text }
     }
 

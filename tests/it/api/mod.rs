@@ -7,6 +7,7 @@ mod choices;
 pub mod client;
 mod completions;
 mod dialects;
+pub mod contract;
 mod encoders;
 mod equal_texts;
 mod evidence;

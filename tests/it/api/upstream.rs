@@ -325,7 +325,14 @@ async fn a_second_instructd_is_an_upstream() {
     assert_eq!(text(front.open_post("/v1/completions", body).await.expect(200).events()), here);
     // A context error travels through, with its field.
     let long = json!({"prompt": "t1 ".repeat(100), "max_tokens": 5});
-    assert_eq!(front.open_post("/v1/completions", long).await.expect(400).param().as_deref(), Some("prompt"));
+    for server in [&origin, &front] {
+        let refused = server.open_post("/v1/completions", long.clone()).await.expect(400);
+        assert_eq!(refused.param().as_deref(), Some("prompt"));
+        assert_eq!(refused.json()["error"]["code"], "context_length_exceeded");
+    }
+    // A message that speaks of a context is not a prompt that is too long for it.
+    let refused = origin.open_post("/v1/completions", json!({"prompt": "t1", "model": "context"})).await.expect(404);
+    assert_eq!(refused.json()["error"]["code"], "model_not_found");
     let set = json!({"messages": [{"role": "user", "content": "t9"}], "n": 2, "sampling": {"max_tokens": 8}});
     front.post("/v1/comparison-sets", set).await.expect(201);
     let version: ModelVersionId = front.services.engine().unwrap().active().unwrap().version.id.clone();

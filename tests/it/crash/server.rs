@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::api::contract;
 use crate::support::fixture;
 
 pub const ADMIN_KEY: &str = "crash-test-admin-key";
@@ -199,14 +200,16 @@ pub async fn send(
     key: &str,
     body: Option<&Value>,
 ) -> reqwest::Result<Answer> {
-    let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
-    let mut request = http.request(method, format!("{url}{path}")).bearer_auth(key);
+    let verb = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+    let mut request = http.request(verb, format!("{url}{path}")).bearer_auth(key);
     if let Some(body) = body {
         request = request.json(body);
     }
     let response = request.send().await?;
     let status = response.status().as_u16();
+    let kind = response.headers().get("content-type").map_or("", |kind| kind.to_str().unwrap()).to_owned();
     let text = response.text().await?;
+    contract::check(method, path, status, &kind, &text);
     Ok(Answer { status, json: serde_json::from_str(&text).unwrap_or(Value::String(text)) })
 }
 

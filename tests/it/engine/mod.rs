@@ -202,7 +202,7 @@ async fn bad_requests_are_refused_before_any_work() {
     let engine = engine(EngineOptions { max_waiting: 0, ..EngineOptions::default() }).await;
     let refused = |r: GenerateRequest| async { engine.generate(r).await.err().unwrap() };
     let param = |e: EngineError| match e {
-        EngineError::BadRequest { param, .. } => param,
+        EngineError::BadRequest { param, .. } | EngineError::TooLong { param, .. } => param,
         other => panic!("{other:?}"),
     };
     assert_eq!(param(refused(request(vec![], 1, params(0, 1))).await), "prompt");

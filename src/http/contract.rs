@@ -1,0 +1,152 @@
+//! What a route takes and gives back: JSON Schemas derived from the types that its handler reads and returns, and
+//! the shapes that lists share.
+
+use schemars::generate::{SchemaGenerator, SchemaSettings};
+use schemars::{JsonSchema, Schema};
+use serde::Serialize;
+use serde_json::Value;
+
+/// Makes the schema of one type; the types in it go into the generator's definitions.
+pub type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+
+/// Where the document keeps the schemas of types.
+pub const COMPONENTS: &str = "/components/schemas";
+
+/// The body of an answer.
+#[derive(Clone, Copy, Debug)]
+pub enum Content {
+    /// `application/json`.
+    Json(SchemaOf),
+    /// `text/event-stream`; the schema describes one event as an object with `data` and, where it has them, `event`
+    /// and `id`. `data` is parsed where it is JSON.
+    Events(SchemaOf),
+    /// Another content type; `*/*` where the file decides.
+    Other(&'static str),
+    Empty,
+}
+
+/// One answer that a route gives. Refusals in the shape of [`super::error::ErrorBody`] are not listed.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub content: Content,
+    pub about: &'static str,
+}
+
+impl Answer {
+    /// Whether `about` says what status and schema do not.
+    pub fn content_says_more(&self) -> bool {
+        self.status == 204 && self.about != NOTHING
+    }
+}
+
+/// What is said of an answer without a body.
+pub const NOTHING: &str = "done; there is nothing to tell";
+
+/// The schema as a reference into the definitions, for types that have a name there.
+pub fn named<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    generator.subschema_for::<T>()
+}
+
+/// The schema itself; only the types in it are references.
+pub fn open<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    T::json_schema(generator)
+}
+
+fn settings() -> SchemaSettings {
+    SchemaSettings::draft2020_12().with(|s| s.definitions_path = COMPONENTS.into())
+}
+
+/// Describes types as they are written: fields that are always there are required.
+pub fn written() -> SchemaGenerator {
+    settings().for_serialize().into_generator()
+}
+
+/// Describes types as they are read: optional fields may be absent.
+pub fn read() -> SchemaGenerator {
+    settings().for_deserialize().into_generator()
+}
+
+/// A request type's schema without references.
+pub fn schema<T: JsonSchema>() -> Value {
+    let settings = settings().for_deserialize().with(|s| s.inline_subschemas = true);
+    in_terms_of_json(open::<T>(&mut settings.into_generator()).to_value())
+}
+
+/// An answer's schema without references.
+pub fn inlined(of: SchemaOf) -> Value {
+    let settings = settings().for_serialize().with(|s| s.inline_subschemas = true);
+    in_terms_of_json(of(&mut settings.into_generator()).to_value())
+}
+
+/// Descriptions come from Rust's documentation: its `None` is null to those who read them here.
+pub fn in_terms_of_json(mut schema: Value) -> Value {
+    fn rewrite(schema: &mut Value) {
+        match schema {
+            Value::Object(fields) => {
+                for (name, value) in fields.iter_mut() {
+                    match value {
+                        Value::String(text) if name == "description" => *text = text.replace("`None`", "`null`"),
+                        other => rewrite(other),
+                    }
+                }
+            }
+            Value::Array(list) => list.iter_mut().for_each(rewrite),
+            _ => {}
+        }
+    }
+    rewrite(&mut schema);
+    schema
+}
+
+/// A whole list.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "{T}List")]
+pub struct List<T> {
+    pub data: Vec<T>,
+}
+
+/// One page of a list, newest first.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "{T}Page")]
+pub struct Paged<T> {
+    pub data: Vec<T>,
+    /// Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty.
+    pub after: Option<String>,
+}
+
+impl<T> Paged<T> {
+    /// The page with the id of its last row.
+    pub fn new(data: Vec<T>, id: impl Fn(&T) -> &str) -> Self {
+        let after = data.last().map(|row| id(row).to_owned());
+        Self { data, after }
+    }
+}
+
+/// One page of a filtered list, newest first, and how many rows the filter fits in all.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "{T}CountedPage")]
+pub struct Counted<T> {
+    pub data: Vec<T>,
+    /// Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty.
+    pub after: Option<String>,
+    pub total: i64,
+}
+
+impl<T> Counted<T> {
+    /// The page with the id of its last row.
+    pub fn new(data: Vec<T>, total: i64, id: impl Fn(&T) -> &str) -> Self {
+        let Paged { data, after } = Paged::new(data, id);
+        Self { data, after, total }
+    }
+}
+
+/// The answer's text up to its first empty list, and from that list's end on: long lists are written between, row by
+/// row, because all rows as a tree of values take many times their own memory.
+pub fn around_list(answer: &impl Serialize) -> (String, String) {
+    let text = serde_json::to_string(answer).unwrap_or_default();
+    match text.split_once("[]") {
+        Some((head, tail)) => (format!("{head}["), format!("]{tail}")),
+        None => (text, String::new()),
+    }
+}

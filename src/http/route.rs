@@ -1,0 +1,174 @@
+//! One row of the table of routes: method, path, who may call it, what it takes and what it answers.
+
+use axum::handler::Handler;
+use axum::http::Method;
+use axum::routing::{MethodFilter, MethodRouter, on};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::AppState;
+use super::auth::Access;
+use super::contract::{self, Answer, Content, SchemaOf};
+
+/// One method of one path.
+pub struct Route {
+    pub method: Method,
+    pub path: &'static str,
+    pub access: Access,
+    pub about: &'static str,
+    /// JSON Schema of the request body, without references.
+    pub body: Option<Value>,
+    /// The same with references to the types in it; `required` stands in `body`.
+    pub body_type: Option<SchemaOf>,
+    /// The body may be missing.
+    pub body_optional: bool,
+    /// JSON Schema of the query: parameters that it does not name are refused.
+    pub query: Option<Value>,
+    /// A page or its file: what stands in the query is for the page's own script.
+    pub page: bool,
+    /// Takes compressed bodies.
+    pub decodes: bool,
+    /// What it answers when it does not refuse.
+    pub answers: Vec<Answer>,
+    /// A model runs for it: tokens are charged to the caller's key, and a key without tokens left is refused.
+    pub computes: bool,
+    pub handler: MethodRouter<AppState>,
+}
+
+impl Route {
+    pub(super) fn computing(self) -> Self {
+        Self { computes: true, ..self }
+    }
+
+    /// Declares the JSON body; a handler reads the same type.
+    pub(super) fn body<B: JsonSchema>(mut self) -> Self {
+        self.body = Some(contract::schema::<B>());
+        self.body_type = Some(contract::open::<B>);
+        self
+    }
+
+    /// As `body`, for a body that may be missing.
+    pub(super) fn optional_body<B: JsonSchema>(self) -> Self {
+        Self { body_optional: true, ..self.body::<B>() }
+    }
+
+    /// Declares the query; a handler reads the same type.
+    pub(super) fn query<Q: JsonSchema>(mut self) -> Self {
+        self.query = Some(contract::schema::<Q>());
+        self
+    }
+
+    /// Declares the JSON answer of a status; a handler returns the same type.
+    pub(super) fn returns<T: Serialize + JsonSchema>(self, status: u16) -> Self {
+        let about = match status {
+            200 => "done",
+            201 => "made",
+            202 => "begun; it goes on in the background",
+            _ => "refused",
+        };
+        self.answers(status, Content::Json(contract::named::<T>), about)
+    }
+
+    /// Declares 204.
+    pub(super) fn returns_nothing(self) -> Self {
+        self.returns_nothing_because(contract::NOTHING)
+    }
+
+    /// Declares 204 in words of its own.
+    pub(super) fn returns_nothing_because(self, about: &'static str) -> Self {
+        self.answers(204, Content::Empty, about)
+    }
+
+    /// Declares an answer that is no JSON.
+    pub(super) fn returns_other(self, content_type: &'static str) -> Self {
+        self.answers(200, Content::Other(content_type), "done")
+    }
+
+    /// Declares a stream of server-sent events, each of this type.
+    pub(super) fn streams<E: Serialize + JsonSchema>(self) -> Self {
+        self.answers(200, Content::Events(contract::named::<E>), "done")
+    }
+
+    fn answers(mut self, status: u16, content: Content, about: &'static str) -> Self {
+        self.answers.push(Answer { status, content, about });
+        self
+    }
+
+    /// Fields that must be there although their type has a default.
+    pub(super) fn requiring(mut self, fields: &[&str]) -> Self {
+        if let Some(body) = &mut self.body {
+            body["required"] = fields.iter().copied().map(Value::from).collect();
+        }
+        self
+    }
+
+    pub(super) fn page(self) -> Self {
+        Self { page: true, ..self }
+    }
+
+    pub(super) fn html(self) -> Self {
+        self.returns_other("text/html").unchanged()
+    }
+
+    /// Of a file that clients may keep.
+    pub(super) fn unchanged(self) -> Self {
+        self.answers(304, Content::Empty, "unchanged since the `ETag` in `If-None-Match`")
+    }
+
+    /// The names that the query may hold; `None` = any.
+    pub fn query_names(&self) -> Option<Vec<String>> {
+        let fields = self.query.as_ref().and_then(|q| q["properties"].as_object());
+        (!self.page).then(|| fields.map(|f| f.keys().cloned().collect()).unwrap_or_default())
+    }
+}
+
+fn route<H, T>(method: Method, path: &'static str, access: Access, about: &'static str, handler: H) -> Route
+where
+    H: Handler<T, AppState>,
+    T: 'static,
+{
+    let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
+    Route {
+        method,
+        path,
+        access,
+        about,
+        body: None,
+        body_type: None,
+        body_optional: false,
+        query: None,
+        page: false,
+        decodes: false,
+        answers: Vec::new(),
+        computes: false,
+        handler: on(filter, handler),
+    }
+}
+
+pub(super) fn get<H: Handler<T, AppState>, T: 'static>(
+    path: &'static str,
+    access: Access,
+    about: &'static str,
+    h: H,
+) -> Route {
+    route(Method::GET, path, access, about, h)
+}
+
+pub(super) fn post<H: Handler<T, AppState>, T: 'static>(
+    path: &'static str,
+    access: Access,
+    about: &'static str,
+    h: H,
+) -> Route {
+    route(Method::POST, path, access, about, h)
+}
+
+pub(super) fn delete<H: Handler<T, AppState>, T: 'static>(
+    path: &'static str,
+    access: Access,
+    about: &'static str,
+    h: H,
+) -> Route {
+    route(Method::DELETE, path, access, about, h)
+}

@@ -1,0 +1,106 @@
+//! Prompts and completions as answers show them to people.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::error::ApiResult;
+use super::markdown;
+use crate::domain::{Completion, CompletionId, Prompt, PromptId};
+use crate::service::judge::ExpectedTier;
+
+/// A message with its safe HTML.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ShownMessage {
+    pub role: String,
+    pub content: String,
+    pub html: String,
+}
+
+/// A prompt as people read it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ShownPrompt {
+    pub id: PromptId,
+    pub messages: Vec<ShownMessage>,
+}
+
+impl ShownPrompt {
+    /// The prompt with the HTML of its messages.
+    ///
+    /// # Errors
+    /// 429 when too many texts wait to be rendered.
+    pub async fn new(prompt: &Prompt) -> ApiResult<Self> {
+        let texts: Vec<&str> = prompt.messages.iter().map(|m| m.content.as_str()).collect();
+        let html = markdown::render_all(&texts).await?;
+        let shown = prompt.messages.iter().zip(html).map(|(m, html)| ShownMessage {
+            role: m.role.clone(),
+            content: m.content.clone(),
+            html: html.to_string(),
+        });
+        Ok(Self { id: prompt.id.clone(), messages: shown.collect() })
+    }
+}
+
+/// A prompt as labelers read it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct LabelerPrompt {
+    #[serde(flatten)]
+    pub prompt: ShownPrompt,
+    pub lang: Option<String>,
+}
+
+impl LabelerPrompt {
+    /// # Errors
+    /// As [`ShownPrompt::new`].
+    pub async fn new(prompt: &Prompt) -> ApiResult<Self> {
+        Ok(Self { prompt: ShownPrompt::new(prompt).await?, lang: prompt.lang.clone() })
+    }
+}
+
+/// A completion without its author.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct BlindCompletion {
+    pub id: CompletionId,
+    pub text: String,
+    pub html: String,
+    /// Ended by the length limit.
+    pub cut_off: bool,
+    /// Number of tokens at which the length limit ended it; null where it did not, or where tokens are unknown.
+    pub cut_off_at: Option<usize>,
+}
+
+impl BlindCompletion {
+    fn new(completion: &Completion, html: &str) -> Self {
+        let cut_off = completion.finish_reason.as_deref() == Some("length");
+        let tokens = completion.token_ids.len();
+        Self {
+            id: completion.id.clone(),
+            text: completion.text.clone(),
+            html: html.to_owned(),
+            cut_off,
+            cut_off_at: (cut_off && tokens > 0).then_some(tokens),
+        }
+    }
+}
+
+/// The completions, each without its author.
+///
+/// # Errors
+/// 429 when too many texts wait to be rendered.
+pub async fn blind(completions: &[Completion]) -> ApiResult<Vec<BlindCompletion>> {
+    let texts: Vec<&str> = completions.iter().map(|c| c.text.as_str()).collect();
+    let html = markdown::render_all(&texts).await?;
+    Ok(completions.iter().zip(html).map(|(c, html)| BlindCompletion::new(c, &html)).collect())
+}
+
+/// Who wrote a completion.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Author {
+    pub completion_id: CompletionId,
+    /// Name of the model version; `human`, `edit` or `import` for texts that no model wrote.
+    pub model: String,
+}
+
+/// Tiers as answers list them.
+pub fn tiers(tiers: Vec<(CompletionId, i64)>) -> Vec<ExpectedTier> {
+    tiers.into_iter().map(|(completion_id, tier)| ExpectedTier { completion_id, tier }).collect()
+}

@@ -1,0 +1,2801 @@
+// Types of the server's API. Made by scripts/api_types.mjs from /openapi.json: do not edit.
+
+/** Share of held-out pairs that a reward model orders as people did. */
+export type Accuracy = {
+  value: number;
+  low: number | null;
+  high: number | null;
+  n: number;
+  chance: number;
+};
+
+/** What the active versions rest on. */
+export type ActiveEvidence = {
+  /** Of the active reward model, on held-out pairs. */
+  accuracy: Accuracy | null;
+  /** Rankings since the active reward model was made. */
+  new_rankings: number | null;
+  /** Sets with completions of the active policy, and rankings of them. */
+  policy_sets: number;
+  policy_rankings: number;
+  /** Reward and KL of the active policy, at the end of its training. */
+  policy: EvidenceSummary | null;
+};
+
+/** How far labelers agree; a figure is `null` where the data cannot give one. */
+export type Agreement = {
+  /** Units with two ratings or more. Units of one set are not independent: each figure's `n` counts sets. */
+  units: number;
+  sets: number;
+  labelers: number;
+  /** Share of pairs of labelers who said the same, ties as their own answer. */
+  pairwise: Figure | null;
+  /** Share of pairs of labelers who said the same, of those where both named a preference: the figure that papers
+   * report (72–77 %). */
+  pairwise_without_ties: Figure | null;
+  alpha_ordinal: Figure | null;
+  alpha_nominal: Figure | null;
+  /** Over the units with exactly `fleiss_raters` ratings, the most common number. */
+  fleiss_kappa: Figure | null;
+  fleiss_raters: number | null;
+  cohen: CohenKappa[];
+};
+
+/** The guidelines of every language, and all that administrators wrote. */
+export type AllGuidelines = {
+  current: EditableGuidelines[];
+  versions: FormerGuidelines[];
+};
+
+/** An answer has ended. */
+export type AskDone = {
+  place: number;
+  /** `stop` or `length`. */
+  reason: string;
+};
+
+/** One event of the stream. */
+export type AskEvent = {
+  event: 'start';
+  data: AskStart;
+} | {
+  event: 'text';
+  data: AskText;
+} | {
+  event: 'done';
+  data: AskDone;
+} | {
+  event: 'set';
+  data: LeasedSet;
+} | {
+  event: 'error';
+  data: Error;
+};
+
+export type AskStart = {
+  /** How many answers are written. */
+  answers: number;
+};
+
+/** An answer goes on. */
+export type AskText = {
+  /** Which answer, in shown order from 0. */
+  place: number;
+  text: string;
+};
+
+export type AssignmentState = 'leased' | 'submitted' | 'expired' | 'released';
+
+export type AssistantMessage = {
+  role: 'assistant';
+  content: string;
+  /** Always null: nothing here refuses. */
+  refusal: string | null;
+};
+
+/** Which tokens attend to which. */
+export type AttentionMaps = {
+  maps: LayerMaps[];
+  object: 'attention';
+  model: string;
+  kind: ModelKind;
+  /** A token attends to itself and to those before it only. */
+  causal: boolean;
+  tokens: string[];
+  /** Bytes of each token, which need not be whole characters. */
+  bytes: number[][];
+  ids: number[];
+  n_layers: number;
+  n_heads: number;
+  instructd: Origin;
+};
+
+/** One line of the audit trail. */
+export type AuditEntry = {
+  id: number;
+  /** Labeler id of who did it. */
+  actor: string;
+  /** What the actor proved itself with: the id of a key, `configured` for the configured admin key, `link:` and the id
+   * of a sign-in link, `invite`; absent in lines written before this was kept, and where the server acts by itself. */
+  credential?: string | null;
+  /** `invite`, `create_key`, `import`, `promote`, `erase`, … */
+  action: string;
+  /** Id (or name) of what it was done to. */
+  target: string;
+  detail: any;
+  created: number;
+};
+
+/** A page of the audit trail, newest first. */
+export type AuditPage = {
+  data: AuditEntry[];
+  /** What the ids of actors and targets stand for, as far as it is known. */
+  names: Record<string, NameOf>;
+  /** Id of the last line: `?before=` asks for the lines behind it. Null when the page is empty. */
+  before: number | null;
+};
+
+/** Who wrote a completion. */
+export type Author = {
+  completion_id: string;
+  /** Name of the model version; `human`, `edit` or `import` for texts that no model wrote. */
+  model: string;
+};
+
+/** A completion with its author. */
+export type AuthoredCompletion = {
+  id: string;
+  /** `stop`, `length` or `abort`; null for texts that no model wrote. */
+  finish_reason: string | null;
+  text: string;
+  html: string;
+  /** Name of the model version; `human`, `edit` or `import` for texts that no model wrote. */
+  author: string;
+};
+
+/** A mean before and after training, measured in the same run by the same model. */
+export type BeforeAfter = {
+  before: Figure | null;
+  after: Figure;
+};
+
+/** A completion without its author. */
+export type BlindCompletion = {
+  id: string;
+  text: string;
+  html: string;
+  /** Ended by the length limit. */
+  cut_off: boolean;
+  /** Number of tokens at which the length limit ended it; null where it did not, or where tokens are unknown. */
+  cut_off_at: number | null;
+};
+
+/** A candidate that answers a share of the requests. */
+export type Canary = {
+  model_version_id: string;
+  /** Of the requests that name no model, above 0 and at most 1. */
+  share: number;
+  since: number;
+};
+
+export type ChatChoice = {
+  index: number;
+  message: AssistantMessage;
+  finish_reason: FinishReason | null;
+  /** Only with `logprobs`. */
+  logprobs: ChatLogprobs | null;
+};
+
+/** A piece of a streamed chat completion. */
+export type ChatChunk = {
+  id: string;
+  object: 'chat.completion.chunk';
+  /** Seconds since 1970. */
+  created: number;
+  model: string;
+  choices: ChatChunkChoice[];
+  instructd: Generated;
+  /** In the last chunk, with `stream_options.include_usage`. */
+  usage?: TokenUsage | null;
+};
+
+export type ChatChunkChoice = {
+  index: number;
+  delta: ChatDelta;
+  /** Only with `logprobs`. */
+  logprobs: ChatLogprobs | null;
+  finish_reason: FinishReason | null;
+};
+
+/** One event of a streamed generation. */
+export type ChatChunkEvent = {
+  /** `error` where the key or session of the stream has ended; else absent. */
+  event?: string | null;
+  data: ChatChunkEventData;
+};
+
+export type ChatChunkEventData = ChatChunk | Error | EndOfStream;
+
+/** The assistant's next message, once for each sample. */
+export type ChatCompletion = {
+  id: string;
+  object: 'chat.completion';
+  /** Seconds since 1970. */
+  created: number;
+  model: string;
+  choices: ChatChoice[];
+  instructd: Generated;
+  usage: TokenUsage;
+};
+
+/** What is added to the message. */
+export type ChatDelta = {
+  /** In the first chunk of a choice. */
+  role?: string | null;
+  content?: string | null;
+};
+
+/** The tokens of a chat message. */
+export type ChatLogprobs = {
+  content: ChatToken[];
+  /** Always null: nothing here refuses. */
+  refusal: string | null;
+};
+
+/** A message as clients keep it: role and content, and the fields that servers and libraries add. Those that ask
+ * for something this server has not are refused by name unless they are empty. */
+export type ChatMessage = {
+  /** `system`, `user` or `assistant`; `developer` counts as `system`. */
+  role: string;
+  /** A text, or a list of parts of type text. The assistant's may be missing: it said nothing. */
+  content?: any;
+  /** Who speaks. Accepted, without effect. */
+  name?: string | null;
+  /** What the assistant said instead of an answer; stands for its content. */
+  refusal?: string | null;
+  /** As this server returns it beside the content. Accepted, without effect. */
+  html?: string | null;
+  /** Not supported, except empty. */
+  tool_calls?: any;
+  /** Not supported. */
+  tool_call_id?: any;
+  /** Not supported. */
+  function_call?: any;
+  /** Not supported. */
+  audio?: any;
+  /** Not supported, except empty. */
+  annotations?: any;
+  /** Not supported, except empty. */
+  reasoning_content?: any;
+  /** Another name of `reasoning_content`. */
+  reasoning?: any;
+};
+
+/** A token and its alternatives. */
+export type ChatToken = {
+  token: string;
+  logprob: number | null;
+  /** Of the token, which need not be whole characters. */
+  bytes: number[];
+  token_id: number;
+  top_logprobs: TokenEntry[];
+};
+
+/** A worked case. */
+export type ChoiceExample = {
+  input: string;
+  /** One of the labels; the first of its words is written. */
+  label: string;
+};
+
+export type ChoicesOrigin = {
+  model_version: string;
+  /** Id of the soft prompt that stood before the prompt. */
+  prompt_adapter: string | null;
+};
+
+/** Cohen's κ of two labelers (indices) over the units both rated. */
+export type CohenKappa = {
+  kappa: Figure | null;
+  /** With linear weights: a tie is half as far from a preference as the opposite is. */
+  weighted_kappa: number | null;
+};
+
+/** K ≥ 2 completions of one prompt, to be ranked by `target_overlap` people. */
+export type ComparisonSet = {
+  id: string;
+  prompt_id: string;
+  kind: SetKind;
+  target_overlap: number;
+  /** `random`, `uncertainty`, `disagreement`, `versus`, `stored`, `import`, `ask`. */
+  selection_policy: string;
+  selection_score: number | null;
+  status: SetStatus;
+  /** In storage order; what a labeler sees is shuffled by the assignment's `order_seed`. */
+  completion_ids: string[];
+  created: number;
+};
+
+export type CompletionScore = {
+  completion_id: string;
+  /** Log-odds within the set. */
+  score: number;
+};
+
+export type Components = {
+  securitySchemes: Record<string, any>;
+  schemas: Record<string, any>;
+};
+
+/** Ranked sets, the most disputed first. */
+export type ConsensusList = {
+  data: ListedConsensus[];
+  /** Ranked sets in all. */
+  total: number;
+};
+
+/** One author of the table: a model version, or `human` for the answers people wrote. */
+export type Contestant = {
+  model_version_id: string | null;
+  name: string;
+  /** Natural log-odds over the mean of the table, with the bootstrap's interval; n = its comparisons. */
+  strength: Figure;
+  /** The strength in Elo points: 400 / ln 10 per log-odd, 0 in the middle. */
+  elo: number;
+  /** Share of the bootstrap's replicates in which it came first. */
+  best: number;
+};
+
+/** Counts behind the picture of the loop. */
+export type Counts = {
+  prompts: number;
+  completions: number;
+  sets_open: number;
+  sets_done: number;
+  /** Open sets that no active labeler can get any more: everybody has judged or skipped them. */
+  sets_stuck: number;
+  judgments: number;
+  demonstrations: number;
+  labelers: number;
+  /** Leases whose holder gave a sign of life within the last minutes. */
+  leases: number;
+  jobs_queued: number;
+  jobs_running: number;
+  feedback_events: number;
+};
+
+/** An invite with its token, which is shown once. */
+export type CreatedInvite = {
+  invite: InviteView;
+  token: string;
+  /** The page and the token as a path of this server. */
+  url: string;
+};
+
+/** An API key with its secret, which is shown once. */
+export type CreatedKey = {
+  id: string;
+  name: string;
+  /** Of `admin`, `feedback`, `inference`. */
+  scopes: string[];
+  labeler_id: string | null;
+  /** Prompt and drawn tokens a day (UTC); null = no limit. */
+  daily_tokens: number | null;
+  origin: KeyOrigin;
+  revoked: boolean;
+  created: number;
+  key: string;
+};
+
+/** A new person with the link that signs them in. */
+export type CreatedLabeler = {
+  id: string;
+  name: string;
+  role: Role;
+  active: boolean;
+  /** Judgments a day (UTC); `null` = as configured, 0 = no limit. */
+  daily_quota?: number | null;
+  /** When the person's data was erased on request; the row stays, because judgments refer to it. */
+  erased?: number | null;
+  created: number;
+  link: CreatedLink;
+};
+
+/** A sign-in link with its token, which is shown once. */
+export type CreatedLink = {
+  id: string;
+  created: number;
+  /** Null: until it is revoked or replaced. */
+  expires: number | null;
+  /** The last sign-in with it. */
+  used: number | null;
+  token: string;
+  /** The page and the token as a path of this server. */
+  url: string;
+};
+
+/** Points of a job's curves. */
+export type Curves = {
+  metrics: Metric[];
+};
+
+/** Frozen view of the judgments that a training run learned from. */
+export type DatasetVersion = {
+  id: string;
+  /** Unique, if given; versions that jobs froze have none. */
+  name: string | null;
+  filter: any;
+  as_of: number;
+  /** SHA-256 (hex) of the exported JSONL. */
+  sha256: string;
+  n_sets: number;
+  n_pairs: number;
+};
+
+/** A whole list. */
+export type DatasetVersionList = {
+  data: DatasetVersion[];
+};
+
+/** Judgments of one day. */
+export type DayCount = {
+  /** Days since the epoch, UTC. */
+  day: number;
+  judgments: number;
+  /** Of these, skips. */
+  skips: number;
+};
+
+/** A human-written ideal answer: SFT data. */
+export type Demonstration = {
+  prompt_id: string;
+  completion_id: string;
+  labeler_id: string | null;
+  created: number;
+};
+
+/** Token ids as text. */
+export type Detokenized = {
+  prompt: string;
+};
+
+/** What a draw found, with counts: why fewer sets than wanted were made, and how their answers were written. */
+export type DrawReport = {
+  /** Stored prompts that the request's filter fits. For `disagreement`: sets that were ranked. */
+  found: number;
+  /** Left out: the prompt has a set already, and the request does not ask for another. */
+  has_set: number;
+  /** Left out: raw text given to `/v1/completions`, which is drawn for only when asked for by source. */
+  raw_text: number;
+  /** Left out: fewer than two answers with text. */
+  few_answers: number;
+  /** Left out: all answers are equal, also after they were drawn again. */
+  equal_answers: number;
+  /** Left out: the prompt is too long for the model's context. */
+  too_long: number;
+  /** `disagreement` left out: people agree on the set, too few have ranked it, it waits for a judgment
+   * anyway, or a reviewer has settled it. */
+  agreed: number;
+  single: number;
+  waiting: number;
+  settled: number;
+  /** Sets made with fewer answers than asked for, because there were no more different ones. */
+  smaller: number;
+  /** Answers written, those of them cut off at `max_tokens`, and those written in place of equal or empty
+   * ones. */
+  answers: number;
+  cut_off: number;
+  redrawn: number;
+  /** Pieces of text received so far, about one a token: shows that a slow draw moves. */
+  pieces: number;
+  /** How the answers are drawn; absent where none are. */
+  max_tokens: number | null;
+  temperature: number | null;
+  top_p: number | null;
+};
+
+export type DrawState = 'running' | 'done' | 'failed' | 'cancelled';
+
+/** How numbers are held. */
+export type Dtype = 'f32' | 'bf16' | 'q8_0' | 'q4_0';
+
+/** Guidelines in force with their source. */
+export type EditableGuidelines = {
+  version: string;
+  lang: string;
+  /** When an administrator wrote them (µs UTC); null for the configured file and the built-in text. */
+  since: number | null;
+  html: string;
+  /** Markdown. */
+  text: string;
+};
+
+export type Embedding = {
+  object: 'embedding';
+  index: number;
+  embedding: Vector;
+};
+
+/** One vector a text, in the order of the request. */
+export type EmbeddingList = {
+  object: 'list';
+  data: Embedding[];
+  model: string;
+  usage: EmbeddingUsage;
+  instructd: Origin;
+};
+
+export type EmbeddingUsage = {
+  prompt_tokens: number;
+  total_tokens: number;
+};
+
+/** The last event. */
+export type EndOfStream = '[DONE]';
+
+/** What becomes of the judgments of a person whose data is erased. */
+export type Erase = 'anonymise' | 'remove';
+
+/** What an erasure did, and what it cannot reach. */
+export type Erasure = {
+  judgments: number;
+  demonstrations: number;
+  feedback_events: number;
+  sessions: number;
+  keys: number;
+  invites: number;
+  links: number;
+  /** Lines taken out of the files of training jobs. */
+  job_lines: number;
+  /** Where the person's words may still be, in plain words. */
+  not_reached: string[];
+};
+
+/** The body of every refusal and failure. */
+export type Error = {
+  error: ErrorDetail;
+};
+
+export type ErrorDetail = {
+  message: string;
+  /** `invalid_request_error`, `authentication_error`, `permission_error`, `conflict_error`, `rate_limit_error`,
+   * `service_unavailable_error` or `server_error`. */
+  type: string;
+  /** The field, parameter or header to blame. */
+  param: string | null;
+  /** Names the case, for programs. */
+  code: string | null;
+};
+
+/** What `POST /admin/jobs/estimate` answers. */
+export type Estimate = {
+  /** Peak memory of the training process. */
+  memory_bytes: number;
+  /** null where the data does not say how much work there is. */
+  seconds: Seconds | null;
+  /** What the figures rest on. */
+  basis: string;
+  /** Optimizer steps (RL: iterations); null where the data is not known. */
+  steps: number | null;
+  /** Whether the memory is there now; null where the system does not tell. */
+  fits: boolean | null;
+  available_memory_bytes: number | null;
+};
+
+export type Evidence = {
+  model: VersionName;
+  /** The active version of its kind. */
+  active: VersionName | null;
+  parent: VersionName | null;
+  finding: Finding;
+  accuracy: Accuracy | null;
+  /** How often two people agree about a pair that both decided. */
+  labeler_agreement: Figure | null;
+  reward: BeforeAfter | null;
+  gold: BeforeAfter | null;
+  /** Nats per sequence, against the policy that the run started from. */
+  kl: Figure | null;
+  /** The version that win rate and samples compare with: the active one, or the parent of the active one. */
+  against: VersionName | null;
+  win_rate: Figure | null;
+  samples: SideBySide[];
+  new_rankings: number;
+  rolled_back: number | null;
+};
+
+/** A version's figures without samples. */
+export type EvidenceSummary = {
+  finding: Finding;
+  accuracy: Accuracy | null;
+  reward: BeforeAfter | null;
+  kl: Figure | null;
+  win_rate: Figure | null;
+};
+
+export type ExpectedTier = {
+  completion_id: string;
+  tier: number;
+};
+
+/** Why an import is refused, beside the report: which lines, and why. */
+export type FailedImport = {
+  imported: number;
+  /** Known already, and changed by the file: tags, language, answer of a prompt; a ranking that became a known
+   * answer. */
+  updated: number;
+  /** Known already. */
+  skipped: number;
+  /** Lines that could not be used (all of them; `errors` lists the first hundred). */
+  failed: number;
+  errors: LineError[];
+  /** Lines that came in, but not all that they say. */
+  warnings: LineError[];
+  /** Fields that nothing reads, with the lines that have them. */
+  ignored_fields: Record<string, number>;
+  /** Why the file was not read to its end. */
+  stopped?: string | null;
+  error: ErrorDetail;
+};
+
+/** A thumb, score or edit that an application or a chat user gives to one completion. */
+export type FeedbackEvent = {
+  id: string;
+  completion_id: string;
+  /** `thumb`, `score`, `edit`, `comment`. */
+  kind: string;
+  value: any;
+  actor_hash: string | null;
+  idempotency_key: string;
+  created: number;
+};
+
+/** A figure with its 95 % interval (absent where the data cannot give one) and what it was counted over. */
+export type Figure = {
+  value: number;
+  low: number | null;
+  high: number | null;
+  n: number;
+};
+
+export type FilledGap = {
+  /** Of the gap among the tokens. */
+  position: number;
+  /** The most likely first. */
+  tokens: FilledToken[];
+  /** In the order of the request. */
+  targets: FilledToken[];
+};
+
+/** What may stand in the gaps. */
+export type FilledGaps = {
+  object: 'fill_mask';
+  model: string;
+  gaps: FilledGap[];
+  instructd: Origin;
+  /** The most likely label; only with `verbalizers`. */
+  answer?: string | null;
+  /** The most likely first; only with `verbalizers`. */
+  labels?: RankedLabel[] | null;
+};
+
+export type FilledToken = {
+  token: string;
+  id: number;
+  logprob: number;
+  probability: number;
+};
+
+export type Finding = {
+  code: FindingCode;
+  /** Whether the overview suggests to promote it. */
+  worth_promoting: boolean;
+};
+
+/** What the figures say. */
+export type FindingCode = 'better_than_chance' | 'chance' | 'unmeasured' | 'preferred' | 'not_preferred' | 'reward_fell' | 'undecided' | 'rolled_back';
+
+export type FinishReason = 'stop' | 'length' | 'abort';
+
+export type Flag = {
+  completion_id?: string | null;
+  code: string;
+  note?: string | null;
+};
+
+/** What an administrator once wrote. */
+export type FormerGuidelines = {
+  lang: string;
+  /** Null where it went back to the configured file or the built-in text. */
+  version: string | null;
+  /** Markdown. */
+  text: string;
+  created: number;
+  created_by: string;
+};
+
+/** Which version wrote an answer, and under which ids its texts are stored. */
+export type Generated = {
+  /** In the order of the choices; null for empty texts, which are not stored. */
+  completion_ids: (string | null)[];
+  model_version: string;
+  /** As given, or as drawn by the server. */
+  seed: number;
+};
+
+/** How often one thing met another. */
+export type HeadToHead = {
+  wins: number;
+  losses: number;
+  ties: number;
+  /** (wins + ties / 2) / all; `null` when they never met. */
+  win_rate: number | null;
+  /** What the model expects of that rate. */
+  expected: number;
+};
+
+/** The process is alive. */
+export type Health = {
+  status: 'ok';
+};
+
+/** What an import did. Bad lines are left out and named; good ones stay. */
+export type ImportReport = {
+  imported: number;
+  /** Known already, and changed by the file: tags, language, answer of a prompt; a ranking that became a known
+   * answer. */
+  updated: number;
+  /** Known already. */
+  skipped: number;
+  /** Lines that could not be used (all of them; `errors` lists the first hundred). */
+  failed: number;
+  errors: LineError[];
+  /** Lines that came in, but not all that they say. */
+  warnings: LineError[];
+  /** Fields that nothing reads, with the lines that have them. */
+  ignored_fields: Record<string, number>;
+  /** Why the file was not read to its end. */
+  stopped?: string | null;
+};
+
+export type Info = {
+  title: string;
+  version: string;
+  description: string;
+};
+
+/** Whom an invite is for. */
+export type InviteGreeting = {
+  name: string | null;
+  role: Role;
+  /** µs UTC. */
+  expires: number;
+};
+
+/** An invite without its token. */
+export type InviteView = {
+  id: string;
+  role: Role;
+  /** Whom it greets. */
+  name: string | null;
+  note: string | null;
+  expires: number;
+  revoked: boolean;
+  used_by: string | null;
+  created: number;
+};
+
+/** A whole list. */
+export type InviteViewList = {
+  data: InviteView[];
+};
+
+export type Item = {
+  completion_id: string;
+  /** 0 is best; equal tiers are a tie. */
+  tier: number;
+  /** 1 to 10. */
+  rating?: number | null;
+};
+
+/** Name, note and tags of a job, and who queued it. Nothing here changes what the job computes. */
+export type Job = {
+  id: string;
+  /** Recipe name: `sft`, `reward`, `ppo`, … */
+  kind: string;
+  args: any;
+  state: JobState;
+  /** Unique among non-terminal jobs, if given. */
+  unique_key: string | null;
+  priority: number;
+  attempt: number;
+  max_attempts: number;
+  crash_count: number;
+  lease_owner: string | null;
+  lease_expires: number | null;
+  cancel_requested: boolean;
+  checkpoint_uri: string | null;
+  external_ref: string | null;
+  progress: Progress | null;
+  /** What the recipe returned when it succeeded (metrics, published version…). */
+  result: any;
+  error: string | null;
+  /** Shown instead of the recipe's name. */
+  name: string | null;
+  note: string | null;
+  tags: string[];
+  /** The labeler who queued it; `null` for jobs of older releases. */
+  created_by: string | null;
+  created: number;
+  started: number | null;
+  finished: number | null;
+};
+
+/** One line of a job's log: `state`, `progress`, `log`, `sample`, `warning`. */
+export type JobEvent = {
+  job_id: string;
+  seq: number;
+  kind: string;
+  data: any;
+  created: number;
+};
+
+export type JobEventData = {
+  seq: number;
+  /** `state`, `progress`, `log`, `sample` or `warning`. */
+  kind: string;
+  data: any;
+  created: number;
+} | Error;
+
+/** The events that there are now, `?format=json`. */
+export type JobEvents = {
+  data: JobEvent[];
+  state: JobState;
+};
+
+export type JobState = 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled';
+
+/** A job with its author's name, as it is now. */
+export type JobView = {
+  id: string;
+  /** Recipe name: `sft`, `reward`, `ppo`, … */
+  kind: string;
+  args: any;
+  state: JobState;
+  /** Unique among non-terminal jobs, if given. */
+  unique_key: string | null;
+  priority: number;
+  attempt: number;
+  max_attempts: number;
+  crash_count: number;
+  lease_owner: string | null;
+  lease_expires: number | null;
+  cancel_requested: boolean;
+  checkpoint_uri: string | null;
+  external_ref: string | null;
+  progress: Progress | null;
+  /** What the recipe returned when it succeeded (metrics, published version…). */
+  result: any;
+  error: string | null;
+  /** Shown instead of the recipe's name. */
+  name: string | null;
+  note: string | null;
+  tags: string[];
+  /** The labeler who queued it; `null` for jobs of older releases. */
+  created_by: string | null;
+  created: number;
+  started: number | null;
+  finished: number | null;
+  /** Name of the person who queued it. */
+  author: string | null;
+};
+
+/** One page of a list, newest first. */
+export type JobViewPage = {
+  data: JobView[];
+  /** Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty. */
+  after: string | null;
+};
+
+/** One person's judgment of one set. Append-only: a correction is a new revision that supersedes. */
+export type Judgment = {
+  id: string;
+  assignment_id: string | null;
+  set_id: string;
+  labeler_id: string;
+  revision: number;
+  supersedes_id: string | null;
+  outcome: Outcome;
+  strength: Strength | null;
+  rationale: string | null;
+  active_ms: number;
+  wall_ms: number;
+  guideline_version: string | null;
+  idempotency_key: string;
+  /** One entry for each completion of the set when `outcome` is `ranked`; else may be empty. */
+  items: JudgmentItem[];
+  flags: JudgmentFlag[];
+  created: number;
+  /** What the labeler knew when judging; the store fills it in. */
+  knowledge: Knowledge;
+};
+
+export type JudgmentFlag = {
+  completion_id: string | null;
+  code: string;
+  note: string | null;
+};
+
+/** Tier 0 is best; equal tiers are a tie. */
+export type JudgmentItem = {
+  completion_id: string;
+  tier: number;
+  shown_position: number;
+  rating: number | null;
+};
+
+/** One page of a list, newest first. */
+export type JudgmentPage = {
+  data: Judgment[];
+  /** Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty. */
+  after: string | null;
+};
+
+/** Where a key comes from. */
+export type KeyOrigin = 'created' | 'generated';
+
+/** An API key without its secret. */
+export type KeyView = {
+  id: string;
+  name: string;
+  /** Of `admin`, `feedback`, `inference`. */
+  scopes: string[];
+  labeler_id: string | null;
+  /** Prompt and drawn tokens a day (UTC); null = no limit. */
+  daily_tokens: number | null;
+  origin: KeyOrigin;
+  revoked: boolean;
+  created: number;
+};
+
+/** A whole list. */
+export type KeyViewList = {
+  data: KeyView[];
+};
+
+/** What a labeler had been shown of a set before judging it: nothing, who wrote the completions, or the
+ * expected answer. Only blind judgments count in figures and data sets. */
+export type Knowledge = 'blind' | 'authors' | 'answer';
+
+export type KnownAnswerView = {
+  tiers: ExpectedTier[];
+  /** Markdown. */
+  explanation: string | null;
+};
+
+export type Labeler = {
+  id: string;
+  name: string;
+  role: Role;
+  active: boolean;
+  /** Judgments a day (UTC); `null` = as configured, 0 = no limit. */
+  daily_quota?: number | null;
+  /** When the person's data was erased on request; the row stays, because judgments refer to it. */
+  erased?: number | null;
+  created: number;
+};
+
+/** One labeler's row. Shares carry Jeffreys' intervals; `null` where there is nothing to count. */
+export type LabelerFigures = {
+  labeler_id: string;
+  name: string;
+  role: string;
+  active: boolean;
+  /** Latest revisions, skips too. */
+  judgments: number;
+  skip_rate: Figure | null;
+  unrankable_rate: Figure | null;
+  all_bad_rate: Figure | null;
+  /** Mean share of a ranking's pairs that were given the same tier; `n` counts rankings. */
+  tie_rate: Figure | null;
+  /** Median and nine-tenths quantile of the time at work on a judgment, ms; judgments by API have none. */
+  median_active_ms: number | null;
+  p90_active_ms: number | null;
+  /** Of the sets where the first-shown and the last-shown completion differ in tier, how often the first
+   * is preferred; ½ = no liking. Sets with known answers are left out. */
+  left_bias: Figure | null;
+  /** Mean share of each gold or calibration set's strict pairs that were ranked as expected; a tie
+   * counts half. */
+  gold_accuracy: Figure | null;
+  /** Mean share of a set's pairs on which most others prefer one and this labeler the same; own word left out.
+   * `n` counts sets. */
+  agreement_with_others: Figure | null;
+  /** γ of the noisy Bradley–Terry model: the labeler's weight in the consensus. */
+  attention: number | null;
+};
+
+/** A person as lists name them. */
+export type LabelerName = {
+  id: string;
+  name: string;
+};
+
+/** A prompt as labelers read it. */
+export type LabelerPrompt = {
+  id: string;
+  messages: ShownMessage[];
+  lang: string | null;
+};
+
+/** A person with their active sign-in link. */
+export type LabelerWithLink = {
+  id: string;
+  name: string;
+  role: Role;
+  active: boolean;
+  /** Judgments a day (UTC); `null` = as configured, 0 = no limit. */
+  daily_quota?: number | null;
+  /** When the person's data was erased on request; the row stays, because judgments refer to it. */
+  erased?: number | null;
+  created: number;
+  link: LinkView | null;
+};
+
+/** A whole list. */
+export type LabelerWithLinkList = {
+  data: LabelerWithLink[];
+};
+
+/** The heads of one layer. */
+export type LayerMaps = {
+  /** From 0. */
+  layer: number;
+  /** `heads[h][i][j]`: how much token i attends to token j, rounded to five digits. */
+  heads: number[][][];
+};
+
+/** A set that the caller holds a lease on, to be ranked. */
+export type LeasedSet = {
+  assignment_id: string;
+  lease_token: string;
+  /** µs UTC. */
+  expires_at: number;
+  set_id: string;
+  /** `normal`, or `calibration`: its expected answer is shown after the judgment. Gold sets read `normal`. */
+  kind: SetKind;
+  prompt: LabelerPrompt;
+  /** In the order in which they are shown. */
+  completions: BlindCompletion[];
+  /** Of the guidelines in force; a judgment sends it back. */
+  guideline_version: string;
+  me: OwnCounts;
+  queue: Queue;
+  /** Null once the calibration sets that come first are done. */
+  onboarding: Onboarding | null;
+  /** Which of the onboarding's calibration sets this is, from 1; null for other sets. */
+  practice_number: number | null;
+};
+
+/** Whether the longer text wins; a figure is `null` where the data cannot give one. */
+export type LengthBias = {
+  preferences: number;
+  /** Prompts that they are about: preferences of one prompt are not independent. */
+  prompts: number;
+  /** Weighted share in which the longer text is preferred, of those of different length. */
+  longer_wins: Figure | null;
+  /** β of P(preferred) = σ(β log2(length / other length)), without intercept: log-odds per doubling. */
+  per_doubling: Figure | null;
+  /** Mean characters of preferred and other texts. */
+  mean_preferred: number | null;
+  mean_other: number | null;
+};
+
+/** A line that could not be used; lines count from 1, and 0 stands for the whole file. */
+export type LineError = {
+  line: number;
+  message: string;
+};
+
+/** A sign-in link without its token. */
+export type LinkView = {
+  id: string;
+  created: number;
+  /** Null: until it is revoked or replaced. */
+  expires: number | null;
+  /** The last sign-in with it. */
+  used: number | null;
+};
+
+/** The consensus on a set with its prompt. */
+export type ListedConsensus = {
+  set_id: string;
+  judgments: number;
+  /** Mean distance of two labelers on a pair of completions: 0 the same, ½ a tie against a preference, 1
+   * opposite. `null` with fewer than two rankings. */
+  disagreement: number | null;
+  completions: CompletionScore[];
+  /** One line of the prompt. */
+  prompt: string | null;
+};
+
+export type ListedItem = {
+  completion_id: string;
+  /** 0 is best; equal tiers are a tie. */
+  tier: number;
+  shown_position: number;
+};
+
+/** A current judgment with the prompt it is about. */
+export type ListedJudgment = {
+  id: string;
+  set_id: string;
+  kind: SetKind;
+  /** One line of the prompt. */
+  prompt: string;
+  labeler: LabelerName;
+  revision: number;
+  outcome: Outcome;
+  strength: Strength | null;
+  rationale: string | null;
+  /** Null where the time at work is unknown. */
+  active_ms: number | null;
+  /** In shown order. */
+  items: ListedItem[];
+  created: number;
+};
+
+/** One page of a filtered list, newest first, and how many rows the filter fits in all. */
+export type ListedJudgmentCountedPage = {
+  data: ListedJudgment[];
+  /** Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty. */
+  after: string | null;
+  total: number;
+};
+
+/** A set with its prompt and progress. */
+export type ListedSet = {
+  id: string;
+  prompt_id: string;
+  kind: SetKind;
+  target_overlap: number;
+  /** `random`, `uncertainty`, `disagreement`, `versus`, `stored`, `import`, `ask`. */
+  selection_policy: string;
+  selection_score: number | null;
+  status: SetStatus;
+  /** In storage order; what a labeler sees is shuffled by the assignment's `order_seed`. */
+  completion_ids: string[];
+  created: number;
+  /** One line of the prompt. */
+  prompt: string;
+  /** People who judged it, and people who skipped it. */
+  judged: number;
+  skipped: number;
+  /** Current leases. */
+  held: number;
+  /** Completions that end at the length limit. */
+  cut_off: number;
+};
+
+/** One page of a filtered list, newest first, and how many rows the filter fits in all. */
+export type ListedSetCountedPage = {
+  data: ListedSet[];
+  /** Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty. */
+  after: string | null;
+  total: number;
+};
+
+/** One turn of a conversation. `role` is `system`, `user` or `assistant`. */
+export type Message = {
+  role: string;
+  content: string;
+};
+
+/** One point of a curve. */
+export type Metric = {
+  step: number;
+  name: string;
+  value: number;
+};
+
+/** A policy in OpenAI's form. */
+export type ModelEntry = {
+  /** The name that requests give as `model`. */
+  id: string;
+  object: 'model';
+  /** Seconds since 1970. */
+  created: number;
+  owned_by: string;
+  instructd: ModelFacts;
+};
+
+export type ModelFacts = {
+  version: string;
+  stage: string;
+  state: ModelState;
+  /** Its weights are in memory. What follows is known of loaded models only. */
+  loaded: boolean;
+  /** Tokens of prompt and answer together; null where an upstream server does not tell. */
+  max_context: number | null;
+  /** The form in which the weights are held: `f32`, `bf16`, `q8_0`, … */
+  weights: string | null;
+  parameters: number | null;
+};
+
+/** What a version's weights are for; each kind has its own routes. */
+export type ModelKind = 'reward' | 'policy' | 'encoder' | 'classifier' | 'prompt_adapter';
+
+/** The policies that requests can name. */
+export type ModelList = {
+  object: 'list';
+  data: ModelEntry[];
+};
+
+export type ModelState = 'candidate' | 'active' | 'retired';
+
+/** An immutable set of weights on disk (or behind an upstream server). At most one version of each kind is active. */
+export type ModelVersion = {
+  id: string;
+  kind: ModelKind;
+  /** Unique, `[a-z0-9][a-z0-9._-]{0,63}`; what API users put into `model`. */
+  name: string;
+  /** `base`, `sft`, `reward`, `ppo`, … */
+  stage: string;
+  parent_id: string | null;
+  job_id: string | null;
+  /** Directory or .gguf file; relative paths are under the data directory. `upstream:NAME` = no files here. */
+  artifact_uri: string;
+  /** SHA-256 (hex) of the weights file(s). */
+  sha256: string;
+  metrics: any;
+  state: ModelState;
+  created: number;
+};
+
+/** All model versions, and what was active before. */
+export type ModelVersions = {
+  data: ModelVersion[];
+  /** By kind: the version that the last promotion replaced. */
+  previous: Record<string, string>;
+  /** Versions whose last activation was rolled back. */
+  rolled_back: string[];
+  /** What is wrong with the served model, if something is. */
+  warning?: string | null;
+};
+
+/** What an id stands for. */
+export type NameOf = {
+  /** `labeler`, `model`, `key`, `invite`, `dataset`, `job`, `draw` or `set`. */
+  kind: string;
+  /** The name, the kind of a job, the policy of a draw, one line of a set's prompt. */
+  name: string;
+};
+
+/** `action` is stable; `message` is for people; `reason` and `values` are what a page makes its own sentence from;
+ * `request` is what a button would send. */
+export type NextAction = {
+  action: string;
+  /** `reward` or `policy` where the action is about a version of that kind. */
+  about?: string | null;
+  reason: string;
+  values: any;
+  message: string;
+  request?: any;
+};
+
+/** How the log-prob of a text of several tokens becomes its score. */
+export type Normalize = 'none' | 'tokens' | 'bytes';
+
+/** Calibration sets judged, and how many come before other work. */
+export type Onboarding = {
+  done: number;
+  needed: number;
+};
+
+/** An OpenAPI 3.1 document. */
+export type OpenApiDocument = {
+  openapi: string;
+  info: Info;
+  /** By path and method. */
+  paths: Record<string, any>;
+  components: Components;
+};
+
+/** The version that computed an answer. */
+export type Origin = {
+  model_version: string;
+};
+
+export type Outcome = 'ranked' | 'all_bad' | 'unrankable' | 'skip';
+
+export type Overview = {
+  counts: Counts;
+  active_policy: ModelVersion | null;
+  active_reward: ModelVersion | null;
+  evidence: ActiveEvidence;
+  next_action: NextAction;
+  running_jobs: Job[];
+};
+
+/** The caller's own progress. */
+export type OwnCounts = {
+  name: string;
+  done_today: number;
+  done_total: number;
+  skipped_today: number;
+};
+
+export type OwnDay = {
+  /** µs UTC at which it began. */
+  start: number;
+  judgments: number;
+};
+
+/** A personal sign-in link. */
+export type OwnLink = {
+  token: string;
+  /** The page and the token as a path of this server. */
+  url: string;
+};
+
+export type OwnPage = {
+  labeler_id: string;
+  name: string;
+  role: Role;
+  done_today: number;
+  done_total: number;
+  /** Sets that were skipped; not counted above. */
+  skipped_today: number;
+  skipped_total: number;
+  /** Judgments a day; `null` = no limit. */
+  quota: number | null;
+  quota_left: number | null;
+  /** `null` once the calibration sets that come first are done. */
+  onboarding: Onboarding | null;
+  /** Judgments of the last fourteen UTC days, the oldest first; today is the last. */
+  days: OwnDay[];
+  median_active_ms: number | null;
+  median_active_ms_today: number | null;
+  tie_rate: Figure | null;
+  skip_rate: Figure | null;
+  agreement_with_others: Figure | null;
+  /** Over calibration sets, whose answers were shown. */
+  calibration_accuracy: Figure | null;
+  /** Sets that this labeler can still judge today, those in hand included; at most 1000 are counted. */
+  queue_open: number;
+};
+
+export type Person = {
+  id: string;
+  name: string;
+  role: Role;
+};
+
+/** Everything stored about a person, for the person. */
+export type PersonalExport = {
+  labeler: Labeler;
+  judgments: Judgment[];
+  /** Prompt, text, and when (µs UTC). */
+  demonstrations: [string, string, number][];
+  feedback_events: FeedbackEvent[];
+  /** Sets that were handed out to them, and what became of it. */
+  assignments: [string, AssignmentState][];
+  /** When each began and ends (µs UTC). */
+  sessions: [number, number][];
+  /** Invites that they came by. */
+  invites: PersonalInvite[];
+  links: PersonalLink[];
+  keys: PersonalKey[];
+  /** Their lines of the audit trail, newest first. */
+  actions: AuditEntry[];
+};
+
+export type PersonalInvite = {
+  id: string;
+  role: Role;
+  name: string | null;
+  note: string | null;
+  created: number;
+};
+
+export type PersonalKey = {
+  id: string;
+  name: string;
+  scopes: string[];
+  created: number;
+};
+
+export type PersonalLink = {
+  id: string;
+  created: number;
+  expires: number | null;
+  used: number | null;
+};
+
+export type Plan = {
+  parameters: number;
+  /** Matrices that a token passes through: what decides the arithmetic. */
+  matrix_parameters: number;
+  lora_parameters: number;
+  context: number;
+  batch: number;
+  /** Forward pass of one token at the end of a full context. */
+  flops_per_token: number;
+  serve: ServePlan[];
+  train: TrainPlan[];
+};
+
+/** The presets, or what one of them needs. */
+export type PlanAnswer = PresetList | PresetPlan;
+
+/** The machine and the work. */
+export type PlanArgs = {
+  /** Memory bandwidth of one device, GB/s (10⁹ bytes). */
+  bandwidth_gb_s: number;
+  /** Matrix arithmetic of one device, TFLOP/s. */
+  tflops: number;
+  /** Memory of one device, GiB. */
+  memory_gib: number;
+  /** Share of the memory that may be planned with. */
+  usable: number;
+  /** Tokens in each sequence; 0 = the model's context. */
+  context: number;
+  /** Sequences served together, or trained on in one micro-batch. */
+  batch: number;
+  /** Rank of the adapters on every matrix of the blocks. */
+  lora_rank: number;
+};
+
+/** How the hidden states of a text become one vector. */
+export type Pooling = 'mean' | 'cls' | 'max' | 'mean_sqrt_len' | 'weighted_mean' | 'last_token';
+
+export type PresetList = {
+  object: 'list';
+  data: PresetView[];
+};
+
+export type PresetPlan = {
+  object: 'plan';
+  preset: PresetView;
+  args: PlanArgs;
+  plan: Plan;
+};
+
+/** A published architecture with its number of parameters. */
+export type PresetView = {
+  name: string;
+  title: string;
+  parameters: number;
+  /** Of the published architecture, where the blocks here differ from it. */
+  original_parameters: number | null;
+  /** As its authors round it. */
+  published: string;
+  note: string;
+  n_layers: number;
+  hidden_size: number;
+  n_heads: number;
+  n_kv_heads: number;
+  max_positions: number;
+  vocab_size: number;
+};
+
+/** Where a running job stands; `null` totals mean "not known yet". */
+export type Progress = {
+  /** What it is doing: `loading` the model, `preparing` the data, `sampling`, `scoring`, `updating`, `train`,
+   * `evaluate`, `saving`, … */
+  phase: string;
+  /** How far the phase is within one step: tokens of the samples, passes of the update. */
+  phase_done?: number | null;
+  phase_total?: number | null;
+  step: number;
+  total_steps: number | null;
+  eta_seconds: number | null;
+  tokens_per_second: number | null;
+  memory_bytes: number | null;
+};
+
+export type Prompt = {
+  id: string;
+  messages: Message[];
+  lang: string | null;
+  /** Where it came from: `api`, `page`, `import:<file>`, `chat`, `completions`. */
+  source: string;
+  /** SHA-256 (hex) of the canonical JSON of `messages`; unique. */
+  content_hash: string;
+  split: Split;
+  tags: string[];
+  /** The right answer, for rewards that compare with one. */
+  answer?: string | null;
+  created: number;
+};
+
+/** Which prompts sets are drawn for. Empty = all of them. */
+export type PromptFilter = {
+  source?: string | null;
+  /** With this tag. */
+  tag?: string | null;
+  lang?: string | null;
+  split?: Split | null;
+  /** Also prompts that have an open or finished set already. */
+  with_sets?: boolean;
+  /** Only prompts with at least this many stored completions. */
+  min_completions?: number;
+};
+
+/** One page of a list, newest first. */
+export type PromptPage = {
+  data: Prompt[];
+  /** Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty. */
+  after: string | null;
+};
+
+/** Everything about the labelers and their judgments. */
+export type QualityReport = {
+  /** Those that are compared; the figures of labelers also count sets with known answers. */
+  judgments: number;
+  sets: number;
+  agreement: Agreement;
+  /** Labeler ids and names of `agreement.cohen`, in its order. */
+  cohen_pairs: [string, string][][];
+  labelers: LabelerFigures[];
+  length: LengthBias;
+  resampling: Resampling;
+};
+
+export type Queue = {
+  /** Sets that the caller can still judge, this one included. */
+  open: number;
+};
+
+export type RankedChoice = {
+  /** Position in the request. */
+  index: number;
+  label: string;
+  /** Among the choices. */
+  probability: number;
+  /** Log-probs of its words, summed or averaged as asked, less `calibration`. */
+  score: number;
+  /** What the choice scores without content; null unless calibrated. */
+  calibration: number | null;
+  words: ScoredWord[];
+};
+
+/** The choices, the most likely first. */
+export type RankedChoices = {
+  object: 'choices';
+  model: string;
+  /** Label of the most likely choice. */
+  answer: string | null;
+  choices: RankedChoice[];
+  usage: TokenUsage;
+  instructd: ChoicesOrigin;
+};
+
+/** Which judgments a dataset takes. Empty = all. */
+export type RankedFilter = {
+  split?: Split | null;
+  labeler_id?: string | null;
+  /** `normal` when absent: everybody judges the sets with known answers, which would outweigh the rest. */
+  set_kind?: SetKind | null;
+  /** Only judgments created at or before this time. */
+  as_of?: number | null;
+  /** Only sets of prompts with this tag. */
+  tag?: string | null;
+  /** Also the judgments of others on sets that a reviewer has settled; else only the reviewer's. */
+  unsettled?: boolean;
+  /** Also preferences that follow from applications' feedback: edits, thumbs, scores. */
+  feedback?: boolean;
+  /** The latest revisions even where they were made after the authors or the expected answer were shown;
+   * else the latest blind ones. */
+  informed?: boolean;
+};
+
+export type RankedLabel = {
+  label: string;
+  /** Among the labels. */
+  probability: number;
+  score: number;
+};
+
+export type RankedSetIds = {
+  id: string;
+  prompt_id: string;
+  completion_ids: string[];
+};
+
+/** Requests are served. */
+export type Ready = {
+  status: 'ready';
+  /** Name of the active policy. */
+  model: string;
+  /** Name of the active encoder. */
+  encoder: string | null;
+  /** What is wrong with the served model, if something is. */
+  warning?: string | null;
+};
+
+/** What a job can do. */
+export type RecipeView = {
+  name: string;
+  about: string;
+  /** JSON Schema of the job's `args`. */
+  schema: any;
+};
+
+/** A whole list. */
+export type RecipeViewList = {
+  data: RecipeView[];
+};
+
+export type Renewed = {
+  /** µs UTC. */
+  expires_at: number;
+};
+
+/** A judgment with its set as it was shown, to be revised. */
+export type ReopenedJudgment = {
+  /** What the labeler has been shown of the set: a revision with this knowledge is kept apart. */
+  revealed: Knowledge[];
+  judgment: Judgment;
+  assignment_id: string | null;
+  lease_token: string | null;
+  set_id: string;
+  prompt: LabelerPrompt;
+  completions: BlindCompletion[];
+};
+
+/** How intervals are drawn: replicates of the clusters and the seed of the draws. */
+export type Resampling = {
+  replicates: number;
+  seed: number;
+};
+
+export type ReviewedJudgment = {
+  judgment: Judgment;
+  labeler: LabelerName;
+};
+
+/** A set with its authors and everybody's latest judgments. */
+export type ReviewedSet = {
+  /** What an administrator set as the known answer; null for ordinary sets. */
+  known_answer: KnownAnswerView | null;
+  set: ComparisonSet;
+  prompt: ShownPrompt;
+  /** In storage order. */
+  completions: AuthoredCompletion[];
+  judgments: ReviewedJudgment[];
+  /** The reviewer whose judgment data sets take instead of the others. */
+  settled_by: string | null;
+  /** The expected tiers of sets with a known answer, and why. */
+  expected: ExpectedTier[];
+  explanation: string | null;
+};
+
+/** How a reward model scores each completion. */
+export type Rewards = {
+  model: string;
+  model_version: string;
+  /** In the order of the request. */
+  scores: number[];
+  /** Standard deviation over the model's heads, on the scale of the score; 0 with one head. */
+  stds: number[];
+};
+
+export type Role = 'labeler' | 'reviewer' | 'admin';
+
+/** What loading the sample did. */
+export type SampleReport = {
+  imported: number;
+  /** Known already, and changed by the file: tags, language, answer of a prompt; a ranking that became a known
+   * answer. */
+  updated: number;
+  /** Known already. */
+  skipped: number;
+  /** Lines that could not be used (all of them; `errors` lists the first hundred). */
+  failed: number;
+  errors: LineError[];
+  /** Lines that came in, but not all that they say. */
+  warnings: LineError[];
+  /** Fields that nothing reads, with the lines that have them. */
+  ignored_fields: Record<string, number>;
+  /** Why the file was not read to its end. */
+  stopped?: string | null;
+  /** The pairs being made for the queue; `null` when the sample had been loaded before. */
+  draw: SetDraw | null;
+};
+
+export type SampleText = {
+  text: string;
+  reward: number | null;
+  /** Ended by the length limit; unknown for samples of a run. */
+  cut: boolean | null;
+};
+
+/** Sampling of the completions of a set. */
+export type Sampling = {
+  /** Name or id of a model version; absent = the active policy. */
+  model?: string | null;
+  /** 0 to 2; 0 is greedy. Default 1. */
+  temperature?: number | null;
+  /** Over 0, to 1. Default 1. */
+  top_p?: number | null;
+  /** Default 0 (off); -1 is off too. */
+  top_k?: number | null;
+  /** 0 to 1. Default 0. */
+  min_p?: number | null;
+  /** Over 0, to 10. Default 1. */
+  repetition_penalty?: number | null;
+  /** -2 to 2. Default 0. */
+  presence_penalty?: number | null;
+  /** -2 to 2. Default 0. */
+  frequency_penalty?: number | null;
+  /** Token id (as text) → -100 to 100. */
+  logit_bias?: Record<string, number> | null;
+  /** A string or a list of strings; the text ends before the first of them. */
+  stop?: any;
+  /** Token ids that end the text; they are not part of it. */
+  stop_token_ids?: number[] | null;
+  /** Keep the stop string in the text. Default false. */
+  include_stop_str_in_output?: boolean | null;
+  /** Samples per prompt. Default 1. */
+  n?: number | null;
+  /** Drawn at random, and returned, when absent. */
+  seed?: number | null;
+  /** Server-sent events instead of one answer. */
+  stream?: boolean | null;
+  /** With `stream`. */
+  stream_options?: StreamOptions | null;
+  /** Do not stop at the end token. */
+  ignore_eos?: boolean | null;
+  /** No end before this many tokens. Default 0. */
+  min_tokens?: number | null;
+  /** Name or id of a soft prompt that stands before the prompt. */
+  prompt_adapter?: string | null;
+  /** Accepted, without effect. */
+  user?: any;
+  /** The newer name of `user`. Accepted, without effect. */
+  safety_identifier?: any;
+  /** Accepted, without effect: prefixes are shared wherever they are equal. */
+  prompt_cache_key?: any;
+  /** Not supported, except `"in_memory"`. */
+  prompt_cache_retention?: any;
+  /** Not supported, except `false`. */
+  store?: any;
+  /** Accepted, without effect: it belongs to `store`. */
+  metadata?: Record<string, any> | null;
+  /** Not supported, except `"auto"` and `"default"`. */
+  service_tier?: any;
+  max_tokens?: number | null;
+};
+
+/** A text that stands for a choice. */
+export type ScoredWord = {
+  text: string;
+  logprob: number;
+  logprob_per_token: number;
+  tokens: number;
+  /** Only with `logprobs`. */
+  token_logprobs?: number[] | null;
+};
+
+export type Seconds = {
+  low: number;
+  high: number;
+};
+
+/** How a set's prompt and completions are chosen. */
+export type SelectionPolicy = 'random' | 'uncertainty' | 'versus' | 'stored' | 'disagreement';
+
+/** Serving with the weights in one type; the cache is in 16 bits, in 32 beside f32 weights. */
+export type ServePlan = {
+  dtype: Dtype;
+  weights_bytes: number;
+  kv_bytes_per_token: number;
+  /** `batch` sequences of `context` tokens. */
+  kv_bytes: number;
+  total_bytes: number;
+  devices: number;
+  /** Tokens per second of one device that holds it all: the weights and the cache read once per step … */
+  bandwidth_bound: number;
+  /** … and the arithmetic. */
+  compute_bound: number;
+  tokens_per_second: number;
+};
+
+/** Sets being drawn in the background from stored prompts. */
+export type SetDraw = {
+  id: string;
+  /** As asked for. */
+  request: any;
+  state: DrawState;
+  /** Sets to make; prompts (or sets) looked at; sets made. */
+  wanted: number;
+  looked_at: number;
+  made: number;
+  /** What was found and what was left out, and why. */
+  report: DrawReport;
+  error: string | null;
+  created: number;
+  /** Last sign of life: a running draw that is long silent died with its server. */
+  updated: number;
+};
+
+/** One page of a list, newest first. */
+export type SetDrawPage = {
+  data: SetDraw[];
+  /** Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty. */
+  after: string | null;
+};
+
+export type SetKind = 'normal' | 'gold' | 'calibration';
+
+export type SetStatus = 'open' | 'done' | 'retired';
+
+/** A set without its texts. */
+export type SetSummary = {
+  id: string;
+  prompt_id: string;
+  status: SetStatus;
+  /** How many people should rank it. */
+  overlap: number;
+  /** In storage order. */
+  completion_ids: string[];
+  created: number;
+};
+
+/** One page of a list, newest first. */
+export type SetSummaryPage = {
+  data: SetSummary[];
+  /** Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty. */
+  after: string | null;
+};
+
+/** A setting that was changed while the server ran. */
+export type SettingChange = {
+  name: string;
+  value: any;
+  updated: number;
+  /** The labeler who changed it. */
+  updated_by: string;
+};
+
+/** One setting for the page. */
+export type SettingView = {
+  name: string;
+  about: string;
+  /** As it is now; secrets only say whether they are set. */
+  value: any;
+  default: any;
+  /** What file, environment and command line say. */
+  configured: any;
+  /** Can be changed while the server runs. */
+  live: boolean;
+  changed: SettingChange | null;
+};
+
+/** A whole list. */
+export type SettingViewList = {
+  data: SettingView[];
+};
+
+/** The stored judgment of a reviewer. */
+export type Settled = {
+  judgment: Judgment;
+  /** The idempotency key had been used: this is what was stored then. */
+  replayed: boolean;
+};
+
+/** The guidelines in force for one language. */
+export type ShownGuidelines = {
+  version: string;
+  lang: string;
+  /** When an administrator wrote them (µs UTC); null for the configured file and the built-in text. */
+  since: number | null;
+  html: string;
+};
+
+/** A message with its safe HTML. */
+export type ShownMessage = {
+  role: string;
+  content: string;
+  html: string;
+};
+
+/** A prompt as people read it. */
+export type ShownPrompt = {
+  id: string;
+  messages: ShownMessage[];
+};
+
+/** A set with its texts, without the authors. */
+export type ShownSet = {
+  id: string;
+  prompt_id: string;
+  prompt: ShownPrompt;
+  status: SetStatus;
+  /** How many people should rank it. */
+  overlap: number;
+  /** In storage order. */
+  completions: BlindCompletion[];
+  created: number;
+};
+
+export type SideBySide = {
+  /** Messages, or a raw prompt. */
+  prompt: any;
+  ours: SampleText;
+  theirs: SampleText;
+};
+
+/** Who is signed in. */
+export type SignedIn = {
+  labeler: Person;
+  /** After an invite: the person's own way back, shown once. */
+  link?: OwnLink | null;
+};
+
+/** Which side of the train/held-out split a prompt is on. Split by prompt, never by pair. */
+export type Split = 'train' | 'heldout';
+
+/** The stored judgment, and what its labeler learns after it. */
+export type StoredJudgment = {
+  judgment: Judgment;
+  /** The idempotency key had been used: this is what was stored then. */
+  replayed: boolean;
+  /** Who wrote what; empty unless `labeling.reveal` is on. */
+  reveal: Author[];
+  /** For calibration sets; else null. */
+  verdict: Verdict | null;
+};
+
+/** The stored ranking, and the set that it is about. */
+export type StoredRanking = {
+  judgment: Judgment;
+  /** The idempotency key had been used: this is what was stored then. */
+  replayed: boolean;
+  /** Who wrote what; empty unless `labeling.reveal` is on. */
+  reveal: Author[];
+  /** For calibration sets; else null. */
+  verdict: Verdict | null;
+  set: RankedSetIds;
+};
+
+export type StreamOptions = {
+  /** A last chunk with the token counts. */
+  include_usage?: boolean | null;
+  /** Not supported, except `false`. */
+  include_obfuscation?: boolean | null;
+};
+
+/** One event of the stream: `event` is its kind, or `error` when the stream breaks off. */
+export type StreamedJobEvent = {
+  event: string;
+  /** The event's `seq`; absent for errors. */
+  id?: string | null;
+  data: JobEventData;
+};
+
+/** How strongly the best is preferred; pairwise sets only. */
+export type Strength = 'significantly' | 'clearly' | 'slightly' | 'barely';
+
+export type TextChoice = {
+  /** Samples of the first prompt come first. */
+  index: number;
+  /** After the prompt, with `echo`. */
+  text: string;
+  /** Only with `logprobs`. */
+  logprobs: TextLogprobs | null;
+  finish_reason: FinishReason | null;
+};
+
+/** Texts that follow the prompts. As a piece of a stream it holds one choice, whose text is added, and `usage` only in
+ * the last piece, with `stream_options.include_usage`. */
+export type TextCompletion = {
+  id: string;
+  object: 'text_completion';
+  /** Seconds since 1970. */
+  created: number;
+  model: string;
+  choices: TextChoice[];
+  instructd: Generated;
+  usage?: TokenUsage | null;
+};
+
+/** One event of a streamed generation. */
+export type TextCompletionEvent = {
+  /** `error` where the key or session of the stream has ended; else absent. */
+  event?: string | null;
+  data: TextCompletionEventData;
+};
+
+export type TextCompletionEventData = TextCompletion | Error | EndOfStream;
+
+/** The tokens of a raw completion as parallel lists. Tokens that are no whole characters are written
+ * `bytes:\xf0\x9f`. */
+export type TextLogprobs = {
+  tokens: string[];
+  /** Null for the first token of a prompt, which has no distribution before it. */
+  token_logprobs: (number | null)[];
+  /** Every alternative and the token itself: where two read the same, the token keeps its text and the others are
+   * `token_id:N`. */
+  top_logprobs: (Record<string, number> | null)[];
+  /** In characters of the choice's text; a character counts where its first byte stands. */
+  text_offset: number[];
+  token_ids: number[];
+};
+
+/** Judgments a day over the last `days` days (UTC, today included; empty days too), and the queue. */
+export type Throughput = {
+  days: DayCount[];
+  median_active_ms: number | null;
+  sets_open: number;
+  /** Open sets that nobody is left for: every active labeler has judged or skipped them. */
+  sets_stuck: number;
+  /** Sets that somebody is ranking now. */
+  leases: number;
+};
+
+export type Tier = {
+  completion_id: string;
+  /** 0 is best; equal tiers are a tie. */
+  tier: number;
+};
+
+export type TokenEntry = {
+  token: string;
+  logprob: number | null;
+  /** Of the token, which need not be whole characters. */
+  bytes: number[];
+  token_id: number;
+};
+
+/** Token counts of a request. */
+export type TokenUsage = {
+  /** Each prompt once. */
+  prompt_tokens: number;
+  /** Of every sample that was drawn. */
+  completion_tokens: number;
+  total_tokens: number;
+};
+
+/** A text as the model reads it. */
+export type Tokenized = {
+  count: number;
+  tokens: number[];
+  max_model_len: number;
+};
+
+export type TrainPlan = {
+  /** `full_f32`, `full_mixed`, `lora_bf16`, … */
+  kind: string;
+  trained_parameters: number;
+  /** Weights, and where they are trained a master copy. */
+  weights_bytes: number;
+  gradients_bytes: number;
+  /** Adam's two moments. */
+  optimizer_bytes: number;
+  /** An estimate: 34 bytes per token, channel and layer in 16 bits (arXiv 2205.05198, without the
+   * attention maps, which fused kernels never write), twice that in f32. */
+  activations_bytes: number;
+  total_bytes: number;
+  devices: number;
+  tokens_per_second: number;
+};
+
+/** What the versions wrote and how it was received. */
+export type Usage = {
+  /** From when it is counted: the canary's begin, else a day ago (µs UTC). */
+  since: number;
+  canary: Canary | null;
+  versions: VersionUse[];
+};
+
+/** Numbers, or with `encoding_format: base64` their little-endian f32. */
+export type Vector = number[] | string;
+
+/** How a judgment of a calibration set met the known answer, for the labeler to learn from. */
+export type Verdict = {
+  /** Share of the expected order's pairs ranked the same way, ties half; `null` when nothing was ranked. */
+  met: number | null;
+  expected: ExpectedTier[];
+  explanation: string | null;
+};
+
+/** A version as a dialog names it. */
+export type VersionName = {
+  id: string;
+  name: string;
+  kind: ModelKind;
+  state: ModelState;
+};
+
+/** The table of versions by what people preferred, best first; `wins` is in the same order. */
+export type VersionTable = {
+  versions: Contestant[];
+  wins: HeadToHead[][];
+  tie_rate: number;
+  /** Log-odds that a text one standard deviation longer gains, at most; only when length-controlled. */
+  length_effect: Figure | null;
+  length_controlled: boolean;
+  comparisons: number;
+  prompts: number;
+  resampling: Resampling;
+};
+
+/** What a model version wrote, and how it was received. */
+export type VersionUse = {
+  model_version_id: string;
+  requests: number;
+  completions: number;
+  tokens: number;
+  /** Ended by the length limit. */
+  cut: number;
+  /** Left by the client. */
+  aborted: number;
+  thumbs_up: number;
+  thumbs_down: number;
+};
+
+/** What stands in the place of an answer or body where the API has no such route. */
+export interface NoSuchRoute<P extends string> {
+  'the API has no such route': P;
+}
+
+/** What GET answers. */
+export type GetAnswer<P extends string> = string extends P ? any :
+  P extends '/admin/api/quality/consensus' ? ConsensusList :
+  P extends '/admin/api/quality/versions' ? VersionTable :
+  P extends '/admin/api/throughput' ? Throughput :
+  P extends '/admin/api/judgments' ? ListedJudgmentCountedPage :
+  P extends '/admin/api/overview' ? Overview :
+  P extends '/v1/comparison-sets' ? SetSummaryPage :
+  P extends '/admin/api/quality' ? QualityReport :
+  P extends '/admin/guidelines' ? AllGuidelines :
+  P extends '/admin/sets/draws' ? SetDrawPage :
+  P extends '/v1/label/history' ? JudgmentPage :
+  P extends '/admin/datasets' ? DatasetVersionList :
+  P extends '/admin/labelers' ? LabelerWithLinkList :
+  P extends '/admin/settings' ? SettingViewList :
+  P extends '/admin/invites' ? InviteViewList :
+  P extends '/admin/recipes' ? RecipeViewList :
+  P extends '/v1/guidelines' ? ShownGuidelines :
+  P extends '/v1/label/next' ? LeasedSet | null :
+  P extends '/admin/models' ? ModelVersions :
+  P extends '/openapi.json' ? OpenApiDocument :
+  P extends '/v1/judgments' ? JudgmentPage :
+  P extends '/admin/audit' ? AuditPage :
+  P extends '/admin/usage' ? Usage :
+  P extends '/v1/label/me' ? OwnPage :
+  P extends '/admin/jobs' ? JobViewPage :
+  P extends '/admin/keys' ? KeyViewList :
+  P extends '/admin/sets' ? ListedSetCountedPage :
+  P extends '/v1/prompts' ? PromptPage :
+  P extends '/v1/models' ? ModelList :
+  P extends '/session' ? SignedIn :
+  P extends '/v1/plan' ? PlanAnswer :
+  P extends '/health' ? Health :
+  P extends '/ready' ? Ready :
+  P extends `/admin/models/${string}/evidence` ? Evidence :
+  P extends `/admin/labelers/${string}/data` ? PersonalExport :
+  P extends `/admin/jobs/${string}/metrics` ? Curves :
+  P extends `/v1/comparison-sets/${string}` ? ShownSet :
+  P extends `/v1/label/judgments/${string}` ? ReopenedJudgment :
+  P extends `/admin/jobs/${string}/events` ? JobEvents :
+  P extends `/admin/sets/draws/${string}` ? SetDraw :
+  P extends `/admin/datasets/${string}` ? DatasetVersion :
+  P extends `/v1/review/sets/${string}` ? ReviewedSet :
+  P extends `/admin/models/${string}` ? ModelVersion :
+  P extends `/admin/jobs/${string}` ? JobView :
+  P extends `/v1/models/${string}` ? ModelEntry :
+  NoSuchRoute<P>;
+
+/** What POST answers. */
+export type PostAnswer<P extends string> = string extends P ? any :
+  P extends '/admin/models/rollback' ? ModelVersion :
+  P extends '/admin/jobs/estimate' ? Estimate :
+  P extends '/v1/chat/completions' ? ChatCompletion :
+  P extends '/v1/comparison-sets' ? ShownSet :
+  P extends '/admin/sample-data' ? SampleReport :
+  P extends '/admin/sets/retire' ? null :
+  P extends '/v1/demonstrations' ? Demonstration :
+  P extends '/admin/guidelines' ? ShownGuidelines :
+  P extends '/admin/sets/draw' ? SetDraw :
+  P extends '/admin/datasets' ? DatasetVersion :
+  P extends '/admin/labelers' ? CreatedLabeler :
+  P extends '/admin/settings' ? null :
+  P extends '/session/invite' ? InviteGreeting :
+  P extends '/v1/comparisons' ? StoredRanking :
+  P extends '/v1/completions' ? TextCompletion :
+  P extends '/admin/invites' ? CreatedInvite :
+  P extends '/v1/embeddings' ? EmbeddingList :
+  P extends '/admin/canary' ? Canary :
+  P extends '/admin/import' ? ImportReport :
+  P extends '/v1/attention' ? AttentionMaps :
+  P extends '/v1/fill-mask' ? FilledGaps :
+  P extends '/v1/feedback' ? FeedbackEvent :
+  P extends '/admin/jobs' ? JobView :
+  P extends '/admin/keys' ? CreatedKey :
+  P extends '/detokenize' ? Detokenized :
+  P extends '/v1/choices' ? RankedChoices :
+  P extends '/v1/prompts' ? Prompt :
+  P extends '/v1/rewards' ? Rewards :
+  P extends '/tokenize' ? Tokenized :
+  P extends '/session' ? SignedIn :
+  P extends `/admin/sets/draws/${string}/cancel` ? SetDraw :
+  P extends `/admin/sets/${string}/known-answer` ? null :
+  P extends `/admin/labelers/${string}/active` ? null :
+  P extends `/v1/review/sets/${string}/settle` ? Settled :
+  P extends `/admin/labelers/${string}/erase` ? Erasure :
+  P extends `/admin/models/${string}/promote` ? ModelVersion :
+  P extends `/admin/labelers/${string}/link` ? CreatedLink :
+  P extends `/admin/jobs/${string}/cancel` ? Job :
+  P extends `/admin/jobs/${string}/resume` ? Job :
+  P extends `/admin/sets/${string}/retire` ? null :
+  P extends `/v1/label/${string}/judgment` ? StoredJudgment :
+  P extends `/v1/label/${string}/release` ? null :
+  P extends `/admin/labelers/${string}` ? Labeler :
+  P extends `/v1/label/${string}/renew` ? Renewed :
+  P extends `/admin/jobs/${string}` ? JobView :
+  NoSuchRoute<P>;
+
+/** What DELETE answers. */
+export type DeleteAnswer<P extends string> = string extends P ? any :
+  P extends '/admin/canary' ? null :
+  P extends '/session' ? null :
+  P extends `/admin/labelers/${string}/link` ? null :
+  P extends `/admin/invites/${string}` ? null :
+  P extends `/admin/models/${string}` ? null :
+  P extends `/admin/keys/${string}` ? null :
+  NoSuchRoute<P>;
+
+/** What POST sends. */
+export type PostBody<P extends string> = string extends P ? any :
+  P extends '/admin/models/rollback' ? {
+    /** Default `policy`. */
+    kind?: ModelKind | null;
+  } :
+  P extends '/admin/jobs/estimate' ? {
+    /** A recipe's name. */
+    kind: string;
+    /** The arguments that the job would be queued with. */
+    args?: Record<string, any>;
+  } :
+  P extends '/v1/chat/completions' ? {
+    /** Name or id of a model version; absent = the active policy. */
+    model?: string | null;
+    /** 0 to 2; 0 is greedy. Default 1. */
+    temperature?: number | null;
+    /** Over 0, to 1. Default 1. */
+    top_p?: number | null;
+    /** Default 0 (off); -1 is off too. */
+    top_k?: number | null;
+    /** 0 to 1. Default 0. */
+    min_p?: number | null;
+    /** Over 0, to 10. Default 1. */
+    repetition_penalty?: number | null;
+    /** -2 to 2. Default 0. */
+    presence_penalty?: number | null;
+    /** -2 to 2. Default 0. */
+    frequency_penalty?: number | null;
+    /** Token id (as text) → -100 to 100. */
+    logit_bias?: Record<string, number> | null;
+    /** A string or a list of strings; the text ends before the first of them. */
+    stop?: any;
+    /** Token ids that end the text; they are not part of it. */
+    stop_token_ids?: number[] | null;
+    /** Keep the stop string in the text. Default false. */
+    include_stop_str_in_output?: boolean | null;
+    /** Samples per prompt. Default 1. */
+    n?: number | null;
+    /** Drawn at random, and returned, when absent. */
+    seed?: number | null;
+    /** Server-sent events instead of one answer. */
+    stream?: boolean | null;
+    /** With `stream`. */
+    stream_options?: StreamOptions | null;
+    /** Do not stop at the end token. */
+    ignore_eos?: boolean | null;
+    /** No end before this many tokens. Default 0. */
+    min_tokens?: number | null;
+    /** Name or id of a soft prompt that stands before the prompt. */
+    prompt_adapter?: string | null;
+    /** Accepted, without effect. */
+    user?: any;
+    /** The newer name of `user`. Accepted, without effect. */
+    safety_identifier?: any;
+    /** Accepted, without effect: prefixes are shared wherever they are equal. */
+    prompt_cache_key?: any;
+    /** Not supported, except `"in_memory"`. */
+    prompt_cache_retention?: any;
+    /** Not supported, except `false`. */
+    store?: any;
+    /** Accepted, without effect: it belongs to `store`. */
+    metadata?: Record<string, any> | null;
+    /** Not supported, except `"auto"` and `"default"`. */
+    service_tier?: any;
+    /** The conversation so far. Required. */
+    messages: ChatMessage[];
+    /** Tokens to draw at most; by default what the context still holds, bounded by the server. */
+    max_tokens?: number | null;
+    /** The newer name of `max_tokens`. */
+    max_completion_tokens?: number | null;
+    /** Report log-probs. */
+    logprobs?: boolean | null;
+    /** 0 to 20 alternatives per token; with `logprobs`. */
+    top_logprobs?: number | null;
+    /** Put what the model expects before a text (a begin token) before the rendered conversation too. Default
+     * false: templates write their own. */
+    add_special_tokens?: boolean | null;
+    /** Not supported, except `{"type": "text"}`. */
+    response_format?: any;
+    /** Not supported, except empty. */
+    tools?: any;
+    /** Not supported, except `"none"` and `"auto"`: there are no tools to choose from. */
+    tool_choice?: any;
+    /** Without effect: there are no tools. */
+    parallel_tool_calls?: boolean | null;
+    /** Not supported, except empty. */
+    functions?: any;
+    /** Not supported, except `"none"` and `"auto"`. */
+    function_call?: any;
+    /** Not supported. */
+    audio?: any;
+    /** Not supported, except `["text"]`. */
+    modalities?: any;
+    /** Not supported. */
+    prediction?: any;
+    /** Not supported, except `"none"`. */
+    reasoning_effort?: any;
+    /** Not supported, except `"medium"`. */
+    verbosity?: any;
+    /** Not supported. */
+    web_search_options?: any;
+  } :
+  P extends '/v1/comparison-sets' ? {
+    messages?: ChatMessage[] | null;
+    prompt_id?: string | null;
+    /** Texts, `{"text"}` or `{"completion_id"}`; absent = drawn from the active policy. */
+    completions?: any[] | null;
+    /** How many to draw, 2 to 9. */
+    n?: number | null;
+    /** How to draw them. */
+    sampling?: Sampling | null;
+    /** How many people should rank it. */
+    overlap?: number | null;
+  } :
+  P extends '/admin/sets/retire' ? {
+    /** 1 to 500 sets. */
+    ids: string[];
+  } :
+  P extends '/v1/demonstrations' ? {
+    messages: ChatMessage[];
+    /** The ideal answer. */
+    completion: string;
+  } :
+  P extends '/admin/guidelines' ? {
+    /** `en` or `zh`. */
+    lang: string;
+    /** Markdown; empty = back to the configured file or the built-in text. */
+    text: string;
+  } :
+  P extends '/admin/sets/draw' ? {
+    policy: SelectionPolicy;
+    /** Sets to make, 1 to 10000. */
+    count: number;
+    /** Completions a set, 2 to 9; as configured when absent. Even for `versus`. */
+    n?: number | null;
+    /** How many people should rank each set. */
+    overlap?: number | null;
+    /** Which stored prompts to draw for. */
+    prompts?: PromptFilter;
+    /** The two policies (names or ids) of `versus`. */
+    versions?: string[] | null;
+    /** For `uncertainty`: prompts answered and scored for each set made, 1 to 64; 4 when absent. */
+    candidates?: number | null;
+    /** Longest answer, in tokens; as configured (`labeling.max_tokens`) when absent. */
+    max_tokens?: number | null;
+    /** 0 to 2; as configured (`labeling.temperature`) when absent. */
+    temperature?: number | null;
+    /** Above 0 and at most 1; as configured (`labeling.top_p`) when absent. */
+    top_p?: number | null;
+    /** Which prompts, and the samples' seeds; drawn when absent. */
+    seed?: number | null;
+  } :
+  P extends '/admin/datasets' ? {
+    /** Unique, `[a-z0-9._-]{1,64}`. */
+    name?: string | null;
+    /** Which rankings; all of normal sets when absent. `feedback: true` adds preferences that follow from
+     * applications' events: an edit over the text it was made from, thumbs averaged over users, scores
+     * compared within one user. */
+    filter?: RankedFilter;
+  } :
+  P extends '/admin/labelers' ? {
+    name: string;
+    /** Default `labeler`. */
+    role?: Role | null;
+    /** Another person than the one of this name who is here already. */
+    another?: boolean;
+  } :
+  P extends '/admin/settings' ? {
+    /** `section.key`, one of those with `"live": true`. */
+    name: string;
+    /** `null` = what file and environment say. */
+    value: any;
+  } :
+  P extends '/session/invite' ? {
+    invite: string;
+  } :
+  P extends '/v1/comparisons' ? {
+    messages?: ChatMessage[] | null;
+    prompt_id?: string | null;
+    /** Or: a set that exists. */
+    set_id?: string | null;
+    /** `{"text" | "completion_id", "tier"}`, each completion once; tier 0 is best, equal tiers are a tie. */
+    completions: any[];
+    outcome?: Outcome | null;
+    strength?: Strength | null;
+    rationale?: string | null;
+    idempotency_key?: string | null;
+  } :
+  P extends '/v1/completions' ? {
+    /** Name or id of a model version; absent = the active policy. */
+    model?: string | null;
+    /** 0 to 2; 0 is greedy. Default 1. */
+    temperature?: number | null;
+    /** Over 0, to 1. Default 1. */
+    top_p?: number | null;
+    /** Default 0 (off); -1 is off too. */
+    top_k?: number | null;
+    /** 0 to 1. Default 0. */
+    min_p?: number | null;
+    /** Over 0, to 10. Default 1. */
+    repetition_penalty?: number | null;
+    /** -2 to 2. Default 0. */
+    presence_penalty?: number | null;
+    /** -2 to 2. Default 0. */
+    frequency_penalty?: number | null;
+    /** Token id (as text) → -100 to 100. */
+    logit_bias?: Record<string, number> | null;
+    /** A string or a list of strings; the text ends before the first of them. */
+    stop?: any;
+    /** Token ids that end the text; they are not part of it. */
+    stop_token_ids?: number[] | null;
+    /** Keep the stop string in the text. Default false. */
+    include_stop_str_in_output?: boolean | null;
+    /** Samples per prompt. Default 1. */
+    n?: number | null;
+    /** Drawn at random, and returned, when absent. */
+    seed?: number | null;
+    /** Server-sent events instead of one answer. */
+    stream?: boolean | null;
+    /** With `stream`. */
+    stream_options?: StreamOptions | null;
+    /** Do not stop at the end token. */
+    ignore_eos?: boolean | null;
+    /** No end before this many tokens. Default 0. */
+    min_tokens?: number | null;
+    /** Name or id of a soft prompt that stands before the prompt. */
+    prompt_adapter?: string | null;
+    /** Accepted, without effect. */
+    user?: any;
+    /** The newer name of `user`. Accepted, without effect. */
+    safety_identifier?: any;
+    /** Accepted, without effect: prefixes are shared wherever they are equal. */
+    prompt_cache_key?: any;
+    /** Not supported, except `"in_memory"`. */
+    prompt_cache_retention?: any;
+    /** Not supported, except `false`. */
+    store?: any;
+    /** Accepted, without effect: it belongs to `store`. */
+    metadata?: Record<string, any> | null;
+    /** Not supported, except `"auto"` and `"default"`. */
+    service_tier?: any;
+    /** A string, a list of strings, a list of token ids, or a list of such lists. Required. */
+    prompt: any;
+    /** Tokens to draw at most. Default 16; 0 only with `echo`. */
+    max_tokens?: number | null;
+    /** Draw this many and return the `n` with the highest log-probability per token. */
+    best_of?: number | null;
+    /** 0 to 20: log-probs of each token, with this many alternatives. */
+    logprobs?: number | null;
+    /** Return the prompt before the completion. */
+    echo?: boolean | null;
+    /** Put what the model expects before a prompt (a begin token) before it. Default true. For text, not ids. */
+    add_special_tokens?: boolean | null;
+    /** Read special tokens written in the prompt, such as `<|im_start|>`, as those tokens and not as text.
+     * Default false. For prompts that the client has rendered itself; never for text of strangers. */
+    parse_special?: boolean | null;
+    /** Not supported, except empty. */
+    suffix?: any;
+    /** Not supported, except `{"type": "text"}`. */
+    response_format?: any;
+    /** Not supported, except empty. */
+    tools?: any;
+  } :
+  P extends '/admin/invites' ? {
+    /** Default `labeler`. */
+    role?: Role | null;
+    /** For whom it is: the page greets them by it. */
+    name?: string | null;
+    note?: string | null;
+  } :
+  P extends '/v1/embeddings' ? {
+    /** Name or id of an encoder; absent = the configured one. */
+    model?: string | null;
+    /** A text, a list of up to 2048 texts, a list of token ids, or a list of such lists; 300,000 tokens together. */
+    input: any;
+    /** `float` (default) or `base64` (little-endian f32). */
+    encoding_format?: string | null;
+    /** Only the encoder's own width is taken: its vectors are not made to be cut. */
+    dimensions?: number | null;
+    /** How token vectors become one: `mean`, `cls`, `max`, `mean_sqrt_len`, `weighted_mean` or `last_token`.
+     * Default: as the encoder's directory says (modules.json), else `mean`. */
+    pooling?: Pooling | null;
+    /** Vectors of length 1. Default true. */
+    normalize?: boolean | null;
+    /** Cut texts that are too long instead of refusing them. Default false. */
+    truncate?: boolean | null;
+    /** Accepted, without effect. */
+    user?: any;
+    /** The newer name of `user`. Accepted, without effect. */
+    safety_identifier?: any;
+  } :
+  P extends '/admin/canary' ? {
+    /** A candidate policy, by name or id. */
+    model: string;
+    /** Share of the requests that name no model, above 0 and at most 1. */
+    share: number;
+  } :
+  P extends '/v1/attention' ? {
+    /** A policy's or an encoder's name or id, or `policy` or `encoder`: the active one. Default: `policy`. */
+    model?: string | null;
+    text: string;
+    /** Which layers, from 0. Default: all, as far as an answer holds them. */
+    layers?: number[] | null;
+  } :
+  P extends '/v1/fill-mask' ? {
+    /** Name or id of an encoder; absent = the configured one. */
+    model?: string | null;
+    /** A text with gaps: the encoder's mask token (`[MASK]`), or three or more underscores. */
+    text?: string | null;
+    /** Token ids, read as they are. */
+    tokens?: number[] | null;
+    /** Which of `tokens` to fill. */
+    positions?: number[] | null;
+    /** Segments of `tokens`. Default: all 0. */
+    token_type_ids?: number[] | null;
+    /** Most likely tokens per gap, 1 to 1000. Default 5. */
+    top_k?: number | null;
+    /** Words of one token each, whose probabilities are returned too. */
+    targets?: string[] | null;
+    /** Label → words of one token each: the answer is the label whose words are most likely in the (single)
+     * gap. */
+    verbalizers?: Record<string, string[]> | null;
+  } :
+  P extends '/v1/label/ask' ? {
+    messages: ChatMessage[];
+    /** Answers to draw from the active version, 2 to 9. */
+    n?: number | null;
+    /** Or: versions that answer once each, by name; which is which stays hidden until the ranking. */
+    models?: string[];
+    /** How to draw them. */
+    sampling?: Sampling | null;
+  } :
+  P extends '/v1/feedback' ? {
+    completion_id: string;
+    /** `thumb` ("up" or "down"), `score` (a number), `edit` or `comment` (text). */
+    kind: string;
+    value: any;
+    idempotency_key?: string | null;
+  } :
+  P extends '/admin/jobs' ? {
+    /** A recipe's name: `sft`, `reward`, `ppo`, … */
+    kind: string;
+    /** The recipe's arguments; models by name. See `GET /admin/recipes`. */
+    args?: Record<string, any>;
+    /** At most one unfinished job has this key. */
+    unique_key?: string | null;
+    /** Higher runs first. Default 0. */
+    priority?: number;
+    /** What the job is called on the pages; at most 120 characters. */
+    name?: string | null;
+    /** Why it runs, for whoever reads its curves later; at most 4000 characters. */
+    note?: string | null;
+    /** At most 20, of at most 40 characters each. */
+    tags?: string[] | null;
+  } :
+  P extends '/admin/keys' ? {
+    name: string;
+    /** Of `admin`, `feedback`, `inference`. */
+    scopes: string[];
+    /** Whose judgments the key gives; a new labeler when absent. */
+    labeler_id?: string | null;
+    /** Prompt and drawn tokens a day (UTC); absent = no limit. */
+    daily_tokens?: number | null;
+  } :
+  P extends '/detokenize' ? {
+    model?: string | null;
+    tokens: number[];
+  } :
+  P extends '/v1/choices' ? {
+    /** Name or id of a model version; absent = the active policy. */
+    model?: string | null;
+    /** A text, or token ids. A run of three or more underscores in a text is a blank: the whole text is then
+     * scored with each choice in it. Else choices follow the prompt. */
+    prompt?: any;
+    /** A conversation; choices are the assistant's next message. */
+    messages?: ChatMessage[] | null;
+    /** A pattern with `{input}` and `{label}`, such as "Review: {input}\nSentiment: {label}". */
+    template?: string | null;
+    /** What stands at `{input}`. */
+    input?: string | null;
+    /** Stands before everything; with `template`. */
+    instruction?: string | null;
+    /** Worked cases before the open one; with `template` or `messages`. */
+    examples?: ChoiceExample[];
+    /** Between cases. Default: an empty line. */
+    separator?: string | null;
+    /** The answers to choose from. */
+    choices?: string[] | null;
+    /** Instead of `choices`: label → the words that stand for it; their probabilities add up. */
+    verbalizers?: Record<string, string[]> | null;
+    /** `none` (default: the sum of log-probs), `tokens` or `bytes` (their mean). */
+    normalize?: Normalize;
+    /** Take off what each choice scores in a prompt without content. */
+    calibrate?: boolean | null;
+    /** What stands for "no content": inputs for `template`, last user messages for `messages`, whole prompts
+     * for `prompt` (the text before the blank, if it has one). Averaged. Default: "N/A", "[MASK]" and, with
+     * `template`, "". */
+    content_free?: string[] | null;
+    /** Name or id of a soft prompt that stands before the prompt. */
+    prompt_adapter?: string | null;
+    /** Also return the log-prob of every scored token. */
+    logprobs?: boolean | null;
+    /** Put what the model expects before a text (a begin token) before it. Default true. With `prompt` and
+     * `template`. */
+    add_special_tokens?: boolean | null;
+    /** Read special tokens written in the text as those tokens, the choices included. Default false. */
+    parse_special?: boolean | null;
+    /** Accepted, without effect. */
+    user?: any;
+    /** The newer name of `user`. Accepted, without effect. */
+    safety_identifier?: any;
+  } :
+  P extends '/v1/prompts' ? {
+    messages?: ChatMessage[] | null;
+    /** Or: raw text. */
+    prompt?: string | null;
+    tags?: string[];
+    lang?: string | null;
+  } :
+  P extends '/v1/rewards' ? {
+    /** A reward model's name or id; absent = the active one. */
+    model?: string | null;
+    /** A list of messages, or a text. */
+    prompt: any;
+    completions: string[];
+  } :
+  P extends '/tokenize' ? {
+    model?: string | null;
+    prompt?: string | null;
+    /** Another name of `prompt`. */
+    content?: string | null;
+    /** Whether the tokenizer adds its start and end tokens. Default true. */
+    add_special_tokens?: boolean | null;
+    /** Read special tokens written in the text as those tokens. Default false. */
+    parse_special?: boolean | null;
+  } :
+  P extends '/session' ? {
+    /** An admin or feedback key. */
+    key?: string | null;
+    /** Or: a personal sign-in link's token. */
+    link?: string | null;
+    /** Or: an invite, with the name of the new person; absent = the name that the invite greets. */
+    invite?: string | null;
+    name?: string | null;
+  } :
+  P extends `/admin/sets/${string}/known-answer` ? {
+    /** `gold` stays hidden from labelers; `calibration` is shown to them after the vote. */
+    kind: SetKind;
+    /** Every completion of the set once. */
+    tiers: Tier[];
+    /** Markdown that says why; shown after the vote on calibration sets. */
+    explanation?: string | null;
+  } :
+  P extends `/admin/labelers/${string}/active` ? {
+    active: boolean;
+  } :
+  P extends `/v1/review/sets/${string}/settle` ? {
+    lease_token?: string | null;
+    /** `ranked`, `all_bad`, `unrankable` or `skip`. */
+    outcome: Outcome;
+    /** Every completion of the set once, when ranked. */
+    items?: Item[];
+    strength?: Strength | null;
+    rationale?: string | null;
+    flags?: Flag[];
+    /** What the labeler would have answered: becomes a demonstration. */
+    ideal_answer?: string | null;
+    active_ms?: number;
+    wall_ms?: number;
+    idempotency_key: string;
+    /** The judgment that this one corrects. */
+    revises?: string | null;
+    /** Of the guidelines as they were shown. */
+    guideline_version?: string | null;
+  } :
+  P extends `/admin/labelers/${string}/erase` ? {
+    /** `anonymise`: rankings stay without an author, words go. `remove`: judgments and demonstrations go. */
+    judgments: Erase;
+  } :
+  P extends `/admin/labelers/${string}/link` ? {
+    /** Hours until it stops working; absent = until it is revoked or replaced. */
+    expires_hours?: number | null;
+  } :
+  P extends `/v1/label/${string}/judgment` ? {
+    lease_token?: string | null;
+    /** `ranked`, `all_bad`, `unrankable` or `skip`. */
+    outcome: Outcome;
+    /** Every completion of the set once, when ranked. */
+    items?: Item[];
+    strength?: Strength | null;
+    rationale?: string | null;
+    flags?: Flag[];
+    /** What the labeler would have answered: becomes a demonstration. */
+    ideal_answer?: string | null;
+    active_ms?: number;
+    wall_ms?: number;
+    idempotency_key: string;
+    /** The judgment that this one corrects. */
+    revises?: string | null;
+    /** Of the guidelines as they were shown. */
+    guideline_version?: string | null;
+  } :
+  P extends `/v1/label/${string}/release` ? {
+    lease_token: string;
+  } :
+  P extends `/admin/labelers/${string}` ? {
+    role?: Role | null;
+    /** Judgments a day (UTC): 0 = no limit, null = as configured. */
+    daily_quota?: number | null;
+    active?: boolean | null;
+  } :
+  P extends `/v1/label/${string}/renew` ? {
+    lease_token: string;
+  } :
+  P extends `/admin/jobs/${string}` ? {
+    name?: string | null;
+    note?: string | null;
+    tags?: string[] | null;
+  } :
+  Record<string, never>;
+
+/** What may stand in the query of GET. */
+export type GetQuery<P extends string> = string extends P ? any :
+  P extends '/admin/api/quality/consensus' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/admin/api/quality/versions' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | ''; length_controlled?: boolean | null | undefined | '' } :
+  P extends '/admin/api/throughput' ? { days?: number | null | undefined | '' } :
+  P extends '/admin/api/judgments' ? { labeler?: string | null | undefined | ''; set?: string | null | undefined | ''; kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; outcome?: 'ranked' | 'all_bad' | 'unrankable' | 'skip' | null | null | undefined | ''; q?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/v1/comparison-sets' ? { status?: 'open' | 'done' | 'retired' | null | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/admin/api/quality' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | '' } :
+  P extends '/admin/sets/draws' ? { after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/v1/label/history' ? { after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/v1/guidelines' ? { lang?: string | null | undefined | '' } :
+  P extends '/v1/label/next' ? { set_id?: string | null | undefined | ''; resume?: boolean | null | undefined | ''; except?: string | null | undefined | ''; lang?: string | null | undefined | '' } :
+  P extends '/admin/export' ? { format: string | null | undefined | ''; split?: 'train' | 'heldout' | null | null | undefined | ''; dataset?: string | null | undefined | ''; feedback?: boolean | null | undefined | '' } :
+  P extends '/v1/judgments' ? { after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/admin/audit' ? { actor?: string | null | undefined | ''; action?: string | null | undefined | ''; target?: string | null | undefined | ''; since?: number | null | undefined | ''; until?: number | null | undefined | ''; before?: number | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/admin/jobs' ? { state?: 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled' | null | null | undefined | ''; kind?: string | null | undefined | ''; q?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/admin/sets' ? { status?: 'open' | 'done' | 'retired' | null | null | undefined | ''; kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; policy?: string | null | undefined | ''; q?: string | null | undefined | ''; labeler?: string | null | undefined | ''; disputed?: boolean | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/v1/prompts' ? { after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/v1/plan' ? { preset?: string | null | undefined | ''; bandwidth_gb_s?: number | null | undefined | ''; tflops?: number | null | undefined | ''; memory_gib?: number | null | undefined | ''; context?: number | null | undefined | ''; batch?: number | null | undefined | ''; lora_rank?: number | null | undefined | '' } :
+  P extends `/admin/jobs/${string}/metrics` ? { names?: string | null | undefined | '' } :
+  P extends `/admin/jobs/${string}/events` ? { format?: string | null | undefined | ''; after?: number | null | undefined | '' } :
+  Record<string, never>;
+
+/** One event of a stream. */
+export type EventOf<P extends string> = string extends P ? any :
+  P extends '/v1/chat/completions' ? ChatChunkEvent :
+  P extends '/v1/completions' ? TextCompletionEvent :
+  P extends '/v1/label/ask' ? AskEvent :
+  P extends `/admin/jobs/${string}/events` ? StreamedJobEvent :
+  never;
