@@ -101,8 +101,6 @@ pub struct ServerConfig {
     /// Origins whose pages may call the API from a browser, such as `https://app.example.org`; `*` = any. They need a
     /// key: cookies of this server are of no use to them. Empty = none.
     pub cors_origins: Vec<String>,
-    /// Compress answers with gzip for clients that take it. Streams of events are never compressed.
-    pub compress_answers: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -259,7 +257,6 @@ impl Default for ServerConfig {
             secure_cookies: false,
             store_completions: true,
             cors_origins: Vec::new(),
-            compress_answers: false,
         }
     }
 }

@@ -41,7 +41,6 @@ use axum::extract::DefaultBodyLimit;
 use axum::{Router, middleware};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::compression::CompressionLayer;
 
 use crate::engine::Turns;
 use crate::service::Services;
@@ -77,7 +76,6 @@ pub fn router(services: Arc<Services>) -> Router {
     let limits = services.config.limits.clone();
     let rates = rates::Rates::new(&services.config.rates);
     let cors = cross_origin::layer(&services.config.server.cors_origins);
-    let compresses = services.config.server.compress_answers;
     let hosts = hosts::Hosts::new(services.config.listen, &services.config.server.hosts);
     let state: AppState = Arc::new(App {
         services,
@@ -98,9 +96,6 @@ pub fn router(services: Arc<Services>) -> Router {
         .layer(CatchPanicLayer::custom(error::panicked));
     if let Some(cors) = cors {
         router = router.layer(cors);
-    }
-    if compresses {
-        router = router.layer(CompressionLayer::new());
     }
     router
         .layer(middleware::from_fn_with_state(hosts, hosts::check))

@@ -246,7 +246,6 @@ async fn other_sites_and_other_headers() {
     let server = Server::with(
         |c| {
             c.server.cors_origins = vec!["https://app.example.org".into()];
-            c.server.compress_answers = true;
             c.require_inference_key = true;
         },
         Default::default(),
@@ -270,36 +269,14 @@ async fn other_sites_and_other_headers() {
     assert_eq!(header(&allowed, "access-control-allow-credentials"), None);
     assert_eq!(header(&preflight("https://evil.example.org").await, "access-control-allow-origin"), None);
     // Anthropic's clients send their key in a header of its own.
-    let key = [("x-api-key", ADMIN_KEY), ("origin", "https://app.example.org"), ("accept-encoding", "identity")];
+    let key = [("x-api-key", ADMIN_KEY), ("origin", "https://app.example.org")];
     let answer = server.call("POST", "/v1/chat/completions", &key, Some(ask.clone())).await.expect(200);
     assert_eq!(header(&answer, "access-control-allow-origin").as_deref(), Some("https://app.example.org"));
     assert!(header(&answer, "access-control-expose-headers").unwrap().contains("x-request-id"));
     server.call("POST", "/v1/chat/completions", &[("x-api-key", "wrong")], Some(ask.clone())).await.expect(401);
-    let small = server.call("GET", "/openapi.json", &[("accept-encoding", "identity")], None).await.expect(200);
-    assert_eq!(header(&small, "content-encoding"), None);
-    // By default neither is there.
+    // By default it is not there.
     let plain = Server::start().await;
-    let headers = [("origin", "https://app.example.org"), ("accept-encoding", "gzip")];
+    let headers = [("origin", "https://app.example.org")];
     let answer = plain.call("POST", "/v1/chat/completions", &headers, Some(ask)).await.expect(200);
     assert_eq!(header(&answer, "access-control-allow-origin"), None);
-    assert_eq!(header(&answer, "content-encoding"), None);
-}
-
-/// Compressed answers are the same texts.
-#[tokio::test]
-async fn compressed_answers() {
-    use http_body_util::BodyExt as _;
-    use tower::ServiceExt as _;
-    let server = Server::with(|c| c.server.compress_answers = true, Default::default()).await;
-    let get = async |encoding: &str| {
-        let request = http::Request::get("/openapi.json").header("host", "here").header("accept-encoding", encoding);
-        let response = server.router.clone().oneshot(request.body(axum::body::Body::empty()).unwrap()).await.unwrap();
-        let compressed = response.headers().get("content-encoding").is_some_and(|v| v == "gzip");
-        (compressed, response.into_body().collect().await.unwrap().to_bytes())
-    };
-    let (plain, gzip) = (get("identity").await, get("gzip").await);
-    assert!(!plain.0 && gzip.0 && gzip.1.len() * 4 < plain.1.len());
-    let mut unpacked = Vec::new();
-    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&gzip.1[..]), &mut unpacked).unwrap();
-    assert_eq!(unpacked, plain.1);
 }
