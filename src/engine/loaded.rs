@@ -60,9 +60,9 @@ impl LoadedModel {
     /// As [`Compiler::compile`].
     pub(super) fn guide(&self, constraint: &Arc<Constraint>, prompt: &[u32]) -> Result<Guide, EngineError> {
         let tokenizer = self.tokenizer()?;
-        let compiler = self.compiler.get_or_init(|| {
-            Compiler::new(tokenizer, self.decoder.config.vocab_size, &self.decoder.config.eos_ids)
-        });
+        let compiler = self
+            .compiler
+            .get_or_init(|| Compiler::new(tokenizer, self.decoder.config.vocab_size, &self.decoder.config.eos_ids));
         let compiler = compiler
             .as_ref()
             .map_err(|message| EngineError::BadRequest { param: constraint.field, message: message.clone() })?;
@@ -82,7 +82,8 @@ impl LoadedModel {
             return Err(EngineError::BadRequest { param: "suffix", message });
         };
         let text = |left: u32, text: &str| tokenizer.encode_after(&[left], text);
-        let bad = |e: crate::tokenizer::TokenizerError| EngineError::BadRequest { param: "prompt", message: e.to_string() };
+        let bad =
+            |e: crate::tokenizer::TokenizerError| EngineError::BadRequest { param: "prompt", message: e.to_string() };
         let mut ids = tokenizer.before_text().to_vec();
         ids.push(prefix);
         ids.extend(text(prefix, before).map_err(bad)?);
@@ -103,9 +104,9 @@ impl LoadedModel {
     /// Renders a conversation and tells how the answers are to be read.
     pub(super) fn conversation(&self, conversation: &Conversation) -> Result<ChatPrompt, EngineError> {
         let (template, tokenizer) = (self.template()?, self.tokenizer()?);
-        let conversation = conversation.for_template(template.source()).map_err(|(param, message)| {
-            EngineError::BadRequest { param, message }
-        })?;
+        let conversation = conversation
+            .for_template(template.source())
+            .map_err(|(param, message)| EngineError::BadRequest { param, message })?;
         let special = |tag: &&str| {
             let id = tokenizer.token_to_id(tag)?;
             tokenizer.is_special(id).then(|| ((*tag).to_owned(), id))
@@ -116,8 +117,7 @@ impl LoadedModel {
             return Err(EngineError::BadRequest { param: "tools", message });
         }
         let encoded = template.encode_conversation(&conversation, tokenizer);
-        let (ids, text) =
-            encoded.map_err(|e| EngineError::BadRequest { param: "messages", message: e.to_string() })?;
+        let (ids, text) = encoded.map_err(|e| EngineError::BadRequest { param: "messages", message: e.to_string() })?;
         let tags = |format: ToolFormat| format.tags().iter().filter_map(special).collect();
         let tools = format.map(|format| ToolTags { format, special: tags(format) });
         Ok(ChatPrompt { ids, dialect: Dialect { tools, thinking: Thinking::of(template.source(), &text) } })
@@ -167,7 +167,13 @@ pub(super) fn load_model(
         before_text: tokenizer.map(|t| t.before_text().to_vec()).unwrap_or_default(),
         version,
     };
-    Ok(LoadedModel { served: Arc::new(served), decoder, tokenizer: loaded.tokenizer, template, compiler: OnceLock::new() })
+    Ok(LoadedModel {
+        served: Arc::new(served),
+        decoder,
+        tokenizer: loaded.tokenizer,
+        template,
+        compiler: OnceLock::new(),
+    })
 }
 
 /// One forward pass: a version whose numbers are not finite is never served.

@@ -411,7 +411,10 @@ mod tests {
         let all = [u32::MAX; 3];
         for seed in 0..200 {
             let context = Context { seed, ..context(&[1, 2]) };
-            assert_eq!(draw_among(&z, &Warpers::default(), &context, &all), Some(draw(&z, &Warpers::default(), &context)));
+            assert_eq!(
+                draw_among(&z, &Warpers::default(), &context, &all),
+                Some(draw(&z, &Warpers::default(), &context))
+            );
             assert_eq!(draw_among(&z, &Warpers::default(), &context, &[0; 3]), None);
         }
         let greedy = Warpers { temperature: 0.0, ..Warpers::default() };

@@ -15,7 +15,11 @@ use super::routes::{self, Route};
 
 /// What routes are for, in the order of the page: name (of its words too), title, paths that begin so.
 const GROUPS: [(&str, &str, &[&str]); 8] = [
-    ("write", "Text and chat", &["/v1/completions", "/v1/chat/", "/v1/responses", "/v1/messages", "/v1/models", "/tokenize", "/detokenize"]),
+    (
+        "write",
+        "Text and chat",
+        &["/v1/completions", "/v1/chat/", "/v1/responses", "/v1/messages", "/v1/models", "/tokenize", "/detokenize"],
+    ),
     (
         "measure",
         "Classify, embed, score, look inside",

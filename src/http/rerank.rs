@@ -245,12 +245,10 @@ async fn by_reward(
 ) -> ApiResult<(ModelVersion, Vec<f64>, usize)> {
     let limits = &services.config.limits;
     let lengths: Vec<usize> = texts.second.iter().map(String::len).collect();
-    let asked = |i: usize| -> Arc<[Message]> {
-        [Message { role: "user".into(), content: texts.first[i].clone() }].into()
-    };
-    let named = |e: crate::service::ServiceError| {
-        super::openai::blocks::renamed(e.into(), &[("completions", texts.names[1])])
-    };
+    let asked =
+        |i: usize| -> Arc<[Message]> { [Message { role: "user".into(), content: texts.first[i].clone() }].into() };
+    let named =
+        |e: crate::service::ServiceError| super::openai::blocks::renamed(e.into(), &[("completions", texts.names[1])]);
     if texts.first.len() == 1 {
         budget::rewards(texts.first[0].len(), &lengths, limits).map_err(named)?;
         let (model, found) = publish::rewards(services, Some(model), &asked(0), texts.second.clone(), may_try).await?;

@@ -9,8 +9,8 @@ use super::contract::{Counted, List, Paged};
 pub use super::route::Route;
 use super::route::{delete, get, post};
 use super::{
-    admin, anthropic, ask, attention, choices, docs, encoders, feedback, label, openai, openapi, pages, rerank, responses,
-    session, sets, status,
+    admin, anthropic, ask, attention, choices, docs, encoders, feedback, label, openai, openapi, pages, rerank,
+    responses, session, sets, status,
 };
 use crate::config::LimitsConfig;
 use crate::domain::{
@@ -93,10 +93,15 @@ fn inference() -> Vec<Route> {
             .returns::<anthropic::AnthropicMessage>(200)
             .streams::<anthropic::AnthropicEvent>()
             .computing(),
-        post("/v1/messages/count_tokens", Inference, "Tokens of a conversation, Anthropic's form", anthropic::count_tokens)
-            .body::<anthropic::MessagesRequest>()
-            .requiring(&["messages"])
-            .returns::<anthropic::CountedTokens>(200),
+        post(
+            "/v1/messages/count_tokens",
+            Inference,
+            "Tokens of a conversation, Anthropic's form",
+            anthropic::count_tokens,
+        )
+        .body::<anthropic::MessagesRequest>()
+        .requiring(&["messages"])
+        .returns::<anthropic::CountedTokens>(200),
         post("/v1/rerank", Inference, "Order texts by how well they fit a query", rerank::rerank)
             .body::<rerank::RerankRequest>()
             .returns::<rerank::Reranked>(200)

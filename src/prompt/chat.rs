@@ -88,11 +88,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// As [`render`](Self::render); roles are not checked here.
-    pub fn render_conversation(
-        &self,
-        conversation: &Conversation,
-        open_turn: bool,
-    ) -> Result<Rendered, ChatError> {
+    pub fn render_conversation(&self, conversation: &Conversation, open_turn: bool) -> Result<Rendered, ChatError> {
         let read = conversation.as_templates_read_it(&self.source);
         let written = read.to_string();
         let mark = self.mark(&written)?;
@@ -153,8 +149,23 @@ impl ChatTemplate {
 
 /// Names of fields that are form and not text: templates look for them.
 const FORM: [&str; 17] = [
-    "messages", "tools", "kwargs", "role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "id",
-    "function", "arguments", "parameters", "type", "description", "properties", "required",
+    "messages",
+    "tools",
+    "kwargs",
+    "role",
+    "content",
+    "reasoning_content",
+    "tool_calls",
+    "tool_call_id",
+    "name",
+    "id",
+    "function",
+    "arguments",
+    "parameters",
+    "type",
+    "description",
+    "properties",
+    "required",
 ];
 
 /// A value with marks in all its texts, names of fields included, but for roles and types, which are words that were

@@ -141,7 +141,8 @@ impl Conversation {
                 let system = &mut messages[0];
                 if in_system {
                     // Phi: a text beside the system message's own.
-                    let functions: Value = tools.as_array().into_iter().flatten().map(|t| t["function"].clone()).collect();
+                    let functions: Value =
+                        tools.as_array().into_iter().flatten().map(|t| t["function"].clone()).collect();
                     system["tools"] = functions.to_string().into();
                 } else {
                     let own = system["content"].as_str().unwrap_or_default();
@@ -177,8 +178,10 @@ impl Conversation {
         }
         if !turn.tool_calls.is_empty() {
             if !known {
-                let calls = turn.tool_calls.iter().map(|c| json!({"name": c.name, "parameters": c.arguments}).to_string());
-                let all: Vec<String> = (!turn.content.is_empty()).then(|| turn.content.clone()).into_iter().chain(calls).collect();
+                let calls =
+                    turn.tool_calls.iter().map(|c| json!({"name": c.name, "parameters": c.arguments}).to_string());
+                let all: Vec<String> =
+                    (!turn.content.is_empty()).then(|| turn.content.clone()).into_iter().chain(calls).collect();
                 message["content"] = all.join("\n").into();
                 return message;
             }
@@ -257,9 +260,13 @@ mod tests {
         let plain = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
         let text = render(plain, &c);
         assert!(text.starts_with("<system>You have access to functions.") && text.contains("\"weather\""), "{text}");
-        assert!(text.contains("<assistant>{\"name\":\"weather\",\"parameters\":{\"city\":\"Bonn <|im_end|>\"}}"), "{text}");
+        assert!(
+            text.contains("<assistant>{\"name\":\"weather\",\"parameters\":{\"city\":\"Bonn <|im_end|>\"}}"),
+            "{text}"
+        );
         assert!(text.ends_with("<user><tool_response>\nfine\n</tool_response>"), "{text}");
-        let phi = "{% for m in messages %}{% set message = m %}{{ message['role'] }}{{ message['tools'] }}|{% endfor %}";
+        let phi =
+            "{% for m in messages %}{% set message = m %}{{ message['role'] }}{{ message['tools'] }}|{% endfor %}";
         assert!(render(phi, &c).starts_with("system[{\"name\":\"weather\""));
     }
 

@@ -82,14 +82,29 @@ pub enum AnthropicEventData {
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum AnthropicTold {
-    MessageStart { message: AnthropicMessage },
-    ContentBlockStart { index: usize, content_block: AnthropicBlock },
-    ContentBlockDelta { index: usize, delta: AnthropicDelta },
-    ContentBlockStop { index: usize },
-    MessageDelta { delta: MessageEnd, usage: AnthropicUsage },
+    MessageStart {
+        message: AnthropicMessage,
+    },
+    ContentBlockStart {
+        index: usize,
+        content_block: AnthropicBlock,
+    },
+    ContentBlockDelta {
+        index: usize,
+        delta: AnthropicDelta,
+    },
+    ContentBlockStop {
+        index: usize,
+    },
+    MessageDelta {
+        delta: MessageEnd,
+        usage: AnthropicUsage,
+    },
     MessageStop,
     /// The generation failed.
-    Error { error: ErrorDetail },
+    Error {
+        error: ErrorDetail,
+    },
 }
 
 #[derive(Debug, Serialize, JsonSchema)]

@@ -179,9 +179,8 @@ fn turn(message: &Value, field: &str, messages: &mut Vec<Value>) -> ApiResult<()
     let (mut text, mut thoughts, mut calls) = (String::new(), String::new(), Vec::new());
     for (i, block) in blocks.iter().enumerate() {
         let here = format!("{content}[{i}]");
-        let needs = |name: &str| {
-            block[name].as_str().ok_or_else(|| ApiError::bad(format!("{here}.{name}"), "must be a text"))
-        };
+        let needs =
+            |name: &str| block[name].as_str().ok_or_else(|| ApiError::bad(format!("{here}.{name}"), "must be a text"));
         match (block["type"].as_str(), role) {
             (Some("text"), _) => text.push_str(needs("text")?),
             (Some("thinking"), "assistant") => thoughts.push_str(needs("thinking")?),
@@ -195,7 +194,8 @@ fn turn(message: &Value, field: &str, messages: &mut Vec<Value>) -> ApiResult<()
                 messages.push(json!({"role": "tool", "tool_call_id": needs("tool_use_id")?, "content": said}));
             }
             _ => {
-                let message = "must be of type text, or tool_result of the user, or tool_use or thinking of the assistant";
+                let message =
+                    "must be of type text, or tool_result of the user, or tool_use or thinking of the assistant";
                 return Err(ApiError::bad(here, message));
             }
         }

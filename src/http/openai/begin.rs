@@ -146,8 +146,7 @@ pub async fn begin(
     let limits = &services.config.limits;
     check(&request)?;
     let mut sampling = request.sampling(limits)?;
-    let tools =
-        turns::tools(request.tools.as_ref(), request.tool_choice.as_ref(), request.parallel_tool_calls)?;
+    let tools = turns::tools(request.tools.as_ref(), request.tool_choice.as_ref(), request.parallel_tool_calls)?;
     let forced = matches!(tools.choice, Choice::Forced(_));
     if let Some(constraint) = sampling.constraint.as_ref().filter(|_| forced) {
         let message = format!("{} says what the text must be; it cannot be calls of tools too", constraint.field);
@@ -222,8 +221,7 @@ pub async fn begin(
 /// As [`begin`].
 pub async fn count(services: &Arc<Services>, admin: bool, mut request: ChatRequest) -> ApiResult<usize> {
     check(&request)?;
-    let tools =
-        turns::tools(request.tools.as_ref(), request.tool_choice.as_ref(), request.parallel_tool_calls)?;
+    let tools = turns::tools(request.tools.as_ref(), request.tool_choice.as_ref(), request.parallel_tool_calls)?;
     let formed = matches!(tools.choice, Choice::Forced(_));
     let conversation = conversation(&mut request, &tools, formed, services.config.limits.prompt_bytes)?;
     let model = complete::route(services, request.model.as_deref(), admin).await?;

@@ -23,10 +23,7 @@ const BUFFER: usize = 64;
 pub enum Block {
     Reasoning(String),
     Text(String),
-    Call {
-        name: String,
-        arguments: String,
-    },
+    Call { name: String, arguments: String },
 }
 
 /// What became of the block with this number.

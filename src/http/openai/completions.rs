@@ -113,9 +113,7 @@ pub async fn create(
 ) -> ApiResult<Response> {
     let services = &state.services;
     let limits = &services.config.limits;
-    params::refuse(&[
-        ("tools", &request.tools, &["[]"]),
-    ])?;
+    params::refuse(&[("tools", &request.tools, &["[]"])])?;
     let sampling = request.sampling(limits)?;
     let echo = request.echo.unwrap_or(false);
     let max_tokens = params::count("max_tokens", request.max_tokens.unwrap_or(16))?;

@@ -166,12 +166,18 @@ mod tests {
         assert_eq!(of(Asked { response_format: Some(&loose), ..NONE }), Some(("response_format", want.clone())));
         assert_eq!(of(Asked { guided_json: Some(&text), ..NONE }), Some(("guided_json", want.clone())));
         let outputs = json!({"json": schema, "regex": null, "json_object": false});
-        assert_eq!(of(Asked { structured_outputs: Some(&outputs), ..NONE }), Some(("structured_outputs", want.clone())));
+        assert_eq!(
+            of(Asked { structured_outputs: Some(&outputs), ..NONE }),
+            Some(("structured_outputs", want.clone()))
+        );
         assert_eq!(of(Asked { json_schema: Some(&schema), ..NONE }), Some(("json_schema", want)));
         let plain = json!({"type": "text"});
         assert_eq!(of(Asked { response_format: Some(&plain), ..NONE }), None);
         let list = vec!["a".to_owned()];
-        assert_eq!(of(Asked { guided_choice: Some(&list), ..NONE }), Some(("guided_choice", Form::Choice(list.clone()))));
+        assert_eq!(
+            of(Asked { guided_choice: Some(&list), ..NONE }),
+            Some(("guided_choice", Form::Choice(list.clone())))
+        );
     }
 
     #[test]

@@ -256,7 +256,8 @@ mod tests {
     #[test]
     fn messages_with_tools() {
         let read = |list: Value| turns(serde_json::from_value(list).unwrap(), "messages");
-        let call = json!({"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\"b\": 1, \"a\": 2}"}});
+        let call =
+            json!({"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\"b\": 1, \"a\": 2}"}});
         let said = read(json!([
             {"role": "user", "content": "q"},
             {"role": "assistant", "content": null, "tool_calls": [call], "reasoning_content": "hm"},

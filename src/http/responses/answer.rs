@@ -260,8 +260,7 @@ impl<K: FnOnce(&str, Value, &ResponseObject) + Send + 'static> Narrator for Narr
     }
 
     fn failed(&mut self, error: &ApiError) -> Vec<Told> {
-        let response =
-            ResponseObject { status: Status::Failed, error: Some(error.into()), ..self.shape.begun.clone() };
+        let response = ResponseObject { status: Status::Failed, error: Some(error.into()), ..self.shape.begun.clone() };
         vec![self.whole("response.failed", response)]
     }
 }

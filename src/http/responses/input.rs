@@ -120,7 +120,8 @@ mod tests {
             {"type": "function_call_output", "call_id": "1", "output": "x"},
         ])))
         .unwrap();
-        let call = |id: &str, name: &str| json!({"id": id, "type": "function", "function": {"name": name, "arguments": "{}"}});
+        let call =
+            |id: &str, name: &str| json!({"id": id, "type": "function", "function": {"name": name, "arguments": "{}"}});
         assert_eq!(
             Value::from(read),
             json!([

@@ -46,7 +46,15 @@ pub struct CallReader {
 impl CallReader {
     pub fn new(tags: &ToolTags) -> Self {
         let (held, opened_by) = (String::new(), String::new());
-        Self { spec: tags.format.spec(), state: State::Text, held, calls: 0, spoken: false, after_call: false, opened_by }
+        Self {
+            spec: tags.format.spec(),
+            state: State::Text,
+            held,
+            calls: 0,
+            spoken: false,
+            after_call: false,
+            opened_by,
+        }
     }
 
     pub fn push(&mut self, text: &str) -> Vec<Part> {

@@ -199,7 +199,11 @@ mod tests {
             ),
             (ToolFormat::Hermes, "only text < here".into(), whole("", "only text < here", &[])),
             (ToolFormat::Hermes, format!("<tool_call>{}", &a[..40]), whole("", "", &[("get", &args[..11])])),
-            (ToolFormat::Hermes, "<tool_call>no json</tool_call>".into(), whole("", "<tool_call>no json</tool_call>", &[])),
+            (
+                ToolFormat::Hermes,
+                "<tool_call>no json</tool_call>".into(),
+                whole("", "<tool_call>no json</tool_call>", &[]),
+            ),
             (
                 ToolFormat::Hermes,
                 r#"<tool_call>{"arguments": {"a": 1}, "name": "late"}</tool_call>"#.into(),

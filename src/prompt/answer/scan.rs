@@ -118,7 +118,14 @@ mod tests {
             let want = if end > at { found.clone() } else { Head::Open };
             assert_eq!(head(&text[..end], &keys), want, "{}", &text[..end]);
         }
-        for other in ["[", "{\"id\"", "{\"name\": 3", "{\"name\": \"a\", \"x\"", "{\"name\": \"a\", \"arguments\": 3", "{\"name\": \"a\"}"] {
+        for other in [
+            "[",
+            "{\"id\"",
+            "{\"name\": 3",
+            "{\"name\": \"a\", \"x\"",
+            "{\"name\": \"a\", \"arguments\": 3",
+            "{\"name\": \"a\"}",
+        ] {
             assert_eq!(head(other, &keys), Head::Other, "{other}");
         }
         let mut balance = Balance::default();

@@ -124,7 +124,11 @@ async fn responses_whole_streamed_and_gone_on_from() {
         names[..4],
         ["response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"]
     );
-    let told: String = events.iter().filter(|(n, _)| n == "response.output_text.delta").map(|(_, d)| d["delta"].as_str().unwrap()).collect();
+    let told: String = events
+        .iter()
+        .filter(|(n, _)| n == "response.output_text.delta")
+        .map(|(_, d)| d["delta"].as_str().unwrap())
+        .collect();
     assert_eq!(said["text"], told);
     let last = &events.last().unwrap().1["response"];
     assert_eq!(last["output"][0]["content"], free["output"][0]["content"]);
@@ -153,7 +157,8 @@ async fn responses_whole_streamed_and_gone_on_from() {
     // Tools and forms.
     let tool = json!({"type": "function", "name": "weather", "parameters": weather(), "strict": true});
     let choice = json!({"type": "function", "name": "weather"});
-    let forced = json!({"tools": [tool], "tool_choice": choice, "parallel_tool_calls": false, "max_output_tokens": 200});
+    let forced =
+        json!({"tools": [tool], "tool_choice": choice, "parallel_tool_calls": false, "max_output_tokens": 200});
     let called = post(forced.clone()).await.json();
     let call = &called["output"][0];
     assert_eq!((&call["type"], &call["name"]), (&json!("function_call"), &json!("weather")), "{called}");
@@ -200,7 +205,8 @@ async fn texts_are_ordered_by_an_encoder_or_a_reward_model() {
     let embed = async |texts: Value| {
         let answer = server.open_post("/v1/embeddings", json!({"input": texts})).await.expect(200).json();
         let rows = answer["data"].as_array().unwrap().clone();
-        let row = |r: &Value| r["embedding"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect::<Vec<_>>();
+        let row =
+            |r: &Value| r["embedding"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect::<Vec<_>>();
         rows.iter().map(row).collect::<Vec<_>>()
     };
     let vectors = embed(json!(["t5 t6", "t5 t6", "t7", "t9 t5 t6"])).await;

@@ -86,8 +86,8 @@ async fn every_place_takes_the_same_messages() {
         (with("user", Value::Null, &json!({})), "content"),
         (with("user", json!("a"), &json!({"mood": "good"})), "mood"),
     ] {
-        let only_elsewhere = ["tool_calls", "tool_call_id", "reasoning_content"].contains(&field)
-            || said["role"] == "tool";
+        let only_elsewhere =
+            ["tool_calls", "tool_call_id", "reasoning_content"].contains(&field) || said["role"] == "tool";
         for (path, body, list) in places(&json!([said, user])) {
             let answer = server.post(path, body).await.expect(400);
             if only_elsewhere && path == "/v1/chat/completions" {

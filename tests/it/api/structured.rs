@@ -180,7 +180,8 @@ async fn every_spelling_has_its_effect() {
                 let whole = regex::Regex::new("^<[a-c]{1,3}>( <[a-c]{1,3}>)*$").unwrap().is_match(shaped);
                 assert!(whole || answer["choices"][0]["finish_reason"] == "length", "{shaped}");
             }
-            let lark = "start: NAME \"=\" %json {\"type\": \"integer\", \"minimum\": 0, \"maximum\": 99}\nNAME: /[a-c]{2}/";
+            let lark =
+                "start: NAME \"=\" %json {\"type\": \"integer\", \"minimum\": 0, \"maximum\": 99}\nNAME: /[a-c]{2}/";
             let shaped = text(json!({"grammar": lark, "seed": seed})).await;
             assert!(regex::Regex::new("^[a-c]{2}=[0-9]{1,2}$").unwrap().is_match(&shaped), "{shaped}");
             let schema = json!({"type": "integer", "minimum": 5, "maximum": 12});
@@ -301,8 +302,10 @@ async fn what_cannot_be_followed_is_refused_by_its_field() {
         (json!({"grammar": "start: missing"}), "grammar"),
         (json!({"grammar": ""}), "grammar"),
         (json!({"grammar": "root ::= \"a\"", "guided_regex": "a"}), "grammar"),
-        (json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": many}}}),
-            "response_format.json_schema.schema"),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": many}}}),
+            "response_format.json_schema.schema",
+        ),
     ] {
         for (path, prompt) in [
             ("/v1/completions", json!({"prompt": "x"})),

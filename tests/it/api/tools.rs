@@ -39,7 +39,13 @@ pub fn families() -> Vec<Family> {
     let chatml = &["<|im_end|>", "<|im_start|>"][..];
     let marks = &["<|end|>", "<|start|>", "<|python_tag|>"][..];
     vec![
-        Family { name: "qwen", template: hermes, special: chatml, plain: &["<tool_call>", "</tool_call>"], bytes: true },
+        Family {
+            name: "qwen",
+            template: hermes,
+            special: chatml,
+            plain: &["<tool_call>", "</tool_call>"],
+            bytes: true,
+        },
         Family {
             name: "hermes",
             template: hermes,
@@ -178,8 +184,9 @@ async fn enforced_calls_are_calls_in_every_family() {
         let ids: std::collections::BTreeSet<&str> = calls.iter().map(|c| c["id"].as_str().unwrap()).collect();
         assert_eq!(ids.len(), calls.len());
         // What it called, and what the tools said, goes on.
-        let message = real.chat(json!({"tools": tools(), "tool_choice": "required", "parallel_tool_calls": false})).await
-            ["choices"][0]["message"]
+        let message = real
+            .chat(json!({"tools": tools(), "tool_choice": "required", "parallel_tool_calls": false}))
+            .await["choices"][0]["message"]
             .clone();
         let id = message["tool_calls"][0]["id"].clone();
         let on = json!([{"role": "user", "content": "ab"}, message, {"role": "tool", "tool_call_id": id, "content": "fine"}]);
@@ -203,17 +210,24 @@ async fn tools_are_shown_unless_none_may_be_called() {
     assert_eq!(text["choices"][0]["message"]["content"], "hello");
     for (extra, param) in [
         (json!({"tools": tools(), "tool_choice": "required", "guided_regex": "a"}), "tool_choice"),
-        (json!({"tools": tools(), "tool_choice": {"type": "function", "function": {"name": "no"}}}), "tool_choice.function.name"),
+        (
+            json!({"tools": tools(), "tool_choice": {"type": "function", "function": {"name": "no"}}}),
+            "tool_choice.function.name",
+        ),
         (json!({"tool_choice": "required"}), "tool_choice"),
         (json!({"tools": [{"type": "web_search"}]}), "tools[0]"),
-        (json!({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "no such"}}}],
-            "tool_choice": "required"}), "tools"),
+        (
+            json!({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "no such"}}}],
+            "tool_choice": "required"}),
+            "tools",
+        ),
         (json!({"messages": [{"role": "tool", "content": "x"}]}), "messages[0].tool_call_id"),
     ] {
         let answer = real.server.open_post("/v1/chat/completions", ask(extra.clone())).await.expect(400);
         assert_eq!(answer.param().as_deref(), Some(param), "{extra}: {}", answer.text);
     }
-    let unknown = Real::of(byte_level(family.special, &[]), "{{ tools }}<tool_call><function=x>{{ messages[0].content }}").await;
+    let unknown =
+        Real::of(byte_level(family.special, &[]), "{{ tools }}<tool_call><function=x>{{ messages[0].content }}").await;
     let answer = unknown.server.open_post("/v1/chat/completions", ask(json!({"tools": tools()}))).await.expect(400);
     assert_eq!(answer.param().as_deref(), Some("tools"));
 }
@@ -277,7 +291,9 @@ async fn thoughts_are_told_apart() {
         let with = real.chat(json!({"messages": said, "max_tokens": 1})).await["usage"]["prompt_tokens"].as_u64();
         let mut without = said.clone();
         without[1].as_object_mut().unwrap().remove("reasoning_content");
-        assert!(with > real.chat(json!({"messages": without, "max_tokens": 1})).await["usage"]["prompt_tokens"].as_u64());
+        assert!(
+            with > real.chat(json!({"messages": without, "max_tokens": 1})).await["usage"]["prompt_tokens"].as_u64()
+        );
     }
 }
 
@@ -323,10 +339,9 @@ async fn suffixes_make_gaps() {
     let prompt = store.get_prompt(&completion.prompt_id).await.unwrap();
     assert_eq!(prompt.messages[0].content, "<|fim_prefix|>xy<|fim_suffix|>cd<|end|><|fim_middle|>");
     let without = Real::of(byte_level(&["<|end|>"], &[]), "{{ messages[0].content }}").await;
-    for (real, body) in [
-        (&without, json!({"prompt": "ab", "suffix": "cd"})),
-        (&real, json!({"prompt": [5, 6], "suffix": "cd"})),
-    ] {
+    for (real, body) in
+        [(&without, json!({"prompt": "ab", "suffix": "cd"})), (&real, json!({"prompt": [5, 6], "suffix": "cd"}))]
+    {
         let answer = real.server.open_post("/v1/completions", body).await.expect(400);
         assert_eq!(answer.param().as_deref(), Some("suffix"), "{}", answer.text);
     }

@@ -52,8 +52,8 @@ pub fn random_model(tokenizer: &Value, tokenizer_config: &Value, end: u32) -> te
 
 /// Pieces that JSON texts are full of, beside single characters.
 const PIECES: [&str; 18] = [
-    "{\"", "\":", "\",", "\"}", "},", "[]", "true", "false", "null", "  ", "10", "99", "abc", "\",\"", "é", "中", "\\n",
-    "0.",
+    "{\"", "\":", "\",", "\"}", "},", "[]", "true", "false", "null", "  ", "10", "99", "abc", "\",\"", "é", "中",
+    "\\n", "0.",
 ];
 
 fn vocabulary(tokens: Vec<String>) -> Value {
