@@ -13,7 +13,8 @@ pub struct Family {
     bytes: bool,
 }
 
-const TURNS: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content %}{{ m.content }}{% endif %}";
+const CHATML: &[&str] = &["<|im_end|>", "<|im_start|>"];
+const MARKS: &[&str] = &["<|end|>", "<|start|>", "<|python_tag|>"];
 
 /// Shortened templates of the families; what they write around calls is what the models were trained on.
 pub fn families() -> Vec<Family> {
@@ -36,13 +37,11 @@ pub fn families() -> Vec<Family> {
     let phi = "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% if message['tools'] %}\
                <|tool|>{{ message['tools'] }}<|/tool|>{% endif %}<|end|>{% endfor %}<|assistant|>";
     let gemma = "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}<|start|>model\n";
-    let chatml = &["<|im_end|>", "<|im_start|>"][..];
-    let marks = &["<|end|>", "<|start|>", "<|python_tag|>"][..];
     vec![
         Family {
             name: "qwen",
             template: hermes,
-            special: chatml,
+            special: CHATML,
             plain: &["<tool_call>", "</tool_call>"],
             bytes: true,
         },
@@ -67,7 +66,7 @@ pub fn families() -> Vec<Family> {
             plain: &[],
             bytes: true,
         },
-        Family { name: "llama 3", template: llama, special: marks, plain: &[], bytes: true },
+        Family { name: "llama 3", template: llama, special: MARKS, plain: &[], bytes: true },
         Family {
             name: "phi 4 mini",
             template: phi,
@@ -75,7 +74,7 @@ pub fn families() -> Vec<Family> {
             plain: &["<|tool|>", "<|/tool|>", "<|tool_call|>", "<|/tool_call|>"],
             bytes: true,
         },
-        Family { name: "gemma", template: gemma, special: marks, plain: &[], bytes: false },
+        Family { name: "gemma", template: gemma, special: MARKS, plain: &[], bytes: false },
     ]
 }
 
