@@ -98,6 +98,9 @@ pub struct ServerConfig {
     pub secure_cookies: bool,
     /// Keep every completion that was sent, with its model version, in the database.
     pub store_completions: bool,
+    /// Origins whose pages may call the API from a browser, such as `https://app.example.org`; `*` = any. They need a
+    /// key: cookies of this server are of no use to them. Empty = none.
+    pub cors_origins: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -253,6 +256,7 @@ impl Default for ServerConfig {
             client_address_header: None,
             secure_cookies: false,
             store_completions: true,
+            cors_origins: Vec::new(),
         }
     }
 }

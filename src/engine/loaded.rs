@@ -1,18 +1,32 @@
 //! A model version in memory: how it is loaded and tried, and how its texts are read and written.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::Device;
 
+use super::constraint::{Compiler, Constraint, Guide};
 use super::device;
 use super::text::TextStream;
-use super::{EngineError, GenerateRequest, ServedModel, TextForm};
+use super::{ChatPrompt, EngineError, GenerateRequest, ServedModel, TextForm};
 use crate::domain::ModelVersion;
 use crate::model::{self, Decoder};
 use crate::ops::linear::WeightFormat;
-use crate::prompt::{ChatError, ChatTemplate};
+use crate::prompt::answer::{Dialect, Thinking, ToolFormat, ToolTags};
+use crate::prompt::{ChatError, ChatTemplate, Conversation};
 use crate::tokenizer::Tokenizer;
+
+/// Tokens around gaps: before the text, before what stands behind the gap, before what fills it.
+const GAPS: [[&str; 3]; 4] = [
+    // Qwen 2.5, CodeGemma.
+    ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
+    // StarCoder, Granite, SmolLM.
+    ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"],
+    // DeepSeek Coder.
+    ["<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"],
+    // Code Llama.
+    ["▁<PRE>", "▁<SUF>", "▁<MID>"],
+];
 
 /// A version in memory, immutable.
 pub struct LoadedModel {
@@ -21,6 +35,8 @@ pub struct LoadedModel {
     pub(super) tokenizer: Option<Tokenizer>,
     /// A template that cannot be used fails the requests that need it, not the model.
     pub(super) template: Option<Result<ChatTemplate, ChatError>>,
+    /// Made when the first constraint is compiled: it takes long.
+    compiler: OnceLock<Result<Compiler, String>>,
 }
 
 impl LoadedModel {
@@ -28,7 +44,7 @@ impl LoadedModel {
     pub fn text_stream(&self, request: &GenerateRequest) -> TextStream {
         let params = &request.params;
         let include = params.include_stop_str_in_output;
-        TextStream::new(self.tokenizer.as_ref(), &request.prompt_ids, &params.stop, include)
+        TextStream::new(self.tokenizer.as_ref(), &request.prompt_ids, &params.stop, include).showing(&params.shown)
     }
 
     pub(super) fn tokenizer(&self) -> Result<&Tokenizer, EngineError> {
@@ -36,6 +52,75 @@ impl LoadedModel {
             param: "model",
             message: "this model has no tokenizer: send token ids".into(),
         })
+    }
+
+    /// Compiles a constraint for an answer behind `prompt`; for a blocking thread.
+    ///
+    /// # Errors
+    /// As [`Compiler::compile`].
+    pub(super) fn guide(&self, constraint: &Arc<Constraint>, prompt: &[u32]) -> Result<Guide, EngineError> {
+        let tokenizer = self.tokenizer()?;
+        let compiler = self
+            .compiler
+            .get_or_init(|| Compiler::new(tokenizer, self.decoder.config.vocab_size, &self.decoder.config.eos_ids));
+        let compiler = compiler
+            .as_ref()
+            .map_err(|message| EngineError::BadRequest { param: constraint.field, message: message.clone() })?;
+        compiler.compile(constraint, tokenizer.begins_text(prompt))
+    }
+
+    /// The ids of a gap between two texts.
+    pub(super) fn gap(&self, before: &str, behind: &str) -> Result<Vec<u32>, EngineError> {
+        let tokenizer = self.tokenizer()?;
+        let special = |name: &&str| tokenizer.token_to_id(name).filter(|id| tokenizer.is_added(*id));
+        let found = GAPS.iter().find_map(|names| {
+            let ids: Vec<u32> = names.iter().filter_map(special).collect();
+            <[u32; 3]>::try_from(ids).ok()
+        });
+        let Some([prefix, suffix, middle]) = found else {
+            let message = "suffix is not supported for this model: its vocabulary has no tokens for gaps".into();
+            return Err(EngineError::BadRequest { param: "suffix", message });
+        };
+        let text = |left: u32, text: &str| tokenizer.encode_after(&[left], text);
+        let bad =
+            |e: crate::tokenizer::TokenizerError| EngineError::BadRequest { param: "prompt", message: e.to_string() };
+        let mut ids = tokenizer.before_text().to_vec();
+        ids.push(prefix);
+        ids.extend(text(prefix, before).map_err(bad)?);
+        ids.push(suffix);
+        ids.extend(text(suffix, behind).map_err(bad)?);
+        ids.push(middle);
+        Ok(ids)
+    }
+
+    /// The template, or why there is none.
+    pub(super) fn template(&self) -> Result<&ChatTemplate, EngineError> {
+        let bad = |message: String| EngineError::BadRequest { param: "messages", message };
+        let template = self.template.as_ref();
+        let template = template.ok_or_else(|| bad("this model has no chat template: use /v1/completions".into()))?;
+        template.as_ref().map_err(|e| bad(e.to_string()))
+    }
+
+    /// Renders a conversation and tells how the answers are to be read.
+    pub(super) fn conversation(&self, conversation: &Conversation) -> Result<ChatPrompt, EngineError> {
+        let (template, tokenizer) = (self.template()?, self.tokenizer()?);
+        let conversation = conversation
+            .for_template(template.source())
+            .map_err(|(param, message)| EngineError::BadRequest { param, message })?;
+        let special = |tag: &&str| {
+            let id = tokenizer.token_to_id(tag)?;
+            tokenizer.is_special(id).then(|| ((*tag).to_owned(), id))
+        };
+        let format = ToolFormat::of(template.source());
+        if conversation.tools.is_some() && format.is_none() {
+            let message = "the way in which this model calls tools is not known here".into();
+            return Err(EngineError::BadRequest { param: "tools", message });
+        }
+        let encoded = template.encode_conversation(&conversation, tokenizer);
+        let (ids, text) = encoded.map_err(|e| EngineError::BadRequest { param: "messages", message: e.to_string() })?;
+        let tags = |format: ToolFormat| format.tags().iter().filter_map(special).collect();
+        let tools = format.map(|format| ToolTags { format, special: tags(format) });
+        Ok(ChatPrompt { ids, dialect: Dialect { tools, thinking: Thinking::of(template.source(), &text) } })
     }
 
     pub(super) fn encode(&self, text: &str, form: TextForm<'_>) -> Result<Vec<u32>, EngineError> {
@@ -82,7 +167,13 @@ pub(super) fn load_model(
         before_text: tokenizer.map(|t| t.before_text().to_vec()).unwrap_or_default(),
         version,
     };
-    Ok(LoadedModel { served: Arc::new(served), decoder, tokenizer: loaded.tokenizer, template })
+    Ok(LoadedModel {
+        served: Arc::new(served),
+        decoder,
+        tokenizer: loaded.tokenizer,
+        template,
+        compiler: OnceLock::new(),
+    })
 }
 
 /// One forward pass: a version whose numbers are not finite is never served.

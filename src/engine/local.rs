@@ -18,18 +18,21 @@ use super::rewards::RewardModels;
 use super::scheduler::{Lane, Limits};
 use super::sequence::{Queued, Shared};
 use super::{
-    Attention, DataDir, EmbedRequest, Embeddings, EngineError, EngineStats, FillRequest, Filled, GenerateRequest,
-    Generation, Generator, ModelFiles, Piece, ServedModel, TextForm, TokenLogprob, Turns,
+    Attention, ChatPrompt, DataDir, EmbedRequest, Embeddings, EngineError, EngineStats, FillRequest, Filled,
+    GenerateRequest, Generation, Generator, ModelFiles, Piece, ServedModel, TextForm, TokenLogprob, Turns,
 };
 use crate::domain::{Message, ModelKind, ModelVersion, ModelVersionId, RewardScore};
 use crate::model::SoftPrompt;
 use crate::ops::linear::WeightFormat;
+use crate::prompt::Conversation;
 
 /// Texts up to so many bytes are read where the request is answered; longer ones on a blocking thread.
 const READ_HERE: usize = 8 << 10;
 /// Long texts read, and attention maps made, at the same time; so many more may wait.
 const TEXTS_AT_ONCE: usize = 2;
 const VIEWS_AT_ONCE: usize = 1;
+/// Constraints compiled at the same time.
+const FORMS_AT_ONCE: usize = 2;
 const MAY_WAIT: usize = 64;
 
 /// Sizes of the engine, from the configuration.
@@ -108,6 +111,8 @@ pub struct LocalEngine {
     /// Long texts that are read, and looks into the model: each kind in turn.
     texts: Turns,
     views: Turns,
+    /// Constraints that are compiled.
+    forms: Turns,
 }
 
 fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
@@ -149,6 +154,7 @@ impl LocalEngine {
             encoders: Encoders::new(),
             texts: Turns::new(TEXTS_AT_ONCE, MAY_WAIT),
             views: Turns::new(VIEWS_AT_ONCE, MAY_WAIT),
+            forms: Turns::new(FORMS_AT_ONCE, MAY_WAIT),
             options,
             state,
             commands,
@@ -214,6 +220,13 @@ impl Generator for LocalEngine {
         let model = self.find(request.version.as_ref())?;
         let soft = request.adapter.as_ref().map(|id| self.adapters.get(id)).transpose()?;
         Self::check(&model, &request, soft.as_deref())?;
+        let guide = match request.params.constraint.clone() {
+            None => None,
+            Some(constraint) => {
+                let (model, prompt) = (model.clone(), request.prompt_ids.clone());
+                Some(self.forms.run(move |_| model.guide(&constraint, &prompt)).await?)
+            }
+        };
         let stats = &self.state.stats;
         if stats.queued.load(SeqCst) + stats.waiting.load(SeqCst) >= self.options.max_waiting {
             return Err(EngineError::Overloaded { retry_after_s: 1 });
@@ -227,7 +240,7 @@ impl Generator for LocalEngine {
         }
         let warpers = request.params.warpers();
         let queued = Queued::since(Instant::now());
-        let shared = Arc::new(Shared { request, warpers, events, end_ids, soft, queued });
+        let shared = Arc::new(Shared { request, warpers, events, end_ids, soft, queued, guide });
         if self.commands.send(Command::Submit(model, shared)).is_err() {
             return Err(EngineError::Failed("the engine thread has ended".into()));
         }
@@ -294,6 +307,20 @@ impl Generator for LocalEngine {
         }
     }
 
+    async fn gap_prompt(
+        &self,
+        version: Option<&ModelVersionId>,
+        before: &str,
+        behind: &str,
+    ) -> Result<Vec<u32>, EngineError> {
+        let model = self.find(version)?;
+        if before.len() + behind.len() <= READ_HERE {
+            return model.gap(before, behind);
+        }
+        let (before, behind) = (before.to_owned(), behind.to_owned());
+        self.texts.run(move |_| model.gap(&before, &behind)).await
+    }
+
     async fn detokenize(&self, version: Option<&ModelVersionId>, ids: &[u32]) -> Result<String, EngineError> {
         let model = self.find(version)?;
         let decode = move |ids: &[u32]| {
@@ -336,13 +363,7 @@ impl Generator for LocalEngine {
         let model = self.find(version)?;
         let render = move |messages: &[Message]| {
             let bad = |message: String| EngineError::BadRequest { param: "messages", message };
-            let template = model
-                .template
-                .as_ref()
-                .ok_or_else(|| bad("this model has no chat template: use /v1/completions".into()))?
-                .as_ref()
-                .map_err(|e| bad(e.to_string()))?;
-            template.encode(messages, true, model.tokenizer()?).map_err(|e| bad(e.to_string()))
+            model.template()?.encode(messages, true, model.tokenizer()?).map_err(|e| bad(e.to_string()))
         };
         // Templates of many messages take long, too.
         if messages.iter().map(|m| m.content.len() + 256).sum::<usize>() <= READ_HERE {
@@ -350,6 +371,19 @@ impl Generator for LocalEngine {
         }
         let messages = messages.to_owned();
         self.texts.run(move |_| render(&messages)).await
+    }
+
+    async fn conversation_prompt(
+        &self,
+        version: Option<&ModelVersionId>,
+        conversation: &Conversation,
+    ) -> Result<ChatPrompt, EngineError> {
+        let model = self.find(version)?;
+        if conversation.bytes() + 256 * conversation.turns.len() <= READ_HERE {
+            return model.conversation(conversation);
+        }
+        let conversation = conversation.clone();
+        self.texts.run(move |_| model.conversation(&conversation)).await
     }
 
     async fn reward_scores(

@@ -4,6 +4,7 @@
 mod adapters;
 mod attention;
 pub mod attention_maps;
+mod constraint;
 pub mod device;
 mod encoders;
 mod loaded;
@@ -20,6 +21,7 @@ pub mod upstream;
 pub use crate::model::encoder::text::Pooling;
 pub use crate::tokenizer::Piece;
 pub use attention::Attention;
+pub use constraint::{Constraint, Form};
 pub use encoders::{EmbedRequest, Embeddings, EncoderInput, FillRequest, Filled, Filling, Gapped};
 pub use local::{EngineOptions, LocalEngine};
 pub use turns::{Asker, Turns};
@@ -33,6 +35,8 @@ use tokio::sync::mpsc;
 
 use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore};
 use crate::generation::Warpers;
+use crate::prompt::Conversation;
+use crate::prompt::answer::Dialect;
 
 /// How tokens are drawn. Defaults are OpenAI's; every field is honoured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,6 +67,12 @@ pub struct SamplingParams {
     pub min_tokens: usize,
     /// `Some(k)`: report each token's log-prob and the k most likely alternatives (k ≤ 20).
     pub logprobs: Option<usize>,
+    /// The form that the text must have. A stored completion names its kind as `constrained`.
+    #[serde(skip)]
+    pub constraint: Option<Arc<Constraint>>,
+    /// Special tokens that are text here, such as those around calls of tools.
+    #[serde(skip)]
+    pub shown: Vec<String>,
 }
 
 impl Default for SamplingParams {
@@ -84,6 +94,8 @@ impl Default for SamplingParams {
             ignore_eos: false,
             min_tokens: 0,
             logprobs: None,
+            constraint: None,
+            shown: Vec::new(),
         }
     }
 }
@@ -135,6 +147,13 @@ pub enum TextForm<'a> {
 impl TextForm<'_> {
     /// A prompt as it is by default.
     pub const PROMPT: Self = Self::Open { special: true, parse_special: false };
+}
+
+/// A conversation as its model reads it, and how the model's answers are to be read.
+#[derive(Clone, Debug, Default)]
+pub struct ChatPrompt {
+    pub ids: Vec<u32>,
+    pub dialect: Dialect,
 }
 
 /// A prompt for generators that take text instead of token ids (`ServedModel::takes_text`).
@@ -290,7 +309,7 @@ impl ModelFiles for DataDir {
 /// Anything that writes text: the local engine, a mock, or an upstream server.
 #[async_trait]
 pub trait Generator: Send + Sync + 'static {
-    /// Admits or refuses at once; never waits for compute.
+    /// Admits or refuses at once; never waits for compute, but for the compiling of a constraint.
     async fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError>;
     /// As `generate`, from text: `request.prompt_ids` is empty. Waits until a remote generator has accepted.
     async fn generate_text(&self, request: GenerateRequest, prompt: TextPrompt) -> Result<Generation, EngineError> {
@@ -317,6 +336,20 @@ pub trait Generator: Send + Sync + 'static {
         form: TextForm<'_>,
     ) -> Result<Vec<u32>, EngineError>;
     async fn detokenize(&self, version: Option<&ModelVersionId>, ids: &[u32]) -> Result<String, EngineError>;
+    /// The prompt of a gap between two texts, for models whose vocabulary has tokens for that.
+    ///
+    /// # Errors
+    /// `BadRequest` at `suffix` for others.
+    async fn gap_prompt(
+        &self,
+        version: Option<&ModelVersionId>,
+        before: &str,
+        behind: &str,
+    ) -> Result<Vec<u32>, EngineError> {
+        let (_, _, _) = (version, before, behind);
+        let message = "suffix is not supported for this model: it has no tokens for gaps".into();
+        Err(EngineError::BadRequest { param: "suffix", message })
+    }
     /// For each token that and its alternatives, in this order, as they stand behind `left` and the tokens before.
     async fn token_pieces(
         &self,
@@ -330,6 +363,23 @@ pub trait Generator: Send + Sync + 'static {
         version: Option<&ModelVersionId>,
         messages: &[Message],
     ) -> Result<Vec<u32>, EngineError>;
+    /// As `chat_prompt`, of a conversation with tools and variables for the template.
+    ///
+    /// # Errors
+    /// `BadRequest` at `tools`, `reasoning_effort`, `chat_template_kwargs` or `messages`: what this model's template
+    /// does not take.
+    async fn conversation_prompt(
+        &self,
+        version: Option<&ModelVersionId>,
+        conversation: &Conversation,
+    ) -> Result<ChatPrompt, EngineError> {
+        if let Some(param) = conversation.asks_for() {
+            let message = format!("{param} is not supported for this model");
+            return Err(EngineError::BadRequest { param, message });
+        }
+        let ids = self.chat_prompt(version, &conversation.stored()).await?;
+        Ok(ChatPrompt { ids, dialect: Dialect::default() })
+    }
     /// Scores answers to one prompt with a reward model version: the mean of its heads, and their standard
     /// deviation as a measure of doubt.
     async fn reward_scores(

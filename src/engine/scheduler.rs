@@ -9,12 +9,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use super::constraint::Guide;
 use super::loaded::LoadedModel;
 use super::local::StatCells;
 use super::prefix::PrefixTree;
 use super::sequence::{Sequence, Shared};
 use super::{EngineError, FinishReason, GenEvent, TokenLogprob};
-use crate::generation::sampling::{Drawn, draw, report};
+use crate::generation::sampling::{Drawn, report};
 use crate::model::ModelConfig;
 use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
 
@@ -71,6 +72,7 @@ impl Lane {
         let (tokens, siblings) = (shared.prompt_tokens(), request.n - 1);
         let prompt = request.prompt_logprobs.map(|_| Vec::with_capacity(tokens.len()));
         let text = self.model.text_stream(request);
+        let guide = shared.guide.as_ref().map(Guide::fork);
         self.waiting.push_back(Sequence {
             shared,
             index: 0,
@@ -79,6 +81,7 @@ impl Lane {
             text,
             prompt,
             siblings,
+            guide,
         });
     }
 
@@ -196,9 +199,17 @@ impl Lane {
                 finished.push(f.sequence);
                 continue;
             };
-            stats.generated.fetch_add(1, Relaxed);
-            if sequence.accept(drawn, max_positions).is_some() {
-                finished.push(f.sequence);
+            match drawn {
+                Err(error) => {
+                    sequence.fail(error);
+                    finished.push(f.sequence);
+                }
+                Ok(drawn) => {
+                    stats.generated.fetch_add(1, Relaxed);
+                    if sequence.accept(drawn, max_positions).is_some() {
+                        finished.push(f.sequence);
+                    }
+                }
             }
         }
         self.retire(finished);
@@ -287,13 +298,13 @@ impl Lane {
     }
 
     /// `None` for samples that want no token at all (`max_tokens` 0).
-    fn draw_all(&self, complete: &[&Fed], logits: &[f32]) -> Vec<Option<Drawn>> {
+    fn draw_all(&self, complete: &[&Fed], logits: &[f32]) -> Vec<Option<Result<Drawn, EngineError>>> {
         let vocab = self.model.decoder.config.vocab_size;
         let rows: Vec<_> = complete.iter().zip(logits.chunks_exact(vocab)).collect();
         rows.into_par_iter()
             .map(|(f, row)| {
                 let s = &self.running[f.sequence];
-                (s.shared.request.params.max_tokens > 0).then(|| draw(row, &s.shared.warpers, &s.context()))
+                (s.shared.request.params.max_tokens > 0).then(|| s.draw(row))
             })
             .collect()
     }
@@ -315,8 +326,9 @@ impl Lane {
             let forked = self.cache.fork(&self.running[i].cached);
             let waits = forked.is_none();
             let cached = forked.unwrap_or_default();
+            let guide = shared.guide.as_ref().map(Guide::fork);
             let (shared, tokens) = (shared.clone(), tokens.clone());
-            let mut sample = Sequence { shared, index, tokens, cached, text, prompt: None, siblings: 0 };
+            let mut sample = Sequence { shared, index, tokens, cached, text, prompt: None, siblings: 0, guide };
             if waits {
                 self.waiting.push_front(sample);
                 continue;
@@ -326,7 +338,14 @@ impl Lane {
                 self.cache.release_all(&mut sample.cached);
                 continue;
             }
-            let drawn = draw(row, &sample.shared.warpers, &sample.context());
+            let drawn = match sample.draw(row) {
+                Ok(drawn) => drawn,
+                Err(error) => {
+                    sample.fail(error);
+                    self.cache.release_all(&mut sample.cached);
+                    continue;
+                }
+            };
             stats.generated.fetch_add(1, Relaxed);
             match sample.accept(drawn, self.model.decoder.config.max_positions) {
                 Some(_) => self.cache.release_all(&mut sample.cached),

@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::constraint::Guide;
 use super::text::TextStream;
-use super::{FinishReason, GenEvent, GenerateRequest, TokenLogprob};
-use crate::generation::sampling::Drawn;
-use crate::generation::{Warpers, sampling::Context};
+use super::{EngineError, FinishReason, GenEvent, GenerateRequest, TokenLogprob};
+use crate::generation::Warpers;
+use crate::generation::sampling::{Context, Drawn, draw};
 use crate::model::SoftPrompt;
 use crate::model::decoder::kv_cache::CachedSequence;
 
@@ -23,6 +24,8 @@ pub struct Shared {
     pub queued: Queued,
     /// Embeddings that stand before the prompt.
     pub soft: Option<Arc<SoftPrompt>>,
+    /// The beginning of the form that the texts must have.
+    pub guide: Option<Guide>,
 }
 
 /// When the request was admitted, and whether its wait has been reported.
@@ -74,6 +77,8 @@ pub struct Sequence {
     pub prompt: Option<Vec<TokenLogprob>>,
     /// Samples that start from this one's prompt once it is computed.
     pub siblings: usize,
+    /// This sample's place in the form that its text must have.
+    pub guide: Option<Guide>,
 }
 
 impl Sequence {
@@ -114,6 +119,30 @@ impl Sequence {
         }
     }
 
+    /// Draws the next token from a row of logits.
+    ///
+    /// # Errors
+    /// When the form that the text must have can be followed no further.
+    pub fn draw(&self, logits: &[f32]) -> Result<Drawn, EngineError> {
+        let (warpers, params) = (&self.shared.warpers, &self.shared.request.params);
+        match &self.guide {
+            None => Ok(draw(logits, warpers, &self.context())),
+            Some(guide) => guide
+                .draw(logits, warpers, &self.context(), params.ignore_eos)
+                .map_err(|message| self.not_followed(message)),
+        }
+    }
+
+    fn not_followed(&self, message: String) -> EngineError {
+        let constraint = self.shared.request.params.constraint.as_ref();
+        EngineError::BadRequest { param: constraint.map_or("grammar", |c| c.field), message }
+    }
+
+    /// Ends the whole request with an error.
+    pub fn fail(&self, error: EngineError) {
+        self.send(GenEvent::Failed { error });
+    }
+
     /// Books a drawn token and tells the listener. `Some` when the sample is complete.
     pub fn accept(&mut self, drawn: Drawn, max_positions: usize) -> Option<FinishReason> {
         let params = &self.shared.request.params;
@@ -123,12 +152,23 @@ impl Sequence {
         let token = TokenLogprob { id: drawn.id, logprob: Some(drawn.logprob), top: drawn.top };
         let full = count >= params.max_tokens || self.tokens.len() >= max_positions;
         let (mut text, mut reason) = (String::new(), None);
+        let followed = match &self.guide {
+            Some(guide) if !ended => guide.advance(drawn.id),
+            _ => Ok(false),
+        };
+        let complete = match followed {
+            Ok(complete) => complete,
+            Err(message) => {
+                self.fail(self.not_followed(message));
+                return Some(FinishReason::Abort);
+            }
+        };
         if ended {
             reason = Some(FinishReason::Stop);
         } else {
             let added = self.text.push(drawn.id, count >= params.min_tokens);
             text = added.text;
-            if added.stopped {
+            if added.stopped || complete {
                 reason = Some(FinishReason::Stop);
             } else if full {
                 reason = Some(FinishReason::Length);

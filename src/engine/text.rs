@@ -11,6 +11,8 @@ pub struct TextStream {
     stops: Vec<Stop>,
     /// The stop string that was found is part of the text.
     include_stop: bool,
+    /// Special tokens that are part of the text.
+    shown: Vec<String>,
     held: String,
     /// Where special tokens stand in `held`, ascending.
     hidden: Vec<Range<usize>>,
@@ -39,14 +41,25 @@ impl TextStream {
             stops: stops.map(|s| Stop { raw: special(s), text: s.clone() }).collect(),
             source: tokenizer.map(|t| (t.clone(), t.incremental(left, true))),
             include_stop,
+            shown: Vec::new(),
             held: String::new(),
             hidden: Vec::new(),
         }
     }
 
+    /// These special tokens are part of the text.
+    pub fn showing(mut self, shown: &[String]) -> Self {
+        self.shown = shown.to_vec();
+        self
+    }
+
     /// `may_stop` is false before `min_tokens`: stop strings that end there are ordinary text.
     pub fn push(&mut self, id: u32, may_stop: bool) -> Added {
         let Some((tokenizer, decoder)) = &mut self.source else { return self.take(may_stop) };
+        if let Some(special) = tokenizer.special_text(id).filter(|text| self.shown.iter().any(|s| s == text)) {
+            self.held.push_str(special);
+            return self.take(may_stop);
+        }
         match tokenizer.special_text(id).filter(|_| self.stops.iter().any(|s| s.raw)) {
             Some(special) => {
                 let start = self.held.len();

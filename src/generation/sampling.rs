@@ -94,6 +94,24 @@ pub fn draw(logits: &[f32], warpers: &Warpers, context: &Context<'_>) -> Drawn {
     Drawn { id, logprob, top }
 }
 
+/// As [`draw`], among the tokens whose bit is set in `allowed`, 32 tokens in a word, the lowest bit first. The
+/// reported log-probs are those of all tokens. `None` when no allowed token has a finite logit.
+pub fn draw_among(logits: &[f32], warpers: &Warpers, context: &Context<'_>, allowed: &[u32]) -> Option<Drawn> {
+    let mut warped = logits.to_vec();
+    penalise(&mut warped, warpers, context);
+    let mut any = false;
+    for (id, z) in warped.iter_mut().enumerate() {
+        let bit = allowed.get(id / 32).is_some_and(|word| word >> (id % 32) & 1 == 1);
+        if bit { any |= z.is_finite() } else { *z = f32::NEG_INFINITY }
+    }
+    if !any {
+        return None;
+    }
+    let id = pick(&warped, warpers, context);
+    let (logprob, top) = report(logits, id, context.logprob_temperature, context.top);
+    Some(Drawn { id, logprob, top })
+}
+
 /// Log-prob of `id` under softmax(logits / temperature), bit-identical to training's, and the `k` best.
 pub fn report(logits: &[f32], id: u32, temperature: f32, k: usize) -> (f32, Vec<(u32, f32)>) {
     let inv_t = 1.0 / temperature;
@@ -367,6 +385,41 @@ mod tests {
             Warpers { repetition_penalty: 2.0, presence_penalty: 0.5, frequency_penalty: 0.25, ..Warpers::default() };
         penalise(&mut z, &warpers, &context(&[0, 1, 1]));
         assert_eq!(z, [1.0 - 0.75, -4.0 - 1.0, 1.0]);
+    }
+
+    #[test]
+    fn a_mask_leaves_the_distribution_of_the_rest() {
+        let z: Vec<f32> = (0..70).map(|i| (i as f32 * 0.37).sin()).collect();
+        let kept = [3usize, 31, 32, 64, 69];
+        let mut allowed = [0u32; 3];
+        kept.iter().for_each(|id| allowed[id / 32] |= 1 << (id % 32));
+        let total: f64 = kept.iter().map(|id| f64::from(z[*id]).exp()).sum();
+        let n = 20_000;
+        for warpers in [Warpers::default(), Warpers { top_k: 60, top_p: 0.9999, ..Warpers::default() }] {
+            let mut counts = [0f64; 70];
+            for seed in 0..n {
+                let drawn = draw_among(&z, &warpers, &Context { seed, ..context(&[]) }, &allowed).unwrap();
+                counts[drawn.id as usize] += 1.0 / n as f64;
+                assert_eq!((drawn.logprob, drawn.top), report(&z, drawn.id, 1.0, 3));
+            }
+            for (id, count) in counts.iter().enumerate() {
+                let want = if kept.contains(&id) { f64::from(z[id]).exp() / total } else { 0.0 };
+                assert!((count - want).abs() < 0.02 && (want > 0.0 || *count == 0.0), "{id}: {count} {want}");
+            }
+        }
+        // All tokens allowed is no constraint, and none allowed is no draw.
+        let all = [u32::MAX; 3];
+        for seed in 0..200 {
+            let context = Context { seed, ..context(&[1, 2]) };
+            assert_eq!(
+                draw_among(&z, &Warpers::default(), &context, &all),
+                Some(draw(&z, &Warpers::default(), &context))
+            );
+            assert_eq!(draw_among(&z, &Warpers::default(), &context, &[0; 3]), None);
+        }
+        let greedy = Warpers { temperature: 0.0, ..Warpers::default() };
+        let best = *kept.iter().max_by(|a, b| z[**a].total_cmp(&z[**b])).unwrap();
+        assert_eq!(draw_among(&z, &greedy, &context(&[]), &allowed).unwrap().id as usize, best);
     }
 
     #[test]

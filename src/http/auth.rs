@@ -246,9 +246,13 @@ fn mark(key: &str) -> u64 {
     STATE.hash_one(key)
 }
 
+/// The key of a request: `Authorization: Bearer …`, or `x-api-key` as Anthropic's clients send it.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, key) = value.split_once(' ')?;
+    let Some(value) = headers.get(header::AUTHORIZATION) else {
+        let key = headers.get("x-api-key")?.to_str().ok()?.trim();
+        return (!key.is_empty()).then_some(key);
+    };
+    let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
     (scheme.eq_ignore_ascii_case("bearer") && !key.trim().is_empty()).then(|| key.trim())
 }
 

@@ -15,11 +15,24 @@ use super::routes::{self, Route};
 
 /// What routes are for, in the order of the page: name (of its words too), title, paths that begin so.
 const GROUPS: [(&str, &str, &[&str]); 8] = [
-    ("write", "Text and chat", &["/v1/completions", "/v1/chat/", "/v1/models", "/tokenize", "/detokenize"]),
+    (
+        "write",
+        "Text and chat",
+        &["/v1/completions", "/v1/chat/", "/v1/responses", "/v1/messages", "/v1/models", "/tokenize", "/detokenize"],
+    ),
     (
         "measure",
         "Classify, embed, score, look inside",
-        &["/v1/choices", "/v1/embeddings", "/v1/fill-mask", "/v1/rewards", "/v1/attention", "/v1/plan"],
+        &[
+            "/v1/choices",
+            "/v1/embeddings",
+            "/v1/rerank",
+            "/v1/score",
+            "/v1/fill-mask",
+            "/v1/rewards",
+            "/v1/attention",
+            "/v1/plan",
+        ],
     ),
     ("label", "Labeling", &["/v1/label/", "/v1/guidelines", "/v1/review/", "/session"]),
     (

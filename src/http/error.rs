@@ -40,6 +40,10 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, message).code("invalid_api_key")
     }
 
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message).code("not_found")
+    }
+
     pub fn forbidden(message: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, message).code("forbidden")
     }

@@ -12,6 +12,11 @@ pub fn body(route: &Route) -> Option<Value> {
     Some(match route.path {
         "/v1/completions" => json!({"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0.8}),
         "/v1/chat/completions" => json!({"messages": user, "max_tokens": 64}),
+        "/v1/responses" => json!({"input": "Name a colour.", "max_output_tokens": 64}),
+        "/v1/messages" => json!({"messages": user, "max_tokens": 64}),
+        "/v1/messages/count_tokens" => json!({"messages": user}),
+        "/v1/rerank" => json!({"query": "colours", "documents": ["red and blue", "a table"]}),
+        "/v1/score" => json!({"text_1": "colours", "text_2": ["red and blue", "a table"]}),
         "/v1/choices" => json!({"prompt": "The sky is", "choices": [" blue", " green"]}),
         "/v1/embeddings" => json!({"input": ["a text", "another one"]}),
         "/v1/fill-mask" => json!({"text": "The sky is ____.", "top_k": 5}),

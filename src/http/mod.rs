@@ -2,11 +2,13 @@
 //! No SQL, no tensors, no policy: handlers translate and call services.
 
 pub mod admin;
+pub mod anthropic;
 pub mod ask;
 pub mod attention;
 pub mod auth;
 pub mod choices;
 pub mod contract;
+mod cross_origin;
 pub mod docs;
 pub mod encoders;
 pub mod error;
@@ -23,6 +25,8 @@ pub mod openai;
 pub mod openapi;
 pub mod pages;
 pub mod rates;
+pub mod rerank;
+pub mod responses;
 pub mod route;
 pub mod routes;
 pub mod session;
@@ -71,6 +75,7 @@ pub async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static)
 pub fn router(services: Arc<Services>) -> Router {
     let limits = services.config.limits.clone();
     let rates = rates::Rates::new(&services.config.rates);
+    let cors = cross_origin::layer(&services.config.server.cors_origins);
     let hosts = hosts::Hosts::new(services.config.listen, &services.config.server.hosts);
     let state: AppState = Arc::new(App {
         services,
@@ -84,11 +89,15 @@ pub fn router(services: Arc<Services>) -> Router {
         let guard = middleware::from_fn_with_state(auth::Guard::of(&route, state.clone()), auth::guard);
         router = router.route(route.path, route.handler.layer(guard));
     }
-    router
+    router = router
         .fallback(pages::missing)
         .method_not_allowed_fallback(error::no_method)
         .layer(DefaultBodyLimit::max(limits.body_bytes))
-        .layer(CatchPanicLayer::custom(error::panicked))
+        .layer(CatchPanicLayer::custom(error::panicked));
+    if let Some(cors) = cors {
+        router = router.layer(cors);
+    }
+    router
         .layer(middleware::from_fn_with_state(hosts, hosts::check))
         .layer(middleware::from_fn(observe::observe))
         .with_state(state)

@@ -9,7 +9,8 @@ use super::contract::{Counted, List, Paged};
 pub use super::route::Route;
 use super::route::{delete, get, post};
 use super::{
-    admin, ask, attention, choices, docs, encoders, feedback, label, openai, openapi, pages, session, sets, status,
+    admin, anthropic, ask, attention, choices, docs, encoders, feedback, label, openai, openapi, pages, rerank,
+    responses, session, sets, status,
 };
 use crate::config::LimitsConfig;
 use crate::domain::{
@@ -75,6 +76,39 @@ fn inference() -> Vec<Route> {
             .requiring(&["messages"])
             .returns::<openai::chat::ChatCompletion>(200)
             .streams::<openai::stream::Streamed<openai::chat::ChatChunk>>()
+            .computing(),
+        post("/v1/responses", Inference, "Answer a conversation, OpenAI's newer form", responses::create)
+            .body::<responses::ResponsesRequest>()
+            .requiring(&["input"])
+            .returns::<responses::ResponseObject>(200)
+            .streams::<responses::ResponseEvent>()
+            .computing(),
+        get("/v1/responses/{id}", Inference, "A response that is kept", responses::get)
+            .returns::<responses::ResponseObject>(200),
+        delete("/v1/responses/{id}", Inference, "Forget a response", responses::delete)
+            .returns::<responses::Forgotten>(200),
+        post("/v1/messages", Inference, "Answer a conversation, Anthropic's form", anthropic::create)
+            .body::<anthropic::MessagesRequest>()
+            .requiring(&["messages", "max_tokens"])
+            .returns::<anthropic::AnthropicMessage>(200)
+            .streams::<anthropic::AnthropicEvent>()
+            .computing(),
+        post(
+            "/v1/messages/count_tokens",
+            Inference,
+            "Tokens of a conversation, Anthropic's form",
+            anthropic::count_tokens,
+        )
+        .body::<anthropic::MessagesRequest>()
+        .requiring(&["messages"])
+        .returns::<anthropic::CountedTokens>(200),
+        post("/v1/rerank", Inference, "Order texts by how well they fit a query", rerank::rerank)
+            .body::<rerank::RerankRequest>()
+            .returns::<rerank::Reranked>(200)
+            .computing(),
+        post("/v1/score", Inference, "Score pairs of texts", rerank::score)
+            .body::<rerank::ScoreRequest>()
+            .returns::<rerank::Scored>(200)
             .computing(),
         post("/v1/choices", Inference, "Score given answers to a prompt, ranked", choices::create)
             .body::<choices::ChoicesRequest>()

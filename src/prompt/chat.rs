@@ -12,6 +12,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{Environment, context};
 
+use super::conversation::{Conversation, Turn};
 use super::jinja;
 use crate::domain::Message;
 use crate::tokenizer::{Specials, Tokenizer, TokenizerError};
@@ -79,23 +80,32 @@ impl ChatTemplate {
                 return Err(ChatError::Messages(problem));
             }
         }
-        let mark = self.mark(messages)?;
-        let bytes: usize = messages.iter().map(|m| m.content.len()).sum();
-        let rows: Vec<Value> = messages
-            .iter()
-            .map(|m| context! { role => m.role.as_str(), content => marked(&m.content, &self.specials, mark) })
-            .collect();
+        let turns = messages.iter().cloned().map(Turn::from).collect();
+        self.render_conversation(&Conversation { turns, ..Conversation::default() }, open_turn)
+    }
+
+    /// Renders a conversation with tools and what else templates of newer models read.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render); roles are not checked here.
+    pub fn render_conversation(&self, conversation: &Conversation, open_turn: bool) -> Result<Rendered, ChatError> {
+        let read = conversation.as_templates_read_it(&self.source);
+        let written = read.to_string();
+        let mark = self.mark(&written)?;
+        let bytes = written.len();
+        let read = marked_value(read, &self.specials, mark);
         let environment = environment(&self.source, bytes as u64)?;
         let template = environment.get_template("chat").map_err(|e| ChatError::Template(e.to_string()))?;
         // What a request cannot ask for is none, not undefined: templates ask `tools is not none`.
         let rest = context! {
-            messages => rows,
+            messages => Value::from_serialize(&read["messages"]),
             add_generation_prompt => open_turn,
-            tools => Value::from(()),
+            tools => Value::from_serialize(&read["tools"]),
             documents => Value::from(()),
         };
         let named: std::collections::BTreeMap<String, Value> = self.named.iter().cloned().collect();
-        let values = context! { ..rest, ..Value::from(named) };
+        let own = Value::from_serialize(&read["kwargs"]);
+        let values = context! { ..rest, ..context! { ..Value::from(named), ..own } };
         let text = template
             .render(values)
             .map_err(|e| ChatError::Messages(format!("the chat template cannot render them: {}", explained(&e))))?;
@@ -108,13 +118,76 @@ impl ChatTemplate {
         Ok(tokenizer.encode_with(&rendered.text, false, Specials::Between(&rendered.breaks))?)
     }
 
-    /// A character that occurs neither in the messages nor in the template. Unicode keeps 32 code points
+    /// As [`encode`](Self::encode), of a conversation; with the rendered text.
+    ///
+    /// # Errors
+    /// As `encode`.
+    pub fn encode_conversation(
+        &self,
+        conversation: &Conversation,
+        tokenizer: &Tokenizer,
+    ) -> Result<(Vec<u32>, String), ChatError> {
+        let rendered = self.render_conversation(conversation, true)?;
+        let ids = tokenizer.encode_with(&rendered.text, false, Specials::Between(&rendered.breaks))?;
+        Ok((ids, rendered.text))
+    }
+
+    /// The template's own text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// A character that occurs neither in the conversation nor in the template. Unicode keeps 32 code points
     /// here that are never text.
-    fn mark(&self, messages: &[Message]) -> Result<char, ChatError> {
-        let used = |c: char| self.source.contains(c) || messages.iter().any(|m| m.content.contains(c));
+    fn mark(&self, conversation: &str) -> Result<char, ChatError> {
+        let used = |c: char| self.source.contains(c) || conversation.contains(c);
         ('\u{FDD0}'..='\u{FDEF}')
             .find(|c| !used(*c))
             .ok_or_else(|| ChatError::Messages("they use every code point that Unicode reserves for marks".into()))
+    }
+}
+
+/// Names of fields that are form and not text: templates look for them.
+const FORM: [&str; 17] = [
+    "messages",
+    "tools",
+    "kwargs",
+    "role",
+    "content",
+    "reasoning_content",
+    "tool_calls",
+    "tool_call_id",
+    "name",
+    "id",
+    "function",
+    "arguments",
+    "parameters",
+    "type",
+    "description",
+    "properties",
+    "required",
+];
+
+/// A value with marks in all its texts, names of fields included, but for roles and types, which are words that were
+/// checked.
+fn marked_value(value: serde_json::Value, specials: &[String], mark: char) -> serde_json::Value {
+    use serde_json::Value as Json;
+    match value {
+        Json::String(text) => Json::String(marked(&text, specials, mark)),
+        Json::Array(items) => items.into_iter().map(|item| marked_value(item, specials, mark)).collect(),
+        Json::Object(fields) => {
+            let one = |(name, value): (String, Json)| {
+                let word = value.as_str().is_some_and(|v| v.bytes().all(|b| b.is_ascii_lowercase()));
+                let value = match name.as_str() {
+                    "role" | "type" if word => value,
+                    _ => marked_value(value, specials, mark),
+                };
+                let name = if FORM.contains(&name.as_str()) { name } else { marked(&name, specials, mark) };
+                (name, value)
+            };
+            Json::Object(fields.into_iter().map(one).collect())
+        }
+        other => other,
     }
 }
 

@@ -1,6 +1,8 @@
 //! From messages and examples to the text a model reads, and to its ids.
 
+pub mod answer;
 pub mod chat;
+pub mod conversation;
 pub mod instruction;
 mod jinja;
 mod jinja_source;
@@ -8,6 +10,7 @@ pub mod label_template;
 pub mod texts;
 
 pub use chat::{ChatError, ChatTemplate, Rendered};
+pub use conversation::{Conversation, ToolCall, Turn};
 pub use instruction::{Template, instruction};
 pub use label_template::{Gap, LabelTemplate, LabelTemplateError, Shots};
 pub use texts::{Answers, Texts};

@@ -165,6 +165,15 @@ impl Drawing {
     }
 }
 
+/// Prompts that are each read with the same text behind their gap.
+///
+/// # Errors
+/// `BadInput` at `suffix`.
+pub fn gaps(prompts: usize, suffix: usize) -> Result<()> {
+    let what = format_args!("{prompts} prompts, each read with a suffix of {suffix} bytes,");
+    over("suffix", what, times(&[prompts, suffix]), EXPANDED_BYTES)
+}
+
 /// Attention maps.
 ///
 /// # Errors
@@ -188,7 +197,7 @@ mod tests {
         let huge =
             Drawing { prompts: usize::MAX, drawn: 2, returned: 2, max_tokens: usize::MAX, alternatives: Some(20) };
         assert!(huge.check("logprobs").is_err() && huge.check_echo(usize::MAX).is_err());
-        assert!(maps(1, 1, usize::MAX).is_err());
+        assert!(maps(1, 1, usize::MAX).is_err() && gaps(2, usize::MAX).is_err());
     }
 
     #[test]

@@ -443,6 +443,10 @@ impl Running {
         if !self.limited {
             sampling["max_tokens"] = serde_json::Value::Null;
         }
+        if let Some(constraint) = &self.params.constraint {
+            // The tokens were not drawn from the distribution that their log-probs are of.
+            sampling["constrained"] = serde_json::json!(constraint.form.name());
+        }
         if let Some(adapter) = &self.adapter {
             // Part of the policy that wrote the text.
             sampling["prompt_adapter"] = serde_json::json!(adapter.id);

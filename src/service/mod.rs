@@ -38,6 +38,7 @@ pub mod publish;
 pub mod quality;
 pub mod random;
 pub mod register;
+pub mod responses;
 pub mod retention;
 pub mod review;
 pub mod sample;
@@ -94,6 +95,8 @@ pub struct Services {
     model_fault: ModelFault,
     /// The removal of what is past its limits.
     pub retention: retention::Status,
+    /// Answers that a later request may go on from.
+    pub responses: responses::Responses,
     /// One promotion at a time: engine and database must agree on the active version.
     publishing: tokio::sync::Mutex<()>,
 }
@@ -121,6 +124,7 @@ impl Services {
             engine: RwLock::new(None),
             model_fault: ModelFault::default(),
             retention: retention::Status::default(),
+            responses: responses::Responses::default(),
             publishing: tokio::sync::Mutex::new(()),
         }
     }

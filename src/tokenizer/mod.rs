@@ -190,7 +190,7 @@ impl Tokenizer {
 
     /// Whether a text behind `left` is tokenized as one that begins: behind nothing, behind what the model
     /// expects before a text, and behind an added token where the vocabulary puts its space before every part.
-    fn begins_text(&self, left: &[u32]) -> bool {
+    pub fn begins_text(&self, left: &[u32]) -> bool {
         let frame = &self.0.frame;
         let added = || left.last().is_some_and(|id| self.0.finders.is_added(*id));
         left.is_empty() || left == frame.before || (frame.every_part && added())
@@ -273,6 +273,11 @@ impl Tokenizer {
     /// The token as it stands in the vocabulary, byte-level characters not undone.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.0.base.id_to_token(id)
+    }
+
+    /// Whether the token was added to the vocabulary, special or not.
+    pub fn is_added(&self, id: u32) -> bool {
+        self.0.finders.is_added(id)
     }
 
     pub fn is_special(&self, id: u32) -> bool {

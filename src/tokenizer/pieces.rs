@@ -72,7 +72,21 @@ impl Tokenizer {
         self.bytes_at(&[], id)
     }
 
+    /// The bytes that a token adds to a text that has begun; empty for ids outside the vocabulary.
+    pub fn token_bytes_inside(&self, id: u32) -> Vec<u8> {
+        self.bytes_in(id, true)
+    }
+
+    /// Whether tokens are bytes, which mean the same wherever they stand.
+    pub fn is_byte_level(&self) -> bool {
+        self.0.byte_level
+    }
+
     fn bytes_at(&self, left: &[u32], id: u32) -> Vec<u8> {
+        self.bytes_in(id, !self.begins_text(left))
+    }
+
+    fn bytes_in(&self, id: u32, inside: bool) -> Vec<u8> {
         let inner = &self.0;
         if let Some(text) = inner.finders.text(id) {
             return text.as_bytes().to_vec();
@@ -86,7 +100,7 @@ impl Tokenizer {
         }
         let decode = |ids: &[u32]| inner.plain_decode(ids, false).unwrap_or_default();
         match &inner.pieces.context {
-            Some((before, text)) if !self.begins_text(left) => {
+            Some((before, text)) if inside => {
                 let both = decode(&[*before, id]);
                 both.strip_prefix(text.as_str()).map_or_else(|| decode(&[id]), str::to_owned).into_bytes()
             }

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::engine::{EngineError, FinishReason, GenerateRequest, SamplingParams, TextPrompt};
+use crate::engine::{Constraint, EngineError, FinishReason, Form, GenerateRequest, SamplingParams, TextPrompt};
 
 /// Which server answers; they differ in what they take beyond OpenAI's own parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +136,10 @@ fn sampling(kind: Kind, params: &SamplingParams, body: &mut Map<String, Value>) 
         let name = kind.name_of(parameter).ok_or_else(|| refuse(parameter))?;
         body.insert(name.into(), value);
     }
+    if let Some(constraint) = &params.constraint {
+        let (name, value) = form(kind, constraint)?;
+        body.insert(name.into(), value);
+    }
     // llama.cpp cuts by top-k 40, top-p 0.95 and min-p 0.05 unless told otherwise.
     if kind == Kind::LlamaCpp {
         for (name, plain) in [("top_k", json!(0)), ("top_p", json!(1.0)), ("min_p", json!(0.0))] {
@@ -143,6 +147,24 @@ fn sampling(kind: Kind, params: &SamplingParams, body: &mut Map<String, Value>) 
         }
     }
     Ok(())
+}
+
+/// A form as this kind of server is asked for it.
+fn form(kind: Kind, constraint: &Constraint) -> Result<(&'static str, Value), EngineError> {
+    let ours = matches!(kind, Kind::Vllm | Kind::Instructd);
+    Ok(match &constraint.form {
+        Form::JsonObject => ("response_format", json!({"type": "json_object"})),
+        Form::JsonSchema(schema) => {
+            let inner = json!({"name": "answer", "schema": schema, "strict": true});
+            ("response_format", json!({"type": "json_schema", "json_schema": inner}))
+        }
+        Form::Regex(regex) if ours => ("guided_regex", json!(regex)),
+        Form::Regex(regex) if kind == Kind::Sglang => ("regex", json!(regex)),
+        Form::Choice(choices) if ours => ("guided_choice", json!(choices)),
+        Form::Grammar(grammar) if ours => ("guided_grammar", json!(grammar)),
+        Form::Grammar(grammar) if kind == Kind::LlamaCpp => ("grammar", json!(grammar)),
+        Form::Regex(_) | Form::Choice(_) | Form::Grammar(_) => return Err(refuse(constraint.field)),
+    })
 }
 
 /// The shortest decimal of the f32: 0.7, not 0.699999988.

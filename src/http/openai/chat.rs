@@ -1,27 +1,25 @@
 //! `POST /v1/chat/completions`: a conversation in, the assistant's next message out, OpenAI's form.
 
-use std::sync::Arc;
-
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::completions::check_bias;
+use super::begin::{self, Begun, Texts};
 use super::logprobs::{self, ChatLogprobs};
 use super::stream::{self, Format, Piece};
 use super::written::{self, Written};
 use super::{Generated, TokenUsage, params, usage};
 use crate::domain::{CompletionId, Message};
-use crate::engine::{FinishReason, Generator, SamplingParams, ServedModel};
+use crate::engine::FinishReason;
 use crate::http::AppState;
 use crate::http::auth::MaybeCaller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Json;
 use crate::http::observe::RequestId;
-use crate::service::budget::Drawing;
-use crate::service::complete::{self, PromptInput, Running, Start, StoredAs};
+use crate::prompt::answer::{Part, Whole};
+use crate::service::complete::Running;
 use crate::service::prompts::check_messages;
 
 params::generation_request!(
@@ -40,14 +38,20 @@ params::generation_request!(
         /// Put what the model expects before a text (a begin token) before the rendered conversation too. Default
         /// false: templates write their own.
         add_special_tokens: Option<bool>,
-        /// Not supported, except `{"type": "text"}`.
-        response_format: Option<Value>,
-        /// Not supported, except empty.
+        /// Functions that the model may call: `{"type": "function", "function": {name, description, parameters,
+        /// strict}}`.
         tools: Option<Value>,
-        /// Not supported, except `"none"` and `"auto"`: there are no tools to choose from.
+        /// `"none"`, `"auto"` (the default), `"required"`, or `{"type": "function", "function": {"name"}}`. The last two
+        /// are enforced, with the schemas of the arguments.
         tool_choice: Option<Value>,
-        /// Without effect: there are no tools.
+        /// Whether an enforced answer may hold several calls. Default true.
         parallel_tool_calls: Option<bool>,
+        /// Variables for the chat template, such as `{"enable_thinking": false}`. A variable that the template does
+        /// not read is refused.
+        chat_template_kwargs: Option<Value>,
+        /// `none`, `minimal`, `low`, `medium`, `high` or `xhigh`, for templates that read `reasoning_effort` or
+        /// `enable_thinking`.
+        reasoning_effort: Option<String>,
         /// Not supported, except empty.
         functions: Option<Value>,
         /// Not supported, except `"none"` and `"auto"`.
@@ -58,8 +62,6 @@ params::generation_request!(
         modalities: Option<Value>,
         /// Not supported.
         prediction: Option<Value>,
-        /// Not supported, except `"none"`.
-        reasoning_effort: Option<Value>,
         /// Not supported, except `"medium"`.
         verbosity: Option<Value>,
         /// Not supported.
@@ -72,7 +74,7 @@ params::generation_request!(
 #[derive(Debug, Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChatMessage {
-    /// `system`, `user` or `assistant`; `developer` counts as `system`.
+    /// `system`, `user`, `assistant` or, in chat, `tool`; `developer` counts as `system`.
     pub role: String,
     /// A text, or a list of parts of type text. The assistant's may be missing: it said nothing.
     #[schemars(with = "Option<Value>")]
@@ -83,10 +85,10 @@ pub struct ChatMessage {
     pub refusal: Option<String>,
     /// As this server returns it beside the content. Accepted, without effect.
     pub html: Option<String>,
-    /// Not supported, except empty.
+    /// The assistant's calls of tools. In chat; elsewhere not supported, except empty.
     #[schemars(with = "Option<Value>")]
     pub tool_calls: Option<Value>,
-    /// Not supported.
+    /// The call that a message of the role `tool` answers. In chat; elsewhere not supported.
     #[schemars(with = "Option<Value>")]
     pub tool_call_id: Option<Value>,
     /// Not supported.
@@ -98,7 +100,7 @@ pub struct ChatMessage {
     /// Not supported, except empty.
     #[schemars(with = "Option<Value>")]
     pub annotations: Option<Value>,
-    /// Not supported, except empty.
+    /// What the assistant thought, for templates that show it. In chat; elsewhere not supported, except empty.
     #[schemars(with = "Option<Value>")]
     pub reasoning_content: Option<Value>,
     /// Another name of `reasoning_content`.
@@ -141,7 +143,7 @@ impl ChatMessage {
     }
 }
 
-fn joined(parts: &[Value], field: &str, assistant: bool) -> ApiResult<String> {
+pub(super) fn joined(parts: &[Value], field: &str, assistant: bool) -> ApiResult<String> {
     let mut joined = String::new();
     for (i, part) in parts.iter().enumerate() {
         let text = match part["type"].as_str() {
@@ -184,7 +186,7 @@ pub struct ChatCompletion {
 pub struct ChatChoice {
     pub index: usize,
     pub message: AssistantMessage,
-    pub finish_reason: Option<FinishReason>,
+    pub finish_reason: Option<ChatFinish>,
     /// Only with `logprobs`.
     pub logprobs: Option<ChatLogprobs>,
 }
@@ -193,9 +195,54 @@ pub struct ChatChoice {
 pub struct AssistantMessage {
     #[schemars(extend("const" = "assistant"))]
     pub role: &'static str,
-    pub content: String,
+    /// Null where there are calls of tools and nothing else.
+    pub content: Option<String>,
     /// Always null: nothing here refuses.
     pub refusal: Option<String>,
+    /// What the model thought before it answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<CalledTool>,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ChatFinish {
+    Stop,
+    Length,
+    Abort,
+    /// The answer calls tools.
+    ToolCalls,
+}
+
+impl ChatFinish {
+    fn of(reason: FinishReason, called: bool) -> Self {
+        match reason {
+            FinishReason::Stop if called => Self::ToolCalls,
+            FinishReason::Stop => Self::Stop,
+            FinishReason::Length => Self::Length,
+            FinishReason::Abort => Self::Abort,
+        }
+    }
+}
+
+/// One call of a tool.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CalledTool {
+    pub id: String,
+    #[serde(rename = "type")]
+    #[schemars(extend("const" = "function"))]
+    pub kind: &'static str,
+    pub function: CalledFunction,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CalledFunction {
+    pub name: String,
+    /// The text of a JSON object; cut off where the answer is.
+    pub arguments: String,
 }
 
 /// A piece of a streamed chat completion.
@@ -220,7 +267,7 @@ pub struct ChatChunkChoice {
     pub delta: ChatDelta,
     /// Only with `logprobs`.
     pub logprobs: Option<ChatLogprobs>,
-    pub finish_reason: Option<FinishReason>,
+    pub finish_reason: Option<ChatFinish>,
 }
 
 /// What is added to the message.
@@ -231,117 +278,59 @@ pub struct ChatDelta {
     pub role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    /// More of what the model thinks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<CallDelta>,
+}
+
+/// A call that begins, with its id and name, or more of its arguments.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CallDelta {
+    pub index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'static str>,
+    pub function: FunctionDelta,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct FunctionDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub arguments: String,
 }
 
 struct Shape {
     id: String,
     created: i64,
-    model: Arc<ServedModel>,
-    engine: Arc<dyn Generator>,
+    begun: Begun,
     logprobs: bool,
     include_usage: bool,
-    seed: u64,
+    texts: Texts,
 }
 
 pub async fn create(
     State(state): State<AppState>,
     RequestId(request_id): RequestId,
     caller: MaybeCaller,
-    Json(mut request): Json<ChatRequest>,
+    Json(request): Json<ChatRequest>,
 ) -> ApiResult<Response> {
     let services = &state.services;
-    let limits = &services.config.limits;
-    params::refuse(&[
-        ("response_format", &request.response_format, &[r#"{"type":"text"}"#]),
-        ("tools", &request.tools, &["[]"]),
-        ("tool_choice", &request.tool_choice, &["\"none\"", "\"auto\""]),
-        ("functions", &request.functions, &["[]"]),
-        ("function_call", &request.function_call, &["\"none\"", "\"auto\""]),
-        ("audio", &request.audio, &[]),
-        ("modalities", &request.modalities, &[r#"["text"]"#]),
-        ("prediction", &request.prediction, &[]),
-        ("reasoning_effort", &request.reasoning_effort, &["\"none\""]),
-        ("verbosity", &request.verbosity, &["\"medium\""]),
-        ("web_search_options", &request.web_search_options, &[]),
-    ])?;
-    let sampling = request.sampling(limits)?;
-    let messages = messages(std::mem::take(&mut request.messages), "messages", limits.prompt_bytes)?;
-    let (max_field, max_tokens) = match (request.max_completion_tokens, request.max_tokens) {
-        (Some(_), Some(_)) => {
-            return Err(ApiError::bad("max_tokens", "give max_tokens or max_completion_tokens, not both"));
-        }
-        (Some(max), None) => ("max_completion_tokens", Some(params::count("max_completion_tokens", max)?)),
-        (None, max) => ("max_tokens", max.map(|m| params::count("max_tokens", m)).transpose()?),
-    };
-    if max_tokens == Some(0) {
-        return Err(ApiError::bad(max_field, "must be at least 1"));
-    }
-    let reported = request.logprobs.unwrap_or(false);
-    if request.top_logprobs.is_some_and(|k| k > 0) && !reported {
-        return Err(ApiError::bad("top_logprobs", "is for logprobs = true only"));
-    }
-    if request.top_logprobs.is_some_and(|k| k > params::MAX_LOGPROBS) {
-        return Err(ApiError::bad("top_logprobs", format!("must be 0 to {}", params::MAX_LOGPROBS)));
-    }
-    let n = params::check_samples("n", 1, request.n.unwrap_or(1), limits)?;
-    let seed = match &request.seed {
-        Some(given) => params::seed(given)?,
-        None => services.random.seed(),
-    };
-    // A soft prompt belongs to one base: such a request is no case for the canary.
-    let name = request.model.as_deref().or(request.prompt_adapter.as_ref().map(|_| "active"));
-    let model = complete::route(services, name, caller.is_admin()).await?;
-    let engine = services.engine()?;
-    check_bias(&sampling, &model)?;
-    if reported {
-        params::needs_ids("logprobs", &model)?;
-    }
-    let before = request.add_special_tokens.unwrap_or(false);
-    if before {
-        params::needs_ids("add_special_tokens", &model)?;
-    }
-    let top = request.top_logprobs.map_or(0, |k| k as usize);
-    let drawing = |max_tokens: usize| Drawing {
-        prompts: 1,
-        drawn: n,
-        returned: n,
-        max_tokens: max_tokens.min(model.max_context),
-        alternatives: reported.then_some(top),
-    };
-    // What was asked for is refused before the conversation is read.
-    drawing(max_tokens.unwrap_or(0)).check(if top > 0 { "top_logprobs" } else { "logprobs" })?;
-    let mut prompt = PromptInput::chat(engine.as_ref(), &model, &messages, max_tokens.is_some()).await?;
-    if before && let PromptInput::Ids(ids) = &mut prompt {
-        ids.splice(0..0, model.before_text.iter().copied());
-    }
-    let adapter = complete::resolve_adapter(services, request.prompt_adapter.as_deref(), &model).await?;
-    let room = prompt.room(&model).saturating_sub(adapter.as_ref().map_or(0, |a| a.tokens)).max(1);
-    let max_tokens = max_tokens.unwrap_or(room.min(services.live().config.limits.default_chat_tokens));
-    if sampling.min_tokens > max_tokens {
-        return Err(ApiError::bad("min_tokens", "is more than max_tokens"));
-    }
-    drawing(max_tokens).check(if top > 0 { "top_logprobs" } else { "logprobs" })?;
-    let start = Start {
-        request_id: request_id.clone(),
-        model: model.clone(),
-        prompt,
-        stored_as: StoredAs::Request(messages, "chat"),
-        n,
-        params: SamplingParams { max_tokens, seed, logprobs: Some(top), ..sampling },
-        prompt_logprobs: None,
-        adapter,
-    };
-    let mut running = complete::start(services, start).await?;
+    let (logprobs, include_usage) = (request.logprobs.unwrap_or(false), request.include_usage());
+    let streamed = request.stream.unwrap_or(false);
+    let (mut running, begun) = begin::begin(services, &request_id, caller.is_admin(), request).await?;
     let shape = Shape {
         id: format!("chatcmpl-{request_id}"),
         created: services.now() / 1_000_000,
-        model,
-        engine,
-        logprobs: reported,
-        include_usage: request.include_usage(),
-        seed,
+        texts: begun.texts(running.samples.len()),
+        begun,
+        logprobs,
+        include_usage,
     };
-    if request.stream.unwrap_or(false) {
+    if streamed {
         return Ok(stream::respond(vec![running], shape));
     }
     running.finish().await?;
@@ -349,9 +338,32 @@ pub async fn create(
     shape.answer(running).await
 }
 
+/// The id of a call: the sample's and its number.
+pub fn call_id(running: &Running, sample: usize, index: usize) -> String {
+    let own: String = running.samples[sample].id.as_str().chars().filter(char::is_ascii_alphanumeric).collect();
+    format!("call_{}{index}", own.to_lowercase())
+}
+
+/// An answer as a message of the assistant.
+fn message(running: &Running, sample: usize, whole: Whole) -> AssistantMessage {
+    let silent = whole.content.is_empty() && !whole.calls.is_empty();
+    let one = |(i, (name, arguments)): (usize, (String, String))| CalledTool {
+        id: call_id(running, sample, i),
+        kind: "function",
+        function: CalledFunction { name, arguments },
+    };
+    AssistantMessage {
+        role: "assistant",
+        content: (!silent).then_some(whole.content),
+        refusal: None,
+        reasoning_content: (!whole.reasoning.is_empty()).then_some(whole.reasoning),
+        tool_calls: whole.calls.into_iter().enumerate().map(one).collect(),
+    }
+}
+
 impl Shape {
     fn generated(&self, completion_ids: Vec<Option<CompletionId>>) -> Generated {
-        Generated { completion_ids, model_version: self.model.version.id.clone(), seed: self.seed }
+        Generated { completion_ids, model_version: self.begun.model.version.id.clone(), seed: self.begun.seed }
     }
 
     fn piece(&self, choices: Vec<ChatChunkChoice>, ids: Vec<Option<CompletionId>>) -> ChatChunk {
@@ -359,7 +371,7 @@ impl Shape {
             id: self.id.clone(),
             object: "chat.completion.chunk",
             created: self.created,
-            model: self.model.version.name.clone(),
+            model: self.begun.model.version.name.clone(),
             choices,
             instructd: self.generated(ids),
             usage: None,
@@ -369,11 +381,12 @@ impl Shape {
     async fn answer(&self, running: Running) -> ApiResult<Response> {
         let mut choices = Written::list();
         for (index, sample) in running.samples.iter().enumerate() {
-            let message = AssistantMessage { role: "assistant", content: sample.text.clone(), refusal: None };
-            let choice = ChatChoice { index, message, finish_reason: sample.finish, logprobs: None };
+            let whole = Whole::read(&sample.text, self.begun.reader());
+            let finish_reason = sample.finish.map(|f| ChatFinish::of(f, !whole.calls.is_empty()));
+            let choice = ChatChoice { index, message: message(&running, index, whole), finish_reason, logprobs: None };
             let mut reported = Written::null();
             if self.logprobs {
-                let (engine, left) = (self.engine.as_ref(), running.prompt_tail());
+                let (engine, left) = (self.begun.engine.as_ref(), running.prompt_tail());
                 let content = written::chat_logprobs(engine, running.version_id(), left, &sample.tokens).await?;
                 reported = Written::object(&ChatLogprobs::default(), "content", content);
             }
@@ -384,37 +397,81 @@ impl Shape {
             id: self.id.clone(),
             object: "chat.completion",
             created: self.created,
-            model: self.model.version.name.clone(),
+            model: self.begun.model.version.name.clone(),
             choices: Vec::new(),
             instructd: self.generated(ids),
             usage: usage(std::slice::from_ref(&running)),
         };
         Ok(Written::object(&answer, "choices", choices.end()).into_response())
     }
+
+    fn chunk_of(
+        &self,
+        running: &Running,
+        index: usize,
+        delta: ChatDelta,
+        logprobs: Option<ChatLogprobs>,
+        finish_reason: Option<ChatFinish>,
+    ) -> ChatChunk {
+        let choice = ChatChunkChoice { index, delta, logprobs, finish_reason };
+        self.piece(vec![choice], vec![Some(running.samples[index].id.clone())])
+    }
+}
+
+/// What a part of an answer adds to a streamed message.
+fn delta(running: &Running, sample: usize, part: Part) -> ChatDelta {
+    let call = |index, id, kind, name, arguments| {
+        vec![CallDelta { index, id, kind, function: FunctionDelta { name, arguments } }]
+    };
+    match part {
+        Part::Reasoning(text) => ChatDelta { reasoning_content: Some(text), ..ChatDelta::default() },
+        Part::Content(text) => ChatDelta { content: Some(text), ..ChatDelta::default() },
+        Part::Call { index, name } => {
+            let id = Some(call_id(running, sample, index));
+            let tool_calls = call(index, id, Some("function"), Some(name), String::new());
+            ChatDelta { tool_calls, ..ChatDelta::default() }
+        }
+        Part::Arguments { index, text } => {
+            ChatDelta { tool_calls: call(index, None, None, None, text), ..ChatDelta::default() }
+        }
+    }
 }
 
 impl Format for Shape {
     type Chunk = ChatChunk;
 
-    async fn chunk(&self, running: &Running, _: usize, index: usize, piece: Piece<'_>) -> ApiResult<Option<ChatChunk>> {
+    async fn chunk(&self, running: &Running, _: usize, index: usize, piece: Piece<'_>) -> ApiResult<Vec<ChatChunk>> {
         let mut reported = None;
-        let (delta, finish_reason) = match piece {
-            Piece::Start { .. } => (ChatDelta { role: Some("assistant"), content: Some(String::new()) }, None),
+        let said = |text: &str| ChatDelta { content: Some(text.to_owned()), ..ChatDelta::default() };
+        let parts = match piece {
+            Piece::Start { .. } => {
+                let start = ChatDelta { role: Some("assistant"), ..said("") };
+                return Ok(vec![self.chunk_of(running, index, start, None, None)]);
+            }
             Piece::Delta { text, tokens } => {
                 if self.logprobs && !tokens.is_empty() {
                     let left = running.left_of(index, tokens.len());
-                    let content = logprobs::chat(self.engine.as_ref(), running.version_id(), &left, tokens).await?;
+                    let engine = self.begun.engine.as_ref();
+                    let content = logprobs::chat(engine, running.version_id(), &left, tokens).await?;
                     reported = Some(ChatLogprobs { content, refusal: None });
-                } else if text.is_empty() {
-                    return Ok(None);
                 }
-                (ChatDelta { role: None, content: Some(text.to_owned()) }, None)
+                self.texts.push(index, text)
             }
-            Piece::Finish(reason) => (ChatDelta::default(), Some(reason)),
+            Piece::Finish(_) => self.texts.finish(index),
         };
-        let choice = ChatChunkChoice { index, delta, logprobs: reported, finish_reason };
-        let ids = vec![Some(running.samples[index].id.clone())];
-        Ok(Some(self.piece(vec![choice], ids)))
+        let mut chunks: Vec<ChatChunk> = Vec::new();
+        for part in parts {
+            chunks.push(self.chunk_of(running, index, delta(running, index, part), reported.take(), None));
+        }
+        if reported.is_some() {
+            // Tokens whose text is held back.
+            chunks.push(self.chunk_of(running, index, said(""), reported, None));
+        }
+        if let Piece::Finish(reason) = piece {
+            let finish = ChatFinish::of(reason, self.texts.called(index));
+            chunks.push(self.chunk_of(running, index, ChatDelta::default(), None, Some(finish)));
+        }
+        Ok(chunks)
     }
 
     fn usage(&self, usage: TokenUsage) -> Option<ChatChunk> {

@@ -20,7 +20,7 @@ use crate::http::auth::MaybeCaller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Json;
 use crate::http::observe::RequestId;
-use crate::service::budget::Drawing;
+use crate::service::budget::{self, Drawing};
 use crate::service::complete::{self, PromptInput, Running, Sample, Start, StoredAs};
 use crate::service::prompts::{check_size, raw_text};
 
@@ -43,10 +43,8 @@ params::generation_request!(
         /// Read special tokens written in the prompt, such as `<|im_start|>`, as those tokens and not as text.
         /// Default false. For prompts that the client has rendered itself; never for text of strangers.
         parse_special: Option<bool>,
-        /// Not supported, except empty.
-        suffix: Option<Value>,
-        /// Not supported, except `{"type": "text"}`.
-        response_format: Option<Value>,
+        /// The text behind a gap that the completion fills, for models whose vocabulary has tokens for that.
+        suffix: Option<String>,
         /// Not supported, except empty.
         tools: Option<Value>,
     }
@@ -115,11 +113,7 @@ pub async fn create(
 ) -> ApiResult<Response> {
     let services = &state.services;
     let limits = &services.config.limits;
-    params::refuse(&[
-        ("suffix", &request.suffix, &["\"\""]),
-        ("response_format", &request.response_format, &[r#"{"type":"text"}"#]),
-        ("tools", &request.tools, &["[]"]),
-    ])?;
+    params::refuse(&[("tools", &request.tools, &["[]"])])?;
     let sampling = request.sampling(limits)?;
     let echo = request.echo.unwrap_or(false);
     let max_tokens = params::count("max_tokens", request.max_tokens.unwrap_or(16))?;
@@ -132,8 +126,14 @@ pub async fn create(
     if request.logprobs.is_some_and(|k| k > params::MAX_LOGPROBS) {
         return Err(ApiError::bad("logprobs", format!("must be 0 to {}", params::MAX_LOGPROBS)));
     }
+    let suffix = request.suffix.as_deref().unwrap_or_default();
+    check_size(suffix.len(), "suffix", limits.prompt_bytes)?;
+    if echo && !suffix.is_empty() {
+        return Err(ApiError::bad("echo", "cannot be given with suffix: the prompt is not one text"));
+    }
     let streamed = request.stream.unwrap_or(false);
     let prompts = prompts(request.prompt.as_ref(), limits.prompts)?;
+    budget::gaps(prompts.len(), suffix.len())?;
     for (i, prompt) in prompts.iter().enumerate() {
         let bytes = match prompt {
             Given::Text(text) => text.len(),
@@ -192,7 +192,10 @@ pub async fn create(
     let sampling = SamplingParams { max_tokens, seed, logprobs: Some(alternatives), ..sampling };
     let mut inputs = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        inputs.push(input(engine.as_ref(), &model, prompt, form).await?);
+        inputs.push(match request.suffix.as_deref().filter(|suffix| !suffix.is_empty()) {
+            None => input(engine.as_ref(), &model, prompt, form).await?,
+            Some(suffix) => gap(engine.as_ref(), &model, prompt, suffix).await?,
+        });
     }
     if echo {
         drawing.check_echo(inputs.iter().map(|i| i.text.len()).sum())?;
@@ -287,6 +290,17 @@ fn ids(list: &[Value], field: &str) -> ApiResult<Vec<u32>> {
         id.ok_or_else(|| ApiError::bad(format!("{field}[{i}]"), "is no token id"))
     };
     list.iter().enumerate().map(one).collect()
+}
+
+/// A prompt with a gap at its end, before `suffix`. What is stored has the names of the tokens around it.
+async fn gap(engine: &dyn Generator, model: &ServedModel, given: Given, suffix: &str) -> ApiResult<Input> {
+    params::needs_ids("suffix", model)?;
+    let Given::Text(before) = given else {
+        return Err(ApiError::bad("suffix", "is for prompts of text, not of token ids"));
+    };
+    let ids = engine.gap_prompt(Some(&model.version.id), &before, suffix).await?;
+    let text = engine.detokenize(Some(&model.version.id), &ids).await?;
+    Ok(Input { text, prompt: PromptInput::Ids(ids), added: 0 })
 }
 
 async fn input(engine: &dyn Generator, model: &ServedModel, given: Given, form: TextForm<'_>) -> ApiResult<Input> {
@@ -389,16 +403,16 @@ impl Format for Chunks {
         run: usize,
         index: usize,
         piece: Piece<'_>,
-    ) -> ApiResult<Option<TextCompletion>> {
+    ) -> ApiResult<Vec<TextCompletion>> {
         let shape = &self.shape;
         let choice = run * shape.n + index;
         let started = matches!(piece, Piece::Start { .. });
         let (text, tokens, finish_reason) = match piece {
             Piece::Start { prompt } if shape.echo => (self.texts[run].text.as_str(), prompt, None),
-            Piece::Start { .. } => return Ok(None),
+            Piece::Start { .. } => return Ok(Vec::new()),
             Piece::Delta { text, tokens } => {
                 if text.is_empty() && (!shape.logprobs || tokens.is_empty()) {
-                    return Ok(None);
+                    return Ok(Vec::new());
                 }
                 (text, tokens, None)
             }
@@ -419,7 +433,7 @@ impl Format for Chunks {
             self.offsets[choice].store(text.chars().count(), Ordering::Relaxed);
         }
         let choice = TextChoice { index: choice, text: text.to_owned(), logprobs, finish_reason };
-        Ok(Some(shape.envelope(vec![choice], vec![Some(running.samples[index].id.clone())])))
+        Ok(vec![shape.envelope(vec![choice], vec![Some(running.samples[index].id.clone())])])
     }
 
     fn usage(&self, usage: TokenUsage) -> Option<TextCompletion> {

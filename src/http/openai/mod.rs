@@ -1,12 +1,16 @@
 //! The OpenAI-compatible surface: completions, chat, models, tokenize.
 
+pub mod begin;
+pub mod blocks;
 pub mod chat;
 pub mod completions;
+pub mod constrained;
 pub mod logprobs;
 pub mod models;
 pub mod params;
 pub mod stream;
 pub mod tokenize;
+pub mod turns;
 pub mod written;
 
 use schemars::JsonSchema;
@@ -38,7 +42,7 @@ pub fn usage(runs: &[Running]) -> TokenUsage {
 }
 
 /// Which version wrote an answer, and under which ids its texts are stored.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Generated {
     /// In the order of the choices; null for empty texts, which are not stored.
     pub completion_ids: Vec<Option<CompletionId>>,

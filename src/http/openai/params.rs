@@ -74,10 +74,47 @@ macro_rules! generation_request {
             pub metadata: Option<std::collections::BTreeMap<String, serde_json::Value>>,
             /// Not supported, except `"auto"` and `"default"`.
             pub service_tier: Option<serde_json::Value>,
+            /// `{"type": "json_object"}` or `{"type": "json_schema", "json_schema": {"name", "schema", "strict"}}`: the
+            /// text is JSON of that schema, always enforced. `{"type": "text"}` asks for nothing.
+            pub response_format: Option<serde_json::Value>,
+            /// The text is JSON of this schema. (As vLLM.)
+            pub guided_json: Option<serde_json::Value>,
+            /// The text matches this regular expression as a whole. (As vLLM.)
+            pub guided_regex: Option<String>,
+            /// The text is one of these. (As vLLM.)
+            pub guided_choice: Option<Vec<String>>,
+            /// As `grammar`. (As vLLM.)
+            pub guided_grammar: Option<String>,
+            /// One of `json`, `regex`, `choice`, `grammar`, `json_object`. (As newer vLLM.)
+            pub structured_outputs: Option<serde_json::Value>,
+            /// The text follows this grammar: GBNF (`root ::= …`) or Lark (`start: …`). (As llama.cpp.)
+            pub grammar: Option<String>,
+            /// As `guided_json`. (As llama.cpp.)
+            pub json_schema: Option<serde_json::Value>,
             $($(#[$doc])* pub $field: $ty,)*
         }
 
         impl $name {
+            /// The form that the text must have.
+            ///
+            /// # Errors
+            /// As [`Asked::check`](crate::http::openai::constrained::Asked::check).
+            pub fn constraint(
+                &self,
+            ) -> $crate::http::error::ApiResult<Option<std::sync::Arc<$crate::engine::Constraint>>> {
+                $crate::http::openai::constrained::Asked {
+                    response_format: self.response_format.as_ref(),
+                    guided_json: self.guided_json.as_ref(),
+                    guided_regex: self.guided_regex.as_ref(),
+                    guided_choice: self.guided_choice.as_ref(),
+                    guided_grammar: self.guided_grammar.as_ref(),
+                    structured_outputs: self.structured_outputs.as_ref(),
+                    grammar: self.grammar.as_ref(),
+                    json_schema: self.json_schema.as_ref(),
+                }
+                .check()
+            }
+
             /// Checks the shared fields. `max_tokens` is left to the caller.
             pub fn sampling(
                 &self,
@@ -114,6 +151,9 @@ macro_rules! generation_request {
                     min_tokens: self.min_tokens,
                 }
                 .check(limits)
+                .and_then(|checked| {
+                    Ok($crate::engine::SamplingParams { constraint: self.constraint()?, ..checked })
+                })
             }
 
             pub fn include_usage(&self) -> bool {

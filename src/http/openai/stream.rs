@@ -19,6 +19,7 @@ use crate::service::complete::Running;
 const BUFFER: usize = 64;
 
 /// One step of one sample.
+#[derive(Clone, Copy)]
 pub enum Piece<'a> {
     /// Before anything is drawn; with the prompt's log-probs where they were asked for.
     Start {
@@ -69,7 +70,7 @@ impl<C: Serialize> StreamedData<C> {
     }
 }
 
-/// How pieces become chunks. `None` = nothing to send.
+/// How pieces become chunks.
 pub trait Format: Send + Sync + 'static {
     type Chunk: Serialize + Send;
 
@@ -80,7 +81,7 @@ pub trait Format: Send + Sync + 'static {
         run: usize,
         index: usize,
         piece: Piece<'_>,
-    ) -> impl Future<Output = ApiResult<Option<Self::Chunk>>> + Send;
+    ) -> impl Future<Output = ApiResult<Vec<Self::Chunk>>> + Send;
 
     /// The last chunk, with token counts; `None` unless asked for.
     fn usage(&self, usage: TokenUsage) -> Option<Self::Chunk>;
@@ -124,9 +125,11 @@ async fn follow<F: Format>(
     format: &F,
     sender: &mpsc::Sender<Result<Event, Infallible>>,
 ) -> Result<(), Ended> {
-    let send = async |chunk: Option<F::Chunk>| match chunk {
-        Some(chunk) => sender.send(Ok(StreamedData::Chunk(chunk).sse())).await.map_err(|_| Ended::Left),
-        None => Ok(()),
+    let send = async |chunks: Vec<F::Chunk>| {
+        for chunk in chunks {
+            sender.send(Ok(StreamedData::Chunk(chunk).sse())).await.map_err(|_| Ended::Left)?;
+        }
+        Ok::<(), Ended>(())
     };
     let mut started = false;
     loop {

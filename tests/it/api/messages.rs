@@ -17,7 +17,10 @@ async fn what_clients_send_back_is_taken() {
     for name in ["a", "b", "c"] {
         server.open_post("/v1/chat/completions", case(name)).await.expect(200);
     }
+    // Chat takes calls of tools; the mock has no template to show them with, and other places keep texts only.
     let refused = server.open_post("/v1/chat/completions", case("d")).await.expect(400);
+    assert_eq!(refused.param().as_deref(), Some("messages"));
+    let refused = server.post("/v1/prompts", json!({"messages": case("d")["messages"]})).await.expect(400);
     assert_eq!(refused.param().as_deref(), Some("messages[1].tool_calls"));
     assert_eq!(refused.json()["error"]["code"], "unsupported_parameter");
 }
@@ -83,8 +86,13 @@ async fn every_place_takes_the_same_messages() {
         (with("user", Value::Null, &json!({})), "content"),
         (with("user", json!("a"), &json!({"mood": "good"})), "mood"),
     ] {
+        let only_elsewhere =
+            ["tool_calls", "tool_call_id", "reasoning_content"].contains(&field) || said["role"] == "tool";
         for (path, body, list) in places(&json!([said, user])) {
             let answer = server.post(path, body).await.expect(400);
+            if only_elsewhere && path == "/v1/chat/completions" {
+                continue;
+            }
             assert_eq!(answer.param(), Some(format!("{list}[0].{field}")), "{path} {said}: {}", answer.text);
         }
     }

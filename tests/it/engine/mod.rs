@@ -1,6 +1,7 @@
 //! The serving engine from outside: same text in any company, exact log-probs, no leaked slot, live swaps.
 
 mod adapters;
+mod constrained;
 mod families;
 
 use std::sync::Arc;

@@ -197,6 +197,10 @@ impl Generator for MockGenerator {
         if self.draining.load(Ordering::SeqCst) {
             return Err(EngineError::Draining);
         }
+        if let Some(constraint) = &request.params.constraint {
+            let message = "the mock's text has no form".to_owned();
+            return Err(EngineError::BadRequest { param: constraint.field, message });
+        }
         let version = self.find(request.version.as_ref())?;
         if self.running.fetch_add(1, Ordering::SeqCst) >= self.options.max_running {
             self.running.fetch_sub(1, Ordering::SeqCst);

@@ -1,0 +1,123 @@
+//! Reasoning at the beginning of an answer, between its tags.
+
+use super::{Part, overlap};
+
+/// The tags of a model's reasoning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Thinking {
+    pub open: String,
+    pub close: String,
+    /// The prompt ends behind the opening tag.
+    pub opened: bool,
+}
+
+impl Thinking {
+    const TAGS: [(&str, &str); 2] = [("<think>", "</think>"), ("[THINK]", "[/THINK]")];
+
+    /// The tags that a chat template names, and whether the prompt that it rendered has opened one.
+    pub fn of(template: &str, prompt: &str) -> Option<Self> {
+        let (open, close) = Self::TAGS.into_iter().find(|(_, close)| template.contains(close))?;
+        let opened = prompt.trim_end().ends_with(open);
+        Some(Self { open: open.into(), close: close.into(), opened })
+    }
+}
+
+enum State {
+    /// Nothing but white space yet.
+    Before,
+    Inside,
+    /// Behind the closing tag: white space is left out.
+    Behind,
+    Text,
+}
+
+/// Reads the thoughts out of an answer.
+pub struct ThinkReader {
+    open: String,
+    close: String,
+    state: State,
+    /// The prompt opened the thought: a model that opens it again means the same.
+    opened: bool,
+    held: String,
+    /// Something of the thought has been passed on.
+    begun: bool,
+}
+
+impl ThinkReader {
+    pub fn new(thinking: &Thinking) -> Self {
+        let Thinking { open, close, opened } = thinking.clone();
+        Self { open, close, state: State::Before, opened, held: String::new(), begun: false }
+    }
+
+    pub fn push(&mut self, text: &str) -> Vec<Part> {
+        self.held.push_str(text);
+        let mut parts = Vec::new();
+        while self.step(&mut parts) {}
+        parts
+    }
+
+    /// `false` when more text is needed.
+    fn step(&mut self, parts: &mut Vec<Part>) -> bool {
+        match self.state {
+            State::Before => {
+                let shown = self.held.trim_start();
+                if shown.is_empty() || (self.open.starts_with(shown) && shown.len() < self.open.len()) {
+                    return false;
+                }
+                if let Some(rest) = shown.strip_prefix(self.open.as_str()) {
+                    self.held = rest.to_owned();
+                    self.state = State::Inside;
+                } else {
+                    self.state = if self.opened { State::Inside } else { State::Text };
+                }
+                true
+            }
+            State::Inside => {
+                if !self.begun {
+                    let start = self.held.len() - self.held.trim_start().len();
+                    self.held.drain(..start);
+                }
+                if let Some(at) = self.held.find(&self.close) {
+                    let thought = self.held[..at].trim_end().to_owned();
+                    self.held.drain(..at + self.close.len());
+                    parts.push(Part::Reasoning(thought));
+                    self.state = State::Behind;
+                    return true;
+                }
+                // White space at the end belongs to the thought only if it goes on.
+                let keep = overlap(&self.held, &self.close);
+                let sure = self.held[..self.held.len() - keep].trim_end().len();
+                if sure > 0 {
+                    self.begun = true;
+                    parts.push(Part::Reasoning(self.held.drain(..sure).collect()));
+                }
+                false
+            }
+            State::Behind => {
+                let start = self.held.len() - self.held.trim_start().len();
+                self.held.drain(..start);
+                if self.held.is_empty() {
+                    return false;
+                }
+                self.state = State::Text;
+                true
+            }
+            State::Text => {
+                if !self.held.is_empty() {
+                    parts.push(Part::Content(std::mem::take(&mut self.held)));
+                }
+                false
+            }
+        }
+    }
+
+    pub fn finish(&mut self) -> Vec<Part> {
+        let rest = std::mem::take(&mut self.held);
+        match self.state {
+            State::Behind => Vec::new(),
+            State::Inside => vec![Part::Reasoning(rest)],
+            State::Before if self.opened => vec![Part::Reasoning(rest)],
+            State::Before | State::Text => vec![Part::Content(rest)],
+        }
+    }
+}
