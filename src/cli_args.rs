@@ -179,7 +179,7 @@ pub fn complete(recipe: &Recipe, args: &mut Value, config: &Config) -> Result<()
         args["output_dir"] = json!(path);
     }
     let dir = beside(Path::new(args["output_dir"].as_str().unwrap_or("out")));
-    for field in ["comparisons", "demonstrations", "prompts"] {
+    for field in ["comparisons", "demonstrations", "feedback", "prompts"] {
         let instead = field == "demonstrations" && is_given(args, "mixture");
         if takes(&schema, field) && !instead && !is_given(args, field) {
             args[field] = json!(data(field, &dir, config)?);
@@ -193,7 +193,7 @@ pub fn complete(recipe: &Recipe, args: &mut Value, config: &Config) -> Result<()
 pub fn with_placeholders(recipe: &Recipe, args: &Value) -> Value {
     let (schema, mut all) = ((recipe.schema)(), args.clone());
     let has_reward = args.get("reward").is_some_and(|v| !v.is_null());
-    for field in ["model", "output_dir", "comparisons", "demonstrations", "prompts", "reward_model"] {
+    for field in ["model", "output_dir", "comparisons", "demonstrations", "feedback", "prompts", "reward_model"] {
         let unwanted = match field {
             "model" => !needs_model(&schema),
             "reward_model" => has_reward,
@@ -223,7 +223,7 @@ pub fn data(field: &str, dir: &Path, config: &Config) -> Result<PathBuf> {
     let stored = crate::cli::block_on(async {
         let Some(store) = cli_models::data_store(config).await? else { return Ok(None) };
         let mut found = write_stored(store.as_ref(), field, &path, learns).await?.map(|n| (n, true));
-        if found.is_none() && field != "comparisons" {
+        if found.is_none() && !matches!(field, "comparisons" | "feedback") {
             found = write_stored(store.as_ref(), "comparisons", &rankings, learns).await?.map(|n| (n, false));
         }
         store.close().await;
@@ -235,6 +235,10 @@ pub fn data(field: &str, dir: &Path, config: &Config) -> Result<PathBuf> {
             return Ok(path);
         }
         Some((n, false)) => format!("{n} rankings of the database"),
+        None if field == "feedback" => bail!(
+            "feedback: is required, and the database has no thumbs. Give a file of {{\"prompt\", \"completion\", \
+             \"label\"}}: --set feedback=FILE"
+        ),
         None => {
             std::fs::write(&rankings, crate::service::sample::rankings())
                 .with_context(|| format!("writing {}", rankings.display()))?;

@@ -14,6 +14,7 @@ pub const PATHS: &[&str] = &[
     "log_dir",
     "comparisons",
     "demonstrations",
+    "feedback",
     "prompts",
     "ptx_demonstrations",
     "reference_demonstrations",
@@ -143,7 +144,7 @@ pub fn check(recipe: &Recipe, args: &Value) -> Result<JobArgs, ArgsError> {
         }
     };
     let mut complete = own.clone();
-    for path in ["output_dir", "comparisons", "demonstrations", "prompts"] {
+    for path in ["output_dir", "comparisons", "demonstrations", "feedback", "prompts"] {
         if takes(&schema, path) {
             complete.insert(path.to_owned(), PLACEHOLDER.into());
         }
@@ -158,7 +159,8 @@ pub fn check(recipe: &Recipe, args: &Value) -> Result<JobArgs, ArgsError> {
 /// The JSON Schema of what a job takes: the recipe's without the paths, plus the job's own arguments.
 pub fn job_schema(recipe: &Recipe) -> Value {
     let mut schema = (recipe.schema)();
-    let (filtered, samples) = (takes(&schema, "comparisons"), takes(&schema, "gold_comparisons"));
+    let filtered = takes(&schema, "comparisons") || takes(&schema, "feedback");
+    let samples = takes(&schema, "gold_comparisons");
     if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
         properties.retain(|name, _| !PATHS.contains(&name.as_str()));
         for field in FILES {

@@ -12,3 +12,4 @@ mod ops;
 mod sampling;
 mod smollm2;
 mod transformers;
+mod variants;
