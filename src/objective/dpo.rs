@@ -1,5 +1,5 @@
 //! Direct preference optimisation (DPO, 2305.18290) on summed sequence log-probs, with label smoothing (cDPO,
-//! https://ericmitchell.ai/cdpo.pdf), IPO (2310.12036), and the robust form of `robust_dpo`.
+//! <https://ericmitchell.ai/cdpo.pdf>), IPO (2310.12036), and the robust form of `robust_dpo`.
 
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};

@@ -206,7 +206,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// z, scaled by 1/T → the gradient of g[0]·log p(target) + g[1]·entropy with respect to the raw logits, with the
+    /// z, scaled by 1/T → the gradient of `g[0]`·log p(target) + `g[1]`·entropy with respect to the raw logits, with the
     /// log-sum-exp and Σ p·z of z. Of the entropy it is −p·(log p + entropy) = −p·(z − Σ p·z).
     fn row_grad_of_both(z: &mut [f32], lse: f32, mean: f32, target: usize, g: [f32; 2], inv_t: f32) {
         for v in z.iter_mut() {

@@ -202,8 +202,7 @@ impl Feedback {
 fn mismatched(side: Vec<(&Thumbed, Sequence)>, texts: &Texts, max_length: usize) -> Result<Vec<Item>> {
     let n = side.len();
     let mut items = Vec::with_capacity(n);
-    for i in 0..n {
-        let (one, sequence) = &side[i];
+    for (i, (one, sequence)) in side.iter().enumerate() {
         let others = (1..n).map(|k| side[(i + k) % n].0);
         let other = others.clone().find(|other| other.prompt != one.prompt).or(others.clone().next()).unwrap_or(one);
         let (ids, start) = texts.conversation(&one.prompt, &other.completion, max_length)?;

@@ -70,8 +70,8 @@ impl Codebook {
         values.sort_by(f64::total_cmp);
         let mut book = Self { values: [0.0; 256], borders: [0.0; 255] };
         book.values.iter_mut().zip(&values).for_each(|(to, from)| *to = *from as f32);
-        for i in 0..255 {
-            book.borders[i] = 0.5 * (book.values[i] + book.values[i + 1]);
+        for (border, values) in book.borders.iter_mut().zip(book.values.windows(2)) {
+            *border = 0.5 * (values[0] + values[1]);
         }
         book
     }
@@ -92,7 +92,12 @@ impl Codebook {
         let by = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         // The reciprocal of the smallest numbers is infinite.
         let by = if by.is_finite() { by } else { 0.0 };
-        codes.iter_mut().zip(numbers).for_each(|(code, x)| *code = self.code(x * by));
+        // A second moment that is not 0 stays so: an update is divided by its root.
+        let least = if self.values[0] == 0.0 { 1 } else { 0 };
+        for (code, x) in codes.iter_mut().zip(numbers) {
+            let nearest = self.code(x * by);
+            *code = if *x == 0.0 { nearest } else { nearest.max(least) };
+        }
         scale
     }
 }
@@ -130,6 +135,11 @@ mod tests {
             let most = numbers.iter().map(|x| x.abs()).fold(0f32, f32::max);
             assert_eq!(scale, most);
         }
+        let mut codes = vec![0; 2];
+        let scale = UNSIGNED.write(&[1.0, 1e-12], &mut codes);
+        let mut back = vec![0.0; 2];
+        UNSIGNED.read(&codes, scale, &mut back);
+        assert!(back[0] == 1.0 && back[1] > 0.0, "a small second moment became 0");
         let mut codes = vec![7; 3];
         let scale = SIGNED.write(&[0.0; 3], &mut codes);
         let mut back = vec![1.0; 3];

@@ -170,7 +170,7 @@ impl Bowl {
         let noise = |i: usize, k: f64| ((i as f64 * 12.9898 + k).sin() * 43758.5453).fract() as f32;
         Self {
             target: (0..n).map(|i| noise(i, 1.0)).collect(),
-            curvature: (0..n).map(|i| 10f32.powf(-3.0 * noise(i, 2.0).abs())).collect(),
+            curvature: (0..n).map(|i| 10f32.powf(-2.0 * noise(i, 2.0).abs())).collect(),
         }
     }
 
