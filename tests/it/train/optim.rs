@@ -191,8 +191,8 @@ impl Bowl {
     }
 }
 
-/// Moments in 8 bits follow exact ones: after 200 noisy steps the parameters of both differ by less than 5 % of the way
-/// that they went, and both are equally near the target.
+/// Moments in 8 bits follow exact ones: after 200 noisy steps the parameters of both differ by less than 2 % of the way
+/// that they went, and both have lost all but a thousandth of the loss.
 #[test]
 fn adam_in_8_bits_follows_exact_adam() {
     let n = 8192;
@@ -217,8 +217,8 @@ fn adam_in_8_bits_follows_exact_adam() {
         loss(&rounded),
         loss(&vec![0.0; n])
     );
-    assert!(apart > 0.0 && apart < 0.05, "{apart}");
-    assert!(loss(&rounded) < loss(&exact) * 1.05 + 1e-6);
+    assert!(apart > 0.0 && apart < 0.02, "{apart}");
+    assert!(loss(&rounded).max(loss(&exact)) < 1e-3 * loss(&vec![0.0; n]));
 }
 
 #[test]
