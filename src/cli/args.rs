@@ -180,10 +180,16 @@ pub fn complete(recipe: &Recipe, args: &mut Value, config: &Config) -> Result<()
         args["output_dir"] = json!(path);
     }
     let dir = beside(Path::new(args["output_dir"].as_str().unwrap_or("out")));
+<<<<<<< HEAD:src/cli/args.rs
     let mut given = args.as_object().cloned().unwrap_or_default();
     given.retain(|name, _| is_given(args, name));
     for (field, needed) in roles::data().filter(|(_, needed)| !needed.is_optional()) {
         if takes(&schema, field) && needed.by(&given, |_| false) && !is_given(args, field) {
+=======
+    for field in ["comparisons", "demonstrations", "feedback", "prompts"] {
+        let instead = field == "demonstrations" && is_given(args, "mixture");
+        if takes(&schema, field) && !instead && !is_given(args, field) {
+>>>>>>> s-t19:src/cli_args.rs
             args[field] = json!(data(field, &dir, config)?);
         }
     }
@@ -195,7 +201,7 @@ pub fn complete(recipe: &Recipe, args: &mut Value, config: &Config) -> Result<()
 pub fn with_placeholders(recipe: &Recipe, args: &Value) -> Value {
     let (schema, mut all) = ((recipe.schema)(), args.clone());
     let has_reward = args.get("reward").is_some_and(|v| !v.is_null());
-    for field in ["model", "output_dir", "comparisons", "demonstrations", "prompts", "reward_model"] {
+    for field in ["model", "output_dir", "comparisons", "demonstrations", "feedback", "prompts", "reward_model"] {
         let unwanted = match field {
             "model" => !needs_model(&schema),
             "reward_model" => has_reward,
@@ -225,7 +231,7 @@ pub fn data(field: &str, dir: &Path, config: &Config) -> Result<PathBuf> {
     let stored = block_on(async {
         let Some(store) = locate::data_store(config).await? else { return Ok(None) };
         let mut found = write_stored(store.as_ref(), field, &path, learns).await?.map(|n| (n, true));
-        if found.is_none() && field != "comparisons" {
+        if found.is_none() && !matches!(field, "comparisons" | "feedback") {
             found = write_stored(store.as_ref(), "comparisons", &rankings, learns).await?.map(|n| (n, false));
         }
         store.close().await;
@@ -237,6 +243,10 @@ pub fn data(field: &str, dir: &Path, config: &Config) -> Result<PathBuf> {
             return Ok(path);
         }
         Some((n, false)) => format!("{n} rankings of the database"),
+        None if field == "feedback" => bail!(
+            "feedback: is required, and the database has no thumbs. Give a file of {{\"prompt\", \"completion\", \
+             \"label\"}}: --set feedback=FILE"
+        ),
         None => {
             std::fs::write(&rankings, crate::service::sample::rankings())
                 .with_context(|| format!("writing {}", rankings.display()))?;

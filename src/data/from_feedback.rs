@@ -24,7 +24,7 @@ pub struct Told<'a> {
 }
 
 /// Thumb values as the API takes them: up, 1, true; down, −1, false.
-fn thumb(value: &Value) -> Option<f64> {
+pub(super) fn thumb(value: &Value) -> Option<f64> {
     match value {
         Value::String(s) if s == "up" => Some(1.0),
         Value::String(s) if s == "down" => Some(0.0),

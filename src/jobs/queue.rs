@@ -117,7 +117,8 @@ pub fn check(recipe: &Recipe, args: &Value) -> Result<JobArgs, ArgsError> {
 /// The JSON Schema of what a job takes: the recipe's without the paths, plus the job's own arguments.
 pub fn job_schema(recipe: &Recipe) -> Value {
     let mut schema = (recipe.schema)();
-    let (filtered, samples) = (takes(&schema, "comparisons"), takes(&schema, "gold_comparisons"));
+    let filtered = takes(&schema, "comparisons") || takes(&schema, "feedback");
+    let samples = takes(&schema, "gold_comparisons");
     if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
         properties.retain(|name, _| !roles::is_set_by_job(name));
         for field in roles::corpora() {

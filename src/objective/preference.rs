@@ -45,6 +45,19 @@ pub fn pair_metrics(differences: &[f64]) -> Option<PairMetrics> {
     Some(metrics)
 }
 
+/// How often a number of `above` is larger than one of `below`, over all pairs of both; an equal one counts half. This is
+/// the area under the ROC curve. `None` where one side is empty.
+pub fn ranked_above(above: &[f64], below: &[f64]) -> Option<f64> {
+    let mut sorted = below.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let wins = above.iter().map(|a| {
+        let (less, not_more) = (sorted.partition_point(|b| b < a), sorted.partition_point(|b| b <= a));
+        (less + not_more) as f64 / 2.0
+    });
+    let pairs = (above.len() * below.len()) as f64;
+    (pairs > 0.0).then(|| wins.sum::<f64>() / pairs)
+}
+
 /// Accuracy of some of the pairs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Share {

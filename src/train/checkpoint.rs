@@ -106,6 +106,16 @@ impl CheckpointDir {
         bail!("no checkpoint in {} can be used:\n{}", self.dir.display(), warnings.join("\n"))
     }
 
+    /// The recipe state of the newest checkpoint whose state can be read; tensors are not looked at. `None` when there
+    /// is none.
+    pub fn newest_state(dir: &Path) -> Option<serde_json::Value> {
+        let generations = Self { dir: dir.to_owned(), keep: 2 }.generations().ok()?;
+        generations
+            .into_iter()
+            .rev()
+            .find_map(|generation| serde_json::from_slice(&fs::read(generation.path.join("state.json")).ok()?).ok())
+    }
+
     /// The checkpoint marked best, if it is still there and intact.
     pub fn load_best(&self) -> Result<Option<Checkpoint>> {
         match self.best_name() {

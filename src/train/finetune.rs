@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Tensor, Var};
 use serde_json::{Value, json};
 
-use super::args::{FinetuneArgs, parse};
+use super::args::{FinetuneArgs, parse_for_run};
 use super::bidirectional::TrainableEncoder;
 use super::fit::{Fit, count};
 use super::optim::Params;
@@ -28,7 +28,7 @@ use crate::objective::{Stats, causal_lm, classification};
 const HEAD_STD: f64 = 0.02;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
-    let args: FinetuneArgs = parse(args)?;
+    let args: FinetuneArgs = parse_for_run(args)?;
     before(reporter, "loading");
     let common = args.common();
     let loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
@@ -94,6 +94,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let mut more = about(&data.labels, max_length);
     more["metrics"] = metrics.clone();
     super::output::save(&run.common, "classifier", "finetune", &loaded, &body.weights()?, more)?;
+    run.write_card()?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 

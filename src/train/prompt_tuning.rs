@@ -8,7 +8,7 @@ use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::args::{PromptTuningArgs, parse};
+use super::args::{PromptTuningArgs, parse_for_run};
 use super::checkpoint::weights_hash;
 use super::optim::Params;
 use super::run::{Plan, Run, before, device, file_hash};
@@ -32,7 +32,7 @@ struct State {
 }
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
-    let args: PromptTuningArgs = parse(args)?;
+    let args: PromptTuningArgs = parse_for_run(args)?;
     before(reporter, "loading");
     let common = args.common();
     let loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;

@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::args::{SftArgs, parse};
+use super::args::{SftArgs, parse_for_run};
+use super::data_report::DataReport;
 use super::fit::{self, Fit};
 use super::run::{Plan, Run, before, device, file_hash};
 use super::samples::Samples;
@@ -20,7 +21,7 @@ use crate::objective::{Stats, causal_lm};
 use crate::prompt::Texts;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
-    let args: SftArgs = parse(args)?;
+    let args: SftArgs = parse_for_run(args)?;
     before(reporter, "loading");
     let common = args.common();
     let mut loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
@@ -54,6 +55,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let mut run = Run::new(plan, reporter)?;
     length.report(&mut run);
     data.fit.report(&mut run);
+    data.report.tell(&mut run, None);
     run.resume::<()>(&policy.params)?;
     let samples = Samples::new(&texts, data.prompts, run.common.seed);
 
@@ -93,6 +95,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let metrics = json!({"heldout_loss": heldout, "train_demonstrations": data.train.len(), "fit": data.fit.json()});
     super::output::save_adapter(&run.common, &policy)?;
     super::output::save(&run.common, "policy", "sft", &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
+    run.write_card()?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 
@@ -120,6 +123,8 @@ pub(super) struct Demonstrations {
     /// What did not fit. Answers that are longer than the length with their end token are left out: without it they
     /// would teach to stop in mid-sentence.
     pub fit: Fit,
+    /// What was kept, for the run's log and the model card.
+    pub report: DataReport,
 }
 
 impl Demonstrations {
@@ -130,7 +135,8 @@ impl Demonstrations {
 
     fn new(written: Vec<Written>, texts: &Texts, max_length: usize, heldout_fraction: f64) -> Result<Self> {
         let fit = Fit::new(max_length);
-        let mut found = Self { train: Vec::new(), heldout: Vec::new(), prompts: Vec::new(), fit };
+        let (train, heldout, prompts, report) = (Vec::new(), Vec::new(), Vec::new(), DataReport::default());
+        let mut found = Self { train, heldout, prompts, fit, report };
         let mut train_prompts = Vec::new();
         for written in written {
             let mut answers = texts.answers(&written.prompt, &[&written.completion], max_length)?;
@@ -143,7 +149,9 @@ impl Demonstrations {
             let Some((ids, start)) = answers.sequences.pop() else { continue };
             let sequence = Sequence { ids, start };
             // By prompt: two answers to one prompt are on the same side.
-            match split_of(&content_hash(&written.prompt.messages()), heldout_fraction) {
+            let side = split_of(&content_hash(&written.prompt.messages()), heldout_fraction);
+            found.report.note_answer(&written.prompt, &written.completion, sequence.predicted(), side);
+            match side {
                 Split::Train => {
                     found.train.push(sequence);
                     train_prompts.push(written.prompt);

@@ -148,6 +148,11 @@ impl Picked {
     pub fn logprobs(&self, decoder: &Decoder, hidden: &Tensor, temperature: f64) -> Result<TokenLogprobs> {
         decoder.token_logprobs(hidden, &self.targets, temperature as f32)
     }
+
+    /// The same values, with a gradient of the entropies too; the backward pass computes the logits again.
+    pub fn logprobs_and_entropy(&self, decoder: &Decoder, hidden: &Tensor, temperature: f64) -> Result<TokenLogprobs> {
+        decoder.token_logprobs_and_entropy(hidden, &self.targets, temperature as f32)
+    }
 }
 
 #[cfg(test)]

@@ -23,10 +23,14 @@ use crate::ops::attention::{Attend, AttentionSpec, attention};
 use crate::ops::embedding::{embedding, embedding_but};
 use crate::ops::fused;
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout};
+<<<<<<< HEAD:src/model/decoder/mod.rs
 use crate::ops::token_logprobs::{LogitShape, TokenLogprobs, shaped_logprobs};
 pub use blocks::Recompute;
 pub use cached::Recording;
 pub use soft_rows::SoftRows;
+=======
+use crate::ops::token_logprobs::{LogitShape, TokenLogprobs, shaped_logprobs, with_entropy};
+>>>>>>> s-t19:src/model/decoder.rs
 
 /// What the decoder will be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -318,6 +322,16 @@ impl Decoder {
     /// log p(target) at each hidden row [m, d]; see `ops::token_logprobs`.
     pub fn token_logprobs(&self, hidden: &Tensor, targets: &[u32], temperature: f32) -> Result<TokenLogprobs> {
         shaped_logprobs(hidden, self.head.weight()?, targets, temperature, self.shape)
+    }
+
+    /// The same with a gradient of the entropies; see `ops::token_logprobs::with_entropy`.
+    pub fn token_logprobs_and_entropy(
+        &self,
+        hidden: &Tensor,
+        targets: &[u32],
+        temperature: f32,
+    ) -> Result<TokenLogprobs> {
+        with_entropy(hidden, self.head.weight()?, targets, temperature, self.shape)
     }
 
     /// Input embeddings of `ids` [n, d], scaled where the family scales them, positions not added: what soft prompts

@@ -57,6 +57,17 @@ impl RewardModel {
     /// Scores of whole conversations as ids, each with the standard deviation over the heads; sequences are run
     /// `max_tokens` at a time.
     pub fn scores(&self, conversations: &[Vec<u32>], max_tokens: usize) -> Result<Vec<RewardScore>> {
+        let raw = self.raw(conversations, max_tokens)?;
+        Ok(raw.iter().map(|heads| combine(heads, &self.scales)).collect())
+    }
+
+    /// The scaled scores of all heads, one row per conversation.
+    pub fn scores_of_heads(&self, conversations: &[Vec<u32>], max_tokens: usize) -> Result<Vec<Vec<f64>>> {
+        let raw = self.raw(conversations, max_tokens)?;
+        Ok(raw.iter().map(|heads| scaled(heads, &self.scales)).collect())
+    }
+
+    fn raw(&self, conversations: &[Vec<u32>], max_tokens: usize) -> Result<Vec<Vec<f32>>> {
         let mut scores = Vec::with_capacity(conversations.len());
         let mut rest = conversations;
         while !rest.is_empty() {
@@ -70,8 +81,7 @@ impl RewardModel {
                 candle_core::bail!("a conversation has no tokens");
             }
             let summaries = self.trunk.summaries(&PackedBatch::new(now), self.separator)?;
-            let raw: Vec<Vec<f32>> = summaries.matmul(&self.head.t()?)?.to_vec2()?;
-            scores.extend(raw.iter().map(|heads| combine(heads, &self.scales)));
+            scores.extend(summaries.matmul(&self.head.t()?)?.to_vec2::<f32>()?);
             rest = later;
         }
         Ok(scores)
@@ -83,9 +93,13 @@ impl RewardModel {
     }
 }
 
+fn scaled(heads: &[f32], scales: &[Scale]) -> Vec<f64> {
+    heads.iter().zip(scales).map(|(raw, s)| s.gain * f64::from(*raw) + s.bias).collect()
+}
+
 /// Mean and standard deviation over the heads of one completion.
 pub fn combine(heads: &[f32], scales: &[Scale]) -> RewardScore {
-    let scaled: Vec<f64> = heads.iter().zip(scales).map(|(raw, s)| s.gain * f64::from(*raw) + s.bias).collect();
+    let scaled = scaled(heads, scales);
     let n = scaled.len() as f64;
     let mean = scaled.iter().sum::<f64>() / n;
     let variance = scaled.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / n;

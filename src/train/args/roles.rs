@@ -48,6 +48,7 @@ pub const ROLES: &[(&str, Role)] = &[
     ("resume", Run),
     ("comparisons", Data(Always)),
     ("demonstrations", Data(Without("mixture"))),
+    ("feedback", Data(Always)),
     ("prompts", Data(Always)),
     ("ptx_demonstrations", Data(Positive("ptx_coef"))),
     ("reference_demonstrations", Data(Equal("normalize_on", "demonstrations"))),

@@ -29,7 +29,7 @@ const FIRST = [
   'lora',
 ];
 /** Filled in by the server from the store. */
-const HIDDEN = ['output_dir', 'checkpoint_dir', 'resume', 'comparisons', 'demonstrations', 'prompts', 'ptx_demonstrations'];
+const HIDDEN = ['output_dir', 'checkpoint_dir', 'resume', 'comparisons', 'demonstrations', 'feedback', 'prompts', 'ptx_demonstrations'];
 
 /** Recipes that make a new model unless they are given one. */
 const FROM_NOTHING = ['pretrain', 'mlm'];
@@ -40,7 +40,7 @@ const STARTS = {
   reward: ['policy', 'reward', 'encoder'],
 };
 /** Recipes that learn from people: with adapters they fit a laptop. */
-const WITH_ADAPTERS = ['reward', 'ppo', 'reinforce', 'rloo', 'grpo', 'dpo'];
+const WITH_ADAPTERS = ['reward', 'ppo', 'reinforce', 'rloo', 'grpo', 'dpo', 'simpo', 'orpo', 'kto'];
 
 /** Settings shown instead of the schema's defaults where those would train all parameters. */
 function presets(recipe) {

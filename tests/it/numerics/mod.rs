@@ -13,3 +13,4 @@ mod oracle;
 mod sampling;
 mod smollm2;
 mod transformers;
+mod variants;
