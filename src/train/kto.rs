@@ -19,7 +19,7 @@ use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome};
 use crate::data::{PromptInput, Thumbed, read_feedback};
 use crate::domain::Split;
-use crate::eval::preference::ranked_above;
+use crate::objective::preference::ranked_above;
 use crate::model::{self, Decoder};
 use crate::objective::logprobs::sequence_sums_tensor;
 use crate::objective::{Stats, kto};
