@@ -180,16 +180,10 @@ pub fn complete(recipe: &Recipe, args: &mut Value, config: &Config) -> Result<()
         args["output_dir"] = json!(path);
     }
     let dir = beside(Path::new(args["output_dir"].as_str().unwrap_or("out")));
-<<<<<<< HEAD:src/cli/args.rs
     let mut given = args.as_object().cloned().unwrap_or_default();
     given.retain(|name, _| is_given(args, name));
     for (field, needed) in roles::data().filter(|(_, needed)| !needed.is_optional()) {
         if takes(&schema, field) && needed.by(&given, |_| false) && !is_given(args, field) {
-=======
-    for field in ["comparisons", "demonstrations", "feedback", "prompts"] {
-        let instead = field == "demonstrations" && is_given(args, "mixture");
-        if takes(&schema, field) && !instead && !is_given(args, field) {
->>>>>>> s-t19:src/cli_args.rs
             args[field] = json!(data(field, &dir, config)?);
         }
     }

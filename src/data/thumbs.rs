@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::fields::{Fields, Outcome, kind, parse_json};
 use super::from_feedback::{Told, thumb};
 use super::lines::{DataError, LineError, Lines};
-use super::records::{Format, PromptInput};
+use super::records::Format;
+use crate::domain::PromptInput;
 use super::source::Source;
 use crate::domain::{CompletionId, Split};
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::args::{Common, DeviceArg, RecipeArgs, made_with, roles};
 use super::card::{Card, Curve, Curves};
-use super::checkpoint::{Checkpoint, CheckpointDir, TensorFile, sha256_of};
+use super::checkpoint::{Checkpoint, CheckpointDir, TensorFile};
 use super::logs::Logs;
 use super::meter::{Meter, resident_bytes};
 use super::optim::{AdamConfig, AdamW, Grads, Group, Params, Stepping};

@@ -23,14 +23,10 @@ use crate::ops::attention::{Attend, AttentionSpec, attention};
 use crate::ops::embedding::{embedding, embedding_but};
 use crate::ops::fused;
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout};
-<<<<<<< HEAD:src/model/decoder/mod.rs
-use crate::ops::token_logprobs::{LogitShape, TokenLogprobs, shaped_logprobs};
+use crate::ops::token_logprobs::{LogitShape, TokenLogprobs, shaped_logprobs, with_entropy};
 pub use blocks::Recompute;
 pub use cached::Recording;
 pub use soft_rows::SoftRows;
-=======
-use crate::ops::token_logprobs::{LogitShape, TokenLogprobs, shaped_logprobs, with_entropy};
->>>>>>> s-t19:src/model/decoder.rs
 
 /// What the decoder will be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
