@@ -16,8 +16,8 @@ use crate::generation::score::{Continuation, ContinuationScorer};
 use crate::model::heads::classifier::Classifier;
 use crate::model::{self, Decoder, Purpose, SoftPrompt};
 use crate::prompt::{Gap, LabelTemplate, Shots};
-use crate::tokenizer::Tokenizer;
 use crate::statistics::interval::wilson;
+use crate::tokenizer::Tokenizer;
 
 /// What is compared, on what.
 #[derive(Clone, Debug, Deserialize)]
