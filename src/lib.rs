@@ -26,6 +26,7 @@ pub mod jobs;
 pub mod eval;
 pub mod instructgpt;
 pub mod objective;
+pub mod statistics;
 pub mod train;
 
 pub mod data;

@@ -11,8 +11,8 @@ use super::fields::{Fields, Outcome, kind, parse_json};
 use super::from_feedback::{Told, thumb};
 use super::lines::{DataError, LineError, Lines};
 use super::records::Format;
-use crate::domain::PromptInput;
 use super::source::Source;
+use crate::domain::PromptInput;
 use crate::domain::{CompletionId, Split};
 
 /// A completion and whether it was liked.

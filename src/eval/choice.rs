@@ -11,12 +11,12 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::choices::{Normalize, Scored, decide};
-use super::interval::wilson;
 use crate::data::labelled::{self, Labelled};
 use crate::generation::score::{Continuation, ContinuationScorer};
 use crate::model::heads::classifier::Classifier;
 use crate::model::{self, Decoder, Purpose, SoftPrompt};
 use crate::prompt::{Gap, LabelTemplate, Shots};
+use crate::statistics::interval::wilson;
 use crate::tokenizer::Tokenizer;
 
 /// What is compared, on what.

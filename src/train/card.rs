@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::eval::interval::wilson;
+use crate::statistics::interval::wilson;
 
 /// Ends of one curve.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

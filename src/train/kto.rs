@@ -19,9 +19,9 @@ use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome};
 use crate::data::{PromptInput, Thumbed, read_feedback};
 use crate::domain::Split;
-use crate::objective::preference::ranked_above;
 use crate::model::{self, Decoder};
 use crate::objective::logprobs::sequence_sums_tensor;
+use crate::objective::preference::ranked_above;
 use crate::objective::{Stats, kto};
 use crate::prompt::Texts;
 

@@ -49,6 +49,7 @@ pub const ROLES: &[(&str, Role)] = &[
     ("comparisons", Data(Always)),
     ("demonstrations", Data(Without("mixture"))),
     ("feedback", Data(Always)),
+    ("feedback", Data(Always)),
     ("prompts", Data(Always)),
     ("ptx_demonstrations", Data(Positive("ptx_coef"))),
     ("reference_demonstrations", Data(Equal("normalize_on", "demonstrations"))),
@@ -149,18 +150,28 @@ mod tests {
         }
     }
 
-    /// An argument that names a file or a directory and has no role would let a job read any path of the server.
+    /// A text that names a file or a directory and has no role would let a job read any path of the server.
     #[test]
-    fn every_argument_that_is_a_path_has_a_role() {
-        let endings = ["_dir", "_model", "texts", "demonstrations", "comparisons", "prompts", "tokenizer", "mixture"];
-        let plain = ["sample_prompts"];
-        for name in properties().iter().filter(|name| endings.iter().any(|end| name.ends_with(end))) {
-            let role = of(name);
-            assert!(
-                plain.contains(&name.as_str()) || role.is_some_and(|r| r != Manner),
-                "{name} has the role {role:?}"
-            );
+    fn every_text_that_may_be_a_path_has_a_role() {
+        let plain = ["text_field", "label_field", "init_text"];
+        let is_text = |schema: &Value| {
+            let own =
+                schema["type"] == "string" || schema["type"].as_array().is_some_and(|t| t.contains(&json!("string")));
+            own && schema.get("enum").is_none()
+        };
+        let mut texts = 0;
+        for recipe in crate::train::recipes() {
+            let schema = (recipe.schema)();
+            for (name, property) in schema["properties"].as_object().expect("properties") {
+                if plain.contains(&name.as_str()) || !(is_text(property) || is_text(&property["items"])) {
+                    continue;
+                }
+                texts += 1;
+                let role = of(name);
+                assert!(role.is_some_and(|r| r != Manner), "{name} of {} has the role {role:?}", recipe.name);
+            }
         }
+        assert!(texts > 50, "{texts} texts were found");
     }
 
     #[test]
@@ -175,6 +186,6 @@ mod tests {
         let none = json!({"mixture": "tasks.json", "ptx_coef": 0});
         let none = none.as_object().expect("an object");
         let needed: Vec<&str> = data().filter(|(_, n)| n.by(none, |_| true)).map(|(name, _)| name).collect();
-        assert_eq!(needed, ["comparisons", "prompts", "gold_comparisons"]);
+        assert_eq!(needed, ["comparisons", "feedback", "prompts", "gold_comparisons"]);
     }
 }

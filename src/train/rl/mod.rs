@@ -37,7 +37,6 @@ use super::sft::{Demonstrations, backbone_and_output, lengths_of_file};
 use super::trainable::{Trainable, copies, with_prefix};
 use super::{Reporter, TrainOutcome};
 use crate::data::PromptInput;
-use crate::eval::diversity::distinct_n;
 use crate::model::{self, Decoder, Loaded};
 use crate::objective::kl::{AdaptiveKl, KlController, k1, k3, shaped_rewards};
 use crate::objective::logprobs::{per_token, sequence_sums};
@@ -46,6 +45,7 @@ use crate::objective::whiten::{moments, whiten};
 use crate::objective::{gae::gae, grpo, ppo::explained_variance, rloo};
 use crate::ops::pool;
 use crate::prompt::Texts;
+use crate::statistics::diversity::distinct_n;
 
 /// How scores become advantages and advantages a loss.
 pub(super) enum Algorithm {

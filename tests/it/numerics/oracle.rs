@@ -45,7 +45,8 @@ fn parse<T: serde::de::DeserializeOwned>(config: Value) -> T {
 }
 
 fn weights(name: &str) -> VarBuilder<'static> {
-    let tensors = candle_core::safetensors::load(fixtures().join(name).join("model.safetensors"), &Device::Cpu).unwrap();
+    let tensors =
+        candle_core::safetensors::load(fixtures().join(name).join("model.safetensors"), &Device::Cpu).unwrap();
     VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)
 }
 
