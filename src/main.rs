@@ -163,7 +163,7 @@ enum Command {
     /// Write stored judgments or demonstrations as JSON lines.
     #[command(after_help = "Example:\n  instructd export --format trl --split train --out comparisons.jsonl")]
     Export {
-        /// comparisons, trl, hh or demonstrations.
+        /// comparisons, trl, hh, demonstrations, oasst or parquet.
         #[arg(long, default_value = "comparisons")]
         format: String,
         /// train or heldout.

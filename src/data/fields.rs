@@ -197,10 +197,20 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// `prompt` (text or messages), or a conversation.
+    /// The system message that a data set keeps beside the prompt, as `system` or `system_prompt`; blank counts as none.
+    pub fn system(&self) -> Outcome<Option<&'a str>> {
+        let (system, other) = (self.string("system")?, self.string("system_prompt")?);
+        match (system, other) {
+            (Some(a), Some(b)) if a != b => Err("`system` and `system_prompt` are not the same".to_owned()),
+            (system, other) => Ok(system.or(other).filter(|text| !text.trim().is_empty())),
+        }
+    }
+
+    /// `prompt` or `question` (text or messages), or a conversation.
     pub fn prompt(&self, format: Format) -> Outcome<PromptInput> {
-        match self.get("prompt") {
-            Some(value) => self.prompt_input(value, "prompt"),
+        let named = ["prompt", "question"].into_iter().find_map(|name| Some((name, self.get(name)?)));
+        match named {
+            Some((name, value)) => self.prompt_input(value, name),
             None => match self.conversation() {
                 Some((name, value)) => self.prompt_input(value, name),
                 None => match self.get("messages") {

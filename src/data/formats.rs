@@ -17,9 +17,9 @@ use crate::domain::{Knowledge, Message, Split, Strength};
 /// sets of two to nine; more come only from files.
 pub const MAX_COMPLETIONS: usize = 64;
 
-/// Columns that `trl` and Parquet files read: `question` and `system` are Orca's names.
+/// Columns that `trl` and Parquet files read: `question`, `system` and `system_prompt` are Orca's names.
 pub(super) const TRL_FIELDS: &[&str] =
-    &["prompt", "question", "conversations", "system", "chosen", "rejected", "split"];
+    &["prompt", "question", "conversations", "system", "system_prompt", "chosen", "rejected", "split"];
 
 /// A line as a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,7 +159,7 @@ fn comparison(fields: &Fields<'_>) -> Outcome<Comparison> {
         knowledge.map(|k| Knowledge::parse(&k).ok_or(format!("`knowledge` = {k:?} (blind, authors, answer)")));
     Ok(Comparison {
         prompt_id: fields.owned("prompt_id")?,
-        prompt: fields.prompt(Format::Comparisons)?,
+        prompt: with_system_of(fields, fields.prompt(Format::Comparisons)?)?,
         completions,
         strength,
         split,
@@ -188,11 +188,7 @@ fn trl(fields: &Fields<'_>) -> Outcome<Comparison> {
             None => ("question", None),
         },
     };
-    let system = match fields.get("system") {
-        None => None,
-        Some(Value::String(text)) => Some(text.as_str()).filter(|text| !text.trim().is_empty()),
-        Some(other) => return Err(format!("`system` must be a string, not {}", kind(other))),
-    };
+    let system = fields.system()?;
     let comparison = match (prompt, chosen, rejected) {
         (Some(prompt @ Value::Array(_)), Value::Object(_), Value::Object(_)) => {
             let alone = |value: &Value| Value::Array(vec![value.clone()]);
@@ -300,7 +296,7 @@ fn with_system(mut comparison: Comparison, system: &str) -> Outcome<Comparison> 
 
 /// The prompt after what the line's `system` says, where a data set keeps it beside the prompt.
 fn with_system_of(fields: &Fields<'_>, prompt: PromptInput) -> Outcome<PromptInput> {
-    let Some(system) = fields.string("system")?.filter(|text| !text.trim().is_empty()) else { return Ok(prompt) };
+    let Some(system) = fields.system()? else { return Ok(prompt) };
     Ok(with_system(Comparison::preferred(prompt, String::new(), String::new()), system)?.prompt)
 }
 

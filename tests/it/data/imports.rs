@@ -304,6 +304,33 @@ fn columns_of_others_are_mapped_or_named() {
     assert_eq!(parsed.map(|p| p.unwrap().ignored).collect::<Vec<_>>(), [["score_chosen"]]);
 }
 
+/// A system message beside the prompt, and GSM8K's `question`, are read in every format that has a prompt.
+#[test]
+fn columns_beside_the_prompt_are_read_in_every_format() {
+    let talk = [message("system", "Be brief."), message("user", "Capital?")];
+    let ranked = r#""completions": [{"text": "Paris.", "tier": 0}, {"text": "Lyon.", "tier": 1}]"#;
+    for (format, rest) in [
+        (Format::Comparisons, ranked),
+        (Format::Trl, r#""chosen": "Paris.", "rejected": "Lyon.""#),
+        (Format::Demonstrations, r#""completion": "Paris.""#),
+        (Format::Prompts, r#""answer": "Paris""#),
+    ] {
+        for (system, prompt) in [("system", "prompt"), ("system_prompt", "prompt"), ("system", "question")] {
+            let line = format!(r#"{{"{system}": "Be brief.", "{prompt}": "Capital?", {rest}}}"#);
+            let prompt = match one(format, &line) {
+                Ok(Record::Comparison(c)) => c.prompt,
+                Ok(Record::Demonstration(d)) => d.prompt,
+                Ok(Record::Prompt(p)) => p.prompt,
+                Err(e) => panic!("{line}: {e}"),
+            };
+            assert_eq!(prompt.messages(), talk, "{line}");
+        }
+        let line = format!(r#"{{"system": "a", "system_prompt": "b", "prompt": "Capital?", {rest}}}"#);
+        let error = one(format, &line).unwrap_err().message;
+        assert!(error.contains("`system` and `system_prompt`"), "{line}: {error}");
+    }
+}
+
 #[test]
 fn messages_are_taken_as_the_api_takes_them() {
     let line = r#"{"prompt": [{"role": "developer", "content": "Be brief."},
