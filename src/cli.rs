@@ -89,6 +89,7 @@ pub fn train(config: &Config, recipe: &str, given: &Given, data: &Data, reward_h
     data.put(&mut args);
     // Cheap mistakes first: no model is brought and no data is written for arguments that are refused.
     (found.validate)(&cli_args::with_placeholders(found, &args))?;
+    crate::cli_models::put_paths(&mut args, config)?;
     cli_args::complete(found, &mut args, config)?;
     (found.validate)(&args)?;
     crate::cli_models::put_paths(&mut args, config)?;
@@ -227,9 +228,31 @@ pub fn import_adapter(config: &Config, adapter: &Path, base: &str, name: &str) -
     crate::models_cli::import_peft(adapter, &base, &crate::model::pull::models_dir(&config.data_dir).join(name))
 }
 
+/// What each kind of evaluation is measured on; `choice` has a list of systems instead.
+const MEASURED_ON: &[(&str, &str)] =
+    &[("perplexity", "text"), ("classifier", "labelled"), ("reward", "comparisons"), ("scores", "completions")];
+
+/// # Errors
+/// Without a kind, or without the file that it needs: what to add, with an example.
+fn check_eval(args: &serde_json::Value) -> Result<()> {
+    let given = |name: &str| args.get(name).is_some_and(|v| !v.is_null());
+    if !given("kind") {
+        bail!(
+            "kind: which evaluation? There are perplexity, choice, classifier, reward, scores; for instance `instructd \
+             eval --set kind=perplexity --set text=FILE`"
+        );
+    }
+    let kind = args["kind"].as_str().unwrap_or_default();
+    if let Some((_, field)) = MEASURED_ON.iter().find(|(name, field)| *name == kind && !given(field)) {
+        bail!("{field}: {kind} is measured on a file: --set {field}=FILE");
+    }
+    Ok(())
+}
+
 /// Measures a model on a file and prints the figures as JSON.
 pub fn eval(config: &Config, given: &Given) -> Result<()> {
     let mut args = given.read()?;
+    check_eval(&args)?;
     let names_model = args.get("model").is_some_and(|v| !v.is_null()) || args.get("systems").is_some();
     if !names_model {
         let (name, path) = crate::cli_models::default_model(config)?;

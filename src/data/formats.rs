@@ -179,11 +179,10 @@ fn labeler(fields: &Fields<'_>) -> Outcome<Option<String>> {
 fn trl(fields: &Fields<'_>) -> Outcome<Comparison> {
     let chosen = fields.require("chosen", Format::Trl)?;
     let rejected = fields.require("rejected", Format::Trl)?;
-    let (name, prompt) = match (fields.get("prompt"), fields.get("question")) {
-        (Some(prompt), _) => ("prompt", Some(prompt)),
-        (None, Some(question)) => ("question", Some(question)),
+    let (name, prompt) = match fields.named_prompt()? {
+        Some((name, prompt)) => (name, Some(prompt)),
         // ShareGPT's preference data: the conversation up to two answers.
-        (None, None) => match fields.get("conversations").filter(|list| list.is_array()) {
+        None => match fields.get("conversations").filter(|list| list.is_array()) {
             Some(list) => ("conversations", Some(list)),
             None => ("question", None),
         },
@@ -262,6 +261,10 @@ fn conversations(
 fn implicit(fields: &Fields<'_>, chosen: &str, rejected: &str) -> Outcome<Comparison> {
     if let Some(column) = fields.prompt_like() {
         return Err(unknown_column(column));
+    }
+    // A data set with a column for the prompt does not write the prompt into the answers.
+    if let Some(column) = fields.null_prompt() {
+        return Err(format!("`{column}` is null: the line has no prompt"));
     }
     if chosen.trim_start().starts_with("Human:") && rejected.trim_start().starts_with("Human:") {
         return hh::pair(chosen, rejected);
