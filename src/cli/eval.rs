@@ -1,6 +1,6 @@
 //! `instructd eval`: measures a model on a file.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::args::Given;
 use super::locate;
@@ -14,6 +14,27 @@ pub struct Args {
     settings: Settings,
 }
 
+/// What each kind of evaluation is measured on; `choice` has a list of systems instead.
+const MEASURED_ON: &[(&str, &str)] =
+    &[("perplexity", "text"), ("classifier", "labelled"), ("reward", "comparisons"), ("scores", "completions")];
+
+/// # Errors
+/// Without a kind, or without the file that it needs: what to add, with an example.
+fn check(args: &serde_json::Value) -> Result<()> {
+    let given = |name: &str| args.get(name).is_some_and(|v| !v.is_null());
+    if !given("kind") {
+        bail!(
+            "kind: which evaluation? There are perplexity, choice, classifier, reward, scores; for instance `instructd \
+             eval --set kind=perplexity --set text=FILE`"
+        );
+    }
+    let kind = args["kind"].as_str().unwrap_or_default();
+    if let Some((_, field)) = MEASURED_ON.iter().find(|(name, field)| *name == kind && !given(field)) {
+        bail!("{field}: {kind} is measured on a file: --set {field}=FILE");
+    }
+    Ok(())
+}
+
 /// Measures a model on a file and prints the figures as JSON.
 ///
 /// # Errors
@@ -21,6 +42,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let config = &args.settings.load()?;
     let mut args = args.given.read()?;
+    check(&args)?;
     let names_model = args.get("model").is_some_and(|v| !v.is_null()) || args.get("systems").is_some();
     if !names_model {
         let (name, path) = locate::default_model(config)?;

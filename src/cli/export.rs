@@ -10,7 +10,7 @@ use crate::domain::Split;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// comparisons, trl, hh or demonstrations.
+    /// comparisons, trl, hh, demonstrations, oasst or parquet.
     #[arg(long, default_value = "comparisons")]
     format: String,
     /// train or heldout.

@@ -47,6 +47,7 @@ pub fn run(args: Args) -> Result<()> {
     data.put(&mut args);
     // Cheap mistakes first: no model is brought and no data is written for arguments that are refused.
     (found.validate)(&args::with_placeholders(found, &args))?;
+    locate::put_paths(&mut args, config)?;
     args::complete(found, &mut args, config)?;
     (found.validate)(&args)?;
     locate::put_paths(&mut args, config)?;

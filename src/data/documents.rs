@@ -105,6 +105,9 @@ fn open(path: &Path, cut: Cut, field: &str) -> Result<Documents> {
             let file = File::open(&path).map_err(|source| DataError::Io { path: path.clone(), source })?;
             Box::new(Rows::open(path, file, &field)?)
         }
+        Content::Text | Content::Json if [".csv", ".tsv"].iter().any(|e| name.ends_with(e)) => {
+            return Err(refused("it is a table of separated values; write each text as one JSON line, {\"text\": …}"));
+        }
         _ if name.ends_with(".parquet") => return Err(refused("it is not a Parquet file, though its name says so")),
         // A text may begin with a brace; the name says that it is one.
         Content::Json if !name.ends_with(".txt") && !name.ends_with(".text") => json_lines(path, source.reader, field),

@@ -197,10 +197,35 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// `prompt` (text or messages), or a conversation.
+    /// The system message that a data set keeps beside the prompt, as `system` or `system_prompt`; blank counts as none.
+    pub fn system(&self) -> Outcome<Option<&'a str>> {
+        let (system, other) = (self.string("system")?, self.string("system_prompt")?);
+        match (system, other) {
+            (Some(a), Some(b)) if a != b => Err("`system` and `system_prompt` are not the same".to_owned()),
+            (system, other) => Ok(system.or(other).filter(|text| !text.trim().is_empty())),
+        }
+    }
+
+    /// The value of `prompt`, or of `question`, with its name.
+    pub fn named_prompt(&self) -> Outcome<Option<(&'static str, &'a Value)>> {
+        match (self.get("prompt"), self.get("question")) {
+            (Some(prompt), Some(question)) if prompt != question => {
+                Err("`prompt` and `question` are both there and are not the same".to_owned())
+            }
+            (Some(prompt), _) => Ok(Some(("prompt", prompt))),
+            (None, question) => Ok(question.map(|question| ("question", question))),
+        }
+    }
+
+    /// A column for the prompt that is there and null.
+    pub fn null_prompt(&self) -> Option<&'static str> {
+        ["prompt", "question"].into_iter().find(|name| self.map.get(*name).is_some_and(Value::is_null))
+    }
+
+    /// `prompt` or `question` (text or messages), or a conversation.
     pub fn prompt(&self, format: Format) -> Outcome<PromptInput> {
-        match self.get("prompt") {
-            Some(value) => self.prompt_input(value, "prompt"),
+        match self.named_prompt()? {
+            Some((name, value)) => self.prompt_input(value, name),
             None => match self.conversation() {
                 Some((name, value)) => self.prompt_input(value, name),
                 None => match self.get("messages") {

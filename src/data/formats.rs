@@ -17,9 +17,9 @@ use crate::domain::{Knowledge, Message, PromptInput, Split, Strength};
 /// sets of two to nine; more come only from files.
 pub const MAX_COMPLETIONS: usize = 64;
 
-/// Columns that `trl` and Parquet files read: `question` and `system` are Orca's names.
+/// Columns that `trl` and Parquet files read: `question`, `system` and `system_prompt` are Orca's names.
 pub(super) const TRL_FIELDS: &[&str] =
-    &["prompt", "question", "conversations", "system", "chosen", "rejected", "split"];
+    &["prompt", "question", "conversations", "system", "system_prompt", "chosen", "rejected", "split"];
 
 /// A line as a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,7 +159,7 @@ fn comparison(fields: &Fields<'_>) -> Outcome<Comparison> {
         knowledge.map(|k| Knowledge::parse(&k).ok_or(format!("`knowledge` = {k:?} (blind, authors, answer)")));
     Ok(Comparison {
         prompt_id: fields.owned("prompt_id")?,
-        prompt: fields.prompt(Format::Comparisons)?,
+        prompt: with_system_of(fields, fields.prompt(Format::Comparisons)?)?,
         completions,
         strength,
         split,
@@ -179,20 +179,15 @@ fn labeler(fields: &Fields<'_>) -> Outcome<Option<String>> {
 fn trl(fields: &Fields<'_>) -> Outcome<Comparison> {
     let chosen = fields.require("chosen", Format::Trl)?;
     let rejected = fields.require("rejected", Format::Trl)?;
-    let (name, prompt) = match (fields.get("prompt"), fields.get("question")) {
-        (Some(prompt), _) => ("prompt", Some(prompt)),
-        (None, Some(question)) => ("question", Some(question)),
+    let (name, prompt) = match fields.named_prompt()? {
+        Some((name, prompt)) => (name, Some(prompt)),
         // ShareGPT's preference data: the conversation up to two answers.
-        (None, None) => match fields.get("conversations").filter(|list| list.is_array()) {
+        None => match fields.get("conversations").filter(|list| list.is_array()) {
             Some(list) => ("conversations", Some(list)),
             None => ("question", None),
         },
     };
-    let system = match fields.get("system") {
-        None => None,
-        Some(Value::String(text)) => Some(text.as_str()).filter(|text| !text.trim().is_empty()),
-        Some(other) => return Err(format!("`system` must be a string, not {}", kind(other))),
-    };
+    let system = fields.system()?;
     let comparison = match (prompt, chosen, rejected) {
         (Some(prompt @ Value::Array(_)), Value::Object(_), Value::Object(_)) => {
             let alone = |value: &Value| Value::Array(vec![value.clone()]);
@@ -267,6 +262,10 @@ fn implicit(fields: &Fields<'_>, chosen: &str, rejected: &str) -> Outcome<Compar
     if let Some(column) = fields.prompt_like() {
         return Err(unknown_column(column));
     }
+    // A data set with a column for the prompt does not write the prompt into the answers.
+    if let Some(column) = fields.null_prompt() {
+        return Err(format!("`{column}` is null: the line has no prompt"));
+    }
     if chosen.trim_start().starts_with("Human:") && rejected.trim_start().starts_with("Human:") {
         return hh::pair(chosen, rejected);
     }
@@ -300,7 +299,7 @@ fn with_system(mut comparison: Comparison, system: &str) -> Outcome<Comparison> 
 
 /// The prompt after what the line's `system` says, where a data set keeps it beside the prompt.
 fn with_system_of(fields: &Fields<'_>, prompt: PromptInput) -> Outcome<PromptInput> {
-    let Some(system) = fields.string("system")?.filter(|text| !text.trim().is_empty()) else { return Ok(prompt) };
+    let Some(system) = fields.system()? else { return Ok(prompt) };
     Ok(with_system(Comparison::preferred(prompt, String::new(), String::new()), system)?.prompt)
 }
 

@@ -93,11 +93,26 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
+    /// Passes over lines of nothing. Compressed, a few kilobytes may hold hundreds of millions of them.
+    fn skip_empty(&mut self) -> std::io::Result<()> {
+        loop {
+            let buffer = self.reader.fill_buf()?;
+            let n = buffer.iter().position(|b| !matches!(b, b'\n' | b'\r')).unwrap_or(buffer.len());
+            let (is_empty, goes_on) = (buffer.is_empty(), n < buffer.len());
+            self.line += buffer[..n].iter().filter(|b| **b == b'\n').count();
+            self.reader.consume(n);
+            if is_empty || goes_on {
+                return Ok(());
+            }
+        }
+    }
+
     fn read(&mut self) -> Option<Result<String, LineError>> {
+        let skipped = self.skip_empty();
         self.line += 1;
         let line = self.line;
         let mut bytes = Vec::new();
-        let mut outcome = self.reader.by_ref().take(self.longest).read_until(b'\n', &mut bytes);
+        let mut outcome = skipped.and_then(|()| self.reader.by_ref().take(self.longest).read_until(b'\n', &mut bytes));
         let too_long = bytes.len() as u64 == self.longest && !bytes.ends_with(b"\n");
         if too_long {
             outcome = self.skip_rest().map(|()| bytes.len());

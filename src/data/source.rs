@@ -10,6 +10,13 @@ use super::lines::{DataError, LineError};
 /// Bytes that are looked at.
 const HEAD: usize = 4096;
 
+const NOT_UTF8: &str = "text in another encoding than UTF-8";
+
+/// Places where `text` is no UTF-8; its end may be in the middle of a character.
+fn bad_bytes(text: &[u8]) -> usize {
+    text.utf8_chunks().filter(|chunk| !chunk.invalid().is_empty()).count()
+}
+
 /// The content of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
@@ -64,6 +71,8 @@ impl Content {
             None if head.len() < HEAD => Self::Empty,
             Some(b'{') => Self::Json,
             Some(b'[') if text.get(1..).is_some_and(|t| t.trim_ascii_start().starts_with(b"{")) => Self::JsonList,
+            // A bad byte now and then is damage; many are another encoding, such as Latin-1.
+            _ if bad_bytes(text) > 1 + text.len() / 256 => Self::Other(NOT_UTF8),
             _ => Self::Text,
         }
     }
@@ -71,6 +80,7 @@ impl Content {
     /// Why nothing reads it as text, where nothing does.
     pub fn refusal(self) -> Option<String> {
         match self {
+            Self::Other(NOT_UTF8) => Some("it is not UTF-8 text; save it as UTF-8".to_owned()),
             Self::Other("UTF-16 text") => Some("it is UTF-16 text; save it as UTF-8".to_owned()),
             Self::Other(what) => Some(format!("it is {what}, which is not read here")),
             Self::Gzip | Self::Zstd => Some("it is compressed twice".to_owned()),
@@ -177,6 +187,9 @@ mod tests {
             (b"Once", Content::Text),
             (b"\xff\xfea\0", Content::Other("UTF-16 text")),
             (b"a\0b\0c\0", Content::Other("UTF-16 text")),
+            (b"caf\xe9 cr\xe8me br\xfbl\xe9e", Content::Other(NOT_UTF8)),
+            (b"caf\xc3\xa9 cr\xe8me", Content::Text),
+            (b"caf\xc3\xa9 cr\xc3", Content::Text),
             (b"abcdefghij\0klmnop", Content::Other("a binary file")),
             (b"PK\x03\x04", Content::Other("a ZIP archive")),
         ] {

@@ -294,8 +294,12 @@ const ROWS: u32 = 50;
 const MOST_ROWS: u32 = 500;
 
 /// # Errors
-/// 400 at `limit` outside 1 to 500.
+/// 400 at `limit` outside 1 to 500, and at an `after` that is no id: it would give the first page again, or none.
 pub fn page(after: Option<String>, limit: Option<u32>) -> ApiResult<Page> {
+    let is_id = |id: &String| id.len() == 26 && id.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
+    if after.as_ref().is_some_and(|id| !is_id(id)) {
+        return Err(ApiError::bad("after", "is no id; take it from `after` of the page before"));
+    }
     Ok(Page { after, limit: rows(limit.map(i64::from))? })
 }
 

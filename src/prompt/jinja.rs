@@ -4,14 +4,13 @@
 use minijinja::value::{Kwargs, Rest, Value, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State};
 
+use super::jinja_bounds::{MOST_WIDTH, charged, check_widths, sum};
 use super::jinja_source::prepare;
 
-/// Fuel for one rendering is checked by minijinja; this bounds what one call may make before it is charged.
-const MOST_WIDTH: usize = 1 << 16;
 /// Deeper values are not written as JSON.
 const MOST_DEPTH: usize = 64;
 
-fn wrong(message: impl Into<String>) -> Error {
+pub(super) fn wrong(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }
 
@@ -23,6 +22,11 @@ pub(super) fn install(environment: &mut Environment<'static>, name: &str, source
     environment.set_unknown_method_callback(method);
     environment.add_filter("tojson", tojson);
     environment.add_filter("__modulo__", modulo);
+    environment.add_filter("__charged__", charged);
+    environment.add_filter("sum", sum);
+    // Jinja2 has none of these, and they join lists without counting them.
+    environment.remove_filter("chain");
+    environment.remove_filter("zip");
     environment.add_filter("wordcount", |text: String| word_count(&text));
     environment.add_filter("truncate", truncate);
     environment
@@ -210,6 +214,9 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
     if let Some(text) = value.as_str() {
         // The fuel that reading the text costs, before any work.
         state.consume_fuel((text.len() / 64) as u64)?;
+        if name == "format" {
+            check_widths(state, text, args)?;
+        }
         if let Some(result) = string_method(text, name, args)? {
             return Ok(result);
         }

@@ -1,5 +1,6 @@
 //! Rewrites what minijinja cannot read into what it can, line for line: `{% generation %}` becomes a scope,
-//! `left % right` a filter that formats strings.
+//! `left % right` a filter that formats strings. In `left + right`, a filter charges the right operand: minijinja adds
+//! lists without counting them, so that `l + l` doubled a few dozen times fills the memory.
 
 /// One token of a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,12 +87,22 @@ pub(super) fn prepare(source: &str) -> Result<String, String> {
             }
             _ => {}
         }
-        let signs = tokens.iter().enumerate().filter(|(_, t)| t.text == "%" && t.kind == Kind::Sign);
-        let signs: Vec<usize> = signs.map(|(i, _)| i).collect();
-        if signs.is_empty() {
+        let at_signs = |sign: &str| -> Vec<usize> {
+            let found = tokens.iter().enumerate().filter(|(_, t)| t.text == sign && t.kind == Kind::Sign);
+            found.map(|(i, _)| i).collect()
+        };
+        let (signs, sums) = (at_signs("%"), at_signs("+"));
+        if signs.is_empty() && sums.is_empty() {
             continue;
         }
         let pairs = brackets(&tokens);
+        for i in sums.into_iter().filter(|i| *i > 0 && is_operand(&tokens[i - 1])) {
+            let literal = |t: &Token<'_>| matches!(t.kind, Kind::Number | Kind::Text);
+            let after = right_operand(&tokens, &pairs, i);
+            if let Some(after) = after.filter(|end| !tokens.get(i + 1).is_some_and(|t| literal(t) && t.end() == *end)) {
+                edits.push((after, after, "|__charged__".to_owned()));
+            }
+        }
         let mut rewritten = vec![false; tokens.len()];
         for i in signs {
             if left_operand(&tokens, &pairs, &rewritten, i)
@@ -281,11 +292,17 @@ mod tests {
         assert_eq!(prepare("{{ '%d' % x }}"), "{{ '%d' |__modulo__( x) }}");
         assert_eq!(prepare("{{ '%d%%' % (a, b[1]) ~ c }}"), "{{ '%d%%' |__modulo__( (a, b[1])) ~ c }}");
         assert_eq!(prepare("{%- if loop.index0 % 2 == 0 -%}"), "{%- if loop.index0 |__modulo__( 2) == 0 -%}");
+        assert_eq!(
+            prepare("{{ 'a' + b + c[1]|d * 2 + 'e' }}"),
+            "{{ 'a' + b|__charged__ + c[1]|d|__charged__ * 2 + 'e' }}"
+        );
+        assert_eq!(prepare("{{ a + b % c }}"), "{{ a + b|__charged__ |__modulo__( c) }}");
         assert_eq!(prepare("{%-generation-%}a{% endgeneration %}"), "{%-with-%}a{% endwith %}");
         for same in [
             "{{ 2 * n % 5 }}",
             "{{ -n % 5 }}",
             "{{ 7 % 3 }}",
+            "{{ a + 'b' }}{%+ endif +%}{{ +a }}{{ -n + 5 }}",
             "5 % 2",
             "{# a % b #}",
             "{% raw %}{{ a % b }}{% endraw %}",

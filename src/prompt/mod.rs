@@ -5,6 +5,7 @@ pub mod chat;
 pub mod conversation;
 pub mod instruction;
 mod jinja;
+mod jinja_bounds;
 mod jinja_source;
 pub mod label_template;
 pub mod texts;

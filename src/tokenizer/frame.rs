@@ -1,7 +1,7 @@
 //! What a tokenizer puts around a text, and how it reads one that goes on from another.
 
-use serde_json::Value;
-use tokenizers::{Encoding, NormalizerWrapper, PreTokenizerWrapper, Token};
+use serde_json::{Map, Value, json};
+use tokenizers::{Encoding, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Token};
 
 /// Facts about one tokenizer, found once.
 #[derive(Default)]
@@ -70,11 +70,52 @@ fn without_prefix(rules: &mut Value, prefix: &mut bool, every_part: &mut bool) {
     }
 }
 
-/// The ids that the post-processor puts before a text: those marked as special before one ordinary token.
-fn before(base: &tokenizers::Tokenizer) -> Vec<u32> {
+/// What the post-processor makes of one ordinary token of id 0; `None` where it fails.
+fn around_one(base: &tokenizers::Tokenizer) -> Option<Encoding> {
     let one = Encoding::from_tokens(vec![Token::new(0, "a".into(), (0, 1))], 0);
     let framed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| base.post_process(one, None, true)));
-    let Ok(Ok(framed)) = framed else { return Vec::new() };
+    framed.ok()?.ok()
+}
+
+/// The ids that the post-processor puts before a text: those marked as special before one ordinary token.
+fn before(base: &tokenizers::Tokenizer) -> Vec<u32> {
+    let Some(framed) = around_one(base) else { return Vec::new() };
     let special = framed.get_special_tokens_mask().iter().take_while(|mark| **mark == 1).count();
     framed.get_ids()[..special.min(framed.len())].to_vec()
+}
+
+/// The post-processor that `add_bos_token` and `add_eos_token` of tokenizer_config.json ask for, where that of
+/// tokenizer.json does something else. transformers 5 builds it anew as soon as one of the two is given; the other
+/// one then counts as false, and so does one whose token has no name.
+pub(super) fn asked_for(base: &tokenizers::Tokenizer, config: Option<&Value>) -> Option<PostProcessorWrapper> {
+    let config = config?;
+    let flag = |name: &str| config.get(name).and_then(Value::as_bool);
+    let (bos, eos) = (flag("add_bos_token"), flag("add_eos_token"));
+    if bos.is_none() && eos.is_none() {
+        return None;
+    }
+    let token = |is_on: Option<bool>, name: &str| {
+        let value = config.get(name).filter(|_| is_on == Some(true))?;
+        let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
+        Some((text, base.token_to_id(text)?))
+    };
+    let (bos, eos) = (token(bos, "bos_token"), token(eos, "eos_token"));
+    let wanted: Vec<u32> = bos.map(|(_, id)| id).into_iter().chain([0]).chain(eos.map(|(_, id)| id)).collect();
+    if around_one(base).is_some_and(|framed| framed.get_ids() == wanted) {
+        return None;
+    }
+    let list = |kind: u32, sequence: &str| {
+        let special = |(text, _): (&str, u32)| json!({"SpecialToken": {"id": text, "type_id": kind}});
+        let text = json!({"Sequence": {"id": sequence, "type_id": kind}});
+        bos.map(special).into_iter().chain([text]).chain(eos.map(special)).collect::<Vec<Value>>()
+    };
+    let single = list(0, "A");
+    let pair: Vec<Value> = single.iter().cloned().chain(list(1, "B")).collect();
+    let special = bos.iter().chain(&eos).map(|(text, id)| {
+        let token = json!({"id": text, "ids": [id], "tokens": [text]});
+        ((*text).to_owned(), token)
+    });
+    let special: Map<String, Value> = special.collect();
+    let built = json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special});
+    serde_json::from_value(built).ok()
 }

@@ -109,6 +109,9 @@ impl Tokenizer {
         // Both would silently change what is encoded; lengths are the caller's business.
         base.with_truncation(None).map_err(failed)?;
         base.with_padding(None);
+        if let Some(processor) = frame::asked_for(&base, config.as_ref()) {
+            base.with_post_processor(Some(processor));
+        }
         let byte_level = matches!(base.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
         let vocab_size = base.get_vocab_size(true);
         let finders = guarded(|| added::Finders::new(&base)).and_then(|found| found)?;

@@ -4,6 +4,8 @@
 //! - One begin and one padding token: config.json, else generation_config.json, else the tokenizer's.
 //! - Names of special tokens (what templates see): tokenizer_config.json, and what it leaves out from
 //!   special_tokens_map.json.
+//! - What surrounds a text: `add_bos_token` and `add_eos_token` of tokenizer_config.json where one of them is given,
+//!   else the post-processor of tokenizer.json (`tokenizer/frame.rs`).
 //! - Chat template: chat_template.jinja, else chat_template.json, else tokenizer_config.json; of several named ones
 //!   `default`, or the only one.
 //! - Pooling, normalising and length of a sentence encoder: modules.json and the files it names; the length

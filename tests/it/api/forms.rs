@@ -36,6 +36,10 @@ async fn no_route_ignores_a_parameter() {
     for (path, param) in [
         ("/v1/prompts?limit=0", "limit"),
         ("/v1/prompts?limit=501", "limit"),
+        ("/v1/prompts?after=zzz", "after"),
+        ("/v1/label/history?after=1", "after"),
+        ("/admin/jobs?after=zzz", "after"),
+        ("/admin/sets?after=", "after"),
         ("/admin/audit?limit=0", "limit"),
         ("/admin/api/quality/consensus?limit=1001", "limit"),
         ("/admin/api/throughput?days=0", "days"),

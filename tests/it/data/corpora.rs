@@ -88,6 +88,8 @@ fn bad_files_are_named_with_the_line() {
     assert!(error("x.jsonl", b"{\"text\":\"a\"}\n{\"txt\":\"b\"}\n").contains("line 2: `text` must be a string"));
     assert!(error("x.jsonl", b"{\"text\":\n").contains("line 1: not JSON"));
     assert!(error("x.parquet", b"PAR1 no").contains("not a Parquet file"));
+    assert!(error("x.txt", b"caf\xe9 cr\xe8me br\xfbl\xe9e").contains("save it as UTF-8"));
+    assert!(error("x.csv", b"text,label\na,b\n").contains("table of separated values"));
     let path = dir.path().join("y.parquet");
     write_parquet(&path, &[Some("a")]);
     let other: Result<Vec<String>, _> = documents(&[path], Cut::Paragraph, "body").unwrap().collect();

@@ -239,6 +239,17 @@ fn lines(packed: Vec<u8>, limits: Limits) -> Vec<Result<Parsed, LineError>> {
     data::import_lines(Format::Prompts, source.reader).collect()
 }
 
+/// Lines of nothing cost no more than their bytes, and still count.
+#[test]
+fn empty_lines_are_passed_over_and_counted() {
+    let mut text = vec![b'\n'; 3_000_000];
+    text.extend_from_slice(b"\r\n  \n{\"prompt\": \"q\"}\n\n{\"prompt\": 1}");
+    let all: Vec<_> = data::import_lines(Format::Prompts, text.as_slice()).collect();
+    assert_eq!(all.len(), 2);
+    assert_eq!(all[0].as_ref().unwrap().line, 3_000_003);
+    assert_eq!(all[1].as_ref().unwrap_err().line, 3_000_005);
+}
+
 #[test]
 fn packed_lines_are_unpacked_within_limits() {
     let text = "{\"prompt\": \"what?\"}\n".repeat(20_000);
@@ -290,6 +301,8 @@ fn columns_of_others_are_mapped_or_named() {
         (r#"{"chosen": "The sky", "rejected": "The sky is blue"}"#, "the beginning of the other"),
         (r#"{"chosen": "Paris ", "rejected": "London"}"#, "`prompt` is missing"),
         (r#"{"chosen": "The same.", "rejected": "The same. "}"#, "the same text"),
+        (r#"{"prompt": "q", "question": "p", "chosen": "a", "rejected": "b"}"#, "`prompt` and `question`"),
+        (r#"{"prompt": null, "chosen": "The a", "rejected": "The b"}"#, "`prompt` is null"),
         (r#"{"prompt": "q", "prompt": "p", "chosen": "a", "rejected": "b"}"#, "`prompt` comes twice"),
         (r#"{"prompt": "q", "chosen": "a", "rejected": 3}"#, "must all be"),
         (r#"{"prompt": "q", "chosen": "a", "rejected": "b"}{"prompt": "q"}"#, "--data-binary"),
@@ -302,6 +315,33 @@ fn columns_of_others_are_mapped_or_named() {
         r#"{"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 9, "source": null}"#.as_bytes(),
     );
     assert_eq!(parsed.map(|p| p.unwrap().ignored).collect::<Vec<_>>(), [["score_chosen"]]);
+}
+
+/// A system message beside the prompt, and GSM8K's `question`, are read in every format that has a prompt.
+#[test]
+fn columns_beside_the_prompt_are_read_in_every_format() {
+    let talk = [message("system", "Be brief."), message("user", "Capital?")];
+    let ranked = r#""completions": [{"text": "Paris.", "tier": 0}, {"text": "Lyon.", "tier": 1}]"#;
+    for (format, rest) in [
+        (Format::Comparisons, ranked),
+        (Format::Trl, r#""chosen": "Paris.", "rejected": "Lyon.""#),
+        (Format::Demonstrations, r#""completion": "Paris.""#),
+        (Format::Prompts, r#""answer": "Paris""#),
+    ] {
+        for (system, prompt) in [("system", "prompt"), ("system_prompt", "prompt"), ("system", "question")] {
+            let line = format!(r#"{{"{system}": "Be brief.", "{prompt}": "Capital?", {rest}}}"#);
+            let prompt = match one(format, &line) {
+                Ok(Record::Comparison(c)) => c.prompt,
+                Ok(Record::Demonstration(d)) => d.prompt,
+                Ok(Record::Prompt(p)) => p.prompt,
+                Err(e) => panic!("{line}: {e}"),
+            };
+            assert_eq!(prompt.messages(), talk, "{line}");
+        }
+        let line = format!(r#"{{"system": "a", "system_prompt": "b", "prompt": "Capital?", {rest}}}"#);
+        let error = one(format, &line).unwrap_err().message;
+        assert!(error.contains("`system` and `system_prompt`"), "{line}: {error}");
+    }
 }
 
 #[test]

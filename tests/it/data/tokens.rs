@@ -6,6 +6,7 @@ use instructd::tokenizer::{Specials, Tokenizer};
 use proptest::prelude::*;
 use serde_json::json;
 
+use super::super::support::published::{framed, words};
 use super::super::support::{fixture, smollm2};
 
 /// Byte-level BPE over all bytes with a few merges and two special tokens.
@@ -51,6 +52,38 @@ fn a_break_forbids_only_the_token_across_it() {
         let ids = tokenizer.encode_with(text, false, Specials::Between(&breaks)).unwrap();
         assert_eq!(ids.iter().filter(|id| tokenizer.is_special(**id)).count(), special, "{breaks:?}");
         assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+    }
+}
+
+/// As transformers 5: `add_bos_token` and `add_eos_token` of tokenizer_config.json go before the post-processor of
+/// tokenizer.json, and one that is not given counts as false beside the other.
+#[test]
+fn flags_of_the_configuration_say_what_surrounds_a_text() {
+    let specials = [(1, "<s>"), (2, "</s>")];
+    let (none, both) = (json!(null), framed(Some((1, "<s>")), Some((2, "</s>"))));
+    let names = json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}});
+    for (processor, flags, ids, open) in [
+        (&none, json!({}), vec![7], vec![7]),
+        (&none, json!({"add_bos_token": true}), vec![1, 7], vec![1, 7]),
+        (&none, json!({"add_bos_token": true, "add_eos_token": true}), vec![1, 7, 2], vec![1, 7]),
+        (&both, json!({}), vec![1, 7, 2], vec![1, 7]),
+        (&both, json!({"add_bos_token": true, "add_eos_token": true}), vec![1, 7, 2], vec![1, 7]),
+        (&both, json!({"add_bos_token": true}), vec![1, 7], vec![1, 7]),
+        (&both, json!({"add_eos_token": false}), vec![7], vec![7]),
+        (&both, json!({"add_bos_token": null}), vec![1, 7, 2], vec![1, 7]),
+        (&none, json!({"add_bos_token": true, "bos_token": null}), vec![7], vec![7]),
+        (&none, json!({"add_bos_token": true, "bos_token": "<other>"}), vec![7], vec![7]),
+    ] {
+        let mut config = names.clone();
+        config.as_object_mut().unwrap().extend(flags.as_object().unwrap().clone());
+        let text = words(&specials, processor.clone()).to_string();
+        let tokenizer = Tokenizer::from_json(&text, Some(config.clone()), &[2]).unwrap();
+        assert_eq!(tokenizer.encode("t7", true, false).unwrap(), ids, "{flags}");
+        assert_eq!(tokenizer.encode_open("t7", false).unwrap(), open, "{flags}");
+        assert_eq!(tokenizer.encode("t7", false, false).unwrap(), [7]);
+        // The file that is saved says the same by itself.
+        let saved = Tokenizer::from_json(&tokenizer.to_json().unwrap(), None, &[2]).unwrap();
+        assert_eq!(saved.encode("t7", true, false).unwrap(), ids, "{flags}");
     }
 }
 

@@ -70,6 +70,25 @@ fn an_unknown_model_is_told_once_with_what_there_is() {
     assert_eq!(said(&output).matches("No such file").count(), 1, "{}", said(&output));
 }
 
+#[test]
+fn mistakes_come_before_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = place(dir.path());
+    let out = dir.path().join("out").display().to_string();
+    let output = run(&place, &["train", "sft", "--model", "builtn", "--out", &out]);
+    assert!(said(&output).contains("did you mean 'builtin'"), "{}", said(&output));
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().starts_with("out")), "nothing is written: {left:?}");
+    for (words, wanted) in [
+        (vec!["eval"], "--set kind=perplexity"),
+        (vec!["eval", "--set", "kind=perplexity"], "--set text=FILE"),
+        (vec!["eval", "--set", "kind=reward", "--model", "builtin"], "--set comparisons=FILE"),
+    ] {
+        let output = run(&place, &words);
+        assert!(!output.status.success() && said(&output).contains(wanted), "{words:?}: {}", said(&output));
+    }
+}
+
 /// The names under `Commands:` of a help text.
 fn subcommands(help: &str) -> Vec<String> {
     let listed = help.lines().skip_while(|line| line.trim() != "Commands:").skip(1);
