@@ -5,7 +5,7 @@ mod models;
 pub mod published;
 mod recorder;
 
-pub use models::{DECODERS, ENCODERS, UNLIKE, copy_dir, copy_into, fixture, smollm2};
+pub use models::{DECODERS, ENCODERS, UNLIKE, copy_dir, copy_into, fixture, further_models, smollm2};
 pub use recorder::Recorder;
 
 /// Deterministic noise, roughly standard normal, without any crate's generator.
