@@ -12,18 +12,20 @@ use super::tokens::byte_tokenizer;
 use crate::support::noise;
 
 const VOCABULARY: usize = 264;
+/// Tensors with a row for every token.
+const TABLES: [&str; 4] = ["embed_tokens.weight", "wte.weight", "embed_in.weight", "lm_head.weight"];
 
 /// A tiny model with a vocabulary of bytes: llama.cpp opens no file without one.
 fn with_bytes(path: &std::path::Path) -> Option<Loaded> {
     let mut loaded = model::load(path, &Device::Cpu).unwrap();
-    let (config, words) = (&mut loaded.config, loaded.config.vocab_size);
+    let words = loaded.config.vocab_size;
+    let config = &mut loaded.config;
     if config.is_encoder() || config.arch == Arch::Gemma {
         return None;
     }
     if matches!(config.arch, Arch::Gemma2 | Arch::Gemma3) {
         config.switches.attention_scale = Some((config.head_dim as f64).powf(-0.5));
     }
-    const TABLES: [&str; 4] = ["embed_tokens.weight", "wte.weight", "embed_in.weight", "lm_head.weight"];
     let tables = loaded.weights.iter_mut().filter(|(name, _)| TABLES.iter().any(|table| name.ends_with(table)));
     for (i, (_, tensor)) in tables.enumerate() {
         let (more, width) = (VOCABULARY - words, tensor.dims().iter().skip(1).product::<usize>());
