@@ -86,8 +86,8 @@ pub(super) static GEMMA3: Family = Family {
         if flag(&config, "use_bidirectional_attention", false)? {
             return unsupported("Gemma 3 with attention in both directions (EmbeddingGemma)");
         }
+        // A cap of scores may stand in the file; transformers does not apply it here.
         let mut parsed = shared(&config, Arch::Gemma3)?;
-        parsed.switches.attention_softcap = cap(&config, "attn_logit_softcapping", None)?;
         parsed.switches.logit_softcap = cap(&config, "final_logit_softcapping", None)?;
         parsed.switches.qk_norm = QkNorm::Heads;
         let every = pattern(&config, 6)?;

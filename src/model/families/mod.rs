@@ -363,9 +363,23 @@ mod tests {
 
     #[test]
     fn an_unknown_model_type_is_told_what_is_known() {
-        let message = find("mamba2").unwrap_err().to_string();
-        for part in ["mamba2", "state-space", "gemma3_text", "modernbert"] {
-            assert!(message.contains(part), "{message}");
+        for (model_type, reason) in [
+            ("mamba2", "state-space"),
+            ("qwen3_moe", "mixture of experts"),
+            ("t5", "cross-attention"),
+            ("qwen2_5_vl", "images"),
+            ("bloom", "ALiBi"),
+            ("gptj", "neighbouring channels"),
+            ("gpt_neo", "local layers"),
+            ("olmo", "norms have no weights"),
+            ("phi", "side by side"),
+            ("deberta-v2", "relative positions"),
+            ("never-heard-of", "its parts are not known here"),
+        ] {
+            let message = find(model_type).unwrap_err().to_string();
+            for part in [model_type, reason, "gemma3_text", "modernbert", "src/model/families"] {
+                assert!(message.contains(part), "{message}");
+            }
         }
     }
 }

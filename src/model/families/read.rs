@@ -143,18 +143,83 @@ pub(super) fn windows(types: &[bool], window: Option<usize>) -> Result<Vec<Layer
     Ok(types.iter().map(one).collect())
 }
 
+/// What models of other families have that is not computed here: (parts of the model type, the reason).
+const NEEDED: [(&[&str], &str); 21] = [
+    (
+        &["moe", "mixtral", "deepseek", "gpt_oss", "dbrx", "jamba", "llama4", "arctic", "ernie4_5_", "kimi", "minimax"],
+        "it is a mixture of experts, whose routing is not computed here",
+    ),
+    (
+        &[
+            "mamba",
+            "rwkv",
+            "falcon_h1",
+            "recurrent",
+            "lfm",
+            "zamba",
+            "bamba",
+            "nemotron_h",
+            "qwen3_next",
+            "qwen3_5",
+            "hybrid",
+        ],
+        "it has recurrent, convolutional or state-space layers, which are not computed here",
+    ),
+    (
+        &["t5", "bart", "pegasus", "marian", "whisper", "m2m", "seamless", "nllb", "blenderbot", "prophetnet"],
+        "it is an encoder with a decoder, of which cross-attention is not computed here",
+    ),
+    (
+        &["gemma3n", "gemma4"],
+        "its layers have inputs of their own and share keys and values, which is not computed here",
+    ),
+    (
+        &[
+            "vl",
+            "vision",
+            "llava",
+            "clip",
+            "siglip",
+            "audio",
+            "omni",
+            "paligemma",
+            "idefics",
+            "internvl",
+            "multimodal",
+            "mllama",
+            "pixtral",
+        ],
+        "it reads images or sound, and its configuration names no text half of a known family",
+    ),
+    (&["bloom", "mpt"], "it tells positions by a slope of the scores (ALiBi), which is not computed here"),
+    (&["falcon"], "it shares one norm between attention and feed-forward part, which is not computed here"),
+    (&["opt"], "it has ReLU and learned positions that begin at 2, which are not computed here in a decoder"),
+    (
+        &["gptj", "codegen", "glm", "cohere"],
+        "its rotary positions turn neighbouring channels, which is not computed here",
+    ),
+    (&["gpt_neo"], "its attention does not scale its scores and has local layers between learned positions"),
+    (&["olmo3"], "it scales rotary positions in its full layers only, in OLMo 2's layout"),
+    (&["olmo"], "its norms have no weights, which is not computed here"),
+    (&["starcoder2"], "it has rotary positions between LayerNorms with biases and a feed-forward part without gate"),
+    (&["stablelm"], "it has rotary positions on a part of each head between LayerNorms with biases and a gate"),
+    (&["nemotron"], "it has squared ReLU and LayerNorms that scale by 1 + weight, which are not computed here"),
+    (&["exaone"], "it has windowed layers with rotary positions and full ones without, in a layout of its own"),
+    (&["phi"], "it is Phi 1 or 2: one LayerNorm before attention and a feed-forward part that run side by side"),
+    (&["deberta"], "its attention scores content and relative positions apart, which is not computed here"),
+    (&["albert"], "its layers share one set of weights, and its embeddings are narrower than they are"),
+    (
+        &["electra", "xlnet", "longformer", "bigbird", "big_bird", "funnel", "reformer"],
+        "it is an encoder of a kind that is not computed here",
+    ),
+    (
+        &["internlm", "baichuan", "chatglm", "minicpm", "orion", "xverse"],
+        "it is defined by code of its own, which is never run here",
+    ),
+];
+
 /// What a model type that is not known would need.
 pub(super) fn why_not(model_type: &str) -> &'static str {
-    let has = |parts: &[&str]| parts.iter().any(|part| model_type.contains(part));
-    if has(&["moe", "mixtral", "deepseek", "gpt_oss", "dbrx", "jamba", "qwen3_next", "llama4", "arctic"]) {
-        "it is a mixture of experts, whose routing is not computed here"
-    } else if has(&["mamba", "rwkv", "falcon_h1", "recurrent", "lfm", "zamba", "bamba", "nemotron_h"]) {
-        "it has recurrent or state-space layers, which are not computed here"
-    } else if has(&["t5", "bart", "pegasus", "marian", "whisper", "m2m", "seamless"]) {
-        "it is an encoder with a decoder, of which cross-attention is not computed here"
-    } else if has(&["vl", "vision", "llava", "clip", "siglip", "audio", "omni", "paligemma", "idefics", "gemma3n"]) {
-        "it reads images or sound, and its configuration names no text half of a known family"
-    } else {
-        "its parts are not known here"
-    }
+    let found = NEEDED.iter().find(|(parts, _)| parts.iter().any(|part| model_type.contains(part)));
+    found.map_or("its parts are not known here", |(_, reason)| reason)
 }

@@ -121,14 +121,20 @@ fn yarn(rope: &Value, original: usize, trained: usize) -> Result<RopeScaling> {
     let mscale = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
     let attention = match number_opt(rope, "attention_factor")? {
         Some(given) => given,
-        None => match (number_opt(rope, "mscale")?, number_opt(rope, "mscale_all_dim")?) {
+        None => match (unless_zero(rope, "mscale")?, unless_zero(rope, "mscale_all_dim")?) {
             (Some(one), Some(all)) => mscale(one) / mscale(all),
             _ => mscale(1.0),
         },
     };
     let truncate = super::read::flag(rope, "truncate", true)?;
-    let (fast, slow) = (number(rope, "beta_fast", 32.0)?, number(rope, "beta_slow", 1.0)?);
+    let fast = unless_zero(rope, "beta_fast")?.unwrap_or(32.0);
+    let slow = unless_zero(rope, "beta_slow")?.unwrap_or(1.0);
     Ok(RopeScaling::Yarn { factor, fast, slow, original, attention, truncate })
+}
+
+/// A number of which 0 says the same as nothing, as for transformers.
+fn unless_zero(rope: &Value, key: &str) -> Result<Option<f64>> {
+    if get(rope, key).and_then(Value::as_f64) == Some(0.0) { Ok(None) } else { number_opt(rope, key) }
 }
 
 fn long(rope: &Value, original: usize, trained: usize, dim: usize) -> Result<RopeScaling> {

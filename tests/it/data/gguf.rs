@@ -151,7 +151,7 @@ fn a_vocabulary_goes_into_a_file_and_back() {
 }
 
 /// The tiny models of every family and of every variant.
-fn tiny_models() -> Vec<PathBuf> {
+pub(super) fn tiny_models() -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> =
         ["gpt2-tiny", "llama-tiny", "llama-tied-tiny", "qwen2-tiny"].iter().map(|name| fixture(name)).collect();
     let more = std::fs::read_dir(fixture("families")).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -172,7 +172,7 @@ fn distance(got: &[f32], want: &[f32]) -> f32 {
 }
 
 /// What a file has no place for: (part of the model's name, part of the message).
-const NO_PLACE: [(&str, &str); 8] = [
+pub(super) const NO_PLACE: [(&str, &str); 8] = [
     ("gemma3-scaled", "no place"),
     ("llama-dynamic", "dynamic"),
     ("llama-gelu", "no place"),

@@ -32,7 +32,7 @@ fn plain(fixture_name: &str, soft: &SoftPrompt, prompt: &[u32]) -> Vec<f32> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn served_logprobs_are_those_of_a_plain_forward_pass() {
-    for name in ["gpt2-tiny"].into_iter().chain(crate::support::UNLIKE) {
+    for name in crate::support::DECODERS {
         // Seven rows a step: the soft prompt itself comes in pieces.
         let engine = engine(EngineOptions { prefill_tokens: 7, ..EngineOptions::default() }).await;
         let mut base = version("b", name);

@@ -5,6 +5,7 @@ mod choice_eval;
 mod devices;
 mod eval;
 mod formats;
+mod further;
 mod models;
 mod objectives;
 mod objectives_gradients;

@@ -16,6 +16,19 @@ pub fn smollm2() -> Option<PathBuf> {
     path
 }
 
+/// Directories of models with expected.json in the one that `INSTRUCTD_TEST_FAMILIES` names; none without it.
+pub fn further_models() -> Vec<PathBuf> {
+    let Some(root) = std::env::var_os("INSTRUCTD_TEST_FAMILIES") else {
+        eprintln!("skipped: INSTRUCTD_TEST_FAMILIES names no directory of models");
+        return Vec::new();
+    };
+    let mut found: Vec<PathBuf> = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.retain(|path| path.join("expected.json").is_file());
+    found.sort();
+    assert!(!found.is_empty(), "INSTRUCTD_TEST_FAMILIES has no model in it");
+    found
+}
+
 /// A copy of a flat directory that a test may damage.
 pub fn copy_dir(from: &Path) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();

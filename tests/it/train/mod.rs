@@ -4,6 +4,7 @@ mod args;
 mod cards;
 mod checkpoint;
 mod command_line;
+mod families;
 mod family;
 mod final_answer;
 mod fit;
