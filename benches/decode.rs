@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use instructd::model::kv_cache::{CachedSequence, KvCache, StepRows};
+use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
 use instructd::model::{Decoder, ModelConfig, load};
 use instructd::ops::linear::WeightFormat;
 use rayon::prelude::*;

@@ -111,7 +111,7 @@ pub fn make_room(connections: usize) {
         return;
     }
     let raised = libc::rlimit { rlim_cur: wanted.min(limit.rlim_max), rlim_max: limit.rlim_max };
-    // SAFETY: as above.
+    // SAFETY: the pointer is to a valid structure of our own.
     let failed = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } != 0;
     if failed || raised.rlim_cur < wanted {
         tracing::warn!(

@@ -5,9 +5,9 @@ pub mod connections;
 pub mod model;
 mod places;
 mod progress;
+pub mod pull;
 pub mod upstream;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,9 +17,8 @@ use tokio::net::TcpListener;
 use crate::artifacts::Artifacts;
 use crate::config::{Config, SHORTEST_OPEN_ADMIN_KEY};
 use crate::jobs::{Launch, Supervisor, SupervisorConfig};
-use crate::private;
 use crate::service::{Random, Services, access, random, system_clock};
-use crate::store::{self, Store};
+use crate::store::{self, Store, private};
 
 /// Runs the server until SIGTERM or ctrl-c, or until the model cannot be loaded.
 ///
@@ -27,7 +26,7 @@ use crate::store::{self, Store};
 /// What keeps it from starting: the data directory, the database, the address, the model.
 pub async fn serve(config: Config) -> Result<()> {
     size_compute_pool(config.engine.threads);
-    make_data_dir(&config.data_dir)?;
+    private::make_data_dir(&config.data_dir)?;
     let store = store::connect(&config.database_url()).await.context("opening the database")?;
     let (services, generated_key) = services(config.clone(), store.clone()).await?;
     let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
@@ -105,7 +104,7 @@ pub async fn services(config: Config, store: Arc<dyn Store>) -> Result<(Arc<Serv
 
 /// Opens the configured database, for the commands that need nothing else.
 pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
-    make_data_dir(&config.data_dir)?;
+    private::make_data_dir(&config.data_dir)?;
     store::connect(&config.database_url()).await.context("opening the database")
 }
 
@@ -154,19 +153,6 @@ async fn run_jobs(services: Arc<Services>) {
     };
     let supervisor = Supervisor::sharing(services.store.clone(), artifacts, services.recipes, config);
     supervisor.run(services.shutdown.clone()).await;
-}
-
-/// Only the owner may look into the data directory: it holds judgments, keys' hashes and models.
-pub(crate) fn make_data_dir(dir: &Path) -> Result<()> {
-    let open = private::make_dir(dir).with_context(|| format!("making the data directory {}", dir.display()))?;
-    if open {
-        tracing::warn!(
-            dir = %dir.display(),
-            "other users of this machine may look into the data directory; what instructd writes there is for its own \
-             user only, but close it too: chmod 700"
-        );
-    }
-    Ok(())
 }
 
 /// Tells a newcomer what runs, where to go and which key to use.

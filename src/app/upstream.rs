@@ -5,16 +5,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
-use super::model::{self, version_name};
 use crate::artifacts::Artifacts;
-use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId, STAGE_UPSTREAM};
+use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId, STAGE_UPSTREAM, hash};
 use crate::engine::upstream::wire::Kind;
 use crate::engine::upstream::{DiscoverError, Discovered, Upstream};
 use crate::engine::{Generator, UpstreamOptions};
-use crate::model::pull;
-use crate::service::Services;
+use crate::hub::pull;
+use crate::service::register::{self, version_name};
+use crate::service::{Services, configured};
 
 /// Between two looks for a server that is away at start.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
@@ -68,10 +67,10 @@ fn options(services: &Services) -> Result<UpstreamOptions> {
 async fn register_local(services: &Services) -> Result<()> {
     let config = &services.config;
     if let Ok(path) = pull::resolve(&config.model, &config.data_dir) {
-        let name = model::name_for(&config.model, &path);
-        let version = model::register(services, &path, &name, ModelKind::Policy).await?;
+        let name = register::name_for(&config.model, &path);
+        let version = register::register(services, &path, &name, ModelKind::Policy).await?;
         let artifacts = Artifacts::open(config, services.store.clone())?;
-        model::share(&artifacts, services.store.as_ref(), &version).await?;
+        configured::share(&artifacts, services.store.as_ref(), &version).await?;
     }
     Ok(())
 }
@@ -79,7 +78,7 @@ async fn register_local(services: &Services) -> Result<()> {
 /// The version that stands for the upstream's model: known again by the model's full name there, whatever
 /// the address is today.
 async fn register(services: &Services, discovered: &Discovered) -> Result<ModelVersion> {
-    let sha256 = hex::encode(Sha256::digest(discovered.model.as_bytes()));
+    let sha256 = hash::of_bytes(discovered.model.as_bytes());
     let mut name = version_name(&discovered.model);
     for suffix in [String::new(), format!("-{}", &sha256[..8])] {
         name.truncate(64 - suffix.len());

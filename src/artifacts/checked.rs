@@ -73,7 +73,7 @@ impl Artifacts {
         }
         let looked = {
             let path = path.clone();
-            tokio::task::spawn_blocking(move || (stamp(&path), crate::model::pull::size(&path)))
+            tokio::task::spawn_blocking(move || (stamp(&path), crate::hub::pull::size(&path)))
         };
         let (now, bytes) = looked.await.map_err(|e| ArtifactError::Remote(e.to_string()))?;
         let damaged = |what: String| ArtifactError::Damaged {

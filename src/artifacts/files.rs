@@ -8,22 +8,8 @@ use anyhow::Context;
 use sha2::{Digest, Sha256};
 
 use super::{ArtifactError, Result};
+use crate::domain::hash;
 use crate::store::ModelFile;
-
-/// SHA-256 (hex) and length of a file.
-pub fn sha256_of(path: &Path) -> std::io::Result<(String, i64)> {
-    let mut file = File::open(path)?;
-    let (mut hash, mut buffer, mut bytes) = (Sha256::new(), vec![0; 1 << 20], 0i64);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok((hex::encode(hash.finalize()), bytes)),
-            n => {
-                hash.update(&buffer[..n]);
-                bytes += n as i64;
-            }
-        }
-    }
-}
 
 /// SHA-256 (hex) over the weight files, in the order of their names.
 pub fn weights_sha256(path: &Path) -> anyhow::Result<String> {
@@ -65,8 +51,8 @@ pub fn describe(root: &Path) -> Result<Vec<ModelFile>> {
     found
         .into_iter()
         .map(|(path, at)| {
-            let (sha256, bytes) = sha256_of(&at).map_err(ArtifactError::io(&at))?;
-            Ok(ModelFile { path, bytes, sha256 })
+            let (sha256, bytes) = hash::of_file(&at).map_err(ArtifactError::io(&at))?;
+            Ok(ModelFile { path, bytes: bytes.cast_signed(), sha256 })
         })
         .collect()
 }
@@ -106,8 +92,8 @@ pub fn verify(name: &str, root: &Path, files: &[ModelFile]) -> Result<()> {
         if !is_inside(&file.path) {
             return Err(damaged("its path leads outside".into()));
         }
-        let (sha256, bytes) = sha256_of(&place(root, file)).map_err(|e| damaged(e.to_string()))?;
-        if (&sha256, bytes) != (&file.sha256, file.bytes) {
+        let (sha256, bytes) = hash::of_file(&place(root, file)).map_err(|e| damaged(e.to_string()))?;
+        if (&sha256, bytes.cast_signed()) != (&file.sha256, file.bytes) {
             return Err(damaged(format!(
                 "{bytes} bytes, SHA-256 {sha256}; expected {} and {}",
                 file.bytes, file.sha256

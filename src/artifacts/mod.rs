@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use tokio::sync::Mutex;
 
 pub use checked::OnDamage;
-pub use files::{copy_tree, describe, sha256_of, verify, weights_sha256};
+pub use files::{copy_tree, describe, verify, weights_sha256};
 pub use remote::Remote;
 
 use crate::config::Config;

@@ -10,7 +10,7 @@ use super::dedup::{Dedup, Seen};
 use super::documents::{Cut, documents as stream};
 use super::lines::DataError;
 use super::split_of;
-use crate::domain::Split;
+use crate::domain::{Split, hash};
 use crate::tokenizer::Tokenizer;
 
 /// Where text comes from and what is done to it before it is learned.
@@ -51,7 +51,7 @@ impl TextFiles {
             if !seen.is_new(&document) {
                 continue;
             }
-            let side = split_of(&hex::encode(Sha256::digest(&document)), self.heldout_fraction);
+            let side = split_of(&hash::of_bytes(&document), self.heldout_fraction);
             counts.documents += 1;
             match side {
                 Split::Train => counts.train_bytes += document.len(),

@@ -8,8 +8,8 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use super::records::{Format, PromptInput};
-use crate::domain::Message;
+use super::records::Format;
+use crate::domain::{Message, PromptInput};
 
 /// What can be wrong with a line, in words.
 pub(super) type Outcome<T> = Result<T, String>;

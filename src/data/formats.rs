@@ -10,8 +10,8 @@ use super::hh;
 use super::lines::{LineError, Lines, MAX_SENT_LINE};
 use super::oasst;
 use super::preferences::pairs;
-use super::records::{Comparison, Format, PromptInput, PromptRecord, RankedText, Record, Written};
-use crate::domain::{Knowledge, Message, Split, Strength};
+use super::records::{Comparison, Format, PromptRecord, RankedText, Record, Written};
+use crate::domain::{Knowledge, Message, PromptInput, Split, Strength};
 
 /// More completions than these in one set are taken for a mistake: pairs grow with the square. Labelers are shown
 /// sets of two to nine; more come only from files.

@@ -1,4 +1,4 @@
-//! Preferences that follow from what applications tell: edits, thumbs and scores on single completions.
+//! Preferences derived from feedback of applications: edits, thumbs and scores on single completions.
 //!
 //! An edit is preferred to the text it was made from. Thumbs of all users on completions of one prompt are
 //! averaged (up = 1, down = 0), and a higher average is preferred. Scores are compared only within one
@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::records::{Comparison, PromptInput, RankedText};
-use crate::domain::{CompletionId, Prompt};
+use super::records::{Comparison, RankedText};
+use crate::domain::{CompletionId, Prompt, PromptInput};
 
 /// One event: what `actor` said of a completion, oldest first in a list.
 #[derive(Clone, Debug)]
@@ -24,7 +24,7 @@ pub struct Told<'a> {
 }
 
 /// Thumb values as the API takes them: up, 1, true; down, −1, false.
-fn thumb(value: &Value) -> Option<f64> {
+pub(super) fn thumb(value: &Value) -> Option<f64> {
     match value {
         Value::String(s) if s == "up" => Some(1.0),
         Value::String(s) if s == "down" => Some(0.0),

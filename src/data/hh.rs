@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::fields::Outcome;
-use super::records::{Comparison, PromptInput};
-use crate::domain::Message;
+use super::records::Comparison;
+use crate::domain::{Message, PromptInput};
 
 /// The dialogues of a pair; `None` for what would be read as something else: a system message, turns that do not
 /// alternate, marks of turns or blanks at the edges of a text.

@@ -9,7 +9,7 @@ use super::source::Source;
 
 /// Longer lines are refused (and skipped without being kept).
 const MAX_LINE: u64 = 16 << 20;
-/// The same for lines that come in over the network: reading a line takes some ten times its length.
+/// The longest line that is taken over the network: reading a line takes about ten times its length in memory.
 pub(super) const MAX_SENT_LINE: u64 = 4 << 20;
 
 /// A line that could not be used; lines count from 1, and 0 stands for the whole file.

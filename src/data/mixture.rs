@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::lines::{DataError, LineError, Lines};
-use super::records::{PromptInput, Written};
+use super::records::Written;
 use super::source::Source;
-use crate::domain::Message;
+use crate::domain::{Message, PromptInput};
 use crate::prompt::Template;
 
 /// A mixture file (JSON).

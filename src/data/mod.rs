@@ -17,8 +17,11 @@ pub mod parquet;
 pub mod preferences;
 pub mod records;
 pub mod source;
+mod thumbs;
 
+pub use crate::domain::PromptInput;
 pub use formats::{MAX_COMPLETIONS, Parsed, export, import, import_lines};
 pub use lines::{DataError, LineError, read_comparisons, read_demonstrations, read_prompts};
 pub use preferences::{Pair, content_hash, pairs, split_of};
-pub use records::{Comparison, Format, PromptInput, PromptRecord, RankedText, Record, Written};
+pub use records::{Comparison, Format, PromptRecord, RankedText, Record, Written};
+pub use thumbs::{Thumbed, read_feedback, thumbs};

@@ -2,10 +2,9 @@
 //! Wherever the assistant's replies to one message carry ranks, they are a ranking (rank 0 is best).
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
-use super::records::{Comparison, PromptInput, RankedText};
-use crate::domain::Message;
+use super::records::{Comparison, RankedText};
+use crate::domain::{Message, PromptInput, hash};
 
 /// The rankings of one tree, in the order of the tree.
 ///
@@ -88,7 +87,7 @@ pub(super) fn tree(comparison: &Comparison) -> Option<Value> {
     }
     // Ids follow from the content, so that the same ranking is the same tree whenever it is written.
     let id = |path: &str| {
-        let digest = hex::encode(Sha256::digest(path.as_bytes()));
+        let digest = hash::of_bytes(path.as_bytes());
         [&digest[..8], &digest[8..12], &digest[12..16], &digest[16..20], &digest[20..32]].join("-")
     };
     let mut path = String::new();

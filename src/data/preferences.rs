@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::records::RankedText;
-use crate::domain::{Message, Split};
+use crate::domain::{Message, Split, hash};
 
 /// "Completion `better` was preferred to `worse`": indices into the set. Pairs of one set weigh 1 together,
 /// so that a set of nine counts no more than a set of two (InstructGPT, section 3.5).
@@ -35,7 +35,7 @@ pub fn pairs(completions: &[RankedText]) -> Vec<Pair> {
 /// SHA-256 (hex) of the canonical JSON of the messages: `[{"role":…,"content":…},…]`, no spaces.
 pub fn content_hash(messages: &[Message]) -> String {
     let canonical = serde_json::to_vec(messages).unwrap_or_default();
-    hex::encode(Sha256::digest(canonical))
+    hash::of_bytes(canonical)
 }
 
 /// The side of a prompt by its content hash: the same prompt is always on the same side, whoever imports

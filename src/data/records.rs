@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{Knowledge, Message, Outcome, RankedSet, Split, Strength};
+use crate::domain::{Knowledge, Outcome, PromptInput, RankedSet, Split, Strength};
 
 /// Names of file formats, as in `POST /admin/import?format=…`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,35 +40,6 @@ impl Format {
     /// The format of this name, or `None`.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|format| format.as_str() == name)
-    }
-}
-
-/// A conversation for the chat template, or raw text that goes to the model as it is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum PromptInput {
-    Chat(Vec<Message>),
-    Text(String),
-}
-
-impl PromptInput {
-    /// As messages, for the store: raw text becomes one message of the user.
-    pub fn into_messages(self) -> Vec<Message> {
-        match self {
-            Self::Chat(messages) => messages,
-            Self::Text(content) => vec![Message { role: "user".into(), content }],
-        }
-    }
-
-    /// As messages, without giving up the original.
-    pub fn messages(&self) -> Vec<Message> {
-        self.clone().into_messages()
-    }
-}
-
-impl From<Vec<Message>> for PromptInput {
-    fn from(messages: Vec<Message>) -> Self {
-        Self::Chat(messages)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a file is, told from its first bytes and not from its name; compressed text is unpacked on the way.
+//! The kind of a file by its first bytes, not by its name; compressed text is unpacked while it is read.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read};

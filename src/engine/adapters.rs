@@ -1,4 +1,4 @@
-//! Soft prompts in memory: loaded when first asked for, checked against the model that they belong to.
+//! Soft prompts in memory: loaded at the first request that names them, checked against the model they belong to.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,9 +1,9 @@
 //! Attention maps of loaded models as plain data.
 
 use super::EngineError;
+use crate::engine::attention_maps::{self, AttentionMaps};
 use crate::model::Decoder;
-use crate::model::attention_maps::{self, AttentionMaps};
-use crate::model::encoder_text::TextEncoder;
+use crate::model::encoder::text::TextEncoder;
 use crate::tokenizer::Tokenizer;
 
 /// Maps of one text.

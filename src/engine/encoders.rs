@@ -1,4 +1,4 @@
-//! Encoders in memory: loaded when first asked for, run on blocking threads. What they answer is plain data.
+//! Encoders in memory: loaded at the first request that names them, run on blocking threads. Results are plain data.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::recent::Recent;
 use super::{Asker, EngineError, ModelFiles, Turns};
 use crate::domain::ModelVersion;
 use crate::model;
-use crate::model::encoder_text::{Pooling, TextEncoder};
+use crate::model::encoder::text::{Pooling, TextEncoder};
 
 /// Encoders kept in memory.
 const KEEP: usize = 2;

@@ -3,12 +3,12 @@
 
 mod adapters;
 mod attention;
+pub mod attention_maps;
 mod constraint;
 pub mod device;
 mod encoders;
 mod loaded;
 mod local;
-pub mod mock;
 mod prefix;
 mod recent;
 mod rewards;
@@ -18,7 +18,7 @@ mod text;
 mod turns;
 pub mod upstream;
 
-pub use crate::model::encoder_text::Pooling;
+pub use crate::model::encoder::text::Pooling;
 pub use crate::tokenizer::Piece;
 pub use attention::Attention;
 pub use constraint::{Constraint, Form};

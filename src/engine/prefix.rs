@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use crate::domain::ModelVersionId;
-use crate::model::kv_cache::{CachedSequence, KvCache, PAGE};
+use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE};
 
 type Key = (u64, [u32; PAGE]);
 

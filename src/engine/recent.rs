@@ -1,4 +1,5 @@
-//! What is loaded beside the served versions (reward models, encoders, soft prompts): the few used last stay in memory.
+//! A cache of models loaded beside the served versions (reward models, encoders, soft prompts): the most recently used
+//! stay in memory.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,4 +1,4 @@
-//! Reward models in memory: loaded when first asked for, scored on a blocking thread.
+//! Reward models in memory: loaded at the first request that names them, run on a blocking thread.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::recent::Recent;
 use super::{Asker, EngineError, ModelFiles, Turns};
 use crate::data::PromptInput;
 use crate::domain::{Message, ModelVersion, RewardScore};
-use crate::model::reward::RewardModel;
+use crate::model::heads::reward::RewardModel;
 use crate::model::{self, Loaded};
 use crate::prompt::Texts;
 
@@ -18,7 +18,7 @@ const BATCH_TOKENS: usize = 4096;
 /// Reward models kept in memory.
 const KEEP: usize = 2;
 
-struct Scorer {
+struct LoadedRewardModel {
     model: RewardModel,
     texts: Texts,
     max_length: usize,
@@ -29,7 +29,7 @@ const AT_ONCE: usize = 2;
 const MAY_WAIT: usize = 64;
 
 pub struct RewardModels {
-    loaded: Recent<Scorer>,
+    loaded: Recent<LoadedRewardModel>,
     turns: Turns,
 }
 
@@ -49,12 +49,13 @@ impl RewardModels {
         let (name, prompt) = (version.name.clone(), prompt.clone());
         let failed = move |e: String| EngineError::Failed(format!("reward model '{name}': {e}"));
         let loading = failed.clone();
-        let scorer = self.loaded.get_or_load(version, files, move |path| Scorer::load(path).map_err(loading)).await?;
+        let scorer =
+            self.loaded.get_or_load(version, files, move |path| LoadedRewardModel::load(path).map_err(loading)).await?;
         self.turns.run(move |asker| scorer.score(&prompt, &answers, asker, failed)).await
     }
 }
 
-impl Scorer {
+impl LoadedRewardModel {
     fn load(path: &Path) -> Result<Self, String> {
         let files: Loaded = model::load(path, &Device::Cpu).map_err(|e| e.to_string())?;
         let texts = Texts::new(&files).map_err(|e| e.to_string())?;

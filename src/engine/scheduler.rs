@@ -17,7 +17,7 @@ use super::sequence::{Sequence, Shared};
 use super::{EngineError, FinishReason, GenEvent, TokenLogprob};
 use crate::generation::sampling::{Drawn, report};
 use crate::model::ModelConfig;
-use crate::model::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
+use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
 
 /// Limits of one step and of one version's memory.
 #[derive(Clone, Copy, Debug)]

@@ -12,7 +12,7 @@ use super::{EngineError, FinishReason, GenEvent, GenerateRequest, TokenLogprob};
 use crate::generation::Warpers;
 use crate::generation::sampling::{Context, Drawn, draw};
 use crate::model::SoftPrompt;
-use crate::model::kv_cache::CachedSequence;
+use crate::model::decoder::kv_cache::CachedSequence;
 
 /// What all samples of a request share.
 pub struct Shared {

@@ -1,5 +1,4 @@
-//! Work on blocking threads, a few pieces at a time: what waits is bounded, and work whose asker has left can
-//! stop.
+//! Work on blocking threads, a few tasks at a time: the queue is bounded, and a task whose caller has left can stop.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

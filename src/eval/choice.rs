@@ -11,12 +11,12 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::choices::{Normalize, Scored, decide};
-use super::interval::wilson;
 use crate::data::labelled::{self, Labelled};
-use crate::generation::score::{Continuation, Scorer};
-use crate::model::heads::Classifier;
+use crate::generation::score::{Continuation, ContinuationScorer};
+use crate::model::heads::classifier::Classifier;
 use crate::model::{self, Decoder, Purpose, SoftPrompt};
 use crate::prompt::{Gap, LabelTemplate, Shots};
+use crate::statistics::interval::wilson;
 use crate::tokenizer::Tokenizer;
 
 /// What is compared, on what.
@@ -252,7 +252,7 @@ fn measure(args: &ChoiceArgs, task: &Task, system: &System) -> Result<Vec<Choice
     }
     let how = if soft.is_some() { "soft_prompt" } else { "prompted" };
     let words: usize = task.labels.iter().map(|(_, w)| w.len()).sum();
-    let mut scorer = Scorer::new(&decoder, soft.map(|s| s.vectors), words)?;
+    let mut scorer = ContinuationScorer::new(&decoder, soft.map(|s| s.vectors), words)?;
     let mut rows = Vec::new();
     for &shots in system.shots.as_ref().unwrap_or(&args.shots) {
         let prompts = Prompts { args, task, template: &template, tokenizer: &tokenizer, shots };
@@ -312,7 +312,7 @@ impl Prompts<'_> {
     }
 
     /// Scores [labels][words] after the prompt of one input.
-    fn scores(&self, scorer: &mut Scorer<'_>, input: &str) -> Result<Vec<Vec<f64>>> {
+    fn scores(&self, scorer: &mut ContinuationScorer<'_>, input: &str) -> Result<Vec<Vec<f64>>> {
         let gap = self.gap(input);
         let before = self.tokenizer.encode_open(&gap.before, false)?;
         let mut sequences = Vec::new();

@@ -6,9 +6,10 @@ use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use serde::Serialize;
 
-use super::interval::wilson;
 use crate::data::labelled;
-use crate::model::{self, heads::Classifier};
+use crate::model;
+use crate::model::heads::classifier::Classifier;
+use crate::statistics::interval::wilson;
 
 /// Tokens per forward pass.
 const BATCH_TOKENS: usize = 2048;

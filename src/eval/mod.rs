@@ -3,7 +3,5 @@
 pub mod choice;
 pub mod choices;
 pub mod classify;
-pub mod interval;
-pub mod preference;
 pub mod quality;
 pub mod run;

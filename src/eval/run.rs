@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::choice::{self, ChoiceArgs, ChoiceTable};
 use super::classify::{self, Classified};
-use super::preference::{LengthMetrics, PairMetrics, by_length, pair_metrics};
 use crate::data::{self, corpus};
 use crate::domain::{RewardScore, Split};
-use crate::model::reward::RewardModel;
+use crate::model::heads::reward::RewardModel;
 use crate::model::{self, Decoder, PackedBatch, Purpose};
+use crate::objective::preference::{LengthMetrics, PairMetrics, by_length, pair_metrics};
 use crate::prompt::Texts;
 use crate::train::fit::Fit;
 use crate::train::ranked::encode;

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::sampling::{Context, Drawn, Warpers, draw};
-use crate::model::kv_cache::{CachedSequence, KvCache, StepRows};
+use crate::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
 use crate::model::{Decoder, Recording};
 use crate::ops::token_logprobs::entropy;
 
@@ -53,7 +53,7 @@ pub struct Sample {
     pub hidden: Vec<f32>,
 }
 
-struct Running {
+struct RunningSequence {
     index: usize,
     cached: CachedSequence,
     /// Tokens to feed next: the prompt first, then the last drawn id.
@@ -63,8 +63,8 @@ struct Running {
 /// Most prompt tokens fed in one step.
 const PREFILL_TOKENS: usize = 2048;
 
-/// Samples one response per prompt, in prompt order. `stop` is asked after each step and ends early
-/// with what there is.
+/// Samples one response per prompt, in prompt order. `stop` is called after each step; `true` ends early with the samples
+/// so far.
 pub fn generate(
     decoder: &Decoder,
     prompts: &[Vec<u32>],
@@ -74,7 +74,9 @@ pub fn generate(
     generate_recorded(decoder, prompts, params, None, stop)
 }
 
-/// The same, leaving what an update by these samples needs in `recording`, which knows the prompts.
+/// Samples one response per prompt, in prompt order, and saves in `recording`, which was made for these prompts, the
+/// activations that an update on the samples needs. `stop` is called after each step; `true` ends early with the
+/// samples so far.
 pub fn generate_recorded(
     decoder: &Decoder,
     prompts: &[Vec<u32>],
@@ -90,9 +92,9 @@ pub fn generate_recorded(
         candle_core::bail!("a prompt has no tokens");
     }
     let slots = params.max_batch.min(prompts.len()).max(1);
-    let mut cache = KvCache::new(&decoder.config, slots * (longest + crate::model::kv_cache::PAGE));
+    let mut cache = KvCache::new(&decoder.config, slots * (longest + crate::model::decoder::kv_cache::PAGE));
     let mut samples = vec![Sample::default(); prompts.len()];
-    let mut running: Vec<Running> = Vec::new();
+    let mut running: Vec<RunningSequence> = Vec::new();
     let mut next = 0;
     while (next < prompts.len() && params.max_new_tokens > 0) || !running.is_empty() {
         if stop() {
@@ -104,7 +106,7 @@ pub fn generate_recorded(
         {
             fed += prompts[next].len();
             let cached = CachedSequence { long: decoder.is_long(prompts[next].len()), ..CachedSequence::default() };
-            running.push(Running { index: next, cached, pending: prompts[next].clone() });
+            running.push(RunningSequence { index: next, cached, pending: prompts[next].clone() });
             next += 1;
         }
         let mut last_rows = Vec::with_capacity(running.len());
@@ -117,7 +119,8 @@ pub fn generate_recorded(
         let hidden = match recording.as_deref_mut() {
             None => decoder.step(&rows, &mut cache)?,
             Some(recording) => {
-                let span = |r: &Running| (0..r.pending.len()).map(|i| (r.index, r.cached.len + i)).collect::<Vec<_>>();
+                let span =
+                    |r: &RunningSequence| (0..r.pending.len()).map(|i| (r.index, r.cached.len + i)).collect::<Vec<_>>();
                 let fed: Vec<_> = running.iter().flat_map(span).collect();
                 decoder.step_recorded(&rows, &mut cache, Some((recording, &fed)))?
             }
@@ -139,7 +142,7 @@ pub fn generate_recorded(
 /// Sequences that have grown past the length from which all their tokens turn by other frequencies are fed anew.
 fn restart_grown(
     decoder: &Decoder,
-    running: &mut [Running],
+    running: &mut [RunningSequence],
     prompts: &[Vec<u32>],
     samples: &[Sample],
     cache: &mut KvCache,
@@ -158,7 +161,7 @@ fn restart_grown(
 fn draw_rows(
     decoder: &Decoder,
     picked: &Tensor,
-    running: &[Running],
+    running: &[RunningSequence],
     samples: &[Sample],
     prompts: &[Vec<u32>],
     params: &GenParams,
@@ -189,12 +192,12 @@ fn draw_rows(
 
 /// Books the drawn tokens; keeps the sequences that go on.
 fn advance(
-    running: Vec<Running>,
+    running: Vec<RunningSequence>,
     drawn: Vec<(Drawn, Option<f32>)>,
     samples: &mut [Sample],
     cache: &mut KvCache,
     params: &GenParams,
-) -> Vec<Running> {
+) -> Vec<RunningSequence> {
     let mut keep = Vec::with_capacity(running.len());
     for (mut r, (drawn, entropy)) in running.into_iter().zip(drawn) {
         r.cached.len += r.pending.len();

@@ -1,5 +1,5 @@
 //! Drawing one token from a row of logits: penalties, temperature, top-k, top-p, min-p, in Hugging Face's
-//! order. Randomness is a pure function of (seed, stream, position): company in the batch changes nothing.
+//! order. Randomness is a pure function of (seed, stream, position), so sampling is batch-invariant.
 
 use std::cell::RefCell;
 

@@ -1,24 +1,24 @@
-//! Log-probs of given continuations, what they share computed once: for evaluation in the foreground. The
-//! server's `/v1/choices` does the same through the engine.
+//! Log-probs of given continuations for evaluation in the foreground; their shared prefix is computed once. The server's
+//! `/v1/choices` scores continuations through the engine instead.
 
 use candle_core::{Result, Tensor};
 
 use super::sampling::report;
 use crate::model::Decoder;
-use crate::model::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
+use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
 
 /// Prompt tokens per step.
 const CHUNK: usize = 512;
 
-/// A sequence, and its first token that counts.
+/// A sequence and the index of the first token whose log-prob is reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Continuation {
     pub ids: Vec<u32>,
     pub from: usize,
 }
 
-/// Scores continuations after one kept prefix (few-shot examples, for instance).
-pub struct Scorer<'a> {
+/// Scores continuations of one cached prefix, such as few-shot examples.
+pub struct ContinuationScorer<'a> {
     decoder: &'a Decoder,
     cache: KvCache,
     /// Placeholders of the soft prompt, and the tokens computed so far.
@@ -27,7 +27,7 @@ pub struct Scorer<'a> {
     soft: Option<Tensor>,
 }
 
-impl<'a> Scorer<'a> {
+impl<'a> ContinuationScorer<'a> {
     /// `soft` [n, d] stands before everything. `most` sequences are scored together.
     pub fn new(decoder: &'a Decoder, soft: Option<Tensor>, most: usize) -> Result<Self> {
         let soft_len = soft.as_ref().map_or(Ok(0), |s| s.dim(0))?;

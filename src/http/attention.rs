@@ -15,9 +15,9 @@ use super::error::{ApiError, ApiResult};
 use super::extract::{Json, Query};
 use crate::domain::{ModelKind, ModelVersionId};
 use crate::engine::Attention;
-use crate::model::plan::{self, Plan, PlanArgs};
 use crate::model::presets;
 use crate::service::budget;
+use crate::service::plan::{self, Plan, PlanArgs};
 
 /// Tokens of a text that is looked at.
 const MOST_TOKENS: usize = 128;

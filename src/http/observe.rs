@@ -37,7 +37,7 @@ impl<S: Send + Sync> FromRequestParts<S> for RequestId {
     type Rejection = std::convert::Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        Ok(parts.extensions.get::<Self>().cloned().unwrap_or_else(|| Self(ulid::Ulid::generate().to_string())))
+        Ok(parts.extensions.get::<Self>().cloned().unwrap_or_else(|| Self(crate::domain::new_id())))
     }
 }
 
@@ -47,7 +47,7 @@ fn request_id(headers: &HeaderMap) -> String {
     if (1..=128).contains(&given.len()) && given.bytes().all(harmless) {
         given.to_owned()
     } else {
-        ulid::Ulid::generate().to_string()
+        crate::domain::new_id()
     }
 }
 

@@ -388,7 +388,7 @@ pub async fn rank(
         // Without a key every request is its own ranking; the id's prefix keeps it from meeting a given one.
         idempotency_key: body
             .idempotency_key
-            .unwrap_or_else(|| format!("request:{request_id}:{}", ulid::Ulid::generate())),
+            .unwrap_or_else(|| format!("request:{request_id}:{}", crate::domain::new_id())),
     };
     let (set, judged) = sets::rank(services, &actor, ranking).await.map_err(rename_items)?;
     let stored = StoredJudgment::from(judged);

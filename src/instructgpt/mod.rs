@@ -19,7 +19,7 @@ use crate::train::args::RewardSpec;
 use crate::train::{Reporter, TrainOutcome, recipe};
 
 pub use data::{demonstrations, prompts};
-pub use state::{Recording, State, StepRecord};
+pub use state::{PipelineState, RecordingReporter, StepRecord};
 
 /// What `instructd instructgpt --args FILE` reads.
 #[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
@@ -101,15 +101,15 @@ pub fn run(args: &InstructGptArgs, reporter: &mut dyn Reporter) -> Result<Ended>
     let pipeline = Pipeline { args, work: args.work_dir.clone() };
     pipeline.check()?;
     std::fs::create_dir_all(&pipeline.work).with_context(|| format!("making {}", pipeline.work.display()))?;
-    let mut state = State::open(&pipeline.work.join("state.json"))?;
-    let base = state::print_of_model(Path::new(&args.model))?;
+    let mut state = PipelineState::open(&pipeline.work.join("state.json"))?;
+    let base = state::fingerprint_of_model(Path::new(&args.model))?;
 
     let given =
-        args.comparisons.as_deref().map(|p| Ok::<_, anyhow::Error>((p, state::print_of_file(p)?))).transpose()?;
+        args.comparisons.as_deref().map(|p| Ok::<_, anyhow::Error>((p, state::fingerprint_of_file(p)?))).transpose()?;
     let demonstrations = pipeline.path("demonstrations.jsonl");
     let demonstrated = match &args.demonstrations {
-        Some(path) => state::print_of(&json!(["given", state::print_of_file(path)?])),
-        None => state::print_of(&json!(["best of", given.as_ref().map(|(_, print)| print)])),
+        Some(path) => state::fingerprint(&json!(["given", state::fingerprint_of_file(path)?])),
+        None => state::fingerprint(&json!(["best of", given.as_ref().map(|(_, fingerprint)| fingerprint)])),
     };
     pipeline.step(&mut state, reporter, "demonstrations", &demonstrated, |_| {
         let n = data::demonstrations(args.demonstrations.as_deref(), args.comparisons.as_deref(), &demonstrations)?;
@@ -117,16 +117,16 @@ pub fn run(args: &InstructGptArgs, reporter: &mut dyn Reporter) -> Result<Ended>
     })?;
 
     let sft_args = pipeline.recipe_args("sft", &args.model, &[("demonstrations", &demonstrations)]);
-    let sft_print = state::print_of(&json!([base, demonstrated, args.sft, args.seed]));
-    if !pipeline.train(&mut state, reporter, "sft", &sft_print, &sft_args)? {
+    let sft_fingerprint = state::fingerprint(&json!([base, demonstrated, args.sft, args.seed]));
+    if !pipeline.train(&mut state, reporter, "sft", &sft_fingerprint, &sft_args)? {
         return Ok(Ended::Stopped { step: "sft" });
     }
     let sft = pipeline.model("sft");
 
     let comparisons = pipeline.path("comparisons.jsonl");
     let compared = match &given {
-        Some((_, print)) => state::print_of(&json!(["given", print])),
-        None => state::print_of(&json!([sft_print, args.collect, args.seed])),
+        Some((_, fingerprint)) => state::fingerprint(&json!(["given", fingerprint])),
+        None => state::fingerprint(&json!([sft_fingerprint, args.collect, args.seed])),
     };
     let stopped =
         pipeline.step(&mut state, reporter, "comparisons", &compared, |reporter| match (&given, &args.collect) {
@@ -140,8 +140,8 @@ pub fn run(args: &InstructGptArgs, reporter: &mut dyn Reporter) -> Result<Ended>
     }
     let prompts = pipeline.path("prompts.jsonl");
     let prompted = match &args.prompts {
-        Some(path) => state::print_of(&json!(["given", state::print_of_file(path)?])),
-        None => state::print_of(&json!(["of", compared])),
+        Some(path) => state::fingerprint(&json!(["given", state::fingerprint_of_file(path)?])),
+        None => state::fingerprint(&json!(["of", compared])),
     };
     pipeline.step(&mut state, reporter, "prompts", &prompted, |_| {
         Ok(Some(json!({"prompts": data::prompts(args.prompts.as_deref(), &comparisons, &prompts)?})))
@@ -149,8 +149,8 @@ pub fn run(args: &InstructGptArgs, reporter: &mut dyn Reporter) -> Result<Ended>
 
     let sft_path = sft.display().to_string();
     let reward_args = pipeline.recipe_args("reward", &sft_path, &[("comparisons", &comparisons)]);
-    let reward_print = state::print_of(&json!([sft_print, compared, args.reward, args.seed]));
-    if !pipeline.train(&mut state, reporter, "reward", &reward_print, &reward_args)? {
+    let reward_fingerprint = state::fingerprint(&json!([sft_fingerprint, compared, args.reward, args.seed]));
+    if !pipeline.train(&mut state, reporter, "reward", &reward_fingerprint, &reward_args)? {
         return Ok(Ended::Stopped { step: "reward" });
     }
     let reward = pipeline.model("reward");
@@ -159,13 +159,13 @@ pub fn run(args: &InstructGptArgs, reporter: &mut dyn Reporter) -> Result<Ended>
         files.push(("ptx_demonstrations", &demonstrations));
     }
     let ppo_args = pipeline.recipe_args("ppo", &sft_path, &files);
-    let ppo_print = state::print_of(&json!([reward_print, prompted, args.ppo, args.seed]));
-    if !pipeline.train(&mut state, reporter, "ppo", &ppo_print, &ppo_args)? {
+    let ppo_fingerprint = state::fingerprint(&json!([reward_fingerprint, prompted, args.ppo, args.seed]));
+    if !pipeline.train(&mut state, reporter, "ppo", &ppo_fingerprint, &ppo_args)? {
         return Ok(Ended::Stopped { step: "ppo" });
     }
 
     let models = Models { base: PathBuf::from(&args.model), sft, reward, policy: pipeline.model("ppo") };
-    let measured = state::print_of(&json!([ppo_print, base, args.sample_prompts, args.measured_prompts]));
+    let measured = state::fingerprint(&json!([ppo_fingerprint, base, args.sample_prompts, args.measured_prompts]));
     let stopped = pipeline.step(&mut state, reporter, "measure", &measured, |reporter| {
         measure::measure(args, &models, &prompts, &|| reporter.should_stop())
     })?;
@@ -258,19 +258,19 @@ impl Pipeline<'_> {
     /// Runs `work` unless its result for this fingerprint is known. True when it was asked to stop (`None`).
     fn step(
         &self,
-        state: &mut State,
+        state: &mut PipelineState,
         reporter: &mut dyn Reporter,
         name: &'static str,
-        print: &str,
+        fingerprint: &str,
         work: impl FnOnce(&mut dyn Reporter) -> Result<Option<Value>>,
     ) -> Result<bool> {
-        if state.is_done(name, print) {
+        if state.is_done(name, fingerprint) {
             reporter.event("log", json!({"message": format!("{name}: done before")}));
             return Ok(false);
         }
         let started = Instant::now();
         let Some(result) = work(&mut *reporter).with_context(|| format!("step {name}"))? else { return Ok(true) };
-        state.finish(name, print, result, started.elapsed().as_secs_f64())?;
+        state.finish(name, fingerprint, result, started.elapsed().as_secs_f64())?;
         reporter.event("log", json!({"message": format!("{name}: done")}));
         Ok(false)
     }
@@ -278,24 +278,24 @@ impl Pipeline<'_> {
     /// A recipe as a step; false when it was asked to stop.
     fn train(
         &self,
-        state: &mut State,
+        state: &mut PipelineState,
         reporter: &mut dyn Reporter,
         name: &'static str,
-        print: &str,
+        fingerprint: &str,
         args: &Value,
     ) -> Result<bool> {
         let dir = self.work.join(name);
-        if !state.is_done(name, print) && !state.is_begun(name, print) {
+        if !state.is_done(name, fingerprint) && !state.is_begun(name, fingerprint) {
             // What lies there belongs to other arguments or other data.
             if dir.exists() {
                 std::fs::remove_dir_all(&dir).with_context(|| format!("clearing {}", dir.display()))?;
             }
             std::fs::create_dir_all(&dir)?;
-            state.begin(name, print)?;
+            state.begin(name, fingerprint)?;
         }
-        let stopped = self.step(state, reporter, name, print, |reporter| {
+        let stopped = self.step(state, reporter, name, fingerprint, |reporter| {
             let found = recipe(name).with_context(|| format!("no recipe {name}"))?;
-            let mut recording = Recording::open(&dir.join("metrics.jsonl"), reporter)?;
+            let mut recording = RecordingReporter::open(&dir.join("metrics.jsonl"), reporter)?;
             match (found.run)(args, &mut recording)? {
                 TrainOutcome::Done { metrics, .. } => Ok(Some(metrics)),
                 TrainOutcome::Stopped { .. } => Ok(None),

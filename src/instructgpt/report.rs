@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::state::curves;
-use super::{InstructGptArgs, State, chart};
+use super::{InstructGptArgs, PipelineState, chart};
 
 /// Curves that say how a step went, in this order where they exist.
 const CURVES: [(&str, &[&str]); 3] = [
@@ -71,7 +71,7 @@ impl Table {
 }
 
 /// Writes both files; returns the page's path.
-pub fn write(work: &Path, args: &InstructGptArgs, state: &State) -> Result<PathBuf> {
+pub fn write(work: &Path, args: &InstructGptArgs, state: &PipelineState) -> Result<PathBuf> {
     let measured = state.result("measure").context("nothing was measured")?;
     let (steps, stages, samples) = (steps(state), stages(measured), samples(measured));
     let about = format!(
@@ -113,7 +113,7 @@ pub fn write(work: &Path, args: &InstructGptArgs, state: &State) -> Result<PathB
     Ok(page)
 }
 
-fn steps(state: &State) -> Table {
+fn steps(state: &PipelineState) -> Table {
     let mut rows = Vec::new();
     for name in ["demonstrations", "sft", "comparisons", "prompts", "reward", "ppo", "measure"] {
         let Some(record) = state.steps.get(name) else { continue };

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::domain::{Metric, Progress};
+use crate::domain::{Metric, Progress, hash};
 use crate::train::Reporter;
 
 /// One step.
@@ -26,12 +26,12 @@ pub struct StepRecord {
 }
 
 /// state.json of a work directory.
-pub struct State {
+pub struct PipelineState {
     path: PathBuf,
     pub steps: BTreeMap<String, StepRecord>,
 }
 
-impl State {
+impl PipelineState {
     pub fn open(path: &Path) -> Result<Self> {
         let steps = match std::fs::read(path) {
             Ok(text) => serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?,
@@ -41,20 +41,20 @@ impl State {
         Ok(Self { path: path.to_owned(), steps })
     }
 
-    pub fn is_done(&self, name: &str, print: &str) -> bool {
-        self.steps.get(name).is_some_and(|s| s.fingerprint == print && s.result.is_some())
+    pub fn is_done(&self, name: &str, fingerprint: &str) -> bool {
+        self.steps.get(name).is_some_and(|s| s.fingerprint == fingerprint && s.result.is_some())
     }
 
-    pub fn is_begun(&self, name: &str, print: &str) -> bool {
-        self.steps.get(name).is_some_and(|s| s.fingerprint == print)
+    pub fn is_begun(&self, name: &str, fingerprint: &str) -> bool {
+        self.steps.get(name).is_some_and(|s| s.fingerprint == fingerprint)
     }
 
-    pub fn begin(&mut self, name: &str, print: &str) -> Result<()> {
-        self.put(name, StepRecord { fingerprint: print.to_owned(), result: None, seconds: 0.0 })
+    pub fn begin(&mut self, name: &str, fingerprint: &str) -> Result<()> {
+        self.put(name, StepRecord { fingerprint: fingerprint.to_owned(), result: None, seconds: 0.0 })
     }
 
-    pub fn finish(&mut self, name: &str, print: &str, result: Value, seconds: f64) -> Result<()> {
-        self.put(name, StepRecord { fingerprint: print.to_owned(), result: Some(result), seconds })
+    pub fn finish(&mut self, name: &str, fingerprint: &str, result: Value, seconds: f64) -> Result<()> {
+        self.put(name, StepRecord { fingerprint: fingerprint.to_owned(), result: Some(result), seconds })
     }
 
     /// The result of a finished step.
@@ -74,19 +74,19 @@ impl State {
 }
 
 /// Fingerprint of a value.
-pub fn print_of(value: &Value) -> String {
-    hex::encode(Sha256::digest(value.to_string()))
+pub fn fingerprint(value: &Value) -> String {
+    hash::of_bytes(value.to_string())
 }
 
 /// Fingerprint of a file's bytes.
-pub fn print_of_file(path: &Path) -> Result<String> {
+pub fn fingerprint_of_file(path: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     add_file(&mut hash, path)?;
     Ok(hex::encode(hash.finalize()))
 }
 
 /// Fingerprint of a model's weights and configuration.
-pub fn print_of_model(path: &Path) -> Result<String> {
+pub fn fingerprint_of_model(path: &Path) -> Result<String> {
     let described = crate::model::describe(path).context("model")?;
     let mut hash = Sha256::new();
     hash.update(described.hf_config.to_string());
@@ -108,19 +108,19 @@ fn add_file(hash: &mut Sha256, path: &Path) -> Result<()> {
 }
 
 /// A reporter that also keeps the curves, one JSON line a point.
-pub struct Recording<'a> {
+pub struct RecordingReporter<'a> {
     file: File,
     inner: &'a mut dyn Reporter,
 }
 
-impl<'a> Recording<'a> {
+impl<'a> RecordingReporter<'a> {
     pub fn open(path: &Path, inner: &'a mut dyn Reporter) -> Result<Self> {
         let file = File::options().create(true).append(true).open(path);
         Ok(Self { file: file.with_context(|| format!("writing {}", path.display()))?, inner })
     }
 }
 
-impl Reporter for Recording<'_> {
+impl Reporter for RecordingReporter<'_> {
     fn progress(&mut self, progress: &Progress) {
         self.inner.progress(progress);
     }

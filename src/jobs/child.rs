@@ -34,7 +34,7 @@ pub fn main(job_dir: &Path, recipes: &[Recipe]) -> u8 {
     // The threads are left behind when the recipe ends: a blocking read of stdin cannot be interrupted.
     std::thread::spawn(move || watch(std::io::stdin().lock(), &from_stdin, &told));
     std::thread::spawn(move || lease.outlast());
-    crate::ops::par::settle();
+    crate::ops::par::configure_for_training();
     let mut reporter = LineReporter::new(std::io::stdout(), stop);
     let result = allowed(job_dir).and_then(|remote| {
         reporter.remote = remote;
@@ -145,7 +145,7 @@ impl<W: Write> LineReporter<W> {
                 0
             }
             Err(error) => {
-                self.say(&Line::Failed { error: crate::cli_models::told_once(&error) });
+                self.say(&Line::Failed { error: crate::domain::error_chain(&error) });
                 1
             }
         }

@@ -1,4 +1,4 @@
-//! What a job will need, asked before it is queued: the named models' sizes and the stored data through
+//! What a job will need, estimated before it is queued: the named models' sizes and the stored data through
 //! `train::estimate`. Also the defaults that depend on a model's size.
 
 use std::path::Path;
@@ -6,8 +6,9 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::materialise::{Rankings, learned_demonstrations, learned_prompts};
+use super::materialise::{Rankings, learned_demonstrations, learned_prompts, learned_thumbs};
 use super::queue::{EnqueueError, JobArgs, resolve, takes};
+use crate::data::Thumbed;
 use crate::domain::{JobState, Message, ModelKind};
 use crate::model::{ModelConfig, describe, presets};
 use crate::store::{Page, Store, StoreError, find_version};
@@ -36,7 +37,7 @@ pub struct Estimate {
 pub const LORA_ABOVE: u64 = 50_000_000;
 const DEFAULT_RANK: u64 = 8;
 /// Recipes that can train through adapters whatever their model is.
-const WITH_ADAPTERS: &[&str] = &["sft", "reward", "dpo", "ppo", "reinforce", "rloo", "grpo"];
+const WITH_ADAPTERS: &[&str] = &["sft", "reward", "dpo", "simpo", "orpo", "kto", "ppo", "reinforce", "rloo", "grpo"];
 /// Earlier runs whose speed is looked at.
 const EARLIER: i64 = 200;
 const RATES: usize = 5;
@@ -179,6 +180,13 @@ async fn data_size(store: &dyn Store, recipe: &Recipe, args: &JobArgs) -> Result
                 found.characters.extend(set.completions.iter().map(|c| c.text.chars().count() + prompt));
             }
         }
+        return Ok(Some(found.size()));
+    }
+    if takes(&schema, "feedback") {
+        let (all, _) = learned_thumbs(store, &args.filter).await?;
+        let length = |t: &Thumbed| t.completion.chars().count() + of(&t.prompt.messages());
+        found.characters = all.iter().map(length).collect();
+        found.rows = all.len();
         return Ok(Some(found.size()));
     }
     if takes(&schema, "prompts") {

@@ -1,4 +1,4 @@
-//! Files that ended jobs left behind: checkpoints, logs, frozen data, and which of them nothing needs any more.
+//! Files of ended jobs (checkpoints, logs, frozen data), and which of them are no longer needed.
 
 use std::path::{Path, PathBuf};
 

@@ -8,13 +8,14 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::queue::{FILES, JobArgs, OPTIONAL_DATA, file_names, needs_model, takes, wants};
+use super::queue::{JobArgs, file_names, needs_model, takes, wants};
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::data::from_feedback::{Told, preferences};
-use crate::data::{Comparison, PromptRecord, Written, pairs};
+use crate::data::{Comparison, PromptRecord, Thumbed, Written, pairs, thumbs};
 use crate::domain::*;
-use crate::store::{PromptFilter, RankedFilter, Store, StoreError, find_version, learns_from_requests};
+use crate::store::{FeedbackFact, PromptFilter, RankedFilter, Store, StoreError, find_version, learns_from_requests};
 use crate::train::Recipe;
+use crate::train::args::roles;
 
 /// Why a job cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +58,7 @@ fn write_lines<T: Serialize>(path: &Path, lines: &[T]) -> std::io::Result<String
         text.push(b'\n');
     }
     write_whole(path, &text)?;
-    Ok(hex::encode(Sha256::digest(&text)))
+    Ok(hash::of_bytes(&text))
 }
 
 /// Writes beside, syncs, renames: a crash leaves the old file or the new one.
@@ -168,25 +169,52 @@ impl<'a> Rankings<'a> {
 
     async fn of_feedback(&self) -> Result<Vec<Comparison>, StoreError> {
         let facts = self.store.feedback_facts(self.as_of, self.filter.without_requests).await?;
-        let filter = &self.filter;
-        let fits = |p: &Prompt| {
-            filter.split.is_none_or(|s| s == p.split) && filter.tag.as_ref().is_none_or(|t| p.tags.contains(t))
-        };
-        let told: Vec<Told<'_>> = facts
-            .iter()
-            .filter(|f| fits(&f.prompt))
-            .map(|f| Told {
-                prompt: &f.prompt,
-                completion_id: &f.completion.id,
-                text: &f.completion.text,
-                kind: &f.event.kind,
-                value: &f.event.value,
-                // Without a name everybody is somebody else.
-                actor: f.event.actor_hash.as_deref().unwrap_or(f.event.id.as_str()),
-            })
-            .collect();
-        Ok(preferences(&told))
+        Ok(preferences(&told(&facts, &self.filter)))
     }
+}
+
+/// What applications told of the prompts that the filter takes.
+fn told<'f>(facts: &'f [FeedbackFact], filter: &RankedFilter) -> Vec<Told<'f>> {
+    let fits = |p: &Prompt| {
+        filter.split.is_none_or(|s| s == p.split) && filter.tag.as_ref().is_none_or(|t| p.tags.contains(t))
+    };
+    let tell = |f: &'f FeedbackFact| Told {
+        prompt: &f.prompt,
+        completion_id: &f.completion.id,
+        text: &f.completion.text,
+        kind: &f.event.kind,
+        value: &f.event.value,
+        // Without a name everybody is somebody else.
+        actor: f.event.actor_hash.as_deref().unwrap_or(f.event.id.as_str()),
+    };
+    facts.iter().filter(|f| fits(&f.prompt)).map(tell).collect()
+}
+
+/// Completions with a majority of thumbs, up or down, and the number of those without.
+///
+/// # Errors
+/// What the store says.
+pub(super) async fn learned_thumbs(
+    store: &dyn Store,
+    filter: &RankedFilter,
+) -> Result<(Vec<Thumbed>, usize), StoreError> {
+    let facts = store.feedback_facts(filter.as_of, filter.without_requests).await?;
+    Ok(thumbs(&told(&facts, filter)))
+}
+
+/// Thumbs on single completions, one line per completion.
+async fn feedback(store: &dyn Store, filter: &RankedFilter, path: PathBuf) -> Result<Frozen, PrepareError> {
+    let (lines, undecided) = learned_thumbs(store, filter).await?;
+    if lines.is_empty() {
+        let message = match undecided {
+            0 => "there are no thumbs to learn from; send some with POST /v1/feedback first".to_owned(),
+            n => format!("there are no thumbs to learn from: of {n} completions as many users like as dislike them"),
+        };
+        return Err(PrepareError::Job(message));
+    }
+    tracing::debug!(undecided, "completions without a majority of thumbs are left out");
+    let sha256 = write_lines(&path, &lines)?;
+    Ok(Frozen { path, sha256, n_sets: lines.len() as i64, n_pairs: 0 })
 }
 
 /// Writes what the filter finds as JSONL, whole or not at all, a page at a time.
@@ -291,7 +319,7 @@ async fn prompts(store: &dyn Store, without_requests: bool, path: PathBuf) -> Re
     Ok(Frozen { path, sha256, n_sets: lines.len() as i64, n_pairs: 0 })
 }
 
-/// Writes what is stored of one kind (`comparisons`, `demonstrations` or `prompts`) as the recipes read it, for commands
+/// Writes what is stored of one kind (`comparisons`, `demonstrations`, `feedback` or `prompts`) as the recipes read it, for commands
 /// that run without a job. What came in as requests is left out unless the operator allows it: `learn_from_requests` is
 /// the configured value, which the stored setting replaces. Returns the number of lines; `None` where there are none.
 ///
@@ -308,6 +336,7 @@ pub async fn write_stored(
     let written = match field {
         "comparisons" => comparisons(store, &filter, path.to_owned()).await,
         "demonstrations" => demonstrations(store, without_requests, path.to_owned()).await,
+        "feedback" => feedback(store, &filter, path.to_owned()).await,
         _ => prompts(store, without_requests, path.to_owned()).await,
     };
     match written {
@@ -349,7 +378,7 @@ pub(super) async fn prepare(
         parent = Some(version);
     }
     corpora(&schema, &mut args, &std::path::absolute(files.data_dir())?)?;
-    for field in ["reward_model", "gold_reward_model"] {
+    for (field, _) in roles::models().filter(|(_, kind)| *kind == ModelKind::Reward) {
         if args.get(field).is_some_and(|v| !v.is_null()) {
             let reward = version(store, &args, field).await?;
             args.insert(field.into(), local(files, &reward).await?);
@@ -359,10 +388,8 @@ pub(super) async fn prepare(
     let record = job_dir.join("datasets.json");
     let mut datasets: Map<String, Value> =
         std::fs::read(&record).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-    for field in ["comparisons", "demonstrations", "prompts"].iter().chain(OPTIONAL_DATA).copied() {
-        let mixed = field == "demonstrations" && args.get("mixture").is_some_and(|v| !v.is_null());
-        let unwanted = OPTIONAL_DATA.contains(&field) && !wants(&args, job_args.gold_judgments, field);
-        if mixed || unwanted || !takes(&schema, field) {
+    for (field, needed) in roles::data() {
+        if !takes(&schema, field) || !wants(needed, &args, job_args.gold_judgments) {
             continue;
         }
         let path = job_dir.join(format!("{field}.jsonl"));
@@ -372,6 +399,7 @@ pub(super) async fn prepare(
         }
         let frozen = match field {
             "comparisons" => comparisons(store, &filter, path).await?,
+            "feedback" => feedback(store, &filter, path).await?,
             "gold_comparisons" => {
                 let heldout = RankedFilter { split: Some(Split::Heldout), ..filter.clone() };
                 comparisons(store, &heldout, path).await?
@@ -401,7 +429,7 @@ pub(super) async fn prepare(
 
 /// Puts the paths of files in the corpora directory in the place of their names.
 fn corpora(schema: &Value, args: &mut Map<String, Value>, data_dir: &Path) -> Result<(), PrepareError> {
-    for field in FILES.iter().filter(|field| takes(schema, field)) {
+    for field in roles::corpora().filter(|field| takes(schema, field)) {
         let names = file_names(args, field).map_err(|e| PrepareError::Job(e.to_string()))?;
         let mut paths = Vec::new();
         for name in names {
@@ -411,7 +439,7 @@ fn corpora(schema: &Value, args: &mut Map<String, Value>, data_dir: &Path) -> Re
             }
             paths.push(Value::from(path.display().to_string()));
         }
-        match args.get_mut(*field) {
+        match args.get_mut(field) {
             Some(Value::Array(list)) => *list = paths,
             Some(value @ Value::String(_)) => *value = paths.remove(0),
             _ => {}

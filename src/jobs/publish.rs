@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::queue::is_model_name;
 use crate::artifacts::{Artifacts, weights_sha256};
 use crate::domain::*;
 use crate::store::{ModelFile, Store};

@@ -5,23 +5,9 @@ use serde_json::{Map, Value, json};
 
 use crate::domain::*;
 use crate::store::{RankedFilter, Store, StoreError, find_version, unknown_version};
+use crate::train::args::roles::{self, Needed};
 use crate::train::{ArgsError, Recipe};
 
-/// Recipe arguments that the job sets itself; callers must not.
-pub const PATHS: &[&str] = &[
-    "output_dir",
-    "checkpoint_dir",
-    "log_dir",
-    "comparisons",
-    "demonstrations",
-    "prompts",
-    "ptx_demonstrations",
-    "reference_demonstrations",
-    "gold_comparisons",
-    "resume",
-];
-/// Recipe arguments that name files in `DATA/corpora`: the operator puts them there, a job names them.
-pub const FILES: &[&str] = &["texts", "pretrain_texts", "labelled", "mixture", "tokenizer"];
 /// Arguments of the job, not of the recipe.
 pub const JOB_ARGS: &[&str] = &["publish_as", "filter", "gold_judgments"];
 /// What the validator sees where a path will be.
@@ -55,22 +41,6 @@ fn refuse(field: &str, message: impl Into<String>) -> ArgsError {
     ArgsError { field: field.to_owned(), message: message.into() }
 }
 
-/// True for names that may be part of a path and of a URL: `[a-z0-9][a-z0-9._-]{0,63}` without `..`.
-pub fn is_model_name(name: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let bytes = name.as_bytes();
-    bytes.first().is_some_and(|b| plain(*b))
-        && bytes.len() <= 64
-        && bytes.iter().all(|b| plain(*b) || b"._-".contains(b))
-        && !name.contains("..")
-}
-
-/// A plain file name: what may be joined to the corpora directory.
-fn is_file_name(name: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    !name.is_empty() && name.len() <= 128 && !name.starts_with('.') && name.bytes().all(fits)
-}
-
 /// Whether the recipe begins from a model version; others make a new model unless they are given one.
 pub fn needs_model(schema: &Value) -> bool {
     schema["required"].as_array().is_some_and(|names| names.iter().any(|n| n == "model"))
@@ -96,28 +66,19 @@ pub fn takes(schema: &Value, field: &str) -> bool {
     schema["properties"].get(field).is_some()
 }
 
-/// Data that a recipe takes only when other arguments ask for it.
-pub(super) const OPTIONAL_DATA: &[&str] = &["ptx_demonstrations", "reference_demonstrations", "gold_comparisons"];
-
-/// Whether the arguments ask for `field`, one of `OPTIONAL_DATA`.
-pub(super) fn wants(args: &Map<String, Value>, gold_judgments: bool, field: &str) -> bool {
-    match field {
-        "gold_comparisons" => gold_judgments,
-        // PPO mixes in a language-model loss.
-        "ptx_demonstrations" => args.get("ptx_coef").and_then(Value::as_f64).is_some_and(|c| c > 0.0),
-        "reference_demonstrations" => args.get("normalize_on").is_some_and(|v| v == "demonstrations"),
-        _ => false,
-    }
+/// Whether a job with these arguments needs a file of data.
+pub(super) fn wants(needed: Needed, args: &Map<String, Value>, gold_judgments: bool) -> bool {
+    needed.by(args, |asked| asked == "gold_judgments" && gold_judgments)
 }
 
-/// Takes the arguments apart and has the recipe check its part. Knows nothing of the store.
+/// Takes the arguments apart and has the recipe check its part. Reads nothing from the store.
 ///
 /// # Errors
 /// Names the field: a path given by the caller, an unknown key, a value out of range.
 pub fn check(recipe: &Recipe, args: &Value) -> Result<JobArgs, ArgsError> {
     let Value::Object(given) = args else { return Err(refuse("args", "must be an object")) };
     let mut own = given.clone();
-    if let Some(path) = PATHS.iter().find(|p| own.contains_key(**p)) {
+    if let Some(path) = own.keys().find(|name| roles::is_set_by_job(name)) {
         return Err(refuse(path, "is set by the job itself"));
     }
     let publish_as = match own.shift_remove("publish_as") {
@@ -132,7 +93,7 @@ pub fn check(recipe: &Recipe, args: &Value) -> Result<JobArgs, ArgsError> {
         Some(filter) => serde_json::from_value(filter).map_err(|e| refuse("filter", e.to_string()))?,
     };
     let schema = (recipe.schema)();
-    for field in FILES.iter().filter(|field| takes(&schema, field)) {
+    for field in roles::corpora().filter(|field| takes(&schema, field)) {
         file_names(&own, field)?;
     }
     let gold_judgments = match own.shift_remove("gold_judgments") {
@@ -143,13 +104,11 @@ pub fn check(recipe: &Recipe, args: &Value) -> Result<JobArgs, ArgsError> {
         }
     };
     let mut complete = own.clone();
-    for path in ["output_dir", "comparisons", "demonstrations", "prompts"] {
-        if takes(&schema, path) {
-            complete.insert(path.to_owned(), PLACEHOLDER.into());
+    complete.insert("output_dir".to_owned(), PLACEHOLDER.into());
+    for (field, needed) in roles::data().filter(|(field, _)| takes(&schema, field)) {
+        if !needed.is_optional() || wants(needed, &own, gold_judgments) {
+            complete.insert(field.to_owned(), PLACEHOLDER.into());
         }
-    }
-    for path in OPTIONAL_DATA.iter().filter(|path| takes(&schema, path) && wants(&own, gold_judgments, path)) {
-        complete.insert((*path).to_owned(), PLACEHOLDER.into());
     }
     (recipe.validate)(&Value::Object(complete))?;
     Ok(JobArgs { publish_as, filter, gold_judgments, recipe: own })
@@ -158,11 +117,12 @@ pub fn check(recipe: &Recipe, args: &Value) -> Result<JobArgs, ArgsError> {
 /// The JSON Schema of what a job takes: the recipe's without the paths, plus the job's own arguments.
 pub fn job_schema(recipe: &Recipe) -> Value {
     let mut schema = (recipe.schema)();
-    let (filtered, samples) = (takes(&schema, "comparisons"), takes(&schema, "gold_comparisons"));
+    let filtered = takes(&schema, "comparisons") || takes(&schema, "feedback");
+    let samples = takes(&schema, "gold_comparisons");
     if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
-        properties.retain(|name, _| !PATHS.contains(&name.as_str()));
-        for field in FILES {
-            if let Some(text) = properties.get_mut(*field).and_then(|p| p.get_mut("description")) {
+        properties.retain(|name, _| !roles::is_set_by_job(name));
+        for field in roles::corpora() {
+            if let Some(text) = properties.get_mut(field).and_then(|p| p.get_mut("description")) {
                 *text =
                     format!("{} Names of files in the server's corpora directory.", text.as_str().unwrap_or_default())
                         .into();
@@ -197,7 +157,7 @@ pub fn job_schema(recipe: &Recipe) -> Value {
     }
     if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
         // The model defaults to the active one.
-        required.retain(|name| !name.as_str().is_some_and(|n| PATHS.contains(&n) || n == "model"));
+        required.retain(|name| !name.as_str().is_some_and(|n| roles::is_set_by_job(n) || n == "model"));
     }
     schema
 }
@@ -300,7 +260,7 @@ pub async fn resolve<'r>(
     let given = |args: &Map<String, Value>, field: &str| args.get(field).is_some_and(|v| !v.is_null());
     // An empty field means none: for what is needed that is a mistake, and not the active version.
     let (model, reward) = (is_none(&args, "model"), is_none(&args, "reward_model"));
-    for field in ["model", "reward_model", "gold_reward_model"] {
+    for (field, _) in roles::models() {
         if is_none(&args, field) {
             args.shift_remove(field);
         }

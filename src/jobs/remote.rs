@@ -1,5 +1,5 @@
-//! The client for reward services: asks only hosts that an administrator has named, follows no redirect, and
-//! believes no answer that is not one finite number per completion.
+//! The client for reward services: calls only hosts that an administrator has named, follows no redirect, and refuses
+//! every response that is not one finite number per completion.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What parent and child say to each other: spec.json, and one JSON object per line of the child's stdout.
+//! The messages between parent and child: spec.json, and one JSON object per line of the child's stdout.
 
 use std::path::{Path, PathBuf};
 

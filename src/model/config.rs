@@ -5,32 +5,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::families;
+pub use super::families::Arch;
 use super::families::read::{self, Result, get, ids, malformed};
 pub use crate::ops::activation::Activation;
-
-/// Which family the parameter names and the block layout follow; `families` has the facts of each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Arch {
-    Gpt2,
-    Llama,
-    Mistral,
-    Qwen2,
-    Qwen3,
-    Gemma,
-    Gemma2,
-    Gemma3,
-    SmolLm3,
-    Olmo2,
-    Phi3,
-    Granite,
-    GptNeox,
-    Bert,
-    Roberta,
-    XlmRoberta,
-    DistilBert,
-    ModernBert,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

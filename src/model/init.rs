@@ -4,7 +4,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::families::{NormKind, Parameter, Pooler, Role, parameters};
-use super::{ModelConfig, Weights};
+use crate::model::{ModelConfig, Weights};
 
 const STD: f64 = 0.02;
 

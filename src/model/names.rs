@@ -12,7 +12,7 @@ pub fn canonical(config: &ModelConfig, found: &str) -> Option<String> {
         return None;
     }
     match &family.heads {
-        Heads::Decoder { output } => {
+        Heads::Decoder { output, .. } => {
             let name = match name.strip_prefix(output).filter(|rest| rest.starts_with('.')) {
                 Some(rest) => format!("lm_head{rest}"),
                 None => name.to_owned(),
@@ -43,7 +43,7 @@ pub fn canonical(config: &ModelConfig, found: &str) -> Option<String> {
 /// The name in files of a tensor by its name here.
 pub fn published(config: &ModelConfig, name: &str) -> String {
     match &config.family().heads {
-        Heads::Decoder { output } => match name.strip_prefix("lm_head.") {
+        Heads::Decoder { output, .. } => match name.strip_prefix("lm_head.") {
             Some(rest) => format!("{output}.{rest}"),
             None => name.to_owned(),
         },

@@ -2,7 +2,7 @@
 //! say about their number of parameters.
 
 use super::families::Pooler;
-use super::{Activation, Arch, ModelConfig, PositionKind, Switches, names};
+use crate::model::{Activation, Arch, ModelConfig, PositionKind, Switches, names};
 
 /// A published architecture.
 #[derive(Clone, Debug)]

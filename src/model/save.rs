@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::families::EncoderHeads;
-use super::{Arch, ModelConfig, Weights, names};
+use crate::model::{ModelConfig, Weights, names};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// Why a model could not be written.
@@ -99,8 +99,7 @@ fn config_json(config: &ModelConfig, hf_config: &Value, weights: &Weights, file_
     let masked = |heads: &EncoderHeads| weights.contains_key(&format!("{}.weight", heads.dense));
     let class = match (labels, encoder) {
         (Some(_), _) => format!("{family}ForSequenceClassification"),
-        (None, None) if config.arch == Arch::Gpt2 => "GPT2LMHeadModel".into(),
-        (None, None) => format!("{family}ForCausalLM"),
+        (None, None) => config.family().causal_class(),
         (None, Some(heads)) if masked(heads) => format!("{family}ForMaskedLM"),
         (None, Some(_)) => format!("{family}Model"),
     };

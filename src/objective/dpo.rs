@@ -1,19 +1,31 @@
-//! Direct preference optimisation (2305.18290) and IPO (2310.12036) on summed sequence log-probs.
+//! Direct preference optimisation (DPO, 2305.18290) on summed sequence log-probs, with label smoothing (cDPO,
+//! <https://ericmitchell.ai/cdpo.pdf>), IPO (2310.12036), and the robust form of `robust_dpo`.
 
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Stats, log_sigmoid, sum_f64};
+use super::{Stats, log_sigmoid, robust_dpo, sum_f64};
 
-/// How a log-ratio margin h becomes a loss.
+/// How a log-ratio margin h becomes a loss. ε is the share of preferences taken to be turned around.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DpoLoss {
-    /// −log σ(β h)
+    /// −(1 − ε)·log σ(β h) − ε·log σ(−β h): DPO without smoothing, cDPO with it.
     #[default]
     Sigmoid,
     /// (h − 1/(2β))², on per-sequence sums.
     Ipo,
+    /// DPO's loss without the bias that noise in the labels brings (rDPO).
+    Robust,
+}
+
+/// Which loss, and its constants.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settings {
+    pub kind: DpoLoss,
+    pub beta: f64,
+    /// ε, from 0 to below ½. IPO takes none.
+    pub label_smoothing: f64,
 }
 
 /// Sequence log-probs, all `[m]`: policy with gradient, reference without.
@@ -24,21 +36,26 @@ pub struct Logps<'a> {
     pub ref_rejected: &'a Tensor,
 }
 
+/// −(1 − ε)·log σ(x) − ε·log σ(−x) at every x.
+pub(super) fn smoothed(x: &Tensor, epsilon: f64) -> Result<Tensor> {
+    let kept = log_sigmoid(x)?.neg()?;
+    if epsilon == 0.0 {
+        return Ok(kept);
+    }
+    (kept * (1.0 - epsilon))? - (log_sigmoid(&x.neg()?)? * epsilon)?
+}
+
 /// h = (π_c − ref_c) − (π_r − ref_r). `weights [m]` (1/#pairs of a set, or ones) and their global sum.
 /// Stats: `loss`, `accuracy` (h > 0), `margin` (β·h), `chosen_reward`, `rejected_reward`.
-pub fn loss(
-    logps: &Logps<'_>,
-    weights: &Tensor,
-    kind: DpoLoss,
-    beta: f64,
-    total_weight: f64,
-) -> Result<(Tensor, Stats)> {
+pub fn loss(logps: &Logps<'_>, weights: &Tensor, settings: &Settings, total_weight: f64) -> Result<(Tensor, Stats)> {
+    let &Settings { kind, beta, label_smoothing } = settings;
     let chosen = (logps.policy_chosen - logps.ref_chosen)?;
     let rejected = (logps.policy_rejected - logps.ref_rejected)?;
     let h = (&chosen - &rejected)?;
     let terms = match kind {
-        DpoLoss::Sigmoid => log_sigmoid(&(&h * beta)?)?.neg()?,
+        DpoLoss::Sigmoid => smoothed(&(&h * beta)?, label_smoothing)?,
         DpoLoss::Ipo => (&h - 1.0 / (2.0 * beta))?.sqr()?,
+        DpoLoss::Robust => robust_dpo::terms(&(&h * beta)?, label_smoothing)?,
     };
     let terms = (terms * weights)?;
 
@@ -51,3 +68,14 @@ pub fn loss(
     stats.add("rejected_reward", beta * sum_f64(&rejected)?, n);
     Ok(((terms.sum_all()? / total_weight)?, stats))
 }
+
+/// The share ε of judgments that are turned around, where two people agree on a share `agreement` of pairs: if each is
+/// wrong with probability ε, independently, they agree with probability (1 − ε)² + ε². At most `MOST_NOISE`; agreement
+/// of ½ or less says that the labels carry nothing.
+pub fn noise_from_agreement(agreement: f64) -> f64 {
+    let signal = (2.0 * agreement - 1.0).clamp(0.0, 1.0).sqrt();
+    (0.5 * (1.0 - signal)).min(MOST_NOISE)
+}
+
+/// Above it the robust loss divides by almost nothing.
+pub const MOST_NOISE: f64 = 0.45;

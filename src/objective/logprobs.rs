@@ -37,11 +37,24 @@ pub fn sequence_sums(values: &[f64], lengths: &[usize]) -> Vec<f64> {
         .collect()
 }
 
+/// The run that each entry belongs to.
+fn owners(values: &Tensor, lengths: &[usize]) -> Result<Tensor> {
+    let owner: Vec<u32> = (0u32..).zip(lengths).flat_map(|(i, &n)| std::iter::repeat_n(i, n)).collect();
+    Tensor::new(owner, values.device())
+}
+
 /// `values [n]` → sums of consecutive runs, `[lengths.len()]`, with gradient.
 pub fn sequence_sums_tensor(values: &Tensor, lengths: &[usize]) -> Result<Tensor> {
-    let owner: Vec<u32> = (0u32..).zip(lengths).flat_map(|(i, &n)| std::iter::repeat_n(i, n)).collect();
-    let owner = Tensor::new(owner, values.device())?;
+    let owner = owners(values, lengths)?;
     Tensor::zeros(lengths.len(), values.dtype(), values.device())?.index_add(&owner, &values.contiguous()?, 0)
+}
+
+/// `values [n]` → the mean of its run at every entry, `[n]`, with gradient.
+pub fn sequence_means_tensor(values: &Tensor, lengths: &[usize]) -> Result<Tensor> {
+    let shares: Vec<f64> = lengths.iter().map(|&n| 1.0 / n as f64).collect();
+    let shares = Tensor::new(shares, values.device())?.to_dtype(values.dtype())?;
+    let means = (sequence_sums_tensor(values, lengths)? * shares)?;
+    means.index_select(&owners(values, lengths)?, 0)
 }
 
 /// One value per sequence → one value per token.

@@ -9,15 +9,21 @@
 pub mod causal_lm;
 pub mod classification;
 pub mod dpo;
+pub mod entropy;
 pub mod gae;
 pub mod grpo;
 pub mod kl;
+pub mod kto;
 pub mod logprobs;
 pub mod masked_lm;
+pub mod orpo;
 pub mod ppo;
+pub mod preference;
 pub mod reinforce;
 pub mod reward;
 pub mod rloo;
+pub mod robust_dpo;
+pub mod simpo;
 pub mod whiten;
 
 use std::collections::BTreeMap;

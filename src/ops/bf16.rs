@@ -1,13 +1,13 @@
 //! y = x·Wᵀ with both sides rounded to bfloat16, products and sums in f32: what mixed-precision training
 //! computes for frozen weights. AVX-512 BF16 does two multiply-adds where f32 does one. A row's result does not
-//! depend on its company; it does depend on whether the processor has the instruction (order of pairs).
+//! depend on the other rows of the batch; it does depend on whether the processor has the instruction (order of pairs).
 
 use std::cell::RefCell;
 
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
-use super::gemm::{Ahead, MR, NR, WeightLayout, on_tile, pack_into, panel_rows};
+use super::gemm::{MR, NR, Prefetch, WeightLayout, on_tile, pack_into, panel_rows};
 use super::low_rank::{Beside, LowRank};
 use super::par::{SharedMut, split, split_panels};
 use super::pool;
@@ -191,13 +191,23 @@ impl PackedBf16 {
             let fresh = k0 == 0 && !add;
             let slice = &panel[k0 * NR..(k0 + depth) * NR];
             for (t, r) in rows.clone().step_by(MR).enumerate() {
-                let (mr, ahead) = (MR.min(rows.end - r), Ahead::of(t, rows.len()));
+                let (mr, prefetch) = (MR.min(rows.end - r), Prefetch::of(t, rows.len()));
                 let x = &x[r * pairs + k0..(r + mr - 1) * pairs + k0 + depth];
                 // SAFETY: this task alone owns rows × columns of this panel; `native` has checked the features; x
                 // holds mr rows of pairs.
                 unsafe {
                     on_tile(y, r * m + c0, m, mr, cols, fresh, |to, width| {
-                        avx512::tile_of(mr, slice.as_ptr(), x.as_ptr().cast(), pairs, depth, ahead, to, width, fresh);
+                        avx512::tile_of(
+                            mr,
+                            slice.as_ptr(),
+                            x.as_ptr().cast(),
+                            pairs,
+                            depth,
+                            prefetch,
+                            to,
+                            width,
+                            fresh,
+                        );
                     });
                 }
             }
@@ -238,7 +248,7 @@ mod avx512 {
     use std::arch::x86_64::*;
 
     use super::super::gemm::avx512::ask_for_row;
-    use super::{Ahead, NR};
+    use super::{NR, Prefetch};
 
     /// Rounds a row to nearest even, two numbers to a place; an odd last one is paired with zero.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
@@ -268,7 +278,7 @@ mod avx512 {
         x: *const i32,
         stride: usize,
         depth: usize,
-        ahead: Ahead,
+        prefetch: Prefetch,
         out: *mut f32,
         width: usize,
         fresh: bool,
@@ -276,12 +286,12 @@ mod avx512 {
         // SAFETY: as the caller's.
         unsafe {
             match mr {
-                1 => tile::<1>(panel, x, stride, depth, ahead, out, width, fresh),
-                2 => tile::<2>(panel, x, stride, depth, ahead, out, width, fresh),
-                3 => tile::<3>(panel, x, stride, depth, ahead, out, width, fresh),
-                4 => tile::<4>(panel, x, stride, depth, ahead, out, width, fresh),
-                5 => tile::<5>(panel, x, stride, depth, ahead, out, width, fresh),
-                _ => tile::<6>(panel, x, stride, depth, ahead, out, width, fresh),
+                1 => tile::<1>(panel, x, stride, depth, prefetch, out, width, fresh),
+                2 => tile::<2>(panel, x, stride, depth, prefetch, out, width, fresh),
+                3 => tile::<3>(panel, x, stride, depth, prefetch, out, width, fresh),
+                4 => tile::<4>(panel, x, stride, depth, prefetch, out, width, fresh),
+                5 => tile::<5>(panel, x, stride, depth, prefetch, out, width, fresh),
+                _ => tile::<6>(panel, x, stride, depth, prefetch, out, width, fresh),
             }
         }
     }
@@ -293,7 +303,7 @@ mod avx512 {
         x: *const i32,
         stride: usize,
         depth: usize,
-        ahead: Ahead,
+        prefetch: Prefetch,
         out: *mut f32,
         width: usize,
         fresh: bool,
@@ -311,12 +321,12 @@ mod avx512 {
                     }
                 }
             }
-            let mut asks = ahead.first;
+            let mut next = prefetch.first;
             for kk in 0..depth {
                 let p = panel.add(kk * NR);
-                if kk == asks {
+                if kk == next {
                     ask_for_row(p.wrapping_add(depth * NR).cast());
-                    asks += ahead.every;
+                    next += prefetch.every;
                 }
                 // No closures here: they would not surely be compiled for these instructions.
                 let w0: __m512bh = std::mem::transmute(_mm512_loadu_si512(p.cast()));
@@ -350,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn is_the_product_of_the_rounded_numbers_in_any_company() {
+    fn is_the_product_of_the_rounded_numbers_in_any_batch() {
         for (n, m, k) in
             [(1, 1, 1), (1, 70, 33), (7, 130, 1500), (13, 64, 17), (40, 200, 4100), (260, 70, 40), (200, 64, 4100)]
         {

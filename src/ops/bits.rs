@@ -1,6 +1,6 @@
 //! y = x·Wᵀ with 8-bit activations and weights of 4, 5 or 6 bits: GGUF's Q5_0, Q5_1, Q5_K, Q6_K, Q2_K, Q3_K, IQ4_NL
 //! and IQ4_XS. w = scale · (q − offset) + min, with a scale for 32 or for 16 values along k. Same guarantees as
-//! `q8`: the same bits in any company and by any instruction set.
+//! `q8`: batch-invariant, and equal on every instruction set.
 
 use std::marker::PhantomData;
 
@@ -484,7 +484,7 @@ mod tests {
             for r in 0..n {
                 let mut alone = vec![f32::NAN; m];
                 packed.matmul(&x[r * k..(r + 1) * k], &mut alone, 1);
-                assert_eq!(alone, y[r * m..(r + 1) * m], "{kind:?}: company changes nothing");
+                assert_eq!(alone, y[r * m..(r + 1) * m], "{kind:?}: other rows change nothing");
                 for dot in kernels() {
                     let mut tile = Tile::default();
                     let (lines, scales) = packed.panel(0);
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_multiplied_as_they_are_in_any_company_and_instruction_set() {
+    fn blocks_are_multiplied_as_they_are_in_any_batch_and_instruction_set() {
         check::<Five>(BlockType::Q5_0);
         check::<FiveMin>(BlockType::Q5_1);
         check::<FiveMin>(BlockType::Q5K);

@@ -28,7 +28,7 @@ pub enum BlockType {
     Q6K,
     /// Four bits that name one of sixteen unequal steps, a scale for 32.
     IQ4NL,
-    /// The same with a six-bit scale for 32 and one f16 for 256.
+    /// Four bits that name one of sixteen unequal steps, a six-bit scale for 32 and an f16 scale for 256.
     IQ4XS,
 }
 

@@ -11,7 +11,7 @@ pub fn embedding(table: &Tensor, ids: &Arc<Vec<u32>>) -> Result<Tensor> {
     embedding_but(table, ids, None)
 }
 
-/// The same; no gradient reaches the row `padding` from here.
+/// Rows `ids` of table [vocab, d] → [n, d]; the backward pass adds no gradient to the row `padding`.
 pub fn embedding_but(table: &Tensor, ids: &Arc<Vec<u32>>, padding: Option<u32>) -> Result<Tensor> {
     check(table, ids)?;
     if fused(table) {

@@ -1,6 +1,6 @@
 //! y = x·Wᵀ in f32 with weights packed into column panels, for one row (decode) to thousands (training).
 //! Each element is one chain of fused multiply-adds over k in ascending order, whatever the number of
-//! rows, threads or the instruction set: a row's result never depends on its company in the batch.
+//! rows, threads or the instruction set: results are batch-invariant.
 
 use super::par::{SharedMut, split};
 #[cfg(target_arch = "x86_64")]
@@ -176,16 +176,16 @@ pub fn matmul_packed(panels: &[f32], x: &[f32], y: &mut [f32], n: usize, m: usiz
     });
 }
 
-/// Which rows of the panel that lies behind this one a tile asks for: a few rows of x are done with a panel before
-/// the next has come from memory by itself.
+/// The rows of the next panel that a tile prefetches: with few rows of x, a panel is used up before the hardware has
+/// loaded the next one.
 #[derive(Clone, Copy)]
-pub(super) struct Ahead {
+pub(super) struct Prefetch {
     pub first: usize,
     pub every: usize,
 }
 
-impl Ahead {
-    /// For tile `t` of those of `rows` rows: together they ask for all, or, where they are many, for nothing.
+impl Prefetch {
+    /// For tile `t` of those of `rows` rows: together they prefetch all rows; many tiles prefetch none.
     pub fn of(t: usize, rows: usize) -> Self {
         let tiles = rows.div_ceil(MR);
         Self { first: if (2..=8).contains(&tiles) { t } else { usize::MAX }, every: tiles }
@@ -212,11 +212,11 @@ pub(super) fn panel_rows(
         for (t, r) in rows.clone().step_by(MR).enumerate() {
             let mr = MR.min(rows.end - r);
             let x = &x[r * k + k0..];
-            let ahead = Ahead::of(t, rows.len());
+            let prefetch = Prefetch::of(t, rows.len());
             // SAFETY: this task alone owns rows × columns of this panel.
             unsafe {
                 on_tile(y, r * m + c0, m, mr, cols, fresh, |to, width| {
-                    micro(slice, x, k, mr, depth, ahead, to, width, fresh);
+                    micro(slice, x, k, mr, depth, prefetch, to, width, fresh);
                 });
             }
         }
@@ -263,7 +263,7 @@ unsafe fn micro(
     stride: usize,
     mr: usize,
     depth: usize,
-    ahead: Ahead,
+    prefetch: Prefetch,
     out: *mut f32,
     width: usize,
     fresh: bool,
@@ -274,12 +274,12 @@ unsafe fn micro(
     unsafe {
         let (panel, x) = (panel.as_ptr(), x.as_ptr());
         match (isa(), mr) {
-            (Isa::Avx512, 1) => return avx512::tile::<1>(panel, x, stride, depth, ahead, out, width, fresh),
-            (Isa::Avx512, 2) => return avx512::tile::<2>(panel, x, stride, depth, ahead, out, width, fresh),
-            (Isa::Avx512, 3) => return avx512::tile::<3>(panel, x, stride, depth, ahead, out, width, fresh),
-            (Isa::Avx512, 4) => return avx512::tile::<4>(panel, x, stride, depth, ahead, out, width, fresh),
-            (Isa::Avx512, 5) => return avx512::tile::<5>(panel, x, stride, depth, ahead, out, width, fresh),
-            (Isa::Avx512, _) => return avx512::tile::<6>(panel, x, stride, depth, ahead, out, width, fresh),
+            (Isa::Avx512, 1) => return avx512::tile::<1>(panel, x, stride, depth, prefetch, out, width, fresh),
+            (Isa::Avx512, 2) => return avx512::tile::<2>(panel, x, stride, depth, prefetch, out, width, fresh),
+            (Isa::Avx512, 3) => return avx512::tile::<3>(panel, x, stride, depth, prefetch, out, width, fresh),
+            (Isa::Avx512, 4) => return avx512::tile::<4>(panel, x, stride, depth, prefetch, out, width, fresh),
+            (Isa::Avx512, 5) => return avx512::tile::<5>(panel, x, stride, depth, prefetch, out, width, fresh),
+            (Isa::Avx512, _) => return avx512::tile::<6>(panel, x, stride, depth, prefetch, out, width, fresh),
             (Isa::Avx2, _) => return avx2::tile(panel, x, stride, mr, depth, out, width, fresh),
             (Isa::Portable, _) => {}
         }
@@ -302,7 +302,7 @@ unsafe fn micro(
 pub(super) mod avx512 {
     use std::arch::x86_64::*;
 
-    use super::{Ahead, NR};
+    use super::{NR, Prefetch};
 
     /// Asks for a row of a panel to come to the L2 cache; any address may be named.
     #[inline(always)]
@@ -364,7 +364,7 @@ pub(super) mod avx512 {
         x: *const f32,
         stride: usize,
         depth: usize,
-        ahead: Ahead,
+        prefetch: Prefetch,
         out: *mut f32,
         width: usize,
         fresh: bool,
@@ -382,12 +382,12 @@ pub(super) mod avx512 {
                     }
                 }
             }
-            let mut asks = ahead.first;
+            let mut next = prefetch.first;
             for kk in 0..depth {
                 let p = panel.add(kk * NR);
-                if kk == asks {
+                if kk == next {
                     ask_for_row(p.wrapping_add(depth * NR).cast());
-                    asks += ahead.every;
+                    next += prefetch.every;
                 }
                 // Weights come from memory once per token: fetch ahead of the hardware's own guess.
                 if R <= 2 {
@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn equals_the_plain_chain_bit_for_bit_in_any_company() {
+    fn equals_the_plain_chain_bit_for_bit_in_any_batch() {
         for (n, m, k) in [(1, 1, 1), (1, 70, 33), (7, 130, 1500), (13, 64, 17), (40, 200, 2100)] {
             let (w, x) = (noise(m * k, 3), noise(n * k, 5));
             let packed = PackedF32::pack(&w, m, k, WeightLayout::OutIn);

@@ -232,7 +232,7 @@ impl Weight {
         }
     }
 
-    /// The same.
+    /// The natural tensor.
     ///
     /// # Errors
     /// When it was not kept.

@@ -1,5 +1,5 @@
-//! The low-rank term beside a matrix: y += scale·(x·Aᵀ)·Bᵀ in f32 (LoRA, arXiv 2106.09685, section 4.1), made by
-//! whoever multiplies by the matrix, while the rows of x and y are in the cache. Elements are the chains of `gemm`.
+//! The low-rank term beside a matrix: y += scale·(x·Aᵀ)·Bᵀ in f32 (LoRA, arXiv 2106.09685, section 4.1), fused into the
+//! product with the matrix, while the rows of x and y are in the cache. Elements are the chains of `gemm`.
 
 use super::gemm::{NR, WeightLayout, pack_into, panel_rows};
 use super::par::{SharedMut, split};

@@ -5,15 +5,15 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-/// Multiply-adds below which waking a thread costs more than it brings.
+/// Multiply-adds below which waking a thread costs more time than it saves.
 const WORTH_A_THREAD: usize = 128 * 1024;
 
-/// For a process that only trains, from its one busy thread: that thread becomes one of the compute threads, so
-/// that it need not hand every piece of work over and sleep until it is done; and memory of the sizes that
-/// kernels take thousands of times a step stays with the process instead of going back to the system each time.
-pub fn settle() {
+/// Configures the thread pool and the allocator of a process that only trains; called from the thread that trains. The
+/// calling thread becomes a compute thread, so that work is not handed over to another thread while this one sleeps, and
+/// freed buffers of the sizes that kernels use stay with the process instead of returning to the system at each step.
+pub fn configure_for_training() {
     super::pool::keep_all();
-    // Refused where the pool exists already: work is then handed over.
+    // Fails where the pool exists already; the pool then computes without this thread.
     let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: sets two numbers of the allocator.
@@ -60,7 +60,7 @@ pub struct SharedMut<T>(*mut T, usize);
 
 // SAFETY: `slice` is unsafe and its contract demands disjoint ranges.
 unsafe impl<T: Send> Send for SharedMut<T> {}
-// SAFETY: as above.
+// SAFETY: `slice` is unsafe and its contract demands disjoint ranges.
 unsafe impl<T: Send> Sync for SharedMut<T> {}
 
 impl<T> SharedMut<T> {

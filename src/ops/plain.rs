@@ -1,4 +1,4 @@
-//! The same operations from candle's differentiable building blocks: slow, obvious, for any device.
+//! The operations of this room built from candle's differentiable operations: slow, simple, for any device.
 //! They are the reference that the fused kernels are tested against.
 
 use candle_core::{D, DType, Result, Tensor};
@@ -78,7 +78,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttentionSpec) -> Re
     attention_watched(q, k, v, spec, &mut |_| Ok(()))
 }
 
-/// The same; `watch` is shown each sequence's probabilities [heads, queries, keys] before they mix values.
+/// Attention, one sequence at a time; `watch` is called with the probabilities [heads, queries, keys] of each sequence.
 pub fn attention_watched(
     q: &Tensor,
     k: &Tensor,
@@ -96,7 +96,9 @@ pub fn attention_watched(
             x.narrow(0, start, len)?.reshape((len, n, spec.head_dim))?.transpose(0, 1)?.contiguous()
         };
         let repeat = |x: Tensor| -> Result<Tensor> {
-            candle_transformers::utils::repeat_kv(x.unsqueeze(0)?, spec.n_heads / spec.n_kv_heads)?.squeeze(0)
+            let copies = spec.n_heads / spec.n_kv_heads;
+            let copied = x.unsqueeze(1)?.expand((spec.n_kv_heads, copies, len, spec.head_dim))?;
+            copied.reshape((spec.n_heads, len, spec.head_dim))
         };
         let q = heads(q, spec.n_heads)?;
         let k = repeat(heads(k, spec.n_kv_heads)?)?.contiguous()?;

@@ -1,5 +1,5 @@
-//! Buffers that come back: activations of a few fixed sizes are taken and given thousands of times a step,
-//! and fresh memory from the system costs a page fault for every 4 KiB.
+//! A pool of reusable buffers: activations of a few fixed sizes are allocated and freed thousands of times a step, and
+//! fresh memory from the system costs a page fault for every 4 KiB.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};

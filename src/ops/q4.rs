@@ -1,5 +1,5 @@
 //! y = x·Wᵀ with 4-bit weights and 8-bit activations: w = scale · q + min over blocks of 32 along k, the
-//! common form of GGUF's Q4_0, Q4_1 and Q4_K. Same guarantees as `q8`: any company, any instruction set.
+//! common form of GGUF's Q4_0, Q4_1 and Q4_K. Results are batch-invariant and the same on every instruction set.
 
 use half::f16;
 
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn close_to_f32_and_equal_in_any_company_and_instruction_set() {
+    fn close_to_f32_and_equal_in_any_batch_and_instruction_set() {
         for (n, m, k) in [(1, 16, 32), (11, 70, 576), (3, 5, 48)] {
             let (w, x) = (noise(m * k, 1), noise(n * k, 2));
             let packed = PackedQ4::quantize(&w, m, k);

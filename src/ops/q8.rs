@@ -1,6 +1,6 @@
 //! y = x·Wᵀ with 8-bit weights and activations (GGUF's Q8_0: blocks of 32 along k, one f16 scale each).
-//! Integer sums are exact and blocks are added in ascending order, so results are the same for every
-//! instruction set and for any company of rows in a batch.
+//! Integer sums are exact and blocks are added in ascending order, so results are batch-invariant and the same on every
+//! instruction set.
 
 use half::f16;
 
@@ -235,7 +235,7 @@ mod tests {
     use crate::ops::q8_rows::kernels;
 
     #[test]
-    fn close_to_f32_and_equal_in_any_company_and_instruction_set() {
+    fn close_to_f32_and_equal_in_any_batch_and_instruction_set() {
         for (n, m, k) in [(1, 16, 32), (11, 70, 576), (3, 5, 48)] {
             let (w, x) = (noise(m * k, 1), noise(n * k, 2));
             let packed = PackedQ8::quantize(&w, m, k);

@@ -1,5 +1,5 @@
 //! Rows of activations in 8 bits, for products with quantised weights: blocks of 32 along k, one f32 scale
-//! each. A row is quantised on its own, so its result never depends on its company in a batch.
+//! each. A row is quantised on its own, so its result is batch-invariant.
 
 use super::par::{SharedMut, split};
 use super::simd::multiversion;

@@ -50,7 +50,7 @@ macro_rules! multiversion {
                 match $crate::ops::simd::isa() {
                     // SAFETY: `isa` has checked the features.
                     $crate::ops::simd::Isa::Avx512 => return unsafe { avx512($($arg),*) },
-                    // SAFETY: as above.
+                    // SAFETY: `isa` has checked the features.
                     $crate::ops::simd::Isa::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::ops::simd::Isa::Portable => {}
                 }

@@ -20,7 +20,7 @@ const CHUNK_ROWS: usize = 384;
 pub struct TokenLogprobs {
     /// log-softmax(logits / temperature) at the target, differentiable in hidden and weight.
     pub logprobs: Tensor,
-    /// Entropy of softmax(logits / temperature) in nats; carries no gradient.
+    /// Entropy of softmax(logits / temperature) in nats; carries a gradient only where it was asked for.
     pub entropy: Tensor,
 }
 
@@ -79,13 +79,37 @@ pub fn token_logprobs(hidden: &Tensor, head: &Weight, targets: &[u32], temperatu
     shaped_logprobs(hidden, head, targets, temperature, LogitShape::default())
 }
 
-/// The same of logits that are shaped first.
+/// As `token_logprobs`, of logits that `shape` divides and caps first.
 pub fn shaped_logprobs(
     hidden: &Tensor,
     head: &Weight,
     targets: &[u32],
     temperature: f32,
     shape: LogitShape,
+) -> Result<TokenLogprobs> {
+    let TokenLogprobs { logprobs, entropy } = both(hidden, head, targets, temperature, shape, false)?;
+    Ok(TokenLogprobs { logprobs, entropy: entropy.detach() })
+}
+
+/// The same values, with a gradient of the entropies as well. Nothing of the logits is kept: the backward pass computes
+/// them again.
+pub fn with_entropy(
+    hidden: &Tensor,
+    head: &Weight,
+    targets: &[u32],
+    temperature: f32,
+    shape: LogitShape,
+) -> Result<TokenLogprobs> {
+    both(hidden, head, targets, temperature, shape, true)
+}
+
+fn both(
+    hidden: &Tensor,
+    head: &Weight,
+    targets: &[u32],
+    temperature: f32,
+    shape: LogitShape,
+    entropy: bool,
 ) -> Result<TokenLogprobs> {
     let (m, _) = hidden.dims2()?;
     let vocab = head.out_features();
@@ -103,16 +127,17 @@ pub fn shaped_logprobs(
             inv_t: 1.0 / temperature,
             shape,
             slopes: hidden.track_op(),
+            entropy,
             kept: Mutex::default(),
         };
         let both = if head.trained() { hidden.apply_op2(head.dense()?, op)? } else { hidden.apply_op1(op)? };
-        let entropy = both.narrow(1, 1, 1)?.squeeze(1)?.detach();
+        let entropy = both.narrow(1, 1, 1)?.squeeze(1)?;
         return Ok(TokenLogprobs { logprobs: both.narrow(1, 0, 1)?.squeeze(1)?, entropy });
     }
     let logits = (shape.apply(&head.apply(hidden)?)? / f64::from(temperature))?;
     let all = plain::log_softmax(&logits)?;
     let index = Tensor::new(targets, hidden.device())?.unsqueeze(1)?;
-    let entropy = (all.exp()? * &all)?.sum(1)?.neg()?.detach();
+    let entropy = (all.exp()? * &all)?.sum(1)?.neg()?;
     Ok(TokenLogprobs { logprobs: all.gather(&index, 1)?.squeeze(1)?, entropy })
 }
 
@@ -130,6 +155,8 @@ struct Op {
     shape: LogitShape,
     /// Whether hidden wants a gradient.
     slopes: bool,
+    /// Whether the entropies have one.
+    entropy: bool,
     kept: Mutex<Kept>,
 }
 
@@ -178,6 +205,28 @@ multiversion! {
     }
 }
 
+multiversion! {
+    /// z, scaled by 1/T → the gradient of `g[0]`·log p(target) + `g[1]`·entropy with respect to the raw logits, with the
+    /// log-sum-exp and Σ p·z of z. Of the entropy it is −p·(log p + entropy) = −p·(z − Σ p·z).
+    fn row_grad_of_both(z: &mut [f32], lse: f32, mean: f32, target: usize, g: [f32; 2], inv_t: f32) {
+        for v in z.iter_mut() {
+            *v = -inv_t * exp(*v - lse) * (g[0] + g[1] * (*v - mean));
+        }
+        z[target] += inv_t * g[0];
+    }
+}
+
+/// What becomes of a row of logits once its results are known.
+#[derive(Clone, Copy)]
+enum Slopes<'a> {
+    /// It stays.
+    None,
+    /// The gradient of the log-prob.
+    OfLogprob,
+    /// The gradient of the log-prob and of the entropy, each times its factor: [m, 2].
+    OfBoth(&'a [f32]),
+}
+
 /// Natural log of the normaliser of `logits · inv_t`, the very value that the fused op computes.
 pub fn log_sum_exp(logits: &[f32], inv_t: f32) -> f32 {
     row_normaliser(logits, inv_t)
@@ -204,8 +253,8 @@ multiversion! {
 }
 
 impl Op {
-    /// Logits of rows `r0..` of x, turned into gradients with respect to them if `grads`; results go to `out`.
-    fn rows(&self, x: &[f32], r0: usize, z: &mut [f32], out: Option<&mut [f32]>, grads: bool) -> Result<()> {
+    /// Logits of rows `r0..` of x, turned into gradients with respect to them as `grads` says; results go to `out`.
+    fn rows(&self, x: &[f32], r0: usize, z: &mut [f32], out: Option<&mut [f32]>, grads: Slopes<'_>) -> Result<()> {
         let vocab = self.head.out_features();
         let n = z.len() / vocab;
         let d = x.len() / self.targets.len();
@@ -223,17 +272,22 @@ impl Op {
                 let target = self.targets[r0 + r] as usize;
                 self.shape.shape(z);
                 let mut slopes = Vec::new();
-                if let Some(cap) = self.shape.cap.filter(|_| grads) {
+                if let Some(cap) = self.shape.cap.filter(|_| !matches!(grads, Slopes::None)) {
                     slopes.resize(vocab, 0.0);
                     soft_cap_slopes(z, cap, &mut slopes);
                 }
                 let (lse, mean) = row_stats(z, self.inv_t);
                 out[0] = z[target] - lse;
                 out[1] = lse - mean;
-                if grads {
-                    row_grad(z, lse, target, self.inv_t);
-                    self.shape.back(z, &slopes);
+                match grads {
+                    Slopes::None => continue,
+                    Slopes::OfLogprob => row_grad(z, lse, target, self.inv_t),
+                    Slopes::OfBoth(g) => {
+                        let at = (r0 + r) * 2;
+                        row_grad_of_both(z, lse, mean, target, [g[at], g[at + 1]], self.inv_t);
+                    }
                 }
+                self.shape.back(z, &slopes);
             }
         });
         Ok(())
@@ -243,10 +297,11 @@ impl Op {
     fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
         let (m, vocab) = (self.targets.len(), self.head.out_features());
         let d = x.len() / m;
-        let keep = self.head.trained() && m * vocab * size_of::<f32>() <= KEEP_BYTES;
+        let keep = !self.entropy && self.head.trained() && m * vocab * size_of::<f32>() <= KEEP_BYTES;
+        let slopes = self.slopes && !self.entropy;
         let rows = if keep { m } else { CHUNK_ROWS.min(m) };
         let mut kept = Kept::default();
-        if self.slopes {
+        if slopes {
             kept.slopes = pool::take(m * d);
         }
         let mut out = buffer(m * 2);
@@ -254,8 +309,9 @@ impl Op {
         for r0 in (0..m).step_by(rows) {
             let n = rows.min(m - r0);
             let z = &mut logits[..n * vocab];
-            self.rows(x, r0, z, Some(&mut out[r0 * 2..(r0 + n) * 2]), self.slopes || keep)?;
-            if self.slopes {
+            let grads = if slopes || keep { Slopes::OfLogprob } else { Slopes::None };
+            self.rows(x, r0, z, Some(&mut out[r0 * 2..(r0 + n) * 2]), grads)?;
+            if slopes {
                 self.head.backward_input(z, &mut kept.slopes[r0 * d..(r0 + n) * d], n, false, None)?;
             }
         }
@@ -268,8 +324,46 @@ impl Op {
         Ok(out)
     }
 
-    /// Gradients of hidden and of the matrix for `g` [m, 2]; entropy's column carries none.
+    /// Gradients of hidden and of the matrix for `g` [m, 2].
     fn backward(&self, x: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        match self.entropy {
+            true => self.backward_of_both(x, g),
+            false => self.backward_of_logprobs(x, g),
+        }
+    }
+
+    /// The logits again, a chunk of rows at a time, and their gradient.
+    fn backward_of_both(&self, x: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (m, d) = x.dims2()?;
+        let vocab = self.head.out_features();
+        let g = g.contiguous()?;
+        let (g, x) = (read(&g)?, read(x)?);
+        let mut gx = if self.slopes { pool::take(m * d) } else { Vec::new() };
+        let mut gw = None;
+        let rows = CHUNK_ROWS.min(m);
+        let mut logits = pool::take(rows * vocab);
+        for r0 in (0..m).step_by(rows) {
+            let n = rows.min(m - r0);
+            let z = &mut logits[..n * vocab];
+            self.rows(&x, r0, z, None, Slopes::OfBoth(&g))?;
+            if self.slopes {
+                self.head.backward_input(z, &mut gx[r0 * d..(r0 + n) * d], n, false, None)?;
+            }
+            if self.head.trained() {
+                let part = self.head.backward_weight(&x[r0 * d..(r0 + n) * d], z, n)?;
+                gw = match (gw, part) {
+                    (Some(sum), Some(part)) => Some((sum + part)?),
+                    (sum, part) => sum.or(part),
+                };
+            }
+        }
+        pool::give(logits);
+        let gx = if self.slopes { Some(tensor(gx, (m, d))?) } else { None };
+        Ok((gx, gw))
+    }
+
+    /// Entropy's column of `g` carries nothing.
+    fn backward_of_logprobs(&self, x: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (m, d) = x.dims2()?;
         let vocab = self.head.out_features();
         let Kept { mut slopes, logits } = std::mem::take(&mut *self.kept.lock().unwrap_or_else(|e| e.into_inner()));
@@ -293,7 +387,7 @@ impl Op {
                     for r0 in (0..m).step_by(rows) {
                         let n = rows.min(m - r0);
                         let z = &mut logits[..n * vocab];
-                        self.rows(&x, r0, z, None, true)?;
+                        self.rows(&x, r0, z, None, Slopes::OfLogprob)?;
                         let part = self.head.backward_weight(&scaled[r0 * d..(r0 + n) * d], z, n)?;
                         gw = match (gw, part) {
                             (Some(sum), Some(part)) => Some((sum + part)?),

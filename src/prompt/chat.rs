@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Value;
+use minijinja::value::{Serde, Value};
 use minijinja::{Environment, context};
 
 use super::conversation::{Conversation, Turn};
@@ -98,13 +98,13 @@ impl ChatTemplate {
         let template = environment.get_template("chat").map_err(|e| ChatError::Template(e.to_string()))?;
         // What a request cannot ask for is none, not undefined: templates ask `tools is not none`.
         let rest = context! {
-            messages => Value::from_serialize(&read["messages"]),
+            messages => Value::from(Serde(&read["messages"])),
             add_generation_prompt => open_turn,
-            tools => Value::from_serialize(&read["tools"]),
+            tools => Value::from(Serde(&read["tools"])),
             documents => Value::from(()),
         };
         let named: std::collections::BTreeMap<String, Value> = self.named.iter().cloned().collect();
-        let own = Value::from_serialize(&read["kwargs"]);
+        let own = Value::from(Serde(&read["kwargs"]));
         let values = context! { ..rest, ..context! { ..Value::from(named), ..own } };
         let text = template
             .render(values)

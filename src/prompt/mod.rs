@@ -2,9 +2,7 @@
 
 pub mod answer;
 pub mod chat;
-pub mod cloze;
 pub mod conversation;
-pub mod few_shot;
 pub mod instruction;
 mod jinja;
 mod jinja_source;
@@ -12,9 +10,7 @@ pub mod label_template;
 pub mod texts;
 
 pub use chat::{ChatError, ChatTemplate, Rendered};
-pub use cloze::{Cloze, ClozeError};
 pub use conversation::{Conversation, ToolCall, Turn};
-pub use few_shot::{Example, FewShot};
 pub use instruction::{Template, instruction};
 pub use label_template::{Gap, LabelTemplate, LabelTemplateError, Shots};
 pub use texts::{Answers, Texts};

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, bail};
 
 use super::{ChatError, ChatTemplate};
-use crate::data::PromptInput;
+use crate::domain::PromptInput;
 use crate::model::Loaded;
 use crate::tokenizer::Tokenizer;
 

@@ -1,6 +1,6 @@
-//! What a request expands to, computed before anything of it is built. Limits on the parts of a request bound
-//! nothing where parts are multiplied: a template by its examples, a prompt by its answers, samples by their
-//! log-probs. Every route that computes asks here first; the limits keep one request under some 64 MB.
+//! The size that a request expands to, computed before anything of it is built. Limits on single fields do not bound
+//! products of them (a template by its examples, a prompt by its answers, samples by their log-probs). Every computing
+//! route checks its request here first; the limits keep one request under about 64 MB.
 
 use super::{Result, bad_input};
 use crate::config::LimitsConfig;

@@ -5,8 +5,8 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::model::catalogue::{KNOWN, Known, Needs};
-use crate::model::pull;
+use crate::hub::catalogue::{KNOWN, Known, Needs};
+use crate::hub::pull;
 use crate::train::estimate::available_memory;
 
 /// Every model that can be pulled by name, and the memory of this machine.

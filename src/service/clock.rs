@@ -1,6 +1,6 @@
-//! The time of day for sessions, leases and stamps, held steady: it goes by a clock that nobody sets, follows small
-//! corrections of the wall clock, and believes a jump only after it has lasted. A clock that is set wrong for a moment
-//! neither ends sessions and leases nor prolongs them.
+//! The time of day for sessions, leases and time stamps, derived from the monotonic clock. Small corrections of the wall
+//! clock are followed at once, a jump only after it has lasted, so that a clock that is set wrong for a moment neither ends
+//! nor prolongs sessions and leases.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use super::erased;
 use super::people::Actor;
 use super::random::secret_hash;
 use super::{Result, Services, job_files, to_the_end};
@@ -13,7 +14,6 @@ use crate::data::Comparison;
 use crate::domain::{
     ApiKeyId, AuditEntry, InviteId, Judgment, Labeler, LabelerId, LinkId, Message, Micros, PromptId, Role, SetKind,
 };
-use crate::erased;
 use crate::store::{AuditFilter, Erase, Erased, Page, PersonalData, RankedFilter, StoreError};
 
 /// What feedback events carry in the place of a name.

@@ -1,4 +1,4 @@
-//! What speaks for and against a model version, before somebody promotes it: accuracy on held-out pairs, reward and
+//! Evidence for and against promoting a model version: accuracy on held-out pairs, reward and
 //! KL against where it started, who people prefer, and what both versions wrote. Every figure has its n and, where
 //! the data give one, a 95 % interval.
 

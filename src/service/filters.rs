@@ -1,5 +1,5 @@
-//! Names in filters: a tag, labeler or language that nothing has would find nothing in silence. They are refused with
-//! what there is.
+//! Names in filters. A tag, labeler or language that does not occur is refused with the names that do, because a filter by
+//! it would silently find nothing.
 
 use std::collections::BTreeSet;
 

@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use super::people::Actor;
 use super::{Result, ServiceError, Services, bad_input, to_the_end};
-use crate::domain::Micros;
+use crate::domain::{Micros, hash, new_id};
 use crate::store::GuidelineVersion;
 
 /// Languages of the pages; the first is the one that others fall back to.
@@ -31,7 +30,7 @@ pub struct Guidelines {
 }
 
 fn version(text: &str) -> String {
-    hex::encode(Sha256::digest(text.as_bytes()))[..12].to_owned()
+    hash::of_bytes(text.as_bytes())[..12].to_owned()
 }
 
 /// The page language of a tag such as `zh-Hans`; English for those without pages.
@@ -102,13 +101,8 @@ pub async fn change(services: &Arc<Services>, by: &Actor, lang: &str, text: Stri
     }
     let text = if text.trim().is_empty() { String::new() } else { text };
     let now = services.now();
-    let stored = GuidelineVersion {
-        id: ulid::Ulid::generate().to_string(),
-        lang: lang.to_owned(),
-        text,
-        created: now,
-        created_by: by.labeler_id.clone(),
-    };
+    let stored =
+        GuidelineVersion { id: new_id(), lang: lang.to_owned(), text, created: now, created_by: by.labeler_id.clone() };
     let (all, actor) = (services.clone(), by.signature());
     to_the_end(async move {
         let detail = json!({"version": (!stored.text.is_empty()).then(|| version(&stored.text))});

@@ -1,4 +1,4 @@
-//! Import of prompts, rankings and demonstrations from files of others: read in a thread of its own under limits,
+//! Import of prompts, rankings and demonstrations from files: read in a thread of its own under limits,
 //! stored in batches, reported by line.
 
 use std::collections::{BTreeMap, BTreeSet};

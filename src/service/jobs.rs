@@ -11,6 +11,7 @@ use crate::jobs::estimate::{self, Estimate};
 use crate::jobs::queue::{self, EnqueueError};
 use crate::service::people::Actor;
 use crate::store::{JobFilter, Page, RankedFilter};
+use crate::train::args::roles;
 
 /// Longest name of a job, in characters.
 const NAME: usize = 120;
@@ -148,9 +149,9 @@ pub async fn describe(services: &Arc<Services>, by: &Actor, id: &JobId, words: W
 
 /// The built-in model and pulled ones become versions when a job names them first.
 async fn register_named(services: &Services, args: &mut Value) -> Result<()> {
-    for (field, kind) in
-        [("model", None), ("reward_model", Some(ModelKind::Reward)), ("gold_reward_model", Some(ModelKind::Reward))]
-    {
+    for (field, kind) in roles::models() {
+        // A policy may begin from a version of any kind.
+        let kind = (kind == ModelKind::Reward).then_some(kind);
         let Some(name) = args.get(field).and_then(Value::as_str).filter(|name| !name.trim().is_empty()) else {
             continue;
         };

@@ -1,5 +1,5 @@
-//! Who pays for tokens. The guard of a route sets the payer once; whatever the request computes is charged to it,
-//! without every function on the way having to know.
+//! Charging tokens to keys. The guard of a route sets the payer of the request's task; everything that the request
+//! computes is charged to it, without a parameter in every function.
 
 use super::people::Actor;
 use super::{Result, Services};

@@ -1,4 +1,4 @@
-//! The next sensible action, from counts and evidence: nothing that the figures speak against is suggested.
+//! The suggested next action, from counts and evidence. An action that the figures contradict is not suggested.
 
 use serde::Serialize;
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! The loop as one picture: counts, what is active, and the next sensible action.
+//! The state of the loop: counts, active versions, and the suggested next action.
 
 use serde::Serialize;
 

@@ -2,9 +2,9 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use crate::domain::hash;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
-use sha2::{Digest, Sha256};
 
 /// Largest seed drawn plus one: exact in every JSON reader and in a signed database column.
 const SEED_BOUND: u64 = 1 << 53;
@@ -48,7 +48,7 @@ impl Random {
 
 /// SHA-256 (hex) under which a secret is kept. Secrets are 256 random bits, so no slow hash is needed.
 pub fn secret_hash(secret: &str) -> String {
-    hex::encode(Sha256::digest(secret.as_bytes()))
+    hash::of_bytes(secret.as_bytes())
 }
 
 /// The order in which a set of `n` things is shown: a permutation fixed by the seed.

@@ -3,13 +3,15 @@
 
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde_json::json;
 
 use super::{Result, ServiceError, Services};
-use crate::artifacts::weights_sha256;
-use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
-use crate::model::{self, builtin, pull};
+use crate::artifacts::{Artifacts, weights_sha256};
+use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId, is_model_name};
+use crate::hub::builtin;
+use crate::hub::pull;
+use crate::model;
 use crate::store::{StoreError, find_version, unknown_version};
 
 /// A version by its name or id. `param` is the request's field that names it; `kind` is what is listed where the name is
@@ -72,20 +74,57 @@ async fn unknown(
     param: Option<&str>,
 ) -> Result<ServiceError> {
     let data_dir = services.config.data_dir.clone();
-    let pulled = tokio::task::spawn_blocking(move || pull::list(&data_dir));
+    let pulled = tokio::task::spawn_blocking(move || pull::installed_names(&data_dir));
     let pulled = pulled.await.map_err(|e| ServiceError::Internal(e.to_string()))?;
     let mut more = Vec::new();
     if kind.is_none_or(|kind| kind == ModelKind::Policy) {
-        more.push(builtin::NAME.to_owned());
-        more.extend(pulled.into_iter().map(|model| model.name).filter(|name| name != builtin::NAME));
+        more.extend(pulled);
     }
     let message = unknown_version(services.store.as_ref(), name, kind, &more).await?;
     Ok(ServiceError::UnknownModel { message, param: param.map(str::to_owned) })
 }
 
+/// A version that was made the active one of its kind.
+pub struct Activated {
+    pub version: ModelVersion,
+    /// Whether a server of this configuration serves it: a policy has to descend from the configured model.
+    pub descends: bool,
+}
+
+/// Makes a version the active one of its kind in the database, without a server: what to do when a server cannot load
+/// the version that is active.
+///
+/// # Errors
+/// An unknown or retired version, or one whose files do not open.
+pub async fn activate_offline(services: &Services, name: &str) -> anyhow::Result<Activated> {
+    let (config, store) = (&services.config, &services.store);
+    let version = find_or_register(services, name, None, None).await?;
+    if version.state == ModelState::Retired {
+        bail!("{} is retired", version.name);
+    }
+    if matches!(version.kind, ModelKind::Classifier | ModelKind::PromptAdapter) {
+        bail!("{} is a {}: requests name it, none is the active one", version.name, version.kind);
+    }
+    if version.stage != crate::domain::STAGE_UPSTREAM {
+        // A version whose weights are not the published ones is not activated: no server would load it.
+        let path = Artifacts::open(config, store.clone())?.checked_path(&version).await?;
+        model::describe(&path).with_context(|| format!("{} cannot serve", version.name))?;
+    }
+    let now = services.now();
+    let version = store.activate_model(&version.id, now).await?;
+    let detail = json!({"name": version.name, "kind": version.kind, "offline": true});
+    store.audit(&"command line".into(), "promote", version.id.as_str(), detail, now).await?;
+    let configured = find_version(store.as_ref(), &version_name(&config.model)).await?;
+    let descends = match configured.filter(|_| version.kind == ModelKind::Policy) {
+        Some(configured) => super::configured::choose(store.as_ref(), configured).await?.id == version.id,
+        None => true,
+    };
+    Ok(Activated { version, descends })
+}
+
 /// The name of the version of the configured model found at `path`.
 pub fn name_for(model: &str, path: &Path) -> String {
-    if pull::is_name(model) { version_name(model) } else { name_of_path(path) }
+    if is_model_name(model) { version_name(model) } else { name_of_path(path) }
 }
 
 /// The version record of the model at `path`: the known one when name and weights are the same.

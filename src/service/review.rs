@@ -1,4 +1,4 @@
-//! Known answers, and settling what labelers disagree about.
+//! Sets with known answers, and reviewers' decisions on sets that labelers disagree about.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -1,5 +1,4 @@
-//! What signing in asks of the store beside the common trait: personal links, live keys, and making sure that what
-//! was erased leaves the files.
+//! Queries for signing in (personal links, keys in use), and the removal of erased rows from the database's files.
 
 use async_trait::async_trait;
 

@@ -186,7 +186,7 @@ impl Db {
                 for end in ["", "-wal", "-shm"] {
                     let mut name = path.as_os_str().to_owned();
                     name.push(end);
-                    crate::private::close_file(Path::new(&name));
+                    super::private::close_file(Path::new(&name));
                 }
                 let writer = sqlite_writer(&path).await?;
                 SQLITE_MIGRATIONS.run(&writer).await.map_err(migrate_error)?;

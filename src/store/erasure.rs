@@ -1,5 +1,5 @@
-//! Taking a person's data away on request. One transaction; the labeler's row stays without a name, so that
-//! what others did beside it keeps its meaning.
+//! Erasing a person's data on request, in one transaction. The labeler's row stays without a name, so that the records of
+//! others that refer to it stay valid.
 
 use super::leases::PLACES;
 use super::rows::{Conn, args};

@@ -1,5 +1,5 @@
-//! What people look at before they promote a version: who was preferred, what both wrote, what was active before;
-//! and the search among jobs.
+//! Evidence for promoting a version (who was preferred, what both versions wrote, which version was active before), and
+//! the search among jobs.
 
 use async_trait::async_trait;
 

@@ -1,4 +1,4 @@
-//! What feedback, its queue and its people ask of the store, beside the common trait.
+//! Queries for labeling: feedback, its queue and its people.
 
 use async_trait::async_trait;
 

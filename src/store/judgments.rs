@@ -2,7 +2,7 @@
 
 use super::rows::{Conn, Row, args, not_found};
 use super::sql::PAGE_BYTES;
-use super::{LabelerCounts, Page, RankedFilter, Result, rules, sets};
+use super::{LabelerCounts, Page, RankedFilter, Result};
 use crate::domain::*;
 
 /// Judgments with their items and flags, one row for each of those, in one statement.
@@ -175,13 +175,8 @@ pub(super) async fn counts(conn: &mut Conn, labeler: &LabelerId, since: Micros) 
     })
 }
 
-/// Appends one judgment with its items and flags.
-pub(super) async fn insert(conn: &mut Conn, j: &Judgment) -> Result<()> {
-    rules::check_items(j, &sets::items(conn, j.set_id.as_str()).await?)?;
-    append(conn, j).await
-}
-
-/// As `insert`, for items that are known to be those of the set.
+/// Stores a judgment with its items and flags. The caller has checked the items with `rules::check_items`, or made the
+/// set from them.
 pub(super) async fn append(conn: &mut Conn, j: &Judgment) -> Result<()> {
     conn.run(
         "INSERT INTO judgments (id, assignment_id, set_id, labeler_id, revision, supersedes_id, outcome, strength,

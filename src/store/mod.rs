@@ -19,6 +19,7 @@ mod names;
 mod people;
 mod postgres;
 mod privacy;
+pub mod private;
 mod prompts;
 mod quality;
 mod reveals;

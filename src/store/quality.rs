@@ -1,4 +1,4 @@
-//! Judgments as the quality figures read them: without texts, all in one go.
+//! Judgments as the quality figures read them: all of them in one query, without texts.
 
 use super::Result;
 use super::judgments::current;

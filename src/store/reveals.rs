@@ -1,4 +1,4 @@
-//! What labelers have been shown of sets: who wrote the completions, the expected answer.
+//! What labelers have seen of sets before they judged: who wrote the completions, the expected answer.
 
 use super::Result;
 use super::rows::{Conn, args};

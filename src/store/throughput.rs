@@ -1,4 +1,4 @@
-//! How fast judgments come in.
+//! The rate at which judgments are submitted.
 
 use super::rows::{Conn, args};
 use super::{DayCount, Result, Throughput};

@@ -13,7 +13,8 @@ enum Cut {
     Digits,
     /// These expressions one after the other, each cutting what the last has left.
     By(&'static [&'static str]),
-    /// The same without byte-level characters: spaces become U+2581, unknown characters bytes.
+    /// These expressions one after the other, without byte-level characters: spaces become U+2581, unknown characters
+    /// bytes.
     Plain(&'static [&'static str]),
     /// At white space, which is dropped.
     Words,

@@ -7,10 +7,10 @@ use super::Tokenizer;
 pub struct IncrementalDecoder {
     tokenizer: Tokenizer,
     skip_special: bool,
-    state: State,
+    state: DecodeState,
 }
 
-enum State {
+enum DecodeState {
     /// Byte-level vocabularies: bytes of an unfinished character.
     Bytes(Vec<u8>),
     /// Others decode a token by its neighbours: `ids[..sent]` is what stood before, or has been sent as text.
@@ -23,10 +23,10 @@ const CONTEXT: usize = 4;
 impl IncrementalDecoder {
     pub(super) fn new(tokenizer: Tokenizer, left: &[u32], skip_special: bool) -> Self {
         let state = match tokenizer.0.byte_level {
-            true => State::Bytes(Vec::new()),
+            true => DecodeState::Bytes(Vec::new()),
             false => {
                 let kept = if tokenizer.begins_text(left) { &[] } else { &left[left.len().saturating_sub(CONTEXT)..] };
-                State::Window { ids: kept.to_vec(), sent: kept.len() }
+                DecodeState::Window { ids: kept.to_vec(), sent: kept.len() }
             }
         };
         Self { tokenizer, skip_special, state }
@@ -38,11 +38,11 @@ impl IncrementalDecoder {
             return String::new();
         }
         match &mut self.state {
-            State::Bytes(pending) => {
+            DecodeState::Bytes(pending) => {
                 pending.extend(self.tokenizer.token_bytes(id));
                 take_whole(pending)
             }
-            State::Window { ids, .. } => {
+            DecodeState::Window { ids, .. } => {
                 ids.push(id);
                 self.window(false)
             }
@@ -52,13 +52,13 @@ impl IncrementalDecoder {
     /// What is still held back; an unfinished character becomes U+FFFD.
     pub fn finish(&mut self) -> String {
         match &mut self.state {
-            State::Bytes(pending) => String::from_utf8_lossy(&std::mem::take(pending)).into_owned(),
-            State::Window { .. } => self.window(true),
+            DecodeState::Bytes(pending) => String::from_utf8_lossy(&std::mem::take(pending)).into_owned(),
+            DecodeState::Window { .. } => self.window(true),
         }
     }
 
     fn window(&mut self, last: bool) -> String {
-        let State::Window { ids, sent } = &mut self.state else { return String::new() };
+        let DecodeState::Window { ids, sent } = &mut self.state else { return String::new() };
         let decode = |ids: &[u32]| self.tokenizer.0.plain_decode(ids, false).unwrap_or_default();
         let text = decode(ids);
         // Equal but for a character that the context leaves unfinished.

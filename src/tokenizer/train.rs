@@ -49,7 +49,7 @@ pub enum Kind {
 
 /// What to train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct TokenizerPlan {
     pub kind: Kind,
     /// Entries at most, special tokens included.
     pub vocab_size: usize,
@@ -61,7 +61,7 @@ pub struct Plan {
     pub chat: bool,
 }
 
-impl Default for Plan {
+impl Default for TokenizerPlan {
     fn default() -> Self {
         Self { kind: Kind::Bpe, vocab_size: 8192, min_frequency: 2, lowercase: true, chat: false }
     }
@@ -69,13 +69,13 @@ impl Default for Plan {
 
 /// Counts words of one text after another, then trains.
 pub struct Training {
-    plan: Plan,
+    plan: TokenizerPlan,
     normalizer: Option<BertNormalizer>,
     words: BTreeMap<String, u64>,
 }
 
 impl Training {
-    pub fn new(plan: Plan) -> Self {
+    pub fn new(plan: TokenizerPlan) -> Self {
         let normalizer = (plan.kind == Kind::WordPiece).then(|| BertNormalizer::new(true, true, None, plan.lowercase));
         Self { plan, normalizer, words: BTreeMap::new() }
     }

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::domain::hash;
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -103,6 +104,16 @@ impl CheckpointDir {
             return Ok(None);
         }
         bail!("no checkpoint in {} can be used:\n{}", self.dir.display(), warnings.join("\n"))
+    }
+
+    /// The recipe state of the newest checkpoint whose state can be read; tensors are not looked at. `None` when there
+    /// is none.
+    pub fn newest_state(dir: &Path) -> Option<serde_json::Value> {
+        let generations = Self { dir: dir.to_owned(), keep: 2 }.generations().ok()?;
+        generations
+            .into_iter()
+            .rev()
+            .find_map(|generation| serde_json::from_slice(&fs::read(generation.path.join("state.json")).ok()?).ok())
     }
 
     /// The checkpoint marked best, if it is still there and intact.
@@ -204,21 +215,8 @@ fn read_files(dir: &Path) -> Result<Checkpoint> {
 }
 
 fn entry_of(path: &Path) -> Result<FileEntry> {
-    let mut file = File::open(path)?;
-    Ok(FileEntry { bytes: file.metadata()?.len(), sha256: sha256_of(&mut file)? })
-}
-
-/// SHA-256 (hex) of everything `reader` yields.
-pub fn sha256_of(reader: &mut impl Read) -> Result<String> {
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0u8; 1 << 20];
-    loop {
-        let n = reader.read(&mut buffer)?;
-        if n == 0 {
-            return Ok(hex::encode(hasher.finalize()));
-        }
-        hasher.update(&buffer[..n]);
-    }
+    let (sha256, bytes) = hash::of_file(path)?;
+    Ok(FileEntry { bytes, sha256 })
 }
 
 /// SHA-256 (hex) of names, shapes and f32 bits in name order: equal if and only if the weights are.

@@ -129,7 +129,8 @@ pub fn need(planned: &Planned<'_>) -> Need {
     let logits = if planned.recipe == "reward" { 0.0 } else { micro * model.vocab_size as f64 * 8.0 };
     // f32 weights; trained ones with gradient and two moments, and a copy for evaluation, samples and the file.
     let frozen = if rank.is_some() { parameters * if half { 4.0 + 2.0 } else { 4.0 + 4.0 } } else { 0.0 };
-    let own = trained * (4.0 + 4.0 + 8.0) + if rank.is_some() { parameters * 4.0 } else { parameters * 8.0 };
+    let moments = if args.text("adam_states") == "8bit" { 2.0 } else { 8.0 };
+    let own = trained * (4.0 + 4.0 + moments) + if rank.is_some() { parameters * 4.0 } else { parameters * 8.0 };
     let mut memory = PROGRAM_BYTES + frozen + own + activations + logits;
     let mut parts = vec![match rank {
         Some(rank) => {
@@ -276,6 +277,8 @@ mod tests {
         assert!(lora.flops.unwrap() < full.flops.unwrap());
         // 16 bytes a parameter before anything else.
         assert!(full.memory_bytes > 16 * 134_000_000);
+        let rounded = of(json!({"adam_states": "8bit"}), data);
+        assert!((full.memory_bytes - rounded.memory_bytes).abs_diff(6 * 134_515_008) <= 1, "2 bytes of moments, not 8");
         let again = of(json!({"recompute": "block"}), data);
         assert!(again.memory_bytes < full.memory_bytes);
         let long = of(json!({"micro_batch_tokens": 8192, "batch_size": 64}), data);

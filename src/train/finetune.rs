@@ -6,9 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Tensor, Var};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
-use super::args::{FinetuneArgs, parse};
+use super::args::{FinetuneArgs, parse_for_run};
 use super::bidirectional::TrainableEncoder;
 use super::fit::{Fit, count};
 use super::optim::Params;
@@ -18,8 +17,8 @@ use super::trainable::{Trainable, normal_init};
 use super::{Reporter, TrainOutcome};
 use crate::data::labelled::{self, Labelled};
 use crate::data::split_of;
-use crate::domain::Split;
-use crate::model::heads::{
+use crate::domain::{Split, hash};
+use crate::model::heads::classifier::{
     Body, CLASSIFIER, CLASSIFIER_BIAS, SCORE, about, add_pooler, body_weights, class_logits, classifier_ids_cut,
 };
 use crate::model::{self, Decoder, Encoder, Loaded, PackedBatch, Weights};
@@ -29,7 +28,7 @@ use crate::objective::{Stats, causal_lm, classification};
 const HEAD_STD: f64 = 0.02;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
-    let args: FinetuneArgs = parse(args)?;
+    let args: FinetuneArgs = parse_for_run(args)?;
     before(reporter, "loading");
     let common = args.common();
     let loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
@@ -95,6 +94,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let mut more = about(&data.labels, max_length);
     more["metrics"] = metrics.clone();
     super::output::save(&run.common, "classifier", "finetune", &loaded, &body.weights()?, more)?;
+    run.write_card()?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 
@@ -142,7 +142,7 @@ impl Data {
             data.fit.answers_cut += usize::from(cut);
             let class = data.labels.partition_point(|known| known < label) as u32;
             // By text: the same text is never on both sides.
-            match split_of(&hex::encode(Sha256::digest(text)), args.heldout_fraction) {
+            match split_of(&hash::of_bytes(text), args.heldout_fraction) {
                 Split::Train => data.train.push(Example { ids, class }),
                 Split::Heldout => data.heldout.push(Example { ids, class }),
             }

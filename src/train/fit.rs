@@ -1,4 +1,4 @@
-//! What did not fit into `max_length`: counted while data is read, told once when the run begins.
+//! What did not fit into `max_length`: counted while data is read, reported once when the run begins.
 
 use serde_json::{Value, json};
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use serde_json::{Value, json};
 
-use super::args::{MlmArgs, parse};
+use super::args::{MlmArgs, parse_for_run};
 use super::bidirectional::TrainableEncoder;
 use super::fit::BLOCK;
 use super::pretrain::{Cursor, batch_blocks, from_scratch, tokenizer};
@@ -21,10 +21,10 @@ use crate::model::{self, Encoder, ModelConfig, PackedBatch, Weights};
 use crate::objective::masked_lm::{self, Masked, mask_tokens};
 use crate::objective::{Stats, causal_lm};
 use crate::tokenizer::Tokenizer;
-use crate::tokenizer::train::{Kind, Plan as TokenizerPlan};
+use crate::tokenizer::train::{Kind, TokenizerPlan};
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
-    let args: MlmArgs = parse(args)?;
+    let args: MlmArgs = parse_for_run(args)?;
     before(reporter, "loading");
     let common = args.common();
     let files = TextFiles {
@@ -116,6 +116,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         "corpus": corpus.counts, "corpus_sha256": corpus.sha256,
     });
     super::output::save(&run.common, "encoder", "mlm", &loaded, &model.weights()?, json!({"metrics": metrics}))?;
+    run.write_card()?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 

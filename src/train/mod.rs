@@ -4,16 +4,20 @@
 
 pub mod args;
 mod bidirectional;
+mod card;
 pub mod checkpoint;
-mod dpo;
+mod data_report;
 pub mod estimate;
 mod finetune;
 pub mod fit;
+mod kto;
 mod logs;
 mod meter;
 mod mlm;
 pub mod optim;
+pub mod optim_bytes;
 mod output;
+mod preference;
 mod pretrain;
 mod prompt_tuning;
 pub mod ranked;
@@ -101,7 +105,10 @@ static RECIPES: &[Recipe] = &[
     entry::<args::ReinforceArgs>("reinforce", "REINFORCE with a running baseline", rl::reinforce),
     entry::<args::RlooArgs>("rloo", "REINFORCE leave-one-out", rl::rloo),
     entry::<args::GrpoArgs>("grpo", "Group-relative policy optimisation", rl::grpo),
-    entry::<args::DpoArgs>("dpo", "Direct preference optimisation from rankings", dpo::run),
+    entry::<args::DpoArgs>("dpo", "Direct preference optimisation from rankings", preference::dpo),
+    entry::<args::SimpoArgs>("simpo", "SimPO: preferences by mean log-probs, no reference", preference::simpo),
+    entry::<args::OrpoArgs>("orpo", "ORPO: language-model loss and odds ratio, no reference", preference::orpo),
+    entry::<args::KtoArgs>("kto", "KTO from thumbs on single answers", kto::run),
 ];
 
 type Run = fn(&serde_json::Value, &mut dyn Reporter) -> anyhow::Result<TrainOutcome>;

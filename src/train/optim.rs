@@ -8,6 +8,7 @@ use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, TensorI
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::optim_bytes::{BLOCK, Bytes, LEAST_ROUNDED, SIGNED, UNSIGNED};
 use crate::ops::simd::multiversion;
 
 /// Trainable parameters by name.
@@ -24,6 +25,19 @@ pub enum AdamForm {
     Torch,
     /// lr·√(1−β₂ᵗ)/(1−β₁ᵗ) · m / (√v + ε): ε is not rescaled by the bias correction (LMHP, TensorFlow).
     Tf,
+}
+
+/// How moments are kept between updates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum AdamStates {
+    /// Exactly: 8 bytes a parameter.
+    #[default]
+    #[serde(rename = "f32")]
+    F32,
+    /// Rounded in blocks of 256 to 8 bits (2110.02861): 2 bytes a parameter. Tensors of fewer than 4096 entries and
+    /// those on a GPU stay exact.
+    #[serde(rename = "8bit")]
+    Bytes,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,6 +81,8 @@ impl Group {
 pub enum Moments {
     /// f32 on the host: the fused path.
     Host { m: Vec<f32>, v: Vec<f32> },
+    /// Blocks of bytes on the host: the fused path that rounds.
+    Bytes { m: Bytes, v: Bytes },
     /// Tensors on the parameter's device.
     Device { m: Tensor, v: Tensor },
 }
@@ -75,6 +91,8 @@ pub enum Moments {
 pub struct AdamW {
     pub config: AdamConfig,
     pub groups: Vec<Group>,
+    /// How the moments of parameters without any are kept.
+    pub states: AdamStates,
     /// Updates done so far.
     pub step: u64,
     pub moments: BTreeMap<String, Moments>,
@@ -97,7 +115,11 @@ struct Update {
 
 impl AdamW {
     pub fn new(config: AdamConfig, groups: Vec<Group>) -> Self {
-        Self { config, groups, step: 0, moments: BTreeMap::new() }
+        Self { config, groups, states: AdamStates::F32, step: 0, moments: BTreeMap::new() }
+    }
+
+    pub fn with_states(self, states: AdamStates) -> Self {
+        Self { states, ..self }
     }
 
     /// One update with learning rate `lr`. Gradients are first scaled down to a global norm of
@@ -117,9 +139,10 @@ impl AdamW {
         Ok(norm)
     }
 
-    /// The same settings with no moments.
+    /// An optimizer with these settings and without moments.
     pub fn clone_settings(&self) -> Self {
-        Self { config: self.config, groups: self.groups.clone(), step: self.step, moments: BTreeMap::new() }
+        let (config, groups, states, step) = (self.config, self.groups.clone(), self.states, self.step);
+        Self { config, groups, states, step, moments: BTreeMap::new() }
     }
 
     /// Update number `step` of one parameter.
@@ -144,18 +167,23 @@ impl AdamW {
         };
         let moments = match self.moments.entry(name.to_owned()) {
             std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::btree_map::Entry::Vacant(entry) => entry.insert(Moments::zeros(param)?),
+            std::collections::btree_map::Entry::Vacant(entry) => entry.insert(Moments::zeros(param, self.states)?),
         };
         match moments {
             Moments::Host { m, v } => {
                 let fused = Fused { update, moments: Mutex::new((m, v)) };
                 param.as_tensor().inplace_op2(&grad.contiguous()?, &fused)
             }
+            Moments::Bytes { m, v } => {
+                let fused = Rounded { update, moments: Mutex::new((m, v)) };
+                param.as_tensor().inplace_op2(&grad.contiguous()?, &fused)
+            }
             Moments::Device { m, v } => update.on_tensors(param, grad, m, v),
         }
     }
 
-    /// Moments as tensors `m.<name>` and `v.<name>`, for a checkpoint.
+    /// Moments as tensors `m.<name>` and `v.<name>`, for a checkpoint; rounded ones as bytes, with the scales of their
+    /// blocks in `m_scale.<name>` and `v_scale.<name>`.
     pub fn state(&self, params: &Params) -> Result<BTreeMap<String, Tensor>> {
         let mut out = BTreeMap::new();
         for (name, moments) in &self.moments {
@@ -165,6 +193,14 @@ impl AdamW {
                     Tensor::from_slice(m, param.shape(), param.device())?,
                     Tensor::from_slice(v, param.shape(), param.device())?,
                 ),
+                Moments::Bytes { m, v } => {
+                    let (shape, device) = (param.shape(), param.device());
+                    for (of, bytes) in [("m", m), ("v", v)] {
+                        let scales = Tensor::from_slice(&bytes.scales, bytes.scales.len(), device)?;
+                        out.insert(format!("{of}_scale.{name}"), scales);
+                    }
+                    (Tensor::from_slice(&m.codes, shape, device)?, Tensor::from_slice(&v.codes, shape, device)?)
+                }
                 Moments::Device { m, v } => (m.clone(), v.clone()),
             };
             out.insert(format!("m.{name}"), m);
@@ -185,7 +221,13 @@ impl AdamW {
             if m.shape() != param.shape() || v.shape() != param.shape() {
                 bail!("optimizer state {key} has shape {:?}, the parameter {:?}", m.shape(), param.shape())
             }
-            let moments = if on_host(param) {
+            let scale = |of: &str| state.get(&format!("{of}_scale.{name}"));
+            let moments = if let (Some(m_scale), Some(v_scale)) = (scale("m"), scale("v")) {
+                let bytes = |codes: &Tensor, scales: &Tensor| -> Result<Bytes> {
+                    Bytes::restored(codes.flatten_all()?.to_vec1()?, scales.to_vec1()?)
+                };
+                Moments::Bytes { m: bytes(m, m_scale)?, v: bytes(v, v_scale)? }
+            } else if on_host(param) {
                 Moments::Host { m: m.flatten_all()?.to_vec1()?, v: v.flatten_all()?.to_vec1()? }
             } else {
                 Moments::Device { m: m.to_device(param.device())?, v: v.to_device(param.device())? }
@@ -238,9 +280,12 @@ fn on_host(param: &Var) -> bool {
 }
 
 impl Moments {
-    fn zeros(param: &Var) -> Result<Self> {
+    fn zeros(param: &Var, states: AdamStates) -> Result<Self> {
+        let n = param.elem_count();
+        if on_host(param) && states == AdamStates::Bytes && n >= LEAST_ROUNDED {
+            return Ok(Self::Bytes { m: Bytes::zeros(n), v: Bytes::zeros(n) });
+        }
         if on_host(param) {
-            let n = param.elem_count();
             return Ok(Self::Host { m: vec![0.0; n], v: vec![0.0; n] });
         }
         let zeros = || Tensor::zeros(param.shape(), DType::F32, param.device());
@@ -306,6 +351,44 @@ impl InplaceOp2 for Fused<'_> {
     }
 }
 
+/// The same on moments in bytes, a block at a time.
+struct Rounded<'a> {
+    update: Update,
+    moments: Mutex<(&'a mut Bytes, &'a mut Bytes)>,
+}
+
+impl InplaceOp2 for Rounded<'_> {
+    fn name(&self) -> &'static str {
+        "adamw-8bit"
+    }
+
+    fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
+        let (CpuStorage::F32(p), CpuStorage::F32(g)) = (s1, s2) else { bail!("adamw: f32 only") };
+        let (Some((p0, p1)), Some((g0, g1))) = (l1.contiguous_offsets(), l2.contiguous_offsets()) else {
+            bail!("adamw: parameter and gradient must be contiguous")
+        };
+        let Ok(mut moments) = self.moments.lock() else { bail!("adamw: moments are poisoned") };
+        let (m, v) = &mut *moments;
+        if p1 - p0 != g1 - g0 || m.codes.len() != p1 - p0 {
+            bail!("adamw: gradient or moments have another size than the parameter")
+        }
+        let blocks = m.codes.par_chunks_mut(BLOCK).zip(&mut m.scales);
+        let blocks = blocks.zip(v.codes.par_chunks_mut(BLOCK).zip(&mut v.scales));
+        p[p0..p1].par_chunks_mut(BLOCK).zip(g[g0..g1].par_chunks(BLOCK)).zip(blocks).for_each(
+            |((p, g), ((m_codes, m_scale), (v_codes, v_scale)))| {
+                let (mut m, mut v) = ([0f32; BLOCK], [0f32; BLOCK]);
+                let (m, v) = (&mut m[..p.len()], &mut v[..p.len()]);
+                SIGNED.read(m_codes, *m_scale, m);
+                UNSIGNED.read(v_codes, *v_scale, v);
+                update_slices(self.update, p, g, m, v);
+                *m_scale = SIGNED.write(m, m_codes);
+                *v_scale = UNSIGNED.write(v, v_codes);
+            },
+        );
+        Ok(())
+    }
+}
+
 multiversion! {
     fn update_slices(u: Update, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
         let n = p.len();
@@ -334,7 +417,7 @@ multiversion! {
 }
 
 impl Update {
-    /// The same on any device, with temporaries.
+    /// The update of one parameter on any device, with temporary tensors.
     fn on_tensors(self, param: &Var, grad: &Tensor, m: &mut Tensor, v: &mut Tensor) -> Result<()> {
         let g = (grad.detach().to_dtype(DType::F32)? * f64::from(self.grad_scale))?;
         *m = ((&*m * f64::from(self.beta1))? + (&g * f64::from(1.0 - self.beta1))?)?;

@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::args::Common;
 use super::trainable::Trainable;
-use crate::model::{Build, Loaded, Weights, peft, save_dir};
+use crate::model::adapters::peft;
+use crate::model::{Build, Loaded, Weights, save_dir};
 use crate::prompt::Texts;
 
 /// Writes `weights` with the configuration and tokenizer of `source` to the output directory, and an

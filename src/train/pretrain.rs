@@ -9,7 +9,7 @@ use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::args::{PretrainArgs, parse};
+use super::args::{PretrainArgs, parse_for_run};
 use super::fit::BLOCK;
 use super::run::{Plan, Run, before, device};
 use super::samples::Samples;
@@ -26,13 +26,13 @@ use crate::model::{self, Decoder, Loaded, ModelConfig, Source};
 use crate::objective::{Stats, causal_lm};
 use crate::prompt::Texts;
 use crate::tokenizer::Tokenizer;
-use crate::tokenizer::train::{END_OF_TEXT, Plan as TokenizerPlan, Training};
+use crate::tokenizer::train::{END_OF_TEXT, TokenizerPlan, Training};
 
 /// Words of a held-out document that samples go on from.
 const SAMPLE_WORDS: usize = 6;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
-    let args: PretrainArgs = parse(args)?;
+    let args: PretrainArgs = parse_for_run(args)?;
     before(reporter, "loading");
     let common = args.common();
     let files = TextFiles {
@@ -122,6 +122,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         "parameters": parameters, "corpus": corpus.counts, "corpus_sha256": corpus.sha256,
     });
     super::output::save(&run.common, "policy", "pretrain", &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
+    run.write_card()?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 

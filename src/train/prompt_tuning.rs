@@ -1,5 +1,4 @@
-//! Prompt tuning (arXiv 2104.08691): trained vectors before the input embeddings; the model stays as it is, to
-//! the bit. They can be pre-trained on unlabelled text first, after PPT (arXiv 2109.04332).
+//! Prompt tuning (arXiv 2104.08691): trained vectors before the input embeddings; no bit of the model changes. They can be pre-trained on unlabelled text first, after PPT (arXiv 2109.04332).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -9,7 +8,7 @@ use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::args::{PromptTuningArgs, parse};
+use super::args::{PromptTuningArgs, parse_for_run};
 use super::checkpoint::weights_hash;
 use super::optim::Params;
 use super::run::{Plan, Run, before, device, file_hash};
@@ -20,8 +19,8 @@ use crate::data::corpus::TextFiles;
 use crate::data::dedup::Dedup;
 use crate::data::documents::Cut;
 use crate::data::{content_hash, read_demonstrations, split_of};
-use crate::domain::Split;
-use crate::model::soft_prompt::{SOFT_PROMPT, SoftPrompt, SoftPromptInfo};
+use crate::domain::{Split, hash};
+use crate::model::adapters::soft_prompt::{SOFT_PROMPT, SoftPrompt, SoftPromptInfo};
 use crate::model::{self, Decoder, Loaded, PackedBatch, Purpose};
 use crate::objective::{Stats, causal_lm};
 use crate::prompt::Texts;
@@ -33,7 +32,7 @@ struct State {
 }
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
-    let args: PromptTuningArgs = parse(args)?;
+    let args: PromptTuningArgs = parse_for_run(args)?;
     before(reporter, "loading");
     let common = args.common();
     let loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
@@ -277,5 +276,5 @@ fn files_sha256(loaded: &Loaded) -> Result<String> {
         let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
         files = Box::new(std::io::Read::chain(files, file));
     }
-    super::checkpoint::sha256_of(&mut files)
+    Ok(hash::of_reader(&mut files)?.0)
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use super::data_report::DataReport;
 use super::fit::Fit;
 use super::step::Sequence;
 use crate::data::{Comparison, PromptInput, read_comparisons};
@@ -58,6 +59,8 @@ pub struct Rankings {
     /// How often two people who ranked the same completions agree on a pair (a tie on one side counts half):
     /// the ceiling for any model of them. `None` where nothing was ranked twice.
     pub agreement: Option<f64>,
+    /// What the file holds, for the run's log and the model card.
+    pub report: DataReport,
 }
 
 /// Tiers by completion text, of every judgment of one prompt's completions.
@@ -99,16 +102,25 @@ impl Rankings {
     /// Unreadable lines, or nothing left to train on.
     pub fn read(path: &str, texts: &Texts, max_length: usize, heldout_fraction: f64) -> Result<Self> {
         let fit = Fit::new(max_length);
-        let mut found = Self { train: Vec::new(), heldout: Vec::new(), ties: 0, fit, agreement: None };
+        let mut found = Self {
+            train: Vec::new(),
+            heldout: Vec::new(),
+            ties: 0,
+            fit,
+            agreement: None,
+            report: DataReport::default(),
+        };
         let mut judgments = Judgments::new();
         for comparison in read_comparisons(Path::new(path)).context("comparisons")? {
             let set = encode(&comparison, texts, max_length, &mut found.fit)?;
             note(&mut judgments, &comparison);
+            let (side, tokens) = (comparison.side(heldout_fraction), set.sequences.iter().map(Sequence::predicted));
+            found.report.note_ranking(&comparison, &tokens.collect::<Vec<_>>(), side);
             if set.tiers.iter().all(|tier| *tier == set.tiers[0]) {
                 found.ties += 1;
             } else if set.pairs(0, 0.0).is_empty() {
                 found.fit.equal_sets += 1;
-            } else if comparison.side(heldout_fraction) == Split::Train {
+            } else if side == Split::Train {
                 found.train.push(set);
             } else {
                 found.heldout.push(set);

@@ -1,5 +1,5 @@
-//! A reward that another service computes. Training knows this trait only: who runs a recipe may hand it a
-//! client, which decides which hosts may be asked.
+//! A reward that another service computes. Training uses this trait only: the caller of a recipe may pass a client, which
+//! decides which hosts may be called.
 
 use std::time::Duration;
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::{Tensor, Var};
 use serde_json::{Value, json};
 
-use super::args::{NormalizeOn, RewardArgs, parse};
+use super::args::{NormalizeOn, RewardArgs, parse_for_run};
 use super::fit::Fit;
 use super::ranked::Rankings;
 use super::reward_heads::{Item, Scorer, by_scale, head_shares, scales};
@@ -17,14 +17,14 @@ use super::sft::Demonstrations;
 use super::step::{Accumulator, Sequence};
 use super::trainable::{Trainable, normal_init};
 use super::{Reporter, TrainOutcome, optim::Params};
-use crate::eval::preference::{LengthMetrics, PairMetrics, by_length, pair_metrics};
-use crate::model::reward::{SCORE, Scale, below, headless, separator};
+use crate::model::heads::reward::{SCORE, Scale, below, headless, separator};
 use crate::model::{self, Loaded, Trunk};
 use crate::objective::Stats;
+use crate::objective::preference::{LengthMetrics, PairMetrics, by_length, pair_metrics};
 use crate::prompt::Texts;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
-    let args: RewardArgs = parse(args)?;
+    let args: RewardArgs = parse_for_run(args)?;
     before(reporter, "loading");
     let common = args.common();
     let mut loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
@@ -59,6 +59,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     }
     length.report(&mut run);
     data.fit.report(&mut run);
+    data.report.tell(&mut run, data.agreement);
     for message in reference_fit.messages() {
         run.warn(format!("reference_demonstrations: {message}"));
     }
@@ -126,6 +127,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let about =
         json!({"data": data, "reward": {"gain": gain, "bias": bias, "max_length": max_length}, "metrics": metrics});
     super::output::save(&run.common, "reward", "reward", &loaded, &weights, about)?;
+    run.write_card()?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 

@@ -8,7 +8,7 @@ use super::optim::Params;
 use super::ranked::RankedSequences;
 use super::rng::{Stream, rng, uniform};
 use super::step::{Accumulator, Sequence, micro_batches};
-use crate::model::reward::{Scale, combine};
+use crate::model::heads::reward::{Scale, combine};
 use crate::model::{PackedBatch, Trunk};
 use crate::objective::whiten::moments;
 use crate::objective::{Stats, reward};
@@ -114,7 +114,7 @@ impl Scorer<'_> {
         Ok(summaries.matmul(&head.t()?)?)
     }
 
-    /// The same as numbers.
+    /// Scores [n][heads] as numbers, without a gradient.
     fn numbers(&self, trunk: &Trunk, ids: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
         let summaries = trunk.frozen_summaries(&PackedBatch::new(ids), self.separator)?;
         Ok(summaries.matmul(&self.head.as_detached_tensor().t()?)?.to_vec2()?)

@@ -33,6 +33,8 @@ pub enum Stream {
     SoftPrompt = 23,
     /// Which sets each head of an ensemble takes (step = index of the set).
     Bootstrap = 30,
+    /// Which prompts are answered in the place of groups without variance (step = iteration · 2¹⁶ + attempt).
+    Redraw = 31,
 }
 
 /// The generator of one (seed, stream, step).

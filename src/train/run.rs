@@ -9,43 +9,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::args::{Common, DeviceArg};
-use super::checkpoint::{Checkpoint, CheckpointDir, TensorFile, sha256_of};
+use super::args::{Common, DeviceArg, RecipeArgs, made_with, roles};
+use super::card::{Card, Curve, Curves};
+use super::checkpoint::{Checkpoint, CheckpointDir, TensorFile};
 use super::logs::Logs;
 use super::meter::{Meter, resident_bytes};
 use super::optim::{AdamConfig, AdamW, Grads, Group, Params, Stepping};
 use super::schedule::Schedule;
 use super::step::Accumulator;
 use super::{Reporter, TrainOutcome, rng, trl_names};
-use crate::domain::{Metric, Progress};
-
-/// Arguments that may change between a run and its resumption.
-const FREE: &[&str] = &[
-    "model",
-    "output_dir",
-    "checkpoint_dir",
-    "log_dir",
-    "resume",
-    "max_steps",
-    "recompute",
-    "checkpoint_every",
-    "eval_every",
-    "device",
-    "demonstrations",
-    "comparisons",
-    "prompts",
-    "reward_model",
-    "gold_reward_model",
-    "gold_comparisons",
-    "ptx_demonstrations",
-    "reference_demonstrations",
-    "sample_prompts",
-    "texts",
-    "pretrain_texts",
-    "tokenizer",
-    "labelled",
-    "mixture",
-];
+use crate::domain::{Metric, Progress, hash};
 
 pub struct Run<'a> {
     pub reporter: &'a mut dyn Reporter,
@@ -63,6 +36,12 @@ pub struct Run<'a> {
     checkpoints: Option<CheckpointDir>,
     /// What a checkpoint must agree with: recipe, arguments, data, the model that the run started from.
     identity: Value,
+    /// Completes the arguments of a checkpoint that is older than some of them.
+    made_with: fn(&Value) -> Value,
+    /// Counts of the data, for the model card.
+    pub data_report: Option<Value>,
+    /// Ends of every curve, for the model card.
+    curves: Curves,
     logs: LogState,
 }
 
@@ -75,7 +54,7 @@ enum LogState {
 }
 
 /// What the run is made of, for `Run::new`.
-pub struct Plan<'a, A: Serialize> {
+pub struct Plan<'a, A: RecipeArgs> {
     pub recipe: &'static str,
     pub args: &'a A,
     pub common: Common,
@@ -88,12 +67,9 @@ pub struct Plan<'a, A: Serialize> {
 }
 
 impl<'a> Run<'a> {
-    pub fn new<A: Serialize>(plan: Plan<'_, A>, reporter: &'a mut dyn Reporter) -> Result<Self> {
+    pub fn new<A: RecipeArgs>(plan: Plan<'_, A>, reporter: &'a mut dyn Reporter) -> Result<Self> {
         let common = plan.common;
-        let mut args = serde_json::to_value(plan.args)?;
-        if let Some(map) = args.as_object_mut() {
-            map.retain(|key, _| !FREE.contains(&key.as_str()));
-        }
+        let args = without_free(serde_json::to_value(plan.args)?);
         let checkpoints =
             common.checkpoint_dir.as_deref().map(|dir| CheckpointDir::open(Path::new(dir))).transpose()?;
         let adam = AdamConfig { beta2: common.adam_beta2, eps: common.adam_eps, form: common.adam_form, beta1: 0.9 };
@@ -111,13 +87,16 @@ impl<'a> Run<'a> {
             kept: BTreeMap::new(),
             recipe: plan.recipe,
             logs: if common.log_dir.is_some() { LogState::Unopened } else { LogState::Off },
-            optimizer: AdamW::new(adam, Group::standard(common.weight_decay)),
+            optimizer: AdamW::new(adam, Group::standard(common.weight_decay)).with_states(common.adam_states),
             schedule,
             step: 0,
             total: common.max_steps.map_or(plan.steps, |max| max.min(plan.steps)),
             meter: Meter::new(0),
             checkpoints,
             identity: json!({"recipe": plan.recipe, "args": args, "data": data}),
+            made_with: made_with::<A>,
+            data_report: None,
+            curves: Curves::new(),
             reporter,
             common,
         })
@@ -134,7 +113,9 @@ impl<'a> Run<'a> {
         for warning in warnings {
             self.reporter.event("warning", json!({"message": warning}));
         }
-        if let Some(field) = difference(&self.identity, &checkpoint.state["identity"]) {
+        let mut made = checkpoint.state["identity"].clone();
+        made["args"] = without_free((self.made_with)(&made["args"]));
+        if let Some(field) = difference(&self.identity, &made) {
             bail!("the checkpoint was made with another {field}; give the same, or start without resume");
         }
         let weights = checkpoint.tensors.get("weights").context("the checkpoint has no weights")?;
@@ -149,6 +130,8 @@ impl<'a> Run<'a> {
         checkpoint.tensors.retain(|stem, _| stem != "weights" && stem != "optimizer");
         self.kept = checkpoint.tensors;
         self.meter = Meter::new(self.step);
+        // Checkpoints of before there were cards have none.
+        self.curves = serde_json::from_value(checkpoint.state["curves"].clone()).unwrap_or_default();
         self.reporter.event("log", json!({"message": format!("resumed after step {}", self.step)}));
         Ok(Some(serde_json::from_value(checkpoint.state["recipe"].clone())?))
     }
@@ -161,6 +144,7 @@ impl<'a> Run<'a> {
         let state = json!({
             "identity": self.identity,
             "updates": self.optimizer.step,
+            "curves": self.curves,
             "recipe": serde_json::to_value(recipe)?,
         });
         let mut tensors = BTreeMap::from([("weights".to_owned(), weights), ("optimizer".to_owned(), optimizer)]);
@@ -279,7 +263,7 @@ impl<'a> Run<'a> {
         self.metrics_at(self.step, values);
     }
 
-    /// The same at another step: a measurement that no step follows has the number of the one that would.
+    /// Points at the step `at`: a measurement after the last step has the number of the step that would follow.
     pub fn metrics_at<'n>(&mut self, at: u64, values: impl IntoIterator<Item = (&'n str, f64)>) {
         let step = at as i64;
         let (good, bad): (Vec<Metric>, Vec<Metric>) = values
@@ -289,12 +273,36 @@ impl<'a> Run<'a> {
         for metric in bad {
             self.warn(format!("{} is not finite at step {step}", metric.name));
         }
+        for m in &good {
+            let curve = Curve { first: m.value, last: m.value, step: at };
+            let known = self.curves.entry(m.name.clone()).or_insert(curve);
+            (known.last, known.step) = (m.value, at);
+        }
         let aliases = good.iter().filter_map(|m| {
             trl_names::alias(self.recipe, &m.name).map(|name| Metric { name: name.to_owned(), ..m.clone() })
         });
         let all: Vec<Metric> = good.iter().cloned().chain(aliases).collect();
         self.reporter.metrics(&all);
         self.log(|logs| logs.metrics(at, &all));
+    }
+
+    /// Writes the model card into the output directory.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_card(&self) -> Result<()> {
+        let parent = Path::new(&self.common.model).file_name().map(|name| name.to_string_lossy().into_owned());
+        let card = Card {
+            recipe: self.recipe,
+            parent: parent.as_deref().unwrap_or("nothing"),
+            steps: self.step,
+            args: &self.identity["args"],
+            defaults: &without_free((self.made_with)(&json!({}))),
+            data: &self.identity["data"],
+            report: self.data_report.as_ref(),
+            curves: &self.curves,
+        };
+        card.write(Path::new(&self.common.output_dir)).context("output_dir")
     }
 
     /// A completion at a fixed prompt, for people to read.
@@ -343,6 +351,13 @@ impl<'a> Run<'a> {
     }
 }
 
+fn without_free(mut args: Value) -> Value {
+    if let Some(map) = args.as_object_mut() {
+        map.retain(|key, _| !roles::is_free_on_resume(key));
+    }
+    args
+}
+
 /// Says what a recipe does before its run begins: `loading` the model, `preparing` the data.
 pub fn before(reporter: &mut dyn Reporter, phase: &str) {
     reporter.progress(&Progress { phase: phase.to_owned(), memory_bytes: resident_bytes(), ..Progress::default() });
@@ -384,14 +399,13 @@ pub fn model_hash(path: &str) -> Result<String> {
     for name in names {
         all.push_str(&format!("{name} {}\n", file_hash(&dir.join(&name).display().to_string())?));
     }
-    sha256_of(&mut all.as_bytes())
+    Ok(hash::of_bytes(&all))
 }
 
 /// SHA-256 of a file.
 pub fn file_hash(path: &str) -> Result<String> {
     let path = Path::new(path);
-    let mut file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    sha256_of(&mut file)
+    Ok(hash::of_file(path).with_context(|| format!("cannot read {}", path.display()))?.0)
 }
 
 /// The device of `device`; CUDA only in builds and on machines that have it.

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
-use super::args::{SftArgs, parse};
+use super::args::{SftArgs, parse_for_run};
+use super::data_report::DataReport;
 use super::fit::{self, Fit};
 use super::run::{Plan, Run, before, device, file_hash};
 use super::samples::Samples;
@@ -15,13 +15,13 @@ use super::step::{Accumulator, Picked, Sequence, micro_batches};
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome, rng};
 use crate::data::{PromptInput, Written, content_hash, mixture, read_demonstrations, split_of};
-use crate::domain::Split;
+use crate::domain::{Split, hash};
 use crate::model::{self, Decoder};
 use crate::objective::{Stats, causal_lm};
 use crate::prompt::Texts;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
-    let args: SftArgs = parse(args)?;
+    let args: SftArgs = parse_for_run(args)?;
     before(reporter, "loading");
     let common = args.common();
     let mut loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
@@ -32,7 +32,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         Some(mixture) => (read_mixture(mixture, common.seed)?, mixture),
     };
     // Of what is learned, not of a file: a mixture names other files.
-    let sha256 = hex::encode(Sha256::digest(serde_json::to_vec(&written)?));
+    let sha256 = hash::of_bytes(serde_json::to_vec(&written)?);
     let data_hash = if args.mixture.is_some() { sha256 } else { file_hash(file)? };
     let length = fit::length(common.max_length, loaded.config.max_positions, || lengths(&written, &texts))?;
     let max_length = length.tokens;
@@ -55,6 +55,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let mut run = Run::new(plan, reporter)?;
     length.report(&mut run);
     data.fit.report(&mut run);
+    data.report.tell(&mut run, None);
     run.resume::<()>(&policy.params)?;
     let samples = Samples::new(&texts, data.prompts, run.common.seed);
 
@@ -94,6 +95,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let metrics = json!({"heldout_loss": heldout, "train_demonstrations": data.train.len(), "fit": data.fit.json()});
     super::output::save_adapter(&run.common, &policy)?;
     super::output::save(&run.common, "policy", "sft", &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
+    run.write_card()?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 
@@ -121,6 +123,8 @@ pub(super) struct Demonstrations {
     /// What did not fit. Answers that are longer than the length with their end token are left out: without it they
     /// would teach to stop in mid-sentence.
     pub fit: Fit,
+    /// What was kept, for the run's log and the model card.
+    pub report: DataReport,
 }
 
 impl Demonstrations {
@@ -131,7 +135,8 @@ impl Demonstrations {
 
     fn new(written: Vec<Written>, texts: &Texts, max_length: usize, heldout_fraction: f64) -> Result<Self> {
         let fit = Fit::new(max_length);
-        let mut found = Self { train: Vec::new(), heldout: Vec::new(), prompts: Vec::new(), fit };
+        let (train, heldout, prompts, report) = (Vec::new(), Vec::new(), Vec::new(), DataReport::default());
+        let mut found = Self { train, heldout, prompts, fit, report };
         let mut train_prompts = Vec::new();
         for written in written {
             let mut answers = texts.answers(&written.prompt, &[&written.completion], max_length)?;
@@ -144,7 +149,9 @@ impl Demonstrations {
             let Some((ids, start)) = answers.sequences.pop() else { continue };
             let sequence = Sequence { ids, start };
             // By prompt: two answers to one prompt are on the same side.
-            match split_of(&content_hash(&written.prompt.messages()), heldout_fraction) {
+            let side = split_of(&content_hash(&written.prompt.messages()), heldout_fraction);
+            found.report.note_answer(&written.prompt, &written.completion, sequence.predicted(), side);
+            match side {
                 Split::Train => {
                     found.train.push(sequence);
                     train_prompts.push(written.prompt);
@@ -173,7 +180,7 @@ fn read_mixture(path: &str, seed: u64) -> Result<Vec<Written>> {
 
 /// The tensors that a language model computes with: everything but heads of other tasks.
 pub(super) fn backbone_and_output(loaded: &model::Loaded) -> model::Weights {
-    let other = |name: &str| name == model::reward::SCORE || name.starts_with("classifier.");
+    let other = |name: &str| name == model::heads::reward::SCORE || name.starts_with("classifier.");
     loaded.weights.iter().filter(|(name, _)| !other(name)).map(|(n, t)| (n.clone(), t.clone())).collect()
 }
 

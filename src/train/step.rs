@@ -139,7 +139,7 @@ impl Picked {
         decoder.forward_tails(&self.batch, &self.lengths)
     }
 
-    /// The same without gradient, whatever the decoder's variables are.
+    /// Hidden states of the picked rows `[n, d]`, without a gradient also where the decoder has variables.
     pub fn hidden_frozen(&self, decoder: &Decoder) -> Result<Tensor> {
         decoder.frozen_tails(&self.batch, &self.lengths)
     }
@@ -147,6 +147,11 @@ impl Picked {
     /// Log-probs and entropies of the picked targets `[n]` at `temperature`.
     pub fn logprobs(&self, decoder: &Decoder, hidden: &Tensor, temperature: f64) -> Result<TokenLogprobs> {
         decoder.token_logprobs(hidden, &self.targets, temperature as f32)
+    }
+
+    /// The same values, with a gradient of the entropies too; the backward pass computes the logits again.
+    pub fn logprobs_and_entropy(&self, decoder: &Decoder, hidden: &Tensor, temperature: f64) -> Result<TokenLogprobs> {
+        decoder.token_logprobs_and_entropy(hidden, &self.targets, temperature as f32)
     }
 }
 

@@ -5,7 +5,9 @@ use candle_core::{Device, Result, Tensor, Var};
 
 use super::args::{Common, FrozenPrecision, LoraArgs};
 use super::optim::Params;
-use crate::model::{Build, Decoder, LoraConfig, ModelConfig, Purpose, Recompute, Weights, lora, peft};
+use crate::model::adapters::lora;
+use crate::model::adapters::peft;
+use crate::model::{Build, Decoder, LoraConfig, ModelConfig, Purpose, Recompute, Weights};
 
 /// What stays as it is, beside what adapters leave alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@ pub fn alias(recipe: &str, metric: &str) -> Option<&'static str> {
         "ppo" => PPO,
         "reinforce" | "rloo" | "grpo" => ONLINE,
         "reward" => REWARD,
-        "dpo" => DPO,
+        "dpo" | "simpo" | "orpo" | "kto" => DPO,
         _ => SUPERVISED,
     };
     table.iter().find(|(ours, _)| *ours == metric).map(|(_, theirs)| *theirs)
@@ -36,6 +36,8 @@ const ONLINE: &[(&str, &str)] = &[
     ("response_length", "completions/mean_length"),
     ("no_eos_share", "completions/clipped_ratio"),
     ("clip_fraction", "clip_ratio/region_mean"),
+    ("clip_fraction_low", "clip_ratio/low_mean"),
+    ("clip_fraction_high", "clip_ratio/high_mean"),
     ("policy_loss", "loss"),
 ];
 
@@ -47,7 +49,7 @@ const REWARD: &[(&str, &str)] = &[
     ("heldout_loss", "eval_loss"),
 ];
 
-/// DPOTrainer.
+/// DPOTrainer, and those of SimPO, ORPO and KTO.
 const DPO: &[(&str, &str)] = &[
     ("chosen_reward", "rewards/chosen"),
     ("rejected_reward", "rewards/rejected"),

@@ -47,6 +47,22 @@ export type AllGuidelines = {
   versions: FormerGuidelines[];
 };
 
+/** Records and their size. */
+export type Amount = {
+  records: number;
+  bytes: number;
+};
+
+/** Amounts by kind of record; `job_files` counts jobs. */
+export type Amounts = {
+  completions: Amount;
+  /** That came in as requests. */
+  prompts: Amount;
+  feedback_events: Amount;
+  /** Of ended jobs, on the machine that looked. */
+  job_files: Amount;
+};
+
 /** An answer has ended. */
 export type AskDone = {
   place: number;
@@ -176,6 +192,32 @@ export type Canary = {
   /** Of the requests that name no model, above 0 and at most 1. */
   share: number;
   since: number;
+};
+
+/** Every model that can be pulled by name, and the memory of this machine. */
+export type Catalogue = {
+  /** By size. */
+  data: CatalogueEntry[];
+  /** Memory that a new process can have; null where it is not known. */
+  available_memory_bytes: number | null;
+};
+
+/** A model of the catalogue with its needs, and whether it is there already. */
+export type CatalogueEntry = {
+  name: string;
+  /** Repository on the Hugging Face hub. */
+  repo: string;
+  /** Parameters in millions, as the publisher states them. */
+  millions: number;
+  /** The licence's name on the hub. */
+  license: string;
+  /** The hub asks for consent and a token before it gives the files. */
+  gated: boolean;
+  /** Languages by their codes, as the publisher states them; `multilingual` for more than a few dozen. */
+  languages: string[];
+  /** Bytes by the number of parameters; caches and activations come on top. */
+  needs: MemoryNeeds;
+  pulled: boolean;
 };
 
 export type ChatChoice = {
@@ -465,6 +507,8 @@ export type DrawReport = {
   found: number;
   /** Left out: the prompt has a set already, and the request does not ask for another. */
   has_set: number;
+  /** Left out: the prompt came in as a request, and `privacy.learn_from_requests` is off. */
+  requests: number;
   /** Left out: raw text given to `/v1/completions`, which is drawn for only when asked for by source. */
   raw_text: number;
   /** Left out: fewer than two answers with text. */
@@ -545,8 +589,12 @@ export type Erasure = {
   keys: number;
   invites: number;
   links: number;
+  /** Sets that they made and nobody else judged. */
+  sets: number;
   /** Lines taken out of the files of training jobs. */
   job_lines: number;
+  /** Backups whose manifests now name the person: a restore of them erases the person again. */
+  backups: string[];
   /** Where the person's words may still be, in plain words. */
   not_reached: string[];
 };
@@ -1184,6 +1232,16 @@ export type ListedSetCountedPage = {
   total: number;
 };
 
+/** Bytes that a use takes, from the number of parameters alone. */
+export type MemoryNeeds = {
+  /** Weights in the hub's 16 bits; the cache of requests comes on top. */
+  serve: number;
+  /** LoRA over frozen f32 weights; activations come on top. */
+  lora: number;
+  /** All parameters with gradients and Adam's two moments in f32; activations come on top. */
+  full: number;
+};
+
 /** One turn of a conversation. `role` is `system`, `user` or `assistant`. */
 export type Message = {
   role: string;
@@ -1364,6 +1422,38 @@ export type OwnPage = {
   queue_open: number;
 };
 
+/** One of the caller's own judgments. */
+export type PastJudgment = {
+  id: string;
+  assignment_id: string | null;
+  set_id: string;
+  labeler_id: string;
+  revision: number;
+  supersedes_id: string | null;
+  outcome: Outcome;
+  strength: Strength | null;
+  rationale: string | null;
+  active_ms: number;
+  wall_ms: number;
+  guideline_version: string | null;
+  idempotency_key: string;
+  /** One entry for each completion of the set when `outcome` is `ranked`; else may be empty. */
+  items: JudgmentItem[];
+  flags: JudgmentFlag[];
+  created: number;
+  /** What the labeler knew when judging; the store fills it in. */
+  knowledge: Knowledge;
+  /** One line of the prompt. */
+  prompt: string | null;
+};
+
+/** One page of a list, newest first. */
+export type PastJudgmentPage = {
+  data: PastJudgment[];
+  /** Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty. */
+  after: string | null;
+};
+
 export type Person = {
   id: string;
   name: string;
@@ -1374,13 +1464,27 @@ export type Person = {
 export type PersonalExport = {
   labeler: Labeler;
   judgments: Judgment[];
-  /** Prompt, text, and when (µs UTC). */
+  /** (prompt, text, when) */
   demonstrations: [string, string, number][];
-  feedback_events: FeedbackEvent[];
-  /** Sets that were handed out to them, and what became of it. */
-  assignments: [string, AssignmentState][];
-  /** When each began and ends (µs UTC). */
+  /** (created, expires) */
   sessions: [number, number][];
+  feedback_events: FeedbackEvent[];
+  /** (id, state) of sets held or submitted. */
+  assignments: [string, AssignmentState][];
+  /** (set, what was shown, when) */
+  reveals: [string, Knowledge, number][];
+  /** (set, its prompt, when) of sets that they made. */
+  sets: [string, string, number][];
+  /** Prompts that they submitted. */
+  prompts: [string, Message[]][];
+  /** (set, when) of sets that they settled. */
+  resolutions: [string, number][];
+  /** (language, text, when) of guidelines that they wrote. */
+  guidelines: [string, string, number][];
+  /** (id, kind, name, note) of jobs that they queued. */
+  jobs: ([string, string, string | null, string | null])[];
+  /** (name, when) of settings whose present value is theirs. */
+  settings: [string, number][];
   /** Invites that they came by. */
   invites: PersonalInvite[];
   links: PersonalLink[];
@@ -1587,6 +1691,9 @@ export type RankedFilter = {
   /** The latest revisions even where they were made after the authors or the expected answer were shown;
    * else the latest blind ones. */
   informed?: boolean;
+  /** Leave out prompts that came in only as requests, and feedback on answers to requests. Always so where
+   * `privacy.learn_from_requests` is off. */
+  without_requests?: boolean;
 };
 
 export type RankedLabel = {
@@ -1643,10 +1750,65 @@ export type ReopenedJudgment = {
   completions: BlindCompletion[];
 };
 
+/** How many records came in as requests, and are used for training only where the operator says so. */
+export type RequestCounts = {
+  prompts: number;
+  completions: number;
+  /** Feedback on those completions. */
+  feedback_events: number;
+};
+
 /** How intervals are drawn: replicates of the clusters and the seed of the draws. */
 export type Resampling = {
   replicates: number;
   seed: number;
+};
+
+/** The limits of now, what they mean, and what is under way. */
+export type Retention = {
+  limits: RetentionConfig;
+  outlook: RetentionOutlook;
+  progress: RetentionProgress;
+};
+
+/** 0 = no limit. Never removed: what a comparison set, judgment, demonstration, dataset version or published model
+ * rests on. `instructd retention --dry-run` shows what would go; a server looks once an hour. */
+export type RetentionConfig = {
+  /** Days after which requests (prompts and answers of chat and completions, with feedback on them) are removed. */
+  request_days: number;
+  /** Megabytes of removable requests to keep; beyond, the oldest go. */
+  request_mb: number;
+  /** Days after which feedback events are removed. */
+  feedback_days: number;
+  /** Megabytes of removable feedback events to keep; beyond, the oldest go. */
+  feedback_mb: number;
+  /** Days after its end for which a job's files stay: checkpoints and logs, and where no model was published also
+   * the training data. */
+  job_days: number;
+  /** Megabytes of removable files of ended jobs to keep; beyond, those of the jobs that ended first go. */
+  job_mb: number;
+};
+
+/** What is stored, and what of it goes by the limits of now. */
+export type RetentionOutlook = {
+  stored: Amounts;
+  goes: Amounts;
+  /** Feedback and prompts up to these times (µs) stay, because dataset versions rest on them; `null` = none. */
+  kept_feedback_until: number | null;
+  kept_prompts_until: number | null;
+};
+
+/** A removal under way, and the last one of this process. */
+export type RetentionProgress = {
+  running: boolean;
+  /** What is being removed now. */
+  removing: string | null;
+  /** Removed so far, or by the last run. */
+  removed: Amounts;
+  started: number | null;
+  ended: number | null;
+  /** Why the last run ended early. */
+  error: string | null;
 };
 
 export type ReviewedJudgment = {
@@ -1665,9 +1827,6 @@ export type ReviewedSet = {
   judgments: ReviewedJudgment[];
   /** The reviewer whose judgment data sets take instead of the others. */
   settled_by: string | null;
-  /** The expected tiers of sets with a known answer, and why. */
-  expected: ExpectedTier[];
-  explanation: string | null;
 };
 
 /** How a reward model scores each completion. */
@@ -1870,6 +2029,8 @@ export type SettingView = {
   /** Can be changed while the server runs. */
   live: boolean;
   changed: SettingChange | null;
+  /** What the setting is about, counted; of settings that say so. */
+  affects?: RequestCounts | null;
 };
 
 /** A whole list. */
@@ -2151,7 +2312,9 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/admin/api/quality' ? QualityReport :
   P extends '/admin/guidelines' ? AllGuidelines :
   P extends '/admin/sets/draws' ? SetDrawPage :
-  P extends '/v1/label/history' ? JudgmentPage :
+  P extends '/v1/label/history' ? PastJudgmentPage :
+  P extends '/admin/catalogue' ? Catalogue :
+  P extends '/admin/retention' ? Retention :
   P extends '/admin/datasets' ? DatasetVersionList :
   P extends '/admin/labelers' ? LabelerWithLinkList :
   P extends '/admin/settings' ? SettingViewList :
@@ -2198,6 +2361,7 @@ export type PostAnswer<P extends string> = string extends P ? any :
   P extends '/admin/sets/retire' ? null :
   P extends '/v1/demonstrations' ? Demonstration :
   P extends '/admin/guidelines' ? ShownGuidelines :
+  P extends '/admin/retention' ? RetentionProgress :
   P extends '/admin/sets/draw' ? SetDraw :
   P extends '/admin/datasets' ? DatasetVersion :
   P extends '/admin/labelers' ? CreatedLabeler :
@@ -2643,7 +2807,7 @@ export type PostBody<P extends string> = string extends P ? any :
     /** Take off what each choice scores in a prompt without content. */
     calibrate?: boolean | null;
     /** What stands for "no content": inputs for `template`, last user messages for `messages`, whole prompts
-     * for `prompt` (the text before the blank, if it has one). Averaged. Default: "N/A", "[MASK]" and, with
+     * for `prompt` (the text before the blank, if it has one). Averaged. Default: "N/A", `[MASK]` and, with
      * `template`, "". */
     content_free?: string[] | null;
     /** Name or id of a soft prompt that stands before the prompt. */
@@ -2785,7 +2949,7 @@ export type GetQuery<P extends string> = string extends P ? any :
   P extends '/v1/judgments' ? { after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/audit' ? { actor?: string | null | undefined | ''; action?: string | null | undefined | ''; target?: string | null | undefined | ''; since?: number | null | undefined | ''; until?: number | null | undefined | ''; before?: number | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/jobs' ? { state?: 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled' | null | null | undefined | ''; kind?: string | null | undefined | ''; q?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
-  P extends '/admin/sets' ? { status?: 'open' | 'done' | 'retired' | null | null | undefined | ''; kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; policy?: string | null | undefined | ''; q?: string | null | undefined | ''; labeler?: string | null | undefined | ''; disputed?: boolean | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/admin/sets' ? { status?: 'open' | 'done' | 'retired' | null | null | undefined | ''; kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; policy?: string | null | undefined | ''; q?: string | null | undefined | ''; labeler?: string | null | undefined | ''; disputed?: boolean | null | undefined | ''; stuck?: boolean | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/v1/prompts' ? { after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/v1/plan' ? { preset?: string | null | undefined | ''; bandwidth_gb_s?: number | null | undefined | ''; tflops?: number | null | undefined | ''; memory_gib?: number | null | undefined | ''; context?: number | null | undefined | ''; batch?: number | null | undefined | ''; lora_rank?: number | null | undefined | '' } :
   P extends `/admin/jobs/${string}/metrics` ? { names?: string | null | undefined | '' } :

@@ -1,11 +1,11 @@
-//! A circuit breaker: after several failures in a row nobody is sent for a while, then one trial decides.
-//! Time is an argument.
+//! A circuit breaker: after several failures in a row, calls are refused for a while; then one trial call decides. Time is
+//! an argument.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum BreakerState {
     /// Calls pass; this many of them failed in a row.
     Closed { failures: u32 },
     /// No call passes before `until`; then one does.
@@ -14,9 +14,9 @@ enum State {
     HalfOpen,
 }
 
-/// See the module's words. `threshold` failures in a row open it for `pause`.
+/// A circuit breaker that `threshold` failures in a row open for `pause`.
 pub struct Breaker {
-    state: Mutex<State>,
+    state: Mutex<BreakerState>,
     threshold: u32,
     pause: Duration,
 }
@@ -29,10 +29,10 @@ pub struct Pass {
 
 impl Breaker {
     pub fn new(threshold: u32, pause: Duration) -> Self {
-        Self { state: Mutex::new(State::Closed { failures: 0 }), threshold: threshold.max(1), pause }
+        Self { state: Mutex::new(BreakerState::Closed { failures: 0 }), threshold: threshold.max(1), pause }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, BreakerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -41,11 +41,11 @@ impl Breaker {
     pub fn admit(self: &Arc<Self>, now: Instant) -> Result<Pass, Duration> {
         let mut state = self.state();
         match *state {
-            State::Closed { .. } => {}
-            State::Open { until } if now >= until => *state = State::HalfOpen,
-            State::Open { until } => return Err(until - now),
+            BreakerState::Closed { .. } => {}
+            BreakerState::Open { until } if now >= until => *state = BreakerState::HalfOpen,
+            BreakerState::Open { until } => return Err(until - now),
             // The trial's end is not known; callers may look again soon.
-            State::HalfOpen => return Err(Duration::from_secs(1)),
+            BreakerState::HalfOpen => return Err(Duration::from_secs(1)),
         }
         Ok(Pass { breaker: self.clone(), settled: false })
     }
@@ -53,7 +53,7 @@ impl Breaker {
     /// How long calls will be refused; `None` when the next one passes.
     pub fn refuses_for(&self, now: Instant) -> Option<Duration> {
         match *self.state() {
-            State::Open { until } if now < until => Some(until - now),
+            BreakerState::Open { until } if now < until => Some(until - now),
             _ => None,
         }
     }
@@ -61,10 +61,12 @@ impl Breaker {
     fn failed(&self, now: Instant) {
         let mut state = self.state();
         *state = match *state {
-            State::Closed { failures } if failures + 1 < self.threshold => State::Closed { failures: failures + 1 },
+            BreakerState::Closed { failures } if failures + 1 < self.threshold => {
+                BreakerState::Closed { failures: failures + 1 }
+            }
             // A late failure of a call from before does not lengthen the pause.
-            State::Open { until } => State::Open { until },
-            _ => State::Open { until: now + self.pause },
+            BreakerState::Open { until } => BreakerState::Open { until },
+            _ => BreakerState::Open { until: now + self.pause },
         };
     }
 }
@@ -73,8 +75,8 @@ impl Pass {
     /// The server answers: others need not wait for this call's end. A failure still opens the breaker again.
     pub fn answered(&self) {
         let mut state = self.breaker.state();
-        if *state == State::HalfOpen {
-            *state = State::Closed { failures: self.breaker.threshold - 1 };
+        if *state == BreakerState::HalfOpen {
+            *state = BreakerState::Closed { failures: self.breaker.threshold - 1 };
         }
     }
 
@@ -82,8 +84,8 @@ impl Pass {
         self.settled = true;
         let mut state = self.breaker.state();
         // A call from before the pause says nothing about now.
-        if !matches!(*state, State::Open { .. }) {
-            *state = State::Closed { failures: 0 };
+        if !matches!(*state, BreakerState::Open { .. }) {
+            *state = BreakerState::Closed { failures: 0 };
         }
     }
 
@@ -96,9 +98,9 @@ impl Pass {
 impl Drop for Pass {
     fn drop(&mut self) {
         let mut state = self.breaker.state();
-        if !self.settled && *state == State::HalfOpen {
+        if !self.settled && *state == BreakerState::HalfOpen {
             // The trial went away undecided: the next failure opens it again.
-            *state = State::Closed { failures: self.breaker.threshold - 1 };
+            *state = BreakerState::Closed { failures: self.breaker.threshold - 1 };
         }
     }
 }

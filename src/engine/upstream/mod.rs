@@ -135,7 +135,7 @@ struct Shared {
     stop: CancellationToken,
 }
 
-/// See the module's words.
+/// The client of one upstream server as a generator.
 pub struct UpstreamEngine {
     shared: Arc<Shared>,
     rewards: RewardModels,
@@ -195,7 +195,7 @@ impl UpstreamEngine {
         match futures::future::try_join_all(calls).await {
             Ok(streams) => Ok((streams, pass)),
             Err(failure) => {
-                settle(pass, failure.broken);
+                record_outcome(pass, failure.broken);
                 Err(failure.error)
             }
         }
@@ -208,7 +208,7 @@ fn resting(left: Duration) -> EngineError {
 }
 
 /// A refusal shows that the server works.
-fn settle(pass: Pass, broken: bool) {
+fn record_outcome(pass: Pass, broken: bool) {
     let outcome = if broken { "failed" } else { "answered" };
     metrics::counter!("instructd_upstream_calls_total", "outcome" => outcome).increment(1);
     if broken { pass.failed(Instant::now()) } else { pass.succeeded() }
@@ -227,7 +227,7 @@ impl Shared {
             }
             ended = all => ended,
         };
-        settle(pass, ended.is_err());
+        record_outcome(pass, ended.is_err());
         let ended = ended.map_err(|failure| failure.error);
         match ended {
             Err(error) => drop(events.send(GenEvent::Failed { error })),

@@ -1,5 +1,5 @@
-//! What is said to an OpenAI-compatible server and what it says back. A parameter that this kind of server
-//! does not know is refused by name: it would be ignored there in silence.
+//! Requests to and responses of an OpenAI-compatible server. A parameter that this kind of server does not have is refused
+//! by name, because the server would ignore it silently.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};

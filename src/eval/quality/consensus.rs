@@ -1,8 +1,8 @@
-//! What the labelers together say, each weighed by how much he attends: a noisy Bradley–Terry model.
+//! The consensus of labelers, each weighted by attention: a noisy Bradley–Terry model.
 //!
 //! The likelihood is that of crowd-kit's NoisyBradleyTerry: labeler k, shown i before j, prefers i with
 //! probability γ_k σ(s_i − s_j) + (1 − γ_k) q_k. γ_k is the labeler's attention
-//! (with 1 − γ_k he answers without looking), q_k how often he then takes the first. A tie is half a word
+//! (with 1 − γ_k he answers without looking), q_k how often he then takes the first. A tie is half a vote
 //! for either. Priors: s ~ N(0, 2²), γ ~ Beta(8, 2), q ~ Beta(5, 5); they keep a labeler of three judgments
 //! near the ordinary and a clear set finite. The most probable values are found by EM over "looked or
 //! not", whose every step climbs.
@@ -16,7 +16,7 @@ const MAX_ROUNDS: usize = 2000;
 
 /// "Labeler `by`, shown `first` before `second`, preferred …" with what weight.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Word {
+pub struct Vote {
     pub by: usize,
     /// Items, numbered over everything that is compared.
     pub first: usize,
@@ -37,16 +37,16 @@ pub struct Consensus {
     pub first: Vec<f64>,
 }
 
-/// ln p of the words without the priors.
-pub fn log_likelihood(words: &[Word], c: &Consensus) -> f64 {
-    let one = |w: &Word| {
+/// ln p of the votes without the priors.
+pub fn log_likelihood(votes: &[Vote], c: &Consensus) -> f64 {
+    let one = |w: &Vote| {
         let (gamma, q) = (c.attention[w.by], c.first[w.by]);
         let p = gamma * sigmoid(c.scores[w.first] - c.scores[w.second]) + (1.0 - gamma) * q;
         let for_first = if w.preferred_first > 0.0 { w.preferred_first * p.ln() } else { 0.0 };
         let for_second = if w.preferred_first < 1.0 { (1.0 - w.preferred_first) * (1.0 - p).ln() } else { 0.0 };
         w.weight * (for_first + for_second)
     };
-    words.iter().map(one).sum()
+    votes.iter().map(one).sum()
 }
 
 /// ln p of the parameters up to a constant.
@@ -57,9 +57,9 @@ pub fn log_prior(c: &Consensus) -> f64 {
     scores + attention + c.first.iter().map(|q| beta(*q, FIRST_PRIOR)).sum::<f64>()
 }
 
-/// One half-word: who was preferred, with the part of the word's weight that says so.
+/// One half-vote: who was preferred, with the part of the vote's weight that says so.
 struct Half {
-    word: usize,
+    vote: usize,
     /// +1: the first was preferred.
     sign: f64,
     weight: f64,
@@ -67,8 +67,8 @@ struct Half {
     looked: f64,
 }
 
-/// Fits the model to words of `labelers` labelers on `items` items.
-pub fn consensus(words: &[Word], items: usize, labelers: usize) -> Consensus {
+/// Fits the model to votes of `labelers` labelers on `items` items.
+pub fn consensus(votes: &[Vote], items: usize, labelers: usize) -> Consensus {
     let mean = |(a, b): (f64, f64)| (a - 1.0) / (a + b - 2.0);
     let mut c = Consensus {
         scores: vec![0.0; items],
@@ -76,17 +76,17 @@ pub fn consensus(words: &[Word], items: usize, labelers: usize) -> Consensus {
         first: vec![mean(FIRST_PRIOR); labelers],
     };
     let mut halves: Vec<Half> = Vec::new();
-    for (word, w) in words.iter().enumerate() {
+    for (vote, w) in votes.iter().enumerate() {
         for (sign, part) in [(1.0, w.preferred_first), (-1.0, 1.0 - w.preferred_first)] {
             if part > 0.0 {
-                halves.push(Half { word, sign, weight: part * w.weight, looked: 0.0 });
+                halves.push(Half { vote, sign, weight: part * w.weight, looked: 0.0 });
             }
         }
     }
-    let components = components(words, &halves, items);
+    let components = components(votes, &halves, items);
     for _ in 0..MAX_ROUNDS {
         for half in &mut halves {
-            let w = &words[half.word];
+            let w = &votes[half.vote];
             let gamma = c.attention[w.by];
             let looked = gamma * sigmoid(half.sign * (c.scores[w.first] - c.scores[w.second]));
             let q = if half.sign > 0.0 { c.first[w.by] } else { 1.0 - c.first[w.by] };
@@ -94,12 +94,12 @@ pub fn consensus(words: &[Word], items: usize, labelers: usize) -> Consensus {
         }
         let mut moved: f64 = 0.0;
         for component in &components {
-            moved = moved.max(rescore(words, &halves, component, &mut c.scores));
+            moved = moved.max(rescore(votes, &halves, component, &mut c.scores));
         }
         let (mut looked, mut all, mut blind_first, mut blind) =
             (vec![0.0; labelers], vec![0.0; labelers], vec![0.0; labelers], vec![0.0; labelers]);
         for half in &halves {
-            let by = words[half.word].by;
+            let by = votes[half.vote].by;
             looked[by] += half.weight * half.looked;
             all[by] += half.weight;
             blind[by] += half.weight * (1.0 - half.looked);
@@ -121,13 +121,13 @@ pub fn consensus(words: &[Word], items: usize, labelers: usize) -> Consensus {
     c
 }
 
-/// Items that words connect, each with its half-words.
+/// Items that votes connect, each with its half-votes.
 struct Component {
     items: Vec<usize>,
     halves: Vec<usize>,
 }
 
-fn components(words: &[Word], halves: &[Half], items: usize) -> Vec<Component> {
+fn components(votes: &[Vote], halves: &[Half], items: usize) -> Vec<Component> {
     let mut root: Vec<usize> = (0..items).collect();
     fn find(root: &mut [usize], mut i: usize) -> usize {
         while root[i] != i {
@@ -136,7 +136,7 @@ fn components(words: &[Word], halves: &[Half], items: usize) -> Vec<Component> {
         }
         i
     }
-    for w in words {
+    for w in votes {
         let (a, b) = (find(&mut root, w.first), find(&mut root, w.second));
         root[a] = b;
     }
@@ -146,7 +146,7 @@ fn components(words: &[Word], halves: &[Half], items: usize) -> Vec<Component> {
         by_root.entry(r).or_insert_with(|| Component { items: vec![], halves: vec![] }).items.push(i);
     }
     for (h, half) in halves.iter().enumerate() {
-        let r = find(&mut root, words[half.word].first);
+        let r = find(&mut root, votes[half.vote].first);
         if let Some(component) = by_root.get_mut(&r) {
             component.halves.push(h);
         }
@@ -155,7 +155,7 @@ fn components(words: &[Word], halves: &[Half], items: usize) -> Vec<Component> {
 }
 
 /// Maximises the component's expected log-likelihood over its scores; returns the largest move.
-fn rescore(words: &[Word], halves: &[Half], component: &Component, scores: &mut [f64]) -> f64 {
+fn rescore(votes: &[Vote], halves: &[Half], component: &Component, scores: &mut [f64]) -> f64 {
     let size = component.items.len();
     // Items of a component are few (one prompt's completions): a search is quicker than a map.
     let local = |item: usize| component.items.iter().position(|i| *i == item).unwrap_or(0);
@@ -164,7 +164,7 @@ fn rescore(words: &[Word], halves: &[Half], component: &Component, scores: &mut 
         .iter()
         .map(|h| {
             let half = &halves[*h];
-            let (first, second) = (local(words[half.word].first), local(words[half.word].second));
+            let (first, second) = (local(votes[half.vote].first), local(votes[half.vote].second));
             let (up, down) = if half.sign > 0.0 { (first, second) } else { (second, first) };
             (up, down, half.weight * half.looked)
         })
@@ -207,17 +207,17 @@ mod tests {
     #[test]
     fn an_inattentive_labeler_counts_less() {
         // Three look; the fourth always takes the first shown.
-        let mut words = Vec::new();
+        let mut votes = Vec::new();
         for set in 0..40 {
             let (good, bad) = (2 * set, 2 * set + 1);
             for by in 0..4 {
                 let good_first = (set + by) % 2 == 0;
                 let (first, second) = if good_first { (good, bad) } else { (bad, good) };
                 let preferred_first = if by == 3 || good_first { 1.0 } else { 0.0 };
-                words.push(Word { by, first, second, preferred_first, weight: 1.0 });
+                votes.push(Vote { by, first, second, preferred_first, weight: 1.0 });
             }
         }
-        let c = consensus(&words, 80, 4);
+        let c = consensus(&votes, 80, 4);
         assert!((0..3).all(|k| c.attention[k] > 0.9), "{:?}", c.attention);
         assert!(c.attention[3] < 0.35 && c.first[3] > 0.8, "{} {}", c.attention[3], c.first[3]);
         assert!((0..40).all(|s| c.scores[2 * s] > c.scores[2 * s + 1] + 1.0));
@@ -225,17 +225,17 @@ mod tests {
 
     #[test]
     fn it_is_a_maximum() {
-        let word = |by, first, second, preferred_first, weight| Word { by, first, second, preferred_first, weight };
-        let words = vec![
-            word(0, 0, 1, 1.0, 1.0),
-            word(1, 1, 0, 0.5, 1.0),
-            word(1, 1, 2, 1.0, 0.5),
-            word(2, 2, 0, 0.0, 0.5),
-            word(2, 0, 1, 0.0, 2.0),
-            word(0, 3, 4, 0.5, 1.0),
+        let vote = |by, first, second, preferred_first, weight| Vote { by, first, second, preferred_first, weight };
+        let votes = vec![
+            vote(0, 0, 1, 1.0, 1.0),
+            vote(1, 1, 0, 0.5, 1.0),
+            vote(1, 1, 2, 1.0, 0.5),
+            vote(2, 2, 0, 0.0, 0.5),
+            vote(2, 0, 1, 0.0, 2.0),
+            vote(0, 3, 4, 0.5, 1.0),
         ];
-        let c = consensus(&words, 5, 3);
-        let objective = |c: &Consensus| log_likelihood(&words, c) + log_prior(c);
+        let c = consensus(&votes, 5, 3);
+        let objective = |c: &Consensus| log_likelihood(&votes, c) + log_prior(c);
         let best = objective(&c);
         for i in 0..5 {
             for step in [-1e-3, 1e-3] {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::agreement::Unit;
 use super::bradley_terry::{Match, Won};
-use super::consensus::Word;
+use super::consensus::Vote;
 use super::length::Preference;
 use crate::domain::{CompletionId, CompletionOrigin, JudgedSet, Labeler, LabelerId, Outcome, PromptId, SetId, SetKind};
 
@@ -40,7 +40,7 @@ pub struct Item {
     pub length: f64,
 }
 
-/// One labeler's latest word on a set.
+/// One labeler's latest vote on a set.
 #[derive(Clone, Debug)]
 pub struct Judged {
     pub set: usize,
@@ -207,8 +207,8 @@ impl Facts {
 
     /// Words for the consensus. A ranking of K says K − 1 independent things: its K (K − 1) / 2 pairs weigh
     /// 2 / K each.
-    pub fn words(&self) -> Vec<Word> {
-        let mut words = Vec::new();
+    pub fn votes(&self) -> Vec<Vote> {
+        let mut votes = Vec::new();
         for judged in self.compared() {
             let shown: HashMap<usize, i64> = judged.items.iter().map(|i| (i.0, i.2)).collect();
             let weight = 2.0 / judged.items.len().max(2) as f64;
@@ -220,10 +220,10 @@ impl Facts {
                     Ordering::Equal => 0.5,
                     Ordering::Greater => 0.0,
                 };
-                words.push(Word { by: judged.labeler, first, second, preferred_first, weight });
+                votes.push(Vote { by: judged.labeler, first, second, preferred_first, weight });
             }
         }
-        words
+        votes
     }
 
     /// Comparisons of different authors: each judgment weighs 1 over its pairs, as in training. The

@@ -37,10 +37,10 @@ pub struct Report {
 
 /// The weight of each labeler in the consensus; `None` for those who compared nothing.
 pub fn attention(facts: &Facts) -> (consensus::Consensus, Vec<Option<f64>>) {
-    let words = facts.words();
-    let fitted = consensus::consensus(&words, facts.items.len(), facts.people.len());
+    let votes = facts.votes();
+    let fitted = consensus::consensus(&votes, facts.items.len(), facts.people.len());
     let mut spoke = vec![false; facts.people.len()];
-    for word in &words {
+    for word in &votes {
         spoke[word.by] = true;
     }
     let attention = fitted.attention.iter().zip(spoke).map(|(a, spoke)| spoke.then_some(*a)).collect();

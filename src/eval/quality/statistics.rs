@@ -93,9 +93,9 @@ pub fn figure(value: Option<f64>, interval: Option<(f64, f64)>, n: usize) -> Opt
     value.map(|value| Figure { value, low: interval.map(|i| i.0), high: interval.map(|i| i.1), n })
 }
 
-/// Clusters below which resampling them gives intervals that are too narrow …
+/// Below this number of clusters, resampling gives intervals that are too narrow.
 const FEW: usize = 20;
-/// … and below which an interval by resampling says nothing.
+/// Below this number of clusters, an interval by resampling is not computed.
 const LEAST: usize = 5;
 
 /// A figure of few clusters (sets, prompts) gets no narrower an interval than they can give: for shares at least

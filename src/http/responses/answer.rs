@@ -25,7 +25,7 @@ pub struct Shape {
 
 impl Shape {
     pub fn new(request: &ResponsesRequest, model: String, keeps: bool, now: Micros) -> Self {
-        let key = ulid::Ulid::generate().to_string().to_lowercase();
+        let key = crate::domain::new_id().to_lowercase();
         let id = format!("resp_{key}");
         let format = request.text.as_ref().and_then(|t| t.get("format")).filter(|f| !f.is_null()).cloned();
         let effort = request.reasoning.as_ref().and_then(|r| r["effort"].as_str()).map(str::to_owned);

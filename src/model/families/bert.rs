@@ -30,6 +30,8 @@ pub(super) static BERT: Family = Family {
         pooler: Pooler::Tanh("bert.pooler.dense"),
         renamed: &[],
     }),
+    padding_trains: true,
+    gguf: None,
 };
 
 pub(super) const LIKE_BERT_BLOCK: Block = Block {

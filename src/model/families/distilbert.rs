@@ -36,6 +36,8 @@ pub(super) static DISTILBERT: Family = Family {
         pooler: Pooler::Relu("pre_classifier"),
         renamed: &[],
     }),
+    padding_trains: false,
+    gguf: None,
 };
 
 fn read(config: &Value) -> Result<ModelConfig> {

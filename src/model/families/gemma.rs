@@ -1,12 +1,12 @@
-//! Gemma (arXiv 2403.08295): Llama's layout, norms that scale by 1 + weight, scaled embeddings. Gemma 2 (arXiv 2408.00118): norms that scale by 1 + weight before and after both parts, scaled embeddings, capped
-//! scores and logits, every second layer windowed. Gemma 3 (arXiv 2503.19786): q and k normalised instead of capped,
+//! Gemma (arXiv 2403.08295): Llama's layout, norms that scale by 1 + weight, scaled embeddings. Gemma 2 (arXiv
+//! 2408.00118): norms that scale by 1 + weight before and after both parts, scaled embeddings, capped scores and logits, every second layer windowed. Gemma 3 (arXiv 2503.19786): q and k normalised instead of capped,
 //! five windowed layers to a full one, rotary bases of their own.
 
 use serde_json::{Value, json};
 
-use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_BLOCK, read};
+use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_BLOCK, LIKE_LLAMA_GGUF, read};
 use super::read::{Result, flag, get, layer_types, number, number_opt, pattern, unsupported, window, windows};
-use super::{Arch, Block, Family, NormKind, Norms, rotary};
+use super::{Arch, Block, Family, Gguf, Meta, Metadata, NormKind, Norms, rotary};
 use crate::model::config::{ModelConfig, QkNorm};
 
 const NORMS: Norms = Norms::Around([
@@ -60,6 +60,20 @@ pub(super) static GEMMA2: Family = Family {
     },
     block: Block { norms: NORMS, ..LIKE_LLAMA_BLOCK },
     norm: NormKind::RmsPlusOne,
+    gguf: Some(Gguf {
+        name: "gemma2",
+        read: |metadata| {
+            let mut own = from_metadata(metadata, 46, 4096)?;
+            own["attn_logit_softcapping"] = json!(metadata.float("attn_logit_softcapping").unwrap_or(50.0));
+            own["final_logit_softcapping"] = json!(metadata.float("final_logit_softcapping").unwrap_or(30.0));
+            metadata.rotary(false, own)
+        },
+        write: |config, add| {
+            add("attn_logit_softcapping", Meta::F32(config.switches.attention_softcap.unwrap_or(0.0) as f32));
+            add("final_logit_softcapping", Meta::F32(config.switches.logit_softcap.unwrap_or(0.0) as f32));
+        },
+        ..LIKE_LLAMA_GGUF
+    }),
     ..LIKE_LLAMA
 };
 
@@ -84,8 +98,44 @@ pub(super) static GEMMA3: Family = Family {
     },
     block: Block { norms: NORMS, qk_norm: Some(["self_attn.q_norm", "self_attn.k_norm"]), ..LIKE_LLAMA_BLOCK },
     norm: NormKind::RmsPlusOne,
+    gguf: Some(Gguf {
+        name: "gemma3",
+        read: |metadata| {
+            let mut own = from_metadata(metadata, 62, 1024)?;
+            own["sliding_window_pattern"] = json!(metadata.uint("attention.sliding_window_pattern").unwrap_or(6));
+            own["rope_local_base_freq"] = json!(metadata.float("rope.freq_base_swa").unwrap_or(10_000.0));
+            if let Some(cap) = metadata.float("final_logit_softcapping") {
+                own["final_logit_softcapping"] = json!(cap);
+            }
+            metadata.rotary(false, own)
+        },
+        write: |config, add| {
+            let switches = &config.switches;
+            let first_full = switches.layers.iter().position(|layer| layer.window.is_none());
+            let every = first_full.map_or(config.n_layers + 1, |i| i + 1);
+            add("attention.sliding_window_pattern", Meta::U32(every as u32));
+            if let Some(local) = &switches.local_rope {
+                add("rope.freq_base_swa", Meta::F32(local.theta as f32));
+            }
+        },
+        ..LIKE_LLAMA_GGUF
+    }),
     ..LIKE_LLAMA
 };
+
+/// The fields that GGUF files of Gemma 2 and 3 share. `largest` is the number of layers of the family's largest model,
+/// which scales scores by its width over the number of heads; files do not say so.
+fn from_metadata(metadata: &Metadata<'_>, largest: u64, window: u64) -> Result<Value, String> {
+    let scalar = match metadata.layers()? == largest {
+        true => metadata.hidden()? as f64 / metadata.heads()? as f64,
+        false => metadata.head_dim()? as f64,
+    };
+    Ok(json!({
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": scalar,
+        "sliding_window": metadata.uint("attention.sliding_window").unwrap_or(window),
+    }))
+}
 
 /// The text half of a multimodal configuration leaves out what its class has as default.
 fn with_defaults(config: &Value, vocab_size: usize, max_positions: usize) -> Value {

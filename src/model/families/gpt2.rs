@@ -1,9 +1,9 @@
 //! GPT-2 (Radford 2019): learned positions, LayerNorm before the parts, one matrix for q, k and v.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::read::{Result, activation, flag, number_opt, size, size_opt, unsupported};
-use super::{Block, Family, Heads, MlpNames, NormKind, Norms, Qkv};
+use super::{Block, Family, Gguf, Heads, MlpNames, NormKind, Norms, Qkv};
 use crate::model::config::{Arch, ModelConfig, PositionKind, Switches};
 use crate::ops::linear::WeightLayout;
 
@@ -28,7 +28,25 @@ pub(super) static GPT2: Family = Family {
     final_norm: Some("transformer.ln_f"),
     norm: NormKind::Layer,
     layout: WeightLayout::InOut,
-    heads: Heads::Decoder { output: "lm_head" },
+    heads: Heads::Decoder { output: "lm_head", class: "LMHeadModel" },
+    padding_trains: true,
+    gguf: Some(Gguf {
+        name: "gpt2",
+        interleaved: false,
+        biases: true,
+        read: |metadata| {
+            Ok(json!({
+                "n_embd": metadata.hidden()?,
+                "n_layer": metadata.layers()?,
+                "n_head": metadata.heads()?,
+                "n_inner": metadata.need("feed_forward_length")?,
+                "n_positions": metadata.context()?,
+                "layer_norm_epsilon": metadata.float("attention.layer_norm_epsilon").unwrap_or(1e-5),
+                "activation_function": "gelu_new",
+            }))
+        },
+        write: |_, _| {},
+    }),
 };
 
 fn read(config: &Value) -> Result<ModelConfig> {

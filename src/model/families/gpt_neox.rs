@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::llama::{Defaults, read};
 use super::read::{Result, flag, get, number_opt};
-use super::{Arch, Block, Family, Heads, MlpNames, NormKind, Norms, Qkv};
+use super::{Arch, Block, Family, Gguf, Heads, Meta, MlpNames, NormKind, Norms, Qkv};
 use crate::model::config::ModelConfig;
 use crate::ops::linear::WeightLayout;
 
@@ -30,7 +30,25 @@ pub(super) static GPT_NEOX: Family = Family {
     final_norm: Some("gpt_neox.final_layer_norm"),
     norm: NormKind::Layer,
     layout: WeightLayout::OutIn,
-    heads: Heads::Decoder { output: "embed_out" },
+    heads: Heads::Decoder { output: "embed_out", class: "ForCausalLM" },
+    padding_trains: true,
+    gguf: Some(Gguf {
+        name: "gptneox",
+        interleaved: false,
+        biases: true,
+        read: |metadata| {
+            let own = json!({
+                "hidden_act": "gelu",
+                "layer_norm_eps": metadata.float("attention.layer_norm_epsilon").unwrap_or(1e-5),
+                "rotary_pct": metadata.turned()? as f64 / metadata.head_dim()? as f64,
+                "rotary_emb_base": metadata.theta(),
+                "use_parallel_residual": metadata.bool("use_parallel_residual").unwrap_or(true),
+                "attention_bias": metadata.has("blk.0.attn_qkv.bias"),
+            });
+            metadata.rotary(true, own)
+        },
+        write: |config, add| add("use_parallel_residual", Meta::Bool(config.switches.parallel)),
+    }),
 };
 
 fn read_neox(config: &Value) -> Result<ModelConfig> {

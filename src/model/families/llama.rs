@@ -1,10 +1,10 @@
 //! Llama (arXiv 2302.13971) and everything laid out like it: rotary positions, RMSNorm before the parts, gated SiLU.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::read::{Result, activation, flag, layers, number_opt, size, size_opt};
-use super::{Block, Family, Heads, MlpNames, NormKind, Norms, Qkv, rotary};
-use crate::model::config::{Arch, ModelConfig, PositionKind, Switches};
+use super::{Arch, Block, Family, Gguf, Heads, MlpNames, NormKind, Norms, Qkv, rotary};
+use crate::model::config::{ModelConfig, PositionKind, Switches};
 use crate::ops::linear::WeightLayout;
 
 pub(super) static LLAMA: Family = Family {
@@ -16,6 +16,22 @@ pub(super) static LLAMA: Family = Family {
         parsed.switches.mlp_bias = flag(config, "mlp_bias", false)?;
         Ok(parsed)
     },
+    padding_trains: true,
+    gguf: Some(Gguf {
+        name: "llama",
+        interleaved: true,
+        read: |metadata| {
+            let own = match metadata.uint("attention.sliding_window") {
+                // A Mistral: its files say llama, and those with a window say its size.
+                Some(window) => json!({
+                    "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window,
+                }),
+                None => json!({"mlp_bias": metadata.has("blk.0.ffn_up.bias")}),
+            };
+            metadata.rotary(false, own)
+        },
+        ..LIKE_LLAMA_GGUF
+    }),
     ..LIKE_LLAMA
 };
 
@@ -35,7 +51,18 @@ pub(super) const LIKE_LLAMA: Family = Family {
     final_norm: Some("model.norm"),
     norm: NormKind::Rms,
     layout: WeightLayout::OutIn,
-    heads: Heads::Decoder { output: "lm_head" },
+    heads: Heads::Decoder { output: "lm_head", class: "ForCausalLM" },
+    padding_trains: false,
+    gguf: None,
+};
+
+/// GGUF files with nothing of their own in the metadata.
+pub(super) const LIKE_LLAMA_GGUF: Gguf = Gguf {
+    name: "",
+    interleaved: false,
+    biases: true,
+    read: |metadata| metadata.rotary(false, json!({})),
+    write: |_, _| {},
 };
 
 pub(super) const LIKE_LLAMA_BLOCK: Block = Block {

@@ -1,8 +1,8 @@
 //! Mistral (arXiv 2310.06825): Llama's layout, every layer with a sliding window.
 
-use super::llama::{Defaults, LIKE_LLAMA, read};
+use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_GGUF, read};
 use super::read::{uniform_window, window};
-use super::{Arch, Family};
+use super::{Arch, Family, Gguf};
 
 pub(super) static MISTRAL: Family = Family {
     arch: Arch::Mistral,
@@ -15,5 +15,7 @@ pub(super) static MISTRAL: Family = Family {
         parsed.switches.layers = uniform_window(parsed.n_layers, window(config, Some(4096))?);
         Ok(parsed)
     },
+    // Read as Llama's, whose table makes a Mistral of files with a window.
+    gguf: Some(Gguf { name: "llama", interleaved: true, ..LIKE_LLAMA_GGUF }),
     ..LIKE_LLAMA
 };

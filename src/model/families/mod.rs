@@ -1,6 +1,6 @@
 //! The families of models that can be loaded, one table of facts each. Loader, saver, adapters, initialisation,
-//! freezing and the size planner read these tables; the decoder and the encoder are built from them. A new family of
-//! known parts is one file here and one line in `ALL`.
+//! freezing, GGUF files and the size planner read these tables; the decoder and the encoder are built from them. A new
+//! family of known parts is one file here, its `mod` line and its line in `families!`.
 
 mod bert;
 mod distilbert;
@@ -20,34 +20,48 @@ mod roberta;
 mod rotary;
 mod smollm3;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use parameters::{Parameter, Role, block_matrices, parameters};
 
-use super::config::{Arch, ConfigError, ModelConfig};
+use super::config::{ConfigError, ModelConfig};
+use super::gguf::metadata::Metadata;
+use super::gguf::write::Meta;
 use crate::ops::linear::WeightLayout;
 
-/// Every family, in the order of messages.
-static ALL: [&Family; 18] = [
-    &gpt2::GPT2,
-    &llama::LLAMA,
-    &mistral::MISTRAL,
-    &qwen::QWEN2,
-    &qwen::QWEN3,
-    &gemma::GEMMA,
-    &gemma::GEMMA2,
-    &gemma::GEMMA3,
-    &smollm3::SMOLLM3,
-    &olmo2::OLMO2,
-    &phi3::PHI3,
-    &granite::GRANITE,
-    &gpt_neox::GPT_NEOX,
-    &bert::BERT,
-    &roberta::ROBERTA,
-    &roberta::XLM_ROBERTA,
-    &distilbert::DISTILBERT,
-    &modernbert::MODERNBERT,
-];
+/// Declares the architectures and the list of their tables, in the order of messages.
+macro_rules! families {
+    ($($arch:ident => $table:path,)*) => {
+        /// Which family the parameter names and the block layout follow; `Arch::family` has the facts of each.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        pub enum Arch { $($arch),* }
+
+        static ALL: &[&Family] = &[$(&$table),*];
+    };
+}
+
+families! {
+    Gpt2 => gpt2::GPT2,
+    Llama => llama::LLAMA,
+    Mistral => mistral::MISTRAL,
+    Qwen2 => qwen::QWEN2,
+    Qwen3 => qwen::QWEN3,
+    Gemma => gemma::GEMMA,
+    Gemma2 => gemma::GEMMA2,
+    Gemma3 => gemma::GEMMA3,
+    SmolLm3 => smollm3::SMOLLM3,
+    Olmo2 => olmo2::OLMO2,
+    Phi3 => phi3::PHI3,
+    Granite => granite::GRANITE,
+    GptNeox => gpt_neox::GPT_NEOX,
+    Bert => bert::BERT,
+    Roberta => roberta::ROBERTA,
+    XlmRoberta => roberta::XLM_ROBERTA,
+    DistilBert => distilbert::DISTILBERT,
+    ModernBert => modernbert::MODERNBERT,
+}
 
 /// What one family calls its parts and how they fit together. Module names are those of Hugging Face's files,
 /// without `.weight` and `.bias`.
@@ -77,6 +91,25 @@ pub struct Family {
     pub layout: WeightLayout,
     /// What stands beside the backbone.
     pub heads: Heads,
+    /// Whether the padding token's input embedding trains. transformers gives that row no gradient in most families.
+    pub padding_trains: bool,
+    /// How GGUF files hold the family; `None` where they are neither read nor written.
+    pub gguf: Option<Gguf>,
+}
+
+/// What llama.cpp's files of a family say and how their tensors lie there.
+#[derive(Debug)]
+pub struct Gguf {
+    /// `general.architecture`. The first family of a name is the one that files of this name are read as.
+    pub name: &'static str,
+    /// Whether the rows of q and k are in the order of interleaved rotary pairs.
+    pub interleaved: bool,
+    /// Whether there is a place for biases.
+    pub biases: bool,
+    /// The metadata as the fields of config.json that the family's table reads.
+    pub(in crate::model) read: fn(&Metadata<'_>) -> Result<Value, String>,
+    /// Metadata of the family beside what all families have.
+    pub(in crate::model) write: fn(&ModelConfig, &mut dyn FnMut(&str, Meta)),
 }
 
 /// Module names inside a block.
@@ -146,9 +179,11 @@ pub enum NormKind {
 /// Parts beside the backbone.
 #[derive(Debug)]
 pub enum Heads {
-    /// The name of the output matrix in files; `lm_head` here.
     Decoder {
+        /// The name of the output matrix in files; `lm_head` here.
         output: &'static str,
+        /// Last part of transformers' class name of the language model.
+        class: &'static str,
     },
     Encoder(EncoderHeads),
 }
@@ -173,7 +208,7 @@ pub struct EncoderHeads {
 pub enum Pooler {
     /// A dense layer of this name, then tanh.
     Tanh(&'static str),
-    /// The same with max(0, x).
+    /// A dense layer of this name, then max(0, x).
     Relu(&'static str),
     /// The masked-LM head's dense layer, activation and norm.
     MaskedLmHead,
@@ -219,6 +254,14 @@ impl Family {
         name.strip_prefix(self.blocks)?.split('.').next()?.parse().ok()
     }
 
+    /// transformers' class of the language model.
+    pub fn causal_class(&self) -> String {
+        match self.heads {
+            Heads::Decoder { class, .. } => format!("{}{class}", self.class),
+            Heads::Encoder(_) => format!("{}ForMaskedLM", self.class),
+        }
+    }
+
     /// True for names of heads, which stand beside the backbone and carry no prefix.
     pub fn is_head(&self, name: &str) -> bool {
         let own = self.encoder_heads().is_some_and(|heads| heads.is_pooler(name) || heads.is_masked_lm(name));
@@ -251,13 +294,9 @@ impl ModelConfig {
         self.arch.is_encoder()
     }
 
-    /// The token whose input embedding does not train: transformers gives the padding token's row no gradient, in most
-    /// families. The first ones here have always trained it.
+    /// The token whose input embedding does not train.
     pub fn frozen_padding(&self) -> Option<u32> {
-        match self.arch {
-            Arch::Gpt2 | Arch::GptNeox | Arch::Llama | Arch::Qwen2 | Arch::Bert => None,
-            _ => self.pad_id,
-        }
+        self.pad_id.filter(|_| !self.family().padding_trains)
     }
 }
 
@@ -266,8 +305,8 @@ impl ModelConfig {
 /// # Errors
 /// An unknown one, with the families that are known and what a model needs to be served.
 pub(super) fn find(model_type: &str) -> Result<&'static Family, ConfigError> {
-    ALL.into_iter().find(|family| family.model_type == model_type).ok_or_else(|| {
-        let known = ALL.map(|family| family.model_type).join(", ");
+    all().find(|family| family.model_type == model_type).ok_or_else(|| {
+        let known = ALL.iter().map(|family| family.model_type).collect::<Vec<_>>().join(", ");
         let reason = read::why_not(model_type);
         ConfigError::Unsupported(format!(
             "model type {model_type:?} ({reason}; known families: {known}). A model of one of these families, or one \
@@ -277,9 +316,35 @@ pub(super) fn find(model_type: &str) -> Result<&'static Family, ConfigError> {
     })
 }
 
+/// The family that GGUF files of an architecture are read as.
+///
+/// # Errors
+/// The names that are known.
+pub(super) fn of_gguf(name: &str) -> Result<(&'static Family, &'static Gguf), String> {
+    let mut pairs = all().filter_map(|family| Some((family, family.gguf.as_ref()?)));
+    pairs.find(|(_, gguf)| gguf.name == name).ok_or_else(|| {
+        format!(
+            "architecture {name:?} is not supported (known: {}). A model of one of these families, or one converted to \
+             it, can be served",
+            gguf_names().join(", ")
+        )
+    })
+}
+
+/// The architectures of GGUF files that are read and written.
+pub(super) fn gguf_names() -> Vec<&'static str> {
+    let mut names: Vec<&str> = Vec::new();
+    for gguf in all().filter_map(|family| family.gguf.as_ref()) {
+        if !names.contains(&gguf.name) {
+            names.push(gguf.name);
+        }
+    }
+    names
+}
+
 /// All families.
 pub fn all() -> impl Iterator<Item = &'static Family> {
-    ALL.into_iter()
+    ALL.iter().copied()
 }
 
 #[cfg(test)]

@@ -38,6 +38,8 @@ pub(super) static MODERNBERT: Family = Family {
         pooler: Pooler::MaskedLmHead,
         renamed: &[],
     }),
+    padding_trains: false,
+    gguf: None,
 };
 
 fn read_modern(config: &Value) -> Result<ModelConfig> {

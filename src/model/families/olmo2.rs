@@ -1,7 +1,7 @@
 //! OLMo 2 (arXiv 2501.00656): Llama's layout with norms after the parts only, and over the whole of q and k.
 
-use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_BLOCK, read};
-use super::{Arch, Block, Family, Norms};
+use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_BLOCK, LIKE_LLAMA_GGUF, read};
+use super::{Arch, Block, Family, Gguf, Norms};
 use crate::model::config::QkNorm;
 
 pub(super) static OLMO2: Family = Family {
@@ -18,5 +18,6 @@ pub(super) static OLMO2: Family = Family {
         qk_norm: Some(["self_attn.q_norm", "self_attn.k_norm"]),
         ..LIKE_LLAMA_BLOCK
     },
+    gguf: Some(Gguf { name: "olmo2", biases: false, ..LIKE_LLAMA_GGUF }),
     ..LIKE_LLAMA
 };

@@ -1,9 +1,11 @@
 //! Phi-3 (arXiv 2404.14219) and Phi-4: Llama's layout with one matrix for q, k and v and one for gate and up; partial
 //! rotary positions in Phi-4-mini.
 
-use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_BLOCK, read};
+use serde_json::json;
+
+use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_BLOCK, LIKE_LLAMA_GGUF, read};
 use super::read::{uniform_window, window};
-use super::{Arch, Block, Family, MlpNames, Qkv};
+use super::{Arch, Block, Family, Gguf, MlpNames, Qkv};
 
 pub(super) static PHI3: Family = Family {
     arch: Arch::Phi3,
@@ -22,5 +24,19 @@ pub(super) static PHI3: Family = Family {
         mlp: MlpNames::JointGated { gate_up: "mlp.gate_up_proj", down: "mlp.down_proj" },
         ..LIKE_LLAMA_BLOCK
     },
+    gguf: Some(Gguf {
+        name: "phi3",
+        biases: false,
+        read: |metadata| {
+            let original = metadata.uint("rope.scaling.original_context_length");
+            let own = json!({
+                "sliding_window": metadata.uint("attention.sliding_window"),
+                "partial_rotary_factor": metadata.turned()? as f64 / metadata.head_dim()? as f64,
+                "original_max_position_embeddings": original.unwrap_or(metadata.context()?),
+            });
+            metadata.rotary(true, own)
+        },
+        ..LIKE_LLAMA_GGUF
+    }),
     ..LIKE_LLAMA
 };

@@ -1,11 +1,11 @@
 //! Qwen2 (arXiv 2407.10671): Llama's layout with biases of q, k and v. Qwen3 (arXiv 2505.09388): without them, q and k
 //! of every head normalised. Windows, where they are switched on, from `max_window_layers` on.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_BLOCK, read};
+use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_BLOCK, LIKE_LLAMA_GGUF, read};
 use super::read::{Result, flag, layer_types, size_opt, window, windows};
-use super::{Arch, Block, Family};
+use super::{Arch, Block, Family, Gguf};
 use crate::model::config::{LayerKind, ModelConfig, QkNorm};
 
 pub(super) static QWEN2: Family = Family {
@@ -19,6 +19,8 @@ pub(super) static QWEN2: Family = Family {
         parsed.switches.layers = layers(config, &parsed)?;
         Ok(parsed)
     },
+    padding_trains: true,
+    gguf: Some(Gguf { name: "qwen2", ..LIKE_QWEN_GGUF }),
     ..LIKE_LLAMA
 };
 
@@ -37,8 +39,12 @@ pub(super) static QWEN3: Family = Family {
         Ok(parsed)
     },
     block: Block { qk_norm: Some(["self_attn.q_norm", "self_attn.k_norm"]), ..LIKE_LLAMA_BLOCK },
+    gguf: Some(Gguf { name: "qwen3", biases: false, ..LIKE_QWEN_GGUF }),
     ..LIKE_LLAMA
 };
+
+const LIKE_QWEN_GGUF: Gguf =
+    Gguf { read: |metadata| metadata.rotary(false, json!({"use_sliding_window": false})), ..LIKE_LLAMA_GGUF };
 
 fn layers(config: &Value, parsed: &ModelConfig) -> Result<Vec<LayerKind>> {
     if !flag(config, "use_sliding_window", false)? {

@@ -15,7 +15,7 @@ pub(super) static ROBERTA: Family = Family {
     ..LIKE_ROBERTA
 };
 
-/// The same in a hundred languages (arXiv 1911.02116).
+/// XLM-RoBERTa (arXiv 1911.02116): RoBERTa in a hundred languages.
 pub(super) static XLM_ROBERTA: Family = Family {
     arch: Arch::XlmRoberta,
     model_type: "xlm-roberta",
@@ -58,4 +58,6 @@ const LIKE_ROBERTA: Family = Family {
         pooler: Pooler::Tanh("pooler.dense"),
         renamed: &[("classifier.dense", "pooler.dense"), ("classifier.out_proj", "classifier")],
     }),
+    padding_trains: false,
+    gguf: None,
 };

@@ -1,10 +1,10 @@
 //! SmolLM3: Llama's layout, every fourth layer without rotary positions.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::llama::{Defaults, LIKE_LLAMA, read};
+use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_GGUF, read};
 use super::read::{Result, flag, get, layer_types, malformed, size_opt, window, windows};
-use super::{Arch, Family};
+use super::{Arch, Family, Gguf};
 use crate::model::config::LayerKind;
 
 pub(super) static SMOLLM3: Family = Family {
@@ -27,6 +27,18 @@ pub(super) static SMOLLM3: Family = Family {
         parsed.switches.layers = layers;
         Ok(parsed)
     },
+    gguf: Some(Gguf {
+        name: "smollm3",
+        interleaved: true,
+        biases: false,
+        read: |metadata| {
+            let own = json!({
+                "mlp_bias": metadata.has("blk.0.ffn_up.bias"), "use_sliding_window": false, "no_rope_layer_interval": 4,
+            });
+            metadata.rotary(false, own)
+        },
+        ..LIKE_LLAMA_GGUF
+    }),
     ..LIKE_LLAMA
 };
 

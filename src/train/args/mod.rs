@@ -1,8 +1,12 @@
 //! Arguments of the recipes: one struct each, unknown keys refused, every range checked, errors name the field.
 //! The same structs give the JSON Schema that the admin form and `--help` show.
 
+mod before;
+mod grpo;
+mod preference;
 mod pretrain;
 mod rl;
+pub mod roles;
 mod supervised;
 
 use serde::de::DeserializeOwned;
@@ -10,15 +14,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::ArgsError;
-use super::optim::AdamForm;
+use super::optim::{AdamForm, AdamStates};
 use super::schedule::Decay;
 use crate::model::Recompute;
 
+pub use before::{made_with, parse_for_run};
+pub use grpo::GrpoArgs;
+pub use preference::{DpoArgs, KtoArgs, OrpoArgs, SimpoArgs};
 pub use pretrain::{FinetuneArgs, MlmArgs, PretrainArgs, PromptTuningArgs};
 pub use rl::{
-    CriticKind, GrpoArgs, LengthUnit, MissingEos, PpoArgs, ReinforceArgs, RewardSpec, RlCommon, RlooArgs, Term,
+    CriticKind, EnsembleReward, LengthUnit, MissingEos, PpoArgs, ReinforceArgs, RewardSpec, RlCommon, RlooArgs, Term,
 };
-pub use supervised::{DpoArgs, NormalizeOn, RewardArgs, SftArgs};
+pub use supervised::{NormalizeOn, RewardArgs, SftArgs};
 
 /// Low-rank adapters instead of full parameters; merged into the weights when the run ends.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -87,6 +94,7 @@ pub struct Common {
     pub adam_beta2: f64,
     pub adam_eps: f64,
     pub adam_form: AdamForm,
+    pub adam_states: AdamStates,
     pub lora: Option<LoraArgs>,
     pub frozen_precision: FrozenPrecision,
     pub freeze_embeddings: bool,
@@ -125,8 +133,8 @@ macro_rules! recipe_args {
             pub max_steps: Option<u64>,
             /// Tokens in one forward and backward pass; smaller needs less memory and changes no result.
             pub micro_batch_tokens: usize,
-            /// What backward passes compute again instead of keeping: `none` (fastest), `mlp` (about half the
-            /// memory of activations, a sixth more work) or `block` (least memory, a quarter more work).
+            /// What backward passes recompute instead of keeping: `none` (fastest), `mlp` (about half the memory of
+            /// activations, less extra time than `block`) or `block` (least memory, about a fifth more time).
             pub recompute: crate::model::Recompute,
             /// Peak learning rate.
             pub learning_rate: f64,
@@ -144,6 +152,8 @@ macro_rules! recipe_args {
             pub adam_eps: f64,
             /// Where ε sits: PyTorch's form or TensorFlow's.
             pub adam_form: super::super::optim::AdamForm,
+            /// How Adam's moments are kept: `f32`, or `8bit` in a quarter of the memory (rounded in blocks of 256).
+            pub adam_states: super::super::optim::AdamStates,
             /// Low-rank adapters; null = all parameters are trained.
             pub lora: Option<super::LoraArgs>,
             /// Arithmetic of matrices that do not train (those under adapters, reward models): `f32` (exact) or
@@ -185,6 +195,7 @@ macro_rules! recipe_args {
                     adam_beta2: 0.999,
                     adam_eps: 1e-5,
                     adam_form: super::super::optim::AdamForm::Torch,
+                    adam_states: super::super::optim::AdamStates::F32,
                     lora: None,
                     frozen_precision: super::FrozenPrecision::F32,
                     freeze_embeddings: false,
@@ -219,6 +230,7 @@ macro_rules! recipe_args {
                     adam_beta2: self.adam_beta2,
                     adam_eps: self.adam_eps,
                     adam_form: self.adam_form,
+                    adam_states: self.adam_states,
                     lora: self.lora.clone(),
                     frozen_precision: self.frozen_precision,
                     freeze_embeddings: self.freeze_embeddings,
@@ -235,9 +247,12 @@ macro_rules! recipe_args {
 pub(crate) use recipe_args;
 
 /// Arguments that know their own rules.
-pub trait RecipeArgs: DeserializeOwned + Serialize + schemars::JsonSchema {
+pub trait RecipeArgs: DeserializeOwned + Serialize + Default + schemars::JsonSchema {
     /// Fields without a usable default.
     const REQUIRED: &'static [&'static str];
+    /// What runs did before an argument existed, as JSON, where its default is something else. A checkpoint that does
+    /// not know the argument was made with this value.
+    const BEFORE: &'static [(&'static str, &'static str)] = &[];
 
     fn check(&self) -> Result<(), ArgsError>;
 }

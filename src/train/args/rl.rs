@@ -120,6 +120,20 @@ pub enum MissingEos {
     Replace,
 }
 
+/// How an ensemble's scores become one reward (2310.02743). A policy finds the texts that one head overrates; what all
+/// heads agree on is harder to overrate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EnsembleReward {
+    /// The mean of the heads.
+    #[default]
+    Mean,
+    /// The mean less `ensemble_doubt` standard deviations.
+    LowerBound,
+    /// The lowest head.
+    WorstCase,
+}
+
 macro_rules! rl_args {
     (
         $(#[$meta:meta])*
@@ -176,6 +190,10 @@ macro_rules! rl_args {
                 missing_eos_penalty: Option<f64> = None,
                 /// How the penalty enters the score.
                 missing_eos_mode: MissingEos = MissingEos::Subtract,
+                /// How the heads of a reward model of several heads become one reward.
+                ensemble_reward: EnsembleReward = EnsembleReward::Mean,
+                /// Standard deviations of the heads that `lower_bound` subtracts from their mean.
+                ensemble_doubt: f64 = 1.0,
                 /// Prompts at which samples are written at every evaluation.
                 sample_prompts: usize = 4,
                 $($(#[$doc])* $field: $ty = $default,)*
@@ -208,6 +226,8 @@ macro_rules! rl_args {
                     target_kl: self.target_kl,
                     missing_eos_penalty: self.missing_eos_penalty,
                     missing_eos_mode: self.missing_eos_mode,
+                    ensemble_reward: self.ensemble_reward,
+                    ensemble_doubt: self.ensemble_doubt,
                     sample_prompts: self.sample_prompts,
                 }
             }
@@ -240,6 +260,8 @@ pub struct RlCommon {
     pub target_kl: Option<f64>,
     pub missing_eos_penalty: Option<f64>,
     pub missing_eos_mode: MissingEos,
+    pub ensemble_reward: EnsembleReward,
+    pub ensemble_doubt: f64,
     pub sample_prompts: usize,
 }
 
@@ -283,20 +305,12 @@ rl_args!(
     }
 );
 
-rl_args!(
-    /// Group-relative policy optimisation: advantages normalised per prompt, KL (k3) in the loss.
-    GrpoArgs (learning_rate = 1e-5, kl_coef = 0.04, passes = 1) {
-        /// Ratio clip range.
-        cliprange: f64 = 0.2,
-        /// Samples per prompt.
-        group_size: usize = 8,
-    }
-);
+pub(super) use rl_args;
 
-const REQUIRED: &[&str] = &["model", "output_dir", "prompts"];
+pub(super) const REQUIRED: &[&str] = &["model", "output_dir", "prompts"];
 
 impl RlCommon {
-    fn check(&self, group: usize) -> Result<(), ArgsError> {
+    pub(super) fn check(&self, group: usize) -> Result<(), ArgsError> {
         self.common.check()?;
         let positive = |x: f64| x.is_finite() && x > 0.0;
         ensure(
@@ -342,6 +356,12 @@ impl RlCommon {
             (1..=self.rollout_batch_size).contains(&self.minibatches),
             "minibatches",
             "must be 1 to rollout_batch_size",
+        )?;
+        ensure(self.ensemble_doubt.is_finite() && self.ensemble_doubt >= 0.0, "ensemble_doubt", "must be 0 or more")?;
+        ensure(
+            self.ensemble_reward == EnsembleReward::Mean || self.reward_model.is_some(),
+            "ensemble_reward",
+            "needs a reward model of several heads",
         )?;
         ensure(
             self.missing_eos_penalty.is_none_or(f64::is_finite),
@@ -439,16 +459,6 @@ impl RecipeArgs for RlooArgs {
 
     fn check(&self) -> Result<(), ArgsError> {
         ensure(self.group_size >= 2, "group_size", "must be at least 2: one sample has no other to compare with")?;
-        self.rl().check(self.group_size)
-    }
-}
-
-impl RecipeArgs for GrpoArgs {
-    const REQUIRED: &'static [&'static str] = REQUIRED;
-
-    fn check(&self) -> Result<(), ArgsError> {
-        ensure(self.group_size >= 2, "group_size", "must be at least 2: one sample has no other to compare with")?;
-        ensure(self.cliprange > 0.0, "cliprange", "must be above 0")?;
         self.rl().check(self.group_size)
     }
 }

@@ -1,9 +1,8 @@
-//! Arguments of the recipes that learn from written data: sft, reward, dpo.
+//! Arguments of the recipes that learn from written data: sft, reward.
 
 use serde::{Deserialize, Serialize};
 
 use super::{RecipeArgs, ensure, recipe_args};
-use crate::objective::dpo::DpoLoss;
 use crate::train::ArgsError;
 
 recipe_args!(
@@ -60,24 +59,6 @@ pub enum NormalizeOn {
     Demonstrations,
 }
 
-recipe_args!(
-    /// Direct preference optimisation on the same rankings, offline.
-    DpoArgs (learning_rate = 5e-6) {
-        /// JSONL of ranked completions, as for `reward`.
-        comparisons: String = String::new(),
-        /// Passes over the data.
-        epochs: u64 = 1,
-        /// Comparison sets in one optimizer step.
-        batch_size: usize = 16,
-        /// Share of prompts kept aside where the data does not say `split`.
-        heldout_fraction: f64 = 0.1,
-        /// Strength of the pull towards the reference.
-        beta: f64 = 0.1,
-        /// `sigmoid` (DPO) or `ipo`.
-        loss: DpoLoss = DpoLoss::Sigmoid,
-    }
-);
-
 pub(super) fn check_data(epochs: u64, batch_size: usize, heldout_fraction: f64) -> Result<(), ArgsError> {
     ensure(epochs >= 1, "epochs", "must be at least 1")?;
     ensure(batch_size >= 1, "batch_size", "must be at least 1")?;
@@ -111,16 +92,6 @@ impl RecipeArgs for RewardArgs {
             "reference_demonstrations",
             "is required to normalise on demonstrations",
         )?;
-        check_data(self.epochs, self.batch_size, self.heldout_fraction)
-    }
-}
-
-impl RecipeArgs for DpoArgs {
-    const REQUIRED: &'static [&'static str] = &["model", "output_dir", "comparisons"];
-
-    fn check(&self) -> Result<(), ArgsError> {
-        self.common().check()?;
-        ensure(self.beta.is_finite() && self.beta > 0.0, "beta", "must be above 0")?;
         check_data(self.epochs, self.batch_size, self.heldout_fraction)
     }
 }

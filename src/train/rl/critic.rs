@@ -4,7 +4,7 @@
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
 
-use crate::model::reward::{self, SCORE, below, headless};
+use crate::model::heads::reward::{self, SCORE, below, headless};
 use crate::model::{Decoder, Loaded};
 use crate::train::args::Common;
 use crate::train::optim::Params;
@@ -71,7 +71,7 @@ impl Critic {
         }
     }
 
-    /// The same of a critic with a model of its own.
+    /// Values at the picked rows `[n]`, with gradient, of a critic that has a model of its own.
     pub fn own_values(&self, picked: &Picked) -> Result<Tensor> {
         let Some(model) = &self.model else {
             anyhow::bail!("a critic on the policy's trunk needs the policy's states")
@@ -79,7 +79,7 @@ impl Critic {
         head(&picked.hidden(model.decoder())?, self.weight.as_tensor(), self.bias.as_tensor())
     }
 
-    /// The same as numbers, without gradient. A critic on the policy's trunk needs no more than the states.
+    /// Values at the picked rows as numbers, without a gradient. A critic on the policy's trunk reads `policy_hidden`.
     pub fn numbers(&self, picked: &Picked, policy_hidden: Option<&Tensor>) -> Result<Vec<f64>> {
         let (weight, bias) = (self.weight.as_detached_tensor(), self.bias.as_detached_tensor());
         let values = match (&self.model, policy_hidden) {

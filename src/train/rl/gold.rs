@@ -7,14 +7,14 @@ use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use serde_json::json;
 
-use super::rewards::{Item, Reward, Sources};
+use super::rewards::{Ensemble, Item, Reward, Sources};
 use crate::data::read_comparisons;
 use crate::model::Decoder;
 use crate::prompt::Texts;
 use crate::train::Reporter;
 use crate::train::args::RlCommon;
-use crate::train::dpo::sequence_sums_of;
 use crate::train::fit::Fit;
+use crate::train::preference::sequence_sums_of;
 use crate::train::ranked::{RankedSequences, encode};
 
 pub struct Gold {
@@ -39,8 +39,12 @@ impl Gold {
         device: &Device,
         reporter: &mut dyn Reporter,
     ) -> Result<Option<Self>> {
-        let sources =
-            Sources { model: args.gold_reward_model.as_deref(), rule: args.gold_reward.as_ref(), field: "gold_reward" };
+        let sources = Sources {
+            model: args.gold_reward_model.as_deref(),
+            rule: args.gold_reward.as_ref(),
+            field: "gold_reward",
+            ensemble: Ensemble::default(),
+        };
         let reward = match sources.model.is_some() || sources.rule.is_some() {
             true => Some(Reward::open(&sources, &args.common, device, reporter.remote())?.0),
             false => None,

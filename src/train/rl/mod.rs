@@ -4,13 +4,15 @@
 mod critic;
 mod final_answer;
 mod gold;
+mod group;
 mod guard;
+mod inputs;
+mod redraw;
 mod rewards;
 mod rollout;
 mod rules;
 mod update;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -22,18 +24,19 @@ pub use self::rules::{check_rule, score_texts};
 use self::critic::Critic;
 use self::gold::Gold;
 use self::guard::{GuardState, Limits, Measured, Verdict};
-use self::rewards::{Item, Reward, Sources};
-use self::rollout::{PromptIds, Rollout, Sampler, Watch};
+use self::inputs::{answered, check_held_out, data_hashes, left_out, lengths, prompts};
+use self::rewards::{Ensemble, Item, Reward, Sources};
+use self::rollout::{Rollout, Sampler, Watch};
 use self::update::{Experience, Learner, Summary};
-use super::args::{CriticKind, GrpoArgs, PpoArgs, ReinforceArgs, RlCommon, RlooArgs, parse};
-use super::fit::{self, Fit, count};
+use super::args::{CriticKind, GrpoArgs, PpoArgs, RecipeArgs, ReinforceArgs, RlCommon, RlooArgs, parse_for_run};
+use super::fit::{self, Fit};
 use super::optim::Params;
-use super::run::{Plan, Run, before, device, file_hash, model_hash};
+use super::run::{Plan, Run, before, device, file_hash};
 use super::samples::Samples;
 use super::sft::{Demonstrations, backbone_and_output, lengths_of_file};
 use super::trainable::{Trainable, copies, with_prefix};
 use super::{Reporter, TrainOutcome};
-use crate::data::{PromptInput, read_prompts};
+use crate::data::PromptInput;
 use crate::model::{self, Decoder, Loaded};
 use crate::objective::kl::{AdaptiveKl, KlController, k1, k3, shaped_rewards};
 use crate::objective::logprobs::{per_token, sequence_sums};
@@ -42,34 +45,34 @@ use crate::objective::whiten::{moments, whiten};
 use crate::objective::{gae::gae, grpo, ppo::explained_variance, rloo};
 use crate::ops::pool;
 use crate::prompt::Texts;
+use crate::statistics::diversity::distinct_n;
 
 /// How scores become advantages and advantages a loss.
 pub(super) enum Algorithm {
     Ppo(Box<PpoArgs>),
     Reinforce { baseline_rate: f64 },
     Rloo { group: usize },
-    Grpo { group: usize, cliprange: f64 },
+    Grpo(Box<GrpoArgs>),
 }
 
 pub fn ppo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
-    let args: PpoArgs = parse(args)?;
+    let args: PpoArgs = parse_for_run(args)?;
     drive("ppo", &args, args.rl(), Algorithm::Ppo(Box::new(args.clone())), reporter)
 }
 
 pub fn reinforce(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
-    let args: ReinforceArgs = parse(args)?;
+    let args: ReinforceArgs = parse_for_run(args)?;
     drive("reinforce", &args, args.rl(), Algorithm::Reinforce { baseline_rate: args.baseline_rate }, reporter)
 }
 
 pub fn rloo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
-    let args: RlooArgs = parse(args)?;
+    let args: RlooArgs = parse_for_run(args)?;
     drive("rloo", &args, args.rl(), Algorithm::Rloo { group: args.group_size }, reporter)
 }
 
 pub fn grpo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
-    let args: GrpoArgs = parse(args)?;
-    let algorithm = Algorithm::Grpo { group: args.group_size, cliprange: args.cliprange };
-    drive("grpo", &args, args.rl(), algorithm, reporter)
+    let args: GrpoArgs = parse_for_run(args)?;
+    drive("grpo", &args, args.rl(), Algorithm::Grpo(Box::new(args.clone())), reporter)
 }
 
 /// What a checkpoint holds beside weights and optimizer.
@@ -93,7 +96,7 @@ struct Round {
 /// File of a checkpoint that holds the policy to publish if the run must be stopped now.
 const GOOD: &str = "good";
 
-fn drive<A: Serialize>(
+fn drive<A: RecipeArgs>(
     recipe: &'static str,
     args: &A,
     rl: RlCommon,
@@ -110,7 +113,8 @@ fn drive<A: Serialize>(
     let max_length = length.tokens;
     let (mut prompts, fit) = prompts(&rl, &texts, max_length)?;
     check_held_out(&rl)?;
-    let sources = Sources { model: rl.reward_model.as_deref(), rule: rl.reward.as_ref(), field: "reward" };
+    let ensemble = Ensemble { kind: rl.ensemble_reward, doubt: rl.ensemble_doubt };
+    let sources = Sources { model: rl.reward_model.as_deref(), rule: rl.reward.as_ref(), field: "reward", ensemble };
     let (reward, reward_source) = Reward::open(&sources, &rl.common, &device, reporter.remote())?;
 
     let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &rl.common)?;
@@ -157,9 +161,10 @@ fn drive<A: Serialize>(
         last: None,
     });
 
-    let group = match algorithm {
-        Algorithm::Rloo { group } | Algorithm::Grpo { group, .. } => group,
-        Algorithm::Ppo(_) | Algorithm::Reinforce { .. } => 1,
+    let (group, redraws) = match &algorithm {
+        Algorithm::Rloo { group } => (*group, 0),
+        Algorithm::Grpo(args) => (args.group_size, args.dynamic_sampling),
+        Algorithm::Ppo(_) | Algorithm::Reinforce { .. } => (1, 0),
     };
     let shown: Vec<PromptInput> = prompts.iter().take(rl.sample_prompts).map(|p| p.prompt.clone()).collect();
     let samples = Samples::new(&texts, shown, rl.common.seed);
@@ -173,6 +178,7 @@ fn drive<A: Serialize>(
         reward: &reward,
         reference: &reference,
         group,
+        redraws,
         recorded: light.then(|| policy.decoder()),
     };
     let learner = Learner {
@@ -218,7 +224,7 @@ fn drive<A: Serialize>(
         if !mean_kl.is_finite() {
             bail!("round {}: log-probs of the policy are not finite; {}", run.step + 1, run.blame(&params)?);
         }
-        let proxy = moments(&rollout.raw_scores).0;
+        let proxy = moments(rollout.first_scores()).0;
         let mut gold_mean = None;
         if guarded {
             let due = run.step.is_multiple_of(rl.gold_every.max(1)) || run.step == run.total;
@@ -288,6 +294,7 @@ fn drive<A: Serialize>(
     });
     super::output::save_adapter(&run.common, &policy)?;
     super::output::save(&run.common, "policy", recipe, &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
+    run.write_card()?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 
@@ -311,122 +318,6 @@ fn publish_good(
         run.warn(format!("{why}: the policy after iteration {step} is published, not the one after {}", run.step));
     }
     Ok(step)
-}
-
-/// Refuses a held-out signal that is a copy of what is trained on: a reward model with the same weights elsewhere, or
-/// the very rankings that the reward model learned from.
-fn check_held_out(rl: &RlCommon) -> Result<()> {
-    let Some(reward) = &rl.reward_model else { return Ok(()) };
-    if let Some(gold) = &rl.gold_reward_model
-        && same_weights(reward, gold).context("gold_reward_model")?
-    {
-        bail!("gold_reward_model: it has the weights of the reward model that the policy is trained on");
-    }
-    let learned = std::fs::read(Path::new(reward).join("instructd.json"))
-        .ok()
-        .and_then(|text| serde_json::from_slice::<Value>(&text).ok())
-        .and_then(|about| about["data"]["comparisons"].as_str().map(str::to_owned));
-    if let (Some(learned), Some(gold)) = (learned, &rl.gold_comparisons)
-        && file_hash(gold)? == learned
-    {
-        bail!("gold_comparisons: these are the rankings that the reward model learned from; hold others out");
-    }
-    Ok(())
-}
-
-/// Whether two models are the same file, or have weight files of the same contents.
-fn same_weights(a: &str, b: &str) -> Result<bool> {
-    let files = |path: &str| -> Result<Vec<std::path::PathBuf>> {
-        if !Path::new(path).is_dir() {
-            return Ok(vec![path.into()]);
-        }
-        let entries = std::fs::read_dir(path).with_context(|| format!("cannot read {path}"))?;
-        let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-        files.retain(|file| file.extension().is_some_and(|e| e == "safetensors"));
-        files.sort();
-        Ok(files)
-    };
-    let (a, b) = (files(a)?, files(b)?);
-    let size = |file: &std::path::PathBuf| std::fs::metadata(file).map_or(0, |meta| meta.len());
-    // Hashing takes a while; files of other sizes are others.
-    if a.is_empty() || a.iter().map(size).ne(b.iter().map(size)) {
-        return Ok(false);
-    }
-    for (a, b) in a.iter().zip(&b) {
-        if file_hash(&a.display().to_string())? != file_hash(&b.display().to_string())? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Hashes of every file that decides what the run does.
-fn data_hashes(rl: &RlCommon, ptx: Option<(String, String)>) -> Result<BTreeMap<String, String>> {
-    let mut data = BTreeMap::from([("prompts".to_owned(), file_hash(&rl.prompts)?)]);
-    data.extend(ptx);
-    if let Some(path) = &rl.gold_comparisons {
-        data.insert("gold_comparisons".to_owned(), file_hash(path)?);
-    }
-    for (name, path) in [("reward_model", &rl.reward_model), ("gold_reward_model", &rl.gold_reward_model)] {
-        // Only a checkpoint asks for them, and hashing a model takes a while.
-        if let Some(path) = path.as_ref().filter(|_| rl.common.checkpoint_dir.is_some()) {
-            data.insert(name.to_owned(), model_hash(path)?);
-        }
-    }
-    Ok(data)
-}
-
-/// Leaves out the prompts without an answer and returns their names: the line of the file, and the id where the
-/// record has one.
-///
-/// # Errors
-/// When none is left.
-fn answered(prompts: &mut Vec<PromptIds>) -> Result<Vec<String>> {
-    let is_answered = |p: &PromptIds| p.answer.as_deref().is_some_and(|answer| !answer.trim().is_empty());
-    let missing: Vec<String> = prompts.iter().filter(|p| !is_answered(p)).map(|p| p.name.clone()).collect();
-    prompts.retain(is_answered);
-    if prompts.is_empty() {
-        bail!("prompts: none of the {} has an `answer`, which the reward compares with", missing.len());
-    }
-    Ok(missing)
-}
-
-/// Names the prompts without an answer; of many, the first ones.
-fn left_out(names: &[String], rest: usize) -> String {
-    const SHOWN: usize = 10;
-    let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
-    let more = if names.len() > SHOWN { format!(" and {} more", names.len() - SHOWN) } else { String::new() };
-    let verb = if names.len() == 1 { "is" } else { "are" };
-    format!(
-        "{shown}{more} {verb} left out: the reward compares with the prompt's `answer`, and there is none; {} left",
-        count(rest, "prompt is", "prompts are")
-    )
-}
-
-/// Tokens of the prompts, uncut, each with a full response.
-fn lengths(rl: &RlCommon, texts: &Texts) -> Result<Vec<usize>> {
-    let mut lengths = Vec::new();
-    for record in read_prompts(Path::new(&rl.prompts)).context("prompts")? {
-        lengths.push(texts.prompt(&record.prompt)?.len() + rl.response_length);
-    }
-    Ok(lengths)
-}
-
-/// Prompts as ids, cut on the left so that a full response fits; counts those that were cut.
-fn prompts(rl: &RlCommon, texts: &Texts, max_length: usize) -> Result<(Vec<PromptIds>, Fit)> {
-    let Some(room) = max_length.checked_sub(rl.response_length).filter(|room| *room > 0) else {
-        bail!("response_length: {} tokens leave no room for a prompt in {max_length}", rl.response_length)
-    };
-    let (mut prompts, mut fit) = (Vec::new(), Fit::new(max_length));
-    for (i, record) in read_prompts(Path::new(&rl.prompts)).context("prompts")?.into_iter().enumerate() {
-        let ids = texts.prompt(&record.prompt)?;
-        fit.note_prompt(ids.len() > room);
-        let ids = ids[ids.len().saturating_sub(room)..].to_vec();
-        let id = record.prompt_id.map(|id| format!(" ({id})")).unwrap_or_default();
-        let name = format!("prompt {}{id}", i + 1);
-        prompts.push(PromptIds { ids, prompt: record.prompt, answer: record.answer, name });
-    }
-    Ok((prompts, fit))
 }
 
 fn critic(rl: &RlCommon, algorithm: &Algorithm, policy: &Loaded, reward: Option<&Loaded>) -> Result<Option<Critic>> {
@@ -482,7 +373,7 @@ fn advantages(
         }
         Algorithm::Reinforce { baseline_rate } => Some(baseline.advantages(&returns(), *baseline_rate)),
         Algorithm::Rloo { group } => rloo::advantages(&returns(), *group),
-        Algorithm::Grpo { group, .. } => grpo::advantages(&rollout.scores, *group, 1e-4),
+        Algorithm::Grpo(args) => grpo::advantages(&rollout.scores, args.group_size, args.scale_rewards, 1e-4),
     };
     let per_sequence = per_sequence.context("group_size: every prompt needs at least two samples")?;
     let advantages = per_token(&per_sequence, &rollout.lengths);
@@ -494,15 +385,18 @@ fn report(run: &mut Run<'_>, experience: &Experience, summary: &Summary, kl: f64
     let rollout = &experience.rollout;
     let n = rollout.lengths.len() as f64;
     let mean = |values: &[f64]| moments(values).0;
+    let distinct = |n: usize| distinct_n(rollout.texts.iter().map(|(_, text)| text.as_str()), n);
     let unfinished = rollout.finished.iter().filter(|f| !**f).count() as f64;
     let mut values = vec![
-        ("reward", mean(&rollout.raw_scores)),
-        ("reward_std", moments(&rollout.raw_scores).1.sqrt()),
+        ("reward", mean(rollout.first_scores())),
+        ("reward_std", moments(rollout.first_scores()).1.sqrt()),
         ("kl", kl),
         ("k3", mean(&k3(&rollout.logprobs, &rollout.reference))),
         ("entropy", mean(&rollout.entropy)),
         ("response_length", rollout.lengths.iter().sum::<usize>() as f64 / n),
         ("no_eos_share", unfinished / n),
+        ("distinct_1", distinct(1)),
+        ("distinct_2", distinct(2)),
         ("eos_count", n - unfinished),
         ("non_score_reward", -coef * kl),
         ("rlhf_reward", mean(&rollout.scores) - coef * kl),
@@ -522,6 +416,7 @@ fn report(run: &mut Run<'_>, experience: &Experience, summary: &Summary, kl: f64
     if !experience.returns.is_empty() {
         values.push(("explained_variance", explained_variance(&rollout.values, &experience.returns)));
     }
+    values.extend(rollout.groups.map(|groups| groups.metrics()).into_iter().flatten());
     values.extend(summary.all.means());
     for (name, at_start) in
         [("ratio", "start_ratio"), ("approx_kl", "start_approx_kl"), ("clip_fraction", "start_clip_fraction")]

@@ -10,8 +10,9 @@ use candle_core::Device;
 use super::rules::Rule;
 use crate::data::PromptInput;
 use crate::model::{self, Loaded, Purpose, RewardModel};
+use crate::objective::whiten::moments;
 use crate::prompt::Texts;
-use crate::train::args::{Common, FrozenPrecision, RewardSpec};
+use crate::train::args::{Common, EnsembleReward, FrozenPrecision, RewardSpec};
 use crate::train::remote::RemoteReward;
 
 /// A completion to be scored.
@@ -30,6 +31,28 @@ pub struct Sources<'a> {
     pub rule: Option<&'a RewardSpec>,
     /// The argument that errors name: `reward` or `gold_reward`.
     pub field: &'static str,
+    /// What becomes of the heads of an ensemble.
+    pub ensemble: Ensemble,
+}
+
+/// How the scores of several heads become one.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Ensemble {
+    pub kind: EnsembleReward,
+    /// Standard deviations that a lower bound subtracts.
+    pub doubt: f64,
+}
+
+impl Ensemble {
+    /// One reward of the heads' scores (at least one).
+    fn reward(self, heads: &[f64]) -> f64 {
+        let (mean, variance) = moments(heads);
+        match self.kind {
+            EnsembleReward::Mean => mean,
+            EnsembleReward::LowerBound => mean - self.doubt * variance.sqrt(),
+            EnsembleReward::WorstCase => heads.iter().copied().fold(f64::INFINITY, f64::min),
+        }
+    }
 }
 
 pub struct Reward {
@@ -42,9 +65,21 @@ struct Learned {
     texts: Texts,
     max_length: usize,
     max_tokens: usize,
+    ensemble: Ensemble,
 }
 
 impl Learned {
+    fn scores(&self, items: &[Item<'_>]) -> Result<Vec<f64>> {
+        let conversations = self.conversations(items)?;
+        Ok(match self.ensemble.kind {
+            EnsembleReward::Mean => self.model.score(&conversations, self.max_tokens)?,
+            _ => {
+                let heads = self.model.scores_of_heads(&conversations, self.max_tokens)?;
+                heads.iter().map(|heads| self.ensemble.reward(heads)).collect()
+            }
+        })
+    }
+
     /// The items as ids. All completions of one prompt are read behind the same prompt tokens.
     fn conversations(&self, items: &[Item<'_>]) -> Result<Vec<Vec<u32>>> {
         let pairs: Vec<_> = items.iter().map(|item| (item.prompt, item.text)).collect();
@@ -69,8 +104,15 @@ impl Reward {
         if let Some(path) = sources.model {
             let of_model = || format!("{field}_model");
             let loaded = model::load(Path::new(path), device).with_context(of_model)?;
+            let model = RewardModel::for_purpose(&loaded, purpose).with_context(of_model)?;
+            if sources.ensemble.kind != EnsembleReward::Mean && model.n_heads() < 2 {
+                bail!(
+                    "ensemble_reward: the reward model has one head and no doubt to speak of; train one with heads > 1"
+                );
+            }
             learned = Some(Learned {
-                model: RewardModel::for_purpose(&loaded, purpose).with_context(of_model)?,
+                model,
+                ensemble: sources.ensemble,
                 texts: Texts::new(&loaded).with_context(of_model)?,
                 max_length: common.max_length.unwrap_or(usize::MAX).min(loaded.config.max_positions),
                 max_tokens: common.micro_batch_tokens,
@@ -90,7 +132,7 @@ impl Reward {
     pub fn score(&self, items: &[Item<'_>]) -> Result<Vec<f64>> {
         let mut scores = vec![0.0; items.len()];
         if let Some(learned) = &self.model {
-            scores = learned.model.score(&learned.conversations(items)?, learned.max_tokens)?;
+            scores = learned.scores(items)?;
         }
         if let Some(rule) = &self.rule {
             scores.iter_mut().zip(rule.scores(items)?).for_each(|(sum, score)| *sum += score);
@@ -99,5 +141,21 @@ impl Reward {
             bail!("the reward of completion {bad} is not finite");
         }
         Ok(scores)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_become_a_mean_a_lower_bound_or_the_worst() {
+        let heads = [1.0, 2.0, 6.0];
+        let of = |kind, doubt| Ensemble { kind, doubt }.reward(&heads);
+        assert_eq!(of(EnsembleReward::Mean, 5.0), 3.0);
+        // The population's deviation: √((4 + 1 + 9) / 3).
+        assert!((of(EnsembleReward::LowerBound, 0.5) - (3.0 - 0.5 * (14f64 / 3.0).sqrt())).abs() < 1e-12);
+        assert_eq!(of(EnsembleReward::LowerBound, 0.0), 3.0);
+        assert_eq!(of(EnsembleReward::WorstCase, 0.0), 1.0);
     }
 }

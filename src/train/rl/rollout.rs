@@ -1,5 +1,5 @@
-//! One round of experience: sampled responses, their scores, and what policy, reference and critic thought
-//! of every token before any update.
+//! One round of experience: sampled responses, their scores, and the log-probs of policy and reference and the values of
+//! the critic for every token before any update.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -8,9 +8,10 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 
 use super::critic::Critic;
+use super::redraw::Groups;
 use super::rewards::{Item, Reward};
 use crate::data::PromptInput;
-use crate::generation::{GenParams, Warpers, generate_recorded};
+use crate::generation::{GenParams, Sample, Warpers, generate_recorded};
 use crate::model::{Decoder, Recording};
 use crate::prompt::Texts;
 use crate::train::args::{MissingEos, RlCommon};
@@ -41,6 +42,11 @@ pub struct Rollout {
     pub finished: Vec<bool>,
     /// As the reward gave them.
     pub raw_scores: Vec<f64>,
+    /// Texts and raw scores as first drawn, where groups were drawn again: what is drawn until it varies says nothing
+    /// about the policy's mean.
+    pub first: Option<First>,
+    /// What became of the groups, where responses come in groups.
+    pub groups: Option<Groups>,
     /// After the missing-end penalty.
     pub scores: Vec<f64>,
     pub logprobs: Vec<f64>,
@@ -66,7 +72,52 @@ pub struct Seconds {
     pub reference: f64,
 }
 
+/// Responses before any was drawn again.
+pub struct First {
+    pub texts: Vec<(usize, String)>,
+    pub raw_scores: Vec<f64>,
+}
+
+/// One response as sampled.
+pub struct Drawn {
+    /// Index of its prompt.
+    pub prompt: usize,
+    pub sequence: Sequence,
+    pub text: String,
+    pub sample: Sample,
+    /// As the reward gave it, and after the missing-end penalty.
+    pub raw_score: f64,
+    pub score: f64,
+}
+
 impl Rollout {
+    /// Raw scores of an unselected sample of the policy.
+    pub fn first_scores(&self) -> &[f64] {
+        self.first.as_ref().map_or(&self.raw_scores, |first| &first.raw_scores)
+    }
+
+    fn first_texts(&self) -> &[(usize, String)] {
+        self.first.as_ref().map_or(&self.texts, |first| &first.texts)
+    }
+
+    /// The responses end to end; their states [n, d] are taken out.
+    fn of(drawn: Vec<Drawn>, recording: Option<Recording>, seconds: Seconds) -> (Self, Vec<f32>) {
+        let mut rollout = Self { seconds, recording, ..Self::default() };
+        let mut hidden = Vec::new();
+        for Drawn { prompt, sequence, text, sample, raw_score, score } in drawn {
+            rollout.texts.push((prompt, text));
+            rollout.lengths.push(sample.ids.len());
+            rollout.finished.push(sample.finished);
+            rollout.logprobs.extend(sample.logprobs.iter().map(|lp| f64::from(*lp)));
+            rollout.entropy.extend(sample.entropies.iter().map(|e| f64::from(*e)));
+            hidden.extend(sample.hidden);
+            rollout.sequences.push(sequence);
+            rollout.raw_scores.push(raw_score);
+            rollout.scores.push(score);
+        }
+        (rollout, hidden)
+    }
+
     /// Index of the first response token of each sequence in the per-token fields.
     pub fn token_starts(&self) -> Vec<usize> {
         let mut at = 0;
@@ -87,6 +138,8 @@ pub struct Sampler<'a> {
     pub reference: &'a Decoder,
     /// Samples per prompt.
     pub group: usize,
+    /// How often groups without variance are drawn again.
+    pub redraws: u64,
     /// What the samples will update, where sampling may leave its activations to the first update.
     pub recorded: Option<&'a Decoder>,
 }
@@ -128,6 +181,51 @@ impl Sampler<'_> {
         watch_over: &Watch<'_>,
     ) -> Result<Option<Rollout>> {
         let chosen = self.chosen(iteration);
+        let mut watch = Stopwatch::start();
+        let prompts: Vec<Vec<u32>> = chosen.iter().map(|&i| self.prompts[i].ids.clone()).collect();
+        let mut recording = self.recording(&prompts);
+        let Some(mut drawn) = self.draw(policy, &chosen, iteration, 0, recording.as_mut(), watch_over)? else {
+            return Ok(None);
+        };
+        let generation = watch.lap();
+        (watch_over.tell)("scoring", None);
+        self.score(&mut drawn)?;
+        let mut seconds = Seconds { generation, reward: watch.lap(), ..Seconds::default() };
+        let (mut first, mut groups) = (None, None);
+        if self.group > 1 {
+            first = (self.redraws > 0).then(|| First {
+                texts: drawn.iter().map(|d| (d.prompt, d.text.clone())).collect(),
+                raw_scores: drawn.iter().map(|d| d.raw_score).collect(),
+            });
+            let Some(found) = self.replace_flat_groups(policy, &mut drawn, iteration, watch_over)? else {
+                return Ok(None);
+            };
+            if found.drawn_again > 0 {
+                // It knows other responses than those that the update will see.
+                recording = None;
+            }
+            groups = Some(found);
+            seconds.generation += watch.lap();
+        }
+        let (mut rollout, hidden) = Rollout::of(drawn, recording, seconds);
+        (rollout.first, rollout.groups) = (first, groups);
+        (watch_over.tell)("reference", None);
+        self.measure(&mut rollout, policy, hidden, critic)?;
+        rollout.seconds.reference = watch.lap();
+        Ok(Some(rollout))
+    }
+
+    /// One response to each chosen prompt, not scored yet; `None` when asked to stop. `attempt` is 0 for the first
+    /// draw of an iteration; every attempt has random streams of its own.
+    pub(super) fn draw(
+        &self,
+        policy: &Decoder,
+        chosen: &[usize],
+        iteration: u64,
+        attempt: u64,
+        recording: Option<&mut Recording>,
+        watch_over: &Watch<'_>,
+    ) -> Result<Option<Vec<Drawn>>> {
         let prompts: Vec<Vec<u32>> = chosen.iter().map(|&i| self.prompts[i].ids.clone()).collect();
         let params = GenParams {
             max_new_tokens: self.args.response_length,
@@ -135,60 +233,55 @@ impl Sampler<'_> {
             warpers: Warpers { temperature: self.args.temperature as f32, ..Warpers::default() },
             eos_ids: self.texts.eos_ids().to_vec(),
             seed: derive(self.args.common.seed, Stream::Rollout, iteration),
-            // The kernels of the CPU give a token the same log-prob in any company, so what sampling saw is what
-            // the update's forward pass will see; elsewhere it is computed again.
+            first_stream: attempt * self.args.rollout_batch_size as u64,
+            // The kernels of the CPU are batch-invariant, so the log-probs of sampling are those of the update's forward
+            // pass; on other devices they are recomputed.
             trace: policy.on_host(),
             ..GenParams::default()
         };
-        let mut watch = Stopwatch::start();
-        let mut recording = self.recording(&prompts);
-        let (drawn, told) = (Cell::new(0), Cell::new(Instant::now()));
+        let (steps, told) = (Cell::new(0), Cell::new(Instant::now()));
         // Asked before every token of the samples.
         let stop = || {
-            drawn.set(drawn.get() + 1);
+            steps.set(steps.get() + 1);
             if told.get().elapsed() >= TELL {
                 told.set(Instant::now());
                 let most = self.args.response_length as u64;
-                (watch_over.tell)("sampling", Some((most.min(drawn.get()), most)));
+                (watch_over.tell)("sampling", Some((most.min(steps.get()), most)));
             }
             (watch_over.stop)()
         };
-        let samples = generate_recorded(policy, &prompts, &params, recording.as_mut(), &stop)?;
+        let samples = generate_recorded(policy, &prompts, &params, recording, &stop)?;
         if (watch_over.stop)() {
             return Ok(None);
         }
-        (watch_over.tell)("scoring", None);
-        let generation = watch.lap();
-        let seconds = Seconds { generation, ..Seconds::default() };
-        let mut rollout = Rollout { seconds, recording, ..Rollout::default() };
-        let mut hidden = Vec::new();
-        for ((prompt, &index), sample) in prompts.iter().zip(&chosen).zip(samples) {
-            rollout.texts.push((index, self.texts.text(prompt, &sample.ids)?));
-            rollout.lengths.push(sample.ids.len());
-            rollout.finished.push(sample.finished);
-            rollout.logprobs.extend(sample.logprobs.iter().map(|lp| f64::from(*lp)));
-            rollout.entropy.extend(sample.entropies.iter().map(|e| f64::from(*e)));
-            hidden.extend(sample.hidden);
-            rollout.sequences.push(Sequence::new(prompt, &sample.ids));
+        let mut drawn = Vec::with_capacity(chosen.len());
+        for ((ids, &prompt), sample) in prompts.iter().zip(chosen).zip(samples) {
+            let (text, sequence) = (self.texts.text(ids, &sample.ids)?, Sequence::new(ids, &sample.ids));
+            drawn.push(Drawn { prompt, sequence, text, sample, raw_score: 0.0, score: 0.0 });
         }
-        rollout.raw_scores = self.reward.score(&self.items(&rollout))?;
-        let (penalty, mode) = (self.args.missing_eos_penalty, self.args.missing_eos_mode);
-        let both = rollout.raw_scores.iter().zip(&rollout.finished);
-        rollout.scores = both.map(|(&score, &finished)| penalised(score, finished, penalty, mode)).collect();
-        rollout.seconds.reward = watch.lap();
-        (watch_over.tell)("reference", None);
-        self.measure(&mut rollout, policy, hidden, critic)?;
-        rollout.seconds.reference = watch.lap();
-        Ok(Some(rollout))
+        Ok(Some(drawn))
     }
 
-    /// The responses as rewards see them.
+    /// Has the reward score the responses.
+    pub(super) fn score(&self, drawn: &mut [Drawn]) -> Result<()> {
+        let items: Vec<Item<'_>> = drawn.iter().map(|d| self.item(d.prompt, &d.text)).collect();
+        let scores = self.reward.score(&items)?;
+        let (penalty, mode) = (self.args.missing_eos_penalty, self.args.missing_eos_mode);
+        for (d, raw) in drawn.iter_mut().zip(scores) {
+            d.raw_score = raw;
+            d.score = penalised(raw, d.sample.finished, penalty, mode);
+        }
+        Ok(())
+    }
+
+    fn item<'r>(&'r self, prompt: usize, text: &'r str) -> Item<'r> {
+        let PromptIds { prompt, answer, .. } = &self.prompts[prompt];
+        Item { prompt, text, answer: answer.as_deref() }
+    }
+
+    /// The responses as first drawn, as rewards see them.
     pub fn items<'r>(&'r self, rollout: &'r Rollout) -> Vec<Item<'r>> {
-        let item = |(index, text): &'r (usize, String)| {
-            let PromptIds { prompt, answer, .. } = &self.prompts[*index];
-            Item { prompt, text, answer: answer.as_deref() }
-        };
-        rollout.texts.iter().map(item).collect()
+        rollout.first_texts().iter().map(|(prompt, text)| self.item(*prompt, text)).collect()
     }
 
     /// The values of a critic whose pass the first update can go on from, if this is one. Apart from the rest of

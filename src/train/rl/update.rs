@@ -1,13 +1,15 @@
 //! The gradient steps of one round: epochs of shuffled minibatches, each accumulated over micro-batches.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
 
 use super::Algorithm;
 use super::critic::Critic;
+use super::group::{Columns, GroupLoss};
 use super::rollout::Rollout;
 use crate::model::Recording;
-use crate::objective::{Stats, causal_lm, grpo, ppo, reinforce};
+use crate::objective::{Stats, causal_lm, ppo, reinforce};
+use crate::ops::token_logprobs::TokenLogprobs;
 use crate::train::args::{PpoArgs, RlCommon};
 use crate::train::meter::Stopwatch;
 use crate::train::optim::Params;
@@ -135,6 +137,10 @@ impl Learner<'_> {
         // One loss per parameter, and no early stop that would come too late.
         let ptx = matches!(self.algorithm, Algorithm::Ppo(args) if args.ptx_coef > 0.0);
         let at_once = groups.len() == 1 && !ptx && self.args.target_kl.is_none();
+        let by_group = match self.algorithm {
+            Algorithm::Grpo(args) => Some(GroupLoss::new(args, self.args, rollout, minibatch, kl_coef)),
+            _ => None,
+        };
         let mut sum = run.accumulator(self.params, at_once);
         let (mut stats, mut gap) = (Stats::default(), 0f64);
         for group in groups {
@@ -163,7 +169,12 @@ impl Learner<'_> {
                 None => picked.hidden(self.policy.decoder())?,
                 Some(made) => self.policy.decoder().recorded_tails(&picked.batch, &picked.lengths, made, &members)?,
             };
-            let new = picked.logprobs(self.policy.decoder(), &hidden, self.args.temperature)?.logprobs;
+            let with_entropy = by_group.as_ref().is_some_and(GroupLoss::wants_entropy);
+            let (decoder, temperature) = (self.policy.decoder(), self.args.temperature);
+            let TokenLogprobs { logprobs: new, entropy } = match with_entropy {
+                false => picked.logprobs(decoder, &hidden, temperature)?,
+                true => picked.logprobs_and_entropy(decoder, &hidden, temperature)?,
+            };
             let (old, advantages) = (column(&rollout.logprobs)?, column(&experience.advantages)?);
             gap = gap.max(f64::from((&new.detach() - &old)?.abs()?.max(0)?.to_scalar::<f32>()?));
             let total_sequences = minibatch.len() as f64;
@@ -177,15 +188,13 @@ impl Learner<'_> {
                     );
                     (loss, part)
                 }
-                Algorithm::Grpo { cliprange, .. } => {
-                    let weights = members
-                        .iter()
-                        .flat_map(|&i| std::iter::repeat_n(1.0 / rollout.lengths[i] as f64, rollout.lengths[i]));
-                    let weights = tensor(weights.collect(), &device)?;
+                Algorithm::Grpo(_) => {
+                    let Some(by_group) = &by_group else { bail!("the group loss is missing") };
+                    let weights = tensor(by_group.weights(&members), &device)?;
                     let reference = column(&rollout.reference)?;
-                    let targets =
-                        grpo::Targets { old: &old, reference: &reference, advantages: &advantages, weights: &weights };
-                    grpo::loss(&new, &targets, *cliprange, kl_coef, total_sequences)?
+                    let columns =
+                        Columns { old: &old, reference: &reference, advantages: &advantages, weights: &weights };
+                    by_group.loss(&members, &new, &entropy, &columns)?
                 }
             };
             stats.merge(&part);

@@ -1,6 +1,6 @@
 // A form from a JSON Schema (schemars, draft 2020-12). Only what differs from the default is sent.
 import { h } from '../dom.js';
-import { has, lang, t } from '../i18n.js';
+import { has, t } from '../i18n.js';
 
 /** The schema behind `$ref`, `anyOf [X, null]` and `type: [X, "null"]`. */
 function resolve(node, defs) {
@@ -42,11 +42,20 @@ function resolve(node, defs) {
   return { ...out, nullable, choices: closed && choices.length ? choices : null };
 }
 
+/** Words for a value of the argument `name`: its own, else those of the value in any argument. */
+const choiceWords = (kind, name, value) => [`${kind}.${name}.${value}`, `${kind}.${value}`].find(has);
+
 /** What a choice means, in the page's language where it has words for it. */
-const aboutChoice = ({ value, about }) => (has(`choice.${value}`) ? t(`choice.${value}`) : about ? plainHelp(about) : '');
+const aboutChoice = (name, { value, about }) => {
+  const key = choiceWords('choice', name, value);
+  return key ? t(key) : about ? plainHelp(about) : '';
+};
 
 /** A choice in the list: short, so that nothing is cut; what it means stands below. */
-const choiceName = (value) => (has(`choice_name.${value}`) ? t(`choice_name.${value}`) : (PROPER[value] ?? String(value)));
+const choiceName = (name, value) => {
+  const key = choiceWords('choice_name', name, value);
+  return key ? t(key) : (PROPER[value] ?? String(value));
+};
 const PROPER = { torch: 'PyTorch', tf: 'TensorFlow', cpu: 'CPU', cuda: 'GPU', ipo: 'IPO', gpt2: 'GPT-2', llama: 'Llama', bert: 'BERT' };
 
 /** A schema's description as a person reads it in a form: no Markdown marks, an empty field instead of null. */
@@ -87,7 +96,7 @@ function makeField(path, name, raw, defs, context) {
   const note =
     models || s.default === undefined || s.default === null || s.default === '' || typeof s.default === 'object' || s.type === 'boolean'
       ? ''
-      : t('form.default', { v: s.choices ? choiceName(s.default) : String(s.default) });
+      : t('form.default', { v: s.choices ? choiceName(name, s.default) : String(s.default) });
   const helpLine = h(
     'p',
     { class: 'help', id: `${id}-help` },
@@ -126,12 +135,12 @@ function makeField(path, name, raw, defs, context) {
       'select',
       { id, 'aria-describedby': `${id}-choice ${describe}` },
       s.nullable || s.default === undefined ? h('option', { value: '', text: t('form.none') }) : null,
-      s.choices.map((c) => h('option', { value: JSON.stringify(c.value), selected: c.value === initial, text: choiceName(c.value) })),
+      s.choices.map((c) => h('option', { value: JSON.stringify(c.value), selected: c.value === initial, text: choiceName(name, c.value) })),
     );
     const meaning = h('p', { class: 'help choice', id: `${id}-choice` });
     const tell = () => {
       const chosen = s.choices.find((c) => JSON.stringify(c.value) === select.value);
-      meaning.textContent = chosen ? aboutChoice(chosen) : '';
+      meaning.textContent = chosen ? aboutChoice(name, chosen) : '';
     };
     select.addEventListener('change', tell);
     tell();

@@ -20,6 +20,8 @@ const ALIASES = {
   'completions/mean_length': 'response_length',
   'completions/clipped_ratio': 'no_eos_share',
   'clip_ratio/region_mean': 'clip_fraction',
+  'clip_ratio/low_mean': 'clip_fraction_low',
+  'clip_ratio/high_mean': 'clip_fraction_high',
   'rewards/chosen': 'chosen_reward',
   'rewards/rejected': 'rejected_reward',
   'rewards/accuracies': 'train_accuracy',
@@ -79,6 +81,9 @@ export const inOrder = (names) => {
 const PINS = {
   reward: ['heldout_accuracy', 'loss', 'train_accuracy', 'ece'],
   dpo: ['heldout_accuracy', 'loss', 'margin', 'heldout_loss'],
+  simpo: ['heldout_accuracy', 'loss', 'margin', 'heldout_loss'],
+  orpo: ['heldout_accuracy', 'loss', 'nll_loss', 'heldout_loss'],
+  kto: ['heldout_accuracy', 'loss', 'margin', 'kl'],
   default: ['reward', 'kl', 'gold', 'response_length', 'entropy', 'heldout_loss', 'loss', 'heldout_accuracy', 'accuracy', 'bits_per_byte', 'grad_norm', 'learning_rate'],
 };
 export const pinsOf = (kind, names) => (PINS[kind] ?? PINS.default).filter((n) => names.includes(n)).slice(0, 4);
@@ -90,14 +95,14 @@ export function metricTitle(name) {
   return plain ? plain[0].toUpperCase() + plain.slice(1) : name;
 }
 
-const SHARE = /accuracy|no_eos_share|clip_fraction|win_rate|_f1$|^ece$/;
+const SHARE = /accuracy|no_eos_share|clip_fraction|^frac_|win_rate|_f1$|^ece$/;
 const NATS = /^(kl|k3|approx_kl|start_approx_kl|entropy|update_entropy|sampling_gap|(heldout_|ptx_)?loss)$/;
 const SECONDS = /^seconds_|_seconds$/;
 
 export const isShare = (name) => SHARE.test(name);
 export const isAccuracy = (name) => /accuracy/.test(name);
 /** Accuracy on pairs: a coin is right on half of them. */
-export const isPairAccuracy = (name, kind) => isAccuracy(name) && ['reward', 'dpo'].includes(kind);
+export const isPairAccuracy = (name, kind) => isAccuracy(name) && ['reward', 'dpo', 'simpo', 'orpo'].includes(kind);
 
 export function unitOf(name) {
   if (/bytes$/.test(name)) return 'GB';

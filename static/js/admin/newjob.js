@@ -1,7 +1,7 @@
 // The form that starts a job: models that fit, no trap in a preselection, what the run will cost beside the button.
 import { get, listOf, post } from '../api.js';
 import { fill, h } from '../dom.js';
-import { duration, has, num, t } from '../i18n.js';
+import { duration, has, t } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { schemaForm } from './form.js';
 import { recipeName } from './jobs.js';
@@ -29,7 +29,7 @@ const FIRST = [
   'lora',
 ];
 /** Filled in by the server from the store. */
-const HIDDEN = ['output_dir', 'checkpoint_dir', 'resume', 'comparisons', 'demonstrations', 'prompts', 'ptx_demonstrations'];
+const HIDDEN = ['output_dir', 'checkpoint_dir', 'resume', 'comparisons', 'demonstrations', 'feedback', 'prompts', 'ptx_demonstrations'];
 
 /** Recipes that make a new model unless they are given one. */
 const FROM_NOTHING = ['pretrain', 'mlm'];
@@ -40,7 +40,7 @@ const STARTS = {
   reward: ['policy', 'reward', 'encoder'],
 };
 /** Recipes that learn from people: with adapters they fit a laptop. */
-const WITH_ADAPTERS = ['reward', 'ppo', 'reinforce', 'rloo', 'grpo', 'dpo'];
+const WITH_ADAPTERS = ['reward', 'ppo', 'reinforce', 'rloo', 'grpo', 'dpo', 'simpo', 'orpo', 'kto'];
 
 /** Settings shown instead of the schema's defaults where those would train all parameters. */
 function presets(recipe) {

@@ -423,7 +423,7 @@ export async function runView(el, { id, query, signal }) {
   await Promise.all([...runs.keys(), ...compared].map(loadMetrics));
   drawCharts();
   loadEvidence().catch(() => {});
-  if (['reward', 'dpo'].includes(job.kind))
+  if (['reward', 'dpo', 'simpo', 'orpo'].includes(job.kind))
     get('/admin/api/quality', { kind: 'normal', replicates: 200 }, { signal })
       .then((q) => {
         agreement = q.agreement?.pairwise_without_ties ?? null;

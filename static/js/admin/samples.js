@@ -38,7 +38,7 @@ export function sampleTable() {
   const from = h('select', { id: 'samples-from' });
   const to = h('select', { id: 'samples-to' });
   const list = h('div', { class: 'sample-list' });
-  let chosen = [null, null]; // null: the first, the last
+  const chosen = [null, null]; // null: the first, the last
   const el = h(
     'section',
     { class: 'panel block', hidden: true, data: { part: 'samples' } },

@@ -40,6 +40,7 @@ export async function settingsView(el, { signal }) {
   const body = h('div', { class: 'stack' });
   const guidelines = h('div', { class: 'stack' });
   const retention = h('div', { class: 'stack' });
+  /** @type {() => Promise<unknown>} */
   let redrawRetention = async () => {};
   const filter = h('input', { type: 'search', id: 'settings-filter', placeholder: t('settings.filter'), autocomplete: 'off' });
   fill(

@@ -56,7 +56,7 @@ document.body.classList.add('label-page');
 const view = { ...{ diff: false, plain: false, more: false }, ...keep.get('instructd.label.view') };
 let me = null;
 let work = null; // what is on the screen
-let paused = []; // sets put aside while an older judgment is reopened
+const paused = []; // sets put aside while an older judgment is reopened
 let next = null; // promise of the prefetched set
 let clock = { shown: 0, active: 0, last: 0 };
 let outbox;

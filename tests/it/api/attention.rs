@@ -2,7 +2,8 @@
 
 use candle_core::Device;
 use instructd::domain::ModelKind;
-use instructd::model::{self, Decoder, Purpose, attention_maps};
+use instructd::engine::attention_maps;
+use instructd::model::{self, Decoder, Purpose};
 use serde_json::json;
 
 use super::client::{Server, version};

@@ -2,7 +2,7 @@
 
 use instructd::domain::ModelKind;
 use instructd::model::SoftPrompt;
-use instructd::model::soft_prompt::SoftPromptInfo;
+use instructd::model::adapters::soft_prompt::SoftPromptInfo;
 use serde_json::{Value, json};
 
 use super::client::{Server, version};

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 
+use crate::support::mock::{MockGenerator, MockOptions};
 use axum::Router;
 use axum::body::Body;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use instructd::config::Config;
 use instructd::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
-use instructd::engine::mock::{MockGenerator, MockOptions};
 use instructd::engine::{EngineOptions, Generator, LocalEngine};
 use instructd::http::rates::Peer;
 use instructd::service::random::secret_hash;

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use crate::support::mock::MockOptions;
 use http_body_util::BodyExt;
-use instructd::engine::mock::MockOptions;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::client::{Server, admin};
+use crate::support::eventually::{LONG, eventually};
 
 #[tokio::test]
 async fn a_completion_is_answered_and_stored() {
@@ -208,18 +209,15 @@ async fn a_client_that_leaves_frees_its_slot() {
     let first = String::from_utf8(first.to_vec()).unwrap();
     assert_eq!(server.services.engine().unwrap().stats().running, 1);
     drop(body);
-    while server.services.engine().unwrap().stats().running > 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    eventually(LONG, "the end of the request", async || {
+        (server.services.engine().unwrap().stats().running == 0).then_some(())
+    })
+    .await;
     // What was seen is kept.
     let chunk: Value = serde_json::from_str(first.trim().strip_prefix("data: ").unwrap()).unwrap();
     let id = chunk["instructd"]["completion_ids"][0].as_str().unwrap().into();
-    let stored = loop {
-        match server.services.store.get_completion(&id).await {
-            Ok(stored) => break stored,
-            Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
-        }
-    };
+    let stored =
+        eventually(LONG, "the stored completion", async || server.services.store.get_completion(&id).await.ok()).await;
     assert_eq!(stored.finish_reason.as_deref(), Some("abort"));
 }
 

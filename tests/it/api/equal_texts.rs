@@ -1,6 +1,6 @@
 //! Answers that nobody could tell apart are never shown to be compared.
 
-use instructd::engine::mock::MockOptions;
+use crate::support::mock::MockOptions;
 use serde_json::{Value, json};
 
 use super::client::Server;

@@ -1,7 +1,7 @@
 //! What is changed while the server runs: the canary and its share, settings, and fresh answers to rank.
 
+use crate::support::mock::MockOptions;
 use instructd::domain::{Micros, ModelKind};
-use instructd::engine::mock::MockOptions;
 use serde_json::{Value, json};
 
 use super::client::{Server, admin, version};

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::crash::server::{ADMIN_KEY, Place, Server};
+use crate::support::eventually::{LONG, eventually};
 
 const HOSTILE: &[&str] = &[
     "x\r\nFORGED level=ERROR",
@@ -42,14 +43,7 @@ async fn call(server: &Server, method: &str, path: &str, headers: &[(&str, &str)
 
 /// The log once it says this, which the last request makes it say.
 async fn log_with(server: &Server, last: &str) -> String {
-    for _ in 0..500 {
-        let log = server.words();
-        if log.contains(last) {
-            return log;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    panic!("the log never said {last}: {}", server.words());
+    eventually(LONG, last, async || Some(server.words()).filter(|log| log.contains(last))).await
 }
 
 /// With every log line there is, in text and in JSON.

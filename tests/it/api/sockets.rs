@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::mock::MockOptions;
 use instructd::config::Config;
-use instructd::engine::mock::MockOptions;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::client::Server;
+use crate::support::eventually::{LONG, eventually};
 
 /// The server on a port of its own, as `instructd serve` runs it.
 async fn listening(change: impl FnOnce(&mut Config), mock: MockOptions) -> (Arc<Server>, std::net::SocketAddr) {
@@ -153,12 +154,7 @@ async fn a_crowd_that_comes_and_goes_leaves_nothing_behind() {
         futures::future::join_all(clients.collect::<Vec<_>>()).await.into_iter().map(Result::unwrap).collect();
     assert!(answered.iter().sum::<i32>() > 50);
     let engine = server.services.engine().unwrap();
-    for _ in 0..2000 {
-        if engine.stats().running == 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually(LONG, "free slots", async || (engine.stats().running == 0).then_some(())).await;
     let stats = engine.stats();
     assert_eq!((stats.running, stats.waiting, stats.kv_tokens_used), (0, 0, 0));
     assert!(get(address, "/ready").await.contains("200 OK"));

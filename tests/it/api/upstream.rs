@@ -12,6 +12,7 @@ use tower::ServiceExt;
 
 use super::client::{Server, admin, version};
 use super::fake_upstream::{Act, Fake};
+use crate::support::eventually::{LONG, eventually};
 use crate::support::{copy_dir, fixture};
 
 async fn behind(url: &str, change: impl FnOnce(&mut Config)) -> Server {
@@ -34,13 +35,11 @@ fn chat(extra: Value) -> Value {
 }
 
 async fn idle(server: &Server, fake: &Fake) {
-    for _ in 0..2000 {
-        if server.services.engine().unwrap().stats().running == 0 && fake.open.load(SeqCst) == 0 {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("a slot or an upstream stream is still open");
+    eventually(LONG, "the end of all slots and upstream streams", async || {
+        let running = server.services.engine().unwrap().stats().running;
+        (running == 0 && fake.open.load(SeqCst) == 0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -218,9 +217,7 @@ async fn failures_open_the_breaker_and_a_trial_closes_it() {
     assert_eq!(server.get("/ready").await.expect(503).json()["error"]["code"], "upstream_unavailable");
     server.get("/health").await.expect(200);
     fake.then(vec![Act::Write(vec!["back"], "stop")]);
-    while server.get("/ready").await.status == 503 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually(LONG, "readiness", async || (server.get("/ready").await.status != 503).then_some(())).await;
     server.open_post("/v1/chat/completions", chat(json!({}))).await.expect(200);
     server.open_post("/v1/chat/completions", chat(json!({}))).await.expect(200);
 }

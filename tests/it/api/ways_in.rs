@@ -11,6 +11,7 @@ use instructd::http::routes;
 use serde_json::{Value, json};
 
 use super::client::{ADMIN_KEY, Answer, Server, version};
+use crate::support::eventually::{LONG, eventually};
 use crate::support::fixture;
 
 fn cookie(answer: &Answer) -> String {
@@ -196,16 +197,12 @@ async fn every_route_that_computes_charges_and_stops() {
             }
             assert!(answer.status.is_success(), "{} (session: {by_session}): {}", route.path, answer.text);
             let day = server.services.now().div_euclid(24 * 3_600_000_000);
-            let mut used = 0;
             // Streams and draws charge when they are done.
-            for _ in 0..100 {
-                used = server.services.store.key_tokens(&id, day).await.unwrap();
-                if used > 0 {
-                    break;
-                }
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            }
-            assert!(used > 0, "{} charged nothing (session: {by_session})", route.path);
+            let charged = format!("a charge for {} (session: {by_session})", route.path);
+            eventually(LONG, &charged, async || {
+                Some(server.services.store.key_tokens(&id, day).await.unwrap()).filter(|used| *used > 0)
+            })
+            .await;
             let refused = call().await.expect(429);
             assert_eq!(refused.json()["error"]["code"], "quota_exceeded", "{}", route.path);
             let free = server.call("GET", "/v1/models", &headers, None).await;

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::server::{ADMIN_KEY, Place, Server};
 use crate::store::backend::{self, Fresh};
+use crate::support::eventually::{LONG, eventually};
 
 /// What a server promises between SIGTERM and its end.
 const IN_TIME: Duration = Duration::from_secs(10);
@@ -24,14 +25,12 @@ async fn stops_in_time(fresh: Fresh) {
     let job = server.call("POST", "/admin/jobs", Some(json!({"kind": "sft", "args": args}))).await;
     assert!([201, 202].contains(&job.status), "{} {}", job.status, job.json);
     let id = job.json["id"].as_str().unwrap().to_owned();
-    loop {
+    eventually(LONG, "the first checkpoint", async || {
         let seen = fresh.store.get_job(&id.as_str().into()).await.unwrap();
         assert!(!seen.state.is_terminal(), "{:?}", seen.error);
-        if seen.checkpoint_uri.is_some() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        seen.checkpoint_uri
+    })
+    .await;
     // A stream of events that is read, and streams of tokens that nobody reads.
     let events = server.http.get(format!("{}/admin/jobs/{id}/events", server.url)).bearer_auth(ADMIN_KEY);
     let mut events = events.send().await.unwrap();
@@ -59,14 +58,12 @@ async fn stops_in_time(fresh: Fresh) {
     // The next server takes it up where it was.
     let step = back.progress.map_or(0, |p| p.step);
     let server = Server::start(&place).await;
-    loop {
+    eventually(LONG, "a step after the restart", async || {
         let seen = fresh.store.get_job(&id.as_str().into()).await.unwrap();
         assert!(!seen.state.is_terminal(), "{:?}", seen.error);
-        if seen.state == JobState::Running && seen.progress.is_some_and(|p| p.step > step) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        seen.progress.filter(|p| seen.state == JobState::Running && p.step > step)
+    })
+    .await;
     drop(server);
 }
 

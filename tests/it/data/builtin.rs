@@ -4,7 +4,8 @@ use candle_core::Device;
 use instructd::data::PromptInput;
 use instructd::domain::Message;
 use instructd::generation::{GenParams, Warpers, generate};
-use instructd::model::{Decoder, Purpose, builtin, load};
+use instructd::hub::builtin;
+use instructd::model::{Decoder, Purpose, load};
 use instructd::prompt::Texts;
 
 #[test]

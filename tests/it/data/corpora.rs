@@ -7,7 +7,7 @@ use std::sync::Arc;
 use instructd::data::corpus::{Stream, TextFiles};
 use instructd::data::dedup::{Dedup, Seen};
 use instructd::data::documents::{Cut, documents};
-use instructd::tokenizer::train::{Kind, Plan, Training};
+use instructd::tokenizer::train::{Kind, TokenizerPlan, Training};
 use instructd::tokenizer::{Specials, Tokenizer};
 use parquet::data_type::{ByteArrayType, Int64Type};
 use parquet::file::writer::SerializedFileWriter;
@@ -126,7 +126,7 @@ fn the_split_follows_the_document_not_its_place() {
     assert_eq!(heldout(&a), heldout(&b));
 }
 
-fn trained(plan: Plan, texts: &[String]) -> Tokenizer {
+fn trained(plan: TokenizerPlan, texts: &[String]) -> Tokenizer {
     let mut training = Training::new(plan);
     texts.iter().for_each(|t| training.add(t).unwrap());
     training.finish().unwrap()
@@ -134,7 +134,7 @@ fn trained(plan: Plan, texts: &[String]) -> Tokenizer {
 
 #[test]
 fn byte_level_bpe_round_trips_everything_and_is_deterministic() {
-    let plan = Plan { vocab_size: 380, chat: true, ..Plan::default() };
+    let plan = TokenizerPlan { vocab_size: 380, chat: true, ..TokenizerPlan::default() };
     let mut texts = sentences(200);
     let tokenizer = trained(plan, &texts);
     assert_eq!(tokenizer.vocab_size(), 380);
@@ -158,7 +158,7 @@ fn byte_level_bpe_round_trips_everything_and_is_deterministic() {
 
 #[test]
 fn word_piece_knows_characters_and_is_deterministic() {
-    let plan = Plan { kind: Kind::WordPiece, vocab_size: 220, ..Plan::default() };
+    let plan = TokenizerPlan { kind: Kind::WordPiece, vocab_size: 220, ..TokenizerPlan::default() };
     let mut texts = sentences(200);
     let tokenizer = trained(plan, &texts);
     let names = |text: &str| -> Vec<String> {
@@ -182,8 +182,8 @@ fn word_piece_knows_characters_and_is_deterministic() {
 
 #[test]
 fn tokenizers_need_text_and_room() {
-    assert!(Training::new(Plan::default()).finish().is_err());
-    let mut training = Training::new(Plan { vocab_size: 100, ..Plan::default() });
+    assert!(Training::new(TokenizerPlan::default()).finish().is_err());
+    let mut training = Training::new(TokenizerPlan { vocab_size: 100, ..TokenizerPlan::default() });
     training.add("some text").unwrap();
     assert!(training.finish().unwrap_err().to_string().contains("too small"));
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
-use instructd::model::gguf_export::{GgufFormat, export};
+use instructd::model::gguf::export::{GgufFormat, export};
 use instructd::model::{self, Arch, Decoder, Loaded, PackedBatch, Purpose};
 use instructd::ops::linear::WeightFormat;
 use instructd::tokenizer::Tokenizer;
@@ -270,7 +270,7 @@ fn every_format_is_written_with_its_tokenizer() {
     for (format, most) in [(GgufFormat::F16, 0.005), (GgufFormat::Q8_0, 0.05), (GgufFormat::Q4K, 0.3)] {
         let out = dir.path().join("model.gguf");
         let sha = export(&loaded, "tiny", &out, format).unwrap();
-        assert_eq!(sha, model::pull::hash_file(&out).unwrap().1);
+        assert_eq!(sha, instructd::domain::hash::of_file(&out).unwrap().0);
         let again = model::load(&out, &Device::Cpu).unwrap();
         let far = distance(&logits(&Decoder::serve(&again, WeightFormat::F32).unwrap()), &exact);
         assert!(far < most, "{}: {far}", format.as_str());

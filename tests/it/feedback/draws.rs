@@ -124,7 +124,7 @@ async fn answers_for_ranking_are_drawn_as_configured() {
 
 #[tokio::test]
 async fn a_slow_draw_is_seen_to_move() {
-    let slow = instructd::engine::mock::MockOptions {
+    let slow = crate::support::mock::MockOptions {
         delay_per_token: std::time::Duration::from_millis(30),
         ..Default::default()
     };

@@ -4,6 +4,7 @@ use instructd::domain::*;
 use serde_json::{Value, json};
 
 use crate::api::client::{Answer, Server, version};
+use crate::support::eventually::{LONG, eventually};
 
 pub(super) async fn prompts(server: &Server, n: usize, tag: &str) {
     for i in 0..n {
@@ -16,13 +17,11 @@ pub(super) async fn prompts(server: &Server, n: usize, tag: &str) {
 pub(super) async fn draw(server: &Server, body: Value) -> Value {
     let started = server.post("/admin/sets/draw", body).await.expect(202).json();
     let path = format!("/admin/sets/draws/{}", started["id"].as_str().unwrap());
-    loop {
+    eventually(LONG, "the end of the draw", async || {
         let draw = server.get(&path).await.expect(200).json();
-        if draw["state"] != "running" {
-            return draw;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+        (draw["state"] != "running").then_some(draw)
+    })
+    .await
 }
 
 async fn sets(server: &Server) -> Vec<ComparisonSet> {
@@ -132,7 +131,7 @@ async fn stored_completions_become_sets_and_draws_stop_when_told() {
     assert_eq!(draw(&server, json!({"policy": "stored", "count": 10})).await["made"], 3);
     assert!(sets(&server).await.iter().all(|s| s.selection_policy == "stored" && s.completion_ids.len() == 2));
 
-    let slow = instructd::engine::mock::MockOptions {
+    let slow = crate::support::mock::MockOptions {
         delay_per_token: std::time::Duration::from_millis(20),
         ..Default::default()
     };

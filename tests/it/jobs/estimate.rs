@@ -137,7 +137,7 @@ fn children_get_no_secrets() {
 fn the_memory_of_a_run_is_within_a_factor_of_two() {
     use instructd::train::estimate::{DataSize, Planned, need};
     let dir = tempfile::tempdir().unwrap();
-    let model = instructd::model::builtin::unpack(dir.path()).unwrap();
+    let model = instructd::hub::builtin::unpack(dir.path()).unwrap();
     let config = instructd::model::describe(&model).unwrap().config;
     let text = "The quick brown fox jumps over the lazy dog and runs away. ".repeat(4);
     let demonstrations = dir.path().join("d.jsonl");

@@ -94,3 +94,71 @@ async fn a_corpus_becomes_a_new_model() {
     assert_eq!((model.kind, model.parent_id), (ModelKind::Policy, None));
     assert!(model.metrics["bits_per_byte"].as_f64().unwrap() > 0.0);
 }
+
+/// Thumbs on single answers, none of them ranked against another, train a policy; answers without a majority stay out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thumbs_become_a_policy() {
+    let fresh = backend::sqlite().await.unwrap();
+    let (store, data) = (fresh.store.clone(), tempfile::tempdir().unwrap());
+    let tiny: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "fixtures", "llama-tiny"].iter().collect();
+    let base = ModelVersion { artifact_uri: tiny.display().to_string(), ..fixture::model("base", ModelKind::Policy) };
+    store.put_model(base.clone()).await.unwrap();
+    store.activate_model(&base.id, fixture::T0).await.unwrap();
+    let as_child = ["jobs::real::as_child", "--exact", "--ignored", "--nocapture", "--"].map(Into::into).to_vec();
+    let launch = Launch { program: std::env::current_exe().unwrap(), args: as_child };
+    let config = SupervisorConfig { threads: 1, ..SupervisorConfig::new(data.path().to_owned(), launch) };
+    let supervisor = Supervisor::new(store.clone(), recipes(), config);
+    let args = json!({"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "max_length": 64, "device": "cpu",
+        "publish_as": "liked"});
+
+    let without = enqueue(&*store, "kto", json!({"epochs": 1})).await.unwrap();
+    supervisor.run_one(&CancellationToken::new()).await.unwrap();
+    let error = store.get_job(&without.id).await.unwrap().error.unwrap();
+    assert!(error.contains("there are no thumbs to learn from"), "{error}");
+
+    let thumb = |completion: &Completion, value: serde_json::Value, who: &str, at: Micros| FeedbackEvent {
+        id: FeedbackId::new(),
+        completion_id: completion.id.clone(),
+        kind: "thumb".into(),
+        value,
+        actor_hash: Some(who.into()),
+        idempotency_key: format!("{}{who}{at}", completion.id),
+        created: at,
+    };
+    // One answer to each prompt: there is nothing to compare, and DPO could learn from none of it.
+    for i in 0..8 {
+        let mut prompt = fixture::prompt(&format!("question {i}"));
+        prompt.split = if i < 6 { Split::Train } else { Split::Heldout };
+        store.put_prompt(prompt.clone()).await.unwrap();
+        let answer = fixture::completion(&prompt.id, if i % 2 == 0 { "t30 t30" } else { "t31" });
+        store.put_completions(vec![answer.clone()]).await.unwrap();
+        // Everybody's last word counts.
+        store
+            .put_feedback(thumb(&answer, json!(if i % 2 == 0 { "down" } else { "up" }), "a", fixture::T0))
+            .await
+            .unwrap();
+        store.put_feedback(thumb(&answer, json!(i % 2 == 0), "a", fixture::T0 + 1)).await.unwrap();
+        if i == 1 {
+            // As many up as down.
+            store.put_feedback(thumb(&answer, json!("up"), "b", fixture::T0)).await.unwrap();
+        }
+    }
+    let job = enqueue(&*store, "kto", args).await.unwrap();
+    let state = supervisor.run_one(&CancellationToken::new()).await.unwrap();
+    let done = store.get_job(&job.id).await.unwrap();
+    assert_eq!(state, Some(JobState::Succeeded), "{:?}", done.error);
+    let liked = store.find_model("liked").await.unwrap().unwrap();
+    assert_eq!((liked.kind, liked.stage.as_str(), liked.parent_id), (ModelKind::Policy, "kto", Some(base.id)));
+    let m = &liked.metrics;
+    assert_eq!(
+        (&m["liked"], &m["not_liked"], &m["train"], &m["heldout"]),
+        (&json!(3), &json!(2), &json!(5), &json!(2))
+    );
+    assert_eq!(m["desirable_weight"], json!(1.0));
+    assert_eq!(m["undesirable_weight"], json!(1.5));
+    let card = std::fs::read_to_string(data.path().join("models/liked/README.md")).unwrap();
+    for part in ["recipe `kto`", "| `feedback` | `", "| rows, train | 5 |", "| heldout accuracy |"] {
+        assert!(card.contains(part), "{part} is not in {card}");
+    }
+    assert!(!card.contains(&data.path().display().to_string()), "paths of this machine are in the card");
+}

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{enqueue_reward, small_world};
 use crate::store::{backend, fixture};
+use crate::support::eventually::{LONG, eventually};
 
 const SUCCEEDS: &str = r#"
 mkdir -p "$2/output"; printf weights > "$2/output/model.safetensors"; echo '{"kind":"reward"}' > "$2/output/instructd.json"
@@ -76,10 +77,11 @@ impl World {
         let (supervisor, shutdown) = (self.supervisor(script), CancellationToken::new());
         let token = shutdown.clone();
         let running = tokio::spawn(async move { supervisor.run_one(&token).await.unwrap() });
-        while self.store().get_job(id).await.unwrap().progress.is_none() {
+        eventually(LONG, "the child's first report", async || {
             assert!(!running.is_finished(), "the child ended early: {:?}", self.store().get_job(id).await);
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+            self.store().get_job(id).await.unwrap().progress
+        })
+        .await;
         (running, shutdown)
     }
 
@@ -277,14 +279,10 @@ async fn the_loop_serves_the_queue_until_shutdown() {
     let token = shutdown.clone();
     let running = tokio::spawn(async move { supervisor.run(token).await });
     for job in &jobs {
-        loop {
-            let state = world.store().get_job(&job.id).await.unwrap().state;
-            if state.is_terminal() {
-                assert_eq!(state, JobState::Succeeded);
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let state = eventually(LONG, "the end of a job", async || {
+            Some(world.store().get_job(&job.id).await.unwrap().state).filter(|state| state.is_terminal())
+        });
+        assert_eq!(state.await, JobState::Succeeded);
     }
     shutdown.cancel();
     running.await.unwrap();

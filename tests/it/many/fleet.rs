@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::crash::server::{Dice, Place, Server, setting};
 use crate::store::backend::{self, Fresh};
+use crate::support::eventually::{LONG, eventually};
 use crate::support::fixture;
 
 const LEASE: i64 = 2;
@@ -120,13 +121,11 @@ async fn paused_workers_lose_and_double_nothing() {
             break;
         }
     }
-    loop {
+    eventually(LONG, "the end of all jobs", async || {
         let counts = fresh.store.counts().await.unwrap();
-        if counts.jobs_queued + counts.jobs_running == 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+        (counts.jobs_queued + counts.jobs_running == 0).then_some(())
+    })
+    .await;
 
     let mut of_job: BTreeMap<JobId, Vec<String>> = BTreeMap::new();
     for model in fresh.store.list_models().await.unwrap() {
@@ -193,14 +192,11 @@ async fn two_servers_on_one_sqlite_file_follow_each_other() {
     demonstrate(&a).await;
     let ids = [enqueue(&a, "one").await, enqueue(&b, "two").await];
     for id in &ids {
-        loop {
-            let job = fresh.store.get_job(id).await.unwrap();
-            if job.state.is_terminal() {
-                assert_eq!(job.state, JobState::Succeeded, "{:?}", job.error);
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let job = eventually(LONG, "the end of a job", async || {
+            Some(fresh.store.get_job(id).await.unwrap()).filter(|job| job.state.is_terminal())
+        });
+        let job = job.await;
+        assert_eq!(job.state, JobState::Succeeded, "{:?}", job.error);
     }
     follows(&a, &b, &ids, &*fresh.store).await;
 }

@@ -1,7 +1,7 @@
 //! Attention maps are the model's: mixing values by them gives what the fused attention gives, layer by layer.
 
 use candle_core::{Device, Tensor};
-use instructd::model::attention_maps::{self, AttentionMaps};
+use instructd::engine::attention_maps::{self, AttentionMaps};
 use instructd::model::{Decoder, Encoder, PackedBatch, Purpose, load};
 use instructd::ops::attention::attention;
 

@@ -5,8 +5,8 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use instructd::eval::choices::decide;
 use instructd::eval::run::{EvalArgs, EvalResult, run};
-use instructd::generation::score::{Continuation, Scorer};
-use instructd::model::soft_prompt::{SoftPrompt, SoftPromptInfo};
+use instructd::generation::score::{Continuation, ContinuationScorer};
+use instructd::model::adapters::soft_prompt::{SoftPrompt, SoftPromptInfo};
 use instructd::model::{Decoder, PackedBatch, Purpose, load};
 use serde_json::{Value, json};
 
@@ -30,7 +30,7 @@ fn the_scorer_shares_prefixes_and_changes_no_bit() {
         let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve).unwrap();
         let vectors = Tensor::from_vec(noise(5 * 48, 2), (5, 48), &Device::Cpu).unwrap();
         for soft in [None, Some(vectors)] {
-            let mut scorer = Scorer::new(&decoder, soft.clone(), 4).unwrap();
+            let mut scorer = ContinuationScorer::new(&decoder, soft.clone(), 4).unwrap();
             let prefix: Vec<u32> = (0..19).map(|i| (i * 7 + 2) % 96).collect();
             for kept in [0, 1, 16, 19] {
                 scorer.keep(&prefix[..kept]).unwrap();
@@ -61,7 +61,7 @@ fn what_does_not_fit_the_model_is_refused_in_plain_words() {
     for name in ["llama-tiny", "gpt2-tiny"] {
         let loaded = load(&fixture(name), &Device::Cpu).unwrap();
         let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve).unwrap();
-        let mut scorer = Scorer::new(&decoder, None, 4).unwrap();
+        let mut scorer = ContinuationScorer::new(&decoder, None, 4).unwrap();
         let most = loaded.config.max_positions;
         let long = |n: usize| Continuation { ids: (0..n).map(|i| i as u32 % 90).collect(), from: n - 1 };
         // The last token is not fed.

@@ -2,7 +2,7 @@
 
 use candle_core::Device;
 use instructd::engine::device;
-use instructd::model::kv_cache::{CachedSequence, KvCache, StepRows};
+use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
 use instructd::model::{Decoder, PackedBatch, Purpose, load};
 
 use crate::support::fixture;

@@ -1,8 +1,8 @@
 //! Evaluation commands against numbers known from elsewhere.
 
 use instructd::eval::classify::macro_f1;
-use instructd::eval::interval::wilson;
 use instructd::eval::run::{EvalArgs, EvalResult, run};
+use instructd::statistics::interval::wilson;
 
 use crate::support::fixtures;
 

@@ -3,8 +3,8 @@
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use instructd::model::gguf_write::{self, Meta};
-use instructd::model::kv_cache::{CachedSequence, KvCache, StepRows};
+use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
+use instructd::model::gguf::write::{self, Meta};
 use instructd::model::{Decoder, Loaded, PackedBatch, Purpose, load};
 use instructd::ops::blocks::BlockType;
 use instructd::ops::linear::WeightFormat;
@@ -101,9 +101,9 @@ fn gguf(kind: BlockType, odd: &str) -> Vec<u8> {
         _ if name == odd => BlockType::Q5_0,
         _ => kind,
     };
-    let table: Vec<gguf_write::Tensor> = shapes
+    let table: Vec<write::Tensor> = shapes
         .iter()
-        .map(|(name, shape)| gguf_write::Tensor {
+        .map(|(name, shape)| write::Tensor {
             name: (*name).to_owned(),
             kind: kind_of(name, shape),
             shape: shape.to_vec(),
@@ -121,12 +121,12 @@ fn gguf(kind: BlockType, odd: &str) -> Vec<u8> {
         ("llama.attention.layer_norm_rms_epsilon".to_owned(), Meta::F32(1e-5)),
     ];
     let mut file = Vec::new();
-    gguf_write::write(&mut file, &metadata, &table, |i| Ok(stored(&table[i], i))).unwrap();
+    write::write(&mut file, &metadata, &table, |i| Ok(stored(&table[i], i))).unwrap();
     file
 }
 
 /// The bytes of noise in ±0.1 as `tensor` is stored.
-fn stored(tensor: &gguf_write::Tensor, seed: usize) -> Vec<u8> {
+fn stored(tensor: &write::Tensor, seed: usize) -> Vec<u8> {
     let n: usize = tensor.shape.iter().product();
     let noise: Vec<f32> = (0..n).map(|i| (((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0) * 0.1).collect();
     let dtype = match tensor.kind {

@@ -9,6 +9,8 @@ mod models;
 mod objectives;
 mod objectives_gradients;
 mod ops;
+mod oracle;
 mod sampling;
 mod smollm2;
 mod transformers;
+mod variants;

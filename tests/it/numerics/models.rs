@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
 use instructd::generation::{GenParams, Warpers, generate};
-use instructd::model::kv_cache::{CachedSequence, KvCache, StepRows};
+use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
 use instructd::model::{Decoder, Encoder, PackedBatch, Purpose, Weights, load};
 use instructd::train::step::Accumulator;
 use instructd::train::trainable::Trainable;
@@ -193,7 +193,7 @@ fn encoders_match_transformers() {
 }
 
 #[test]
-fn cached_steps_equal_the_full_forward_in_any_company_and_chunking() {
+fn cached_steps_equal_the_full_forward_in_any_batch_and_chunking() {
     for name in DECODERS {
         let loaded = load(&fixtures().join(name), &Device::Cpu).unwrap();
         let train = Decoder::new(&loaded.config, &loaded.weights, Purpose::Train).unwrap();
@@ -260,7 +260,7 @@ fn sampled_as_trained(name: &str) {
 
 #[test]
 fn adapters_start_as_nothing_and_merge_exactly() {
-    use instructd::model::lora::{LoraConfig, init, merge};
+    use instructd::model::adapters::lora::{LoraConfig, init, merge};
     for name in DECODERS {
         let loaded = load(&fixtures().join(name), &Device::Cpu).unwrap();
         let lora = LoraConfig { rank: 4, alpha: 8.0, targets: Vec::new() };

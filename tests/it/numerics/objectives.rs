@@ -188,16 +188,19 @@ fn reinforce_rloo_and_grpo() {
     all_close(&rloo::advantages(&returns, group).unwrap(), &r.rows("/rloo_advantages/advantages").concat());
     let eps = r.number("/grpo_advantages/eps");
     let rewards = r.rows("/grpo_advantages/rewards").concat();
-    all_close(&grpo::advantages(&rewards, group, eps).unwrap(), &r.rows("/grpo_advantages/advantages").concat());
+    all_close(
+        &grpo::advantages(&rewards, group, grpo::ScaleRewards::Group, eps).unwrap(),
+        &r.rows("/grpo_advantages/advantages").concat(),
+    );
 }
 
 #[test]
 fn groups_of_one_are_refused_instead_of_dividing_by_zero() {
     assert_eq!(rloo::advantages(&[1.0, 2.0], 1), None);
-    assert_eq!(grpo::advantages(&[1.0, 2.0], 1, 1e-4), None);
+    assert_eq!(grpo::advantages(&[1.0, 2.0], 1, grpo::ScaleRewards::Group, 1e-4), None);
     assert_eq!(rloo::advantages(&[1.0, 2.0, 3.0], 2), None);
     // All samples equally good: no signal, and no NaN.
-    assert_eq!(grpo::advantages(&[0.5, 0.5], 2, 1e-4).unwrap(), [0.0, 0.0]);
+    assert_eq!(grpo::advantages(&[0.5, 0.5], 2, grpo::ScaleRewards::Group, 1e-4).unwrap(), [0.0, 0.0]);
 }
 
 #[test]
@@ -211,7 +214,8 @@ fn dpo_losses() {
         let cut = |t: &Tensor| t.narrow(0, from, len).unwrap();
         let (pc, pr, rc, rr) = (cut(&pc), cut(&pr), cut(&rc), cut(&rr));
         let logps = dpo::Logps { policy_chosen: &pc, policy_rejected: &pr, ref_chosen: &rc, ref_rejected: &rr };
-        scalar(&dpo::loss(&logps, &tensor(&vec![1.0; len]), kind, beta, len as f64).unwrap().0)
+        let settings = dpo::Settings { kind, beta, label_smoothing: 0.0 };
+        scalar(&dpo::loss(&logps, &tensor(&vec![1.0; len]), &settings, len as f64).unwrap().0)
     };
     let each: Vec<f64> = (0..5).map(|i| run(i, 1, dpo::DpoLoss::Sigmoid)).collect();
     all_close(&each, &r.list("/dpo/losses"));

@@ -36,8 +36,11 @@ fn policy_losses() {
     check(&NEW, |x| Ok(ppo::policy_loss(x, &old, &adv, 0.2, 5.0)?.0));
     check(&NEW, |x| Ok(reinforce::loss(x, &adv, 2, 2.0)?.0));
     let (reference, weights) = (tensor(&[-0.5, -1.0, -1.7, -0.4, -1.0]), tensor(&[0.5, 0.5, 0.3, 0.3, 0.3]));
-    let targets = grpo::Targets { old: &old, reference: &reference, advantages: &adv, weights: &weights };
-    check(&NEW, |x| Ok(grpo::loss(x, &targets, 0.2, 0.04, 2.0)?.0));
+    let targets =
+        grpo::Targets { old: &old, reference: &reference, advantages: &adv, weights: &weights, lengths: &[2, 3] };
+    let (level, surrogate) = (grpo::RatioLevel::Token, grpo::Surrogate::Clip);
+    let settings = grpo::Settings { clip_low: 0.2, clip_high: 0.2, level, surrogate, beta: 0.04 };
+    check(&NEW, |x| Ok(grpo::loss(x, &targets, &settings, 2.0)?.0));
     check(&NEW, |x| Ok(causal_lm::loss(x, 7.0)?.0));
 }
 
@@ -68,13 +71,14 @@ fn reward_dpo_and_ipo() {
     let (a, b, c) = (tensor(&[-4.0, -3.0]), tensor(&[-5.0, -2.5]), tensor(&[-4.4, -2.0]));
     let weights = tensor(&[1.0, 0.5]);
     for kind in [dpo::DpoLoss::Sigmoid, dpo::DpoLoss::Ipo] {
+        let settings = dpo::Settings { kind, beta: 0.1, label_smoothing: 0.0 };
         check(&[-3.0, -4.0], |x| {
             let logps = dpo::Logps { policy_chosen: x, policy_rejected: &a, ref_chosen: &b, ref_rejected: &c };
-            Ok(dpo::loss(&logps, &weights, kind, 0.1, 1.5)?.0)
+            Ok(dpo::loss(&logps, &weights, &settings, 1.5)?.0)
         });
         check(&[-3.0, -4.0], |x| {
             let logps = dpo::Logps { policy_chosen: &a, policy_rejected: x, ref_chosen: &b, ref_rejected: &c };
-            Ok(dpo::loss(&logps, &weights, kind, 0.1, 1.5)?.0)
+            Ok(dpo::loss(&logps, &weights, &settings, 1.5)?.0)
         });
     }
 }

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use instructd::backup;
+use crate::support::mock::{MockGenerator, MockOptions};
 use instructd::config::Config;
 use instructd::domain::*;
-use instructd::engine::mock::{MockGenerator, MockOptions};
+use instructd::service::backup;
 use instructd::service::people::actor_hash;
 use instructd::service::random::secret_hash;
 use instructd::service::{Random, Services, system_clock};
@@ -253,7 +253,7 @@ async fn every_column_is_accounted_for_on_postgres() {
 async fn restored(from: &Path, lists: &[std::path::PathBuf], id: &str) -> (String, bool) {
     let dir = tempfile::tempdir().unwrap();
     let config = Config { data_dir: dir.path().join("data"), ..Config::default() };
-    backup::restore(&config, from, lists).await.unwrap();
+    backup::restore(&config, from, lists, system_clock()()).await.unwrap();
     let store = instructd::store::connect(&config.database_url()).await.unwrap();
     let name = store.get_labeler(&id.into()).await.unwrap().name;
     store.close().await;
@@ -268,8 +268,8 @@ async fn backups_do_not_bring_people_back(fresh: Fresh) {
     let id = busy_person(&server).await;
     let config = server.services.config.clone();
     let (known, moved, later) = (out.path().join("known"), out.path().join("moved"), out.path().join("later"));
-    backup::backup(&config, &known).await.unwrap();
-    backup::backup(&config, &moved).await.unwrap();
+    backup::backup(&config, &known, system_clock()()).await.unwrap();
+    backup::backup(&config, &moved, system_clock()()).await.unwrap();
     // Somebody carries this one away before the erasure.
     let away = out.path().join("away");
     std::fs::rename(&moved, &away).unwrap();
@@ -282,7 +282,7 @@ async fn backups_do_not_bring_people_back(fresh: Fresh) {
     assert_eq!(restored(&known, &[], &id).await, ("erased".to_owned(), false), "its manifest names the person");
     // The one that was away brings the person back, unless a list is given with it.
     assert_eq!(restored(&away, &[], &id).await, ("Ada Person".to_owned(), true));
-    backup::backup(&config, &later).await.unwrap();
+    backup::backup(&config, &later, system_clock()()).await.unwrap();
     for list in [dir.path().join("erased.json"), later.clone(), known.join("manifest.json")] {
         let found = restored(&away, std::slice::from_ref(&list), &id).await;
         assert_eq!(found, ("erased".to_owned(), false), "{}", list.display());
@@ -291,10 +291,10 @@ async fn backups_do_not_bring_people_back(fresh: Fresh) {
     let target = tempfile::tempdir().unwrap();
     std::fs::copy(dir.path().join("erased.json"), target.path().join("erased.json")).unwrap();
     let into = Config { data_dir: target.path().to_owned(), ..Config::default() };
-    backup::restore(&into, &away, &[]).await.unwrap();
+    backup::restore(&into, &away, &[], system_clock()()).await.unwrap();
     let all = columns(&into.database_url()).await;
     assert!(holding(&all, &["Ada"]).is_empty());
-    let error = backup::restore(&into, &away, &[out.path().join("none")]).await.unwrap_err();
+    let error = backup::restore(&into, &away, &[out.path().join("none")], system_clock()()).await.unwrap_err();
     assert!(error.to_string().contains("none"), "a list that is not there is no empty list: {error:#}");
     fresh.store.close().await;
 }

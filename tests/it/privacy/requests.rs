@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::api::client::{Server, version};
 use crate::store::conformance::conformance;
 use crate::store::fixture::{self, T0};
+use crate::support::eventually::{LONG, eventually};
 
 const ASKED: &str = "what an anonymous person asked";
 
@@ -32,13 +33,11 @@ async fn ask(server: &Server) {
 async fn finished_draw(server: &Server, body: Value) -> Value {
     let draw = server.post("/admin/sets/draw", body).await.expect(202).json();
     let path = format!("/admin/sets/draws/{}", draw["id"].as_str().unwrap());
-    loop {
+    eventually(LONG, "the end of the draw", async || {
         let draw = server.get(&path).await.expect(200).json();
-        if draw["state"] != "running" {
-            return draw;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+        (draw["state"] != "running").then_some(draw)
+    })
+    .await
 }
 
 async fn the_prompt(server: &Server, text: &str) -> PromptId {

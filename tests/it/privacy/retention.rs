@@ -13,6 +13,7 @@ use crate::api::client::Server;
 use crate::crash::server::Place;
 use crate::store::conformance::conformance;
 use crate::store::fixture::{self, T0};
+use crate::support::eventually::{LONG, eventually};
 
 const DAY: Micros = 86_400_000_000;
 
@@ -294,13 +295,11 @@ async fn the_page_shows_and_removes() {
     assert_eq!(second["outlook"]["goes"]["completions"]["records"], 1);
     assert_eq!(second["outlook"]["goes"]["prompts"]["records"], 1);
     server.post("/admin/retention", json!({})).await.expect(202);
-    let done = loop {
+    let done = eventually(LONG, "the end of the removal", async || {
         let now = shown().await;
-        if now["progress"]["running"] == false {
-            break now;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    };
+        (now["progress"]["running"] == false).then_some(now)
+    })
+    .await;
     assert_eq!(
         (&done["progress"]["removed"]["completions"]["records"], &done["progress"]["error"]),
         (&json!(1), &Value::Null)

@@ -7,6 +7,7 @@ use instructd::http::routes;
 use serde_json::{Map, Value, json};
 
 use crate::crash::server::{ADMIN_KEY, Place, Server};
+use crate::support::eventually::{LONG, eventually};
 
 /// In every text that a request can carry.
 const MARK: &str = "MARKED-TEXT-3141";
@@ -164,13 +165,11 @@ async fn no_text_is_in_logs_metrics_or_errors() {
     let draw = json!({"policy": "random", "count": 2, "max_tokens": 3, "prompts": {"with_sets": true}});
     server.call("POST", "/admin/sets/draw", Some(draw)).await;
     for id in &jobs {
-        loop {
+        eventually(LONG, "the end of a job", async || {
             let job = server.call("GET", &format!("/admin/jobs/{id}"), None).await.expect(200);
-            if ["succeeded", "failed", "cancelled"].contains(&job["state"].as_str().unwrap()) {
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
+            ["succeeded", "failed", "cancelled"].contains(&job["state"].as_str().unwrap()).then_some(())
+        })
+        .await;
     }
     let metrics = server.http.get(format!("{}/metrics", server.url)).send().await.unwrap().text().await.unwrap();
     assert!(metrics.contains("instructd_request_duration_seconds"));

@@ -3,9 +3,9 @@
 use std::path::{Component, Path};
 use std::sync::LazyLock;
 
-use instructd::app::model::version_name;
 use instructd::artifacts::{ArtifactError, copy_tree, verify};
-use instructd::jobs::queue::is_model_name;
+use instructd::domain::is_model_name;
+use instructd::service::register::version_name;
 use instructd::store::ModelFile;
 use instructd::tokenizer::Tokenizer;
 use proptest::prelude::*;

@@ -4,7 +4,7 @@
 use instructd::eval::quality::Resampling;
 use instructd::eval::quality::agreement::{Unit, agreement};
 use instructd::eval::quality::bradley_terry::{Match, Options, Won, bradley_terry};
-use instructd::eval::quality::consensus::{Consensus, Word, consensus, log_likelihood};
+use instructd::eval::quality::consensus::{Consensus, Vote, consensus, log_likelihood};
 use instructd::eval::quality::length::{Preference, length_bias};
 use instructd::eval::quality::statistics::share;
 use serde_json::Value;
@@ -100,9 +100,9 @@ fn the_consensus_is_the_maximum_of_crowd_kits_likelihood() {
     let word = |w: &Value| {
         let w = numbers(w);
         let [by, first, second] = [w[0], w[1], w[2]].map(|v| v as usize);
-        Word { by, first, second, preferred_first: w[3], weight: 1.0 }
+        Vote { by, first, second, preferred_first: w[3], weight: 1.0 }
     };
-    let words: Vec<Word> = wanted["words"].as_array().unwrap().iter().map(word).collect();
+    let words: Vec<Vote> = wanted["words"].as_array().unwrap().iter().map(word).collect();
     let ours = consensus(&words, 8, 4);
     for (part, values) in [("scores", &ours.scores), ("attention", &ours.attention), ("first", &ours.first)] {
         for (ours, theirs) in values.iter().zip(wanted[part].as_array().unwrap()) {

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use instructd::backup;
 use instructd::config::Config;
 use instructd::domain::*;
+use instructd::service::backup;
 use instructd::store::dump::{self, Dump};
 use instructd::store::{self, Store};
 use serde_json::{Value, json};
@@ -362,8 +362,8 @@ async fn backed_up(fresh: backend::Fresh, target: Option<String>) {
         (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let config = installation(&fresh.url, &*fresh.store, data.path(), elsewhere.path()).await;
     let to = out.path().join("backup");
-    backup::backup(&config, &to).await.unwrap();
-    assert!(backup::backup(&config, &to).await.is_err(), "an older backup is not written over");
+    backup::backup(&config, &to, fixture::T0).await.unwrap();
+    assert!(backup::backup(&config, &to, fixture::T0).await.is_err(), "an older backup is not written over");
     let before = fresh.store.list_models().await.unwrap();
     let ranked = fresh.store.ranked_sets(&Default::default()).await.unwrap();
     fresh.store.put_prompt(fixture::prompt("after the backup")).await.unwrap();
@@ -372,8 +372,8 @@ async fn backed_up(fresh: backend::Fresh, target: Option<String>) {
 
     let new = tempfile::tempdir().unwrap();
     let restored = Config { data_dir: new.path().join("data"), database_url: target, ..Config::default() };
-    backup::restore(&restored, &to, &[]).await.unwrap();
-    assert!(backup::restore(&restored, &to, &[]).await.is_err(), "and an installation is not either");
+    backup::restore(&restored, &to, &[], fixture::T0).await.unwrap();
+    assert!(backup::restore(&restored, &to, &[], fixture::T0).await.is_err(), "and an installation is not either");
     assert_sound(&restored.database_url()).await;
     let store = store::connect(&restored.database_url()).await.unwrap();
     assert_eq!(store.list_models().await.unwrap().len(), before.len());
@@ -396,7 +396,7 @@ async fn backed_up(fresh: backend::Fresh, target: Option<String>) {
     let kept = before.iter().find(|m| m.name == "kept").unwrap();
     std::fs::write(to.join("models").join(kept.id.as_str()).join("model.safetensors"), "weightz").unwrap();
     let third = Config { data_dir: new.path().join("third"), database_url: None, ..Config::default() };
-    let error = format!("{:#}", backup::restore(&third, &to, &[]).await.unwrap_err());
+    let error = format!("{:#}", backup::restore(&third, &to, &[], fixture::T0).await.unwrap_err());
     assert!(error.contains("kept") && error.contains("model.safetensors"), "{error}");
     assert!(!third.data_dir.join("instructd.db").exists());
 }

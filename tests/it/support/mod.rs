@@ -1,6 +1,8 @@
 //! Helpers that several rooms' tests share.
 
 pub mod allocations;
+pub mod eventually;
+pub mod mock;
 mod models;
 pub mod published;
 mod random_model;

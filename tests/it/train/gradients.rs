@@ -1,7 +1,8 @@
 //! Every variable that a recipe trains receives a finite gradient that is not zero, in every architecture.
 
 use candle_core::{Device, Tensor};
-use instructd::model::{Recompute, Trunk, load, reward};
+use instructd::model::heads::reward;
+use instructd::model::{Recompute, Trunk, load};
 use instructd::objective::causal_lm;
 use instructd::train::args::{FrozenPrecision, LoraArgs};
 use instructd::train::optim::{AdamConfig, AdamW, Grads, Group, Stepping, global_norm};

@@ -1,6 +1,6 @@
 //! One command from demonstrations to a report: stopped in the middle it goes on, and does nothing twice.
 
-use instructd::instructgpt::{Ended, InstructGptArgs, State, run};
+use instructd::instructgpt::{Ended, InstructGptArgs, PipelineState, run};
 use instructd::model::load;
 use serde_json::{Value, json};
 
@@ -92,7 +92,7 @@ fn a_rule_can_stand_in_for_people() {
             }
         }
     }
-    let state = State::open(world.path("work/state.json").as_ref()).unwrap();
+    let state = PipelineState::open(world.path("work/state.json").as_ref()).unwrap();
     let made = state.result("comparisons").unwrap();
     assert_eq!(made["comparisons"].as_u64().unwrap() as usize, text.lines().count());
 }

@@ -133,7 +133,7 @@ fn an_encoder_reads_prompt_and_completion_as_two_segments() {
     let prompt = PromptInput::Text("t10 t11 t12".into());
     assert_eq!(texts.conversation(&prompt, "t20 t21", 64).unwrap(), (vec![3, 10, 11, 12, 4, 20, 21, 4], 5));
     assert_eq!(texts.conversation(&prompt, "t20 t21", 6).unwrap(), (vec![3, 12, 4, 20, 21, 4], 3));
-    assert_eq!(instructd::model::reward::separator(&loaded), Some(4));
+    assert_eq!(instructd::model::heads::reward::separator(&loaded), Some(4));
 }
 
 #[test]

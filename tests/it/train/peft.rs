@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use instructd::model::{Recompute, Weights, load, peft};
+use instructd::model::adapters::peft;
+use instructd::model::{Recompute, Weights, load};
 use instructd::train::args::LoraArgs;
 use serde_json::{Value, json};
 

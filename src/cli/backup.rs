@@ -1,0 +1,28 @@
+//! `instructd backup`: a copy of the database and the models.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::settings::Settings;
+use crate::service::{backup, system_clock};
+
+#[derive(clap::Args)]
+pub struct Args {
+    out: PathBuf,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Writes a backup to a new directory, while servers run.
+///
+/// # Errors
+/// What cannot be read or written.
+pub async fn run(args: Args) -> Result<()> {
+    let covered = backup::backup(&args.settings.load()?, &args.out, system_clock()()).await?;
+    for missing in &covered.missing {
+        eprintln!("left out: {missing}");
+    }
+    println!("{}: the database and {} model versions", args.out.display(), covered.versions);
+    Ok(())
+}

@@ -1,0 +1,19 @@
+//! `instructd train-job`: the child process of a training job.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::settings::start_log;
+use crate::config::LogConfig;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[arg(long)]
+    job_dir: PathBuf,
+}
+
+/// Runs the prepared job in a directory; the exit code tells the supervisor how it ended.
+pub fn run(args: &Args) -> ExitCode {
+    start_log(&LogConfig::default());
+    ExitCode::from(crate::jobs::child::main(&args.job_dir, crate::train::recipes()))
+}

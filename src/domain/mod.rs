@@ -1,0 +1,430 @@
+//! The nouns of the loop: ids, prompts, completions, comparison sets, judgments, model versions, jobs.
+//! Plain data without behaviour; every room may use it.
+
+mod draws;
+mod error_chain;
+pub mod hash;
+mod ids;
+mod job_notes;
+mod names;
+mod nearest;
+mod prompt_input;
+pub mod time;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub use draws::DrawReport;
+pub use error_chain::error_chain;
+pub use ids::*;
+pub use job_notes::JobNotes;
+pub use names::{is_file_name, is_model_name, is_path_part};
+pub use nearest::{nearest, unknown_name};
+pub use prompt_input::PromptInput;
+pub use time::Micros;
+
+/// Declares a closed set of lower-case names that serde, the database and the API share.
+macro_rules! name_enum {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $text)] $variant),+ }
+
+        impl $name {
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+
+            /// The variant of this name, or `None` when no variant has it.
+            pub fn parse(text: &str) -> Option<Self> {
+                match text { $($text => Some(Self::$variant),)+ _ => None }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+// ---------------------------------------------------------------- prompts and completions
+
+/// One turn of a conversation. `role` is `system`, `user` or `assistant`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    pub role: String,
+    pub content: String,
+}
+
+name_enum!(
+    /// Which side of the train/held-out split a prompt is on. Split by prompt, never by pair.
+    Split { Train = "train", Heldout = "heldout" }
+);
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Prompt {
+    pub id: PromptId,
+    pub messages: Vec<Message>,
+    pub lang: Option<String>,
+    /// Where it came from: `api`, `page`, `import:<file>`, `chat`, `completions`.
+    pub source: String,
+    /// SHA-256 (hex) of the canonical JSON of `messages`; unique.
+    pub content_hash: String,
+    pub split: Split,
+    pub tags: Vec<String>,
+    /// The right answer, for rewards that compare with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    pub created: Micros,
+}
+
+name_enum!(CompletionOrigin { Model = "model", Human = "human", Edit = "edit", Import = "import" });
+
+/// A text written for a prompt, and everything needed to know the behaviour policy that wrote it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Completion {
+    pub id: CompletionId,
+    pub prompt_id: PromptId,
+    /// The model version that wrote it; `None` for human, edited and imported text.
+    pub model_version_id: Option<ModelVersionId>,
+    pub origin: CompletionOrigin,
+    pub parent_completion_id: Option<CompletionId>,
+    pub text: String,
+    pub token_ids: Vec<u32>,
+    /// Natural-log probabilities of `token_ids` under the behaviour policy, same length (or empty).
+    pub logprobs: Vec<f32>,
+    /// Sampling parameters as given, JSON.
+    pub sampling: serde_json::Value,
+    pub seed: Option<u64>,
+    /// `stop`, `length`, `abort`.
+    pub finish_reason: Option<String>,
+    pub request_id: Option<String>,
+    /// Proxy reward by the reward model of the time, if scored.
+    pub reward: Option<f64>,
+    pub created: Micros,
+}
+
+// ---------------------------------------------------------------- comparison sets and judgments
+
+name_enum!(SetKind { Normal = "normal", Gold = "gold", Calibration = "calibration" });
+name_enum!(SetStatus { Open = "open", Done = "done", Retired = "retired" });
+
+/// K ≥ 2 completions of one prompt, to be ranked by `target_overlap` people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct ComparisonSet {
+    pub id: SetId,
+    pub prompt_id: PromptId,
+    pub kind: SetKind,
+    pub target_overlap: i64,
+    /// `random`, `uncertainty`, `disagreement`, `versus`, `stored`, `import`, `ask`.
+    pub selection_policy: String,
+    pub selection_score: Option<f64>,
+    pub status: SetStatus,
+    /// In storage order; what a labeler sees is shuffled by the assignment's `order_seed`.
+    pub completion_ids: Vec<CompletionId>,
+    pub created: Micros,
+}
+
+name_enum!(AssignmentState { Leased = "leased", Submitted = "submitted", Expired = "expired", Released = "released" });
+
+/// One labeler's turn at one set; the lease keeps two people off one place.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Assignment {
+    pub id: AssignmentId,
+    pub set_id: SetId,
+    pub labeler_id: LabelerId,
+    pub state: AssignmentState,
+    pub lease_token: String,
+    pub expires_at: Micros,
+    /// Seed of the order in which the completions are shown.
+    pub order_seed: u64,
+}
+
+name_enum!(Outcome { Ranked = "ranked", AllBad = "all_bad", Unrankable = "unrankable", Skip = "skip" });
+name_enum!(
+    /// What a labeler had been shown of a set before judging it: nothing, who wrote the completions, or the
+    /// expected answer. Only blind judgments count in figures and data sets.
+    Knowledge { Blind = "blind", Authors = "authors", Answer = "answer" }
+);
+name_enum!(
+    /// How strongly the best is preferred; pairwise sets only.
+    Strength { Significantly = "significantly", Clearly = "clearly", Slightly = "slightly", Barely = "barely" }
+);
+
+name_enum!(DrawState { Running = "running", Done = "done", Failed = "failed", Cancelled = "cancelled" });
+
+/// Sets being drawn in the background from stored prompts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct SetDraw {
+    pub id: DrawId,
+    /// As asked for.
+    pub request: serde_json::Value,
+    pub state: DrawState,
+    /// Sets to make; prompts (or sets) looked at; sets made.
+    pub wanted: i64,
+    pub looked_at: i64,
+    pub made: i64,
+    /// What was found and what was left out, and why.
+    pub report: DrawReport,
+    pub error: Option<String>,
+    pub created: Micros,
+    /// Last sign of life: a running draw that is long silent died with its server.
+    pub updated: Micros,
+}
+
+/// One person's judgment of one set. Append-only: a correction is a new revision that supersedes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Judgment {
+    pub id: JudgmentId,
+    pub assignment_id: Option<AssignmentId>,
+    pub set_id: SetId,
+    pub labeler_id: LabelerId,
+    pub revision: i64,
+    pub supersedes_id: Option<JudgmentId>,
+    pub outcome: Outcome,
+    pub strength: Option<Strength>,
+    pub rationale: Option<String>,
+    pub active_ms: i64,
+    pub wall_ms: i64,
+    pub guideline_version: Option<String>,
+    pub idempotency_key: String,
+    /// One entry for each completion of the set when `outcome` is `ranked`; else may be empty.
+    pub items: Vec<JudgmentItem>,
+    pub flags: Vec<JudgmentFlag>,
+    pub created: Micros,
+    /// What the labeler knew when judging; the store fills it in.
+    pub knowledge: Knowledge,
+}
+
+/// Tier 0 is best; equal tiers are a tie.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct JudgmentItem {
+    pub completion_id: CompletionId,
+    pub tier: i64,
+    pub shown_position: i64,
+    pub rating: Option<i64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct JudgmentFlag {
+    pub completion_id: Option<CompletionId>,
+    pub code: String,
+    pub note: Option<String>,
+}
+
+/// A human-written ideal answer: SFT data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Demonstration {
+    pub prompt_id: PromptId,
+    pub completion_id: CompletionId,
+    pub labeler_id: Option<LabelerId>,
+    pub created: Micros,
+}
+
+/// A set with its latest judgment by one labeler, joined with texts: what reward training reads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RankedSet {
+    pub set_id: SetId,
+    pub judgment_id: JudgmentId,
+    pub labeler_id: LabelerId,
+    pub prompt_id: PromptId,
+    pub split: Split,
+    pub messages: Vec<Message>,
+    pub strength: Option<Strength>,
+    pub outcome: Outcome,
+    pub items: Vec<RankedItem>,
+    pub knowledge: Knowledge,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RankedItem {
+    pub completion_id: CompletionId,
+    pub model_version_id: Option<ModelVersionId>,
+    pub text: String,
+    pub tier: i64,
+    pub shown_position: i64,
+}
+
+/// A labeler's latest word on a set without its texts: what quality figures read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JudgedSet {
+    pub judgment_id: JudgmentId,
+    pub set_id: SetId,
+    pub prompt_id: PromptId,
+    pub labeler_id: LabelerId,
+    pub kind: SetKind,
+    pub outcome: Outcome,
+    pub active_ms: i64,
+    /// Given on the page under a lease, in an order drawn for it.
+    pub leased: bool,
+    pub created: Micros,
+    pub items: Vec<JudgedItem>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JudgedItem {
+    pub completion_id: CompletionId,
+    pub model_version_id: Option<ModelVersionId>,
+    pub origin: CompletionOrigin,
+    /// Characters.
+    pub length: i64,
+    pub tier: i64,
+    pub shown_position: i64,
+}
+
+mod access;
+
+pub use access::*;
+
+// ---------------------------------------------------------------- models and jobs
+
+name_enum!(
+    /// What a version's weights are for; each kind has its own routes.
+    ModelKind {
+        /// A decoder that writes text.
+        Policy = "policy",
+        Reward = "reward",
+        /// A bidirectional encoder: embeddings and fill-mask.
+        Encoder = "encoder",
+        /// A transformer with a class head.
+        Classifier = "classifier",
+        /// A soft prompt for one base model.
+        PromptAdapter = "prompt_adapter",
+    }
+);
+name_enum!(ModelState { Candidate = "candidate", Active = "active", Retired = "retired" });
+
+/// Stage of versions whose weights are another server's.
+pub const STAGE_UPSTREAM: &str = "upstream";
+
+/// An immutable set of weights on disk (or behind an upstream server). At most one version of each kind is active.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct ModelVersion {
+    pub id: ModelVersionId,
+    pub kind: ModelKind,
+    /// Unique, `[a-z0-9][a-z0-9._-]{0,63}`; what API users put into `model`.
+    pub name: String,
+    /// `base`, `sft`, `reward`, `ppo`, …
+    pub stage: String,
+    pub parent_id: Option<ModelVersionId>,
+    pub job_id: Option<JobId>,
+    /// Directory or .gguf file; relative paths are under the data directory. `upstream:NAME` = no files here.
+    pub artifact_uri: String,
+    /// SHA-256 (hex) of the weights file(s).
+    pub sha256: String,
+    pub metrics: serde_json::Value,
+    pub state: ModelState,
+    pub created: Micros,
+}
+
+name_enum!(JobState {
+    Queued = "queued",
+    Running = "running",
+    Succeeded = "succeeded",
+    Failed = "failed",
+    Cancelled = "cancelled",
+});
+
+impl JobState {
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// Where a running job stands; `None` totals mean "not known yet".
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Progress {
+    /// What it is doing: `loading` the model, `preparing` the data, `sampling`, `scoring`, `updating`, `train`,
+    /// `evaluate`, `saving`, …
+    pub phase: String,
+    /// How far the phase is within one step: tokens of the samples, passes of the update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase_done: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase_total: Option<u64>,
+    pub step: u64,
+    pub total_steps: Option<u64>,
+    pub eta_seconds: Option<f64>,
+    pub tokens_per_second: Option<f64>,
+    pub memory_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Job {
+    pub id: JobId,
+    /// Recipe name: `sft`, `reward`, `ppo`, …
+    pub kind: String,
+    pub args: serde_json::Value,
+    pub state: JobState,
+    /// Unique among non-terminal jobs, if given.
+    pub unique_key: Option<String>,
+    pub priority: i64,
+    pub attempt: i64,
+    pub max_attempts: i64,
+    pub crash_count: i64,
+    pub lease_owner: Option<String>,
+    pub lease_expires: Option<Micros>,
+    pub cancel_requested: bool,
+    pub checkpoint_uri: Option<String>,
+    pub external_ref: Option<String>,
+    pub progress: Option<Progress>,
+    /// What the recipe returned when it succeeded (metrics, published version…).
+    pub result: Option<serde_json::Value>,
+    pub error: Option<String>,
+    #[serde(flatten)]
+    pub notes: JobNotes,
+    pub created: Micros,
+    pub started: Option<Micros>,
+    pub finished: Option<Micros>,
+}
+
+/// One line of a job's log: `state`, `progress`, `log`, `sample`, `warning`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct JobEvent {
+    pub job_id: JobId,
+    pub seq: i64,
+    pub kind: String,
+    pub data: serde_json::Value,
+    pub created: Micros,
+}
+
+/// What a reward model thinks of one completion.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RewardScore {
+    /// Mean over the model's heads: the score.
+    pub mean: f64,
+    /// Standard deviation over the heads, on the scale of the score: how unsure the model is. 0 with one head.
+    pub std: f64,
+    /// Tokens that were read for it.
+    #[serde(default)]
+    pub tokens: usize,
+}
+
+/// One point of a curve.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Metric {
+    pub step: i64,
+    pub name: String,
+    pub value: f64,
+}
+
+/// Frozen view of the judgments that a training run learned from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct DatasetVersion {
+    pub id: DatasetId,
+    /// Unique, if given; versions that jobs froze have none.
+    #[serde(default)]
+    pub name: Option<String>,
+    pub filter: serde_json::Value,
+    pub as_of: Micros,
+    /// SHA-256 (hex) of the exported JSONL.
+    pub sha256: String,
+    pub n_sets: i64,
+    pub n_pairs: i64,
+}

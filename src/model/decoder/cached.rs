@@ -1,0 +1,177 @@
+//! Steps of cached sequences with the parts of `blocks`, on plain buffers, and the activations that they save for the
+//! backward pass of an update. Kernels are batch-invariant, so the activations of sampling are those of a forward pass
+//! over the sampled sequences.
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
+
+use crate::model::Decoder;
+use crate::model::decoder::blocks::{self, Attn, Inner, Kept, Outer, Recompute, Trace};
+use crate::model::decoder::kv_cache::{KvCache, StepRows};
+use crate::model::layers::block::Layer;
+use crate::ops::{embedding, pool, read, tensor};
+
+/// The activations of sequences that are being sampled, by their place in a packed batch of them.
+pub struct Recording {
+    trace: Trace,
+    /// Prompt tokens of every sequence, its first row, and the first of the rows that predict its response.
+    sequences: Vec<(usize, usize, usize)>,
+    /// Room, in rows and in rows that predict.
+    total: [usize; 2],
+    /// Of the decoder, and whether q, k and v share one matrix in it.
+    layers: usize,
+    joint: bool,
+}
+
+impl Recording {
+    /// For an update of `trained`: prompts of so many tokens, and `response` sampled ones each, of which the last is
+    /// never fed. `None` where the decoder itself would keep less than a recording holds, or the kernels of the CPU do
+    /// not apply.
+    pub fn new(trained: &Decoder, prompts: &[usize], response: usize) -> Option<Self> {
+        if !trained.on_host() || trained.recompute != Recompute::None || response == 0 {
+            return None;
+        }
+        let mut total = [0, 0];
+        let sequences = prompts.iter().map(|&prompt| {
+            let place = (prompt, total[0], total[1]);
+            total = [total[0] + prompt + response - 1, total[1] + response];
+            place
+        });
+        let (sequences, layers) = (sequences.collect(), trained.layers.len());
+        let kept = (trained.lowest_trained()..layers).map(|_| Kept::default()).collect();
+        let joint = trained.layers.first().is_some_and(Layer::joint);
+        Some(Self { trace: (kept, Vec::new()), sequences, total, layers, joint })
+    }
+
+    /// Where the rows of a step go: for all rows, then for those that predict, (row of the step, row here).
+    fn places(&self, fed: &[(usize, usize)]) -> [Vec<(usize, usize)>; 2] {
+        let place =
+            |(row, &(sequence, position)): (usize, &(usize, usize))| (row, self.sequences[sequence].1 + position);
+        let predicting = |(row, &(sequence, position)): (usize, &(usize, usize))| {
+            let (prompt, _, start) = self.sequences[sequence];
+            Some((row, start + (position + 1).checked_sub(prompt)?))
+        };
+        [fed.iter().enumerate().map(place).collect(), fed.iter().enumerate().filter_map(predicting).collect()]
+    }
+
+    /// Takes what a step computed in block `layer`.
+    fn put(&mut self, layer: usize, step: &mut Kept, places: &[Vec<(usize, usize)>; 2]) {
+        let Some(at) = (layer + self.trace.0.len()).checked_sub(self.layers) else { return };
+        let last = layer + 1 == self.layers;
+        for ((to, from), asks) in buffers(&mut self.trace.0[at]).into_iter().zip(buffers(step)).zip(asking(self.joint))
+        {
+            copy_rows(from, to, places, usize::from(last && asks), self.total);
+        }
+    }
+
+    /// The trace of a forward pass over the sequences of `order`, whose responses took so many tokens.
+    pub(in crate::model) fn into_trace(self, order: &[usize], responses: &[usize]) -> Trace {
+        let mut rows = [Vec::new(), Vec::new()];
+        for (&i, &response) in order.iter().zip(responses) {
+            let (prompt, start, tail) = self.sequences[i];
+            rows[0].extend((start..start + prompt + response - 1).map(|r| r as u32));
+            rows[1].extend((tail..tail + response).map(|r| r as u32));
+        }
+        let (mut kept, mut last) = self.trace;
+        if !rows[0].iter().copied().eq(0..self.total[0] as u32) {
+            let n = kept.len();
+            for (i, kept) in kept.iter_mut().enumerate() {
+                for (buffer, asks) in buffers(kept).into_iter().zip(asking(self.joint)) {
+                    let kind = usize::from(i + 1 == n && asks);
+                    arrange(buffer, &rows[kind], self.total[kind]);
+                }
+            }
+            arrange(&mut last, &rows[1], self.total[1]);
+        }
+        (kept, last)
+    }
+}
+
+/// All buffers of a block.
+fn buffers(kept: &mut Kept) -> [&mut Vec<f32>; 19] {
+    let Kept { x, attn, mlp, low, given: given_mlp } = kept;
+    let Attn { q, k, v, mixed, mid, raw_q, raw_k, given, low: [low_q, low_k, low_v, low_out] } =
+        attn.get_or_insert_default();
+    let Inner { gate, up, low: [low_gate, low_up] } = mlp.get_or_insert_default();
+    [
+        x, k, v, low_k, low_v, raw_k, low_q, q, mixed, mid, low_out, gate, up, low_gate, low_up, low, raw_q, given,
+        given_mlp,
+    ]
+}
+
+/// Which of them have, in the last block, rows only for what predicts. The inner values of q are those of the
+/// joint projection where there is one, which is applied to all rows.
+fn asking(joint: bool) -> [bool; 19] {
+    std::array::from_fn(|i| i >= if joint { 7 } else { 6 })
+}
+
+/// Rows of a step to their places among `total[kind]` rows.
+fn copy_rows(from: &[f32], to: &mut Vec<f32>, places: &[Vec<(usize, usize)>; 2], kind: usize, total: [usize; 2]) {
+    if from.is_empty() {
+        return;
+    }
+    let width = from.len() / places[0].len();
+    if to.is_empty() {
+        *to = pool::take(total[kind] * width);
+    }
+    for (row, place) in &places[kind] {
+        to[place * width..(place + 1) * width].copy_from_slice(&from[row * width..(row + 1) * width]);
+    }
+}
+
+/// Makes `rows` of a buffer of `total` rows all there is.
+fn arrange(buffer: &mut Vec<f32>, rows: &[u32], total: usize) {
+    if buffer.is_empty() {
+        return;
+    }
+    let width = buffer.len() / total;
+    let mut arranged = pool::take(rows.len() * width);
+    embedding::gather(buffer, rows, width, &mut arranged);
+    pool::give(std::mem::replace(buffer, arranged));
+}
+
+impl Decoder {
+    /// Advances cached sequences: rows are new tokens of any sequences, prompts and decodes mixed. Writes
+    /// their keys and values into the cache; returns final-norm hidden states [N, d]. No gradient.
+    pub fn step(&self, rows: &StepRows, cache: &mut KvCache) -> Result<Tensor> {
+        if self.on_host() { self.step_recorded(rows, cache, None) } else { self.step_by_tensors(rows, cache) }
+    }
+
+    /// `step` with the kernels of the CPU. `recording` takes the activations that an update needs, together with the
+    /// (sequence, position) of every row.
+    pub fn step_recorded(
+        &self,
+        rows: &StepRows,
+        cache: &mut KvCache,
+        mut recording: Option<(&mut Recording, &[(usize, usize)])>,
+    ) -> Result<Tensor> {
+        let positions = Arc::new(rows.positions());
+        self.check_positions(&positions)?;
+        let rotary = self.rotary_of(rows);
+        let (n, d) = (positions.len(), self.config.hidden_size);
+        let mut x = pool::take(n * d);
+        x.copy_from_slice(&read(&self.embed_tokens(&Arc::new(rows.ids().to_vec()), &positions, rows.soft())?)?);
+        let places = recording.as_ref().map(|(recording, fed)| recording.places(fed));
+        for (i, layer) in self.layers.iter().enumerate() {
+            let attn = blocks::attn(self, layer, &x, &rotary, None, |q, k, v, mixed| {
+                cache.attend_rows(i, rows, [q, k, v], mixed, &self.config);
+            })?;
+            let source = if self.config.switches.parallel { &x } else { &attn.mid };
+            let mlp = blocks::inner(layer, source)?;
+            let Outer { out, given, low } = blocks::outer(self, layer, &attn.mid, &mlp)?;
+            let mut step = Kept { x: std::mem::replace(&mut x, out), attn: Some(attn), mlp: Some(mlp), low, given };
+            if let (Some((recording, _)), Some(places)) = (&mut recording, &places) {
+                recording.put(i, &mut step, places);
+            }
+            pool::give(step.given);
+            pool::give(step.x);
+        }
+        if let (Some((recording, _)), Some(places)) = (&mut recording, &places) {
+            copy_rows(&x, &mut recording.trace.1, places, 1, recording.total);
+        }
+        let hidden = blocks::finish(self, &x)?;
+        pool::give(x);
+        tensor(hidden, (n, d))
+    }
+}

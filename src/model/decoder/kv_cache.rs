@@ -1,0 +1,328 @@
+//! Paged key/value cache on the CPU: pages of 16 tokens, reference-counted so that sequences can share a
+//! prefix. Layout is the attention kernel's own, so serving and training compute identical numbers.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::model::{ModelConfig, SoftRows};
+use crate::ops::attn_kernel::{MAX_ROWS, Scratch, attend, padded, put_key};
+use crate::ops::par::{SharedMut, split};
+use crate::ops::simd::LANES;
+use crate::ops::{fused, read, tensor};
+
+/// Tokens per page.
+pub const PAGE: usize = LANES;
+
+/// Keys and values of all layers for a fixed number of pages.
+#[derive(Debug)]
+pub struct KvCache {
+    layers: Vec<Pool>,
+    /// f32 per page in one pool: kv_heads · padded(head_dim) · 16.
+    page_size: usize,
+    references: Vec<u32>,
+    free: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Pool {
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+/// One cached sequence: its pages in order, and how many tokens are written.
+#[derive(Debug, Default)]
+pub struct CachedSequence {
+    pub pages: Vec<u32>,
+    pub len: usize,
+    /// Its tokens turn by the frequencies of long sequences (see `Decoder::is_long`).
+    pub long: bool,
+}
+
+impl KvCache {
+    /// Room for `tokens` tokens (rounded up to pages). Memory is touched only when used.
+    pub fn new(config: &ModelConfig, tokens: usize) -> Self {
+        let pages = tokens.div_ceil(PAGE);
+        let page_size = config.n_kv_heads * padded(config.head_dim) * PAGE;
+        let pool = || Pool { k: vec![0.0; pages * page_size], v: vec![0.0; pages * page_size] };
+        let layers = (0..config.n_layers).map(|_| pool()).collect();
+        Self { layers, page_size, references: vec![0; pages], free: (0..pages as u32).rev().collect() }
+    }
+
+    pub fn total_pages(&self) -> usize {
+        self.references.len()
+    }
+
+    pub fn free_pages(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Makes room for `extra` more tokens; false (and nothing changed) when there are not enough pages.
+    #[must_use]
+    pub fn reserve(&mut self, sequence: &mut CachedSequence, extra: usize) -> bool {
+        let need = (sequence.len + extra).div_ceil(PAGE).saturating_sub(sequence.pages.len());
+        if need > self.free.len() {
+            return false;
+        }
+        for _ in 0..need {
+            if let Some(page) = self.free.pop() {
+                self.references[page as usize] = 1;
+                sequence.pages.push(page);
+            }
+        }
+        true
+    }
+
+    /// How many hold this page.
+    pub fn references(&self, page: u32) -> u32 {
+        self.references[page as usize]
+    }
+
+    /// Shares one page with another holder.
+    pub fn retain(&mut self, page: u32) {
+        self.references[page as usize] += 1;
+    }
+
+    /// Gives one reference back; true when the page became free.
+    pub fn release(&mut self, page: u32) -> bool {
+        let count = &mut self.references[page as usize];
+        debug_assert!(*count > 0, "page {page} released twice");
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            self.free.push(page);
+            return true;
+        }
+        false
+    }
+
+    pub fn release_all(&mut self, sequence: &mut CachedSequence) {
+        for page in sequence.pages.drain(..) {
+            self.release(page);
+        }
+        sequence.len = 0;
+    }
+
+    /// A second sequence with the same tokens: full pages are shared, the last partial one is copied.
+    pub fn fork(&mut self, sequence: &CachedSequence) -> Option<CachedSequence> {
+        let full = sequence.len / PAGE;
+        let mut copy = CachedSequence { pages: sequence.pages[..full].to_vec(), len: full * PAGE, long: sequence.long };
+        let rest = sequence.len - copy.len;
+        if rest > 0 && !self.reserve_tail(&mut copy) {
+            return None;
+        }
+        for page in &sequence.pages[..full] {
+            self.retain(*page);
+        }
+        if rest > 0 {
+            let (from, to) =
+                (sequence.pages[full] as usize * self.page_size, copy.pages[full] as usize * self.page_size);
+            for pool in &mut self.layers {
+                pool.k.copy_within(from..from + self.page_size, to);
+                pool.v.copy_within(from..from + self.page_size, to);
+            }
+            copy.len = sequence.len;
+        }
+        Some(copy)
+    }
+
+    fn reserve_tail(&mut self, copy: &mut CachedSequence) -> bool {
+        let Some(page) = self.free.pop() else { return false };
+        self.references[page as usize] = 1;
+        copy.pages.push(page);
+        true
+    }
+
+    /// Writes the rows' keys and values into layer `layer`, then attends: q [N, heads·hd] → [N, heads·hd].
+    ///
+    /// Tensors on other devices are carried to the CPU and back: right everywhere, fast on the CPU.
+    pub fn attend(
+        &mut self,
+        layer: usize,
+        rows: &StepRows,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        config: &ModelConfig,
+    ) -> Result<Tensor> {
+        if !fused(q) {
+            let home = |x: &Tensor| x.to_device(&Device::Cpu)?.to_dtype(DType::F32);
+            let out = self.attend(layer, rows, &home(q)?, &home(k)?, &home(v)?, config)?;
+            return out.to_device(q.device())?.to_dtype(q.dtype());
+        }
+        let mut out = vec![0f32; q.elem_count()];
+        let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
+        self.attend_rows(layer, rows, [&read(&q)?, &read(&k)?, &read(&v)?], &mut out, config);
+        tensor(out, q.shape())
+    }
+
+    /// Writes keys and values of new rows into the cache and attends with their queries, on plain slices.
+    pub(in crate::model) fn attend_rows(
+        &mut self,
+        layer: usize,
+        rows: &StepRows,
+        [q, k, v]: [&[f32]; 3],
+        out: &mut [f32],
+        config: &ModelConfig,
+    ) {
+        let (pool, page_size) = (&mut self.layers[layer], self.page_size);
+        pool.write(rows, k, v, config, page_size);
+        pool.read(rows, q, out, config, page_size, config.layer(layer).window);
+    }
+}
+
+impl Pool {
+    fn write(&mut self, rows: &StepRows, k: &[f32], v: &[f32], config: &ModelConfig, page_size: usize) {
+        let (d, hd, heads) = (config.head_dim, padded(config.head_dim), config.n_kv_heads);
+        for segment in &rows.segments {
+            for i in 0..segment.len {
+                let (row, position) = (segment.first_row + i, segment.start + i);
+                let page = segment.pages[position / PAGE] as usize * page_size;
+                for h in 0..heads {
+                    let from = (row * heads + h) * d;
+                    let block = page + h * hd * PAGE;
+                    put_key(&mut self.k[block..block + hd * PAGE], position % PAGE, &k[from..from + d]);
+                    let at = block + position % PAGE * hd;
+                    self.v[at..at + d].copy_from_slice(&v[from..from + d]);
+                }
+            }
+        }
+    }
+
+    fn read(
+        &self,
+        rows: &StepRows,
+        q: &[f32],
+        out: &mut [f32],
+        config: &ModelConfig,
+        page_size: usize,
+        window: Option<usize>,
+    ) {
+        let (d, hd) = (config.head_dim, padded(config.head_dim));
+        let per_kv = config.n_heads / config.n_kv_heads;
+        let (scale, cap) = (config.attention_scale(), config.switches.attention_softcap.map(|cap| cap as f32));
+        let tasks = rows.tasks(config.n_kv_heads, per_kv);
+        let work = rows.segments.iter().map(|s| s.len * (s.start + s.len)).sum::<usize>() * config.n_heads * d * 2;
+        let shared = SharedMut::new(out);
+        split(tasks.len(), work, |range| {
+            let mut scratch = Scratch::default();
+            for task in &tasks[range] {
+                let segment = &rows.segments[task.segment];
+                let block = |b: usize| segment.pages[b] as usize * page_size + task.kv_head * hd * PAGE;
+                let mut at = Vec::with_capacity(MAX_ROWS);
+                let mut seen = Vec::with_capacity(MAX_ROWS);
+                for i in task.from..task.to {
+                    for h in task.head_from..task.head_to {
+                        at.push((segment.first_row + i) * config.n_heads + task.kv_head * per_kv + h);
+                        let end = segment.start + i + 1;
+                        seen.push(window.map_or(0, |window| end.saturating_sub(window))..end);
+                    }
+                }
+                scratch.q.clear();
+                scratch.q.resize(at.len() * hd, 0.0);
+                for (i, from) in at.iter().enumerate() {
+                    for (t, f) in scratch.q[i * hd..i * hd + d].iter_mut().zip(&q[from * d..(from + 1) * d]) {
+                        *t = f * scale;
+                    }
+                }
+                scratch.out.resize(at.len() * hd, 0.0);
+                let stride = (segment.start + segment.len).div_ceil(PAGE) * PAGE;
+                let (kb, vb) =
+                    (|b| &self.k[block(b)..block(b) + hd * PAGE], |b| &self.v[block(b)..block(b) + hd * PAGE]);
+                let Scratch { scores, q, out } = &mut scratch;
+                attend(q, &seen, cap, hd, kb, vb, scores, stride, out);
+                for (i, to) in at.iter().enumerate() {
+                    // SAFETY: each (row, head) belongs to one task.
+                    unsafe { shared.slice(to * d, d) }.copy_from_slice(&scratch.out[i * hd..i * hd + d]);
+                }
+            }
+        });
+    }
+}
+
+/// New tokens of some sequences, laid end to end: what one engine step computes.
+#[derive(Debug, Default)]
+pub struct StepRows {
+    ids: Vec<u32>,
+    soft: Vec<SoftRows>,
+    segments: Vec<Segment>,
+}
+
+#[derive(Debug)]
+struct Segment {
+    first_row: usize,
+    /// Position of the first new token = tokens already cached.
+    start: usize,
+    len: usize,
+    pages: Arc<[u32]>,
+    long: bool,
+}
+
+struct Task {
+    segment: usize,
+    kv_head: usize,
+    from: usize,
+    to: usize,
+    head_from: usize,
+    head_to: usize,
+}
+
+impl StepRows {
+    /// Adds new tokens of one sequence; its pages must have room (`KvCache::reserve`). Returns the row
+    /// of the last of them. The caller advances `sequence.len` after the step.
+    pub fn push(&mut self, ids: &[u32], sequence: &CachedSequence) -> usize {
+        let segment = Segment {
+            first_row: self.ids.len(),
+            start: sequence.len,
+            len: ids.len(),
+            pages: sequence.pages.as_slice().into(),
+            long: sequence.long,
+        };
+        assert!(segment.pages.len() * PAGE >= segment.start + segment.len, "pages not reserved");
+        self.segments.push(segment);
+        self.ids.extend_from_slice(ids);
+        self.ids.len() - 1
+    }
+
+    /// Rows `row..row + n`, pushed already, read `embeddings` [n, d] instead of their ids. In order of rows.
+    pub fn replace(&mut self, row: usize, embeddings: Tensor) {
+        self.soft.push(SoftRows { row, embeddings });
+    }
+
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    pub fn soft(&self) -> &[SoftRows] {
+        &self.soft
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    pub fn positions(&self) -> Vec<u32> {
+        self.segments.iter().flat_map(|s| (s.start..s.start + s.len).map(|p| p as u32)).collect()
+    }
+
+    /// Rows in tables of rotary positions where those of long sequences follow `positions` others.
+    pub(in crate::model) fn rotary(&self, positions: usize) -> Vec<u32> {
+        let row = |s: &Segment, p: usize| (p + if s.long { positions } else { 0 }) as u32;
+        self.segments.iter().flat_map(|s| (s.start..s.start + s.len).map(move |p| row(s, p))).collect()
+    }
+
+    fn tasks(&self, kv_heads: usize, per_kv: usize) -> Vec<Task> {
+        let step = (MAX_ROWS / per_kv).max(1);
+        let mut tasks = Vec::new();
+        for (segment, s) in self.segments.iter().enumerate() {
+            for kv_head in 0..kv_heads {
+                for from in (0..s.len).step_by(step) {
+                    for head_from in (0..per_kv).step_by(MAX_ROWS) {
+                        let (to, head_to) = ((from + step).min(s.len), (head_from + MAX_ROWS).min(per_kv));
+                        tasks.push(Task { segment, kv_head, from, to, head_from, head_to });
+                    }
+                }
+            }
+        }
+        tasks
+    }
+}

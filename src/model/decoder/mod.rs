@@ -1,0 +1,472 @@
+//! Causal decoder of every family in `families`: blocks over packed sequences, trainable and served by the same code.
+
+mod blocks;
+mod blocks_back;
+mod cached;
+pub mod kv_cache;
+mod soft_rows;
+mod tails;
+
+use std::sync::{Arc, Mutex, OnceLock};
+
+use candle_core::{Result, Tensor};
+
+use self::kv_cache::{KvCache, StepRows};
+use self::soft_rows::replace_rows;
+use self::tails::Tails;
+use crate::model::adapters::lora::LoraConfig;
+use crate::model::layers::block::{Layer, layer};
+use crate::model::layers::rope_tables;
+use crate::model::layers::{Builder, Norm};
+use crate::model::{Loaded, ModelConfig, PackedBatch, Weights};
+use crate::ops::attention::{Attend, AttentionSpec, attention};
+use crate::ops::embedding::{embedding, embedding_but};
+use crate::ops::fused;
+use crate::ops::linear::{Weight, WeightFormat, WeightLayout};
+use crate::ops::token_logprobs::{LogitShape, TokenLogprobs, shaped_logprobs, with_entropy};
+pub use blocks::Recompute;
+pub use cached::Recording;
+pub use soft_rows::SoftRows;
+
+/// What the decoder will be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Gradients may pass: natural weight layouts are kept.
+    Train,
+    /// As `Train`, with frozen matrices multiplied in bfloat16 on the CPU.
+    TrainOverBf16,
+    /// Forward only, many rows at a time (a reference, a reward): weights stay as they are, shared with whoever
+    /// else holds them.
+    Score,
+    /// As `Score`, multiplied in bfloat16 on the CPU; packed, not shared.
+    ScoreInBf16,
+    /// Forward only, few rows at a time: frozen f32 weights are packed, natural layouts can be dropped.
+    Serve,
+    /// Forward only, weights in another form: faster and smaller, seldom exact. Never for rollouts.
+    ServeAs(WeightFormat),
+}
+
+impl Purpose {
+    /// A matrix in the form that this purpose wants.
+    pub(in crate::model) fn prepare(self, w: &Tensor, layout: WeightLayout) -> Result<Weight> {
+        match self {
+            Self::Train => Weight::new(w, layout, true),
+            Self::TrainOverBf16 => Weight::half(w, layout, true),
+            Self::Score => Ok(Weight::Dense(w.detach(), layout)),
+            Self::ScoreInBf16 => Weight::half(&w.detach(), layout, false),
+            Self::Serve => Weight::new(&w.detach(), layout, false),
+            Self::ServeAs(format) => Weight::served(w, layout, format),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    pub config: ModelConfig,
+    pub(in crate::model) embed: Tensor,
+    pub(in crate::model) positions: Option<Tensor>,
+    pub(in crate::model) layers: Vec<Layer>,
+    pub(in crate::model) final_norm: Norm,
+    head: Arc<Head>,
+    shape: LogitShape,
+    /// Longer sequences turn by other frequencies.
+    long_from: Option<usize>,
+    /// What the backward pass computes again instead of keeping.
+    pub recompute: Recompute,
+    /// Variables take their gradients through `ops::grad::collecting`, not through candle's own store.
+    collected: bool,
+}
+
+/// The output matrix, prepared when the first logits are wanted: models that read a score or a value off the
+/// hidden states never pay for it.
+#[derive(Debug)]
+struct Head {
+    /// Taken when `ready` is made, which keeps it if its purpose needs it.
+    tensor: Mutex<Option<Tensor>>,
+    purpose: Purpose,
+    ready: OnceLock<Weight>,
+}
+
+impl Head {
+    fn weight(&self) -> Result<&Weight> {
+        if let Some(weight) = self.ready.get() {
+            return Ok(weight);
+        }
+        let mut tensor = self.tensor.lock().unwrap_or_else(|e| e.into_inner());
+        match tensor.as_ref().map(|t| self.purpose.prepare(t, WeightLayout::OutIn)).transpose()? {
+            Some(weight) => {
+                *tensor = None;
+                Ok(self.ready.get_or_init(|| weight))
+            }
+            // Another thread was faster.
+            None => self.ready.get().ok_or_else(|| candle_core::Error::msg("no output matrix")),
+        }
+    }
+}
+
+/// Rows of one forward pass: their positions, who attends to whom, and which are wanted, if not all.
+pub(in crate::model) struct Rows {
+    pub positions: Arc<Vec<u32>>,
+    /// Their rows in tables of rotary positions.
+    pub rotary: Arc<Vec<u32>>,
+    pub attention: AttentionSpec,
+    pub tails: Option<Tails>,
+}
+
+impl Decoder {
+    /// Builds over `weights` (Hugging Face names). Tensors that are `Var`s receive gradients.
+    pub fn new(config: &ModelConfig, weights: &Weights, purpose: Purpose) -> Result<Self> {
+        Self::build(&Builder { config, weights, lora: None, purpose, stored: None })
+    }
+
+    /// Builds for serving, weights held as `format` says.
+    pub fn serve(loaded: &Loaded, format: WeightFormat) -> Result<Self> {
+        let format = match (&loaded.gguf, format) {
+            (None, WeightFormat::File) => loaded.published_format(),
+            (_, format) => format,
+        };
+        let purpose = if format == WeightFormat::F32 { Purpose::Serve } else { Purpose::ServeAs(format) };
+        let (config, weights) = (&loaded.config, &loaded.weights);
+        Self::build(&Builder { config, weights, lora: None, purpose, stored: loaded.gguf.as_ref() })
+    }
+
+    /// A decoder with low-rank adapters (`{module}.lora_A.weight`, `{module}.lora_B.weight`) beside the base weights.
+    pub fn with_lora(
+        config: &ModelConfig,
+        weights: &Weights,
+        lora: &LoraConfig,
+        adapters: &Weights,
+        purpose: Purpose,
+    ) -> Result<Self> {
+        Self::build(&Builder { config, weights, lora: Some((lora, adapters)), purpose, stored: None })
+    }
+
+    fn build(b: &Builder<'_>) -> Result<Self> {
+        let (c, family) = (b.config, b.config.family());
+        if family.is_encoder() {
+            candle_core::bail!("{} is an encoder, not a decoder", family.class);
+        }
+        let (d, vocab) = (c.hidden_size, c.vocab_size);
+        let embed_name = format!("{}.weight", family.words);
+        let embed = b.tensor(&embed_name, &[vocab, d])?;
+        let positions = family.positions.map(|name| b.tensor(&format!("{name}.weight"), &[c.max_positions, d]));
+        let positions = positions.transpose()?;
+        let ropes = rope_tables::tables(c);
+        let layers = (0..c.n_layers).map(|i| layer(b, i, &ropes)).collect::<Result<Vec<_>>>()?;
+        let Some(final_norm) = family.final_norm else { candle_core::bail!("{} has no final norm", family.class) };
+        let final_norm = b.norm(final_norm)?;
+        let head_name = if c.tie_embeddings { embed_name.as_str() } else { "lm_head.weight" };
+        let tensor = b.tensor(head_name, &[vocab, d])?;
+        let head = Head { tensor: Mutex::default(), purpose: b.purpose, ready: OnceLock::new() };
+        match b.purpose {
+            // The file's own blocks are at hand now.
+            Purpose::ServeAs(_) => drop(head.ready.set(b.weight(head_name, &tensor, WeightLayout::OutIn)?)),
+            _ => *head.tensor.lock().unwrap_or_else(|e| e.into_inner()) = Some(tensor),
+        }
+        Ok(Self {
+            config: c.clone(),
+            embed,
+            positions,
+            layers,
+            final_norm,
+            head: Arc::new(head),
+            shape: LogitShape {
+                divisor: c.switches.logit_divisor as f32,
+                cap: c.switches.logit_softcap.map(|cap| cap as f32),
+            },
+            long_from: rope_tables::long_from(c),
+            recompute: Recompute::None,
+            collected: false,
+        })
+    }
+
+    /// A decoder that shares the frozen weights of this one and has other adapters: `change` of each adapter tensor, or
+    /// none where that is `None`.
+    pub fn with_changed_adapters(&self, change: &dyn Fn(&Tensor) -> Result<Option<Tensor>>) -> Result<Self> {
+        let mut other = Self { collected: false, ..self.clone() };
+        for linear in other.layers.iter_mut().flat_map(Layer::linears_mut) {
+            linear.change_adapter(change)?;
+        }
+        Ok(other)
+    }
+
+    /// Lets the fused backward pass run: gradients must then be taken inside `ops::grad::collecting`.
+    pub fn collected(self) -> Self {
+        Self { collected: true, ..self }
+    }
+
+    /// Final-norm hidden states [N, d] of every token, N = `batch.len()`.
+    pub fn forward(&self, batch: &PackedBatch) -> Result<Tensor> {
+        if self.by_blocks() {
+            return blocks::forward(self, &Arc::new(batch.ids.clone()), self.rows(batch), None);
+        }
+        self.forward_graph(batch)
+    }
+
+    /// Final-norm hidden states of the last `lengths[i]` tokens of every sequence i, end to end [Σ lengths, d]. The last
+    /// block computes these rows only.
+    pub fn forward_tails(&self, batch: &PackedBatch, lengths: &[usize]) -> Result<Tensor> {
+        if self.by_blocks() {
+            return blocks::forward(self, &Arc::new(batch.ids.clone()), self.tail_rows(batch, lengths), None);
+        }
+        self.pick_tails(&self.forward_graph(batch)?, batch, lengths)
+    }
+
+    /// As `forward_tails`, without a gradient also where the decoder has variables.
+    pub fn frozen_tails(&self, batch: &PackedBatch, lengths: &[usize]) -> Result<Tensor> {
+        if self.on_host() {
+            return blocks::forward_frozen(self, &Arc::new(batch.ids.clone()), self.tail_rows(batch, lengths));
+        }
+        Ok(self.pick_tails(&self.forward_graph(batch)?, batch, lengths)?.detach())
+    }
+
+    /// `forward_tails` of sequences that have just been sampled, with what sampling computed: `batch` holds the
+    /// sequences of `order`, without the last token of each, `lengths` the tokens of every response in that order.
+    pub fn recorded_tails(
+        &self,
+        batch: &PackedBatch,
+        lengths: &[usize],
+        recording: Recording,
+        order: &[usize],
+    ) -> Result<Tensor> {
+        let trace = recording.into_trace(order, lengths);
+        blocks::forward(self, &Arc::new(batch.ids.clone()), self.tail_rows(batch, lengths), Some(trace))
+    }
+
+    /// Whether forward passes are one step of the graph.
+    fn by_blocks(&self) -> bool {
+        self.on_host() && (self.collected || self.variable().is_none())
+    }
+
+    fn tail_rows(&self, batch: &PackedBatch, lengths: &[usize]) -> Rows {
+        let rows = self.rows(batch);
+        Rows { tails: Tails::new(batch, &rows.rotary, lengths, &rows.attention), ..rows }
+    }
+
+    fn pick_tails(&self, hidden: &Tensor, batch: &PackedBatch, lengths: &[usize]) -> Result<Tensor> {
+        hidden.index_select(&Tensor::new(tails::rows(batch, lengths).0, hidden.device())?, 0)
+    }
+
+    /// As `forward`, without a gradient also where the decoder has variables.
+    pub fn forward_frozen(&self, batch: &PackedBatch) -> Result<Tensor> {
+        if self.on_host() {
+            return blocks::forward_frozen(self, &Arc::new(batch.ids.clone()), self.rows(batch));
+        }
+        Ok(self.forward_graph(batch)?.detach())
+    }
+
+    /// As `forward`, with one graph node per operation: for other devices, and the reference that tests compare with.
+    pub fn forward_graph(&self, batch: &PackedBatch) -> Result<Tensor> {
+        self.forward_by(batch, &mut attention)
+    }
+
+    /// As `forward_graph`, with `attend` in place of the attention of every layer, called in order of layers.
+    pub fn forward_by(&self, batch: &PackedBatch, attend: &mut Attend<'_>) -> Result<Tensor> {
+        let rows = self.rows(batch);
+        let mut x = self.embed_tokens(&Arc::new(batch.ids.clone()), &rows.positions, &[])?;
+        for layer in &self.layers {
+            x = self.block_by(layer, &x, &rows, attend)?;
+        }
+        self.final_norm.forward(&x)
+    }
+
+    /// Final-norm hidden states with the soft prompt `soft` [n, d] before every sequence: sequence i then holds n soft
+    /// rows and its own, so its token t is row `offsets[i] + (i + 1)·n + t` of the result [N + n·sequences, d]. Positions
+    /// count the soft rows. Gradients reach `soft`.
+    pub fn forward_soft(&self, soft: &Tensor, batch: &PackedBatch) -> Result<Tensor> {
+        let (n, _) = soft.dims2()?;
+        let words = self.words(&Arc::new(batch.ids.clone()))?;
+        let mut longer = PackedBatch { offsets: vec![0], ..PackedBatch::default() };
+        // Rows of [soft; words] in the order of the longer sequences.
+        let mut order = Vec::new();
+        for span in batch.offsets.windows(2) {
+            order.extend(0..n as u32);
+            order.extend((span[0]..span[1]).map(|row| (n + row) as u32));
+            longer.positions.extend(0..(n + span[1] - span[0]) as u32);
+            longer.offsets.push(order.len());
+        }
+        let rows = self.rows(&longer);
+        let mut x = embedding(&Tensor::cat(&[soft, &words], 0)?, &Arc::new(order))?;
+        if let Some(table) = &self.positions {
+            x = (x + embedding(table, &rows.positions)?)?;
+        }
+        for layer in &self.layers {
+            x = self.block(layer, &x, &rows)?;
+        }
+        self.final_norm.forward(&x)
+    }
+
+    /// `step` with one tensor operation after the other, on any device.
+    pub(in crate::model) fn step_by_tensors(&self, rows: &StepRows, cache: &mut KvCache) -> Result<Tensor> {
+        let positions = Arc::new(rows.positions());
+        let rotary = Arc::new(self.rotary_of(rows));
+        self.check_positions(&positions)?;
+        let mut x = self.embed_tokens(&Arc::new(rows.ids().to_vec()), &positions, rows.soft())?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let (q, k, v) = layer.qkv(&self.config, &x, &rotary)?;
+            let mixed = cache.attend(i, rows, &q, &k, &v, &self.config)?;
+            x = self.add_parts(layer, &x, &mixed)?;
+        }
+        self.final_norm.forward(&x)
+    }
+
+    /// Logits [m, vocab], f32, of chosen hidden rows [m, d].
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.shape.apply(&self.head.weight()?.apply(hidden)?)
+    }
+
+    /// log p(target) at each hidden row [m, d]; see `ops::token_logprobs`.
+    pub fn token_logprobs(&self, hidden: &Tensor, targets: &[u32], temperature: f32) -> Result<TokenLogprobs> {
+        shaped_logprobs(hidden, self.head.weight()?, targets, temperature, self.shape)
+    }
+
+    /// The same with a gradient of the entropies; see `ops::token_logprobs::with_entropy`.
+    pub fn token_logprobs_and_entropy(
+        &self,
+        hidden: &Tensor,
+        targets: &[u32],
+        temperature: f32,
+    ) -> Result<TokenLogprobs> {
+        with_entropy(hidden, self.head.weight()?, targets, temperature, self.shape)
+    }
+
+    /// Input embeddings of `ids` [n, d], scaled where the family scales them, positions not added: what soft prompts
+    /// start from.
+    pub fn word_vectors(&self, ids: &[u32]) -> Result<Tensor> {
+        self.words(&Arc::new(ids.to_vec()))
+    }
+
+    fn words(&self, ids: &Arc<Vec<u32>>) -> Result<Tensor> {
+        let words = embedding_but(&self.embed, ids, self.config.frozen_padding())?;
+        match self.config.switches.embedding_scale {
+            1.0 => Ok(words),
+            scale => words * scale,
+        }
+    }
+
+    /// Input embeddings of every token [N, d], before the first block. Soft rows take the place of the
+    /// token's embedding; learned positions are added to them as to any other.
+    pub(in crate::model) fn embed_tokens(
+        &self,
+        ids: &Arc<Vec<u32>>,
+        positions: &Arc<Vec<u32>>,
+        soft: &[SoftRows],
+    ) -> Result<Tensor> {
+        let x = replace_rows(self.words(ids)?, soft)?;
+        match &self.positions {
+            Some(table) => x + embedding(table, positions)?,
+            None => Ok(x),
+        }
+    }
+
+    fn rows(&self, batch: &PackedBatch) -> Rows {
+        let positions = Arc::new(batch.positions.clone());
+        let rotary = match self.long_from {
+            None => positions.clone(),
+            Some(_) => {
+                let mut rotary = batch.positions.clone();
+                for span in batch.offsets.windows(2).filter(|span| self.is_long(span[1] - span[0])) {
+                    let long = &mut rotary[span[0]..span[1]];
+                    long.iter_mut().for_each(|row| *row += self.config.max_positions as u32);
+                }
+                Arc::new(rotary)
+            }
+        };
+        Rows {
+            positions,
+            rotary,
+            attention: AttentionSpec {
+                offsets: Arc::new(batch.offsets.clone()),
+                n_heads: self.config.n_heads,
+                n_kv_heads: self.config.n_kv_heads,
+                head_dim: self.config.head_dim,
+                causal: true,
+                queries: None,
+                window: None,
+                scale: self.config.switches.attention_scale.map(|scale| scale as f32),
+                softcap: self.config.switches.attention_softcap.map(|cap| cap as f32),
+            },
+            tails: None,
+        }
+    }
+
+    /// The rows in tables of rotary positions of a step's tokens.
+    pub(in crate::model) fn rotary_of(&self, rows: &StepRows) -> Vec<u32> {
+        match self.long_from {
+            None => rows.positions(),
+            Some(_) => rows.rotary(self.config.max_positions),
+        }
+    }
+
+    /// Whether the tokens of a sequence of `len` tokens turn by the frequencies of long ones (longrope). A cached
+    /// sequence that becomes long is computed anew, as transformers does.
+    pub fn is_long(&self, len: usize) -> bool {
+        self.long_from.is_some_and(|original| len > original)
+    }
+
+    /// # Errors
+    /// A position that the model does not have.
+    pub(in crate::model) fn check_positions(&self, positions: &[u32]) -> Result<()> {
+        let most = self.config.max_positions;
+        match positions.iter().find(|p| **p as usize >= most) {
+            Some(p) => candle_core::bail!("position {p} is outside the model's {most} positions"),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the CPU kernels apply, which are batch-invariant.
+    pub fn on_host(&self) -> bool {
+        let tables = std::iter::once(&self.embed).chain(&self.positions);
+        tables.into_iter().all(|t| fused(t) && t.is_contiguous())
+            && self.final_norm.on_host()
+            && self.layers.iter().all(Layer::on_host)
+    }
+
+    pub(in crate::model) fn embeddings_trained(&self) -> bool {
+        self.embed.track_op() || self.positions.as_ref().is_some_and(Tensor::track_op)
+    }
+
+    /// Index of the lowest block that a gradient must reach, or one past the last.
+    pub(in crate::model) fn lowest_trained(&self) -> usize {
+        if self.embeddings_trained() {
+            return 0;
+        }
+        self.layers.iter().position(Layer::trained).unwrap_or(self.layers.len())
+    }
+
+    /// Any of the variables of the blocks, `None` when all is frozen.
+    pub(in crate::model) fn variable(&self) -> Option<&Tensor> {
+        let tables = std::iter::once(&self.embed).chain(&self.positions);
+        let blocks = self.layers.iter().flat_map(Layer::tensors);
+        tables.chain(blocks).chain(self.final_norm.tensors()).find(|t| t.track_op())
+    }
+
+    fn block(&self, layer: &Layer, x: &Tensor, rows: &Rows) -> Result<Tensor> {
+        self.block_by(layer, x, rows, &mut attention)
+    }
+
+    fn block_by(&self, layer: &Layer, x: &Tensor, rows: &Rows, attend: &mut Attend<'_>) -> Result<Tensor> {
+        let (q, k, v) = layer.qkv(&self.config, x, &rows.rotary)?;
+        let mixed = attend(&q, &k, &v, &layer.attention(&rows.attention))?;
+        self.add_parts(layer, x, &mixed)
+    }
+
+    /// The block's output, from its input and what attention mixed.
+    fn add_parts(&self, layer: &Layer, x: &Tensor, mixed: &Tensor) -> Result<Tensor> {
+        let switches = &self.config.switches;
+        let part = |given: Tensor, post: &Option<Norm>| -> Result<Tensor> {
+            let given = match post {
+                Some(norm) => norm.forward(&given)?,
+                None => given,
+            };
+            if switches.residual_scale == 1.0 { Ok(given) } else { given * switches.residual_scale }
+        };
+        let mid = (x + part(layer.out.forward(mixed)?, &layer.attn_post)?)?;
+        let source = if switches.parallel { x } else { &mid };
+        let normed = match &layer.mlp_norm {
+            Some(norm) => norm.forward(source)?,
+            None => source.clone(),
+        };
+        &mid + part(layer.mlp.forward(&normed)?, &layer.mlp_post)?
+    }
+}

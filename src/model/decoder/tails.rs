@@ -1,0 +1,52 @@
+//! The last rows of every sequence of a batch: where nothing else is wanted of a decoder, its last block computes no
+//! more than their queries and feed-forward parts (every token's keys and values are still needed).
+
+use std::sync::Arc;
+
+use crate::model::PackedBatch;
+use crate::ops::attention::AttentionSpec;
+use crate::ops::{embedding, pool};
+
+pub(in crate::model) struct Tails {
+    /// Their rows in the batch, ascending, and the rows of these in tables of rotary positions.
+    pub rows: Vec<u32>,
+    pub rotary: Vec<u32>,
+    pub attention: AttentionSpec,
+}
+
+impl Tails {
+    /// The last `lengths[i]` rows of sequence i; `None` if those are all rows. `rotary` has an entry for each row.
+    pub fn new(batch: &PackedBatch, rotary: &[u32], lengths: &[usize], all: &AttentionSpec) -> Option<Self> {
+        let (rows, queries) = rows(batch, lengths);
+        if rows.len() == batch.len() {
+            return None;
+        }
+        let rotary = rows.iter().map(|r| rotary[*r as usize]).collect();
+        Some(Self { rows, rotary, attention: AttentionSpec { queries: Some(Arc::new(queries)), ..all.clone() } })
+    }
+
+    /// Their rows of x [n, d], in a buffer of the pool.
+    pub fn pick(&self, x: &[f32], d: usize) -> Vec<f32> {
+        let mut own = pool::take(self.rows.len() * d);
+        embedding::gather(x, &self.rows, d, &mut own);
+        own
+    }
+
+    /// Adds `own`, one row each, to their rows of x [n, d].
+    pub fn add(&self, own: &[f32], x: &mut [f32], d: usize) {
+        for (row, own) in self.rows.iter().zip(own.chunks_exact(d)) {
+            let to = &mut x[*row as usize * d..][..d];
+            to.iter_mut().zip(own).for_each(|(t, v)| *t += v);
+        }
+    }
+}
+
+/// The last `lengths[i]` rows of every sequence i, and where those of each sequence begin among them.
+pub(in crate::model) fn rows(batch: &PackedBatch, lengths: &[usize]) -> (Vec<u32>, Vec<usize>) {
+    let (mut rows, mut offsets) = (Vec::new(), vec![0]);
+    for (span, length) in batch.offsets.windows(2).zip(lengths) {
+        rows.extend((span[1] - length..span[1]).map(|r| r as u32));
+        offsets.push(rows.len());
+    }
+    (rows, offsets)
+}

@@ -1,0 +1,230 @@
+//! Bidirectional encoder of every family in `families`: blocks over packed sequences, with the masked-LM head when the
+//! weights have one. Papers: BERT (arXiv 1810.04805), ModernBERT (arXiv 2412.13663).
+
+pub mod text;
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
+
+use crate::model::families::{EncoderHeads, Norms, Pooler};
+use crate::model::layers::block::{Layer, layer};
+use crate::model::layers::rope_tables;
+use crate::model::layers::{Builder, Linear, Norm};
+use crate::model::{ModelConfig, PackedBatch, Weights};
+use crate::ops::activation;
+use crate::ops::attention::{Attend, AttentionSpec, attention};
+use crate::ops::embedding::{embedding, embedding_but};
+use crate::ops::linear::{Weight, WeightLayout};
+use crate::ops::token_logprobs::{TokenLogprobs, token_logprobs};
+
+#[derive(Debug, Clone)]
+pub struct Encoder {
+    pub config: ModelConfig,
+    words: Tensor,
+    positions: Option<Tensor>,
+    types: Option<Tensor>,
+    embed_norm: Option<Norm>,
+    layers: Vec<Layer>,
+    /// Norms stand behind the sums, as in BERT.
+    of_sum: bool,
+    final_norm: Option<Norm>,
+    pooler: Option<Linear>,
+    /// The masked-LM head's dense layer and norm.
+    transform: Option<(Linear, Norm)>,
+    output: Option<Output>,
+}
+
+#[derive(Debug, Clone)]
+struct Output {
+    decoder: Weight,
+    bias: Tensor,
+}
+
+impl Encoder {
+    pub fn new(config: &ModelConfig, weights: &Weights, purpose: crate::model::Purpose) -> Result<Self> {
+        Self::of(&Builder { config, weights, lora: None, purpose, stored: None })
+    }
+
+    /// An encoder with low-rank adapters (`{module}.lora_A.weight`, `{module}.lora_B.weight`) beside the base weights.
+    pub fn with_lora(
+        config: &ModelConfig,
+        weights: &Weights,
+        lora: &crate::model::LoraConfig,
+        adapters: &Weights,
+        purpose: crate::model::Purpose,
+    ) -> Result<Self> {
+        Self::of(&Builder { config, weights, lora: Some((lora, adapters)), purpose, stored: None })
+    }
+
+    fn of(b: &Builder<'_>) -> Result<Self> {
+        let (config, family) = (b.config, b.config.family());
+        let Some(heads) = family.encoder_heads() else {
+            candle_core::bail!("{} is a decoder, not an encoder", family.class)
+        };
+        let (d, vocab) = (config.hidden_size, config.vocab_size);
+        let words_name = format!("{}.weight", family.words);
+        let words = b.tensor(&words_name, &[vocab, d])?;
+        let table = |name: Option<&str>, rows: usize| {
+            name.map(|name| b.tensor(&format!("{name}.weight"), &[rows, d])).transpose()
+        };
+        let ropes = rope_tables::tables(config);
+        Ok(Self {
+            config: config.clone(),
+            positions: table(family.positions, config.max_positions + config.switches.position_offset)?,
+            types: table(family.segments, config.type_vocab_size)?,
+            embed_norm: family.embed_norm.map(|name| b.norm(name)).transpose()?,
+            layers: (0..config.n_layers).map(|i| layer(b, i, &ropes)).collect::<Result<_>>()?,
+            of_sum: matches!(family.block.norms, Norms::OfSum(_)),
+            final_norm: family.final_norm.map(|name| b.norm(name)).transpose()?,
+            pooler: match heads.pooler {
+                Pooler::Tanh(name) | Pooler::Relu(name) => dense(b, name)?,
+                Pooler::MaskedLmHead => None,
+            },
+            transform: match dense(b, heads.dense)? {
+                Some(dense) => Some((dense, b.norm(heads.norm)?)),
+                None => None,
+            },
+            output: output(b, heads, &words_name, &words)?,
+            words,
+        })
+    }
+
+    /// Hidden states `[N, d]` of every token. `type_ids` `[N]` are the segments (0 or 1 in BERT; ignored where a family
+    /// has none).
+    pub fn forward(&self, batch: &PackedBatch, type_ids: &[u32]) -> Result<Tensor> {
+        self.forward_by(batch, type_ids, &mut attention)
+    }
+
+    /// As `forward`, with `attend` in place of the attention of every layer, called in order of layers.
+    pub fn forward_by(&self, batch: &PackedBatch, type_ids: &[u32], attend: &mut Attend<'_>) -> Result<Tensor> {
+        if type_ids.len() != batch.len() {
+            candle_core::bail!("{} tokens, {} segment ids", batch.len(), type_ids.len());
+        }
+        let most = self.config.max_positions;
+        if let Some(p) = batch.positions.iter().find(|p| **p as usize >= most) {
+            candle_core::bail!("position {p} is outside the model's {most} positions");
+        }
+        let spec = AttentionSpec {
+            offsets: Arc::new(batch.offsets.clone()),
+            n_heads: self.config.n_heads,
+            n_kv_heads: self.config.n_heads,
+            head_dim: self.config.head_dim,
+            ..AttentionSpec::default()
+        };
+        let positions = Arc::new(batch.positions.clone());
+        let mut x = embedding_but(&self.words, &Arc::new(batch.ids.clone()), self.config.frozen_padding())?;
+        if let Some(table) = &self.positions {
+            let offset = self.config.switches.position_offset as u32;
+            let rows = if offset == 0 { positions.clone() } else { Arc::new(shifted(&positions, offset)) };
+            x = (x + embedding(table, &rows)?)?;
+        }
+        if let Some(table) = &self.types {
+            x = (x + embedding(table, &Arc::new(type_ids.to_vec()))?)?;
+        }
+        if let Some(norm) = &self.embed_norm {
+            x = norm.forward(&x)?;
+        }
+        for layer in &self.layers {
+            x = self.block(layer, &x, &positions, &spec, attend)?;
+        }
+        self.final_norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x))
+    }
+
+    fn block(
+        &self,
+        layer: &Layer,
+        x: &Tensor,
+        positions: &Arc<Vec<u32>>,
+        spec: &AttentionSpec,
+        attend: &mut Attend<'_>,
+    ) -> Result<Tensor> {
+        let (q, k, v) = layer.qkv(&self.config, x, positions)?;
+        let given = layer.out.forward(&attend(&q, &k, &v, &layer.attention(spec))?)?;
+        let x = self.add(x, &given, layer.attn_post.as_ref())?;
+        let normed = match &layer.mlp_norm {
+            Some(norm) => norm.forward(&x)?,
+            None => x.clone(),
+        };
+        self.add(&x, &layer.mlp.forward(&normed)?, layer.mlp_post.as_ref())
+    }
+
+    fn add(&self, x: &Tensor, given: &Tensor, post: Option<&Norm>) -> Result<Tensor> {
+        match post {
+            Some(norm) if self.of_sum => norm.forward(&(x + given)?),
+            Some(norm) => x + norm.forward(given)?,
+            None => x + given,
+        }
+    }
+
+    /// What a classifier reads of chosen rows (the `[CLS]` rows), where the weights have the layer for it: in BERT
+    /// tanh(W·hidden + b).
+    pub fn pool(&self, cls_rows: &Tensor) -> Result<Option<Tensor>> {
+        match (self.config.family().encoder_heads().map(|heads| heads.pooler), &self.pooler) {
+            (Some(Pooler::Tanh(_)), Some(pooler)) => Ok(Some(pooler.forward(cls_rows)?.tanh()?)),
+            (Some(Pooler::Relu(_)), Some(pooler)) => Ok(Some(pooler.forward(cls_rows)?.relu()?)),
+            (Some(Pooler::MaskedLmHead), _) if self.transform.is_some() => Ok(Some(self.mlm_transform(cls_rows)?)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether masked tokens can be guessed.
+    pub fn has_mlm_head(&self) -> bool {
+        self.transform.is_some() && self.output.is_some()
+    }
+
+    /// Vocabulary logits [m, vocab] of chosen hidden rows.
+    pub fn mlm_logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let output = self.output()?;
+        output.decoder.apply(&self.mlm_transform(hidden)?)?.broadcast_add(&output.bias)
+    }
+
+    /// log p(target) at chosen hidden rows, for the masked-LM loss.
+    pub fn mlm_logprobs(&self, hidden: &Tensor, targets: &[u32]) -> Result<TokenLogprobs> {
+        let output = self.output()?;
+        // The bias joins the matrix as one more column, so that the fused op needs no special case.
+        let x = self.mlm_transform(hidden)?;
+        let ones = Tensor::ones((x.dim(0)?, 1), x.dtype(), x.device())?;
+        let matrix = Tensor::cat(&[output.decoder.dense()?, &output.bias.unsqueeze(1)?], 1)?;
+        let joint = Weight::new(&matrix, WeightLayout::OutIn, true)?;
+        token_logprobs(&Tensor::cat(&[&x, &ones], 1)?, &joint, targets, 1.0)
+    }
+
+    fn output(&self) -> Result<&Output> {
+        match &self.output {
+            Some(output) => Ok(output),
+            None => candle_core::bail!("this encoder has no masked-LM head"),
+        }
+    }
+
+    fn mlm_transform(&self, hidden: &Tensor) -> Result<Tensor> {
+        let Some((dense, norm)) = &self.transform else { candle_core::bail!("this encoder has no masked-LM head") };
+        norm.forward(&activation::activate(self.config.activation, &dense.forward(hidden)?)?)
+    }
+}
+
+fn shifted(positions: &[u32], offset: u32) -> Vec<u32> {
+    positions.iter().map(|p| p + offset).collect()
+}
+
+/// A square layer that the weights may have, with a bias if they have that.
+fn dense(b: &Builder<'_>, name: &str) -> Result<Option<Linear>> {
+    if !b.weights.contains_key(&format!("{name}.weight")) {
+        return Ok(None);
+    }
+    let d = b.config.hidden_size;
+    b.linear(name, d, d, b.weights.contains_key(&format!("{name}.bias"))).map(Some)
+}
+
+fn output(b: &Builder<'_>, heads: &EncoderHeads, words_name: &str, words: &Tensor) -> Result<Option<Output>> {
+    let (d, vocab) = (b.config.hidden_size, b.config.vocab_size);
+    if !b.weights.contains_key(heads.bias) {
+        return Ok(None);
+    }
+    let own = format!("{}.weight", heads.decoder);
+    let decoder = match b.config.tie_embeddings || !b.weights.contains_key(&own) {
+        true => b.weight(words_name, words, WeightLayout::OutIn)?,
+        false => b.weight(&own, &b.tensor(&own, &[vocab, d])?, WeightLayout::OutIn)?,
+    };
+    Ok(Some(Output { decoder, bias: b.tensor(heads.bias, &[vocab])? }))
+}

@@ -1,0 +1,195 @@
+//! Classifiers: a linear head on a decoder's last token (GPT-1, GPT2ForSequenceClassification) or on an
+//! encoder's pooled `[CLS]` (BertForSequenceClassification).
+
+use candle_core::{D, Result, Tensor};
+use serde_json::{Value, json};
+
+use crate::model::families::Pooler;
+use crate::model::heads::reward::headless;
+use crate::model::{Decoder, Encoder, Loaded, ModelConfig, PackedBatch, Purpose, Weights};
+use crate::tokenizer::Tokenizer;
+
+/// Names of a decoder's head, [classes, d], and of an encoder's.
+pub const SCORE: &str = crate::model::heads::reward::SCORE;
+pub const CLASSIFIER: &str = "classifier.weight";
+pub const CLASSIFIER_BIAS: &str = "classifier.bias";
+
+/// Everything below the head.
+pub enum Body<'a> {
+    Decoder(&'a Decoder),
+    Encoder(&'a Encoder),
+}
+
+/// Class scores [n, classes] of `sequences`, with gradient where there are variables. `head` is [classes, d].
+pub fn class_logits(body: &Body<'_>, head: &Tensor, bias: Option<&Tensor>, sequences: &[&[u32]]) -> Result<Tensor> {
+    let batch = PackedBatch::new(sequences);
+    let features = match body {
+        Body::Decoder(decoder) => rows(&decoder.forward(&batch)?, &batch.last_rows())?,
+        Body::Encoder(encoder) => pooled(encoder, &batch)?,
+    };
+    let logits = features.matmul(&head.t()?)?;
+    bias.map_or(Ok(logits.clone()), |bias| logits.broadcast_add(bias))
+}
+
+fn pooled(encoder: &Encoder, batch: &PackedBatch) -> Result<Tensor> {
+    let hidden = encoder.forward(batch, &vec![0; batch.len()])?;
+    let first: Vec<u32> = batch.offsets[..batch.n_sequences()].iter().map(|o| *o as u32).collect();
+    match encoder.pool(&rows(&hidden, &first)?)? {
+        Some(pooled) => Ok(pooled),
+        None => candle_core::bail!("the encoder has no pooler"),
+    }
+}
+
+fn rows(hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)
+}
+
+/// What the classifier reads of a text, in training and later: at most `max_length` tokens; a decoder's text
+/// ends with its end token, whose state the head sees; an encoder's stands between `[CLS]` and `[SEP]`.
+pub fn classifier_ids(tokenizer: &Tokenizer, config: &ModelConfig, text: &str, max_length: usize) -> Result<Vec<u32>> {
+    Ok(classifier_ids_cut(tokenizer, config, text, max_length)?.0)
+}
+
+/// `classifier_ids`, and whether the text lost its end to fit.
+pub fn classifier_ids_cut(
+    tokenizer: &Tokenizer,
+    config: &ModelConfig,
+    text: &str,
+    max_length: usize,
+) -> Result<(Vec<u32>, bool)> {
+    let mut ids = tokenizer.encode(text, false, false).map_err(candle_core::Error::wrap)?;
+    let whole = ids.len();
+    if !config.is_encoder() {
+        let end = config.eos_ids.first().copied();
+        ids.truncate(max_length.saturating_sub(usize::from(end.is_some())));
+        let cut = ids.len() < whole;
+        ids.extend(end);
+        if ids.is_empty() {
+            candle_core::bail!("a text has no tokens, and the model no end token");
+        }
+        return Ok((ids, cut));
+    }
+    let id = |role: &str, usual: &str| match tokenizer.token_to_id(tokenizer.named_token(role).unwrap_or(usual)) {
+        Some(id) => Ok(id),
+        None => candle_core::bail!("the tokenizer has no {usual} token"),
+    };
+    ids.truncate(max_length.saturating_sub(2));
+    let cut = ids.len() < whole;
+    ids.insert(0, id("cls_token", "[CLS]")?);
+    ids.push(id("sep_token", "[SEP]")?);
+    Ok((ids, cut))
+}
+
+/// instructd.json's part about a classifier.
+pub fn about(labels: &[String], max_length: usize) -> Value {
+    json!({"classifier": {"labels": labels, "max_length": max_length}})
+}
+
+/// A trained classifier, frozen.
+pub struct Classifier {
+    body: Owned,
+    head: Tensor,
+    bias: Option<Tensor>,
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    pub labels: Vec<String>,
+    pub max_length: usize,
+}
+
+enum Owned {
+    Decoder(Box<Decoder>),
+    Encoder(Box<Encoder>),
+}
+
+impl Classifier {
+    /// # Errors
+    /// A model without a tokenizer or a head; labels in instructd.json that are not as many as the head's rows.
+    pub fn new(loaded: &Loaded) -> Result<Self> {
+        let Some(tokenizer) = loaded.tokenizer.clone() else { candle_core::bail!("the model has no tokenizer.json") };
+        let encoder = loaded.config.is_encoder();
+        let name = if encoder { CLASSIFIER } else { SCORE };
+        let Some(head) = loaded.weights.get(name) else { candle_core::bail!("not a classifier: it has no {name}") };
+        let (classes, _) = head.dims2()?;
+        let said = loaded.instructd.as_ref().and_then(|v| v.get("classifier"));
+        let labels: Vec<String> = match said.and_then(|v| v.get("labels")?.as_array()) {
+            Some(names) => names.iter().filter_map(|n| n.as_str().map(str::to_owned)).collect(),
+            None => (0..classes).map(|i| format!("LABEL_{i}")).collect(),
+        };
+        if labels.len() != classes {
+            candle_core::bail!("{name} has {classes} rows, instructd.json names {} labels", labels.len());
+        }
+        let limit = said.and_then(|v| v.get("max_length")?.as_u64()).map_or(usize::MAX, |n| n as usize);
+        let body = if encoder {
+            Owned::Encoder(Box::new(Encoder::new(&loaded.config, &loaded.weights, Purpose::Serve)?))
+        } else {
+            Owned::Decoder(Box::new(Decoder::new(&headless(&loaded.config), &loaded.weights, Purpose::Serve)?))
+        };
+        Ok(Self {
+            body,
+            head: head.detach(),
+            bias: loaded.weights.get(CLASSIFIER_BIAS).map(Tensor::detach),
+            tokenizer,
+            config: loaded.config.clone(),
+            labels,
+            max_length: limit.min(loaded.config.max_positions),
+        })
+    }
+
+    /// log p of every label for every text, `[texts][labels]`; `max_tokens` go through at a time.
+    pub fn classify<S: AsRef<str>>(&self, texts: &[S], max_tokens: usize) -> Result<Vec<Vec<f32>>> {
+        let body = match &self.body {
+            Owned::Decoder(decoder) => Body::Decoder(decoder),
+            Owned::Encoder(encoder) => Body::Encoder(encoder),
+        };
+        let ids = texts.iter().map(|t| classifier_ids(&self.tokenizer, &self.config, t.as_ref(), self.max_length));
+        let ids = ids.collect::<Result<Vec<_>>>()?;
+        let mut out = Vec::with_capacity(ids.len());
+        let mut rest = ids.as_slice();
+        while !rest.is_empty() {
+            let mut tokens = 0;
+            let n = rest.iter().take_while(|s| {
+                tokens += s.len();
+                tokens <= max_tokens
+            });
+            let (now, later) = rest.split_at(n.count().max(1));
+            let now: Vec<&[u32]> = now.iter().map(Vec::as_slice).collect();
+            let logits = class_logits(&body, &self.head, self.bias.as_ref(), &now)?;
+            let normaliser = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
+            let all = normaliser.broadcast_sub(&normaliser.exp()?.sum_keepdim(D::Minus1)?.log()?)?;
+            out.extend(all.to_vec2::<f32>()?);
+            rest = later;
+        }
+        Ok(out)
+    }
+}
+
+/// Weights without heads of other tasks: what a classifier is built on.
+pub fn body_weights(loaded: &Loaded) -> Weights {
+    let family = loaded.config.family();
+    let kept = |name: &str| family.encoder_heads().is_some_and(|heads| heads.is_pooler(name));
+    let output = |name: &str| !loaded.config.is_encoder() && name == "lm_head.weight";
+    let other = |name: &str| family.is_head(name) && !kept(name) && !output(name);
+    loaded.weights.iter().filter(|(name, _)| !other(name)).map(|(n, t)| (n.clone(), t.clone())).collect()
+}
+
+/// Gives an encoder the layer between its first token and the classes, where the weights have none. `draw` makes the
+/// matrix.
+pub fn add_pooler(config: &ModelConfig, weights: &mut Weights, draw: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+    let Some(heads) = config.family().encoder_heads() else { return Ok(()) };
+    let (name, biased) = match heads.pooler {
+        Pooler::Tanh(name) | Pooler::Relu(name) => (name, true),
+        Pooler::MaskedLmHead => (heads.dense, false),
+    };
+    if weights.contains_key(&format!("{name}.weight")) {
+        return Ok(());
+    }
+    let matrix = draw()?;
+    let (d, device) = (config.hidden_size, matrix.device().clone());
+    weights.insert(format!("{name}.weight"), matrix);
+    if biased {
+        weights.insert(format!("{name}.bias"), Tensor::zeros(d, candle_core::DType::F32, &device)?);
+    } else {
+        weights.insert(format!("{}.weight", heads.norm), Tensor::ones(d, candle_core::DType::F32, &device)?);
+    }
+    Ok(())
+}

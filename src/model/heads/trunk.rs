@@ -1,0 +1,145 @@
+//! What a score or a class is read from: a causal decoder's last token, or an encoder's first.
+
+use candle_core::{Result, Tensor};
+
+use crate::model::adapters::lora::LoraConfig;
+use crate::model::{Decoder, Encoder, ModelConfig, PackedBatch, Purpose, Recompute, Weights};
+
+/// A model that training and scoring can build from a configuration and its weights.
+pub trait Build: Sized {
+    /// `lora`: adapters beside the base, by the names of `lora::init`.
+    ///
+    /// # Errors
+    /// When the weights do not fit the configuration.
+    fn build(
+        config: &ModelConfig,
+        weights: &Weights,
+        lora: Option<(&LoraConfig, &Weights)>,
+        purpose: Purpose,
+    ) -> Result<Self>;
+
+    /// What training changes about it; only decoders have choices.
+    fn for_training(self, _recompute: Recompute) -> Self {
+        self
+    }
+}
+
+impl Build for Decoder {
+    fn build(
+        config: &ModelConfig,
+        weights: &Weights,
+        lora: Option<(&LoraConfig, &Weights)>,
+        purpose: Purpose,
+    ) -> Result<Self> {
+        match lora {
+            None => Self::new(config, weights, purpose),
+            Some((lora, adapters)) => Self::with_lora(config, weights, lora, adapters, purpose),
+        }
+    }
+
+    /// Gradients are then taken as `train::step::Accumulator` takes them.
+    fn for_training(self, recompute: Recompute) -> Self {
+        let mut decoder = self.collected();
+        decoder.recompute = recompute;
+        decoder
+    }
+}
+
+impl Build for Encoder {
+    fn build(
+        config: &ModelConfig,
+        weights: &Weights,
+        lora: Option<(&LoraConfig, &Weights)>,
+        purpose: Purpose,
+    ) -> Result<Self> {
+        match lora {
+            None => Self::new(config, weights, purpose),
+            Some((lora, adapters)) => Self::with_lora(config, weights, lora, adapters, purpose),
+        }
+    }
+}
+
+/// A decoder or an encoder, by its architecture.
+#[derive(Debug, Clone)]
+pub enum Trunk {
+    Decoder(Decoder),
+    Encoder(Encoder),
+}
+
+impl Build for Trunk {
+    fn build(
+        config: &ModelConfig,
+        weights: &Weights,
+        lora: Option<(&LoraConfig, &Weights)>,
+        purpose: Purpose,
+    ) -> Result<Self> {
+        Ok(match config.is_encoder() {
+            true => Self::Encoder(<Encoder as Build>::build(config, weights, lora, purpose)?),
+            false => Self::Decoder(<Decoder as Build>::build(config, weights, lora, purpose)?),
+        })
+    }
+
+    fn for_training(self, recompute: Recompute) -> Self {
+        match self {
+            Self::Decoder(decoder) => Self::Decoder(decoder.for_training(recompute)),
+            encoder => encoder,
+        }
+    }
+}
+
+impl Trunk {
+    /// The hidden state [n, d] of every sequence at the token that a head reads. `separator` ends segment 0
+    /// of an encoder's input; decoders have no segments.
+    pub fn summaries(&self, batch: &PackedBatch, separator: Option<u32>) -> Result<Tensor> {
+        self.summed_up(batch, separator, |decoder, last| decoder.forward_tails(batch, last))
+    }
+
+    /// As `summaries`, without a gradient also where the trunk has variables.
+    pub fn frozen_summaries(&self, batch: &PackedBatch, separator: Option<u32>) -> Result<Tensor> {
+        Ok(self.summed_up(batch, separator, |decoder, last| decoder.frozen_tails(batch, last))?.detach())
+    }
+
+    fn summed_up(
+        &self,
+        batch: &PackedBatch,
+        separator: Option<u32>,
+        decode: impl FnOnce(&Decoder, &[usize]) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        match self {
+            Self::Decoder(decoder) => decode(decoder, &vec![1; batch.n_sequences()]),
+            Self::Encoder(encoder) => {
+                let separator = separator.filter(|_| encoder.config.type_vocab_size > 1);
+                let hidden = encoder.forward(batch, &segments(batch, separator))?;
+                let first: Vec<u32> = batch.offsets[..batch.n_sequences()].iter().map(|start| *start as u32).collect();
+                hidden.index_select(&Tensor::new(first, hidden.device())?, 0)
+            }
+        }
+    }
+}
+
+/// Segment of every token: 0 up to the first separator of its sequence, 1 after it (BERT, section 3).
+fn segments(batch: &PackedBatch, separator: Option<u32>) -> Vec<u32> {
+    let mut segments = Vec::with_capacity(batch.len());
+    for sequence in batch.offsets.windows(2) {
+        let mut segment = 0;
+        for id in &batch.ids[sequence[0]..sequence[1]] {
+            segments.push(segment);
+            if Some(*id) == separator {
+                segment = 1;
+            }
+        }
+    }
+    segments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_segment_begins_after_the_first_separator_of_each_sequence() {
+        let batch = PackedBatch::new(&[vec![1, 9, 2, 9], vec![3, 4]]);
+        assert_eq!(segments(&batch, Some(9)), [0, 0, 1, 1, 0, 0]);
+        assert_eq!(segments(&batch, None), [0; 6]);
+    }
+}

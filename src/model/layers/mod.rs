@@ -1,0 +1,402 @@
+//! Building blocks that decoders and encoders share: linear with bias and adapter, the two norms.
+
+pub(in crate::model) mod block;
+pub(in crate::model) mod rope_tables;
+
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{DType, Result, Tensor};
+
+use crate::model::adapters::lora::LoraConfig;
+use crate::model::families::NormKind;
+use crate::model::gguf::GgufTensors;
+use crate::model::{ModelConfig, Purpose, Weights};
+use crate::ops::linear::{Weight, WeightFormat, WeightLayout, linear};
+use crate::ops::low_rank::{Beside, LowRank};
+use crate::ops::product::{Dims, column_sums, product_transposed};
+use crate::ops::{self, grad};
+
+/// Everything needed to find and prepare the parameters of one model.
+pub(in crate::model) struct Builder<'a> {
+    pub config: &'a ModelConfig,
+    pub weights: &'a Weights,
+    pub lora: Option<(&'a LoraConfig, &'a Weights)>,
+    pub purpose: Purpose,
+    /// Where `weights` came from, if that is a GGUF file: its blocks can be served as they are.
+    pub stored: Option<&'a GgufTensors>,
+}
+
+impl Builder<'_> {
+    /// Prepares the matrix `w`, called `name` in the file, for its purpose.
+    pub fn weight(&self, name: &str, w: &Tensor, layout: WeightLayout) -> Result<Weight> {
+        let format = match self.purpose {
+            Purpose::ServeAs(WeightFormat::File) => self.stored.map_or(WeightFormat::F32, |s| s.near_format(name)),
+            Purpose::ServeAs(format) => format,
+            purpose => return purpose.prepare(w, layout),
+        };
+        match self.blocks(&[name])? {
+            Some(weight) if w.device().is_cpu() => Ok(weight),
+            _ => Weight::served(w, layout, format),
+        }
+    }
+
+    /// The rows of these tensors end to end, as the file holds them; `None` unless the file's own form is
+    /// asked for and all are blocks of one kind.
+    fn blocks(&self, names: &[&str]) -> Result<Option<Weight>> {
+        let (Purpose::ServeAs(WeightFormat::File), Some(stored)) = (self.purpose, self.stored) else { return Ok(None) };
+        let Some(kinds) = names.iter().map(|name| stored.block_kind(name)).collect::<Option<Vec<_>>>() else {
+            return Ok(None);
+        };
+        let (kind, _, k) = kinds[0];
+        if kinds.iter().any(|(other, _, width)| *other != kind || *width != k) {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        for name in names {
+            bytes.extend(stored.bytes(name).map_err(candle_core::Error::wrap)?);
+        }
+        Ok(Some(Weight::blocks(&bytes, kind, kinds.iter().map(|(_, m, _)| m).sum(), k)))
+    }
+
+    /// Projections of the same input as one matrix, where no gradient and no adapter needs them apart: fewer,
+    /// larger products. `None` where they must stay apart. `modules` are (name, outputs).
+    pub fn joint(&self, modules: &[(String, usize)], input: usize, bias: bool) -> Result<Option<Linear>> {
+        if !matches!(self.purpose, Purpose::Serve | Purpose::ServeAs(_)) || self.lora.is_some() {
+            return Ok(None);
+        }
+        let names: Vec<String> = modules.iter().map(|(module, _)| format!("{module}.weight")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let parts = names.iter().zip(modules).map(|(name, (_, out))| self.tensor(name, &[*out, input]));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        let bias = match bias {
+            true => {
+                let parts = modules.iter().map(|(module, out)| self.tensor(&format!("{module}.bias"), &[*out]));
+                Some(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?)
+            }
+            false => None,
+        };
+        let weight = match self.blocks(&names)? {
+            Some(weight) if parts[0].device().is_cpu() => weight,
+            _ if self.stored.is_some() && self.purpose == Purpose::ServeAs(WeightFormat::File) => return Ok(None),
+            _ => self.weight("", &Tensor::cat(&parts, 0)?, WeightLayout::OutIn)?,
+        };
+        Ok(Some(Linear { weight, bias, lora: None }))
+    }
+
+    pub fn tensor(&self, name: &str, dims: &[usize]) -> Result<Tensor> {
+        let Some(t) = self.weights.get(name) else { candle_core::bail!("the weights have no tensor {name}") };
+        if t.dims() != dims {
+            candle_core::bail!("tensor {name} has shape {:?}, the configuration says {dims:?}", t.dims());
+        }
+        Ok(t.clone())
+    }
+
+    pub fn linear(&self, module: &str, out: usize, input: usize, bias: bool) -> Result<Linear> {
+        let layout = self.config.family().layout;
+        let dims = match layout {
+            WeightLayout::InOut => [input, out],
+            WeightLayout::OutIn => [out, input],
+        };
+        let name = format!("{module}.weight");
+        let weight = self.weight(&name, &self.tensor(&name, &dims)?, layout)?;
+        let bias = if bias { Some(self.tensor(&format!("{module}.bias"), &[out])?) } else { None };
+        let lora = match self.lora {
+            Some((config, adapters)) => match adapters.get(&format!("{module}.lora_A.weight")) {
+                Some(a) => {
+                    let Some(b) = adapters.get(&format!("{module}.lora_B.weight")) else {
+                        candle_core::bail!("adapter {module} has no lora_B")
+                    };
+                    Some(Adapter::new(a.clone(), b.clone(), config.scale()))
+                }
+                None => None,
+            },
+            None => None,
+        };
+        Ok(Linear { weight, bias, lora })
+    }
+
+    /// The norm of `width` channels that the family has.
+    pub fn norm_of(&self, module: &str, width: usize) -> Result<Norm> {
+        let weight = self.tensor(&format!("{module}.weight"), &[width])?;
+        let eps = self.config.norm_eps;
+        Ok(match self.config.family().norm {
+            NormKind::Layer => {
+                let bias = self.tensor(&format!("{module}.bias"), &[width])?;
+                Norm::Layer { weight, bias, eps }
+            }
+            NormKind::LayerNoBias => Norm::LayerNoBias { weight, eps },
+            NormKind::Rms => Norm::Rms { weight, eps },
+            NormKind::RmsPlusOne => Norm::RmsPlusOne { weight, eps },
+        })
+    }
+
+    pub fn norm(&self, module: &str) -> Result<Norm> {
+        self.norm_of(module, self.config.hidden_size)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Adapter {
+    /// [rank, in] and [out, rank].
+    a: Tensor,
+    b: Tensor,
+    scale: f64,
+    /// Of factors that do not train: prepared once.
+    ready: Arc<OnceLock<LowRank>>,
+}
+
+impl Adapter {
+    fn new(a: Tensor, b: Tensor, scale: f64) -> Self {
+        Self { a, b, scale, ready: Arc::default() }
+    }
+
+    fn rank(&self) -> Result<usize> {
+        self.a.dim(0)
+    }
+
+    /// The term of the forward pass (`OutIn`), or the one that gradients of the input pass through (`InOut`).
+    fn term(&self, way: WeightLayout) -> Result<LowRank> {
+        let (a, b) = (ops::read(&self.a)?, ops::read(&self.b)?);
+        let (first, second) = if way == WeightLayout::OutIn { (&a, &b) } else { (&b, &a) };
+        Ok(LowRank::new(first, second, way, self.rank()?, self.scale as f32))
+    }
+
+    /// Calls `f` with the term of the forward pass.
+    fn with_term<R>(&self, f: impl FnOnce(&LowRank) -> Result<R>) -> Result<R> {
+        if self.a.track_op() || self.b.track_op() {
+            return f(&self.term(WeightLayout::OutIn)?);
+        }
+        match self.ready.get() {
+            Some(term) => f(term),
+            None => {
+                let term = self.term(WeightLayout::OutIn)?;
+                f(self.ready.get_or_init(|| term))
+            }
+        }
+    }
+}
+
+/// x·Wᵀ + b, plus the adapter's low-rank term.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    weight: Weight,
+    bias: Option<Tensor>,
+    lora: Option<Adapter>,
+}
+
+impl Linear {
+    pub fn change_adapter(&mut self, change: &dyn Fn(&Tensor) -> Result<Option<Tensor>>) -> Result<()> {
+        if let Some(Adapter { a, b, scale, .. }) = self.lora.take() {
+            self.lora = change(&a)?.zip(change(&b)?).map(|(a, b)| Adapter::new(a, b, scale));
+        }
+        Ok(())
+    }
+
+    /// x [n, in] → [n, out].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if !x.track_op() && !self.trained() && x.dtype() == DType::F32 && self.on_host() {
+            let (x, n) = (x.contiguous()?, x.dim(0)?);
+            let mut y = vec![0f32; n * self.weight.out_features()];
+            self.run(&ops::read(&x)?, &mut y, n)?;
+            return ops::tensor(y, (n, self.weight.out_features()));
+        }
+        let mut y = self.weight.apply(x)?;
+        if let Some(Adapter { a, b, scale, .. }) = &self.lora {
+            let low = linear(x, a, WeightLayout::OutIn)?;
+            y = (y + (linear(&low, b, WeightLayout::OutIn)? * *scale)?)?;
+        }
+        match &self.bias {
+            Some(b) => y.broadcast_add(b),
+            None => Ok(y),
+        }
+    }
+
+    /// Whether any of its tensors wants a gradient.
+    pub fn trained(&self) -> bool {
+        self.tensors().any(Tensor::track_op)
+    }
+
+    /// Its tensors as they came, adapter included; not a weight that was packed for serving only.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let adapter = self.lora.iter().flat_map(|l| [&l.a, &l.b]);
+        self.weight.natural().into_iter().chain(&self.bias).chain(adapter)
+    }
+
+    /// Whether `run` and `back` apply.
+    pub fn on_host(&self) -> bool {
+        self.weight.on_host() && self.tensors().all(|t| ops::fused(t) && t.is_contiguous())
+    }
+
+    pub fn out_features(&self) -> usize {
+        self.weight.out_features()
+    }
+
+    /// y [n, out] = layer(x [n, in]) on plain slices. Returns the adapter's inner values, scaled, [n, rank]
+    /// (empty without one): `back` needs them.
+    pub fn run(&self, x: &[f32], y: &mut [f32], n: usize) -> Result<Vec<f32>> {
+        let mut low = Vec::new();
+        match &self.lora {
+            None => self.weight.forward(x, y, n, None)?,
+            Some(adapter) => {
+                low = vec![0f32; n * adapter.rank()?];
+                adapter.with_term(|term| self.weight.forward(x, y, n, Some(Beside { term, inner: &mut low })))?;
+            }
+        }
+        if let Some(bias) = &self.bias {
+            let bias = ops::read(bias)?;
+            for row in y.chunks_exact_mut(bias.len()) {
+                row.iter_mut().zip(bias.iter()).for_each(|(y, b)| *y += b);
+            }
+        }
+        Ok(low)
+    }
+
+    /// `back_input`, where `gx` is given, and `back_weights`.
+    pub fn back(&self, x: &[f32], low: &[f32], gy: &[f32], n: usize, gx: Option<(&mut [f32], bool)>) -> Result<()> {
+        let glow = self.back_input(gy, n, gx)?;
+        self.back_weights(x, low, gy, &glow, n)
+    }
+
+    /// Writes or adds the input's gradient where `gx` is given. Returns the gradient of the adapter's inner values,
+    /// scaled, [n, rank] (empty without one).
+    pub fn back_input(&self, gy: &[f32], n: usize, gx: Option<(&mut [f32], bool)>) -> Result<Vec<f32>> {
+        let Some(adapter) = &self.lora else {
+            if let Some((gx, add)) = gx {
+                self.weight.backward_input(gy, gx, n, add, None)?;
+            }
+            return Ok(Vec::new());
+        };
+        let (term, mut glow) = (adapter.term(WeightLayout::InOut)?, vec![0f32; n * adapter.rank()?]);
+        match gx {
+            Some((gx, add)) => {
+                self.weight.backward_input(gy, gx, n, add, Some(Beside { term: &term, inner: &mut glow }))?;
+            }
+            None => term.inner(gy, &mut glow),
+        }
+        Ok(glow)
+    }
+
+    /// Adds to the gradients of its variables, inside `ops::grad::collecting`. `low` is what `run` returned for `x`,
+    /// `glow` what `back_input` did for `gy`.
+    pub fn back_weights(&self, x: &[f32], low: &[f32], gy: &[f32], glow: &[f32], n: usize) -> Result<()> {
+        if let Some(bias) = self.bias.as_ref().filter(|b| b.track_op()) {
+            grad::add(bias, |g, add| column_sums(gy, g, add))?;
+        }
+        if self.weight.trained() {
+            self.weight.backward_weight(x, gy, n)?;
+        }
+        let Some(Adapter { a, b, .. }) = &self.lora else { return Ok(()) };
+        let ((rank, input), out) = (a.dims2()?, b.dim(0)?);
+        if b.track_op() {
+            grad::add(b, |g, add| product_transposed(gy, low, g, Dims { n, m: out, k: rank }, add))?;
+        }
+        if a.track_op() {
+            grad::add(a, |g, add| product_transposed(glow, x, g, Dims { n, m: rank, k: input }, add))?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone)]
+pub enum Norm {
+    Rms {
+        weight: Tensor,
+        eps: f64,
+    },
+    /// RMSNorm that scales by 1 + weight.
+    RmsPlusOne {
+        weight: Tensor,
+        eps: f64,
+    },
+    Layer {
+        weight: Tensor,
+        bias: Tensor,
+        eps: f64,
+    },
+    LayerNoBias {
+        weight: Tensor,
+        eps: f64,
+    },
+}
+
+impl Norm {
+    /// x [n, k · width] → the same shape; every `width` channels are normalised together.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (width, shape) = (self.parts().0.elem_count(), x.shape().clone());
+        if x.dim(candle_core::D::Minus1)? != width {
+            return self.forward(&x.reshape((x.elem_count() / width, width))?)?.reshape(shape);
+        }
+        match self {
+            Self::Rms { weight, eps } => ops::norm::rms_norm(x, weight, *eps),
+            Self::RmsPlusOne { weight, eps } => ops::norm::rms_norm(x, &(weight + 1.0)?, *eps),
+            Self::Layer { weight, bias, eps } => ops::norm::layer_norm(x, weight, bias, *eps),
+            Self::LayerNoBias { weight, eps } => ops::norm::layer_norm(x, weight, &weight.zeros_like()?, *eps),
+        }
+    }
+
+    fn parts(&self) -> (&Tensor, Option<&Tensor>, f32) {
+        match self {
+            Self::Rms { weight, eps } | Self::RmsPlusOne { weight, eps } | Self::LayerNoBias { weight, eps } => {
+                (weight, None, *eps as f32)
+            }
+            Self::Layer { weight, bias, eps } => (weight, Some(bias), *eps as f32),
+        }
+    }
+
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let (weight, bias, _) = self.parts();
+        std::iter::once(weight).chain(bias)
+    }
+
+    pub fn trained(&self) -> bool {
+        self.tensors().any(Tensor::track_op)
+    }
+
+    pub fn on_host(&self) -> bool {
+        self.tensors().all(|t| ops::fused(t) && t.is_contiguous())
+    }
+
+    /// Calls `f` with the norm on plain slices.
+    fn with<R>(&self, f: impl FnOnce(ops::norm::Norm<'_>) -> R) -> Result<R> {
+        let (weight, bias, eps) = self.parts();
+        let (weight, bias) = (ops::read(weight)?, bias.map(ops::read).transpose()?);
+        Ok(match self {
+            Self::Rms { .. } | Self::Layer { .. } => f(ops::norm::Norm { weight: &weight, bias: bias.as_deref(), eps }),
+            Self::RmsPlusOne { .. } => {
+                let weight: Vec<f32> = weight.iter().map(|w| w + 1.0).collect();
+                f(ops::norm::Norm { weight: &weight, bias: None, eps })
+            }
+            Self::LayerNoBias { .. } => {
+                let zero = vec![0f32; weight.len()];
+                f(ops::norm::Norm { weight: &weight, bias: Some(&zero), eps })
+            }
+        })
+    }
+
+    /// y = norm(x), both [n, d], on plain slices.
+    pub fn run(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
+        self.with(|norm| norm.forward(x, y))
+    }
+
+    /// gx (+)= the input's gradient; adds to those of its variables.
+    pub fn back(&self, x: &[f32], gy: &[f32], gx: &mut [f32], add: bool) -> Result<()> {
+        let (weight, bias, _) = self.parts();
+        let trained = self.trained();
+        let grads = self.with(|norm| norm.backward(x, gy, gx, add, trained))?;
+        if !trained {
+            return Ok(());
+        }
+        let (gw, gb) = grads.split_at(weight.elem_count());
+        let plus = |g: &mut [f32], by: &[f32], add: bool| match add {
+            true => g.iter_mut().zip(by).for_each(|(g, v)| *g += v),
+            false => g.copy_from_slice(by),
+        };
+        if weight.track_op() {
+            grad::add(weight, |g, add| plus(g, gw, add))?;
+        }
+        if let Some(bias) = bias.filter(|b| b.track_op()) {
+            grad::add(bias, |g, add| plus(g, gb, add))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,4 @@
+//! Figures over numbers and texts that training and evaluation share: pure functions, without models.
+
+pub mod diversity;
+pub mod interval;

@@ -1,0 +1,272 @@
+//! Kahneman-Tversky optimisation: completions that somebody liked or did not teach the policy, against its own start.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use candle_core::Tensor;
+use serde_json::{Value, json};
+
+use super::args::{KtoArgs, parse_for_run};
+use super::data_report::DataReport;
+use super::fit::{self, Fit, count};
+use super::preference::sequence_logprobs;
+use super::run::{Plan, Run, before, device, file_hash};
+use super::samples::Samples;
+use super::sft::backbone_and_output;
+use super::step::{Accumulator, Picked, Sequence, micro_batches};
+use super::trainable::Trainable;
+use super::{Reporter, TrainOutcome};
+use crate::data::{PromptInput, Thumbed, read_feedback};
+use crate::domain::Split;
+use crate::model::{self, Decoder};
+use crate::objective::logprobs::sequence_sums_tensor;
+use crate::objective::preference::ranked_above;
+use crate::objective::{Stats, kto};
+use crate::prompt::Texts;
+
+/// A completion and what was thought of it.
+struct Item {
+    sequence: Sequence,
+    liked: bool,
+    /// Its prompt with the completion of another one: what the reference point is measured on.
+    mismatched: Sequence,
+    /// The reference's log-probs of both.
+    reference: f64,
+    mismatched_reference: f64,
+}
+
+pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
+    let args: KtoArgs = parse_for_run(args)?;
+    before(reporter, "loading");
+    let common = args.common();
+    let mut loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
+    before(reporter, "preparing");
+    let texts = Texts::new(&loaded)?;
+    let told = read_feedback(Path::new(&args.feedback)).context("feedback")?;
+    let length = fit::length(common.max_length, loaded.config.max_positions, || lengths(&told, &texts))?;
+    let max_length = length.tokens;
+    let mut data = Feedback::new(&told, &texts, max_length, args.heldout_fraction)?;
+    let (liked, others) = data.counts();
+    if liked == 0 || others == 0 {
+        let reasons = data.fit.reasons();
+        bail!(
+            "feedback: KTO needs liked and disliked completions to train on, there are {liked} and {others}{reasons}"
+        );
+    }
+    let settings = settings(&args, liked, others);
+
+    let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?;
+    let plan = Plan {
+        recipe: "kto",
+        args: &args,
+        steps: args.epochs * data.train.len().div_ceil(args.batch_size) as u64,
+        updates_per_step: 1,
+        data: BTreeMap::from([("feedback".to_owned(), file_hash(&args.feedback)?)]),
+        common,
+    };
+    let mut run = Run::new(plan, reporter)?;
+    length.report(&mut run);
+    data.fit.report(&mut run);
+    data.report.tell(&mut run, None);
+    run.tell(format!(
+        "{} liked, {} not; weights {:.3} and {:.3}",
+        count(liked, "completion is", "completions are"),
+        others,
+        settings.desirable_weight,
+        settings.undesirable_weight
+    ));
+    let tokens = run.common.micro_batch_tokens;
+    run.progress("reference");
+    // The policy before any update (and before a resume) is the reference; its numbers are all that is kept.
+    let start = policy.reference(&loaded.weights)?;
+    loaded.weights.clear();
+    for items in [&mut data.train, &mut data.heldout] {
+        let of = |pick: fn(&Item) -> &Sequence| sums(&start, &items.iter().map(pick).collect::<Vec<_>>(), tokens);
+        let (own, mismatched) = (of(|item| &item.sequence)?, of(|item| &item.mismatched)?);
+        for ((item, own), mismatched) in items.iter_mut().zip(own).zip(mismatched) {
+            (item.reference, item.mismatched_reference) = (own, mismatched);
+        }
+    }
+    drop(start);
+    run.resume::<()>(&policy.params)?;
+    let samples = Samples::new(&texts, std::mem::take(&mut data.prompts), run.common.seed);
+
+    let (mut heldout, mut auc) = (Stats::default(), None);
+    while run.step < run.total {
+        let batch: Vec<&Item> =
+            run.batch(data.train.len(), args.batch_size).into_iter().map(|i| &data.train[i]).collect();
+        // Of the whole batch, and before its gradients: the same for every micro-batch.
+        let z0 = reference_point(policy.decoder(), &batch, tokens)?;
+        let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
+        for group in in_groups(&batch, tokens) {
+            let (loss, part, _) = loss(policy.decoder(), &group, z0, &settings, batch.len() as f64)?;
+            sum.add(&policy.params, &loss)?;
+            stats.merge(&part);
+            run.meter.add_tokens(group.iter().map(|i| i.sequence.ids.len()).sum());
+        }
+        let (grad_norm, learning_rate) = run.update(&policy.params, &sum.grads)?;
+        run.step += 1;
+        let named =
+            stats.means().map(|(name, value)| (if name == "accuracy" { "train_accuracy" } else { name }, value));
+        run.metrics(named.chain([("kl", z0), ("grad_norm", grad_norm), ("learning_rate", learning_rate)]));
+        if let (Some(up), Some(down)) = (stats.mean("chosen_reward"), stats.mean("rejected_reward")) {
+            run.metrics([("margin", up - down)]);
+        }
+        run.progress("train");
+        if run.due(run.common.eval_every) || run.checkpoint_due() {
+            let now = policy.frozen_decoder()?;
+            if run.due(run.common.eval_every) && !data.heldout.is_empty() {
+                (heldout, auc) = evaluate(&now, &data.heldout, &settings, tokens)?;
+                run.metrics(heldout.mean("loss").map(|v| ("heldout_loss", v)));
+                run.metrics(auc.map(|v| ("heldout_accuracy", v)));
+            }
+            samples.write(&mut run, &now, max_length, None)?;
+        }
+        if let Some(outcome) = run.pause(&policy.params, &())? {
+            return Ok(outcome);
+        }
+    }
+
+    run.progress("saving");
+    let metrics = json!({
+        "heldout_accuracy": auc, "heldout_loss": heldout.mean("loss"), "liked": liked, "not_liked": others,
+        "train": data.train.len(), "heldout": data.heldout.len(), "desirable_weight": settings.desirable_weight,
+        "undesirable_weight": settings.undesirable_weight, "fit": data.fit.json(),
+    });
+    super::output::save_adapter(&run.common, &policy)?;
+    super::output::save(&run.common, "policy", "kto", &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
+    run.write_card()?;
+    Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
+}
+
+/// Weights that were not given make liked and other completions weigh the same in all, the rarer side being raised: the
+/// lower end of the paper's range for λ_D·n_D / λ_U·n_U.
+fn settings(args: &KtoArgs, liked: usize, others: usize) -> kto::Settings {
+    let (liked, others) = (liked as f64, others as f64);
+    let (desirable_weight, undesirable_weight) = match (args.desirable_weight, args.undesirable_weight) {
+        (Some(up), Some(down)) => (up, down),
+        (Some(up), None) => (up, up * liked / others),
+        (None, Some(down)) => (down * others / liked, down),
+        (None, None) => ((others / liked).max(1.0), (liked / others).max(1.0)),
+    };
+    kto::Settings { beta: args.beta, desirable_weight, undesirable_weight }
+}
+
+/// Tokens of prompts and completions, uncut.
+fn lengths(told: &[Thumbed], texts: &Texts) -> Result<Vec<usize>> {
+    let mut lengths = Vec::with_capacity(told.len());
+    for one in told {
+        let answers = texts.answers(&one.prompt, &[&one.completion], usize::MAX)?;
+        lengths.extend(answers.sequences.iter().map(|(ids, _)| ids.len()));
+    }
+    Ok(lengths)
+}
+
+struct Feedback {
+    train: Vec<Item>,
+    heldout: Vec<Item>,
+    /// Prompts for samples, held-out ones first.
+    prompts: Vec<PromptInput>,
+    fit: Fit,
+    report: DataReport,
+}
+
+impl Feedback {
+    fn new(told: &[Thumbed], texts: &Texts, max_length: usize, heldout_fraction: f64) -> Result<Self> {
+        let (mut fit, mut report) = (Fit::new(max_length), DataReport::default());
+        let (mut train, mut heldout) = (Vec::new(), Vec::new());
+        for one in told {
+            let mut answers = texts.answers(&one.prompt, &[&one.completion], max_length)?;
+            fit.note_prompt(answers.prompt_cut);
+            fit.note_answers(&answers.cut);
+            let Some((ids, start)) = answers.sequences.pop() else { continue };
+            let side = one.side(heldout_fraction);
+            report.note_answer(&one.prompt, &one.completion, ids.len() - start, side);
+            if side == Split::Train { &mut train } else { &mut heldout }.push((one, Sequence { ids, start }));
+        }
+        let prompts = heldout.iter().chain(&train).map(|(one, _)| one.prompt.clone()).collect();
+        let (train, heldout) = (mismatched(train, texts, max_length)?, mismatched(heldout, texts, max_length)?);
+        Ok(Self { train, heldout, prompts, fit, report })
+    }
+
+    /// Completions to train on that were liked, and the others.
+    fn counts(&self) -> (usize, usize) {
+        let liked = self.train.iter().filter(|item| item.liked).count();
+        (liked, self.train.len() - liked)
+    }
+}
+
+/// Gives every prompt the completion of the next other prompt beside its own (of the next completion, where there is no
+/// other prompt).
+fn mismatched(side: Vec<(&Thumbed, Sequence)>, texts: &Texts, max_length: usize) -> Result<Vec<Item>> {
+    let n = side.len();
+    let mut items = Vec::with_capacity(n);
+    for (i, (one, sequence)) in side.iter().enumerate() {
+        let others = (1..n).map(|k| side[(i + k) % n].0);
+        let other = others.clone().find(|other| other.prompt != one.prompt).or(others.clone().next()).unwrap_or(one);
+        let (ids, start) = texts.conversation(&one.prompt, &other.completion, max_length)?;
+        items.push(Item {
+            sequence: sequence.clone(),
+            liked: one.label,
+            mismatched: Sequence { ids, start },
+            reference: 0.0,
+            mismatched_reference: 0.0,
+        });
+    }
+    Ok(items)
+}
+
+fn in_groups<'i>(items: &[&'i Item], tokens: usize) -> Vec<Vec<&'i Item>> {
+    let lengths: Vec<usize> = items.iter().map(|item| item.sequence.ids.len()).collect();
+    let groups = micro_batches(&lengths, tokens);
+    groups.into_iter().map(|g| g.into_iter().map(|i| items[i]).collect()).collect()
+}
+
+/// Summed log-probs of the tails of sequences, in order and without gradient.
+fn sums(decoder: &Decoder, sequences: &[&Sequence], tokens: usize) -> Result<Vec<f64>> {
+    let lengths: Vec<usize> = sequences.iter().map(|s| s.ids.len()).collect();
+    let mut all = vec![0.0; sequences.len()];
+    for group in micro_batches(&lengths, tokens) {
+        let picked = Picked::new(&group.iter().map(|&i| sequences[i]).collect::<Vec<_>>());
+        let hidden = picked.hidden_frozen(decoder)?;
+        let logprobs = picked.logprobs(decoder, &hidden, 1.0)?.logprobs.detach();
+        let sums: Vec<f32> = sequence_sums_tensor(&logprobs, &picked.lengths)?.to_vec1()?;
+        group.into_iter().zip(sums).for_each(|(i, sum)| all[i] = f64::from(sum));
+    }
+    Ok(all)
+}
+
+fn reference_point(decoder: &Decoder, batch: &[&Item], tokens: usize) -> Result<f64> {
+    let now = sums(decoder, &batch.iter().map(|item| &item.mismatched).collect::<Vec<_>>(), tokens)?;
+    let then: Vec<f64> = batch.iter().map(|item| item.mismatched_reference).collect();
+    Ok(kto::reference_point(&now, &then))
+}
+
+type Loss = (Tensor, Stats, Vec<f64>);
+
+/// The loss, and log π − log π_ref of every item.
+fn loss(decoder: &Decoder, items: &[&Item], z0: f64, settings: &kto::Settings, total: f64) -> Result<Loss> {
+    let policy = sequence_logprobs(decoder, &items.iter().map(|item| &item.sequence).collect::<Vec<_>>())?.0;
+    let reference: Vec<f32> = items.iter().map(|item| item.reference as f32).collect();
+    let reference = Tensor::new(reference, policy.device())?;
+    let liked: Vec<bool> = items.iter().map(|item| item.liked).collect();
+    let ratios = (policy.detach() - &reference)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect();
+    let (loss, stats) = kto::loss(&policy, &reference, &liked, z0, settings, total)?;
+    Ok((loss, stats, ratios))
+}
+
+/// Statistics of held-out completions, and how often a liked one was raised more than another one.
+fn evaluate(now: &Decoder, items: &[Item], settings: &kto::Settings, tokens: usize) -> Result<(Stats, Option<f64>)> {
+    let all: Vec<&Item> = items.iter().collect();
+    let z0 = reference_point(now, &all, tokens)?;
+    let (mut stats, mut liked, mut others) = (Stats::default(), Vec::new(), Vec::new());
+    for group in in_groups(&all, tokens) {
+        let (_, part, ratios) = loss(now, &group, z0, settings, 1.0)?;
+        stats.merge(&part);
+        for (item, ratio) in group.iter().zip(ratios) {
+            if item.liked { &mut liked } else { &mut others }.push(ratio);
+        }
+    }
+    Ok((stats, ranked_above(&liked, &others)))
+}

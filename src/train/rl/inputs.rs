@@ -1,0 +1,131 @@
+//! What a run of reinforcement learning reads before it begins: its prompts, and the hashes of everything that decides
+//! what it does; refusals of held-out signals that measure nothing.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::rollout::PromptIds;
+use crate::data::read_prompts;
+use crate::prompt::Texts;
+use crate::train::args::RlCommon;
+use crate::train::fit::{Fit, count};
+use crate::train::run::{file_hash, model_hash};
+
+/// Refuses a held-out signal that is a copy of what is trained on: a reward model with the same weights elsewhere, or
+/// the very rankings that the reward model learned from.
+pub fn check_held_out(rl: &RlCommon) -> Result<()> {
+    let Some(reward) = &rl.reward_model else { return Ok(()) };
+    if let Some(gold) = &rl.gold_reward_model
+        && same_weights(reward, gold).context("gold_reward_model")?
+    {
+        bail!("gold_reward_model: it has the weights of the reward model that the policy is trained on");
+    }
+    let learned = std::fs::read(Path::new(reward).join("instructd.json"))
+        .ok()
+        .and_then(|text| serde_json::from_slice::<Value>(&text).ok())
+        .and_then(|about| about["data"]["comparisons"].as_str().map(str::to_owned));
+    if let (Some(learned), Some(gold)) = (learned, &rl.gold_comparisons)
+        && file_hash(gold)? == learned
+    {
+        bail!("gold_comparisons: these are the rankings that the reward model learned from; hold others out");
+    }
+    Ok(())
+}
+
+/// Whether two models are the same file, or have weight files of the same contents.
+fn same_weights(a: &str, b: &str) -> Result<bool> {
+    let files = |path: &str| -> Result<Vec<std::path::PathBuf>> {
+        if !Path::new(path).is_dir() {
+            return Ok(vec![path.into()]);
+        }
+        let entries = std::fs::read_dir(path).with_context(|| format!("cannot read {path}"))?;
+        let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        files.retain(|file| file.extension().is_some_and(|e| e == "safetensors"));
+        files.sort();
+        Ok(files)
+    };
+    let (a, b) = (files(a)?, files(b)?);
+    let size = |file: &std::path::PathBuf| std::fs::metadata(file).map_or(0, |meta| meta.len());
+    // Hashing takes a while; files of other sizes are others.
+    if a.is_empty() || a.iter().map(size).ne(b.iter().map(size)) {
+        return Ok(false);
+    }
+    for (a, b) in a.iter().zip(&b) {
+        if file_hash(&a.display().to_string())? != file_hash(&b.display().to_string())? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Hashes of every file that decides what the run does.
+pub fn data_hashes(rl: &RlCommon, ptx: Option<(String, String)>) -> Result<BTreeMap<String, String>> {
+    let mut data = BTreeMap::from([("prompts".to_owned(), file_hash(&rl.prompts)?)]);
+    data.extend(ptx);
+    if let Some(path) = &rl.gold_comparisons {
+        data.insert("gold_comparisons".to_owned(), file_hash(path)?);
+    }
+    for (name, path) in [("reward_model", &rl.reward_model), ("gold_reward_model", &rl.gold_reward_model)] {
+        // Only a checkpoint asks for them, and hashing a model takes a while.
+        if let Some(path) = path.as_ref().filter(|_| rl.common.checkpoint_dir.is_some()) {
+            data.insert(name.to_owned(), model_hash(path)?);
+        }
+    }
+    Ok(data)
+}
+
+/// Leaves out the prompts without an answer and returns their names: the line of the file, and the id where the
+/// record has one.
+///
+/// # Errors
+/// When none is left.
+pub fn answered(prompts: &mut Vec<PromptIds>) -> Result<Vec<String>> {
+    let is_answered = |p: &PromptIds| p.answer.as_deref().is_some_and(|answer| !answer.trim().is_empty());
+    let missing: Vec<String> = prompts.iter().filter(|p| !is_answered(p)).map(|p| p.name.clone()).collect();
+    prompts.retain(is_answered);
+    if prompts.is_empty() {
+        bail!("prompts: none of the {} has an `answer`, which the reward compares with", missing.len());
+    }
+    Ok(missing)
+}
+
+/// Names the prompts without an answer; of many, the first ones.
+pub fn left_out(names: &[String], rest: usize) -> String {
+    const SHOWN: usize = 10;
+    let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    let more = if names.len() > SHOWN { format!(" and {} more", names.len() - SHOWN) } else { String::new() };
+    let verb = if names.len() == 1 { "is" } else { "are" };
+    format!(
+        "{shown}{more} {verb} left out: the reward compares with the prompt's `answer`, and there is none; {} left",
+        count(rest, "prompt is", "prompts are")
+    )
+}
+
+/// Tokens of the prompts, uncut, each with a full response.
+pub fn lengths(rl: &RlCommon, texts: &Texts) -> Result<Vec<usize>> {
+    let mut lengths = Vec::new();
+    for record in read_prompts(Path::new(&rl.prompts)).context("prompts")? {
+        lengths.push(texts.prompt(&record.prompt)?.len() + rl.response_length);
+    }
+    Ok(lengths)
+}
+
+/// Prompts as ids, cut on the left so that a full response fits; counts those that were cut.
+pub fn prompts(rl: &RlCommon, texts: &Texts, max_length: usize) -> Result<(Vec<PromptIds>, Fit)> {
+    let Some(room) = max_length.checked_sub(rl.response_length).filter(|room| *room > 0) else {
+        bail!("response_length: {} tokens leave no room for a prompt in {max_length}", rl.response_length)
+    };
+    let (mut prompts, mut fit) = (Vec::new(), Fit::new(max_length));
+    for (i, record) in read_prompts(Path::new(&rl.prompts)).context("prompts")?.into_iter().enumerate() {
+        let ids = texts.prompt(&record.prompt)?;
+        fit.note_prompt(ids.len() > room);
+        let ids = ids[ids.len().saturating_sub(room)..].to_vec();
+        let id = record.prompt_id.map(|id| format!(" ({id})")).unwrap_or_default();
+        let name = format!("prompt {}{id}", i + 1);
+        prompts.push(PromptIds { ids, prompt: record.prompt, answer: record.answer, name });
+    }
+    Ok((prompts, fit))
+}
