@@ -8,9 +8,8 @@ pub mod published;
 mod random_model;
 mod recorder;
 
-pub use models::{DECODERS, ENCODERS, UNLIKE, copy_dir, copy_into, fixture, smollm2};
-pub use random_model::{byte_level, random_model, sentencepiece};
 pub use models::{DECODERS, ENCODERS, UNLIKE, copy_dir, copy_into, fixture, further_models, smollm2};
+pub use random_model::{byte_level, random_model, sentencepiece};
 pub use recorder::Recorder;
 
 /// Deterministic noise, roughly standard normal, without any crate's generator.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::Device;
-use instructd::model::reward::RewardModel;
+use instructd::model::RewardModel;
 use instructd::model::{Decoder, PackedBatch, Purpose, SoftPrompt, load};
 use serde_json::{Value, json};
 
