@@ -239,6 +239,7 @@ fn answers() -> Vec<(String, String, String, Value)> {
 
 /// Fields that may hold any JSON: what people, recipes and clients put in comes out as it is.
 const FREE: &[&str] = &[
+    "AnthropicBlock.input",
     "AuditEntry.detail",
     "DatasetVersion.filter",
     "FeedbackEvent.value",
@@ -252,9 +253,18 @@ const FREE: &[&str] = &[
     "NextAction.request",
     "NextAction.values",
     "OpenApiDocument.paths",
+    "OutputText.annotations",
+    "OutputText.logprobs",
     "Components.schemas",
     "Components.securitySchemes",
     "RecipeView.schema",
+    "Response.metadata",
+    "Response.tool_choice",
+    "Response.tools",
+    "Response.user",
+    "ResponseItem.summary",
+    "ResponseText.format",
+    "ResponseTold.logprobs",
     "SetDraw.request",
     "SettingChange.value",
     "SettingView.configured",

@@ -133,6 +133,8 @@ fn requests() -> BTreeMap<&'static str, Value> {
         ("/v1/embeddings", json!({"input": [[1, 2, 3]]})),
         ("/v1/fill-mask", json!({"tokens": [1, 2, 3], "positions": [1]})),
         ("/v1/attention", json!({"text": "t1 t2 t3"})),
+        ("/v1/rerank", json!({"query": "t1 t2", "documents": ["t3"]})),
+        ("/v1/score", json!({"text_1": "t1 t2", "text_2": "t3"})),
     ])
 }
 
@@ -141,6 +143,8 @@ fn mock_requests() -> BTreeMap<&'static str, Value> {
     let chat = json!([{"role": "user", "content": "hello"}]);
     BTreeMap::from([
         ("/v1/chat/completions", json!({"messages": chat, "max_tokens": 2})),
+        ("/v1/responses", json!({"input": "hello", "max_output_tokens": 16})),
+        ("/v1/messages", json!({"messages": chat, "max_tokens": 2})),
         ("/v1/rewards", json!({"prompt": "hello", "completions": ["a long answer"]})),
         ("/v1/comparison-sets", json!({"messages": chat, "n": 2, "sampling": {"max_tokens": 2}})),
         ("/v1/label/ask", json!({"messages": chat, "n": 2, "sampling": {"max_tokens": 2}})),
@@ -218,7 +222,8 @@ fn routes_over_handlers_that_compute_say_so() {
     let config = instructd::config::Config::default();
     let named = |path: &str| routes::table(&config.limits).into_iter().any(|r| r.path == path && r.computes);
     for route in routes::table(&config.limits).iter().filter(|r| r.access == Access::Inference) {
-        let tells_only = route.method == Method::GET || ["/tokenize", "/detokenize"].contains(&route.path);
+        let reads_only = ["/tokenize", "/detokenize", "/v1/messages/count_tokens"].contains(&route.path);
+        let tells_only = route.method != Method::POST || reads_only;
         assert_eq!(named(route.path), !tells_only, "{}", route.path);
     }
     // Outside the inference routes: whoever calls what draws or scores.

@@ -1,6 +1,9 @@
 //! Our decoders and encoders against those of candle-transformers, an implementation of its own: the logits behind
 //! prefixes of a text, within 1e-4 of the largest. Families and switches that candle-transformers lacks or treats in another
-//! way than transformers (windows of Gemma 2, every scaling but llama3's) are compared in `models` only.
+//! way than transformers (windows and `query_pre_attn_scalar` of Gemma 2 and 3, every scaling but llama3's) are compared in
+//! `models` only.
+
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -8,7 +11,7 @@ use candle_transformers::models as theirs;
 use instructd::model::{Decoder, Encoder, PackedBatch, Purpose, load};
 use serde_json::{Value, json};
 
-use crate::support::fixtures;
+use crate::support::{copy_into, fixtures};
 
 /// Shorter than every window of the fixtures, where the windows are not what is compared.
 const SHORT: usize = 8;
@@ -20,8 +23,8 @@ fn text(len: usize, vocab: usize) -> Vec<u32> {
 }
 
 /// The configuration with what newer versions of transformers have moved, at its older place.
-fn config(name: &str) -> Value {
-    let text = std::fs::read_to_string(fixtures().join(name).join("config.json")).unwrap();
+fn config(dir: &Path) -> Value {
+    let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
     let mut config: Value = serde_json::from_str(&text).unwrap();
     let rope = config["rope_parameters"].clone();
     let full = if rope["full_attention"].is_object() { &rope["full_attention"] } else { &rope };
@@ -55,8 +58,8 @@ fn flat(logits: candle_core::Result<Tensor>) -> Vec<f32> {
 }
 
 /// Compares the logits behind prefixes of a text of `len` tokens; `forward` reads a prefix with a fresh cache.
-fn agree(name: &str, len: usize, mut forward: impl FnMut(&Tensor) -> candle_core::Result<Tensor>) {
-    let loaded = load(&fixtures().join(name), &Device::Cpu).unwrap();
+fn agree(dir: &Path, len: usize, mut forward: impl FnMut(&Tensor) -> candle_core::Result<Tensor>) {
+    let (name, loaded) = (dir.display(), load(dir, &Device::Cpu).unwrap());
     let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve).unwrap();
     let ids = text(len, loaded.config.vocab_size);
     let hidden = decoder.forward(&PackedBatch::new(std::slice::from_ref(&ids))).unwrap();
@@ -73,9 +76,9 @@ fn agree(name: &str, len: usize, mut forward: impl FnMut(&Tensor) -> candle_core
 }
 
 macro_rules! with_cache {
-    ($name:expr, $len:expr, $model:expr) => {{
+    ($dir:expr, $len:expr, $model:expr) => {{
         let mut model = $model;
-        agree($name, $len, |ids| {
+        agree($dir, $len, |ids| {
             model.clear_kv_cache();
             model.forward(ids, 0)
         });
@@ -85,9 +88,10 @@ macro_rules! with_cache {
 #[test]
 fn llama_agrees_with_candle_transformers() {
     for name in ["llama-tiny", "llama-tied-tiny", "families/llama3-rope"] {
-        let config = parse::<theirs::llama::LlamaConfig>(config(name)).into_config(false);
-        let model = theirs::llama::Llama::load(weights(name), &config).unwrap();
-        agree(name, LONG, |ids| {
+        let dir = fixtures().join(name);
+        let config = parse::<theirs::llama::LlamaConfig>(config(&dir)).into_config(false);
+        let model = theirs::llama::Llama::load(weights(&dir), &config).unwrap();
+        agree(&dir, LONG, |ids| {
             let mut cache = theirs::llama::Cache::new(false, DType::F32, &config, &Device::Cpu)?;
             model.forward(ids, 0, &mut cache)
         });
@@ -96,46 +100,57 @@ fn llama_agrees_with_candle_transformers() {
 
 #[test]
 fn qwen_agrees_with_candle_transformers() {
-    let mut given = config("qwen2-tiny");
+    let dir = &fixtures().join("qwen2-tiny");
+    let mut given = config(dir);
     given["sliding_window"] = json!(4096);
     given["max_window_layers"] = json!(given["num_hidden_layers"]);
-    let model = theirs::qwen2::ModelForCausalLM::new(&parse(given), weights("qwen2-tiny")).unwrap();
-    with_cache!("qwen2-tiny", LONG, model);
-    let name = "families/qwen3";
-    with_cache!(name, LONG, theirs::qwen3::ModelForCausalLM::new(&parse(config(name)), weights(name)).unwrap());
+    with_cache!(dir, LONG, theirs::qwen2::ModelForCausalLM::new(&parse(given), weights(dir)).unwrap());
+    let dir = &fixtures().join("families/qwen3");
+    with_cache!(dir, LONG, theirs::qwen3::ModelForCausalLM::new(&parse(config(dir)), weights(dir)).unwrap());
+}
+
+/// A copy of a Gemma whose scores are scaled by the size of a head, as candle-transformers always scales them.
+fn scaled_by_head(name: &str, place: &Path) -> PathBuf {
+    let dir = place.join(name.rsplit('/').next().unwrap());
+    copy_into(&fixtures().join(name), &dir);
+    let mut config: Value = serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
+    config["query_pre_attn_scalar"] = config["head_dim"].clone();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    dir
 }
 
 #[test]
 fn gemma_agrees_with_candle_transformers() {
-    let name = "families/gemma";
-    with_cache!(name, LONG, theirs::gemma::Model::new(false, &parse(config(name)), weights(name)).unwrap());
-    let name = "families/gemma2";
-    with_cache!(name, SHORT, theirs::gemma2::Model::new(false, &parse(config(name)), weights(name)).unwrap());
-    let name = "families/gemma3";
-    with_cache!(name, SHORT, theirs::gemma3::Model::new(false, &parse(config(name)), weights(name)).unwrap());
+    let dir = &fixtures().join("families/gemma");
+    with_cache!(dir, LONG, theirs::gemma::Model::new(false, &parse(config(dir)), weights(dir)).unwrap());
+    let place = tempfile::tempdir().unwrap();
+    let dir = &scaled_by_head("families/gemma2", place.path());
+    with_cache!(dir, SHORT, theirs::gemma2::Model::new(false, &parse(config(dir)), weights(dir)).unwrap());
+    let dir = &scaled_by_head("families/gemma3", place.path());
+    with_cache!(dir, SHORT, theirs::gemma3::Model::new(false, &parse(config(dir)), weights(dir)).unwrap());
 }
 
 #[test]
 fn mistral_phi_olmo_and_smollm_agree_with_candle_transformers() {
-    let name = "families/mistral-window";
-    with_cache!(name, SHORT, theirs::mistral::Model::new(&parse(config(name)), weights(name)).unwrap());
-    let name = "families/phi3";
-    with_cache!(name, LONG, theirs::phi3::Model::new(&parse(config(name)), weights(name)).unwrap());
-    let name = "families/olmo2";
-    with_cache!(name, LONG, theirs::olmo2::Model::new(&parse(config(name)), weights(name)).unwrap());
-    let name = "families/smollm3";
-    with_cache!(name, LONG, theirs::smol::smollm3::ModelForCausalLM::new(&parse(config(name)), weights(name)).unwrap());
+    let dir = &fixtures().join("families/mistral-window");
+    with_cache!(dir, SHORT, theirs::mistral::Model::new(&parse(config(dir)), weights(dir)).unwrap());
+    let dir = &fixtures().join("families/phi3");
+    with_cache!(dir, LONG, theirs::phi3::Model::new(&parse(config(dir)), weights(dir)).unwrap());
+    let dir = &fixtures().join("families/olmo2");
+    with_cache!(dir, LONG, theirs::olmo2::Model::new(&parse(config(dir)), weights(dir)).unwrap());
+    let dir = &fixtures().join("families/smollm3");
+    with_cache!(dir, LONG, theirs::smol::smollm3::ModelForCausalLM::new(&parse(config(dir)), weights(dir)).unwrap());
 }
 
 #[test]
 fn bert_agrees_with_candle_transformers() {
-    let name = "bert-tiny";
-    let loaded = load(&fixtures().join(name), &Device::Cpu).unwrap();
+    let dir = fixtures().join("bert-tiny");
+    let loaded = load(&dir, &Device::Cpu).unwrap();
     let encoder = Encoder::new(&loaded.config, &loaded.weights, Purpose::Serve).unwrap();
     let ids = text(LONG, loaded.config.vocab_size);
     let types: Vec<u32> = (0..LONG).map(|i| u32::from(i >= LONG / 2)).collect();
     let ours = flat(encoder.forward(&PackedBatch::new(std::slice::from_ref(&ids)), &types));
-    let model = theirs::bert::BertModel::load(weights(name), &parse(config(name))).unwrap();
+    let model = theirs::bert::BertModel::load(weights(&dir), &parse(config(&dir))).unwrap();
     let row = |ids: &[u32]| Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
     let want = flat(model.forward(&row(&ids), &row(&types), None));
     assert_eq!(ours.len(), want.len());
