@@ -63,6 +63,86 @@ export type Amounts = {
   job_files: Amount;
 };
 
+export type AnthropicBlock = {
+  type: 'thinking';
+  thinking: string;
+  /** Always empty. */
+  signature: string;
+} | {
+  type: 'text';
+  text: string;
+} | {
+  type: 'tool_use';
+  id: string;
+  name: string;
+  /** An object; `{"unfinished": text}` where the answer was cut off in it. */
+  input: any;
+};
+
+export type AnthropicDelta = {
+  type: 'thinking_delta';
+  thinking: string;
+} | {
+  type: 'text_delta';
+  text: string;
+} | {
+  type: 'input_json_delta';
+  partial_json: string;
+};
+
+/** One event of a message that is being written. */
+export type AnthropicEvent = {
+  /** The type of the data; `error` where the key or session of the stream has ended. */
+  event: string;
+  data: AnthropicEventData;
+};
+
+export type AnthropicEventData = AnthropicTold | Error;
+
+/** A message of the assistant. */
+export type AnthropicMessage = {
+  id: string;
+  type: 'message';
+  role: 'assistant';
+  model: string;
+  content: AnthropicBlock[];
+  /** Null while the message is being written. */
+  stop_reason: StopReason | null;
+  /** The stop sequence that ended the text. */
+  stop_sequence: string | null;
+  usage: AnthropicUsage;
+};
+
+export type AnthropicTold = {
+  type: 'message_start';
+  message: AnthropicMessage;
+} | {
+  type: 'content_block_start';
+  index: number;
+  content_block: AnthropicBlock;
+} | {
+  type: 'content_block_delta';
+  index: number;
+  delta: AnthropicDelta;
+} | {
+  type: 'content_block_stop';
+  index: number;
+} | {
+  type: 'message_delta';
+  delta: MessageEnd;
+  usage: AnthropicUsage;
+} | {
+  type: 'message_stop';
+} | {
+  type: 'error';
+  error: ErrorDetail;
+};
+
+export type AnthropicUsage = {
+  input_tokens: number;
+  output_tokens: number;
+};
+
 /** An answer has ended. */
 export type AskDone = {
   place: number;
@@ -104,9 +184,13 @@ export type AssignmentState = 'leased' | 'submitted' | 'expired' | 'released';
 
 export type AssistantMessage = {
   role: 'assistant';
-  content: string;
+  /** Null where there are calls of tools and nothing else. */
+  content: string | null;
   /** Always null: nothing here refuses. */
   refusal: string | null;
+  /** What the model thought before it answered. */
+  reasoning_content?: string | null;
+  tool_calls?: CalledTool[];
 };
 
 /** Which tokens attend to which. */
@@ -186,6 +270,27 @@ export type BlindCompletion = {
   cut_off_at: number | null;
 };
 
+/** A call that begins, with its id and name, or more of its arguments. */
+export type CallDelta = {
+  index: number;
+  id?: string | null;
+  type?: string | null;
+  function: FunctionDelta;
+};
+
+export type CalledFunction = {
+  name: string;
+  /** The text of a JSON object; cut off where the answer is. */
+  arguments: string;
+};
+
+/** One call of a tool. */
+export type CalledTool = {
+  id: string;
+  type: 'function';
+  function: CalledFunction;
+};
+
 /** A candidate that answers a share of the requests. */
 export type Canary = {
   model_version_id: string;
@@ -223,7 +328,7 @@ export type CatalogueEntry = {
 export type ChatChoice = {
   index: number;
   message: AssistantMessage;
-  finish_reason: FinishReason | null;
+  finish_reason: ChatFinish | null;
   /** Only with `logprobs`. */
   logprobs: ChatLogprobs | null;
 };
@@ -246,7 +351,7 @@ export type ChatChunkChoice = {
   delta: ChatDelta;
   /** Only with `logprobs`. */
   logprobs: ChatLogprobs | null;
-  finish_reason: FinishReason | null;
+  finish_reason: ChatFinish | null;
 };
 
 /** One event of a streamed generation. */
@@ -275,7 +380,13 @@ export type ChatDelta = {
   /** In the first chunk of a choice. */
   role?: string | null;
   content?: string | null;
+  /** More of what the model thinks. */
+  reasoning_content?: string | null;
+  tool_calls?: CallDelta[];
 };
+
+/** Why an answer ended. */
+export type ChatFinish = 'stop' | 'length' | 'abort' | 'tool_calls';
 
 /** The tokens of a chat message. */
 export type ChatLogprobs = {
@@ -287,7 +398,7 @@ export type ChatLogprobs = {
 /** A message as clients keep it: role and content, and the fields that servers and libraries add. Those that ask
  * for something this server has not are refused by name unless they are empty. */
 export type ChatMessage = {
-  /** `system`, `user` or `assistant`; `developer` counts as `system`. */
+  /** `system`, `user`, `assistant` or, in chat, `tool`; `developer` counts as `system`. */
   role: string;
   /** A text, or a list of parts of type text. The assistant's may be missing: it said nothing. */
   content?: any;
@@ -297,9 +408,9 @@ export type ChatMessage = {
   refusal?: string | null;
   /** As this server returns it beside the content. Accepted, without effect. */
   html?: string | null;
-  /** Not supported, except empty. */
+  /** The assistant's calls of tools. In chat; elsewhere not supported, except empty. */
   tool_calls?: any;
-  /** Not supported. */
+  /** The call that a message of the role `tool` answers. In chat; elsewhere not supported. */
   tool_call_id?: any;
   /** Not supported. */
   function_call?: any;
@@ -307,7 +418,7 @@ export type ChatMessage = {
   audio?: any;
   /** Not supported, except empty. */
   annotations?: any;
-  /** Not supported, except empty. */
+  /** What the assistant thought, for templates that show it. In chat; elsewhere not supported, except empty. */
   reasoning_content?: any;
   /** Another name of `reasoning_content`. */
   reasoning?: any;
@@ -386,6 +497,11 @@ export type Contestant = {
   elo: number;
   /** Share of the bootstrap's replicates in which it came first. */
   best: number;
+};
+
+/** Tokens of a conversation as its model reads it. */
+export type CountedTokens = {
+  input_tokens: number;
 };
 
 /** Counts behind the picture of the loop. */
@@ -499,6 +615,10 @@ export type Demonstration = {
 /** Token ids as text. */
 export type Detokenized = {
   prompt: string;
+};
+
+export type DocumentText = {
+  text: string;
 };
 
 /** What a draw found, with counts: why fewer sets than wanted were made, and how their answers were written. */
@@ -750,6 +870,13 @@ export type Flag = {
   note?: string | null;
 };
 
+/** A response that is kept no longer. */
+export type Forgotten = {
+  id: string;
+  object: 'response.deleted';
+  deleted: boolean;
+};
+
 /** What an administrator once wrote. */
 export type FormerGuidelines = {
   lang: string;
@@ -759,6 +886,11 @@ export type FormerGuidelines = {
   text: string;
   created: number;
   created_by: string;
+};
+
+export type FunctionDelta = {
+  name?: string | null;
+  arguments: string;
 };
 
 /** Which version wrote an answer, and under which ids its texts are stored. */
@@ -1248,6 +1380,12 @@ export type Message = {
   content: string;
 };
 
+/** Why a message ended. */
+export type MessageEnd = {
+  stop_reason: StopReason;
+  stop_sequence: string | null;
+};
+
 /** One point of a curve. */
 export type Metric = {
   step: number;
@@ -1365,6 +1503,15 @@ export type Origin = {
 
 export type Outcome = 'ranked' | 'all_bad' | 'unrankable' | 'skip';
 
+export type OutputText = {
+  type: 'output_text';
+  text: string;
+  /** Always empty. */
+  annotations: any[];
+  /** Always empty. */
+  logprobs: any[];
+};
+
 export type Overview = {
   counts: Counts;
   active_policy: ModelVersion | null;
@@ -1420,6 +1567,12 @@ export type OwnPage = {
   calibration_accuracy: Figure | null;
   /** Sets that this labeler can still judge today, those in hand included; at most 1000 are counted. */
   queue_open: number;
+};
+
+export type PairScore = {
+  index: number;
+  object: 'score';
+  score: number;
 };
 
 /** One of the caller's own judgments. */
@@ -1674,6 +1827,14 @@ export type RankedChoices = {
   instructd: ChoicesOrigin;
 };
 
+export type RankedDocument = {
+  /** Its place in the request. */
+  index: number;
+  relevance_score: number;
+  /** With `return_documents`. */
+  document?: DocumentText | null;
+};
+
 /** Which judgments a dataset takes. Empty = all. */
 export type RankedFilter = {
   split?: Split | null;
@@ -1720,6 +1881,11 @@ export type Ready = {
   warning?: string | null;
 };
 
+export type ReasoningText = {
+  type: 'reasoning_text';
+  text: string;
+};
+
 /** What a job can do. */
 export type RecipeView = {
   name: string;
@@ -1758,10 +1924,151 @@ export type RequestCounts = {
   feedback_events: number;
 };
 
+/** Texts in the order in which they fit the query. */
+export type Reranked = {
+  object: 'list';
+  model: string;
+  /** The best first. */
+  results: RankedDocument[];
+  usage: TokenUsage;
+  instructd: ScoredBy;
+};
+
 /** How intervals are drawn: replicates of the clusters and the seed of the draws. */
 export type Resampling = {
   replicates: number;
   seed: number;
+};
+
+/** A response. */
+export type Response = {
+  id: string;
+  object: 'response';
+  /** Seconds since 1970. */
+  created_at: number;
+  status: ResponseStatus;
+  background: boolean;
+  error: ResponseError | null;
+  /** Why it is incomplete. */
+  incomplete_details: ResponseIncomplete | null;
+  instructions: string | null;
+  max_output_tokens: number | null;
+  model: string;
+  output: ResponseItem[];
+  parallel_tool_calls: boolean;
+  previous_response_id: string | null;
+  reasoning: ResponseReasoning;
+  service_tier: string;
+  /** Whether a later request can go on from it. */
+  store: boolean;
+  temperature: number;
+  text: ResponseText;
+  /** As in the request. */
+  tool_choice: any;
+  /** As in the request. */
+  tools: any[];
+  top_p: number;
+  truncation: string;
+  /** Null while it is being written. */
+  usage: ResponseUsage | null;
+  user: any;
+  metadata: Record<string, any>;
+  /** Absent while it is being written. */
+  instructd?: Generated | null;
+};
+
+export type ResponseError = {
+  code: string;
+  message: string;
+};
+
+/** One event of a response that is being written. */
+export type ResponseEvent = {
+  /** The type of the data; `error` where the key or session of the stream has ended. */
+  event: string;
+  data: ResponseEventData;
+};
+
+export type ResponseEventData = ResponseTold | Error;
+
+export type ResponseIncomplete = {
+  reason: 'max_output_tokens';
+};
+
+export type ResponseInputDetails = {
+  /** Not counted here: always 0. */
+  cached_tokens: number;
+};
+
+/** One thing that a response says or asks for. */
+export type ResponseItem = {
+  type: 'reasoning';
+  id: string;
+  /** Always empty. */
+  summary: any[];
+  content: ReasoningText[];
+  status: ResponseStatus;
+} | {
+  type: 'message';
+  id: string;
+  role: 'assistant';
+  status: ResponseStatus;
+  content: OutputText[];
+} | {
+  type: 'function_call';
+  id: string;
+  call_id: string;
+  name: string;
+  /** The text of a JSON object; cut off where the answer is. */
+  arguments: string;
+  status: ResponseStatus;
+};
+
+export type ResponseOutputDetails = {
+  /** Not counted here: always 0. */
+  reasoning_tokens: number;
+};
+
+export type ResponseReasoning = {
+  effort: string | null;
+  /** Always null. */
+  summary: string | null;
+};
+
+export type ResponseStatus = 'in_progress' | 'completed' | 'incomplete' | 'failed';
+
+export type ResponseText = {
+  /** As in the request. */
+  format: any;
+};
+
+/** What happened; each type has some of the fields. */
+export type ResponseTold = {
+  /** Such as `response.output_text.delta`. */
+  type: string;
+  /** From 0, without gaps. */
+  sequence_number: number;
+  response?: Response | null;
+  output_index?: number | null;
+  item?: ResponseItem | null;
+  item_id?: string | null;
+  content_index?: number | null;
+  part?: OutputText | null;
+  delta?: string | null;
+  text?: string | null;
+  /** Always empty. */
+  logprobs?: any[] | null;
+  name?: string | null;
+  arguments?: string | null;
+};
+
+/** Token counts of a response. */
+export type ResponseUsage = {
+  input_tokens: number;
+  input_tokens_details: ResponseInputDetails;
+  output_tokens: number;
+  output_tokens_details: ResponseOutputDetails;
+  total_tokens: number;
 };
 
 /** The limits of now, what they mean, and what is under way. */
@@ -1923,7 +2230,38 @@ export type Sampling = {
   metadata?: Record<string, any> | null;
   /** Not supported, except `"auto"` and `"default"`. */
   service_tier?: any;
+  /** `{"type": "json_object"}` or `{"type": "json_schema", "json_schema": {"name", "schema", "strict"}}`: the
+   * text is JSON of that schema, always enforced. `{"type": "text"}` asks for nothing. */
+  response_format?: any;
+  /** The text is JSON of this schema. (As vLLM.) */
+  guided_json?: any;
+  /** The text matches this regular expression as a whole. (As vLLM.) */
+  guided_regex?: string | null;
+  /** The text is one of these. (As vLLM.) */
+  guided_choice?: string[] | null;
+  /** As `grammar`. (As vLLM.) */
+  guided_grammar?: string | null;
+  /** One of `json`, `regex`, `choice`, `grammar`, `json_object`. (As newer vLLM.) */
+  structured_outputs?: any;
+  /** The text follows this grammar: GBNF (`root ::= …`) or Lark (`start: …`). (As llama.cpp.) */
+  grammar?: string | null;
+  /** As `guided_json`. (As llama.cpp.) */
+  json_schema?: any;
   max_tokens?: number | null;
+};
+
+/** Scores of pairs of texts. */
+export type Scored = {
+  object: 'list';
+  model: string;
+  data: PairScore[];
+  usage: TokenUsage;
+  instructd: ScoredBy;
+};
+
+/** The version that scored. */
+export type ScoredBy = {
+  model_version: string;
 };
 
 /** A text that stands for a choice. */
@@ -2096,6 +2434,8 @@ export type SignedIn = {
 
 /** Which side of the train/held-out split a prompt is on. Split by prompt, never by pair. */
 export type Split = 'train' | 'heldout';
+
+export type StopReason = 'end_turn' | 'max_tokens' | 'stop_sequence' | 'tool_use';
 
 /** The stored judgment, and what its labeler learns after it. */
 export type StoredJudgment = {
@@ -2347,12 +2687,14 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends `/admin/datasets/${string}` ? DatasetVersion :
   P extends `/v1/review/sets/${string}` ? ReviewedSet :
   P extends `/admin/models/${string}` ? ModelVersion :
+  P extends `/v1/responses/${string}` ? Response :
   P extends `/admin/jobs/${string}` ? JobView :
   P extends `/v1/models/${string}` ? ModelEntry :
   NoSuchRoute<P>;
 
 /** What POST answers. */
 export type PostAnswer<P extends string> = string extends P ? any :
+  P extends '/v1/messages/count_tokens' ? CountedTokens :
   P extends '/admin/models/rollback' ? ModelVersion :
   P extends '/admin/jobs/estimate' ? Estimate :
   P extends '/v1/chat/completions' ? ChatCompletion :
@@ -2375,14 +2717,18 @@ export type PostAnswer<P extends string> = string extends P ? any :
   P extends '/admin/import' ? ImportReport :
   P extends '/v1/attention' ? AttentionMaps :
   P extends '/v1/fill-mask' ? FilledGaps :
+  P extends '/v1/responses' ? Response :
   P extends '/v1/feedback' ? FeedbackEvent :
+  P extends '/v1/messages' ? AnthropicMessage :
   P extends '/admin/jobs' ? JobView :
   P extends '/admin/keys' ? CreatedKey :
   P extends '/detokenize' ? Detokenized :
   P extends '/v1/choices' ? RankedChoices :
   P extends '/v1/prompts' ? Prompt :
   P extends '/v1/rewards' ? Rewards :
+  P extends '/v1/rerank' ? Reranked :
   P extends '/tokenize' ? Tokenized :
+  P extends '/v1/score' ? Scored :
   P extends '/session' ? SignedIn :
   P extends `/admin/sets/draws/${string}/cancel` ? SetDraw :
   P extends `/admin/sets/${string}/known-answer` ? null :
@@ -2408,11 +2754,43 @@ export type DeleteAnswer<P extends string> = string extends P ? any :
   P extends `/admin/labelers/${string}/link` ? null :
   P extends `/admin/invites/${string}` ? null :
   P extends `/admin/models/${string}` ? null :
+  P extends `/v1/responses/${string}` ? Forgotten :
   P extends `/admin/keys/${string}` ? null :
   NoSuchRoute<P>;
 
 /** What POST sends. */
 export type PostBody<P extends string> = string extends P ? any :
+  P extends '/v1/messages/count_tokens' ? {
+    /** Name or id of a model version; absent = the active policy. */
+    model?: string | null;
+    /** Turns of `user` and `assistant`, of a text or of blocks: `text`, `tool_use`, `tool_result`, `thinking`. */
+    messages: any[];
+    /** A text, or a list of text blocks. */
+    system?: any;
+    /** Tokens to draw at most. Required, but for counting. */
+    max_tokens?: number | null;
+    /** The text ends before the first of them. */
+    stop_sequences?: string[] | null;
+    /** Server-sent events instead of one answer. */
+    stream?: boolean | null;
+    /** 0 to 2; 0 is greedy. Default 1. */
+    temperature?: number | null;
+    /** Over 0, to 1. Default 1. */
+    top_p?: number | null;
+    /** Default 0 (off). */
+    top_k?: number | null;
+    /** `{name, description, input_schema}` each. The server has no tools of its own. */
+    tools?: any[] | null;
+    /** `{"type": "auto"}`, `any`, `none`, or `{"type": "tool", "name"}`; with `disable_parallel_tool_use`. */
+    tool_choice?: any;
+    /** `{"type": "enabled"}`, `adaptive` or `disabled`, for templates that read `enable_thinking`. The length of the
+     * thoughts is not bounded apart: `budget_tokens` is accepted, without effect. */
+    thinking?: any;
+    /** Accepted, without effect. */
+    metadata?: any;
+    /** Not supported, except `auto` and `standard_only`. */
+    service_tier?: string | null;
+  } :
   P extends '/admin/models/rollback' ? {
     /** Default `policy`. */
     kind?: ModelKind | null;
@@ -2476,6 +2854,23 @@ export type PostBody<P extends string> = string extends P ? any :
     metadata?: Record<string, any> | null;
     /** Not supported, except `"auto"` and `"default"`. */
     service_tier?: any;
+    /** `{"type": "json_object"}` or `{"type": "json_schema", "json_schema": {"name", "schema", "strict"}}`: the
+     * text is JSON of that schema, always enforced. `{"type": "text"}` asks for nothing. */
+    response_format?: any;
+    /** The text is JSON of this schema. (As vLLM.) */
+    guided_json?: any;
+    /** The text matches this regular expression as a whole. (As vLLM.) */
+    guided_regex?: string | null;
+    /** The text is one of these. (As vLLM.) */
+    guided_choice?: string[] | null;
+    /** As `grammar`. (As vLLM.) */
+    guided_grammar?: string | null;
+    /** One of `json`, `regex`, `choice`, `grammar`, `json_object`. (As newer vLLM.) */
+    structured_outputs?: any;
+    /** The text follows this grammar: GBNF (`root ::= …`) or Lark (`start: …`). (As llama.cpp.) */
+    grammar?: string | null;
+    /** As `guided_json`. (As llama.cpp.) */
+    json_schema?: any;
     /** The conversation so far. Required. */
     messages: ChatMessage[];
     /** Tokens to draw at most; by default what the context still holds, bounded by the server. */
@@ -2489,14 +2884,20 @@ export type PostBody<P extends string> = string extends P ? any :
     /** Put what the model expects before a text (a begin token) before the rendered conversation too. Default
      * false: templates write their own. */
     add_special_tokens?: boolean | null;
-    /** Not supported, except `{"type": "text"}`. */
-    response_format?: any;
-    /** Not supported, except empty. */
+    /** Functions that the model may call: `{"type": "function", "function": {name, description, parameters,
+     * strict}}`. */
     tools?: any;
-    /** Not supported, except `"none"` and `"auto"`: there are no tools to choose from. */
+    /** `"none"`, `"auto"` (the default), `"required"`, or `{"type": "function", "function": {"name"}}`. The last two
+     * are enforced, with the schemas of the arguments. */
     tool_choice?: any;
-    /** Without effect: there are no tools. */
+    /** Whether an enforced answer may hold several calls. Default true. */
     parallel_tool_calls?: boolean | null;
+    /** Variables for the chat template, such as `{"enable_thinking": false}`. A variable that the template does
+     * not read is refused. */
+    chat_template_kwargs?: any;
+    /** `none`, `minimal`, `low`, `medium`, `high` or `xhigh`, for templates that read `reasoning_effort` or
+     * `enable_thinking`. */
+    reasoning_effort?: string | null;
     /** Not supported, except empty. */
     functions?: any;
     /** Not supported, except `"none"` and `"auto"`. */
@@ -2507,8 +2908,6 @@ export type PostBody<P extends string> = string extends P ? any :
     modalities?: any;
     /** Not supported. */
     prediction?: any;
-    /** Not supported, except `"none"`. */
-    reasoning_effort?: any;
     /** Not supported, except `"medium"`. */
     verbosity?: any;
     /** Not supported. */
@@ -2653,6 +3052,23 @@ export type PostBody<P extends string> = string extends P ? any :
     metadata?: Record<string, any> | null;
     /** Not supported, except `"auto"` and `"default"`. */
     service_tier?: any;
+    /** `{"type": "json_object"}` or `{"type": "json_schema", "json_schema": {"name", "schema", "strict"}}`: the
+     * text is JSON of that schema, always enforced. `{"type": "text"}` asks for nothing. */
+    response_format?: any;
+    /** The text is JSON of this schema. (As vLLM.) */
+    guided_json?: any;
+    /** The text matches this regular expression as a whole. (As vLLM.) */
+    guided_regex?: string | null;
+    /** The text is one of these. (As vLLM.) */
+    guided_choice?: string[] | null;
+    /** As `grammar`. (As vLLM.) */
+    guided_grammar?: string | null;
+    /** One of `json`, `regex`, `choice`, `grammar`, `json_object`. (As newer vLLM.) */
+    structured_outputs?: any;
+    /** The text follows this grammar: GBNF (`root ::= …`) or Lark (`start: …`). (As llama.cpp.) */
+    grammar?: string | null;
+    /** As `guided_json`. (As llama.cpp.) */
+    json_schema?: any;
     /** A string, a list of strings, a list of token ids, or a list of such lists. Required. */
     prompt: any;
     /** Tokens to draw at most. Default 16; 0 only with `echo`. */
@@ -2668,10 +3084,8 @@ export type PostBody<P extends string> = string extends P ? any :
     /** Read special tokens written in the prompt, such as `<|im_start|>`, as those tokens and not as text.
      * Default false. For prompts that the client has rendered itself; never for text of strangers. */
     parse_special?: boolean | null;
-    /** Not supported, except empty. */
-    suffix?: any;
-    /** Not supported, except `{"type": "text"}`. */
-    response_format?: any;
+    /** The text behind a gap that the completion fills, for models whose vocabulary has tokens for that. */
+    suffix?: string | null;
     /** Not supported, except empty. */
     tools?: any;
   } :
@@ -2744,12 +3158,94 @@ export type PostBody<P extends string> = string extends P ? any :
     /** How to draw them. */
     sampling?: Sampling | null;
   } :
+  P extends '/v1/responses' ? {
+    /** Name or id of a model version; absent = the active policy. */
+    model?: string | null;
+    /** A text, or a list of items: messages, `function_call`, `function_call_output`, `reasoning`. Required. */
+    input: any;
+    /** Stands before the conversation as a system message; not taken over by later requests. */
+    instructions?: string | null;
+    /** Goes on from the response with this id, if it is kept. */
+    previous_response_id?: string | null;
+    /** Keep the response for a day, in this server's memory, so that a later request can go on from it. Default: as the
+     * server keeps completions. */
+    store?: boolean | null;
+    /** Server-sent events instead of one answer. */
+    stream?: boolean | null;
+    /** Tokens to draw at most. */
+    max_output_tokens?: number | null;
+    /** 0 to 2; 0 is greedy. Default 1. */
+    temperature?: number | null;
+    /** Over 0, to 1. Default 1. */
+    top_p?: number | null;
+    /** `{"type": "function", name, description, parameters, strict}` each. The server has no tools of its own. */
+    tools?: any[] | null;
+    /** `"none"`, `"auto"`, `"required"` or `{"type": "function", "name"}`. */
+    tool_choice?: any;
+    /** Whether an enforced answer may hold several calls. Default true. */
+    parallel_tool_calls?: boolean | null;
+    /** `{"format": {"type": "text" | "json_object" | "json_schema", name, schema, strict}}`. */
+    text?: any;
+    /** `{"effort"}`, for templates that read it. */
+    reasoning?: any;
+    /** Returned as they are. */
+    metadata?: any;
+    /** Not supported, except `"disabled"`. */
+    truncation?: any;
+    /** Not supported, except empty and `["reasoning.encrypted_content"]`, which is without effect. */
+    include?: any;
+    /** Not supported, except `false`. */
+    background?: any;
+    /** Not supported, except 0. */
+    top_logprobs?: any;
+    /** Not supported, except `"auto"` and `"default"`. */
+    service_tier?: any;
+    /** Not supported, except `{"include_obfuscation": false}`. */
+    stream_options?: any;
+    /** Accepted, without effect. */
+    user?: any;
+    /** Accepted, without effect. */
+    safety_identifier?: any;
+    /** Accepted, without effect: prefixes are shared wherever they are equal. */
+    prompt_cache_key?: any;
+  } :
   P extends '/v1/feedback' ? {
     completion_id: string;
     /** `thumb` ("up" or "down"), `score` (a number), `edit` or `comment` (text). */
     kind: string;
     value: any;
     idempotency_key?: string | null;
+  } :
+  P extends '/v1/messages' ? {
+    /** Name or id of a model version; absent = the active policy. */
+    model?: string | null;
+    /** Turns of `user` and `assistant`, of a text or of blocks: `text`, `tool_use`, `tool_result`, `thinking`. */
+    messages: any[];
+    /** A text, or a list of text blocks. */
+    system?: any;
+    /** Tokens to draw at most. Required, but for counting. */
+    max_tokens: number | null;
+    /** The text ends before the first of them. */
+    stop_sequences?: string[] | null;
+    /** Server-sent events instead of one answer. */
+    stream?: boolean | null;
+    /** 0 to 2; 0 is greedy. Default 1. */
+    temperature?: number | null;
+    /** Over 0, to 1. Default 1. */
+    top_p?: number | null;
+    /** Default 0 (off). */
+    top_k?: number | null;
+    /** `{name, description, input_schema}` each. The server has no tools of its own. */
+    tools?: any[] | null;
+    /** `{"type": "auto"}`, `any`, `none`, or `{"type": "tool", "name"}`; with `disable_parallel_tool_use`. */
+    tool_choice?: any;
+    /** `{"type": "enabled"}`, `adaptive` or `disabled`, for templates that read `enable_thinking`. The length of the
+     * thoughts is not bounded apart: `budget_tokens` is accepted, without effect. */
+    thinking?: any;
+    /** Accepted, without effect. */
+    metadata?: any;
+    /** Not supported, except `auto` and `standard_only`. */
+    service_tier?: string | null;
   } :
   P extends '/admin/jobs' ? {
     /** A recipe's name: `sft`, `reward`, `ppo`, … */
@@ -2838,6 +3334,19 @@ export type PostBody<P extends string> = string extends P ? any :
     prompt: any;
     completions: string[];
   } :
+  P extends '/v1/rerank' ? {
+    /** Name or id of an encoder or a reward model; absent = the configured encoder. */
+    model?: string | null;
+    query: string;
+    /** Texts, or `{"text"}`: up to 2047. */
+    documents: any[];
+    /** How many are returned; absent = all. */
+    top_n?: number | null;
+    /** Return the texts too. Default false. */
+    return_documents?: boolean | null;
+    /** Accepted, without effect. */
+    user?: any;
+  } :
   P extends '/tokenize' ? {
     model?: string | null;
     prompt?: string | null;
@@ -2847,6 +3356,16 @@ export type PostBody<P extends string> = string extends P ? any :
     add_special_tokens?: boolean | null;
     /** Read special tokens written in the text as those tokens. Default false. */
     parse_special?: boolean | null;
+  } :
+  P extends '/v1/score' ? {
+    /** Name or id of an encoder or a reward model; absent = the configured encoder. */
+    model?: string | null;
+    /** A text that is compared with each of `text_2`, or a list as long as it. */
+    text_1: any;
+    /** A text, or a list of texts. */
+    text_2: any;
+    /** Accepted, without effect. */
+    user?: any;
   } :
   P extends '/session' ? {
     /** An admin or feedback key. */
@@ -2961,5 +3480,7 @@ export type EventOf<P extends string> = string extends P ? any :
   P extends '/v1/chat/completions' ? ChatChunkEvent :
   P extends '/v1/completions' ? TextCompletionEvent :
   P extends '/v1/label/ask' ? AskEvent :
+  P extends '/v1/responses' ? ResponseEvent :
+  P extends '/v1/messages' ? AnthropicEvent :
   P extends `/admin/jobs/${string}/events` ? StreamedJobEvent :
   never;

@@ -49,7 +49,6 @@ pub const ROLES: &[(&str, Role)] = &[
     ("comparisons", Data(Always)),
     ("demonstrations", Data(Without("mixture"))),
     ("feedback", Data(Always)),
-    ("feedback", Data(Always)),
     ("prompts", Data(Always)),
     ("ptx_demonstrations", Data(Positive("ptx_coef"))),
     ("reference_demonstrations", Data(Equal("normalize_on", "demonstrations"))),
@@ -143,6 +142,7 @@ mod tests {
         let (properties, names) = (properties(), ROLES.iter().map(|(name, _)| *name));
         let unknown: Vec<_> = names.filter(|name| !properties.contains(*name)).collect();
         assert!(unknown.is_empty(), "no recipe takes {unknown:?}");
+        assert_eq!(ROLES.iter().map(|(name, _)| name).collect::<BTreeSet<_>>().len(), ROLES.len(), "one role each");
         for (name, needed) in data() {
             if let Without(field) | Positive(field) | Equal(field, _) = needed {
                 assert!(properties.contains(field), "{name} depends on {field}, which no recipe takes");
@@ -181,7 +181,7 @@ mod tests {
         let needed: Vec<&str> = data().filter(|(_, n)| n.by(args, |_| false)).map(|(name, _)| name).collect();
         assert_eq!(
             needed,
-            ["comparisons", "demonstrations", "prompts", "ptx_demonstrations", "reference_demonstrations"]
+            ["comparisons", "demonstrations", "feedback", "prompts", "ptx_demonstrations", "reference_demonstrations"]
         );
         let none = json!({"mixture": "tasks.json", "ptx_coef": 0});
         let none = none.as_object().expect("an object");

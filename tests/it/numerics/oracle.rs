@@ -47,9 +47,8 @@ fn parse<T: serde::de::DeserializeOwned>(config: Value) -> T {
     serde_json::from_value(config).unwrap()
 }
 
-fn weights(name: &str) -> VarBuilder<'static> {
-    let tensors =
-        candle_core::safetensors::load(fixtures().join(name).join("model.safetensors"), &Device::Cpu).unwrap();
+fn weights(dir: &Path) -> VarBuilder<'static> {
+    let tensors = candle_core::safetensors::load(dir.join("model.safetensors"), &Device::Cpu).unwrap();
     VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)
 }
 
