@@ -131,7 +131,7 @@ fn measure(dir: &Path, name: &str) {
             args[field] = json!(dir.join(file));
         }
     }
-    instructd::ops::par::settle();
+    instructd::ops::par::configure_for_training();
     let mut clock = Clock { started: Instant::now(), ends: Vec::new(), last: BTreeMap::new(), step: 0 };
     let outcome = (recipe(kind).expect("recipe").run)(&args, &mut clock).expect("training");
     assert!(matches!(outcome, TrainOutcome::Stopped { .. }), "stopped after {STEPS} steps");

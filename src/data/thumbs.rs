@@ -80,10 +80,13 @@ fn parse(text: &str) -> Outcome<Thumbed> {
     })
 }
 
+/// The last thumb of each user, and whether it is up.
+type Users<'a> = BTreeMap<&'a str, (&'a Told<'a>, bool)>;
+
 /// The thumbs of all users, one line per completion: liked where more users' last word is up than down. Where as many
 /// are up as down nothing follows; these are counted. Ordered by prompt and completion.
 pub fn thumbs(told: &[Told<'_>]) -> (Vec<Thumbed>, usize) {
-    let mut last: BTreeMap<(&str, &CompletionId), BTreeMap<&str, (&Told<'_>, bool)>> = BTreeMap::new();
+    let mut last: BTreeMap<(&str, &CompletionId), Users<'_>> = BTreeMap::new();
     for t in told.iter().filter(|t| t.kind == "thumb") {
         if let Some(value) = thumb(t.value) {
             let users = last.entry((t.prompt.id.as_str(), t.completion_id)).or_default();

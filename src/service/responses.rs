@@ -32,9 +32,11 @@ impl Kept {
     }
 }
 
-/// The responses that are kept, oldest first.
+/// The responses that are kept, oldest first, with the bytes of each, and the bytes of all.
+type Held = (VecDeque<(Arc<Kept>, usize)>, usize);
+
 #[derive(Debug, Default)]
-pub struct Responses(Mutex<(VecDeque<(Arc<Kept>, usize)>, usize)>);
+pub struct Responses(Mutex<Held>);
 
 impl Responses {
     /// Keeps a response; the oldest ones give way. One that is too large is not kept.

@@ -109,6 +109,7 @@ pub enum AnthropicTold {
 
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[expect(clippy::enum_variant_names, reason = "the names are Anthropic's")]
 pub enum AnthropicDelta {
     ThinkingDelta { thinking: String },
     TextDelta { text: String },

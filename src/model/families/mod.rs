@@ -97,6 +97,9 @@ pub struct Family {
     pub gguf: Option<Gguf>,
 }
 
+/// Gives each entry of a model's GGUF metadata, by name, to the function.
+type WriteMeta = fn(&ModelConfig, &mut dyn FnMut(&str, Meta));
+
 /// What llama.cpp's files of a family say and how their tensors lie there.
 #[derive(Debug)]
 pub struct Gguf {
@@ -109,7 +112,7 @@ pub struct Gguf {
     /// The metadata as the fields of config.json that the family's table reads.
     pub(in crate::model) read: fn(&Metadata<'_>) -> Result<Value, String>,
     /// Metadata of the family beside what all families have.
-    pub(in crate::model) write: fn(&ModelConfig, &mut dyn FnMut(&str, Meta)),
+    pub(in crate::model) write: WriteMeta,
 }
 
 /// Module names inside a block.

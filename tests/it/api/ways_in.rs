@@ -146,8 +146,9 @@ fn mock_requests() -> BTreeMap<&'static str, Value> {
         ("/v1/responses", json!({"input": "hello", "max_output_tokens": 16})),
         ("/v1/messages", json!({"messages": chat, "max_tokens": 2})),
         ("/v1/rewards", json!({"prompt": "hello", "completions": ["a long answer"]})),
-        ("/v1/comparison-sets", json!({"messages": chat, "n": 2, "sampling": {"max_tokens": 2}})),
-        ("/v1/label/ask", json!({"messages": chat, "n": 2, "sampling": {"max_tokens": 2}})),
+        // Long enough that the two answers differ: equal ones make no set.
+        ("/v1/comparison-sets", json!({"messages": chat, "n": 2, "sampling": {"max_tokens": 16}})),
+        ("/v1/label/ask", json!({"messages": chat, "n": 2, "sampling": {"max_tokens": 16}})),
         (
             "/admin/sets/draw",
             json!({"policy": "random", "count": 1, "n": 2, "max_tokens": 2,
