@@ -119,8 +119,6 @@ def test_errors(client, server):
 
     create = client.chat.completions.create
     fails(openai.BadRequestError, "temperature", lambda: create(model="tiny-chat", messages=MESSAGES, temperature=5))
-    fails(openai.BadRequestError, "tools", lambda: create(model="tiny-chat", messages=MESSAGES, tools=[
-        {"type": "function", "function": {"name": "f", "parameters": {}}}]))
     fails(openai.BadRequestError, "max_tokens", lambda: create(model="tiny-chat", messages=MESSAGES, max_tokens=999))
     fails(openai.BadRequestError, "colour", lambda: create(model="tiny-chat", messages=MESSAGES, extra_body={"colour": 1}))
     fails(openai.NotFoundError, "model", lambda: create(model="nope", messages=MESSAGES))
