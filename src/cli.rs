@@ -1,5 +1,6 @@
 //! Bodies of the subcommands that are not a server: training in the foreground, models, export.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -94,7 +95,7 @@ pub fn train(config: &Config, recipe: &str, given: &Given, data: &Data, reward_h
     crate::cli_models::put_paths(&mut args, config)?;
     (found.validate)(&args)?;
     crate::ops::par::settle();
-    match (found.run)(&args, &mut Foreground::new(reward_hosts)?)? {
+    match (found.run)(&args, &mut Foreground::new(reward_hosts, config)?)? {
         TrainOutcome::Done { model_dir, metrics } => {
             println!("{}", serde_json::json!({"model_dir": model_dir, "metrics": metrics}));
             Ok(())
@@ -117,7 +118,7 @@ pub fn instructgpt(config: &Config, given: &Given, data: &Data, work_dir: Option
     crate::instructgpt::check(&pipeline_args(&cli_args::pipeline_with_placeholders(&args))?)?;
     cli_args::complete_pipeline(&mut args, config)?;
     let args = pipeline_args(&args)?;
-    match crate::instructgpt::run(&args, &mut Foreground::new(&[])?)? {
+    match crate::instructgpt::run(&args, &mut Foreground::new(&[], config)?)? {
         Ended::Done { report } => {
             println!("{}", report.display());
             Ok(())
@@ -136,10 +137,11 @@ struct Foreground {
     stop: Arc<AtomicBool>,
     metrics: String,
     remote: Option<Arc<dyn RemoteReward>>,
+    trainers: BTreeMap<String, Vec<String>>,
 }
 
 impl Foreground {
-    fn new(reward_hosts: &[String]) -> Result<Self> {
+    fn new(reward_hosts: &[String], config: &Config) -> Result<Self> {
         let bar = ProgressBar::no_length();
         bar.set_style(ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {eta} {msg}")?);
         let stop = Arc::new(AtomicBool::new(false));
@@ -149,7 +151,7 @@ impl Foreground {
             asked.store(asks.is_ok(), Ordering::Relaxed);
         })?;
         let remote = HttpRewards::new(reward_hosts)?.map(|client| Arc::new(client) as Arc<dyn RemoteReward>);
-        Ok(Self { bar, stop, metrics: String::new(), remote })
+        Ok(Self { bar, stop, metrics: String::new(), remote, trainers: config.trainers.clone() })
     }
 }
 
@@ -176,6 +178,10 @@ impl Reporter for Foreground {
 
     fn remote(&self) -> Option<Arc<dyn RemoteReward>> {
         self.remote.clone()
+    }
+
+    fn trainer(&self, name: &str) -> Option<Vec<String>> {
+        self.trainers.get(name).cloned()
     }
 
     fn should_stop(&self) -> bool {

@@ -289,6 +289,8 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
         post("/admin/jobs/{id}/cancel", Admin, "Stop a job at its next step", admin::jobs::cancel),
         post("/admin/jobs/{id}/resume", Admin, "Queue a failed or cancelled job again", admin::jobs::resume),
         get("/admin/jobs/{id}/events", Admin, "Follow a job (SSE, or ?format=json)", admin::jobs::events).asking::<admin::jobs::EventsQuery>(),
+        get("/admin/jobs/{id}/log", Admin, "Where a job runs beside child processes, and its log there", admin::jobs::log)
+            .answering("{place, id, text, message}; place null = a child process; text null where there is no log, and message says why"),
         get("/admin/jobs/{id}/metrics", Admin, "Curves of a job", admin::jobs::metrics).asking::<admin::jobs::MetricsQuery>(),
         get("/admin/models", Admin, "All model versions", admin::models::list).answering("{data: [model version], \
              previous: {kind: id of the version that was active before}, rolled_back: [ids whose last activation was \

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::queue::{FILES, JobArgs, OPTIONAL_DATA, file_names, needs_model, takes, wants};
+use super::queue::{FILES, JobArgs, OPTIONAL_DATA, file_names, leaves_out, needs_model, takes, wants};
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::data::from_feedback::{Told, preferences};
 use crate::data::{Comparison, PromptRecord, Written, pairs};
@@ -362,7 +362,7 @@ pub(super) async fn prepare(
     for field in ["comparisons", "demonstrations", "prompts"].iter().chain(OPTIONAL_DATA).copied() {
         let mixed = field == "demonstrations" && args.get("mixture").is_some_and(|v| !v.is_null());
         let unwanted = OPTIONAL_DATA.contains(&field) && !wants(&args, job_args.gold_judgments, field);
-        if mixed || unwanted || !takes(&schema, field) {
+        if mixed || unwanted || leaves_out(&schema, &args, field) || !takes(&schema, field) {
             continue;
         }
         let path = job_dir.join(format!("{field}.jsonl"));

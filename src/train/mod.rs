@@ -7,6 +7,7 @@ mod bidirectional;
 pub mod checkpoint;
 mod dpo;
 pub mod estimate;
+mod external;
 mod finetune;
 pub mod fit;
 mod logs;
@@ -44,6 +45,10 @@ pub trait Reporter: Send {
     fn event(&mut self, kind: &str, data: serde_json::Value);
     /// A client for reward services, where whoever runs the recipe allows any.
     fn remote(&self) -> Option<std::sync::Arc<dyn remote::RemoteReward>> {
+        None
+    }
+    /// The command of the trainer of this name, where whoever runs the recipe has one.
+    fn trainer(&self, _name: &str) -> Option<Vec<String>> {
         None
     }
     /// True once cancel or shutdown was asked for; recipes look after every step, checkpoint and return
@@ -102,6 +107,7 @@ static RECIPES: &[Recipe] = &[
     entry::<args::RlooArgs>("rloo", "REINFORCE leave-one-out", rl::rloo),
     entry::<args::GrpoArgs>("grpo", "Group-relative policy optimisation", rl::grpo),
     entry::<args::DpoArgs>("dpo", "Direct preference optimisation from rankings", dpo::run),
+    entry::<args::ExternalArgs>("external", "Training by another program, whose result is checked", external::run),
 ];
 
 type Run = fn(&serde_json::Value, &mut dyn Reporter) -> anyhow::Result<TrainOutcome>;

@@ -1,6 +1,7 @@
 //! Arguments of the recipes: one struct each, unknown keys refused, every range checked, errors name the field.
 //! The same structs give the JSON Schema that the admin form and `--help` show.
 
+mod external;
 mod pretrain;
 mod rl;
 mod supervised;
@@ -14,6 +15,7 @@ use super::optim::AdamForm;
 use super::schedule::Decay;
 use crate::model::Recompute;
 
+pub use external::{DataKind, ExternalArgs};
 pub use pretrain::{FinetuneArgs, MlmArgs, PretrainArgs, PromptTuningArgs};
 pub use rl::{
     CriticKind, GrpoArgs, LengthUnit, MissingEos, PpoArgs, ReinforceArgs, RewardSpec, RlCommon, RlooArgs, Term,
