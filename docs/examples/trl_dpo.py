@@ -5,7 +5,7 @@
     trl-dpo = ["python3", "docs/examples/trl_dpo.py", "{job}"]
 
 Options of the job (`"options": {…}`): epochs, batch_size, learning_rate, beta, max_length, lora_rank (0 = all parameters).
-Needs torch, transformers, trl, peft and datasets; tried with trl 1.9.2 and peft 0.19.1 on a CPU.
+Needs torch, transformers, trl, peft and datasets; tried with trl 1.16.0, transformers 5.24.0 and peft 0.21.2 on a CPU.
 """
 
 import json

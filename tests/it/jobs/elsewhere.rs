@@ -89,7 +89,7 @@ impl World {
         let launch = Launch { program: std::env::current_exe().unwrap(), args: trainer.map(Into::into).to_vec() };
         let config = SupervisorConfig {
             tick: Duration::from_millis(20),
-            grace: Duration::from_millis(500),
+            grace: Duration::from_secs(2),
             cancel_grace: Duration::from_secs(600),
             lease_seconds: self.lease_seconds,
             executors: self.executors.clone(),

@@ -121,7 +121,7 @@ async fn another_machine_goes_on_where_a_lost_one_stopped() {
         fixture::import(&*store, prompt, texts, set, judgment).await;
     }
     let enqueue = async |name: &str| {
-        let args = json!({"epochs": 8, "batch_size": 2, "learning_rate": 1e-3, "max_length": 64, "checkpoint_every": 1,
+        let args = json!({"epochs": 30, "batch_size": 2, "learning_rate": 1e-3, "max_length": 64, "checkpoint_every": 1,
             "device": "cpu", "publish_as": name});
         let request = queue::Request {
             kind: "reward".into(),
@@ -163,5 +163,5 @@ async fn another_machine_goes_on_where_a_lost_one_stopped() {
     let sha256 = async |name: &str| store.find_model(name).await.unwrap().unwrap().sha256;
     assert_eq!(sha256("travelled").await, sha256("undisturbed").await);
     let steps = async |id: &JobId| store.metrics(id, &["loss".into()]).await.unwrap().len();
-    assert_eq!(steps(&job).await, 40, "eight epochs of five batches, each once");
+    assert_eq!(steps(&job).await, 150, "thirty epochs of five batches, each once");
 }
