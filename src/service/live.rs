@@ -255,9 +255,9 @@ fn about(schema: &Value, name: &str) -> String {
     for part in name.split('.') {
         let target = node["$ref"].as_str().and_then(|r| r.strip_prefix('#'));
         node = target.and_then(|path| schema.pointer(path)).unwrap_or(node);
-        node = &node["properties"][part];
         // Entries that have names of their own (trainers) are explained by what holds them.
-        found = node["description"].as_str().unwrap_or(found);
+        let Some(next) = node["properties"].get(part) else { break };
+        (node, found) = (next, next["description"].as_str().unwrap_or_default());
     }
     found.to_owned()
 }
