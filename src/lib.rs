@@ -36,6 +36,7 @@ pub mod artifacts;
 pub mod engine;
 pub mod erased;
 pub mod generation;
+pub mod gpu;
 pub mod hub;
 pub mod jobs;
 

@@ -3,6 +3,7 @@
 
 use candle_core::{DType, Device};
 
+use crate::gpu;
 use crate::model::{Decoder, Loaded, Purpose, Weights};
 
 /// `cpu`, `cuda` (the first GPU) or `cuda:N`.
@@ -18,7 +19,7 @@ pub fn open(name: &str) -> Result<Device, String> {
             .and_then(|n| n.parse().ok())
             .ok_or_else(|| format!("'{other}' is no device; use cpu, cuda or cuda:N"))?,
     };
-    Device::new_cuda(index).map_err(|e| format!("the device {name} cannot be used: {e}"))
+    gpu::open(index).map_err(|e| format!("the device {name} cannot be used: {e}"))
 }
 
 /// The decoder over dense weights of this format, on the device where the weights are. Norms and biases take

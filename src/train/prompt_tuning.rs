@@ -36,7 +36,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: PromptTuningArgs = parse(args)?;
     before(reporter, "loading");
     let common = args.common();
-    let loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
+    let loaded = model::load(Path::new(&common.model), &device(&common)?).context("model")?;
     before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let positions = loaded.config.max_positions.saturating_sub(args.n_tokens);

@@ -37,6 +37,8 @@ const ONLINE: &[(&str, &str)] = &[
     ("no_eos_share", "completions/clipped_ratio"),
     ("clip_fraction", "clip_ratio/region_mean"),
     ("policy_loss", "loss"),
+    ("sampling_gap", "sampling/sampling_logp_difference/max"),
+    ("sampling_gap_mean", "sampling/sampling_logp_difference/mean"),
 ];
 
 /// RewardTrainer.

@@ -3,6 +3,8 @@
 
 mod critic;
 mod final_answer;
+#[cfg(test)]
+mod gap_tests;
 mod gold;
 mod guard;
 mod rewards;
@@ -101,7 +103,7 @@ fn drive<A: Serialize>(
     reporter: &mut dyn Reporter,
 ) -> Result<TrainOutcome> {
     before(reporter, "loading");
-    let device = device(rl.common.device)?;
+    let device = device(&rl.common)?;
     let mut loaded = model::load(Path::new(&rl.common.model), &device).context("model")?;
     let texts = Texts::new(&loaded)?;
     before(reporter, "preparing");
@@ -172,6 +174,8 @@ fn drive<A: Serialize>(
         prompts: &prompts,
         reward: &reward,
         reference: &reference,
+        trainer: policy.decoder(),
+        traced: policy.decoder().on_host(),
         group,
         recorded: light.then(|| policy.decoder()),
     };
@@ -511,7 +515,8 @@ fn report(run: &mut Run<'_>, experience: &Experience, summary: &Summary, kl: f64
         ("grad_norm", summary.grad_norm),
         ("learning_rate", summary.learning_rate),
         ("epochs", summary.epochs as f64),
-        ("sampling_gap", summary.sampling_gap),
+        ("sampling_gap", summary.sampling_gap.max),
+        ("sampling_gap_mean", summary.sampling_gap.mean()),
         ("seconds_generation", rollout.seconds.generation),
         ("seconds_reward", rollout.seconds.reward),
         ("seconds_reference", rollout.seconds.reference),

@@ -3,6 +3,7 @@
 mod args;
 mod checkpoint;
 mod command_line;
+mod devices;
 mod family;
 mod final_answer;
 mod fit;
