@@ -3,7 +3,7 @@ lets one of them pass is not a check."""
 
 MUTANTS = [
     # Masks.
-    ("forward", "tl.load(table + word * d + c, mask=inside, other=0.0)", "tl.load(table + word * d + c)", "embeddings"),
+    ("forward", "tl.load(table + word * d + c, mask=inside", "tl.load(table + word * BLOCK + c, mask=inside", "embeddings"),
     ("forward", "tl.store(out + row * d + c, v, mask=inside)", "tl.store(out + row * d + c, v)", "embeddings"),
     ("forward", "squares += tl.where(inside, v * v, 0.0)", "squares += v * v", "norms"),
     ("forward", "mask=(row < n)[:, None] & (kk < left)[None, :], other=0.0)\n        b = tl.load(ws + start, mask=(col",
