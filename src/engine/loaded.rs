@@ -1,15 +1,18 @@
 //! A model version in memory: how it is loaded and tried, and how its texts are read and written.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use candle_core::Device;
 
 use super::device;
+use super::scheduler::{Limits, cache_tokens};
 use super::text::TextStream;
 use super::{EngineError, GenerateRequest, ServedModel, TextForm};
 use crate::domain::ModelVersion;
-use crate::model::{self, Decoder};
+use crate::gpu::sim::Sim;
+use crate::model::kv_cache::PAGE;
+use crate::model::{self, Decoder, DeviceModel, Purpose};
 use crate::ops::linear::WeightFormat;
 use crate::prompt::{ChatError, ChatTemplate};
 use crate::tokenizer::Tokenizer;
@@ -18,6 +21,8 @@ use crate::tokenizer::Tokenizer;
 pub struct LoadedModel {
     pub served: Arc<ServedModel>,
     pub decoder: Decoder,
+    /// The same model and its cache on a device with kernels of its own, which then computes all steps.
+    pub(super) device: Option<Mutex<DeviceModel>>,
     pub(super) tokenizer: Option<Tokenizer>,
     /// A template that cannot be used fails the requests that need it, not the model.
     pub(super) template: Option<Result<ChatTemplate, ChatError>>,
@@ -56,16 +61,28 @@ pub(super) fn load_model(
     version: ModelVersion,
     weights: WeightFormat,
     device_name: &str,
+    limits: Limits,
 ) -> Result<LoadedModel, EngineError> {
     let failed = |e: String| EngineError::Failed(format!("loading '{}': {e}", version.name));
-    let device = device::open(device_name).map_err(failed)?;
+    let simulated = device_name == device::SIMULATED;
+    let device = if simulated { Device::Cpu } else { device::open(device_name).map_err(failed)? };
     let loaded = model::load(path, &device).map_err(|e| failed(e.to_string()))?;
     let parameters = loaded.weights.values().map(|t| t.elem_count() as u64).sum();
     let decoder = match device {
-        Device::Cpu => Decoder::serve(&loaded, weights).map_err(|e| failed(e.to_string()))?,
-        _ => device::dense(&loaded, weights.as_str()).map_err(failed)?,
+        Device::Cpu if simulated => Decoder::new(&loaded.config, &loaded.weights, Purpose::Score),
+        Device::Cpu => Decoder::serve(&loaded, weights),
+        _ => device::dense(&loaded, weights.as_str()),
     };
+    let decoder = decoder.map_err(|e| failed(e.to_string()))?;
     warm_up(&decoder).map_err(failed)?;
+    let on_device = match simulated {
+        true => {
+            let pages = cache_tokens(&decoder.config, limits).div_ceil(PAGE);
+            let sim = Box::new(Sim::new(device::SIMULATED_BYTES));
+            Some(Mutex::new(DeviceModel::new(&decoder, sim, weights, pages).map_err(|e| failed(e.to_string()))?))
+        }
+        false => None,
+    };
     let tokenizer = loaded.tokenizer.as_ref();
     let template = loaded.chat_template.as_ref().map(|source| ChatTemplate::new(source, tokenizer));
     if let Some(Err(error)) = &template {
@@ -82,7 +99,7 @@ pub(super) fn load_model(
         before_text: tokenizer.map(|t| t.before_text().to_vec()).unwrap_or_default(),
         version,
     };
-    Ok(LoadedModel { served: Arc::new(served), decoder, tokenizer: loaded.tokenizer, template })
+    Ok(LoadedModel { served: Arc::new(served), decoder, device: on_device, tokenizer: loaded.tokenizer, template })
 }
 
 /// One forward pass: a version whose numbers are not finite is never served.

@@ -300,6 +300,12 @@ impl Decoder {
         self.final_norm.forward(&x)
     }
 
+    /// The output matrix [vocab, d] as it came, where it is not packed.
+    pub(super) fn head_tensor(&self) -> Result<Tensor> {
+        let Some(weight) = self.head.weight()?.natural() else { candle_core::bail!("the output matrix is packed") };
+        Ok(weight.clone())
+    }
+
     /// Logits [m, vocab], f32, of chosen hidden rows [m, d].
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.shape.apply(&self.head.weight()?.apply(hidden)?)

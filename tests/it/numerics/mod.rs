@@ -10,5 +10,6 @@ mod objectives;
 mod objectives_gradients;
 mod ops;
 mod sampling;
+mod sim;
 mod smollm2;
 mod transformers;
