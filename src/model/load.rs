@@ -6,7 +6,9 @@ use candle_core::Device;
 use serde_json::Value;
 
 use super::gguf::GgufTensors;
+use super::hold::{self, Holding};
 use super::{ModelConfig, Sentence, Weights, config::ConfigError, gguf, hf, mistakes, names};
+use crate::ops::blocks::BlockType;
 use crate::ops::linear::WeightFormat;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -120,13 +122,29 @@ impl LoadError {
 /// `Unsupported` when it is sound but of a kind that this crate does not compute. Never panics on a
 /// damaged file.
 pub fn load(path: &Path, device: &Device) -> Result<Loaded, LoadError> {
+    load_as(path, device, None)
+}
+
+/// The same with the matrices of the blocks held in `kind`, where `device` is the CPU, one after the other: the model
+/// is never in memory as f32. See `hold`.
+///
+/// # Errors
+/// As `load`.
+pub fn load_held(path: &Path, device: &Device, kind: BlockType) -> Result<Loaded, LoadError> {
+    load_as(path, device, Some(kind))
+}
+
+fn load_as(path: &Path, device: &Device, kind: Option<BlockType>) -> Result<Loaded, LoadError> {
+    let kind = kind.filter(|_| device.is_cpu());
     let loaded = if is_gguf(path)? {
         let file = gguf::open_raw(path)?;
-        let weights = file.tensors().dequantize(device)?;
+        let config = file.described().config.clone();
+        let holding = kind.map(|kind| Holding::new(&config, kind));
+        let weights = file.tensors().read(device, holding.as_ref())?;
         let (described, tensors) = file.into_parts();
         described.with_weights(weights, Some(tensors))
     } else {
-        hf::load(path, device)?
+        hf::load(path, device, kind)?
     };
     check_shapes(path, &loaded.config, &loaded.weights)?;
     Ok(loaded)
@@ -149,6 +167,7 @@ fn check_shapes(path: &Path, config: &ModelConfig, weights: &Weights) -> Result<
     for (name, shape) in names::backbone(config) {
         match weights.get(&name) {
             None => return Err(LoadError::malformed(path, format!("tensor {name} is missing"))),
+            Some(tensor) if hold::is_held(tensor) && hold::fits(config, &shape, tensor) => {}
             Some(tensor) if tensor.dims() != shape => {
                 let message =
                     format!("tensor {name} has shape {:?}, the configuration asks for {shape:?}", tensor.dims());

@@ -1,21 +1,20 @@
 //! Direct preference optimisation: the rankings teach the policy itself, against its own start.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use candle_core::Tensor;
 use serde_json::{Value, json};
 
 use super::args::{DpoArgs, parse};
 use super::ranked::{RankedSequences, Rankings};
-use super::run::{Plan, Run, before, device, file_hash};
+use super::run::{Plan, Run, before, device, file_hash, load_base};
 use super::samples::Samples;
 use super::sft::backbone_and_output;
 use super::step::{Accumulator, Picked, Sequence, micro_batches};
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome};
-use crate::model::{self, Decoder};
+use crate::model::Decoder;
 use crate::objective::logprobs::sequence_sums_tensor;
 use crate::objective::{Stats, dpo};
 use crate::prompt::Texts;
@@ -30,7 +29,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: DpoArgs = parse(args)?;
     before(reporter, "loading");
     let common = args.common();
-    let mut loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
+    let mut loaded = load_base(&common, &device(common.device)?)?;
     before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let length = super::fit::length(common.max_length, loaded.config.max_positions, || {
@@ -39,7 +38,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let max_length = length.tokens;
     let data = Rankings::read(&args.comparisons, &texts, max_length, args.heldout_fraction)?;
 
-    let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?;
+    let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?
+        .with_source(&loaded.source);
     let plan = Plan {
         recipe: "dpo",
         args: &args,
@@ -103,7 +103,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         json!({"train": data.train.len(), "heldout": data.heldout.len(), "ties": data.ties, "fit": data.fit.json()});
     let metrics = json!({"heldout_accuracy": heldout.mean("accuracy"), "sets": sets});
     super::output::save_adapter(&run.common, &policy)?;
-    super::output::save(&run.common, "policy", "dpo", &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
+    super::output::save(&run.common, "policy", "dpo", &loaded, &policy.published()?, json!({"metrics": metrics}))?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 

@@ -9,6 +9,7 @@ mod final_answer;
 mod fit;
 mod gradients;
 mod guards;
+mod held;
 mod instructgpt;
 mod kill;
 mod optim;
