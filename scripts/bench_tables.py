@@ -73,25 +73,7 @@ def learning(data):
     return table(head, rows) + "\n\n" + source(data)
 
 
-def labelers(data):
-    rows = []
-    for r in data["rows"]:
-        times = ["{p50:g} / {p99:g} / {max:g}".format(**r[what]) for what in ("submit_ms", "turn_ms")]
-        rows.append([r["database"], r["pauses"], f"{r['submits_per_second']:g}", f"{r['submits']:,}", *times])
-    head = [
-        "database",
-        "pauses",
-        "submits a second",
-        "submits",
-        "submit p50 / p99 / max, ms",
-        "turn p50 / p99 / max, ms",
-    ]
-    note = f"{data['what']}; {data['build']}. One write that is synced to this disk took {data['sync_ms']:g} ms."
-    return table(head, rows) + "\n\n" + note + " " + source(data)
-
-
 TABLES = {
-    "labelers": (labelers, "labelers"),
     "serving-ratios": (serving_ratios, "serving-llamacpp"),
     "serving-llamacpp": (serving, "serving-llamacpp"),
     "serving-transformers": (serving, "serving-transformers"),
