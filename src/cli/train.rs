@@ -50,8 +50,6 @@ pub fn run(args: Args) -> Result<()> {
     locate::put_paths(&mut args, config)?;
     args::complete(found, &mut args, config)?;
     (found.validate)(&args)?;
-    locate::put_paths(&mut args, config)?;
-    (found.validate)(&args)?;
     crate::ops::par::configure_for_training();
     match (found.run)(&args, &mut Foreground::new(&reward_hosts)?)? {
         TrainOutcome::Done { model_dir, metrics } => {

@@ -4,7 +4,7 @@
 use super::people::Actor;
 use super::{Result, Services};
 use crate::domain::ApiKeyId;
-use crate::domain::time::DAY;
+use crate::domain::time::{DAY, SECOND};
 
 tokio::task_local! {
     static PAYER: Option<ApiKeyId>;
@@ -40,5 +40,5 @@ pub async fn exhausted(services: &Services, actor: &Actor) -> Result<Option<u64>
     let Some((id, daily)) = &actor.quota else { return Ok(None) };
     let now = services.now();
     let used = services.store.key_tokens(id, now.div_euclid(DAY)).await?;
-    Ok((used >= *daily).then(|| ((DAY - now.rem_euclid(DAY)) / 1_000_000 + 1) as u64))
+    Ok((used >= *daily).then(|| ((DAY - now.rem_euclid(DAY)) / SECOND + 1) as u64))
 }

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::Value;
 
 use crate::domain::Micros;
+use crate::domain::time::DAY;
 
 /// Bytes of all that is kept, and of one conversation.
 const MOST_BYTES: usize = 64 << 20;
 const MOST_ONE: usize = 4 << 20;
-const DAY: Micros = 24 * 60 * 60 * 1_000_000;
 
 /// One response with the conversation that it ends.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,9 +32,10 @@ impl Kept {
     }
 }
 
-/// The responses that are kept, oldest first, with the bytes of each, and the bytes of all.
+/// Responses with the bytes of each, and the bytes of all of them.
 type Held = (VecDeque<(Arc<Kept>, usize)>, usize);
 
+/// The responses that are kept, oldest first.
 #[derive(Debug, Default)]
 pub struct Responses(Mutex<Held>);
 
