@@ -2,6 +2,7 @@
 //! Order of precedence: command line, environment (`INSTRUCTD_…`, `__` between nested names), file, defaults.
 
 mod access;
+mod executors;
 mod hosts;
 mod limits;
 mod privacy;
@@ -10,11 +11,13 @@ mod text;
 mod upstream;
 
 pub use access::RatesConfig;
+pub use executors::{ExecutorsConfig, PlaceConfig};
 pub use hosts::is_host;
 pub use limits::LimitsConfig;
 pub use privacy::{PrivacyConfig, RetentionConfig};
 pub use upstream::UpstreamConfig;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -61,6 +64,10 @@ pub struct Config {
     pub retention: RetentionConfig,
     pub sessions: SessionsConfig,
     pub jobs: JobsConfig,
+    pub executors: ExecutorsConfig,
+    /// Programs that jobs of the recipe `external` may run, by name: program and arguments, with the placeholders
+    /// `{job}`, `{dir}`, `{model}`, `{output}` and `{checkpoints}`.
+    pub trainers: BTreeMap<String, Vec<String>>,
     pub artifacts: ArtifactsConfig,
     pub log: LogConfig,
 }
@@ -234,6 +241,8 @@ impl Default for Config {
             retention: RetentionConfig::default(),
             sessions: SessionsConfig::default(),
             jobs: JobsConfig::default(),
+            executors: ExecutorsConfig::default(),
+            trainers: BTreeMap::new(),
             artifacts: ArtifactsConfig::default(),
             log: LogConfig::default(),
         }
@@ -476,6 +485,8 @@ impl Config {
         if !(2..=9).contains(&self.labeling.completions_per_set) {
             return Err(error("labeling.completions_per_set", "must be 2 to 9"));
         }
+        self.executors.check()?;
+        executors::check_trainers(&self.trainers)?;
         spans::check(self)
     }
 

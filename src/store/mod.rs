@@ -488,6 +488,8 @@ pub trait Store: FeedbackStore + AccessStore + BrowseStore + EvidenceStore + Pri
     ) -> Result<Option<(Job, Fence)>>;
     /// Extends the lease; returns whether cancel was requested. `LeaseLost` when the fence does not hold.
     async fn heartbeat_job(&self, fence: &Fence, lease_seconds: i64, progress: Option<&Progress>) -> Result<bool>;
+    /// Says where the job's attempt runs, beside this program; `None` = in a child process of it.
+    async fn place_job(&self, fence: &Fence, external_ref: Option<&str>) -> Result<()>;
     async fn checkpoint_job(&self, fence: &Fence, checkpoint_uri: &str) -> Result<()>;
     /// Writes down what the job says and extends its lease, all or nothing; returns whether cancel was
     /// requested. `LeaseLost` when the fence does not hold: a worker that slept too long writes nothing.

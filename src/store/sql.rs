@@ -414,6 +414,10 @@ impl Store for SqlStore {
         write!(self, fence = fence.clone(), progress = progress.cloned() => |tx| jobs::heartbeat(tx, &fence, lease_seconds, progress.as_ref()))
     }
 
+    async fn place_job(&self, fence: &Fence, external_ref: Option<&str>) -> Result<()> {
+        write!(self, fence = fence.clone(), external_ref = external_ref.map(str::to_owned) => |tx| jobs::place(tx, &fence, external_ref.as_deref()))
+    }
+
     async fn checkpoint_job(&self, fence: &Fence, checkpoint_uri: &str) -> Result<()> {
         write!(self, fence = fence.clone(), checkpoint_uri = checkpoint_uri.to_owned() => |tx| jobs::checkpoint(tx, &fence, &checkpoint_uri))
     }

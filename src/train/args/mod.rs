@@ -2,6 +2,7 @@
 //! The same structs give the JSON Schema that the admin form and `--help` show.
 
 mod before;
+mod external;
 mod grpo;
 mod preference;
 mod pretrain;
@@ -19,6 +20,7 @@ use super::schedule::Decay;
 use crate::model::Recompute;
 
 pub use before::{made_with, parse_for_run};
+pub use external::{DataKind, ExternalArgs};
 pub use grpo::GrpoArgs;
 pub use preference::{DpoArgs, KtoArgs, OrpoArgs, SimpoArgs};
 pub use pretrain::{FinetuneArgs, MlmArgs, PretrainArgs, PromptTuningArgs};
