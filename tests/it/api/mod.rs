@@ -27,6 +27,7 @@ mod names;
 mod parameters;
 mod published;
 mod publishing;
+mod replicas;
 mod sockets;
 mod static_files;
 mod structured;
