@@ -4,7 +4,8 @@
     [trainers]                                    # config.toml
     trl-dpo = ["python3", "docs/examples/trl_dpo.py", "{job}"]
 
-Options of the job (`"options": {…}`): epochs, batch_size, learning_rate, beta, max_length, lora_rank (0 = all parameters).
+Options of the job (`"options": {…}`): epochs, batch_size, learning_rate, beta, max_length, save_steps, lora_rank (0 = all
+parameters).
 Needs torch, transformers, trl, peft and datasets; tried with trl 1.16.0, transformers 5.24.0 and peft 0.21.2 on a CPU.
 """
 
@@ -28,7 +29,8 @@ class Curves(TrainerCallback):
 
 def main():
     job = json.load(open(sys.argv[1]))
-    options = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-5, "beta": 0.1, "max_length": 512, "lora_rank": 8}
+    options = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-5, "beta": 0.1, "max_length": 512, "lora_rank": 8,
+               "save_steps": 50}
     unknown = set(job["options"]) - set(options)
     if unknown:
         sys.exit(f"options: {', '.join(sorted(unknown))} not known; there are {', '.join(options)}")
@@ -49,7 +51,7 @@ def main():
     config = DPOConfig(
         output_dir=job["checkpoint_dir"], seed=job["seed"], num_train_epochs=options["epochs"],
         per_device_train_batch_size=options["batch_size"], learning_rate=options["learning_rate"], beta=options["beta"],
-        max_length=options["max_length"], logging_steps=1, save_steps=50, save_total_limit=2, report_to="none",
+        max_length=options["max_length"], logging_steps=1, save_steps=options["save_steps"], save_total_limit=2, report_to="none",
         use_cpu=not torch.cuda.is_available(), bf16=torch.cuda.is_available(), gradient_checkpointing=False,
         disable_tqdm=True,
     )

@@ -218,6 +218,11 @@ pub struct LogConfig {
     pub filter: String,
     /// Log lines as JSON.
     pub json: bool,
+    /// Base address of an OpenTelemetry collector (OTLP by HTTP, JSON) that gets traces of requests and jobs; `None` = none.
+    #[serde(deserialize_with = "optional_text")]
+    pub traces_url: Option<String>,
+    /// Which share of the traces is sent, 0 to 1; all spans of a trace or none.
+    pub traces_share: f64,
 }
 
 impl Default for Config {
@@ -317,7 +322,7 @@ impl Default for JobsConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { filter: "info".to_owned(), json: false }
+        Self { filter: "info".to_owned(), json: false, traces_url: None, traces_share: 1.0 }
     }
 }
 
@@ -399,6 +404,14 @@ impl Config {
         }
         if let Err(e) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
             return Err(error("log.filter", format!("'{}' is no tracing filter: {e}", self.log.filter)));
+        }
+        if !(0.0..=1.0).contains(&self.log.traces_share) {
+            return Err(error("log.traces_share", "must be 0 to 1"));
+        }
+        if let Some(url) = &self.log.traces_url
+            && !["http://", "https://"].iter().any(|scheme| url.len() > scheme.len() && url.starts_with(scheme))
+        {
+            return Err(error("log.traces_url", "must be http://… or https://…"));
         }
         for (key, hosts) in [("jobs.reward_hosts", &self.jobs.reward_hosts), ("server.hosts", &self.server.hosts)] {
             if let Some(wrong) = hosts.iter().find(|host| !is_host(host)) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::executors::{Attempt, Executors, Work};
 use super::materialise::{PrepareError, Prepared, prepare, write_whole};
@@ -105,6 +106,11 @@ enum End {
     Lost,
 }
 
+/// The span of one part of a job, for traces.
+fn step(name: &'static str) -> tracing::Span {
+    tracing::trace_span!(target: TRACE, "step", job.step = name)
+}
+
 impl Supervisor {
     pub fn new(store: Arc<dyn Store>, recipes: &'static [Recipe], config: SupervisorConfig) -> Self {
         let artifacts = Artifacts::with(config.data_dir.clone(), store.clone(), None);
@@ -180,7 +186,15 @@ impl Supervisor {
         let claimed = self.store.claim_job(&owner, self.config.lease_seconds, kinds, self.config.max_crashes).await?;
         let Some((job, fence)) = claimed else { return Ok(None) };
         tracing::info!(job.id = %job.id, job.kind = %job.kind, job.attempt = job.attempt, "job started");
-        let mut ended = self.run_claimed(&job, &fence, shutdown).await;
+        let span = tracing::trace_span!(
+            target: TRACE,
+            "job",
+            job.id = %job.id,
+            job.kind = %job.kind,
+            job.attempt = job.attempt,
+            job.state = tracing::field::Empty
+        );
+        let mut ended = self.run_claimed(&job, &fence, shutdown).instrument(span.clone()).await;
         if let Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_))) = &ended {
             // The store's fault, not the job's: back to the queue without a crash, as soon as that can be said.
             tracing::warn!(job.id = %job.id, %error, "the job is given back");
@@ -191,6 +205,7 @@ impl Supervisor {
             return Ok(Some(JobState::Running));
         }
         let state = ended?;
+        span.record("job.state", state.as_str());
         tracing::info!(job.id = %job.id, job.state = %state, "job ended");
         Ok(Some(state))
     }
@@ -214,7 +229,7 @@ impl Supervisor {
                 return self.requeue(fence, Some(&error.to_string())).await;
             }
         }
-        let Ready { prepared, publish_as, spec } = match self.prepared(job, fence).await? {
+        let Ready { prepared, publish_as, spec } = match self.prepared(job, fence).instrument(step("prepare")).await? {
             Ok(ready) => ready,
             Err(PrepareError::Store(error)) => return Err(error),
             // Not the job's fault, but no endless loop either.
@@ -226,7 +241,7 @@ impl Supervisor {
             Err(error) => return self.fail(fence, &error.to_string()).await,
         };
         let end = match self.started(job, fence, &job_dir, &spec).await? {
-            Ok(attempt) => self.watch(job, fence, attempt, shutdown).await?,
+            Ok(attempt) => self.watch(job, fence, attempt, shutdown).instrument(step("train")).await?,
             Err(error) => End::Crashed(format!("the training process did not start: {error}")),
         };
         let cancelled = self.until_stored(shutdown, || self.store.get_job(&job.id)).await?.cancel_requested;
@@ -242,7 +257,7 @@ impl Supervisor {
                     datasets: &prepared.datasets,
                     now: self.until_stored(shutdown, || self.store.now()).await?,
                 };
-                self.release(job, fence, release, shutdown).await
+                self.release(job, fence, release, shutdown).instrument(step("publish")).await
             }
             // The state says it; it is no error.
             _ if cancelled => self.finish(fence, JobState::Cancelled, None).await,

@@ -32,5 +32,6 @@ mod sockets;
 mod static_files;
 mod structured;
 mod tools;
+mod traces;
 mod upstream;
 mod ways_in;
