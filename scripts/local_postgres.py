@@ -19,11 +19,11 @@ def installed():
 class Postgres:
     """A private server on a socket; may be killed and started again."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, settings=()):
         self.bin = installed()
         assert self.bin, "PostgreSQL is not installed"
         self.directory, self.process = directory, None
-        self.user = None
+        self.user, self.settings = None, [word for s in settings for word in ("-c", s)]
         if os.geteuid() == 0:
             names = {u.pw_name: u for u in pwd.getpwall()}
             self.user = names.get("postgres") or names["nobody"]
@@ -42,7 +42,7 @@ class Postgres:
     def start(self):
         # What a killed server left behind says that it still runs.
         with (self.directory / "log").open("a") as log:
-            command = [f"{self.bin}/postgres", "-c", "listen_addresses=", "-c", "max_connections=200", "-k",
+            command = [f"{self.bin}/postgres", "-c", "listen_addresses=", "-c", "max_connections=200", *self.settings, "-k",
                        str(self.directory), "-D", f"{self.directory}/data"]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", start_new_session=True, **self.ids())
         ready = [f"{self.bin}/pg_isready", "-q", "-h", str(self.directory)]

@@ -96,7 +96,8 @@ def fill(database, postgres, path, numbers, version):
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.close()
     else:
-        postgres.rows("ANALYZE")
+        # As the autovacuum does, which is behind so much at once.
+        postgres.rows("VACUUM ANALYZE")
 
 
 REQUESTS = [
@@ -162,6 +163,7 @@ def main():
     parser.add_argument("--completions", type=int, default=10_000_000)
     parser.add_argument("--judgments", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--slow", type=int, help="PostgreSQL: print statements that take longer than so many ms")
     options = parser.parse_args()
     sets = options.judgments // 2 + OPEN_SETS
     prompts = max(sets, options.completions // 10)
@@ -172,7 +174,8 @@ def main():
         postgres = None
         if options.database == "postgres":
             (directory / "pg").mkdir()
-            postgres = Postgres(directory / "pg")
+            slow = [f"log_min_duration_statement={options.slow}"] if options.slow else []
+            postgres = Postgres(directory / "pg", slow)
             postgres.start()
         try:
             (directory / "one").mkdir()
@@ -199,6 +202,8 @@ def main():
                 peak = next(int(line.split()[1]) >> 10 for line in status.splitlines() if line.startswith("VmHWM"))
             finally:
                 again.stop()
+                if options.slow and postgres:
+                    print((directory / "pg/log").read_text().rpartition("VACUUM ANALYZE")[2], file=sys.stderr)
         finally:
             if postgres:
                 postgres.kill()
