@@ -12,10 +12,10 @@ use object_store::{ObjectStoreExt, PutPayload};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
-use super::files::{is_inside, sha256_of};
+use super::files::is_inside;
 use super::remote::{Remote, failed};
 use super::{ArtifactError, Artifacts, Result};
-use crate::domain::{JobId, is_path_part};
+use crate::domain::{JobId, hash, is_path_part};
 use crate::store::ModelFile;
 
 /// The files of a job as of one checkpoint.
@@ -52,8 +52,8 @@ fn attempt_of(key: &Key) -> Option<i64> {
 fn described(root: &Path, paths: &[String]) -> Result<Vec<ModelFile>> {
     let one = |path: &String| {
         let at = root.join(path);
-        let (sha256, bytes) = sha256_of(&at).map_err(ArtifactError::io(&at))?;
-        Ok(ModelFile { path: path.clone(), bytes, sha256 })
+        let (sha256, bytes) = hash::of_file(&at).map_err(ArtifactError::io(&at))?;
+        Ok(ModelFile { path: path.clone(), bytes: bytes.cast_signed(), sha256 })
     };
     paths.iter().map(one).collect()
 }

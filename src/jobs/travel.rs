@@ -30,7 +30,7 @@ fn newest_here(job_dir: &Path) -> Option<u64> {
 fn same_data(job_dir: &Path, snapshot: &Snapshot) -> bool {
     let data = snapshot.files.iter().filter(|file| !file.path.contains('/'));
     data.into_iter().all(|file| {
-        crate::artifacts::sha256_of(&job_dir.join(&file.path)).is_ok_and(|(sha256, _)| sha256 == file.sha256)
+        crate::domain::hash::of_file(&job_dir.join(&file.path)).is_ok_and(|(sha256, _)| sha256 == file.sha256)
     })
 }
 

@@ -11,9 +11,10 @@ use serde_json::{Value, json};
 use super::layout::Place;
 use crate::data::{PromptInput, read_comparisons, read_demonstrations, read_prompts};
 use crate::domain::{Metric, Split};
-use crate::generation::score::{Continuation, Scorer};
+use crate::generation::score::{Continuation, ContinuationScorer};
 use crate::generation::{GenParams, generate};
-use crate::model::{Decoder, Loaded, Purpose, Weights, load, peft, save_dir};
+use crate::model::{Decoder, Loaded, Purpose, Weights, load, save_dir};
+use crate::model::adapters::peft;
 use crate::prompt::Texts;
 use crate::train::Reporter;
 use crate::train::args::{DataKind, ExternalArgs};
@@ -138,7 +139,7 @@ fn measure(args: &ExternalArgs, base: &Loaded, config: &crate::model::ModelConfi
     let (mut total, mut tokens) = (0.0, 0);
     for (prompt, sample) in ids.iter().zip(&samples) {
         let sequence = Continuation { ids: [prompt.as_slice(), &sample.ids].concat(), from: prompt.len() };
-        let scored = Scorer::new(&before, None, 1)?.score(&[sequence])?;
+        let scored = ContinuationScorer::new(&before, None, 1)?.score(&[sequence])?;
         let reference = scored.first().context("one sequence was scored")?;
         total += sample.logprobs.iter().zip(reference).map(|(a, b)| f64::from(*a) - f64::from(*b)).sum::<f64>();
         tokens += sample.ids.len();

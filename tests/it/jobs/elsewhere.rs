@@ -80,7 +80,7 @@ impl World {
         Self { fresh, data: tempfile::tempdir().unwrap(), executors, lease_seconds: 60 }
     }
 
-    fn store(&self) -> &dyn Store {
+    fn store(&self) -> &Store {
         &*self.fresh.store
     }
 
@@ -123,7 +123,7 @@ impl World {
     }
 
     async fn job(&self, id: &JobId) -> Job {
-        self.store().get_job(id).await.unwrap()
+        self.store().jobs().get(id).await.unwrap()
     }
 
     /// Until the trainer has counted to `step`.
@@ -138,7 +138,7 @@ impl World {
     }
 
     async fn events(&self, id: &JobId, kind: &str) -> Vec<Value> {
-        let events = self.store().job_events(id, 0, 1000).await.unwrap();
+        let events = self.store().jobs().events(id, 0, 1000).await.unwrap();
         events.into_iter().filter(|e| e.kind == kind).map(|e| e.data).collect()
     }
 
@@ -150,7 +150,7 @@ impl World {
     async fn one_result(&self, id: &JobId, steps: i64) {
         let job = self.job(id).await;
         assert_eq!(job.state, JobState::Succeeded, "{:?}", job.error);
-        let models = self.store().list_models().await.unwrap();
+        let models = self.store().models().list().await.unwrap();
         assert_eq!(models.len(), 1, "{models:?}");
         assert_eq!(models[0].job_id.as_ref(), Some(id));
         assert!(self.data.path().join(&models[0].artifact_uri).join("model.safetensors").is_file());
@@ -245,11 +245,11 @@ async fn a_cancel_reaches_a_trainer_behind_a_command() {
     let id = world.enqueue(json!({"steps": 3, "hold": 3})).await;
     let (running, _) = world.begin();
     world.counted(&id, 2).await;
-    world.store().cancel_job(&id).await.unwrap();
+    world.store().jobs().cancel(&id).await.unwrap();
     assert_eq!(running.await.unwrap(), Some(JobState::Cancelled));
     assert!(world.job(&id).await.checkpoint_uri.is_some());
     world.go(&id);
-    world.store().resume_job(&id).await.unwrap();
+    world.store().jobs().resume(&id).await.unwrap();
     assert_eq!(world.run().await, JobState::Succeeded);
     assert_eq!(world.events(&id, "resumed").await, [json!({"from": 2})]);
     world.one_result(&id, 3).await;
@@ -335,7 +335,7 @@ async fn a_head_that_is_away_is_waited_for() {
     fake.cluster.lock().unwrap().away = true;
     world.go(&id);
     assert_eq!(running.await.unwrap(), Some(JobState::Succeeded));
-    assert!(world.store().find_model("second").await.unwrap().is_some());
+    assert!(world.store().models().find("second").await.unwrap().is_some());
 }
 
 /// The worker's node, the head, and somebody with the dashboard: each ends the attempt, and the next one goes on.
@@ -369,10 +369,10 @@ async fn a_job_that_waits_in_rays_queue_is_taken_out_of_it() {
     while fake.submissions().is_empty() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    world.store().cancel_job(&id).await.unwrap();
+    world.store().jobs().cancel(&id).await.unwrap();
     assert_eq!(running.await.unwrap(), Some(JobState::Cancelled));
     assert_eq!(world.job(&id).await.crash_count, 0);
-    assert!(world.store().list_models().await.unwrap().is_empty());
+    assert!(world.store().models().list().await.unwrap().is_empty());
 }
 
 /// A server that shuts down has the trainer write a checkpoint; another one goes on.
@@ -442,7 +442,7 @@ async fn a_vanished_supervisor_leaves_no_second_trainer() {
         assert_ne!(job.external_ref.as_deref(), Some(first.as_str()));
         // The former attempt's name opens nothing any more.
         let fence = Fence { job_id: id.clone(), attempt: held.attempt, lease_owner: held.lease_owner.unwrap() };
-        assert!(world.store().place_job(&fence, None).await.is_err());
+        assert!(world.store().jobs().place(&fence, None).await.is_err());
     }
 }
 

@@ -24,7 +24,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(store: &Arc<dyn Store>, objects: &Arc<InMemory>) -> Self {
+    fn new(store: &Arc<Store>, objects: &Arc<InMemory>) -> Self {
         let data = tempfile::tempdir().unwrap();
         let remote = Remote::new(objects.clone());
         let artifacts = Artifacts::with(data.path().to_owned(), store.clone(), Some(remote));
@@ -35,7 +35,7 @@ impl Machine {
         self.data.path().join("jobs").join(id.as_str())
     }
 
-    fn supervisor(&self, store: &Arc<dyn Store>) -> Supervisor {
+    fn supervisor(&self, store: &Arc<Store>) -> Supervisor {
         let as_child = ["jobs::real::as_child", "--exact", "--ignored", "--nocapture", "--"].map(Into::into).to_vec();
         let launch = Launch { program: std::env::current_exe().unwrap(), args: as_child };
         let config = SupervisorConfig {
@@ -110,7 +110,7 @@ async fn another_machine_goes_on_where_a_lost_one_stopped() {
     let (store, objects) = (fresh.store.clone(), Arc::new(InMemory::new()));
     let tiny = crate::support::fixture("llama-tiny").display().to_string();
     let base = ModelVersion { artifact_uri: tiny, ..fixture::model("base", ModelKind::Policy) };
-    store.put_model(base.clone()).await.unwrap();
+    store.models().put(base.clone()).await.unwrap();
     store.activate_model(&base.id, fixture::T0).await.unwrap();
     for i in 0..12 {
         let mut prompt = fixture::prompt(&format!("question {i}"));
@@ -144,7 +144,7 @@ async fn another_machine_goes_on_where_a_lost_one_stopped() {
             shutdown.cancel();
         };
         let (state, ()) = tokio::join!(supervisor.run_one(&shutdown), stop);
-        assert_eq!(state.unwrap(), Some(JobState::Queued), "{:?}", store.get_job(&job).await.unwrap().error);
+        assert_eq!(state.unwrap(), Some(JobState::Queued), "{:?}", store.jobs().get(&job).await.unwrap().error);
     }
     let frozen = std::fs::read(lost.job_dir(&job).join("comparisons.jsonl")).unwrap();
     drop(lost);
@@ -152,7 +152,7 @@ async fn another_machine_goes_on_where_a_lost_one_stopped() {
     let other = Machine::new(&store, &objects);
     let supervisor = other.supervisor(&store);
     let state = supervisor.run_one(&CancellationToken::new()).await.unwrap();
-    assert_eq!(state, Some(JobState::Succeeded), "{:?}", store.get_job(&job).await.unwrap().error);
+    assert_eq!(state, Some(JobState::Succeeded), "{:?}", store.jobs().get(&job).await.unwrap().error);
     assert!(Spec::read(&other.job_dir(&job)).unwrap().resume, "it began with the checkpoint");
     assert_eq!(std::fs::read(other.job_dir(&job).join("comparisons.jsonl")).unwrap(), frozen, "and with the same data");
     assert!(names(&objects).await.iter().all(|name| !name.starts_with("jobs/")), "cleared after success");
@@ -160,7 +160,7 @@ async fn another_machine_goes_on_where_a_lost_one_stopped() {
     enqueue("undisturbed").await;
     let state = supervisor.run_one(&CancellationToken::new()).await.unwrap();
     assert_eq!(state, Some(JobState::Succeeded));
-    let sha256 = async |name: &str| store.find_model(name).await.unwrap().unwrap().sha256;
+    let sha256 = async |name: &str| store.models().find(name).await.unwrap().unwrap().sha256;
     assert_eq!(sha256("travelled").await, sha256("undisturbed").await);
     let steps = async |id: &JobId| store.metrics(id, &["loss".into()]).await.unwrap().len();
     assert_eq!(steps(&job).await, 150, "thirty epochs of five batches, each once");
