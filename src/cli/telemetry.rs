@@ -56,7 +56,8 @@ pub fn finish() {
 /// The program's own spans, and warnings inside them.
 fn is_traced(metadata: &Metadata<'_>) -> bool {
     let own = metadata.target() == TRACE || metadata.target().starts_with("instructd");
-    own && (metadata.target() == TRACE || *metadata.level() <= if metadata.is_span() { Level::INFO } else { Level::WARN })
+    own && (metadata.target() == TRACE
+        || *metadata.level() <= if metadata.is_span() { Level::INFO } else { Level::WARN })
 }
 
 /// Sends spans to `url` + `/v1/traces` in the background; while the collector is away they are dropped.

@@ -183,7 +183,8 @@ impl Supervisor {
     async fn run_one_of(&self, kinds: &[&str], shutdown: &CancellationToken) -> Result<Option<JobState>, StoreError> {
         // A fresh owner for every claim, so that a fence never fits a later claim of the same process.
         let owner = format!("{}-{}", std::process::id(), JobId::new());
-        let claimed = self.store.jobs().claim(&owner, self.config.lease_seconds, kinds, self.config.max_crashes).await?;
+        let claimed =
+            self.store.jobs().claim(&owner, self.config.lease_seconds, kinds, self.config.max_crashes).await?;
         let Some((job, fence)) = claimed else { return Ok(None) };
         tracing::info!(job.id = %job.id, job.kind = %job.kind, job.attempt = job.attempt, "job started");
         let span = tracing::trace_span!(

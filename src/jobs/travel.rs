@@ -104,6 +104,10 @@ impl Courier {
             };
             match kept {
                 Ok(()) => tracing::debug!(job.id = %job, checkpoint = name, "the checkpoint is in the artifact store"),
+                // Trainers keep their newest checkpoints only; those of a trainer elsewhere are heard of late.
+                Err(ArtifactError::Io { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
+                    tracing::debug!(job.id = %job, checkpoint = name, "a newer checkpoint has taken its place");
+                }
                 // The next one may get through; a job that is taken over elsewhere begins with an older one.
                 Err(error) => tracing::warn!(job.id = %job, checkpoint = name, %error, "the checkpoint stays here"),
             }

@@ -445,7 +445,8 @@ impl Running {
         self.settled = true;
         match self.record(keep) {
             Some(answers) => {
-                let span = tracing::trace_span!(target: TRACE, parent: &self.span, "store", completions = answers.1.len());
+                let span =
+                    tracing::trace_span!(target: TRACE, parent: &self.span, "store", completions = answers.1.len());
                 write(self.services.clone(), answers).instrument(span).await
             }
             None => Ok(()),

@@ -46,7 +46,7 @@ def ask(url, method="GET", path="/", body=None, data=None, key=KEY):
     request.add_header("content-type", "application/json")
     with urllib.request.urlopen(request, timeout=60) as answer:
         text = answer.read().decode()
-    return json.loads(text) if text[:1] in "[{" else text
+    return json.loads(text) if text[:1] in ("[", "{") else text
 
 
 def wait_for(what, look, process=None, seconds=300):

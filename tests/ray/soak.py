@@ -137,7 +137,9 @@ class Load:
         answer = self.patient(dice, "POST", "/v1/completions", {"prompt": words, "max_tokens": 6, "seed": dice.randrange(1 << 30)})
         with self.lock:
             self.complete_ms.append((time.monotonic() - start) * 1e3)
-            self.completions += answer["instructd"]["completion_ids"]
+            # An answer without text is not stored.
+            ids = answer["instructd"]["completion_ids"]
+            self.completions += [id for id, choice in zip(ids, answer["choices"]) if choice["text"]]
         time.sleep(dice.uniform(0.05, 0.3))
 
     def supply(self, dice, _):

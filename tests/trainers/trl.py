@@ -34,7 +34,7 @@ class Trained(Server):
         return self.call("POST", "/admin/jobs", body)["id"]
 
     def curves(self, id):
-        return {c["name"] for c in self.call(path=f"/admin/jobs/{id}/metrics")["data"]}
+        return {c["name"] for c in self.call(path=f"/admin/jobs/{id}/metrics")["metrics"]}
 
 
 def learn(server):
@@ -54,7 +54,7 @@ def learn(server):
     assert {"loss", "kl"} <= names, names
 
     # All parameters, stopped in the middle: TRL's checkpoint is where it goes on.
-    options |= {"lora_rank": 0, "learning_rate": 3e-4, "epochs": 40, "save_steps": 10}
+    options |= {"lora_rank": 0, "learning_rate": 3e-4, "epochs": 8, "save_steps": 10}
     id = server.external("whole", options=options)
     server.at_step(id, 15)
     server.call("POST", f"/admin/jobs/{id}/cancel", {})
@@ -72,7 +72,7 @@ def learn(server):
     assert 10 <= back <= stopped + 1, (back, stopped)
 
     # Too far from the model before.
-    id = server.external("too-far", options=options | {"epochs": 2, "learning_rate": 3e-3}, max_kl=1e-6)
+    id = server.external("too-far", options=options | {"epochs": 1, "learning_rate": 3e-3}, max_kl=1e-6)
     wait_for("the refusal", lambda: server.job(id)["state"] == "failed", seconds=600)
     error = server.job(id)["error"]
     print(f"refused: {error}")

@@ -13,8 +13,8 @@ use crate::data::{PromptInput, read_comparisons, read_demonstrations, read_promp
 use crate::domain::{Metric, Split};
 use crate::generation::score::{Continuation, ContinuationScorer};
 use crate::generation::{GenParams, generate};
-use crate::model::{Decoder, Loaded, Purpose, Weights, load, save_dir};
 use crate::model::adapters::peft;
+use crate::model::{Decoder, Loaded, Purpose, Weights, load, save_dir};
 use crate::prompt::Texts;
 use crate::train::Reporter;
 use crate::train::args::{DataKind, ExternalArgs};

@@ -61,7 +61,8 @@ async fn requests_and_jobs_are_traced() {
     let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
     let request = server.http.post(format!("{}/v1/completions", server.url)).bearer_auth(ADMIN_KEY);
     let request = request.header("traceparent", format!("00-{trace}-{parent}-01"));
-    let answer = request.json(&json!({"prompt": "t1 t2 t3", "max_tokens": 4, "ignore_eos": true})).send().await.unwrap();
+    let answer =
+        request.json(&json!({"prompt": "t1 t2 t3", "max_tokens": 4, "ignore_eos": true})).send().await.unwrap();
     assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
     let missing = server.call("GET", "/admin/jobs/none", None).await;
     assert_eq!(missing.status, 404);

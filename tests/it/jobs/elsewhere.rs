@@ -154,7 +154,7 @@ impl World {
         assert_eq!(models.len(), 1, "{models:?}");
         assert_eq!(models[0].job_id.as_ref(), Some(id));
         assert!(self.data.path().join(&models[0].artifact_uri).join("model.safetensors").is_file());
-        let curve = self.store().metrics(id, &["n".into()]).await.unwrap();
+        let curve = self.store().jobs().metrics(id, &["n".into()]).await.unwrap();
         assert_eq!(curve.iter().map(|m| m.step).collect::<Vec<_>>(), (1..=steps).collect::<Vec<_>>());
         let ended = self.events(id, "state").await.into_iter().filter(|data| data["state"] == "succeeded").count();
         assert_eq!(ended, 1);

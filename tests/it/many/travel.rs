@@ -111,7 +111,7 @@ async fn another_machine_goes_on_where_a_lost_one_stopped() {
     let tiny = crate::support::fixture("llama-tiny").display().to_string();
     let base = ModelVersion { artifact_uri: tiny, ..fixture::model("base", ModelKind::Policy) };
     store.models().put(base.clone()).await.unwrap();
-    store.activate_model(&base.id, fixture::T0).await.unwrap();
+    store.models().activate(&base.id, fixture::T0).await.unwrap();
     for i in 0..12 {
         let mut prompt = fixture::prompt(&format!("question {i}"));
         prompt.split = if i < 10 { Split::Train } else { Split::Heldout };
@@ -162,6 +162,6 @@ async fn another_machine_goes_on_where_a_lost_one_stopped() {
     assert_eq!(state, Some(JobState::Succeeded));
     let sha256 = async |name: &str| store.models().find(name).await.unwrap().unwrap().sha256;
     assert_eq!(sha256("travelled").await, sha256("undisturbed").await);
-    let steps = async |id: &JobId| store.metrics(id, &["loss".into()]).await.unwrap().len();
+    let steps = async |id: &JobId| store.jobs().metrics(id, &["loss".into()]).await.unwrap().len();
     assert_eq!(steps(&job).await, 150, "thirty epochs of five batches, each once");
 }
