@@ -1668,6 +1668,18 @@ export type PersonalLink = {
   used: number | null;
 };
 
+/** Where a job's last attempt ran, and what its trainer printed there. */
+export type PlaceLog = {
+  /** Name of the place in the configuration; null for a child process of a server or worker. */
+  place: string | null;
+  /** The attempt's name there: the submission id in Ray, the job's name in Slurm. */
+  id: string | null;
+  /** The end of the log, at most 256 KB of it; null where it cannot be read. */
+  text: string | null;
+  /** Why there is no text. */
+  message: string | null;
+};
+
 export type Plan = {
   parameters: number;
   /** Matrices that a token passes through: what decides the arithmetic. */
@@ -2685,6 +2697,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends `/admin/jobs/${string}/events` ? JobEvents :
   P extends `/admin/sets/draws/${string}` ? SetDraw :
   P extends `/admin/datasets/${string}` ? DatasetVersion :
+  P extends `/admin/jobs/${string}/log` ? PlaceLog :
   P extends `/v1/review/sets/${string}` ? ReviewedSet :
   P extends `/admin/models/${string}` ? ModelVersion :
   P extends `/v1/responses/${string}` ? Response :
