@@ -5,6 +5,7 @@ mod access;
 mod executors;
 mod hosts;
 mod limits;
+mod log;
 mod privacy;
 mod spans;
 mod text;
@@ -14,6 +15,7 @@ pub use access::RatesConfig;
 pub use executors::{ExecutorsConfig, PlaceConfig};
 pub use hosts::is_host;
 pub use limits::LimitsConfig;
+pub use log::LogConfig;
 pub use privacy::{PrivacyConfig, RetentionConfig};
 pub use upstream::UpstreamConfig;
 
@@ -211,20 +213,6 @@ pub struct ArtifactsConfig {
     pub allow_http: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct LogConfig {
-    /// A tracing filter such as `info` or `instructd=debug,tower_http=info`.
-    pub filter: String,
-    /// Log lines as JSON.
-    pub json: bool,
-    /// Base address of an OpenTelemetry collector (OTLP by HTTP, JSON) that gets traces of requests and jobs; `None` = none.
-    #[serde(deserialize_with = "optional_text")]
-    pub traces_url: Option<String>,
-    /// Which share of the traces is sent, 0 to 1; all spans of a trace or none.
-    pub traces_share: f64,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -320,12 +308,6 @@ impl Default for JobsConfig {
     }
 }
 
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self { filter: "info".to_owned(), json: false, traces_url: None, traces_share: 1.0 }
-    }
-}
-
 /// A setting that cannot be used; `key` is its name in config.toml.
 #[derive(Debug, thiserror::Error)]
 #[error("configuration: {key}: {message}")]
@@ -402,17 +384,7 @@ impl Config {
             );
             return Err(error("admin_key", message));
         }
-        if let Err(e) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
-            return Err(error("log.filter", format!("'{}' is no tracing filter: {e}", self.log.filter)));
-        }
-        if !(0.0..=1.0).contains(&self.log.traces_share) {
-            return Err(error("log.traces_share", "must be 0 to 1"));
-        }
-        if let Some(url) = &self.log.traces_url
-            && !["http://", "https://"].iter().any(|scheme| url.len() > scheme.len() && url.starts_with(scheme))
-        {
-            return Err(error("log.traces_url", "must be http://… or https://…"));
-        }
+        self.log.check()?;
         for (key, hosts) in [("jobs.reward_hosts", &self.jobs.reward_hosts), ("server.hosts", &self.server.hosts)] {
             if let Some(wrong) = hosts.iter().find(|host| !is_host(host)) {
                 let message =

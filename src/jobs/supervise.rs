@@ -16,6 +16,7 @@ use super::materialise::{PrepareError, Prepared, prepare, write_whole};
 use super::process::{Launch, Said};
 use super::publish::{Placed, Release, place};
 use super::queue;
+use super::spans;
 use super::travel::{self, Courier};
 use super::wire::{Line, SPEC, Spec};
 use crate::artifacts::Artifacts;
@@ -106,11 +107,6 @@ enum End {
     Lost,
 }
 
-/// The span of one part of a job, for traces.
-fn step(name: &'static str) -> tracing::Span {
-    tracing::trace_span!(target: TRACE, "step", job.step = name)
-}
-
 impl Supervisor {
     pub fn new(store: Arc<Store>, recipes: &'static [Recipe], config: SupervisorConfig) -> Self {
         let artifacts = Artifacts::with(config.data_dir.clone(), store.clone(), None);
@@ -187,14 +183,7 @@ impl Supervisor {
             self.store.jobs().claim(&owner, self.config.lease_seconds, kinds, self.config.max_crashes).await?;
         let Some((job, fence)) = claimed else { return Ok(None) };
         tracing::info!(job.id = %job.id, job.kind = %job.kind, job.attempt = job.attempt, "job started");
-        let span = tracing::trace_span!(
-            target: TRACE,
-            "job",
-            job.id = %job.id,
-            job.kind = %job.kind,
-            job.attempt = job.attempt,
-            job.state = tracing::field::Empty
-        );
+        let span = spans::job(&job);
         let mut ended = self.run_claimed(&job, &fence, shutdown).instrument(span.clone()).await;
         if let Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_))) = &ended {
             // The store's fault, not the job's: back to the queue without a crash, as soon as that can be said.
@@ -231,19 +220,20 @@ impl Supervisor {
                 return self.requeue(fence, Some(&error.to_string())).await;
             }
         }
-        let Ready { prepared, publish_as, spec } = match self.prepared(job, fence).instrument(step("prepare")).await? {
-            Ok(ready) => ready,
-            Err(PrepareError::Store(error)) => return Err(error),
-            // Not the job's fault, but no endless loop either.
-            Err(PrepareError::Later(error)) => {
-                tracing::warn!(job.id = %job.id, error, "the job cannot start now");
-                self.keeping_the_lease(fence, tokio::time::sleep(self.config.heartbeat())).await?;
-                return self.requeue(fence, Some(&error)).await;
-            }
-            Err(error) => return self.fail(fence, &error.to_string()).await,
-        };
+        let Ready { prepared, publish_as, spec } =
+            match self.prepared(job, fence).instrument(spans::step("prepare")).await? {
+                Ok(ready) => ready,
+                Err(PrepareError::Store(error)) => return Err(error),
+                // Not the job's fault, but no endless loop either.
+                Err(PrepareError::Later(error)) => {
+                    tracing::warn!(job.id = %job.id, error, "the job cannot start now");
+                    self.keeping_the_lease(fence, tokio::time::sleep(self.config.heartbeat())).await?;
+                    return self.requeue(fence, Some(&error)).await;
+                }
+                Err(error) => return self.fail(fence, &error.to_string()).await,
+            };
         let end = match self.started(job, fence, &job_dir, &spec).await? {
-            Ok(attempt) => self.watch(job, fence, attempt, shutdown).instrument(step("train")).await?,
+            Ok(attempt) => self.watch(job, fence, attempt, shutdown).instrument(spans::step("train")).await?,
             Err(error) => End::Crashed(format!("the training process did not start: {error}")),
         };
         let cancelled = self.until_stored(shutdown, || self.store.jobs().get(&job.id)).await?.cancel_requested;
@@ -259,7 +249,7 @@ impl Supervisor {
                     datasets: &prepared.datasets,
                     now: self.until_stored(shutdown, || self.store.now()).await?,
                 };
-                self.release(job, fence, release, shutdown).instrument(step("publish")).await
+                self.release(job, fence, release, shutdown).instrument(spans::step("publish")).await
             }
             // The state says it; it is no error.
             _ if cancelled => self.finish(fence, JobState::Cancelled, None).await,
