@@ -217,7 +217,7 @@ pub(super) fn cached_steps_equal_the_full_forward(name: &str) {
     let full = train.forward(&batch).unwrap();
     for chunk in [1usize, 3, 16, 100] {
         let mut cache = KvCache::new(&loaded.config, 512);
-        let fresh = |s: &Vec<u32>| CachedSequence { long: serve.is_long(s.len()), ..CachedSequence::default() };
+        let fresh = |s: &Vec<u32>| CachedSequence { turning: serve.sequence(s.len()), ..CachedSequence::default() };
         let mut cached: Vec<CachedSequence> = sequences.iter().map(fresh).collect();
         while cached.iter().zip(&sequences).any(|(c, s)| c.len < s.len()) {
             let (mut step, mut at) = (StepRows::default(), Vec::new());
@@ -235,12 +235,15 @@ pub(super) fn cached_steps_equal_the_full_forward(name: &str) {
                 let want = flat(&full.narrow(0, batch.offsets[i] + cached[i].len, n).unwrap());
                 assert_eq!(got, want, "{name}, sequence {i}, chunks of {chunk}");
                 cached[i].len += n;
+                cache.trim(&mut cached[i]);
             }
         }
         for c in &mut cached {
             cache.release_all(c);
         }
         assert_eq!(cache.free_pages(), cache.total_pages());
+        let (all, free) = cache.windowed_pages();
+        assert_eq!(free, all);
     }
 }
 
