@@ -170,9 +170,9 @@ impl Lane {
                 break;
             }
             let Some(mut sequence) = self.waiting.pop_front() else { break };
-            sequence.cached.turning = self.model.decoder.sequence(sequence.prompt_len());
-            sequence.cached.turning.long |= self.model.decoder.is_long(sequence.tokens.len());
-            if sequence.cached.len == 0 && sequence.cached.turning.shares() {
+            sequence.cached.rope = self.model.decoder.rope_length(sequence.prompt_len());
+            sequence.cached.rope.long |= self.model.decoder.is_long(sequence.tokens.len());
+            if sequence.cached.len == 0 && sequence.cached.rope.shares_prefixes() {
                 let adapter = sequence.shared.request.adapter.as_ref();
                 sequence.cached = self.prefixes.lookup(adapter, sequence.shareable(), &mut self.cache);
             }
@@ -233,24 +233,24 @@ impl Lane {
         Ok(())
     }
 
-    /// Samples that have grown past the length from which all their tokens turn by other frequencies are computed anew.
+    /// Computes samples anew that have grown past the length from which all their tokens have other rotary frequencies.
     fn restart_grown(&mut self) {
         for s in &mut self.running {
-            if !s.cached.turning.long && self.model.decoder.is_long(s.tokens.len()) {
+            if !s.cached.rope.long && self.model.decoder.is_long(s.tokens.len()) {
                 self.cache.release_all(&mut s.cached);
-                s.cached.turning.long = true;
+                s.cached.rope.long = true;
             }
         }
     }
 
-    /// Gives back what no later token sees in windowed layers; of a prompt after the prefixes know it.
+    /// Releases the windowed layers' pages that no later token attends to. Pages of a prompt enter the prefix tree first.
     fn keep_what_is_seen(&mut self, i: usize) {
         if !self.cache.has_windows() {
             return;
         }
         let prompt = self.running[i].prompt_len();
         let Sequence { shared, tokens, cached, .. } = &mut self.running[i];
-        if cached.turning.shares() && cached.len <= prompt {
+        if cached.rope.shares_prefixes() && cached.len <= prompt {
             self.prefixes.insert(shared.request.adapter.as_ref(), tokens, cached, &mut self.cache);
         }
         self.cache.trim(cached);
@@ -343,7 +343,7 @@ impl Lane {
         let sequence = &mut self.running[i];
         let siblings = std::mem::take(&mut sequence.siblings);
         let (shared, tokens) = (sequence.shared.clone(), sequence.tokens.clone());
-        if self.running[i].cached.turning.shares() {
+        if self.running[i].cached.rope.shares_prefixes() {
             self.prefixes.insert(shared.request.adapter.as_ref(), &tokens, &self.running[i].cached, &mut self.cache);
         }
         if let Some(tokens) = self.running[i].prompt.take() {

@@ -41,7 +41,7 @@ pub fn rope(x: &Tensor, table: &RopeTable, positions: &[Row]) -> Result<Tensor> 
     let half = table.half;
     let (mut cos, mut sin, mut own) = (Vec::new(), Vec::new(), Default::default());
     for p in positions {
-        let row = table.turn(*p, &mut own);
+        let row = table.cos_sin(*p, &mut own);
         cos.extend_from_slice(row.0);
         sin.extend_from_slice(row.1);
     }

@@ -70,7 +70,7 @@ impl RopeTable {
     }
 
     /// cos and sin of a row; `own` holds those that are in no table.
-    pub fn turn<'a>(&'a self, row: Row, own: &'a mut (Vec<f32>, Vec<f32>)) -> (&'a [f32], &'a [f32]) {
+    pub fn cos_sin<'a>(&'a self, row: Row, own: &'a mut (Vec<f32>, Vec<f32>)) -> (&'a [f32], &'a [f32]) {
         let (length, position) = ((row >> 32) as usize, (row & 0xffff_ffff) as usize);
         let Some(grown) = self.grown.as_ref().filter(|_| length > 0) else { return self.row(position) };
         let (cos, sin) = own;
@@ -141,7 +141,7 @@ pub(crate) fn rotate(x: &mut [f32], table: &RopeTable, positions: &[Row], sign: 
     split(positions.len(), work, |range| {
         let mut own = Default::default();
         for r in range {
-            let (cos, sin) = table.turn(positions[r], &mut own);
+            let (cos, sin) = table.cos_sin(positions[r], &mut own);
             // SAFETY: one row per r.
             let row = unsafe { rows.slice(r * width, width) };
             rotate_row(row, table.head_dim, cos, sin, sign);

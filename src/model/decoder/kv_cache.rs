@@ -50,21 +50,22 @@ pub struct CachedSequence {
     /// As many in windowed layers; `GONE` where no later token sees any of a page. Empty without such layers.
     pub windowed: Vec<u32>,
     pub len: usize,
-    pub turning: Turning,
+    pub rope: RopeLength,
 }
 
-/// By which frequencies the tokens of a sequence turn, where that follows its length (see `Decoder::sequence`).
+/// What of a sequence's length decides on its rotary frequencies; see `Decoder::rope_length`. The default stands for the
+/// trained frequencies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Turning {
-    /// By those of long sequences (longrope).
+pub struct RopeLength {
+    /// Whether the frequencies of long sequences apply (longrope).
     pub long: bool,
-    /// By those of a text of so many tokens, which were there at once (dynamic); 0 = the trained ones.
+    /// Dynamic scaling: tokens of the text that was given at once, when they are more than were trained; otherwise 0.
     pub grown: usize,
 }
 
-impl Turning {
-    /// Whether its keys are those of any other sequence that begins with the same tokens.
-    pub fn shares(self) -> bool {
+impl RopeLength {
+    /// Whether sequences that begin with the same tokens have the same keys there, so that they can share pages.
+    pub fn shares_prefixes(self) -> bool {
         self == Self::default()
     }
 }
@@ -191,7 +192,7 @@ impl KvCache {
             pages: head(&sequence.pages),
             windowed: head(&sequence.windowed),
             len: full * PAGE,
-            turning: sequence.turning,
+            rope: sequence.rope,
         };
         let rest = sequence.len - copy.len;
         if !self.reserve(&mut copy, rest) {
@@ -342,7 +343,7 @@ struct Segment {
     len: usize,
     pages: Arc<[u32]>,
     windowed: Arc<[u32]>,
-    turning: Turning,
+    rope: RopeLength,
 }
 
 impl Segment {
@@ -370,7 +371,7 @@ impl StepRows {
             len: ids.len(),
             pages: sequence.pages.as_slice().into(),
             windowed: sequence.windowed.as_slice().into(),
-            turning: sequence.turning,
+            rope: sequence.rope,
         };
         assert!(segment.pages.len() * PAGE >= segment.start + segment.len, "pages not reserved");
         self.segments.push(segment);
@@ -400,9 +401,9 @@ impl StepRows {
     }
 
     /// Rows in tables of rotary positions, by what `of` gives for a sequence and a position.
-    pub(in crate::model) fn rotary(&self, of: impl Fn(&Turning, usize) -> Row) -> Vec<Row> {
+    pub(in crate::model) fn rotary(&self, of: impl Fn(&RopeLength, usize) -> Row) -> Vec<Row> {
         let of = &of;
-        self.segments.iter().flat_map(|s| (s.start..s.start + s.len).map(move |p| of(&s.turning, p))).collect()
+        self.segments.iter().flat_map(|s| (s.start..s.start + s.len).map(move |p| of(&s.rope, p))).collect()
     }
 
     fn tasks(&self, kv_heads: usize, per_kv: usize) -> Vec<Task> {

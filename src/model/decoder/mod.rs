@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use candle_core::{Result, Tensor};
 
-use self::kv_cache::{KvCache, StepRows, Turning};
+use self::kv_cache::{KvCache, RopeLength, StepRows};
 use self::soft_rows::replace_rows;
 use self::tails::Tails;
 use crate::model::adapters::lora::LoraConfig;
@@ -76,7 +76,7 @@ pub struct Decoder {
     pub(in crate::model) final_norm: Norm,
     head: Arc<Head>,
     shape: LogitShape,
-    /// Longer sequences turn by other frequencies.
+    /// Longer sequences have other rotary frequencies.
     long_from: Option<usize>,
     /// What the backward pass computes again instead of keeping.
     pub recompute: Recompute,
@@ -370,8 +370,8 @@ impl Decoder {
         let positions = Arc::new(batch.positions.clone());
         let mut rotary: Vec<Row> = batch.positions.iter().map(|p| Row::from(*p)).collect();
         for span in batch.offsets.windows(2) {
-            let (rows, sequence) = (&mut rotary[span[0]..span[1]], self.sequence(span[1] - span[0]));
-            rows.iter_mut().enumerate().for_each(|(p, row)| *row = self.turns(&sequence, p));
+            let (rows, sequence) = (&mut rotary[span[0]..span[1]], self.rope_length(span[1] - span[0]));
+            rows.iter_mut().enumerate().for_each(|(p, row)| *row = self.rope_row(&sequence, p));
         }
         Rows {
             positions,
@@ -393,14 +393,14 @@ impl Decoder {
 
     /// The rows in tables of rotary positions of a step's tokens.
     pub(in crate::model) fn rotary_of(&self, rows: &StepRows) -> Vec<Row> {
-        rows.rotary(|sequence, position| self.turns(sequence, position))
+        rows.rotary(|sequence, position| self.rope_row(sequence, position))
     }
 
-    /// The row of one token of a sequence.
-    fn turns(&self, sequence: &Turning, position: usize) -> Row {
+    /// The row in the rotary tables of one token of a sequence.
+    fn rope_row(&self, sequence: &RopeLength, position: usize) -> Row {
         match &self.config.switches.rope_scaling {
             RopeScaling::Long { .. } if sequence.long => (position + self.config.max_positions) as Row,
-            // What was there at once turns by its length, what came later by the length it came at.
+            // Tokens given at once use the frequencies of their whole length, each later token those of its own position.
             RopeScaling::Dynamic { trained, .. } if position >= *trained.max(&sequence.grown) => {
                 grown_row(position + 1, position)
             }
@@ -409,13 +409,13 @@ impl Decoder {
         }
     }
 
-    /// How the tokens of a text turn of which the first `len` are there at once.
-    pub fn sequence(&self, len: usize) -> Turning {
+    /// What decides on the rotary frequencies of a text whose first `len` tokens are given at once.
+    pub fn rope_length(&self, len: usize) -> RopeLength {
         let grown = match &self.config.switches.rope_scaling {
             RopeScaling::Dynamic { trained, .. } if len > *trained => len,
             _ => 0,
         };
-        Turning { long: self.is_long(len), grown }
+        RopeLength { long: self.is_long(len), grown }
     }
 
     /// Whether the tokens of a sequence of `len` tokens turn by the frequencies of long ones (longrope). A cached

@@ -217,7 +217,7 @@ pub(super) fn cached_steps_equal_the_full_forward(name: &str) {
     let full = train.forward(&batch).unwrap();
     for chunk in [1usize, 3, 16, 100] {
         let mut cache = KvCache::new(&loaded.config, 512);
-        let fresh = |s: &Vec<u32>| CachedSequence { turning: serve.sequence(s.len()), ..CachedSequence::default() };
+        let fresh = |s: &Vec<u32>| CachedSequence { rope: serve.rope_length(s.len()), ..CachedSequence::default() };
         let mut cached: Vec<CachedSequence> = sequences.iter().map(fresh).collect();
         while cached.iter().zip(&sequences).any(|(c, s)| c.len < s.len()) {
             let (mut step, mut at) = (StepRows::default(), Vec::new());
