@@ -269,9 +269,9 @@ fn fitted(x: &[f32], pair: (f32, f32)) -> (f32, f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gemm::WeightLayout;
-    use crate::ops::noise;
-    use crate::ops::product::{Dims, product};
+    use crate::gemm::WeightLayout;
+    use crate::noise;
+    use crate::product::{Dims, product};
 
     #[test]
     fn products_are_those_of_the_numbers_that_the_blocks_stand_for_bit_for_bit() {
@@ -308,7 +308,7 @@ mod tests {
             assert!(far < most, "{kind:?}: {far}");
             let mut theirs = vec![0f32; m * k];
             let bytes: Vec<u8> = held.tensor().flatten_all().unwrap().to_vec1().unwrap();
-            crate::ops::blocks::dequantize(&bytes, kind, &mut theirs);
+            crate::blocks::dequantize(&bytes, kind, &mut theirs);
             assert_eq!(ours, theirs, "{kind:?}");
         }
         for flat in [0.0f32, 0.75, -2.0] {

@@ -111,7 +111,7 @@ impl RopeTable {
 
     /// # Errors
     /// A row outside the table.
-    pub(crate) fn check(&self, rows: &[Row]) -> Result<()> {
+    pub fn check(&self, rows: &[Row]) -> Result<()> {
         match rows.iter().map(|row| row & 0xffff_ffff).find(|p| *p as usize >= self.rows) {
             Some(p) => candle_core::bail!("position {p} is outside the model's {} positions", self.rows),
             None => Ok(()),
@@ -134,7 +134,7 @@ pub fn rope(x: &Tensor, table: &Arc<RopeTable>, positions: &Arc<Vec<Row>>) -> Re
 }
 
 /// Rotates x [n, width] in place; `sign` −1 rotates back, which is the gradient.
-pub(crate) fn rotate(x: &mut [f32], table: &RopeTable, positions: &[Row], sign: f32) {
+pub fn rotate(x: &mut [f32], table: &RopeTable, positions: &[Row], sign: f32) {
     let width = x.len() / positions.len().max(1);
     let work = x.len() * 4;
     let rows = SharedMut::new(x);
