@@ -100,7 +100,7 @@ pub fn init(config: &ModelConfig, lora: &LoraConfig, weights: &Weights, seed: u6
 }
 
 /// (alpha/rank)·B·A, [out, in].
-pub(super) fn delta(lora: &LoraConfig, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+pub(in crate::model) fn delta(lora: &LoraConfig, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     b.detach().matmul(&a.detach())? * lora.scale()
 }
 

@@ -56,7 +56,7 @@ pub(in crate::model) fn describe(dir: &Path) -> Result<Described> {
 }
 
 /// model.safetensors, or the shards that model.safetensors.index.json names.
-pub(super) fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+pub(in crate::model) fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let single = dir.join("model.safetensors");
     if single.is_file() {
         return Ok(vec![single]);

@@ -13,7 +13,6 @@ mod rollout;
 mod rules;
 mod update;
 
-use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
