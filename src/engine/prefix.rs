@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_generation_of_any_length_holds_a_window_of_pages() {
-        let mut cache = KvCache::with_windows(&config(), 512, 64);
+        let mut cache = KvCache::with_windows(&config(), 528, 64);
         let mut s = CachedSequence::default();
         for len in 1..=500usize {
             assert!(cache.reserve(&mut s, 1), "{len}");

@@ -14,7 +14,7 @@ use super::simd::multiversion;
 
 const BLOCK: usize = 32;
 
-/// What a matrix can be held in: (type, bytes of 32 numbers).
+/// Bytes of a block of Q8_0 and of Q4_1.
 const Q8: usize = 34;
 const Q4: usize = 20;
 
@@ -43,17 +43,14 @@ impl Held {
         let row = k.div_ceil(BLOCK) * size;
         let mut bytes = vec![0u8; m * row];
         let out = SharedMut::new(&mut bytes);
-        split(m, m * k * 8, |rows| {
+        split(m, m * k * 64, |rows| {
             for r in rows {
                 // SAFETY: one row per r.
                 let to = unsafe { out.slice(r * row, row) };
-                for (to, from) in to.chunks_exact_mut(size).zip(w[r * k..(r + 1) * k].chunks(BLOCK)) {
-                    let mut block = [0f32; BLOCK];
-                    block[..from.len()].copy_from_slice(from);
-                    match kind {
-                        BlockType::Q8_0 => quantize_q8(&block, to),
-                        _ => quantize_q4(&block, from.len(), to),
-                    }
+                let from = &w[r * k..(r + 1) * k];
+                match kind {
+                    BlockType::Q8_0 => quantize_q8(from, to),
+                    _ => quantize_q4(from, to),
                 }
             }
         });
@@ -200,64 +197,103 @@ multiversion! {
     }
 }
 
-fn quantize_q8(x: &[f32; BLOCK], to: &mut [u8]) {
-    let most = x.iter().fold(0f32, |most, v| most.max(v.abs()));
-    let scale = f16::from_f32(most / 127.0);
-    let inverse = if scale.to_f32() > 0.0 { 1.0 / scale.to_f32() } else { 0.0 };
-    to[..2].copy_from_slice(&scale.to_le_bytes());
-    for (to, v) in to[2..].iter_mut().zip(x) {
-        *to = (v * inverse).round_ties_even().clamp(-127.0, 127.0) as i8 as u8;
+multiversion! {
+    /// One row of `x` as blocks of Q8_0, the last one filled up with zeros.
+    fn quantize_q8(x: &[f32], to: &mut [u8]) {
+        for (to, from) in to.as_chunks_mut::<Q8>().0.iter_mut().zip(x.chunks(BLOCK)) {
+            let mut block = [0f32; BLOCK];
+            block[..from.len()].copy_from_slice(from);
+            let most = block.iter().fold(0f32, |most, v| most.max(v.abs()));
+            let scale = f16::from_f32(most / 127.0);
+            let inverse = if scale.to_f32() > 0.0 { 1.0 / scale.to_f32() } else { 0.0 };
+            to[..2].copy_from_slice(&scale.to_le_bytes());
+            for (to, v) in to[2..].iter_mut().zip(&block) {
+                *to = (v * inverse).round_ties_even().clamp(-127.0, 127.0) as i8 as u8;
+            }
+        }
     }
 }
 
-/// Scale and minimum with the least sum of squared errors of the first `n` numbers, of some near the range's own.
-fn quantize_q4(x: &[f32; BLOCK], n: usize, to: &mut [u8]) {
-    let (low, high) = x[..n].iter().fold((f32::MAX, f32::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
-    let mut best = (f32::MAX, 0.0, 0.0);
+multiversion! {
+    /// One row of `x` as blocks of Q4_1, the last one filled up with zeros.
+    fn quantize_q4(x: &[f32], to: &mut [u8]) {
+        for (to, from) in to.as_chunks_mut::<Q4>().0.iter_mut().zip(x.chunks(BLOCK)) {
+            let mut block = [0f32; BLOCK];
+            let mut counts = [0f32; BLOCK];
+            block[..from.len()].copy_from_slice(from);
+            counts[..from.len()].fill(1.0);
+            let (scale, min) = best_q4(&block, &counts, from);
+            to[..2].copy_from_slice(&scale.to_le_bytes());
+            to[2..4].copy_from_slice(&min.to_le_bytes());
+            let q = steps(&block, (scale.to_f32(), min.to_f32()));
+            for i in 0..BLOCK / 2 {
+                to[4 + i] = q[i] as u8 | (q[i + BLOCK / 2] as u8) << 4;
+            }
+        }
+    }
+}
+
+/// Scale and minimum with the least sum of squared errors, out of some near the range of `from`. `counts` has 1 for the
+/// numbers of `x` that count and 0 for the others.
+#[inline(always)]
+fn best_q4(x: &[f32; BLOCK], counts: &[f32; BLOCK], from: &[f32]) -> (f16, f16) {
+    let (low, high) = from.iter().fold((f32::MAX, f32::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
+    let mut best = (f32::MAX, f16::ZERO, f16::ZERO);
     for step in 0..8 {
         // Both ends moved inwards: what lies beyond them is cut.
         let inside = (high - low) * 0.02 * step as f32;
         let mut pair = ((high - low - 2.0 * inside) / 15.0, low + inside);
-        for _ in 0..2 {
-            let error = error_of(&x[..n], pair);
-            if error < best.0 {
-                best = (error, pair.0, pair.1);
+        for fits in 0..3 {
+            if fits > 0 {
+                pair = fitted(x, counts, pair);
             }
-            pair = fitted(&x[..n], pair);
-        }
-        let error = error_of(&x[..n], pair);
-        if error < best.0 {
-            best = (error, pair.0, pair.1);
+            // Of the numbers that the blocks hold, which are rounded.
+            let (scale, min) = (f16::from_f32(pair.0), f16::from_f32(pair.1));
+            let error = error_of(x, counts, (scale.to_f32(), min.to_f32()));
+            if error < best.0 {
+                best = (error, scale, min);
+            }
         }
     }
-    let (scale, min) = (f16::from_f32(best.1), f16::from_f32(best.2));
-    to[..2].copy_from_slice(&scale.to_le_bytes());
-    to[2..4].copy_from_slice(&min.to_le_bytes());
-    let pair = (scale.to_f32(), min.to_f32());
-    for i in 0..BLOCK / 2 {
-        to[4 + i] = nearest(x[i], pair) | nearest(x[i + BLOCK / 2], pair) << 4;
+    (best.1, best.2)
+}
+
+/// The steps of 0…15 that come nearest to the numbers.
+#[inline(always)]
+fn steps(x: &[f32; BLOCK], (scale, min): (f32, f32)) -> [f32; BLOCK] {
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    let mut q = [0f32; BLOCK];
+    for (q, v) in q.iter_mut().zip(x) {
+        *q = ((v - min) * inverse).round_ties_even().clamp(0.0, 15.0);
     }
+    q
 }
 
-/// The step of 0…15 that comes nearest to v.
-fn nearest(v: f32, (scale, min): (f32, f32)) -> u8 {
-    if scale <= 0.0 { 0 } else { ((v - min) / scale).round_ties_even().clamp(0.0, 15.0) as u8 }
-}
-
-/// Of the numbers that a file would hold, which are rounded.
-fn error_of(x: &[f32], (scale, min): (f32, f32)) -> f32 {
-    let pair = (f16::from_f32(scale).to_f32(), f16::from_f32(min).to_f32());
-    x.iter().map(|v| (pair.0 * f32::from(nearest(*v, pair)) + pair.1 - v).powi(2)).sum()
+#[inline(always)]
+fn error_of(x: &[f32; BLOCK], counts: &[f32; BLOCK], (scale, min): (f32, f32)) -> f32 {
+    let q = steps(x, (scale, min));
+    let mut sums = [0f32; 8];
+    for i in 0..BLOCK {
+        let far = scale * q[i] + min - x[i];
+        sums[i % 8] += counts[i] * far * far;
+    }
+    sums.iter().sum()
 }
 
 /// The line through (step, number) with the least squares, for the steps of `pair`.
-fn fitted(x: &[f32], pair: (f32, f32)) -> (f32, f32) {
-    let (mut q, mut qq, mut v, mut qv) = (0f32, 0f32, 0f32, 0f32);
-    for x in x {
-        let step = f32::from(nearest(*x, pair));
-        (q, qq, v, qv) = (q + step, qq + step * step, v + x, qv + step * x);
+#[inline(always)]
+fn fitted(x: &[f32; BLOCK], counts: &[f32; BLOCK], pair: (f32, f32)) -> (f32, f32) {
+    let steps = steps(x, pair);
+    let mut sums = [[0f32; 8]; 5];
+    for i in 0..BLOCK {
+        let (count, step) = (counts[i], counts[i] * steps[i]);
+        sums[0][i % 8] += count;
+        sums[1][i % 8] += step;
+        sums[2][i % 8] += step * steps[i];
+        sums[3][i % 8] += count * x[i];
+        sums[4][i % 8] += step * x[i];
     }
-    let n = x.len() as f32;
+    let [n, q, qq, v, qv] = sums.map(|lanes| lanes.iter().sum::<f32>());
     let spread = n * qq - q * q;
     if spread <= 0.0 {
         return pair;

@@ -201,7 +201,8 @@ impl Encoder {
 
     fn mlm_transform(&self, hidden: &Tensor) -> Result<Tensor> {
         let Some((dense, norm)) = &self.transform else { candle_core::bail!("this encoder has no masked-LM head") };
-        norm.forward(&activation::activate(self.config.activation, &dense.forward(hidden)?)?)
+        let own = self.config.family().encoder_heads().and_then(|heads| heads.activation);
+        norm.forward(&activation::activate(own.unwrap_or(self.config.activation), &dense.forward(hidden)?)?)
     }
 }
 

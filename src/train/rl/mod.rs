@@ -13,7 +13,6 @@ mod rollout;
 mod rules;
 mod update;
 
-
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
