@@ -178,7 +178,8 @@ impl LocalEngine {
         if let Some(id) = prompt.iter().find(|id| **id as usize >= facts.vocab_size) {
             return bad("prompt", format!("token id {id} is outside the vocabulary of {}", facts.vocab_size));
         }
-        if let Some((id, _)) = request.params.logit_bias.iter().find(|(id, _)| *id as usize >= facts.vocab_size) {
+        if let Some((id, _)) = request.params.warpers.logit_bias.iter().find(|(id, _)| *id as usize >= facts.vocab_size)
+        {
             return bad("logit_bias", format!("token id {id} is outside the vocabulary of {}", facts.vocab_size));
         }
         if let Some(id) = request.params.stop_token_ids.iter().find(|id| **id as usize >= facts.vocab_size) {
@@ -238,9 +239,8 @@ impl Generator for LocalEngine {
         if !request.params.ignore_eos {
             end_ids.extend_from_slice(&model.served.eos_ids);
         }
-        let warpers = request.params.warpers();
         let queued = Queued::since(Instant::now());
-        let shared = Arc::new(Shared { request, warpers, events, end_ids, soft, queued, guide });
+        let shared = Arc::new(Shared { request, events, end_ids, soft, queued, guide });
         if self.commands.send(Command::Submit(model, shared)).is_err() {
             return Err(EngineError::Failed("the engine thread has ended".into()));
         }

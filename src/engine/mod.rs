@@ -18,6 +18,7 @@ mod text;
 mod turns;
 pub mod upstream;
 
+pub use crate::generation::Warpers;
 pub use crate::model::encoder::text::Pooling;
 pub use crate::tokenizer::Piece;
 pub use attention::Attention;
@@ -34,26 +35,17 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore};
-use crate::generation::Warpers;
 use crate::prompt::Conversation;
 use crate::prompt::answer::Dialect;
 
-/// How tokens are drawn. Defaults are OpenAI's; every field is honoured.
+/// How a text is sampled. Defaults are OpenAI's; every field is honoured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SamplingParams {
     pub max_tokens: usize,
-    /// 0 means greedy.
-    pub temperature: f32,
-    pub top_p: f32,
-    /// 0 means off.
-    pub top_k: usize,
-    pub min_p: f32,
-    pub repetition_penalty: f32,
-    pub presence_penalty: f32,
-    pub frequency_penalty: f32,
-    /// Added to the logits of these token ids.
-    pub logit_bias: Vec<(u32, f32)>,
+    /// What reshapes the distribution before a draw. In JSON its fields stand beside the others.
+    #[serde(flatten)]
+    pub warpers: Warpers,
     /// Generation ends before the first of these strings; it is not part of the text.
     pub stop: Vec<String>,
     /// Generation ends with any of these tokens, which are not part of the text.
@@ -79,14 +71,7 @@ impl Default for SamplingParams {
     fn default() -> Self {
         Self {
             max_tokens: 16,
-            temperature: 1.0,
-            top_p: 1.0,
-            top_k: 0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
+            warpers: Warpers::default(),
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
             include_stop_str_in_output: false,
@@ -96,22 +81,6 @@ impl Default for SamplingParams {
             logprobs: None,
             constraint: None,
             shown: Vec::new(),
-        }
-    }
-}
-
-impl SamplingParams {
-    /// The part of the parameters that reshapes the distribution.
-    pub fn warpers(&self) -> Warpers {
-        Warpers {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
-            presence_penalty: self.presence_penalty,
-            frequency_penalty: self.frequency_penalty,
-            logit_bias: self.logit_bias.clone(),
         }
     }
 }

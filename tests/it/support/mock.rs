@@ -98,7 +98,8 @@ fn mix(mut x: u64) -> u64 {
 /// The text of sample `index`; some texts end by themselves, others run to `max_tokens`.
 fn text_of(request: &GenerateRequest, index: usize) -> (Vec<char>, bool) {
     let prompt = request.prompt_ids.iter().fold(7, |h, id| mix(h ^ u64::from(*id)));
-    let seed = if request.params.temperature == 0.0 { 0 } else { mix(request.params.seed ^ ((index as u64) << 56)) };
+    let seed =
+        if request.params.warpers.temperature == 0.0 { 0 } else { mix(request.params.seed ^ ((index as u64) << 56)) };
     let mut state = mix(prompt ^ seed);
     let mut text = String::new();
     let words = if request.params.ignore_eos { usize::MAX } else { 4 + (state % 12) as usize };
