@@ -3,7 +3,7 @@
 
     benches/default_model.py --instructd BIN NAME=MODEL… > result.jsonl
 
-Each model answers the same 24 questions in each language, greedily, through the chat route. An answer counts when it
+Each model answers the same 22 questions in each language, greedily, through the chat route. An answer counts when it
 contains one of the accepted words. Prints one JSON object for each model, with every answer.
 """
 
@@ -38,13 +38,11 @@ QUESTIONS = [
     ("Which language is mainly spoken in Brazil?", "巴西主要说什么语言？", "portuguese", "葡萄牙"),
     ("What is the opposite of hot?", "“热”的反义词是什么？", "cold", "冷|寒|凉"),
     ("What is the plural of the English word mouse?", "英语单词 mouse 的复数是什么？", "mice", "mice"),
-    ("Translate into Spanish: Good morning", "翻译成英语：早上好", "buenos d", "good morning"),
+    ("Translate into Spanish: Good morning", "翻译成英语：早上好", "buenos d|buen d", "good morning"),
     ("Translate into French: Thank you", "翻译成英语：谢谢", "merci", "thank"),
     ("What colour do you get when you mix blue and yellow?", "蓝色和黄色混合会得到什么颜色？", "green", "绿"),
-    ("Which animal barks: a cat or a dog?", "会汪汪叫的是猫还是狗？", "dog", "狗"),
     ("Name the ocean between Europe and America.", "欧洲和美洲之间是哪个大洋？", "atlantic", "大西洋"),
     ("Which gas do plants take in for photosynthesis?", "植物进行光合作用时吸收什么气体？", "carbon dioxide|co2|co₂", "二氧化碳|co2|co₂"),
-    ("Is 17 a prime number? Answer yes or no.", "17 是质数吗？请回答是或不是。", r"^\W*yes", "^[^不]*是"),
 ]
 
 
@@ -69,7 +67,7 @@ class Server:
                 time.sleep(0.05)
         self.seconds_to_ready = time.monotonic() - started
 
-    def ask(self, text, tokens=48):
+    def ask(self, text, tokens=24):
         """The answer, and seconds to its first and last token."""
         body = {"messages": [{"role": "user", "content": text}], "max_tokens": tokens, "temperature": 0, "stream": True}
         request = urllib.request.Request(self.url + "/v1/chat/completions", json.dumps(body).encode())

