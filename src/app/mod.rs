@@ -33,7 +33,9 @@ pub async fn serve(config: Config) -> Result<()> {
     announce(&listener, generated_key.as_deref(), &config)?;
     warn_if_open(&config);
     connections::make_room(config.server.max_connections);
-    let router = crate::http::router(services.clone());
+    let state = crate::http::state(services.clone());
+    let router = crate::http::router_of(state.clone());
+    let batches = tokio::spawn(crate::http::batches::follow(state));
     let jobs = config.jobs.enabled.then(|| tokio::spawn(run_jobs(services.clone())));
     tokio::spawn(crate::service::retention::follow(services.clone()));
 
@@ -82,6 +84,9 @@ pub async fn serve(config: Config) -> Result<()> {
         && let Err(error) = jobs.await
     {
         tracing::error!(%error, "the job runner ended badly");
+    }
+    if let Err(error) = batches.await {
+        tracing::error!(%error, "the batches ended badly");
     }
     store.close().await;
     match watcher.await? {

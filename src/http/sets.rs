@@ -261,7 +261,7 @@ impl ShownSet {
             prompt: ShownPrompt::new(&prompt).await?,
             status: set.status,
             overlap: set.target_overlap,
-            completions: blind(&completions).await?,
+            completions: blind(&state.services, &completions).await?,
             created: set.created,
         })
     }

@@ -4,6 +4,7 @@ pub mod access;
 pub mod ask;
 pub mod attention;
 pub mod backup;
+pub mod batches;
 pub mod browse;
 pub mod budget;
 pub mod catalogue;
@@ -44,6 +45,7 @@ pub mod review;
 pub mod sample;
 pub mod sets;
 pub mod transfer;
+pub mod urgency;
 
 use std::sync::{Arc, RwLock};
 
@@ -95,8 +97,8 @@ pub struct Services {
     model_fault: ModelFault,
     /// The removal of what is past its limits.
     pub retention: retention::Status,
-    /// Answers that a later request may go on from.
-    pub responses: responses::Responses,
+    /// How much of the Responses API's answers was stored.
+    responses: responses::Stored,
     /// One promotion at a time: engine and database must agree on the active version.
     publishing: tokio::sync::Mutex<()>,
 }
@@ -124,7 +126,7 @@ impl Services {
             engine: RwLock::new(None),
             model_fault: ModelFault::default(),
             retention: retention::Status::default(),
-            responses: responses::Responses::default(),
+            responses: responses::Stored::default(),
             publishing: tokio::sync::Mutex::new(()),
         }
     }

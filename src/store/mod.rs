@@ -2,6 +2,7 @@
 //! No policy, no clock, no randomness in here: callers pass ids, times and seeds.
 
 mod access;
+mod batches;
 mod browse;
 mod connect;
 mod draws;
@@ -22,6 +23,7 @@ mod privacy;
 pub mod private;
 mod prompts;
 mod quality;
+mod responses;
 mod reveals;
 mod rows;
 mod rules;
@@ -40,6 +42,7 @@ use tokio::sync::watch;
 use crate::domain::*;
 
 pub use access::{AccessStore, OpenSession};
+pub use batches::{BatchEnd, BatchStore};
 pub use browse::{BrowseStore, JudgmentFilter, JudgmentRow, Named, SetFilter, SetRow};
 pub use erasure::{Erase, Erased, PersonalData};
 pub use evidence::{Activation, EvidenceStore, JobFilter, Meeting, SharedPrompt};
@@ -47,6 +50,7 @@ pub use feedback::FeedbackStore;
 pub use imports::{ImportLine, Imported, ImportedLine, ImportedRanking};
 pub use names::{find_version, unknown_version};
 pub use privacy::{Amount, Cuts, ErasedPerson, Expiring, PrivacyStore, RequestCounts, learns_from_requests};
+pub use responses::ResponseStore;
 pub use submits::Question;
 pub use turns::{LabelStore, Leased, Outlook, OutlookRequest, Place, SetContent};
 
@@ -346,7 +350,9 @@ pub struct ModelFile {
 }
 
 #[async_trait]
-pub trait Store: FeedbackStore + AccessStore + BrowseStore + EvidenceStore + PrivacyStore + LabelStore {
+pub trait Store:
+    FeedbackStore + AccessStore + BatchStore + BrowseStore + EvidenceStore + PrivacyStore + LabelStore + ResponseStore
+{
     /// `sqlite` or `postgres`.
     fn backend(&self) -> &'static str;
     /// Cheap round trip for `/ready`.

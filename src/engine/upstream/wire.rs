@@ -295,6 +295,7 @@ mod tests {
             prompt_logprobs: None,
             prompt_from: 0,
             adapter: None,
+            background: false,
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod access;
 mod attention;
+mod batches;
 mod choices;
 pub mod client;
 mod completions;
@@ -33,3 +34,4 @@ mod structured;
 mod tools;
 mod upstream;
 mod ways_in;
+mod webui;
