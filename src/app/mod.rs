@@ -16,8 +16,9 @@ use tokio::net::TcpListener;
 
 use crate::artifacts::Artifacts;
 use crate::config::{Config, SHORTEST_OPEN_ADMIN_KEY};
+use crate::http::batches::Handlers;
 use crate::jobs::{Launch, Supervisor, SupervisorConfig};
-use crate::service::{Random, Services, access, random, system_clock};
+use crate::service::{Random, Services, access, batch_runner, random, system_clock};
 use crate::store::{self, Store, private};
 
 /// Runs the server until SIGTERM or ctrl-c, or until the model cannot be loaded.
@@ -35,7 +36,7 @@ pub async fn serve(config: Config) -> Result<()> {
     connections::make_room(config.server.max_connections);
     let state = crate::http::state(services.clone());
     let router = crate::http::router_of(state.clone());
-    let batches = tokio::spawn(crate::http::batches::follow(state));
+    let batches = tokio::spawn(batch_runner::follow(services.clone(), Arc::new(Handlers(state))));
     let jobs = config.jobs.enabled.then(|| tokio::spawn(run_jobs(services.clone())));
     tokio::spawn(crate::service::retention::follow(services.clone()));
 
@@ -43,7 +44,7 @@ pub async fn serve(config: Config) -> Result<()> {
         let services = services.clone();
         tokio::spawn(async move {
             // Subscribed before the start looks which version is active: no activation falls in between.
-            let activations = services.store.activations();
+            let activations = services.store.models().activations();
             let engine = model::start(&services).await?;
             services.set_engine(engine);
             tokio::spawn(crate::service::live::follow(services.clone()));
@@ -96,7 +97,7 @@ pub async fn serve(config: Config) -> Result<()> {
 }
 
 /// Services over an open store, and the admin key if it was made just now.
-pub async fn services(config: Config, store: Arc<dyn Store>) -> Result<(Arc<Services>, Option<String>)> {
+pub async fn services(config: Config, store: Arc<Store>) -> Result<(Arc<Services>, Option<String>)> {
     let (clock, random) = (system_clock(), Random::from_os()?);
     if config.admin_key.as_ref().is_some_and(|key| key.len() < SHORTEST_OPEN_ADMIN_KEY) {
         tracing::warn!("the admin key has under 16 characters: whoever can reach this machine's loopback can guess it");
@@ -108,7 +109,7 @@ pub async fn services(config: Config, store: Arc<dyn Store>) -> Result<(Arc<Serv
 }
 
 /// Opens the configured database, for the commands that need nothing else.
-pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
+pub async fn open_store(config: &Config) -> Result<Arc<Store>> {
     private::make_data_dir(&config.data_dir)?;
     store::connect(&config.database_url()).await.context("opening the database")
 }

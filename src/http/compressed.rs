@@ -5,7 +5,7 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 
 /// Shorter answers are sent as they are: the frame of gzip would outweigh what it saves.
-const SHORTEST: u16 = 1024;
+const SHORTEST: u64 = 1024;
 
 /// Event streams are left out because a reader waits for each event, pictures and fonts because they are compressed.
 pub fn layer() -> CompressionLayer<impl Predicate> {

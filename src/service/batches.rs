@@ -56,7 +56,7 @@ pub async fn upload(services: &Services, by: &Actor, name: String, content: Vec<
         created: services.now(),
     };
     let most = services.config.batches.key_bytes as i64;
-    services.store.put_file(file.clone(), content, most).await?;
+    services.store.files().put(file.clone(), content, most).await?;
     Ok(file)
 }
 
@@ -81,12 +81,12 @@ pub async fn create(services: &Services, by: &Actor, new: NewBatch) -> Result<Ba
         return Err(bad_input("endpoint", format!("must be one of {}", ENDPOINTS.join(", "))));
     }
     let owner = owner_of(by);
-    let file = services.store.get_file(&new.input_file, &owner).await;
+    let file = services.store.files().get(&new.input_file, &owner).await;
     let file = file.map_err(|e| super::not_found_as(e, "input_file_id"))?;
     if file.purpose != FilePurpose::Batch {
         return Err(bad_input("input_file_id", "is a file that a batch wrote"));
     }
-    let content = services.store.file_content(&file.id).await?;
+    let content = services.store.files().content(&file.id).await?;
     let endpoint = new.endpoint.clone();
     let checked = tokio::task::spawn_blocking(move || check(&content, &endpoint)).await;
     let (total, faults) = checked.map_err(|e| ServiceError::Internal(e.to_string()))?;
@@ -111,7 +111,7 @@ pub async fn create(services: &Services, by: &Actor, new: NewBatch) -> Result<Ba
         output_file: None,
         error_file: None,
     };
-    services.store.put_batch(batch.clone(), MOST_OPEN).await?;
+    services.store.batches().put(batch.clone(), MOST_OPEN).await?;
     Ok(batch)
 }
 
@@ -160,19 +160,19 @@ fn check(content: &str, endpoint: &str) -> (i64, Vec<BatchFault>) {
 }
 
 pub async fn get(services: &Services, by: &Actor, id: &str) -> Result<Batch> {
-    Ok(services.store.get_batch(id, &owner_of(by)).await?)
+    Ok(services.store.batches().get(id, &owner_of(by)).await?)
 }
 
 pub async fn list(services: &Services, by: &Actor, page: Page) -> Result<Vec<Batch>> {
-    Ok(services.store.list_batches(&owner_of(by), page).await?)
+    Ok(services.store.batches().list(&owner_of(by), page).await?)
 }
 
 pub async fn cancel(services: &Services, by: &Actor, id: &str) -> Result<Batch> {
-    Ok(services.store.cancel_batch(id, &owner_of(by), services.now()).await?)
+    Ok(services.store.batches().cancel(id, &owner_of(by), services.now()).await?)
 }
 
 pub async fn file(services: &Services, by: &Actor, id: &str) -> Result<StoredFile> {
-    Ok(services.store.get_file(id, &owner_of(by)).await?)
+    Ok(services.store.files().get(id, &owner_of(by)).await?)
 }
 
 pub async fn files(
@@ -181,11 +181,11 @@ pub async fn files(
     purpose: Option<FilePurpose>,
     page: Page,
 ) -> Result<Vec<StoredFile>> {
-    Ok(services.store.list_files(&owner_of(by), purpose, page).await?)
+    Ok(services.store.files().list(&owner_of(by), purpose, page).await?)
 }
 
 pub async fn delete(services: &Services, by: &Actor, id: &str) -> Result<()> {
-    Ok(services.store.delete_file(id, &owner_of(by)).await?)
+    Ok(services.store.files().delete(id, &owner_of(by)).await?)
 }
 
 /// Where the text of a file is.
@@ -205,18 +205,32 @@ pub enum Content {
 pub async fn content(services: &Services, by: &Actor, id: &str) -> Result<Content> {
     let file = file(services, by, id).await?;
     match file.purpose {
-        FilePurpose::Batch => Ok(Content::Whole(services.store.file_content(id).await?)),
+        FilePurpose::Batch => Ok(Content::Whole(services.store.files().content(id).await?)),
         FilePurpose::BatchOutput => {
-            let (batch, failed) = services.store.batch_of_file(id).await?;
+            let (batch, failed) = services.store.files().batch_of(id).await?;
             Ok(Content::Answers { batch, failed })
         }
     }
 }
 
+/// Answers of a batch behind a line, in order, about `bytes` of them.
+///
+/// # Errors
+/// What the store says.
+pub async fn answers(
+    services: &Services,
+    batch: &str,
+    failed: bool,
+    after: i64,
+    bytes: usize,
+) -> Result<Vec<(i64, String)>> {
+    Ok(services.store.batches().results(batch, failed, after, bytes).await?)
+}
+
 /// Removes what is older than `batches.keep_days`.
 pub async fn expire(services: &Services) -> Result<u64> {
     let cut = before(services.now(), services.config.batches.keep_days, DAY);
-    Ok(services.store.expire_files(cut).await?)
+    Ok(services.store.files().expire(cut).await?)
 }
 
 #[cfg(test)]

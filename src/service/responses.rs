@@ -38,7 +38,7 @@ pub async fn keep(services: &Services, kept: KeptResponse) -> Result<()> {
     if bytes > MOST_ONE {
         return Ok(());
     }
-    services.store.put_response(kept, bytes).await?;
+    services.store.responses().put(kept, bytes).await?;
     if services.responses.0.fetch_add(bytes, Relaxed) + bytes >= LOOK_EVERY {
         services.responses.0.store(0, Relaxed);
         expire(services).await?;
@@ -51,7 +51,7 @@ pub async fn keep(services: &Services, kept: KeptResponse) -> Result<()> {
 /// # Errors
 /// What the store says.
 pub async fn get(services: &Services, id: &str, owner: Option<&str>) -> Result<Option<KeptResponse>> {
-    Ok(services.store.get_response(id, owner, since(services, services.now())).await?)
+    Ok(services.store.responses().get(id, owner, since(services, services.now())).await?)
 }
 
 /// Forgets a response; `false` when there is none of this owner.
@@ -59,7 +59,7 @@ pub async fn get(services: &Services, id: &str, owner: Option<&str>) -> Result<O
 /// # Errors
 /// What the store says.
 pub async fn forget(services: &Services, id: &str, owner: Option<&str>) -> Result<bool> {
-    Ok(services.store.delete_response(id, owner).await?)
+    Ok(services.store.responses().delete(id, owner).await?)
 }
 
 /// Removes what is too old or too much.
@@ -67,5 +67,5 @@ pub async fn forget(services: &Services, id: &str, owner: Option<&str>) -> Resul
 /// # Errors
 /// What the store says.
 pub async fn expire(services: &Services) -> Result<u64> {
-    Ok(services.store.expire_responses(since(services, services.now()), MOST_BYTES).await?)
+    Ok(services.store.responses().expire(since(services, services.now()), MOST_BYTES).await?)
 }

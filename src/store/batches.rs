@@ -1,75 +1,9 @@
 //! Uploaded files, batches of requests and their answers. What a batch wrote is kept line by line, so that a batch goes
 //! on after a restart where it was; its output files are views of those lines.
 
-use async_trait::async_trait;
-
 use super::rows::{Conn, Row, args, json, not_found};
-use super::sql::{SqlStore, read, write};
 use super::{Page, Result, StoreError};
 use crate::domain::*;
-
-/// The part of `Store` about files and batches. `owner` is always the caller's: what is another's is not found.
-#[async_trait]
-pub trait BatchStore: Send + Sync + 'static {
-    /// Stores a file, unless its owner would have more than `most_bytes` then.
-    ///
-    /// # Errors
-    /// `Conflict` when it would be too much.
-    async fn put_file(&self, file: StoredFile, content: String, most_bytes: i64) -> Result<()>;
-    async fn get_file(&self, id: &str, owner: &str) -> Result<StoredFile>;
-    /// Newest first.
-    async fn list_files(&self, owner: &str, purpose: Option<FilePurpose>, page: Page) -> Result<Vec<StoredFile>>;
-    /// The text of an uploaded file.
-    async fn file_content(&self, id: &str) -> Result<String>;
-    /// The batch that wrote a file, and whether the file is that of its errors.
-    async fn batch_of_file(&self, id: &str) -> Result<(String, bool)>;
-    /// Removes a file; with a batch's output file the lines in it go.
-    ///
-    /// # Errors
-    /// `Conflict` while a batch that is not over reads it.
-    async fn delete_file(&self, id: &str, owner: &str) -> Result<()>;
-    /// Bytes of all files of an owner, and of answers that are not in a file yet.
-    async fn file_bytes(&self, owner: &str) -> Result<i64>;
-    /// Removes files and batches that were made before, except batches that are not over and their input. Returns how
-    /// many files went.
-    async fn expire_files(&self, before: Micros) -> Result<u64>;
-
-    /// Stores a new batch, unless its owner has `most_open` that are not over.
-    ///
-    /// # Errors
-    /// `Conflict` when there are so many.
-    async fn put_batch(&self, batch: Batch, most_open: i64) -> Result<()>;
-    async fn get_batch(&self, id: &str, owner: &str) -> Result<Batch>;
-    /// Newest first.
-    async fn list_batches(&self, owner: &str, page: Page) -> Result<Vec<Batch>>;
-    /// Asks for the end of a batch. One that nobody has begun is over at once.
-    ///
-    /// # Errors
-    /// `Conflict` when it is over.
-    async fn cancel_batch(&self, id: &str, owner: &str, now: Micros) -> Result<Batch>;
-
-    /// The oldest batch that is not over and that no server holds; `me` holds it from now on until `until`.
-    async fn claim_batch(&self, me: &str, now: Micros, until: Micros) -> Result<Option<Batch>>;
-    /// Goes on holding a batch; returns it as it is now.
-    ///
-    /// # Errors
-    /// `LeaseLost` when another server has it.
-    async fn hold_batch(&self, id: &str, me: &str, until: Micros) -> Result<Batch>;
-    /// Stores answers and counts them, while `me` holds the batch. Lines that are answered already stay as they are.
-    ///
-    /// # Errors
-    /// `LeaseLost` when another server has it.
-    async fn put_results(&self, id: &str, me: &str, results: Vec<BatchResult>) -> Result<()>;
-    /// The lines that are answered.
-    async fn answered_lines(&self, id: &str) -> Result<Vec<i64>>;
-    /// Answers of one kind behind a line, in order, about `bytes` of them.
-    async fn results(&self, id: &str, failed: bool, after: i64, bytes: usize) -> Result<Vec<(i64, String)>>;
-    /// Ends a batch that `me` holds, and makes the files of what it wrote.
-    ///
-    /// # Errors
-    /// `LeaseLost` when another server has it.
-    async fn end_batch(&self, id: &str, me: &str, end: BatchEnd) -> Result<Batch>;
-}
 
 /// How a batch ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,7 +54,7 @@ const FILE: &str = "SELECT id, owner, name, purpose, bytes, created FROM files W
 /// One write of files or batches at a time: sums over other rows are not covered by row locks.
 const LOCK: i64 = 17_017;
 
-async fn insert_file(conn: &mut Conn, f: &StoredFile, content: Option<&str>) -> Result<()> {
+pub(super) async fn insert_file(conn: &mut Conn, f: &StoredFile, content: Option<&str>) -> Result<()> {
     conn.run(
         "INSERT INTO files (id, owner, name, purpose, bytes, content, created) VALUES ($1, $2, $3, $4, $5, $6, $7)",
         args![&f.id, &f.owner, &f.name, f.purpose.as_str(), f.bytes, content, f.created],
@@ -129,7 +63,7 @@ async fn insert_file(conn: &mut Conn, f: &StoredFile, content: Option<&str>) -> 
     Ok(())
 }
 
-async fn put_file(conn: &mut Conn, f: &StoredFile, content: &str, most_bytes: i64) -> Result<()> {
+pub(super) async fn put_file(conn: &mut Conn, f: &StoredFile, content: &str, most_bytes: i64) -> Result<()> {
     conn.serialize(LOCK).await?;
     let held = file_bytes(conn, &f.owner).await?;
     if held + f.bytes > most_bytes {
@@ -139,12 +73,12 @@ async fn put_file(conn: &mut Conn, f: &StoredFile, content: &str, most_bytes: i6
     insert_file(conn, f, Some(content)).await
 }
 
-async fn get_file(conn: &mut Conn, id: &str, owner: &str) -> Result<StoredFile> {
+pub(super) async fn get_file(conn: &mut Conn, id: &str, owner: &str) -> Result<StoredFile> {
     let row = conn.one(FILE, args![id, owner]).await?;
     file(&row.ok_or_else(|| not_found("file", id))?)
 }
 
-async fn file_bytes(conn: &mut Conn, owner: &str) -> Result<i64> {
+pub(super) async fn file_bytes(conn: &mut Conn, owner: &str) -> Result<i64> {
     let files = conn
         .count("SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS n FROM files WHERE owner = $1", args![owner])
         .await?;
@@ -158,12 +92,64 @@ async fn file_bytes(conn: &mut Conn, owner: &str) -> Result<i64> {
     Ok(files + unfiled)
 }
 
-async fn file_content(conn: &mut Conn, id: &str) -> Result<String> {
+pub(super) async fn batch_of_file(conn: &mut Conn, id: &str) -> Result<(String, bool)> {
+    let row = conn
+        .one(
+            "SELECT id, CAST(CASE WHEN error_file = $1 THEN 1 ELSE 0 END AS BIGINT) AS failed FROM batches
+             WHERE output_file = $1 OR error_file = $1",
+            args![id],
+        )
+        .await?;
+    let row = row.ok_or_else(|| not_found("file", id))?;
+    Ok((row.text("id")?, row.int("failed")? == 1))
+}
+
+pub(super) async fn list_files(
+    conn: &mut Conn,
+    owner: &str,
+    purpose: Option<FilePurpose>,
+    page: &Page,
+) -> Result<Vec<StoredFile>> {
+    conn.all(
+        "SELECT id, owner, name, purpose, bytes, created FROM files
+         WHERE owner = $1 AND ($2 IS NULL OR purpose = $2) AND ($3 IS NULL OR id < $3)
+         ORDER BY id DESC LIMIT $4",
+        args![owner, purpose.map(FilePurpose::as_str), &page.after, page.limit],
+    )
+    .await?
+    .iter()
+    .map(file)
+    .collect()
+}
+
+pub(super) async fn list(conn: &mut Conn, owner: &str, page: &Page) -> Result<Vec<Batch>> {
+    conn.all(
+        "SELECT * FROM batches WHERE owner = $1 AND ($2 IS NULL OR id < $2) ORDER BY id DESC LIMIT $3",
+        args![owner, &page.after, page.limit],
+    )
+    .await?
+    .iter()
+    .map(batch)
+    .collect()
+}
+
+/// Goes on holding a batch; returns it as it is now.
+pub(super) async fn hold(conn: &mut Conn, id: &str, me: &str, until: Micros) -> Result<Batch> {
+    held(conn, id, me, Some(until)).await?;
+    find(conn, id).await
+}
+
+pub(super) async fn answered_lines(conn: &mut Conn, id: &str) -> Result<Vec<i64>> {
+    let rows = conn.all("SELECT line FROM batch_results WHERE batch_id = $1 ORDER BY line", args![id]).await?;
+    rows.iter().map(|row| row.int("line")).collect()
+}
+
+pub(super) async fn file_content(conn: &mut Conn, id: &str) -> Result<String> {
     let row = conn.one("SELECT content FROM files WHERE id = $1 AND content IS NOT NULL", args![id]).await?;
     row.ok_or_else(|| not_found("file", id))?.text("content")
 }
 
-async fn delete_file(conn: &mut Conn, id: &str, owner: &str) -> Result<()> {
+pub(super) async fn delete_file(conn: &mut Conn, id: &str, owner: &str) -> Result<()> {
     conn.serialize(LOCK).await?;
     get_file(conn, id, owner).await?;
     let read = conn
@@ -192,7 +178,7 @@ async fn delete_file(conn: &mut Conn, id: &str, owner: &str) -> Result<()> {
     Ok(())
 }
 
-async fn expire(conn: &mut Conn, before: Micros) -> Result<u64> {
+pub(super) async fn expire(conn: &mut Conn, before: Micros) -> Result<u64> {
     conn.serialize(LOCK).await?;
     conn.run("DELETE FROM batch_results WHERE batch_id IN (SELECT id FROM batches WHERE ended < $1)", args![before])
         .await?;
@@ -230,7 +216,7 @@ pub(super) async fn erase(conn: &mut Conn, labeler: &str) -> Result<()> {
     Ok(())
 }
 
-async fn put_batch(conn: &mut Conn, b: &Batch, most_open: i64) -> Result<()> {
+pub(super) async fn put_batch(conn: &mut Conn, b: &Batch, most_open: i64) -> Result<()> {
     conn.serialize(LOCK).await?;
     let open = conn
         .count(
@@ -264,17 +250,17 @@ async fn put_batch(conn: &mut Conn, b: &Batch, most_open: i64) -> Result<()> {
     Ok(())
 }
 
-async fn find(conn: &mut Conn, id: &str) -> Result<Batch> {
+pub(super) async fn find(conn: &mut Conn, id: &str) -> Result<Batch> {
     let row = conn.one("SELECT * FROM batches WHERE id = $1", args![id]).await?;
     batch(&row.ok_or_else(|| not_found("batch", id))?)
 }
 
-async fn get_batch(conn: &mut Conn, id: &str, owner: &str) -> Result<Batch> {
+pub(super) async fn get_batch(conn: &mut Conn, id: &str, owner: &str) -> Result<Batch> {
     let found = find(conn, id).await?;
     if found.owner == owner { Ok(found) } else { Err(not_found("batch", id)) }
 }
 
-async fn cancel(conn: &mut Conn, id: &str, owner: &str, now: Micros) -> Result<Batch> {
+pub(super) async fn cancel(conn: &mut Conn, id: &str, owner: &str, now: Micros) -> Result<Batch> {
     conn.serialize(LOCK).await?;
     let found = get_batch(conn, id, owner).await?;
     match found.state {
@@ -294,7 +280,7 @@ async fn cancel(conn: &mut Conn, id: &str, owner: &str, now: Micros) -> Result<B
     find(conn, id).await
 }
 
-async fn claim(conn: &mut Conn, me: &str, now: Micros, until: Micros) -> Result<Option<Batch>> {
+pub(super) async fn claim(conn: &mut Conn, me: &str, now: Micros, until: Micros) -> Result<Option<Batch>> {
     conn.serialize(LOCK).await?;
     // A time further ahead than any server holds a batch was written by a clock that ran wrong.
     let found = conn
@@ -316,7 +302,7 @@ async fn claim(conn: &mut Conn, me: &str, now: Micros, until: Micros) -> Result<
 }
 
 /// Holds the batch, in a transaction that changes it.
-async fn held(conn: &mut Conn, id: &str, me: &str, until: Option<Micros>) -> Result<()> {
+pub(super) async fn held(conn: &mut Conn, id: &str, me: &str, until: Option<Micros>) -> Result<()> {
     let changed = conn
         .run(
             "UPDATE batches SET held_until = COALESCE($3, held_until) WHERE id = $1 AND held_by = $2 AND ended IS NULL",
@@ -326,7 +312,7 @@ async fn held(conn: &mut Conn, id: &str, me: &str, until: Option<Micros>) -> Res
     if changed == 1 { Ok(()) } else { Err(StoreError::LeaseLost(format!("batch {id}"))) }
 }
 
-async fn put_results(conn: &mut Conn, id: &str, me: &str, results: &[BatchResult]) -> Result<()> {
+pub(super) async fn put_results(conn: &mut Conn, id: &str, me: &str, results: &[BatchResult]) -> Result<()> {
     held(conn, id, me, None).await?;
     let (mut completed, mut failed) = (0, 0);
     for r in results {
@@ -347,7 +333,7 @@ async fn put_results(conn: &mut Conn, id: &str, me: &str, results: &[BatchResult
     Ok(())
 }
 
-async fn end(conn: &mut Conn, id: &str, me: &str, how: &BatchEnd) -> Result<Batch> {
+pub(super) async fn end(conn: &mut Conn, id: &str, me: &str, how: &BatchEnd) -> Result<Batch> {
     conn.serialize(LOCK).await?;
     held(conn, id, me, None).await?;
     let batch = find(conn, id).await?;
@@ -385,7 +371,13 @@ async fn end(conn: &mut Conn, id: &str, me: &str, how: &BatchEnd) -> Result<Batc
     find(conn, id).await
 }
 
-async fn results(conn: &mut Conn, id: &str, failed: bool, after: i64, bytes: usize) -> Result<Vec<(i64, String)>> {
+pub(super) async fn results(
+    conn: &mut Conn,
+    id: &str,
+    failed: bool,
+    after: i64,
+    bytes: usize,
+) -> Result<Vec<(i64, String)>> {
     let (mut found, mut taken) = (Vec::new(), 0);
     conn.each(
         "SELECT line, text FROM batch_results WHERE batch_id = $1 AND failed = $2 AND line > $3 ORDER BY line",
@@ -399,101 +391,4 @@ async fn results(conn: &mut Conn, id: &str, failed: bool, after: i64, bytes: usi
     )
     .await?;
     Ok(found)
-}
-
-#[async_trait]
-impl BatchStore for SqlStore {
-    async fn put_file(&self, file: StoredFile, content: String, most_bytes: i64) -> Result<()> {
-        write!(self, |tx| async move { put_file(tx, &file, &content, most_bytes).await })
-    }
-
-    async fn get_file(&self, id: &str, owner: &str) -> Result<StoredFile> {
-        read!(self, |c| get_file(c, id, owner))
-    }
-
-    async fn list_files(&self, owner: &str, purpose: Option<FilePurpose>, page: Page) -> Result<Vec<StoredFile>> {
-        let purpose = purpose.map(FilePurpose::as_str);
-        let rows = read!(self, |c| c.all(
-            "SELECT id, owner, name, purpose, bytes, created FROM files
-             WHERE owner = $1 AND ($2 IS NULL OR purpose = $2) AND ($3 IS NULL OR id < $3)
-             ORDER BY id DESC LIMIT $4",
-            args![owner, purpose, &page.after, page.limit],
-        ))?;
-        rows.iter().map(file).collect()
-    }
-
-    async fn file_content(&self, id: &str) -> Result<String> {
-        read!(self, |c| file_content(c, id))
-    }
-
-    async fn batch_of_file(&self, id: &str) -> Result<(String, bool)> {
-        let row = read!(self, |c| c.one(
-            "SELECT id, CAST(CASE WHEN error_file = $1 THEN 1 ELSE 0 END AS BIGINT) AS failed FROM batches
-             WHERE output_file = $1 OR error_file = $1",
-            args![id],
-        ))?;
-        let row = row.ok_or_else(|| not_found("file", id))?;
-        Ok((row.text("id")?, row.int("failed")? == 1))
-    }
-
-    async fn delete_file(&self, id: &str, owner: &str) -> Result<()> {
-        write!(self, id = id.to_owned(), owner = owner.to_owned() => |tx| delete_file(tx, &id, &owner))
-    }
-
-    async fn file_bytes(&self, owner: &str) -> Result<i64> {
-        read!(self, |c| file_bytes(c, owner))
-    }
-
-    async fn expire_files(&self, before: Micros) -> Result<u64> {
-        write!(self, |tx| async move { expire(tx, before).await })
-    }
-
-    async fn put_batch(&self, batch: Batch, most_open: i64) -> Result<()> {
-        write!(self, |tx| async move { put_batch(tx, &batch, most_open).await })
-    }
-
-    async fn get_batch(&self, id: &str, owner: &str) -> Result<Batch> {
-        read!(self, |c| get_batch(c, id, owner))
-    }
-
-    async fn list_batches(&self, owner: &str, page: Page) -> Result<Vec<Batch>> {
-        let rows = read!(self, |c| c.all(
-            "SELECT * FROM batches WHERE owner = $1 AND ($2 IS NULL OR id < $2) ORDER BY id DESC LIMIT $3",
-            args![owner, &page.after, page.limit],
-        ))?;
-        rows.iter().map(batch).collect()
-    }
-
-    async fn cancel_batch(&self, id: &str, owner: &str, now: Micros) -> Result<Batch> {
-        write!(self, id = id.to_owned(), owner = owner.to_owned() => |tx| cancel(tx, &id, &owner, now))
-    }
-
-    async fn claim_batch(&self, me: &str, now: Micros, until: Micros) -> Result<Option<Batch>> {
-        write!(self, me = me.to_owned() => |tx| claim(tx, &me, now, until))
-    }
-
-    async fn hold_batch(&self, id: &str, me: &str, until: Micros) -> Result<Batch> {
-        write!(self, id = id.to_owned(), me = me.to_owned() => |tx| async move {
-            held(tx, &id, &me, Some(until)).await?;
-            find(tx, &id).await
-        })
-    }
-
-    async fn put_results(&self, id: &str, me: &str, results: Vec<BatchResult>) -> Result<()> {
-        write!(self, id = id.to_owned(), me = me.to_owned() => |tx| put_results(tx, &id, &me, &results))
-    }
-
-    async fn answered_lines(&self, id: &str) -> Result<Vec<i64>> {
-        let rows =
-            read!(self, |c| c.all("SELECT line FROM batch_results WHERE batch_id = $1 ORDER BY line", args![id]))?;
-        rows.iter().map(|row| row.int("line")).collect()
-    }
-
-    async fn results(&self, id: &str, failed: bool, after: i64, bytes: usize) -> Result<Vec<(i64, String)>> {
-        read!(self, |c| results(c, id, failed, after, bytes))
-    }
-
-    async fn end_batch(&self, id: &str, me: &str, end_: BatchEnd) -> Result<Batch> {
-        write!(self, id = id.to_owned(), me = me.to_owned() => |tx| end(tx, &id, &me, &end_))
-    }
 }

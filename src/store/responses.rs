@@ -1,25 +1,10 @@
 //! Answers of the Responses API that a later request may go on from.
 
-use async_trait::async_trait;
-
 use super::Result;
 use super::rows::{Conn, args, json};
-use super::sql::{SqlStore, read, write};
 use crate::domain::{KeptResponse, Micros};
 
-/// The part of `Store` about kept responses. What is another owner's is not found.
-#[async_trait]
-pub trait ResponseStore: Send + Sync + 'static {
-    async fn put_response(&self, kept: KeptResponse, bytes: i64) -> Result<()>;
-    /// The response, unless it was made before `since`.
-    async fn get_response(&self, id: &str, owner: Option<&str>, since: Micros) -> Result<Option<KeptResponse>>;
-    /// `false` when there is none of this owner.
-    async fn delete_response(&self, id: &str, owner: Option<&str>) -> Result<bool>;
-    /// Removes those that were made before `since`, and the oldest beyond `most_bytes`.
-    async fn expire_responses(&self, since: Micros, most_bytes: i64) -> Result<u64>;
-}
-
-async fn put(conn: &mut Conn, kept: &KeptResponse, bytes: i64) -> Result<()> {
+pub(super) async fn put(conn: &mut Conn, kept: &KeptResponse, bytes: i64) -> Result<()> {
     conn.run(
         "INSERT INTO responses (id, owner, messages, response, bytes, created) VALUES ($1, $2, $3, $4, $5, $6)",
         args![&kept.id, &kept.owner, json(&kept.messages)?, &kept.response, bytes, kept.created],
@@ -28,7 +13,7 @@ async fn put(conn: &mut Conn, kept: &KeptResponse, bytes: i64) -> Result<()> {
     Ok(())
 }
 
-async fn get(conn: &mut Conn, id: &str, owner: Option<&str>, since: Micros) -> Result<Option<KeptResponse>> {
+pub(super) async fn get(conn: &mut Conn, id: &str, owner: Option<&str>, since: Micros) -> Result<Option<KeptResponse>> {
     let row = conn
         .one(
             "SELECT * FROM responses
@@ -46,7 +31,14 @@ async fn get(conn: &mut Conn, id: &str, owner: Option<&str>, since: Micros) -> R
     }))
 }
 
-async fn expire(conn: &mut Conn, since: Micros, most_bytes: i64) -> Result<u64> {
+pub(super) async fn delete(conn: &mut Conn, id: &str, owner: Option<&str>) -> Result<bool> {
+    let gone = conn
+        .run("DELETE FROM responses WHERE id = $1 AND (owner = $2 OR (owner IS NULL AND $2 IS NULL))", args![id, owner])
+        .await?;
+    Ok(gone > 0)
+}
+
+pub(super) async fn expire(conn: &mut Conn, since: Micros, most_bytes: i64) -> Result<u64> {
     let mut gone = conn.run("DELETE FROM responses WHERE created < $1", args![since]).await?;
     // The newest ones that fit stay.
     gone += conn
@@ -68,27 +60,4 @@ pub(super) async fn erase(conn: &mut Conn, labeler: &str) -> Result<()> {
     )
     .await?;
     Ok(())
-}
-
-#[async_trait]
-impl ResponseStore for SqlStore {
-    async fn put_response(&self, kept: KeptResponse, bytes: i64) -> Result<()> {
-        write!(self, |tx| async move { put(tx, &kept, bytes).await })
-    }
-
-    async fn get_response(&self, id: &str, owner: Option<&str>, since: Micros) -> Result<Option<KeptResponse>> {
-        read!(self, |c| get(c, id, owner, since))
-    }
-
-    async fn delete_response(&self, id: &str, owner: Option<&str>) -> Result<bool> {
-        let gone = write!(self, id = id.to_owned(), owner = owner.map(str::to_owned) => |tx| tx.run(
-            "DELETE FROM responses WHERE id = $1 AND (owner = $2 OR (owner IS NULL AND $2 IS NULL))",
-            args![&id, &owner],
-        ))?;
-        Ok(gone > 0)
-    }
-
-    async fn expire_responses(&self, since: Micros, most_bytes: i64) -> Result<u64> {
-        write!(self, |tx| async move { expire(tx, since, most_bytes).await })
-    }
 }

@@ -181,7 +181,7 @@ pub async fn content(
         let (services, batch) = (services.clone(), batch.clone());
         async move {
             let after = after?;
-            match services.store.results(&batch, failed, after, PIECE).await {
+            match batches::answers(&services, &batch, failed, after, PIECE).await {
                 Ok(lines) => {
                     let last = lines.last()?.0;
                     let text: String = lines.into_iter().map(|(_, text)| text + "\n").collect();

@@ -1,7 +1,7 @@
 //! `/v1/files` and `/v1/batches`: requests in a file, answered when nobody else waits, OpenAI's form.
 
 mod files;
-mod runner;
+mod handlers;
 
 use axum::extract::State;
 use schemars::JsonSchema;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use self::files::{DeletedFile, FileObject, FilesQuery, content, delete_file, get_file, list_files, upload};
-pub use self::runner::follow;
+pub use self::handlers::Handlers;
 use super::AppState;
 use super::auth::Caller;
 use super::error::{ApiError, ApiResult};

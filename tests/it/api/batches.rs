@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use instructd::http::batches::Handlers;
 use instructd::service::random::secret_hash;
-use instructd::service::{Random, Services, system_clock};
+use instructd::service::{Random, Services, batch_runner, system_clock};
 use serde_json::{Value, json};
 
 use super::client::{ADMIN_KEY, Answer, Server, admin, version};
@@ -62,7 +63,8 @@ async fn lines(server: &Server, key: &str, file: &Value) -> Vec<Value> {
 }
 
 fn follow(server: &Server) -> tokio::task::JoinHandle<()> {
-    tokio::spawn(instructd::http::batches::follow(instructd::http::state(server.services.clone())))
+    let handlers = Handlers(instructd::http::state(server.services.clone()));
+    tokio::spawn(batch_runner::follow(server.services.clone(), Arc::new(handlers)))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -227,18 +229,18 @@ async fn a_restart_answers_no_line_twice() {
     let id = made["id"].as_str().unwrap();
     let store = first.services.store.clone();
     eventually(LONG, "some answers", async || {
-        Some(()).filter(|()| true).and(store.answered_lines(id).await.ok().filter(|lines| lines.len() > 5))
+        Some(()).filter(|()| true).and(store.batches().answered_lines(id).await.ok().filter(|lines| lines.len() > 5))
     })
     .await;
     first.services.shutdown.cancel();
     running.await.unwrap();
-    let before = store.results(id, false, 0, usize::MAX).await.unwrap();
+    let before = store.batches().results(id, false, 0, usize::MAX).await.unwrap();
     assert!(before.len() < 60, "the test is too slow to interrupt: {}", before.len());
     let second = another(&first, 0);
     let running = follow(&second);
     let batch = ended(&second, &key, id).await;
     assert_eq!(batch["request_counts"], json!({"total": 60, "completed": 60, "failed": 0}));
-    let after = store.results(id, false, 0, usize::MAX).await.unwrap();
+    let after = store.batches().results(id, false, 0, usize::MAX).await.unwrap();
     assert_eq!(after.len(), 60);
     for (line, text) in &before {
         assert!(after.iter().any(|(l, t)| l == line && t == text), "line {line} was answered again");
@@ -260,7 +262,10 @@ async fn a_batch_ends_with_its_key_its_time_and_a_word() {
         let made = create(&server, key, &file, "/v1/completions").await.expect(200).json();
         let id = made["id"].as_str().unwrap().to_owned();
         let store = server.services.store.clone();
-        eventually(LONG, "an answer", async || store.answered_lines(&id).await.ok().filter(|l| !l.is_empty())).await;
+        eventually(LONG, "an answer", async || {
+            store.batches().answered_lines(&id).await.ok().filter(|l| !l.is_empty())
+        })
+        .await;
         id
     };
     let key = server.key(&["inference"], None).await;
@@ -276,7 +281,7 @@ async fn a_batch_ends_with_its_key_its_time_and_a_word() {
     server.call("DELETE", &format!("/admin/keys/{key_id}"), &[admin()], None).await.expect(204);
     let store = &server.services.store;
     let ended = eventually(LONG, "the end", async || {
-        let batch = store.get_batch(&id, key_id).await.unwrap();
+        let batch = store.batches().get(&id, key_id).await.unwrap();
         batch.state.is_over().then_some(batch)
     })
     .await;
@@ -299,14 +304,14 @@ async fn what_a_batch_draws_is_charged_and_waits_for_tokens() {
     let day = server.services.now().div_euclid(24 * 3_600_000_000);
     let store = server.services.store.clone();
     eventually(LONG, "a charge", async || {
-        Some(store.key_tokens(&id.into(), day).await.unwrap()).filter(|used| *used >= 5)
+        Some(store.api_keys().tokens(&id.into(), day).await.unwrap()).filter(|used| *used >= 5)
     })
     .await;
     // Those that were under way together may pass the limit; then nothing is drawn, and the batch is not over.
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let answered = store.answered_lines(batch["id"].as_str().unwrap()).await.unwrap().len();
+    let answered = store.batches().answered_lines(batch["id"].as_str().unwrap()).await.unwrap().len();
     assert!((1..12).contains(&answered), "{answered}");
-    let now = store.get_batch(batch["id"].as_str().unwrap(), id).await.unwrap();
+    let now = store.batches().get(batch["id"].as_str().unwrap(), id).await.unwrap();
     assert!(!now.state.is_over());
     server.services.shutdown.cancel();
     running.await.unwrap();

@@ -12,6 +12,7 @@ mod labeling;
 mod moves;
 mod postgres;
 mod queue;
+mod requests;
 mod settings;
 pub mod sound;
 mod sqlite;

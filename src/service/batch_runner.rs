@@ -1,28 +1,37 @@
-//! Answers batches: every line by the handler of its route, as its owner may ask now, behind other requests. What is
-//! answered is stored line by line, so that another server, or this one after a restart, goes on from there.
+//! Answers batches: every line as its owner may ask now, behind other requests. What is answered is stored line by line,
+//! so that another server, or this one after a restart, goes on from there.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::to_bytes;
-use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use async_trait::async_trait;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::batches::{self, Line};
+use super::people::Actor;
+use super::{Services, access, meter, urgency};
 use crate::domain::time::SECOND;
 use crate::domain::{Batch, BatchFault, BatchResult, BatchState, Micros, new_id};
-use crate::http::auth::MaybeCaller;
-use crate::http::error::{ApiError, ApiResult};
-use crate::http::extract::{self, Json};
-use crate::http::observe::RequestId;
-use crate::http::{AppState, encoders, openai, responses};
-use crate::service::batches::{self, Line};
-use crate::service::people::Actor;
-use crate::service::{access, meter, urgency};
 use crate::store::{BatchEnd, StoreError};
+
+/// The answer to one request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answered {
+    /// As HTTP has it; 200 is success, 429 and 503 ask for another try.
+    pub status: u16,
+    /// A refusal has `error`.
+    pub body: Value,
+}
+
+/// Whoever knows the requests that a batch may hold.
+#[async_trait]
+pub trait Answers: Send + Sync + 'static {
+    /// Answers the JSON `body` of a request for the path `endpoint`, as `actor`. `id` names the request.
+    async fn answer(&self, actor: Actor, endpoint: &str, id: &str, body: &[u8]) -> Answered;
+}
 
 /// Between two looks for a batch.
 const LOOK: Duration = Duration::from_secs(1);
@@ -40,12 +49,9 @@ const TRIES: u32 = 150;
 const LOOKS_A_REMOVAL: u32 = 3600;
 /// Answers that are stored in one transaction when a batch's time has ended.
 const AT_A_TIME: usize = 500;
-/// One answer at most.
-const ANSWER_BYTES: usize = 64 << 20;
 
 /// Claims and answers batches until shutdown.
-pub async fn follow(state: AppState) {
-    let services = state.services.clone();
+pub async fn follow(services: Arc<Services>, handlers: Arc<dyn Answers>) {
     let places = services.config.batches.at_once;
     let me = new_id();
     let turns = Arc::new(Semaphore::new(places));
@@ -66,10 +72,11 @@ pub async fn follow(state: AppState) {
             continue;
         }
         let now = services.now();
-        match services.store.claim_batch(&me, now, now + HELD).await {
+        match services.store.batches().claim(&me, now, now + HELD).await {
             Ok(None) => {}
             Ok(Some(batch)) => {
-                let run = Run { state: state.clone(), me: me.clone(), places, turns: turns.clone() };
+                let (services, handlers, turns) = (services.clone(), handlers.clone(), turns.clone());
+                let run = Run { services, handlers, me: me.clone(), places, turns };
                 running.spawn(async move {
                     let id = batch.id.clone();
                     if let Err(error) = run.answer(batch).await {
@@ -92,7 +99,8 @@ enum Stop {
 
 #[derive(Clone)]
 struct Run {
-    state: AppState,
+    services: Arc<Services>,
+    handlers: Arc<dyn Answers>,
     me: String,
     places: usize,
     turns: Arc<Semaphore>,
@@ -100,9 +108,9 @@ struct Run {
 
 impl Run {
     async fn answer(&self, batch: Batch) -> Result<(), StoreError> {
-        let (store, shutdown) = (&self.state.services.store, &self.state.services.shutdown);
-        let answered: HashSet<i64> = store.answered_lines(&batch.id).await?.into_iter().collect();
-        let content = match store.file_content(&batch.input_file).await {
+        let (store, shutdown) = (&self.services.store, &self.services.shutdown);
+        let answered: HashSet<i64> = store.batches().answered_lines(&batch.id).await?.into_iter().collect();
+        let content = match store.files().content(&batch.input_file).await {
             Ok(content) => content,
             Err(StoreError::NotFound { .. }) => {
                 let message = "its input file was removed".to_owned();
@@ -111,11 +119,12 @@ impl Run {
             }
             Err(error) => return Err(error),
         };
-        let mut left = batches::lines(&content).filter(|(line, _)| !answered.contains(line)).peekable();
+        let lines = batches::lines(&content).filter(|(line, _)| !answered.contains(line));
+        let mut left: VecDeque<(i64, String)> = lines.map(|(line, text)| (line, text.to_owned())).collect();
         let mut running: JoinSet<Result<(), StoreError>> = JoinSet::new();
         let mut signs = tokio::time::interval(SIGN_OF_LIFE);
         let stop = loop {
-            if left.peek().is_none() && running.is_empty() {
+            if left.is_empty() && running.is_empty() {
                 break None;
             }
             tokio::select! {
@@ -123,12 +132,12 @@ impl Run {
                 () = shutdown.cancelled() => {
                     running.shutdown().await;
                     // Whoever comes next goes on at once.
-                    store.hold_batch(&batch.id, &self.me, 0).await?;
+                    store.batches().hold(&batch.id, &self.me, 0).await?;
                     return Ok(());
                 }
                 _ = signs.tick() => {
-                    let now = self.state.services.now();
-                    let known = store.hold_batch(&batch.id, &self.me, now + HELD).await?;
+                    let now = self.services.now();
+                    let known = store.batches().hold(&batch.id, &self.me, now + HELD).await?;
                     if let Some(stop) = self.stop(&known, now).await? {
                         running.shutdown().await;
                         break Some(stop);
@@ -137,12 +146,12 @@ impl Run {
                 Some(done) = running.join_next() => {
                     done.map_err(|e| StoreError::Internal(format!("a request of a batch was torn down: {e}")))??;
                 }
-                () = std::future::ready(()), if running.len() < self.places && left.peek().is_some() => {
-                    let Some((line, text)) = left.next() else { continue };
-                    let (run, batch, text) = (self.clone(), batch.clone(), text.to_owned());
+                () = std::future::ready(()), if running.len() < self.places && !left.is_empty() => {
+                    let Some((line, text)) = left.pop_front() else { continue };
+                    let (run, batch) = (self.clone(), batch.clone());
                     running.spawn(async move {
                         let result = run.one(&batch, line, &text).await;
-                        run.state.services.store.put_results(&batch.id, &run.me, vec![result]).await
+                        run.services.store.batches().put_results(&batch.id, &run.me, vec![result]).await
                     });
                 }
             }
@@ -159,7 +168,7 @@ impl Run {
     }
 
     async fn stop(&self, batch: &Batch, now: Micros) -> Result<Option<Stop>, StoreError> {
-        let services = &self.state.services;
+        let services = &self.services;
         if batch.state == BatchState::Cancelling {
             return Ok(Some(Stop::Cancelled));
         }
@@ -174,7 +183,7 @@ impl Run {
         if let Ok(None) = access::by_owner(services, &batch.owner).await {
             return failed("access_ended", "the key of this batch was revoked");
         }
-        if services.store.file_bytes(&batch.owner).await? > services.config.batches.key_bytes as i64 {
+        if services.store.files().bytes(&batch.owner).await? > services.config.batches.key_bytes as i64 {
             return failed("too_many_bytes", "the answers are more than one key may store");
         }
         Ok(None)
@@ -182,15 +191,15 @@ impl Run {
 
     async fn end(&self, batch: &Batch, state: BatchState, faults: Vec<BatchFault>) -> Result<(), StoreError> {
         let (output, errors) = (format!("file-{}", new_id()), format!("file-{}", new_id()));
-        let end = BatchEnd { state, faults, output, errors, now: self.state.services.now() };
-        self.state.services.store.end_batch(&batch.id, &self.me, end).await?;
+        let end = BatchEnd { state, faults, output, errors, now: self.services.now() };
+        self.services.store.batches().end(&batch.id, &self.me, end).await?;
         Ok(())
     }
 
     /// Lists the requests that were not answered in time.
     async fn too_late(&self, batch: &Batch, content: &str) -> Result<(), StoreError> {
-        let store = &self.state.services.store;
-        let answered: HashSet<i64> = store.answered_lines(&batch.id).await?.into_iter().collect();
+        let store = &self.services.store;
+        let answered: HashSet<i64> = store.batches().answered_lines(&batch.id).await?.into_iter().collect();
         let late = |(line, text): (i64, &str)| {
             let custom_id = serde_json::from_str::<Line>(text).map(|l| l.custom_id).unwrap_or_default();
             let error =
@@ -199,7 +208,7 @@ impl Run {
         };
         let all: Vec<_> = batches::lines(content).filter(|(line, _)| !answered.contains(line)).map(late).collect();
         for some in all.chunks(AT_A_TIME) {
-            store.put_results(&batch.id, &self.me, some.to_vec()).await?;
+            store.batches().put_results(&batch.id, &self.me, some.to_vec()).await?;
         }
         Ok(())
     }
@@ -217,23 +226,24 @@ impl Run {
         let mut tries = 0;
         loop {
             let id = new_id();
-            let asked = {
+            let answered = {
                 // Not while it waits for another try: others may have their turn meanwhile.
                 let _turn = self.turns.acquire().await;
                 self.ask(batch, &id, body.as_bytes()).await
             };
-            if let Err(error) = &asked
-                && (error.code == Some("quota_exceeded") || matches!(error.status.as_u16(), 429 | 503) && tries < TRIES)
-            {
+            let waits = match &answered {
+                Asked::OutOfTokens => true,
+                Asked::Answered(answer) => matches!(answer.status, 429 | 503) && tries < TRIES,
+                Asked::Later => tries < TRIES,
+            };
+            if waits {
                 tries += 1;
                 tokio::time::sleep(AGAIN).await;
                 continue;
             }
-            let response = asked.unwrap_or_else(IntoResponse::into_response);
-            let status = response.status().as_u16();
-            let body = match to_bytes(response.into_body(), ANSWER_BYTES).await {
-                Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or(Value::Null),
-                Err(e) => json!({"error": {"message": e.to_string()}}),
+            let Asked::Answered(Answered { status, body }) = answered else {
+                let error = json!({"code": "server_error", "message": "the server could not take this request"});
+                return result(line, &request.custom_id, Value::Null, error);
             };
             let response = json!({"status_code": status, "request_id": id, "body": body});
             return result(line, &request.custom_id, response, Value::Null);
@@ -241,30 +251,32 @@ impl Run {
     }
 
     /// As the owner may ask now, at the owner's expense.
-    async fn ask(&self, batch: &Batch, id: &str, body: &[u8]) -> ApiResult<Response> {
-        let services = &self.state.services;
-        let actor = access::by_owner(services, &batch.owner).await?;
-        let actor = actor.filter(|actor| actor.inference || actor.is_admin());
-        let actor = actor.ok_or_else(|| ApiError::forbidden("the key of this batch is not for inference any more"))?;
-        if let Some(seconds) = meter::exhausted(services, &actor).await? {
-            let message = "this key has used up its tokens of today";
-            return Err(ApiError::too_many(message, "quota_exceeded", seconds));
+    async fn ask(&self, batch: &Batch, id: &str, body: &[u8]) -> Asked {
+        let services = &self.services;
+        let Ok(actor) = access::by_owner(services, &batch.owner).await else { return Asked::Later };
+        let Some(actor) = actor.filter(|actor| actor.inference || actor.is_admin()) else {
+            let message = "the key of this batch is not for inference any more";
+            let error = json!({"error": {"message": message, "type": "permission_error", "code": "forbidden"}});
+            return Asked::Answered(Answered { status: 403, body: error });
+        };
+        match meter::exhausted(services, &actor).await {
+            Ok(None) => {}
+            Ok(Some(_)) => return Asked::OutOfTokens,
+            Err(_) => return Asked::Later,
         }
         let payer = actor.quota.as_ref().map(|(id, _)| id.clone());
-        let answer = handled(self.state.clone(), actor, &batch.endpoint, id, body);
-        urgency::in_background(meter::paid_by(payer, answer)).await
+        let answer = self.handlers.answer(actor, &batch.endpoint, id, body);
+        Asked::Answered(urgency::in_background(meter::paid_by(payer, answer)).await)
     }
 }
 
-async fn handled(state: AppState, actor: Actor, endpoint: &str, id: &str, body: &[u8]) -> ApiResult<Response> {
-    let (app, id, caller) = (State(state), RequestId(format!("batch-{id}")), MaybeCaller(Some(actor)));
-    match endpoint {
-        "/v1/chat/completions" => openai::chat::create(app, id, caller, Json(extract::parse(body)?)).await,
-        "/v1/completions" => openai::completions::create(app, id, caller, Json(extract::parse(body)?)).await,
-        "/v1/responses" => responses::create(app, id, caller, Json(extract::parse(body)?)).await,
-        "/v1/embeddings" => Ok(encoders::embeddings(app, Json(extract::parse(body)?)).await?.into_response()),
-        other => Err(ApiError::bad("url", format!("{other} cannot be asked for in a batch"))),
-    }
+/// What became of one try.
+enum Asked {
+    Answered(Answered),
+    /// The key's tokens of today are used up; there are others tomorrow.
+    OutOfTokens,
+    /// The database is away.
+    Later,
 }
 
 /// A line of an output file.
