@@ -74,7 +74,9 @@ async fn files_are_their_owners_and_bounded(store: Arc<Store>) {
     assert!(matches!(store.files().get("file-0", "b").await, Err(StoreError::NotFound { .. })));
     assert!(matches!(store.files().delete("file-0", "b").await, Err(StoreError::NotFound { .. })));
     let ids = |found: Vec<StoredFile>| found.into_iter().map(|f| f.id).collect::<Vec<_>>();
-    let list = async |owner: &str, purpose, after| ids(store.files().list(owner, purpose, page(after)).await.unwrap());
+    let list = async |owner: &str, purpose: Option<FilePurpose>, after: Option<&str>| {
+        ids(store.files().list(owner, purpose, page(after)).await.unwrap())
+    };
     assert_eq!(list("a", None, None).await, ["file-2", "file-1"]);
     assert_eq!(list("a", Some(FilePurpose::Batch), Some("file-1")).await, ["file-0"]);
     assert_eq!(list("a", Some(FilePurpose::BatchOutput), None).await, [""; 0]);
@@ -197,7 +199,8 @@ async fn responses_are_their_owners_and_go(store: Arc<Store>) {
     for (i, owner) in [None, Some("other"), Some(person.as_str()), Some(key.id.as_str())].into_iter().enumerate() {
         store.responses().put(kept(&i.to_string(), owner, T0 + i as i64), 10).await.unwrap();
     }
-    let get = async |id: &str, owner: Option<&str>, since| store.responses().get(id, owner, since).await.unwrap();
+    let get =
+        async |id: &str, owner: Option<&str>, since: Micros| store.responses().get(id, owner, since).await.unwrap();
     assert_eq!(get("0", None, T0).await, Some(kept("0", None, T0)));
     assert_eq!(get("0", None, T0 + 1).await, None, "too old");
     assert_eq!(get("1", Some("other"), T0).await, Some(kept("1", Some("other"), T0 + 1)));
