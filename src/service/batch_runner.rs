@@ -253,12 +253,13 @@ impl Run {
     /// As the owner may ask now, at the owner's expense.
     async fn ask(&self, batch: &Batch, id: &str, body: &[u8]) -> Asked {
         let services = &self.services;
-        let Ok(actor) = access::by_owner(services, &batch.owner).await else { return Asked::Later };
-        let Some(actor) = actor.filter(|actor| actor.inference || actor.is_admin()) else {
+        // A key that was revoked ends the batch within moments: `stop` sees it.
+        let Ok(Some(actor)) = access::by_owner(services, &batch.owner).await else { return Asked::Later };
+        if !(actor.inference || actor.is_admin()) {
             let message = "the key of this batch is not for inference any more";
             let error = json!({"error": {"message": message, "type": "permission_error", "code": "forbidden"}});
             return Asked::Answered(Answered { status: 403, body: error });
-        };
+        }
         match meter::exhausted(services, &actor).await {
             Ok(None) => {}
             Ok(Some(_)) => return Asked::OutOfTokens,
@@ -275,7 +276,7 @@ enum Asked {
     Answered(Answered),
     /// The key's tokens of today are used up; there are others tomorrow.
     OutOfTokens,
-    /// The database is away.
+    /// The database is away, or the key is gone.
     Later,
 }
 

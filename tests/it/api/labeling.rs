@@ -196,7 +196,7 @@ async fn thoughts_are_shown_or_not() {
     assert_eq!(all.len(), 3);
     assert!(texts.iter().all(|text| all.iter().any(|c| c["text"] == *text)), "{all:?}");
     let setting = json!({"name": "labeling.show_reasoning", "value": false});
-    server.post("/admin/settings", setting).await.expect(200);
+    server.post("/admin/settings", setting).await.expect(204);
     let (all, _) = shown().await;
     let told: Vec<_> = all.iter().map(|c| c["text"].as_str().unwrap()).collect();
     assert_eq!(told, ["**one**", "three", "two"]);

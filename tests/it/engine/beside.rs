@@ -156,6 +156,7 @@ fn wide(dir: &Path) {
     std::fs::create_dir_all(dir).unwrap();
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
     std::fs::copy(tiny.join("tokenizer.json"), dir.join("tokenizer.json")).unwrap();
+    std::fs::copy(tiny.join("model.safetensors"), dir.join("model.safetensors")).unwrap();
     let described = model::describe(dir).unwrap();
     let values = |stream, n| noise(n, stream + 1).into_iter().map(f64::from).collect();
     let weights = model::init::init(&described.config, model::init::Heads::Backbone, &Device::Cpu, values).unwrap();
