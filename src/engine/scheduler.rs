@@ -11,10 +11,10 @@ use rayon::prelude::*;
 
 use super::constraint::Guide;
 use super::loaded::LoadedModel;
-use super::local::StatCells;
 use super::lookup;
 use super::prefix::PrefixTree;
 use super::sequence::{Sequence, Shared};
+use super::stats::StatCells;
 use super::{EngineError, FinishReason, GenEvent, TokenLogprob};
 use crate::generation::sampling::report;
 use crate::model::ModelConfig;
@@ -33,15 +33,26 @@ pub struct Limits {
     pub draft_tokens: usize,
 }
 
-/// The configured size, or by default full contexts for all running samples within a memory bound.
-fn cache_tokens(config: &ModelConfig, limits: Limits) -> usize {
+/// Tokens in all layers and in windowed ones: the configured size, or by default full contexts for all running samples
+/// within a memory bound. Windowed layers hold the windows of all running samples, and a quarter of all tokens for
+/// prefixes.
+fn cache_tokens(config: &ModelConfig, limits: Limits) -> (usize, usize) {
     const MOST_BYTES: usize = 2 << 30;
+    let window = config.switches.layers.iter().filter_map(|layer| layer.window).max();
+    let windowed = |tokens: usize| match window {
+        Some(window) => {
+            let own = window + 2 * PAGE;
+            tokens.min(limits.max_running * own + window + limits.prefill_tokens + tokens / 4)
+        }
+        None => tokens,
+    };
     if limits.kv_tokens > 0 {
-        return limits.kv_tokens;
+        return (limits.kv_tokens, windowed(limits.kv_tokens));
     }
     let per_token = config.n_layers * config.n_kv_heads * config.head_dim * 2 * size_of::<f32>();
     let fits = (MOST_BYTES / per_token.max(1)).max(config.max_positions);
-    (limits.max_running * config.max_positions).min(fits)
+    let tokens = (limits.max_running * config.max_positions).min(fits);
+    (tokens, windowed(tokens))
 }
 
 /// All work on one model version.
@@ -67,7 +78,8 @@ struct Fed {
 
 impl Lane {
     pub fn new(model: Arc<LoadedModel>, limits: Limits) -> Self {
-        let cache = KvCache::new(&model.decoder.config, cache_tokens(&model.decoder.config, limits));
+        let (tokens, windowed) = cache_tokens(&model.decoder.config, limits);
+        let cache = KvCache::with_windows(&model.decoder.config, tokens, windowed);
         // Rows of other devices depend on what is beside them: guesses would change texts.
         let draft_tokens = if model.decoder.on_host() { limits.draft_tokens } else { 0 };
         let limits = Limits { draft_tokens, ..limits };
@@ -168,8 +180,9 @@ impl Lane {
             }
             let wanted = &self.waiting[next];
             let pages = (wanted.tokens.len() + 1).div_ceil(PAGE) + wanted.siblings.min(4);
-            self.prefixes.evict(pages, &mut self.cache);
-            if self.cache.free_pages() < pages {
+            let windowed = self.cache.windowed_need(pages, self.limits.prefill_tokens);
+            self.prefixes.evict(pages, windowed, &mut self.cache);
+            if self.cache.free_pages() < pages || self.cache.windowed_pages().1 < windowed {
                 if urgent.is_some() && self.preempt_background() {
                     continue;
                 }
@@ -178,8 +191,9 @@ impl Lane {
                 }
             }
             let Some(mut sequence) = self.waiting.remove(next) else { break };
-            sequence.cached.long |= self.model.decoder.is_long(sequence.tokens.len());
-            if sequence.cached.len == 0 && !sequence.cached.long {
+            sequence.cached.rope = self.model.decoder.rope_length(sequence.prompt_len());
+            sequence.cached.rope.long |= self.model.decoder.is_long(sequence.tokens.len());
+            if sequence.cached.len == 0 && sequence.cached.rope.shares_prefixes() {
                 let root = sequence.shared.prefix_root();
                 sequence.cached = self.prefixes.lookup(root, sequence.shareable(), &mut self.cache);
             }
@@ -219,6 +233,7 @@ impl Lane {
                 .prompt_tokens
                 .fetch_add(f.tokens.min(sequence.prompt_len().saturating_sub(sequence.cached.len)) as u64, Relaxed);
             sequence.cached.len += f.tokens;
+            self.keep_what_is_seen(f.sequence);
         }
         self.prompt_logprobs(&hidden, &fed)?;
         let complete: Vec<&Fed> = fed.iter().filter(|f| f.complete).collect();
@@ -247,14 +262,27 @@ impl Lane {
         Ok(())
     }
 
-    /// Samples that have grown past the length from which all their tokens turn by other frequencies are computed anew.
+    /// Computes samples anew that have grown past the length from which all their tokens have other rotary frequencies.
     fn restart_grown(&mut self) {
         for s in &mut self.running {
-            if !s.cached.long && self.model.decoder.is_long(s.tokens.len()) {
+            if !s.cached.rope.long && self.model.decoder.is_long(s.tokens.len()) {
                 self.cache.release_all(&mut s.cached);
-                s.cached.long = true;
+                s.cached.rope.long = true;
             }
         }
+    }
+
+    /// Releases the windowed layers' pages that no later token attends to. Pages of a prompt enter the prefix tree first.
+    fn keep_what_is_seen(&mut self, i: usize) {
+        if !self.cache.has_windows() {
+            return;
+        }
+        let prompt = self.running[i].prompt_len();
+        let Sequence { shared, tokens, cached, .. } = &mut self.running[i];
+        if cached.rope.shares_prefixes() && cached.len <= prompt {
+            self.prefixes.insert(shared.prefix_root(), tokens, cached, &mut self.cache);
+        }
+        self.cache.trim(cached);
     }
 
     /// Chooses this step's rows: all decodes, then prompt chunks within the budget.
@@ -315,7 +343,7 @@ impl Lane {
         let room = decoder.config.max_positions.saturating_sub(s.tokens.len() + 1);
         let most = self.limits.draft_tokens.min(left).min(room).min(spare);
         let draft = lookup::continued(&s.tokens[s.shared.soft_len()..], most);
-        let grows_long = decoder.is_long(s.tokens.len() + draft.len()) && !s.cached.long;
+        let grows_long = decoder.is_long(s.tokens.len() + draft.len()) && !s.cached.rope.long;
         if draft.is_empty() || grows_long || !self.cache.reserve(&mut s.cached, take + draft.len()) {
             return Vec::new();
         }
@@ -329,7 +357,7 @@ impl Lane {
                 return true;
             }
             let need = (self.running[i].cached.len + tokens).div_ceil(PAGE) - self.running[i].cached.pages.len();
-            self.prefixes.evict(need, &mut self.cache);
+            self.prefixes.evict(need, need, &mut self.cache);
             if self.cache.reserve(&mut self.running[i].cached, tokens) {
                 return true;
             }
@@ -358,7 +386,7 @@ impl Lane {
         let sequence = &mut self.running[i];
         let siblings = std::mem::take(&mut sequence.siblings);
         let (shared, tokens) = (sequence.shared.clone(), sequence.tokens.clone());
-        if !self.running[i].cached.long {
+        if self.running[i].cached.rope.shares_prefixes() {
             self.prefixes.insert(shared.prefix_root(), &tokens, &self.running[i].cached, &mut self.cache);
         }
         if let Some(tokens) = self.running[i].prompt.take() {

@@ -19,6 +19,7 @@ use super::schedule::Schedule;
 use super::step::Accumulator;
 use super::{Reporter, TrainOutcome, rng, trl_names};
 use crate::domain::{Metric, Progress, hash};
+use crate::model::{self, Loaded};
 
 pub struct Run<'a> {
     pub reporter: &'a mut dyn Reporter,
@@ -406,6 +407,16 @@ pub fn model_hash(path: &str) -> Result<String> {
 pub fn file_hash(path: &str) -> Result<String> {
     let path = Path::new(path);
     Ok(hash::of_file(path).with_context(|| format!("cannot read {}", path.display()))?.0)
+}
+
+/// The model that a recipe starts from; under adapters its frozen matrices are held as the arguments say.
+pub fn load_base(common: &Common, device: &candle_core::Device) -> Result<Loaded> {
+    let path = Path::new(&common.model);
+    match common.frozen_precision.blocks().filter(|_| common.lora.is_some()) {
+        Some(kind) => model::load_held(path, device, kind),
+        None => model::load(path, device),
+    }
+    .context("model")
 }
 
 /// The device of `device`; CUDA only in builds and on machines that have it.

@@ -1461,6 +1461,8 @@ export type MemoryNeeds = {
   serve: number;
   /** LoRA over frozen f32 weights; activations come on top. */
   lora: number;
+  /** LoRA over matrices held in 4 bits (`frozen_precision: q4`), embeddings in f32; activations come on top. */
+  lora_q4: number;
   /** All parameters with gradients and Adam's two moments in f32; activations come on top. */
   full: number;
 };

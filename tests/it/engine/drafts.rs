@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use instructd::engine::{EngineOptions, GenerateRequest, Generator, LocalEngine, SamplingParams};
+use instructd::generation::Warpers;
 use instructd::ops::linear::WeightFormat;
 
 use super::{engine, idle, params, request, requests, run, version};
@@ -25,10 +26,13 @@ fn repeating(n: u64) -> Vec<GenerateRequest> {
             let prompt = (0..18).map(|t| 3 + (t % cycle) * 7 + i as u32 % 11).collect();
             let temperature = [0.0, 0.2, 0.7, 1.0][i as usize % 4];
             let more = SamplingParams {
-                temperature,
-                repetition_penalty: if i % 7 == 3 { 1.2 } else { 1.0 },
-                frequency_penalty: if i % 7 == 5 { 0.3 } else { 0.0 },
-                logit_bias: if i % 3 == 0 { vec![(10, 40.0), (17, 40.0)] } else { Vec::new() },
+                warpers: Warpers {
+                    temperature,
+                    repetition_penalty: if i % 7 == 3 { 1.2 } else { 1.0 },
+                    frequency_penalty: if i % 7 == 5 { 0.3 } else { 0.0 },
+                    logit_bias: if i % 3 == 0 { vec![(10, 40.0), (17, 40.0)] } else { Vec::new() },
+                    ..Warpers::default()
+                },
                 stop: if i % 6 == 1 { vec!["t17".into()] } else { Vec::new() },
                 min_tokens: (i % 4) as usize,
                 ignore_eos: i % 2 == 0,

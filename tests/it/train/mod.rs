@@ -11,6 +11,7 @@ mod fit;
 mod gradients;
 mod group;
 mod guards;
+mod held;
 mod instructgpt;
 mod kill;
 mod losses;
