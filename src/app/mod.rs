@@ -16,8 +16,9 @@ use tokio::net::TcpListener;
 
 use crate::artifacts::Artifacts;
 use crate::config::{Config, SHORTEST_OPEN_ADMIN_KEY};
+use crate::http::batches::Handlers;
 use crate::jobs::{Launch, Supervisor, SupervisorConfig};
-use crate::service::{Random, Services, access, random, system_clock};
+use crate::service::{Random, Services, access, batch_runner, random, system_clock};
 use crate::store::{self, Store, private};
 
 /// Runs the server until SIGTERM or ctrl-c, or until the model cannot be loaded.
@@ -33,7 +34,9 @@ pub async fn serve(config: Config) -> Result<()> {
     announce(&listener, generated_key.as_deref(), &config)?;
     warn_if_open(&config);
     connections::make_room(config.server.max_connections);
-    let router = crate::http::router(services.clone());
+    let state = crate::http::state(services.clone());
+    let router = crate::http::router_of(state.clone());
+    let batches = tokio::spawn(batch_runner::follow(services.clone(), Arc::new(Handlers(state))));
     let jobs = config.jobs.enabled.then(|| tokio::spawn(run_jobs(services.clone())));
     tokio::spawn(crate::service::retention::follow(services.clone()));
 
@@ -82,6 +85,9 @@ pub async fn serve(config: Config) -> Result<()> {
         && let Err(error) = jobs.await
     {
         tracing::error!(%error, "the job runner ended badly");
+    }
+    if let Err(error) = batches.await {
+        tracing::error!(%error, "the batches ended badly");
     }
     store.close().await;
     match watcher.await? {

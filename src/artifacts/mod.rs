@@ -139,6 +139,10 @@ impl ModelFiles for Artifacts {
     async fn path(&self, version: &ModelVersion) -> Result<PathBuf, String> {
         self.checked_path(version).await.map_err(|e| e.to_string())
     }
+
+    async fn parent(&self, version: &ModelVersion) -> Option<ModelVersion> {
+        self.store.models().get(version.parent_id.as_ref()?).await.ok()
+    }
 }
 
 /// What loads: the directory, or the one `.gguf` file in it. A restored version may have no files on record.

@@ -55,6 +55,10 @@ macro_rules! name_enum {
     };
 }
 
+// Behind the macro that it uses.
+mod batches;
+pub use batches::*;
+
 // ---------------------------------------------------------------- prompts and completions
 
 /// One turn of a conversation. `role` is `system`, `user` or `assistant`.

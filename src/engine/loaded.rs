@@ -10,7 +10,10 @@ use super::device;
 use super::text::TextStream;
 use super::{ChatPrompt, EngineError, GenerateRequest, ServedModel, TextForm};
 use crate::domain::ModelVersion;
-use crate::model::{self, Decoder};
+use crate::model::adapters::peft;
+use crate::model::adapters::served::ServedAdapter;
+use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
+use crate::model::{self, Decoder, ModelConfig};
 use crate::ops::linear::WeightFormat;
 use crate::prompt::answer::{Dialect, Thinking, ToolFormat, ToolTags};
 use crate::prompt::{ChatError, ChatTemplate, Conversation};
@@ -37,6 +40,9 @@ pub struct LoadedModel {
     pub(super) template: Option<Result<ChatTemplate, ChatError>>,
     /// Made when the first constraint is compiled: it takes long.
     compiler: OnceLock<Result<Compiler, String>>,
+    /// The model whose weights it shares, and the adapter that stands beside them.
+    pub(super) base: Option<Arc<LoadedModel>>,
+    pub lora: Option<Arc<ServedAdapter>>,
 }
 
 impl LoadedModel {
@@ -173,7 +179,80 @@ pub(super) fn load_model(
         tokenizer: loaded.tokenizer,
         template,
         compiler: OnceLock::new(),
+        base: None,
+        lora: None,
     })
+}
+
+/// Loads a version as its adapter beside `base`, the model that it was trained from. `None` where it has no adapter,
+/// or does not differ from its base by the adapter alone; runs on a blocking thread.
+pub(super) fn load_beside(
+    base: &Arc<LoadedModel>,
+    path: &Path,
+    version: ModelVersion,
+) -> Result<Option<LoadedModel>, EngineError> {
+    let dir = path.join(peft::FOLDER);
+    if !dir.is_dir() || !base.decoder.on_host() || base.base.is_some() {
+        return Ok(None);
+    }
+    let failed = |e: String| EngineError::Failed(format!("loading '{}': {e}", version.name));
+    let described = model::describe(path).map_err(|e| failed(e.to_string()))?;
+    let eos_ids = described.config.eos_ids.clone();
+    let config = ModelConfig { eos_ids: base.decoder.config.eos_ids.clone(), ..described.config };
+    if config != base.decoder.config {
+        return Ok(None);
+    }
+    let adapter = peft::read(&dir, &config).map_err(|e| failed(e.to_string()))?;
+    let lora = Arc::new(ServedAdapter::new(&base.decoder, &adapter).map_err(|e| failed(e.to_string()))?);
+    warm_up_beside(&base.decoder, &lora).map_err(failed)?;
+    let tokenizer = described.tokenizer;
+    let template = described.chat_template.as_ref().map(|source| ChatTemplate::new(source, tokenizer.as_ref()));
+    if let Some(Err(error)) = &template {
+        tracing::warn!(model = %version.name, %error, "chat requests to this model will be refused");
+    }
+    let served = ServedModel {
+        eos_ids: eos_ids.clone(),
+        has_chat_template: template.is_some(),
+        before_text: tokenizer.as_ref().map(|t| t.before_text().to_vec()).unwrap_or_default(),
+        parameters: base.served.parameters + (lora.bytes() / size_of::<f32>()) as u64,
+        version,
+        ..(*base.served).clone()
+    };
+    let mut decoder = base.decoder.clone();
+    decoder.config.eos_ids = eos_ids;
+    Ok(Some(LoadedModel {
+        served: Arc::new(served),
+        decoder,
+        tokenizer,
+        template,
+        compiler: OnceLock::new(),
+        base: Some(base.clone()),
+        lora: Some(lora),
+    }))
+}
+
+/// As `warm_up`, with an adapter beside every row.
+fn warm_up_beside(decoder: &Decoder, lora: &Arc<ServedAdapter>) -> Result<(), String> {
+    let run = || -> candle_core::Result<f32> {
+        let mut cache = KvCache::new(&decoder.config, PAGE);
+        let mut sequence = CachedSequence::default();
+        if !cache.reserve(&mut sequence, 2) {
+            candle_core::bail!("no room for two tokens");
+        }
+        let mut rows = StepRows::default();
+        rows.push(&[0, 1], &sequence);
+        rows.with_adapter(lora, 2);
+        decoder.logits(&decoder.step(&rows, &mut cache)?)?.abs()?.sum_all()?.to_scalar::<f32>()
+    };
+    finite(run())
+}
+
+fn finite(total: candle_core::Result<f32>) -> Result<(), String> {
+    match total {
+        Ok(total) if total.is_finite() => Ok(()),
+        Ok(_) => Err("the model's logits are not finite".into()),
+        Err(e) => Err(e.to_string()),
+    }
 }
 
 /// One forward pass: a version whose numbers are not finite is never served.
@@ -182,9 +261,5 @@ fn warm_up(decoder: &Decoder) -> Result<(), String> {
         let hidden = decoder.forward(&model::PackedBatch::new(&[[0u32, 1]]))?;
         decoder.logits(&hidden)?.abs()?.sum_all()?.to_scalar::<f32>()
     };
-    match run() {
-        Ok(total) if total.is_finite() => Ok(()),
-        Ok(_) => Err("the model's logits are not finite".into()),
-        Err(e) => Err(e.to_string()),
-    }
+    finite(run())
 }

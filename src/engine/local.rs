@@ -1,5 +1,7 @@
 //! The built-in engine: one OS thread owns the running batches; callers talk to it through a channel.
 
+mod versions;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
@@ -12,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::adapters::Adapters;
 use super::encoders::Encoders;
-use super::loaded::{LoadedModel, load_model};
+use super::loaded::LoadedModel;
 use super::rewards::RewardModels;
 use super::scheduler::{Lane, Limits};
 use super::sequence::{Queued, Shared};
@@ -50,6 +52,10 @@ pub struct EngineOptions {
     pub kv_tokens: usize,
     /// Where versions come from that are not under `data_dir`.
     pub files: Option<Arc<dyn ModelFiles>>,
+    /// Versions with an adapter stand beside the model that they were trained from instead of as whole models.
+    pub share_base: bool,
+    /// Tokens guessed from the text so far, for each sample and step; 0 = none. On the CPU.
+    pub draft_tokens: usize,
     /// Versions kept in memory; the least recently activated ones beyond are unloaded when idle.
     pub max_loaded: usize,
 }
@@ -66,12 +72,14 @@ impl Default for EngineOptions {
             kv_tokens: 0,
             max_loaded: 3,
             files: None,
+            share_base: false,
+            draft_tokens: 0,
         }
     }
 }
 
 enum Command {
-    Submit(Arc<LoadedModel>, Arc<Shared>),
+    Submit(Arc<Shared>),
     /// End what is left with `Draining`.
     Abort,
 }
@@ -123,6 +131,7 @@ impl LocalEngine {
         let (commands, inbox) = channel();
         let limits = Limits {
             max_running: options.max_running,
+            draft_tokens: options.draft_tokens,
             prefill_tokens: options.prefill_tokens,
             kv_tokens: options.kv_tokens,
         };
@@ -225,8 +234,8 @@ impl Generator for LocalEngine {
             end_ids.extend_from_slice(&model.served.eos_ids);
         }
         let queued = Queued::since(Instant::now());
-        let shared = Arc::new(Shared { request, events, end_ids, soft, queued, guide });
-        if self.commands.send(Command::Submit(model, shared)).is_err() {
+        let shared = Arc::new(Shared { request, events, end_ids, soft, queued, guide, model });
+        if self.commands.send(Command::Submit(shared)).is_err() {
             return Err(EngineError::Failed("the engine thread has ended".into()));
         }
         Ok(Generation { version, prompt_tokens, events: receiver })
@@ -246,15 +255,13 @@ impl Generator for LocalEngine {
         if let Some(model) = read(&self.state.models).get(&version.id) {
             return Ok(model.served.clone());
         }
-        let path = self.files.path(version).await.map_err(EngineError::Failed)?;
-        let version = version.clone();
-        let (weights, device) = (self.options.weights, self.options.device.clone());
-        let model = tokio::task::spawn_blocking(move || load_model(&path, version, weights, &device))
-            .await
-            .map_err(|e| EngineError::Failed(e.to_string()))??;
-        let served = model.served.clone();
-        write(&self.state.models).insert(served.version.id.clone(), Arc::new(model));
-        Ok(served)
+        if self.options.share_base
+            && let Some(parent) = self.files.parent(version).await
+            && let Some(model) = self.beside(version, &parent).await?
+        {
+            return Ok(self.keep(model).served.clone());
+        }
+        Ok(self.whole(version).await?.served.clone())
     }
 
     async fn activate(&self, version: &ModelVersionId) -> Result<(), EngineError> {
@@ -297,6 +304,8 @@ impl Generator for LocalEngine {
             kv_tokens_total: cells.total_tokens.load(Relaxed),
             tokens_generated: cells.generated.load(Relaxed),
             prompt_tokens: cells.prompt_tokens.load(Relaxed),
+            draft_tokens: cells.drafted.load(Relaxed),
+            draft_tokens_right: cells.followed.load(Relaxed),
         }
     }
 
@@ -352,7 +361,9 @@ fn engine_thread(inbox: &Receiver<Command>, state: &State, limits: Limits) {
 
 fn obey(command: Command, lanes: &mut Vec<Lane>, state: &State, limits: Limits) {
     match command {
-        Command::Submit(model, shared) => {
+        Command::Submit(shared) => {
+            // Versions that share a base share its batch.
+            let model = shared.model.base.as_ref().unwrap_or(&shared.model).clone();
             let id = &model.served.version.id;
             let lane = match lanes.iter().position(|l| l.model.served.version.id == *id) {
                 Some(i) => &mut lanes[i],

@@ -158,6 +158,10 @@ impl Inspection for LocalEngine {
                 .await;
         }
         let model = self.find(Some(&version.id))?;
+        if model.lora.is_some() {
+            let message = format!("{} is served as an adapter; attention maps are made of whole models", version.name);
+            return Err(EngineError::BadRequest { param: "model", message });
+        }
         self.views.run(move |_| attention::of_decoder(&model.decoder, model.tokenizer()?, &text, most)).await
     }
 }

@@ -11,6 +11,7 @@ mod encoders;
 mod loaded;
 mod local;
 mod local_capabilities;
+mod lookup;
 mod prefix;
 mod recent;
 mod rewards;
@@ -104,6 +105,8 @@ pub struct GenerateRequest {
     pub prompt_from: usize,
     /// A soft prompt to stand before the prompt, made ready by `load_adapter`.
     pub adapter: Option<ModelVersionId>,
+    /// May wait: it takes its turn behind other requests, and gives way to them.
+    pub background: bool,
 }
 
 /// What stands around a text that is tokenized, and what it may hold.
@@ -259,6 +262,9 @@ pub struct EngineStats {
     pub kv_tokens_total: usize,
     pub tokens_generated: u64,
     pub prompt_tokens: u64,
+    /// Guessed tokens, and those of them that were drawn.
+    pub draft_tokens: u64,
+    pub draft_tokens_right: u64,
 }
 
 /// Finds the files of a version, bringing them from elsewhere if need be.
@@ -266,6 +272,11 @@ pub struct EngineStats {
 pub trait ModelFiles: std::fmt::Debug + Send + Sync {
     /// The directory or file to load, or why there is none.
     async fn path(&self, version: &ModelVersion) -> Result<std::path::PathBuf, String>;
+    /// The version that this one was trained from, where it is known.
+    async fn parent(&self, version: &ModelVersion) -> Option<ModelVersion> {
+        let _ = version;
+        None
+    }
 }
 
 /// Versions whose files lie under one directory of this machine.

@@ -12,6 +12,9 @@ pub struct StatCells {
     pub total_tokens: AtomicUsize,
     pub generated: AtomicU64,
     pub prompt_tokens: AtomicU64,
+    /// Tokens that were guessed, and those of them that were drawn.
+    pub drafted: AtomicU64,
+    pub followed: AtomicU64,
     /// Accepted and not yet seen by the engine thread.
     pub queued: AtomicUsize,
 }

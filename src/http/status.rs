@@ -47,6 +47,8 @@ fn describe() {
     metrics::describe_histogram!("instructd_queue_seconds", "From admission to the first prefill step");
     metrics::describe_counter!("instructd_prompt_tokens_total", "Prompt tokens admitted");
     metrics::describe_counter!("instructd_generated_tokens_total", "Tokens drawn");
+    metrics::describe_counter!("instructd_draft_tokens_total", "Tokens guessed before they were drawn");
+    metrics::describe_counter!("instructd_draft_tokens_right_total", "Of the guessed tokens, those that were drawn");
     metrics::describe_gauge!("instructd_kv_tokens_used", "Cached tokens that running samples hold");
     metrics::describe_gauge!("instructd_kv_tokens_remembered", "Cached prefixes kept for later prompts");
     metrics::describe_gauge!("instructd_kv_tokens_total", "Tokens the key-value cache can hold");
@@ -106,6 +108,8 @@ pub async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError
         metrics::gauge!("instructd_kv_tokens_used").set(stats.kv_tokens_used as f64);
         metrics::gauge!("instructd_kv_tokens_remembered").set(stats.kv_tokens_remembered as f64);
         metrics::gauge!("instructd_kv_tokens_total").set(stats.kv_tokens_total as f64);
+        metrics::counter!("instructd_draft_tokens_total").absolute(stats.draft_tokens);
+        metrics::counter!("instructd_draft_tokens_right_total").absolute(stats.draft_tokens_right);
     }
     metrics::counter!("instructd_store_statements_total").absolute(store_health::statements(services));
     // A database that is away must not take the other figures with it.

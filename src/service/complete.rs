@@ -253,6 +253,7 @@ pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
         prompt_logprobs,
         prompt_from: 0,
         adapter: adapter.as_ref().map(|a| a.id.clone()),
+        background: super::urgency::is_background(),
     };
     let engine = services.engine()?;
     let started = Instant::now();

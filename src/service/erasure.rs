@@ -42,8 +42,6 @@ pub async fn erase(services: &Arc<Services>, by: &Actor, id: &LabelerId, how: Er
     let (services, id, signature) = (services.clone(), id.clone(), by.signature());
     to_the_end(async move {
         let now = services.now();
-        // Whose they are is known by credential only; they are for a day at most.
-        services.responses.clear();
         // What of the job files is theirs is known only as long as the rows are there.
         let (mut theirs, prompts) = match how {
             Erase::Remove => words_of(&services, &id).await?,

@@ -35,6 +35,7 @@ pub const LIVE: &[&str] = &[
     "labeling.top_p",
     "labeling.onboarding_sets",
     "labeling.reveal",
+    "labeling.show_reasoning",
     "limits.default_chat_tokens",
     "privacy.learn_from_requests",
     "retention.feedback_days",

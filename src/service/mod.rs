@@ -4,6 +4,8 @@ pub mod access;
 pub mod ask;
 pub mod attention;
 pub mod backup;
+pub mod batch_runner;
+pub mod batches;
 pub mod browse;
 pub mod budget;
 pub mod catalogue;
@@ -45,6 +47,7 @@ pub mod review;
 pub mod sample;
 pub mod sets;
 pub mod transfer;
+pub mod urgency;
 pub mod visible;
 
 use std::sync::{Arc, RwLock};
@@ -98,8 +101,8 @@ pub struct Services {
     pub last_overview: overview::Last,
     /// The removal of what is past its limits.
     pub retention: retention::Status,
-    /// Answers that a later request may go on from.
-    pub responses: responses::Responses,
+    /// How much of the Responses API's answers was stored.
+    responses: responses::Stored,
     /// One promotion at a time: engine and database must agree on the active version.
     publishing: tokio::sync::Mutex<()>,
 }
@@ -128,7 +131,7 @@ impl Services {
             model_fault: ModelFault::default(),
             last_overview: overview::Last::default(),
             retention: retention::Status::default(),
-            responses: responses::Responses::default(),
+            responses: responses::Stored::default(),
             publishing: tokio::sync::Mutex::new(()),
         }
     }

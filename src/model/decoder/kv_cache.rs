@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 pub use super::kv_pages::GONE;
 use super::kv_pages::Pages;
+use crate::model::adapters::served::{AdapterRows, ServedAdapter};
 use crate::model::{ModelConfig, SoftRows};
 use crate::ops::attn_kernel::{MAX_ROWS, Scratch, attend, padded, put_key};
 use crate::ops::par::{SharedMut, split};
@@ -332,6 +333,7 @@ impl Pool {
 pub struct StepRows {
     ids: Vec<u32>,
     soft: Vec<SoftRows>,
+    adapters: Vec<AdapterRows>,
     segments: Vec<Segment>,
 }
 
@@ -382,6 +384,19 @@ impl StepRows {
     /// Rows `row..row + n`, pushed already, read `embeddings` [n, d] instead of their ids. In order of rows.
     pub fn replace(&mut self, row: usize, embeddings: Tensor) {
         self.soft.push(SoftRows { row, embeddings });
+    }
+
+    /// The last `n` rows that were pushed have this adapter.
+    pub fn with_adapter(&mut self, adapter: &Arc<ServedAdapter>, n: usize) {
+        let own = (self.ids.len() - n) as u32..self.ids.len() as u32;
+        match self.adapters.iter_mut().find(|known| Arc::ptr_eq(&known.adapter, adapter)) {
+            Some(known) => known.rows.extend(own),
+            None => self.adapters.push(AdapterRows { adapter: adapter.clone(), rows: own.collect() }),
+        }
+    }
+
+    pub(in crate::model) fn adapters(&self) -> &[AdapterRows] {
+        &self.adapters
     }
 
     pub fn ids(&self) -> &[u32] {

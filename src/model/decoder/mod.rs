@@ -159,7 +159,10 @@ impl Decoder {
         let positions = family.positions.map(|name| b.tensor(&format!("{name}.weight"), &[c.max_positions, d]));
         let positions = positions.transpose()?;
         let ropes = rope_tables::tables(c);
-        let layers = (0..c.n_layers).map(|i| layer(b, i, &ropes)).collect::<Result<Vec<_>>>()?;
+        let mut layers = (0..c.n_layers).map(|i| layer(b, i, &ropes)).collect::<Result<Vec<_>>>()?;
+        for layer in &mut layers {
+            layer.linears_mut().enumerate().for_each(|(slot, linear)| linear.slot = slot);
+        }
         let Some(final_norm) = family.final_norm else { candle_core::bail!("{} has no final norm", family.class) };
         let final_norm = b.norm(final_norm)?;
         let head_name = if c.tie_embeddings { embed_name.as_str() } else { "lm_head.weight" };

@@ -3,6 +3,7 @@
 
 mod access;
 mod attention;
+mod batches;
 mod choices;
 pub mod client;
 mod completions;
@@ -35,3 +36,4 @@ mod tools;
 mod traces;
 mod upstream;
 mod ways_in;
+mod webui;

@@ -1,7 +1,9 @@
 //! The serving engine from outside: same text in any company, exact log-probs, no leaked slot, live swaps.
 
 mod adapters;
+mod beside;
 mod constrained;
+mod drafts;
 mod families;
 
 use std::sync::Arc;
@@ -50,6 +52,7 @@ fn request(prompt: Vec<u32>, n: usize, params: SamplingParams) -> GenerateReques
         prompt_logprobs: None,
         prompt_from: 0,
         adapter: None,
+        background: false,
     }
 }
 
