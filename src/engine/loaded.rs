@@ -1,16 +1,19 @@
 //! A model version in memory: how it is loaded and tried, and how its texts are read and written.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use candle_core::Device;
 
 use super::constraint::{Compiler, Constraint, Guide};
 use super::device;
+use super::scheduler::{Limits, cache_tokens};
 use super::text::TextStream;
 use super::{ChatPrompt, EngineError, GenerateRequest, ServedModel, TextForm};
 use crate::domain::ModelVersion;
-use crate::model::{self, Decoder};
+use crate::gpu::sim::Sim;
+use crate::model::decoder::kv_cache::PAGE;
+use crate::model::{self, Decoder, DeviceModel, Purpose};
 use crate::ops::linear::WeightFormat;
 use crate::prompt::answer::{Dialect, Thinking, ToolFormat, ToolTags};
 use crate::prompt::{ChatError, ChatTemplate, Conversation};
@@ -32,6 +35,8 @@ const GAPS: [[&str; 3]; 4] = [
 pub struct LoadedModel {
     pub served: Arc<ServedModel>,
     pub decoder: Decoder,
+    /// The same model and its cache on a device with kernels of its own, which then computes all steps.
+    pub(super) device: Option<Mutex<DeviceModel>>,
     pub(super) tokenizer: Option<Tokenizer>,
     /// A template that cannot be used fails the requests that need it, not the model.
     pub(super) template: Option<Result<ChatTemplate, ChatError>>,
@@ -141,16 +146,28 @@ pub(super) fn load_model(
     version: ModelVersion,
     weights: WeightFormat,
     device_name: &str,
+    limits: Limits,
 ) -> Result<LoadedModel, EngineError> {
     let failed = |e: String| EngineError::Failed(format!("loading '{}': {e}", version.name));
-    let device = device::open(device_name).map_err(failed)?;
+    let simulated = device_name == device::SIMULATED;
+    let device = if simulated { Device::Cpu } else { device::open(device_name).map_err(failed)? };
     let loaded = model::load(path, &device).map_err(|e| failed(e.to_string()))?;
     let parameters = loaded.weights.values().map(|t| t.elem_count() as u64).sum();
     let decoder = match device {
-        Device::Cpu => Decoder::serve(&loaded, weights).map_err(|e| failed(e.to_string()))?,
-        _ => device::dense(&loaded, weights.as_str()).map_err(failed)?,
+        Device::Cpu if simulated => Decoder::new(&loaded.config, &loaded.weights, Purpose::Score),
+        Device::Cpu => Decoder::serve(&loaded, weights),
+        _ => device::dense(&loaded, weights.as_str()),
     };
+    let decoder = decoder.map_err(|e| failed(e.to_string()))?;
     warm_up(&decoder).map_err(failed)?;
+    let on_device = match simulated {
+        true => {
+            let pages = cache_tokens(&decoder.config, limits).div_ceil(PAGE);
+            let sim = Box::new(Sim::new(device::SIMULATED_BYTES));
+            Some(Mutex::new(DeviceModel::new(&decoder, sim, weights, pages).map_err(|e| failed(e.to_string()))?))
+        }
+        false => None,
+    };
     let tokenizer = loaded.tokenizer.as_ref();
     let template = loaded.chat_template.as_ref().map(|source| ChatTemplate::new(source, tokenizer));
     if let Some(Err(error)) = &template {
@@ -170,6 +187,7 @@ pub(super) fn load_model(
     Ok(LoadedModel {
         served: Arc::new(served),
         decoder,
+        device: on_device,
         tokenizer: loaded.tokenizer,
         template,
         compiler: OnceLock::new(),

@@ -71,6 +71,12 @@ impl Default for EngineOptions {
     }
 }
 
+impl EngineOptions {
+    fn limits(&self) -> Limits {
+        Limits { max_running: self.max_running, prefill_tokens: self.prefill_tokens, kv_tokens: self.kv_tokens }
+    }
+}
+
 /// Counters that the engine thread writes and anyone reads.
 #[derive(Default)]
 pub struct StatCells {
@@ -136,11 +142,7 @@ impl LocalEngine {
             draining: AtomicBool::new(false),
         });
         let (commands, inbox) = channel();
-        let limits = Limits {
-            max_running: options.max_running,
-            prefill_tokens: options.prefill_tokens,
-            kv_tokens: options.kv_tokens,
-        };
+        let limits = options.limits();
         let thread_state = state.clone();
         std::thread::Builder::new()
             .name("engine".into())
@@ -263,8 +265,8 @@ impl Generator for LocalEngine {
         }
         let path = self.files.path(version).await.map_err(EngineError::Failed)?;
         let version = version.clone();
-        let (weights, device) = (self.options.weights, self.options.device.clone());
-        let model = tokio::task::spawn_blocking(move || load_model(&path, version, weights, &device))
+        let (weights, device, limits) = (self.options.weights, self.options.device.clone(), self.options.limits());
+        let model = tokio::task::spawn_blocking(move || load_model(&path, version, weights, &device, limits))
             .await
             .map_err(|e| EngineError::Failed(e.to_string()))??;
         let served = model.served.clone();

@@ -3,8 +3,8 @@
 //! out the youngest sample gives its pages back and is computed again later, with the same result.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -31,7 +31,7 @@ pub struct Limits {
 }
 
 /// The configured size, or by default full contexts for all running samples within a memory bound.
-fn cache_tokens(config: &ModelConfig, limits: Limits) -> usize {
+pub(super) fn cache_tokens(config: &ModelConfig, limits: Limits) -> usize {
     const MOST_BYTES: usize = 2 << 30;
     if limits.kv_tokens > 0 {
         return limits.kv_tokens;
@@ -60,9 +60,51 @@ struct Fed {
     complete: bool,
 }
 
+impl Fed {
+    fn last_row(&self) -> u32 {
+        (self.first_row + self.tokens - 1) as u32
+    }
+}
+
+/// What a step gave.
+enum Output {
+    /// Hidden states of all rows, where the model is.
+    Hidden(Tensor),
+    /// Logits of the rows that were asked for, ascending.
+    Logits { rows: Vec<u32>, logits: Vec<f32> },
+}
+
+impl Output {
+    /// Logits of some rows, end to end.
+    fn logits(&self, model: &LoadedModel, wanted: &[u32]) -> candle_core::Result<Vec<f32>> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        match self {
+            Self::Hidden(hidden) => {
+                let picked = hidden.index_select(&Tensor::new(wanted, hidden.device())?, 0)?;
+                model.decoder.logits(&picked)?.flatten_all()?.to_vec1::<f32>()
+            }
+            Self::Logits { rows, logits } => {
+                let vocab = model.decoder.config.vocab_size;
+                let mut picked = Vec::with_capacity(wanted.len() * vocab);
+                for row in wanted {
+                    let Ok(at) = rows.binary_search(row) else { candle_core::bail!("row {row} has no logits") };
+                    picked.extend_from_slice(&logits[at * vocab..(at + 1) * vocab]);
+                }
+                Ok(picked)
+            }
+        }
+    }
+}
+
 impl Lane {
     pub fn new(model: Arc<LoadedModel>, limits: Limits) -> Self {
-        let cache = KvCache::new(&model.decoder.config, cache_tokens(&model.decoder.config, limits));
+        let tokens = cache_tokens(&model.decoder.config, limits);
+        let cache = match &model.device {
+            None => KvCache::new(&model.decoder.config, tokens),
+            Some(_) => KvCache::elsewhere(tokens),
+        };
         Self { model, limits, cache, prefixes: PrefixTree::default(), waiting: VecDeque::new(), running: Vec::new() }
     }
 
@@ -171,7 +213,7 @@ impl Lane {
         if rows.is_empty() {
             return Ok(());
         }
-        let hidden = self.model.decoder.step(&rows, &mut self.cache)?;
+        let output = self.compute(&rows, &fed)?;
         for f in &fed {
             let sequence = &mut self.running[f.sequence];
             stats
@@ -179,9 +221,10 @@ impl Lane {
                 .fetch_add(f.tokens.min(sequence.prompt_len().saturating_sub(sequence.cached.len)) as u64, Relaxed);
             sequence.cached.len += f.tokens;
         }
-        self.prompt_logprobs(&hidden, &fed)?;
+        self.prompt_logprobs(&output, &fed)?;
         let complete: Vec<&Fed> = fed.iter().filter(|f| f.complete).collect();
-        let logits = self.last_logits(&hidden, &complete)?;
+        let last: Vec<u32> = complete.iter().map(|f| f.last_row()).collect();
+        let logits = output.logits(&self.model, &last)?;
         let vocab = self.model.decoder.config.vocab_size;
         let mut finished: Vec<usize> = Vec::new();
         let mut born: Vec<Sequence> = Vec::new();
@@ -215,6 +258,26 @@ impl Lane {
         self.retire(finished);
         self.running.extend(born);
         Ok(())
+    }
+
+    /// Runs the step where the model is.
+    fn compute(&mut self, rows: &StepRows, fed: &[Fed]) -> candle_core::Result<Output> {
+        let Some(device) = &self.model.device else {
+            return self.model.decoder.step(rows, &mut self.cache).map(Output::Hidden);
+        };
+        let mut wanted: Vec<u32> = fed.iter().filter(|f| f.complete).map(Fed::last_row).collect();
+        for f in fed {
+            let targets = self.prompt_targets(f, self.running[f.sequence].cached.len);
+            wanted.extend(targets.iter().map(|(row, _)| *row as u32));
+        }
+        wanted.sort_unstable();
+        wanted.dedup();
+        let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+        for (from, to) in self.cache.take_copies() {
+            device.copy_page(from, to).map_err(candle_core::Error::wrap)?;
+        }
+        let logits = device.step(&self.model.decoder, rows, &wanted).map_err(candle_core::Error::wrap)?;
+        Ok(Output::Logits { rows: wanted, logits })
     }
 
     /// Samples that have grown past the length from which all their tokens turn by other frequencies are computed anew.
@@ -288,15 +351,6 @@ impl Lane {
         }
     }
 
-    fn last_logits(&self, hidden: &Tensor, complete: &[&Fed]) -> candle_core::Result<Vec<f32>> {
-        if complete.is_empty() {
-            return Ok(Vec::new());
-        }
-        let rows: Vec<u32> = complete.iter().map(|f| (f.first_row + f.tokens - 1) as u32).collect();
-        let picked = hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)?;
-        self.model.decoder.logits(&picked)?.flatten_all()?.to_vec1::<f32>()
-    }
-
     /// `None` for samples that want no token at all (`max_tokens` 0).
     fn draw_all(&self, complete: &[&Fed], logits: &[f32]) -> Vec<Option<Result<Drawn, EngineError>>> {
         let vocab = self.model.decoder.config.vocab_size;
@@ -354,8 +408,25 @@ impl Lane {
         }
     }
 
+    /// The prompt tokens whose log-probs are wanted and that rows of this step predict, each with that row; `start`
+    /// tokens were cached before the step. Row r predicts the token after it; the soft prompt's last row predicts the
+    /// prompt's first token.
+    fn prompt_targets(&self, f: &Fed, start: usize) -> Vec<(usize, u32)> {
+        let s = &self.running[f.sequence];
+        if s.prompt.is_none() {
+            return Vec::new();
+        }
+        let (prompt, first) = (&s.shared.request.prompt_ids, s.shared.request.prompt_from);
+        let soft = s.shared.soft_len();
+        let target = |r: usize| {
+            let at = (start + r + 1).checked_sub(soft).filter(|at| *at >= first)?;
+            prompt.get(at).map(|id| (f.first_row + r, *id))
+        };
+        (0..f.tokens).filter_map(target).collect()
+    }
+
     /// Log-probs of the prompt tokens whose preceding rows were computed in this step.
-    fn prompt_logprobs(&mut self, hidden: &Tensor, fed: &[Fed]) -> candle_core::Result<()> {
+    fn prompt_logprobs(&mut self, output: &Output, fed: &[Fed]) -> candle_core::Result<()> {
         let vocab = self.model.decoder.config.vocab_size;
         for f in fed {
             let s = &self.running[f.sequence];
@@ -367,17 +438,10 @@ impl Lane {
             if known == 0 && first == 0 && soft == 0 {
                 found.push(TokenLogprob { id: prompt[0], logprob: None, top: Vec::new() });
             }
-            // Row r predicts the token after it; the soft prompt's last row predicts the prompt's first token.
-            let start = s.cached.len - f.tokens;
-            let target = |r: usize| {
-                let at = (start + r + 1).checked_sub(soft).filter(|at| *at >= first)?;
-                prompt.get(at).map(|id| (f.first_row + r, *id))
-            };
-            let targets: Vec<(usize, u32)> = (0..f.tokens).filter_map(target).collect();
+            let targets = self.prompt_targets(f, s.cached.len - f.tokens);
             for chunk in targets.chunks(64) {
                 let rows: Vec<u32> = chunk.iter().map(|(r, _)| *r as u32).collect();
-                let picked = hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)?;
-                let logits = self.model.decoder.logits(&picked)?.flatten_all()?.to_vec1::<f32>()?;
+                let logits = output.logits(&self.model, &rows)?;
                 let pairs: Vec<_> = chunk.iter().zip(logits.chunks_exact(vocab)).collect();
                 found.par_extend(pairs.into_par_iter().map(|((_, id), row)| {
                     let (logprob, top) = report(row, *id, 1.0, k);

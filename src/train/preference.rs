@@ -96,7 +96,7 @@ fn drive<A: RecipeArgs>(
     reporter: &mut dyn Reporter,
 ) -> Result<TrainOutcome> {
     before(reporter, "loading");
-    let mut loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
+    let mut loaded = model::load(Path::new(&common.model), &device(&common)?).context("model")?;
     before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let length = super::fit::length(common.max_length, loaded.config.max_positions, || {

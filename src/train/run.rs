@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -408,11 +408,19 @@ pub fn file_hash(path: &str) -> Result<String> {
     Ok(hash::of_file(path).with_context(|| format!("cannot read {}", path.display()))?.0)
 }
 
-/// The device of `device`; CUDA only in builds and on machines that have it.
-pub fn device(arg: DeviceArg) -> Result<candle_core::Device> {
-    Ok(match arg {
+/// The device that a run computes on.
+///
+/// # Errors
+/// Where `device` asks for a GPU that is not there, and for arguments that would have no effect on the GPU that was
+/// chosen; the message begins with the argument.
+pub fn device(common: &Common) -> Result<candle_core::Device> {
+    let device = match common.device {
         DeviceArg::Cpu => candle_core::Device::Cpu,
-        DeviceArg::Auto => candle_core::Device::cuda_if_available(0)?,
-        DeviceArg::Cuda => candle_core::Device::new_cuda(0).context("device: no CUDA in this build or machine")?,
-    })
+        DeviceArg::Auto => crate::gpu::first_or_cpu(),
+        DeviceArg::Cuda => crate::gpu::open(0).map_err(|why| anyhow!("device: the GPU cannot be used: {why}"))?,
+    };
+    if !device.is_cpu() {
+        common.check_gpu()?;
+    }
+    Ok(device)
 }

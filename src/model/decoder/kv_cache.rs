@@ -22,6 +22,8 @@ pub struct KvCache {
     page_size: usize,
     references: Vec<u32>,
     free: Vec<u32>,
+    /// Copies of pages that whoever holds the contents must make before the next step; `None` where they are here.
+    copies: Option<Vec<(u32, u32)>>,
 }
 
 #[derive(Debug)]
@@ -46,7 +48,20 @@ impl KvCache {
         let page_size = config.n_kv_heads * padded(config.head_dim) * PAGE;
         let pool = || Pool { k: vec![0.0; pages * page_size], v: vec![0.0; pages * page_size] };
         let layers = (0..config.n_layers).map(|_| pool()).collect();
-        Self { layers, page_size, references: vec![0; pages], free: (0..pages as u32).rev().collect() }
+        let (references, free) = (vec![0; pages], (0..pages as u32).rev().collect());
+        Self { layers, page_size, references, free, copies: None }
+    }
+
+    /// Who holds which page, of so many tokens as `new`, without keys and values: those are on a device.
+    pub fn elsewhere(tokens: usize) -> Self {
+        let pages = tokens.div_ceil(PAGE);
+        let (references, free) = (vec![0; pages], (0..pages as u32).rev().collect());
+        Self { layers: Vec::new(), page_size: 0, references, free, copies: Some(Vec::new()) }
+    }
+
+    /// Pages to be copied (from, to), in order, before the next step.
+    pub fn take_copies(&mut self) -> Vec<(u32, u32)> {
+        self.copies.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     pub fn total_pages(&self) -> usize {
@@ -112,6 +127,9 @@ impl KvCache {
         }
         for page in &sequence.pages[..full] {
             self.retain(*page);
+        }
+        if let (Some(copies), true) = (&mut self.copies, rest > 0) {
+            copies.push((sequence.pages[full], copy.pages[full]));
         }
         if rest > 0 {
             let (from, to) =
@@ -247,13 +265,14 @@ pub struct StepRows {
     segments: Vec<Segment>,
 }
 
+/// New tokens of one sequence.
 #[derive(Debug)]
-struct Segment {
-    first_row: usize,
+pub(super) struct Segment {
+    pub first_row: usize,
     /// Position of the first new token = tokens already cached.
-    start: usize,
-    len: usize,
-    pages: Arc<[u32]>,
+    pub start: usize,
+    pub len: usize,
+    pub pages: Arc<[u32]>,
     long: bool,
 }
 
@@ -298,6 +317,10 @@ impl StepRows {
 
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
+    }
+
+    pub(super) fn spans(&self) -> impl Iterator<Item = &Segment> {
+        self.segments.iter()
     }
 
     pub fn positions(&self) -> Vec<u32> {

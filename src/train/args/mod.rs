@@ -56,14 +56,14 @@ impl LoraArgs {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceArg {
-    /// The first GPU if this build and machine have one, else the CPU.
+    /// The first GPU if this build and machine have one that works, else the CPU.
     #[default]
     Auto,
     Cpu,
     Cuda,
 }
 
-/// How frozen matrices are multiplied on the CPU. A GPU computes in f32 either way.
+/// How frozen matrices are multiplied. `bf16` is for the CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FrozenPrecision {
@@ -320,6 +320,22 @@ impl Common {
         ensure(self.freeze_layers == 0, "freeze_layers", "is not for this recipe")
     }
 
+    /// What only the CPU's kernels do is refused on a GPU, where it would have no effect.
+    pub(crate) fn check_gpu(&self) -> Result<(), ArgsError> {
+        let plain = self.recompute == Recompute::None;
+        ensure(
+            plain,
+            "recompute",
+            "is for the CPU: on a GPU it would have no effect; set `device` to cpu, or none here",
+        )?;
+        let exact = self.frozen_precision == FrozenPrecision::F32;
+        ensure(
+            exact,
+            "frozen_precision",
+            "bf16 is for the CPU: a GPU computes in f32; set `device` to cpu, or f32 here",
+        )
+    }
+
     /// Ranges of the common arguments.
     pub(crate) fn check(&self) -> Result<(), ArgsError> {
         ensure(self.learning_rate.is_finite() && self.learning_rate > 0.0, "learning_rate", "must be above 0")?;
@@ -338,6 +354,9 @@ impl Common {
         // Without adapters, reference and policy would begin apart.
         let half = self.frozen_precision == FrozenPrecision::Bf16;
         ensure(!half || self.lora.is_some(), "frozen_precision", "bf16 needs lora: without it nothing is frozen")?;
+        if self.device == DeviceArg::Cuda {
+            self.check_gpu()?;
+        }
         if let Some(lora) = &self.lora {
             ensure((1..=4096).contains(&lora.rank), "lora.rank", "must be 1 to 4096")?;
             ensure(lora.alpha.is_finite() && lora.alpha > 0.0, "lora.alpha", "must be above 0")?;

@@ -3,6 +3,8 @@
 
 mod critic;
 mod final_answer;
+#[cfg(test)]
+mod gap_tests;
 mod gold;
 mod group;
 mod guard;
@@ -104,7 +106,7 @@ fn drive<A: RecipeArgs>(
     reporter: &mut dyn Reporter,
 ) -> Result<TrainOutcome> {
     before(reporter, "loading");
-    let device = device(rl.common.device)?;
+    let device = device(&rl.common)?;
     let mut loaded = model::load(Path::new(&rl.common.model), &device).context("model")?;
     let texts = Texts::new(&loaded)?;
     before(reporter, "preparing");
@@ -177,6 +179,8 @@ fn drive<A: RecipeArgs>(
         prompts: &prompts,
         reward: &reward,
         reference: &reference,
+        trainer: policy.decoder(),
+        traced: policy.decoder().on_host(),
         group,
         redraws,
         recorded: light.then(|| policy.decoder()),
@@ -405,7 +409,8 @@ fn report(run: &mut Run<'_>, experience: &Experience, summary: &Summary, kl: f64
         ("grad_norm", summary.grad_norm),
         ("learning_rate", summary.learning_rate),
         ("epochs", summary.epochs as f64),
-        ("sampling_gap", summary.sampling_gap),
+        ("sampling_gap", summary.sampling_gap.max),
+        ("sampling_gap_mean", summary.sampling_gap.mean()),
         ("seconds_generation", rollout.seconds.generation),
         ("seconds_reward", rollout.seconds.reward),
         ("seconds_reference", rollout.seconds.reference),

@@ -12,6 +12,7 @@ mod objectives_gradients;
 mod ops;
 mod oracle;
 mod sampling;
+mod sim;
 mod smollm2;
 mod transformers;
 mod variants;

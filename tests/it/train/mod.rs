@@ -5,6 +5,7 @@ mod cards;
 mod checkpoint;
 mod command_line;
 mod families;
+mod devices;
 mod family;
 mod final_answer;
 mod fit;
