@@ -27,7 +27,7 @@ const PAUSE: f64 = 5.0;
 
 struct Server {
     router: Router,
-    store: Arc<dyn Store>,
+    store: Arc<Store>,
 }
 
 impl Server {
@@ -160,7 +160,7 @@ async fn measure(url: &str, name: &str, paced: bool, sets: usize, longest: Durat
     let mut stored = Vec::new();
     for (id, _) in &people {
         let judgments =
-            store.list_judgments(Page { after: None, limit: 1_000_000 }, Some(id)).await.expect("judgments");
+            store.judgments().list(Page { after: None, limit: 1_000_000 }, Some(id)).await.expect("judgments");
         stored.extend(judgments.into_iter().map(|j| j.id.to_string()));
     }
     store.close().await;

@@ -35,4 +35,4 @@ pub mod prompt;
 pub mod tokenizer;
 
 pub mod model;
-pub mod ops;
+pub use instructd_ops as ops;

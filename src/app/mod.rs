@@ -41,7 +41,7 @@ pub async fn serve(config: Config) -> Result<()> {
         let services = services.clone();
         tokio::spawn(async move {
             // Subscribed before the start looks which version is active: no activation falls in between.
-            let activations = services.store.activations();
+            let activations = services.store.models().activations();
             let engine = model::start(&services).await?;
             services.set_engine(engine);
             tokio::spawn(crate::service::live::follow(services.clone()));
@@ -91,7 +91,7 @@ pub async fn serve(config: Config) -> Result<()> {
 }
 
 /// Services over an open store, and the admin key if it was made just now.
-pub async fn services(config: Config, store: Arc<dyn Store>) -> Result<(Arc<Services>, Option<String>)> {
+pub async fn services(config: Config, store: Arc<Store>) -> Result<(Arc<Services>, Option<String>)> {
     let (clock, random) = (system_clock(), Random::from_os()?);
     if config.admin_key.as_ref().is_some_and(|key| key.len() < SHORTEST_OPEN_ADMIN_KEY) {
         tracing::warn!("the admin key has under 16 characters: whoever can reach this machine's loopback can guess it");
@@ -103,7 +103,7 @@ pub async fn services(config: Config, store: Arc<dyn Store>) -> Result<(Arc<Serv
 }
 
 /// Opens the configured database, for the commands that need nothing else.
-pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
+pub async fn open_store(config: &Config) -> Result<Arc<Store>> {
     private::make_data_dir(&config.data_dir)?;
     store::connect(&config.database_url()).await.context("opening the database")
 }

@@ -31,7 +31,7 @@ pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
     let version = load_first(services, engine.as_ref(), &wanted, configured).await?;
     engine.activate(&version.id).await?;
     if version.id == wanted.id {
-        services.store.activate_model(&version.id, services.now()).await?;
+        services.store.models().activate(&version.id, services.now()).await?;
     }
     if let Some(encoder) = &config.encoder {
         register_encoder(services, &artifacts, encoder).await.with_context(|| format!("the encoder {encoder}"))?;
@@ -81,7 +81,7 @@ async fn load_first(
             }
         }
         let parent = match version.parent_id.as_ref().filter(|_| fresh) {
-            Some(parent) => services.store.get_model(parent).await.ok(),
+            Some(parent) => services.store.models().get(parent).await.ok(),
             None => None,
         };
         let left = |v: &ModelVersion| !tried.contains(v.id.as_str());
@@ -93,7 +93,7 @@ async fn load_first(
 /// Makes the configured encoder the active one. Its weights are read at the first request.
 async fn register_encoder(services: &Services, artifacts: &Artifacts, encoder: &str) -> Result<()> {
     let version = named(services, artifacts, encoder, ModelKind::Encoder, pull_model).await?;
-    services.store.activate_model(&version.id, services.now()).await?;
+    services.store.models().activate(&version.id, services.now()).await?;
     Ok(())
 }
 

@@ -38,7 +38,7 @@ pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
     };
     let version = register(services, &discovered).await?;
     register_local(services).await?;
-    services.store.activate_model(&version.id, services.now()).await?;
+    services.store.models().activate(&version.id, services.now()).await?;
     tracing::info!(model.name = %version.name, model.upstream = %discovered.model, "serving from upstream");
     Ok(upstream.serve(version, discovered))
 }
@@ -83,7 +83,7 @@ async fn register(services: &Services, discovered: &Discovered) -> Result<ModelV
     for suffix in [String::new(), format!("-{}", &sha256[..8])] {
         name.truncate(64 - suffix.len());
         let candidate = format!("{name}{suffix}");
-        match services.store.find_model(&candidate).await? {
+        match services.store.models().find(&candidate).await? {
             Some(known) if known.stage == STAGE_UPSTREAM && known.sha256 == sha256 => return Ok(known),
             Some(_) => {}
             None => {
@@ -100,7 +100,7 @@ async fn register(services: &Services, discovered: &Discovered) -> Result<ModelV
                     state: ModelState::Candidate,
                     created: services.now(),
                 };
-                services.store.put_model(version.clone()).await?;
+                services.store.models().put(version.clone()).await?;
                 return Ok(version);
             }
         }

@@ -55,7 +55,7 @@ pub type Result<T, E = ArtifactError> = std::result::Result<T, E>;
 /// The files of all versions, as one server sees them.
 pub struct Artifacts {
     data_dir: PathBuf,
-    store: Arc<dyn Store>,
+    store: Arc<Store>,
     remote: Option<Remote>,
     /// One download at a time: two requests for a version bring it once.
     bringing: Mutex<()>,
@@ -66,12 +66,12 @@ pub struct Artifacts {
 impl Artifacts {
     /// # Errors
     /// A location that is neither a directory nor a bucket this program can speak to.
-    pub fn open(config: &Config, store: Arc<dyn Store>) -> Result<Arc<Self>> {
+    pub fn open(config: &Config, store: Arc<Store>) -> Result<Arc<Self>> {
         let remote = Remote::open(&config.artifacts)?;
         Ok(Self::with(config.data_dir.clone(), store, remote))
     }
 
-    pub fn with(data_dir: PathBuf, store: Arc<dyn Store>, remote: Option<Remote>) -> Arc<Self> {
+    pub fn with(data_dir: PathBuf, store: Arc<Store>, remote: Option<Remote>) -> Arc<Self> {
         Arc::new(Self { data_dir, store, remote, bringing: Mutex::new(()), checked: checked::Checked::default() })
     }
 
@@ -95,7 +95,7 @@ impl Artifacts {
         }
         let _one = self.bringing.lock().await;
         let dir = self.data_dir.join(FETCHED).join(version.id.as_str());
-        let files = self.store.model_files(&version.id).await?;
+        let files = self.store.models().files(&version.id).await?;
         if !dir.exists() {
             let remote = self.remote.as_ref().ok_or_else(missing)?;
             if files.is_empty() {

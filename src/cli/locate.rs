@@ -66,7 +66,7 @@ fn wants_it(name: &str) -> Result<bool> {
 }
 
 /// The database, if there is one: looking a name up makes none.
-async fn database(config: &Config) -> Result<Option<std::sync::Arc<dyn Store>>> {
+async fn database(config: &Config) -> Result<Option<std::sync::Arc<Store>>> {
     let url = config.database_url();
     let file = url.strip_prefix("sqlite:").map(|rest| rest.trim_start_matches("//").split('?').next().unwrap_or(rest));
     if file.is_some_and(|file| !Path::new(file).exists()) {
@@ -119,7 +119,7 @@ pub fn default_model(config: &Config) -> Result<(String, PathBuf)> {
 /// A database that does not open; damaged files.
 pub async fn active(config: &Config, kind: ModelKind) -> Result<Option<(String, PathBuf)>> {
     let Some(store) = database(config).await? else { return Ok(None) };
-    let version = store.active_model(kind).await?.filter(|v| v.stage != crate::domain::STAGE_UPSTREAM);
+    let version = store.models().active(kind).await?.filter(|v| v.stage != crate::domain::STAGE_UPSTREAM);
     let found = match version {
         Some(version) => {
             let path = Artifacts::open(config, store.clone())?.checked_path(&version).await?;
@@ -135,7 +135,7 @@ pub async fn active(config: &Config, kind: ModelKind) -> Result<Option<(String, 
 ///
 /// # Errors
 /// A database that does not open.
-pub async fn data_store(config: &Config) -> Result<Option<std::sync::Arc<dyn Store>>> {
+pub async fn data_store(config: &Config) -> Result<Option<std::sync::Arc<Store>>> {
     database(config).await
 }
 

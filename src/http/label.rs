@@ -20,6 +20,7 @@ use crate::service::judge::{self, Judged, Verdict, Word};
 use crate::service::label::{self, Next, Onboarding, Turn, Wanted};
 use crate::service::own_page::{self, OwnPage};
 use crate::service::people::Actor;
+use crate::service::visible;
 use crate::store::{GuidelineVersion, NoLease, Page};
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -357,9 +358,8 @@ pub async fn reopen(
 ) -> ApiResult<axum::Json<ReopenedJudgment>> {
     let reopened = label::reopen(&state.services, &actor, &id).await?;
     let judgment = reopened.judgment;
-    let revealed = state.services.store.reveals(&judgment.set_id, &judgment.labeler_id).await?;
     Ok(axum::Json(ReopenedJudgment {
-        revealed,
+        revealed: reopened.revealed,
         assignment_id: judgment.assignment_id.clone(),
         lease_token: reopened.lease_token,
         set_id: judgment.set_id.clone(),
@@ -374,8 +374,7 @@ pub async fn judgments(
     Caller(actor): Caller,
     Query(query): Query<PageQuery>,
 ) -> ApiResult<axum::Json<Paged<Judgment>>> {
-    let own = (actor.role < Role::Reviewer).then_some(&actor.labeler_id);
-    let judgments = state.services.store.list_judgments(query.page()?, own).await?;
+    let judgments = visible::judgments(&state.services, &actor, query.page()?).await?;
     Ok(axum::Json(Paged::new(judgments, |j| j.id.as_str())))
 }
 

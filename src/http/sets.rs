@@ -19,9 +19,10 @@ use super::shown::{BlindCompletion, ShownPrompt, blind};
 use crate::domain::*;
 use crate::engine::SamplingParams;
 use crate::service::Services;
-use crate::service::people::Actor;
 use crate::service::prompts::raw_text;
 use crate::service::sets::{self, CompletionRef, PromptRef, Ranking};
+use crate::service::visible;
+use crate::store::SetContent;
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -50,7 +51,7 @@ pub async fn add_prompt(
     };
     let mut prompt =
         crate::service::prompts::add(&state.services, &actor.labeler_id, messages, "api", body.lang, body.tags).await?;
-    if plain_labeler(&actor).is_some() {
+    if visible::plain_labeler(&actor).is_some() {
         prompt.answer = None;
     }
     Ok((StatusCode::CREATED, axum::Json(prompt)))
@@ -62,21 +63,8 @@ pub async fn list_prompts(
     Caller(actor): Caller,
     Query(query): Query<PageQuery>,
 ) -> ApiResult<axum::Json<Paged<Prompt>>> {
-    let store = &state.services.store;
-    let prompts = match plain_labeler(&actor) {
-        // The right answer of a prompt is not for those who are to judge others.
-        Some(labeler) => {
-            let prompts = store.list_prompts_of(query.page()?, labeler).await?;
-            prompts.into_iter().map(|prompt| Prompt { answer: None, ..prompt }).collect()
-        }
-        None => store.list_prompts(query.page()?, None).await?,
-    };
+    let prompts = visible::prompts(&state.services, &actor, query.page()?).await?;
     Ok(axum::Json(Paged::new(prompts, |p| p.id.as_str())))
-}
-
-/// The caller, when their sets are all that they may see.
-fn plain_labeler(actor: &Actor) -> Option<&LabelerId> {
-    (actor.role < Role::Reviewer).then_some(&actor.labeler_id)
 }
 
 /// A completion of a set: text, `{"text"}`, `{"completion_id"}`, or as this server returns one: `{"id", "text",
@@ -195,8 +183,8 @@ pub async fn create(
         let prompt = sets::prompt(services, &actor, prompt, "page").await?;
         sets::sample(services, &prompt, n, params, body.overlap, request_id).await?
     };
-    services.store.set_made_by(&set.id, &actor.labeler_id).await?;
-    Ok((StatusCode::CREATED, axum::Json(ShownSet::new(&state, set).await?)))
+    let content = sets::asked_by(services, &actor, &set.id).await?;
+    Ok((StatusCode::CREATED, axum::Json(ShownSet::new(content).await?)))
 }
 
 /// How the answers of a set are drawn; fields that make no sense there are refused.
@@ -248,13 +236,8 @@ pub struct ShownSet {
 }
 
 impl ShownSet {
-    async fn new(state: &AppState, set: ComparisonSet) -> ApiResult<Self> {
-        let store = &state.services.store;
-        let prompt = store.get_prompt(&set.prompt_id).await?;
-        let mut completions = Vec::new();
-        for id in &set.completion_ids {
-            completions.push(store.get_completion(id).await?);
-        }
+    async fn new(content: SetContent) -> ApiResult<Self> {
+        let SetContent { set, prompt, completions } = content;
         Ok(Self {
             id: set.id,
             prompt_id: set.prompt_id,
@@ -301,12 +284,8 @@ pub async fn list_sets(
     Caller(actor): Caller,
     Query(query): Query<SetsQuery>,
 ) -> ApiResult<axum::Json<Paged<SetSummary>>> {
-    let store = &state.services.store;
     let page = page(query.after, query.limit)?;
-    let sets = match plain_labeler(&actor) {
-        Some(labeler) => store.list_sets_of(page, query.status, labeler).await?,
-        None => store.list_sets(page, query.status).await?,
-    };
+    let sets = visible::sets(&state.services, &actor, page, query.status).await?;
     let data = sets.into_iter().map(SetSummary::from).collect();
     Ok(axum::Json(Paged::new(data, |set: &SetSummary| set.id.as_str())))
 }
@@ -316,14 +295,7 @@ pub async fn get_set(
     Caller(actor): Caller,
     Path(id): Path<SetId>,
 ) -> ApiResult<axum::Json<ShownSet>> {
-    let store = &state.services.store;
-    let set = store.get_set(&id).await?;
-    if let Some(labeler) = plain_labeler(&actor)
-        && !store.set_is_of(&id, labeler).await?
-    {
-        return Err(ApiError::forbidden("labelers see the sets that they made or were handed"));
-    }
-    Ok(axum::Json(ShownSet::new(&state, set).await?))
+    Ok(axum::Json(ShownSet::new(visible::set(&state.services, &actor, &id).await?).await?))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]

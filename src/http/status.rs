@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use super::AppState;
 use super::error::{ApiError, ApiResult};
-use crate::domain::{JobState, ModelKind};
 use crate::engine::EngineError;
+use crate::service::health as store_health;
 
 const BUCKETS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
@@ -90,8 +90,7 @@ pub async fn ready(State(state): State<AppState>) -> ApiResult<axum::Json<Ready>
     let engine = services.engine()?;
     engine.ready()?;
     let active = engine.active().ok_or(EngineError::NotReady)?;
-    services.store.ping().await?;
-    let encoder = services.store.active_model(ModelKind::Encoder).await?.map(|m| m.name);
+    let encoder = store_health::active_encoder(services).await?;
     let model = active.version.name.clone();
     Ok(axum::Json(Ready { status: "ready", model, encoder, warning: services.model_fault() }))
 }
@@ -106,12 +105,10 @@ pub async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError
         metrics::gauge!("instructd_kv_tokens_remembered").set(stats.kv_tokens_remembered as f64);
         metrics::gauge!("instructd_kv_tokens_total").set(stats.kv_tokens_total as f64);
     }
-    metrics::counter!("instructd_store_statements_total").absolute(services.store.statements());
+    metrics::counter!("instructd_store_statements_total").absolute(store_health::statements(services));
     // A database that is away must not take the other figures with it.
-    for state in JobState::ALL {
-        if let Ok(jobs) = services.store.count_jobs(*state).await {
-            metrics::gauge!("instructd_jobs", "state" => state.as_str()).set(jobs as f64);
-        }
+    for (state, jobs) in store_health::jobs_by_state(services).await {
+        metrics::gauge!("instructd_jobs", "state" => state.as_str()).set(jobs as f64);
     }
     let text = state.prometheus.render();
     state.prometheus.run_upkeep();

@@ -47,7 +47,7 @@ const CHARACTERS_PER_TOKEN: f64 = 4.0;
 const TEMPLATE_TOKENS: f64 = 16.0;
 
 async fn config_of(
-    store: &dyn Store,
+    store: &Store,
     data_dir: &Path,
     args: &Value,
     field: &str,
@@ -62,7 +62,7 @@ async fn config_of(
 /// Puts in what a job is given when its arguments do not say: adapters of rank 8 for models above `LORA_ABOVE`.
 /// `"lora": null` trains all parameters.
 pub async fn fill_defaults(
-    store: &dyn Store,
+    store: &Store,
     data_dir: &Path,
     kind: &str,
     args: &mut Map<String, Value>,
@@ -72,7 +72,7 @@ pub async fn fill_defaults(
     }
     let mut named = json!({"model": args.get("model").cloned()});
     if !args.contains_key("model") {
-        named["model"] = json!(store.active_model(ModelKind::Policy).await?.map(|version| version.name));
+        named["model"] = json!(store.models().active(ModelKind::Policy).await?.map(|version| version.name));
     }
     let large = config_of(store, data_dir, &named, "model").await?.filter(|c| presets::parameters(c) > LORA_ABOVE);
     if large.is_some() {
@@ -86,7 +86,7 @@ pub async fn fill_defaults(
 /// # Errors
 /// As `enqueue`: arguments that a job would be refused for are refused here.
 pub async fn estimate(
-    store: &dyn Store,
+    store: &Store,
     recipes: &[Recipe],
     data_dir: &Path,
     kind: &str,
@@ -166,7 +166,7 @@ impl Lengths {
 }
 
 /// Rows and lengths of what the job would learn from; `None` for corpora and files.
-async fn data_size(store: &dyn Store, recipe: &Recipe, args: &JobArgs) -> Result<Option<DataSize>, StoreError> {
+async fn data_size(store: &Store, recipe: &Recipe, args: &JobArgs) -> Result<Option<DataSize>, StoreError> {
     let schema = (recipe.schema)();
     let of = |messages: &[Message]| -> usize { messages.iter().map(|m| m.content.chars().count()).sum() };
     let given = |field: &str| args.recipe.get(field).is_some_and(|v| !v.is_null());
@@ -208,12 +208,13 @@ async fn data_size(store: &dyn Store, recipe: &Recipe, args: &JobArgs) -> Result
 }
 
 /// Tokens per second of the latest runs of a recipe, with the sizes of their models.
-async fn earlier_rates(store: &dyn Store, data_dir: &Path, kind: &str) -> Result<Vec<(f64, f64)>, StoreError> {
-    let done = store.list_jobs(Page { after: None, limit: EARLIER }, Some(JobState::Succeeded)).await?;
+async fn earlier_rates(store: &Store, data_dir: &Path, kind: &str) -> Result<Vec<(f64, f64)>, StoreError> {
+    let done = store.jobs().list(Page { after: None, limit: EARLIER }, Some(JobState::Succeeded)).await?;
     let mut rates = Vec::new();
     for job in done.iter().filter(|job| job.kind == kind).take(RATES) {
         let Some(config) = config_of(store, data_dir, &job.args, "model").await? else { continue };
         let mut seen: Vec<f64> = store
+            .jobs()
             .metrics(&job.id, &["tokens_per_second".to_owned()])
             .await?
             .into_iter()

@@ -23,14 +23,14 @@ pub struct Leftover {
 ///
 /// # Errors
 /// What the store says; a directory that cannot be read.
-pub async fn leftovers(store: &dyn Store, data_dir: &Path) -> Result<Vec<Leftover>> {
+pub async fn leftovers(store: &Store, data_dir: &Path) -> Result<Vec<Leftover>> {
     let jobs = data_dir.join("jobs");
     let published: std::collections::HashSet<JobId> =
-        store.list_models().await?.into_iter().filter_map(|version| version.job_id).collect();
+        store.models().list().await?.into_iter().filter_map(|version| version.job_id).collect();
     let mut found = Vec::new();
     for (name, dir) in entries(&jobs)? {
         let id = JobId::from(name.as_str());
-        let job = match store.get_job(&id).await {
+        let job = match store.jobs().get(&id).await {
             Ok(job) => job,
             Err(StoreError::NotFound { .. }) => continue,
             Err(error) => return Err(error),
@@ -63,8 +63,8 @@ fn is_data(name: &str) -> bool {
 ///
 /// # Errors
 /// What the store says; a file that cannot be removed.
-pub async fn remove(store: &dyn Store, data_dir: &Path, leftover: Leftover) -> Result<bool> {
-    let job = store.get_job(&leftover.job_id).await?;
+pub async fn remove(store: &Store, data_dir: &Path, leftover: Leftover) -> Result<bool> {
+    let job = store.jobs().get(&leftover.job_id).await?;
     if job.finished != Some(leftover.ended) {
         return Ok(false);
     }

@@ -77,7 +77,7 @@ const PAGE: i64 = 500;
 /// feedback where the filter asks for them (feedback has no labeler, so a filter by labeler leaves it out). What is
 /// judged while the pages are read is no part of them.
 pub struct Rankings<'a> {
-    store: &'a dyn Store,
+    store: &'a Store,
     /// With the time up to which judgments count.
     filter: RankedFilter,
     /// As asked for.
@@ -102,11 +102,11 @@ impl<'a> Rankings<'a> {
     ///
     /// # Errors
     /// What the store says.
-    pub async fn new(store: &'a dyn Store, filter: &RankedFilter) -> Result<Self, StoreError> {
+    pub async fn new(store: &'a Store, filter: &RankedFilter) -> Result<Self, StoreError> {
         let as_of = filter.as_of;
         let mut filter = filter.clone();
         if as_of.is_none() {
-            filter.as_of = Some(store.now().await?.max(store.latest_judgment().await?.unwrap_or(0)));
+            filter.as_of = Some(store.now().await?.max(store.judgments().latest().await?.unwrap_or(0)));
         }
         Ok(Self {
             store,
@@ -138,7 +138,7 @@ impl<'a> Rankings<'a> {
     pub async fn next(&mut self) -> Result<Option<Vec<Comparison>>, StoreError> {
         match self.stage {
             Stage::Judgments => {
-                let (sets, after) = self.store.ranked_page(&self.filter, self.after.as_ref(), PAGE).await?;
+                let (sets, after) = self.store.judgments().ranked_page(&self.filter, self.after.as_ref(), PAGE).await?;
                 let has_feedback = self.filter.feedback && self.filter.labeler_id.is_none();
                 if after.is_none() {
                     self.stage = if has_feedback { Stage::Feedback } else { Stage::Done };
@@ -151,7 +151,7 @@ impl<'a> Rankings<'a> {
                     let knowledge = self.only_informed.then_some(set.knowledge);
                     if self.only_informed
                         && (set.knowledge == Knowledge::Blind
-                            || self.store.settled_by(&set.set_id).await?.as_ref() == Some(&set.labeler_id))
+                            || self.store.sets().settled_by(&set.set_id).await?.as_ref() == Some(&set.labeler_id))
                     {
                         continue;
                     }
@@ -168,7 +168,7 @@ impl<'a> Rankings<'a> {
     }
 
     async fn of_feedback(&self) -> Result<Vec<Comparison>, StoreError> {
-        let facts = self.store.feedback_facts(self.as_of, self.filter.without_requests).await?;
+        let facts = self.store.feedback().facts(self.as_of, self.filter.without_requests).await?;
         Ok(preferences(&told(&facts, &self.filter)))
     }
 }
@@ -194,16 +194,13 @@ fn told<'f>(facts: &'f [FeedbackFact], filter: &RankedFilter) -> Vec<Told<'f>> {
 ///
 /// # Errors
 /// What the store says.
-pub(super) async fn learned_thumbs(
-    store: &dyn Store,
-    filter: &RankedFilter,
-) -> Result<(Vec<Thumbed>, usize), StoreError> {
-    let facts = store.feedback_facts(filter.as_of, filter.without_requests).await?;
+pub(super) async fn learned_thumbs(store: &Store, filter: &RankedFilter) -> Result<(Vec<Thumbed>, usize), StoreError> {
+    let facts = store.feedback().facts(filter.as_of, filter.without_requests).await?;
     Ok(thumbs(&told(&facts, filter)))
 }
 
 /// Thumbs on single completions, one line per completion.
-async fn feedback(store: &dyn Store, filter: &RankedFilter, path: PathBuf) -> Result<Frozen, PrepareError> {
+async fn feedback(store: &Store, filter: &RankedFilter, path: PathBuf) -> Result<Frozen, PrepareError> {
     let (lines, undecided) = learned_thumbs(store, filter).await?;
     if lines.is_empty() {
         let message = match undecided {
@@ -218,7 +215,7 @@ async fn feedback(store: &dyn Store, filter: &RankedFilter, path: PathBuf) -> Re
 }
 
 /// Writes what the filter finds as JSONL, whole or not at all, a page at a time.
-async fn comparisons(store: &dyn Store, filter: &RankedFilter, path: PathBuf) -> Result<Frozen, PrepareError> {
+async fn comparisons(store: &Store, filter: &RankedFilter, path: PathBuf) -> Result<Frozen, PrepareError> {
     let beside = path.with_extension("tmp");
     let mut file = std::io::BufWriter::new(std::fs::File::create(&beside)?);
     let (mut hash, mut n_sets, mut n_pairs) = (Sha256::new(), 0, 0);
@@ -246,13 +243,13 @@ async fn comparisons(store: &dyn Store, filter: &RankedFilter, path: PathBuf) ->
 /// # Errors
 /// What the store says.
 pub(super) async fn learned_demonstrations(
-    store: &dyn Store,
+    store: &Store,
     without_requests: bool,
 ) -> Result<Vec<(Prompt, Completion)>, StoreError> {
-    let mut all = store.demonstrations().await?;
+    let mut all = store.demonstrations().all().await?;
     if without_requests {
         let ids: Vec<_> = all.iter().map(|(prompt, _)| prompt.id.clone()).collect();
-        let asked = store.request_prompts(&ids).await?;
+        let asked = store.prompts().of_requests(&ids).await?;
         all.retain(|(prompt, _)| !asked.contains(&prompt.id));
     }
     Ok(all)
@@ -264,20 +261,20 @@ pub(super) async fn learned_demonstrations(
 /// # Errors
 /// What the store says.
 pub(super) async fn learned_prompts(
-    store: &dyn Store,
+    store: &Store,
     after: &mut Option<String>,
     without_requests: bool,
 ) -> Result<Option<Vec<Prompt>>, StoreError> {
     let filter =
         PromptFilter { split: Some(Split::Train), with_sets: true, without_requests, ..PromptFilter::default() };
-    let mut page = store.select_prompts(&filter, after.as_deref(), 1000).await?;
+    let mut page = store.prompts().select(&filter, after.as_deref(), 1000).await?;
     let Some(last) = page.last() else { return Ok(None) };
     *after = Some(last.id.to_string());
     page.retain(|p| p.source != "completions");
     Ok(Some(page))
 }
 
-async fn demonstrations(store: &dyn Store, without_requests: bool, path: PathBuf) -> Result<Frozen, PrepareError> {
+async fn demonstrations(store: &Store, without_requests: bool, path: PathBuf) -> Result<Frozen, PrepareError> {
     let lines: Vec<Written> = learned_demonstrations(store, without_requests)
         .await?
         .into_iter()
@@ -296,7 +293,7 @@ async fn demonstrations(store: &dyn Store, without_requests: bool, path: PathBuf
 }
 
 /// Prompts on the training side, oldest first.
-async fn prompts(store: &dyn Store, without_requests: bool, path: PathBuf) -> Result<Frozen, PrepareError> {
+async fn prompts(store: &Store, without_requests: bool, path: PathBuf) -> Result<Frozen, PrepareError> {
     let (mut lines, mut after) = (Vec::new(), None);
     while let Some(page) = learned_prompts(store, &mut after, without_requests).await? {
         lines.extend(page.into_iter().map(|p| {
@@ -305,7 +302,7 @@ async fn prompts(store: &dyn Store, without_requests: bool, path: PathBuf) -> Re
         }));
     }
     if lines.is_empty() {
-        let asked = store.request_counts().await?.prompts;
+        let asked = store.prompts().request_counts().await?.prompts;
         let message = match asked {
             n if without_requests && n > 0 => format!(
                 "there are no prompts to write answers to: the {n} that are stored came in as requests, and the \
@@ -326,7 +323,7 @@ async fn prompts(store: &dyn Store, without_requests: bool, path: PathBuf) -> Re
 /// # Errors
 /// What the store says, and a file that cannot be written.
 pub async fn write_stored(
-    store: &dyn Store,
+    store: &Store,
     field: &str,
     path: &Path,
     learn_from_requests: bool,
@@ -358,7 +355,7 @@ pub(super) struct Prepared {
 
 /// Puts the paths of models and data into the arguments; writes the data that is not there yet.
 pub(super) async fn prepare(
-    store: &dyn Store,
+    store: &Store,
     recipe: &Recipe,
     job_args: &JobArgs,
     files: &Artifacts,
@@ -416,7 +413,7 @@ pub(super) async fn prepare(
             n_sets: frozen.n_sets,
             n_pairs: frozen.n_pairs,
         };
-        store.put_dataset(dataset.clone()).await?;
+        store.datasets().put(dataset.clone()).await?;
         tracing::debug!(path = %frozen.path.display(), rows = dataset.n_sets, "data frozen");
         datasets.insert(
             field.into(),
@@ -454,7 +451,7 @@ async fn local(files: &Artifacts, version: &ModelVersion) -> Result<Value, Prepa
     Ok(std::path::absolute(&path)?.display().to_string().into())
 }
 
-async fn version(store: &dyn Store, args: &Map<String, Value>, field: &str) -> Result<ModelVersion, PrepareError> {
+async fn version(store: &Store, args: &Map<String, Value>, field: &str) -> Result<ModelVersion, PrepareError> {
     let name = args.get(field).and_then(Value::as_str).unwrap_or_default();
     let found = find_version(store, name).await?;
     found.ok_or_else(|| PrepareError::Job(format!("{field}: there is no model version '{name}' any more")))

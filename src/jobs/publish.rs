@@ -47,7 +47,7 @@ fn made_name(parent: &str, recipe: &str, job: &JobId) -> String {
 
 /// Moves the output under `DATA/models/<name>`, brings it to the artifact store and describes the version. To
 /// register it is the store's part, together with the end of the job.
-pub(super) async fn place(store: &dyn Store, artifacts: &Artifacts, release: Release<'_>) -> anyhow::Result<Placed> {
+pub(super) async fn place(store: &Store, artifacts: &Artifacts, release: Release<'_>) -> anyhow::Result<Placed> {
     let job = release.job;
     let made = made_name(release.parent.map_or("new", |p| &p.name), &job.kind, &job.id);
     let wanted = release.publish_as.unwrap_or(&made);
@@ -55,7 +55,7 @@ pub(super) async fn place(store: &dyn Store, artifacts: &Artifacts, release: Rel
     // A name can be taken since the job was queued; files without a version can lie there after a crash.
     let mut name = wanted.to_owned();
     let mut number = 2;
-    while store.find_model(&name).await?.is_some() || models.join(&name).exists() {
+    while store.models().find(&name).await?.is_some() || models.join(&name).exists() {
         let end = format!("-{number}");
         name = wanted.chars().take(64 - end.len()).collect::<String>() + &end;
         number += 1;

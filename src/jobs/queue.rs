@@ -173,7 +173,7 @@ fn is_none(args: &Map<String, Value>, field: &str) -> bool {
 }
 
 /// Refuses a held-out reward that is the one to be trained on: it would measure nothing.
-async fn check_gold(store: &dyn Store, args: &Map<String, Value>) -> Result<(), EnqueueError> {
+async fn check_gold(store: &Store, args: &Map<String, Value>) -> Result<(), EnqueueError> {
     let named = |field: &str| args.get(field).and_then(Value::as_str).map(str::to_owned);
     let (Some(reward), Some(gold)) = (named("reward_model"), named("gold_reward_model")) else { return Ok(()) };
     let (Some(reward), Some(gold)) = (find_version(store, &reward).await?, find_version(store, &gold).await?) else {
@@ -196,14 +196,15 @@ async fn check_gold(store: &dyn Store, args: &Map<String, Value>) -> Result<(), 
 
 /// Puts a version's name into `args[field]`: the one given by name or id, else the active one.
 async fn name_model(
-    store: &dyn Store,
+    store: &Store,
     args: &mut Map<String, Value>,
     field: &str,
     kind: ModelKind,
 ) -> Result<(), EnqueueError> {
     let version = match args.get(field) {
         None => store
-            .active_model(kind)
+            .models()
+            .active(kind)
             .await?
             .ok_or_else(|| refuse(field, format!("no {kind} model is active; name a model version")))?,
         Some(Value::String(name)) => match find_version(store, name).await? {
@@ -246,7 +247,7 @@ pub struct Request {
 /// # Errors
 /// `UnknownKind`, or `Args` naming the field.
 pub async fn resolve<'r>(
-    store: &dyn Store,
+    store: &Store,
     recipes: &'r [Recipe],
     kind: &str,
     args: Value,
@@ -288,10 +289,10 @@ pub async fn resolve<'r>(
 ///
 /// # Errors
 /// `UnknownKind`, `Args` naming the field, or the store's `Conflict` when the unique key is taken.
-pub async fn enqueue(store: &dyn Store, recipes: &[Recipe], request: Request) -> Result<Job, EnqueueError> {
+pub async fn enqueue(store: &Store, recipes: &[Recipe], request: Request) -> Result<Job, EnqueueError> {
     let (_, args, checked) = resolve(store, recipes, &request.kind, request.args).await?;
     if let Some(name) = &checked.publish_as
-        && store.find_model(name).await?.is_some()
+        && store.models().find(name).await?.is_some()
     {
         return Err(refuse("publish_as", format!("a model version '{name}' exists already")).into());
     }
@@ -318,5 +319,5 @@ pub async fn enqueue(store: &dyn Store, recipes: &[Recipe], request: Request) ->
         started: None,
         finished: None,
     };
-    Ok(store.enqueue_job(job).await?)
+    Ok(store.jobs().enqueue(job).await?)
 }

@@ -67,7 +67,7 @@ impl SupervisorConfig {
 
 /// Runs the jobs of one process.
 pub struct Supervisor {
-    store: Arc<dyn Store>,
+    store: Arc<Store>,
     artifacts: Arc<Artifacts>,
     recipes: &'static [Recipe],
     config: SupervisorConfig,
@@ -88,14 +88,14 @@ enum End {
 }
 
 impl Supervisor {
-    pub fn new(store: Arc<dyn Store>, recipes: &'static [Recipe], config: SupervisorConfig) -> Self {
+    pub fn new(store: Arc<Store>, recipes: &'static [Recipe], config: SupervisorConfig) -> Self {
         let artifacts = Artifacts::with(config.data_dir.clone(), store.clone(), None);
         Self::sharing(store, artifacts, recipes, config)
     }
 
     /// With models from and to an artifact store.
     pub fn sharing(
-        store: Arc<dyn Store>,
+        store: Arc<Store>,
         artifacts: Arc<Artifacts>,
         recipes: &'static [Recipe],
         config: SupervisorConfig,
@@ -131,14 +131,15 @@ impl Supervisor {
     pub async fn run_one(&self, shutdown: &CancellationToken) -> Result<Option<JobState>, StoreError> {
         // A fresh owner for every claim, so that a fence never fits a later claim of the same process.
         let owner = format!("{}-{}", std::process::id(), JobId::new());
-        let claimed = self.store.claim_job(&owner, self.config.lease_seconds, &[], self.config.max_crashes).await?;
+        let claimed = self.store.jobs().claim(&owner, self.config.lease_seconds, &[], self.config.max_crashes).await?;
         let Some((job, fence)) = claimed else { return Ok(None) };
         tracing::info!(job.id = %job.id, job.kind = %job.kind, job.attempt = job.attempt, "job started");
         let mut ended = self.run_claimed(&job, &fence, shutdown).await;
         if let Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_))) = &ended {
             // The store's fault, not the job's: back to the queue without a crash, as soon as that can be said.
             tracing::warn!(job.id = %job.id, %error, "the job is given back");
-            ended = self.until_stored(shutdown, || self.store.requeue_job(&fence, None, self.config.max_crashes)).await;
+            ended =
+                self.until_stored(shutdown, || self.store.jobs().requeue(&fence, None, self.config.max_crashes)).await;
         }
         if let Err(StoreError::LeaseLost(_)) = &ended {
             tracing::warn!(job.id = %job.id, "the job's lease was lost");
@@ -172,7 +173,7 @@ impl Supervisor {
             Ok(child) => self.watch(job, fence, child, shutdown).await?,
             Err(error) => End::Crashed(format!("the training process did not start: {error}")),
         };
-        let cancelled = self.until_stored(shutdown, || self.store.get_job(&job.id)).await?.cancel_requested;
+        let cancelled = self.until_stored(shutdown, || self.store.jobs().get(&job.id)).await?.cancel_requested;
         match end {
             End::Lost => Err(StoreError::LeaseLost(job.id.to_string())),
             End::Done { model_dir, metrics } => {
@@ -212,12 +213,12 @@ impl Supervisor {
         };
         let result = json!({"model": version.name, "model_version_id": version.id, "metrics": metrics,
             "datasets": datasets});
-        let complete = || self.store.complete_job(fence, version.clone(), files.clone(), result.clone());
+        let complete = || self.store.jobs().complete(fence, version.clone(), files.clone(), result.clone());
         let done = self.until_stored(shutdown, complete).await;
         // An attempt whose answer was lost may have gone through: the version itself tells.
         let registered = match &done {
             Ok(()) => true,
-            Err(_) => self.store.get_model(&version.id).await.is_ok(),
+            Err(_) => self.store.models().get(&version.id).await.is_ok(),
         };
         if registered {
             // Nothing resumes a job that has succeeded, and checkpoints are large.
@@ -264,7 +265,7 @@ impl Supervisor {
         loop {
             tokio::select! {
                 done = &mut work => return Ok(done),
-                _ = beat.tick() => match self.store.heartbeat_job(fence, self.config.lease_seconds, None).await {
+                _ = beat.tick() => match self.store.jobs().heartbeat(fence, self.config.lease_seconds, None).await {
                     Err(lost @ StoreError::LeaseLost(_)) => return Err(lost),
                     Err(error) => tracing::warn!(job.id = %fence.job_id, %error, "cannot extend the lease"),
                     Ok(_) => {}
@@ -375,7 +376,7 @@ impl Supervisor {
             }
         }
         let (status, tail) = child.end().await;
-        let report = || self.store.report_job(fence, self.config.lease_seconds, pending.clone());
+        let report = || self.store.jobs().report(fence, self.config.lease_seconds, pending.clone());
         self.until_stored(shutdown, report).await?;
         Ok(end.unwrap_or_else(|| {
             let how = match status {
@@ -396,9 +397,9 @@ impl Supervisor {
         due: bool,
     ) -> Result<bool, StoreError> {
         if !due && *pending == JobReport::default() {
-            return Ok(self.store.get_job(&job.id).await?.cancel_requested);
+            return Ok(self.store.jobs().get(&job.id).await?.cancel_requested);
         }
-        let cancelled = self.store.report_job(fence, self.config.lease_seconds, pending.clone()).await?;
+        let cancelled = self.store.jobs().report(fence, self.config.lease_seconds, pending.clone()).await?;
         *pending = JobReport::default();
         Ok(cancelled)
     }
@@ -408,7 +409,7 @@ impl Supervisor {
     }
 
     async fn finish(&self, fence: &Fence, state: JobState, error: Option<&str>) -> Result<JobState, StoreError> {
-        self.store.finish_job(fence, state, None, error).await?;
+        self.store.jobs().finish(fence, state, None, error).await?;
         Ok(state)
     }
 
@@ -416,8 +417,8 @@ impl Supervisor {
         let kind = if crash.is_some() { "crash" } else { "log" };
         let words = json!({"message": crash.unwrap_or("the server is shutting down")});
         let report = JobReport { events: vec![(kind.to_owned(), words)], ..JobReport::default() };
-        self.store.report_job(fence, self.config.lease_seconds, report).await?;
-        self.store.requeue_job(fence, crash, self.config.max_crashes).await
+        self.store.jobs().report(fence, self.config.lease_seconds, report).await?;
+        self.store.jobs().requeue(fence, crash, self.config.max_crashes).await
     }
 }
 

@@ -78,7 +78,7 @@ multiversion! {
 }
 
 /// y = activation(gate) ⊙ up.
-pub(crate) fn gated_into(kind: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
+pub fn gated_into(kind: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
     assert!(gate.len() == y.len() && up.len() == y.len(), "sizes");
     let out = SharedMut::new(y);
     split(gate.len(), gate.len() * 8, |r| {
@@ -97,7 +97,7 @@ fn gated_fwd(kind: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
 }
 
 /// Overwrites gate and up by their gradients, and `gy` by what forward gave: a backward pass wants both.
-pub(crate) fn gated_grad(kind: Activation, gate: &mut [f32], up: &mut [f32], gy: &mut [f32]) {
+pub fn gated_grad(kind: Activation, gate: &mut [f32], up: &mut [f32], gy: &mut [f32]) {
     let n = gy.len();
     assert!(gate.len() == n && up.len() == n, "sizes");
     let (a, b, y) = (SharedMut::new(gate), SharedMut::new(up), SharedMut::new(gy));
@@ -117,7 +117,7 @@ pub(crate) fn gated_grad(kind: Activation, gate: &mut [f32], up: &mut [f32], gy:
 }
 
 /// y = activation(x).
-pub(crate) fn activate_into(kind: Activation, x: &[f32], y: &mut [f32]) {
+pub fn activate_into(kind: Activation, x: &[f32], y: &mut [f32]) {
     assert_eq!(x.len(), y.len(), "sizes");
     let out = SharedMut::new(y);
     split(x.len(), x.len() * 10, |r| {
@@ -132,7 +132,7 @@ pub(crate) fn activate_into(kind: Activation, x: &[f32], y: &mut [f32]) {
 }
 
 /// Overwrites x by its gradient, and `gy` by what forward gave.
-pub(crate) fn activate_grad(kind: Activation, x: &mut [f32], gy: &mut [f32]) {
+pub fn activate_grad(kind: Activation, x: &mut [f32], gy: &mut [f32]) {
     let n = gy.len();
     assert_eq!(x.len(), n, "sizes");
     let (x, y) = (SharedMut::new(x), SharedMut::new(gy));

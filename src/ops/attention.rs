@@ -44,12 +44,12 @@ impl AttentionSpec {
         offsets[seq]..offsets[seq + 1]
     }
 
-    pub(crate) fn scale(&self) -> f32 {
+    pub fn scale(&self) -> f32 {
         self.scale.unwrap_or_else(|| 1.0 / (self.head_dim as f32).sqrt())
     }
 
     /// The keys that position `p` of a sequence of `len` tokens sees.
-    pub(crate) fn seen(&self, p: usize, len: usize) -> Range<usize> {
+    pub fn seen(&self, p: usize, len: usize) -> Range<usize> {
         let end = if self.causal { p + 1 } else { len };
         match self.window {
             None => 0..end,
@@ -153,7 +153,7 @@ fn load_rows(from: &[f32], spec: &AttentionSpec, group: &Group, scale: f32, to: 
 }
 
 /// out = attention(q, k, v) on plain slices.
-pub(crate) fn forward(spec: &AttentionSpec, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
+pub fn forward(spec: &AttentionSpec, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
     let shared = SharedMut::new(out);
     let d = spec.head_dim;
     split((spec.offsets.len() - 1) * spec.n_kv_heads, spec.work(), |tasks| {
@@ -180,7 +180,7 @@ pub(crate) fn forward(spec: &AttentionSpec, q: &[f32], k: &[f32], v: &[f32], out
 }
 
 /// Overwrites `grads` by the gradients of q, k and v.
-pub(crate) fn backward(spec: &AttentionSpec, inputs: [&[f32]; 4], grads: [&mut [f32]; 3]) {
+pub fn backward(spec: &AttentionSpec, inputs: [&[f32]; 4], grads: [&mut [f32]; 3]) {
     let grads = grads.map(SharedMut::new);
     split((spec.offsets.len() - 1) * spec.n_kv_heads, 3 * spec.work(), |tasks| {
         for task in tasks {

@@ -353,7 +353,7 @@ mod avx512 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::noise;
+    use crate::noise;
 
     fn rounded(v: f32) -> f64 {
         bf16::from_f32(v).to_f64()

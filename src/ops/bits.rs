@@ -441,8 +441,8 @@ impl Panel<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::noise;
-    use crate::ops::q8_rows::kernels;
+    use crate::noise;
+    use crate::q8_rows::kernels;
 
     /// Blocks of arbitrary integers with scales near 1/64, m rows of k.
     fn stored(kind: BlockType, m: usize, k: usize) -> Vec<u8> {

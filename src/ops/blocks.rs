@@ -338,7 +338,7 @@ mod tests {
     use candle_core::quantized::{GgmlDType, QTensor};
 
     use super::*;
-    use crate::ops::noise;
+    use crate::noise;
 
     const BY_CANDLE: [(BlockType, GgmlDType); 13] = [
         (BlockType::F32, GgmlDType::F32),

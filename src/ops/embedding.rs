@@ -26,7 +26,7 @@ pub fn embedding_but(table: &Tensor, ids: &Arc<Vec<u32>>, padding: Option<u32>) 
 
 /// # Errors
 /// An id without a row.
-pub(crate) fn check(table: &Tensor, ids: &[u32]) -> Result<()> {
+pub fn check(table: &Tensor, ids: &[u32]) -> Result<()> {
     let vocab = table.dim(0)?;
     match ids.iter().find(|id| **id as usize >= vocab) {
         Some(id) => candle_core::bail!("id {id} is outside the table of {vocab} rows"),
@@ -59,7 +59,7 @@ impl CustomOp1 for Embedding {
 
 /// Adds the rows of gy [n, d] to the gradient of `table` at `ids`, but for `padding`; outside `grad::collecting`,
 /// returns it.
-pub(crate) fn scatter(table: &Tensor, ids: &[u32], gy: &[f32], padding: Option<u32>) -> Result<Option<Tensor>> {
+pub fn scatter(table: &Tensor, ids: &[u32], gy: &[f32], padding: Option<u32>) -> Result<Option<Tensor>> {
     let d = table.dim(1)?;
     grad::add(table, |g, add| {
         if !add {
@@ -75,7 +75,7 @@ pub(crate) fn scatter(table: &Tensor, ids: &[u32], gy: &[f32], padding: Option<u
 }
 
 /// Rows `ids` of a table [vocab, d] as [n, d].
-pub(crate) fn gather(table: &[f32], ids: &[u32], d: usize, y: &mut [f32]) {
+pub fn gather(table: &[f32], ids: &[u32], d: usize, y: &mut [f32]) {
     for (row, id) in y.chunks_exact_mut(d).zip(ids) {
         row.copy_from_slice(&table[*id as usize * d..(*id as usize + 1) * d]);
     }

@@ -473,7 +473,7 @@ mod avx2 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::noise;
+    use crate::noise;
 
     #[test]
     fn a_block_is_transposed_wherever_it_lies() {

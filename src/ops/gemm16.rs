@@ -214,8 +214,8 @@ mod avx512 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gemm::PackedF32;
-    use crate::ops::noise;
+    use crate::gemm::PackedF32;
+    use crate::noise;
 
     #[test]
     fn equals_the_f32_product_of_the_rounded_weights_bit_for_bit() {

@@ -40,12 +40,12 @@ pub fn collecting<R>(sums: Sums, taker: Option<Taker>, backward: impl FnOnce() -
     (result, sums)
 }
 
-pub(crate) fn active() -> bool {
+pub fn active() -> bool {
     COLLECTED.with_borrow(Option::is_some)
 }
 
 /// Says that the gradients of these variables are complete.
-pub(crate) fn complete<'t>(variables: impl Iterator<Item = &'t Tensor>) -> Result<()> {
+pub fn complete<'t>(variables: impl Iterator<Item = &'t Tensor>) -> Result<()> {
     let Some(mut taker) = TAKER.take() else { return Ok(()) };
     for variable in variables.filter(|t| t.track_op()) {
         let sum = COLLECTED.with_borrow_mut(|sums| sums.as_mut().and_then(|sums| sums.remove(&variable.id())));
@@ -59,7 +59,7 @@ pub(crate) fn complete<'t>(variables: impl Iterator<Item = &'t Tensor>) -> Resul
 
 /// Lets `write` add to the gradient of `variable`; its flag is false for the first writer, who overwrites what
 /// the buffer holds. Returns a gradient for candle's own store outside `collecting`.
-pub(crate) fn add(variable: &Tensor, mut write: impl FnMut(&mut [f32], bool) + Send) -> Result<Option<Tensor>> {
+pub fn add(variable: &Tensor, mut write: impl FnMut(&mut [f32], bool) + Send) -> Result<Option<Tensor>> {
     // What a tensor that was computed gets must flow on through the graph.
     let before = COLLECTED.with_borrow(|sums| {
         sums.as_ref().filter(|_| variable.is_variable()).map(|sums| sums.get(&variable.id()).cloned())

@@ -155,7 +155,7 @@ impl Weight {
     }
 
     /// Whether the slice functions below apply.
-    pub(crate) fn on_host(&self) -> bool {
+    pub fn on_host(&self) -> bool {
         match self {
             Self::Dense(w, _) => fused(w) && w.is_contiguous(),
             Self::Packed { .. } | Self::Half { .. } | Self::Served(_) => true,
@@ -173,7 +173,7 @@ impl Weight {
     }
 
     /// y [n, out] = x [n, in] · Wᵀ on plain slices, the same bits as `apply`; plus an adapter's term.
-    pub(crate) fn forward(&self, x: &[f32], y: &mut [f32], n: usize, beside: Option<Beside<'_>>) -> Result<()> {
+    pub fn forward(&self, x: &[f32], y: &mut [f32], n: usize, beside: Option<Beside<'_>>) -> Result<()> {
         match self {
             Self::Dense(w, layout) => product(x, &read(w)?, *layout, y, self.dims(n), false),
             Self::Packed { packed, .. } => packed.matmul(x, y, n),
@@ -190,7 +190,7 @@ impl Weight {
     }
 
     /// gx [n, in] (+)= gy [n, out] · W, plus what passes an adapter.
-    pub(crate) fn backward_input(
+    pub fn backward_input(
         &self,
         gy: &[f32],
         gx: &mut [f32],
@@ -215,7 +215,7 @@ impl Weight {
     }
 
     /// Adds to the gradient of a trained weight; outside `grad::collecting`, returns it.
-    pub(crate) fn backward_weight(&self, x: &[f32], gy: &[f32], n: usize) -> Result<Option<Tensor>> {
+    pub fn backward_weight(&self, x: &[f32], gy: &[f32], n: usize) -> Result<Option<Tensor>> {
         let Self::Dense(w, layout) = self else { return Ok(None) };
         let Dims { m, k, .. } = self.dims(n);
         grad::add(w, |g, add| match layout {

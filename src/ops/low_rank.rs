@@ -78,9 +78,9 @@ impl Beside<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::bf16::PackedBf16;
-    use crate::ops::noise;
-    use crate::ops::product::{Dims, product};
+    use crate::bf16::PackedBf16;
+    use crate::noise;
+    use crate::product::{Dims, product};
 
     /// The term by the products it is made of.
     fn composed(x: &[f32], a: &[f32], b: &[f32], y: &mut [f32], n: usize, rank: usize, scale: f32) -> Vec<f32> {

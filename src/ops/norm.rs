@@ -28,7 +28,7 @@ const GRAD_ROWS: usize = 128;
 
 /// A norm on plain slices: RMSNorm without a bias, LayerNorm with one.
 #[derive(Clone, Copy)]
-pub(crate) struct Norm<'a> {
+pub struct Norm<'a> {
     pub weight: &'a [f32],
     pub bias: Option<&'a [f32]>,
     pub eps: f32,

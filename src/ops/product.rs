@@ -310,8 +310,8 @@ pub fn column_sums(x: &[f32], out: &mut [f32], add: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gemm::PackedF32;
-    use crate::ops::noise;
+    use crate::gemm::PackedF32;
+    use crate::noise;
 
     #[test]
     fn products_are_the_chains_of_packed_weights() {

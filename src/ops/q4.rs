@@ -278,8 +278,8 @@ mod tests {
     use candle_core::quantized::{GgmlDType, QTensor};
 
     use super::*;
-    use crate::ops::noise;
-    use crate::ops::q8_rows::kernels;
+    use crate::noise;
+    use crate::q8_rows::kernels;
 
     /// The product with the weights that the blocks stand for, as candle reads them.
     fn expected(w: &[f32], x: &[f32], m: usize, k: usize) -> Vec<f32> {

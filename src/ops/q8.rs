@@ -231,8 +231,8 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::noise;
-    use crate::ops::q8_rows::kernels;
+    use crate::noise;
+    use crate::q8_rows::kernels;
 
     #[test]
     fn close_to_f32_and_equal_in_any_batch_and_instruction_set() {

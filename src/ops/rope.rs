@@ -77,7 +77,7 @@ impl RopeTable {
 
     /// # Errors
     /// A row outside the table.
-    pub(crate) fn check(&self, rows: &[u32]) -> Result<()> {
+    pub fn check(&self, rows: &[u32]) -> Result<()> {
         match rows.iter().find(|p| **p as usize >= self.rows) {
             Some(p) => candle_core::bail!("position {p} is outside the model's {} positions", self.rows),
             None => Ok(()),
@@ -100,7 +100,7 @@ pub fn rope(x: &Tensor, table: &Arc<RopeTable>, positions: &Arc<Vec<u32>>) -> Re
 }
 
 /// Rotates x [n, width] in place; `sign` −1 rotates back, which is the gradient.
-pub(crate) fn rotate(x: &mut [f32], table: &RopeTable, positions: &[u32], sign: f32) {
+pub fn rotate(x: &mut [f32], table: &RopeTable, positions: &[u32], sign: f32) {
     let width = x.len() / positions.len().max(1);
     let work = x.len() * 4;
     let rows = SharedMut::new(x);

@@ -34,6 +34,7 @@ pub fn isa() -> Isa {
 }
 
 /// Compiles one `#[inline(always)]` body for every instruction set and dispatches at run time.
+#[macro_export]
 macro_rules! multiversion {
     ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*
@@ -47,19 +48,19 @@ macro_rules! multiversion {
                 unsafe fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
                 #[target_feature(enable = "avx2,fma")]
                 unsafe fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
-                match $crate::ops::simd::isa() {
+                match $crate::simd::isa() {
                     // SAFETY: `isa` has checked the features.
-                    $crate::ops::simd::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::simd::Isa::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: `isa` has checked the features.
-                    $crate::ops::simd::Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::ops::simd::Isa::Portable => {}
+                    $crate::simd::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::simd::Isa::Portable => {}
                 }
             }
             body($($arg),*)
         }
     };
 }
-pub(crate) use multiversion;
+pub use multiversion;
 
 /// Asks for the cache line of `x[at]`, where memory's own guess of what comes next would be wrong.
 #[inline(always)]

@@ -79,12 +79,12 @@ impl Actor {
 /// The generated admin key, if it has to be made now: no admin key is configured and no generated one is live.
 pub async fn generate_admin_key(
     config: &Config,
-    store: &dyn Store,
+    store: &Store,
     random: &Random,
     now: Micros,
 ) -> Result<Option<String>> {
     let live = |k: &ApiKey| k.origin == KeyOrigin::Generated && !k.revoked;
-    if config.admin_key.is_some() || store.list_api_keys().await?.iter().any(live) {
+    if config.admin_key.is_some() || store.api_keys().list().await?.iter().any(live) {
         return Ok(None);
     }
     let key = random.secret("sk-admin-");
@@ -99,13 +99,13 @@ pub async fn generate_admin_key(
         revoked: false,
         created: now,
     };
-    store.put_api_key(stored).await?;
+    store.api_keys().put(stored).await?;
     Ok(Some(key))
 }
 
 /// The owner of a key that the store knows. Such keys are 256 random bits: looking one up tells a guesser nothing.
 pub async fn by_stored_key(services: &Services, key: &str) -> Result<Option<Actor>> {
-    let found = services.store.key_owner(&secret_hash(key)).await?;
+    let found = services.store.api_keys().owner(&secret_hash(key)).await?;
     Ok(found.and_then(|(key, person)| of_key(services, key, person)))
 }
 
@@ -158,13 +158,13 @@ pub async fn by_session(services: &Services, token: &str) -> Result<Option<Actor
     let Some((session, actor)) = of_session(services, &hash, now).await? else { return Ok(None) };
     // Once a minute is enough to know that it is in use. A use in the future is a wrong clock's.
     if session.used + MINUTE <= now || session.used > now + CLOCK_SLACK {
-        services.store.touch_session(&hash, now).await?;
+        services.store.sessions().touch(&hash, now).await?;
     }
     Ok(Some(actor))
 }
 
 async fn of_session(services: &Services, hash: &str, now: Micros) -> Result<Option<(Session, Actor)>> {
-    let Some(open) = services.store.open_session(hash, now).await? else { return Ok(None) };
+    let Some(open) = services.store.sessions().open(hash, now).await? else { return Ok(None) };
     let OpenSession { session, person: labeler, link_is_live, key } = open;
     let sessions = &services.live().config.sessions;
     let idle = after(session.used, sessions.idle_hours, HOUR) <= now;
@@ -172,7 +172,7 @@ async fn of_session(services: &Services, hash: &str, now: Micros) -> Result<Opti
     // Opened while the clock ran ahead: it would stay open until that time comes.
     let from_the_future = session.created > now + CLOCK_SLACK;
     if idle || old || from_the_future {
-        services.store.delete_session(hash).await?;
+        services.store.sessions().delete(hash).await?;
         return Ok(None);
     }
     let way = Way::Session(hash.to_owned());
@@ -225,9 +225,9 @@ pub async fn again(services: &Services, actor: &Actor) -> Result<Option<Actor>> 
     match &actor.way {
         Way::Configured => Ok((Some(&actor.credential) == admin_credential(services).as_ref()).then(|| actor.clone())),
         Way::Key(id) => {
-            let Some(key) = services.store.live_api_key(id).await? else { return Ok(None) };
+            let Some(key) = services.store.api_keys().live(id).await? else { return Ok(None) };
             let person = match &key.labeler_id {
-                Some(id) => Some(services.store.get_labeler(id).await?),
+                Some(id) => Some(services.store.people().get(id).await?),
                 None => None,
             };
             Ok(of_key(services, key, person))
@@ -311,7 +311,7 @@ pub async fn log_in_as(services: &Arc<Services>, actor: Actor) -> Result<(Labele
     if !actor.feedback {
         return Err(Refusal::KeyWithoutSession.into());
     }
-    let mut labeler = services.store.get_labeler(&actor.labeler_id).await?;
+    let mut labeler = services.store.people().get(&actor.labeler_id).await?;
     labeler.role = actor.role;
     let token = open(services, &labeler, actor.credential).await?;
     Ok((labeler, token))
@@ -323,7 +323,7 @@ pub async fn log_in_as(services: &Arc<Services>, actor: Actor) -> Result<(Labele
 /// `SignIn` when it is unknown, used, revoked or expired.
 pub async fn open_invite(services: &Services, invite: &str) -> Result<Invite> {
     let (hash, now) = (secret_hash(invite), services.now());
-    let known = services.store.list_invites().await?.into_iter().find(|i| i.token_hash == hash);
+    let known = services.store.invites().list().await?.into_iter().find(|i| i.token_hash == hash);
     let invite = known.ok_or(Refusal::UnknownInvite)?;
     let refusal = match &invite {
         i if i.used_by.is_some() => Some(Refusal::UsedInvite),
@@ -360,7 +360,7 @@ pub async fn log_in_with_invite(
     let labeler = Labeler::new(LabelerId::new(), name, known.role, now);
     let all = services.clone();
     let (labeler, link) = to_the_end(async move {
-        let labeler = match all.store.redeem_invite(&known.token_hash, labeler, now).await {
+        let labeler = match all.store.invites().redeem(&known.token_hash, labeler, now).await {
             Ok(labeler) => labeler,
             // Somebody was faster.
             Err(StoreError::Conflict(_) | StoreError::NotFound { .. }) => return Err(Refusal::UsedInvite.into()),
@@ -380,8 +380,8 @@ pub async fn log_in_with_invite(
 /// `SignIn` when it is unknown, replaced, revoked or expired, or the person was locked out.
 pub async fn log_in_with_link(services: &Arc<Services>, link: &str) -> Result<(Labeler, String)> {
     let now = services.now();
-    let link = services.store.find_link(&secret_hash(link)).await?.ok_or(Refusal::UnknownLink)?;
-    let labeler = services.store.get_labeler(&link.labeler_id).await?;
+    let link = services.store.links().find(&secret_hash(link)).await?.ok_or(Refusal::UnknownLink)?;
+    let labeler = services.store.people().get(&link.labeler_id).await?;
     match link.state {
         _ if !labeler.active => return Err(Refusal::LockedOut.into()),
         LinkState::Replaced => return Err(Refusal::ReplacedLink.into()),
@@ -393,7 +393,7 @@ pub async fn log_in_with_link(services: &Arc<Services>, link: &str) -> Result<(L
     {
         return Err(Refusal::ExpiredLink.into());
     }
-    services.store.touch_link(&link.id, now).await?;
+    services.store.links().touch(&link.id, now).await?;
     let token = open(services, &labeler, format!("link:{}", link.id)).await?;
     Ok((labeler, token))
 }
@@ -418,10 +418,10 @@ async fn open(services: &Arc<Services>, labeler: &Labeler, credential: String) -
         created: now,
     };
     let services = services.clone();
-    to_the_end(async move { Ok(services.store.put_session(session).await?) }).await?;
+    to_the_end(async move { Ok(services.store.sessions().put(session).await?) }).await?;
     Ok(token)
 }
 
 pub async fn log_out(services: &Services, token: &str) -> Result<()> {
-    Ok(services.store.delete_session(&secret_hash(token)).await?)
+    Ok(services.store.sessions().delete(&secret_hash(token)).await?)
 }

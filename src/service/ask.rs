@@ -126,7 +126,7 @@ impl Asked {
         let policy = if self.named { VERSIONS } else { ASKED };
         let completions = texts.into_iter().map(CompletionRef::Known).collect();
         let set = sets::create(services, &self.prompt, completions, Some(1), policy).await?;
-        services.store.set_made_by(&set.id, &actor.labeler_id).await?;
+        services.store.sets().note_maker(&set.id, &actor.labeler_id).await?;
         let wanted = Wanted { set_id: Some(set.id), ..Wanted::default() };
         match label::next_in_order(services, actor, wanted, self.order_seed).await? {
             Next::Turn(turn) => Ok(*turn),

@@ -119,7 +119,7 @@ pub async fn backup(config: &Config, out: &Path, now: Micros) -> Result<Covered>
             _ => Database::Tables(dump::export(&config.database_url(), &dir.join(TABLES)).await?),
         };
         let (mut models, mut missing) = (Vec::new(), Vec::new());
-        for version in store.list_models().await? {
+        for version in store.models().list().await? {
             models.push(keep(&artifacts, store.as_ref(), version, dir, &mut missing).await?);
         }
         let manifest = Manifest {
@@ -128,7 +128,7 @@ pub async fn backup(config: &Config, out: &Path, now: Micros) -> Result<Covered>
             created: jiff::Timestamp::from_microsecond(now)?.to_string(),
             database,
             models,
-            erased: store.erased_people().await?,
+            erased: store.privacy().erased_people().await?,
         };
         write_synced(&dir.join(MANIFEST), &serde_json::to_string_pretty(&manifest)?)?;
         Ok(Covered { versions: manifest.models.len(), created: manifest.created, missing, erased: 0 })
@@ -136,7 +136,7 @@ pub async fn backup(config: &Config, out: &Path, now: Micros) -> Result<Covered>
     .await;
     if made.is_ok() {
         let place = std::path::absolute(out)?.display().to_string();
-        store.put_backup(&place, now).await?;
+        store.backups().put(&place, now).await?;
     }
     store.close().await;
     made
@@ -144,7 +144,7 @@ pub async fn backup(config: &Config, out: &Path, now: Micros) -> Result<Covered>
 
 async fn keep(
     artifacts: &Artifacts,
-    store: &dyn store::Store,
+    store: &store::Store,
     version: ModelVersion,
     dir: &Path,
     missing: &mut Vec<String>,
@@ -158,7 +158,7 @@ async fn keep(
         }
         Err(error) => return Err(error.into()),
     };
-    let known = store.model_files(&id).await?;
+    let known = store.models().files(&id).await?;
     let to = dir.join(MODELS).join(id.as_str());
     tokio::task::spawn_blocking(move || {
         let files = if known.is_empty() { artifacts::describe(&root)? } else { known };

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{Result, Services};
-use crate::domain::{Message, SetId};
-use crate::store::{JudgmentFilter, JudgmentRow, Page, SetFilter, SetRow};
+use crate::domain::{AuditEntry, Message, SetId};
+use crate::store::{AuditFilter, JudgmentFilter, JudgmentRow, Page, SetFilter, SetRow};
 
 /// Characters of a prompt that lists show.
 const PREVIEW: usize = 160;
@@ -37,7 +37,7 @@ pub fn preview(messages: &[Message]) -> String {
 
 /// A page of sets, newest first, and how many fit the filter in all.
 pub async fn sets(services: &Services, filter: &SetFilter, page: Page) -> Result<(Vec<(SetRow, String)>, i64)> {
-    let (rows, total) = services.store.browse_sets(filter, page, services.now()).await?;
+    let (rows, total) = services.store.sets().browse(filter, page, services.now()).await?;
     Ok((rows.into_iter().map(|row| (preview(&row.messages), row)).map(|(text, row)| (row, text)).collect(), total))
 }
 
@@ -47,13 +47,13 @@ pub async fn judgments(
     filter: &JudgmentFilter,
     page: Page,
 ) -> Result<(Vec<(JudgmentRow, String)>, i64)> {
-    let (rows, total) = services.store.browse_judgments(filter, page).await?;
+    let (rows, total) = services.store.judgments().browse(filter, page).await?;
     Ok((rows.into_iter().map(|row| (preview(&row.messages), row)).map(|(text, row)| (row, text)).collect(), total))
 }
 
 /// Previews of the prompts of these sets.
 pub async fn previews(services: &Services, ids: &[SetId]) -> Result<HashMap<SetId, String>> {
-    let found = services.store.set_prompts(ids).await?;
+    let found = services.store.sets().prompts(ids).await?;
     Ok(found.into_iter().map(|(id, messages)| (id, preview(&messages))).collect())
 }
 
@@ -66,12 +66,28 @@ pub struct NameOf {
     pub name: String,
 }
 
+/// A page of the audit trail, newest first, and what the ids in it stand for, as far as it is known.
+///
+/// # Errors
+/// What the store says.
+pub async fn audit(
+    services: &Services,
+    filter: &AuditFilter,
+    before: Option<i64>,
+    limit: i64,
+) -> Result<(Vec<AuditEntry>, BTreeMap<String, NameOf>)> {
+    let entries = services.store.audit_log().list(filter, before, limit).await?;
+    let named = entries.iter().flat_map(|e| [e.actor.clone(), e.target.clone()]).collect();
+    let names = names(services, named).await?;
+    Ok((entries, names))
+}
+
 /// What the ids stand for that are known.
 pub async fn names(services: &Services, mut ids: Vec<String>) -> Result<BTreeMap<String, NameOf>> {
     ids.sort_unstable();
     ids.dedup();
     let mut names = BTreeMap::new();
-    for (id, named) in services.store.names_of(&ids).await? {
+    for (id, named) in services.store.audit_log().names_of(&ids).await? {
         let name = if named.messages.is_empty() { named.name } else { preview(&named.messages) };
         names.insert(id, NameOf { kind: named.kind, name });
     }

@@ -506,5 +506,5 @@ impl Drop for Running {
 type Answers = (Prompt, Vec<Completion>, Option<&'static str>);
 
 async fn write(services: Arc<Services>, (prompt, completions, served): Answers) -> Result<()> {
-    to_the_end(async move { Ok(services.store.put_answers(prompt, completions, served).await?) }).await
+    to_the_end(async move { Ok(services.store.completions().put_answers(prompt, completions, served).await?) }).await
 }

@@ -93,13 +93,13 @@ async fn published(
 
 /// With an artifact store, the configured model is brought there once, so that workers elsewhere can start
 /// from it.
-pub async fn share(artifacts: &Artifacts, store: &dyn Store, version: &ModelVersion) -> Result<()> {
-    if !artifacts.is_shared() || !store.model_files(&version.id).await?.is_empty() {
+pub async fn share(artifacts: &Artifacts, store: &Store, version: &ModelVersion) -> Result<()> {
+    if !artifacts.is_shared() || !store.models().files(&version.id).await?.is_empty() {
         return Ok(());
     }
     let path = artifacts.path(version).await?;
     let files = artifacts.publish(&version.id, &path).await.context("bringing the model to the artifact store")?;
-    Ok(store.put_model_files(&version.id, files).await?)
+    Ok(store.models().put_files(&version.id, files).await?)
 }
 
 /// A path, the built-in model, a pulled name, or a name that can be pulled now; `None` for names that nobody knows. The
@@ -140,8 +140,8 @@ struct Located {
 
 /// What should serve: the active policy when it descends from the configured model (the loop's progress
 /// survives a restart), else the configured model itself (it was asked for).
-pub async fn choose(store: &dyn Store, configured: ModelVersion) -> Result<ModelVersion> {
-    let Some(active) = store.active_model(ModelKind::Policy).await? else { return Ok(configured) };
+pub async fn choose(store: &Store, configured: ModelVersion) -> Result<ModelVersion> {
+    let Some(active) = store.models().active(ModelKind::Policy).await? else { return Ok(configured) };
     let mut ancestor = active.clone();
     // Lineages are short; the bound only guards against a broken table.
     for _ in 0..10_000 {
@@ -149,7 +149,7 @@ pub async fn choose(store: &dyn Store, configured: ModelVersion) -> Result<Model
             return Ok(active);
         }
         match &ancestor.parent_id {
-            Some(parent) => ancestor = store.get_model(parent).await?,
+            Some(parent) => ancestor = store.models().get(parent).await?,
             None => break,
         }
     }

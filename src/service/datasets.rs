@@ -56,6 +56,22 @@ pub(super) fn check_feedback(services: &Services, feedback: bool, field: &str) -
     Ok(())
 }
 
+/// All versions of data sets, newest first.
+///
+/// # Errors
+/// What the store says.
+pub async fn list(services: &Services) -> Result<Vec<DatasetVersion>> {
+    Ok(services.store.datasets().list().await?)
+}
+
+/// One version, by id or name.
+///
+/// # Errors
+/// `NotFound` when there is none.
+pub async fn get(services: &Services, id_or_name: &str) -> Result<DatasetVersion> {
+    Ok(services.store.datasets().get(id_or_name).await?)
+}
+
 /// Freezes what the filter finds now (or at its `as_of`).
 ///
 /// # Errors
@@ -95,12 +111,12 @@ pub async fn create(
     };
     let (services, stored, actor) = (services.clone(), version.clone(), by.signature());
     to_the_end(async move {
-        services.store.put_dataset(stored.clone()).await.map_err(|e| match e {
+        services.store.datasets().put(stored.clone()).await.map_err(|e| match e {
             StoreError::Conflict(_) => ServiceError::Conflict("a dataset version has this name".into()),
             other => other.into(),
         })?;
         let detail = json!({"name": stored.name, "sha256": stored.sha256, "sets": stored.n_sets});
-        Ok(services.store.audit(&actor, "create_dataset", stored.id.as_str(), detail, now).await?)
+        Ok(services.store.audit_log().append(&actor, "create_dataset", stored.id.as_str(), detail, now).await?)
     })
     .await?;
     Ok(version)
@@ -111,7 +127,7 @@ pub async fn create(
 /// # Errors
 /// `Conflict` when it holds something else than rankings, or when data it held was erased since.
 pub async fn verified(services: &Services, id_or_name: &str) -> Result<(DatasetVersion, RankedFilter)> {
-    let version = services.store.get_dataset(id_or_name).await.map_err(|e| super::not_found_as(e, "dataset"))?;
+    let version = services.store.datasets().get(id_or_name).await.map_err(|e| super::not_found_as(e, "dataset"))?;
     if version.filter["data"] != "comparisons" {
         return Err(ServiceError::Conflict("only versions of rankings can be exported again".into()));
     }

@@ -119,9 +119,9 @@ pub async fn start(services: &Arc<Services>, by: &Actor, request: DrawRequest) -
         created: now,
         updated: now,
     };
-    services.store.put_draw(draw.clone()).await?;
+    services.store.draws().put(draw.clone()).await?;
     let detail = json!({"policy": plan.request.policy, "count": plan.request.count});
-    services.store.audit(&by.signature(), "draw_sets", draw.id.as_str(), detail, now).await?;
+    services.store.audit_log().append(&by.signature(), "draw_sets", draw.id.as_str(), detail, now).await?;
     let (services, running) = (services.clone(), draw.clone());
     let payer = meter::payer();
     tokio::spawn(meter::paid_by(payer, async move { run(services, plan, running).await }));
@@ -131,17 +131,17 @@ pub async fn start(services: &Arc<Services>, by: &Actor, request: DrawRequest) -
 /// Draws, newest first.
 pub async fn list(services: &Services, page: Page) -> Result<Vec<SetDraw>> {
     let now = services.now();
-    Ok(services.store.list_draws(page).await?.into_iter().map(|d| buried(d, now)).collect())
+    Ok(services.store.draws().list(page).await?.into_iter().map(|d| buried(d, now)).collect())
 }
 
 pub async fn get(services: &Services, id: &DrawId) -> Result<SetDraw> {
-    Ok(buried(services.store.get_draw(id).await?, services.now()))
+    Ok(buried(services.store.draws().get(id).await?, services.now()))
 }
 
 pub async fn cancel(services: &Services, by: &Actor, id: &DrawId) -> Result<SetDraw> {
     let now = services.now();
-    let draw = services.store.cancel_draw(id, now).await?;
-    services.store.audit(&by.signature(), "cancel_draw", id.as_str(), json!({}), now).await?;
+    let draw = services.store.draws().cancel(id, now).await?;
+    services.store.audit_log().append(&by.signature(), "cancel_draw", id.as_str(), json!({}), now).await?;
     Ok(draw)
 }
 
@@ -214,7 +214,8 @@ async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<Plan> {
         }
         SelectionPolicy::Stored | SelectionPolicy::Disagreement => {}
     }
-    if request.policy == SelectionPolicy::Uncertainty && services.store.active_model(ModelKind::Reward).await?.is_none()
+    if request.policy == SelectionPolicy::Uncertainty
+        && services.store.models().active(ModelKind::Reward).await?.is_none()
     {
         return Err(ServiceError::Conflict(
             "uncertainty needs an active reward model; train and promote one first".into(),
@@ -248,7 +249,7 @@ async fn run(services: Arc<Services>, plan: Plan, mut draw: SetDraw) {
 /// Stores where the draw stands; false once it was cancelled.
 async fn advance(services: &Services, draw: &mut SetDraw) -> Result<bool> {
     draw.updated = services.now();
-    Ok(services.store.advance_draw(draw.clone()).await?)
+    Ok(services.store.draws().advance(draw.clone()).await?)
 }
 
 /// An empty report with how answers will be drawn.
@@ -273,11 +274,11 @@ async fn prompts(services: &Services, plan: &Plan, report: &mut DrawReport) -> R
     if plan.request.policy == SelectionPolicy::Stored {
         filter.min_completions = filter.min_completions.max(2);
     }
-    let counts = services.store.count_prompts(&filter).await?;
+    let counts = services.store.prompts().count(&filter).await?;
     (report.found, report.has_set) = (counts.found, counts.has_set);
     (report.raw_text, report.few_answers) = (counts.raw_text, counts.few_completions);
     report.requests = counts.requests;
-    let mut found = services.store.select_prompts(&filter, None, POOL as i64).await?;
+    let mut found = services.store.prompts().select(&filter, None, POOL as i64).await?;
     // Raw texts given to /v1/completions are no questions to people, unless asked for by source.
     if filter.source.is_none() {
         found.retain(|p| p.source != "completions");
@@ -382,15 +383,15 @@ async fn disputed(services: &Arc<Services>, plan: &Plan, draw: &mut SetDraw) -> 
         };
         draw.looked_at += 1;
         // A set that waits for a judgment anyway, or that a reviewer has settled, needs no more.
-        if services.store.settled_by(&found.set_id).await?.is_some() {
+        if services.store.sets().settled_by(&found.set_id).await?.is_some() {
             draw.report.settled += 1;
             continue;
         }
-        if services.store.get_set(&found.set_id).await?.status != SetStatus::Done {
+        if services.store.sets().get(&found.set_id).await?.status != SetStatus::Done {
             draw.report.waiting += 1;
             continue;
         }
-        services.store.extend_set(&found.set_id, plan.request.policy.as_str(), Some(score)).await?;
+        services.store.sets().extend(&found.set_id, plan.request.policy.as_str(), Some(score)).await?;
         draw.made += 1;
         if !advance(services, draw).await? {
             break;

@@ -98,9 +98,9 @@ async fn stored(services: &Services, plan: &Plan, prompt: &Prompt) -> Result<Ans
     let mut answers = Answers::default();
     let left_out = match services.learns_from_requests() {
         true => HashSet::new(),
-        false => services.store.served_completions(&prompt.id).await?,
+        false => services.store.completions().served(&prompt.id).await?,
     };
-    for completion in services.store.list_completions(&prompt.id).await?.iter().rev() {
+    for completion in services.store.completions().list(&prompt.id).await?.iter().rev() {
         if answers.kept.len() == plan.n {
             break;
         }
@@ -164,7 +164,7 @@ async fn doubt(services: &Services, prompt: &Prompt, written: &[(CompletionId, S
     let (_, scores) = publish::rewards(services, None, &prompt.messages.clone().into(), answers, true).await?;
     let guesses: Vec<Guess> = scores.into_iter().map(|s| Guess { mean: s.mean, std: s.std }).collect();
     for ((id, _), guess) in written.iter().zip(&guesses) {
-        services.store.set_completion_reward(id, guess.mean).await?;
+        services.store.completions().set_reward(id, guess.mean).await?;
     }
     Ok(uncertainty(&guesses))
 }

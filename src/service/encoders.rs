@@ -10,7 +10,7 @@ use crate::engine::{EmbedRequest, Embeddings, FillRequest, Filled};
 pub async fn resolve(services: &Services, model: Option<&str>) -> Result<ModelVersion> {
     let version = match model {
         None | Some("" | "active" | "default") => {
-            let active = services.store.active_model(ModelKind::Encoder).await?;
+            let active = services.store.models().active(ModelKind::Encoder).await?;
             return active.ok_or_else(|| {
                 ServiceError::Conflict("no encoder is configured: start with --encoder, or name one in model".into())
             });

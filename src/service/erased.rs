@@ -77,8 +77,8 @@ pub fn merged(people: impl IntoIterator<Item = ErasedPerson>) -> Vec<ErasedPerso
 ///
 /// # Errors
 /// What the store says.
-pub async fn apply(store: &dyn Store, people: &[ErasedPerson], now: Micros) -> Result<usize, StoreError> {
-    let done = store.erased_people().await?;
+pub async fn apply(store: &Store, people: &[ErasedPerson], now: Micros) -> Result<usize, StoreError> {
+    let done = store.privacy().erased_people().await?;
     let mut erased = 0;
     for person in people {
         let id = &person.labeler_id;
@@ -86,10 +86,10 @@ pub async fn apply(store: &dyn Store, people: &[ErasedPerson], now: Micros) -> R
         {
             continue;
         }
-        match store.erase_labeler(id, person.judgments, &actor_hash(id), now).await {
+        match store.privacy().erase_labeler(id, person.judgments, &actor_hash(id), now).await {
             Ok(rows) => {
                 let detail = json!({"judgments": person.judgments, "erased": rows, "asked": person.created});
-                store.audit(&"restore".into(), "erase", id.as_str(), detail, now).await?;
+                store.audit_log().append(&"restore".into(), "erase", id.as_str(), detail, now).await?;
                 erased += 1;
             }
             // Came after the backup.
@@ -97,6 +97,6 @@ pub async fn apply(store: &dyn Store, people: &[ErasedPerson], now: Micros) -> R
             Err(error) => return Err(error),
         }
     }
-    store.flush_erased().await?;
+    store.privacy().flush_erased().await?;
     Ok(erased)
 }

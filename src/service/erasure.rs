@@ -49,10 +49,10 @@ pub async fn erase(services: &Arc<Services>, by: &Actor, id: &LabelerId, how: Er
             Erase::Remove => words_of(&services, &id).await?,
             Erase::Anonymise => Default::default(),
         };
-        let rows = services.store.erase_labeler(&id, how, &actor_hash(&id), now).await?;
+        let rows = services.store.privacy().erase_labeler(&id, how, &actor_hash(&id), now).await?;
         for (prompt, messages) in prompts {
             // Prompts that others have a part in stay.
-            if let Err(StoreError::NotFound { .. }) = services.store.get_prompt(&prompt).await {
+            if let Err(StoreError::NotFound { .. }) = services.store.prompts().get(&prompt).await {
                 theirs.texts.extend(messages.into_iter().map(|message| message.content));
             }
         }
@@ -63,7 +63,7 @@ pub async fn erase(services: &Arc<Services>, by: &Actor, id: &LabelerId, how: Er
             Ok(Err(error)) => (0, vec![format!("files of training jobs: {error}")]),
             Err(error) => (0, vec![format!("files of training jobs: {error}")]),
         };
-        if !services.store.flush_erased().await? {
+        if !services.store.privacy().flush_erased().await? {
             not_reached.push("the database's write-ahead log, until its next checkpoint".to_owned());
         }
         let (backups, missed) = list_in_backups(&services).await?;
@@ -82,7 +82,7 @@ pub async fn erase(services: &Arc<Services>, by: &Actor, id: &LabelerId, how: Er
         }
         let detail = json!({"judgments": how, "erased": rows, "job_lines": job_lines, "backups": backups,
                             "not_reached": not_reached});
-        services.store.audit(&signature, "erase", id.as_str(), detail, now).await?;
+        services.store.audit_log().append(&signature, "erase", id.as_str(), detail, now).await?;
         Ok(Erasure { rows, job_lines, backups, not_reached })
     })
     .await
@@ -91,8 +91,8 @@ pub async fn erase(services: &Arc<Services>, by: &Actor, id: &LabelerId, how: Er
 /// Writes who was erased into the data directory and into the manifest of every known backup; returns the backups that
 /// have it, and what could not be reached.
 async fn list_in_backups(services: &Services) -> Result<(Vec<String>, Vec<String>)> {
-    let people = services.store.erased_people().await?;
-    let known = services.store.backups().await?;
+    let people = services.store.privacy().erased_people().await?;
+    let known = services.store.backups().list().await?;
     let data_dir = services.config.data_dir.clone();
     let written = tokio::task::spawn_blocking(move || {
         let (mut done, mut missed) = (Vec::new(), Vec::new());
@@ -112,7 +112,7 @@ async fn list_in_backups(services: &Services) -> Result<(Vec<String>, Vec<String
 
 /// What a person wrote and ranked, as the files of jobs hold it, and the prompts that may be theirs alone.
 async fn words_of(services: &Services, id: &LabelerId) -> Result<(job_files::Theirs, Vec<(PromptId, Vec<Message>)>)> {
-    let data = services.store.personal_data(id, &actor_hash(id)).await?;
+    let data = services.store.privacy().personal_data(id, &actor_hash(id)).await?;
     let mut theirs = job_files::Theirs::default();
     theirs.texts.extend(data.demonstrations.into_iter().map(|(_, text, _)| text));
     theirs.texts.extend(data.feedback_events.iter().filter_map(|e| e.value.as_str()).map(str::to_owned));
@@ -123,7 +123,7 @@ async fn words_of(services: &Services, id: &LabelerId) -> Result<(job_files::The
             unsettled: true,
             ..RankedFilter::default()
         };
-        let ranked = services.store.ranked_sets(&filter).await?;
+        let ranked = services.store.judgments().ranked(&filter).await?;
         let lines = ranked.iter().filter_map(Comparison::from_ranked);
         theirs.lines.extend(lines.filter_map(|line| serde_json::to_value(line).ok()));
     }
@@ -173,40 +173,43 @@ pub struct PersonalKey {
 /// Collects what is stored about a person; the audit trail says that somebody looked.
 pub async fn personal_data(services: &Services, by: &Actor, id: &LabelerId) -> Result<PersonalExport> {
     let store = &services.store;
-    let labeler = store.get_labeler(id).await?;
+    let labeler = store.people().get(id).await?;
     let mut judgments = Vec::new();
     let mut page = Page { after: None, limit: 500 };
     loop {
-        let batch = store.list_judgments(page.clone(), Some(id)).await?;
+        let batch = store.judgments().list(page.clone(), Some(id)).await?;
         let Some(last) = batch.last() else { break };
         page.after = Some(last.id.to_string());
         judgments.extend(batch);
     }
-    let data = store.personal_data(id, &actor_hash(id)).await?;
+    let data = store.privacy().personal_data(id, &actor_hash(id)).await?;
     let mine = |used_by: &Option<LabelerId>| used_by.as_ref() == Some(id);
     let invites: Vec<_> = store
-        .list_invites()
+        .invites()
+        .list()
         .await?
         .into_iter()
         .filter(|i| mine(&i.used_by))
         .map(|i| PersonalInvite { id: i.id, role: i.role, name: i.name, note: i.note, created: i.created })
         .collect();
     let keys: Vec<_> = store
-        .list_api_keys()
+        .api_keys()
+        .list()
         .await?
         .into_iter()
         .filter(|k| mine(&k.labeler_id))
         .map(|k| PersonalKey { id: k.id, name: k.name, scopes: k.scopes, created: k.created })
         .collect();
     let links: Vec<_> = store
-        .list_links()
+        .links()
+        .list()
         .await?
         .into_iter()
         .filter(|l| l.labeler_id == *id)
         .map(|l| PersonalLink { id: l.id, created: l.created, expires: l.expires, used: l.used })
         .collect();
     let filter = AuditFilter { actor: Some(id.to_string()), ..AuditFilter::default() };
-    let actions = store.list_audit(&filter, None, 10_000).await?;
-    store.audit(&by.signature(), "export_person", id.as_str(), json!({}), services.now()).await?;
+    let actions = store.audit_log().list(&filter, None, 10_000).await?;
+    store.audit_log().append(&by.signature(), "export_person", id.as_str(), json!({}), services.now()).await?;
     Ok(PersonalExport { labeler, judgments, data, invites, links, keys, actions })
 }

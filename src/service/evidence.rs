@@ -144,7 +144,7 @@ pub async fn history(services: &Services, models: &[ModelVersion]) -> Result<His
     let kinds: HashMap<&ModelVersionId, ModelKind> = models.iter().map(|m| (&m.id, m.kind)).collect();
     let mut active: HashMap<ModelKind, ModelVersionId> = HashMap::new();
     let mut history = History::default();
-    for step in services.store.activation_history().await? {
+    for step in services.store.models().activation_history().await? {
         let Some(kind) = kinds.get(&step.to).copied() else { continue };
         // Lines of older releases do not say what was replaced: it is what the line before activated.
         let from = step.from.or_else(|| active.get(&kind).cloned()).filter(|from| *from != step.to);
@@ -238,7 +238,7 @@ const ROUND_CURVES: [&str; 5] = ["reward", "gold", "kl", "reward_std", "episodes
 async fn curves(services: &Services, version: &ModelVersion) -> Result<Vec<Metric>> {
     let Some(job) = &version.job_id else { return Ok(Vec::new()) };
     let names: Vec<String> = ROUND_CURVES.iter().map(|n| (*n).to_owned()).collect();
-    Ok(services.store.metrics(job, &names).await?)
+    Ok(services.store.jobs().metrics(job, &names).await?)
 }
 
 /// The word for a version's figures.
@@ -278,7 +278,7 @@ pub async fn find(services: &Services, version: &ModelVersion, active: Option<&M
     let policy = version.kind == ModelKind::Policy;
     let rounds = if policy { rounds(version, &curves(services, version).await?) } else { rounds(version, &[]) };
     let win_rate = match active.filter(|a| policy && a.id != version.id) {
-        Some(other) => win_rate(&services.store.meetings(&version.id, &other.id).await?),
+        Some(other) => win_rate(&services.store.models().meetings(&version.id, &other.id).await?),
         None => None,
     };
     let finding = finding(version, accuracy.as_ref(), rounds.reward.as_ref(), win_rate.as_ref(), false);
@@ -302,7 +302,7 @@ pub struct Summary {
 /// `NotFound` for an unknown name or id.
 pub async fn evidence(services: &Services, name_or_id: &str) -> Result<Evidence> {
     let version = publish::find(services, name_or_id).await?;
-    let models = services.store.list_models().await?;
+    let models = services.store.models().list().await?;
     let by_id = |id: &ModelVersionId| models.iter().find(|m| m.id == *id);
     let active = models.iter().find(|m| m.kind == version.kind && m.state == ModelState::Active);
     let parent = version.parent_id.as_ref().and_then(by_id);
@@ -335,7 +335,7 @@ pub async fn evidence(services: &Services, name_or_id: &str) -> Result<Evidence>
         against: against.map(Named::from),
         win_rate,
         samples,
-        new_rankings: services.store.rankings_since(version.created).await?,
+        new_rankings: services.store.models().rankings_since(version.created).await?,
         rolled_back,
     })
 }
@@ -358,7 +358,7 @@ async fn samples(
     let mut found = Vec::new();
     if let Some(other) = against {
         let cut = |finish: Option<String>| finish.map(|f| f == "length");
-        for s in services.store.shared_prompts(&version.id, &other.id, SAMPLES).await? {
+        for s in services.store.models().shared_prompts(&version.id, &other.id, SAMPLES).await? {
             found.push(SideBySide {
                 prompt: s.messages,
                 ours: Side { text: s.text_a, reward: s.reward_a, cut: cut(s.finish_a) },
@@ -368,7 +368,7 @@ async fn samples(
     }
     let started_from = against.is_some_and(|a| version.parent_id.as_ref() == Some(&a.id));
     if let Some(job) = version.job_id.as_ref().filter(|_| started_from) {
-        found.extend(before_and_after(&services.store.job_samples(job, SAMPLE_EVENTS).await?));
+        found.extend(before_and_after(&services.store.jobs().samples(job, SAMPLE_EVENTS).await?));
     }
     found.truncate(SAMPLES as usize);
     Ok(found)

@@ -34,7 +34,7 @@ pub async fn give(
     if idempotency_key.as_ref().is_some_and(|k| k.is_empty() || k.len() > 200) {
         return Err(bad_input("idempotency_key", "must be 1 to 200 bytes"));
     }
-    services.store.get_completion(&completion_id).await.map_err(|e| not_found_as(e, "completion_id"))?;
+    services.store.completions().get(&completion_id).await.map_err(|e| not_found_as(e, "completion_id"))?;
     let id = FeedbackId::new();
     let event = FeedbackEvent {
         idempotency_key: idempotency_key.unwrap_or_else(|| id.to_string()),
@@ -47,5 +47,5 @@ pub async fn give(
         created: services.now(),
     };
     let services = services.clone();
-    to_the_end(async move { Ok(services.store.put_feedback(event).await?) }).await
+    to_the_end(async move { Ok(services.store.feedback().put(event).await?) }).await
 }

@@ -19,7 +19,7 @@ async fn prompts_have(
     let mut seen = BTreeSet::new();
     let mut page = Page { after: None, limit: PAGE };
     loop {
-        let batch = services.store.list_prompts(page.clone(), None).await?;
+        let batch = services.store.prompts().list(page.clone(), None).await?;
         let Some(last) = batch.last() else { return Ok(Err(seen)) };
         page.after = Some(last.id.to_string());
         for name in batch.iter().flat_map(&names) {
@@ -40,10 +40,10 @@ fn refuse(field: String, what: &str, name: &str, known: &BTreeSet<String>) -> su
 /// `BadInput` naming the field of a tag or labeler that there is not.
 pub async fn check_ranked(services: &Services, filter: &RankedFilter, field: &str) -> Result<()> {
     if let Some(id) = &filter.labeler_id {
-        match services.store.get_labeler(id).await {
+        match services.store.people().get(id).await {
             Ok(_) => {}
             Err(StoreError::NotFound { .. }) => {
-                let known = services.store.list_labelers().await?.into_iter().map(|l| l.id.to_string()).collect();
+                let known = services.store.people().list().await?.into_iter().map(|l| l.id.to_string()).collect();
                 return Err(refuse(format!("{field}.labeler_id"), "labeler", id.as_str(), &known));
             }
             Err(other) => return Err(other.into()),

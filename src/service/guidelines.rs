@@ -72,7 +72,7 @@ pub(super) async fn with_stored(services: &Services, lang: &'static str, stored:
 
 /// The guidelines for a page language: an administrator's text, else the configured file, else the built-in one.
 pub async fn current(services: &Services, lang: &'static str) -> Result<Guidelines> {
-    let stored = services.store.latest_guidelines(lang).await?;
+    let stored = services.store.guidelines().latest(lang).await?;
     if let Some(g) = stored.filter(|g| !g.text.is_empty()) {
         return Ok(Guidelines { lang, version: version(&g.text), text: g.text, since: Some(g.created) });
     }
@@ -106,8 +106,8 @@ pub async fn change(services: &Arc<Services>, by: &Actor, lang: &str, text: Stri
     let (all, actor) = (services.clone(), by.signature());
     to_the_end(async move {
         let detail = json!({"version": (!stored.text.is_empty()).then(|| version(&stored.text))});
-        all.store.put_guidelines(stored).await?;
-        Ok(all.store.audit(&actor, "set_guidelines", lang, detail, now).await?)
+        all.store.guidelines().put(stored).await?;
+        Ok(all.store.audit_log().append(&actor, "set_guidelines", lang, detail, now).await?)
     })
     .await?;
     current(services, lang).await
@@ -115,7 +115,7 @@ pub async fn change(services: &Arc<Services>, by: &Actor, lang: &str, text: Stri
 
 /// All texts that administrators put in force, newest first, with their versions (`None` = back to the file).
 pub async fn versions(services: &Services) -> Result<Vec<(GuidelineVersion, Option<String>)>> {
-    let all = services.store.guidelines().await?;
+    let all = services.store.guidelines().list().await?;
     Ok(all
         .into_iter()
         .map(|g| {

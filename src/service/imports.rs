@@ -143,7 +143,7 @@ pub async fn read_in(
             "imported": done.imported, "updated": done.updated, "skipped": done.skipped, "failed": done.failed,
             "stopped": done.stopped.is_some(),
         });
-        all.store.audit(&actor, "import", &source, detail, all.now()).await?;
+        all.store.audit_log().append(&actor, "import", &source, detail, all.now()).await?;
         Ok(done)
     })
     .await
@@ -267,11 +267,11 @@ async fn store(
     let lines = Arc::new(lines);
     let mut stored = Vec::new();
     if !lines.is_empty() {
-        match services.store.import_lines(lines.clone()).await {
+        match services.store.judgments().import(lines.clone()).await {
             Ok(all) => stored = all,
             Err(StoreError::Conflict(_)) => {
                 for line in lines.iter() {
-                    stored.push(match services.store.import_lines(Arc::new(vec![line.clone()])).await {
+                    stored.push(match services.store.judgments().import(Arc::new(vec![line.clone()])).await {
                         Ok(one) => one.into_iter().next().unwrap_or(Stored::Known.into()),
                         Err(StoreError::Conflict(message)) => Stored::Refused(message).into(),
                         Err(e) => return Err(e.into()),

@@ -79,7 +79,7 @@ pub struct JobView {
 /// Jobs with their authors' names.
 pub async fn with_authors(services: &Services, jobs: Vec<Job>) -> Result<Vec<JobView>> {
     let people = match jobs.iter().any(|j| j.notes.created_by.is_some()) {
-        true => services.store.list_labelers().await?,
+        true => services.store.people().list().await?,
         false => Vec::new(),
     };
     let name = |id: &LabelerId| people.iter().find(|p| p.id == *id).map(|p| p.name.clone());
@@ -89,7 +89,7 @@ pub async fn with_authors(services: &Services, jobs: Vec<Job>) -> Result<Vec<Job
 /// One job with its author's name.
 pub async fn with_author(services: &Services, job: Job) -> Result<JobView> {
     let author = match &job.notes.created_by {
-        Some(id) => services.store.get_labeler(id).await.ok().map(|p| p.name),
+        Some(id) => services.store.people().get(id).await.ok().map(|p| p.name),
         None => None,
     };
     Ok(JobView { job, author })
@@ -125,7 +125,7 @@ pub async fn enqueue(services: &Arc<Services>, by: &Actor, new: NewJob) -> Resul
             estimate::fill_defaults(services.store.as_ref(), &services.config.data_dir, &request.kind, args).await?;
         }
         let job = queue::enqueue(services.store.as_ref(), services.recipes, request).await.map_err(refusal)?;
-        services.store.audit(&actor, "enqueue", job.id.as_str(), json!({"kind": job.kind}), now).await?;
+        services.store.audit_log().append(&actor, "enqueue", job.id.as_str(), json!({"kind": job.kind}), now).await?;
         Ok(job)
     })
     .await
@@ -136,12 +136,12 @@ pub async fn enqueue(services: &Arc<Services>, by: &Actor, new: NewJob) -> Resul
 /// # Errors
 /// `BadInput` naming the field that is too long.
 pub async fn describe(services: &Arc<Services>, by: &Actor, id: &JobId, words: Words) -> Result<Job> {
-    let notes = words.apply(services.store.get_job(id).await?.notes)?;
+    let notes = words.apply(services.store.jobs().get(id).await?.notes)?;
     let (services, actor, id) = (services.clone(), by.signature(), id.clone());
     to_the_end(async move {
-        let job = services.store.describe_job(&id, notes).await?;
+        let job = services.store.jobs().describe(&id, notes).await?;
         let detail = json!({"name": job.notes.name, "tags": job.notes.tags});
-        services.store.audit(&actor, "describe_job", id.as_str(), detail, services.now()).await?;
+        services.store.audit_log().append(&actor, "describe_job", id.as_str(), detail, services.now()).await?;
         Ok(job)
     })
     .await
@@ -199,6 +199,14 @@ pub async fn estimate(services: &Services, kind: &str, mut args: Value) -> Resul
     estimate::estimate(store, services.recipes, data_dir, kind, args, learns).await.map_err(refusal)
 }
 
+/// One job.
+///
+/// # Errors
+/// `NotFound` when there is none with this id.
+pub async fn get(services: &Services, id: &JobId) -> Result<JobView> {
+    with_author(services, services.store.jobs().get(id).await?).await
+}
+
 /// Jobs that fit, newest first.
 ///
 /// # Errors
@@ -208,7 +216,7 @@ pub async fn list(services: &Services, filter: &JobFilter, page: Page) -> Result
         let known: Vec<&str> = services.recipes.iter().map(|recipe| recipe.name).collect();
         return Err(bad_input("kind", unknown_name("recipe", kind, &known)));
     }
-    let found = services.store.find_jobs(page, filter).await?;
+    let found = services.store.jobs().find(page, filter).await?;
     with_authors(services, found).await
 }
 
@@ -216,8 +224,8 @@ pub async fn list(services: &Services, filter: &JobFilter, page: Page) -> Result
 pub async fn cancel(services: &Arc<Services>, by: &Actor, id: &JobId) -> Result<Job> {
     let (services, actor, id) = (services.clone(), by.signature(), id.clone());
     to_the_end(async move {
-        let job = services.store.cancel_job(&id).await?;
-        services.store.audit(&actor, "cancel", id.as_str(), json!({}), services.now()).await?;
+        let job = services.store.jobs().cancel(&id).await?;
+        services.store.audit_log().append(&actor, "cancel", id.as_str(), json!({}), services.now()).await?;
         Ok(job)
     })
     .await
@@ -227,8 +235,8 @@ pub async fn cancel(services: &Arc<Services>, by: &Actor, id: &JobId) -> Result<
 pub async fn resume(services: &Arc<Services>, by: &Actor, id: &JobId) -> Result<Job> {
     let (services, actor, id) = (services.clone(), by.signature(), id.clone());
     to_the_end(async move {
-        let job = services.store.resume_job(&id).await?;
-        services.store.audit(&actor, "resume", id.as_str(), json!({}), services.now()).await?;
+        let job = services.store.jobs().resume(&id).await?;
+        services.store.audit_log().append(&actor, "resume", id.as_str(), json!({}), services.now()).await?;
         Ok(job)
     })
     .await
@@ -237,8 +245,8 @@ pub async fn resume(services: &Arc<Services>, by: &Actor, id: &JobId) -> Result<
 /// Events after `after`, and whether the job has ended (so that no more will come).
 pub async fn events(services: &Services, id: &JobId, after: i64, limit: i64) -> Result<(Vec<JobEvent>, Job)> {
     // The state is read first: a job that ends in between has its last events in the next round.
-    let job = services.store.get_job(id).await?;
-    let events = services.store.job_events(id, after, limit).await?;
+    let job = services.store.jobs().get(id).await?;
+    let events = services.store.jobs().events(id, after, limit).await?;
     Ok((events, job))
 }
 
@@ -247,10 +255,10 @@ pub async fn events(services: &Services, id: &JobId, after: i64, limit: i64) -> 
 /// # Errors
 /// `BadInput` for a name that none of the job's curves has. A job without curves yet takes any name.
 pub async fn metrics(services: &Services, id: &JobId, names: &[String]) -> Result<Vec<Metric>> {
-    services.store.get_job(id).await?;
-    let found = services.store.metrics(id, names).await?;
+    services.store.jobs().get(id).await?;
+    let found = services.store.jobs().metrics(id, names).await?;
     if let Some(missing) = names.iter().find(|name| found.iter().all(|metric| metric.name != **name)) {
-        let all = services.store.metrics(id, &[]).await?;
+        let all = services.store.jobs().metrics(id, &[]).await?;
         let known: std::collections::BTreeSet<&str> = all.iter().map(|metric| metric.name.as_str()).collect();
         if !known.is_empty() {
             let known: Vec<&str> = known.into_iter().collect();

@@ -53,7 +53,8 @@ pub async fn submit(services: &Arc<Services>, actor: &Actor, id: &AssignmentId, 
 pub async fn judge(services: &Arc<Services>, actor: &Actor, place: Place, word: Word) -> Result<Judged> {
     let lang = guidelines::LANGUAGES[0];
     let asked_lang = word.guideline_version.is_none().then_some(lang);
-    let question = services.store.question(&place, &actor.labeler_id, word.revises.as_ref(), asked_lang).await?;
+    let question =
+        services.store.judgments().question(&place, &actor.labeler_id, word.revises.as_ref(), asked_lang).await?;
     let (set, assignment) = (&question.set, question.assignment.as_ref());
     if assignment.is_some_and(|a| a.labeler_id != actor.labeler_id) {
         return Err(ServiceError::Forbidden("this assignment is another labeler's".into()));
@@ -116,7 +117,7 @@ pub async fn judge(services: &Arc<Services>, actor: &Actor, place: Place, word: 
     let reveals = shows(services, actor, &question);
     let submit = SubmitJudgment { judgment, lease_token, ideal_answer, now, reveals, quota };
     let all = services.clone();
-    let submitted = to_the_end(async move { Ok(all.store.submit_judgment(submit).await?) }).await?;
+    let submitted = to_the_end(async move { Ok(all.store.judgments().submit(submit).await?) }).await?;
     if !submitted.replayed {
         metrics::counter!("instructd_judgments_total", "outcome" => submitted.judgment.outcome.as_str()).increment(1);
     }

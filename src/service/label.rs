@@ -81,7 +81,7 @@ pub async fn open_for(services: &Services, labeler: &Labeler, today: i64) -> Res
         Some((_, limit)) => (limit - today).clamp(0, MOST_OPEN),
         None => MOST_OPEN,
     };
-    Ok(services.store.sets_open_for(&labeler.id, SetKind::Normal, now, most).await?)
+    Ok(services.store.leases().open_for(&labeler.id, SetKind::Normal, now, most).await?)
 }
 
 /// When the UTC day of `now` began.
@@ -96,9 +96,9 @@ pub async fn onboarding(services: &Services, labeler: &LabelerId) -> Result<Opti
         return Ok(None);
     }
     let now = services.now();
-    let done = services.store.calibrations_done(labeler).await?;
-    let left = services.store.sets_open_for(labeler, SetKind::Calibration, now, wanted).await?;
-    let held = services.store.sets_held(labeler, SetKind::Calibration, now).await?;
+    let done = services.store.judgments().calibrations_done(labeler).await?;
+    let left = services.store.leases().open_for(labeler, SetKind::Calibration, now, wanted).await?;
+    let held = services.store.leases().held(labeler, SetKind::Calibration, now).await?;
     Ok(onboarding_by(wanted, done, left, held))
 }
 
@@ -157,7 +157,7 @@ pub(super) async fn next_in_order(
         lang: Some(lang.to_owned()),
         expires_at: now + lease_seconds * SECOND,
     };
-    let seen = services.store.outlook(&look).await.map_err(|e| match e {
+    let seen = services.store.leases().outlook(&look).await.map_err(|e| match e {
         StoreError::NotFound { what: "comparison set", .. } => not_found_as(e, "set_id"),
         other => other.into(),
     })?;
@@ -179,12 +179,12 @@ pub(super) async fn next_in_order(
     let (counts, open) = (seen.counts, seen.open);
     let stored_guidelines = seen.guidelines.clone();
     let all = services.clone();
-    let leased = to_the_end(async move { Ok(all.store.lease(request, seen).await?) }).await?;
+    let leased = to_the_end(async move { Ok(all.store.leases().take(request, seen).await?) }).await?;
     let assignment = match leased {
         Leased::Set(assignment) => assignment,
         Leased::Nothing(reason) => return Ok(Next::Nothing(reason)),
     };
-    let SetContent { set, prompt, completions } = services.store.set_content(&assignment.set_id).await?;
+    let SetContent { set, prompt, completions } = services.store.sets().content(&assignment.set_id).await?;
     let completions = in_shown_order(completions, assignment.order_seed);
     let guideline_version = guidelines::with_stored(services, lang, stored_guidelines).await?;
     // No more than the day's quota leaves.
@@ -217,7 +217,7 @@ fn in_shown_order(completions: Vec<Completion>, seed: u64) -> Vec<Completion> {
 }
 
 async fn own_assignment(services: &Services, actor: &Actor, id: &AssignmentId) -> Result<Assignment> {
-    let assignment = services.store.get_assignment(id).await?;
+    let assignment = services.store.leases().get(id).await?;
     if assignment.labeler_id != actor.labeler_id {
         return Err(ServiceError::Forbidden("this assignment is another labeler's".into()));
     }
@@ -230,19 +230,19 @@ pub async fn renew(services: &Arc<Services>, actor: &Actor, id: &AssignmentId, t
     let now = services.now();
     let expires = after(now, services.live().config.labeling.lease_seconds, SECOND);
     let (all, id, token) = (services.clone(), id.clone(), token.to_owned());
-    to_the_end(async move { Ok(all.store.renew_lease(&id, &token, now, expires).await?) }).await?;
+    to_the_end(async move { Ok(all.store.leases().renew(&id, &token, now, expires).await?) }).await?;
     Ok(expires)
 }
 
 pub async fn release(services: &Arc<Services>, actor: &Actor, id: &AssignmentId, token: &str) -> Result<()> {
     own_assignment(services, actor, id).await?;
     let (all, id, token) = (services.clone(), id.clone(), token.to_owned());
-    to_the_end(async move { Ok(all.store.release_lease(&id, &token).await?) }).await
+    to_the_end(async move { Ok(all.store.leases().release(&id, &token).await?) }).await
 }
 
 /// The labeler's own judgments, newest first.
 pub async fn history(services: &Services, actor: &Actor, page: Page) -> Result<Vec<Judgment>> {
-    Ok(services.store.list_judgments(page, Some(&actor.labeler_id)).await?)
+    Ok(services.store.judgments().list(page, Some(&actor.labeler_id)).await?)
 }
 
 /// A judgment with its set as it was shown.
@@ -251,30 +251,32 @@ pub struct Reopened {
     pub lease_token: Option<String>,
     pub prompt: Prompt,
     pub completions: Vec<Completion>,
+    /// What the labeler has been shown of the set.
+    pub revealed: Vec<Knowledge>,
 }
 
 /// Own judgments, or anybody's for reviewers.
 pub async fn reopen(services: &Services, actor: &Actor, id: &JudgmentId) -> Result<Reopened> {
-    let judgment = services.store.get_judgment(id).await?;
+    let judgment = services.store.judgments().get(id).await?;
     let own = judgment.labeler_id == actor.labeler_id;
     if !own && actor.role < Role::Reviewer {
         return Err(ServiceError::Forbidden("this judgment is another labeler's".into()));
     }
-    let SetContent { prompt, completions, .. } = services.store.set_content(&judgment.set_id).await?;
+    let SetContent { prompt, completions, .. } = services.store.sets().content(&judgment.set_id).await?;
     let (mut lease_token, mut shown) = (None, completions);
     if let Some(id) = &judgment.assignment_id {
-        let assignment = services.store.get_assignment(id).await?;
+        let assignment = services.store.leases().get(id).await?;
         lease_token = own.then_some(assignment.lease_token);
         shown = in_shown_order(shown, assignment.order_seed);
     }
-    let completions = shown;
-    Ok(Reopened { judgment, lease_token, prompt, completions })
+    let revealed = services.store.judgments().reveals(&judgment.set_id, &judgment.labeler_id).await?;
+    Ok(Reopened { judgment, lease_token, prompt, completions: shown, revealed })
 }
 
 /// What wrote a completion, revealed after the vote: the model version's name, or the origin.
 pub async fn author(services: &Services, completion: &Completion) -> Result<String> {
     match &completion.model_version_id {
-        Some(id) => Ok(services.store.get_model(id).await?.name),
+        Some(id) => Ok(services.store.models().get(id).await?.name),
         None => Ok(completion.origin.as_str().to_owned()),
     }
 }

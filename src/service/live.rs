@@ -74,7 +74,7 @@ pub struct Live {
 
 /// Reads the stored settings; loads the canary's version where this process has not got it yet.
 pub async fn refresh(services: &Services) -> Result<()> {
-    let stored = services.store.settings().await?;
+    let stored = services.store.settings().list().await?;
     let mut live = Live { config: services.config.clone(), canary: None };
     for setting in &stored {
         if setting.name == CANARY {
@@ -90,7 +90,7 @@ pub async fn refresh(services: &Services) -> Result<()> {
     if let (Some(canary), Ok(engine)) = (&live.canary, services.engine())
         && !engine.loaded().iter().any(|m| m.version.id == canary.model_version_id)
     {
-        let version = services.store.get_model(&canary.model_version_id).await?;
+        let version = services.store.models().get(&canary.model_version_id).await?;
         engine.load(&version).await?;
     }
     services.set_live(live);
@@ -159,7 +159,7 @@ pub(super) async fn promoted(services: &Arc<Services>, by: &Actor, active: &Mode
 pub async fn usage(services: &Services) -> Result<Usage> {
     let canary = services.live().canary.clone();
     let since = canary.as_ref().map_or(services.now() - DAY, |c| c.since);
-    let versions = services.store.version_use(since).await?;
+    let versions = services.store.models().usage(since).await?;
     Ok(Usage { since, canary, versions })
 }
 
@@ -182,8 +182,8 @@ async fn put(
 ) -> Result<()> {
     let (all, actor, now) = (services.clone(), by.signature(), services.now());
     to_the_end(async move {
-        all.store.put_setting(name, value, &actor.actor, now).await?;
-        all.store.audit(&actor, action, name, detail, now).await?;
+        all.store.settings().put(name, value, &actor.actor, now).await?;
+        all.store.audit_log().append(&actor, action, name, detail, now).await?;
         refresh(&all).await
     })
     .await
@@ -225,9 +225,9 @@ pub struct Described {
 
 /// Every setting with its explanation, in the order of config.toml.
 pub async fn describe(services: &Services) -> Result<Vec<Described>> {
-    let stored = services.store.settings().await?;
+    let stored = services.store.settings().list().await?;
     let live = services.live();
-    let requests = services.store.request_counts().await?;
+    let requests = services.store.prompts().request_counts().await?;
     let schema = schemars::schema_for!(Config).to_value();
     let (now, configured, default) = (flat(&live.config)?, flat(&services.config)?, flat(&Config::default())?);
     let value_in = |all: &[(String, Value)], name: &str| all.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());

@@ -32,13 +32,13 @@ pub async fn charge(services: &Services, tokens: usize) -> Result<()> {
 /// Charges tokens to the key's day. Requests under way together may pass the limit by what they draw.
 pub async fn charge_to(services: &Services, key: &ApiKeyId, tokens: usize) -> Result<()> {
     let day = services.now().div_euclid(DAY);
-    Ok(services.store.add_key_tokens(key, day, tokens as i64).await?)
+    Ok(services.store.api_keys().add_tokens(key, day, tokens as i64).await?)
 }
 
 /// Seconds until the key's tokens of the next day, when those of today are used up.
 pub async fn exhausted(services: &Services, actor: &Actor) -> Result<Option<u64>> {
     let Some((id, daily)) = &actor.quota else { return Ok(None) };
     let now = services.now();
-    let used = services.store.key_tokens(id, now.div_euclid(DAY)).await?;
+    let used = services.store.api_keys().tokens(id, now.div_euclid(DAY)).await?;
     Ok((used >= *daily).then(|| ((DAY - now.rem_euclid(DAY)) / SECOND + 1) as u64))
 }

@@ -21,6 +21,7 @@ pub mod evidence;
 pub mod feedback;
 pub mod filters;
 pub mod guidelines;
+pub mod health;
 pub mod imports;
 pub mod job_files;
 pub mod jobs;
@@ -44,6 +45,7 @@ pub mod review;
 pub mod sample;
 pub mod sets;
 pub mod transfer;
+pub mod visible;
 
 use std::sync::{Arc, RwLock};
 
@@ -80,7 +82,7 @@ impl ModelFault {
 /// What every use-case may reach.
 pub struct Services {
     pub config: Config,
-    pub store: Arc<dyn Store>,
+    pub store: Arc<Store>,
     pub clock: Clock,
     pub random: Random,
     /// SHA-256 (hex) of the configured admin key; without one, a generated key in the store is an administrator's.
@@ -105,7 +107,7 @@ impl Services {
     /// Without an engine yet: requests get `NotReady` until `set_engine`.
     pub fn new(
         config: Config,
-        store: Arc<dyn Store>,
+        store: Arc<Store>,
         clock: Clock,
         random: Random,
         admin_key_hash: impl Into<Option<String>>,

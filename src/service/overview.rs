@@ -37,11 +37,11 @@ pub struct Standing {
 pub async fn overview(services: &Services) -> Result<Overview> {
     let store = &services.store;
     let counts = store.counts().await?;
-    let models = store.list_models().await?;
+    let models = store.models().list().await?;
     let active = |kind| models.iter().find(|m| m.kind == kind && m.state == ModelState::Active);
     let (policy, reward) = (active(ModelKind::Policy), active(ModelKind::Reward));
-    let mut running_jobs = store.list_jobs(Page { after: None, limit: 50 }, Some(JobState::Running)).await?;
-    running_jobs.extend(store.list_jobs(Page { after: None, limit: 50 }, Some(JobState::Queued)).await?);
+    let mut running_jobs = store.jobs().list(Page { after: None, limit: 50 }, Some(JobState::Running)).await?;
+    running_jobs.extend(store.jobs().list(Page { after: None, limit: 50 }, Some(JobState::Queued)).await?);
 
     let history = evidence::history(services, &models).await?;
     let rolled_back = |m: &&ModelVersion| history.rolled_back.contains_key(m.id.as_str());
@@ -60,11 +60,11 @@ pub async fn overview(services: &Services) -> Result<Overview> {
     let reward_summary = summary(new_reward, reward).await?;
     let policy_summary = summary(new_policy, policy).await?;
     let since = async |m: Option<&ModelVersion>| match m {
-        Some(m) => store.rankings_since(m.created).await,
+        Some(m) => store.models().rankings_since(m.created).await,
         None => Ok(counts.judgments),
     };
     let policy_sets = match policy {
-        Some(p) => store.sets_of_version(&p.id).await?,
+        Some(p) => store.models().set_counts(&p.id).await?,
         None => (0, 0),
     };
     let reward_accuracy = reward.and_then(|m| evidence::accuracy(&m.metrics));
@@ -72,7 +72,7 @@ pub async fn overview(services: &Services) -> Result<Overview> {
     // What came in as a request makes no sets where it may not be learned from.
     let mut usable = counts.clone();
     if !services.learns_from_requests() {
-        usable.prompts -= store.request_counts().await?.prompts;
+        usable.prompts -= store.prompts().request_counts().await?.prompts;
     }
     let situation = Situation {
         counts: &usable,
@@ -91,7 +91,7 @@ pub async fn overview(services: &Services) -> Result<Overview> {
     let standing = Standing {
         accuracy: reward_accuracy,
         new_rankings: match reward {
-            Some(m) => Some(store.rankings_since(m.created).await?),
+            Some(m) => Some(store.models().rankings_since(m.created).await?),
             None => None,
         },
         policy_sets: policy_sets.0,
@@ -122,7 +122,7 @@ pub struct Flow {
 pub async fn flow(services: &Services, days: i64) -> Result<Flow> {
     let today = services.now() / DAY;
     let first = today - days + 1;
-    let found = services.store.throughput(first * DAY).await?;
+    let found = services.store.judgments().throughput(first * DAY).await?;
     let of = |day| found.days.iter().find(|d| d.day == day).cloned();
     let counts = services.store.counts().await?;
     Ok(Flow {

@@ -53,9 +53,9 @@ pub async fn figures(services: &Services, actor: &Actor) -> Result<OwnPage> {
     let store = &services.store;
     let now = services.now();
     let today = label::day_start(now);
-    let me = store.get_labeler(&actor.labeler_id).await?;
-    let counts = store.judgment_counts(&me.id, today).await?;
-    let mut judged = store.judged_with(&me.id).await?;
+    let me = store.people().get(&actor.labeler_id).await?;
+    let counts = store.judgments().counts(&me.id, today).await?;
+    let mut judged = store.sets().judged_with(&me.id).await?;
     let own: Vec<_> = judged.iter().filter(|j| j.labeler_id == me.id && j.outcome != Outcome::Skip).collect();
     let first = today - (DAYS as i64 - 1) * DAY;
     let mut days: Vec<Day> = (0..DAYS as i64).map(|i| Day { start: first + i * DAY, judgments: 0 }).collect();
@@ -72,11 +72,11 @@ pub async fn figures(services: &Services, actor: &Actor) -> Result<OwnPage> {
             judgment.kind = SetKind::Normal;
         }
     }
-    let mut shown = store.all_gold().await?;
+    let mut shown = store.sets().all_gold().await?;
     let calibration: std::collections::HashSet<_> =
         judged.iter().filter(|j| j.kind == SetKind::Calibration).map(|j| j.set_id.clone()).collect();
     shown.retain(|(set, _, _)| calibration.contains(set));
-    let facts = Facts::new(&judged, &shown, &store.list_labelers().await?);
+    let facts = Facts::new(&judged, &shown, &store.people().list().await?);
     let row = labelers::figures(&facts, &[]).into_iter().find(|r| r.labeler_id == me.id);
     let quota = Some(label::quota(services, &me)).filter(|q| *q > 0);
     Ok(OwnPage {

@@ -20,6 +20,36 @@ const MOST_LINK_HOURS: i64 = 10 * 365 * 24;
 /// What a key may be used for.
 pub const SCOPES: &[&str] = &["admin", "feedback", "inference"];
 
+/// Everybody, each with their sign-in link where they have one.
+///
+/// # Errors
+/// What the store says.
+pub async fn list_with_links(services: &Services) -> Result<Vec<(Labeler, Option<SignInLink>)>> {
+    let mut links = services.store.links().list().await?;
+    let people = services.store.people().list().await?;
+    let mut link_of = |labeler: &Labeler| {
+        let at = links.iter().position(|link| link.labeler_id == labeler.id)?;
+        Some(links.remove(at))
+    };
+    Ok(people.into_iter().map(|labeler| (link_of(&labeler), labeler)).map(|(link, labeler)| (labeler, link)).collect())
+}
+
+/// All invites, newest first.
+///
+/// # Errors
+/// What the store says.
+pub async fn invites(services: &Services) -> Result<Vec<Invite>> {
+    Ok(services.store.invites().list().await?)
+}
+
+/// All API keys, newest first.
+///
+/// # Errors
+/// What the store says.
+pub async fn keys(services: &Services) -> Result<Vec<ApiKey>> {
+    Ok(services.store.api_keys().list().await?)
+}
+
 /// Makes a one-use invite; the token is returned once and never again.
 ///
 /// # Errors
@@ -51,8 +81,12 @@ pub async fn invite(
         used_by: None,
         created: now,
     };
-    services.store.put_invite(invite.clone()).await?;
-    services.store.audit(&by.signature(), "invite", invite.id.as_str(), json!({"role": role}), now).await?;
+    services.store.invites().put(invite.clone()).await?;
+    services
+        .store
+        .audit_log()
+        .append(&by.signature(), "invite", invite.id.as_str(), json!({"role": role}), now)
+        .await?;
     Ok((invite, token))
 }
 
@@ -78,7 +112,7 @@ pub async fn create_key(
     let now = services.now();
     let labeler_id = match labeler_id {
         Some(id) => {
-            let found = services.store.get_labeler(&id).await;
+            let found = services.store.people().get(&id).await;
             let found = found.map_err(|e| super::not_found_as(e, "labeler_id"))?;
             if !found.active {
                 return Err(bad_input("labeler_id", format!("{} may not sign in; let them in first", found.name)));
@@ -92,7 +126,7 @@ pub async fn create_key(
         None if scopes.iter().any(|s| s == "admin") => Some(ADMIN.into()),
         None if scopes.iter().any(|s| s == "feedback") => {
             let labeler = Labeler::new(LabelerId::new(), name.clone(), Role::Labeler, now);
-            services.store.put_labeler(labeler.clone()).await?;
+            services.store.people().put(labeler.clone()).await?;
             Some(labeler.id)
         }
         None => None,
@@ -109,15 +143,15 @@ pub async fn create_key(
         revoked: false,
         created: now,
     };
-    services.store.put_api_key(key.clone()).await?;
+    services.store.api_keys().put(key.clone()).await?;
     let detail = json!({"scopes": key.scopes});
-    services.store.audit(&by.signature(), "create_key", key.id.as_str(), detail, now).await?;
+    services.store.audit_log().append(&by.signature(), "create_key", key.id.as_str(), detail, now).await?;
     Ok((key, secret))
 }
 
 pub async fn revoke_key(services: &Services, by: &Actor, id: &ApiKeyId) -> Result<()> {
-    services.store.revoke_api_key(id).await?;
-    Ok(services.store.audit(&by.signature(), "revoke_key", id.as_str(), json!({}), services.now()).await?)
+    services.store.api_keys().revoke(id).await?;
+    Ok(services.store.audit_log().append(&by.signature(), "revoke_key", id.as_str(), json!({}), services.now()).await?)
 }
 
 /// Adds a person by hand, with the link that they sign in with.
@@ -139,10 +173,10 @@ pub async fn add_labeler(
     let labeler = Labeler::new(LabelerId::new(), name, role, now);
     let (services, signature) = (services.clone(), by.signature());
     to_the_end(async move {
-        services.store.put_labeler(labeler.clone()).await?;
+        services.store.people().put(labeler.clone()).await?;
         let (link, token) = put_link(&services, &labeler.id, None).await?;
         let detail = json!({"role": role});
-        services.store.audit(&signature, "add_labeler", labeler.id.as_str(), detail, now).await?;
+        services.store.audit_log().append(&signature, "add_labeler", labeler.id.as_str(), detail, now).await?;
         Ok((labeler, link, token))
     })
     .await
@@ -151,7 +185,7 @@ pub async fn add_labeler(
 /// Who has this name, of those who may sign in. Names are compared without regard to case.
 pub async fn find_by_name(services: &Services, name: &str) -> Result<Option<Labeler>> {
     let wanted = name.to_lowercase();
-    let all = services.store.list_labelers().await?;
+    let all = services.store.people().list().await?;
     Ok(all.into_iter().find(|l| l.active && l.name.to_lowercase() == wanted))
 }
 
@@ -175,19 +209,20 @@ pub async fn make_link(
     by: &Actor,
     id: &LabelerId,
     expires_hours: Option<i64>,
-) -> Result<(SignInLink, String)> {
+) -> Result<(Labeler, SignInLink, String)> {
     if [ADMIN, "import"].contains(&id.as_str()) {
         return Err(ServiceError::Conflict(format!("{id} is nobody who signs in: the admin key is the way in")));
     }
     if expires_hours.is_some_and(|hours| !(1..=MOST_LINK_HOURS).contains(&hours)) {
         return Err(bad_input("expires_hours", format!("must be 1 to {MOST_LINK_HOURS}; absent = never")));
     }
+    let labeler = services.store.people().get(id).await?;
     let (services, id, signature) = (services.clone(), id.clone(), by.signature());
     to_the_end(async move {
         let (link, token) = put_link(&services, &id, expires_hours).await?;
         let detail = json!({"link": link.id, "expires": link.expires});
-        services.store.audit(&signature, "create_link", id.as_str(), detail, link.created).await?;
-        Ok((link, token))
+        services.store.audit_log().append(&signature, "create_link", id.as_str(), detail, link.created).await?;
+        Ok((labeler, link, token))
     })
     .await
 }
@@ -207,23 +242,27 @@ pub(super) async fn put_link(
         used: None,
         created: now,
     };
-    services.store.put_link(link.clone()).await?;
+    services.store.links().put(link.clone()).await?;
     Ok((link, token))
 }
 
 /// Ends a person's sign-in link and the sessions that it opened.
 pub async fn revoke_link(services: &Services, by: &Actor, id: &LabelerId) -> Result<()> {
-    services.store.revoke_link(id).await?;
-    Ok(services.store.audit(&by.signature(), "revoke_link", id.as_str(), json!({}), services.now()).await?)
+    services.store.links().revoke(id).await?;
+    Ok(services
+        .store
+        .audit_log()
+        .append(&by.signature(), "revoke_link", id.as_str(), json!({}), services.now())
+        .await?)
 }
 
 pub async fn set_active(services: &Services, by: &Actor, id: &LabelerId, active: bool) -> Result<()> {
     if id.as_str() == ADMIN {
         return Err(ServiceError::Conflict("the labeler admin stays active".into()));
     }
-    services.store.set_labeler_active(id, active).await?;
+    services.store.people().set_active(id, active).await?;
     let detail = json!({"active": active});
-    Ok(services.store.audit(&by.signature(), "set_active", id.as_str(), detail, services.now()).await?)
+    Ok(services.store.audit_log().append(&by.signature(), "set_active", id.as_str(), detail, services.now()).await?)
 }
 
 /// Changes role, quota and whether the labeler may come in. A lower role holds at once, in open sessions too.
@@ -241,16 +280,16 @@ pub async fn change_labeler(
     if daily_quota.flatten().is_some_and(|q| q < 0) {
         return Err(bad_input("daily_quota", "must not be negative; null = as configured, 0 = no limit"));
     }
-    let labeler = services.store.change_labeler(id, role, daily_quota, active).await?;
+    let labeler = services.store.people().change(id, role, daily_quota, active).await?;
     let detail = json!({"role": role, "daily_quota": daily_quota, "active": active});
-    services.store.audit(&by.signature(), "change_labeler", id.as_str(), detail, services.now()).await?;
+    services.store.audit_log().append(&by.signature(), "change_labeler", id.as_str(), detail, services.now()).await?;
     Ok(labeler)
 }
 
 pub async fn revoke_invite(services: &Services, by: &Actor, id: &InviteId) -> Result<()> {
     let now = services.now();
-    services.store.revoke_invite(id, now).await?;
-    Ok(services.store.audit(&by.signature(), "revoke_invite", id.as_str(), json!({}), now).await?)
+    services.store.invites().revoke(id, now).await?;
+    Ok(services.store.audit_log().append(&by.signature(), "revoke_invite", id.as_str(), json!({}), now).await?)
 }
 
 pub(super) fn check_name(name: &str, field: &str) -> Result<String> {

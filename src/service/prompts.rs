@@ -78,5 +78,5 @@ pub async fn add(
     prompt.tags = tags;
     let services = services.clone();
     let by = by.clone();
-    to_the_end(async move { Ok(services.store.submit_prompt(prompt, &by).await?) }).await
+    to_the_end(async move { Ok(services.store.prompts().submit(prompt, &by).await?) }).await
 }

@@ -38,13 +38,13 @@ pub async fn promote(services: &Arc<Services>, by: &Actor, name_or_id: &str) -> 
 /// # Errors
 /// `Conflict` when nothing is active or the active version has no parent.
 pub async fn roll_back(services: &Arc<Services>, by: &Actor, kind: ModelKind) -> Result<ModelVersion> {
-    let Some(active) = services.store.active_model(kind).await? else {
+    let Some(active) = services.store.models().active(kind).await? else {
         return Err(ServiceError::Conflict(format!("no {kind} is active")));
     };
     let Some(parent) = &active.parent_id else {
         return Err(ServiceError::Conflict(format!("{} has no parent to return to", active.name)));
     };
-    let parent = services.store.get_model(parent).await?;
+    let parent = services.store.models().get(parent).await?;
     if parent.kind != kind {
         return Err(ServiceError::Conflict(format!("the parent of {} is no {kind}", active.name)));
     }
@@ -65,7 +65,7 @@ async fn switch(
         let actor = by.signature();
         let _one_at_a_time = services.publishing.lock().await;
         let now = services.now();
-        let replaced = services.store.active_model(version.kind).await?.filter(|m| m.id != version.id).map(|m| m.id);
+        let replaced = services.store.models().active(version.kind).await?.filter(|m| m.id != version.id).map(|m| m.id);
         let former = if version.kind == ModelKind::Policy {
             let engine = services.engine()?;
             let former = engine.active().map(|m| m.version.id.clone());
@@ -79,7 +79,7 @@ async fn switch(
         } else {
             None
         };
-        let active = match services.store.activate_model(&version.id, now).await {
+        let active = match services.store.models().activate(&version.id, now).await {
             Ok(active) => active,
             Err(e) => {
                 // What serves must be what the database says.
@@ -90,7 +90,7 @@ async fn switch(
             }
         };
         let detail = json!({"name": active.name, "kind": active.kind, "replaced": replaced});
-        services.store.audit(&actor, action, active.id.as_str(), detail, now).await?;
+        services.store.audit_log().append(&actor, action, active.id.as_str(), detail, now).await?;
         super::live::promoted(&services, &by, &active.id).await?;
         tracing::info!(model.name = %active.name, model.kind = %active.kind, "{action}");
         Ok(active)
@@ -121,13 +121,13 @@ const CATCH_UP_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
 /// Makes the engine's active policy the database's.
 async fn catch_up(services: &Arc<Services>) -> Result<()> {
     let serves = || -> Result<_> { Ok(services.engine()?.active().map(|m| m.version.id.clone())) };
-    let Some(seen) = services.store.active_model(ModelKind::Policy).await? else { return Ok(()) };
+    let Some(seen) = services.store.models().active(ModelKind::Policy).await? else { return Ok(()) };
     if serves()?.as_ref() == Some(&seen.id) {
         return Ok(());
     }
     // Not during a promotion of our own, when the engine is a moment ahead of the database.
     let _one_at_a_time = services.publishing.lock().await;
-    let Some(wanted) = services.store.active_model(ModelKind::Policy).await? else { return Ok(()) };
+    let Some(wanted) = services.store.models().active(ModelKind::Policy).await? else { return Ok(()) };
     if serves()?.as_ref() != Some(&wanted.id) {
         let engine = services.engine()?;
         engine.load(&wanted).await?;
@@ -152,9 +152,13 @@ pub async fn retire(services: &Arc<Services>, by: &Actor, name_or_id: &str) -> R
             version.name
         )));
     }
-    services.store.retire_model(&version.id).await?;
+    services.store.models().retire(&version.id).await?;
     let detail = json!({"name": version.name});
-    Ok(services.store.audit(&by.signature(), "retire", version.id.as_str(), detail, services.now()).await?)
+    Ok(services
+        .store
+        .audit_log()
+        .append(&by.signature(), "retire", version.id.as_str(), detail, services.now())
+        .await?)
 }
 
 /// Scores answers to one prompt with the active or named reward model; `std` is the spread of an ensemble's
@@ -173,7 +177,8 @@ pub async fn rewards(
     let version = match model {
         None | Some("" | "active" | "default") => services
             .store
-            .active_model(ModelKind::Reward)
+            .models()
+            .active(ModelKind::Reward)
             .await?
             .ok_or_else(|| ServiceError::Conflict("no reward model is active".into()))?,
         Some(name) if may_try => {

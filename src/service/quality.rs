@@ -41,9 +41,9 @@ impl Scope {
 /// The judgments in scope, numbered.
 pub(super) async fn facts(services: &Services, scope: &Scope) -> Result<Facts> {
     let since = scope.days.map(|days| time::before(services.now(), days, time::DAY));
-    let judged = services.store.judged_sets(scope.kind, since).await?;
-    let gold = services.store.all_gold().await?;
-    let labelers = services.store.list_labelers().await?;
+    let judged = services.store.sets().judged(scope.kind, since).await?;
+    let gold = services.store.sets().all_gold().await?;
+    let labelers = services.store.people().list().await?;
     let kind = scope.kind.unwrap_or(SetKind::Normal);
     beside(move || Facts::new(&judged, &gold, &labelers).of(kind)).await
 }
@@ -101,7 +101,7 @@ pub async fn versions(services: &Services, scope: Scope, length_controlled: bool
     let resampling = scope.resampling(TABLE_REPLICATES)?;
     let facts = facts(services, &scope).await?;
     let names: HashMap<ModelVersionId, String> =
-        services.store.list_models().await?.into_iter().map(|m| (m.id, m.name)).collect();
+        services.store.models().list().await?.into_iter().map(|m| (m.id, m.name)).collect();
     let options = Options { covariate: length_controlled, ..Options::default() };
     beside(move || {
         let mut matches = facts.matches();

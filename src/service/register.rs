@@ -14,6 +14,14 @@ use crate::hub::pull;
 use crate::model;
 use crate::store::{StoreError, find_version, unknown_version};
 
+/// All versions, newest first.
+///
+/// # Errors
+/// What the store says.
+pub async fn all(services: &Services) -> Result<Vec<ModelVersion>> {
+    Ok(services.store.models().list().await?)
+}
+
 /// A version by its name or id. `param` is the request's field that names it; `kind` is what is listed where the name is
 /// not known.
 ///
@@ -111,9 +119,9 @@ pub async fn activate_offline(services: &Services, name: &str) -> anyhow::Result
         model::describe(&path).with_context(|| format!("{} cannot serve", version.name))?;
     }
     let now = services.now();
-    let version = store.activate_model(&version.id, now).await?;
+    let version = store.models().activate(&version.id, now).await?;
     let detail = json!({"name": version.name, "kind": version.kind, "offline": true});
-    store.audit(&"command line".into(), "promote", version.id.as_str(), detail, now).await?;
+    store.audit_log().append(&"command line".into(), "promote", version.id.as_str(), detail, now).await?;
     let configured = find_version(store.as_ref(), &version_name(&config.model)).await?;
     let descends = match configured.filter(|_| version.kind == ModelKind::Policy) {
         Some(configured) => super::configured::choose(store.as_ref(), configured).await?.id == version.id,
@@ -140,7 +148,7 @@ pub async fn register(services: &Services, path: &Path, name: &str, kind: ModelK
     for suffix in [String::new(), format!("-{}", &sha256[..8])] {
         name.truncate(64 - suffix.len());
         let candidate = format!("{name}{suffix}");
-        match store.find_model(&candidate).await? {
+        match store.models().find(&candidate).await? {
             Some(known) if known.sha256 == sha256 && known.artifact_uri == uri && known.kind == kind => {
                 return Ok(known);
             }
@@ -173,7 +181,7 @@ async fn put(
         state: ModelState::Candidate,
         created: services.now(),
     };
-    services.store.put_model(version.clone()).await?;
+    services.store.models().put(version.clone()).await?;
     Ok(version)
 }
 

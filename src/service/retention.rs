@@ -93,9 +93,9 @@ struct Plan {
 
 /// Limits from which dataset versions rest on records: the latest time of those that hold feedback, or prompts of
 /// requests.
-async fn kept(store: &dyn Store) -> Result<(Micros, Micros)> {
+async fn kept(store: &Store) -> Result<(Micros, Micros)> {
     let (mut feedback, mut prompts) = (NEVER, NEVER);
-    for version in store.list_datasets().await? {
+    for version in store.datasets().list().await? {
         let filter = &version.filter["filter"];
         let has_requests = !filter["without_requests"].as_bool().unwrap_or(false);
         if has_requests && filter["feedback"].as_bool().unwrap_or(false) {
@@ -109,16 +109,16 @@ async fn kept(store: &dyn Store) -> Result<(Micros, Micros)> {
 }
 
 /// The later of two cuts by age and by size.
-async fn cut(store: &dyn Store, what: Expiring, cuts: Cuts, now: Micros, days: u32, mb: u32) -> Result<Micros> {
+async fn cut(store: &Store, what: Expiring, cuts: Cuts, now: Micros, days: u32, mb: u32) -> Result<Micros> {
     let by_age = if days == 0 { NEVER } else { before(now, days, DAY) };
     let by_size = match mb {
         0 => None,
-        mb => store.size_cut(what, cuts, i64::from(mb) * MEGABYTE).await?,
+        mb => store.privacy().size_cut(what, cuts, i64::from(mb) * MEGABYTE).await?,
     };
     Ok(by_age.max(by_size.unwrap_or(NEVER)))
 }
 
-async fn plan(store: &dyn Store, data_dir: &Path, limits: &RetentionConfig, now: Micros) -> Result<Plan> {
+async fn plan(store: &Store, data_dir: &Path, limits: &RetentionConfig, now: Micros) -> Result<Plan> {
     let (kept_feedback, kept_prompts) = kept(store).await?;
     let mut cuts = Cuts { feedback: NEVER, requests: NEVER, kept_feedback, kept_prompts };
     cuts.feedback = cut(store, Expiring::Feedback, cuts, now, limits.feedback_days, limits.feedback_mb).await?;
@@ -144,18 +144,18 @@ fn files(jobs: &[Leftover]) -> Amount {
 ///
 /// # Errors
 /// What the store says; a job's directory that cannot be read.
-pub async fn outlook(store: &dyn Store, data_dir: &Path, limits: &RetentionConfig, now: Micros) -> Result<Outlook> {
+pub async fn outlook(store: &Store, data_dir: &Path, limits: &RetentionConfig, now: Micros) -> Result<Outlook> {
     let Plan { cuts, jobs } = plan(store, data_dir, limits, now).await?;
     let stored = Amounts {
-        completions: store.stored(Expiring::Completions).await?,
-        prompts: store.stored(Expiring::Prompts).await?,
-        feedback_events: store.stored(Expiring::Feedback).await?,
+        completions: store.privacy().stored(Expiring::Completions).await?,
+        prompts: store.privacy().stored(Expiring::Prompts).await?,
+        feedback_events: store.privacy().stored(Expiring::Feedback).await?,
         job_files: files(&leftovers::leftovers(store, data_dir).await?),
     };
     let goes = Amounts {
-        completions: store.expiring(Expiring::Completions, cuts).await?,
-        prompts: store.expiring(Expiring::Prompts, cuts).await?,
-        feedback_events: store.expiring(Expiring::Feedback, cuts).await?,
+        completions: store.privacy().expiring(Expiring::Completions, cuts).await?,
+        prompts: store.privacy().expiring(Expiring::Prompts, cuts).await?,
+        feedback_events: store.privacy().expiring(Expiring::Feedback, cuts).await?,
         job_files: files(&jobs),
     };
     let until = |time: Micros| (time > NEVER).then_some(time);
@@ -168,7 +168,7 @@ pub async fn outlook(store: &dyn Store, data_dir: &Path, limits: &RetentionConfi
 /// # Errors
 /// What the store says; a file that cannot be removed. What was removed before stays removed and is noted.
 pub async fn apply(
-    store: &dyn Store,
+    store: &Store,
     data_dir: &Path,
     limits: &RetentionConfig,
     now: Micros,
@@ -181,7 +181,7 @@ pub async fn apply(
     let noted = match removed.is_empty() {
         true => Ok(()),
         false => {
-            let _ = store.flush_erased().await;
+            let _ = store.privacy().flush_erased().await;
             let Amounts { completions, prompts, feedback_events, job_files } = removed;
             let bytes = [completions, prompts, feedback_events, job_files].iter().map(|a| a.bytes).sum::<i64>();
             let mut detail = json!({
@@ -191,7 +191,7 @@ pub async fn apply(
             if let Err(error) = &done {
                 detail["error"] = error.to_string().into();
             }
-            store.audit(by, "retention", "retention", detail, now).await
+            store.audit_log().append(by, "retention", "retention", detail, now).await
         }
     };
     let error = done.as_ref().err().map(ToString::to_string);
@@ -201,13 +201,7 @@ pub async fn apply(
     Ok(removed)
 }
 
-async fn remove(
-    store: &dyn Store,
-    data_dir: &Path,
-    limits: &RetentionConfig,
-    now: Micros,
-    status: &Status,
-) -> Result<()> {
+async fn remove(store: &Store, data_dir: &Path, limits: &RetentionConfig, now: Micros, status: &Status) -> Result<()> {
     let Plan { cuts, jobs } = plan(store, data_dir, limits, now).await?;
     for (what, name) in [
         (Expiring::Feedback, "feedback_events"),
@@ -216,7 +210,7 @@ async fn remove(
     ] {
         status.change(|p| p.removing = Some(name));
         loop {
-            let batch = store.expire(what, cuts, BATCH).await?;
+            let batch = store.privacy().expire(what, cuts, BATCH).await?;
             if batch.records == 0 {
                 break;
             }

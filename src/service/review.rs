@@ -9,7 +9,7 @@ use super::judge::{Word, judge};
 use super::{Result, Services, bad_input, not_found_as, to_the_end};
 use crate::domain::*;
 use crate::service::people::Actor;
-use crate::store::{Place, Submitted};
+use crate::store::{Place, SetContent, Submitted};
 
 const MAX_EXPLANATION: usize = 16 << 10;
 
@@ -30,7 +30,7 @@ pub async fn set_known_answer(services: &Arc<Services>, by: &Actor, id: &SetId, 
     if answer.kind == SetKind::Normal {
         return Err(bad_input("kind", "must be gold or calibration"));
     }
-    let set = services.store.get_set(id).await.map_err(|e| not_found_as(e, "set_id"))?;
+    let set = services.store.sets().get(id).await.map_err(|e| not_found_as(e, "set_id"))?;
     let named: HashSet<&CompletionId> = answer.tiers.iter().map(|t| &t.0).collect();
     if named.len() != answer.tiers.len() || set.completion_ids.len() != named.len() {
         return Err(bad_input("tiers", "must name every completion of the set once"));
@@ -52,26 +52,26 @@ pub async fn set_known_answer(services: &Arc<Services>, by: &Actor, id: &SetId, 
     }
     let (all, id, actor) = (services.clone(), id.clone(), by.signature());
     to_the_end(async move {
-        all.store.make_gold(&id, answer.kind, &answer.tiers, answer.explanation.as_deref()).await?;
+        all.store.sets().make_gold(&id, answer.kind, &answer.tiers, answer.explanation.as_deref()).await?;
         let detail = json!({"kind": answer.kind});
-        Ok(all.store.audit(&actor, "known_answer", id.as_str(), detail, all.now()).await?)
+        Ok(all.store.audit_log().append(&actor, "known_answer", id.as_str(), detail, all.now()).await?)
     })
     .await
 }
 
 /// Takes a set out of the queue; what was judged stays.
 pub async fn retire_set(services: &Services, by: &Actor, id: &SetId) -> Result<()> {
-    services.store.retire_set(id).await?;
-    Ok(services.store.audit(&by.signature(), "retire_set", id.as_str(), json!({}), services.now()).await?)
+    services.store.sets().retire(id).await?;
+    Ok(services.store.audit_log().append(&by.signature(), "retire_set", id.as_str(), json!({}), services.now()).await?)
 }
 
 /// Takes all of these sets out of the queue, or none where one is unknown.
 pub async fn retire_sets(services: &Arc<Services>, by: &Actor, ids: &[SetId]) -> Result<()> {
     let (all, ids, actor) = (services.clone(), ids.to_vec(), by.signature());
     to_the_end(async move {
-        all.store.retire_sets(&ids).await?;
+        all.store.sets().retire_matching(&ids).await?;
         for id in &ids {
-            all.store.audit(&actor, "retire_set", id.as_str(), json!({}), all.now()).await?;
+            all.store.audit_log().append(&actor, "retire_set", id.as_str(), json!({}), all.now()).await?;
         }
         Ok(())
     })
@@ -84,40 +84,47 @@ pub struct Disputed {
     pub prompt: Prompt,
     /// In storage order.
     pub completions: Vec<Completion>,
-    pub judgments: Vec<Judgment>,
+    /// Each with who gave it.
+    pub judgments: Vec<(Judgment, Labeler)>,
     pub settled_by: Option<LabelerId>,
+    /// Of sets with a known answer: its tiers by completion, and its explanation.
+    pub known: Option<(Vec<(CompletionId, i64)>, Option<String>)>,
 }
 
 /// A set as reviewers see it, with the authors: what they judge of it afterwards is not blind.
 pub async fn disputed(services: &Services, by: &Actor, id: &SetId) -> Result<Disputed> {
-    let set = services.store.get_set(id).await?;
-    services.store.put_reveal(id, &by.labeler_id, Knowledge::Authors, services.now()).await?;
-    let prompt = services.store.get_prompt(&set.prompt_id).await?;
-    let mut completions = Vec::with_capacity(set.completion_ids.len());
-    for id in &set.completion_ids {
-        completions.push(services.store.get_completion(id).await?);
+    let sets = services.store.sets();
+    let SetContent { set, prompt, completions } = sets.content(id).await?;
+    services.store.judgments().put_reveal(id, &by.labeler_id, Knowledge::Authors, services.now()).await?;
+    let mut judgments = Vec::new();
+    for judgment in services.store.judgments().of_set(id).await? {
+        let labeler = services.store.people().get(&judgment.labeler_id).await?;
+        judgments.push((judgment, labeler));
     }
-    let judgments = services.store.set_judgments(id).await?;
-    let settled_by = services.store.settled_by(id).await?;
-    Ok(Disputed { set, prompt, completions, judgments, settled_by })
+    let known = match set.kind {
+        SetKind::Normal => None,
+        SetKind::Gold | SetKind::Calibration => Some((sets.gold(id).await?, sets.explanation(id).await?)),
+    };
+    let settled_by = sets.settled_by(id).await?;
+    Ok(Disputed { set, prompt, completions, judgments, settled_by, known })
 }
 
 /// Settles a set by the reviewer's own judgment: datasets then take it instead of the others'. A reviewer
 /// who has judged the set already revises that judgment.
 pub async fn settle(services: &Arc<Services>, by: &Actor, id: &SetId, mut word: Word) -> Result<Submitted> {
-    services.store.get_set(id).await?;
+    services.store.sets().get(id).await?;
     if word.outcome == Outcome::Skip {
         return Err(bad_input("outcome", "a skip settles nothing"));
     }
-    let own = services.store.set_judgments(id).await?.into_iter().find(|j| j.labeler_id == by.labeler_id);
+    let own = services.store.judgments().of_set(id).await?.into_iter().find(|j| j.labeler_id == by.labeler_id);
     // A repeated request finds its own judgment and must not revise it.
     word.revises = own.filter(|j| j.idempotency_key != word.idempotency_key).map(|j| j.id);
     let submitted = judge(services, by, Place::Set(id.clone(), None), word).await?.submitted;
     let (all, id, by, judgment) = (services.clone(), id.clone(), by.clone(), submitted.judgment.clone());
     to_the_end(async move {
-        all.store.settle_set(&id, &by.labeler_id, judgment.created).await?;
+        all.store.sets().settle(&id, &by.labeler_id, judgment.created).await?;
         let detail = json!({"judgment": judgment.id});
-        Ok(all.store.audit(&by.signature(), "settle_set", id.as_str(), detail, all.now()).await?)
+        Ok(all.store.audit_log().append(&by.signature(), "settle_set", id.as_str(), detail, all.now()).await?)
     })
     .await?;
     Ok(submitted)

@@ -11,12 +11,21 @@ use super::{Result, ServiceError, Services, bad_input, not_found_as, to_the_end}
 use crate::domain::*;
 use crate::engine::{SamplingParams, ServedModel, TextForm};
 use crate::service::people::Actor;
-use crate::store::Place;
+use crate::store::{Place, SetContent};
 
 /// A prompt by content or by id.
 pub enum PromptRef {
     Messages(Vec<Message>),
     Known(PromptId),
+}
+
+/// Notes that the caller asked for the set, and returns it with its texts.
+///
+/// # Errors
+/// What the store says.
+pub async fn asked_by(services: &Services, actor: &Actor, id: &SetId) -> Result<SetContent> {
+    services.store.sets().note_maker(id, &actor.labeler_id).await?;
+    Ok(services.store.sets().content(id).await?)
 }
 
 /// A completion by content or by id.
@@ -33,8 +42,8 @@ pub enum CompletionRef {
 pub async fn prompt(services: &Arc<Services>, by: &Actor, prompt: PromptRef, source: &str) -> Result<Prompt> {
     match prompt {
         PromptRef::Known(id) => {
-            let prompt = services.store.get_prompt(&id).await.map_err(|e| not_found_as(e, "prompt_id"))?;
-            if by.role < Role::Reviewer && !services.store.prompt_is_of(&prompt.id, &by.labeler_id).await? {
+            let prompt = services.store.prompts().get(&id).await.map_err(|e| not_found_as(e, "prompt_id"))?;
+            if by.role < Role::Reviewer && !services.store.prompts().is_of(&prompt.id, &by.labeler_id).await? {
                 let message = format!(
                     "labelers name prompts that they submitted or that belong to sets of theirs; prompt {} is neither: \
                      give its messages instead",
@@ -55,7 +64,7 @@ pub async fn prompt(services: &Arc<Services>, by: &Actor, prompt: PromptRef, sou
 /// themselves decides for themselves.
 async fn check_submitted(services: &Services, prompt: &Prompt) -> Result<()> {
     if services.learns_from_requests()
-        || services.store.request_prompts(std::slice::from_ref(&prompt.id)).await?.is_empty()
+        || services.store.prompts().of_requests(std::slice::from_ref(&prompt.id)).await?.is_empty()
     {
         return Ok(());
     }
@@ -86,7 +95,7 @@ pub async fn check_own(services: &Services, actor: &Actor, completions: &[Comple
     }
     for completion in completions {
         let CompletionRef::Known(id) = completion else { continue };
-        if services.store.unjudged_set_with(id, &actor.labeler_id).await?.is_some() {
+        if services.store.sets().unjudged_with(id, &actor.labeler_id).await?.is_some() {
             return Err(ServiceError::Forbidden(format!(
                 "completion {id} belongs to a set that you have not judged; judge that set instead: GET /v1/label/next"
             )));
@@ -135,7 +144,7 @@ async fn make(
         match completion {
             CompletionRef::Known(id) => {
                 let field = format!("completions[{i}].completion_id");
-                let found = services.store.get_completion(&id).await.map_err(|e| not_found_as(e, &field))?;
+                let found = services.store.completions().get(&id).await.map_err(|e| not_found_as(e, &field))?;
                 if found.prompt_id != prompt.id {
                     return Err(bad_input(field, "was written for another prompt"));
                 }
@@ -171,9 +180,9 @@ async fn make(
     let (services, stored) = (services.clone(), set.clone());
     to_the_end(async move {
         if !new.is_empty() {
-            services.store.put_completions(new).await?;
+            services.store.completions().put(new).await?;
         }
-        Ok(services.store.put_set(stored).await?)
+        Ok(services.store.sets().put(stored).await?)
     })
     .await?;
     Ok(set)
@@ -305,21 +314,21 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
     let Ranking { set_id, prompt: prompt_ref, completions, outcome, strength, rationale, idempotency_key } = ranking;
     let (refs, tiers): (Vec<_>, Vec<_>) = completions.into_iter().unzip();
     let set = match (set_id, prompt_ref) {
-        (Some(id), None) => services.store.get_set(&id).await.map_err(|e| not_found_as(e, "set_id"))?,
+        (Some(id), None) => services.store.sets().get(&id).await.map_err(|e| not_found_as(e, "set_id"))?,
         (None, Some(prompt_ref)) => {
             if let PromptRef::Messages(messages) = &prompt_ref {
                 check_messages(messages, "messages", services.config.limits.prompt_bytes)?;
             }
             // The set's id comes from the key: a repeated request finds the set it made before.
             let id = derived_set_id(actor, &idempotency_key);
-            match services.store.get_set(&id).await {
+            match services.store.sets().get(&id).await {
                 Ok(known) => known,
                 Err(crate::store::StoreError::NotFound { .. }) => {
                     check_own(services, actor, &refs).await?;
                     let prompt = prompt(services, actor, prompt_ref, "api").await?;
                     let import = Selection { policy: "import", score: None };
                     let made = make(services, &prompt, refs.clone(), Some(1), import, Some(id)).await?;
-                    services.store.set_made_by(&made.id, &actor.labeler_id).await?;
+                    services.store.sets().note_maker(&made.id, &actor.labeler_id).await?;
                     made
                 }
                 Err(e) => return Err(e.into()),
@@ -361,7 +370,7 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
     let word = Word { lease_token: assignment.as_ref().map(|a| a.lease_token.clone()), ..word };
     let place = Place::Set(set.id.clone(), assignment.map(|a| a.id));
     let judged = judge(services, actor, place, word).await?;
-    let set = services.store.get_set(&set.id).await?;
+    let set = services.store.sets().get(&set.id).await?;
     Ok((set, judged))
 }
 
@@ -374,7 +383,7 @@ async fn door(services: &Services, actor: &Actor, set: &ComparisonSet, key: &str
     if actor.role >= Role::Reviewer || set.id == derived_set_id(actor, key) {
         return Ok(None);
     }
-    match services.store.assignment_of(&set.id, &actor.labeler_id).await? {
+    match services.store.leases().assignment_of(&set.id, &actor.labeler_id).await? {
         Some(held) if held.state != AssignmentState::Released => Ok(Some(held)),
         _ => Err(ServiceError::Forbidden(format!(
             "set {} was not handed out to you; lease it first: GET /v1/label/next?set_id={}",
@@ -391,7 +400,7 @@ async fn text_in_set(
     ranked: &[(CompletionId, i64, Option<i64>)],
 ) -> Result<Option<CompletionId>> {
     for id in &set.completion_ids {
-        if ranked.iter().all(|(r, _, _)| r != id) && services.store.get_completion(id).await?.text == text {
+        if ranked.iter().all(|(r, _, _)| r != id) && services.store.completions().get(id).await?.text == text {
             return Ok(Some(id.clone()));
         }
     }
@@ -420,5 +429,6 @@ pub async fn demonstrate(
     let prompt = prompt_record(messages, "api", now);
     let completion = human_completion(prompt.id.clone(), completion, now);
     let (services, labeler) = (services.clone(), actor.labeler_id.clone());
-    to_the_end(async move { Ok(services.store.put_demonstration(prompt, completion, Some(labeler), now).await?) }).await
+    to_the_end(async move { Ok(services.store.demonstrations().put(prompt, completion, Some(labeler), now).await?) })
+        .await
 }

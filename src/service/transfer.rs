@@ -155,14 +155,14 @@ async fn rankings(
 async fn demonstrations(services: &Services, split: Option<Split>, send: &Pieces) -> Result<()> {
     let mut after: Option<Demonstration> = None;
     loop {
-        let page = services.store.demonstration_page(after.as_ref(), PAGE).await?;
+        let page = services.store.demonstrations().page(after.as_ref(), PAGE).await?;
         let Some((last, ..)) = page.last() else { return Ok(()) };
         after = Some(last.clone());
         let mut bytes = Vec::new();
         let ids: Vec<_> = page.iter().map(|(_, prompt, _)| prompt.id.clone()).collect();
         let asked = match services.learns_from_requests() {
             true => HashSet::new(),
-            false => services.store.request_prompts(&ids).await?,
+            false => services.store.prompts().of_requests(&ids).await?,
         };
         for (demonstration, prompt, completion) in page {
             if split.is_none_or(|s| s == prompt.split) && !asked.contains(&prompt.id) {

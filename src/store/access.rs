@@ -1,32 +1,8 @@
 //! Queries for signing in (personal links, keys in use), and the removal of erased rows from the database's files.
 
-use async_trait::async_trait;
-
-use super::connect::Db;
 use super::rows::{Conn, Row, args, not_found};
-use super::sql::{SqlStore, read, write};
+use super::sql::{Store, read, write};
 use super::*;
-
-/// The third part of `Store`.
-#[async_trait]
-pub trait AccessStore: Send + Sync + 'static {
-    /// Makes it the person's active link; the one before is `replaced`, and the sessions that it opened end.
-    async fn put_link(&self, link: SignInLink) -> Result<()>;
-    /// In whatever state.
-    async fn find_link(&self, token_hash: &str) -> Result<Option<SignInLink>>;
-    /// Links of everybody that are neither replaced nor revoked.
-    async fn list_links(&self) -> Result<Vec<SignInLink>>;
-    /// `None` when it is unknown, replaced or revoked.
-    async fn live_link(&self, id: &LinkId) -> Result<Option<SignInLink>>;
-    async fn touch_link(&self, id: &LinkId, now: Micros) -> Result<()>;
-    /// Ends the person's active link and the sessions that it opened. `NotFound` when there is none.
-    async fn revoke_link(&self, labeler: &LabelerId) -> Result<()>;
-    /// `None` when the key is unknown or revoked.
-    async fn live_api_key(&self, id: &ApiKeyId) -> Result<Option<ApiKey>>;
-    /// Writes the log back into the database file and cuts it, so that erased rows are in neither (SQLite; Postgres
-    /// keeps its log on its own terms). False when a reader kept some of the log in use.
-    async fn flush_erased(&self) -> Result<bool>;
-}
 
 fn link(row: &Row) -> Result<SignInLink> {
     Ok(SignInLink {
@@ -55,7 +31,7 @@ async fn end(conn: &mut Conn, labeler: &LabelerId, state: LinkState) -> Result<O
     Ok(Some(id))
 }
 
-async fn put_link(conn: &mut Conn, new: &SignInLink) -> Result<()> {
+pub(super) async fn put_link(conn: &mut Conn, new: &SignInLink) -> Result<()> {
     let owner = super::people::get_labeler(conn, &new.labeler_id).await?;
     if !owner.active {
         return Err(StoreError::Conflict(format!("{} may not sign in; let them in first", owner.name)));
@@ -78,28 +54,28 @@ async fn put_link(conn: &mut Conn, new: &SignInLink) -> Result<()> {
     Ok(())
 }
 
-async fn one(conn: &mut Conn, sql: &'static str, value: &str) -> Result<Option<SignInLink>> {
+pub(super) async fn one(conn: &mut Conn, sql: &'static str, value: &str) -> Result<Option<SignInLink>> {
     conn.one(sql, args![value]).await?.as_ref().map(link).transpose()
 }
 
-async fn list(conn: &mut Conn) -> Result<Vec<SignInLink>> {
+pub(super) async fn list(conn: &mut Conn) -> Result<Vec<SignInLink>> {
     let sql = "SELECT * FROM sign_in_links WHERE state = 'active' ORDER BY created, id";
     conn.all(sql, vec![]).await?.iter().map(link).collect()
 }
 
-async fn touch(conn: &mut Conn, id: &LinkId, now: Micros) -> Result<()> {
+pub(super) async fn touch(conn: &mut Conn, id: &LinkId, now: Micros) -> Result<()> {
     conn.run("UPDATE sign_in_links SET used = $2 WHERE id = $1", args![id.as_str(), now]).await?;
     Ok(())
 }
 
-async fn revoke(conn: &mut Conn, labeler: &LabelerId) -> Result<()> {
+pub(super) async fn revoke(conn: &mut Conn, labeler: &LabelerId) -> Result<()> {
     let ended = end(conn, labeler, LinkState::Revoked).await?;
     ended.map(drop).ok_or_else(|| not_found("sign-in link of", labeler.as_str()))
 }
 
 /// Ends leases that reach beyond one that begins now: a clock that ran ahead gave them, and they would hold their sets
 /// until its time comes. Their holders get them back like any lease that ran out.
-pub(super) async fn end_future_leases(store: &SqlStore, longest: Micros) -> Result<()> {
+pub(super) async fn end_future_leases(store: &Store, longest: Micros) -> Result<()> {
     let latest = longest + people::CLOCK_SLACK;
     let sql = "SELECT COUNT(*) AS n FROM assignments WHERE state = 'leased' AND expires_at > $1";
     if read!(store, |c| c.count(sql, args![latest]))? == 0 {
@@ -216,45 +192,4 @@ pub(super) async fn open_session(conn: &mut Conn, token_hash: &str, now: Micros)
         Some(_) => Some((people::api_key(&row)?, labeler_of(&row, "l")?)),
     };
     Ok(Some(OpenSession { session, person, link_is_live: row.flag("link_is_live")?, key }))
-}
-
-#[async_trait]
-impl AccessStore for SqlStore {
-    async fn put_link(&self, link: SignInLink) -> Result<()> {
-        write!(self, |tx| put_link(tx, &link))
-    }
-
-    async fn find_link(&self, token_hash: &str) -> Result<Option<SignInLink>> {
-        read!(self, |c| one(c, "SELECT * FROM sign_in_links WHERE token_hash = $1", token_hash))
-    }
-
-    async fn list_links(&self) -> Result<Vec<SignInLink>> {
-        read!(self, |c| list(c))
-    }
-
-    async fn live_link(&self, id: &LinkId) -> Result<Option<SignInLink>> {
-        read!(self, |c| one(c, "SELECT * FROM sign_in_links WHERE id = $1 AND state = 'active'", id.as_str()))
-    }
-
-    async fn touch_link(&self, id: &LinkId, now: Micros) -> Result<()> {
-        write!(self, id = id.clone() => |tx| touch(tx, &id, now))
-    }
-
-    async fn revoke_link(&self, labeler: &LabelerId) -> Result<()> {
-        write!(self, labeler = labeler.clone() => |tx| revoke(tx, &labeler))
-    }
-
-    async fn live_api_key(&self, id: &ApiKeyId) -> Result<Option<ApiKey>> {
-        read!(self, |c| people::live_api_key(c, id))
-    }
-
-    async fn flush_erased(&self) -> Result<bool> {
-        match &self.db {
-            Db::Postgres(_) => Ok(true),
-            Db::Sqlite { writer, .. } => {
-                let busy: i64 = sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(writer).await?;
-                Ok(busy == 0)
-            }
-        }
-    }
 }

@@ -3,10 +3,7 @@
 
 use std::collections::HashMap;
 
-use async_trait::async_trait;
-
 use super::rows::{Arg, Conn, Row, args, not_found, placeholders};
-use super::sql::{SqlStore, read, write};
 use super::*;
 
 /// Which sets a list shows. Empty = all of them.
@@ -82,44 +79,6 @@ pub struct Named {
     pub messages: Vec<Message>,
 }
 
-/// A part of `Store`: lists for the pages.
-#[async_trait]
-pub trait BrowseStore: Send + Sync + 'static {
-    /// One page, newest first, and how many sets the filter fits in all. `now` says which leases are current.
-    async fn browse_sets(&self, filter: &SetFilter, page: Page, now: Micros) -> Result<(Vec<SetRow>, i64)>;
-    /// One page, newest first, and how many judgments the filter fits in all.
-    async fn browse_judgments(&self, filter: &JudgmentFilter, page: Page) -> Result<(Vec<JudgmentRow>, i64)>;
-    /// The prompts of these sets; unknown ids are left out.
-    async fn set_prompts(&self, ids: &[SetId]) -> Result<HashMap<SetId, Vec<Message>>>;
-    /// What these ids stand for; unknown ones are left out.
-    async fn names_of(&self, ids: &[String]) -> Result<HashMap<String, Named>>;
-    /// Takes all of these sets out of the queue, or none where one is unknown.
-    async fn retire_sets(&self, ids: &[SetId]) -> Result<()>;
-}
-
-#[async_trait]
-impl BrowseStore for SqlStore {
-    async fn browse_sets(&self, filter: &SetFilter, page: Page, now: Micros) -> Result<(Vec<SetRow>, i64)> {
-        read!(self, |c| sets_page(c, filter, &page, now))
-    }
-
-    async fn browse_judgments(&self, filter: &JudgmentFilter, page: Page) -> Result<(Vec<JudgmentRow>, i64)> {
-        read!(self, |c| judgments_page(c, filter, &page))
-    }
-
-    async fn set_prompts(&self, ids: &[SetId]) -> Result<HashMap<SetId, Vec<Message>>> {
-        read!(self, |c| set_prompts(c, ids))
-    }
-
-    async fn names_of(&self, ids: &[String]) -> Result<HashMap<String, Named>> {
-        read!(self, |c| names_of(c, ids))
-    }
-
-    async fn retire_sets(&self, ids: &[SetId]) -> Result<()> {
-        write!(self, ids = ids.to_vec() => |tx| retire_sets(tx, &ids))
-    }
-}
-
 /// No later revision takes the place of the judgment `j`.
 const LATEST: &str = "NOT EXISTS (SELECT 1 FROM judgments n WHERE n.supersedes_id = j.id)";
 
@@ -189,7 +148,12 @@ const DISPUTED: &str = "EXISTS (SELECT 1 FROM judgments j
       AND CASE WHEN ja.tier < jb.tier THEN -1 WHEN ja.tier > jb.tier THEN 1 ELSE 0 END
           <> CASE WHEN ka.tier < kb.tier THEN -1 WHEN ka.tier > kb.tier THEN 1 ELSE 0 END)";
 
-async fn sets_page(conn: &mut Conn, filter: &SetFilter, page: &Page, now: Micros) -> Result<(Vec<SetRow>, i64)> {
+pub(super) async fn sets_page(
+    conn: &mut Conn,
+    filter: &SetFilter,
+    page: &Page,
+    now: Micros,
+) -> Result<(Vec<SetRow>, i64)> {
     let holds = prompt_holds(conn, 5);
     let stuck = leases::STUCK;
     let fits = format!(
@@ -254,7 +218,7 @@ async fn sets_page(conn: &mut Conn, filter: &SetFilter, page: &Page, now: Micros
     Ok((found, total))
 }
 
-async fn set_prompts(conn: &mut Conn, ids: &[SetId]) -> Result<HashMap<SetId, Vec<Message>>> {
+pub(super) async fn set_prompts(conn: &mut Conn, ids: &[SetId]) -> Result<HashMap<SetId, Vec<Message>>> {
     let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
     let sql = "SELECT s.id, p.messages FROM comparison_sets s JOIN prompts p ON p.id = s.prompt_id
                WHERE s.id IN ({ids})";
@@ -262,7 +226,7 @@ async fn set_prompts(conn: &mut Conn, ids: &[SetId]) -> Result<HashMap<SetId, Ve
     Ok(found.into_iter().filter_map(|(id, messages)| Some((id.into(), messages.into_iter().next()?))).collect())
 }
 
-async fn retire_sets(conn: &mut Conn, ids: &[SetId]) -> Result<()> {
+pub(super) async fn retire_sets(conn: &mut Conn, ids: &[SetId]) -> Result<()> {
     for id in ids {
         let changed =
             conn.run("UPDATE comparison_sets SET status = 'retired' WHERE id = $1", args![id.as_str()]).await?;
@@ -275,7 +239,11 @@ async fn retire_sets(conn: &mut Conn, ids: &[SetId]) -> Result<()> {
 
 // ---------------------------------------------------------------- judgments
 
-async fn judgments_page(conn: &mut Conn, filter: &JudgmentFilter, page: &Page) -> Result<(Vec<JudgmentRow>, i64)> {
+pub(super) async fn judgments_page(
+    conn: &mut Conn,
+    filter: &JudgmentFilter,
+    page: &Page,
+) -> Result<(Vec<JudgmentRow>, i64)> {
     let holds = prompt_holds(conn, 5);
     let like = if conn.is_postgres() { "ILIKE" } else { "LIKE" };
     let fits = format!(
@@ -340,7 +308,7 @@ async fn judgments_page(conn: &mut Conn, filter: &JudgmentFilter, page: &Page) -
 
 // ---------------------------------------------------------------- names
 
-async fn names_of(conn: &mut Conn, ids: &[String]) -> Result<HashMap<String, Named>> {
+pub(super) async fn names_of(conn: &mut Conn, ids: &[String]) -> Result<HashMap<String, Named>> {
     let policy = if conn.is_postgres() { "request ->> 'policy'" } else { "json_extract(request, '$.policy')" };
     let sql = format!(
         "SELECT 'labeler' AS kind, id, name FROM labelers WHERE id IN ({{ids}})

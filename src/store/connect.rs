@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::migrate::MigrateError;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqlitePool};
@@ -17,10 +17,7 @@ use tokio::sync::{Mutex, watch};
 
 use super::postgres::PostgresDb;
 use super::rows::{Conn, Held};
-use super::{Result, StoreError};
-
-pub(super) static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
-pub(super) static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+use super::{Result, StoreError, migrations};
 
 /// Older versions can corrupt a WAL database when a checkpoint resets the log.
 const SQLITE_OLDEST: (u32, u32, u32) = (3, 51, 3);
@@ -171,7 +168,7 @@ async fn opening_lock(path: &Path) -> Result<std::fs::File> {
 /// a second process waits for the first one's lock.
 async fn migrate_postgres(options: &PgConnectOptions) -> Result<()> {
     let mut conn = options.connect().await?;
-    let done = POSTGRES_MIGRATIONS.run(&mut conn).await.map_err(migrate_error);
+    let done = migrations::POSTGRES.run(&mut conn).await.map_err(migrate_error);
     // Closing also frees the migrator's lock, which it keeps when a migration fails.
     conn.close().await?;
     done
@@ -189,7 +186,7 @@ impl Db {
                     super::private::close_file(Path::new(&name));
                 }
                 let writer = sqlite_writer(&path).await?;
-                SQLITE_MIGRATIONS.run(&writer).await.map_err(migrate_error)?;
+                migrations::SQLITE.run(&writer).await.map_err(migrate_error)?;
                 let readers = SqlitePoolOptions::new()
                     .max_connections(SQLITE_READERS)
                     .acquire_timeout(SQLITE_ACQUIRE)

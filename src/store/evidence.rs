@@ -1,11 +1,8 @@
 //! Evidence for promoting a version (who was preferred, what both versions wrote, which version was active before), and
 //! the search among jobs.
 
-use async_trait::async_trait;
-
+use super::Result;
 use super::rows::{Conn, args};
-use super::sql::{SqlStore, read, write};
-use super::{Page, Result, jobs};
 use crate::domain::*;
 
 /// Which jobs; absent fields take all.
@@ -50,66 +47,7 @@ pub struct SharedPrompt {
     pub finish_b: Option<String>,
 }
 
-/// The third part of `Store`: evidence about versions, and jobs that people name and search.
-#[async_trait]
-pub trait EvidenceStore: Send + Sync + 'static {
-    async fn find_jobs(&self, page: Page, filter: &JobFilter) -> Result<Vec<Job>>;
-    /// Changes name, note and tags (not the author).
-    async fn describe_job(&self, id: &JobId, notes: JobNotes) -> Result<Job>;
-    /// Samples that a job wrote, oldest first.
-    async fn job_samples(&self, id: &JobId, limit: i64) -> Result<Vec<serde_json::Value>>;
-    /// Promotions and roll-backs of all kinds, oldest first.
-    async fn activation_history(&self) -> Result<Vec<Activation>>;
-    /// Pairs of the two versions' completions in the latest rankings of normal sets.
-    async fn meetings(&self, a: &ModelVersionId, b: &ModelVersionId) -> Result<Vec<Meeting>>;
-    /// Prompts that both versions answered, newest first.
-    async fn shared_prompts(&self, a: &ModelVersionId, b: &ModelVersionId, limit: i64) -> Result<Vec<SharedPrompt>>;
-    /// Normal sets with a completion of the version, and rankings of them.
-    async fn sets_of_version(&self, id: &ModelVersionId) -> Result<(i64, i64)>;
-    /// Rankings of normal sets that were given after `since`; a revision is not counted again.
-    async fn rankings_since(&self, since: Micros) -> Result<i64>;
-}
-
-#[async_trait]
-impl EvidenceStore for SqlStore {
-    async fn find_jobs(&self, page: Page, filter: &JobFilter) -> Result<Vec<Job>> {
-        read!(self, |c| jobs::find(c, &page, filter))
-    }
-
-    async fn describe_job(&self, id: &JobId, notes: JobNotes) -> Result<Job> {
-        write!(self, id = id.clone() => |tx| jobs::describe(tx, &id, &notes))
-    }
-
-    async fn job_samples(&self, id: &JobId, limit: i64) -> Result<Vec<serde_json::Value>> {
-        read!(self, |c| samples(c, id, limit))
-    }
-
-    async fn activation_history(&self) -> Result<Vec<Activation>> {
-        read!(self, |c| activation_history(c))
-    }
-
-    async fn meetings(&self, a: &ModelVersionId, b: &ModelVersionId) -> Result<Vec<Meeting>> {
-        read!(self, |c| meetings(c, a, b))
-    }
-
-    async fn shared_prompts(&self, a: &ModelVersionId, b: &ModelVersionId, limit: i64) -> Result<Vec<SharedPrompt>> {
-        read!(self, |c| shared_prompts(c, a, b, limit))
-    }
-
-    async fn sets_of_version(&self, id: &ModelVersionId) -> Result<(i64, i64)> {
-        read!(self, |c| sets_of_version(c, id))
-    }
-
-    async fn rankings_since(&self, since: Micros) -> Result<i64> {
-        read!(self, |c| c.count(
-            "SELECT COUNT(*) AS n FROM judgments j JOIN comparison_sets s ON s.id = j.set_id
-             WHERE s.kind = 'normal' AND j.outcome = 'ranked' AND j.supersedes_id IS NULL AND j.created > $1",
-            args![since],
-        ))
-    }
-}
-
-async fn samples(conn: &mut Conn, id: &JobId, limit: i64) -> Result<Vec<serde_json::Value>> {
+pub(super) async fn samples(conn: &mut Conn, id: &JobId, limit: i64) -> Result<Vec<serde_json::Value>> {
     conn.all(
         "SELECT data FROM job_events WHERE job_id = $1 AND kind = 'sample' ORDER BY seq LIMIT $2",
         args![id.as_str(), limit],
@@ -120,7 +58,7 @@ async fn samples(conn: &mut Conn, id: &JobId, limit: i64) -> Result<Vec<serde_js
     .collect()
 }
 
-async fn activation_history(conn: &mut Conn) -> Result<Vec<Activation>> {
+pub(super) async fn activation_history(conn: &mut Conn) -> Result<Vec<Activation>> {
     let rows = conn
         .all(
             "SELECT action, target, detail, created FROM audit_log WHERE action IN ('promote', 'roll_back')
@@ -141,7 +79,7 @@ async fn activation_history(conn: &mut Conn) -> Result<Vec<Activation>> {
         .collect()
 }
 
-async fn meetings(conn: &mut Conn, a: &ModelVersionId, b: &ModelVersionId) -> Result<Vec<Meeting>> {
+pub(super) async fn meetings(conn: &mut Conn, a: &ModelVersionId, b: &ModelVersionId) -> Result<Vec<Meeting>> {
     conn.all(
         "SELECT s.prompt_id, j.id AS judgment_id, ia.tier AS tier_a, ib.tier AS tier_b
          FROM completions ca
@@ -169,7 +107,7 @@ async fn meetings(conn: &mut Conn, a: &ModelVersionId, b: &ModelVersionId) -> Re
     .collect()
 }
 
-async fn shared_prompts(
+pub(super) async fn shared_prompts(
     conn: &mut Conn,
     a: &ModelVersionId,
     b: &ModelVersionId,
@@ -203,7 +141,7 @@ async fn shared_prompts(
     .collect()
 }
 
-async fn sets_of_version(conn: &mut Conn, id: &ModelVersionId) -> Result<(i64, i64)> {
+pub(super) async fn sets_of_version(conn: &mut Conn, id: &ModelVersionId) -> Result<(i64, i64)> {
     let sets = conn
         .count(
             "SELECT COUNT(DISTINCT s.id) AS n FROM completions c JOIN set_items i ON i.completion_id = c.id

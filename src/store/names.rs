@@ -4,11 +4,11 @@ use super::{Result, Store, StoreError};
 use crate::domain::{ModelKind, ModelState, ModelVersion, unknown_name};
 
 /// A version by its name or its id.
-pub async fn find_version(store: &dyn Store, name_or_id: &str) -> Result<Option<ModelVersion>> {
-    if let Some(found) = store.find_model(name_or_id).await? {
+pub async fn find_version(store: &Store, name_or_id: &str) -> Result<Option<ModelVersion>> {
+    if let Some(found) = store.models().find(name_or_id).await? {
         return Ok(Some(found));
     }
-    match store.get_model(&name_or_id.into()).await {
+    match store.models().get(&name_or_id.into()).await {
         Ok(found) => Ok(Some(found)),
         Err(StoreError::NotFound { .. }) => Ok(None),
         Err(other) => Err(other),
@@ -17,13 +17,8 @@ pub async fn find_version(store: &dyn Store, name_or_id: &str) -> Result<Option<
 
 /// What to say about a name that no version has: which names are near, and which there are, of one kind or of all.
 /// `more` are names of models that would work too.
-pub async fn unknown_version(
-    store: &dyn Store,
-    name: &str,
-    kind: Option<ModelKind>,
-    more: &[String],
-) -> Result<String> {
-    let mut models = store.list_models().await?;
+pub async fn unknown_version(store: &Store, name: &str, kind: Option<ModelKind>, more: &[String]) -> Result<String> {
+    let mut models = store.models().list().await?;
     models.retain(|model| model.state != ModelState::Retired && kind.is_none_or(|kind| kind == model.kind));
     // The active ones first, then the latest.
     models.sort_by_key(|model| (model.state != ModelState::Active, -model.created));

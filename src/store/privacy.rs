@@ -3,10 +3,7 @@
 
 use std::collections::HashSet;
 
-use async_trait::async_trait;
-
 use super::rows::{Arg, Conn, Row, args, placeholders};
-use super::sql::{SqlStore, read, write};
 use super::*;
 
 /// The condition that a prompt came in only as a request: nobody submitted it for labeling.
@@ -74,46 +71,12 @@ pub struct ErasedPerson {
     pub created: Micros,
 }
 
-/// The part of `Store` about what people asked, and how long it stays.
-#[async_trait]
-pub trait PrivacyStore: Send + Sync + 'static {
-    /// Stores completions with the prompt that they answer; `served` names the route of the request, if there was one.
-    async fn put_answers(&self, prompt: Prompt, completions: Vec<Completion>, served: Option<&str>) -> Result<()>;
-    /// As `put_prompt`, and notes who submitted it.
-    async fn submit_prompt(&self, prompt: Prompt, by: &LabelerId) -> Result<Prompt>;
-    /// Whether the labeler submitted the prompt, or made or was handed a set of it.
-    async fn prompt_is_of(&self, id: &PromptId, labeler: &LabelerId) -> Result<bool>;
-    async fn request_counts(&self) -> Result<RequestCounts>;
-    /// Those of the prompts that came in only as requests.
-    async fn request_prompts(&self, ids: &[PromptId]) -> Result<HashSet<PromptId>>;
-    /// The completions of a prompt that answered requests.
-    async fn served_completions(&self, id: &PromptId) -> Result<HashSet<CompletionId>>;
-
-    /// What is stored of a kind.
-    async fn stored(&self, what: Expiring) -> Result<Amount>;
-    /// What would go.
-    async fn expiring(&self, what: Expiring, cuts: Cuts) -> Result<Amount>;
-    /// The cut by which what may go shrinks to `most_bytes`; `None` where it is not more. `Prompts` and `Completions`
-    /// are one sum.
-    async fn size_cut(&self, what: Expiring, cuts: Cuts, most_bytes: i64) -> Result<Option<Micros>>;
-    /// Removes at most `limit` of what goes, the oldest first, in one transaction; with zero records when nothing is
-    /// left.
-    async fn expire(&self, what: Expiring, cuts: Cuts, limit: i64) -> Result<Amount>;
-
-    /// Whose data was erased, in order of time.
-    async fn erased_people(&self) -> Result<Vec<ErasedPerson>>;
-    async fn put_backup(&self, path: &str, now: Micros) -> Result<()>;
-    /// Where backups were written, and when.
-    async fn backups(&self) -> Result<Vec<(String, Micros)>>;
-    async fn forget_backup(&self, path: &str) -> Result<()>;
-}
-
 /// The setting under which requests may be learned from: the stored value, else the configured one.
 ///
 /// # Errors
 /// What the store says.
-pub async fn learns_from_requests(store: &dyn Store, configured: bool) -> Result<bool> {
-    let stored = store.settings().await?;
+pub async fn learns_from_requests(store: &Store, configured: bool) -> Result<bool> {
+    let stored = store.settings().list().await?;
     let found = stored.iter().find(|s| s.name == "privacy.learn_from_requests");
     Ok(found.and_then(|s| s.value.as_bool()).unwrap_or(configured))
 }
@@ -149,7 +112,7 @@ fn removable_prompt(cuts: &Cuts) -> String {
 }
 
 /// `SELECT id, created, bytes` of everything of a kind that goes.
-fn going(what: Expiring, cuts: &Cuts) -> String {
+pub(super) fn going(what: Expiring, cuts: &Cuts) -> String {
     let cut = cuts.requests;
     match what {
         Expiring::Feedback => format!(
@@ -180,11 +143,11 @@ fn amount(row: Option<&Row>) -> Result<Amount> {
 
 const SUMS: &str = "CAST(COUNT(*) AS BIGINT) AS records, CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS bytes";
 
-async fn sum(conn: &mut Conn, rows: String) -> Result<Amount> {
+pub(super) async fn sum(conn: &mut Conn, rows: String) -> Result<Amount> {
     amount(conn.all_built(format!("SELECT {SUMS} FROM ({rows}) AS t"), vec![]).await?.first())
 }
 
-async fn stored(conn: &mut Conn, what: Expiring) -> Result<Amount> {
+pub(super) async fn stored(conn: &mut Conn, what: Expiring) -> Result<Amount> {
     let rows = match what {
         Expiring::Feedback => "SELECT octet_length(CAST(f.value AS TEXT)) AS bytes FROM feedback_events f",
         Expiring::Completions => {
@@ -198,7 +161,7 @@ async fn stored(conn: &mut Conn, what: Expiring) -> Result<Amount> {
     sum(conn, rows.to_owned()).await
 }
 
-async fn size_cut(conn: &mut Conn, what: Expiring, cuts: &Cuts, most_bytes: i64) -> Result<Option<Micros>> {
+pub(super) async fn size_cut(conn: &mut Conn, what: Expiring, cuts: &Cuts, most_bytes: i64) -> Result<Option<Micros>> {
     let rows = match what {
         Expiring::Feedback => going(what, &Cuts { feedback: Micros::MAX, requests: Micros::MIN, ..*cuts }),
         _ => {
@@ -218,7 +181,7 @@ async fn size_cut(conn: &mut Conn, what: Expiring, cuts: &Cuts, most_bytes: i64)
 }
 
 /// Removes a batch. What names a completion goes before it.
-async fn expire(conn: &mut Conn, what: Expiring, cuts: &Cuts, limit: i64) -> Result<Amount> {
+pub(super) async fn expire(conn: &mut Conn, what: Expiring, cuts: &Cuts, limit: i64) -> Result<Amount> {
     let table = match what {
         Expiring::Feedback => "feedback_events",
         Expiring::Completions => "completions",
@@ -245,7 +208,7 @@ async fn expire(conn: &mut Conn, what: Expiring, cuts: &Cuts, limit: i64) -> Res
     Ok(removed)
 }
 
-async fn put_answers(
+pub(super) async fn put_answers(
     conn: &mut Conn,
     prompt: &Prompt,
     completions: Vec<Completion>,
@@ -270,13 +233,13 @@ pub(super) async fn submitted_by(conn: &mut Conn, id: &PromptId, by: &LabelerId,
     Ok(())
 }
 
-async fn submit_prompt(conn: &mut Conn, prompt: &Prompt, by: &LabelerId) -> Result<Prompt> {
+pub(super) async fn submit_prompt(conn: &mut Conn, prompt: &Prompt, by: &LabelerId) -> Result<Prompt> {
     let stored = prompts::put(conn, prompt).await?;
     submitted_by(conn, &stored.id, by, prompt.created).await?;
     Ok(stored)
 }
 
-async fn prompt_is_of(conn: &mut Conn, id: &PromptId, labeler: &LabelerId) -> Result<bool> {
+pub(super) async fn prompt_is_of(conn: &mut Conn, id: &PromptId, labeler: &LabelerId) -> Result<bool> {
     let submitted = conn
         .count(
             "SELECT COUNT(*) AS n FROM prompt_submissions WHERE prompt_id = $1 AND labeler_id = $2",
@@ -286,7 +249,7 @@ async fn prompt_is_of(conn: &mut Conn, id: &PromptId, labeler: &LabelerId) -> Re
     Ok(submitted > 0 || sets::prompt_is_seen_by(conn, id, labeler).await?)
 }
 
-async fn request_counts(conn: &mut Conn) -> Result<RequestCounts> {
+pub(super) async fn request_counts(conn: &mut Conn) -> Result<RequestCounts> {
     Ok(RequestCounts {
         prompts: conn.count(concat!("SELECT COUNT(*) AS n FROM prompts p WHERE ", asked!("p")), vec![]).await?,
         completions: conn.count("SELECT COUNT(*) AS n FROM completions WHERE served IS NOT NULL", vec![]).await?,
@@ -300,7 +263,7 @@ async fn request_counts(conn: &mut Conn) -> Result<RequestCounts> {
     })
 }
 
-async fn request_prompts(conn: &mut Conn, ids: &[PromptId]) -> Result<HashSet<PromptId>> {
+pub(super) async fn request_prompts(conn: &mut Conn, ids: &[PromptId]) -> Result<HashSet<PromptId>> {
     let mut found = HashSet::new();
     for chunk in ids.chunks(500) {
         let list = placeholders(1, chunk.len());
@@ -312,12 +275,12 @@ async fn request_prompts(conn: &mut Conn, ids: &[PromptId]) -> Result<HashSet<Pr
     Ok(found)
 }
 
-async fn served_completions(conn: &mut Conn, id: &PromptId) -> Result<HashSet<CompletionId>> {
+pub(super) async fn served_completions(conn: &mut Conn, id: &PromptId) -> Result<HashSet<CompletionId>> {
     let sql = "SELECT id FROM completions WHERE prompt_id = $1 AND served IS NOT NULL";
     conn.all(sql, args![id.as_str()]).await?.iter().map(|row| Ok(row.text("id")?.into())).collect()
 }
 
-async fn erased_people(conn: &mut Conn) -> Result<Vec<ErasedPerson>> {
+pub(super) async fn erased_people(conn: &mut Conn) -> Result<Vec<ErasedPerson>> {
     conn.all("SELECT * FROM erasures ORDER BY created, labeler_id", vec![])
         .await?
         .iter()
@@ -331,7 +294,7 @@ async fn erased_people(conn: &mut Conn) -> Result<Vec<ErasedPerson>> {
         .collect()
 }
 
-async fn put_backup(conn: &mut Conn, path: &str, now: Micros) -> Result<()> {
+pub(super) async fn put_backup(conn: &mut Conn, path: &str, now: Micros) -> Result<()> {
     conn.run(
         "INSERT INTO backups (path, created) VALUES ($1, $2) ON CONFLICT (path) DO UPDATE SET created = excluded.created",
         args![path, now],
@@ -340,7 +303,7 @@ async fn put_backup(conn: &mut Conn, path: &str, now: Micros) -> Result<()> {
     Ok(())
 }
 
-async fn backups(conn: &mut Conn) -> Result<Vec<(String, Micros)>> {
+pub(super) async fn backups(conn: &mut Conn) -> Result<Vec<(String, Micros)>> {
     conn.all("SELECT path, created FROM backups ORDER BY created, path", vec![])
         .await?
         .iter()
@@ -348,66 +311,7 @@ async fn backups(conn: &mut Conn) -> Result<Vec<(String, Micros)>> {
         .collect()
 }
 
-async fn forget_backup(conn: &mut Conn, path: &str) -> Result<()> {
+pub(super) async fn forget_backup(conn: &mut Conn, path: &str) -> Result<()> {
     conn.run("DELETE FROM backups WHERE path = $1", args![path]).await?;
     Ok(())
-}
-
-#[async_trait]
-impl PrivacyStore for SqlStore {
-    async fn put_answers(&self, prompt: Prompt, completions: Vec<Completion>, served: Option<&str>) -> Result<()> {
-        write!(self, served = served.map(str::to_owned) => |tx| put_answers(tx, &prompt, completions, served.as_deref()))
-    }
-
-    async fn submit_prompt(&self, prompt: Prompt, by: &LabelerId) -> Result<Prompt> {
-        write!(self, by = by.clone() => |tx| submit_prompt(tx, &prompt, &by))
-    }
-
-    async fn prompt_is_of(&self, id: &PromptId, labeler: &LabelerId) -> Result<bool> {
-        read!(self, |c| prompt_is_of(c, id, labeler))
-    }
-
-    async fn request_counts(&self) -> Result<RequestCounts> {
-        read!(self, |c| request_counts(c))
-    }
-
-    async fn request_prompts(&self, ids: &[PromptId]) -> Result<HashSet<PromptId>> {
-        read!(self, |c| request_prompts(c, ids))
-    }
-
-    async fn served_completions(&self, id: &PromptId) -> Result<HashSet<CompletionId>> {
-        read!(self, |c| served_completions(c, id))
-    }
-
-    async fn stored(&self, what: Expiring) -> Result<Amount> {
-        read!(self, |c| stored(c, what))
-    }
-
-    async fn expiring(&self, what: Expiring, cuts: Cuts) -> Result<Amount> {
-        read!(self, |c| sum(c, going(what, &cuts)))
-    }
-
-    async fn size_cut(&self, what: Expiring, cuts: Cuts, most_bytes: i64) -> Result<Option<Micros>> {
-        read!(self, |c| size_cut(c, what, &cuts, most_bytes))
-    }
-
-    async fn expire(&self, what: Expiring, cuts: Cuts, limit: i64) -> Result<Amount> {
-        write!(self, |tx| async move { expire(tx, what, &cuts, limit).await })
-    }
-
-    async fn erased_people(&self) -> Result<Vec<ErasedPerson>> {
-        read!(self, |c| erased_people(c))
-    }
-
-    async fn put_backup(&self, path: &str, now: Micros) -> Result<()> {
-        write!(self, path = path.to_owned() => |tx| put_backup(tx, &path, now))
-    }
-
-    async fn backups(&self) -> Result<Vec<(String, Micros)>> {
-        read!(self, |c| backups(c))
-    }
-
-    async fn forget_backup(&self, path: &str) -> Result<()> {
-        write!(self, path = path.to_owned() => |tx| forget_backup(tx, &path))
-    }
 }

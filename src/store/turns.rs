@@ -5,13 +5,10 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use async_trait::async_trait;
-
 use super::leases::{self, assignment, can_judge, held, taken_by_others};
 use super::rows::{Conn, Row, args, not_found};
 use super::rules::{self, Plan};
-use super::sql::{SqlStore, place, read};
-use super::submits::{self, Question};
+use super::sql::{Store, place, read};
 use super::*;
 use super::{judgments, people, prompts};
 
@@ -51,30 +48,6 @@ pub struct SetContent {
     pub set: ComparisonSet,
     pub prompt: Prompt,
     pub completions: Vec<Completion>,
-}
-
-/// The labeling part of `Store`.
-#[async_trait]
-pub trait LabelStore: Send + Sync + 'static {
-    /// Statements sent to the database since the store was opened. What begins and ends transactions, locks included, is
-    /// not counted; a script that goes to the database in one call counts once.
-    fn statements(&self) -> u64;
-    async fn outlook(&self, request: &OutlookRequest) -> Result<Outlook>;
-    /// As [`Store::lease_next`], where the outlook was just read; says why there is nothing.
-    async fn lease(&self, request: LeaseRequest, outlook: Outlook) -> Result<Leased>;
-    async fn set_content(&self, id: &SetId) -> Result<SetContent>;
-    /// What is known of a set before a judgment of it.
-    async fn question(
-        &self,
-        place: &Place,
-        labeler: &LabelerId,
-        former: Option<&JudgmentId>,
-        lang: Option<&str>,
-    ) -> Result<Question>;
-    /// The owner of a key that is not revoked; the person where the key has one.
-    async fn key_owner(&self, key_hash: &str) -> Result<Option<(ApiKey, Option<Labeler>)>>;
-    /// A session of an active person that has not ended, and what stands behind it.
-    async fn open_session(&self, token_hash: &str, now: Micros) -> Result<Option<access::OpenSession>>;
 }
 
 /// Which set a judgment is about.
@@ -307,7 +280,7 @@ fn words(seen: &Outlook) -> i64 {
     seen.counts.total + seen.counts.skipped_total
 }
 
-impl SqlStore {
+impl Store {
     pub(super) async fn seen(&self, request: &OutlookRequest) -> Result<Outlook> {
         if request.most_open == 0 {
             return read!(self, |c| outlook(c, request));
@@ -398,7 +371,7 @@ async fn take(conn: &mut Conn, request: &LeaseRequest, plan: &Plan, lapsed: bool
     row.as_ref().map(assignment).transpose()
 }
 
-async fn content(conn: &mut Conn, id: &SetId) -> Result<SetContent> {
+pub(super) async fn content(conn: &mut Conn, id: &SetId) -> Result<SetContent> {
     let rows = conn
         .all(
             "SELECT c.*, s.id AS set_id, s.kind, s.target_overlap, s.selection_policy, s.selection_score, s.status,
@@ -437,41 +410,4 @@ async fn content(conn: &mut Conn, id: &SetId) -> Result<SetContent> {
         created: row.int("prompt_created")?,
     };
     Ok(SetContent { set, prompt, completions })
-}
-
-#[async_trait]
-impl LabelStore for SqlStore {
-    fn statements(&self) -> u64 {
-        self.db.statements()
-    }
-
-    async fn outlook(&self, request: &OutlookRequest) -> Result<Outlook> {
-        self.seen(request).await
-    }
-
-    async fn lease(&self, request: LeaseRequest, outlook: Outlook) -> Result<Leased> {
-        self.lease_by(request, outlook).await
-    }
-
-    async fn set_content(&self, id: &SetId) -> Result<SetContent> {
-        read!(self, |c| content(c, id))
-    }
-
-    async fn question(
-        &self,
-        place: &Place,
-        labeler: &LabelerId,
-        former: Option<&JudgmentId>,
-        lang: Option<&str>,
-    ) -> Result<Question> {
-        read!(self, |c| submits::question(c, place, labeler, former, lang))
-    }
-
-    async fn key_owner(&self, key_hash: &str) -> Result<Option<(ApiKey, Option<Labeler>)>> {
-        read!(self, |c| access::key_owner(c, key_hash))
-    }
-
-    async fn open_session(&self, token_hash: &str, now: Micros) -> Result<Option<access::OpenSession>> {
-        read!(self, |c| access::open_session(c, token_hash, now))
-    }
 }

@@ -139,8 +139,7 @@ pub async fn list(
 }
 
 pub async fn get(State(state): State<AppState>, Path(id): Path<JobId>) -> ApiResult<axum::Json<JobView>> {
-    let job = state.services.store.get_job(&id).await?;
-    Ok(axum::Json(jobs::with_author(&state.services, job).await?))
+    Ok(axum::Json(jobs::get(&state.services, &id).await?))
 }
 
 pub async fn describe(
@@ -251,7 +250,7 @@ pub async fn events(
         Some(_) => return Err(ApiError::bad("format", "must be json, or absent for a stream")),
     }
     // Unknown jobs are refused before the stream begins.
-    state.services.store.get_job(&id).await?;
+    jobs::get(&state.services, &id).await?;
     let (sender, receiver) = mpsc::channel::<Result<Event, Infallible>>(64);
     tokio::spawn(async move {
         loop {

@@ -13,7 +13,7 @@ use crate::http::auth::Caller;
 use crate::http::error::ApiResult;
 use crate::http::extract::{OptionalJson, Path};
 use crate::service::catalogue::{self, Catalogue};
-use crate::service::{evidence, publish};
+use crate::service::{evidence, publish, register};
 
 /// All model versions, and what was active before.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -29,7 +29,7 @@ pub struct ModelVersions {
 }
 
 pub async fn list(State(state): State<AppState>) -> ApiResult<axum::Json<ModelVersions>> {
-    let data = state.services.store.list_models().await?;
+    let data = register::all(&state.services).await?;
     let history = evidence::history(&state.services, &data).await?;
     Ok(axum::Json(ModelVersions {
         data,

@@ -16,7 +16,7 @@ use crate::http::contract::List;
 use crate::http::error::ApiResult;
 use crate::http::extract::{Json, Path, Query};
 use crate::http::label::rows;
-use crate::service::browse::NameOf;
+use crate::service::browse::{self, NameOf};
 use crate::service::people::{Erasure, PersonalExport};
 use crate::service::{access, people};
 use crate::store::{AuditFilter, Erase};
@@ -64,13 +64,12 @@ impl CreatedLink {
 }
 
 pub async fn labelers(State(state): State<AppState>) -> ApiResult<axum::Json<List<LabelerWithLink>>> {
-    let store = &state.services.store;
-    let links = store.list_links().await?;
-    let with_link = |labeler: Labeler| LabelerWithLink {
-        link: links.iter().find(|link| link.labeler_id == labeler.id).map(LinkView::from),
+    let people = people::list_with_links(&state.services).await?;
+    let view = |(labeler, link): (Labeler, Option<SignInLink>)| LabelerWithLink {
+        link: link.as_ref().map(LinkView::from),
         labeler,
     };
-    Ok(axum::Json(List { data: store.list_labelers().await?.into_iter().map(with_link).collect() }))
+    Ok(axum::Json(List { data: people.into_iter().map(view).collect() }))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -116,8 +115,7 @@ pub async fn make_link(
     Path(id): Path<LabelerId>,
     Json(body): Json<NewLink>,
 ) -> ApiResult<(StatusCode, axum::Json<CreatedLink>)> {
-    let labeler = state.services.store.get_labeler(&id).await?;
-    let (link, token) = people::make_link(&state.services, &actor, &id, body.expires_hours).await?;
+    let (labeler, link, token) = people::make_link(&state.services, &actor, &id, body.expires_hours).await?;
     Ok((StatusCode::CREATED, axum::Json(CreatedLink::new(&labeler, &link, token))))
 }
 
@@ -231,10 +229,8 @@ pub struct AuditPage {
 pub async fn audit(State(state): State<AppState>, Query(query): Query<AuditQuery>) -> ApiResult<axum::Json<AuditPage>> {
     let AuditQuery { actor, action, target, since, until, before, limit } = query;
     let filter = AuditFilter { actor, action, target, since, until };
-    let entries = state.services.store.list_audit(&filter, before, rows(limit)?).await?;
+    let (entries, names) = browse::audit(&state.services, &filter, before, rows(limit)?).await?;
     let next = entries.last().map(|e| e.id);
-    let named = entries.iter().flat_map(|e| [e.actor.clone(), e.target.clone()]).collect();
-    let names = crate::service::browse::names(&state.services, named).await?;
     Ok(axum::Json(AuditPage { data: entries, names, before: next }))
 }
 
@@ -260,7 +256,7 @@ impl From<Invite> for InviteView {
 }
 
 pub async fn invites(State(state): State<AppState>) -> ApiResult<axum::Json<List<InviteView>>> {
-    let invites = state.services.store.list_invites().await?;
+    let invites = people::invites(&state.services).await?;
     Ok(axum::Json(List { data: invites.into_iter().map(Into::into).collect() }))
 }
 
@@ -325,7 +321,7 @@ pub struct CreatedKey {
 }
 
 pub async fn keys(State(state): State<AppState>) -> ApiResult<axum::Json<List<KeyView>>> {
-    let keys = state.services.store.list_api_keys().await?;
+    let keys = people::keys(&state.services).await?;
     Ok(axum::Json(List { data: keys.into_iter().map(Into::into).collect() }))
 }
 

@@ -148,17 +148,10 @@ pub async fn review(
         });
     }
     let mut judgments = Vec::new();
-    for judgment in disputed.judgments {
-        let labeler = services.store.get_labeler(&judgment.labeler_id).await?;
+    for (judgment, labeler) in disputed.judgments {
         judgments.push(ReviewedJudgment { judgment, labeler: LabelerName { id: labeler.id, name: labeler.name } });
     }
-    let known_answer = match disputed.set.kind {
-        SetKind::Normal => None,
-        SetKind::Gold | SetKind::Calibration => {
-            let tiers = tiers(services.store.get_gold(&id).await?);
-            Some(KnownAnswerView { tiers, explanation: services.store.set_explanation(&id).await? })
-        }
-    };
+    let known_answer = disputed.known.map(|(gold, explanation)| KnownAnswerView { tiers: tiers(gold), explanation });
     Ok(axum::Json(ReviewedSet {
         known_answer,
         set: disputed.set,

@@ -183,12 +183,12 @@ pub async fn create_dataset(
 }
 
 pub async fn list_datasets(State(state): State<AppState>) -> ApiResult<axum::Json<List<DatasetVersion>>> {
-    Ok(axum::Json(List { data: state.services.store.list_datasets().await? }))
+    Ok(axum::Json(List { data: datasets::list(&state.services).await? }))
 }
 
 pub async fn get_dataset(
     State(state): State<AppState>,
     Path(id): Path<String>,
 ) -> ApiResult<axum::Json<DatasetVersion>> {
-    Ok(axum::Json(state.services.store.get_dataset(&id).await?))
+    Ok(axum::Json(datasets::get(&state.services, &id).await?))
 }

@@ -47,7 +47,7 @@ pub struct ModelFacts {
 }
 
 pub async fn list(State(state): State<AppState>) -> ApiResult<Json<ModelList>> {
-    let mut models = state.services.store.list_models().await?;
+    let mut models = register::all(&state.services).await?;
     models.retain(|m| m.kind == ModelKind::Policy && m.state != ModelState::Retired);
     models.sort_by_key(|m| (m.state != ModelState::Active, -m.created));
     let data = models.iter().map(|m| entry(&state, m)).collect();

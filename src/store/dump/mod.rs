@@ -96,7 +96,7 @@ pub async fn import(url: &str, dir: &Path, dump: &Dump) -> Result<()> {
             ));
         }
     }
-    let newest = super::connect::SQLITE_MIGRATIONS.iter().map(|m| m.version).max().unwrap_or(0);
+    let newest = super::migrations::SQLITE.iter().map(|m| m.version).max().unwrap_or(0);
     if dump.schema > newest {
         return refused(format!(
             "the dump has schema version {}, this program knows {newest}: it was written by a newer instructd",

@@ -10,7 +10,8 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row, SqlSafeStr, SqlStr};
 use super::cells::{Cell, Kind};
 use super::{Column, Comparison, Dump, Reader, Table, Writer, matched, ordered, quoted, refused};
 use crate::store::Result;
-use crate::store::connect::{POSTGRES_MIGRATIONS, migrate_error};
+use crate::store::connect::migrate_error;
+use crate::store::migrations;
 use crate::store::rows::without_nul;
 
 async fn connect(url: &str) -> Result<PgConnection> {
@@ -145,7 +146,7 @@ pub(super) async fn import(url: &str, dir: &Path, dump: &Dump) -> Result<()> {
     if there > 0 {
         return refused("the database is not empty");
     }
-    POSTGRES_MIGRATIONS.run_to(dump.schema, &mut conn).await.map_err(migrate_error)?;
+    migrations::POSTGRES.run_to(dump.schema, &mut conn).await.map_err(migrate_error)?;
     let tables = tables(&mut conn).await?;
     let tables = matched(&tables, dump)?;
     let mut tx = conn.begin().await?;

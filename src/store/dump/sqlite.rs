@@ -8,7 +8,8 @@ use sqlx::{AssertSqlSafe, Connection, Row, SqlSafeStr, TypeInfo, ValueRef};
 
 use super::cells::{Cell, Kind};
 use super::{Column, Comparison, Dump, Reader, Table, Writer, matched, ordered, quoted, refused};
-use crate::store::connect::{SQLITE_MIGRATIONS, migrate_error, sqlite_options};
+use crate::store::connect::{migrate_error, sqlite_options};
+use crate::store::migrations;
 use crate::store::{Result, StoreError};
 
 async fn tables(conn: &mut SqliteConnection) -> Result<Vec<Table>> {
@@ -122,7 +123,7 @@ async fn fill(path: &Path, dir: &Path, dump: &Dump) -> Result<()> {
     if there > 0 {
         return refused(format!("{} is not empty", path.display()));
     }
-    SQLITE_MIGRATIONS.run_to(dump.schema, &mut conn).await.map_err(migrate_error)?;
+    migrations::SQLITE.run_to(dump.schema, &mut conn).await.map_err(migrate_error)?;
     let tables = tables(&mut conn).await?;
     let tables = matched(&tables, dump)?;
     let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;

@@ -14,7 +14,7 @@ async fn maps_of_a_decoder_and_of_an_encoder() {
     let server = Server::serving("llama-tiny").await;
     let mut encoder = version("bert", ModelKind::Encoder, None);
     encoder.artifact_uri = fixture("bert-tiny").display().to_string();
-    server.services.store.put_model(encoder).await.unwrap();
+    server.services.store.models().put(encoder).await.unwrap();
     let ask = async |body| server.open_post("/v1/attention", body).await;
     let answer = ask(json!({"text": "t5 t9 t2 t5"})).await.expect(200).json();
     assert_eq!((&answer["causal"], &answer["kind"]), (&json!(true), &json!("policy")));

@@ -125,14 +125,14 @@ async fn few_shot_calibrated_with_verbalizers() {
 async fn soft_prompts_by_name() {
     let server = Server::serving("llama-tiny").await;
     let store = &server.services.store;
-    let base = store.find_model("base").await.unwrap().unwrap();
+    let base = store.models().find("base").await.unwrap().unwrap();
     for (name, sha256) in [("tuned", base.sha256.as_str()), ("stranger", "another model")] {
         let vectors = candle_core::Tensor::from_vec(noise(3 * 48, 1), (3, 48), &candle_core::Device::Cpu).unwrap();
         let info = SoftPromptInfo { base_model: "x".into(), base_sha256: sha256.into(), n_tokens: 3, hidden_size: 48 };
         let adapter = version(name, ModelKind::PromptAdapter, Some(&base));
         let dir = server.services.config.data_dir.join(&adapter.artifact_uri);
         SoftPrompt { info, vectors }.save(&dir).unwrap();
-        store.put_model(adapter).await.unwrap();
+        store.models().put(adapter).await.unwrap();
     }
     let body = json!({"prompt": "t1 t2", "choices": [" t4", " t5"], "prompt_adapter": "tuned"});
     let answer = choices(&server, body.clone()).await;
@@ -159,8 +159,8 @@ async fn soft_prompts_by_name() {
     let wrote = json!({"prompt": "t1 t2", "max_tokens": 4, "prompt_adapter": "tuned", "ignore_eos": true});
     let wrote = server.open_post("/v1/completions", wrote).await.expect(200).json();
     let id = wrote["instructd"]["completion_ids"][0].as_str().unwrap().into();
-    let stored = store.get_completion(&id).await.unwrap();
-    let adapter = store.find_model("tuned").await.unwrap().unwrap();
+    let stored = store.completions().get(&id).await.unwrap();
+    let adapter = store.models().find("tuned").await.unwrap().unwrap();
     assert_eq!(stored.sampling["prompt_adapter"], json!(adapter.id));
 }
 

@@ -86,8 +86,8 @@ impl Server {
     async fn with_mock(self, mock: MockOptions) -> Self {
         let server = self;
         let base = version("base", ModelKind::Policy, None);
-        server.services.store.put_model(base.clone()).await.unwrap();
-        server.services.store.activate_model(&base.id, 1).await.unwrap();
+        server.services.store.models().put(base.clone()).await.unwrap();
+        server.services.store.models().activate(&base.id, 1).await.unwrap();
         server.services.set_engine(Arc::new(MockGenerator::new(base, mock)));
         server
     }
@@ -97,8 +97,8 @@ impl Server {
         let server = Self::without_engine(|_| {}).await;
         let mut base = version("base", ModelKind::Policy, None);
         base.artifact_uri = crate::support::fixture(fixture).display().to_string();
-        server.services.store.put_model(base.clone()).await.unwrap();
-        server.services.store.activate_model(&base.id, 1).await.unwrap();
+        server.services.store.models().put(base.clone()).await.unwrap();
+        server.services.store.models().activate(&base.id, 1).await.unwrap();
         let data_dir = server.services.config.data_dir.clone();
         let engine = LocalEngine::start(EngineOptions { data_dir, ..EngineOptions::default() }).unwrap();
         engine.load(&base).await.unwrap();

@@ -22,7 +22,7 @@ async fn a_completion_is_answered_and_stored() {
     assert_eq!(body["usage"]["prompt_tokens"], 5);
     assert_eq!(body["usage"]["completion_tokens"], text.len());
     let id = body["instructd"]["completion_ids"][0].as_str().unwrap();
-    let stored = server.services.store.get_completion(&id.into()).await.unwrap();
+    let stored = server.services.store.completions().get(&id.into()).await.unwrap();
     assert_eq!(stored.text, text);
     assert_eq!(stored.token_ids.len(), stored.logprobs.len());
     assert_eq!(stored.model_version_id.unwrap().as_str(), body["instructd"]["model_version"].as_str().unwrap());
@@ -123,7 +123,7 @@ async fn a_stream_says_the_same_as_one_answer() {
     }
     assert_eq!(chunks.last().unwrap()["usage"], whole["usage"]);
     let id = chunks[0]["instructd"]["completion_ids"][0].as_str().unwrap();
-    server.services.store.get_completion(&id.into()).await.unwrap();
+    server.services.store.completions().get(&id.into()).await.unwrap();
 }
 
 #[tokio::test]
@@ -217,7 +217,8 @@ async fn a_client_that_leaves_frees_its_slot() {
     let chunk: Value = serde_json::from_str(first.trim().strip_prefix("data: ").unwrap()).unwrap();
     let id = chunk["instructd"]["completion_ids"][0].as_str().unwrap().into();
     let stored =
-        eventually(LONG, "the stored completion", async || server.services.store.get_completion(&id).await.ok()).await;
+        eventually(LONG, "the stored completion", async || server.services.store.completions().get(&id).await.ok())
+            .await;
     assert_eq!(stored.finish_reason.as_deref(), Some("abort"));
 }
 

@@ -200,8 +200,8 @@ async fn texts_are_ordered_by_an_encoder_or_a_reward_model() {
     let server = Server::serving("llama-tiny").await;
     let mut encoder = super::client::version("encoder", instructd::domain::ModelKind::Encoder, None);
     encoder.artifact_uri = crate::support::fixture("bert-tiny").display().to_string();
-    server.services.store.put_model(encoder.clone()).await.unwrap();
-    server.services.store.activate_model(&encoder.id, 2).await.unwrap();
+    server.services.store.models().put(encoder.clone()).await.unwrap();
+    server.services.store.models().activate(&encoder.id, 2).await.unwrap();
     let embed = async |texts: Value| {
         let answer = server.open_post("/v1/embeddings", json!({"input": texts})).await.expect(200).json();
         let rows = answer["data"].as_array().unwrap().clone();
@@ -240,8 +240,8 @@ async fn texts_are_ordered_by_an_encoder_or_a_reward_model() {
     // The mock's reward model likes long answers.
     let mock = Server::start().await;
     let reward = super::client::version("scorer", instructd::domain::ModelKind::Reward, None);
-    mock.services.store.put_model(reward.clone()).await.unwrap();
-    mock.services.store.activate_model(&reward.id, 2).await.unwrap();
+    mock.services.store.models().put(reward.clone()).await.unwrap();
+    mock.services.store.models().activate(&reward.id, 2).await.unwrap();
     let body = json!({"query": "q", "documents": ["ab", "abcd"], "model": "scorer"});
     let answer = mock.open_post("/v1/rerank", body).await.expect(200).json();
     assert_eq!((&answer["results"][0]["index"], &answer["usage"]["total_tokens"]), (&json!(1), &json!(6)));

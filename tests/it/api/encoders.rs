@@ -23,7 +23,7 @@ async fn with_encoder(dir: &Path) -> Server {
 async fn add(server: &Server, name: &str, dir: &Path) {
     let mut encoder = version(name, ModelKind::Encoder, None);
     encoder.artifact_uri = dir.display().to_string();
-    server.services.store.put_model(encoder).await.unwrap();
+    server.services.store.models().put(encoder).await.unwrap();
 }
 
 /// bert-tiny whose last words are [CLS], [SEP] and [MASK], put around every text.
@@ -105,7 +105,7 @@ async fn embeddings_are_pooled_hidden_states() {
 async fn tokens_of_all_texts_are_bounded() {
     use instructd::engine::{EmbedRequest, EncoderInput, EngineError, Pooling};
     let server = with_encoder(&fixture("bert-tiny")).await;
-    let encoder = server.services.store.find_model("bert").await.unwrap().unwrap();
+    let encoder = server.services.store.models().find("bert").await.unwrap().unwrap();
     let ask = |most_tokens| EmbedRequest {
         inputs: (0..4).map(|_| EncoderInput::Text("t5 t9 t2".into())).collect(),
         pooling: Some(Pooling::default()),
@@ -179,8 +179,8 @@ async fn bad_input() {
     candle_core::safetensors::save(&kept, headless.path().join("model.safetensors")).unwrap();
     add(&server, "headless", headless.path()).await;
     let retired = version("retired", ModelKind::Encoder, None);
-    server.services.store.put_model(retired.clone()).await.unwrap();
-    server.services.store.retire_model(&retired.id).await.unwrap();
+    server.services.store.models().put(retired.clone()).await.unwrap();
+    server.services.store.models().retire(&retired.id).await.unwrap();
     let long = "t1 ".repeat(65);
     for (body, status, param) in [
         (json!({}), 400, "input"),

@@ -19,7 +19,7 @@ async fn trained(server: &Server, name: &str, kind: ModelKind, parent: &ModelVer
         created: server.services.now(),
         ..version(name, kind, Some(parent))
     };
-    server.services.store.put_model(made.clone()).await.unwrap();
+    server.services.store.models().put(made.clone()).await.unwrap();
     made
 }
 
@@ -47,7 +47,7 @@ fn says(found: &(String, String), action: &str, reason: &str) {
 #[tokio::test]
 async fn a_reward_model_at_chance_is_not_offered() {
     let server = Server::start().await;
-    let base = server.services.store.find_model("base").await.unwrap().unwrap();
+    let base = server.services.store.models().find("base").await.unwrap().unwrap();
     rank(&server, 0, 20).await;
     server
         .post("/v1/comparison-sets", json!({"messages": [{"role": "user", "content": "q"}], "completions": ["a", "b"]}))
@@ -75,7 +75,7 @@ async fn a_reward_model_at_chance_is_not_offered() {
 async fn a_rolled_back_policy_is_not_offered_again_and_a_promoted_one_is_ranked_first() {
     let server = Server::start().await;
     let store = &server.services.store;
-    let base = store.find_model("base").await.unwrap().unwrap();
+    let base = store.models().find("base").await.unwrap().unwrap();
     rank(&server, 0, 20).await;
     trained(&server, "judge", ModelKind::Reward, &base, accuracy(0.8, 40)).await;
     server.post("/admin/models/judge/promote", json!({})).await.expect(200);
@@ -109,7 +109,7 @@ async fn a_rolled_back_policy_is_not_offered_again_and_a_promoted_one_is_ranked_
 async fn a_policy_whose_reward_fell_or_that_people_do_not_like_is_not_offered() {
     let server = Server::start().await;
     let store = &server.services.store;
-    let base = store.find_model("base").await.unwrap().unwrap();
+    let base = store.models().find("base").await.unwrap().unwrap();
     rank(&server, 0, 20).await;
     trained(&server, "judge", ModelKind::Reward, &base, accuracy(0.8, 40)).await;
     server.post("/admin/models/judge/promote", json!({})).await.expect(200);
@@ -125,13 +125,14 @@ async fn a_policy_whose_reward_fell_or_that_people_do_not_like_is_not_offered() 
         let set = json!({"messages": prompt["messages"], "completions": [{"text": "x"}, {"text": "y"}]});
         let set = server.post("/v1/comparison-sets", set).await.expect(201).json();
         let id: SetId = set["id"].as_str().unwrap().into();
-        let set = store.get_set(&id).await.unwrap();
+        let set = store.sets().get(&id).await.unwrap();
         let mut ids = Vec::new();
         for (version, text) in [(&loser.id, "worse"), (&base.id, "good")] {
             let id = CompletionId::new();
-            let of = store.get_completion(&set.completion_ids[0]).await.unwrap();
+            let of = store.completions().get(&set.completion_ids[0]).await.unwrap();
             store
-                .put_completions(vec![Completion {
+                .completions()
+                .put(vec![Completion {
                     id: id.clone(),
                     model_version_id: Some(version.clone()),
                     origin: CompletionOrigin::Model,
@@ -144,7 +145,7 @@ async fn a_policy_whose_reward_fell_or_that_people_do_not_like_is_not_offered() 
             ids.push(id);
         }
         let both = ComparisonSet { id: SetId::new(), completion_ids: ids.clone(), ..set };
-        store.put_set(both.clone()).await.unwrap();
+        store.sets().put(both.clone()).await.unwrap();
         let ranking = json!({"set_id": both.id, "completions": [
             {"completion_id": ids[0], "tier": 1}, {"completion_id": ids[1], "tier": 0}]});
         server.post("/v1/comparisons", ranking).await.expect(201);

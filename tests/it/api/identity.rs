@@ -84,7 +84,7 @@ async fn the_generated_key_is_a_key_like_any_other() {
     let (server, printed) = started(dir.path(), None).await;
     let next = printed.expect("a new key");
     assert_eq!((status(&server, &next, "/admin/keys").await, status(&server, decoy, "/admin/keys").await), (200, 403));
-    let generated = server.services.store.list_api_keys().await.unwrap();
+    let generated = server.services.store.api_keys().list().await.unwrap();
     assert_eq!(generated.iter().filter(|k| k.origin == KeyOrigin::Generated && !k.revoked).count(), 1);
 }
 
@@ -204,7 +204,7 @@ async fn open_streams_end_with_what_opened_them() {
     let job = server.post("/admin/jobs", json!({"kind": "sft", "args": {}})).await.expect(201).json();
     let job = job["id"].as_str().unwrap().to_owned();
     let line = [("log".to_owned(), json!({"text": "x"}))];
-    server.services.store.append_job_events(&job.as_str().into(), &line).await.unwrap();
+    server.services.store.jobs().append_events(&job.as_str().into(), &line).await.unwrap();
     let completion = json!({"prompt": "x", "max_tokens": 400, "stream": true, "ignore_eos": true});
     let ask = json!({"messages": [{"role": "user", "content": "q"}], "n": 2, "sampling": {"max_tokens": 400, "min_tokens": 400}});
     let chat =

@@ -53,7 +53,7 @@ async fn lease_judge_retry_revise() {
     revision["revises"] = stored["judgment"]["id"].clone();
     let revised = server.post(&judge_path(&turn), revision).await.expect(200).json();
     assert_eq!(revised["judgment"]["revision"], 2);
-    let sets = server.services.store.ranked_sets(&Default::default()).await.unwrap();
+    let sets = server.services.store.judgments().ranked(&Default::default()).await.unwrap();
     assert_eq!(sets.len(), 1, "only the latest revision counts");
     let history = server.get("/v1/label/history?limit=5").await.expect(200).json();
     assert_eq!(history["data"].as_array().unwrap().len(), 2);

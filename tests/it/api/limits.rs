@@ -138,8 +138,8 @@ async fn tokens_of_a_day_are_counted_and_come_back() {
     let keys = server.get("/admin/keys").await.json();
     assert_eq!(keys["data"][0]["daily_tokens"], 12);
     let id = keys["data"][0]["id"].as_str().unwrap().into();
-    assert!(server.services.store.key_tokens(&id, 20_000).await.unwrap() >= 12);
-    assert!(server.services.store.key_tokens(&id, 20_001).await.unwrap() <= 9);
+    assert!(server.services.store.api_keys().tokens(&id, 20_000).await.unwrap() >= 12);
+    assert!(server.services.store.api_keys().tokens(&id, 20_001).await.unwrap() <= 9);
 }
 
 #[tokio::test]
@@ -188,11 +188,11 @@ async fn sessions_of_another_admin_key_have_ended() {
     let server = Server::start().await;
     let session = cookie(&server.open_post("/session", json!({"key": ADMIN_KEY})).await.expect(200));
     let token = session.split_once('=').unwrap().1;
-    let mut stored = server.services.store.get_session(&secret_hash(token), 0).await.unwrap().unwrap();
+    let mut stored = server.services.store.sessions().get(&secret_hash(token), 0).await.unwrap().unwrap();
     assert!(stored.credential.starts_with("admin:") && !stored.credential.contains(ADMIN_KEY));
-    server.services.store.delete_session(&stored.token_hash).await.unwrap();
+    server.services.store.sessions().delete(&stored.token_hash).await.unwrap();
     stored.credential = "admin:0123456789abcdef".into();
-    server.services.store.put_session(stored).await.unwrap();
+    server.services.store.sessions().put(stored).await.unwrap();
     server.call("GET", "/session", &[("cookie", &session)], None).await.expect(401);
 }
 
@@ -245,7 +245,7 @@ async fn no_route_can_be_called_by_a_foreign_page() {
     }
     assert_eq!(server.services.store.counts().await.unwrap().prompts, 0);
     let jobs =
-        server.services.store.list_jobs(instructd::store::Page { after: None, limit: 9 }, Some(JobState::Queued));
+        server.services.store.jobs().list(instructd::store::Page { after: None, limit: 9 }, Some(JobState::Queued));
     assert!(jobs.await.unwrap().is_empty());
     // Forms and images cannot send JSON: other content types are refused also with a key.
     for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"] {

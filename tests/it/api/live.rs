@@ -8,8 +8,8 @@ use super::client::{Server, admin, version};
 
 async fn with_candidate() -> Server {
     let server = Server::start().await;
-    let base = server.services.store.find_model("base").await.unwrap().unwrap();
-    server.services.store.put_model(version("better", ModelKind::Policy, Some(&base))).await.unwrap();
+    let base = server.services.store.models().find("base").await.unwrap().unwrap();
+    server.services.store.models().put(version("better", ModelKind::Policy, Some(&base))).await.unwrap();
     server
 }
 
@@ -53,8 +53,8 @@ async fn a_candidate_answers_its_share_and_every_answer_says_who_wrote_it() {
         }
     };
     let stored = answer.json()["instructd"]["completion_ids"][0].as_str().unwrap().into();
-    let stored = server.services.store.get_completion(&stored).await.unwrap();
-    let better = server.services.store.find_model("better").await.unwrap().unwrap();
+    let stored = server.services.store.completions().get(&stored).await.unwrap();
+    let better = server.services.store.models().find("better").await.unwrap().unwrap();
     assert_eq!(stored.model_version_id, Some(better.id.clone()));
 
     let usage = server.get("/admin/usage").await.expect(200).json();
@@ -80,8 +80,8 @@ async fn a_candidate_answers_its_share_and_every_answer_says_who_wrote_it() {
 #[tokio::test]
 async fn promotion_ends_the_canary_and_bad_ones_are_refused() {
     let server = with_candidate().await;
-    let base = server.services.store.find_model("base").await.unwrap().unwrap();
-    server.services.store.put_model(version("scorer", ModelKind::Reward, Some(&base))).await.unwrap();
+    let base = server.services.store.models().find("base").await.unwrap().unwrap();
+    server.services.store.models().put(version("scorer", ModelKind::Reward, Some(&base))).await.unwrap();
     for (body, param) in [
         (json!({"model": "better", "share": 0}), "share"),
         (json!({"model": "better", "share": 1.1}), "share"),
@@ -95,7 +95,7 @@ async fn promotion_ends_the_canary_and_bad_ones_are_refused() {
     server.post("/admin/canary", json!({"model": "better", "share": 0.5})).await.expect(200);
     server.post("/admin/models/better/promote", json!({})).await.expect(200);
     assert_eq!(server.get("/admin/usage").await.json()["canary"], Value::Null);
-    assert_eq!(server.services.store.settings().await.unwrap(), vec![]);
+    assert_eq!(server.services.store.settings().list().await.unwrap(), vec![]);
 }
 
 #[tokio::test]
@@ -144,7 +144,7 @@ async fn ask(server: &Server, body: Value) -> Vec<(String, Value)> {
 #[tokio::test]
 async fn answers_stream_into_the_places_where_they_are_ranked() {
     let server = with_candidate().await;
-    let better = server.services.store.find_model("better").await.unwrap().unwrap();
+    let better = server.services.store.models().find("better").await.unwrap().unwrap();
     server.services.engine().unwrap().load(&better).await.unwrap();
     let question = json!([{"role": "user", "content": "why?"}]);
     for body in [json!({"messages": question, "n": 4}), json!({"messages": question, "models": ["base", "better"]})] {

@@ -47,8 +47,8 @@ fn places(messages: &Value) -> Vec<(&'static str, Value, &'static str)> {
 async fn every_place_takes_the_same_messages() {
     let server = Server::start().await;
     let reward = super::client::version("scorer", instructd::domain::ModelKind::Reward, None);
-    server.services.store.put_model(reward.clone()).await.unwrap();
-    server.services.store.activate_model(&reward.id, 2).await.unwrap();
+    server.services.store.models().put(reward.clone()).await.unwrap();
+    server.services.store.models().activate(&reward.id, 2).await.unwrap();
     let user = json!({"role": "user", "content": "q"});
     let dumped = json!({"refusal": null, "audio": null, "function_call": null, "tool_calls": null, "annotations": [],
         "reasoning_content": null, "reasoning": null, "tool_call_id": null, "name": null,

@@ -32,9 +32,9 @@ fn message(answer: &Answer) -> String {
 async fn a_misspelt_model_is_refused_alike_on_every_route() {
     let Real { server, _model } = real().await;
     let store = &server.services.store;
-    store.put_model(version("published-one", ModelKind::Policy, None)).await.unwrap();
+    store.models().put(version("published-one", ModelKind::Policy, None)).await.unwrap();
     for kind in [ModelKind::Reward, ModelKind::Encoder, ModelKind::PromptAdapter] {
-        store.put_model(version(&format!("published-{kind}"), kind, None)).await.unwrap();
+        store.models().put(version(&format!("published-{kind}"), kind, None)).await.unwrap();
     }
     let chat = json!([{"role": "user", "content": "t1"}]);
     let near = "did you mean 'published-one'";
@@ -182,14 +182,14 @@ async fn weights_that_are_not_the_published_ones_are_never_loaded() {
     let Real { server, _model } = real().await;
     let models = server.services.config.data_dir.join("models");
     server.post("/v1/completions", json!({"prompt": "t1", "max_tokens": 1, "model": "pulled-one"})).await.expect(200);
-    let good = server.services.store.find_model("pulled-one").await.unwrap().unwrap();
+    let good = server.services.store.models().find("pulled-one").await.unwrap().unwrap();
     for (name, kind) in
         [("damaged", ModelKind::Policy), ("damaged-reward", ModelKind::Reward), ("damaged-encoder", ModelKind::Encoder)]
     {
         copy_into(&models.join("pulled-one"), &models.join(name));
         let mut bad = version(name, kind, None);
         bad.sha256.clone_from(&good.sha256);
-        server.services.store.put_model(bad).await.unwrap();
+        server.services.store.models().put(bad).await.unwrap();
         let file = models.join(name).join("model.safetensors");
         let mut bytes = std::fs::read(&file).unwrap();
         *bytes.last_mut().unwrap() ^= 1;

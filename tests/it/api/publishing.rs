@@ -9,17 +9,17 @@ use super::client::{Server, version};
 async fn promote_serves_the_new_version_and_rollback_the_parent() {
     let server = Server::start().await;
     let store = &server.services.store;
-    let base = store.find_model("base").await.unwrap().unwrap();
+    let base = store.models().find("base").await.unwrap().unwrap();
     let better = version("better", ModelKind::Policy, Some(&base));
     let scorer = version("scorer", ModelKind::Reward, Some(&base));
-    store.put_model(better.clone()).await.unwrap();
-    store.put_model(scorer).await.unwrap();
+    store.models().put(better.clone()).await.unwrap();
+    store.models().put(scorer).await.unwrap();
     let model =
         async || server.open_post("/v1/completions", json!({"prompt": "x"})).await.expect(200).json()["model"].clone();
     assert_eq!(model().await, "base");
     server.post("/admin/models/better/promote", json!({})).await.expect(200);
     assert_eq!(model().await, "better");
-    assert_eq!(store.active_model(ModelKind::Policy).await.unwrap().unwrap().name, "better");
+    assert_eq!(store.models().active(ModelKind::Policy).await.unwrap().unwrap().name, "better");
     // The former version still answers by name.
     server.open_post("/v1/completions", json!({"prompt": "x", "model": "base"})).await.expect(200);
     assert_eq!(server.get("/v1/models").await.json()["data"][0]["id"], "better");
@@ -46,7 +46,7 @@ async fn every_kind_is_listed_and_only_some_have_an_active_one() {
     let server = Server::start().await;
     let store = &server.services.store;
     for kind in [ModelKind::Encoder, ModelKind::Classifier, ModelKind::PromptAdapter] {
-        store.put_model(version(kind.as_str(), kind, None)).await.unwrap();
+        store.models().put(version(kind.as_str(), kind, None)).await.unwrap();
     }
     let listed = server.get("/admin/models").await.expect(200).json();
     let mut kinds: Vec<_> = listed["data"].as_array().unwrap().iter().map(|m| m["kind"].as_str().unwrap()).collect();

@@ -273,7 +273,7 @@ async fn logprobs_are_the_models_and_the_store_knows() {
 
 async fn stored(real: &Real, answer: &Value) -> instructd::domain::Completion {
     let id = answer["instructd"]["completion_ids"][0].as_str().unwrap();
-    real.server.services.store.get_completion(&id.into()).await.unwrap()
+    real.server.services.store.completions().get(&id.into()).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -238,10 +238,10 @@ async fn stored_conversations_are_readable() {
     let answer = real.chat(json!({"tools": tools(), "tool_choice": "required", "parallel_tool_calls": false})).await;
     let id = answer["instructd"]["completion_ids"][0].as_str().unwrap();
     let store = &real.server.services.store;
-    let completion = store.get_completion(&id.into()).await.unwrap();
+    let completion = store.completions().get(&id.into()).await.unwrap();
     assert!(completion.text.starts_with("[TOOL_CALLS][{\"name\": \"get"), "{}", completion.text);
     assert_eq!(completion.sampling["constrained"], "grammar");
-    let prompt = store.get_prompt(&completion.prompt_id).await.unwrap();
+    let prompt = store.prompts().get(&completion.prompt_id).await.unwrap();
     assert_eq!(prompt.messages[0].role, "system");
     assert!(prompt.messages[0].content.starts_with("# Tools\n\n[{"), "{:?}", prompt.messages);
 }
@@ -334,8 +334,8 @@ async fn suffixes_make_gaps() {
     assert_eq!(answer["usage"]["prompt_tokens"], 3 + 2 + 2 + 7);
     let id = answer["instructd"]["completion_ids"][0].as_str().unwrap();
     let store = &real.server.services.store;
-    let completion = store.get_completion(&id.into()).await.unwrap();
-    let prompt = store.get_prompt(&completion.prompt_id).await.unwrap();
+    let completion = store.completions().get(&id.into()).await.unwrap();
+    let prompt = store.prompts().get(&completion.prompt_id).await.unwrap();
     assert_eq!(prompt.messages[0].content, "<|fim_prefix|>xy<|fim_suffix|>cd<|end|><|fim_middle|>");
     let without = Real::of(byte_level(&["<|end|>"], &[]), "{{ messages[0].content }}").await;
     for (real, body) in

@@ -52,9 +52,9 @@ async fn chat_is_answered_streamed_and_stored_with_the_upstreams_model() {
     assert_eq!(body["choices"][0]["finish_reason"], "stop");
     assert_eq!(body["usage"], json!({"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}));
     let id = body["instructd"]["completion_ids"][0].as_str().unwrap();
-    let stored = server.services.store.get_completion(&id.into()).await.unwrap();
+    let stored = server.services.store.completions().get(&id.into()).await.unwrap();
     assert_eq!(stored.text, "Grüß 雨 dich");
-    let version = server.services.store.get_model(&stored.model_version_id.unwrap()).await.unwrap();
+    let version = server.services.store.models().get(&stored.model_version_id.unwrap()).await.unwrap();
     assert_eq!((version.name.as_str(), version.stage.as_str()), ("org-big-model", "upstream"));
     assert_eq!(version.artifact_uri, "upstream:Org/Big Model");
     // No length was asked for: the upstream server's own default held, and the record does not invent one.
@@ -114,7 +114,7 @@ async fn what_an_upstream_cannot_do_is_refused() {
     }
     assert_eq!(fake.calls(), 0, "refused before the upstream server was asked");
     let local = version("local", ModelKind::Policy, None);
-    server.services.store.put_model(local).await.unwrap();
+    server.services.store.models().put(local).await.unwrap();
     assert_eq!(server.post("/admin/models/local/promote", json!({})).await.expect(400).param().unwrap(), "model");
     // Its weights are elsewhere: nothing can be trained from it.
     let job = server.post("/admin/jobs", json!({"kind": "sft", "args": {}})).await.expect(400);
@@ -333,5 +333,5 @@ async fn a_second_instructd_is_an_upstream() {
     let set = json!({"messages": [{"role": "user", "content": "t9"}], "n": 2, "sampling": {"max_tokens": 8}});
     front.post("/v1/comparison-sets", set).await.expect(201);
     let version: ModelVersionId = front.services.engine().unwrap().active().unwrap().version.id.clone();
-    assert_eq!(front.services.store.get_model(&version).await.unwrap().stage, "upstream");
+    assert_eq!(front.services.store.models().get(&version).await.unwrap().stage, "upstream");
 }

@@ -120,7 +120,7 @@ async fn complete_server() -> Server {
     let server = Server::serving("llama-tied-tiny").await;
     let mut encoder = version("bert", ModelKind::Encoder, None);
     encoder.artifact_uri = fixture("bert-tiny").display().to_string();
-    server.services.store.put_model(encoder).await.unwrap();
+    server.services.store.models().put(encoder).await.unwrap();
     server.post("/admin/models/bert/promote", json!({})).await.expect(200);
     server
 }
@@ -160,8 +160,8 @@ fn mock_requests() -> BTreeMap<&'static str, Value> {
 async fn mock_server() -> Server {
     let server = Server::start().await;
     let judge = version("judge", ModelKind::Reward, None);
-    server.services.store.put_model(judge.clone()).await.unwrap();
-    server.services.store.activate_model(&judge.id, 1).await.unwrap();
+    server.services.store.models().put(judge.clone()).await.unwrap();
+    server.services.store.models().activate(&judge.id, 1).await.unwrap();
     server.post("/v1/prompts", json!({"messages": [{"role": "user", "content": "stored"}]})).await.expect(201);
     server
 }
@@ -205,7 +205,7 @@ async fn every_route_that_computes_charges_and_stops() {
             // Streams and draws charge when they are done.
             let charged = format!("a charge for {} (session: {by_session})", route.path);
             eventually(LONG, &charged, async || {
-                Some(server.services.store.key_tokens(&id, day).await.unwrap()).filter(|used| *used > 0)
+                Some(server.services.store.api_keys().tokens(&id, day).await.unwrap()).filter(|used| *used > 0)
             })
             .await;
             let refused = call().await.expect(429);

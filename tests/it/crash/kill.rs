@@ -170,9 +170,9 @@ async fn killed_under_writers(fresh: Fresh) {
 
     let store = &fresh.store;
     for written in writers.iter().flat_map(|w| &w.acknowledged) {
-        let stored = store.get_judgment(&written.judgment.as_str().into()).await.unwrap();
+        let stored = store.judgments().get(&written.judgment.as_str().into()).await.unwrap();
         assert_eq!(json!(stored.idempotency_key), written.body["idempotency_key"]);
-        let set = store.get_set(&stored.set_id).await.unwrap();
+        let set = store.sets().get(&stored.set_id).await.unwrap();
         assert_eq!(stored.items.len(), set.completion_ids.len(), "ranked whole");
     }
     // Every writer went on until its request was answered, so nothing may be stored beyond what it knows.

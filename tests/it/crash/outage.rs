@@ -130,7 +130,8 @@ async fn the_database_goes_and_comes_back() {
     }
     let keys: Vec<_> = fresh
         .store
-        .list_judgments(crate::store::fixture::page(500), None)
+        .judgments()
+        .list(crate::store::fixture::page(500), None)
         .await
         .unwrap()
         .into_iter()

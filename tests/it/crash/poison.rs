@@ -69,8 +69,8 @@ async fn twenty_poisonous_jobs_do_not_touch_serving() {
     let store = server.services.store.clone();
     let tiny = support::fixture("llama-tiny").display().to_string();
     let base = ModelVersion { artifact_uri: tiny, ..fixture::model("base", ModelKind::Policy) };
-    store.put_model(base.clone()).await.unwrap();
-    store.activate_model(&base.id, fixture::T0).await.unwrap();
+    store.models().put(base.clone()).await.unwrap();
+    store.models().activate(&base.id, fixture::T0).await.unwrap();
     let engine = LocalEngine::start(EngineOptions::default()).unwrap();
     use instructd::engine::Generator;
     engine.load(&base).await.unwrap();
@@ -114,7 +114,7 @@ async fn twenty_poisonous_jobs_do_not_touch_serving() {
     shutdown.cancel();
     working.await.unwrap();
     for job in jobs {
-        let dead = store.get_job(&job.id).await.unwrap();
+        let dead = store.jobs().get(&job.id).await.unwrap();
         assert_eq!((dead.state, dead.crash_count), (JobState::Failed, 3), "{}: {:?}", dead.kind, dead.error);
         let error = dead.error.unwrap();
         let word = match dead.kind.as_str() {

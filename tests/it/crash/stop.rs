@@ -26,7 +26,7 @@ async fn stops_in_time(fresh: Fresh) {
     assert!([201, 202].contains(&job.status), "{} {}", job.status, job.json);
     let id = job.json["id"].as_str().unwrap().to_owned();
     eventually(LONG, "the first checkpoint", async || {
-        let seen = fresh.store.get_job(&id.as_str().into()).await.unwrap();
+        let seen = fresh.store.jobs().get(&id.as_str().into()).await.unwrap();
         assert!(!seen.state.is_terminal(), "{:?}", seen.error);
         seen.checkpoint_uri
     })
@@ -52,14 +52,14 @@ async fn stops_in_time(fresh: Fresh) {
     assert!(took < IN_TIME, "it took {took:?}: {}", server.words());
     while let Ok(Some(_)) = events.chunk().await {}
 
-    let back = fresh.store.get_job(&id.as_str().into()).await.unwrap();
+    let back = fresh.store.jobs().get(&id.as_str().into()).await.unwrap();
     assert_eq!((back.state, back.attempt, back.crash_count), (JobState::Queued, 0, 0), "{:?}", back.error);
     assert!(back.checkpoint_uri.is_some() && back.lease_owner.is_none());
     // The next server takes it up where it was.
     let step = back.progress.map_or(0, |p| p.step);
     let server = Server::start(&place).await;
     eventually(LONG, "a step after the restart", async || {
-        let seen = fresh.store.get_job(&id.as_str().into()).await.unwrap();
+        let seen = fresh.store.jobs().get(&id.as_str().into()).await.unwrap();
         assert!(!seen.state.is_terminal(), "{:?}", seen.error);
         seen.progress.filter(|p| seen.state == JobState::Running && p.step > step)
     })

@@ -126,7 +126,7 @@ async fn feedback_events_are_data_when_asked_for() {
     server.post("/v1/chat/completions", chat).await.expect(200);
     let prompts = server.get("/v1/prompts").await.expect(200).json();
     let prompt: instructd::domain::PromptId = prompts["data"][0]["id"].as_str().unwrap().into();
-    let written = server.services.store.list_completions(&prompt).await.unwrap();
+    let written = server.services.store.completions().list(&prompt).await.unwrap();
     for (i, kind, value) in [(0, "thumb", json!("up")), (1, "thumb", json!("down")), (1, "edit", json!("mended"))] {
         let body = json!({"completion_id": written[i].id, "kind": kind, "value": value});
         server.post("/v1/feedback", body).await.expect(201);

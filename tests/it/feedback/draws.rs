@@ -68,7 +68,7 @@ async fn equal_answers_are_drawn_again_and_never_make_a_set() {
         let ids = set["completion_ids"].as_array().unwrap();
         let mut texts = Vec::new();
         for id in ids {
-            texts.push(server.services.store.get_completion(&id.as_str().unwrap().into()).await.unwrap().text);
+            texts.push(server.services.store.completions().get(&id.as_str().unwrap().into()).await.unwrap().text);
         }
         texts.sort();
         texts.dedup();
@@ -98,7 +98,7 @@ async fn answers_for_ranking_are_drawn_as_configured() {
     prompts(&server, 2, "a").await;
     let sampling_of = async |set: &Value| {
         let id = set["completion_ids"][0].as_str().or(set["completions"][0]["id"].as_str()).unwrap().to_owned();
-        server.services.store.get_completion(&id.into()).await.unwrap().sampling
+        server.services.store.completions().get(&id.into()).await.unwrap().sampling
     };
     let near = |value: &Value, wanted: f64| assert!((value.as_f64().unwrap() - wanted).abs() < 1e-6, "{value}");
     draw(&server, json!({"policy": "random", "count": 1})).await;
@@ -166,7 +166,7 @@ async fn a_draw_by_uncertainty_needs_a_reward_model_and_says_so() {
     let refused = server.post("/admin/sets/draw", body.clone()).await.expect(409);
     assert!(refused.text.contains("promote"), "{}", refused.text);
     let reward = version("judge", ModelKind::Reward, None);
-    server.services.store.put_model(reward.clone()).await.unwrap();
-    server.services.store.activate_model(&reward.id, 1).await.unwrap();
+    server.services.store.models().put(reward.clone()).await.unwrap();
+    server.services.store.models().activate(&reward.id, 1).await.unwrap();
     assert_eq!(draw(&server, body).await["made"], 1);
 }

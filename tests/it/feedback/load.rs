@@ -16,7 +16,7 @@ use crate::store::backend::{self, Fresh};
 
 const OVERLAP: i64 = 3;
 
-pub(super) fn server(store: Arc<dyn Store>) -> Server {
+pub(super) fn server(store: Arc<Store>) -> Server {
     let dir = tempfile::tempdir().unwrap();
     let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
     let recipes = instructd::train::recipes();
@@ -131,7 +131,7 @@ async fn rush(fresh: &Fresh, people: usize, sets: usize) -> (Vec<Duration>, usiz
         (skips, busy) = (skips + skipped, busy + waited);
         total += accepted.len();
         let id: LabelerId = labeler.as_str().into();
-        let stored = fresh.store.list_judgments(Page { after: None, limit: 100_000 }, Some(&id)).await.unwrap();
+        let stored = fresh.store.judgments().list(Page { after: None, limit: 100_000 }, Some(&id)).await.unwrap();
         let ranked: Vec<&Judgment> = stored.iter().filter(|j| j.outcome == Outcome::Ranked).collect();
         assert_eq!(ranked.len(), accepted.len(), "{labeler}: lost or doubled");
         assert_eq!(stored.len() - ranked.len(), skipped);

@@ -42,10 +42,10 @@ async fn sets_are_drawn_for_the_prompts_that_have_none() {
     assert_eq!(made.len(), 3);
     for set in &made {
         assert_eq!((set.selection_policy.as_str(), set.target_overlap, set.completion_ids.len()), ("random", 2, 3));
-        let prompt = server.services.store.get_prompt(&set.prompt_id).await.unwrap();
+        let prompt = server.services.store.prompts().get(&set.prompt_id).await.unwrap();
         assert_eq!(prompt.tags, ["a"]);
         for id in &set.completion_ids {
-            assert!(server.services.store.get_completion(id).await.unwrap().model_version_id.is_some());
+            assert!(server.services.store.completions().get(id).await.unwrap().model_version_id.is_some());
         }
     }
     // The other two prompts are left, and then none.
@@ -61,15 +61,15 @@ async fn sets_are_drawn_for_the_prompts_that_have_none() {
 async fn versions_meet_each_other() {
     let server = Server::start().await;
     let other = version("other", ModelKind::Policy, None);
-    server.services.store.put_model(other.clone()).await.unwrap();
+    server.services.store.models().put(other.clone()).await.unwrap();
     prompts(&server, 2, "a").await;
     let body = json!({"policy": "versus", "count": 2, "n": 2, "versions": ["base", "other"], "max_tokens": 40});
     assert_eq!(draw(&server, body).await["made"], 2);
     for set in sets(&server).await {
         let mut authors = Vec::new();
         for id in &set.completion_ids {
-            let version = server.services.store.get_completion(id).await.unwrap().model_version_id.unwrap();
-            authors.push(server.services.store.get_model(&version).await.unwrap().name);
+            let version = server.services.store.completions().get(id).await.unwrap().model_version_id.unwrap();
+            authors.push(server.services.store.models().get(&version).await.unwrap().name);
         }
         assert_eq!((authors, set.selection_policy.as_str()), (vec!["base".to_owned(), "other".to_owned()], "versus"));
     }
@@ -98,8 +98,8 @@ async fn the_most_doubtful_sets_are_kept_and_given_out_first() {
     let body = json!({"policy": "uncertainty", "count": 2, "candidates": 3, "max_tokens": 60, "seed": 1});
     server.post("/admin/sets/draw", body.clone()).await.expect(409); // no reward model
     let reward = version("judge", ModelKind::Reward, None);
-    server.services.store.put_model(reward.clone()).await.unwrap();
-    server.services.store.activate_model(&reward.id, 1).await.unwrap();
+    server.services.store.models().put(reward.clone()).await.unwrap();
+    server.services.store.models().activate(&reward.id, 1).await.unwrap();
     prompts(&server, 9, "a").await;
     let done = draw(&server, body).await;
     assert_eq!((&done["made"], &done["looked_at"]), (&json!(2), &json!(6)));
@@ -109,7 +109,7 @@ async fn the_most_doubtful_sets_are_kept_and_given_out_first() {
     let mut scored = 0;
     for set in &made {
         for id in &set.completion_ids {
-            scored += usize::from(server.services.store.get_completion(id).await.unwrap().reward.is_some());
+            scored += usize::from(server.services.store.completions().get(id).await.unwrap().reward.is_some());
         }
     }
     assert_eq!(scored, 4);

@@ -42,12 +42,12 @@ async fn job_leases_of_a_clock_that_ran_ahead_are_over() {
     let fresh = backend::sqlite().await.unwrap();
     let store = &fresh.store;
     let base = fixture::model("base", instructd::domain::ModelKind::Policy);
-    store.put_model(base).await.unwrap();
-    store.enqueue_job(fixture::job("sft", None, 0)).await.unwrap();
-    let (job, _) = store.claim_job("lost", 60, &[], 3).await.unwrap().unwrap();
-    assert!(store.claim_job("other", 60, &[], 3).await.unwrap().is_none(), "it is held");
+    store.models().put(base).await.unwrap();
+    store.jobs().enqueue(fixture::job("sft", None, 0)).await.unwrap();
+    let (job, _) = store.jobs().claim("lost", 60, &[], 3).await.unwrap().unwrap();
+    assert!(store.jobs().claim("other", 60, &[], 3).await.unwrap().is_none(), "it is held");
     let mut conn = SqliteConnection::connect(&fresh.url).await.unwrap();
     sqlx::query("UPDATE jobs SET lease_expires = lease_expires + $1").bind(YEARS).execute(&mut conn).await.unwrap();
-    let (again, _) = store.claim_job("other", 60, &[], 3).await.unwrap().expect("taken over");
+    let (again, _) = store.jobs().claim("other", 60, &[], 3).await.unwrap().expect("taken over");
     assert_eq!((again.id, again.attempt), (job.id, 2));
 }

@@ -283,9 +283,9 @@ async fn a_job_of_a_foreign_database_stays_in_its_directory() {
     let mut job = fixture::job("sft", None, 0);
     job.args = json!({"model": "llama-tied-tiny"});
     job.id = id.clone();
-    store.enqueue_job(job).await.unwrap();
+    store.jobs().enqueue(job).await.unwrap();
     for _ in 0..1000 {
-        let job = store.get_job(&id).await.unwrap();
+        let job = store.jobs().get(&id).await.unwrap();
         if job.state == JobState::Failed {
             assert!(job.error.unwrap().contains("is no id of a job"));
             assert!(!dir.path().join("evil").exists() && !place.data_dir.join("evil").exists());

@@ -15,7 +15,7 @@ async fn an_estimate_says_memory_steps_time_and_what_it_rests_on() {
     small_world(store).await;
     let mut version = fixture::model("tiny", ModelKind::Policy);
     version.artifact_uri = support::fixture("llama-tiny").display().to_string();
-    store.put_model(version).await.unwrap();
+    store.models().put(version).await.unwrap();
     let data = tempfile::tempdir().unwrap();
     let ask = |kind: &'static str, args: serde_json::Value| {
         estimate::estimate(store, instructd::train::recipes(), data.path(), kind, args, true)
@@ -49,7 +49,7 @@ async fn large_models_are_trained_through_adapters_unless_told_otherwise() {
         config["intermediate_size"] = json!(width * 4);
         config["num_hidden_layers"] = json!(8);
         std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
-        store.put_model(fixture::model(name, ModelKind::Policy)).await.unwrap();
+        store.models().put(fixture::model(name, ModelKind::Policy)).await.unwrap();
     }
     for (args, expected) in [
         (json!({"model": "large"}), json!({"rank": 8, "alpha": 16})),
@@ -80,9 +80,9 @@ async fn the_gold_reward_model_is_never_the_one_trained_on() {
     let (first, copy, other) =
         (judge("rm", 'a', "models/rm"), judge("copy", 'a', "models/copy"), judge("other", 'b', "models/other"));
     for version in [&first, &copy, &other] {
-        store.put_model(version.clone()).await.unwrap();
+        store.models().put(version.clone()).await.unwrap();
     }
-    store.activate_model(&first.id, fixture::T0).await.unwrap();
+    store.models().activate(&first.id, fixture::T0).await.unwrap();
     let refused = |args| async move {
         match super::enqueue(store, "ppo", args).await {
             Err(instructd::jobs::queue::EnqueueError::Args(e)) => (e.field, e.message),

@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 use crate::store::fixture;
 
 /// A store with an active policy `base`, and two ranked sets (one held out).
-async fn small_world(store: &dyn Store) -> ModelVersion {
+async fn small_world(store: &Store) -> ModelVersion {
     let base = fixture::model("base", ModelKind::Policy);
-    store.put_model(base.clone()).await.unwrap();
-    store.activate_model(&base.id, fixture::T0).await.unwrap();
+    store.models().put(base.clone()).await.unwrap();
+    store.models().activate(&base.id, fixture::T0).await.unwrap();
     for (split, text) in [(Split::Train, "q1"), (Split::Heldout, "q2")] {
         let mut prompt = fixture::prompt(text);
         prompt.split = split;
@@ -29,7 +29,7 @@ async fn small_world(store: &dyn Store) -> ModelVersion {
     base
 }
 
-async fn enqueue(store: &dyn Store, kind: &str, args: Value) -> Result<Job, instructd::jobs::queue::EnqueueError> {
+async fn enqueue(store: &Store, kind: &str, args: Value) -> Result<Job, instructd::jobs::queue::EnqueueError> {
     let request = instructd::jobs::queue::Request {
         kind: kind.into(),
         args,
@@ -41,6 +41,6 @@ async fn enqueue(store: &dyn Store, kind: &str, args: Value) -> Result<Job, inst
     instructd::jobs::queue::enqueue(store, instructd::train::recipes(), request).await
 }
 
-async fn enqueue_reward(store: &dyn Store) -> Job {
+async fn enqueue_reward(store: &Store) -> Job {
     enqueue(store, "reward", json!({"epochs": 2})).await.unwrap()
 }

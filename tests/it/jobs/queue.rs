@@ -16,8 +16,8 @@ async fn refusals_name_the_field() {
     assert!(matches!(no_model, Err(EnqueueError::Args(e)) if e.field == "model"), "nothing is active yet");
     small_world(store).await;
     let retired = fixture::model("old", ModelKind::Policy);
-    store.put_model(retired.clone()).await.unwrap();
-    store.retire_model(&retired.id).await.unwrap();
+    store.models().put(retired.clone()).await.unwrap();
+    store.models().retire(&retired.id).await.unwrap();
     for (kind, args, field) in [
         ("reward", json!([1]), "args"),
         ("reward", json!({"learning_rat": 1.0}), "learning_rat"),
@@ -59,7 +59,7 @@ async fn names_and_ids_become_version_names() {
     let store = &*fresh.store;
     let base = small_world(store).await;
     let reward = fixture::model("rm", ModelKind::Reward);
-    store.put_model(reward.clone()).await.unwrap();
+    store.models().put(reward.clone()).await.unwrap();
     let by_id = enqueue(store, "reward", json!({"model": base.id, "publish_as": "rm.2", "filter": {"tag": "a"}})).await;
     let job = by_id.unwrap();
     assert_eq!((job.state, job.args["model"].as_str()), (JobState::Queued, Some("base")));

@@ -27,8 +27,8 @@ async fn rankings_become_a_reward_model() {
     let (store, data) = (fresh.store.clone(), tempfile::tempdir().unwrap());
     let tiny: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "fixtures", "llama-tiny"].iter().collect();
     let base = ModelVersion { artifact_uri: tiny.display().to_string(), ..fixture::model("base", ModelKind::Policy) };
-    store.put_model(base.clone()).await.unwrap();
-    store.activate_model(&base.id, fixture::T0).await.unwrap();
+    store.models().put(base.clone()).await.unwrap();
+    store.models().activate(&base.id, fixture::T0).await.unwrap();
     for i in 0..6 {
         let mut prompt = fixture::prompt(&format!("question {i}"));
         prompt.split = if i < 4 { Split::Train } else { Split::Heldout };
@@ -46,18 +46,18 @@ async fn rankings_become_a_reward_model() {
     let config = SupervisorConfig { threads: 1, ..SupervisorConfig::new(data.path().to_owned(), launch) };
     let supervisor = Supervisor::new(store.clone(), recipes(), config);
     let state = supervisor.run_one(&CancellationToken::new()).await.unwrap();
-    let done = store.get_job(&job.id).await.unwrap();
+    let done = store.jobs().get(&job.id).await.unwrap();
     assert_eq!(state, Some(JobState::Succeeded), "{:?}", done.error);
 
-    let judge = store.find_model("judge").await.unwrap().unwrap();
+    let judge = store.models().find("judge").await.unwrap().unwrap();
     assert_eq!((judge.kind, judge.stage.as_str(), judge.parent_id), (ModelKind::Reward, "reward", Some(base.id)));
     let dir = data.path().join("models/judge");
     for file in ["config.json", "model.safetensors", "tokenizer.json", "instructd.json"] {
         assert!(dir.join(file).is_file(), "{file}");
     }
-    let loss = store.metrics(&job.id, &["loss".into()]).await.unwrap();
+    let loss = store.jobs().metrics(&job.id, &["loss".into()]).await.unwrap();
     assert_eq!(loss.len(), 4, "two epochs of two batches: {loss:?}");
-    let events = store.job_events(&job.id, 0, 1000).await.unwrap();
+    let events = store.jobs().events(&job.id, 0, 1000).await.unwrap();
     assert!(events.iter().any(|e| e.kind == "checkpoint"), "{events:?}");
     assert!(done.checkpoint_uri.is_some());
     assert!(!data.path().join("jobs").join(job.id.as_str()).join("checkpoints").exists(), "cleared after success");
@@ -78,7 +78,7 @@ async fn a_corpus_becomes_a_new_model() {
 
     let missing = enqueue(&*store, "pretrain", args.clone()).await.unwrap();
     supervisor.run_one(&CancellationToken::new()).await.unwrap();
-    let error = store.get_job(&missing.id).await.unwrap().error.unwrap();
+    let error = store.jobs().get(&missing.id).await.unwrap().error.unwrap();
     assert!(error.contains("texts: there is no 'raw.txt' in the corpora directory"), "{error}");
 
     let corpora = data.path().join("corpora");
@@ -86,10 +86,10 @@ async fn a_corpus_becomes_a_new_model() {
     std::fs::write(corpora.join("raw.txt"), crate::data::corpora::sentences(60).join("\n\n")).unwrap();
     let job = enqueue(&*store, "pretrain", args).await.unwrap();
     let state = supervisor.run_one(&CancellationToken::new()).await.unwrap();
-    let done = store.get_job(&job.id).await.unwrap();
+    let done = store.jobs().get(&job.id).await.unwrap();
     assert_eq!(state, Some(JobState::Succeeded), "{:?}", done.error);
     let name = done.result.unwrap()["model"].as_str().unwrap().to_owned();
-    let model = store.find_model(&name).await.unwrap().unwrap();
+    let model = store.models().find(&name).await.unwrap().unwrap();
     assert!(name.starts_with("new-pretrain-"), "{name}");
     assert_eq!((model.kind, model.parent_id), (ModelKind::Policy, None));
     assert!(model.metrics["bits_per_byte"].as_f64().unwrap() > 0.0);
@@ -102,8 +102,8 @@ async fn thumbs_become_a_policy() {
     let (store, data) = (fresh.store.clone(), tempfile::tempdir().unwrap());
     let tiny: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "fixtures", "llama-tiny"].iter().collect();
     let base = ModelVersion { artifact_uri: tiny.display().to_string(), ..fixture::model("base", ModelKind::Policy) };
-    store.put_model(base.clone()).await.unwrap();
-    store.activate_model(&base.id, fixture::T0).await.unwrap();
+    store.models().put(base.clone()).await.unwrap();
+    store.models().activate(&base.id, fixture::T0).await.unwrap();
     let as_child = ["jobs::real::as_child", "--exact", "--ignored", "--nocapture", "--"].map(Into::into).to_vec();
     let launch = Launch { program: std::env::current_exe().unwrap(), args: as_child };
     let config = SupervisorConfig { threads: 1, ..SupervisorConfig::new(data.path().to_owned(), launch) };
@@ -113,7 +113,7 @@ async fn thumbs_become_a_policy() {
 
     let without = enqueue(&*store, "kto", json!({"epochs": 1})).await.unwrap();
     supervisor.run_one(&CancellationToken::new()).await.unwrap();
-    let error = store.get_job(&without.id).await.unwrap().error.unwrap();
+    let error = store.jobs().get(&without.id).await.unwrap().error.unwrap();
     assert!(error.contains("there are no thumbs to learn from"), "{error}");
 
     let thumb = |completion: &Completion, value: serde_json::Value, who: &str, at: Micros| FeedbackEvent {
@@ -129,25 +129,26 @@ async fn thumbs_become_a_policy() {
     for i in 0..8 {
         let mut prompt = fixture::prompt(&format!("question {i}"));
         prompt.split = if i < 6 { Split::Train } else { Split::Heldout };
-        store.put_prompt(prompt.clone()).await.unwrap();
+        store.prompts().put(prompt.clone()).await.unwrap();
         let answer = fixture::completion(&prompt.id, if i % 2 == 0 { "t30 t30" } else { "t31" });
-        store.put_completions(vec![answer.clone()]).await.unwrap();
+        store.completions().put(vec![answer.clone()]).await.unwrap();
         // Everybody's last word counts.
         store
-            .put_feedback(thumb(&answer, json!(if i % 2 == 0 { "down" } else { "up" }), "a", fixture::T0))
+            .feedback()
+            .put(thumb(&answer, json!(if i % 2 == 0 { "down" } else { "up" }), "a", fixture::T0))
             .await
             .unwrap();
-        store.put_feedback(thumb(&answer, json!(i % 2 == 0), "a", fixture::T0 + 1)).await.unwrap();
+        store.feedback().put(thumb(&answer, json!(i % 2 == 0), "a", fixture::T0 + 1)).await.unwrap();
         if i == 1 {
             // As many up as down.
-            store.put_feedback(thumb(&answer, json!("up"), "b", fixture::T0)).await.unwrap();
+            store.feedback().put(thumb(&answer, json!("up"), "b", fixture::T0)).await.unwrap();
         }
     }
     let job = enqueue(&*store, "kto", args).await.unwrap();
     let state = supervisor.run_one(&CancellationToken::new()).await.unwrap();
-    let done = store.get_job(&job.id).await.unwrap();
+    let done = store.jobs().get(&job.id).await.unwrap();
     assert_eq!(state, Some(JobState::Succeeded), "{:?}", done.error);
-    let liked = store.find_model("liked").await.unwrap().unwrap();
+    let liked = store.models().find("liked").await.unwrap().unwrap();
     assert_eq!((liked.kind, liked.stage.as_str(), liked.parent_id), (ModelKind::Policy, "kto", Some(base.id)));
     let m = &liked.metrics;
     assert_eq!(

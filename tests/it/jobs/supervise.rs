@@ -49,7 +49,7 @@ impl World {
         Self { fresh, data, cancel_grace: Duration::from_millis(100) }
     }
 
-    fn store(&self) -> &Arc<dyn Store> {
+    fn store(&self) -> &Arc<Store> {
         &self.fresh.store
     }
 
@@ -78,8 +78,8 @@ impl World {
         let token = shutdown.clone();
         let running = tokio::spawn(async move { supervisor.run_one(&token).await.unwrap() });
         eventually(LONG, "the child's first report", async || {
-            assert!(!running.is_finished(), "the child ended early: {:?}", self.store().get_job(id).await);
-            self.store().get_job(id).await.unwrap().progress
+            assert!(!running.is_finished(), "the child ended early: {:?}", self.store().jobs().get(id).await);
+            self.store().jobs().get(id).await.unwrap().progress
         })
         .await;
         (running, shutdown)
@@ -96,19 +96,22 @@ async fn a_good_run_publishes_a_version() {
     let store = world.store();
     let job = enqueue_reward(&**store).await;
     assert_eq!(world.run(SUCCEEDS).await, JobState::Succeeded);
-    let done = store.get_job(&job.id).await.unwrap();
+    let done = store.jobs().get(&job.id).await.unwrap();
     assert_eq!((done.state, done.progress.unwrap().total_steps), (JobState::Succeeded, Some(2)));
-    assert_eq!(store.metrics(&job.id, &[]).await.unwrap(), [Metric { step: 1, name: "loss".into(), value: 0.5 }]);
-    let events = store.job_events(&job.id, 0, 100).await.unwrap();
+    assert_eq!(
+        store.jobs().metrics(&job.id, &[]).await.unwrap(),
+        [Metric { step: 1, name: "loss".into(), value: 0.5 }]
+    );
+    let events = store.jobs().events(&job.id, 0, 100).await.unwrap();
     let kinds: Vec<_> = events.iter().map(|e| e.kind.as_str()).collect();
     assert_eq!(kinds, ["state", "sample", "log", "state"]);
     assert_eq!(events[2].data, json!({"message": "something printed"}));
 
     let result = done.result.unwrap();
-    let model = store.find_model(result["model"].as_str().unwrap()).await.unwrap().unwrap();
+    let model = store.models().find(result["model"].as_str().unwrap()).await.unwrap().unwrap();
     assert!(model.name.starts_with("base-reward-"), "{}", model.name);
     assert_eq!((model.kind, model.state, model.stage.as_str()), (ModelKind::Reward, ModelState::Candidate, "reward"));
-    assert_eq!(model.parent_id, store.find_model("base").await.unwrap().map(|m| m.id));
+    assert_eq!(model.parent_id, store.models().find("base").await.unwrap().map(|m| m.id));
     assert_eq!((model.job_id.as_ref(), &model.metrics["accuracy"]), (Some(&job.id), &json!(0.9)));
     let dir = world.data.path().join(&model.artifact_uri);
     assert_eq!(std::fs::read(dir.join("model.safetensors")).unwrap(), b"weights");
@@ -122,7 +125,7 @@ async fn a_good_run_publishes_a_version() {
     let sides: std::collections::BTreeSet<_> = lines.iter().map(|l| l.split.unwrap()).collect();
     assert_eq!(sides.into_iter().collect::<Vec<_>>(), Split::ALL);
     assert_eq!((lines[0].completions[0].text.as_str(), lines[0].completions[2].tier), ("good", 2));
-    let dataset = &store.list_datasets().await.unwrap()[0];
+    let dataset = &store.datasets().list().await.unwrap()[0];
     assert_eq!((dataset.n_sets, dataset.n_pairs), (2, 6));
     assert_eq!(model.metrics["datasets"]["comparisons"]["sha256"], json!(dataset.sha256));
     let spec = Spec::read(&world.job_dir(&job.id)).unwrap();
@@ -136,7 +139,7 @@ async fn a_chosen_name_is_kept() {
     let world = World::new().await;
     super::enqueue(&**world.store(), "reward", json!({"publish_as": "judge.1"})).await.unwrap();
     assert_eq!(world.run(SUCCEEDS).await, JobState::Succeeded);
-    assert_eq!(world.store().find_model("judge.1").await.unwrap().unwrap().artifact_uri, "models/judge.1");
+    assert_eq!(world.store().models().find("judge.1").await.unwrap().unwrap().artifact_uri, "models/judge.1");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -144,15 +147,15 @@ async fn an_error_fails_the_job_at_once() {
     let world = World::new().await;
     let job = enqueue_reward(&**world.store()).await;
     assert_eq!(world.run(r#"echo '{"t":"failed","error":"the data is bad"}'; exit 1"#).await, JobState::Failed);
-    let dead = world.store().get_job(&job.id).await.unwrap();
+    let dead = world.store().jobs().get(&job.id).await.unwrap();
     assert_eq!((dead.error.as_deref(), dead.crash_count, dead.attempt), (Some("the data is bad"), 0, 1));
     // An outcome without weights is no model.
     let job = enqueue_reward(&**world.store()).await;
     let empty = r#"mkdir "$2/output"; echo '{"t":"outcome","status":"done","model_dir":"'"$2"'/output","metrics":{}}'"#;
     assert_eq!(world.run(empty).await, JobState::Failed);
-    let error = world.store().get_job(&job.id).await.unwrap().error.unwrap();
+    let error = world.store().jobs().get(&job.id).await.unwrap().error.unwrap();
     assert!(error.contains("no .safetensors"), "{error}");
-    assert_eq!(world.store().list_models().await.unwrap().len(), 1);
+    assert_eq!(world.store().models().list().await.unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -160,7 +163,7 @@ async fn no_data_is_an_error_that_says_so() {
     let fresh = backend::sqlite().await.unwrap();
     let data = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(data.path().join("models/base")).unwrap();
-    fresh.store.put_model(fixture::model("base", ModelKind::Policy)).await.unwrap();
+    fresh.store.models().put(fixture::model("base", ModelKind::Policy)).await.unwrap();
     let world = World { fresh, data, cancel_grace: Duration::from_millis(100) };
     for (kind, args, missing) in [
         ("reward", json!({"model": "base"}), "no rankings"),
@@ -169,7 +172,7 @@ async fn no_data_is_an_error_that_says_so() {
     ] {
         let job = super::enqueue(&**world.store(), kind, args).await.unwrap();
         assert_eq!(world.run(SUCCEEDS).await, JobState::Failed);
-        let error = world.store().get_job(&job.id).await.unwrap().error.unwrap();
+        let error = world.store().jobs().get(&job.id).await.unwrap().error.unwrap();
         assert!(error.contains(missing), "{error}");
     }
 }
@@ -182,7 +185,7 @@ async fn three_crashes_fail_the_job_with_its_last_words() {
     for expected in [JobState::Queued, JobState::Queued, JobState::Failed] {
         assert_eq!(world.run(script).await, expected);
     }
-    let dead = world.store().get_job(&job.id).await.unwrap();
+    let dead = world.store().jobs().get(&job.id).await.unwrap();
     assert_eq!((dead.state, dead.crash_count), (JobState::Failed, 3));
     let error = dead.error.unwrap();
     assert!(error.contains("boom") && error.contains("signal: 9"), "{error}");
@@ -200,16 +203,16 @@ async fn cancel_stops_politely_and_then_by_force() {
     let world = World::new().await;
     let job = enqueue_reward(&**world.store()).await;
     let (running, _) = world.started(STOPS_WHEN_ASKED, &job.id).await;
-    world.store().cancel_job(&job.id).await.unwrap();
+    world.store().jobs().cancel(&job.id).await.unwrap();
     assert_eq!(running.await.unwrap(), Some(JobState::Cancelled));
-    let cancelled = world.store().get_job(&job.id).await.unwrap();
+    let cancelled = world.store().jobs().get(&job.id).await.unwrap();
     assert!(cancelled.checkpoint_uri.unwrap().ends_with("ckpt-7"), "the checkpoint is known, for a resume");
 
     let job = enqueue_reward(&**world.store()).await;
     let (running, _) = world.started(STUBBORN, &job.id).await;
-    world.store().cancel_job(&job.id).await.unwrap();
+    world.store().jobs().cancel(&job.id).await.unwrap();
     assert_eq!(running.await.unwrap(), Some(JobState::Cancelled));
-    assert_eq!(world.store().get_job(&job.id).await.unwrap().crash_count, 0);
+    assert_eq!(world.store().jobs().get(&job.id).await.unwrap().crash_count, 0);
 }
 
 /// A step can take far longer than a shutdown may: a cancel waits for its end and for the checkpoint.
@@ -224,14 +227,14 @@ async fn a_cancel_waits_for_the_step_and_its_checkpoint() {
     world.cancel_grace = Duration::from_secs(600);
     let job = enqueue_reward(&**world.store()).await;
     let (running, _) = world.started(SLOW, &job.id).await;
-    world.store().cancel_job(&job.id).await.unwrap();
+    world.store().jobs().cancel(&job.id).await.unwrap();
     assert_eq!(running.await.unwrap(), Some(JobState::Cancelled));
-    assert!(world.store().get_job(&job.id).await.unwrap().checkpoint_uri.unwrap().ends_with("ckpt-7"));
+    assert!(world.store().jobs().get(&job.id).await.unwrap().checkpoint_uri.unwrap().ends_with("ckpt-7"));
 
     // A shutdown in the meantime does not stand back for it.
     let job = enqueue_reward(&**world.store()).await;
     let (running, shutdown) = world.started(STUBBORN, &job.id).await;
-    world.store().cancel_job(&job.id).await.unwrap();
+    world.store().jobs().cancel(&job.id).await.unwrap();
     shutdown.cancel();
     assert_eq!(running.await.unwrap(), Some(JobState::Cancelled));
 }
@@ -243,18 +246,18 @@ async fn shutdown_requeues_without_counting_and_the_next_run_resumes() {
     let (running, shutdown) = world.started(STOPS_WHEN_ASKED, &job.id).await;
     shutdown.cancel();
     assert_eq!(running.await.unwrap(), Some(JobState::Queued));
-    let waiting = world.store().get_job(&job.id).await.unwrap();
+    let waiting = world.store().jobs().get(&job.id).await.unwrap();
     assert_eq!((waiting.state, waiting.attempt, waiting.crash_count), (JobState::Queued, 0, 0));
     assert!(waiting.checkpoint_uri.is_some());
     // New judgments do not change what a running job learns from.
     let before = std::fs::read(world.job_dir(&job.id).join("comparisons.jsonl")).unwrap();
     let set = fixture::stored_set(&**world.store(), "q3", &["x", "y"], 1).await;
     let judgment = fixture::judgment(&set, &"admin".into(), None, "new");
-    world.store().submit_judgment(fixture::submit(judgment, None, fixture::T0)).await.unwrap();
+    world.store().judgments().submit(fixture::submit(judgment, None, fixture::T0)).await.unwrap();
     assert_eq!(world.run(SUCCEEDS).await, JobState::Succeeded);
     assert!(Spec::read(&world.job_dir(&job.id)).unwrap().resume);
     assert_eq!(std::fs::read(world.job_dir(&job.id).join("comparisons.jsonl")).unwrap(), before);
-    assert_eq!(world.store().list_datasets().await.unwrap().len(), 1);
+    assert_eq!(world.store().datasets().list().await.unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -264,11 +267,11 @@ async fn a_lost_lease_kills_the_child_and_writes_nothing() {
     // Says something new all the time, so that its supervisor keeps writing.
     let chatty = r#"while :; do echo '{"t":"progress","phase":"train","step":1}'; sleep 0.02; done"#;
     let (running, _) = world.started(chatty, &job.id).await;
-    let held = world.store().get_job(&job.id).await.unwrap();
+    let held = world.store().jobs().get(&job.id).await.unwrap();
     let fence = Fence { job_id: job.id.clone(), attempt: held.attempt, lease_owner: held.lease_owner.unwrap() };
-    world.store().requeue_job(&fence, None, 3).await.unwrap();
+    world.store().jobs().requeue(&fence, None, 3).await.unwrap();
     assert_eq!(running.await.unwrap(), Some(JobState::Running), "it is somebody else's now");
-    assert_eq!(world.store().get_job(&job.id).await.unwrap().state, JobState::Queued, "and untouched");
+    assert_eq!(world.store().jobs().get(&job.id).await.unwrap().state, JobState::Queued, "and untouched");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -280,11 +283,11 @@ async fn the_loop_serves_the_queue_until_shutdown() {
     let running = tokio::spawn(async move { supervisor.run(token).await });
     for job in &jobs {
         let state = eventually(LONG, "the end of a job", async || {
-            Some(world.store().get_job(&job.id).await.unwrap().state).filter(|state| state.is_terminal())
+            Some(world.store().jobs().get(&job.id).await.unwrap().state).filter(|state| state.is_terminal())
         });
         assert_eq!(state.await, JobState::Succeeded);
     }
     shutdown.cancel();
     running.await.unwrap();
-    assert_eq!(world.store().list_models().await.unwrap().len(), 3);
+    assert_eq!(world.store().models().list().await.unwrap().len(), 3);
 }

@@ -33,7 +33,7 @@ struct Machine {
     artifacts: Arc<Artifacts>,
 }
 
-fn machine(store: &Arc<dyn Store>, remote: Option<Remote>) -> Machine {
+fn machine(store: &Arc<Store>, remote: Option<Remote>) -> Machine {
     let data = tempfile::tempdir().unwrap();
     let artifacts = Artifacts::with(data.path().to_owned(), store.clone(), remote);
     Machine { data, artifacts }
@@ -48,8 +48,8 @@ async fn travels(remote: impl Fn() -> Remote) {
     put_model(&dir);
     let files = here.artifacts.publish(&version.id, &dir).await.unwrap();
     assert_eq!(files.len(), 4);
-    fresh.store.put_model(version.clone()).await.unwrap();
-    fresh.store.put_model_files(&version.id, files.clone()).await.unwrap();
+    fresh.store.models().put(version.clone()).await.unwrap();
+    fresh.store.models().put_files(&version.id, files.clone()).await.unwrap();
     assert_eq!(here.artifacts.path(&version).await.unwrap(), dir, "what is here is not brought");
     // Many at once: brought once, whole for everybody.
     let paths = futures::future::join_all((0..4).map(|_| there.artifacts.path(&version))).await;
@@ -67,8 +67,8 @@ async fn travels(remote: impl Fn() -> Remote) {
     let file = here.data.path().join("m.gguf");
     std::fs::write(&file, "GGUF").unwrap();
     let files = here.artifacts.publish(&gguf.id, &file).await.unwrap();
-    fresh.store.put_model(gguf.clone()).await.unwrap();
-    fresh.store.put_model_files(&gguf.id, files).await.unwrap();
+    fresh.store.models().put(gguf.clone()).await.unwrap();
+    fresh.store.models().put_files(&gguf.id, files).await.unwrap();
     let path = there.artifacts.path(&gguf).await.unwrap();
     assert_eq!((path.file_name().unwrap(), std::fs::read(&path).unwrap()), ("m.gguf".as_ref(), b"GGUF".to_vec()));
 }
@@ -107,8 +107,8 @@ async fn what_was_changed_on_the_way_is_refused() {
     put_model(&dir);
     let version = fixture::model("m", ModelKind::Policy);
     let files = here.artifacts.publish(&version.id, &dir).await.unwrap();
-    fresh.store.put_model(version.clone()).await.unwrap();
-    fresh.store.put_model_files(&version.id, files).await.unwrap();
+    fresh.store.models().put(version.clone()).await.unwrap();
+    fresh.store.models().put_files(&version.id, files).await.unwrap();
     let key = object_store::path::Path::from(format!("{}/config.json", version.id));
     for other in ["[]", "{} and more", ""] {
         objects.put(&key, other.as_bytes().to_vec().into()).await.unwrap();

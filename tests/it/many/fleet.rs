@@ -80,8 +80,8 @@ async fn demonstrate(server: &Server) {
 }
 
 /// What the events of a job say: (succeeded how often, times of the starts).
-async fn told(store: &dyn Store, id: &JobId) -> (usize, Vec<Micros>) {
-    let events = store.job_events(id, 0, 10_000).await.unwrap();
+async fn told(store: &Store, id: &JobId) -> (usize, Vec<Micros>) {
+    let events = store.jobs().events(id, 0, 10_000).await.unwrap();
     let of = |state: &str| {
         let state = json!(state);
         events.iter().filter(|e| e.kind == "state" && e.data["state"] == state).map(|e| e.created).collect::<Vec<_>>()
@@ -128,13 +128,13 @@ async fn paused_workers_lose_and_double_nothing() {
     .await;
 
     let mut of_job: BTreeMap<JobId, Vec<String>> = BTreeMap::new();
-    for model in fresh.store.list_models().await.unwrap() {
+    for model in fresh.store.models().list().await.unwrap() {
         if let Some(job) = model.job_id {
             of_job.entry(job).or_default().push(model.name);
         }
     }
     for id in &ids {
-        let job = fresh.store.get_job(id).await.unwrap();
+        let job = fresh.store.jobs().get(id).await.unwrap();
         assert_eq!(job.state, JobState::Succeeded, "{id}: {:?}", job.error);
         let (succeeded, _) = told(&*fresh.store, id).await;
         assert_eq!((succeeded, of_job[id].len()), (1, 1), "{id}: {:?}", of_job[id]);
@@ -151,8 +151,8 @@ async fn paused_workers_lose_and_double_nothing() {
 }
 
 /// The running jobs of one process: its id begins the name of their leases' owner.
-async fn running(store: &dyn Store, pid: u32) -> Vec<JobId> {
-    let all = store.list_jobs(Page { after: None, limit: 100 }, Some(JobState::Running)).await.unwrap();
+async fn running(store: &Store, pid: u32) -> Vec<JobId> {
+    let all = store.jobs().list(Page { after: None, limit: 100 }, Some(JobState::Running)).await.unwrap();
     let owned = |j: &Job| j.lease_owner.as_deref().is_some_and(|o| o.starts_with(&format!("{pid}-")));
     all.into_iter().filter(owned).map(|j| j.id).collect()
 }
@@ -163,9 +163,9 @@ async fn serves(server: &Server) -> String {
 }
 
 /// `a` promotes; `b` serves the same version soon after, and answers all the time. And the other way back.
-async fn follows(a: &Server, b: &Server, ids: &[JobId], store: &dyn Store) {
+async fn follows(a: &Server, b: &Server, ids: &[JobId], store: &Store) {
     for (i, (promoter, follower)) in [(a, b), (b, a)].into_iter().enumerate() {
-        let job = store.get_job(&ids[i]).await.unwrap();
+        let job = store.jobs().get(&ids[i]).await.unwrap();
         let name = job.result.unwrap()["model"].as_str().unwrap().to_owned();
         promoter.call("POST", &format!("/admin/models/{name}/promote"), None).await.expect(200);
         let since = Instant::now();
@@ -193,7 +193,7 @@ async fn two_servers_on_one_sqlite_file_follow_each_other() {
     let ids = [enqueue(&a, "one").await, enqueue(&b, "two").await];
     for id in &ids {
         let job = eventually(LONG, "the end of a job", async || {
-            Some(fresh.store.get_job(id).await.unwrap()).filter(|job| job.state.is_terminal())
+            Some(fresh.store.jobs().get(id).await.unwrap()).filter(|job| job.state.is_terminal())
         });
         let job = job.await;
         assert_eq!(job.state, JobState::Succeeded, "{:?}", job.error);

@@ -79,8 +79,8 @@ async fn serving(fresh: &Fresh, dir: &Path) -> Server {
     );
     let server = Server::of(Arc::new(services), tempfile::tempdir().unwrap());
     let base = version("base", ModelKind::Policy, None);
-    fresh.store.put_model(base.clone()).await.unwrap();
-    fresh.store.activate_model(&base.id, 1).await.unwrap();
+    fresh.store.models().put(base.clone()).await.unwrap();
+    fresh.store.models().activate(&base.id, 1).await.unwrap();
     server.services.set_engine(Arc::new(MockGenerator::new(base, MockOptions::default())));
     server
 }
@@ -166,7 +166,8 @@ async fn every_column_is_accounted_for(fresh: Fresh) {
     let dir = tempfile::tempdir().unwrap();
     let server = serving(&fresh, dir.path()).await;
     let id = busy_person(&server).await;
-    let key = server.services.store.list_api_keys().await.unwrap().into_iter().find(|k| k.name == "Ada's key").unwrap();
+    let key =
+        server.services.store.api_keys().list().await.unwrap().into_iter().find(|k| k.name == "Ada's key").unwrap();
     let hash = actor_hash(&id.as_str().into());
     let names = [id.as_str(), hash.as_str(), key.id.as_str()];
     let all = columns(&fresh.url).await;
@@ -255,7 +256,7 @@ async fn restored(from: &Path, lists: &[std::path::PathBuf], id: &str) -> (Strin
     let config = Config { data_dir: dir.path().join("data"), ..Config::default() };
     backup::restore(&config, from, lists, system_clock()()).await.unwrap();
     let store = instructd::store::connect(&config.database_url()).await.unwrap();
-    let name = store.get_labeler(&id.into()).await.unwrap().name;
+    let name = store.people().get(&id.into()).await.unwrap().name;
     store.close().await;
     let all = columns(&config.database_url()).await;
     let words = holding(&all, &[&format!("{MARK} why"), "Ada"]);

@@ -44,7 +44,7 @@ async fn foreign(server: &Server, ada: &str) -> Vec<String> {
     assert_eq!(prompts["data"].as_array().unwrap().len(), 4);
     for prompt in prompts["data"].as_array().unwrap() {
         let id = prompt["id"].as_str().unwrap();
-        for completion in server.services.store.list_completions(&id.into()).await.unwrap() {
+        for completion in server.services.store.completions().list(&id.into()).await.unwrap() {
             ids.push(completion.id.to_string());
         }
         ids.push(id.to_owned());

@@ -51,7 +51,7 @@ async fn the_setting_is_off_by_default_and_says_what_it_is_about() {
     let server = Server::start().await;
     ask(&server).await;
     let prompt = the_prompt(&server, ASKED).await;
-    let written = server.services.store.list_completions(&prompt).await.unwrap();
+    let written = server.services.store.completions().list(&prompt).await.unwrap();
     let thumb = json!({"completion_id": written[0].id, "kind": "thumb", "value": "up"});
     server.post("/v1/feedback", thumb).await.expect(201);
     let own = json!({"messages": [{"role": "user", "content": "submitted on purpose"}]});
@@ -178,9 +178,9 @@ async fn the_next_step_does_not_count_on_requests() {
 }
 
 /// What a training job freezes, by the store alone.
-async fn only_submitted_rows_are_learned_from(store: Arc<dyn Store>) {
+async fn only_submitted_rows_are_learned_from(store: Arc<Store>) {
     let policy = version("base", ModelKind::Policy, None);
-    store.put_model(policy.clone()).await.unwrap();
+    store.models().put(policy.clone()).await.unwrap();
     let chat = Prompt { source: "chat".into(), ..fixture::prompt("asked") };
     let written = |text: &str| Completion {
         origin: CompletionOrigin::Model,
@@ -188,11 +188,12 @@ async fn only_submitted_rows_are_learned_from(store: Arc<dyn Store>) {
         ..fixture::completion(&chat.id, text)
     };
     let answers = [written("a"), written("b")];
-    store.put_answers(chat.clone(), answers.to_vec(), Some("chat")).await.unwrap();
+    store.completions().put_answers(chat.clone(), answers.to_vec(), Some("chat")).await.unwrap();
     let set = fixture::comparison_set(&chat.id, &answers, 1);
-    store.put_set(set.clone()).await.unwrap();
+    store.sets().put(set.clone()).await.unwrap();
     store
-        .submit_judgment(fixture::submit(fixture::judgment(&set, &"admin".into(), None, "j"), None, T0))
+        .judgments()
+        .submit(fixture::submit(fixture::judgment(&set, &"admin".into(), None, "j"), None, T0))
         .await
         .unwrap();
     for (completion, kind, value) in [(0, "thumb", json!("up")), (1, "thumb", json!("down")), (1, "edit", json!("c"))] {
@@ -205,7 +206,7 @@ async fn only_submitted_rows_are_learned_from(store: Arc<dyn Store>) {
             idempotency_key: format!("{kind}{completion}"),
             created: T0,
         };
-        store.put_feedback(event).await.unwrap();
+        store.feedback().put(event).await.unwrap();
     }
     let found = async |without_requests: bool| {
         let filter = RankedFilter { feedback: true, without_requests, ..RankedFilter::default() };
@@ -215,18 +216,18 @@ async fn only_submitted_rows_are_learned_from(store: Arc<dyn Store>) {
             n += page.len();
         }
         let prompts = PromptFilter { with_sets: true, without_requests, ..PromptFilter::default() };
-        (n, store.select_prompts(&prompts, None, 10).await.unwrap().len())
+        (n, store.prompts().select(&prompts, None, 10).await.unwrap().len())
     };
     assert_eq!(found(false).await, (3, 1), "the ranking, the edit, the thumbs");
     assert_eq!(found(true).await, (0, 0));
-    assert_eq!(store.request_prompts(std::slice::from_ref(&chat.id)).await.unwrap().len(), 1);
+    assert_eq!(store.prompts().of_requests(std::slice::from_ref(&chat.id)).await.unwrap().len(), 1);
 
     // The same conversation, submitted: the ranking counts, feedback on the answers to the request does not.
     let submitted = Prompt { id: PromptId::new(), source: "api".into(), ..chat.clone() };
-    assert_eq!(store.put_prompt(submitted).await.unwrap().id, chat.id);
+    assert_eq!(store.prompts().put(submitted).await.unwrap().id, chat.id);
     assert_eq!(found(true).await, (1, 1));
-    assert!(store.request_prompts(std::slice::from_ref(&chat.id)).await.unwrap().is_empty());
-    let counts = store.request_counts().await.unwrap();
+    assert!(store.prompts().of_requests(std::slice::from_ref(&chat.id)).await.unwrap().is_empty());
+    let counts = store.prompts().request_counts().await.unwrap();
     assert_eq!((counts.prompts, counts.completions, counts.feedback_events), (0, 2, 3));
 }
 

@@ -18,7 +18,7 @@ use crate::support::eventually::{LONG, eventually};
 const DAY: Micros = 86_400_000_000;
 
 /// A prompt with two answers to a request, `days` before `T0`.
-async fn request(store: &dyn Store, text: &str, days: i64) -> (Prompt, Vec<Completion>) {
+async fn request(store: &Store, text: &str, days: i64) -> (Prompt, Vec<Completion>) {
     let created = T0 - days * DAY;
     let prompt = Prompt { source: "chat".into(), created, ..fixture::prompt(text) };
     let answers: Vec<_> = ["one", "two"]
@@ -29,7 +29,7 @@ async fn request(store: &dyn Store, text: &str, days: i64) -> (Prompt, Vec<Compl
             ..fixture::completion(&prompt.id, &format!("{answer} to {text}"))
         })
         .collect();
-    store.put_answers(prompt.clone(), answers.clone(), Some("chat")).await.unwrap();
+    store.completions().put_answers(prompt.clone(), answers.clone(), Some("chat")).await.unwrap();
     (prompt, answers)
 }
 
@@ -45,7 +45,7 @@ fn event(completion: &Completion, days: i64) -> FeedbackEvent {
     }
 }
 
-async fn dataset(store: &dyn Store, filter: Value, days: i64) {
+async fn dataset(store: &Store, filter: Value, days: i64) {
     let version = DatasetVersion {
         id: DatasetId::new(),
         name: None,
@@ -55,20 +55,20 @@ async fn dataset(store: &dyn Store, filter: Value, days: i64) {
         n_sets: 1,
         n_pairs: 1,
     };
-    store.put_dataset(version).await.unwrap();
+    store.datasets().put(version).await.unwrap();
 }
 
-async fn look(store: &dyn Store, limits: &RetentionConfig) -> Outlook {
+async fn look(store: &Store, limits: &RetentionConfig) -> Outlook {
     retention::outlook(store, Path::new("/nowhere"), limits, T0).await.unwrap()
 }
 
-async fn run(store: &dyn Store, limits: &RetentionConfig) -> Amounts {
+async fn run(store: &Store, limits: &RetentionConfig) -> Amounts {
     let by = "test".into();
     retention::apply(store, Path::new("/nowhere"), limits, T0, &by, &Status::default()).await.unwrap()
 }
 
-async fn gone(store: &dyn Store, completion: &Completion) -> bool {
-    store.get_completion(&completion.id).await.is_err()
+async fn gone(store: &Store, completion: &Completion) -> bool {
+    store.completions().get(&completion.id).await.is_err()
 }
 
 /// (answers, prompts, feedback events)
@@ -76,23 +76,23 @@ fn records(amounts: &Amounts) -> (i64, i64, i64) {
     (amounts.completions.records, amounts.prompts.records, amounts.feedback_events.records)
 }
 
-async fn age_removes_what_nothing_rests_on(store: Arc<dyn Store>) {
+async fn age_removes_what_nothing_rests_on(store: Arc<Store>) {
     let store = store.as_ref();
     let (old, old_answers) = request(store, "old", 40).await;
     let (_, fresh_answers) = request(store, "fresh", 1).await;
-    store.put_feedback(event(&old_answers[0], 40)).await.unwrap();
-    store.put_feedback(event(&fresh_answers[0], 40)).await.unwrap();
+    store.feedback().put(event(&old_answers[0], 40)).await.unwrap();
+    store.feedback().put(event(&fresh_answers[0], 40)).await.unwrap();
     // Of these nothing may go, however old: ranked, in a set, a demonstration's prompt, submitted, not a request.
     let (ranked, ranked_answers) = request(store, "ranked", 50).await;
     let set = fixture::comparison_set(&ranked.id, &ranked_answers, 1);
-    store.put_set(set.clone()).await.unwrap();
+    store.sets().put(set.clone()).await.unwrap();
     let judgment = fixture::judgment(&set, &"admin".into(), None, "j");
-    store.submit_judgment(fixture::submit(judgment.clone(), None, T0)).await.unwrap();
+    store.judgments().submit(fixture::submit(judgment.clone(), None, T0)).await.unwrap();
     let (shown, shown_answers) = request(store, "shown", 50).await;
-    store.put_demonstration(shown.clone(), fixture::completion(&shown.id, "ideal"), None, T0).await.unwrap();
+    store.demonstrations().put(shown.clone(), fixture::completion(&shown.id, "ideal"), None, T0).await.unwrap();
     let (submitted, submitted_answers) = request(store, "submitted", 50).await;
     let again = Prompt { id: PromptId::new(), source: "api".into(), ..submitted.clone() };
-    store.put_prompt(again).await.unwrap();
+    store.prompts().put(again).await.unwrap();
     let own = fixture::stored_set(store, "own", &["a", "b"], 1).await;
     let (branched, branched_answers) = request(store, "branched", 50).await;
     let child = Completion {
@@ -100,7 +100,7 @@ async fn age_removes_what_nothing_rests_on(store: Arc<dyn Store>) {
         parent_completion_id: Some(branched_answers[0].id.clone()),
         ..fixture::completion(&branched.id, "edited")
     };
-    store.put_completions(vec![child]).await.unwrap();
+    store.completions().put(vec![child]).await.unwrap();
 
     let limits = RetentionConfig { request_days: 30, ..RetentionConfig::default() };
     let none = look(store, &RetentionConfig::default()).await;
@@ -118,33 +118,37 @@ async fn age_removes_what_nothing_rests_on(store: Arc<dyn Store>) {
     for answer in fresh_answers.iter().chain(&ranked_answers).chain(&branched_answers[..1]) {
         assert!(!gone(store, answer).await, "{}", answer.text);
     }
-    assert!(store.get_prompt(&old.id).await.is_err());
+    assert!(store.prompts().get(&old.id).await.is_err());
     for id in [&ranked.id, &shown.id, &submitted.id, &branched.id, &own.prompt_id] {
-        store.get_prompt(id).await.unwrap();
+        store.prompts().get(id).await.unwrap();
     }
-    assert_eq!(store.get_judgment(&judgment.id).await.unwrap().items.len(), 2);
-    assert_eq!(store.demonstrations().await.unwrap().len(), 1);
-    assert_eq!(store.list_feedback(fixture::page(10)).await.unwrap().len(), 1, "feedback goes with its answer only");
+    assert_eq!(store.judgments().get(&judgment.id).await.unwrap().items.len(), 2);
+    assert_eq!(store.demonstrations().all().await.unwrap().len(), 1);
+    assert_eq!(store.feedback().list(fixture::page(10)).await.unwrap().len(), 1, "feedback goes with its answer only");
     assert!(run(store, &limits).await.is_empty(), "a second run finds nothing");
 
     let feedback = RetentionConfig { feedback_days: 30, ..RetentionConfig::default() };
     assert_eq!(records(&run(store, &feedback).await), (0, 0, 1));
-    let audit = store.list_audit(&Default::default(), None, 10).await.unwrap();
+    let audit = store.audit_log().list(&Default::default(), None, 10).await.unwrap();
     let lines: Vec<_> = audit.iter().filter(|line| line.action == "retention").collect();
     assert_eq!(lines.len(), 2, "runs that removed something");
     assert_eq!((&lines[1].detail["completions"], &lines[1].detail["prompts"]), (&json!(7), &json!(1)));
     assert!(lines[1].detail["bytes"].as_i64().unwrap() > 0);
 }
 
-async fn size_removes_the_oldest_first(store: Arc<dyn Store>) {
+async fn size_removes_the_oldest_first(store: Arc<Store>) {
     let store = store.as_ref();
     let mut all = Vec::new();
     for days in [5, 4, 3, 2, 1] {
         let created = T0 - days * DAY;
         let prompt = Prompt { source: "completions".into(), created, ..fixture::prompt(&format!("p{days}")) };
         let answer = Completion { created, ..fixture::completion(&prompt.id, &"x".repeat(400_000)) };
-        store.put_answers(prompt, vec![answer.clone()], Some("completions")).await.unwrap();
-        store.put_feedback(FeedbackEvent { value: json!("y".repeat(400_000)), ..event(&answer, days) }).await.unwrap();
+        store.completions().put_answers(prompt, vec![answer.clone()], Some("completions")).await.unwrap();
+        store
+            .feedback()
+            .put(FeedbackEvent { value: json!("y".repeat(400_000)), ..event(&answer, days) })
+            .await
+            .unwrap();
         all.push(answer);
     }
     // 1 MB holds the two newest answers, of about 400 kB each.
@@ -156,7 +160,7 @@ async fn size_removes_the_oldest_first(store: Arc<dyn Store>) {
         left.push(!gone(store, answer).await);
     }
     assert_eq!(left, [false, false, false, true, true]);
-    assert!(store.stored(Expiring::Completions).await.unwrap().bytes <= 1_000_000);
+    assert!(store.privacy().stored(Expiring::Completions).await.unwrap().bytes <= 1_000_000);
     assert!(run(store, &limits).await.is_empty());
     // Both ways at once, and feedback on its own.
     let feedback = RetentionConfig { feedback_mb: 1, request_mb: 1, request_days: 100, ..RetentionConfig::default() };
@@ -166,16 +170,16 @@ async fn size_removes_the_oldest_first(store: Arc<dyn Store>) {
     let mut large = Prompt { source: "chat".into(), created, ..fixture::prompt("large") };
     large.messages[0].content = "q".repeat(2_000_000);
     let answer = Completion { created, ..fixture::completion(&large.id, "short") };
-    store.put_answers(large, vec![answer], Some("chat")).await.unwrap();
+    store.completions().put_answers(large, vec![answer], Some("chat")).await.unwrap();
     assert_eq!(records(&run(store, &limits).await), (3, 3, 2));
 }
 
-async fn dataset_versions_keep_what_they_rest_on(store: Arc<dyn Store>) {
+async fn dataset_versions_keep_what_they_rest_on(store: Arc<Store>) {
     let store = store.as_ref();
     let (_, older) = request(store, "older", 60).await;
-    store.put_feedback(event(&older[0], 60)).await.unwrap();
+    store.feedback().put(event(&older[0], 60)).await.unwrap();
     let (_, newer) = request(store, "newer", 40).await;
-    store.put_feedback(event(&newer[0], 40)).await.unwrap();
+    store.feedback().put(event(&newer[0], 40)).await.unwrap();
     let limits = RetentionConfig { request_days: 30, feedback_days: 30, ..RetentionConfig::default() };
     // A version without requests rests on none of it.
     dataset(store, json!({"data": "comparisons", "filter": {"feedback": true, "without_requests": true}}), 10).await;
@@ -193,16 +197,16 @@ async fn dataset_versions_keep_what_they_rest_on(store: Arc<dyn Store>) {
     dataset(store, json!({"data": "prompts", "filter": {}}), 50).await;
     assert_eq!(records(&run(store, &limits).await), (2, 0, 0));
     assert!(gone(store, &answers[0]).await);
-    store.get_prompt(&trained.id).await.unwrap();
+    store.prompts().get(&trained.id).await.unwrap();
 }
 
 /// A job of a state, with files.
-async fn job_with_files(store: &dyn Store, data_dir: &Path, end: Option<JobState>) -> JobId {
-    let job = store.enqueue_job(fixture::job("sft", None, 0)).await.unwrap();
-    let (_, fence) = store.claim_job("w", 3600, &["sft"], 3).await.unwrap().unwrap();
-    store.report_job(&fence, 3600, JobReport::default()).await.unwrap();
+async fn job_with_files(store: &Store, data_dir: &Path, end: Option<JobState>) -> JobId {
+    let job = store.jobs().enqueue(fixture::job("sft", None, 0)).await.unwrap();
+    let (_, fence) = store.jobs().claim("w", 3600, &["sft"], 3).await.unwrap().unwrap();
+    store.jobs().report(&fence, 3600, JobReport::default()).await.unwrap();
     if let Some(state) = end {
-        store.finish_job(&fence, state, None, None).await.unwrap();
+        store.jobs().finish(&fence, state, None, None).await.unwrap();
     }
     let dir = data_dir.join("jobs").join(job.id.as_str());
     for (name, text) in [
@@ -218,7 +222,7 @@ async fn job_with_files(store: &dyn Store, data_dir: &Path, end: Option<JobState
     job.id
 }
 
-async fn files_of_ended_jobs_go(store: Arc<dyn Store>) {
+async fn files_of_ended_jobs_go(store: Arc<Store>) {
     let store = store.as_ref();
     let data = tempfile::tempdir().unwrap();
     let dir = |id: &JobId| data.path().join("jobs").join(id.as_str());
@@ -226,7 +230,7 @@ async fn files_of_ended_jobs_go(store: Arc<dyn Store>) {
     let failed = job_with_files(store, data.path(), Some(JobState::Failed)).await;
     let published = job_with_files(store, data.path(), Some(JobState::Succeeded)).await;
     let model = ModelVersion { job_id: Some(published.clone()), ..fixture::model("better", ModelKind::Policy) };
-    store.put_model(model).await.unwrap();
+    store.models().put(model).await.unwrap();
     let unknown = data.path().join("jobs/somebody-elses");
     std::fs::create_dir_all(&unknown).unwrap();
     // A link leads nowhere.
@@ -319,7 +323,7 @@ async fn the_command_shows_and_removes() {
     let created = store.now().await.unwrap() - 40 * DAY;
     let prompt = Prompt { source: "chat".into(), created, ..fixture::prompt("old") };
     let answer = Completion { created, ..fixture::completion(&prompt.id, "answer") };
-    store.put_answers(prompt, vec![answer.clone()], Some("chat")).await.unwrap();
+    store.completions().put_answers(prompt, vec![answer.clone()], Some("chat")).await.unwrap();
     let place = Place::new(&url, dir.path()).with("INSTRUCTD_RETENTION__REQUEST_DAYS", 30);
     let said = |arguments: &[&str]| {
         let ran = place.command("retention").args(arguments).env_remove("INSTRUCTD_ADMIN_KEY").output().unwrap();
@@ -337,7 +341,7 @@ async fn the_command_shows_and_removes() {
     let removed = said(&[]);
     assert!(removed.contains("removed") && line(&removed)[2] == "1", "{removed}");
     assert!(gone(store.as_ref(), &answer).await);
-    let audit = store.list_audit(&Default::default(), None, 10).await.unwrap();
+    let audit = store.audit_log().list(&Default::default(), None, 10).await.unwrap();
     assert_eq!(audit.iter().map(|l| l.actor.as_str()).collect::<Vec<_>>(), ["command line"]);
-    assert!(store.list_api_keys().await.unwrap().is_empty());
+    assert!(store.api_keys().list().await.unwrap().is_empty());
 }

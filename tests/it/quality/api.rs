@@ -90,7 +90,7 @@ async fn the_report_tells_careful_from_careless() {
     assert_eq!((consensus["data"].as_array().unwrap().len(), &consensus["total"]), (3, &json!(12)));
     let first = &consensus["data"][0];
     let best = first["completions"][0]["completion_id"].as_str().unwrap();
-    let best = server.services.store.get_completion(&best.into()).await.unwrap();
+    let best = server.services.store.completions().get(&best.into()).await.unwrap();
     assert!(best.text.starts_with("good"));
     let disagreement = first["disagreement"].as_f64().unwrap();
     assert!((disagreement - 2.0 / 3.0).abs() < 1e-9, "two of three pairs of labelers differ: {disagreement}");
@@ -103,7 +103,7 @@ async fn the_table_ranks_versions_by_what_people_preferred() {
     let mut versions = Vec::new();
     for name in ["weak", "strong"] {
         let version = crate::api::client::version(name, ModelKind::Policy, None);
-        store.put_model(version.clone()).await.unwrap();
+        store.models().put(version.clone()).await.unwrap();
         versions.push(version.id);
     }
     for i in 0..10i64 {
@@ -128,7 +128,7 @@ async fn the_table_ranks_versions_by_what_people_preferred() {
             created: i,
         };
         let (weak, strong) = (completion(0, "weak"), completion(1, "strong"));
-        store.put_completions(vec![weak.clone(), strong.clone()]).await.unwrap();
+        store.completions().put(vec![weak.clone(), strong.clone()]).await.unwrap();
         // Eight wins, one loss, one tie for the strong one.
         let tiers = match i {
             0 => (0, 1),

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 /// A store and what must outlive it.
 pub struct Fresh {
-    pub store: Arc<dyn Store>,
+    pub store: Arc<Store>,
     pub url: String,
     _dir: Option<TempDir>,
 }
@@ -35,20 +35,20 @@ pub const OLD_ROWS: &str = "
            ('judge', 'reward', 'judge', 'reward', 'root', NULL, 'u', 's', '{}', 'retired', 3, NULL);";
 
 /// What `OLD_ROWS` became, read through the store; and the kinds that came later can be kept.
-pub async fn old_rows_are_whole(store: &dyn Store) {
-    let names: Vec<_> = store.list_models().await.unwrap().into_iter().map(|m| (m.name, m.state)).collect();
+pub async fn old_rows_are_whole(store: &Store) {
+    let names: Vec<_> = store.models().list().await.unwrap().into_iter().map(|m| (m.name, m.state)).collect();
     let expected = [
         ("judge".to_owned(), ModelState::Retired),
         ("child".to_owned(), ModelState::Candidate),
         ("root".to_owned(), ModelState::Active),
     ];
     assert_eq!(names, expected);
-    let child = store.find_model("child").await.unwrap().unwrap();
+    let child = store.models().find("child").await.unwrap().unwrap();
     assert_eq!((child.parent_id, child.metrics), (Some("root".into()), serde_json::json!({"loss": 0.5})));
     for kind in [ModelKind::Encoder, ModelKind::Classifier, ModelKind::PromptAdapter] {
         let new = super::fixture::model(kind.as_str(), kind);
-        store.put_model(new.clone()).await.unwrap();
-        assert_eq!(store.get_model(&new.id).await.unwrap(), new);
+        store.models().put(new.clone()).await.unwrap();
+        assert_eq!(store.models().get(&new.id).await.unwrap(), new);
     }
 }
 

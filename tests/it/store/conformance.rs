@@ -66,133 +66,133 @@ pub(super) fn is_not_found<T: std::fmt::Debug>(result: Result<T>) -> bool {
     }
 }
 
-async fn prompts_are_one_per_content(store: Arc<dyn Store>) {
+async fn prompts_are_one_per_content(store: Arc<Store>) {
     store.ping().await.unwrap();
-    let first = store.put_prompt(prompt("hello")).await.unwrap();
-    let again = store.put_prompt(prompt("hello")).await.unwrap();
+    let first = store.prompts().put(prompt("hello")).await.unwrap();
+    let again = store.prompts().put(prompt("hello")).await.unwrap();
     assert_eq!(first, again, "the stored row comes back, with its first id");
-    assert_eq!(store.get_prompt(&first.id).await.unwrap(), first);
-    is_not_found(store.get_prompt(&"nobody".into()).await);
+    assert_eq!(store.prompts().get(&first.id).await.unwrap(), first);
+    is_not_found(store.prompts().get(&"nobody".into()).await);
     let mut ids = vec![first.id];
     for i in 0..4 {
-        ids.push(store.put_prompt(prompt(&format!("p{i}"))).await.unwrap().id);
+        ids.push(store.prompts().put(prompt(&format!("p{i}"))).await.unwrap().id);
     }
     ids.sort();
     ids.reverse();
-    let newest = store.list_prompts(page(2), None).await.unwrap();
+    let newest = store.prompts().list(page(2), None).await.unwrap();
     assert_eq!(newest.iter().map(|p| p.id.clone()).collect::<Vec<_>>(), ids[..2]);
     let after = Page { after: Some(ids[1].to_string()), limit: 10 };
-    let rest = store.list_prompts(after, Some("api")).await.unwrap();
+    let rest = store.prompts().list(after, Some("api")).await.unwrap();
     assert_eq!(rest.iter().map(|p| p.id.clone()).collect::<Vec<_>>(), ids[2..]);
-    assert!(store.list_prompts(page(10), Some("import:x")).await.unwrap().is_empty());
+    assert!(store.prompts().list(page(10), Some("import:x")).await.unwrap().is_empty());
 }
 
-async fn completions_come_back_bit_for_bit(store: Arc<dyn Store>) {
-    let prompt = store.put_prompt(prompt("q")).await.unwrap();
+async fn completions_come_back_bit_for_bit(store: Arc<Store>) {
+    let prompt = store.prompts().put(prompt("q")).await.unwrap();
     let written = completion(&prompt.id, "text with 'quotes', $1 and \u{4F60}\u{597D}");
-    store.put_completions(vec![written.clone()]).await.unwrap();
-    assert_eq!(store.get_completion(&written.id).await.unwrap(), written);
-    store.set_completion_reward(&written.id, -1.5).await.unwrap();
-    assert_eq!(store.list_completions(&prompt.id).await.unwrap()[0].reward, Some(-1.5));
-    is_not_found(store.set_completion_reward(&"nobody".into(), 1.0).await);
+    store.completions().put(vec![written.clone()]).await.unwrap();
+    assert_eq!(store.completions().get(&written.id).await.unwrap(), written);
+    store.completions().set_reward(&written.id, -1.5).await.unwrap();
+    assert_eq!(store.completions().list(&prompt.id).await.unwrap()[0].reward, Some(-1.5));
+    is_not_found(store.completions().set_reward(&"nobody".into(), 1.0).await);
     // A batch is stored whole or not at all.
     let (good, bad) = (completion(&prompt.id, "x"), completion(&"no prompt".into(), "y"));
-    is_conflict(store.put_completions(vec![good, bad]).await);
-    assert_eq!(store.list_completions(&prompt.id).await.unwrap().len(), 1);
+    is_conflict(store.completions().put(vec![good, bad]).await);
+    assert_eq!(store.completions().list(&prompt.id).await.unwrap().len(), 1);
     // U+0000 must not be an error anywhere; Postgres cannot keep it as it is.
     let mut odd = completion(&prompt.id, "a\0b");
     odd.sampling = json!({"stop": ["\0"]});
-    store.put_completions(vec![odd.clone()]).await.unwrap();
-    assert!(["a\0b", "a\u{FFFD}b"].contains(&store.get_completion(&odd.id).await.unwrap().text.as_str()));
+    store.completions().put(vec![odd.clone()]).await.unwrap();
+    assert!(["a\0b", "a\u{FFFD}b"].contains(&store.completions().get(&odd.id).await.unwrap().text.as_str()));
 }
 
-async fn sets_keep_their_order_and_their_prompt(store: Arc<dyn Store>) {
+async fn sets_keep_their_order_and_their_prompt(store: Arc<Store>) {
     let set = stored_set(&*store, "q", &["c", "a", "b"], 2).await;
-    assert_eq!(store.get_set(&set.id).await.unwrap(), set);
-    assert_eq!(store.list_sets(page(10), Some(SetStatus::Open)).await.unwrap(), vec![set.clone()]);
-    assert!(store.list_sets(page(10), Some(SetStatus::Done)).await.unwrap().is_empty());
-    let other = store.put_prompt(prompt("other")).await.unwrap();
+    assert_eq!(store.sets().get(&set.id).await.unwrap(), set);
+    assert_eq!(store.sets().list(page(10), Some(SetStatus::Open)).await.unwrap(), vec![set.clone()]);
+    assert!(store.sets().list(page(10), Some(SetStatus::Done)).await.unwrap().is_empty());
+    let other = store.prompts().put(prompt("other")).await.unwrap();
     let mut mixed = comparison_set(&other.id, &[], 1);
     mixed.completion_ids = set.completion_ids.clone();
-    is_conflict(store.put_set(mixed).await);
-    store.retire_set(&set.id).await.unwrap();
-    assert_eq!(store.get_set(&set.id).await.unwrap().status, SetStatus::Retired);
+    is_conflict(store.sets().put(mixed).await);
+    store.sets().retire(&set.id).await.unwrap();
+    assert_eq!(store.sets().get(&set.id).await.unwrap().status, SetStatus::Retired);
     let ada = labeler(&*store, "ada").await;
-    assert_eq!(store.lease_next(lease(&ada, T0)).await.unwrap(), None, "a retired set is not given out");
+    assert_eq!(store.leases().next(lease(&ada, T0)).await.unwrap(), None, "a retired set is not given out");
 }
 
-async fn leases_respect_the_overlap(store: Arc<dyn Store>) {
+async fn leases_respect_the_overlap(store: Arc<Store>) {
     let set = stored_set(&*store, "q", &["a", "b"], 2).await;
     let (ada, bob, cy) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await, labeler(&*store, "cy").await);
-    let first = store.lease_next(lease(&ada, T0)).await.unwrap().unwrap();
+    let first = store.leases().next(lease(&ada, T0)).await.unwrap().unwrap();
     assert_eq!((&first.set_id, first.state, first.order_seed), (&set.id, AssignmentState::Leased, u64::MAX - 7));
-    assert_eq!(store.get_assignment(&first.id).await.unwrap(), first);
-    assert_eq!(store.lease_next(lease(&ada, T0 + 1)).await.unwrap(), None, "she holds it already");
-    let second = store.lease_next(lease(&bob, T0)).await.unwrap().unwrap();
-    assert_eq!(store.lease_next(lease(&cy, T0)).await.unwrap(), None, "both places are taken");
-    store.submit_judgment(submit(judgment(&set, &ada, Some(&first), "k1"), Some(&first), T0)).await.unwrap();
-    assert_eq!(store.lease_next(lease(&cy, T0)).await.unwrap(), None, "a submitted place stays taken");
-    store.release_lease(&second.id, &second.lease_token).await.unwrap();
-    assert!(store.lease_next(lease(&cy, T0)).await.unwrap().is_some(), "a released place is free");
-    assert_eq!(store.lease_next(lease(&bob, T0)).await.unwrap(), None);
+    assert_eq!(store.leases().get(&first.id).await.unwrap(), first);
+    assert_eq!(store.leases().next(lease(&ada, T0 + 1)).await.unwrap(), None, "she holds it already");
+    let second = store.leases().next(lease(&bob, T0)).await.unwrap().unwrap();
+    assert_eq!(store.leases().next(lease(&cy, T0)).await.unwrap(), None, "both places are taken");
+    store.judgments().submit(submit(judgment(&set, &ada, Some(&first), "k1"), Some(&first), T0)).await.unwrap();
+    assert_eq!(store.leases().next(lease(&cy, T0)).await.unwrap(), None, "a submitted place stays taken");
+    store.leases().release(&second.id, &second.lease_token).await.unwrap();
+    assert!(store.leases().next(lease(&cy, T0)).await.unwrap().is_some(), "a released place is free");
+    assert_eq!(store.leases().next(lease(&bob, T0)).await.unwrap(), None);
 }
 
-async fn a_labeler_never_gets_a_judged_set_again(store: Arc<dyn Store>) {
+async fn a_labeler_never_gets_a_judged_set_again(store: Arc<Store>) {
     let set = stored_set(&*store, "q", &["a", "b"], 5).await;
     let ada = labeler(&*store, "ada").await;
-    let held = store.lease_next(lease(&ada, T0)).await.unwrap().unwrap();
+    let held = store.leases().next(lease(&ada, T0)).await.unwrap().unwrap();
     // A set she names and holds is the same lease again, longer.
     let named = LeaseRequest { set_id: Some(set.id.clone()), ..lease(&ada, T0 + 5) };
-    let again = store.lease_next(named.clone()).await.unwrap().unwrap();
+    let again = store.leases().next(named.clone()).await.unwrap().unwrap();
     assert_eq!((&again.id, &again.lease_token, again.expires_at), (&held.id, &held.lease_token, T0 + 5 + LEASE));
     // Run out and not judged: it may come back, as the same assignment.
     let late = T0 + 10 * LEASE;
-    let back = store.lease_next(lease(&ada, late)).await.unwrap().unwrap();
+    let back = store.leases().next(lease(&ada, late)).await.unwrap().unwrap();
     assert_eq!((&back.id, &back.lease_token, back.order_seed), (&held.id, &held.lease_token, held.order_seed));
-    store.submit_judgment(submit(judgment(&set, &ada, Some(&back), "k"), Some(&back), late)).await.unwrap();
-    assert_eq!(store.lease_next(lease(&ada, late)).await.unwrap(), None);
-    assert_eq!(store.lease_next(LeaseRequest { now: late, ..named }).await.unwrap(), None);
-    is_not_found(store.lease_next(LeaseRequest { set_id: Some("no".into()), ..lease(&ada, late) }).await);
+    store.judgments().submit(submit(judgment(&set, &ada, Some(&back), "k"), Some(&back), late)).await.unwrap();
+    assert_eq!(store.leases().next(lease(&ada, late)).await.unwrap(), None);
+    assert_eq!(store.leases().next(LeaseRequest { now: late, ..named }).await.unwrap(), None);
+    is_not_found(store.leases().next(LeaseRequest { set_id: Some("no".into()), ..lease(&ada, late) }).await);
 }
 
-async fn an_expired_lease_frees_its_place(store: Arc<dyn Store>) {
+async fn an_expired_lease_frees_its_place(store: Arc<Store>) {
     let set = stored_set(&*store, "q", &["a", "b"], 1).await;
     let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
-    let first = store.lease_next(lease(&ada, T0)).await.unwrap().unwrap();
+    let first = store.leases().next(lease(&ada, T0)).await.unwrap().unwrap();
     let renewed = first.expires_at + 1000;
-    store.renew_lease(&first.id, &first.lease_token, T0, renewed).await.unwrap();
-    assert_eq!(store.lease_next(lease(&bob, first.expires_at)).await.unwrap(), None, "renewed");
-    let second = store.lease_next(lease(&bob, renewed)).await.unwrap().unwrap();
-    assert_eq!(store.get_assignment(&first.id).await.unwrap().state, AssignmentState::Expired);
+    store.leases().renew(&first.id, &first.lease_token, T0, renewed).await.unwrap();
+    assert_eq!(store.leases().next(lease(&bob, first.expires_at)).await.unwrap(), None, "renewed");
+    let second = store.leases().next(lease(&bob, renewed)).await.unwrap().unwrap();
+    assert_eq!(store.leases().get(&first.id).await.unwrap().state, AssignmentState::Expired);
     // Bob has the place now: Ada's late work is not lost silently, it is refused.
-    is_lost(store.submit_judgment(submit(judgment(&set, &ada, Some(&first), "k1"), Some(&first), renewed)).await);
-    is_lost(store.renew_lease(&first.id, &first.lease_token, renewed, renewed + LEASE).await);
+    is_lost(store.judgments().submit(submit(judgment(&set, &ada, Some(&first), "k1"), Some(&first), renewed)).await);
+    is_lost(store.leases().renew(&first.id, &first.lease_token, renewed, renewed + LEASE).await);
     // Once Bob's lease has run out too, the place is nobody's, and late work counts.
     let late = second.expires_at + 1;
-    let done = store.submit_judgment(submit(judgment(&set, &ada, Some(&first), "k1"), Some(&first), late)).await;
+    let done = store.judgments().submit(submit(judgment(&set, &ada, Some(&first), "k1"), Some(&first), late)).await;
     assert!(!done.unwrap().replayed);
-    is_lost(store.submit_judgment(submit(judgment(&set, &bob, Some(&second), "k2"), Some(&second), late)).await);
-    assert_eq!(store.get_set(&set.id).await.unwrap().status, SetStatus::Done);
+    is_lost(store.judgments().submit(submit(judgment(&set, &bob, Some(&second), "k2"), Some(&second), late)).await);
+    assert_eq!(store.sets().get(&set.id).await.unwrap().status, SetStatus::Done);
 }
 
-async fn tokens_fence_leases(store: Arc<dyn Store>) {
+async fn tokens_fence_leases(store: Arc<Store>) {
     let set = stored_set(&*store, "q", &["a", "b"], 1).await;
     let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
-    let held = store.lease_next(lease(&ada, T0)).await.unwrap().unwrap();
-    is_lost(store.renew_lease(&held.id, "forged", T0, T0 + LEASE).await);
-    is_lost(store.release_lease(&held.id, "forged").await);
-    is_not_found(store.renew_lease(&"nobody".into(), "x", T0, T0).await);
+    let held = store.leases().next(lease(&ada, T0)).await.unwrap().unwrap();
+    is_lost(store.leases().renew(&held.id, "forged", T0, T0 + LEASE).await);
+    is_lost(store.leases().release(&held.id, "forged").await);
+    is_not_found(store.leases().renew(&"nobody".into(), "x", T0, T0).await);
     let mut forged = submit(judgment(&set, &ada, Some(&held), "k"), Some(&held), T0);
     forged.lease_token = Some("forged".into());
-    is_lost(store.submit_judgment(forged.clone()).await);
+    is_lost(store.judgments().submit(forged.clone()).await);
     forged.lease_token = None;
-    is_lost(store.submit_judgment(forged).await);
-    is_lost(store.submit_judgment(submit(judgment(&set, &bob, Some(&held), "k"), Some(&held), T0)).await);
-    store.release_lease(&held.id, &held.lease_token).await.unwrap();
-    is_lost(store.submit_judgment(submit(judgment(&set, &ada, Some(&held), "k"), Some(&held), T0)).await);
+    is_lost(store.judgments().submit(forged).await);
+    is_lost(store.judgments().submit(submit(judgment(&set, &bob, Some(&held), "k"), Some(&held), T0)).await);
+    store.leases().release(&held.id, &held.lease_token).await.unwrap();
+    is_lost(store.judgments().submit(submit(judgment(&set, &ada, Some(&held), "k"), Some(&held), T0)).await);
 }
 
-async fn concurrent_leasers_never_share_a_place(store: Arc<dyn Store>) {
+async fn concurrent_leasers_never_share_a_place(store: Arc<Store>) {
     let (sets, overlap, people) = (5usize, 2usize, 12usize);
     for i in 0..sets {
         stored_set(&*store, &format!("q{i}"), &["a", "b"], overlap as i64).await;
@@ -203,7 +203,7 @@ async fn concurrent_leasers_never_share_a_place(store: Arc<dyn Store>) {
         let store = store.clone();
         tasks.push(tokio::spawn(async move {
             let mut got = Vec::new();
-            while let Some(held) = store.lease_next(lease(&ada, T0)).await.unwrap() {
+            while let Some(held) = store.leases().next(lease(&ada, T0)).await.unwrap() {
                 got.push((held.set_id, ada.clone()));
             }
             got
@@ -217,22 +217,22 @@ async fn concurrent_leasers_never_share_a_place(store: Arc<dyn Store>) {
     all.sort();
     all.dedup();
     assert_eq!(all.len(), sets * overlap, "nobody has a set twice");
-    for set in store.list_sets(page(10), None).await.unwrap() {
+    for set in store.sets().list(page(10), None).await.unwrap() {
         assert_eq!(all.iter().filter(|(id, _)| *id == set.id).count(), overlap);
     }
 }
 
-async fn gold_answers(store: Arc<dyn Store>) {
+async fn gold_answers(store: Arc<Store>) {
     let set = stored_set(&*store, "q", &["a", "b"], 1).await;
     let tiers = vec![(set.completion_ids[1].clone(), 0), (set.completion_ids[0].clone(), 1)];
-    store.put_gold(&set.id, &tiers).await.unwrap();
-    store.put_gold(&set.id, &tiers).await.unwrap();
-    assert_eq!(store.get_gold(&set.id).await.unwrap(), tiers);
-    is_conflict(store.put_gold(&set.id, &[("nobody".into(), 0)]).await);
-    assert_eq!(store.get_gold(&set.id).await.unwrap(), tiers, "a refused change changes nothing");
+    store.sets().put_gold(&set.id, &tiers).await.unwrap();
+    store.sets().put_gold(&set.id, &tiers).await.unwrap();
+    assert_eq!(store.sets().gold(&set.id).await.unwrap(), tiers);
+    is_conflict(store.sets().put_gold(&set.id, &[("nobody".into(), 0)]).await);
+    assert_eq!(store.sets().gold(&set.id).await.unwrap(), tiers, "a refused change changes nothing");
 }
 
-async fn links_replace_each_other_and_end(store: Arc<dyn Store>) {
+async fn links_replace_each_other_and_end(store: Arc<Store>) {
     let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
     let link = |id: &str, owner: &LabelerId, expires| SignInLink {
         id: id.into(),
@@ -253,28 +253,28 @@ async fn links_replace_each_other_and_end(store: Arc<dyn Store>) {
         created: T0,
     };
     let first = link("first", &ada, None);
-    store.put_link(first.clone()).await.unwrap();
-    store.put_link(link("bobs", &bob, Some(T0 + 9))).await.unwrap();
-    assert_eq!(store.find_link("hash of first").await.unwrap(), Some(first.clone()));
-    assert_eq!(store.find_link("other").await.unwrap(), None);
-    assert_eq!(store.live_link(&"first".into()).await.unwrap(), Some(first));
-    store.touch_link(&"bobs".into(), T0 + 1).await.unwrap();
-    let listed: Vec<_> = store.list_links().await.unwrap().into_iter().map(|l| (l.id.0, l.used)).collect();
+    store.links().put(first.clone()).await.unwrap();
+    store.links().put(link("bobs", &bob, Some(T0 + 9))).await.unwrap();
+    assert_eq!(store.links().find("hash of first").await.unwrap(), Some(first.clone()));
+    assert_eq!(store.links().find("other").await.unwrap(), None);
+    assert_eq!(store.links().live(&"first".into()).await.unwrap(), Some(first));
+    store.links().touch(&"bobs".into(), T0 + 1).await.unwrap();
+    let listed: Vec<_> = store.links().list().await.unwrap().into_iter().map(|l| (l.id.0, l.used)).collect();
     assert_eq!(listed, [("bobs".to_owned(), Some(T0 + 1)), ("first".to_owned(), None)]);
 
-    store.put_session(session("by link", "link:first")).await.unwrap();
-    store.put_session(session("by invite", "")).await.unwrap();
-    store.put_link(link("second", &ada, None)).await.unwrap();
-    assert_eq!(store.find_link("hash of first").await.unwrap().unwrap().state, LinkState::Replaced);
-    assert_eq!(store.live_link(&"first".into()).await.unwrap(), None);
-    assert_eq!(store.get_session("by link", T0).await.unwrap(), None, "ended with its link");
-    assert!(store.get_session("by invite", T0).await.unwrap().is_some());
-    store.revoke_link(&ada).await.unwrap();
-    assert_eq!(store.find_link("hash of second").await.unwrap().unwrap().state, LinkState::Revoked);
-    is_not_found(store.revoke_link(&ada).await);
+    store.sessions().put(session("by link", "link:first")).await.unwrap();
+    store.sessions().put(session("by invite", "")).await.unwrap();
+    store.links().put(link("second", &ada, None)).await.unwrap();
+    assert_eq!(store.links().find("hash of first").await.unwrap().unwrap().state, LinkState::Replaced);
+    assert_eq!(store.links().live(&"first".into()).await.unwrap(), None);
+    assert_eq!(store.sessions().get("by link", T0).await.unwrap(), None, "ended with its link");
+    assert!(store.sessions().get("by invite", T0).await.unwrap().is_some());
+    store.links().revoke(&ada).await.unwrap();
+    assert_eq!(store.links().find("hash of second").await.unwrap().unwrap().state, LinkState::Revoked);
+    is_not_found(store.links().revoke(&ada).await);
 
     // Locking out ends link, keys and sessions; coming back revives none.
-    store.put_link(link("third", &ada, None)).await.unwrap();
+    store.links().put(link("third", &ada, None)).await.unwrap();
     let key = ApiKey {
         id: "k".into(),
         name: "k".into(),
@@ -286,14 +286,14 @@ async fn links_replace_each_other_and_end(store: Arc<dyn Store>) {
         revoked: false,
         created: T0,
     };
-    store.put_api_key(key.clone()).await.unwrap();
-    assert_eq!(store.live_api_key(&key.id).await.unwrap(), Some(key.clone()));
-    store.change_labeler(&ada, None, None, Some(false)).await.unwrap();
-    is_conflict(store.put_link(link("fourth", &ada, None)).await);
-    store.change_labeler(&ada, None, None, Some(true)).await.unwrap();
-    assert_eq!(store.find_link("hash of third").await.unwrap().unwrap().state, LinkState::Revoked);
-    assert_eq!(store.live_api_key(&key.id).await.unwrap(), None);
-    assert_eq!(store.get_session("by invite", T0).await.unwrap(), None);
+    store.api_keys().put(key.clone()).await.unwrap();
+    assert_eq!(store.api_keys().live(&key.id).await.unwrap(), Some(key.clone()));
+    store.people().change(&ada, None, None, Some(false)).await.unwrap();
+    is_conflict(store.links().put(link("fourth", &ada, None)).await);
+    store.people().change(&ada, None, None, Some(true)).await.unwrap();
+    assert_eq!(store.links().find("hash of third").await.unwrap().unwrap().state, LinkState::Revoked);
+    assert_eq!(store.api_keys().live(&key.id).await.unwrap(), None);
+    assert_eq!(store.sessions().get("by invite", T0).await.unwrap(), None);
 
     // A lower role stays low in what was open; an admin's key keeps its other scopes.
     let admin = |id: &str, scopes: &[&str]| ApiKey {
@@ -302,31 +302,31 @@ async fn links_replace_each_other_and_end(store: Arc<dyn Store>) {
         scopes: scopes.iter().map(|s| (*s).to_owned()).collect(),
         ..key.clone()
     };
-    store.change_labeler(&ada, Some(Role::Admin), None, None).await.unwrap();
-    store.put_api_key(admin("a", &["admin"])).await.unwrap();
-    store.put_api_key(admin("b", &["admin", "feedback"])).await.unwrap();
-    store.put_session(Session { role: Role::Admin, ..session("s", "") }).await.unwrap();
-    store.change_labeler(&ada, Some(Role::Labeler), None, None).await.unwrap();
-    store.change_labeler(&ada, Some(Role::Admin), None, None).await.unwrap();
-    assert_eq!(store.get_session("s", T0).await.unwrap().unwrap().role, Role::Labeler);
-    assert_eq!(store.live_api_key(&"a".into()).await.unwrap(), None);
-    assert_eq!(store.live_api_key(&"b".into()).await.unwrap().unwrap().scopes, ["feedback"]);
+    store.people().change(&ada, Some(Role::Admin), None, None).await.unwrap();
+    store.api_keys().put(admin("a", &["admin"])).await.unwrap();
+    store.api_keys().put(admin("b", &["admin", "feedback"])).await.unwrap();
+    store.sessions().put(Session { role: Role::Admin, ..session("s", "") }).await.unwrap();
+    store.people().change(&ada, Some(Role::Labeler), None, None).await.unwrap();
+    store.people().change(&ada, Some(Role::Admin), None, None).await.unwrap();
+    assert_eq!(store.sessions().get("s", T0).await.unwrap().unwrap().role, Role::Labeler);
+    assert_eq!(store.api_keys().live(&"a".into()).await.unwrap(), None);
+    assert_eq!(store.api_keys().live(&"b".into()).await.unwrap().unwrap().scopes, ["feedback"]);
 
-    let erased = store.erase_labeler(&bob, Erase::Anonymise, "", T0).await.unwrap();
+    let erased = store.privacy().erase_labeler(&bob, Erase::Anonymise, "", T0).await.unwrap();
     assert_eq!(erased.links, 1);
-    assert_eq!(store.find_link("hash of bobs").await.unwrap(), None);
-    assert!(store.flush_erased().await.unwrap());
+    assert_eq!(store.links().find("hash of bobs").await.unwrap(), None);
+    assert!(store.privacy().flush_erased().await.unwrap());
 }
 
 /// A clock ten years ahead leaves no set leased and no session in use for ten years.
-async fn a_clock_that_ran_ahead_holds_nothing(store: Arc<dyn Store>) {
+async fn a_clock_that_ran_ahead_holds_nothing(store: Arc<Store>) {
     const YEARS: Micros = 10 * 365 * 24 * 3_600_000_000;
     let set = stored_set(&*store, "q", &["a", "b"], 1).await;
     let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
-    let far = store.lease_next(lease(&ada, T0 + YEARS)).await.unwrap().unwrap();
-    let now = store.lease_next(lease(&bob, T0)).await.unwrap().expect("the lease of the future is over");
+    let far = store.leases().next(lease(&ada, T0 + YEARS)).await.unwrap().unwrap();
+    let now = store.leases().next(lease(&bob, T0)).await.unwrap().expect("the lease of the future is over");
     assert_eq!((&now.set_id, now.labeler_id == bob), (&set.id, true));
-    assert_eq!(store.get_assignment(&far.id).await.unwrap().state, AssignmentState::Expired);
+    assert_eq!(store.leases().get(&far.id).await.unwrap().state, AssignmentState::Expired);
     let session = Session {
         token_hash: "h".into(),
         labeler_id: ada.clone(),
@@ -336,14 +336,14 @@ async fn a_clock_that_ran_ahead_holds_nothing(store: Arc<dyn Store>) {
         expires: T0 + 100,
         created: T0,
     };
-    store.put_session(session).await.unwrap();
-    store.touch_session("h", T0 + 5).await.unwrap();
-    assert_eq!(store.get_session("h", T0 + 5).await.unwrap().unwrap().used, T0 + 5, "a use in the future is no use");
+    store.sessions().put(session).await.unwrap();
+    store.sessions().touch("h", T0 + 5).await.unwrap();
+    assert_eq!(store.sessions().get("h", T0 + 5).await.unwrap().unwrap().used, T0 + 5, "a use in the future is no use");
 }
 
-async fn people_and_access(store: Arc<dyn Store>) {
+async fn people_and_access(store: Arc<Store>) {
     let ada = labeler(&*store, "ada").await;
-    let known: Vec<_> = store.list_labelers().await.unwrap().into_iter().map(|l| l.id.0).collect();
+    let known: Vec<_> = store.people().list().await.unwrap().into_iter().map(|l| l.id.0).collect();
     assert_eq!(known, ["admin", "import", "ada"]);
     let session = Session {
         token_hash: "h".into(),
@@ -354,24 +354,24 @@ async fn people_and_access(store: Arc<dyn Store>) {
         expires: T0 + 10,
         created: T0,
     };
-    store.put_session(session.clone()).await.unwrap();
-    assert_eq!(store.get_session("h", T0).await.unwrap(), Some(session.clone()));
-    assert_eq!(store.get_session("h", T0 + 10).await.unwrap(), None, "expired");
-    store.set_labeler_active(&ada, false).await.unwrap();
-    assert!(!store.get_labeler(&ada).await.unwrap().active);
-    assert_eq!(store.get_session("h", T0).await.unwrap(), None, "an inactive labeler has no session");
-    store.set_labeler_active(&ada, true).await.unwrap();
-    assert_eq!(store.get_session("h", T0).await.unwrap(), None, "old sessions do not come back with their labeler");
-    store.put_session(session.clone()).await.unwrap();
-    store.touch_session("h", T0 + 5).await.unwrap();
-    store.touch_session("h", T0 + 3).await.unwrap();
-    assert_eq!(store.get_session("h", T0).await.unwrap().unwrap().used, T0 + 5, "never back in time");
+    store.sessions().put(session.clone()).await.unwrap();
+    assert_eq!(store.sessions().get("h", T0).await.unwrap(), Some(session.clone()));
+    assert_eq!(store.sessions().get("h", T0 + 10).await.unwrap(), None, "expired");
+    store.people().set_active(&ada, false).await.unwrap();
+    assert!(!store.people().get(&ada).await.unwrap().active);
+    assert_eq!(store.sessions().get("h", T0).await.unwrap(), None, "an inactive labeler has no session");
+    store.people().set_active(&ada, true).await.unwrap();
+    assert_eq!(store.sessions().get("h", T0).await.unwrap(), None, "old sessions do not come back with their labeler");
+    store.sessions().put(session.clone()).await.unwrap();
+    store.sessions().touch("h", T0 + 5).await.unwrap();
+    store.sessions().touch("h", T0 + 3).await.unwrap();
+    assert_eq!(store.sessions().get("h", T0).await.unwrap().unwrap().used, T0 + 5, "never back in time");
     let later = Session { token_hash: "h2".into(), created: T0 + 20, expires: T0 + 30, ..session.clone() };
-    store.put_session(later).await.unwrap();
-    assert_eq!(store.get_session("h", T0).await.unwrap(), None, "what has expired is cleared away");
-    store.put_session(session.clone()).await.unwrap();
-    store.delete_session("h").await.unwrap();
-    assert_eq!(store.get_session("h", T0).await.unwrap(), None);
+    store.sessions().put(later).await.unwrap();
+    assert_eq!(store.sessions().get("h", T0).await.unwrap(), None, "what has expired is cleared away");
+    store.sessions().put(session.clone()).await.unwrap();
+    store.sessions().delete("h").await.unwrap();
+    assert_eq!(store.sessions().get("h", T0).await.unwrap(), None);
 
     let invite = Invite {
         id: InviteId::new(),
@@ -384,15 +384,15 @@ async fn people_and_access(store: Arc<dyn Store>) {
         used_by: None,
         created: T0,
     };
-    store.put_invite(invite.clone()).await.unwrap();
+    store.invites().put(invite.clone()).await.unwrap();
     let person = |id: &str| Labeler::new(id.into(), "N".into(), Role::Admin, T0);
-    is_not_found(store.redeem_invite("other", person("eve"), T0).await);
-    is_conflict(store.redeem_invite("i", person("late"), T0 + 10).await);
-    is_not_found(store.get_labeler(&"late".into()).await);
-    let new = store.redeem_invite("i", person("bob"), T0).await.unwrap();
+    is_not_found(store.invites().redeem("other", person("eve"), T0).await);
+    is_conflict(store.invites().redeem("i", person("late"), T0 + 10).await);
+    is_not_found(store.people().get(&"late".into()).await);
+    let new = store.invites().redeem("i", person("bob"), T0).await.unwrap();
     assert_eq!(new.role, Role::Reviewer, "the invite decides the role");
-    is_conflict(store.redeem_invite("i", person("eve"), T0).await);
-    assert_eq!(store.list_invites().await.unwrap()[0].used_by, Some("bob".into()));
+    is_conflict(store.invites().redeem("i", person("eve"), T0).await);
+    assert_eq!(store.invites().list().await.unwrap()[0].used_by, Some("bob".into()));
 
     let key = ApiKey {
         id: ApiKeyId::new(),
@@ -405,40 +405,40 @@ async fn people_and_access(store: Arc<dyn Store>) {
         revoked: false,
         created: T0,
     };
-    store.put_api_key(key.clone()).await.unwrap();
-    assert_eq!(store.find_api_key("kh").await.unwrap(), Some(key.clone()));
-    assert_eq!(store.find_api_key("other").await.unwrap(), None);
-    store.revoke_api_key(&key.id).await.unwrap();
-    assert_eq!(store.find_api_key("kh").await.unwrap(), None);
-    assert!(store.list_api_keys().await.unwrap()[0].revoked);
-    is_not_found(store.revoke_api_key(&"no".into()).await);
-    store.audit(&"admin".into(), "key.revoke", key.id.as_str(), json!({"why": "test"}), T0).await.unwrap();
+    store.api_keys().put(key.clone()).await.unwrap();
+    assert_eq!(store.api_keys().find("kh").await.unwrap(), Some(key.clone()));
+    assert_eq!(store.api_keys().find("other").await.unwrap(), None);
+    store.api_keys().revoke(&key.id).await.unwrap();
+    assert_eq!(store.api_keys().find("kh").await.unwrap(), None);
+    assert!(store.api_keys().list().await.unwrap()[0].revoked);
+    is_not_found(store.api_keys().revoke(&"no".into()).await);
+    store.audit_log().append(&"admin".into(), "key.revoke", key.id.as_str(), json!({"why": "test"}), T0).await.unwrap();
 }
 
-async fn one_model_of_a_kind_is_active(store: Arc<dyn Store>) {
+async fn one_model_of_a_kind_is_active(store: Arc<Store>) {
     let (a, b, r) = (model("a", ModelKind::Policy), model("b", ModelKind::Policy), model("r", ModelKind::Reward));
     for m in [&a, &b, &r] {
-        store.put_model(m.clone()).await.unwrap();
+        store.models().put(m.clone()).await.unwrap();
     }
-    is_conflict(store.put_model(model("a", ModelKind::Reward)).await);
-    assert_eq!(store.find_model("b").await.unwrap(), Some(b.clone()));
-    assert_eq!(store.active_model(ModelKind::Policy).await.unwrap(), None);
-    store.activate_model(&a.id, T0).await.unwrap();
-    store.activate_model(&r.id, T0).await.unwrap();
-    let (x, y) = tokio::join!(store.activate_model(&a.id, T0), store.activate_model(&b.id, T0));
+    is_conflict(store.models().put(model("a", ModelKind::Reward)).await);
+    assert_eq!(store.models().find("b").await.unwrap(), Some(b.clone()));
+    assert_eq!(store.models().active(ModelKind::Policy).await.unwrap(), None);
+    store.models().activate(&a.id, T0).await.unwrap();
+    store.models().activate(&r.id, T0).await.unwrap();
+    let (x, y) = tokio::join!(store.models().activate(&a.id, T0), store.models().activate(&b.id, T0));
     assert_eq!((x.unwrap().state, y.unwrap().state), (ModelState::Active, ModelState::Active));
     let active: Vec<_> =
-        store.list_models().await.unwrap().into_iter().filter(|m| m.state == ModelState::Active).collect();
+        store.models().list().await.unwrap().into_iter().filter(|m| m.state == ModelState::Active).collect();
     assert_eq!(active.len(), 2, "one policy and one reward model");
-    store.activate_model(&b.id, T0).await.unwrap();
-    assert_eq!(store.active_model(ModelKind::Policy).await.unwrap().unwrap().id, b.id);
-    assert_eq!(store.get_model(&a.id).await.unwrap().state, ModelState::Candidate);
-    is_conflict(store.retire_model(&b.id).await);
-    store.retire_model(&a.id).await.unwrap();
-    is_conflict(store.activate_model(&a.id, T0).await);
-    assert_eq!(store.active_model(ModelKind::Policy).await.unwrap().unwrap().id, b.id, "and nothing changed");
-    is_conflict(store.put_model(ModelVersion { state: ModelState::Active, ..model("c", ModelKind::Policy) }).await);
-    is_not_found(store.activate_model(&"no".into(), T0).await);
+    store.models().activate(&b.id, T0).await.unwrap();
+    assert_eq!(store.models().active(ModelKind::Policy).await.unwrap().unwrap().id, b.id);
+    assert_eq!(store.models().get(&a.id).await.unwrap().state, ModelState::Candidate);
+    is_conflict(store.models().retire(&b.id).await);
+    store.models().retire(&a.id).await.unwrap();
+    is_conflict(store.models().activate(&a.id, T0).await);
+    assert_eq!(store.models().active(ModelKind::Policy).await.unwrap().unwrap().id, b.id, "and nothing changed");
+    is_conflict(store.models().put(ModelVersion { state: ModelState::Active, ..model("c", ModelKind::Policy) }).await);
+    is_not_found(store.models().activate(&"no".into(), T0).await);
 
     let data = DatasetVersion {
         name: None,
@@ -449,13 +449,13 @@ async fn one_model_of_a_kind_is_active(store: Arc<dyn Store>) {
         n_sets: 3,
         n_pairs: 7,
     };
-    store.put_dataset(data.clone()).await.unwrap();
-    assert_eq!(store.list_datasets().await.unwrap(), vec![data]);
+    store.datasets().put(data.clone()).await.unwrap();
+    assert_eq!(store.datasets().list().await.unwrap(), vec![data]);
 }
 
-async fn a_dropped_caller_does_not_cancel_its_write(store: Arc<dyn Store>) {
+async fn a_dropped_caller_does_not_cancel_its_write(store: Arc<Store>) {
     for i in 0..20 {
-        let write = store.put_prompt(prompt(&format!("p{i}")));
+        let write = store.prompts().put(prompt(&format!("p{i}")));
         // Polled once, so the write has begun; then the caller goes away.
         futures::pin_mut!(write);
         let _ = futures::poll!(write.as_mut());
@@ -464,17 +464,17 @@ async fn a_dropped_caller_does_not_cancel_its_write(store: Arc<dyn Store>) {
     while store.counts().await.unwrap().prompts < 20 {
         tokio::task::yield_now().await;
     }
-    store.put_prompt(prompt("and the pool is sound")).await.unwrap();
+    store.prompts().put(prompt("and the pool is sound")).await.unwrap();
 }
 
-async fn counts_count(store: Arc<dyn Store>) {
+async fn counts_count(store: Arc<Store>) {
     assert_eq!(store.counts().await.unwrap(), Counts::default());
     stored_set(&*store, "q", &["a", "b", "c"], 1).await;
     let ada = labeler(&*store, "ada").await;
     let now = store.now().await.unwrap();
     assert!(now > 1_700_000_000_000_000, "µs since 1970: {now}");
-    store.lease_next(lease(&ada, now)).await.unwrap().unwrap();
-    store.enqueue_job(job("sft", None, 0)).await.unwrap();
+    store.leases().next(lease(&ada, now)).await.unwrap().unwrap();
+    store.jobs().enqueue(job("sft", None, 0)).await.unwrap();
     let counts = store.counts().await.unwrap();
     assert_eq!((counts.prompts, counts.completions, counts.sets_open, counts.leases), (1, 3, 1, 1));
     assert_eq!((counts.labelers, counts.jobs_queued, counts.judgments), (1, 1, 0));

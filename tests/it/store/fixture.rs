@@ -56,18 +56,18 @@ pub fn comparison_set(prompt_id: &PromptId, completions: &[Completion], overlap:
 }
 
 /// Stores a prompt, its completions and a set of them.
-pub async fn stored_set(store: &dyn Store, text: &str, texts: &[&str], overlap: i64) -> ComparisonSet {
-    let prompt = store.put_prompt(prompt(text)).await.unwrap();
+pub async fn stored_set(store: &Store, text: &str, texts: &[&str], overlap: i64) -> ComparisonSet {
+    let prompt = store.prompts().put(prompt(text)).await.unwrap();
     let completions: Vec<_> = texts.iter().map(|t| completion(&prompt.id, t)).collect();
-    store.put_completions(completions.clone()).await.unwrap();
+    store.completions().put(completions.clone()).await.unwrap();
     let set = comparison_set(&prompt.id, &completions, overlap);
-    store.put_set(set.clone()).await.unwrap();
+    store.sets().put(set.clone()).await.unwrap();
     set
 }
 
 /// An imported ranking.
 pub async fn import(
-    store: &dyn Store,
+    store: &Store,
     prompt: Prompt,
     completions: Vec<Completion>,
     set: ComparisonSet,
@@ -84,13 +84,13 @@ pub async fn import(
         explanation: None,
     };
     let lines = vec![ImportLine::Ranking(Box::new(ranking))];
-    store.import_lines(lines.into()).await.unwrap().remove(0).done
+    store.judgments().import(lines.into()).await.unwrap().remove(0).done
 }
 
-pub async fn labeler(store: &dyn Store, id: &str) -> LabelerId {
+pub async fn labeler(store: &Store, id: &str) -> LabelerId {
     let role = Role::Labeler;
     let labeler = Labeler::new(id.into(), format!("Dr {id}"), role, T0);
-    store.put_labeler(labeler.clone()).await.unwrap();
+    store.people().put(labeler.clone()).await.unwrap();
     labeler.id
 }
 

@@ -11,13 +11,13 @@ use super::fixture::*;
 conformance!(a_failing_write_harms_no_neighbour, many_leases_at_once_never_fill_a_place_twice,);
 
 /// Rankings that wait together, and between them some that the rules refuse and some that only the database does.
-async fn a_failing_write_harms_no_neighbour(store: Arc<dyn Store>) {
+async fn a_failing_write_harms_no_neighbour(store: Arc<Store>) {
     let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
     let mut sets = Vec::new();
     for i in 0..40 {
         sets.push(stored_set(&*store, &format!("q{i}"), &["a", "b"], 3).await);
     }
-    let held = store.lease_next(lease(&ada, T0)).await.unwrap().unwrap();
+    let held = store.leases().next(lease(&ada, T0)).await.unwrap().unwrap();
     let forged = Assignment { lease_token: "forged".into(), ..held.clone() };
     let words: Vec<_> = sets
         .iter()
@@ -31,7 +31,7 @@ async fn a_failing_write_harms_no_neighbour(store: Arc<dyn Store>) {
         .collect();
     let tasks = words.into_iter().map(|word| {
         let store = store.clone();
-        tokio::spawn(async move { store.submit_judgment(word).await })
+        tokio::spawn(async move { store.judgments().submit(word).await })
     });
     let outcomes = futures::future::join_all(tasks.collect::<Vec<_>>()).await;
     for (i, outcome) in outcomes.into_iter().enumerate() {
@@ -40,16 +40,16 @@ async fn a_failing_write_harms_no_neighbour(store: Arc<dyn Store>) {
             (5, refused) => assert!(is_lost(refused)),
             (_, stored) => {
                 let stored = stored.unwrap().judgment;
-                assert_eq!(store.get_judgment(&stored.id).await.unwrap(), stored);
+                assert_eq!(store.judgments().get(&stored.id).await.unwrap(), stored);
             }
         }
     }
-    let stored = store.list_judgments(page(100), None).await.unwrap();
+    let stored = store.judgments().list(page(100), None).await.unwrap();
     assert_eq!(stored.len(), 30, "as many as were acknowledged");
     assert!(stored.iter().all(|j| j.labeler_id == bob && j.items.len() == 2 && j.flags.len() == 1));
 }
 
-async fn many_leases_at_once_never_fill_a_place_twice(store: Arc<dyn Store>) {
+async fn many_leases_at_once_never_fill_a_place_twice(store: Arc<Store>) {
     for i in 0..4 {
         stored_set(&*store, &format!("q{i}"), &["a", "b"], 2).await;
     }
@@ -59,7 +59,7 @@ async fn many_leases_at_once_never_fill_a_place_twice(store: Arc<dyn Store>) {
     }
     let tasks = people.iter().map(|who| {
         let (store, request) = (store.clone(), lease(who, T0));
-        tokio::spawn(async move { store.lease_next(request).await.unwrap() })
+        tokio::spawn(async move { store.leases().next(request).await.unwrap() })
     });
     let got = futures::future::join_all(tasks.collect::<Vec<_>>()).await;
     let mut sets: Vec<SetId> = got.into_iter().filter_map(|a| a.unwrap()).map(|a| a.set_id).collect();

@@ -11,6 +11,7 @@ mod labeling;
 mod moves;
 mod postgres;
 mod queue;
+mod requests;
 mod settings;
 pub mod sound;
 mod sqlite;

@@ -14,9 +14,9 @@ use super::sound::assert_sound;
 use super::{backend, fixture};
 
 /// A row in every table, with everything that the two databases might see differently.
-async fn full_world(store: &dyn Store) {
+async fn full_world(store: &Store) {
     let base = fixture::model("base", ModelKind::Policy);
-    store.put_model(base.clone()).await.unwrap();
+    store.models().put(base.clone()).await.unwrap();
     // The child's id sorts before the parent's: rows refer to rows that come later.
     let child = ModelVersion {
         id: "00000000000000000000000000".into(),
@@ -24,21 +24,25 @@ async fn full_world(store: &dyn Store) {
         metrics: json!({"z": 1.0, "a": [1e-7, 0.1, 12345678901234567i64], "nested": {"b": null, "a": true}}),
         ..fixture::model("child", ModelKind::Policy)
     };
-    store.put_model(child.clone()).await.unwrap();
-    store.activate_model(&child.id, fixture::T0).await.unwrap();
+    store.models().put(child.clone()).await.unwrap();
+    store.models().activate(&child.id, fixture::T0).await.unwrap();
     let file = store::ModelFile { path: "sub/model.safetensors".into(), bytes: 7, sha256: "ab".into() };
-    store.put_model_files(&child.id, vec![file]).await.unwrap();
+    store.models().put_files(&child.id, vec![file]).await.unwrap();
     let set = fixture::stored_set(store, "q \u{1F600} 'quoted' \"too\"", &["a", "b", "c"], 2).await;
     let ada = fixture::labeler(store, "Äda").await;
-    let held = store.lease_next(fixture::lease(&ada, fixture::T0)).await.unwrap().unwrap();
+    let held = store.leases().next(fixture::lease(&ada, fixture::T0)).await.unwrap().unwrap();
     let first = fixture::judgment(&set, &ada, Some(&held), "k1");
     let mut submit = fixture::submit(first.clone(), Some(&held), fixture::T0);
     submit.ideal_answer = Some(fixture::completion(&set.prompt_id, "ideal\nlines\ttabs"));
-    store.submit_judgment(submit).await.unwrap();
+    store.judgments().submit(submit).await.unwrap();
     let mut second = fixture::judgment(&set, &ada, None, "k2");
     second.supersedes_id = Some(first.id.clone());
-    store.submit_judgment(fixture::submit(second, None, fixture::T0)).await.unwrap();
-    store.put_gold(&set.id, &[(set.completion_ids[0].clone(), 0), (set.completion_ids[1].clone(), 1)]).await.unwrap();
+    store.judgments().submit(fixture::submit(second, None, fixture::T0)).await.unwrap();
+    store
+        .sets()
+        .put_gold(&set.id, &[(set.completion_ids[0].clone(), 0), (set.completion_ids[1].clone(), 1)])
+        .await
+        .unwrap();
     let feedback = FeedbackEvent {
         id: FeedbackId::new(),
         completion_id: set.completion_ids[0].clone(),
@@ -48,8 +52,8 @@ async fn full_world(store: &dyn Store) {
         idempotency_key: "f".into(),
         created: fixture::T0,
     };
-    store.put_feedback(feedback).await.unwrap();
-    store.set_completion_reward(&set.completion_ids[0], -1.0 / 3.0).await.unwrap();
+    store.feedback().put(feedback).await.unwrap();
+    store.completions().set_reward(&set.completion_ids[0], -1.0 / 3.0).await.unwrap();
     for i in 0..30 {
         // Text keys whose order depends on the collation.
         let token_hash = format!("{}{i}", if i % 2 == 0 { "a" } else { "B" });
@@ -62,8 +66,8 @@ async fn full_world(store: &dyn Store) {
             used: i,
             created: fixture::T0,
         };
-        store.put_session(session).await.unwrap();
-        store.audit(&"admin".into(), "test", "x", json!({"i": i}), fixture::T0).await.unwrap();
+        store.sessions().put(session).await.unwrap();
+        store.audit_log().append(&"admin".into(), "test", "x", json!({"i": i}), fixture::T0).await.unwrap();
     }
     let invite = Invite {
         id: InviteId::new(),
@@ -76,7 +80,7 @@ async fn full_world(store: &dyn Store) {
         used_by: None,
         created: 0,
     };
-    store.put_invite(invite).await.unwrap();
+    store.invites().put(invite).await.unwrap();
     let key = ApiKey {
         id: ApiKeyId::new(),
         name: "ci".into(),
@@ -88,7 +92,7 @@ async fn full_world(store: &dyn Store) {
         revoked: true,
         created: 0,
     };
-    store.put_api_key(key).await.unwrap();
+    store.api_keys().put(key).await.unwrap();
     let data = DatasetVersion {
         id: DatasetId::new(),
         name: Some("frozen".into()),
@@ -98,11 +102,11 @@ async fn full_world(store: &dyn Store) {
         n_sets: 3,
         n_pairs: 7,
     };
-    store.put_dataset(data).await.unwrap();
-    store.enqueue_job(fixture::job("sft", Some("key"), 3)).await.unwrap();
-    let (job, _) = store.claim_job("w", 60, &[], 3).await.unwrap().unwrap();
-    store.put_metrics(&job.id, &[Metric { step: 1, name: "loss".into(), value: 0.1 + 0.2 }]).await.unwrap();
-    store.append_job_events(&job.id, &[("log".into(), json!({"message": "m"}))]).await.unwrap();
+    store.datasets().put(data).await.unwrap();
+    store.jobs().enqueue(fixture::job("sft", Some("key"), 3)).await.unwrap();
+    let (job, _) = store.jobs().claim("w", 60, &[], 3).await.unwrap().unwrap();
+    store.jobs().put_metrics(&job.id, &[Metric { step: 1, name: "loss".into(), value: 0.1 + 0.2 }]).await.unwrap();
+    store.jobs().append_events(&job.id, &[("log".into(), json!({"message": "m"}))]).await.unwrap();
 }
 
 /// The rows of a dump's table, columns by name.
@@ -168,7 +172,7 @@ async fn a_database_moves_to_postgres_and_back() {
     assert!(missing.is_empty(), "the world has no row in {missing:?}");
     assert!(filled(&"model_files") && dump.schema >= 3);
     // While the source lives on, the dump is what it was.
-    fresh.store.put_prompt(fixture::prompt("later")).await.unwrap();
+    fresh.store.prompts().put(fixture::prompt("later")).await.unwrap();
     dump::import(&target, dir.path(), &dump).await.unwrap();
     assert_sound(&target).await;
     let (there, in_postgres) = dumped(&target).await;
@@ -176,10 +180,10 @@ async fn a_database_moves_to_postgres_and_back() {
 
     // It works there: numbers that the database gives itself go on, references bind.
     let store = store::connect(&target).await.unwrap();
-    store.audit(&"admin".into(), "after", "x", json!({}), 1).await.unwrap();
-    let refused = store.put_completions(vec![fixture::completion(&"nobody".into(), "x")]).await;
+    store.audit_log().append(&"admin".into(), "after", "x", json!({}), 1).await.unwrap();
+    let refused = store.completions().put(vec![fixture::completion(&"nobody".into(), "x")]).await;
     assert!(refused.is_err());
-    assert_eq!(store.active_model(ModelKind::Policy).await.unwrap().unwrap().name, "child");
+    assert_eq!(store.models().active(ModelKind::Policy).await.unwrap().unwrap().name, "child");
     store.close().await;
 
     // And back, into a new file.
@@ -190,14 +194,14 @@ async fn a_database_moves_to_postgres_and_back() {
     let (again, in_sqlite) = dumped(&back).await;
     assert_same((dir.path(), &dump), (again.path(), &in_sqlite));
     let store = store::connect(&back).await.unwrap();
-    let mut expected = fresh.store.list_models().await.unwrap();
+    let mut expected = fresh.store.models().list().await.unwrap();
     expected.iter_mut().for_each(|m| m.metrics = whole_numbers(m.metrics.take()));
-    let mut found = store.list_models().await.unwrap();
+    let mut found = store.models().list().await.unwrap();
     found.iter_mut().for_each(|m| m.metrics = whole_numbers(m.metrics.take()));
     assert_eq!(found, expected);
     assert_eq!(
-        store.ranked_sets(&Default::default()).await.unwrap(),
-        fresh.store.ranked_sets(&Default::default()).await.unwrap()
+        store.judgments().ranked(&Default::default()).await.unwrap(),
+        fresh.store.judgments().ranked(&Default::default()).await.unwrap()
     );
 }
 
@@ -300,9 +304,9 @@ async fn upgraded(url: &str, migrate: impl AsyncFn(i64), versions: Vec<i64>) {
         assert_kept((dir.path(), &first), now.path(), &format!("migration {version}"));
     }
     let store = store::connect(url).await.unwrap();
-    assert_eq!(store.active_model(ModelKind::Policy).await.unwrap().unwrap().name, "root");
-    assert_eq!(store.get_judgment(&"j2".into()).await.unwrap().supersedes_id, Some("j1".into()));
-    assert_eq!(store.get_completion(&"c2".into()).await.unwrap().parent_completion_id, Some("c1".into()));
+    assert_eq!(store.models().active(ModelKind::Policy).await.unwrap().unwrap().name, "root");
+    assert_eq!(store.judgments().get(&"j2".into()).await.unwrap().supersedes_id, Some("j1".into()));
+    assert_eq!(store.completions().get(&"c2".into()).await.unwrap().parent_completion_id, Some("c1".into()));
     store.close().await;
     // A dump of the first schema, brought into today's program.
     let home = tempfile::tempdir().unwrap();
@@ -317,7 +321,7 @@ async fn upgraded(url: &str, migrate: impl AsyncFn(i64), versions: Vec<i64>) {
 async fn the_first_schema_upgrades_step_by_step_on_sqlite() {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}?mode=rwc", dir.path().join("old.db").display());
-    let migrations = sqlx::migrate!("migrations/sqlite");
+    let migrations = sqlx::migrate::Migrator::new(Path::new("migrations/sqlite")).await.unwrap();
     let pool = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1).connect(&url).await.unwrap();
     migrations.run_to(1, &pool).await.unwrap();
     let sql = FIRST_ROWS.replace("$true", "1").replace("$bytes", "x'0102'");
@@ -329,7 +333,7 @@ async fn the_first_schema_upgrades_step_by_step_on_sqlite() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_schema_upgrades_step_by_step_on_postgres() {
     let Some(url) = backend::postgres_without_schema().await else { return };
-    let migrations = sqlx::migrate!("migrations/postgres");
+    let migrations = sqlx::migrate::Migrator::new(Path::new("migrations/postgres")).await.unwrap();
     let pool = sqlx::PgPool::connect(&url).await.unwrap();
     migrations.run_to(1, &pool).await.unwrap();
     let sql = FIRST_ROWS.replace("$true", "TRUE").replace("$bytes", "'\\x0102'");
@@ -341,17 +345,18 @@ async fn the_first_schema_upgrades_step_by_step_on_postgres() {
 // ---------------------------------------------------------------- backup and restore
 
 /// A configuration on the database, with one model whose files are in the data directory and one elsewhere.
-async fn installation(url: &str, store: &dyn Store, data: &Path, elsewhere: &Path) -> Config {
+async fn installation(url: &str, store: &Store, data: &Path, elsewhere: &Path) -> Config {
     full_world(store).await;
     let inside = data.join("models/kept");
     std::fs::create_dir_all(inside.join("sub")).unwrap();
     std::fs::write(inside.join("model.safetensors"), "weights").unwrap();
     std::fs::write(inside.join("sub/tokenizer.json"), "{}").unwrap();
-    store.put_model(fixture::model("kept", ModelKind::Policy)).await.unwrap();
+    store.models().put(fixture::model("kept", ModelKind::Policy)).await.unwrap();
     std::fs::write(elsewhere.join("outside.gguf"), "gguf weights").unwrap();
     let outside = elsewhere.join("outside.gguf").display().to_string();
     store
-        .put_model(ModelVersion { artifact_uri: outside, ..fixture::model("outside", ModelKind::Policy) })
+        .models()
+        .put(ModelVersion { artifact_uri: outside, ..fixture::model("outside", ModelKind::Policy) })
         .await
         .unwrap();
     Config { data_dir: data.to_owned(), database_url: Some(url.to_owned()), ..Config::default() }
@@ -364,9 +369,9 @@ async fn backed_up(fresh: backend::Fresh, target: Option<String>) {
     let to = out.path().join("backup");
     backup::backup(&config, &to, fixture::T0).await.unwrap();
     assert!(backup::backup(&config, &to, fixture::T0).await.is_err(), "an older backup is not written over");
-    let before = fresh.store.list_models().await.unwrap();
-    let ranked = fresh.store.ranked_sets(&Default::default()).await.unwrap();
-    fresh.store.put_prompt(fixture::prompt("after the backup")).await.unwrap();
+    let before = fresh.store.models().list().await.unwrap();
+    let ranked = fresh.store.judgments().ranked(&Default::default()).await.unwrap();
+    fresh.store.prompts().put(fixture::prompt("after the backup")).await.unwrap();
     // The machine is gone.
     elsewhere.close().unwrap();
 
@@ -376,8 +381,8 @@ async fn backed_up(fresh: backend::Fresh, target: Option<String>) {
     assert!(backup::restore(&restored, &to, &[], fixture::T0).await.is_err(), "and an installation is not either");
     assert_sound(&restored.database_url()).await;
     let store = store::connect(&restored.database_url()).await.unwrap();
-    assert_eq!(store.list_models().await.unwrap().len(), before.len());
-    assert_eq!(store.ranked_sets(&Default::default()).await.unwrap(), ranked);
+    assert_eq!(store.models().list().await.unwrap().len(), before.len());
+    assert_eq!(store.judgments().ranked(&Default::default()).await.unwrap(), ranked);
     assert_eq!(store.counts().await.unwrap().prompts, 1, "as of the backup");
     let artifacts = instructd::artifacts::Artifacts::open(&restored, store.clone()).unwrap();
     for (name, file, text) in [
@@ -385,7 +390,7 @@ async fn backed_up(fresh: backend::Fresh, target: Option<String>) {
         ("kept", "model.safetensors", "weights"),
         ("outside", "", "gguf weights"),
     ] {
-        let version = store.find_model(name).await.unwrap().unwrap();
+        let version = store.models().find(name).await.unwrap().unwrap();
         let root = artifacts.path(&version).await.unwrap_or_else(|e| panic!("{name}: {e}"));
         let path = if file.is_empty() { root } else { root.join(file) };
         assert_eq!(std::fs::read_to_string(path).unwrap(), text);

@@ -21,7 +21,7 @@ async fn many_servers_share_one_database() {
     for i in 0..servers.len() {
         people.push(fixture::labeler(&*servers[0], &format!("ada{i}")).await);
     }
-    let lease = |i: usize| servers[i].lease_next(fixture::lease(&people[i], fixture::T0));
+    let lease = |i: usize| servers[i].leases().next(fixture::lease(&people[i], fixture::T0));
     let rounds = futures::future::join_all((0..4).map(lease)).await;
     let mut sets: Vec<_> = rounds.into_iter().filter_map(|r| r.unwrap()).map(|a| a.set_id).collect();
     assert_eq!(sets.len(), 3, "three places for four people");
@@ -59,7 +59,7 @@ async fn an_unreachable_server_is_not_available() {
 async fn migrates_stepwise_with_rows_in_it() {
     let Some(fresh) = backend::postgres_without_schema().await else { return };
     let pool = sqlx::PgPool::connect(&fresh).await.unwrap();
-    let all = sqlx::migrate!("migrations/postgres");
+    let all = sqlx::migrate::Migrator::new(std::path::Path::new("migrations/postgres")).await.unwrap();
     let upto = |n: usize| Migrator::with_migrations(all.iter().take(n).cloned().collect());
     upto(1).run(&pool).await.unwrap();
     sqlx::raw_sql(backend::OLD_ROWS).execute(&pool).await.unwrap();

@@ -16,7 +16,7 @@ conformance!(
     tokens_of_a_key_add_up_by_day
 );
 
-async fn tokens_of_a_key_add_up_by_day(store: Arc<dyn Store>) {
+async fn tokens_of_a_key_add_up_by_day(store: Arc<Store>) {
     let key = ApiKey {
         id: ApiKeyId::new(),
         name: "k".into(),
@@ -28,37 +28,37 @@ async fn tokens_of_a_key_add_up_by_day(store: Arc<dyn Store>) {
         revoked: false,
         created: T0,
     };
-    store.put_api_key(key.clone()).await.unwrap();
-    assert_eq!(store.key_tokens(&key.id, 3).await.unwrap(), 0);
+    store.api_keys().put(key.clone()).await.unwrap();
+    assert_eq!(store.api_keys().tokens(&key.id, 3).await.unwrap(), 0);
     for (day, tokens) in [(3, 5), (3, 7), (4, 1)] {
-        store.add_key_tokens(&key.id, day, tokens).await.unwrap();
+        store.api_keys().add_tokens(&key.id, day, tokens).await.unwrap();
     }
     let mut counted = Vec::new();
     for day in 2..=5 {
-        counted.push(store.key_tokens(&key.id, day).await.unwrap());
+        counted.push(store.api_keys().tokens(&key.id, day).await.unwrap());
     }
     assert_eq!(counted, [0, 12, 1, 0]);
 }
 
-async fn settings_are_replaced_and_removed(store: Arc<dyn Store>) {
-    assert_eq!(store.settings().await.unwrap(), vec![]);
-    store.put_setting("b", Some(json!(3)), "admin", T0).await.unwrap();
-    store.put_setting("a", Some(json!({"share": 0.1})), "admin", T0).await.unwrap();
-    store.put_setting("b", Some(json!("x")), "ada", T0 + 1).await.unwrap();
+async fn settings_are_replaced_and_removed(store: Arc<Store>) {
+    assert_eq!(store.settings().list().await.unwrap(), vec![]);
+    store.settings().put("b", Some(json!(3)), "admin", T0).await.unwrap();
+    store.settings().put("a", Some(json!({"share": 0.1})), "admin", T0).await.unwrap();
+    store.settings().put("b", Some(json!("x")), "ada", T0 + 1).await.unwrap();
     let setting =
         |name: &str, value, updated, by: &str| Setting { name: name.into(), value, updated, updated_by: by.into() };
-    let stored = store.settings().await.unwrap();
+    let stored = store.settings().list().await.unwrap();
     assert_eq!(stored, vec![setting("a", json!({"share": 0.1}), T0, "admin"), setting("b", json!("x"), T0 + 1, "ada")]);
-    store.put_setting("a", None, "admin", T0).await.unwrap();
-    store.put_setting("never", None, "admin", T0).await.unwrap();
-    assert_eq!(store.settings().await.unwrap().len(), 1);
+    store.settings().put("a", None, "admin", T0).await.unwrap();
+    store.settings().put("never", None, "admin", T0).await.unwrap();
+    assert_eq!(store.settings().list().await.unwrap().len(), 1);
 }
 
-async fn use_of_versions_counts_last_thumbs(store: Arc<dyn Store>) {
+async fn use_of_versions_counts_last_thumbs(store: Arc<Store>) {
     let (old, new) = (model("old", ModelKind::Policy), model("new", ModelKind::Policy));
-    let prompt = store.put_prompt(prompt("p")).await.unwrap();
+    let prompt = store.prompts().put(prompt("p")).await.unwrap();
     for m in [&old, &new] {
-        store.put_model(m.clone()).await.unwrap();
+        store.models().put(m.clone()).await.unwrap();
     }
     let written = |by: &ModelVersion, request: &str, finish: &str, created| Completion {
         model_version_id: Some(by.id.clone()),
@@ -76,7 +76,7 @@ async fn use_of_versions_counts_last_thumbs(store: Arc<dyn Store>) {
         written(&new, "r2", "abort", T0 + 5),
         completion(&prompt.id, "by a person"),
     ];
-    store.put_completions(completions.clone()).await.unwrap();
+    store.completions().put(completions.clone()).await.unwrap();
     let thumb = |on: &Completion, value: serde_json::Value, who: &str| FeedbackEvent {
         id: FeedbackId::new(),
         completion_id: on.id.clone(),
@@ -96,9 +96,9 @@ async fn use_of_versions_counts_last_thumbs(store: Arc<dyn Store>) {
         thumb(&completions[3], json!(-1), "bob"),
         thumb(&completions[0], json!("up"), "bob"),
     ] {
-        store.put_feedback(event).await.unwrap();
+        store.feedback().put(event).await.unwrap();
     }
-    let mut used = store.version_use(T0).await.unwrap();
+    let mut used = store.models().usage(T0).await.unwrap();
     used.sort_by_key(|u| u.requests + u.completions);
     let [of_old, of_new] = used.as_slice() else { panic!("{used:?}") };
     assert_eq!((of_old.model_version_id.clone(), of_old.requests, of_old.completions), (old.id, 1, 1));
@@ -108,7 +108,7 @@ async fn use_of_versions_counts_last_thumbs(store: Arc<dyn Store>) {
     assert_eq!((of_new.thumbs_up, of_new.thumbs_down), (1, 2));
 }
 
-async fn judgments_are_counted_by_day(store: Arc<dyn Store>) {
+async fn judgments_are_counted_by_day(store: Arc<Store>) {
     const DAY: Micros = 86_400_000_000;
     let ada = labeler(store.as_ref(), "ada").await;
     for (i, (day, active_ms, outcome)) in
@@ -117,18 +117,18 @@ async fn judgments_are_counted_by_day(store: Arc<dyn Store>) {
         let set = stored_set(store.as_ref(), &format!("p{i}"), &["a", "b"], 1).await;
         let now = T0 + day * DAY;
         let lease = LeaseRequest { set_id: Some(set.id.clone()), ..lease(&ada, now) };
-        let assignment = store.lease_next(lease).await.unwrap().unwrap();
+        let assignment = store.leases().next(lease).await.unwrap().unwrap();
         let word = judgment(&set, &ada, Some(&assignment), &format!("k{i}"));
         let items = if outcome == Outcome::Ranked { word.items.clone() } else { vec![] };
         let strength = word.strength.filter(|_| outcome == Outcome::Ranked);
         let word = Judgment { active_ms, outcome, items, strength, created: now, ..word };
-        store.submit_judgment(submit(word, Some(&assignment), now)).await.unwrap();
+        store.judgments().submit(submit(word, Some(&assignment), now)).await.unwrap();
     }
-    let all = store.throughput(0).await.unwrap();
+    let all = store.judgments().throughput(0).await.unwrap();
     let day = |n, judgments, skips| DayCount { day: T0 / DAY + n, judgments, skips };
     assert_eq!(all.days, vec![day(0, 1, 0), day(2, 2, 1)]);
     assert_eq!(all.median_active_ms, Some(300));
-    let late = store.throughput(T0 + DAY).await.unwrap();
+    let late = store.judgments().throughput(T0 + DAY).await.unwrap();
     assert_eq!((late.days.len(), late.median_active_ms), (1, Some(300)));
-    assert_eq!(store.throughput(T0 + 9 * DAY).await.unwrap().median_active_ms, None);
+    assert_eq!(store.judgments().throughput(T0 + 9 * DAY).await.unwrap().median_active_ms, None);
 }

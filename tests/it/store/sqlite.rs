@@ -8,13 +8,13 @@ use super::{backend, fixture};
 #[tokio::test]
 async fn survives_reopening_and_uses_a_log() {
     let fresh = backend::sqlite().await.unwrap();
-    let prompt = fresh.store.put_prompt(fixture::prompt("q")).await.unwrap();
+    let prompt = fresh.store.prompts().put(fixture::prompt("q")).await.unwrap();
     let file = fresh.url.strip_prefix("sqlite://").unwrap();
     assert!(std::path::Path::new(&format!("{file}-wal")).exists());
     fresh.store.close().await;
     assert!(matches!(fresh.store.ping().await, Err(store::StoreError::Unavailable(_))));
     let again = store::connect(&fresh.url).await.unwrap();
-    assert_eq!(again.get_prompt(&prompt.id).await.unwrap(), prompt);
+    assert_eq!(again.prompts().get(&prompt.id).await.unwrap(), prompt);
     assert_eq!(again.backend(), "sqlite");
 }
 
@@ -61,7 +61,7 @@ async fn migrates_stepwise_with_rows_in_it() {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}?mode=rwc", dir.path().join("old.db").display());
     let pool = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1).connect(&url).await.unwrap();
-    let all = sqlx::migrate!("migrations/sqlite");
+    let all = sqlx::migrate::Migrator::new(std::path::Path::new("migrations/sqlite")).await.unwrap();
     let upto = |n: usize| Migrator::with_migrations(all.iter().take(n).cloned().collect());
     upto(1).run(&pool).await.unwrap();
     sqlx::raw_sql(backend::OLD_ROWS).execute(&pool).await.unwrap();

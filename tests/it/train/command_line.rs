@@ -161,7 +161,7 @@ async fn a_broken_active_version_leaves_the_server_up_on_its_parent() {
     drop(Server::start(&place).await);
     // A child of the configured model, active, whose weights are then damaged.
     let store = instructd::store::connect(&place.database_url).await.unwrap();
-    let parent = store.list_models().await.unwrap().remove(0);
+    let parent = store.models().list().await.unwrap().remove(0);
     let weights = crate::support::fixture("llama-tied-tiny");
     crate::support::copy_into(&weights, &dir.path().join("models/child"));
     let mut child = parent.clone();
@@ -170,8 +170,8 @@ async fn a_broken_active_version_leaves_the_server_up_on_its_parent() {
     child.parent_id = Some(parent.id.clone());
     child.artifact_uri = "models/child".into();
     child.state = instructd::domain::ModelState::Candidate;
-    store.put_model(child.clone()).await.unwrap();
-    store.activate_model(&child.id, 1).await.unwrap();
+    store.models().put(child.clone()).await.unwrap();
+    store.models().activate(&child.id, 1).await.unwrap();
     store.close().await;
 
     let server = Server::start(&place).await;

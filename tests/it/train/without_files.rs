@@ -189,11 +189,11 @@ async fn a_model_has_the_same_names_in_every_command() {
     copy_into(&fixture("llama-tied-tiny"), &elsewhere);
     drop(Server::start(&desk.place).await);
     let store = instructd::store::connect(&desk.place.database_url).await.unwrap();
-    let mut version = store.list_models().await.unwrap().remove(0);
+    let mut version = store.models().list().await.unwrap().remove(0);
     version.id = instructd::domain::ModelVersionId::new();
     (version.name, version.artifact_uri) = ("published-one".into(), "versions/mine".into());
     version.state = instructd::domain::ModelState::Candidate;
-    store.put_model(version.clone()).await.unwrap();
+    store.models().put(version.clone()).await.unwrap();
     store.close().await;
 
     let text = desk.file("t.txt", "t1 t2 t3 t4 t5 t6 t7 t8 t9");

@@ -33,12 +33,12 @@ use std::ops::Deref;
 use candle_core::{CpuStorage, DType, Layout, Result, Shape, Tensor};
 
 /// Whether the CPU kernels apply: f32 on the CPU. Everything else takes the plain twin.
-pub(crate) fn fused(x: &Tensor) -> bool {
+pub fn fused(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
 }
 
 /// The contiguous f32 data behind a storage.
-pub(crate) fn f32s<'a>(storage: &'a CpuStorage, layout: &Layout, op: &'static str) -> Result<&'a [f32]> {
+pub fn f32s<'a>(storage: &'a CpuStorage, layout: &Layout, op: &'static str) -> Result<&'a [f32]> {
     let data = storage.as_slice::<f32>()?;
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&data[start..end]),
@@ -47,7 +47,7 @@ pub(crate) fn f32s<'a>(storage: &'a CpuStorage, layout: &Layout, op: &'static st
 }
 
 /// Reads a contiguous f32 CPU tensor in place.
-pub(crate) fn with_f32s<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
+pub fn with_f32s<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
     let t = t.contiguous()?;
     let (storage, layout) = t.storage_and_layout();
     match &*storage {
@@ -78,7 +78,7 @@ impl<G: Deref<Target = candle_core::Storage>> Deref for Read<G> {
 ///
 /// # Errors
 /// When it is not f32, not on the CPU or not contiguous.
-pub(crate) fn read(t: &Tensor) -> Result<impl Deref<Target = [f32]> + '_> {
+pub fn read(t: &Tensor) -> Result<impl Deref<Target = [f32]> + '_> {
     let (storage, layout) = t.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
         (candle_core::Storage::Cpu(CpuStorage::F32(_)), Some((start, end))) => Ok(Read { storage, range: start..end }),
@@ -87,7 +87,7 @@ pub(crate) fn read(t: &Tensor) -> Result<impl Deref<Target = [f32]> + '_> {
 }
 
 /// sum += x, element by element.
-pub(crate) fn add_assign(sum: &mut [f32], x: &[f32]) {
+pub fn add_assign(sum: &mut [f32], x: &[f32]) {
     assert_eq!(sum.len(), x.len(), "sizes");
     let out = par::SharedMut::new(sum);
     par::split(x.len().div_ceil(4096), x.len(), |blocks| {
@@ -100,24 +100,24 @@ pub(crate) fn add_assign(sum: &mut [f32], x: &[f32]) {
     });
 }
 
-pub(crate) fn storage(data: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
+pub fn storage(data: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
     (CpuStorage::F32(data), shape.into())
 }
 
 /// A CPU tensor that owns `data`.
-pub(crate) fn tensor(data: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
+pub fn tensor(data: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
     Tensor::from_vec(data, shape.into(), &candle_core::Device::Cpu)
 }
 
 /// A buffer whose every element the caller writes before reading.
-pub(crate) fn buffer(len: usize) -> Vec<f32> {
+pub fn buffer(len: usize) -> Vec<f32> {
     // Zeroed by the allocator: fresh pages come as zeros, so this costs nothing for large buffers.
     vec![0f32; len]
 }
 
 /// Deterministic values in [−1, 1) for the kernels' own tests.
 #[cfg(test)]
-pub(crate) fn noise(n: usize, mut seed: u64) -> Vec<f32> {
+pub fn noise(n: usize, mut seed: u64) -> Vec<f32> {
     (0..n)
         .map(|_| {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -1,0 +1,99 @@
+//! Judgments are append-only. The labelers `admin` and `import` exist from the start.
+
+use std::sync::Arc;
+
+use crate::domain::*;
+use crate::store::sql::{place, read, write};
+use crate::store::views::Judgments;
+use crate::store::*;
+
+impl Judgments<'_> {
+    /// Stores a judgment with all that it changes, in one transaction. A known idempotency key returns the stored judgment.
+    /// A lease that has expired still submits as long as nobody else took the place. The store numbers revisions; a skip gives
+    /// the place back; a revision needs no lease.
+    pub async fn submit(self, submit: SubmitJudgment) -> Result<Submitted> {
+        place!(self.0, |tx| (submit) => submits::submit(tx, &submit))
+    }
+
+    /// One judgment. `NotFound` when there is none with this id.
+    pub async fn get(self, id: &JudgmentId) -> Result<Judgment> {
+        read!(self.0, |c| judgments::get(c, id))
+    }
+
+    /// A page of judgments, newest first, optionally of one labeler.
+    pub async fn list(self, page: Page, labeler: Option<&LabelerId>) -> Result<Vec<Judgment>> {
+        read!(self.0, |c| judgments::list(c, &page, labeler))
+    }
+
+    /// How many first judgments (revisions do not count) the labeler gave since `since`, and in all.
+    pub async fn counts(self, labeler: &LabelerId, since: Micros) -> Result<LabelerCounts> {
+        read!(self.0, |c| judgments::counts(c, labeler, since))
+    }
+
+    /// First judgments since `since`; what was imported does not count.
+    pub async fn throughput(self, since: Micros) -> Result<Throughput> {
+        read!(self.0, |c| throughput::since(c, since))
+    }
+
+    /// Latest revisions only, joined with texts, ordered by judgment id.
+    pub async fn ranked(self, filter: &RankedFilter) -> Result<Vec<RankedSet>> {
+        read!(self.0, |c| judgments::ranked_sets(c, filter))
+    }
+
+    /// Calibration sets that the labeler has judged (skips do not count).
+    pub async fn calibrations_done(self, labeler: &LabelerId) -> Result<i64> {
+        read!(self.0, |c| sets::calibrations_done(c, labeler))
+    }
+
+    /// What the labeler has been shown of a set.
+    pub async fn reveals(self, set_id: &SetId, labeler: &LabelerId) -> Result<Vec<Knowledge>> {
+        read!(self.0, |c| reveals::of(c, set_id, labeler))
+    }
+
+    /// Notes that the labeler has been shown something of the set.
+    pub async fn put_reveal(self, set_id: &SetId, labeler: &LabelerId, what: Knowledge, now: Micros) -> Result<()> {
+        write!(self.0, set_id = set_id.clone(), labeler = labeler.clone() => |tx| reveals::put(tx, &set_id, &labeler, what, now))
+    }
+
+    /// Latest judgments of everybody on a set, oldest first.
+    pub async fn of_set(self, set_id: &SetId) -> Result<Vec<Judgment>> {
+        read!(self.0, |c| judgments::of_set(c, set_id))
+    }
+
+    /// Lines of an imported file, in one transaction: all or none.
+    pub async fn import(self, lines: Arc<Vec<ImportLine>>) -> Result<Vec<ImportedLine>> {
+        write!(self.0, |tx| imports::put(tx, &lines))
+    }
+
+    /// As [`Judgments::ranked`], at most `limit` judgments with ids after `after`; and the id to go on after, `None` at the
+    /// end.
+    pub async fn ranked_page(
+        self,
+        filter: &RankedFilter,
+        after: Option<&JudgmentId>,
+        limit: i64,
+    ) -> Result<(Vec<RankedSet>, Option<JudgmentId>)> {
+        read!(self.0, |c| judgments::ranked_page(c, filter, after.map(JudgmentId::as_str), limit))
+    }
+
+    /// When the latest judgment was made or settled.
+    pub async fn latest(self) -> Result<Option<Micros>> {
+        read!(self.0, |c| judgments::latest(c))
+    }
+
+    /// One page, newest first, and how many judgments the filter fits in all.
+    pub async fn browse(self, filter: &JudgmentFilter, page: Page) -> Result<(Vec<JudgmentRow>, i64)> {
+        read!(self.0, |c| browse::judgments_page(c, filter, &page))
+    }
+
+    /// What is known of a set before a judgment of it.
+    pub async fn question(
+        self,
+        place: &Place,
+        labeler: &LabelerId,
+        former: Option<&JudgmentId>,
+        lang: Option<&str>,
+    ) -> Result<Question> {
+        read!(self.0, |c| submits::question(c, place, labeler, former, lang))
+    }
+}

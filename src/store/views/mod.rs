@@ -1,0 +1,87 @@
+//! What the program may ask the store, by domain: `store.sets().get(&id)`. Each view is a file; the statements are in the
+//! files of the room that the methods name. A read borrows a connection; a write runs in a task of its own, which ends
+//! after the commit even when the caller goes away.
+
+use super::sql::Store;
+
+mod api_keys;
+mod audit_log;
+mod backups;
+mod completions;
+mod datasets;
+mod demonstrations;
+mod draws;
+mod feedback;
+mod guidelines;
+mod invites;
+mod jobs;
+mod judgments;
+mod leases;
+mod links;
+mod models;
+mod people;
+mod privacy;
+mod prompts;
+mod sessions;
+mod sets;
+mod settings;
+
+/// One type and one method of [`Store`] for each view.
+macro_rules! views {
+    ($($(#[$doc:meta])* $method:ident: $view:ident;)+) => {
+        $($(#[$doc])* #[derive(Clone, Copy)] pub struct $view<'a>(&'a Store);)+
+
+        impl Store {
+            $($(#[$doc])* pub fn $method(&self) -> $view<'_> {
+                $view(self)
+            })+
+        }
+    };
+}
+
+views! {
+    /// Keys of programs and operators, and the tokens charged to them.
+    api_keys: ApiKeys;
+    /// The audit trail: who changed what, and when.
+    audit_log: AuditLog;
+    /// Backups that were written, as far as this database knows.
+    backups: Backups;
+    /// Completions of prompts, by models and people.
+    completions: Completions;
+    /// Versions of data sets.
+    datasets: Datasets;
+    /// Ideal answers written by people.
+    demonstrations: Demonstrations;
+    /// Draws of comparison sets, which run in the background.
+    draws: Draws;
+    /// Feedback events of applications: thumbs, edits, choices.
+    feedback: Feedback;
+    /// Versions of the guidelines that labelers read.
+    guidelines: Guidelines;
+    /// Invites, each of which makes one person.
+    invites: Invites;
+    /// The job queue. The database's clock decides about leases. Whatever ends a job or puts it back also appends the event
+    /// `state` in the same transaction.
+    jobs: Jobs;
+    /// Judgments are append-only. The labelers `admin` and `import` exist from the start.
+    judgments: Judgments;
+    /// Who holds which set. There is at most one current lease for a set and a labeler, and never more current leases,
+    /// submitted assignments and rankings by API on a set than its `target_overlap`.
+    leases: Leases;
+    /// Personal sign-in links.
+    links: Links;
+    /// Versions of models, which one is active, and what is known of them.
+    models: Models;
+    /// Labelers and operators.
+    people: People;
+    /// What is stored of people and requests, its expiry and its erasure.
+    privacy: Privacy;
+    /// Prompts, and which of them sets may be drawn for.
+    prompts: Prompts;
+    /// Sessions of browsers.
+    sessions: Sessions;
+    /// Comparison sets: what labelers rank.
+    sets: Sets;
+    /// Settings that are changed while the server runs.
+    settings: Settings;
+}

@@ -1,0 +1,96 @@
+//! Versions of models, which one is active, and what is known of them.
+
+use tokio::sync::watch;
+
+use crate::domain::*;
+use crate::store::rows::args;
+use crate::store::sql::{read, write};
+use crate::store::views::Models;
+use crate::store::*;
+
+impl Models<'_> {
+    /// Registers a version. `Conflict` when its name is taken.
+    pub async fn put(self, model: ModelVersion) -> Result<()> {
+        write!(self.0, |tx| models::put(tx, &model))
+    }
+
+    /// One version. `NotFound` when there is none with this id.
+    pub async fn get(self, id: &ModelVersionId) -> Result<ModelVersion> {
+        read!(self.0, |c| models::get(c, id))
+    }
+
+    /// The version with this name.
+    pub async fn find(self, name: &str) -> Result<Option<ModelVersion>> {
+        read!(self.0, |c| models::find(c, name))
+    }
+
+    /// All versions, newest first.
+    pub async fn list(self) -> Result<Vec<ModelVersion>> {
+        read!(self.0, |c| models::list(c))
+    }
+
+    /// The active version of a kind.
+    pub async fn active(self, kind: ModelKind) -> Result<Option<ModelVersion>> {
+        read!(self.0, |c| models::active(c, kind))
+    }
+
+    /// Makes it the only active version of its kind, in one transaction; the former one becomes a candidate.
+    pub async fn activate(self, id: &ModelVersionId, now: Micros) -> Result<ModelVersion> {
+        write!(self.0, id = id.clone() => |tx| models::activate(tx, &id, now))
+    }
+
+    /// Takes a version out of use. `Conflict` for an active one.
+    pub async fn retire(self, id: &ModelVersionId) -> Result<()> {
+        write!(self.0, id = id.clone() => |tx| models::retire(tx, &id))
+    }
+
+    /// What each version wrote since `since`; versions that wrote nothing are left out.
+    pub async fn usage(self, since: Micros) -> Result<Vec<VersionUse>> {
+        read!(self.0, |c| settings::version_use(c, since))
+    }
+
+    /// Which files a version is made of; a second call replaces the first.
+    pub async fn put_files(self, id: &ModelVersionId, files: Vec<ModelFile>) -> Result<()> {
+        write!(self.0, id = id.clone() => |tx| models::put_files(tx, &id, &files))
+    }
+
+    /// Empty when nobody said. Ordered by path.
+    pub async fn files(self, id: &ModelVersionId) -> Result<Vec<ModelFile>> {
+        read!(self.0, |c| models::files(c, id))
+    }
+
+    /// Changes when this or another server may have activated a version: within a second of it. Says so too
+    /// when nothing happened, for instance after a lost connection; who is woken looks for itself.
+    pub fn activations(self) -> watch::Receiver<()> {
+        self.0.db.activations()
+    }
+
+    /// Promotions and roll-backs of all kinds, oldest first.
+    pub async fn activation_history(self) -> Result<Vec<Activation>> {
+        read!(self.0, |c| evidence::activation_history(c))
+    }
+
+    /// Pairs of the two versions' completions in the latest rankings of normal sets.
+    pub async fn meetings(self, a: &ModelVersionId, b: &ModelVersionId) -> Result<Vec<Meeting>> {
+        read!(self.0, |c| evidence::meetings(c, a, b))
+    }
+
+    /// Prompts that both versions answered, newest first.
+    pub async fn shared_prompts(self, a: &ModelVersionId, b: &ModelVersionId, limit: i64) -> Result<Vec<SharedPrompt>> {
+        read!(self.0, |c| evidence::shared_prompts(c, a, b, limit))
+    }
+
+    /// Normal sets with a completion of the version, and rankings of them.
+    pub async fn set_counts(self, id: &ModelVersionId) -> Result<(i64, i64)> {
+        read!(self.0, |c| evidence::sets_of_version(c, id))
+    }
+
+    /// Rankings of normal sets that were given after `since`; a revision is not counted again.
+    pub async fn rankings_since(self, since: Micros) -> Result<i64> {
+        read!(self.0, |c| c.count(
+            "SELECT COUNT(*) AS n FROM judgments j JOIN comparison_sets s ON s.id = j.set_id
+             WHERE s.kind = 'normal' AND j.outcome = 'ranked' AND j.supersedes_id IS NULL AND j.created > $1",
+            args![since],
+        ))
+    }
+}

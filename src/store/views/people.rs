@@ -1,0 +1,39 @@
+//! Labelers and operators.
+
+use crate::domain::*;
+use crate::store::sql::{read, write};
+use crate::store::views::People;
+use crate::store::*;
+
+impl People<'_> {
+    /// Stores a person, or replaces the one with this id.
+    pub async fn put(self, labeler: Labeler) -> Result<()> {
+        write!(self.0, |tx| people::put_labeler(tx, &labeler))
+    }
+
+    /// One person. `NotFound` when there is none with this id.
+    pub async fn get(self, id: &LabelerId) -> Result<Labeler> {
+        read!(self.0, |c| people::get_labeler(c, id))
+    }
+
+    /// All people, in the order in which they came.
+    pub async fn list(self) -> Result<Vec<Labeler>> {
+        read!(self.0, |c| people::list_labelers(c))
+    }
+
+    /// Locks a person out, or lets them in again.
+    pub async fn set_active(self, id: &LabelerId, active: bool) -> Result<()> {
+        write!(self.0, id = id.clone() => |tx| people::set_active(tx, &id, active))
+    }
+
+    /// Changes role, quota and whether the labeler may come in, where given.
+    pub async fn change(
+        self,
+        id: &LabelerId,
+        role: Option<Role>,
+        daily_quota: Option<Option<i64>>,
+        active: Option<bool>,
+    ) -> Result<Labeler> {
+        write!(self.0, id = id.clone() => |tx| people::change_labeler(tx, &id, role, daily_quota, active))
+    }
+}
