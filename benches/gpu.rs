@@ -15,6 +15,7 @@ use instructd::gpu::device::Device;
 use instructd::gpu::sim::Sim;
 use instructd::gpu::tape;
 use instructd::model::init::{Heads, init};
+use instructd::model::decoder::device::Room;
 use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
 use instructd::model::{Decoder, DeviceModel, ModelConfig, PackedBatch, Purpose};
 use instructd::ops::linear::WeightFormat;
@@ -56,6 +57,10 @@ fn open(simulated: bool) -> Result<Box<dyn Device>, String> {
         true => Ok(Box::new(Sim::new(4 << 30))),
         false => Ok(Box::new(Cuda::open(0, None).map_err(|e| e.to_string())?)),
     }
+}
+
+fn room(pages: usize) -> Room {
+    Room { pages, rows: 512, wanted: 32 }
 }
 
 fn config(shape: [usize; 6]) -> ModelConfig {
@@ -109,7 +114,7 @@ fn prompt(n: usize, vocab: usize, seed: usize) -> Vec<u32> {
 fn logits(simulated: bool, format: WeightFormat, tolerance: f32) -> Result<String, String> {
     const SHAPE: [usize; 6] = [96, 160, 2, 6, 2, 200];
     let decoder = decoder(SHAPE)?;
-    let mut model = DeviceModel::new(&decoder, open(simulated)?, format, 128).map_err(|e| e.to_string())?;
+    let mut model = DeviceModel::new(&decoder, open(simulated)?, format, room(128)).map_err(|e| e.to_string())?;
     let mut cache = KvCache::elsewhere(128 * 16);
     let sequences = [prompt(300, 200, 0), prompt(3, 200, 1), prompt(17, 200, 2)];
     let mut together: Vec<_> = sequences.iter().map(|ids| (ids.clone(), CachedSequence::default())).collect();
@@ -156,7 +161,7 @@ fn speed(simulated: bool, streams: usize) -> Result<String, String> {
     let decoder = decoder(shape)?;
     let pages = streams * (128 + steps).div_ceil(16) + streams;
     let mut model =
-        DeviceModel::new(&decoder, open(simulated)?, WeightFormat::Bf16, pages).map_err(|e| e.to_string())?;
+        DeviceModel::new(&decoder, open(simulated)?, WeightFormat::Bf16, room(pages)).map_err(|e| e.to_string())?;
     let mut cache = KvCache::elsewhere(pages * 16);
     let mut running: Vec<_> = (0..streams)
         .map(|i| (prompt(if simulated { 8 } else { 128 }, shape[5], i), CachedSequence::default()))

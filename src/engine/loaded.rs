@@ -11,8 +11,9 @@ use super::scheduler::{Limits, cache_tokens};
 use super::text::TextStream;
 use super::{ChatPrompt, EngineError, GenerateRequest, ServedModel, TextForm};
 use crate::domain::ModelVersion;
-use crate::gpu::sim::Sim;
+use crate::gpu::{self, sim::Sim};
 use crate::model::decoder::kv_cache::PAGE;
+use crate::model::decoder::device::Room;
 use crate::model::{self, Decoder, DeviceModel, Purpose};
 use crate::ops::linear::WeightFormat;
 use crate::prompt::answer::{Dialect, Thinking, ToolFormat, ToolTags};
@@ -31,12 +32,20 @@ const GAPS: [[&str; 3]; 4] = [
     ["▁<PRE>", "▁<SUF>", "▁<MID>"],
 ];
 
+/// A version on a device with kernels of its own.
+pub(super) struct OnDevice {
+    /// Its pages, and bytes in use and of the whole device, when it was loaded.
+    pub pages: usize,
+    pub memory: (u64, u64),
+    pub model: Mutex<DeviceModel>,
+}
+
 /// A version in memory, immutable.
 pub struct LoadedModel {
     pub served: Arc<ServedModel>,
     pub decoder: Decoder,
     /// The same model and its cache on a device with kernels of its own, which then computes all steps.
-    pub(super) device: Option<Mutex<DeviceModel>>,
+    pub(super) device: Option<OnDevice>,
     pub(super) tokenizer: Option<Tokenizer>,
     /// A template that cannot be used fails the requests that need it, not the model.
     pub(super) template: Option<Result<ChatTemplate, ChatError>>,
@@ -161,11 +170,7 @@ pub(super) fn load_model(
     let decoder = decoder.map_err(|e| failed(e.to_string()))?;
     warm_up(&decoder).map_err(failed)?;
     let on_device = match simulated {
-        true => {
-            let pages = cache_tokens(&decoder.config, limits).div_ceil(PAGE);
-            let sim = Box::new(Sim::new(device::SIMULATED_BYTES));
-            Some(Mutex::new(DeviceModel::new(&decoder, sim, weights, pages).map_err(|e| failed(e.to_string()))?))
-        }
+        true => Some(on_device(&decoder, Box::new(Sim::new(device::SIMULATED_BYTES)), weights, limits).map_err(failed)?),
         false => None,
     };
     let tokenizer = loaded.tokenizer.as_ref();
@@ -192,6 +197,24 @@ pub(super) fn load_model(
         template,
         compiler: OnceLock::new(),
     })
+}
+
+/// The model on a device, with as much of the wanted cache as fits there.
+fn on_device(
+    decoder: &Decoder,
+    device: Box<dyn gpu::device::Device>,
+    weights: WeightFormat,
+    limits: Limits,
+) -> Result<OnDevice, String> {
+    let pages = cache_tokens(&decoder.config, limits).div_ceil(PAGE);
+    let rows = limits.max_running + limits.prefill_tokens;
+    let model = DeviceModel::new(decoder, device, weights, Room { pages, rows, wanted: rows });
+    let model = model.map_err(|e| e.to_string())?;
+    if model.page_count() < pages {
+        let (has, wants) = (model.page_count() * PAGE, pages * PAGE);
+        tracing::warn!(tokens = has, wanted = wants, "the device has room for a smaller cache than the configuration wants");
+    }
+    Ok(OnDevice { pages: model.page_count(), memory: model.memory(), model: Mutex::new(model) })
 }
 
 /// One forward pass: a version whose numbers are not finite is never served.

@@ -18,7 +18,7 @@ use super::rewards::RewardModels;
 use super::scheduler::{Lane, Limits};
 use super::sequence::{Queued, Shared};
 use super::{
-    Attention, ChatPrompt, DataDir, EmbedRequest, Embeddings, EngineError, EngineStats, FillRequest, Filled,
+    Attention, ChatPrompt, DataDir, DeviceMemory, EmbedRequest, Embeddings, EngineError, EngineStats, FillRequest, Filled,
     GenerateRequest, Generation, Generator, ModelFiles, Piece, ServedModel, TextForm, TokenLogprob, Turns,
 };
 use crate::domain::{Message, ModelKind, ModelVersion, ModelVersionId, RewardScore};
@@ -203,6 +203,16 @@ impl LocalEngine {
             return Err(EngineError::TooLong { param: "max_tokens", message });
         }
         Ok(())
+    }
+
+    /// `None` where no model is on a device of its own.
+    fn device_memory(&self) -> Option<DeviceMemory> {
+        let models = read(&self.state.models);
+        let held = models.values().filter_map(|model| model.device.as_ref()).map(|device| device.memory);
+        held.fold(None, |sum: Option<DeviceMemory>, (used, total)| {
+            let sum = sum.unwrap_or_default();
+            Some(DeviceMemory { used: sum.used + used, total: sum.total + total })
+        })
     }
 
     fn unload_surplus(&self) {
@@ -431,6 +441,7 @@ impl Generator for LocalEngine {
             kv_tokens_total: cells.total_tokens.load(Relaxed),
             tokens_generated: cells.generated.load(Relaxed),
             prompt_tokens: cells.prompt_tokens.load(Relaxed),
+            device: self.device_memory(),
         }
     }
 

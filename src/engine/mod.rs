@@ -286,6 +286,15 @@ pub struct EngineStats {
     pub kv_tokens_total: usize,
     pub tokens_generated: u64,
     pub prompt_tokens: u64,
+    /// Memory of the devices that models are on: none on the CPU.
+    pub device: Option<DeviceMemory>,
+}
+
+/// Bytes that weights and caches of the loaded models hold on devices, and bytes of those devices that are ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+pub struct DeviceMemory {
+    pub used: u64,
+    pub total: u64,
 }
 
 /// Finds the files of a version, bringing them from elsewhere if need be.

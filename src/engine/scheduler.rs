@@ -100,10 +100,9 @@ impl Output {
 
 impl Lane {
     pub fn new(model: Arc<LoadedModel>, limits: Limits) -> Self {
-        let tokens = cache_tokens(&model.decoder.config, limits);
         let cache = match &model.device {
-            None => KvCache::new(&model.decoder.config, tokens),
-            Some(_) => KvCache::elsewhere(tokens),
+            None => KvCache::new(&model.decoder.config, cache_tokens(&model.decoder.config, limits)),
+            Some(device) => KvCache::elsewhere(device.pages * PAGE),
         };
         Self { model, limits, cache, prefixes: PrefixTree::default(), waiting: VecDeque::new(), running: Vec::new() }
     }
@@ -272,7 +271,7 @@ impl Lane {
         }
         wanted.sort_unstable();
         wanted.dedup();
-        let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut device = device.model.lock().unwrap_or_else(PoisonError::into_inner);
         for (from, to) in self.cache.take_copies() {
             device.copy_page(from, to).map_err(candle_core::Error::wrap)?;
         }

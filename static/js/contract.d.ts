@@ -1519,6 +1519,8 @@ export type Overview = {
   evidence: ActiveEvidence;
   next_action: NextAction;
   running_jobs: Job[];
+  /** Device memory of the served models; absent on the CPU. */
+  device?: DeviceMemory;
 };
 
 /** The caller's own progress. */

@@ -3,6 +3,7 @@
 
 use candle_core::Device;
 use instructd::gpu::sim::Sim;
+use instructd::model::decoder::device::Room;
 use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
 use instructd::model::{Decoder, DeviceModel, ModelConfig, PackedBatch, Purpose, load};
 use instructd::ops::linear::WeightFormat;
@@ -10,6 +11,11 @@ use instructd::ops::linear::WeightFormat;
 use crate::support::{DECODERS, fixture};
 
 const PAGES: usize = 64;
+
+/// Room for pages alone.
+fn pages(pages: usize) -> Room {
+    Room { pages, rows: 0, wanted: 0 }
+}
 
 /// A model on a device of its own, with its cache.
 struct OnDevice {
@@ -22,7 +28,7 @@ impl OnDevice {
     fn new(name: &str, format: WeightFormat) -> Self {
         let loaded = load(&fixture(name), &Device::Cpu).unwrap();
         let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Score).unwrap();
-        let model = DeviceModel::new(&decoder, Box::new(Sim::new(64 << 20)), format, PAGES).unwrap();
+        let model = DeviceModel::new(&decoder, Box::new(Sim::new(64 << 20)), format, pages(PAGES)).unwrap();
         let cache = KvCache::new(&loaded.config, PAGES * 16);
         Self { decoder, model, cache }
     }
@@ -152,7 +158,7 @@ fn what_a_device_cannot_do_is_said_when_it_is_loaded() {
     let loaded = load(&fixture("llama-tiny"), &Device::Cpu).unwrap();
     let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Score).unwrap();
     let open =
-        |format, bytes| DeviceModel::new(&decoder, Box::new(Sim::new(bytes)), format, 4).err().unwrap().to_string();
+        |format, bytes| DeviceModel::new(&decoder, Box::new(Sim::new(bytes)), format, pages(4)).err().unwrap().to_string();
     let error = open(WeightFormat::Q4_1, 64 << 20);
     assert!(error.contains("q4_1") && error.contains("f32 or bf16"), "{error}");
     let error = open(WeightFormat::F32, 10_000);
@@ -160,7 +166,7 @@ fn what_a_device_cannot_do_is_said_when_it_is_loaded() {
     // Out of memory in a step is an error of the step; a smaller one succeeds.
     let mut on = OnDevice::new("llama-tiny", WeightFormat::F32);
     let held = on.model.memory().0;
-    on.model = DeviceModel::new(&decoder, Box::new(Sim::new(held + (24 << 10))), WeightFormat::F32, PAGES).unwrap();
+    on.model = DeviceModel::new(&decoder, Box::new(Sim::new(held + (24 << 10))), WeightFormat::F32, pages(PAGES)).unwrap();
     let mut rows = StepRows::default();
     let mut cached = fresh(2);
     assert!(on.cache.reserve(&mut cached[0], 60) && on.cache.reserve(&mut cached[1], 1));
@@ -171,4 +177,38 @@ fn what_a_device_cannot_do_is_said_when_it_is_loaded() {
     let mut rows = StepRows::default();
     rows.push(&[1], &cached[1]);
     assert_eq!(on.model.step(&decoder, &rows, &[0]).unwrap().len(), on.config().vocab_size);
+}
+
+/// Where memory is short, the cache is what remains beside the largest step, which then always fits.
+#[test]
+fn a_smaller_cache_leaves_room_for_the_largest_step() {
+    for (name, format) in [("llama-tiny", WeightFormat::F32), ("families/gemma2", WeightFormat::Bf16)] {
+        let loaded = load(&fixture(name), &Device::Cpu).unwrap();
+        let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Score).unwrap();
+        let context = loaded.config.max_positions;
+        let room = Room { pages: 100_000, rows: 40, wanted: 40 };
+        let open = |bytes| DeviceModel::new(&decoder, Box::new(Sim::new(bytes)), format, room);
+        // The least that is enough.
+        let (mut no, mut yes) = (0u64, 64 << 20);
+        while yes - no > 4096 {
+            let middle = (no + yes) / 2;
+            if open(middle).is_ok() { yes = middle } else { no = middle }
+        }
+        let error = open(no).err().unwrap().to_string();
+        assert!(error.contains("bytes free"), "{error}");
+        let mut model = open(yes).unwrap();
+        assert!(model.page_count() >= context.div_ceil(16) && model.page_count() < 100_000, "{}", model.page_count());
+        let mut cache = KvCache::elsewhere(model.page_count() * 16);
+        let mut cached = fresh(1);
+        // One sequence to the end of its context, 40 tokens at a time and the last 40 rows wanted.
+        let ids: Vec<u32> = (0..context as u32).map(|i| i % loaded.config.vocab_size as u32).collect();
+        for chunk in ids.chunks(40) {
+            assert!(cache.reserve(&mut cached[0], chunk.len()));
+            let mut rows = StepRows::default();
+            rows.push(chunk, &cached[0]);
+            let wanted: Vec<u32> = (0..chunk.len() as u32).collect();
+            model.step(&decoder, &rows, &wanted).unwrap();
+            cached[0].len += chunk.len();
+        }
+    }
 }

@@ -4,10 +4,11 @@
 mod rows;
 mod weights;
 
-use self::rows::{Buffers, Rows, Scratch, buffers, pack};
+use self::rows::{Buffers, Rows, Scratch, buffers, logit_sizes, most_scratch, pack};
 use self::weights::{Block, Element, Matrix, NormWeights, Weights, candle};
 use super::Decoder;
 use super::kv_cache::{PAGE, StepRows};
+use crate::gpu::arena::GRAIN;
 use crate::gpu::device::{Counts, Device, launch};
 use crate::gpu::launch::{
     Activate, Add, Attend, Combine, Embed, GatherRows, Matmul, Norm as NormLaunch, RopeCache, ShapeLogits,
@@ -21,6 +22,16 @@ use crate::ops::rope::RopeTable;
 /// Channels of a head that attention was compiled for.
 const HEADS: [usize; 4] = [32, 64, 128, 256];
 
+/// What a model on a device must have room for beside its weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Pages of the cache that are wanted; fewer are made where there is no room for so many.
+    pub pages: usize,
+    /// Most tokens of a step, and most of its rows whose logits are wanted.
+    pub rows: usize,
+    pub wanted: usize,
+}
+
 /// A decoder on a device, with the pages of its cache. Which pages belong to whom, `KvCache` says.
 pub struct DeviceModel {
     config: ModelConfig,
@@ -29,6 +40,7 @@ pub struct DeviceModel {
     weights: Weights,
     /// Keys and values of each block: [pages][kv heads][16][head_dim].
     pages: Vec<[Slice; 2]>,
+    page_count: usize,
     ropes: [Option<std::sync::Arc<RopeTable>>; 2],
     /// Channels that attention's kernels are compiled for.
     wide: usize,
@@ -44,15 +56,17 @@ fn up(a: usize, b: usize) -> usize {
 }
 
 impl DeviceModel {
-    /// Copies the weights of `decoder`, built for `Purpose::Score`, and makes room for `pages` pages.
+    /// Copies the weights of `decoder`, built for `Purpose::Score`, and makes pages of what is free beside the largest
+    /// step: as many as wanted, or as many as fit.
     ///
     /// # Errors
-    /// `OutOfMemory`; formats other than f32 and bf16, and heads of more than 256 channels.
+    /// `OutOfMemory`, also when not even one whole context fits; formats other than f32 and bf16, and heads of more than
+    /// 256 channels.
     pub fn new(
         decoder: &Decoder,
         mut device: Box<dyn Device>,
         format: WeightFormat,
-        pages: usize,
+        room: Room,
     ) -> Result<Self, GpuError> {
         let c = decoder.config.clone();
         let element = match format {
@@ -69,7 +83,19 @@ impl DeviceModel {
             return Err(GpuError::Launch(format!("heads of {} channels: this device takes at most 256", c.head_dim)));
         };
         let weights = weights::load(decoder, device.as_mut(), element)?;
-        let bytes = pages * c.n_kv_heads * PAGE * c.head_dim * element.bytes();
+        let page = c.n_kv_heads * PAGE * c.head_dim * element.bytes();
+        let (used, total) = device.memory();
+        let free = (total - used).saturating_sub(most_scratch(&c, element, &weights, room));
+        // A pool of each kind and block ends at a multiple of the arena's grain.
+        let pools = 2 * c.n_layers as u64;
+        let fits = (free / pools).saturating_sub(GRAIN) / page as u64;
+        let page_count = room.pages.min(usize::try_from(fits).unwrap_or(usize::MAX));
+        let least = c.max_positions.div_ceil(PAGE).min(room.pages);
+        if page_count < least {
+            let wanted = pools * (least * page) as u64;
+            return Err(GpuError::OutOfMemory { wanted, free });
+        }
+        let bytes = page_count * page;
         let pool = |device: &mut dyn Device| Ok::<_, GpuError>([device.alloc(bytes)?, device.alloc(bytes)?]);
         let pages = (0..c.n_layers).map(|_| pool(device.as_mut())).collect::<Result<Vec<_>, _>>()?;
         device.wait()?;
@@ -82,8 +108,14 @@ impl DeviceModel {
             device,
             weights,
             pages,
+            page_count,
             wide,
         })
+    }
+
+    /// Pages that there are.
+    pub fn page_count(&self) -> usize {
+        self.page_count
     }
 
     pub fn counts(&self) -> Counts {
@@ -122,7 +154,7 @@ impl DeviceModel {
                 self.config.vocab_size
             )));
         }
-        let Self { config, element, device, weights, pages, ropes, wide, inverse, cap } = self;
+        let Self { config, element, device, weights, pages, ropes, wide, inverse, cap, .. } = self;
         let mut scratch = Scratch { device: device.as_mut(), held: Vec::new() };
         let step = || -> Result<Option<crate::gpu::device::Download>, GpuError> {
             let at = pack(&mut scratch, decoder, config, ropes, rows, &positions, wanted)?;
@@ -424,9 +456,8 @@ impl Pass<'_> {
     /// Logits [wanted, vocab], f32, of the wanted rows of the finished stream.
     fn logits(&self, scratch: &mut Scratch<'_>, inverse: f32, cap: Option<f32>) -> Result<Slice, GpuError> {
         let (d, m, vocab) = (self.config.hidden_size, self.rows.wanted_count, self.config.vocab_size);
-        let picked = scratch.take(m * d * 4)?;
-        let hidden = scratch.take(m * d * self.element.bytes())?;
-        let logits = scratch.take(m * vocab * 4)?;
+        let [picked, hidden, logits] = logit_sizes(self.config, self.element, m).map(|bytes| scratch.take(bytes));
+        let (picked, hidden, logits) = (picked?, hidden?, logits?);
         let device = &mut *scratch.device;
         let launched = GatherRows { x: self.b.x, rows: self.rows.wanted, y: picked, d: d as i32 };
         launch(device, "gather_rows.f32", [m, up(d, 1024), 1], &launched)?;

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use super::Room;
 use super::weights::{Block, Element, Weights, candle};
+use crate::gpu::arena::GRAIN;
 use crate::gpu::device::Device;
 use crate::gpu::{GpuError, Slice};
 use crate::model::decoder::kv_cache::{PAGE, StepRows};
@@ -160,6 +162,47 @@ pub(super) fn pack(
     })
 }
 
+/// Bytes of each buffer of a step of `n` rows whose last position is in range `splits` of 256 keys, in the order of
+/// `Buffers`; both branches are equal.
+fn sizes(c: &ModelConfig, element: Element, weights: &Weights, n: usize, splits: usize) -> [usize; 12] {
+    let size = element.bytes();
+    let (d, mixed) = (c.hidden_size, c.n_heads * c.head_dim);
+    let widest = |of: fn(&Block) -> usize| weights.blocks.iter().map(of).max().unwrap_or(0);
+    let lines = splits * n * c.n_heads;
+    [
+        n * d * 4,
+        n * d * size,
+        n * widest(|b| b.qkv.out) * size,
+        n * mixed * size,
+        n * mixed * size,
+        n * d * size,
+        n * d * size,
+        n * widest(|b| b.up.out) * size,
+        n * widest(|b| b.down.input) * size,
+        lines * c.head_dim * 4,
+        lines * 4,
+        lines * 4,
+    ]
+}
+
+/// Bytes of the buffers of `logits`: picked rows of the stream, their norms, logits.
+pub(super) fn logit_sizes(c: &ModelConfig, element: Element, wanted: usize) -> [usize; 3] {
+    let (d, vocab) = (c.hidden_size, c.vocab_size);
+    [wanted * d * 4, wanted * d * element.bytes(), wanted * vocab * 4]
+}
+
+/// The most bytes that steps within `room` take beside weights and pages.
+pub(super) fn most_scratch(c: &ModelConfig, element: Element, weights: &Weights, room: Room) -> u64 {
+    let splits = c.max_positions.div_ceil(SPLIT);
+    let buffers = sizes(c, element, weights, room.rows, splits);
+    // Of every row: six numbers of its own, a tile of eight for each head at most, cos and sin of two tables.
+    let packed = room.rows * (6 * 4 + c.n_heads * 8 * 4 + 4 * c.head_dim * 4);
+    // Of every sequence its pages, and each row may be one.
+    let tables = room.rows * c.max_positions.div_ceil(PAGE) * 4;
+    let parts = buffers.into_iter().chain(logit_sizes(c, element, room.wanted)).chain([packed + tables + 16 * 16]);
+    parts.map(|bytes| (bytes as u64).next_multiple_of(GRAIN)).sum()
+}
+
 pub(super) fn buffers(
     scratch: &mut Scratch<'_>,
     c: &ModelConfig,
@@ -167,22 +210,19 @@ pub(super) fn buffers(
     weights: &Weights,
     rows: &Rows,
 ) -> Result<Buffers, GpuError> {
-    let (n, size) = (rows.n, element.bytes());
-    let (d, mixed) = (c.hidden_size, c.n_heads * c.head_dim);
-    let widest = |of: fn(&Block) -> usize| weights.blocks.iter().map(of).max().unwrap_or(0);
-    let lines = rows.splits * n * c.n_heads;
-    let mut take = |count: usize, size: usize| scratch.take(count * size);
+    let sizes = sizes(c, element, weights, rows.n, rows.splits);
+    let mut take = |i: usize| scratch.take(sizes[i]);
     Ok(Buffers {
-        x: take(n * d, 4)?,
-        normed: take(n * d, size)?,
-        qkv: take(n * widest(|b| b.qkv.out), size)?,
-        q: take(n * mixed, size)?,
-        mixed: take(n * mixed, size)?,
-        branch: [take(n * d, size)?, take(n * d, size)?],
-        up: take(n * widest(|b| b.up.out), size)?,
-        act: take(n * widest(|b| b.down.input), size)?,
-        partial: take(lines * c.head_dim, 4)?,
-        maxima: take(lines, 4)?,
-        sums: take(lines, 4)?,
+        x: take(0)?,
+        normed: take(1)?,
+        qkv: take(2)?,
+        q: take(3)?,
+        mixed: take(4)?,
+        branch: [take(5)?, take(6)?],
+        up: take(7)?,
+        act: take(8)?,
+        partial: take(9)?,
+        maxima: take(10)?,
+        sums: take(11)?,
     })
 }
