@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::args::{Common, DeviceArg, RecipeArgs, made_with, roles};
+use super::args::{Common, DeviceArg, FrozenPrecision, RecipeArgs, made_with, roles};
 use super::card::{Card, Curve, Curves};
 use super::checkpoint::{Checkpoint, CheckpointDir, TensorFile};
 use super::logs::Logs;
@@ -118,6 +118,13 @@ impl<'a> Run<'a> {
         if let Some(field) = difference(&self.identity, &made) {
             bail!("the checkpoint was made with another {field}; give the same, or start without resume");
         }
+        let (before, now) = (checkpoint.state["computed_by"].as_str(), computed_by(&self.common, params));
+        // Checkpoints of before this was recorded do not say it.
+        if let Some(before) = before.filter(|before| *before != now) {
+            self.warn(format!(
+                "the checkpoint was computed by {before}, and this run goes on by {now}: the last bits of its numbers differ"
+            ));
+        }
         let weights = checkpoint.tensors.get("weights").context("the checkpoint has no weights")?;
         for (name, var) in params {
             let saved = weights.get(name).with_context(|| format!("the checkpoint has no weight {name}"))?;
@@ -143,6 +150,7 @@ impl<'a> Run<'a> {
         let optimizer = self.optimizer.state(params)?;
         let state = json!({
             "identity": self.identity,
+            "computed_by": computed_by(&self.common, params),
             "updates": self.optimizer.step,
             "curves": self.curves,
             "recipe": serde_json::to_value(recipe)?,
@@ -406,6 +414,20 @@ pub fn model_hash(path: &str) -> Result<String> {
 pub fn file_hash(path: &str) -> Result<String> {
     let path = Path::new(path);
     Ok(hash::of_file(path).with_context(|| format!("cannot read {}", path.display()))?.0)
+}
+
+/// What decides the last bits of a run's numbers: the kind of its device, and where frozen weights are multiplied in
+/// bfloat16, whether the processor has instructions for it.
+fn computed_by(common: &Common, params: &Params) -> String {
+    let device = params.values().next().map_or(candle_core::Device::Cpu, |var| var.device().clone());
+    match (device.location(), common.frozen_precision) {
+        (candle_core::DeviceLocation::Cpu, FrozenPrecision::F32) => "the CPU's kernels".to_owned(),
+        (candle_core::DeviceLocation::Cpu, FrozenPrecision::Bf16) => {
+            let instructions = if crate::ops::bf16::native() { "bfloat16 instructions" } else { "bfloat16 by f32" };
+            format!("the CPU's kernels, {instructions}")
+        }
+        _ => "a GPU".to_owned(),
+    }
 }
 
 /// The device that a run computes on.

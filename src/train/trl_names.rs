@@ -41,6 +41,9 @@ const ONLINE: &[(&str, &str)] = &[
     ("policy_loss", "loss"),
     ("sampling_gap", "sampling/sampling_logp_difference/max"),
     ("sampling_gap_mean", "sampling/sampling_logp_difference/mean"),
+    ("importance_weight", "sampling/importance_sampling_ratio/mean"),
+    ("importance_weight_min", "sampling/importance_sampling_ratio/min"),
+    ("importance_weight_max", "sampling/importance_sampling_ratio/max"),
 ];
 
 /// RewardTrainer.

@@ -95,6 +95,19 @@ fn round(nudge: f64, traced: bool) -> (Summary, Vec<f64>, Vec<f64>) {
 }
 
 #[test]
+fn a_sampler_of_another_policy_is_refused() {
+    let gap = |difference: f64| Rollout {
+        logprobs: vec![-1.0, -2.0],
+        sampled: vec![-1.0 + difference, -2.0],
+        ..Rollout::default()
+    };
+    super::check_gap(&gap(0.19), 3).unwrap();
+    let error = super::check_gap(&gap(0.21), 3).unwrap_err().to_string();
+    assert!(error.contains("round 3") && error.contains("0.105 nats") && error.contains("`numerics`"), "{error}");
+    assert!(super::check_gap(&gap(f64::NAN), 1).is_err());
+}
+
+#[test]
 fn a_nudged_weight_of_the_sampler_shows_as_a_gap() {
     for traced in [true, false] {
         let (same, sampled, old) = round(0.0, traced);

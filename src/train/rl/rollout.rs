@@ -13,6 +13,7 @@ use super::rewards::{Item, Reward};
 use crate::data::PromptInput;
 use crate::generation::{GenParams, Sample, Warpers, generate_recorded};
 use crate::model::{Decoder, Recording};
+use crate::objective::importance::{self, ImportanceWeights};
 use crate::prompt::Texts;
 use crate::train::args::{MissingEos, RlCommon};
 use crate::train::meter::Stopwatch;
@@ -51,8 +52,10 @@ pub struct Rollout {
     pub scores: Vec<f64>,
     /// Log-probs by the trainer's forward pass: what ratios and penalties are taken of.
     pub logprobs: Vec<f64>,
-    /// Log-probs as sampling computed them; on the CPU the same bits.
+    /// Log-probs as sampling computed them; the same bits where the sampler's kernels and weights are the trainer's.
     pub sampled: Vec<f64>,
+    /// What losses are weighted by, where they are not.
+    pub importance: Option<ImportanceWeights>,
     pub reference: Vec<f64>,
     pub entropy: Vec<f64>,
     /// Empty without a critic.
@@ -121,6 +124,12 @@ impl Rollout {
         (rollout, hidden)
     }
 
+    /// The mean size of the difference between the sampler's log-probs and the trainer's, in nats per token.
+    pub fn mean_gap(&self) -> f64 {
+        let differences = self.logprobs.iter().zip(&self.sampled).map(|(trainer, sampler)| (trainer - sampler).abs());
+        differences.sum::<f64>() / self.logprobs.len().max(1) as f64
+    }
+
     /// Index of the first response token of each sequence in the per-token fields.
     pub fn token_starts(&self) -> Vec<usize> {
         let mut at = 0;
@@ -141,7 +150,8 @@ pub struct Sampler<'a> {
     pub reference: &'a Decoder,
     /// The policy as updates compute it: where the sampler's kernels are others, log-probs are computed again by it.
     pub trainer: &'a Decoder,
-    /// Whether sampling gives the log-probs and states of the trainer's forward pass. True of the CPU's kernels.
+    /// Whether sampling gives the log-probs and states of the trainer's forward pass. True of the CPU's kernels over
+    /// the trainer's weights.
     pub traced: bool,
     /// Samples per prompt.
     pub group: usize,
@@ -219,6 +229,10 @@ impl Sampler<'_> {
         (watch_over.tell)("reference", None);
         rollout.sampled = rollout.logprobs.clone();
         self.measure(&mut rollout, hidden, critic)?;
+        rollout.importance = (!self.traced).then(|| {
+            let (correction, cap) = (self.args.sampler_correction, self.args.sampler_correction_cap);
+            importance::weights(&rollout.logprobs, &rollout.sampled, &rollout.lengths, correction, cap)
+        });
         rollout.seconds.reference = watch.lap();
         Ok(Some(rollout))
     }

@@ -6,6 +6,7 @@ mod devices;
 mod eval;
 mod formats;
 mod further;
+mod importance;
 mod models;
 mod objectives;
 mod objectives_gradients;

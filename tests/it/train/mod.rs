@@ -7,6 +7,7 @@ mod command_line;
 mod families;
 mod devices;
 mod family;
+mod fast;
 mod final_answer;
 mod fit;
 mod gradients;
