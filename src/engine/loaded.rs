@@ -12,8 +12,8 @@ use super::text::TextStream;
 use super::{ChatPrompt, EngineError, GenerateRequest, ServedModel, TextForm};
 use crate::domain::ModelVersion;
 use crate::gpu::{self, sim::Sim};
-use crate::model::decoder::kv_cache::PAGE;
 use crate::model::decoder::device::Room;
+use crate::model::decoder::kv_cache::PAGE;
 use crate::model::{self, Decoder, DeviceModel, Purpose};
 use crate::ops::linear::WeightFormat;
 use crate::prompt::answer::{Dialect, Thinking, ToolFormat, ToolTags};
@@ -170,7 +170,9 @@ pub(super) fn load_model(
     let decoder = decoder.map_err(|e| failed(e.to_string()))?;
     warm_up(&decoder).map_err(failed)?;
     let on_device = match simulated {
-        true => Some(on_device(&decoder, Box::new(Sim::new(device::SIMULATED_BYTES)), weights, limits).map_err(failed)?),
+        true => {
+            Some(on_device(&decoder, Box::new(Sim::new(device::SIMULATED_BYTES)), weights, limits).map_err(failed)?)
+        }
         false => None,
     };
     let tokenizer = loaded.tokenizer.as_ref();
@@ -212,7 +214,11 @@ fn on_device(
     let model = model.map_err(|e| e.to_string())?;
     if model.page_count() < pages {
         let (has, wants) = (model.page_count() * PAGE, pages * PAGE);
-        tracing::warn!(tokens = has, wanted = wants, "the device has room for a smaller cache than the configuration wants");
+        tracing::warn!(
+            tokens = has,
+            wanted = wants,
+            "the device has room for a smaller cache than the configuration wants"
+        );
     }
     Ok(OnDevice { pages: model.page_count(), memory: model.memory(), model: Mutex::new(model) })
 }

@@ -18,8 +18,8 @@ use super::rewards::RewardModels;
 use super::scheduler::{Lane, Limits};
 use super::sequence::{Queued, Shared};
 use super::{
-    Attention, ChatPrompt, DataDir, DeviceMemory, EmbedRequest, Embeddings, EngineError, EngineStats, FillRequest, Filled,
-    GenerateRequest, Generation, Generator, ModelFiles, Piece, ServedModel, TextForm, TokenLogprob, Turns,
+    Attention, ChatPrompt, DataDir, DeviceMemory, EmbedRequest, Embeddings, EngineError, EngineStats, FillRequest,
+    Filled, GenerateRequest, Generation, Generator, ModelFiles, Piece, ServedModel, TextForm, TokenLogprob, Turns,
 };
 use crate::domain::{Message, ModelKind, ModelVersion, ModelVersionId, RewardScore};
 use crate::model::SoftPrompt;

@@ -50,7 +50,10 @@ fn describe() {
     metrics::describe_gauge!("instructd_kv_tokens_used", "Cached tokens that running samples hold");
     metrics::describe_gauge!("instructd_kv_tokens_remembered", "Cached prefixes kept for later prompts");
     metrics::describe_gauge!("instructd_kv_tokens_total", "Tokens the key-value cache can hold");
-    metrics::describe_gauge!("instructd_device_bytes_used", "Bytes of weights and caches on the device; none on the CPU");
+    metrics::describe_gauge!(
+        "instructd_device_bytes_used",
+        "Bytes of weights and caches on the device; none on the CPU"
+    );
     metrics::describe_gauge!("instructd_device_bytes_total", "Bytes of the device that models may use");
     metrics::describe_gauge!("instructd_jobs", "Jobs by state");
     metrics::describe_counter!("instructd_upstream_calls_total", "Calls to the upstream server by outcome");

@@ -57,7 +57,8 @@ pub fn weights(
         })
         .collect();
     let mean = held.iter().sum::<f64>() / held.len().max(1) as f64;
-    let (least, greatest) = (held.iter().copied().fold(f64::INFINITY, f64::min), held.iter().copied().fold(0.0, f64::max));
+    let (least, greatest) =
+        (held.iter().copied().fold(f64::INFINITY, f64::min), held.iter().copied().fold(0.0, f64::max));
     let tokens = match by_sequence {
         true => held.iter().zip(lengths).flat_map(|(weight, n)| std::iter::repeat_n(*weight, *n)).collect(),
         false => held,

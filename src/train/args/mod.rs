@@ -23,7 +23,8 @@ pub use grpo::GrpoArgs;
 pub use preference::{DpoArgs, KtoArgs, OrpoArgs, SimpoArgs};
 pub use pretrain::{FinetuneArgs, MlmArgs, PretrainArgs, PromptTuningArgs};
 pub use rl::{
-    CriticKind, EnsembleReward, LengthUnit, MissingEos, Numerics, PpoArgs, ReinforceArgs, RewardSpec, RlCommon, RlooArgs, Term,
+    CriticKind, EnsembleReward, LengthUnit, MissingEos, Numerics, PpoArgs, ReinforceArgs, RewardSpec, RlCommon,
+    RlooArgs, Term,
 };
 pub use supervised::{NormalizeOn, RewardArgs, SftArgs};
 

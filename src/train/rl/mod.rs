@@ -30,7 +30,9 @@ use self::inputs::{answered, check_held_out, data_hashes, left_out, lengths, pro
 use self::rewards::{Ensemble, Item, Reward, Sources};
 use self::rollout::{Rollout, Sampler, Watch};
 use self::update::{Experience, Learner, Summary};
-use super::args::{CriticKind, GrpoArgs, Numerics, PpoArgs, RecipeArgs, ReinforceArgs, RlCommon, RlooArgs, parse_for_run};
+use super::args::{
+    CriticKind, GrpoArgs, Numerics, PpoArgs, RecipeArgs, ReinforceArgs, RlCommon, RlooArgs, parse_for_run,
+};
 use super::fit::{self, Fit};
 use super::optim::Params;
 use super::run::{Plan, Run, before, device, file_hash};

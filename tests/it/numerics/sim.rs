@@ -157,8 +157,9 @@ fn a_copied_page_goes_on_by_itself() {
 fn what_a_device_cannot_do_is_said_when_it_is_loaded() {
     let loaded = load(&fixture("llama-tiny"), &Device::Cpu).unwrap();
     let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Score).unwrap();
-    let open =
-        |format, bytes| DeviceModel::new(&decoder, Box::new(Sim::new(bytes)), format, pages(4)).err().unwrap().to_string();
+    let open = |format, bytes| {
+        DeviceModel::new(&decoder, Box::new(Sim::new(bytes)), format, pages(4)).err().unwrap().to_string()
+    };
     let error = open(WeightFormat::Q4_1, 64 << 20);
     assert!(error.contains("q4_1") && error.contains("f32 or bf16"), "{error}");
     let error = open(WeightFormat::F32, 10_000);
@@ -166,7 +167,8 @@ fn what_a_device_cannot_do_is_said_when_it_is_loaded() {
     // Out of memory in a step is an error of the step; a smaller one succeeds.
     let mut on = OnDevice::new("llama-tiny", WeightFormat::F32);
     let held = on.model.memory().0;
-    on.model = DeviceModel::new(&decoder, Box::new(Sim::new(held + (24 << 10))), WeightFormat::F32, pages(PAGES)).unwrap();
+    on.model =
+        DeviceModel::new(&decoder, Box::new(Sim::new(held + (24 << 10))), WeightFormat::F32, pages(PAGES)).unwrap();
     let mut rows = StepRows::default();
     let mut cached = fresh(2);
     assert!(on.cache.reserve(&mut cached[0], 60) && on.cache.reserve(&mut cached[1], 1));
