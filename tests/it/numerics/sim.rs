@@ -1,5 +1,5 @@
 //! Decoders on the simulated device, with the launches that a GPU would get: against the CPU's kernels, and against
-//! themselves in other company.
+//! themselves in other batches.
 
 use candle_core::Device;
 use instructd::gpu::sim::Sim;
@@ -114,7 +114,7 @@ fn a_step_is_ten_launches_a_block() {
 }
 
 #[test]
-fn a_token_has_the_same_bits_alone_in_company_and_in_chunks() {
+fn a_token_has_the_same_bits_alone_in_a_batch_and_in_chunks() {
     for name in ["llama-tiny", "families/gemma2", "families/gpt-neox", "families/qwen3-window"] {
         for format in [WeightFormat::F32, WeightFormat::Bf16] {
             let mut on = OnDevice::new(name, format);
