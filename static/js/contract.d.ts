@@ -617,6 +617,12 @@ export type Detokenized = {
   prompt: string;
 };
 
+/** Bytes that weights and caches of the loaded models hold on devices, and bytes of those devices that are ours. */
+export type DeviceMemory = {
+  used: number;
+  total: number;
+};
+
 export type DocumentText = {
   text: string;
 };
@@ -1520,7 +1526,7 @@ export type Overview = {
   next_action: NextAction;
   running_jobs: Job[];
   /** Device memory of the served models; absent on the CPU. */
-  device?: DeviceMemory;
+  device?: DeviceMemory | null;
 };
 
 /** The caller's own progress. */

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Common, DeviceArg, RecipeArgs, ensure, recipe_args};
-use crate::objective::importance::SamplerCorrection;
+pub(crate) use crate::objective::importance::SamplerCorrection;
 use crate::train::ArgsError;
 
 /// A reward computed from the completion's text, without a reward model.
