@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -11,23 +11,22 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use super::adapters::Adapters;
-use super::attention;
-use super::encoders::{self, Encoders};
+use super::encoders::Encoders;
 use super::loaded::{LoadedModel, load_model};
 use super::rewards::RewardModels;
 use super::scheduler::{Lane, Limits};
 use super::sequence::{Queued, Shared};
+use super::stats::StatCells;
 use super::{
-    Attention, ChatPrompt, DataDir, DeviceMemory, EmbedRequest, Embeddings, EngineError, EngineStats, FillRequest,
-    Filled, GenerateRequest, Generation, Generator, ModelFiles, Piece, ServedModel, TextForm, TokenLogprob, Turns,
+    DataDir, DeviceMemory, EncoderModels, EngineError, EngineStats, GenerateRequest, Generation, Generator, Inspection,
+    ModelFiles, RewardScorer, ServedModel, SoftPrompts, Tokens, Turns,
 };
-use crate::domain::{Message, ModelKind, ModelVersion, ModelVersionId, RewardScore};
+use crate::domain::{ModelVersion, ModelVersionId};
 use crate::model::SoftPrompt;
 use crate::ops::linear::WeightFormat;
-use crate::prompt::Conversation;
 
 /// Texts up to so many bytes are read where the request is answered; longer ones on a blocking thread.
-const READ_HERE: usize = 8 << 10;
+pub(super) const READ_HERE: usize = 8 << 10;
 /// Long texts read, and attention maps made, at the same time; so many more may wait.
 const TEXTS_AT_ONCE: usize = 2;
 const VIEWS_AT_ONCE: usize = 1;
@@ -77,20 +76,6 @@ impl EngineOptions {
     }
 }
 
-/// Counters that the engine thread writes and anyone reads.
-#[derive(Default)]
-pub struct StatCells {
-    pub running: AtomicUsize,
-    pub waiting: AtomicUsize,
-    pub used_tokens: AtomicUsize,
-    pub remembered_tokens: AtomicUsize,
-    pub total_tokens: AtomicUsize,
-    pub generated: AtomicU64,
-    pub prompt_tokens: AtomicU64,
-    /// Accepted and not yet seen by the engine thread.
-    queued: AtomicUsize,
-}
-
 enum Command {
     Submit(Arc<LoadedModel>, Arc<Shared>),
     /// End what is left with `Draining`.
@@ -110,13 +95,13 @@ pub struct LocalEngine {
     options: EngineOptions,
     state: Arc<State>,
     commands: Sender<Command>,
-    files: Arc<dyn ModelFiles>,
-    rewards: RewardModels,
-    adapters: Adapters,
-    encoders: Encoders,
+    pub(super) files: Arc<dyn ModelFiles>,
+    pub(super) rewards: RewardModels,
+    pub(super) adapters: Adapters,
+    pub(super) encoders: Encoders,
     /// Long texts that are read, and looks into the model: each kind in turn.
-    texts: Turns,
-    views: Turns,
+    pub(super) texts: Turns,
+    pub(super) views: Turns,
     /// Constraints that are compiled.
     forms: Turns,
 }
@@ -163,7 +148,7 @@ impl LocalEngine {
         }))
     }
 
-    fn find(&self, version: Option<&ModelVersionId>) -> Result<Arc<LoadedModel>, EngineError> {
+    pub(super) fn find(&self, version: Option<&ModelVersionId>) -> Result<Arc<LoadedModel>, EngineError> {
         let id = match version {
             Some(id) => id.clone(),
             None => read(&self.state.activations).last().cloned().ok_or(EngineError::NotReady)?,
@@ -180,7 +165,8 @@ impl LocalEngine {
         if let Some(id) = prompt.iter().find(|id| **id as usize >= facts.vocab_size) {
             return bad("prompt", format!("token id {id} is outside the vocabulary of {}", facts.vocab_size));
         }
-        if let Some((id, _)) = request.params.logit_bias.iter().find(|(id, _)| *id as usize >= facts.vocab_size) {
+        if let Some((id, _)) = request.params.warpers.logit_bias.iter().find(|(id, _)| *id as usize >= facts.vocab_size)
+        {
             return bad("logit_bias", format!("token id {id} is outside the vocabulary of {}", facts.vocab_size));
         }
         if let Some(id) = request.params.stop_token_ids.iter().find(|id| **id as usize >= facts.vocab_size) {
@@ -250,9 +236,8 @@ impl Generator for LocalEngine {
         if !request.params.ignore_eos {
             end_ids.extend_from_slice(&model.served.eos_ids);
         }
-        let warpers = request.params.warpers();
         let queued = Queued::since(Instant::now());
-        let shared = Arc::new(Shared { request, warpers, events, end_ids, soft, queued, guide });
+        let shared = Arc::new(Shared { request, events, end_ids, soft, queued, guide });
         if self.commands.send(Command::Submit(model, shared)).is_err() {
             return Err(EngineError::Failed("the engine thread has ended".into()));
         }
@@ -294,141 +279,24 @@ impl Generator for LocalEngine {
         Ok(())
     }
 
-    async fn tokenize(
-        &self,
-        version: Option<&ModelVersionId>,
-        text: &str,
-        form: TextForm<'_>,
-    ) -> Result<Vec<u32>, EngineError> {
-        let model = self.find(version)?;
-        if text.len() <= READ_HERE {
-            return model.encode(text, form);
-        }
-        let text = text.to_owned();
-        match form {
-            TextForm::Whole { special, parse_special } => {
-                self.texts.run(move |_| model.encode(&text, TextForm::Whole { special, parse_special })).await
-            }
-            TextForm::Open { special, parse_special } => {
-                self.texts.run(move |_| model.encode(&text, TextForm::Open { special, parse_special })).await
-            }
-            TextForm::After(left) => {
-                let left = left.to_owned();
-                self.texts.run(move |_| model.encode(&text, TextForm::After(&left))).await
-            }
-        }
+    fn tokens(&self) -> Option<&dyn Tokens> {
+        Some(self)
     }
 
-    async fn gap_prompt(
-        &self,
-        version: Option<&ModelVersionId>,
-        before: &str,
-        behind: &str,
-    ) -> Result<Vec<u32>, EngineError> {
-        let model = self.find(version)?;
-        if before.len() + behind.len() <= READ_HERE {
-            return model.gap(before, behind);
-        }
-        let (before, behind) = (before.to_owned(), behind.to_owned());
-        self.texts.run(move |_| model.gap(&before, &behind)).await
+    fn rewards(&self) -> Option<&dyn RewardScorer> {
+        Some(self)
     }
 
-    async fn detokenize(&self, version: Option<&ModelVersionId>, ids: &[u32]) -> Result<String, EngineError> {
-        let model = self.find(version)?;
-        let decode = move |ids: &[u32]| {
-            let decoded = model.tokenizer()?.decode(ids, false);
-            decoded.map_err(|e| EngineError::BadRequest { param: "tokens", message: e.to_string() })
-        };
-        if ids.len() <= READ_HERE / 4 {
-            return decode(ids);
-        }
-        let ids = ids.to_owned();
-        self.texts.run(move |_| decode(&ids)).await
+    fn soft_prompts(&self) -> Option<&dyn SoftPrompts> {
+        Some(self)
     }
 
-    async fn token_pieces(
-        &self,
-        version: Option<&ModelVersionId>,
-        left: &[u32],
-        tokens: &[TokenLogprob],
-    ) -> Result<Vec<Vec<Piece>>, EngineError> {
-        let model = self.find(version)?;
-        let mut context = left.to_vec();
-        let one = |token: &TokenLogprob| {
-            // Models without a tokenizer still answer log-prob requests: ids stand for themselves.
-            let piece = |id: u32| match &model.tokenizer {
-                Some(tokenizer) => tokenizer.piece(&context, id),
-                None => Piece::of(id.to_string()),
-            };
-            let listed = std::iter::once(token.id).chain(token.top.iter().map(|(id, _)| *id)).map(piece).collect();
-            context.push(token.id);
-            listed
-        };
-        Ok(tokens.iter().map(one).collect())
+    fn encoders(&self) -> Option<&dyn EncoderModels> {
+        Some(self)
     }
 
-    async fn chat_prompt(
-        &self,
-        version: Option<&ModelVersionId>,
-        messages: &[Message],
-    ) -> Result<Vec<u32>, EngineError> {
-        let model = self.find(version)?;
-        let render = move |messages: &[Message]| {
-            let bad = |message: String| EngineError::BadRequest { param: "messages", message };
-            model.template()?.encode(messages, true, model.tokenizer()?).map_err(|e| bad(e.to_string()))
-        };
-        // Templates of many messages take long, too.
-        if messages.iter().map(|m| m.content.len() + 256).sum::<usize>() <= READ_HERE {
-            return render(messages);
-        }
-        let messages = messages.to_owned();
-        self.texts.run(move |_| render(&messages)).await
-    }
-
-    async fn conversation_prompt(
-        &self,
-        version: Option<&ModelVersionId>,
-        conversation: &Conversation,
-    ) -> Result<ChatPrompt, EngineError> {
-        let model = self.find(version)?;
-        if conversation.bytes() + 256 * conversation.turns.len() <= READ_HERE {
-            return model.conversation(conversation);
-        }
-        let conversation = conversation.clone();
-        self.texts.run(move |_| model.conversation(&conversation)).await
-    }
-
-    async fn reward_scores(
-        &self,
-        version: &ModelVersion,
-        prompt: &Arc<[Message]>,
-        answers: Vec<String>,
-    ) -> Result<Vec<RewardScore>, EngineError> {
-        self.rewards.score(version, &self.files, prompt, answers).await
-    }
-
-    async fn load_adapter(&self, adapter: &ModelVersion, base: &ServedModel) -> Result<usize, EngineError> {
-        self.adapters.load(adapter, &self.files, base).await
-    }
-
-    async fn attention(&self, version: &ModelVersion, text: &str, most: usize) -> Result<Attention, EngineError> {
-        let text = text.to_owned();
-        if version.kind == ModelKind::Encoder {
-            return self
-                .encoders
-                .with(version, &self.files, move |encoder, _| attention::of_encoder(encoder, &text, most))
-                .await;
-        }
-        let model = self.find(Some(&version.id))?;
-        self.views.run(move |_| attention::of_decoder(&model.decoder, model.tokenizer()?, &text, most)).await
-    }
-
-    async fn embed(&self, encoder: &ModelVersion, request: EmbedRequest) -> Result<Embeddings, EngineError> {
-        self.encoders.with(encoder, &self.files, move |encoder, asker| encoders::embed(encoder, request, asker)).await
-    }
-
-    async fn fill(&self, encoder: &ModelVersion, request: FillRequest) -> Result<Vec<Filled>, EngineError> {
-        self.encoders.with(encoder, &self.files, move |encoder, _| encoders::fill(encoder, request)).await
+    fn inspection(&self) -> Option<&dyn Inspection> {
+        Some(self)
     }
 
     fn stats(&self) -> EngineStats {

@@ -4,23 +4,28 @@
 mod adapters;
 mod attention;
 pub mod attention_maps;
+pub mod capabilities;
 mod constraint;
 pub mod device;
 mod encoders;
 mod loaded;
 mod local;
+mod local_capabilities;
 mod prefix;
 mod recent;
 mod rewards;
 mod scheduler;
 mod sequence;
+mod stats;
 mod text;
 mod turns;
 pub mod upstream;
 
+pub use crate::generation::Warpers;
 pub use crate::model::encoder::text::Pooling;
 pub use crate::tokenizer::Piece;
 pub use attention::Attention;
+pub use capabilities::{EncoderModels, Inspection, RewardScorer, SoftPrompts, Tokens};
 pub use constraint::{Constraint, Form};
 pub use encoders::{EmbedRequest, Embeddings, EncoderInput, FillRequest, Filled, Filling, Gapped};
 pub use local::{EngineOptions, LocalEngine};
@@ -34,26 +39,17 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore};
-use crate::generation::Warpers;
 use crate::prompt::Conversation;
 use crate::prompt::answer::Dialect;
 
-/// How tokens are drawn. Defaults are OpenAI's; every field is honoured.
+/// How a text is sampled. Defaults are OpenAI's; every field is honoured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SamplingParams {
     pub max_tokens: usize,
-    /// 0 means greedy.
-    pub temperature: f32,
-    pub top_p: f32,
-    /// 0 means off.
-    pub top_k: usize,
-    pub min_p: f32,
-    pub repetition_penalty: f32,
-    pub presence_penalty: f32,
-    pub frequency_penalty: f32,
-    /// Added to the logits of these token ids.
-    pub logit_bias: Vec<(u32, f32)>,
+    /// What reshapes the distribution before a draw. In JSON its fields stand beside the others.
+    #[serde(flatten)]
+    pub warpers: Warpers,
     /// Generation ends before the first of these strings; it is not part of the text.
     pub stop: Vec<String>,
     /// Generation ends with any of these tokens, which are not part of the text.
@@ -79,14 +75,7 @@ impl Default for SamplingParams {
     fn default() -> Self {
         Self {
             max_tokens: 16,
-            temperature: 1.0,
-            top_p: 1.0,
-            top_k: 0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
+            warpers: Warpers::default(),
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
             include_stop_str_in_output: false,
@@ -96,22 +85,6 @@ impl Default for SamplingParams {
             logprobs: None,
             constraint: None,
             shown: Vec::new(),
-        }
-    }
-}
-
-impl SamplingParams {
-    /// The part of the parameters that reshapes the distribution.
-    pub fn warpers(&self) -> Warpers {
-        Warpers {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
-            presence_penalty: self.presence_penalty,
-            frequency_penalty: self.frequency_penalty,
-            logit_bias: self.logit_bias.clone(),
         }
     }
 }
@@ -315,7 +288,8 @@ impl ModelFiles for DataDir {
     }
 }
 
-/// Anything that writes text: the local engine, a mock, or an upstream server.
+/// Anything that writes text: the local engine, a mock, or an upstream server. What else it can do is in the traits of
+/// [`capabilities`]; `dyn Generator` has their methods, which refuse where the capability is missing.
 #[async_trait]
 pub trait Generator: Send + Sync + 'static {
     /// Admits or refuses at once; never waits for compute, but for the compiling of a constraint.
@@ -337,89 +311,21 @@ pub trait Generator: Send + Sync + 'static {
     async fn load(&self, version: &ModelVersion) -> Result<Arc<ServedModel>, EngineError>;
     /// Makes a loaded version the active one between two steps; requests in flight keep theirs.
     async fn activate(&self, version: &ModelVersionId) -> Result<(), EngineError>;
-    /// Text → ids. User text never becomes a special token unless the form says so.
-    async fn tokenize(
-        &self,
-        version: Option<&ModelVersionId>,
-        text: &str,
-        form: TextForm<'_>,
-    ) -> Result<Vec<u32>, EngineError>;
-    async fn detokenize(&self, version: Option<&ModelVersionId>, ids: &[u32]) -> Result<String, EngineError>;
-    /// The prompt of a gap between two texts, for models whose vocabulary has tokens for that.
-    ///
-    /// # Errors
-    /// `BadRequest` at `suffix` for others.
-    async fn gap_prompt(
-        &self,
-        version: Option<&ModelVersionId>,
-        before: &str,
-        behind: &str,
-    ) -> Result<Vec<u32>, EngineError> {
-        let (_, _, _) = (version, before, behind);
-        let message = "suffix is not supported for this model: it has no tokens for gaps".into();
-        Err(EngineError::BadRequest { param: "suffix", message })
+    /// Text ↔ token ids; `None` where only text goes in and out.
+    fn tokens(&self) -> Option<&dyn Tokens> {
+        None
     }
-    /// For each token that and its alternatives, in this order, as they stand behind `left` and the tokens before.
-    async fn token_pieces(
-        &self,
-        version: Option<&ModelVersionId>,
-        left: &[u32],
-        tokens: &[TokenLogprob],
-    ) -> Result<Vec<Vec<Piece>>, EngineError>;
-    /// Renders with the model's chat template, generation prompt added, and tokenizes.
-    async fn chat_prompt(
-        &self,
-        version: Option<&ModelVersionId>,
-        messages: &[Message],
-    ) -> Result<Vec<u32>, EngineError>;
-    /// As `chat_prompt`, of a conversation with tools and variables for the template.
-    ///
-    /// # Errors
-    /// `BadRequest` at `tools`, `reasoning_effort`, `chat_template_kwargs` or `messages`: what this model's template
-    /// does not take.
-    async fn conversation_prompt(
-        &self,
-        version: Option<&ModelVersionId>,
-        conversation: &Conversation,
-    ) -> Result<ChatPrompt, EngineError> {
-        if let Some(param) = conversation.asks_for() {
-            let message = format!("{param} is not supported for this model");
-            return Err(EngineError::BadRequest { param, message });
-        }
-        let ids = self.chat_prompt(version, &conversation.stored()).await?;
-        Ok(ChatPrompt { ids, dialect: Dialect::default() })
+    fn rewards(&self) -> Option<&dyn RewardScorer> {
+        None
     }
-    /// Scores answers to one prompt with a reward model version: the mean of its heads, and their standard
-    /// deviation as a measure of doubt.
-    async fn reward_scores(
-        &self,
-        version: &ModelVersion,
-        prompt: &Arc<[Message]>,
-        answers: Vec<String>,
-    ) -> Result<Vec<RewardScore>, EngineError>;
-    /// Makes a soft prompt ready for requests to `base`; returns how many positions it takes.
-    ///
-    /// # Errors
-    /// `BadRequest` when it was tuned for another model.
-    async fn load_adapter(&self, adapter: &ModelVersion, base: &ServedModel) -> Result<usize, EngineError> {
-        let _ = (adapter, base);
-        let message = "this server's models take no soft prompts".into();
-        Err(EngineError::BadRequest { param: "prompt_adapter", message })
+    fn soft_prompts(&self) -> Option<&dyn SoftPrompts> {
+        None
     }
-    /// The attention maps of a policy or an encoder version over one text of at most `most` tokens.
-    async fn attention(&self, version: &ModelVersion, text: &str, most: usize) -> Result<Attention, EngineError> {
-        let (_, _, message) = (text, most, format!("this server cannot look into {}", version.name));
-        Err(EngineError::BadRequest { param: "model", message })
+    fn encoders(&self) -> Option<&dyn EncoderModels> {
+        None
     }
-    /// Vectors of texts by an encoder version.
-    async fn embed(&self, encoder: &ModelVersion, request: EmbedRequest) -> Result<Embeddings, EngineError> {
-        let (_, message) = (request, format!("this server cannot run the encoder {}", encoder.name));
-        Err(EngineError::BadRequest { param: "model", message })
-    }
-    /// What an encoder version puts into gaps.
-    async fn fill(&self, encoder: &ModelVersion, request: FillRequest) -> Result<Vec<Filled>, EngineError> {
-        let (_, message) = (request, format!("this server cannot run the encoder {}", encoder.name));
-        Err(EngineError::BadRequest { param: "model", message })
+    fn inspection(&self) -> Option<&dyn Inspection> {
+        None
     }
     fn stats(&self) -> EngineStats;
     /// Stops admitting; resolves when the last request has ended or the deadline has passed.

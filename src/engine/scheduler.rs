@@ -11,9 +11,9 @@ use rayon::prelude::*;
 
 use super::constraint::Guide;
 use super::loaded::LoadedModel;
-use super::local::StatCells;
 use super::prefix::PrefixTree;
 use super::sequence::{Sequence, Shared};
+use super::stats::StatCells;
 use super::{EngineError, FinishReason, GenEvent, TokenLogprob};
 use crate::generation::sampling::{Drawn, report};
 use crate::model::ModelConfig;

@@ -9,7 +9,6 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::constraint::Guide;
 use super::text::TextStream;
 use super::{EngineError, FinishReason, GenEvent, GenerateRequest, TokenLogprob};
-use crate::generation::Warpers;
 use crate::generation::sampling::{Context, Drawn, draw};
 use crate::model::SoftPrompt;
 use crate::model::decoder::kv_cache::CachedSequence;
@@ -17,7 +16,6 @@ use crate::model::decoder::kv_cache::CachedSequence;
 /// What all samples of a request share.
 pub struct Shared {
     pub request: GenerateRequest,
-    pub warpers: Warpers,
     pub events: UnboundedSender<GenEvent>,
     /// Ids that end a sample: the model's (none under `ignore_eos`) and those that the request names.
     pub end_ids: Vec<u32>,
@@ -124,7 +122,8 @@ impl Sequence {
     /// # Errors
     /// When the form that the text must have can be followed no further.
     pub fn draw(&self, logits: &[f32]) -> Result<Drawn, EngineError> {
-        let (warpers, params) = (&self.shared.warpers, &self.shared.request.params);
+        let params = &self.shared.request.params;
+        let warpers = &params.warpers;
         match &self.guide {
             None => Ok(draw(logits, warpers, &self.context())),
             Some(guide) => guide

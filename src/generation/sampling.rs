@@ -10,7 +10,8 @@ use crate::ops::simd::{exp, max, multiversion, sum};
 use crate::ops::token_logprobs::log_sum_exp;
 
 /// What reshapes the distribution before a draw. Defaults change nothing.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Warpers {
     /// 0 means greedy.
     pub temperature: f32,
@@ -25,6 +26,7 @@ pub struct Warpers {
     pub presence_penalty: f32,
     /// Subtracted per occurrence from the logits of generated tokens.
     pub frequency_penalty: f32,
+    /// Added to the logits of these token ids.
     pub logit_bias: Vec<(u32, f32)>,
 }
 

@@ -57,7 +57,7 @@ pub struct App {
 
 pub type AppState = Arc<App>;
 
-/// Large pieces of work of this room (parsing, writing) at the same time, and those that may wait for a turn.
+/// Large pieces of work of this module (parsing, writing) at the same time, and those that may wait for a turn.
 const APART_AT_ONCE: usize = 4;
 const APART_MAY_WAIT: usize = 64;
 static APART: LazyLock<Turns> = LazyLock::new(|| Turns::new(APART_AT_ONCE, APART_MAY_WAIT));

@@ -204,10 +204,10 @@ pub(super) fn drawing(services: &Services, sampling: Sampling) -> ApiResult<Samp
     let mut checked = sampling.sampling(&services.config.limits).map_err(inside)?;
     let labeling = &services.live().config.labeling;
     if !temperature {
-        checked.temperature = labeling.temperature as f32;
+        checked.warpers.temperature = labeling.temperature as f32;
     }
     if !top_p {
-        checked.top_p = labeling.top_p as f32;
+        checked.warpers.top_p = labeling.top_p as f32;
     }
     let default = labeling.max_tokens as u64;
     let max_tokens = params::count("max_tokens", sampling.max_tokens.unwrap_or(default)).map_err(inside)?;

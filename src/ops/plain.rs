@@ -1,4 +1,4 @@
-//! The operations of this room built from candle's differentiable operations: slow, simple, for any device.
+//! The operations of this crate built from candle's differentiable operations: slow, simple, for any device.
 //! They are the reference that the fused kernels are tested against.
 
 use candle_core::{D, DType, Result, Tensor};

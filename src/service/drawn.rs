@@ -8,7 +8,7 @@ use super::complete::Running;
 use super::draw::{Plan, SelectionPolicy};
 use super::{Result, ServiceError, Services, publish, sets};
 use crate::domain::*;
-use crate::engine::{EngineError, FinishReason, GenEvent, SamplingParams, ServedModel};
+use crate::engine::{EngineError, FinishReason, GenEvent, SamplingParams, ServedModel, Warpers};
 use crate::eval::quality::selection::{Guess, uncertainty};
 
 /// A full engine is asked again this often before the draw fails.
@@ -183,8 +183,7 @@ async fn patient(
     loop {
         let params = SamplingParams {
             max_tokens: plan.max_tokens,
-            temperature: plan.temperature,
-            top_p: plan.top_p,
+            warpers: Warpers { temperature: plan.temperature, top_p: plan.top_p, ..Warpers::default() },
             seed: seed % (1 << 53),
             ..SamplingParams::default()
         };

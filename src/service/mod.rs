@@ -1,4 +1,4 @@
-//! Use-cases between HTTP and the rooms that do the work. No status codes, no SQL text, no tensors.
+//! Use-cases between HTTP and the modules that do the work. No status codes, no SQL text, no tensors.
 
 pub mod access;
 pub mod ask;

@@ -214,10 +214,10 @@ pub const SAME_AT_ZERO: &str =
 /// # Errors
 /// `BadInput` at the sampling's `temperature` or `top_k`.
 pub fn check_varied(params: &SamplingParams) -> Result<()> {
-    if params.temperature == 0.0 {
+    if params.warpers.temperature == 0.0 {
         return Err(bad_input("sampling.temperature", SAME_AT_ZERO));
     }
-    if params.top_k == 1 {
+    if params.warpers.top_k == 1 {
         let message = "is 1: every answer of one version would be the same text, and there would be nothing to compare";
         return Err(bad_input("sampling.top_k", message));
     }

@@ -8,6 +8,9 @@ use tokenizers::{Encoding, NormalizerWrapper, PostProcessorWrapper, PreTokenizer
 pub(super) struct Frame {
     /// Ids before any text, such as a begin token.
     pub before: Vec<u32>,
+    /// Ids behind a whole text, such as an end token; `None` where the post-processor does more than to put ids before
+    /// and behind.
+    pub behind: Option<Vec<u32>>,
     /// The rules without the space that is put before a text; `None` where there is no such space.
     pub inner: Option<Rules>,
     /// That space is put before every part between added tokens, not only before the first.
@@ -35,7 +38,7 @@ impl Frame {
             })
         };
         let inner = if prefix { rules().ok() } else { None };
-        Self { before: before(base), inner, every_part }
+        Self { before: before(base), behind: behind(base), inner, every_part }
     }
 }
 
@@ -82,6 +85,15 @@ fn before(base: &tokenizers::Tokenizer) -> Vec<u32> {
     let Some(framed) = around_one(base) else { return Vec::new() };
     let special = framed.get_special_tokens_mask().iter().take_while(|mark| **mark == 1).count();
     framed.get_ids()[..special.min(framed.len())].to_vec()
+}
+
+/// The ids that the post-processor puts behind a text, where one ordinary token stands between special ones.
+fn behind(base: &tokenizers::Tokenizer) -> Option<Vec<u32>> {
+    let framed = around_one(base)?;
+    let marks = framed.get_special_tokens_mask();
+    let at = marks.iter().position(|mark| *mark == 0)?;
+    let alone = framed.get_ids()[at] == 0 && marks[at + 1..].iter().all(|mark| *mark == 1);
+    alone.then(|| framed.get_ids()[at + 1..].to_vec())
 }
 
 /// The post-processor that `add_bos_token` and `add_eos_token` of tokenizer_config.json ask for, where that of

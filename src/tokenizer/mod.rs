@@ -15,7 +15,9 @@ pub mod train;
 use std::sync::Arc;
 
 use serde_json::Value;
-use tokenizers::{DecoderWrapper, Model as _, OffsetType, PreTokenizedString, PreTokenizer as _};
+use tokenizers::{
+    DecoderWrapper, Encoding, Model as _, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, Token,
+};
 
 pub use incremental::IncrementalDecoder;
 pub use pieces::Piece;
@@ -167,9 +169,16 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer's own rules fail on this text (for instance a missing unknown token).
     pub fn encode_with(&self, text: &str, add_special: bool, specials: Specials<'_>) -> Result<Vec<u32>> {
-        let encoding = self.encoding(text, specials, false)?;
-        let encoding = self.0.base.post_process(encoding, None, add_special).map_err(failed)?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = self.ids(text, specials, false)?;
+        if !add_special {
+            return Ok(ids);
+        }
+        if let Some(behind) = &self.0.frame.behind {
+            return Ok([self.0.frame.before.as_slice(), &ids, behind].concat());
+        }
+        let tokens = ids.into_iter().map(|id| Token::new(id, String::new(), (0, 0))).collect();
+        let encoding = Encoding::from_tokens(tokens, 0);
+        Ok(self.0.base.post_process(encoding, None, true).map_err(failed)?.get_ids().to_vec())
     }
 
     /// The ids of a text that goes on: what the model expects before a text, but no end token behind it.
@@ -188,7 +197,7 @@ impl Tokenizer {
         if self.begins_text(left) {
             return self.encode(text, false, false);
         }
-        Ok(self.encoding(text, Specials::Never, true)?.get_ids().to_vec())
+        self.ids(text, Specials::Never, true)
     }
 
     /// Whether a text behind `left` is tokenized as one that begins: behind nothing, behind what the model
@@ -204,33 +213,42 @@ impl Tokenizer {
         &self.0.frame.before
     }
 
-    /// `inner`: the text goes on from another.
-    fn encoding(&self, text: &str, specials: Specials<'_>, inner: bool) -> Result<tokenizers::Encoding> {
+    /// The ids of a text without what stands around it. `inner`: the text goes on from another.
+    ///
+    /// Only ids are kept of the pieces: the crate's own `Encoding` holds the text and the place of every token as well,
+    /// some thirty times the size of the text.
+    fn ids(&self, text: &str, specials: Specials<'_>, inner: bool) -> Result<Vec<u32>> {
         let base = &self.0.base;
         let own = || (base.get_normalizer(), base.get_pre_tokenizer());
         let (normalizer, pre_tokenizer) = match &self.0.frame.inner {
             Some(without) if inner => (without.normalizer.as_ref(), without.pre_tokenizer.as_ref()),
             _ => own(),
         };
-        let work = || -> tokenizers::Result<tokenizers::Encoding> {
+        let work = || -> tokenizers::Result<Vec<u32>> {
             let mut pieces = PreTokenizedString::from(text);
             self.0.finders.split(&mut pieces, normalizer, specials)?;
             if let Some(pre_tokenizer) = pre_tokenizer {
                 pre_tokenizer.pre_tokenize(&mut pieces)?;
             }
-            match specials {
-                Specials::Everywhere => pieces.tokenize(|piece| base.get_model().tokenize(piece.get()))?,
-                // A vocabulary of whole words may hold special tokens as words.
-                _ => pieces.tokenize(|piece| self.ordinary(piece.get(), 0))?,
+            let mut ids = Vec::new();
+            for (piece, _, added) in pieces.get_splits(OffsetReferential::Normalized, OffsetType::None) {
+                match (added, specials) {
+                    (Some(tokens), _) => ids.extend(tokens.iter().map(|token| token.id)),
+                    (None, Specials::Everywhere) => {
+                        ids.extend(base.get_model().tokenize(piece)?.iter().map(|token| token.id));
+                    }
+                    // A vocabulary of whole words may hold special tokens as words.
+                    (None, _) => ids.extend(self.ordinary(piece, 0)?.iter().map(|token| token.id)),
+                }
             }
-            pieces.into_encoding(None, 0, OffsetType::None)
+            Ok(ids)
         };
         guarded(work)?.map_err(failed)
     }
 
     /// The tokens of a piece by the vocabulary alone, none of them a special token that the text spells out: such a
     /// piece is cut behind its first character. `at` is where the piece begins.
-    fn ordinary(&self, piece: &str, at: usize) -> tokenizers::Result<Vec<tokenizers::Token>> {
+    fn ordinary(&self, piece: &str, at: usize) -> tokenizers::Result<Vec<Token>> {
         let mut tokens = Vec::new();
         for mut token in self.0.base.get_model().tokenize(piece)? {
             let (start, end) = token.offsets;

@@ -50,7 +50,7 @@ pub(super) fn check(tokenizer: &Tokenizer, json: &str) -> Result<()> {
             let hostile = (0..3).all(|_| {
                 let begun = Instant::now();
                 let gave_up = |e: TokenizerError| e.0 == GIVES_UP;
-                let encoded = tokenizer.encoding(&text, Specials::Never, false);
+                let encoded = tokenizer.ids(&text, Specials::Never, false);
                 encoded.is_err_and(gave_up) || decode(&text).is_err() || begun.elapsed() > MOST
             });
             if hostile {

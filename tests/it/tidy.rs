@@ -1,4 +1,4 @@
-//! The rules of the source tree: which room may use which, who may name which crate, where clocks and randomness are read,
+//! The rules of the source tree: which module may use which, who may name which crate, where clocks and randomness are read,
 //! and how long a file may be.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,7 +30,7 @@ fn sources(dir: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-fn room(path: &str) -> &str {
+fn module(path: &str) -> &str {
     let inside = path.strip_prefix("src/").unwrap_or(path);
     inside.split('/').next().unwrap_or(inside).trim_end_matches(".rs")
 }
@@ -47,17 +47,17 @@ fn uses(path: &str, text: &str, needle: &str) -> Vec<String> {
 fn forbid(needle: &str, allowed: impl Fn(&str) -> bool) {
     let found: Vec<_> = sources("src")
         .iter()
-        .filter(|(path, _)| !allowed(room(path)))
+        .filter(|(path, _)| !allowed(module(path)))
         .flat_map(|(path, text)| uses(path, text, needle))
         .collect();
     assert!(found.is_empty(), "`{needle}` where it may not be: {found:#?}");
 }
 
-/// Rooms (the directories of `src`), from the lowest to the highest, with what each may use: rooms before it only, so
+/// Modules (the directories of `src`), from the lowest to the highest, with what each may use: modules before it only, so
 /// that there are no cycles. `edges_are_those_of_the_table` refuses an edge that is missing here, and one that no file
 /// uses any more. ARCHITECTURE.md shows this table.
 #[rustfmt::skip]
-const ROOMS: &[(&str, &[&str])] = &[
+const MODULES: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("domain", &[]),
     ("gpu", &[]),
@@ -83,7 +83,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("cli", &["config", "domain", "ops", "tokenizer", "model", "hub", "data", "engine", "train", "eval", "instructgpt", "store", "artifacts", "jobs", "service", "app"]),
 ];
 
-/// Files outside every room.
+/// Files outside every module.
 const ROOTS: [&str; 2] = ["src/lib.rs", "src/main.rs"];
 
 /// `text` without comments. A line of a string that contains `//` loses its end, which no rule here looks at.
@@ -92,7 +92,7 @@ fn code(text: &str) -> String {
 }
 
 /// The names that follow `crate::` in `text`, also in `crate::{a, b::c}`.
-fn rooms_named(text: &str) -> BTreeSet<String> {
+fn modules_named(text: &str) -> BTreeSet<String> {
     let code = code(text);
     let word = |s: &str| s.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let mut found = BTreeSet::new();
@@ -127,19 +127,19 @@ fn rooms_named(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn names_of_rooms_are_found_in_every_form() {
+fn names_of_modules_are_found_in_every_form() {
     let text = "use crate::a::b;\nuse crate::{c, d::{e, f}};\nfn g() { crate::h::i() } // crate::j\n$crate::k";
-    assert_eq!(rooms_named(text).into_iter().collect::<Vec<_>>(), ["a", "c", "d", "h"]);
+    assert_eq!(modules_named(text).into_iter().collect::<Vec<_>>(), ["a", "c", "d", "h"]);
 }
 
-/// (room, used room) → a file that uses it.
+/// (module, used module) → a file that uses it.
 fn edges() -> BTreeMap<(String, String), String> {
     let mut edges = BTreeMap::new();
     for (path, text) in sources("src").iter().filter(|(path, _)| !ROOTS.contains(&path.as_str())) {
         // `ops` is a crate of its own: what it calls `crate` is itself, and Cargo keeps it from using the others.
-        let named = if room(path) == "ops" { BTreeSet::new() } else { rooms_named(text) };
-        for used in named.into_iter().filter(|used| used != room(path)) {
-            edges.entry((room(path).to_owned(), used)).or_insert_with(|| path.clone());
+        let named = if module(path) == "ops" { BTreeSet::new() } else { modules_named(text) };
+        for used in named.into_iter().filter(|used| used != module(path)) {
+            edges.entry((module(path).to_owned(), used)).or_insert_with(|| path.clone());
         }
     }
     edges
@@ -147,50 +147,51 @@ fn edges() -> BTreeMap<(String, String), String> {
 
 #[test]
 fn edges_are_those_of_the_table() {
-    let listed = |from: &str, to: &str| ROOMS.iter().any(|(room, uses)| *room == from && uses.contains(&to));
+    let listed = |from: &str, to: &str| MODULES.iter().any(|(module, uses)| *module == from && uses.contains(&to));
     let edges = edges();
     let missing: Vec<_> = edges.iter().filter(|((from, to), _)| !listed(from, to)).collect();
-    assert!(missing.is_empty(), "edges that the table of rooms does not allow: {missing:#?}");
-    let unused: Vec<_> = ROOMS
+    assert!(missing.is_empty(), "edges that the table of modules does not allow: {missing:#?}");
+    let unused: Vec<_> = MODULES
         .iter()
-        .flat_map(|(room, uses)| uses.iter().map(move |to| ((*room).to_owned(), (*to).to_owned())))
+        .flat_map(|(module, uses)| uses.iter().map(move |to| ((*module).to_owned(), (*to).to_owned())))
         .filter(|edge| !edges.contains_key(edge))
         .collect();
-    assert!(unused.is_empty(), "edges of the table of rooms that no file uses: {unused:#?}");
+    assert!(unused.is_empty(), "edges of the table of modules that no file uses: {unused:#?}");
 }
 
 #[test]
-fn the_table_has_every_room_once_and_no_cycle() {
+fn the_table_has_every_module_once_and_no_cycle() {
     let directories: BTreeSet<_> = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .filter(|name| !ROOTS.contains(&format!("src/{name}").as_str()))
         .collect();
-    let listed: BTreeSet<_> = ROOMS.iter().map(|(room, _)| (*room).to_owned()).collect();
-    assert_eq!(directories, listed, "files and directories of src, and rooms of the table");
-    assert_eq!(listed.len(), ROOMS.len(), "a room is listed twice");
-    for (i, (room, uses)) in ROOMS.iter().enumerate() {
-        // Every edge leads to an earlier room, in the order of the table.
-        let places: Vec<_> = uses.iter().map(|to| ROOMS[..i].iter().position(|(lower, _)| lower == to)).collect();
-        assert!(places.iter().all(Option::is_some), "{room} uses a room that is not before it: {uses:?}");
-        assert!(places.is_sorted(), "what {room} uses is not in the order of the table: {uses:?}");
+    let listed: BTreeSet<_> = MODULES.iter().map(|(module, _)| (*module).to_owned()).collect();
+    assert_eq!(directories, listed, "files and directories of src, and modules of the table");
+    assert_eq!(listed.len(), MODULES.len(), "a module is listed twice");
+    for (i, (module, uses)) in MODULES.iter().enumerate() {
+        // Every edge leads to an earlier module, in the order of the table.
+        let places: Vec<_> = uses.iter().map(|to| MODULES[..i].iter().position(|(lower, _)| lower == to)).collect();
+        assert!(places.iter().all(Option::is_some), "{module} uses a module that is not before it: {uses:?}");
+        assert!(places.is_sorted(), "what {module} uses is not in the order of the table: {uses:?}");
     }
 }
 
-/// The table of rooms as ARCHITECTURE.md shows it, from the highest room to the lowest.
+/// The table of modules as ARCHITECTURE.md shows it, from the highest module to the lowest.
 fn diagram() -> String {
-    let lines = ROOMS.iter().rev().map(|(room, uses)| match uses {
-        [] => format!("{room:<12}\n"),
-        _ => format!("{room:<12} → {}\n", uses.iter().rev().copied().collect::<Vec<_>>().join(", ")),
+    let lines = MODULES.iter().rev().map(|(module, uses)| match uses {
+        [] => format!("{module:<12}\n"),
+        _ => format!("{module:<12} → {}\n", uses.iter().rev().copied().collect::<Vec<_>>().join(", ")),
     });
     let lines: String = lines.map(|line| format!("{}\n", line.trim_end())).collect();
-    format!("<!-- rooms: made from tests/it/tidy.rs -->\n```text\n{lines}```\n<!-- /rooms -->")
+    format!("<!-- modules: made from tests/it/tidy.rs -->\n```text\n{lines}```\n<!-- /modules -->")
 }
 
 #[test]
 fn the_diagram_of_the_architecture_is_that_of_the_table() {
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap();
-    let shown = text.find("<!-- rooms").zip(text.find("<!-- /rooms -->")).map(|(a, b)| &text[a..b + 15]);
+    let end = "<!-- /modules -->";
+    let shown = text.find("<!-- modules").zip(text.find(end)).map(|(a, b)| &text[a..b + end.len()]);
     let made = diagram();
     assert!(shown == Some(made.as_str()), "ARCHITECTURE.md has another diagram; it must be:\n{made}");
 }
@@ -249,7 +250,7 @@ fn clocks_and_randomness_are_read_in_named_places_only() {
 
 #[test]
 fn sql_only_in_store() {
-    forbid("sqlx::", |room| room == "store");
+    forbid("sqlx::", |module| module == "store");
 }
 
 /// Routes ask the service, which decides who may see what.
@@ -262,7 +263,7 @@ fn routes_do_not_ask_the_store() {
 
 #[test]
 fn axum_only_in_http_and_app() {
-    forbid("axum::", |room| matches!(room, "http" | "app"));
+    forbid("axum::", |module| matches!(module, "http" | "app"));
 }
 
 /// The engine serves no HTTP; asking another server is the business of `engine/upstream` alone.
@@ -280,14 +281,14 @@ fn the_engine_has_no_http_server_and_one_client() {
 
 #[test]
 fn no_tensors_in_http_service_or_store() {
-    forbid("candle", |room| !matches!(room, "http" | "service" | "store"));
+    forbid("candle", |module| !matches!(module, "http" | "service" | "store"));
 }
 
 /// Rewards by HTTP go through a trait: training opens no connection.
 #[test]
 fn no_client_in_training() {
     for needle in ["reqwest", "std::net", "tokio::net"] {
-        forbid(needle, |room| !matches!(room, "train" | "objective" | "model" | "ops" | "generation" | "data"));
+        forbid(needle, |module| !matches!(module, "train" | "objective" | "model" | "ops" | "generation" | "data"));
     }
 }
 

@@ -19,8 +19,8 @@ use self::http::{Failure, Http};
 use self::wire::{Chunk, Kind, Usage};
 use super::rewards::RewardModels;
 use super::{
-    EngineError, EngineStats, FinishReason, GenEvent, GenerateRequest, Generation, Generator, ModelFiles, Piece,
-    ServedModel, TextForm, TextPrompt, TokenLogprob,
+    EngineError, EngineStats, FinishReason, GenEvent, GenerateRequest, Generation, Generator, ModelFiles, RewardScorer,
+    ServedModel, TextPrompt,
 };
 use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore};
 
@@ -342,34 +342,8 @@ impl Generator for UpstreamEngine {
         self.find(Some(version))
     }
 
-    async fn tokenize(&self, _: Option<&ModelVersionId>, _: &str, _: TextForm<'_>) -> Result<Vec<u32>, EngineError> {
-        no_ids("model")
-    }
-
-    async fn detokenize(&self, _: Option<&ModelVersionId>, _: &[u32]) -> Result<String, EngineError> {
-        no_ids("model")
-    }
-
-    async fn token_pieces(
-        &self,
-        _: Option<&ModelVersionId>,
-        _: &[u32],
-        _: &[TokenLogprob],
-    ) -> Result<Vec<Vec<Piece>>, EngineError> {
-        no_ids("model")
-    }
-
-    async fn chat_prompt(&self, _: Option<&ModelVersionId>, _: &[Message]) -> Result<Vec<u32>, EngineError> {
-        no_ids("messages")
-    }
-
-    async fn reward_scores(
-        &self,
-        version: &ModelVersion,
-        prompt: &Arc<[Message]>,
-        answers: Vec<String>,
-    ) -> Result<Vec<RewardScore>, EngineError> {
-        self.rewards.score(version, &self.options.files, prompt, answers).await
+    fn rewards(&self) -> Option<&dyn RewardScorer> {
+        Some(self)
     }
 
     fn stats(&self) -> EngineStats {
@@ -391,5 +365,17 @@ impl Generator for UpstreamEngine {
         if tokio::time::timeout(deadline, idle).await.is_err() {
             self.shared.stop.cancel();
         }
+    }
+}
+
+#[async_trait]
+impl RewardScorer for UpstreamEngine {
+    async fn reward_scores(
+        &self,
+        version: &ModelVersion,
+        prompt: &Arc<[Message]>,
+        answers: Vec<String>,
+    ) -> Result<Vec<RewardScore>, EngineError> {
+        self.rewards.score(version, &self.options.files, prompt, answers).await
     }
 }

@@ -98,18 +98,18 @@ pub fn call(
 /// Only what differs from the default is sent: the fewer fields, the more servers understand.
 fn sampling(kind: Kind, params: &SamplingParams, body: &mut Map<String, Value>) -> Result<(), EngineError> {
     let default = SamplingParams::default();
-    body.insert("temperature".into(), number(params.temperature));
-    if params.top_p != default.top_p {
-        body.insert("top_p".into(), number(params.top_p));
+    body.insert("temperature".into(), number(params.warpers.temperature));
+    if params.warpers.top_p != default.warpers.top_p {
+        body.insert("top_p".into(), number(params.warpers.top_p));
     }
-    if params.presence_penalty != default.presence_penalty {
-        body.insert("presence_penalty".into(), number(params.presence_penalty));
+    if params.warpers.presence_penalty != default.warpers.presence_penalty {
+        body.insert("presence_penalty".into(), number(params.warpers.presence_penalty));
     }
-    if params.frequency_penalty != default.frequency_penalty {
-        body.insert("frequency_penalty".into(), number(params.frequency_penalty));
+    if params.warpers.frequency_penalty != default.warpers.frequency_penalty {
+        body.insert("frequency_penalty".into(), number(params.warpers.frequency_penalty));
     }
-    if !params.logit_bias.is_empty() {
-        let map: Map<_, _> = params.logit_bias.iter().map(|(id, b)| (id.to_string(), number(*b))).collect();
+    if !params.warpers.logit_bias.is_empty() {
+        let map: Map<_, _> = params.warpers.logit_bias.iter().map(|(id, b)| (id.to_string(), number(*b))).collect();
         body.insert("logit_bias".into(), map.into());
     }
     if !params.stop.is_empty() {
@@ -122,12 +122,12 @@ fn sampling(kind: Kind, params: &SamplingParams, body: &mut Map<String, Value>) 
         return Err(refuse("include_stop_str_in_output"));
     }
     let own: [(&'static str, bool, Value); 5] = [
-        ("top_k", params.top_k != default.top_k, params.top_k.into()),
-        ("min_p", params.min_p != default.min_p, number(params.min_p)),
+        ("top_k", params.warpers.top_k != default.warpers.top_k, params.warpers.top_k.into()),
+        ("min_p", params.warpers.min_p != default.warpers.min_p, number(params.warpers.min_p)),
         (
             "repetition_penalty",
-            params.repetition_penalty != default.repetition_penalty,
-            number(params.repetition_penalty),
+            params.warpers.repetition_penalty != default.warpers.repetition_penalty,
+            number(params.warpers.repetition_penalty),
         ),
         ("ignore_eos", params.ignore_eos, true.into()),
         ("min_tokens", params.min_tokens > 0, params.min_tokens.into()),
@@ -283,6 +283,7 @@ impl Listed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Warpers;
 
     fn request(params: SamplingParams) -> GenerateRequest {
         let id = "r".to_owned();
@@ -305,10 +306,11 @@ mod tests {
     #[test]
     fn every_parameter_is_passed_on_or_refused_by_name() {
         let d = SamplingParams::default;
+        let warped = |warpers| SamplingParams { warpers, ..d() };
         let cases = [
-            ("top_k", SamplingParams { top_k: 3, ..d() }),
-            ("min_p", SamplingParams { min_p: 0.1, ..d() }),
-            ("repetition_penalty", SamplingParams { repetition_penalty: 1.3, ..d() }),
+            ("top_k", warped(Warpers { top_k: 3, ..Warpers::default() })),
+            ("min_p", warped(Warpers { min_p: 0.1, ..Warpers::default() })),
+            ("repetition_penalty", warped(Warpers { repetition_penalty: 1.3, ..Warpers::default() })),
             ("ignore_eos", SamplingParams { ignore_eos: true, ..d() }),
             ("min_tokens", SamplingParams { min_tokens: 2, ..d() }),
             ("logprobs", SamplingParams { logprobs: Some(0), ..d() }),
@@ -327,11 +329,14 @@ mod tests {
             }
         }
         let all = SamplingParams {
-            temperature: 0.7,
-            top_p: 0.9,
-            presence_penalty: 0.5,
-            frequency_penalty: -0.5,
-            logit_bias: vec![(5, -100.0)],
+            warpers: Warpers {
+                temperature: 0.7,
+                top_p: 0.9,
+                presence_penalty: 0.5,
+                frequency_penalty: -0.5,
+                logit_bias: vec![(5, -100.0)],
+                ..Warpers::default()
+            },
             stop: vec!["END".into()],
             seed: u64::MAX,
             ..d()
@@ -347,7 +352,11 @@ mod tests {
 
     #[test]
     fn llama_cpp_is_told_not_to_truncate() {
-        let body = body(Kind::LlamaCpp, SamplingParams { top_k: 7, ..SamplingParams::default() }).expect("fine");
+        let body = body(
+            Kind::LlamaCpp,
+            SamplingParams { warpers: Warpers { top_k: 7, ..Warpers::default() }, ..SamplingParams::default() },
+        )
+        .expect("fine");
         assert_eq!((&body["top_k"], &body["top_p"], &body["min_p"]), (&json!(7), &json!(1.0), &json!(0.0)));
     }
 

@@ -248,7 +248,7 @@ pub fn check_bias(sampling: &SamplingParams, model: &ServedModel) -> ApiResult<(
         let message = format!("is outside the vocabulary of {}", model.vocab_size);
         return Err(ApiError::bad(format!("stop_token_ids[{i}]"), message));
     }
-    match sampling.logit_bias.iter().find(|(id, _)| !known(*id)) {
+    match sampling.warpers.logit_bias.iter().find(|(id, _)| !known(*id)) {
         Some((id, _)) => {
             Err(ApiError::bad(format!("logit_bias.{id}"), format!("the vocabulary has {} tokens", model.vocab_size)))
         }

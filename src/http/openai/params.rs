@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::config::LimitsConfig;
-use crate::engine::{SamplingParams, ServedModel};
+use crate::engine::{SamplingParams, ServedModel, Warpers};
 use crate::http::error::{ApiError, ApiResult};
 
 /// Most alternatives per token that can be asked for.
@@ -205,7 +205,7 @@ impl Given<'_> {
             k @ 1..=1_000_000 => k as usize,
             _ => return Err(ApiError::bad("top_k", "must be -1, 0 (both off) or a count of tokens")),
         };
-        Ok(SamplingParams {
+        let warpers = Warpers {
             temperature: ranged("temperature", self.temperature, 1.0, 0.0, 2.0)?,
             top_p,
             top_k,
@@ -214,6 +214,9 @@ impl Given<'_> {
             presence_penalty: ranged("presence_penalty", self.presence_penalty, 0.0, -2.0, 2.0)?,
             frequency_penalty: ranged("frequency_penalty", self.frequency_penalty, 0.0, -2.0, 2.0)?,
             logit_bias: logit_bias(self.logit_bias)?,
+        };
+        Ok(SamplingParams {
+            warpers,
             stop: stop(self.stop, limits)?,
             stop_token_ids: stop_ids(self.stop_token_ids)?,
             include_stop_str_in_output: self.include_stop.unwrap_or(false),

@@ -1,5 +1,5 @@
 //! What the program may ask the store, by domain: `store.sets().get(&id)`. Each view is a file; the statements are in the
-//! files of the room that the methods name. A read borrows a connection; a write runs in a task of its own, which ends
+//! files of the module `store` that the methods name. A read borrows a connection; a write runs in a task of its own, which ends
 //! after the commit even when the caller goes away.
 
 use super::sql::Store;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use instructd::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
 use instructd::engine::{
     EngineError, EngineOptions, FinishReason, GenEvent, GenerateRequest, Generation, Generator, LocalEngine,
-    SamplingParams, TokenLogprob,
+    SamplingParams, TokenLogprob, Warpers,
 };
 
 use crate::support::eventually::{LONG, eventually};
@@ -215,7 +215,8 @@ async fn bad_requests_are_refused_before_any_work() {
     assert_eq!(param(refused(request(vec![96], 1, params(0, 1))).await), "prompt");
     assert_eq!(param(refused(request(vec![1], 1, params(0, 64))).await), "max_tokens");
     assert_eq!(param(refused(request(vec![1], 0, params(0, 1))).await), "n");
-    let bias = SamplingParams { logit_bias: vec![(96, 1.0)], ..params(0, 1) };
+    let bias =
+        SamplingParams { warpers: Warpers { logit_bias: vec![(96, 1.0)], ..Warpers::default() }, ..params(0, 1) };
     assert_eq!(param(refused(request(vec![1], 1, bias)).await), "logit_bias");
     assert!(matches!(refused(request(vec![1], 1, params(0, 1))).await, EngineError::Overloaded { .. }));
     let unknown = GenerateRequest { version: Some("nope".into()), ..request(vec![1], 1, params(0, 1)) };

@@ -202,7 +202,7 @@ async fn sign_in_is_read(store: Arc<Store>) {
         token_hash: "t".into(),
         labeler_id: ada.clone(),
         role: Role::Labeler,
-        credential: "key:k".into(),
+        credential: "k".into(),
         used: T0,
         expires: T0 + 100,
         created: T0,

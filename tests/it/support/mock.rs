@@ -98,7 +98,8 @@ fn mix(mut x: u64) -> u64 {
 /// The text of sample `index`; some texts end by themselves, others run to `max_tokens`.
 fn text_of(request: &GenerateRequest, index: usize) -> (Vec<char>, bool) {
     let prompt = request.prompt_ids.iter().fold(7, |h, id| mix(h ^ u64::from(*id)));
-    let seed = if request.params.temperature == 0.0 { 0 } else { mix(request.params.seed ^ ((index as u64) << 56)) };
+    let seed =
+        if request.params.warpers.temperature == 0.0 { 0 } else { mix(request.params.seed ^ ((index as u64) << 56)) };
     let mut state = mix(prompt ^ seed);
     let mut text = String::new();
     let words = if request.params.ignore_eos { usize::MAX } else { 4 + (state % 12) as usize };
@@ -242,6 +243,35 @@ impl Generator for MockGenerator {
         Ok(())
     }
 
+    fn tokens(&self) -> Option<&dyn Tokens> {
+        Some(self)
+    }
+
+    fn rewards(&self) -> Option<&dyn RewardScorer> {
+        Some(self)
+    }
+
+    fn stats(&self) -> EngineStats {
+        EngineStats {
+            running: self.running.load(Ordering::SeqCst),
+            tokens_generated: self.generated.load(Ordering::Relaxed),
+            prompt_tokens: self.prompted.load(Ordering::Relaxed),
+            kv_tokens_total: self.options.max_context,
+            ..EngineStats::default()
+        }
+    }
+
+    async fn drain(&self, deadline: Duration) {
+        self.draining.store(true, Ordering::SeqCst);
+        let end = tokio::time::Instant::now() + deadline;
+        while self.running.load(Ordering::SeqCst) > 0 && tokio::time::Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[async_trait]
+impl Tokens for MockGenerator {
     async fn tokenize(
         &self,
         version: Option<&ModelVersionId>,
@@ -285,7 +315,10 @@ impl Generator for MockGenerator {
         let text: String = messages.iter().map(|m| format!("{}: {}\n", m.role, m.content)).collect();
         self.tokenize(version, &format!("{text}assistant: "), TextForm::PROMPT).await
     }
+}
 
+#[async_trait]
+impl RewardScorer for MockGenerator {
     /// Longer responses score higher, and leave more doubt.
     async fn reward_scores(
         &self,
@@ -301,23 +334,5 @@ impl Generator for MockGenerator {
                 RewardScore { mean, std: mean / 10.0, tokens: answer.len() }
             })
             .collect())
-    }
-
-    fn stats(&self) -> EngineStats {
-        EngineStats {
-            running: self.running.load(Ordering::SeqCst),
-            tokens_generated: self.generated.load(Ordering::Relaxed),
-            prompt_tokens: self.prompted.load(Ordering::Relaxed),
-            kv_tokens_total: self.options.max_context,
-            ..EngineStats::default()
-        }
-    }
-
-    async fn drain(&self, deadline: Duration) {
-        self.draining.store(true, Ordering::SeqCst);
-        let end = tokio::time::Instant::now() + deadline;
-        while self.running.load(Ordering::SeqCst) > 0 && tokio::time::Instant::now() < end {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
     }
 }
