@@ -92,6 +92,7 @@ pub async fn serve(config: Config) -> Result<()> {
 
 /// Services over an open store, and the admin key if it was made just now.
 pub async fn services(config: Config, store: Arc<Store>) -> Result<(Arc<Services>, Option<String>)> {
+    crate::jobs::executors::check(&config.executors, crate::train::recipes())?;
     let (clock, random) = (system_clock(), Random::from_os()?);
     if config.admin_key.as_ref().is_some_and(|key| key.len() < SHORTEST_OPEN_ADMIN_KEY) {
         tracing::warn!("the admin key has under 16 characters: whoever can reach this machine's loopback can guess it");
@@ -148,6 +149,8 @@ async fn run_jobs(services: Arc<Services>) {
         grace: services.config.drain_timeout() / 2,
         cancel_grace: Duration::from_secs(jobs.cancel_grace_seconds),
         reward_hosts: jobs.reward_hosts.clone(),
+        trainers: services.config.trainers.clone(),
+        executors: services.config.executors.clone(),
         learn_from_requests: services.config.privacy.learn_from_requests,
         ..SupervisorConfig::new(services.config.data_dir.clone(), launch)
     };

@@ -5,6 +5,7 @@
 mod checked;
 mod files;
 mod remote;
+mod snapshots;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use tokio::sync::Mutex;
 pub use checked::OnDamage;
 pub use files::{copy_tree, describe, verify, weights_sha256};
 pub use remote::Remote;
+pub use snapshots::Snapshot;
 
 use crate::config::Config;
 use crate::domain::{ModelVersion, ModelVersionId};

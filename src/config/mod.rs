@@ -2,19 +2,24 @@
 //! Order of precedence: command line, environment (`INSTRUCTD_…`, `__` between nested names), file, defaults.
 
 mod access;
+mod executors;
 mod hosts;
 mod limits;
+mod log;
 mod privacy;
 mod spans;
 mod text;
 mod upstream;
 
 pub use access::RatesConfig;
+pub use executors::{ExecutorsConfig, PlaceConfig};
 pub use hosts::is_host;
 pub use limits::LimitsConfig;
+pub use log::LogConfig;
 pub use privacy::{PrivacyConfig, RetentionConfig};
 pub use upstream::UpstreamConfig;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -61,6 +66,10 @@ pub struct Config {
     pub retention: RetentionConfig,
     pub sessions: SessionsConfig,
     pub jobs: JobsConfig,
+    pub executors: ExecutorsConfig,
+    /// Programs that jobs of the recipe `external` may run, by name: program and arguments, with the placeholders
+    /// `{job}`, `{dir}`, `{model}`, `{output}` and `{checkpoints}`.
+    pub trainers: BTreeMap<String, Vec<String>>,
     pub artifacts: ArtifactsConfig,
     pub log: LogConfig,
 }
@@ -205,15 +214,6 @@ pub struct ArtifactsConfig {
     pub allow_http: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct LogConfig {
-    /// A tracing filter such as `info` or `instructd=debug,tower_http=info`.
-    pub filter: String,
-    /// Log lines as JSON.
-    pub json: bool,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -235,6 +235,8 @@ impl Default for Config {
             retention: RetentionConfig::default(),
             sessions: SessionsConfig::default(),
             jobs: JobsConfig::default(),
+            executors: ExecutorsConfig::default(),
+            trainers: BTreeMap::new(),
             artifacts: ArtifactsConfig::default(),
             log: LogConfig::default(),
         }
@@ -304,12 +306,6 @@ impl Default for JobsConfig {
             cancel_grace_seconds: 600,
             reward_hosts: Vec::new(),
         }
-    }
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self { filter: "info".to_owned(), json: false }
     }
 }
 
@@ -389,9 +385,7 @@ impl Config {
             );
             return Err(error("admin_key", message));
         }
-        if let Err(e) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
-            return Err(error("log.filter", format!("'{}' is no tracing filter: {e}", self.log.filter)));
-        }
+        self.log.check()?;
         for (key, hosts) in [("jobs.reward_hosts", &self.jobs.reward_hosts), ("server.hosts", &self.server.hosts)] {
             if let Some(wrong) = hosts.iter().find(|host| !is_host(host)) {
                 let message =
@@ -477,6 +471,8 @@ impl Config {
         if !(2..=9).contains(&self.labeling.completions_per_set) {
             return Err(error("labeling.completions_per_set", "must be 2 to 9"));
         }
+        self.executors.check()?;
+        executors::check_trainers(&self.trainers)?;
         spans::check(self)
     }
 

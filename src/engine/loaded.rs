@@ -208,7 +208,7 @@ fn on_device(
     weights: WeightFormat,
     limits: Limits,
 ) -> Result<OnDevice, String> {
-    let pages = cache_tokens(&decoder.config, limits).div_ceil(PAGE);
+    let pages = cache_tokens(&decoder.config, limits).0.div_ceil(PAGE);
     let rows = limits.max_running + limits.prefill_tokens;
     let model = DeviceModel::new(decoder, device, weights, Room { pages, rows, wanted: rows });
     let model = model.map_err(|e| e.to_string())?;

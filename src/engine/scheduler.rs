@@ -30,15 +30,26 @@ pub struct Limits {
     pub kv_tokens: usize,
 }
 
-/// The configured size, or by default full contexts for all running samples within a memory bound.
-pub(super) fn cache_tokens(config: &ModelConfig, limits: Limits) -> usize {
+/// Tokens in all layers and in windowed ones: the configured size, or by default full contexts for all running samples
+/// within a memory bound. Windowed layers hold the windows of all running samples, and a quarter of all tokens for
+/// prefixes.
+pub(super) fn cache_tokens(config: &ModelConfig, limits: Limits) -> (usize, usize) {
     const MOST_BYTES: usize = 2 << 30;
+    let window = config.switches.layers.iter().filter_map(|layer| layer.window).max();
+    let windowed = |tokens: usize| match window {
+        Some(window) => {
+            let own = window + 2 * PAGE;
+            tokens.min(limits.max_running * own + window + limits.prefill_tokens + tokens / 4)
+        }
+        None => tokens,
+    };
     if limits.kv_tokens > 0 {
-        return limits.kv_tokens;
+        return (limits.kv_tokens, windowed(limits.kv_tokens));
     }
     let per_token = config.n_layers * config.n_kv_heads * config.head_dim * 2 * size_of::<f32>();
     let fits = (MOST_BYTES / per_token.max(1)).max(config.max_positions);
-    (limits.max_running * config.max_positions).min(fits)
+    let tokens = (limits.max_running * config.max_positions).min(fits);
+    (tokens, windowed(tokens))
 }
 
 /// All work on one model version.
@@ -101,7 +112,10 @@ impl Output {
 impl Lane {
     pub fn new(model: Arc<LoadedModel>, limits: Limits) -> Self {
         let cache = match &model.device {
-            None => KvCache::new(&model.decoder.config, cache_tokens(&model.decoder.config, limits)),
+            None => {
+                let (tokens, windowed) = cache_tokens(&model.decoder.config, limits);
+                KvCache::with_windows(&model.decoder.config, tokens, windowed)
+            }
             Some(device) => KvCache::elsewhere(device.pages * PAGE),
         };
         Self { model, limits, cache, prefixes: PrefixTree::default(), waiting: VecDeque::new(), running: Vec::new() }
@@ -192,13 +206,16 @@ impl Lane {
         while self.running.len() < self.limits.max_running {
             let Some(next) = self.waiting.front() else { break };
             let pages = (next.tokens.len() + 1).div_ceil(PAGE) + next.siblings.min(4);
-            self.prefixes.evict(pages, &mut self.cache);
-            if self.cache.free_pages() < pages && !self.running.is_empty() {
+            let windowed = self.cache.windowed_need(pages, self.limits.prefill_tokens);
+            self.prefixes.evict(pages, windowed, &mut self.cache);
+            let room = self.cache.free_pages() >= pages && self.cache.windowed_pages().1 >= windowed;
+            if !room && !self.running.is_empty() {
                 break;
             }
             let Some(mut sequence) = self.waiting.pop_front() else { break };
-            sequence.cached.long |= self.model.decoder.is_long(sequence.tokens.len());
-            if sequence.cached.len == 0 && !sequence.cached.long {
+            sequence.cached.rope = self.model.decoder.rope_length(sequence.prompt_len());
+            sequence.cached.rope.long |= self.model.decoder.is_long(sequence.tokens.len());
+            if sequence.cached.len == 0 && sequence.cached.rope.shares_prefixes() {
                 let adapter = sequence.shared.request.adapter.as_ref();
                 sequence.cached = self.prefixes.lookup(adapter, sequence.shareable(), &mut self.cache);
             }
@@ -219,6 +236,7 @@ impl Lane {
                 .prompt_tokens
                 .fetch_add(f.tokens.min(sequence.prompt_len().saturating_sub(sequence.cached.len)) as u64, Relaxed);
             sequence.cached.len += f.tokens;
+            self.keep_what_is_seen(f.sequence);
         }
         self.prompt_logprobs(&output, &fed)?;
         let complete: Vec<&Fed> = fed.iter().filter(|f| f.complete).collect();
@@ -279,14 +297,27 @@ impl Lane {
         Ok(Output::Logits { rows: wanted, logits })
     }
 
-    /// Samples that have grown past the length from which all their tokens turn by other frequencies are computed anew.
+    /// Computes samples anew that have grown past the length from which all their tokens have other rotary frequencies.
     fn restart_grown(&mut self) {
         for s in &mut self.running {
-            if !s.cached.long && self.model.decoder.is_long(s.tokens.len()) {
+            if !s.cached.rope.long && self.model.decoder.is_long(s.tokens.len()) {
                 self.cache.release_all(&mut s.cached);
-                s.cached.long = true;
+                s.cached.rope.long = true;
             }
         }
+    }
+
+    /// Releases the windowed layers' pages that no later token attends to. Pages of a prompt enter the prefix tree first.
+    fn keep_what_is_seen(&mut self, i: usize) {
+        if !self.cache.has_windows() {
+            return;
+        }
+        let prompt = self.running[i].prompt_len();
+        let Sequence { shared, tokens, cached, .. } = &mut self.running[i];
+        if cached.rope.shares_prefixes() && cached.len <= prompt {
+            self.prefixes.insert(shared.request.adapter.as_ref(), tokens, cached, &mut self.cache);
+        }
+        self.cache.trim(cached);
     }
 
     /// Chooses this step's rows: all decodes, then prompt chunks within the budget.
@@ -333,7 +364,7 @@ impl Lane {
                 return true;
             }
             let need = (self.running[i].cached.len + tokens).div_ceil(PAGE) - self.running[i].cached.pages.len();
-            self.prefixes.evict(need, &mut self.cache);
+            self.prefixes.evict(need, need, &mut self.cache);
             if self.cache.reserve(&mut self.running[i].cached, tokens) {
                 return true;
             }
@@ -367,7 +398,7 @@ impl Lane {
         let sequence = &mut self.running[i];
         let siblings = std::mem::take(&mut sequence.siblings);
         let (shared, tokens) = (sequence.shared.clone(), sequence.tokens.clone());
-        if !self.running[i].cached.long {
+        if self.running[i].cached.rope.shares_prefixes() {
             self.prefixes.insert(shared.request.adapter.as_ref(), &tokens, &self.running[i].cached, &mut self.cache);
         }
         if let Some(tokens) = self.running[i].prompt.take() {

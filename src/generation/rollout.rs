@@ -105,7 +105,7 @@ pub fn generate_recorded(
         while running.len() < slots && next < prompts.len() && (fed == 0 || fed + prompts[next].len() <= PREFILL_TOKENS)
         {
             fed += prompts[next].len();
-            let cached = CachedSequence { long: decoder.is_long(prompts[next].len()), ..CachedSequence::default() };
+            let cached = CachedSequence { rope: decoder.rope_length(prompts[next].len()), ..CachedSequence::default() };
             running.push(RunningSequence { index: next, cached, pending: prompts[next].clone() });
             next += 1;
         }
@@ -139,7 +139,7 @@ pub fn generate_recorded(
     Ok(samples)
 }
 
-/// Sequences that have grown past the length from which all their tokens turn by other frequencies are fed anew.
+/// Feeds sequences anew that have grown past the length from which all their tokens have other rotary frequencies.
 fn restart_grown(
     decoder: &Decoder,
     running: &mut [RunningSequence],
@@ -149,9 +149,9 @@ fn restart_grown(
 ) {
     for r in running {
         let (prompt, ids) = (&prompts[r.index], &samples[r.index].ids);
-        if !r.cached.long && decoder.is_long(prompt.len() + ids.len()) {
+        if !r.cached.rope.long && decoder.is_long(prompt.len() + ids.len()) {
             cache.release_all(&mut r.cached);
-            r.cached.long = true;
+            r.cached.rope.long = true;
             r.pending = [prompt.as_slice(), ids].concat();
         }
     }
@@ -201,6 +201,7 @@ fn advance(
     let mut keep = Vec::with_capacity(running.len());
     for (mut r, (drawn, entropy)) in running.into_iter().zip(drawn) {
         r.cached.len += r.pending.len();
+        cache.trim(&mut r.cached);
         let sample = &mut samples[r.index];
         sample.ids.push(drawn.id);
         sample.logprobs.push(drawn.logprob);

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 
 use super::sampling::report;
 use crate::model::Decoder;
-use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
+use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, RopeLength, StepRows};
 
 /// Prompt tokens per step.
 const CHUNK: usize = 512;
@@ -50,7 +50,7 @@ impl<'a> ContinuationScorer<'a> {
     pub fn keep(&mut self, tokens: &[u32]) -> Result<()> {
         let n = self.soft_len();
         self.fits(n + tokens.len())?;
-        let mut cached = self.stem(n, self.decoder.is_long(n + tokens.len()))?;
+        let mut cached = self.stem(n, self.decoder.rope_length(n + tokens.len()))?;
         let placeholders = vec![0; n - cached.len];
         self.feed(&mut cached, &placeholders)?;
         self.feed(&mut cached, tokens)?;
@@ -70,11 +70,11 @@ impl<'a> ContinuationScorer<'a> {
             .map(|s| Continuation { ids: [vec![0; soft], s.ids.clone()].concat(), from: soft + s.from })
             .collect();
         let Some(first) = whole.first() else { return Ok(Vec::new()) };
-        let long = |s: &Continuation| self.decoder.is_long(s.ids.len());
-        if whole.iter().any(|s| long(s) != long(first)) {
+        let rope = |s: &Continuation| self.decoder.rope_length(s.ids.len());
+        if whole.iter().any(|s| rope(s) != rope(first)) {
             return self.score_apart(sequences);
         }
-        let long = long(first);
+        let rope = rope(first);
         // The last token is not fed.
         self.fits(whole.iter().map(|s| s.ids.len().saturating_sub(1)).max().unwrap_or(0))?;
         let common = |a: &[u32], b: &[u32]| a.iter().zip(b).take_while(|(x, y)| x == y).count();
@@ -86,7 +86,7 @@ impl<'a> ContinuationScorer<'a> {
         }
         // The row before the first token that counts is computed here, not read from the prefix.
         let reuse = common(&self.prefix, &first.ids[..shared]).min(earliest - 1).min(shared - 1);
-        let mut stem = self.stem(reuse, long)?;
+        let mut stem = self.stem(reuse, rope)?;
         let reuse = stem.len;
         let stem_hidden = self.feed(&mut stem, &first.ids[reuse..shared])?;
         let (mut rows, mut tails, mut starts) = (StepRows::default(), Vec::new(), Vec::new());
@@ -133,16 +133,16 @@ impl<'a> ContinuationScorer<'a> {
         Ok(scores)
     }
 
-    /// `score` of sequences of which some are long (see `Decoder::is_long`): these share nothing with the others.
+    /// `score` of sequences with different rotary frequencies (see `Decoder::rope_length`), which share no keys.
     fn score_apart(&mut self, sequences: &[Continuation]) -> Result<Vec<Vec<f32>>> {
         sequences.iter().map(|s| Ok(self.score(std::slice::from_ref(s))?.concat())).collect()
     }
 
-    /// A sequence with the first `len` cached tokens of the prefix, or with none where it turns by other frequencies.
-    fn stem(&mut self, len: usize, long: bool) -> Result<CachedSequence> {
-        match self.cached.long == long {
+    /// A sequence with the first `len` cached tokens of the prefix, or with none where its rotary frequencies are others.
+    fn stem(&mut self, len: usize, rope: RopeLength) -> Result<CachedSequence> {
+        match self.cached.rope == rope {
             true => self.fork(len),
-            false => Ok(CachedSequence { long, ..CachedSequence::default() }),
+            false => Ok(CachedSequence { rope, ..CachedSequence::default() }),
         }
     }
 
@@ -158,8 +158,9 @@ impl<'a> ContinuationScorer<'a> {
 
     /// A sequence with the first `len` cached tokens of the prefix.
     fn fork(&mut self, len: usize) -> Result<CachedSequence> {
-        let pages = self.cached.pages[..len.div_ceil(PAGE)].to_vec();
-        let view = CachedSequence { pages, len, long: self.cached.long };
+        let head = |pages: &[u32]| pages.get(..len.div_ceil(PAGE)).unwrap_or_default().to_vec();
+        let (pages, windowed) = (head(&self.cached.pages), head(&self.cached.windowed));
+        let view = CachedSequence { pages, windowed, len, rope: self.cached.rope };
         match self.cache.fork(&view) {
             Some(copy) => Ok(copy),
             None => candle_core::bail!("the cache is full"),

@@ -22,7 +22,7 @@ use crate::service::catalogue::Catalogue;
 use crate::service::draw::DrawRequest;
 use crate::service::evidence::Evidence;
 use crate::service::imports::Imported;
-use crate::service::jobs::JobView;
+use crate::service::jobs::{JobView, PlaceLog};
 use crate::service::live::{Canary, Described, Usage};
 use crate::service::overview::{Flow, Overview};
 use crate::service::own_page::OwnPage;
@@ -291,6 +291,8 @@ fn training() -> Vec<Route> {
             .query::<jobs::EventsQuery>()
             .returns::<jobs::JobEvents>(200)
             .streams::<jobs::StreamedJobEvent>(),
+        get("/admin/jobs/{id}/log", Admin, "Where a job runs beside child processes, and its log there", jobs::log)
+            .returns::<PlaceLog>(200),
         get("/admin/jobs/{id}/metrics", Admin, "Curves of a job", jobs::metrics)
             .query::<jobs::MetricsQuery>()
             .returns::<jobs::Curves>(200),

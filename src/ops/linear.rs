@@ -11,6 +11,7 @@ use super::blocks::BlockType;
 pub use super::gemm::WeightLayout;
 use super::gemm::{PackedF32, matmul_packed, pack_into};
 use super::gemm16::{HalfKind, PackedHalf};
+use super::held::Held;
 use super::low_rank::Beside;
 use super::product::{Dims, product, product_transposed};
 use super::q4::PackedQ4;
@@ -27,6 +28,8 @@ pub enum Weight {
     Packed { packed: Arc<PackedF32>, dense: Option<(Tensor, WeightLayout)> },
     /// Frozen on the CPU in bfloat16, as are its inputs. `back` is W for the way back, where gradients pass.
     Half { packed: Arc<PackedBf16>, back: Option<Arc<PackedBf16>> },
+    /// Frozen on the CPU in blocks of 32, multiplied in f32; gradients pass.
+    Held(Held),
     /// In the form that serving asks for; no gradient passes it.
     Served(Arc<dyn ServedMatrix>),
 }
@@ -97,6 +100,16 @@ impl Weight {
         })
     }
 
+    /// A frozen matrix in blocks of `kind`, for training under adapters. On other devices it stays as it is.
+    pub fn held(w: &Tensor, layout: WeightLayout, kind: BlockType) -> Result<Self> {
+        if w.track_op() || !fused(w) {
+            return Ok(Self::Dense(w.clone(), layout));
+        }
+        let (m, k) = out_in(w.dims2()?, layout);
+        let w = if layout == WeightLayout::InOut { w.t()?.contiguous()? } else { w.clone() };
+        with_f32s(&w, |w| Ok(Self::Held(Held::quantize(w, m, k, kind)?)))
+    }
+
     /// A frozen CPU weight in another form than f32; `File` is the caller's to resolve and means f32 here.
     pub fn served(w: &Tensor, layout: WeightLayout, format: WeightFormat) -> Result<Self> {
         let half = match format {
@@ -137,6 +150,7 @@ impl Weight {
             Self::Dense(w, layout) => out_in((w.dims()[0], w.dims()[1]), *layout).0,
             Self::Packed { packed, .. } => packed.m,
             Self::Half { packed, .. } => packed.m,
+            Self::Held(held) => held.m,
         }
     }
 
@@ -145,7 +159,7 @@ impl Weight {
         match self {
             Self::Dense(w, layout) => linear(x, w, *layout),
             Self::Served(matrix) => x.contiguous()?.apply_op1_no_bwd(&Serve(matrix.clone())),
-            Self::Packed { .. } | Self::Half { .. } => x.contiguous()?.apply_op1(Frozen(self.clone())),
+            Self::Packed { .. } | Self::Half { .. } | Self::Held(_) => x.contiguous()?.apply_op1(Frozen(self.clone())),
         }
     }
 
@@ -158,7 +172,7 @@ impl Weight {
     pub fn on_host(&self) -> bool {
         match self {
             Self::Dense(w, _) => fused(w) && w.is_contiguous(),
-            Self::Packed { .. } | Self::Half { .. } | Self::Served(_) => true,
+            Self::Packed { .. } | Self::Half { .. } | Self::Held(_) | Self::Served(_) => true,
         }
     }
 
@@ -167,6 +181,7 @@ impl Weight {
             Self::Dense(w, layout) => out_in((w.dims()[0], w.dims()[1]), *layout),
             Self::Packed { packed, .. } => (packed.m, packed.k),
             Self::Half { packed, .. } => (packed.m, packed.k),
+            Self::Held(held) => (held.m, held.k),
             Self::Served(matrix) => matrix.shape(),
         };
         Dims { n, m, k }
@@ -181,6 +196,7 @@ impl Weight {
                 packed.matmul(x, y, n, false, beside);
                 return Ok(());
             }
+            Self::Held(held) => held.forward(x, y, n)?,
             Self::Served(matrix) => matrix.matmul(x, y, n),
         }
         if let Some(beside) = beside {
@@ -202,6 +218,13 @@ impl Weight {
             Self::Dense(_, layout) | Self::Packed { dense: Some((_, layout)), .. } => layout.flipped(),
             Self::Half { back: Some(back), .. } => {
                 back.matmul(gy, gx, n, add, beside);
+                return Ok(());
+            }
+            Self::Held(held) => {
+                held.backward_input(gy, gx, n, add)?;
+                if let Some(beside) = beside {
+                    beside.add(gy, gx, n);
+                }
                 return Ok(());
             }
             _ => candle_core::bail!("linear: the weight was loaded for serving only, no gradient passes it"),
@@ -228,7 +251,7 @@ impl Weight {
     pub fn natural(&self) -> Option<&Tensor> {
         match self {
             Self::Dense(w, _) | Self::Packed { dense: Some((w, _)), .. } => Some(w),
-            Self::Packed { dense: None, .. } | Self::Half { .. } | Self::Served(_) => None,
+            Self::Packed { dense: None, .. } | Self::Half { .. } | Self::Held(_) | Self::Served(_) => None,
         }
     }
 

@@ -5,7 +5,7 @@ use candle_core::{D, DType, Result, Tensor};
 
 use super::activation::Activation;
 use super::attention::AttentionSpec;
-use super::rope::RopeTable;
+use super::rope::{RopeTable, Row};
 
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let x32 = x.to_dtype(DType::F32)?;
@@ -36,12 +36,12 @@ pub fn activate(kind: Activation, x: &Tensor) -> Result<Tensor> {
     }
 }
 
-pub fn rope(x: &Tensor, table: &RopeTable, positions: &[u32]) -> Result<Tensor> {
+pub fn rope(x: &Tensor, table: &RopeTable, positions: &[Row]) -> Result<Tensor> {
     let (n, width) = x.dims2()?;
     let half = table.half;
-    let (mut cos, mut sin) = (Vec::new(), Vec::new());
+    let (mut cos, mut sin, mut own) = (Vec::new(), Vec::new(), Default::default());
     for p in positions {
-        let row = table.row(*p as usize);
+        let row = table.cos_sin(*p, &mut own);
         cos.extend_from_slice(row.0);
         sin.extend_from_slice(row.1);
     }

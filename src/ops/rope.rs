@@ -14,6 +14,18 @@ const CHUNK: usize = 512;
 /// Puts the frequencies of a row into the buffer and returns its position.
 type Turns = Box<dyn Fn(usize, &mut Vec<f32>) -> usize + Send + Sync>;
 
+/// Puts the frequencies of a sequence of so many tokens into the buffer.
+type Grown = Box<dyn Fn(usize, &mut Vec<f32>) + Send + Sync>;
+
+/// A row of a table: its number in the low half. Where frequencies follow the length of the text, that length is in the
+/// high half, or 0 for texts up to the trained length; tables without such frequencies ignore it.
+pub type Row = u64;
+
+/// The row of `position` in a text of `length` tokens that is longer than what was trained.
+pub fn grown_row(length: usize, position: usize) -> Row {
+    (length as u64) << 32 | position as u64
+}
+
 /// cos and sin of every row: rows are positions, or where long sequences turn by other frequencies, those of short ones
 /// and behind them those of long ones. Computed in f64 steps of f32 angles exactly as PyTorch does: inv_freq and the
 /// angle are f32.
@@ -25,6 +37,7 @@ pub struct RopeTable {
     rows: usize,
     scale: f32,
     turns: Turns,
+    grown: Option<Grown>,
     /// [CHUNK, half] of cos and sin.
     chunks: Vec<OnceLock<(Vec<f32>, Vec<f32>)>>,
 }
@@ -48,7 +61,28 @@ impl RopeTable {
     /// `rows` rows; cos and sin are multiplied by `scale`.
     pub fn of(head_dim: usize, half: usize, rows: usize, scale: f32, turns: Turns) -> Self {
         let chunks = (0..rows.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect();
-        Self { half, head_dim, rows, scale, turns, chunks }
+        Self { half, head_dim, rows, scale, turns, grown: None, chunks }
+    }
+
+    /// The same with frequencies of their own for every longer text.
+    pub fn growing(self, grown: Grown) -> Self {
+        Self { grown: Some(grown), ..self }
+    }
+
+    /// cos and sin of a row; `own` holds those that are in no table.
+    pub fn cos_sin<'a>(&'a self, row: Row, own: &'a mut (Vec<f32>, Vec<f32>)) -> (&'a [f32], &'a [f32]) {
+        let (length, position) = ((row >> 32) as usize, (row & 0xffff_ffff) as usize);
+        let Some(grown) = self.grown.as_ref().filter(|_| length > 0) else { return self.row(position) };
+        let (cos, sin) = own;
+        cos.clear();
+        grown(length, cos);
+        sin.clear();
+        for c in cos.iter_mut() {
+            let angle = position as f32 * *c;
+            *c = angle.cos() * self.scale;
+            sin.push(angle.sin() * self.scale);
+        }
+        (cos, sin)
     }
 
     /// cos and sin of one row.
@@ -77,8 +111,8 @@ impl RopeTable {
 
     /// # Errors
     /// A row outside the table.
-    pub fn check(&self, rows: &[u32]) -> Result<()> {
-        match rows.iter().find(|p| **p as usize >= self.rows) {
+    pub fn check(&self, rows: &[Row]) -> Result<()> {
+        match rows.iter().map(|row| row & 0xffff_ffff).find(|p| *p as usize >= self.rows) {
             Some(p) => candle_core::bail!("position {p} is outside the model's {} positions", self.rows),
             None => Ok(()),
         }
@@ -91,7 +125,7 @@ pub fn frequencies(theta: f64, d: usize) -> Vec<f32> {
 }
 
 /// Rotates every head of x [n, heads · head_dim] by its row's position.
-pub fn rope(x: &Tensor, table: &Arc<RopeTable>, positions: &Arc<Vec<u32>>) -> Result<Tensor> {
+pub fn rope(x: &Tensor, table: &Arc<RopeTable>, positions: &Arc<Vec<Row>>) -> Result<Tensor> {
     table.check(positions)?;
     if fused(x) {
         return x.contiguous()?.apply_op1(Rope { table: table.clone(), positions: positions.clone() });
@@ -100,13 +134,14 @@ pub fn rope(x: &Tensor, table: &Arc<RopeTable>, positions: &Arc<Vec<u32>>) -> Re
 }
 
 /// Rotates x [n, width] in place; `sign` −1 rotates back, which is the gradient.
-pub fn rotate(x: &mut [f32], table: &RopeTable, positions: &[u32], sign: f32) {
+pub fn rotate(x: &mut [f32], table: &RopeTable, positions: &[Row], sign: f32) {
     let width = x.len() / positions.len().max(1);
     let work = x.len() * 4;
     let rows = SharedMut::new(x);
     split(positions.len(), work, |range| {
+        let mut own = Default::default();
         for r in range {
-            let (cos, sin) = table.row(positions[r] as usize);
+            let (cos, sin) = table.cos_sin(positions[r], &mut own);
             // SAFETY: one row per r.
             let row = unsafe { rows.slice(r * width, width) };
             rotate_row(row, table.head_dim, cos, sin, sign);
@@ -130,7 +165,7 @@ multiversion! {
 
 struct Rope {
     table: Arc<RopeTable>,
-    positions: Arc<Vec<u32>>,
+    positions: Arc<Vec<Row>>,
 }
 
 impl CustomOp1 for Rope {

@@ -76,6 +76,9 @@ pub async fn erase(services: &Arc<Services>, by: &Actor, id: &LabelerId, how: Er
         if how == Erase::Remove {
             not_reached.push("models that were trained on these judgments, and exported files".to_owned());
         }
+        if services.config.artifacts.url.is_some() {
+            not_reached.push("data of jobs that did not succeed, under jobs/ of the artifact store".to_owned());
+        }
         if services.store.backend() == "postgres" {
             not_reached.push("PostgreSQL's write-ahead log and dead rows, until it has vacuumed them".to_owned());
             not_reached.push("files of training jobs on other machines".to_owned());

@@ -95,6 +95,7 @@ pub struct Services {
     live: RwLock<Arc<live::Live>>,
     /// What is wrong with what is served, and while which version is.
     model_fault: ModelFault,
+    pub last_overview: overview::Last,
     /// The removal of what is past its limits.
     pub retention: retention::Status,
     /// Answers that a later request may go on from.
@@ -125,6 +126,7 @@ impl Services {
             shutdown: CancellationToken::new(),
             engine: RwLock::new(None),
             model_fault: ModelFault::default(),
+            last_overview: overview::Last::default(),
             retention: retention::Status::default(),
             responses: responses::Responses::default(),
             publishing: tokio::sync::Mutex::new(()),

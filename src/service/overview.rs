@@ -1,5 +1,7 @@
 //! The state of the loop: counts, active versions, and the suggested next action.
 
+use std::time::{Duration, Instant};
+
 use serde::Serialize;
 
 use super::evidence::{self, Accuracy, Summary};
@@ -38,7 +40,33 @@ pub struct Standing {
     pub policy: Option<Summary>,
 }
 
+/// Reading it counts rows of every table. Where that takes longer than this, readers share one answer.
+const CHEAP: Duration = Duration::from_secs(1);
+/// A shared answer is kept for so many times the time that it took, at most for `LONGEST`.
+const KEPT: u32 = 5;
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// The last overview, when it was made, and how long that took.
+#[derive(Debug, Default)]
+pub struct Last(tokio::sync::Mutex<Option<(Instant, Duration, Overview)>>);
+
+/// The state of the loop; up to a minute old where the database is so large that reading it takes longer than a second.
 pub async fn overview(services: &Services) -> Result<Overview> {
+    // One reads, and the others wait for what it finds.
+    let mut last = services.last_overview.0.lock().await;
+    if let Some((made, cost, overview)) = last.as_ref()
+        && *cost >= CHEAP
+        && made.elapsed() < (*cost * KEPT).min(LONGEST)
+    {
+        return Ok(overview.clone());
+    }
+    let begun = Instant::now();
+    let overview = read(services).await?;
+    *last = Some((Instant::now(), begun.elapsed(), overview.clone()));
+    Ok(overview)
+}
+
+async fn read(services: &Services) -> Result<Overview> {
     let store = &services.store;
     let counts = store.counts().await?;
     let models = store.models().list().await?;

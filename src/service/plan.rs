@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ModelConfig, families, presets};
+use crate::model::{ModelConfig, families, hold, presets};
 
 /// How numbers are held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -85,7 +85,7 @@ pub struct ServePlan {
     pub dtype: Dtype,
     pub weights_bytes: u64,
     pub kv_bytes_per_token: u64,
-    /// `batch` sequences of `context` tokens.
+    /// `batch` sequences of `context` tokens, of which windowed layers keep their window.
     pub kv_bytes: u64,
     pub total_bytes: u64,
     pub devices: u64,
@@ -185,9 +185,10 @@ pub fn plan(config: &ModelConfig, args: &PlanArgs) -> Result<Plan, PlanError> {
     let train = vec![
         sizes.train("full_f32", None, Dtype::F32),
         sizes.train("full_mixed", None, Dtype::Bf16),
-        sizes.train("lora_f32", Some(Dtype::F32), Dtype::F32),
-        sizes.train("lora_bf16", Some(Dtype::Bf16), Dtype::Bf16),
-        sizes.train("lora_q4_0", Some(Dtype::Q4_0), Dtype::Bf16),
+        sizes.train("lora_f32", Some(4.0), Dtype::F32),
+        sizes.train("lora_bf16", Some(2.0), Dtype::Bf16),
+        sizes.train("lora_q8_0", Some(hold::Q8_0_BYTES), Dtype::F32),
+        sizes.train("lora_q4", Some(hold::Q4_BYTES), Dtype::F32),
     ];
     Ok(Plan {
         parameters,
@@ -217,13 +218,16 @@ impl Sizes<'_> {
         let c = self.config;
         let kv_type = if dtype == Dtype::F32 { Dtype::F32 } else { Dtype::Bf16 };
         // Encoders keep no cache.
-        let per_token = match c.is_encoder() {
+        let per_layer = match c.is_encoder() {
             true => 0.0,
-            false => (2 * c.n_layers * c.n_kv_heads * c.head_dim) as f64 * kv_type.bytes(),
+            false => (2 * c.n_kv_heads * c.head_dim) as f64 * kv_type.bytes(),
         };
-        let (batch, context) = (self.args.batch as f64, self.context as f64);
+        let per_token = per_layer * c.n_layers as f64;
+        let batch = self.args.batch as f64;
         let weights = self.parameters as f64 * dtype.bytes();
-        let kv = per_token * context * batch;
+        // Windowed layers keep their window.
+        let seen = |i: usize| c.layer(i).window.map_or(self.context, |window| window.min(self.context)) as f64;
+        let kv = per_layer * (0..c.n_layers).map(seen).sum::<f64>() * batch;
         let total = weights + kv;
         // Of the embedding only the rows of the tokens are read, unless it is also the output matrix.
         let read = self.matrix_parameters as f64 * dtype.bytes() + kv;
@@ -242,12 +246,15 @@ impl Sizes<'_> {
         }
     }
 
-    /// `frozen`: the type of weights that adapters stand beside; `None` = all weights are trained.
-    fn train(&self, kind: &str, frozen: Option<Dtype>, compute: Dtype) -> TrainPlan {
+    /// `frozen`: bytes of a weight of the blocks that adapters stand beside; `None` = all weights are trained. What is no
+    /// matrix of a block has at least the two bytes of bf16, and the four of f32 beside blocks in fewer bits.
+    fn train(&self, kind: &str, frozen: Option<f64>, compute: Dtype) -> TrainPlan {
         let trained = if frozen.is_some() { self.lora_parameters } else { self.parameters } as f64;
         // Trained in 16 bits, a master copy in f32 takes the updates.
         let own = if compute == Dtype::F32 { 4.0 } else { 2.0 + 4.0 };
-        let weights = frozen.map_or(0.0, |d| self.parameters as f64 * d.bytes()) + trained * own;
+        let blocks = presets::block_parameters(self.config) as f64;
+        let rest = (self.parameters as f64 - blocks) * compute.bytes();
+        let weights = frozen.map_or(0.0, |bytes| blocks * bytes + rest) + trained * own;
         let gradients = trained * compute.bytes();
         let optimizer = trained * 8.0;
         let tokens = self.args.batch as f64 * self.context as f64;
@@ -297,6 +304,8 @@ mod tests {
         let lora = plan.train.iter().find(|t| t.kind == "lora_bf16").unwrap();
         assert_eq!(lora.trained_parameters, 96 * 8 * (4 + 2 + 5 + 5) * 12_288);
         assert!(lora.total_bytes < full.total_bytes / 5);
+        let q4 = plan.train.iter().find(|t| t.kind == "lora_q4").unwrap();
+        assert!(q4.weights_bytes < lora.weights_bytes / 3 + 4 * 2 * 50_257 * 12_288, "{q4:?}");
     }
 
     #[test]

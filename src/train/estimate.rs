@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::model::{ModelConfig, families, presets};
+use crate::model::{ModelConfig, families, hold, presets};
 
 /// What the program itself takes before a model is loaded.
 const PROGRAM_BYTES: f64 = 80e6;
@@ -98,6 +98,11 @@ pub fn need(planned: &Planned<'_>) -> Need {
     let trained = rank.map_or(parameters, |rank| adapter_parameters(model, rank));
     let rl = matches!(planned.recipe, "ppo" | "reinforce" | "rloo" | "grpo");
     let half = args.text("frozen_precision") == "bf16";
+    let held = match args.text("frozen_precision") {
+        "q8_0" => Some(hold::Q8_0_BYTES),
+        "q4" => Some(hold::Q4_BYTES),
+        _ => None,
+    };
 
     let positions = model.max_positions as f64;
     let response = if rl { args.number("response_length", 48.0) } else { 0.0 };
@@ -127,10 +132,16 @@ pub fn need(planned: &Planned<'_>) -> Need {
         _ => all_activations,
     };
     let logits = if planned.recipe == "reward" { 0.0 } else { micro * model.vocab_size as f64 * 8.0 };
-    // f32 weights; trained ones with gradient and two moments, and a copy for evaluation, samples and the file.
-    let frozen = if rank.is_some() { parameters * if half { 4.0 + 2.0 } else { 4.0 + 4.0 } } else { 0.0 };
+    // f32 weights; trained ones with gradient and two moments, and a copy for evaluation, samples and the file. Matrices
+    // in fewer bits are shared by all of these and written one by one.
+    let blocks = presets::block_parameters(model) as f64;
+    let (frozen, copy) = match (rank, held) {
+        (None, _) => (0.0, parameters * 8.0),
+        (Some(_), Some(bytes)) => (blocks * bytes + (parameters - blocks) * 4.0, 0.0),
+        (Some(_), None) => (parameters * if half { 4.0 + 2.0 } else { 4.0 + 4.0 }, parameters * 4.0),
+    };
     let moments = if args.text("adam_states") == "8bit" { 2.0 } else { 8.0 };
-    let own = trained * (4.0 + 4.0 + moments) + if rank.is_some() { parameters * 4.0 } else { parameters * 8.0 };
+    let own = trained * (4.0 + 4.0 + moments) + copy;
     let mut memory = PROGRAM_BYTES + frozen + own + activations + logits;
     let mut parts = vec![match rank {
         Some(rank) => {
@@ -279,6 +290,9 @@ mod tests {
         assert!(full.memory_bytes > 16 * 134_000_000);
         let rounded = of(json!({"adam_states": "8bit"}), data);
         assert!((full.memory_bytes - rounded.memory_bytes).abs_diff(6 * 134_515_008) <= 1, "2 bytes of moments, not 8");
+        let [half, q8, q4] = ["bf16", "q8_0", "q4"]
+            .map(|held| of(json!({"lora": {"rank": 8}, "frozen_precision": held}), data).memory_bytes);
+        assert!(q4 < q8 && q8 < half && half < lora.memory_bytes, "{q4} {q8} {half} {lora:?}");
         let again = of(json!({"recompute": "block"}), data);
         assert!(again.memory_bytes < full.memory_bytes);
         let long = of(json!({"micro_batch_tokens": 8192, "batch_size": 64}), data);

@@ -11,7 +11,7 @@ use super::args::{FinetuneArgs, parse_for_run};
 use super::bidirectional::TrainableEncoder;
 use super::fit::{Fit, count};
 use super::optim::Params;
-use super::run::{Plan, Run, before, device, file_hash};
+use super::run::{Plan, Run, before, device, file_hash, load_base};
 use super::step::{Accumulator, micro_batches};
 use super::trainable::{Trainable, normal_init};
 use super::{Reporter, TrainOutcome};
@@ -21,7 +21,8 @@ use crate::domain::{Split, hash};
 use crate::model::heads::classifier::{
     Body, CLASSIFIER, CLASSIFIER_BIAS, SCORE, about, add_pooler, body_weights, class_logits, classifier_ids_cut,
 };
-use crate::model::{self, Decoder, Encoder, Loaded, PackedBatch, Weights};
+use crate::model::merged::Merged;
+use crate::model::{Decoder, Encoder, Loaded, PackedBatch};
 use crate::objective::{Stats, causal_lm, classification};
 
 /// Standard deviation of fresh heads, as in GPT-2 and BERT.
@@ -31,7 +32,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: FinetuneArgs = parse_for_run(args)?;
     before(reporter, "loading");
     let common = args.common();
-    let loaded = model::load(Path::new(&common.model), &device(&common)?).context("model")?;
+    let loaded = load_base(&common, &device(&common)?)?;
     before(reporter, "preparing");
     let length = super::fit::length(common.max_length, loaded.config.max_positions, || lengths(&args, &loaded))?;
     let max_length = length.tokens;
@@ -185,7 +186,8 @@ impl Learner {
         let head = Var::from_tensor(&head)?;
         let mut heads = Params::from([(name.to_owned(), head.clone())]);
         if !encoder {
-            let body: Trainable = Trainable::for_run(&loaded.config, body_weights(loaded), &common)?;
+            let body: Trainable =
+                Trainable::for_run(&loaded.config, body_weights(loaded), &common)?.with_source(&loaded.source);
             let params = body.params.clone().into_iter().chain(heads).collect();
             return Ok(Self { kind: Kind::Decoder(body), head, bias: None, params });
         }
@@ -260,10 +262,10 @@ impl Learner {
     }
 
     /// Body and head for the file.
-    fn weights(&self) -> Result<Weights> {
+    fn weights(&self) -> Result<Merged> {
         let mut weights = match &self.kind {
-            Kind::Decoder(body) => body.merged()?,
-            Kind::Encoder(body) => body.weights()?,
+            Kind::Decoder(body) => body.published()?,
+            Kind::Encoder(body) => body.weights()?.into(),
         };
         let name = if self.bias.is_some() { CLASSIFIER } else { SCORE };
         weights.insert(name.to_owned(), self.head.as_detached_tensor());

@@ -11,7 +11,7 @@ use super::args::{KtoArgs, parse_for_run};
 use super::data_report::DataReport;
 use super::fit::{self, Fit, count};
 use super::preference::sequence_logprobs;
-use super::run::{Plan, Run, before, device, file_hash};
+use super::run::{Plan, Run, before, device, file_hash, load_base};
 use super::samples::Samples;
 use super::sft::backbone_and_output;
 use super::step::{Accumulator, Picked, Sequence, micro_batches};
@@ -19,7 +19,7 @@ use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome};
 use crate::data::{PromptInput, Thumbed, read_feedback};
 use crate::domain::Split;
-use crate::model::{self, Decoder};
+use crate::model::Decoder;
 use crate::objective::logprobs::sequence_sums_tensor;
 use crate::objective::preference::ranked_above;
 use crate::objective::{Stats, kto};
@@ -40,7 +40,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: KtoArgs = parse_for_run(args)?;
     before(reporter, "loading");
     let common = args.common();
-    let mut loaded = model::load(Path::new(&common.model), &device(&common)?).context("model")?;
+    let mut loaded = load_base(&common, &device(&common)?)?;
     before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let told = read_feedback(Path::new(&args.feedback)).context("feedback")?;
@@ -56,7 +56,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     }
     let settings = settings(&args, liked, others);
 
-    let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?;
+    let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?
+        .with_source(&loaded.source);
     let plan = Plan {
         recipe: "kto",
         args: &args,
@@ -135,7 +136,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         "undesirable_weight": settings.undesirable_weight, "fit": data.fit.json(),
     });
     super::output::save_adapter(&run.common, &policy)?;
-    super::output::save(&run.common, "policy", "kto", &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
+    super::output::save(&run.common, "policy", "kto", &loaded, &policy.published()?, json!({"metrics": metrics}))?;
     run.write_card()?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }

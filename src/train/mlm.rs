@@ -115,7 +115,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         "heldout_loss": heldout, "heldout_perplexity": heldout.map(f64::exp), "guessed_tokens": cursor.tokens,
         "corpus": corpus.counts, "corpus_sha256": corpus.sha256,
     });
-    super::output::save(&run.common, "encoder", "mlm", &loaded, &model.weights()?, json!({"metrics": metrics}))?;
+    super::output::save(&run.common, "encoder", "mlm", &loaded, &model.weights()?.into(), json!({"metrics": metrics}))?;
     run.write_card()?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }

@@ -8,12 +8,14 @@ use serde_json::Value;
 use super::args::Common;
 use super::trainable::Trainable;
 use crate::model::adapters::peft;
-use crate::model::{Build, Loaded, Weights, save_dir};
+use crate::model::merged::Merged;
+use crate::model::save::save_merged;
+use crate::model::{Build, Loaded};
 use crate::prompt::Texts;
 
 /// Writes `weights` with the configuration and tokenizer of `source` to the output directory, and an
 /// instructd.json of `kind`, `recipe`, `parent` and the entries of `more`.
-pub fn save(common: &Common, kind: &str, recipe: &str, source: &Loaded, weights: &Weights, more: Value) -> Result<()> {
+pub fn save(common: &Common, kind: &str, recipe: &str, source: &Loaded, weights: &Merged, more: Value) -> Result<()> {
     let mut about = serde_json::json!({"kind": kind, "recipe": recipe, "parent": common.model, "seed": common.seed});
     if let (Some(about), Value::Object(more)) = (about.as_object_mut(), more) {
         about.extend(more);
@@ -25,7 +27,7 @@ pub fn save(common: &Common, kind: &str, recipe: &str, source: &Loaded, weights:
     {
         config.eos_ids = texts.eos_ids().to_vec();
     }
-    save_dir(
+    save_merged(
         Path::new(&common.output_dir),
         &config,
         &source.hf_config,

@@ -2,21 +2,20 @@
 //! without a reference. All learn from the pairs of ranked sets.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use candle_core::Tensor;
 use serde_json::{Value, json};
 
 use super::args::{Common, DpoArgs, OrpoArgs, RecipeArgs, SimpoArgs, parse_for_run};
 use super::ranked::{RankedSequences, Rankings};
-use super::run::{Plan, Run, before, device, file_hash};
+use super::run::{Plan, Run, before, device, file_hash, load_base};
 use super::samples::Samples;
 use super::sft::backbone_and_output;
 use super::step::{Accumulator, Picked, Sequence, micro_batches};
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome};
-use crate::model::{self, Decoder};
+use crate::model::Decoder;
 use crate::objective::logprobs::sequence_sums_tensor;
 use crate::objective::{Stats, dpo, orpo, simpo};
 use crate::prompt::Texts;
@@ -96,7 +95,7 @@ fn drive<A: RecipeArgs>(
     reporter: &mut dyn Reporter,
 ) -> Result<TrainOutcome> {
     before(reporter, "loading");
-    let mut loaded = model::load(Path::new(&common.model), &device(&common)?).context("model")?;
+    let mut loaded = load_base(&common, &device(&common)?)?;
     before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let length = super::fit::length(common.max_length, loaded.config.max_positions, || {
@@ -106,7 +105,8 @@ fn drive<A: RecipeArgs>(
     let data = Rankings::read(given.comparisons, &texts, max_length, given.heldout_fraction)?;
     let objective = objective(&data)?;
 
-    let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?;
+    let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?
+        .with_source(&loaded.source);
     let plan = Plan {
         recipe,
         args,
@@ -185,7 +185,7 @@ fn drive<A: RecipeArgs>(
         metrics["labeler_agreement"] = data.agreement.into();
     }
     super::output::save_adapter(&run.common, &policy)?;
-    super::output::save(&run.common, "policy", recipe, &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
+    super::output::save(&run.common, "policy", recipe, &loaded, &policy.published()?, json!({"metrics": metrics}))?;
     run.write_card()?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }

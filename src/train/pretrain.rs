@@ -121,7 +121,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         "bits_per_byte": heldout.map(|h| h.bits_per_byte), "tokens_seen": cursor.tokens,
         "parameters": parameters, "corpus": corpus.counts, "corpus_sha256": corpus.sha256,
     });
-    super::output::save(&run.common, "policy", "pretrain", &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
+    super::output::save(&run.common, "policy", "pretrain", &loaded, &policy.published()?, json!({"metrics": metrics}))?;
     run.write_card()?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }

@@ -2,7 +2,6 @@
 //! (decoders) or at [CLS] (BERT-type encoders), by one head or an ensemble of heads on one trunk.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{Tensor, Var};
@@ -12,13 +11,13 @@ use super::args::{NormalizeOn, RewardArgs, parse_for_run};
 use super::fit::Fit;
 use super::ranked::Rankings;
 use super::reward_heads::{Item, Scorer, by_scale, head_shares, scales};
-use super::run::{Plan, Run, before, device, file_hash};
+use super::run::{Plan, Run, before, device, file_hash, load_base};
 use super::sft::Demonstrations;
 use super::step::{Accumulator, Sequence};
 use super::trainable::{Trainable, normal_init};
 use super::{Reporter, TrainOutcome, optim::Params};
 use crate::model::heads::reward::{SCORE, Scale, below, headless, separator};
-use crate::model::{self, Loaded, Trunk};
+use crate::model::{Loaded, Trunk};
 use crate::objective::Stats;
 use crate::objective::preference::{LengthMetrics, PairMetrics, by_length, pair_metrics};
 use crate::prompt::Texts;
@@ -27,7 +26,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: RewardArgs = parse_for_run(args)?;
     before(reporter, "loading");
     let common = args.common();
-    let mut loaded = model::load(Path::new(&common.model), &device(&common)?).context("model")?;
+    let mut loaded = load_base(&common, &device(&common)?)?;
     before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let length = super::fit::length(common.max_length, loaded.config.max_positions, || {
@@ -38,7 +37,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let (reference, reference_hash, reference_fit) = reference(&args, &texts, max_length)?;
 
     let backbone =
-        Trainable::<Trunk>::for_run(&headless(&loaded.config), below(&loaded.config, &loaded.weights), &common)?;
+        Trainable::<Trunk>::for_run(&headless(&loaded.config), below(&loaded.config, &loaded.weights), &common)?
+            .with_source(&loaded.source);
     let head = Var::from_tensor(&head(&loaded, args.heads, common.seed)?)?;
     loaded.weights.clear();
     let params = backbone.params.clone().into_iter().chain([(SCORE.to_owned(), head.clone())]).collect::<Params>();
@@ -120,7 +120,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         "heads": args.heads,
         "sets": sets,
     });
-    let mut weights = backbone.merged()?;
+    let mut weights = backbone.published()?;
     weights.insert(SCORE.to_owned(), head.as_detached_tensor());
     let (gain, bias) = (by_scale(&scales, |s| s.gain), by_scale(&scales, |s| s.bias));
     let data = json!({"comparisons": file_hash(&args.comparisons)?});

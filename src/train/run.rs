@@ -19,6 +19,7 @@ use super::schedule::Schedule;
 use super::step::Accumulator;
 use super::{Reporter, TrainOutcome, rng, trl_names};
 use crate::domain::{Metric, Progress, hash};
+use crate::model::{self, Loaded};
 
 pub struct Run<'a> {
     pub reporter: &'a mut dyn Reporter,
@@ -421,13 +422,23 @@ pub fn file_hash(path: &str) -> Result<String> {
 fn computed_by(common: &Common, params: &Params) -> String {
     let device = params.values().next().map_or(candle_core::Device::Cpu, |var| var.device().clone());
     match (device.location(), common.frozen_precision) {
-        (candle_core::DeviceLocation::Cpu, FrozenPrecision::F32) => "the CPU's kernels".to_owned(),
         (candle_core::DeviceLocation::Cpu, FrozenPrecision::Bf16) => {
             let instructions = if crate::ops::bf16::native() { "bfloat16 instructions" } else { "bfloat16 by f32" };
             format!("the CPU's kernels, {instructions}")
         }
+        (candle_core::DeviceLocation::Cpu, _) => "the CPU's kernels".to_owned(),
         _ => "a GPU".to_owned(),
     }
+}
+
+/// The model that a recipe starts from; under adapters its frozen matrices are held as the arguments say.
+pub fn load_base(common: &Common, device: &candle_core::Device) -> Result<Loaded> {
+    let path = Path::new(&common.model);
+    match common.frozen_precision.blocks().filter(|_| common.lora.is_some()) {
+        Some(kind) => model::load_held(path, device, kind),
+        None => model::load(path, device),
+    }
+    .context("model")
 }
 
 /// The device that a run computes on.

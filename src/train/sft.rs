@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::args::{SftArgs, parse_for_run};
 use super::data_report::DataReport;
 use super::fit::{self, Fit};
-use super::run::{Plan, Run, before, device, file_hash};
+use super::run::{Plan, Run, before, device, file_hash, load_base};
 use super::samples::Samples;
 use super::step::{Accumulator, Picked, Sequence, micro_batches};
 use super::trainable::Trainable;
@@ -24,7 +24,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: SftArgs = parse_for_run(args)?;
     before(reporter, "loading");
     let common = args.common();
-    let mut loaded = model::load(Path::new(&common.model), &device(&common)?).context("model")?;
+    let mut loaded = load_base(&common, &device(&common)?)?;
     before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let (written, file) = match &args.mixture {
@@ -42,7 +42,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         bail!("demonstrations: none is left to train on ({heldout} are held out{reasons})");
     }
 
-    let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?;
+    let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?
+        .with_source(&loaded.source);
     loaded.weights.clear();
     let plan = Plan {
         recipe: "sft",
@@ -94,7 +95,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     run.progress("saving");
     let metrics = json!({"heldout_loss": heldout, "train_demonstrations": data.train.len(), "fit": data.fit.json()});
     super::output::save_adapter(&run.common, &policy)?;
-    super::output::save(&run.common, "policy", "sft", &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
+    super::output::save(&run.common, "policy", "sft", &loaded, &policy.published()?, json!({"metrics": metrics}))?;
     run.write_card()?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }

@@ -1,13 +1,17 @@
 //! A model under training: which of its tensors are variables, and the frozen views that rollouts,
 //! references and files are made from.
 
+use std::path::PathBuf;
+
 use candle_core::{Device, Result, Tensor, Var};
 
 use super::args::{Common, FrozenPrecision, LoraArgs};
 use super::optim::Params;
 use crate::model::adapters::lora;
 use crate::model::adapters::peft;
-use crate::model::{Build, Decoder, LoraConfig, ModelConfig, Purpose, Recompute, Weights};
+use crate::model::hold::Holding;
+use crate::model::merged::Merged;
+use crate::model::{Build, Decoder, LoraConfig, ModelConfig, Purpose, Recompute, Source, Weights};
 use crate::ops::linear::WeightFormat;
 
 /// What stays as it is, beside what adapters leave alone.
@@ -34,6 +38,8 @@ pub struct Trainable<M = Decoder> {
     pub params: Params,
     /// Weights that do not train.
     frozen: Weights,
+    /// The file or directory that they come from.
+    source: Option<PathBuf>,
     lora: Option<LoraConfig>,
     model: M,
 }
@@ -164,10 +170,21 @@ impl<M: Build> Trainable<M> {
         let purpose = match precision {
             FrozenPrecision::F32 => Purpose::Train,
             FrozenPrecision::Bf16 => Purpose::TrainOverBf16,
+            FrozenPrecision::Q8_0 | FrozenPrecision::Q4 => Purpose::TrainOverHeld,
         };
+        if let Some(kind) = precision.blocks().filter(|_| lora.is_some()) {
+            frozen = Holding::new(config, kind).hold_all(frozen)?;
+        }
         let model: M = build(config, now, &frozen, lora.as_ref(), purpose)?;
         let model = model.for_training(recompute);
-        Ok(Self { config: config.clone(), params, frozen, lora, model })
+        Ok(Self { config: config.clone(), params, frozen, source: None, lora, model })
+    }
+
+    /// Where the frozen weights come from: what is published is made of the file's numbers, not of what they were rounded
+    /// to.
+    pub fn with_source(mut self, source: &Source) -> Self {
+        self.source = Some(source.path.clone());
+        self
     }
 
     /// The model whose forward pass reaches the variables.
@@ -183,10 +200,15 @@ impl<M: Build> Trainable<M> {
 
     /// What a file holds: adapters merged into their weights. Copies, safe to keep while training goes on.
     pub fn merged(&self) -> Result<Weights> {
+        self.published()?.collect()
+    }
+
+    /// The same, each tensor made when it is asked for.
+    pub fn published(&self) -> Result<Merged> {
         let now = self.copies()?;
         match &self.lora {
-            None => Ok(self.frozen.clone().into_iter().chain(now).collect()),
-            Some(lora) => lora::merge(&self.config, lora, &self.frozen, &now),
+            None => Ok(self.frozen.clone().into_iter().chain(now).collect::<Weights>().into()),
+            Some(lora) => Merged::new(&self.config, lora, &self.frozen, now, self.source.as_deref()),
         }
     }
 

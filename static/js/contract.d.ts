@@ -1376,6 +1376,8 @@ export type MemoryNeeds = {
   serve: number;
   /** LoRA over frozen f32 weights; activations come on top. */
   lora: number;
+  /** LoRA over matrices held in 4 bits (`frozen_precision: q4`), embeddings in f32; activations come on top. */
+  lora_q4: number;
   /** All parameters with gradients and Adam's two moments in f32; activations come on top. */
   full: number;
 };
@@ -1674,6 +1676,18 @@ export type PersonalLink = {
   created: number;
   expires: number | null;
   used: number | null;
+};
+
+/** Where a job's last attempt ran, and what its trainer printed there. */
+export type PlaceLog = {
+  /** Name of the place in the configuration; null for a child process of a server or worker. */
+  place: string | null;
+  /** The attempt's name there: the submission id in Ray, the job's name in Slurm. */
+  id: string | null;
+  /** The end of the log, at most 256 KB of it; null where it cannot be read. */
+  text: string | null;
+  /** Why there is no text. */
+  message: string | null;
 };
 
 export type Plan = {
@@ -2693,6 +2707,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends `/admin/jobs/${string}/events` ? JobEvents :
   P extends `/admin/sets/draws/${string}` ? SetDraw :
   P extends `/admin/datasets/${string}` ? DatasetVersion :
+  P extends `/admin/jobs/${string}/log` ? PlaceLog :
   P extends `/v1/review/sets/${string}` ? ReviewedSet :
   P extends `/admin/models/${string}` ? ModelVersion :
   P extends `/v1/responses/${string}` ? Response :

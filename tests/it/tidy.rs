@@ -216,6 +216,7 @@ const SOURCES: &[(&str, &[&str])] = &[
             "src/instructgpt/",
             "src/jobs/",
             "src/service/complete.rs",
+            "src/service/overview.rs",
             "src/store/connect.rs",
             "src/tokenizer/probe.rs",
             "src/train/",

@@ -39,7 +39,7 @@ fn list_models(data_dir: &Path, available: bool) {
         return;
     }
     let here = crate::train::estimate::available_memory();
-    println!("name\tparameters\tlicense\tlanguages\tserve\tLoRA\tfull training\thub");
+    println!("name\tparameters\tlicense\tlanguages\tserve\tLoRA\tQLoRA\tfull training\thub");
     for known in more() {
         let needs = known.needs();
         let size = |bytes: u64| {
@@ -47,7 +47,7 @@ fn list_models(data_dir: &Path, available: bool) {
             format!("{:.1} GB{}", bytes as f64 / 1e9, if fits { "" } else { "*" })
         };
         println!(
-            "{}\t{}M\t{}{}\t{}\t{}\t{}\t{}\t{}",
+            "{}\t{}M\t{}{}\t{}\t{}\t{}\t{}\t{}\t{}",
             known.name,
             known.millions,
             known.license,
@@ -55,12 +55,13 @@ fn list_models(data_dir: &Path, available: bool) {
             known.languages.join(" "),
             size(needs.serve),
             size(needs.lora),
+            size(needs.lora_q4),
             size(needs.full),
             known.repo
         );
     }
     println!(
-        "Memory by the number of parameters: weights in 16 bits; frozen in f32 under LoRA; with gradients and Adam's \
+        "Memory by the number of parameters: weights in 16 bits; frozen in f32 under LoRA; frozen in 4 bits under QLoRA (frozen_precision q4); with gradients and Adam's \
          moments in f32. Caches and activations come on top."
     );
     if let Some(here) = here {

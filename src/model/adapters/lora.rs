@@ -6,7 +6,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ModelConfig, Weights};
+use crate::model::{ModelConfig, Weights, hold};
 use crate::ops::linear::WeightLayout;
 
 /// Which linear layers get adapters, and how wide.
@@ -86,7 +86,7 @@ pub fn init(config: &ModelConfig, lora: &LoraConfig, weights: &Weights, seed: u6
     let mut adapters = Weights::new();
     for (stream, module) in target_modules(config, lora, weights).into_iter().enumerate() {
         let w = &weights[&format!("{module}.weight")];
-        let (out, input) = out_in(config, w)?;
+        let (out, input) = hold::out_in(config, &format!("{module}.weight"), w)?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(stream as u64);
         let bound = 1.0 / (input as f32).sqrt();
@@ -99,9 +99,9 @@ pub fn init(config: &ModelConfig, lora: &LoraConfig, weights: &Weights, seed: u6
     Ok(adapters)
 }
 
-fn out_in(config: &ModelConfig, w: &Tensor) -> Result<(usize, usize)> {
-    let (rows, cols) = w.dims2()?;
-    Ok(if config.family().layout == WeightLayout::InOut { (cols, rows) } else { (rows, cols) })
+/// (alpha/rank)·B·A, [out, in].
+pub(in crate::model) fn delta(lora: &LoraConfig, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    b.detach().matmul(&a.detach())? * lora.scale()
 }
 
 /// Base weights with every adapter folded in: W + (alpha/rank)·B·A, computed in f32 (f64 product on the CPU
@@ -115,7 +115,7 @@ pub fn merge(config: &ModelConfig, lora: &LoraConfig, weights: &Weights, adapter
         };
         let key = format!("{module}.weight");
         let Some(base) = weights.get(&key) else { candle_core::bail!("adapter for unknown module {module}") };
-        let mut delta = (b.detach().matmul(&a.detach())? * lora.scale())?;
+        let mut delta = delta(lora, a, b)?;
         if config.family().layout == WeightLayout::InOut {
             delta = delta.t()?;
         }

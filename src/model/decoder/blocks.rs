@@ -259,7 +259,7 @@ pub(in crate::model) fn attn(
     decoder: &Decoder,
     layer: &Layer,
     x: &[f32],
-    rotary: &[u32],
+    rotary: &[rope::Row],
     tails: Option<&Tails>,
     attend: impl FnOnce(&[f32], &[f32], &[f32], &mut [f32]),
 ) -> Result<Attn> {

@@ -5,25 +5,38 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
+pub use super::kv_pages::GONE;
+use super::kv_pages::Pages;
 use crate::model::{ModelConfig, SoftRows};
 use crate::ops::attn_kernel::{MAX_ROWS, Scratch, attend, padded, put_key};
 use crate::ops::par::{SharedMut, split};
+use crate::ops::rope::Row;
 use crate::ops::simd::LANES;
 use crate::ops::{fused, read, tensor};
 
 /// Tokens per page.
 pub const PAGE: usize = LANES;
 
-/// Keys and values of all layers for a fixed number of pages.
+/// Keys and values of all layers for a fixed number of pages. Layers that see a window have pages of their own, which
+/// sequences give back when no later token sees them.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<Pool>,
     /// f32 per page in one pool: kv_heads · padded(head_dim) · 16.
     page_size: usize,
-    references: Vec<u32>,
-    free: Vec<u32>,
+    pages: Pages,
+    windowed: Option<Windowed>,
     /// Copies of pages that whoever holds the contents must make before the next step; `None` where they are here.
     copies: Option<Vec<(u32, u32)>>,
+}
+
+#[derive(Debug)]
+struct Windowed {
+    pages: Pages,
+    /// The widest of the layers' windows.
+    window: usize,
+    /// Whether layer i is one of them.
+    layers: Vec<bool>,
 }
 
 #[derive(Debug)]
@@ -36,27 +49,58 @@ struct Pool {
 #[derive(Debug, Default)]
 pub struct CachedSequence {
     pub pages: Vec<u32>,
+    /// As many in windowed layers; `GONE` where no later token sees any of a page. Empty without such layers.
+    pub windowed: Vec<u32>,
     pub len: usize,
-    /// Its tokens turn by the frequencies of long sequences (see `Decoder::is_long`).
+    pub rope: RopeLength,
+}
+
+/// What of a sequence's length decides on its rotary frequencies; see `Decoder::rope_length`. The default stands for the
+/// trained frequencies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RopeLength {
+    /// Whether the frequencies of long sequences apply (longrope).
     pub long: bool,
+    /// Dynamic scaling: tokens of the text that was given at once, when they are more than were trained; otherwise 0.
+    pub grown: usize,
+}
+
+impl RopeLength {
+    /// Whether sequences that begin with the same tokens have the same keys there, so that they can share pages.
+    pub fn shares_prefixes(self) -> bool {
+        self == Self::default()
+    }
 }
 
 impl KvCache {
     /// Room for `tokens` tokens (rounded up to pages). Memory is touched only when used.
     pub fn new(config: &ModelConfig, tokens: usize) -> Self {
-        let pages = tokens.div_ceil(PAGE);
-        let page_size = config.n_kv_heads * padded(config.head_dim) * PAGE;
-        let pool = || Pool { k: vec![0.0; pages * page_size], v: vec![0.0; pages * page_size] };
-        let layers = (0..config.n_layers).map(|_| pool()).collect();
-        let (references, free) = (vec![0; pages], (0..pages as u32).rev().collect());
-        Self { layers, page_size, references, free, copies: None }
+        Self::with_windows(config, tokens, tokens)
     }
 
-    /// Who holds which page, of so many tokens as `new`, without keys and values: those are on a device.
+    /// The same with room for `windowed` tokens in layers that see a window only.
+    pub fn with_windows(config: &ModelConfig, tokens: usize, windowed: usize) -> Self {
+        let (pages, fewer) = (tokens.div_ceil(PAGE), windowed.min(tokens).div_ceil(PAGE));
+        let page_size = config.n_kv_heads * padded(config.head_dim) * PAGE;
+        let windows: Vec<Option<usize>> = (0..config.n_layers).map(|i| config.layer(i).window).collect();
+        let pool = |window: &Option<usize>| {
+            let size = if window.is_some() { fewer } else { pages } * page_size;
+            Pool { k: vec![0.0; size], v: vec![0.0; size] }
+        };
+        let layers = windows.iter().map(pool).collect();
+        let windowed = windows.iter().flatten().max().map(|window| Windowed {
+            pages: Pages::new(fewer),
+            window: *window,
+            layers: windows.iter().map(Option::is_some).collect(),
+        });
+        Self { layers, page_size, pages: Pages::new(pages), windowed, copies: None }
+    }
+
+    /// Who holds which page, of so many tokens as `new`, without keys and values: those are on a device, where windowed
+    /// layers have pages like all others.
     pub fn elsewhere(tokens: usize) -> Self {
-        let pages = tokens.div_ceil(PAGE);
-        let (references, free) = (vec![0; pages], (0..pages as u32).rev().collect());
-        Self { layers: Vec::new(), page_size: 0, references, free, copies: Some(Vec::new()) }
+        let pages = Pages::new(tokens.div_ceil(PAGE));
+        Self { layers: Vec::new(), page_size: 0, pages, windowed: None, copies: Some(Vec::new()) }
     }
 
     /// Pages to be copied (from, to), in order, before the next step.
@@ -65,54 +109,91 @@ impl KvCache {
     }
 
     pub fn total_pages(&self) -> usize {
-        self.references.len()
+        self.pages.total()
     }
 
     pub fn free_pages(&self) -> usize {
-        self.free.len()
+        self.pages.free()
+    }
+
+    /// (all, free) pages of windowed layers; without such layers there is always room.
+    pub fn windowed_pages(&self) -> (usize, usize) {
+        self.windowed.as_ref().map_or((usize::MAX, usize::MAX), |w| (w.pages.total(), w.pages.free()))
+    }
+
+    /// Pages of windowed layers that a sequence of `pages` pages needs which is fed `tokens` at a time.
+    pub fn windowed_need(&self, pages: usize, tokens: usize) -> usize {
+        self.windowed.as_ref().map_or(0, |w| pages.min((w.window + tokens).div_ceil(PAGE) + 1))
+    }
+
+    /// The first page of which a token behind `len` others sees anything in windowed layers.
+    pub fn first_seen(&self, len: usize) -> usize {
+        self.windowed.as_ref().map_or(0, |w| (len + 1).saturating_sub(w.window) / PAGE)
+    }
+
+    /// Whether some layers see a window only.
+    pub fn has_windows(&self) -> bool {
+        self.windowed.is_some()
     }
 
     /// Makes room for `extra` more tokens; false (and nothing changed) when there are not enough pages.
     #[must_use]
     pub fn reserve(&mut self, sequence: &mut CachedSequence, extra: usize) -> bool {
         let need = (sequence.len + extra).div_ceil(PAGE).saturating_sub(sequence.pages.len());
-        if need > self.free.len() {
+        if need > self.pages.free() || need > self.windowed_pages().1 {
             return false;
         }
         for _ in 0..need {
-            if let Some(page) = self.free.pop() {
-                self.references[page as usize] = 1;
-                sequence.pages.push(page);
+            sequence.pages.extend(self.pages.take());
+            if let Some(windowed) = &mut self.windowed {
+                sequence.windowed.extend(windowed.pages.take());
             }
         }
         true
     }
 
+    /// Gives back what no later token of the sequence sees in windowed layers.
+    pub fn trim(&mut self, sequence: &mut CachedSequence) {
+        let seen = self.first_seen(sequence.len);
+        let Some(windowed) = &mut self.windowed else { return };
+        for page in sequence.windowed.iter_mut().take(seen).rev().take_while(|page| **page != GONE) {
+            windowed.pages.release(std::mem::replace(page, GONE));
+        }
+    }
+
     /// How many hold this page.
     pub fn references(&self, page: u32) -> u32 {
-        self.references[page as usize]
+        self.pages.references(page)
     }
 
     /// Shares one page with another holder.
     pub fn retain(&mut self, page: u32) {
-        self.references[page as usize] += 1;
+        self.pages.retain(page);
+    }
+
+    /// The same for a page of windowed layers, if it is one.
+    pub fn retain_windowed(&mut self, page: u32) {
+        if let Some(windowed) = &mut self.windowed {
+            windowed.pages.retain(page);
+        }
     }
 
     /// Gives one reference back; true when the page became free.
     pub fn release(&mut self, page: u32) -> bool {
-        let count = &mut self.references[page as usize];
-        debug_assert!(*count > 0, "page {page} released twice");
-        *count = count.saturating_sub(1);
-        if *count == 0 {
-            self.free.push(page);
-            return true;
-        }
-        false
+        self.pages.release(page)
+    }
+
+    /// The same for a page of windowed layers, if it is one.
+    pub fn release_windowed(&mut self, page: u32) -> bool {
+        self.windowed.as_mut().is_some_and(|windowed| windowed.pages.release(page))
     }
 
     pub fn release_all(&mut self, sequence: &mut CachedSequence) {
         for page in sequence.pages.drain(..) {
-            self.release(page);
+            self.pages.release(page);
+        }
+        for page in sequence.windowed.drain(..) {
+            self.release_windowed(page);
         }
         sequence.len = 0;
     }
@@ -120,9 +201,15 @@ impl KvCache {
     /// A second sequence with the same tokens: full pages are shared, the last partial one is copied.
     pub fn fork(&mut self, sequence: &CachedSequence) -> Option<CachedSequence> {
         let full = sequence.len / PAGE;
-        let mut copy = CachedSequence { pages: sequence.pages[..full].to_vec(), len: full * PAGE, long: sequence.long };
+        let head = |pages: &[u32]| pages.get(..full).unwrap_or_default().to_vec();
+        let mut copy = CachedSequence {
+            pages: head(&sequence.pages),
+            windowed: head(&sequence.windowed),
+            len: full * PAGE,
+            rope: sequence.rope,
+        };
         let rest = sequence.len - copy.len;
-        if rest > 0 && !self.reserve_tail(&mut copy) {
+        if !self.reserve(&mut copy, rest) {
             return None;
         }
         for page in &sequence.pages[..full] {
@@ -131,23 +218,21 @@ impl KvCache {
         if let (Some(copies), true) = (&mut self.copies, rest > 0) {
             copies.push((sequence.pages[full], copy.pages[full]));
         }
+        for page in sequence.windowed.iter().take(full) {
+            self.retain_windowed(*page);
+        }
         if rest > 0 {
-            let (from, to) =
-                (sequence.pages[full] as usize * self.page_size, copy.pages[full] as usize * self.page_size);
-            for pool in &mut self.layers {
-                pool.k.copy_within(from..from + self.page_size, to);
-                pool.v.copy_within(from..from + self.page_size, to);
+            let size = self.page_size;
+            for (i, pool) in self.layers.iter_mut().enumerate() {
+                let windowed = self.windowed.as_ref().is_some_and(|w| w.layers[i]);
+                let of = |s: &CachedSequence| if windowed { s.windowed[full] } else { s.pages[full] } as usize * size;
+                let (from, to) = (of(sequence), of(&copy));
+                pool.k.copy_within(from..from + size, to);
+                pool.v.copy_within(from..from + size, to);
             }
             copy.len = sequence.len;
         }
         Some(copy)
-    }
-
-    fn reserve_tail(&mut self, copy: &mut CachedSequence) -> bool {
-        let Some(page) = self.free.pop() else { return false };
-        self.references[page as usize] = 1;
-        copy.pages.push(page);
-        true
     }
 
     /// Writes the rows' keys and values into layer `layer`, then attends: q [N, heads·hd] → [N, heads·hd].
@@ -183,18 +268,19 @@ impl KvCache {
         config: &ModelConfig,
     ) {
         let (pool, page_size) = (&mut self.layers[layer], self.page_size);
-        pool.write(rows, k, v, config, page_size);
-        pool.read(rows, q, out, config, page_size, config.layer(layer).window);
+        let window = config.layer(layer).window;
+        pool.write(rows, k, v, config, page_size, window.is_some());
+        pool.read(rows, q, out, config, page_size, window);
     }
 }
 
 impl Pool {
-    fn write(&mut self, rows: &StepRows, k: &[f32], v: &[f32], config: &ModelConfig, page_size: usize) {
+    fn write(&mut self, rows: &StepRows, k: &[f32], v: &[f32], config: &ModelConfig, page_size: usize, windowed: bool) {
         let (d, hd, heads) = (config.head_dim, padded(config.head_dim), config.n_kv_heads);
         for segment in &rows.segments {
             for i in 0..segment.len {
                 let (row, position) = (segment.first_row + i, segment.start + i);
-                let page = segment.pages[position / PAGE] as usize * page_size;
+                let page = segment.pages(windowed)[position / PAGE] as usize * page_size;
                 for h in 0..heads {
                     let from = (row * heads + h) * d;
                     let block = page + h * hd * PAGE;
@@ -225,7 +311,8 @@ impl Pool {
             let mut scratch = Scratch::default();
             for task in &tasks[range] {
                 let segment = &rows.segments[task.segment];
-                let block = |b: usize| segment.pages[b] as usize * page_size + task.kv_head * hd * PAGE;
+                let pages = segment.pages(window.is_some());
+                let block = |b: usize| pages[b] as usize * page_size + task.kv_head * hd * PAGE;
                 let mut at = Vec::with_capacity(MAX_ROWS);
                 let mut seen = Vec::with_capacity(MAX_ROWS);
                 for i in task.from..task.to {
@@ -273,7 +360,14 @@ pub(super) struct Segment {
     pub start: usize,
     pub len: usize,
     pub pages: Arc<[u32]>,
-    long: bool,
+    windowed: Arc<[u32]>,
+    rope: RopeLength,
+}
+
+impl Segment {
+    fn pages(&self, windowed: bool) -> &[u32] {
+        if windowed { &self.windowed } else { &self.pages }
+    }
 }
 
 struct Task {
@@ -294,7 +388,8 @@ impl StepRows {
             start: sequence.len,
             len: ids.len(),
             pages: sequence.pages.as_slice().into(),
-            long: sequence.long,
+            windowed: sequence.windowed.as_slice().into(),
+            rope: sequence.rope,
         };
         assert!(segment.pages.len() * PAGE >= segment.start + segment.len, "pages not reserved");
         self.segments.push(segment);
@@ -327,10 +422,10 @@ impl StepRows {
         self.segments.iter().flat_map(|s| (s.start..s.start + s.len).map(|p| p as u32)).collect()
     }
 
-    /// Rows in tables of rotary positions where those of long sequences follow `positions` others.
-    pub(in crate::model) fn rotary(&self, positions: usize) -> Vec<u32> {
-        let row = |s: &Segment, p: usize| (p + if s.long { positions } else { 0 }) as u32;
-        self.segments.iter().flat_map(|s| (s.start..s.start + s.len).map(move |p| row(s, p))).collect()
+    /// Rows in tables of rotary positions, by what `of` gives for a sequence and a position.
+    pub(in crate::model) fn rotary(&self, of: impl Fn(&RopeLength, usize) -> Row) -> Vec<Row> {
+        let of = &of;
+        self.segments.iter().flat_map(|s| (s.start..s.start + s.len).map(move |p| of(&s.rope, p))).collect()
     }
 
     fn tasks(&self, kv_heads: usize, per_kv: usize) -> Vec<Task> {

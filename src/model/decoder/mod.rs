@@ -5,6 +5,7 @@ mod blocks_back;
 mod cached;
 pub mod device;
 pub mod kv_cache;
+mod kv_pages;
 mod soft_rows;
 mod tails;
 
@@ -12,10 +13,11 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use candle_core::{Result, Tensor};
 
-use self::kv_cache::{KvCache, StepRows};
+use self::kv_cache::{KvCache, RopeLength, StepRows};
 use self::soft_rows::replace_rows;
 use self::tails::Tails;
 use crate::model::adapters::lora::LoraConfig;
+use crate::model::config::RopeScaling;
 use crate::model::layers::block::{Layer, layer};
 use crate::model::layers::rope_tables;
 use crate::model::layers::{Builder, Norm};
@@ -24,6 +26,7 @@ use crate::ops::attention::{Attend, AttentionSpec, attention};
 use crate::ops::embedding::{embedding, embedding_but};
 use crate::ops::fused;
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout};
+use crate::ops::rope::{Row, grown_row};
 use crate::ops::token_logprobs::{LogitShape, TokenLogprobs, shaped_logprobs, with_entropy};
 pub use blocks::Recompute;
 pub use cached::Recording;
@@ -36,6 +39,8 @@ pub enum Purpose {
     Train,
     /// As `Train`, with frozen matrices multiplied in bfloat16 on the CPU.
     TrainOverBf16,
+    /// As `Train`, over blocks that are held in fewer bits (`model::hold`): what is not stays as it is, shared.
+    TrainOverHeld,
     /// Forward only, many rows at a time (a reference, a reward): weights stay as they are, shared with whoever
     /// else holds them.
     Score,
@@ -53,6 +58,8 @@ impl Purpose {
         match self {
             Self::Train => Weight::new(w, layout, true),
             Self::TrainOverBf16 => Weight::half(w, layout, true),
+            Self::TrainOverHeld if w.track_op() => Ok(Weight::Dense(w.clone(), layout)),
+            Self::TrainOverHeld => Ok(Weight::Dense(w.detach(), layout)),
             Self::Score => Ok(Weight::Dense(w.detach(), layout)),
             Self::ScoreInBf16 => Weight::half(&w.detach(), layout, false),
             Self::Serve => Weight::new(&w.detach(), layout, false),
@@ -70,7 +77,7 @@ pub struct Decoder {
     pub(in crate::model) final_norm: Norm,
     head: Arc<Head>,
     shape: LogitShape,
-    /// Longer sequences turn by other frequencies.
+    /// Longer sequences have other rotary frequencies.
     long_from: Option<usize>,
     /// What the backward pass computes again instead of keeping.
     pub recompute: Recompute,
@@ -109,7 +116,7 @@ impl Head {
 pub(in crate::model) struct Rows {
     pub positions: Arc<Vec<u32>>,
     /// Their rows in tables of rotary positions.
-    pub rotary: Arc<Vec<u32>>,
+    pub rotary: Arc<Vec<Row>>,
     pub attention: AttentionSpec,
     pub tails: Option<Tails>,
 }
@@ -368,20 +375,14 @@ impl Decoder {
 
     fn rows(&self, batch: &PackedBatch) -> Rows {
         let positions = Arc::new(batch.positions.clone());
-        let rotary = match self.long_from {
-            None => positions.clone(),
-            Some(_) => {
-                let mut rotary = batch.positions.clone();
-                for span in batch.offsets.windows(2).filter(|span| self.is_long(span[1] - span[0])) {
-                    let long = &mut rotary[span[0]..span[1]];
-                    long.iter_mut().for_each(|row| *row += self.config.max_positions as u32);
-                }
-                Arc::new(rotary)
-            }
-        };
+        let mut rotary: Vec<Row> = batch.positions.iter().map(|p| Row::from(*p)).collect();
+        for span in batch.offsets.windows(2) {
+            let (rows, sequence) = (&mut rotary[span[0]..span[1]], self.rope_length(span[1] - span[0]));
+            rows.iter_mut().enumerate().for_each(|(p, row)| *row = self.rope_row(&sequence, p));
+        }
         Rows {
             positions,
-            rotary,
+            rotary: Arc::new(rotary),
             attention: AttentionSpec {
                 offsets: Arc::new(batch.offsets.clone()),
                 n_heads: self.config.n_heads,
@@ -398,11 +399,30 @@ impl Decoder {
     }
 
     /// The rows in tables of rotary positions of a step's tokens.
-    pub(in crate::model) fn rotary_of(&self, rows: &StepRows) -> Vec<u32> {
-        match self.long_from {
-            None => rows.positions(),
-            Some(_) => rows.rotary(self.config.max_positions),
+    pub(in crate::model) fn rotary_of(&self, rows: &StepRows) -> Vec<Row> {
+        rows.rotary(|sequence, position| self.rope_row(sequence, position))
+    }
+
+    /// The row in the rotary tables of one token of a sequence.
+    fn rope_row(&self, sequence: &RopeLength, position: usize) -> Row {
+        match &self.config.switches.rope_scaling {
+            RopeScaling::Long { .. } if sequence.long => (position + self.config.max_positions) as Row,
+            // Tokens given at once use the frequencies of their whole length, each later token those of its own position.
+            RopeScaling::Dynamic { trained, .. } if position >= *trained.max(&sequence.grown) => {
+                grown_row(position + 1, position)
+            }
+            RopeScaling::Dynamic { .. } => grown_row(sequence.grown, position),
+            _ => position as Row,
         }
+    }
+
+    /// What decides on the rotary frequencies of a text whose first `len` tokens are given at once.
+    pub fn rope_length(&self, len: usize) -> RopeLength {
+        let grown = match &self.config.switches.rope_scaling {
+            RopeScaling::Dynamic { trained, .. } if len > *trained => len,
+            _ => 0,
+        };
+        RopeLength { long: self.is_long(len), grown }
     }
 
     /// Whether the tokens of a sequence of `len` tokens turn by the frequencies of long ones (longrope). A cached

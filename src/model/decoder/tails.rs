@@ -5,18 +5,19 @@ use std::sync::Arc;
 
 use crate::model::PackedBatch;
 use crate::ops::attention::AttentionSpec;
+use crate::ops::rope::Row;
 use crate::ops::{embedding, pool};
 
 pub(in crate::model) struct Tails {
     /// Their rows in the batch, ascending, and the rows of these in tables of rotary positions.
     pub rows: Vec<u32>,
-    pub rotary: Vec<u32>,
+    pub rotary: Vec<Row>,
     pub attention: AttentionSpec,
 }
 
 impl Tails {
     /// The last `lengths[i]` rows of sequence i; `None` if those are all rows. `rotary` has an entry for each row.
-    pub fn new(batch: &PackedBatch, rotary: &[u32], lengths: &[usize], all: &AttentionSpec) -> Option<Self> {
+    pub fn new(batch: &PackedBatch, rotary: &[Row], lengths: &[usize], all: &AttentionSpec) -> Option<Self> {
         let (rows, queries) = rows(batch, lengths);
         if rows.len() == batch.len() {
             return None;

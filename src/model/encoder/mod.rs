@@ -16,6 +16,7 @@ use crate::ops::activation;
 use crate::ops::attention::{Attend, AttentionSpec, attention};
 use crate::ops::embedding::{embedding, embedding_but};
 use crate::ops::linear::{Weight, WeightLayout};
+use crate::ops::rope::Row;
 use crate::ops::token_logprobs::{TokenLogprobs, token_logprobs};
 
 #[derive(Debug, Clone)]
@@ -113,6 +114,7 @@ impl Encoder {
             ..AttentionSpec::default()
         };
         let positions = Arc::new(batch.positions.clone());
+        let rotary = Arc::new(batch.positions.iter().map(|p| Row::from(*p)).collect::<Vec<_>>());
         let mut x = embedding_but(&self.words, &Arc::new(batch.ids.clone()), self.config.frozen_padding())?;
         if let Some(table) = &self.positions {
             let offset = self.config.switches.position_offset as u32;
@@ -126,7 +128,7 @@ impl Encoder {
             x = norm.forward(&x)?;
         }
         for layer in &self.layers {
-            x = self.block(layer, &x, &positions, &spec, attend)?;
+            x = self.block(layer, &x, &rotary, &spec, attend)?;
         }
         self.final_norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x))
     }
@@ -135,11 +137,11 @@ impl Encoder {
         &self,
         layer: &Layer,
         x: &Tensor,
-        positions: &Arc<Vec<u32>>,
+        rotary: &Arc<Vec<Row>>,
         spec: &AttentionSpec,
         attend: &mut Attend<'_>,
     ) -> Result<Tensor> {
-        let (q, k, v) = layer.qkv(&self.config, x, positions)?;
+        let (q, k, v) = layer.qkv(&self.config, x, rotary)?;
         let given = layer.out.forward(&attend(&q, &k, &v, &layer.attention(spec))?)?;
         let x = self.add(x, &given, layer.attn_post.as_ref())?;
         let normed = match &layer.mlp_norm {
@@ -199,7 +201,8 @@ impl Encoder {
 
     fn mlm_transform(&self, hidden: &Tensor) -> Result<Tensor> {
         let Some((dense, norm)) = &self.transform else { candle_core::bail!("this encoder has no masked-LM head") };
-        norm.forward(&activation::activate(self.config.activation, &dense.forward(hidden)?)?)
+        let own = self.config.family().encoder_heads().and_then(|heads| heads.activation);
+        norm.forward(&activation::activate(own.unwrap_or(self.config.activation), &dense.forward(hidden)?)?)
     }
 }
 

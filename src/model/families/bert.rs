@@ -24,6 +24,7 @@ pub(super) static BERT: Family = Family {
     layout: WeightLayout::OutIn,
     heads: Heads::Encoder(EncoderHeads {
         dense: "cls.predictions.transform.dense",
+        activation: None,
         norm: "cls.predictions.transform.LayerNorm",
         bias: "cls.predictions.bias",
         decoder: "cls.predictions.decoder",

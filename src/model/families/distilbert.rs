@@ -30,6 +30,7 @@ pub(super) static DISTILBERT: Family = Family {
     layout: WeightLayout::OutIn,
     heads: Heads::Encoder(EncoderHeads {
         dense: "vocab_transform",
+        activation: None,
         norm: "vocab_layer_norm",
         bias: "vocab_projector.bias",
         decoder: "vocab_projector",

@@ -25,7 +25,7 @@ use serde_json::Value;
 
 pub use parameters::{Parameter, Role, block_matrices, parameters};
 
-use super::config::{ConfigError, ModelConfig};
+use super::config::{Activation, ConfigError, ModelConfig};
 use super::gguf::metadata::Metadata;
 use super::gguf::write::Meta;
 use crate::ops::linear::WeightLayout;
@@ -195,6 +195,8 @@ pub enum Heads {
 pub struct EncoderHeads {
     /// Masked-LM head: a dense layer, its norm, and the bias of the tied output matrix.
     pub dense: &'static str,
+    /// The activation between dense layer and norm, where it is not the one of the blocks.
+    pub activation: Option<Activation>,
     pub norm: &'static str,
     pub bias: &'static str,
     /// The tied output matrix, where files repeat it.

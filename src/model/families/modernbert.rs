@@ -32,6 +32,7 @@ pub(super) static MODERNBERT: Family = Family {
     layout: WeightLayout::OutIn,
     heads: Heads::Encoder(EncoderHeads {
         dense: "head.dense",
+        activation: None,
         norm: "head.norm",
         bias: "decoder.bias",
         decoder: "decoder",

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::bert::{LIKE_BERT_BLOCK, read};
 use super::read::{Result, ids, malformed};
 use super::{Arch, EncoderHeads, Family, Heads, NormKind, Pooler};
-use crate::model::config::ModelConfig;
+use crate::model::config::{Activation, ModelConfig};
 use crate::ops::linear::WeightLayout;
 
 pub(super) static ROBERTA: Family = Family {
@@ -52,6 +52,8 @@ const LIKE_ROBERTA: Family = Family {
     layout: WeightLayout::OutIn,
     heads: Heads::Encoder(EncoderHeads {
         dense: "lm_head.dense",
+        // Whatever `hidden_act` says.
+        activation: Some(Activation::GeluErf),
         norm: "lm_head.layer_norm",
         bias: "lm_head.bias",
         decoder: "lm_head.decoder",

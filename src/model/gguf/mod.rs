@@ -19,6 +19,7 @@ use candle_core::{Device, Tensor};
 use self::header::{Header, TensorInfo, Value};
 use self::names::Change;
 use self::parts::Parts;
+use crate::model::hold::Holding;
 use crate::model::load::{Described, LoadError, Source};
 use crate::model::{ModelConfig, Weights};
 use crate::ops::blocks::{self, BlockType};
@@ -158,21 +159,33 @@ impl GgufTensors {
 
     /// All tensors as f32.
     pub fn dequantize(&self, device: &Device) -> Result<Weights> {
+        self.read(device, None)
+    }
+
+    /// The same as `holding` holds them.
+    pub(super) fn read(&self, device: &Device, holding: Option<&Holding<'_>>) -> Result<Weights> {
         let one = |name: &String| -> Result<Tensor> {
-            let (info, change) = self.info(name)?;
-            let mut values = vec![0f32; info.shape.iter().product()];
-            blocks::dequantize(&self.bytes(name)?, info.dtype, &mut values);
-            if *change == Change::PlusOne {
-                values.iter_mut().for_each(|v| *v -= 1.0);
-            }
-            let tensor = Tensor::from_vec(values, info.shape.clone(), device);
-            let tensor = match change {
-                Change::Transposed => tensor.and_then(|t| t.t()?.contiguous()),
-                _ => tensor,
-            };
-            tensor.map_err(|e| LoadError::malformed(&self.path, format!("tensor {name}: {e}")))
+            let tensor = self.tensor(name, device)?;
+            let Some(holding) = holding else { return Ok(tensor) };
+            holding.hold(name, tensor).map_err(|e| LoadError::malformed(&self.path, format!("tensor {name}: {e}")))
         };
         self.infos.keys().map(|name| Ok((name.clone(), one(name)?))).collect()
+    }
+
+    /// One tensor as f32.
+    pub(super) fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
+        let (info, change) = self.info(name)?;
+        let mut values = vec![0f32; info.shape.iter().product()];
+        blocks::dequantize(&self.bytes(name)?, info.dtype, &mut values);
+        if *change == Change::PlusOne {
+            values.iter_mut().for_each(|v| *v -= 1.0);
+        }
+        let tensor = Tensor::from_vec(values, info.shape.clone(), device);
+        let tensor = match change {
+            Change::Transposed => tensor.and_then(|t| t.t()?.contiguous()),
+            _ => tensor,
+        };
+        tensor.map_err(|e| LoadError::malformed(&self.path, format!("tensor {name}: {e}")))
     }
 
     fn info(&self, name: &str) -> Result<&(TensorInfo, Change)> {

@@ -10,7 +10,7 @@ use crate::model::layers::{Builder, Linear, Norm};
 use crate::model::{Activation, ModelConfig};
 use crate::ops::activation;
 use crate::ops::attention::AttentionSpec;
-use crate::ops::rope::{RopeTable, rope};
+use crate::ops::rope::{RopeTable, Row, rope};
 
 #[derive(Debug, Clone)]
 pub(in crate::model) struct Layer {
@@ -115,7 +115,7 @@ impl Layer {
     }
 
     /// Rotated q and k, and v, of x, the block's input; `rotary` are its rows in tables of rotary positions.
-    pub fn qkv(&self, c: &ModelConfig, x: &Tensor, rotary: &Arc<Vec<u32>>) -> Result<(Tensor, Tensor, Tensor)> {
+    pub fn qkv(&self, c: &ModelConfig, x: &Tensor, rotary: &Arc<Vec<Row>>) -> Result<(Tensor, Tensor, Tensor)> {
         let normed = match &self.attn_norm {
             Some(norm) => norm.forward(x)?,
             None => x.clone(),

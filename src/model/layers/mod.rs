@@ -10,7 +10,8 @@ use candle_core::{DType, Result, Tensor};
 use crate::model::adapters::lora::LoraConfig;
 use crate::model::families::NormKind;
 use crate::model::gguf::GgufTensors;
-use crate::model::{ModelConfig, Purpose, Weights};
+use crate::model::{ModelConfig, Purpose, Weights, hold};
+use crate::ops::held::Held;
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout, linear};
 use crate::ops::low_rank::{Beside, LowRank};
 use crate::ops::product::{Dims, column_sums, product_transposed};
@@ -66,6 +67,9 @@ impl Builder<'_> {
         }
         let names: Vec<String> = modules.iter().map(|(module, _)| format!("{module}.weight")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        if names.iter().any(|name| self.weights.get(*name).is_some_and(hold::is_held)) {
+            return Ok(None);
+        }
         let parts = names.iter().zip(modules).map(|(name, (_, out))| self.tensor(name, &[*out, input]));
         let parts = parts.collect::<Result<Vec<_>>>()?;
         let bias = match bias {
@@ -98,7 +102,11 @@ impl Builder<'_> {
             WeightLayout::OutIn => [out, input],
         };
         let name = format!("{module}.weight");
-        let weight = self.weight(&name, &self.tensor(&name, &dims)?, layout)?;
+        let held = self.weights.get(&name).and_then(|w| Held::of(w, input)).filter(|held| held.m == out);
+        let weight = match held {
+            Some(held) => Weight::Held(held),
+            None => self.weight(&name, &self.tensor(&name, &dims)?, layout)?,
+        };
         let bias = if bias { Some(self.tensor(&format!("{module}.bias"), &[out])?) } else { None };
         let lora = match self.lora {
             Some((config, adapters)) => match adapters.get(&format!("{module}.lora_A.weight")) {

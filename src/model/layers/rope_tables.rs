@@ -41,17 +41,11 @@ fn table(config: &ModelConfig, theta: f64, scaling: &RopeScaling) -> RopeTable {
         RopeScaling::Linear { factor } => of(plain.iter().map(|f| f / *factor as f32).collect(), 1.0),
         RopeScaling::Dynamic { factor, trained } => {
             let (factor, trained) = (*factor, *trained);
-            // A position turns by the base that transformers has reached when it comes to it.
-            let turns = move |p: usize, to: &mut Vec<f32>| {
-                if p < trained {
-                    to.extend_from_slice(&plain);
-                } else {
-                    let growth = factor * (p + 1) as f64 / trained as f64 - (factor - 1.0);
-                    to.extend(frequencies(theta * growth.powf(dim as f64 / (dim as f64 - 2.0)), dim));
-                }
-                p
+            let grown = move |length: usize, to: &mut Vec<f32>| {
+                let growth = factor * length as f64 / trained as f64 - (factor - 1.0);
+                to.extend(frequencies(theta * growth.powf(dim as f64 / (dim as f64 - 2.0)), dim));
             };
-            RopeTable::of(head_dim, dim.div_ceil(2), n, 1.0, Box::new(turns))
+            of(plain, 1.0).growing(Box::new(grown))
         }
         RopeScaling::Llama3 { factor, low, high, original } => {
             let one = |f: f32| llama3(f, *factor as f32, *low as f32, *high as f32, *original);

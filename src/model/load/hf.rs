@@ -7,10 +7,12 @@ use candle_core::{Device, Tensor};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 
+use crate::model::hold::Holding;
 use crate::model::load::mistakes;
 use crate::model::load::side_files::{self, MAX_CONFIG};
 use crate::model::load::{Described, LoadError, Loaded, Source, map_file, read_json, read_text};
 use crate::model::{ModelConfig, Weights, names};
+use crate::ops::blocks::BlockType;
 use crate::tokenizer::Tokenizer;
 
 const MAX_TOKENIZER: u64 = 256 << 20;
@@ -54,7 +56,7 @@ pub(in crate::model) fn describe(dir: &Path) -> Result<Described> {
 }
 
 /// model.safetensors, or the shards that model.safetensors.index.json names.
-fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+pub(in crate::model) fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let single = dir.join("model.safetensors");
     if single.is_file() {
         return Ok(vec![single]);
@@ -89,8 +91,10 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Reads the whole directory.
-pub(in crate::model) fn load(dir: &Path, device: &Device) -> Result<Loaded> {
+pub(in crate::model) fn load(dir: &Path, device: &Device, kind: Option<BlockType>) -> Result<Loaded> {
     let described = describe(dir)?;
+    let config = described.config.clone();
+    let holding = kind.map(|kind| Holding::new(&config, kind));
     let mut weights = Weights::new();
     for path in &described.source.weight_files {
         let map = map_file(path)?;
@@ -103,6 +107,7 @@ pub(in crate::model) fn load(dir: &Path, device: &Device) -> Result<Loaded> {
             let values = to_f32(&view)
                 .ok_or_else(|| LoadError::unsupported(path, format!("tensor {found} of type {:?}", view.dtype())))?;
             let tensor = Tensor::from_vec(values, view.shape(), device)
+                .and_then(|tensor| holding.as_ref().map_or(Ok(tensor.clone()), |holding| holding.hold(&name, tensor)))
                 .map_err(|e| LoadError::malformed(path, format!("tensor {found}: {e}")))?;
             weights.insert(name, tensor);
         }
@@ -111,7 +116,7 @@ pub(in crate::model) fn load(dir: &Path, device: &Device) -> Result<Loaded> {
 }
 
 /// The values as f32 in file order; `None` for types that are not floating point.
-fn to_f32(view: &TensorView<'_>) -> Option<Vec<f32>> {
+pub(in crate::model) fn to_f32(view: &TensorView<'_>) -> Option<Vec<f32>> {
     let data = view.data();
     Some(match view.dtype() {
         Dtype::F32 => data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),

@@ -1,6 +1,6 @@
 //! Opens a model: a Hugging Face directory or a GGUF file becomes configuration, f32 weights, tokenizer.
 
-mod hf;
+pub(in crate::model) mod hf;
 pub(crate) mod mistakes;
 mod side_files;
 
@@ -10,7 +10,9 @@ use candle_core::Device;
 use serde_json::Value;
 
 use crate::model::gguf::GgufTensors;
+use crate::model::hold::{self, Holding};
 use crate::model::{ModelConfig, Weights, config::ConfigError, gguf, names};
+use crate::ops::blocks::BlockType;
 use crate::ops::linear::WeightFormat;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -126,13 +128,29 @@ impl LoadError {
 /// `Unsupported` when it is sound but of a kind that this crate does not compute. Never panics on a
 /// damaged file.
 pub fn load(path: &Path, device: &Device) -> Result<Loaded, LoadError> {
+    load_as(path, device, None)
+}
+
+/// The same with the matrices of the blocks held in `kind`, where `device` is the CPU, one after the other: the model
+/// is never in memory as f32. See `hold`.
+///
+/// # Errors
+/// As `load`.
+pub fn load_held(path: &Path, device: &Device, kind: BlockType) -> Result<Loaded, LoadError> {
+    load_as(path, device, Some(kind))
+}
+
+fn load_as(path: &Path, device: &Device, kind: Option<BlockType>) -> Result<Loaded, LoadError> {
+    let kind = kind.filter(|_| device.is_cpu());
     let loaded = if is_gguf(path)? {
         let file = gguf::open_raw(path)?;
-        let weights = file.tensors().dequantize(device)?;
+        let config = file.described().config.clone();
+        let holding = kind.map(|kind| Holding::new(&config, kind));
+        let weights = file.tensors().read(device, holding.as_ref())?;
         let (described, tensors) = file.into_parts();
         described.with_weights(weights, Some(tensors))
     } else {
-        hf::load(path, device)?
+        hf::load(path, device, kind)?
     };
     check_shapes(path, &loaded.config, &loaded.weights)?;
     Ok(loaded)
@@ -155,6 +173,7 @@ fn check_shapes(path: &Path, config: &ModelConfig, weights: &Weights) -> Result<
     for (name, shape) in names::backbone(config) {
         match weights.get(&name) {
             None => return Err(LoadError::malformed(path, format!("tensor {name} is missing"))),
+            Some(tensor) if hold::is_held(tensor) && hold::fits(config, &shape, tensor) => {}
             Some(tensor) if tensor.dims() != shape => {
                 let message =
                     format!("tensor {name} has shape {:?}, the configuration asks for {shape:?}", tensor.dims());

@@ -2,6 +2,7 @@
 //! The same structs give the JSON Schema that the admin form and `--help` show.
 
 mod before;
+mod external;
 mod grpo;
 mod preference;
 mod pretrain;
@@ -17,8 +18,10 @@ use super::ArgsError;
 use super::optim::{AdamForm, AdamStates};
 use super::schedule::Decay;
 use crate::model::Recompute;
+use crate::ops::blocks::BlockType;
 
 pub use before::{made_with, parse_for_run};
+pub use external::{DataKind, ExternalArgs};
 pub use grpo::GrpoArgs;
 pub use preference::{DpoArgs, KtoArgs, OrpoArgs, SimpoArgs};
 pub use pretrain::{FinetuneArgs, MlmArgs, PretrainArgs, PromptTuningArgs};
@@ -64,7 +67,7 @@ pub enum DeviceArg {
     Cuda,
 }
 
-/// How frozen matrices are multiplied. `bf16` is for the CPU.
+/// How frozen matrices are held and multiplied on the CPU. A GPU takes f32 only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FrozenPrecision {
@@ -73,6 +76,23 @@ pub enum FrozenPrecision {
     F32,
     /// Inputs and weights rounded to bfloat16, sums in f32, as mixed-precision training does.
     Bf16,
+    /// Matrices of the blocks in blocks of 32 with 8 bits a weight and a scale: a quarter of the memory of f32. Computed
+    /// in f32.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// The same with 4 bits a weight, a scale and a minimum: a sixth (QLoRA).
+    Q4,
+}
+
+impl FrozenPrecision {
+    /// In what blocks the frozen matrices are held, if in any.
+    pub fn blocks(self) -> Option<BlockType> {
+        match self {
+            Self::F32 | Self::Bf16 => None,
+            Self::Q8_0 => Some(BlockType::Q8_0),
+            Self::Q4 => Some(BlockType::Q4_1),
+        }
+    }
 }
 
 /// What every recipe takes, gathered from its own struct.
@@ -157,8 +177,9 @@ macro_rules! recipe_args {
             pub adam_states: super::super::optim::AdamStates,
             /// Low-rank adapters; null = all parameters are trained.
             pub lora: Option<super::LoraArgs>,
-            /// Arithmetic of matrices that do not train (those under adapters, reward models): `f32` (exact) or
-            /// `bf16` (about twice as fast where the processor multiplies bfloat16). Adapters are always f32.
+            /// How matrices that do not train are held (those under adapters): `f32` (exact), `bf16` (about twice as
+            /// fast where the processor multiplies bfloat16; reward models too), `q8_0` or `q4` (QLoRA: a quarter or a
+            /// sixth of the memory). Adapters are always f32.
             pub frozen_precision: super::FrozenPrecision,
             /// Keep the embeddings as they are (with tied embeddings the output matrix too).
             pub freeze_embeddings: bool,
@@ -333,7 +354,7 @@ impl Common {
         ensure(
             exact,
             "frozen_precision",
-            "bf16 is for the CPU: a GPU computes in f32; set `device` to cpu, or f32 here",
+            "other precisions than f32 are for the CPU: a GPU computes in f32; set `device` to cpu, or f32 here",
         )
     }
 
@@ -353,8 +374,9 @@ impl Common {
         ensure(self.max_steps != Some(0), "max_steps", "must be at least 1, or null for no limit")?;
         ensure(!self.resume || self.checkpoint_dir.is_some(), "resume", "needs checkpoint_dir")?;
         // Without adapters, reference and policy would begin apart.
-        let half = self.frozen_precision == FrozenPrecision::Bf16;
-        ensure(!half || self.lora.is_some(), "frozen_precision", "bf16 needs lora: without it nothing is frozen")?;
+        let exact = self.frozen_precision == FrozenPrecision::F32;
+        let message = "another precision than f32 needs lora: without it nothing is frozen";
+        ensure(exact || self.lora.is_some(), "frozen_precision", message)?;
         if self.device == DeviceArg::Cuda {
             self.check_gpu()?;
         }

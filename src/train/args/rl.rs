@@ -397,6 +397,11 @@ impl RlCommon {
             "must be at least 1: a cap below it would weaken every response",
         )?;
         ensure(
+            self.numerics == Numerics::Exact || self.common.frozen_precision.blocks().is_none(),
+            "numerics",
+            "fast is for frozen_precision f32 and bf16: a base in fewer bits is sampled as it is held",
+        )?;
+        ensure(
             self.numerics == Numerics::Exact || self.common.device != DeviceArg::Cuda,
             "numerics",
             "fast is for the CPU: on a GPU it would have no effect; set `device` to cpu, or exact here",

@@ -15,8 +15,6 @@ mod rollout;
 mod rules;
 mod update;
 
-use std::path::Path;
-
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -35,13 +33,13 @@ use super::args::{
 };
 use super::fit::{self, Fit};
 use super::optim::Params;
-use super::run::{Plan, Run, before, device, file_hash};
+use super::run::{Plan, Run, before, device, file_hash, load_base};
 use super::samples::Samples;
 use super::sft::{Demonstrations, backbone_and_output, lengths_of_file};
 use super::trainable::{Trainable, copies, with_prefix};
 use super::{Reporter, TrainOutcome};
 use crate::data::PromptInput;
-use crate::model::{self, Decoder, Loaded};
+use crate::model::{Decoder, Loaded};
 use crate::objective::kl::{AdaptiveKl, KlController, k1, k3, shaped_rewards};
 use crate::objective::logprobs::{per_token, sequence_sums};
 use crate::objective::reinforce::RunningBaseline;
@@ -109,7 +107,7 @@ fn drive<A: RecipeArgs>(
 ) -> Result<TrainOutcome> {
     before(reporter, "loading");
     let device = device(&rl.common)?;
-    let mut loaded = model::load(Path::new(&rl.common.model), &device).context("model")?;
+    let mut loaded = load_base(&rl.common, &device)?;
     let texts = Texts::new(&loaded)?;
     before(reporter, "preparing");
     let positions = loaded.config.max_positions;
@@ -121,7 +119,8 @@ fn drive<A: RecipeArgs>(
     let sources = Sources { model: rl.reward_model.as_deref(), rule: rl.reward.as_ref(), field: "reward", ensemble };
     let (reward, reward_source) = Reward::open(&sources, &rl.common, &device, reporter.remote())?;
 
-    let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &rl.common)?;
+    let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &rl.common)?
+        .with_source(&loaded.source);
     // Base and *starting* adapter, before any update or resume touches them.
     let reference = policy.reference(&loaded.weights)?;
     let critic = critic(&rl, &algorithm, &loaded, reward_source.as_ref())?;
@@ -316,7 +315,7 @@ fn drive<A: RecipeArgs>(
         "prompts_without_answer": unanswered.len(), "fit": fit.json(),
     });
     super::output::save_adapter(&run.common, &policy)?;
-    super::output::save(&run.common, "policy", recipe, &loaded, &policy.merged()?, json!({"metrics": metrics}))?;
+    super::output::save(&run.common, "policy", recipe, &loaded, &policy.published()?, json!({"metrics": metrics}))?;
     run.write_card()?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }

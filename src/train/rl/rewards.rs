@@ -97,7 +97,7 @@ impl Reward {
     ) -> Result<(Self, Option<Loaded>)> {
         let field = sources.field;
         let purpose = match common.frozen_precision {
-            FrozenPrecision::F32 => Purpose::Score,
+            FrozenPrecision::F32 | FrozenPrecision::Q8_0 | FrozenPrecision::Q4 => Purpose::Score,
             FrozenPrecision::Bf16 => Purpose::ScoreInBf16,
         };
         let (mut learned, mut source) = (None, None);

@@ -49,6 +49,7 @@ export function catalogueSection(signal) {
         h('td', { text: languages(m.languages).join(t('catalogue.comma')) }),
         size(m.needs.serve, memory),
         size(m.needs.lora, memory),
+        size(m.needs.lora_q4, memory),
         size(m.needs.full, memory),
       ),
     );
@@ -65,6 +66,7 @@ export function catalogueSection(signal) {
           [t('catalogue.languages')],
           [t('catalogue.serve'), 'num'],
           [t('catalogue.lora'), 'num'],
+          [t('catalogue.lora_q4'), 'num'],
           [t('catalogue.full'), 'num'],
         ],
         rows,

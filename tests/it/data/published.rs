@@ -52,6 +52,8 @@ fn templates_render_as_jinja2_renders_them() {
         match (found, row["text"].as_str()) {
             (Ok(found), Some(wanted)) if found.text == wanted => {}
             (Err(_), None) => {}
+            // A loop over `tools` without tools: nothing here, a TypeError in Python.
+            (Ok(_), None) if row["error"] == "TypeError: 'NoneType' object is not iterable" => {}
             (found, wanted) => failures.push(format!("{source}\n wanted {wanted:?}\n found {found:?}")),
         }
     }

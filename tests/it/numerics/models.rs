@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor, Var};
 use instructd::generation::{GenParams, Warpers, generate};
 use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
-use instructd::model::{Decoder, Encoder, PackedBatch, Purpose, Weights, load};
+use instructd::model::{Activation, Decoder, Encoder, Loaded, PackedBatch, Purpose, Weights, load};
 use instructd::train::step::Accumulator;
 use instructd::train::trainable::Trainable;
 use serde_json::Value;
@@ -53,6 +53,21 @@ fn rows(t: &Tensor, rows: &[u32]) -> Tensor {
 
 fn flat(t: &Tensor) -> Vec<f32> {
     t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// RoBERTa's masked-LM head has exact GELU, whichever activation the configuration gives the blocks.
+#[test]
+fn the_masked_lm_head_of_roberta_is_gelu() {
+    let mut loaded = load(&fixtures().join("families/roberta"), &Device::Cpu).unwrap();
+    assert_eq!(loaded.config.activation, Activation::GeluErf);
+    let hidden = Tensor::randn(0f32, 1.0, (3, loaded.config.hidden_size), &Device::Cpu).unwrap();
+    let logits = |loaded: &Loaded| {
+        let encoder = Encoder::new(&loaded.config, &loaded.weights, Purpose::Train).unwrap();
+        flat(&encoder.mlm_logits(&hidden).unwrap())
+    };
+    let want = logits(&loaded);
+    loaded.config.activation = Activation::GeluTanh;
+    assert_eq!(logits(&loaded), want);
 }
 
 /// The norms of all gradients, and the largest relative difference.
@@ -217,7 +232,7 @@ pub(super) fn cached_steps_equal_the_full_forward(name: &str) {
     let full = train.forward(&batch).unwrap();
     for chunk in [1usize, 3, 16, 100] {
         let mut cache = KvCache::new(&loaded.config, 512);
-        let fresh = |s: &Vec<u32>| CachedSequence { long: serve.is_long(s.len()), ..CachedSequence::default() };
+        let fresh = |s: &Vec<u32>| CachedSequence { rope: serve.rope_length(s.len()), ..CachedSequence::default() };
         let mut cached: Vec<CachedSequence> = sequences.iter().map(fresh).collect();
         while cached.iter().zip(&sequences).any(|(c, s)| c.len < s.len()) {
             let (mut step, mut at) = (StepRows::default(), Vec::new());
@@ -235,12 +250,15 @@ pub(super) fn cached_steps_equal_the_full_forward(name: &str) {
                 let want = flat(&full.narrow(0, batch.offsets[i] + cached[i].len, n).unwrap());
                 assert_eq!(got, want, "{name}, sequence {i}, chunks of {chunk}");
                 cached[i].len += n;
+                cache.trim(&mut cached[i]);
             }
         }
         for c in &mut cached {
             cache.release_all(c);
         }
         assert_eq!(cache.free_pages(), cache.total_pages());
+        let (all, free) = cache.windowed_pages();
+        assert_eq!(free, all);
     }
 }
 

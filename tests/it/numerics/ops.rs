@@ -74,9 +74,9 @@ fn linears_in_both_layouts() {
 #[test]
 fn rotary_positions() {
     let (x, table) = (var(&[5, 24], 9), Arc::new(RopeTable::new(10000.0, 8, 40)));
-    let positions = Arc::new(vec![0u32, 1, 7, 39, 2]);
+    let positions = Arc::new(vec![0u64, 1, 7, 39, 2]);
     agree(&[&x], &|| rope(&x, &table, &positions).unwrap(), &|| plain::rope(&x, &table, &positions).unwrap());
-    let outside = Arc::new(vec![0u32, 1, 7, 40, 2]);
+    let outside = Arc::new(vec![0u64, 1, 7, 40, 2]);
     assert!(rope(&x, &table, &outside).is_err());
 }
 

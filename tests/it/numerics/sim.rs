@@ -85,7 +85,7 @@ fn logits_are_those_of_the_cpu_for_every_family() {
             let mut on = OnDevice::new(name, format);
             let mut cached = fresh(2);
             for (i, ids) in [&long, &short].into_iter().enumerate() {
-                cached[i].long = on.decoder.is_long(ids.len());
+                cached[i].rope = on.decoder.rope_length(ids.len());
             }
             let before = on.model.counts();
             let got = on.feed(&[(&long, 0), (&short, 1)], &mut cached);
@@ -144,12 +144,14 @@ fn a_copied_page_goes_on_by_itself() {
     on.feed(&[(&long, 0)], &mut first);
     let (from, to) = (first[0].pages[1], 40);
     on.model.copy_page(from, to).unwrap();
-    let mut second = vec![CachedSequence { pages: vec![first[0].pages[0], to], len: long.len(), long: false }];
+    let mut second =
+        vec![CachedSequence { pages: vec![first[0].pages[0], to], len: long.len(), ..CachedSequence::default() }];
     let (a, b) = (on.feed(&[(&[3], 0)], &mut first), on.feed(&[(&[3], 0)], &mut second));
     assert_eq!(a, b);
     // What one writes, the other does not see.
     on.feed(&[(&[4], 0)], &mut first);
-    let mut third = vec![CachedSequence { pages: second[0].pages.clone(), len: long.len() + 1, long: false }];
+    let mut third =
+        vec![CachedSequence { pages: second[0].pages.clone(), len: long.len() + 1, ..CachedSequence::default() }];
     assert_eq!(on.feed(&[(&[5], 0)], &mut second), on.feed(&[(&[5], 0)], &mut third));
 }
 

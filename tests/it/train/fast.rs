@@ -37,7 +37,7 @@ fn responses_sampled_by_rounded_weights_are_weighted_by_importance() {
         assert!(weights.iter().all(|weight| *weight != 1.0 && (weight - 1.0).abs() < 0.1), "{recipe}: {weights:?}");
         let exact = train(recipe, &with(&fast, json!({"numerics": "exact"}))).0;
         assert!(!warned(&exact) && exact.curve("importance_weight").is_empty());
-        assert!(exact.curve("sampling_gap").iter().all(|gap| *gap == 0.0), "{recipe}");
+        assert!(exact.curve("sampling_gap").iter().all(|gap| *gap < 1e-6), "{recipe}");
     }
 }
 

@@ -13,7 +13,7 @@ use crate::support::fixture;
 
 pub(super) use crate::support::DECODERS as MODELS;
 
-fn sequences() -> Vec<Sequence> {
+pub(super) fn sequences() -> Vec<Sequence> {
     vec![Sequence::new(&[5, 6, 7], &[8, 9, 2]), Sequence::new(&[11], &[12, 13, 14, 15, 2])]
 }
 
@@ -26,7 +26,7 @@ fn assert_all_flow(model: &str, expected: usize, grads: &Grads) {
     }
 }
 
-fn language_model_grads(policy: &Trainable) -> Grads {
+pub(super) fn language_model_grads(policy: &Trainable) -> Grads {
     let sequences = sequences();
     let picked = Picked::new(&sequences.iter().collect::<Vec<_>>());
     let hidden = picked.hidden(policy.decoder()).unwrap();

@@ -136,10 +136,12 @@ pub(super) fn pack(
     for (turn, table) in turns.iter_mut().zip(ropes) {
         let Some(table) = table else { continue };
         table.check(&rotary).map_err(candle)?;
-        let all = |pick: fn((&[f32], &[f32])) -> Vec<f32>| -> Vec<f32> {
-            rotary.iter().flat_map(|row| pick(table.row(*row as usize))).collect()
-        };
-        let (cos, sin) = (all(|(cos, _)| cos.to_vec()), all(|(_, sin)| sin.to_vec()));
+        let (mut cos, mut sin, mut own) = (Vec::new(), Vec::new(), Default::default());
+        for row in &rotary {
+            let (c, s) = table.cos_sin(*row, &mut own);
+            cos.extend_from_slice(c);
+            sin.extend_from_slice(s);
+        }
         *turn = Some((packed.floats(&cos), packed.floats(&sin), table.half));
     }
     let all = scratch.take(packed.data.len())?;

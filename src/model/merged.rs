@@ -1,0 +1,161 @@
+//! The weights of a model that was trained under adapters, made one after the other while they are written: the file's own
+//! numbers with the adapters folded in. Matrices that training held in fewer bits are never in memory as f32 together.
+
+use std::path::Path;
+
+use candle_core::{Device, Result, Tensor};
+use safetensors::SafeTensors;
+
+use super::adapters::lora::{self, LoraConfig};
+use super::gguf::{self, GgufTensors};
+use super::load::{LoadError, hf, map_file};
+use super::{ModelConfig, Weights, hold, names};
+use crate::ops::linear::WeightLayout;
+
+/// Tensors by name; of some it is known only how they are made.
+pub struct Merged {
+    ready: Weights,
+    rest: Option<Rest>,
+}
+
+struct Rest {
+    config: ModelConfig,
+    lora: LoraConfig,
+    adapters: Weights,
+    /// Matrices in fewer bits, by their names.
+    held: Weights,
+    file: Option<File>,
+}
+
+impl From<Weights> for Merged {
+    fn from(ready: Weights) -> Self {
+        Self { ready, rest: None }
+    }
+}
+
+impl Merged {
+    /// `frozen` weights, of which some are held in fewer bits, with `adapters` folded in; where `source` is known, the held
+    /// ones are read from it again.
+    pub fn new(
+        config: &ModelConfig,
+        lora: &LoraConfig,
+        frozen: &Weights,
+        adapters: Weights,
+        source: Option<&Path>,
+    ) -> Result<Self> {
+        let (held, ready): (Weights, Weights) =
+            frozen.iter().map(|(n, t)| (n.clone(), t.clone())).partition(|(_, t)| hold::is_held(t));
+        let (ours, others): (Weights, Weights) = adapters.into_iter().partition(|(name, _)| {
+            name.split_once(".lora_").is_some_and(|(module, _)| ready.contains_key(&format!("{module}.weight")))
+        });
+        let ready = lora::merge(config, lora, &ready, &ours)?;
+        let source = source.filter(|_| !held.is_empty());
+        let file = source.map(|path| File::open(config, path)).transpose().map_err(candle_core::Error::wrap)?;
+        let (config, lora) = (config.clone(), lora.clone());
+        Ok(Self { ready, rest: Some(Rest { config, lora, adapters: others, held, file }) })
+    }
+
+    /// Adds a tensor, or puts it in the place of another.
+    pub fn insert(&mut self, name: String, tensor: Tensor) {
+        self.ready.insert(name, tensor);
+    }
+
+    /// Names in their order, with shapes.
+    pub fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        let ready = self.ready.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec()));
+        let mut all: Vec<(String, Vec<usize>)> = ready.collect();
+        if let Some(rest) = &self.rest {
+            let held = names::backbone(&rest.config).into_iter().filter(|(name, _)| rest.held.contains_key(name));
+            all.extend(held.filter(|(name, _)| !self.ready.contains_key(name)));
+        }
+        all.sort();
+        all
+    }
+
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        match self.ready.get(name) {
+            Some(tensor) => Some(tensor.dims().to_vec()),
+            None => self.shapes().into_iter().find(|(found, _)| found == name).map(|(_, shape)| shape),
+        }
+    }
+
+    /// A tensor, f32.
+    ///
+    /// # Errors
+    /// When there is none of this name, or its file cannot be read.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        match (self.ready.get(name), &self.rest) {
+            (Some(tensor), _) => Ok(tensor.clone()),
+            (None, Some(rest)) => rest.tensor(name),
+            (None, None) => candle_core::bail!("there is no tensor {name}"),
+        }
+    }
+
+    /// All of them at once.
+    pub fn collect(&self) -> Result<Weights> {
+        self.shapes().into_iter().map(|(name, _)| Ok((name.clone(), self.tensor(&name)?))).collect()
+    }
+}
+
+impl Rest {
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        let base = match &self.file {
+            Some(file) => file.tensor(&self.config, name).map_err(candle_core::Error::wrap)?,
+            None => match self.held.get(name) {
+                Some(held) => hold::dequantize_one(&self.config, name, held)?,
+                None => candle_core::bail!("there is no tensor {name}"),
+            },
+        };
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let factors = ["A", "B"].map(|part| self.adapters.get(&format!("{module}.lora_{part}.weight")));
+        let [Some(a), Some(b)] = factors else { return Ok(base) };
+        let delta = lora::delta(&self.lora, a, b)?;
+        let delta = if self.config.family().layout == WeightLayout::InOut { delta.t()? } else { delta };
+        base + delta
+    }
+}
+
+/// An open model of which single tensors are read.
+enum File {
+    /// The maps of its files, and for each tensor the number of its map and the name in it.
+    Directory(Vec<memmap2::Mmap>, std::collections::BTreeMap<String, (usize, String)>),
+    Gguf(GgufTensors),
+}
+
+impl File {
+    fn open(config: &ModelConfig, path: &Path) -> std::result::Result<Self, LoadError> {
+        if path.is_file() {
+            return Ok(Self::Gguf(gguf::open_raw(path)?.into_parts().1));
+        }
+        let (mut maps, mut found) = (Vec::new(), std::collections::BTreeMap::new());
+        for file in hf::weight_files(path)? {
+            let map = map_file(&file)?;
+            let tensors = SafeTensors::deserialize(&map).map_err(|e| LoadError::malformed(&file, e.to_string()))?;
+            for in_file in tensors.names() {
+                if let Some(name) = names::canonical(config, in_file) {
+                    found.insert(name, (maps.len(), in_file.to_owned()));
+                }
+            }
+            maps.push(map);
+        }
+        Ok(Self::Directory(maps, found))
+    }
+
+    fn tensor(&self, config: &ModelConfig, name: &str) -> std::result::Result<Tensor, LoadError> {
+        let path = Path::new(name);
+        match self {
+            Self::Gguf(tensors) => tensors.tensor(name, &Device::Cpu),
+            Self::Directory(maps, found) => {
+                let bad = |message: String| LoadError::malformed(path, message);
+                let (map, in_file) = found.get(name).ok_or_else(|| bad("there is no such tensor any more".into()))?;
+                let tensors = SafeTensors::deserialize(&maps[*map]).map_err(|e| bad(e.to_string()))?;
+                let view = tensors.tensor(in_file).map_err(|e| bad(e.to_string()))?;
+                let shape =
+                    names::backbone(config).into_iter().find(|(known, _)| known == name).map(|(_, shape)| shape);
+                let values = hf::to_f32(&view).filter(|_| shape.is_none_or(|shape| shape == view.shape()));
+                let values = values.ok_or_else(|| bad("it has another type or shape now".into()))?;
+                Tensor::from_vec(values, view.shape(), &Device::Cpu).map_err(|e| bad(e.to_string()))
+            }
+        }
+    }
+}
