@@ -6,7 +6,6 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::constraint::Guide;

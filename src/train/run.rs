@@ -447,13 +447,21 @@ pub fn load_base(common: &Common, device: &candle_core::Device) -> Result<Loaded
 /// Where `device` asks for a GPU that is not there, and for arguments that would have no effect on the GPU that was
 /// chosen; the message begins with the argument.
 pub fn device(common: &Common) -> Result<candle_core::Device> {
-    let device = match common.device {
-        DeviceArg::Cpu => candle_core::Device::Cpu,
-        DeviceArg::Auto => crate::gpu::first_or_cpu(),
-        DeviceArg::Cuda => crate::gpu::open(0).map_err(|why| anyhow!("device: the GPU cannot be used: {why}"))?,
-    };
+    let device = open_device(common.device)?;
     if !device.is_cpu() {
         common.check_gpu()?;
     }
     Ok(device)
+}
+
+/// The device that an argument names.
+///
+/// # Errors
+/// Where it asks for a GPU that is not there.
+pub fn open_device(device: DeviceArg) -> Result<candle_core::Device> {
+    Ok(match device {
+        DeviceArg::Cpu => candle_core::Device::Cpu,
+        DeviceArg::Auto => crate::gpu::first_or_cpu(),
+        DeviceArg::Cuda => crate::gpu::open(0).map_err(|why| anyhow!("device: the GPU cannot be used: {why}"))?,
+    })
 }

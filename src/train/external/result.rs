@@ -18,7 +18,7 @@ use crate::model::{Decoder, Loaded, Purpose, Weights, load, save_dir};
 use crate::prompt::Texts;
 use crate::train::Reporter;
 use crate::train::args::{DataKind, ExternalArgs};
-use crate::train::run::device;
+use crate::train::run::open_device;
 
 /// How far the result is from the model it came from.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -109,7 +109,7 @@ fn on(weights: &Weights, device: &Device) -> Result<Weights> {
 
 /// Samples from the result and compares their log-probs under both models.
 fn measure(args: &ExternalArgs, base: &Loaded, config: &crate::model::ModelConfig, weights: &Weights) -> Result<Kl> {
-    let device = device(args.device)?;
+    let device = open_device(args.device)?;
     let texts = Texts::new(base)?;
     let (found, heldout) = prompts(args)?;
     let room = config.max_positions.saturating_sub(args.kl_tokens);
