@@ -9,7 +9,8 @@ use super::{ConfigError, error};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
-    /// `cpu`, `cuda` or `cuda:N`: where the model is served. Others than the CPU need the cargo feature `cuda`.
+    /// `cpu`, `cuda` or `cuda:N`: where the model is served. `cuda` needs the cargo feature `cuda`. `sim` is the simulated
+    /// device: the launches of a GPU computed slowly on the CPU, for tests.
     #[serde(deserialize_with = "text")]
     pub device: String,
     /// Compute threads; 0 = one per physical core.

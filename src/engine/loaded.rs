@@ -1,19 +1,22 @@
 //! A model version in memory: how it is loaded and tried, and how its texts are read and written.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use candle_core::Device;
 
 use super::constraint::{Compiler, Constraint, Guide};
 use super::device;
+use super::scheduler::{Limits, cache_tokens};
 use super::text::TextStream;
 use super::{ChatPrompt, EngineError, GenerateRequest, ServedModel, TextForm};
 use crate::domain::ModelVersion;
+use crate::gpu::{self, sim::Sim};
 use crate::model::adapters::peft;
 use crate::model::adapters::served::ServedAdapter;
+use crate::model::decoder::device::Room;
 use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
-use crate::model::{self, Decoder, ModelConfig};
+use crate::model::{self, Decoder, DeviceModel, ModelConfig, Purpose};
 use crate::ops::linear::WeightFormat;
 use crate::prompt::answer::{Dialect, Thinking, ToolFormat, ToolTags};
 use crate::prompt::{ChatError, ChatTemplate, Conversation};
@@ -31,10 +34,20 @@ const GAPS: [[&str; 3]; 4] = [
     ["▁<PRE>", "▁<SUF>", "▁<MID>"],
 ];
 
+/// A version on a device with kernels of its own.
+pub(super) struct OnDevice {
+    /// Its pages, and bytes in use and of the whole device, when it was loaded.
+    pub pages: usize,
+    pub memory: (u64, u64),
+    pub model: Mutex<DeviceModel>,
+}
+
 /// A version in memory, immutable.
 pub struct LoadedModel {
     pub served: Arc<ServedModel>,
     pub decoder: Decoder,
+    /// The same model and its cache on a device with kernels of its own, which then computes all steps.
+    pub(super) device: Option<OnDevice>,
     pub(super) tokenizer: Option<Tokenizer>,
     /// A template that cannot be used fails the requests that need it, not the model.
     pub(super) template: Option<Result<ChatTemplate, ChatError>>,
@@ -147,16 +160,26 @@ pub(super) fn load_model(
     version: ModelVersion,
     weights: WeightFormat,
     device_name: &str,
+    limits: Limits,
 ) -> Result<LoadedModel, EngineError> {
     let failed = |e: String| EngineError::Failed(format!("loading '{}': {e}", version.name));
-    let device = device::open(device_name).map_err(failed)?;
+    let simulated = device_name == device::SIMULATED;
+    let device = if simulated { Device::Cpu } else { device::open(device_name).map_err(failed)? };
     let loaded = model::load(path, &device).map_err(|e| failed(e.to_string()))?;
     let parameters = loaded.weights.values().map(|t| t.elem_count() as u64).sum();
     let decoder = match device {
-        Device::Cpu => Decoder::serve(&loaded, weights).map_err(|e| failed(e.to_string()))?,
-        _ => device::dense(&loaded, weights.as_str()).map_err(failed)?,
+        Device::Cpu if simulated => Decoder::new(&loaded.config, &loaded.weights, Purpose::Score),
+        Device::Cpu => Decoder::serve(&loaded, weights),
+        _ => device::dense(&loaded, weights.as_str()),
     };
+    let decoder = decoder.map_err(|e| failed(e.to_string()))?;
     warm_up(&decoder).map_err(failed)?;
+    let on_device = match simulated {
+        true => {
+            Some(on_device(&decoder, Box::new(Sim::new(device::SIMULATED_BYTES)), weights, limits).map_err(failed)?)
+        }
+        false => None,
+    };
     let tokenizer = loaded.tokenizer.as_ref();
     let template = loaded.chat_template.as_ref().map(|source| ChatTemplate::new(source, tokenizer));
     if let Some(Err(error)) = &template {
@@ -176,6 +199,7 @@ pub(super) fn load_model(
     Ok(LoadedModel {
         served: Arc::new(served),
         decoder,
+        device: on_device,
         tokenizer: loaded.tokenizer,
         template,
         compiler: OnceLock::new(),
@@ -192,7 +216,7 @@ pub(super) fn load_beside(
     version: ModelVersion,
 ) -> Result<Option<LoadedModel>, EngineError> {
     let dir = path.join(peft::FOLDER);
-    if !dir.is_dir() || !base.decoder.on_host() || base.base.is_some() {
+    if !dir.is_dir() || !base.decoder.on_host() || base.device.is_some() || base.base.is_some() {
         return Ok(None);
     }
     let failed = |e: String| EngineError::Failed(format!("loading '{}': {e}", version.name));
@@ -223,6 +247,7 @@ pub(super) fn load_beside(
     Ok(Some(LoadedModel {
         served: Arc::new(served),
         decoder,
+        device: None,
         tokenizer,
         template,
         compiler: OnceLock::new(),
@@ -253,6 +278,28 @@ fn finite(total: candle_core::Result<f32>) -> Result<(), String> {
         Ok(_) => Err("the model's logits are not finite".into()),
         Err(e) => Err(e.to_string()),
     }
+}
+
+/// The model on a device, with as much of the wanted cache as fits there.
+fn on_device(
+    decoder: &Decoder,
+    device: Box<dyn gpu::device::Device>,
+    weights: WeightFormat,
+    limits: Limits,
+) -> Result<OnDevice, String> {
+    let pages = cache_tokens(&decoder.config, limits).0.div_ceil(PAGE);
+    let rows = limits.max_running + limits.prefill_tokens;
+    let model = DeviceModel::new(decoder, device, weights, Room { pages, rows, wanted: rows });
+    let model = model.map_err(|e| e.to_string())?;
+    if model.page_count() < pages {
+        let (has, wants) = (model.page_count() * PAGE, pages * PAGE);
+        tracing::warn!(
+            tokens = has,
+            wanted = wants,
+            "the device has room for a smaller cache than the configuration wants"
+        );
+    }
+    Ok(OnDevice { pages: model.page_count(), memory: model.memory(), model: Mutex::new(model) })
 }
 
 /// One forward pass: a version whose numbers are not finite is never served.

@@ -20,8 +20,8 @@ use super::scheduler::{Lane, Limits};
 use super::sequence::{Queued, Shared};
 use super::stats::StatCells;
 use super::{
-    DataDir, EncoderModels, EngineError, EngineStats, GenerateRequest, Generation, Generator, Inspection, ModelFiles,
-    RewardScorer, ServedModel, SoftPrompts, Tokens, Turns,
+    DataDir, DeviceMemory, EncoderModels, EngineError, EngineStats, GenerateRequest, Generation, Generator, Inspection,
+    ModelFiles, RewardScorer, ServedModel, SoftPrompts, Tokens, Turns,
 };
 use crate::domain::{ModelVersion, ModelVersionId};
 use crate::model::SoftPrompt;
@@ -78,6 +78,17 @@ impl Default for EngineOptions {
     }
 }
 
+impl EngineOptions {
+    fn limits(&self) -> Limits {
+        Limits {
+            max_running: self.max_running,
+            draft_tokens: self.draft_tokens,
+            prefill_tokens: self.prefill_tokens,
+            kv_tokens: self.kv_tokens,
+        }
+    }
+}
+
 enum Command {
     Submit(Arc<Shared>),
     /// End what is left with `Draining`.
@@ -129,12 +140,7 @@ impl LocalEngine {
             draining: AtomicBool::new(false),
         });
         let (commands, inbox) = channel();
-        let limits = Limits {
-            max_running: options.max_running,
-            draft_tokens: options.draft_tokens,
-            prefill_tokens: options.prefill_tokens,
-            kv_tokens: options.kv_tokens,
-        };
+        let limits = options.limits();
         let thread_state = state.clone();
         std::thread::Builder::new()
             .name("engine".into())
@@ -196,6 +202,16 @@ impl LocalEngine {
             return Err(EngineError::TooLong { param: "max_tokens", message });
         }
         Ok(())
+    }
+
+    /// `None` where no model is on a device of its own.
+    fn device_memory(&self) -> Option<DeviceMemory> {
+        let models = read(&self.state.models);
+        let held = models.values().filter_map(|model| model.device.as_ref()).map(|device| device.memory);
+        held.fold(None, |sum: Option<DeviceMemory>, (used, total)| {
+            let sum = sum.unwrap_or_default();
+            Some(DeviceMemory { used: sum.used + used, total: sum.total + total })
+        })
     }
 
     fn unload_surplus(&self) {
@@ -306,6 +322,7 @@ impl Generator for LocalEngine {
             prompt_tokens: cells.prompt_tokens.load(Relaxed),
             draft_tokens: cells.drafted.load(Relaxed),
             draft_tokens_right: cells.followed.load(Relaxed),
+            device: self.device_memory(),
         }
     }
 

@@ -12,6 +12,7 @@ mod loaded;
 mod local;
 mod local_capabilities;
 mod lookup;
+mod output;
 mod prefix;
 mod recent;
 mod rewards;
@@ -265,6 +266,15 @@ pub struct EngineStats {
     /// Guessed tokens, and those of them that were drawn.
     pub draft_tokens: u64,
     pub draft_tokens_right: u64,
+    /// Memory of the devices that models are on: none on the CPU.
+    pub device: Option<DeviceMemory>,
+}
+
+/// Bytes that weights and caches of the loaded models hold on devices, and bytes of those devices that are ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+pub struct DeviceMemory {
+    pub used: u64,
+    pub total: u64,
 }
 
 /// Finds the files of a version, bringing them from elsewhere if need be.

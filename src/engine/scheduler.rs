@@ -3,8 +3,8 @@
 //! out the youngest sample gives its pages back and is computed again later, with the same result.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use super::constraint::Guide;
 use super::loaded::LoadedModel;
 use super::lookup;
+use super::output::Output;
 use super::prefix::PrefixTree;
 use super::sequence::{Sequence, Shared};
 use super::stats::StatCells;
@@ -36,7 +37,7 @@ pub struct Limits {
 /// Tokens in all layers and in windowed ones: the configured size, or by default full contexts for all running samples
 /// within a memory bound. Windowed layers hold the windows of all running samples, and a quarter of all tokens for
 /// prefixes.
-fn cache_tokens(config: &ModelConfig, limits: Limits) -> (usize, usize) {
+pub(super) fn cache_tokens(config: &ModelConfig, limits: Limits) -> (usize, usize) {
     const MOST_BYTES: usize = 2 << 30;
     let window = config.switches.layers.iter().filter_map(|layer| layer.window).max();
     let windowed = |tokens: usize| match window {
@@ -76,12 +77,24 @@ struct Fed {
     draft: Vec<u32>,
 }
 
+impl Fed {
+    fn last_row(&self) -> u32 {
+        (self.first_row + self.tokens - 1) as u32
+    }
+}
+
 impl Lane {
     pub fn new(model: Arc<LoadedModel>, limits: Limits) -> Self {
-        let (tokens, windowed) = cache_tokens(&model.decoder.config, limits);
-        let cache = KvCache::with_windows(&model.decoder.config, tokens, windowed);
+        let cache = match &model.device {
+            None => {
+                let (tokens, windowed) = cache_tokens(&model.decoder.config, limits);
+                KvCache::with_windows(&model.decoder.config, tokens, windowed)
+            }
+            Some(device) => KvCache::elsewhere(device.pages * PAGE),
+        };
         // Rows of other devices depend on what is beside them: guesses would change texts.
-        let draft_tokens = if model.decoder.on_host() { limits.draft_tokens } else { 0 };
+        let on_host = model.device.is_none() && model.decoder.on_host();
+        let draft_tokens = if on_host { limits.draft_tokens } else { 0 };
         let limits = Limits { draft_tokens, ..limits };
         Self { model, limits, cache, prefixes: PrefixTree::default(), waiting: VecDeque::new(), running: Vec::new() }
     }
@@ -226,7 +239,7 @@ impl Lane {
         if rows.is_empty() {
             return Ok(());
         }
-        let hidden = self.model.decoder.step(&rows, &mut self.cache)?;
+        let output = self.compute(&rows, &fed)?;
         for f in &fed {
             let sequence = &mut self.running[f.sequence];
             stats
@@ -235,9 +248,11 @@ impl Lane {
             sequence.cached.len += f.tokens;
             self.keep_what_is_seen(f.sequence);
         }
-        self.prompt_logprobs(&hidden, &fed)?;
+        self.prompt_logprobs(&output, &fed)?;
         let complete: Vec<&Fed> = fed.iter().filter(|f| f.complete).collect();
-        let logits = self.last_logits(&hidden, &complete)?;
+        // Each sample's last row and those of its guesses, end to end.
+        let last: Vec<u32> = complete.iter().flat_map(|f| f.last_row()..=f.last_row() + f.draft.len() as u32).collect();
+        let logits = output.logits(&self.model, &last)?;
         let vocab = self.model.decoder.config.vocab_size;
         let mut born: Vec<Sequence> = Vec::new();
         // Each sample's rows: of its last token, and of the guesses behind it.
@@ -260,6 +275,26 @@ impl Lane {
         self.retire(finished);
         self.running.extend(born);
         Ok(())
+    }
+
+    /// Runs the step where the model is.
+    fn compute(&mut self, rows: &StepRows, fed: &[Fed]) -> candle_core::Result<Output> {
+        let Some(device) = &self.model.device else {
+            return self.model.decoder.step(rows, &mut self.cache).map(Output::Hidden);
+        };
+        let mut wanted: Vec<u32> = fed.iter().filter(|f| f.complete).map(Fed::last_row).collect();
+        for f in fed {
+            let targets = self.prompt_targets(f, self.running[f.sequence].cached.len);
+            wanted.extend(targets.iter().map(|(row, _)| *row as u32));
+        }
+        wanted.sort_unstable();
+        wanted.dedup();
+        let mut device = device.model.lock().unwrap_or_else(PoisonError::into_inner);
+        for (from, to) in self.cache.take_copies() {
+            device.copy_page(from, to).map_err(candle_core::Error::wrap)?;
+        }
+        let logits = device.step(&self.model.decoder, rows, &wanted).map_err(candle_core::Error::wrap)?;
+        Ok(Output::Logits { rows: wanted, logits })
     }
 
     /// Computes samples anew that have grown past the length from which all their tokens have other rotary frequencies.
@@ -370,17 +405,6 @@ impl Lane {
         }
     }
 
-    /// Logits of each sample's last row and of those of its guesses, end to end.
-    fn last_logits(&self, hidden: &Tensor, complete: &[&Fed]) -> candle_core::Result<Vec<f32>> {
-        if complete.is_empty() {
-            return Ok(Vec::new());
-        }
-        let last = |f: &&Fed| (f.first_row + f.tokens - 1)..(f.first_row + f.tokens + f.draft.len());
-        let rows: Vec<u32> = complete.iter().flat_map(last).map(|row| row as u32).collect();
-        let picked = hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)?;
-        self.model.decoder.logits(&picked)?.flatten_all()?.to_vec1::<f32>()
-    }
-
     /// The prompt is computed: share its pages with later prompts, and start the other samples.
     fn prompt_done(&mut self, i: usize, row: &[f32], born: &mut Vec<Sequence>, stats: &StatCells) {
         let sequence = &mut self.running[i];
@@ -426,8 +450,25 @@ impl Lane {
         }
     }
 
+    /// The prompt tokens whose log-probs are wanted and that rows of this step predict, each with that row; `start`
+    /// tokens were cached before the step. Row r predicts the token after it; the soft prompt's last row predicts the
+    /// prompt's first token.
+    fn prompt_targets(&self, f: &Fed, start: usize) -> Vec<(usize, u32)> {
+        let s = &self.running[f.sequence];
+        if s.prompt.is_none() {
+            return Vec::new();
+        }
+        let (prompt, first) = (&s.shared.request.prompt_ids, s.shared.request.prompt_from);
+        let soft = s.shared.soft_len();
+        let target = |r: usize| {
+            let at = (start + r + 1).checked_sub(soft).filter(|at| *at >= first)?;
+            prompt.get(at).map(|id| (f.first_row + r, *id))
+        };
+        (0..f.tokens).filter_map(target).collect()
+    }
+
     /// Log-probs of the prompt tokens whose preceding rows were computed in this step.
-    fn prompt_logprobs(&mut self, hidden: &Tensor, fed: &[Fed]) -> candle_core::Result<()> {
+    fn prompt_logprobs(&mut self, output: &Output, fed: &[Fed]) -> candle_core::Result<()> {
         let vocab = self.model.decoder.config.vocab_size;
         for f in fed {
             let s = &self.running[f.sequence];
@@ -439,17 +480,10 @@ impl Lane {
             if known == 0 && first == 0 && soft == 0 {
                 found.push(TokenLogprob { id: prompt[0], logprob: None, top: Vec::new() });
             }
-            // Row r predicts the token after it; the soft prompt's last row predicts the prompt's first token.
-            let start = s.cached.len - f.tokens;
-            let target = |r: usize| {
-                let at = (start + r + 1).checked_sub(soft).filter(|at| *at >= first)?;
-                prompt.get(at).map(|id| (f.first_row + r, *id))
-            };
-            let targets: Vec<(usize, u32)> = (0..f.tokens).filter_map(target).collect();
+            let targets = self.prompt_targets(f, s.cached.len - f.tokens);
             for chunk in targets.chunks(64) {
                 let rows: Vec<u32> = chunk.iter().map(|(r, _)| *r as u32).collect();
-                let picked = hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)?;
-                let logits = self.model.decoder.logits(&picked)?.flatten_all()?.to_vec1::<f32>()?;
+                let logits = output.logits(&self.model, &rows)?;
                 let pairs: Vec<_> = chunk.iter().zip(logits.chunks_exact(vocab)).collect();
                 found.par_extend(pairs.into_par_iter().map(|((_, id), row)| {
                     let (logprob, top) = report(row, *id, 1.0, k);

@@ -9,6 +9,7 @@ use super::next_step::{Candidate, NextAction, Situation, next_action};
 use super::{Result, Services};
 use crate::domain::time::DAY;
 use crate::domain::{Job, JobState, ModelKind, ModelState, ModelVersion};
+use crate::engine::DeviceMemory;
 use crate::store::{Counts, DayCount, Page};
 
 #[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
@@ -19,6 +20,9 @@ pub struct Overview {
     pub evidence: Standing,
     pub next_action: NextAction,
     pub running_jobs: Vec<Job>,
+    /// Device memory of the served models; absent on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceMemory>,
 }
 
 /// What the active versions rest on.
@@ -127,7 +131,8 @@ async fn read(services: &Services) -> Result<Overview> {
         policy: summary(policy.filter(|p| p.job_id.is_some()), None).await?,
     };
     let (active_policy, active_reward) = (policy.cloned(), reward.cloned());
-    Ok(Overview { counts, active_policy, active_reward, evidence: standing, next_action, running_jobs })
+    let device = services.engine().ok().and_then(|engine| engine.stats().device);
+    Ok(Overview { counts, active_policy, active_reward, evidence: standing, next_action, running_jobs, device })
 }
 
 fn candidate<'a>(version: Option<&'a ModelVersion>, summary: &'a Option<Summary>) -> Option<Candidate<'a>> {

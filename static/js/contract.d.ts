@@ -681,6 +681,12 @@ export type Detokenized = {
   prompt: string;
 };
 
+/** Bytes that weights and caches of the loaded models hold on devices, and bytes of those devices that are ours. */
+export type DeviceMemory = {
+  used: number;
+  total: number;
+};
+
 export type DocumentText = {
   text: string;
 };
@@ -1612,6 +1618,8 @@ export type Overview = {
   evidence: ActiveEvidence;
   next_action: NextAction;
   running_jobs: Job[];
+  /** Device memory of the served models; absent on the CPU. */
+  device?: DeviceMemory | null;
 };
 
 /** The caller's own progress. */

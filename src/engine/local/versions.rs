@@ -13,8 +13,8 @@ impl LocalEngine {
     pub(super) async fn whole(&self, version: &ModelVersion) -> Result<Arc<LoadedModel>, EngineError> {
         let path = self.files.path(version).await.map_err(EngineError::Failed)?;
         let version = version.clone();
-        let (weights, device) = (self.options.weights, self.options.device.clone());
-        let model = tokio::task::spawn_blocking(move || load_model(&path, version, weights, &device))
+        let (weights, device, limits) = (self.options.weights, self.options.device.clone(), self.options.limits());
+        let model = tokio::task::spawn_blocking(move || load_model(&path, version, weights, &device, limits))
             .await
             .map_err(|e| EngineError::Failed(e.to_string()))??;
         Ok(self.keep(model))

@@ -3,6 +3,7 @@
 mod blocks;
 mod blocks_back;
 mod cached;
+pub mod device;
 pub mod kv_cache;
 mod kv_pages;
 mod soft_rows;
@@ -318,6 +319,12 @@ impl Decoder {
             x = self.add_parts(layer, &x, &mixed)?;
         }
         self.final_norm.forward(&x)
+    }
+
+    /// The output matrix [vocab, d] as it came, where it is not packed.
+    pub(super) fn head_tensor(&self) -> Result<Tensor> {
+        let Some(weight) = self.head.weight()?.natural() else { candle_core::bail!("the output matrix is packed") };
+        Ok(weight.clone())
     }
 
     /// Logits [m, vocab], f32, of chosen hidden rows [m, d].

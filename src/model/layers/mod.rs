@@ -222,6 +222,14 @@ impl Linear {
         }
     }
 
+    /// Its matrix as it came and its bias; `None` where it is packed or has an adapter.
+    pub fn plain(&self) -> Option<((&Tensor, WeightLayout), Option<&Tensor>)> {
+        match (&self.weight, &self.lora) {
+            (Weight::Dense(weight, layout), None) => Some(((weight, *layout), self.bias.as_ref())),
+            _ => None,
+        }
+    }
+
     /// Whether any of its tensors wants a gradient.
     pub fn trained(&self) -> bool {
         self.tensors().any(Tensor::track_op)

@@ -34,8 +34,16 @@ fn version(id: &str, fixture: &str) -> ModelVersion {
     }
 }
 
+/// `options` on the device that `INSTRUCTD_TEST_DEVICE` names; on the CPU without it.
+fn on_device(options: EngineOptions) -> EngineOptions {
+    match std::env::var("INSTRUCTD_TEST_DEVICE") {
+        Ok(device) => EngineOptions { device, ..options },
+        Err(_) => options,
+    }
+}
+
 async fn engine(options: EngineOptions) -> Arc<LocalEngine> {
-    let engine = LocalEngine::start(options).unwrap();
+    let engine = LocalEngine::start(on_device(options)).unwrap();
     let v = version("a", "llama-tiny");
     engine.load(&v).await.unwrap();
     engine.activate(&v.id).await.unwrap();

@@ -99,6 +99,11 @@ fn wrong_types_and_ranges_are_named() {
         ("grpo", json!({"entropy_coef": -0.1}), "entropy_coef"),
         ("grpo", json!({"surrogate": "cisp"}), "surrogate"),
         ("ppo", json!({"ensemble_doubt": -1.0}), "ensemble_doubt"),
+        ("ppo", json!({"numerics": "quick"}), "numerics"),
+        ("grpo", json!({"numerics": "fast", "device": "cuda"}), "numerics"),
+        ("ppo", json!({"numerics": "fast", "lora": {"rank": 2}, "frozen_precision": "q4"}), "numerics"),
+        ("rloo", json!({"sampler_correction": "mask"}), "sampler_correction"),
+        ("ppo", json!({"sampler_correction_cap": 0.5}), "sampler_correction_cap"),
         (
             "ppo",
             json!({"reward_model": null, "reward": {"kind": "exact", "text": "a"}, "ensemble_reward": "worst_case"}),
