@@ -3,9 +3,9 @@
 
 use std::borrow::Cow;
 
-/// Fields that keep their nulls: where null is a value of its own (`value`, `daily_quota`), and free-form
-/// objects that are handed on as they are (`args`).
-const KEPT: [&[u8]; 3] = [b"args", b"value", b"daily_quota"];
+/// Fields that keep their nulls: where null is a value of its own (`value`, `daily_quota`; `const` and `enum` of JSON
+/// schemas), and free-form objects that are handed on as they are (`args`).
+const KEPT: [&[u8]; 5] = [b"args", b"value", b"daily_quota", b"const", b"enum"];
 
 /// The JSON text with every `"field": null` of an object overwritten by spaces. Lengths and places stay, so
 /// that errors still point at the text that was sent; text that is not JSON stays not JSON.
@@ -201,5 +201,8 @@ mod tests {
         let text = json!({"args": {"a": null}, "value": null, "x": null, "list": [null]}).to_string();
         let out: Value = serde_json::from_slice(&without_nulls(text.as_bytes())).unwrap();
         assert_eq!(out, json!({"args": {"a": null}, "value": null, "list": [null]}));
+        // Without its null a schema would let anything through.
+        let schemas = json!({"a": {"const": null}, "b": {"enum": [{"k": null}]}, "c": {"const": {"k": null}}});
+        assert_eq!(serde_json::from_slice::<Value>(&without_nulls(schemas.to_string().as_bytes())).unwrap(), schemas);
     }
 }

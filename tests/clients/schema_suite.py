@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import statistics
 import tempfile
 import time
@@ -25,6 +26,7 @@ import server as instructd
 import tiny_model
 
 AT_ONCE = 8
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
 USER = [{"role": "user", "content": "x"}]
 
 
@@ -48,7 +50,7 @@ def random_schema(dice, depth=3):
     if kind == 6:
         return {"const": dice.choice([{"k": [1, "x"]}, "é", 0, [], None])}
     if kind == 7:
-        return {"type": "string", "format": dice.choice(["date", "time", "uuid", "ipv4"])}
+        return {"type": "string", "format": dice.choice(["date", "uuid", "ipv4"])}
     if kind == 8:
         return {"type": "array", "items": random_schema(dice, depth - 1), "minItems": dice.randrange(2), "maxItems": 3}
     if kind == 9:
@@ -62,6 +64,11 @@ def random_schema(dice, depth=3):
     names = dice.sample(["a", "name with space", "é", "id", "$x", "日"], 1 + dice.randrange(4))
     return {"type": "object", "properties": {n: random_schema(dice, depth - 1) for n in names},
             "required": [n for n in names if dice.random() < 0.6], "additionalProperties": False}
+
+
+def finite(number):
+    """A JSON number may be larger than any that Python has; it is a number all the same."""
+    return max(min(float(number), 1.7e308), -1.7e308)
 
 
 class Checked:
@@ -89,7 +96,7 @@ class Checked:
             return "length", None
         assert choice.finish_reason == "stop", choice
         try:
-            value = json.loads(text)
+            value = json.loads(text, parse_float=finite)
         except ValueError as e:
             return "wrong", f"{schema}: {e}: {text!r}"
         if jsonschema_rs.validator_for(schema, validate_formats=True).is_valid(value):
@@ -101,7 +108,7 @@ class Checked:
             for kind, what in pool.map(lambda pair: self.one(*pair), schemas):
                 self.counts[kind] += 1
                 if kind == "refused":
-                    self.refused[what.split(":")[0][:90]] += 1
+                    self.refused[re.sub(r"[\"'`].*", "", what.removeprefix("it cannot be followed: "))[:60]] += 1
                 if kind == "wrong":
                     self.wrong.append(what)
 
@@ -114,7 +121,9 @@ def suite_schemas(checkout):
     for path in files:
         for group in json.loads(path.read_text()):
             schema = group["schema"]
-            if isinstance(schema, dict) and "http" not in json.dumps({k: v for k, v in schema.items() if k != "$schema"}):
+            own = {k: v for k, v in schema.items() if k != "$schema"} if isinstance(schema, dict) else None
+            # Other vocabularies and other documents are not at hand.
+            if own is not None and schema.get("$schema", DRAFT) == DRAFT and "http" not in json.dumps(own):
                 yield path.stem, schema
 
 

@@ -241,6 +241,7 @@ fn answers() -> Vec<(String, String, String, Value)> {
 const FREE: &[&str] = &[
     "AnthropicBlock.input",
     "AuditEntry.detail",
+    "Batch.metadata",
     "DatasetVersion.filter",
     "FeedbackEvent.value",
     "Job.args",
