@@ -20,6 +20,7 @@ pub mod store;
 pub mod artifacts;
 pub mod engine;
 pub mod generation;
+pub mod gpu;
 pub mod hub;
 pub mod jobs;
 

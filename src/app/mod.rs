@@ -16,8 +16,9 @@ use tokio::net::TcpListener;
 
 use crate::artifacts::Artifacts;
 use crate::config::{Config, SHORTEST_OPEN_ADMIN_KEY};
+use crate::http::batches::Handlers;
 use crate::jobs::{Launch, Supervisor, SupervisorConfig};
-use crate::service::{Random, Services, access, random, system_clock};
+use crate::service::{Random, Services, access, batch_runner, random, system_clock};
 use crate::store::{self, Store, private};
 
 /// Runs the server until SIGTERM or ctrl-c, or until the model cannot be loaded.
@@ -33,7 +34,9 @@ pub async fn serve(config: Config) -> Result<()> {
     announce(&listener, generated_key.as_deref(), &config)?;
     warn_if_open(&config);
     connections::make_room(config.server.max_connections);
-    let router = crate::http::router(services.clone());
+    let state = crate::http::state(services.clone());
+    let router = crate::http::router_of(state.clone());
+    let batches = tokio::spawn(batch_runner::follow(services.clone(), Arc::new(Handlers(state))));
     let jobs = config.jobs.enabled.then(|| tokio::spawn(run_jobs(services.clone())));
     tokio::spawn(crate::service::retention::follow(services.clone()));
 
@@ -83,6 +86,9 @@ pub async fn serve(config: Config) -> Result<()> {
     {
         tracing::error!(%error, "the job runner ended badly");
     }
+    if let Err(error) = batches.await {
+        tracing::error!(%error, "the batches ended badly");
+    }
     store.close().await;
     match watcher.await? {
         Some(failed) => Err(failed),
@@ -92,6 +98,7 @@ pub async fn serve(config: Config) -> Result<()> {
 
 /// Services over an open store, and the admin key if it was made just now.
 pub async fn services(config: Config, store: Arc<Store>) -> Result<(Arc<Services>, Option<String>)> {
+    crate::jobs::executors::check(&config.executors, crate::train::recipes())?;
     let (clock, random) = (system_clock(), Random::from_os()?);
     if config.admin_key.as_ref().is_some_and(|key| key.len() < SHORTEST_OPEN_ADMIN_KEY) {
         tracing::warn!("the admin key has under 16 characters: whoever can reach this machine's loopback can guess it");
@@ -148,6 +155,8 @@ async fn run_jobs(services: Arc<Services>) {
         grace: services.config.drain_timeout() / 2,
         cancel_grace: Duration::from_secs(jobs.cancel_grace_seconds),
         reward_hosts: jobs.reward_hosts.clone(),
+        trainers: services.config.trainers.clone(),
+        executors: services.config.executors.clone(),
         learn_from_requests: services.config.privacy.learn_from_requests,
         ..SupervisorConfig::new(services.config.data_dir.clone(), launch)
     };

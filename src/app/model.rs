@@ -109,6 +109,8 @@ fn engine(services: &Services, artifacts: Arc<Artifacts>) -> Result<Arc<dyn Gene
         max_waiting: config.engine.max_waiting,
         kv_tokens: config.engine.kv_tokens,
         files: Some(artifacts),
+        share_base: config.engine.share_base,
+        draft_tokens: config.engine.draft_tokens,
         ..EngineOptions::default()
     };
     Ok(LocalEngine::start(options)?)

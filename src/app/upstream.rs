@@ -48,8 +48,10 @@ fn options(services: &Services) -> Result<UpstreamOptions> {
     let upstream = &config.upstream;
     let kind = Kind::parse(&upstream.kind)
         .with_context(|| format!("upstream.kind: '{}' is not known; use one of {}", upstream.kind, Kind::NAMES))?;
+    let mut urls = vec![upstream.url.clone().context("upstream.url is missing")?];
+    urls.extend(upstream.replicas.iter().cloned());
     Ok(UpstreamOptions {
-        url: upstream.url.clone().context("upstream.url is missing")?,
+        urls,
         kind,
         api_key: upstream.api_key.clone(),
         connect_timeout: Duration::from_secs(upstream.connect_timeout_seconds),
@@ -58,6 +60,7 @@ fn options(services: &Services) -> Result<UpstreamOptions> {
         max_running: upstream.max_running,
         breaker_failures: upstream.breaker_failures,
         breaker_pause: Duration::from_secs(upstream.breaker_pause_seconds),
+        health_period: Duration::from_secs(upstream.health_seconds),
         jitter_seed: services.random.seed(),
         files: Artifacts::open(config, services.store.clone())?,
     })

@@ -5,6 +5,7 @@
 mod checked;
 mod files;
 mod remote;
+mod snapshots;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use tokio::sync::Mutex;
 pub use checked::OnDamage;
 pub use files::{copy_tree, describe, verify, weights_sha256};
 pub use remote::Remote;
+pub use snapshots::Snapshot;
 
 use crate::config::Config;
 use crate::domain::{ModelVersion, ModelVersionId};
@@ -136,6 +138,10 @@ impl std::fmt::Debug for Artifacts {
 impl ModelFiles for Artifacts {
     async fn path(&self, version: &ModelVersion) -> Result<PathBuf, String> {
         self.checked_path(version).await.map_err(|e| e.to_string())
+    }
+
+    async fn parent(&self, version: &ModelVersion) -> Option<ModelVersion> {
+        self.store.models().get(version.parent_id.as_ref()?).await.ok()
     }
 }
 

@@ -22,10 +22,10 @@ use crate::store::ModelFile;
 
 /// A store that all servers reach.
 pub struct Remote {
-    objects: Arc<dyn ObjectStore>,
+    pub(super) objects: Arc<dyn ObjectStore>,
 }
 
-fn failed(error: impl std::fmt::Display) -> ArtifactError {
+pub(super) fn failed(error: impl std::fmt::Display) -> ArtifactError {
     ArtifactError::Remote(error.to_string())
 }
 

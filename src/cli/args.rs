@@ -10,7 +10,7 @@ use super::{block_on, locate};
 use crate::config::Config;
 use crate::domain::{ModelKind, unknown_name};
 use crate::jobs::materialise::write_stored;
-use crate::jobs::queue::{needs_model, takes};
+use crate::jobs::queue::{leaves_out, needs_model, takes};
 use crate::train::Recipe;
 use crate::train::args::roles;
 
@@ -183,7 +183,8 @@ pub fn complete(recipe: &Recipe, args: &mut Value, config: &Config) -> Result<()
     let mut given = args.as_object().cloned().unwrap_or_default();
     given.retain(|name, _| is_given(args, name));
     for (field, needed) in roles::data().filter(|(_, needed)| !needed.is_optional()) {
-        if takes(&schema, field) && needed.by(&given, |_| false) && !is_given(args, field) {
+        let wanted = takes(&schema, field) && needed.by(&given, |_| false) && !leaves_out(&schema, &given, field);
+        if wanted && !is_given(args, field) {
             args[field] = json!(data(field, &dir, config)?);
         }
     }

@@ -1,5 +1,6 @@
 //! Progress of a run in the foreground: a bar on standard error, and ctrl-c as the request to stop.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,6 +8,7 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::block_on;
+use crate::config::Config;
 use crate::domain::{Metric, Progress};
 use crate::jobs::remote::HttpRewards;
 use crate::train::Reporter;
@@ -18,14 +20,15 @@ pub struct Foreground {
     stop: Arc<AtomicBool>,
     metrics: String,
     remote: Option<Arc<dyn RemoteReward>>,
+    trainers: BTreeMap<String, Vec<String>>,
 }
 
 impl Foreground {
-    /// Rewards by HTTP may ask `reward_hosts` only.
+    /// Rewards by HTTP may ask `reward_hosts` only; the recipe `external` may run the configuration's trainers.
     ///
     /// # Errors
     /// A host that is malformed; a thread that cannot start.
-    pub fn new(reward_hosts: &[String]) -> Result<Self> {
+    pub fn new(reward_hosts: &[String], config: &Config) -> Result<Self> {
         let bar = ProgressBar::no_length();
         bar.set_style(ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {eta} {msg}")?);
         let stop = Arc::new(AtomicBool::new(false));
@@ -35,7 +38,7 @@ impl Foreground {
             asked.store(asks.is_ok(), Ordering::Relaxed);
         })?;
         let remote = HttpRewards::new(reward_hosts)?.map(|client| Arc::new(client) as Arc<dyn RemoteReward>);
-        Ok(Self { bar, stop, metrics: String::new(), remote })
+        Ok(Self { bar, stop, metrics: String::new(), remote, trainers: config.trainers.clone() })
     }
 }
 
@@ -62,6 +65,10 @@ impl Reporter for Foreground {
 
     fn remote(&self) -> Option<Arc<dyn RemoteReward>> {
         self.remote.clone()
+    }
+
+    fn trainer(&self, name: &str) -> Option<Vec<String>> {
+        self.trainers.get(name).cloned()
     }
 
     fn should_stop(&self) -> bool {

@@ -38,7 +38,7 @@ pub fn run(args: Args) -> Result<()> {
     crate::instructgpt::check(&pipeline_args(&args::pipeline_with_placeholders(&args))?)?;
     args::complete_pipeline(&mut args, config)?;
     let args = pipeline_args(&args)?;
-    match crate::instructgpt::run(&args, &mut Foreground::new(&[])?)? {
+    match crate::instructgpt::run(&args, &mut Foreground::new(&[], config)?)? {
         Ended::Done { report } => {
             println!("{}", report.display());
             Ok(())

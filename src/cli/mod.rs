@@ -17,6 +17,7 @@ mod restore;
 mod retention;
 mod serve;
 mod settings;
+mod telemetry;
 mod tokenizer;
 mod train;
 mod train_job;
@@ -104,7 +105,9 @@ enum Command {
 /// Parses the arguments of the process and runs the subcommand; errors are printed on standard error.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    match cli.command.unwrap_or(Command::Serve(cli.serve)).run() {
+    let ended = cli.command.unwrap_or(Command::Serve(cli.serve)).run();
+    telemetry::finish();
+    match ended {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {}", crate::domain::error_chain(&error));

@@ -1,12 +1,11 @@
-//! Options that every command takes: configuration file, data directory, database; and the log.
+//! Options that every command takes: configuration file, data directory, database.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, LogConfig, Overrides};
+use super::telemetry;
+use crate::config::{Config, Overrides};
 
 // No doc comment: clap would take it for the help text of the command that flattens this.
 #[derive(clap::Args)]
@@ -35,18 +34,7 @@ impl Settings {
     pub fn load_with(self, overrides: Overrides) -> Result<Config> {
         let Self { config: file, data_dir, database_url } = self;
         let config = Config::load(file.as_deref(), &Overrides { data_dir, database_url, ..overrides })?;
-        start_log(&config.log);
+        telemetry::start(&config.log);
         Ok(config)
     }
-}
-
-/// Logs to standard error; a second call changes nothing.
-pub fn start_log(config: &LogConfig) {
-    // The HTML parser behind the Markdown filter warns once for each odd table cell: a short text could fill the log.
-    let filter = format!("html5ever=error,{}", config.filter);
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info,html5ever=error"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // Colours are for people: a file or a collector gets plain lines.
-    let builder = builder.with_ansi(std::io::stderr().is_terminal());
-    let _ = if config.json { builder.json().try_init() } else { builder.with_target(false).try_init() };
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::settings::start_log;
+use super::telemetry;
 use crate::config::LogConfig;
 
 #[derive(clap::Args)]
@@ -14,6 +14,6 @@ pub struct Args {
 
 /// Runs the prepared job in a directory; the exit code tells the supervisor how it ended.
 pub fn run(args: &Args) -> ExitCode {
-    start_log(&LogConfig::default());
+    telemetry::start(&LogConfig::default());
     ExitCode::from(crate::jobs::child::main(&args.job_dir, crate::train::recipes()))
 }

@@ -10,6 +10,8 @@ pub struct LimitsConfig {
     pub body_bytes: usize,
     /// Largest file that can be imported.
     pub import_bytes: usize,
+    /// Largest file of requests that can be uploaded to `/v1/files`.
+    pub file_bytes: usize,
     /// An import that takes longer is ended; what it stored stays.
     pub import_seconds: u64,
     /// Rows or lines of one imported file.
@@ -36,6 +38,7 @@ impl Default for LimitsConfig {
         Self {
             body_bytes: 2 << 20,
             import_bytes: 256 << 20,
+            file_bytes: 32 << 20,
             import_seconds: 1800,
             import_rows: 10_000_000,
             import_unpacked_bytes: 0,

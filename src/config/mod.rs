@@ -2,19 +2,28 @@
 //! Order of precedence: command line, environment (`INSTRUCTD_…`, `__` between nested names), file, defaults.
 
 mod access;
+mod batches;
+mod engine;
+mod executors;
 mod hosts;
 mod limits;
+mod log;
 mod privacy;
 mod spans;
 mod text;
 mod upstream;
 
 pub use access::RatesConfig;
+pub use batches::BatchesConfig;
+pub use engine::EngineConfig;
+pub use executors::{ExecutorsConfig, PlaceConfig};
 pub use hosts::is_host;
 pub use limits::LimitsConfig;
+pub use log::LogConfig;
 pub use privacy::{PrivacyConfig, RetentionConfig};
 pub use upstream::UpstreamConfig;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -54,6 +63,7 @@ pub struct Config {
     pub server: ServerConfig,
     pub limits: LimitsConfig,
     pub rates: RatesConfig,
+    pub batches: BatchesConfig,
     pub engine: EngineConfig,
     pub upstream: UpstreamConfig,
     pub labeling: LabelingConfig,
@@ -61,6 +71,10 @@ pub struct Config {
     pub retention: RetentionConfig,
     pub sessions: SessionsConfig,
     pub jobs: JobsConfig,
+    pub executors: ExecutorsConfig,
+    /// Programs that jobs of the recipe `external` may run, by name: program and arguments, with the placeholders
+    /// `{job}`, `{dir}`, `{model}`, `{output}` and `{checkpoints}`.
+    pub trainers: BTreeMap<String, Vec<String>>,
     pub artifacts: ArtifactsConfig,
     pub log: LogConfig,
 }
@@ -101,22 +115,9 @@ pub struct ServerConfig {
     /// Origins whose pages may call the API from a browser, such as `https://app.example.org`; `*` = any. They need a
     /// key: cookies of this server are of no use to them. Empty = none.
     pub cors_origins: Vec<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct EngineConfig {
-    /// `cpu`, `cuda` or `cuda:N`: where the model is served. Others than the CPU need the cargo feature `cuda`.
-    #[serde(deserialize_with = "text")]
-    pub device: String,
-    /// Compute threads; 0 = one per physical core.
-    pub threads: usize,
-    /// Sequences decoded together.
-    pub max_batch: usize,
-    /// Samples that may wait for a slot before requests are refused with 429.
-    pub max_waiting: usize,
-    /// Tokens the key-value cache can hold; 0 = sized from the model and `max_batch`.
-    pub kv_tokens: usize,
+    /// Answers of 1 KB or more go out in gzip to clients that take it. Event streams, pictures and fonts never do. Off
+    /// by default: behind TLS the length of a compressed answer can tell about secrets in it.
+    pub compress: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -146,6 +147,10 @@ pub struct LabelingConfig {
     /// are always told. What is judged again with that knowledge is kept apart and counts in no figure and no
     /// data set.
     pub reveal: bool,
+    /// Show labelers what a model thought before its answer (between `<think>` and `</think>`, or `[THINK]` and
+    /// `[/THINK]`). Without it they read and rank the answers alone, and answers to their own questions appear when they
+    /// are whole. Stored texts and data sets keep the thoughts.
+    pub show_reasoning: bool,
     /// Markdown file with the guidelines, read anew each time (`guide.zh.md` beside `guide.md` for Chinese);
     /// `None` = the built-in text. A text written on the admin page goes before it.
     pub guidelines: Option<PathBuf>,
@@ -204,15 +209,6 @@ pub struct ArtifactsConfig {
     pub allow_http: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct LogConfig {
-    /// A tracing filter such as `info` or `instructd=debug,tower_http=info`.
-    pub filter: String,
-    /// Log lines as JSON.
-    pub json: bool,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -227,6 +223,7 @@ impl Default for Config {
             server: ServerConfig::default(),
             limits: LimitsConfig::default(),
             rates: RatesConfig::default(),
+            batches: BatchesConfig::default(),
             engine: EngineConfig::default(),
             upstream: UpstreamConfig::default(),
             labeling: LabelingConfig::default(),
@@ -234,6 +231,8 @@ impl Default for Config {
             retention: RetentionConfig::default(),
             sessions: SessionsConfig::default(),
             jobs: JobsConfig::default(),
+            executors: ExecutorsConfig::default(),
+            trainers: BTreeMap::new(),
             artifacts: ArtifactsConfig::default(),
             log: LogConfig::default(),
         }
@@ -257,13 +256,8 @@ impl Default for ServerConfig {
             secure_cookies: false,
             store_completions: true,
             cors_origins: Vec::new(),
+            compress: false,
         }
-    }
-}
-
-impl Default for EngineConfig {
-    fn default() -> Self {
-        Self { device: "cpu".to_owned(), threads: 0, max_batch: 32, max_waiting: 256, kv_tokens: 0 }
     }
 }
 
@@ -281,6 +275,7 @@ impl Default for LabelingConfig {
             onboarding_sets: 5,
             daily_quota: 0,
             reveal: false,
+            show_reasoning: true,
             guidelines: None,
         }
     }
@@ -303,12 +298,6 @@ impl Default for JobsConfig {
             cancel_grace_seconds: 600,
             reward_hosts: Vec::new(),
         }
-    }
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self { filter: "info".to_owned(), json: false }
     }
 }
 
@@ -388,9 +377,7 @@ impl Config {
             );
             return Err(error("admin_key", message));
         }
-        if let Err(e) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
-            return Err(error("log.filter", format!("'{}' is no tracing filter: {e}", self.log.filter)));
-        }
+        self.log.check()?;
         for (key, hosts) in [("jobs.reward_hosts", &self.jobs.reward_hosts), ("server.hosts", &self.server.hosts)] {
             if let Some(wrong) = hosts.iter().find(|host| !is_host(host)) {
                 let message =
@@ -424,6 +411,8 @@ impl Config {
             ("limits.prompts", self.limits.prompts),
             ("limits.samples", self.limits.samples),
             ("limits.default_chat_tokens", self.limits.default_chat_tokens),
+            ("limits.file_bytes", self.limits.file_bytes),
+            ("batches.keep_days", self.batches.keep_days as usize),
             ("engine.max_batch", self.engine.max_batch),
             ("upstream.connect_timeout_seconds", self.upstream.connect_timeout_seconds as usize),
             ("upstream.response_timeout_seconds", self.upstream.response_timeout_seconds as usize),
@@ -445,6 +434,7 @@ impl Config {
                 return Err(error(key, "must be at least 1"));
             }
         }
+        self.engine.check()?;
         if self.labeling.overlap > 100 {
             return Err(error("labeling.overlap", "must be 1 to 100"));
         }
@@ -476,6 +466,8 @@ impl Config {
         if !(2..=9).contains(&self.labeling.completions_per_set) {
             return Err(error("labeling.completions_per_set", "must be 2 to 9"));
         }
+        self.executors.check()?;
+        executors::check_trainers(&self.trainers)?;
         spans::check(self)
     }
 

@@ -76,3 +76,31 @@ fn flags_win() {
     let config = Config::load(None, &overrides).expect("loads");
     assert_eq!(config.listen, SocketAddr::from(([0, 0, 0, 0], 9)));
 }
+
+/// The configuration that deploy/kubernetes gives its servers and workers.
+#[test]
+fn the_configuration_of_the_manifests_loads() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes/config.yaml");
+    let text = std::fs::read_to_string(path).expect("config.yaml");
+    let (_, block) = text.split_once("config.toml: |\n").expect("a block of text");
+    let lines = block.lines().take_while(|line| line.is_empty() || line.starts_with("    "));
+    let toml: String = lines.map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line))).collect();
+    let config = from_toml(&toml).unwrap_or_else(|e| panic!("{e}\n{toml}"));
+    assert!(config.artifacts.url.is_some() && config.require_inference_key && config.server.secure_cookies);
+}
+
+#[test]
+fn places_of_jobs_come_from_file_and_environment() {
+    let text = "[executors]\nkinds = { ppo = 'far' }\n[executors.places.far]\ntype = 'ray'\nurl = 'http://head:8265'\ngpus = 1\n\
+                [trainers]\ndpo = ['python3', 'dpo.py', '{job}']";
+    let config = from_toml(text).expect("loads");
+    assert_eq!(config.executors.place_of("ppo"), Some("far"));
+    assert_eq!((config.executors.place_of("sft"), config.executors.places["far"].gpus), (None, Some(1.0)));
+    assert_eq!(config.trainers["dpo"].len(), 3);
+    let e = from_toml("[executors]\nkinds = { ppo = 'nowhere' }").expect_err("no such place");
+    assert_eq!(e.key, "executors.kinds.ppo");
+    assert!(names_setting("executors__places__far__token"));
+    let e =
+        from_toml("[executors.places.far]\ntype = 'ray'\nurl = 'http://head'\ngpu = 1").expect_err("a misspelt field");
+    assert!(e.to_string().contains("gpu"), "{e}");
+}

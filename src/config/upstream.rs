@@ -12,6 +12,11 @@ pub struct UpstreamConfig {
     /// Base address as OpenAI clients take it; `None` = the built-in engine serves `model`.
     #[serde(deserialize_with = "optional_text")]
     pub url: Option<String>,
+    /// Base addresses of further servers with the same model. Each request goes to the least busy one; one that fails is
+    /// passed over.
+    pub replicas: Vec<String>,
+    /// How often each of several servers is asked whether it has the model; 0 = never.
+    pub health_seconds: u64,
     /// `openai`, `vllm`, `sglang`, `llama.cpp` or `instructd`: which parameters it knows.
     #[serde(deserialize_with = "text")]
     pub kind: String,
@@ -39,6 +44,8 @@ impl Default for UpstreamConfig {
     fn default() -> Self {
         Self {
             url: None,
+            replicas: Vec::new(),
+            health_seconds: 5,
             kind: "openai".to_owned(),
             api_key: None,
             model: None,

@@ -24,6 +24,9 @@ pub use nearest::{nearest, unknown_name};
 pub use prompt_input::PromptInput;
 pub use time::Micros;
 
+/// Target of spans that are for traces alone: the log does not show them.
+pub const TRACE: &str = "trace";
+
 /// Declares a closed set of lower-case names that serde, the database and the API share.
 macro_rules! name_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
@@ -51,6 +54,10 @@ macro_rules! name_enum {
         }
     };
 }
+
+// Behind the macro that it uses.
+mod batches;
+pub use batches::*;
 
 // ---------------------------------------------------------------- prompts and completions
 

@@ -1,16 +1,22 @@
 //! A model version in memory: how it is loaded and tried, and how its texts are read and written.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use candle_core::Device;
 
 use super::constraint::{Compiler, Constraint, Guide};
 use super::device;
+use super::scheduler::{Limits, cache_tokens};
 use super::text::TextStream;
 use super::{ChatPrompt, EngineError, GenerateRequest, ServedModel, TextForm};
 use crate::domain::ModelVersion;
-use crate::model::{self, Decoder};
+use crate::gpu::{self, sim::Sim};
+use crate::model::adapters::peft;
+use crate::model::adapters::served::ServedAdapter;
+use crate::model::decoder::device::Room;
+use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
+use crate::model::{self, Decoder, DeviceModel, ModelConfig, Purpose};
 use crate::ops::linear::WeightFormat;
 use crate::prompt::answer::{Dialect, Thinking, ToolFormat, ToolTags};
 use crate::prompt::{ChatError, ChatTemplate, Conversation};
@@ -28,15 +34,28 @@ const GAPS: [[&str; 3]; 4] = [
     ["▁<PRE>", "▁<SUF>", "▁<MID>"],
 ];
 
+/// A version on a device with kernels of its own.
+pub(super) struct OnDevice {
+    /// Its pages, and bytes in use and of the whole device, when it was loaded.
+    pub pages: usize,
+    pub memory: (u64, u64),
+    pub model: Mutex<DeviceModel>,
+}
+
 /// A version in memory, immutable.
 pub struct LoadedModel {
     pub served: Arc<ServedModel>,
     pub decoder: Decoder,
+    /// The same model and its cache on a device with kernels of its own, which then computes all steps.
+    pub(super) device: Option<OnDevice>,
     pub(super) tokenizer: Option<Tokenizer>,
     /// A template that cannot be used fails the requests that need it, not the model.
     pub(super) template: Option<Result<ChatTemplate, ChatError>>,
     /// Made when the first constraint is compiled: it takes long.
     compiler: OnceLock<Result<Compiler, String>>,
+    /// The model whose weights it shares, and the adapter that stands beside them.
+    pub(super) base: Option<Arc<LoadedModel>>,
+    pub lora: Option<Arc<ServedAdapter>>,
 }
 
 impl LoadedModel {
@@ -141,16 +160,26 @@ pub(super) fn load_model(
     version: ModelVersion,
     weights: WeightFormat,
     device_name: &str,
+    limits: Limits,
 ) -> Result<LoadedModel, EngineError> {
     let failed = |e: String| EngineError::Failed(format!("loading '{}': {e}", version.name));
-    let device = device::open(device_name).map_err(failed)?;
+    let simulated = device_name == device::SIMULATED;
+    let device = if simulated { Device::Cpu } else { device::open(device_name).map_err(failed)? };
     let loaded = model::load(path, &device).map_err(|e| failed(e.to_string()))?;
     let parameters = loaded.weights.values().map(|t| t.elem_count() as u64).sum();
     let decoder = match device {
-        Device::Cpu => Decoder::serve(&loaded, weights).map_err(|e| failed(e.to_string()))?,
-        _ => device::dense(&loaded, weights.as_str()).map_err(failed)?,
+        Device::Cpu if simulated => Decoder::new(&loaded.config, &loaded.weights, Purpose::Score),
+        Device::Cpu => Decoder::serve(&loaded, weights),
+        _ => device::dense(&loaded, weights.as_str()),
     };
+    let decoder = decoder.map_err(|e| failed(e.to_string()))?;
     warm_up(&decoder).map_err(failed)?;
+    let on_device = match simulated {
+        true => {
+            Some(on_device(&decoder, Box::new(Sim::new(device::SIMULATED_BYTES)), weights, limits).map_err(failed)?)
+        }
+        false => None,
+    };
     let tokenizer = loaded.tokenizer.as_ref();
     let template = loaded.chat_template.as_ref().map(|source| ChatTemplate::new(source, tokenizer));
     if let Some(Err(error)) = &template {
@@ -170,10 +199,107 @@ pub(super) fn load_model(
     Ok(LoadedModel {
         served: Arc::new(served),
         decoder,
+        device: on_device,
         tokenizer: loaded.tokenizer,
         template,
         compiler: OnceLock::new(),
+        base: None,
+        lora: None,
     })
+}
+
+/// Loads a version as its adapter beside `base`, the model that it was trained from. `None` where it has no adapter,
+/// or does not differ from its base by the adapter alone; runs on a blocking thread.
+pub(super) fn load_beside(
+    base: &Arc<LoadedModel>,
+    path: &Path,
+    version: ModelVersion,
+) -> Result<Option<LoadedModel>, EngineError> {
+    let dir = path.join(peft::FOLDER);
+    if !dir.is_dir() || !base.decoder.on_host() || base.device.is_some() || base.base.is_some() {
+        return Ok(None);
+    }
+    let failed = |e: String| EngineError::Failed(format!("loading '{}': {e}", version.name));
+    let described = model::describe(path).map_err(|e| failed(e.to_string()))?;
+    let eos_ids = described.config.eos_ids.clone();
+    let config = ModelConfig { eos_ids: base.decoder.config.eos_ids.clone(), ..described.config };
+    if config != base.decoder.config {
+        return Ok(None);
+    }
+    let adapter = peft::read(&dir, &config).map_err(|e| failed(e.to_string()))?;
+    let lora = Arc::new(ServedAdapter::new(&base.decoder, &adapter).map_err(|e| failed(e.to_string()))?);
+    warm_up_beside(&base.decoder, &lora).map_err(failed)?;
+    let tokenizer = described.tokenizer;
+    let template = described.chat_template.as_ref().map(|source| ChatTemplate::new(source, tokenizer.as_ref()));
+    if let Some(Err(error)) = &template {
+        tracing::warn!(model = %version.name, %error, "chat requests to this model will be refused");
+    }
+    let served = ServedModel {
+        eos_ids: eos_ids.clone(),
+        has_chat_template: template.is_some(),
+        before_text: tokenizer.as_ref().map(|t| t.before_text().to_vec()).unwrap_or_default(),
+        parameters: base.served.parameters + (lora.bytes() / size_of::<f32>()) as u64,
+        version,
+        ..(*base.served).clone()
+    };
+    let mut decoder = base.decoder.clone();
+    decoder.config.eos_ids = eos_ids;
+    Ok(Some(LoadedModel {
+        served: Arc::new(served),
+        decoder,
+        device: None,
+        tokenizer,
+        template,
+        compiler: OnceLock::new(),
+        base: Some(base.clone()),
+        lora: Some(lora),
+    }))
+}
+
+/// As `warm_up`, with an adapter beside every row.
+fn warm_up_beside(decoder: &Decoder, lora: &Arc<ServedAdapter>) -> Result<(), String> {
+    let run = || -> candle_core::Result<f32> {
+        let mut cache = KvCache::new(&decoder.config, PAGE);
+        let mut sequence = CachedSequence::default();
+        if !cache.reserve(&mut sequence, 2) {
+            candle_core::bail!("no room for two tokens");
+        }
+        let mut rows = StepRows::default();
+        rows.push(&[0, 1], &sequence);
+        rows.with_adapter(lora, 2);
+        decoder.logits(&decoder.step(&rows, &mut cache)?)?.abs()?.sum_all()?.to_scalar::<f32>()
+    };
+    finite(run())
+}
+
+fn finite(total: candle_core::Result<f32>) -> Result<(), String> {
+    match total {
+        Ok(total) if total.is_finite() => Ok(()),
+        Ok(_) => Err("the model's logits are not finite".into()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// The model on a device, with as much of the wanted cache as fits there.
+fn on_device(
+    decoder: &Decoder,
+    device: Box<dyn gpu::device::Device>,
+    weights: WeightFormat,
+    limits: Limits,
+) -> Result<OnDevice, String> {
+    let pages = cache_tokens(&decoder.config, limits).0.div_ceil(PAGE);
+    let rows = limits.max_running + limits.prefill_tokens;
+    let model = DeviceModel::new(decoder, device, weights, Room { pages, rows, wanted: rows });
+    let model = model.map_err(|e| e.to_string())?;
+    if model.page_count() < pages {
+        let (has, wants) = (model.page_count() * PAGE, pages * PAGE);
+        tracing::warn!(
+            tokens = has,
+            wanted = wants,
+            "the device has room for a smaller cache than the configuration wants"
+        );
+    }
+    Ok(OnDevice { pages: model.page_count(), memory: model.memory(), model: Mutex::new(model) })
 }
 
 /// One forward pass: a version whose numbers are not finite is never served.
@@ -182,9 +308,5 @@ fn warm_up(decoder: &Decoder) -> Result<(), String> {
         let hidden = decoder.forward(&model::PackedBatch::new(&[[0u32, 1]]))?;
         decoder.logits(&hidden)?.abs()?.sum_all()?.to_scalar::<f32>()
     };
-    match run() {
-        Ok(total) if total.is_finite() => Ok(()),
-        Ok(_) => Err("the model's logits are not finite".into()),
-        Err(e) => Err(e.to_string()),
-    }
+    finite(run())
 }

@@ -1,8 +1,10 @@
 //! The built-in engine: one OS thread owns the running batches; callers talk to it through a channel.
 
+mod versions;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -11,23 +13,22 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use super::adapters::Adapters;
-use super::attention;
-use super::encoders::{self, Encoders};
-use super::loaded::{LoadedModel, load_model};
+use super::encoders::Encoders;
+use super::loaded::LoadedModel;
 use super::rewards::RewardModels;
 use super::scheduler::{Lane, Limits};
 use super::sequence::{Queued, Shared};
+use super::stats::StatCells;
 use super::{
-    Attention, ChatPrompt, DataDir, EmbedRequest, Embeddings, EngineError, EngineStats, FillRequest, Filled,
-    GenerateRequest, Generation, Generator, ModelFiles, Piece, ServedModel, TextForm, TokenLogprob, Turns,
+    DataDir, DeviceMemory, EncoderModels, EngineError, EngineStats, GenerateRequest, Generation, Generator, Inspection,
+    ModelFiles, RewardScorer, ServedModel, SoftPrompts, Tokens, Turns,
 };
-use crate::domain::{Message, ModelKind, ModelVersion, ModelVersionId, RewardScore};
+use crate::domain::{ModelVersion, ModelVersionId};
 use crate::model::SoftPrompt;
 use crate::ops::linear::WeightFormat;
-use crate::prompt::Conversation;
 
 /// Texts up to so many bytes are read where the request is answered; longer ones on a blocking thread.
-const READ_HERE: usize = 8 << 10;
+pub(super) const READ_HERE: usize = 8 << 10;
 /// Long texts read, and attention maps made, at the same time; so many more may wait.
 const TEXTS_AT_ONCE: usize = 2;
 const VIEWS_AT_ONCE: usize = 1;
@@ -51,6 +52,10 @@ pub struct EngineOptions {
     pub kv_tokens: usize,
     /// Where versions come from that are not under `data_dir`.
     pub files: Option<Arc<dyn ModelFiles>>,
+    /// Versions with an adapter stand beside the model that they were trained from instead of as whole models.
+    pub share_base: bool,
+    /// Tokens guessed from the text so far, for each sample and step; 0 = none. On the CPU.
+    pub draft_tokens: usize,
     /// Versions kept in memory; the least recently activated ones beyond are unloaded when idle.
     pub max_loaded: usize,
 }
@@ -67,26 +72,25 @@ impl Default for EngineOptions {
             kv_tokens: 0,
             max_loaded: 3,
             files: None,
+            share_base: false,
+            draft_tokens: 0,
         }
     }
 }
 
-/// Counters that the engine thread writes and anyone reads.
-#[derive(Default)]
-pub struct StatCells {
-    pub running: AtomicUsize,
-    pub waiting: AtomicUsize,
-    pub used_tokens: AtomicUsize,
-    pub remembered_tokens: AtomicUsize,
-    pub total_tokens: AtomicUsize,
-    pub generated: AtomicU64,
-    pub prompt_tokens: AtomicU64,
-    /// Accepted and not yet seen by the engine thread.
-    queued: AtomicUsize,
+impl EngineOptions {
+    fn limits(&self) -> Limits {
+        Limits {
+            max_running: self.max_running,
+            draft_tokens: self.draft_tokens,
+            prefill_tokens: self.prefill_tokens,
+            kv_tokens: self.kv_tokens,
+        }
+    }
 }
 
 enum Command {
-    Submit(Arc<LoadedModel>, Arc<Shared>),
+    Submit(Arc<Shared>),
     /// End what is left with `Draining`.
     Abort,
 }
@@ -104,13 +108,13 @@ pub struct LocalEngine {
     options: EngineOptions,
     state: Arc<State>,
     commands: Sender<Command>,
-    files: Arc<dyn ModelFiles>,
-    rewards: RewardModels,
-    adapters: Adapters,
-    encoders: Encoders,
+    pub(super) files: Arc<dyn ModelFiles>,
+    pub(super) rewards: RewardModels,
+    pub(super) adapters: Adapters,
+    pub(super) encoders: Encoders,
     /// Long texts that are read, and looks into the model: each kind in turn.
-    texts: Turns,
-    views: Turns,
+    pub(super) texts: Turns,
+    pub(super) views: Turns,
     /// Constraints that are compiled.
     forms: Turns,
 }
@@ -136,11 +140,7 @@ impl LocalEngine {
             draining: AtomicBool::new(false),
         });
         let (commands, inbox) = channel();
-        let limits = Limits {
-            max_running: options.max_running,
-            prefill_tokens: options.prefill_tokens,
-            kv_tokens: options.kv_tokens,
-        };
+        let limits = options.limits();
         let thread_state = state.clone();
         std::thread::Builder::new()
             .name("engine".into())
@@ -161,7 +161,7 @@ impl LocalEngine {
         }))
     }
 
-    fn find(&self, version: Option<&ModelVersionId>) -> Result<Arc<LoadedModel>, EngineError> {
+    pub(super) fn find(&self, version: Option<&ModelVersionId>) -> Result<Arc<LoadedModel>, EngineError> {
         let id = match version {
             Some(id) => id.clone(),
             None => read(&self.state.activations).last().cloned().ok_or(EngineError::NotReady)?,
@@ -204,6 +204,16 @@ impl LocalEngine {
         Ok(())
     }
 
+    /// `None` where no model is on a device of its own.
+    fn device_memory(&self) -> Option<DeviceMemory> {
+        let models = read(&self.state.models);
+        let held = models.values().filter_map(|model| model.device.as_ref()).map(|device| device.memory);
+        held.fold(None, |sum: Option<DeviceMemory>, (used, total)| {
+            let sum = sum.unwrap_or_default();
+            Some(DeviceMemory { used: sum.used + used, total: sum.total + total })
+        })
+    }
+
     fn unload_surplus(&self) {
         let activations = read(&self.state.activations).clone();
         let recent: Vec<_> = activations.iter().rev().take(self.options.max_loaded).collect();
@@ -240,8 +250,8 @@ impl Generator for LocalEngine {
             end_ids.extend_from_slice(&model.served.eos_ids);
         }
         let queued = Queued::since(Instant::now());
-        let shared = Arc::new(Shared { request, events, end_ids, soft, queued, guide });
-        if self.commands.send(Command::Submit(model, shared)).is_err() {
+        let shared = Arc::new(Shared { request, events, end_ids, soft, queued, guide, model });
+        if self.commands.send(Command::Submit(shared)).is_err() {
             return Err(EngineError::Failed("the engine thread has ended".into()));
         }
         Ok(Generation { version, prompt_tokens, events: receiver })
@@ -261,15 +271,13 @@ impl Generator for LocalEngine {
         if let Some(model) = read(&self.state.models).get(&version.id) {
             return Ok(model.served.clone());
         }
-        let path = self.files.path(version).await.map_err(EngineError::Failed)?;
-        let version = version.clone();
-        let (weights, device) = (self.options.weights, self.options.device.clone());
-        let model = tokio::task::spawn_blocking(move || load_model(&path, version, weights, &device))
-            .await
-            .map_err(|e| EngineError::Failed(e.to_string()))??;
-        let served = model.served.clone();
-        write(&self.state.models).insert(served.version.id.clone(), Arc::new(model));
-        Ok(served)
+        if self.options.share_base
+            && let Some(parent) = self.files.parent(version).await
+            && let Some(model) = self.beside(version, &parent).await?
+        {
+            return Ok(self.keep(model).served.clone());
+        }
+        Ok(self.whole(version).await?.served.clone())
     }
 
     async fn activate(&self, version: &ModelVersionId) -> Result<(), EngineError> {
@@ -282,141 +290,24 @@ impl Generator for LocalEngine {
         Ok(())
     }
 
-    async fn tokenize(
-        &self,
-        version: Option<&ModelVersionId>,
-        text: &str,
-        form: TextForm<'_>,
-    ) -> Result<Vec<u32>, EngineError> {
-        let model = self.find(version)?;
-        if text.len() <= READ_HERE {
-            return model.encode(text, form);
-        }
-        let text = text.to_owned();
-        match form {
-            TextForm::Whole { special, parse_special } => {
-                self.texts.run(move |_| model.encode(&text, TextForm::Whole { special, parse_special })).await
-            }
-            TextForm::Open { special, parse_special } => {
-                self.texts.run(move |_| model.encode(&text, TextForm::Open { special, parse_special })).await
-            }
-            TextForm::After(left) => {
-                let left = left.to_owned();
-                self.texts.run(move |_| model.encode(&text, TextForm::After(&left))).await
-            }
-        }
+    fn tokens(&self) -> Option<&dyn Tokens> {
+        Some(self)
     }
 
-    async fn gap_prompt(
-        &self,
-        version: Option<&ModelVersionId>,
-        before: &str,
-        behind: &str,
-    ) -> Result<Vec<u32>, EngineError> {
-        let model = self.find(version)?;
-        if before.len() + behind.len() <= READ_HERE {
-            return model.gap(before, behind);
-        }
-        let (before, behind) = (before.to_owned(), behind.to_owned());
-        self.texts.run(move |_| model.gap(&before, &behind)).await
+    fn rewards(&self) -> Option<&dyn RewardScorer> {
+        Some(self)
     }
 
-    async fn detokenize(&self, version: Option<&ModelVersionId>, ids: &[u32]) -> Result<String, EngineError> {
-        let model = self.find(version)?;
-        let decode = move |ids: &[u32]| {
-            let decoded = model.tokenizer()?.decode(ids, false);
-            decoded.map_err(|e| EngineError::BadRequest { param: "tokens", message: e.to_string() })
-        };
-        if ids.len() <= READ_HERE / 4 {
-            return decode(ids);
-        }
-        let ids = ids.to_owned();
-        self.texts.run(move |_| decode(&ids)).await
+    fn soft_prompts(&self) -> Option<&dyn SoftPrompts> {
+        Some(self)
     }
 
-    async fn token_pieces(
-        &self,
-        version: Option<&ModelVersionId>,
-        left: &[u32],
-        tokens: &[TokenLogprob],
-    ) -> Result<Vec<Vec<Piece>>, EngineError> {
-        let model = self.find(version)?;
-        let mut context = left.to_vec();
-        let one = |token: &TokenLogprob| {
-            // Models without a tokenizer still answer log-prob requests: ids stand for themselves.
-            let piece = |id: u32| match &model.tokenizer {
-                Some(tokenizer) => tokenizer.piece(&context, id),
-                None => Piece::of(id.to_string()),
-            };
-            let listed = std::iter::once(token.id).chain(token.top.iter().map(|(id, _)| *id)).map(piece).collect();
-            context.push(token.id);
-            listed
-        };
-        Ok(tokens.iter().map(one).collect())
+    fn encoders(&self) -> Option<&dyn EncoderModels> {
+        Some(self)
     }
 
-    async fn chat_prompt(
-        &self,
-        version: Option<&ModelVersionId>,
-        messages: &[Message],
-    ) -> Result<Vec<u32>, EngineError> {
-        let model = self.find(version)?;
-        let render = move |messages: &[Message]| {
-            let bad = |message: String| EngineError::BadRequest { param: "messages", message };
-            model.template()?.encode(messages, true, model.tokenizer()?).map_err(|e| bad(e.to_string()))
-        };
-        // Templates of many messages take long, too.
-        if messages.iter().map(|m| m.content.len() + 256).sum::<usize>() <= READ_HERE {
-            return render(messages);
-        }
-        let messages = messages.to_owned();
-        self.texts.run(move |_| render(&messages)).await
-    }
-
-    async fn conversation_prompt(
-        &self,
-        version: Option<&ModelVersionId>,
-        conversation: &Conversation,
-    ) -> Result<ChatPrompt, EngineError> {
-        let model = self.find(version)?;
-        if conversation.bytes() + 256 * conversation.turns.len() <= READ_HERE {
-            return model.conversation(conversation);
-        }
-        let conversation = conversation.clone();
-        self.texts.run(move |_| model.conversation(&conversation)).await
-    }
-
-    async fn reward_scores(
-        &self,
-        version: &ModelVersion,
-        prompt: &Arc<[Message]>,
-        answers: Vec<String>,
-    ) -> Result<Vec<RewardScore>, EngineError> {
-        self.rewards.score(version, &self.files, prompt, answers).await
-    }
-
-    async fn load_adapter(&self, adapter: &ModelVersion, base: &ServedModel) -> Result<usize, EngineError> {
-        self.adapters.load(adapter, &self.files, base).await
-    }
-
-    async fn attention(&self, version: &ModelVersion, text: &str, most: usize) -> Result<Attention, EngineError> {
-        let text = text.to_owned();
-        if version.kind == ModelKind::Encoder {
-            return self
-                .encoders
-                .with(version, &self.files, move |encoder, _| attention::of_encoder(encoder, &text, most))
-                .await;
-        }
-        let model = self.find(Some(&version.id))?;
-        self.views.run(move |_| attention::of_decoder(&model.decoder, model.tokenizer()?, &text, most)).await
-    }
-
-    async fn embed(&self, encoder: &ModelVersion, request: EmbedRequest) -> Result<Embeddings, EngineError> {
-        self.encoders.with(encoder, &self.files, move |encoder, asker| encoders::embed(encoder, request, asker)).await
-    }
-
-    async fn fill(&self, encoder: &ModelVersion, request: FillRequest) -> Result<Vec<Filled>, EngineError> {
-        self.encoders.with(encoder, &self.files, move |encoder, _| encoders::fill(encoder, request)).await
+    fn inspection(&self) -> Option<&dyn Inspection> {
+        Some(self)
     }
 
     fn stats(&self) -> EngineStats {
@@ -429,6 +320,9 @@ impl Generator for LocalEngine {
             kv_tokens_total: cells.total_tokens.load(Relaxed),
             tokens_generated: cells.generated.load(Relaxed),
             prompt_tokens: cells.prompt_tokens.load(Relaxed),
+            draft_tokens: cells.drafted.load(Relaxed),
+            draft_tokens_right: cells.followed.load(Relaxed),
+            device: self.device_memory(),
         }
     }
 
@@ -484,7 +378,9 @@ fn engine_thread(inbox: &Receiver<Command>, state: &State, limits: Limits) {
 
 fn obey(command: Command, lanes: &mut Vec<Lane>, state: &State, limits: Limits) {
     match command {
-        Command::Submit(model, shared) => {
+        Command::Submit(shared) => {
+            // Versions that share a base share its batch.
+            let model = shared.model.base.as_ref().unwrap_or(&shared.model).clone();
             let id = &model.served.version.id;
             let lane = match lanes.iter().position(|l| l.model.served.version.id == *id) {
                 Some(i) => &mut lanes[i],

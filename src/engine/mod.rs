@@ -4,16 +4,21 @@
 mod adapters;
 mod attention;
 pub mod attention_maps;
+pub mod capabilities;
 mod constraint;
 pub mod device;
 mod encoders;
 mod loaded;
 mod local;
+mod local_capabilities;
+mod lookup;
+mod output;
 mod prefix;
 mod recent;
 mod rewards;
 mod scheduler;
 mod sequence;
+mod stats;
 mod text;
 mod turns;
 pub mod upstream;
@@ -22,6 +27,7 @@ pub use crate::generation::Warpers;
 pub use crate::model::encoder::text::Pooling;
 pub use crate::tokenizer::Piece;
 pub use attention::Attention;
+pub use capabilities::{EncoderModels, Inspection, RewardScorer, SoftPrompts, Tokens};
 pub use constraint::{Constraint, Form};
 pub use encoders::{EmbedRequest, Embeddings, EncoderInput, FillRequest, Filled, Filling, Gapped};
 pub use local::{EngineOptions, LocalEngine};
@@ -100,6 +106,8 @@ pub struct GenerateRequest {
     pub prompt_from: usize,
     /// A soft prompt to stand before the prompt, made ready by `load_adapter`.
     pub adapter: Option<ModelVersionId>,
+    /// May wait: it takes its turn behind other requests, and gives way to them.
+    pub background: bool,
 }
 
 /// What stands around a text that is tokenized, and what it may hold.
@@ -255,6 +263,18 @@ pub struct EngineStats {
     pub kv_tokens_total: usize,
     pub tokens_generated: u64,
     pub prompt_tokens: u64,
+    /// Guessed tokens, and those of them that were drawn.
+    pub draft_tokens: u64,
+    pub draft_tokens_right: u64,
+    /// Memory of the devices that models are on: none on the CPU.
+    pub device: Option<DeviceMemory>,
+}
+
+/// Bytes that weights and caches of the loaded models hold on devices, and bytes of those devices that are ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+pub struct DeviceMemory {
+    pub used: u64,
+    pub total: u64,
 }
 
 /// Finds the files of a version, bringing them from elsewhere if need be.
@@ -262,6 +282,11 @@ pub struct EngineStats {
 pub trait ModelFiles: std::fmt::Debug + Send + Sync {
     /// The directory or file to load, or why there is none.
     async fn path(&self, version: &ModelVersion) -> Result<std::path::PathBuf, String>;
+    /// The version that this one was trained from, where it is known.
+    async fn parent(&self, version: &ModelVersion) -> Option<ModelVersion> {
+        let _ = version;
+        None
+    }
 }
 
 /// Versions whose files lie under one directory of this machine.
@@ -275,7 +300,8 @@ impl ModelFiles for DataDir {
     }
 }
 
-/// Anything that writes text: the local engine, a mock, or an upstream server.
+/// Anything that writes text: the local engine, a mock, or an upstream server. What else it can do is in the traits of
+/// [`capabilities`]; `dyn Generator` has their methods, which refuse where the capability is missing.
 #[async_trait]
 pub trait Generator: Send + Sync + 'static {
     /// Admits or refuses at once; never waits for compute, but for the compiling of a constraint.
@@ -297,89 +323,21 @@ pub trait Generator: Send + Sync + 'static {
     async fn load(&self, version: &ModelVersion) -> Result<Arc<ServedModel>, EngineError>;
     /// Makes a loaded version the active one between two steps; requests in flight keep theirs.
     async fn activate(&self, version: &ModelVersionId) -> Result<(), EngineError>;
-    /// Text → ids. User text never becomes a special token unless the form says so.
-    async fn tokenize(
-        &self,
-        version: Option<&ModelVersionId>,
-        text: &str,
-        form: TextForm<'_>,
-    ) -> Result<Vec<u32>, EngineError>;
-    async fn detokenize(&self, version: Option<&ModelVersionId>, ids: &[u32]) -> Result<String, EngineError>;
-    /// The prompt of a gap between two texts, for models whose vocabulary has tokens for that.
-    ///
-    /// # Errors
-    /// `BadRequest` at `suffix` for others.
-    async fn gap_prompt(
-        &self,
-        version: Option<&ModelVersionId>,
-        before: &str,
-        behind: &str,
-    ) -> Result<Vec<u32>, EngineError> {
-        let (_, _, _) = (version, before, behind);
-        let message = "suffix is not supported for this model: it has no tokens for gaps".into();
-        Err(EngineError::BadRequest { param: "suffix", message })
+    /// Text ↔ token ids; `None` where only text goes in and out.
+    fn tokens(&self) -> Option<&dyn Tokens> {
+        None
     }
-    /// For each token that and its alternatives, in this order, as they stand behind `left` and the tokens before.
-    async fn token_pieces(
-        &self,
-        version: Option<&ModelVersionId>,
-        left: &[u32],
-        tokens: &[TokenLogprob],
-    ) -> Result<Vec<Vec<Piece>>, EngineError>;
-    /// Renders with the model's chat template, generation prompt added, and tokenizes.
-    async fn chat_prompt(
-        &self,
-        version: Option<&ModelVersionId>,
-        messages: &[Message],
-    ) -> Result<Vec<u32>, EngineError>;
-    /// As `chat_prompt`, of a conversation with tools and variables for the template.
-    ///
-    /// # Errors
-    /// `BadRequest` at `tools`, `reasoning_effort`, `chat_template_kwargs` or `messages`: what this model's template
-    /// does not take.
-    async fn conversation_prompt(
-        &self,
-        version: Option<&ModelVersionId>,
-        conversation: &Conversation,
-    ) -> Result<ChatPrompt, EngineError> {
-        if let Some(param) = conversation.asks_for() {
-            let message = format!("{param} is not supported for this model");
-            return Err(EngineError::BadRequest { param, message });
-        }
-        let ids = self.chat_prompt(version, &conversation.stored()).await?;
-        Ok(ChatPrompt { ids, dialect: Dialect::default() })
+    fn rewards(&self) -> Option<&dyn RewardScorer> {
+        None
     }
-    /// Scores answers to one prompt with a reward model version: the mean of its heads, and their standard
-    /// deviation as a measure of doubt.
-    async fn reward_scores(
-        &self,
-        version: &ModelVersion,
-        prompt: &Arc<[Message]>,
-        answers: Vec<String>,
-    ) -> Result<Vec<RewardScore>, EngineError>;
-    /// Makes a soft prompt ready for requests to `base`; returns how many positions it takes.
-    ///
-    /// # Errors
-    /// `BadRequest` when it was tuned for another model.
-    async fn load_adapter(&self, adapter: &ModelVersion, base: &ServedModel) -> Result<usize, EngineError> {
-        let _ = (adapter, base);
-        let message = "this server's models take no soft prompts".into();
-        Err(EngineError::BadRequest { param: "prompt_adapter", message })
+    fn soft_prompts(&self) -> Option<&dyn SoftPrompts> {
+        None
     }
-    /// The attention maps of a policy or an encoder version over one text of at most `most` tokens.
-    async fn attention(&self, version: &ModelVersion, text: &str, most: usize) -> Result<Attention, EngineError> {
-        let (_, _, message) = (text, most, format!("this server cannot look into {}", version.name));
-        Err(EngineError::BadRequest { param: "model", message })
+    fn encoders(&self) -> Option<&dyn EncoderModels> {
+        None
     }
-    /// Vectors of texts by an encoder version.
-    async fn embed(&self, encoder: &ModelVersion, request: EmbedRequest) -> Result<Embeddings, EngineError> {
-        let (_, message) = (request, format!("this server cannot run the encoder {}", encoder.name));
-        Err(EngineError::BadRequest { param: "model", message })
-    }
-    /// What an encoder version puts into gaps.
-    async fn fill(&self, encoder: &ModelVersion, request: FillRequest) -> Result<Vec<Filled>, EngineError> {
-        let (_, message) = (request, format!("this server cannot run the encoder {}", encoder.name));
-        Err(EngineError::BadRequest { param: "model", message })
+    fn inspection(&self) -> Option<&dyn Inspection> {
+        None
     }
     fn stats(&self) -> EngineStats;
     /// Stops admitting; resolves when the last request has ended or the deadline has passed.

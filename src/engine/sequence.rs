@@ -7,8 +7,11 @@ use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::constraint::Guide;
+use super::loaded::LoadedModel;
+use super::stats::StatCells;
 use super::text::TextStream;
 use super::{EngineError, FinishReason, GenEvent, GenerateRequest, TokenLogprob};
+use crate::domain::ModelVersionId;
 use crate::generation::sampling::{Context, Drawn, draw};
 use crate::model::SoftPrompt;
 use crate::model::decoder::kv_cache::CachedSequence;
@@ -24,6 +27,8 @@ pub struct Shared {
     pub soft: Option<Arc<SoftPrompt>>,
     /// The beginning of the form that the texts must have.
     pub guide: Option<Guide>,
+    /// The version that answers; its base may answer others in the same batch.
+    pub model: Arc<LoadedModel>,
 }
 
 /// When the request was admitted, and whether its wait has been reported.
@@ -49,6 +54,12 @@ impl Shared {
     /// Nobody listens any more: the request is cancelled.
     pub fn abandoned(&self) -> bool {
         self.events.is_closed()
+    }
+
+    /// Whose cached pages it may read, beside the base's own: a soft prompt's or an adapter's.
+    pub fn prefix_root(&self) -> Option<&ModelVersionId> {
+        let beside = self.model.lora.as_ref().map(|_| &self.model.served.version.id);
+        self.request.adapter.as_ref().or(beside)
     }
 
     /// Positions that the soft prompt takes.
@@ -91,6 +102,11 @@ impl Sequence {
             Some(_) => &self.tokens[..self.prompt_len().min(self.shared.soft_len() + self.shared.request.prompt_from)],
             None => &self.tokens,
         }
+    }
+
+    /// Whether it may wait for others.
+    pub fn background(&self) -> bool {
+        self.shared.request.background
     }
 
     /// Tokens whose keys and values are not cached yet.
@@ -181,6 +197,42 @@ impl Sequence {
             self.send(GenEvent::Finish { index: self.index, reason });
         }
         reason
+    }
+
+    /// Draws from the row of the last token and, as long as `draft` is what is drawn, from the rows behind it [·]: a token
+    /// that was guessed is in the cache already. `true` when the sample is complete.
+    pub fn follow<'a>(
+        &mut self,
+        rows: impl Iterator<Item = &'a [f32]>,
+        draft: &[u32],
+        max_positions: usize,
+        stats: &StatCells,
+    ) -> bool {
+        if self.shared.request.params.max_tokens == 0 {
+            self.send(GenEvent::Finish { index: self.index, reason: FinishReason::Length });
+            return true;
+        }
+        stats.drafted.fetch_add(draft.len() as u64, Relaxed);
+        for (i, row) in rows.enumerate() {
+            let drawn = match self.draw(row) {
+                Ok(drawn) => drawn,
+                Err(error) => {
+                    self.fail(error);
+                    return true;
+                }
+            };
+            stats.generated.fetch_add(1, Relaxed);
+            let id = drawn.id;
+            if self.accept(drawn, max_positions).is_some() {
+                return true;
+            }
+            if draft.get(i) != Some(&id) {
+                return false;
+            }
+            stats.followed.fetch_add(1, Relaxed);
+            self.cached.len += 1;
+        }
+        false
     }
 
     /// A closed channel means the client left; the scheduler notices by `Shared::abandoned`.

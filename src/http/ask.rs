@@ -21,6 +21,7 @@ use super::observe::RequestId;
 use super::openai::chat::{self, ChatMessage};
 use super::openai::params;
 use super::sets::Sampling;
+use crate::prompt::answer::without_thoughts;
 use crate::service::ask::{self, Asked, Written};
 use crate::service::people::Actor;
 use crate::service::sets::{self, PromptRef};
@@ -121,20 +122,33 @@ async fn stream(
     if sender.send(Ok(start.sse())).await.is_err() {
         return Ok(None);
     }
+    // Where thoughts are hidden, an answer is told when it is whole: only then is it known where they end.
+    let hides = !state.services.live().config.labeling.show_reasoning;
+    let mut held = vec![String::new(); asked.answers()];
     loop {
         let next = tokio::select! {
             () = sender.closed() => return Ok(None),
             next = asked.next() => next?,
         };
-        let sent = match next {
-            Some(Written::Text { place, text }) => AskEvent::Text(AskText { place, text }),
-            Some(Written::Done { place, reason }) => AskEvent::Done(AskDone { place, reason }),
+        let told = match next {
+            Some(Written::Text { place, text }) if hides => {
+                held[place].push_str(&text);
+                Vec::new()
+            }
+            Some(Written::Text { place, text }) => vec![AskEvent::Text(AskText { place, text })],
+            Some(Written::Done { place, reason }) => {
+                let text = without_thoughts(&held[place]).to_owned();
+                let whole = hides.then_some(AskEvent::Text(AskText { place, text }));
+                whole.into_iter().chain([AskEvent::Done(AskDone { place, reason })]).collect()
+            }
             None => break,
         };
-        if sender.send(Ok(sent.sse())).await.is_err() {
-            return Ok(None);
+        for event in told {
+            if sender.send(Ok(event.sse())).await.is_err() {
+                return Ok(None);
+            }
         }
     }
     let turn = asked.settle(&state.services, actor).await?;
-    Ok(Some(LeasedSet::new(actor, &turn).await?))
+    Ok(Some(LeasedSet::new(&state.services, actor, &turn).await?))
 }

@@ -31,6 +31,8 @@ pub enum Access {
     Public,
     /// Anybody, unless `require_inference_key`.
     Inference,
+    /// Whoever may ask for inference, and always by name: what is stored belongs to somebody.
+    Keyed,
     /// People who rank and programs that give feedback.
     Feedback,
     /// Reviewers and administrators: they see everybody's judgments and settle disagreements.
@@ -42,7 +44,7 @@ impl Access {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Public => "public",
-            Self::Inference => "inference",
+            Self::Inference | Self::Keyed => "inference",
             Self::Feedback => "feedback",
             Self::Review => "review",
             Self::Admin => "admin",
@@ -56,7 +58,7 @@ impl Access {
             (_, None) => {
                 return Err(ApiError::unauthorized("this route needs a key (Authorization: Bearer …) or a session"));
             }
-            (Self::Inference, Some(a)) => (a.inference || a.is_admin(), "this key is not for inference"),
+            (Self::Inference | Self::Keyed, Some(a)) => (a.inference || a.is_admin(), "this key is not for inference"),
             (Self::Feedback, Some(a)) => (a.feedback, "this key is not for feedback"),
             (Self::Review, Some(a)) => (a.feedback && a.role >= Role::Reviewer, "this needs a reviewer"),
             (Self::Admin, Some(a)) => (a.is_admin(), "this needs an administrator"),
@@ -100,7 +102,7 @@ impl Guard {
         match self.access {
             Access::Public => !self.names_caller,
             Access::Inference => !self.state.services.config.require_inference_key,
-            Access::Feedback | Access::Review | Access::Admin => false,
+            Access::Keyed | Access::Feedback | Access::Review | Access::Admin => false,
         }
     }
 }

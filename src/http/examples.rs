@@ -15,6 +15,9 @@ pub fn body(route: &Route) -> Option<Value> {
         "/v1/responses" => json!({"input": "Name a colour.", "max_output_tokens": 64}),
         "/v1/messages" => json!({"messages": user, "max_tokens": 64}),
         "/v1/messages/count_tokens" => json!({"messages": user}),
+        "/v1/batches" => json!({
+            "input_file_id": "file-ID", "endpoint": "/v1/chat/completions", "completion_window": "24h",
+        }),
         "/v1/rerank" => json!({"query": "colours", "documents": ["red and blue", "a table"]}),
         "/v1/score" => json!({"text_1": "colours", "text_2": ["red and blue", "a table"]}),
         "/v1/choices" => json!({"prompt": "The sky is", "choices": [" blue", " green"]}),
@@ -90,7 +93,7 @@ fn path(route: &Route) -> String {
 /// For a shell.
 pub fn curl(route: &Route, origin: &str) -> String {
     let mut out = String::from("curl");
-    if route.method != "GET" && (route.body.is_none() || route.method != "POST") {
+    if route.method != "GET" && (route.body.is_none() || route.method != "POST") && !uploads(route) {
         out.push_str(&format!(" -X {}", route.method));
     }
     out.push_str(&format!(" '{origin}{}'", path(route)));
@@ -99,6 +102,9 @@ pub fn curl(route: &Route, origin: &str) -> String {
     }
     if route.path == "/admin/import" {
         out.push_str(" \\\n  --data-binary @comparisons.jsonl");
+    }
+    if uploads(route) {
+        out.push_str(" \\\n  -F purpose=batch -F file=@requests.jsonl");
     }
     if let Some(body) = body(route) {
         let body = body.to_string().replace('\'', "'\\''");
@@ -117,11 +123,19 @@ pub fn python(route: &Route, origin: &str) -> String {
     if route.path == "/admin/import" {
         out.push_str("    data=open(\"comparisons.jsonl\", \"rb\"),\n");
     }
+    if uploads(route) {
+        out.push_str("    data={\"purpose\": \"batch\"},\n    files={\"file\": open(\"requests.jsonl\", \"rb\")},\n");
+    }
     if let Some(body) = body(route) {
         out.push_str(&format!("    json={},\n", literal(&body)));
     }
     out.push_str(")\nr.raise_for_status()\nprint(r.text)");
     out
+}
+
+/// Takes a form with a file.
+fn uploads(route: &Route) -> bool {
+    route.method == "POST" && route.path == "/v1/files"
 }
 
 /// JSON as Python writes it.

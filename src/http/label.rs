@@ -14,6 +14,7 @@ use super::extract::{Json, Path, Query};
 use super::markdown;
 use super::shown::{Author, BlindCompletion, LabelerPrompt, blind};
 use crate::domain::*;
+use crate::service::Services;
 use crate::service::browse;
 use crate::service::guidelines as words;
 use crate::service::judge::{self, Judged, Verdict, Word};
@@ -72,7 +73,7 @@ pub async fn next(
             return Ok((StatusCode::NO_CONTENT, [("x-queue", why_nothing(reason))]).into_response());
         }
     };
-    Ok(axum::Json(LeasedSet::new(&actor, &turn).await?).into_response())
+    Ok(axum::Json(LeasedSet::new(&state.services, &actor, &turn).await?).into_response())
 }
 
 /// A set that the caller holds a lease on, to be ranked.
@@ -118,7 +119,7 @@ impl LeasedSet {
     ///
     /// # Errors
     /// 429 when too many texts wait to be rendered; the lease stands, and `resume` gives the set again.
-    pub(super) async fn new(actor: &Actor, turn: &Turn) -> ApiResult<Self> {
+    pub(super) async fn new(services: &Services, actor: &Actor, turn: &Turn) -> ApiResult<Self> {
         Ok(Self {
             assignment_id: turn.assignment.id.clone(),
             lease_token: turn.assignment.lease_token.clone(),
@@ -126,7 +127,7 @@ impl LeasedSet {
             set_id: turn.assignment.set_id.clone(),
             kind: turn.kind,
             prompt: LabelerPrompt::new(&turn.prompt).await?,
-            completions: blind(&turn.completions).await?,
+            completions: blind(services, &turn.completions).await?,
             guideline_version: turn.guideline_version.clone(),
             me: OwnCounts {
                 name: actor.name.clone(),
@@ -365,7 +366,7 @@ pub async fn reopen(
         set_id: judgment.set_id.clone(),
         judgment,
         prompt: LabelerPrompt::new(&reopened.prompt).await?,
-        completions: blind(&reopened.completions).await?,
+        completions: blind(&state.services, &reopened.completions).await?,
     }))
 }
 

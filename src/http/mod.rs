@@ -6,7 +6,9 @@ pub mod anthropic;
 pub mod ask;
 pub mod attention;
 pub mod auth;
+pub mod batches;
 pub mod choices;
+mod compressed;
 pub mod contract;
 mod cross_origin;
 pub mod docs;
@@ -71,19 +73,25 @@ pub async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static)
     APART.run(|_| Ok(work())).await.map_err(error::ApiError::from)
 }
 
+/// What handlers share, over these services.
+pub fn state(services: Arc<Services>) -> AppState {
+    let rates = rates::Rates::new(&services.config.rates);
+    let (docs, openapi) = (OnceLock::new(), OnceLock::new());
+    Arc::new(App { services, prometheus: status::prometheus(), rates, docs, openapi })
+}
+
 /// The whole server as one service; tests call it without a socket.
 pub fn router(services: Arc<Services>) -> Router {
+    router_of(state(services))
+}
+
+/// As [`router`], for those who need the state themselves.
+pub fn router_of(state: AppState) -> Router {
+    let services = &state.services;
     let limits = services.config.limits.clone();
-    let rates = rates::Rates::new(&services.config.rates);
     let cors = cross_origin::layer(&services.config.server.cors_origins);
     let hosts = hosts::Hosts::new(services.config.listen, &services.config.server.hosts);
-    let state: AppState = Arc::new(App {
-        services,
-        prometheus: status::prometheus(),
-        rates,
-        docs: OnceLock::new(),
-        openapi: OnceLock::new(),
-    });
+    let compress = state.services.config.server.compress;
     let mut router = Router::new();
     for route in routes::table(&limits) {
         let guard = middleware::from_fn_with_state(auth::Guard::of(&route, state.clone()), auth::guard);
@@ -94,6 +102,9 @@ pub fn router(services: Arc<Services>) -> Router {
         .method_not_allowed_fallback(error::no_method)
         .layer(DefaultBodyLimit::max(limits.body_bytes))
         .layer(CatchPanicLayer::custom(error::panicked));
+    if compress {
+        router = router.layer(compressed::layer());
+    }
     if let Some(cors) = cors {
         router = router.layer(cors);
     }

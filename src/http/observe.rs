@@ -12,7 +12,9 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use http_body::{Frame, SizeHint};
+use opentelemetry::trace::{SpanContext, SpanId, Status, TraceContextExt, TraceFlags, TraceId, TraceState};
 use tracing::Instrument;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; \
@@ -60,6 +62,17 @@ fn trace_id(headers: &HeaderMap) -> Option<String> {
     (hex(version, 2) && hex(trace, 32)).then(|| trace.to_owned())
 }
 
+/// The span of the caller, from a W3C `traceparent`, if it is well-formed.
+fn caller(headers: &HeaderMap) -> Option<opentelemetry::Context> {
+    let value = headers.get("traceparent")?.to_str().ok()?;
+    let parts: Vec<&str> = value.split('-').collect();
+    let [_, trace, span, flags] = parts.first_chunk()?;
+    let (trace, span) = (TraceId::from_hex(trace).ok()?, SpanId::from_hex(span).ok()?);
+    let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()?);
+    let context = SpanContext::new(trace, span, flags, true, TraceState::default());
+    context.is_valid().then(|| opentelemetry::Context::new().with_remote_span_context(context))
+}
+
 /// The outermost layer.
 pub async fn observe(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
@@ -70,8 +83,18 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     request.extensions_mut().insert(RequestId(id.clone()));
     let trace = trace_id(request.headers()).unwrap_or_default();
     let span = tracing::info_span!("request", request.id = %id, trace.id = %trace);
+    if let Some(caller) = caller(request.headers()) {
+        // Without a collector there is nothing to set.
+        let _ = span.set_parent(caller);
+    }
+    span.set_attribute("http.request.method", method.to_string());
+    span.set_attribute("http.route", route.clone());
     let mut response = next.run(request).instrument(span.clone()).await;
     let status = response.status();
+    span.set_attribute("http.response.status_code", i64::from(status.as_u16()));
+    if status.is_server_error() {
+        span.set_status(Status::error(""));
+    }
     let headers = response.headers_mut();
     for (name, value) in SECURITY_HEADERS {
         headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));

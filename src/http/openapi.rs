@@ -68,6 +68,11 @@ pub fn document(table: &[Route]) -> Document {
         if let Some(body) = &route.body {
             bodies.insert(operation_id(route), request_schema(route, body, &mut read));
             operation["requestBody"] = json!({"required": !route.body_optional});
+        } else if route.method == axum::http::Method::POST && route.path == "/v1/files" {
+            let file = json!({"type": "string", "format": "binary"});
+            let form = json!({"type": "object", "required": ["file", "purpose"],
+                "properties": {"file": file, "purpose": {"type": "string", "enum": ["batch"]}}});
+            operation["requestBody"] = json!({"required": true, "content": {"multipart/form-data": {"schema": form}}});
         } else if route.path == "/admin/import" {
             // Lines of JSON, or a Parquet file.
             operation["requestBody"] = json!({"required": true, "content": {
@@ -78,7 +83,7 @@ pub fn document(table: &[Route]) -> Document {
         operation["security"] = match route.access {
             Access::Public => json!([]),
             Access::Inference => json!([{}, {"key": []}]),
-            Access::Feedback | Access::Review | Access::Admin => json!([{"key": []}, {"session": []}]),
+            Access::Keyed | Access::Feedback | Access::Review | Access::Admin => json!([{"key": []}, {"session": []}]),
         };
         let methods = paths.entry(path).or_insert_with(|| json!({}));
         methods[route.method.as_str().to_ascii_lowercase()] = operation;

@@ -70,7 +70,7 @@ impl Rates {
     /// 429 with `Retry-After`.
     pub fn check(&self, access: Access, actor: Option<&Actor>, from: Option<IpAddr>) -> ApiResult<()> {
         let limit = match access {
-            Access::Inference => &self.inference,
+            Access::Inference | Access::Keyed => &self.inference,
             Access::Feedback | Access::Review => &self.feedback,
             Access::Public | Access::Admin => return Ok(()),
         };

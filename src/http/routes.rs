@@ -4,13 +4,13 @@
 
 use axum::extract::DefaultBodyLimit;
 
-use super::auth::Access::{Admin, Feedback, Inference, Public, Review};
+use super::auth::Access::{Admin, Feedback, Inference, Keyed, Public, Review};
 use super::contract::{Counted, List, Paged};
 pub use super::route::Route;
 use super::route::{delete, get, post};
 use super::{
-    admin, anthropic, ask, attention, choices, docs, encoders, feedback, label, openai, openapi, pages, rerank,
-    responses, session, sets, status,
+    admin, anthropic, ask, attention, batches, choices, docs, encoders, feedback, label, openai, openapi, pages,
+    rerank, responses, session, sets, status,
 };
 use crate::config::LimitsConfig;
 use crate::domain::{
@@ -22,7 +22,7 @@ use crate::service::catalogue::Catalogue;
 use crate::service::draw::DrawRequest;
 use crate::service::evidence::Evidence;
 use crate::service::imports::Imported;
-use crate::service::jobs::JobView;
+use crate::service::jobs::{JobView, PlaceLog};
 use crate::service::live::{Canary, Described, Usage};
 use crate::service::overview::{Flow, Overview};
 use crate::service::own_page::OwnPage;
@@ -34,10 +34,14 @@ use crate::service::sample::Sample;
 /// Keys, invites and names are short; anybody may send them.
 const LOGIN_BYTES: usize = 4096;
 
+/// What a form has beside the file in it.
+const FORM_BYTES: usize = 16 << 10;
+
 /// Every route there is.
 pub fn table(limits: &LimitsConfig) -> Vec<Route> {
     let mut all = pages_and_status();
     all.extend(inference());
+    all.extend(batched(limits));
     all.extend(people());
     all.extend(administration(limits));
     all.extend(review());
@@ -143,6 +147,32 @@ fn inference() -> Vec<Route> {
             .body::<feedback::RewardsRequest>()
             .returns::<feedback::Rewards>(200)
             .computing(),
+    ]
+}
+
+fn batched(limits: &LimitsConfig) -> Vec<Route> {
+    let mut upload =
+        post("/v1/files", Keyed, "Upload a file of requests (a form with file and purpose)", batches::upload)
+            .returns::<batches::FileObject>(200);
+    upload.handler = upload.handler.layer(DefaultBodyLimit::max(limits.file_bytes + FORM_BYTES));
+    vec![
+        upload,
+        get("/v1/files", Keyed, "Own files, newest first", batches::list_files)
+            .query::<batches::FilesQuery>()
+            .returns::<batches::Listing<batches::FileObject>>(200),
+        get("/v1/files/{id}", Keyed, "One file, without its text", batches::get_file)
+            .returns::<batches::FileObject>(200),
+        get("/v1/files/{id}/content", Keyed, "The text of a file", batches::content).returns_other("application/jsonl"),
+        delete("/v1/files/{id}", Keyed, "Remove a file", batches::delete_file).returns::<batches::DeletedFile>(200),
+        post("/v1/batches", Keyed, "Answer the requests of a file when nobody else waits", batches::create)
+            .body::<batches::BatchRequest>()
+            .returns::<batches::BatchObject>(200),
+        get("/v1/batches", Keyed, "Own batches, newest first", batches::list)
+            .query::<batches::BatchesQuery>()
+            .returns::<batches::Listing<batches::BatchObject>>(200),
+        get("/v1/batches/{id}", Keyed, "One batch", batches::get).returns::<batches::BatchObject>(200),
+        post("/v1/batches/{id}/cancel", Keyed, "End a batch early", batches::cancel)
+            .returns::<batches::BatchObject>(200),
     ]
 }
 
@@ -291,6 +321,8 @@ fn training() -> Vec<Route> {
             .query::<jobs::EventsQuery>()
             .returns::<jobs::JobEvents>(200)
             .streams::<jobs::StreamedJobEvent>(),
+        get("/admin/jobs/{id}/log", Admin, "Where a job runs beside child processes, and its log there", jobs::log)
+            .returns::<PlaceLog>(200),
         get("/admin/jobs/{id}/metrics", Admin, "Curves of a job", jobs::metrics)
             .query::<jobs::MetricsQuery>()
             .returns::<jobs::Curves>(200),

@@ -184,7 +184,7 @@ pub async fn create(
         sets::sample(services, &prompt, n, params, body.overlap, request_id).await?
     };
     let content = sets::asked_by(services, &actor, &set.id).await?;
-    Ok((StatusCode::CREATED, axum::Json(ShownSet::new(content).await?)))
+    Ok((StatusCode::CREATED, axum::Json(ShownSet::new(&state.services, content).await?)))
 }
 
 /// How the answers of a set are drawn; fields that make no sense there are refused.
@@ -236,7 +236,7 @@ pub struct ShownSet {
 }
 
 impl ShownSet {
-    async fn new(content: SetContent) -> ApiResult<Self> {
+    async fn new(services: &Services, content: SetContent) -> ApiResult<Self> {
         let SetContent { set, prompt, completions } = content;
         Ok(Self {
             id: set.id,
@@ -244,7 +244,7 @@ impl ShownSet {
             prompt: ShownPrompt::new(&prompt).await?,
             status: set.status,
             overlap: set.target_overlap,
-            completions: blind(&completions).await?,
+            completions: blind(services, &completions).await?,
             created: set.created,
         })
     }
@@ -295,7 +295,7 @@ pub async fn get_set(
     Caller(actor): Caller,
     Path(id): Path<SetId>,
 ) -> ApiResult<axum::Json<ShownSet>> {
-    Ok(axum::Json(ShownSet::new(visible::set(&state.services, &actor, &id).await?).await?))
+    Ok(axum::Json(ShownSet::new(&state.services, visible::set(&state.services, &actor, &id).await?).await?))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]

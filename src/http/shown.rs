@@ -6,6 +6,8 @@ use serde::Serialize;
 use super::error::ApiResult;
 use super::markdown;
 use crate::domain::{Completion, CompletionId, Prompt, PromptId};
+use crate::prompt::answer::without_thoughts;
+use crate::service::Services;
 use crate::service::judge::ExpectedTier;
 
 /// A message with its safe HTML.
@@ -69,12 +71,12 @@ pub struct BlindCompletion {
 }
 
 impl BlindCompletion {
-    fn new(completion: &Completion, html: &str) -> Self {
+    fn new(completion: &Completion, text: &str, html: &str) -> Self {
         let cut_off = completion.finish_reason.as_deref() == Some("length");
         let tokens = completion.token_ids.len();
         Self {
             id: completion.id.clone(),
-            text: completion.text.clone(),
+            text: text.to_owned(),
             html: html.to_owned(),
             cut_off,
             cut_off_at: (cut_off && tokens > 0).then_some(tokens),
@@ -82,14 +84,19 @@ impl BlindCompletion {
     }
 }
 
-/// The completions, each without its author.
+/// The completions, each without its author, and without thoughts where `labeling.show_reasoning` is off.
 ///
 /// # Errors
 /// 429 when too many texts wait to be rendered.
-pub async fn blind(completions: &[Completion]) -> ApiResult<Vec<BlindCompletion>> {
-    let texts: Vec<&str> = completions.iter().map(|c| c.text.as_str()).collect();
+pub async fn blind(services: &Services, completions: &[Completion]) -> ApiResult<Vec<BlindCompletion>> {
+    let whole = services.live().config.labeling.show_reasoning;
+    let mut texts: Vec<&str> = completions.iter().map(|c| c.text.as_str()).collect();
+    if !whole {
+        texts.iter_mut().for_each(|text| *text = without_thoughts(text));
+    }
     let html = markdown::render_all(&texts).await?;
-    Ok(completions.iter().zip(html).map(|(c, html)| BlindCompletion::new(c, &html)).collect())
+    let all = completions.iter().zip(&texts).zip(html);
+    Ok(all.map(|((c, text), html)| BlindCompletion::new(c, text, &html)).collect())
 }
 
 /// Who wrote a completion.

@@ -47,11 +47,20 @@ fn describe() {
     metrics::describe_histogram!("instructd_queue_seconds", "From admission to the first prefill step");
     metrics::describe_counter!("instructd_prompt_tokens_total", "Prompt tokens admitted");
     metrics::describe_counter!("instructd_generated_tokens_total", "Tokens drawn");
+    metrics::describe_counter!("instructd_draft_tokens_total", "Tokens guessed before they were drawn");
+    metrics::describe_counter!("instructd_draft_tokens_right_total", "Of the guessed tokens, those that were drawn");
     metrics::describe_gauge!("instructd_kv_tokens_used", "Cached tokens that running samples hold");
     metrics::describe_gauge!("instructd_kv_tokens_remembered", "Cached prefixes kept for later prompts");
     metrics::describe_gauge!("instructd_kv_tokens_total", "Tokens the key-value cache can hold");
+    metrics::describe_gauge!(
+        "instructd_device_bytes_used",
+        "Bytes of weights and caches on the device; none on the CPU"
+    );
+    metrics::describe_gauge!("instructd_device_bytes_total", "Bytes of the device that models may use");
     metrics::describe_gauge!("instructd_jobs", "Jobs by state");
     metrics::describe_counter!("instructd_upstream_calls_total", "Calls to the upstream server by outcome");
+    metrics::describe_counter!("instructd_upstream_failovers_total", "Calls made at another replica after a failure");
+    metrics::describe_gauge!("instructd_upstream_replica_up", "1 = the replica answers and lists the model");
     metrics::describe_counter!("instructd_judgments_total", "Judgments stored by this process");
     metrics::describe_counter!("instructd_store_statements_total", "Statements sent to the database");
 }
@@ -104,6 +113,12 @@ pub async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError
         metrics::gauge!("instructd_kv_tokens_used").set(stats.kv_tokens_used as f64);
         metrics::gauge!("instructd_kv_tokens_remembered").set(stats.kv_tokens_remembered as f64);
         metrics::gauge!("instructd_kv_tokens_total").set(stats.kv_tokens_total as f64);
+        metrics::counter!("instructd_draft_tokens_total").absolute(stats.draft_tokens);
+        metrics::counter!("instructd_draft_tokens_right_total").absolute(stats.draft_tokens_right);
+        if let Some(device) = stats.device {
+            metrics::gauge!("instructd_device_bytes_used").set(device.used as f64);
+            metrics::gauge!("instructd_device_bytes_total").set(device.total as f64);
+        }
     }
     metrics::counter!("instructd_store_statements_total").absolute(store_health::statements(services));
     // A database that is away must not take the other figures with it.

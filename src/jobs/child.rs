@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::executors::trainer::{self, Begun};
 use super::remote::HttpRewards;
 use super::wire::{LEASE, Line, STOP, Spec};
 use crate::domain::{Metric, Progress};
@@ -29,18 +30,45 @@ pub fn main(job_dir: &Path, recipes: &[Recipe]) -> u8 {
         libc::signal(libc::SIGTERM, handler as libc::sighandler_t);
     }
     let stop = Arc::new(AtomicBool::new(false));
-    let (from_stdin, lease) = (stop.clone(), Arc::new(Lease::default()));
-    let told = lease.clone();
+    let lease = Arc::new(Lease::default());
+    let watched = lease.clone();
     // The threads are left behind when the recipe ends: a blocking read of stdin cannot be interrupted.
-    std::thread::spawn(move || watch(std::io::stdin().lock(), &from_stdin, &told));
-    std::thread::spawn(move || lease.outlast());
+    std::thread::spawn(move || watched.outlast());
+    if Spec::read(job_dir).is_ok_and(|spec| spec.by_files) {
+        return elsewhere(job_dir, recipes, stop, &lease);
+    }
+    let from_stdin = stop.clone();
+    std::thread::spawn(move || watch(std::io::stdin().lock(), &from_stdin, &lease));
+    work(job_dir, recipes, LineReporter::new(std::io::stdout(), stop))
+}
+
+/// Runs the recipe and says what happens.
+fn work<W: Write + Send>(job_dir: &Path, recipes: &[Recipe], mut reporter: LineReporter<W>) -> u8 {
     crate::ops::par::configure_for_training();
-    let mut reporter = LineReporter::new(std::io::stdout(), stop);
     let result = allowed(job_dir).and_then(|remote| {
         reporter.remote = remote;
+        reporter.trainer = Spec::read(job_dir)?.trainer;
         run(job_dir, recipes, &mut reporter)
     });
     reporter.finish(result)
+}
+
+/// As `main`, for a trainer whose supervisor is reached by files.
+fn elsewhere(job_dir: &Path, recipes: &[Recipe], stop: Arc<AtomicBool>, lease: &Arc<Lease>) -> u8 {
+    match trainer::begin(job_dir, &stop, lease, || TERMINATED.load(Ordering::Relaxed)) {
+        Ok(Begun::Work(voice)) => work(job_dir, recipes, LineReporter::new(voice, stop)),
+        Ok(Begun::Stopped(voice)) => {
+            LineReporter::new(voice, stop).finish(Ok(TrainOutcome::Stopped { checkpoint: None }))
+        }
+        Ok(Begun::Superseded(why)) => {
+            eprintln!("{why}: this trainer ends");
+            LEASE_RAN_OUT
+        }
+        Err(error) => {
+            eprintln!("the job's directory cannot be used: {error}");
+            1
+        }
+    }
 }
 
 /// The client for the reward services that the server allows this job.
@@ -50,19 +78,19 @@ fn allowed(job_dir: &Path) -> anyhow::Result<Option<Arc<dyn RemoteReward>>> {
 }
 
 /// Exit status of a child whose lease ran out; the parent, if it still lives, has lost the job.
-const LEASE_RAN_OUT: i32 = 75;
+pub(super) const LEASE_RAN_OUT: u8 = 75;
 
 /// How long this child may go on. A parent that was stopped (or a machine that slept) does not extend it, and
 /// then another worker may run the same job: two must never write the same checkpoints.
 #[derive(Default)]
-struct Lease {
+pub(super) struct Lease {
     /// End of the lease; `None` while the parent has not said one.
     until: Mutex<Option<Instant>>,
     told: Condvar,
 }
 
 impl Lease {
-    fn extend(&self, seconds: u64) {
+    pub(super) fn extend(&self, seconds: u64) {
         // A tenth less than the parent has, for the time that the message took.
         let until = Instant::now() + Duration::from_millis(seconds.min(1 << 30) * 900);
         *self.until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
@@ -77,7 +105,7 @@ impl Lease {
             let left = until.map_or(Duration::from_secs(3600), |end| end.saturating_duration_since(Instant::now()));
             if left.is_zero() {
                 eprintln!("the lease ran out: the parent was not heard of in time");
-                std::process::exit(LEASE_RAN_OUT);
+                std::process::exit(LEASE_RAN_OUT.into());
             }
             until = self.told.wait_timeout(until, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -120,11 +148,13 @@ pub struct LineReporter<W> {
     out: W,
     stop: Arc<AtomicBool>,
     remote: Option<Arc<dyn RemoteReward>>,
+    /// The command of the one trainer that the job may run.
+    trainer: Vec<String>,
 }
 
 impl<W: Write> LineReporter<W> {
     pub fn new(out: W, stop: Arc<AtomicBool>) -> Self {
-        Self { out, stop, remote: None }
+        Self { out, stop, remote: None, trainer: Vec::new() }
     }
 
     fn say(&mut self, line: &Line) {
@@ -175,6 +205,10 @@ impl<W: Write + Send> Reporter for LineReporter<W> {
 
     fn remote(&self) -> Option<Arc<dyn RemoteReward>> {
         self.remote.clone()
+    }
+
+    fn trainer(&self, _: &str) -> Option<Vec<String>> {
+        Some(self.trainer.clone()).filter(|command| !command.is_empty())
     }
 
     fn should_stop(&self) -> bool {

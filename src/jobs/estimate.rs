@@ -95,11 +95,14 @@ pub async fn estimate(
 ) -> Result<Estimate, EnqueueError> {
     let (recipe, args, mut checked) = resolve(store, recipes, kind, args).await?;
     checked.filter.without_requests |= !learn_from_requests;
-    let model = config_of(store, data_dir, &args, "model").await?;
+    let model = config_of(store, data_dir, &args, "model").await?.filter(|_| kind != super::queue::EXTERNAL);
     let available = available_memory();
     let Some(model) = model else {
         // A new model, or files that are elsewhere.
-        let basis = "the model's size is not known here: its files are not on this server, or it is made by the job";
+        let basis = match kind {
+            super::queue::EXTERNAL => "another program trains: what it needs is not known here",
+            _ => "the model's size is not known here: its files are not on this server, or it is made by the job",
+        };
         return Ok(Estimate {
             memory_bytes: 0,
             seconds: None,

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::queue::{JobArgs, file_names, needs_model, takes, wants};
+use super::queue::{JobArgs, file_names, leaves_out, needs_model, takes, wants};
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::data::from_feedback::{Told, preferences};
 use crate::data::{Comparison, PromptRecord, Thumbed, Written, pairs, thumbs};
@@ -386,7 +386,8 @@ pub(super) async fn prepare(
     let mut datasets: Map<String, Value> =
         std::fs::read(&record).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
     for (field, needed) in roles::data() {
-        if !takes(&schema, field) || !wants(needed, &args, job_args.gold_judgments) {
+        let unwanted = !wants(needed, &args, job_args.gold_judgments) || leaves_out(&schema, &args, field);
+        if unwanted || !takes(&schema, field) {
             continue;
         }
         let path = job_dir.join(format!("{field}.jsonl"));

@@ -123,7 +123,8 @@ async fn send_lines<T>(input: impl AsyncRead + Unpin, to: mpsc::Sender<T>, as_t:
     }
 }
 
-fn said(text: String) -> Said {
+/// A line of a trainer.
+pub(super) fn said(text: String) -> Said {
     serde_json::from_str(&text).map(Said::Line).unwrap_or(Said::Other(text))
 }
 

@@ -41,6 +41,23 @@ fn refuse(field: &str, message: impl Into<String>) -> ArgsError {
     ArgsError { field: field.to_owned(), message: message.into() }
 }
 
+/// The recipe by which another program trains.
+pub const EXTERNAL: &str = "external";
+
+/// The trainer that a job names.
+pub fn trainer_of<'a>(kind: &str, args: &'a Value) -> Option<&'a str> {
+    args.get("trainer").and_then(Value::as_str).filter(|_| kind == EXTERNAL)
+}
+
+/// Whether the arguments say that the recipe does not read this data. Only `external` says what it reads.
+pub fn leaves_out(schema: &Value, args: &Map<String, Value>, field: &str) -> bool {
+    if !takes(schema, "data") {
+        return false;
+    }
+    let named = args.get("data").unwrap_or(&schema["properties"]["data"]["default"]);
+    !named.as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == field))
+}
+
 /// Whether the recipe begins from a model version; others make a new model unless they are given one.
 pub fn needs_model(schema: &Value) -> bool {
     schema["required"].as_array().is_some_and(|names| names.iter().any(|n| n == "model"))
@@ -272,7 +289,9 @@ pub async fn resolve<'r>(
     if needs_model(&schema) || given(&args, "model") {
         name_model(store, &mut args, "model", ModelKind::Policy).await?;
     }
-    if takes(&schema, "reward_model") && (given(&args, "reward_model") || !(reward || given(&args, "reward"))) {
+    // What can be rewarded by a rule needs a rule or a model; elsewhere a reward model is one that is named.
+    let needs_reward = takes(&schema, "reward") && !(reward || given(&args, "reward"));
+    if takes(&schema, "reward_model") && (given(&args, "reward_model") || needs_reward) {
         name_model(store, &mut args, "reward_model", ModelKind::Reward).await?;
     }
     if given(&args, "gold_reward_model") {

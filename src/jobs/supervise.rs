@@ -1,20 +1,26 @@
 //! The parent's side: claims jobs, keeps their leases, writes down what the child says, and decides what
 //! its end means.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
+use super::executors::{Attempt, Executors, Work};
 use super::materialise::{PrepareError, Prepared, prepare, write_whole};
-use super::process::{Launch, Running, Said};
+use super::process::{Launch, Said};
 use super::publish::{Placed, Release, place};
 use super::queue;
+use super::spans;
+use super::travel::{self, Courier};
 use super::wire::{Line, SPEC, Spec};
 use crate::artifacts::Artifacts;
+use crate::config::ExecutorsConfig;
 use crate::domain::*;
 use crate::store::{Fence, JobReport, Store, StoreError};
 use crate::train::{Recipe, TrainOutcome};
@@ -36,6 +42,10 @@ pub struct SupervisorConfig {
     pub cancel_grace: Duration,
     /// Hosts that a reward by HTTP may ask.
     pub reward_hosts: Vec<String>,
+    /// Commands of other trainers, by name.
+    pub trainers: BTreeMap<String, Vec<String>>,
+    /// Which recipes run elsewhere.
+    pub executors: ExecutorsConfig,
     /// Whether requests to the model may be learned from, where no setting is stored.
     pub learn_from_requests: bool,
     /// How often to look for work, and how often a running job is written down.
@@ -55,6 +65,8 @@ impl SupervisorConfig {
             grace: Duration::from_secs(10),
             cancel_grace: Duration::from_secs(600),
             reward_hosts: Vec::new(),
+            trainers: BTreeMap::new(),
+            executors: ExecutorsConfig::default(),
             learn_from_requests: false,
             tick: Duration::from_secs(1),
         }
@@ -71,6 +83,14 @@ pub struct Supervisor {
     artifacts: Arc<Artifacts>,
     recipes: &'static [Recipe],
     config: SupervisorConfig,
+    executors: Executors,
+}
+
+/// A job whose data is in its place.
+struct Ready {
+    prepared: Prepared,
+    publish_as: Option<String>,
+    spec: Spec,
 }
 
 /// How a child's run came to an end.
@@ -100,18 +120,42 @@ impl Supervisor {
         recipes: &'static [Recipe],
         config: SupervisorConfig,
     ) -> Self {
-        Self { store, artifacts, recipes, config }
+        let executors =
+            Executors::new(&config.executors, &config.launch, config.threads, config.grace, config.tick / 2);
+        Self { store, artifacts, recipes, config, executors }
     }
 
     /// Works until `shutdown`; then running jobs checkpoint and go back to the queue. Returns when all
     /// children have ended.
     pub async fn run(&self, shutdown: CancellationToken) {
-        futures::future::join_all((0..self.config.slots.max(1)).map(|_| self.work(&shutdown))).await;
+        let places = self.kinds_by_place();
+        let slots = places.iter().flat_map(|(kinds, slots)| (0..*slots).map(move |_| kinds.as_slice()));
+        futures::future::join_all(slots.map(|kinds| self.work(kinds, &shutdown))).await;
     }
 
-    async fn work(&self, shutdown: &CancellationToken) {
+    /// Recipes and slots of this machine and of every place that has any. No recipes = all there are.
+    fn kinds_by_place(&self) -> Vec<(Vec<&str>, usize)> {
+        let executors = &self.config.executors;
+        let of = |place: Option<&str>| -> Vec<&str> {
+            let kinds = self.recipes.iter().map(|recipe| recipe.name);
+            kinds.filter(|kind| executors.place_of(kind) == place).collect()
+        };
+        let mut all = Vec::new();
+        for (name, place) in &executors.places {
+            all.push((of(Some(name)), place.slots));
+        }
+        all.retain(|(kinds, _)| !kinds.is_empty());
+        // Where nothing runs elsewhere, jobs of recipes that this program does not know are claimed too, and fail.
+        let here = if all.is_empty() { Vec::new() } else { of(None) };
+        if all.is_empty() || !here.is_empty() {
+            all.push((here, self.config.slots.max(1)));
+        }
+        all
+    }
+
+    async fn work(&self, kinds: &[&str], shutdown: &CancellationToken) {
         while !shutdown.is_cancelled() {
-            match self.run_one(shutdown).await {
+            match self.run_one_of(kinds, shutdown).await {
                 Ok(Some(_)) => continue,
                 Ok(None) => {}
                 // The store may be away for a while; its work waits in the queue.
@@ -129,12 +173,18 @@ impl Supervisor {
     /// # Errors
     /// What the store says. The job's lease then runs out and somebody else takes it.
     pub async fn run_one(&self, shutdown: &CancellationToken) -> Result<Option<JobState>, StoreError> {
+        self.run_one_of(&[], shutdown).await
+    }
+
+    async fn run_one_of(&self, kinds: &[&str], shutdown: &CancellationToken) -> Result<Option<JobState>, StoreError> {
         // A fresh owner for every claim, so that a fence never fits a later claim of the same process.
         let owner = format!("{}-{}", std::process::id(), JobId::new());
-        let claimed = self.store.jobs().claim(&owner, self.config.lease_seconds, &[], self.config.max_crashes).await?;
+        let claimed =
+            self.store.jobs().claim(&owner, self.config.lease_seconds, kinds, self.config.max_crashes).await?;
         let Some((job, fence)) = claimed else { return Ok(None) };
         tracing::info!(job.id = %job.id, job.kind = %job.kind, job.attempt = job.attempt, "job started");
-        let mut ended = self.run_claimed(&job, &fence, shutdown).await;
+        let span = spans::job(&job);
+        let mut ended = self.run_claimed(&job, &fence, shutdown).instrument(span.clone()).await;
         if let Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_))) = &ended {
             // The store's fault, not the job's: back to the queue without a crash, as soon as that can be said.
             tracing::warn!(job.id = %job.id, %error, "the job is given back");
@@ -146,6 +196,7 @@ impl Supervisor {
             return Ok(Some(JobState::Running));
         }
         let state = ended?;
+        span.record("job.state", state.as_str());
         tracing::info!(job.id = %job.id, job.state = %state, "job ended");
         Ok(Some(state))
     }
@@ -156,21 +207,33 @@ impl Supervisor {
         fence: &Fence,
         shutdown: &CancellationToken,
     ) -> Result<JobState, StoreError> {
-        let (prepared, publish_as) = match self.prepared(job, fence).await? {
-            Ok(ready) => ready,
-            Err(PrepareError::Store(error)) => return Err(error),
-            // Not the job's fault, but no endless loop either.
-            Err(PrepareError::Later(error)) => {
-                tracing::warn!(job.id = %job.id, error, "the job cannot start now");
-                self.keeping_the_lease(fence, tokio::time::sleep(self.config.heartbeat())).await?;
-                return self.requeue(fence, Some(&error)).await;
-            }
-            Err(error) => return self.fail(fence, &error.to_string()).await,
-        };
         let job_dir = self.job_dir(&job.id);
-        let started = Running::start(&self.config.launch, &job_dir, self.config.threads, self.config.grace).await;
-        let end = match started {
-            Ok(child) => self.watch(job, fence, child, shutdown).await?,
+        // Before anything is read there: an attempt that was left behind may still write a checkpoint.
+        let former = self.executors.end_former(job, &job_dir, self.config.lease_seconds);
+        if let Err(error) = self.keeping_the_lease(fence, former).await? {
+            return self.requeue(fence, Some(&format!("an earlier attempt cannot be ended: {error}"))).await;
+        }
+        if let Err(error) = self.keeping_the_lease(fence, travel::bring(&self.artifacts, &job.id, &job_dir)).await? {
+            tracing::warn!(job.id = %job.id, %error, "the checkpoint cannot be brought from the artifact store");
+            if error.is_passing() {
+                self.keeping_the_lease(fence, tokio::time::sleep(self.config.heartbeat())).await?;
+                return self.requeue(fence, Some(&error.to_string())).await;
+            }
+        }
+        let Ready { prepared, publish_as, spec } =
+            match self.prepared(job, fence).instrument(spans::step("prepare")).await? {
+                Ok(ready) => ready,
+                Err(PrepareError::Store(error)) => return Err(error),
+                // Not the job's fault, but no endless loop either.
+                Err(PrepareError::Later(error)) => {
+                    tracing::warn!(job.id = %job.id, error, "the job cannot start now");
+                    self.keeping_the_lease(fence, tokio::time::sleep(self.config.heartbeat())).await?;
+                    return self.requeue(fence, Some(&error)).await;
+                }
+                Err(error) => return self.fail(fence, &error.to_string()).await,
+            };
+        let end = match self.started(job, fence, &job_dir, &spec).await? {
+            Ok(attempt) => self.watch(job, fence, attempt, shutdown).instrument(spans::step("train")).await?,
             Err(error) => End::Crashed(format!("the training process did not start: {error}")),
         };
         let cancelled = self.until_stored(shutdown, || self.store.jobs().get(&job.id)).await?.cancel_requested;
@@ -186,7 +249,7 @@ impl Supervisor {
                     datasets: &prepared.datasets,
                     now: self.until_stored(shutdown, || self.store.now()).await?,
                 };
-                self.release(job, fence, release, shutdown).await
+                self.release(job, fence, release, shutdown).instrument(spans::step("publish")).await
             }
             // The state says it; it is no error.
             _ if cancelled => self.finish(fence, JobState::Cancelled, None).await,
@@ -223,6 +286,9 @@ impl Supervisor {
         if registered {
             // Nothing resumes a job that has succeeded, and checkpoints are large.
             let _ = tokio::fs::remove_dir_all(self.job_dir(&job.id).join("checkpoints")).await;
+            if let Err(error) = self.artifacts.forget_snapshots(&job.id).await {
+                tracing::warn!(job.id = %job.id, %error, "its checkpoints stay in the artifact store");
+            }
             return Ok(JobState::Succeeded);
         }
         match done {
@@ -274,12 +340,26 @@ impl Supervisor {
         }
     }
 
-    async fn prepared(
+    async fn prepared(&self, job: &Job, fence: &Fence) -> Result<Result<Ready, PrepareError>, StoreError> {
+        self.keeping_the_lease(fence, self.prepare(job)).await
+    }
+
+    /// Begins the attempt where jobs of its kind run. Where that is is stored first: whoever takes the job over from
+    /// this process can end what it left running.
+    async fn started(
         &self,
         job: &Job,
         fence: &Fence,
-    ) -> Result<Result<(Prepared, Option<String>), PrepareError>, StoreError> {
-        self.keeping_the_lease(fence, self.prepare(job)).await
+        job_dir: &Path,
+        spec: &Spec,
+    ) -> Result<std::io::Result<Box<dyn Attempt>>, StoreError> {
+        let (executor, lease_seconds) = (self.executors.of(&job.kind), self.config.lease_seconds);
+        let reference = executor.reference(fence);
+        if reference != job.external_ref {
+            self.store.jobs().place(fence, reference.as_deref()).await?;
+        }
+        let work = Work { job, fence, job_dir, spec, lease_seconds };
+        self.keeping_the_lease(fence, executor.start(work)).await
     }
 
     fn job_dir(&self, id: &JobId) -> PathBuf {
@@ -291,7 +371,7 @@ impl Supervisor {
     }
 
     /// Writes data and spec.json for the child.
-    async fn prepare(&self, job: &Job) -> Result<(Prepared, Option<String>), PrepareError> {
+    async fn prepare(&self, job: &Job) -> Result<Ready, PrepareError> {
         let recipe = self.recipes.iter().find(|r| r.name == job.kind);
         let recipe = recipe.ok_or_else(|| PrepareError::Job(format!("this program has no recipe '{}'", job.kind)))?;
         let args = queue::check(recipe, &job.args).map_err(|e| PrepareError::Job(format!("args.{e}")))?;
@@ -312,10 +392,14 @@ impl Supervisor {
             checkpoint_dir,
             output_dir,
             reward_hosts: self.config.reward_hosts.clone(),
+            by_files: false,
+            trainer: queue::trainer_of(&job.kind, &job.args)
+                .and_then(|name| self.config.trainers.get(name).cloned())
+                .unwrap_or_default(),
         };
         let text = serde_json::to_vec_pretty(&spec).map_err(std::io::Error::from)?;
         write_whole(&job_dir.join(SPEC), &text)?;
-        Ok((prepared, args.publish_as))
+        Ok(Ready { prepared, publish_as: args.publish_as, spec })
     }
 
     /// Listens to the child until it ends; asks it to stop on cancel and shutdown.
@@ -323,10 +407,11 @@ impl Supervisor {
         &self,
         job: &Job,
         fence: &Fence,
-        mut child: Running,
+        mut child: Box<dyn Attempt>,
         shutdown: &CancellationToken,
     ) -> Result<End, StoreError> {
         let mut pending = JobReport::default();
+        let mut courier = Courier::new(self.artifacts.clone(), &job.id, fence.attempt, &self.job_dir(&job.id));
         let mut end = None;
         // The lease was given by the claim, a moment ago.
         child.extend_lease(self.config.lease_seconds).await;
@@ -336,8 +421,13 @@ impl Supervisor {
         let mut asked = false;
         loop {
             tokio::select! {
-                said = child.said.recv() => match said {
-                    Some(said) => end = take(&mut pending, said).or(end),
+                said = child.said() => match said {
+                    Some(said) => {
+                        if let Some(path) = made(&said) {
+                            courier.made(path);
+                        }
+                        end = take(&mut pending, said).or(end);
+                    }
                     None => break,
                 },
                 () = shutdown.cancelled(), if !asked => {
@@ -371,20 +461,20 @@ impl Supervisor {
                             }
                         }
                     }
+                    courier.go_on();
                     child.press();
                 }
             }
         }
-        let (status, tail) = child.end().await;
+        let how = child.end().await;
         let report = || self.store.jobs().report(fence, self.config.lease_seconds, pending.clone());
         self.until_stored(shutdown, report).await?;
-        Ok(end.unwrap_or_else(|| {
-            let how = match status {
-                Ok(status) => status.to_string(),
-                Err(error) => error.to_string(),
-            };
-            End::Crashed(if tail.is_empty() { how } else { format!("{how}\n{tail}") })
-        }))
+        if !matches!(end, Some(End::Done { .. })) {
+            // A shutdown does not wait for long; the checkpoint before is there.
+            let patience = if shutdown.is_cancelled() { self.config.grace } else { Duration::from_secs(3600) };
+            let _ = self.keeping_the_lease(fence, tokio::time::timeout(patience, courier.arrived())).await?;
+        }
+        Ok(end.unwrap_or(End::Crashed(how)))
     }
 
     /// Brings what the child said into the store, and the lease forward when `due`. Returns whether cancel
@@ -419,6 +509,15 @@ impl Supervisor {
         let report = JobReport { events: vec![(kind.to_owned(), words)], ..JobReport::default() };
         self.store.jobs().report(fence, self.config.lease_seconds, report).await?;
         self.store.jobs().requeue(fence, crash, self.config.max_crashes).await
+    }
+}
+
+/// The checkpoint that has just been completed.
+fn made(said: &Said) -> Option<&str> {
+    match said {
+        Said::Line(Line::Event { kind, data }) if kind == "checkpoint" => data["path"].as_str(),
+        Said::Line(Line::Outcome(TrainOutcome::Stopped { checkpoint })) => checkpoint.as_deref(),
+        _ => None,
     }
 }
 

@@ -31,6 +31,12 @@ pub struct Spec {
     /// Hosts that a reward by HTTP may ask; from the server's configuration, never from the job.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reward_hosts: Vec<String>,
+    /// Command of the trainer that the arguments of `external` name; from the configuration, never from the job.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trainer: Vec<String>,
+    /// The supervisor is on another machine, or may be: both sides speak by files in this directory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_files: bool,
 }
 
 impl Spec {

@@ -12,6 +12,7 @@ pub mod dpo;
 pub mod entropy;
 pub mod gae;
 pub mod grpo;
+pub mod importance;
 pub mod kl;
 pub mod kto;
 pub mod logprobs;

@@ -219,6 +219,44 @@ async fn of_session(services: &Services, hash: &str, now: Micros) -> Result<Opti
     Ok(Some((session, actor)))
 }
 
+/// Whose something is that outlives a request: a key's id, `configured` for the configured admin key, or `person:` and
+/// an id for people who signed in without a key.
+pub fn owner_of(actor: &Actor) -> String {
+    if actor.credential.starts_with("admin:") { CONFIGURED.to_owned() } else { actor.credential.clone() }
+}
+
+/// What the owner of something may do now; `None` when its key was revoked or it was locked out.
+pub async fn by_owner(services: &Services, owner: &str) -> Result<Option<Actor>> {
+    if owner == CONFIGURED {
+        return Ok(admin_credential(services).map(Actor::configured));
+    }
+    let Some(person) = owner.strip_prefix("person:") else {
+        let Some(key) = services.store.api_keys().live(&owner.into()).await? else { return Ok(None) };
+        let person = match &key.labeler_id {
+            Some(id) => Some(services.store.people().get(id).await?),
+            None => None,
+        };
+        return Ok(of_key(services, key, person));
+    };
+    let person = match services.store.people().get(&person.into()).await {
+        Ok(person) if person.active => person,
+        Ok(_) | Err(StoreError::NotFound { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Some(Actor {
+        credential: owner.to_owned(),
+        origin: INVITE.to_owned(),
+        quota: None,
+        labeler_id: person.id,
+        name: person.name,
+        role: person.role,
+        feedback: true,
+        inference: true,
+        by_cookie: false,
+        way: Way::Session(String::new()),
+    }))
+}
+
 /// The caller as it is now; `None` when its key was revoked, its session has ended, or it was locked out. Looking
 /// does not count as using the session.
 pub async fn again(services: &Services, actor: &Actor) -> Result<Option<Actor>> {

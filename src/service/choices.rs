@@ -204,6 +204,7 @@ async fn run(engine: &dyn Generator, question: &Question, ids: Vec<u32>, from: O
         prompt_logprobs: from.map(|_| 0),
         prompt_from: from.unwrap_or(0),
         adapter: question.adapter.as_ref().map(|a| a.id.clone()),
+        background: false,
     };
     let mut generation = engine.generate(request).await?;
     let mut found = Vec::new();

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use tracing::Instrument;
+
 use super::prompts::prompt_record;
 use super::{Result, ServiceError, Services, to_the_end};
 use crate::domain::{
-    ApiKeyId, Completion, CompletionId, CompletionOrigin, Message, ModelKind, ModelState, ModelVersionId, Prompt,
+    ApiKeyId, Completion, CompletionId, CompletionOrigin, Message, ModelKind, ModelState, ModelVersionId, Prompt, TRACE,
 };
 use crate::engine::{
     EngineError, FinishReason, GenEvent, GenerateRequest, Generation, Generator, SamplingParams, ServedModel, TextForm,
@@ -138,6 +140,8 @@ pub struct Running {
     pays: Option<ApiKeyId>,
     /// The samples were stored, or must not be.
     settled: bool,
+    /// From the admission to the last token, for traces.
+    span: tracing::Span,
 }
 
 /// The version that answers a request: the one `model` names, else the canary's candidate where this request
@@ -249,13 +253,25 @@ pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
         prompt_logprobs,
         prompt_from: 0,
         adapter: adapter.as_ref().map(|a| a.id.clone()),
+        background: super::urgency::is_background(),
     };
     let engine = services.engine()?;
     let started = Instant::now();
-    let generation = match text {
-        None => engine.generate(request).await?,
-        Some(text) => engine.generate_text(request, text).await?,
+    let span = tracing::trace_span!(
+        target: TRACE,
+        "generate",
+        model.name = %model.version.name,
+        samples = n,
+        prompt.tokens = prompt_tokens,
+        completion.tokens = tracing::field::Empty
+    );
+    let admitted = async {
+        match text {
+            None => engine.generate(request).await,
+            Some(text) => engine.generate_text(request, text).await,
+        }
     };
+    let generation = admitted.instrument(span.clone()).await?;
     metrics::counter!("instructd_prompt_tokens_total").increment(prompt_tokens as u64);
     let samples = (0..n)
         .map(|_| Sample { id: CompletionId::new(), text: String::new(), tokens: Vec::new(), finish: None })
@@ -277,6 +293,7 @@ pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
         last_token: None,
         pays: super::meter::payer(),
         settled: false,
+        span,
     })
 }
 
@@ -428,7 +445,11 @@ impl Running {
         self.pay().await?;
         self.settled = true;
         match self.record(keep) {
-            Some(answers) => write(self.services.clone(), answers).await,
+            Some(answers) => {
+                let span =
+                    tracing::trace_span!(target: TRACE, parent: &self.span, "store", completions = answers.1.len());
+                write(self.services.clone(), answers).instrument(span).await
+            }
             None => Ok(()),
         }
     }
@@ -478,6 +499,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        self.span.record("completion.tokens", self.tokens());
         // What was drawn before the client left, or before a failure, was drawn all the same.
         if let (Some(key), Ok(runtime)) = (self.pays.take(), tokio::runtime::Handle::try_current()) {
             let (services, tokens) = (self.services.clone(), self.tokens());

@@ -42,8 +42,6 @@ pub async fn erase(services: &Arc<Services>, by: &Actor, id: &LabelerId, how: Er
     let (services, id, signature) = (services.clone(), id.clone(), by.signature());
     to_the_end(async move {
         let now = services.now();
-        // Whose they are is known by credential only; they are for a day at most.
-        services.responses.clear();
         // What of the job files is theirs is known only as long as the rows are there.
         let (mut theirs, prompts) = match how {
             Erase::Remove => words_of(&services, &id).await?,
@@ -75,6 +73,9 @@ pub async fn erase(services: &Arc<Services>, by: &Actor, id: &LabelerId, how: Er
         );
         if how == Erase::Remove {
             not_reached.push("models that were trained on these judgments, and exported files".to_owned());
+        }
+        if services.config.artifacts.url.is_some() {
+            not_reached.push("data of jobs that did not succeed, under jobs/ of the artifact store".to_owned());
         }
         if services.store.backend() == "postgres" {
             not_reached.push("PostgreSQL's write-ahead log and dead rows, until it has vacuumed them".to_owned());

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{Result, ServiceError, Services, bad_input, filters, register, to_the_end};
 use crate::domain::{Job, JobEvent, JobId, JobNotes, LabelerId, Metric, ModelKind, unknown_name};
 use crate::jobs::estimate::{self, Estimate};
+use crate::jobs::executors::{self, RemoteLog};
 use crate::jobs::queue::{self, EnqueueError};
 use crate::service::people::Actor;
 use crate::store::{JobFilter, Page, RankedFilter};
@@ -119,6 +120,7 @@ pub async fn enqueue(services: &Arc<Services>, by: &Actor, new: NewJob) -> Resul
     let (services, actor) = (services.clone(), by.signature());
     to_the_end(async move {
         let mut request = request;
+        check_trainer(&services, &request.kind, &request.args)?;
         check_filter(&services, &request.args).await?;
         register_named(&services, &mut request.args).await?;
         if let Some(args) = request.args.as_object_mut() {
@@ -164,6 +166,20 @@ async fn register_named(services: &Services, args: &mut Value) -> Result<()> {
         args[field] = json!(found.name);
     }
     Ok(())
+}
+
+/// A job of `external` names a trainer that the configuration has.
+fn check_trainer(services: &Services, kind: &str, args: &Value) -> Result<()> {
+    let Some(name) = queue::trainer_of(kind, args) else { return Ok(()) };
+    if services.config.trainers.contains_key(name) {
+        return Ok(());
+    }
+    let known: Vec<&str> = services.config.trainers.keys().map(String::as_str).collect();
+    let message = match known.is_empty() {
+        true => "the configuration has no trainers ([trainers] in config.toml)".to_owned(),
+        false => unknown_name("trainer", name, &known),
+    };
+    Err(bad_input("args.trainer", message))
 }
 
 /// A filter of the arguments names a tag or a labeler that there is.
@@ -240,6 +256,34 @@ pub async fn resume(services: &Arc<Services>, by: &Actor, id: &JobId) -> Result<
         Ok(job)
     })
     .await
+}
+
+/// Where a job's last attempt ran, and what its trainer printed there.
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
+pub struct PlaceLog {
+    /// Name of the place in the configuration; null for a child process of a server or worker.
+    pub place: Option<String>,
+    /// The attempt's name there: the submission id in Ray, the job's name in Slurm.
+    pub id: Option<String>,
+    /// The end of the log, at most 256 KB of it; null where it cannot be read.
+    pub text: Option<String>,
+    /// Why there is no text.
+    pub message: Option<String>,
+}
+
+/// Asks the place of a job for its log.
+///
+/// # Errors
+/// `NotFound` for a job that there is not. A place that does not answer is no error: the answer says so.
+pub async fn place_log(services: &Services, id: &JobId) -> Result<PlaceLog> {
+    let job = services.store.jobs().get(id).await?;
+    let (place, at) = job.external_ref.as_deref().and_then(|r| r.split_once('/')).unzip();
+    let (place, at) = (place.map(str::to_owned), at.map(str::to_owned));
+    let config = &services.config;
+    Ok(match executors::log(&config.executors, &config.data_dir, &job).await {
+        RemoteLog::Text(text) => PlaceLog { place, id: at, text: Some(text), message: None },
+        RemoteLog::None(message) => PlaceLog { place, id: at, text: None, message: Some(message) },
+    })
 }
 
 /// Events after `after`, and whether the job has ended (so that no more will come).

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::people::Actor;
 use super::{Result, ServiceError, Services, bad_input, to_the_end};
@@ -35,6 +35,7 @@ pub const LIVE: &[&str] = &[
     "labeling.top_p",
     "labeling.onboarding_sets",
     "labeling.reveal",
+    "labeling.show_reasoning",
     "limits.default_chat_tokens",
     "privacy.learn_from_requests",
     "retention.feedback_days",
@@ -261,19 +262,24 @@ fn flat(config: &Config) -> Result<Vec<(String, Value)>> {
 
 /// The doc comment of a setting, by way of the schema.
 fn about(schema: &Value, name: &str) -> String {
-    let mut node = schema;
+    let (mut node, mut found) = (schema, "");
     for part in name.split('.') {
         let target = node["$ref"].as_str().and_then(|r| r.strip_prefix('#'));
         node = target.and_then(|path| schema.pointer(path)).unwrap_or(node);
-        node = &node["properties"][part];
+        // Entries that have names of their own (trainers) are explained by what holds them.
+        let Some(next) = node["properties"].get(part) else { break };
+        (node, found) = (next, next["description"].as_str().unwrap_or_default());
     }
-    node["description"].as_str().unwrap_or_default().to_owned()
+    found.to_owned()
 }
 
 /// Secrets never leave the server: passwords, keys and tokens say only that they are there.
 fn shown(name: &str, value: Value) -> Value {
+    if let Value::Object(map) = value {
+        return map.into_iter().map(|(key, value)| (key.clone(), shown(&key, value))).collect::<Map<_, _>>().into();
+    }
     let Some(text) = value.as_str() else { return value };
-    let leaf = name.rsplit('.').next().unwrap_or(name);
+    let leaf = name.rsplit('.').next().unwrap_or(name).to_lowercase();
     if ["key", "secret", "token", "password"].iter().any(|word| leaf.contains(word)) {
         return json!("•••");
     }
@@ -287,6 +293,7 @@ fn shown(name: &str, value: Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{ExecutorsConfig, PlaceConfig};
 
     #[test]
     fn a_canary_takes_its_share() {
@@ -304,6 +311,19 @@ mod tests {
         let config = Config {
             admin_key: Some("hunter2".into()),
             database_url: Some("postgres://ada:hunter2@db/x".into()),
+            executors: ExecutorsConfig {
+                places: [(
+                    "cluster".to_owned(),
+                    PlaceConfig {
+                        token: Some("hunter2".into()),
+                        runtime_env: Map::from_iter([("env_vars".to_owned(), json!({"HF_TOKEN": "hunter2"}))]),
+                        ..PlaceConfig::default()
+                    },
+                )]
+                .into(),
+                ..ExecutorsConfig::default()
+            },
+            trainers: [("dpo".to_owned(), vec!["python3".to_owned()])].into(),
             ..Config::default()
         };
         for (name, value) in flat(&config).expect("flat") {

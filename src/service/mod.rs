@@ -4,6 +4,8 @@ pub mod access;
 pub mod ask;
 pub mod attention;
 pub mod backup;
+pub mod batch_runner;
+pub mod batches;
 pub mod browse;
 pub mod budget;
 pub mod catalogue;
@@ -45,6 +47,7 @@ pub mod review;
 pub mod sample;
 pub mod sets;
 pub mod transfer;
+pub mod urgency;
 pub mod visible;
 
 use std::sync::{Arc, RwLock};
@@ -95,10 +98,11 @@ pub struct Services {
     live: RwLock<Arc<live::Live>>,
     /// What is wrong with what is served, and while which version is.
     model_fault: ModelFault,
+    pub last_overview: overview::Last,
     /// The removal of what is past its limits.
     pub retention: retention::Status,
-    /// Answers that a later request may go on from.
-    pub responses: responses::Responses,
+    /// How much of the Responses API's answers was stored.
+    responses: responses::Stored,
     /// One promotion at a time: engine and database must agree on the active version.
     publishing: tokio::sync::Mutex<()>,
 }
@@ -125,8 +129,9 @@ impl Services {
             shutdown: CancellationToken::new(),
             engine: RwLock::new(None),
             model_fault: ModelFault::default(),
+            last_overview: overview::Last::default(),
             retention: retention::Status::default(),
-            responses: responses::Responses::default(),
+            responses: responses::Stored::default(),
             publishing: tokio::sync::Mutex::new(()),
         }
     }

@@ -1,5 +1,7 @@
 //! The state of the loop: counts, active versions, and the suggested next action.
 
+use std::time::{Duration, Instant};
+
 use serde::Serialize;
 
 use super::evidence::{self, Accuracy, Summary};
@@ -7,6 +9,7 @@ use super::next_step::{Candidate, NextAction, Situation, next_action};
 use super::{Result, Services};
 use crate::domain::time::DAY;
 use crate::domain::{Job, JobState, ModelKind, ModelState, ModelVersion};
+use crate::engine::DeviceMemory;
 use crate::store::{Counts, DayCount, Page};
 
 #[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
@@ -17,6 +20,9 @@ pub struct Overview {
     pub evidence: Standing,
     pub next_action: NextAction,
     pub running_jobs: Vec<Job>,
+    /// Device memory of the served models; absent on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceMemory>,
 }
 
 /// What the active versions rest on.
@@ -34,7 +40,33 @@ pub struct Standing {
     pub policy: Option<Summary>,
 }
 
+/// Reading it counts rows of every table. Where that takes longer than this, readers share one answer.
+const CHEAP: Duration = Duration::from_secs(1);
+/// A shared answer is kept for so many times the time that it took, at most for `LONGEST`.
+const KEPT: u32 = 5;
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// The last overview, when it was made, and how long that took.
+#[derive(Debug, Default)]
+pub struct Last(tokio::sync::Mutex<Option<(Instant, Duration, Overview)>>);
+
+/// The state of the loop; up to a minute old where the database is so large that reading it takes longer than a second.
 pub async fn overview(services: &Services) -> Result<Overview> {
+    // One reads, and the others wait for what it finds.
+    let mut last = services.last_overview.0.lock().await;
+    if let Some((made, cost, overview)) = last.as_ref()
+        && *cost >= CHEAP
+        && made.elapsed() < (*cost * KEPT).min(LONGEST)
+    {
+        return Ok(overview.clone());
+    }
+    let begun = Instant::now();
+    let overview = read(services).await?;
+    *last = Some((Instant::now(), begun.elapsed(), overview.clone()));
+    Ok(overview)
+}
+
+async fn read(services: &Services) -> Result<Overview> {
     let store = &services.store;
     let counts = store.counts().await?;
     let models = store.models().list().await?;
@@ -99,7 +131,8 @@ pub async fn overview(services: &Services) -> Result<Overview> {
         policy: summary(policy.filter(|p| p.job_id.is_some()), None).await?,
     };
     let (active_policy, active_reward) = (policy.cloned(), reward.cloned());
-    Ok(Overview { counts, active_policy, active_reward, evidence: standing, next_action, running_jobs })
+    let device = services.engine().ok().and_then(|engine| engine.stats().device);
+    Ok(Overview { counts, active_policy, active_reward, evidence: standing, next_action, running_jobs, device })
 }
 
 fn candidate<'a>(version: Option<&'a ModelVersion>, summary: &'a Option<Summary>) -> Option<Candidate<'a>> {

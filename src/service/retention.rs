@@ -296,6 +296,9 @@ pub async fn follow(services: Arc<Services>) {
             tracing::warn!(%error, "the settings could not be read; nothing is removed");
             continue;
         }
+        if let Err(error) = super::responses::expire(&services).await {
+            tracing::warn!(%error, "old responses were not removed");
+        }
         if services.live().config.retention != RetentionConfig::default() && !services.retention.now().running {
             run(&services, &ACTOR.into()).await;
         }

@@ -3,7 +3,7 @@
 
 use super::leases::PLACES;
 use super::rows::{Conn, args};
-use super::{Result, StoreError, judgments, people, prompts};
+use super::{Result, StoreError, batches, judgments, people, prompts, responses};
 use crate::domain::*;
 
 /// What becomes of the judgments of a person whose data is erased.
@@ -71,6 +71,8 @@ pub(super) async fn erase(
     }
     let me = id.as_str();
     let sessions = conn.run("DELETE FROM sessions WHERE labeler_id = $1", args![me]).await?;
+    batches::erase(conn, me).await?;
+    responses::erase(conn, me).await?;
     // Their use may be counted elsewhere, so keys stay: nameless, nobody's, and of no more use.
     let keys = conn
         .run(

@@ -144,18 +144,18 @@ pub(super) async fn shared_prompts(
 pub(super) async fn sets_of_version(conn: &mut Conn, id: &ModelVersionId) -> Result<(i64, i64)> {
     let sets = conn
         .count(
-            "SELECT COUNT(DISTINCT s.id) AS n FROM completions c JOIN set_items i ON i.completion_id = c.id
-             JOIN comparison_sets s ON s.id = i.set_id
-             WHERE c.model_version_id = $1 AND s.kind = 'normal' AND s.status <> 'retired'",
+            "SELECT COUNT(*) AS n FROM comparison_sets s WHERE s.kind = 'normal' AND s.status <> 'retired'
+               AND EXISTS (SELECT 1 FROM set_items i JOIN completions c ON c.id = i.completion_id
+                           WHERE i.set_id = s.id AND c.model_version_id = $1)",
             args![id.as_str()],
         )
         .await?;
     let rankings = conn
         .count(
-            "SELECT COUNT(DISTINCT j.id) AS n FROM completions c JOIN set_items i ON i.completion_id = c.id
-             JOIN comparison_sets s ON s.id = i.set_id JOIN judgments j ON j.set_id = s.id
-             WHERE c.model_version_id = $1 AND s.kind = 'normal' AND j.outcome = 'ranked'
-               AND j.supersedes_id IS NULL",
+            "SELECT COUNT(*) AS n FROM judgments j JOIN comparison_sets s ON s.id = j.set_id
+             WHERE s.kind = 'normal' AND j.outcome = 'ranked' AND j.supersedes_id IS NULL
+               AND EXISTS (SELECT 1 FROM set_items i JOIN completions c ON c.id = i.completion_id
+                           WHERE i.set_id = s.id AND c.model_version_id = $1)",
             args![id.as_str()],
         )
         .await?;

@@ -241,6 +241,12 @@ pub(super) async fn heartbeat(
     Ok(held.cancel_requested)
 }
 
+pub(super) async fn place(conn: &mut Conn, fence: &Fence, external_ref: Option<&str>) -> Result<()> {
+    fenced(conn, fence).await?;
+    conn.run("UPDATE jobs SET external_ref = $2 WHERE id = $1", args![fence.job_id.as_str(), external_ref]).await?;
+    Ok(())
+}
+
 pub(super) async fn checkpoint(conn: &mut Conn, fence: &Fence, uri: &str) -> Result<()> {
     fenced(conn, fence).await?;
     set_checkpoint(conn, &fence.job_id, uri).await

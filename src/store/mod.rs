@@ -2,6 +2,7 @@
 //! No policy, no clock, no randomness in here: callers pass ids, times and seeds.
 
 mod access;
+mod batches;
 mod browse;
 mod connect;
 mod draws;
@@ -22,6 +23,7 @@ mod privacy;
 pub mod private;
 mod prompts;
 mod quality;
+mod responses;
 mod reveals;
 mod rows;
 mod rules;
@@ -38,6 +40,7 @@ use std::sync::Arc;
 use crate::domain::*;
 
 pub use access::OpenSession;
+pub use batches::BatchEnd;
 pub use browse::{JudgmentFilter, JudgmentRow, Named, SetFilter, SetRow};
 pub use erasure::{Erase, Erased, PersonalData};
 pub use evidence::{Activation, JobFilter, Meeting, SharedPrompt};

@@ -32,7 +32,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: FinetuneArgs = parse_for_run(args)?;
     before(reporter, "loading");
     let common = args.common();
-    let loaded = load_base(&common, &device(common.device)?)?;
+    let loaded = load_base(&common, &device(&common)?)?;
     before(reporter, "preparing");
     let length = super::fit::length(common.max_length, loaded.config.max_positions, || lengths(&args, &loaded))?;
     let max_length = length.tokens;

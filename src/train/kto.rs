@@ -40,7 +40,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: KtoArgs = parse_for_run(args)?;
     before(reporter, "loading");
     let common = args.common();
-    let mut loaded = load_base(&common, &device(common.device)?)?;
+    let mut loaded = load_base(&common, &device(&common)?)?;
     before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let told = read_feedback(Path::new(&args.feedback)).context("feedback")?;

@@ -8,6 +8,7 @@ mod card;
 pub mod checkpoint;
 mod data_report;
 pub mod estimate;
+mod external;
 mod finetune;
 pub mod fit;
 mod kto;
@@ -48,6 +49,10 @@ pub trait Reporter: Send {
     fn event(&mut self, kind: &str, data: serde_json::Value);
     /// A client for reward services, where whoever runs the recipe allows any.
     fn remote(&self) -> Option<std::sync::Arc<dyn remote::RemoteReward>> {
+        None
+    }
+    /// The command of the trainer of this name, where whoever runs the recipe has one.
+    fn trainer(&self, _name: &str) -> Option<Vec<String>> {
         None
     }
     /// True once cancel or shutdown was asked for; recipes look after every step, checkpoint and return
@@ -109,6 +114,7 @@ static RECIPES: &[Recipe] = &[
     entry::<args::SimpoArgs>("simpo", "SimPO: preferences by mean log-probs, no reference", preference::simpo),
     entry::<args::OrpoArgs>("orpo", "ORPO: language-model loss and odds ratio, no reference", preference::orpo),
     entry::<args::KtoArgs>("kto", "KTO from thumbs on single answers", kto::run),
+    entry::<args::ExternalArgs>("external", "Training by another program, whose result is checked", external::run),
 ];
 
 type Run = fn(&serde_json::Value, &mut dyn Reporter) -> anyhow::Result<TrainOutcome>;

@@ -95,7 +95,7 @@ fn drive<A: RecipeArgs>(
     reporter: &mut dyn Reporter,
 ) -> Result<TrainOutcome> {
     before(reporter, "loading");
-    let mut loaded = load_base(&common, &device(common.device)?)?;
+    let mut loaded = load_base(&common, &device(&common)?)?;
     before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let length = super::fit::length(common.max_length, loaded.config.max_positions, || {

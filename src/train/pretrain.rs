@@ -42,7 +42,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         dedup: args.dedup,
         heldout_fraction: args.heldout_fraction,
     };
-    let device = device(common.device)?;
+    let device = device(&common)?;
     let plan = TokenizerPlan { vocab_size: args.vocab_size, chat: args.chat, ..TokenizerPlan::default() };
     let loaded = match &args.architecture {
         None => model::load(Path::new(&common.model), &device).context("model")?,

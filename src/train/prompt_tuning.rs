@@ -35,7 +35,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: PromptTuningArgs = parse_for_run(args)?;
     before(reporter, "loading");
     let common = args.common();
-    let loaded = model::load(Path::new(&common.model), &device(common.device)?).context("model")?;
+    let loaded = model::load(Path::new(&common.model), &device(&common)?).context("model")?;
     before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let positions = loaded.config.max_positions.saturating_sub(args.n_tokens);

@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::args::{Common, DeviceArg, RecipeArgs, made_with, roles};
+use super::args::{Common, DeviceArg, FrozenPrecision, RecipeArgs, made_with, roles};
 use super::card::{Card, Curve, Curves};
 use super::checkpoint::{Checkpoint, CheckpointDir, TensorFile};
 use super::logs::Logs;
@@ -119,6 +119,13 @@ impl<'a> Run<'a> {
         if let Some(field) = difference(&self.identity, &made) {
             bail!("the checkpoint was made with another {field}; give the same, or start without resume");
         }
+        let (before, now) = (checkpoint.state["computed_by"].as_str(), computed_by(&self.common, params));
+        // Checkpoints of before this was recorded do not say it.
+        if let Some(before) = before.filter(|before| *before != now) {
+            self.warn(format!(
+                "the checkpoint was computed by {before}, and this run goes on by {now}: the last bits of its numbers differ"
+            ));
+        }
         let weights = checkpoint.tensors.get("weights").context("the checkpoint has no weights")?;
         for (name, var) in params {
             let saved = weights.get(name).with_context(|| format!("the checkpoint has no weight {name}"))?;
@@ -144,6 +151,7 @@ impl<'a> Run<'a> {
         let optimizer = self.optimizer.state(params)?;
         let state = json!({
             "identity": self.identity,
+            "computed_by": computed_by(&self.common, params),
             "updates": self.optimizer.step,
             "curves": self.curves,
             "recipe": serde_json::to_value(recipe)?,
@@ -409,6 +417,20 @@ pub fn file_hash(path: &str) -> Result<String> {
     Ok(hash::of_file(path).with_context(|| format!("cannot read {}", path.display()))?.0)
 }
 
+/// What decides the last bits of a run's numbers: the kind of its device, and where frozen weights are multiplied in
+/// bfloat16, whether the processor has instructions for it.
+fn computed_by(common: &Common, params: &Params) -> String {
+    let device = params.values().next().map_or(candle_core::Device::Cpu, |var| var.device().clone());
+    match (device.location(), common.frozen_precision) {
+        (candle_core::DeviceLocation::Cpu, FrozenPrecision::Bf16) => {
+            let instructions = if crate::ops::bf16::native() { "bfloat16 instructions" } else { "bfloat16 by f32" };
+            format!("the CPU's kernels, {instructions}")
+        }
+        (candle_core::DeviceLocation::Cpu, _) => "the CPU's kernels".to_owned(),
+        _ => "a GPU".to_owned(),
+    }
+}
+
 /// The model that a recipe starts from; under adapters its frozen matrices are held as the arguments say.
 pub fn load_base(common: &Common, device: &candle_core::Device) -> Result<Loaded> {
     let path = Path::new(&common.model);
@@ -419,11 +441,19 @@ pub fn load_base(common: &Common, device: &candle_core::Device) -> Result<Loaded
     .context("model")
 }
 
-/// The device of `device`; CUDA only in builds and on machines that have it.
-pub fn device(arg: DeviceArg) -> Result<candle_core::Device> {
-    Ok(match arg {
+/// The device that a run computes on.
+///
+/// # Errors
+/// Where `device` asks for a GPU that is not there, and for arguments that would have no effect on the GPU that was
+/// chosen; the message begins with the argument.
+pub fn device(common: &Common) -> Result<candle_core::Device> {
+    let device = match common.device {
         DeviceArg::Cpu => candle_core::Device::Cpu,
-        DeviceArg::Auto => candle_core::Device::cuda_if_available(0)?,
-        DeviceArg::Cuda => candle_core::Device::new_cuda(0).context("device: no CUDA in this build or machine")?,
-    })
+        DeviceArg::Auto => crate::gpu::first_or_cpu(),
+        DeviceArg::Cuda => crate::gpu::open(0).map_err(|why| anyhow!("device: the GPU cannot be used: {why}"))?,
+    };
+    if !device.is_cpu() {
+        common.check_gpu()?;
+    }
+    Ok(device)
 }

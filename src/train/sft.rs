@@ -24,7 +24,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: SftArgs = parse_for_run(args)?;
     before(reporter, "loading");
     let common = args.common();
-    let mut loaded = load_base(&common, &device(common.device)?)?;
+    let mut loaded = load_base(&common, &device(&common)?)?;
     before(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let (written, file) = match &args.mixture {

@@ -12,6 +12,7 @@ use crate::model::adapters::peft;
 use crate::model::hold::Holding;
 use crate::model::merged::Merged;
 use crate::model::{Build, Decoder, LoraConfig, ModelConfig, Purpose, Recompute, Source, Weights};
+use crate::ops::linear::WeightFormat;
 
 /// What stays as it is, beside what adapters leave alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,6 +75,16 @@ impl Trainable<Decoder> {
             // Weights that are packed already are packed once.
             Some(_) => self.model.with_changed_adapters(&live),
             None => build(&self.config, self.live(), &self.frozen, None, Purpose::Serve),
+        }
+    }
+
+    /// As `behaviour`, with matrices rounded to bfloat16 and adapters merged into them: its log-probs are not those of
+    /// the decoder.
+    pub fn rounded_behaviour(&self) -> Result<Decoder> {
+        let purpose = Purpose::ServeAs(WeightFormat::Bf16);
+        match &self.lora {
+            Some(_) => Decoder::new(&self.config, &self.merged()?, purpose),
+            None => build(&self.config, self.live(), &self.frozen, None, purpose),
         }
     }
 

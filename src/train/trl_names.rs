@@ -39,6 +39,11 @@ const ONLINE: &[(&str, &str)] = &[
     ("clip_fraction_low", "clip_ratio/low_mean"),
     ("clip_fraction_high", "clip_ratio/high_mean"),
     ("policy_loss", "loss"),
+    ("sampling_gap", "sampling/sampling_logp_difference/max"),
+    ("sampling_gap_mean", "sampling/sampling_logp_difference/mean"),
+    ("importance_weight", "sampling/importance_sampling_ratio/mean"),
+    ("importance_weight_min", "sampling/importance_sampling_ratio/min"),
+    ("importance_weight_max", "sampling/importance_sampling_ratio/max"),
 ];
 
 /// RewardTrainer.

@@ -253,6 +253,64 @@ export type AuthoredCompletion = {
   author: string;
 };
 
+/** Requests of a file, and how far they have come. */
+export type Batch = {
+  id: string;
+  object: 'batch';
+  endpoint: string;
+  errors: BatchErrors | null;
+  input_file_id: string;
+  completion_window: '24h';
+  /** `validating` until a server begins with it. */
+  status: BatchState;
+  /** The answers, one on a line. Made when the batch is over. */
+  output_file_id: string | null;
+  /** The requests that were refused or not answered in time, one on a line. */
+  error_file_id: string | null;
+  /** Times in seconds since 1970. */
+  created_at: number;
+  in_progress_at: number | null;
+  expires_at: number;
+  finalizing_at: number | null;
+  completed_at: number | null;
+  failed_at: number | null;
+  expired_at: number | null;
+  cancelling_at: number | null;
+  cancelled_at: number | null;
+  request_counts: RequestTally;
+  /** As it was given. */
+  metadata: any;
+};
+
+/** Why a batch failed. */
+export type BatchErrors = {
+  object: 'list';
+  data: BatchFault[];
+};
+
+/** Why a batch could not be begun, or had to be given up. */
+export type BatchFault = {
+  code: string;
+  message: string;
+  /** The field of the line. */
+  param: string | null;
+  /** The line of the input file, from 1. */
+  line: number | null;
+};
+
+/** One page of a list, newest first, OpenAI's form. */
+export type BatchListing = {
+  object: 'list';
+  data: Batch[];
+  first_id: string | null;
+  /** `?after=` asks for the rows behind it. */
+  last_id: string | null;
+  has_more: boolean;
+};
+
+/** How far a batch has come. */
+export type BatchState = 'in_progress' | 'cancelling' | 'cancelled' | 'completed' | 'validating' | 'failed' | 'expired';
+
 /** A mean before and after training, measured in the same run by the same model. */
 export type BeforeAfter = {
   before: Figure | null;
@@ -604,6 +662,12 @@ export type DayCount = {
   skips: number;
 };
 
+export type DeletedFile = {
+  id: string;
+  object: 'file';
+  deleted: boolean;
+};
+
 /** A human-written ideal answer: SFT data. */
 export type Demonstration = {
   prompt_id: string;
@@ -615,6 +679,12 @@ export type Demonstration = {
 /** Token ids as text. */
 export type Detokenized = {
   prompt: string;
+};
+
+/** Bytes that weights and caches of the loaded models hold on devices, and bytes of those devices that are ours. */
+export type DeviceMemory = {
+  used: number;
+  total: number;
 };
 
 export type DocumentText = {
@@ -824,6 +894,33 @@ export type Figure = {
   high: number | null;
   n: number;
 };
+
+/** A file, without its text. */
+export type File = {
+  id: string;
+  object: 'file';
+  bytes: number;
+  /** Seconds since 1970. */
+  created_at: number;
+  /** When it is removed, in seconds since 1970. */
+  expires_at: number;
+  filename: string;
+  purpose: FilePurpose;
+  status: 'processed';
+};
+
+/** One page of a list, newest first, OpenAI's form. */
+export type FileListing = {
+  object: 'list';
+  data: File[];
+  first_id: string | null;
+  /** `?after=` asks for the rows behind it. */
+  last_id: string | null;
+  has_more: boolean;
+};
+
+/** What a file is for. */
+export type FilePurpose = 'batch' | 'batch_output';
 
 export type FilledGap = {
   /** Of the gap among the tokens. */
@@ -1521,6 +1618,8 @@ export type Overview = {
   evidence: ActiveEvidence;
   next_action: NextAction;
   running_jobs: Job[];
+  /** Device memory of the served models; absent on the CPU. */
+  device?: DeviceMemory | null;
 };
 
 /** The caller's own progress. */
@@ -1668,6 +1767,18 @@ export type PersonalLink = {
   created: number;
   expires: number | null;
   used: number | null;
+};
+
+/** Where a job's last attempt ran, and what its trainer printed there. */
+export type PlaceLog = {
+  /** Name of the place in the configuration; null for a child process of a server or worker. */
+  place: string | null;
+  /** The attempt's name there: the submission id in Ray, the job's name in Slurm. */
+  id: string | null;
+  /** The end of the log, at most 256 KB of it; null where it cannot be read. */
+  text: string | null;
+  /** Why there is no text. */
+  message: string | null;
 };
 
 export type Plan = {
@@ -1924,6 +2035,12 @@ export type RequestCounts = {
   completions: number;
   /** Feedback on those completions. */
   feedback_events: number;
+};
+
+export type RequestTally = {
+  total: number;
+  completed: number;
+  failed: number;
 };
 
 /** Texts in the order in which they fit the query. */
@@ -2673,8 +2790,10 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/admin/jobs' ? JobViewPage :
   P extends '/admin/keys' ? KeyViewList :
   P extends '/admin/sets' ? ListedSetCountedPage :
+  P extends '/v1/batches' ? BatchListing :
   P extends '/v1/prompts' ? PromptPage :
   P extends '/v1/models' ? ModelList :
+  P extends '/v1/files' ? FileListing :
   P extends '/session' ? SignedIn :
   P extends '/v1/plan' ? PlanAnswer :
   P extends '/health' ? Health :
@@ -2687,11 +2806,14 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends `/admin/jobs/${string}/events` ? JobEvents :
   P extends `/admin/sets/draws/${string}` ? SetDraw :
   P extends `/admin/datasets/${string}` ? DatasetVersion :
+  P extends `/admin/jobs/${string}/log` ? PlaceLog :
   P extends `/v1/review/sets/${string}` ? ReviewedSet :
   P extends `/admin/models/${string}` ? ModelVersion :
   P extends `/v1/responses/${string}` ? Response :
   P extends `/admin/jobs/${string}` ? JobView :
+  P extends `/v1/batches/${string}` ? Batch :
   P extends `/v1/models/${string}` ? ModelEntry :
+  P extends `/v1/files/${string}` ? File :
   NoSuchRoute<P>;
 
 /** What POST answers. */
@@ -2725,11 +2847,13 @@ export type PostAnswer<P extends string> = string extends P ? any :
   P extends '/admin/jobs' ? JobView :
   P extends '/admin/keys' ? CreatedKey :
   P extends '/detokenize' ? Detokenized :
+  P extends '/v1/batches' ? Batch :
   P extends '/v1/choices' ? RankedChoices :
   P extends '/v1/prompts' ? Prompt :
   P extends '/v1/rewards' ? Rewards :
   P extends '/v1/rerank' ? Reranked :
   P extends '/tokenize' ? Tokenized :
+  P extends '/v1/files' ? File :
   P extends '/v1/score' ? Scored :
   P extends '/session' ? SignedIn :
   P extends `/admin/sets/draws/${string}/cancel` ? SetDraw :
@@ -2742,6 +2866,7 @@ export type PostAnswer<P extends string> = string extends P ? any :
   P extends `/admin/jobs/${string}/cancel` ? Job :
   P extends `/admin/jobs/${string}/resume` ? Job :
   P extends `/admin/sets/${string}/retire` ? null :
+  P extends `/v1/batches/${string}/cancel` ? Batch :
   P extends `/v1/label/${string}/judgment` ? StoredJudgment :
   P extends `/v1/label/${string}/release` ? null :
   P extends `/admin/labelers/${string}` ? Labeler :
@@ -2758,6 +2883,7 @@ export type DeleteAnswer<P extends string> = string extends P ? any :
   P extends `/admin/models/${string}` ? null :
   P extends `/v1/responses/${string}` ? Forgotten :
   P extends `/admin/keys/${string}` ? null :
+  P extends `/v1/files/${string}` ? DeletedFile :
   NoSuchRoute<P>;
 
 /** What POST sends. */
@@ -3169,8 +3295,8 @@ export type PostBody<P extends string> = string extends P ? any :
     instructions?: string | null;
     /** Goes on from the response with this id, if it is kept. */
     previous_response_id?: string | null;
-    /** Keep the response for a day, in this server's memory, so that a later request can go on from it. Default: as the
-     * server keeps completions. */
+    /** Keep the response for 30 days, or as long as requests are kept, so that a later request can go on from it.
+     * Default: as the server keeps completions. */
     store?: boolean | null;
     /** Server-sent events instead of one answer. */
     stream?: boolean | null;
@@ -3277,6 +3403,18 @@ export type PostBody<P extends string> = string extends P ? any :
   P extends '/detokenize' ? {
     model?: string | null;
     tokens: number[];
+  } :
+  P extends '/v1/batches' ? {
+    /** A file of purpose `batch`: one request on each line, `{"custom_id", "method": "POST", "url", "body"}`. */
+    input_file_id: string;
+    /** The `url` of every line: `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings` or `/v1/responses`. */
+    endpoint: string;
+    /** `24h`: requests that are not answered by then are listed as errors. */
+    completion_window: string;
+    /** Up to 16 texts by name, returned as they are. */
+    metadata?: any;
+    /** Not supported: files are kept as long as the server's setting says. */
+    output_expires_after?: any;
   } :
   P extends '/v1/choices' ? {
     /** Name or id of a model version; absent = the active policy. */
@@ -3471,7 +3609,9 @@ export type GetQuery<P extends string> = string extends P ? any :
   P extends '/admin/audit' ? { actor?: string | null | undefined | ''; action?: string | null | undefined | ''; target?: string | null | undefined | ''; since?: number | null | undefined | ''; until?: number | null | undefined | ''; before?: number | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/jobs' ? { state?: 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled' | null | null | undefined | ''; kind?: string | null | undefined | ''; q?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/sets' ? { status?: 'open' | 'done' | 'retired' | null | null | undefined | ''; kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; policy?: string | null | undefined | ''; q?: string | null | undefined | ''; labeler?: string | null | undefined | ''; disputed?: boolean | null | undefined | ''; stuck?: boolean | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/v1/batches' ? { after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/v1/prompts' ? { after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/v1/files' ? { purpose?: 'batch' | 'batch_output' | null | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/v1/plan' ? { preset?: string | null | undefined | ''; bandwidth_gb_s?: number | null | undefined | ''; tflops?: number | null | undefined | ''; memory_gib?: number | null | undefined | ''; context?: number | null | undefined | ''; batch?: number | null | undefined | ''; lora_rank?: number | null | undefined | '' } :
   P extends `/admin/jobs/${string}/metrics` ? { names?: string | null | undefined | '' } :
   P extends `/admin/jobs/${string}/events` ? { format?: string | null | undefined | ''; after?: number | null | undefined | '' } :

@@ -50,40 +50,46 @@ class Server:
 @contextlib.contextmanager
 def running(**settings):
     """A server; settings are environment variables without their INSTRUCTD_ prefix."""
-    binary = os.environ.get("INSTRUCTD_BIN", str(ROOT / "target/debug/instructd"))
     with tempfile.TemporaryDirectory(prefix="instructd-clients-") as data:
-        data = pathlib.Path(data)
-        model = os.environ.get("INSTRUCTD_TEST_MODEL")
-        if model is None:
-            model = data / "tiny-chat"
-            shutil.copytree(ROOT / "tests/fixtures/llama-tied-tiny", model)
-            # The fixture knows the words t0 … t95 and has no template: chat gets the barest one.
-            template = {"chat_template": "{% for m in messages %}{{ m.content }} {% endfor %}"}
-            (model / "tokenizer_config.json").write_text(json.dumps(template))
-        (data / "config.toml").write_text("")
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("INSTRUCTD_")}
-        environment["INSTRUCTD_ADMIN_KEY"] = ADMIN_KEY
-        environment |= {f"INSTRUCTD_{k}": str(v) for k, v in settings.items()}
-        url = f"http://127.0.0.1:{free_port()}"
-        log = data / "log"
-        command = [binary, "serve", "--model", str(model), "--data-dir", str(data / "data"), "--listen", url[7:]]
-        with log.open("w") as out:
-            process = subprocess.Popen(command, cwd=data, env=environment, stdout=out, stderr=out)
-        server = Server(url, process, log)
-        try:
-            for _ in range(1200):
-                assert server.alive(), f"the server did not start:\n{server.log()}"
-                with contextlib.suppress(urllib.error.URLError, ConnectionError):
-                    server.get("/ready")
-                    break
-                time.sleep(0.1)
-            else:
-                raise AssertionError(f"the server was never ready:\n{server.log()}")
+        with running_in(pathlib.Path(data), **settings) as server:
             yield server
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+
+
+@contextlib.contextmanager
+def running_in(data, **settings):
+    """As `running`, in a directory that stays: a second server there goes on with what the first one stored."""
+    binary = os.environ.get("INSTRUCTD_BIN", str(ROOT / "target/debug/instructd"))
+    model = settings.pop("MODEL", os.environ.get("INSTRUCTD_TEST_MODEL"))
+    if model is None:
+        model = data / "tiny-chat"
+        shutil.copytree(ROOT / "tests/fixtures/llama-tied-tiny", model)
+        # The fixture knows the words t0 … t95 and has no template: chat gets the barest one.
+        template = {"chat_template": "{% for m in messages %}{{ m.content }} {% endfor %}"}
+        (model / "tokenizer_config.json").write_text(json.dumps(template))
+    (data / "config.toml").write_text("")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("INSTRUCTD_")}
+    environment["INSTRUCTD_ADMIN_KEY"] = ADMIN_KEY
+    environment |= {f"INSTRUCTD_{k}": str(v) for k, v in settings.items()}
+    url = f"http://127.0.0.1:{free_port()}"
+    log = data / "log"
+    command = [binary, "serve", "--model", str(model), "--data-dir", str(data / "data"), "--listen", url[7:]]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=data, env=environment, stdout=out, stderr=out)
+    server = Server(url, process, log)
+    try:
+        for _ in range(1200):
+            assert server.alive(), f"the server did not start:\n{server.log()}"
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                server.get("/ready")
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError(f"the server was never ready:\n{server.log()}")
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -3,6 +3,7 @@
 
 mod levels;
 mod pages;
+mod tables;
 mod thrift;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +27,8 @@ use super::lines::LineError;
 use super::preferences::pairs;
 use super::records::{Comparison, Record};
 use crate::domain::{Message, Split};
+
+pub use tables::{Table, TableRow};
 
 pub(in crate::data) use pages::{Bounded, guarded};
 

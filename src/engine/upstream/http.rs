@@ -1,9 +1,8 @@
-//! Calls to the upstream server: deadlines, retries of what was never begun, and its answers as `EngineError`.
-//! The address comes from the configuration alone, and redirects are not followed.
+//! Calls to one upstream server: deadlines, and its answers as `EngineError`. The address comes from the configuration
+//! alone, and redirects are not followed.
 
 use std::time::Duration;
 
-use backon::{ExponentialBuilder, Retryable};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode};
 use serde_json::Value;
@@ -24,7 +23,9 @@ pub struct Failure {
     /// The server is to blame, not the request: counts for the circuit breaker.
     pub broken: bool,
     /// Nothing was begun: asking again is harmless.
-    unstarted: bool,
+    pub unstarted: bool,
+    /// Nothing runs there any more: another replica may be asked.
+    pub elsewhere: bool,
     /// The server's own wish.
     wait: Option<Duration>,
 }
@@ -35,11 +36,20 @@ impl Failure {
         tracing::warn!(error = %why, "the upstream server failed");
         let message = "the upstream server of this model does not answer as it should".to_owned();
         let error = EngineError::Unavailable { message, retry_after_s: 2 };
-        Self { error, broken: true, unstarted: false, wait: None }
+        Self { error, broken: true, unstarted: false, elsewhere: false, wait: None }
+    }
+
+    /// An answer that the request is to blame for.
+    pub fn refused(error: EngineError) -> Self {
+        Self { error, broken: false, unstarted: false, elsewhere: false, wait: None }
     }
 
     fn unstarted(self) -> Self {
-        Self { unstarted: true, ..self }
+        Self { unstarted: true, elsewhere: true, ..self }
+    }
+
+    fn over(self) -> Self {
+        Self { elsewhere: true, ..self }
     }
 }
 
@@ -47,15 +57,13 @@ pub struct Http {
     client: Client,
     base: String,
     response_timeout: Duration,
-    retries: usize,
-    jitter_seed: u64,
 }
 
 impl Http {
     /// # Errors
     /// When address or key cannot be used.
-    pub fn new(options: &UpstreamOptions) -> Result<Self, String> {
-        let base = options.url.trim_end_matches('/').to_owned();
+    pub fn new(url: &str, options: &UpstreamOptions) -> Result<Self, String> {
+        let base = url.trim_end_matches('/').to_owned();
         let url = reqwest::Url::parse(&base).map_err(|e| format!("'{base}' is no URL: {e}"))?;
         if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
             return Err(format!("'{base}' must be http://… or https://…"));
@@ -76,38 +84,26 @@ impl Http {
             .no_proxy()
             .build()
             .map_err(|e| e.to_string())?;
-        let UpstreamOptions { response_timeout, retries, jitter_seed, .. } = *options;
-        Ok(Self { client, base, response_timeout, retries, jitter_seed })
+        Ok(Self { client, base, response_timeout: options.response_timeout })
     }
 
-    fn retrying(&self) -> ExponentialBuilder {
-        ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(100))
-            .with_max_delay(MAX_WAIT)
-            .with_max_times(self.retries)
-            .with_jitter()
-            .with_jitter_seed(self.jitter_seed)
+    /// Host and port, without what an address may hold beside them.
+    pub fn host(&self) -> String {
+        let url = reqwest::Url::parse(&self.base).ok();
+        let host = url.as_ref().and_then(|url| Some(format!("{}:{}", url.host_str()?, url.port_or_known_default()?)));
+        host.unwrap_or_default()
     }
 
-    /// The server's models: harmless to ask again, whatever went wrong.
+    /// The server's models.
     pub async fn models(&self) -> Result<Listing, Failure> {
-        let once = || async {
-            let answer = self.send(self.client.get(format!("{}/models", self.base)), "model").await?;
-            let body = self.body(answer).await?;
-            serde_json::from_slice(&body).map_err(|e| Failure::broken(format!("the list of models: {e}")))
-        };
-        once.retry(self.retrying()).when(|f: &Failure| f.broken).adjust(wait).await
+        let answer = self.send(self.client.get(format!("{}/models", self.base)), "model").await?;
+        let body = self.body(answer).await?;
+        serde_json::from_slice(&body).map_err(|e| Failure::broken(format!("the list of models: {e}")))
     }
 
-    /// Begins a streamed answer. Asked again only where the server cannot have begun: no connection, or a
-    /// status that says so.
+    /// Begins a streamed answer.
     pub async fn open(&self, path: &str, body: &Value, blame: &'static str) -> Result<Response, Failure> {
-        let once = || async { self.send(self.client.post(format!("{}/{path}", self.base)).json(body), blame).await };
-        once.retry(self.retrying())
-            .when(|f: &Failure| f.unstarted)
-            .notify(|_, after| tracing::info!(wait.ms = after.as_millis() as u64, "asking the upstream server again"))
-            .adjust(wait)
-            .await
+        self.send(self.client.post(format!("{}/{path}", self.base)).json(body), blame).await
     }
 
     /// The next piece of a stream; `None` at its end.
@@ -123,7 +119,8 @@ impl Http {
         let answer = match tokio::time::timeout(self.response_timeout, request.send()).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(e)) if e.is_connect() => return Err(Failure::broken(format!("no connection: {e}")).unstarted()),
-            Ok(Err(e)) => return Err(Failure::broken(e)),
+            // The connection is gone, and with it what was asked on it.
+            Ok(Err(e)) => return Err(Failure::broken(e).over()),
             // It may well be at work on it: a second request would double the load.
             Err(_) => return Err(Failure::broken("no answer in time")),
         };
@@ -132,7 +129,7 @@ impl Http {
             return Ok(answer);
         }
         let wait = retry_after(answer.headers());
-        let refused = |error| Failure { error, broken: false, unstarted: false, wait };
+        let refused = |error| Failure { wait, ..Failure::refused(error) };
         match status {
             StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY | StatusCode::PAYLOAD_TOO_LARGE => {
                 let body = self.body(answer).await?;
@@ -146,7 +143,7 @@ impl Http {
                 Err(Failure { wait, ..Failure::broken(format!("status {status}")).unstarted() })
             }
             // 401, 403 and 404 are faults of this server's configuration: nothing the client could mend.
-            _ => Err(Failure::broken(format!("status {status}"))),
+            _ => Err(Failure::broken(format!("status {status}")).over()),
         }
     }
 
@@ -163,7 +160,7 @@ impl Http {
 }
 
 /// The server's `Retry-After` where it is longer than the backoff; no retry at all where it asks too much.
-fn wait(failure: &Failure, backoff: Option<Duration>) -> Option<Duration> {
+pub fn wait(failure: &Failure, backoff: Option<Duration>) -> Option<Duration> {
     match (failure.wait, backoff) {
         (Some(asked), Some(_)) if asked > MAX_WAIT => None,
         (Some(asked), Some(backoff)) => Some(asked.max(backoff)),

@@ -1,7 +1,8 @@
-//! A generator that asks another OpenAI-compatible server (vLLM, SGLang, llama.cpp, instructd): one model,
-//! named in the configuration. What it cannot do (token ids, log-probs, tokenizing) it refuses.
+//! A generator that asks other OpenAI-compatible servers (vLLM, SGLang, llama.cpp, instructd): one model,
+//! named in the configuration, at one server or at several replicas. What it cannot do (token ids, log-probs, tokenizing) it refuses.
 
 mod breaker;
+mod fleet;
 mod http;
 mod sse;
 pub mod wire;
@@ -14,21 +15,22 @@ use async_trait::async_trait;
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio_util::sync::CancellationToken;
 
-use self::breaker::{Breaker, Pass};
+use self::breaker::Pass;
+use self::fleet::{Fleet, Opened, Seat};
 use self::http::{Failure, Http};
 use self::wire::{Chunk, Kind, Usage};
 use super::rewards::RewardModels;
 use super::{
-    EngineError, EngineStats, FinishReason, GenEvent, GenerateRequest, Generation, Generator, ModelFiles, Piece,
-    ServedModel, TextForm, TextPrompt, TokenLogprob,
+    EngineError, EngineStats, FinishReason, GenEvent, GenerateRequest, Generation, Generator, ModelFiles, RewardScorer,
+    ServedModel, TextPrompt,
 };
 use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore};
 
 /// Where and how to ask.
 #[derive(Clone, Debug)]
 pub struct UpstreamOptions {
-    /// Base address as OpenAI clients take it, with `/v1`.
-    pub url: String,
+    /// Base addresses of the replicas as OpenAI clients take them, with `/v1`; at least one.
+    pub urls: Vec<String>,
     pub kind: Kind,
     pub api_key: Option<String>,
     pub connect_timeout: Duration,
@@ -41,6 +43,8 @@ pub struct UpstreamOptions {
     /// Failures in a row that open the circuit breaker, and for how long.
     pub breaker_failures: u32,
     pub breaker_pause: Duration,
+    /// How often each of several replicas is asked whether it has the model; zero = never.
+    pub health_period: Duration,
     pub jitter_seed: u64,
     /// Where reward models are, which are scored here.
     pub files: Arc<dyn ModelFiles>,
@@ -56,7 +60,7 @@ pub struct Discovered {
 /// The connection before its model is known.
 pub struct Upstream {
     options: UpstreamOptions,
-    http: Http,
+    fleet: Fleet,
 }
 
 /// Why the server's models are no use.
@@ -72,9 +76,9 @@ pub enum DiscoverError {
 
 impl Upstream {
     /// # Errors
-    /// When address or key cannot be used.
+    /// When an address or the key cannot be used.
     pub fn new(options: UpstreamOptions) -> Result<Self, String> {
-        Ok(Self { http: Http::new(&options)?, options })
+        Ok(Self { fleet: Fleet::new(&options)?, options })
     }
 
     /// The wanted model, or the server's first.
@@ -82,20 +86,17 @@ impl Upstream {
     /// # Errors
     /// `Away` when asking again later may help.
     pub async fn discover(&self, wanted: Option<&str>) -> Result<Discovered, DiscoverError> {
-        let listing = self.http.models().await.map_err(|f| DiscoverError::Away(f.error))?;
-        let listed = match wanted {
-            None => listing.data.first().ok_or(DiscoverError::NoModel)?,
-            Some(wanted) => listing.data.iter().find(|m| m.id == wanted).ok_or_else(|| {
-                let known: Vec<_> = listing.data.iter().take(20).map(|m| m.id.as_str()).collect();
-                DiscoverError::NoSuchModel { wanted: wanted.to_owned(), known: known.join(", ") }
-            })?,
-        };
-        Ok(Discovered { model: listed.id.clone(), max_context: listed.max_context() })
+        self.fleet.discover(wanted).await
     }
 
     /// Serves `version`, which stands for the upstream's `model`.
     pub fn serve(self, version: ModelVersion, discovered: Discovered) -> Arc<UpstreamEngine> {
-        let Self { options, http } = self;
+        let Self { options, fleet } = self;
+        let fleet = Arc::new(fleet);
+        if options.urls.len() > 1 && !options.health_period.is_zero() {
+            let (model, weak) = (discovered.model.clone(), Arc::downgrade(&fleet));
+            tokio::spawn(Fleet::watch(weak, model, options.health_period));
+        }
         let served = ServedModel {
             version,
             vocab_size: 0,
@@ -109,8 +110,7 @@ impl Upstream {
         };
         Arc::new(UpstreamEngine {
             shared: Arc::new(Shared {
-                http,
-                breaker: Arc::new(Breaker::new(options.breaker_failures, options.breaker_pause)),
+                fleet,
                 running: AtomicUsize::new(0),
                 prompt_tokens: AtomicU64::new(0),
                 generated: AtomicU64::new(0),
@@ -126,8 +126,7 @@ impl Upstream {
 }
 
 struct Shared {
-    http: Http,
-    breaker: Arc<Breaker>,
+    fleet: Arc<Fleet>,
     running: AtomicUsize,
     prompt_tokens: AtomicU64,
     generated: AtomicU64,
@@ -176,29 +175,19 @@ impl UpstreamEngine {
     }
 
     /// Opens the streams of all samples; the first refusal refuses the request.
-    async fn open(&self, request: &GenerateRequest, prompt: &TextPrompt) -> Result<(Vec<Stream>, Pass), EngineError> {
+    async fn open(&self, request: &GenerateRequest, prompt: &TextPrompt) -> Result<(Vec<Stream>, Seat), EngineError> {
         let kind = self.options.kind;
         let parts: Vec<(usize, usize)> =
             if kind.takes_n() { vec![(0, request.n)] } else { (0..request.n).map(|i| (i, 1)).collect() };
         let blame = if matches!(prompt, TextPrompt::Raw(_)) { "prompt" } else { "messages" };
         let calls = parts
-            .into_iter()
-            .map(|(first, n)| {
-                let (path, body) = wire::call(kind, &self.model, request, prompt, first, n)?;
-                Ok(async move {
-                    let response = self.shared.http.open(path, &body, blame).await?;
-                    Ok::<_, Failure>(Stream { response, first, n })
-                })
-            })
+            .iter()
+            .map(|(first, n)| wire::call(kind, &self.model, request, prompt, *first, *n))
             .collect::<Result<Vec<_>, EngineError>>()?;
-        let pass = self.shared.breaker.admit(Instant::now()).map_err(resting)?;
-        match futures::future::try_join_all(calls).await {
-            Ok(streams) => Ok((streams, pass)),
-            Err(failure) => {
-                record_outcome(pass, failure.broken);
-                Err(failure.error)
-            }
-        }
+        let opened = self.shared.fleet.open(&calls, request.n, blame).await;
+        let Opened { responses, seat } = opened.map_err(|failure| failure.error)?;
+        let streams = parts.into_iter().zip(responses).map(|((first, n), response)| Stream { response, first, n });
+        Ok((streams.collect(), seat))
     }
 }
 
@@ -216,8 +205,9 @@ fn record_outcome(pass: Pass, broken: bool) {
 
 impl Shared {
     /// Passes on what the streams say until they end, the client leaves, or the drain's deadline passes.
-    async fn follow(&self, streams: Vec<Stream>, pass: Pass, events: &UnboundedSender<GenEvent>) {
-        let all = futures::future::try_join_all(streams.into_iter().map(|s| self.follow_one(s, &pass, events)));
+    async fn follow(&self, streams: Vec<Stream>, seat: Seat, events: &UnboundedSender<GenEvent>) {
+        let following = streams.into_iter().map(|s| follow_one(seat.http(), s, &seat.pass, events));
+        let all = futures::future::try_join_all(following);
         let ended = tokio::select! {
             // Dropping the responses closes the connections: the upstream server sees its client leave.
             () = events.closed() => return,
@@ -227,7 +217,7 @@ impl Shared {
             }
             ended = all => ended,
         };
-        record_outcome(pass, ended.is_err());
+        seat.settle(ended.is_err());
         let ended = ended.map_err(|failure| failure.error);
         match ended {
             Err(error) => drop(events.send(GenEvent::Failed { error })),
@@ -248,47 +238,47 @@ impl Shared {
             }
         }
     }
+}
 
-    /// Counts and ends of one stream; its deltas are sent as they come.
-    async fn follow_one(
-        &self,
-        stream: Stream,
-        pass: &Pass,
-        events: &UnboundedSender<GenEvent>,
-    ) -> Result<(Option<Usage>, Vec<(usize, FinishReason)>), Failure> {
-        let Stream { mut response, first, n } = stream;
-        let mut parser = sse::Events::default();
-        let mut finishes: Vec<Option<FinishReason>> = vec![None; n];
-        let mut usage = None;
-        'stream: while let Some(piece) = self.http.piece(&mut response).await? {
-            pass.answered();
-            for data in parser.push(&piece).map_err(Failure::broken)? {
-                if data == "[DONE]" {
-                    break 'stream;
+/// Counts and ends of one stream; its deltas are sent as they come.
+async fn follow_one(
+    http: &Http,
+    stream: Stream,
+    pass: &Pass,
+    events: &UnboundedSender<GenEvent>,
+) -> Result<(Option<Usage>, Vec<(usize, FinishReason)>), Failure> {
+    let Stream { mut response, first, n } = stream;
+    let mut parser = sse::Events::default();
+    let mut finishes: Vec<Option<FinishReason>> = vec![None; n];
+    let mut usage = None;
+    'stream: while let Some(piece) = http.piece(&mut response).await? {
+        pass.answered();
+        for data in parser.push(&piece).map_err(Failure::broken)? {
+            if data == "[DONE]" {
+                break 'stream;
+            }
+            let chunk: Chunk = serde_json::from_str(&data).map_err(|e| Failure::broken(format!("a chunk: {e}")))?;
+            if let Some(error) = chunk.error.filter(|e| !e.is_null()) {
+                return Err(Failure::broken(format!("in mid-stream: {error}")));
+            }
+            usage = chunk.usage.or(usage);
+            for mut choice in chunk.choices {
+                let Some(finish) = finishes.get_mut(choice.index) else {
+                    return Err(Failure::broken(format!("a choice {} that nobody asked for", choice.index)));
+                };
+                let (index, text) = (first + choice.index, choice.take_text());
+                if !text.is_empty() {
+                    events.send(GenEvent::Delta { index, text, tokens: Vec::new() }).ok();
                 }
-                let chunk: Chunk = serde_json::from_str(&data).map_err(|e| Failure::broken(format!("a chunk: {e}")))?;
-                if let Some(error) = chunk.error.filter(|e| !e.is_null()) {
-                    return Err(Failure::broken(format!("in mid-stream: {error}")));
-                }
-                usage = chunk.usage.or(usage);
-                for mut choice in chunk.choices {
-                    let Some(finish) = finishes.get_mut(choice.index) else {
-                        return Err(Failure::broken(format!("a choice {} that nobody asked for", choice.index)));
-                    };
-                    let (index, text) = (first + choice.index, choice.take_text());
-                    if !text.is_empty() {
-                        events.send(GenEvent::Delta { index, text, tokens: Vec::new() }).ok();
-                    }
-                    if let Some(reason) = &choice.finish_reason {
-                        *finish = Some(wire::finish(reason));
-                    }
+                if let Some(reason) = &choice.finish_reason {
+                    *finish = Some(wire::finish(reason));
                 }
             }
         }
-        let ended: Option<Vec<FinishReason>> = finishes.into_iter().collect();
-        let ended = ended.ok_or_else(|| Failure::broken("the stream ended before its text"))?;
-        Ok((usage, ended.into_iter().enumerate().map(|(i, reason)| (first + i, reason)).collect()))
     }
+    let ended: Option<Vec<FinishReason>> = finishes.into_iter().collect();
+    let ended = ended.ok_or_else(|| Failure::broken("the stream ended before its text"))?;
+    Ok((usage, ended.into_iter().enumerate().map(|(i, reason)| (first + i, reason)).collect()))
 }
 
 #[async_trait]
@@ -306,16 +296,16 @@ impl Generator for UpstreamEngine {
         if self.shared.running.fetch_add(request.n, SeqCst) + request.n > self.options.max_running {
             return Err(EngineError::Overloaded { retry_after_s: 1 });
         }
-        let (streams, pass) = self.open(&request, &prompt).await?;
+        let (streams, seat) = self.open(&request, &prompt).await?;
         let (sender, events) = mpsc::unbounded_channel();
         tokio::spawn(async move {
-            slot.0.follow(streams, pass, &sender).await;
+            slot.0.follow(streams, seat, &sender).await;
         });
         Ok(Generation { version: self.served.clone(), prompt_tokens: 0, events })
     }
 
     fn ready(&self) -> Result<(), EngineError> {
-        self.shared.breaker.refuses_for(Instant::now()).map_or(Ok(()), |left| Err(resting(left)))
+        self.shared.fleet.ready().map_err(resting)
     }
 
     fn active(&self) -> Option<Arc<ServedModel>> {
@@ -342,34 +332,8 @@ impl Generator for UpstreamEngine {
         self.find(Some(version))
     }
 
-    async fn tokenize(&self, _: Option<&ModelVersionId>, _: &str, _: TextForm<'_>) -> Result<Vec<u32>, EngineError> {
-        no_ids("model")
-    }
-
-    async fn detokenize(&self, _: Option<&ModelVersionId>, _: &[u32]) -> Result<String, EngineError> {
-        no_ids("model")
-    }
-
-    async fn token_pieces(
-        &self,
-        _: Option<&ModelVersionId>,
-        _: &[u32],
-        _: &[TokenLogprob],
-    ) -> Result<Vec<Vec<Piece>>, EngineError> {
-        no_ids("model")
-    }
-
-    async fn chat_prompt(&self, _: Option<&ModelVersionId>, _: &[Message]) -> Result<Vec<u32>, EngineError> {
-        no_ids("messages")
-    }
-
-    async fn reward_scores(
-        &self,
-        version: &ModelVersion,
-        prompt: &Arc<[Message]>,
-        answers: Vec<String>,
-    ) -> Result<Vec<RewardScore>, EngineError> {
-        self.rewards.score(version, &self.options.files, prompt, answers).await
+    fn rewards(&self) -> Option<&dyn RewardScorer> {
+        Some(self)
     }
 
     fn stats(&self) -> EngineStats {
@@ -391,5 +355,17 @@ impl Generator for UpstreamEngine {
         if tokio::time::timeout(deadline, idle).await.is_err() {
             self.shared.stop.cancel();
         }
+    }
+}
+
+#[async_trait]
+impl RewardScorer for UpstreamEngine {
+    async fn reward_scores(
+        &self,
+        version: &ModelVersion,
+        prompt: &Arc<[Message]>,
+        answers: Vec<String>,
+    ) -> Result<Vec<RewardScore>, EngineError> {
+        self.rewards.score(version, &self.options.files, prompt, answers).await
     }
 }

@@ -296,6 +296,7 @@ mod tests {
             prompt_logprobs: None,
             prompt_from: 0,
             adapter: None,
+            background: false,
         }
     }
 

@@ -21,7 +21,7 @@ use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{Json, Path, Query};
 use crate::http::label::page;
 use crate::jobs::estimate::Estimate;
-use crate::service::jobs::{self, JobView};
+use crate::service::jobs::{self, JobView, PlaceLog};
 use crate::store::JobFilter;
 
 /// How often a followed job is looked at.
@@ -167,6 +167,11 @@ pub async fn resume(
     Path(id): Path<JobId>,
 ) -> ApiResult<axum::Json<Job>> {
     Ok(axum::Json(jobs::resume(&state.services, &actor, &id).await?))
+}
+
+/// Where the job's last attempt ran, with the end of its log there.
+pub async fn log(State(state): State<AppState>, Path(id): Path<JobId>) -> ApiResult<axum::Json<PlaceLog>> {
+    Ok(axum::Json(jobs::place_log(&state.services, &id).await?))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use futures::future::BoxFuture;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -112,6 +113,10 @@ pub trait Narrator: Send + 'static {
     /// The answer has ended; `rest` is what was held back.
     fn end(&mut self, running: &Running, rest: Vec<Part>, reason: FinishReason) -> Vec<Told>;
     fn failed(&mut self, error: &ApiError) -> Vec<Told>;
+    /// What must have happened before the client hears that the answer has ended.
+    fn settle(&mut self) -> Option<BoxFuture<'static, ()>> {
+        None
+    }
 }
 
 /// Server-sent events of one answer; dropping the response ends the generation within one step.
@@ -150,6 +155,9 @@ pub fn respond(mut running: Running, begun: &Begun, mut narrator: impl Narrator)
                     return;
                 }
             };
+            if let Some(settling) = narrator.settle() {
+                settling.await;
+            }
             if send(told).await.is_err() {
                 return;
             }

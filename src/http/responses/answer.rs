@@ -1,5 +1,6 @@
 //! A response: a list of items, whole or told by events.
 
+use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
 use super::ResponsesRequest;
@@ -149,11 +150,12 @@ pub struct Narrated<K> {
     blocks: Blocks,
     number: u64,
     keep: Option<K>,
+    keeping: Option<BoxFuture<'static, ()>>,
 }
 
-impl<K: FnOnce(&str, Value, &ResponseObject) + Send + 'static> Narrated<K> {
+impl<K: FnOnce(&str, Value, &ResponseObject) -> BoxFuture<'static, ()> + Send + 'static> Narrated<K> {
     pub fn new(shape: Shape, keep: Option<K>) -> Self {
-        Self { shape, blocks: Blocks::default(), number: 0, keep }
+        Self { shape, blocks: Blocks::default(), number: 0, keep, keeping: None }
     }
 
     fn event(&mut self, kind: &'static str, data: EventData) -> Told {
@@ -231,7 +233,7 @@ impl<K: FnOnce(&str, Value, &ResponseObject) + Send + 'static> Narrated<K> {
     }
 }
 
-impl<K: FnOnce(&str, Value, &ResponseObject) + Send + 'static> Narrator for Narrated<K> {
+impl<K: FnOnce(&str, Value, &ResponseObject) -> BoxFuture<'static, ()> + Send + 'static> Narrator for Narrated<K> {
     fn start(&mut self, _: &Running) -> Vec<Told> {
         let begun = self.shape.begun.clone();
         vec![self.whole("response.created", begun.clone()), self.whole("response.in_progress", begun)]
@@ -253,7 +255,7 @@ impl<K: FnOnce(&str, Value, &ResponseObject) + Send + 'static> Narrator for Narr
         told.extend(self.tell(running, closed, if cut { Status::Incomplete } else { Status::Completed }));
         let response = self.shape.ended(running, &self.blocks.all);
         if let Some(keep) = self.keep.take() {
-            keep(&self.shape.id, as_message(running, &self.blocks.all), &response);
+            self.keeping = Some(keep(&self.shape.id, as_message(running, &self.blocks.all), &response));
         }
         told.push(self.whole(if cut { "response.incomplete" } else { "response.completed" }, response));
         told
@@ -262,5 +264,9 @@ impl<K: FnOnce(&str, Value, &ResponseObject) + Send + 'static> Narrator for Narr
     fn failed(&mut self, error: &ApiError) -> Vec<Told> {
         let response = ResponseObject { status: Status::Failed, error: Some(error.into()), ..self.shape.begun.clone() };
         vec![self.whole("response.failed", response)]
+    }
+
+    fn settle(&mut self) -> Option<BoxFuture<'static, ()>> {
+        self.keeping.take()
     }
 }

@@ -4,10 +4,9 @@ mod answer;
 mod input;
 mod types;
 
-use std::sync::Arc;
-
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
 use serde_json::{Map, Value, json};
 
 use self::answer::{Narrated, Shape};
@@ -21,7 +20,9 @@ use super::openai::begin;
 use super::openai::blocks::{self, Blocks};
 use super::openai::chat::ChatRequest;
 use super::openai::params;
-use crate::service::responses::Kept;
+use crate::domain::KeptResponse;
+use crate::service::access::owner_of;
+use crate::service::responses as kept;
 
 /// OpenAI's request. Unknown fields are refused.
 #[derive(Debug, Default, serde::Deserialize, schemars::JsonSchema)]
@@ -36,8 +37,8 @@ pub struct ResponsesRequest {
     pub instructions: Option<String>,
     /// Goes on from the response with this id, if it is kept.
     pub previous_response_id: Option<String>,
-    /// Keep the response for a day, in this server's memory, so that a later request can go on from it. Default: as the
-    /// server keeps completions.
+    /// Keep the response for 30 days, or as long as requests are kept, so that a later request can go on from it.
+    /// Default: as the server keeps completions.
     pub store: Option<bool>,
     /// Server-sent events instead of one answer.
     pub stream: Option<bool>,
@@ -104,7 +105,7 @@ const NAMES: [(&str, &str); 6] = [
 ];
 
 fn owner(caller: &MaybeCaller) -> Option<String> {
-    caller.0.as_ref().map(|actor| actor.credential.clone())
+    caller.0.as_ref().map(owner_of)
 }
 
 pub async fn create(
@@ -126,12 +127,12 @@ pub async fn create(
     let mut messages = match &request.previous_response_id {
         None => Vec::new(),
         Some(id) => {
-            let kept = services.responses.get(id, owner.as_deref(), services.now());
+            let kept = kept::get(services, id, owner.as_deref()).await?;
             let missing = || {
                 let error = ApiError::not_found(format!("no response {id} is kept here"));
                 ApiError { param: Some("previous_response_id".to_owned()), ..error }
             };
-            kept.ok_or_else(missing)?.messages.clone()
+            kept.ok_or_else(missing)?.messages
         }
     };
     messages.extend(input::messages(request.input.as_ref())?);
@@ -146,8 +147,14 @@ pub async fn create(
         move |id: &str, answer: Value, response: &ResponseObject| {
             messages.push(answer);
             let response = serde_json::to_value(response).unwrap_or_default();
-            let kept = Kept { id: id.to_owned(), owner, messages, response, created };
-            services.responses.keep(kept);
+            let kept = KeptResponse { id: id.to_owned(), owner, messages, response, created };
+            let keeping = async move {
+                // The answer is there all the same; going on from it will say that it is not kept.
+                if let Err(error) = kept::keep(&services, kept).await {
+                    tracing::warn!(%error, "a response was not kept");
+                }
+            };
+            keeping.boxed()
         }
     });
     if streamed {
@@ -158,7 +165,7 @@ pub async fn create(
     let read = Blocks::read(&running.samples[0].text, &begun);
     let response = shape.ended(&running, &read.all);
     if let Some(keep) = keeper {
-        keep(&shape.id, answer::as_message(&running, &read.all), &response);
+        keep(&shape.id, answer::as_message(&running, &read.all), &response).await;
     }
     Ok(axum::Json(response).into_response())
 }
@@ -169,9 +176,9 @@ pub async fn get(
     caller: MaybeCaller,
     Path(id): Path<String>,
 ) -> ApiResult<axum::Json<Value>> {
-    let kept: Option<Arc<Kept>> = state.services.responses.get(&id, owner(&caller).as_deref(), state.services.now());
+    let kept = kept::get(&state.services, &id, owner(&caller).as_deref()).await?;
     let kept = kept.ok_or_else(|| ApiError::not_found(format!("no response {id} is kept here")))?;
-    Ok(axum::Json(kept.response.clone()))
+    Ok(axum::Json(kept.response))
 }
 
 /// A response that is kept no longer.
@@ -189,7 +196,7 @@ pub async fn delete(
     caller: MaybeCaller,
     Path(id): Path<String>,
 ) -> ApiResult<axum::Json<Forgotten>> {
-    if !state.services.responses.forget(&id, owner(&caller).as_deref()) {
+    if !kept::forget(&state.services, &id, owner(&caller).as_deref()).await? {
         return Err(ApiError::not_found(format!("no response {id} is kept here")));
     }
     Ok(axum::Json(Forgotten { id, object: "response.deleted", deleted: true }))

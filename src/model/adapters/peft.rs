@@ -180,6 +180,11 @@ fn number(about: &Value, key: &str, module: &str) -> Option<f64> {
 }
 
 impl Adapter {
+    /// `{module}.lora_A.weight` and `{module}.lora_B.weight`, of which B has the scale in it.
+    pub(in crate::model) fn factors(&self) -> &Weights {
+        &self.factors
+    }
+
     /// The model's weights with the adapter folded in.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use crate::model::Decoder;
+use crate::model::adapters::served::Group;
 use crate::model::decoder::Rows;
 use crate::model::decoder::tails::Tails;
 use crate::model::layers::Norm;
@@ -152,7 +153,7 @@ impl Blocks {
         for (i, layer) in decoder.layers.iter().enumerate() {
             let attn = self.attn(i, &x)?;
             let mlp = self.inner(i, &x, &attn.mid)?;
-            let Outer { out, given, low } = outer(decoder, layer, &attn.mid, &mlp)?;
+            let Outer { out, given, low } = outer(decoder, layer, &attn.mid, &mlp, &[])?;
             if i < from {
                 pool::give(given);
                 pool::give(std::mem::replace(&mut x, out));
@@ -173,7 +174,7 @@ impl Blocks {
         let tails = self.tails(layer);
         let layer = &self.decoder.layers[layer];
         let spec = layer.attention(tails.map_or(&self.rows.attention, |t| &t.attention));
-        attn(&self.decoder, layer, x, &self.rows.rotary, tails, |q, k, v, mixed| {
+        attn(&self.decoder, layer, x, &self.rows.rotary, tails, &[], |q, k, v, mixed| {
             attention::forward(&spec, q, k, v, mixed);
         })
     }
@@ -181,7 +182,7 @@ impl Blocks {
     /// The feed-forward part of block `layer` up to its activation, from the block's input and the stream after
     /// attention.
     pub(in crate::model) fn inner(&self, layer: usize, x: &[f32], mid: &[f32]) -> Result<Inner> {
-        self.with_source(layer, x, mid, |source| inner(&self.decoder.layers[layer], source))
+        self.with_source(layer, x, mid, |source| inner(&self.decoder.layers[layer], source, &[]))
     }
 
     /// Calls `f` with what the feed-forward part of block `layer` reads.
@@ -254,13 +255,14 @@ fn norm_in_place(norm: Option<&Norm>, x: &mut Vec<f32>, raw: &mut Vec<f32>) -> R
 }
 
 /// x + attention(norm(x)) for rows at `rotary` positions, of the tails alone where they are given. `attend` turns
-/// rotated q and k, and v, into mixed values.
+/// rotated q and k, and v, into mixed values. `beside`: adapters that some rows have.
 pub(in crate::model) fn attn(
     decoder: &Decoder,
     layer: &Layer,
     x: &[f32],
     rotary: &[rope::Row],
     tails: Option<&Tails>,
+    beside: &[Group<'_>],
     attend: impl FnOnce(&[f32], &[f32], &[f32], &mut [f32]),
 ) -> Result<Attn> {
     let (n, c) = (rotary.len(), &decoder.config);
@@ -274,7 +276,7 @@ pub(in crate::model) fn attn(
     match (&layer.attn, tails) {
         (Projections::Split { q: wq, k: wk, v: wv }, tails) => {
             low[0] = match tails {
-                None => wq.run(normed, &mut q, n)?,
+                None => wq.run_beside(normed, &mut q, n, beside)?,
                 Some(tails) => {
                     let own = tails.pick(normed, d);
                     let low = wq.run(&own, &mut q, asking.len())?;
@@ -282,12 +284,12 @@ pub(in crate::model) fn attn(
                     low
                 }
             };
-            low[1] = wk.run(normed, &mut k, n)?;
-            low[2] = wv.run(normed, &mut v, n)?;
+            low[1] = wk.run_beside(normed, &mut k, n, beside)?;
+            low[2] = wv.run_beside(normed, &mut v, n, beside)?;
         }
         (Projections::Joint { all, by_head }, tails) => {
             let (mut joint, mut every) = (pool::take(n * (width + 2 * kv_width)), pool::take(n * width));
-            low[0] = all.run(normed, &mut joint, n)?;
+            low[0] = all.run_beside(normed, &mut joint, n, beside)?;
             let parts = [every.as_mut_slice(), &mut k, &mut v];
             for_each_qkv(&mut joint, parts, n, by_head.then_some(c.head_dim), |row, part| part.copy_from_slice(row));
             let unused = match tails {
@@ -314,7 +316,7 @@ pub(in crate::model) fn attn(
     let mut mixed = pool::take(q.len());
     attend(&q, &k, &v, &mut mixed);
     let mut mid = pool::take(asking.len() * d);
-    low[3] = layer.out.run(&mixed, &mut mid, asking.len())?;
+    low[3] = layer.out.run_beside(&mixed, &mut mid, asking.len(), beside)?;
     norm_in_place(layer.attn_post.as_ref(), &mut mid, &mut given)?;
     scale(&mut mid, c.switches.residual_scale);
     match tails {
@@ -329,7 +331,7 @@ pub(in crate::model) fn attn(
 }
 
 /// The feed-forward part up to its activation.
-pub(in crate::model) fn inner(layer: &Layer, source: &[f32]) -> Result<Inner> {
+pub(in crate::model) fn inner(layer: &Layer, source: &[f32], beside: &[Group<'_>]) -> Result<Inner> {
     let own = normed(layer.mlp_norm.as_ref(), source)?;
     let normed = own.as_deref().unwrap_or(source);
     let n = source.len() / layer.mlp.down().out_features();
@@ -338,12 +340,15 @@ pub(in crate::model) fn inner(layer: &Layer, source: &[f32]) -> Result<Inner> {
         Mlp::Gated { gate, up, .. } => {
             inner.gate = pool::take(n * gate.out_features());
             inner.up = pool::take(n * up.out_features());
-            inner.low = [gate.run(normed, &mut inner.gate, n)?, up.run(normed, &mut inner.up, n)?];
+            inner.low = [
+                gate.run_beside(normed, &mut inner.gate, n, beside)?,
+                up.run_beside(normed, &mut inner.up, n, beside)?,
+            ];
         }
         Mlp::JointGated { gate_up, .. } => {
             let width = gate_up.out_features() / 2;
             let mut joint = pool::take(n * 2 * width);
-            inner.low[0] = gate_up.run(normed, &mut joint, n)?;
+            inner.low[0] = gate_up.run_beside(normed, &mut joint, n, beside)?;
             (inner.gate, inner.up) = (pool::take(n * width), pool::take(n * width));
             let parts = [inner.gate.as_mut_slice(), inner.up.as_mut_slice()];
             for_each_part(&mut joint, parts, n, |row, part| part.copy_from_slice(row));
@@ -351,7 +356,7 @@ pub(in crate::model) fn inner(layer: &Layer, source: &[f32]) -> Result<Inner> {
         }
         Mlp::Plain { up, .. } => {
             inner.up = pool::take(n * up.out_features());
-            inner.low[1] = up.run(normed, &mut inner.up, n)?;
+            inner.low[1] = up.run_beside(normed, &mut inner.up, n, beside)?;
         }
     }
     pool::give(own.unwrap_or_default());
@@ -368,7 +373,13 @@ pub(in crate::model) struct Outer {
 }
 
 /// mid + down(activation).
-pub(in crate::model) fn outer(decoder: &Decoder, layer: &Layer, mid: &[f32], inner: &Inner) -> Result<Outer> {
+pub(in crate::model) fn outer(
+    decoder: &Decoder,
+    layer: &Layer,
+    mid: &[f32],
+    inner: &Inner,
+    beside: &[Group<'_>],
+) -> Result<Outer> {
     let mut acted = pool::take(inner.up.len());
     match &layer.mlp {
         Mlp::Gated { activation, .. } | Mlp::JointGated { activation, .. } => {
@@ -378,7 +389,7 @@ pub(in crate::model) fn outer(decoder: &Decoder, layer: &Layer, mid: &[f32], inn
     }
     let (mut out, mut given) = (pool::take(mid.len()), Vec::new());
     let down = layer.mlp.down();
-    let low = down.run(&acted, &mut out, mid.len() / down.out_features())?;
+    let low = down.run_beside(&acted, &mut out, mid.len() / down.out_features(), beside)?;
     norm_in_place(layer.mlp_post.as_ref(), &mut out, &mut given)?;
     scale(&mut out, decoder.config.switches.residual_scale);
     add_assign(&mut out, mid);

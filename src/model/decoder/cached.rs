@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use crate::model::Decoder;
+use crate::model::adapters::served::Group;
 use crate::model::decoder::blocks::{self, Attn, Inner, Kept, Outer, Recompute, Trace};
 use crate::model::decoder::kv_cache::{KvCache, StepRows};
 use crate::model::layers::block::Layer;
@@ -154,12 +155,13 @@ impl Decoder {
         x.copy_from_slice(&read(&self.embed_tokens(&Arc::new(rows.ids().to_vec()), &positions, rows.soft())?)?);
         let places = recording.as_ref().map(|(recording, fed)| recording.places(fed));
         for (i, layer) in self.layers.iter().enumerate() {
-            let attn = blocks::attn(self, layer, &x, &rotary, None, |q, k, v, mixed| {
+            let beside: Vec<Group<'_>> = rows.adapters().iter().map(|adapter| adapter.of_layer(i)).collect();
+            let attn = blocks::attn(self, layer, &x, &rotary, None, &beside, |q, k, v, mixed| {
                 cache.attend_rows(i, rows, [q, k, v], mixed, &self.config);
             })?;
             let source = if self.config.switches.parallel { &x } else { &attn.mid };
-            let mlp = blocks::inner(layer, source)?;
-            let Outer { out, given, low } = blocks::outer(self, layer, &attn.mid, &mlp)?;
+            let mlp = blocks::inner(layer, source, &beside)?;
+            let Outer { out, given, low } = blocks::outer(self, layer, &attn.mid, &mlp, &beside)?;
             let mut step = Kept { x: std::mem::replace(&mut x, out), attn: Some(attn), mlp: Some(mlp), low, given };
             if let (Some((recording, _)), Some(places)) = (&mut recording, &places) {
                 recording.put(i, &mut step, places);

@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 pub use super::kv_pages::GONE;
 use super::kv_pages::Pages;
+use crate::model::adapters::served::{AdapterRows, ServedAdapter};
 use crate::model::{ModelConfig, SoftRows};
 use crate::ops::attn_kernel::{MAX_ROWS, Scratch, attend, padded, put_key};
 use crate::ops::par::{SharedMut, split};
@@ -26,6 +27,8 @@ pub struct KvCache {
     page_size: usize,
     pages: Pages,
     windowed: Option<Windowed>,
+    /// Copies of pages that whoever holds the contents must make before the next step; `None` where they are here.
+    copies: Option<Vec<(u32, u32)>>,
 }
 
 #[derive(Debug)]
@@ -91,7 +94,19 @@ impl KvCache {
             window: *window,
             layers: windows.iter().map(Option::is_some).collect(),
         });
-        Self { layers, page_size, pages: Pages::new(pages), windowed }
+        Self { layers, page_size, pages: Pages::new(pages), windowed, copies: None }
+    }
+
+    /// Who holds which page, of so many tokens as `new`, without keys and values: those are on a device, where windowed
+    /// layers have pages like all others.
+    pub fn elsewhere(tokens: usize) -> Self {
+        let pages = Pages::new(tokens.div_ceil(PAGE));
+        Self { layers: Vec::new(), page_size: 0, pages, windowed: None, copies: Some(Vec::new()) }
+    }
+
+    /// Pages to be copied (from, to), in order, before the next step.
+    pub fn take_copies(&mut self) -> Vec<(u32, u32)> {
+        self.copies.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     pub fn total_pages(&self) -> usize {
@@ -200,6 +215,9 @@ impl KvCache {
         }
         for page in &sequence.pages[..full] {
             self.retain(*page);
+        }
+        if let (Some(copies), true) = (&mut self.copies, rest > 0) {
+            copies.push((sequence.pages[full], copy.pages[full]));
         }
         for page in sequence.windowed.iter().take(full) {
             self.retain_windowed(*page);
@@ -332,16 +350,18 @@ impl Pool {
 pub struct StepRows {
     ids: Vec<u32>,
     soft: Vec<SoftRows>,
+    adapters: Vec<AdapterRows>,
     segments: Vec<Segment>,
 }
 
+/// New tokens of one sequence.
 #[derive(Debug)]
-struct Segment {
-    first_row: usize,
+pub(super) struct Segment {
+    pub first_row: usize,
     /// Position of the first new token = tokens already cached.
-    start: usize,
-    len: usize,
-    pages: Arc<[u32]>,
+    pub start: usize,
+    pub len: usize,
+    pub pages: Arc<[u32]>,
     windowed: Arc<[u32]>,
     rope: RopeLength,
 }
@@ -384,6 +404,19 @@ impl StepRows {
         self.soft.push(SoftRows { row, embeddings });
     }
 
+    /// The last `n` rows that were pushed have this adapter.
+    pub fn with_adapter(&mut self, adapter: &Arc<ServedAdapter>, n: usize) {
+        let own = (self.ids.len() - n) as u32..self.ids.len() as u32;
+        match self.adapters.iter_mut().find(|known| Arc::ptr_eq(&known.adapter, adapter)) {
+            Some(known) => known.rows.extend(own),
+            None => self.adapters.push(AdapterRows { adapter: adapter.clone(), rows: own.collect() }),
+        }
+    }
+
+    pub(in crate::model) fn adapters(&self) -> &[AdapterRows] {
+        &self.adapters
+    }
+
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }
@@ -394,6 +427,10 @@ impl StepRows {
 
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
+    }
+
+    pub(super) fn spans(&self) -> impl Iterator<Item = &Segment> {
+        self.segments.iter()
     }
 
     pub fn positions(&self) -> Vec<u32> {

@@ -3,6 +3,7 @@
 mod blocks;
 mod blocks_back;
 mod cached;
+pub mod device;
 pub mod kv_cache;
 mod kv_pages;
 mod soft_rows;
@@ -159,7 +160,10 @@ impl Decoder {
         let positions = family.positions.map(|name| b.tensor(&format!("{name}.weight"), &[c.max_positions, d]));
         let positions = positions.transpose()?;
         let ropes = rope_tables::tables(c);
-        let layers = (0..c.n_layers).map(|i| layer(b, i, &ropes)).collect::<Result<Vec<_>>>()?;
+        let mut layers = (0..c.n_layers).map(|i| layer(b, i, &ropes)).collect::<Result<Vec<_>>>()?;
+        for layer in &mut layers {
+            layer.linears_mut().enumerate().for_each(|(slot, linear)| linear.slot = slot);
+        }
         let Some(final_norm) = family.final_norm else { candle_core::bail!("{} has no final norm", family.class) };
         let final_norm = b.norm(final_norm)?;
         let head_name = if c.tie_embeddings { embed_name.as_str() } else { "lm_head.weight" };
@@ -315,6 +319,12 @@ impl Decoder {
             x = self.add_parts(layer, &x, &mixed)?;
         }
         self.final_norm.forward(&x)
+    }
+
+    /// The output matrix [vocab, d] as it came, where it is not packed.
+    pub(super) fn head_tensor(&self) -> Result<Tensor> {
+        let Some(weight) = self.head.weight()?.natural() else { candle_core::bail!("the output matrix is packed") };
+        Ok(weight.clone())
     }
 
     /// Logits [m, vocab], f32, of chosen hidden rows [m, d].

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Result, Tensor};
 
 use crate::model::adapters::lora::LoraConfig;
+use crate::model::adapters::served::Group;
 use crate::model::families::NormKind;
 use crate::model::gguf::GgufTensors;
 use crate::model::{ModelConfig, Purpose, Weights, hold};
@@ -84,7 +85,7 @@ impl Builder<'_> {
             _ if self.stored.is_some() && self.purpose == Purpose::ServeAs(WeightFormat::File) => return Ok(None),
             _ => self.weight("", &Tensor::cat(&parts, 0)?, WeightLayout::OutIn)?,
         };
-        Ok(Some(Linear { weight, bias, lora: None }))
+        Ok(Some(Linear { weight, bias, lora: None, slot: 0 }))
     }
 
     pub fn tensor(&self, name: &str, dims: &[usize]) -> Result<Tensor> {
@@ -120,7 +121,7 @@ impl Builder<'_> {
             },
             None => None,
         };
-        Ok(Linear { weight, bias, lora })
+        Ok(Linear { weight, bias, lora, slot: 0 })
     }
 
     /// The norm of `width` channels that the family has.
@@ -190,6 +191,8 @@ pub struct Linear {
     weight: Weight,
     bias: Option<Tensor>,
     lora: Option<Adapter>,
+    /// Its number among the matrices of its layer.
+    pub(in crate::model) slot: usize,
 }
 
 impl Linear {
@@ -216,6 +219,14 @@ impl Linear {
         match &self.bias {
             Some(b) => y.broadcast_add(b),
             None => Ok(y),
+        }
+    }
+
+    /// Its matrix as it came and its bias; `None` where it is packed or has an adapter.
+    pub fn plain(&self) -> Option<((&Tensor, WeightLayout), Option<&Tensor>)> {
+        match (&self.weight, &self.lora) {
+            (Weight::Dense(weight, layout), None) => Some(((weight, *layout), self.bias.as_ref())),
+            _ => None,
         }
     }
 
@@ -255,6 +266,15 @@ impl Linear {
             for row in y.chunks_exact_mut(bias.len()) {
                 row.iter_mut().zip(bias.iter()).for_each(|(y, b)| *y += b);
             }
+        }
+        Ok(low)
+    }
+
+    /// As `run`, and adds the terms of adapters that some rows have.
+    pub fn run_beside(&self, x: &[f32], y: &mut [f32], n: usize, beside: &[Group<'_>]) -> Result<Vec<f32>> {
+        let low = self.run(x, y, n)?;
+        for group in beside {
+            group.add(self.slot, x, y, n);
         }
         Ok(low)
     }

@@ -8,7 +8,7 @@ mod think;
 
 pub use calls::CallReader;
 pub use format::{Grammar, ToolFormat, ToolTags, instructions};
-pub use think::{ThinkReader, Thinking};
+pub use think::{ThinkReader, Thinking, without_thoughts};
 
 /// A piece of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]

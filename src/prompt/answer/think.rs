@@ -22,6 +22,23 @@ impl Thinking {
     }
 }
 
+/// A whole answer without the thoughts before it. `opened` or not, what stands before the first closing tag is a thought;
+/// one that was never closed is all there is.
+pub fn without_thoughts(text: &str) -> &str {
+    let begun = text.trim_start();
+    for (open, close) in Thinking::TAGS {
+        if let Some((thought, rest)) = text.split_once(close)
+            && (begun.starts_with(open) || !thought.contains(open))
+        {
+            return rest.trim_start();
+        }
+        if begun.starts_with(open) {
+            return "";
+        }
+    }
+    text
+}
+
 enum State {
     /// Nothing but white space yet.
     Before,
@@ -118,6 +135,27 @@ impl ThinkReader {
             State::Inside => vec![Part::Reasoning(rest)],
             State::Before if self.opened => vec![Part::Reasoning(rest)],
             State::Before | State::Text => vec![Part::Content(rest)],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_without_their_thoughts() {
+        for (text, left) in [
+            ("<think>a</think>\n\nb", "b"),
+            (" <think>\na b\n</think> c <think>", "c <think>"),
+            ("a\n</think>\nb", "b"),
+            ("[THINK]a[/THINK]b", "b"),
+            ("<think>never closed", ""),
+            ("no thoughts: <b>x</b>", "no thoughts: <b>x</b>"),
+            ("an answer about <think> and </think>", "an answer about <think> and </think>"),
+            ("", ""),
+        ] {
+            assert_eq!(without_thoughts(text), left, "{text:?}");
         }
     }
 }

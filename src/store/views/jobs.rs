@@ -46,6 +46,12 @@ impl Jobs<'_> {
         write!(self.0, fence = fence.clone(), progress = progress.cloned() => |tx| jobs::heartbeat(tx, &fence, lease_seconds, progress.as_ref()))
     }
 
+    /// Says where the job's attempt runs, beside this program; `None` = in a child process of it. `LeaseLost` when the
+    /// fence does not hold.
+    pub async fn place(self, fence: &Fence, external_ref: Option<&str>) -> Result<()> {
+        write!(self.0, fence = fence.clone(), external_ref = external_ref.map(str::to_owned) => |tx| jobs::place(tx, &fence, external_ref.as_deref()))
+    }
+
     /// Stores where the last checkpoint is. `LeaseLost` when the fence does not hold.
     pub async fn checkpoint(self, fence: &Fence, checkpoint_uri: &str) -> Result<()> {
         write!(self.0, fence = fence.clone(), checkpoint_uri = checkpoint_uri.to_owned() => |tx| jobs::checkpoint(tx, &fence, &checkpoint_uri))

@@ -7,11 +7,13 @@ use super::sql::Store;
 mod api_keys;
 mod audit_log;
 mod backups;
+mod batches;
 mod completions;
 mod datasets;
 mod demonstrations;
 mod draws;
 mod feedback;
+mod files;
 mod guidelines;
 mod invites;
 mod jobs;
@@ -22,6 +24,7 @@ mod models;
 mod people;
 mod privacy;
 mod prompts;
+mod responses;
 mod sessions;
 mod sets;
 mod settings;
@@ -46,6 +49,8 @@ views! {
     audit_log: AuditLog;
     /// Backups that were written, as far as this database knows.
     backups: Backups;
+    /// Batches of requests and their answers.
+    batches: Batches;
     /// Completions of prompts, by models and people.
     completions: Completions;
     /// Versions of data sets.
@@ -56,6 +61,8 @@ views! {
     draws: Draws;
     /// Feedback events of applications: thumbs, edits, choices.
     feedback: Feedback;
+    /// Files of clients: what they uploaded, and what batches wrote.
+    files: Files;
     /// Versions of the guidelines that labelers read.
     guidelines: Guidelines;
     /// Invites, each of which makes one person.
@@ -78,6 +85,8 @@ views! {
     privacy: Privacy;
     /// Prompts, and which of them sets may be drawn for.
     prompts: Prompts;
+    /// Answers of the Responses API that a later request may go on from.
+    responses: Responses;
     /// Sessions of browsers.
     sessions: Sessions;
     /// Comparison sets: what labelers rank.

@@ -2,6 +2,7 @@
 //! The same structs give the JSON Schema that the admin form and `--help` show.
 
 mod before;
+mod external;
 mod grpo;
 mod preference;
 mod pretrain;
@@ -20,11 +21,13 @@ use crate::model::Recompute;
 use crate::ops::blocks::BlockType;
 
 pub use before::{made_with, parse_for_run};
+pub use external::{DataKind, ExternalArgs};
 pub use grpo::GrpoArgs;
 pub use preference::{DpoArgs, KtoArgs, OrpoArgs, SimpoArgs};
 pub use pretrain::{FinetuneArgs, MlmArgs, PretrainArgs, PromptTuningArgs};
 pub use rl::{
-    CriticKind, EnsembleReward, LengthUnit, MissingEos, PpoArgs, ReinforceArgs, RewardSpec, RlCommon, RlooArgs, Term,
+    CriticKind, EnsembleReward, LengthUnit, MissingEos, Numerics, PpoArgs, ReinforceArgs, RewardSpec, RlCommon,
+    RlooArgs, Term,
 };
 pub use supervised::{NormalizeOn, RewardArgs, SftArgs};
 
@@ -57,14 +60,14 @@ impl LoraArgs {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceArg {
-    /// The first GPU if this build and machine have one, else the CPU.
+    /// The first GPU if this build and machine have one that works, else the CPU.
     #[default]
     Auto,
     Cpu,
     Cuda,
 }
 
-/// How frozen matrices are held and multiplied on the CPU. A GPU computes in f32 either way.
+/// How frozen matrices are held and multiplied on the CPU. A GPU takes f32 only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FrozenPrecision {
@@ -339,6 +342,22 @@ impl Common {
         ensure(self.freeze_layers == 0, "freeze_layers", "is not for this recipe")
     }
 
+    /// What only the CPU's kernels do is refused on a GPU, where it would have no effect.
+    pub(crate) fn check_gpu(&self) -> Result<(), ArgsError> {
+        let plain = self.recompute == Recompute::None;
+        ensure(
+            plain,
+            "recompute",
+            "is for the CPU: on a GPU it would have no effect; set `device` to cpu, or none here",
+        )?;
+        let exact = self.frozen_precision == FrozenPrecision::F32;
+        ensure(
+            exact,
+            "frozen_precision",
+            "other precisions than f32 are for the CPU: a GPU computes in f32; set `device` to cpu, or f32 here",
+        )
+    }
+
     /// Ranges of the common arguments.
     pub(crate) fn check(&self) -> Result<(), ArgsError> {
         ensure(self.learning_rate.is_finite() && self.learning_rate > 0.0, "learning_rate", "must be above 0")?;
@@ -358,6 +377,9 @@ impl Common {
         let exact = self.frozen_precision == FrozenPrecision::F32;
         let message = "another precision than f32 needs lora: without it nothing is frozen";
         ensure(exact || self.lora.is_some(), "frozen_precision", message)?;
+        if self.device == DeviceArg::Cuda {
+            self.check_gpu()?;
+        }
         if let Some(lora) = &self.lora {
             ensure((1..=4096).contains(&lora.rank), "lora.rank", "must be 1 to 4096")?;
             ensure(lora.alpha.is_finite() && lora.alpha > 0.0, "lora.alpha", "must be above 0")?;

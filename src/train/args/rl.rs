@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Common, RecipeArgs, ensure, recipe_args};
+use super::{Common, DeviceArg, RecipeArgs, ensure, recipe_args};
+pub(crate) use crate::objective::importance::SamplerCorrection;
 use crate::train::ArgsError;
 
 /// A reward computed from the completion's text, without a reward model.
@@ -120,6 +121,18 @@ pub enum MissingEos {
     Replace,
 }
 
+/// By which weights responses are sampled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Numerics {
+    /// By those that updates compute with. On the CPU the sampler's log-probs have the bits of the trainer's.
+    #[default]
+    Exact,
+    /// By weights rounded to bfloat16, which the CPU reads faster. The trainer computes log-probs again, and losses are
+    /// weighted by importance (`sampler_correction`).
+    Fast,
+}
+
 /// How an ensemble's scores become one reward (2310.02743). A policy finds the texts that one head overrates; what all
 /// heads agree on is harder to overrate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -194,6 +207,15 @@ macro_rules! rl_args {
                 ensemble_reward: EnsembleReward = EnsembleReward::Mean,
                 /// Standard deviations of the heads that `lower_bound` subtracts from their mean.
                 ensemble_doubt: f64 = 1.0,
+                /// By which weights responses are sampled: `exact` by those that updates compute with, `fast` by weights
+                /// rounded to bfloat16, with the losses corrected (`sampler_correction`).
+                numerics: Numerics = Numerics::Exact,
+                /// How losses are weighted where the sampler's log-probs are not the trainer's: by the ratio of their
+                /// probabilities, of whole responses or of tokens; beyond the cap the weight is 0 (`…_mask`) or the cap
+                /// (`…_truncate`).
+                sampler_correction: SamplerCorrection = SamplerCorrection::SequenceMask,
+                /// Cap of those weights.
+                sampler_correction_cap: f64 = 3.0,
                 /// Prompts at which samples are written at every evaluation.
                 sample_prompts: usize = 4,
                 $($(#[$doc])* $field: $ty = $default,)*
@@ -228,6 +250,9 @@ macro_rules! rl_args {
                     missing_eos_mode: self.missing_eos_mode,
                     ensemble_reward: self.ensemble_reward,
                     ensemble_doubt: self.ensemble_doubt,
+                    numerics: self.numerics,
+                    sampler_correction: self.sampler_correction,
+                    sampler_correction_cap: self.sampler_correction_cap,
                     sample_prompts: self.sample_prompts,
                 }
             }
@@ -262,6 +287,9 @@ pub struct RlCommon {
     pub missing_eos_mode: MissingEos,
     pub ensemble_reward: EnsembleReward,
     pub ensemble_doubt: f64,
+    pub numerics: Numerics,
+    pub sampler_correction: SamplerCorrection,
+    pub sampler_correction_cap: f64,
     pub sample_prompts: usize,
 }
 
@@ -362,6 +390,21 @@ impl RlCommon {
             self.ensemble_reward == EnsembleReward::Mean || self.reward_model.is_some(),
             "ensemble_reward",
             "needs a reward model of several heads",
+        )?;
+        ensure(
+            self.sampler_correction_cap.is_finite() && self.sampler_correction_cap >= 1.0,
+            "sampler_correction_cap",
+            "must be at least 1: a cap below it would weaken every response",
+        )?;
+        ensure(
+            self.numerics == Numerics::Exact || self.common.frozen_precision.blocks().is_none(),
+            "numerics",
+            "fast is for frozen_precision f32 and bf16: a base in fewer bits is sampled as it is held",
+        )?;
+        ensure(
+            self.numerics == Numerics::Exact || self.common.device != DeviceArg::Cuda,
+            "numerics",
+            "fast is for the CPU: on a GPU it would have no effect; set `device` to cpu, or exact here",
         )?;
         ensure(
             self.missing_eos_penalty.is_none_or(f64::is_finite),

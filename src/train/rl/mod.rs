@@ -3,6 +3,8 @@
 
 mod critic;
 mod final_answer;
+#[cfg(test)]
+mod gap_tests;
 mod gold;
 mod group;
 mod guard;
@@ -26,7 +28,9 @@ use self::inputs::{answered, check_held_out, data_hashes, left_out, lengths, pro
 use self::rewards::{Ensemble, Item, Reward, Sources};
 use self::rollout::{Rollout, Sampler, Watch};
 use self::update::{Experience, Learner, Summary};
-use super::args::{CriticKind, GrpoArgs, PpoArgs, RecipeArgs, ReinforceArgs, RlCommon, RlooArgs, parse_for_run};
+use super::args::{
+    CriticKind, GrpoArgs, Numerics, PpoArgs, RecipeArgs, ReinforceArgs, RlCommon, RlooArgs, parse_for_run,
+};
 use super::fit::{self, Fit};
 use super::optim::Params;
 use super::run::{Plan, Run, before, device, file_hash, load_base};
@@ -102,7 +106,7 @@ fn drive<A: RecipeArgs>(
     reporter: &mut dyn Reporter,
 ) -> Result<TrainOutcome> {
     before(reporter, "loading");
-    let device = device(rl.common.device)?;
+    let device = device(&rl.common)?;
     let mut loaded = load_base(&rl.common, &device)?;
     let texts = Texts::new(&loaded)?;
     before(reporter, "preparing");
@@ -170,15 +174,27 @@ fn drive<A: RecipeArgs>(
     // Beside trained weights, their moments and what sampling packs of them there is no room for a round's activations;
     // what is free is then given back in between.
     let light = rl.common.lora.is_some();
+    let fast = rl.numerics == Numerics::Fast;
+    // What a GPU computes is never the trainer's bit for bit.
+    let traced = policy.decoder().on_host() && !fast;
+    if !traced {
+        run.warn(
+            "responses are sampled by other kernels or weights than those that learn: log-probs are computed again, and \
+             losses are weighted by importance (sampler_correction)"
+                .to_owned(),
+        );
+    }
     let sampler = Sampler {
         args: &rl,
         texts: &texts,
         prompts: &prompts,
         reward: &reward,
         reference: &reference,
+        trainer: policy.decoder(),
+        traced,
         group,
         redraws,
-        recorded: light.then(|| policy.decoder()),
+        recorded: (light && traced).then(|| policy.decoder()),
     };
     let learner = Learner {
         args: &rl,
@@ -203,7 +219,7 @@ fn drive<A: RecipeArgs>(
     // A guarded run measures once more after its last update: no policy is published unmeasured.
     while run.step < run.total || guarded {
         run.phase("sampling", None);
-        let behaviour = policy.behaviour()?;
+        let behaviour = if fast { policy.rounded_behaviour()? } else { policy.behaviour()? };
         let round = run.step;
         let collected = {
             let run = std::cell::RefCell::new(&mut run);
@@ -223,6 +239,7 @@ fn drive<A: RecipeArgs>(
         if !mean_kl.is_finite() {
             bail!("round {}: log-probs of the policy are not finite; {}", run.step + 1, run.blame(&params)?);
         }
+        check_gap(&rollout, run.step + 1)?;
         let proxy = moments(rollout.first_scores()).0;
         let mut gold_mean = None;
         if guarded {
@@ -231,7 +248,9 @@ fn drive<A: RecipeArgs>(
             if signal.is_some() {
                 run.phase("evaluate", None);
             }
-            let signal = signal.map(|g| g.measure(&behaviour, &sampler.items(&rollout))).transpose()?;
+            let exact = (fast && signal.is_some()).then(|| policy.behaviour()).transpose()?;
+            let measured = exact.as_ref().unwrap_or(&behaviour);
+            let signal = signal.map(|g| g.measure(measured, &sampler.items(&rollout))).transpose()?;
             gold_mean = signal.as_deref().map(|s| moments(s).0);
             let measured = Measured { step: run.step, kl: mean_kl, proxy, gold: signal.as_deref() };
             // Between two measurements of the signal only the budget speaks.
@@ -265,6 +284,10 @@ fn drive<A: RecipeArgs>(
         }
         let coef = state.kl.coef;
         let mut experience = advantages(&algorithm, rollout, &kl, &sequence_kl, coef, &mut state.baseline)?;
+        if let Some(weights) = &experience.rollout.importance {
+            // A weight of a token's loss is a factor of its advantage: it is never negative.
+            experience.advantages.iter_mut().zip(&weights.tokens).for_each(|(advantage, weight)| *advantage *= weight);
+        }
         let summary = learner.update(&mut run, &mut experience, coef)?;
         if !light {
             pool::drain();
@@ -379,6 +402,22 @@ fn advantages(
     Ok(Experience { rollout, advantages, returns: Vec::new() })
 }
 
+/// Most nats per token, on average, that the sampler's log-probs may be away from the trainer's.
+const MOST_GAP: f64 = 0.1;
+
+/// # Errors
+/// When sampler and trainer are so far apart that no weights would mend it.
+fn check_gap(rollout: &Rollout, round: u64) -> Result<()> {
+    let gap = rollout.mean_gap();
+    if gap <= MOST_GAP {
+        return Ok(());
+    }
+    bail!(
+        "round {round}: the sampler's log-probs are {gap:.3} nats per token away from the trainer's, more than {MOST_GAP}: \
+         they are not of the same policy; set `numerics` to exact, or `device` to cpu"
+    )
+}
+
 /// The metrics of one round, under our names and TRL's.
 fn report(run: &mut Run<'_>, experience: &Experience, summary: &Summary, kl: f64, coef: f64) {
     let rollout = &experience.rollout;
@@ -404,7 +443,8 @@ fn report(run: &mut Run<'_>, experience: &Experience, summary: &Summary, kl: f64
         ("grad_norm", summary.grad_norm),
         ("learning_rate", summary.learning_rate),
         ("epochs", summary.epochs as f64),
-        ("sampling_gap", summary.sampling_gap),
+        ("sampling_gap", summary.sampling_gap.max),
+        ("sampling_gap_mean", summary.sampling_gap.mean()),
         ("seconds_generation", rollout.seconds.generation),
         ("seconds_reward", rollout.seconds.reward),
         ("seconds_reference", rollout.seconds.reference),
@@ -414,6 +454,14 @@ fn report(run: &mut Run<'_>, experience: &Experience, summary: &Summary, kl: f64
     ];
     if !experience.returns.is_empty() {
         values.push(("explained_variance", explained_variance(&rollout.values, &experience.returns)));
+    }
+    if let Some(weights) = &rollout.importance {
+        values.extend([
+            ("importance_weight", weights.mean),
+            ("importance_weight_min", weights.least),
+            ("importance_weight_max", weights.greatest),
+            ("importance_beyond_cap", weights.beyond),
+        ]);
     }
     values.extend(rollout.groups.map(|groups| groups.metrics()).into_iter().flatten());
     values.extend(summary.all.means());

@@ -13,6 +13,7 @@ use super::rewards::{Item, Reward};
 use crate::data::PromptInput;
 use crate::generation::{GenParams, Sample, Warpers, generate_recorded};
 use crate::model::{Decoder, Recording};
+use crate::objective::importance::{self, ImportanceWeights};
 use crate::prompt::Texts;
 use crate::train::args::{MissingEos, RlCommon};
 use crate::train::meter::Stopwatch;
@@ -49,7 +50,12 @@ pub struct Rollout {
     pub groups: Option<Groups>,
     /// After the missing-end penalty.
     pub scores: Vec<f64>,
+    /// Log-probs by the trainer's forward pass: what ratios and penalties are taken of.
     pub logprobs: Vec<f64>,
+    /// Log-probs as sampling computed them; the same bits where the sampler's kernels and weights are the trainer's.
+    pub sampled: Vec<f64>,
+    /// What losses are weighted by, where they are not.
+    pub importance: Option<ImportanceWeights>,
     pub reference: Vec<f64>,
     pub entropy: Vec<f64>,
     /// Empty without a critic.
@@ -118,6 +124,12 @@ impl Rollout {
         (rollout, hidden)
     }
 
+    /// The mean size of the difference between the sampler's log-probs and the trainer's, in nats per token.
+    pub fn mean_gap(&self) -> f64 {
+        let differences = self.logprobs.iter().zip(&self.sampled).map(|(trainer, sampler)| (trainer - sampler).abs());
+        differences.sum::<f64>() / self.logprobs.len().max(1) as f64
+    }
+
     /// Index of the first response token of each sequence in the per-token fields.
     pub fn token_starts(&self) -> Vec<usize> {
         let mut at = 0;
@@ -136,6 +148,11 @@ pub struct Sampler<'a> {
     pub prompts: &'a [PromptIds],
     pub reward: &'a Reward,
     pub reference: &'a Decoder,
+    /// The policy as updates compute it: where the sampler's kernels are others, log-probs are computed again by it.
+    pub trainer: &'a Decoder,
+    /// Whether sampling gives the log-probs and states of the trainer's forward pass. True of the CPU's kernels over
+    /// the trainer's weights.
+    pub traced: bool,
     /// Samples per prompt.
     pub group: usize,
     /// How often groups without variance are drawn again.
@@ -210,7 +227,12 @@ impl Sampler<'_> {
         let (mut rollout, hidden) = Rollout::of(drawn, recording, seconds);
         (rollout.first, rollout.groups) = (first, groups);
         (watch_over.tell)("reference", None);
-        self.measure(&mut rollout, policy, hidden, critic)?;
+        rollout.sampled = rollout.logprobs.clone();
+        self.measure(&mut rollout, hidden, critic)?;
+        rollout.importance = (!self.traced).then(|| {
+            let (correction, cap) = (self.args.sampler_correction, self.args.sampler_correction_cap);
+            importance::weights(&rollout.logprobs, &rollout.sampled, &rollout.lengths, correction, cap)
+        });
         rollout.seconds.reference = watch.lap();
         Ok(Some(rollout))
     }
@@ -235,8 +257,8 @@ impl Sampler<'_> {
             seed: derive(self.args.common.seed, Stream::Rollout, iteration),
             first_stream: attempt * self.args.rollout_batch_size as u64,
             // The kernels of the CPU are batch-invariant, so the log-probs of sampling are those of the update's forward
-            // pass; on other devices they are recomputed.
-            trace: policy.on_host(),
+            // pass; elsewhere the trainer computes them again.
+            trace: self.traced,
             ..GenParams::default()
         };
         let (steps, told) = (Cell::new(0), Cell::new(Instant::now()));
@@ -321,17 +343,10 @@ impl Sampler<'_> {
 
     /// What the reference and the critic think of every response token, by forward passes over whole sequences;
     /// and the policy, where sampling did not say. `hidden` are the policy's states [n, d] as sampling saw them.
-    fn measure(
-        &self,
-        rollout: &mut Rollout,
-        policy: &Decoder,
-        hidden: Vec<f32>,
-        critic: Option<&Critic>,
-    ) -> Result<()> {
+    fn measure(&self, rollout: &mut Rollout, hidden: Vec<f32>, critic: Option<&Critic>) -> Result<()> {
         let n: usize = rollout.lengths.iter().sum();
         let starts = rollout.token_starts();
-        let d = policy.config.hidden_size;
-        let traced = policy.on_host();
+        let (d, traced) = (self.trainer.config.hidden_size, self.traced);
         if !traced {
             rollout.logprobs = vec![0.0; n];
             rollout.entropy = vec![0.0; n];
@@ -349,8 +364,8 @@ impl Sampler<'_> {
                 let rows = group.iter().flat_map(|&i| &hidden[starts[i] * d..(starts[i] + rollout.lengths[i]) * d]);
                 Tensor::from_iter(rows.copied(), &Device::Cpu)?.reshape(((), d))?
             } else {
-                let states = picked.hidden_frozen(policy)?;
-                let now = picked.logprobs(policy, &states, self.args.temperature)?;
+                let states = picked.hidden_frozen(self.trainer)?;
+                let now = picked.logprobs(self.trainer, &states, self.args.temperature)?;
                 columns.push((&mut rollout.logprobs, to_f64(now.logprobs.to_vec1()?)));
                 columns.push((&mut rollout.entropy, to_f64(now.entropy.to_vec1()?)));
                 states

@@ -49,9 +49,9 @@ pub struct Summary {
     pub learning_rate: f64,
     /// Passes begun before the early stop.
     pub epochs: u64,
-    /// Largest difference between the log-probs of sampling and those of the first forward pass: anything but
+    /// Difference between the log-probs of sampling and those of the first forward pass, in nats: anything but
     /// rounding means that rollout and update disagree about positions, temperature or weights.
-    pub sampling_gap: f64,
+    pub sampling_gap: Gap,
     pub seconds: Seconds,
 }
 
@@ -63,11 +63,35 @@ pub struct Seconds {
     pub optimizer: f64,
 }
 
+/// Differences of log-probs: the largest, and the mean of their sizes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Gap {
+    pub max: f64,
+    sum: f64,
+    count: usize,
+}
+
+impl Gap {
+    fn add(&mut self, differences: &[f32]) {
+        for difference in differences {
+            let size = f64::from(difference.abs());
+            // A difference that is no number is the largest of all.
+            self.max = if size.is_nan() { f64::INFINITY } else { self.max.max(size) };
+            self.sum += size;
+        }
+        self.count += differences.len();
+    }
+
+    pub fn mean(&self) -> f64 {
+        self.sum / self.count.max(1) as f64
+    }
+}
+
 /// Gradients of one minibatch and what was measured on the way.
 struct Minibatch {
     sum: Accumulator,
     stats: Stats,
-    gap: f64,
+    gap: Gap,
 }
 
 impl Learner<'_> {
@@ -79,7 +103,7 @@ impl Learner<'_> {
             grad_norm: 0.0,
             learning_rate: 0.0,
             epochs: 0,
-            sampling_gap: 0.0,
+            sampling_gap: Gap::default(),
             seconds: Seconds::default(),
         };
         let mut updates = 0;
@@ -142,7 +166,7 @@ impl Learner<'_> {
             _ => None,
         };
         let mut sum = run.accumulator(self.params, at_once);
-        let (mut stats, mut gap) = (Stats::default(), 0f64);
+        let (mut stats, mut gap) = (Stats::default(), Gap::default());
         for group in groups {
             let members: Vec<usize> = group.into_iter().map(|k| minibatch[k]).collect();
             let picked = Picked::new(&members.iter().map(|&i| &rollout.sequences[i]).collect::<Vec<_>>());
@@ -176,7 +200,7 @@ impl Learner<'_> {
                 true => picked.logprobs_and_entropy(decoder, &hidden, temperature)?,
             };
             let (old, advantages) = (column(&rollout.logprobs)?, column(&experience.advantages)?);
-            gap = gap.max(f64::from((&new.detach() - &old)?.abs()?.max(0)?.to_scalar::<f32>()?));
+            gap.add(&(&new.detach() - &column(&rollout.sampled)?)?.to_vec1::<f32>()?);
             let total_sequences = minibatch.len() as f64;
             let (mut loss, part) = match self.algorithm {
                 Algorithm::Ppo(args) => ppo::policy_loss(&new, &old, &advantages, args.cliprange, total_tokens as f64)?,

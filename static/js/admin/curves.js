@@ -52,11 +52,16 @@ export function timeOf(line) {
 const SPANS = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 86400, 172800, 604800];
 
 const DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3]];
-const colour = (i) =>
-  getComputedStyle(document.documentElement)
-    .getPropertyValue(`--c${(i % 5) + 1}`)
-    .trim();
-const token = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+/** The colour that a custom property has in the theme of the page: a canvas does not know `light-dark()`. */
+function token(name) {
+  const probe = document.createElement('span');
+  probe.style.color = `var(${name})`;
+  document.documentElement.append(probe);
+  const colour = getComputedStyle(probe).color;
+  probe.remove();
+  return colour;
+}
+const colour = (i) => token(`--c${(i % 5) + 1}`);
 
 /** Lines with so few points show each of them: a single point would be invisible. */
 const FEW_POINTS = 24;

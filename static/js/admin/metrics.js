@@ -95,8 +95,8 @@ export function metricTitle(name) {
   return plain ? plain[0].toUpperCase() + plain.slice(1) : name;
 }
 
-const SHARE = /accuracy|no_eos_share|clip_fraction|^frac_|win_rate|_f1$|^ece$/;
-const NATS = /^(kl|k3|approx_kl|start_approx_kl|entropy|update_entropy|sampling_gap|(heldout_|ptx_)?loss)$/;
+const SHARE = /accuracy|no_eos_share|clip_fraction|^frac_|win_rate|_f1$|^ece$|^importance_beyond_cap$/;
+const NATS = /^(kl|k3|approx_kl|start_approx_kl|entropy|update_entropy|sampling_gap(_mean)?|(heldout_|ptx_)?loss)$/;
 const SECONDS = /^seconds_|_seconds$/;
 
 export const isShare = (name) => SHARE.test(name);

@@ -5,7 +5,7 @@ import { percent } from '../figures.js';
 import { has, num, t } from '../i18n.js';
 import { recipeName, runName } from './jobs.js';
 import { meanText, shareText, show } from './metrics.js';
-import { every, progressBar, progressText, stateTag } from './parts.js';
+import { bytes, every, progressBar, progressText, stateTag } from './parts.js';
 
 /** What each `next_action` code of the server leads to: [node to light up, link]. */
 const ACTIONS = {
@@ -146,6 +146,7 @@ export async function overviewView(el, { signal }) {
           e.policy?.reward ? t('loop.policy_reward', { v: meanText(e.policy.reward.after) }) : null,
           e.policy?.kl ? t('loop.policy_kl', { v: show('kl', e.policy.kl.value) }) : null,
           policy ? t('loop.policy_rankings', { n: e.policy_rankings ?? 0 }) : null,
+          o.device ? t('loop.device', { used: bytes(o.device.used), total: bytes(o.device.total) }) : null,
         ),
         arrow('a6', t('loop.serve')),
       ),

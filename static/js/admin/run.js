@@ -8,6 +8,7 @@ import { errorOf, jobActions, madeName, payload, recipeName, runName } from './j
 import { SECTIONS, bandOf, inOrder, isAccuracy, isPairAccuracy, isShare, pinsOf, sectionOf, shareText, wilson, withoutDoubles } from './metrics.js';
 import { download, every, isOver, progressBar, progressText, stateTag } from './parts.js';
 import { settingsPart } from './runsettings.js';
+import { placePart, placeOf } from './place.js';
 import { sampleTable } from './samples.js';
 import { summaryOf } from './summary.js';
 
@@ -54,6 +55,7 @@ export async function runView(el, { id, query, signal }) {
   const constants = h('div', { class: 'charts' });
   const none = h('p', { class: 'muted pad', text: t('run.no_metrics') });
   const samples = sampleTable();
+  const elsewhere = placePart(path, signal);
   const log = h('ol', { class: 'log', tabindex: '0', 'aria-label': t('run.log') });
   const smoothed = h('output', { for: 'smooth', class: 'smooth-value' });
   const slider = h('input', { id: 'smooth', type: 'range', min: '0', max: '0.98', step: '0.02', value: smoothing });
@@ -144,6 +146,7 @@ export async function runView(el, { id, query, signal }) {
       h('summary', null, h('h2', { text: t('run.log') })),
       log,
     ),
+    elsewhere.el,
     settingsPart(job, recipes.find((r) => r.name === job.kind)?.schema),
   );
 
@@ -232,11 +235,13 @@ export async function runView(el, { id, query, signal }) {
           t('run.created', { at: when(job.created) }),
           job.started ? t('run.started', { at: when(job.started) }) : null,
           job.finished ? t('run.finished', { at: when(job.finished) }) : null,
+          placeOf(job) ? t('run.place', { place: placeOf(job).place }) : null,
         ]
           .filter(Boolean)
           .join(' · '),
       }),
     );
+    elsewhere.show(job);
     if (focused instanceof HTMLElement && head.contains(focused)) focused.focus({ preventScroll: true }); // filling anew takes the focus away
   }
 

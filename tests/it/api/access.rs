@@ -53,6 +53,7 @@ async fn every_route_admits_whom_the_table_says() {
                 let may = match route.access {
                     Access::Public => true,
                     Access::Inference => !require_key || !matches!(*who, "nobody" | "wrong" | "feedback"),
+                    Access::Keyed => !matches!(*who, "nobody" | "wrong" | "feedback"),
                     Access::Feedback => matches!(*who, "admin" | "feedback" | "labeler" | "reviewer" | "admin session"),
                     Access::Review => matches!(*who, "admin" | "reviewer" | "admin session"),
                     Access::Admin => matches!(*who, "admin" | "admin session"),

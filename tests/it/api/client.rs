@@ -94,13 +94,19 @@ impl Server {
 
     /// Serves a model of tests/fixtures by the real engine, as the policy `base`.
     pub async fn serving(fixture: &str) -> Self {
+        Self::serving_on(fixture, "cpu").await
+    }
+
+    /// As `serving`, on this device.
+    pub async fn serving_on(fixture: &str, device: &str) -> Self {
         let server = Self::without_engine(|_| {}).await;
         let mut base = version("base", ModelKind::Policy, None);
         base.artifact_uri = crate::support::fixture(fixture).display().to_string();
         server.services.store.models().put(base.clone()).await.unwrap();
         server.services.store.models().activate(&base.id, 1).await.unwrap();
         let data_dir = server.services.config.data_dir.clone();
-        let engine = LocalEngine::start(EngineOptions { data_dir, ..EngineOptions::default() }).unwrap();
+        let options = EngineOptions { data_dir, device: device.to_owned(), ..EngineOptions::default() };
+        let engine = LocalEngine::start(options).unwrap();
         engine.load(&base).await.unwrap();
         engine.activate(&base.id).await.unwrap();
         server.services.set_engine(engine);

@@ -1,7 +1,7 @@
 //! A scripted OpenAI-compatible server: each call takes the next act of the script, the last one repeats.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -44,6 +44,8 @@ pub struct Fake {
     pub seen: Mutex<Seen>,
     /// Streams whose client has not left and that have not ended.
     pub open: AtomicUsize,
+    /// Whether it lists the model.
+    pub lists: AtomicBool,
     pub url: String,
 }
 
@@ -63,6 +65,7 @@ impl Fake {
             script: Mutex::new(script.into()),
             seen: Mutex::default(),
             open: AtomicUsize::new(0),
+            lists: AtomicBool::new(true),
             url,
         });
         let router = axum::Router::new()
@@ -96,11 +99,12 @@ impl Fake {
     }
 }
 
-async fn models() -> axum::Json<Value> {
-    axum::Json(json!({"object": "list", "data": [
-        {"id": "Org/Big Model", "object": "model", "max_model_len": 512},
-        {"id": "other", "object": "model"},
-    ]}))
+async fn models(State(fake): State<Arc<Fake>>) -> axum::Json<Value> {
+    let mut listed = vec![json!({"id": "other", "object": "model"})];
+    if fake.lists.load(SeqCst) {
+        listed.insert(0, json!({"id": "Org/Big Model", "object": "model", "max_model_len": 512}));
+    }
+    axum::Json(json!({"object": "list", "data": listed}))
 }
 
 async fn answer(State(fake): State<Arc<Fake>>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {

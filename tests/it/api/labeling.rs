@@ -179,3 +179,33 @@ async fn rankings_by_api_are_stored_once() {
     let one = server.post("/v1/feedback", feedback.clone()).await.expect(201).json();
     assert_eq!(server.post("/v1/feedback", feedback).await.expect(201).json()["id"], one["id"]);
 }
+
+#[tokio::test]
+async fn thoughts_are_shown_or_not() {
+    let server = Server::start().await;
+    let texts = ["<think>\nmuch\n</think>\n\n**one**", "two", "much\n</think>three"];
+    let set = json!({"messages": [{"role": "user", "content": "q"}], "completions": texts});
+    server.post("/v1/comparison-sets", set).await.expect(201);
+    let shown = async || {
+        let leased = server.get("/v1/label/next?resume=true").await.expect(200).json();
+        let mut shown: Vec<_> = leased["completions"].as_array().unwrap().clone();
+        shown.sort_by_key(|c| c["text"].to_string());
+        (shown, leased["set_id"].as_str().unwrap().to_owned())
+    };
+    let (all, id) = shown().await;
+    assert_eq!(all.len(), 3);
+    assert!(texts.iter().all(|text| all.iter().any(|c| c["text"] == *text)), "{all:?}");
+    let setting = json!({"name": "labeling.show_reasoning", "value": false});
+    server.post("/admin/settings", setting).await.expect(204);
+    let (all, _) = shown().await;
+    let told: Vec<_> = all.iter().map(|c| c["text"].as_str().unwrap()).collect();
+    assert_eq!(told, ["**one**", "three", "two"]);
+    assert!(all[0]["html"].as_str().unwrap().contains("<strong>one</strong>"));
+    let set = server.get(&format!("/v1/comparison-sets/{id}")).await.expect(200).json();
+    assert!(set["completions"].as_array().unwrap().iter().all(|c| !c["text"].as_str().unwrap().contains("much")));
+    // Answers to one's own question are told when they are whole.
+    let ask = json!({"messages": [{"role": "user", "content": "q"}], "n": 2, "sampling": {"max_tokens": 16}});
+    let events = server.post("/v1/label/ask", ask).await.expect(200).events();
+    let text = |e: &String| serde_json::from_str::<serde_json::Value>(e).unwrap()["text"].is_string();
+    assert_eq!(events.iter().filter(|e| text(e)).count(), 2, "{events:?}");
+}

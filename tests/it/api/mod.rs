@@ -3,6 +3,7 @@
 
 mod access;
 mod attention;
+mod batches;
 mod choices;
 pub mod client;
 mod completions;
@@ -27,9 +28,12 @@ mod names;
 mod parameters;
 mod published;
 mod publishing;
+mod replicas;
 mod sockets;
 mod static_files;
 mod structured;
 mod tools;
+mod traces;
 mod upstream;
 mod ways_in;
+mod webui;

@@ -66,3 +66,31 @@ async fn texts_are_packed_for_whoever_takes_gzip() {
     let (parts, _) = fetch(&server, font, &[("accept-encoding", "gzip")]).await;
     assert!(parts.status == 404 || text(&parts, "content-encoding").is_empty());
 }
+
+#[tokio::test]
+async fn answers_are_packed_where_the_setting_and_the_client_say_so() {
+    let gzip = ("accept-encoding", "gzip");
+    let off = Server::start().await;
+    let (parts, plain) = fetch(&off, "/openapi.json", &[gzip]).await;
+    assert_eq!(text(&parts, "content-encoding"), "", "off by default");
+    let on = Server::with(|c| c.server.compress = true, Default::default()).await;
+    let (parts, packed) = fetch(&on, "/openapi.json", &[gzip]).await;
+    assert_eq!((text(&parts, "content-encoding"), text(&parts, "vary")), ("gzip", "accept-encoding"));
+    let mut unpacked = Vec::new();
+    flate2::read::GzDecoder::new(packed.as_slice()).read_to_end(&mut unpacked).unwrap();
+    assert_eq!(unpacked, plain);
+    assert_eq!(text(&fetch(&on, "/openapi.json", &[]).await.0, "content-encoding"), "");
+    assert_eq!(text(&fetch(&on, "/health", &[gzip]).await.0, "content-encoding"), "", "too short");
+    // Files of the pages are packed once, not twice.
+    let (parts, page) = fetch(&on, "/static/i18n/en.json", &[gzip]).await;
+    assert_eq!((text(&parts, "content-encoding"), page.starts_with(&[0x1f, 0x8b])), ("gzip", true));
+    let mut unpacked = String::new();
+    flate2::read::GzDecoder::new(page.as_slice()).read_to_string(&mut unpacked).unwrap();
+    assert!(unpacked.starts_with('{'));
+    // A reader of events waits for each of them.
+    let ask = serde_json::json!({"prompt": "x".repeat(2000), "echo": true, "max_tokens": 8, "stream": true});
+    let answer = on.call("POST", "/v1/completions", &[gzip], Some(ask)).await.expect(200);
+    let header = |name: &str| answer.headers.get(name).map_or("", |v| v.to_str().unwrap()).to_owned();
+    assert_eq!((header("content-type").as_str(), header("content-encoding").as_str()), ("text/event-stream", ""));
+    assert_eq!(answer.events().last().map(String::as_str), Some("[DONE]"));
+}

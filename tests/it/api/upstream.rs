@@ -15,7 +15,7 @@ use super::fake_upstream::{Act, Fake};
 use crate::support::eventually::{LONG, eventually};
 use crate::support::{copy_dir, fixture};
 
-async fn behind(url: &str, change: impl FnOnce(&mut Config)) -> Server {
+pub(super) async fn behind(url: &str, change: impl FnOnce(&mut Config)) -> Server {
     let server = Server::without_engine(|c| {
         c.upstream.url = Some(url.to_owned());
         c.upstream.kind = "vllm".into();
@@ -28,13 +28,13 @@ async fn behind(url: &str, change: impl FnOnce(&mut Config)) -> Server {
     server
 }
 
-fn chat(extra: Value) -> Value {
+pub(super) fn chat(extra: Value) -> Value {
     let mut body = json!({"messages": [{"role": "user", "content": "Hi"}]});
     body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
     body
 }
 
-async fn idle(server: &Server, fake: &Fake) {
+pub(super) async fn idle(server: &Server, fake: &Fake) {
     eventually(LONG, "the end of all slots and upstream streams", async || {
         let running = server.services.engine().unwrap().stats().running;
         (running == 0 && fake.open.load(SeqCst) == 0).then_some(())

@@ -93,6 +93,7 @@ async fn every_route_for_every_way_in() {
                 let may = match route.access {
                     Access::Public => true,
                     Access::Inference => !require_key || rights.inference,
+                    Access::Keyed => rights.inference,
                     Access::Feedback => rights.feedback,
                     Access::Review => rights.feedback && rights.role >= Some(Role::Reviewer),
                     Access::Admin => rights.role == Some(Role::Admin),

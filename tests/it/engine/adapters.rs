@@ -3,7 +3,7 @@
 
 use candle_core::{Device, Tensor};
 use instructd::domain::ModelKind;
-use instructd::engine::{EngineError, EngineOptions, GenerateRequest, Generator};
+use instructd::engine::{EngineError, EngineOptions, GenerateRequest, Generator, SoftPrompts};
 use instructd::model::adapters::soft_prompt::SoftPromptInfo;
 use instructd::model::{self, Decoder, PackedBatch, Purpose, SoftPrompt};
 

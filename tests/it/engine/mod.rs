@@ -1,7 +1,9 @@
 //! The serving engine from outside: same text in any company, exact log-probs, no leaked slot, live swaps.
 
 mod adapters;
+mod beside;
 mod constrained;
+mod drafts;
 mod families;
 
 use std::sync::Arc;
@@ -32,8 +34,16 @@ fn version(id: &str, fixture: &str) -> ModelVersion {
     }
 }
 
+/// `options` on the device that `INSTRUCTD_TEST_DEVICE` names; on the CPU without it.
+fn on_device(options: EngineOptions) -> EngineOptions {
+    match std::env::var("INSTRUCTD_TEST_DEVICE") {
+        Ok(device) => EngineOptions { device, ..options },
+        Err(_) => options,
+    }
+}
+
 async fn engine(options: EngineOptions) -> Arc<LocalEngine> {
-    let engine = LocalEngine::start(options).unwrap();
+    let engine = LocalEngine::start(on_device(options)).unwrap();
     let v = version("a", "llama-tiny");
     engine.load(&v).await.unwrap();
     engine.activate(&v.id).await.unwrap();
@@ -50,6 +60,7 @@ fn request(prompt: Vec<u32>, n: usize, params: SamplingParams) -> GenerateReques
         prompt_logprobs: None,
         prompt_from: 0,
         adapter: None,
+        background: false,
     }
 }
 

@@ -49,6 +49,8 @@ fn child(recipe: &str, n: i64, stop: bool) -> (u8, Vec<Line>) {
         checkpoint_dir: dir.path().join("checkpoints"),
         output_dir: dir.path().join("output"),
         resume: false,
+        by_files: false,
+        trainer: Vec::new(),
     };
     std::fs::write(dir.path().join("spec.json"), serde_json::to_string(&spec).unwrap()).unwrap();
     assert_eq!(Spec::read(dir.path()).unwrap(), spec);

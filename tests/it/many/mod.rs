@@ -2,3 +2,4 @@
 
 mod artifacts;
 mod fleet;
+mod travel;

@@ -65,6 +65,7 @@ async fn ask(engine: &LocalEngine, client: Client, seed: u64) -> bool {
         prompt_logprobs: None,
         prompt_from: 0,
         adapter: None,
+        background: false,
     };
     let mut generation = match engine.generate(request).await {
         Ok(generation) => generation,

@@ -7,6 +7,7 @@ mod feedback;
 pub mod fixture;
 mod groups;
 mod judging;
+mod kept;
 mod labeling;
 mod moves;
 mod postgres;

@@ -243,6 +243,35 @@ impl Generator for MockGenerator {
         Ok(())
     }
 
+    fn tokens(&self) -> Option<&dyn Tokens> {
+        Some(self)
+    }
+
+    fn rewards(&self) -> Option<&dyn RewardScorer> {
+        Some(self)
+    }
+
+    fn stats(&self) -> EngineStats {
+        EngineStats {
+            running: self.running.load(Ordering::SeqCst),
+            tokens_generated: self.generated.load(Ordering::Relaxed),
+            prompt_tokens: self.prompted.load(Ordering::Relaxed),
+            kv_tokens_total: self.options.max_context,
+            ..EngineStats::default()
+        }
+    }
+
+    async fn drain(&self, deadline: Duration) {
+        self.draining.store(true, Ordering::SeqCst);
+        let end = tokio::time::Instant::now() + deadline;
+        while self.running.load(Ordering::SeqCst) > 0 && tokio::time::Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[async_trait]
+impl Tokens for MockGenerator {
     async fn tokenize(
         &self,
         version: Option<&ModelVersionId>,
@@ -286,7 +315,10 @@ impl Generator for MockGenerator {
         let text: String = messages.iter().map(|m| format!("{}: {}\n", m.role, m.content)).collect();
         self.tokenize(version, &format!("{text}assistant: "), TextForm::PROMPT).await
     }
+}
 
+#[async_trait]
+impl RewardScorer for MockGenerator {
     /// Longer responses score higher, and leave more doubt.
     async fn reward_scores(
         &self,
@@ -302,23 +334,5 @@ impl Generator for MockGenerator {
                 RewardScore { mean, std: mean / 10.0, tokens: answer.len() }
             })
             .collect())
-    }
-
-    fn stats(&self) -> EngineStats {
-        EngineStats {
-            running: self.running.load(Ordering::SeqCst),
-            tokens_generated: self.generated.load(Ordering::Relaxed),
-            prompt_tokens: self.prompted.load(Ordering::Relaxed),
-            kv_tokens_total: self.options.max_context,
-            ..EngineStats::default()
-        }
-    }
-
-    async fn drain(&self, deadline: Duration) {
-        self.draining.store(true, Ordering::SeqCst);
-        let end = tokio::time::Instant::now() + deadline;
-        while self.running.load(Ordering::SeqCst) > 0 && tokio::time::Instant::now() < end {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
     }
 }

@@ -189,20 +189,27 @@ fn a_resumed_run_with_every_option_ends_with_the_same_bits() {
     assert!(model_bytes(&world, "whole") == model_bytes(&world, "parts"));
 }
 
-/// Takes every argument out of a checkpoint that is younger than it, as if an older version had written it.
-fn age(checkpoints: &Path, younger: &[&str]) {
+/// Changes the state of every checkpoint, as if another version or machine had written it.
+pub fn rewrite(checkpoints: &Path, change: impl Fn(&mut Value)) {
     for entry in std::fs::read_dir(checkpoints).unwrap() {
         let dir = entry.unwrap().path();
         let read = |name: &str| -> Value { serde_json::from_slice(&std::fs::read(dir.join(name)).unwrap()).unwrap() };
         let (mut state, mut manifest) = (read("state.json"), read("manifest.json"));
-        younger.iter().for_each(|name| {
-            state["identity"]["args"].as_object_mut().unwrap().remove(*name).expect("an argument of the checkpoint");
-        });
+        change(&mut state);
         let bytes = serde_json::to_vec_pretty(&state).unwrap();
         manifest["files"]["state.json"] = json!({"bytes": bytes.len(), "sha256": hex::encode(Sha256::digest(&bytes))});
         std::fs::write(dir.join("state.json"), bytes).unwrap();
         std::fs::write(dir.join("manifest.json"), serde_json::to_vec_pretty(&manifest).unwrap()).unwrap();
     }
+}
+
+/// Takes every argument out of a checkpoint that is younger than it.
+fn age(checkpoints: &Path, younger: &[&str]) {
+    rewrite(checkpoints, |state| {
+        for name in younger {
+            state["identity"]["args"].as_object_mut().unwrap().remove(*name).expect("an argument of the checkpoint");
+        }
+    });
 }
 
 const YOUNGER: &[&str] = &[
@@ -216,6 +223,9 @@ const YOUNGER: &[&str] = &[
     "entropy_coef",
     "ensemble_reward",
     "ensemble_doubt",
+    "numerics",
+    "sampler_correction",
+    "sampler_correction_cap",
     "adam_states",
 ];
 

@@ -1,0 +1,213 @@
+//! What a GPU must still prove, in one command that prints a table whatever fails:
+//!
+//! `cargo bench --bench gpu -- cuda` on a machine with an NVIDIA driver; `-- sim` is the dry run on the simulated device
+//! that `.ci/run` makes. The program needs no CUDA and no network: it can be built on one machine and run on another.
+//! Phases: the device, every recorded launch, logits and equality of bits of tiny models, and tokens per second of random
+//! weights in SmolLM2-135M's shape (a tiny shape in the dry run). Exit status 1 when anything fails.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use candle_core::Device as Candle;
+use instructd::gpu::cuda::Cuda;
+use instructd::gpu::device::Device;
+use instructd::gpu::sim::Sim;
+use instructd::gpu::tape;
+use instructd::model::decoder::device::Room;
+use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
+use instructd::model::init::{Heads, init};
+use instructd::model::{Decoder, DeviceModel, ModelConfig, PackedBatch, Purpose};
+use instructd::ops::linear::WeightFormat;
+use serde_json::json;
+
+/// No phase begins after so long.
+const LIMIT: Duration = Duration::from_secs(500);
+const FORMATS: [(WeightFormat, f32); 2] = [(WeightFormat::F32, 1e-4), (WeightFormat::Bf16, 2e-2)];
+
+struct Table {
+    began: Instant,
+    rows: Vec<(String, String, bool)>,
+}
+
+impl Table {
+    /// Runs a phase; whatever it does, the table goes on.
+    fn phase(&mut self, name: &str, work: impl FnOnce() -> Result<String, String>) {
+        let result = match self.began.elapsed() < LIMIT {
+            true => catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("panicked".to_owned())),
+            false => Err("no time was left".to_owned()),
+        };
+        let good = result.is_ok();
+        let text = result.unwrap_or_else(|e| e);
+        eprintln!("[{:5.1} s] {name}: {text}", self.began.elapsed().as_secs_f64());
+        self.rows.push((name.to_owned(), text, good));
+    }
+
+    fn print(&self) -> bool {
+        println!("| phase | result | |\n|---|---|---|");
+        for (name, text, good) in &self.rows {
+            println!("| {name} | {text} | {} |", if *good { "ok" } else { "FAILED" });
+        }
+        self.rows.iter().all(|(.., good)| *good)
+    }
+}
+
+fn open(simulated: bool) -> Result<Box<dyn Device>, String> {
+    match simulated {
+        true => Ok(Box::new(Sim::new(4 << 30))),
+        false => Ok(Box::new(Cuda::open(0, None).map_err(|e| e.to_string())?)),
+    }
+}
+
+fn room(pages: usize) -> Room {
+    Room { pages, rows: 512, wanted: 32 }
+}
+
+fn config(shape: [usize; 6]) -> ModelConfig {
+    let [hidden, inner, layers, heads, kv_heads, vocab] = shape;
+    let config = json!({
+        "model_type": "llama", "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocab, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 2048, "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": true,
+    });
+    ModelConfig::from_hf(&config, None).expect("a valid configuration")
+}
+
+/// A decoder of random weights: the same for the same shape.
+fn decoder(shape: [usize; 6]) -> Result<Decoder, String> {
+    let config = config(shape);
+    let normals = |tensor: u64, n: usize| -> Vec<f64> {
+        let mut state = tensor.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let mut uniform = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+        };
+        (0..n).map(|_| (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()).collect()
+    };
+    let weights = init(&config, Heads::Backbone, &Candle::Cpu, normals).map_err(|e| e.to_string())?;
+    Decoder::new(&config, &weights, Purpose::Score).map_err(|e| e.to_string())
+}
+
+/// Feeds tokens to sequences; the logits of the last row of each.
+fn feed(
+    model: &mut DeviceModel,
+    decoder: &Decoder,
+    cache: &mut KvCache,
+    parts: &mut [(Vec<u32>, CachedSequence)],
+) -> Result<Vec<f32>, String> {
+    let (mut rows, mut last) = (StepRows::default(), Vec::new());
+    for (ids, cached) in parts.iter_mut() {
+        if !cache.reserve(cached, ids.len()) {
+            return Err("the cache is too small".to_owned());
+        }
+        last.push(rows.push(ids, cached) as u32);
+    }
+    let logits = model.step(decoder, &rows, &last).map_err(|e| e.to_string())?;
+    parts.iter_mut().for_each(|(ids, cached)| cached.len += ids.len());
+    Ok(logits)
+}
+
+fn prompt(n: usize, vocab: usize, seed: usize) -> Vec<u32> {
+    (0..n).map(|i| ((i * 31 + seed * 17 + 5) % vocab) as u32).collect()
+}
+
+fn logits(simulated: bool, format: WeightFormat, tolerance: f32) -> Result<String, String> {
+    const SHAPE: [usize; 6] = [96, 160, 2, 6, 2, 200];
+    let decoder = decoder(SHAPE)?;
+    let mut model = DeviceModel::new(&decoder, open(simulated)?, format, room(128)).map_err(|e| e.to_string())?;
+    let mut cache = KvCache::elsewhere(128 * 16);
+    let sequences = [prompt(300, 200, 0), prompt(3, 200, 1), prompt(17, 200, 2)];
+    let mut together: Vec<_> = sequences.iter().map(|ids| (ids.clone(), CachedSequence::default())).collect();
+    let got = feed(&mut model, &decoder, &mut cache, &mut together)?;
+    let plain = || -> candle_core::Result<Vec<f32>> {
+        let hidden = decoder.forward(&PackedBatch::new(&sequences))?;
+        let last: Vec<u32> = sequences
+            .iter()
+            .scan(0, |end, ids| {
+                *end += ids.len() as u32;
+                Some(*end - 1)
+            })
+            .collect();
+        let picked = hidden.index_select(&candle_core::Tensor::new(last, &Candle::Cpu)?, 0)?;
+        decoder.logits(&picked)?.flatten_all()?.to_vec1()
+    };
+    let want = plain().map_err(|e| e.to_string())?;
+    let scale = want.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let off = want.iter().zip(&got).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / scale;
+    if !(off < tolerance && got.iter().all(|v| v.is_finite())) {
+        return Err(format!("logits are off by {off:.1e}"));
+    }
+    // Alone, and in chunks: the same bits.
+    for (i, ids) in sequences.iter().enumerate() {
+        let mut cached = CachedSequence::default();
+        let mut last = Vec::new();
+        for chunk in ids.chunks(if i == 0 { 77 } else { 5 }) {
+            let mut one = vec![(chunk.to_vec(), cached)];
+            last = feed(&mut model, &decoder, &mut cache, &mut one)?;
+            cached = one.remove(0).1;
+        }
+        if last.iter().zip(&got[i * 200..]).any(|(a, b)| a.to_bits() != b.to_bits()) {
+            return Err(format!("sequence {i} has other bits in chunks than in a batch"));
+        }
+    }
+    Ok(format!("off by {off:.1e}, equal bits alone, in a batch and in chunks"))
+}
+
+fn speed(simulated: bool, streams: usize) -> Result<String, String> {
+    let (shape, steps) = match simulated {
+        true => ([96, 160, 2, 6, 2, 200], 2),
+        false => ([576, 1536, 30, 9, 3, 49152], 64),
+    };
+    let decoder = decoder(shape)?;
+    let pages = streams * (128 + steps).div_ceil(16) + streams;
+    let mut model =
+        DeviceModel::new(&decoder, open(simulated)?, WeightFormat::Bf16, room(pages)).map_err(|e| e.to_string())?;
+    let mut cache = KvCache::elsewhere(pages * 16);
+    let mut running: Vec<_> = (0..streams)
+        .map(|i| (prompt(if simulated { 8 } else { 128 }, shape[5], i), CachedSequence::default()))
+        .collect();
+    let began = Instant::now();
+    feed(&mut model, &decoder, &mut cache, &mut running)?;
+    let first = began.elapsed();
+    running.iter_mut().for_each(|(ids, _)| ids.truncate(1));
+    let began = Instant::now();
+    for _ in 0..steps {
+        feed(&mut model, &decoder, &mut cache, &mut running)?;
+    }
+    let rate = (streams * steps) as f64 / began.elapsed().as_secs_f64();
+    Ok(format!("{rate:.0} tokens/s, {:.1} ms for {streams} prompts", first.as_secs_f64() * 1e3))
+}
+
+fn main() -> ExitCode {
+    let simulated = match std::env::args().skip(1).find(|a| !a.starts_with('-')).as_deref() {
+        Some("sim") => true,
+        Some("cuda") => false,
+        _ => {
+            eprintln!("usage: gpu cuda|sim");
+            return ExitCode::from(2);
+        }
+    };
+    let mut table = Table { began: Instant::now(), rows: Vec::new() };
+    table.phase("device", || {
+        let device = open(simulated)?;
+        Ok(format!("{}, {} MB", device.name(), device.memory().1 >> 20))
+    });
+    table.phase("recorded launches", || {
+        let tape = include_bytes!("../tests/fixtures/kernels.tape.gz");
+        let mut device = open(simulated)?;
+        let replayed = tape::replay(device.as_mut(), tape).map_err(|e| e.to_string())?;
+        let wrong: Vec<_> = replayed.iter().filter(|r| !r.agrees).collect();
+        let worst = replayed.iter().map(|r| r.off).fold(0.0, f64::max);
+        match wrong.first() {
+            None => Ok(format!("{} agree, at most {worst:.1e} off", replayed.len())),
+            Some(r) => Err(format!("{} of {} differ, {} by {:.1e}", wrong.len(), replayed.len(), r.kernel.name, r.off)),
+        }
+    });
+    for (format, tolerance) in FORMATS {
+        table.phase(&format!("logits, {}", format.as_str()), || logits(simulated, format, tolerance));
+    }
+    for streams in [1, 8, 32] {
+        table.phase(&format!("{streams} streams, bf16"), || speed(simulated, streams));
+    }
+    if table.print() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,153 @@
+"""Which kernels are built: for every variant its parameters, their promised alignment and its constants.
+
+A name is `kernel` or `kernel.variant`. A parameter is a C-like type: `*f32`, `*bf16`, `*i32`, `i32`, `f32`, …; pointers
+are 16-byte aligned. A count written `i32/16` is promised to be a multiple of 16.
+"""
+
+from dataclasses import dataclass, field
+
+SPLIT = 256
+
+
+@dataclass
+class Variant:
+    name: str
+    kernel: str
+    module: str
+    params: dict
+    constants: dict
+    warps: int = 4
+    stages: int = 2
+    extra: dict = field(default_factory=dict)
+
+
+def types(text, **kinds):
+    """'x:*T n:i32' with T replaced."""
+    out = {}
+    for word in text.split():
+        name, kind = word.split(":")
+        for letter, to in kinds.items():
+            if kind == "*" + letter:
+                kind = "*" + to
+        out[name] = kind
+    return out
+
+
+HEADS = (32, 64, 128, 256)
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu_erf")
+
+
+def forward():
+    for t in ("f32", "bf16"):
+        def one(name, kernel, text, constants, warps=4, stages=2, **kinds):
+            return Variant(f"{name}.{t}", kernel, "forward", types(text, T=t, **kinds), constants, warps, stages)
+
+        embed = "ids:*i32 table:*T positions:*i32 position_table:*T out:*f32 d:i32 scale:f32"
+        yield one("embed", "embed", embed, dict(POSITIONS=False, BLOCK=1024))
+        yield one("embed_at", "embed", embed, dict(POSITIONS=True, BLOCK=1024))
+        norm = "x:*X branch:*T weight:*T bias:*T y:*T d:i32 x_stride:i32 y_stride:i32 eps:f32 scale:f32 offset:f32"
+        for kind in ("rms", "layer"):
+            layer = kind == "layer"
+            yield one(kind, "norm", norm, dict(ADD=False, LAYER=layer, BLOCK=1024), X="f32")
+            yield one(f"add_{kind}", "norm", norm, dict(ADD=True, LAYER=layer, BLOCK=1024), X="f32")
+        # Of what a part gives, before it is added. In f32 it is the first kernel.
+        if t != "f32":
+            for kind in ("rms", "layer"):
+                yield one(f"{kind}_of", "norm", norm, dict(ADD=False, LAYER=kind == "layer", BLOCK=1024), X=t)
+        yield one("add", "add", "x:*f32 branch:*T count:i32 scale:f32", dict(BLOCK=1024))
+        rope = ("qkv:*T cos:*f32 sin:*f32 rotary:*i32 slots:*i32 q_weight:*T k_weight:*T q_out:*T keys:*T values:*T "
+                "heads:i32 kv_heads:i32 hd:i32 half:i32 width:i32 head_stride:i32 k_base:i32 v_base:i32 eps:f32 "
+                "offset:f32")
+        attend = ("q:*T keys:*T values:*T tables:*i32 tiles:*i32 partial:*f32 maxima:*f32 sums:*f32 n:i32 heads:i32 "
+                  "kv_heads:i32 hd:i32 table_width:i32 window:i32 scale:f32 cap:f32")
+        combine = ("partial:*f32 maxima:*f32 sums:*f32 positions:*i32 out:*T n:i32 heads:i32 hd:i32 window:i32")
+        for hd in HEADS:
+            yield one(f"rope_cache.{hd}", "rope_cache", rope, dict(NORM=False, HD=hd), warps=1)
+            yield one(f"rope_cache_norm.{hd}", "rope_cache", rope, dict(NORM=True, HD=hd), warps=1)
+            sizes = dict(HD=hd, ROWS=16, BLOCK=32 if hd == 256 or t == "f32" else 64, SPLIT=SPLIT)
+            yield one(f"attend.{hd}", "attend", attend, dict(CAP=False, **sizes), warps=8, stages=1)
+            yield one(f"attend_cap.{hd}", "attend", attend, dict(CAP=True, **sizes), warps=8, stages=1)
+            yield one(f"combine.{hd}", "combine", combine, dict(HD=hd, SPLIT=SPLIT), warps=1)
+        matmul = "x:*T w:*T bias:*T y:*Y n:i32 m:i32 k:i32"
+        q8 = "x:*T w:*i8 scales:*f16 bias:*T y:*Y n:i32 m:i32 k:i32"
+        for rows in (16, 64):
+            sizes = dict(BN=rows, BM=64, BK=32)
+            yield one(f"matmul.{rows}", "matmul", matmul, dict(BIAS=False, **sizes), Y=t)
+            yield one(f"matmul_bias.{rows}", "matmul", matmul, dict(BIAS=True, **sizes), Y=t)
+            if t != "f32":
+                yield one(f"matmul_out.{rows}", "matmul", matmul, dict(BIAS=False, **sizes), Y="f32")
+            # More warps and narrower tiles where dequantised weights would not fit the registers.
+            sizes["BM"] = 32 if rows == 64 else 64
+            yield one(f"matmul_q8.{rows}", "matmul_q8", q8, dict(BIAS=False, **sizes), warps=8, Y=t)
+            yield one(f"matmul_q8_bias.{rows}", "matmul_q8", q8, dict(BIAS=True, **sizes), warps=8, Y=t)
+            if t != "f32":
+                yield one(f"matmul_q8_out.{rows}", "matmul_q8", q8, dict(BIAS=False, **sizes), warps=8, Y="f32")
+        for kind, name in enumerate(ACTIVATIONS):
+            for gated in (False, True):
+                constants = dict(KIND=kind, GATED=gated, BLOCK=1024)
+                yield one(f"{name}{'_gated' if gated else ''}", "activate", "x:*T y:*T inner:i32", constants)
+        yield one("gather_rows", "gather_rows", "x:*f32 rows:*i32 y:*T d:i32", dict(BLOCK=1024))
+
+    def plain(name, kernel, text, constants, warps=4):
+        return Variant(name, kernel, "forward", types(text), constants, warps)
+
+    shape = "z:*f32 count:i32 inverse:f32 cap:f32"
+    yield plain("scale_logits", "shape_logits", shape, dict(CAP=False, BLOCK=1024))
+    yield plain("cap_logits", "shape_logits", shape, dict(CAP=True, BLOCK=1024))
+    yield plain("logprobs", "logprobs", "z:*f32 targets:*i32 logprob:*f32 lse:*f32 entropy:*f32 vocab:i32 inverse:f32",
+                dict(BLOCK=1024))
+    yield plain("sample", "sample", "z:*f32 uniforms:*f64 inverses:*f32 ids:*i32 vocab:i32", dict(BLOCK=1024))
+
+
+def backward():
+    for t in ("f32", "bf16"):
+        def one(name, kernel, text, constants, warps=4, stages=2, **kinds):
+            return Variant(f"{name}.{t}", kernel, "backward", types(text, T=t, **kinds), constants, warps, stages)
+
+        sizes = dict(BN=32, BM=64, BK=64)
+        nn = "gy:*T w:*T gx:*Y n:i32 m:i32 k:i32"
+        yield one("matmul_nn", "matmul_nn", nn, dict(ADD=False, BN=64, BM=32, BK=64), Y=t)
+        yield one("matmul_nn_add", "matmul_nn", nn, dict(ADD=True, BN=64, BM=32, BK=64), Y="f32")
+        yield one("matmul_tn", "matmul_tn", "gy:*T x:*T gw:*f32 n:i32 m:i32 k:i32 scale:f32", sizes)
+        yield one("column_sums", "column_sums", "gy:*T g:*f32 n:i32 m:i32", dict(BN=32, BLOCK=128))
+        back = "x:*f32 weight:*T gy:*T gx:*f32 factors:*f32 means:*f32 d:i32 eps:f32 offset:f32"
+        weight = "x:*f32 gy:*T factors:*f32 means:*f32 gw:*f32 gb:*f32 n:i32 d:i32"
+        for kind in ("rms", "layer"):
+            layer = kind == "layer"
+            yield one(f"{kind}_back", "norm_back", back, dict(LAYER=layer, BLOCK=1024))
+            yield one(f"{kind}_back_weight", "norm_back_weight", weight, dict(LAYER=layer, BN=32, BLOCK=128))
+        flash = "q:*T k:*T v:*T offsets:*i32 out:*T lse:*f32 heads:i32 kv_heads:i32 hd:i32 window:i32 scale:f32"
+        delta = "out:*T gout:*T delta:*f32 heads:i32 hd:i32"
+        back_q = ("q:*T k:*T v:*T gout:*T offsets:*i32 lse:*f32 delta:*f32 gq:*T heads:i32 kv_heads:i32 hd:i32 "
+                  "window:i32 scale:f32")
+        back_kv = ("q:*T k:*T v:*T gout:*T offsets:*i32 lse:*f32 delta:*f32 gk:*T gv:*T heads:i32 kv_heads:i32 hd:i32 "
+                   "window:i32 scale:f32")
+        for hd in (32, 64, 128):
+            yield one(f"rotate.{hd}", "rotate", "x:*T cos:*f32 sin:*f32 rotary:*i32 heads:i32 hd:i32 half:i32 sign:f32",
+                      dict(HD=hd), warps=1)
+            tile = 32 if t == "f32" else 64
+            blocks = dict(HD=hd, BM=tile, BN=32 if hd == 128 else tile)
+            yield one(f"flash.{hd}", "flash", flash, blocks, warps=8, stages=1)
+            yield one(f"flash_delta.{hd}", "flash_delta", delta, dict(HD=hd), warps=1)
+            if t == "f32" and hd == 128:
+                blocks["BN"] = 16
+            yield one(f"flash_back_q.{hd}", "flash_back_q", back_q, blocks, warps=8, stages=1)
+            small = dict(HD=hd, BM=16 if t == "f32" else 32, BN=32)
+            yield one(f"flash_back_kv.{hd}", "flash_back_kv", back_kv, small, warps=8 if hd == 128 else 4, stages=1)
+        for kind, name in enumerate(ACTIVATIONS):
+            for gated in (False, True):
+                constants = dict(KIND=kind, GATED=gated, BLOCK=1024)
+                yield one(f"{name}{'_gated' if gated else ''}_back", "activate_back", "x:*T gy:*T gx:*T inner:i32",
+                          constants)
+        yield one("logits_back", "logits_back",
+                  "z:*f32 targets:*i32 lse:*f32 g:*f32 gz:*T vocab:i32 inverse:f32", dict(BLOCK=1024))
+    adam = ("p:*f32 g:*f32 m:*f32 v:*f32 half:*bf16 count:i32 rate:f32 beta1:f32 beta2:f32 eps:f32 decay:f32 "
+            "correct1:f32 correct2:f32 clip:f32")
+    yield Variant("adamw.f32", "adamw", "backward", types(adam), dict(HALF=False, BLOCK=1024))
+    yield Variant("adamw.bf16", "adamw", "backward", types(adam), dict(HALF=True, BLOCK=1024))
+    yield Variant("embed_back", "embed_back", "backward",
+                  types("order:*i32 starts:*i32 ids:*i32 gx:*f32 table:*f32 d:i32 scale:f32"), dict(BLOCK=1024))
+
+
+def variants():
+    return list(forward()) + list(backward())

@@ -1,0 +1,195 @@
+//! Running jobs in the artifact store: the newest checkpoint and the data that it was made with, so that another machine
+//! goes on where a lost one stopped. Files lie under their hash at `jobs/<job id>/files/`; `jobs/<job id>/at-<attempt>.json`
+//! lists those of the attempt's newest checkpoint and is written last.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use futures::{StreamExt, TryStreamExt};
+use object_store::buffered::BufWriter;
+use object_store::path::Path as Key;
+use object_store::{ObjectStoreExt, PutPayload};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+
+use super::files::is_inside;
+use super::remote::{Remote, failed};
+use super::{ArtifactError, Artifacts, Result};
+use crate::domain::{JobId, hash, is_path_part};
+use crate::store::ModelFile;
+
+/// The files of a job as of one checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The attempt that made it.
+    pub attempt: i64,
+    /// The checkpoint's directory under `checkpoints/`.
+    pub checkpoint: String,
+    /// Relative to the job's directory.
+    pub files: Vec<ModelFile>,
+}
+
+const PREFIX: &str = "jobs";
+
+fn prefix(job: &JobId) -> Result<String> {
+    match is_path_part(job.as_str()) {
+        true => Ok(format!("{PREFIX}/{}", job.as_str())),
+        // A restored database may hold anything.
+        false => Err(failed(format!("'{job}' is no id of a job"))),
+    }
+}
+
+fn file_key(job: &JobId, sha256: &str) -> Result<Key> {
+    Key::parse(format!("{}/files/{sha256}", prefix(job)?)).map_err(failed)
+}
+
+/// `at-<attempt>.json` → the attempt.
+fn attempt_of(key: &Key) -> Option<i64> {
+    key.filename()?.strip_prefix("at-")?.strip_suffix(".json")?.parse().ok()
+}
+
+/// Sizes and hashes of files below `root`.
+fn described(root: &Path, paths: &[String]) -> Result<Vec<ModelFile>> {
+    let one = |path: &String| {
+        let at = root.join(path);
+        let (sha256, bytes) = hash::of_file(&at).map_err(ArtifactError::io(&at))?;
+        Ok(ModelFile { path: path.clone(), bytes: bytes.cast_signed(), sha256 })
+    };
+    paths.iter().map(one).collect()
+}
+
+impl Remote {
+    /// Every object under `prefix`, with its size.
+    async fn under(&self, prefix: &str) -> Result<Vec<(Key, u64)>> {
+        let found = self.objects.list(Some(&Key::from(prefix)));
+        found.map_ok(|object| (object.location, object.size)).try_collect().await.map_err(failed)
+    }
+
+    async fn remove(&self, keys: Vec<Key>) -> Result<()> {
+        for key in keys {
+            match self.objects.delete(&key).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn upload(&self, at: &Path, key: Key, file: &ModelFile) -> Result<()> {
+        let mut source = tokio::fs::File::open(at).await.map_err(ArtifactError::io(at))?;
+        let mut target = BufWriter::new(self.objects.clone(), key);
+        let copied = tokio::io::copy(&mut source, &mut target).await.map_err(failed)?;
+        if copied != file.bytes as u64 {
+            target.abort().await.map_err(failed)?;
+            return Err(failed(format!("{} changed while it was being uploaded", file.path)));
+        }
+        target.shutdown().await.map_err(failed)
+    }
+
+    async fn keep_snapshot(&self, job: &JobId, root: &Path, snapshot: &Snapshot) -> Result<()> {
+        let there = self.under(&prefix(job)?).await?;
+        for file in &snapshot.files {
+            let key = file_key(job, &file.sha256)?;
+            if !there.contains(&(key.clone(), file.bytes as u64)) {
+                self.upload(&root.join(&file.path), key, file).await?;
+            }
+        }
+        let list = Key::parse(format!("{}/at-{}.json", prefix(job)?, snapshot.attempt)).map_err(failed)?;
+        let text = serde_json::to_vec(snapshot).map_err(failed)?;
+        self.objects.put(&list, PutPayload::from(text)).await.map_err(failed)?;
+        // A later attempt's files are its own business; what only this and earlier attempts listed is not needed now.
+        if there.iter().filter_map(|(key, _)| attempt_of(key)).any(|attempt| attempt > snapshot.attempt) {
+            return Ok(());
+        }
+        let mut needed = BTreeSet::from([list]);
+        for file in &snapshot.files {
+            needed.insert(file_key(job, &file.sha256)?);
+        }
+        self.remove(there.into_iter().map(|(key, _)| key).filter(|key| !needed.contains(key)).collect()).await
+    }
+
+    async fn latest_snapshot(&self, job: &JobId) -> Result<Option<Snapshot>> {
+        let there = self.under(&prefix(job)?).await?;
+        let newest = there.into_iter().filter_map(|(key, _)| attempt_of(&key).map(|n| (n, key))).max();
+        let Some((_, key)) = newest else { return Ok(None) };
+        let text = match self.objects.get(&key).await {
+            Ok(found) => found.bytes().await.map_err(failed)?,
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        serde_json::from_slice(&text).map(Some).map_err(|e| failed(format!("{key}: {e}")))
+    }
+
+    async fn bring_snapshot(&self, job: &JobId, snapshot: &Snapshot, to: &Path) -> Result<()> {
+        for file in &snapshot.files {
+            if !is_inside(&file.path) {
+                return Err(failed(format!("{} is no path inside a job", file.path)));
+            }
+            let target = to.join(&file.path);
+            let parent = target.parent().unwrap_or(to);
+            tokio::fs::create_dir_all(parent).await.map_err(ArtifactError::io(parent))?;
+            let mut out = tokio::fs::File::create(&target).await.map_err(ArtifactError::io(&target))?;
+            let mut chunks = self.objects.get(&file_key(job, &file.sha256)?).await.map_err(failed)?.into_stream();
+            while let Some(chunk) = chunks.next().await {
+                out.write_all(&chunk.map_err(failed)?).await.map_err(ArtifactError::io(&target))?;
+            }
+            out.sync_all().await.map_err(ArtifactError::io(&target))?;
+        }
+        let (to, files) = (to.to_owned(), snapshot.files.clone());
+        let verified = tokio::task::spawn_blocking(move || super::verify("the job's checkpoint", &to, &files));
+        verified.await.map_err(failed)?
+    }
+}
+
+impl Artifacts {
+    /// Uploads the files at `paths` below `job_dir` as the newest checkpoint of the job; files that are there are not
+    /// uploaded again. Does nothing without an artifact store.
+    ///
+    /// # Errors
+    /// A file that is gone, or a store that does not take it; the checkpoint before stays the newest.
+    pub async fn keep_snapshot(
+        &self,
+        job: &JobId,
+        attempt: i64,
+        job_dir: &Path,
+        checkpoint: &str,
+        paths: Vec<String>,
+    ) -> Result<()> {
+        let Some(remote) = &self.remote else { return Ok(()) };
+        let root = job_dir.to_owned();
+        let files = tokio::task::spawn_blocking(move || described(&root, &paths)).await.map_err(failed)??;
+        remote.keep_snapshot(job, job_dir, &Snapshot { attempt, checkpoint: checkpoint.to_owned(), files }).await
+    }
+
+    /// The newest checkpoint of the job in the artifact store.
+    ///
+    /// # Errors
+    /// A store that does not answer.
+    pub async fn latest_snapshot(&self, job: &JobId) -> Result<Option<Snapshot>> {
+        match &self.remote {
+            Some(remote) => remote.latest_snapshot(job).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Brings the files of a snapshot below `to`, each checked by size and hash.
+    ///
+    /// # Errors
+    /// `Damaged` for a file that is not the one that was uploaded; a store that does not answer.
+    pub async fn bring_snapshot(&self, job: &JobId, snapshot: &Snapshot, to: &Path) -> Result<()> {
+        match &self.remote {
+            Some(remote) => remote.bring_snapshot(job, snapshot, to).await,
+            None => Err(failed("no artifact store is configured")),
+        }
+    }
+
+    /// Removes what the artifact store holds of a job's checkpoints and data.
+    ///
+    /// # Errors
+    /// A store that does not answer.
+    pub async fn forget_snapshots(&self, job: &JobId) -> Result<()> {
+        let Some(remote) = &self.remote else { return Ok(()) };
+        let there = remote.under(&prefix(job)?).await?;
+        remote.remove(there.into_iter().map(|(key, _)| key).collect()).await
+    }
+}

@@ -1,0 +1,63 @@
+//! Where and how models are served.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::text::text;
+use super::{ConfigError, error};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct EngineConfig {
+    /// `cpu`, `cuda` or `cuda:N`: where the model is served. `cuda` needs the cargo feature `cuda`. `sim` is the simulated
+    /// device: the launches of a GPU computed slowly on the CPU, for tests.
+    #[serde(deserialize_with = "text")]
+    pub device: String,
+    /// Compute threads; 0 = one per physical core.
+    pub threads: usize,
+    /// Sequences decoded together.
+    pub max_batch: usize,
+    /// Samples that may wait for a slot before requests are refused with 429.
+    pub max_waiting: usize,
+    /// Tokens the key-value cache can hold; 0 = sized from the model and `max_batch`.
+    pub kv_tokens: usize,
+    /// Versions that were trained with LoRA stand as adapters beside the model that they were trained from, which is in
+    /// memory once, and share its batches. Their numbers differ from those of the merged weights by rounding. On the CPU.
+    pub share_base: bool,
+    /// Tokens that are guessed for each sample and step by looking the last ones up in the text so far; 0 = none. Texts
+    /// stay the same. For texts that repeat their prompt, with few requests at the same time. On the CPU.
+    pub draft_tokens: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            device: "cpu".to_owned(),
+            threads: 0,
+            max_batch: 32,
+            max_waiting: 256,
+            kv_tokens: 0,
+            share_base: false,
+            draft_tokens: 0,
+        }
+    }
+}
+
+/// More guesses than these are never right often enough.
+const MOST_DRAFT: usize = 64;
+
+impl EngineConfig {
+    /// # Errors
+    /// Names the setting that cannot be used.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        if self.draft_tokens > MOST_DRAFT {
+            return Err(error("engine.draft_tokens", format!("must be 0 to {MOST_DRAFT}")));
+        }
+        for (key, on) in [("engine.share_base", self.share_base), ("engine.draft_tokens", self.draft_tokens > 0)] {
+            if on && self.device != "cpu" {
+                return Err(error(key, "is for engine.device = \"cpu\" only"));
+            }
+        }
+        Ok(())
+    }
+}

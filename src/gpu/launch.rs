@@ -1,0 +1,191 @@
+//! Launches: a struct for every kernel, whose fields are its parameters in order.
+
+use super::manifest::{Kernel, Kind};
+use super::{ALIGNMENT, GpuError, Slice};
+
+/// One argument of a launch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arg {
+    Pointer(Slice),
+    I32(i32),
+    F32(f32),
+}
+
+impl From<Slice> for Arg {
+    fn from(slice: Slice) -> Self {
+        Self::Pointer(slice)
+    }
+}
+
+impl From<i32> for Arg {
+    fn from(value: i32) -> Self {
+        Self::I32(value)
+    }
+}
+
+impl From<f32> for Arg {
+    fn from(value: f32) -> Self {
+        Self::F32(value)
+    }
+}
+
+/// The arguments of one kernel.
+pub trait Launch {
+    /// The kernel's function in `kernels/*.py`; which variant is launched, the caller says.
+    const KERNEL: &'static str;
+    /// Names of its parameters, and whether each is a pointer, an integer or a number.
+    const FIELDS: &'static [(&'static str, &'static str)];
+
+    fn args(&self) -> Vec<Arg>;
+}
+
+macro_rules! launches {
+    ($($(#[$doc:meta])* $name:ident = $kernel:literal { $($field:ident: $kind:ident),* $(,)? })*) => {
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Copy, Debug)]
+            pub struct $name {
+                $(pub $field: $kind,)*
+            }
+
+            impl Launch for $name {
+                const KERNEL: &'static str = $kernel;
+                const FIELDS: &'static [(&'static str, &'static str)] = &[$((stringify!($field), stringify!($kind)),)*];
+
+                fn args(&self) -> Vec<Arg> {
+                    vec![$(self.$field.into(),)*]
+                }
+            }
+        )*
+
+        /// Every kernel that has a struct, with its fields.
+        #[cfg(test)]
+        const ALL: &[(&str, &[(&str, &str)])] = &[$(($name::KERNEL, $name::FIELDS),)*];
+    };
+}
+
+launches! {
+    /// Rows of a table, plus rows of a table of positions.
+    Embed = "embed" {
+        ids: Slice, table: Slice, positions: Slice, position_table: Slice, out: Slice, d: i32, scale: f32,
+    }
+    /// RMSNorm or LayerNorm, perhaps with an addition to the stream before it.
+    Norm = "norm" {
+        x: Slice, branch: Slice, weight: Slice, bias: Slice, y: Slice, d: i32, x_stride: i32, y_stride: i32, eps: f32,
+        scale: f32, offset: f32,
+    }
+    /// x += scale · branch.
+    Add = "add" { x: Slice, branch: Slice, count: i32, scale: f32 }
+    /// Rotary positions, and keys and values into their pages.
+    RopeCache = "rope_cache" {
+        qkv: Slice, cos: Slice, sin: Slice, rotary: Slice, slots: Slice, q_weight: Slice, k_weight: Slice, q_out: Slice,
+        keys: Slice, values: Slice, heads: i32, kv_heads: i32, hd: i32, half: i32, width: i32, head_stride: i32,
+        k_base: i32, v_base: i32, eps: f32, offset: f32,
+    }
+    /// Attention over one range of keys of every tile.
+    Attend = "attend" {
+        q: Slice, keys: Slice, values: Slice, tables: Slice, tiles: Slice, partial: Slice, maxima: Slice, sums: Slice,
+        n: i32, heads: i32, kv_heads: i32, hd: i32, table_width: i32, window: i32, scale: f32, cap: f32,
+    }
+    /// Joins the ranges of `Attend`.
+    Combine = "combine" {
+        partial: Slice, maxima: Slice, sums: Slice, positions: Slice, out: Slice, n: i32, heads: i32, hd: i32,
+        window: i32,
+    }
+    /// y = x · wᵀ + bias.
+    Matmul = "matmul" { x: Slice, w: Slice, bias: Slice, y: Slice, n: i32, m: i32, k: i32 }
+    /// The same of 8-bit weights.
+    MatmulQ8 = "matmul_q8" {
+        x: Slice, w: Slice, scales: Slice, bias: Slice, y: Slice, n: i32, m: i32, k: i32,
+    }
+    /// SiLU or GELU, gated or not.
+    Activate = "activate" { x: Slice, y: Slice, inner: i32 }
+    /// Factor and soft cap of logits, in place.
+    ShapeLogits = "shape_logits" { z: Slice, count: i32, inverse: f32, cap: f32 }
+    /// Chosen rows.
+    GatherRows = "gather_rows" { x: Slice, rows: Slice, y: Slice, d: i32 }
+    /// Log-softmax at targets.
+    Logprobs = "logprobs" {
+        z: Slice, targets: Slice, logprob: Slice, lse: Slice, entropy: Slice, vocab: i32, inverse: f32,
+    }
+    /// One token of every row.
+    Sample = "sample" { z: Slice, uniforms: Slice, inverses: Slice, ids: Slice, vocab: i32 }
+}
+
+/// Whether arguments fit the kernel's parameters: their number, kinds and the alignment that its code relies on.
+///
+/// # Errors
+/// Names the kernel and the argument.
+pub fn check(kernel: &Kernel, grid: [u32; 3], args: &[Arg]) -> Result<(), GpuError> {
+    let wrong = |what: String| Err(GpuError::Launch(format!("{}: {what}", kernel.name)));
+    if args.len() != kernel.params.len() {
+        return wrong(format!("{} arguments for {} parameters", args.len(), kernel.params.len()));
+    }
+    if grid.contains(&0) || grid[1] > 65_535 || grid[2] > 65_535 {
+        return wrong(format!("a grid of {grid:?}"));
+    }
+    for (arg, (name, kind)) in args.iter().zip(&kernel.params) {
+        match (arg, kind) {
+            (Arg::I32(_), Kind::I32) | (Arg::F32(_), Kind::F32) => {}
+            (Arg::Pointer(slice), kind) if kind.is_pointer() => {
+                if !slice.address.is_multiple_of(ALIGNMENT as u64) {
+                    return wrong(format!("{name} is not aligned to {ALIGNMENT} bytes"));
+                }
+                if !slice.bytes.is_multiple_of(kind.size()) {
+                    return wrong(format!("{name} has {} bytes, no multiple of {}", slice.bytes, kind.size()));
+                }
+            }
+            _ => return wrong(format!("{name} is {kind:?}, not {arg:?}")),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::manifest::kernels;
+    use super::*;
+
+    #[test]
+    fn launch_structs_have_the_parameters_of_the_kernels() {
+        for (kernel, fields) in ALL {
+            let variants: Vec<_> = kernels().filter(|k| k.kernel == *kernel).collect();
+            assert!(!variants.is_empty(), "no variant of {kernel}");
+            for variant in variants {
+                let params: Vec<_> = variant
+                    .params
+                    .iter()
+                    .map(|(name, kind)| {
+                        let kind = match kind {
+                            Kind::I32 => "i32",
+                            Kind::F32 => "f32",
+                            _ => "Slice",
+                        };
+                        (name.as_str(), kind)
+                    })
+                    .collect();
+                assert_eq!(params, *fields, "{}", variant.name);
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_the_manifest_is_refused() {
+        let kernel = super::super::manifest::kernel("add.f32").unwrap();
+        let slice = Slice { address: 4096, bytes: 64 };
+        let good = Add { x: slice, branch: slice, count: 16, scale: 1.0 }.args();
+        check(kernel, [1, 1, 1], &good).unwrap();
+        let mut bad = good.clone();
+        bad[1] = Arg::Pointer(Slice { address: 4096 + 8, ..slice });
+        let error = check(kernel, [1, 1, 1], &bad).unwrap_err().to_string();
+        assert!(error.contains("branch is not aligned"), "{error}");
+        let mut bad = good.clone();
+        bad[2] = Arg::F32(16.0);
+        assert!(check(kernel, [1, 1, 1], &bad).is_err());
+        assert!(check(kernel, [1, 1, 1], &good[1..]).is_err());
+        assert!(check(kernel, [0, 1, 1], &good).is_err());
+        bad = good;
+        bad[0] = Arg::Pointer(Slice { address: 4096, bytes: 63 });
+        assert!(check(kernel, [1, 1, 1], &bad).is_err());
+    }
+}

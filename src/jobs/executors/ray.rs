@@ -1,0 +1,216 @@
+//! A Ray cluster through its Jobs REST API. The submission id is made before the attempt is handed over and is the same
+//! for every call, so that a submission whose answer was lost is found again instead of doubled.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use reqwest::{Client, Response, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Place, Refusal, State, Submission, shell_line};
+use crate::config::PlaceConfig;
+
+const CONNECT: Duration = Duration::from_secs(5);
+const ANSWER: Duration = Duration::from_secs(10);
+/// Most bytes of an answer that are read; logs are the longest.
+const MOST: usize = 32 << 20;
+/// Characters of an error that are kept.
+const WORDS: usize = 400;
+/// Answers in a row that say "error of mine" about an attempt the cluster does not know, after which it counts as refused:
+/// Ray says so of mistakes in `runtime_env` too.
+const FAULTS: usize = 5;
+
+pub(super) struct RayPlace {
+    client: Client,
+    /// Without a slash at the end.
+    base: String,
+    /// What is sent with every submission beside the attempt's own fields.
+    request: Value,
+    faults: AtomicUsize,
+}
+
+/// What is read of `GET /api/jobs/{id}`.
+#[derive(Debug, Deserialize)]
+struct Info {
+    status: String,
+    #[serde(default)]
+    message: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Logs {
+    #[serde(default)]
+    logs: Option<String>,
+}
+
+/// No usable answer.
+enum Failure {
+    Away(String),
+    /// A status that is no success, with the start of its text.
+    Status(StatusCode, String),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Away(error) => f.write_str(error),
+            Self::Status(status, words) => write!(f, "status {status}: {words}"),
+        }
+    }
+}
+
+impl RayPlace {
+    /// # Errors
+    /// A token that no header can carry, or a system without sockets.
+    pub(super) fn new(config: &PlaceConfig) -> Result<Self, String> {
+        let mut headers = HeaderMap::new();
+        if let Some(token) = &config.token {
+            let value = HeaderValue::from_str(&format!("Bearer {token}"));
+            let mut value = value.map_err(|_| "the token has characters that no header can carry".to_owned())?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        let client = Client::builder()
+            .default_headers(headers)
+            .user_agent(concat!("instructd/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT)
+            .timeout(ANSWER)
+            .redirect(reqwest::redirect::Policy::none())
+            // What the configuration names is where requests go.
+            .no_proxy()
+            .build()
+            .map_err(|e| e.to_string())?;
+        let mut request = json!({"runtime_env": config.runtime_env});
+        for (field, value) in [
+            ("entrypoint_num_cpus", config.cpus.map(Value::from)),
+            ("entrypoint_num_gpus", config.gpus.map(Value::from)),
+            ("entrypoint_memory", config.memory_bytes.map(Value::from)),
+        ] {
+            if let Some(value) = value {
+                request[field] = value;
+            }
+        }
+        if !config.resources.is_empty() {
+            request["entrypoint_resources"] = json!(config.resources);
+        }
+        let base = config.url.as_deref().unwrap_or_default().trim_end_matches('/').to_owned();
+        Ok(Self { client, base, request, faults: AtomicUsize::new(0) })
+    }
+
+    fn url(&self, work: &Submission, tail: &str) -> String {
+        format!("{}/api/jobs/{}{tail}", self.base, work.id)
+    }
+
+    async fn body(sent: reqwest::Result<Response>) -> Result<Vec<u8>, Failure> {
+        let away = |error: reqwest::Error| Failure::Away(error.without_url().to_string());
+        let mut answer = sent.map_err(away)?;
+        let status = answer.status();
+        let most = if status.is_success() { MOST } else { WORDS * 64 };
+        let mut body = Vec::new();
+        while let Some(piece) = answer.chunk().await.map_err(away)? {
+            if body.len() + piece.len() > most {
+                match status.is_success() {
+                    true => return Err(Failure::Away(format!("the answer is longer than {most} bytes"))),
+                    false => break,
+                }
+            }
+            body.extend_from_slice(&piece);
+        }
+        if status.is_success() {
+            return Ok(body);
+        }
+        let text = String::from_utf8_lossy(&body);
+        // A traceback's last line says what was wrong; a full stop by itself may follow.
+        let line = text.lines().rev().find(|line| line.trim().len() > 3).unwrap_or_default();
+        Err(Failure::Status(status, line.chars().filter(|c| !c.is_control()).take(WORDS).collect()))
+    }
+
+    async fn info(&self, work: &Submission) -> Result<Info, Failure> {
+        let body = Self::body(self.client.get(self.url(work, "")).send().await).await?;
+        serde_json::from_slice(&body).map_err(|e| Failure::Away(format!("the answer is no description of a job: {e}")))
+    }
+}
+
+/// What Ray's states mean here.
+fn state(info: Info) -> State {
+    let words = info.message.filter(|m| !m.trim().is_empty()).unwrap_or_default();
+    let words: String = words.chars().take(WORDS).collect();
+    match info.status.as_str() {
+        "PENDING" => State::Waiting,
+        "RUNNING" => State::Running,
+        "SUCCEEDED" => State::Ended("Ray says that the program ended well".to_owned()),
+        "STOPPED" => State::Ended(format!("it was stopped in Ray. {words}").trim_end().to_owned()),
+        "FAILED" => State::Ended(format!("Ray says that it failed: {words}")),
+        other => State::Unknown(format!("Ray says '{other}'")),
+    }
+}
+
+#[async_trait]
+impl Place for RayPlace {
+    async fn submit(&self, work: &Submission) -> Result<(), Refusal> {
+        let mut request = self.request.clone();
+        request["submission_id"] = work.id.as_str().into();
+        request["entrypoint"] = shell_line(&work.argv).into();
+        request["metadata"] = json!({"instructd_kind": work.kind, "instructd_attempt": work.attempt.to_string()});
+        let sent = self.client.post(format!("{}/api/jobs/", self.base)).json(&request).send().await;
+        let failure = match Self::body(sent).await {
+            Ok(_) => {
+                self.faults.store(0, Relaxed);
+                return Ok(());
+            }
+            Err(failure) => failure,
+        };
+        // The answer to an earlier call may have been lost: Ray refuses an id that it has with an error of its own.
+        match self.info(work).await {
+            Ok(_) => return Ok(()),
+            Err(Failure::Away(error)) => return Err(Refusal::Passing(error)),
+            Err(Failure::Status(..)) => {}
+        }
+        match failure {
+            Failure::Away(error) => Err(Refusal::Passing(error)),
+            Failure::Status(status, words) if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
+                Err(Refusal::Final(format!("status {status}: {words}")))
+            }
+            Failure::Status(StatusCode::INTERNAL_SERVER_ERROR, words) => match self.faults.fetch_add(1, Relaxed) + 1 {
+                FAULTS.. => {
+                    self.faults.store(0, Relaxed);
+                    Err(Refusal::Final(format!("status 500, {FAULTS} times: {words}")))
+                }
+                _ => Err(Refusal::Passing(format!("status 500: {words}"))),
+            },
+            other => Err(Refusal::Passing(other.to_string())),
+        }
+    }
+
+    async fn state(&self, work: &Submission) -> State {
+        match self.info(work).await {
+            Ok(info) => state(info),
+            Err(Failure::Status(StatusCode::NOT_FOUND, _)) => State::Gone,
+            Err(other) => State::Unknown(other.to_string()),
+        }
+    }
+
+    /// Ray sends SIGTERM and, a few seconds later, SIGKILL: there is nothing harder.
+    async fn stop(&self, work: &Submission, _: bool) {
+        let sent = self.client.post(self.url(work, "/stop")).send().await;
+        match Self::body(sent).await {
+            Ok(_) | Err(Failure::Status(StatusCode::NOT_FOUND, _)) => {}
+            Err(error) => tracing::warn!(attempt = work.id, %error, "Ray cannot be asked to stop it"),
+        }
+    }
+
+    async fn log(&self, work: &Submission, bytes: u64) -> Result<String, String> {
+        let body = Self::body(self.client.get(self.url(work, "/logs")).send().await).await;
+        let body = body.map_err(|e| e.to_string())?;
+        let logs: Logs = serde_json::from_slice(&body).map_err(|e| format!("the answer is no log: {e}"))?;
+        let text = logs.logs.unwrap_or_default();
+        let mut from = text.len().saturating_sub(bytes as usize);
+        while !text.is_char_boundary(from) {
+            from += 1;
+        }
+        Ok(text[from..].to_owned())
+    }
+}

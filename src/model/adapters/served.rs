@@ -1,0 +1,171 @@
+//! LoRA adapters that are served beside one base: each row of a step has the term of its own request's adapter, or none.
+//! The rows of an adapter are gathered, so a term is computed once for all of them; its elements are chains of their
+//! own, so what else is in the step changes no bit.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use candle_core::Result;
+
+use crate::model::Decoder;
+use crate::model::adapters::peft;
+use crate::model::families::{MlpNames, Qkv};
+use crate::model::layers::block::{Layer, Mlp, Projections};
+use crate::ops::linear::WeightLayout;
+use crate::ops::low_rank::{Beside, LowRank};
+use crate::ops::{embedding, pool, read};
+
+/// The term of one module, which writes the columns from `at` on of a matrix that may hold several modules.
+#[derive(Debug)]
+pub(in crate::model) struct Part {
+    at: usize,
+    width: usize,
+    term: LowRank,
+}
+
+/// An adapter, ready to stand beside the matrices of one decoder.
+#[derive(Debug)]
+pub struct ServedAdapter {
+    /// By layer and by the number of the matrix in it.
+    layers: Vec<Vec<Vec<Part>>>,
+    bytes: usize,
+}
+
+/// Rows of a step with one adapter.
+#[derive(Clone, Debug)]
+pub struct AdapterRows {
+    pub adapter: Arc<ServedAdapter>,
+    pub rows: Vec<u32>,
+}
+
+/// What stands beside the matrices of one layer for some rows.
+#[derive(Clone, Copy)]
+pub(in crate::model) struct Group<'a> {
+    rows: &'a [u32],
+    parts: &'a [Vec<Part>],
+}
+
+impl AdapterRows {
+    pub(in crate::model) fn of_layer(&self, layer: usize) -> Group<'_> {
+        Group { rows: &self.rows, parts: &self.adapter.layers[layer] }
+    }
+}
+
+impl Group<'_> {
+    /// Adds the terms of matrix `slot` to its output y [n, m] for x [n, k].
+    pub fn add(&self, slot: usize, x: &[f32], y: &mut [f32], n: usize) {
+        let (k, m, count) = (x.len() / n.max(1), y.len() / n.max(1), self.rows.len());
+        let Some(parts) = self.parts.get(slot).filter(|parts| !parts.is_empty() && count > 0) else { return };
+        let mut own = pool::take(count * k);
+        embedding::gather(x, self.rows, k, &mut own);
+        for Part { at, width, term } in parts {
+            let mut added = pool::take(count * width);
+            added.fill(0.0);
+            let mut inner = pool::take(count * term.rank);
+            Beside { term, inner: &mut inner }.add(&own, &mut added, count);
+            for (row, add) in self.rows.iter().zip(added.chunks_exact(*width)) {
+                let from = *row as usize * m + at;
+                y[from..from + width].iter_mut().zip(add).for_each(|(y, v)| *y += v);
+            }
+            pool::give(inner);
+            pool::give(added);
+        }
+        pool::give(own);
+    }
+}
+
+/// Where a module's output is: matrix, first column, columns, and its input's width.
+struct Place {
+    module: String,
+    slot: usize,
+    at: usize,
+    width: usize,
+    input: usize,
+}
+
+/// The modules of layer `i`, in the order of its matrices.
+fn places(decoder: &Decoder, i: usize, layer: &Layer) -> Vec<Place> {
+    let (c, family) = (&decoder.config, decoder.config.family());
+    let (d, inner) = (c.hidden_size, c.intermediate_size);
+    let [q, kv] = [c.n_heads, c.n_kv_heads].map(|heads| heads * c.head_dim);
+    let place = |module: &str, slot, at, width, input| Place {
+        module: format!("{}{i}.{module}", family.blocks),
+        slot,
+        at,
+        width,
+        input,
+    };
+    let mut all = Vec::new();
+    let joint = matches!(layer.attn, Projections::Joint { .. });
+    match family.block.qkv {
+        Qkv::Joint(module) | Qkv::ByHead(module) => all.push(place(module, 0, 0, q + 2 * kv, d)),
+        Qkv::Split(modules) => {
+            for (n, (module, (at, width))) in modules.into_iter().zip([(0, q), (q, kv), (q + kv, kv)]).enumerate() {
+                all.push(if joint { place(module, 0, at, width, d) } else { place(module, n, 0, width, d) });
+            }
+        }
+    }
+    let out = if joint { 1 } else { 3 };
+    all.push(place(family.block.out, out, 0, d, q));
+    let first = out + 1;
+    match (family.block.mlp, &layer.mlp) {
+        (MlpNames::Plain { up, down }, _) => {
+            all.extend([place(up, first, 0, inner, d), place(down, first + 1, 0, d, inner)]);
+        }
+        (MlpNames::JointGated { gate_up, down }, _) => {
+            all.extend([place(gate_up, first, 0, 2 * inner, d), place(down, first + 1, 0, d, inner)]);
+        }
+        (MlpNames::Gated { gate, up, down }, Mlp::JointGated { .. }) => {
+            all.extend([place(gate, first, 0, inner, d), place(up, first, inner, inner, d)]);
+            all.push(place(down, first + 1, 0, d, inner));
+        }
+        (MlpNames::Gated { gate, up, down }, _) => {
+            all.extend([place(gate, first, 0, inner, d), place(up, first + 1, 0, inner, d)]);
+            all.push(place(down, first + 2, 0, d, inner));
+        }
+    }
+    all
+}
+
+impl ServedAdapter {
+    /// Prepares an adapter for a decoder on the CPU.
+    ///
+    /// # Errors
+    /// When it is of another model: a module is not there, or has another shape.
+    pub fn new(decoder: &Decoder, adapter: &peft::Adapter) -> Result<Self> {
+        if !decoder.on_host() {
+            candle_core::bail!("adapters are served on the CPU");
+        }
+        let factors = adapter.factors();
+        let mut known = BTreeSet::new();
+        let mut layers = Vec::with_capacity(decoder.layers.len());
+        let mut bytes = 0;
+        for (i, layer) in decoder.layers.iter().enumerate() {
+            let mut slots: Vec<Vec<Part>> = Vec::new();
+            for Place { module, slot, at, width, input } in places(decoder, i, layer) {
+                let pair = [format!("{module}.lora_A.weight"), format!("{module}.lora_B.weight")];
+                let [Some(a), Some(b)] = pair.each_ref().map(|name| factors.get(name)) else { continue };
+                let rank = a.dim(0)?;
+                if a.dims() != [rank, input] || b.dims() != [width, rank] {
+                    let (a, b) = (a.dims(), b.dims());
+                    candle_core::bail!("the adapter is for another model: {module} is {b:?} × {a:?} there");
+                }
+                bytes += (a.elem_count() + b.elem_count()) * size_of::<f32>();
+                let term = LowRank::new(&read(a)?, &read(b)?, WeightLayout::OutIn, rank, 1.0);
+                slots.resize_with(slots.len().max(slot + 1), Vec::new);
+                slots[slot].push(Part { at, width, term });
+                known.extend(pair);
+            }
+            layers.push(slots);
+        }
+        match factors.keys().find(|name| !known.contains(*name)) {
+            Some(name) => candle_core::bail!("the adapter is for another model: there is no place for {name}"),
+            None => Ok(Self { layers, bytes }),
+        }
+    }
+
+    /// Bytes of its factors.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}

@@ -1,0 +1,247 @@
+//! A decoder's weights on a device, as `gpu` launches read them: matrices with the same input joined, everything row-major
+//! `[out, in]` in one element type.
+
+use candle_core::Tensor;
+
+use crate::gpu::device::Device;
+use crate::gpu::{GpuError, Slice};
+use crate::model::layers::block::{Layer, Mlp, Projections};
+use crate::model::layers::{Linear, Norm};
+use crate::model::{Activation, Decoder, ModelConfig};
+use crate::ops::linear::WeightLayout;
+use crate::ops::with_f32s;
+
+/// The type of weights, and of what flows between additions to the f32 stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    F32,
+    Bf16,
+}
+
+impl Element {
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+
+    /// As kernels are called.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// Bytes that are converted and copied at a time.
+const CHUNK: usize = 8 << 20;
+
+/// A matrix [out, in] and its bias [out].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Matrix {
+    pub weight: Slice,
+    pub bias: Option<Slice>,
+    pub out: usize,
+    pub input: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NormWeights {
+    pub weight: Slice,
+    /// Zeros where the norm has none.
+    pub bias: Slice,
+    pub layer: bool,
+    pub eps: f32,
+    /// Added to the weight.
+    pub offset: f32,
+}
+
+#[derive(Debug)]
+pub(super) struct Block {
+    pub attn_norm: Option<NormWeights>,
+    pub qkv: Matrix,
+    pub by_head: bool,
+    pub qk_norm: Option<[NormWeights; 2]>,
+    pub out: Matrix,
+    pub attn_post: Option<NormWeights>,
+    pub mlp_norm: Option<NormWeights>,
+    pub up: Matrix,
+    pub gated: bool,
+    pub activation: Activation,
+    pub down: Matrix,
+    pub mlp_post: Option<NormWeights>,
+    /// Which table of rotary positions, if any: 0 of full layers, 1 of windowed ones.
+    pub rope: Option<usize>,
+    pub window: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Weights {
+    pub embed: Slice,
+    pub positions: Option<Slice>,
+    pub blocks: Vec<Block>,
+    pub final_norm: NormWeights,
+    pub head: Matrix,
+    /// At least as many zeros as the widest norm or matrix has outputs.
+    pub zeros: Slice,
+}
+
+pub(super) fn candle(error: candle_core::Error) -> GpuError {
+    GpuError::Launch(error.to_string())
+}
+
+/// Puts tensors on a device in one element type.
+struct Loader<'a> {
+    device: &'a mut dyn Device,
+    element: Element,
+}
+
+impl Loader<'_> {
+    fn place(&mut self, count: usize) -> Result<Slice, GpuError> {
+        self.device.alloc(count * self.element.bytes())
+    }
+
+    /// Writes values from element `at` on.
+    fn put(&mut self, to: Slice, at: usize, values: &[f32]) -> Result<(), GpuError> {
+        let size = self.element.bytes();
+        for (i, part) in values.chunks(CHUNK / size).enumerate() {
+            let from = (at + i * (CHUNK / size)) * size;
+            self.device.upload(to.part(from, part.len() * size), &as_bytes(self.element, part))?;
+        }
+        Ok(())
+    }
+
+    fn tensor(&mut self, t: &Tensor) -> Result<Slice, GpuError> {
+        let to = self.place(t.elem_count())?;
+        self.write(to, 0, t)?;
+        Ok(to)
+    }
+
+    fn write(&mut self, to: Slice, at: usize, t: &Tensor) -> Result<(), GpuError> {
+        let t = t.detach().contiguous().map_err(candle)?;
+        let mut done = Ok(());
+        with_f32s(&t, |values| {
+            done = self.put(to, at, values);
+            Ok(())
+        })
+        .map_err(candle)?;
+        done
+    }
+
+    /// Matrices with the same input, their outputs end to end.
+    fn joint(&mut self, parts: &[&Linear]) -> Result<Matrix, GpuError> {
+        let mut natural = Vec::new();
+        for part in parts {
+            let (weight, bias) =
+                part.plain().ok_or_else(|| GpuError::Launch("adapters or packed weights".to_owned()))?;
+            let (weight, layout) = weight;
+            let weight = match layout {
+                WeightLayout::OutIn => weight.clone(),
+                WeightLayout::InOut => weight.t().and_then(|t| t.contiguous()).map_err(candle)?,
+            };
+            natural.push((weight, bias));
+        }
+        let outs = natural.iter().map(|(w, _)| w.dim(0)).collect::<candle_core::Result<Vec<_>>>().map_err(candle)?;
+        let input = natural[0].0.dim(1).map_err(candle)?;
+        let out = outs.iter().sum();
+        let weight = self.place(out * input)?;
+        let bias = natural[0].1.map(|_| self.place(out)).transpose()?;
+        let mut at = 0;
+        for ((w, b), rows) in natural.iter().zip(&outs) {
+            self.write(weight, at * input, w)?;
+            if let (Some(bias), Some(b)) = (bias, b) {
+                self.write(bias, at, b)?;
+            }
+            at += rows;
+        }
+        Ok(Matrix { weight, bias, out, input })
+    }
+
+    fn norm(&mut self, norm: &Norm, zeros: Slice) -> Result<NormWeights, GpuError> {
+        let (weight, bias, eps, offset) = match norm {
+            Norm::Rms { weight, eps } => (weight, None, eps, 0.0),
+            Norm::RmsPlusOne { weight, eps } => (weight, None, eps, 1.0),
+            Norm::Layer { weight, bias, eps } => (weight, Some(bias), eps, 0.0),
+            Norm::LayerNoBias { weight, eps } => (weight, None, eps, 0.0),
+        };
+        let bytes = weight.elem_count() * self.element.bytes();
+        Ok(NormWeights {
+            weight: self.tensor(weight)?,
+            bias: bias.map_or(Ok(zeros.part(0, bytes)), |bias| self.tensor(bias))?,
+            layer: matches!(norm, Norm::Layer { .. } | Norm::LayerNoBias { .. }),
+            eps: *eps as f32,
+            offset,
+        })
+    }
+
+    fn block(&mut self, layer: &Layer, zeros: Slice) -> Result<Block, GpuError> {
+        let mut norm = |norm: &Option<Norm>| norm.as_ref().map(|n| self.norm(n, zeros)).transpose();
+        let (attn_norm, attn_post) = (norm(&layer.attn_norm)?, norm(&layer.attn_post)?);
+        let (mlp_norm, mlp_post) = (norm(&layer.mlp_norm)?, norm(&layer.mlp_post)?);
+        let qk_norm = match &layer.qk_norm {
+            Some([q, k]) => Some([self.norm(q, zeros)?, self.norm(k, zeros)?]),
+            None => None,
+        };
+        let (qkv, by_head) = match &layer.attn {
+            Projections::Joint { all, by_head } => (self.joint(&[all])?, *by_head),
+            Projections::Split { q, k, v } => (self.joint(&[q, k, v])?, false),
+        };
+        let (up, gated, down, activation) = match &layer.mlp {
+            Mlp::Gated { gate, up, down, activation } => (self.joint(&[gate, up])?, true, down, *activation),
+            Mlp::JointGated { gate_up, down, activation } => (self.joint(&[gate_up])?, true, down, *activation),
+            Mlp::Plain { up, down, activation } => (self.joint(&[up])?, false, down, *activation),
+        };
+        Ok(Block {
+            attn_norm,
+            qkv,
+            by_head,
+            qk_norm,
+            out: self.joint(&[&layer.out])?,
+            attn_post,
+            mlp_norm,
+            up,
+            gated,
+            activation,
+            down: self.joint(&[down])?,
+            mlp_post,
+            rope: layer.rope.is_some().then_some(usize::from(layer.kind.window.is_some())),
+            window: layer.kind.window.unwrap_or(0),
+        })
+    }
+}
+
+/// Little-endian values of an element type, rounded to nearest.
+pub(super) fn as_bytes(element: Element, values: &[f32]) -> Vec<u8> {
+    match element {
+        Element::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Element::Bf16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+    }
+}
+
+/// The widest vector of zeros that a launch may read.
+fn widest(c: &ModelConfig) -> usize {
+    (2 * c.intermediate_size).max(c.hidden_size).max((c.n_heads + 2 * c.n_kv_heads) * c.head_dim)
+}
+
+/// Copies the weights of `decoder`, which must be built for `Purpose::Score`, to `device`.
+///
+/// # Errors
+/// `OutOfMemory`; or where the decoder has adapters or packed weights.
+pub(super) fn load(decoder: &Decoder, device: &mut dyn Device, element: Element) -> Result<Weights, GpuError> {
+    let mut loader = Loader { device, element };
+    let zeros = loader.place(widest(&decoder.config))?;
+    loader.put(zeros, 0, &vec![0.0; widest(&decoder.config)])?;
+    let embed = loader.tensor(&decoder.embed)?;
+    let positions = decoder.positions.as_ref().map(|t| loader.tensor(t)).transpose()?;
+    let blocks = decoder.layers.iter().map(|layer| loader.block(layer, zeros)).collect::<Result<Vec<_>, _>>()?;
+    let final_norm = loader.norm(&decoder.final_norm, zeros)?;
+    let (out, input) = (decoder.config.vocab_size, decoder.config.hidden_size);
+    let weight = match decoder.config.tie_embeddings {
+        true => embed,
+        false => loader.tensor(&decoder.head_tensor().map_err(candle)?)?,
+    };
+    let head = Matrix { weight, bias: None, out, input };
+    Ok(Weights { embed, positions, blocks, final_norm, head, zeros })
+}

@@ -1,0 +1,289 @@
+//! Answers batches: every line as its owner may ask now, behind other requests. What is answered is stored line by line,
+//! so that another server, or this one after a restart, goes on from there.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::batches::{self, Line};
+use super::people::Actor;
+use super::{Services, access, meter, urgency};
+use crate::domain::time::SECOND;
+use crate::domain::{Batch, BatchFault, BatchResult, BatchState, Micros, new_id};
+use crate::store::{BatchEnd, StoreError};
+
+/// The answer to one request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answered {
+    /// As HTTP has it; 200 is success, 429 and 503 ask for another try.
+    pub status: u16,
+    /// A refusal has `error`.
+    pub body: Value,
+}
+
+/// Whoever knows the requests that a batch may hold.
+#[async_trait]
+pub trait Answers: Send + Sync + 'static {
+    /// Answers the JSON `body` of a request for the path `endpoint`, as `actor`. `id` names the request.
+    async fn answer(&self, actor: Actor, endpoint: &str, id: &str, body: &[u8]) -> Answered;
+}
+
+/// Between two looks for a batch.
+const LOOK: Duration = Duration::from_secs(1);
+/// Batches of one server at the same time: none waits for the end of a long one.
+const BATCHES_AT_ONCE: usize = 4;
+/// A server that says nothing for this long has lost its batches.
+const HELD: Micros = 30 * SECOND;
+/// How often it says that it is there.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+/// Before a request is tried again that the server could not take.
+const AGAIN: Duration = Duration::from_secs(2);
+/// So often; a request that fits nowhere is refused in the end. Tokens of a new day are waited for in any case.
+const TRIES: u32 = 150;
+/// Looks between two removals of what is too old.
+const LOOKS_A_REMOVAL: u32 = 3600;
+/// Answers that are stored in one transaction when a batch's time has ended.
+const AT_A_TIME: usize = 500;
+
+/// Claims and answers batches until shutdown.
+pub async fn follow(services: Arc<Services>, handlers: Arc<dyn Answers>) {
+    let places = services.config.batches.at_once;
+    let me = new_id();
+    let turns = Arc::new(Semaphore::new(places));
+    let mut running = JoinSet::new();
+    for look in 0u32.. {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = services.shutdown.cancelled() => break,
+        }
+        while running.try_join_next().is_some() {}
+        if look % LOOKS_A_REMOVAL == 0
+            && let Err(error) = batches::expire(&services).await
+        {
+            tracing::warn!(%error, "old files were not removed");
+        }
+        // Without a model nothing can be answered.
+        if places == 0 || running.len() >= BATCHES_AT_ONCE || services.engine().is_err() {
+            continue;
+        }
+        let now = services.now();
+        match services.store.batches().claim(&me, now, now + HELD).await {
+            Ok(None) => {}
+            Ok(Some(batch)) => {
+                let (services, handlers, turns) = (services.clone(), handlers.clone(), turns.clone());
+                let run = Run { services, handlers, me: me.clone(), places, turns };
+                running.spawn(async move {
+                    let id = batch.id.clone();
+                    if let Err(error) = run.answer(batch).await {
+                        tracing::warn!(%error, batch = %id, "a batch was put down; it goes on later");
+                    }
+                });
+            }
+            Err(error) => tracing::warn!(%error, "no batch could be taken"),
+        }
+    }
+    while running.join_next().await.is_some() {}
+}
+
+/// Why a batch ends before its last line is answered.
+enum Stop {
+    Cancelled,
+    Expired,
+    Failed(BatchFault),
+}
+
+#[derive(Clone)]
+struct Run {
+    services: Arc<Services>,
+    handlers: Arc<dyn Answers>,
+    me: String,
+    places: usize,
+    turns: Arc<Semaphore>,
+}
+
+impl Run {
+    async fn answer(&self, batch: Batch) -> Result<(), StoreError> {
+        let (store, shutdown) = (&self.services.store, &self.services.shutdown);
+        let answered: HashSet<i64> = store.batches().answered_lines(&batch.id).await?.into_iter().collect();
+        let content = match store.files().content(&batch.input_file).await {
+            Ok(content) => content,
+            Err(StoreError::NotFound { .. }) => {
+                let message = "its input file was removed".to_owned();
+                let gone = BatchFault { code: "file_not_found".into(), message, param: None, line: None };
+                return self.end(&batch, BatchState::Failed, vec![gone]).await;
+            }
+            Err(error) => return Err(error),
+        };
+        let lines = batches::lines(&content).filter(|(line, _)| !answered.contains(line));
+        let mut left: VecDeque<(i64, String)> = lines.map(|(line, text)| (line, text.to_owned())).collect();
+        let mut running: JoinSet<Result<(), StoreError>> = JoinSet::new();
+        let mut signs = tokio::time::interval(SIGN_OF_LIFE);
+        let stop = loop {
+            if left.is_empty() && running.is_empty() {
+                break None;
+            }
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => {
+                    running.shutdown().await;
+                    // Whoever comes next goes on at once.
+                    store.batches().hold(&batch.id, &self.me, 0).await?;
+                    return Ok(());
+                }
+                _ = signs.tick() => {
+                    let now = self.services.now();
+                    let known = store.batches().hold(&batch.id, &self.me, now + HELD).await?;
+                    if let Some(stop) = self.stop(&known, now).await? {
+                        running.shutdown().await;
+                        break Some(stop);
+                    }
+                }
+                Some(done) = running.join_next() => {
+                    done.map_err(|e| StoreError::Internal(format!("a request of a batch was torn down: {e}")))??;
+                }
+                () = std::future::ready(()), if running.len() < self.places && !left.is_empty() => {
+                    let Some((line, text)) = left.pop_front() else { continue };
+                    let (run, batch) = (self.clone(), batch.clone());
+                    running.spawn(async move {
+                        let result = run.one(&batch, line, &text).await;
+                        run.services.store.batches().put_results(&batch.id, &run.me, vec![result]).await
+                    });
+                }
+            }
+        };
+        match stop {
+            None => self.end(&batch, BatchState::Done, Vec::new()).await,
+            Some(Stop::Cancelled) => self.end(&batch, BatchState::Cancelled, Vec::new()).await,
+            Some(Stop::Failed(fault)) => self.end(&batch, BatchState::Failed, vec![fault]).await,
+            Some(Stop::Expired) => {
+                self.too_late(&batch, &content).await?;
+                self.end(&batch, BatchState::Expired, Vec::new()).await
+            }
+        }
+    }
+
+    async fn stop(&self, batch: &Batch, now: Micros) -> Result<Option<Stop>, StoreError> {
+        let services = &self.services;
+        if batch.state == BatchState::Cancelling {
+            return Ok(Some(Stop::Cancelled));
+        }
+        if batch.expires <= now {
+            return Ok(Some(Stop::Expired));
+        }
+        let failed = |code: &str, message: &str| {
+            let fault = BatchFault { code: code.into(), message: message.into(), param: None, line: None };
+            Ok(Some(Stop::Failed(fault)))
+        };
+        // A database that is away ends nothing.
+        if let Ok(None) = access::by_owner(services, &batch.owner).await {
+            return failed("access_ended", "the key of this batch was revoked");
+        }
+        if services.store.files().bytes(&batch.owner).await? > services.config.batches.key_bytes as i64 {
+            return failed("too_many_bytes", "the answers are more than one key may store");
+        }
+        Ok(None)
+    }
+
+    async fn end(&self, batch: &Batch, state: BatchState, faults: Vec<BatchFault>) -> Result<(), StoreError> {
+        let (output, errors) = (format!("file-{}", new_id()), format!("file-{}", new_id()));
+        let end = BatchEnd { state, faults, output, errors, now: self.services.now() };
+        self.services.store.batches().end(&batch.id, &self.me, end).await?;
+        Ok(())
+    }
+
+    /// Lists the requests that were not answered in time.
+    async fn too_late(&self, batch: &Batch, content: &str) -> Result<(), StoreError> {
+        let store = &self.services.store;
+        let answered: HashSet<i64> = store.batches().answered_lines(&batch.id).await?.into_iter().collect();
+        let late = |(line, text): (i64, &str)| {
+            let custom_id = serde_json::from_str::<Line>(text).map(|l| l.custom_id).unwrap_or_default();
+            let error =
+                json!({"code": "batch_expired", "message": "the batch expired before this request was answered"});
+            result(line, &custom_id, Value::Null, error)
+        };
+        let all: Vec<_> = batches::lines(content).filter(|(line, _)| !answered.contains(line)).map(late).collect();
+        for some in all.chunks(AT_A_TIME) {
+            store.batches().put_results(&batch.id, &self.me, some.to_vec()).await?;
+        }
+        Ok(())
+    }
+
+    /// Answers one line; waits as long as the server cannot take it.
+    async fn one(&self, batch: &Batch, line: i64, text: &str) -> BatchResult {
+        let request = match serde_json::from_str::<Line>(text) {
+            Ok(request) => request,
+            Err(e) => {
+                let error = json!({"code": "invalid_json_line", "message": e.to_string()});
+                return result(line, "", Value::Null, error);
+            }
+        };
+        let body = request.body.to_string();
+        let mut tries = 0;
+        loop {
+            let id = new_id();
+            let answered = {
+                // Not while it waits for another try: others may have their turn meanwhile.
+                let _turn = self.turns.acquire().await;
+                self.ask(batch, &id, body.as_bytes()).await
+            };
+            let waits = match &answered {
+                Asked::OutOfTokens => true,
+                Asked::Answered(answer) => matches!(answer.status, 429 | 503) && tries < TRIES,
+                Asked::Later => tries < TRIES,
+            };
+            if waits {
+                tries += 1;
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+            let Asked::Answered(Answered { status, body }) = answered else {
+                let error = json!({"code": "server_error", "message": "the server could not take this request"});
+                return result(line, &request.custom_id, Value::Null, error);
+            };
+            let response = json!({"status_code": status, "request_id": id, "body": body});
+            return result(line, &request.custom_id, response, Value::Null);
+        }
+    }
+
+    /// As the owner may ask now, at the owner's expense.
+    async fn ask(&self, batch: &Batch, id: &str, body: &[u8]) -> Asked {
+        let services = &self.services;
+        // A key that was revoked ends the batch within moments: `stop` sees it.
+        let Ok(Some(actor)) = access::by_owner(services, &batch.owner).await else { return Asked::Later };
+        if !(actor.inference || actor.is_admin()) {
+            let message = "the key of this batch is not for inference any more";
+            let error = json!({"error": {"message": message, "type": "permission_error", "code": "forbidden"}});
+            return Asked::Answered(Answered { status: 403, body: error });
+        }
+        match meter::exhausted(services, &actor).await {
+            Ok(None) => {}
+            Ok(Some(_)) => return Asked::OutOfTokens,
+            Err(_) => return Asked::Later,
+        }
+        let payer = actor.quota.as_ref().map(|(id, _)| id.clone());
+        let answer = self.handlers.answer(actor, &batch.endpoint, id, body);
+        Asked::Answered(urgency::in_background(meter::paid_by(payer, answer)).await)
+    }
+}
+
+/// What became of one try.
+enum Asked {
+    Answered(Answered),
+    /// The key's tokens of today are used up; there are others tomorrow.
+    OutOfTokens,
+    /// The database is away, or the key is gone.
+    Later,
+}
+
+/// A line of an output file.
+fn result(line: i64, custom_id: &str, response: Value, error: Value) -> BatchResult {
+    let failed = response["status_code"] != 200;
+    let id = format!("batch_req_{}", new_id());
+    let text = json!({"id": id, "custom_id": custom_id, "response": response, "error": error}).to_string();
+    BatchResult { line, failed, text }
+}

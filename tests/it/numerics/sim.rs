@@ -1,0 +1,218 @@
+//! Decoders on the simulated device, with the launches that a GPU would get: against the CPU's kernels, and against
+//! themselves in other batches.
+
+use candle_core::Device;
+use instructd::gpu::sim::Sim;
+use instructd::model::decoder::device::Room;
+use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
+use instructd::model::{Decoder, DeviceModel, ModelConfig, PackedBatch, Purpose, load};
+use instructd::ops::linear::WeightFormat;
+
+use crate::support::{DECODERS, fixture};
+
+const PAGES: usize = 64;
+
+/// Room for pages alone.
+fn pages(pages: usize) -> Room {
+    Room { pages, rows: 0, wanted: 0 }
+}
+
+/// A model on a device of its own, with its cache.
+struct OnDevice {
+    decoder: Decoder,
+    model: DeviceModel,
+    cache: KvCache,
+}
+
+impl OnDevice {
+    fn new(name: &str, format: WeightFormat) -> Self {
+        let loaded = load(&fixture(name), &Device::Cpu).unwrap();
+        let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Score).unwrap();
+        let model = DeviceModel::new(&decoder, Box::new(Sim::new(64 << 20)), format, pages(PAGES)).unwrap();
+        let cache = KvCache::new(&loaded.config, PAGES * 16);
+        Self { decoder, model, cache }
+    }
+
+    fn config(&self) -> &ModelConfig {
+        &self.decoder.config
+    }
+
+    /// Feeds tokens to sequences in one step; the logits of every row.
+    fn feed(&mut self, parts: &[(&[u32], usize)], cached: &mut [CachedSequence]) -> Vec<Vec<f32>> {
+        let mut rows = StepRows::default();
+        for (ids, sequence) in parts {
+            assert!(self.cache.reserve(&mut cached[*sequence], ids.len()));
+            rows.push(ids, &cached[*sequence]);
+        }
+        let wanted: Vec<u32> = (0..rows.ids().len() as u32).collect();
+        let logits = self.model.step(&self.decoder, &rows, &wanted).unwrap();
+        for (ids, sequence) in parts {
+            cached[*sequence].len += ids.len();
+        }
+        logits.chunks_exact(self.config().vocab_size).map(<[f32]>::to_vec).collect()
+    }
+}
+
+fn fresh(n: usize) -> Vec<CachedSequence> {
+    (0..n).map(|_| CachedSequence::default()).collect()
+}
+
+/// Two sequences, one of them longer than a page.
+fn sequences(config: &ModelConfig) -> [Vec<u32>; 2] {
+    let vocab = config.vocab_size as u32;
+    [(0..20).map(|i| i * 7 % vocab).collect(), vec![5 % vocab, 9 % vocab, 1]]
+}
+
+fn largest_difference<'a>(pairs: impl Iterator<Item = (&'a f32, &'a f32)>) -> f32 {
+    let (mut off, mut scale) = (0f32, 0f32);
+    for (a, b) in pairs {
+        off = off.max((a - b).abs());
+        scale = scale.max(a.abs());
+        assert!(b.is_finite(), "not finite");
+    }
+    off / scale
+}
+
+#[test]
+fn logits_are_those_of_the_cpu_for_every_family() {
+    for name in DECODERS {
+        let loaded = load(&fixture(name), &Device::Cpu).unwrap();
+        let exact = Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve).unwrap();
+        let [long, short] = sequences(&loaded.config);
+        let batch = PackedBatch::new(&[long.clone(), short.clone()]);
+        let want = exact.logits(&exact.forward(&batch).unwrap()).unwrap().to_vec2::<f32>().unwrap();
+        for (format, tolerance) in [(WeightFormat::F32, 1e-5), (WeightFormat::Bf16, 2e-2)] {
+            let mut on = OnDevice::new(name, format);
+            let mut cached = fresh(2);
+            for (i, ids) in [&long, &short].into_iter().enumerate() {
+                cached[i].rope = on.decoder.rope_length(ids.len());
+            }
+            let before = on.model.counts();
+            let got = on.feed(&[(&long, 0), (&short, 1)], &mut cached);
+            let counts = on.model.counts() - before;
+            let off = largest_difference(want.iter().flatten().zip(got.iter().flatten()));
+            assert!(off < tolerance, "{name} {}: off by {off}", format.as_str());
+            assert_eq!((counts.uploads, counts.downloads, counts.waits), (1, 1, 1), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_step_is_ten_launches_a_block() {
+    for (name, at_most) in [("llama-tiny", 10), ("qwen2-tiny", 10), ("families/qwen3", 10), ("gpt2-tiny", 10)] {
+        let mut on = OnDevice::new(name, WeightFormat::Bf16);
+        let mut cached = fresh(1);
+        on.feed(&[(&[1, 2, 3], 0)], &mut cached);
+        let before = on.model.counts();
+        on.feed(&[(&[4], 0)], &mut cached);
+        let counts = on.model.counts() - before;
+        // Beside the blocks: embedding, the last addition, picked rows, final norm, output matrix.
+        let blocks = counts.launches - 5;
+        assert!(blocks <= at_most * on.config().n_layers as u64, "{name}: {blocks} launches");
+        assert_eq!((counts.uploads, counts.downloads, counts.waits), (1, 1, 1), "{name}");
+    }
+}
+
+#[test]
+fn a_token_has_the_same_bits_alone_in_a_batch_and_in_chunks() {
+    for name in ["llama-tiny", "families/gemma2", "families/gpt-neox", "families/qwen3-window"] {
+        for format in [WeightFormat::F32, WeightFormat::Bf16] {
+            let mut on = OnDevice::new(name, format);
+            let [long, short] = sequences(on.config());
+            let mut together = fresh(2);
+            let both = on.feed(&[(&short, 0), (&long, 1)], &mut together);
+            let whole = &both[short.len()..];
+            let mut alone = fresh(1);
+            assert_eq!(on.feed(&[(&long, 0)], &mut alone), whole, "{name}: alone");
+            // Chunks whose ends are not those of pages, then token by token, beside another sequence.
+            let mut chunks = fresh(2);
+            let mut got = on.feed(&[(&long[..7], 0)], &mut chunks);
+            got.extend(on.feed(&[(&short, 1), (&long[7..18], 0)], &mut chunks).split_off(short.len()));
+            for id in &long[18..] {
+                got.extend(on.feed(&[(&[*id], 0)], &mut chunks));
+            }
+            assert_eq!(got, whole, "{name}: in chunks");
+        }
+    }
+}
+
+#[test]
+fn a_copied_page_goes_on_by_itself() {
+    let mut on = OnDevice::new("llama-tiny", WeightFormat::F32);
+    let [long, _] = sequences(on.config());
+    let mut first = fresh(1);
+    on.feed(&[(&long, 0)], &mut first);
+    let (from, to) = (first[0].pages[1], 40);
+    on.model.copy_page(from, to).unwrap();
+    let mut second =
+        vec![CachedSequence { pages: vec![first[0].pages[0], to], len: long.len(), ..CachedSequence::default() }];
+    let (a, b) = (on.feed(&[(&[3], 0)], &mut first), on.feed(&[(&[3], 0)], &mut second));
+    assert_eq!(a, b);
+    // What one writes, the other does not see.
+    on.feed(&[(&[4], 0)], &mut first);
+    let mut third =
+        vec![CachedSequence { pages: second[0].pages.clone(), len: long.len() + 1, ..CachedSequence::default() }];
+    assert_eq!(on.feed(&[(&[5], 0)], &mut second), on.feed(&[(&[5], 0)], &mut third));
+}
+
+#[test]
+fn what_a_device_cannot_do_is_said_when_it_is_loaded() {
+    let loaded = load(&fixture("llama-tiny"), &Device::Cpu).unwrap();
+    let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Score).unwrap();
+    let open = |format, bytes| {
+        DeviceModel::new(&decoder, Box::new(Sim::new(bytes)), format, pages(4)).err().unwrap().to_string()
+    };
+    let error = open(WeightFormat::Q4_1, 64 << 20);
+    assert!(error.contains("q4_1") && error.contains("f32 or bf16"), "{error}");
+    let error = open(WeightFormat::F32, 10_000);
+    assert!(error.contains("bytes free"), "{error}");
+    // Out of memory in a step is an error of the step; a smaller one succeeds.
+    let mut on = OnDevice::new("llama-tiny", WeightFormat::F32);
+    let held = on.model.memory().0;
+    on.model =
+        DeviceModel::new(&decoder, Box::new(Sim::new(held + (24 << 10))), WeightFormat::F32, pages(PAGES)).unwrap();
+    let mut rows = StepRows::default();
+    let mut cached = fresh(2);
+    assert!(on.cache.reserve(&mut cached[0], 60) && on.cache.reserve(&mut cached[1], 1));
+    rows.push(&[1; 60], &cached[0]);
+    let error = on.model.step(&decoder, &rows, &[59]).unwrap_err().to_string();
+    assert!(error.contains("bytes free"), "{error}");
+    assert_eq!(on.model.memory().0, held, "a failed step gives everything back");
+    let mut rows = StepRows::default();
+    rows.push(&[1], &cached[1]);
+    assert_eq!(on.model.step(&decoder, &rows, &[0]).unwrap().len(), on.config().vocab_size);
+}
+
+/// Where memory is short, the cache is what remains beside the largest step, which then always fits.
+#[test]
+fn a_smaller_cache_leaves_room_for_the_largest_step() {
+    for (name, format) in [("llama-tiny", WeightFormat::F32), ("families/gemma2", WeightFormat::Bf16)] {
+        let loaded = load(&fixture(name), &Device::Cpu).unwrap();
+        let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Score).unwrap();
+        let context = loaded.config.max_positions;
+        let room = Room { pages: 100_000, rows: 40, wanted: 40 };
+        let open = |bytes| DeviceModel::new(&decoder, Box::new(Sim::new(bytes)), format, room);
+        // The least that is enough.
+        let (mut no, mut yes) = (0u64, 64 << 20);
+        while yes - no > 4096 {
+            let middle = (no + yes) / 2;
+            if open(middle).is_ok() { yes = middle } else { no = middle }
+        }
+        let error = open(no).err().unwrap().to_string();
+        assert!(error.contains("bytes free"), "{error}");
+        let mut model = open(yes).unwrap();
+        assert!(model.page_count() >= context.div_ceil(16) && model.page_count() < 100_000, "{}", model.page_count());
+        let mut cache = KvCache::elsewhere(model.page_count() * 16);
+        let mut cached = fresh(1);
+        // One sequence to the end of its context, 40 tokens at a time and the last 40 rows wanted.
+        let ids: Vec<u32> = (0..context as u32).map(|i| i % loaded.config.vocab_size as u32).collect();
+        for chunk in ids.chunks(40) {
+            assert!(cache.reserve(&mut cached[0], chunk.len()));
+            let mut rows = StepRows::default();
+            rows.push(chunk, &cached[0]);
+            let wanted: Vec<u32> = (0..chunk.len() as u32).collect();
+            model.step(&decoder, &rows, &wanted).unwrap();
+            cached[0].len += chunk.len();
+        }
+    }
+}
