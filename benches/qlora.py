@@ -4,8 +4,8 @@
     benches/qlora.py --model FILE.gguf --work DIR [--instructd BIN] [--steps 100] [--rounds 1] [--kinds f32,bf16,q8_0,q4]
 
 Trains `sft` adapters of rank 8 on the best answers of the Open-Assistant rankings in tests/fixtures, once for each value
-of `frozen_precision`, in turns, each in a process of its own. Prints one JSON object for each run: the median of a step's
-seconds, processor seconds of the whole run, peak resident memory, held-out loss at the end.
+of `frozen_precision`, in turns, each in a process of its own. Prints one JSON object for each run: seconds of wall
+clock and processor time of a step (medians), peak resident memory, held-out loss at the end.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +44,7 @@ def run(known, kind, number):
         "max_length": known.max_length,
         "micro_batch_tokens": known.batch * known.max_length,
         "learning_rate": 3e-4,
-        "heldout_fraction": 0.2,
+        "heldout_fraction": known.heldout,
         "epochs": 50,
         "max_steps": known.steps,
         "eval_every": known.steps,
@@ -55,20 +56,38 @@ def run(known, kind, number):
     command = [known.instructd, "train", "sft", "--args", file, "--model", known.model]
     with open(known.work / f"{kind}-{number}.log", "w") as log:
         process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log, cwd=known.work)
+        cpu = watch(process.pid, logs / "metrics.jsonl")
         _, status, used = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):
         sys.exit(f"{kind}: {(known.work / f'{kind}-{number}.log').read_text()[-2000:]}")
     rows = [json.loads(line) for line in open(logs / "metrics.jsonl")]
     ends = [row["elapsed_seconds"] for row in rows if "elapsed_seconds" in row]
-    steps = sorted(after - before for before, after in zip(ends, ends[1:]))
     return {
         "kind": kind,
-        "seconds": round(steps[len(steps) // 2], 2),
-        "cpu_seconds": round(used.ru_utime + used.ru_stime),
+        "seconds": round(median(after - before for before, after in zip(ends, ends[1:])), 2),
+        "cpu_seconds": round(median(after - before for before, after in zip(cpu, cpu[1:])), 2),
         "gb": round(used.ru_maxrss / 1e6, 2),
-        "first_losses": [round(row["loss"], 4) for row in rows if "loss" in row][:3],
         "heldout_loss": [round(row["heldout_loss"], 4) for row in rows if "heldout_loss" in row],
     }
+
+
+def watch(pid, metrics):
+    """Processor seconds of a process at the end of each of its steps, until it ends."""
+    seen, cpu = 0, []
+    while True:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] == "Z":
+            return cpu
+        steps = metrics.read_text().count("elapsed_seconds") if metrics.exists() else 0
+        if steps > seen:
+            seen = steps
+            cpu.append((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+        time.sleep(0.02)
+
+
+def median(values):
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2] if ordered else 0.0
 
 
 def main():
@@ -79,6 +98,7 @@ def main():
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--heldout", type=float, default=0.2, help="share of the answers that is held out")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--kinds", default="f32,bf16,q8_0,q4")
     known = parser.parse_args()

@@ -73,18 +73,12 @@ def learning(data):
     return table(head, rows) + "\n\n" + source(data)
 
 
-def qlora(data):
-    rows = [[r["name"], f"{r['gb']:.2f} GB", f"{r['cpu']:.1f}", f"{r['heldout']:.4f}"] for r in data["rows"]]
-    head = ["`frozen_precision`", "peak memory", "processor seconds a step", "held-out loss after 100 steps"]
-    return table(head, rows) + "\n\n" + source(data)
-
-
 def default_model(data):
     rows = [
-        [r["name"], f"{r['mb']} MB", r["license"], r["languages"], f"{r['en']} of {data['of']}", f"{r['zh']} of {data['of']}", r["first"]]
+        [r["name"], f"{r['mb']} MB", r["license"], r["languages"], *(f"{r[k]} of {data['of']}" for k in ("en", "zh"))]
         for r in data["rows"]
     ]
-    head = ["model", "download", "licence", "languages", "right in English", "right in Chinese", "first token"]
+    head = ["model", "download", "licence", "languages", "right in English", "right in Chinese"]
     return table(head, rows) + "\n\n" + source(data)
 
 
@@ -94,7 +88,6 @@ TABLES = {
     "serving-transformers": (serving, "serving-transformers"),
     "ppo-iteration": (ppo, "ppo-iteration"),
     "learning": (learning, "learning"),
-    "qlora": (qlora, "qlora"),
     "default-model": (default_model, "default-model"),
 }
 
