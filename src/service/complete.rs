@@ -499,7 +499,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.span.record("completion.tokens", self.tokens());
+        self.span.record("completion.tokens", self.generated_tokens());
         // What was drawn before the client left, or before a failure, was drawn all the same.
         if let (Some(key), Ok(runtime)) = (self.pays.take(), tokio::runtime::Handle::try_current()) {
             let (services, tokens) = (self.services.clone(), self.tokens());

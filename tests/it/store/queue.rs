@@ -94,11 +94,16 @@ async fn fences_hold(store: Arc<Store>) {
     let seen = store.jobs().get(&claimed.id).await.unwrap();
     assert_eq!((seen.progress, seen.checkpoint_uri), (Some(progress), Some("ckpt-3".into())));
     assert!(seen.lease_expires > claimed.lease_expires);
+    for place in [Some("cluster: raysubmit_1"), None] {
+        store.jobs().place(&fence, place).await.unwrap();
+        assert_eq!(store.jobs().get(&claimed.id).await.unwrap().external_ref.as_deref(), place);
+    }
     for stale in
         [Fence { attempt: fence.attempt + 1, ..fence.clone() }, Fence { lease_owner: "other".into(), ..fence.clone() }]
     {
         lost(store.jobs().heartbeat(&stale, 60, None).await);
         lost(store.jobs().checkpoint(&stale, "x").await);
+        lost(store.jobs().place(&stale, None).await);
         lost(store.jobs().finish(&stale, JobState::Succeeded, None, None).await);
         lost(store.jobs().requeue(&stale, None, 3).await);
     }
