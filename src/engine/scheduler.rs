@@ -55,6 +55,9 @@ pub(super) fn cache_tokens(config: &ModelConfig, limits: Limits) -> (usize, usiz
     (tokens, windowed(tokens))
 }
 
+/// A sample's rows of logits, of its last token and of the guesses behind it; and those guesses.
+type OwnRows<'a> = (&'a [f32], &'a [u32]);
+
 /// All work on one model version.
 pub struct Lane {
     pub model: Arc<LoadedModel>,
@@ -255,7 +258,7 @@ impl Lane {
         let vocab = self.model.decoder.config.vocab_size;
         let mut born: Vec<Sequence> = Vec::new();
         // Each sample's rows: of its last token, and of the guesses behind it.
-        let mut own: Vec<Option<(&[f32], &[u32])>> = vec![None; self.running.len()];
+        let mut own: Vec<Option<OwnRows<'_>>> = vec![None; self.running.len()];
         let mut first = 0;
         for f in &complete {
             let rows = &logits[first * vocab..(first + 1 + f.draft.len()) * vocab];
@@ -266,7 +269,7 @@ impl Lane {
             own[f.sequence] = Some((rows, f.draft.as_slice()));
         }
         let max_positions = self.model.decoder.config.max_positions;
-        let follow = |(sequence, own): (&mut Sequence, &Option<(&[f32], &[u32])>)| {
+        let follow = |(sequence, own): (&mut Sequence, &Option<OwnRows<'_>>)| {
             own.is_some_and(|(rows, draft)| sequence.follow(rows.chunks_exact(vocab), draft, max_positions, stats))
         };
         let ended: Vec<bool> = self.running.par_iter_mut().zip(&own).map(follow).collect();

@@ -363,7 +363,7 @@ fn activate(call: &mut Call<'_>) -> Done {
 fn activated(x: f32, kind: usize) -> f32 {
     match kind {
         0 => x / (1.0 + (-x).exp()),
-        1 => x / (1.0 + (-1.595_769_1 * (x + 0.044_715 * x * x * x)).exp()),
+        1 => x / (1.0 + (-1.595_769 * (x + 0.044_715 * x * x * x)).exp()),
         _ => {
             (0.5 * f64::from(x) * (1.0 + statrs::function::erf::erf(f64::from(x) * std::f64::consts::FRAC_1_SQRT_2)))
                 as f32

@@ -269,7 +269,7 @@ impl Supervisor {
         shutdown: &CancellationToken,
     ) -> Result<JobState, StoreError> {
         let (metrics, datasets) = (release.metrics.clone(), release.datasets.clone());
-        let placing = self.keeping_the_lease(fence, place(&*self.store, &self.artifacts, release)).await?;
+        let placing = self.keeping_the_lease(fence, place(&self.store, &self.artifacts, release)).await?;
         let Placed { version, files, dir } = match placing {
             Ok(placed) => placed,
             Err(error) => return self.fail(fence, &format!("publishing failed: {error:#}")).await,
@@ -383,7 +383,7 @@ impl Supervisor {
         let (checkpoint_dir, output_dir) = (job_dir.join("checkpoints"), job_dir.join("output"));
         std::fs::create_dir_all(&checkpoint_dir)?;
         let prepared =
-            prepare(&*self.store, recipe, &args, &self.artifacts, &job_dir, self.config.learn_from_requests).await?;
+            prepare(&self.store, recipe, &args, &self.artifacts, &job_dir, self.config.learn_from_requests).await?;
         let spec = Spec {
             recipe: job.kind.clone(),
             args: Value::Object(prepared.args.clone()),

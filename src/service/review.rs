@@ -87,8 +87,15 @@ pub struct Disputed {
     /// Each with who gave it.
     pub judgments: Vec<(Judgment, Labeler)>,
     pub settled_by: Option<LabelerId>,
-    /// Of sets with a known answer: its tiers by completion, and its explanation.
-    pub known: Option<(Vec<(CompletionId, i64)>, Option<String>)>,
+    /// Of sets with a known answer.
+    pub known: Option<KnownOrder>,
+}
+
+/// The right order of a set.
+pub struct KnownOrder {
+    /// Expected tiers, 0 best.
+    pub tiers: Vec<(CompletionId, i64)>,
+    pub explanation: Option<String>,
 }
 
 /// A set as reviewers see it, with the authors: what they judge of it afterwards is not blind.
@@ -103,7 +110,9 @@ pub async fn disputed(services: &Services, by: &Actor, id: &SetId) -> Result<Dis
     }
     let known = match set.kind {
         SetKind::Normal => None,
-        SetKind::Gold | SetKind::Calibration => Some((sets.gold(id).await?, sets.explanation(id).await?)),
+        SetKind::Gold | SetKind::Calibration => {
+            Some(KnownOrder { tiers: sets.gold(id).await?, explanation: sets.explanation(id).await? })
+        }
     };
     let settled_by = sets.settled_by(id).await?;
     Ok(Disputed { set, prompt, completions, judgments, settled_by, known })

@@ -280,8 +280,8 @@ pub(super) async fn cancel(conn: &mut Conn, id: &str, owner: &str, now: Micros) 
     find(conn, id).await
 }
 
-pub(super) async fn claim(conn: &mut Conn, me: &str, now: Micros, until: Micros) -> Result<Option<Batch>> {
-    conn.serialize(LOCK).await?;
+/// The first batch that nobody works on.
+pub(super) async fn free(conn: &mut Conn, now: Micros, until: Micros) -> Result<Option<String>> {
     // A time further ahead than any server holds a batch was written by a clock that ran wrong.
     let found = conn
         .one(
@@ -290,8 +290,12 @@ pub(super) async fn claim(conn: &mut Conn, me: &str, now: Micros, until: Micros)
             args![now, until],
         )
         .await?;
-    let Some(row) = found else { return Ok(None) };
-    let id = row.text("id")?;
+    found.map(|row| row.text("id")).transpose()
+}
+
+pub(super) async fn claim(conn: &mut Conn, me: &str, now: Micros, until: Micros) -> Result<Option<Batch>> {
+    conn.serialize(LOCK).await?;
+    let Some(id) = free(conn, now, until).await? else { return Ok(None) };
     conn.run(
         "UPDATE batches SET held_by = $2, held_until = $3, began = COALESCE(began, $4),
              state = CASE WHEN state = 'validating' THEN 'in_progress' ELSE state END WHERE id = $1",

@@ -163,6 +163,33 @@ fn longest_lease(lease_seconds: i64) -> i64 {
     time::after(0, lease_seconds.saturating_mul(10), time::SECOND).max(time::HOUR)
 }
 
+/// The job that a worker takes next: queued, or running under a lease that is over. `locking` ends the statement.
+async fn first_waiting(
+    conn: &mut Conn,
+    now: Micros,
+    lease_seconds: i64,
+    kinds: &[String],
+    locking: &str,
+) -> Result<Option<Job>> {
+    let mut sql = String::from(
+        "SELECT * FROM jobs WHERE (state = 'queued' OR (state = 'running' AND (lease_expires <= $1 OR lease_expires > $2)))",
+    );
+    let mut args = args![now, now.saturating_add(longest_lease(lease_seconds))];
+    if !kinds.is_empty() {
+        sql.push_str(&format!(" AND kind IN ({})", placeholders(3, kinds.len())));
+        args.extend(kinds.iter().map(Arg::from));
+    }
+    sql.push_str(" ORDER BY priority DESC, id LIMIT 1");
+    sql.push_str(locking);
+    conn.all_built(sql, args).await?.first().map(job).transpose()
+}
+
+/// Whether [`claim`] has something to do.
+pub(super) async fn any_waiting(conn: &mut Conn, lease_seconds: i64, kinds: &[String]) -> Result<bool> {
+    let now = conn.now().await?;
+    Ok(first_waiting(conn, now, lease_seconds, kinds, "").await?.is_some())
+}
+
 pub(super) async fn claim(
     conn: &mut Conn,
     lease_owner: &str,
@@ -172,20 +199,8 @@ pub(super) async fn claim(
 ) -> Result<Option<(Job, Fence)>> {
     loop {
         let now = conn.now().await?;
-        let mut sql = String::from(
-            "SELECT * FROM jobs WHERE (state = 'queued' OR (state = 'running' AND (lease_expires <= $1 OR lease_expires > $2)))",
-        );
-        let mut args = args![now, now.saturating_add(longest_lease(lease_seconds))];
-        if !kinds.is_empty() {
-            sql.push_str(&format!(" AND kind IN ({})", placeholders(3, kinds.len())));
-            args.extend(kinds.iter().map(Arg::from));
-        }
-        sql.push_str(" ORDER BY priority DESC, id LIMIT 1");
-        if conn.is_postgres() {
-            sql.push_str(" FOR UPDATE SKIP LOCKED");
-        }
-        let rows = conn.all_built(sql, args).await?;
-        let Some(found) = rows.first().map(job).transpose()? else { return Ok(None) };
+        let locking = if conn.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
+        let Some(found) = first_waiting(conn, now, lease_seconds, kinds, locking).await? else { return Ok(None) };
         let crashes = found.crash_count + i64::from(found.state == JobState::Running);
         if found.state == JobState::Running {
             if found.cancel_requested {

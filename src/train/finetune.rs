@@ -238,6 +238,7 @@ impl Learner {
     }
 
     fn evaluate(&self, examples: &[Example], max_tokens: usize) -> Result<Stats> {
+        #[expect(clippy::large_enum_variant, reason = "there is one of them")]
         enum Now {
             Decoder(Decoder),
             Encoder(Encoder),

@@ -151,7 +151,8 @@ pub async fn review(
     for (judgment, labeler) in disputed.judgments {
         judgments.push(ReviewedJudgment { judgment, labeler: LabelerName { id: labeler.id, name: labeler.name } });
     }
-    let known_answer = disputed.known.map(|(gold, explanation)| KnownAnswerView { tiers: tiers(gold), explanation });
+    let known_answer =
+        disputed.known.map(|known| KnownAnswerView { tiers: tiers(known.tiers), explanation: known.explanation });
     Ok(axum::Json(ReviewedSet {
         known_answer,
         set: disputed.set,

@@ -28,6 +28,10 @@ impl Batches<'_> {
 
     /// The oldest batch that is not over and that no server holds; `me` holds it from now on until `until`.
     pub async fn claim(self, me: &str, now: Micros, until: Micros) -> Result<Option<Batch>> {
+        // Every server asks again and again: without a batch none of them takes the turn of a write.
+        if read!(self.0, |c| batches::free(c, now, until))?.is_none() {
+            return Ok(None);
+        }
         write!(self.0, me = me.to_owned() => |tx| batches::claim(tx, &me, now, until))
     }
 

@@ -38,7 +38,12 @@ impl Jobs<'_> {
         kinds: &[&str],
         max_crashes: i64,
     ) -> Result<Option<(Job, Fence)>> {
-        write!(self.0, lease_owner = lease_owner.to_owned(), kinds = kinds.iter().map(|k| (*k).to_owned()).collect::<Vec<_>>() => |tx| jobs::claim(tx, &lease_owner, lease_seconds, &kinds, max_crashes))
+        let kinds: Vec<String> = kinds.iter().map(|k| (*k).to_owned()).collect();
+        // Every worker asks again and again: without a job none of them takes the turn of a write.
+        if !read!(self.0, |c| jobs::any_waiting(c, lease_seconds, &kinds))? {
+            return Ok(None);
+        }
+        write!(self.0, lease_owner = lease_owner.to_owned() => |tx| jobs::claim(tx, &lease_owner, lease_seconds, &kinds, max_crashes))
     }
 
     /// Extends the lease; returns whether cancel was requested. `LeaseLost` when the fence does not hold.

@@ -88,7 +88,7 @@ async fn twenty_poisonous_jobs_do_not_touch_serving() {
             notes: Default::default(),
             now: fixture::T0,
         };
-        jobs.push(queue::enqueue(&*store, POISON, request).await.unwrap());
+        jobs.push(queue::enqueue(&store, POISON, request).await.unwrap());
     }
     let as_child = ["crash::poison::as_child", "--exact", "--ignored", "--nocapture", "--"].map(Into::into).to_vec();
     let launch = Launch { program: std::env::current_exe().unwrap(), args: as_child };

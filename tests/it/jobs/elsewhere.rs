@@ -81,7 +81,7 @@ impl World {
     }
 
     fn store(&self) -> &Store {
-        &*self.fresh.store
+        &self.fresh.store
     }
 
     fn supervisor(&self) -> Supervisor {

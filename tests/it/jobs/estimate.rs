@@ -11,7 +11,7 @@ use crate::support;
 #[tokio::test]
 async fn an_estimate_says_memory_steps_time_and_what_it_rests_on() {
     let fresh = backend::sqlite().await.unwrap();
-    let store = &*fresh.store;
+    let store = &fresh.store;
     small_world(store).await;
     let mut version = fixture::model("tiny", ModelKind::Policy);
     version.artifact_uri = support::fixture("llama-tiny").display().to_string();
@@ -37,7 +37,7 @@ async fn an_estimate_says_memory_steps_time_and_what_it_rests_on() {
 #[tokio::test]
 async fn large_models_are_trained_through_adapters_unless_told_otherwise() {
     let fresh = backend::sqlite().await.unwrap();
-    let store = &*fresh.store;
+    let store = &fresh.store;
     let data = tempfile::tempdir().unwrap();
     for (name, width) in [("small", 48), ("large", 1024)] {
         let dir = data.path().join("models").join(name);
@@ -69,7 +69,7 @@ async fn large_models_are_trained_through_adapters_unless_told_otherwise() {
 #[tokio::test]
 async fn the_gold_reward_model_is_never_the_one_trained_on() {
     let fresh = backend::sqlite().await.unwrap();
-    let store = &*fresh.store;
+    let store = &fresh.store;
     small_world(store).await;
     let judge = |name: &str, sha: char, uri: &str| {
         let mut version = fixture::model(name, ModelKind::Reward);

@@ -11,7 +11,7 @@ use crate::store::{backend, fixture};
 #[tokio::test]
 async fn refusals_name_the_field() {
     let fresh = backend::sqlite().await.unwrap();
-    let store = &*fresh.store;
+    let store = &fresh.store;
     let no_model = enqueue(store, "sft", json!({})).await;
     assert!(matches!(no_model, Err(EnqueueError::Args(e)) if e.field == "model"), "nothing is active yet");
     small_world(store).await;
@@ -56,7 +56,7 @@ async fn refusals_name_the_field() {
 #[tokio::test]
 async fn names_and_ids_become_version_names() {
     let fresh = backend::sqlite().await.unwrap();
-    let store = &*fresh.store;
+    let store = &fresh.store;
     let base = small_world(store).await;
     let reward = fixture::model("rm", ModelKind::Reward);
     store.models().put(reward.clone()).await.unwrap();

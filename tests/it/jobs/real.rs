@@ -35,11 +35,11 @@ async fn rankings_become_a_reward_model() {
         let texts: Vec<_> = ["t30", "t31"].iter().map(|t| fixture::completion(&prompt.id, t)).collect();
         let set = fixture::comparison_set(&prompt.id, &texts, 1);
         let judgment = fixture::judgment(&set, &"import".into(), None, &format!("k{i}"));
-        fixture::import(&*store, prompt, texts, set, judgment).await;
+        fixture::import(&store, prompt, texts, set, judgment).await;
     }
     let args = json!({"epochs": 2, "batch_size": 2, "learning_rate": 1e-3, "max_length": 64, "checkpoint_every": 1,
         "device": "cpu", "publish_as": "judge"});
-    let job = enqueue(&*store, "reward", args).await.unwrap();
+    let job = enqueue(&store, "reward", args).await.unwrap();
 
     let as_child = ["jobs::real::as_child", "--exact", "--ignored", "--nocapture", "--"].map(Into::into).to_vec();
     let launch = Launch { program: std::env::current_exe().unwrap(), args: as_child };
@@ -76,7 +76,7 @@ async fn a_corpus_becomes_a_new_model() {
     let config = SupervisorConfig { threads: 1, ..SupervisorConfig::new(data.path().to_owned(), launch) };
     let supervisor = Supervisor::new(store.clone(), recipes(), config);
 
-    let missing = enqueue(&*store, "pretrain", args.clone()).await.unwrap();
+    let missing = enqueue(&store, "pretrain", args.clone()).await.unwrap();
     supervisor.run_one(&CancellationToken::new()).await.unwrap();
     let error = store.jobs().get(&missing.id).await.unwrap().error.unwrap();
     assert!(error.contains("texts: there is no 'raw.txt' in the corpora directory"), "{error}");
@@ -84,7 +84,7 @@ async fn a_corpus_becomes_a_new_model() {
     let corpora = data.path().join("corpora");
     std::fs::create_dir_all(&corpora).unwrap();
     std::fs::write(corpora.join("raw.txt"), crate::data::corpora::sentences(60).join("\n\n")).unwrap();
-    let job = enqueue(&*store, "pretrain", args).await.unwrap();
+    let job = enqueue(&store, "pretrain", args).await.unwrap();
     let state = supervisor.run_one(&CancellationToken::new()).await.unwrap();
     let done = store.jobs().get(&job.id).await.unwrap();
     assert_eq!(state, Some(JobState::Succeeded), "{:?}", done.error);
@@ -111,7 +111,7 @@ async fn thumbs_become_a_policy() {
     let args = json!({"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "max_length": 64, "device": "cpu",
         "publish_as": "liked"});
 
-    let without = enqueue(&*store, "kto", json!({"epochs": 1})).await.unwrap();
+    let without = enqueue(&store, "kto", json!({"epochs": 1})).await.unwrap();
     supervisor.run_one(&CancellationToken::new()).await.unwrap();
     let error = store.jobs().get(&without.id).await.unwrap().error.unwrap();
     assert!(error.contains("there are no thumbs to learn from"), "{error}");
@@ -144,7 +144,7 @@ async fn thumbs_become_a_policy() {
             store.feedback().put(thumb(&answer, json!("up"), "b", fixture::T0)).await.unwrap();
         }
     }
-    let job = enqueue(&*store, "kto", args).await.unwrap();
+    let job = enqueue(&store, "kto", args).await.unwrap();
     let state = supervisor.run_one(&CancellationToken::new()).await.unwrap();
     let done = store.jobs().get(&job.id).await.unwrap();
     assert_eq!(state, Some(JobState::Succeeded), "{:?}", done.error);

@@ -43,7 +43,7 @@ struct World {
 impl World {
     async fn new() -> Self {
         let fresh = backend::sqlite().await.unwrap();
-        small_world(&*fresh.store).await;
+        small_world(&fresh.store).await;
         let data = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(data.path().join("models/base")).unwrap();
         Self { fresh, data, cancel_grace: Duration::from_millis(100) }
@@ -94,7 +94,7 @@ impl World {
 async fn a_good_run_publishes_a_version() {
     let world = World::new().await;
     let store = world.store();
-    let job = enqueue_reward(&**store).await;
+    let job = enqueue_reward(store).await;
     assert_eq!(world.run(SUCCEEDS).await, JobState::Succeeded);
     let done = store.jobs().get(&job.id).await.unwrap();
     assert_eq!((done.state, done.progress.unwrap().total_steps), (JobState::Succeeded, Some(2)));
@@ -137,7 +137,7 @@ async fn a_good_run_publishes_a_version() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chosen_name_is_kept() {
     let world = World::new().await;
-    super::enqueue(&**world.store(), "reward", json!({"publish_as": "judge.1"})).await.unwrap();
+    super::enqueue(world.store(), "reward", json!({"publish_as": "judge.1"})).await.unwrap();
     assert_eq!(world.run(SUCCEEDS).await, JobState::Succeeded);
     assert_eq!(world.store().models().find("judge.1").await.unwrap().unwrap().artifact_uri, "models/judge.1");
 }
@@ -145,12 +145,12 @@ async fn a_chosen_name_is_kept() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_error_fails_the_job_at_once() {
     let world = World::new().await;
-    let job = enqueue_reward(&**world.store()).await;
+    let job = enqueue_reward(world.store()).await;
     assert_eq!(world.run(r#"echo '{"t":"failed","error":"the data is bad"}'; exit 1"#).await, JobState::Failed);
     let dead = world.store().jobs().get(&job.id).await.unwrap();
     assert_eq!((dead.error.as_deref(), dead.crash_count, dead.attempt), (Some("the data is bad"), 0, 1));
     // An outcome without weights is no model.
-    let job = enqueue_reward(&**world.store()).await;
+    let job = enqueue_reward(world.store()).await;
     let empty = r#"mkdir "$2/output"; echo '{"t":"outcome","status":"done","model_dir":"'"$2"'/output","metrics":{}}'"#;
     assert_eq!(world.run(empty).await, JobState::Failed);
     let error = world.store().jobs().get(&job.id).await.unwrap().error.unwrap();
@@ -170,7 +170,7 @@ async fn no_data_is_an_error_that_says_so() {
         ("sft", json!({"model": "base"}), "no demonstrations"),
         ("ppo", json!({"model": "base", "reward": {"kind": "length", "target": 3}}), "no prompts"),
     ] {
-        let job = super::enqueue(&**world.store(), kind, args).await.unwrap();
+        let job = super::enqueue(world.store(), kind, args).await.unwrap();
         assert_eq!(world.run(SUCCEEDS).await, JobState::Failed);
         let error = world.store().jobs().get(&job.id).await.unwrap().error.unwrap();
         assert!(error.contains(missing), "{error}");
@@ -180,7 +180,7 @@ async fn no_data_is_an_error_that_says_so() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_crashes_fail_the_job_with_its_last_words() {
     let world = World::new().await;
-    let job = enqueue_reward(&**world.store()).await;
+    let job = enqueue_reward(world.store()).await;
     let script = "echo 'thread main panicked: boom' >&2; kill -9 $$";
     for expected in [JobState::Queued, JobState::Queued, JobState::Failed] {
         assert_eq!(world.run(script).await, expected);
@@ -191,7 +191,7 @@ async fn three_crashes_fail_the_job_with_its_last_words() {
     assert!(error.contains("boom") && error.contains("signal: 9"), "{error}");
     assert_eq!(world.supervisor(script).run_one(&CancellationToken::new()).await.unwrap(), None);
     // A program that is not there is a crash too, not a hang.
-    enqueue_reward(&**world.store()).await;
+    enqueue_reward(world.store()).await;
     let launch = Launch { program: "/nonexistent".into(), args: vec![] };
     let config = SupervisorConfig::new(world.data.path().to_owned(), launch);
     let supervisor = Supervisor::new(world.store().clone(), instructd::train::recipes(), config);
@@ -201,14 +201,14 @@ async fn three_crashes_fail_the_job_with_its_last_words() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cancel_stops_politely_and_then_by_force() {
     let world = World::new().await;
-    let job = enqueue_reward(&**world.store()).await;
+    let job = enqueue_reward(world.store()).await;
     let (running, _) = world.started(STOPS_WHEN_ASKED, &job.id).await;
     world.store().jobs().cancel(&job.id).await.unwrap();
     assert_eq!(running.await.unwrap(), Some(JobState::Cancelled));
     let cancelled = world.store().jobs().get(&job.id).await.unwrap();
     assert!(cancelled.checkpoint_uri.unwrap().ends_with("ckpt-7"), "the checkpoint is known, for a resume");
 
-    let job = enqueue_reward(&**world.store()).await;
+    let job = enqueue_reward(world.store()).await;
     let (running, _) = world.started(STUBBORN, &job.id).await;
     world.store().jobs().cancel(&job.id).await.unwrap();
     assert_eq!(running.await.unwrap(), Some(JobState::Cancelled));
@@ -225,14 +225,14 @@ async fn a_cancel_waits_for_the_step_and_its_checkpoint() {
         echo '{"t":"outcome","status":"stopped","checkpoint":"'"$2"'/checkpoints/ckpt-7"}'"#;
     let mut world = World::new().await;
     world.cancel_grace = Duration::from_secs(600);
-    let job = enqueue_reward(&**world.store()).await;
+    let job = enqueue_reward(world.store()).await;
     let (running, _) = world.started(SLOW, &job.id).await;
     world.store().jobs().cancel(&job.id).await.unwrap();
     assert_eq!(running.await.unwrap(), Some(JobState::Cancelled));
     assert!(world.store().jobs().get(&job.id).await.unwrap().checkpoint_uri.unwrap().ends_with("ckpt-7"));
 
     // A shutdown in the meantime does not stand back for it.
-    let job = enqueue_reward(&**world.store()).await;
+    let job = enqueue_reward(world.store()).await;
     let (running, shutdown) = world.started(STUBBORN, &job.id).await;
     world.store().jobs().cancel(&job.id).await.unwrap();
     shutdown.cancel();
@@ -242,7 +242,7 @@ async fn a_cancel_waits_for_the_step_and_its_checkpoint() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shutdown_requeues_without_counting_and_the_next_run_resumes() {
     let world = World::new().await;
-    let job = enqueue_reward(&**world.store()).await;
+    let job = enqueue_reward(world.store()).await;
     let (running, shutdown) = world.started(STOPS_WHEN_ASKED, &job.id).await;
     shutdown.cancel();
     assert_eq!(running.await.unwrap(), Some(JobState::Queued));
@@ -251,7 +251,7 @@ async fn shutdown_requeues_without_counting_and_the_next_run_resumes() {
     assert!(waiting.checkpoint_uri.is_some());
     // New judgments do not change what a running job learns from.
     let before = std::fs::read(world.job_dir(&job.id).join("comparisons.jsonl")).unwrap();
-    let set = fixture::stored_set(&**world.store(), "q3", &["x", "y"], 1).await;
+    let set = fixture::stored_set(world.store(), "q3", &["x", "y"], 1).await;
     let judgment = fixture::judgment(&set, &"admin".into(), None, "new");
     world.store().judgments().submit(fixture::submit(judgment, None, fixture::T0)).await.unwrap();
     assert_eq!(world.run(SUCCEEDS).await, JobState::Succeeded);
@@ -263,7 +263,7 @@ async fn shutdown_requeues_without_counting_and_the_next_run_resumes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_lease_kills_the_child_and_writes_nothing() {
     let world = World::new().await;
-    let job = enqueue_reward(&**world.store()).await;
+    let job = enqueue_reward(world.store()).await;
     // Says something new all the time, so that its supervisor keeps writing.
     let chatty = r#"while :; do echo '{"t":"progress","phase":"train","step":1}'; sleep 0.02; done"#;
     let (running, _) = world.started(chatty, &job.id).await;
@@ -277,7 +277,7 @@ async fn a_lost_lease_kills_the_child_and_writes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_loop_serves_the_queue_until_shutdown() {
     let world = World::new().await;
-    let jobs = [enqueue_reward(&**world.store()).await, enqueue_reward(&**world.store()).await];
+    let jobs = [enqueue_reward(world.store()).await, enqueue_reward(world.store()).await];
     let (supervisor, shutdown) = (world.supervisor(SUCCEEDS), CancellationToken::new());
     let token = shutdown.clone();
     let running = tokio::spawn(async move { supervisor.run(token).await });

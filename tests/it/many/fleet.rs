@@ -113,7 +113,7 @@ async fn paused_workers_lose_and_double_nothing() {
         let who = &workers[dice.roll(2) as usize];
         who.signal(libc::SIGSTOP);
         let stopped = fresh.store.now().await.unwrap();
-        let held = running(&*fresh.store, who.0.id()).await;
+        let held = running(&fresh.store, who.0.id()).await;
         tokio::time::sleep(Duration::from_millis(LEASE as u64 * 1000 + 500 + dice.roll(2000))).await;
         who.signal(libc::SIGCONT);
         takeovers.extend(held.into_iter().map(|id| (id, stopped)));
@@ -136,18 +136,18 @@ async fn paused_workers_lose_and_double_nothing() {
     for id in &ids {
         let job = fresh.store.jobs().get(id).await.unwrap();
         assert_eq!(job.state, JobState::Succeeded, "{id}: {:?}", job.error);
-        let (succeeded, _) = told(&*fresh.store, id).await;
+        let (succeeded, _) = told(&fresh.store, id).await;
         assert_eq!((succeeded, of_job[id].len()), (1, 1), "{id}: {:?}", of_job[id]);
     }
     let names: BTreeSet<_> = of_job.values().flatten().collect();
     assert_eq!(names.len(), ids.len(), "every job has a version of its own");
     let mut waits = Vec::new();
     for (id, stopped) in takeovers {
-        let (_, starts) = told(&*fresh.store, &id).await;
+        let (_, starts) = told(&fresh.store, &id).await;
         waits.extend(starts.into_iter().filter(|s| *s > stopped).take(1).map(|s| (s - stopped) as f64 / 1e6));
     }
     println!("{jobs} jobs by four processes; taken over {waits:.2?} s after the pause (lease {LEASE} s)");
-    follows(&a, &b, &ids, &*fresh.store).await;
+    follows(&a, &b, &ids, &fresh.store).await;
 }
 
 /// The running jobs of one process: its id begins the name of their leases' owner.
@@ -198,5 +198,5 @@ async fn two_servers_on_one_sqlite_file_follow_each_other() {
         let job = job.await;
         assert_eq!(job.state, JobState::Succeeded, "{:?}", job.error);
     }
-    follows(&a, &b, &ids, &*fresh.store).await;
+    follows(&a, &b, &ids, &fresh.store).await;
 }

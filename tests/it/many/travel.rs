@@ -118,7 +118,7 @@ async fn another_machine_goes_on_where_a_lost_one_stopped() {
         let texts: Vec<_> = ["t30", "t31"].iter().map(|t| fixture::completion(&prompt.id, t)).collect();
         let set = fixture::comparison_set(&prompt.id, &texts, 1);
         let judgment = fixture::judgment(&set, &"import".into(), None, &format!("k{i}"));
-        fixture::import(&*store, prompt, texts, set, judgment).await;
+        fixture::import(&store, prompt, texts, set, judgment).await;
     }
     let enqueue = async |name: &str| {
         let args = json!({"epochs": 30, "batch_size": 2, "learning_rate": 1e-3, "max_length": 64, "checkpoint_every": 1,
@@ -131,7 +131,7 @@ async fn another_machine_goes_on_where_a_lost_one_stopped() {
             notes: Default::default(),
             now: fixture::T0,
         };
-        queue::enqueue(&*store, recipes(), request).await.unwrap().id
+        queue::enqueue(&store, recipes(), request).await.unwrap().id
     };
     let job = enqueue("travelled").await;
     let lost = Machine::new(&store, &objects);

@@ -107,7 +107,7 @@ async fn completions_come_back_bit_for_bit(store: Arc<Store>) {
 }
 
 async fn sets_keep_their_order_and_their_prompt(store: Arc<Store>) {
-    let set = stored_set(&*store, "q", &["c", "a", "b"], 2).await;
+    let set = stored_set(&store, "q", &["c", "a", "b"], 2).await;
     assert_eq!(store.sets().get(&set.id).await.unwrap(), set);
     assert_eq!(store.sets().list(page(10), Some(SetStatus::Open)).await.unwrap(), vec![set.clone()]);
     assert!(store.sets().list(page(10), Some(SetStatus::Done)).await.unwrap().is_empty());
@@ -117,13 +117,13 @@ async fn sets_keep_their_order_and_their_prompt(store: Arc<Store>) {
     is_conflict(store.sets().put(mixed).await);
     store.sets().retire(&set.id).await.unwrap();
     assert_eq!(store.sets().get(&set.id).await.unwrap().status, SetStatus::Retired);
-    let ada = labeler(&*store, "ada").await;
+    let ada = labeler(&store, "ada").await;
     assert_eq!(store.leases().next(lease(&ada, T0)).await.unwrap(), None, "a retired set is not given out");
 }
 
 async fn leases_respect_the_overlap(store: Arc<Store>) {
-    let set = stored_set(&*store, "q", &["a", "b"], 2).await;
-    let (ada, bob, cy) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await, labeler(&*store, "cy").await);
+    let set = stored_set(&store, "q", &["a", "b"], 2).await;
+    let (ada, bob, cy) = (labeler(&store, "ada").await, labeler(&store, "bob").await, labeler(&store, "cy").await);
     let first = store.leases().next(lease(&ada, T0)).await.unwrap().unwrap();
     assert_eq!((&first.set_id, first.state, first.order_seed), (&set.id, AssignmentState::Leased, u64::MAX - 7));
     assert_eq!(store.leases().get(&first.id).await.unwrap(), first);
@@ -138,8 +138,8 @@ async fn leases_respect_the_overlap(store: Arc<Store>) {
 }
 
 async fn a_labeler_never_gets_a_judged_set_again(store: Arc<Store>) {
-    let set = stored_set(&*store, "q", &["a", "b"], 5).await;
-    let ada = labeler(&*store, "ada").await;
+    let set = stored_set(&store, "q", &["a", "b"], 5).await;
+    let ada = labeler(&store, "ada").await;
     let held = store.leases().next(lease(&ada, T0)).await.unwrap().unwrap();
     // A set she names and holds is the same lease again, longer.
     let named = LeaseRequest { set_id: Some(set.id.clone()), ..lease(&ada, T0 + 5) };
@@ -156,8 +156,8 @@ async fn a_labeler_never_gets_a_judged_set_again(store: Arc<Store>) {
 }
 
 async fn an_expired_lease_frees_its_place(store: Arc<Store>) {
-    let set = stored_set(&*store, "q", &["a", "b"], 1).await;
-    let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
+    let set = stored_set(&store, "q", &["a", "b"], 1).await;
+    let (ada, bob) = (labeler(&store, "ada").await, labeler(&store, "bob").await);
     let first = store.leases().next(lease(&ada, T0)).await.unwrap().unwrap();
     let renewed = first.expires_at + 1000;
     store.leases().renew(&first.id, &first.lease_token, T0, renewed).await.unwrap();
@@ -176,8 +176,8 @@ async fn an_expired_lease_frees_its_place(store: Arc<Store>) {
 }
 
 async fn tokens_fence_leases(store: Arc<Store>) {
-    let set = stored_set(&*store, "q", &["a", "b"], 1).await;
-    let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
+    let set = stored_set(&store, "q", &["a", "b"], 1).await;
+    let (ada, bob) = (labeler(&store, "ada").await, labeler(&store, "bob").await);
     let held = store.leases().next(lease(&ada, T0)).await.unwrap().unwrap();
     is_lost(store.leases().renew(&held.id, "forged", T0, T0 + LEASE).await);
     is_lost(store.leases().release(&held.id, "forged").await);
@@ -195,11 +195,11 @@ async fn tokens_fence_leases(store: Arc<Store>) {
 async fn concurrent_leasers_never_share_a_place(store: Arc<Store>) {
     let (sets, overlap, people) = (5usize, 2usize, 12usize);
     for i in 0..sets {
-        stored_set(&*store, &format!("q{i}"), &["a", "b"], overlap as i64).await;
+        stored_set(&store, &format!("q{i}"), &["a", "b"], overlap as i64).await;
     }
     let mut tasks = Vec::new();
     for i in 0..people {
-        let ada = labeler(&*store, &format!("ada{i}")).await;
+        let ada = labeler(&store, &format!("ada{i}")).await;
         let store = store.clone();
         tasks.push(tokio::spawn(async move {
             let mut got = Vec::new();
@@ -223,7 +223,7 @@ async fn concurrent_leasers_never_share_a_place(store: Arc<Store>) {
 }
 
 async fn gold_answers(store: Arc<Store>) {
-    let set = stored_set(&*store, "q", &["a", "b"], 1).await;
+    let set = stored_set(&store, "q", &["a", "b"], 1).await;
     let tiers = vec![(set.completion_ids[1].clone(), 0), (set.completion_ids[0].clone(), 1)];
     store.sets().put_gold(&set.id, &tiers).await.unwrap();
     store.sets().put_gold(&set.id, &tiers).await.unwrap();
@@ -233,7 +233,7 @@ async fn gold_answers(store: Arc<Store>) {
 }
 
 async fn links_replace_each_other_and_end(store: Arc<Store>) {
-    let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
+    let (ada, bob) = (labeler(&store, "ada").await, labeler(&store, "bob").await);
     let link = |id: &str, owner: &LabelerId, expires| SignInLink {
         id: id.into(),
         labeler_id: owner.clone(),
@@ -321,8 +321,8 @@ async fn links_replace_each_other_and_end(store: Arc<Store>) {
 /// A clock ten years ahead leaves no set leased and no session in use for ten years.
 async fn a_clock_that_ran_ahead_holds_nothing(store: Arc<Store>) {
     const YEARS: Micros = 10 * 365 * 24 * 3_600_000_000;
-    let set = stored_set(&*store, "q", &["a", "b"], 1).await;
-    let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
+    let set = stored_set(&store, "q", &["a", "b"], 1).await;
+    let (ada, bob) = (labeler(&store, "ada").await, labeler(&store, "bob").await);
     let far = store.leases().next(lease(&ada, T0 + YEARS)).await.unwrap().unwrap();
     let now = store.leases().next(lease(&bob, T0)).await.unwrap().expect("the lease of the future is over");
     assert_eq!((&now.set_id, now.labeler_id == bob), (&set.id, true));
@@ -342,7 +342,7 @@ async fn a_clock_that_ran_ahead_holds_nothing(store: Arc<Store>) {
 }
 
 async fn people_and_access(store: Arc<Store>) {
-    let ada = labeler(&*store, "ada").await;
+    let ada = labeler(&store, "ada").await;
     let known: Vec<_> = store.people().list().await.unwrap().into_iter().map(|l| l.id.0).collect();
     assert_eq!(known, ["admin", "import", "ada"]);
     let session = Session {
@@ -469,8 +469,8 @@ async fn a_dropped_caller_does_not_cancel_its_write(store: Arc<Store>) {
 
 async fn counts_count(store: Arc<Store>) {
     assert_eq!(store.counts().await.unwrap(), Counts::default());
-    stored_set(&*store, "q", &["a", "b", "c"], 1).await;
-    let ada = labeler(&*store, "ada").await;
+    stored_set(&store, "q", &["a", "b", "c"], 1).await;
+    let ada = labeler(&store, "ada").await;
     let now = store.now().await.unwrap();
     assert!(now > 1_700_000_000_000_000, "µs since 1970: {now}");
     store.leases().next(lease(&ada, now)).await.unwrap().unwrap();

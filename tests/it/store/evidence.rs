@@ -52,7 +52,7 @@ async fn versions_meet(store: Arc<Store>) {
     for m in [&old, &new] {
         store.models().put(m.clone()).await.unwrap();
     }
-    let ada = labeler(&*store, "ada").await;
+    let ada = labeler(&store, "ada").await;
     let prompt = store.prompts().put(prompt("p")).await.unwrap();
     let by = |text: &str, m: &ModelVersion, reward| Completion {
         model_version_id: Some(m.id.clone()),

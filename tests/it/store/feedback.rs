@@ -37,9 +37,9 @@ fn pick(labeler: &LabelerId, pick: Pick) -> LeaseRequest {
 }
 
 async fn kinds_and_scores_order_the_queue(store: Arc<Store>) {
-    let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
-    let gold = gold_set(&*store, "gold", SetKind::Gold).await;
-    let calibration = gold_set(&*store, "calibration", SetKind::Calibration).await;
+    let (ada, bob) = (labeler(&store, "ada").await, labeler(&store, "bob").await);
+    let gold = gold_set(&store, "gold", SetKind::Gold).await;
+    let calibration = gold_set(&store, "calibration", SetKind::Calibration).await;
     assert_eq!(store.sets().explanation(&gold.id).await.unwrap().as_deref(), Some("because"));
     assert_eq!(store.counts().await.unwrap().sets_open, 0, "known answers are no open work");
     // Without ordinary work gold is not given out, or it would give itself away; onboarding is.
@@ -47,7 +47,7 @@ async fn kinds_and_scores_order_the_queue(store: Arc<Store>) {
     assert_eq!(store.leases().next(pick(&ada, Pick::Instead(SetKind::Gold))).await.unwrap(), None);
     let first = store.leases().next(pick(&ada, Pick::First(SetKind::Calibration))).await.unwrap().unwrap();
     assert_eq!(first.set_id, calibration.id);
-    let plain = stored_set(&*store, "plain", &["a", "b"], 2).await;
+    let plain = stored_set(&store, "plain", &["a", "b"], 2).await;
     let mut ids = Vec::new();
     for (text, score) in [("low", Some(0.1)), ("high", Some(0.9)), ("none", None)] {
         let prompt = store.prompts().put(prompt(text)).await.unwrap();
@@ -80,10 +80,10 @@ async fn kinds_and_scores_order_the_queue(store: Arc<Store>) {
 }
 
 async fn a_quota_ends_the_day(store: Arc<Store>) {
-    let ada = labeler(&*store, "ada").await;
+    let ada = labeler(&store, "ada").await;
     let mut sets = Vec::new();
     for i in 0..4 {
-        sets.push(stored_set(&*store, &format!("q{i}"), &["a", "b"], 1).await);
+        sets.push(stored_set(&store, &format!("q{i}"), &["a", "b"], 1).await);
     }
     let limited = |now: Micros| LeaseRequest { quota: Some((T0, 2)), ..lease(&ada, now) };
     let first = store.leases().next(limited(T0)).await.unwrap().unwrap();
@@ -102,12 +102,12 @@ async fn a_quota_ends_the_day(store: Arc<Store>) {
 }
 
 async fn a_settled_set_gives_the_reviewers_word(store: Arc<Store>) {
-    let set = stored_set(&*store, "q", &["a", "b"], 3).await;
+    let set = stored_set(&store, "q", &["a", "b"], 3).await;
     for name in ["ada", "bob"] {
-        let who = labeler(&*store, name).await;
+        let who = labeler(&store, name).await;
         store.judgments().submit(submit(judgment(&set, &who, None, name), None, T0)).await.unwrap();
     }
-    let rui = labeler(&*store, "rui").await;
+    let rui = labeler(&store, "rui").await;
     assert_eq!(store.sets().settled_by(&set.id).await.unwrap(), None);
     let mut word = judgment(&set, &rui, None, "rui");
     (word.items[0].tier, word.items[1].tier, word.created) = (1, 0, T0 + 10);
@@ -127,8 +127,8 @@ async fn a_settled_set_gives_the_reviewers_word(store: Arc<Store>) {
 }
 
 async fn disputed_sets_get_another_judgment(store: Arc<Store>) {
-    let set = stored_set(&*store, "q", &["a", "b"], 1).await;
-    let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
+    let set = stored_set(&store, "q", &["a", "b"], 1).await;
+    let (ada, bob) = (labeler(&store, "ada").await, labeler(&store, "bob").await);
     store.judgments().submit(submit(judgment(&set, &ada, None, "a"), None, T0)).await.unwrap();
     assert_eq!(store.leases().next(lease(&bob, T0)).await.unwrap(), None);
     store.sets().extend(&set.id, "disagreement", Some(0.75)).await.unwrap();
@@ -150,7 +150,7 @@ async fn prompts_are_selected(store: Arc<Store>) {
     let plain = Prompt { id: "00000000000000000000000002".into(), ..prompt("plain") };
     let plain = store.prompts().put(plain).await.unwrap();
     store.completions().put(vec![completion(&plain.id, "a"), completion(&plain.id, "b")]).await.unwrap();
-    let with_set = stored_set(&*store, "has a set", &["a", "b"], 1).await;
+    let with_set = stored_set(&store, "has a set", &["a", "b"], 1).await;
     let select = |filter: PromptFilter| {
         let store = store.clone();
         async move {
@@ -174,10 +174,10 @@ async fn prompts_are_selected(store: Arc<Store>) {
 
 async fn lists_hold_prompts_and_progress(store: Arc<Store>) {
     let (one, two) = (
-        stored_set(&*store, "50% \\ of _it_", &["a", "b"], 2).await,
-        stored_set(&*store, "Über x", &["a", "b"], 1).await,
+        stored_set(&store, "50% \\ of _it_", &["a", "b"], 2).await,
+        stored_set(&store, "Über x", &["a", "b"], 1).await,
     );
-    let ada = labeler(&*store, "ada").await;
+    let ada = labeler(&store, "ada").await;
     let mut request = lease(&ada, T0);
     request.set_id = Some(one.id.clone());
     let held = store.leases().next(request).await.unwrap().unwrap();
@@ -298,7 +298,7 @@ async fn the_audit_trail_is_searched(store: Arc<Store>) {
 }
 
 async fn people_change_and_invites_end(store: Arc<Store>) {
-    let ada = labeler(&*store, "ada").await;
+    let ada = labeler(&store, "ada").await;
     let changed = store.people().change(&ada, Some(Role::Reviewer), Some(Some(7)), None).await.unwrap();
     assert_eq!((changed.role, changed.daily_quota, changed.active), (Role::Reviewer, Some(7), true));
     let changed = store.people().change(&ada, None, Some(None), Some(false)).await.unwrap();
@@ -347,7 +347,7 @@ async fn adas_traces(store: &Store) -> (LabelerId, ComparisonSet, Judgment) {
 }
 
 async fn erasing_makes_anonymous_or_removes(store: Arc<Store>) {
-    let (ada, set, last) = adas_traces(&*store).await;
+    let (ada, set, last) = adas_traces(&store).await;
     let data = store.privacy().personal_data(&ada, "ada's hash").await.unwrap();
     assert_eq!(data.demonstrations[0].1, "ada's own words");
     assert_eq!((data.feedback_events.len(), data.assignments.len()), (1, 1));
@@ -372,7 +372,7 @@ async fn erasing_makes_anonymous_or_removes(store: Arc<Store>) {
     }
 
     // Removal at once takes the person's own text with it.
-    let bob = labeler(&*store, "bob").await;
+    let bob = labeler(&store, "bob").await;
     let held = store.leases().next(lease(&bob, T0)).await.unwrap().unwrap();
     let mut word = submit(judgment(&set, &bob, Some(&held), "b"), Some(&held), T0);
     let own = completion(&set.prompt_id, "bob's own words");
@@ -389,8 +389,8 @@ async fn erasing_makes_anonymous_or_removes(store: Arc<Store>) {
 }
 
 async fn judged_sets_carry_what_figures_need(store: Arc<Store>) {
-    let (ada, set, last) = adas_traces(&*store).await;
-    let gold = gold_set(&*store, "gold", SetKind::Gold).await;
+    let (ada, set, last) = adas_traces(&store).await;
+    let gold = gold_set(&store, "gold", SetKind::Gold).await;
     store.judgments().submit(submit(judgment(&gold, &"admin".into(), None, "g"), None, T0)).await.unwrap();
     let all = store.sets().judged(None, None).await.unwrap();
     assert_eq!(all.len(), 2);
@@ -435,10 +435,10 @@ fn step() -> impl Strategy<Value = Step> {
 /// holds two. Time passes in half leases.
 async fn play(store: Arc<Store>, steps: &[Step], round: usize) {
     const OVERLAP: i64 = 2;
-    let set = stored_set(&*store, &format!("model {round}"), &["a", "b"], OVERLAP).await;
+    let set = stored_set(&store, &format!("model {round}"), &["a", "b"], OVERLAP).await;
     let mut people = Vec::new();
     for i in 0..4 {
-        people.push(labeler(&*store, &format!("p{i}")).await);
+        people.push(labeler(&store, &format!("p{i}")).await);
     }
     let mut held: Vec<Option<Assignment>> = vec![None; 4];
     let mut words = [false; 4];

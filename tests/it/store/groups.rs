@@ -12,10 +12,10 @@ conformance!(a_failing_write_harms_no_neighbour, many_leases_at_once_never_fill_
 
 /// Rankings that wait together, and between them some that the rules refuse and some that only the database does.
 async fn a_failing_write_harms_no_neighbour(store: Arc<Store>) {
-    let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
+    let (ada, bob) = (labeler(&store, "ada").await, labeler(&store, "bob").await);
     let mut sets = Vec::new();
     for i in 0..40 {
-        sets.push(stored_set(&*store, &format!("q{i}"), &["a", "b"], 3).await);
+        sets.push(stored_set(&store, &format!("q{i}"), &["a", "b"], 3).await);
     }
     let held = store.leases().next(lease(&ada, T0)).await.unwrap().unwrap();
     let forged = Assignment { lease_token: "forged".into(), ..held.clone() };
@@ -51,11 +51,11 @@ async fn a_failing_write_harms_no_neighbour(store: Arc<Store>) {
 
 async fn many_leases_at_once_never_fill_a_place_twice(store: Arc<Store>) {
     for i in 0..4 {
-        stored_set(&*store, &format!("q{i}"), &["a", "b"], 2).await;
+        stored_set(&store, &format!("q{i}"), &["a", "b"], 2).await;
     }
     let mut people = Vec::new();
     for i in 0..20 {
-        people.push(labeler(&*store, &format!("person {i}")).await);
+        people.push(labeler(&store, &format!("person {i}")).await);
     }
     let tasks = people.iter().map(|who| {
         let (store, request) = (store.clone(), lease(who, T0));

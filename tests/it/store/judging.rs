@@ -20,8 +20,8 @@ conformance!(
 );
 
 async fn judgments_replay_and_revise(store: Arc<Store>) {
-    let set = stored_set(&*store, "q", &["a", "b", "c"], 1).await;
-    let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
+    let set = stored_set(&store, "q", &["a", "b", "c"], 1).await;
+    let (ada, bob) = (labeler(&store, "ada").await, labeler(&store, "bob").await);
     let held = store.leases().next(lease(&ada, T0)).await.unwrap().unwrap();
     let mut first = submit(judgment(&set, &ada, Some(&held), "key"), Some(&held), T0);
     first.ideal_answer = Some(completion(&set.prompt_id, "better than all"));
@@ -63,9 +63,9 @@ async fn judgments_replay_and_revise(store: Arc<Store>) {
 }
 
 async fn bad_rankings_are_refused_whole(store: Arc<Store>) {
-    let set = stored_set(&*store, "q", &["a", "b"], 1).await;
-    let other = stored_set(&*store, "q2", &["x", "y"], 1).await;
-    let ada = labeler(&*store, "ada").await;
+    let set = stored_set(&store, "q", &["a", "b"], 1).await;
+    let other = stored_set(&store, "q2", &["x", "y"], 1).await;
+    let ada = labeler(&store, "ada").await;
     let good = judgment(&set, &ada, None, "key");
     let mut foreign = good.clone();
     foreign.items[1].completion_id = other.completion_ids[0].clone();
@@ -88,8 +88,8 @@ async fn bad_rankings_are_refused_whole(store: Arc<Store>) {
 }
 
 async fn skips_give_the_place_back(store: Arc<Store>) {
-    let set = stored_set(&*store, "q", &["a", "b"], 1).await;
-    let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
+    let set = stored_set(&store, "q", &["a", "b"], 1).await;
+    let (ada, bob) = (labeler(&store, "ada").await, labeler(&store, "bob").await);
     let held = store.leases().next(lease(&ada, T0)).await.unwrap().unwrap();
     let mut skip = judgment(&set, &ada, Some(&held), "skip");
     (skip.outcome, skip.items, skip.strength) = (Outcome::Skip, vec![], None);
@@ -109,8 +109,8 @@ async fn skips_give_the_place_back(store: Arc<Store>) {
 }
 
 async fn rankings_by_api_take_a_place(store: Arc<Store>) {
-    let set = stored_set(&*store, "q", &["a", "b"], 2).await;
-    let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
+    let set = stored_set(&store, "q", &["a", "b"], 2).await;
+    let (ada, bob) = (labeler(&store, "ada").await, labeler(&store, "bob").await);
     store.judgments().submit(submit(judgment(&set, &"admin".into(), None, "api"), None, T0)).await.unwrap();
     is_conflict(store.judgments().submit(submit(judgment(&set, &"admin".into(), None, "api 2"), None, T0)).await);
     assert!(store.leases().next(lease(&ada, T0)).await.unwrap().is_some());
@@ -124,8 +124,8 @@ async fn rankings_by_api_take_a_place(store: Arc<Store>) {
 }
 
 async fn ranked_sets_show_latest_revisions_only(store: Arc<Store>) {
-    let set = stored_set(&*store, "q", &["a", "b"], 2).await;
-    let ada = labeler(&*store, "ada").await;
+    let set = stored_set(&store, "q", &["a", "b"], 2).await;
+    let ada = labeler(&store, "ada").await;
     let first = judgment(&set, &ada, None, "1");
     store.judgments().submit(submit(first.clone(), None, T0)).await.unwrap();
     let mut second = judgment(&set, &ada, None, "2");
@@ -186,7 +186,7 @@ async fn imports_are_idempotent(store: Arc<Store>) {
             let mut set = comparison_set(&prompt.id, &texts, 1);
             set.selection_policy = "import".into();
             let judgment = judgment(&set, &"import".into(), None, key);
-            import(&*store, prompt, texts, set, judgment).await
+            import(&store, prompt, texts, set, judgment).await
         }
     };
     assert_eq!(add(&["a", "b"], "k1").await, Imported::New);
@@ -217,7 +217,7 @@ async fn imports_are_idempotent(store: Arc<Store>) {
 }
 
 async fn demonstrations_and_feedback_are_idempotent(store: Arc<Store>) {
-    let ada = labeler(&*store, "ada").await;
+    let ada = labeler(&store, "ada").await;
     let prompt = prompt("q");
     let answer = completion(&prompt.id, "the answer");
     let first = store.demonstrations().put(prompt.clone(), answer.clone(), Some(ada), T0).await.unwrap();

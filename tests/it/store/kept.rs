@@ -175,7 +175,7 @@ async fn batches_are_cancelled_and_expire(store: Arc<Store>) {
 }
 
 async fn responses_are_their_owners_and_go(store: Arc<Store>) {
-    let ada = labeler(&*store, "Ada").await;
+    let ada = labeler(&store, "Ada").await;
     let key = ApiKey {
         id: ApiKeyId::new(),
         name: "k".into(),

@@ -30,18 +30,18 @@ async fn skip(store: &Store, set: &ComparisonSet, held: &Assignment, now: Micros
 }
 
 async fn open_sets_are_counted_for_each_labeler(store: Arc<Store>) {
-    let first = stored_set(&*store, "q1", &["a", "b"], 1).await;
-    stored_set(&*store, "q2", &["a", "b"], 1).await;
-    let (ada, bob) = (labeler(&*store, "ada").await, labeler(&*store, "bob").await);
-    assert_eq!((open(&*store, &ada, T0).await, open(&*store, &bob, T0).await), (2, 2));
+    let first = stored_set(&store, "q1", &["a", "b"], 1).await;
+    stored_set(&store, "q2", &["a", "b"], 1).await;
+    let (ada, bob) = (labeler(&store, "ada").await, labeler(&store, "bob").await);
+    assert_eq!((open(&store, &ada, T0).await, open(&store, &bob, T0).await), (2, 2));
     assert_eq!(store.leases().open_for(&ada, SetKind::Normal, T0, 1).await.unwrap(), 1, "counted up to a limit");
     let held = store.leases().next(lease(&ada, T0)).await.unwrap().unwrap();
-    assert_eq!((open(&*store, &ada, T0).await, open(&*store, &bob, T0).await), (2, 1), "what one holds is one's own");
-    assert_eq!(open(&*store, &bob, held.expires_at).await, 2, "an expired lease holds nothing");
+    assert_eq!((open(&store, &ada, T0).await, open(&store, &bob, T0).await), (2, 1), "what one holds is one's own");
+    assert_eq!(open(&store, &bob, held.expires_at).await, 2, "an expired lease holds nothing");
     let named = |who: &LabelerId| LeaseRequest { set_id: Some(first.id.clone()), ..lease(who, T0) };
     assert_eq!(store.leases().why_none(&named(&bob)).await.unwrap(), NoLease::Taken);
-    skip(&*store, &first, &held, T0).await;
-    assert_eq!((open(&*store, &ada, T0).await, open(&*store, &bob, T0).await), (1, 2));
+    skip(&store, &first, &held, T0).await;
+    assert_eq!((open(&store, &ada, T0).await, open(&store, &bob, T0).await), (1, 2));
     assert_eq!(store.leases().next(named(&ada)).await.unwrap(), None);
     assert_eq!(store.leases().why_none(&named(&ada)).await.unwrap(), NoLease::Judged);
     store.sets().retire(&first.id).await.unwrap();
@@ -55,15 +55,15 @@ async fn open_sets_are_counted_for_each_labeler(store: Arc<Store>) {
 }
 
 async fn sets_without_a_labeler_left_are_found(store: Arc<Store>) {
-    let set = stored_set(&*store, "q", &["a", "b"], 1).await;
+    let set = stored_set(&store, "q", &["a", "b"], 1).await;
     let now = store.now().await.unwrap();
     let stuck = async || store.counts().await.unwrap().sets_stuck;
     assert_eq!(stuck().await, 0, "nobody has looked at it yet");
-    let ada = labeler(&*store, "ada").await;
+    let ada = labeler(&store, "ada").await;
     let held = store.leases().next(lease(&ada, now)).await.unwrap().unwrap();
-    skip(&*store, &set, &held, now).await;
+    skip(&store, &set, &held, now).await;
     assert_eq!(stuck().await, 1);
-    let bob = labeler(&*store, "bob").await;
+    let bob = labeler(&store, "bob").await;
     assert_eq!(stuck().await, 0);
     store.people().set_active(&bob, false).await.unwrap();
     assert_eq!(stuck().await, 1, "who may not come in is nobody to wait for");
@@ -71,9 +71,9 @@ async fn sets_without_a_labeler_left_are_found(store: Arc<Store>) {
 
 async fn leases_in_hand_are_resumed(store: Arc<Store>) {
     for q in ["q1", "q2", "q3"] {
-        stored_set(&*store, q, &["a", "b"], 1).await;
+        stored_set(&store, q, &["a", "b"], 1).await;
     }
-    let ada = labeler(&*store, "ada").await;
+    let ada = labeler(&store, "ada").await;
     let first = store.leases().next(lease(&ada, T0)).await.unwrap().unwrap();
     let second = store.leases().next(lease(&ada, T0 + 1)).await.unwrap().unwrap();
     let resume = |except: Vec<SetId>, now| LeaseRequest { resume: Some(except), ..lease(&ada, now) };
@@ -99,8 +99,8 @@ async fn leases_in_hand_are_resumed(store: Arc<Store>) {
 }
 
 async fn only_holders_at_work_are_counted(store: Arc<Store>) {
-    stored_set(&*store, "q", &["a", "b"], 1).await;
-    let ada = labeler(&*store, "ada").await;
+    stored_set(&store, "q", &["a", "b"], 1).await;
+    let ada = labeler(&store, "ada").await;
     let now = store.now().await.unwrap();
     let long = 3_600_000_000;
     let request = LeaseRequest { expires_at: now + long, ..lease(&ada, now - 600_000_000) };
@@ -111,8 +111,8 @@ async fn only_holders_at_work_are_counted(store: Arc<Store>) {
 }
 
 async fn judgments_remember_what_was_known(store: Arc<Store>) {
-    let set = stored_set(&*store, "q", &["a", "b"], 1).await;
-    let ada = labeler(&*store, "ada").await;
+    let set = stored_set(&store, "q", &["a", "b"], 1).await;
+    let ada = labeler(&store, "ada").await;
     let held = store.leases().next(lease(&ada, T0)).await.unwrap().unwrap();
     let first = judgment(&set, &ada, Some(&held), "first");
     let shown = SubmitJudgment { reveals: vec![Knowledge::Authors], ..submit(first.clone(), Some(&held), T0) };
@@ -146,7 +146,7 @@ async fn judgments_remember_what_was_known(store: Arc<Store>) {
     assert_eq!(store.judgments().submit(informed).await.unwrap().judgment.knowledge, Knowledge::Authors);
     assert_eq!(store.leases().get(&held.id).await.unwrap().state, AssignmentState::Released);
     assert_eq!(store.sets().get(&twin.id).await.unwrap().status, SetStatus::Open);
-    let bob = labeler(&*store, "bob").await;
+    let bob = labeler(&store, "bob").await;
     assert!(store.sets().unjudged_with(&set.completion_ids[0], &bob).await.unwrap().is_some());
     assert_eq!(store.sets().unjudged_with(&set.completion_ids[0], &ada).await.unwrap(), None);
     assert_eq!(store.leases().next(lease(&bob, T0)).await.unwrap().unwrap().set_id, twin.id);
@@ -158,10 +158,10 @@ fn comparison_set_of(set: &ComparisonSet) -> ComparisonSet {
 }
 
 async fn labelers_see_their_own_sets(store: Arc<Store>) {
-    let made = stored_set(&*store, "made", &["a", "b"], 1).await;
-    let handed = stored_set(&*store, "handed", &["a", "b"], 1).await;
-    let foreign = stored_set(&*store, "foreign", &["a", "b"], 1).await;
-    let ada = labeler(&*store, "ada").await;
+    let made = stored_set(&store, "made", &["a", "b"], 1).await;
+    let handed = stored_set(&store, "handed", &["a", "b"], 1).await;
+    let foreign = stored_set(&store, "foreign", &["a", "b"], 1).await;
+    let ada = labeler(&store, "ada").await;
     store.sets().note_maker(&made.id, &ada).await.unwrap();
     assert_eq!(store.sets().maker(&made.id).await.unwrap(), Some(ada.clone()));
     assert_eq!(store.sets().maker(&foreign.id).await.unwrap(), None);
@@ -182,9 +182,9 @@ async fn labelers_see_their_own_sets(store: Arc<Store>) {
 }
 
 async fn quotas_count_rankings_by_api(store: Arc<Store>) {
-    let ada = labeler(&*store, "ada").await;
+    let ada = labeler(&store, "ada").await;
     for (n, fits) in [(1, true), (2, true), (3, false)] {
-        let set = stored_set(&*store, &format!("q{n}"), &["a", "b"], 1).await;
+        let set = stored_set(&store, &format!("q{n}"), &["a", "b"], 1).await;
         let limited =
             SubmitJudgment { quota: Some((T0, 2)), ..submit(judgment(&set, &ada, None, &format!("k{n}")), None, T0) };
         match store.judgments().submit(limited).await {

@@ -165,7 +165,7 @@ async fn dumped(url: &str) -> (tempfile::TempDir, Dump) {
 async fn a_database_moves_to_postgres_and_back() {
     let Some(target) = backend::postgres_without_schema().await else { return };
     let fresh = backend::sqlite().await.unwrap();
-    full_world(&*fresh.store).await;
+    full_world(&fresh.store).await;
     let (dir, dump) = dumped(&fresh.url).await;
     let filled = |t: &&str| dump.tables.iter().any(|d| d.name == **t && d.rows > 0);
     let missing: Vec<_> = first_tables().into_iter().filter(|t| !filled(t)).collect();
@@ -208,7 +208,7 @@ async fn a_database_moves_to_postgres_and_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_damaged_or_in_the_way_is_refused() {
     let fresh = backend::sqlite().await.unwrap();
-    full_world(&*fresh.store).await;
+    full_world(&fresh.store).await;
     let (dir, dump) = dumped(&fresh.url).await;
     let home = tempfile::tempdir().unwrap();
     let target = |name: &str| format!("sqlite://{}", home.path().join(name).display());
@@ -365,7 +365,7 @@ async fn installation(url: &str, store: &Store, data: &Path, elsewhere: &Path) -
 async fn backed_up(fresh: backend::Fresh, target: Option<String>) {
     let (data, elsewhere, out) =
         (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let config = installation(&fresh.url, &*fresh.store, data.path(), elsewhere.path()).await;
+    let config = installation(&fresh.url, &fresh.store, data.path(), elsewhere.path()).await;
     let to = out.path().join("backup");
     backup::backup(&config, &to, fixture::T0).await.unwrap();
     assert!(backup::backup(&config, &to, fixture::T0).await.is_err(), "an older backup is not written over");

@@ -68,5 +68,5 @@ async fn migrates_stepwise_with_rows_in_it() {
     }
     assert!(sqlx::query("UPDATE model_versions SET kind = 'nonsense'").execute(&pool).await.is_err());
     pool.close().await;
-    backend::old_rows_are_whole(&*store::connect(&fresh).await.unwrap()).await;
+    backend::old_rows_are_whole(&store::connect(&fresh).await.unwrap()).await;
 }

@@ -34,16 +34,16 @@ async fn claim(store: &Store, owner: &str) -> Option<(Job, Fence)> {
 }
 
 async fn jobs_are_claimed_in_order_and_once(store: Arc<Store>) {
-    assert_eq!(claim(&*store, "w").await, None);
+    assert_eq!(claim(&store, "w").await, None);
     let low = store.jobs().enqueue(job("sft", None, 0)).await.unwrap();
     let high = store.jobs().enqueue(job("ppo", None, 5)).await.unwrap();
-    let (first, fence) = claim(&*store, "w").await.unwrap();
+    let (first, fence) = claim(&store, "w").await.unwrap();
     assert_eq!((&first.id, first.state, first.attempt, first.crash_count), (&high.id, JobState::Running, 1, 0));
     assert_eq!(fence, Fence { job_id: high.id.clone(), attempt: 1, lease_owner: "w".into() });
     assert!(first.lease_expires.unwrap() > store.now().await.unwrap());
     assert_eq!(store.jobs().claim("w", 60, &["reward"], 3).await.unwrap(), None, "kinds are respected");
     assert_eq!(store.jobs().claim("w", 60, &["reward", "sft"], 3).await.unwrap().unwrap().0.id, low.id);
-    assert_eq!(claim(&*store, "w").await, None);
+    assert_eq!(claim(&store, "w").await, None);
     assert_eq!(store.jobs().list(page(10), Some(JobState::Running)).await.unwrap().len(), 2);
     assert_eq!(store.jobs().count(JobState::Running).await.unwrap(), 2);
     assert_eq!(store.jobs().count(JobState::Queued).await.unwrap(), 0);
@@ -62,7 +62,7 @@ async fn concurrent_claims_never_share_a_job(store: Arc<Store>) {
             let store = store.clone();
             tokio::spawn(async move {
                 let mut mine = Vec::new();
-                while let Some((job, _)) = claim(&*store, &format!("w{i}")).await {
+                while let Some((job, _)) = claim(&store, &format!("w{i}")).await {
                     mine.push(job.id);
                 }
                 mine
@@ -76,7 +76,7 @@ async fn concurrent_claims_never_share_a_job(store: Arc<Store>) {
     all.sort();
     all.dedup();
     // SKIP LOCKED may show a worker an empty queue while another is taking the last job: none is lost.
-    while let Some((job, _)) = claim(&*store, "late").await {
+    while let Some((job, _)) = claim(&store, "late").await {
         assert!(!all.contains(&job.id));
         all.push(job.id);
     }
@@ -86,7 +86,7 @@ async fn concurrent_claims_never_share_a_job(store: Arc<Store>) {
 
 async fn fences_hold(store: Arc<Store>) {
     store.jobs().enqueue(job("sft", None, 0)).await.unwrap();
-    let (claimed, fence) = claim(&*store, "w").await.unwrap();
+    let (claimed, fence) = claim(&store, "w").await.unwrap();
     let progress = Progress { phase: "train".into(), step: 3, total_steps: Some(9), ..Default::default() };
     assert!(!store.jobs().heartbeat(&fence, 60, Some(&progress)).await.unwrap());
     assert!(!store.jobs().heartbeat(&fence, 120, None).await.unwrap());
@@ -122,7 +122,7 @@ async fn lost_workers_count_as_crashes(store: Arc<Store>) {
     lost(store.jobs().heartbeat(&first, 60, None).await);
     assert_eq!(store.jobs().claim("w3", -1, &[], 3).await.unwrap().unwrap().0.crash_count, 2);
     let next = store.jobs().enqueue(job("sft", None, -1)).await.unwrap();
-    let (got, _) = claim(&*store, "w4").await.unwrap();
+    let (got, _) = claim(&store, "w4").await.unwrap();
     assert_eq!(got.id, next.id, "the poisonous job is failed and the next one is taken");
     let dead = store.jobs().get(&queued.id).await.unwrap();
     assert_eq!((dead.state, dead.crash_count), (JobState::Failed, 3));
@@ -131,13 +131,13 @@ async fn lost_workers_count_as_crashes(store: Arc<Store>) {
 
 async fn crashes_and_shutdowns_requeue_differently(store: Arc<Store>) {
     let queued = store.jobs().enqueue(job("sft", None, 0)).await.unwrap();
-    let (_, fence) = claim(&*store, "w1").await.unwrap();
+    let (_, fence) = claim(&store, "w1").await.unwrap();
     assert_eq!(store.jobs().requeue(&fence, None, 3).await.unwrap(), JobState::Queued);
     let back = store.jobs().get(&queued.id).await.unwrap();
     assert_eq!((back.state, back.attempt, back.crash_count), (JobState::Queued, 0, 0));
     lost(store.jobs().heartbeat(&fence, 60, None).await);
     for crash in 1..=3 {
-        let (_, fence) = claim(&*store, &format!("c{crash}")).await.unwrap();
+        let (_, fence) = claim(&store, &format!("c{crash}")).await.unwrap();
         let state = store.jobs().requeue(&fence, Some("out of memory"), 3).await.unwrap();
         assert_eq!(state, if crash < 3 { JobState::Queued } else { JobState::Failed });
     }
@@ -153,7 +153,7 @@ async fn cancel_and_resume(store: Arc<Store>) {
     let back = store.jobs().resume(&queued.id).await.unwrap();
     assert_eq!((back.state, back.finished, back.error), (JobState::Queued, None, None));
     conflict(store.jobs().resume(&queued.id).await);
-    let (_, fence) = claim(&*store, "w").await.unwrap();
+    let (_, fence) = claim(&store, "w").await.unwrap();
     store.jobs().checkpoint(&fence, "ckpt-1").await.unwrap();
     let running = store.jobs().cancel(&queued.id).await.unwrap();
     assert_eq!((running.state, running.cancel_requested), (JobState::Running, true));

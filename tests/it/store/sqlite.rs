@@ -79,5 +79,5 @@ async fn migrates_stepwise_with_rows_in_it() {
     assert!(sqlx::query("UPDATE model_versions SET kind = 'nonsense'").execute(&pool).await.is_err());
     pool.close().await;
     let store = store::connect(&format!("sqlite://{}", dir.path().join("old.db").display())).await.unwrap();
-    backend::old_rows_are_whole(&*store).await;
+    backend::old_rows_are_whole(&store).await;
 }

@@ -44,8 +44,8 @@ fn report() -> JobReport {
 
 async fn reports_are_whole_and_fenced(store: Arc<Store>) {
     store.jobs().enqueue(job("sft", None, 0)).await.unwrap();
-    let (first, paused) = claimed(&*store, "paused", -1).await;
-    let (second, fence) = claimed(&*store, "awake", 60).await;
+    let (first, paused) = claimed(&store, "paused", -1).await;
+    let (second, fence) = claimed(&store, "awake", 60).await;
     assert_eq!(second.id, first.id);
     // The one that slept through its lease writes nothing, not even what needs no lease by itself.
     lost(store.jobs().report(&paused, 60, report()).await);
@@ -65,8 +65,8 @@ async fn reports_are_whole_and_fenced(store: Arc<Store>) {
 
 async fn a_job_has_one_end_and_one_version(store: Arc<Store>) {
     store.jobs().enqueue(job("sft", None, 0)).await.unwrap();
-    let (job, paused) = claimed(&*store, "paused", -1).await;
-    let (_, fence) = claimed(&*store, "awake", 60).await;
+    let (job, paused) = claimed(&store, "paused", -1).await;
+    let (_, fence) = claimed(&store, "awake", 60).await;
     let made = |name: &str| ModelVersion { job_id: Some(job.id.clone()), ..model(name, ModelKind::Policy) };
     let files = vec![ModelFile { path: "model.safetensors".into(), bytes: 3, sha256: "ab".into() }];
     lost(store.jobs().complete(&paused, made("late"), files.clone(), json!({})).await);
@@ -86,11 +86,11 @@ async fn a_job_has_one_end_and_one_version(store: Arc<Store>) {
 
 async fn every_change_of_state_is_told(store: Arc<Store>) {
     let id = store.jobs().enqueue(job("sft", None, 0)).await.unwrap().id;
-    let (_, fence) = claimed(&*store, "a", 60).await;
+    let (_, fence) = claimed(&store, "a", 60).await;
     store.jobs().requeue(&fence, None, 3).await.unwrap();
-    let (_, fence) = claimed(&*store, "b", -1).await;
+    let (_, fence) = claimed(&store, "b", -1).await;
     lost(store.jobs().finish(&Fence { lease_owner: "a".into(), ..fence }, JobState::Failed, None, None).await);
-    let (_, fence) = claimed(&*store, "c", 60).await;
+    let (_, fence) = claimed(&store, "c", 60).await;
     store.jobs().finish(&fence, JobState::Failed, None, Some("why")).await.unwrap();
     store.jobs().resume(&id).await.unwrap();
     store.jobs().cancel(&id).await.unwrap();
@@ -133,10 +133,10 @@ async fn files_of_a_version(store: Arc<Store>) {
 }
 
 async fn judgments_are_counted(store: Arc<Store>) {
-    let ada = labeler(&*store, "ada").await;
+    let ada = labeler(&store, "ada").await;
     assert_eq!(store.judgments().counts(&ada, 0).await.unwrap(), LabelerCounts::default());
     for (i, created) in [(0, T0), (1, T0 + 10), (2, T0 + 20)] {
-        let set = stored_set(&*store, &format!("q{i}"), &["a", "b"], 1).await;
+        let set = stored_set(&store, &format!("q{i}"), &["a", "b"], 1).await;
         let mut given = judgment(&set, &ada, None, &format!("k{i}"));
         given.created = created;
         store.judgments().submit(submit(given.clone(), None, created)).await.unwrap();
@@ -146,7 +146,7 @@ async fn judgments_are_counted(store: Arc<Store>) {
             store.judgments().submit(submit(revised, None, created)).await.unwrap();
         }
     }
-    let set = stored_set(&*store, "skipped", &["a", "b"], 1).await;
+    let set = stored_set(&store, "skipped", &["a", "b"], 1).await;
     let mut skip = judgment(&set, &ada, None, "skip");
     (skip.outcome, skip.items, skip.strength, skip.created) = (Outcome::Skip, vec![], None, T0 + 30);
     store.judgments().submit(submit(skip, None, T0 + 30)).await.unwrap();
@@ -172,7 +172,7 @@ async fn settings_are_kept_and_removed(store: Arc<Store>) {
 async fn use_and_throughput_are_counted(store: Arc<Store>) {
     let version = model("m", ModelKind::Policy);
     store.models().put(version.clone()).await.unwrap();
-    let set = stored_set(&*store, "q", &["a", "b"], 9).await;
+    let set = stored_set(&store, "q", &["a", "b"], 9).await;
     let written = |request: &str, reason: &str, created: Micros| Completion {
         model_version_id: Some(version.id.clone()),
         origin: CompletionOrigin::Model,
@@ -203,7 +203,7 @@ async fn use_and_throughput_are_counted(store: Arc<Store>) {
     assert_eq!(store.judgments().throughput(0).await.unwrap(), Throughput { days: vec![], median_active_ms: None });
     const DAY: Micros = 86_400_000_000;
     for (i, (person, created)) in [("a", T0), ("b", T0), ("c", T0 + DAY)].into_iter().enumerate() {
-        let who = labeler(&*store, person).await;
+        let who = labeler(&store, person).await;
         let mut given = judgment(&set, &who, None, &format!("k{i}"));
         (given.created, given.active_ms) = (created, 100 * (i as i64 + 1));
         store.judgments().submit(submit(given, None, created)).await.unwrap();
