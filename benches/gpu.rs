@@ -159,7 +159,7 @@ fn speed(simulated: bool, streams: usize) -> Result<String, String> {
         false => ([576, 1536, 30, 9, 3, 49152], 64),
     };
     let decoder = decoder(shape)?;
-    let pages = streams * (128 + steps).div_ceil(16) + streams;
+    let pages = streams * (128usize + steps).div_ceil(16) + streams;
     let mut model =
         DeviceModel::new(&decoder, open(simulated)?, WeightFormat::Bf16, room(pages)).map_err(|e| e.to_string())?;
     let mut cache = KvCache::elsewhere(pages * 16);

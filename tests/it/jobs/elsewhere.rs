@@ -275,16 +275,17 @@ async fn ray_runs_the_trainer() {
     let id = world.enqueue(json!({"steps": 3})).await;
     assert_eq!(world.run().await, JobState::Succeeded);
     world.one_result(&id, 3).await;
-    let cluster = fake.cluster.lock().unwrap();
-    assert_eq!(cluster.submissions.len(), 1);
-    assert_eq!(cluster.keys, [Some("Bearer cluster-secret".to_owned())]);
-    let request = &cluster.jobs[&cluster.submissions[0]].request;
-    assert_eq!(
-        (&request["entrypoint_num_cpus"], &request["entrypoint_resources"]["trainer"]),
-        (&json!(1.0), &json!(0.5))
-    );
-    assert!(!request.to_string().contains("cluster-secret"), "no secret travels with the job: {request}");
-    drop(cluster);
+    {
+        let cluster = fake.cluster.lock().unwrap();
+        assert_eq!(cluster.submissions.len(), 1);
+        assert_eq!(cluster.keys, [Some("Bearer cluster-secret".to_owned())]);
+        let request = &cluster.jobs[&cluster.submissions[0]].request;
+        assert_eq!(
+            (&request["entrypoint_num_cpus"], &request["entrypoint_resources"]["trainer"]),
+            (&json!(1.0), &json!(0.5))
+        );
+        assert!(!request.to_string().contains("cluster-secret"), "no secret travels with the job: {request}");
+    }
     assert!(matches!(world.log(&id).await, RemoteLog::Text(log) if log.contains("counting from 0")));
     fake.cluster.lock().unwrap().away = true;
     assert!(matches!(world.log(&id).await, RemoteLog::None(why) if why.contains("503")));

@@ -14,12 +14,12 @@ async fn many_servers_share_one_database() {
         servers.push(opened.unwrap());
     }
     for i in 0..3 {
-        fixture::stored_set(&*servers[0], &format!("q{i}"), &["a", "b"], 1).await;
+        fixture::stored_set(&servers[0], &format!("q{i}"), &["a", "b"], 1).await;
     }
     // Leases hold between servers, not only between the connections of one.
     let mut people = Vec::new();
     for i in 0..servers.len() {
-        people.push(fixture::labeler(&*servers[0], &format!("ada{i}")).await);
+        people.push(fixture::labeler(&servers[0], &format!("ada{i}")).await);
     }
     let lease = |i: usize| servers[i].leases().next(fixture::lease(&people[i], fixture::T0));
     let rounds = futures::future::join_all((0..4).map(lease)).await;

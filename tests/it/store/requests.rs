@@ -41,7 +41,7 @@ async fn requests_are_known(store: Arc<Store>) {
     let counts = store.prompts().request_counts().await.unwrap();
     assert_eq!(counts, RequestCounts { prompts: 1, completions: 1, feedback_events: 1 });
     let both = [asked.clone(), set.prompt_id.clone(), "unknown".into()];
-    assert_eq!(store.prompts().of_requests(&both).await.unwrap().into_iter().collect::<Vec<_>>(), [asked.clone()]);
+    assert_eq!(store.prompts().of_requests(&both).await.unwrap(), [asked.clone()].into());
     assert_eq!(store.completions().served(&asked).await.unwrap().into_iter().collect::<Vec<_>>(), [answer]);
     assert!(store.completions().served(&set.prompt_id).await.unwrap().is_empty());
     let facts = async |as_of, without| {
