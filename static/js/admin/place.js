@@ -14,7 +14,7 @@ export function placeOf(job) {
 export function placePart(path, signal) {
   const title = h('h2');
   const name = h('p', { class: 'help', dir: 'auto' });
-  const text = h('pre', { class: 'log', tabindex: '0' });
+  const text = h('pre', { class: 'remote-log', tabindex: '0' });
   const again = h('button', { type: 'button', class: 'quiet', text: t('run.place_again'), on: { click: () => read() } });
   const el = h('details', { class: 'panel block', hidden: true }, h('summary', null, title), h('div', { class: 'row' }, name, again), text);
   el.addEventListener('toggle', () => el.open && read());
