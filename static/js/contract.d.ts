@@ -2406,7 +2406,7 @@ export type ServePlan = {
   dtype: Dtype;
   weights_bytes: number;
   kv_bytes_per_token: number;
-  /** `batch` sequences of `context` tokens. */
+  /** `batch` sequences of `context` tokens, of which windowed layers keep their window. */
   kv_bytes: number;
   total_bytes: number;
   devices: number;

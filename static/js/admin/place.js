@@ -11,7 +11,7 @@ export function placeOf(job) {
 }
 
 /** A panel with the log, which is read when it is opened. `show(job)` says which job it is about. */
-export function placePart(path, signal) {
+export function placePart(id, signal) {
   const title = h('h2');
   const name = h('p', { class: 'help', dir: 'auto' });
   const text = h('pre', { class: 'remote-log', tabindex: '0' });
@@ -21,7 +21,7 @@ export function placePart(path, signal) {
 
   async function read() {
     try {
-      const answer = await get(`${path}/log`, null, { signal });
+      const answer = await get(`/admin/jobs/${encodeURIComponent(id)}/log`, null, { signal });
       text.textContent = answer.text ?? answer.message ?? '';
       if (!text.textContent.trim()) text.textContent = t('run.place_empty');
     } catch (err) {

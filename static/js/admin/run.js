@@ -55,7 +55,7 @@ export async function runView(el, { id, query, signal }) {
   const constants = h('div', { class: 'charts' });
   const none = h('p', { class: 'muted pad', text: t('run.no_metrics') });
   const samples = sampleTable();
-  const elsewhere = placePart(path, signal);
+  const elsewhere = placePart(id, signal);
   const log = h('ol', { class: 'log', tabindex: '0', 'aria-label': t('run.log') });
   const smoothed = h('output', { for: 'smooth', class: 'smooth-value' });
   const slider = h('input', { id: 'smooth', type: 'range', min: '0', max: '0.98', step: '0.02', value: smoothing });
