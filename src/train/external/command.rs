@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::layout::Place;
+use super::layout::TrainerDir;
 use crate::domain::{Metric, Progress};
 use crate::train::Reporter;
 
@@ -30,7 +30,7 @@ pub(super) enum End {
 }
 
 /// The command of the configuration with the places filled in.
-fn filled(template: &[String], place: &Place) -> Vec<String> {
+fn filled(template: &[String], place: &TrainerDir) -> Vec<String> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     template
         .iter()
@@ -69,7 +69,7 @@ fn read(input: impl Read, say: &mpsc::Sender<String>) {
     }
 }
 
-fn start(template: &[String], place: &Place) -> Result<Child> {
+fn start(template: &[String], place: &TrainerDir) -> Result<Child> {
     let argv = filled(template, place);
     let (program, arguments) = argv.split_first().context("the trainer's command is empty")?;
     let mut command = Command::new(program);
@@ -96,7 +96,7 @@ fn signal(child: &Child, signal: libc::c_int) {
 ///
 /// # Errors
 /// A program that does not start, or ends with another status than 0; with its last lines.
-pub(super) fn run(template: &[String], place: &Place, reporter: &mut dyn Reporter) -> Result<End> {
+pub(super) fn run(template: &[String], place: &TrainerDir, reporter: &mut dyn Reporter) -> Result<End> {
     let mut log = std::fs::OpenOptions::new().create(true).append(true).open(place.dir.join("log.txt"))?;
     let mut child = start(template, place)?;
     let (say, heard) = mpsc::channel();
@@ -125,14 +125,14 @@ pub(super) fn run(template: &[String], place: &Place, reporter: &mut dyn Reporte
                     }
                 }
             }
-            Err(RecvTimeoutError::Disconnected) => {}
-            Err(RecvTimeoutError::Timeout) if status.is_some() => break,
+            // All lines are read, or those that a program of the trainer's own still writes are not waited for.
+            Err(_) if status.is_some() => break,
+            // It has closed its output and goes on.
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK),
             Err(RecvTimeoutError::Timeout) => {}
         }
         if status.is_none() {
             status = child.try_wait()?;
-        } else if heard_all(&heard) {
-            break;
         }
         match stopping {
             None if status.is_none() && reporter.should_stop() => {
@@ -157,14 +157,57 @@ pub(super) fn run(template: &[String], place: &Place, reporter: &mut dyn Reporte
     Ok(End::Done)
 }
 
-/// Whether nobody can say anything any more.
-fn heard_all(heard: &mpsc::Receiver<String>) -> bool {
-    matches!(heard.try_recv(), Err(mpsc::TryRecvError::Disconnected))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Keeps the steps of the curves.
+    #[derive(Default)]
+    struct Steps(Vec<i64>);
+
+    impl Reporter for Steps {
+        fn progress(&mut self, _: &Progress) {}
+        fn metrics(&mut self, metrics: &[Metric]) {
+            self.0.extend(metrics.iter().map(|m| m.step));
+        }
+        fn event(&mut self, _: &str, _: Value) {}
+        fn should_stop(&self) -> bool {
+            false
+        }
+    }
+
+    fn trainer(dir: &Path, script: &str) -> (Result<End>, Vec<i64>) {
+        let template = ["/bin/sh", "-c", script].map(str::to_owned);
+        let place = TrainerDir {
+            dir: dir.to_owned(),
+            job: dir.join("job.json"),
+            model: dir.to_owned(),
+            result: dir.to_owned(),
+            checkpoints: dir.to_owned(),
+            rows: Value::Null,
+        };
+        let mut steps = Steps::default();
+        let end = run(&template, &place, &mut steps);
+        (end, steps.0)
+    }
+
+    /// A trainer writes faster than its lines are read, and ends before the last one is.
+    #[test]
+    fn no_line_is_lost_at_the_end() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let line = r#"{"step": '$i', "loss": 1}"#;
+        let script = format!("i=1; while [ $i -le 3000 ]; do echo '{line}'; i=$((i+1)); done; echo why >&2; exit 3");
+        let (end, steps) = trainer(dir.path(), &script);
+        assert_eq!(steps, (1..=3000).collect::<Vec<i64>>());
+        assert!(end.is_err_and(|error| error.to_string().contains("why")));
+    }
+
+    #[test]
+    fn a_trainer_may_close_its_output_and_go_on() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (end, _) = trainer(dir.path(), "exec >&- 2>&-; sleep 1");
+        assert!(matches!(end, Ok(End::Done)));
+    }
 
     #[test]
     fn lines_with_a_step_are_points() {

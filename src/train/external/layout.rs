@@ -17,7 +17,7 @@ use crate::train::args::{DataKind, ExternalArgs};
 const HELDOUT: f64 = 0.1;
 
 /// A trainer's directory.
-pub(super) struct Place {
+pub(super) struct TrainerDir {
     pub dir: PathBuf,
     pub job: PathBuf,
     /// The base model, as a Hugging Face directory.
@@ -136,7 +136,7 @@ fn base_model(args: &ExternalArgs, dir: &Path) -> Result<PathBuf> {
 }
 
 /// Lays everything out. What a run before left as its result is removed; its checkpoints stay.
-pub(super) fn lay_out(args: &ExternalArgs, dir: &Path) -> Result<Place> {
+pub(super) fn lay_out(args: &ExternalArgs, dir: &Path) -> Result<TrainerDir> {
     let (data, result) = (dir.join("data"), dir.join("result"));
     let checkpoints = match &args.checkpoint_dir {
         Some(dir) => std::path::absolute(dir)?,
@@ -172,5 +172,5 @@ pub(super) fn lay_out(args: &ExternalArgs, dir: &Path) -> Result<Place> {
         "options": args.options,
     });
     std::fs::write(&job, format!("{text:#}\n"))?;
-    Ok(Place { dir: dir.to_owned(), job, model, result, checkpoints, rows: rows.into() })
+    Ok(TrainerDir { dir: dir.to_owned(), job, model, result, checkpoints, rows: rows.into() })
 }

@@ -8,7 +8,7 @@ use candle_core::{DType, Device};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::layout::Place;
+use super::layout::TrainerDir;
 use crate::data::{PromptInput, read_comparisons, read_demonstrations, read_prompts};
 use crate::domain::{Metric, Split};
 use crate::generation::score::{Continuation, ContinuationScorer};
@@ -159,7 +159,7 @@ fn measure(args: &ExternalArgs, base: &Loaded, config: &crate::model::ModelConfi
 ///
 /// # Errors
 /// Says why it is not taken: it does not load, has other shapes or values that are not finite, or is too far away.
-pub(super) fn accept(args: &ExternalArgs, place: &Place, reporter: &mut dyn Reporter) -> Result<Accepted> {
+pub(super) fn accept(args: &ExternalArgs, place: &TrainerDir, reporter: &mut dyn Reporter) -> Result<Accepted> {
     let base = load(Path::new(&args.model), &Device::Cpu).context("the model to start from")?;
     let (config, hf_config, weights, form) = read(&place.result, &base).context("the trainer's result")?;
     same_shapes(&base.weights, &weights)?;
