@@ -74,6 +74,16 @@ fn difference<'a>(pairs: impl Iterator<Item = (&'a f32, &'a f32)>) -> f64 {
     (off / size).sqrt()
 }
 
+/// What rounding to bfloat16 may do to the logits. Three of the random models amplify it; the CPU's own bfloat16 format is
+/// further from f32 in them too (1.0e-2 to 1.5e-2, and 6e-3 in the others).
+fn bf16_tolerance(name: &str) -> f64 {
+    match name {
+        "families/qwen2-window" => 6e-2,
+        "families/phi4-mini" | "families/smollm3-window" => 3e-2,
+        _ => 2e-2,
+    }
+}
+
 #[test]
 fn logits_are_those_of_the_cpu_for_every_family() {
     for name in DECODERS {
@@ -82,9 +92,7 @@ fn logits_are_those_of_the_cpu_for_every_family() {
         let [long, short] = sequences(&loaded.config);
         let batch = PackedBatch::new(&[long.clone(), short.clone()]);
         let want = exact.logits(&exact.forward(&batch).unwrap()).unwrap().to_vec2::<f32>().unwrap();
-        // f32 shows that the launches are right. Eight bits of mantissa grow to 5e-2 in one of these random models
-        // (qwen2-window) and stay under 2.1e-2 in those before it.
-        for (format, tolerance) in [(WeightFormat::F32, 1e-5), (WeightFormat::Bf16, 1e-1)] {
+        for (format, tolerance) in [(WeightFormat::F32, 1e-5), (WeightFormat::Bf16, bf16_tolerance(name))] {
             let mut on = OnDevice::new(name, format);
             let mut cached = fresh(2);
             for (i, ids) in [&long, &short].into_iter().enumerate() {
