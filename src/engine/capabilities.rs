@@ -1,6 +1,6 @@
 //! What a generator can do beside writing text. An upstream server, for instance, writes text and knows no token ids.
-//! Callers ask the generator itself ([`Generator::tokenize`](trait.Generator.html) and so on, on `dyn Generator`):
-//! where it lacks the capability, the request is refused with the reason.
+//! Callers use the methods of `dyn Generator`, such as `tokenize` and `embed`, which refuse the request with the reason
+//! where the generator lacks the capability.
 
 use std::sync::Arc;
 

@@ -174,17 +174,10 @@ pub(super) fn load_model(
     };
     let decoder = decoder.map_err(|e| failed(e.to_string()))?;
     warm_up(&decoder).map_err(failed)?;
-    let on_device = match simulated {
-        true => {
-            Some(on_device(&decoder, Box::new(Sim::new(device::SIMULATED_BYTES)), weights, limits).map_err(failed)?)
-        }
-        false => None,
-    };
+    let sim = simulated.then(|| Box::new(Sim::new(device::SIMULATED_BYTES)));
+    let on_device = sim.map(|sim| on_device(&decoder, sim, weights, limits)).transpose().map_err(failed)?;
     let tokenizer = loaded.tokenizer.as_ref();
-    let template = loaded.chat_template.as_ref().map(|source| ChatTemplate::new(source, tokenizer));
-    if let Some(Err(error)) = &template {
-        tracing::warn!(model = %version.name, %error, "chat requests to this model will be refused");
-    }
+    let template = chat_template(&version, loaded.chat_template.as_deref(), tokenizer);
     let served = ServedModel {
         vocab_size: loaded.config.vocab_size,
         max_context: loaded.config.max_positions,
@@ -206,6 +199,19 @@ pub(super) fn load_model(
         base: None,
         lora: None,
     })
+}
+
+/// The version's chat template. One that cannot be used is a warning now and refuses the requests that need it later.
+fn chat_template(
+    version: &ModelVersion,
+    source: Option<&str>,
+    tokenizer: Option<&Tokenizer>,
+) -> Option<Result<ChatTemplate, ChatError>> {
+    let template = source.map(|source| ChatTemplate::new(source, tokenizer));
+    if let Some(Err(error)) = &template {
+        tracing::warn!(model = %version.name, %error, "chat requests to this model will be refused");
+    }
+    template
 }
 
 /// Loads a version as its adapter beside `base`, the model that it was trained from. `None` where it has no adapter,
@@ -230,10 +236,7 @@ pub(super) fn load_beside(
     let lora = Arc::new(ServedAdapter::new(&base.decoder, &adapter).map_err(|e| failed(e.to_string()))?);
     warm_up_beside(&base.decoder, &lora).map_err(failed)?;
     let tokenizer = described.tokenizer;
-    let template = described.chat_template.as_ref().map(|source| ChatTemplate::new(source, tokenizer.as_ref()));
-    if let Some(Err(error)) = &template {
-        tracing::warn!(model = %version.name, %error, "chat requests to this model will be refused");
-    }
+    let template = chat_template(&version, described.chat_template.as_deref(), tokenizer.as_ref());
     let served = ServedModel {
         eos_ids: eos_ids.clone(),
         has_chat_template: template.is_some(),

@@ -1,5 +1,6 @@
 //! The built-in engine: one OS thread owns the running batches; callers talk to it through a channel.
 
+mod capabilities;
 mod versions;
 
 use std::collections::HashMap;
@@ -28,7 +29,7 @@ use crate::model::SoftPrompt;
 use crate::ops::linear::WeightFormat;
 
 /// Texts up to so many bytes are read where the request is answered; longer ones on a blocking thread.
-pub(super) const READ_HERE: usize = 8 << 10;
+const READ_HERE: usize = 8 << 10;
 /// Long texts read, and attention maps made, at the same time; so many more may wait.
 const TEXTS_AT_ONCE: usize = 2;
 const VIEWS_AT_ONCE: usize = 1;
@@ -108,13 +109,13 @@ pub struct LocalEngine {
     options: EngineOptions,
     state: Arc<State>,
     commands: Sender<Command>,
-    pub(super) files: Arc<dyn ModelFiles>,
-    pub(super) rewards: RewardModels,
-    pub(super) adapters: Adapters,
-    pub(super) encoders: Encoders,
+    files: Arc<dyn ModelFiles>,
+    rewards: RewardModels,
+    adapters: Adapters,
+    encoders: Encoders,
     /// Long texts that are read, and looks into the model: each kind in turn.
-    pub(super) texts: Turns,
-    pub(super) views: Turns,
+    texts: Turns,
+    views: Turns,
     /// Constraints that are compiled.
     forms: Turns,
 }
@@ -161,7 +162,7 @@ impl LocalEngine {
         }))
     }
 
-    pub(super) fn find(&self, version: Option<&ModelVersionId>) -> Result<Arc<LoadedModel>, EngineError> {
+    fn find(&self, version: Option<&ModelVersionId>) -> Result<Arc<LoadedModel>, EngineError> {
         let id = match version {
             Some(id) => id.clone(),
             None => read(&self.state.activations).last().cloned().ok_or(EngineError::NotReady)?,

@@ -10,7 +10,6 @@ pub mod device;
 mod encoders;
 mod loaded;
 mod local;
-mod local_capabilities;
 mod lookup;
 mod output;
 mod prefix;

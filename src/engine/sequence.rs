@@ -199,8 +199,8 @@ impl Sequence {
         reason
     }
 
-    /// Draws from the row of the last token and, as long as `draft` is what is drawn, from the rows behind it [·]: a token
-    /// that was guessed is in the cache already. `true` when the sample is complete.
+    /// Draws from the row of the last token and, as long as `draft` is what is drawn, from the rows behind it: a token that
+    /// was guessed is in the cache already. `true` when the sample is complete.
     pub fn follow<'a>(
         &mut self,
         rows: impl Iterator<Item = &'a [f32]>,

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 
-/// Counters that the engine thread writes and anyone reads.
+/// Running and waiting samples, tokens in the cache, and totals since the start.
 #[derive(Default)]
 pub struct StatCells {
     pub running: AtomicUsize,

@@ -206,8 +206,7 @@ impl Conversation {
         if fits || !template.contains("[TOOL_CALLS]") {
             return id.to_owned();
         }
-        use sha2::Digest as _;
-        hex::encode(sha2::Sha256::digest(id.as_bytes()))[..9].to_owned()
+        crate::domain::hash::of_bytes(id)[..9].to_owned()
     }
 }
 

@@ -37,10 +37,10 @@ pub trait Answers: Send + Sync + 'static {
 const LOOK: Duration = Duration::from_secs(1);
 /// Batches of one server at the same time: none waits for the end of a long one.
 const BATCHES_AT_ONCE: usize = 4;
-/// A server that says nothing for this long has lost its batches.
-const HELD: Micros = 30 * SECOND;
-/// How often it says that it is there.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+/// A server that sends no heartbeat for this long has lost its batches.
+const LEASE: Micros = 30 * SECOND;
+/// How often it sends a heartbeat.
+const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Before a request is tried again that the server could not take.
 const AGAIN: Duration = Duration::from_secs(2);
 /// So often; a request that fits nowhere is refused in the end. Tokens of a new day are waited for in any case.
@@ -72,7 +72,7 @@ pub async fn follow(services: Arc<Services>, handlers: Arc<dyn Answers>) {
             continue;
         }
         let now = services.now();
-        match services.store.batches().claim(&me, now, now + HELD).await {
+        match services.store.batches().claim(&me, now, now + LEASE).await {
             Ok(None) => {}
             Ok(Some(batch)) => {
                 let (services, handlers, turns) = (services.clone(), handlers.clone(), turns.clone());
@@ -122,7 +122,7 @@ impl Run {
         let lines = batches::lines(&content).filter(|(line, _)| !answered.contains(line));
         let mut left: VecDeque<(i64, String)> = lines.map(|(line, text)| (line, text.to_owned())).collect();
         let mut running: JoinSet<Result<(), StoreError>> = JoinSet::new();
-        let mut signs = tokio::time::interval(SIGN_OF_LIFE);
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
         let stop = loop {
             if left.is_empty() && running.is_empty() {
                 break None;
@@ -135,9 +135,9 @@ impl Run {
                     store.batches().hold(&batch.id, &self.me, 0).await?;
                     return Ok(());
                 }
-                _ = signs.tick() => {
+                _ = heartbeat.tick() => {
                     let now = self.services.now();
-                    let known = store.batches().hold(&batch.id, &self.me, now + HELD).await?;
+                    let known = store.batches().hold(&batch.id, &self.me, now + LEASE).await?;
                     if let Some(stop) = self.stop(&known, now).await? {
                         running.shutdown().await;
                         break Some(stop);

@@ -1,5 +1,6 @@
 //! People and their keys: labelers, invites, sign-in links, API keys.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -25,13 +26,14 @@ pub const SCOPES: &[&str] = &["admin", "feedback", "inference"];
 /// # Errors
 /// What the store says.
 pub async fn list_with_links(services: &Services) -> Result<Vec<(Labeler, Option<SignInLink>)>> {
-    let mut links = services.store.links().list().await?;
+    let links = services.store.links().list().await?;
+    let mut links: HashMap<_, _> = links.into_iter().map(|link| (link.labeler_id.clone(), link)).collect();
     let people = services.store.people().list().await?;
-    let mut link_of = |labeler: &Labeler| {
-        let at = links.iter().position(|link| link.labeler_id == labeler.id)?;
-        Some(links.remove(at))
+    let with_link = |labeler: Labeler| {
+        let link = links.remove(&labeler.id);
+        (labeler, link)
     };
-    Ok(people.into_iter().map(|labeler| (link_of(&labeler), labeler)).map(|(link, labeler)| (labeler, link)).collect())
+    Ok(people.into_iter().map(with_link).collect())
 }
 
 /// All invites, newest first.

@@ -3,10 +3,12 @@
 //! rewrites `told.json` with each extension of the lease. `current` beside the attempts names the only one that may
 //! work, so that a trainer that starts or wakes late ends itself.
 
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::jobs::materialise::write_whole;
 
 /// Directory of all attempts in a job's directory.
 pub const ATTEMPTS: &str = "attempts";
@@ -17,7 +19,7 @@ const HEARTBEAT: &str = "heartbeat.json";
 const SAID: &str = "said.jsonl";
 /// What the trainer's program prints, where the executor catches it.
 pub const LOG: &str = "log.txt";
-/// Longer lines are dropped: a trainer gone mad must not fill the supervisor's memory.
+/// Longer lines are dropped: a runaway trainer must not fill the supervisor's memory.
 const LINE_BYTES: usize = 1 << 20;
 /// Read at once.
 const PIECE: u64 = 4 << 20;
@@ -48,7 +50,7 @@ pub struct Channel {
     dir: PathBuf,
 }
 
-/// Replaces a file as a whole, so that no reader sees half of it.
+/// Replaces a file as a whole, so that no reader sees half of it. It is not synced: what a crash takes is written again.
 fn replace(path: &Path, text: &[u8]) -> std::io::Result<()> {
     let beside = path.with_extension("new");
     std::fs::write(&beside, text)?;
@@ -148,11 +150,7 @@ impl Channel {
 /// What the file system says.
 pub fn only(attempts: &Path, id: &str) -> std::io::Result<()> {
     std::fs::create_dir_all(attempts)?;
-    let beside = attempts.join(format!("{CURRENT}.new"));
-    let mut file = std::fs::File::create(&beside)?;
-    file.write_all(id.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&beside, attempts.join(CURRENT))
+    write_whole(&attempts.join(CURRENT), id.as_bytes())
 }
 
 /// Reads a growing file by whole lines.
@@ -195,6 +193,8 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]

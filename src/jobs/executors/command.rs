@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::process::{Child, Command};
 
-use super::{Place, Refusal, State, Submission, quoted, shell_line};
+use super::{AttemptState, Place, Refusal, Submission, quoted, shell_line};
 use crate::config::PlaceConfig;
 use crate::jobs::is_passed_on;
 
@@ -116,19 +116,19 @@ impl Place for CommandPlace {
         let argv = Self::filled(&self.command, work);
         let started = self.prepared(&argv, work).and_then(|mut command| command.spawn());
         // A program that is not there is a mistake of the configuration.
-        let child = started.map_err(|e| Refusal::Final(format!("{}: {e}", argv.first().map_or("", |p| p))))?;
+        let child = started.map_err(|e| Refusal::Permanent(format!("{}: {e}", argv.first().map_or("", |p| p))))?;
         running.insert(work.id.clone(), Started::Child(child));
         Ok(())
     }
 
-    async fn state(&self, work: &Submission) -> State {
+    async fn state(&self, work: &Submission) -> AttemptState {
         match self.exit(&work.id) {
-            None => State::Gone,
-            Some(Err(error)) => State::Unknown(error.to_string()),
+            None => AttemptState::Gone,
+            Some(Err(error)) => AttemptState::Unknown(error.to_string()),
             // The command may wait in a queue of its own: only the trainer's heartbeat says that it runs.
-            Some(Ok(None)) => State::Waiting,
-            Some(Ok(Some(status))) if self.detached && status.success() => State::Waiting,
-            Some(Ok(Some(status))) => State::Ended(format!("the command ended: {status}")),
+            Some(Ok(None)) => AttemptState::Waiting,
+            Some(Ok(Some(status))) if self.detached && status.success() => AttemptState::Waiting,
+            Some(Ok(Some(status))) => AttemptState::Ended(format!("the command ended: {status}")),
         }
     }
 

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::channel::{Channel, Heartbeat, Lines, Told};
-use super::{Attempt, Executor, Place, Refusal, State, Submission, Work, attempt_id};
+use super::{Attempt, AttemptState, Executor, Place, Refusal, Submission, Work, attempt_id};
 use crate::config::PlaceConfig;
 use crate::jobs::process::{Launch, Said, said};
 use crate::jobs::wire::{Line, SPEC, Spec};
@@ -231,7 +231,7 @@ struct Seen {
     heard: Instant,
     /// The trainer said how it ended.
     last_word: Option<Instant>,
-    state: State,
+    state: AttemptState,
     asked: Option<Instant>,
     terminated: bool,
 }
@@ -282,12 +282,12 @@ impl Follower {
             let answer = tokio::time::timeout(ANSWER * 2, self.place.submit(&self.work)).await;
             let away = match answer {
                 Ok(Ok(())) => return Ok(()),
-                Ok(Err(Refusal::Final(error))) => {
+                Ok(Err(Refusal::Permanent(error))) => {
                     let error = format!("'{}' did not take the job: {error}", self.name);
                     let _ = self.say.send(Said::Line(Line::Failed { error: error.clone() })).await;
                     return Err(error);
                 }
-                Ok(Err(Refusal::Passing(error))) => error,
+                Ok(Err(Refusal::Transient(error))) => error,
                 Err(_) => "no answer in time".to_owned(),
             };
             if !told {
@@ -305,7 +305,7 @@ impl Follower {
             heartbeat: None,
             heard: Instant::now(),
             last_word: None,
-            state: State::Waiting,
+            state: AttemptState::Waiting,
             asked: None,
             terminated: false,
         };
@@ -353,13 +353,13 @@ impl Follower {
     async fn ask(&self, seen: &mut Seen) {
         let before = seen.state.clone();
         let answer = tokio::time::timeout(ANSWER, self.place.state(&self.work)).await;
-        seen.state = answer.unwrap_or_else(|_| State::Unknown("no answer in time".to_owned()));
+        seen.state = answer.unwrap_or_else(|_| AttemptState::Unknown("no answer in time".to_owned()));
         seen.asked = Some(Instant::now());
-        if before == State::Waiting && seen.state == State::Running && seen.heartbeat.is_none() {
+        if before == AttemptState::Waiting && seen.state == AttemptState::Running && seen.heartbeat.is_none() {
             seen.heard = Instant::now();
         }
-        if let State::Unknown(error) = &seen.state
-            && !matches!(before, State::Unknown(_))
+        if let AttemptState::Unknown(error) = &seen.state
+            && !matches!(before, AttemptState::Unknown(_))
         {
             tracing::warn!(place = self.name, attempt = self.work.id, error, "the place does not answer");
         }
@@ -368,7 +368,7 @@ impl Follower {
     /// How the attempt ended, if it has.
     async fn ended(&self, seen: &mut Seen) -> Option<String> {
         let silent = seen.heard.elapsed();
-        if let State::Ended(how) = seen.state.clone() {
+        if let AttemptState::Ended(how) = seen.state.clone() {
             // Its last lines may take a moment to be seen here.
             for _ in 0..5 {
                 self.look(seen).await;
@@ -391,7 +391,7 @@ impl Follower {
                 let _ = tokio::time::timeout(ANSWER, self.place.stop(&self.work, true)).await;
                 return Some("it was ended".to_owned());
             }
-            order if order >= Order::Stop && seen.heartbeat.is_none() && seen.state == State::Waiting => {
+            order if order >= Order::Stop && seen.heartbeat.is_none() && seen.state == AttemptState::Waiting => {
                 let _ = tokio::time::timeout(ANSWER, self.place.stop(&self.work, true)).await;
                 return Some(self.stopped().await);
             }
@@ -401,13 +401,15 @@ impl Follower {
             }
             _ => {}
         }
-        let lost = seen.state == State::Gone && silent >= LAST_WORD.min(self.silence);
-        let begun = seen.heartbeat.is_some() || seen.state == State::Running;
+        let lost = seen.state == AttemptState::Gone && silent >= LAST_WORD.min(self.silence);
+        let begun = seen.heartbeat.is_some() || seen.state == AttemptState::Running;
         if lost || (begun && seen.last_word.is_none() && silent >= self.silence) {
             let _ = tokio::time::timeout(ANSWER, self.place.stop(&self.work, true)).await;
             let how = match &seen.state {
-                State::Gone => format!("'{}' has lost it", self.name),
-                State::Unknown(error) => format!("nothing is heard of the trainer, nor of '{}': {error}", self.name),
+                AttemptState::Gone => format!("'{}' has lost it", self.name),
+                AttemptState::Unknown(error) => {
+                    format!("nothing is heard of the trainer, nor of '{}': {error}", self.name)
+                }
                 _ => format!("nothing was heard of the trainer for {} s", silent.as_secs()),
             };
             return Some(self.with_last_words(how).await);
@@ -444,7 +446,7 @@ impl Former {
         };
         if let Some(place) = &self.place {
             let known = tokio::time::timeout(ANSWER, place.state(&self.work)).await;
-            if !matches!(known, Ok(State::Ended(_))) {
+            if !matches!(known, Ok(AttemptState::Ended(_))) {
                 let _ = tokio::time::timeout(ANSWER, place.stop(&self.work, true)).await;
             }
         }

@@ -15,12 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sha2::{Digest, Sha256};
 
 use super::process::{Launch, Said};
 use super::wire::Spec;
 use crate::config::{ExecutorsConfig, PlaceConfig};
-use crate::domain::Job;
+use crate::domain::{Job, hash, is_path_part, unknown_name};
 use crate::store::Fence;
 use crate::train::Recipe;
 
@@ -79,9 +78,23 @@ pub(super) struct Submission {
     pub channel: Channel,
 }
 
+impl Submission {
+    /// An attempt that was handed over before, by the id that is stored with the job; `None` for an id that is no name of a
+    /// directory.
+    fn former(job: &Job, job_dir: &Path, id: &str) -> Option<Self> {
+        is_path_part(id).then(|| Self {
+            id: id.to_owned(),
+            kind: job.kind.clone(),
+            attempt: job.attempt,
+            argv: Vec::new(),
+            channel: Channel::new(job_dir, id),
+        })
+    }
+}
+
 /// What a place says of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum AttemptState {
     /// Accepted, and as far as the place knows not begun.
     Waiting,
     Running,
@@ -96,9 +109,9 @@ pub(super) enum State {
 /// Why a place did not take an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// The same may work later.
-    Passing(String),
-    Final(String),
+    /// The same call may work later.
+    Transient(String),
+    Permanent(String),
 }
 
 /// Something that runs programs elsewhere. Every call may be repeated.
@@ -106,7 +119,7 @@ pub(super) enum Refusal {
 pub(super) trait Place: Send + Sync {
     /// An attempt that was taken before is not begun again.
     async fn submit(&self, work: &Submission) -> Result<(), Refusal>;
-    async fn state(&self, work: &Submission) -> State;
+    async fn state(&self, work: &Submission) -> AttemptState;
     /// `force`: without waiting for a checkpoint.
     async fn stop(&self, work: &Submission, force: bool);
     /// The end of what the trainer printed, at most `bytes` of it.
@@ -122,7 +135,7 @@ pub(super) struct Executors {
 
 /// The id of an attempt: the same for the same claim of the job, and another one for every other claim.
 fn attempt_id(fence: &Fence) -> String {
-    let owner = hex::encode(Sha256::digest(fence.lease_owner.as_bytes()));
+    let owner = hash::of_bytes(&fence.lease_owner);
     format!("instructd-{}-{}-{}", fence.job_id.as_str().to_lowercase(), fence.attempt, &owner[..8])
 }
 
@@ -141,7 +154,7 @@ pub fn check(config: &ExecutorsConfig, recipes: &[Recipe]) -> anyhow::Result<()>
     for kind in config.kinds.keys() {
         if !recipes.iter().any(|recipe| recipe.name == kind) {
             let known: Vec<&str> = recipes.iter().map(|recipe| recipe.name).collect();
-            let message = crate::domain::unknown_name("recipe", kind, &known);
+            let message = unknown_name("recipe", kind, &known);
             anyhow::bail!("configuration: executors.kinds.{kind}: {message}");
         }
     }
@@ -184,16 +197,7 @@ impl Executors {
     /// What an earlier attempt may have left running.
     fn former(&self, job: &Job, job_dir: &Path) -> Option<Former> {
         let (name, id) = job.external_ref.as_deref()?.split_once('/')?;
-        if !crate::domain::is_path_part(id) {
-            return None;
-        }
-        let submission = Submission {
-            id: id.to_owned(),
-            kind: job.kind.clone(),
-            attempt: job.attempt,
-            argv: Vec::new(),
-            channel: Channel::new(job_dir, id),
-        };
+        let submission = Submission::former(job, job_dir, id)?;
         Some(Former::new(self.places.get(name).map(|elsewhere| elsewhere.place()), submission))
     }
 
@@ -229,15 +233,9 @@ pub async fn log(config: &ExecutorsConfig, data_dir: &Path, job: &Job) -> Remote
     let Some(place) = config.places.get(name) else {
         return RemoteLog::None(format!("the configuration of this server has no place '{name}'"));
     };
-    if !crate::domain::is_path_part(id) || !crate::domain::is_path_part(job.id.as_str()) {
+    let job_dir = is_path_part(job.id.as_str()).then(|| data_dir.join("jobs").join(job.id.as_str()));
+    let Some(submission) = job_dir.and_then(|job_dir| Submission::former(job, &job_dir, id)) else {
         return RemoteLog::None("the job's reference is no name".to_owned());
-    }
-    let submission = Submission {
-        id: id.to_owned(),
-        kind: job.kind.clone(),
-        attempt: job.attempt,
-        argv: Vec::new(),
-        channel: Channel::new(&data_dir.join("jobs").join(job.id.as_str()), id),
     };
     let asked = match place_of(place) {
         Ok(place) => place.log(&submission, LOG_BYTES).await,

@@ -10,7 +10,7 @@ use reqwest::{Client, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Place, Refusal, State, Submission, shell_line};
+use super::{AttemptState, Place, Refusal, Submission, shell_line};
 use crate::config::PlaceConfig;
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -135,16 +135,16 @@ impl RayPlace {
 }
 
 /// What Ray's states mean here.
-fn state(info: Info) -> State {
+fn state(info: Info) -> AttemptState {
     let words = info.message.filter(|m| !m.trim().is_empty()).unwrap_or_default();
     let words: String = words.chars().take(WORDS).collect();
     match info.status.as_str() {
-        "PENDING" => State::Waiting,
-        "RUNNING" => State::Running,
-        "SUCCEEDED" => State::Ended("Ray says that the program ended well".to_owned()),
-        "STOPPED" => State::Ended(format!("it was stopped in Ray. {words}").trim_end().to_owned()),
-        "FAILED" => State::Ended(format!("Ray says that it failed: {words}")),
-        other => State::Unknown(format!("Ray says '{other}'")),
+        "PENDING" => AttemptState::Waiting,
+        "RUNNING" => AttemptState::Running,
+        "SUCCEEDED" => AttemptState::Ended("Ray says that the program ended well".to_owned()),
+        "STOPPED" => AttemptState::Ended(format!("it was stopped in Ray. {words}").trim_end().to_owned()),
+        "FAILED" => AttemptState::Ended(format!("Ray says that it failed: {words}")),
+        other => AttemptState::Unknown(format!("Ray says '{other}'")),
     }
 }
 
@@ -166,30 +166,30 @@ impl Place for RayPlace {
         // The answer to an earlier call may have been lost: Ray refuses an id that it has with an error of its own.
         match self.info(work).await {
             Ok(_) => return Ok(()),
-            Err(Failure::Away(error)) => return Err(Refusal::Passing(error)),
+            Err(Failure::Away(error)) => return Err(Refusal::Transient(error)),
             Err(Failure::Status(..)) => {}
         }
         match failure {
-            Failure::Away(error) => Err(Refusal::Passing(error)),
+            Failure::Away(error) => Err(Refusal::Transient(error)),
             Failure::Status(status, words) if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
-                Err(Refusal::Final(format!("status {status}: {words}")))
+                Err(Refusal::Permanent(format!("status {status}: {words}")))
             }
             Failure::Status(StatusCode::INTERNAL_SERVER_ERROR, words) => match self.faults.fetch_add(1, Relaxed) + 1 {
                 FAULTS.. => {
                     self.faults.store(0, Relaxed);
-                    Err(Refusal::Final(format!("status 500, {FAULTS} times: {words}")))
+                    Err(Refusal::Permanent(format!("status 500, {FAULTS} times: {words}")))
                 }
-                _ => Err(Refusal::Passing(format!("status 500: {words}"))),
+                _ => Err(Refusal::Transient(format!("status 500: {words}"))),
             },
-            other => Err(Refusal::Passing(other.to_string())),
+            other => Err(Refusal::Transient(other.to_string())),
         }
     }
 
-    async fn state(&self, work: &Submission) -> State {
+    async fn state(&self, work: &Submission) -> AttemptState {
         match self.info(work).await {
             Ok(info) => state(info),
-            Err(Failure::Status(StatusCode::NOT_FOUND, _)) => State::Gone,
-            Err(other) => State::Unknown(other.to_string()),
+            Err(Failure::Status(StatusCode::NOT_FOUND, _)) => AttemptState::Gone,
+            Err(other) => AttemptState::Unknown(other.to_string()),
         }
     }
 

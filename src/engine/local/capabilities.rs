@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::local::{LocalEngine, READ_HERE};
-use super::*;
-use super::{attention, encoders};
+use super::{LocalEngine, READ_HERE};
 use crate::domain::{Message, ModelKind};
+use crate::engine::*;
+use crate::engine::{attention, encoders};
 
 #[async_trait]
 impl Tokens for LocalEngine {
