@@ -15,10 +15,11 @@ use super::output::Output;
 use super::prefix::PrefixTree;
 use super::sequence::{Sequence, Shared};
 use super::stats::StatCells;
-use super::{EngineError, FinishReason, GenEvent, TokenLogprob};
+use super::{EngineError, GenEvent, TokenLogprob};
 use crate::generation::sampling::report;
+use crate::generation::stepper::{Fed, Feed, Step, Stepper, Track};
 use crate::model::ModelConfig;
-use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
+use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE};
 
 /// Limits of one step and of one version's memory.
 #[derive(Clone, Copy, Debug)]
@@ -55,34 +56,13 @@ pub(super) fn cache_tokens(config: &ModelConfig, limits: Limits) -> (usize, usiz
     (tokens, windowed(tokens))
 }
 
-/// A sample's rows of logits, of its last token and of the guesses behind it; and those guesses.
-type OwnRows<'a> = (&'a [f32], &'a [u32]);
-
 /// All work on one model version.
 pub struct Lane {
     pub model: Arc<LoadedModel>,
     limits: Limits,
-    cache: KvCache,
+    batch: Stepper<Sequence>,
     prefixes: PrefixTree,
     waiting: VecDeque<Sequence>,
-    running: Vec<Sequence>,
-}
-
-/// A row whose hidden state is needed: which running sample, and up to which token it was fed.
-struct Fed {
-    sequence: usize,
-    first_row: usize,
-    tokens: usize,
-    /// The sample has no pending tokens left: draw from the last row.
-    complete: bool,
-    /// Guessed tokens, whose rows follow: each is right if it is what is drawn before it.
-    draft: Vec<u32>,
-}
-
-impl Fed {
-    fn last_row(&self) -> u32 {
-        (self.first_row + self.tokens - 1) as u32
-    }
 }
 
 impl Lane {
@@ -98,21 +78,20 @@ impl Lane {
         let on_host = model.device.is_none() && model.decoder.on_host();
         let draft_tokens = if on_host { limits.draft_tokens } else { 0 };
         let limits = Limits { draft_tokens, ..limits };
-        Self { model, limits, cache, prefixes: PrefixTree::default(), waiting: VecDeque::new(), running: Vec::new() }
+        Self { model, limits, batch: Stepper::new(cache), prefixes: PrefixTree::default(), waiting: VecDeque::new() }
     }
 
     /// Takes a request in; its samples wait their turn.
     pub fn submit(&mut self, shared: Arc<Shared>) {
         let request = &shared.request;
-        let (tokens, siblings) = (shared.prompt_tokens(), request.n - 1);
-        let prompt = request.prompt_logprobs.map(|_| Vec::with_capacity(tokens.len()));
+        let (ids, siblings) = (shared.prompt_tokens(), request.n - 1);
+        let prompt = request.prompt_logprobs.map(|_| Vec::with_capacity(ids.len()));
         let text = shared.model.text_stream(request);
         let guide = shared.guide.as_ref().map(Guide::fork);
         self.waiting.push_back(Sequence {
             shared,
             index: 0,
-            tokens,
-            cached: CachedSequence::default(),
+            track: Track { prompt_len: ids.len(), ids, cached: CachedSequence::default() },
             text,
             prompt,
             siblings,
@@ -121,7 +100,7 @@ impl Lane {
     }
 
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty()
+        self.waiting.is_empty() && self.batch.running().is_empty()
     }
 
     pub fn waiting(&self) -> usize {
@@ -129,21 +108,21 @@ impl Lane {
     }
 
     pub fn running(&self) -> usize {
-        self.running.len()
+        self.batch.running().len()
     }
 
     pub fn total_tokens(&self) -> usize {
-        self.cache.total_pages() * PAGE
+        self.batch.cache.total_pages() * PAGE
     }
 
     /// Held by running samples.
     pub fn used_tokens(&self) -> usize {
-        (self.cache.total_pages() - self.cache.free_pages()) * PAGE - self.remembered_tokens()
+        (self.batch.cache.total_pages() - self.batch.cache.free_pages()) * PAGE - self.remembered_tokens()
     }
 
     /// Prefixes of former prompts that nobody uses now.
     pub fn remembered_tokens(&self) -> usize {
-        self.prefixes.idle_pages(&self.cache) * PAGE
+        self.prefixes.idle_pages(&self.batch.cache) * PAGE
     }
 
     /// One step for all. On an error every sample of the lane fails with it.
@@ -163,22 +142,16 @@ impl Lane {
 
     /// Ends everything, for instance at the shutdown deadline.
     pub fn fail_all(&mut self, error: &EngineError) {
-        for mut s in self.running.drain(..).chain(self.waiting.drain(..)) {
+        for s in self.batch.running().iter().chain(&self.waiting) {
             s.send(GenEvent::Failed { error: error.clone() });
-            self.cache.release_all(&mut s.cached);
         }
+        self.batch.retain(|_| false);
+        self.waiting.clear();
     }
 
     fn drop_abandoned(&mut self) {
         self.waiting.retain(|s| !s.shared.abandoned());
-        let cache = &mut self.cache;
-        self.running.retain_mut(|s| {
-            let keep = !s.shared.abandoned();
-            if !keep {
-                cache.release_all(&mut s.cached);
-            }
-            keep
-        });
+        self.batch.retain(|s| !s.shared.abandoned());
     }
 
     /// Moves waiting samples into the batch while there is room for their prompts: the oldest first, those that may wait
@@ -187,49 +160,50 @@ impl Lane {
         loop {
             let urgent = self.waiting.iter().position(|s| !s.background());
             let Some(next) = urgent.or(if self.waiting.is_empty() { None } else { Some(0) }) else { break };
-            if self.running.len() >= self.limits.max_running {
+            if self.running() >= self.limits.max_running {
                 if urgent.is_some() && self.preempt_background() {
                     continue;
                 }
                 break;
             }
             let wanted = &self.waiting[next];
-            let pages = (wanted.tokens.len() + 1).div_ceil(PAGE) + wanted.siblings.min(4);
-            let windowed = self.cache.windowed_need(pages, self.limits.prefill_tokens);
-            self.prefixes.evict(pages, windowed, &mut self.cache);
-            if self.cache.free_pages() < pages || self.cache.windowed_pages().1 < windowed {
+            let pages = (wanted.track.ids.len() + 1).div_ceil(PAGE) + wanted.siblings.min(4);
+            let cache = &mut self.batch.cache;
+            let windowed = cache.windowed_need(pages, self.limits.prefill_tokens);
+            self.prefixes.evict(pages, windowed, cache);
+            if cache.free_pages() < pages || cache.windowed_pages().1 < windowed {
                 if urgent.is_some() && self.preempt_background() {
                     continue;
                 }
-                if !self.running.is_empty() {
+                if self.running() > 0 {
                     break;
                 }
             }
             let Some(mut sequence) = self.waiting.remove(next) else { break };
-            sequence.cached.rope = self.model.decoder.rope_length(sequence.prompt_len());
-            sequence.cached.rope.long |= self.model.decoder.is_long(sequence.tokens.len());
-            if sequence.cached.len == 0 && sequence.cached.rope.shares_prefixes() {
+            let mut rope = self.model.decoder.rope_length(sequence.track.prompt_len);
+            rope.long |= self.model.decoder.is_long(sequence.track.ids.len());
+            sequence.track.cached.rope = rope;
+            if sequence.track.cached.len == 0 && rope.shares_prefixes() {
                 let root = sequence.shared.prefix_root();
-                sequence.cached = self.prefixes.lookup(root, sequence.shareable(), &mut self.cache);
+                sequence.track.cached = self.prefixes.lookup(root, sequence.shareable(), &mut self.batch.cache);
             }
             sequence.shared.begun();
-            self.running.push(sequence);
+            self.batch.join(sequence);
         }
         // The last ones give way first: see `make_room`.
-        self.running.sort_by_key(Sequence::background);
+        self.batch.running_mut().sort_by_key(Sequence::background);
     }
 
     /// Puts the youngest sample that may wait back behind all others; `false` where there is none.
     fn preempt_background(&mut self) -> bool {
-        let Some(i) = self.running.iter().rposition(Sequence::background) else { return false };
-        let victim = self.running.remove(i);
-        self.put_back(victim);
+        let Some(i) = self.batch.running().iter().rposition(Sequence::background) else { return false };
+        self.put_back(i);
         true
     }
 
     /// The sample's pages become free; it is computed again later, with the same result.
-    fn put_back(&mut self, mut victim: Sequence) {
-        self.cache.release_all(&mut victim.cached);
+    fn put_back(&mut self, i: usize) {
+        let mut victim = self.batch.leave(i);
         if let Some(prompt) = &mut victim.prompt {
             prompt.clear();
         }
@@ -237,151 +211,119 @@ impl Lane {
     }
 
     fn advance(&mut self, stats: &StatCells) -> candle_core::Result<()> {
-        let (rows, fed) = self.feed()?;
-        if rows.is_empty() {
+        let step = self.feed()?;
+        if step.rows.is_empty() {
             return Ok(());
         }
-        let output = self.compute(&rows, &fed)?;
-        for f in &fed {
-            let sequence = &mut self.running[f.sequence];
-            stats
-                .prompt_tokens
-                .fetch_add(f.tokens.min(sequence.prompt_len().saturating_sub(sequence.cached.len)) as u64, Relaxed);
-            sequence.cached.len += f.tokens;
+        let output = self.compute(&step)?;
+        for f in &step.fed {
+            let track = &self.batch.running()[f.sequence].track;
+            let of_prompt = f.tokens.min(track.prompt_len.saturating_sub(track.cached.len));
+            stats.prompt_tokens.fetch_add(of_prompt as u64, Relaxed);
+        }
+        self.batch.written(&step);
+        for f in &step.fed {
             self.keep_what_is_seen(f.sequence);
         }
-        self.prompt_logprobs(&output, &fed)?;
-        let complete: Vec<&Fed> = fed.iter().filter(|f| f.complete).collect();
-        // Each sample's last row and those of its guesses, end to end.
-        let last: Vec<u32> = complete.iter().flat_map(|f| f.last_row()..=f.last_row() + f.draft.len() as u32).collect();
-        let logits = output.logits(&self.model, &last)?;
-        let vocab = self.model.decoder.config.vocab_size;
-        let mut born: Vec<Sequence> = Vec::new();
-        // Each sample's rows: of its last token, and of the guesses behind it.
-        let mut own: Vec<Option<OwnRows<'_>>> = vec![None; self.running.len()];
-        let mut first = 0;
-        for f in &complete {
-            let rows = &logits[first * vocab..(first + 1 + f.draft.len()) * vocab];
-            first += 1 + f.draft.len();
-            if self.running[f.sequence].generated().is_empty() {
-                self.prompt_done(f.sequence, &rows[..vocab], &mut born, stats);
-            }
-            own[f.sequence] = Some((rows, f.draft.as_slice()));
+        self.prompt_logprobs(&output, &step)?;
+        let logits = output.logits(&self.model, &step.predicting_rows())?;
+        let born = self.start_siblings(&step, &logits, stats);
+        let (vocab, max_positions) = (self.model.decoder.config.vocab_size, self.model.decoder.config.max_positions);
+        let ended = self.batch.draw(&step, &logits, |sequence, rows, draft| {
+            sequence.follow(rows.chunks_exact(vocab), draft, max_positions, stats)
+        });
+        let ended: Vec<usize> = ended.into_iter().filter(|(_, ended)| *ended).map(|(i, _)| i).collect();
+        self.batch.retire(&ended);
+        for sample in born {
+            self.batch.join(sample);
         }
-        let max_positions = self.model.decoder.config.max_positions;
-        let follow = |(sequence, own): (&mut Sequence, &Option<OwnRows<'_>>)| {
-            own.is_some_and(|(rows, draft)| sequence.follow(rows.chunks_exact(vocab), draft, max_positions, stats))
-        };
-        let ended: Vec<bool> = self.running.par_iter_mut().zip(&own).map(follow).collect();
-        let finished = ended.iter().enumerate().filter(|(_, ended)| **ended).map(|(i, _)| i).collect();
-        self.retire(finished);
-        self.running.extend(born);
         Ok(())
     }
 
     /// Runs the step where the model is.
-    fn compute(&mut self, rows: &StepRows, fed: &[Fed]) -> candle_core::Result<Output> {
+    fn compute(&mut self, step: &Step) -> candle_core::Result<Output> {
         let Some(device) = &self.model.device else {
-            return self.model.decoder.step(rows, &mut self.cache).map(Output::Hidden);
+            return self.batch.hidden(&self.model.decoder, step).map(Output::Hidden);
         };
-        let mut wanted: Vec<u32> = fed.iter().filter(|f| f.complete).map(Fed::last_row).collect();
-        for f in fed {
-            let targets = self.prompt_targets(f, self.running[f.sequence].cached.len);
+        let mut wanted: Vec<u32> = step.complete().map(Fed::last_row).collect();
+        for f in &step.fed {
+            let targets = self.prompt_targets(f, self.batch.running()[f.sequence].track.cached.len);
             wanted.extend(targets.iter().map(|(row, _)| *row as u32));
         }
         wanted.sort_unstable();
         wanted.dedup();
         let mut device = device.model.lock().unwrap_or_else(PoisonError::into_inner);
-        for (from, to) in self.cache.take_copies() {
+        for (from, to) in self.batch.cache.take_copies() {
             device.copy_page(from, to).map_err(candle_core::Error::wrap)?;
         }
-        let logits = device.step(&self.model.decoder, rows, &wanted).map_err(candle_core::Error::wrap)?;
+        let logits = device.step(&self.model.decoder, &step.rows, &wanted).map_err(candle_core::Error::wrap)?;
         Ok(Output::Logits { rows: wanted, logits })
-    }
-
-    /// Computes samples anew that have grown past the length from which all their tokens have other rotary frequencies.
-    fn restart_grown(&mut self) {
-        for s in &mut self.running {
-            if !s.cached.rope.long && self.model.decoder.is_long(s.tokens.len()) {
-                self.cache.release_all(&mut s.cached);
-                s.cached.rope.long = true;
-            }
-        }
     }
 
     /// Releases the windowed layers' pages that no later token attends to. Pages of a prompt enter the prefix tree first.
     fn keep_what_is_seen(&mut self, i: usize) {
-        if !self.cache.has_windows() {
+        if !self.batch.cache.has_windows() {
             return;
         }
-        let prompt = self.running[i].prompt_len();
-        let Sequence { shared, tokens, cached, .. } = &mut self.running[i];
-        if cached.rope.shares_prefixes() && cached.len <= prompt {
-            self.prefixes.insert(shared.prefix_root(), tokens, cached, &mut self.cache);
+        if self.batch.running()[i].track.cached.len <= self.batch.running()[i].track.prompt_len {
+            self.remember_prefix(i);
         }
-        self.cache.trim(cached);
+        self.batch.trim(i);
+    }
+
+    /// Shares what is cached of sample `i` with later prompts that begin with the same tokens.
+    fn remember_prefix(&mut self, i: usize) {
+        let (Sequence { shared, track, .. }, cache) = self.batch.with_cache(i);
+        if track.cached.rope.shares_prefixes() {
+            self.prefixes.insert(shared.prefix_root(), &track.ids, &track.cached, cache);
+        }
     }
 
     /// Chooses this step's rows: all decodes, then prompt chunks within the budget.
-    fn feed(&mut self) -> candle_core::Result<(StepRows, Vec<Fed>)> {
-        self.restart_grown();
+    fn feed(&mut self) -> candle_core::Result<Step> {
+        self.batch.restart_grown(&self.model.decoder);
         let mut budget = self.limits.prefill_tokens;
-        let mut plan: Vec<(usize, usize)> = Vec::new();
+        let mut feeds: Vec<Feed> = Vec::new();
         let mut i = 0;
-        while i < self.running.len() {
-            let pending = self.running[i].pending();
-            let take = if pending == 1 { 1 } else { pending.min(budget) };
-            if take > 0 {
-                if self.make_room(i, take) {
-                    budget -= if pending == 1 { 0 } else { take };
-                    plan.push((i, take));
-                } else if self.running.len() == 1 {
+        while i < self.running() {
+            let pending = self.batch.running()[i].track.pending();
+            let tokens = if pending == 1 { 1 } else { pending.min(budget) };
+            if tokens > 0 {
+                if self.make_room(i, tokens) {
+                    budget -= if pending == 1 { 0 } else { tokens };
+                    feeds.push(Feed { sequence: i, tokens, draft: Vec::new() });
+                } else if self.running() == 1 {
                     // Alone and still no room: it can never finish.
-                    let mut s = self.running.remove(0);
-                    s.send(GenEvent::Failed { error: EngineError::Overloaded { retry_after_s: 1 } });
-                    self.cache.release_all(&mut s.cached);
+                    self.batch.leave(0).fail(EngineError::Overloaded { retry_after_s: 1 });
                 }
             }
             i += 1;
         }
-        plan.retain(|(i, _)| *i < self.running.len());
-        let mut rows = StepRows::default();
-        let mut fed = Vec::with_capacity(plan.len());
+        feeds.retain(|feed| feed.sequence < self.running());
         // Guesses use places of the batch that nobody else needs.
-        let mut spare = self.limits.max_running.saturating_sub(plan.len());
-        for (i, take) in plan {
-            let draft = if take == self.running[i].pending() { self.draft(i, take, spare) } else { Vec::new() };
-            spare -= draft.len();
-            let s = &self.running[i];
-            let ids = [&s.tokens[s.cached.len..s.cached.len + take], &draft].concat();
-            let last = rows.push(&ids, &s.cached) - draft.len();
-            if let Some(lora) = &s.shared.model.lora {
-                rows.with_adapter(lora, ids.len());
+        let mut spare = self.limits.max_running.saturating_sub(feeds.len());
+        for feed in &mut feeds {
+            if feed.tokens == self.batch.running()[feed.sequence].track.pending() {
+                feed.draft = self.draft(feed.sequence, feed.tokens, spare);
+                spare -= feed.draft.len();
             }
-            if let Some(soft) = s.shared.soft.as_ref().filter(|soft| s.cached.len < soft.info.n_tokens) {
-                let count = take.min(soft.info.n_tokens - s.cached.len);
-                rows.replace(last + 1 - take, soft.vectors.narrow(0, s.cached.len, count)?);
-            }
-            let complete = s.pending() == take;
-            fed.push(Fed { sequence: i, first_row: last + 1 - take, tokens: take, complete, draft });
         }
-        Ok((rows, fed))
+        self.batch.rows(feeds)
     }
 
     /// What may come next in sample `i`, with pages for it; nothing where that would take pages from others.
-    fn draft(&mut self, i: usize, take: usize, spare: usize) -> Vec<u32> {
-        let (decoder, s) = (&self.model.decoder, &mut self.running[i]);
-        if self.limits.draft_tokens == 0 || s.generated().is_empty() {
+    fn draft(&mut self, i: usize, tokens: usize, spare: usize) -> Vec<u32> {
+        let (decoder, Sequence { shared, track, .. }) = (&self.model.decoder, &self.batch.running()[i]);
+        if self.limits.draft_tokens == 0 || track.generated().is_empty() {
             return Vec::new();
         }
-        let params = &s.shared.request.params;
         // The last token of an answer is never fed.
-        let left = params.max_tokens.saturating_sub(s.generated().len() + 1);
-        let room = decoder.config.max_positions.saturating_sub(s.tokens.len() + 1);
+        let left = shared.request.params.max_tokens.saturating_sub(track.generated().len() + 1);
+        let room = decoder.config.max_positions.saturating_sub(track.ids.len() + 1);
         let most = self.limits.draft_tokens.min(left).min(room).min(spare);
-        let draft = lookup::continued(&s.tokens[s.shared.soft_len()..], most);
-        let grows_long = decoder.is_long(s.tokens.len() + draft.len()) && !s.cached.rope.long;
-        if draft.is_empty() || grows_long || !self.cache.reserve(&mut s.cached, take + draft.len()) {
+        let draft = lookup::continued(&track.ids[shared.soft_len()..], most);
+        let grows_long = decoder.is_long(track.ids.len() + draft.len()) && !track.cached.rope.long;
+        if draft.is_empty() || grows_long || !self.batch.reserve(i, tokens + draft.len()) {
             return Vec::new();
         }
         draft
@@ -390,64 +332,59 @@ impl Lane {
     /// Reserves pages for sample `i`, evicting cached prefixes and then the youngest samples behind it.
     fn make_room(&mut self, i: usize, tokens: usize) -> bool {
         loop {
-            if self.cache.reserve(&mut self.running[i].cached, tokens) {
+            if self.batch.reserve(i, tokens) {
                 return true;
             }
-            let need = (self.running[i].cached.len + tokens).div_ceil(PAGE) - self.running[i].cached.pages.len();
-            self.prefixes.evict(need, need, &mut self.cache);
-            if self.cache.reserve(&mut self.running[i].cached, tokens) {
+            let cached = &self.batch.running()[i].track.cached;
+            let need = (cached.len + tokens).div_ceil(PAGE) - cached.pages.len();
+            self.prefixes.evict(need, need, &mut self.batch.cache);
+            if self.batch.reserve(i, tokens) {
                 return true;
             }
-            if i + 1 >= self.running.len() {
+            if i + 1 >= self.running() {
                 return false;
             }
-            if let Some(victim) = self.running.pop() {
-                self.put_back(victim);
-            }
+            self.put_back(self.running() - 1);
         }
     }
 
-    /// The prompt is computed: share its pages with later prompts, and start the other samples.
+    /// Where a prompt is computed, shares its pages with later prompts and starts the other samples of its request; gives
+    /// those that are to run. `logits` are those of the step's predicting rows.
+    fn start_siblings(&mut self, step: &Step, logits: &[f32], stats: &StatCells) -> Vec<Sequence> {
+        let vocab = self.model.decoder.config.vocab_size;
+        let (mut born, mut first) = (Vec::new(), 0);
+        for f in step.complete() {
+            if self.batch.running()[f.sequence].track.generated().is_empty() {
+                self.prompt_done(f.sequence, &logits[first * vocab..(first + 1) * vocab], &mut born, stats);
+            }
+            first += 1 + f.draft.len();
+        }
+        born
+    }
+
+    /// The prompt of sample `i` is computed, and `row` are the logits of its last token.
     fn prompt_done(&mut self, i: usize, row: &[f32], born: &mut Vec<Sequence>, stats: &StatCells) {
-        let sequence = &mut self.running[i];
+        self.remember_prefix(i);
+        let sequence = &mut self.batch.running_mut()[i];
         let siblings = std::mem::take(&mut sequence.siblings);
-        let (shared, tokens) = (sequence.shared.clone(), sequence.tokens.clone());
-        if self.running[i].cached.rope.shares_prefixes() {
-            self.prefixes.insert(shared.prefix_root(), &tokens, &self.running[i].cached, &mut self.cache);
+        if let Some(tokens) = sequence.prompt.take() {
+            sequence.send(GenEvent::Prompt { tokens });
         }
-        if let Some(tokens) = self.running[i].prompt.take() {
-            self.running[i].send(GenEvent::Prompt { tokens });
-        }
+        let (shared, ids, cached) = (sequence.shared.clone(), sequence.track.ids.clone(), sequence.track.cached.len);
         for index in 1..=siblings {
             let text = shared.model.text_stream(&shared.request);
             // No page free for the copy: it computes its prompt itself, later.
-            let forked = self.cache.fork(&self.running[i].cached);
+            let forked = self.batch.fork(i, cached);
             let waits = forked.is_none();
-            let cached = forked.unwrap_or_default();
+            let track = Track { prompt_len: ids.len(), ids: ids.clone(), cached: forked.unwrap_or_default() };
             let guide = shared.guide.as_ref().map(Guide::fork);
-            let (shared, tokens) = (shared.clone(), tokens.clone());
-            let mut sample = Sequence { shared, index, tokens, cached, text, prompt: None, siblings: 0, guide };
+            let mut sample = Sequence { shared: shared.clone(), index, track, text, prompt: None, siblings: 0, guide };
             if waits {
                 self.waiting.push_front(sample);
-                continue;
-            }
-            if sample.shared.request.params.max_tokens == 0 {
-                sample.send(GenEvent::Finish { index, reason: FinishReason::Length });
-                self.cache.release_all(&mut sample.cached);
-                continue;
-            }
-            let drawn = match sample.draw(row) {
-                Ok(drawn) => drawn,
-                Err(error) => {
-                    sample.fail(error);
-                    self.cache.release_all(&mut sample.cached);
-                    continue;
-                }
-            };
-            stats.generated.fetch_add(1, Relaxed);
-            match sample.accept(drawn, self.model.decoder.config.max_positions) {
-                Some(_) => self.cache.release_all(&mut sample.cached),
-                None => born.push(sample),
+            } else if sample.follow(std::iter::once(row), &[], self.model.decoder.config.max_positions, stats) {
+                self.batch.release(&mut sample);
+            } else {
+                born.push(sample);
             }
         }
     }
@@ -456,7 +393,7 @@ impl Lane {
     /// tokens were cached before the step. Row r predicts the token after it; the soft prompt's last row predicts the
     /// prompt's first token.
     fn prompt_targets(&self, f: &Fed, start: usize) -> Vec<(usize, u32)> {
-        let s = &self.running[f.sequence];
+        let s = &self.batch.running()[f.sequence];
         if s.prompt.is_none() {
             return Vec::new();
         }
@@ -470,10 +407,10 @@ impl Lane {
     }
 
     /// Log-probs of the prompt tokens whose preceding rows were computed in this step.
-    fn prompt_logprobs(&mut self, output: &Output, fed: &[Fed]) -> candle_core::Result<()> {
+    fn prompt_logprobs(&mut self, output: &Output, step: &Step) -> candle_core::Result<()> {
         let vocab = self.model.decoder.config.vocab_size;
-        for f in fed {
-            let s = &self.running[f.sequence];
+        for f in &step.fed {
+            let s = &self.batch.running()[f.sequence];
             let Some(known) = s.prompt.as_ref().map(Vec::len) else { continue };
             let k = s.shared.request.prompt_logprobs.unwrap_or(0);
             let (prompt, first) = (&s.shared.request.prompt_ids, s.shared.request.prompt_from);
@@ -482,7 +419,7 @@ impl Lane {
             if known == 0 && first == 0 && soft == 0 {
                 found.push(TokenLogprob { id: prompt[0], logprob: None, top: Vec::new() });
             }
-            let targets = self.prompt_targets(f, s.cached.len - f.tokens);
+            let targets = self.prompt_targets(f, s.track.cached.len - f.tokens);
             for chunk in targets.chunks(64) {
                 let rows: Vec<u32> = chunk.iter().map(|(r, _)| *r as u32).collect();
                 let logits = output.logits(&self.model, &rows)?;
@@ -492,18 +429,10 @@ impl Lane {
                     TokenLogprob { id: *id, logprob: Some(logprob), top }
                 }));
             }
-            if let Some(prompt) = &mut self.running[f.sequence].prompt {
+            if let Some(prompt) = &mut self.batch.running_mut()[f.sequence].prompt {
                 prompt.extend(found);
             }
         }
         Ok(())
-    }
-
-    fn retire(&mut self, mut finished: Vec<usize>) {
-        finished.sort_unstable();
-        for i in finished.into_iter().rev() {
-            let mut s = self.running.remove(i);
-            self.cache.release_all(&mut s.cached);
-        }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
+use candle_core::Tensor;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::constraint::Guide;
@@ -13,8 +14,9 @@ use super::text::TextStream;
 use super::{EngineError, FinishReason, GenEvent, GenerateRequest, TokenLogprob};
 use crate::domain::ModelVersionId;
 use crate::generation::sampling::{Context, Drawn, draw};
+use crate::generation::stepper::{Track, Tracked};
 use crate::model::SoftPrompt;
-use crate::model::decoder::kv_cache::CachedSequence;
+use crate::model::adapters::served::ServedAdapter;
 
 /// What all samples of a request share.
 pub struct Shared {
@@ -75,12 +77,11 @@ impl Shared {
     }
 }
 
+/// One sample of a request.
 pub struct Sequence {
     pub shared: Arc<Shared>,
     pub index: usize,
-    /// Placeholders of the soft prompt, prompt, then what has been drawn.
-    pub tokens: Vec<u32>,
-    pub cached: CachedSequence,
+    pub track: Track,
     pub text: TextStream,
     /// Prompt log-probs gathered so far, if asked for.
     pub prompt: Option<Vec<TokenLogprob>>,
@@ -90,17 +91,33 @@ pub struct Sequence {
     pub guide: Option<Guide>,
 }
 
-impl Sequence {
-    /// Positions before the first drawn token.
-    pub fn prompt_len(&self) -> usize {
-        self.shared.soft_len() + self.shared.request.prompt_ids.len()
+impl Tracked for Sequence {
+    fn track(&self) -> &Track {
+        &self.track
     }
 
+    fn track_mut(&mut self) -> &mut Track {
+        &mut self.track
+    }
+
+    fn adapter(&self) -> Option<&Arc<ServedAdapter>> {
+        self.shared.model.lora.as_ref()
+    }
+
+    fn soft_prompt(&self) -> Option<&Tensor> {
+        self.shared.soft.as_ref().map(|soft| &soft.vectors)
+    }
+}
+
+impl Sequence {
     /// The tokens whose cached keys may come from other requests: rows that report log-probs are computed.
     pub fn shareable(&self) -> &[u32] {
         match self.prompt {
-            Some(_) => &self.tokens[..self.prompt_len().min(self.shared.soft_len() + self.shared.request.prompt_from)],
-            None => &self.tokens,
+            Some(_) => {
+                let reported = self.shared.soft_len() + self.shared.request.prompt_from;
+                &self.track.ids[..self.track.prompt_len.min(reported)]
+            }
+            None => &self.track.ids,
         }
     }
 
@@ -109,22 +126,13 @@ impl Sequence {
         self.shared.request.background
     }
 
-    /// Tokens whose keys and values are not cached yet.
-    pub fn pending(&self) -> usize {
-        self.tokens.len() - self.cached.len
-    }
-
-    pub fn generated(&self) -> &[u32] {
-        &self.tokens[self.prompt_len()..]
-    }
-
     /// What a draw may look at.
     pub fn context(&self) -> Context<'_> {
         let params = &self.shared.request.params;
-        let early = self.generated().len() < params.min_tokens;
+        let early = self.track.generated().len() < params.min_tokens;
         Context {
             prompt: &self.shared.request.prompt_ids,
-            generated: self.generated(),
+            generated: self.track.generated(),
             forbidden: if early { &self.shared.end_ids } else { &[] },
             seed: params.seed,
             stream: self.index as u64,
@@ -161,11 +169,11 @@ impl Sequence {
     /// Books a drawn token and tells the listener. `Some` when the sample is complete.
     pub fn accept(&mut self, drawn: Drawn, max_positions: usize) -> Option<FinishReason> {
         let params = &self.shared.request.params;
-        self.tokens.push(drawn.id);
-        let count = self.generated().len();
+        self.track.ids.push(drawn.id);
+        let count = self.track.generated().len();
         let ended = self.shared.end_ids.contains(&drawn.id);
         let token = TokenLogprob { id: drawn.id, logprob: Some(drawn.logprob), top: drawn.top };
-        let full = count >= params.max_tokens || self.tokens.len() >= max_positions;
+        let full = count >= params.max_tokens || self.track.ids.len() >= max_positions;
         let (mut text, mut reason) = (String::new(), None);
         let followed = match &self.guide {
             Some(guide) if !ended => guide.advance(drawn.id),
@@ -230,7 +238,7 @@ impl Sequence {
                 return false;
             }
             stats.followed.fetch_add(1, Relaxed);
-            self.cached.len += 1;
+            self.track.cached.len += 1;
         }
         false
     }

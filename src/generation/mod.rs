@@ -4,6 +4,7 @@
 pub mod rollout;
 pub mod sampling;
 pub mod score;
+pub mod stepper;
 
 pub use rollout::{GenParams, Sample, generate, generate_recorded};
 pub use sampling::{Drawn, Warpers};

@@ -1,13 +1,13 @@
-//! Batched generation for RL rollouts and evaluation: continuous refill, no text, no threads of its own.
+//! Batched generation for RL rollouts and evaluation: a fixed list of prompts, refilled as sequences end. Nothing of
+//! it is text, and it has no threads of its own.
 
-use candle_core::{Result, Tensor};
-use rayon::prelude::*;
+use candle_core::{Device, Result, Tensor};
 
 use super::sampling::{Context, Drawn, Warpers, draw};
-use crate::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
+use super::stepper::{Feed, Step, Stepper, Track, Tracked};
+use crate::model::decoder::kv_cache::{KvCache, PAGE};
 use crate::model::{Decoder, Recording};
 use crate::ops::token_logprobs::entropy;
-
 /// How to sample a batch of prompts.
 #[derive(Clone, Debug)]
 pub struct GenParams {
@@ -53,18 +53,31 @@ pub struct Sample {
     pub hidden: Vec<f32>,
 }
 
-struct RunningSequence {
+/// The response to one prompt while it is drawn.
+struct Response {
+    /// Of its prompt.
     index: usize,
-    cached: CachedSequence,
-    /// Tokens to feed next: the prompt first, then the last drawn id.
-    pending: Vec<u32>,
+    track: Track,
+}
+
+impl Tracked for Response {
+    fn track(&self) -> &Track {
+        &self.track
+    }
+
+    fn track_mut(&mut self) -> &mut Track {
+        &mut self.track
+    }
 }
 
 /// Most prompt tokens fed in one step.
 const PREFILL_TOKENS: usize = 2048;
 
-/// Samples one response per prompt, in prompt order. `stop` is called after each step; `true` ends early with the samples
+/// Samples one response per prompt, in prompt order. `stop` is called before each step; `true` ends early with the samples
 /// so far.
+///
+/// # Errors
+/// An empty prompt, a prompt that leaves no room for the response, and those of the model.
 pub fn generate(
     decoder: &Decoder,
     prompts: &[Vec<u32>],
@@ -75,8 +88,11 @@ pub fn generate(
 }
 
 /// Samples one response per prompt, in prompt order, and saves in `recording`, which was made for these prompts, the
-/// activations that an update on the samples needs. `stop` is called after each step; `true` ends early with the
+/// activations that an update on the samples needs. `stop` is called before each step; `true` ends early with the
 /// samples so far.
+///
+/// # Errors
+/// An empty prompt, a prompt that leaves no room for the response, and those of the model.
 pub fn generate_recorded(
     decoder: &Decoder,
     prompts: &[Vec<u32>],
@@ -92,127 +108,104 @@ pub fn generate_recorded(
         candle_core::bail!("a prompt has no tokens");
     }
     let slots = params.max_batch.min(prompts.len()).max(1);
-    let mut cache = KvCache::new(&decoder.config, slots * (longest + crate::model::decoder::kv_cache::PAGE));
+    let mut batch = Stepper::new(KvCache::new(&decoder.config, slots * (longest + PAGE)));
     let mut samples = vec![Sample::default(); prompts.len()];
-    let mut running: Vec<RunningSequence> = Vec::new();
     let mut next = 0;
-    while (next < prompts.len() && params.max_new_tokens > 0) || !running.is_empty() {
+    while (next < prompts.len() && params.max_new_tokens > 0) || !batch.running().is_empty() {
         if stop() {
             break;
         }
-        let mut rows = StepRows::default();
-        let mut fed = 0;
-        while running.len() < slots && next < prompts.len() && (fed == 0 || fed + prompts[next].len() <= PREFILL_TOKENS)
-        {
-            fed += prompts[next].len();
-            let cached = CachedSequence { rope: decoder.rope_length(prompts[next].len()), ..CachedSequence::default() };
-            running.push(RunningSequence { index: next, cached, pending: prompts[next].clone() });
-            next += 1;
-        }
-        let mut last_rows = Vec::with_capacity(running.len());
-        for r in &mut running {
-            if !cache.reserve(&mut r.cached, r.pending.len()) {
-                candle_core::bail!("the rollout's key/value cache is too small");
-            }
-            last_rows.push(rows.push(&r.pending, &r.cached) as u32);
-        }
+        refill(&mut batch, decoder, prompts, &mut next, slots);
+        let feeds = feeds(&mut batch)?;
+        let step = batch.rows(feeds)?;
         let hidden = match recording.as_deref_mut() {
-            None => decoder.step(&rows, &mut cache)?,
-            Some(recording) => {
-                let span =
-                    |r: &RunningSequence| (0..r.pending.len()).map(|i| (r.index, r.cached.len + i)).collect::<Vec<_>>();
-                let fed: Vec<_> = running.iter().flat_map(span).collect();
-                decoder.step_recorded(&rows, &mut cache, Some((recording, &fed)))?
-            }
+            None => batch.hidden(decoder, &step)?,
+            Some(recording) => batch.hidden_recorded(decoder, &step, recording, |response| response.index)?,
         };
-        let picked = hidden.index_select(&Tensor::new(last_rows.as_slice(), hidden.device())?, 0)?;
-        let drawn = draw_rows(decoder, &picked, &running, &samples, prompts, params)?;
+        batch.written(&step);
+        let picked = hidden.index_select(&Tensor::new(step.predicting_rows(), hidden.device())?, 0)?;
         if params.trace {
             let states: Vec<Vec<f32>> = picked.to_dtype(candle_core::DType::F32)?.to_vec2()?;
-            for (r, state) in running.iter().zip(states) {
-                samples[r.index].hidden.extend(state);
+            for (response, state) in batch.running().iter().zip(states) {
+                samples[response.index].hidden.extend(state);
             }
         }
-        running = advance(running, drawn, &mut samples, &mut cache, params);
-        restart_grown(decoder, &mut running, prompts, &samples, &mut cache);
+        let drawn = draw_tokens(&mut batch, decoder, &picked, &step, params)?;
+        take(&mut batch, drawn, &mut samples, params);
+        batch.restart_grown(decoder);
     }
     Ok(samples)
 }
 
-/// Feeds sequences anew that have grown past the length from which all their tokens have other rotary frequencies.
-fn restart_grown(
-    decoder: &Decoder,
-    running: &mut [RunningSequence],
-    prompts: &[Vec<u32>],
-    samples: &[Sample],
-    cache: &mut KvCache,
-) {
-    for r in running {
-        let (prompt, ids) = (&prompts[r.index], &samples[r.index].ids);
-        if !r.cached.rope.long && decoder.is_long(prompt.len() + ids.len()) {
-            cache.release_all(&mut r.cached);
-            r.cached.rope.long = true;
-            r.pending = [prompt.as_slice(), ids].concat();
-        }
+/// Lets prompts join while there are free slots, up to `PREFILL_TOKENS` in one step.
+fn refill(batch: &mut Stepper<Response>, decoder: &Decoder, prompts: &[Vec<u32>], next: &mut usize, slots: usize) {
+    let mut fed = 0;
+    while batch.running().len() < slots
+        && let Some(prompt) = prompts.get(*next)
+        && (fed == 0 || fed + prompt.len() <= PREFILL_TOKENS)
+    {
+        fed += prompt.len();
+        batch.join(Response { index: *next, track: Track::new(decoder, prompt.clone()) });
+        *next += 1;
     }
 }
 
-/// Draws from the distributions of `picked` hidden rows; with them, their entropies if they are traced.
-fn draw_rows(
+/// All pending tokens of all sequences.
+fn feeds(batch: &mut Stepper<Response>) -> Result<Vec<Feed>> {
+    let mut feeds = Vec::with_capacity(batch.running().len());
+    for i in 0..batch.running().len() {
+        let tokens = batch.running()[i].track.pending();
+        if !batch.reserve(i, tokens) {
+            candle_core::bail!("the rollout's key/value cache is too small");
+        }
+        feeds.push(Feed { sequence: i, tokens, draft: Vec::new() });
+    }
+    Ok(feeds)
+}
+
+/// Draws one token for every sequence from its hidden row of `picked`; with it the entropy of the distribution, if traced.
+fn draw_tokens(
+    batch: &mut Stepper<Response>,
     decoder: &Decoder,
     picked: &Tensor,
-    running: &[RunningSequence],
-    samples: &[Sample],
-    prompts: &[Vec<u32>],
+    step: &Step,
     params: &GenParams,
 ) -> Result<Vec<(Drawn, Option<f32>)>> {
-    let logits = decoder.logits(picked)?.to_device(&candle_core::Device::Cpu)?;
-    let vocab = decoder.config.vocab_size;
+    let logits = decoder.logits(picked)?.to_device(&Device::Cpu)?;
     let logprob_temperature = if params.warpers.temperature == 0.0 { 1.0 } else { params.warpers.temperature };
+    let one = |response: &mut Response, row: &[f32], _: &[u32]| {
+        let context = Context {
+            prompt: &response.track.ids[..response.track.prompt_len],
+            generated: response.track.generated(),
+            forbidden: &[],
+            seed: params.seed,
+            stream: params.first_stream + response.index as u64,
+            logprob_temperature,
+            top: 0,
+        };
+        let entropy = params.trace.then(|| entropy(row, logprob_temperature));
+        (draw(row, &params.warpers, &context), entropy)
+    };
     crate::ops::with_f32s(&logits, |logits| {
-        let rows: Vec<_> = logits.chunks_exact(vocab).zip(running).collect();
-        Ok(rows
-            .into_par_iter()
-            .map(|(row, r)| {
-                let context = Context {
-                    prompt: &prompts[r.index],
-                    generated: &samples[r.index].ids,
-                    forbidden: &[],
-                    seed: params.seed,
-                    stream: params.first_stream + r.index as u64,
-                    logprob_temperature,
-                    top: 0,
-                };
-                let entropy = params.trace.then(|| entropy(row, logprob_temperature));
-                (draw(row, &params.warpers, &context), entropy)
-            })
-            .collect())
+        Ok(batch.draw(step, logits, one).into_iter().map(|(_, drawn)| drawn).collect())
     })
 }
 
-/// Books the drawn tokens; keeps the sequences that go on.
-fn advance(
-    running: Vec<RunningSequence>,
-    drawn: Vec<(Drawn, Option<f32>)>,
-    samples: &mut [Sample],
-    cache: &mut KvCache,
-    params: &GenParams,
-) -> Vec<RunningSequence> {
-    let mut keep = Vec::with_capacity(running.len());
-    for (mut r, (drawn, entropy)) in running.into_iter().zip(drawn) {
-        r.cached.len += r.pending.len();
-        cache.trim(&mut r.cached);
-        let sample = &mut samples[r.index];
+/// Adds the drawn tokens to the samples and takes complete ones out of the batch.
+fn take(batch: &mut Stepper<Response>, drawn: Vec<(Drawn, Option<f32>)>, samples: &mut [Sample], params: &GenParams) {
+    let mut ended = Vec::new();
+    for (i, (drawn, entropy)) in drawn.into_iter().enumerate() {
+        batch.trim(i);
+        let response = &mut batch.running_mut()[i];
+        response.track.ids.push(drawn.id);
+        let sample = &mut samples[response.index];
         sample.ids.push(drawn.id);
         sample.logprobs.push(drawn.logprob);
         sample.entropies.extend(entropy);
         sample.finished = params.eos_ids.contains(&drawn.id);
         if sample.finished || sample.ids.len() >= params.max_new_tokens {
-            cache.release_all(&mut r.cached);
-        } else {
-            r.pending = vec![drawn.id];
-            keep.push(r);
+            ended.push(i);
         }
     }
-    keep
+    batch.retire(&ended);
 }

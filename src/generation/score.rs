@@ -1,11 +1,12 @@
 //! Log-probs of given continuations for evaluation in the foreground; their shared prefix is computed once. The server's
 //! `/v1/choices` scores continuations through the engine instead.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::sampling::report;
+use super::stepper::{Feed, Stepper, Track, Tracked};
 use crate::model::Decoder;
-use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, RopeLength, StepRows};
+use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, RopeLength};
 
 /// Prompt tokens per step.
 const CHUNK: usize = 512;
@@ -17,53 +18,78 @@ pub struct Continuation {
     pub from: usize,
 }
 
-/// Scores continuations of one cached prefix, such as few-shot examples.
-pub struct ContinuationScorer<'a> {
-    decoder: &'a Decoder,
-    cache: KvCache,
-    /// Placeholders of the soft prompt, and the tokens computed so far.
-    prefix: Vec<u32>,
-    cached: CachedSequence,
+/// Given tokens behind the soft prompt.
+struct Given {
+    track: Track,
     soft: Option<Tensor>,
 }
 
+impl Tracked for Given {
+    fn track(&self) -> &Track {
+        &self.track
+    }
+
+    fn track_mut(&mut self) -> &mut Track {
+        &mut self.track
+    }
+
+    fn soft_prompt(&self) -> Option<&Tensor> {
+        self.soft.as_ref()
+    }
+}
+
+/// Scores continuations of one cached prefix, such as few-shot examples.
+pub struct ContinuationScorer<'a> {
+    decoder: &'a Decoder,
+    /// The first sequence is the kept prefix: placeholders of the soft prompt and the tokens computed so far.
+    batch: Stepper<Given>,
+    soft: Option<Tensor>,
+}
+
+/// The index of the kept prefix in the batch.
+const PREFIX: usize = 0;
+
 impl<'a> ContinuationScorer<'a> {
-    /// `soft` [n, d] stands before everything. `most` sequences are scored together.
+    /// `soft` `[n, d]` is read before everything. `most` sequences are scored together.
+    ///
+    /// # Errors
+    /// A soft prompt of another shape, and those of the model.
     pub fn new(decoder: &'a Decoder, soft: Option<Tensor>, most: usize) -> Result<Self> {
         let soft_len = soft.as_ref().map_or(Ok(0), |s| s.dim(0))?;
         // The kept prefix, the next one, one prompt; for each candidate ten pages of its own.
         let tokens = 3 * decoder.config.max_positions.min(4096) + (most + 3) * 10 * PAGE;
-        let cache = KvCache::new(&decoder.config, tokens);
-        let mut scorer = Self { decoder, cache, prefix: Vec::new(), cached: CachedSequence::default(), soft };
-        let placeholders = vec![0; soft_len];
-        let mut cached = CachedSequence::default();
-        scorer.feed(&mut cached, &placeholders)?;
-        (scorer.cached, scorer.prefix) = (cached, placeholders);
+        let batch = Stepper::new(KvCache::new(&decoder.config, tokens));
+        let mut scorer = Self { decoder, batch, soft };
+        let prefix = Track { cached: CachedSequence::default(), ..Track::new(decoder, vec![0; soft_len]) };
+        let prefix = scorer.join(prefix);
+        scorer.compute(prefix)?;
         Ok(scorer)
     }
 
-    fn soft_len(&self) -> usize {
-        self.soft.as_ref().map_or(0, |s| s.dims()[0])
-    }
-
     /// Computes `tokens` once for all sequences that begin with them; replaces the former prefix.
+    ///
+    /// # Errors
+    /// More tokens than the model has positions, and those of the model.
     pub fn keep(&mut self, tokens: &[u32]) -> Result<()> {
+        self.forget();
         let n = self.soft_len();
-        self.fits(n + tokens.len())?;
-        let mut cached = self.stem(n, self.decoder.rope_length(n + tokens.len()))?;
-        let placeholders = vec![0; n - cached.len];
-        self.feed(&mut cached, &placeholders)?;
-        self.feed(&mut cached, tokens)?;
-        let mut former = std::mem::replace(&mut self.cached, cached);
-        self.cache.release_all(&mut former);
-        self.prefix.truncate(n);
-        self.prefix.extend_from_slice(tokens);
+        let ids = [vec![0; n], tokens.to_vec()].concat();
+        self.fits(ids.len())?;
+        let rope = self.decoder.rope_length(ids.len());
+        let next = self.join_behind(PREFIX, n, ids, rope)?;
+        self.compute(next)?;
+        self.batch.leave(PREFIX);
         Ok(())
     }
 
-    /// For each sequence log p of its tokens from `from` on. Sequences that do not begin with the kept prefix
+    /// For each sequence log p of its tokens from `from` on, in nats. Sequences that do not begin with the kept prefix
     /// are computed from their start.
+    ///
+    /// # Errors
+    /// A continuation without a token before it or of its own, more tokens than the model has positions or than the cache
+    /// holds, and those of the model.
     pub fn score(&mut self, sequences: &[Continuation]) -> Result<Vec<Vec<f32>>> {
+        self.forget();
         let soft = self.soft_len();
         let whole: Vec<Continuation> = sequences
             .iter()
@@ -85,27 +111,28 @@ impl<'a> ContinuationScorer<'a> {
             candle_core::bail!("a continuation needs a token before it and one of its own");
         }
         // The row before the first token that counts is computed here, not read from the prefix.
-        let reuse = common(&self.prefix, &first.ids[..shared]).min(earliest - 1).min(shared - 1);
-        let mut stem = self.stem(reuse, rope)?;
-        let reuse = stem.len;
-        let stem_hidden = self.feed(&mut stem, &first.ids[reuse..shared])?;
-        let (mut rows, mut tails, mut starts) = (StepRows::default(), Vec::new(), Vec::new());
+        let prefix = &self.batch.running()[PREFIX].track.ids;
+        let reuse = common(prefix, &first.ids[..shared]).min(earliest - 1).min(shared - 1);
+        let stem = self.join_behind(PREFIX, reuse, first.ids[..shared].to_vec(), rope)?;
+        let reuse = self.batch.running()[stem].track.cached.len;
+        let stem_hidden = self.compute(stem)?;
+        let mut feeds = Vec::new();
         for s in &whole {
             // The last token predicts nothing that is asked for.
-            let own = &s.ids[shared..s.ids.len() - 1];
-            let Some(mut tail) = self.cache.fork(&stem) else { candle_core::bail!("the cache is full") };
-            if !self.cache.reserve(&mut tail, own.len()) {
-                candle_core::bail!("the cache is full");
-            }
-            starts.push(if own.is_empty() { 0 } else { rows.push(own, &tail) + 1 - own.len() });
-            tails.push(tail);
+            let tail = self.join_behind(stem, shared, s.ids[..s.ids.len() - 1].to_vec(), rope)?;
+            feeds.push(self.feed(tail, usize::MAX)?);
         }
-        let tail_hidden = if rows.is_empty() { None } else { Some(self.decoder.step(&rows, &mut self.cache)?) };
+        let mut starts = vec![0; whole.len()];
+        feeds.retain(|feed| feed.tokens > 0);
         // Rows of [stem; tails] that predict each counted token.
-        let hidden = match &tail_hidden {
-            Some(tail) => Tensor::cat(&[&stem_hidden, tail], 0)?,
-            None => stem_hidden,
-        };
+        let mut hidden = stem_hidden;
+        if !feeds.is_empty() {
+            let step = self.batch.rows(feeds)?;
+            hidden = Tensor::cat(&[&hidden, &self.batch.hidden(self.decoder, &step)?], 0)?;
+            for f in &step.fed {
+                starts[f.sequence - stem - 1] = f.first_row;
+            }
+        }
         let row = |i: usize, at: usize| match at < shared {
             true => (at - reuse) as u32,
             false => (shared - reuse + starts[i] + at - shared) as u32,
@@ -126,10 +153,7 @@ impl<'a> ContinuationScorer<'a> {
             (s.from..s.ids.len()).map(one).collect()
         });
         let scores = scores.collect();
-        for tail in &mut tails {
-            self.cache.release_all(tail);
-        }
-        self.cache.release_all(&mut stem);
+        self.forget();
         Ok(scores)
     }
 
@@ -138,12 +162,15 @@ impl<'a> ContinuationScorer<'a> {
         sequences.iter().map(|s| Ok(self.score(std::slice::from_ref(s))?.concat())).collect()
     }
 
-    /// A sequence with the first `len` cached tokens of the prefix, or with none where its rotary frequencies are others.
-    fn stem(&mut self, len: usize, rope: RopeLength) -> Result<CachedSequence> {
-        match self.cached.rope == rope {
-            true => self.fork(len),
-            false => Ok(CachedSequence { rope, ..CachedSequence::default() }),
+    /// Takes all sequences but the prefix out of the batch.
+    fn forget(&mut self) {
+        while self.batch.running().len() > PREFIX + 1 {
+            self.batch.leave(self.batch.running().len() - 1);
         }
+    }
+
+    fn soft_len(&self) -> usize {
+        self.soft.as_ref().map_or(0, |s| s.dims()[0])
     }
 
     fn fits(&self, tokens: usize) -> Result<()> {
@@ -156,39 +183,40 @@ impl<'a> ContinuationScorer<'a> {
         Ok(())
     }
 
-    /// A sequence with the first `len` cached tokens of the prefix.
-    fn fork(&mut self, len: usize) -> Result<CachedSequence> {
-        let head = |pages: &[u32]| pages.get(..len.div_ceil(PAGE)).unwrap_or_default().to_vec();
-        let (pages, windowed) = (head(&self.cached.pages), head(&self.cached.windowed));
-        let view = CachedSequence { pages, windowed, len, rope: self.cached.rope };
-        match self.cache.fork(&view) {
-            Some(copy) => Ok(copy),
-            None => candle_core::bail!("the cache is full"),
-        }
+    fn join(&mut self, track: Track) -> usize {
+        self.batch.join(Given { track, soft: self.soft.clone() })
     }
 
-    /// Computes `tokens` behind what is cached; their hidden states [n, d].
-    fn feed(&mut self, cached: &mut CachedSequence, tokens: &[u32]) -> Result<Tensor> {
+    /// A sequence that has the first `len` cached tokens of another one, or none where its rotary frequencies differ.
+    fn join_behind(&mut self, other: usize, len: usize, ids: Vec<u32>, rope: RopeLength) -> Result<usize> {
+        let cached = match self.batch.running()[other].track.cached.rope == rope {
+            true => self.batch.fork(other, len),
+            false => Some(CachedSequence { rope, ..CachedSequence::default() }),
+        };
+        let Some(cached) = cached else { candle_core::bail!("the cache is full") };
+        Ok(self.join(Track { prompt_len: ids.len(), ids, cached }))
+    }
+
+    /// At most `most` pending tokens of a sequence, with pages for them.
+    fn feed(&mut self, sequence: usize, most: usize) -> Result<Feed> {
+        let tokens = self.batch.running()[sequence].track.pending().min(most);
+        if !self.batch.reserve(sequence, tokens) {
+            candle_core::bail!("the cache is full");
+        }
+        Ok(Feed { sequence, tokens, draft: Vec::new() })
+    }
+
+    /// Computes the pending tokens of a sequence; their hidden states `[n, d]`.
+    fn compute(&mut self, sequence: usize) -> Result<Tensor> {
         let mut parts = Vec::new();
-        for chunk in tokens.chunks(CHUNK) {
-            if !self.cache.reserve(cached, chunk.len()) {
-                candle_core::bail!("the cache is full");
-            }
-            let mut rows = StepRows::default();
-            rows.push(chunk, cached);
-            if let Some(soft) = &self.soft
-                && cached.len < soft.dim(0)?
-            {
-                let count = chunk.len().min(soft.dim(0)? - cached.len);
-                rows.replace(0, soft.narrow(0, cached.len, count)?);
-            }
-            parts.push(self.decoder.step(&rows, &mut self.cache)?);
-            cached.len += chunk.len();
+        while self.batch.running()[sequence].track.pending() > 0 {
+            let feed = self.feed(sequence, CHUNK)?;
+            let step = self.batch.rows(vec![feed])?;
+            parts.push(self.batch.hidden(self.decoder, &step)?);
+            self.batch.written(&step);
         }
         match parts.len() {
-            0 => {
-                Tensor::zeros((0, self.decoder.config.hidden_size), candle_core::DType::F32, &candle_core::Device::Cpu)
-            }
+            0 => Tensor::zeros((0, self.decoder.config.hidden_size), DType::F32, &Device::Cpu),
             _ => Tensor::cat(&parts, 0),
         }
     }
