@@ -3,16 +3,17 @@
 
 The pages of docs/ and the documents beside it (OPERATIONS.md, ARCHITECTURE.md, ...) are put into one directory, because
 mdBook takes pages of one directory only; links between them are rewritten. Then `mdbook build` runs, and every link and
-anchor of the HTML that leads to the book itself must exist. Needs mdbook in PATH.
+anchor of the HTML that leads to the book itself must exist. Needs mdbook 0.5 in PATH (scripts/book.txt).
 """
 
 import re
 import shutil
 import subprocess
 import sys
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "target" / "book"
@@ -25,6 +26,30 @@ BESIDE = {
     "CHANGELOG.md": "Changes",
 }
 LINK = re.compile(r"(!?\[[^\]\n]*\]\()([^)\s]+)(\))")
+
+
+def copied(inside):
+    """Copies a file of the repository that is no page, such as config.toml, into the book; returns its path there."""
+    place = "files/" + inside
+    copy = OUT / "src" / place
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(ROOT / inside, copy)
+    return place
+
+
+def copied_directory(inside):
+    """Copies the files of a directory into the book with an index of them; returns the path of the index there."""
+    files = sorted(path for path in (ROOT / inside).iterdir() if path.is_file())
+    for path in files:
+        copied(path.relative_to(ROOT).as_posix())
+    items = "".join(f'<li><a href="{quote(path.name)}">{escape(path.name)}</a></li>\n' for path in files)
+    title = escape(inside)
+    index = f"files/{inside}/index.html"
+    (OUT / "src" / index).write_text(
+        f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n'
+        f"<h1>{title}</h1>\n<ul>\n{items}</ul>\n</html>\n"
+    )
+    return index
 
 
 def relinked(text, page):
@@ -41,13 +66,11 @@ def relinked(text, page):
         elif inside.startswith("docs/"):
             place = inside.removeprefix("docs/")
         elif path.is_file():
-            # A file that is no page, such as config.toml: it is copied.
-            place = "files/" + inside
-            copy = OUT / "src" / place
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+            place = copied(inside)
+        elif path.is_dir():
+            place = copied_directory(inside)
         else:
-            sys.exit(f"{page}: {found[2]} leads nowhere that the book can hold")
+            sys.exit(f"{page}: broken link: {found[2]} is neither a file nor a directory of the repository")
         return found[1] + place + (f"#{anchor}" if anchor else "") + found[3]
 
     # Code blocks stay as they are.

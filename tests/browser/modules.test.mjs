@@ -53,6 +53,67 @@ test('ballots: tiers are dense, a pair grows stronger, an untouched one cannot b
   assert.deepEqual(result.keys, [true, true]);
 });
 
+test('label state: sets are put aside and resumed, judgments are counted once, unsent figures are kept', async () => {
+  const result = await opened.page.evaluate(async () => {
+    const { LabelState } = await import('/static/js/label/state.js');
+    const state = new LabelState();
+    const outbox = { waiting: 0, entries: [{ context: { set: { set_id: 'unsent' } } }] };
+    state.signIn(/** @type {any} */ (outbox));
+    const work = (id, revises = null, kind = 'pair') =>
+      /** @type {any} */ ({ set: { set_id: id, assignment_id: `a-${id}`, kind }, ballot: { revises } });
+    state.receive({ me: { done_today: 2, done_total: 9 }, queue: { open: 5 } });
+    state.open(work('one'));
+    const current = state.current.set_id;
+    state.pause();
+    state.open(work('older', 'judgment'));
+    state.pause(); // an open older judgment is not put aside
+    const except = state.exceptIds(['tab', 'one']);
+    state.countJudgment('ranked'); // a revision
+    const revised = { ...state.figures };
+    state.close();
+    const resumed = state.resume().set.set_id;
+    const left = state.hasPaused;
+    state.open(work('one'));
+    state.countJudgment('ranked');
+    const judged = { ...state.figures };
+    const forgotten = state.current;
+    state.open(work('two'));
+    state.countJudgment('skip');
+    state.open(work('practice', null, 'calibration'));
+    state.countJudgment('ranked');
+    const after = { ...state.figures };
+    outbox.waiting = 1; // the server does not count the unsent judgment yet
+    state.updateFigures({ open: 50 });
+    const open = state.figures.open;
+    outbox.waiting = 0;
+    state.receive(null, 'quota');
+    const reason = state.noSetReason;
+    state.prefetch(async () => ({ set_id: 'next', assignment_id: 'a-next' }));
+    const held = (await state.heldSets()).map((set) => set.set_id);
+    const prefetched = (await state.takePrefetched()).set_id;
+    const none = await state.takePrefetched();
+    state.prefetch(async () => Promise.reject(new Error('offline')));
+    const failed = await state.takePrefetched().catch((e) => e.message);
+    return { current, except, revised, resumed, left, judged, forgotten, after, open, reason, held, prefetched, none, failed };
+  });
+  assert.deepEqual(result, {
+    current: 'one',
+    except: ['older', 'one', 'unsent', 'tab'],
+    revised: { done_today: 2, done_total: 9, open: 5 },
+    resumed: 'one',
+    left: false,
+    judged: { done_today: 3, done_total: 10, skipped_today: 0, open: 4 },
+    forgotten: null,
+    after: { done_today: 4, done_total: 11, skipped_today: 1, open: 3 },
+    open: 3,
+    reason: 'quota',
+    held: ['practice', 'next'],
+    prefetched: 'next',
+    none: null,
+    failed: 'offline',
+  });
+});
+
 test('word diff marks what the other text does not have, also in Chinese', async () => {
   const marks = (text, base) =>
     opened.page.evaluate(
