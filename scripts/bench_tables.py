@@ -82,7 +82,43 @@ def default_model(data):
     return table(head, rows) + "\n\n" + source(data)
 
 
+def labelers(data):
+    rows = [
+        [
+            r["database"],
+            r["pauses"],
+            f"{r['submits']}",
+            f"{r['submits_per_second']:g}",
+            *(f"{r[what][p]:g} ms" for what in ("submit_ms", "turn_ms") for p in ("p50", "p99")),
+        ]
+        for r in data["rows"]
+    ]
+    head = ["database", "pauses", "judgments", "judgments/s", "submit p50", "submit p99", "next set p50", "next set p99"]
+    note = f"{data['what']}; {data['build']}. One write of 4 kB to the disk took {data['sync_ms']:g} ms."
+    return table(head, rows) + "\n\n" + note + " " + source(data)
+
+
+def qlora(data):
+    base = next(r for r in data["rows"] if r["kind"] == "f32")
+    rows = [
+        [
+            f"`{r['kind']}`",
+            ", ".join(f"{s:g}" for s in r["seconds"]),
+            f"{mean(base['seconds']) / mean(r['seconds']):.2f}×",
+            f"{r['gb']:.2f} GB",
+            f"{r['gb'] / base['gb']:.2f}×",
+            f"{r['heldout_loss'][0]:.3f} → {r['heldout_loss'][-1]:.3f}",
+        ]
+        for r in data["rows"]
+    ]
+    head = ["base held in", "seconds a step, by run", "speed", "peak memory", "relative memory", "held-out loss (nats a token)"]
+    return table(head, rows) + "\n\n" + source(data)
+
+
 TABLES = {
+    "labelers": (labelers, "labelers"),
+    "qlora": (qlora, "qlora"),
+    "serving-models": (serving, "serving-models"),
     "serving-ratios": (serving_ratios, "serving-llamacpp"),
     "serving-llamacpp": (serving, "serving-llamacpp"),
     "serving-transformers": (serving, "serving-transformers"),

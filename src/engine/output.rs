@@ -13,24 +13,22 @@ pub(super) enum Output {
 }
 
 impl Output {
-    /// Logits of some rows, end to end.
-    pub fn logits(&self, model: &LoadedModel, wanted: &[u32]) -> candle_core::Result<Vec<f32>> {
+    /// Puts the logits of some rows end to end into `logits`, in place of what it holds.
+    pub fn logits_into(&self, model: &LoadedModel, wanted: &[u32], logits: &mut Vec<f32>) -> candle_core::Result<()> {
+        logits.truncate(wanted.len() * model.decoder.config.vocab_size);
         if wanted.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
         match self {
-            Self::Hidden(hidden) => {
-                let picked = hidden.index_select(&Tensor::new(wanted, hidden.device())?, 0)?;
-                model.decoder.logits(&picked)?.flatten_all()?.to_vec1::<f32>()
-            }
-            Self::Logits { rows, logits } => {
+            Self::Hidden(hidden) => model.decoder.logits_into(hidden, wanted, logits),
+            Self::Logits { rows, logits: known } => {
                 let vocab = model.decoder.config.vocab_size;
-                let mut picked = Vec::with_capacity(wanted.len() * vocab);
+                logits.clear();
                 for row in wanted {
                     let Ok(at) = rows.binary_search(row) else { candle_core::bail!("row {row} has no logits") };
-                    picked.extend_from_slice(&logits[at * vocab..(at + 1) * vocab]);
+                    logits.extend_from_slice(&known[at * vocab..(at + 1) * vocab]);
                 }
-                Ok(picked)
+                Ok(())
             }
         }
     }

@@ -63,6 +63,8 @@ pub struct Lane {
     batch: Stepper<Sequence>,
     prefixes: PrefixTree,
     waiting: VecDeque<Sequence>,
+    /// Memory for the logits of a step. It is given back when nothing is left to do.
+    logits: Vec<f32>,
 }
 
 impl Lane {
@@ -78,7 +80,14 @@ impl Lane {
         let on_host = model.device.is_none() && model.decoder.on_host();
         let draft_tokens = if on_host { limits.draft_tokens } else { 0 };
         let limits = Limits { draft_tokens, ..limits };
-        Self { model, limits, batch: Stepper::new(cache), prefixes: PrefixTree::default(), waiting: VecDeque::new() }
+        Self {
+            model,
+            limits,
+            batch: Stepper::new(cache),
+            prefixes: PrefixTree::default(),
+            waiting: VecDeque::new(),
+            logits: Vec::new(),
+        }
     }
 
     /// Takes a request in; its samples wait their turn.
@@ -225,8 +234,9 @@ impl Lane {
         for f in &step.fed {
             self.keep_what_is_seen(f.sequence);
         }
-        self.prompt_logprobs(&output, &step)?;
-        let logits = output.logits(&self.model, &step.predicting_rows())?;
+        let mut logits = std::mem::take(&mut self.logits);
+        self.prompt_logprobs(&output, &step, &mut logits)?;
+        output.logits_into(&self.model, &step.predicting_rows(), &mut logits)?;
         let born = self.start_siblings(&step, &logits, stats);
         let (vocab, max_positions) = (self.model.decoder.config.vocab_size, self.model.decoder.config.max_positions);
         let ended = self.batch.draw(&step, &logits, |sequence, rows, draft| {
@@ -236,6 +246,9 @@ impl Lane {
         self.batch.retire(&ended);
         for sample in born {
             self.batch.join(sample);
+        }
+        if !self.is_idle() {
+            self.logits = logits;
         }
         Ok(())
     }
@@ -406,8 +419,9 @@ impl Lane {
         (0..f.tokens).filter_map(target).collect()
     }
 
-    /// Log-probs of the prompt tokens whose preceding rows were computed in this step.
-    fn prompt_logprobs(&mut self, output: &Output, step: &Step) -> candle_core::Result<()> {
+    /// Log-probs of the prompt tokens whose preceding rows were computed in this step. `logits` is memory for a part of
+    /// them at a time.
+    fn prompt_logprobs(&mut self, output: &Output, step: &Step, logits: &mut Vec<f32>) -> candle_core::Result<()> {
         let vocab = self.model.decoder.config.vocab_size;
         for f in &step.fed {
             let s = &self.batch.running()[f.sequence];
@@ -422,7 +436,7 @@ impl Lane {
             let targets = self.prompt_targets(f, s.track.cached.len - f.tokens);
             for chunk in targets.chunks(64) {
                 let rows: Vec<u32> = chunk.iter().map(|(r, _)| *r as u32).collect();
-                let logits = output.logits(&self.model, &rows)?;
+                output.logits_into(&self.model, &rows, logits)?;
                 let pairs: Vec<_> = chunk.iter().zip(logits.chunks_exact(vocab)).collect();
                 found.par_extend(pairs.into_par_iter().map(|((_, id), row)| {
                     let (logprob, top) = report(row, *id, 1.0, k);

@@ -8,7 +8,7 @@ use half::f16;
 
 use super::blocks::{self, BlockType, STEPS};
 use super::par::{SharedMut, split};
-use super::q8_rows::{Activations, BLOCK, Dot, GROUP, Line, MAX_R, PANEL, Tile, dot_kernel, over_tiles};
+use super::q8_rows::{Activations, BLOCK, Dot, GROUP, Line, MAX_R, PANEL, Tile, dot_kernel, for_rows, over_tiles};
 use super::served::ServedMatrix;
 use super::simd::multiversion;
 
@@ -194,19 +194,8 @@ fn tile_rows<F: Form>(kind: Dot, panel: &Panel<'_>, r0: usize, count: usize, til
     // SAFETY: `dot_kernel` has checked the features, the assertions the panel; rows r0..r0 + count exist.
     unsafe {
         match kind {
-            Dot::Vnni => {
-                return match count {
-                    1 => x86::vnni::<F, 1>(panel, r0, tile),
-                    2 => x86::vnni::<F, 2>(panel, r0, tile),
-                    3 => x86::vnni::<F, 3>(panel, r0, tile),
-                    4 => x86::vnni::<F, 4>(panel, r0, tile),
-                    5 => x86::vnni::<F, 5>(panel, r0, tile),
-                    6 => x86::vnni::<F, 6>(panel, r0, tile),
-                    7 => x86::vnni::<F, 7>(panel, r0, tile),
-                    _ => x86::vnni::<F, 8>(panel, r0, tile),
-                };
-            }
-            Dot::Avx2 => return (0..count).for_each(|i| x86::avx2::<F>(panel, r0 + i, &mut tile[i])),
+            Dot::Vnni => return for_rows!(count, x86::vnni, F, panel, r0, tile),
+            Dot::Avx2 => return for_rows!(count, x86::avx2, F, panel, r0, tile),
             Dot::Plain => {}
         }
     }
@@ -266,6 +255,8 @@ multiversion! {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
+
+    use half::f16;
 
     use super::{BLOCK, Form, GROUP, LOW, Line, PANEL, Panel, STEPS, Tile};
 
@@ -348,93 +339,123 @@ mod x86 {
 
     /// Every bit of `set` as a byte: all ones or nothing.
     #[target_feature(enable = "avx2")]
-    fn spread(set: u32) -> __m256i {
+    fn spread(set: i32) -> __m256i {
         let places = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
         let bits = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
-        let copied = _mm256_shuffle_epi8(_mm256_set1_epi32(set as i32), places);
+        let copied = _mm256_shuffle_epi8(_mm256_set1_epi32(set), places);
         _mm256_cmpeq_epi8(_mm256_and_si256(copied, bits), bits)
     }
 
-    /// One row. Steps are signed here, and their signs move to the activations: biased ones could overflow the
-    /// 16-bit products.
+    /// Lines of one half whose products are added in 16 bits. Steps are signed here, and their signs move to the
+    /// activations, because biased ones could overflow: 2 · 127 · 127 in one product, 2 · 63 · 127 in one of six bits.
+    const fn lines_in_16_bits<F: Form>() -> usize {
+        match (F::FACTS.steps, F::FACTS.bits) {
+            (true, _) => 1,
+            (false, 6) => 2,
+            _ => LOW,
+        }
+    }
+
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub unsafe fn avx2<F: Form>(panel: &Panel<'_>, r: usize, out: &mut [f32; PANEL]) {
+    pub unsafe fn avx2<F: Form, const R: usize>(panel: &Panel<'_>, r0: usize, out: &mut Tile) {
         let (facts, rows) = (F::FACTS, panel.rows);
-        // SAFETY: the caller has checked the panel and the row.
+        // SAFETY: the caller has checked the panel and the rows.
         unsafe {
             let (ones, low) = (_mm256_set1_epi16(1), _mm256_set1_epi8(15));
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(steps(0).as_ptr().cast()));
-            let mut total = [_mm256_setzero_ps(); 2];
+            let offset = if facts.steps { 0 } else { facts.offset };
+            let mut total = [[_mm256_setzero_ps(); R]; 2];
             for b in 0..rows.blocks {
-                let lines = &panel.lines[b * facts.lines()..(b + 1) * facts.lines()];
-                let at = r * rows.blocks + b;
-                let offset = if facts.steps { 0 } else { facts.offset };
-                let first = -offset * panel.firsts[at];
-                // [half of k][half of the lanes]
-                let mut acc = [[_mm256_set1_epi32(first); 2], [_mm256_set1_epi32(-offset * rows.sums[at] - first); 2]];
-                let x = rows.q.as_ptr().add(at * BLOCK);
-                for l in 0..LOW {
+                let lines = panel.lines.as_ptr().add(b * facts.lines());
+                for side in 0..2 {
+                    let mut scales = panel.scales.as_ptr().add(b * facts.rows()).cast::<f16>().add(8 * side);
+                    let mut acc = [_mm256_setzero_si256(); R];
                     for half in 0..2 {
-                        let x = _mm256_set1_epi32(x.add(half * 16 + l * GROUP).cast::<i32>().read_unaligned());
-                        for side in 0..2 {
-                            let both = _mm256_load_si256(lines[l].0.as_ptr().add(32 * side).cast());
-                            let both = if half == 1 { _mm256_srli_epi16::<4>(both) } else { both };
-                            let mut w = _mm256_and_si256(both, low);
-                            for bit in 4..facts.bits {
-                                let set = (mask(&lines[LOW + bit - 4], 2 * l + half) >> (32 * side)) as u32;
-                                w = _mm256_or_si256(w, _mm256_and_si256(spread(set), _mm256_set1_epi8(1 << bit)));
+                        for from in (0..LOW).step_by(lines_in_16_bits::<F>()) {
+                            let mut pairs = [_mm256_setzero_si256(); R];
+                            for l in from..from + lines_in_16_bits::<F>() {
+                                let line = lines.add(l);
+                                if R <= 2 && half == 0 {
+                                    _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(32).cast());
+                                }
+                                let both = _mm256_load_si256((*line).0.as_ptr().add(32 * side).cast());
+                                let both = if half == 1 { _mm256_srli_epi16::<4>(both) } else { both };
+                                let mut w = _mm256_and_si256(both, low);
+                                for bit in 4..facts.bits {
+                                    let set = (*lines.add(LOW + bit - 4)).0.as_ptr().add(8 * (2 * l + half) + 4 * side);
+                                    let set = spread(set.cast::<i32>().read_unaligned());
+                                    w = _mm256_or_si256(w, _mm256_and_si256(set, _mm256_set1_epi8(1 << bit)));
+                                }
+                                if facts.steps {
+                                    w = _mm256_shuffle_epi8(table, w);
+                                }
+                                for r in 0..R {
+                                    let x = rows.q.as_ptr().add(((r0 + r) * rows.blocks + b) * BLOCK);
+                                    let x = x.add(half * (BLOCK / 2) + l * GROUP).cast::<i32>().read_unaligned();
+                                    let x = _mm256_set1_epi32(x);
+                                    let product = match facts.steps {
+                                        true => _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)),
+                                        false => _mm256_maddubs_epi16(w, x),
+                                    };
+                                    pairs[r] = _mm256_add_epi16(pairs[r], product);
+                                }
                             }
-                            let pairs = if facts.steps {
-                                let w = _mm256_shuffle_epi8(table, w);
-                                _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
-                            } else {
-                                // At most 2 · 63 · 127.
-                                _mm256_maddubs_epi16(w, x)
-                            };
-                            acc[half][side] = _mm256_add_epi32(acc[half][side], _mm256_madd_epi16(pairs, ones));
+                            for r in 0..R {
+                                acc[r] = _mm256_add_epi32(acc[r], _mm256_madd_epi16(pairs[r], ones));
+                            }
                         }
-                    }
-                }
-                let xs = _mm256_set1_ps(rows.scales[at]);
-                let mut scales = panel.scales[b * facts.rows()..(b + 1) * facts.rows()].iter();
-                for half in 0..if facts.fine { 2 } else { 1 } {
-                    let Some(ws) = scales.next() else { break };
-                    for side in 0..2 {
-                        let ws = _mm256_cvtph_ps(_mm_loadu_si128(ws.as_ptr().add(8 * side).cast()));
-                        let sum = match facts.fine {
-                            true => acc[half][side],
-                            false => _mm256_add_epi32(acc[0][side], acc[1][side]),
-                        };
-                        total[side] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(ws, xs), total[side]);
-                    }
-                    if facts.min {
-                        let Some(wm) = scales.next() else { break };
-                        let sum = _mm256_set1_ps(panel.sum(r, b, facts.fine.then_some(half)));
-                        for side in 0..2 {
-                            let wm = _mm256_cvtph_ps(_mm_loadu_si128(wm.as_ptr().add(8 * side).cast()));
-                            total[side] = _mm256_fmadd_ps(wm, sum, total[side]);
+                        if !facts.fine && half == 0 {
+                            continue;
+                        }
+                        // The scale and the minimum of this half, or of the whole block.
+                        let part = facts.fine.then_some(half);
+                        let ws = _mm256_cvtph_ps(_mm_loadu_si128(scales.cast()));
+                        scales = scales.wrapping_add(PANEL);
+                        for r in 0..R {
+                            let xs = _mm256_set1_ps(*rows.scales.get_unchecked((r0 + r) * rows.blocks + b));
+                            let shifted = _mm256_set1_epi32(-offset * panel.count(r0 + r, b, part));
+                            let sum = _mm256_cvtepi32_ps(_mm256_add_epi32(acc[r], shifted));
+                            total[side][r] = _mm256_fmadd_ps(sum, _mm256_mul_ps(ws, xs), total[side][r]);
+                            acc[r] = _mm256_setzero_si256();
+                        }
+                        if facts.min {
+                            let wm = _mm256_cvtph_ps(_mm_loadu_si128(scales.cast()));
+                            scales = scales.wrapping_add(PANEL);
+                            for r in 0..R {
+                                let sum = _mm256_set1_ps(panel.sum(r0 + r, b, part));
+                                total[side][r] = _mm256_fmadd_ps(wm, sum, total[side][r]);
+                            }
                         }
                     }
                 }
             }
-            _mm256_storeu_ps(out.as_mut_ptr(), total[0]);
-            _mm256_storeu_ps(out.as_mut_ptr().add(8), total[1]);
+            for r in 0..R {
+                for side in 0..2 {
+                    _mm256_storeu_ps(out[r].as_mut_ptr().add(8 * side), total[side][r]);
+                }
+            }
         }
     }
 }
 
 impl Panel<'_> {
+    /// Σ q of a block of row `r`, or of one half of it: what an offset is multiplied by.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn count(&self, r: usize, b: usize, half: Option<usize>) -> i32 {
+        let at = r * self.rows.blocks + b;
+        match half {
+            None => self.rows.sums[at],
+            Some(0) => self.firsts[at],
+            Some(_) => self.rows.sums[at] - self.firsts[at],
+        }
+    }
+
     /// Σ x of a block of row `r`, or of one half of it: what a minimum is multiplied by.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn sum(&self, r: usize, b: usize, half: Option<usize>) -> f32 {
-        let at = r * self.rows.blocks + b;
-        let sum = match half {
-            None => self.rows.sums[at],
-            Some(0) => self.firsts[at],
-            Some(_) => self.rows.sums[at] - self.firsts[at],
-        };
-        self.rows.scales[at] * sum as f32
+        self.rows.scales[r * self.rows.blocks + b] * self.count(r, b, half) as f32
     }
 }
 

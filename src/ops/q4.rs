@@ -136,8 +136,8 @@ fn tile_rows(
     // SAFETY: `dot_kernel` has checked the features, the assertion the panel; rows r0..r0 + count exist.
     unsafe {
         match kind {
-            Dot::Vnni => return for_rows!(count, x86::vnni, lines, scales, rows, r0, tile),
-            Dot::Avx2 => return (0..count).for_each(|i| x86::avx2(lines, scales, rows, r0 + i, &mut tile[i])),
+            Dot::Vnni => return for_rows!(count, x86::vnni; lines, scales, rows, r0, tile),
+            Dot::Avx2 => return for_rows!(count, x86::avx2; lines, scales, rows, r0, tile),
             Dot::Plain => {}
         }
     }
@@ -228,46 +228,56 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub unsafe fn avx2(
+    pub unsafe fn avx2<const R: usize>(
         lines: &[Line],
         scales: &[[f16; 2 * PANEL]],
         rows: &Activations,
-        r: usize,
-        out: &mut [f32; PANEL],
+        r0: usize,
+        out: &mut Tile,
     ) {
-        // SAFETY: the caller has checked the panel and the row.
+        // SAFETY: the caller has checked the panel and the rows.
         unsafe {
             let (ones, low) = (_mm256_set1_epi16(1), _mm256_set1_epi8(15));
-            let mut total = [_mm256_setzero_ps(); 2];
+            let mut total = [[_mm256_setzero_ps(); R]; 2];
             for b in 0..rows.blocks {
-                let mut acc = [_mm256_setzero_si256(); 2];
-                let x = rows.q.as_ptr().add(r * rows.blocks * BLOCK + b * BLOCK);
-                for l in 0..LINES {
-                    let x0 = _mm256_set1_epi32(x.add(l * GROUP).cast::<i32>().read_unaligned());
-                    let x1 = _mm256_set1_epi32(x.add(BLOCK / 2 + l * GROUP).cast::<i32>().read_unaligned());
-                    let line = lines[b * LINES + l].0.as_ptr();
-                    for half in 0..2 {
-                        let both = _mm256_load_si256(line.add(32 * half).cast());
+                for side in 0..2 {
+                    // All products of a block stay inside 16 bits: 16 · 15 · 127 = 30480.
+                    let mut acc = [_mm256_setzero_si256(); R];
+                    for l in 0..LINES {
+                        let line = lines.as_ptr().add(b * LINES + l).cast::<u8>().add(32 * side);
+                        if R <= 2 {
+                            _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(2048).cast());
+                        }
+                        let both = _mm256_load_si256(line.cast());
                         let w0 = _mm256_and_si256(both, low);
                         let w1 = _mm256_and_si256(_mm256_srli_epi16::<4>(both), low);
-                        // 4 · 15 · 127 stays far inside 16 bits.
-                        let pairs = _mm256_add_epi16(_mm256_maddubs_epi16(w0, x0), _mm256_maddubs_epi16(w1, x1));
-                        acc[half] = _mm256_add_epi32(acc[half], _mm256_madd_epi16(pairs, ones));
+                        for r in 0..R {
+                            let x = rows.q.as_ptr().add(((r0 + r) * rows.blocks + b) * BLOCK + l * GROUP);
+                            let x0 = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+                            let x1 = _mm256_set1_epi32(x.add(BLOCK / 2).cast::<i32>().read_unaligned());
+                            let pairs = _mm256_add_epi16(_mm256_maddubs_epi16(w0, x0), _mm256_maddubs_epi16(w1, x1));
+                            acc[r] = _mm256_add_epi16(acc[r], pairs);
+                        }
                     }
-                }
-                let at = r * rows.blocks + b;
-                let xs = _mm256_set1_ps(rows.scales[at]);
-                let sum = _mm256_set1_ps(rows.scales[at] * rows.sums[at] as f32);
-                for half in 0..2 {
-                    let s = scales[b].as_ptr().add(8 * half);
+                    let s = scales.as_ptr().add(b).cast::<f16>().add(8 * side);
                     let ws = _mm256_cvtph_ps(_mm_loadu_si128(s.cast()));
                     let wm = _mm256_cvtph_ps(_mm_loadu_si128(s.add(PANEL).cast()));
-                    total[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[half]), _mm256_mul_ps(ws, xs), total[half]);
-                    total[half] = _mm256_fmadd_ps(wm, sum, total[half]);
+                    for r in 0..R {
+                        let at = (r0 + r) * rows.blocks + b;
+                        let xs = *rows.scales.get_unchecked(at);
+                        let min = _mm256_set1_ps(xs * *rows.sums.get_unchecked(at) as f32);
+                        let sum = _mm256_cvtepi32_ps(_mm256_madd_epi16(acc[r], ones));
+                        let scaled = _mm256_mul_ps(ws, _mm256_set1_ps(xs));
+                        total[side][r] = _mm256_fmadd_ps(sum, scaled, total[side][r]);
+                        total[side][r] = _mm256_fmadd_ps(wm, min, total[side][r]);
+                    }
                 }
             }
-            _mm256_storeu_ps(out.as_mut_ptr(), total[0]);
-            _mm256_storeu_ps(out.as_mut_ptr().add(8), total[1]);
+            for r in 0..R {
+                for side in 0..2 {
+                    _mm256_storeu_ps(out[r].as_mut_ptr().add(8 * side), total[side][r]);
+                }
+            }
         }
     }
 }

@@ -117,8 +117,8 @@ fn tile_rows(kind: Dot, lines: &[Line], scales: &[f16], rows: &Activations, r0: 
     // SAFETY: `dot_kernel` has checked the features, the assertion the panel; rows r0..r0 + count exist.
     unsafe {
         match kind {
-            Dot::Vnni => return for_rows!(count, x86::vnni, lines, scales, rows, r0, tile),
-            Dot::Avx2 => return (0..count).for_each(|i| x86::avx2(lines, scales, rows, r0 + i, &mut tile[i])),
+            Dot::Vnni => return for_rows!(count, x86::vnni; lines, scales, rows, r0, tile),
+            Dot::Avx2 => return for_rows!(count, x86::avx2; lines, scales, rows, r0, tile),
             Dot::Plain => {}
         }
     }
@@ -195,35 +195,44 @@ mod x86 {
         }
     }
 
-    /// One row. Without VNNI the 16-bit products of biased bytes could overflow: signs move to the
-    /// activations, so that both sides stay within ±127.
+    /// Without VNNI the 16-bit products of biased bytes could overflow: signs move to the activations, so that both
+    /// sides stay within ±127. The sizes of the weights are taken once for all rows.
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub unsafe fn avx2(lines: &[Line], scales: &[f16], rows: &Activations, r: usize, out: &mut [f32; PANEL]) {
-        // SAFETY: the caller has checked the panel and the row.
+    pub unsafe fn avx2<const R: usize>(lines: &[Line], scales: &[f16], rows: &Activations, r0: usize, out: &mut Tile) {
+        // SAFETY: the caller has checked the panel and the rows.
         unsafe {
             let (ones, bias) = (_mm256_set1_epi16(1), _mm256_set1_epi8(-128));
-            let mut total = [_mm256_setzero_ps(); 2];
+            let mut total = [[_mm256_setzero_ps(); R]; 2];
             for b in 0..rows.blocks {
-                let mut acc = [_mm256_setzero_si256(); 2];
-                let x = rows.q.as_ptr().add(r * rows.blocks * BLOCK + b * BLOCK).cast::<i32>();
-                for g in 0..LINES {
-                    let x = _mm256_set1_epi32(x.add(g).read_unaligned());
-                    let line = lines[b * LINES + g].0.as_ptr();
-                    for half in 0..2 {
-                        let w = _mm256_xor_si256(_mm256_load_si256(line.add(32 * half).cast()), bias);
-                        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-                        acc[half] = _mm256_add_epi32(acc[half], _mm256_madd_epi16(pairs, ones));
+                for side in 0..2 {
+                    let mut acc = [_mm256_setzero_si256(); R];
+                    for g in 0..LINES {
+                        let line = lines.as_ptr().add(b * LINES + g).cast::<u8>().add(32 * side);
+                        if R <= 2 {
+                            _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(2048).cast());
+                        }
+                        let w = _mm256_xor_si256(_mm256_load_si256(line.cast()), bias);
+                        let size = _mm256_abs_epi8(w);
+                        for r in 0..R {
+                            let x = rows.q.as_ptr().add(((r0 + r) * rows.blocks + b) * BLOCK + g * GROUP);
+                            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+                            let pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w));
+                            acc[r] = _mm256_add_epi32(acc[r], _mm256_madd_epi16(pairs, ones));
+                        }
+                    }
+                    let ws = _mm256_cvtph_ps(_mm_loadu_si128(scales.as_ptr().add(b * PANEL + 8 * side).cast()));
+                    for r in 0..R {
+                        let xs = _mm256_set1_ps(*rows.scales.get_unchecked((r0 + r) * rows.blocks + b));
+                        let sum = _mm256_cvtepi32_ps(acc[r]);
+                        total[side][r] = _mm256_fmadd_ps(sum, _mm256_mul_ps(ws, xs), total[side][r]);
                     }
                 }
-                let xs = _mm256_set1_ps(rows.scales[r * rows.blocks + b]);
-                for half in 0..2 {
-                    let ws = _mm256_cvtph_ps(_mm_loadu_si128(scales.as_ptr().add(b * PANEL + 8 * half).cast()));
-                    let sum = _mm256_cvtepi32_ps(acc[half]);
-                    total[half] = _mm256_fmadd_ps(sum, _mm256_mul_ps(ws, xs), total[half]);
+            }
+            for r in 0..R {
+                for side in 0..2 {
+                    _mm256_storeu_ps(out[r].as_mut_ptr().add(8 * side), total[side][r]);
                 }
             }
-            _mm256_storeu_ps(out.as_mut_ptr(), total[0]);
-            _mm256_storeu_ps(out.as_mut_ptr().add(8), total[1]);
         }
     }
 }

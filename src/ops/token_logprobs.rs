@@ -49,7 +49,7 @@ impl LogitShape {
             let mut z = read(&x.contiguous()?)?.to_vec();
             let width = x.dim(candle_core::D::Minus1)?.max(1);
             for row in z.chunks_exact_mut(width) {
-                self.shape(row);
+                self.apply_to(row);
             }
             return tensor(z, x.shape());
         }
@@ -57,7 +57,8 @@ impl LogitShape {
         self.cap.map_or(Ok(x.clone()), |cap| plain::soft_cap(&x, f64::from(cap)))
     }
 
-    fn shape(self, z: &mut [f32]) {
+    /// Products of one row `[vocab]` to logits, in place.
+    pub fn apply_to(self, z: &mut [f32]) {
         match self.cap {
             Some(cap) => soft_cap(z, cap, 1.0 / self.divisor),
             None if self.divisor != 1.0 => z.iter_mut().for_each(|v| *v /= self.divisor),

@@ -23,11 +23,11 @@ use crate::model::layers::rope_tables;
 use crate::model::layers::{Builder, Norm};
 use crate::model::{Loaded, ModelConfig, PackedBatch, Weights};
 use crate::ops::attention::{Attend, AttentionSpec, attention};
-use crate::ops::embedding::{embedding, embedding_but};
-use crate::ops::fused;
+use crate::ops::embedding::{self, embedding, embedding_but};
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout};
 use crate::ops::rope::{Row, grown_row};
 use crate::ops::token_logprobs::{LogitShape, TokenLogprobs, shaped_logprobs, with_entropy};
+use crate::ops::{fused, pool, read};
 pub use blocks::Recompute;
 pub use cached::Recording;
 pub use soft_rows::SoftRows;
@@ -330,6 +330,28 @@ impl Decoder {
     /// Logits [m, vocab], f32, of chosen hidden rows [m, d].
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.shape.apply(&self.head.weight()?.apply(hidden)?)
+    }
+
+    /// Logits of the rows `wanted` of hidden states `[n, d]`, end to end in `out`, whose memory is used again: a step's
+    /// logits are tens of megabytes where the vocabulary is large.
+    ///
+    /// # Errors
+    /// Those of the products.
+    pub fn logits_into(&self, hidden: &Tensor, wanted: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        let head = self.head.weight()?;
+        if !(head.on_host() && fused(hidden) && hidden.is_contiguous()) {
+            let picked = hidden.index_select(&Tensor::new(wanted, hidden.device())?, 0)?;
+            *out = self.logits(&picked)?.flatten_all()?.to_vec1()?;
+            return Ok(());
+        }
+        let (d, vocab) = (self.config.hidden_size, self.config.vocab_size);
+        let mut x = pool::take(wanted.len() * d);
+        embedding::gather(&read(hidden)?, wanted, d, &mut x);
+        out.resize(wanted.len() * vocab, 0.0);
+        head.forward(&x, out, wanted.len(), None)?;
+        pool::give(x);
+        out.chunks_exact_mut(vocab).for_each(|row| self.shape.apply_to(row));
+        Ok(())
     }
 
     /// log p(target) at each hidden row [m, d]; see `ops::token_logprobs`.
