@@ -42,7 +42,7 @@ pub enum ArtifactError {
 
 impl ArtifactError {
     /// Whether the same attempt may work later.
-    pub fn is_passing(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         matches!(self, Self::Remote(_) | Self::Io { .. } | Self::Store(_))
     }
 
@@ -104,7 +104,7 @@ impl Artifacts {
                 return Err(missing());
             }
             tracing::info!(model.name = %version.name, files = files.len(), "bringing a model from the artifact store");
-            remote.bring(version, &files, &dir).await?;
+            remote.download_version(version, &files, &dir).await?;
         }
         Ok(entry(version, &files, dir))
     }
@@ -118,7 +118,7 @@ impl Artifacts {
         };
         let files = described.await.map_err(|e| ArtifactError::Remote(e.to_string()))??;
         if let Some(remote) = &self.remote {
-            remote.keep(id, path, &files).await?;
+            remote.upload_version(id, path, &files).await?;
         }
         Ok(files)
     }

@@ -72,7 +72,7 @@ impl Remote {
     }
 
     /// Uploads every file of the version at `root`, large ones in parts. Doing it again changes nothing.
-    pub async fn keep(&self, id: &ModelVersionId, root: &Path, files: &[ModelFile]) -> Result<()> {
+    pub async fn upload_version(&self, id: &ModelVersionId, root: &Path, files: &[ModelFile]) -> Result<()> {
         for file in files {
             let at = place(root, file);
             let mut source = tokio::fs::File::open(&at).await.map_err(ArtifactError::io(&at))?;
@@ -88,10 +88,10 @@ impl Remote {
     }
 
     /// Downloads a version into `dir`: aside first, every file checked, then renamed as a whole.
-    pub async fn bring(&self, version: &ModelVersion, files: &[ModelFile], dir: &Path) -> Result<()> {
+    pub async fn download_version(&self, version: &ModelVersion, files: &[ModelFile], dir: &Path) -> Result<()> {
         let parent = dir.parent().unwrap_or(dir);
         let aside = parent.join(format!(".{}-{}", version.id.as_str(), ModelVersionId::new().as_str()));
-        let brought = self.bring_all(version, files, &aside).await;
+        let brought = self.download_files(version, files, &aside).await;
         let done = match brought {
             Ok(()) => tokio::fs::rename(&aside, dir).await.map_err(ArtifactError::io(dir)),
             Err(error) => Err(error),
@@ -104,7 +104,7 @@ impl Remote {
         sync_dir(parent).map_err(ArtifactError::io(parent))
     }
 
-    async fn bring_all(&self, version: &ModelVersion, files: &[ModelFile], aside: &Path) -> Result<()> {
+    async fn download_files(&self, version: &ModelVersion, files: &[ModelFile], aside: &Path) -> Result<()> {
         for file in files {
             let target = aside.join(&file.path);
             let parent = target.parent().unwrap_or(aside);

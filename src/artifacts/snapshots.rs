@@ -86,7 +86,7 @@ impl Remote {
         target.shutdown().await.map_err(failed)
     }
 
-    async fn keep_snapshot(&self, job: &JobId, root: &Path, snapshot: &Snapshot) -> Result<()> {
+    async fn upload_snapshot(&self, job: &JobId, root: &Path, snapshot: &Snapshot) -> Result<()> {
         let there = self.under(&prefix(job)?).await?;
         for file in &snapshot.files {
             let key = file_key(job, &file.sha256)?;
@@ -120,7 +120,7 @@ impl Remote {
         serde_json::from_slice(&text).map(Some).map_err(|e| failed(format!("{key}: {e}")))
     }
 
-    async fn bring_snapshot(&self, job: &JobId, snapshot: &Snapshot, to: &Path) -> Result<()> {
+    async fn download_snapshot(&self, job: &JobId, snapshot: &Snapshot, to: &Path) -> Result<()> {
         for file in &snapshot.files {
             if !is_inside(&file.path) {
                 return Err(failed(format!("{} is no path inside a job", file.path)));
@@ -147,7 +147,7 @@ impl Artifacts {
     ///
     /// # Errors
     /// A file that is gone, or a store that does not take it; the checkpoint before stays the newest.
-    pub async fn keep_snapshot(
+    pub async fn upload_snapshot(
         &self,
         job: &JobId,
         attempt: i64,
@@ -158,7 +158,7 @@ impl Artifacts {
         let Some(remote) = &self.remote else { return Ok(()) };
         let root = job_dir.to_owned();
         let files = tokio::task::spawn_blocking(move || described(&root, &paths)).await.map_err(failed)??;
-        remote.keep_snapshot(job, job_dir, &Snapshot { attempt, checkpoint: checkpoint.to_owned(), files }).await
+        remote.upload_snapshot(job, job_dir, &Snapshot { attempt, checkpoint: checkpoint.to_owned(), files }).await
     }
 
     /// The newest checkpoint of the job in the artifact store.
@@ -176,9 +176,9 @@ impl Artifacts {
     ///
     /// # Errors
     /// `Damaged` for a file that is not the one that was uploaded; a store that does not answer.
-    pub async fn bring_snapshot(&self, job: &JobId, snapshot: &Snapshot, to: &Path) -> Result<()> {
+    pub async fn download_snapshot(&self, job: &JobId, snapshot: &Snapshot, to: &Path) -> Result<()> {
         match &self.remote {
-            Some(remote) => remote.bring_snapshot(job, snapshot, to).await,
+            Some(remote) => remote.download_snapshot(job, snapshot, to).await,
             None => Err(failed("no artifact store is configured")),
         }
     }
@@ -187,7 +187,7 @@ impl Artifacts {
     ///
     /// # Errors
     /// A store that does not answer.
-    pub async fn forget_snapshots(&self, job: &JobId) -> Result<()> {
+    pub async fn remove_snapshots(&self, job: &JobId) -> Result<()> {
         let Some(remote) = &self.remote else { return Ok(()) };
         let there = remote.under(&prefix(job)?).await?;
         remote.remove(there.into_iter().map(|(key, _)| key).collect()).await
