@@ -1,4 +1,4 @@
-//! `[rates]`: how often one caller may ask.
+//! `[rates]`: limits on the number of requests of one caller.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

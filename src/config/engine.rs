@@ -22,7 +22,8 @@ pub struct EngineConfig {
     /// Tokens the key-value cache can hold; 0 = sized from the model and `max_batch`.
     pub kv_tokens: usize,
     /// Versions that were trained with LoRA stand as adapters beside the model that they were trained from, which is in
-    /// memory once, and share its batches. Their numbers differ from those of the merged weights by rounding. On the CPU.
+    /// memory once, and share its batches. Their numbers differ from those of the merged weights by rounding. On the
+    /// CPU.
     pub share_base: bool,
     /// Tokens that are guessed for each sample and step by looking the last ones up in the text so far; 0 = none. Texts
     /// stay the same. For texts that repeat their prompt, with few requests at the same time. On the CPU.
@@ -43,7 +44,7 @@ impl Default for EngineConfig {
     }
 }
 
-/// More guesses than these are never right often enough.
+/// Upper limit of `draft_tokens`: longer drafts are rarely accepted.
 const MOST_DRAFT: usize = 64;
 
 impl EngineConfig {
@@ -55,7 +56,7 @@ impl EngineConfig {
         }
         for (key, on) in [("engine.share_base", self.share_base), ("engine.draft_tokens", self.draft_tokens > 0)] {
             if on && self.device != "cpu" {
-                return Err(error(key, "is for engine.device = \"cpu\" only"));
+                return Err(error(key, "requires engine.device = \"cpu\""));
             }
         }
         Ok(())

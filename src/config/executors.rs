@@ -1,4 +1,4 @@
-//! `[executors]`: training jobs that run elsewhere than in a child process of this program.
+//! `[executors]`: places at which training jobs run instead of in child processes of this program.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, error, optional_text, text};
 
-/// Which recipes run elsewhere, and where that is.
+/// Places, and which recipes run there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExecutorsConfig {
@@ -80,17 +80,17 @@ impl Default for PlaceConfig {
     }
 }
 
-/// What a command template may hold between braces.
+/// Placeholders of a command template.
 pub const PLACEHOLDERS: &[&str] = &["argv", "run", "id", "kind", "attempt", "dir", "log"];
 
 impl ExecutorsConfig {
     /// # Errors
-    /// The key of the first value that cannot be used. Whether the recipes exist is checked where they are known.
+    /// The key of the first value that cannot be used. Names of recipes are checked by `jobs::executors::check`.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         for (name, place) in &self.places {
             let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
             if !(1..=32).contains(&name.len()) || !name.bytes().all(plain) || name == "local" {
-                let message = "is no name of a place: a-z, 0-9, '-' and '_', at most 32, and not 'local'";
+                let message = "is not a valid name of a place: use a-z, 0-9, '-' and '_', at most 32, and not 'local'";
                 return Err(error(&format!("executors.places.{name}"), message));
             }
             place.check(&|field| format!("executors.places.{name}.{field}"))?;
@@ -98,7 +98,7 @@ impl ExecutorsConfig {
         for (kind, place) in self.kinds.iter().filter(|(_, place)| *place != "local") {
             if !self.places.contains_key(place) {
                 let known: Vec<&str> = self.places.keys().map(String::as_str).chain(["local"]).collect();
-                let message = format!("'{place}' is no place; there are: {}", known.join(", "));
+                let message = format!("'{place}' is not a place; the configured places are: {}", known.join(", "));
                 return Err(error(&format!("executors.kinds.{kind}"), message));
             }
         }
@@ -134,7 +134,7 @@ impl PlaceConfig {
             _ => return Err(error(&key("type"), "must be 'command' or 'ray'")),
         };
         if let Some((field, _)) = foreign {
-            return Err(error(&key(field), format!("does not belong to the type '{}'", self.kind)));
+            return Err(error(&key(field), format!("does not apply to the type '{}'", self.kind)));
         }
         for (field, value) in [("slots", self.slots), ("silence_seconds", self.silence_seconds as usize)] {
             if value == 0 {
@@ -149,7 +149,7 @@ impl PlaceConfig {
 
     fn check_commands(&self, key: &dyn Fn(&str) -> String) -> Result<(), ConfigError> {
         if self.command.is_empty() {
-            return Err(error(&key("command"), "must hold a program and its arguments"));
+            return Err(error(&key("command"), "must contain a program and its arguments"));
         }
         if !self.command.iter().any(|part| part.contains("{run}") || part == "{argv}") {
             let message = "must run the trainer: {argv} as an argument by itself, or {run} inside of one";
@@ -157,7 +157,7 @@ impl PlaceConfig {
         }
         for (field, parts) in [("command", &self.command), ("stop_command", &self.stop_command)] {
             if parts.first().is_some_and(String::is_empty) {
-                return Err(error(&key(field), "names no program"));
+                return Err(error(&key(field), "names no program; give a program and its arguments"));
             }
             for part in parts {
                 if part.contains("{argv}") && part != "{argv}" {
@@ -174,7 +174,7 @@ impl PlaceConfig {
             name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') && !name.is_empty() && !name.contains('=')
         };
         match self.environment.iter().find(|name| !plain(name)) {
-            Some(_) => Err(error(&key("environment"), "must hold names of variables, without values")),
+            Some(_) => Err(error(&key("environment"), "must contain names of variables, without values")),
             None => Ok(()),
         }
     }
@@ -188,7 +188,7 @@ impl PlaceConfig {
             return Err(error(&key("url"), "must be http://… or https://…"));
         };
         if !parsed.username().is_empty() || parsed.password().is_some() {
-            return Err(error(&key("url"), "must not hold a password; use token"));
+            return Err(error(&key("url"), "must not contain a password; use token"));
         }
         let numbers = [("cpus", self.cpus), ("gpus", self.gpus)];
         let resources = self.resources.values().map(|value| ("resources", Some(*value)));
@@ -201,7 +201,7 @@ impl PlaceConfig {
     }
 }
 
-/// What the command of a trainer may hold between braces.
+/// Placeholders of a trainer's command.
 const TRAINER_PLACEHOLDERS: &[&str] = &["job", "dir", "model", "output", "checkpoints"];
 
 /// # Errors
@@ -210,10 +210,10 @@ pub(super) fn check_trainers(trainers: &BTreeMap<String, Vec<String>>) -> Result
     for (name, command) in trainers {
         let key = format!("trainers.{name}");
         if name.is_empty() || name.len() > 64 {
-            return Err(error(&key, "is no name of 1 to 64 bytes"));
+            return Err(error(&key, "is not a valid name: it must have 1 to 64 bytes"));
         }
         if command.first().is_none_or(String::is_empty) {
-            return Err(error(&key, "must hold a program and its arguments"));
+            return Err(error(&key, "must contain a program and its arguments"));
         }
         let unknown = command.iter().flat_map(|part| placeholders(part)).find(|n| !TRAINER_PLACEHOLDERS.contains(n));
         if let Some(unknown) = unknown {

@@ -1,4 +1,4 @@
-//! How large one request may be.
+//! `[limits]`: limits on the size of one request.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

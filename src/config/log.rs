@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, error, optional_text};
 
-/// What goes to standard error, and to a collector of traces.
+/// Log lines on standard error, and traces for a collector.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
@@ -13,7 +13,8 @@ pub struct LogConfig {
     pub filter: String,
     /// Log lines as JSON.
     pub json: bool,
-    /// Base address of an OpenTelemetry collector (OTLP by HTTP, JSON) that gets traces of requests and jobs; `None` = none.
+    /// Base address of an OpenTelemetry collector (OTLP by HTTP, JSON) that gets traces of requests and jobs; `None` =
+    /// none.
     #[serde(deserialize_with = "optional_text")]
     pub traces_url: Option<String>,
     /// Which share of the traces is sent, 0 to 1; all spans of a trace or none.
@@ -31,7 +32,7 @@ impl LogConfig {
     /// Names the setting that cannot be used.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         if let Err(e) = tracing_subscriber::EnvFilter::try_new(&self.filter) {
-            return Err(error("log.filter", format!("'{}' is no tracing filter: {e}", self.filter)));
+            return Err(error("log.filter", format!("'{}' is not a tracing filter: {e}", self.filter)));
         }
         if !(0.0..=1.0).contains(&self.traces_share) {
             return Err(error("log.traces_share", "must be 0 to 1"));

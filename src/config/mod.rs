@@ -326,7 +326,7 @@ pub struct Overrides {
     pub listen: Option<String>,
 }
 
-/// Shorter admin keys can be guessed: they are for servers that only this machine reaches.
+/// Shorter admin keys can be guessed; they are accepted only when the server listens on a loopback address.
 pub const SHORTEST_OPEN_ADMIN_KEY: usize = 16;
 
 impl Config {
@@ -339,14 +339,14 @@ impl Config {
         let mut figment = Figment::from(Serialized::defaults(Self::default()));
         match file {
             Some(path) if !path.is_file() => {
-                return Err(error("--config", format!("no such file: {}", path.display())));
+                return Err(error("--config", format!("the file {} does not exist", path.display())));
             }
             Some(path) => figment = figment.merge(Toml::file_exact(path)),
             None if Path::new("config.toml").is_file() => figment = figment.merge(Toml::file_exact("config.toml")),
             None => {}
         }
-        // Other programs' variables may share the prefix (test scripts, container platforms): only names of
-        // settings are read. A wrong name inside a section is still an error.
+        // Other programs' variables may have the same prefix (test scripts, container platforms), so only names of
+        // settings are read. An unknown name inside a section is an error.
         let environment = Env::prefixed("INSTRUCTD_").filter(|key| names_setting(key.as_str())).split("__");
         let config: Self = figment
             .merge(environment)
@@ -381,7 +381,7 @@ impl Config {
         for (key, hosts) in [("jobs.reward_hosts", &self.jobs.reward_hosts), ("server.hosts", &self.server.hosts)] {
             if let Some(wrong) = hosts.iter().find(|host| !is_host(host)) {
                 let message =
-                    format!("'{wrong}' names no host: write HOST or HOST:PORT, without https:// and without a path");
+                    format!("'{wrong}' is not a host: write HOST or HOST:PORT, without https:// and without a path");
                 return Err(error(key, message));
             }
         }
@@ -478,7 +478,7 @@ impl Config {
     pub fn with(&self, name: &str, value: serde_json::Value) -> Result<Self, ConfigError> {
         let mut all = serde_json::to_value(self).map_err(|e| error(name, e.to_string()))?;
         let place = all.pointer_mut(&format!("/{}", name.replace('.', "/")));
-        *place.ok_or_else(|| error(name, "there is no such setting"))? = value;
+        *place.ok_or_else(|| error(name, "is not a setting"))? = value;
         let changed: Self = serde_json::from_value(all).map_err(|e| error(name, e.to_string()))?;
         changed.validate()?;
         Ok(changed)

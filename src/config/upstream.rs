@@ -1,4 +1,4 @@
-//! `[upstream]`: another server that writes the text.
+//! `[upstream]`: another server that generates the text.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,8 +12,8 @@ pub struct UpstreamConfig {
     /// Base address as OpenAI clients take it; `None` = the built-in engine serves `model`.
     #[serde(deserialize_with = "optional_text")]
     pub url: Option<String>,
-    /// Base addresses of further servers with the same model. Each request goes to the least busy one; one that fails is
-    /// passed over.
+    /// Base addresses of further servers with the same model. Each request goes to the least busy one; one that fails
+    /// is passed over.
     pub replicas: Vec<String>,
     /// How often each of several servers is asked whether it has the model; 0 = never.
     pub health_seconds: u64,

@@ -22,7 +22,7 @@ use super::openai::chat::{self, ChatMessage};
 use super::openai::params;
 use super::sets::Sampling;
 use crate::prompt::answer::without_thoughts;
-use crate::service::ask::{self, Asked, Written};
+use crate::service::ask::{self, AnswerEvent, AnswerStream};
 use crate::service::people::Actor;
 use crate::service::sets::{self, PromptRef};
 
@@ -97,10 +97,10 @@ pub async fn ask(
     let sampling = body.sampling.unwrap_or_default();
     let params = super::sets::drawing(services, sampling)?;
     let prompt = sets::prompt(services, &actor, PromptRef::Messages(messages), "page").await?;
-    let asked = ask::begin(services, prompt, &body.models, n, params, actor.is_admin(), &request_id).await?;
+    let answers = ask::begin(services, prompt, &body.models, n, params, actor.is_admin(), &request_id).await?;
     let (sender, receiver) = mpsc::channel::<Result<Event, Infallible>>(64);
     tokio::spawn(async move {
-        let last = match stream(&state, asked, &actor, &sender).await {
+        let last = match stream(&state, answers, &actor, &sender).await {
             Ok(Some(set)) => AskEvent::Set(Box::new(set)),
             Ok(None) => return,
             Err(error) => AskEvent::Error(error.body()),
@@ -114,29 +114,29 @@ pub async fn ask(
 /// Sends the answers as they grow; `None` when the client has left, which stops them.
 async fn stream(
     state: &AppState,
-    mut asked: Asked,
+    mut answers: AnswerStream,
     actor: &Actor,
     sender: &mpsc::Sender<Result<Event, Infallible>>,
 ) -> ApiResult<Option<LeasedSet>> {
-    let start = AskEvent::Start(AskStart { answers: asked.answers() });
+    let start = AskEvent::Start(AskStart { answers: answers.answers() });
     if sender.send(Ok(start.sse())).await.is_err() {
         return Ok(None);
     }
     // Where thoughts are hidden, an answer is told when it is whole: only then is it known where they end.
     let hides = !state.services.live().config.labeling.show_reasoning;
-    let mut held = vec![String::new(); asked.answers()];
+    let mut held = vec![String::new(); answers.answers()];
     loop {
         let next = tokio::select! {
             () = sender.closed() => return Ok(None),
-            next = asked.next() => next?,
+            next = answers.next() => next?,
         };
         let told = match next {
-            Some(Written::Text { place, text }) if hides => {
+            Some(AnswerEvent::Text { place, text }) if hides => {
                 held[place].push_str(&text);
                 Vec::new()
             }
-            Some(Written::Text { place, text }) => vec![AskEvent::Text(AskText { place, text })],
-            Some(Written::Done { place, reason }) => {
+            Some(AnswerEvent::Text { place, text }) => vec![AskEvent::Text(AskText { place, text })],
+            Some(AnswerEvent::Done { place, reason }) => {
                 let text = without_thoughts(&held[place]).to_owned();
                 let whole = hides.then_some(AskEvent::Text(AskText { place, text }));
                 whole.into_iter().chain([AskEvent::Done(AskDone { place, reason })]).collect()
@@ -149,6 +149,6 @@ async fn stream(
             }
         }
     }
-    let turn = asked.settle(&state.services, actor).await?;
+    let turn = answers.store(&state.services, actor).await?;
     Ok(Some(LeasedSet::new(&state.services, actor, &turn).await?))
 }

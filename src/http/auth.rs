@@ -134,7 +134,7 @@ async fn shut_out(guard: &Guard, actor: &Actor) {
     loop {
         tokio::time::sleep(LOOK_AGAIN).await;
         // A database that is away shuts nobody out.
-        let Ok(now) = access::again(services, actor).await else { continue };
+        let Ok(now) = access::refresh(services, actor).await else { continue };
         if now.is_none_or(|now| guard.access.admits(Some(&now), services.config.require_inference_key).is_err()) {
             return;
         }

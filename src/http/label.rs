@@ -17,7 +17,7 @@ use crate::domain::*;
 use crate::service::Services;
 use crate::service::browse;
 use crate::service::guidelines as words;
-use crate::service::judge::{self, Judged, Verdict, Word};
+use crate::service::judge::{self, Judged, Submission, Verdict};
 use crate::service::label::{self, Next, Onboarding, Turn, Wanted};
 use crate::service::own_page::{self, OwnPage};
 use crate::service::people::Actor;
@@ -219,8 +219,8 @@ pub struct Flag {
 }
 
 impl JudgmentRequest {
-    pub fn into_word(self) -> Word {
-        Word {
+    pub fn into_submission(self) -> Submission {
+        Submission {
             lease_token: self.lease_token,
             outcome: self.outcome,
             items: self.items.into_iter().map(|i| (i.completion_id, i.tier, i.rating)).collect(),
@@ -247,7 +247,7 @@ pub async fn submit(
     Path(id): Path<AssignmentId>,
     Json(body): Json<JudgmentRequest>,
 ) -> ApiResult<axum::Json<StoredJudgment>> {
-    Ok(axum::Json(judge::submit(&state.services, &actor, &id, body.into_word()).await?.into()))
+    Ok(axum::Json(judge::submit(&state.services, &actor, &id, body.into_submission()).await?.into()))
 }
 
 /// The stored judgment, and what its labeler learns after it.

@@ -1,4 +1,4 @@
-//! The small model inside the program: what serves when no other model can be had.
+//! The small model inside the program, which is served when no other model is available.
 
 use std::path::{Path, PathBuf};
 

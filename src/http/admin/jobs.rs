@@ -88,7 +88,7 @@ pub async fn create(
         args,
         unique_key: body.unique_key,
         priority: body.priority,
-        words: jobs::Words { name: body.name, note: body.note, tags: body.tags },
+        notes: jobs::NotesChange { name: body.name, note: body.note, tags: body.tags },
     };
     let job = jobs::enqueue(&state.services, &actor, new).await?;
     Ok((StatusCode::CREATED, axum::Json(jobs::with_author(&state.services, job).await?)).into_response())
@@ -148,7 +148,7 @@ pub async fn describe(
     Path(id): Path<JobId>,
     Json(body): Json<JobWords>,
 ) -> ApiResult<axum::Json<JobView>> {
-    let words = jobs::Words { name: body.name, note: body.note, tags: body.tags };
+    let words = jobs::NotesChange { name: body.name, note: body.note, tags: body.tags };
     let job = jobs::describe(&state.services, &actor, &id, words).await?;
     Ok(axum::Json(jobs::with_author(&state.services, job).await?))
 }

@@ -177,6 +177,6 @@ pub async fn settle(
     Path(id): Path<SetId>,
     Json(body): Json<JudgmentRequest>,
 ) -> ApiResult<axum::Json<Settled>> {
-    let submitted = review::settle(&state.services, &actor, &id, body.into_word()).await?;
+    let submitted = review::settle(&state.services, &actor, &id, body.into_submission()).await?;
     Ok(axum::Json(Settled { judgment: submitted.judgment, replayed: submitted.replayed }))
 }
