@@ -69,7 +69,7 @@ pub(super) async fn active(conn: &mut Conn, kind: ModelKind) -> Result<Option<Mo
         .transpose()
 }
 
-/// Advisory lock of activations: two at once would both see the same former version.
+/// Advisory lock of activations: two concurrent ones would read the same active version.
 const ACTIVATION: i64 = 0xac71;
 
 pub(super) async fn activate(conn: &mut Conn, id: &ModelVersionId, now: Micros) -> Result<ModelVersion> {
@@ -89,7 +89,7 @@ pub(super) async fn activate(conn: &mut Conn, id: &ModelVersionId, now: Micros) 
     )
     .await?;
     if conn.is_postgres() {
-        // Heard by every server once this transaction commits.
+        // Every server is notified when this transaction commits.
         conn.run("SELECT pg_notify($1, $2)", args![ACTIVATIONS, id.as_str()]).await?;
     }
     get(conn, id).await

@@ -22,7 +22,7 @@ pub(super) fn prompt(row: &Row) -> Result<Prompt> {
     })
 }
 
-/// The stored prompt, which is an older one when the content hash is known already.
+/// Stores a prompt; returns the existing one when the content hash is known.
 pub(super) async fn put(conn: &mut Conn, p: &Prompt) -> Result<Prompt> {
     let made = conn
         .run(
@@ -237,7 +237,7 @@ pub(super) async fn demonstrations(conn: &mut Conn) -> Result<Vec<(Prompt, Compl
         .await?;
     let prompts: std::collections::HashMap<PromptId, Prompt> =
         prompts.iter().map(prompt).map(|p| p.map(|p| (p.id.clone(), p))).collect::<Result<_>>()?;
-    // A demonstration that came between the two reads has no prompt here yet: it is left for next time.
+    // A demonstration that was stored between the two reads has no prompt here yet and is left for the next call.
     completions
         .iter()
         .map(completion)
@@ -300,7 +300,7 @@ pub(super) async fn put_feedback(conn: &mut Conn, e: &FeedbackEvent) -> Result<F
     let row = conn.one("SELECT * FROM feedback_events WHERE idempotency_key = $1", args![&e.idempotency_key]).await?;
     let stored = feedback(&row.ok_or_else(|| not_found("feedback", &e.idempotency_key))?)?;
     if stored.completion_id != e.completion_id {
-        return Err(StoreError::Conflict("the idempotency key was used for another completion".into()));
+        return Err(StoreError::Conflict("the idempotency key was used for another completion; use a new key".into()));
     }
     Ok(stored)
 }

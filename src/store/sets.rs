@@ -74,7 +74,7 @@ pub(super) async fn insert(conn: &mut Conn, s: &ComparisonSet, content_key: &str
     Ok(())
 }
 
-/// Notes whose request made the set.
+/// Records whose request made the set.
 pub(super) async fn made_by(conn: &mut Conn, id: &SetId, labeler: &LabelerId) -> Result<()> {
     conn.run("UPDATE comparison_sets SET made_by = $2 WHERE id = $1", args![id.as_str(), labeler.as_str()]).await?;
     Ok(())
@@ -196,7 +196,7 @@ pub(super) async fn get_gold(conn: &mut Conn, set_id: &SetId) -> Result<Vec<(Com
     .collect()
 }
 
-/// Everybody judges a set with a known answer; its places never run out.
+/// Overlap of sets with known answers, which everybody judges.
 const FOR_EVERYBODY: i64 = 1_000_000;
 
 pub(super) async fn make_gold(
