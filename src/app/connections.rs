@@ -17,7 +17,7 @@ use tower::ServiceExt;
 use super::progress::{Progress, Socket};
 use super::slots::{Sizes, Slots};
 use crate::config::ServerConfig;
-use crate::http::rates::Peer;
+use crate::http::peer::Peer;
 use crate::service::Services;
 
 /// Connections that may wait to be admitted; more stay in the kernel's backlog.

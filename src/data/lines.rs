@@ -7,17 +7,17 @@ use std::path::{Path, PathBuf};
 use super::records::{Comparison, Format, PromptRecord, Record, Written};
 use super::source::Source;
 
-/// Longer lines are refused (and skipped without being kept).
+/// Longer lines (bytes) are refused and skipped.
 const MAX_LINE: u64 = 16 << 20;
-/// The longest line that is taken over the network: reading a line takes about ten times its length in memory.
+/// The longest line (bytes) of an upload: parsing a line takes about ten times its length in memory.
 pub(super) const MAX_SENT_LINE: u64 = 4 << 20;
 
-/// A line that could not be used; lines count from 1, and 0 stands for the whole file.
+/// An unusable line; lines count from 1, and 0 means the whole file.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct LineError {
     pub line: usize,
     pub message: String,
-    /// Nothing behind this line can be read.
+    /// Whether nothing after this line can be read.
     #[serde(skip)]
     pub fatal: bool,
 }
@@ -51,7 +51,7 @@ pub enum DataError {
     Io { path: PathBuf, source: std::io::Error },
     #[error("{}: {error}", path.display())]
     Line { path: PathBuf, error: LineError },
-    #[error("{}: there is no {what} in it", path.display())]
+    #[error("{} contains no {what}", path.display())]
     Empty { path: PathBuf, what: &'static str },
 }
 
@@ -68,12 +68,12 @@ impl<R: BufRead> Lines<R> {
         Self::up_to(reader, MAX_LINE)
     }
 
-    /// Lines of at most so many bytes.
+    /// Reads lines of at most `longest` bytes.
     pub fn up_to(reader: R, longest: u64) -> Self {
         Self { reader, longest, line: 0, done: false }
     }
 
-    /// Reads on to the end of the line, keeping nothing.
+    /// Skips to the end of the line.
     fn skip_rest(&mut self) -> std::io::Result<()> {
         loop {
             let buffer = self.reader.fill_buf()?;
@@ -93,7 +93,7 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    /// Passes over lines of nothing. Compressed, a few kilobytes may hold hundreds of millions of them.
+    /// Skips blank lines. A few compressed kilobytes may contain hundreds of millions of them.
     fn skip_empty(&mut self) -> std::io::Result<()> {
         loop {
             let buffer = self.reader.fill_buf()?;
@@ -131,7 +131,7 @@ impl<R: BufRead> Lines<R> {
         if too_long {
             return Some(Err(LineError::new(
                 line,
-                format!("longer than {} bytes; a line holds one record", self.longest),
+                format!("longer than {} bytes; a line must contain one record", self.longest),
             )));
         }
         Some(String::from_utf8(bytes).map_err(|_| LineError::new(line, "not UTF-8")))
@@ -145,7 +145,7 @@ impl<R: BufRead> Iterator for Lines<R> {
         while !self.done {
             match self.read()? {
                 Ok(text) => {
-                    // Files made on Windows begin with a byte-order mark, and files joined from them have more.
+                    // Files from Windows begin with a byte-order mark, and concatenated ones have several.
                     let text = text.trim().trim_start_matches('\u{FEFF}').trim_start();
                     if !text.is_empty() {
                         return Some(Ok((self.line, text.to_owned())));

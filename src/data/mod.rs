@@ -1,5 +1,5 @@
-//! Judgments, demonstrations and prompts as files: JSONL and Parquet in and out, pairs from rankings, text corpora.
-//! No SQL and no tensors: rows of the store and files of a job meet here.
+//! Judgments, demonstrations and prompts as files: reading and writing JSONL and Parquet, pairs from rankings, text
+//! corpora. No SQL and no tensors: these formats are shared by the store's rows and a job's files.
 
 pub mod corpus;
 pub mod dedup;

@@ -1,12 +1,12 @@
-//! Rankings → weighted pairs; which side of the split a prompt is on.
+//! Weighted pairs from rankings, and the split of prompts.
 
 use sha2::{Digest, Sha256};
 
 use super::records::RankedText;
 use crate::domain::{Message, Split, hash};
 
-/// "Completion `better` was preferred to `worse`": indices into the set. Pairs of one set weigh 1 together,
-/// so that a set of nine counts no more than a set of two (InstructGPT, section 3.5).
+/// A pair: completion `better` was preferred to `worse`, as indices into the set. The weights of a set's pairs add up
+/// to 1, so that a set of nine counts no more than a set of two (InstructGPT, section 3.5).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pair {
     pub better: usize,
@@ -38,10 +38,10 @@ pub fn content_hash(messages: &[Message]) -> String {
     hash::of_bytes(canonical)
 }
 
-/// The side of a prompt by its content hash: the same prompt is always on the same side, whoever imports
-/// it and in whatever order. About `heldout_fraction` of all prompts are held out.
+/// The side of a prompt by its content hash, independent of the order of imports. About `heldout_fraction` of all
+/// prompts are held out.
 pub fn split_of(content_hash: &str, heldout_fraction: f64) -> Split {
-    // A second hash keeps the split independent of any other use of the first one's digits.
+    // A second hash makes the split independent of other uses of the content hash.
     let digest = Sha256::digest(format!("split:{content_hash}"));
     let first = digest.iter().take(8).fold(0u64, |n, byte| n << 8 | u64::from(*byte));
     let position = first as f64 / (u64::MAX as f64 + 1.0);

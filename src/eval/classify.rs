@@ -1,4 +1,4 @@
-//! How well a trained classifier does on labelled texts.
+//! Figures of a trained classifier on labelled texts.
 
 use std::path::Path;
 
@@ -30,7 +30,7 @@ pub struct Classified {
 /// Classifies every text of a file. `limit` takes the first ones only.
 ///
 /// # Errors
-/// A model that is no classifier, a label that it does not know.
+/// A model that is not a classifier, a label that it does not have.
 pub fn run(
     model: &Path,
     labelled: &Path,
@@ -60,8 +60,8 @@ pub fn run(
     Ok(Classified { texts: rows.len(), accuracy: hits as f64 / n, interval: [low, high], macro_f1, loss })
 }
 
-/// Mean F1 over the classes, from the class said and the right one of every text. Classes that occur nowhere
-/// do not count.
+/// Mean F1 over the classes, from the predicted and the true class of every text. Classes that do not occur are
+/// ignored.
 pub fn macro_f1(said: &[usize], right: &[usize], classes: usize) -> f64 {
     let (mut sum, mut present) = (0.0, 0.0);
     for class in 0..classes {

@@ -72,14 +72,14 @@ pub fn prompt(value: Value, field: &str, max_bytes: usize) -> ApiResult<Vec<Mess
     }
 }
 
-/// How a reward model scores each completion.
+/// A reward model's score of each completion.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Rewards {
     pub model: String,
     pub model_version: ModelVersionId,
     /// In the order of the request.
     pub scores: Vec<f64>,
-    /// Standard deviation over the model's heads, on the scale of the score; 0 with one head.
+    /// Standard deviation over the model's heads, on the scale of the score; 0 for a model with one head.
     pub stds: Vec<f64>,
 }
 

@@ -4,7 +4,7 @@
 
 use axum::extract::DefaultBodyLimit;
 
-use super::auth::Access::{Admin, Feedback, Inference, Keyed, Public, Review};
+use super::access::Access::{Admin, Feedback, Inference, Keyed, Public, Review};
 use super::contract::{Counted, List, Paged};
 pub use super::route::Route;
 use super::route::{delete, get, post};

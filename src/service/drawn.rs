@@ -86,7 +86,7 @@ pub(super) async fn candidate(
         return Ok((outcome, tally));
     }
     let score = match plan.request.policy {
-        SelectionPolicy::Uncertainty => uncertainty(services, &prompt, &answers.kept).await?,
+        SelectionPolicy::Uncertainty => reward_uncertainty(services, &prompt, &answers.kept).await?,
         _ => None,
     };
     let completions = answers.kept.into_iter().map(|k| k.0).collect();
@@ -159,7 +159,11 @@ async fn written(
     Ok(Some(answers))
 }
 
-async fn uncertainty(services: &Services, prompt: &Prompt, written: &[(CompletionId, String)]) -> Result<Option<f64>> {
+async fn reward_uncertainty(
+    services: &Services,
+    prompt: &Prompt,
+    written: &[(CompletionId, String)],
+) -> Result<Option<f64>> {
     let answers = written.iter().map(|w| w.1.clone()).collect();
     let (_, scores) = publish::rewards(services, None, &prompt.messages.clone().into(), answers, true).await?;
     let guesses: Vec<Guess> = scores.into_iter().map(|s| Guess { mean: s.mean, std: s.std }).collect();

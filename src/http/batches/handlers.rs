@@ -1,4 +1,4 @@
-//! The handlers of the routes that a batch may ask for.
+//! The handlers of requests in batches.
 
 use async_trait::async_trait;
 use axum::body::to_bytes;
@@ -14,7 +14,7 @@ use crate::http::{AppState, encoders, openai, responses};
 use crate::service::batch_runner::{BatchResponse, RequestHandler};
 use crate::service::people::Actor;
 
-/// One answer at most.
+/// Most bytes of one response.
 const ANSWER_BYTES: usize = 64 << 20;
 
 /// Handles requests of batches in the same way as the router.
@@ -41,6 +41,6 @@ async fn handled(state: AppState, actor: Actor, endpoint: &str, id: &str, body: 
         "/v1/completions" => openai::completions::create(app, id, caller, Json(extract::parse(body)?)).await,
         "/v1/responses" => responses::create(app, id, caller, Json(extract::parse(body)?)).await,
         "/v1/embeddings" => encoders::embeddings(app, Json(extract::parse(body)?)).await,
-        other => Err(ApiError::bad("url", format!("{other} cannot be asked for in a batch"))),
+        other => Err(ApiError::bad("url", format!("{other} is not supported in a batch"))),
     }
 }

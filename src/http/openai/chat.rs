@@ -1,4 +1,4 @@
-//! `POST /v1/chat/completions`: a conversation in, the assistant's next message out, OpenAI's form.
+//! `POST /v1/chat/completions`: takes a conversation and returns the assistant's next message, in OpenAI's form.
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -6,10 +6,10 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::begin::{self, Begun, Texts};
+use super::begin::{self, StartedChat, Texts};
 use super::logprobs::{self, ChatLogprobs};
 use super::stream::{self, Format, Piece};
-use super::written::{self, Written};
+use super::written::{self, JsonText};
 use super::{Generated, TokenUsage, params, usage};
 use crate::domain::{CompletionId, Message};
 use crate::engine::FinishReason;
@@ -27,7 +27,7 @@ params::generation_request!(
     ChatRequest {
         /// The conversation so far. Required.
         messages: Vec<ChatMessage>,
-        /// Tokens to draw at most; by default what the context still holds, bounded by the server.
+        /// Most tokens to generate; by default the rest of the context, limited by the server.
         max_tokens: Option<u64>,
         /// The newer name of `max_tokens`.
         max_completion_tokens: Option<u64>,
@@ -35,8 +35,8 @@ params::generation_request!(
         logprobs: Option<bool>,
         /// 0 to 20 alternatives per token; with `logprobs`.
         top_logprobs: Option<u64>,
-        /// Put what the model expects before a text (a begin token) before the rendered conversation too. Default
-        /// false: templates write their own.
+        /// Add the begin token that the model expects before the rendered conversation. Default false, because
+        /// templates contain their own.
         add_special_tokens: Option<bool>,
         /// Functions that the model may call: `{"type": "function", "function": {name, description, parameters,
         /// strict}}`.
@@ -44,7 +44,7 @@ params::generation_request!(
         /// `"none"`, `"auto"` (the default), `"required"`, or `{"type": "function", "function": {"name"}}`. The last two
         /// are enforced, with the schemas of the arguments.
         tool_choice: Option<Value>,
-        /// Whether an enforced answer may hold several calls. Default true.
+        /// Whether an enforced answer may contain several calls. Default true.
         parallel_tool_calls: Option<bool>,
         /// Variables for the chat template, such as `{"enable_thinking": false}`. A variable that the template does
         /// not read is refused.
@@ -69,19 +69,19 @@ params::generation_request!(
     }
 );
 
-/// A message as clients keep it: role and content, and the fields that servers and libraries add. Those that ask
-/// for something this server has not are refused by name unless they are empty.
+/// A message: role and content, and the fields that servers and libraries add. Fields for features that this server
+/// lacks are refused by name unless they are empty.
 #[derive(Debug, Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChatMessage {
     /// `system`, `user`, `assistant` or, in chat, `tool`; `developer` counts as `system`.
     pub role: String,
-    /// A text, or a list of parts of type text. The assistant's may be missing: it said nothing.
+    /// A text, or a list of parts of type text. The assistant's may be missing.
     #[schemars(with = "Option<Value>")]
     pub content: Option<Value>,
-    /// Who speaks. Accepted, without effect.
+    /// Name of the participant. Accepted, without effect.
     pub name: Option<String>,
-    /// What the assistant said instead of an answer; stands for its content.
+    /// The assistant's refusal; used as its content.
     pub refusal: Option<String>,
     /// As this server returns it beside the content. Accepted, without effect.
     pub html: Option<String>,
@@ -100,7 +100,7 @@ pub struct ChatMessage {
     /// Not supported, except empty.
     #[schemars(with = "Option<Value>")]
     pub annotations: Option<Value>,
-    /// What the assistant thought, for templates that show it. In chat; elsewhere not supported, except empty.
+    /// The assistant's thoughts, for templates that use them. In chat; elsewhere not supported, except empty.
     #[schemars(with = "Option<Value>")]
     pub reasoning_content: Option<Value>,
     /// Another name of `reasoning_content`.
@@ -127,7 +127,7 @@ impl ChatMessage {
         let assistant = role == "assistant";
         let refusal = self.refusal.filter(|r| !r.is_empty());
         if refusal.is_some() && !assistant {
-            return Err(ApiError::bad(format!("{field}.refusal"), "only the assistant refuses"));
+            return Err(ApiError::bad(format!("{field}.refusal"), "is for messages of the assistant only"));
         }
         let content = match (self.content, refusal) {
             (None | Some(Value::Null), Some(refusal)) => refusal,
@@ -195,11 +195,11 @@ pub struct ChatChoice {
 pub struct AssistantMessage {
     #[schemars(extend("const" = "assistant"))]
     pub role: &'static str,
-    /// Null where there are calls of tools and nothing else.
+    /// Null when there are only calls of tools.
     pub content: Option<String>,
-    /// Always null: nothing here refuses.
+    /// Always null.
     pub refusal: Option<String>,
-    /// What the model thought before it answered.
+    /// The model's thoughts before its answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -241,7 +241,7 @@ pub struct CalledTool {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct CalledFunction {
     pub name: String,
-    /// The text of a JSON object; cut off where the answer is.
+    /// The text of a JSON object; incomplete when the answer was cut off.
     pub arguments: String,
 }
 
@@ -270,7 +270,7 @@ pub struct ChatChunkChoice {
     pub finish_reason: Option<ChatFinish>,
 }
 
-/// What is added to the message.
+/// The addition to the message.
 #[derive(Debug, Default, Serialize, JsonSchema)]
 pub struct ChatDelta {
     /// In the first chunk of a choice.
@@ -278,7 +278,7 @@ pub struct ChatDelta {
     pub role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
-    /// More of what the model thinks.
+    /// More of the model's thoughts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -306,7 +306,7 @@ pub struct FunctionDelta {
 struct Shape {
     id: String,
     created: i64,
-    begun: Begun,
+    begun: StartedChat,
     logprobs: bool,
     include_usage: bool,
     texts: Texts,
@@ -338,13 +338,13 @@ pub async fn create(
     shape.answer(running).await
 }
 
-/// The id of a call: the sample's and its number.
+/// The id of a call, from the sample's id and the call's number.
 pub fn call_id(running: &Running, sample: usize, index: usize) -> String {
     let own: String = running.samples[sample].id.as_str().chars().filter(char::is_ascii_alphanumeric).collect();
     format!("call_{}{index}", own.to_lowercase())
 }
 
-/// An answer as a message of the assistant.
+/// The answer as a message of the assistant.
 fn message(running: &Running, sample: usize, whole: Whole) -> AssistantMessage {
     let silent = whole.content.is_empty() && !whole.calls.is_empty();
     let one = |(i, (name, arguments)): (usize, (String, String))| CalledTool {
@@ -379,18 +379,18 @@ impl Shape {
     }
 
     async fn answer(&self, running: Running) -> ApiResult<Response> {
-        let mut choices = Written::list();
+        let mut choices = JsonText::list();
         for (index, sample) in running.samples.iter().enumerate() {
             let whole = Whole::read(&sample.text, self.begun.reader());
             let finish_reason = sample.finish.map(|f| ChatFinish::of(f, !whole.calls.is_empty()));
             let choice = ChatChoice { index, message: message(&running, index, whole), finish_reason, logprobs: None };
-            let mut reported = Written::null();
+            let mut reported = JsonText::null();
             if self.logprobs {
                 let (engine, left) = (self.begun.engine.as_ref(), running.prompt_tail());
                 let content = written::chat_logprobs(engine, running.version_id(), left, &sample.tokens).await?;
-                reported = Written::object(&ChatLogprobs::default(), "content", content);
+                reported = JsonText::object(&ChatLogprobs::default(), "content", content);
             }
-            choices.push(Written::object(&choice, "logprobs", reported));
+            choices.push(JsonText::object(&choice, "logprobs", reported));
         }
         let ids = running.samples.iter().map(|s| (!s.text.is_empty()).then(|| s.id.clone())).collect();
         let answer = ChatCompletion {
@@ -402,7 +402,7 @@ impl Shape {
             instructd: self.generated(ids),
             usage: usage(std::slice::from_ref(&running)),
         };
-        Ok(Written::object(&answer, "choices", choices.end()).into_response())
+        Ok(JsonText::object(&answer, "choices", choices.end()).into_response())
     }
 
     fn chunk_of(
@@ -418,7 +418,7 @@ impl Shape {
     }
 }
 
-/// What a part of an answer adds to a streamed message.
+/// The delta of a part of an answer in a streamed message.
 fn delta(running: &Running, sample: usize, part: Part) -> ChatDelta {
     let call = |index, id, kind, name, arguments| {
         vec![CallDelta { index, id, kind, function: FunctionDelta { name, arguments } }]

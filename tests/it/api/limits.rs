@@ -47,7 +47,7 @@ async fn wrong_keys_are_counted_by_address_on_every_route() {
     for _ in 0..5 {
         let with_cookie = http::Request::get("/admin/jobs")
             .header("cookie", &session)
-            .extension(instructd::http::rates::Peer("10.0.0.1".parse().unwrap()));
+            .extension(instructd::http::peer::Peer("10.0.0.1".parse().unwrap()));
         server.send(with_cookie.body(axum::body::Body::empty()).unwrap()).await.expect(200);
         server.from("10.0.0.1", "GET", "/admin/jobs", Some(&stored), None).await.expect(200);
         sign_in("10.0.0.1", json!({"key": stored})).await.expect(200);

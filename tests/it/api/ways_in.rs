@@ -6,7 +6,7 @@ use std::path::Path;
 
 use http::Method;
 use instructd::domain::{ModelKind, Role};
-use instructd::http::auth::Access;
+use instructd::http::access::Access;
 use instructd::http::routes;
 use serde_json::{Value, json};
 

@@ -1,7 +1,7 @@
 //! Labelers see the prompts of their own sets only, by whatever route they ask.
 
 use http::Method;
-use instructd::http::auth::Access;
+use instructd::http::access::Access;
 use instructd::http::routes;
 use serde_json::{Value, json};
 
