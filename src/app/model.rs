@@ -10,7 +10,8 @@ use crate::domain::{ModelKind, ModelState, ModelVersion, error_chain};
 use crate::engine::{EngineOptions, Generator, LocalEngine};
 use crate::ops::linear::WeightFormat;
 use crate::service::Services;
-use crate::service::configured::{choose, named, share};
+use crate::service::configured::{named, share};
+use crate::service::register::version_to_serve;
 
 /// Finds (or pulls) the configured model, registers it, starts the engine and loads the version to be served.
 ///
@@ -26,7 +27,7 @@ pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
     artifacts.on_damage(Arc::new(move |version, message| fault.set(version.id.clone(), message)));
     let configured = named(services, &artifacts, &config.model, ModelKind::Policy, pull_model).await?;
     share(&artifacts, services.store.as_ref(), &configured).await?;
-    let wanted = choose(services.store.as_ref(), configured.clone()).await?;
+    let wanted = version_to_serve(services.store.as_ref(), configured.clone()).await?;
     let engine = engine(services, artifacts.clone())?;
     let version = load_first(services, engine.as_ref(), &wanted, configured).await?;
     engine.activate(&version.id).await?;

@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 
 use super::dedup::{Dedup, Seen};
 use super::documents::{Cut, documents as stream};
-use super::lines::DataError;
-use super::split_of;
+use super::error::DataError;
+use super::split::split_of;
 use crate::domain::{Split, hash};
 use crate::tokenizer::Tokenizer;
 

@@ -11,8 +11,9 @@ use parquet::record::{Field, Row, reader::RowIter};
 use parquet::schema::types::Type;
 use serde::{Deserialize, Serialize};
 
+use super::error::{DataError, LineError};
 use super::limits::Limits;
-use super::lines::{DataError, LineError, Lines};
+use super::lines::Lines;
 use super::parquet::{BATCH, Bounded, guarded};
 use super::source::{Content, Source};
 

@@ -4,10 +4,11 @@ use std::io::BufRead;
 
 use serde_json::{Map, Value, json};
 
+use super::error::LineError;
 pub(super) use super::fields::is_prompt_like;
 use super::fields::{Fields, Outcome, kind, parse_json, unknown_column};
 use super::hh;
-use super::lines::{LineError, Lines, MAX_SENT_LINE};
+use super::lines::{Lines, MAX_SENT_LINE};
 use super::oasst;
 use super::preferences::pairs;
 use super::records::{Comparison, Format, PromptRecord, RankedText, Record, Written};

@@ -13,7 +13,7 @@ use crate::domain::{CompletionId, Prompt, PromptInput};
 
 /// One event: feedback of `actor` on a completion. Lists are ordered oldest first.
 #[derive(Clone, Debug)]
-pub struct Told<'a> {
+pub struct FeedbackRecord<'a> {
     pub prompt: &'a Prompt,
     pub completion_id: &'a CompletionId,
     pub text: &'a str,
@@ -63,8 +63,8 @@ fn comparison(prompt: &Prompt, completions: Vec<RankedText>) -> Comparison {
 }
 
 /// The preferences, by prompt: edits first, then thumbs, then scores.
-pub fn preferences(told: &[Told<'_>]) -> Vec<Comparison> {
-    let mut by_prompt: BTreeMap<&str, Vec<&Told<'_>>> = BTreeMap::new();
+pub fn preferences(told: &[FeedbackRecord<'_>]) -> Vec<Comparison> {
+    let mut by_prompt: BTreeMap<&str, Vec<&FeedbackRecord<'_>>> = BTreeMap::new();
     for t in told {
         by_prompt.entry(t.prompt.id.as_str()).or_default().push(t);
     }

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::lines::{DataError, LineError, Lines};
+use super::error::{DataError, LineError};
+use super::lines::Lines;
 use super::source::Source;
 use crate::domain::unknown_name;
 

@@ -1,59 +1,13 @@
 //! Reading JSONL: one line in memory at a time, every error with its line number.
 
-use std::fmt;
 use std::io::{BufRead, Read};
-use std::path::{Path, PathBuf};
 
-use super::records::{Comparison, Format, PromptRecord, Record, Written};
-use super::source::Source;
+use super::error::LineError;
 
 /// Longer lines (bytes) are refused and skipped.
 const MAX_LINE: u64 = 16 << 20;
 /// The longest line (bytes) of an upload: parsing a line takes about ten times its length in memory.
 pub(super) const MAX_SENT_LINE: u64 = 4 << 20;
-
-/// An unusable line; lines count from 1, and 0 means the whole file.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
-pub struct LineError {
-    pub line: usize,
-    pub message: String,
-    /// Whether nothing after this line can be read.
-    #[serde(skip)]
-    pub fatal: bool,
-}
-
-impl LineError {
-    pub fn new(line: usize, message: impl Into<String>) -> Self {
-        Self { line, message: message.into(), fatal: false }
-    }
-
-    /// An error that ends the file.
-    pub fn fatal(line: usize, message: impl Into<String>) -> Self {
-        Self { fatal: true, ..Self::new(line, message) }
-    }
-}
-
-impl fmt::Display for LineError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.line {
-            0 => f.write_str(&self.message),
-            line => write!(f, "line {line}: {}", self.message),
-        }
-    }
-}
-
-impl std::error::Error for LineError {}
-
-/// A data file that a recipe cannot use.
-#[derive(Debug, thiserror::Error)]
-pub enum DataError {
-    #[error("cannot read {}: {source}", path.display())]
-    Io { path: PathBuf, source: std::io::Error },
-    #[error("{}: {error}", path.display())]
-    Line { path: PathBuf, error: LineError },
-    #[error("{} contains no {what}", path.display())]
-    Empty { path: PathBuf, what: &'static str },
-}
 
 /// (line number, text) of the lines that are not blank.
 pub(super) struct Lines<R> {
@@ -156,41 +110,4 @@ impl<R: BufRead> Iterator for Lines<R> {
         }
         None
     }
-}
-
-/// Reads a whole file; the first bad line fails it, and so does an empty file.
-fn read<T>(
-    path: &Path,
-    format: Format,
-    what: &'static str,
-    pick: impl Fn(Record) -> Option<T>,
-) -> Result<Vec<T>, DataError> {
-    let records: Vec<T> = super::import(format, Source::lines(path)?)
-        .filter_map(|record| record.map(&pick).transpose())
-        .collect::<Result<_, _>>()
-        .map_err(|error| DataError::Line { path: path.to_owned(), error })?;
-    if records.is_empty() {
-        return Err(DataError::Empty { path: path.to_owned(), what });
-    }
-    Ok(records)
-}
-
-/// Comparisons JSONL.
-pub fn read_comparisons(path: &Path) -> Result<Vec<Comparison>, DataError> {
-    read(path, Format::Comparisons, "comparison", |r| if let Record::Comparison(c) = r { Some(c) } else { None })
-}
-
-/// Demonstrations JSONL.
-pub fn read_demonstrations(path: &Path) -> Result<Vec<Written>, DataError> {
-    read(
-        path,
-        Format::Demonstrations,
-        "demonstration",
-        |r| if let Record::Demonstration(d) = r { Some(d) } else { None },
-    )
-}
-
-/// Prompts JSONL. A string prompt is raw text, a list of messages goes through the chat template.
-pub fn read_prompts(path: &Path) -> Result<Vec<PromptRecord>, DataError> {
-    read(path, Format::Prompts, "prompt", |r| if let Record::Prompt(p) = r { Some(p) } else { None })
 }

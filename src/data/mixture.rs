@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::lines::{DataError, LineError, Lines};
+use super::error::{DataError, LineError};
+use super::lines::Lines;
 use super::records::Written;
 use super::source::Source;
 use crate::domain::{Message, PromptInput};

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read};
 use std::path::Path;
 
+use super::error::{DataError, LineError};
 use super::limits::Limits;
-use super::lines::{DataError, LineError};
 
 /// Number of bytes that are inspected.
 const HEAD: usize = 4096;

@@ -7,9 +7,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::error::{DataError, LineError};
 use super::fields::{Fields, Outcome, kind, parse_json};
-use super::from_feedback::{Told, thumb};
-use super::lines::{DataError, LineError, Lines};
+use super::from_feedback::{FeedbackRecord, thumb};
+use super::lines::Lines;
 use super::records::Format;
 use super::source::Source;
 use crate::domain::PromptInput;
@@ -81,11 +82,11 @@ fn parse(text: &str) -> Outcome<Thumbed> {
 }
 
 /// The last thumb of each user, and whether it is up.
-type Users<'a> = BTreeMap<&'a str, (&'a Told<'a>, bool)>;
+type Users<'a> = BTreeMap<&'a str, (&'a FeedbackRecord<'a>, bool)>;
 
 /// The thumbs of all users, one line for each completion: liked if more users' last thumbs are up than down.
 /// Completions with a tie are left out and counted. Ordered by prompt and completion.
-pub fn thumbs(told: &[Told<'_>]) -> (Vec<Thumbed>, usize) {
+pub fn thumbs(told: &[FeedbackRecord<'_>]) -> (Vec<Thumbed>, usize) {
     let mut last: BTreeMap<(&str, &CompletionId), Users<'_>> = BTreeMap::new();
     for t in told.iter().filter(|t| t.kind == "thumb") {
         if let Some(value) = thumb(t.value) {

@@ -7,6 +7,7 @@ pub mod cuda;
 pub mod device;
 pub mod launch;
 pub mod manifest;
+mod memory;
 pub mod sim;
 pub mod tape;
 mod twins;

@@ -3,12 +3,13 @@
 //! It is stricter than a GPU. Memory is NaN until it is written, and inaccessible once it is freed; work runs only in
 //! `wait`, so that reading too early is an error; every access is checked against the bounds of the launch's slice.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use super::arena::Arena;
 use super::device::{Counts, Device, Download};
 use super::launch::Arg;
 use super::manifest::Kernel;
+use super::memory::Memory;
 use super::twins::{self, Call};
 use super::{GpuError, Slice};
 
@@ -22,29 +23,6 @@ enum Work {
     Download { id: u64, from: Slice },
     Copy { from: Slice, to: Slice },
     Launch { kernel: &'static Kernel, grid: [u32; 3], args: Vec<Arg> },
-}
-
-/// The contents of all allocations, by address.
-#[derive(Default)]
-pub struct Memory {
-    held: BTreeMap<u64, Vec<u8>>,
-}
-
-impl Memory {
-    /// The bytes of a slice.
-    ///
-    /// # Errors
-    /// When they are not within one allocation.
-    pub fn bytes(&mut self, slice: Slice) -> Result<&mut [u8], String> {
-        let (at, data) = self
-            .held
-            .range_mut(..=slice.address)
-            .next_back()
-            .filter(|(at, data)| slice.address + slice.bytes as u64 <= **at + data.len() as u64)
-            .ok_or_else(|| format!("{:#x}..+{} is not allocated", slice.address, slice.bytes))?;
-        let from = (slice.address - at) as usize;
-        Ok(&mut data[from..from + slice.bytes])
-    }
 }
 
 pub struct Sim {

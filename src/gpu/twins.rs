@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use super::Slice;
 use super::launch::Arg;
 use super::manifest::{Kernel, Kind};
-use super::sim::Memory;
+use super::memory::Memory;
 
 /// A running launch.
 pub struct Call<'a> {

@@ -19,6 +19,7 @@ use super::error::{ApiError, ApiResult};
 use super::extract::{known_query, plain_body};
 use super::peer::{Peer, client_address};
 use super::route::Route;
+use crate::domain::Role;
 use crate::service::access::{self, Actor};
 use crate::service::meter;
 

@@ -13,7 +13,7 @@ use super::error::{ApiError, ApiResult};
 use super::extract::Json;
 use super::observe::RequestId;
 use super::openai::TokenUsage;
-use super::openai::chat::{self, ChatMessage};
+use super::openai::chat_request::{self, ChatMessage};
 use crate::config::LimitsConfig;
 use crate::domain::{Message, ModelVersionId};
 use crate::engine::{Generator, ServedModel, TextForm};
@@ -310,7 +310,7 @@ impl Form {
                 }
                 Self::prompt(prompt, max_bytes)
             }
-            (None, Some(given), None) => Self::chat(chat::messages(given, "messages", max_bytes)?, examples),
+            (None, Some(given), None) => Self::chat(chat_request::messages(given, "messages", max_bytes)?, examples),
             (None, None, Some(template)) => {
                 let template = LabelTemplate::new(&template).map_err(|e| ApiError::bad("template", e.to_string()))?;
                 let input = request.input.take().ok_or_else(|| ApiError::bad("input", "is missing"))?;

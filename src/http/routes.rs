@@ -76,7 +76,7 @@ fn inference() -> Vec<Route> {
             .streams::<openai::stream::Streamed<openai::completions::TextCompletion>>()
             .computing(),
         post("/v1/chat/completions", Inference, "Answer a conversation", openai::chat::create)
-            .body::<openai::chat::ChatRequest>()
+            .body::<openai::chat_request::ChatRequest>()
             .requiring(&["messages"])
             .returns::<openai::chat::ChatCompletion>(200)
             .streams::<openai::stream::Streamed<openai::chat::ChatChunk>>()

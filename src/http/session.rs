@@ -15,7 +15,7 @@ use super::error::{ApiError, ApiResult};
 use super::extract::Json;
 use super::peer::ClientAddress;
 use crate::domain::{LabelerId, Micros, Role};
-use crate::service::access::{self, Refusal};
+use crate::service::sign_in::{self, Refusal};
 use crate::service::{self, ServiceError};
 
 /// Exactly one credential. The code of a 403 gives the reason: `key_unknown`, `key_opens_no_session`,
@@ -70,22 +70,22 @@ pub async fn log_in(
         (Some(key), None, None, None) => {
             let actor = auth::by_key(&state, &key, from, false).await?;
             let actor = actor.ok_or(ServiceError::SignIn(Refusal::UnknownKey))?;
-            access::log_in_as(services, actor).await?
+            sign_in::log_in_as(services, actor).await?
         }
         (None, Some(link), None, None) => {
-            let signed_in = access::log_in_with_link(services, &link).await;
+            let signed_in = sign_in::log_in_with_link(services, &link).await;
             counted(&state, from, signed_in)?
         }
         (None, None, Some(invite), name) => {
-            let signed_in = access::log_in_with_invite(services, &invite, name.as_deref()).await;
+            let signed_in = sign_in::log_in_with_invite(services, &invite, name.as_deref()).await;
             let (labeler, token, own) = counted(&state, from, signed_in)?;
-            link = Some(OwnLink { url: access::link_url(&labeler, &own), token: own });
+            link = Some(OwnLink { url: sign_in::link_url(&labeler, &own), token: own });
             (labeler, token)
         }
         _ => return Err(ApiError::bad("key", "give a key, a link, or an invite with a name")),
     };
     if let Some(old) = auth::cookie(&headers) {
-        access::log_out(services, old).await?;
+        sign_in::log_out(services, old).await?;
     }
     let labeler = Person { id: labeler.id, name: labeler.name, role: labeler.role };
     let mut response = axum::Json(SignedIn { labeler, link }).into_response();
@@ -126,7 +126,7 @@ pub async fn look_at_invite(
     ClientAddress(from): ClientAddress,
     Json(body): Json<InviteLook>,
 ) -> ApiResult<axum::Json<InviteGreeting>> {
-    let found = access::open_invite(&state.services, &body.invite).await;
+    let found = sign_in::open_invite(&state.services, &body.invite).await;
     let invite = counted(&state, from, found)?;
     Ok(axum::Json(InviteGreeting { name: invite.name, role: invite.role, expires: invite.expires }))
 }
@@ -139,7 +139,7 @@ pub async fn who(caller: MaybeCaller) -> ApiResult<axum::Json<SignedIn>> {
 
 pub async fn log_out(State(state): State<AppState>, headers: HeaderMap) -> ApiResult<Response> {
     if let Some(token) = auth::cookie(&headers) {
-        access::log_out(&state.services, token).await?;
+        sign_in::log_out(&state.services, token).await?;
     }
     let mut response = StatusCode::NO_CONTENT.into_response();
     set_cookie(&state, &mut response, "", 0)?;

@@ -13,7 +13,7 @@ use super::error::{ApiError, ApiResult};
 use super::extract::{Json, Path, Query};
 use super::label::{PageQuery, StoredJudgment, page};
 use super::observe::RequestId;
-use super::openai::chat::{self, ChatMessage};
+use super::openai::chat_request::{self, ChatMessage};
 use super::openai::params;
 use super::shown::{BlindCompletion, ShownPrompt, blind};
 use crate::domain::*;
@@ -42,7 +42,7 @@ pub async fn add_prompt(
 ) -> ApiResult<(StatusCode, axum::Json<Prompt>)> {
     let limit = state.services.config.limits.prompt_bytes;
     let messages = match (body.messages, body.prompt) {
-        (Some(messages), None) => chat::messages(messages, "messages", limit)?,
+        (Some(messages), None) => chat_request::messages(messages, "messages", limit)?,
         (None, Some(text)) if !text.is_empty() => {
             crate::service::prompts::check_size(text.len(), "prompt", limit)?;
             raw_text(text)
@@ -121,7 +121,9 @@ fn prompt_ref(
     max_bytes: usize,
 ) -> ApiResult<Option<PromptRef>> {
     match (messages, id) {
-        (Some(messages), None) => Ok(Some(PromptRef::Messages(chat::messages(messages, "messages", max_bytes)?))),
+        (Some(messages), None) => {
+            Ok(Some(PromptRef::Messages(chat_request::messages(messages, "messages", max_bytes)?)))
+        }
         (None, Some(id)) => Ok(Some(PromptRef::Known(id))),
         (None, None) => Ok(None),
         (Some(_), Some(_)) => Err(ApiError::bad("prompt_id", "give messages or prompt_id, not both")),
@@ -395,7 +397,7 @@ pub async fn demonstrate(
     Caller(actor): Caller,
     Json(body): Json<DemonstrationRequest>,
 ) -> ApiResult<(StatusCode, axum::Json<Demonstration>)> {
-    let messages = chat::messages(body.messages, "messages", state.services.config.limits.prompt_bytes)?;
+    let messages = chat_request::messages(body.messages, "messages", state.services.config.limits.prompt_bytes)?;
     let stored = sets::demonstrate(&state.services, &actor, messages, body.completion).await?;
     Ok((StatusCode::CREATED, axum::Json(stored)))
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rust_embed::RustEmbed;
 
-use super::pull::models_dir;
+use super::files::models_dir;
 
 /// Its name for `--model`.
 pub const NAME: &str = "builtin";

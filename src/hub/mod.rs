@@ -7,6 +7,7 @@
 
 pub mod builtin;
 pub mod catalogue;
+mod files;
 pub mod pull;
 mod pypi;
 mod repository;

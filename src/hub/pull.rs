@@ -8,62 +8,14 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::catalogue::Known;
+use super::files::{FILES, io, tree_size};
 use super::{builtin, pypi, repository};
 use crate::domain::{hash, is_model_name};
 use crate::hub::Hub;
 use crate::model::{describe, gguf, load};
 
 pub use super::catalogue::KNOWN;
-
-/// Files of a model directory that are copied besides its safetensors.
-pub(super) const FILES: &[&str] = &[
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "1_Pooling/config.json",
-    "instructd.json",
-    "model.safetensors.index.json",
-];
-
-/// Progress of a pull. `total` is not always known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PullProgress {
-    /// The current source: a path, a file on the hub, a wheel.
-    pub what: String,
-    pub done: u64,
-    pub total: Option<u64>,
-}
-
-/// Why a model could not be found or pulled.
-#[derive(Debug, thiserror::Error)]
-pub enum PullError {
-    #[error("{0:?} is not a valid model name: use lower-case letters, digits, '.', '_' and '-', at most 64, no \"..\"")]
-    Name(String),
-    #[error("there is no model {name:?}: it is neither a path nor in {}. Try `instructd models pull {name}`", dir.display())]
-    NotHere { name: String, dir: PathBuf },
-    /// One line for each source that was tried.
-    #[error("cannot pull {name}. All three sources failed:\n{}", ways.join("\n"))]
-    AllFailed { name: String, ways: Vec<String> },
-    #[error("{what}: {source}")]
-    Io { what: String, source: std::io::Error },
-    #[error("{0}")]
-    Refused(String),
-}
-
-pub(super) fn io(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> PullError {
-    move |source| PullError::Io { what: what.to_string(), source }
-}
-
-/// Directory of the pulled models.
-pub fn models_dir(data_dir: &Path) -> PathBuf {
-    data_dir.join("models")
-}
+pub use super::files::{PullError, PullProgress, models_dir};
 
 /// NAME, DIR or FILE.gguf → the path that `model::load` takes.
 ///
@@ -178,19 +130,6 @@ pub fn other_ways(here: &[String]) -> String {
 /// Bytes of a model: of its file, or of all files of its directory.
 pub fn size(path: &Path) -> u64 {
     if path.is_dir() { tree_size(path) } else { std::fs::metadata(path).map_or(0, |meta| meta.len()) }
-}
-
-/// Bytes of all files under `dir`.
-pub(super) fn tree_size(dir: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
-    entries
-        .flatten()
-        .map(|entry| match entry.metadata() {
-            Ok(meta) if meta.is_dir() => tree_size(&entry.path()),
-            Ok(meta) => meta.len(),
-            Err(_) => 0,
-        })
-        .sum()
 }
 
 /// Pulls a model and returns its path. `name` is a known name or a repository `owner/name` on the hub.

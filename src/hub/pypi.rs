@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::catalogue::Wheel;
-use super::pull::{PullError, PullProgress, io, tree_size};
+use super::files::{PullError, PullProgress, io, tree_size};
 use crate::domain::hash;
 
 /// pip is killed when nothing has arrived for this long.

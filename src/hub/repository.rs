@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::mpsc;
 
-use super::pull::{FILES, PullError, PullProgress, io};
+use super::files::{FILES, PullError, PullProgress, io};
 use super::{Hub, RemoteFile};
 
 enum Event {

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::files::write_atomically;
 use super::queue::{JobArgs, file_names, leaves_out, needs_model, takes, wants};
 use crate::artifacts::{ArtifactError, Artifacts};
-use crate::data::from_feedback::{Told, preferences};
+use crate::data::from_feedback::{FeedbackRecord, preferences};
 use crate::data::{Comparison, PromptRecord, Thumbed, Written, pairs, thumbs};
 use crate::domain::*;
 use crate::store::{FeedbackFact, PromptFilter, RankedFilter, Store, StoreError, find_version, learns_from_requests};
@@ -166,11 +166,11 @@ impl<'a> Rankings<'a> {
 }
 
 /// Feedback events on the prompts that the filter selects.
-fn told<'f>(facts: &'f [FeedbackFact], filter: &RankedFilter) -> Vec<Told<'f>> {
+fn told<'f>(facts: &'f [FeedbackFact], filter: &RankedFilter) -> Vec<FeedbackRecord<'f>> {
     let fits = |p: &Prompt| {
         filter.split.is_none_or(|s| s == p.split) && filter.tag.as_ref().is_none_or(|t| p.tags.contains(t))
     };
-    let tell = |f: &'f FeedbackFact| Told {
+    let tell = |f: &'f FeedbackFact| FeedbackRecord {
         prompt: &f.prompt,
         completion_id: &f.completion.id,
         text: &f.completion.text,

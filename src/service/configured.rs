@@ -135,20 +135,3 @@ struct Located {
     path: PathBuf,
     name: String,
 }
-
-/// The version to serve: the active policy if it descends from the configured model, otherwise the configured model.
-pub async fn choose(store: &Store, configured: ModelVersion) -> Result<ModelVersion> {
-    let Some(active) = store.models().active(ModelKind::Policy).await? else { return Ok(configured) };
-    let mut ancestor = active.clone();
-    // The bound guards against a cycle in a damaged table.
-    for _ in 0..10_000 {
-        if ancestor.id == configured.id {
-            return Ok(active);
-        }
-        match &ancestor.parent_id {
-            Some(parent) => ancestor = store.models().get(parent).await?,
-            None => break,
-        }
-    }
-    Ok(configured)
-}

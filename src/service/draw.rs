@@ -6,16 +6,16 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use futures::StreamExt;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::draw_request::DrawPlan;
+pub use super::draw_request::{DrawRequest, SelectionPolicy};
 use super::drawn::{self, Candidate, Outcome, Tally};
 use super::sets::{self, CompletionRef};
 use super::{Result, ServiceError, Services, bad_input, complete, meter, quality};
 use crate::domain::*;
-use crate::engine::ServedModel;
 use crate::service::people::Actor;
-use crate::store::{Page, PromptFilter};
+use crate::store::Page;
 
 /// Prompts that are sampled at the same time; the engine batches them.
 const AT_ONCE: usize = 4;
@@ -25,76 +25,6 @@ const POOL: usize = 20_000;
 const SIGN_OF_LIFE: std::time::Duration = std::time::Duration::from_secs(1);
 /// A draw that has stored no progress for this long (µs) has ended with its server.
 const SILENCE: Micros = 120_000_000;
-
-/// What to draw.
-#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct DrawRequest {
-    pub policy: SelectionPolicy,
-    /// Sets to make, 1 to 10000.
-    pub count: usize,
-    /// Completions a set, 2 to 9; as configured when absent. Even for `versus`.
-    pub n: Option<usize>,
-    /// How many people should rank each set.
-    pub overlap: Option<i64>,
-    /// Which stored prompts to draw for.
-    #[serde(default)]
-    pub prompts: PromptFilter,
-    /// The two policies (names or ids) of `versus`.
-    pub versions: Option<[String; 2]>,
-    /// For `uncertainty`: prompts answered and scored for each set made, 1 to 64; 4 when absent.
-    pub candidates: Option<usize>,
-    /// Longest answer, in tokens; as configured (`labeling.max_tokens`) when absent.
-    pub max_tokens: Option<usize>,
-    /// 0 to 2; as configured (`labeling.temperature`) when absent.
-    pub temperature: Option<f32>,
-    /// Above 0 and at most 1; as configured (`labeling.top_p`) when absent.
-    pub top_p: Option<f32>,
-    /// Seed of the choice of prompts and of the samples; random when absent.
-    pub seed: Option<u64>,
-}
-
-/// How a set's prompt and completions are chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum SelectionPolicy {
-    /// Any prompt, samples of the active policy.
-    Random,
-    /// Of several prompts, those about whose samples the active reward model is least certain.
-    Uncertainty,
-    /// Two versions answer the same prompt.
-    Versus,
-    /// Completions that are stored already: imported, or given to users.
-    Stored,
-    /// Sets that labelers disagreed about get one more judgment.
-    Disagreement,
-}
-
-impl SelectionPolicy {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Random => "random",
-            Self::Uncertainty => "uncertainty",
-            Self::Versus => "versus",
-            Self::Stored => "stored",
-            Self::Disagreement => "disagreement",
-        }
-    }
-}
-
-/// A validated request.
-pub(super) struct DrawPlan {
-    pub(super) request: DrawRequest,
-    pub(super) n: usize,
-    pub(super) seed: u64,
-    pub(super) max_tokens: usize,
-    pub(super) temperature: f32,
-    pub(super) top_p: f32,
-    /// One entry for one version, two for `versus`; none where nothing is generated.
-    pub(super) models: Vec<Arc<ServedModel>>,
-    /// Pieces of text received so far.
-    pub(super) pieces: AtomicI64,
-}
 
 /// Starts a draw, which runs in the background.
 ///

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::complete::Running;
-use super::draw::{DrawPlan, SelectionPolicy};
+use super::draw_request::{DrawPlan, SelectionPolicy};
 use super::{Result, ServiceError, Services, publish, sets};
 use crate::domain::*;
 use crate::engine::{EngineError, FinishReason, GenEvent, SamplingParams, ServedModel, Warpers};

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::erasure::actor_hash;
+use super::random::actor_hash;
 use crate::domain::Micros;
 use crate::store::{Erase, ErasedPerson, Store, StoreError};
 

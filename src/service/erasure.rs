@@ -6,20 +6,15 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use super::access::Actor;
 use super::erased;
-use super::people::Actor;
-use super::random::secret_hash;
+use super::random::actor_hash;
 use super::{Result, Services, job_files, uncancelled};
 use crate::data::Comparison;
 use crate::domain::{
     ApiKeyId, AuditEntry, InviteId, Judgment, Labeler, LabelerId, LinkId, Message, Micros, PromptId, Role, SetKind,
 };
 use crate::store::{AuditFilter, Erase, Erased, Page, PersonalData, RankedFilter, StoreError};
-
-/// The pseudonym of a person in feedback events.
-pub fn actor_hash(id: &LabelerId) -> String {
-    secret_hash(id.as_str())[..16].to_owned()
-}
 
 /// The result of an erasure, and the data that it cannot reach.
 #[derive(Debug, serde::Serialize, schemars::JsonSchema)]

@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use super::{Result, Services, bad_input, not_found_as, uncancelled};
 use crate::domain::{CompletionId, FeedbackEvent, FeedbackId};
-use crate::service::people::{Actor, actor_hash};
+use crate::service::people::Actor;
+use crate::service::random::actor_hash;
 
 /// Stores one event; a repeated idempotency key returns what was stored.
 ///

@@ -15,6 +15,7 @@ pub mod complete;
 pub mod configured;
 pub mod datasets;
 pub mod draw;
+mod draw_request;
 mod drawn;
 pub mod encoders;
 pub mod erased;
@@ -46,6 +47,7 @@ pub mod retention;
 pub mod review;
 pub mod sample;
 pub mod sets;
+pub mod sign_in;
 pub mod transfer;
 pub mod urgency;
 pub mod visible;
@@ -195,7 +197,7 @@ pub enum ServiceError {
     #[error("{0}")]
     Forbidden(String),
     #[error("{}", .0.message())]
-    SignIn(access::Refusal),
+    SignIn(sign_in::Refusal),
     #[error("{0}")]
     Conflict(String),
     #[error(transparent)]

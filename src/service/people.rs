@@ -13,7 +13,7 @@ use crate::domain::{
 };
 
 pub use super::access::{ADMIN, Actor};
-pub use super::erasure::{Erasure, PersonalExport, actor_hash, erase, personal_data};
+pub use super::erasure::{Erasure, PersonalExport, erase, personal_data};
 
 /// Longest validity of a link, hours (ten years).
 const MOST_LINK_HOURS: i64 = 10 * 365 * 24;

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::domain::hash;
+use crate::domain::{LabelerId, hash};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 
@@ -49,6 +49,11 @@ impl Random {
 /// SHA-256 (hex) by which a secret is stored. Secrets are 256 random bits, so no slow hash is needed.
 pub fn secret_hash(secret: &str) -> String {
     hash::of_bytes(secret.as_bytes())
+}
+
+/// The pseudonym of a person in feedback events.
+pub fn actor_hash(id: &LabelerId) -> String {
+    secret_hash(id.as_str())[..16].to_owned()
 }
 
 /// The order in which a set of `n` completions is shown: a permutation given by the seed.

@@ -12,7 +12,7 @@ use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId, is_mode
 use crate::hub::builtin;
 use crate::hub::pull;
 use crate::model;
-use crate::store::{StoreError, find_version, unknown_version};
+use crate::store::{Store, StoreError, find_version, unknown_version};
 
 /// All versions, newest first.
 ///
@@ -92,6 +92,23 @@ async fn unknown(
     Ok(ServiceError::UnknownModel { message, param: param.map(str::to_owned) })
 }
 
+/// The version to serve: the active policy if it descends from the configured model, otherwise the configured model.
+pub async fn version_to_serve(store: &Store, configured: ModelVersion) -> anyhow::Result<ModelVersion> {
+    let Some(active) = store.models().active(ModelKind::Policy).await? else { return Ok(configured) };
+    let mut ancestor = active.clone();
+    // The bound guards against a cycle in a damaged table.
+    for _ in 0..10_000 {
+        if ancestor.id == configured.id {
+            return Ok(active);
+        }
+        match &ancestor.parent_id {
+            Some(parent) => ancestor = store.models().get(parent).await?,
+            None => break,
+        }
+    }
+    Ok(configured)
+}
+
 /// An activated version.
 pub struct Activated {
     pub version: ModelVersion,
@@ -124,7 +141,7 @@ pub async fn activate_offline(services: &Services, name: &str) -> anyhow::Result
     store.audit_log().append(&"command line".into(), "promote", version.id.as_str(), detail, now).await?;
     let configured = find_version(store.as_ref(), &version_name(&config.model)).await?;
     let descends = match configured.filter(|_| version.kind == ModelKind::Policy) {
-        Some(configured) => super::configured::choose(store.as_ref(), configured).await?.id == version.id,
+        Some(configured) => version_to_serve(store.as_ref(), configured).await?.id == version.id,
         None => true,
     };
     Ok(Activated { version, descends })

@@ -1,6 +1,7 @@
 //! Uploaded files, batches of requests and their results. Results are stored line by line, so that a batch continues
 //! after a restart; its output files are views of those lines.
 
+use super::locks::BATCHES;
 use super::rows::{Conn, Row, args, json, not_found};
 use super::{Page, Result, StoreError};
 use crate::domain::*;
@@ -51,9 +52,6 @@ fn batch(row: &Row) -> Result<Batch> {
 
 const FILE: &str = "SELECT id, owner, name, purpose, bytes, created FROM files WHERE id = $1 AND owner = $2";
 
-/// Advisory lock of writes of files and batches: row locks do not cover sums over other rows.
-const LOCK: i64 = 17_017;
-
 pub(super) async fn insert_file(conn: &mut Conn, f: &StoredFile, content: Option<&str>) -> Result<()> {
     conn.run(
         "INSERT INTO files (id, owner, name, purpose, bytes, content, created) VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -64,7 +62,7 @@ pub(super) async fn insert_file(conn: &mut Conn, f: &StoredFile, content: Option
 }
 
 pub(super) async fn put_file(conn: &mut Conn, f: &StoredFile, content: &str, most_bytes: i64) -> Result<()> {
-    conn.serialize(LOCK).await?;
+    conn.serialize(BATCHES).await?;
     let held = file_bytes(conn, &f.owner).await?;
     if held + f.bytes > most_bytes {
         let message = format!(
@@ -152,7 +150,7 @@ pub(super) async fn file_content(conn: &mut Conn, id: &str) -> Result<String> {
 }
 
 pub(super) async fn delete_file(conn: &mut Conn, id: &str, owner: &str) -> Result<()> {
-    conn.serialize(LOCK).await?;
+    conn.serialize(BATCHES).await?;
     get_file(conn, id, owner).await?;
     let read = conn
         .count(
@@ -181,7 +179,7 @@ pub(super) async fn delete_file(conn: &mut Conn, id: &str, owner: &str) -> Resul
 }
 
 pub(super) async fn expire(conn: &mut Conn, before: Micros) -> Result<u64> {
-    conn.serialize(LOCK).await?;
+    conn.serialize(BATCHES).await?;
     conn.run("DELETE FROM batch_results WHERE batch_id IN (SELECT id FROM batches WHERE ended < $1)", args![before])
         .await?;
     let gone = conn
@@ -219,7 +217,7 @@ pub(super) async fn erase(conn: &mut Conn, labeler: &str) -> Result<()> {
 }
 
 pub(super) async fn put_batch(conn: &mut Conn, b: &Batch, most_open: i64) -> Result<()> {
-    conn.serialize(LOCK).await?;
+    conn.serialize(BATCHES).await?;
     let open = conn
         .count(
             "SELECT COUNT(*) AS n FROM batches
@@ -265,7 +263,7 @@ pub(super) async fn get_batch(conn: &mut Conn, id: &str, owner: &str) -> Result<
 }
 
 pub(super) async fn cancel(conn: &mut Conn, id: &str, owner: &str, now: Micros) -> Result<Batch> {
-    conn.serialize(LOCK).await?;
+    conn.serialize(BATCHES).await?;
     let found = get_batch(conn, id, owner).await?;
     match found.state {
         BatchState::Queued => {
@@ -298,7 +296,7 @@ pub(super) async fn free(conn: &mut Conn, now: Micros, until: Micros) -> Result<
 }
 
 pub(super) async fn claim(conn: &mut Conn, me: &str, now: Micros, until: Micros) -> Result<Option<Batch>> {
-    conn.serialize(LOCK).await?;
+    conn.serialize(BATCHES).await?;
     let Some(id) = free(conn, now, until).await? else { return Ok(None) };
     conn.run(
         "UPDATE batches SET held_by = $2, held_until = $3, began = COALESCE(began, $4),
@@ -342,7 +340,7 @@ pub(super) async fn put_results(conn: &mut Conn, id: &str, me: &str, results: &[
 }
 
 pub(super) async fn end(conn: &mut Conn, id: &str, me: &str, how: &BatchEnd) -> Result<Batch> {
-    conn.serialize(LOCK).await?;
+    conn.serialize(BATCHES).await?;
     held(conn, id, me, None).await?;
     let batch = find(conn, id).await?;
     let mut made = [None, None];

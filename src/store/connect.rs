@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +14,7 @@ use sqlx::{ConnectOptions, Connection, SqlitePool};
 use tokio::sync::{Mutex, watch};
 
 use super::postgres::PostgresDb;
-use super::rows::{Conn, Held};
+use super::rows::{BoxFuture, Conn, Held};
 use super::{Result, StoreError, migrations};
 
 /// Older versions can corrupt a WAL database when a checkpoint resets the log.
@@ -27,8 +26,6 @@ const SQLITE_POLL: Duration = Duration::from_millis(500);
 const POSTGRES_ANSWER: Duration = Duration::from_secs(45);
 /// Longest wait for SQLite's one writer, which a long import may hold.
 const SQLITE_ACQUIRE: Duration = Duration::from_secs(15);
-
-pub(super) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// How long a write may wait for the write lock before the database counts as locked.
 const WRITE_PROBE: Duration = Duration::from_secs(1);
@@ -275,7 +272,7 @@ impl Db {
     /// A write transaction that holds the lock of leases and judgments of sets.
     pub(super) async fn begin_placing(&self) -> Result<Conn> {
         let mut conn = self.begin().await?;
-        if let Err(error) = self.in_time(conn.serialize(super::leases::PLACES)).await {
+        if let Err(error) = self.in_time(conn.serialize(super::locks::PLACES)).await {
             let _ = self.in_time(conn.rollback()).await;
             return Err(error);
         }

@@ -1,7 +1,7 @@
 //! Erasing a person's data on request, in one transaction. The labeler's row stays without a name, so that the records
 //! of others that refer to it stay valid.
 
-use super::leases::PLACES;
+use super::locks::PLACES;
 use super::rows::{Conn, args};
 use super::{Result, StoreError, batches, judgments, people, prompts, responses};
 use crate::domain::*;

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use super::connect::{BoxFuture, Db};
-use super::rows::Conn;
+use super::connect::Db;
+use super::rows::{BoxFuture, Conn};
 use super::{Result, StoreError};
 
 /// Most writes in one transaction. The first of them waits for the last.

@@ -3,14 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sha2::{Digest, Sha256};
-
+use super::keys::{content_key, digest};
+use super::locks::IMPORTS;
 use super::rows::{Conn, args, json};
 use super::{Result, StoreError, judgments, people, prompts, sets};
 use crate::domain::*;
-
-/// Advisory lock of imports: two of them must not both find that a set is new.
-const IMPORTS: i64 = 0x1390;
 
 /// One line as rows of the store with new ids; known records keep theirs.
 #[derive(Clone, Debug)]
@@ -65,27 +62,6 @@ impl From<Imported> for ImportedLine {
 
 fn refused(message: impl Into<String>) -> ImportedLine {
     Imported::Refused(message.into()).into()
-}
-
-fn digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part.as_bytes());
-    }
-    hex::encode(hash.finalize())
-}
-
-/// Key of a set besides its prompt: its texts, in any order.
-pub(super) fn content_key(texts: &[&str]) -> String {
-    let mut sorted = texts.to_vec();
-    sorted.sort_unstable();
-    digest(sorted)
-}
-
-/// Key of a demonstration besides its prompt.
-pub(super) fn text_key(text: &str) -> String {
-    digest([text])
 }
 
 /// All lines, in one transaction.

@@ -1,7 +1,6 @@
 //! Judgments: append-only rankings with revisions, and the joined view for training.
 
-use super::rows::{Conn, Row, args, not_found};
-use super::sql::PAGE_BYTES;
+use super::rows::{Conn, PAGE_BYTES, Row, args, not_found};
 use super::{LabelerCounts, Page, RankedFilter, Result};
 use crate::domain::*;
 

@@ -5,10 +5,6 @@ use super::sets::get;
 use super::{Result, StoreError};
 use crate::domain::*;
 
-/// Advisory lock of transactions that take or free a place on a set; taken at their start. A place is one of the
-/// `target_overlap` judgments of a set.
-pub(super) const PLACES: i64 = 0x1abe1;
-
 /// A holder without a renewal for this long (µs) is not at work, though the lease is still current.
 const AWAY: Micros = 180_000_000;
 

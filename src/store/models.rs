@@ -1,5 +1,6 @@
 //! Model versions and dataset versions.
 
+use super::locks::ACTIVATION;
 use super::postgres::ACTIVATIONS;
 use super::rows::{Conn, Row, args, not_found};
 use super::{ModelFile, Result, StoreError};
@@ -68,9 +69,6 @@ pub(super) async fn active(conn: &mut Conn, kind: ModelKind) -> Result<Option<Mo
         .map(model)
         .transpose()
 }
-
-/// Advisory lock of activations: two concurrent ones would read the same active version.
-const ACTIVATION: i64 = 0xac71;
 
 pub(super) async fn activate(conn: &mut Conn, id: &ModelVersionId, now: Micros) -> Result<ModelVersion> {
     conn.serialize(ACTIVATION).await?;

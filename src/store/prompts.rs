@@ -1,9 +1,8 @@
 //! Prompts, completions, demonstrations and feedback.
 
 use super::privacy::{self, asked};
-use super::rows::{Conn, Row, args, json, not_found};
-use super::sql::PAGE_BYTES;
-use super::{FeedbackFact, Page, Result, StoreError, imports};
+use super::rows::{Conn, PAGE_BYTES, Row, args, json, not_found};
+use super::{FeedbackFact, Page, Result, StoreError, keys};
 use crate::domain::*;
 
 // ---------------------------------------------------------------- prompts
@@ -175,7 +174,7 @@ pub(super) async fn put_demonstration(
         .one(
             "SELECT d.* FROM demonstrations d JOIN completions c ON c.id = d.completion_id
              WHERE d.prompt_id = $1 AND (d.text_key = $3 OR d.text_key IS NULL) AND c.text = $2",
-            args![c.prompt_id.as_str(), &c.text, imports::text_key(&c.text).as_str()],
+            args![c.prompt_id.as_str(), &c.text, keys::text_key(&c.text).as_str()],
         )
         .await?;
     if let Some(row) = known {
@@ -208,7 +207,7 @@ pub(super) async fn add_demonstration(
             c.id.as_str(),
             labeler.map(LabelerId::as_str),
             now,
-            imports::text_key(&c.text).as_str()
+            keys::text_key(&c.text).as_str()
         ],
     )
     .await?;

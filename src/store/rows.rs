@@ -1,6 +1,7 @@
 //! One connection over two databases: arguments in, rows out, and every database error mapped once.
 //! Both accept `$1` placeholders, so a query is written once unless the dialects differ.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,6 +15,13 @@ use sqlx::{AssertSqlSafe, Postgres, Row as _, SqlSafeStr, SqlStr, Sqlite, Transa
 
 use super::{Result, StoreError};
 use crate::domain::Micros;
+
+/// Most bytes of texts on one page of a list. A page ends early after the row that exceeds it; the next one continues
+/// after its id.
+pub(super) const PAGE_BYTES: usize = 4 << 20;
+
+/// A boxed future of a write that borrows its connection.
+pub(super) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A value bound to a placeholder.
 pub(super) enum Arg {

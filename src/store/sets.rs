@@ -2,7 +2,7 @@
 
 use super::prompts;
 use super::rows::{Conn, Row, args, not_found};
-use super::{Page, Result, StoreError, imports};
+use super::{Page, Result, StoreError, keys};
 use crate::domain::*;
 
 pub(super) fn set(row: &Row, completion_ids: Vec<CompletionId>) -> Result<ComparisonSet> {
@@ -42,7 +42,7 @@ pub(super) async fn put(conn: &mut Conn, s: &ComparisonSet) -> Result<()> {
         texts.push(completion.text);
     }
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    insert(conn, s, &imports::content_key(&texts)).await
+    insert(conn, s, &keys::content_key(&texts)).await
 }
 
 /// A set whose completions are known to be of its prompt.

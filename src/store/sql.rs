@@ -78,10 +78,6 @@ async fn counts(conn: &mut Conn) -> Result<Counts> {
     Ok(counts)
 }
 
-/// Most bytes of texts on one page of a list. A page ends early after the row that exceeds it; the next one continues
-/// after its id.
-pub(super) const PAGE_BYTES: usize = 4 << 20;
-
 pub(super) use {place, read, write};
 
 impl Store {

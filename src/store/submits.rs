@@ -9,7 +9,7 @@ use super::leases::{assignment, held, taken_by_others};
 use super::rows::{Arg, Conn, Row, args, not_found, without_nul};
 use super::rules::{self, Decision, RevisedJudgment, Standing};
 use super::turns::Place;
-use super::{Result, StoreError, SubmitJudgment, Submitted, imports, prompts, sets};
+use super::{Result, StoreError, SubmitJudgment, Submitted, keys, prompts, sets};
 use crate::domain::*;
 
 /// Facts about a set before a judgment of it. They do not change while the set is in the queue, except who may judge
@@ -402,7 +402,7 @@ async fn write(conn: &mut Conn, decision: &Decision, answer: Option<&Completion>
             prompts::pack(&c.logprobs, f32::to_le_bytes),
             &c.sampling,
             c.created,
-            imports::text_key(&c.text).as_str()
+            keys::text_key(&c.text).as_str()
         ]);
     }
     let sql = match (conn.is_postgres(), answer.is_some()) {

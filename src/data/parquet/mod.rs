@@ -21,9 +21,9 @@ use parquet::schema::parser::parse_message_type;
 use parquet::schema::types::Type;
 use serde_json::{Map, Value};
 
+use super::error::LineError;
 use super::formats::{Parsed, TRL_FIELDS, is_prompt_like, preference};
 use super::limits::Limits;
-use super::lines::LineError;
 use super::preferences::pairs;
 use super::records::{Comparison, Record};
 use crate::domain::{Message, Split};

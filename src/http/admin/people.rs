@@ -18,7 +18,7 @@ use crate::http::extract::{Json, Path, Query};
 use crate::http::label::rows;
 use crate::service::browse::{self, NameOf};
 use crate::service::people::{Erasure, PersonalExport};
-use crate::service::{access, people};
+use crate::service::{people, sign_in};
 use crate::store::{AuditFilter, Erase};
 
 /// A person with their active sign-in link.
@@ -58,7 +58,7 @@ pub struct CreatedLink {
 
 impl CreatedLink {
     fn new(labeler: &Labeler, link: &SignInLink, token: String) -> Self {
-        let url = access::link_url(labeler, &token);
+        let url = sign_in::link_url(labeler, &token);
         Self { link: link.into(), token, url }
     }
 }

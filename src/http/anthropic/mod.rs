@@ -15,7 +15,7 @@ use super::extract::Json;
 use super::observe::RequestId;
 use super::openai::begin;
 use super::openai::blocks::{self, Blocks};
-use super::openai::chat::ChatRequest;
+use super::openai::chat_request::ChatRequest;
 
 /// Anthropic's request. Unknown fields are refused.
 #[derive(Debug, Default, serde::Deserialize, schemars::JsonSchema)]

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 
-use super::chat::ChatRequest;
+use super::chat_request::ChatRequest;
 use super::completions::check_bias;
 use super::params;
 use super::turns::{self, Choice, Tools};

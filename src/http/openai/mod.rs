@@ -3,6 +3,7 @@
 pub mod begin;
 pub mod blocks;
 pub mod chat;
+pub mod chat_request;
 pub mod completions;
 pub mod constrained;
 pub mod logprobs;

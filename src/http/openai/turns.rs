@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::chat::{ChatMessage, joined};
+use super::chat_request::{ChatMessage, joined};
 use super::params;
 use crate::http::error::{ApiError, ApiResult};
 use crate::prompt::{ToolCall, Turn};

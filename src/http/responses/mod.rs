@@ -18,7 +18,7 @@ use super::extract::{Json, Path};
 use super::observe::RequestId;
 use super::openai::begin;
 use super::openai::blocks::{self, Blocks};
-use super::openai::chat::ChatRequest;
+use super::openai::chat_request::ChatRequest;
 use super::openai::params;
 use crate::domain::KeptResponse;
 use crate::service::access::owner_of;

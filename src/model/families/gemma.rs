@@ -4,7 +4,8 @@
 
 use serde_json::{Value, json};
 
-use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_BLOCK, LIKE_LLAMA_GGUF, read};
+use super::llama::{LIKE_LLAMA, LIKE_LLAMA_BLOCK, LIKE_LLAMA_GGUF, read};
+use super::read::Defaults;
 use super::read::{Result, flag, get, layer_types, number, number_opt, pattern, unsupported, window, windows};
 use super::{Arch, Block, Family, Gguf, Meta, Metadata, NormKind, Norms, rotary};
 use crate::model::config::{ModelConfig, QkNorm};

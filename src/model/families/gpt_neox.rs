@@ -3,7 +3,8 @@
 
 use serde_json::{Value, json};
 
-use super::llama::{Defaults, read};
+use super::llama::read;
+use super::read::Defaults;
 use super::read::{Result, flag, get, number_opt};
 use super::{Arch, Block, Family, Gguf, Heads, Meta, MlpNames, NormKind, Norms, Qkv};
 use crate::model::config::ModelConfig;

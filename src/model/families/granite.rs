@@ -2,7 +2,8 @@
 
 use serde_json::json;
 
-use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_GGUF, read};
+use super::llama::{LIKE_LLAMA, LIKE_LLAMA_GGUF, read};
+use super::read::Defaults;
 use super::read::{flag, number};
 use super::{Arch, Family, Gguf, Meta};
 

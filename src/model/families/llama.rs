@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::read::{Result, activation, flag, layers, number_opt, size, size_opt};
+use super::read::{Defaults, Result, activation, flag, layers, number_opt, size, size_opt};
 use super::{Arch, Block, Family, Gguf, Heads, MlpNames, NormKind, Norms, Qkv, rotary};
 use crate::model::config::{ModelConfig, PositionKind, Switches};
 use crate::ops::linear::WeightLayout;
@@ -72,22 +72,6 @@ pub(super) const LIKE_LLAMA_BLOCK: Block = Block {
     out: "self_attn.o_proj",
     mlp: MlpNames::Gated { gate: "mlp.gate_proj", up: "mlp.up_proj", down: "mlp.down_proj" },
 };
-
-/// What transformers takes where config.json is silent.
-pub(super) struct Defaults {
-    pub theta: f64,
-    pub tie_embeddings: bool,
-    pub activation: (&'static str, &'static str),
-    pub eps: f64,
-    /// Whether rotary positions may turn a part of each head.
-    pub partial: bool,
-}
-
-impl Default for Defaults {
-    fn default() -> Self {
-        Self { theta: 10_000.0, tie_embeddings: false, activation: ("hidden_act", "silu"), eps: 1e-6, partial: false }
-    }
-}
 
 /// The fields that all of these families share; biases by `attention_bias`.
 pub(super) fn read(config: &Value, arch: Arch, defaults: &Defaults) -> Result<ModelConfig> {

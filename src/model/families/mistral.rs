@@ -1,6 +1,7 @@
 //! Mistral (arXiv 2310.06825): Llama's layout, every layer with a sliding window.
 
-use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_GGUF, read};
+use super::llama::{LIKE_LLAMA, LIKE_LLAMA_GGUF, read};
+use super::read::Defaults;
 use super::read::{uniform_window, window};
 use super::{Arch, Family, Gguf};
 

@@ -3,7 +3,8 @@
 
 use serde_json::Value;
 
-use super::llama::{Defaults, read};
+use super::llama::read;
+use super::read::Defaults;
 use super::read::{Result, activation, flag, get, layer_types, number_opt, size_opt, unsupported, windows};
 use super::{Arch, Block, EncoderHeads, Family, Heads, MlpNames, NormKind, Norms, Pooler, Qkv, rotary};
 use crate::model::config::ModelConfig;

@@ -3,7 +3,8 @@
 
 use serde_json::{Value, json};
 
-use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_BLOCK, LIKE_LLAMA_GGUF, read};
+use super::llama::{LIKE_LLAMA, LIKE_LLAMA_BLOCK, LIKE_LLAMA_GGUF, read};
+use super::read::Defaults;
 use super::read::{Result, flag, layer_types, size_opt, window, windows};
 use super::{Arch, Block, Family, Gguf};
 use crate::model::config::{LayerKind, ModelConfig, QkNorm};

@@ -223,3 +223,19 @@ pub(super) fn why_not(model_type: &str) -> &'static str {
     let found = NEEDED.iter().find(|(parts, _)| parts.iter().any(|part| model_type.contains(part)));
     found.map_or("its parts are not known here", |(_, reason)| reason)
 }
+
+/// Transformers' defaults of fields that config.json lacks.
+pub(super) struct Defaults {
+    pub theta: f64,
+    pub tie_embeddings: bool,
+    pub activation: (&'static str, &'static str),
+    pub eps: f64,
+    /// Whether rotary positions may turn a part of each head.
+    pub partial: bool,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self { theta: 10_000.0, tie_embeddings: false, activation: ("hidden_act", "silu"), eps: 1e-6, partial: false }
+    }
+}

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::llama::Defaults;
+use super::read::Defaults;
 use super::read::{Result, get, malformed, number, number_opt, size_opt, unsupported};
 use crate::model::config::{LocalRope, ModelConfig, PositionKind, RopeScaling};
 

@@ -31,7 +31,7 @@ impl Prompts<'_> {
                 let one = prompts::get(c, &id).await?;
                 bytes += prompts::size(&one);
                 found.push(one);
-                if bytes >= crate::store::sql::PAGE_BYTES {
+                if bytes >= crate::store::rows::PAGE_BYTES {
                     break;
                 }
             }

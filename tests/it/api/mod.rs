@@ -35,5 +35,5 @@ mod structured;
 mod tools;
 mod traces;
 mod upstream;
-mod ways_in;
+mod callers;
 mod webui;

@@ -78,7 +78,7 @@ fn another_file_under_a_known_name_is_refused() {
 }
 
 #[test]
-fn the_error_names_the_three_ways() {
+fn the_error_names_the_three_sources() {
     let data = tempfile::tempdir().unwrap();
     let error = quietly("no-such-model", data.path(), None).unwrap_err().to_string();
     for word in ["three ways", "1. ", "--from", "2. ", "hub", "3. ", "PyPI"] {

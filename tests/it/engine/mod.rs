@@ -1,7 +1,7 @@
 //! The serving engine from outside: same text in any company, exact log-probs, no leaked slot, live swaps.
 
 mod adapters;
-mod beside;
+mod lora_versions;
 mod constrained;
 mod drafts;
 mod families;

@@ -123,7 +123,7 @@ async fn answers_for_ranking_are_drawn_as_configured() {
 }
 
 #[tokio::test]
-async fn a_slow_draw_is_seen_to_move() {
+async fn a_slow_draw_stores_its_progress() {
     let slow = crate::support::mock::MockOptions {
         delay_per_token: std::time::Duration::from_millis(30),
         ..Default::default()

@@ -2,7 +2,7 @@
 
 mod columns;
 mod data;
-mod door;
+mod access_rules;
 mod draws;
 mod imports;
 mod knowledge;

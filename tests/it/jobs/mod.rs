@@ -1,7 +1,7 @@
 //! Training jobs seen from outside: what may be queued, how children are run, and what they say.
 
 mod child;
-mod elsewhere;
+mod places;
 mod estimate;
 mod fake_ray;
 mod queue;

@@ -74,7 +74,7 @@ async fn travels(remote: impl Fn() -> Remote) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn models_travel_by_a_directory() {
+async fn models_are_shared_by_a_directory() {
     let shared = tempfile::tempdir().unwrap();
     let url = Some(format!("file://{}", shared.path().join("deep/artifacts").display()));
     let config = ArtifactsConfig { url, ..Default::default() };
@@ -82,7 +82,7 @@ async fn models_travel_by_a_directory() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn models_travel_by_a_bucket() {
+async fn models_are_shared_by_a_bucket() {
     let bucket = Bucket::start().await;
     let config = ArtifactsConfig {
         url: Some("s3://models/some/prefix".into()),
@@ -99,7 +99,7 @@ async fn models_travel_by_a_bucket() {
 }
 
 #[tokio::test]
-async fn what_was_changed_on_the_way_is_refused() {
+async fn files_changed_in_the_store_are_refused() {
     let fresh = backend::sqlite().await.unwrap();
     let objects = Arc::new(InMemory::new());
     let here = machine(&fresh.store, Some(Remote::new(objects.clone())));

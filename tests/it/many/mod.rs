@@ -2,4 +2,4 @@
 
 mod artifacts;
 mod fleet;
-mod travel;
+mod checkpoints;

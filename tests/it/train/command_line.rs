@@ -55,7 +55,7 @@ fn the_built_in_model_works_wherever_a_model_is_named() {
 }
 
 #[test]
-fn an_unknown_model_is_told_once_with_what_there_is() {
+fn an_unknown_model_is_reported_once_with_the_known_ones() {
     let dir = tempfile::tempdir().unwrap();
     let place = place(dir.path());
     let output = run(&place, &["attention", "hello", "--model", "nobody"]);
@@ -71,7 +71,7 @@ fn an_unknown_model_is_told_once_with_what_there_is() {
 }
 
 #[test]
-fn mistakes_come_before_work() {
+fn arguments_are_checked_before_work() {
     let dir = tempfile::tempdir().unwrap();
     let place = place(dir.path());
     let out = dir.path().join("out").display().to_string();
@@ -126,7 +126,7 @@ fn every_subcommand_shows_an_example() {
 
 /// Within ten lines: what runs, where to go, which key.
 #[test]
-fn the_first_lines_tell_a_newcomer_where_to_go() {
+fn the_first_lines_show_addresses_and_key() {
     use std::io::BufRead;
     let dir = tempfile::tempdir().unwrap();
     let place = place(dir.path());

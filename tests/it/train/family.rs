@@ -88,7 +88,7 @@ fn prompt_tuning(world: &World, out: &str) -> Value {
 }
 
 #[test]
-fn pretraining_learns_the_text_and_the_model_speaks() {
+fn pretraining_learns_the_text_and_the_model_generates_it() {
     let world = World::new();
     let (recorder, metrics) = train("pretrain", &pretrain(&world, "out"));
     let losses = recorder.curve("loss");

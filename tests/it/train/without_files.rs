@@ -116,7 +116,7 @@ fn a_recipe_runs_on_the_built_in_model_and_the_sample_without_any_file() {
 }
 
 #[test]
-fn the_pipeline_runs_without_a_file_of_arguments_and_goes_on() {
+fn the_pipeline_runs_without_a_file_of_arguments_and_resumes() {
     let desk = Desk::new();
     let lines: String = (0..4)
         .map(|i| {

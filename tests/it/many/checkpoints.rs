@@ -105,7 +105,7 @@ async fn the_newest_checkpoint_of_the_newest_attempt_counts() {
 /// One machine stops in the middle and is never seen again; another one, which has nothing but the artifact store, ends
 /// with the bits of a run that nobody disturbed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_machine_goes_on_where_a_lost_one_stopped() {
+async fn another_machine_resumes_the_job_of_a_lost_one() {
     let fresh = backend::sqlite().await.unwrap();
     let (store, objects) = (fresh.store.clone(), Arc::new(InMemory::new()));
     let tiny = crate::support::fixture("llama-tiny").display().to_string();
