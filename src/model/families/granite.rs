@@ -1,4 +1,4 @@
-//! Granite 3: Llama's layout with four multipliers, of embeddings, scores, what the parts add, and logits.
+//! Granite 3: Llama's layout with four multipliers: of embeddings, scores, residual terms and logits.
 
 use serde_json::json;
 

@@ -1,4 +1,5 @@
-//! OLMo 2 (arXiv 2501.00656): Llama's layout with norms after the parts only, and over the whole of q and k.
+//! OLMo 2 (arXiv 2501.00656): Llama's layout with norms after attention and feed-forward network only, and over all
+//! heads of q and k.
 
 use super::llama::{LIKE_LLAMA, LIKE_LLAMA_BLOCK, LIKE_LLAMA_GGUF, read};
 use super::read::Defaults;

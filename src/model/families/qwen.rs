@@ -1,5 +1,5 @@
 //! Qwen2 (arXiv 2407.10671): Llama's layout with biases of q, k and v. Qwen3 (arXiv 2505.09388): without them, q and k
-//! of every head normalised. Windows, where they are switched on, from `max_window_layers` on.
+//! of every head normalised. Where windows are enabled, layers from `max_window_layers` are windowed.
 
 use serde_json::{Value, json};
 

@@ -223,7 +223,7 @@ fn damage_in_transit_is_detected_and_downloaded_again() {
     let (_, endpoint) = serve(stage);
     let data = tempfile::tempdir().unwrap();
     let error = bring(&hub(&endpoint, None, cache.path()), data.path()).unwrap_err();
-    assert!(error.contains("arrived damaged"), "{error}");
+    assert!(error.contains("is damaged: "), "{error}");
     assert!(!data.path().join("models/tiny").exists());
 }
 

@@ -265,7 +265,7 @@ async fn a_silent_trainer_is_a_crash() {
     let id = world.enqueue(json!({"steps": 1})).await;
     assert_eq!(world.run().await, JobState::Queued);
     let error = world.job(&id).await.error.unwrap();
-    assert!(error.contains("nothing was heard of the trainer"), "{error}");
+    assert!(error.contains("no heartbeat of the trainer"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -167,7 +167,7 @@ fn bad_arguments() {
         (json!({"template": null}), "template"),
         (json!({"template": "{input}"}), "{label}"),
         (json!({"verbalizers": {"a": ["t5"]}}), "'b' has no words"),
-        (json!({"shots": [2]}), "no row is left"),
+        (json!({"shots": [2]}), "no rows are left"),
         (json!({"shots": [5]}), "only 2 rows"),
         (json!({"calibrated": []}), "calibrated"),
         (json!({"typo": 1}), "typo"),

@@ -88,7 +88,7 @@ fn adapters_of_other_models_are_refused() {
     std::fs::write(dir.path().join("adapter_model.safetensors"), b"damage").unwrap();
     assert!(peft::read(dir.path(), &base.config).is_err());
     let error = peft::read(&fixture("llama-tiny"), &base.config).unwrap_err().to_string();
-    assert!(error.contains("no PEFT adapter"), "{error}");
+    assert!(error.contains("not a PEFT adapter"), "{error}");
 }
 
 const SCRIPT: &str = r#"
