@@ -30,7 +30,7 @@ const UNAVAILABLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\
 #[derive(Clone, Copy)]
 struct Times {
     header: Duration,
-    /// Longest time in which a client reads nothing of its response.
+    /// Longest time for which a client may not read its response.
     write: Duration,
     /// Longest time without a request.
     idle: Duration,

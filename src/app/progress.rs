@@ -57,7 +57,7 @@ impl Progress {
         self.handed_out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long the client has read nothing of the data that waits for it.
+    /// The time since the client last read, while data is waiting for it.
     pub fn stalled(&self) -> Option<Duration> {
         let handed_out = self.handed_out().iter().map(|(_, since)| *since).min();
         let since = handed_out.unwrap_or(NEVER).min(self.blocked_since.load(Relaxed));

@@ -56,8 +56,8 @@ fn difference(path: &Path, sha256: &str) -> Option<String> {
 
 impl Artifacts {
     /// Sets the function that is called for damage found while the weights are in use.
-    pub fn on_damage(&self, tell: OnDamage) {
-        *self.checked.on_damage.lock().unwrap_or_else(PoisonError::into_inner) = Some(tell);
+    pub fn on_damage(&self, report: OnDamage) {
+        *self.checked.on_damage.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
     }
 
     /// The path of a version's files that are about to be loaded; their weights are compared with the published
@@ -113,7 +113,7 @@ impl Artifacts {
         tracing::info!(model.name = %version.name, bytes, "the weights' SHA-256 is checked in the background");
         // Until it is known, further loads of the same files do not start further checks.
         self.note(version, now.clone(), None);
-        let tell = self.checked.on_damage.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let report = self.checked.on_damage.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (found, version) = (self.checked.found.clone(), version.clone());
         tokio::task::spawn_blocking(move || match compare() {
             None => tracing::info!(model.name = %version.name, "the weights' SHA-256 is the published one"),
@@ -123,8 +123,8 @@ impl Artifacts {
                 let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
                 found.insert(version.id.clone(), (now, Some(wrong)));
                 drop(found);
-                if let Some(tell) = tell {
-                    tell(&version, message);
+                if let Some(report) = report {
+                    report(&version, message);
                 }
             }
         });

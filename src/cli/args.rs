@@ -135,7 +135,7 @@ pub fn explain(recipe: &Recipe) -> String {
 
 /// The first of `NAME`, `NAME-2`, … that does not exist.
 fn fresh(name: &str) -> PathBuf {
-    let free = |path: &Path| !path.exists() && !beside(path).exists();
+    let free = |path: &Path| !path.exists() && !files_of(path).exists();
     let mut path = PathBuf::from(name);
     let mut number = 2;
     while !free(&path) {
@@ -146,7 +146,7 @@ fn fresh(name: &str) -> PathBuf {
 }
 
 /// Directory of the data files of a run.
-fn beside(output: &Path) -> PathBuf {
+fn files_of(output: &Path) -> PathBuf {
     let mut name = output.as_os_str().to_owned();
     name.push(".data");
     name.into()
@@ -181,7 +181,7 @@ pub fn complete(recipe: &Recipe, args: &mut Value, config: &Config) -> Result<()
         note("output_dir", &path.display().to_string());
         args["output_dir"] = json!(path);
     }
-    let dir = beside(Path::new(args["output_dir"].as_str().unwrap_or("out")));
+    let dir = files_of(Path::new(args["output_dir"].as_str().unwrap_or("out")));
     let mut given = args.as_object().cloned().unwrap_or_default();
     given.retain(|name, _| is_given(args, name));
     for (field, needed) in roles::data().filter(|(_, needed)| !needed.is_optional()) {
@@ -297,7 +297,7 @@ pub fn complete_pipeline(args: &mut Value, config: &Config) -> Result<()> {
         args["work_dir"] = json!("out/instructgpt");
     }
     if !is_given(args, "comparisons") && !is_given(args, "collect") {
-        let dir = beside(Path::new(args["work_dir"].as_str().unwrap_or("out")));
+        let dir = files_of(Path::new(args["work_dir"].as_str().unwrap_or("out")));
         // Further runs use the data that the first run wrote.
         let before = dir.join("comparisons.jsonl");
         args["comparisons"] = json!(if before.is_file() { before } else { data("comparisons", &dir, config)? });

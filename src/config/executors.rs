@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, error, optional_text, text};
 
-/// Places, and which recipes run there.
+/// The places, and the recipes that run at each.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExecutorsConfig {
@@ -18,14 +18,14 @@ pub struct ExecutorsConfig {
     pub places: BTreeMap<String, PlaceConfig>,
 }
 
-/// One place: a Ray cluster, or whatever a command reaches.
+/// One place: a Ray cluster, or a system that a command submits to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlaceConfig {
     /// `command` or `ray`.
     #[serde(rename = "type", deserialize_with = "text")]
     pub kind: String,
-    /// Jobs of this place at the same time, by one process.
+    /// Concurrent jobs at this place, per process of instructd.
     pub slots: usize,
     /// The instructd program at the place; `None` = the path of the running program.
     pub program: Option<PathBuf>,
@@ -36,9 +36,9 @@ pub struct PlaceConfig {
     pub command: Vec<String>,
     /// `command`: ends the attempt `{id}`; empty = the command itself is ended.
     pub stop_command: Vec<String>,
-    /// `command`: further variables of this program's environment that the command gets.
+    /// `command`: additional variables of this program's environment that the command gets.
     pub environment: Vec<String>,
-    /// `command`: the command returns when the work is queued, not when it has ended.
+    /// `command`: the command returns when the job is queued, not when it has ended.
     pub detached: bool,
     /// `ray`: address of the dashboard, such as `http://head:8265`.
     #[serde(deserialize_with = "optional_text")]
@@ -54,7 +54,7 @@ pub struct PlaceConfig {
     pub memory_bytes: Option<u64>,
     /// `ray`: custom resources that a job reserves.
     pub resources: BTreeMap<String, f64>,
-    /// `ray`: the job's runtime environment, passed on as it is.
+    /// `ray`: the job's runtime environment, passed to Ray unchanged.
     pub runtime_env: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -85,7 +85,8 @@ pub const PLACEHOLDERS: &[&str] = &["argv", "run", "id", "kind", "attempt", "dir
 
 impl ExecutorsConfig {
     /// # Errors
-    /// The key of the first value that cannot be used. Names of recipes are checked by `jobs::executors::check`.
+    /// When a value is not valid; the error has the key of the first one. Names of recipes are checked by
+    /// `jobs::executors::check`.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         for (name, place) in &self.places {
             let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
@@ -205,7 +206,7 @@ impl PlaceConfig {
 const TRAINER_PLACEHOLDERS: &[&str] = &["job", "dir", "model", "output", "checkpoints"];
 
 /// # Errors
-/// The key of the first trainer that cannot be run.
+/// When a trainer's command is not valid; the error has the key of the first one.
 pub(super) fn check_trainers(trainers: &BTreeMap<String, Vec<String>>) -> Result<(), ConfigError> {
     for (name, command) in trainers {
         let key = format!("trainers.{name}");

@@ -17,7 +17,7 @@ pub struct LogConfig {
     /// none.
     #[serde(deserialize_with = "optional_text")]
     pub traces_url: Option<String>,
-    /// Which share of the traces is sent, 0 to 1; all spans of a trace or none.
+    /// The share of traces that is sent, 0 to 1; a trace is sent as a whole or not at all.
     pub traces_share: f64,
 }
 
@@ -29,7 +29,7 @@ impl Default for LogConfig {
 
 impl LogConfig {
     /// # Errors
-    /// Names the setting that cannot be used.
+    /// When a setting is not valid; the error has its key.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         if let Err(e) = tracing_subscriber::EnvFilter::try_new(&self.filter) {
             return Err(error("log.filter", format!("'{}' is not a tracing filter: {e}", self.filter)));

@@ -7,7 +7,7 @@ use super::{Config, ConfigError, error};
 const LONGEST: [(&str, i64); 3] = [("_seconds", 31_536_000), ("_hours", 87_600), ("_days", 36_500)];
 
 /// # Errors
-/// Names the first setting that is longer than allowed.
+/// When a duration is longer than allowed; the error has the key of the first one.
 pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     let all = serde_json::to_value(config).map_err(|e| error("configuration", e.to_string()))?;
     let sections = all.as_object().into_iter().flatten();

@@ -63,9 +63,9 @@ fn comparison(prompt: &Prompt, completions: Vec<RankedText>) -> Comparison {
 }
 
 /// The preferences, by prompt: edits first, then thumbs, then scores.
-pub fn preferences(told: &[FeedbackRecord<'_>]) -> Vec<Comparison> {
+pub fn preferences(records: &[FeedbackRecord<'_>]) -> Vec<Comparison> {
     let mut by_prompt: BTreeMap<&str, Vec<&FeedbackRecord<'_>>> = BTreeMap::new();
-    for t in told {
+    for t in records {
         by_prompt.entry(t.prompt.id.as_str()).or_default().push(t);
     }
     let mut found = Vec::new();

@@ -86,9 +86,9 @@ type Users<'a> = BTreeMap<&'a str, (&'a FeedbackRecord<'a>, bool)>;
 
 /// The thumbs of all users, one line for each completion: liked if more users' last thumbs are up than down.
 /// Completions with a tie are left out and counted. Ordered by prompt and completion.
-pub fn thumbs(told: &[FeedbackRecord<'_>]) -> (Vec<Thumbed>, usize) {
+pub fn thumbs(records: &[FeedbackRecord<'_>]) -> (Vec<Thumbed>, usize) {
     let mut last: BTreeMap<(&str, &CompletionId), Users<'_>> = BTreeMap::new();
-    for t in told.iter().filter(|t| t.kind == "thumb") {
+    for t in records.iter().filter(|t| t.kind == "thumb") {
         if let Some(value) = thumb(t.value) {
             let users = last.entry((t.prompt.id.as_str(), t.completion_id)).or_default();
             users.insert(t.actor, (t, value > 0.5));

@@ -129,7 +129,7 @@ async fn stream(
             () = sender.closed() => return Ok(None),
             next = answers.next() => next?,
         };
-        let told = match next {
+        let events = match next {
             Some(AnswerEvent::Text { place, text }) if hides => {
                 held[place].push_str(&text);
                 Vec::new()
@@ -142,7 +142,7 @@ async fn stream(
             }
             None => break,
         };
-        for event in told {
+        for event in events {
             if sender.send(Ok(event.sse())).await.is_err() {
                 return Ok(None);
             }

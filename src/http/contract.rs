@@ -40,7 +40,7 @@ impl Answer {
 }
 
 /// Description of a response without a body.
-pub const NOTHING: &str = "done; there is nothing to tell";
+pub const NOTHING: &str = "done; the response is empty";
 
 /// The schema as a reference into the definitions, for types that have a name there.
 pub fn named<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {

@@ -36,10 +36,10 @@ pub fn unpack(data_dir: &Path) -> std::io::Result<PathBuf> {
         if std::fs::read(&path).is_ok_and(|there| there == bytes) {
             continue;
         }
-        let mut beside = tempfile::NamedTempFile::new_in(&dir)?;
-        std::io::Write::write_all(&mut beside, &bytes)?;
-        beside.as_file().sync_all()?;
-        beside.persist(&path)?;
+        let mut temporary = tempfile::NamedTempFile::new_in(&dir)?;
+        std::io::Write::write_all(&mut temporary, &bytes)?;
+        temporary.as_file().sync_all()?;
+        temporary.persist(&path)?;
     }
     Ok(dir)
 }

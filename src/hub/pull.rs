@@ -57,8 +57,8 @@ pub fn hub_name(model: &str) -> Option<String> {
 
 /// Whether `pull` can look for a model of this name.
 pub fn is_pullable(model: &str) -> bool {
-    let beside = is_model_name(model) && Path::new("models").join(model).exists();
-    beside || hub_name(model).is_some() || KNOWN.iter().any(|known| known.name == model)
+    let local = is_model_name(model) && Path::new("models").join(model).exists();
+    local || hub_name(model).is_some() || KNOWN.iter().any(|known| known.name == model)
 }
 
 /// A model in the data directory by its name or its repository's name; never by a path.
@@ -169,8 +169,8 @@ pub fn pull_from(
     }
     std::fs::create_dir_all(models_dir(data_dir)).map_err(io(models_dir(data_dir).display()))?;
     let mut ways = Vec::new();
-    let beside = Path::new("models").join(name);
-    match from.or(beside.exists().then_some(beside.as_path())) {
+    let local = Path::new("models").join(name);
+    match from.or(local.exists().then_some(local.as_path())) {
         None => ways.push("  1. a local path: none given (`--from PATH`)".to_owned()),
         Some(path) => match install(&target, |staging| from_path(path, staging, known, progress)) {
             Ok(path) => return Ok(path),

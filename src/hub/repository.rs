@@ -45,11 +45,11 @@ pub(super) fn fetch(
 async fn download(hub: &Hub, repo: &str, dir: &Path, events: &mpsc::Sender<Event>) -> Result<(), String> {
     let found = hub.list(repo).await.map_err(|e| e.to_string())?;
     let files = wanted(&found.files)?;
-    let told = |what: &str, done: u64, total: Option<u64>| {
+    let report = |what: &str, done: u64, total: Option<u64>| {
         // The receiver is gone when the download was given up.
         let _ = events.send(Event::Bytes(PullProgress { what: what.to_owned(), done, total }));
     };
-    hub.fetch(repo, &found.sha, &files, dir, &told).await.map_err(|e| e.to_string())?;
+    hub.fetch(repo, &found.sha, &files, dir, &report).await.map_err(|e| e.to_string())?;
     // A single GGUF file is a complete model.
     if let Some(file) = files.iter().find(|file| file.name.ends_with(".gguf") && !file.name.contains("-of-")) {
         std::fs::rename(dir.join(&file.name), dir.join("model.gguf")).map_err(|e| e.to_string())?;

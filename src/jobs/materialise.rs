@@ -161,7 +161,7 @@ impl<'a> Rankings<'a> {
 
     async fn of_feedback(&self) -> Result<Vec<Comparison>, StoreError> {
         let facts = self.store.feedback().facts(self.as_of, self.filter.without_requests).await?;
-        Ok(preferences(&told(&facts, &self.filter)))
+        Ok(preferences(&feedback_records(&facts, &self.filter)))
     }
 }
 
@@ -170,7 +170,7 @@ fn told<'f>(facts: &'f [FeedbackFact], filter: &RankedFilter) -> Vec<FeedbackRec
     let fits = |p: &Prompt| {
         filter.split.is_none_or(|s| s == p.split) && filter.tag.as_ref().is_none_or(|t| p.tags.contains(t))
     };
-    let tell = |f: &'f FeedbackFact| FeedbackRecord {
+    let record = |f: &'f FeedbackFact| FeedbackRecord {
         prompt: &f.prompt,
         completion_id: &f.completion.id,
         text: &f.completion.text,
@@ -179,7 +179,7 @@ fn told<'f>(facts: &'f [FeedbackFact], filter: &RankedFilter) -> Vec<FeedbackRec
         // An event without an actor counts as one of a different person.
         actor: f.event.actor_hash.as_deref().unwrap_or(f.event.id.as_str()),
     };
-    facts.iter().filter(|f| fits(&f.prompt)).map(tell).collect()
+    facts.iter().filter(|f| fits(&f.prompt)).map(record).collect()
 }
 
 /// Completions with a majority of thumbs, up or down, and the number of those without.
@@ -188,7 +188,7 @@ fn told<'f>(facts: &'f [FeedbackFact], filter: &RankedFilter) -> Vec<FeedbackRec
 /// Errors of the store.
 pub(super) async fn learned_thumbs(store: &Store, filter: &RankedFilter) -> Result<(Vec<Thumbed>, usize), StoreError> {
     let facts = store.feedback().facts(filter.as_of, filter.without_requests).await?;
-    Ok(thumbs(&told(&facts, filter)))
+    Ok(thumbs(&feedback_records(&facts, filter)))
 }
 
 /// Thumbs on single completions, one line per completion.
@@ -208,8 +208,8 @@ async fn feedback(store: &Store, filter: &RankedFilter, path: PathBuf) -> Result
 
 /// Writes the rankings that the filter finds as a JSONL file atomically, a page at a time.
 async fn comparisons(store: &Store, filter: &RankedFilter, path: PathBuf) -> Result<Frozen, PrepareError> {
-    let beside = path.with_extension("tmp");
-    let mut file = std::io::BufWriter::new(std::fs::File::create(&beside)?);
+    let partial = path.with_extension("tmp");
+    let mut file = std::io::BufWriter::new(std::fs::File::create(&partial)?);
     let (mut hash, mut n_sets, mut n_pairs) = (Sha256::new(), 0, 0);
     let mut pages = Rankings::new(store, filter).await?;
     while let Some(page) = pages.next().await? {
@@ -222,11 +222,11 @@ async fn comparisons(store: &Store, filter: &RankedFilter, path: PathBuf) -> Res
         }
     }
     if n_sets == 0 {
-        std::fs::remove_file(&beside)?;
+        std::fs::remove_file(&partial)?;
         return Err(PrepareError::Job("there are no rankings to learn from; rank some completions first".into()));
     }
     file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-    std::fs::rename(&beside, &path)?;
+    std::fs::rename(&partial, &path)?;
     Ok(Frozen { path, sha256: hex::encode(hash.finalize()), n_sets, n_pairs })
 }
 

@@ -171,7 +171,7 @@ async fn keep(
 /// Restores a backup, of either kind of database, into an empty database and a data directory.
 ///
 /// # Errors
-/// A file that differs from the manifest; a list that cannot be read; a database that is not empty. Nothing of an
+/// A file that differs from the manifest; a list that cannot be read; a database that is not empty. No part of an
 /// existing installation is overwritten.
 pub async fn restore(config: &Config, from: &Path, lists: &[PathBuf], now: Micros) -> Result<Covered> {
     let text = read_text(from, MANIFEST).with_context(|| format!("{} is not a backup", from.display()))?;

@@ -24,11 +24,11 @@ struct List {
 
 /// Writes a file atomically: a crash leaves either the old or the new contents.
 fn write_atomically(path: &Path, value: &Value) -> std::io::Result<()> {
-    let beside = path.with_extension("json.part");
-    let mut file = std::fs::File::create(&beside)?;
+    let partial = path.with_extension("json.part");
+    let mut file = std::fs::File::create(&partial)?;
     file.write_all(&serde_json::to_vec_pretty(value)?)?;
     file.sync_all()?;
-    std::fs::rename(&beside, path)
+    std::fs::rename(&partial, path)
 }
 
 /// Writes the list into a data directory.

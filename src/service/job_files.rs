@@ -54,8 +54,8 @@ fn line_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 fn remove_lines_in(path: &Path, texts: &HashSet<String>, mut rankings: Vec<Value>) -> std::io::Result<u64> {
-    let beside = path.with_extension("erasing");
-    let mut out = BufWriter::new(std::fs::File::create(&beside)?);
+    let partial = path.with_extension("erasing");
+    let mut out = BufWriter::new(std::fs::File::create(&partial)?);
     let mut taken = 0;
     for line in BufReader::new(std::fs::File::open(path)?).lines() {
         let line = line?;
@@ -79,9 +79,9 @@ fn remove_lines_in(path: &Path, texts: &HashSet<String>, mut rankings: Vec<Value
     let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
     file.sync_all()?;
     if taken == 0 {
-        std::fs::remove_file(&beside)?;
+        std::fs::remove_file(&partial)?;
     } else {
-        std::fs::rename(&beside, path)?;
+        std::fs::rename(&partial, path)?;
     }
     Ok(taken)
 }

@@ -79,7 +79,7 @@ impl Default for PlanArgs {
     }
 }
 
-/// Serving with the weights in one type; the cache is in 16 bits, in 32 beside f32 weights.
+/// Serving with the weights in one type; the cache is in 16 bits, or in 32 with f32 weights.
 #[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct ServePlan {
     pub dtype: Dtype,
@@ -246,7 +246,7 @@ impl Sizes<'_> {
         }
     }
 
-    /// `frozen`: bytes of a weight of the blocks that adapters stand beside; `None` = all weights are trained. Other tensors than the blocks' matrices take at least 2 bytes (bf16), and 4 (f32) when the blocks have fewer bits.
+    /// `frozen`: bytes of a frozen weight of the blocks under adapters; `None` = all weights are trained. Other tensors than the blocks' matrices take at least 2 bytes (bf16), and 4 (f32) when the blocks have fewer bits.
     fn train(&self, kind: &str, frozen: Option<f64>, compute: Dtype) -> TrainPlan {
         let trained = if frozen.is_some() { self.lora_parameters } else { self.parameters } as f64;
         // Trained in 16 bits, a master copy in f32 takes the updates.
@@ -299,7 +299,7 @@ mod tests {
         // The paper's table D.1: 2 flops per parameter and token forward, 6 with the backward pass.
         assert!((plan.flops_per_token / (2.0 * 174.6e9) - 1.0).abs() < 0.04, "{}", plan.flops_per_token);
         assert!((full.tokens_per_second * 6.0 * 174.6e9 / 989e12 - 1.0).abs() < 0.03);
-        // Rank 8 beside frozen 16-bit weights: nothing but the weights counts.
+        // Rank 8 with frozen 16-bit weights: the weights dominate.
         let lora = plan.train.iter().find(|t| t.kind == "lora_bf16").unwrap();
         assert_eq!(lora.trained_parameters, 96 * 8 * (4 + 2 + 5 + 5) * 12_288);
         assert!(lora.total_bytes < full.total_bytes / 5);

@@ -214,21 +214,21 @@ impl Db {
 
     /// Postgres sends notifications; for SQLite listeners are woken twice a second to check.
     pub(super) fn activations(&self) -> watch::Receiver<()> {
-        let (tell, told) = watch::channel(());
+        let (notify, changed) = watch::channel(());
         match self {
             Self::Postgres(db) => {
-                tokio::spawn(db.clone().listen(tell));
+                tokio::spawn(db.clone().listen(notify));
             }
             Self::Sqlite { .. } => {
                 tokio::spawn(async move {
-                    while !tell.is_closed() {
+                    while !notify.is_closed() {
                         tokio::time::sleep(SQLITE_POLL).await;
-                        tell.send_replace(());
+                        notify.send_replace(());
                     }
                 });
             }
         }
-        told
+        changed
     }
 
     pub(super) fn backend(&self) -> &'static str {

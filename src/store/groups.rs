@@ -36,7 +36,7 @@ trait Job: Send {
 struct Typed<T, F> {
     work: F,
     done: Option<Result<T>>,
-    tell: oneshot::Sender<Result<T>>,
+    reply: oneshot::Sender<Result<T>>,
 }
 
 impl<T, F> Job for Typed<T, F>
@@ -56,11 +56,11 @@ where
     fn answer(self: Box<Self>) {
         let done = self.done.unwrap_or_else(|| Err(StoreError::Internal("a write was not run".into())));
         // The caller may be gone; the write is kept.
-        let _ = self.tell.send(done);
+        let _ = self.reply.send(done);
     }
 
     fn refuse(self: Box<Self>, error: StoreError) {
-        let _ = self.tell.send(Err(error));
+        let _ = self.reply.send(Err(error));
     }
 }
 
@@ -77,16 +77,16 @@ impl Groups {
         T: Send + 'static,
         F: for<'c> FnMut(&'c mut Conn) -> BoxFuture<'c, Result<T>> + Send + 'static,
     {
-        let (tell, told) = oneshot::channel();
+        let (reply, result) = oneshot::channel();
         let idle = {
             let mut queue = self.queue();
-            queue.waiting.push_back(Box::new(Typed { work, done: None, tell }));
+            queue.waiting.push_back(Box::new(Typed { work, done: None, reply }));
             !std::mem::replace(&mut queue.running, true)
         };
         if idle {
             tokio::spawn(Runner { groups: self.clone(), ended: false }.run(db.clone()));
         }
-        told.await.unwrap_or_else(|_| Err(StoreError::Internal("the task of a write failed".into())))
+        result.await.unwrap_or_else(|_| Err(StoreError::Internal("the task of a write failed".into())))
     }
 }
 

@@ -131,15 +131,15 @@ impl PostgresDb {
     /// missed. Ends when the receiver is dropped.
     pub(super) async fn listen(self: Arc<Self>, changed: watch::Sender<()>) {
         while !changed.is_closed() && !self.closed.load(Ordering::Relaxed) {
-            if let Err(error) = self.hear(&changed).await {
-                tracing::debug!(%error, "the connection for announcements ended");
+            if let Err(error) = self.receive(&changed).await {
+                tracing::debug!(%error, "the connection for notifications ended");
             }
             changed.send_replace(());
             tokio::time::sleep(BETWEEN_TRIALS).await;
         }
     }
 
-    async fn hear(&self, changed: &watch::Sender<()>) -> sqlx::Result<()> {
+    async fn receive(&self, changed: &watch::Sender<()>) -> sqlx::Result<()> {
         // A pool of one, because the listener keeps its connection for itself.
         let one =
             PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE).connect_lazy_with(self.options.clone());
@@ -148,7 +148,7 @@ impl PostgresDb {
         changed.send_replace(());
         loop {
             tokio::select! {
-                heard = listener.try_recv() => match heard? {
+                notification = listener.try_recv() => match notification? {
                     Some(_) => { changed.send_replace(()); }
                     None => return Ok(()),
                 },

@@ -1,5 +1,5 @@
 //! The store over either database, and how its views reach it: reads borrow a connection, writes run in their own task
-//! and return after the commit. The statements are in the files beside this one.
+//! and return after the commit. The statements are in the other files of this module.
 
 use super::connect::Db;
 use super::groups::Groups;

@@ -201,7 +201,7 @@ pub fn read(bytes: Bytes) -> Result<impl Iterator<Item = Result<Record, LineErro
 /// # Errors
 /// A file that is not Parquet, or without the columns of preferences.
 pub fn read_within(bytes: Bytes, limits: Limits) -> Result<impl Iterator<Item = Result<Parsed, LineError>>, LineError> {
-    let fatal = |e: ParquetError| LineError::fatal(0, format!("not a Parquet file that can be read: {}", told(&e)));
+    let fatal = |e: ParquetError| LineError::fatal(0, format!("not a Parquet file that can be read: {}", message(&e)));
     let file = Bounded::open(bytes, limits.clone()).map_err(fatal)?;
     let schema = file.metadata().file_metadata().schema_descr_ptr();
     let root = schema.root_schema();
@@ -222,7 +222,7 @@ pub fn read_within(bytes: Bytes, limits: Limits) -> Result<impl Iterator<Item = 
 }
 
 /// The error's message.
-fn told(error: &ParquetError) -> String {
+fn message(error: &ParquetError) -> String {
     match error {
         ParquetError::General(message) => message.clone(),
         other => other.to_string(),
@@ -241,7 +241,7 @@ impl Iterator for Rows {
                 return None;
             }
             Ok(Some(row)) => self.limits.row().map(|()| object(&row)),
-            Err(e) => Err(told(&e)),
+            Err(e) => Err(message(&e)),
         };
         self.row += 1;
         let line = self.row;

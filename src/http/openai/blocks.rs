@@ -124,8 +124,8 @@ pub fn respond(mut running: Running, begun: &StartedChat, mut narrator: impl Eve
     let (sender, receiver) = mpsc::channel::<Result<Event, Infallible>>(BUFFER);
     let texts = begun.texts(1);
     tokio::spawn(async move {
-        let send = async |told: Vec<StreamEvent>| {
-            for StreamEvent(name, data) in told {
+        let send = async |events: Vec<StreamEvent>| {
+            for StreamEvent(name, data) in events {
                 sender.send(Ok(Event::default().event(name).data(data))).await.map_err(drop)?;
             }
             Ok::<(), ()>(())
@@ -139,7 +139,7 @@ pub fn respond(mut running: Running, begun: &StartedChat, mut narrator: impl Eve
                 () = sender.closed() => return,
                 next = running.next() => next.map_err(ApiError::from),
             };
-            let told = match next {
+            let events = match next {
                 Ok(None) => return,
                 Ok(Some(GenEvent::Delta { text, .. })) => narrator.parts(&running, texts.push(0, &text)),
                 Ok(Some(GenEvent::Finish { reason, .. })) => {
@@ -158,7 +158,7 @@ pub fn respond(mut running: Running, begun: &StartedChat, mut narrator: impl Eve
             if let Some(settling) = narrator.settle() {
                 settling.await;
             }
-            if send(told).await.is_err() {
+            if send(events).await.is_err() {
                 return;
             }
         }

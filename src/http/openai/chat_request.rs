@@ -68,7 +68,7 @@ pub struct ChatMessage {
     pub name: Option<String>,
     /// The assistant's refusal; used as its content.
     pub refusal: Option<String>,
-    /// As this server returns it beside the content. Accepted, without effect.
+    /// The reasoning of a former answer, as this server returns it. Accepted, without effect.
     pub html: Option<String>,
     /// The assistant's calls of tools. In chat; elsewhere not supported, except empty.
     #[schemars(with = "Option<Value>")]

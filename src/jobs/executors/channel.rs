@@ -1,7 +1,7 @@
 //! The channel between a supervisor and a trainer on another machine: files in the attempt's directory, which both see
 //! under the same path. The trainer appends its output to `said.jsonl` and rewrites `heartbeat.json`; the supervisor
-//! rewrites `told.json` with each extension of the lease. `current` beside the attempts names the only one that may
-//! run, so that a trainer that starts or resumes late exits.
+//! rewrites `told.json` with each extension of the lease. `current`, in the directory of the attempts, names the only
+//! one that may run, so that a trainer that starts or resumes late exits.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};

@@ -255,14 +255,14 @@ fn norm_in_place(norm: Option<&Norm>, x: &mut Vec<f32>, raw: &mut Vec<f32>) -> R
 }
 
 /// x + attention(norm(x)) for rows at `rotary` positions, of the tails only where they are given. `attend` computes
-/// attention from rotated q and k, and v. `beside`: adapters of some rows.
+/// attention from rotated q and k, and v. `adapters`: adapters of some rows.
 pub(in crate::model) fn attn(
     decoder: &Decoder,
     layer: &Layer,
     x: &[f32],
     rotary: &[rope::Row],
     tails: Option<&Tails>,
-    beside: &[Group<'_>],
+    adapters: &[Group<'_>],
     attend: impl FnOnce(&[f32], &[f32], &[f32], &mut [f32]),
 ) -> Result<Attn> {
     let (n, c) = (rotary.len(), &decoder.config);
@@ -276,7 +276,7 @@ pub(in crate::model) fn attn(
     match (&layer.attn, tails) {
         (Projections::Split { q: wq, k: wk, v: wv }, tails) => {
             low[0] = match tails {
-                None => wq.run_beside(normed, &mut q, n, beside)?,
+                None => wq.run_with_adapters(normed, &mut q, n, adapters)?,
                 Some(tails) => {
                     let own = tails.pick(normed, d);
                     let low = wq.run(&own, &mut q, asking.len())?;
@@ -284,12 +284,12 @@ pub(in crate::model) fn attn(
                     low
                 }
             };
-            low[1] = wk.run_beside(normed, &mut k, n, beside)?;
-            low[2] = wv.run_beside(normed, &mut v, n, beside)?;
+            low[1] = wk.run_with_adapters(normed, &mut k, n, adapters)?;
+            low[2] = wv.run_with_adapters(normed, &mut v, n, adapters)?;
         }
         (Projections::Joint { all, by_head }, tails) => {
             let (mut joint, mut every) = (pool::take(n * (width + 2 * kv_width)), pool::take(n * width));
-            low[0] = all.run_beside(normed, &mut joint, n, beside)?;
+            low[0] = all.run_with_adapters(normed, &mut joint, n, adapters)?;
             let parts = [every.as_mut_slice(), &mut k, &mut v];
             for_each_qkv(&mut joint, parts, n, by_head.then_some(c.head_dim), |row, part| part.copy_from_slice(row));
             let unused = match tails {
@@ -316,7 +316,7 @@ pub(in crate::model) fn attn(
     let mut mixed = pool::take(q.len());
     attend(&q, &k, &v, &mut mixed);
     let mut mid = pool::take(asking.len() * d);
-    low[3] = layer.out.run_beside(&mixed, &mut mid, asking.len(), beside)?;
+    low[3] = layer.out.run_with_adapters(&mixed, &mut mid, asking.len(), adapters)?;
     norm_in_place(layer.attn_post.as_ref(), &mut mid, &mut given)?;
     scale(&mut mid, c.switches.residual_scale);
     match tails {
@@ -331,7 +331,7 @@ pub(in crate::model) fn attn(
 }
 
 /// The feed-forward network up to its activation.
-pub(in crate::model) fn inner(layer: &Layer, source: &[f32], beside: &[Group<'_>]) -> Result<Inner> {
+pub(in crate::model) fn inner(layer: &Layer, source: &[f32], adapters: &[Group<'_>]) -> Result<Inner> {
     let own = normed(layer.mlp_norm.as_ref(), source)?;
     let normed = own.as_deref().unwrap_or(source);
     let n = source.len() / layer.mlp.down().out_features();
@@ -341,14 +341,14 @@ pub(in crate::model) fn inner(layer: &Layer, source: &[f32], beside: &[Group<'_>
             inner.gate = pool::take(n * gate.out_features());
             inner.up = pool::take(n * up.out_features());
             inner.low = [
-                gate.run_beside(normed, &mut inner.gate, n, beside)?,
-                up.run_beside(normed, &mut inner.up, n, beside)?,
+                gate.run_with_adapters(normed, &mut inner.gate, n, adapters)?,
+                up.run_with_adapters(normed, &mut inner.up, n, adapters)?,
             ];
         }
         Mlp::JointGated { gate_up, .. } => {
             let width = gate_up.out_features() / 2;
             let mut joint = pool::take(n * 2 * width);
-            inner.low[0] = gate_up.run_beside(normed, &mut joint, n, beside)?;
+            inner.low[0] = gate_up.run_with_adapters(normed, &mut joint, n, adapters)?;
             (inner.gate, inner.up) = (pool::take(n * width), pool::take(n * width));
             let parts = [inner.gate.as_mut_slice(), inner.up.as_mut_slice()];
             for_each_part(&mut joint, parts, n, |row, part| part.copy_from_slice(row));
@@ -356,7 +356,7 @@ pub(in crate::model) fn inner(layer: &Layer, source: &[f32], beside: &[Group<'_>
         }
         Mlp::Plain { up, .. } => {
             inner.up = pool::take(n * up.out_features());
-            inner.low[1] = up.run_beside(normed, &mut inner.up, n, beside)?;
+            inner.low[1] = up.run_with_adapters(normed, &mut inner.up, n, adapters)?;
         }
     }
     pool::give(own.unwrap_or_default());
@@ -378,7 +378,7 @@ pub(in crate::model) fn outer(
     layer: &Layer,
     mid: &[f32],
     inner: &Inner,
-    beside: &[Group<'_>],
+    adapters: &[Group<'_>],
 ) -> Result<Outer> {
     let mut acted = pool::take(inner.up.len());
     match &layer.mlp {
@@ -389,7 +389,7 @@ pub(in crate::model) fn outer(
     }
     let (mut out, mut given) = (pool::take(mid.len()), Vec::new());
     let down = layer.mlp.down();
-    let low = down.run_beside(&acted, &mut out, mid.len() / down.out_features(), beside)?;
+    let low = down.run_with_adapters(&acted, &mut out, mid.len() / down.out_features(), adapters)?;
     norm_in_place(layer.mlp_post.as_ref(), &mut out, &mut given)?;
     scale(&mut out, decoder.config.switches.residual_scale);
     add_assign(&mut out, mid);

@@ -155,13 +155,13 @@ impl Decoder {
         x.copy_from_slice(&read(&self.embed_tokens(&Arc::new(rows.ids().to_vec()), &positions, rows.soft())?)?);
         let places = recording.as_ref().map(|(recording, fed)| recording.places(fed));
         for (i, layer) in self.layers.iter().enumerate() {
-            let beside: Vec<Group<'_>> = rows.adapters().iter().map(|adapter| adapter.of_layer(i)).collect();
-            let attn = blocks::attn(self, layer, &x, &rotary, None, &beside, |q, k, v, mixed| {
+            let adapters: Vec<Group<'_>> = rows.adapters().iter().map(|adapter| adapter.of_layer(i)).collect();
+            let attn = blocks::attn(self, layer, &x, &rotary, None, &adapters, |q, k, v, mixed| {
                 cache.attend_rows(i, rows, [q, k, v], mixed, &self.config);
             })?;
             let source = if self.config.switches.parallel { &x } else { &attn.mid };
-            let mlp = blocks::inner(layer, source, &beside)?;
-            let Outer { out, given, low } = blocks::outer(self, layer, &attn.mid, &mlp, &beside)?;
+            let mlp = blocks::inner(layer, source, &adapters)?;
+            let Outer { out, given, low } = blocks::outer(self, layer, &attn.mid, &mlp, &adapters)?;
             let mut step = Kept { x: std::mem::replace(&mut x, out), attn: Some(attn), mlp: Some(mlp), low, given };
             if let (Some((recording, _)), Some(places)) = (&mut recording, &places) {
                 recording.put(i, &mut step, places);

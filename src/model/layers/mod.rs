@@ -271,9 +271,9 @@ impl Linear {
     }
 
     /// `run`, then adds the terms of the adapters of some rows.
-    pub fn run_beside(&self, x: &[f32], y: &mut [f32], n: usize, beside: &[Group<'_>]) -> Result<Vec<f32>> {
+    pub fn run_with_adapters(&self, x: &[f32], y: &mut [f32], n: usize, adapters: &[Group<'_>]) -> Result<Vec<f32>> {
         let low = self.run(x, y, n)?;
-        for group in beside {
+        for group in adapters {
             group.add(self.slot, x, y, n);
         }
         Ok(low)

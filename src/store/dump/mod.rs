@@ -131,10 +131,10 @@ pub async fn place(file: &Path, url: &str) -> Result<()> {
     }
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).map_err(failed(parent))?;
-    let beside = path.with_extension("restoring");
-    std::fs::copy(file, &beside).map_err(failed(&beside))?;
-    File::open(&beside).and_then(|f| f.sync_all()).map_err(failed(&beside))?;
-    std::fs::rename(&beside, &path).map_err(failed(&path))?;
+    let partial = path.with_extension("restoring");
+    std::fs::copy(file, &partial).map_err(failed(&partial))?;
+    File::open(&partial).and_then(|f| f.sync_all()).map_err(failed(&partial))?;
+    std::fs::rename(&partial, &path).map_err(failed(&path))?;
     File::open(parent).and_then(|f| f.sync_all()).map_err(failed(parent))?;
     super::migrate(url).await
 }

@@ -180,7 +180,7 @@ pub(super) async fn copy(path: &Path, to: &Path) -> Result<i64> {
     if words != ["ok"] {
         return refused(format!("the copy fails SQLite's integrity check: {}", words.join("; ")));
     }
-    // One file, without a log beside it.
+    // One file, without a write-ahead log.
     sqlx::query("PRAGMA journal_mode = DELETE").execute(&mut copy).await?;
     copy.close().await?;
     Ok(schema)
