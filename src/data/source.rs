@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_is_told_by_the_first_bytes() {
+    fn the_format_is_detected_from_the_first_bytes() {
         for (head, content) in [
             (&b""[..], Content::Empty),
             (b"  \n", Content::Empty),

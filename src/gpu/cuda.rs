@@ -355,7 +355,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_gpu_is_said_in_one_line() {
+    fn a_missing_gpu_is_an_error_of_one_line() {
         let Err(error) = Cuda::open(4096, None) else { panic!("4097 GPUs") };
         let GpuError::Unavailable(line) = error else { panic!("{error}") };
         assert!(!line.contains('\n') && (line.contains("driver") || line.contains("GPU 4096")), "{line}");

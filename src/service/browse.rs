@@ -98,22 +98,26 @@ pub async fn names(services: &Services, mut ids: Vec<String>) -> Result<BTreeMap
 mod tests {
     use super::*;
 
-    fn said(role: &str, content: &str) -> Message {
+    fn message(role: &str, content: &str) -> Message {
         Message { role: role.to_owned(), content: content.to_owned() }
     }
 
     #[test]
     fn a_preview_is_one_short_line_of_the_last_question() {
-        let talk =
-            [said("system", "Be kind."), said("user", "Hi"), said("assistant", "Hello"), said("user", " a\n\tb ")];
+        let talk = [
+            message("system", "Be kind."),
+            message("user", "Hi"),
+            message("assistant", "Hello"),
+            message("user", " a\n\tb "),
+        ];
         assert_eq!(preview(&talk), "a b");
-        assert_eq!(preview(&[said("system", "alone")]), "alone");
+        assert_eq!(preview(&[message("system", "alone")]), "alone");
         assert_eq!(preview(&[]), "");
-        let long = preview(&[said("user", &"word ".repeat(100))]);
+        let long = preview(&[message("user", &"word ".repeat(100))]);
         assert!(long.chars().count() <= PREVIEW + 1 && long.ends_with("word…"), "{long}");
-        let chinese = preview(&[said("user", &"字".repeat(500))]);
+        let chinese = preview(&[message("user", &"字".repeat(500))]);
         assert_eq!(chinese.chars().count(), PREVIEW + 1);
         let exact = "x".repeat(PREVIEW);
-        assert_eq!(preview(&[said("user", &exact)]), exact);
+        assert_eq!(preview(&[message("user", &exact)]), exact);
     }
 }

@@ -70,8 +70,9 @@ pub async fn find_or_register(
     };
     let described = described.await.map_err(|e| ServiceError::Internal(e.to_string()))?;
     let described = described.map_err(|e| failed(e.into()))?;
-    let said = described.instructd.as_ref().and_then(|about| about.get("kind")?.as_str()).and_then(ModelKind::parse);
-    let found = said.unwrap_or(if described.config.is_encoder() { ModelKind::Encoder } else { ModelKind::Policy });
+    let declared =
+        described.instructd.as_ref().and_then(|about| about.get("kind")?.as_str()).and_then(ModelKind::parse);
+    let found = declared.unwrap_or(if described.config.is_encoder() { ModelKind::Encoder } else { ModelKind::Policy });
     register(services, &path, &name_for(name, &path), found).await.map_err(failed)
 }
 

@@ -192,8 +192,9 @@ fn turn(message: &Value, field: &str, messages: &mut Vec<Value>) -> ApiResult<()
                 calls.push(json!({"id": needs("id")?, "type": "function", "function": function}));
             }
             (Some("tool_result"), "user") => {
-                let said = if block["content"].is_null() { String::new() } else { text_of(&block["content"], &here)? };
-                messages.push(json!({"role": "tool", "tool_call_id": needs("tool_use_id")?, "content": said}));
+                let result =
+                    if block["content"].is_null() { String::new() } else { text_of(&block["content"], &here)? };
+                messages.push(json!({"role": "tool", "tool_call_id": needs("tool_use_id")?, "content": result}));
             }
             _ => {
                 let message =

@@ -68,8 +68,8 @@ fn turn(mut message: ChatMessage, field: &str) -> ApiResult<Turn> {
         };
         return Ok(Turn { role: "tool".into(), content, tool_call_id: id, name: message.name, ..Turn::default() });
     }
-    let said = message.into_message(field)?;
-    Ok(Turn { tool_calls: calls, reasoning, ..Turn::from(said) })
+    let message = message.into_message(field)?;
+    Ok(Turn { tool_calls: calls, reasoning, ..Turn::from(message) })
 }
 
 fn tool_calls(list: &[Value], field: &str) -> ApiResult<Vec<ToolCall>> {
@@ -261,14 +261,14 @@ mod tests {
         let read = |list: Value| turns(serde_json::from_value(list).unwrap(), "messages");
         let call =
             json!({"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\"b\": 1, \"a\": 2}"}});
-        let said = read(json!([
+        let turns = read(json!([
             {"role": "user", "content": "q"},
             {"role": "assistant", "content": null, "tool_calls": [call], "reasoning_content": "hm"},
             {"role": "tool", "content": [{"type": "text", "text": "5"}], "tool_call_id": "c1"},
         ]))
         .unwrap();
-        assert_eq!(said[1].tool_calls[0].arguments.to_string(), "{\"b\":1,\"a\":2}");
-        assert_eq!((said[1].reasoning.as_deref(), said[2].content.as_str()), (Some("hm"), "5"));
+        assert_eq!(turns[1].tool_calls[0].arguments.to_string(), "{\"b\":1,\"a\":2}");
+        assert_eq!((turns[1].reasoning.as_deref(), turns[2].content.as_str()), (Some("hm"), "5"));
         for (list, param) in [
             (json!([]), "messages"),
             (json!([{"role": "robot", "content": "x"}]), "messages[0].role"),

@@ -51,8 +51,8 @@ fn add(item: &Value, field: &str, messages: &mut Vec<Value>) -> ApiResult<()> {
             }
         }
         Some("function_call_output") => {
-            let said = text(&item["output"], &format!("{field}.output"))?;
-            messages.push(json!({"role": "tool", "tool_call_id": needs("call_id")?, "content": said}));
+            let output = text(&item["output"], &format!("{field}.output"))?;
+            messages.push(json!({"role": "tool", "tool_call_id": needs("call_id")?, "content": output}));
         }
         Some("reasoning") => {
             let parts = item["content"].as_array().filter(|list| !list.is_empty());

@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_model_type_is_told_what_is_known() {
+    fn an_unknown_model_type_is_refused_with_the_known_ones() {
         for (model_type, reason) in [
             ("mamba2", "state-space"),
             ("qwen3_moe", "mixture of experts"),

@@ -319,7 +319,7 @@ fn columns_of_others_are_mapped_or_named() {
 
 /// A system message beside the prompt, and GSM8K's `question`, are read in every format that has a prompt.
 #[test]
-fn columns_beside_the_prompt_are_read_in_every_format() {
+fn additional_columns_are_read_in_every_format() {
     let talk = [message("system", "Be brief."), message("user", "Capital?")];
     let ranked = r#""completions": [{"text": "Paris.", "tier": 0}, {"text": "Lyon.", "tier": 1}]"#;
     for (format, rest) in [

@@ -40,7 +40,7 @@ fn machine(store: &Arc<Store>, remote: Option<Remote>) -> Machine {
 }
 
 /// Publishes on one machine, brings to another.
-async fn travels(remote: impl Fn() -> Remote) {
+async fn files_are_shared(remote: impl Fn() -> Remote) {
     let fresh = backend::sqlite().await.unwrap();
     let (here, there) = (machine(&fresh.store, Some(remote())), machine(&fresh.store, Some(remote())));
     let version = fixture::model("m", ModelKind::Policy);
@@ -78,7 +78,7 @@ async fn models_are_shared_by_a_directory() {
     let shared = tempfile::tempdir().unwrap();
     let url = Some(format!("file://{}", shared.path().join("deep/artifacts").display()));
     let config = ArtifactsConfig { url, ..Default::default() };
-    travels(|| Remote::open(&config).unwrap().unwrap()).await;
+    files_are_shared(|| Remote::open(&config).unwrap().unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -92,7 +92,7 @@ async fn models_are_shared_by_a_bucket() {
         secret_access_key: Some("secret".into()),
         allow_http: true,
     };
-    travels(|| Remote::open(&config).unwrap().unwrap()).await;
+    files_are_shared(|| Remote::open(&config).unwrap().unwrap()).await;
     let objects = bucket.state.objects.lock().unwrap();
     assert!(objects.keys().all(|k| k.starts_with("/models/some/prefix/")), "{:?}", objects.keys());
     assert!(bucket.state.parts.lock().unwrap().len() > 1, "the large file went up in parts");

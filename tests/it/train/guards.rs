@@ -57,7 +57,7 @@ fn the_policy_that_breaks_the_kl_budget_is_not_published() {
 
 /// Held-out judgments as the curve: at first no completion was raised above another.
 #[test]
-fn held_out_judgments_are_a_curve_beside_the_reward() {
+fn held_out_judgments_are_a_curve_next_to_the_reward() {
     let world = World::new();
     let args = with(
         &rl(&world, "out"),

@@ -36,18 +36,18 @@ impl Desk {
 
     fn succeeds(&self, words: &[&str]) -> String {
         let output = self.run(words);
-        assert!(output.status.success(), "{words:?}: {}", said(&output));
-        said(&output)
+        assert!(output.status.success(), "{words:?}: {}", text_of(&output));
+        text_of(&output)
     }
 
     fn fails(&self, words: &[&str]) -> String {
         let output = self.run(words);
-        assert!(!output.status.success(), "{words:?}: {}", said(&output));
-        said(&output)
+        assert!(!output.status.success(), "{words:?}: {}", text_of(&output));
+        text_of(&output)
     }
 }
 
-fn said(output: &Output) -> String {
+fn text_of(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
