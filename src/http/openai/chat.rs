@@ -295,10 +295,10 @@ impl Format for Shape {
 
     async fn chunk(&self, running: &Running, _: usize, index: usize, piece: Piece<'_>) -> ApiResult<Vec<ChatChunk>> {
         let mut reported = None;
-        let delta = |text: &str| ChatDelta { content: Some(text.to_owned()), ..ChatDelta::default() };
+        let content = |text: &str| ChatDelta { content: Some(text.to_owned()), ..ChatDelta::default() };
         let parts = match piece {
             Piece::Start { .. } => {
-                let start = ChatDelta { role: Some("assistant"), ..delta("") };
+                let start = ChatDelta { role: Some("assistant"), ..content("") };
                 return Ok(vec![self.chunk_of(running, index, start, None, None)]);
             }
             Piece::Delta { text, tokens } => {
@@ -318,7 +318,7 @@ impl Format for Shape {
         }
         if reported.is_some() {
             // Tokens whose text is held back.
-            chunks.push(self.chunk_of(running, index, delta(""), reported, None));
+            chunks.push(self.chunk_of(running, index, content(""), reported, None));
         }
         if let Piece::Finish(reason) = piece {
             let finish = ChatFinish::of(reason, self.texts.called(index));
