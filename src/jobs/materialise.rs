@@ -166,7 +166,7 @@ impl<'a> Rankings<'a> {
 }
 
 /// Feedback events on the prompts that the filter selects.
-fn told<'f>(facts: &'f [FeedbackFact], filter: &RankedFilter) -> Vec<FeedbackRecord<'f>> {
+fn feedback_records<'f>(facts: &'f [FeedbackFact], filter: &RankedFilter) -> Vec<FeedbackRecord<'f>> {
     let fits = |p: &Prompt| {
         filter.split.is_none_or(|s| s == p.split) && filter.tag.as_ref().is_none_or(|t| p.tags.contains(t))
     };
