@@ -1,6 +1,6 @@
-//! Accepts connections: HTTP/1 and HTTP/2, a cap on how many, in all and of one address, time limits for request
-//! headers and for clients that take nothing or ask nothing, and a drain at shutdown. `axum::serve` has none of
-//! the limits, so hyper is driven directly.
+//! Accepts connections: HTTP/1 and HTTP/2, limits on their number, in total and for each address, time limits for
+//! request headers and for clients that read nothing or send no request, and a drain at shutdown. `axum::serve` has
+//! none of these limits, so hyper is driven directly.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,23 +14,23 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
-use super::places::{Places, Sizes};
 use super::progress::{Progress, Socket};
+use super::slots::{Sizes, Slots};
 use crate::config::ServerConfig;
-use crate::http::rates::Peer;
+use crate::http::peer::Peer;
 use crate::service::Services;
 
-/// Connections that may wait for a place; more stay in the kernel's backlog.
-const MAY_WAIT: usize = 256;
-/// What a client reads that has waited for a place in vain.
-const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\n\
+/// Connections that may wait to be admitted; more stay in the kernel's backlog.
+const MAX_WAITING: usize = 256;
+/// The response to a client that has waited in vain to be admitted.
+const UNAVAILABLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\n\
                           connection: close\r\n\r\n";
 
-/// What every connection is held to.
+/// Time limits of every connection.
 #[derive(Clone, Copy)]
 struct Times {
     header: Duration,
-    /// Longest time in which a client takes nothing of its answer.
+    /// Longest time for which a client may not read its response.
     write: Duration,
     /// Longest time without a request.
     idle: Duration,
@@ -39,13 +39,13 @@ struct Times {
 
 /// Serves until shutdown, then waits for running requests up to the drain timeout.
 pub async fn serve(listener: TcpListener, router: Router, config: &ServerConfig, services: Arc<Services>) {
-    let places = Places::new(Sizes {
+    let slots = Slots::new(Sizes {
         all: config.max_connections,
-        // Behind a proxy every connection comes from the proxy.
+        // Behind a proxy every connection has the proxy's address.
         per_address: if config.client_address_header.is_some() { 0 } else { config.connections_per_address },
         reserve: config.reserved_connections,
     });
-    let waiting = Arc::new(Semaphore::new(MAY_WAIT));
+    let waiting = Arc::new(Semaphore::new(MAX_WAITING));
     let times = Times {
         header: Duration::from_secs(config.header_timeout_seconds),
         write: Duration::from_secs(config.write_timeout_seconds),
@@ -71,19 +71,19 @@ pub async fn serve(listener: TcpListener, router: Router, config: &ServerConfig,
             }
             (Err(_), _) => break,
         };
-        let (router, watcher, places) = (router.clone(), graceful.watcher(), places.clone());
+        let (router, watcher, slots) = (router.clone(), graceful.watcher(), slots.clone());
         tokio::spawn(async move {
             let progress = Progress::new();
-            let Some(place) = places.take(peer.0, &progress, times.header).await else {
-                // It may have gone, and need not wait for the rest: one try is all it gets.
-                let _ = stream.try_write(NO_PLACE);
+            let Some(slot) = slots.take(peer.0, &progress, times.header).await else {
+                // The client may be gone: one attempt to write is enough.
+                let _ = stream.try_write(UNAVAILABLE);
                 return;
             };
             drop(waits);
             tokio::select! {
                 () = one(stream, peer, router, times, &progress, watcher) => {}
-                () = place.close.cancelled() => tracing::debug!("a still connection gave up its place"),
-                () = overdue(&progress, times) => tracing::debug!("a connection was still for too long"),
+                () = slot.close.cancelled() => tracing::debug!("an idle connection was closed to admit another"),
+                () = overdue(&progress, times) => tracing::debug!("a connection was idle or blocked for too long"),
             }
         });
     }
@@ -100,11 +100,11 @@ pub async fn serve(listener: TcpListener, router: Router, config: &ServerConfig,
     }
 }
 
-/// Raises the limit of open files so that all connections fit, as far as the system allows; says so where not.
+/// Raises the limit of open files so that `connections` fit, as far as the system allows; logs a warning otherwise.
 pub fn make_room(connections: usize) {
     // Models, the database, jobs and logs.
     const OTHERS: u64 = 128;
-    let wanted = connections as u64 + MAY_WAIT as u64 + OTHERS;
+    let wanted = connections as u64 + MAX_WAITING as u64 + OTHERS;
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to a valid structure of our own.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 || limit.rlim_cur >= wanted {
@@ -117,12 +117,12 @@ pub fn make_room(connections: usize) {
         tracing::warn!(
             limit = if failed { limit.rlim_cur } else { raised.rlim_cur },
             wanted,
-            "server.max_connections is more than this process may open files: raise `ulimit -n`, or lower the setting"
+            "server.max_connections exceeds the number of files that this process may open: raise `ulimit -n`, or lower the setting"
         );
     }
 }
 
-/// Resolves when the client has taken nothing, or asked for nothing, for too long.
+/// Resolves when the client has read nothing, or sent no request, for too long.
 async fn overdue(progress: &Progress, times: Times) {
     let look = (times.write.min(times.idle) / 8).max(Duration::from_millis(50));
     loop {
@@ -136,7 +136,7 @@ async fn overdue(progress: &Progress, times: Times) {
 
 async fn one(stream: TcpStream, peer: Peer, router: Router, times: Times, progress: &Arc<Progress>, watcher: Watcher) {
     let _ = stream.set_nodelay(true);
-    // Which protocol it is has to be said in time too.
+    // The first bytes, which tell the protocol, have a time limit too.
     let Ok(Some(protocol)) = tokio::time::timeout(times.header, protocol(&stream)).await else { return };
     let requests = progress.clone();
     let service = tower::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
@@ -168,7 +168,7 @@ async fn one(stream: TcpStream, peer: Peer, router: Router, times: Times, progre
         }
     };
     if let Err(error) = ended {
-        // Clients leave as they like; that is no fault of the server.
+        // A client that disconnects is not an error of the server.
         tracing::debug!(%error, "a connection ended early");
     }
 }
@@ -185,7 +185,7 @@ async fn protocol(stream: &TcpStream) -> Option<Protocol> {
         match stream.peek(&mut start).await {
             Ok(0) | Err(_) => return None,
             Ok(4) => return Some(if &start == b"PRI " { Protocol::Http2 } else { Protocol::Http1 }),
-            // The same bytes would be seen again at once.
+            // Without a pause the same bytes would be peeked at again at once.
             Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }

@@ -1,11 +1,11 @@
-//! Composition root: builds store, engine, jobs and router from the configuration, runs them, and takes
-//! them down in order.
+//! Composition root: builds store, engine, jobs and router from the configuration, runs them, and shuts them down in
+//! order.
 
 pub mod connections;
 pub mod model;
-mod places;
 mod progress;
 pub mod pull;
+mod slots;
 pub mod upstream;
 
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::store::{self, Store, private};
 /// Runs the server until SIGTERM or ctrl-c, or until the model cannot be loaded.
 ///
 /// # Errors
-/// What keeps it from starting: the data directory, the database, the address, the model.
+/// A data directory, database, address or model that cannot be used.
 pub async fn serve(config: Config) -> Result<()> {
     size_compute_pool(config.engine.threads);
     private::make_data_dir(&config.data_dir)?;
@@ -43,7 +43,7 @@ pub async fn serve(config: Config) -> Result<()> {
     let loading = {
         let services = services.clone();
         tokio::spawn(async move {
-            // Subscribed before the start looks which version is active: no activation falls in between.
+            // Subscribed before the active version is read, so that no activation is missed.
             let activations = services.store.models().activations();
             let engine = model::start(&services).await?;
             services.set_engine(engine);
@@ -54,7 +54,7 @@ pub async fn serve(config: Config) -> Result<()> {
     };
     let stop = services.shutdown.clone();
     let watcher = tokio::spawn(async move {
-        // The listener is up while the model loads; a model that cannot load ends the server.
+        // The server listens while the model loads; a model that cannot be loaded ends it.
         let failed = tokio::select! {
             loaded = loading => match loaded {
                 Ok(Ok(())) => None,
@@ -73,7 +73,7 @@ pub async fn serve(config: Config) -> Result<()> {
         failed
     });
     tokio::spawn({
-        // A signal must end the server also while the model still loads.
+        // A signal ends the server also while the model loads.
         let stop = services.shutdown.clone();
         async move {
             signalled().await;
@@ -84,10 +84,10 @@ pub async fn serve(config: Config) -> Result<()> {
     if let Some(jobs) = jobs
         && let Err(error) = jobs.await
     {
-        tracing::error!(%error, "the job runner ended badly");
+        tracing::error!(%error, "the job runner failed");
     }
     if let Err(error) = batches.await {
-        tracing::error!(%error, "the batches ended badly");
+        tracing::error!(%error, "the batch runner failed");
     }
     store.close().await;
     match watcher.await? {
@@ -101,7 +101,9 @@ pub async fn services(config: Config, store: Arc<Store>) -> Result<(Arc<Services
     crate::jobs::executors::check(&config.executors, crate::train::recipes())?;
     let (clock, random) = (system_clock(), Random::from_os()?);
     if config.admin_key.as_ref().is_some_and(|key| key.len() < SHORTEST_OPEN_ADMIN_KEY) {
-        tracing::warn!("the admin key has under 16 characters: whoever can reach this machine's loopback can guess it");
+        tracing::warn!(
+            "the admin key has fewer than 16 characters and can be guessed by anybody who reaches this machine's loopback address; use a longer one"
+        );
     }
     let generated = access::generate_admin_key(&config, store.as_ref(), &random, clock()).await?;
     let hash = config.admin_key.as_deref().map(random::secret_hash);
@@ -120,7 +122,7 @@ pub async fn worker(config: Config) -> Result<()> {
     let store = open_store(&config).await?;
     let (services, generated_key) = services(config, store.clone()).await?;
     if let Some(key) = generated_key {
-        // The first program on a new database makes the key, whichever it is.
+        // The first program on a new database generates the key, server or worker.
         println!("admin key, shown this once: {key}");
     }
     let stop = services.shutdown.clone();
@@ -139,7 +141,7 @@ pub async fn worker(config: Config) -> Result<()> {
 async fn run_jobs(services: Arc<Services>) {
     let launch = match Launch::this_program() {
         Ok(launch) => launch,
-        Err(error) => return tracing::error!(%error, "jobs cannot run: this program does not know its own path"),
+        Err(error) => return tracing::error!(%error, "jobs cannot run: the path of the running program is not known"),
     };
     let artifacts = match Artifacts::open(&services.config, services.store.clone()) {
         Ok(artifacts) => artifacts,
@@ -151,7 +153,7 @@ async fn run_jobs(services: Arc<Services>) {
         lease_seconds: jobs.lease_seconds,
         max_crashes: jobs.max_crashes,
         threads: jobs.threads,
-        // Asked, SIGTERM, SIGKILL: the last must come before the drain's own end.
+        // Request to stop, SIGTERM, SIGKILL: all within the drain timeout.
         grace: services.config.drain_timeout() / 2,
         cancel_grace: Duration::from_secs(jobs.cancel_grace_seconds),
         reward_hosts: jobs.reward_hosts.clone(),
@@ -164,7 +166,7 @@ async fn run_jobs(services: Arc<Services>) {
     supervisor.run(services.shutdown.clone()).await;
 }
 
-/// Tells a newcomer what runs, where to go and which key to use.
+/// Prints which model runs, the addresses of the pages, and which key to use.
 fn announce(listener: &TcpListener, generated_key: Option<&str>, config: &Config) -> Result<()> {
     let at = listener.local_addr()?;
     println!("instructd on http://{at}  (pages: /  /label  /chat  /admin  /docs)");
@@ -189,12 +191,12 @@ fn announce(listener: &TcpListener, generated_key: Option<&str>, config: &Config
     Ok(())
 }
 
-/// Says at the start what anybody on the network may do here.
+/// Warns when anybody on the network may use the inference routes.
 fn warn_if_open(config: &Config) {
     if !config.listen.ip().to_canonical().is_loopback() && !config.require_inference_key {
         tracing::warn!(
             listen = %config.listen,
-            "others can reach this server, and its inference routes need no key: anybody may let it compute, and \
+            "others can reach this server, and its inference routes need no key: anybody can use its compute, and \
              what they send is stored. Set require_inference_key = true, or listen on 127.0.0.1"
         );
     }
@@ -204,7 +206,7 @@ fn size_compute_pool(threads: usize) {
     if threads > 0
         && let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()
     {
-        tracing::warn!(%error, "the compute pool keeps its size");
+        tracing::warn!(%error, "the size of the compute pool cannot be changed");
     }
 }
 

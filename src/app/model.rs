@@ -10,12 +10,13 @@ use crate::domain::{ModelKind, ModelState, ModelVersion, error_chain};
 use crate::engine::{EngineOptions, Generator, LocalEngine};
 use crate::ops::linear::WeightFormat;
 use crate::service::Services;
-use crate::service::configured::{choose, named, share};
+use crate::service::configured::{named, share};
+use crate::service::register::version_to_serve;
 
-/// Finds (or pulls) the configured model, registers it, starts the engine and loads what should serve.
+/// Finds (or pulls) the configured model, registers it, starts the engine and loads the version to be served.
 ///
 /// # Errors
-/// A model that is neither a path nor can be pulled (naming the ways), weights that do not load.
+/// A model that is neither a path nor can be pulled; weights that cannot be loaded.
 pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
     let config = &services.config;
     if config.upstream.url.is_some() {
@@ -26,7 +27,7 @@ pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
     artifacts.on_damage(Arc::new(move |version, message| fault.set(version.id.clone(), message)));
     let configured = named(services, &artifacts, &config.model, ModelKind::Policy, pull_model).await?;
     share(&artifacts, services.store.as_ref(), &configured).await?;
-    let wanted = choose(services.store.as_ref(), configured.clone()).await?;
+    let wanted = version_to_serve(services.store.as_ref(), configured.clone()).await?;
     let engine = engine(services, artifacts.clone())?;
     let version = load_first(services, engine.as_ref(), &wanted, configured).await?;
     engine.activate(&version.id).await?;
@@ -40,12 +41,12 @@ pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
     Ok(engine)
 }
 
-/// Loads the wanted version; where that fails, its nearest ancestor that loads, and last the configured model: a
-/// broken version does not take the server down. The database goes on naming the wanted one, so that a start after its
+/// Loads the active version; if that fails, its nearest ancestor that loads, and finally the configured model, so that
+/// a damaged version does not prevent the start. The database keeps the active version, so that a start after its
 /// repair serves it again.
 ///
 /// # Errors
-/// What is wrong with the wanted version, when none loads.
+/// The error of the active version, when none can be loaded.
 async fn load_first(
     services: &Services,
     engine: &dyn Generator,
@@ -59,13 +60,13 @@ async fn load_first(
         let fresh = tried.insert(version.id.to_string());
         let checked = match fresh && version.state != ModelState::Retired {
             true => engine.load(&version).await.map(drop).map_err(anyhow::Error::from),
-            false => Err(anyhow::anyhow!("it is retired")),
+            false => Err(anyhow::anyhow!("the version is retired")),
         };
         match checked {
             Ok(()) => {
                 if let Some(error) = first_error {
                     let message = format!(
-                        "the active version '{}' does not load, '{}' is served instead: {error}. Mend its files and \
+                        "the active version '{}' cannot be loaded, '{}' is served instead: {error}. Repair its files and \
                          start again, or choose another version: `instructd models activate NAME`",
                         wanted.name, version.name
                     );
@@ -87,7 +88,7 @@ async fn load_first(
         let left = |v: &ModelVersion| !tried.contains(v.id.as_str());
         next = parent.filter(left).or_else(|| left(&configured).then(|| configured.clone()));
     }
-    bail!("{}", first_error.unwrap_or_else(|| "there is no model to serve".to_owned()))
+    bail!("{}", first_error.unwrap_or_else(|| "there is no model to serve; name one with --model".to_owned()))
 }
 
 /// Makes the configured encoder the active one. Its weights are read at the first request.
@@ -99,8 +100,9 @@ async fn register_encoder(services: &Services, artifacts: &Artifacts, encoder: &
 
 fn engine(services: &Services, artifacts: Arc<Artifacts>) -> Result<Arc<dyn Generator>> {
     let config = &services.config;
-    let weights = WeightFormat::parse(&config.weights)
-        .with_context(|| format!("weights: '{}' is not known; use {}", config.weights, WeightFormat::names()))?;
+    let weights = WeightFormat::parse(&config.weights).with_context(|| {
+        format!("weights: '{}' is not a known format; use one of {}", config.weights, WeightFormat::names())
+    })?;
     let options = EngineOptions {
         data_dir: config.data_dir.clone(),
         weights,

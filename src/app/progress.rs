@@ -1,5 +1,5 @@
-//! How a connection gets on: how much its client takes, and since when it has been still. Whoever holds a place
-//! without using it is closed.
+//! Progress of a connection: how much its client reads, and since when it has been idle. Connections that are admitted
+//! and not used are closed.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -11,26 +11,26 @@ use axum::body::{Body, Bytes};
 use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A client that takes less than this within the time limit counts as one that takes nothing.
+/// A client that reads less than this (bytes) within the time limit counts as one that reads nothing.
 const LEAST_BYTES: u64 = 16 << 10;
-/// Answers are handed out in pieces of this size, each within the time limit.
+/// Responses are sent in pieces of this size (bytes), each within the time limit.
 const PIECE: usize = 64 << 10;
-/// No time: not still, or not blocked.
+/// Stands for no time: not idle, or not blocked.
 const NEVER: u64 = u64::MAX;
 
-/// Facts about one connection, written by its socket and its answers.
+/// Facts about one connection, updated by its socket and its responses.
 #[derive(Debug)]
 pub struct Progress {
     began: Instant,
-    /// Requests whose answers are not finished.
+    /// Number of requests whose responses are not finished.
     open: AtomicUsize,
-    /// When the last answer ended, or the connection began (ms).
+    /// When the last response ended, or the connection began (ms).
     idle_since: AtomicU64,
-    /// When the socket took no more, and what it had taken until then.
+    /// When the socket accepted no more data, and how many bytes it had accepted until then.
     blocked_since: AtomicU64,
     written: AtomicU64,
     written_when_blocked: AtomicU64,
-    /// When each answer's piece was handed out that the client has not asked beyond yet.
+    /// (id, ms) of each response's latest piece, until the next one is polled.
     handed_out: Mutex<Vec<(usize, u64)>>,
     answers: AtomicUsize,
 }
@@ -57,7 +57,7 @@ impl Progress {
         self.handed_out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long the client has taken nothing of what waits for it.
+    /// The time since the client last read, while data is waiting for it.
     pub fn stalled(&self) -> Option<Duration> {
         let handed_out = self.handed_out().iter().map(|(_, since)| *since).min();
         let since = handed_out.unwrap_or(NEVER).min(self.blocked_since.load(Relaxed));
@@ -70,8 +70,8 @@ impl Progress {
         (self.open.load(Relaxed) == 0).then(|| Duration::from_millis(self.now().saturating_sub(since)))
     }
 
-    /// How long it has been still, for whichever reason.
-    pub fn still(&self) -> Option<Duration> {
+    /// How long the connection has been idle or blocked.
+    pub fn inactive(&self) -> Option<Duration> {
         self.stalled().max(self.idle())
     }
 
@@ -95,7 +95,7 @@ impl Progress {
         self.blocked_since.store(NEVER, Relaxed);
     }
 
-    /// A request has come; dropping the result ends it.
+    /// Registers a request; dropping the result ends it.
     pub fn request(self: &Arc<Self>) -> Open {
         self.open.fetch_add(1, Relaxed);
         Open { progress: self.clone(), id: self.answers.fetch_add(1, Relaxed) }
@@ -119,7 +119,7 @@ impl Open {
         self.progress.handed_out().retain(|(id, _)| *id != self.id);
     }
 
-    /// The answer's body, watched until its end.
+    /// The response's body, observed until its end.
     pub fn watch(self, inner: Body) -> Body {
         Body::new(Watched { inner, rest: Bytes::new(), open: self })
     }
@@ -135,7 +135,7 @@ impl Drop for Open {
 
 struct Watched {
     inner: Body,
-    /// What is left of a large piece.
+    /// The rest of a large piece.
     rest: Bytes,
     open: Open,
 }
@@ -145,7 +145,7 @@ impl http_body::Body for Watched {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        // Whoever asks for more has taken what there was.
+        // A poll for more shows that the previous piece was read.
         self.open.taken();
         if self.rest.is_empty() {
             match std::task::ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
@@ -178,7 +178,7 @@ impl http_body::Body for Watched {
     }
 }
 
-/// A socket that notes what it takes.
+/// A socket that records how much data it accepts.
 pub struct Socket<S> {
     inner: S,
     progress: Arc<Progress>,
@@ -226,7 +226,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Socket<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        // Asked for only when nothing is left to be written.
+        // Only called when nothing is left to be written.
         let polled = Pin::new(&mut self.inner).poll_flush(cx);
         if polled.is_ready() {
             self.progress.flushed();

@@ -15,13 +15,13 @@ use crate::hub::pull;
 use crate::service::register::{self, version_name};
 use crate::service::{Services, configured};
 
-/// Between two looks for a server that is away at start.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// Interval of attempts to reach a server that is unavailable at the start.
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Waits for the upstream server, records its model as a version, and serves it.
 ///
 /// # Errors
-/// A configuration that can never work: a bad address, an unknown kind, a model that is not there.
+/// A permanent error of the configuration: a bad address, an unknown kind, a model that the server does not have.
 pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
     let options = options(services)?;
     let upstream = Upstream::new(options).map_err(|e| anyhow!("upstream: {e}"))?;
@@ -31,7 +31,7 @@ pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
             Ok(found) => break found,
             Err(DiscoverError::Away(error)) => {
                 tracing::warn!(%error, "waiting for the upstream server");
-                tokio::time::sleep(LOOK_AGAIN).await;
+                tokio::time::sleep(RETRY_INTERVAL).await;
             }
             Err(e) => return Err(e.into()),
         }
@@ -46,9 +46,10 @@ pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
 fn options(services: &Services) -> Result<UpstreamOptions> {
     let config = &services.config;
     let upstream = &config.upstream;
-    let kind = Kind::parse(&upstream.kind)
-        .with_context(|| format!("upstream.kind: '{}' is not known; use one of {}", upstream.kind, Kind::NAMES))?;
-    let mut urls = vec![upstream.url.clone().context("upstream.url is missing")?];
+    let kind = Kind::parse(&upstream.kind).with_context(|| {
+        format!("upstream.kind: '{}' is not a known kind; use one of {}", upstream.kind, Kind::NAMES)
+    })?;
+    let mut urls = vec![upstream.url.clone().context("upstream.url is missing: set the address of the server")?];
     urls.extend(upstream.replicas.iter().cloned());
     Ok(UpstreamOptions {
         urls,
@@ -66,7 +67,7 @@ fn options(services: &Services) -> Result<UpstreamOptions> {
     })
 }
 
-/// The configured model, where it is here already, goes on record as something to train from.
+/// Registers the configured model, if its files are on this machine, so that jobs can train from it.
 async fn register_local(services: &Services) -> Result<()> {
     let config = &services.config;
     if let Ok(path) = pull::resolve(&config.model, &config.data_dir) {
@@ -78,8 +79,8 @@ async fn register_local(services: &Services) -> Result<()> {
     Ok(())
 }
 
-/// The version that stands for the upstream's model: known again by the model's full name there, whatever
-/// the address is today.
+/// The version that represents the upstream's model. It is identified by the model's full name there, whatever the
+/// server's address.
 async fn register(services: &Services, discovered: &Discovered) -> Result<ModelVersion> {
     let sha256 = hash::of_bytes(discovered.model.as_bytes());
     let mut name = version_name(&discovered.model);

@@ -1,5 +1,5 @@
-//! Weights are compared with the SHA-256 that their version was published with, whenever they are loaded: small ones
-//! before, large ones in the background while they are used already.
+//! Compares weights with the published SHA-256 of their version whenever they are loaded: small ones before they are
+//! used, large ones in the background.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -9,16 +9,16 @@ use std::time::SystemTime;
 use super::{ArtifactError, Artifacts, Result, weights_sha256};
 use crate::domain::{ModelVersion, ModelVersionId};
 
-/// Weights larger than this are used while their hash is computed.
+/// Weights larger than this (bytes) are used while their hash is computed.
 const CHECKED_FIRST: u64 = 1 << 30;
 
-/// Hears of weights that are in use and are not the published ones.
+/// Called with (version, message) when weights in use turn out not to be the published ones.
 pub type OnDamage = Arc<dyn Fn(&ModelVersion, String) + Send + Sync>;
 
-/// What the files looked like when they were checked. Files that have changed since are checked again.
+/// (path, bytes, modification time) of files when they were checked. Files that have changed are checked again.
 type Stamp = Vec<(PathBuf, u64, Option<SystemTime>)>;
 
-/// What was checked, and what was wrong with weights that are not the published ones.
+/// The checked files of each version, and the error of weights that are not the published ones.
 type Found = HashMap<ModelVersionId, (Stamp, Option<String>)>;
 
 #[derive(Default)]
@@ -42,7 +42,7 @@ fn stamp(path: &Path) -> Stamp {
     all
 }
 
-/// What is wrong with the weights at `path`, if they are not those of `sha256`.
+/// An error message if the weights at `path` do not have the hash `sha256`.
 fn difference(path: &Path, sha256: &str) -> Option<String> {
     match weights_sha256(path) {
         Ok(found) if found == sha256 => None,
@@ -55,18 +55,19 @@ fn difference(path: &Path, sha256: &str) -> Option<String> {
 }
 
 impl Artifacts {
-    /// Who is told of damage that is found while the weights are in use already.
-    pub fn on_damage(&self, tell: OnDamage) {
-        *self.checked.on_damage.lock().unwrap_or_else(PoisonError::into_inner) = Some(tell);
+    /// Sets the function that is called for damage found while the weights are in use.
+    pub fn on_damage(&self, report: OnDamage) {
+        *self.checked.on_damage.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
     }
 
-    /// As `path`, for files that are about to be loaded: their weights are compared with the published SHA-256.
+    /// The path of a version's files that are about to be loaded; their weights are compared with the published
+    /// SHA-256.
     ///
     /// # Errors
-    /// As `path`; `Damaged` when the weights are not the published ones.
+    /// `Missing` and `Damaged` like `path`; `Damaged` when the weights are not the published ones.
     pub async fn checked_path(&self, version: &ModelVersion) -> Result<PathBuf> {
         let path = self.path(version).await?;
-        // What an upstream server serves has a hash of its name, and no files.
+        // Versions of an upstream server have no files; their hash is of the name.
         let is_hash = version.sha256.len() == 64 && version.sha256.bytes().all(|b| b.is_ascii_hexdigit());
         if !is_hash || version.stage == crate::domain::STAGE_UPSTREAM {
             return Ok(path);
@@ -112,7 +113,7 @@ impl Artifacts {
         tracing::info!(model.name = %version.name, bytes, "the weights' SHA-256 is checked in the background");
         // Until it is known, further loads of the same files do not start further checks.
         self.note(version, now.clone(), None);
-        let tell = self.checked.on_damage.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let report = self.checked.on_damage.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (found, version) = (self.checked.found.clone(), version.clone());
         tokio::task::spawn_blocking(move || match compare() {
             None => tracing::info!(model.name = %version.name, "the weights' SHA-256 is the published one"),
@@ -122,8 +123,8 @@ impl Artifacts {
                 let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
                 found.insert(version.id.clone(), (now, Some(wrong)));
                 drop(found);
-                if let Some(tell) = tell {
-                    tell(&version, message);
+                if let Some(report) = report {
+                    report(&version, message);
                 }
             }
         });

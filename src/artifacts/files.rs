@@ -1,4 +1,4 @@
-//! Files of one version on a local disk: listed with sizes and hashes, copied, checked.
+//! Files of one version on a local disk: lists them with sizes and hashes, copies and verifies them.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -22,7 +22,7 @@ pub fn weights_sha256(path: &Path) -> anyhow::Result<String> {
     };
     files.sort();
     if files.is_empty() {
-        anyhow::bail!("{} holds no .safetensors and no .gguf file", path.display());
+        anyhow::bail!("{} contains no .safetensors and no .gguf file", path.display());
     }
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
@@ -72,12 +72,12 @@ fn walk(dir: &Path, prefix: &str, found: &mut Vec<(String, PathBuf)>) -> Result<
     Ok(())
 }
 
-/// `path` as a place below a directory: no root, no `..`, nothing empty.
+/// Whether `path` stays below a directory: no root, no `..`, no empty component.
 pub(super) fn is_inside(path: &str) -> bool {
     !path.is_empty() && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)))
 }
 
-/// Where `file` of the version at `root` lies; `root` may be the file itself.
+/// The path of `file` of the version at `root`; `root` may be the file itself.
 pub(super) fn place(root: &Path, file: &ModelFile) -> PathBuf {
     if root.is_file() { root.to_owned() } else { root.join(&file.path) }
 }
@@ -85,7 +85,7 @@ pub(super) fn place(root: &Path, file: &ModelFile) -> PathBuf {
 /// Checks every file's size and hash.
 ///
 /// # Errors
-/// `Damaged` naming the first file that differs or is not there.
+/// `Damaged` with the first file that differs or is missing.
 pub fn verify(name: &str, root: &Path, files: &[ModelFile]) -> Result<()> {
     for file in files {
         let damaged = |what: String| ArtifactError::Damaged { name: name.to_owned(), file: file.path.clone(), what };

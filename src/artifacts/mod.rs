@@ -1,6 +1,5 @@
-//! Where the files of model versions are: under this server's data directory, and, when an artifact store is
-//! configured, in a directory or bucket that all servers share. A version's files never change, so whatever
-//! was brought once is kept.
+//! Files of model versions: under this server's data directory, and, when an artifact store is configured, in a
+//! directory or bucket that all servers share. A version's files never change, so downloaded files are kept.
 
 mod checked;
 mod files;
@@ -23,14 +22,14 @@ use crate::domain::{ModelVersion, ModelVersionId};
 use crate::engine::ModelFiles;
 use crate::store::{ModelFile, Store, StoreError};
 
-/// Versions brought from elsewhere lie in `fetched/<version id>/` of the data directory.
+/// Directory of downloaded versions in the data directory: `fetched/<version id>/`.
 pub const FETCHED: &str = "fetched";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ArtifactError {
-    #[error("the files of '{name}' are neither here ({}) nor in an artifact store", .looked.display())]
+    #[error("the files of '{name}' are neither on this machine ({}) nor in an artifact store", .looked.display())]
     Missing { name: String, looked: PathBuf },
-    #[error("'{name}': {file} is not what was published: {what}")]
+    #[error("'{name}': {file} differs from the published file: {what}")]
     Damaged { name: String, file: String, what: String },
     #[error("the artifact store: {0}")]
     Remote(String),
@@ -41,8 +40,8 @@ pub enum ArtifactError {
 }
 
 impl ArtifactError {
-    /// Whether the same attempt may work later.
-    pub fn is_passing(&self) -> bool {
+    /// Whether a retry may succeed.
+    pub fn is_transient(&self) -> bool {
         matches!(self, Self::Remote(_) | Self::Io { .. } | Self::Store(_))
     }
 
@@ -54,20 +53,20 @@ impl ArtifactError {
 
 pub type Result<T, E = ArtifactError> = std::result::Result<T, E>;
 
-/// The files of all versions, as one server sees them.
+/// Access of one server to the files of all versions.
 pub struct Artifacts {
     data_dir: PathBuf,
     store: Arc<Store>,
     remote: Option<Remote>,
-    /// One download at a time: two requests for a version bring it once.
+    /// One download at a time, so that two requests for a version download it once.
     bringing: Mutex<()>,
-    /// Weights that were compared with their published hash.
+    /// Weights that have been compared with their published hash.
     checked: checked::Checked,
 }
 
 impl Artifacts {
     /// # Errors
-    /// A location that is neither a directory nor a bucket this program can speak to.
+    /// A location that is neither a directory nor a supported bucket.
     pub fn open(config: &Config, store: Arc<Store>) -> Result<Arc<Self>> {
         let remote = Remote::open(&config.artifacts)?;
         Ok(Self::with(config.data_dir.clone(), store, remote))
@@ -81,17 +80,17 @@ impl Artifacts {
         &self.data_dir
     }
 
-    /// The version's directory or file on this machine, brought from the artifact store when it is not here.
+    /// The version's directory or file on this machine, downloaded from the artifact store when it is missing.
     ///
     /// # Errors
-    /// `Missing` when it is nowhere, `Damaged` when a file does not have its published size and hash.
+    /// `Missing` when the files are neither here nor in the artifact store, `Damaged` when a file does not have its published size and hash.
     pub async fn path(&self, version: &ModelVersion) -> Result<PathBuf> {
         let here = self.data_dir.join(&version.artifact_uri);
         if here.exists() {
             return Ok(here);
         }
         let missing = || ArtifactError::Missing { name: version.name.clone(), looked: here.clone() };
-        // A restored database may hold anything.
+        // A restored database may hold any id.
         if !crate::domain::is_path_part(version.id.as_str()) {
             return Err(missing());
         }
@@ -103,14 +102,14 @@ impl Artifacts {
             if files.is_empty() {
                 return Err(missing());
             }
-            tracing::info!(model.name = %version.name, files = files.len(), "bringing a model from the artifact store");
-            remote.bring(version, &files, &dir).await?;
+            tracing::info!(model.name = %version.name, files = files.len(), "downloading a model from the artifact store");
+            remote.download_version(version, &files, &dir).await?;
         }
         Ok(entry(version, &files, dir))
     }
 
-    /// Describes the files at `path` and, with an artifact store, brings them there. Done before the version is
-    /// registered: whoever sees it can fetch it.
+    /// Describes the files at `path` and uploads them to the artifact store, if there is one. Called before the version
+    /// is registered, so that every server that sees the version can download it.
     pub async fn publish(&self, id: &ModelVersionId, path: &Path) -> Result<Vec<ModelFile>> {
         let described = {
             let path = path.to_owned();
@@ -118,7 +117,7 @@ impl Artifacts {
         };
         let files = described.await.map_err(|e| ArtifactError::Remote(e.to_string()))??;
         if let Some(remote) = &self.remote {
-            remote.keep(id, path, &files).await?;
+            remote.upload_version(id, path, &files).await?;
         }
         Ok(files)
     }
@@ -145,7 +144,7 @@ impl ModelFiles for Artifacts {
     }
 }
 
-/// What loads: the directory, or the one `.gguf` file in it. A restored version may have no files on record.
+/// The path to load: the directory, or the one `.gguf` file in it. A restored version may have no recorded files.
 fn entry(version: &ModelVersion, files: &[ModelFile], dir: PathBuf) -> PathBuf {
     let uri = Path::new(&version.artifact_uri);
     match (files, uri.file_name()) {

@@ -20,7 +20,7 @@ use crate::config::ArtifactsConfig;
 use crate::domain::{ModelVersion, ModelVersionId};
 use crate::store::ModelFile;
 
-/// A store that all servers reach.
+/// The artifact store of all servers.
 pub struct Remote {
     pub(super) objects: Arc<dyn ObjectStore>,
 }
@@ -37,7 +37,7 @@ impl Remote {
     /// `None` when no location is configured.
     ///
     /// # Errors
-    /// A location that is neither `file://DIR` nor `s3://BUCKET[/PREFIX]`, or a directory that cannot be made.
+    /// A location that is neither `file://DIR` nor `s3://BUCKET[/PREFIX]`, or a directory that cannot be created.
     pub fn open(config: &ArtifactsConfig) -> Result<Option<Self>> {
         let Some(url) = &config.url else { return Ok(None) };
         if let Some(dir) = url.strip_prefix("file://") {
@@ -48,7 +48,7 @@ impl Remote {
             return Err(failed("artifacts.url must be file://DIR or s3://BUCKET/PREFIX"));
         };
         let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
-        // Credentials that are not configured come from AWS_… variables or the machine's role.
+        // Credentials that are not configured are read from AWS_… variables or the machine's role.
         let mut s3 = AmazonS3Builder::from_env().with_bucket_name(bucket).with_allow_http(config.allow_http);
         if let Some(endpoint) = &config.endpoint {
             s3 = s3.with_endpoint(endpoint);
@@ -66,13 +66,13 @@ impl Remote {
 
     fn key(id: &ModelVersionId, file: &ModelFile) -> Result<Key> {
         if !is_inside(&file.path) {
-            return Err(failed(format!("{} is no path inside a model", file.path)));
+            return Err(failed(format!("the path '{}' leads out of the model's directory", file.path)));
         }
         Key::parse(format!("{}/{}", id.as_str(), file.path)).map_err(failed)
     }
 
-    /// Uploads every file of the version at `root`, large ones in parts. Doing it again changes nothing.
-    pub async fn keep(&self, id: &ModelVersionId, root: &Path, files: &[ModelFile]) -> Result<()> {
+    /// Uploads every file of the version at `root`, large ones in parts. Idempotent.
+    pub async fn upload_version(&self, id: &ModelVersionId, root: &Path, files: &[ModelFile]) -> Result<()> {
         for file in files {
             let at = place(root, file);
             let mut source = tokio::fs::File::open(&at).await.map_err(ArtifactError::io(&at))?;
@@ -87,24 +87,25 @@ impl Remote {
         Ok(())
     }
 
-    /// Downloads a version into `dir`: aside first, every file checked, then renamed as a whole.
-    pub async fn bring(&self, version: &ModelVersion, files: &[ModelFile], dir: &Path) -> Result<()> {
+    /// Downloads a version into `dir` atomically: into a temporary directory, which is renamed once every file is
+    /// verified.
+    pub async fn download_version(&self, version: &ModelVersion, files: &[ModelFile], dir: &Path) -> Result<()> {
         let parent = dir.parent().unwrap_or(dir);
         let aside = parent.join(format!(".{}-{}", version.id.as_str(), ModelVersionId::new().as_str()));
-        let brought = self.bring_all(version, files, &aside).await;
+        let brought = self.download_files(version, files, &aside).await;
         let done = match brought {
             Ok(()) => tokio::fs::rename(&aside, dir).await.map_err(ArtifactError::io(dir)),
             Err(error) => Err(error),
         };
         if let Err(error) = done {
             let _ = tokio::fs::remove_dir_all(&aside).await;
-            // Another process on this directory may have been faster.
+            // Another process may have downloaded it to this directory in the meantime.
             return if dir.exists() { Ok(()) } else { Err(error) };
         }
         sync_dir(parent).map_err(ArtifactError::io(parent))
     }
 
-    async fn bring_all(&self, version: &ModelVersion, files: &[ModelFile], aside: &Path) -> Result<()> {
+    async fn download_files(&self, version: &ModelVersion, files: &[ModelFile], aside: &Path) -> Result<()> {
         for file in files {
             let target = aside.join(&file.path);
             let parent = target.parent().unwrap_or(aside);

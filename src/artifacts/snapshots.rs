@@ -1,6 +1,6 @@
-//! Running jobs in the artifact store: the newest checkpoint and the data that it was made with, so that another machine
-//! goes on where a lost one stopped. Files lie under their hash at `jobs/<job id>/files/`; `jobs/<job id>/at-<attempt>.json`
-//! lists those of the attempt's newest checkpoint and is written last.
+//! Snapshots of running jobs in the artifact store: the newest checkpoint and the job's data, so that another machine
+//! can resume the job of a lost one. Files lie under their hash at `jobs/<job id>/files/`; `jobs/<job
+//! id>/at-<attempt>.json` lists those of the attempt's newest checkpoint and is written last.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -34,8 +34,8 @@ const PREFIX: &str = "jobs";
 fn prefix(job: &JobId) -> Result<String> {
     match is_path_part(job.as_str()) {
         true => Ok(format!("{PREFIX}/{}", job.as_str())),
-        // A restored database may hold anything.
-        false => Err(failed(format!("'{job}' is no id of a job"))),
+        // A restored database may hold any id.
+        false => Err(failed(format!("'{job}' is not a valid job id"))),
     }
 }
 
@@ -86,7 +86,7 @@ impl Remote {
         target.shutdown().await.map_err(failed)
     }
 
-    async fn keep_snapshot(&self, job: &JobId, root: &Path, snapshot: &Snapshot) -> Result<()> {
+    async fn upload_snapshot(&self, job: &JobId, root: &Path, snapshot: &Snapshot) -> Result<()> {
         let there = self.under(&prefix(job)?).await?;
         for file in &snapshot.files {
             let key = file_key(job, &file.sha256)?;
@@ -97,7 +97,7 @@ impl Remote {
         let list = Key::parse(format!("{}/at-{}.json", prefix(job)?, snapshot.attempt)).map_err(failed)?;
         let text = serde_json::to_vec(snapshot).map_err(failed)?;
         self.objects.put(&list, PutPayload::from(text)).await.map_err(failed)?;
-        // A later attempt's files are its own business; what only this and earlier attempts listed is not needed now.
+        // Files that only this or earlier attempts listed are no longer needed, unless there is a later attempt.
         if there.iter().filter_map(|(key, _)| attempt_of(key)).any(|attempt| attempt > snapshot.attempt) {
             return Ok(());
         }
@@ -120,10 +120,10 @@ impl Remote {
         serde_json::from_slice(&text).map(Some).map_err(|e| failed(format!("{key}: {e}")))
     }
 
-    async fn bring_snapshot(&self, job: &JobId, snapshot: &Snapshot, to: &Path) -> Result<()> {
+    async fn download_snapshot(&self, job: &JobId, snapshot: &Snapshot, to: &Path) -> Result<()> {
         for file in &snapshot.files {
             if !is_inside(&file.path) {
-                return Err(failed(format!("{} is no path inside a job", file.path)));
+                return Err(failed(format!("the path '{}' leads out of the job's directory", file.path)));
             }
             let target = to.join(&file.path);
             let parent = target.parent().unwrap_or(to);
@@ -142,12 +142,12 @@ impl Remote {
 }
 
 impl Artifacts {
-    /// Uploads the files at `paths` below `job_dir` as the newest checkpoint of the job; files that are there are not
-    /// uploaded again. Does nothing without an artifact store.
+    /// Uploads the files at `paths` below `job_dir` as the newest checkpoint of the job; files that the store has are
+    /// not uploaded again. Does nothing without an artifact store.
     ///
     /// # Errors
-    /// A file that is gone, or a store that does not take it; the checkpoint before stays the newest.
-    pub async fn keep_snapshot(
+    /// A file that is missing, or errors of the artifact store; the previous checkpoint stays the newest.
+    pub async fn upload_snapshot(
         &self,
         job: &JobId,
         attempt: i64,
@@ -158,13 +158,13 @@ impl Artifacts {
         let Some(remote) = &self.remote else { return Ok(()) };
         let root = job_dir.to_owned();
         let files = tokio::task::spawn_blocking(move || described(&root, &paths)).await.map_err(failed)??;
-        remote.keep_snapshot(job, job_dir, &Snapshot { attempt, checkpoint: checkpoint.to_owned(), files }).await
+        remote.upload_snapshot(job, job_dir, &Snapshot { attempt, checkpoint: checkpoint.to_owned(), files }).await
     }
 
     /// The newest checkpoint of the job in the artifact store.
     ///
     /// # Errors
-    /// A store that does not answer.
+    /// Errors of the artifact store.
     pub async fn latest_snapshot(&self, job: &JobId) -> Result<Option<Snapshot>> {
         match &self.remote {
             Some(remote) => remote.latest_snapshot(job).await,
@@ -172,22 +172,22 @@ impl Artifacts {
         }
     }
 
-    /// Brings the files of a snapshot below `to`, each checked by size and hash.
+    /// Downloads the files of a snapshot below `to`, each verified by size and hash.
     ///
     /// # Errors
-    /// `Damaged` for a file that is not the one that was uploaded; a store that does not answer.
-    pub async fn bring_snapshot(&self, job: &JobId, snapshot: &Snapshot, to: &Path) -> Result<()> {
+    /// `Damaged` for a file that differs from the uploaded one; errors of the artifact store.
+    pub async fn download_snapshot(&self, job: &JobId, snapshot: &Snapshot, to: &Path) -> Result<()> {
         match &self.remote {
-            Some(remote) => remote.bring_snapshot(job, snapshot, to).await,
+            Some(remote) => remote.download_snapshot(job, snapshot, to).await,
             None => Err(failed("no artifact store is configured")),
         }
     }
 
-    /// Removes what the artifact store holds of a job's checkpoints and data.
+    /// Removes a job's checkpoints and data from the artifact store.
     ///
     /// # Errors
-    /// A store that does not answer.
-    pub async fn forget_snapshots(&self, job: &JobId) -> Result<()> {
+    /// Errors of the artifact store.
+    pub async fn remove_snapshots(&self, job: &JobId) -> Result<()> {
         let Some(remote) = &self.remote else { return Ok(()) };
         let there = remote.under(&prefix(job)?).await?;
         remote.remove(there.into_iter().map(|(key, _)| key).collect()).await

@@ -1,5 +1,5 @@
-//! Arguments of `train`, `instructgpt` and `eval` on the command line: from a JSON file, from flags and from
-//! `--set KEY=VALUE`; what is left out comes from the database or from the sample data.
+//! Arguments of `train`, `instructgpt` and `eval` on the command line: from a JSON file, from flags and from `--set
+//! KEY=VALUE`. Missing ones are filled from the database or the sample data.
 
 use std::path::{Path, PathBuf};
 
@@ -46,7 +46,7 @@ impl Given {
     /// File, then `--set`, then flags.
     ///
     /// # Errors
-    /// A file that is not a JSON object; `--set` without `=`, or inside something that is no object.
+    /// A file that is not a JSON object; `--set` without `=`, or with a key inside of a value that is not an object.
     pub fn read(&self) -> Result<Value> {
         let mut args = match &self.args {
             None => json!({}),
@@ -92,7 +92,9 @@ fn set(args: &mut Value, pair: &str) -> Result<()> {
         if at.is_null() {
             *at = json!({});
         }
-        let Some(object) = at.as_object_mut() else { bail!("--set {pair}: what is before `{part}` holds no fields") };
+        let Some(object) = at.as_object_mut() else {
+            bail!("--set {pair}: the value before `{part}` is not an object")
+        };
         if parts.peek().is_none() {
             object.insert(part.to_owned(), value);
             return Ok(());
@@ -105,14 +107,14 @@ fn set(args: &mut Value, pair: &str) -> Result<()> {
 /// The recipe of this name.
 ///
 /// # Errors
-/// Names the recipes that there are, and which are near.
+/// An unknown name, with the known recipes and similar names.
 pub fn recipe(name: &str) -> Result<&'static Recipe> {
     let recipes = crate::train::recipes();
     let known: Vec<&str> = recipes.iter().map(|r| r.name).collect();
     recipes.iter().find(|r| r.name == name).ok_or_else(|| anyhow!("{}", unknown_name("recipe", name, &known)))
 }
 
-/// Every argument of a recipe with its default and what it means.
+/// Every argument of a recipe with its default and help text.
 pub fn explain(recipe: &Recipe) -> String {
     use std::fmt::Write as _;
     let schema = (recipe.schema)();
@@ -131,9 +133,9 @@ pub fn explain(recipe: &Recipe) -> String {
     out
 }
 
-/// A directory that is not there yet: `NAME`, `NAME-2`, …
+/// The first of `NAME`, `NAME-2`, … that does not exist.
 fn fresh(name: &str) -> PathBuf {
-    let free = |path: &Path| !path.exists() && !beside(path).exists();
+    let free = |path: &Path| !path.exists() && !files_of(path).exists();
     let mut path = PathBuf::from(name);
     let mut number = 2;
     while !free(&path) {
@@ -143,18 +145,18 @@ fn fresh(name: &str) -> PathBuf {
     path
 }
 
-/// Where the data of a run is written.
-fn beside(output: &Path) -> PathBuf {
+/// Directory of the data files of a run.
+fn files_of(output: &Path) -> PathBuf {
     let mut name = output.as_os_str().to_owned();
     name.push(".data");
     name.into()
 }
 
-/// Completes a recipe's arguments: the model, the output directory, data and reward model. Says on standard error what
-/// was chosen.
+/// Completes a recipe's arguments: the model, the output directory, data and reward model. Prints the chosen values on
+/// standard error.
 ///
 /// # Errors
-/// A reward that nobody has; a database that does not open; files that cannot be written.
+/// A missing reward; a database that cannot be opened; files that cannot be written.
 pub fn complete(recipe: &Recipe, args: &mut Value, config: &Config) -> Result<()> {
     let schema = (recipe.schema)();
     let is_given = |args: &Value, field: &str| args.get(field).is_some_and(|v| !v.is_null() && v.as_str() != Some(""));
@@ -179,7 +181,7 @@ pub fn complete(recipe: &Recipe, args: &mut Value, config: &Config) -> Result<()
         note("output_dir", &path.display().to_string());
         args["output_dir"] = json!(path);
     }
-    let dir = beside(Path::new(args["output_dir"].as_str().unwrap_or("out")));
+    let dir = files_of(Path::new(args["output_dir"].as_str().unwrap_or("out")));
     let mut given = args.as_object().cloned().unwrap_or_default();
     given.retain(|name, _| is_given(args, name));
     for (field, needed) in roles::data().filter(|(_, needed)| !needed.is_optional()) {
@@ -191,8 +193,8 @@ pub fn complete(recipe: &Recipe, args: &mut Value, config: &Config) -> Result<()
     Ok(())
 }
 
-/// The arguments with something in every place that `complete` fills: what is wrong with the others shows before any
-/// model is looked for.
+/// The arguments with a placeholder for every one that `complete` fills, so that errors in the others are found before
+/// a model is looked for.
 pub fn with_placeholders(recipe: &Recipe, args: &Value) -> Value {
     let (schema, mut all) = ((recipe.schema)(), args.clone());
     let has_reward = args.get("reward").is_some_and(|v| !v.is_null());
@@ -214,10 +216,11 @@ fn note(field: &str, value: &str) {
     eprintln!("{field}: {value} (none was given)");
 }
 
-/// Data of the database, or else of the sample, as a file in `dir`. Demonstrations and prompts can be made of rankings.
+/// Writes data of the database, or else of the sample, as a file in `dir`. Demonstrations and prompts can be derived
+/// from rankings.
 ///
 /// # Errors
-/// A database that does not open; a file that cannot be written.
+/// A database that cannot be opened; a file that cannot be written.
 pub fn data(field: &str, dir: &Path, config: &Config) -> Result<PathBuf> {
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     let path = dir.join(format!("{field}.jsonl"));
@@ -262,7 +265,7 @@ pub fn data(field: &str, dir: &Path, config: &Config) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// As `with_placeholders`, for the pipeline.
+/// The pipeline's arguments with a placeholder for every one that `complete_pipeline` fills.
 pub fn pipeline_with_placeholders(args: &Value) -> Value {
     let mut all = args.clone();
     let has = |field: &str| args.get(field).is_some_and(|v| !v.is_null() && v.as_str() != Some(""));
@@ -281,7 +284,7 @@ pub fn pipeline_with_placeholders(args: &Value) -> Value {
 pub fn complete_pipeline(args: &mut Value, config: &Config) -> Result<()> {
     let is_given = |args: &Value, field: &str| args.get(field).is_some_and(|v| !v.is_null() && v.as_str() != Some(""));
     if is_given(args, "model") {
-        let name = args["model"].as_str().context("model: must be a text")?.to_owned();
+        let name = args["model"].as_str().context("model: must be a string")?.to_owned();
         args["model"] = json!(locate::find(&name, config).context("model")?);
     } else {
         let (name, path) = locate::default_model(config)?;
@@ -289,13 +292,13 @@ pub fn complete_pipeline(args: &mut Value, config: &Config) -> Result<()> {
         args["model"] = json!(path);
     }
     if !is_given(args, "work_dir") {
-        // The same directory each time: a further run goes on there.
+        // The same directory each time, so that a further run continues there.
         note("work_dir", "out/instructgpt");
         args["work_dir"] = json!("out/instructgpt");
     }
     if !is_given(args, "comparisons") && !is_given(args, "collect") {
-        let dir = beside(Path::new(args["work_dir"].as_str().unwrap_or("out")));
-        // What the first run froze is what further runs go on with.
+        let dir = files_of(Path::new(args["work_dir"].as_str().unwrap_or("out")));
+        // Further runs use the data that the first run wrote.
         let before = dir.join("comparisons.jsonl");
         args["comparisons"] = json!(if before.is_file() { before } else { data("comparisons", &dir, config)? });
     }

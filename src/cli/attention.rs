@@ -14,13 +14,14 @@ use crate::model::{self, Decoder, Purpose};
 #[derive(clap::Args)]
 pub struct Args {
     text: String,
-    /// A name (builtin, pulled or published), a directory or a .gguf file; decoder or encoder. Default: the configured model.
+    /// A name (builtin, pulled or published), a directory or a .gguf file; decoder or encoder. Default: the configured
+    /// model.
     #[arg(long)]
     model: Vec<String>,
-    /// From 0; the mean of all when absent.
+    /// Counted from 0; the mean of all when absent.
     #[arg(long)]
     layer: Option<usize>,
-    /// From 0; the mean of all when absent.
+    /// Counted from 0; the mean of all when absent.
     #[arg(long)]
     head: Option<usize>,
     #[command(flatten)]
@@ -47,8 +48,9 @@ fn look(path: &Path, text: &str) -> Result<(Vec<String>, AttentionMaps)> {
     let tokenizer = loaded.tokenizer.clone().with_context(|| format!("{} has no tokenizer.json", path.display()))?;
     let encoder = loaded.config.is_encoder();
     let ids = if encoder { tokenizer.encode(text, true, false)? } else { tokenizer.encode_open(text, false)? };
-    ensure!(!ids.is_empty(), "the text has no tokens");
-    ensure!(ids.len() <= loaded.config.max_positions, "the text has {} tokens", ids.len());
+    ensure!(!ids.is_empty(), "the text has no tokens; give some text");
+    let context = loaded.config.max_positions;
+    ensure!(ids.len() <= context, "the text has {} tokens; the model's context holds {context}", ids.len());
     let tokens = match encoder {
         true => ids.iter().map(|id| tokenizer.id_to_token(*id).unwrap_or_default()).collect(),
         false => tokenizer.pieces(&ids).into_iter().map(|piece| piece.text).collect(),
@@ -60,7 +62,7 @@ fn look(path: &Path, text: &str) -> Result<(Vec<String>, AttentionMaps)> {
     Ok((tokens, maps))
 }
 
-/// Rows attend to columns: darker is more, `·` nearly nothing, and blank is what a decoder may not see.
+/// Draws a map: rows attend to columns; darker is more, `·` is nearly nothing, and blank is masked.
 fn picture(
     name: &str,
     tokens: &[String],

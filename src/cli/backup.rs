@@ -17,7 +17,7 @@ pub struct Args {
 /// Writes a backup to a new directory, while servers run.
 ///
 /// # Errors
-/// What cannot be read or written.
+/// Files or tables that cannot be read or written.
 pub async fn run(args: Args) -> Result<()> {
     let covered = backup::backup(&args.settings.load()?, &args.out, system_clock()()).await?;
     for missing in &covered.missing {

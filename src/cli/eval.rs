@@ -14,12 +14,12 @@ pub struct Args {
     settings: Settings,
 }
 
-/// What each kind of evaluation is measured on; `choice` has a list of systems instead.
+/// (kind of evaluation, argument of its file); `choice` has a list of systems instead.
 const MEASURED_ON: &[(&str, &str)] =
     &[("perplexity", "text"), ("classifier", "labelled"), ("reward", "comparisons"), ("scores", "completions")];
 
 /// # Errors
-/// Without a kind, or without the file that it needs: what to add, with an example.
+/// A missing kind, or a missing file for it; the message has an example.
 fn check(args: &serde_json::Value) -> Result<()> {
     let given = |name: &str| args.get(name).is_some_and(|v| !v.is_null());
     if !given("kind") {
@@ -30,7 +30,7 @@ fn check(args: &serde_json::Value) -> Result<()> {
     }
     let kind = args["kind"].as_str().unwrap_or_default();
     if let Some((_, field)) = MEASURED_ON.iter().find(|(name, field)| *name == kind && !given(field)) {
-        bail!("{field}: {kind} is measured on a file: --set {field}=FILE");
+        bail!("{field}: the evaluation {kind} needs a file: --set {field}=FILE");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Progress of a run in the foreground: a bar on standard error, and ctrl-c as the request to stop.
+//! Progress of a run in the foreground: a bar on standard error, and ctrl-c requests a stop.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub struct Foreground {
 }
 
 impl Foreground {
-    /// Rewards by HTTP may ask `reward_hosts` only; the recipe `external` may run the configuration's trainers.
+    /// Rewards of kind `http` may call `reward_hosts` only; the recipe `external` may run the configuration's trainers.
     ///
     /// # Errors
     /// A host that is malformed; a thread that cannot start.

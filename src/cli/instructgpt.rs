@@ -15,7 +15,7 @@ pub struct Args {
     given: Given,
     #[command(flatten)]
     data: Data,
-    /// Where everything goes; default: out/instructgpt.
+    /// Output directory; default: out/instructgpt.
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
     #[command(flatten)]
@@ -25,7 +25,7 @@ pub struct Args {
 /// Runs the whole InstructGPT pipeline. Ctrl-c stops it at the next step; the same command continues from there.
 ///
 /// # Errors
-/// Arguments that are refused, and what a step reports.
+/// Arguments that are refused, and errors of a step.
 pub fn run(args: Args) -> Result<()> {
     let Args { given, data, work_dir, settings } = args;
     let config = &settings.load()?;
@@ -34,7 +34,7 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(dir) = work_dir {
         args["work_dir"] = serde_json::json!(dir);
     }
-    // Cheap mistakes first, as for `train`.
+    // Arguments are validated before models and data are prepared.
     crate::instructgpt::check(&pipeline_args(&args::pipeline_with_placeholders(&args))?)?;
     args::complete_pipeline(&mut args, config)?;
     let args = pipeline_args(&args)?;
@@ -43,7 +43,7 @@ pub fn run(args: Args) -> Result<()> {
             println!("{}", report.display());
             Ok(())
         }
-        Ended::Stopped { step } => bail!("stopped in step {step}; the same command goes on from there"),
+        Ended::Stopped { step } => bail!("stopped in step {step}; the same command continues from there"),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Where the command line's models are: one way for a path, the built-in model, a pulled model, a published version
-//! and a name that can still be brought.
+//! Finds the models that the command line names: a path, the built-in model, a pulled model, a published version, or a
+//! name that can be pulled.
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -15,11 +15,11 @@ use crate::domain::ModelKind;
 use crate::hub::{builtin, pull};
 use crate::store::{Store, find_version};
 
-/// A model by any of its names → the path that loads: the built-in model, a pulled one (also by its repository's name
-/// `OWNER/NAME`), a directory or .gguf file, a published version by name or id, and a name that can still be brought.
+/// The path of a model: the built-in one, a pulled one (also by its repository's name `OWNER/NAME`), a directory or
+/// .gguf file, a published version by name or id, or a name that can be pulled.
 ///
 /// # Errors
-/// A name that nothing has: says which names are near, what there is and how it is brought.
+/// An unknown name; the message lists similar names, the installed models and how to pull others.
 pub fn find(name: &str, config: &Config) -> Result<PathBuf> {
     let path = Path::new(name);
     if name == builtin::NAME && !path.exists() {
@@ -29,7 +29,7 @@ pub fn find(name: &str, config: &Config) -> Result<PathBuf> {
         Ok(path) => return Ok(path),
         Err(error) => error,
     };
-    // A path that is there but does not look like a model: loading it says why.
+    // A path that exists and does not look like a model: loading it gives the error.
     if path.exists() {
         return Ok(path.to_owned());
     }
@@ -49,23 +49,23 @@ pub fn find(name: &str, config: &Config) -> Result<PathBuf> {
     }
 }
 
-/// Asks at a terminal; elsewhere brings nothing without being told to.
+/// Asks on a terminal whether to pull a model; without a terminal nothing is pulled.
 fn wants_it(name: &str) -> Result<bool> {
     let what = match pull::hub_name(name) {
-        Some(_) => format!("{name} is neither a path nor pulled yet"),
-        None => format!("{name} is not here yet"),
+        Some(_) => format!("{name} is neither a path nor a pulled model"),
+        None => format!("{name} is not pulled yet"),
     };
     if !std::io::stdin().is_terminal() {
-        bail!("{what}: `instructd models pull {name}` brings it");
+        bail!("{what}: run `instructd models pull {name}` first");
     }
-    eprint!("{what}. Bring it now? [Y/n] ");
+    eprint!("{what}. Pull it now? [Y/n] ");
     std::io::stderr().flush()?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_lowercase().as_str(), "" | "y" | "yes"))
 }
 
-/// The database, if there is one: looking a name up makes none.
+/// The database, if it exists: looking up a name does not create one.
 async fn database(config: &Config) -> Result<Option<std::sync::Arc<Store>>> {
     let url = config.database_url();
     let file = url.strip_prefix("sqlite:").map(|rest| rest.trim_start_matches("//").split('?').next().unwrap_or(rest));
@@ -97,11 +97,11 @@ async fn published(name: &str, config: &Config) -> Result<Option<PathBuf>> {
     Ok(path)
 }
 
-/// What a command takes where no model is named: the active policy of the database, else the configured model if it is
-/// here, else the built-in one. Also its name, for people.
+/// Name and path of the model that a command uses when none is named: the active policy of the database, else the
+/// configured model if it is installed, else the built-in one.
 ///
 /// # Errors
-/// A database that does not open; the active policy's files.
+/// A database that cannot be opened; missing or damaged files of the active policy.
 pub fn default_model(config: &Config) -> Result<(String, PathBuf)> {
     if let Some(found) = block_on(active(config, ModelKind::Policy))? {
         return Ok(found);
@@ -113,10 +113,10 @@ pub fn default_model(config: &Config) -> Result<(String, PathBuf)> {
     Ok((name.to_owned(), find(name, config)?))
 }
 
-/// The active version of a kind, where there is a database and it has one whose files are here.
+/// Name and path of the active version of a kind, if there is a database and the version's files are on this machine.
 ///
 /// # Errors
-/// A database that does not open; damaged files.
+/// A database that cannot be opened; damaged files.
 pub async fn active(config: &Config, kind: ModelKind) -> Result<Option<(String, PathBuf)>> {
     let Some(store) = database(config).await? else { return Ok(None) };
     let version = store.models().active(kind).await?.filter(|v| v.stage != crate::domain::STAGE_UPSTREAM);
@@ -134,12 +134,12 @@ pub async fn active(config: &Config, kind: ModelKind) -> Result<Option<(String, 
 /// The database for commands that read data from it.
 ///
 /// # Errors
-/// A database that does not open.
+/// A database that cannot be opened.
 pub async fn data_store(config: &Config) -> Result<Option<std::sync::Arc<Store>>> {
     database(config).await
 }
 
-/// Puts paths in the place of models' names in a command's arguments.
+/// Replaces names of models by paths in a command's arguments.
 ///
 /// # Errors
 /// Names the field.

@@ -57,7 +57,7 @@ enum Command {
     /// Copy the database and the models to a new directory, while servers run.
     #[command(after_help = "Example:\n  instructd backup /backups/today --data-dir data")]
     Backup(backup::Args),
-    /// Bring a backup into an empty database and data directory.
+    /// Restore a backup into an empty database and data directory.
     #[command(after_help = "Example:\n  instructd restore /backups/today --data-dir new-data")]
     Restore(restore::Args),
     /// Write every table of the database to a new directory.
@@ -66,7 +66,7 @@ enum Command {
     /// Fill an empty database, SQLite or Postgres, from export-db's directory.
     #[command(after_help = "Example:\n  instructd import-db tables --database-url postgres://localhost/instructd")]
     ImportDb(import_db::Args),
-    /// Bring, list and convert models.
+    /// Pull, list, convert and activate models.
     #[command(after_help = "Example:\n  instructd models pull smollm2-135m-instruct")]
     #[command(subcommand)]
     Models(Models),
@@ -78,7 +78,7 @@ enum Command {
         after_help = "Example:\n  instructd train sft\n  instructd train reward --model builtin --comparisons rankings.jsonl --set epochs=2 --set lora.rank=4\n  instructd train sft --args sft.json\n\nsft.json: {\"model\": \"builtin\", \"demonstrations\": \"demonstrations.jsonl\", \"output_dir\": \"out\"}\nWithout a model: the active one of the database, the configured one, or builtin. Without data: the database's, or the\nsample's. Recipes: pretrain, mlm, finetune, prompt_tuning, sft, reward, ppo, reinforce, rloo, grpo, dpo."
     )]
     Train(train::Args),
-    /// Demonstrations → SFT → comparisons → reward model → PPO → report; run again to go on.
+    /// Demonstrations → SFT → comparisons → reward model → PPO → report; run again to continue.
     #[command(
         after_help = "Example:\n  instructd instructgpt --model builtin\n  instructd instructgpt --comparisons rankings.jsonl --set ppo.iterations=20\n  instructd instructgpt --args pipeline.json\n\npipeline.json: {\"model\": \"builtin\", \"comparisons\": \"comparisons.jsonl\", \"work_dir\": \"work\"}\nWithout rankings: the database's, or the sample's. Arguments of the recipes: sft.…, reward.…, ppo.…; `instructd train\nppo --explain` lists them."
     )]

@@ -81,7 +81,8 @@ pub fn run(args: Args) -> Result<()> {
     let sizes: ModelConfig = match presets::find(what) {
         Some(preset) => preset.config,
         None => {
-            let path = locate::find(what, &config).context("no preset either: `instructd plan` lists those")?;
+            let path = locate::find(what, &config)
+                .context("it is not a preset either; `instructd plan` without arguments lists the presets")?;
             crate::model::describe(&path)?.config
         }
     };

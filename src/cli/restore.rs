@@ -18,7 +18,7 @@ pub struct Args {
     settings: Settings,
 }
 
-/// Restores a backup; nothing of an existing installation is overwritten.
+/// Restores a backup without overwriting an existing installation.
 ///
 /// # Errors
 /// A damaged backup, a list that cannot be read, a database that is not empty.

@@ -16,7 +16,7 @@ pub struct Args {
     /// A BERT directory for embeddings and fill-mask.
     #[arg(long)]
     encoder: Option<String>,
-    /// How weights are held: f32, …
+    /// Format of the weights in memory: f32, …
     #[arg(long)]
     weights: Option<String>,
     /// ADDR:PORT
@@ -27,7 +27,7 @@ pub struct Args {
 /// Serves until SIGTERM or ctrl-c.
 ///
 /// # Errors
-/// What keeps the server from starting: the data directory, the database, the address, the model.
+/// A data directory, database, address or model that cannot be used.
 pub async fn run(args: Args) -> Result<()> {
     let Args { settings, model, encoder, weights, listen } = args;
     let config = settings.load_with(Overrides { model, encoder, weights, listen, ..Overrides::default() })?;

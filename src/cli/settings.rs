@@ -27,7 +27,7 @@ impl Settings {
         self.load_with(Overrides::default())
     }
 
-    /// As `load`, with further flags of the command in `overrides`.
+    /// The configuration from file, environment, flags and `overrides`, further flags of the command; starts the log.
     ///
     /// # Errors
     /// A configuration file that cannot be read, or a value that is refused.

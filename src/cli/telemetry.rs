@@ -17,7 +17,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 use crate::config::LogConfig;
 use crate::domain::TRACE;
 
-/// What collects spans, once traces are on.
+/// The provider of spans, once traces are enabled.
 static TRACES: OnceLock<SdkTracerProvider> = OnceLock::new();
 
 /// Logs to standard error, and sends traces where the configuration names a collector; a second call changes nothing.
@@ -26,7 +26,7 @@ pub fn start(config: &LogConfig) {
     let filter = format!("html5ever=error,{}", config.filter);
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info,html5ever=error"));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    // Colours are for people: a file or a collector gets plain lines.
+    // Colours are for terminals: files and collectors get plain lines.
     let lines = lines.with_ansi(std::io::stderr().is_terminal());
     let lines = if config.json { lines.json().boxed() } else { lines.with_target(false).boxed() };
     let (traces, fault) = match config.traces_url.as_deref().map(|url| provider(url, config.traces_share)) {
@@ -35,18 +35,18 @@ pub fn start(config: &LogConfig) {
         Some(Ok(provider)) => {
             let tracer = provider.tracer("instructd");
             let layer = tracing_opentelemetry::layer().with_tracer(tracer).with_location(false).with_threads(false);
-            // Another call has started traces: this one changes nothing.
+            // Traces have already been started by another call.
             let _ = TRACES.set(provider);
             (Some(layer.with_filter(filter_fn(is_traced)).with_filter(LevelFilter::TRACE)), None)
         }
     };
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).with(traces).try_init();
     if let Some(error) = fault {
-        tracing::error!(error, "no traces are sent");
+        tracing::error!(error, "traces are disabled: the exporter cannot be created");
     }
 }
 
-/// Sends what is still here; at the end of the program.
+/// Sends the remaining traces; called at the end of the program.
 pub fn finish() {
     if let Some(Err(error)) = TRACES.get().map(SdkTracerProvider::shutdown) {
         tracing::warn!(%error, "the last traces were not sent");
@@ -68,7 +68,7 @@ fn provider(url: &str, share: f64) -> Result<SdkTracerProvider, String> {
         .with_protocol(Protocol::HttpJson)
         .build()
         .map_err(|e| e.to_string())?;
-    // By the trace's id alone: a client that names a trace cannot make this server send more of them.
+    // Sampled by the trace's id alone: a client that names a trace cannot make this server send more of them.
     let sampler = Sampler::TraceIdRatioBased(share);
     let resource = Resource::builder().with_service_name("instructd").build();
     Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_sampler(sampler).with_resource(resource).build())

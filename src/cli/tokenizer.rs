@@ -50,7 +50,7 @@ enum KindArg {
 /// that holds a tokenizer already.
 pub fn run(args: &Args) -> Result<()> {
     if args.out.join("tokenizer.json").exists() {
-        bail!("{} holds a tokenizer already", args.out.display());
+        bail!("{} contains a tokenizer already; name another directory", args.out.display());
     }
     let kind = match args.kind {
         KindArg::Bpe => Kind::Bpe,
@@ -80,7 +80,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn write(tokenizer: &Tokenizer, out: &Path) -> Result<()> {
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let file = |name: &str, text: String| {
         std::fs::write(out.join(name), text).with_context(|| format!("writing {}", out.join(name).display()))
     };

@@ -17,23 +17,23 @@ pub struct Args {
     given: Given,
     #[command(flatten)]
     data: Data,
-    /// Where the trained model is written; default: out/RECIPE, or the next number that is free.
+    /// Output directory of the trained model; default: out/RECIPE, or the next free number.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Print the recipe's arguments with their defaults, and end.
+    /// Print the recipe's arguments with their defaults, and exit.
     #[arg(long)]
     explain: bool,
-    /// HOST or HOST:PORT that a reward of kind `http` may ask; may be given several times.
+    /// HOST or HOST:PORT that a reward of kind `http` may call; may be given several times.
     #[arg(long = "reward-host")]
     reward_hosts: Vec<String>,
     #[command(flatten)]
     settings: Settings,
 }
 
-/// Runs a recipe in the foreground with a progress bar; ctrl-c writes a checkpoint and ends.
+/// Runs a recipe in the foreground with a progress bar; ctrl-c writes a checkpoint and exits.
 ///
 /// # Errors
-/// Arguments that are refused, files that cannot be read, what the recipe reports.
+/// Arguments that are refused, files that cannot be read, errors of the recipe.
 pub fn run(args: Args) -> Result<()> {
     let Args { recipe, mut given, data, out, explain, reward_hosts, settings } = args;
     let found = args::recipe(&recipe)?;
@@ -45,7 +45,7 @@ pub fn run(args: Args) -> Result<()> {
     given.set.extend(out.map(|dir| format!("output_dir={}", serde_json::json!(dir))));
     let mut args = given.read()?;
     data.put(&mut args);
-    // Cheap mistakes first: no model is brought and no data is written for arguments that are refused.
+    // Arguments are validated first: no model is pulled and no data is written for arguments that are refused.
     (found.validate)(&args::with_placeholders(found, &args))?;
     locate::put_paths(&mut args, config)?;
     args::complete(found, &mut args, config)?;

@@ -12,7 +12,7 @@ pub struct Args {
     job_dir: PathBuf,
 }
 
-/// Runs the prepared job in a directory; the exit code tells the supervisor how it ended.
+/// Runs the prepared job in a directory; the exit code shows the supervisor how it ended.
 pub fn run(args: &Args) -> ExitCode {
     telemetry::start(&LogConfig::default());
     ExitCode::from(crate::jobs::child::main(&args.job_dir, crate::train::recipes()))

@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct BatchesConfig {
-    /// Requests of batches that this server answers at the same time; 0 = it answers none. They take their turn behind
-    /// other requests.
+    /// Concurrent requests of batches on this server, at lower priority than other requests; 0 = this server runs no
+    /// batches.
     pub at_once: usize,
-    /// Bytes of files, answers of batches included, that one key may have.
+    /// Bytes of all files of one key, including the results of batches.
     pub key_bytes: usize,
-    /// Days after which files and batches that are over are removed.
+    /// Days after which ended batches and their files are removed.
     pub keep_days: u32,
 }
 

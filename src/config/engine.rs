@@ -1,4 +1,4 @@
-//! Where and how models are served.
+//! `[engine]`: device and limits of the serving engine.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use super::{ConfigError, error};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
-    /// `cpu`, `cuda` or `cuda:N`: where the model is served. `cuda` needs the cargo feature `cuda`. `sim` is the simulated
+    /// `cpu`, `cuda` or `cuda:N`: the device that the model is served on. `cuda` needs the cargo feature `cuda`. `sim` is the simulated
     /// device: the launches of a GPU computed slowly on the CPU, for tests.
     #[serde(deserialize_with = "text")]
     pub device: String,
@@ -19,13 +19,14 @@ pub struct EngineConfig {
     pub max_batch: usize,
     /// Samples that may wait for a slot before requests are refused with 429.
     pub max_waiting: usize,
-    /// Tokens the key-value cache can hold; 0 = sized from the model and `max_batch`.
+    /// Capacity of the key-value cache in tokens; 0 = sized from the model and `max_batch`.
     pub kv_tokens: usize,
-    /// Versions that were trained with LoRA stand as adapters beside the model that they were trained from, which is in
-    /// memory once, and share its batches. Their numbers differ from those of the merged weights by rounding. On the CPU.
+    /// Versions that were trained with LoRA are served as adapters on the model that they were trained from, which is
+    /// in memory once, and share its batches. Their results differ from those of the merged weights by rounding. CPU
+    /// only.
     pub share_base: bool,
-    /// Tokens that are guessed for each sample and step by looking the last ones up in the text so far; 0 = none. Texts
-    /// stay the same. For texts that repeat their prompt, with few requests at the same time. On the CPU.
+    /// Tokens that are drafted for each sample and step by prompt lookup (n-gram matches in the text so far); 0 = none.
+    /// Does not change the texts. Useful for texts that repeat their prompt, with few concurrent requests. CPU only.
     pub draft_tokens: usize,
 }
 
@@ -43,19 +44,19 @@ impl Default for EngineConfig {
     }
 }
 
-/// More guesses than these are never right often enough.
+/// Upper limit of `draft_tokens`: longer drafts are rarely accepted.
 const MOST_DRAFT: usize = 64;
 
 impl EngineConfig {
     /// # Errors
-    /// Names the setting that cannot be used.
+    /// When a setting is not valid; the error has its key.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         if self.draft_tokens > MOST_DRAFT {
             return Err(error("engine.draft_tokens", format!("must be 0 to {MOST_DRAFT}")));
         }
         for (key, on) in [("engine.share_base", self.share_base), ("engine.draft_tokens", self.draft_tokens > 0)] {
             if on && self.device != "cpu" {
-                return Err(error(key, "is for engine.device = \"cpu\" only"));
+                return Err(error(key, "requires engine.device = \"cpu\""));
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! `[executors]`: training jobs that run elsewhere than in a child process of this program.
+//! `[executors]`: places at which training jobs run instead of in child processes of this program.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, error, optional_text, text};
 
-/// Which recipes run elsewhere, and where that is.
+/// The places, and the recipes that run at each.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExecutorsConfig {
@@ -18,14 +18,14 @@ pub struct ExecutorsConfig {
     pub places: BTreeMap<String, PlaceConfig>,
 }
 
-/// One place: a Ray cluster, or whatever a command reaches.
+/// One place: a Ray cluster, or a system that a command submits to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlaceConfig {
     /// `command` or `ray`.
     #[serde(rename = "type", deserialize_with = "text")]
     pub kind: String,
-    /// Jobs of this place at the same time, by one process.
+    /// Concurrent jobs at this place, per process of instructd.
     pub slots: usize,
     /// The instructd program at the place; `None` = the path of the running program.
     pub program: Option<PathBuf>,
@@ -36,9 +36,9 @@ pub struct PlaceConfig {
     pub command: Vec<String>,
     /// `command`: ends the attempt `{id}`; empty = the command itself is ended.
     pub stop_command: Vec<String>,
-    /// `command`: further variables of this program's environment that the command gets.
+    /// `command`: additional variables of this program's environment that the command gets.
     pub environment: Vec<String>,
-    /// `command`: the command returns when the work is queued, not when it has ended.
+    /// `command`: the command returns when the job is queued, not when it has ended.
     pub detached: bool,
     /// `ray`: address of the dashboard, such as `http://head:8265`.
     #[serde(deserialize_with = "optional_text")]
@@ -54,7 +54,7 @@ pub struct PlaceConfig {
     pub memory_bytes: Option<u64>,
     /// `ray`: custom resources that a job reserves.
     pub resources: BTreeMap<String, f64>,
-    /// `ray`: the job's runtime environment, passed on as it is.
+    /// `ray`: the job's runtime environment, passed to Ray unchanged.
     pub runtime_env: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -80,17 +80,18 @@ impl Default for PlaceConfig {
     }
 }
 
-/// What a command template may hold between braces.
+/// Placeholders of a command template.
 pub const PLACEHOLDERS: &[&str] = &["argv", "run", "id", "kind", "attempt", "dir", "log"];
 
 impl ExecutorsConfig {
     /// # Errors
-    /// The key of the first value that cannot be used. Whether the recipes exist is checked where they are known.
+    /// When a value is not valid; the error has the key of the first one. Names of recipes are checked by
+    /// `jobs::executors::check`.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         for (name, place) in &self.places {
             let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
             if !(1..=32).contains(&name.len()) || !name.bytes().all(plain) || name == "local" {
-                let message = "is no name of a place: a-z, 0-9, '-' and '_', at most 32, and not 'local'";
+                let message = "is not a valid name of a place: use a-z, 0-9, '-' and '_', at most 32, and not 'local'";
                 return Err(error(&format!("executors.places.{name}"), message));
             }
             place.check(&|field| format!("executors.places.{name}.{field}"))?;
@@ -98,7 +99,7 @@ impl ExecutorsConfig {
         for (kind, place) in self.kinds.iter().filter(|(_, place)| *place != "local") {
             if !self.places.contains_key(place) {
                 let known: Vec<&str> = self.places.keys().map(String::as_str).chain(["local"]).collect();
-                let message = format!("'{place}' is no place; there are: {}", known.join(", "));
+                let message = format!("'{place}' is not a place; the configured places are: {}", known.join(", "));
                 return Err(error(&format!("executors.kinds.{kind}"), message));
             }
         }
@@ -134,7 +135,7 @@ impl PlaceConfig {
             _ => return Err(error(&key("type"), "must be 'command' or 'ray'")),
         };
         if let Some((field, _)) = foreign {
-            return Err(error(&key(field), format!("does not belong to the type '{}'", self.kind)));
+            return Err(error(&key(field), format!("does not apply to the type '{}'", self.kind)));
         }
         for (field, value) in [("slots", self.slots), ("silence_seconds", self.silence_seconds as usize)] {
             if value == 0 {
@@ -149,7 +150,7 @@ impl PlaceConfig {
 
     fn check_commands(&self, key: &dyn Fn(&str) -> String) -> Result<(), ConfigError> {
         if self.command.is_empty() {
-            return Err(error(&key("command"), "must hold a program and its arguments"));
+            return Err(error(&key("command"), "must contain a program and its arguments"));
         }
         if !self.command.iter().any(|part| part.contains("{run}") || part == "{argv}") {
             let message = "must run the trainer: {argv} as an argument by itself, or {run} inside of one";
@@ -157,7 +158,7 @@ impl PlaceConfig {
         }
         for (field, parts) in [("command", &self.command), ("stop_command", &self.stop_command)] {
             if parts.first().is_some_and(String::is_empty) {
-                return Err(error(&key(field), "names no program"));
+                return Err(error(&key(field), "names no program; give a program and its arguments"));
             }
             for part in parts {
                 if part.contains("{argv}") && part != "{argv}" {
@@ -174,7 +175,7 @@ impl PlaceConfig {
             name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') && !name.is_empty() && !name.contains('=')
         };
         match self.environment.iter().find(|name| !plain(name)) {
-            Some(_) => Err(error(&key("environment"), "must hold names of variables, without values")),
+            Some(_) => Err(error(&key("environment"), "must contain names of variables, without values")),
             None => Ok(()),
         }
     }
@@ -188,7 +189,7 @@ impl PlaceConfig {
             return Err(error(&key("url"), "must be http://… or https://…"));
         };
         if !parsed.username().is_empty() || parsed.password().is_some() {
-            return Err(error(&key("url"), "must not hold a password; use token"));
+            return Err(error(&key("url"), "must not contain a password; use token"));
         }
         let numbers = [("cpus", self.cpus), ("gpus", self.gpus)];
         let resources = self.resources.values().map(|value| ("resources", Some(*value)));
@@ -201,19 +202,19 @@ impl PlaceConfig {
     }
 }
 
-/// What the command of a trainer may hold between braces.
+/// Placeholders of a trainer's command.
 const TRAINER_PLACEHOLDERS: &[&str] = &["job", "dir", "model", "output", "checkpoints"];
 
 /// # Errors
-/// The key of the first trainer that cannot be run.
+/// When a trainer's command is not valid; the error has the key of the first one.
 pub(super) fn check_trainers(trainers: &BTreeMap<String, Vec<String>>) -> Result<(), ConfigError> {
     for (name, command) in trainers {
         let key = format!("trainers.{name}");
         if name.is_empty() || name.len() > 64 {
-            return Err(error(&key, "is no name of 1 to 64 bytes"));
+            return Err(error(&key, "is not a valid name: it must have 1 to 64 bytes"));
         }
         if command.first().is_none_or(String::is_empty) {
-            return Err(error(&key, "must hold a program and its arguments"));
+            return Err(error(&key, "must contain a program and its arguments"));
         }
         let unknown = command.iter().flat_map(|part| placeholders(part)).find(|n| !TRAINER_PLACEHOLDERS.contains(n));
         if let Some(unknown) = unknown {

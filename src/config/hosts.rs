@@ -1,6 +1,6 @@
-//! Hosts as settings name them.
+//! The format of hosts in settings.
 
-/// `HOST` or `HOST:PORT`, an IPv6 address in brackets where a port follows. An entry of another form would match nothing.
+/// `HOST` or `HOST:PORT`, an IPv6 address in brackets where a port follows. An entry in another format would never match.
 pub fn is_host(text: &str) -> bool {
     if text.parse::<std::net::IpAddr>().is_ok() {
         return true;

@@ -1,4 +1,4 @@
-//! How large one request may be.
+//! `[limits]`: limits on the size of one request.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,14 +12,14 @@ pub struct LimitsConfig {
     pub import_bytes: usize,
     /// Largest file of requests that can be uploaded to `/v1/files`.
     pub file_bytes: usize,
-    /// An import that takes longer is ended; what it stored stays.
+    /// Seconds after which an import is stopped; rows that it has stored are kept.
     pub import_seconds: u64,
     /// Rows or lines of one imported file.
     pub import_rows: u64,
-    /// Bytes that an imported file may unpack to; 0 = four times `import_bytes`.
+    /// Most bytes of an imported file after decompression; 0 = four times `import_bytes`.
     pub import_unpacked_bytes: u64,
-    /// Largest prompt or conversation, with everything that a template puts into it. Reading a text takes some 200
-    /// bytes of memory for each of its bytes.
+    /// Largest prompt or conversation, including what a template adds. Reading a text takes about 200 bytes of memory
+    /// per byte.
     pub prompt_bytes: usize,
     /// Prompts in one `/v1/completions` call.
     pub prompts: usize,
@@ -29,7 +29,7 @@ pub struct LimitsConfig {
     pub stop_strings: usize,
     /// Length of one stop string.
     pub stop_bytes: usize,
-    /// `max_tokens` of a chat request that does not say (the context's rest, if smaller).
+    /// `max_tokens` of a chat request without that field (or the rest of the context, if smaller).
     pub default_chat_tokens: usize,
 }
 
@@ -53,7 +53,7 @@ impl Default for LimitsConfig {
 }
 
 impl LimitsConfig {
-    /// Bytes that an imported file may unpack to.
+    /// Most bytes of an imported file after decompression.
     pub fn unpacked_bytes(&self) -> u64 {
         match self.import_unpacked_bytes {
             0 => (self.import_bytes as u64).saturating_mul(4),

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, error, optional_text};
 
-/// What goes to standard error, and to a collector of traces.
+/// Log lines on standard error, and traces for a collector.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
@@ -13,10 +13,11 @@ pub struct LogConfig {
     pub filter: String,
     /// Log lines as JSON.
     pub json: bool,
-    /// Base address of an OpenTelemetry collector (OTLP by HTTP, JSON) that gets traces of requests and jobs; `None` = none.
+    /// Base address of an OpenTelemetry collector (OTLP by HTTP, JSON) that gets traces of requests and jobs; `None` =
+    /// none.
     #[serde(deserialize_with = "optional_text")]
     pub traces_url: Option<String>,
-    /// Which share of the traces is sent, 0 to 1; all spans of a trace or none.
+    /// The share of traces that is sent, 0 to 1; a trace is sent as a whole or not at all.
     pub traces_share: f64,
 }
 
@@ -28,10 +29,10 @@ impl Default for LogConfig {
 
 impl LogConfig {
     /// # Errors
-    /// Names the setting that cannot be used.
+    /// When a setting is not valid; the error has its key.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         if let Err(e) = tracing_subscriber::EnvFilter::try_new(&self.filter) {
-            return Err(error("log.filter", format!("'{}' is no tracing filter: {e}", self.filter)));
+            return Err(error("log.filter", format!("'{}' is not a tracing filter: {e}", self.filter)));
         }
         if !(0.0..=1.0).contains(&self.traces_share) {
             return Err(error("log.traces_share", "must be 0 to 1"));

@@ -35,13 +35,13 @@ use serde::{Deserialize, Serialize};
 
 use text::{optional_text, text};
 
-/// Everything that can be set. See config.toml in the repository root for what each key does.
+/// All settings. config.toml in the repository root describes each key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Address and port to listen on.
     pub listen: SocketAddr,
-    /// Where models, checkpoints and the SQLite database lie.
+    /// The directory of models, checkpoints and the SQLite database.
     pub data_dir: PathBuf,
     /// `sqlite://FILE` or `postgres://…`; `None` = `instructd.db` in the data directory.
     #[serde(deserialize_with = "optional_text")]
@@ -52,13 +52,13 @@ pub struct Config {
     /// The encoder that answers embeddings and fill-mask requests: a name, a Hugging Face directory; `None` = none.
     #[serde(deserialize_with = "optional_text")]
     pub encoder: Option<String>,
-    /// How the weights are held for serving: `f32`, or a quantised kind.
+    /// The format of the served weights: `f32` or another one.
     #[serde(deserialize_with = "text")]
     pub weights: String,
     /// `None` = generated at the first start and printed once.
     #[serde(deserialize_with = "optional_text")]
     pub admin_key: Option<String>,
-    /// Whether inference routes need a key too.
+    /// Whether inference routes require a key.
     pub require_inference_key: bool,
     pub server: ServerConfig,
     pub limits: LimitsConfig,
@@ -82,41 +82,41 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
-    /// Connections open at the same time; more wait, or take the place of one that has been still.
+    /// Most open connections. Further ones wait, or replace an idle one.
     pub max_connections: usize,
-    /// Of these, connections of one address (IPv6: one /64); 0 = any number. Not applied behind a proxy
+    /// Most open connections of one address (IPv6: one /64); 0 = no limit. Not applied behind a proxy
     /// (`client_address_header`), where all come from one address.
     pub connections_per_address: usize,
-    /// Further connections for this machine itself, so that its operator gets in when all places are taken.
+    /// Additional connections for clients on this machine, so that its operator can connect when all others are taken.
     pub reserved_connections: usize,
-    /// Names that a request's `Host` may have, beside loopback ones. Empty = any, except on a loopback address:
-    /// there only loopback names are answered. A proxy's public name belongs here.
+    /// Names that a request's `Host` may have in addition to loopback names. Empty = any, except on a loopback address:
+    /// there only loopback names are accepted. Add a proxy's public name.
     pub hosts: Vec<String>,
     /// A client must have sent its request's headers within this time.
     pub header_timeout_seconds: u64,
     /// A client must have sent its request's body within this time.
     pub body_timeout_seconds: u64,
-    /// A client must take some of its answer (16 KB) within this time.
+    /// A client must read 16 KB of its response (or the rest of it) within this time.
     pub write_timeout_seconds: u64,
     /// A connection without a request is closed after this time.
     pub idle_timeout_seconds: u64,
-    /// Requests at the same time on one HTTP/2 connection.
+    /// Concurrent requests on one HTTP/2 connection.
     pub http2_streams: u32,
-    /// How long shutdown waits for running requests.
+    /// Longest time that a shutdown waits for running requests.
     pub drain_timeout_seconds: u64,
-    /// The header in which a reverse proxy names the client's address (`x-forwarded-for`: its last entry). Only
-    /// behind a proxy that sets it: others could write any address into it.
+    /// The header in which a reverse proxy gives the client's address (of `x-forwarded-for`, the last entry). Set it
+    /// only behind a proxy that sets the header, because clients could write any address into it.
     #[serde(deserialize_with = "optional_text")]
     pub client_address_header: Option<String>,
     /// Marks the session cookie `Secure`; set it when served over TLS.
     pub secure_cookies: bool,
     /// Keep every completion that was sent, with its model version, in the database.
     pub store_completions: bool,
-    /// Origins whose pages may call the API from a browser, such as `https://app.example.org`; `*` = any. They need a
-    /// key: cookies of this server are of no use to them. Empty = none.
+    /// Origins whose pages may call the API from a browser, such as `https://app.example.org`; `*` = any. Such calls
+    /// need a key, because this server's cookies are not sent with them. Empty = none.
     pub cors_origins: Vec<String>,
-    /// Answers of 1 KB or more go out in gzip to clients that take it. Event streams, pictures and fonts never do. Off
-    /// by default: behind TLS the length of a compressed answer can tell about secrets in it.
+    /// Compress responses of 1 KB or more with gzip for clients that accept it, except event streams, pictures and
+    /// fonts. Off by default, because the length of a compressed response can reveal secrets in it even over TLS.
     pub compress: bool,
 }
 
@@ -125,84 +125,83 @@ pub struct ServerConfig {
 pub struct LabelingConfig {
     /// How long a set is reserved for the person who ranks it; renewed while they work.
     pub lease_seconds: i64,
-    /// How many people rank one set, when the set does not say.
+    /// Number of people who rank one set, for sets without their own number.
     pub overlap: i64,
-    /// Completions drawn for a set that names none.
+    /// Number of completions sampled for a set without completions.
     pub completions_per_set: usize,
-    /// `max_tokens` of completions drawn for a set.
+    /// `max_tokens` of completions sampled for a set.
     pub max_tokens: usize,
-    /// Temperature of completions drawn for a set, 0 to 2.
+    /// Temperature of completions sampled for a set, 0 to 2.
     pub temperature: f64,
-    /// `top_p` of completions drawn for a set, above 0 and at most 1.
+    /// `top_p` of completions sampled for a set, above 0 and at most 1.
     pub top_p: f64,
-    /// Share of turns, 0 to 1, on which a set with a hidden known answer is given, where there are any.
+    /// Share of turns, 0 to 1, with a set that has a hidden known answer, where there are any.
     pub gold_share: f64,
-    /// Share of turns, 0 to 1, on which a calibration set is given, whose answer is shown after the vote.
+    /// Share of turns, 0 to 1, with a calibration set, whose answer is shown after the judgment.
     pub calibration_share: f64,
-    /// Calibration sets that a new labeler gets before other work, where there are any.
+    /// Number of calibration sets that a new labeler gets first, where there are any.
     pub onboarding_sets: i64,
-    /// Judgments a day (UTC) of a labeler who has no quota of their own; 0 = no limit.
+    /// Judgments per day (UTC) of a labeler without an individual quota; 0 = no limit.
     pub daily_quota: i64,
-    /// Show labelers after their judgment which model wrote which answer; those who asked the question themselves
-    /// are always told. What is judged again with that knowledge is kept apart and counts in no figure and no
-    /// data set.
+    /// Show labelers the models of the answers after their judgment; authors of the prompt always see them. Judgments
+    /// that are revised afterwards are stored separately and used in no figure and no data set.
     pub reveal: bool,
-    /// Show labelers what a model thought before its answer (between `<think>` and `</think>`, or `[THINK]` and
-    /// `[/THINK]`). Without it they read and rank the answers alone, and answers to their own questions appear when they
-    /// are whole. Stored texts and data sets keep the thoughts.
+    /// Show labelers the reasoning before an answer (between `<think>` and `</think>`, or `[THINK]` and `[/THINK]`).
+    /// Otherwise they read and rank the answers without it, and answers to their own prompts appear when complete.
+    /// Stored texts and data sets include the reasoning.
     pub show_reasoning: bool,
-    /// Markdown file with the guidelines, read anew each time (`guide.zh.md` beside `guide.md` for Chinese);
-    /// `None` = the built-in text. A text written on the admin page goes before it.
+    /// Markdown file with the guidelines, read for each request (`guide.zh.md` in the directory of `guide.md` for
+    /// Chinese); `None` = the built-in text. A text written on the admin page takes precedence.
     pub guidelines: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SessionsConfig {
-    /// A session ends this long after it began, used or not.
+    /// A session ends this many hours after it began.
     pub lifetime_hours: i64,
-    /// A session ends when nobody used it for this long.
+    /// A session ends when it was not used for this many hours.
     pub idle_hours: i64,
-    /// How long an invite link works.
+    /// Hours for which an invite link is valid.
     pub invite_hours: i64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct JobsConfig {
-    /// Run training jobs beside the server; false = leave them to `instructd worker`.
+    /// Run training jobs on this server; false = leave them to `instructd worker`.
     pub enabled: bool,
-    /// Jobs run at the same time by one process.
+    /// Concurrent jobs of one process.
     pub slots: usize,
-    /// A job whose process says nothing for this long is taken over.
+    /// A job whose lease is not extended for this many seconds is taken over.
     pub lease_seconds: i64,
-    /// Crashes after which a job is given up.
+    /// Number of crashes after which a job fails.
     pub max_crashes: i64,
     /// Compute threads of a training job; 0 = one per physical core.
     pub threads: usize,
-    /// How long a cancelled job may take to finish its step and write its checkpoint before it is killed.
+    /// Seconds for a cancelled job to finish its step and write its checkpoint before it is killed.
     pub cancel_grace_seconds: u64,
-    /// `host` or `host:port` of services that a job's reward may ask; none by default.
+    /// `host` or `host:port` of services that a job's reward may call; none by default.
     pub reward_hosts: Vec<String>,
 }
 
-/// Where servers on several machines share the files of models.
+/// The store in which servers on several machines share the files of models.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ArtifactsConfig {
     /// `file://DIR` or `s3://BUCKET[/PREFIX]`; `None` = files stay in the data directory.
     #[serde(deserialize_with = "optional_text")]
     pub url: Option<String>,
-    /// Of an S3-compatible service; `None` = Amazon's.
+    /// Endpoint of an S3-compatible service; `None` = Amazon's.
     #[serde(deserialize_with = "optional_text")]
     pub endpoint: Option<String>,
-    /// Of the bucket.
+    /// Region of the bucket.
     #[serde(deserialize_with = "optional_text")]
     pub region: Option<String>,
-    /// `None` = from `AWS_ACCESS_KEY_ID` and so on, or the machine's role.
+    /// `None` = from `AWS_ACCESS_KEY_ID` and related variables, or the machine's role.
     #[serde(deserialize_with = "optional_text")]
     pub access_key_id: Option<String>,
-    /// Belongs to the access key.
+    /// The secret of the access key.
     #[serde(deserialize_with = "optional_text")]
     pub secret_access_key: Option<String>,
     /// Whether the endpoint may be plain HTTP.
@@ -301,7 +300,7 @@ impl Default for JobsConfig {
     }
 }
 
-/// A setting that cannot be used; `key` is its name in config.toml.
+/// A setting that is not valid; `key` is its name in config.toml.
 #[derive(Debug, thiserror::Error)]
 #[error("configuration: {key}: {message}")]
 pub struct ConfigError {
@@ -309,7 +308,7 @@ pub struct ConfigError {
     pub message: String,
 }
 
-/// What the command line may override.
+/// Settings that the command line overrides.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Overrides {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -326,27 +325,28 @@ pub struct Overrides {
     pub listen: Option<String>,
 }
 
-/// Shorter admin keys can be guessed: they are for servers that only this machine reaches.
+/// Shorter admin keys can be guessed; they are accepted only when the server listens on a loopback address.
 pub const SHORTEST_OPEN_ADMIN_KEY: usize = 16;
 
 impl Config {
-    /// Defaults, then `file` (or `config.toml` in the working directory, if there is one), then the
-    /// environment, then the command line.
+    /// Reads the defaults, overridden by `file` (or `config.toml` in the working directory, if there is one), the
+    /// environment and the command line, in this order.
     ///
     /// # Errors
-    /// A missing `file`, an unknown key, a value of the wrong type or out of range: all name the key.
+    /// When `file` is missing, a key is unknown, or a value has the wrong type or is out of range; the error has the
+    /// key.
     pub fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Self, ConfigError> {
         let mut figment = Figment::from(Serialized::defaults(Self::default()));
         match file {
             Some(path) if !path.is_file() => {
-                return Err(error("--config", format!("no such file: {}", path.display())));
+                return Err(error("--config", format!("the file {} does not exist", path.display())));
             }
             Some(path) => figment = figment.merge(Toml::file_exact(path)),
             None if Path::new("config.toml").is_file() => figment = figment.merge(Toml::file_exact("config.toml")),
             None => {}
         }
-        // Other programs' variables may share the prefix (test scripts, container platforms): only names of
-        // settings are read. A wrong name inside a section is still an error.
+        // Other programs' variables may have the same prefix (test scripts, container platforms), so only names of
+        // settings are read. An unknown name inside a section is an error.
         let environment = Env::prefixed("INSTRUCTD_").filter(|key| names_setting(key.as_str())).split("__");
         let config: Self = figment
             .merge(environment)
@@ -381,7 +381,7 @@ impl Config {
         for (key, hosts) in [("jobs.reward_hosts", &self.jobs.reward_hosts), ("server.hosts", &self.server.hosts)] {
             if let Some(wrong) = hosts.iter().find(|host| !is_host(host)) {
                 let message =
-                    format!("'{wrong}' names no host: write HOST or HOST:PORT, without https:// and without a path");
+                    format!("'{wrong}' is not a host: write HOST or HOST:PORT, without https:// and without a path");
                 return Err(error(key, message));
             }
         }
@@ -474,11 +474,11 @@ impl Config {
     /// This configuration with one setting (`section.key`) changed.
     ///
     /// # Errors
-    /// Unknown names, wrong types and values out of range.
+    /// When the name is unknown, or the value has the wrong type or is out of range.
     pub fn with(&self, name: &str, value: serde_json::Value) -> Result<Self, ConfigError> {
         let mut all = serde_json::to_value(self).map_err(|e| error(name, e.to_string()))?;
         let place = all.pointer_mut(&format!("/{}", name.replace('.', "/")));
-        *place.ok_or_else(|| error(name, "there is no such setting"))? = value;
+        *place.ok_or_else(|| error(name, "is not a setting"))? = value;
         let changed: Self = serde_json::from_value(all).map_err(|e| error(name, e.to_string()))?;
         changed.validate()?;
         Ok(changed)

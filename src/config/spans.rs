@@ -1,13 +1,13 @@
-//! The longest span of time that a setting may name. Every setting whose name ends with a unit is held to it, so
-//! that adding a span to a point in time never overflows.
+//! Upper limits of durations in settings, by the unit at the end of the setting's name, so that adding a duration to a
+//! time never overflows.
 
 use super::{Config, ConfigError, error};
 
-/// The ending of a setting's name and the most it may be: a year of seconds, ten years of hours, a century of days.
+/// (ending of a setting's name, maximum): a year of seconds, ten years of hours, a century of days.
 const LONGEST: [(&str, i64); 3] = [("_seconds", 31_536_000), ("_hours", 87_600), ("_days", 36_500)];
 
 /// # Errors
-/// Names the first setting that is longer than allowed.
+/// When a duration is longer than allowed; the error has the key of the first one.
 pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     let all = serde_json::to_value(config).map_err(|e| error("configuration", e.to_string()))?;
     let sections = all.as_object().into_iter().flatten();
@@ -15,7 +15,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
         values.as_object().into_iter().flatten().map(move |(name, value)| (section, name, value))
     }) {
         let Some((_, most)) = LONGEST.iter().find(|(unit, _)| name.ends_with(unit)) else { continue };
-        // A number above i64::MAX reads as none here; it is too long all the same.
+        // A number above i64::MAX is not read as one here and is also too long.
         if value.is_u64() && value.as_i64().is_none_or(|value| value > *most) {
             return Err(error(&format!("{section}.{name}"), format!("is {value}; must be at most {most}")));
         }

@@ -1,42 +1,42 @@
-//! `[upstream]`: another server that writes the text.
+//! `[upstream]`: another server that generates the text.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{optional_text, text};
 
-/// Another OpenAI-compatible server that writes the text instead of the built-in engine.
+/// Another OpenAI-compatible server that generates the text instead of the built-in engine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct UpstreamConfig {
-    /// Base address as OpenAI clients take it; `None` = the built-in engine serves `model`.
+    /// Base address, as for OpenAI clients; `None` = the built-in engine serves `model`.
     #[serde(deserialize_with = "optional_text")]
     pub url: Option<String>,
-    /// Base addresses of further servers with the same model. Each request goes to the least busy one; one that fails is
-    /// passed over.
+    /// Base addresses of further servers with the same model. Each request goes to the least busy one that does not
+    /// fail.
     pub replicas: Vec<String>,
-    /// How often each of several servers is asked whether it has the model; 0 = never.
+    /// Seconds between health checks when there are several servers; 0 = no checks.
     pub health_seconds: u64,
-    /// `openai`, `vllm`, `sglang`, `llama.cpp` or `instructd`: which parameters it knows.
+    /// `openai`, `vllm`, `sglang`, `llama.cpp` or `instructd`: determines the supported parameters.
     #[serde(deserialize_with = "text")]
     pub kind: String,
     /// Sent as `Authorization: Bearer`.
     #[serde(deserialize_with = "optional_text")]
     pub api_key: Option<String>,
-    /// A model it lists; `None` = its first.
+    /// A model that the server lists; `None` = the first.
     #[serde(deserialize_with = "optional_text")]
     pub model: Option<String>,
-    /// How long a connection may take to come about.
+    /// Longest time for opening a connection, in seconds.
     pub connect_timeout_seconds: u64,
-    /// Longest silence: until an answer begins, and between its pieces.
+    /// Longest wait for the beginning of a response and between its parts, in seconds.
     pub response_timeout_seconds: u64,
-    /// Further attempts where nothing was begun.
+    /// Further attempts of calls that did not begin to answer.
     pub retries: usize,
-    /// Samples under way; more are refused with 429.
+    /// Concurrent samples; more are refused with 429.
     pub max_running: usize,
-    /// Failures in a row after which nobody is sent for `breaker_pause_seconds`.
+    /// Consecutive failures after which no request is sent for `breaker_pause_seconds`.
     pub breaker_failures: u32,
-    /// How long that is; then one trial decides.
+    /// Seconds without requests after repeated failures; then one request is tried.
     pub breaker_pause_seconds: u64,
 }
 

@@ -1,5 +1,5 @@
-//! A corpus as token ids: documents read as a stream, duplicates left out, split by hash, laid end to end and
-//! cut into blocks whose pieces never reach across a document's end.
+//! A corpus as token ids: documents are streamed, deduplicated, split by hash, concatenated, and cut into blocks whose
+//! pieces never cross the end of a document.
 
 use std::path::{Path, PathBuf};
 
@@ -8,12 +8,12 @@ use sha2::{Digest, Sha256};
 
 use super::dedup::{Dedup, Seen};
 use super::documents::{Cut, documents as stream};
-use super::lines::DataError;
-use super::split_of;
+use super::error::DataError;
+use super::split::split_of;
 use crate::domain::{Split, hash};
 use crate::tokenizer::Tokenizer;
 
-/// Where text comes from and what is done to it before it is learned.
+/// The files of a corpus and their preprocessing.
 #[derive(Clone, Debug)]
 pub struct TextFiles {
     pub paths: Vec<PathBuf>,
@@ -24,7 +24,7 @@ pub struct TextFiles {
     pub heldout_fraction: f64,
 }
 
-/// What was read.
+/// Counts of the documents read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counts {
     pub documents: usize,
@@ -38,8 +38,8 @@ pub struct Counts {
 }
 
 impl TextFiles {
-    /// Calls `each` with every document that is kept, and its side of the split. Which side is a function of
-    /// the document alone, so that no order or addition of files moves it.
+    /// Calls `each` with every kept document and its side of the split. The side depends on the document alone, not on
+    /// the order or number of files.
     ///
     /// # Errors
     /// Of the files and of `each`.
@@ -63,11 +63,11 @@ impl TextFiles {
             each(&document, side)?;
         }
         (counts.exact_duplicates, counts.near_duplicates) = (seen.exact_duplicates, seen.near_duplicates);
-        ensure!(counts.documents > 0, "texts: there is no document in them");
+        ensure!(counts.documents > 0, "texts: the files contain no documents");
         Ok(counts)
     }
 
-    /// Reads everything as ids: `begin` and `end` stand around every document.
+    /// Tokenizes everything, with `begin` and `end` around every document.
     pub fn read(&self, tokenizer: &Tokenizer, begin: Option<u32>, end: Option<u32>) -> Result<Corpus> {
         let (mut train, mut heldout) = (Stream::default(), Stream::default());
         let mut hash = Sha256::new();
@@ -92,11 +92,11 @@ pub struct Corpus {
     pub train: Stream,
     pub heldout: Stream,
     pub counts: Counts,
-    /// Of all ids and document ends, in order: equal if and only if the run would see the same data.
+    /// Hash of all ids and document ends, in order; equal for equal training data.
     pub sha256: String,
 }
 
-/// Documents end to end.
+/// Concatenated documents.
 #[derive(Clone, Debug, Default)]
 pub struct Stream {
     pub ids: Vec<u32>,
@@ -105,12 +105,12 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Blocks of `length` tokens, the shorter rest included.
+    /// Number of blocks of `length` tokens, including a shorter last one.
     pub fn n_blocks(&self, length: usize) -> usize {
         self.ids.len().div_ceil(length)
     }
 
-    /// The pieces of documents that lie in block `index`; together they are its tokens.
+    /// The pieces of documents in block `index`; together they are its tokens.
     pub fn block(&self, index: usize, length: usize) -> Vec<&[u32]> {
         let (mut at, end) = (index * length, ((index + 1) * length).min(self.ids.len()));
         let mut pieces = Vec::new();
@@ -124,7 +124,7 @@ impl Stream {
         pieces
     }
 
-    /// Each document whole, in windows of at most `length` tokens that overlap by one: every token but a
+    /// Windows of at most `length` tokens over each document that overlap by one token, so that every token but a
     /// document's first is predicted once.
     pub fn windows(&self, length: usize) -> Vec<&[u32]> {
         let mut out = Vec::new();
@@ -142,8 +142,8 @@ impl Stream {
     }
 }
 
-/// The documents of a corpus file: `.jsonl` lines with a `text` field, Parquet rows with a `text` column, else
-/// paragraphs (blank lines part them) of a text file.
+/// The documents of a corpus file: `.jsonl` lines with a `text` field, Parquet rows with a `text` column, otherwise
+/// paragraphs of a text file, separated by blank lines.
 pub fn documents(path: &Path) -> Result<Vec<String>, DataError> {
     let found: Vec<String> =
         stream(&[path.to_owned()], Cut::Paragraph, "text")?.collect::<std::result::Result<_, _>>()?;
@@ -153,7 +153,7 @@ pub fn documents(path: &Path) -> Result<Vec<String>, DataError> {
     Ok(found)
 }
 
-/// Lays documents end to end, `end` after each, and cuts blocks of `length`; a shorter rest is dropped.
+/// Concatenates documents with `end` after each, and cuts blocks of `length` tokens; a shorter rest is dropped.
 pub fn pack(documents: impl IntoIterator<Item = Vec<u32>>, end: Option<u32>, length: usize) -> Vec<Vec<u32>> {
     let stream: Vec<u32> = documents.into_iter().flat_map(|ids| ids.into_iter().chain(end)).collect();
     stream.chunks_exact(length.max(1)).map(<[u32]>::to_vec).collect()

@@ -1,17 +1,17 @@
-//! Leaves out documents that were seen before: exactly (same text up to white space), or nearly (MinHash,
-//! Broder 1997: most of the five-word shingles in common).
+//! Deduplication: leaves out exact duplicates (same text up to white space) or near duplicates (MinHash, Broder 1997:
+//! most five-word shingles in common).
 
 use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// How much alike two documents must be for the second to be left out.
+/// Which documents count as duplicates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Dedup {
     None,
-    /// The same text, white space aside.
+    /// The same text, ignoring white space.
     #[default]
     Exact,
     /// Also texts that share about four fifths of their five-word shingles.
@@ -26,13 +26,13 @@ const SHINGLE: usize = 5;
 /// Share of equal signature entries (an estimate of the Jaccard similarity) from which texts count as one.
 const ALIKE: f64 = 0.8;
 
-/// Remembers what it has seen: 16 bytes per document, and 512 more with `Near`.
+/// The documents seen so far: 16 bytes for each, and 512 more with `Near`.
 pub struct Seen {
     kind: Dedup,
     exact: HashSet<[u8; 16]>,
     signatures: Vec<[u64; HASHES]>,
     bands: HashMap<(usize, u64), Vec<u32>>,
-    /// Documents left out.
+    /// Number of documents left out.
     pub exact_duplicates: usize,
     pub near_duplicates: usize,
 }
@@ -49,7 +49,7 @@ impl Seen {
         }
     }
 
-    /// True the first time that a text (or one like it) comes.
+    /// True for the first occurrence of a text or of its near duplicates.
     pub fn is_new(&mut self, text: &str) -> bool {
         if self.kind == Dedup::None {
             return true;
@@ -94,8 +94,8 @@ impl Seen {
     }
 }
 
-/// The least hash of all shingles under each hash function; `None` for texts shorter than a shingle.
-/// Texts without spaces (Chinese) are cut into single characters.
+/// The smallest hash of all shingles under each hash function; `None` for texts shorter than a shingle.
+/// Texts without spaces (Chinese) are split into single characters.
 fn signature(text: &str) -> Option<[u64; HASHES]> {
     let wide = |c: char| ('\u{2E80}'..='\u{9FFF}').contains(&c) || ('\u{F900}'..='\u{FAFF}').contains(&c);
     let mut words: Vec<u64> = Vec::new();

@@ -1,5 +1,5 @@
-//! Documents out of text, JSONL and Parquet files, one at a time: nothing holds a whole corpus in memory. What a file
-//! is, its content says; gzip and Zstandard are unpacked on the way.
+//! Streams documents from text, JSONL and Parquet files, without holding a corpus in memory. The format is detected
+//! from the content; gzip and Zstandard are decompressed.
 
 use std::fs::File;
 use std::io::{BufRead, Read};
@@ -11,12 +11,13 @@ use parquet::record::{Field, Row, reader::RowIter};
 use parquet::schema::types::Type;
 use serde::{Deserialize, Serialize};
 
+use super::error::{DataError, LineError};
 use super::limits::Limits;
-use super::lines::{DataError, LineError, Lines};
+use super::lines::Lines;
 use super::parquet::{BATCH, Bounded, guarded};
 use super::source::{Content, Source};
 
-/// Where one document of a text file ends and the next begins.
+/// How a text file is split into documents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Cut {
@@ -29,14 +30,13 @@ pub enum Cut {
     File,
 }
 
-/// Longer documents than this are cut (and a file without a blank line does not fill the memory).
+/// Longer documents (bytes) are cut, so that a file without a blank line does not fill the memory.
 const MAX_DOCUMENT: usize = 16 << 20;
 
 type Documents = Box<dyn Iterator<Item = Result<String, DataError>>>;
 
-/// The documents of all files, in order. A directory stands for its files of the known kinds, by name.
-/// JSONL lines and Parquet rows are one document each: their string field `field`; rows where it is null
-/// have none.
+/// The documents of all files, in order. A directory means its files of known types, ordered by name.
+/// JSONL lines and Parquet rows are one document each: their string field `field`; rows where it is null are skipped.
 pub fn documents(paths: &[PathBuf], cut: Cut, field: &str) -> Result<impl Iterator<Item = Result<String, DataError>>> {
     let files = files(paths)?;
     let field = field.to_owned();
@@ -48,10 +48,10 @@ pub fn documents(paths: &[PathBuf], cut: Cut, field: &str) -> Result<impl Iterat
 
 type Result<T, E = DataError> = std::result::Result<T, E>;
 
-/// The files that `paths` name, directories opened.
+/// The files that `paths` name, with directories expanded.
 ///
 /// # Errors
-/// A path that does not exist, a directory without a file of a known kind.
+/// A path that does not exist, or a directory without a file of a known type.
 pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();
     for path in paths {
@@ -80,7 +80,7 @@ pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(all)
 }
 
-/// The name without a compression's ending, in lower case.
+/// The name in lower case without a compression's extension.
 fn bare_name(path: &Path) -> String {
     let name = path.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
     name.trim_end_matches(".gz").trim_end_matches(".zst").to_owned()
@@ -109,7 +109,7 @@ fn open(path: &Path, cut: Cut, field: &str) -> Result<Documents> {
             return Err(refused("it is a table of separated values; write each text as one JSON line, {\"text\": …}"));
         }
         _ if name.ends_with(".parquet") => return Err(refused("it is not a Parquet file, though its name says so")),
-        // A text may begin with a brace; the name says that it is one.
+        // A text file may begin with a brace; its name decides.
         Content::Json if !name.ends_with(".txt") && !name.ends_with(".text") => json_lines(path, source.reader, field),
         Content::Text if [".jsonl", ".ndjson", ".json"].iter().any(|e| name.ends_with(e)) => {
             json_lines(path, source.reader, field)
@@ -140,7 +140,7 @@ struct Plain {
     reader: Box<dyn BufRead + Send>,
     path: PathBuf,
     cut: Cut,
-    /// The beginning of a character whose end comes with the next piece.
+    /// An incomplete character at the end of the previous piece.
     cut_off: Vec<u8>,
     done: bool,
 }
@@ -152,7 +152,7 @@ impl Iterator for Plain {
         let mut text = String::new();
         while !self.done {
             let mut line = std::mem::take(&mut self.cut_off);
-            // A line may be as long as the file, and a packed file longer than memory: pieces bound it.
+            // Read in pieces, because a line may be as long as the file.
             match self.reader.by_ref().take(MAX_DOCUMENT as u64).read_until(b'\n', &mut line) {
                 Ok(0) => self.done = true,
                 Ok(_) => {}
@@ -165,7 +165,7 @@ impl Iterator for Plain {
                 let end = line.utf8_chunks().last().filter(|c| c.invalid().len() < 4).map_or(0, |c| c.invalid().len());
                 self.cut_off = line.split_off(line.len() - end);
             }
-            // One bad byte in a large corpus is no reason to refuse it.
+            // Invalid bytes are replaced, so that one does not make a large corpus unusable.
             let read = String::from_utf8_lossy(&line);
             let ended = line.ends_with(b"\n");
             let read = read.trim_end_matches(['\n', '\r']).trim_start_matches('\u{FEFF}');
@@ -192,7 +192,7 @@ impl Iterator for Plain {
 
 /// One column of a Parquet file.
 struct Rows {
-    /// `None` behind the first page that cannot be read.
+    /// `None` after the first unreadable page.
     rows: Option<RowIter<'static>>,
     path: PathBuf,
     field: String,
@@ -241,7 +241,7 @@ impl Iterator for Rows {
                 Ok(None) => return None,
                 Ok(Some(row)) => self.text(&row),
                 Err(e) => {
-                    // The reader would say the same for ever.
+                    // The reader would return the same error again.
                     self.rows = None;
                     Err(LineError::fatal(self.row, e.to_string()))
                 }

@@ -1,5 +1,5 @@
-//! The fields of one line: each is read by name, and those that nobody reads can be told afterwards. Messages are
-//! taken in every form that the API takes.
+//! The fields of one line: each is read by name, and unread ones can be listed afterwards. Messages are accepted in
+//! every form that the API accepts.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -11,11 +11,11 @@ use serde_json::{Map, Number, Value};
 use super::records::Format;
 use crate::domain::{Message, PromptInput};
 
-/// What can be wrong with a line, in words.
+/// A result with an error message about the line.
 pub(super) type Outcome<T> = Result<T, String>;
 
-/// Names under which other data sets keep what belongs to the prompt. A line that has one of them, where it is not
-/// read, would lose a part of its prompt.
+/// Names of columns that contain parts of the prompt in other data sets. If such a column were ignored, a part of the
+/// prompt would be lost.
 const PROMPT_LIKE: &[&str] = &[
     "system",
     "system_prompt",
@@ -37,7 +37,7 @@ const PROMPT_LIKE: &[&str] = &[
     "post",
 ];
 
-/// Whether a column of this name holds a part of a prompt in common data sets.
+/// Whether a column of this name contains a part of the prompt in common data sets.
 pub(super) fn is_prompt_like(name: &str) -> bool {
     PROMPT_LIKE.contains(&name.to_ascii_lowercase().as_str())
 }
@@ -77,7 +77,7 @@ impl<'a> Fields<'a> {
         Ok(self.string(name)?.map(str::to_owned))
     }
 
-    /// A missing field, with what the line has instead and what it looks like.
+    /// The error for a missing field, with the line's fields and the format that they resemble.
     pub fn missing(&self, name: &str, format: Format) -> String {
         let there: Vec<String> = self.map.keys().take(12).map(|k| format!("`{k}`")).collect();
         let has = if there.is_empty() { "nothing".to_owned() } else { there.join(", ") };
@@ -89,14 +89,14 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A column that was not read and that holds a part of a prompt elsewhere.
+    /// An unread column whose name suggests a part of the prompt.
     pub fn prompt_like(&self) -> Option<&'a str> {
         let read = self.read.borrow();
         let unread = |(name, value): &(&String, &Value)| !value.is_null() && !read.contains(name.as_str());
         self.map.iter().filter(unread).map(|(name, _)| name.as_str()).find(|name| is_prompt_like(name))
     }
 
-    /// What was not read.
+    /// Names of the unread fields.
     pub fn unread(&self) -> Vec<String> {
         let read = self.read.borrow();
         let unread = |(name, value): &(&String, &Value)| !value.is_null() && !read.contains(name.as_str());
@@ -133,14 +133,14 @@ impl<'a> Fields<'a> {
                 "role" | "content" | "name" => {}
                 _ if empty => {}
                 "tool_calls" | "function_call" | "audio" | "refusal" => {
-                    return Err(format!("`{name}.{key}` cannot be learned from; leave the line out"));
+                    return Err(format!("`{name}.{key}` is not supported in training data; remove the line"));
                 }
                 other => drop(self.unread.borrow_mut().insert(format!("{}[].{other}", root(name)))),
             }
         }
         let content = match fields.get("content") {
             Some(Value::String(text)) => text.clone(),
-            // What clients write for an answer without text.
+            // An answer without text.
             None | Some(Value::Null) if role == "assistant" => String::new(),
             Some(Value::Array(parts)) => {
                 let mut text = String::new();
@@ -156,7 +156,7 @@ impl<'a> Fields<'a> {
         Ok(Message { role: role.to_owned(), content })
     }
 
-    /// A turn as ShareGPT and the data sets after it write it: `{"from": "human", "value": "…"}`.
+    /// A turn in ShareGPT's form: `{"from": "human", "value": "…"}`.
     fn turn(&self, fields: &Map<String, Value>, name: &str) -> Outcome<Message> {
         let from = fields.get("from").and_then(Value::as_str).ok_or(format!("`{name}.from` must be a string"))?;
         let role = match from {
@@ -169,7 +169,7 @@ impl<'a> Fields<'a> {
             return Err(format!("`{name}.value` must be a string"));
         };
         for (key, value) in fields {
-            // What marks a turn as trained on or not would be lost without a word.
+            // A mark of turns to train on must not be ignored silently.
             if !matches!(key.as_str(), "from" | "value") && !value.is_null() {
                 self.unread.borrow_mut().insert(format!("{}[].{key}", root(name)));
             }
@@ -191,17 +191,17 @@ impl<'a> Fields<'a> {
     /// The column of a whole conversation: `messages`, or ShareGPT's `conversations` (or `conversation`).
     pub fn conversation(&self) -> Option<(&'static str, &'a Value)> {
         ["messages", "conversations", "conversation"].into_iter().find_map(|name| {
-            // A column of another kind is not read, and told as such.
+            // A column of another type is left unread, and reported.
             let is_list = self.map.get(name).is_some_and(Value::is_array);
             is_list.then(|| self.get(name).map(|value| (name, value))).flatten()
         })
     }
 
-    /// The system message that a data set keeps beside the prompt, as `system` or `system_prompt`; blank counts as none.
+    /// The system message in a column of its own, `system` or `system_prompt`; blank counts as none.
     pub fn system(&self) -> Outcome<Option<&'a str>> {
         let (system, other) = (self.string("system")?, self.string("system_prompt")?);
         match (system, other) {
-            (Some(a), Some(b)) if a != b => Err("`system` and `system_prompt` are not the same".to_owned()),
+            (Some(a), Some(b)) if a != b => Err("`system` and `system_prompt` differ; keep one of them".to_owned()),
             (system, other) => Ok(system.or(other).filter(|text| !text.trim().is_empty())),
         }
     }
@@ -210,14 +210,14 @@ impl<'a> Fields<'a> {
     pub fn named_prompt(&self) -> Outcome<Option<(&'static str, &'a Value)>> {
         match (self.get("prompt"), self.get("question")) {
             (Some(prompt), Some(question)) if prompt != question => {
-                Err("`prompt` and `question` are both there and are not the same".to_owned())
+                Err("`prompt` and `question` differ; keep one of them".to_owned())
             }
             (Some(prompt), _) => Ok(Some(("prompt", prompt))),
             (None, question) => Ok(question.map(|question| ("question", question))),
         }
     }
 
-    /// A column for the prompt that is there and null.
+    /// A column of the prompt that is present and null.
     pub fn null_prompt(&self) -> Option<&'static str> {
         ["prompt", "question"].into_iter().find(|name| self.map.get(*name).is_some_and(Value::is_null))
     }
@@ -252,7 +252,7 @@ fn root(name: &str) -> &str {
     name.split('[').next().unwrap_or(name)
 }
 
-/// What a value is, for messages to people.
+/// The type of a value, for error messages.
 pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -264,7 +264,7 @@ pub(super) fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// The format whose fields the line has.
+/// The format that the line's fields match.
 pub(super) fn looks_like(fields: &Map<String, Value>) -> Option<Format> {
     let has = |name: &str| fields.get(name).is_some_and(|v| !v.is_null());
     let dialogue = |name: &str| {
@@ -285,7 +285,8 @@ pub(super) fn looks_like(fields: &Map<String, Value>) -> Option<Format> {
     }
 }
 
-/// What is wrong with a text that is no JSON. Of a single line only the column is named: its number is the caller's.
+/// The error message for invalid JSON. Of a single line only the column is given, because the caller knows the line's
+/// number.
 pub(super) fn not_json(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let what = text.split(" at line ").next().unwrap_or(&text);
@@ -295,7 +296,7 @@ pub(super) fn not_json(error: &serde_json::Error) -> String {
     }
 }
 
-/// Parses a line. A key that comes twice is refused: which of the two was meant is not to be guessed.
+/// Parses a line. Duplicate keys are refused.
 pub(super) fn parse_json(text: &str) -> Outcome<Value> {
     let mut json = serde_json::Deserializer::from_str(text);
     let Strict(value) = Strict::deserialize(&mut json).map_err(|e| not_json(&e))?;
@@ -364,7 +365,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
         while let Some(key) = entries.next_key::<String>()? {
             let Strict(value) = entries.next_value()?;
             if map.contains_key(&key) {
-                return Err(serde::de::Error::custom(format!("the key `{key}` comes twice")));
+                return Err(serde::de::Error::custom(format!("the key `{key}` occurs twice")));
             }
             map.insert(key, value);
         }

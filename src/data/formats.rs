@@ -4,17 +4,18 @@ use std::io::BufRead;
 
 use serde_json::{Map, Value, json};
 
+use super::error::LineError;
 pub(super) use super::fields::is_prompt_like;
 use super::fields::{Fields, Outcome, kind, parse_json, unknown_column};
 use super::hh;
-use super::lines::{LineError, Lines, MAX_SENT_LINE};
+use super::lines::{Lines, MAX_SENT_LINE};
 use super::oasst;
 use super::preferences::pairs;
 use super::records::{Comparison, Format, PromptRecord, RankedText, Record, Written};
 use crate::domain::{Knowledge, Message, PromptInput, Split, Strength};
 
-/// More completions than these in one set are taken for a mistake: pairs grow with the square. Labelers are shown
-/// sets of two to nine; more come only from files.
+/// Most completions in one set; the number of pairs grows with its square. Labelers rank sets of two to nine; larger
+/// ones come only from files.
 pub const MAX_COMPLETIONS: usize = 64;
 
 /// Columns that `trl` and Parquet files read: `question`, `system` and `system_prompt` are Orca's names.
@@ -27,18 +28,17 @@ pub struct Parsed {
     /// Lines and rows count from 1.
     pub line: usize,
     pub record: Record,
-    /// Fields of the line that nothing reads.
+    /// Unread fields of the line.
     pub ignored: Vec<String>,
 }
 
-/// The records of a JSONL stream, in order; bad lines come as errors and do not end the stream. A line of
-/// Open-Assistant trees may hold several rankings or none. Parquet is no lines: see `parquet::read`.
+/// The records of a JSONL stream, in order; bad lines give errors and do not end the stream. A line of Open-Assistant
+/// trees may contain several rankings or none. For Parquet see `parquet::read`.
 pub fn import<R: BufRead>(format: Format, reader: R) -> impl Iterator<Item = Result<Record, LineError>> {
     parsed(format, Lines::new(reader)).map(|parsed| parsed.map(|p| p.record))
 }
 
-/// As `import`, for files that somebody sends: shorter lines, with their numbers and the names of fields that are not
-/// read.
+/// The records of an uploaded file: with a lower limit on the length of lines, line numbers, and unread fields.
 pub fn import_lines<R: BufRead>(format: Format, reader: R) -> impl Iterator<Item = Result<Parsed, LineError>> {
     parsed(format, Lines::up_to(reader, MAX_SENT_LINE))
 }
@@ -58,11 +58,11 @@ fn parsed<R: BufRead>(format: Format, lines: Lines<R>) -> impl Iterator<Item = R
     })
 }
 
-/// The lines (without newline) that a record becomes. A ranking of K gives one TRL or HH line per pair;
-/// formats that cannot hold the record give none.
+/// The lines (without newline) of a record. A ranking of K gives one TRL or HH line for each pair; formats that cannot
+/// represent the record give none.
 pub fn export(format: Format, record: &Record) -> Vec<String> {
     match (format, record) {
-        // Fields in the order of the struct, as jobs write them: the same data has the same hash.
+        // Fields in the order of the struct, so that equal data has equal hashes.
         (Format::Comparisons, Record::Comparison(c)) => serde_json::to_string(c).into_iter().collect(),
         (Format::Demonstrations, Record::Demonstration(d)) => serde_json::to_string(d).into_iter().collect(),
         (Format::Prompts, Record::Prompt(p)) => vec![json!(p).to_string()],
@@ -73,7 +73,7 @@ pub fn export(format: Format, record: &Record) -> Vec<String> {
     }
 }
 
-/// All pairs of a set as lines, or none: a set of which a format can hold only some pairs would be another one.
+/// All pairs of a set as lines, or none if the format cannot represent all of them.
 fn pair_lines(comparison: &Comparison, line: fn(&PromptInput, &str, &str) -> Option<Value>) -> Vec<String> {
     let text = |i: usize| comparison.completions.get(i).map_or("", |c| c.text.as_str());
     let lines = pairs(&comparison.completions).into_iter();
@@ -112,23 +112,23 @@ fn parse_line(format: Format, text: &str) -> Outcome<(Vec<Record>, Vec<String>)>
         }
         Format::Demonstrations => Record::Demonstration(demonstration(&fields)?),
         Format::Prompts => Record::Prompt(prompt_record(&fields)?),
-        Format::Oasst | Format::Parquet => return Err(format!("{} is not read by lines", format.as_str())),
+        Format::Oasst | Format::Parquet => return Err(format!("the format {} is not line-based", format.as_str())),
     };
     Ok((vec![record], fields.unread()))
 }
 
-/// A row with `prompt`, `chosen`, `rejected` in any of TRL's shapes, and perhaps `split`; and what is not read.
+/// A row with `prompt`, `chosen`, `rejected` in any of TRL's shapes, and perhaps `split`; and its unread fields.
 pub(super) fn preference(map: &Map<String, Value>) -> Outcome<(Comparison, Vec<String>)> {
     let fields = Fields::new(map);
     let mut comparison = trl(&fields)?;
-    // Other data sets name their files' parts `split` too; only our two names mean a side.
+    // Other data sets use `split` for parts of files; only the values `train` and `heldout` apply.
     comparison.split = fields.owned("split")?.and_then(|s| Split::parse(&s));
     Ok((comparison, fields.unread()))
 }
 
 // ---------------------------------------------------------------- formats
 
-/// A whole number from 0, also as other programs write it: `1.0`.
+/// A non-negative whole number, also in the form `1.0`.
 fn tier(value: Option<&Value>) -> Option<i64> {
     let value = value?;
     let number = value.as_i64().or_else(|| value.as_f64().filter(|f| f.fract() == 0.0).map(|f| f as i64))?;
@@ -139,7 +139,7 @@ fn comparison(fields: &Fields<'_>) -> Outcome<Comparison> {
     let list = fields.require("completions", Format::Comparisons)?;
     let list = list.as_array().ok_or("`completions` must be a list")?;
     if !(2..=MAX_COMPLETIONS).contains(&list.len()) {
-        return Err(format!("`completions` must hold 2 to {MAX_COMPLETIONS} texts, found {}", list.len()));
+        return Err(format!("`completions` must contain 2 to {MAX_COMPLETIONS} texts, found {}", list.len()));
     }
     let mut completions = Vec::with_capacity(list.len());
     for (i, item) in list.iter().enumerate() {
@@ -169,7 +169,7 @@ fn comparison(fields: &Fields<'_>) -> Outcome<Comparison> {
     })
 }
 
-/// Who judged or wrote: an id as an export gives it, or any short name.
+/// The labeler: an id of an export, or any short name.
 fn labeler(fields: &Fields<'_>) -> Outcome<Option<String>> {
     let Some(name) = fields.string("labeler")? else { return Ok(None) };
     let fits = !name.is_empty() && name.len() <= 64 && !name.chars().any(char::is_control) && name.trim() == name;
@@ -181,7 +181,7 @@ fn trl(fields: &Fields<'_>) -> Outcome<Comparison> {
     let rejected = fields.require("rejected", Format::Trl)?;
     let (name, prompt) = match fields.named_prompt()? {
         Some((name, prompt)) => (name, Some(prompt)),
-        // ShareGPT's preference data: the conversation up to two answers.
+        // ShareGPT's preference data: a conversation and two answers.
         None => match fields.get("conversations").filter(|list| list.is_array()) {
             Some(list) => ("conversations", Some(list)),
             None => ("question", None),
@@ -205,7 +205,7 @@ fn trl(fields: &Fields<'_>) -> Outcome<Comparison> {
             fields.answer(chosen, "chosen")?,
             fields.answer(rejected, "rejected")?,
         ),
-        // Whole conversations, or answers alone beside a prompt of its own.
+        // Complete conversations, or answers with a separate prompt.
         (prompt, Value::Array(_), Value::Array(_)) => {
             let (chosen, rejected) = (fields.messages(chosen, "chosen")?, fields.messages(rejected, "rejected")?);
             conversations(fields, prompt.map(|p| (name, p)), &chosen, &rejected)?
@@ -219,8 +219,7 @@ fn trl(fields: &Fields<'_>) -> Outcome<Comparison> {
     }
 }
 
-/// `chosen` and `rejected` as conversations that differ in their last message. A string prompt beside them repeats
-/// one of their messages.
+/// `chosen` and `rejected` as conversations that differ in their last message. A separate string prompt repeats one of their messages.
 fn conversations(
     fields: &Fields<'_>,
     prompt: Option<(&str, &Value)>,
@@ -241,7 +240,7 @@ fn conversations(
         return Ok(Comparison::preferred(prompt, a.content.clone(), b.content.clone()));
     }
     let common = chosen.iter().zip(rejected).take_while(|(a, b)| a == b).count();
-    // Equal answers are a pair all the same; their last message is the answer.
+    // With equal answers the last message is the answer.
     let common = common.min(chosen.len().saturating_sub(1));
     match (&chosen[common..], rejected.get(common..)) {
         ([a], Some([b])) if common > 0 && a.role == "assistant" && b.role == "assistant" => {
@@ -249,7 +248,7 @@ fn conversations(
             if let Some((name, Value::String(text))) = prompt
                 && !messages.iter().any(|m| m.content.trim() == text.trim())
             {
-                return Err(format!("`{name}` is none of the messages of `chosen`: two prompts in one line"));
+                return Err(format!("`{name}` is not a message of `chosen`: the line has two different prompts"));
             }
             Ok(Comparison::preferred(PromptInput::Chat(messages.to_vec()), a.content.clone(), b.content.clone()))
         }
@@ -257,20 +256,20 @@ fn conversations(
     }
 }
 
-/// Two texts that begin with the prompt, and no column that could hold it.
+/// Two texts that begin with the prompt, without a column for it.
 fn implicit(fields: &Fields<'_>, chosen: &str, rejected: &str) -> Outcome<Comparison> {
     if let Some(column) = fields.prompt_like() {
         return Err(unknown_column(column));
     }
-    // A data set with a column for the prompt does not write the prompt into the answers.
+    // If a data set has a column for the prompt, its answers do not contain it.
     if let Some(column) = fields.null_prompt() {
-        return Err(format!("`{column}` is null: the line has no prompt"));
+        return Err(format!("`{column}` is null; the line needs a prompt"));
     }
     if chosen.trim_start().starts_with("Human:") && rejected.trim_start().starts_with("Human:") {
         return hh::pair(chosen, rejected);
     }
     if chosen.trim() == rejected.trim() {
-        return Err("`chosen` and `rejected` are the same text: there is nothing to prefer".into());
+        return Err("`chosen` and `rejected` are the same text; remove the line".into());
     }
     let at = common_prefix(chosen, rejected);
     if chosen[..at].trim().is_empty() {
@@ -283,13 +282,13 @@ fn implicit(fields: &Fields<'_>, chosen: &str, rejected: &str) -> Outcome<Compar
     Ok(Comparison::preferred(PromptInput::Text(chosen[..at].to_owned()), a.to_owned(), b.to_owned()))
 }
 
-/// Puts a system message before the prompt.
+/// Inserts a system message before the prompt.
 fn with_system(mut comparison: Comparison, system: &str) -> Outcome<Comparison> {
     let mut messages = comparison.prompt.into_messages();
     match messages.first() {
         Some(first) if first.role == "system" && first.content == system => {}
         Some(first) if first.role == "system" => {
-            return Err("`system` and the prompt's own system message are not the same".into());
+            return Err("`system` and the prompt's system message differ; keep one of them".into());
         }
         _ => messages.insert(0, Message { role: "system".into(), content: system.to_owned() }),
     }
@@ -297,14 +296,14 @@ fn with_system(mut comparison: Comparison, system: &str) -> Outcome<Comparison> 
     Ok(comparison)
 }
 
-/// The prompt after what the line's `system` says, where a data set keeps it beside the prompt.
+/// The prompt with the system message of a separate column.
 fn with_system_of(fields: &Fields<'_>, prompt: PromptInput) -> Outcome<PromptInput> {
     let Some(system) = fields.system()? else { return Ok(prompt) };
     Ok(with_system(Comparison::preferred(prompt, String::new(), String::new()), system)?.prompt)
 }
 
-/// Bytes that two texts have in common from the start. A space before the difference belongs to the
-/// completions, as in TRL's `extract_prompt`.
+/// Length in bytes of the common prefix of two texts. A space before the difference belongs to the completions, as in
+/// TRL's `extract_prompt`.
 fn common_prefix(a: &str, b: &str) -> usize {
     let at: usize = a.chars().zip(b.chars()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum();
     if at > 0 && a.as_bytes().get(at - 1) == Some(&b' ') { at - 1 } else { at }
@@ -317,7 +316,7 @@ fn demonstration(fields: &Fields<'_>) -> Outcome<Written> {
         && let Some((name, list)) = fields.conversation()
     {
         if fields.get("prompt").is_some() {
-            return Err(format!("`prompt` and `{name}` are both there, and no `completion`"));
+            return Err(format!("`prompt` and `{name}` are both present without a `completion`; keep one of them"));
         }
         let mut list = with_system_of(fields, PromptInput::Chat(fields.messages(list, name)?))?.into_messages();
         return match list.pop() {
@@ -338,7 +337,7 @@ fn prompt_record(fields: &Fields<'_>) -> Outcome<PromptRecord> {
         None => Vec::new(),
         Some(list) => serde_json::from_value(list.clone()).map_err(|_| "`tags` must be a list of strings")?,
     };
-    // GSM8K and others keep whole numbers as numbers.
+    // GSM8K and others have whole numbers as numbers.
     let answer = match fields.get("answer") {
         None => None,
         Some(Value::String(text)) if text.trim().is_empty() => None,

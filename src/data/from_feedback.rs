@@ -2,7 +2,7 @@
 //!
 //! An edit is preferred to the text it was made from. Thumbs of all users on completions of one prompt are
 //! averaged (up = 1, down = 0), and a higher average is preferred. Scores are compared only within one
-//! user, because two users' scales need not agree. The last word of a user on a completion counts.
+//! user, because two users' scales need not agree. A user's last event on a completion counts.
 
 use std::collections::BTreeMap;
 
@@ -11,19 +11,19 @@ use serde_json::Value;
 use super::records::{Comparison, RankedText};
 use crate::domain::{CompletionId, Prompt, PromptInput};
 
-/// One event: what `actor` said of a completion, oldest first in a list.
+/// One event: feedback of `actor` on a completion. Lists are ordered oldest first.
 #[derive(Clone, Debug)]
-pub struct Told<'a> {
+pub struct FeedbackRecord<'a> {
     pub prompt: &'a Prompt,
     pub completion_id: &'a CompletionId,
     pub text: &'a str,
-    /// `thumb`, `score`, `edit`; others are passed over.
+    /// `thumb`, `score`, `edit`; others are ignored.
     pub kind: &'a str,
     pub value: &'a Value,
     pub actor: &'a str,
 }
 
-/// Thumb values as the API takes them: up, 1, true; down, −1, false.
+/// Whether a thumb is up: `up`, 1, true; or down: `down`, −1, false.
 pub(super) fn thumb(value: &Value) -> Option<f64> {
     match value {
         Value::String(s) if s == "up" => Some(1.0),
@@ -34,7 +34,7 @@ pub(super) fn thumb(value: &Value) -> Option<f64> {
     }
 }
 
-/// Averages by completion → tiers, best first; `None` when they prefer nothing.
+/// Tiers from averages by completion, best first; `None` when all are equal.
 fn ranking(prompt: &Prompt, values: &BTreeMap<&CompletionId, (&str, f64)>) -> Option<Comparison> {
     let mut levels: Vec<f64> = values.values().map(|v| v.1).collect();
     levels.sort_unstable_by(|a, b| b.total_cmp(a));
@@ -63,15 +63,15 @@ fn comparison(prompt: &Prompt, completions: Vec<RankedText>) -> Comparison {
 }
 
 /// The preferences, by prompt: edits first, then thumbs, then scores.
-pub fn preferences(told: &[Told<'_>]) -> Vec<Comparison> {
-    let mut by_prompt: BTreeMap<&str, Vec<&Told<'_>>> = BTreeMap::new();
-    for t in told {
+pub fn preferences(records: &[FeedbackRecord<'_>]) -> Vec<Comparison> {
+    let mut by_prompt: BTreeMap<&str, Vec<&FeedbackRecord<'_>>> = BTreeMap::new();
+    for t in records {
         by_prompt.entry(t.prompt.id.as_str()).or_default().push(t);
     }
     let mut found = Vec::new();
     for events in by_prompt.into_values() {
         let prompt = events[0].prompt;
-        // The last edit of a user of a completion, where it changed something.
+        // A user's last edit of a completion, if it changed the text.
         let mut edits: BTreeMap<(&CompletionId, &str), (&str, &str)> = BTreeMap::new();
         let mut thumbs: BTreeMap<(&CompletionId, &str), (&str, f64)> = BTreeMap::new();
         let mut scores: BTreeMap<&str, BTreeMap<&CompletionId, (&str, f64)>> = BTreeMap::new();

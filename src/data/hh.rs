@@ -1,4 +1,4 @@
-//! Anthropic's HH dialogues: turns marked inside the text, so that a text may look like several turns.
+//! Anthropic's HH dialogues, with turns marked inside the text.
 
 use serde_json::{Value, json};
 
@@ -6,8 +6,8 @@ use super::fields::Outcome;
 use super::records::Comparison;
 use crate::domain::{Message, PromptInput};
 
-/// The dialogues of a pair; `None` for what would be read as something else: a system message, turns that do not
-/// alternate, marks of turns or blanks at the edges of a text.
+/// The dialogues of a pair; `None` for conversations that would not be read back equally: with a system message, turns
+/// that do not alternate, marks of turns in a text, or white space at its ends.
 pub(super) fn line(prompt: &PromptInput, chosen: &str, rejected: &str) -> Option<Value> {
     let mut text = String::new();
     let messages = prompt.messages();
@@ -34,7 +34,7 @@ pub(super) fn pair(chosen: &str, rejected: &str) -> Outcome<Comparison> {
     let (mut prompt, a) = turns(chosen).map_err(|e| format!("`chosen` {e}"))?;
     let (other, b) = turns(rejected).map_err(|e| format!("`rejected` {e}"))?;
     if prompt != other {
-        // In a few dozen published lines the conversations part earlier; they are no comparison of answers.
+        // In a few dozen published lines the conversations differ earlier; they do not compare answers.
         return Err("`chosen` and `rejected` have different prompts".into());
     }
     prompt.shrink_to_fit();
@@ -51,7 +51,7 @@ fn turns(text: &str) -> Outcome<(Vec<Message>, String)> {
             .find_map(|(name, role)| Some((role, part.strip_prefix(name)?)));
         match (start, turns.last_mut()) {
             (Some((role, content)), _) => {
-                // One space belongs to the mark.
+                // One space is part of the mark.
                 let content = content.strip_prefix(' ').unwrap_or(content);
                 turns.push(Message { role: role.into(), content: content.to_owned() });
             }

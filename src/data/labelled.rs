@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::lines::{DataError, LineError, Lines};
+use super::error::{DataError, LineError};
+use super::lines::Lines;
 use super::source::Source;
 use crate::domain::unknown_name;
 
@@ -17,10 +18,10 @@ pub struct Labelled {
 }
 
 /// The rows of a `.csv` file (with a header) or of JSON lines, compressed (gzip, Zstandard) or not. Numbers and
-/// truth values count as labels by how they are written.
+/// booleans are used as labels in their JSON form.
 ///
 /// # Errors
-/// With the line: a field that is missing or empty, or no row at all.
+/// A missing or empty field, with its line; a file without rows.
 pub fn read(path: &Path, text_field: &str, label_field: &str) -> Result<Vec<Labelled>, DataError> {
     let file = Source::lines(path)?;
     let name = path.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();

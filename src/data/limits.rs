@@ -1,5 +1,5 @@
-//! What reading one foreign file may cost: time, rows and bytes of text. The reader asks between rows and between
-//! pages, so a file that never ends, or that unpacks to far more than it weighs, is left with an error.
+//! Limits on reading one untrusted file: time, rows and bytes of text. Readers check them between rows and pages, so
+//! that an endless file or a decompression bomb gives an error.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,7 +23,7 @@ struct Used {
 }
 
 impl Default for Limits {
-    /// For files that the administrator put on this machine: an hour, and more text than memory holds.
+    /// Limits for files that the administrator put on this machine: an hour, and more text than memory holds.
     fn default() -> Self {
         Self::new(Duration::from_secs(3600), 100_000_000, 1 << 40)
     }
@@ -35,7 +35,7 @@ impl Limits {
         Self { deadline: Instant::now() + time, seconds: time.as_secs(), rows, bytes, used: Arc::default() }
     }
 
-    /// Ends the reading at its next check: whoever asked for it has gone.
+    /// Cancels the reading at its next check, when the caller is gone.
     pub fn cancel(&self) {
         self.used.cancelled.store(true, Ordering::Relaxed);
     }
@@ -55,7 +55,7 @@ impl Limits {
     /// Counts one row.
     ///
     /// # Errors
-    /// As `check`, and beyond the row limit.
+    /// Past the deadline, cancelled, or beyond the row limit.
     pub fn row(&self) -> Result<(), String> {
         self.check()?;
         if self.used.rows.fetch_add(1, Ordering::Relaxed) >= self.rows {
@@ -67,7 +67,7 @@ impl Limits {
     /// Counts `n` bytes of unpacked data.
     ///
     /// # Errors
-    /// As `check`, and beyond the byte limit.
+    /// Past the deadline, cancelled, or beyond the byte limit.
     pub fn bytes(&self, n: usize) -> Result<(), String> {
         self.check()?;
         let before = self.used.bytes.fetch_add(n as u64, Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! Instruction tuning over a mixture: several tasks, each a file of rows and templates that turn a row into a
-//! request and its answer, drawn by weight (FLAN, arXiv 2109.01652).
+//! Instruction tuning over a mixture: several tasks, each a file of rows and templates that turn a row into a request
+//! and its answer, sampled by weight (FLAN, arXiv 2109.01652).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::lines::{DataError, LineError, Lines};
+use super::error::{DataError, LineError};
+use super::lines::Lines;
 use super::records::Written;
 use super::source::Source;
 use crate::domain::{Message, PromptInput};
@@ -18,7 +19,7 @@ use crate::prompt::Template;
 #[serde(deny_unknown_fields)]
 pub struct Mixture {
     pub tasks: Vec<Task>,
-    /// Demonstrations in all; as many as the tasks have rows if absent.
+    /// Total number of demonstrations; the tasks' number of rows if absent.
     #[serde(default)]
     pub size: Option<usize>,
     /// Requests as a chat message of the user; false = as raw text.
@@ -39,9 +40,9 @@ pub struct Task {
     /// Share of the mixture, relative to the other tasks.
     #[serde(default = "one")]
     pub weight: f64,
-    /// At least one; a row takes any of them.
+    /// At least one; each row uses one of them.
     pub templates: Vec<Template>,
-    /// field → (value → word): what stands in a template instead of a value, such as label names.
+    /// field → (value → word): replacements of values in templates, such as label names.
     #[serde(default)]
     pub words: BTreeMap<String, BTreeMap<String, String>>,
 }
@@ -99,7 +100,7 @@ pub fn read(
     Ok(out)
 }
 
-/// Rows as text by field, words put in.
+/// Rows as text by field, with values replaced by words.
 fn rows(path: &Path, task: &Task) -> Result<Rows, DataError> {
     let mut rows = Rows::new();
     for line in Lines::new(Source::lines(path)?) {
@@ -123,7 +124,7 @@ fn row(text: &str, task: &Task) -> Result<BTreeMap<String, String>, String> {
             _ => continue,
         };
         let word = match task.words.get(&name) {
-            Some(words) => words.get(&text).ok_or(format!("no word is given for `{name}` = {text:?}"))?.clone(),
+            Some(words) => words.get(&text).ok_or(format!("`words` has no entry for `{name}` = {text:?}"))?.clone(),
             None => text,
         };
         row.insert(name, word);

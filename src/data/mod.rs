@@ -1,10 +1,12 @@
-//! Judgments, demonstrations and prompts as files: JSONL and Parquet in and out, pairs from rankings, text corpora.
-//! No SQL and no tensors: rows of the store and files of a job meet here.
+//! Judgments, demonstrations and prompts as files: reading and writing JSONL and Parquet, pairs from rankings, text
+//! corpora. No SQL and no tensors: these formats are shared by the store's rows and a job's files.
 
 pub mod corpus;
 pub mod dedup;
 pub mod documents;
+mod error;
 mod fields;
+mod files;
 mod formats;
 pub mod from_feedback;
 mod hh;
@@ -17,11 +19,14 @@ pub mod parquet;
 pub mod preferences;
 pub mod records;
 pub mod source;
+mod split;
 mod thumbs;
 
 pub use crate::domain::PromptInput;
+pub use error::{DataError, LineError};
+pub use files::{read_comparisons, read_demonstrations, read_prompts};
 pub use formats::{MAX_COMPLETIONS, Parsed, export, import, import_lines};
-pub use lines::{DataError, LineError, read_comparisons, read_demonstrations, read_prompts};
-pub use preferences::{Pair, content_hash, pairs, split_of};
+pub use preferences::{Pair, pairs};
 pub use records::{Comparison, Format, PromptRecord, RankedText, Record, Written};
+pub use split::{content_hash, split_of};
 pub use thumbs::{Thumbed, read_feedback, thumbs};

@@ -1,5 +1,5 @@
 //! Open-Assistant message trees, one a line: `{"message_tree_id", "prompt": {"text", "role", "replies": […]}}`.
-//! Wherever the assistant's replies to one message carry ranks, they are a ranking (rank 0 is best).
+//! The assistant's replies to one message are a ranking if they have ranks (rank 0 is best).
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use crate::domain::{Message, PromptInput, hash};
 /// The rankings of one tree, in the order of the tree.
 ///
 /// # Errors
-/// Text that says what is wrong with the tree. A tree without a ranking gives none and is no error.
+/// A message about a malformed tree. A tree without a ranking is not an error.
 pub(super) fn rankings(tree: &Value) -> Result<Vec<Comparison>, String> {
     let root = tree.get("prompt").filter(|p| p.is_object()).ok_or("`prompt` must be the first message")?;
     let mut found = Vec::new();
@@ -17,7 +17,7 @@ pub(super) fn rankings(tree: &Value) -> Result<Vec<Comparison>, String> {
     Ok(found)
 }
 
-/// Recursion is bounded: the JSON parser takes some sixty levels of messages and no more.
+/// Recursion is bounded, because the JSON parser accepts about sixty levels of messages.
 fn walk(node: &Value, path: &mut Vec<Message>, found: &mut Vec<Comparison>) -> Result<(), String> {
     if deleted(node) {
         return Ok(());
@@ -39,7 +39,7 @@ fn walk(node: &Value, path: &mut Vec<Message>, found: &mut Vec<Comparison>) -> R
             let is_answer = reply.get("role").and_then(Value::as_str) == Some("assistant");
             match reply.get("rank").filter(|r| !r.is_null()) {
                 Some(rank) if is_answer => {
-                    // Tables of numbers with gaps turn whole numbers into 1.0.
+                    // Columns of numbers with gaps have whole numbers as 1.0.
                     let whole = rank.as_i64().or_else(|| rank.as_f64().filter(|r| r.fract() == 0.0).map(|r| r as i64));
                     let tier = whole.filter(|r| (0..=1_000_000).contains(r));
                     let tier = tier.ok_or_else(|| format!("`rank` must be a whole number from 0, found {rank}"))?;
@@ -76,8 +76,8 @@ fn text(node: &Value) -> Result<&str, String> {
     node.get("text").and_then(Value::as_str).ok_or_else(|| "`text` must be a string".to_owned())
 }
 
-/// The tree of one ranking: its conversation as a chain, the ranked answers at the end. `None` for
-/// conversations that the format cannot hold: with system messages, or not ending with the user.
+/// The tree of one ranking: its conversation as a chain with the ranked answers at the end. `None` for conversations
+/// that the format cannot represent: with system messages, or not ending with the user.
 pub(super) fn tree(comparison: &Comparison) -> Option<Value> {
     let messages = comparison.prompt.messages();
     let turn = |i: usize| if i.is_multiple_of(2) { "user" } else { "assistant" };
@@ -85,7 +85,7 @@ pub(super) fn tree(comparison: &Comparison) -> Option<Value> {
     if !alternates || messages.len().is_multiple_of(2) {
         return None;
     }
-    // Ids follow from the content, so that the same ranking is the same tree whenever it is written.
+    // Ids are derived from the content, so that equal rankings give equal trees.
     let id = |path: &str| {
         let digest = hash::of_bytes(path.as_bytes());
         [&digest[..8], &digest[8..12], &digest[12..16], &digest[16..20], &digest[20..32]].join("-")

@@ -1,12 +1,9 @@
-//! Rankings → weighted pairs; which side of the split a prompt is on.
-
-use sha2::{Digest, Sha256};
+//! Weighted pairs from rankings.
 
 use super::records::RankedText;
-use crate::domain::{Message, Split, hash};
 
-/// "Completion `better` was preferred to `worse`": indices into the set. Pairs of one set weigh 1 together,
-/// so that a set of nine counts no more than a set of two (InstructGPT, section 3.5).
+/// A pair: completion `better` was preferred to `worse`, as indices into the set. The weights of a set's pairs add up
+/// to 1, so that a set of nine counts no more than a set of two (InstructGPT, section 3.5).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pair {
     pub better: usize,
@@ -30,20 +27,4 @@ pub fn pairs(completions: &[RankedText]) -> Vec<Pair> {
         pair.weight = weight;
     }
     out
-}
-
-/// SHA-256 (hex) of the canonical JSON of the messages: `[{"role":…,"content":…},…]`, no spaces.
-pub fn content_hash(messages: &[Message]) -> String {
-    let canonical = serde_json::to_vec(messages).unwrap_or_default();
-    hash::of_bytes(canonical)
-}
-
-/// The side of a prompt by its content hash: the same prompt is always on the same side, whoever imports
-/// it and in whatever order. About `heldout_fraction` of all prompts are held out.
-pub fn split_of(content_hash: &str, heldout_fraction: f64) -> Split {
-    // A second hash keeps the split independent of any other use of the first one's digits.
-    let digest = Sha256::digest(format!("split:{content_hash}"));
-    let first = digest.iter().take(8).fold(0u64, |n, byte| n << 8 | u64::from(*byte));
-    let position = first as f64 / (u64::MAX as f64 + 1.0);
-    if position < heldout_fraction { Split::Heldout } else { Split::Train }
 }

@@ -1,4 +1,4 @@
-//! What one line of a data file says, whatever the format it came in.
+//! The records of data files, independent of the format.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,7 @@ use crate::domain::{Knowledge, Outcome, PromptInput, RankedSet, Split, Strength}
 /// Names of file formats, as in `POST /admin/import?format=…`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// K-wise rankings with tiers: the house format.
+    /// K-wise rankings with tiers: this program's format.
     Comparisons,
     /// TRL preference data: `prompt`, `chosen`, `rejected`, implicit or explicit, strings or messages.
     Trl,
@@ -60,17 +60,17 @@ pub struct Comparison {
     pub completions: Vec<RankedText>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strength: Option<Strength>,
-    /// The side of the split that the store gave the prompt; else `split_of` its hash decides.
+    /// The side of the split of the stored prompt; if absent, `split_of` its hash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<Split>,
-    /// Who judged. Files that go from server to server have it; what a job or a dataset version holds does not, so
-    /// that a hash stays the same when a person's name is erased.
+    /// The labeler, in files that are exchanged between servers. Data of jobs and dataset versions lacks it, so that
+    /// hashes do not change when a person's name is erased.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labeler: Option<String>,
-    /// What the labeler had been shown before judging; blind where absent. Only blind rankings count.
+    /// The labeler's knowledge before judging; blind if absent. Only blind rankings count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub knowledge: Option<Knowledge>,
-    /// Why the places are right: shown with a known answer after it has been judged.
+    /// Explanation of a known answer, shown after the judgment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explanation: Option<String>,
 }
@@ -111,25 +111,24 @@ impl Comparison {
     }
 
     /// # Errors
-    /// Equal texts in different places, or nothing but one text: nothing is compared. Blanks at the edges do not
-    /// make a difference.
+    /// Equal texts in different tiers, or only equal texts. Outer white space is ignored.
     pub fn check(&self) -> Result<(), String> {
         let texts: Vec<(&str, i64)> = self.completions.iter().map(|c| (c.text.trim(), c.tier)).collect();
         for (i, (text, tier)) in texts.iter().enumerate() {
             let other = texts.iter().take(i).position(|(other, place)| other == text && place != tier);
             if let Some(j) = other {
-                return Err(format!("answers {} and {} are the same text in different places", j + 1, i + 1));
+                return Err(format!("answers {} and {} are the same text in different tiers", j + 1, i + 1));
             }
         }
         match texts.split_first() {
             Some(((first, _), rest)) if rest.iter().all(|(text, _)| text == first) => {
-                Err("all answers are the same text: there is nothing to compare".to_owned())
+                Err("all answers are the same text; a ranking needs two different ones".to_owned())
             }
             _ => Ok(()),
         }
     }
 
-    /// Which side of the split this set is on: as given, else by the hash of its prompt.
+    /// The set's side of the split: as given, otherwise by the hash of its prompt.
     pub fn side(&self, heldout_fraction: f64) -> Split {
         self.split.unwrap_or_else(|| super::split_of(&super::content_hash(&self.prompt.messages()), heldout_fraction))
     }
@@ -142,7 +141,7 @@ pub struct Written {
     pub prompt_id: Option<String>,
     pub prompt: PromptInput,
     pub completion: String,
-    /// Who wrote it, in files that go from server to server.
+    /// The author, in files that are exchanged between servers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labeler: Option<String>,
 }
@@ -157,7 +156,7 @@ pub struct PromptRecord {
     pub tags: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lang: Option<String>,
-    /// The right answer, for rewards that compare with one.
+    /// The reference answer, for rewards that compare with one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
 }

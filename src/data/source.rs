@@ -1,18 +1,18 @@
-//! The kind of a file by its first bytes, not by its name; compressed text is unpacked while it is read.
+//! Detects the kind of a file by its first bytes, not by its name; compressed text is decompressed while it is read.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read};
 use std::path::Path;
 
+use super::error::{DataError, LineError};
 use super::limits::Limits;
-use super::lines::{DataError, LineError};
 
-/// Bytes that are looked at.
+/// Number of bytes that are inspected.
 const HEAD: usize = 4096;
 
 const NOT_UTF8: &str = "text in another encoding than UTF-8";
 
-/// Places where `text` is no UTF-8; its end may be in the middle of a character.
+/// Number of places where `text` is not UTF-8; its end may be inside of a character.
 fn bad_bytes(text: &[u8]) -> usize {
     text.utf8_chunks().filter(|chunk| !chunk.invalid().is_empty()).count()
 }
@@ -29,12 +29,12 @@ pub enum Content {
     /// Text whose first characters open a JSON list.
     JsonList,
     Text,
-    /// Anything that no reader here takes, by its name.
+    /// A kind that no reader supports, with its name.
     Other(&'static str),
 }
 
 impl Content {
-    /// By the first bytes of a file.
+    /// Signatures at the start of a file.
     pub fn of(head: &[u8]) -> Self {
         const MAGIC: &[(&[u8], Content)] = &[
             (b"PAR1", Content::Parquet),
@@ -71,18 +71,18 @@ impl Content {
             None if head.len() < HEAD => Self::Empty,
             Some(b'{') => Self::Json,
             Some(b'[') if text.get(1..).is_some_and(|t| t.trim_ascii_start().starts_with(b"{")) => Self::JsonList,
-            // A bad byte now and then is damage; many are another encoding, such as Latin-1.
+            // Few invalid bytes are damage; many mean another encoding, such as Latin-1.
             _ if bad_bytes(text) > 1 + text.len() / 256 => Self::Other(NOT_UTF8),
             _ => Self::Text,
         }
     }
 
-    /// Why nothing reads it as text, where nothing does.
+    /// Why the content cannot be read as text; `None` if it can.
     pub fn refusal(self) -> Option<String> {
         match self {
             Self::Other(NOT_UTF8) => Some("it is not UTF-8 text; save it as UTF-8".to_owned()),
             Self::Other("UTF-16 text") => Some("it is UTF-16 text; save it as UTF-8".to_owned()),
-            Self::Other(what) => Some(format!("it is {what}, which is not read here")),
+            Self::Other(what) => Some(format!("it is {what}, which is not supported")),
             Self::Gzip | Self::Zstd => Some("it is compressed twice".to_owned()),
             Self::JsonList => Some("it is one JSON list; write one object a line (jq -c '.[]')".to_owned()),
             _ => None,
@@ -90,7 +90,7 @@ impl Content {
     }
 }
 
-/// A file's content behind its compression.
+/// A file's decompressed content.
 pub struct Source {
     pub content: Content,
     pub packed: bool,
@@ -98,17 +98,17 @@ pub struct Source {
 }
 
 impl Source {
-    /// Looks at the first bytes and unpacks gzip and Zstandard. Unpacked bytes count against the limits.
+    /// Inspects the first bytes and decompresses gzip and Zstandard. Decompressed bytes count against the limits.
     ///
     /// # Errors
-    /// Of the reader; of packed data that is damaged at its start.
+    /// Errors of the reader; compressed data that is damaged at its start.
     pub fn open(reader: impl Read + Send + 'static, limits: Limits) -> std::io::Result<Self> {
         let (content, reader) = peek(Box::new(reader))?;
         let unpacked: Box<dyn Read + Send> = match content {
             Content::Gzip => Box::new(flate2::read::MultiGzDecoder::new(reader)),
             Content::Zstd => {
                 let mut zstd = zstd::stream::read::Decoder::new(reader)?;
-                // 64 MiB: more than any level writes by itself.
+                // Window of 64 MiB, more than any compression level uses by default.
                 zstd.window_log_max(26)?;
                 Box::new(zstd)
             }
@@ -124,7 +124,7 @@ impl Source {
     /// A file on this machine.
     ///
     /// # Errors
-    /// A file that cannot be read, or that is no text (Parquet counts as text here: see `content`).
+    /// A file that cannot be read, or that is neither text nor Parquet (see `content`).
     pub fn file(path: &Path) -> Result<Self, DataError> {
         let io = |source| DataError::Io { path: path.to_owned(), source };
         let source = Self::open(File::open(path).map_err(io)?, Limits::default()).map_err(io)?;
@@ -134,10 +134,10 @@ impl Source {
         }
     }
 
-    /// As `file`, for readers that take lines alone.
+    /// A text file on this machine, for readers of lines.
     ///
     /// # Errors
-    /// As `file`, and Parquet.
+    /// A file that cannot be read or is not text.
     pub fn lines(path: &Path) -> Result<Box<dyn BufRead + Send>, DataError> {
         let source = Self::file(path)?;
         if source.content == Content::Parquet {
@@ -150,7 +150,7 @@ impl Source {
 
 type Reader = Box<dyn Read + Send>;
 
-/// What the first bytes say, and the whole again.
+/// The content of a reader by its first bytes, and a reader of all of it.
 fn peek(mut reader: Reader) -> std::io::Result<(Content, Reader)> {
     let mut head = Vec::with_capacity(HEAD);
     (&mut reader).take(HEAD as u64).read_to_end(&mut head)?;
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_is_told_by_the_first_bytes() {
+    fn the_format_is_detected_from_the_first_bytes() {
         for (head, content) in [
             (&b""[..], Content::Empty),
             (b"  \n", Content::Empty),

@@ -1,4 +1,4 @@
-//! Single completions that somebody liked or did not: JSONL in TRL's unpaired form,
+//! Single completions with thumbs: JSONL in TRL's unpaired form,
 //! `{"prompt": …, "completion": …, "label": true}`, and the same from stored thumbs.
 
 use std::collections::BTreeMap;
@@ -7,15 +7,16 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::error::{DataError, LineError};
 use super::fields::{Fields, Outcome, kind, parse_json};
-use super::from_feedback::{Told, thumb};
-use super::lines::{DataError, LineError, Lines};
+use super::from_feedback::{FeedbackRecord, thumb};
+use super::lines::Lines;
 use super::records::Format;
 use super::source::Source;
 use crate::domain::PromptInput;
 use crate::domain::{CompletionId, Split};
 
-/// A completion and whether it was liked.
+/// A completion and its label, true for liked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Thumbed {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -23,20 +24,20 @@ pub struct Thumbed {
     pub prompt: PromptInput,
     pub completion: String,
     pub label: bool,
-    /// The side of the split that the store gave the prompt; else `split_of` its hash decides.
+    /// The side of the split of the stored prompt; if absent, `split_of` its hash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<Split>,
 }
 
 impl Thumbed {
-    /// Which side of the split it is on: as given, else by the hash of its prompt.
+    /// Its side of the split: as given, otherwise by the hash of its prompt.
     pub fn side(&self, heldout_fraction: f64) -> Split {
         self.split.unwrap_or_else(|| super::split_of(&super::content_hash(&self.prompt.messages()), heldout_fraction))
     }
 }
 
-/// Reads a file of `{"prompt", "completion", "label"}`; prompt and completion may be texts or messages, the label is a
-/// truth value (or 1 and 0). The first bad line fails it, and so does an empty file.
+/// Reads a file of `{"prompt", "completion", "label"}`; prompt and completion may be texts or messages, the label a
+/// boolean (or 1 and 0). The first bad line fails it, and so does an empty file.
 ///
 /// # Errors
 /// Unreadable files and lines, with the number of the line.
@@ -81,13 +82,13 @@ fn parse(text: &str) -> Outcome<Thumbed> {
 }
 
 /// The last thumb of each user, and whether it is up.
-type Users<'a> = BTreeMap<&'a str, (&'a Told<'a>, bool)>;
+type Users<'a> = BTreeMap<&'a str, (&'a FeedbackRecord<'a>, bool)>;
 
-/// The thumbs of all users, one line per completion: liked where more users' last word is up than down. Where as many
-/// are up as down nothing follows; these are counted. Ordered by prompt and completion.
-pub fn thumbs(told: &[Told<'_>]) -> (Vec<Thumbed>, usize) {
+/// The thumbs of all users, one line for each completion: liked if more users' last thumbs are up than down.
+/// Completions with a tie are left out and counted. Ordered by prompt and completion.
+pub fn thumbs(records: &[FeedbackRecord<'_>]) -> (Vec<Thumbed>, usize) {
     let mut last: BTreeMap<(&str, &CompletionId), Users<'_>> = BTreeMap::new();
-    for t in told.iter().filter(|t| t.kind == "thumb") {
+    for t in records.iter().filter(|t| t.kind == "thumb") {
         if let Some(value) = thumb(t.value) {
             let users = last.entry((t.prompt.id.as_str(), t.completion_id)).or_default();
             users.insert(t.actor, (t, value > 0.5));

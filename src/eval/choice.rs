@@ -1,5 +1,5 @@
-//! Accuracy on a labelled file: language models by the probability of each label's words, zero-, one- and
-//! few-shot, calibrated or not, with or without a soft prompt; classifiers by their head. One table.
+//! Accuracy on a labelled file: language models by the probability of each label's words, zero-, one- and few-shot,
+//! optionally calibrated and with a soft prompt; classifiers by their head. The result is one table.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::prompt::{Gap, LabelTemplate, Shots};
 use crate::statistics::interval::wilson;
 use crate::tokenizer::Tokenizer;
 
-/// What is compared, on what.
+/// The compared systems and the data.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChoiceArgs {
@@ -32,17 +32,17 @@ pub struct ChoiceArgs {
     pub label_field: String,
     /// A pattern with `{input}` and `{label}`; language models need it.
     pub template: Option<String>,
-    /// Stands before the examples.
+    /// Text before the examples.
     pub instruction: Option<String>,
     #[serde(default = "separator")]
     pub separator: String,
-    /// Label → its words. Without it a label's word is its name.
+    /// Label → its words. Default: a label's name.
     #[serde(default)]
     pub verbalizers: BTreeMap<String, Vec<String>>,
-    /// Numbers of worked examples to compare.
+    /// Numbers of few-shot examples to compare.
     #[serde(default = "zero_shot")]
     pub shots: Vec<usize>,
-    /// Where examples are drawn from; else from `data`, and those are not tested.
+    /// File of the examples; by default they are drawn from `data` and excluded from the test.
     pub examples: Option<PathBuf>,
     /// Plain scores, calibrated ones, or both.
     #[serde(default = "both")]
@@ -126,7 +126,7 @@ pub struct ChoiceTable {
 /// Files that cannot be read, labels without words, texts too long for a model.
 pub fn run(args: &ChoiceArgs) -> Result<ChoiceTable> {
     ensure!(!args.systems.is_empty(), "systems: name at least one");
-    ensure!(!args.calibrated.is_empty(), "calibrated: must hold false, true, or both");
+    ensure!(!args.calibrated.is_empty(), "calibrated: must contain false, true, or both");
     let task = Task::read(args)?;
     let mut rows = vec![task.majority()];
     for system in &args.systems {
@@ -139,7 +139,7 @@ pub fn run(args: &ChoiceArgs) -> Result<ChoiceTable> {
 struct Task {
     /// (label, words), in the order of their names.
     labels: Vec<(String, Vec<String>)>,
-    /// Balanced over the labels as far as there are rows: a smaller number of shots takes the first ones.
+    /// Balanced over the labels, as far as there are rows; a smaller number of shots uses the first ones.
     examples: Vec<(String, String)>,
     test: Vec<Labelled>,
 }
@@ -153,9 +153,9 @@ impl Task {
         let mut names: Vec<String> = test.iter().map(|r| r.label.clone()).collect();
         names.sort();
         names.dedup();
-        ensure!(names.len() >= 2, "{} holds one label only", args.data.display());
+        ensure!(names.len() >= 2, "{} contains only one label; at least two are needed", args.data.display());
         let words = |name: &String| match args.verbalizers.get(name) {
-            Some(words) if words.is_empty() => bail!("verbalizers.{name}: must hold a word"),
+            Some(words) if words.is_empty() => bail!("verbalizers.{name}: must contain a word"),
             Some(words) => Ok((name.clone(), words.clone())),
             None if args.verbalizers.is_empty() => Ok((name.clone(), vec![name.clone()])),
             None => bail!("verbalizers: the label '{name}' has no words"),
@@ -163,7 +163,7 @@ impl Task {
         let labels = names.iter().map(words).collect::<Result<Vec<_>>>()?;
         if let Some(unknown) = args.verbalizers.keys().find(|name| !names.contains(name)) {
             let known = names.join(", ");
-            bail!("verbalizers: '{unknown}' is no label of {}; there are {known}", args.data.display());
+            bail!("verbalizers: '{unknown}' is not a label of {}; its labels are {known}", args.data.display());
         }
         let most = args.systems.iter().flat_map(|s| s.shots.as_ref().unwrap_or(&args.shots)).copied().max();
         let most = most.unwrap_or(0);
@@ -190,7 +190,7 @@ impl Task {
             test = pool;
         }
         test.truncate(args.limit.unwrap_or(usize::MAX));
-        ensure!(!test.is_empty(), "no row is left to test");
+        ensure!(!test.is_empty(), "no rows are left to test; use fewer shots or more data");
         Ok(Self { labels, examples, test })
     }
 
@@ -222,7 +222,7 @@ impl Task {
         }
     }
 
-    /// Always the label that is most frequent in the test: what knowing nothing of the text gives.
+    /// The baseline: always the most frequent label of the test.
     fn majority(&self) -> ChoiceRow {
         let count = |c: usize| self.test.iter().filter(|r| r.label == self.labels[c].0).count();
         let best = (0..self.labels.len()).max_by_key(|c| (count(*c), usize::MAX - c)).unwrap_or(0);
@@ -239,7 +239,7 @@ fn shuffle<T>(items: &mut [T], rng: &mut ChaCha8Rng) {
 fn measure(args: &ChoiceArgs, task: &Task, system: &System) -> Result<Vec<ChoiceRow>> {
     let loaded = model::load(&system.model, &Device::Cpu)?;
     if loaded.instructd.as_ref().is_some_and(|v| v["kind"] == "classifier") {
-        ensure!(system.prompt_adapter.is_none(), "a classifier takes no soft prompt");
+        ensure!(system.prompt_adapter.is_none(), "prompt_adapter: a classifier has no soft prompt; leave it out");
         return Ok(vec![classify(task, system, &Classifier::new(&loaded)?)?]);
     }
     let template = system.template.as_ref().or(args.template.as_ref()).context("template: language models need one")?;
@@ -304,7 +304,7 @@ impl Prompts<'_> {
         self.template.gap(shots, input)
     }
 
-    /// Tokens that the prompts of very different inputs begin with.
+    /// Common prefix (tokens) of the prompts of different inputs.
     fn common(&self) -> Result<Vec<u32>> {
         let ids = |input: &str| self.tokenizer.encode_open(&self.gap(input).before, false);
         let (a, b) = (ids("A")?, ids("9")?);

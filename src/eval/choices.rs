@@ -1,9 +1,9 @@
-//! From log-probs of given answers to a decision: length normalisation, contextual calibration
+//! Decides between given answers by their log-probs: length normalisation, contextual calibration
 //! (arXiv 2102.09690), verbalizers, softmax. Pure arithmetic in f64.
 
 use serde::{Deserialize, Serialize};
 
-/// How the log-prob of a text of several tokens becomes its score.
+/// How a text's score is computed from the log-probs of its tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Normalize {
@@ -43,7 +43,7 @@ impl Scored {
     }
 }
 
-/// ln Σ exp(x); −∞ for nothing.
+/// ln Σ exp(x); −∞ for an empty list.
 pub fn log_sum_exp(values: &[f64]) -> f64 {
     let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     if most == f64::NEG_INFINITY {
@@ -62,9 +62,9 @@ pub fn log_mean_exp(values: &[f64]) -> f64 {
 pub struct Decided {
     /// Position in the request.
     pub index: usize,
-    /// What calibration took off; 0 without calibration.
+    /// The offset of calibration; 0 without calibration.
     pub offset: f64,
-    /// Log-sum over the words' scores, less `offset`.
+    /// Log-sum over the words' scores, minus `offset`.
     pub score: f64,
     pub probability: f64,
 }

@@ -1,4 +1,4 @@
-//! How well a trained classifier does on labelled texts.
+//! Figures of a trained classifier on labelled texts.
 
 use std::path::Path;
 
@@ -30,7 +30,7 @@ pub struct Classified {
 /// Classifies every text of a file. `limit` takes the first ones only.
 ///
 /// # Errors
-/// A model that is no classifier, a label that it does not know.
+/// A model that is not a classifier, a label that it does not have.
 pub fn run(
     model: &Path,
     labelled: &Path,
@@ -51,22 +51,23 @@ pub fn run(
     let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
     let logprobs = classifier.classify(&texts, BATCH_TOKENS)?;
     let best = |row: &Vec<f32>| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(i, _)| i);
-    let said: Vec<usize> = logprobs.iter().map(best).collect::<Option<_>>().context("a classifier without labels")?;
+    let predicted: Vec<usize> =
+        logprobs.iter().map(best).collect::<Option<_>>().context("a classifier without labels")?;
     let n = rows.len() as f64;
-    let hits = said.iter().zip(&right).filter(|(a, b)| a == b).count();
+    let hits = predicted.iter().zip(&right).filter(|(a, b)| a == b).count();
     let (low, high) = wilson(hits, rows.len());
     let loss = logprobs.iter().zip(&right).map(|(row, class)| -f64::from(row[*class])).sum::<f64>() / n;
-    let macro_f1 = macro_f1(&said, &right, classifier.labels.len());
+    let macro_f1 = macro_f1(&predicted, &right, classifier.labels.len());
     Ok(Classified { texts: rows.len(), accuracy: hits as f64 / n, interval: [low, high], macro_f1, loss })
 }
 
-/// Mean F1 over the classes, from the class said and the right one of every text. Classes that occur nowhere
-/// do not count.
-pub fn macro_f1(said: &[usize], right: &[usize], classes: usize) -> f64 {
+/// Mean F1 over the classes, from the predicted and the true class of every text. Classes that do not occur are
+/// ignored.
+pub fn macro_f1(predicted: &[usize], right: &[usize], classes: usize) -> f64 {
     let (mut sum, mut present) = (0.0, 0.0);
     for class in 0..classes {
-        let both = said.iter().zip(right).filter(|(s, r)| **s == class && **r == class).count() as f64;
-        let named = said.iter().filter(|s| **s == class).count() as f64;
+        let both = predicted.iter().zip(right).filter(|(s, r)| **s == class && **r == class).count() as f64;
+        let named = predicted.iter().filter(|s| **s == class).count() as f64;
         let are = right.iter().filter(|r| **r == class).count() as f64;
         if named + are > 0.0 {
             sum += 2.0 * both / (named + are);

@@ -1,4 +1,4 @@
-//! Evaluation: numbers about models that need no gradient.
+//! Evaluation: metrics of models and of human judgments.
 
 pub mod choice;
 pub mod choices;

@@ -17,7 +17,7 @@ use crate::prompt::Texts;
 use crate::train::fit::Fit;
 use crate::train::ranked::encode;
 
-/// What to measure.
+/// Arguments of an evaluation.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum EvalArgs {
@@ -92,7 +92,7 @@ pub enum EvalResult {
 const BATCH_TOKENS: usize = 2048;
 
 /// # Errors
-/// Files that cannot be read, models of the wrong kind, nothing to measure.
+/// Files that cannot be read, models of the wrong kind, files without usable data.
 pub fn run(args: &EvalArgs) -> Result<EvalResult> {
     match args {
         EvalArgs::Perplexity { model, text, max_length } => perplexity(model, text, *max_length),
@@ -126,7 +126,7 @@ fn perplexity(path: &Path, text: &Path, max_length: usize) -> Result<EvalResult>
             start = end - 1;
         }
     }
-    ensure!(!windows.is_empty(), "{} holds no text of two tokens", text.display());
+    ensure!(!windows.is_empty(), "{} contains no text of at least two tokens", text.display());
     let (mut total, mut tokens) = (0.0f64, 0usize);
     for batch in windows.chunks((BATCH_TOKENS / length).max(1)) {
         let packed = PackedBatch::new(batch);
@@ -182,7 +182,7 @@ fn reward(
             let by_length = by_length(&differences, &lengths);
             Ok(EvalResult::Reward { sets: sets.len(), metrics, by_length, fit: fit.json() })
         }
-        None => bail!("{} holds no pair with a preference{}", comparisons.display(), fit.reasons()),
+        None => bail!("{} contains no pair with a preference{}", comparisons.display(), fit.reasons()),
     }
 }
 

@@ -1,11 +1,11 @@
-//! Places in one large piece of device memory.
+//! An allocator in one large block of device memory.
 
 use std::collections::BTreeMap;
 
 /// Addresses of allocations are multiples of this many bytes.
 pub const GRAIN: u64 = 256;
 
-/// First fit over free ranges; neighbours are joined when they become free. Offsets are from the piece's start.
+/// First-fit allocation; adjacent free ranges are merged. Offsets are from the block's start.
 #[derive(Debug)]
 pub struct Arena {
     /// Offset → bytes.
@@ -21,7 +21,7 @@ impl Arena {
         Self { free, used: BTreeMap::new(), size }
     }
 
-    /// A place of at least `bytes`; `None` when no free range is large enough.
+    /// Allocates at least `bytes`; `None` when no free range is large enough.
     pub fn alloc(&mut self, bytes: u64) -> Option<u64> {
         let need = bytes.max(1).div_ceil(GRAIN) * GRAIN;
         let (at, len) = self.free.iter().find(|(_, len)| **len >= need).map(|(at, len)| (*at, *len))?;
@@ -33,7 +33,7 @@ impl Arena {
         Some(at)
     }
 
-    /// Gives a place back; false when nothing is allocated there.
+    /// Frees an allocation; false when there is none at the offset.
     #[must_use]
     pub fn free(&mut self, at: u64) -> bool {
         let Some(mut len) = self.used.remove(&at) else { return false };
@@ -51,7 +51,7 @@ impl Arena {
         true
     }
 
-    /// The allocation that all of `at..at + bytes` belongs to.
+    /// The allocation that contains all of `at..at + bytes`.
     pub fn holder(&self, at: u64, bytes: u64) -> Option<u64> {
         let (start, len) = self.used.range(..=at).next_back()?;
         (at + bytes <= start + len).then_some(*start)

@@ -1,4 +1,4 @@
-//! A GPU through NVIDIA's driver: libcuda is opened when a GPU is asked for, and nothing else of CUDA is needed.
+//! A GPU through NVIDIA's driver: libcuda is opened when a GPU is requested, and no other part of CUDA is needed.
 //!
 //! No GPU has run this file yet; `docs/gpu.md` says what stands in for that.
 
@@ -15,15 +15,15 @@ use super::launch::Arg;
 use super::manifest::Kernel;
 use super::{GpuError, Slice};
 
-/// Pinned memory that uploads go through, in two halves: one is filled while the other is copied.
+/// Bytes of pinned memory for uploads, in two halves: one is filled while the other is copied.
 const STAGING: usize = 32 << 20;
-/// Left to the driver and to others when the arena takes the rest.
+/// Bytes left free when the arena takes all other memory.
 const SPARE: u64 = 512 << 20;
 
 /// Whether NVIDIA's driver can be opened.
 ///
 /// # Errors
-/// Says in one line what is missing.
+/// A line that says what is missing.
 pub fn driver() -> Result<(), GpuError> {
     if present() { Ok(()) } else { Err(unavailable("NVIDIA's driver (libcuda.so.1) is not installed here")) }
 }
@@ -74,7 +74,7 @@ impl Drop for Pinned {
     }
 }
 
-/// One GPU: its context, one stream, and one large piece of memory that allocations are places in.
+/// One GPU: its context, one stream, and one large block of memory for allocations.
 pub struct Cuda {
     index: usize,
     name: String,
@@ -85,7 +85,7 @@ pub struct Cuda {
     arena: Arena,
     functions: BTreeMap<&'static str, sys::CUfunction>,
     modules: Vec<sys::CUmodule>,
-    /// Each half with the event after which it may be filled again.
+    /// The halves, each with the event after which it may be filled again.
     staging: Vec<(Pinned, sys::CUevent)>,
     turn: usize,
     /// Copies to the host; those below `waited` are complete.
@@ -99,13 +99,13 @@ pub struct Cuda {
 unsafe impl Send for Cuda {}
 
 impl Cuda {
-    /// GPU `index`, counted from 0, with `bytes` of its memory, or without a number all that is free but a rest.
+    /// GPU `index`, counted from 0, with `bytes` of its memory; `None` = all free memory but `SPARE`.
     ///
     /// # Errors
-    /// `Unavailable` where the driver or the GPU is missing, in one line; `OutOfMemory`.
+    /// `Unavailable` with one line when the driver or the GPU is missing; `OutOfMemory`.
     pub fn open(index: usize, bytes: Option<u64>) -> Result<Self, GpuError> {
         driver()?;
-        // The loader of the driver's functions panics where one is missing: an old driver.
+        // The loader of the driver's functions panics when one is missing, as in an old driver.
         catch_unwind(AssertUnwindSafe(|| Self::open_checked(index, bytes)))
             .unwrap_or_else(|_| Err(unavailable("NVIDIA's driver is too old: 525 or newer is needed")))
     }
@@ -116,7 +116,7 @@ impl Cuda {
         let count = result::device::get_count().map_err(|e| no("counting", e))?;
         let ordinal = i32::try_from(index).ok().filter(|i| *i < count);
         let Some(ordinal) = ordinal else {
-            return Err(unavailable(format!("there is no GPU {index}: the driver knows {count}")));
+            return Err(unavailable(format!("there is no GPU {index}: the driver reports {count}, counted from 0")));
         };
         let device = result::device::get(ordinal).map_err(|e| no("opening", e))?;
         let name = result::device::get_name(device).map_err(|e| no("its name", e))?;
@@ -184,7 +184,7 @@ impl Cuda {
             let module = result::module::load_data(ptx.as_ptr().cast()).map_err(|e| failed(&kernel.name, e))?;
             self.modules.push(module);
             let function = result::module::get_function(module, entry).map_err(|e| failed(&kernel.name, e))?;
-            // More than 48 kB of shared memory must be asked for.
+            // More than 48 kB of shared memory must be enabled explicitly.
             let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             result::function::set_function_attribute(function, most, kernel.shared as i32)
                 .map_err(|e| failed(&kernel.name, e))?;
@@ -208,7 +208,7 @@ impl Device for Cuda {
         Ok(Slice { address: self.base + at, bytes })
     }
 
-    /// One stream does all work in order, so memory may be given to others at once.
+    /// One stream does all work in order, so memory can be reused at once.
     fn free(&mut self, slice: Slice) -> Result<(), GpuError> {
         if slice.address.checked_sub(self.base).is_some_and(|at| self.arena.free(at)) {
             return Ok(());
@@ -285,7 +285,8 @@ impl Device for Cuda {
             .collect();
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
         let block = (kernel.warps * 32, 1, 1);
-        // SAFETY: the arguments were compared with the kernel's parameters, and the driver copies them before it returns.
+        // SAFETY: the arguments were compared with the kernel's parameters, and the driver copies them before it
+        // returns.
         unsafe {
             result::launch_kernel(
                 function,
@@ -312,9 +313,9 @@ impl Device for Cuda {
 
     fn take(&mut self, download: Download) -> Result<Vec<u8>, GpuError> {
         if download.0 > self.waited {
-            return Err(GpuError::Launch("a download is read before anyone waited for it".to_owned()));
+            return Err(GpuError::Launch("a download was read before `wait`".to_owned()));
         }
-        let taken = || GpuError::Launch("a download is taken once".to_owned());
+        let taken = || GpuError::Launch("a download was taken twice".to_owned());
         let mut pinned = self.downloads.remove(&download.0).ok_or_else(taken)?;
         Ok(pinned.slice().to_vec())
     }
@@ -354,7 +355,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_gpu_is_said_in_one_line() {
+    fn a_missing_gpu_is_an_error_of_one_line() {
         let Err(error) = Cuda::open(4096, None) else { panic!("4097 GPUs") };
         let GpuError::Unavailable(line) = error else { panic!("{error}") };
         assert!(!line.contains('\n') && (line.contains("driver") || line.contains("GPU 4096")), "{line}");

@@ -1,14 +1,14 @@
-//! What computes: memory of its own, one stream of work, and launches of compiled kernels.
+//! The interface of a device: its memory, one stream of work, and launches of compiled kernels.
 
 use super::launch::{Arg, Launch};
 use super::manifest::{Kernel, kernel};
 use super::{GpuError, Slice};
 
-/// A copy to the host that has been asked for; see `Device::take`.
+/// A requested copy to the host; see `Device::take`.
 #[derive(Debug, PartialEq, Eq, Hash, Clone, Copy)]
 pub struct Download(pub(super) u64);
 
-/// What has been asked of a device so far.
+/// Numbers of operations of a device so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub launches: u64,
@@ -30,33 +30,33 @@ impl std::ops::Sub for Counts {
     }
 }
 
-/// A GPU, or the simulated one. Work is done in the order in which it is asked for, some time before `wait` returns.
+/// A GPU, or the simulated one. Work is done in the order of the calls, before `wait` returns.
 pub trait Device: Send {
-    /// How messages call it.
+    /// Name in messages.
     fn name(&self) -> String;
 
-    /// Memory whose contents are not defined.
+    /// Allocates memory with undefined contents.
     ///
     /// # Errors
-    /// `OutOfMemory`, and nothing is changed.
+    /// `OutOfMemory`; nothing is changed then.
     fn alloc(&mut self, bytes: usize) -> Result<Slice, GpuError>;
 
-    /// Gives memory back once the work asked for so far is done. `slice` is what `alloc` gave.
+    /// Frees memory once the work requested so far is done. `slice` was returned by `alloc`.
     ///
     /// # Errors
-    /// When it is not allocated.
+    /// When `slice` is not allocated.
     fn free(&mut self, slice: Slice) -> Result<(), GpuError>;
 
-    /// Copies `data` to the start of `to`. The bytes are taken before this returns.
+    /// Copies `data` to the start of `to`. The bytes are read before this returns.
     ///
     /// # Errors
     /// When they do not fit.
     fn upload(&mut self, to: Slice, data: &[u8]) -> Result<(), GpuError>;
 
-    /// Asks for a copy of `from`.
+    /// Requests a copy of `from` to the host.
     ///
     /// # Errors
-    /// When it is not allocated.
+    /// When `slice` is not allocated.
     fn download(&mut self, from: Slice) -> Result<Download, GpuError>;
 
     /// Copies within the device; both have the same size and do not overlap.
@@ -71,28 +71,28 @@ pub trait Device: Send {
     /// When an argument points to memory that is not allocated, or the driver refuses.
     fn start(&mut self, kernel: &'static Kernel, grid: [u32; 3], args: &[Arg]) -> Result<(), GpuError>;
 
-    /// Returns when all that was asked for is done.
+    /// Returns when all requested work is done.
     ///
     /// # Errors
     /// When any of it failed.
     fn wait(&mut self) -> Result<(), GpuError>;
 
-    /// The bytes of a download, after a `wait`.
+    /// The bytes of a download, after `wait`.
     ///
     /// # Errors
-    /// When nobody has waited for it.
+    /// Before `wait`, or a second time.
     fn take(&mut self, download: Download) -> Result<Vec<u8>, GpuError>;
 
     fn counts(&self) -> Counts;
 
-    /// Bytes in use, and bytes there are.
+    /// (bytes in use, total bytes).
     fn memory(&self) -> (u64, u64);
 }
 
 /// Starts the variant of a kernel called `name`.
 ///
 /// # Errors
-/// As `Device::start`; and when there is no such variant, or the arguments are not those of its kernel.
+/// Errors of `Device::start`; an unknown variant, or arguments that do not match its kernel.
 pub fn launch<L: Launch>(device: &mut dyn Device, name: &str, grid: [usize; 3], arguments: &L) -> Result<(), GpuError> {
     let kernel = kernel(name)?;
     if kernel.kernel != L::KERNEL {

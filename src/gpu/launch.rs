@@ -1,4 +1,4 @@
-//! Launches: a struct for every kernel, whose fields are its parameters in order.
+//! Launches: a struct for each kernel, whose fields are its parameters in order.
 
 use super::manifest::{Kernel, Kind};
 use super::{ALIGNMENT, GpuError, Slice};
@@ -31,7 +31,7 @@ impl From<f32> for Arg {
 
 /// The arguments of one kernel.
 pub trait Launch {
-    /// The kernel's function in `kernels/*.py`; which variant is launched, the caller says.
+    /// The kernel's function in `kernels/*.py`; the caller names the variant.
     const KERNEL: &'static str;
     /// Names of its parameters, and whether each is a pointer, an integer or a number.
     const FIELDS: &'static [(&'static str, &'static str)];
@@ -58,18 +58,18 @@ macro_rules! launches {
             }
         )*
 
-        /// Every kernel that has a struct, with its fields.
+        /// Every kernel with its fields.
         #[cfg(test)]
         const ALL: &[(&str, &[(&str, &str)])] = &[$(($name::KERNEL, $name::FIELDS),)*];
     };
 }
 
 launches! {
-    /// Rows of a table, plus rows of a table of positions.
+    /// Embeddings: rows of a table, plus rows of a table of positions.
     Embed = "embed" {
         ids: Slice, table: Slice, positions: Slice, position_table: Slice, out: Slice, d: i32, scale: f32,
     }
-    /// RMSNorm or LayerNorm, perhaps with an addition to the stream before it.
+    /// RMSNorm or LayerNorm, optionally after an addition to the residual stream.
     Norm = "norm" {
         x: Slice, branch: Slice, weight: Slice, bias: Slice, y: Slice, d: i32, x_stride: i32, y_stride: i32, eps: f32,
         scale: f32, offset: f32,
@@ -82,37 +82,37 @@ launches! {
         keys: Slice, values: Slice, heads: i32, kv_heads: i32, hd: i32, half: i32, width: i32, head_stride: i32,
         k_base: i32, v_base: i32, eps: f32, offset: f32,
     }
-    /// Attention over one range of keys of every tile.
+    /// Attention over one range of keys for each tile.
     Attend = "attend" {
         q: Slice, keys: Slice, values: Slice, tables: Slice, tiles: Slice, partial: Slice, maxima: Slice, sums: Slice,
         n: i32, heads: i32, kv_heads: i32, hd: i32, table_width: i32, window: i32, scale: f32, cap: f32,
     }
-    /// Joins the ranges of `Attend`.
+    /// Combines the ranges of `Attend`.
     Combine = "combine" {
         partial: Slice, maxima: Slice, sums: Slice, positions: Slice, out: Slice, n: i32, heads: i32, hd: i32,
         window: i32,
     }
     /// y = x · wᵀ + bias.
     Matmul = "matmul" { x: Slice, w: Slice, bias: Slice, y: Slice, n: i32, m: i32, k: i32 }
-    /// The same of 8-bit weights.
+    /// y = x · wᵀ + bias with 8-bit weights.
     MatmulQ8 = "matmul_q8" {
         x: Slice, w: Slice, scales: Slice, bias: Slice, y: Slice, n: i32, m: i32, k: i32,
     }
     /// SiLU or GELU, gated or not.
     Activate = "activate" { x: Slice, y: Slice, inner: i32 }
-    /// Factor and soft cap of logits, in place.
+    /// Scales and soft-caps logits, in place.
     ShapeLogits = "shape_logits" { z: Slice, count: i32, inverse: f32, cap: f32 }
-    /// Chosen rows.
+    /// Gathers rows.
     GatherRows = "gather_rows" { x: Slice, rows: Slice, y: Slice, d: i32 }
-    /// Log-softmax at targets.
+    /// Log-softmax at targets, with entropies.
     Logprobs = "logprobs" {
         z: Slice, targets: Slice, logprob: Slice, lse: Slice, entropy: Slice, vocab: i32, inverse: f32,
     }
-    /// One token of every row.
+    /// Samples one token for each row.
     Sample = "sample" { z: Slice, uniforms: Slice, inverses: Slice, ids: Slice, vocab: i32 }
 }
 
-/// Whether arguments fit the kernel's parameters: their number, kinds and the alignment that its code relies on.
+/// Checks arguments against the kernel's parameters: number, types and alignment.
 ///
 /// # Errors
 /// Names the kernel and the argument.

@@ -1,4 +1,4 @@
-//! The kernels that are compiled ahead of time: what `kernels/build.py` wrote, inside this binary.
+//! The kernels that were compiled ahead of time by `kernels/build.py`, embedded in this binary.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -38,7 +38,7 @@ impl Kind {
         !matches!(self, Self::I32 | Self::F32)
     }
 
-    /// Bytes of one number, pointed at or passed.
+    /// Bytes of one number.
     pub fn size(self) -> usize {
         match self {
             Self::I32 | Self::F32 | Self::ToF32 | Self::ToI32 => 4,
@@ -58,7 +58,7 @@ pub struct Kernel {
     /// Its name in the PTX.
     pub entry: String,
     pub params: Vec<(String, Kind)>,
-    /// What was fixed when it was compiled: tile sizes and switches.
+    /// Compile-time constants: tile sizes and switches.
     pub constants: BTreeMap<String, usize>,
     pub warps: u32,
     /// Bytes of shared memory of a block.
@@ -85,7 +85,7 @@ pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
 /// The kernel called `name`.
 ///
 /// # Errors
-/// When no such variant was compiled.
+/// When there is no such variant.
 pub fn kernel(name: &str) -> Result<&'static Kernel, GpuError> {
     KERNELS.get(name).ok_or_else(|| GpuError::Launch(format!("there is no kernel {name}")))
 }
@@ -94,7 +94,7 @@ impl Kernel {
     /// Its PTX, for the driver to compile.
     ///
     /// # Errors
-    /// When it is not compiled in or damaged.
+    /// When it is missing or damaged.
     pub fn ptx(&self) -> Result<String, GpuError> {
         let missing = || GpuError::Launch(format!("the PTX of {} is missing or damaged", self.name));
         let file = Files::get(&format!("{}.ptx.gz", self.name)).ok_or_else(missing)?;

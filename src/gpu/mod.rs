@@ -1,12 +1,13 @@
-//! NVIDIA GPUs: which there are, handles to them, and the runtime of the kernels in `kernels/aot`.
+//! NVIDIA GPUs: detection, handles, and the runtime of the kernels in `kernels/aot`.
 //!
-//! `Device` is what computes: `cuda::Cuda`, or `sim::Sim` on the CPU for tests. Both take the same launches.
+//! `Device` has two implementations: `cuda::Cuda`, and `sim::Sim` on the CPU for tests. Both run the same launches.
 
 pub mod arena;
 pub mod cuda;
 pub mod device;
 pub mod launch;
 pub mod manifest;
+mod memory;
 pub mod sim;
 pub mod tape;
 mod twins;
@@ -16,10 +17,10 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::Device;
 
-/// Pointers that kernels are given are multiples of so many bytes.
+/// Alignment (bytes) of pointers that are passed to kernels.
 pub const ALIGNMENT: usize = 16;
 
-/// Why a device did not do what was asked.
+/// An error of a device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GpuError {
     #[error("the device has {free} bytes free, not {wanted}")]
@@ -31,7 +32,7 @@ pub enum GpuError {
     Launch(String),
 }
 
-/// A piece of device memory.
+/// A slice of device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slice {
     pub address: u64,
@@ -39,23 +40,23 @@ pub struct Slice {
 }
 
 impl Slice {
-    /// `bytes` of it, from `offset` bytes on.
+    /// The part of `bytes` bytes at `offset`.
     ///
     /// # Panics
-    /// When they are not all inside.
+    /// When the part is not inside of the slice.
     pub fn part(self, offset: usize, bytes: usize) -> Self {
         assert!(offset + bytes <= self.bytes, "{offset}..+{bytes} of {} bytes", self.bytes);
         Self { address: self.address + offset as u64, bytes }
     }
 }
 
-/// One handle for each GPU, shared by everything in this process: a handle has a stream and caches of its own.
+/// One handle for each GPU, shared in this process, because a handle has a stream and caches.
 static OPENED: Mutex<Vec<(usize, Device)>> = Mutex::new(Vec::new());
 
 /// GPU `index`, counted from 0.
 ///
 /// # Errors
-/// Where this build or machine has no such GPU, with the reason.
+/// When this build or machine has no such GPU, with the reason.
 pub fn open(index: usize) -> Result<Device, String> {
     let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, device)) = opened.iter().find(|(i, _)| *i == index) {
@@ -70,7 +71,7 @@ pub fn open(index: usize) -> Result<Device, String> {
     Ok(device)
 }
 
-/// The first GPU, or the CPU where there is none that works.
+/// The first GPU, or the CPU when no GPU works.
 pub fn first_or_cpu() -> Device {
     choose(|| open(0))
 }
@@ -82,7 +83,7 @@ fn choose(first: impl FnOnce() -> Result<Device, String>) -> Device {
     })
 }
 
-/// The loader of NVIDIA's driver panics where the driver is missing or too old.
+/// The loader of NVIDIA's driver panics when the driver is missing or too old.
 fn guarded(open: impl FnOnce() -> Result<Device, String>) -> Result<Device, String> {
     catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| Err("NVIDIA's driver cannot be loaded".to_owned()))
 }

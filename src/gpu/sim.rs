@@ -1,19 +1,19 @@
 //! A simulated device: the same calls as a GPU's, computed on the CPU by `twins`.
 //!
-//! It is stricter than a GPU. Memory is NaN until it is written, and gone once it is freed; work runs only in `wait`, so
-//! that whoever reads too early gets an error instead of luck; every access is compared with the bounds of the slice
-//! that the launch was given.
+//! It is stricter than a GPU. Memory is NaN until it is written, and inaccessible once it is freed; work runs only in
+//! `wait`, so that reading too early is an error; every access is checked against the bounds of the launch's slice.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use super::arena::Arena;
 use super::device::{Counts, Device, Download};
 use super::launch::Arg;
 use super::manifest::Kernel;
+use super::memory::Memory;
 use super::twins::{self, Call};
 use super::{GpuError, Slice};
 
-/// Where simulated addresses begin: no address of the host, and not 0.
+/// First simulated address: neither 0 nor an address of the host.
 const BASE: u64 = 0x7A00_0000_0000;
 
 enum Work {
@@ -23,29 +23,6 @@ enum Work {
     Download { id: u64, from: Slice },
     Copy { from: Slice, to: Slice },
     Launch { kernel: &'static Kernel, grid: [u32; 3], args: Vec<Arg> },
-}
-
-/// The contents of all allocations, by address.
-#[derive(Default)]
-pub struct Memory {
-    held: BTreeMap<u64, Vec<u8>>,
-}
-
-impl Memory {
-    /// The bytes of a slice.
-    ///
-    /// # Errors
-    /// When they are not in one allocation.
-    pub fn bytes(&mut self, slice: Slice) -> Result<&mut [u8], String> {
-        let (at, data) = self
-            .held
-            .range_mut(..=slice.address)
-            .next_back()
-            .filter(|(at, data)| slice.address + slice.bytes as u64 <= **at + data.len() as u64)
-            .ok_or_else(|| format!("{:#x}..+{} is not allocated", slice.address, slice.bytes))?;
-        let from = (slice.address - at) as usize;
-        Ok(&mut data[from..from + slice.bytes])
-    }
 }
 
 pub struct Sim {
@@ -58,7 +35,7 @@ pub struct Sim {
 }
 
 impl Sim {
-    /// A device with so much memory.
+    /// A device with `bytes` of memory.
     pub fn new(bytes: u64) -> Self {
         Self {
             arena: Arena::new(bytes),
@@ -71,7 +48,7 @@ impl Sim {
     }
 
     /// # Errors
-    /// When `slice` is not within one allocation that is still held.
+    /// When `slice` is not within one live allocation.
     fn held(&self, slice: Slice, what: &str) -> Result<(), GpuError> {
         let at = slice.address.checked_sub(BASE);
         match at.and_then(|at| self.arena.holder(at, slice.bytes as u64)) {
@@ -168,7 +145,7 @@ impl Device for Sim {
         self.counts.waits += 1;
         let mut failed = None;
         for work in std::mem::take(&mut self.queue) {
-            // As on a GPU, what follows a failure does not run; allocations stay consistent.
+            // As on a GPU, work after a failure does not run; allocations stay consistent.
             if failed.is_some() && !matches!(work, Work::Alloc { .. } | Work::Free { .. }) {
                 continue;
             }
@@ -180,7 +157,7 @@ impl Device for Sim {
     }
 
     fn take(&mut self, download: Download) -> Result<Vec<u8>, GpuError> {
-        let early = || GpuError::Launch("a download is read before anyone waited for it".to_owned());
+        let early = || GpuError::Launch("a download was read before `wait`".to_owned());
         self.done.remove(&download.0).ok_or_else(early)
     }
 
@@ -216,7 +193,7 @@ mod tests {
         add(&mut sim, x, y, 2).unwrap();
         let download = sim.download(x).unwrap();
         let error = sim.take(download).unwrap_err().to_string();
-        assert!(error.contains("before anyone waited"), "{error}");
+        assert!(error.contains("before `wait`"), "{error}");
         sim.wait().unwrap();
         assert_eq!(floats(&sim.take(download).unwrap()), [3.0, 6.0]);
         assert!(sim.take(download).is_err(), "a download is taken once");
@@ -236,7 +213,7 @@ mod tests {
         assert!(sim.free(y).is_err() && sim.upload(y, &[0]).is_err() && sim.download(y).is_err());
         sim.wait().unwrap();
         assert!(floats(&sim.take(download).unwrap()).iter().all(|v| v.is_nan()));
-        // The place is taken again; what was there is not.
+        // The memory is allocated again; its contents are gone.
         let again = sim.alloc(8).unwrap();
         assert_eq!(again.address, y.address);
         let download = sim.download(again).unwrap();

@@ -1,5 +1,5 @@
-//! Recorded launches (`kernels/tape.py`), replayed on a device: what Triton's interpreter computed is compared with what
-//! the device computes.
+//! Recorded launches (`kernels/tape.py`), replayed on a device: the results of Triton's interpreter are compared with
+//! the device's.
 
 use std::io::Read;
 
@@ -21,14 +21,14 @@ struct Recorded {
     args: Vec<Value>,
 }
 
-/// How a replayed launch differs from the recorded one.
+/// The difference between a replayed launch and the recorded one.
 #[derive(Debug)]
 pub struct Replayed {
     pub kernel: &'static Kernel,
-    /// The largest relative difference of a buffer, by Euclidean norms; infinite where one has a number and the other has
-    /// none.
+    /// The largest relative difference of a buffer, by Euclidean norms; infinite where only one of the two has a
+    /// number.
     pub off: f64,
-    /// Whether it is within what one rounding of the element type explains.
+    /// Whether it is within one rounding of the element type.
     pub agrees: bool,
 }
 
@@ -44,7 +44,7 @@ fn decoded(value: &Value) -> Result<Vec<u8>, GpuError> {
 /// Replays all launches of a compressed tape.
 ///
 /// # Errors
-/// A damaged tape, a kernel that is not there, or a device that fails.
+/// A damaged tape, an unknown kernel, or errors of the device.
 pub fn replay(device: &mut dyn Device, tape: &[u8]) -> Result<Vec<Replayed>, GpuError> {
     let mut text = String::new();
     flate2::read::GzDecoder::new(tape).read_to_string(&mut text).map_err(wrong)?;

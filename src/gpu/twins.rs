@@ -1,15 +1,15 @@
-//! The kernels of `kernels/forward.py` in plain Rust, for the simulated device: the same formulas, the same rounding to
-//! the element type, the same order of ranges and blocks. `kernels.tape.gz` holds launches of the originals in Triton's
-//! interpreter, which these are compared with.
+//! The kernels of `kernels/forward.py` in plain Rust, for the simulated device: the same formulas, rounding to the
+//! element type, and order of ranges and blocks. They are tested against launches of the originals in Triton's
+//! interpreter, recorded in `kernels.tape.gz`.
 
 use half::{bf16, f16};
 
 use super::Slice;
 use super::launch::Arg;
 use super::manifest::{Kernel, Kind};
-use super::sim::Memory;
+use super::memory::Memory;
 
-/// A launch that runs.
+/// A running launch.
 pub struct Call<'a> {
     pub kernel: &'static Kernel,
     pub grid: [u32; 3],
@@ -19,7 +19,7 @@ pub struct Call<'a> {
 
 type Done = Result<(), String>;
 
-/// The scores that no key has.
+/// A score below that of any key.
 const NEVER: f32 = -1e30;
 const PAGE: usize = 16;
 
@@ -28,18 +28,18 @@ impl Call<'_> {
         self.kernel.params.iter().position(|(n, _)| n == name).ok_or_else(|| format!("no parameter {name}"))
     }
 
-    /// An integer argument that counts something.
+    /// An integer argument as a count.
     fn size(&self, name: &str) -> Result<usize, String> {
         match self.args[self.index(name)?] {
             Arg::I32(v) => usize::try_from(v).map_err(|_| format!("{name} is {v}")),
-            _ => Err(format!("{name} is no integer")),
+            _ => Err(format!("{name} is not an integer")),
         }
     }
 
     fn number(&self, name: &str) -> Result<f32, String> {
         match self.args[self.index(name)?] {
             Arg::F32(v) => Ok(v),
-            _ => Err(format!("{name} is no number")),
+            _ => Err(format!("{name} is not a number")),
         }
     }
 
@@ -47,7 +47,7 @@ impl Call<'_> {
     fn bytes(&mut self, name: &str, from: usize, n: usize) -> Result<(Kind, &mut [u8]), String> {
         let i = self.index(name)?;
         let (kind, Arg::Pointer(slice)) = (self.kernel.params[i].1, self.args[i]) else {
-            return Err(format!("{name} is no pointer"));
+            return Err(format!("{name} is not a pointer"));
         };
         let (at, len) = (from * kind.size(), n * kind.size());
         if at + len > slice.bytes {
@@ -65,7 +65,7 @@ impl Call<'_> {
             Kind::ToBf16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(two(b)).to_f32()).collect(),
             Kind::ToF16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes(two(b)).to_f32()).collect(),
             Kind::ToI8 => bytes.iter().map(|b| f32::from(*b as i8)).collect(),
-            _ => return Err(format!("{name} holds no numbers")),
+            _ => return Err(format!("{name} does not point to numbers")),
         })
     }
 
@@ -79,7 +79,7 @@ impl Call<'_> {
                 let half = |v: &f32| bf16::from_f32(*v).to_le_bytes();
                 bytes.chunks_exact_mut(2).zip(values).for_each(|(b, v)| b.copy_from_slice(&half(v)));
             }
-            _ => return Err(format!("{name} takes no numbers")),
+            _ => return Err(format!("{name} cannot hold numbers")),
         }
         Ok(())
     }
@@ -87,7 +87,7 @@ impl Call<'_> {
     fn ints(&mut self, name: &str, from: usize, n: usize) -> Result<Vec<i32>, String> {
         let (kind, bytes) = self.bytes(name, from, n)?;
         if kind != Kind::ToI32 {
-            return Err(format!("{name} holds no integers"));
+            return Err(format!("{name} does not point to integers"));
         }
         Ok(bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     }
@@ -117,7 +117,7 @@ impl Call<'_> {
 /// Runs the launch.
 ///
 /// # Errors
-/// When an access is out of bounds, or there is no such kernel here.
+/// When an access is out of bounds, or the kernel is unknown.
 pub fn run(call: &mut Call<'_>) -> Done {
     match call.kernel.kernel.as_str() {
         "embed" => embed(call),
@@ -132,7 +132,7 @@ pub fn run(call: &mut Call<'_>) -> Done {
         "gather_rows" => gather_rows(call),
         "logprobs" => logprobs(call),
         "sample" => sample(call),
-        other => Err(format!("the simulated device has no {other}")),
+        other => Err(format!("the simulated device has no kernel {other}")),
     }
 }
 
@@ -224,7 +224,7 @@ fn rope_cache(call: &mut Call<'_>) -> Done {
     Ok(())
 }
 
-/// What the rows of one tile have seen so far: for each query its greatest score, the mass below it, and the mix.
+/// Running softmax of the rows of one tile: for each query its greatest score, the mass, and the weighted sum.
 struct Seen {
     top: f32,
     mass: f32,
@@ -327,7 +327,7 @@ fn matmul(call: &mut Call<'_>) -> Done {
     let [n, m, k] = [call.size("n")?, call.size("m")?, call.size("k")?];
     let q8 = call.kernel.kernel == "matmul_q8";
     let bias = if call.constant("BIAS") == 1 { call.floats("bias", 0, m)? } else { vec![0.0; m] };
-    // Tiles that no program was started for stay as they are, as on a GPU.
+    // Tiles without a program are not written, as on a GPU.
     let (m_end, n_end) = (call.grid(0) * call.constant("BM"), call.grid(1) * call.constant("BN"));
     let mut w = call.floats("w", 0, m * k)?;
     if q8 {

@@ -1,5 +1,4 @@
-//! `POST /v1/label/ask`: a question in; its answers as server-sent events (`start`, `text`, `done`), then the
-//! set that they have become (`set`, as `GET /v1/label/next` gives it).
+//! `POST /v1/label/ask`: takes a question, streams its answers as server-sent events (`start`, `text`, `done`), then the set of them (`set`, as in the response of `GET /v1/label/next`).
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -18,11 +17,11 @@ use super::error::{ApiError, ApiResult, ErrorBody};
 use super::extract::Json;
 use super::label::LeasedSet;
 use super::observe::RequestId;
-use super::openai::chat::{self, ChatMessage};
+use super::openai::chat_request::{self, ChatMessage};
 use super::openai::params;
 use super::sets::Sampling;
 use crate::prompt::answer::without_thoughts;
-use crate::service::ask::{self, Asked, Written};
+use crate::service::ask::{self, AnswerEvent, AnswerStream};
 use crate::service::people::Actor;
 use crate::service::sets::{self, PromptRef};
 
@@ -30,12 +29,12 @@ use crate::service::sets::{self, PromptRef};
 #[serde(deny_unknown_fields)]
 pub struct AskRequest {
     pub messages: Vec<ChatMessage>,
-    /// Answers to draw from the active version, 2 to 9.
+    /// Number of answers of the active version, 2 to 9.
     pub n: Option<u64>,
-    /// Or: versions that answer once each, by name; which is which stays hidden until the ranking.
+    /// Or: names of versions that answer once each. The authors stay hidden until the ranking.
     #[serde(default)]
     pub models: Vec<String>,
-    /// How to draw them.
+    /// Sampling parameters.
     pub sampling: Option<Sampling>,
 }
 
@@ -46,19 +45,19 @@ pub enum AskEvent {
     Start(AskStart),
     Text(AskText),
     Done(AskDone),
-    /// The last one: the answers as a leased set.
+    /// The last event: the answers as a leased set.
     Set(Box<LeasedSet>),
-    /// The last one when it failed.
+    /// The last event after a failure.
     Error(ErrorBody),
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct AskStart {
-    /// How many answers are written.
+    /// Number of answers.
     pub answers: usize,
 }
 
-/// An answer goes on.
+/// More text of an answer.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct AskText {
     /// Which answer, in shown order from 0.
@@ -89,18 +88,18 @@ pub async fn ask(
 ) -> ApiResult<Response> {
     let services = &state.services;
     let labeling = &services.live().config.labeling;
-    let messages = chat::messages(body.messages, "messages", services.config.limits.prompt_bytes)?;
+    let messages = chat_request::messages(body.messages, "messages", services.config.limits.prompt_bytes)?;
     if body.n.is_some() && !body.models.is_empty() {
-        return Err(ApiError::bad("n", "give n or models"));
+        return Err(ApiError::bad("n", "give either n or models, not both"));
     }
     let n = params::count("n", body.n.unwrap_or(labeling.completions_per_set as u64))?;
     let sampling = body.sampling.unwrap_or_default();
     let params = super::sets::drawing(services, sampling)?;
     let prompt = sets::prompt(services, &actor, PromptRef::Messages(messages), "page").await?;
-    let asked = ask::begin(services, prompt, &body.models, n, params, actor.is_admin(), &request_id).await?;
+    let answers = ask::begin(services, prompt, &body.models, n, params, actor.is_admin(), &request_id).await?;
     let (sender, receiver) = mpsc::channel::<Result<Event, Infallible>>(64);
     tokio::spawn(async move {
-        let last = match stream(&state, asked, &actor, &sender).await {
+        let last = match stream(&state, answers, &actor, &sender).await {
             Ok(Some(set)) => AskEvent::Set(Box::new(set)),
             Ok(None) => return,
             Err(error) => AskEvent::Error(error.body()),
@@ -111,44 +110,44 @@ pub async fn ask(
     Ok(Sse::new(ReceiverStream::new(receiver)).keep_alive(keep_alive).into_response())
 }
 
-/// Sends the answers as they grow; `None` when the client has left, which stops them.
+/// Streams the answers; `None` when the client has disconnected, which stops them.
 async fn stream(
     state: &AppState,
-    mut asked: Asked,
+    mut answers: AnswerStream,
     actor: &Actor,
     sender: &mpsc::Sender<Result<Event, Infallible>>,
 ) -> ApiResult<Option<LeasedSet>> {
-    let start = AskEvent::Start(AskStart { answers: asked.answers() });
+    let start = AskEvent::Start(AskStart { answers: answers.answers() });
     if sender.send(Ok(start.sse())).await.is_err() {
         return Ok(None);
     }
-    // Where thoughts are hidden, an answer is told when it is whole: only then is it known where they end.
+    // When thoughts are hidden, an answer is sent when it is complete, because only then their end is known.
     let hides = !state.services.live().config.labeling.show_reasoning;
-    let mut held = vec![String::new(); asked.answers()];
+    let mut held = vec![String::new(); answers.answers()];
     loop {
         let next = tokio::select! {
             () = sender.closed() => return Ok(None),
-            next = asked.next() => next?,
+            next = answers.next() => next?,
         };
-        let told = match next {
-            Some(Written::Text { place, text }) if hides => {
+        let events = match next {
+            Some(AnswerEvent::Text { place, text }) if hides => {
                 held[place].push_str(&text);
                 Vec::new()
             }
-            Some(Written::Text { place, text }) => vec![AskEvent::Text(AskText { place, text })],
-            Some(Written::Done { place, reason }) => {
+            Some(AnswerEvent::Text { place, text }) => vec![AskEvent::Text(AskText { place, text })],
+            Some(AnswerEvent::Done { place, reason }) => {
                 let text = without_thoughts(&held[place]).to_owned();
                 let whole = hides.then_some(AskEvent::Text(AskText { place, text }));
                 whole.into_iter().chain([AskEvent::Done(AskDone { place, reason })]).collect()
             }
             None => break,
         };
-        for event in told {
+        for event in events {
             if sender.send(Ok(event.sse())).await.is_err() {
                 return Ok(None);
             }
         }
     }
-    let turn = asked.settle(&state.services, actor).await?;
+    let turn = answers.store(&state.services, actor).await?;
     Ok(Some(LeasedSet::new(&state.services, actor, &turn).await?))
 }

@@ -1,4 +1,4 @@
-//! `POST /v1/attention` and `GET /v1/plan`: a look into a model, and what a model of some size needs.
+//! `POST /v1/attention` and `GET /v1/plan`: attention maps of a model, and the resources that a model needs.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +19,7 @@ use crate::model::presets;
 use crate::service::budget;
 use crate::service::plan::{self, Plan, PlanArgs};
 
-/// Tokens of a text that is looked at.
+/// Most tokens of a text.
 const MOST_TOKENS: usize = 128;
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -28,17 +28,17 @@ pub struct AttentionRequest {
     /// A policy's or an encoder's name or id, or `policy` or `encoder`: the active one. Default: `policy`.
     pub model: Option<String>,
     pub text: String,
-    /// Which layers, from 0. Default: all, as far as an answer holds them.
+    /// Layers, counted from 0. Default: all, as far as the response may hold them.
     pub layers: Option<Vec<usize>>,
 }
 
-/// The version that computed an answer.
+/// The version that computed the maps.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Origin {
     pub model_version: ModelVersionId,
 }
 
-/// Which tokens attend to which.
+/// Attention probabilities between tokens.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct AttentionMaps {
     pub maps: Vec<LayerMaps>,
@@ -46,10 +46,10 @@ pub struct AttentionMaps {
     pub object: &'static str,
     pub model: String,
     pub kind: ModelKind,
-    /// A token attends to itself and to those before it only.
+    /// Whether a token attends only to itself and to preceding ones.
     pub causal: bool,
     pub tokens: Vec<String>,
-    /// Bytes of each token, which need not be whole characters.
+    /// Bytes of each token, which may be partial characters.
     pub bytes: Vec<Vec<u8>>,
     pub ids: Vec<u32>,
     pub n_layers: usize,
@@ -73,13 +73,16 @@ pub async fn create(
 ) -> ApiResult<Response> {
     let (services, model) = (&state.services, request.model.as_deref());
     if request.text.len() > 16 * MOST_TOKENS {
-        return Err(ApiError::bad("text", format!("at most {MOST_TOKENS} tokens are shown")));
+        return Err(ApiError::bad(
+            "text",
+            format!("has {} bytes; at most {MOST_TOKENS} tokens are allowed", request.text.len()),
+        ));
     }
-    // Each layer is shown once: repeated ones would make the answer as long as the request likes.
+    // Each layer may be named once, because repeated ones would make the response arbitrarily long.
     let layers = request.layers.clone().unwrap_or_default();
     let mut seen = BTreeSet::new();
     if let Some(i) = layers.iter().position(|layer| !seen.insert(*layer)) {
-        return Err(ApiError::bad(format!("layers[{i}]"), format!("layer {} is there twice", layers[i])));
+        return Err(ApiError::bad(format!("layers[{i}]"), format!("layer {} is named twice", layers[i])));
     }
     let (version, found) =
         crate::service::attention::maps(services, model, &request.text, MOST_TOKENS, caller.is_admin()).await?;
@@ -103,12 +106,12 @@ pub async fn create(
         n_heads: found.n_heads,
         instructd: Origin { model_version: version.id },
     };
-    // Two million numbers are no work for the threads that answer everybody.
-    let body = super::apart(move || written(&found, &layers, &answer)).await?;
+    // Two million numbers are formatted on a blocking thread.
+    let body = super::run_blocking(move || written(&found, &layers, &answer)).await?;
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
-/// The answer with `maps` in it, written number by number.
+/// The response with `maps`, formatted number by number.
 fn written(found: &Attention, layers: &[usize], answer: &AttentionMaps) -> String {
     use std::fmt::Write;
     let n = found.tokens.len();
@@ -127,7 +130,7 @@ fn written(found: &Attention, layers: &[usize], answer: &AttentionMaps) -> Strin
                     if k > 0 {
                         out.push(',');
                     }
-                    // Five digits are more than a picture shows.
+                    // Five digits are enough for a picture.
                     let _ = write!(out, "{}", (f64::from(*p) * 1e5).round() / 1e5);
                 }
                 out.push(']');
@@ -158,9 +161,9 @@ pub struct PresetView {
     pub name: &'static str,
     pub title: &'static str,
     pub parameters: u64,
-    /// Of the published architecture, where the blocks here differ from it.
+    /// Parameters of the published architecture, if it differs from the one here.
     pub original_parameters: Option<u64>,
-    /// As its authors round it.
+    /// Number of parameters as its authors state it.
     pub published: &'static str,
     pub note: &'static str,
     pub n_layers: usize,
@@ -171,7 +174,7 @@ pub struct PresetView {
     pub vocab_size: usize,
 }
 
-/// The presets, or what one of them needs.
+/// The presets, or the plan of one of them.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum PlanAnswer {
@@ -201,7 +204,8 @@ pub async fn plan(Query(query): Query<PlanQuery>) -> ApiResult<axum::Json<PlanAn
         let data = presets::all().iter().map(about).collect();
         return Ok(axum::Json(PlanAnswer::Presets(PresetList { object: "list", data })));
     };
-    let preset = presets::find(name).ok_or_else(|| ApiError::bad("preset", "there is no such preset; see /v1/plan"))?;
+    let preset =
+        presets::find(name).ok_or_else(|| ApiError::bad("preset", "is not a preset; GET /v1/plan lists them"))?;
     let default = PlanArgs::default();
     let args = PlanArgs {
         bandwidth_gb_s: query.bandwidth_gb_s.unwrap_or(default.bandwidth_gb_s),

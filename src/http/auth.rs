@@ -1,5 +1,5 @@
-//! Who may call what: bearer keys, session cookies, and the check that a cookie was not sent by a
-//! foreign page.
+//! Authentication and authorization of requests: bearer keys, session cookies, and the check that a cookie was not sent
+//! by another site's page.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,67 +14,25 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 
 use super::AppState;
+use super::access::Access;
 use super::error::{ApiError, ApiResult};
 use super::extract::{known_query, plain_body};
-use super::rates::{Peer, client_address};
-use super::routes::Route;
+use super::peer::{Peer, client_address};
+use super::route::Route;
 use crate::domain::Role;
 use crate::service::access::{self, Actor};
 use crate::service::meter;
 
 pub const COOKIE: &str = "instructd_session";
 
-/// What a route asks of its caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Anybody.
-    Public,
-    /// Anybody, unless `require_inference_key`.
-    Inference,
-    /// Whoever may ask for inference, and always by name: what is stored belongs to somebody.
-    Keyed,
-    /// People who rank and programs that give feedback.
-    Feedback,
-    /// Reviewers and administrators: they see everybody's judgments and settle disagreements.
-    Review,
-    Admin,
-}
-
-impl Access {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Public => "public",
-            Self::Inference | Self::Keyed => "inference",
-            Self::Feedback => "feedback",
-            Self::Review => "review",
-            Self::Admin => "admin",
-        }
-    }
-
-    fn admits(self, actor: Option<&Actor>, require_inference_key: bool) -> ApiResult<()> {
-        let wanted = match (self, actor) {
-            (Self::Public, _) => return Ok(()),
-            (Self::Inference, _) if !require_inference_key => return Ok(()),
-            (_, None) => {
-                return Err(ApiError::unauthorized("this route needs a key (Authorization: Bearer …) or a session"));
-            }
-            (Self::Inference | Self::Keyed, Some(a)) => (a.inference || a.is_admin(), "this key is not for inference"),
-            (Self::Feedback, Some(a)) => (a.feedback, "this key is not for feedback"),
-            (Self::Review, Some(a)) => (a.feedback && a.role >= Role::Reviewer, "this needs a reviewer"),
-            (Self::Admin, Some(a)) => (a.is_admin(), "this needs an administrator"),
-        };
-        if wanted.0 { Ok(()) } else { Err(ApiError::forbidden(wanted.1)) }
-    }
-}
-
-/// What the guard of one route needs to know.
+/// Parameters of one route's guard.
 #[derive(Clone)]
 pub struct Guard {
     state: AppState,
     access: Access,
-    /// Tokens are charged, and a key without tokens left is refused.
+    /// Whether tokens are charged and a key without tokens left is refused.
     computes: bool,
-    /// The answer says who the caller is: a key that could not be checked must not pass for none.
+    /// Whether the response depends on the caller: a key that could not be checked must not count as none.
     names_caller: bool,
     /// Parameters of the query; `None` = any.
     query: Option<Arc<[String]>>,
@@ -89,7 +47,7 @@ impl Guard {
         Self { state, access, computes, names_caller, query, plain_body }
     }
 
-    /// Refuses what no handler of the route takes.
+    /// Refuses requests in a form that the route does not accept.
     fn form(&self, request: &Request) -> ApiResult<()> {
         if let Some(known) = &self.query {
             known_query(request.uri(), known)?;
@@ -97,7 +55,7 @@ impl Guard {
         if self.plain_body { plain_body(request.headers()) } else { Ok(()) }
     }
 
-    /// Whether the route can do without knowing its caller.
+    /// Whether the route works without knowing its caller.
     fn open(&self) -> bool {
         match self.access {
             Access::Public => !self.names_caller,
@@ -107,8 +65,8 @@ impl Guard {
     }
 }
 
-/// The route's guard: finds the caller, refuses those it does not admit and requests whose form no route takes,
-/// leaves the caller for handlers, has their key pay for tokens, and ends what streams when they are no longer let in.
+/// The route's guard: finds the caller, refuses those without access and malformed requests, stores the caller for
+/// handlers, charges tokens to their key, and ends streams when they lose access.
 pub async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>();
     let checked = check(&guard, request.method(), request.headers(), peer).await;
@@ -119,7 +77,7 @@ pub async fn guard(State(guard): State<Guard>, mut request: Request, next: Next)
     let Some(actor) = actor else { return next.run(request).await };
     let payer = actor.quota.as_ref().map(|(id, _)| id.clone());
     request.extensions_mut().insert(actor.clone());
-    // A body that still comes in, or work that still goes on, ends with its caller's access too.
+    // Receiving a body and running a handler end when the caller loses access.
     let response = tokio::select! {
         response = meter::paid_by(payer, next.run(request)) => response,
         () = shut_out(&guard, &actor) => return ended().into_response(),
@@ -132,9 +90,9 @@ pub async fn guard(State(guard): State<Guard>, mut request: Request, next: Next)
 async fn shut_out(guard: &Guard, actor: &Actor) {
     let services = &guard.state.services;
     loop {
-        tokio::time::sleep(LOOK_AGAIN).await;
-        // A database that is away shuts nobody out.
-        let Ok(now) = access::again(services, actor).await else { continue };
+        tokio::time::sleep(CHECK_INTERVAL).await;
+        // An unavailable database does not end anybody's access.
+        let Ok(now) = access::refresh(services, actor).await else { continue };
         if now.is_none_or(|now| guard.access.admits(Some(&now), services.config.require_inference_key).is_err()) {
             return;
         }
@@ -145,10 +103,10 @@ fn ended() -> ApiError {
     ApiError::unauthorized("the key or session of this request has ended").code("access_ended")
 }
 
-/// How often a request that takes long, or an open stream, looks whether its caller is still let in.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Interval at which long requests and open streams check their caller's access.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Ends a stream when its caller is let in no more. Answers of known length are on their way already.
+/// Ends a stream when its caller loses access. Responses of known length are sent already.
 fn watched(guard: Guard, actor: Actor, response: Response) -> Response {
     let known_length = HttpBody::size_hint(response.body()).exact().is_some();
     if known_length {
@@ -169,7 +127,7 @@ fn watched(guard: Guard, actor: Actor, response: Response) -> Response {
     Response::from_parts(parts, Body::from_stream(stream))
 }
 
-/// Followers of events are told; any other stream breaks off, so that nobody takes a part for the whole.
+/// Event streams get an error event; any other stream is aborted, so that an incomplete response is detected.
 fn last_word(is_events: bool) -> Result<Bytes, axum::Error> {
     let error = ended();
     match is_events {
@@ -184,8 +142,8 @@ async fn check(guard: &Guard, method: &Method, headers: &HeaderMap, peer: Option
     let from = client_address(headers, peer, services.config.server.client_address_header.as_deref());
     let mut actor = None;
     if let Some(key) = bearer(headers) {
-        // Clients of open routes often send a made-up key: it is as good as none, and so is one that may not be
-        // tried now.
+        // Clients of open routes often send an arbitrary key: it counts as none, and so does one that may not be tried
+        // now.
         let open = guard.open();
         actor = match by_key(state, key, from, open).await {
             Ok(actor) => actor,
@@ -193,7 +151,7 @@ async fn check(guard: &Guard, method: &Method, headers: &HeaderMap, peer: Option
             Err(error) => return Err(error),
         };
         if actor.is_none() && !open && !guard.names_caller {
-            return Err(ApiError::unauthorized("this key is not known"));
+            return Err(ApiError::unauthorized("this key is not known or was revoked"));
         }
     } else if let Some(token) = cookie(headers) {
         actor = access::by_session(services, token).await?;
@@ -208,17 +166,17 @@ async fn check(guard: &Guard, method: &Method, headers: &HeaderMap, peer: Option
         && let Some(actor) = &actor
         && let Some(seconds) = meter::exhausted(services, actor).await?
     {
-        let message = "this key has used up its tokens of today";
+        let message = "this key has used up its tokens of today; its limit is reset at midnight UTC";
         return Err(ApiError::too_many(message, "quota_exceeded", seconds));
     }
     Ok(actor)
 }
 
-/// The owner of a key, here or at the sign-in; `None` when nobody has it, which is counted. Where no key is asked for
-/// (`once`), the same wrong key counts once.
+/// The owner of a key, of a request or at the sign-in; `None` for an unknown key, which is counted as a guess. With
+/// `once`, for routes without required keys, the same wrong key counts once.
 ///
 /// # Errors
-/// 429 when it is no key that the server made and a try at the configured one has to wait.
+/// 429 when the key is not a stored one and an attempt at the configured one must wait.
 pub(super) async fn by_key(state: &AppState, key: &str, from: Option<IpAddr>, once: bool) -> ApiResult<Option<Actor>> {
     if let Some(actor) = access::by_stored_key(&state.services, key).await? {
         return Ok(Some(actor));
@@ -241,7 +199,7 @@ pub(super) fn may_try(state: &AppState, from: Option<IpAddr>) -> ApiResult<()> {
     })
 }
 
-/// Tells wrong keys apart without keeping them.
+/// Distinguishes wrong keys without storing them.
 fn mark(key: &str) -> u64 {
     use std::hash::{BuildHasher, RandomState};
     static STATE: std::sync::LazyLock<RandomState> = std::sync::LazyLock::new(RandomState::new);
@@ -266,8 +224,8 @@ pub fn cookie(headers: &HeaderMap) -> Option<&str> {
         .find_map(|(name, value)| (name == COOKIE && !value.is_empty()).then_some(value))
 }
 
-/// Browsers say where a request comes from; a foreign page must not act with a person's cookie. Requests
-/// without either header come from no current browser.
+/// Checks the origin that browsers send, so that another site's page cannot act with a person's cookie. Requests
+/// without either header do not come from a current browser.
 pub fn same_origin(headers: &HeaderMap) -> ApiResult<()> {
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
     let fine = match (text("sec-fetch-site"), text("origin")) {
@@ -293,7 +251,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// The caller, if it said who it is.
+/// The caller, if it is authenticated.
 pub struct MaybeCaller(pub Option<Actor>);
 
 impl<S: Send + Sync> FromRequestParts<S> for MaybeCaller {

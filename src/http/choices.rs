@@ -1,5 +1,4 @@
-//! `POST /v1/choices`: which of the given answers the model finds most likely, zero- or few-shot, calibrated
-//! or not.
+//! `POST /v1/choices`: the probabilities of given answers, zero- or few-shot, optionally calibrated.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +13,7 @@ use super::error::{ApiError, ApiResult};
 use super::extract::Json;
 use super::observe::RequestId;
 use super::openai::TokenUsage;
-use super::openai::chat::{self, ChatMessage};
+use super::openai::chat_request::{self, ChatMessage};
 use crate::config::LimitsConfig;
 use crate::domain::{Message, ModelVersionId};
 use crate::engine::{Generator, ServedModel, TextForm};
@@ -25,11 +24,11 @@ use crate::service::choices::{Context, Label, Question, answer};
 use crate::service::complete::{resolve_adapter, resolve_model};
 use crate::service::prompts::check_size;
 
-/// Inputs that carry nothing, from contextual calibration (arXiv 2102.09690).
+/// Content-free inputs of contextual calibration (arXiv 2102.09690).
 const CONTENT_FREE: [&str; 3] = ["N/A", "[MASK]", ""];
 const MOST_EXAMPLES: usize = 256;
 
-/// Exactly one of `prompt`, `messages` and `template` says what is asked. Unknown fields are refused.
+/// Exactly one of `prompt`, `messages` and `template` is required. Unknown fields are refused.
 #[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ChoicesRequest {
@@ -43,33 +42,32 @@ pub struct ChoicesRequest {
     pub messages: Option<Vec<ChatMessage>>,
     /// A pattern with `{input}` and `{label}`, such as "Review: {input}\nSentiment: {label}".
     pub template: Option<String>,
-    /// What stands at `{input}`.
+    /// The text for `{input}`.
     pub input: Option<String>,
-    /// Stands before everything; with `template`.
+    /// Text before everything else; with `template`.
     pub instruction: Option<String>,
-    /// Worked cases before the open one; with `template` or `messages`.
+    /// Few-shot examples; with `template` or `messages`.
     pub examples: Vec<ChoiceExample>,
-    /// Between cases. Default: an empty line.
+    /// Text between examples. Default: an empty line.
     pub separator: Option<String>,
     /// The answers to choose from.
     pub choices: Option<Vec<String>>,
-    /// Instead of `choices`: label → the words that stand for it; their probabilities add up.
+    /// Instead of `choices`: label → the words that express it; their probabilities are added.
     #[schemars(with = "Option<std::collections::BTreeMap<String, Vec<String>>>")]
     pub verbalizers: Option<Map<String, Value>>,
     /// `none` (default: the sum of log-probs), `tokens` or `bytes` (their mean).
     pub normalize: Normalize,
-    /// Take off what each choice scores in a prompt without content.
+    /// Subtract each choice's score in a content-free prompt.
     pub calibrate: Option<bool>,
-    /// What stands for "no content": inputs for `template`, last user messages for `messages`, whole prompts
-    /// for `prompt` (the text before the blank, if it has one). Averaged. Default: "N/A", `[MASK]` and, with
+    /// Content-free texts: inputs for `template`, last user messages for `messages`, whole prompts for `prompt` (the
+    /// text before the blank, if it has one). Averaged. Default: "N/A", `[MASK]` and, with
     /// `template`, "".
     pub content_free: Option<Vec<String>>,
-    /// Name or id of a soft prompt that stands before the prompt.
+    /// Name or id of a soft prompt, put before the prompt.
     pub prompt_adapter: Option<String>,
     /// Also return the log-prob of every scored token.
     pub logprobs: Option<bool>,
-    /// Put what the model expects before a text (a begin token) before it. Default true. With `prompt` and
-    /// `template`.
+    /// Add the begin token that the model expects. Default true. With `prompt` and `template`.
     pub add_special_tokens: Option<bool>,
     /// Read special tokens written in the text as those tokens, the choices included. Default false.
     pub parse_special: Option<bool>,
@@ -79,12 +77,12 @@ pub struct ChoicesRequest {
     pub safety_identifier: Option<Value>,
 }
 
-/// A worked case.
+/// A few-shot example.
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChoiceExample {
     pub input: String,
-    /// One of the labels; the first of its words is written.
+    /// One of the labels; the first of its words is inserted.
     pub label: String,
 }
 
@@ -108,14 +106,14 @@ pub struct RankedChoice {
     pub label: String,
     /// Among the choices.
     pub probability: f64,
-    /// Log-probs of its words, summed or averaged as asked, less `calibration`.
+    /// Log-probs of its words, normalized as requested, minus `calibration`.
     pub score: f64,
-    /// What the choice scores without content; null unless calibrated.
+    /// The choice's score in content-free prompts; null unless calibrated.
     pub calibration: Option<f64>,
     pub words: Vec<ScoredWord>,
 }
 
-/// A text that stands for a choice.
+/// A text that expresses a choice.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ScoredWord {
     pub text: String,
@@ -130,7 +128,7 @@ pub struct ScoredWord {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ChoicesOrigin {
     pub model_version: ModelVersionId,
-    /// Id of the soft prompt that stood before the prompt.
+    /// Id of the soft prompt.
     pub prompt_adapter: Option<ModelVersionId>,
 }
 
@@ -145,7 +143,7 @@ pub async fn create(
     let labels = labels(&mut request)?;
     let examples = examples(&request, &labels)?;
     if request.calibrate == Some(false) && request.content_free.is_some() {
-        return Err(ApiError::bad("content_free", "is for calibrate = true only"));
+        return Err(ApiError::bad("content_free", "requires calibrate = true"));
     }
     let calibrated = request.calibrate.unwrap_or(request.content_free.is_some());
     let free = match request.content_free.take() {
@@ -159,7 +157,7 @@ pub async fn create(
     let free: &[String] = if calibrated { &free } else { &[] };
     let form = Form::new(&mut request, examples, limits)?;
     check_size(free.iter().map(String::len).sum(), "content_free", limits.prompt_bytes)?;
-    // Before anything of it is built.
+    // Checked before anything is built.
     let mut contexts = vec![form.cases(None)];
     contexts.extend(free.iter().map(|text| form.cases(Some(text))));
     for cases in &contexts {
@@ -212,7 +210,7 @@ pub async fn create(
     }))
 }
 
-/// JSON has no −∞.
+/// JSON has no −∞, so it becomes null.
 fn finite(value: f64) -> f64 {
     value.max(f64::from(f32::MIN))
 }
@@ -243,7 +241,7 @@ fn labels(request: &mut ChoicesRequest) -> ApiResult<Vec<Label>> {
                 return Err(ApiError::bad(format!("choices[{i}]"), "must be a text of 1 to 4096 bytes"));
             }
             if !seen.insert(text.as_str()) {
-                return Err(ApiError::bad(format!("choices[{i}]"), "stands there twice"));
+                return Err(ApiError::bad(format!("choices[{i}]"), "is listed twice"));
             }
         }
     }
@@ -257,24 +255,24 @@ fn verbalizer(name: String, words: Value) -> ApiResult<Label> {
         Value::Array(list) if !list.is_empty() => list,
         _ => return Err(ApiError::bad(field, "must be a word or a list of words")),
     };
-    let word = |v: Value| v.as_str().map(str::to_owned).ok_or_else(|| ApiError::bad(&field, "must hold texts"));
+    let word = |v: Value| v.as_str().map(str::to_owned).ok_or_else(|| ApiError::bad(&field, "must contain texts"));
     Ok(Label { words: list.into_iter().map(word).collect::<ApiResult<_>>()?, name })
 }
 
-/// (input, the words written for its label).
+/// (input, the word inserted for its label).
 fn examples(request: &ChoicesRequest, labels: &[Label]) -> ApiResult<Vec<(String, String)>> {
     if request.examples.len() > MOST_EXAMPLES {
         return Err(ApiError::bad("examples", format!("at most {MOST_EXAMPLES}")));
     }
     let one = |(i, example): (usize, &ChoiceExample)| {
         let label = labels.iter().find(|l| l.name == example.label);
-        let label = label.ok_or_else(|| ApiError::bad(format!("examples[{i}].label"), "is none of the choices"))?;
+        let label = label.ok_or_else(|| ApiError::bad(format!("examples[{i}].label"), "is not one of the choices"))?;
         Ok((example.input.clone(), label.words[0].clone()))
     };
     request.examples.iter().enumerate().map(one).collect()
 }
 
-/// How the question is put.
+/// The form of the question.
 enum Form {
     Ids(Vec<u32>),
     Text(String),
@@ -297,7 +295,7 @@ impl Form {
     fn new(request: &mut ChoicesRequest, examples: Vec<(String, String)>, limits: &LimitsConfig) -> ApiResult<Self> {
         let max_bytes = limits.prompt_bytes;
         let only_template = |field: &'static str, given: bool| match given {
-            true => Err(ApiError::bad(field, "is for template only")),
+            true => Err(ApiError::bad(field, "requires template")),
             false => Ok(()),
         };
         if request.template.is_none() {
@@ -308,11 +306,11 @@ impl Form {
         match (request.prompt.take(), request.messages.take(), request.template.take()) {
             (Some(prompt), None, None) => {
                 if !examples.is_empty() {
-                    return Err(ApiError::bad("examples", "are for template and messages only"));
+                    return Err(ApiError::bad("examples", "require template or messages"));
                 }
                 Self::prompt(prompt, max_bytes)
             }
-            (None, Some(given), None) => Self::chat(chat::messages(given, "messages", max_bytes)?, examples),
+            (None, Some(given), None) => Self::chat(chat_request::messages(given, "messages", max_bytes)?, examples),
             (None, None, Some(template)) => {
                 let template = LabelTemplate::new(&template).map_err(|e| ApiError::bad("template", e.to_string()))?;
                 let input = request.input.take().ok_or_else(|| ApiError::bad("input", "is missing"))?;
@@ -334,7 +332,7 @@ impl Form {
             Value::Array(list) if !list.is_empty() => {
                 let id = |(i, v): (usize, &Value)| {
                     let id = v.as_u64().and_then(|id| u32::try_from(id).ok());
-                    id.ok_or_else(|| ApiError::bad(format!("prompt[{i}]"), "is no token id"))
+                    id.ok_or_else(|| ApiError::bad(format!("prompt[{i}]"), "is not a token id"))
                 };
                 Ok(Self::Ids(list.iter().enumerate().map(id).collect::<ApiResult<_>>()?))
             }
@@ -342,10 +340,10 @@ impl Form {
         }
     }
 
-    /// Worked cases become turns before the last user message.
+    /// Examples become turns before the last user message.
     fn chat(mut messages: Vec<Message>, examples: Vec<(String, String)>) -> ApiResult<Self> {
         let Some(last) = messages.iter().rposition(|m| m.role == "user") else {
-            return Err(ApiError::bad("messages", "must have a message of the user"));
+            return Err(ApiError::bad("messages", "must contain a message of the user"));
         };
         let added = examples.len() * 2;
         let turns = examples.into_iter().flat_map(|(input, label)| {
@@ -355,7 +353,7 @@ impl Form {
         Ok(Self::Chat { messages, last: last + added })
     }
 
-    /// What the text of `context` is made of, in bytes.
+    /// Sizes of the parts of a context, in bytes.
     fn cases(&self, free: Option<&str>) -> Cases {
         let text = |own: usize, rest: usize| Cases { input: free.map_or(own, str::len) + rest, ..Cases::default() };
         match self {
@@ -378,7 +376,7 @@ impl Form {
         }
     }
 
-    /// What the choices follow; with `free` in the place of the content.
+    /// The context of the choices; `free` replaces the content.
     async fn context(
         &self,
         engine: &dyn Generator,

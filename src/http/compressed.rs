@@ -1,13 +1,13 @@
-//! Answers in gzip, where the configuration allows it and the client takes it. Files of the pages are packed by
-//! `pages` in any case.
+//! Compresses responses with gzip, if the configuration allows it and the client accepts it. `pages` compresses the
+//! files of the pages in any case.
 
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 
-/// Shorter answers are sent as they are: the frame of gzip would outweigh what it saves.
+/// Shorter responses (bytes) are not compressed, because gzip's overhead would exceed the saving.
 const SHORTEST: u64 = 1024;
 
-/// Event streams are left out because a reader waits for each event, pictures and fonts because they are compressed.
+/// Event streams are excluded because a reader waits for each event; pictures and fonts are compressed already.
 pub fn layer() -> CompressionLayer<impl Predicate> {
     let worth_it = SizeAbove::new(SHORTEST)
         .and(NotForContentType::SSE)

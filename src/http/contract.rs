@@ -1,31 +1,30 @@
-//! What a route takes and gives back: JSON Schemas derived from the types that its handler reads and returns, and
-//! the shapes that lists share.
+//! Contracts of routes: JSON Schemas derived from the types that handlers read and return, and the shared types of
+//! lists.
 
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
 use serde::Serialize;
 use serde_json::Value;
 
-/// Makes the schema of one type; the types in it go into the generator's definitions.
+/// Generates the schema of one type; the types in it are added to the generator's definitions.
 pub type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 
-/// Where the document keeps the schemas of types.
+/// Path of the schemas in the OpenAPI document.
 pub const COMPONENTS: &str = "/components/schemas";
 
-/// The body of an answer.
+/// The body of a response.
 #[derive(Clone, Copy, Debug)]
 pub enum Content {
     /// `application/json`.
     Json(SchemaOf),
-    /// `text/event-stream`; the schema describes one event as an object with `data` and, where it has them, `event`
-    /// and `id`. `data` is parsed where it is JSON.
+    /// `text/event-stream`; the schema describes one event as an object with `data` and, if present, `event` and `id`. `data` is parsed if it is JSON.
     Events(SchemaOf),
-    /// Another content type; `*/*` where the file decides.
+    /// Another content type; `*/*` if it depends on the file.
     Other(&'static str),
     Empty,
 }
 
-/// One answer that a route gives. Refusals in the shape of [`super::error::ErrorBody`] are not listed.
+/// One response of a route. Errors in the shape of [`super::error::ErrorBody`] are not listed.
 #[derive(Clone, Copy, Debug)]
 pub struct Answer {
     pub status: u16,
@@ -34,14 +33,14 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Whether `about` says what status and schema do not.
+    /// Whether `about` adds to status and schema.
     pub fn content_says_more(&self) -> bool {
         self.status == 204 && self.about != NOTHING
     }
 }
 
-/// What is said of an answer without a body.
-pub const NOTHING: &str = "done; there is nothing to tell";
+/// Description of a response without a body.
+pub const NOTHING: &str = "done; the response is empty";
 
 /// The schema as a reference into the definitions, for types that have a name there.
 pub fn named<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
@@ -57,12 +56,12 @@ fn settings() -> SchemaSettings {
     SchemaSettings::draft2020_12().with(|s| s.definitions_path = COMPONENTS.into())
 }
 
-/// Describes types as they are written: fields that are always there are required.
+/// Settings for serialized types: fields that are always present are required.
 pub fn written() -> SchemaGenerator {
     settings().for_serialize().into_generator()
 }
 
-/// Describes types as they are read: optional fields may be absent.
+/// Settings for deserialized types: optional fields may be absent.
 pub fn read() -> SchemaGenerator {
     settings().for_deserialize().into_generator()
 }
@@ -73,13 +72,13 @@ pub fn schema<T: JsonSchema>() -> Value {
     in_terms_of_json(open::<T>(&mut settings.into_generator()).to_value())
 }
 
-/// An answer's schema without references.
+/// A response's schema without references.
 pub fn inlined(of: SchemaOf) -> Value {
     let settings = settings().for_serialize().with(|s| s.inline_subschemas = true);
     in_terms_of_json(of(&mut settings.into_generator()).to_value())
 }
 
-/// Descriptions come from Rust's documentation: its `None` is null to those who read them here.
+/// Descriptions come from doc comments, in which `None` is replaced by null.
 pub fn in_terms_of_json(mut schema: Value) -> Value {
     fn rewrite(schema: &mut Value) {
         match schema {
@@ -111,7 +110,7 @@ pub struct List<T> {
 #[schemars(rename = "{T}Page")]
 pub struct Paged<T> {
     pub data: Vec<T>,
-    /// Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty.
+    /// Id of the last row: for `?after=` of the next page. Null when the page is empty.
     pub after: Option<String>,
 }
 
@@ -123,12 +122,12 @@ impl<T> Paged<T> {
     }
 }
 
-/// One page of a filtered list, newest first, and how many rows the filter fits in all.
+/// One page of a filtered list, newest first, and the number of all rows that match the filter.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "{T}CountedPage")]
 pub struct Counted<T> {
     pub data: Vec<T>,
-    /// Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty.
+    /// Id of the last row: for `?after=` of the next page. Null when the page is empty.
     pub after: Option<String>,
     pub total: i64,
 }
@@ -141,8 +140,8 @@ impl<T> Counted<T> {
     }
 }
 
-/// The answer's text up to its first empty list, and from that list's end on: long lists are written between, row by
-/// row, because all rows as a tree of values take many times their own memory.
+/// The response's text before and after the contents of its first empty list. Long lists are formatted in between, row
+/// by row, because a tree of values takes many times the memory of the text.
 pub fn around_list(answer: &impl Serialize) -> (String, String) {
     let text = serde_json::to_string(answer).unwrap_or_default();
     match text.split_once("[]") {

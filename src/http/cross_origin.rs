@@ -1,15 +1,14 @@
-//! Which pages of other sites may call the API from a browser.
+//! Cross-origin requests: origins whose pages may call the API from a browser.
 
 use std::time::Duration;
 
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-/// How long a browser may remember the answer to its preflight request.
+/// How long a browser may cache the response to its preflight request.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
-/// `None` without origins. Credentials of the browser are never allowed: such pages need a key of their own. Origins
-/// that are no header value are left out; the configuration's check names them.
+/// `None` without origins. Cookies are never allowed, so such pages need a key. Origins that are not valid header values are left out; the configuration's validation reports them.
 pub fn layer(origins: &[String]) -> Option<CorsLayer> {
     if origins.is_empty() {
         return None;

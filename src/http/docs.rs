@@ -1,5 +1,5 @@
-//! The readable `/docs`, made from the table of routes: complete without script; the page's script adds the header,
-//! the language, a search and a way to try a route.
+//! The page `/docs`, generated from the table of routes. It is complete without JavaScript; the page's script adds the
+//! header, the language, a search and a form to try a route.
 
 use std::fmt::Write;
 
@@ -13,7 +13,7 @@ use super::examples;
 use super::openapi::operation_id;
 use super::routes::{self, Route};
 
-/// What routes are for, in the order of the page: name (of its words too), title, paths that begin so.
+/// Groups of routes in the order of the page: name (also of the translation), title, prefixes of paths.
 const GROUPS: [(&str, &str, &[&str]); 8] = [
     (
         "write",
@@ -70,7 +70,7 @@ fn prose(text: &str) -> String {
     let mut out = String::new();
     for (i, piece) in text.split('`').enumerate() {
         let piece = escape(piece);
-        // An odd piece is code, unless its second backtick is missing.
+        // Odd pieces are code, unless the closing backtick is missing.
         match i % 2 == 1 && text.matches('`').count() > i {
             true => {
                 let _ = write!(out, "<code>{piece}</code>");
@@ -81,12 +81,12 @@ fn prose(text: &str) -> String {
     out
 }
 
-/// A name that may break after an underscore, and nowhere else.
+/// A name with line breaks allowed after underscores only.
 fn name(text: &str) -> String {
     escape(text).replace('_', "_<wbr>")
 }
 
-/// `<TAG data-words="KEY">English</TAG>`: the script puts the page's language in.
+/// `<TAG data-words="KEY">English</TAG>`: the script inserts the page's language.
 fn words(tag: &str, key: &str, english: &str) -> String {
     format!("<{tag} data-words=\"docs.{key}\">{}</{tag}>", prose(english))
 }
@@ -176,7 +176,7 @@ fn article(route: &Route, origin: &str) -> String {
     out + "</details>"
 }
 
-/// What a route answers: statuses and types, then the fields of each.
+/// The responses of a route: statuses and types, then the fields of each.
 fn answers(route: &Route) -> String {
     let mut statuses: Vec<String> = Vec::new();
     let mut kinds: Vec<&str> = Vec::new();
@@ -215,7 +215,7 @@ fn answers(route: &Route) -> String {
     format!("<p>{answers} {statuses} <span class=\"muted\">{kinds}</span></p>{said}{tables}")
 }
 
-/// How far into a field's own fields a table goes.
+/// Depth of nested fields in a table.
 const DEPTH: usize = 3;
 
 /// A table of an object's fields, or one of each alternative.
@@ -234,7 +234,7 @@ fn fields(key: &str, caption: &str, schema: &Value) -> String {
 fn add_rows(rows: &mut String, before: &str, schema: &Value, depth: usize) {
     let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     for (field, about) in schema["properties"].as_object().into_iter().flatten() {
-        // Answers have nearly all of their fields; only what a request must have is marked.
+        // Only required fields of requests are marked, because responses have nearly all of their fields.
         let must = match depth == 1 && before.is_empty() && required.contains(&field.as_str()) {
             true => words("span", "required", "required"),
             false => String::new(),
@@ -254,7 +254,7 @@ fn add_rows(rows: &mut String, before: &str, schema: &Value, depth: usize) {
     }
 }
 
-/// The object in a field, whatever lists and nulls are around it, and how many lists these are.
+/// The object in a field inside of lists and nullable types, and the number of lists.
 fn inside(field: &Value) -> (&Value, usize) {
     let alternatives = field["anyOf"].as_array().or(field["oneOf"].as_array());
     if let Some([one]) =
@@ -271,7 +271,7 @@ fn inside(field: &Value) -> (&Value, usize) {
     }
 }
 
-/// A field's type in a few words.
+/// A short name of a field's type.
 fn kind(field: &Value) -> String {
     if let Some(values) = field["enum"].as_array() {
         return values

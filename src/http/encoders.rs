@@ -1,4 +1,4 @@
-//! `POST /v1/embeddings` and `POST /v1/fill-mask`: what bidirectional encoders answer.
+//! `POST /v1/embeddings` and `POST /v1/fill-mask`: requests to bidirectional encoders.
 
 use axum::body::Body;
 use axum::extract::State;
@@ -31,10 +31,10 @@ pub struct EmbeddingsRequest {
     pub input: Value,
     /// `float` (default) or `base64` (little-endian f32).
     pub encoding_format: Option<String>,
-    /// Only the encoder's own width is taken: its vectors are not made to be cut.
+    /// Must be the encoder's own width: its vectors cannot be truncated.
     pub dimensions: Option<u64>,
-    /// How token vectors become one: `mean`, `cls`, `max`, `mean_sqrt_len`, `weighted_mean` or `last_token`.
-    /// Default: as the encoder's directory says (modules.json), else `mean`.
+    /// Pooling of token vectors: `mean`, `cls`, `max`, `mean_sqrt_len`, `weighted_mean` or `last_token`.
+    /// Default: the pooling in the encoder's directory (modules.json), else `mean`.
     pub pooling: Option<Pooling>,
     /// Vectors of length 1. Default true.
     pub normalize: Option<bool>,
@@ -46,7 +46,7 @@ pub struct EmbeddingsRequest {
     pub safety_identifier: Option<Value>,
 }
 
-/// One vector a text, in the order of the request.
+/// One vector for each text, in the order of the request.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct EmbeddingList {
     #[schemars(extend("const" = "list"))]
@@ -104,9 +104,9 @@ pub async fn embeddings(State(state): State<AppState>, Json(request): Json<Embed
     let (model, found) = encoders::embed(&state.services, request.model.as_deref(), embed).await?;
     let width = found.vectors.first().map_or(0, Vec::len);
     if request.dimensions.is_some_and(|d| d != width as u64) {
-        return Err(ApiError::bad("dimensions", format!("{} gives vectors of {width}, and no others", model.name)));
+        return Err(ApiError::bad("dimensions", format!("must be {width}, the width of {}", model.name)));
     }
-    // Vectors are written one after another.
+    // Vectors are formatted one after another.
     let (head, tail) = around_list(&EmbeddingList {
         object: "list",
         data: Vec::new(),
@@ -120,7 +120,7 @@ pub async fn embeddings(State(state): State<AppState>, Json(request): Json<Embed
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
-/// One vector of the list, with the comma before it.
+/// One vector of the list, with a leading comma.
 fn row(index: usize, vector: Vec<f32>, base64: bool) -> String {
     let embedding = match base64 {
         false => Vector::Numbers(vector),
@@ -129,7 +129,7 @@ fn row(index: usize, vector: Vec<f32>, base64: bool) -> String {
             Vector::Base64(base64::engine::general_purpose::STANDARD.encode(bytes))
         }
     };
-    // By way of a value: numbers are written as the f64 that they are equal to.
+    // Via a value: numbers are formatted as f64.
     let row = serde_json::to_value(Embedding { object: "embedding", index, embedding }).unwrap_or_default();
     let comma = if index == 0 { "" } else { "," };
     format!("{comma}{row}")
@@ -161,7 +161,7 @@ fn inputs(value: Value, most: usize) -> ApiResult<Vec<EncoderInput>> {
 fn ids(list: &[Value], field: &str) -> ApiResult<Vec<u32>> {
     let one = |(i, value): (usize, &Value)| {
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-        id.ok_or_else(|| ApiError::bad(format!("{field}[{i}]"), "is no token id"))
+        id.ok_or_else(|| ApiError::bad(format!("{field}[{i}]"), "is not a token id"))
     };
     list.iter().enumerate().map(one).collect()
 }
@@ -176,7 +176,7 @@ pub struct FillMaskRequest {
     pub text: Option<String>,
     /// Token ids, read as they are.
     pub tokens: Option<Vec<u32>>,
-    /// Which of `tokens` to fill.
+    /// Positions of `tokens` to fill.
     pub positions: Option<Vec<usize>>,
     /// Segments of `tokens`. Default: all 0.
     pub token_type_ids: Option<Vec<u32>>,
@@ -184,15 +184,14 @@ pub struct FillMaskRequest {
     pub top_k: Option<usize>,
     /// Words of one token each, whose probabilities are returned too.
     pub targets: Option<Vec<String>>,
-    /// Label → words of one token each: the answer is the label whose words are most likely in the (single)
-    /// gap.
+    /// Label → words of one token each: returns the label whose words are most likely in the single gap.
     #[schemars(with = "Option<std::collections::BTreeMap<String, Vec<String>>>")]
     pub verbalizers: Option<Map<String, Value>>,
 }
 
 const MOST_TARGETS: usize = 256;
 
-/// What may stand in the gaps.
+/// Candidates for the gaps.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct FilledGaps {
     #[schemars(extend("const" = "fill_mask"))]
@@ -210,7 +209,7 @@ pub struct FilledGaps {
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct FilledGap {
-    /// Of the gap among the tokens.
+    /// Position of the gap among the tokens.
     pub position: usize,
     /// The most likely first.
     pub tokens: Vec<FilledToken>,
@@ -245,7 +244,7 @@ pub async fn fill_mask(
     let input = match (request.text, request.tokens) {
         (Some(text), None) => {
             if request.positions.is_some() || request.token_type_ids.is_some() {
-                return Err(ApiError::bad("positions", "positions and token_type_ids are for tokens only"));
+                return Err(ApiError::bad("positions", "positions and token_type_ids require tokens"));
             }
             check_size(text.len(), "text", state.services.config.limits.prompt_bytes)?;
             Gapped::Text(text)
@@ -297,7 +296,10 @@ pub async fn fill_mask(
     };
     if !labels.is_empty() {
         let [gap] = gaps.as_slice() else {
-            return Err(ApiError::bad("verbalizers", format!("are for one gap; the text has {}", gaps.len())));
+            return Err(ApiError::bad(
+                "verbalizers",
+                format!("require a text with one gap; this one has {}", gaps.len()),
+            ));
         };
         let mut rest = &gap.targets[asked..];
         let mut words = Vec::new();

@@ -1,5 +1,5 @@
-//! The one shape of errors, `{"error": {"message", "type", "param", "code"}}`, and the one place where
-//! failures become status codes. Internals are logged, not returned.
+//! Errors of the API, `{"error": {"message", "type", "param", "code"}}`, and the mapping of failures to status codes.
+//! Internal details are logged, not returned.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -9,12 +9,12 @@ use crate::engine::EngineError;
 use crate::service::ServiceError;
 use crate::store::StoreError;
 
-/// A refusal or failure on its way to the client.
+/// An error response.
 #[derive(Debug)]
 pub struct ApiError {
     pub status: StatusCode,
     pub message: String,
-    /// The request field to blame, such as `messages[0].role`.
+    /// The request field at fault, such as `messages[0].role`.
     pub param: Option<String>,
     pub code: Option<&'static str>,
     pub retry_after_s: Option<u64>,
@@ -50,10 +50,11 @@ impl ApiError {
 
     pub(super) fn internal(detail: &str) -> Self {
         tracing::error!(error = detail, "request failed");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed; its log says why").code("internal_error")
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed; the reason is in its log")
+            .code("internal_error")
     }
 
-    /// 429 that says when to come back.
+    /// 429 with the time to wait.
     pub fn too_many(message: &str, code: &'static str, retry_after_s: u64) -> Self {
         Self { retry_after_s: Some(retry_after_s), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }.code(code)
     }
@@ -74,7 +75,7 @@ impl ApiError {
         }
     }
 
-    /// The body; also what a stream that fails half-way sends.
+    /// The body; also the error event of a stream.
     pub fn body(&self) -> ErrorBody {
         ErrorBody { error: self.detail() }
     }
@@ -84,7 +85,7 @@ impl ApiError {
     }
 }
 
-/// The body of every refusal and failure.
+/// The body of every error response.
 #[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
 #[schemars(rename = "Error")]
 pub struct ErrorBody {
@@ -98,9 +99,9 @@ pub struct ErrorDetail {
     /// `service_unavailable_error` or `server_error`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// The field, parameter or header to blame.
+    /// The field, parameter or header at fault.
     pub param: Option<String>,
-    /// Names the case, for programs.
+    /// A stable code of the case.
     pub code: Option<&'static str>,
 }
 
@@ -161,10 +162,13 @@ impl From<StoreError> for ApiError {
                 Self::unavailable("the database is not available; try again").code("database_unavailable")
             }
             StoreError::Full(_) => {
-                tracing::error!(error = message, "nothing can be stored");
+                tracing::error!(error = message, "the database's disk is full");
                 Self {
                     retry_after_s: Some(60),
-                    ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server's disk is full")
+                    ..Self::new(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        "the server's disk is full; the operator must free space",
+                    )
                 }
                 .code("disk_full")
             }
@@ -194,17 +198,18 @@ impl From<ServiceError> for ApiError {
     }
 }
 
-/// Every route that is not there.
+/// The response to an unknown route.
 pub async fn no_route() -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, "there is no such route; see /docs").code("no_route")
 }
 
-/// A path that exists, asked with another method.
+/// The response to a known path with an unsupported method.
 pub async fn no_method() -> ApiError {
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this route does not take this method; see /docs").code("no_method")
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this route does not support this method; see /docs")
+        .code("no_method")
 }
 
-/// What clients see of a panic in a handler.
+/// The response after a panic in a handler.
 pub fn panicked(detail: Box<dyn std::any::Any + Send>) -> Response {
     let text = detail.downcast_ref::<String>().map(String::as_str).or_else(|| detail.downcast_ref::<&str>().copied());
     ApiError::internal(&format!("a handler panicked: {}", text.unwrap_or("no message"))).into_response()

@@ -1,11 +1,11 @@
-//! A request to each route, as the page of the API shows it: the body, a line for curl, a few for Python.
+//! Example requests for each route on the page `/docs`: the body, curl, Python.
 
 use serde_json::{Value, json};
 
-use super::auth::Access;
+use super::access::Access;
 use super::routes::Route;
 
-/// A body that the route takes; `None` where it takes none.
+/// An example body; `None` if the route takes none.
 pub fn body(route: &Route) -> Option<Value> {
     let schema = route.body.as_ref()?;
     let user = json!([{"role": "user", "content": "Name a colour."}]);
@@ -66,7 +66,7 @@ pub fn body(route: &Route) -> Option<Value> {
     })
 }
 
-/// A value of the schema's type.
+/// An example value of the schema's type.
 fn sample(schema: &Value) -> Value {
     if let Some(first) = schema["enum"].as_array().and_then(|all| all.first()) {
         return first.clone();
@@ -90,7 +90,7 @@ fn path(route: &Route) -> String {
     format!("{}{query}", route.path.replace("{id}", "ID"))
 }
 
-/// For a shell.
+/// The request with curl.
 pub fn curl(route: &Route, origin: &str) -> String {
     let mut out = String::from("curl");
     if route.method != "GET" && (route.body.is_none() || route.method != "POST") && !uploads(route) {
@@ -113,7 +113,7 @@ pub fn curl(route: &Route, origin: &str) -> String {
     out
 }
 
-/// With the `requests` package.
+/// The request with Python's `requests` package.
 pub fn python(route: &Route, origin: &str) -> String {
     let mut out = format!("import requests\n\nr = requests.{}(\n", route.method.as_str().to_ascii_lowercase());
     out.push_str(&format!("    \"{origin}{}\",\n", path(route)));
@@ -133,12 +133,12 @@ pub fn python(route: &Route, origin: &str) -> String {
     out
 }
 
-/// Takes a form with a file.
+/// Whether the route takes a form with a file.
 fn uploads(route: &Route) -> bool {
     route.method == "POST" && route.path == "/v1/files"
 }
 
-/// JSON as Python writes it.
+/// JSON in Python's syntax.
 fn literal(value: &Value) -> String {
     match value {
         Value::Null => "None".to_owned(),

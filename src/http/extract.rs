@@ -1,5 +1,4 @@
-//! Reading requests: JSON bodies, queries and path parts, each refused in the one error shape with the
-//! field named.
+//! Extractors of requests: JSON bodies, queries and path parts; errors name the field.
 
 use std::time::Duration;
 
@@ -12,10 +11,10 @@ use serde::de::DeserializeOwned;
 use super::AppState;
 use super::error::ApiError;
 
-/// Bodies up to this size are parsed where they came in; larger ones beside the threads that answer others.
+/// Bodies up to this size (bytes) are parsed on the async thread; larger ones on a blocking thread.
 const PARSED_HERE: usize = 32 << 10;
 
-/// Memory that a body's values may take as a tree.
+/// Most bytes of memory of a body's values as a tree.
 const MOST_WEIGHT: usize = 40 << 20;
 
 /// A JSON body. Malformed JSON, unknown, missing and ill-typed fields are 400 with `param`, too large is 413.
@@ -31,7 +30,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<AppState> for Json<T> {
         if bytes.len() <= PARSED_HERE {
             return parse(&bytes).map(Self);
         }
-        super::apart(move || parse(&bytes)).await?.map(Self)
+        super::run_blocking(move || parse(&bytes)).await?.map(Self)
     }
 }
 
@@ -58,16 +57,16 @@ fn check_json(headers: &HeaderMap) -> Result<(), ApiError> {
     }
     let given = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
     let message = match given {
-        Some(kind) => format!("Content-Type is {kind}; this route takes application/json"),
-        None => "Content-Type is missing; this route takes application/json".to_owned(),
+        Some(kind) => format!("Content-Type is {kind}; this route requires application/json"),
+        None => "Content-Type is missing; this route requires application/json".to_owned(),
     };
     Err(ApiError::bad("content-type", message))
 }
 
-/// Bodies are taken as they are: a compressed one would be read as nonsense.
+/// Refuses compressed bodies, which would not be decompressed.
 ///
 /// # Errors
-/// 415 that names the encoding.
+/// 415 with the encoding.
 pub fn plain_body(headers: &HeaderMap) -> Result<(), ApiError> {
     for value in headers.get_all(header::CONTENT_ENCODING) {
         let encoding = value.to_str().unwrap_or("unreadable").trim();
@@ -101,7 +100,7 @@ impl FromRequest<AppState> for Body {
                 Err(ApiError { param: Some("body".to_owned()), ..error.code("body_too_large") })
             }
             Ok(Err(e)) => Err(ApiError::bad("body", format!("the request body could not be read: {}", e.body_text()))),
-            Err(_) => Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request body did not come in time")),
+            Err(_) => Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request body did not arrive in time")),
         }
     }
 }
@@ -111,7 +110,7 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let weight = super::nulls::weight(bytes);
     if weight > MOST_WEIGHT {
         let message = format!(
-            "the body's values take {} MB of memory when they are read; at most {} MB are taken: send fewer at once",
+            "the body's values take {} MB of memory when they are parsed; at most {} MB are allowed: send fewer at once",
             weight >> 20,
             MOST_WEIGHT >> 20
         );
@@ -174,10 +173,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     }
 }
 
-/// Refuses parameters that the route does not know.
+/// Refuses parameters that the route does not have.
 ///
 /// # Errors
-/// 400 that names the first unknown one, and those that there are.
+/// 400 with the first unknown one and the known ones.
 pub fn known_query(uri: &Uri, known: &[String]) -> Result<(), ApiError> {
     if uri.query().is_none_or(str::is_empty) {
         return Ok(());

@@ -12,7 +12,7 @@ use super::AppState;
 use super::auth::{Caller, MaybeCaller};
 use super::error::{ApiError, ApiResult};
 use super::extract::Json;
-use super::openai::chat::{self, ChatMessage};
+use super::openai::chat_request::{self, ChatMessage};
 use crate::domain::{CompletionId, FeedbackEvent, Message, ModelVersionId};
 use crate::service::budget;
 use crate::service::prompts::{check_size, raw_text};
@@ -66,20 +66,20 @@ pub fn prompt(value: Value, field: &str, max_bytes: usize) -> ApiResult<Vec<Mess
         Value::Array(_) => {
             let given: Vec<ChatMessage> = serde_path_to_error::deserialize(value)
                 .map_err(|e| ApiError::bad(format!("{field}{}", e.path()), e.inner().to_string()))?;
-            chat::messages(given, field, max_bytes)
+            chat_request::messages(given, field, max_bytes)
         }
         _ => Err(ApiError::bad(field, "must be a text or a list of messages")),
     }
 }
 
-/// How a reward model scores each completion.
+/// A reward model's score of each completion.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Rewards {
     pub model: String,
     pub model_version: ModelVersionId,
     /// In the order of the request.
     pub scores: Vec<f64>,
-    /// Standard deviation over the model's heads, on the scale of the score; 0 with one head.
+    /// Standard deviation over the model's heads, on the scale of the score; 0 for a model with one head.
     pub stds: Vec<f64>,
 }
 

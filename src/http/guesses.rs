@@ -1,26 +1,25 @@
-//! Wrong keys, invites and links, counted by address and over all addresses.
+//! Rate limit of wrong keys, invites and links, by address and over all addresses.
 //!
-//! Keys that the server made are 256 random bits: nobody guesses one, so a right one is never refused, and neither is
-//! a session. The configured admin key was chosen by a person. An address that was wrong too often may try it only
-//! once in a while, with a wait that doubles; the same holds for all addresses together, except those that knew it
-//! before.
+//! Generated keys are 256 random bits and cannot be guessed, so a valid one is never refused, and neither is a session.
+//! The configured admin key was chosen by a person. An address with too many wrong attempts may try it only after a
+//! wait that doubles each time; the same holds for all addresses together, except those that have used it before.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::rates::network;
+use super::peer::network;
 
-/// All addresses together may be wrong this many times as often as one.
+/// The limit of all addresses together, as a multiple of one address's.
 const ALL: u32 = 20;
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// Wrong keys that are remembered of an address.
+/// Most wrong keys remembered for an address.
 const MARKS: usize = 16;
-/// Addresses that are remembered.
+/// Most addresses remembered.
 const MOST_ADDRESSES: usize = 20_000;
 
-/// The counters of this process; servers behind one address count for themselves.
+/// The counters of this process; each server counts for itself.
 pub struct Guesses {
     /// 0 = not counted.
     per_minute: u32,
@@ -33,15 +32,15 @@ struct Table {
 }
 
 struct Counter {
-    /// Wrong tries that are left, as of `at`.
+    /// Wrong attempts left, as of `at`.
     left: f64,
     at: Instant,
-    /// Tries made since none was left, and when the next may be made.
+    /// Attempts since none was left, and when the next is allowed.
     over: u32,
     next: Instant,
-    /// What was tried last, to know a key that a client sends again and again.
+    /// The latest wrong keys, to recognize one that a client sends repeatedly.
     marks: Vec<u64>,
-    /// Somebody at this address knew the configured key.
+    /// Whether the configured key has been used from this address.
     known: bool,
 }
 
@@ -60,7 +59,7 @@ impl Counter {
         }
     }
 
-    /// Counts a wrong try; the last that was left begins the waiting.
+    /// Counts a wrong attempt; waiting begins when none is left.
     fn spend(&mut self, now: Instant) {
         self.left = (self.left - 1.0).max(0.0);
         if self.left < 1.0 && self.over == 0 {
@@ -73,7 +72,7 @@ impl Counter {
         self.over += 1;
     }
 
-    /// Takes the turn of a try beyond the limit; else says how long to wait for it.
+    /// Allows an attempt beyond the limit, or returns how long to wait for it.
     fn turn(&mut self, now: Instant) -> Result<(), Duration> {
         if now < self.next {
             return Err(self.next - now);
@@ -92,7 +91,7 @@ impl Guesses {
     /// Whether a secret that is not in the store may be compared with the configured key now.
     ///
     /// # Errors
-    /// How long to wait.
+    /// The time to wait.
     pub fn may_try(&self, from: Option<IpAddr>) -> Result<(), Duration> {
         self.with(from, Instant::now(), |counter, all, now| {
             if counter.left < 1.0 {
@@ -103,8 +102,8 @@ impl Guesses {
         .unwrap_or(Ok(()))
     }
 
-    /// Counts a wrong try. With a `mark`, the same one again is not counted: clients of open routes send a made-up key
-    /// with every request.
+    /// Counts a wrong attempt. With a `mark`, a repeated key is not counted, because clients of open routes send the
+    /// same arbitrary key with every request.
     pub fn wrong(&self, from: Option<IpAddr>, mark: Option<u64>) {
         self.with(from, Instant::now(), |counter, all, now| {
             if let Some(mark) = mark {
@@ -121,7 +120,7 @@ impl Guesses {
         });
     }
 
-    /// Somebody at this address knows the configured key: what others do elsewhere does not slow them.
+    /// Records that the configured key was used from this address, which exempts it from the common limit.
     pub fn right(&self, from: Option<IpAddr>) {
         self.with(from, Instant::now(), |counter, _, _| counter.known = true);
     }
@@ -139,8 +138,8 @@ impl Guesses {
             for counter in addresses.values_mut() {
                 counter.refill(self.per_minute, now);
             }
-            // Those that are back at their beginning say nothing. A flood from more addresses is the common
-            // counter's business.
+            // Counters without recent attempts are removed. A flood from more addresses is limited by the common
+            // counter.
             addresses.retain(|_, c| c.left < f64::from(self.per_minute) || c.known);
             if addresses.len() >= MOST_ADDRESSES {
                 addresses.clear();

@@ -1,5 +1,5 @@
-//! Which `Host` a request may name. A page elsewhere can point a name of its own at this machine's loopback
-//! address (DNS rebinding) and so read what a loopback server answers; its requests carry that name.
+//! Check of the `Host` header against DNS rebinding: another site's page can resolve its own name to this machine's
+//! loopback address and read a loopback server's responses; its requests have that name.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
 
-/// The names that are taken; without a list, a server that others can reach takes any.
+/// The accepted names; without a list, a server that others can reach accepts any.
 #[derive(Clone, Debug)]
 pub struct Hosts {
     named: Arc<[String]>,
@@ -49,7 +49,7 @@ fn name_of(host: &str) -> &str {
 /// Refuses requests that name another host.
 pub async fn check(State(hosts): State<Hosts>, request: Request, next: Next) -> Response {
     let header = request.headers().get(header::HOST).map(|v| v.to_str().unwrap_or("?"));
-    // HTTP/2 names the host in the address; a request that names none comes from no browser.
+    // HTTP/2 has the host in the URI; a request without a host does not come from a browser.
     let host = request.uri().authority().map(|a| a.as_str()).or(header);
     match host {
         Some(host) if !hosts.takes(host) => {

@@ -1,4 +1,4 @@
-//! The labeler's routes: lease, renew, release, judge, look back.
+//! The labeler's routes: lease, renew, release, judge, history.
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -17,7 +17,7 @@ use crate::domain::*;
 use crate::service::Services;
 use crate::service::browse;
 use crate::service::guidelines as words;
-use crate::service::judge::{self, Judged, Verdict, Word};
+use crate::service::judge::{self, Judged, Submission, Verdict};
 use crate::service::label::{self, Next, Onboarding, Turn, Wanted};
 use crate::service::own_page::{self, OwnPage};
 use crate::service::people::Actor;
@@ -28,9 +28,9 @@ use crate::store::{GuidelineVersion, NoLease, Page};
 #[serde(deny_unknown_fields)]
 pub struct NextQuery {
     set_id: Option<SetId>,
-    /// Give a set again that the caller holds already, before a new one: for a page that was opened anew.
+    /// Prefer a set that the caller holds already; for a newly opened page.
     resume: Option<bool>,
-    /// With `resume`: sets that the caller has at hand, separated by commas.
+    /// With `resume`: sets that the page shows already, separated by commas.
     except: Option<String>,
     /// Language of the guidelines: `en` or `zh`.
     lang: Option<String>,
@@ -42,7 +42,7 @@ impl NextQuery {
             self.except.iter().flat_map(|e| e.split(',')).filter(|e| !e.is_empty()).map(SetId::from).collect();
         let resume = self.resume.unwrap_or(false);
         if !resume && self.except.is_some() {
-            return Err(ApiError::bad("except", "goes with resume=true"));
+            return Err(ApiError::bad("except", "requires resume=true"));
         }
         if except.len() > 64 {
             return Err(ApiError::bad("except", format!("has {} sets; at most 64", except.len())));
@@ -51,7 +51,7 @@ impl NextQuery {
     }
 }
 
-/// The header `x-queue` of an answer without a set.
+/// The header `x-queue` of a response without a set: why there is none.
 fn why_nothing(reason: NoLease) -> &'static str {
     match reason {
         NoLease::Empty => "empty",
@@ -89,11 +89,11 @@ pub struct LeasedSet {
     pub prompt: LabelerPrompt,
     /// In the order in which they are shown.
     pub completions: Vec<BlindCompletion>,
-    /// Of the guidelines in force; a judgment sends it back.
+    /// Version of the current guidelines, to be sent with the judgment.
     pub guideline_version: String,
     pub me: OwnCounts,
     pub queue: Queue,
-    /// Null once the calibration sets that come first are done.
+    /// Progress with the first calibration sets; null when they are done.
     pub onboarding: Option<Onboarding>,
     /// Which of the onboarding's calibration sets this is, from 1; null for other sets.
     pub practice_number: Option<i64>,
@@ -115,10 +115,10 @@ pub struct Queue {
 }
 
 impl LeasedSet {
-    /// The turn as the page gets it.
+    /// The set in the form of the response.
     ///
     /// # Errors
-    /// 429 when too many texts wait to be rendered; the lease stands, and `resume` gives the set again.
+    /// 429 when too many texts wait to be rendered; the lease remains, and `resume` returns the set.
     pub(super) async fn new(services: &Services, actor: &Actor, turn: &Turn) -> ApiResult<Self> {
         Ok(Self {
             assignment_id: turn.assignment.id.clone(),
@@ -187,7 +187,7 @@ pub struct JudgmentRequest {
     pub rationale: Option<String>,
     #[serde(default)]
     pub flags: Vec<Flag>,
-    /// What the labeler would have answered: becomes a demonstration.
+    /// The labeler's ideal answer; stored as a demonstration.
     pub ideal_answer: Option<String>,
     #[serde(default)]
     pub active_ms: i64,
@@ -196,7 +196,7 @@ pub struct JudgmentRequest {
     pub idempotency_key: String,
     /// The judgment that this one corrects.
     pub revises: Option<JudgmentId>,
-    /// Of the guidelines as they were shown.
+    /// Version of the guidelines that were shown.
     pub guideline_version: Option<String>,
 }
 
@@ -219,8 +219,8 @@ pub struct Flag {
 }
 
 impl JudgmentRequest {
-    pub fn into_word(self) -> Word {
-        Word {
+    pub fn into_submission(self) -> Submission {
+        Submission {
             lease_token: self.lease_token,
             outcome: self.outcome,
             items: self.items.into_iter().map(|i| (i.completion_id, i.tier, i.rating)).collect(),
@@ -247,18 +247,18 @@ pub async fn submit(
     Path(id): Path<AssignmentId>,
     Json(body): Json<JudgmentRequest>,
 ) -> ApiResult<axum::Json<StoredJudgment>> {
-    Ok(axum::Json(judge::submit(&state.services, &actor, &id, body.into_word()).await?.into()))
+    Ok(axum::Json(judge::submit(&state.services, &actor, &id, body.into_submission()).await?.into()))
 }
 
-/// The stored judgment, and what its labeler learns after it.
+/// The stored judgment, and what is revealed to its labeler.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct StoredJudgment {
     pub judgment: Judgment,
-    /// The idempotency key had been used: this is what was stored then.
+    /// Whether the idempotency key had been used before; then this is the earlier judgment.
     pub replayed: bool,
-    /// Who wrote what; empty unless `labeling.reveal` is on.
+    /// Authors of the completions; empty unless `labeling.reveal` is on.
     pub reveal: Vec<Author>,
-    /// For calibration sets; else null.
+    /// Comparison with the expected answer, for calibration sets; else null.
     pub verdict: Option<Verdict>,
 }
 
@@ -291,21 +291,21 @@ impl PageQuery {
     }
 }
 
-/// Rows a page when not said, and at most.
+/// Default and largest number of rows in a page.
 const ROWS: u32 = 50;
 const MOST_ROWS: u32 = 500;
 
 /// # Errors
-/// 400 at `limit` outside 1 to 500, and at an `after` that is no id: it would give the first page again, or none.
+/// 400 at `limit` outside 1 to 500, and at an `after` that is not a valid id.
 pub fn page(after: Option<String>, limit: Option<u32>) -> ApiResult<Page> {
     let is_id = |id: &String| id.len() == 26 && id.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
     if after.as_ref().is_some_and(|id| !is_id(id)) {
-        return Err(ApiError::bad("after", "is no id; take it from `after` of the page before"));
+        return Err(ApiError::bad("after", "is not a valid id; take it from `after` of the previous page"));
     }
     Ok(Page { after, limit: rows(limit.map(i64::from))? })
 }
 
-/// The number of rows a page asks for.
+/// The number of rows in a page.
 ///
 /// # Errors
 /// 400 at `limit` outside 1 to 500.
@@ -342,7 +342,7 @@ pub struct PastJudgment {
 /// A judgment with its set as it was shown, to be revised.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ReopenedJudgment {
-    /// What the labeler has been shown of the set: a revision with this knowledge is kept apart.
+    /// What has been revealed to the labeler about the set; a revision with this knowledge does not count as blind.
     pub revealed: Vec<Knowledge>,
     pub judgment: Judgment,
     pub assignment_id: Option<AssignmentId>,
@@ -386,7 +386,7 @@ pub struct GuidelinesQuery {
     lang: Option<String>,
 }
 
-/// The guidelines in force for one language.
+/// The current guidelines of one language.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ShownGuidelines {
     pub version: String,
@@ -405,14 +405,14 @@ impl ShownGuidelines {
     }
 }
 
-/// The guidelines of every language, and all that administrators wrote.
+/// The current guidelines of every language, and all stored versions.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct AllGuidelines {
     pub current: Vec<EditableGuidelines>,
     pub versions: Vec<FormerGuidelines>,
 }
 
-/// Guidelines in force with their source.
+/// Current guidelines with their source.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct EditableGuidelines {
     #[serde(flatten)]
@@ -421,11 +421,11 @@ pub struct EditableGuidelines {
     pub text: String,
 }
 
-/// What an administrator once wrote.
+/// A stored version of guidelines.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct FormerGuidelines {
     pub lang: String,
-    /// Null where it went back to the configured file or the built-in text.
+    /// Null when the version returned to the configured file or the built-in text.
     pub version: Option<String>,
     /// Markdown.
     pub text: String,
@@ -441,7 +441,7 @@ pub async fn guidelines(
     Ok(axum::Json(ShownGuidelines::new(&current).await?))
 }
 
-/// The texts in force for every language, and all that administrators wrote.
+/// The current texts of every language, and all stored versions.
 pub async fn all_guidelines(State(state): State<AppState>) -> ApiResult<axum::Json<AllGuidelines>> {
     let mut current = Vec::new();
     for lang in words::LANGUAGES {

@@ -1,11 +1,11 @@
-//! Untrusted Markdown to HTML that can only look like text: raw HTML stays visible text, there are no images,
-//! and links lead to https only. Two independent filters: what pulldown-cmark emits is cleaned by ammonia.
+//! Renders untrusted Markdown as safe HTML: raw HTML stays visible text, there are no images, and links lead to https
+//! only. There are two independent filters: ammonia cleans the output of pulldown-cmark.
 //!
-//! A text's size and nesting bound the work of one rendering. [`render_all`] is the only way to it: it runs off the
-//! async workers, at most `PERMITS` at once, and remembers results by the text's hash.
+//! A text's size and nesting bound the work of one rendering. [`render_all`] is the only entry point: it renders on
+//! blocking threads, at most `PERMITS` at once, and caches results by the text's hash.
 //!
-//! Mathematics (`$…$`, `$$…$$`, `\(…\)`, `\[…\]`) comes out as `<span class="math math-inline">` or
-//! `math-display` holding its LaTeX source; the pages typeset it. Code keeps its language as a class.
+//! Mathematics (`$…$`, `$$…$$`, `\(…\)`, `\[…\]`) becomes `<span class="math math-inline">` or
+//! `math-display` with its LaTeX source; the pages typeset it. Code keeps its language as a class.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -19,9 +19,9 @@ use tokio::sync::Semaphore;
 
 use super::error::{ApiError, ApiResult};
 
-/// Longer texts are shown as they are, in one block without markup. In bytes.
+/// Longer texts (bytes) are shown in one block without markup.
 const MAX_BYTES: usize = 128 << 10;
-/// The work of block quotes and lists grows with the square of their nesting; nobody reads deeper ones.
+/// Deepest nesting: the work for block quotes and lists grows with its square.
 const MAX_NESTING: usize = 24;
 /// The longest formula between LaTeX's own delimiters, in bytes.
 const MAX_FORMULA: usize = 4096;
@@ -29,7 +29,7 @@ const MAX_FORMULA: usize = 4096;
 const PERMITS: usize = 2;
 /// Requests that may wait for one of them; more get 429.
 const MAX_WAITING: usize = 256;
-/// Rendered HTML that is remembered: two generations of this size, in bytes.
+/// Size of one of the cache's two generations, in bytes.
 const GENERATION_BYTES: usize = 8 << 20;
 
 static CLEANER: LazyLock<Builder<'static>> = LazyLock::new(|| {
@@ -104,7 +104,7 @@ pub async fn render_all(texts: &[&str]) -> ApiResult<Vec<Arc<str>>> {
         let busy = || ApiError::too_many("too many texts wait to be rendered; try again", "overloaded", 1);
         let _place = QUEUE.try_acquire().map_err(|_| busy())?;
         for (text, html) in texts.iter().zip(&mut out).filter(|(_, html)| html.is_none()) {
-            // Waiting ends with the request: a client that leaves starts no further rendering.
+            // Waiting ends with the request, so that a disconnected client starts no further rendering.
             let permit = RENDERER.clone().acquire_owned().await.map_err(|_| busy())?;
             let text = (*text).to_owned();
             let rendered = tokio::task::spawn_blocking(move || {
@@ -132,7 +132,7 @@ fn cached(text: &str) -> Arc<str> {
 
 type Key = [u8; 32];
 
-/// What was rendered lately: a new generation begins when the younger one is full, and the elder one goes.
+/// Cache of rendered texts: when the young generation is full it becomes the old one, and the old one is dropped.
 #[derive(Default)]
 struct Generations {
     younger: HashMap<Key, Arc<str>>,
@@ -173,9 +173,9 @@ fn render(markdown: &str) -> String {
         Event::Html(text) | Event::InlineHtml(text) => Some(Event::Text(text)),
         // An image becomes its alternative text.
         Event::Start(Tag::Image { .. }) | Event::End(TagEnd::Image) => None,
-        // People break lines where they mean it.
+        // Line breaks are kept.
         Event::SoftBreak => Some(Event::HardBreak),
-        // Two amounts of money are no formula: "$5-$10".
+        // Two amounts of money are not a formula: "$5-$10".
         Event::InlineMath(_) if markdown[range.end..].starts_with(|c: char| c.is_ascii_digit()) => {
             Some(Event::Text(markdown[range].to_owned().into()))
         }
@@ -230,7 +230,7 @@ fn dollars(markdown: &str, options: Options) -> Cow<'_, str> {
     }
     let mut code = code.into_iter().peekable();
     let mut out = String::with_capacity(markdown.len());
-    // Everything before `copied` is in `out`; the search goes on at `at`.
+    // Everything before `copied` is in `out`; the search continues at `at`.
     let (mut copied, mut at) = (0, 0);
     while let Some(offset) = markdown[at..].find('\\') {
         let open = at + offset;
@@ -260,7 +260,7 @@ fn dollars(markdown: &str, options: Options) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Whether the text between two delimiters can be one formula: within a paragraph, and without dollars.
+/// Whether the text between two delimiters can be a formula: it is within a paragraph and has no dollars.
 fn formula(body: &str) -> bool {
     !body.trim().is_empty() && !body.contains("\n\n") && !body.contains('$')
 }

@@ -1,6 +1,7 @@
-//! The HTTP surface: one table of routes, each with the access it asks for; JSON in and out.
-//! No SQL, no tensors, no policy: handlers translate and call services.
+//! The HTTP API: one table of routes, each with its required access; JSON in and out. No SQL, no tensors, no policy:
+//! handlers translate requests and call services.
 
+pub mod access;
 pub mod admin;
 pub mod anthropic;
 pub mod ask;
@@ -26,6 +27,7 @@ pub mod observe;
 pub mod openai;
 pub mod openapi;
 pub mod pages;
+pub mod peer;
 pub mod rates;
 pub mod rerank;
 pub mod responses;
@@ -47,33 +49,32 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::engine::Turns;
 use crate::service::Services;
 
-/// What handlers share.
+/// State shared by handlers.
 pub struct App {
     pub services: Arc<Services>,
     pub prometheus: PrometheusHandle,
     pub rates: rates::Rates,
-    /// The API's page and document: made once, because anybody may ask for them as often as they like.
+    /// The API's page and document, generated once.
     pub docs: OnceLock<Bytes>,
     pub openapi: OnceLock<Bytes>,
 }
 
 pub type AppState = Arc<App>;
 
-/// Large pieces of work of this module (parsing, writing) at the same time, and those that may wait for a turn.
-const APART_AT_ONCE: usize = 4;
-const APART_MAY_WAIT: usize = 64;
-static APART: LazyLock<Turns> = LazyLock::new(|| Turns::new(APART_AT_ONCE, APART_MAY_WAIT));
+/// Most concurrent pieces of long work of this module (parsing, formatting), and most that may wait.
+const MAX_BLOCKING: usize = 4;
+const MAX_BLOCKING_WAITING: usize = 64;
+static BLOCKING: LazyLock<Turns> = LazyLock::new(|| Turns::new(MAX_BLOCKING, MAX_BLOCKING_WAITING));
 
-/// Runs work that takes longer than a moment on a blocking thread, in turn, so that the threads that answer
-/// others stay free.
+/// Runs long work on a blocking thread, with limited concurrency, to keep the async threads free.
 ///
 /// # Errors
 /// 429 when too many wait.
-pub async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, error::ApiError> {
-    APART.run(|_| Ok(work())).await.map_err(error::ApiError::from)
+pub async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, error::ApiError> {
+    BLOCKING.run(|_| Ok(work())).await.map_err(error::ApiError::from)
 }
 
-/// What handlers share, over these services.
+/// The state of handlers over these services.
 pub fn state(services: Arc<Services>) -> AppState {
     let rates = rates::Rates::new(&services.config.rates);
     let (docs, openapi) = (OnceLock::new(), OnceLock::new());
@@ -85,7 +86,7 @@ pub fn router(services: Arc<Services>) -> Router {
     router_of(state(services))
 }
 
-/// As [`router`], for those who need the state themselves.
+/// The whole server as one service, over existing state.
 pub fn router_of(state: AppState) -> Router {
     let services = &state.services;
     let limits = services.config.limits.clone();

@@ -1,23 +1,23 @@
-//! What is done to a JSON body before it is read as a type. Null as absent: clients dump every optional field, most of them null. One pass over the body takes such
-//! fields out, so that no route can refuse what says nothing. Another one weighs it.
+//! Preprocessing of JSON bodies. Clients send every optional field, most of them null: one pass over the body removes
+//! null fields, so that null means absent on every route. Another pass estimates the memory of its values.
 
 use std::borrow::Cow;
 
-/// Fields that keep their nulls: where null is a value of its own (`value`, `daily_quota`; `const` and `enum` of JSON
-/// schemas), and free-form objects that are handed on as they are (`args`).
+/// Fields whose nulls are kept: those where null is a value (`value`, `daily_quota`; `const` and `enum` of JSON
+/// schemas), and free-form objects that are passed on unchanged (`args`).
 const KEPT: [&[u8]; 5] = [b"args", b"value", b"daily_quota", b"const", b"enum"];
 
-/// The JSON text with every `"field": null` of an object overwritten by spaces. Lengths and places stay, so
-/// that errors still point at the text that was sent; text that is not JSON stays not JSON.
+/// The JSON text with every `"field": null` of an object overwritten by spaces. Lengths and offsets are kept, so that
+/// errors refer to the sent text; text that is not JSON does not become JSON.
 pub fn without_nulls(json: &[u8]) -> Cow<'_, [u8]> {
     if !json.windows(4).any(|w| w == b"null") {
         return Cow::Borrowed(json);
     }
     let mut out = Cow::Borrowed(json);
-    // Place of the last byte that is not space, outside what was taken out.
+    // Offset of the last byte that is not white space, outside of removed fields.
     let mut last: Option<usize> = None;
     let (mut at, mut depth) = (0, 0usize);
-    // Depth at which a kept free-form value ends.
+    // Depth at which a kept value ends.
     let mut kept_until: Option<usize> = None;
     while let Some(byte) = json.get(at).copied() {
         let start = at;
@@ -59,8 +59,8 @@ pub fn without_nulls(json: &[u8]) -> Cow<'_, [u8]> {
     out
 }
 
-/// Overwrites the field `start..end` with one comma beside it; where to go on, or `None` where it does not
-/// stand like a field.
+/// Overwrites the field `start..end` and one adjacent comma; returns the offset to continue at, or `None` if it is not
+/// a field.
 fn take_out(out: &mut Cow<'_, [u8]>, json: &[u8], last: Option<usize>, start: usize, end: usize) -> Option<usize> {
     let before = last.map(|l| json[l]);
     let next = skip_space(json, end);
@@ -85,7 +85,7 @@ fn take_out(out: &mut Cow<'_, [u8]>, json: &[u8], last: Option<usize>, start: us
     }
 }
 
-/// The place after the string that begins at `at`.
+/// The offset after the string that begins at `at`.
 fn string_end(json: &[u8], at: usize) -> usize {
     let mut at = at + 1;
     while let Some(byte) = json.get(at) {
@@ -98,7 +98,7 @@ fn string_end(json: &[u8], at: usize) -> usize {
     json.len()
 }
 
-/// Bytes that the values of a JSON text take as a tree, at most: a number of two characters becomes a node of
+/// Upper bound of the memory (bytes) of a JSON text's values as a tree: a number of two characters becomes a node of
 /// eighty bytes, an object of one field half a kilobyte.
 pub fn weight(json: &[u8]) -> usize {
     const VALUE: usize = 80;

@@ -1,5 +1,5 @@
-//! Around every request: its id, the log line, the duration metric (taken at the end of the body) and
-//! the security headers.
+//! The outermost layer of every request: its id, the log line, the duration metric (until the end of the body) and the
+//! security headers.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -31,7 +31,7 @@ pub const SECURITY_HEADERS: &[(&str, &str)] = &[
     ("permissions-policy", "camera=(), microphone=(), geolocation=()"),
 ];
 
-/// The request's id: the client's `x-request-id` where it is harmless, else a fresh one.
+/// The request's id: the client's `x-request-id` if it is valid, else a new one.
 #[derive(Clone, Debug)]
 pub struct RequestId(pub String);
 
@@ -78,13 +78,13 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(request.headers());
     let method = request.method().clone();
-    // The pattern, never the raw path: labels of metrics must stay few.
+    // The pattern, never the raw path, to limit the number of labels.
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     request.extensions_mut().insert(RequestId(id.clone()));
     let trace = trace_id(request.headers()).unwrap_or_default();
     let span = tracing::info_span!("request", request.id = %id, trace.id = %trace);
     if let Some(caller) = caller(request.headers()) {
-        // Without a collector there is nothing to set.
+        // Without a collector there is no parent to set.
         let _ = span.set_parent(caller);
     }
     span.set_attribute("http.request.method", method.to_string());
@@ -109,7 +109,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     response.map(|inner| Body::new(Timed { inner, timer }))
 }
 
-/// Reports once, when the body has ended or was dropped.
+/// Records the duration once, when the body has ended or was dropped.
 struct Timer {
     started: Instant,
     route: String,
@@ -147,7 +147,7 @@ impl Timer {
     }
 }
 
-/// A body that tells the timer how it ended.
+/// A body that records its end in the timer.
 struct Timed {
     inner: Body,
     timer: Timer,

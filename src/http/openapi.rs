@@ -1,4 +1,4 @@
-//! `/openapi.json`, made from the table of routes.
+//! `/openapi.json`, generated from the table of routes.
 
 use axum::extract::State;
 use axum::http::header;
@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::AppState;
-use super::auth::Access;
+use super::access::Access;
 use super::contract::{self, COMPONENTS, Content};
 use super::error::ErrorBody;
 use super::routes::{self, Route};
@@ -120,15 +120,14 @@ fn request_schema(route: &Route, body: &Value, read: &mut SchemaGenerator) -> Va
     contract::in_terms_of_json(schema)
 }
 
-/// The schemas of what is written and of what is read under one roof. A type that is read in another shape than it is
-/// written in is called `…Input` there.
+/// Merges the schemas of responses and requests. A type that differs between the two is named `…Input` in requests.
 fn merged(
     written: Map<String, Value>,
     mut read: Map<String, Value>,
     bodies: &mut Map<String, Value>,
 ) -> Map<String, Value> {
     let mut other: Vec<String> = Vec::new();
-    // What refers to a type that has two shapes has two shapes too.
+    // A type that refers to one with two shapes has two shapes too.
     loop {
         let differs = |name: &String, schema: &Value| match written.get(name) {
             None => false,
@@ -183,7 +182,7 @@ fn redirect(schema: &mut Value, from: &str, to: &str) {
     }
 }
 
-/// The good answers, and every refusal that the route can come to, all in the one error shape.
+/// The successful responses, and every error response of the route.
 fn responses(route: &Route, written: &mut SchemaGenerator, error: &Value) -> Value {
     let mut responses = Map::new();
     for answer in &route.answers {
@@ -209,19 +208,19 @@ fn responses(route: &Route, written: &mut SchemaGenerator, error: &Value) -> Val
         let content = json!({"application/json": {"schema": schema}});
         responses.insert(status.to_owned(), json!({"description": why, "content": content}));
     };
-    refusal("400", "a field, named in `param`, cannot be used");
+    refusal("400", "a field, named in `param`, is invalid");
     if route.access != Access::Public {
         refusal("401", "no key, or a wrong one");
         refusal("403", "a key without the right");
-        refusal("429", "too many requests; `Retry-After` says when");
+        refusal("429", "too many requests; `Retry-After` has the time to wait");
     }
     if route.body.is_some() {
-        refusal("408", "the body did not come in time");
+        refusal("408", "the body did not arrive in time");
         refusal("413", "the body is too large");
     }
-    refusal("4XX", "refused: 404 not there, 409 in conflict with what is, and the like");
-    refusal("503", "loading, shutting down, or something it needs is away; `Retry-After` says when");
-    refusal("5XX", "failed; the server's log says why");
+    refusal("4XX", "refused: 404 not found, 409 conflict, and others");
+    refusal("503", "loading, shutting down, or a dependency is unavailable; `Retry-After` has the time to wait");
+    refusal("5XX", "failed; the reason is in the server's log");
     responses.into()
 }
 
@@ -236,7 +235,7 @@ fn parameters(route: &Route, path: &str) -> Vec<Value> {
             let about = schema["description"].as_str().unwrap_or_default();
             let required = required.contains(&name.as_str());
             let mut schema = schema.clone();
-            // A query has no null: what is not given is left out.
+            // A query has no null; absent parameters are left out.
             if let Some(kinds) = schema["type"].as_array() {
                 let one = kinds.iter().find(|k| *k != "null").cloned().unwrap_or_default();
                 schema["type"] = one;

@@ -42,14 +42,14 @@ pub async fn favicon(headers: HeaderMap) -> Response {
     serve("favicon.svg", &headers).await
 }
 
-/// Every address that is not there: a page for people, JSON for programs.
+/// The response to unknown addresses: a page for browsers, JSON for programs.
 pub async fn missing(headers: HeaderMap) -> Response {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok());
     let browser = accepted.flat_map(|line| line.split(',')).any(|kind| kind.trim().starts_with("text/html"));
     if !browser {
         return no_route().await.into_response();
     }
-    // Without the caller's tag: 404 is no case for "not modified".
+    // Without the caller's ETag: a 404 is never "not modified".
     let mut response = serve("missing.html", &HeaderMap::new()).await;
     response.headers_mut().remove(header::ETAG);
     *response.status_mut() = StatusCode::NOT_FOUND;
@@ -64,13 +64,13 @@ pub async fn file(Path(path): Path<String>, headers: HeaderMap) -> Result<Respon
     Ok(serve(&path, &headers).await)
 }
 
-/// Names are looked up in the embedded table: there is no file system to climb.
+/// Names are looked up in the embedded table; the file system is not read.
 async fn serve(path: &str, headers: &HeaderMap) -> Response {
     let Some(file) = Files::get(path) else { return no_route().await.into_response() };
     let hash = file.metadata.sha256_hash();
     let mut kind = file.metadata.mimetype().to_owned();
     let packed = is_text(&kind) && takes_gzip(headers);
-    // Another encoding is another representation, with a tag of its own.
+    // Each encoding has an ETag of its own.
     let tag = format!("\"{}{}\"", hex::encode(&hash[..16]), if packed { "-gz" } else { "" });
     let mut response = if is_known(headers, &tag) {
         StatusCode::NOT_MODIFIED.into_response()
@@ -89,14 +89,14 @@ async fn serve(path: &str, headers: &HeaderMap) -> Response {
         out.insert(header::ETAG, tag);
     }
     out.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
-    // Our own files change together with the program and are asked for again each time, which their tag makes cheap.
-    // Libraries keep their content under their name.
+    // The program's own files change with its version and are revalidated by their ETag. Files of libraries never
+    // change under their name.
     let cached = if path.starts_with("vendor/") { "public, max-age=86400" } else { "no-cache" };
     out.insert(header::CACHE_CONTROL, HeaderValue::from_static(cached));
     response
 }
 
-/// Whether the caller has the content of this tag. A cache may mark it weak, and may send several.
+/// Whether the caller has the content with this ETag. A cache may send weak or several ETags.
 fn is_known(headers: &HeaderMap, tag: &str) -> bool {
     let sent = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|v| v.to_str().ok());
     sent.flat_map(|line| line.split(',')).any(|known| {
@@ -105,7 +105,7 @@ fn is_known(headers: &HeaderMap, tag: &str) -> bool {
     })
 }
 
-/// Fonts and images are packed already.
+/// Fonts and images are compressed already.
 fn is_text(kind: &str) -> bool {
     kind.starts_with("text/") || kind.ends_with("javascript") || kind.ends_with("json") || kind.ends_with("svg+xml")
 }
@@ -119,7 +119,7 @@ fn takes_gzip(headers: &HeaderMap) -> bool {
         let name = words.next().unwrap_or_default().to_ascii_lowercase();
         let weight = words.find_map(|w| w.strip_prefix("q=")).map_or(1.0, |q| q.parse::<f32>().unwrap_or(0.0));
         match name.as_str() {
-            // What is named goes before what is meant by the star.
+            // A named encoding has priority over `*`.
             "gzip" | "x-gzip" => return weight > 0.0,
             "*" => any = weight > 0.0,
             _ => {}
@@ -128,7 +128,7 @@ fn takes_gzip(headers: &HeaderMap) -> bool {
     any
 }
 
-/// The packed file, made once for each content.
+/// The compressed file, created once for each content.
 fn gzipped(path: &str, hash: [u8; 32], data: &[u8]) -> Bytes {
     static PACKED: Mutex<BTreeMap<String, ([u8; 32], Bytes)>> = Mutex::new(BTreeMap::new());
     if let Some((_, bytes)) =

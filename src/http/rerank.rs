@@ -1,4 +1,4 @@
-//! `POST /v1/rerank` and `/v1/score`: how well texts fit a query. An encoder compares vectors (the cosine of the
+//! `POST /v1/rerank` and `/v1/score`: relevance of texts to a query. An encoder compares vectors (the cosine of the
 //! angle); a reward model scores each text as an answer to the query.
 
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub struct RerankRequest {
     /// Texts, or `{"text"}`: up to 2047.
     #[schemars(with = "Vec<Value>")]
     pub documents: Vec<Value>,
-    /// How many are returned; absent = all.
+    /// Number of returned documents; absent = all.
     pub top_n: Option<usize>,
     /// Return the texts too. Default false.
     pub return_documents: Option<bool>,
@@ -55,7 +55,7 @@ pub struct ScoreRequest {
     pub user: Option<Value>,
 }
 
-/// Texts in the order in which they fit the query.
+/// Documents in order of relevance.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Reranked {
     #[schemars(extend("const" = "list"))]
@@ -69,7 +69,7 @@ pub struct Reranked {
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct RankedDocument {
-    /// Its place in the request.
+    /// Its index in the request.
     pub index: usize,
     pub relevance_score: f64,
     /// With `return_documents`.
@@ -205,7 +205,7 @@ impl Texts {
     }
 }
 
-/// The model, a score of each pair, and the tokens that were read.
+/// The model, the score of each pair, and the number of tokens.
 async fn scores(
     services: &Services,
     model: Option<&str>,

@@ -1,4 +1,4 @@
-//! One row of the table of routes: method, path, who may call it, what it takes and what it answers.
+//! One row of the table of routes: method, path, who may call it, its request and response types.
 
 use axum::handler::Handler;
 use axum::http::Method;
@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::AppState;
-use super::auth::Access;
+use super::access::Access;
 use super::contract::{self, Answer, Content, SchemaOf};
 
 /// One method of one path.
@@ -19,19 +19,19 @@ pub struct Route {
     pub about: &'static str,
     /// JSON Schema of the request body, without references.
     pub body: Option<Value>,
-    /// The same with references to the types in it; `required` stands in `body`.
+    /// The body's schema with references to the types in it; `required` is in `body`.
     pub body_type: Option<SchemaOf>,
     /// The body may be missing.
     pub body_optional: bool,
     /// JSON Schema of the query: parameters that it does not name are refused.
     pub query: Option<Value>,
-    /// A page or its file: what stands in the query is for the page's own script.
+    /// A page or its file: the query is for the page's script.
     pub page: bool,
     /// Takes compressed bodies.
     pub decodes: bool,
-    /// What it answers when it does not refuse.
+    /// The successful responses.
     pub answers: Vec<Answer>,
-    /// A model runs for it: tokens are charged to the caller's key, and a key without tokens left is refused.
+    /// Whether it runs a model: tokens are charged to the caller's key, and a key without tokens left is refused.
     pub computes: bool,
     pub handler: MethodRouter<AppState>,
 }
@@ -48,7 +48,7 @@ impl Route {
         self
     }
 
-    /// As `body`, for a body that may be missing.
+    /// Declares a JSON body that may be missing.
     pub(super) fn optional_body<B: JsonSchema>(self) -> Self {
         Self { body_optional: true, ..self.body::<B>() }
     }
@@ -59,12 +59,12 @@ impl Route {
         self
     }
 
-    /// Declares the JSON answer of a status; a handler returns the same type.
+    /// Declares the JSON response of a status; a handler returns the same type.
     pub(super) fn returns<T: Serialize + JsonSchema>(self, status: u16) -> Self {
         let about = match status {
             200 => "done",
             201 => "made",
-            202 => "begun; it goes on in the background",
+            202 => "started; it continues in the background",
             _ => "refused",
         };
         self.answers(status, Content::Json(contract::named::<T>), about)
@@ -75,12 +75,12 @@ impl Route {
         self.returns_nothing_because(contract::NOTHING)
     }
 
-    /// Declares 204 in words of its own.
+    /// Declares 204 with a description.
     pub(super) fn returns_nothing_because(self, about: &'static str) -> Self {
         self.answers(204, Content::Empty, about)
     }
 
-    /// Declares an answer that is no JSON.
+    /// Declares a response that is not JSON.
     pub(super) fn returns_other(self, content_type: &'static str) -> Self {
         self.answers(200, Content::Other(content_type), "done")
     }
@@ -95,7 +95,7 @@ impl Route {
         self
     }
 
-    /// Fields that must be there although their type has a default.
+    /// Fields that are required although their type has a default.
     pub(super) fn requiring(mut self, fields: &[&str]) -> Self {
         if let Some(body) = &mut self.body {
             body["required"] = fields.iter().copied().map(Value::from).collect();
@@ -116,7 +116,7 @@ impl Route {
         self.answers(304, Content::Empty, "unchanged since the `ETag` in `If-None-Match`")
     }
 
-    /// The names that the query may hold; `None` = any.
+    /// Names of the query's parameters; `None` = any.
     pub fn query_names(&self) -> Option<Vec<String>> {
         let fields = self.query.as_ref().and_then(|q| q["properties"].as_object());
         (!self.page).then(|| fields.map(|f| f.keys().cloned().collect()).unwrap_or_default())

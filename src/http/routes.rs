@@ -4,7 +4,7 @@
 
 use axum::extract::DefaultBodyLimit;
 
-use super::auth::Access::{Admin, Feedback, Inference, Keyed, Public, Review};
+use super::access::Access::{Admin, Feedback, Inference, Keyed, Public, Review};
 use super::contract::{Counted, List, Paged};
 pub use super::route::Route;
 use super::route::{delete, get, post};
@@ -34,7 +34,7 @@ use crate::service::sample::Sample;
 /// Keys, invites and names are short; anybody may send them.
 const LOGIN_BYTES: usize = 4096;
 
-/// What a form has beside the file in it.
+/// The fields of a form in addition to the file.
 const FORM_BYTES: usize = 16 << 10;
 
 /// Every route there is.
@@ -76,7 +76,7 @@ fn inference() -> Vec<Route> {
             .streams::<openai::stream::Streamed<openai::completions::TextCompletion>>()
             .computing(),
         post("/v1/chat/completions", Inference, "Answer a conversation", openai::chat::create)
-            .body::<openai::chat::ChatRequest>()
+            .body::<openai::chat_request::ChatRequest>()
             .requiring(&["messages"])
             .returns::<openai::chat::ChatCompletion>(200)
             .streams::<openai::stream::Streamed<openai::chat::ChatChunk>>()
@@ -321,7 +321,7 @@ fn training() -> Vec<Route> {
             .query::<jobs::EventsQuery>()
             .returns::<jobs::JobEvents>(200)
             .streams::<jobs::StreamedJobEvent>(),
-        get("/admin/jobs/{id}/log", Admin, "Where a job runs beside child processes, and its log there", jobs::log)
+        get("/admin/jobs/{id}/log", Admin, "The remote place where a job runs, and its log there", jobs::log)
             .returns::<PlaceLog>(200),
         get("/admin/jobs/{id}/metrics", Admin, "Curves of a job", jobs::metrics)
             .query::<jobs::MetricsQuery>()
@@ -457,7 +457,7 @@ fn accounts() -> Vec<Route> {
     ]
 }
 
-/// What reviewers may do beside ranking.
+/// What reviewers may do in addition to ranking.
 fn review() -> Vec<Route> {
     use admin::{browse, quality};
     vec![

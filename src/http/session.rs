@@ -1,5 +1,5 @@
-//! Signing in and out on the pages: a key, a personal link or an invite becomes a cookie. Secrets come in bodies, never in
-//! addresses, which logs keep.
+//! Sign-in and sign-out on the pages: a key, a personal link or an invite is exchanged for a cookie. Secrets are sent
+//! in bodies, never in addresses, which are logged.
 
 use std::net::IpAddr;
 
@@ -13,12 +13,12 @@ use super::AppState;
 use super::auth::{self, COOKIE, MaybeCaller};
 use super::error::{ApiError, ApiResult};
 use super::extract::Json;
-use super::rates::ClientAddress;
+use super::peer::ClientAddress;
 use crate::domain::{LabelerId, Micros, Role};
-use crate::service::access::{self, Refusal};
+use crate::service::sign_in::{self, Refusal};
 use crate::service::{self, ServiceError};
 
-/// Exactly one way in. 403 says by its code why it is refused: `key_unknown`, `key_opens_no_session`,
+/// Exactly one credential. The code of a 403 gives the reason: `key_unknown`, `key_opens_no_session`,
 /// `person_locked_out`, and `invite_` or `link_` with `unknown`, `used`, `replaced`, `revoked` or `expired`.
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -27,16 +27,16 @@ pub struct LogIn {
     pub key: Option<String>,
     /// Or: a personal sign-in link's token.
     pub link: Option<String>,
-    /// Or: an invite, with the name of the new person; absent = the name that the invite greets.
+    /// Or: an invite, with the name of the new person; absent = the name in the invite.
     pub invite: Option<String>,
     pub name: Option<String>,
 }
 
-/// Who is signed in.
+/// The signed-in person.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct SignedIn {
     pub labeler: Person,
-    /// After an invite: the person's own way back, shown once.
+    /// After an invite: the person's sign-in link, shown once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub link: Option<OwnLink>,
 }
@@ -62,7 +62,7 @@ pub async fn log_in(
     headers: HeaderMap,
     Json(body): Json<LogIn>,
 ) -> ApiResult<Response> {
-    // A foreign page must not sign a visitor in as somebody else.
+    // Another site's page must not sign a visitor in as another person.
     auth::same_origin(&headers)?;
     let services = &state.services;
     let mut link = None;
@@ -70,22 +70,22 @@ pub async fn log_in(
         (Some(key), None, None, None) => {
             let actor = auth::by_key(&state, &key, from, false).await?;
             let actor = actor.ok_or(ServiceError::SignIn(Refusal::UnknownKey))?;
-            access::log_in_as(services, actor).await?
+            sign_in::log_in_as(services, actor).await?
         }
         (None, Some(link), None, None) => {
-            let signed_in = access::log_in_with_link(services, &link).await;
+            let signed_in = sign_in::log_in_with_link(services, &link).await;
             counted(&state, from, signed_in)?
         }
         (None, None, Some(invite), name) => {
-            let signed_in = access::log_in_with_invite(services, &invite, name.as_deref()).await;
+            let signed_in = sign_in::log_in_with_invite(services, &invite, name.as_deref()).await;
             let (labeler, token, own) = counted(&state, from, signed_in)?;
-            link = Some(OwnLink { url: access::link_url(&labeler, &own), token: own });
+            link = Some(OwnLink { url: sign_in::link_url(&labeler, &own), token: own });
             (labeler, token)
         }
         _ => return Err(ApiError::bad("key", "give a key, a link, or an invite with a name")),
     };
     if let Some(old) = auth::cookie(&headers) {
-        access::log_out(services, old).await?;
+        sign_in::log_out(services, old).await?;
     }
     let labeler = Person { id: labeler.id, name: labeler.name, role: labeler.role };
     let mut response = axum::Json(SignedIn { labeler, link }).into_response();
@@ -93,7 +93,7 @@ pub async fn log_in(
     Ok(response)
 }
 
-/// Counts a secret that belongs to nothing; who was wrong too often waits.
+/// Counts an unknown secret; an address with too many must wait.
 fn counted<T>(state: &AppState, from: Option<IpAddr>, found: service::Result<T>) -> ApiResult<T> {
     match found {
         Err(ServiceError::SignIn(refusal)) if refusal.is_guess() => {
@@ -111,7 +111,7 @@ pub struct InviteLook {
     pub invite: String,
 }
 
-/// Whom an invite is for.
+/// The person an invite is for.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct InviteGreeting {
     pub name: Option<String>,
@@ -120,26 +120,26 @@ pub struct InviteGreeting {
     pub expires: Micros,
 }
 
-/// Whom an invite is for, so that the page can greet; accepting it is another step.
+/// Shows who an invite is for, before it is accepted.
 pub async fn look_at_invite(
     State(state): State<AppState>,
     ClientAddress(from): ClientAddress,
     Json(body): Json<InviteLook>,
 ) -> ApiResult<axum::Json<InviteGreeting>> {
-    let found = access::open_invite(&state.services, &body.invite).await;
+    let found = sign_in::open_invite(&state.services, &body.invite).await;
     let invite = counted(&state, from, found)?;
     Ok(axum::Json(InviteGreeting { name: invite.name, role: invite.role, expires: invite.expires }))
 }
 
 pub async fn who(caller: MaybeCaller) -> ApiResult<axum::Json<SignedIn>> {
-    let actor = caller.0.ok_or_else(|| ApiError::unauthorized("nobody is signed in"))?;
+    let actor = caller.0.ok_or_else(|| ApiError::unauthorized("no session: sign in first"))?;
     let labeler = Person { id: actor.labeler_id, name: actor.name, role: actor.role };
     Ok(axum::Json(SignedIn { labeler, link: None }))
 }
 
 pub async fn log_out(State(state): State<AppState>, headers: HeaderMap) -> ApiResult<Response> {
     if let Some(token) = auth::cookie(&headers) {
-        access::log_out(&state.services, token).await?;
+        sign_in::log_out(&state.services, token).await?;
     }
     let mut response = StatusCode::NO_CONTENT.into_response();
     set_cookie(&state, &mut response, "", 0)?;

@@ -1,4 +1,4 @@
-//! Prompts and completions as answers show them to people.
+//! Prompts and completions in responses for people.
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -18,7 +18,7 @@ pub struct ShownMessage {
     pub html: String,
 }
 
-/// A prompt as people read it.
+/// A prompt with rendered messages.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ShownPrompt {
     pub id: PromptId,
@@ -42,7 +42,7 @@ impl ShownPrompt {
     }
 }
 
-/// A prompt as labelers read it.
+/// A prompt in the labelers' form.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct LabelerPrompt {
     #[serde(flatten)]
@@ -66,7 +66,7 @@ pub struct BlindCompletion {
     pub html: String,
     /// Ended by the length limit.
     pub cut_off: bool,
-    /// Number of tokens at which the length limit ended it; null where it did not, or where tokens are unknown.
+    /// Number of tokens at which the length limit ended it; null if it did not, or if the number is not known.
     pub cut_off_at: Option<usize>,
 }
 
@@ -84,7 +84,7 @@ impl BlindCompletion {
     }
 }
 
-/// The completions, each without its author, and without thoughts where `labeling.show_reasoning` is off.
+/// The completions without their authors, and without thoughts if `labeling.show_reasoning` is off.
 ///
 /// # Errors
 /// 429 when too many texts wait to be rendered.
@@ -99,7 +99,7 @@ pub async fn blind(services: &Services, completions: &[Completion]) -> ApiResult
     Ok(all.map(|((c, text), html)| BlindCompletion::new(c, text, &html)).collect())
 }
 
-/// Who wrote a completion.
+/// The author of a completion.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Author {
     pub completion_id: CompletionId,
@@ -107,7 +107,7 @@ pub struct Author {
     pub model: String,
 }
 
-/// Tiers as answers list them.
+/// Tiers in the form of responses.
 pub fn tiers(tiers: Vec<(CompletionId, i64)>) -> Vec<ExpectedTier> {
     tiers.into_iter().map(|(completion_id, tier)| ExpectedTier { completion_id, tier }).collect()
 }

@@ -76,7 +76,7 @@ pub async fn health() -> axum::Json<Health> {
     axum::Json(Health { status: "ok" })
 }
 
-/// Requests are served.
+/// The response when requests are served.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Ready {
     #[schemars(extend("const" = "ready"))]
@@ -85,7 +85,7 @@ pub struct Ready {
     pub model: String,
     /// Name of the active encoder.
     pub encoder: Option<String>,
-    /// What is wrong with the served model, if something is.
+    /// Error of the served model, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
 }
@@ -121,7 +121,7 @@ pub async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError
         }
     }
     metrics::counter!("instructd_store_statements_total").absolute(store_health::statements(services));
-    // A database that is away must not take the other figures with it.
+    // An unavailable database must not suppress the other metrics.
     for (state, jobs) in store_health::jobs_by_state(services).await {
         metrics::gauge!("instructd_jobs", "state" => state.as_str()).set(jobs as f64);
     }

@@ -1,10 +1,10 @@
-//! The small model inside the program: what serves when no other model can be had.
+//! The small model inside the program, which is served when no other model is available.
 
 use std::path::{Path, PathBuf};
 
 use rust_embed::RustEmbed;
 
-use super::pull::models_dir;
+use super::files::models_dir;
 
 /// Its name for `--model`.
 pub const NAME: &str = "builtin";
@@ -36,10 +36,10 @@ pub fn unpack(data_dir: &Path) -> std::io::Result<PathBuf> {
         if std::fs::read(&path).is_ok_and(|there| there == bytes) {
             continue;
         }
-        let mut beside = tempfile::NamedTempFile::new_in(&dir)?;
-        std::io::Write::write_all(&mut beside, &bytes)?;
-        beside.as_file().sync_all()?;
-        beside.persist(&path)?;
+        let mut temporary = tempfile::NamedTempFile::new_in(&dir)?;
+        std::io::Write::write_all(&mut temporary, &bytes)?;
+        temporary.as_file().sync_all()?;
+        temporary.persist(&path)?;
     }
     Ok(dir)
 }

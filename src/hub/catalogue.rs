@@ -1,4 +1,4 @@
-//! Good small models that can be pulled by name: what their publishers say of them, and what they need here.
+//! Small models that can be pulled by name, with facts from their publishers and the memory that they need.
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -14,21 +14,21 @@ pub struct Known {
     pub repo: &'static str,
     /// Parameters in millions, as the publisher states them.
     pub millions: u64,
-    /// Millions of those that are embeddings and a separate output matrix: QLoRA holds these in f32.
+    /// Millions of parameters in embeddings and a separate output matrix, which QLoRA holds in f32.
     #[serde(skip)]
     pub embedding_millions: u64,
     /// The licence's name on the hub.
     pub license: &'static str,
-    /// The hub asks for consent and a token before it gives the files.
+    /// Whether the hub requires consent and a token for the files.
     pub gated: bool,
     /// Languages by their codes, as the publisher states them; `multilingual` for more than a few dozen.
     pub languages: &'static [&'static str],
-    /// A GGUF of it in wheels of PyPI.
+    /// A GGUF file of it in wheels on PyPI.
     #[serde(skip)]
     pub wheel: Option<Wheel>,
 }
 
-/// A file that lies whole in one wheel, or in parts in several.
+/// A file in one wheel, or in parts in several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wheel {
     /// (requirement for pip, the file inside the wheel), in order.
@@ -128,17 +128,17 @@ pub const KNOWN: &[Known] = &[
     },
 ];
 
-/// Bytes that a use takes, from the number of parameters alone.
+/// Bytes of memory by use, from the number of parameters alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(rename = "MemoryNeeds")]
 pub struct Needs {
-    /// Weights in the hub's 16 bits; the cache of requests comes on top.
+    /// Serving: weights in 16 bits, without the key-value cache.
     pub serve: u64,
-    /// LoRA over frozen f32 weights; activations come on top.
+    /// LoRA over frozen f32 weights, without activations.
     pub lora: u64,
-    /// LoRA over matrices held in 4 bits (`frozen_precision: q4`), embeddings in f32; activations come on top.
+    /// LoRA over matrices held in 4 bits (`frozen_precision: q4`), embeddings in f32, without activations.
     pub lora_q4: u64,
-    /// All parameters with gradients and Adam's two moments in f32; activations come on top.
+    /// All parameters with gradients and Adam's two moments in f32, without activations.
     pub full: u64,
 }
 

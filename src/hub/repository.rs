@@ -1,9 +1,9 @@
-//! A model repository on the Hugging Face hub → a directory.
+//! Downloads a model repository of the Hugging Face hub into a directory.
 
 use std::path::Path;
 use std::sync::mpsc;
 
-use super::pull::{FILES, PullError, PullProgress, io};
+use super::files::{FILES, PullError, PullProgress, io};
 use super::{Hub, RemoteFile};
 
 enum Event {
@@ -29,7 +29,7 @@ pub(super) fn fetch(
             let outcome = runtime
                 .map_err(|e| e.to_string())
                 .and_then(|runtime| runtime.block_on(download(&hub, &repo, &dir, &events)));
-            // The other side has gone when it has given up; then nobody wants the outcome.
+            // The receiver is gone when the caller has given up.
             let _ = events.send(Event::Done(outcome));
         })
         .map_err(io("a thread for the download"))?;
@@ -37,7 +37,7 @@ pub(super) fn fetch(
         match incoming.recv() {
             Ok(Event::Bytes(at)) => progress(&at),
             Ok(Event::Done(outcome)) => return outcome.map_err(PullError::Refused),
-            Err(mpsc::RecvError) => return Err(PullError::Refused("the download broke off".into())),
+            Err(mpsc::RecvError) => return Err(PullError::Refused("the download ended early".into())),
         }
     }
 }
@@ -45,12 +45,12 @@ pub(super) fn fetch(
 async fn download(hub: &Hub, repo: &str, dir: &Path, events: &mpsc::Sender<Event>) -> Result<(), String> {
     let found = hub.list(repo).await.map_err(|e| e.to_string())?;
     let files = wanted(&found.files)?;
-    let told = |what: &str, done: u64, total: Option<u64>| {
-        // Nobody listens any more once the download was given up.
+    let report = |what: &str, done: u64, total: Option<u64>| {
+        // The receiver is gone when the download was given up.
         let _ = events.send(Event::Bytes(PullProgress { what: what.to_owned(), done, total }));
     };
-    hub.fetch(repo, &found.sha, &files, dir, &told).await.map_err(|e| e.to_string())?;
-    // One GGUF file is a model by itself.
+    hub.fetch(repo, &found.sha, &files, dir, &report).await.map_err(|e| e.to_string())?;
+    // A single GGUF file is a complete model.
     if let Some(file) = files.iter().find(|file| file.name.ends_with(".gguf") && !file.name.contains("-of-")) {
         std::fs::rename(dir.join(&file.name), dir.join("model.gguf")).map_err(|e| e.to_string())?;
     }
@@ -64,7 +64,7 @@ fn wanted(files: &[RemoteFile]) -> Result<Vec<RemoteFile>, String> {
         files.iter().filter(|file| plain(&file.name) && file.name.ends_with(end)).collect()
     };
     let mut weights = ends(".safetensors");
-    // Some publish the same weights again in their own layout.
+    // Some repositories also have the same weights in a layout of their own.
     if weights.iter().any(|file| file.name.starts_with("model")) {
         weights.retain(|file| !file.name.starts_with("consolidated"));
     }
@@ -75,7 +75,7 @@ fn wanted(files: &[RemoteFile]) -> Result<Vec<RemoteFile>, String> {
     let gguf = ends(".gguf");
     let parts = gguf.iter().all(|file| file.name.contains("-of-"));
     match gguf.as_slice() {
-        [] => Err("it has no weights in safetensors or GGUF files".into()),
+        [] => Err("the repository has no weights in safetensors or GGUF files".into()),
         [one] => Ok(vec![(*one).clone()]),
         many if parts => Ok(many.iter().map(|file| (*file).clone()).collect()),
         many => {

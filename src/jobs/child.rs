@@ -1,28 +1,28 @@
-//! The child's side of a job: reads spec.json, runs the recipe, says what happens on stdout.
+//! The child process of a job: reads spec.json, runs the recipe, and writes its reports to stdout.
 
 use std::io::{BufRead, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::executors::trainer::{self, Begun};
+use super::executors::trainer::{self, Start};
+use super::lease::{LEASE_EXPIRED, Lease};
 use super::remote::HttpRewards;
 use super::wire::{LEASE, Line, STOP, Spec};
 use crate::domain::{Metric, Progress};
 use crate::train::remote::RemoteReward;
 use crate::train::{Recipe, Reporter, TrainOutcome};
 
-/// Set by SIGTERM; a signal handler may touch nothing bigger.
+/// Set by SIGTERM. A signal handler may only store to an atomic.
 static TERMINATED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn on_terminate(_: libc::c_int) {
     TERMINATED.store(true, Ordering::Relaxed);
 }
 
-/// Body of `instructd train-job --job-dir DIR`. Returns the exit code: 0 when the outcome was told.
+/// Body of `instructd train-job --job-dir DIR`. Returns the exit code: 0 when the outcome was written.
 pub fn main(job_dir: &Path, recipes: &[Recipe]) -> u8 {
     // SAFETY: the handler only stores to an atomic.
     unsafe {
@@ -33,19 +33,19 @@ pub fn main(job_dir: &Path, recipes: &[Recipe]) -> u8 {
     let lease = Arc::new(Lease::default());
     let watched = lease.clone();
     // The threads are left behind when the recipe ends: a blocking read of stdin cannot be interrupted.
-    std::thread::spawn(move || watched.outlast());
+    std::thread::spawn(move || watched.exit_at_expiry());
     if Spec::read(job_dir).is_ok_and(|spec| spec.by_files) {
-        return elsewhere(job_dir, recipes, stop, &lease);
+        return run_by_files(job_dir, recipes, stop, &lease);
     }
     let from_stdin = stop.clone();
     std::thread::spawn(move || watch(std::io::stdin().lock(), &from_stdin, &lease));
-    work(job_dir, recipes, LineReporter::new(std::io::stdout(), stop))
+    run_and_report(job_dir, recipes, LineReporter::new(std::io::stdout(), stop))
 }
 
-/// Runs the recipe and says what happens.
-fn work<W: Write + Send>(job_dir: &Path, recipes: &[Recipe], mut reporter: LineReporter<W>) -> u8 {
+/// Runs the recipe and writes its reports; returns the exit code.
+fn run_and_report<W: Write + Send>(job_dir: &Path, recipes: &[Recipe], mut reporter: LineReporter<W>) -> u8 {
     crate::ops::par::configure_for_training();
-    let result = allowed(job_dir).and_then(|remote| {
+    let result = reward_client(job_dir).and_then(|remote| {
         reporter.remote = remote;
         reporter.trainer = Spec::read(job_dir)?.trainer;
         run(job_dir, recipes, &mut reporter)
@@ -53,66 +53,33 @@ fn work<W: Write + Send>(job_dir: &Path, recipes: &[Recipe], mut reporter: LineR
     reporter.finish(result)
 }
 
-/// As `main`, for a trainer whose supervisor is reached by files.
-fn elsewhere(job_dir: &Path, recipes: &[Recipe], stop: Arc<AtomicBool>, lease: &Arc<Lease>) -> u8 {
+/// Runs a trainer whose supervisor is on another machine: both communicate by files in `job_dir`. Returns the exit
+/// code.
+fn run_by_files(job_dir: &Path, recipes: &[Recipe], stop: Arc<AtomicBool>, lease: &Arc<Lease>) -> u8 {
     match trainer::begin(job_dir, &stop, lease, || TERMINATED.load(Ordering::Relaxed)) {
-        Ok(Begun::Work(voice)) => work(job_dir, recipes, LineReporter::new(voice, stop)),
-        Ok(Begun::Stopped(voice)) => {
-            LineReporter::new(voice, stop).finish(Ok(TrainOutcome::Stopped { checkpoint: None }))
+        Ok(Start::Work(output)) => run_and_report(job_dir, recipes, LineReporter::new(output, stop)),
+        Ok(Start::Stopped(output)) => {
+            LineReporter::new(output, stop).finish(Ok(TrainOutcome::Stopped { checkpoint: None }))
         }
-        Ok(Begun::Superseded(why)) => {
-            eprintln!("{why}: this trainer ends");
-            LEASE_RAN_OUT
+        Ok(Start::Superseded(why)) => {
+            eprintln!("{why}; this trainer exits");
+            LEASE_EXPIRED
         }
         Err(error) => {
-            eprintln!("the job's directory cannot be used: {error}");
+            eprintln!("the job's directory {} cannot be used: {error}", job_dir.display());
             1
         }
     }
 }
 
-/// The client for the reward services that the server allows this job.
-fn allowed(job_dir: &Path) -> anyhow::Result<Option<Arc<dyn RemoteReward>>> {
+/// The client for the reward services that the server allows this job; `None` when it allows none.
+fn reward_client(job_dir: &Path) -> anyhow::Result<Option<Arc<dyn RemoteReward>>> {
     let client = HttpRewards::new(&Spec::read(job_dir)?.reward_hosts)?;
     Ok(client.map(|client| Arc::new(client) as Arc<dyn RemoteReward>))
 }
 
-/// Exit status of a child whose lease ran out; the parent, if it still lives, has lost the job.
-pub(super) const LEASE_RAN_OUT: u8 = 75;
-
-/// How long this child may go on. A parent that was stopped (or a machine that slept) does not extend it, and
-/// then another worker may run the same job: two must never write the same checkpoints.
-#[derive(Default)]
-pub(super) struct Lease {
-    /// End of the lease; `None` while the parent has not said one.
-    until: Mutex<Option<Instant>>,
-    told: Condvar,
-}
-
-impl Lease {
-    pub(super) fn extend(&self, seconds: u64) {
-        // A tenth less than the parent has, for the time that the message took.
-        let until = Instant::now() + Duration::from_millis(seconds.min(1 << 30) * 900);
-        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
-        self.told.notify_all();
-    }
-
-    /// Sleeps as long as there is a lease; then ends the process where it stands. What it leaves half-written
-    /// is as after a crash.
-    fn outlast(&self) {
-        let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let left = until.map_or(Duration::from_secs(3600), |end| end.saturating_duration_since(Instant::now()));
-            if left.is_zero() {
-                eprintln!("the lease ran out: the parent was not heard of in time");
-                std::process::exit(LEASE_RAN_OUT.into());
-            }
-            until = self.told.wait_timeout(until, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-}
-
-/// Sets `stop` at a line `stop` and at the end of input (the parent is gone); `lease N` extends the lease.
+/// Reads the supervisor's lines until `stop` or the end of input (the parent is gone), then sets `stop`. A line `lease
+/// N` extends the lease by N seconds.
 fn watch(input: impl BufRead, stop: &AtomicBool, lease: &Lease) {
     for line in input.lines() {
         match line.as_deref().map(str::trim) {
@@ -128,10 +95,10 @@ fn watch(input: impl BufRead, stop: &AtomicBool, lease: &Lease) {
     stop.store(true, Ordering::Relaxed);
 }
 
-/// Runs the recipe that the job directory names.
+/// Runs the recipe that spec.json of the job directory names.
 ///
 /// # Errors
-/// A bad spec, bad arguments, or whatever the recipe ends with.
+/// A spec that cannot be read, an unknown recipe, arguments that are refused, or the recipe's error.
 pub fn run(job_dir: &Path, recipes: &[Recipe], reporter: &mut dyn Reporter) -> anyhow::Result<TrainOutcome> {
     let spec = Spec::read(job_dir)?;
     let recipe = recipes
@@ -143,7 +110,8 @@ pub fn run(job_dir: &Path, recipes: &[Recipe], reporter: &mut dyn Reporter) -> a
     (recipe.run)(&args, reporter)
 }
 
-/// Writes what a recipe reports as JSON lines. When nobody listens any more, it asks to stop.
+/// Writes a recipe's reports as JSON lines. When a line cannot be written, because the supervisor is gone, it requests
+/// a stop.
 pub struct LineReporter<W> {
     out: W,
     stop: Arc<AtomicBool>,
@@ -157,25 +125,25 @@ impl<W: Write> LineReporter<W> {
         Self { out, stop, remote: None, trainer: Vec::new() }
     }
 
-    fn say(&mut self, line: &Line) {
-        let told = serde_json::to_string(line)
+    fn write(&mut self, line: &Line) {
+        let written = serde_json::to_string(line)
             .map_err(std::io::Error::from)
             .and_then(|text| writeln!(self.out, "{text}"))
             .and_then(|()| self.out.flush());
-        if told.is_err() {
+        if written.is_err() {
             self.stop.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Says how the recipe ended; returns the exit code.
+    /// Writes how the recipe ended; returns the exit code.
     pub fn finish(&mut self, result: anyhow::Result<TrainOutcome>) -> u8 {
         match result {
             Ok(outcome) => {
-                self.say(&Line::Outcome(outcome));
+                self.write(&Line::Outcome(outcome));
                 0
             }
             Err(error) => {
-                self.say(&Line::Failed { error: crate::domain::error_chain(&error) });
+                self.write(&Line::Failed { error: crate::domain::error_chain(&error) });
                 1
             }
         }
@@ -184,10 +152,10 @@ impl<W: Write> LineReporter<W> {
 
 impl<W: Write + Send> Reporter for LineReporter<W> {
     fn progress(&mut self, progress: &Progress) {
-        self.say(&Line::Progress(progress.clone()));
+        self.write(&Line::Progress(progress.clone()));
     }
 
-    /// JSON has no NaN: a value that is not finite is said as a warning instead.
+    /// JSON has no NaN: a value that is not finite is reported as a warning instead.
     fn metrics(&mut self, metrics: &[Metric]) {
         let (good, bad): (Vec<_>, Vec<_>) = metrics.iter().cloned().partition(|m| m.value.is_finite());
         for m in bad {
@@ -195,12 +163,12 @@ impl<W: Write + Send> Reporter for LineReporter<W> {
             self.event("warning", json!({"message": message}));
         }
         if !good.is_empty() {
-            self.say(&Line::Metrics { metrics: good });
+            self.write(&Line::Metrics { metrics: good });
         }
     }
 
     fn event(&mut self, kind: &str, data: serde_json::Value) {
-        self.say(&Line::Event { kind: kind.to_owned(), data });
+        self.write(&Line::Event { kind: kind.to_owned(), data });
     }
 
     fn remote(&self) -> Option<Arc<dyn RemoteReward>> {
@@ -221,19 +189,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stdin_stops_on_the_word_and_on_its_end() {
+    fn lease_lines_extend_the_lease() {
+        let (stop, lease) = (AtomicBool::new(false), Lease::default());
+        watch("lease 1000000\nlease x\nlease -3\n".as_bytes(), &stop, &lease);
+        assert!(lease.remaining().expect("a lease") > std::time::Duration::from_secs(800_000));
+    }
+
+    #[test]
+    fn a_stop_line_and_the_end_of_stdin_stop() {
         for input in ["", "hello\n", "hello\nstop\nrest", "stop"] {
             let stop = AtomicBool::new(false);
             watch(input.as_bytes(), &stop, &Lease::default());
             assert!(stop.into_inner(), "{input:?}");
         }
-    }
-
-    #[test]
-    fn the_parent_extends_the_lease() {
-        let (stop, lease) = (AtomicBool::new(false), Lease::default());
-        watch("lease 1000000\nlease x\nlease -3\n".as_bytes(), &stop, &lease);
-        let until = lease.until.into_inner().expect("not poisoned").expect("a lease");
-        assert!(until > Instant::now() + Duration::from_secs(800_000));
     }
 }

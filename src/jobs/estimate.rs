@@ -1,5 +1,5 @@
-//! What a job will need, estimated before it is queued: the named models' sizes and the stored data through
-//! `train::estimate`. Also the defaults that depend on a model's size.
+//! Estimates a job's memory and time before it is queued, from the named models' sizes and the stored data. Also fills
+//! in the defaults that depend on a model's size.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::materialise::{Rankings, learned_demonstrations, learned_prompts, learned_thumbs};
-use super::queue::{EnqueueError, JobArgs, resolve, takes};
+use super::queue::{EnqueueError, JobArgs, LORA_ABOVE, resolve, takes};
 use crate::data::Thumbed;
 use crate::domain::{JobState, Message, ModelKind};
 use crate::model::{ModelConfig, describe, presets};
@@ -16,29 +16,26 @@ use crate::train::Recipe;
 use crate::train::estimate::{DataSize, Planned, Seconds, available_memory, need, seconds};
 use crate::train::fit::percentile_99;
 
-/// What `POST /admin/jobs/estimate` answers.
+/// Response of `POST /admin/jobs/estimate`.
 #[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Estimate {
     /// Peak memory of the training process.
     pub memory_bytes: u64,
-    /// null where the data does not say how much work there is.
+    /// null when the amount of data is not known.
     pub seconds: Option<Seconds>,
-    /// What the figures rest on.
+    /// How the figures were obtained.
     pub basis: String,
-    /// Optimizer steps (RL: iterations); null where the data is not known.
+    /// Optimizer steps (RL: iterations); null when the amount of data is not known.
     pub steps: Option<u64>,
-    /// Whether the memory is there now; null where the system does not tell.
+    /// Whether that much memory is available now; null when the system does not report it.
     pub fits: Option<bool>,
     pub available_memory_bytes: Option<u64>,
 }
 
-/// Jobs train models above this many parameters through adapters unless they are told otherwise: with gradients and
-/// moments, 50 million trained parameters take 1.2 GB beside the activations.
-pub const LORA_ABOVE: u64 = 50_000_000;
 const DEFAULT_RANK: u64 = 8;
 /// Recipes that can train through adapters whatever their model is.
 const WITH_ADAPTERS: &[&str] = &["sft", "reward", "dpo", "simpo", "orpo", "kto", "ppo", "reinforce", "rloo", "grpo"];
-/// Earlier runs whose speed is looked at.
+/// Number of earlier runs whose speed is considered.
 const EARLIER: i64 = 200;
 const RATES: usize = 5;
 /// Characters of a token, on average, in English text. Used for data that is not tokenised yet.
@@ -59,7 +56,7 @@ async fn config_of(
     Ok(read.await.ok().flatten())
 }
 
-/// Puts in what a job is given when its arguments do not say: adapters of rank 8 for models above `LORA_ABOVE`.
+/// Fills in arguments that were left out: adapters of rank 8 for models above `LORA_ABOVE`.
 /// `"lora": null` trains all parameters.
 pub async fn fill_defaults(
     store: &Store,
@@ -84,7 +81,7 @@ pub async fn fill_defaults(
 /// Estimates a job.
 ///
 /// # Errors
-/// As `enqueue`: arguments that a job would be refused for are refused here.
+/// Arguments that `enqueue` would refuse, and errors of the store.
 pub async fn estimate(
     store: &Store,
     recipes: &[Recipe],
@@ -100,8 +97,8 @@ pub async fn estimate(
     let Some(model) = model else {
         // A new model, or files that are elsewhere.
         let basis = match kind {
-            super::queue::EXTERNAL => "another program trains: what it needs is not known here",
-            _ => "the model's size is not known here: its files are not on this server, or it is made by the job",
+            super::queue::EXTERNAL => "another program trains; its needs are not known to this server",
+            _ => "the model's size is not known: its files are not on this server, or the job creates it",
         };
         return Ok(Estimate {
             memory_bytes: 0,
@@ -145,7 +142,7 @@ pub async fn estimate(
     })
 }
 
-/// Characters of sequences, prompts included.
+/// Lengths of sequences in characters, prompts included.
 #[derive(Default)]
 struct Lengths {
     rows: usize,
@@ -168,7 +165,7 @@ impl Lengths {
     }
 }
 
-/// Rows and lengths of what the job would learn from; `None` for corpora and files.
+/// Number and lengths of the sequences that the job would train on; `None` for corpora and files.
 async fn data_size(store: &Store, recipe: &Recipe, args: &JobArgs) -> Result<Option<DataSize>, StoreError> {
     let schema = (recipe.schema)();
     let of = |messages: &[Message]| -> usize { messages.iter().map(|m| m.content.chars().count()).sum() };

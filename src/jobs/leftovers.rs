@@ -5,24 +5,24 @@ use std::path::{Path, PathBuf};
 use crate::domain::{JobId, JobState, Micros};
 use crate::store::{Result, Store, StoreError};
 
-/// The directory of a job that has ended, as far as it may be removed.
+/// The removable files of a job that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
     pub job_id: JobId,
     /// When the job ended.
     pub ended: Micros,
-    /// Files and directories that may go. The data that a published model learned from is not among them.
+    /// Files and directories that may be removed. The data that a published model was trained on is not among them.
     pub paths: Vec<PathBuf>,
     pub bytes: u64,
-    /// Everything may go, and the directory itself with it.
+    /// Whether the whole directory may be removed.
     pub whole: bool,
 }
 
-/// What of the directories under `DATA/jobs` of this machine nothing needs, of the jobs that ended first first.
-/// Directories of jobs that the database does not know are left alone.
+/// Removable files under `DATA/jobs` of this machine, ordered by the end of their jobs, oldest first. Directories of
+/// jobs that are not in the database are not touched.
 ///
 /// # Errors
-/// What the store says; a directory that cannot be read.
+/// Errors of the store; a directory that cannot be read.
 pub async fn leftovers(store: &Store, data_dir: &Path) -> Result<Vec<Leftover>> {
     let jobs = data_dir.join("jobs");
     let published: std::collections::HashSet<JobId> =
@@ -54,15 +54,15 @@ pub async fn leftovers(store: &Store, data_dir: &Path) -> Result<Vec<Leftover>> 
     Ok(found)
 }
 
-/// Frozen data and the job's own description.
+/// Whether a file is frozen data or the job's description.
 fn is_data(name: &str) -> bool {
     name.ends_with(".jsonl") || matches!(name, "datasets.json" | super::wire::SPEC)
 }
 
-/// Removes what a job left behind, unless the job is running again.
+/// Removes a job's leftover files, unless the job is running again; returns whether they were removed.
 ///
 /// # Errors
-/// What the store says; a file that cannot be removed.
+/// Errors of the store; a file that cannot be removed.
 pub async fn remove(store: &Store, data_dir: &Path, leftover: Leftover) -> Result<bool> {
     let job = store.jobs().get(&leftover.job_id).await?;
     if job.finished != Some(leftover.ended) {
@@ -108,7 +108,7 @@ fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-/// Bytes of a file, or of all files below a directory. Links count as nothing: what they point to stays.
+/// Bytes of a file, or of all files below a directory. Symbolic links count as 0: their targets are not removed.
 fn size(path: &Path) -> Result<u64> {
     let about = match path.symlink_metadata() {
         Ok(about) => about,

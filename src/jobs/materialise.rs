@@ -1,5 +1,5 @@
-//! Freezes what a job learns from: rows of the store become JSONL files in the job's directory, and a
-//! dataset version says which judgments they hold. A job that runs again reads the same files again.
+//! Freezes a job's training data: rows of the store become JSONL files in the job's directory, and a dataset version
+//! records which judgments they hold. A job that is resumed reads the same files.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,9 +8,10 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use super::files::write_atomically;
 use super::queue::{JobArgs, file_names, leaves_out, needs_model, takes, wants};
 use crate::artifacts::{ArtifactError, Artifacts};
-use crate::data::from_feedback::{Told, preferences};
+use crate::data::from_feedback::{FeedbackRecord, preferences};
 use crate::data::{Comparison, PromptRecord, Thumbed, Written, pairs, thumbs};
 use crate::domain::*;
 use crate::store::{FeedbackFact, PromptFilter, RankedFilter, Store, StoreError, find_version, learns_from_requests};
@@ -20,14 +21,14 @@ use crate::train::args::roles;
 /// Why a job cannot start.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PrepareError {
-    /// Trying again would not help.
+    /// A permanent error: a retry would give it again.
     #[error("{0}")]
     Job(String),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("cannot write the job's files: {0}")]
     Io(#[from] std::io::Error),
-    /// A model could not be brought here now.
+    /// A transient error: a model cannot be downloaded now.
     #[error("{0}")]
     Later(String),
 }
@@ -36,13 +37,13 @@ impl From<ArtifactError> for PrepareError {
     fn from(error: ArtifactError) -> Self {
         match error {
             ArtifactError::Store(error) => Self::Store(error),
-            passing if passing.is_passing() => Self::Later(passing.to_string()),
+            passing if passing.is_transient() => Self::Later(passing.to_string()),
             lasting => Self::Job(lasting.to_string()),
         }
     }
 }
 
-/// Files of one kind of data, and how the dataset version describes them.
+/// One file of data, and how the dataset version describes it.
 struct Frozen {
     path: PathBuf,
     sha256: String,
@@ -50,40 +51,31 @@ struct Frozen {
     n_pairs: i64,
 }
 
-/// Writes `lines` as JSONL, whole or not at all.
+/// Writes `lines` as a JSONL file atomically; returns its SHA-256.
 fn write_lines<T: Serialize>(path: &Path, lines: &[T]) -> std::io::Result<String> {
     let mut text = Vec::new();
     for line in lines {
         serde_json::to_writer(&mut text, line)?;
         text.push(b'\n');
     }
-    write_whole(path, &text)?;
+    write_atomically(path, &text)?;
     Ok(hash::of_bytes(&text))
 }
 
-/// Writes beside, syncs, renames: a crash leaves the old file or the new one.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let beside = path.with_extension("tmp");
-    let mut file = std::fs::File::create(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&beside, path)
-}
-
-/// Judgments read at once.
+/// Number of judgments in a page.
 const PAGE: i64 = 500;
 
-/// The rankings that a filter finds, page by page: people's, and at the end those that follow from applications'
-/// feedback where the filter asks for them (feedback has no labeler, so a filter by labeler leaves it out). What is
-/// judged while the pages are read is no part of them.
+/// The rankings that a filter finds, page by page: people's, and at the end those derived from applications' feedback
+/// if the filter asks for them (feedback has no labeler, so a filter by labeler excludes it). Judgments made while the
+/// pages are read are not included.
 pub struct Rankings<'a> {
     store: &'a Store,
-    /// With the time up to which judgments count.
+    /// The filter, with the time up to which judgments count.
     filter: RankedFilter,
-    /// As asked for.
+    /// The filter as it was given.
     as_of: Option<Micros>,
     with_labelers: bool,
-    /// Only judgments that do not count, because something had been shown before, marked as such.
+    /// Only judgments that were made with knowledge of the authors or the expected answer, marked as such.
     only_informed: bool,
     after: Option<JudgmentId>,
     stage: Stage,
@@ -101,7 +93,7 @@ impl<'a> Rankings<'a> {
     /// took them, which need not agree with the database's.
     ///
     /// # Errors
-    /// What the store says.
+    /// Errors of the store.
     pub async fn new(store: &'a Store, filter: &RankedFilter) -> Result<Self, StoreError> {
         let as_of = filter.as_of;
         let mut filter = filter.clone();
@@ -119,7 +111,7 @@ impl<'a> Rankings<'a> {
         })
     }
 
-    /// Names who judged.
+    /// Adds the labeler's id to each ranking.
     pub fn with_labelers(self) -> Self {
         Self { with_labelers: true, ..self }
     }
@@ -134,7 +126,7 @@ impl<'a> Rankings<'a> {
     /// The next page, which may be empty; `None` at the end.
     ///
     /// # Errors
-    /// What the store says.
+    /// Errors of the store.
     pub async fn next(&mut self) -> Result<Option<Vec<Comparison>>, StoreError> {
         match self.stage {
             Stage::Judgments => {
@@ -169,34 +161,34 @@ impl<'a> Rankings<'a> {
 
     async fn of_feedback(&self) -> Result<Vec<Comparison>, StoreError> {
         let facts = self.store.feedback().facts(self.as_of, self.filter.without_requests).await?;
-        Ok(preferences(&told(&facts, &self.filter)))
+        Ok(preferences(&feedback_records(&facts, &self.filter)))
     }
 }
 
-/// What applications told of the prompts that the filter takes.
-fn told<'f>(facts: &'f [FeedbackFact], filter: &RankedFilter) -> Vec<Told<'f>> {
+/// Feedback events on the prompts that the filter selects.
+fn feedback_records<'f>(facts: &'f [FeedbackFact], filter: &RankedFilter) -> Vec<FeedbackRecord<'f>> {
     let fits = |p: &Prompt| {
         filter.split.is_none_or(|s| s == p.split) && filter.tag.as_ref().is_none_or(|t| p.tags.contains(t))
     };
-    let tell = |f: &'f FeedbackFact| Told {
+    let record = |f: &'f FeedbackFact| FeedbackRecord {
         prompt: &f.prompt,
         completion_id: &f.completion.id,
         text: &f.completion.text,
         kind: &f.event.kind,
         value: &f.event.value,
-        // Without a name everybody is somebody else.
+        // An event without an actor counts as one of a different person.
         actor: f.event.actor_hash.as_deref().unwrap_or(f.event.id.as_str()),
     };
-    facts.iter().filter(|f| fits(&f.prompt)).map(tell).collect()
+    facts.iter().filter(|f| fits(&f.prompt)).map(record).collect()
 }
 
 /// Completions with a majority of thumbs, up or down, and the number of those without.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub(super) async fn learned_thumbs(store: &Store, filter: &RankedFilter) -> Result<(Vec<Thumbed>, usize), StoreError> {
     let facts = store.feedback().facts(filter.as_of, filter.without_requests).await?;
-    Ok(thumbs(&told(&facts, filter)))
+    Ok(thumbs(&feedback_records(&facts, filter)))
 }
 
 /// Thumbs on single completions, one line per completion.
@@ -214,10 +206,10 @@ async fn feedback(store: &Store, filter: &RankedFilter, path: PathBuf) -> Result
     Ok(Frozen { path, sha256, n_sets: lines.len() as i64, n_pairs: 0 })
 }
 
-/// Writes what the filter finds as JSONL, whole or not at all, a page at a time.
+/// Writes the rankings that the filter finds as a JSONL file atomically, a page at a time.
 async fn comparisons(store: &Store, filter: &RankedFilter, path: PathBuf) -> Result<Frozen, PrepareError> {
-    let beside = path.with_extension("tmp");
-    let mut file = std::io::BufWriter::new(std::fs::File::create(&beside)?);
+    let partial = path.with_extension("tmp");
+    let mut file = std::io::BufWriter::new(std::fs::File::create(&partial)?);
     let (mut hash, mut n_sets, mut n_pairs) = (Sha256::new(), 0, 0);
     let mut pages = Rankings::new(store, filter).await?;
     while let Some(page) = pages.next().await? {
@@ -230,18 +222,18 @@ async fn comparisons(store: &Store, filter: &RankedFilter, path: PathBuf) -> Res
         }
     }
     if n_sets == 0 {
-        std::fs::remove_file(&beside)?;
+        std::fs::remove_file(&partial)?;
         return Err(PrepareError::Job("there are no rankings to learn from; rank some completions first".into()));
     }
     file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-    std::fs::rename(&beside, &path)?;
+    std::fs::rename(&partial, &path)?;
     Ok(Frozen { path, sha256: hex::encode(hash.finalize()), n_sets, n_pairs })
 }
 
-/// Demonstrations that may be learned from: without requests, ideal answers to them are left out too.
+/// Demonstrations that may be used for training. `without_requests` also leaves out ideal answers to requests.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub(super) async fn learned_demonstrations(
     store: &Store,
     without_requests: bool,
@@ -255,11 +247,11 @@ pub(super) async fn learned_demonstrations(
     Ok(all)
 }
 
-/// The next page of prompts that may be learned from, oldest first. Raw-text prompts of /v1/completions are no
-/// conversations and stay out.
+/// The next page of prompts that may be used for training, oldest first. Raw-text prompts of /v1/completions are not
+/// conversations and are left out.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub(super) async fn learned_prompts(
     store: &Store,
     after: &mut Option<String>,
@@ -305,10 +297,10 @@ async fn prompts(store: &Store, without_requests: bool, path: PathBuf) -> Result
         let asked = store.prompts().request_counts().await?.prompts;
         let message = match asked {
             n if without_requests && n > 0 => format!(
-                "there are no prompts to write answers to: the {n} that are stored came in as requests, and the \
-                 setting privacy.learn_from_requests is off. Add or import some, or switch it on"
+                "there are no prompts to train on: the {n} stored prompts came in as requests, and the \
+                 setting privacy.learn_from_requests is off. Add or import prompts, or switch the setting on"
             ),
-            _ => "there are no prompts to write answers to; add or import some first".to_owned(),
+            _ => "there are no prompts to train on; add or import some first".to_owned(),
         };
         return Err(PrepareError::Job(message));
     }
@@ -316,12 +308,13 @@ async fn prompts(store: &Store, without_requests: bool, path: PathBuf) -> Result
     Ok(Frozen { path, sha256, n_sets: lines.len() as i64, n_pairs: 0 })
 }
 
-/// Writes what is stored of one kind (`comparisons`, `demonstrations`, `feedback` or `prompts`) as the recipes read it, for commands
-/// that run without a job. What came in as requests is left out unless the operator allows it: `learn_from_requests` is
-/// the configured value, which the stored setting replaces. Returns the number of lines; `None` where there are none.
+/// Writes the stored data of one kind (`comparisons`, `demonstrations`, `feedback` or `prompts`) in the format that
+/// recipes read, for commands that run without a job. Requests are left out unless the operator allows their use:
+/// `learn_from_requests` is the configured value, which the stored setting overrides. Returns the number of lines;
+/// `None` when there are none.
 ///
 /// # Errors
-/// What the store says, and a file that cannot be written.
+/// Errors of the store, and a file that cannot be written.
 pub async fn write_stored(
     store: &Store,
     field: &str,
@@ -343,17 +336,17 @@ pub async fn write_stored(
     }
 }
 
-/// A job ready for its child.
+/// A job's resolved arguments and data.
 pub(super) struct Prepared {
-    /// The recipe's arguments, with paths instead of names.
+    /// The recipe's arguments, with paths in place of names.
     pub args: Map<String, Value>,
-    /// Model that the training starts from; `None` for a new one.
+    /// Model version that training starts from; `None` for a new model.
     pub parent: Option<ModelVersion>,
     /// The dataset versions registered, by argument name.
     pub datasets: Map<String, Value>,
 }
 
-/// Puts the paths of models and data into the arguments; writes the data that is not there yet.
+/// Puts the paths of models and data into the arguments; writes the data files that do not exist yet.
 pub(super) async fn prepare(
     store: &Store,
     recipe: &Recipe,
@@ -363,7 +356,7 @@ pub(super) async fn prepare(
     learn_from_requests: bool,
 ) -> Result<Prepared, PrepareError> {
     let mut args = job_args.recipe.clone();
-    // As it is set now: the job may have waited.
+    // The current setting: the job may have waited in the queue.
     let learns = learns_from_requests(store, learn_from_requests).await?;
     let without_requests = job_args.filter.without_requests || !learns;
     let filter = RankedFilter { without_requests, ..job_args.filter.clone() };
@@ -420,12 +413,12 @@ pub(super) async fn prepare(
             field.into(),
             json!({"id": dataset.id, "sha256": dataset.sha256, "n_sets": dataset.n_sets, "n_pairs": dataset.n_pairs}),
         );
-        write_whole(&record, Value::Object(datasets.clone()).to_string().as_bytes())?;
+        write_atomically(&record, Value::Object(datasets.clone()).to_string().as_bytes())?;
     }
     Ok(Prepared { args, parent, datasets })
 }
 
-/// Puts the paths of files in the corpora directory in the place of their names.
+/// Replaces names of files in the corpora directory by their paths.
 fn corpora(schema: &Value, args: &mut Map<String, Value>, data_dir: &Path) -> Result<(), PrepareError> {
     for field in roles::corpora().filter(|field| takes(schema, field)) {
         let names = file_names(args, field).map_err(|e| PrepareError::Job(e.to_string()))?;
@@ -433,7 +426,9 @@ fn corpora(schema: &Value, args: &mut Map<String, Value>, data_dir: &Path) -> Re
         for name in names {
             let path = data_dir.join("corpora").join(&name);
             if !path.exists() {
-                return Err(PrepareError::Job(format!("{field}: there is no '{name}' in the corpora directory")));
+                return Err(PrepareError::Job(format!(
+                    "{field}: the file '{name}' is not in the server's corpora directory"
+                )));
             }
             paths.push(Value::from(path.display().to_string()));
         }
@@ -446,7 +441,7 @@ fn corpora(schema: &Value, args: &mut Map<String, Value>, data_dir: &Path) -> Re
     Ok(())
 }
 
-/// Where the version's files are on this machine, as an argument.
+/// The path of the version's files on this machine, as an argument.
 async fn local(files: &Artifacts, version: &ModelVersion) -> Result<Value, PrepareError> {
     let path = files.checked_path(version).await?;
     Ok(std::path::absolute(&path)?.display().to_string().into())
@@ -455,5 +450,5 @@ async fn local(files: &Artifacts, version: &ModelVersion) -> Result<Value, Prepa
 async fn version(store: &Store, args: &Map<String, Value>, field: &str) -> Result<ModelVersion, PrepareError> {
     let name = args.get(field).and_then(Value::as_str).unwrap_or_default();
     let found = find_version(store, name).await?;
-    found.ok_or_else(|| PrepareError::Job(format!("{field}: there is no model version '{name}' any more")))
+    found.ok_or_else(|| PrepareError::Job(format!("{field}: the model version '{name}' no longer exists")))
 }

@@ -1,14 +1,17 @@
-//! Training jobs: queued in the store, run in child processes of this binary, watched over pipes.
+//! Training jobs: queued in the store, run in child processes of this binary, supervised over pipes.
 //!
-//! A panic, an out-of-memory kill or a device abort in training cannot touch serving: the parent holds
-//! no tensor, the child holds no database. `queue` checks and names what to do, `materialise` freezes the
-//! data into files, `supervise` claims and decides, `executors` run attempts here or elsewhere, `process` owns a child
-//! process, `child` is its other side, `travel` brings checkpoints from and to the artifact store, `publish` turns the
-//! output into a model version, `remote` asks reward services for a recipe.
+//! A panic, an out-of-memory kill or a device abort in training cannot affect serving: the parent holds no tensors, the
+//! child has no database. `queue` checks a job's arguments, `materialise` freezes its data into files, `supervise`
+//! claims jobs and decides how they end, `executors` run attempts on this machine or at a place, `process` owns a child
+//! process, `child` is the code in it, `checkpoints` moves checkpoints to and from the artifact store, `publish` turns
+//! the output into a model version, and `remote` is the client of reward services.
 
+mod checkpoints;
 pub mod child;
 pub mod estimate;
 pub mod executors;
+mod files;
+mod lease;
 pub mod leftovers;
 pub mod materialise;
 mod process;
@@ -17,7 +20,6 @@ pub mod queue;
 pub mod remote;
 mod spans;
 mod supervise;
-mod travel;
 pub mod wire;
 
 pub use process::{Launch, is_passed_on};

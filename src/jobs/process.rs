@@ -1,4 +1,4 @@
-//! One training child: how it is started, listened to, asked to stop, and at last killed.
+//! One child process that trains: started, read, asked to stop, and killed if it does not stop.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -22,45 +22,45 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// This very binary's `train-job`.
+    /// `train-job` of the running program.
     ///
     /// # Errors
-    /// When the system does not tell the path of the running program.
+    /// When the path of the running program is not known.
     pub fn this_program() -> std::io::Result<Self> {
         Ok(Self { program: std::env::current_exe()?, args: vec!["train-job".into()] })
     }
 }
 
-/// What stdout brought.
-pub(super) enum Said {
+/// One line of the trainer's output.
+pub(super) enum TrainerOutput {
     Line(Line),
-    /// Not one of ours: something printed to stdout.
+    /// A line that is not a message: something else printed to stdout.
     Other(String),
 }
 
-/// Last words kept for the error of a crashed job.
+/// Number of last lines of stderr kept for the error of a crashed job.
 const TAIL_LINES: usize = 12;
-/// Longer lines are cut: a child gone mad must not fill the parent's memory.
+/// Longer lines are cut: a faulty child must not fill the parent's memory.
 const LINE_BYTES: usize = 1 << 20;
-/// Training gives way to serving.
+/// Serving has priority over training.
 const NICENESS: libc::c_int = 5;
 
-pub(super) struct Running {
+pub(super) struct ChildProcess {
     child: Child,
     stdin: Option<ChildStdin>,
-    pub said: mpsc::Receiver<Said>,
+    pub output: mpsc::Receiver<TrainerOutput>,
     stderr: JoinHandle<VecDeque<String>>,
-    /// Ends the thread that the child's life hangs on.
+    /// Dropping it ends the thread that keeps the child alive.
     _anchor: oneshot::Sender<()>,
-    stop: Stop,
+    stop: StopStage,
     /// From the request to stop to SIGTERM.
     patience: Duration,
     /// From SIGTERM to SIGKILL.
     grace: Duration,
 }
 
-/// Whether a child gets this variable of its parent's environment. A list of what it needs, not of what it must not
-/// have: keys, database addresses and credentials stay with the server, because a child parses models' files.
+/// Whether a child inherits this environment variable. An allow list: keys, database addresses and credentials are not
+/// passed on, because a child parses models' files.
 pub fn is_passed_on(name: &str) -> bool {
     const NAMES: &[&str] = &[
         "PATH",
@@ -87,15 +87,16 @@ pub fn is_passed_on(name: &str) -> bool {
     NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// How far stopping has gone.
-enum Stop {
+/// How far stopping has progressed.
+enum StopStage {
     No,
     Asked(Instant),
     Terminated(Instant),
     Killed,
 }
 
-/// Sends lines (cut to `LINE_BYTES`, invalid UTF-8 replaced) until the end, or until nobody listens.
+/// Sends lines (cut to `LINE_BYTES`, invalid UTF-8 replaced) until the end of `input`, or until the receiver is
+/// dropped.
 async fn send_lines<T>(input: impl AsyncRead + Unpin, to: mpsc::Sender<T>, as_t: fn(String) -> T) {
     let mut input = BufReader::new(input);
     let mut line = Vec::new();
@@ -123,28 +124,28 @@ async fn send_lines<T>(input: impl AsyncRead + Unpin, to: mpsc::Sender<T>, as_t:
     }
 }
 
-/// A line of a trainer.
-pub(super) fn said(text: String) -> Said {
-    serde_json::from_str(&text).map(Said::Line).unwrap_or(Said::Other(text))
+/// Parses a line of a trainer's output.
+pub(super) fn parse_output(text: String) -> TrainerOutput {
+    serde_json::from_str(&text).map(TrainerOutput::Line).unwrap_or(TrainerOutput::Other(text))
 }
 
-/// Logs lines as they come; gives the last ones when there are no more.
+/// Logs lines as they arrive; returns the last `TAIL_LINES` at the end.
 async fn keep_tail(mut lines: mpsc::Receiver<String>) -> VecDeque<String> {
     let mut tail = VecDeque::new();
     while let Some(text) = lines.recv().await {
         tracing::debug!(target: "instructd::job", "{text}");
         if tail.len() == TAIL_LINES {
-            // The backtrace that follows must not push out what a panic said.
-            let said = tail.front().is_some_and(|line: &String| line.contains("panicked at"));
-            tail.remove(if said { 2 } else { 0 });
+            // The backtrace after a panic must not push out its message.
+            let panicked = tail.front().is_some_and(|line: &String| line.contains("panicked at"));
+            tail.remove(if panicked { 2 } else { 0 });
         }
         tail.push_back(text.chars().take(500).collect());
     }
     tail
 }
 
-/// Starts on a thread of its own that lives as long as the child is watched: Linux ties "tell me when my
-/// parent dies" to the thread that forked, and a runtime's threads may end before the process does.
+/// Starts the child on a thread of its own that lives until the returned sender is dropped: Linux binds
+/// PR_SET_PDEATHSIG to the thread that forked, and a runtime's threads may end before the process does.
 async fn spawn_anchored(mut command: Command) -> std::io::Result<(Child, oneshot::Sender<()>)> {
     let (started, starting) = oneshot::channel();
     let (anchor, anchored) = oneshot::channel();
@@ -162,8 +163,8 @@ async fn spawn_anchored(mut command: Command) -> std::io::Result<(Child, oneshot
     Ok((child, anchor))
 }
 
-impl Running {
-    /// Starts the child on `job_dir`. `threads` 0 leaves its thread count to itself; `grace` is the time
+impl ChildProcess {
+    /// Starts the child on `job_dir`. `threads` = 0 lets the child choose its number of threads; `grace` is the time
     /// between SIGTERM and SIGKILL.
     pub(super) async fn start(
         launch: &Launch,
@@ -185,11 +186,11 @@ impl Running {
         if threads > 0 {
             command.env("RAYON_NUM_THREADS", threads.to_string());
         }
-        // Its own group, so that Ctrl-C in a terminal reaches the parent only, which then asks politely.
+        // A process group of its own, so that Ctrl-C in a terminal reaches the parent only, which then requests a stop.
         #[cfg(unix)]
         command.process_group(0);
         #[cfg(target_os = "linux")]
-        // SAFETY: both are direct system calls, safe between fork and exec; their failure is no reason not to run.
+        // SAFETY: both are direct system calls, safe between fork and exec; the child runs also when they fail.
         unsafe {
             command.pre_exec(|| {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
@@ -202,69 +203,70 @@ impl Running {
         else {
             return Err(std::io::Error::other("the child has no pipes"));
         };
-        let (tell, heard) = mpsc::channel(256);
-        tokio::spawn(send_lines(stdout, tell, said));
+        let (sender, output) = mpsc::channel(256);
+        tokio::spawn(send_lines(stdout, sender, parse_output));
         let (log, lines) = mpsc::channel(256);
         tokio::spawn(send_lines(stderr, log, |text| text));
         let stderr = tokio::spawn(keep_tail(lines));
         Ok(Self {
             child,
             stdin: Some(stdin),
-            said: heard,
+            output,
             stderr,
             _anchor: anchor,
-            stop: Stop::No,
+            stop: StopStage::No,
             patience: grace,
             grace,
         })
     }
 
-    /// Tells the child how long it may go on without hearing from its parent again. A child that is not told
-    /// for so long ends itself: somebody else may have its job by then.
+    /// Extends the child's lease to `seconds` from now. A child whose lease ends exits: another worker may run its job
+    /// by then.
     pub(super) async fn extend_lease(&mut self, seconds: i64) {
         if let Some(stdin) = &mut self.stdin {
-            // A line that cannot be written finds a child that has gone; the exit status tells.
+            // Writing fails when the child has ended, which its exit status shows.
             let _ = stdin.write_all(format!("{LEASE} {seconds}\n").as_bytes()).await;
         }
     }
 
-    /// Asks the recipe to stop after its step, and waits `patience` before pressing. A later call can only
-    /// shorten the wait: a shutdown does not stand back for a cancel.
-    pub(super) async fn ask_to_stop(&mut self, patience: Duration) {
-        if !matches!(self.stop, Stop::No) {
+    /// Asks the recipe to stop after its step and gives it `patience` before `escalate` acts. A later call can only
+    /// shorten that time.
+    pub(super) async fn request_stop(&mut self, patience: Duration) {
+        if !matches!(self.stop, StopStage::No) {
             self.patience = self.patience.min(patience);
             return;
         }
         self.patience = patience;
-        self.stop = Stop::Asked(Instant::now());
-        // A line that cannot be written finds a child that has gone; the exit status tells.
+        self.stop = StopStage::Asked(Instant::now());
+        // Writing fails when the child has ended, which its exit status shows.
         if let Some(mut stdin) = self.stdin.take() {
             let _ = stdin.write_all(format!("{STOP}\n").as_bytes()).await;
         }
     }
 
-    /// Goes on with stopping when its time has come: SIGTERM, then SIGKILL to the whole group.
-    pub(super) fn press(&mut self) {
+    /// Goes to the next stage of stopping when the time of the current one is over: SIGTERM, then SIGKILL to the whole
+    /// group.
+    pub(super) fn escalate(&mut self) {
         self.stop = match self.stop {
-            Stop::Asked(since) if since.elapsed() >= self.patience => {
+            StopStage::Asked(since) if since.elapsed() >= self.patience => {
                 self.signal(libc::SIGTERM);
-                Stop::Terminated(Instant::now())
+                StopStage::Terminated(Instant::now())
             }
-            Stop::Terminated(since) if since.elapsed() >= self.grace => {
+            StopStage::Terminated(since) if since.elapsed() >= self.grace => {
                 self.signal(libc::SIGKILL);
-                Stop::Killed
+                StopStage::Killed
             }
-            Stop::No => Stop::No,
-            Stop::Asked(since) => Stop::Asked(since),
-            Stop::Terminated(since) => Stop::Terminated(since),
-            Stop::Killed => Stop::Killed,
+            StopStage::No => StopStage::No,
+            StopStage::Asked(since) => StopStage::Asked(since),
+            StopStage::Terminated(since) => StopStage::Terminated(since),
+            StopStage::Killed => StopStage::Killed,
         };
     }
 
-    /// At once, for a job that belongs to somebody else now.
+    /// Kills the child at once, because another worker has its job.
     pub(super) fn kill(&mut self) {
         self.signal(libc::SIGKILL);
-        self.stop = Stop::Killed;
+        self.stop = StopStage::Killed;
     }
 
     fn signal(&self, signal: libc::c_int) {
@@ -275,21 +277,21 @@ impl Running {
     }
 
     /// Waits for the end; returns the exit status and the last lines of stderr.
-    pub(super) async fn end(mut self) -> (std::io::Result<ExitStatus>, String) {
+    pub(super) async fn wait(mut self) -> (std::io::Result<ExitStatus>, String) {
         drop(self.stdin.take());
         let status = loop {
             tokio::select! {
                 status = self.child.wait() => break status,
                 () = tokio::time::sleep(Duration::from_millis(200)) => {
-                    // It closed its stdout but lives on: stopping goes its way here too.
-                    if matches!(self.stop, Stop::No) {
-                        self.stop = Stop::Asked(Instant::now());
+                    // The child closed its stdout and still runs: it is stopped too.
+                    if matches!(self.stop, StopStage::No) {
+                        self.stop = StopStage::Asked(Instant::now());
                     }
-                    self.press();
+                    self.escalate();
                 }
             }
         };
-        // A grandchild may hold the pipe open: what was said by now is what counts.
+        // A grandchild may hold the pipe open: only what has arrived by now is used.
         let tail = tokio::time::timeout(Duration::from_secs(1), self.stderr).await;
         let tail = tail.ok().and_then(Result::ok).unwrap_or_default();
         (status, Vec::from(tail).join("\n"))

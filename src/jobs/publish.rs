@@ -1,4 +1,4 @@
-//! The end of a successful job: its output directory becomes an immutable model version.
+//! Publishes a successful job: its output directory becomes an immutable model version.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use crate::artifacts::{Artifacts, weights_sha256};
 use crate::domain::*;
 use crate::store::{ModelFile, Store};
 
-/// Everything a version is made of, besides its files.
+/// What describes a new version, besides its files.
 pub(super) struct Release<'a> {
     pub job: &'a Job,
     pub parent: Option<&'a ModelVersion>,
@@ -19,25 +19,25 @@ pub(super) struct Release<'a> {
     pub now: Micros,
 }
 
-/// A version whose files are in their place, not registered yet.
-pub(super) struct Placed {
+/// A version whose files are published; it is not registered yet.
+pub(super) struct PublishedFiles {
     pub version: ModelVersion,
     pub files: Vec<ModelFile>,
-    /// Where they lie on this machine.
+    /// Directory of the files on this machine.
     pub dir: PathBuf,
 }
 
-/// As the model says in instructd.json; else what the recipe makes.
+/// The kind that the model's instructd.json states; otherwise the kind that the recipe produces.
 fn kind_of(dir: &Path, recipe: &str) -> ModelKind {
-    let said = std::fs::read(dir.join("instructd.json"))
+    let stated = std::fs::read(dir.join("instructd.json"))
         .ok()
         .and_then(|text| serde_json::from_slice::<Value>(&text).ok())
         .and_then(|v| v.get("kind").and_then(Value::as_str).and_then(ModelKind::parse));
-    said.unwrap_or(if recipe == "reward" { ModelKind::Reward } else { ModelKind::Policy })
+    stated.unwrap_or(if recipe == "reward" { ModelKind::Reward } else { ModelKind::Policy })
 }
 
-/// `<parent>-<recipe>-<end of the job id>`, cut to a legal name.
-fn made_name(parent: &str, recipe: &str, job: &JobId) -> String {
+/// `<parent>-<recipe>-<end of the job id>`, cut to a valid name.
+fn default_name(parent: &str, recipe: &str, job: &JobId) -> String {
     let id = job.as_str().to_lowercase();
     let end = format!("-{recipe}-{}", &id[id.len().saturating_sub(6)..]);
     let room = 64usize.saturating_sub(end.len());
@@ -45,14 +45,18 @@ fn made_name(parent: &str, recipe: &str, job: &JobId) -> String {
     format!("{}{end}", start.trim_end_matches('.'))
 }
 
-/// Moves the output under `DATA/models/<name>`, brings it to the artifact store and describes the version. To
-/// register it is the store's part, together with the end of the job.
-pub(super) async fn place(store: &Store, artifacts: &Artifacts, release: Release<'_>) -> anyhow::Result<Placed> {
+/// Moves the output under `DATA/models/<name>`, uploads it to the artifact store and describes the version. The store
+/// registers the version in the transaction that ends the job.
+pub(super) async fn publish_files(
+    store: &Store,
+    artifacts: &Artifacts,
+    release: Release<'_>,
+) -> anyhow::Result<PublishedFiles> {
     let job = release.job;
-    let made = made_name(release.parent.map_or("new", |p| &p.name), &job.kind, &job.id);
-    let wanted = release.publish_as.unwrap_or(&made);
+    let default = default_name(release.parent.map_or("new", |p| &p.name), &job.kind, &job.id);
+    let wanted = release.publish_as.unwrap_or(&default);
     let models = artifacts.data_dir().join("models");
-    // A name can be taken since the job was queued; files without a version can lie there after a crash.
+    // A name can have been taken since the job was queued; files without a version can be left by a crash.
     let mut name = wanted.to_owned();
     let mut number = 2;
     while store.models().find(&name).await?.is_some() || models.join(&name).exists() {
@@ -60,7 +64,10 @@ pub(super) async fn place(store: &Store, artifacts: &Artifacts, release: Release
         name = wanted.chars().take(64 - end.len()).collect::<String>() + &end;
         number += 1;
     }
-    anyhow::ensure!(is_model_name(&name), "'{name}' is no legal model name");
+    anyhow::ensure!(
+        is_model_name(&name),
+        "'{name}' is not a valid model name: lower-case letters, digits, '.', '_' and '-', at most 64"
+    );
     let target = models.join(&name);
     let from = release.model_dir.to_owned();
     let recipe = job.kind.clone();
@@ -99,7 +106,7 @@ pub(super) async fn place(store: &Store, artifacts: &Artifacts, release: Release
         state: ModelState::Candidate,
         created: release.now,
     };
-    Ok(Placed { version, files, dir: target })
+    Ok(PublishedFiles { version, files, dir: target })
 }
 
 #[cfg(test)]
@@ -107,10 +114,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn made_names_are_legal() {
+    fn default_names_are_legal() {
         let job = JobId::new();
         for parent in ["base", "smollm2-135m-instruct", &"x".repeat(64), &("y".repeat(52) + ".")] {
-            let name = made_name(parent, "reinforce", &job);
+            let name = default_name(parent, "reinforce", &job);
             assert!(is_model_name(&name), "{name}");
         }
     }

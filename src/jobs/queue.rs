@@ -1,5 +1,5 @@
-//! What a job may ask for: recipe arguments by the names of model versions instead of paths, plus the
-//! job's own arguments. Checked when queued, resolved to paths when run.
+//! A job's arguments: the recipe's, with names of model versions in place of paths, and the job's own. They are checked
+//! when the job is queued and resolved to paths when it runs.
 
 use serde_json::{Map, Value, json};
 
@@ -10,12 +10,15 @@ use crate::train::{ArgsError, Recipe};
 
 /// Arguments of the job, not of the recipe.
 pub const JOB_ARGS: &[&str] = &["publish_as", "filter", "gold_judgments"];
-/// What the validator sees where a path will be.
+/// Parameters above which a job trains its model through LoRA adapters unless its arguments say otherwise: with
+/// gradients and moments, 50 million trained parameters take 1.2 GB besides the activations.
+pub const LORA_ABOVE: u64 = 50_000_000;
+/// Stands in for paths, which are not known yet, when arguments are validated.
 const PLACEHOLDER: &str = "set-by-the-job";
 
 #[derive(Debug, thiserror::Error)]
 pub enum EnqueueError {
-    /// With the names that there are.
+    /// The message lists the known recipes.
     #[error("{0}")]
     UnknownKind(String),
     /// `field` is relative to the job's `args`.
@@ -25,14 +28,14 @@ pub enum EnqueueError {
     Store(#[from] StoreError),
 }
 
-/// A job's arguments, taken apart.
+/// A job's arguments, split into the job's own and the recipe's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobArgs {
-    /// Name of the new model version; `None` = made from parent, recipe and job id.
+    /// Name of the new model version; `None` = derived from parent, recipe and job id.
     pub publish_as: Option<String>,
-    /// Which judgments the comparisons file takes.
+    /// Which judgments the comparisons file holds.
     pub filter: RankedFilter,
-    /// Hold the policy against the rankings of held-out prompts while it learns.
+    /// Evaluate the policy against the rankings of held-out prompts during training.
     pub gold_judgments: bool,
     pub recipe: Map<String, Value>,
 }
@@ -41,15 +44,15 @@ fn refuse(field: &str, message: impl Into<String>) -> ArgsError {
     ArgsError { field: field.to_owned(), message: message.into() }
 }
 
-/// The recipe by which another program trains.
+/// The recipe that runs another training program.
 pub const EXTERNAL: &str = "external";
 
-/// The trainer that a job names.
+/// The trainer that a job of kind `external` names.
 pub fn trainer_of<'a>(kind: &str, args: &'a Value) -> Option<&'a str> {
     args.get("trainer").and_then(Value::as_str).filter(|_| kind == EXTERNAL)
 }
 
-/// Whether the arguments say that the recipe does not read this data. Only `external` says what it reads.
+/// Whether the recipe does not read the data `field`. Only `external` declares what it reads.
 pub fn leaves_out(schema: &Value, args: &Map<String, Value>, field: &str) -> bool {
     if !takes(schema, "data") {
         return false;
@@ -58,7 +61,7 @@ pub fn leaves_out(schema: &Value, args: &Map<String, Value>, field: &str) -> boo
     !named.as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == field))
 }
 
-/// Whether the recipe begins from a model version; others make a new model unless they are given one.
+/// Whether the recipe requires a model version; other recipes create a new model unless they are given one.
 pub fn needs_model(schema: &Value) -> bool {
     schema["required"].as_array().is_some_and(|names| names.iter().any(|n| n == "model"))
 }
@@ -66,7 +69,7 @@ pub fn needs_model(schema: &Value) -> bool {
 /// The file names in `args[field]`, a string or a list of strings.
 ///
 /// # Errors
-/// Anything but plain names.
+/// A value that is not a plain file name.
 pub(super) fn file_names(args: &Map<String, Value>, field: &str) -> Result<Vec<String>, ArgsError> {
     let names: Option<Vec<String>> = match args.get(field) {
         None | Some(Value::Null) => return Ok(Vec::new()),
@@ -88,15 +91,15 @@ pub(super) fn wants(needed: Needed, args: &Map<String, Value>, gold_judgments: b
     needed.by(args, |asked| asked == "gold_judgments" && gold_judgments)
 }
 
-/// Takes the arguments apart and has the recipe check its part. Reads nothing from the store.
+/// Splits the arguments and has the recipe validate its part. Does not read the store.
 ///
 /// # Errors
-/// Names the field: a path given by the caller, an unknown key, a value out of range.
+/// Names the field: a path in the request, an unknown key, a value out of range.
 pub fn check(recipe: &Recipe, args: &Value) -> Result<JobArgs, ArgsError> {
     let Value::Object(given) = args else { return Err(refuse("args", "must be an object")) };
     let mut own = given.clone();
     if let Some(path) = own.keys().find(|name| roles::is_set_by_job(name)) {
-        return Err(refuse(path, "is set by the job itself"));
+        return Err(refuse(path, "is set by the job; leave it out"));
     }
     let publish_as = match own.shift_remove("publish_as") {
         None | Some(Value::Null) => None,
@@ -131,7 +134,7 @@ pub fn check(recipe: &Recipe, args: &Value) -> Result<JobArgs, ArgsError> {
     Ok(JobArgs { publish_as, filter, gold_judgments, recipe: own })
 }
 
-/// The JSON Schema of what a job takes: the recipe's without the paths, plus the job's own arguments.
+/// The JSON Schema of a job's arguments: the recipe's without the paths, and the job's own.
 pub fn job_schema(recipe: &Recipe) -> Value {
     let mut schema = (recipe.schema)();
     let filtered = takes(&schema, "comparisons") || takes(&schema, "feedback");
@@ -150,9 +153,9 @@ pub fn job_schema(recipe: &Recipe) -> Value {
             json!({"type": ["string", "null"], "default": null, "description": "Name of the new model version."}),
         );
         if let Some(text) = properties.get_mut("lora").and_then(|p| p.get_mut("description")) {
-            let above = super::estimate::LORA_ABOVE / 1_000_000;
+            let above = LORA_ABOVE / 1_000_000;
             *text = format!(
-                "{} A job whose arguments do not say trains models above {above} million parameters with rank 8.",
+                "{} When it is left out, models above {above} million parameters are trained with rank 8.",
                 text.as_str().unwrap_or_default()
             )
             .into();
@@ -161,14 +164,14 @@ pub fn job_schema(recipe: &Recipe) -> Value {
             properties.insert(
                 "gold_judgments".into(),
                 json!({"type": "boolean", "default": false,
-                       "description": "Hold the policy against the rankings of held-out prompts, and stop when it moves away from them."}),
+                       "description": "Evaluate the policy against the rankings of held-out prompts, and stop when it moves away from them."}),
             );
         }
         if filtered {
             properties.insert(
                 "filter".into(),
                 json!({"type": ["object", "null"], "default": null,
-                       "description": "Which judgments: split, labeler_id, set_kind, as_of, tag."}),
+                       "description": "Which judgments to use: split, labeler_id, set_kind, as_of, tag."}),
             );
         }
     }
@@ -179,8 +182,8 @@ pub fn job_schema(recipe: &Recipe) -> Value {
     schema
 }
 
-/// Whether `args[field]` is given as nothing: null or an empty text. That is "none", never the active one; only a
-/// field that is left out takes its default.
+/// Whether `args[field]` is null or empty, which means none. Only a field that is left out takes its default, the
+/// active version.
 fn is_none(args: &Map<String, Value>, field: &str) -> bool {
     match args.get(field) {
         Some(Value::Null) => true,
@@ -189,7 +192,7 @@ fn is_none(args: &Map<String, Value>, field: &str) -> bool {
     }
 }
 
-/// Refuses a held-out reward that is the one to be trained on: it would measure nothing.
+/// Refuses a held-out reward model that is also the training reward: it would not measure overoptimization.
 async fn check_gold(store: &Store, args: &Map<String, Value>) -> Result<(), EnqueueError> {
     let named = |field: &str| args.get(field).and_then(Value::as_str).map(str::to_owned);
     let (Some(reward), Some(gold)) = (named("reward_model"), named("gold_reward_model")) else { return Ok(()) };
@@ -205,7 +208,7 @@ async fn check_gold(store: &Store, args: &Map<String, Value>) -> Result<(), Enqu
     let alias =
         if reward.name == gold.name { String::new() } else { format!(" ('{}' has the same weights)", gold.name) };
     let message = format!(
-        "'{}' is the reward model that the policy is trained on{alias}; a held-out reward must be another one, or none",
+        "'{}' is the reward model that the policy is trained on{alias}; name another one, or none",
         reward.name
     );
     Err(refuse("gold_reward_model", message).into())
@@ -237,7 +240,10 @@ async fn name_model(
         return Err(refuse(field, format!("'{}' is retired", version.name)).into());
     }
     if version.stage == STAGE_UPSTREAM {
-        let message = format!("'{}' is served by an upstream server: there are no weights to train here", version.name);
+        let message = format!(
+            "'{}' is served by an upstream server and has no weights on this server; name a version that has",
+            version.name
+        );
         return Err(refuse(field, message).into());
     }
     if kind == ModelKind::Reward && version.kind != kind {
@@ -247,7 +253,7 @@ async fn name_model(
     Ok(())
 }
 
-/// What to queue, besides the recipe's name.
+/// A job to be queued.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub kind: String,
@@ -276,7 +282,7 @@ pub async fn resolve<'r>(
     let Value::Object(mut args) = args else { return Err(refuse("args", "must be an object").into()) };
     let schema = (recipe.schema)();
     let given = |args: &Map<String, Value>, field: &str| args.get(field).is_some_and(|v| !v.is_null());
-    // An empty field means none: for what is needed that is a mistake, and not the active version.
+    // An empty field means none, which is an error for a required model.
     let (model, reward) = (is_none(&args, "model"), is_none(&args, "reward_model"));
     for (field, _) in roles::models() {
         if is_none(&args, field) {
@@ -289,7 +295,8 @@ pub async fn resolve<'r>(
     if needs_model(&schema) || given(&args, "model") {
         name_model(store, &mut args, "model", ModelKind::Policy).await?;
     }
-    // What can be rewarded by a rule needs a rule or a model; elsewhere a reward model is one that is named.
+    // A recipe that can be rewarded by a rule requires a rule or a reward model; other recipes use a reward model only
+    // if one is named.
     let needs_reward = takes(&schema, "reward") && !(reward || given(&args, "reward"));
     if takes(&schema, "reward_model") && (given(&args, "reward_model") || needs_reward) {
         name_model(store, &mut args, "reward_model", ModelKind::Reward).await?;
@@ -303,8 +310,7 @@ pub async fn resolve<'r>(
     Ok((recipe, args, checked))
 }
 
-/// Checks everything that can be checked now and queues the job. A model that is left out is the active one; one that
-/// is empty is none.
+/// Validates the arguments and queues the job. A model that is left out is the active one; an empty one is none.
 ///
 /// # Errors
 /// `UnknownKind`, `Args` naming the field, or the store's `Conflict` when the unique key is taken.

@@ -1,5 +1,5 @@
-//! The client for reward services: calls only hosts that an administrator has named, follows no redirect, and refuses
-//! every response that is not one finite number per completion.
+//! The client of reward services: calls only hosts that the configuration or the command line names, follows no
+//! redirects, and refuses every response that is not one finite number per completion.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::train::remote::{RemoteItem, RemoteReward};
 
-/// A try beyond the first, after a failure that may pass: no connection, a time-out, 429, 5xx.
+/// Number of retries after a transient failure: no connection, a timeout, status 429 or 5xx.
 const RETRIES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
-/// Bytes of answer per completion asked about.
+/// Most bytes of the response for each completion.
 const BYTES_PER_SCORE: usize = 1024;
 
 pub struct HttpRewards {
@@ -33,16 +33,16 @@ struct Answer {
 }
 
 impl HttpRewards {
-    /// A client for these hosts; `None` for none.
+    /// A client for these hosts; `None` when there are none.
     ///
     /// # Errors
-    /// When the system gives no sockets or no runtime.
+    /// A malformed host, or a runtime or HTTP client that cannot be created.
     pub fn new(hosts: &[String]) -> Result<Option<Self>> {
         if hosts.is_empty() {
             return Ok(None);
         }
         if let Some(wrong) = hosts.iter().find(|host| !crate::config::is_host(host)) {
-            anyhow::bail!("'{wrong}' names no host: write HOST or HOST:PORT, without https:// and without a path");
+            anyhow::bail!("'{wrong}' is not a host: write HOST or HOST:PORT, without https:// and without a path");
         }
         let client = Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -62,7 +62,7 @@ impl HttpRewards {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|e| Failure::Passing(e.into()))? {
             if body.len() + chunk.len() > limit {
-                return Err(Failure::Final(anyhow::anyhow!("the answer is longer than {limit} bytes")));
+                return Err(Failure::Final(anyhow::anyhow!("the response is longer than {limit} bytes")));
             }
             body.extend_from_slice(&chunk);
         }
@@ -76,22 +76,25 @@ enum Failure {
 }
 
 fn read(body: &[u8], expected: usize) -> Result<Vec<f64>> {
-    let Answer { scores } = serde_json::from_slice(body).context("the answer is not {\"scores\": [numbers]}")?;
+    let Answer { scores } = serde_json::from_slice(body).context("the response is not {\"scores\": [numbers]}")?;
     ensure!(scores.len() == expected, "{} scores for {expected} completions", scores.len());
     if let Some(bad) = scores.iter().find(|s| !s.is_finite()) {
-        bail!("a score is {bad}");
+        bail!("a score is {bad}; scores must be finite");
     }
     Ok(scores)
 }
 
 impl RemoteReward for HttpRewards {
     fn allows(&self, url: &str) -> Result<()> {
-        let parsed = Url::parse(url).with_context(|| format!("{url} is no address"))?;
+        let parsed = Url::parse(url).with_context(|| format!("{url} is not a URL"))?;
         let host = parsed.host_str().unwrap_or_default();
         let with_port = format!("{host}:{}", parsed.port_or_known_default().unwrap_or_default());
         let plain = matches!(parsed.scheme(), "http" | "https") && parsed.username().is_empty();
         let known = self.hosts.iter().any(|allowed| *allowed == host || *allowed == with_port);
-        ensure!(plain && known, "{url}: the host {with_port} is not among the reward hosts that are allowed");
+        ensure!(
+            plain && known,
+            "{url}: the host {with_port} is not allowed; add it to jobs.reward_hosts or --reward-host"
+        );
         Ok(())
     }
 
@@ -104,7 +107,7 @@ impl RemoteReward for HttpRewards {
                 match self.ask(&parsed, timeout, items).await {
                     Ok(scores) => return Ok(scores),
                     Err(Failure::Passing(error)) if left > 0 => {
-                        tracing::warn!(%url, %error, "the reward service failed; trying again");
+                        tracing::warn!(%url, %error, "the reward service failed and is asked again");
                         tokio::time::sleep(pause).await;
                         pause *= 4;
                     }
@@ -113,7 +116,7 @@ impl RemoteReward for HttpRewards {
                     }
                 }
             }
-            bail!("the reward service {url} was never asked")
+            bail!("the reward service {url} was not asked")
         })
     }
 }

@@ -1,5 +1,4 @@
-//! The parent's side: claims jobs, keeps their leases, writes down what the child says, and decides what
-//! its end means.
+//! The supervisor: claims jobs, extends their leases, stores what their trainers report, and decides how they end.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,13 +10,14 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use super::checkpoints::{self, CheckpointUploader};
 use super::executors::{Attempt, Executors, Work};
-use super::materialise::{PrepareError, Prepared, prepare, write_whole};
-use super::process::{Launch, Said};
-use super::publish::{Placed, Release, place};
+use super::files::write_atomically;
+use super::materialise::{PrepareError, Prepared, prepare};
+use super::process::{Launch, TrainerOutput};
+use super::publish::{PublishedFiles, Release, publish_files};
 use super::queue;
 use super::spans;
-use super::travel::{self, Courier};
 use super::wire::{Line, SPEC, Spec};
 use crate::artifacts::Artifacts;
 use crate::config::ExecutorsConfig;
@@ -30,30 +30,30 @@ pub struct SupervisorConfig {
     /// Jobs live in `jobs/<id>`, published models in `models/<name>`.
     pub data_dir: PathBuf,
     pub launch: Launch,
-    /// Jobs run at the same time.
+    /// Number of jobs that run at the same time.
     pub slots: usize,
     pub lease_seconds: i64,
     pub max_crashes: i64,
-    /// Compute threads of a child (`RAYON_NUM_THREADS`); 0 = its own choice.
+    /// Compute threads of a child (`RAYON_NUM_THREADS`); 0 = the child chooses.
     pub threads: usize,
-    /// At shutdown: between asking a child to stop, SIGTERM, and SIGKILL.
+    /// At shutdown: time from the request to stop to SIGTERM, and from there to SIGKILL.
     pub grace: Duration,
-    /// After a cancel: how long the child may take to its next step's end and its checkpoint.
+    /// After a cancel: time that the child has to end its step and write a checkpoint.
     pub cancel_grace: Duration,
-    /// Hosts that a reward by HTTP may ask.
+    /// Hosts that a reward of kind `http` may call.
     pub reward_hosts: Vec<String>,
     /// Commands of other trainers, by name.
     pub trainers: BTreeMap<String, Vec<String>>,
-    /// Which recipes run elsewhere.
+    /// Places, and which recipes run there.
     pub executors: ExecutorsConfig,
-    /// Whether requests to the model may be learned from, where no setting is stored.
+    /// Whether requests may be used for training, unless a stored setting overrides it.
     pub learn_from_requests: bool,
-    /// How often to look for work, and how often a running job is written down.
+    /// Interval of looking for work and of storing a running job's reports.
     pub tick: Duration,
 }
 
 impl SupervisorConfig {
-    /// The usual times: leases of 60 s, a heartbeat every 10 s, written down once a second.
+    /// Defaults: leases of 60 s, a heartbeat every 10 s, reports stored once a second.
     pub fn new(data_dir: PathBuf, launch: Launch) -> Self {
         Self {
             data_dir,
@@ -86,24 +86,24 @@ pub struct Supervisor {
     executors: Executors,
 }
 
-/// A job whose data is in its place.
-struct Ready {
+/// A job whose data files are written.
+struct ReadyJob {
     prepared: Prepared,
     publish_as: Option<String>,
     spec: Spec,
 }
 
-/// How a child's run came to an end.
-enum End {
+/// How an attempt ended.
+enum AttemptEnd {
     Done {
         model_dir: String,
         metrics: Value,
     },
     Stopped,
     Failed(String),
-    /// It went without a word, or never came up.
+    /// It ended without an outcome, or did not start.
     Crashed(String),
-    /// The lease went to somebody else: nothing may be written any more.
+    /// Another worker has the lease: nothing more may be written.
     Lost,
 }
 
@@ -113,7 +113,7 @@ impl Supervisor {
         Self::sharing(store, artifacts, recipes, config)
     }
 
-    /// With models from and to an artifact store.
+    /// A supervisor that downloads and uploads models and checkpoints through `artifacts`.
     pub fn sharing(
         store: Arc<Store>,
         artifacts: Arc<Artifacts>,
@@ -125,15 +125,15 @@ impl Supervisor {
         Self { store, artifacts, recipes, config, executors }
     }
 
-    /// Works until `shutdown`; then running jobs checkpoint and go back to the queue. Returns when all
+    /// Runs jobs until `shutdown`; then running jobs write a checkpoint and go back to the queue. Returns when all
     /// children have ended.
     pub async fn run(&self, shutdown: CancellationToken) {
         let places = self.kinds_by_place();
         let slots = places.iter().flat_map(|(kinds, slots)| (0..*slots).map(move |_| kinds.as_slice()));
-        futures::future::join_all(slots.map(|kinds| self.work(kinds, &shutdown))).await;
+        futures::future::join_all(slots.map(|kinds| self.run_slot(kinds, &shutdown))).await;
     }
 
-    /// Recipes and slots of this machine and of every place that has any. No recipes = all there are.
+    /// (recipes, slots) of this machine and of every place that runs any. No recipes = all.
     fn kinds_by_place(&self) -> Vec<(Vec<&str>, usize)> {
         let executors = &self.config.executors;
         let of = |place: Option<&str>| -> Vec<&str> {
@@ -145,7 +145,7 @@ impl Supervisor {
             all.push((of(Some(name)), place.slots));
         }
         all.retain(|(kinds, _)| !kinds.is_empty());
-        // Where nothing runs elsewhere, jobs of recipes that this program does not know are claimed too, and fail.
+        // Without places, jobs of recipes that this program does not know are claimed too, and fail.
         let here = if all.is_empty() { Vec::new() } else { of(None) };
         if all.is_empty() || !here.is_empty() {
             all.push((here, self.config.slots.max(1)));
@@ -153,13 +153,13 @@ impl Supervisor {
         all
     }
 
-    async fn work(&self, kinds: &[&str], shutdown: &CancellationToken) {
+    async fn run_slot(&self, kinds: &[&str], shutdown: &CancellationToken) {
         while !shutdown.is_cancelled() {
             match self.run_one_of(kinds, shutdown).await {
                 Ok(Some(_)) => continue,
                 Ok(None) => {}
-                // The store may be away for a while; its work waits in the queue.
-                Err(error) => tracing::warn!(%error, "the job queue cannot be served"),
+                // The store may be unavailable for a while; jobs stay in the queue.
+                Err(error) => tracing::warn!(%error, "no job can be claimed"),
             }
             tokio::select! {
                 () = shutdown.cancelled() => {}
@@ -168,10 +168,10 @@ impl Supervisor {
         }
     }
 
-    /// Claims one job, if there is any, and runs it to its end; returns the state it left the job in.
+    /// Claims one job, if there is any, and runs it to its end; returns its state.
     ///
     /// # Errors
-    /// What the store says. The job's lease then runs out and somebody else takes it.
+    /// Errors of the store. The job's lease then expires and another worker takes the job.
     pub async fn run_one(&self, shutdown: &CancellationToken) -> Result<Option<JobState>, StoreError> {
         self.run_one_of(&[], shutdown).await
     }
@@ -186,10 +186,10 @@ impl Supervisor {
         let span = spans::job(&job);
         let mut ended = self.run_claimed(&job, &fence, shutdown).instrument(span.clone()).await;
         if let Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_))) = &ended {
-            // The store's fault, not the job's: back to the queue without a crash, as soon as that can be said.
-            tracing::warn!(job.id = %job.id, %error, "the job is given back");
+            // The job is not at fault: it goes back to the queue without counting a crash, once the store is available.
+            tracing::warn!(job.id = %job.id, %error, "the job goes back to the queue");
             ended =
-                self.until_stored(shutdown, || self.store.jobs().requeue(&fence, None, self.config.max_crashes)).await;
+                self.retry_store(shutdown, || self.store.jobs().requeue(&fence, None, self.config.max_crashes)).await;
         }
         if let Err(StoreError::LeaseLost(_)) = &ended {
             tracing::warn!(job.id = %job.id, "the job's lease was lost");
@@ -208,38 +208,40 @@ impl Supervisor {
         shutdown: &CancellationToken,
     ) -> Result<JobState, StoreError> {
         let job_dir = self.job_dir(&job.id);
-        // Before anything is read there: an attempt that was left behind may still write a checkpoint.
-        let former = self.executors.end_former(job, &job_dir, self.config.lease_seconds);
-        if let Err(error) = self.keeping_the_lease(fence, former).await? {
-            return self.requeue(fence, Some(&format!("an earlier attempt cannot be ended: {error}"))).await;
+        // First of all: an earlier attempt may still write a checkpoint.
+        let previous = self.executors.end_previous_attempt(job, &job_dir, self.config.lease_seconds);
+        if let Err(error) = self.with_lease(fence, previous).await? {
+            return self.requeue(fence, Some(&format!("an earlier attempt of the job cannot be ended: {error}"))).await;
         }
-        if let Err(error) = self.keeping_the_lease(fence, travel::bring(&self.artifacts, &job.id, &job_dir)).await? {
-            tracing::warn!(job.id = %job.id, %error, "the checkpoint cannot be brought from the artifact store");
-            if error.is_passing() {
-                self.keeping_the_lease(fence, tokio::time::sleep(self.config.heartbeat())).await?;
+        if let Err(error) =
+            self.with_lease(fence, checkpoints::download_newest(&self.artifacts, &job.id, &job_dir)).await?
+        {
+            tracing::warn!(job.id = %job.id, %error, "the checkpoint cannot be downloaded from the artifact store");
+            if error.is_transient() {
+                self.with_lease(fence, tokio::time::sleep(self.config.heartbeat())).await?;
                 return self.requeue(fence, Some(&error.to_string())).await;
             }
         }
-        let Ready { prepared, publish_as, spec } =
-            match self.prepared(job, fence).instrument(spans::step("prepare")).await? {
+        let ReadyJob { prepared, publish_as, spec } =
+            match self.prepare_with_lease(job, fence).instrument(spans::step("prepare")).await? {
                 Ok(ready) => ready,
                 Err(PrepareError::Store(error)) => return Err(error),
-                // Not the job's fault, but no endless loop either.
+                // The job is not at fault, but the number of retries is limited.
                 Err(PrepareError::Later(error)) => {
                     tracing::warn!(job.id = %job.id, error, "the job cannot start now");
-                    self.keeping_the_lease(fence, tokio::time::sleep(self.config.heartbeat())).await?;
+                    self.with_lease(fence, tokio::time::sleep(self.config.heartbeat())).await?;
                     return self.requeue(fence, Some(&error)).await;
                 }
                 Err(error) => return self.fail(fence, &error.to_string()).await,
             };
-        let end = match self.started(job, fence, &job_dir, &spec).await? {
+        let end = match self.start_attempt(job, fence, &job_dir, &spec).await? {
             Ok(attempt) => self.watch(job, fence, attempt, shutdown).instrument(spans::step("train")).await?,
-            Err(error) => End::Crashed(format!("the training process did not start: {error}")),
+            Err(error) => AttemptEnd::Crashed(format!("the training process did not start: {error}")),
         };
-        let cancelled = self.until_stored(shutdown, || self.store.jobs().get(&job.id)).await?.cancel_requested;
+        let cancelled = self.retry_store(shutdown, || self.store.jobs().get(&job.id)).await?.cancel_requested;
         match end {
-            End::Lost => Err(StoreError::LeaseLost(job.id.to_string())),
-            End::Done { model_dir, metrics } => {
+            AttemptEnd::Lost => Err(StoreError::LeaseLost(job.id.to_string())),
+            AttemptEnd::Done { model_dir, metrics } => {
                 let release = Release {
                     job,
                     parent: prepared.parent.as_ref(),
@@ -247,20 +249,20 @@ impl Supervisor {
                     model_dir: &job_dir.join(model_dir),
                     metrics,
                     datasets: &prepared.datasets,
-                    now: self.until_stored(shutdown, || self.store.now()).await?,
+                    now: self.retry_store(shutdown, || self.store.now()).await?,
                 };
                 self.release(job, fence, release, shutdown).instrument(spans::step("publish")).await
             }
-            // The state says it; it is no error.
+            // Cancelled jobs have a state of their own and no error.
             _ if cancelled => self.finish(fence, JobState::Cancelled, None).await,
-            End::Failed(error) => self.fail(fence, &error).await,
+            AttemptEnd::Failed(error) => self.fail(fence, &error).await,
             _ if shutdown.is_cancelled() => self.requeue(fence, None).await,
-            End::Stopped => self.requeue(fence, Some("the training process stopped without being asked")).await,
-            End::Crashed(error) => self.requeue(fence, Some(&error)).await,
+            AttemptEnd::Stopped => self.requeue(fence, Some("the training process stopped without being asked")).await,
+            AttemptEnd::Crashed(error) => self.requeue(fence, Some(&error)).await,
         }
     }
 
-    /// Puts the model in its place and ends the job with it; whoever has lost the lease takes it away again.
+    /// Publishes the model and completes the job. Without the lease the published files are removed again.
     async fn release(
         &self,
         job: &Job,
@@ -269,25 +271,25 @@ impl Supervisor {
         shutdown: &CancellationToken,
     ) -> Result<JobState, StoreError> {
         let (metrics, datasets) = (release.metrics.clone(), release.datasets.clone());
-        let placing = self.keeping_the_lease(fence, place(&self.store, &self.artifacts, release)).await?;
-        let Placed { version, files, dir } = match placing {
-            Ok(placed) => placed,
+        let publishing = self.with_lease(fence, publish_files(&self.store, &self.artifacts, release)).await?;
+        let PublishedFiles { version, files, dir } = match publishing {
+            Ok(files) => files,
             Err(error) => return self.fail(fence, &format!("publishing failed: {error:#}")).await,
         };
         let result = json!({"model": version.name, "model_version_id": version.id, "metrics": metrics,
             "datasets": datasets});
         let complete = || self.store.jobs().complete(fence, version.clone(), files.clone(), result.clone());
-        let done = self.until_stored(shutdown, complete).await;
-        // An attempt whose answer was lost may have gone through: the version itself tells.
+        let done = self.retry_store(shutdown, complete).await;
+        // A write whose response was lost may have succeeded: the version shows it.
         let registered = match &done {
             Ok(()) => true,
             Err(_) => self.store.models().get(&version.id).await.is_ok(),
         };
         if registered {
-            // Nothing resumes a job that has succeeded, and checkpoints are large.
+            // A job that has succeeded is never resumed, and checkpoints are large.
             let _ = tokio::fs::remove_dir_all(self.job_dir(&job.id).join("checkpoints")).await;
-            if let Err(error) = self.artifacts.forget_snapshots(&job.id).await {
-                tracing::warn!(job.id = %job.id, %error, "its checkpoints stay in the artifact store");
+            if let Err(error) = self.artifacts.remove_snapshots(&job.id).await {
+                tracing::warn!(job.id = %job.id, %error, "the job's checkpoints cannot be removed from the artifact store");
             }
             return Ok(JobState::Succeeded);
         }
@@ -304,9 +306,9 @@ impl Supervisor {
         }
     }
 
-    /// Repeats a write while the store is away, until shutdown: the work of hours must not go for an outage of
-    /// minutes. Nothing is written twice, because the lease fences it.
-    async fn until_stored<T, F>(&self, shutdown: &CancellationToken, write: impl Fn() -> F) -> Result<T, StoreError>
+    /// Repeats a write while the store is unavailable, until shutdown: an outage of minutes must not cost hours of
+    /// training. The lease's fence prevents double writes.
+    async fn retry_store<T, F>(&self, shutdown: &CancellationToken, write: impl Fn() -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
@@ -323,8 +325,11 @@ impl Supervisor {
         }
     }
 
-    /// Runs something long while the lease is extended. Ends early when the lease is lost.
-    async fn keeping_the_lease<T>(&self, fence: &Fence, work: impl Future<Output = T>) -> Result<T, StoreError> {
+    /// Runs `work` while extending the lease.
+    ///
+    /// # Errors
+    /// `LeaseLost`, without waiting for the end of `work`.
+    async fn with_lease<T>(&self, fence: &Fence, work: impl Future<Output = T>) -> Result<T, StoreError> {
         let mut beat = tokio::time::interval(self.config.heartbeat());
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tokio::pin!(work);
@@ -340,13 +345,13 @@ impl Supervisor {
         }
     }
 
-    async fn prepared(&self, job: &Job, fence: &Fence) -> Result<Result<Ready, PrepareError>, StoreError> {
-        self.keeping_the_lease(fence, self.prepare(job)).await
+    async fn prepare_with_lease(&self, job: &Job, fence: &Fence) -> Result<Result<ReadyJob, PrepareError>, StoreError> {
+        self.with_lease(fence, self.prepare(job)).await
     }
 
-    /// Begins the attempt where jobs of its kind run. Where that is is stored first: whoever takes the job over from
-    /// this process can end what it left running.
-    async fn started(
+    /// Begins the attempt on this machine or at the place of its recipe. The attempt's reference is stored first, so
+    /// that another supervisor can end it.
+    async fn start_attempt(
         &self,
         job: &Job,
         fence: &Fence,
@@ -359,25 +364,25 @@ impl Supervisor {
             self.store.jobs().place(fence, reference.as_deref()).await?;
         }
         let work = Work { job, fence, job_dir, spec, lease_seconds };
-        self.keeping_the_lease(fence, executor.start(work)).await
+        self.with_lease(fence, executor.start(work)).await
     }
 
     fn job_dir(&self, id: &JobId) -> PathBuf {
-        // Whatever the id is, the directory stays inside.
+        // Any id gives a directory inside of `jobs`.
         let name: String =
             id.as_str().chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
         let dir = self.config.data_dir.join("jobs").join(name);
         std::path::absolute(&dir).unwrap_or(dir)
     }
 
-    /// Writes data and spec.json for the child.
-    async fn prepare(&self, job: &Job) -> Result<Ready, PrepareError> {
+    /// Writes the data files and spec.json.
+    async fn prepare(&self, job: &Job) -> Result<ReadyJob, PrepareError> {
         let recipe = self.recipes.iter().find(|r| r.name == job.kind);
         let recipe = recipe.ok_or_else(|| PrepareError::Job(format!("this program has no recipe '{}'", job.kind)))?;
         let args = queue::check(recipe, &job.args).map_err(|e| PrepareError::Job(format!("args.{e}")))?;
-        // A restored database may hold anything.
+        // A restored database may hold any id.
         if !crate::domain::is_path_part(job.id.as_str()) {
-            return Err(PrepareError::Job(format!("'{}' is no id of a job", job.id)));
+            return Err(PrepareError::Job(format!("'{}' is not a valid job id", job.id)));
         }
         let job_dir = self.job_dir(&job.id);
         let (checkpoint_dir, output_dir) = (job_dir.join("checkpoints"), job_dir.join("output"));
@@ -398,88 +403,89 @@ impl Supervisor {
                 .unwrap_or_default(),
         };
         let text = serde_json::to_vec_pretty(&spec).map_err(std::io::Error::from)?;
-        write_whole(&job_dir.join(SPEC), &text)?;
-        Ok(Ready { prepared, publish_as: args.publish_as, spec })
+        write_atomically(&job_dir.join(SPEC), &text)?;
+        Ok(ReadyJob { prepared, publish_as: args.publish_as, spec })
     }
 
-    /// Listens to the child until it ends; asks it to stop on cancel and shutdown.
+    /// Reads the trainer's output until it ends; requests a stop on cancel and shutdown.
     async fn watch(
         &self,
         job: &Job,
         fence: &Fence,
         mut child: Box<dyn Attempt>,
         shutdown: &CancellationToken,
-    ) -> Result<End, StoreError> {
+    ) -> Result<AttemptEnd, StoreError> {
         let mut pending = JobReport::default();
-        let mut courier = Courier::new(self.artifacts.clone(), &job.id, fence.attempt, &self.job_dir(&job.id));
+        let mut uploader =
+            CheckpointUploader::new(self.artifacts.clone(), &job.id, fence.attempt, &self.job_dir(&job.id));
         let mut end = None;
-        // The lease was given by the claim, a moment ago.
+        // The claim has just begun the lease.
         child.extend_lease(self.config.lease_seconds).await;
         let mut beat = Instant::now();
         let mut tick = tokio::time::interval(self.config.tick);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut asked = false;
+        let mut stop_requested = false;
         loop {
             tokio::select! {
-                said = child.said() => match said {
-                    Some(said) => {
-                        if let Some(path) = made(&said) {
-                            courier.made(path);
+                output = child.next_output() => match output {
+                    Some(output) => {
+                        if let Some(path) = written_checkpoint(&output) {
+                            uploader.checkpoint_written(path);
                         }
-                        end = take(&mut pending, said).or(end);
+                        end = collect(&mut pending, output).or(end);
                     }
                     None => break,
                 },
-                () = shutdown.cancelled(), if !asked => {
-                    asked = true;
-                    child.ask_to_stop(self.config.grace).await;
+                () = shutdown.cancelled(), if !stop_requested => {
+                    stop_requested = true;
+                    child.request_stop(self.config.grace).await;
                 }
                 _ = tick.tick() => {
                     let due = beat.elapsed() >= self.config.heartbeat();
-                    match self.write_down(job, fence, &mut pending, due).await {
+                    match self.write_report(job, fence, &mut pending, due).await {
                         Ok(cancelled) => {
                             if due {
                                 beat = Instant::now();
                                 child.extend_lease(self.config.lease_seconds).await;
                             }
                             if cancelled {
-                                child.ask_to_stop(self.config.cancel_grace).await;
+                                child.request_stop(self.config.cancel_grace).await;
                             }
                         }
                         Err(StoreError::LeaseLost(_)) => {
                             child.kill();
-                            let _ = child.end().await;
-                            return Ok(End::Lost);
+                            let _ = child.wait().await;
+                            return Ok(AttemptEnd::Lost);
                         }
-                        // Away for now: the child goes on, as long as the lease may still be ours.
+                        // The store is unavailable: the child goes on while this process may still hold the lease.
                         Err(error) => {
-                            tracing::warn!(job.id = %job.id, %error, "cannot write the job down");
+                            tracing::warn!(job.id = %job.id, %error, "the job's reports cannot be stored");
                             if beat.elapsed().as_secs() as i64 >= self.config.lease_seconds {
                                 child.kill();
-                                let _ = child.end().await;
+                                let _ = child.wait().await;
                                 return Err(error);
                             }
                         }
                     }
-                    courier.go_on();
-                    child.press();
+                    uploader.start_next();
+                    child.escalate();
                 }
             }
         }
-        let how = child.end().await;
+        let how = child.wait().await;
         let report = || self.store.jobs().report(fence, self.config.lease_seconds, pending.clone());
-        self.until_stored(shutdown, report).await?;
-        if !matches!(end, Some(End::Done { .. })) {
-            // A shutdown does not wait for long; the checkpoint before is there.
+        self.retry_store(shutdown, report).await?;
+        if !matches!(end, Some(AttemptEnd::Done { .. })) {
+            // A shutdown waits only briefly: the previous checkpoint is already stored.
             let patience = if shutdown.is_cancelled() { self.config.grace } else { Duration::from_secs(3600) };
-            let _ = self.keeping_the_lease(fence, tokio::time::timeout(patience, courier.arrived())).await?;
+            let _ = self.with_lease(fence, tokio::time::timeout(patience, uploader.finish())).await?;
         }
-        Ok(end.unwrap_or(End::Crashed(how)))
+        Ok(end.unwrap_or(AttemptEnd::Crashed(how)))
     }
 
-    /// Brings what the child said into the store, and the lease forward when `due`. Returns whether cancel
-    /// was requested. What could not be written is kept for the next time.
-    async fn write_down(
+    /// Stores the pending report, and extends the lease when `due`. Returns whether a cancel was requested. On an error
+    /// the report stays pending.
+    async fn write_report(
         &self,
         job: &Job,
         fence: &Fence,
@@ -512,21 +518,21 @@ impl Supervisor {
     }
 }
 
-/// The checkpoint that has just been completed.
-fn made(said: &Said) -> Option<&str> {
-    match said {
-        Said::Line(Line::Event { kind, data }) if kind == "checkpoint" => data["path"].as_str(),
-        Said::Line(Line::Outcome(TrainOutcome::Stopped { checkpoint })) => checkpoint.as_deref(),
+/// The path of the checkpoint that an output line announces.
+fn written_checkpoint(output: &TrainerOutput) -> Option<&str> {
+    match output {
+        TrainerOutput::Line(Line::Event { kind, data }) if kind == "checkpoint" => data["path"].as_str(),
+        TrainerOutput::Line(Line::Outcome(TrainOutcome::Stopped { checkpoint })) => checkpoint.as_deref(),
         _ => None,
     }
 }
 
-/// Keeps what is to be written; the last word of the child is returned.
-fn take(pending: &mut JobReport, said: Said) -> Option<End> {
-    match said {
-        Said::Line(Line::Progress(progress)) => pending.progress = Some(progress),
-        Said::Line(Line::Metrics { metrics }) => pending.metrics.extend(metrics),
-        Said::Line(Line::Event { kind, data }) => {
+/// Adds an output line to the pending report; returns the end that the line announces, if any.
+fn collect(pending: &mut JobReport, output: TrainerOutput) -> Option<AttemptEnd> {
+    match output {
+        TrainerOutput::Line(Line::Progress(progress)) => pending.progress = Some(progress),
+        TrainerOutput::Line(Line::Metrics { metrics }) => pending.metrics.extend(metrics),
+        TrainerOutput::Line(Line::Event { kind, data }) => {
             if kind == "checkpoint"
                 && let Some(path) = data.get("path").and_then(Value::as_str)
             {
@@ -534,14 +540,14 @@ fn take(pending: &mut JobReport, said: Said) -> Option<End> {
             }
             pending.events.push((kind, data));
         }
-        Said::Other(text) => pending.events.push(("log".into(), json!({"message": text}))),
-        Said::Line(Line::Failed { error }) => return Some(End::Failed(error)),
-        Said::Line(Line::Outcome(TrainOutcome::Done { model_dir, metrics })) => {
-            return Some(End::Done { model_dir, metrics });
+        TrainerOutput::Other(text) => pending.events.push(("log".into(), json!({"message": text}))),
+        TrainerOutput::Line(Line::Failed { error }) => return Some(AttemptEnd::Failed(error)),
+        TrainerOutput::Line(Line::Outcome(TrainOutcome::Done { model_dir, metrics })) => {
+            return Some(AttemptEnd::Done { model_dir, metrics });
         }
-        Said::Line(Line::Outcome(TrainOutcome::Stopped { checkpoint })) => {
+        TrainerOutput::Line(Line::Outcome(TrainOutcome::Stopped { checkpoint })) => {
             pending.checkpoint = checkpoint.or(pending.checkpoint.take());
-            return Some(End::Stopped);
+            return Some(AttemptEnd::Stopped);
         }
     }
     None

@@ -8,16 +8,16 @@ use serde_json::Value;
 use crate::domain::{JobId, Metric, Progress};
 use crate::train::TrainOutcome;
 
-/// File in the job directory that tells the child what to do.
+/// File in the job directory that describes the job to the child.
 pub const SPEC: &str = "spec.json";
 
 /// A line on the child's stdin that means `Reporter::should_stop`. So does the end of its stdin.
 pub const STOP: &str = "stop";
 
-/// `lease SECONDS` on the child's stdin: it may run so long from now, unless it is told again.
+/// `lease SECONDS` on the child's stdin: it may run for this long from now, until the next extension.
 pub const LEASE: &str = "lease";
 
-/// Contents of spec.json. `args` are complete but for the three fields below, which the child adds.
+/// Contents of spec.json. `args` lack the directories and `resume`, which `recipe_args` adds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
@@ -26,29 +26,29 @@ pub struct Spec {
     pub job_id: JobId,
     pub checkpoint_dir: PathBuf,
     pub output_dir: PathBuf,
-    /// Go on from the newest checkpoint.
+    /// Resume from the newest checkpoint.
     pub resume: bool,
-    /// Hosts that a reward by HTTP may ask; from the server's configuration, never from the job.
+    /// Hosts that a reward of kind `http` may call; from the server's configuration, never from the job.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reward_hosts: Vec<String>,
     /// Command of the trainer that the arguments of `external` name; from the configuration, never from the job.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trainer: Vec<String>,
-    /// The supervisor is on another machine, or may be: both sides speak by files in this directory.
+    /// Whether the supervisor may be on another machine: both then communicate by files in this directory.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_files: bool,
 }
 
 impl Spec {
     /// # Errors
-    /// When the file cannot be read or is no spec.
+    /// When the file cannot be read or is not a valid spec.
     pub fn read(job_dir: &Path) -> anyhow::Result<Self> {
         let path = job_dir.join(SPEC);
         let text = std::fs::read(&path).map_err(|e| anyhow::anyhow!("cannot read {}: {e}", path.display()))?;
         serde_json::from_slice(&text).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))
     }
 
-    /// The recipe's arguments with the directories in their places.
+    /// The recipe's arguments, completed with the directories and `resume`.
     pub fn recipe_args(&self) -> Value {
         let mut args = self.args.clone();
         if let Some(map) = args.as_object_mut() {
@@ -74,7 +74,7 @@ pub enum Line {
         data: Value,
     },
     Outcome(TrainOutcome),
-    /// An error that would come again: the job fails without another try.
+    /// A permanent error: the job fails without a retry.
     Failed {
         error: String,
     },

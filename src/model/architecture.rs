@@ -1,4 +1,4 @@
-//! Architectures to train from scratch: named sizes or explicit ones, and the config.json that they become.
+//! Architectures to train from scratch: named sizes or explicit ones, and their config.json.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -26,10 +26,10 @@ pub struct Shape {
     pub hidden_size: usize,
     pub n_layers: usize,
     pub n_heads: usize,
-    /// Inner width of the feed-forward part; 4 · hidden_size if absent.
+    /// Inner width of the feed-forward network; 4 · hidden_size if absent.
     #[serde(default)]
     pub intermediate_size: Option<usize>,
-    /// Longest sequence.
+    /// Length of the longest sequence, in tokens.
     pub max_positions: usize,
 }
 
@@ -46,8 +46,8 @@ const fn shape(family: Family, hidden_size: usize, n_layers: usize, n_heads: usi
     Shape { family, hidden_size, n_layers, n_heads, intermediate_size: None, max_positions }
 }
 
-/// `gpt1` has GPT-1's sizes in GPT-2's layout (LayerNorm before the blocks and one at the end), which trains
-/// more steadily and is what the decoder computes.
+/// `gpt1` has GPT-1's sizes in GPT-2's layout (LayerNorm before the blocks and one at the end), which trains more
+/// stably and is the layout that the decoder implements.
 pub const PRESETS: &[(&str, Shape)] = &[
     ("gpt-tiny", shape(Family::Gpt2, 128, 4, 4, 256)),
     ("gpt-mini", shape(Family::Gpt2, 256, 6, 8, 512)),

@@ -1,5 +1,5 @@
-//! One configuration for every architecture, read from Hugging Face config.json or GGUF metadata. What a family's
-//! files say is read by its table in `families`.
+//! One configuration for every architecture, read from Hugging Face config.json or GGUF metadata. The table of a family
+//! in `families` reads the family's files.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -43,17 +43,17 @@ pub struct ModelConfig {
     /// Every id that ends a generation (config and generation_config joined).
     pub eos_ids: Vec<u32>,
     pub pad_id: Option<u32>,
-    /// What only some families do.
+    /// Features of some families.
     pub switches: Switches,
 }
 
-/// What only some families do; the default is plain Llama.
+/// Features that only some families have; the default is plain Llama.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Switches {
     /// Bias on the output projection of attention.
     pub out_bias: bool,
-    /// Bias on the matrices of the feed-forward part.
+    /// Bias on the matrices of the feed-forward network.
     pub mlp_bias: bool,
     pub qk_norm: QkNorm,
     /// Factor of the scores; `None` = 1/√head_dim.
@@ -63,22 +63,22 @@ pub struct Switches {
     /// Logits become cap · tanh(logit / cap).
     pub logit_softcap: Option<f64>,
     pub logit_divisor: f64,
-    /// Factor of word embeddings.
+    /// Factor of the token embeddings.
     pub embedding_scale: f64,
-    /// Factor of what attention and feed-forward part add to the hidden states.
+    /// Factor of the outputs of attention and the feed-forward network before they are added to the hidden states.
     pub residual_scale: f64,
-    /// Attention and feed-forward part read the same hidden states.
+    /// Attention and the feed-forward network read the same hidden states (parallel residuals).
     pub parallel: bool,
     /// The first block has no norm before attention.
     pub first_norm_absent: bool,
     /// Row of the position table that position 0 reads.
     pub position_offset: usize,
-    /// Channels of each head that rotary positions turn, from the first on; `None` = all.
+    /// Number of leading channels of each head that rotary positions rotate; `None` = all.
     pub rotary_dim: Option<usize>,
     pub rope_scaling: RopeScaling,
-    /// Rotary positions of windowed layers, where they have their own.
+    /// Rotary positions of windowed layers, where they differ from those of full layers.
     pub local_rope: Option<LocalRope>,
-    /// One for each layer, or none: then every layer sees everything and has rotary positions if the model has.
+    /// One entry per layer. Empty: every layer attends to all positions, with rotary positions if the model has them.
     pub layers: Vec<LayerKind>,
 }
 
@@ -105,10 +105,10 @@ impl Default for Switches {
     }
 }
 
-/// What distinguishes the layers of one model.
+/// Properties in which the layers of one model differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerKind {
-    /// Key j is seen from query i when |i − j| < window (and j ≤ i in a decoder); `None` = all keys.
+    /// Query i attends to key j when |i − j| < window (and j ≤ i in a decoder); `None` = all keys.
     pub window: Option<usize>,
     pub no_rope: bool,
 }
@@ -119,9 +119,9 @@ pub struct LayerKind {
 pub enum QkNorm {
     #[default]
     None,
-    /// Of every head alone.
+    /// Each head is normalised separately.
     Heads,
-    /// Of all heads together.
+    /// All heads are normalised together.
     Whole,
 }
 
@@ -131,8 +131,8 @@ pub struct LocalRope {
     pub scaling: RopeScaling,
 }
 
-/// How the frequencies of rotary positions are stretched beyond the length of pretraining. `attention` is a factor of
-/// cos and sin, `original` the length of pretraining.
+/// How the frequencies of rotary positions are scaled for sequences longer than those of pretraining. `attention` is a
+/// factor of cos and sin, `original` the length of pretraining.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum RopeScaling {
@@ -140,9 +140,9 @@ pub enum RopeScaling {
     None,
     /// Positions divided by `factor`.
     Linear { factor: f64 },
-    /// From the trained length on, θ grows with the position.
+    /// θ grows with the position beyond the trained length.
     Dynamic { factor: f64, trained: usize },
-    /// Long waves divided by `factor`, short ones kept, those between blended (Llama 3.1).
+    /// Low frequencies are divided by `factor`, high ones kept, those between interpolated (Llama 3.1).
     Llama3 { factor: f64, low: f64, high: f64, original: usize },
     /// A ramp between kept and divided frequencies (arXiv 2309.00071).
     Yarn { factor: f64, fast: f64, slow: f64, original: usize, attention: f64, truncate: bool },
@@ -152,7 +152,7 @@ pub enum RopeScaling {
 }
 
 impl RopeScaling {
-    /// Positions that a model reads whose configuration says `trained`.
+    /// The maximal length of a model whose configuration gives `trained` positions.
     pub fn context(&self, trained: usize) -> usize {
         match self {
             Self::Dynamic { factor, .. } => ((trained as f64 * factor) as usize).min(read::MAX_SIZE as usize),
@@ -171,12 +171,12 @@ pub enum ConfigError {
 }
 
 impl ModelConfig {
-    /// Reads config.json of any family; end tokens of generation_config.json are joined in. Of a multimodal model its
-    /// text half is read.
+    /// Reads config.json of any family; end tokens of generation_config.json are added. Of a multimodal model, the text
+    /// model is read.
     ///
     /// # Errors
-    /// `Malformed` when a field is missing, of the wrong type or out of range; `Unsupported` when the model needs
-    /// something that is not computed here, with the families that are.
+    /// `Malformed` when a field is missing, of the wrong type or out of range; `Unsupported` when the model needs an
+    /// operation that is not implemented, with the list of supported families.
     pub fn from_hf(config: &Value, generation: Option<&Value>) -> Result<Self> {
         let half = text_half(config);
         let config = half.as_ref().unwrap_or(config);
@@ -200,7 +200,7 @@ impl ModelConfig {
         Ok(parsed)
     }
 
-    /// What layer `i` does.
+    /// The properties of layer `i`.
     pub fn layer(&self, i: usize) -> LayerKind {
         self.switches.layers.get(i).copied().unwrap_or_default()
     }
@@ -210,12 +210,12 @@ impl ModelConfig {
         self.switches.attention_scale.map_or_else(|| 1.0 / (self.head_dim as f32).sqrt(), |scale| scale as f32)
     }
 
-    /// Channels of each head that rotary positions turn.
+    /// Number of channels of each head that rotary positions rotate.
     pub fn rotary_dim(&self) -> usize {
         self.switches.rotary_dim.unwrap_or(self.head_dim)
     }
 
-    /// Relations between the sizes that the forward pass relies on.
+    /// Checks the relations between sizes that the forward pass requires.
     fn check(&self) -> Result<()> {
         if self.n_layers as u64 > read::MAX_LAYERS {
             return malformed(format!("{} layers (at most {})", self.n_layers, read::MAX_LAYERS));
@@ -236,8 +236,8 @@ impl ModelConfig {
     }
 }
 
-/// The part of a multimodal model's configuration that is about text, if it names its family, with the token ids that
-/// stand beside it.
+/// The text part of a multimodal model's configuration, if it names its family, with the token ids of the enclosing
+/// configuration.
 pub(super) fn text_half(config: &Value) -> Option<Value> {
     let mut text = get(config, "text_config")?.clone();
     families::find(text.get("model_type")?.as_str()?).ok()?;

@@ -1,5 +1,5 @@
-//! Frozen matrices of a model's blocks in fewer bits, for training under adapters: in `Weights` they are U8 tensors of
-//! rows of blocks (`ops::held`), everything else stays f32.
+//! Frozen matrices of a model's blocks in fewer bits, for training with adapters: in `Weights` they are U8 tensors of
+//! rows of blocks (`ops::held`); all other tensors are f32.
 
 use std::collections::BTreeMap;
 
@@ -15,11 +15,11 @@ pub const Q8_0_BYTES: f64 = 34.0 / 32.0;
 /// Bytes of a weight that is held as `q4` (Q4_1): blocks of 32 with an f16 scale and an f16 minimum.
 pub const Q4_BYTES: f64 = 20.0 / 32.0;
 
-/// Which matrices are held, and in what.
+/// The matrices that are held in fewer bits, and their format.
 pub struct Holding<'a> {
     config: &'a ModelConfig,
     kind: BlockType,
-    /// Outputs and inputs of each.
+    /// Outputs and inputs of each matrix.
     matrices: BTreeMap<String, (usize, usize)>,
 }
 
@@ -28,7 +28,8 @@ impl<'a> Holding<'a> {
         Self { config, kind, matrices: matrices(config) }
     }
 
-    /// A matrix of the blocks as it is held; any other tensor, and one on another device than the CPU, as it came.
+    /// Converts a matrix of the blocks to the held format; returns any other tensor, and any on another device than the
+    /// CPU, unchanged.
     pub fn hold(&self, name: &str, tensor: Tensor) -> Result<Tensor> {
         if !self.matrices.contains_key(name) || tensor.rank() != 2 || tensor.dtype() != DType::F32 {
             return Ok(tensor);
@@ -39,7 +40,7 @@ impl<'a> Holding<'a> {
         }
     }
 
-    /// The same of all.
+    /// Converts the matrices of the blocks among all tensors.
     pub fn hold_all(&self, weights: Weights) -> Result<Weights> {
         weights.into_iter().map(|(name, tensor)| Ok((name.clone(), self.hold(&name, tensor)?))).collect()
     }
@@ -57,7 +58,7 @@ fn matrices(config: &ModelConfig) -> BTreeMap<String, (usize, usize)> {
     names::backbone(config).into_iter().filter_map(of).collect()
 }
 
-/// Whether a tensor is a matrix in fewer bits.
+/// Whether a tensor is a matrix held in fewer bits.
 pub fn is_held(tensor: &Tensor) -> bool {
     tensor.dtype() == DType::U8
 }
@@ -65,7 +66,7 @@ pub fn is_held(tensor: &Tensor) -> bool {
 /// (outputs, inputs) of a matrix of the blocks, held or not.
 ///
 /// # Errors
-/// A held tensor that is none of the model's matrices.
+/// When a held tensor is not one of the model's matrices.
 pub(super) fn out_in(config: &ModelConfig, name: &str, w: &Tensor) -> Result<(usize, usize)> {
     if is_held(w) {
         return match matrices(config).get(name) {
@@ -86,10 +87,10 @@ pub(super) fn fits(config: &ModelConfig, shape: &[usize], tensor: &Tensor) -> bo
     Held::of(tensor, input).is_some_and(|held| held.m == out)
 }
 
-/// The numbers that a held matrix stands for, f32, in the layout of the model's files.
+/// The numbers that a held matrix represents, f32, in the layout of the model's files.
 ///
 /// # Errors
-/// A held tensor that is none of the model's matrices.
+/// When a held tensor is not one of the model's matrices.
 pub(super) fn dequantize_one(config: &ModelConfig, name: &str, tensor: &Tensor) -> Result<Tensor> {
     let held = matrices(config).get(name).and_then(|(_, input)| Held::of(tensor, *input));
     let Some(held) = held else { candle_core::bail!("{name} is no matrix of the blocks") };
@@ -97,10 +98,10 @@ pub(super) fn dequantize_one(config: &ModelConfig, name: &str, tensor: &Tensor) 
     if config.family().layout == WeightLayout::InOut { w.t()?.contiguous() } else { Ok(w) }
 }
 
-/// The model with the numbers that held matrices stand for.
+/// The weights with held matrices converted to f32.
 ///
 /// # Errors
-/// A held tensor that is none of the model's matrices.
+/// When a held tensor is not one of the model's matrices.
 pub fn dequantize(config: &ModelConfig, weights: &Weights) -> Result<Weights> {
     let one = |(name, tensor): (&String, &Tensor)| {
         let tensor = if is_held(tensor) { dequantize_one(config, name, tensor)? } else { tensor.clone() };

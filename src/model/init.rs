@@ -8,17 +8,17 @@ use crate::model::{ModelConfig, Weights};
 
 const STD: f64 = 0.02;
 
-/// Heads that a new model gets beside its backbone.
+/// The heads of a new model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heads {
-    /// What the model type computes with: the output matrix of an untied decoder.
+    /// The heads that the model type needs: the output matrix of an untied decoder.
     Backbone,
-    /// BERT's masked-LM head as well.
+    /// Also BERT's masked-LM head.
     MaskedLm,
 }
 
-/// `normals(i, n)` gives `n` standard normal numbers for tensor number `i`: always the same ones, so that
-/// the weights are a function of the configuration and the seed behind it.
+/// `normals(i, n)` returns `n` standard normal numbers for tensor number `i` and must be deterministic, so that the
+/// weights are a function of the configuration and the seed.
 pub fn init(
     config: &ModelConfig,
     heads: Heads,

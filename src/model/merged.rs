@@ -1,5 +1,6 @@
-//! The weights of a model that was trained under adapters, made one after the other while they are written: the file's own
-//! numbers with the adapters folded in. Matrices that training held in fewer bits are never in memory as f32 together.
+//! The weights of a model that was trained with adapters, computed one at a time while they are written: the file's
+//! numbers with the adapters merged. Matrices that training held in fewer bits are never in memory as f32 at the same
+//! time.
 
 use std::path::Path;
 
@@ -12,7 +13,7 @@ use super::load::{LoadError, hf, map_file};
 use super::{ModelConfig, Weights, hold, names};
 use crate::ops::linear::WeightLayout;
 
-/// Tensors by name; of some it is known only how they are made.
+/// Tensors by name; some are computed when they are read.
 pub struct Merged {
     ready: Weights,
     rest: Option<Rest>,
@@ -22,7 +23,7 @@ struct Rest {
     config: ModelConfig,
     lora: LoraConfig,
     adapters: Weights,
-    /// Matrices in fewer bits, by their names.
+    /// Matrices held in fewer bits, by name.
     held: Weights,
     file: Option<File>,
 }
@@ -34,8 +35,8 @@ impl From<Weights> for Merged {
 }
 
 impl Merged {
-    /// `frozen` weights, of which some are held in fewer bits, with `adapters` folded in; where `source` is known, the held
-    /// ones are read from it again.
+    /// `frozen` weights, of which some are held in fewer bits, with `adapters` merged; where `source` is known, the
+    /// held ones are read from it again.
     pub fn new(
         config: &ModelConfig,
         lora: &LoraConfig,
@@ -55,12 +56,12 @@ impl Merged {
         Ok(Self { ready, rest: Some(Rest { config, lora, adapters: others, held, file }) })
     }
 
-    /// Adds a tensor, or puts it in the place of another.
+    /// Adds or replaces a tensor.
     pub fn insert(&mut self, name: String, tensor: Tensor) {
         self.ready.insert(name, tensor);
     }
 
-    /// Names in their order, with shapes.
+    /// Names in order, with shapes.
     pub fn shapes(&self) -> Vec<(String, Vec<usize>)> {
         let ready = self.ready.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec()));
         let mut all: Vec<(String, Vec<usize>)> = ready.collect();
@@ -82,7 +83,7 @@ impl Merged {
     /// A tensor, f32.
     ///
     /// # Errors
-    /// When there is none of this name, or its file cannot be read.
+    /// When there is no tensor of this name, or its file cannot be read.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         match (self.ready.get(name), &self.rest) {
             (Some(tensor), _) => Ok(tensor.clone()),
@@ -91,7 +92,7 @@ impl Merged {
         }
     }
 
-    /// All of them at once.
+    /// All tensors, f32.
     pub fn collect(&self) -> Result<Weights> {
         self.shapes().into_iter().map(|(name, _)| Ok((name.clone(), self.tensor(&name)?))).collect()
     }

@@ -1,5 +1,5 @@
-//! Transformer models: `new(config, weights)` serves training and serving alike; forward passes only.
-//! No loss, no sampling, no optimizer in here.
+//! Transformer models: `new(config, weights)` builds a model for training or serving. This module has forward passes,
+//! no losses, sampling or optimizers.
 //!
 //! In reading order: `config` and `families` (what a model is), `load`, `gguf` and `save` (its files), `layers` (what
 //! decoders and encoders share), `decoder`, `encoder`, `heads` and `adapters`.

@@ -1,4 +1,4 @@
-//! Parameter names: the variants found in published files brought to the one form that the models use, and back.
+//! Parameter names: conversion between the variants in published files and the form that the models use.
 
 use super::ModelConfig;
 use super::families::{self, Family, Heads};
@@ -51,7 +51,7 @@ pub fn published(config: &ModelConfig, name: &str) -> String {
     }
 }
 
-/// Replaces the module of `name` by the second of the pair that names it.
+/// Replaces the module of `name` by the second name of its pair.
 fn exchange(
     name: &str,
     pairs: &[(&'static str, &'static str)],
@@ -81,7 +81,7 @@ fn is_buffer(name: &str) -> bool {
     ENDS.iter().any(|end| name.ends_with(end))
 }
 
-/// A tensor's name without what a multimodal model puts before its text half; `None` for its other halves.
+/// A tensor's name without the prefix of a multimodal model's text part; `None` for tensors of its other parts.
 fn text_part<'a>(family: &Family, found: &'a str) -> Option<&'a str> {
     if family.is_encoder() {
         return Some(found);
@@ -115,7 +115,7 @@ fn with_base(family: &Family, name: &str) -> String {
     }
 }
 
-/// Every parameter the backbone needs, with its shape, in model order. Heads are not listed.
+/// Every parameter of the backbone, with its shape, in model order. Heads are not listed.
 pub fn backbone(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     families::parameters(config).into_iter().map(|p| (p.name, p.shape)).collect()
 }

@@ -1,4 +1,4 @@
-//! Sequences of any length laid end to end without padding: the one batch shape of every forward pass.
+//! Sequences of any length, concatenated without padding: the batch format of every forward pass.
 
 /// `ids[offsets[i]..offsets[i + 1]]` is sequence i; its positions start at 0.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]

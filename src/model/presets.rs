@@ -1,5 +1,5 @@
-//! The GPT family and BERT as configurations: the sizes of the published models, with what their authors
-//! say about their number of parameters.
+//! The GPT family and BERT as configurations: the sizes of the published models, with the published numbers of
+//! parameters.
 
 use super::families::{self, Pooler};
 use crate::model::{Activation, Arch, ModelConfig, PositionKind, Switches, names};
@@ -10,11 +10,11 @@ pub struct Preset {
     pub name: &'static str,
     pub title: &'static str,
     pub config: ModelConfig,
-    /// The published number, as its authors round it.
+    /// The published number of parameters, as rounded by its authors.
     pub published: &'static str,
-    /// Parameters of the published architecture where this crate's blocks differ from it.
+    /// Number of parameters of the published architecture, where this crate's blocks differ from it.
     pub original: Option<u64>,
-    /// What a reader who compares the numbers should know.
+    /// A note on the difference between the numbers.
     pub note: &'static str,
 }
 
@@ -23,7 +23,7 @@ pub fn parameters(config: &ModelConfig) -> u64 {
     let backbone: u64 = names::backbone(config).iter().map(|(_, shape)| product(shape)).sum();
     let (d, vocab) = (config.hidden_size as u64, config.vocab_size as u64);
     let extra = match config.family().encoder_heads() {
-        // Poolers that belong to a task's head do not count.
+        // Poolers that belong to a task's head are not counted.
         Some(heads) if heads.pooler == Pooler::Tanh("bert.pooler.dense") => d * d + d,
         Some(_) => 0,
         None if config.tie_embeddings => 0,
@@ -101,7 +101,7 @@ pub fn all() -> Vec<Preset> {
     list
 }
 
-/// The preset of a name.
+/// The preset with a name.
 pub fn find(name: &str) -> Option<Preset> {
     all().into_iter().find(|p| p.name == name)
 }

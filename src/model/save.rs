@@ -25,13 +25,13 @@ pub enum SaveError {
 
 type Result<T> = std::result::Result<T, SaveError>;
 
-/// How weights are written.
+/// The element type of written weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FileType {
-    /// As computed: nothing is lost.
+    /// f32, without loss.
     #[default]
     F32,
-    /// Half the size, ten bits of mantissa: for models that are shipped.
+    /// f16: half the size, ten bits of mantissa. For distributed models.
     F16,
 }
 
@@ -45,9 +45,9 @@ impl FileType {
 }
 
 /// Writes config.json, generation_config.json, model.safetensors (f32) and, where given, tokenizer.json,
-/// tokenizer_config.json and instructd.json into `dir`, which is made if needed. Every file appears whole
-/// or not at all; the weights come last, so a directory with model.safetensors is complete.
-/// Copies of tied weights are left out. Returns the SHA-256 (hex) of model.safetensors.
+/// tokenizer_config.json and instructd.json into `dir`, which is created if needed. Every file is written atomically;
+/// the weights are written last, so a directory with model.safetensors is complete. Copies of tied weights are left
+/// out. Returns the SHA-256 (hex) of model.safetensors.
 ///
 /// # Errors
 /// When a file cannot be written or a tensor cannot be read from its device.
@@ -63,7 +63,7 @@ pub fn save_dir(
     save_dir_as(dir, FileType::F32, config, hf_config, weights, tokenizer, chat_template, instructd)
 }
 
-/// `save_dir` of weights that are made while they are written.
+/// `save_dir` for weights that are computed while they are written.
 pub fn save_merged(
     dir: &Path,
     config: &ModelConfig,
@@ -76,7 +76,7 @@ pub fn save_merged(
     write_all(dir, FileType::F32, config, hf_config, weights, tokenizer, chat_template, instructd)
 }
 
-/// `save_dir` with the weights in another type.
+/// `save_dir` with the weights in `file_type`.
 #[expect(clippy::too_many_arguments, reason = "the parts of a model directory, one each")]
 pub fn save_dir_as(
     dir: &Path,
@@ -117,11 +117,11 @@ fn write_all(
     write_safetensors(&dir.join("model.safetensors"), config, weights, file_type)
 }
 
-/// The source's config.json with what the weights decide: class, dtype, number of labels.
+/// The source's config.json with the fields that the weights determine: class, dtype, number of labels.
 fn config_json(config: &ModelConfig, hf_config: &Value, weights: &Merged, file_type: FileType) -> Value {
     let mut map = hf_config.as_object().cloned().unwrap_or_default();
     let (family, encoder) = (config.family().class, config.family().encoder_heads());
-    // A scored encoder has no class of its own in transformers: it loads as the encoder alone.
+    // A reward model on an encoder has no class in transformers: it loads as the encoder only.
     let heads: &[&str] =
         if encoder.is_some() { &["classifier.weight"] } else { &["score.weight", "classifier.weight"] };
     let labels = heads.iter().find_map(|name| weights.shape(name));
@@ -142,7 +142,7 @@ fn config_json(config: &ModelConfig, hf_config: &Value, weights: &Merged, file_t
         map.insert("id2label".into(), names.into());
         map.insert("label2id".into(), ids.into());
     }
-    // The other files say the same: whoever reads one stops where the others do.
+    // All files contain the same end tokens, because programs read different ones.
     let ends = eos_json(config);
     if !ends.is_null() {
         map.insert("eos_token_id".into(), ends);
@@ -223,7 +223,7 @@ fn write_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<
     write().map_err(|e| io(path, e))
 }
 
-/// Hashes what passes through.
+/// Hashes the bytes that are written.
 struct Hashing<'a> {
     out: &'a mut dyn Write,
     hash: Sha256,

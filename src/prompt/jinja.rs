@@ -2,17 +2,13 @@
 //! methods, `tojson` as Python's json writes it, and some filters.
 
 use minijinja::value::{Kwargs, Rest, Value, ValueKind, from_args};
-use minijinja::{Environment, Error, ErrorKind, State};
+use minijinja::{Environment, Error, State};
 
-use super::jinja_bounds::{MOST_WIDTH, charged, check_widths, sum};
+use super::jinja_bounds::{MOST_WIDTH, charged, check_widths, sum, wrong};
 use super::jinja_source::prepare;
 
 /// Deeper values are not written as JSON.
 const MOST_DEPTH: usize = 64;
-
-pub(super) fn wrong(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message.into())
-}
 
 /// Adds the template `name` and everything that it may use to `environment`.
 ///

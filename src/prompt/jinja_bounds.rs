@@ -1,9 +1,11 @@
 //! Bounds on what one operation of a template may make before minijinja charges fuel for it.
 
 use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Error, State};
+use minijinja::{Error, ErrorKind, State};
 
-use super::jinja::wrong;
+pub(super) fn wrong(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, message.into())
+}
 
 /// The widest field.
 pub(super) const MOST_WIDTH: usize = 1 << 16;

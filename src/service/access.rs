@@ -1,27 +1,23 @@
-//! Who is calling: keys, browser sessions, and the ways to open one. Secrets are random and kept only as hashes.
-
-use std::sync::Arc;
+//! Authentication of callers by API keys and browser sessions. Secrets are random and stored as hashes only.
 
 use subtle::ConstantTimeEq;
 
 use super::random::secret_hash;
-use super::{Random, Result, ServiceError, Services, people, to_the_end};
+use super::{Random, Result, Services};
 use crate::config::Config;
 use crate::domain::time::{HOUR, MINUTE, after};
-use crate::domain::{
-    ApiKey, ApiKeyId, Invite, KeyOrigin, Labeler, LabelerId, LinkState, Micros, Role, Session, Signature,
-};
+use crate::domain::{ApiKey, ApiKeyId, KeyOrigin, Labeler, LabelerId, Micros, Role, Session, Signature};
 use crate::store::{OpenSession, Store, StoreError};
 
 /// The labeler that the configured admin key acts as; it exists in every store.
 pub const ADMIN: &str = "admin";
-/// How far a stamp may lie in the future before a wrong clock must have made it.
-const CLOCK_SLACK: Micros = 5 * MINUTE;
+/// A time stamp further than this in the future was made by a wrong clock.
+pub(super) const CLOCK_SLACK: Micros = 5 * MINUTE;
 /// Credential of the configured admin key in the audit trail.
 const CONFIGURED: &str = "configured";
 const INVITE: &str = "invite";
 
-/// A caller that proved who it is.
+/// An authenticated caller.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Actor {
     pub labeler_id: LabelerId,
@@ -30,20 +26,22 @@ pub struct Actor {
     /// May give feedback and rank.
     pub feedback: bool,
     pub inference: bool,
-    /// Rates are counted by it: a key's id, also for the sessions that the key opened, `admin:…`, or `person:…`.
+    /// Identity by which rates are limited: a key's id, also for the sessions that the key opened, `admin:…`, or
+    /// `person:…`.
     pub credential: String,
-    /// What stands behind it: a key's id, `configured`, `link:…` or `invite`. A session names what opened it.
+    /// The credential: a key's id, `configured`, `link:…` or `invite`; for a session, the credential that opened it.
     pub origin: String,
-    /// The key, where it has a number of tokens a day; also behind a session.
+    /// The API key with a daily token limit, if there is one, also behind a session.
     pub quota: Option<(ApiKeyId, i64)>,
-    /// Came by cookie, which browsers send by themselves: state changes need an origin check.
+    /// Whether the caller was authenticated by a cookie, which browsers send by themselves: state changes require an
+    /// origin check.
     pub by_cookie: bool,
-    way: Way,
+    way: SignInMethod,
 }
 
-/// How to look again whether the caller is still let in.
+/// How the caller was authenticated, to check it again.
 #[derive(Clone, Debug, PartialEq)]
-enum Way {
+enum SignInMethod {
     Configured,
     Key(ApiKeyId),
     /// Hash of its token.
@@ -55,7 +53,7 @@ impl Actor {
         self.role == Role::Admin
     }
 
-    /// Who answers for a change, for the audit trail.
+    /// The signature of a change in the audit trail.
     pub fn signature(&self) -> Signature {
         Signature { actor: self.labeler_id.to_string(), credential: Some(self.origin.clone()) }
     }
@@ -71,12 +69,12 @@ impl Actor {
             feedback: true,
             inference: true,
             by_cookie: false,
-            way: Way::Configured,
+            way: SignInMethod::Configured,
         }
     }
 }
 
-/// The generated admin key, if it has to be made now: no admin key is configured and no generated one is live.
+/// Generates an admin key if none is configured and no generated one is live; returns the new key.
 pub async fn generate_admin_key(
     config: &Config,
     store: &Store,
@@ -103,23 +101,24 @@ pub async fn generate_admin_key(
     Ok(Some(key))
 }
 
-/// The owner of a key that the store knows. Such keys are 256 random bits: looking one up tells a guesser nothing.
+/// The owner of a stored key. Such keys are 256 random bits and cannot be guessed.
 pub async fn by_stored_key(services: &Services, key: &str) -> Result<Option<Actor>> {
     let found = services.store.api_keys().owner(&secret_hash(key)).await?;
     Ok(found.and_then(|(key, person)| of_key(services, key, person)))
 }
 
-/// The administrator, when this is the configured admin key. A person chose that key, so tries have to be counted.
+/// The administrator, if `key` is the configured admin key. That key was chosen by a person, so callers must limit
+/// attempts.
 pub fn by_configured_key(services: &Services, key: &str) -> Option<Actor> {
     let known = services.admin_key_hash.as_deref()?;
     let credential = admin_credential(services)?;
-    // Both sides are hashes of secrets; the constant-time comparison costs nothing and closes the question.
+    // Both sides are hashes of secrets, compared in constant time.
     bool::from(secret_hash(key).as_bytes().ct_eq(known.as_bytes())).then(|| Actor::configured(credential))
 }
 
-/// What a live key may do now, with the rights its person has now.
+/// The actor of a live key, with the current rights of its person.
 fn of_key(services: &Services, key: ApiKey, person: Option<Labeler>) -> Option<Actor> {
-    // A generated key is replaced by a configured one, not joined by it.
+    // A configured admin key replaces a generated one.
     if key.revoked || (key.origin == KeyOrigin::Generated && services.admin_key_hash.is_some()) {
         return None;
     }
@@ -128,7 +127,7 @@ fn of_key(services: &Services, key: ApiKey, person: Option<Labeler>) -> Option<A
         None => Role::Labeler,
         Some(_) => {
             let person = person.filter(|person| person.active)?;
-            // A key never carries more than its scopes say, nor more than its person may do.
+            // A key's rights are limited by its scopes and by its person's role.
             if has("admin") { person.role } else { person.role.min(Role::Reviewer) }
         }
     };
@@ -143,11 +142,11 @@ fn of_key(services: &Services, key: ApiKey, person: Option<Labeler>) -> Option<A
         name: key.name,
         role,
         by_cookie: false,
-        way: Way::Key(key.id),
+        way: SignInMethod::Key(key.id),
     })
 }
 
-/// Names the configured admin key of today without telling it: sessions opened with another one have ended.
+/// Identifies the configured admin key without revealing it. Sessions that were opened with another key have ended.
 fn admin_credential(services: &Services) -> Option<String> {
     services.admin_key_hash.as_ref().map(|hash| format!("admin:{}", &hash[..16]))
 }
@@ -156,7 +155,7 @@ fn admin_credential(services: &Services) -> Option<String> {
 pub async fn by_session(services: &Services, token: &str) -> Result<Option<Actor>> {
     let (hash, now) = (secret_hash(token), services.now());
     let Some((session, actor)) = of_session(services, &hash, now).await? else { return Ok(None) };
-    // Once a minute is enough to know that it is in use. A use in the future is a wrong clock's.
+    // Recorded at most once a minute. A recorded use in the future was made by a wrong clock.
     if session.used + MINUTE <= now || session.used > now + CLOCK_SLACK {
         services.store.sessions().touch(&hash, now).await?;
     }
@@ -169,13 +168,13 @@ async fn of_session(services: &Services, hash: &str, now: Micros) -> Result<Opti
     let sessions = &services.live().config.sessions;
     let idle = after(session.used, sessions.idle_hours, HOUR) <= now;
     let old = after(session.created, sessions.lifetime_hours, HOUR) <= now;
-    // Opened while the clock ran ahead: it would stay open until that time comes.
+    // Opened while the clock was ahead: it would stay open until that time.
     let from_the_future = session.created > now + CLOCK_SLACK;
     if idle || old || from_the_future {
         services.store.sessions().delete(hash).await?;
         return Ok(None);
     }
-    let way = Way::Session(hash.to_owned());
+    let way = SignInMethod::Session(hash.to_owned());
     let opened_by = session.credential.as_str();
     let key = match opened_by {
         "" => None,
@@ -197,7 +196,7 @@ async fn of_session(services: &Services, hash: &str, now: Micros) -> Result<Opti
         },
     };
     let actor = match key {
-        // As much as the key, and no more than when the session was opened.
+        // The key's current rights, and no more than when the session was opened.
         Some(key) => Actor { role: key.role.min(session.role), name: labeler.name, by_cookie: true, way, ..key },
         None => Actor {
             credential: format!("person:{}", labeler.id),
@@ -219,13 +218,13 @@ async fn of_session(services: &Services, hash: &str, now: Micros) -> Result<Opti
     Ok(Some((session, actor)))
 }
 
-/// Whose something is that outlives a request: a key's id, `configured` for the configured admin key, or `person:` and
+/// The owner of data that outlives a request: a key's id, `configured` for the configured admin key, or `person:` and
 /// an id for people who signed in without a key.
 pub fn owner_of(actor: &Actor) -> String {
     if actor.credential.starts_with("admin:") { CONFIGURED.to_owned() } else { actor.credential.clone() }
 }
 
-/// What the owner of something may do now; `None` when its key was revoked or it was locked out.
+/// The owner as an actor with its current rights; `None` when its key was revoked or the person was locked out.
 pub async fn by_owner(services: &Services, owner: &str) -> Result<Option<Actor>> {
     if owner == CONFIGURED {
         return Ok(admin_credential(services).map(Actor::configured));
@@ -253,16 +252,18 @@ pub async fn by_owner(services: &Services, owner: &str) -> Result<Option<Actor>>
         feedback: true,
         inference: true,
         by_cookie: false,
-        way: Way::Session(String::new()),
+        way: SignInMethod::Session(String::new()),
     }))
 }
 
-/// The caller as it is now; `None` when its key was revoked, its session has ended, or it was locked out. Looking
-/// does not count as using the session.
-pub async fn again(services: &Services, actor: &Actor) -> Result<Option<Actor>> {
+/// The caller with its current rights; `None` when its key was revoked, its session has ended, or the person was locked
+/// out. Does not count as a use of the session.
+pub async fn refresh(services: &Services, actor: &Actor) -> Result<Option<Actor>> {
     match &actor.way {
-        Way::Configured => Ok((Some(&actor.credential) == admin_credential(services).as_ref()).then(|| actor.clone())),
-        Way::Key(id) => {
+        SignInMethod::Configured => {
+            Ok((Some(&actor.credential) == admin_credential(services).as_ref()).then(|| actor.clone()))
+        }
+        SignInMethod::Key(id) => {
             let Some(key) = services.store.api_keys().live(id).await? else { return Ok(None) };
             let person = match &key.labeler_id {
                 Some(id) => Some(services.store.people().get(id).await?),
@@ -270,196 +271,6 @@ pub async fn again(services: &Services, actor: &Actor) -> Result<Option<Actor>> 
             };
             Ok(of_key(services, key, person))
         }
-        Way::Session(hash) => Ok(of_session(services, hash, services.now()).await?.map(|(_, actor)| actor)),
+        SignInMethod::Session(hash) => Ok(of_session(services, hash, services.now()).await?.map(|(_, actor)| actor)),
     }
-}
-
-/// Why a sign-in was refused; each has a code of its own, because each asks for something else to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    UnknownKey,
-    /// Only keys with `feedback` or `admin` open sessions.
-    KeyWithoutSession,
-    UnknownInvite,
-    UsedInvite,
-    ExpiredInvite,
-    RevokedInvite,
-    UnknownLink,
-    ReplacedLink,
-    RevokedLink,
-    ExpiredLink,
-    LockedOut,
-}
-
-impl Refusal {
-    pub fn code(self) -> &'static str {
-        match self {
-            Self::UnknownKey => "key_unknown",
-            Self::KeyWithoutSession => "key_opens_no_session",
-            Self::UnknownInvite => "invite_unknown",
-            Self::UsedInvite => "invite_used",
-            Self::ExpiredInvite => "invite_expired",
-            Self::RevokedInvite => "invite_revoked",
-            Self::UnknownLink => "link_unknown",
-            Self::ReplacedLink => "link_replaced",
-            Self::RevokedLink => "link_revoked",
-            Self::ExpiredLink => "link_expired",
-            Self::LockedOut => "person_locked_out",
-        }
-    }
-
-    pub fn message(self) -> &'static str {
-        match self {
-            Self::UnknownKey => "this key is not known or was revoked",
-            Self::KeyWithoutSession => {
-                "this key is for programs: a session needs a key with the scope feedback or admin"
-            }
-            Self::UnknownInvite => "this invite is not known; check that the whole link was copied",
-            Self::UsedInvite => {
-                "this invite was used: it works once; come back with the sign-in link that was shown then, or ask for a \
-                 new link"
-            }
-            Self::ExpiredInvite => "this invite has expired; ask for a new one",
-            Self::RevokedInvite => "this invite was revoked; ask for a new one",
-            Self::UnknownLink => "this sign-in link is not known; check that the whole link was copied",
-            Self::ReplacedLink => "this sign-in link was replaced by a newer one; use that one, or ask for a new link",
-            Self::RevokedLink => "this sign-in link was revoked; ask for a new one",
-            Self::ExpiredLink => "this sign-in link has expired; ask for a new one",
-            Self::LockedOut => "this person may not sign in; ask the administrator",
-        }
-    }
-
-    /// Whether it was a guess: the secret belongs to nothing.
-    pub fn is_guess(self) -> bool {
-        matches!(self, Self::UnknownKey | Self::UnknownInvite | Self::UnknownLink)
-    }
-}
-
-impl From<Refusal> for ServiceError {
-    fn from(refusal: Refusal) -> Self {
-        Self::SignIn(refusal)
-    }
-}
-
-/// Opens a session for the owner of a key. Keys without feedback rights have no use for one.
-///
-/// # Errors
-/// `SignIn` for keys without the `feedback` or `admin` scope.
-pub async fn log_in_as(services: &Arc<Services>, actor: Actor) -> Result<(Labeler, String)> {
-    if !actor.feedback {
-        return Err(Refusal::KeyWithoutSession.into());
-    }
-    let mut labeler = services.store.people().get(&actor.labeler_id).await?;
-    labeler.role = actor.role;
-    let token = open(services, &labeler, actor.credential).await?;
-    Ok((labeler, token))
-}
-
-/// An invite that can still be accepted.
-///
-/// # Errors
-/// `SignIn` when it is unknown, used, revoked or expired.
-pub async fn open_invite(services: &Services, invite: &str) -> Result<Invite> {
-    let (hash, now) = (secret_hash(invite), services.now());
-    let known = services.store.invites().list().await?.into_iter().find(|i| i.token_hash == hash);
-    let invite = known.ok_or(Refusal::UnknownInvite)?;
-    let refusal = match &invite {
-        i if i.used_by.is_some() => Some(Refusal::UsedInvite),
-        i if i.revoked => Some(Refusal::RevokedInvite),
-        // Also one that was made while the clock ran ahead.
-        i if i.expires <= now || i.created > now + CLOCK_SLACK => Some(Refusal::ExpiredInvite),
-        _ => None,
-    };
-    refusal.map_or(Ok(invite), |r| Err(r.into()))
-}
-
-/// Turns an invite into a person with a session and a sign-in link of their own. The invite works once.
-///
-/// # Errors
-/// `SignIn` as [`open_invite`]; `Conflict` when a person of this name is here already.
-pub async fn log_in_with_invite(
-    services: &Arc<Services>,
-    invite: &str,
-    name: Option<&str>,
-) -> Result<(Labeler, String, String)> {
-    let known = open_invite(services, invite).await?;
-    let name = match (name, &known.name) {
-        (Some(name), _) => people::check_name(name, "name")?,
-        (None, Some(name)) => name.clone(),
-        (None, None) => return Err(super::bad_input("name", "is missing: say who you are")),
-    };
-    if people::find_by_name(services, &name).await?.is_some() {
-        return Err(ServiceError::Conflict(format!(
-            "a person called {name} is here already; if that is you, sign in with your own link or ask for a new one, \
-             else choose another name"
-        )));
-    }
-    let now = services.now();
-    let labeler = Labeler::new(LabelerId::new(), name, known.role, now);
-    let all = services.clone();
-    let (labeler, link) = to_the_end(async move {
-        let labeler = match all.store.invites().redeem(&known.token_hash, labeler, now).await {
-            Ok(labeler) => labeler,
-            // Somebody was faster.
-            Err(StoreError::Conflict(_) | StoreError::NotFound { .. }) => return Err(Refusal::UsedInvite.into()),
-            Err(e) => return Err(e.into()),
-        };
-        let (_, link) = people::put_link(&all, &labeler.id, None).await?;
-        Ok((labeler, link))
-    })
-    .await?;
-    let token = open(services, &labeler, String::new()).await?;
-    Ok((labeler, token, link))
-}
-
-/// Opens a session for the person of a sign-in link, as often as they like.
-///
-/// # Errors
-/// `SignIn` when it is unknown, replaced, revoked or expired, or the person was locked out.
-pub async fn log_in_with_link(services: &Arc<Services>, link: &str) -> Result<(Labeler, String)> {
-    let now = services.now();
-    let link = services.store.links().find(&secret_hash(link)).await?.ok_or(Refusal::UnknownLink)?;
-    let labeler = services.store.people().get(&link.labeler_id).await?;
-    match link.state {
-        _ if !labeler.active => return Err(Refusal::LockedOut.into()),
-        LinkState::Replaced => return Err(Refusal::ReplacedLink.into()),
-        LinkState::Revoked => return Err(Refusal::RevokedLink.into()),
-        LinkState::Active => {}
-    }
-    if let Some(expires) = link.expires
-        && (expires <= now || link.created > now + CLOCK_SLACK)
-    {
-        return Err(Refusal::ExpiredLink.into());
-    }
-    services.store.links().touch(&link.id, now).await?;
-    let token = open(services, &labeler, format!("link:{}", link.id)).await?;
-    Ok((labeler, token))
-}
-
-/// Where a person's link leads. The token is behind `#`: browsers keep that to themselves, so no log has it.
-pub fn link_url(labeler: &Labeler, token: &str) -> String {
-    let page = if labeler.role == Role::Admin { "admin" } else { "label" };
-    format!("/{page}#link={token}")
-}
-
-async fn open(services: &Arc<Services>, labeler: &Labeler, credential: String) -> Result<String> {
-    // A fresh token at every login: nothing that was known before can become a session.
-    let token = services.random.secret("");
-    let now = services.now();
-    let session = Session {
-        token_hash: secret_hash(&token),
-        labeler_id: labeler.id.clone(),
-        role: labeler.role,
-        credential,
-        used: now,
-        expires: after(now, services.live().config.sessions.lifetime_hours, HOUR),
-        created: now,
-    };
-    let services = services.clone();
-    to_the_end(async move { Ok(services.store.sessions().put(session).await?) }).await?;
-    Ok(token)
-}
-
-pub async fn log_out(services: &Services, token: &str) -> Result<()> {
-    Ok(services.store.sessions().delete(&secret_hash(token)).await?)
 }

@@ -1,5 +1,5 @@
-//! "Ask anything, rank the answers": answers stream to the person who asked, in the order in which they
-//! will be ranked, and become a set that is leased to them.
+//! "Ask anything, rank the answers": answers are streamed to the person who asked, in the order in which they will be
+//! ranked, and become a set that is leased to them.
 
 use std::sync::Arc;
 
@@ -13,28 +13,28 @@ use crate::engine::{GenEvent, SamplingParams};
 use crate::service::people::Actor;
 use crate::store::NoLease;
 
-/// Answers being written. Dropped early, they stop and no set is made.
-pub struct Asked {
+/// Answers that are being generated. Dropping it stops them, and no set is made.
+pub struct AnswerStream {
     prompt: Prompt,
     runs: Vec<Running>,
     order_seed: u64,
-    /// Place of each sample (runs laid end to end) on the page.
+    /// Position of each sample (of all runs, concatenated) on the page.
     place: Vec<usize>,
-    /// The asker chose the versions.
+    /// Whether the person chose the versions.
     named: bool,
 }
 
-/// One step of one answer.
-pub enum Written {
+/// One event of one answer.
+pub enum AnswerEvent {
     Text { place: usize, text: String },
     Done { place: usize, reason: &'static str },
 }
 
-/// Starts the answers: `n` of the active version, or one of each of `models`. Nothing tells which place a
-/// version has got.
+/// Starts the answers: `n` of the active version, or one of each of `models`. The order on the page is random and does
+/// not reveal the versions.
 ///
 /// # Errors
-/// `BadInput` for fewer than 2 or more than 9 answers; what the engine refuses.
+/// `BadInput` for fewer than 2 or more than 9 answers; errors of the engine.
 pub async fn begin(
     services: &Arc<Services>,
     prompt: Prompt,
@@ -43,10 +43,10 @@ pub async fn begin(
     params: SamplingParams,
     may_load: bool,
     request_id: &str,
-) -> Result<Asked> {
+) -> Result<AnswerStream> {
     let answers = if models.is_empty() { n } else { models.len() };
     if !(2..=9).contains(&answers) {
-        return Err(bad_input(if models.is_empty() { "n" } else { "models" }, "a set has 2 to 9 answers"));
+        return Err(bad_input(if models.is_empty() { "n" } else { "models" }, "must give 2 to 9 answers"));
     }
     let mut runs = Vec::new();
     if models.is_empty() {
@@ -58,11 +58,11 @@ pub async fn begin(
             if models[..i].contains(name) && sets::check_varied(&params).is_err() {
                 return Err(bad_input(
                     format!("models[{i}]"),
-                    "would say the same again: without chance it has one answer",
+                    "is named twice and its temperature is 0: both answers would be the same; name it once or raise the temperature",
                 ));
             }
             let model = complete::resolve_model_at(services, Some(name), may_load, &format!("models[{i}]")).await?;
-            // The same version twice should not say the same twice.
+            // Two samples of the same version need different seeds.
             let params = SamplingParams { seed: params.seed.wrapping_add(i as u64), ..params.clone() };
             runs.push(sets::begin(services, model, &prompt, 1, params, format!("{request_id}-{i}")).await?);
         }
@@ -72,19 +72,19 @@ pub async fn begin(
     for (at, sample) in shown_order(order_seed, answers).into_iter().enumerate() {
         place[sample] = at;
     }
-    Ok(Asked { prompt, runs, order_seed, place, named: !models.is_empty() })
+    Ok(AnswerStream { prompt, runs, order_seed, place, named: !models.is_empty() })
 }
 
-impl Asked {
+impl AnswerStream {
     pub fn answers(&self) -> usize {
         self.place.len()
     }
 
-    /// The next piece of any answer; `None` when all are written.
+    /// The next event of any answer; `None` when all are complete.
     ///
     /// # Errors
-    /// What the engine failed with.
-    pub async fn next(&mut self) -> Result<Option<Written>> {
+    /// Errors of the engine.
+    pub async fn next(&mut self) -> Result<Option<AnswerEvent>> {
         let place = &self.place;
         loop {
             let mut first = 0;
@@ -97,25 +97,25 @@ impl Asked {
             if pending.is_empty() {
                 return Ok(None);
             }
-            // `Running::next` only waits on a channel: a future that is dropped has taken nothing from it.
+            // `Running::next` only waits on a channel and is cancel-safe.
             let ((from, event), _, _) = futures::future::select_all(pending).await;
             match event? {
                 Some(GenEvent::Delta { index, text, .. }) if !text.is_empty() => {
-                    return Ok(Some(Written::Text { place: place[from + index], text }));
+                    return Ok(Some(AnswerEvent::Text { place: place[from + index], text }));
                 }
                 Some(GenEvent::Finish { index, reason }) => {
-                    return Ok(Some(Written::Done { place: place[from + index], reason: reason.as_str() }));
+                    return Ok(Some(AnswerEvent::Done { place: place[from + index], reason: reason.as_str() }));
                 }
                 _ => {}
             }
         }
     }
 
-    /// Stores the finished answers as a set and leases it to the person, in the order they saw.
+    /// Stores the finished answers as a set and leases it to the person, in the order in which they were shown.
     ///
     /// # Errors
     /// `Conflict` when fewer than two answers with text differ.
-    pub async fn settle(mut self, services: &Arc<Services>, actor: &Actor) -> Result<Turn> {
+    pub async fn store(mut self, services: &Arc<Services>, actor: &Actor) -> Result<Turn> {
         for run in &mut self.runs {
             run.store_always(|_| true).await?;
         }
@@ -130,8 +130,10 @@ impl Asked {
         let wanted = Wanted { set_id: Some(set.id), ..Wanted::default() };
         match label::next_in_order(services, actor, wanted, self.order_seed).await? {
             Next::Turn(turn) => Ok(*turn),
-            Next::Nothing(NoLease::Quota) => Err(ServiceError::Conflict("today's quota of judgments is used".into())),
-            Next::Nothing(_) => Err(ServiceError::Conflict("somebody else has taken the new set".into())),
+            Next::Nothing(NoLease::Quota) => {
+                Err(ServiceError::Conflict("today's quota of judgments is used up; continue tomorrow".into()))
+            }
+            Next::Nothing(_) => Err(ServiceError::Conflict("another labeler has taken the new set; ask again".into())),
         }
     }
 }

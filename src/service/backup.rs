@@ -1,5 +1,5 @@
-//! Backup and restore, and moving between databases: the database as of one moment, the files of every model
-//! version, and a manifest with sizes and hashes that both directions check.
+//! Backup, restore, and moving between databases: a consistent copy of the database, the files of every model version,
+//! and a manifest with sizes and hashes, which are verified in both directions.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -20,17 +20,17 @@ const DATABASE: &str = "instructd.db";
 const TABLES: &str = "tables";
 const MODELS: &str = "models";
 
-/// What a backup directory holds.
+/// Contents of a backup directory.
 #[derive(Debug, Serialize, Deserialize)]
 struct Manifest {
     format: u32,
-    /// The program that wrote it.
+    /// Version of the program that wrote it.
     program: String,
-    /// UTC.
+    /// Time of the backup, UTC.
     created: String,
     database: Database,
     models: Vec<Kept>,
-    /// People whose data was erased, before the backup or after it: a restore erases it.
+    /// People whose data was erased before or after the backup. A restore erases it again.
     #[serde(default)]
     erased: Vec<ErasedPerson>,
 }
@@ -49,12 +49,12 @@ struct Kept {
     id: ModelVersionId,
     name: String,
     artifact_uri: String,
-    /// In `models/<id>/`; empty when the files were nowhere to be found.
+    /// Files in `models/<id>/`; empty when they could not be found.
     files: Vec<ModelFile>,
 }
 
-/// Where a directory is filled before it takes its name: a backup that was cut off never looks like one.
-fn aside(out: &Path) -> PathBuf {
+/// Temporary path of a directory that is being written, so that an interrupted backup never looks complete.
+fn temporary(out: &Path) -> PathBuf {
     let mut name = out.as_os_str().to_owned();
     name.push(".part");
     PathBuf::from(name)
@@ -66,10 +66,10 @@ fn write_synced(path: &Path, text: &str) -> Result<()> {
     Ok(file.sync_all()?)
 }
 
-/// Fills `out` by `fill`, as a whole or not at all.
+/// Creates the directory `out` by `fill` atomically.
 async fn filled<T>(out: &Path, fill: impl AsyncFnOnce(&Path) -> Result<T>) -> Result<T> {
     ensure!(!out.exists(), "{} exists already", out.display());
-    let dir = aside(out);
+    let dir = temporary(out);
     if dir.exists() {
         fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
     }
@@ -93,7 +93,7 @@ pub struct Covered {
     pub versions: usize,
     /// When the backup was made.
     pub created: String,
-    /// One sentence for each version whose files are nowhere.
+    /// One sentence for each version whose files were not found.
     pub missing: Vec<String>,
     /// People erased again because their erasure is newer than the backup; 0 for a backup.
     pub erased: usize,
@@ -102,13 +102,13 @@ pub struct Covered {
 /// Writes a backup to the new directory `out` while servers continue to run; `now` is its date.
 ///
 /// # Errors
-/// What cannot be read or written. A version without files is not an error: `Covered::missing` names it.
+/// Data that cannot be read or written. A version without files is not an error; it is listed in `Covered::missing`.
 pub async fn backup(config: &Config, out: &Path, now: Micros) -> Result<Covered> {
     let store = store::connect(&config.database_url()).await.context("opening the database")?;
     let artifacts = Artifacts::open(config, store.clone())?;
     let made = filled(out, async |dir| {
-        // The database first: models never change and are in place before they are registered, so everything
-        // that the copy names can be copied after it.
+        // The database first: models never change and their files exist before they are registered, so the files of all
+        // versions in the copy can be copied after it.
         let database = match store.backend() {
             "sqlite" => {
                 let copy = dir.join(DATABASE);
@@ -168,13 +168,13 @@ async fn keep(
     .await?
 }
 
-/// Brings a backup into an empty database and a data directory, whichever database it came from.
+/// Restores a backup, of either kind of database, into an empty database and a data directory.
 ///
 /// # Errors
-/// A file that is not what the manifest says; a list that cannot be read; a database that is not empty. Nothing of an existing
-/// installation is overwritten.
+/// A file that differs from the manifest; a list that cannot be read; a database that is not empty. No part of an
+/// existing installation is overwritten.
 pub async fn restore(config: &Config, from: &Path, lists: &[PathBuf], now: Micros) -> Result<Covered> {
-    let text = read_text(from, MANIFEST).with_context(|| format!("{} is no backup", from.display()))?;
+    let text = read_text(from, MANIFEST).with_context(|| format!("{} is not a backup", from.display()))?;
     let manifest: Manifest = serde_json::from_str(&text).context(MANIFEST)?;
     ensure!(manifest.format == FORMAT, "the backup has format {}, this program reads {FORMAT}", manifest.format);
     let mut people = manifest.erased.clone();
@@ -192,11 +192,11 @@ pub async fn restore(config: &Config, from: &Path, lists: &[PathBuf], now: Micro
         let (sha256, bytes) = hash::of_file(&from.join(DATABASE))?;
         ensure!(
             (&sha256, bytes.cast_signed()) == (&file.sha256, file.bytes),
-            "{DATABASE} is not what the manifest says"
+            "{DATABASE} differs from the manifest: the backup is damaged"
         );
     }
     private::make_data_dir(&config.data_dir)?;
-    // The database last: it names the models, so they must be there when it is.
+    // The database last: the files of the models that it names must exist.
     let mut missing = Vec::new();
     for kept in &manifest.models {
         place(config, kept, from, &mut missing)?;
@@ -207,7 +207,7 @@ pub async fn restore(config: &Config, from: &Path, lists: &[PathBuf], now: Micro
         Database::File(_) if url.starts_with("sqlite") => dump::place(&from.join(DATABASE), &url).await?,
         Database::File(_) => {
             let tables = tempfile::tempdir()?;
-            // The copy is opened for writing (SQLite wants its log), so it must not be the backup itself.
+            // SQLite opens the file for writing, so a copy of the backup is opened.
             let copy = tables.path().join(DATABASE);
             fs::copy(from.join(DATABASE), &copy)?;
             let dir = tables.path().join(TABLES);
@@ -222,27 +222,27 @@ pub async fn restore(config: &Config, from: &Path, lists: &[PathBuf], now: Micro
     Ok(Covered { versions: manifest.models.len(), created: manifest.created, missing, erased })
 }
 
-/// Manifests and dumps are small; a longer one is none.
+/// Most bytes of a manifest or dump; a longer file is refused.
 const LONGEST_TEXT: u64 = 64 << 20;
 
 fn read_text(dir: &Path, name: &str) -> Result<String> {
     let found = fs::symlink_metadata(dir.join(name))?;
-    ensure!(found.is_file(), "{name} is no plain file");
+    ensure!(found.is_file(), "{name} is not a regular file");
     ensure!(found.len() <= LONGEST_TEXT, "{name} has {} bytes; at most {LONGEST_TEXT} are read", found.len());
     Ok(fs::read_to_string(dir.join(name))?)
 }
 
-/// The backup may come from anywhere: what it names must lie in it, and must not lead out of it.
+/// A backup is untrusted: the paths that it names must be inside of it.
 fn check_place(kept: &Kept, from: &Path) -> Result<()> {
     let id = kept.id.as_str();
-    ensure!(is_path_part(id), "{MANIFEST}: '{id}' is no id of a model version");
+    ensure!(is_path_part(id), "{MANIFEST}: '{id}' is not a valid id of a model version");
     for file in &kept.files {
         plain_file(from, &format!("{MODELS}/{id}/{}", file.path), file.bytes)?;
     }
     Ok(())
 }
 
-/// A regular file of this size below `dir`, with no link on the way.
+/// Checks that `path` is a regular file of `bytes` bytes below `dir`, without symbolic links on the way.
 fn plain_file(dir: &Path, path: &str, bytes: i64) -> Result<()> {
     use std::path::Component;
     let mut at = dir.to_owned();
@@ -250,22 +250,25 @@ fn plain_file(dir: &Path, path: &str, bytes: i64) -> Result<()> {
         let Component::Normal(part) = part else { bail!("{path} leads out of the backup") };
         at.push(part);
         let found = fs::symlink_metadata(&at).with_context(|| format!("{path} of the backup"))?;
-        ensure!(found.is_file() || found.is_dir(), "{path} is no plain file of the backup: links are not followed");
+        ensure!(
+            found.is_file() || found.is_dir(),
+            "{path} is not a regular file of the backup: links are not followed"
+        );
     }
     let found = fs::symlink_metadata(&at)?;
-    ensure!(found.is_file(), "{path} of the backup is no file");
+    ensure!(found.is_file(), "{path} of the backup is not a file");
     ensure!(found.len() == bytes.cast_unsigned(), "{path} has {} bytes; the manifest says {bytes}", found.len());
     Ok(())
 }
 
-/// Files of one version to where this installation looks for them.
+/// Copies the files of one version to where this installation looks for them.
 fn place(config: &Config, kept: &Kept, from: &Path, missing: &mut Vec<String>) -> Result<()> {
     if kept.files.is_empty() {
-        missing.push(format!("the backup has no files of '{}'", kept.name));
+        missing.push(format!("the backup has no files of the model version '{}'", kept.name));
         return Ok(());
     }
     let uri = Path::new(&kept.artifact_uri);
-    // Only below `models/`: the other names in the data directory are the server's own.
+    // Only below `models/`: other names in the data directory are reserved for the server.
     let parts: Vec<_> = uri.components().collect();
     let inside = parts.len() > 1
         && parts[0].as_os_str() == MODELS
@@ -281,14 +284,14 @@ fn place(config: &Config, kept: &Kept, from: &Path, missing: &mut Vec<String>) -
         return Ok(());
     }
     if let Some(file) = kept.files.iter().find(|f| root.join(&f.path).exists()) {
-        bail!("{} exists already and is another file", root.join(&file.path).display());
+        bail!("{} exists already with other contents; move it away first", root.join(&file.path).display());
     }
     Ok(artifacts::copy_tree(&kept.name, &from.join(MODELS).join(kept.id.as_str()), &kept.files, &root)?)
 }
 
 const DUMP: &str = "dump.json";
 
-/// Writes every table to the new directory `out`; returns what it holds.
+/// Writes every table to the new directory `out`; returns a description of it.
 ///
 /// # Errors
 /// A database that cannot be read; a directory that exists or cannot be written.
@@ -301,12 +304,12 @@ pub async fn export_db(config: &Config, out: &Path) -> Result<Dump> {
     .await
 }
 
-/// Fills an empty database, SQLite or PostgreSQL, from a directory that `export_db` wrote; returns what it holds.
+/// Fills an empty database, SQLite or PostgreSQL, from a directory that `export_db` wrote; returns a description of it.
 ///
 /// # Errors
-/// A directory that is no export; a database that is not empty.
+/// A directory that is not an export; a database that is not empty.
 pub async fn import_db(config: &Config, from: &Path) -> Result<Dump> {
-    let text = read_text(from, DUMP).with_context(|| format!("{} is no export", from.display()))?;
+    let text = read_text(from, DUMP).with_context(|| format!("{} is not a directory of export-db", from.display()))?;
     let dump: Dump = serde_json::from_str(&text).context(DUMP)?;
     private::make_data_dir(&config.data_dir)?;
     dump::import(&config.database_url(), from, &dump).await?;

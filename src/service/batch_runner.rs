@@ -1,5 +1,5 @@
-//! Answers batches: every line as its owner may ask now, behind other requests. What is answered is stored line by line,
-//! so that another server, or this one after a restart, goes on from there.
+//! Runs batches: every line is a request with its owner's current rights and lower priority than other requests.
+//! Responses are stored line by line, so that another server, or this one after a restart, can continue.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -17,57 +17,57 @@ use crate::domain::time::SECOND;
 use crate::domain::{Batch, BatchFault, BatchResult, BatchState, Micros, new_id};
 use crate::store::{BatchEnd, StoreError};
 
-/// The answer to one request.
+/// The response to one request.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Answered {
-    /// As HTTP has it; 200 is success, 429 and 503 ask for another try.
+pub struct BatchResponse {
+    /// HTTP status: 200 is success, 429 and 503 ask for a retry.
     pub status: u16,
-    /// A refusal has `error`.
+    /// The body; a refusal has `error`.
     pub body: Value,
 }
 
-/// Whoever knows the requests that a batch may hold.
+/// Handles the requests that a batch may contain.
 #[async_trait]
-pub trait Answers: Send + Sync + 'static {
-    /// Answers the JSON `body` of a request for the path `endpoint`, as `actor`. `id` names the request.
-    async fn answer(&self, actor: Actor, endpoint: &str, id: &str, body: &[u8]) -> Answered;
+pub trait RequestHandler: Send + Sync + 'static {
+    /// RequestHandler the JSON `body` of a request for the path `endpoint`, as `actor`. `id` is the request's id.
+    async fn answer(&self, actor: Actor, endpoint: &str, id: &str, body: &[u8]) -> BatchResponse;
 }
 
-/// Between two looks for a batch.
-const LOOK: Duration = Duration::from_secs(1);
-/// Batches of one server at the same time: none waits for the end of a long one.
+/// Interval of checks for a batch.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Batches that one server runs at the same time, so that none waits for a long one.
 const BATCHES_AT_ONCE: usize = 4;
-/// A server that sends no heartbeat for this long has lost its batches.
+/// A server that sends no heartbeat for this long (µs) loses its batches.
 const LEASE: Micros = 30 * SECOND;
 /// How often it sends a heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// Before a request is tried again that the server could not take.
-const AGAIN: Duration = Duration::from_secs(2);
-/// So often; a request that fits nowhere is refused in the end. Tokens of a new day are waited for in any case.
-const TRIES: u32 = 150;
-/// Looks between two removals of what is too old.
-const LOOKS_A_REMOVAL: u32 = 3600;
-/// Answers that are stored in one transaction when a batch's time has ended.
-const AT_A_TIME: usize = 500;
+/// Pause before a request is retried that the server could not accept.
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
+/// Number of attempts before a request is refused. Waiting for the token limit of a new day does not count.
+const MAX_ATTEMPTS: u32 = 150;
+/// Polls between two removals of old files.
+const POLLS_PER_REMOVAL: u32 = 3600;
+/// Results that are stored in one transaction when a batch has expired.
+const RESULTS_PER_WRITE: usize = 500;
 
-/// Claims and answers batches until shutdown.
-pub async fn follow(services: Arc<Services>, handlers: Arc<dyn Answers>) {
+/// Claims and runs batches until shutdown.
+pub async fn follow(services: Arc<Services>, handlers: Arc<dyn RequestHandler>) {
     let places = services.config.batches.at_once;
     let me = new_id();
     let turns = Arc::new(Semaphore::new(places));
     let mut running = JoinSet::new();
     for look in 0u32.. {
         tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
             () = services.shutdown.cancelled() => break,
         }
         while running.try_join_next().is_some() {}
-        if look % LOOKS_A_REMOVAL == 0
+        if look % POLLS_PER_REMOVAL == 0
             && let Err(error) = batches::expire(&services).await
         {
-            tracing::warn!(%error, "old files were not removed");
+            tracing::warn!(%error, "old files cannot be removed");
         }
-        // Without a model nothing can be answered.
+        // Requests cannot be answered before the model is loaded.
         if places == 0 || running.len() >= BATCHES_AT_ONCE || services.engine().is_err() {
             continue;
         }
@@ -80,17 +80,17 @@ pub async fn follow(services: Arc<Services>, handlers: Arc<dyn Answers>) {
                 running.spawn(async move {
                     let id = batch.id.clone();
                     if let Err(error) = run.answer(batch).await {
-                        tracing::warn!(%error, batch = %id, "a batch was put down; it goes on later");
+                        tracing::warn!(%error, batch = %id, "a batch was interrupted and will be continued later");
                     }
                 });
             }
-            Err(error) => tracing::warn!(%error, "no batch could be taken"),
+            Err(error) => tracing::warn!(%error, "no batch can be claimed"),
         }
     }
     while running.join_next().await.is_some() {}
 }
 
-/// Why a batch ends before its last line is answered.
+/// Why a batch ends before its last line.
 enum Stop {
     Cancelled,
     Expired,
@@ -100,7 +100,7 @@ enum Stop {
 #[derive(Clone)]
 struct Run {
     services: Arc<Services>,
-    handlers: Arc<dyn Answers>,
+    handlers: Arc<dyn RequestHandler>,
     me: String,
     places: usize,
     turns: Arc<Semaphore>,
@@ -113,7 +113,7 @@ impl Run {
         let content = match store.files().content(&batch.input_file).await {
             Ok(content) => content,
             Err(StoreError::NotFound { .. }) => {
-                let message = "its input file was removed".to_owned();
+                let message = "the input file of this batch was removed".to_owned();
                 let gone = BatchFault { code: "file_not_found".into(), message, param: None, line: None };
                 return self.end(&batch, BatchState::Failed, vec![gone]).await;
             }
@@ -131,7 +131,7 @@ impl Run {
                 biased;
                 () = shutdown.cancelled() => {
                     running.shutdown().await;
-                    // Whoever comes next goes on at once.
+                    // The next server can claim it at once.
                     store.batches().hold(&batch.id, &self.me, 0).await?;
                     return Ok(());
                 }
@@ -144,7 +144,7 @@ impl Run {
                     }
                 }
                 Some(done) = running.join_next() => {
-                    done.map_err(|e| StoreError::Internal(format!("a request of a batch was torn down: {e}")))??;
+                    done.map_err(|e| StoreError::Internal(format!("the task of a batch's request failed: {e}")))??;
                 }
                 () = std::future::ready(()), if running.len() < self.places && !left.is_empty() => {
                     let Some((line, text)) = left.pop_front() else { continue };
@@ -161,7 +161,7 @@ impl Run {
             Some(Stop::Cancelled) => self.end(&batch, BatchState::Cancelled, Vec::new()).await,
             Some(Stop::Failed(fault)) => self.end(&batch, BatchState::Failed, vec![fault]).await,
             Some(Stop::Expired) => {
-                self.too_late(&batch, &content).await?;
+                self.expire_unanswered(&batch, &content).await?;
                 self.end(&batch, BatchState::Expired, Vec::new()).await
             }
         }
@@ -179,12 +179,15 @@ impl Run {
             let fault = BatchFault { code: code.into(), message: message.into(), param: None, line: None };
             Ok(Some(Stop::Failed(fault)))
         };
-        // A database that is away ends nothing.
+        // An unavailable database does not end the batch.
         if let Ok(None) = access::by_owner(services, &batch.owner).await {
             return failed("access_ended", "the key of this batch was revoked");
         }
         if services.store.files().bytes(&batch.owner).await? > services.config.batches.key_bytes as i64 {
-            return failed("too_many_bytes", "the answers are more than one key may store");
+            return failed(
+                "too_many_bytes",
+                "the responses exceed the bytes that one key may store (batches.max_bytes_per_key)",
+            );
         }
         Ok(None)
     }
@@ -196,8 +199,8 @@ impl Run {
         Ok(())
     }
 
-    /// Lists the requests that were not answered in time.
-    async fn too_late(&self, batch: &Batch, content: &str) -> Result<(), StoreError> {
+    /// Stores an error for every request that was not answered in time.
+    async fn expire_unanswered(&self, batch: &Batch, content: &str) -> Result<(), StoreError> {
         let store = &self.services.store;
         let answered: HashSet<i64> = store.batches().answered_lines(&batch.id).await?.into_iter().collect();
         let late = |(line, text): (i64, &str)| {
@@ -207,13 +210,13 @@ impl Run {
             result(line, &custom_id, Value::Null, error)
         };
         let all: Vec<_> = batches::lines(content).filter(|(line, _)| !answered.contains(line)).map(late).collect();
-        for some in all.chunks(AT_A_TIME) {
+        for some in all.chunks(RESULTS_PER_WRITE) {
             store.batches().put_results(&batch.id, &self.me, some.to_vec()).await?;
         }
         Ok(())
     }
 
-    /// Answers one line; waits as long as the server cannot take it.
+    /// Runs one line, with retries while the server cannot accept it.
     async fn one(&self, batch: &Batch, line: i64, text: &str) -> BatchResult {
         let request = match serde_json::from_str::<Line>(text) {
             Ok(request) => request,
@@ -227,22 +230,22 @@ impl Run {
         loop {
             let id = new_id();
             let answered = {
-                // Not while it waits for another try: others may have their turn meanwhile.
+                // Released while it waits for a retry, so that other requests can run.
                 let _turn = self.turns.acquire().await;
                 self.ask(batch, &id, body.as_bytes()).await
             };
             let waits = match &answered {
-                Asked::OutOfTokens => true,
-                Asked::Answered(answer) => matches!(answer.status, 429 | 503) && tries < TRIES,
-                Asked::Later => tries < TRIES,
+                AttemptResult::OutOfTokens => true,
+                AttemptResult::BatchResponse(answer) => matches!(answer.status, 429 | 503) && tries < MAX_ATTEMPTS,
+                AttemptResult::Later => tries < MAX_ATTEMPTS,
             };
             if waits {
                 tries += 1;
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(RETRY_PAUSE).await;
                 continue;
             }
-            let Asked::Answered(Answered { status, body }) = answered else {
-                let error = json!({"code": "server_error", "message": "the server could not take this request"});
+            let AttemptResult::BatchResponse(BatchResponse { status, body }) = answered else {
+                let error = json!({"code": "server_error", "message": "the server was too busy for this request; send it again"});
                 return result(line, &request.custom_id, Value::Null, error);
             };
             let response = json!({"status_code": status, "request_id": id, "body": body});
@@ -250,33 +253,33 @@ impl Run {
         }
     }
 
-    /// As the owner may ask now, at the owner's expense.
-    async fn ask(&self, batch: &Batch, id: &str, body: &[u8]) -> Asked {
+    /// Runs a request with the owner's current rights and charges its tokens to the owner.
+    async fn ask(&self, batch: &Batch, id: &str, body: &[u8]) -> AttemptResult {
         let services = &self.services;
-        // A key that was revoked ends the batch within moments: `stop` sees it.
-        let Ok(Some(actor)) = access::by_owner(services, &batch.owner).await else { return Asked::Later };
+        // `stop` detects a revoked key and ends the batch.
+        let Ok(Some(actor)) = access::by_owner(services, &batch.owner).await else { return AttemptResult::Later };
         if !(actor.inference || actor.is_admin()) {
-            let message = "the key of this batch is not for inference any more";
+            let message = "the key of this batch no longer has the scope inference";
             let error = json!({"error": {"message": message, "type": "permission_error", "code": "forbidden"}});
-            return Asked::Answered(Answered { status: 403, body: error });
+            return AttemptResult::BatchResponse(BatchResponse { status: 403, body: error });
         }
         match meter::exhausted(services, &actor).await {
             Ok(None) => {}
-            Ok(Some(_)) => return Asked::OutOfTokens,
-            Err(_) => return Asked::Later,
+            Ok(Some(_)) => return AttemptResult::OutOfTokens,
+            Err(_) => return AttemptResult::Later,
         }
         let payer = actor.quota.as_ref().map(|(id, _)| id.clone());
         let answer = self.handlers.answer(actor, &batch.endpoint, id, body);
-        Asked::Answered(urgency::in_background(meter::paid_by(payer, answer)).await)
+        AttemptResult::BatchResponse(urgency::in_background(meter::paid_by(payer, answer)).await)
     }
 }
 
-/// What became of one try.
-enum Asked {
-    Answered(Answered),
-    /// The key's tokens of today are used up; there are others tomorrow.
+/// Result of one attempt.
+enum AttemptResult {
+    BatchResponse(BatchResponse),
+    /// The key's token limit of today is used up.
     OutOfTokens,
-    /// The database is away, or the key is gone.
+    /// The database is unavailable, or the key was removed.
     Later,
 }
 

@@ -1,5 +1,5 @@
-//! Files that clients upload, and batches of requests that are read from them: checked here, answered by `http`, which
-//! knows the requests.
+//! Files that clients upload, and batches of the requests in them: validated here, answered by `http`, which has the
+//! request handlers.
 
 use std::collections::HashSet;
 
@@ -13,16 +13,16 @@ use crate::domain::time::{DAY, before};
 use crate::domain::{Batch, BatchFault, BatchState, FilePurpose, StoredFile, new_id};
 use crate::store::Page;
 
-/// Lines of one batch at most, as OpenAI has it.
+/// Most lines of one batch, as at OpenAI.
 const MOST_LINES: usize = 50_000;
-/// Batches of one owner that are not over.
+/// Most unfinished batches of one owner.
 const MOST_OPEN: i64 = 64;
-/// Faults that are listed of one file.
+/// Most errors that are listed for one file.
 const MOST_FAULTS: usize = 20;
-/// How long a batch may take.
+/// Time (µs) after which a batch expires.
 const WINDOW: i64 = DAY;
 
-/// Paths that a batch may ask for.
+/// Paths of the requests that a batch may contain.
 pub const ENDPOINTS: [&str; 4] = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"];
 
 /// One line of an input file.
@@ -38,14 +38,14 @@ pub struct Line {
 /// Stores an uploaded file.
 ///
 /// # Errors
-/// `BadInput` for text that is no UTF-8, or none; `Conflict` when the owner has too much.
+/// `BadInput` for an empty file or text that is not UTF-8; `Conflict` when the owner has too many bytes.
 pub async fn upload(services: &Services, by: &Actor, name: String, content: Vec<u8>) -> Result<StoredFile> {
     let Ok(content) = String::from_utf8(content) else { return Err(bad_input("file", "must be text in UTF-8")) };
     if content.trim().is_empty() {
         return Err(bad_input("file", "is empty"));
     }
     if content.contains('\0') {
-        return Err(bad_input("file", "holds a NUL, which is no part of JSON"));
+        return Err(bad_input("file", "contains a NUL byte, which is not allowed in JSON"));
     }
     let file = StoredFile {
         id: format!("file-{}", new_id()),
@@ -68,14 +68,13 @@ pub struct NewBatch {
     pub metadata: Value,
 }
 
-/// Checks the lines of a file and stores a batch of them, as one that has failed where lines cannot be read.
+/// Validates the lines of a file and stores a batch of them; invalid lines make it a failed batch.
 ///
 /// # Errors
-/// `BadInput` at an endpoint that is none; `NotFound` for files of others; `Conflict` when too many batches wait;
-/// `Forbidden` where batches are switched off.
+/// `BadInput` for an unknown endpoint; `NotFound` for files of others; `Conflict` when too many batches wait; `Forbidden` when batches are disabled.
 pub async fn create(services: &Services, by: &Actor, new: NewBatch) -> Result<Batch> {
     if services.config.batches.at_once == 0 {
-        return Err(ServiceError::Forbidden("this server answers no batches (batches.at_once is 0)".into()));
+        return Err(ServiceError::Forbidden("batches are disabled on this server (batches.at_once is 0)".into()));
     }
     if !ENDPOINTS.contains(&new.endpoint.as_str()) {
         return Err(bad_input("endpoint", format!("must be one of {}", ENDPOINTS.join(", "))));
@@ -84,7 +83,7 @@ pub async fn create(services: &Services, by: &Actor, new: NewBatch) -> Result<Ba
     let file = services.store.files().get(&new.input_file, &owner).await;
     let file = file.map_err(|e| super::not_found_as(e, "input_file_id"))?;
     if file.purpose != FilePurpose::Batch {
-        return Err(bad_input("input_file_id", "is a file that a batch wrote"));
+        return Err(bad_input("input_file_id", "is an output file of a batch; name an uploaded file"));
     }
     let content = services.store.files().content(&file.id).await?;
     let endpoint = new.endpoint.clone();
@@ -120,7 +119,7 @@ pub fn lines(content: &str) -> impl Iterator<Item = (i64, &str)> {
     content.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()).map(|(i, text)| (i as i64 + 1, text))
 }
 
-/// How many requests there are, and what is wrong with them.
+/// The number of requests, and errors in them.
 fn check(content: &str, endpoint: &str) -> (i64, Vec<BatchFault>) {
     let (mut total, mut faults, mut seen) = (0, Vec::new(), HashSet::new());
     for (line, text) in lines(content) {
@@ -133,7 +132,7 @@ fn check(content: &str, endpoint: &str) -> (i64, Vec<BatchFault>) {
             break;
         }
         match serde_json::from_str::<Line>(text) {
-            Err(e) => fault("invalid_json_line", None, format!("this line is no request: {e}")),
+            Err(e) => fault("invalid_json_line", None, format!("this line is not a request: {e}")),
             Ok(one) if one.method != "POST" => fault("invalid_method", Some("method"), "must be POST".into()),
             Ok(one) if one.url != endpoint => {
                 fault("mismatched_url", Some("url"), format!("is {}; the batch is for {endpoint}", one.url));
@@ -144,7 +143,8 @@ fn check(content: &str, endpoint: &str) -> (i64, Vec<BatchFault>) {
             }
             Ok(one) => {
                 if !seen.insert(one.custom_id.clone()) {
-                    let message = format!("{} names another line of this file too", one.custom_id);
+                    let message =
+                        format!("{} is the id of another line of this file too; ids must be unique", one.custom_id);
                     fault("duplicate_custom_id", Some("custom_id"), message);
                 }
             }
@@ -154,7 +154,12 @@ fn check(content: &str, endpoint: &str) -> (i64, Vec<BatchFault>) {
         }
     }
     if total == 0 {
-        faults.push(BatchFault { code: "empty_file".into(), message: "no requests".into(), param: None, line: None });
+        faults.push(BatchFault {
+            code: "empty_file".into(),
+            message: "the file contains no requests".into(),
+            param: None,
+            line: None,
+        });
     }
     (total, faults)
 }
@@ -188,10 +193,10 @@ pub async fn delete(services: &Services, by: &Actor, id: &str) -> Result<()> {
     Ok(services.store.files().delete(id, &owner_of(by)).await?)
 }
 
-/// Where the text of a file is.
+/// Source of a file's text.
 pub enum Content {
     Whole(String),
-    /// Answers of a batch; failed ones or the others.
+    /// Results of a batch: either the failed or the successful ones.
     Answers {
         batch: String,
         failed: bool,
@@ -213,7 +218,7 @@ pub async fn content(services: &Services, by: &Actor, id: &str) -> Result<Conten
     }
 }
 
-/// Answers of a batch behind a line, in order, about `bytes` of them.
+/// Results of a batch after a line, in order, about `bytes` bytes of them.
 ///
 /// # Errors
 /// What the store says.

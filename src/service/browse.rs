@@ -6,10 +6,10 @@ use super::{Result, Services};
 use crate::domain::{AuditEntry, Message, SetId};
 use crate::store::{AuditFilter, JudgmentFilter, JudgmentRow, Page, SetFilter, SetRow};
 
-/// Characters of a prompt that lists show.
+/// Characters of a prompt that a list shows.
 const PREVIEW: usize = 160;
 
-/// The last question of a conversation on one line, cut to what a list has room for.
+/// The last question of a conversation on one line, cut to `PREVIEW` characters.
 pub fn preview(messages: &[Message]) -> String {
     let asked = messages.iter().rev().find(|m| m.role == "user").or_else(|| messages.last());
     let mut line = String::new();
@@ -18,7 +18,7 @@ pub fn preview(messages: &[Message]) -> String {
         let space = usize::from(length > 0);
         let room = PREVIEW.saturating_sub(length + space);
         if word.chars().nth(room).is_some() {
-            // A word that is as long as the line, as in text without spaces, is cut inside.
+            // A word longer than the line, as in text without spaces, is cut.
             if length < PREVIEW / 2 {
                 line.push_str(if space == 1 { " " } else { "" });
                 line.extend(word.chars().take(room));
@@ -35,13 +35,13 @@ pub fn preview(messages: &[Message]) -> String {
     line
 }
 
-/// A page of sets, newest first, and how many fit the filter in all.
+/// A page of sets, newest first, and the number of all that match the filter.
 pub async fn sets(services: &Services, filter: &SetFilter, page: Page) -> Result<(Vec<(SetRow, String)>, i64)> {
     let (rows, total) = services.store.sets().browse(filter, page, services.now()).await?;
     Ok((rows.into_iter().map(|row| (preview(&row.messages), row)).map(|(text, row)| (row, text)).collect(), total))
 }
 
-/// A page of judgments, newest first, and how many fit the filter in all.
+/// A page of judgments, newest first, and the number of all that match the filter.
 pub async fn judgments(
     services: &Services,
     filter: &JudgmentFilter,
@@ -57,7 +57,7 @@ pub async fn previews(services: &Services, ids: &[SetId]) -> Result<HashMap<SetI
     Ok(found.into_iter().map(|(id, messages)| (id, preview(&messages))).collect())
 }
 
-/// What an id stands for.
+/// The kind and name of the entity with an id.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct NameOf {
     /// `labeler`, `model`, `key`, `invite`, `dataset`, `job`, `draw` or `set`.
@@ -66,7 +66,7 @@ pub struct NameOf {
     pub name: String,
 }
 
-/// A page of the audit trail, newest first, and what the ids in it stand for, as far as it is known.
+/// A page of the audit trail, newest first, and the names of the ids in it, as far as they are known.
 ///
 /// # Errors
 /// What the store says.
@@ -82,7 +82,7 @@ pub async fn audit(
     Ok((entries, names))
 }
 
-/// What the ids stand for that are known.
+/// Kind and name of each known id.
 pub async fn names(services: &Services, mut ids: Vec<String>) -> Result<BTreeMap<String, NameOf>> {
     ids.sort_unstable();
     ids.dedup();
@@ -98,22 +98,26 @@ pub async fn names(services: &Services, mut ids: Vec<String>) -> Result<BTreeMap
 mod tests {
     use super::*;
 
-    fn said(role: &str, content: &str) -> Message {
+    fn message(role: &str, content: &str) -> Message {
         Message { role: role.to_owned(), content: content.to_owned() }
     }
 
     #[test]
     fn a_preview_is_one_short_line_of_the_last_question() {
-        let talk =
-            [said("system", "Be kind."), said("user", "Hi"), said("assistant", "Hello"), said("user", " a\n\tb ")];
+        let talk = [
+            message("system", "Be kind."),
+            message("user", "Hi"),
+            message("assistant", "Hello"),
+            message("user", " a\n\tb "),
+        ];
         assert_eq!(preview(&talk), "a b");
-        assert_eq!(preview(&[said("system", "alone")]), "alone");
+        assert_eq!(preview(&[message("system", "alone")]), "alone");
         assert_eq!(preview(&[]), "");
-        let long = preview(&[said("user", &"word ".repeat(100))]);
+        let long = preview(&[message("user", &"word ".repeat(100))]);
         assert!(long.chars().count() <= PREVIEW + 1 && long.ends_with("word…"), "{long}");
-        let chinese = preview(&[said("user", &"字".repeat(500))]);
+        let chinese = preview(&[message("user", &"字".repeat(500))]);
         assert_eq!(chinese.chars().count(), PREVIEW + 1);
         let exact = "x".repeat(PREVIEW);
-        assert_eq!(preview(&[said("user", &exact)]), exact);
+        assert_eq!(preview(&[message("user", &exact)]), exact);
     }
 }

@@ -1,28 +1,28 @@
-//! The size that a request expands to, computed before anything of it is built. Limits on single fields do not bound
+//! The size that a request expands to, computed before it is built. Limits on single fields do not bound
 //! products of them (a template by its examples, a prompt by its answers, samples by their log-probs). Every computing
 //! route checks its request here first; the limits keep one request under about 64 MB.
 
 use super::{Result, bad_input};
 use crate::config::LimitsConfig;
 
-/// Bytes of text that one request may have read, each text counted as often as it is read.
+/// Most bytes of text that are tokenized for one request, each text counted as often as it is tokenized.
 pub const EXPANDED_BYTES: usize = 8 << 20;
-/// Tokens drawn for one request: samples × `max_tokens`.
+/// Most tokens sampled for one request: samples × `max_tokens`.
 pub const DRAWN_TOKENS: usize = 1 << 19;
-/// Log-probs in one answer: tokens × (1 + alternatives).
+/// Most log-probs in one response: tokens × (1 + alternatives).
 pub const REPORTED: usize = 1 << 17;
-/// Bytes of prompts that are returned with their completions: Σ prompts × n.
+/// Most bytes of prompts that are returned with their completions: Σ prompts × n.
 pub const ECHOED_BYTES: usize = 4 << 20;
-/// Texts and tokens of one `/v1/embeddings` request.
+/// Most texts and tokens of one `/v1/embeddings` request.
 pub const EMBEDDED_TEXTS: usize = 2048;
 pub const EMBEDDED_TOKENS: usize = 300_000;
-/// Tokens listed by one `/v1/fill-mask` request: gaps × (`top_k` + targets).
+/// Most tokens listed by one `/v1/fill-mask` request: gaps × (`top_k` + targets).
 pub const LISTED: usize = 1 << 14;
-/// Probabilities in one `/v1/attention` answer: layers × heads × tokens².
+/// Most probabilities in one `/v1/attention` response: layers × heads × tokens².
 pub const MAPPED: usize = 2_000_000;
-/// Tokens of one `/detokenize` request, for models with a shorter context.
+/// Most tokens of one `/detokenize` request, for models with a shorter context.
 pub const WRITTEN_TOKENS: usize = 1 << 16;
-/// Token ids kept for the sequences of one `/v1/choices` request.
+/// Most token ids of the sequences of one `/v1/choices` request.
 pub const SCORED_IDS: usize = 4 << 20;
 
 fn over(param: impl Into<String>, what: std::fmt::Arguments<'_>, found: usize, most: usize) -> Result<()> {
@@ -32,26 +32,26 @@ fn over(param: impl Into<String>, what: std::fmt::Arguments<'_>, found: usize, m
     Err(bad_input(param, format!("{what} come to {found}; at most {most} in one request")))
 }
 
-/// The product, or the largest number where it has none.
+/// The product, or `usize::MAX` when it overflows.
 fn times(factors: &[usize]) -> usize {
     factors.iter().fold(1, |product, factor| product.saturating_mul(*factor))
 }
 
-/// Worked cases in a template, in bytes.
+/// Sizes of few-shot examples in a template, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cases {
     pub template: usize,
     pub instruction: usize,
     pub separator: usize,
-    /// Number of worked cases, and the bytes of their inputs and words.
+    /// Number of examples, and the bytes of their inputs and labels.
     pub examples: usize,
     pub example_bytes: usize,
-    /// Of the open case.
+    /// Bytes of the input.
     pub input: usize,
 }
 
 impl Cases {
-    /// Length of the text, at most: the template and the separator stand in it once for each case.
+    /// Upper bound of the text's length: it contains template and separator once for each example.
     pub fn bytes(&self) -> usize {
         let cases = times(&[self.template.saturating_add(self.separator), self.examples.saturating_add(1)]);
         [self.instruction, self.separator, self.example_bytes, self.input]
@@ -60,7 +60,7 @@ impl Cases {
     }
 
     /// # Errors
-    /// `BadInput` when the text is longer than a prompt may be; it names the part that weighs most.
+    /// `BadInput` at the largest part, when the text is longer than a prompt may be.
     pub fn check(&self, limits: &LimitsConfig) -> Result<()> {
         let (found, most) = (self.bytes(), limits.prompt_bytes);
         if found <= most {
@@ -76,7 +76,7 @@ impl Cases {
         let heaviest = parts.iter().max_by_key(|p| p.1).map_or("template", |p| p.0);
         let message = format!(
             "the prompt would be {found} bytes long: {} cases of a template of {} bytes and a separator of {}, with {} \
-             bytes of examples, {} of instruction and {} of input; at most {most} are taken",
+             bytes of examples, {} of instruction and {} of input; at most {most} are allowed",
             self.examples.saturating_add(1),
             self.template,
             self.separator,
@@ -88,7 +88,7 @@ impl Cases {
     }
 }
 
-/// Given answers in their contexts: each context is read once for each word of each choice.
+/// Checks choices in their contexts: each context is tokenized once for each word of each choice.
 ///
 /// # Errors
 /// `BadInput` at `choices`.
@@ -103,15 +103,15 @@ pub fn choices(contexts: &[usize], words: &[usize]) -> Result<()> {
     over("choices", what, times(&[one, words.len()]), EXPANDED_BYTES)
 }
 
-/// Answers scored after one prompt, which is read once for each of them.
+/// Checks completions that are scored after one prompt, which is tokenized once for each of them.
 ///
 /// # Errors
-/// `BadInput` at `completions`, or at the one that is too long with its prompt.
+/// `BadInput` at `completions`, or at the completion that is too long with its prompt.
 pub fn rewards(prompt: usize, answers: &[usize], limits: &LimitsConfig) -> Result<()> {
     for (i, answer) in answers.iter().enumerate() {
         let (found, most) = (prompt.saturating_add(*answer), limits.prompt_bytes);
         if found > most {
-            let message = format!("is {found} bytes long with its prompt; at most {most} are taken");
+            let message = format!("is {found} bytes long with its prompt; at most {most} are allowed");
             return Err(bad_input(format!("completions[{i}]"), message));
         }
     }
@@ -120,21 +120,21 @@ pub fn rewards(prompt: usize, answers: &[usize], limits: &LimitsConfig) -> Resul
     over("completions", what, all, EXPANDED_BYTES)
 }
 
-/// What is drawn and reported for one completion or chat request.
+/// What is sampled and reported for one completion or chat request.
 #[derive(Clone, Copy, Debug)]
 pub struct Drawing {
     pub prompts: usize,
-    /// Samples drawn of each prompt, and those returned.
+    /// Number of samples of each prompt, and of those that are returned.
     pub drawn: usize,
     pub returned: usize,
     pub max_tokens: usize,
-    /// Alternatives of each reported token; `None` = no log-probs are asked for.
+    /// Alternatives of each reported token; `None` = no log-probs were requested.
     pub alternatives: Option<usize>,
 }
 
 impl Drawing {
     /// # Errors
-    /// `BadInput` at `n` (or `max_tokens` for one sample), and at `logprobs` as the route calls it.
+    /// `BadInput` at `n` (or `max_tokens` for one sample), and at `reported_as`, the route's name of `logprobs`.
     pub fn check(&self, reported_as: &str) -> Result<()> {
         let Self { prompts, drawn, max_tokens, .. } = *self;
         let field = if drawn > 1 { "n" } else { "max_tokens" };
@@ -143,10 +143,10 @@ impl Drawing {
         self.check_reported(0, reported_as)
     }
 
-    /// `echoed`: tokens of all prompts, where they are reported too.
+    /// Checks the reported log-probs. `echoed`: tokens of all prompts, if they are reported too.
     ///
     /// # Errors
-    /// As `check`.
+    /// `BadInput` at `reported_as`.
     pub fn check_reported(&self, echoed: usize, reported_as: &str) -> Result<()> {
         let Some(alternatives) = self.alternatives else { return Ok(()) };
         let drawn = times(&[self.prompts, self.drawn, self.max_tokens]);
@@ -155,7 +155,7 @@ impl Drawing {
         over(reported_as, what, times(&[tokens, alternatives.saturating_add(1)]), REPORTED)
     }
 
-    /// `bytes`: of all prompts, which are returned before each of their completions.
+    /// Checks the bytes of all prompts, which are returned with each of their completions.
     ///
     /// # Errors
     /// `BadInput` at `echo`.
@@ -165,7 +165,7 @@ impl Drawing {
     }
 }
 
-/// Prompts that are each read with the same text behind their gap.
+/// Checks prompts that are each tokenized with the same suffix.
 ///
 /// # Errors
 /// `BadInput` at `suffix`.
@@ -174,7 +174,7 @@ pub fn gaps(prompts: usize, suffix: usize) -> Result<()> {
     over("suffix", what, times(&[prompts, suffix]), EXPANDED_BYTES)
 }
 
-/// Attention maps.
+/// Checks the size of attention maps.
 ///
 /// # Errors
 /// `BadInput` at `layers`.

@@ -1,4 +1,4 @@
-//! The models that can be pulled by name, beside what this machine has.
+//! The models that can be pulled by name, with the resources of this machine.
 
 use std::path::Path;
 
@@ -14,21 +14,21 @@ use crate::train::estimate::available_memory;
 pub struct Catalogue {
     /// By size.
     pub data: Vec<CatalogueEntry>,
-    /// Memory that a new process can have; null where it is not known.
+    /// Memory that is available to a new process, bytes; null when it is not known.
     pub available_memory_bytes: Option<u64>,
 }
 
-/// A model of the catalogue with its needs, and whether it is there already.
+/// A model of the catalogue with its memory needs, and whether it is installed.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct CatalogueEntry {
     #[serde(flatten)]
     pub model: Known,
-    /// Bytes by the number of parameters; caches and activations come on top.
+    /// Bytes by the number of parameters, without caches and activations.
     pub needs: Needs,
     pub pulled: bool,
 }
 
-/// The catalogue beside the models under `data_dir`.
+/// The catalogue, with the models under `data_dir` marked as installed.
 pub fn catalogue(data_dir: &Path) -> Catalogue {
     let installed = pull::list(data_dir);
     let entry = |known: &Known| CatalogueEntry {

@@ -1,5 +1,5 @@
-//! Scoring given answers: log p of each candidate after a prompt, by the serving engine. What the candidates
-//! share is computed once and read from the prefix cache.
+//! Scoring given answers: log p of each candidate after a prompt, by the serving engine. The shared prefix is computed
+//! once and read from the prefix cache.
 
 use std::sync::Arc;
 
@@ -12,21 +12,21 @@ use crate::engine::{EngineError, GenEvent, GenerateRequest, Generator, SamplingP
 use crate::eval::choices::{Decided, Normalize, Scored, decide};
 use crate::prompt::Gap;
 
-/// Sequences of one request in the engine at the same time.
+/// Most sequences of one request in the engine at the same time.
 const AT_ONCE: usize = 16;
-/// Contexts × words of one request.
+/// Most sequences (contexts × words) of one request.
 pub const MOST_SEQUENCES: usize = 1024;
 
-/// What the candidates stand in or after.
+/// The context of the candidates.
 #[derive(Clone, Debug)]
 pub enum Context {
-    /// Tokenised together with each candidate. With text after the gap the whole text is scored.
+    /// Tokenised together with each candidate. If there is text after the candidate, the whole text is scored.
     Text { gap: Gap, form: TextForm<'static> },
     /// Ids (a rendered conversation); the candidate's own tokens follow.
     Ids(Vec<u32>),
 }
 
-/// One class and the words that stand for it.
+/// One class and the words that express it.
 #[derive(Clone, Debug)]
 pub struct Label {
     pub name: String,
@@ -38,24 +38,23 @@ pub struct Question {
     pub model: Arc<ServedModel>,
     pub adapter: Option<Adapter>,
     pub context: Context,
-    /// The same context without content; empty = not calibrated.
+    /// Content-free contexts for calibration; empty = not calibrated.
     pub content_free: Vec<Context>,
     pub labels: Vec<Label>,
     pub normalize: Normalize,
 }
 
 pub struct Answer {
-    /// Best first.
+    /// Labels, best first.
     pub ranking: Vec<Decided>,
     /// For each label, in the order of the request, its words as scored after the context.
     pub words: Vec<Vec<Scored>>,
-    /// Tokens of all scored sequences, what they share counted once per context.
+    /// Tokens of all scored sequences; a shared prefix is counted once per context.
     pub tokens: usize,
 }
 
 /// # Errors
-/// `BadInput` at `choices` and `prompt` for candidates without tokens, nothing before them, and texts that do
-/// not fit the context; what the engine refuses.
+/// `BadInput` at `choices` and `prompt` for candidates without tokens or without a preceding token, and for texts that do not fit the context; errors of the engine.
 pub async fn answer(services: &Services, question: &Question) -> Result<Answer> {
     let words: usize = question.labels.iter().map(|l| l.words.len()).sum();
     if words * (1 + question.content_free.len()) > MOST_SEQUENCES {
@@ -80,7 +79,7 @@ fn by_score(scored: &[Vec<Scored>], normalize: Normalize) -> Vec<Vec<f64>> {
     scored.iter().map(|words| words.iter().map(|w| w.score(normalize)).collect()).collect()
 }
 
-/// A candidate in its context, and the first token that counts.
+/// The token ids of a candidate in its context, and the index of the first scored token.
 struct Sequence {
     ids: Vec<u32>,
     from: usize,
@@ -112,20 +111,20 @@ async fn score(
             sequences.push(next);
         }
     }
-    let Some(first) = sequences.first() else { return Err(bad_input("choices", "must have at least one")) };
-    // At least one token of every sequence is left to its own request.
+    let Some(first) = sequences.first() else { return Err(bad_input("choices", "must contain at least one choice")) };
+    // At least one token of every sequence is left for its own request.
     let shared = sequences.iter().map(|s| common(&first.ids, &s.ids).min(s.ids.len() - 1)).min().unwrap_or(0);
     let whole_text = matches!(context, Context::Text { gap, .. } if gap.is_inner());
     let soft = question.adapter.as_ref().map_or(0, |a| a.tokens);
     if whole_text && shared + soft == 0 && sequences.len() > 1 {
         return Err(bad_input(
             field,
-            "the blank stands first: a model of this kind gives a first token no probability",
+            "the blank is at the start: a decoder gives no probability for the first token; put text before it",
         ));
     }
     let mut known = Vec::new();
     if shared > 0 && (sequences.len() > 1 || whole_text) {
-        // Computes the shared part, so that the candidates find it in the cache; a whole text also counts it.
+        // Computes the shared prefix, so that the candidates find it in the cache; it is scored when the whole text is.
         known = run(engine, question, first.ids[..shared].to_vec(), whole_text.then_some(0)).await?;
     }
     let tokens = shared + sequences.iter().map(|s| s.ids.len() - shared).sum::<usize>();
@@ -163,7 +162,7 @@ async fn sequence(
             if gap.is_inner() {
                 (whole, 1, text.len())
             } else {
-                // Tokens may reach across the border: the first that differs is the first that counts.
+                // A token may span the boundary: the first token that differs is the first scored one.
                 let before = engine.tokenize(version, &gap.before, *form).await?;
                 let from = common(&before, &whole);
                 (whole, from, word.len())
@@ -180,10 +179,10 @@ async fn sequence(
     }
     let soft = question.adapter.as_ref().map_or(0, |a| a.tokens);
     if ids.len() <= from {
-        return Err(bad_input(format!("choices[{label}]"), "has no tokens of its own"));
+        return Err(bad_input(format!("choices[{label}]"), "has no tokens of its own after the context"));
     }
     if from == 0 && soft == 0 {
-        return Err(bad_input(field, "has no tokens before the choice: there is nothing that it could follow"));
+        return Err(bad_input(field, "has no tokens before the choice; give some text before it"));
     }
     let room = question.model.max_context - soft;
     if ids.len() > room {
@@ -193,7 +192,7 @@ async fn sequence(
     Ok(Sequence { ids, from, bytes })
 }
 
-/// Runs ids through the engine without drawing; log-probs of the tokens from `from` on.
+/// Runs ids through the engine without sampling; returns the log-probs of the tokens from `from` on.
 async fn run(engine: &dyn Generator, question: &Question, ids: Vec<u32>, from: Option<usize>) -> Result<Vec<f32>> {
     let request = GenerateRequest {
         request_id: question.request_id.clone(),

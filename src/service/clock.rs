@@ -1,6 +1,6 @@
-//! The time of day for sessions, leases and time stamps, derived from the monotonic clock. Small corrections of the wall
-//! clock are followed at once, a jump only after it has lasted, so that a clock that is set wrong for a moment neither ends
-//! nor prolongs sessions and leases.
+//! The time of day for sessions, leases and time stamps, derived from the monotonic clock. Small corrections of the
+//! wall clock take effect at once, a jump only after it has persisted, so that a clock that is wrong for a moment
+//! neither ends nor prolongs sessions and leases.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,9 +8,9 @@ use super::Clock;
 use crate::domain::Micros;
 use crate::domain::time::SECOND;
 
-/// Corrections up to this are followed at once.
+/// Corrections up to this take effect at once.
 const SMALL: Micros = 5 * SECOND;
-/// How long a jump has to last until it is believed.
+/// How long a jump must persist before it takes effect.
 const LASTS: Micros = 120 * SECOND;
 
 /// The two clocks when they were last read together.
@@ -18,7 +18,7 @@ const LASTS: Micros = 120 * SECOND;
 struct Steady {
     wall: Micros,
     unset: Micros,
-    /// When the wall clock was first found elsewhere, by the clock that nobody sets.
+    /// When the wall clock was first found to have jumped, by the monotonic clock.
     jumped: Option<Micros>,
 }
 
@@ -30,7 +30,10 @@ impl Steady {
             if unset - since < LASTS {
                 return expected;
             }
-            tracing::warn!(seconds = (wall - expected) / SECOND, "the system's clock was set; its time is taken over");
+            tracing::warn!(
+                seconds = (wall - expected) / SECOND,
+                "the system's clock was set; its new time takes effect"
+            );
         }
         *self = Self { wall, unset, jumped: None };
         wall
@@ -50,7 +53,7 @@ fn since_start() -> Micros {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a valid structure of our own, which the call fills.
     if unsafe { libc::clock_gettime(CLOCK, &raw mut now) } != 0 {
-        // No such clock: the wall clock alone, which never differs from itself.
+        // Without such a clock, the wall clock is compared with itself and never jumps.
         return wall();
     }
     now.tv_sec as Micros * SECOND + now.tv_nsec as Micros / 1000

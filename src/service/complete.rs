@@ -1,4 +1,4 @@
-//! Completing a prompt: start a generation, follow its events, store what was written with its version.
+//! Completing a prompt: starts a generation, reads its events, and stores the completions with their version.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -6,7 +6,7 @@ use std::time::Instant;
 use tracing::Instrument;
 
 use super::prompts::prompt_record;
-use super::{Result, ServiceError, Services, to_the_end};
+use super::{Result, ServiceError, Services, uncancelled};
 use crate::domain::{
     ApiKeyId, Completion, CompletionId, CompletionOrigin, Message, ModelKind, ModelState, ModelVersionId, Prompt, TRACE,
 };
@@ -15,20 +15,20 @@ use crate::engine::{
     TextPrompt, TokenLogprob,
 };
 
-/// Ids that are kept to tell what a token stands behind.
+/// Number of preceding ids that are kept to decode a token in its context.
 pub const CONTEXT: usize = 8;
 
-/// A prompt in the form that its model takes.
+/// A prompt in its model's input form.
 pub enum PromptInput {
     Ids(Vec<u32>),
     Text(TextPrompt),
 }
 
 impl PromptInput {
-    /// The ids of raw text, or the text itself where the model takes text.
+    /// The ids of raw text, or the text itself if the model takes text.
     ///
     /// # Errors
-    /// What the tokenizer refuses.
+    /// Errors of the tokenizer.
     pub async fn raw(engine: &dyn Generator, model: &ServedModel, text: &str, form: TextForm<'_>) -> Result<Self> {
         if model.takes_text {
             return Ok(Self::Text(TextPrompt::Raw(text.to_owned())));
@@ -36,10 +36,10 @@ impl PromptInput {
         Ok(Self::Ids(engine.tokenize(Some(&model.version.id), text, form).await?))
     }
 
-    /// A conversation as the model's template renders it. `limited`: a length was asked for.
+    /// A conversation as the model's template renders it. `limited`: the request has a maximum length.
     ///
     /// # Errors
-    /// What the template refuses.
+    /// Errors of the template.
     pub async fn chat(
         engine: &dyn Generator,
         model: &ServedModel,
@@ -52,7 +52,7 @@ impl PromptInput {
         Ok(Self::Ids(engine.chat_prompt(Some(&model.version.id), messages).await?))
     }
 
-    /// Number of tokens, as far as they are known here.
+    /// Number of tokens; 0 when it is not known.
     pub fn tokens(&self) -> usize {
         match self {
             Self::Ids(ids) => ids.len(),
@@ -60,7 +60,7 @@ impl PromptInput {
         }
     }
 
-    /// Tokens of the context that are left for an answer, as far as that is known.
+    /// Tokens of the context that are left for the completion, if that is known.
     pub fn room(&self, model: &ServedModel) -> usize {
         match self {
             Self::Ids(ids) => model.max_context.saturating_sub(ids.len()),
@@ -74,7 +74,7 @@ pub struct Start {
     pub request_id: String,
     pub model: Arc<ServedModel>,
     pub prompt: PromptInput,
-    /// What is stored as the prompt.
+    /// How the prompt is stored.
     pub stored_as: StoredAs,
     pub n: usize,
     pub params: SamplingParams,
@@ -82,24 +82,24 @@ pub struct Start {
     pub adapter: Option<Adapter>,
 }
 
-/// What becomes of the prompt in the store.
+/// How a prompt is stored.
 pub enum StoredAs {
     /// A request by this route (`completions` or `chat`).
     Request(Vec<Message>, &'static str),
-    /// The prompt is there already, such as that of a set.
+    /// The prompt is stored already, such as that of a set.
     Known(Box<Prompt>),
 }
 
-/// A soft prompt that stands before the prompt, ready in the engine.
+/// A soft prompt before the prompt, loaded in the engine.
 #[derive(Clone, Debug)]
 pub struct Adapter {
     pub id: ModelVersionId,
     pub name: String,
-    /// Positions of the context that it takes.
+    /// Positions of the context that it occupies.
     pub tokens: usize,
 }
 
-/// One of the `n` texts as far as it is written.
+/// One of the `n` samples, as far as it is generated.
 #[derive(Clone, Debug)]
 pub struct Sample {
     pub id: CompletionId,
@@ -116,36 +116,36 @@ impl Sample {
     }
 }
 
-/// A generation under way. Dropped early, it frees its slots and keeps what was written as aborted.
+/// A running generation. Dropping it frees its slots and stores the partial text as aborted.
 pub struct Running {
     services: Arc<Services>,
     generation: Generation,
     stored_as: StoredAs,
     request_id: String,
     params: SamplingParams,
-    /// A length was asked for; otherwise an upstream server's own default held.
+    /// Whether the request has a maximum length; otherwise an upstream server's default applies.
     limited: bool,
     adapter: Option<Adapter>,
     pub prompt_tokens: usize,
     /// The last ids of the prompt.
     tail: Vec<u32>,
-    /// Tokens drawn, where the deltas carry none.
+    /// Number of sampled tokens, when the deltas carry none.
     counted: usize,
-    /// Log-probs of the prompt, when asked for.
+    /// Log-probs of the prompt, if they were requested.
     pub prompt: Vec<TokenLogprob>,
     pub samples: Vec<Sample>,
     started: Instant,
     last_token: Option<Instant>,
     /// Not charged yet.
     pays: Option<ApiKeyId>,
-    /// The samples were stored, or must not be.
+    /// Whether the samples were stored or must not be stored.
     settled: bool,
-    /// From the admission to the last token, for traces.
+    /// Span from the admission to the last token.
     span: tracing::Span,
 }
 
-/// The version that answers a request: the one `model` names, else the canary's candidate where this request
-/// falls into its share, else the active one. `"active"` names the active one; `"default"` names none.
+/// The version that answers a request: the one `model` names, else the canary's candidate if this request falls into
+/// its share, else the active one. `"active"` names the active one; `"default"` names none.
 ///
 /// # Errors
 /// As [`resolve_model`].
@@ -195,7 +195,10 @@ pub async fn resolve_model_at(
         return Err(super::bad_input(param, message));
     }
     if !may_load {
-        let message = format!("{} is not loaded: an administrator can promote it or name it first", version.name);
+        let message = format!(
+            "{} is not loaded: an administrator can promote it, or load it by naming it in a request",
+            version.name
+        );
         return Err(ServiceError::UnknownModel { message, param: Some(param.to_owned()) });
     }
     Ok(engine.load(&version).await?)
@@ -219,10 +222,10 @@ pub async fn resolve_adapter(services: &Services, name: Option<&str>, model: &Se
     Ok(Some(Adapter { id: version.id, name: version.name, tokens }))
 }
 
-/// Admits the request, or refuses it before any work is done.
+/// Admits the request, or refuses it before any computation.
 ///
 /// # Errors
-/// `Engine(TooLong)` when prompt and `max_tokens` do not fit the context; what the engine refuses.
+/// `Engine(TooLong)` when prompt and `max_tokens` do not fit the context; errors of the engine.
 pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
     let Start { request_id, model, prompt, stored_as, n, mut params, prompt_logprobs, adapter } = start;
     let source = match &stored_as {
@@ -236,7 +239,7 @@ pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
             (ids, None)
         }
         PromptInput::Text(text) => {
-            // Log-probs are taken for storing where nobody asked; there are none here.
+            // Log-probs that are only to be stored are not requested from models that have none.
             params.logprobs = params.logprobs.filter(|k| *k > 0);
             (Vec::new(), Some(text))
         }
@@ -297,7 +300,7 @@ pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
     })
 }
 
-/// Refuses prompts that the model cannot take.
+/// Refuses prompts that do not fit the model.
 fn check_fit(model: &ServedModel, context: usize, ids: &[u32], params: &SamplingParams, source: &str) -> Result<()> {
     let prompt_param = if source == "completions" { "prompt" } else { "messages" };
     if ids.is_empty() {
@@ -339,12 +342,12 @@ impl Running {
         self.params.seed
     }
 
-    /// What the first drawn token stands behind: the last ids of the prompt.
+    /// The last ids of the prompt, which precede the first sampled token.
     pub fn prompt_tail(&self) -> &[u32] {
         &self.tail
     }
 
-    /// What the last `n` tokens of a sample stand behind.
+    /// The ids that precede the last `n` tokens of a sample.
     pub fn left_of(&self, index: usize, n: usize) -> Vec<u32> {
         let drawn = self.samples.get(index).map_or(&[] as &[TokenLogprob], |s| &s.tokens);
         let before = &drawn[..drawn.len().saturating_sub(n)];
@@ -367,7 +370,7 @@ impl Running {
     /// The next event, already added to `samples`; `None` once every sample has finished.
     ///
     /// # Errors
-    /// What the engine failed with, also when it ends without finishing.
+    /// Errors of the engine; `Failed` when it ends without finishing.
     pub async fn next(&mut self) -> Result<Option<GenEvent>> {
         if self.finished() {
             return Ok(None);
@@ -402,7 +405,7 @@ impl Running {
 
     fn observe(&mut self, text: &str, tokens: usize) {
         metrics::counter!("instructd_generated_tokens_total").increment(tokens as u64);
-        // Deltas without tokens are an upstream server's: it sends about one token at a time.
+        // Deltas without tokens come from an upstream server, about one for each token.
         let tokens = if tokens == 0 && !text.is_empty() { 1 } else { tokens };
         if tokens == 0 {
             return;
@@ -410,19 +413,19 @@ impl Running {
         let now = Instant::now();
         match self.last_token.replace(now) {
             None => metrics::histogram!("instructd_time_to_first_token_seconds").record(now - self.started),
-            // Samples of one request interleave: per sample the time between tokens is n times longer.
+            // Samples of one request are decoded together: for each sample the time between tokens is n times longer.
             Some(before) => metrics::histogram!("instructd_inter_token_latency_seconds")
                 .record((now - before).as_secs_f64() * self.samples.len() as f64 / tokens as f64),
         }
     }
 
-    /// Follows the generation to its end.
+    /// Reads events until the generation ends.
     pub async fn finish(&mut self) -> Result<()> {
         while self.next().await?.is_some() {}
         Ok(())
     }
 
-    /// Stores the samples that have text; `keep` tells which (all of them when streaming).
+    /// Stores the samples that have text and satisfy `keep` (all of them when streaming).
     pub async fn store(&mut self, keep: impl Fn(&Sample) -> bool) -> Result<()> {
         self.pay().await?;
         if !self.services.config.server.store_completions {
@@ -432,7 +435,7 @@ impl Running {
         self.store_always(keep).await
     }
 
-    /// Before the answer: the caller's next request finds it charged.
+    /// Called before the response, so that the caller's next request finds the tokens charged.
     async fn pay(&mut self) -> Result<()> {
         match self.pays.take() {
             Some(key) => super::meter::charge_to(&self.services, &key, self.tokens()).await,
@@ -440,7 +443,7 @@ impl Running {
         }
     }
 
-    /// Stores also where serving does not keep completions: sets need theirs.
+    /// Stores the samples even if serving does not store completions, because sets need them.
     pub async fn store_always(&mut self, keep: impl Fn(&Sample) -> bool) -> Result<()> {
         self.pay().await?;
         self.settled = true;
@@ -465,11 +468,11 @@ impl Running {
             sampling["max_tokens"] = serde_json::Value::Null;
         }
         if let Some(constraint) = &self.params.constraint {
-            // The tokens were not drawn from the distribution that their log-probs are of.
+            // The tokens were not sampled from the distribution of their log-probs.
             sampling["constrained"] = serde_json::json!(constraint.form.name());
         }
         if let Some(adapter) = &self.adapter {
-            // Part of the policy that wrote the text.
+            // The soft prompt is part of the policy that generated the text.
             sampling["prompt_adapter"] = serde_json::json!(adapter.id);
         }
         let completions: Vec<Completion> = self
@@ -500,7 +503,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.span.record("completion.tokens", self.generated_tokens());
-        // What was drawn before the client left, or before a failure, was drawn all the same.
+        // Tokens that were sampled before the client disconnected or before a failure are charged too.
         if let (Some(key), Ok(runtime)) = (self.pays.take(), tokio::runtime::Handle::try_current()) {
             let (services, tokens) = (self.services.clone(), self.tokens());
             runtime.spawn(async move {
@@ -512,7 +515,7 @@ impl Drop for Running {
         if self.settled || !self.services.config.server.store_completions {
             return;
         }
-        // The client left: what it saw is kept, so that feedback on it still finds it.
+        // The client disconnected: the partial text is stored, so that feedback on it can refer to it.
         if let (Some(answers), Ok(runtime)) = (self.record(|_| true), tokio::runtime::Handle::try_current()) {
             let services = self.services.clone();
             runtime.spawn(async move {
@@ -524,9 +527,9 @@ impl Drop for Running {
     }
 }
 
-/// A prompt, what was written for it, and the route of the request that it was.
+/// (prompt, its completions, the request's route).
 type Answers = (Prompt, Vec<Completion>, Option<&'static str>);
 
 async fn write(services: Arc<Services>, (prompt, completions, served): Answers) -> Result<()> {
-    to_the_end(async move { Ok(services.store.completions().put_answers(prompt, completions, served).await?) }).await
+    uncancelled(async move { Ok(services.store.completions().put_answers(prompt, completions, served).await?) }).await
 }

@@ -1,5 +1,5 @@
-//! From the model names of the configuration to registered versions: `--model NAME|DIR|FILE.gguf`, in every form that an
-//! operator may use. Requests find versions by `register`, which takes names only.
+//! From the model names of the configuration to registered versions: `--model NAME|DIR|FILE.gguf`, in every form that
+//! an operator may use. Requests find versions by `register`, which takes names only.
 
 use std::path::{Path, PathBuf};
 
@@ -12,15 +12,14 @@ use crate::domain::{ModelKind, ModelState, ModelVersion, is_model_name};
 use crate::hub::{builtin, pull as hub};
 use crate::store::{Store, find_version};
 
-/// Pulls a model: its name, the data directory, and the local path to take it from, if any.
+/// Pulls a model, given its name, the data directory, and the local path to copy it from, if any.
 pub type Pull = fn(&str, &Path, Option<&Path>) -> Result<PathBuf>;
 
-/// The version that a name of the configuration stands for, in every form that the command line takes: the built-in
-/// model, a pulled one, a directory or a .gguf file, a published version by name or id, and a name that can be pulled
-/// now.
+/// The version of a model named in the configuration: the built-in model, a pulled one, a directory or a .gguf file, a
+/// published version by name or id, or a name that can be pulled now.
 ///
 /// # Errors
-/// A name that nothing has, with the names that are near; a retired version, or one of another kind.
+/// An unknown name, with similar names; a retired version, or one of another kind.
 pub async fn named(
     services: &Services,
     artifacts: &Artifacts,
@@ -60,8 +59,8 @@ pub async fn named(
     }
 }
 
-/// A version of the database whose files can be had; `None` where there is none, or where its files are gone and may
-/// be pulled again.
+/// A version of the database whose files are available; `None` when there is none, or when its files are missing and
+/// can be pulled again.
 async fn published(
     services: &Services,
     artifacts: &Artifacts,
@@ -79,7 +78,7 @@ async fn published(
         bail!("{} is retired", version.name);
     }
     if version.stage == crate::domain::STAGE_UPSTREAM {
-        bail!("{} is served by an upstream server: there are no weights of it here", version.name);
+        bail!("{} is served by an upstream server and has no weights on this server; name another model", version.name);
     }
     if version.kind != kind {
         bail!("{} is a {}, not a {kind}", version.name, version.kind);
@@ -91,20 +90,19 @@ async fn published(
     }
 }
 
-/// With an artifact store, the configured model is brought there once, so that workers elsewhere can start
+/// Uploads the configured model to the artifact store, if there is one, so that workers on other machines can start
 /// from it.
 pub async fn share(artifacts: &Artifacts, store: &Store, version: &ModelVersion) -> Result<()> {
     if !artifacts.is_shared() || !store.models().files(&version.id).await?.is_empty() {
         return Ok(());
     }
     let path = artifacts.path(version).await?;
-    let files = artifacts.publish(&version.id, &path).await.context("bringing the model to the artifact store")?;
+    let files = artifacts.publish(&version.id, &path).await.context("uploading the model to the artifact store")?;
     Ok(store.models().put_files(&version.id, files).await?)
 }
 
-/// A path, the built-in model, a pulled name, or a name that can be pulled now; `None` for names that nobody knows. The
-/// model of the default configuration that cannot be pulled (no network) gives way to the built-in one; a model that
-/// somebody asked for by another name does not.
+/// Finds a path, the built-in model, a pulled name, or a name that can be pulled now; `None` for unknown names. If the
+/// default model cannot be pulled (no network), the built-in one takes its place; for other names that is an error.
 fn locate(model: &str, data_dir: &Path, pull: Pull) -> Result<Option<Located>> {
     let own = || builtin::unpack(data_dir).context("writing the built-in model");
     if model == builtin::NAME && !Path::new(model).exists() {
@@ -114,13 +112,13 @@ fn locate(model: &str, data_dir: &Path, pull: Pull) -> Result<Option<Located>> {
     match hub::resolve(model, data_dir) {
         Ok(path) => Ok(found(path)),
         Err(hub::PullError::NotHere { .. }) if hub::is_pullable(model) => {
-            eprintln!("{model} is not here yet; pulling it");
+            eprintln!("{model} is not installed; pulling it");
             match pull(model, data_dir, None) {
                 Ok(path) => Ok(found(path)),
                 Err(error) if model == crate::config::Config::default().model => {
                     tracing::warn!(
                         "{error:#}\nServing the small built-in model instead, so that everything else can be \
-                         tried. It knows very little. With a network, or with `--model PATH`, start again."
+                     tried. Its answers are poor. Start again with a network connection or with `--model PATH`."
                     );
                     Ok(Some(Located { path: own()?, name: builtin::NAME.to_owned() }))
                 }
@@ -136,22 +134,4 @@ fn locate(model: &str, data_dir: &Path, pull: Pull) -> Result<Option<Located>> {
 struct Located {
     path: PathBuf,
     name: String,
-}
-
-/// What should serve: the active policy when it descends from the configured model (the loop's progress
-/// survives a restart), else the configured model itself (it was asked for).
-pub async fn choose(store: &Store, configured: ModelVersion) -> Result<ModelVersion> {
-    let Some(active) = store.models().active(ModelKind::Policy).await? else { return Ok(configured) };
-    let mut ancestor = active.clone();
-    // Lineages are short; the bound only guards against a broken table.
-    for _ in 0..10_000 {
-        if ancestor.id == configured.id {
-            return Ok(active);
-        }
-        match &ancestor.parent_id {
-            Some(parent) => ancestor = store.models().get(parent).await?,
-            None => break,
-        }
-    }
-    Ok(configured)
 }

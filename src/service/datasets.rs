@@ -1,19 +1,19 @@
-//! Dataset versions: a filter, a time and a hash name the exact rankings; the same version exports the same
-//! bytes or says that it no longer can.
+//! Dataset versions: a filter, a time and a hash identify exact rankings; a version exports the same bytes every time,
+//! or an error when data was erased.
 
 use std::sync::Arc;
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::{Result, ServiceError, Services, bad_input, to_the_end};
+use super::{Result, ServiceError, Services, bad_input, uncancelled};
 use crate::data::{Comparison, Format, Record, export, pairs};
 use crate::domain::{DatasetId, DatasetVersion};
 use crate::jobs::materialise::Rankings;
 use crate::service::people::Actor;
 use crate::store::{RankedFilter, StoreError};
 
-/// The hash of a version: of its canonical lines, which name nobody.
+/// The hash of a version: of its canonical lines, which contain no names of people.
 #[derive(Default)]
 pub(super) struct VersionDigest {
     hash: Sha256,
@@ -44,13 +44,13 @@ impl VersionDigest {
     }
 }
 
-/// Refuses preferences from feedback where requests may not be learned from: applications tell about answers to
-/// requests, so nothing would be found and nobody would know why.
+/// Refuses preferences from feedback when requests may not be used for training: feedback is on responses to requests,
+/// so nothing would be found.
 pub(super) fn check_feedback(services: &Services, feedback: bool, field: &str) -> Result<()> {
     if feedback && !services.learns_from_requests() {
         return Err(bad_input(
             field,
-            "needs the setting privacy.learn_from_requests: feedback is on answers to requests",
+            "requires the setting privacy.learn_from_requests, because feedback is on responses to requests",
         ));
     }
     Ok(())
@@ -72,7 +72,7 @@ pub async fn get(services: &Services, id_or_name: &str) -> Result<DatasetVersion
     Ok(services.store.datasets().get(id_or_name).await?)
 }
 
-/// Freezes what the filter finds now (or at its `as_of`).
+/// Stores a version of the rankings that the filter finds now (or at its `as_of`).
 ///
 /// # Errors
 /// `Conflict` when the name is taken or nothing is found.
@@ -91,14 +91,14 @@ pub async fn create(
     let now = services.now();
     let as_of = *filter.as_of.get_or_insert(now);
     if as_of > now {
-        return Err(bad_input("filter.as_of", "lies in the future"));
+        return Err(bad_input("filter.as_of", "is in the future"));
     }
     super::filters::check_ranked(services, &filter, "filter").await?;
     check_feedback(services, filter.feedback, "filter.feedback")?;
     filter.without_requests |= !services.learns_from_requests();
     let found = VersionDigest::of(services, &filter).await?;
     if found.sets == 0 {
-        return Err(ServiceError::Conflict("the filter finds no ranking".into()));
+        return Err(ServiceError::Conflict("the filter finds no rankings; widen it".into()));
     }
     let version = DatasetVersion {
         id: DatasetId::new(),
@@ -110,7 +110,7 @@ pub async fn create(
         sha256: found.finish(),
     };
     let (services, stored, actor) = (services.clone(), version.clone(), by.signature());
-    to_the_end(async move {
+    uncancelled(async move {
         services.store.datasets().put(stored.clone()).await.map_err(|e| match e {
             StoreError::Conflict(_) => ServiceError::Conflict("a dataset version has this name".into()),
             other => other.into(),
@@ -125,7 +125,7 @@ pub async fn create(
 /// A version and the filter that finds its rankings, checked against its hash.
 ///
 /// # Errors
-/// `Conflict` when it holds something else than rankings, or when data it held was erased since.
+/// `Conflict` when it contains other data than rankings, or when some of its data was erased.
 pub async fn verified(services: &Services, id_or_name: &str) -> Result<(DatasetVersion, RankedFilter)> {
     let version = services.store.datasets().get(id_or_name).await.map_err(|e| super::not_found_as(e, "dataset"))?;
     if version.filter["data"] != "comparisons" {
@@ -133,7 +133,7 @@ pub async fn verified(services: &Services, id_or_name: &str) -> Result<(DatasetV
     }
     let mut stored = version.filter["filter"].clone();
     if let Some(fields) = stored.as_object_mut() {
-        // Versions from before it was recorded what labelers knew hold the latest revisions.
+        // Versions that were made before labelers' knowledge was recorded contain the latest revisions.
         fields.entry("informed").or_insert(serde_json::Value::Bool(true));
     }
     let mut filter: RankedFilter = serde_json::from_value(stored)
@@ -141,7 +141,7 @@ pub async fn verified(services: &Services, id_or_name: &str) -> Result<(DatasetV
     filter.as_of = filter.as_of.or(Some(version.as_of));
     if VersionDigest::of(services, &filter).await?.finish() != version.sha256 {
         return Err(ServiceError::Conflict(
-            "the rankings of this version are no longer those it was made of: some were erased".into(),
+            "some rankings of this version were erased, so it cannot be exported; create a new version".into(),
         ));
     }
     Ok((version, filter))

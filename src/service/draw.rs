@@ -6,97 +6,27 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use futures::StreamExt;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::draw_request::DrawPlan;
+pub use super::draw_request::{DrawRequest, SelectionPolicy};
 use super::drawn::{self, Candidate, Outcome, Tally};
 use super::sets::{self, CompletionRef};
 use super::{Result, ServiceError, Services, bad_input, complete, meter, quality};
 use crate::domain::*;
-use crate::engine::ServedModel;
 use crate::service::people::Actor;
-use crate::store::{Page, PromptFilter};
+use crate::store::Page;
 
-/// Prompts answered at the same time; the engine batches them.
+/// Prompts that are sampled at the same time; the engine batches them.
 const AT_ONCE: usize = 4;
-/// Prompts that are chosen from.
+/// Most prompts from which the policy selects.
 const POOL: usize = 20_000;
-/// A running draw stores this often how far it is, so that its progress is seen to move.
+/// Interval at which a running draw stores its progress.
 const SIGN_OF_LIFE: std::time::Duration = std::time::Duration::from_secs(1);
-/// A draw that has been silent for longer ended with its server.
+/// A draw that has stored no progress for this long (µs) has ended with its server.
 const SILENCE: Micros = 120_000_000;
 
-/// What to draw.
-#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct DrawRequest {
-    pub policy: SelectionPolicy,
-    /// Sets to make, 1 to 10000.
-    pub count: usize,
-    /// Completions a set, 2 to 9; as configured when absent. Even for `versus`.
-    pub n: Option<usize>,
-    /// How many people should rank each set.
-    pub overlap: Option<i64>,
-    /// Which stored prompts to draw for.
-    #[serde(default)]
-    pub prompts: PromptFilter,
-    /// The two policies (names or ids) of `versus`.
-    pub versions: Option<[String; 2]>,
-    /// For `uncertainty`: prompts answered and scored for each set made, 1 to 64; 4 when absent.
-    pub candidates: Option<usize>,
-    /// Longest answer, in tokens; as configured (`labeling.max_tokens`) when absent.
-    pub max_tokens: Option<usize>,
-    /// 0 to 2; as configured (`labeling.temperature`) when absent.
-    pub temperature: Option<f32>,
-    /// Above 0 and at most 1; as configured (`labeling.top_p`) when absent.
-    pub top_p: Option<f32>,
-    /// Which prompts, and the samples' seeds; drawn when absent.
-    pub seed: Option<u64>,
-}
-
-/// How a set's prompt and completions are chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum SelectionPolicy {
-    /// Any prompt, samples of the active policy.
-    Random,
-    /// Of several prompts, those whose samples the active reward model is least sure about.
-    Uncertainty,
-    /// Two versions answer the same prompt.
-    Versus,
-    /// Completions that are stored already: imported, or given to users.
-    Stored,
-    /// Sets that labelers disagreed about get one more judgment.
-    Disagreement,
-}
-
-impl SelectionPolicy {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Random => "random",
-            Self::Uncertainty => "uncertainty",
-            Self::Versus => "versus",
-            Self::Stored => "stored",
-            Self::Disagreement => "disagreement",
-        }
-    }
-}
-
-/// A checked request.
-pub(super) struct Plan {
-    pub(super) request: DrawRequest,
-    pub(super) n: usize,
-    pub(super) seed: u64,
-    pub(super) max_tokens: usize,
-    pub(super) temperature: f32,
-    pub(super) top_p: f32,
-    /// One entry for one version, two for `versus`; none where nothing is generated.
-    pub(super) models: Vec<Arc<ServedModel>>,
-    /// Pieces of text received so far.
-    pub(super) pieces: AtomicI64,
-}
-
-/// Starts a draw; it goes on in the background.
+/// Starts a draw, which runs in the background.
 ///
 /// # Errors
 /// `BadInput` naming the field; `Conflict` while another draw runs, or without a reward model for
@@ -131,11 +61,11 @@ pub async fn start(services: &Arc<Services>, by: &Actor, request: DrawRequest) -
 /// Draws, newest first.
 pub async fn list(services: &Services, page: Page) -> Result<Vec<SetDraw>> {
     let now = services.now();
-    Ok(services.store.draws().list(page).await?.into_iter().map(|d| buried(d, now)).collect())
+    Ok(services.store.draws().list(page).await?.into_iter().map(|d| with_lost_server(d, now)).collect())
 }
 
 pub async fn get(services: &Services, id: &DrawId) -> Result<SetDraw> {
-    Ok(buried(services.store.draws().get(id).await?, services.now()))
+    Ok(with_lost_server(services.store.draws().get(id).await?, services.now()))
 }
 
 pub async fn cancel(services: &Services, by: &Actor, id: &DrawId) -> Result<SetDraw> {
@@ -145,21 +75,21 @@ pub async fn cancel(services: &Services, by: &Actor, id: &DrawId) -> Result<SetD
     Ok(draw)
 }
 
-/// A draw that has long been silent is told as what it is.
-fn buried(mut draw: SetDraw, now: Micros) -> SetDraw {
+/// The draw, marked as failed if its server has stopped.
+fn with_lost_server(mut draw: SetDraw, now: Micros) -> SetDraw {
     if draw.state == DrawState::Running && draw.updated + SILENCE < now {
         draw.state = DrawState::Failed;
-        draw.error = Some("its server stopped".to_owned());
+        draw.error = Some("the server that ran the draw has stopped".to_owned());
     }
     draw
 }
 
-async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<Plan> {
+async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<DrawPlan> {
     if let Some(source) = request.prompts.source.as_deref().filter(|s| matches!(*s, "chat" | "completions"))
         && !services.learns_from_requests()
     {
         let message = format!(
-            "prompts of the source {source} came in as requests; people may be asked to rank answers to them only with \
+            "prompts of the source {source} came in as requests; sets may be made of them only with \
              the setting privacy.learn_from_requests"
         );
         return Err(bad_input("prompts.source", message));
@@ -192,7 +122,7 @@ async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<Plan> {
         return Err(bad_input("top_p", "must be above 0 and at most 1"));
     }
     if request.versions.is_some() != (request.policy == SelectionPolicy::Versus) {
-        return Err(bad_input("versions", "two versions are named for `versus`, and only for it"));
+        return Err(bad_input("versions", "must name two versions for `versus`, and none for other policies"));
     }
     super::filters::check_prompts(services, &request.prompts, "prompts").await?;
     let mut models = Vec::new();
@@ -226,10 +156,10 @@ async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<Plan> {
     let max_tokens = request.max_tokens.unwrap_or(labeling.max_tokens);
     let temperature = request.temperature.unwrap_or(labeling.temperature as f32);
     let top_p = request.top_p.unwrap_or(labeling.top_p as f32);
-    Ok(Plan { request, n, seed, max_tokens, temperature, top_p, models, pieces: AtomicI64::new(0) })
+    Ok(DrawPlan { request, n, seed, max_tokens, temperature, top_p, models, pieces: AtomicI64::new(0) })
 }
 
-async fn run(services: Arc<Services>, plan: Plan, mut draw: SetDraw) {
+async fn run(services: Arc<Services>, plan: DrawPlan, mut draw: SetDraw) {
     let outcome = match plan.request.policy {
         SelectionPolicy::Disagreement => disputed(&services, &plan, &mut draw).await,
         _ => from_prompts(&services, &plan, &mut draw).await,
@@ -246,18 +176,18 @@ async fn run(services: Arc<Services>, plan: Plan, mut draw: SetDraw) {
     }
 }
 
-/// Stores where the draw stands; false once it was cancelled.
+/// Stores the draw's progress; false once it was cancelled.
 async fn advance(services: &Services, draw: &mut SetDraw) -> Result<bool> {
     draw.updated = services.now();
     Ok(services.store.draws().advance(draw.clone()).await?)
 }
 
-/// An empty report with how answers will be drawn.
-fn report(plan: &Plan) -> DrawReport {
+/// An empty report with the sampling parameters.
+fn report(plan: &DrawPlan) -> DrawReport {
     if plan.models.is_empty() {
         return DrawReport::default();
     }
-    // Two digits, as somebody wrote them: 0.7 as f32 is 0.699999988.
+    // Rounded to two digits: 0.7 as f32 is 0.699999988.
     let digits = |x: f32| (f64::from(x) * 1e4).round() / 1e4;
     DrawReport {
         max_tokens: Some(plan.max_tokens as i64),
@@ -267,8 +197,8 @@ fn report(plan: &Plan) -> DrawReport {
     }
 }
 
-/// Prompts in an order that the seed decides; what was left out is counted in the report.
-async fn prompts(services: &Services, plan: &Plan, report: &mut DrawReport) -> Result<Vec<Prompt>> {
+/// Prompts in a random order given by the seed; excluded ones are counted in the report.
+async fn prompts(services: &Services, plan: &DrawPlan, report: &mut DrawReport) -> Result<Vec<Prompt>> {
     let mut filter = plan.request.prompts.clone();
     filter.without_requests = !services.learns_from_requests();
     if plan.request.policy == SelectionPolicy::Stored {
@@ -279,7 +209,7 @@ async fn prompts(services: &Services, plan: &Plan, report: &mut DrawReport) -> R
     (report.raw_text, report.few_answers) = (counts.raw_text, counts.few_completions);
     report.requests = counts.requests;
     let mut found = services.store.prompts().select(&filter, None, POOL as i64).await?;
-    // Raw texts given to /v1/completions are no questions to people, unless asked for by source.
+    // Raw texts of /v1/completions are excluded unless their source is named.
     if filter.source.is_none() {
         found.retain(|p| p.source != "completions");
     }
@@ -290,7 +220,7 @@ async fn prompts(services: &Services, plan: &Plan, report: &mut DrawReport) -> R
     Ok(found)
 }
 
-async fn from_prompts(services: &Arc<Services>, plan: &Plan, draw: &mut SetDraw) -> Result<()> {
+async fn from_prompts(services: &Arc<Services>, plan: &DrawPlan, draw: &mut SetDraw) -> Result<()> {
     let policy = plan.request.policy;
     let choosing = policy == SelectionPolicy::Uncertainty;
     let per_set = if choosing { plan.request.candidates.unwrap_or(4) } else { 1 };
@@ -351,7 +281,7 @@ fn count(report: &mut DrawReport, outcome: &Outcome, tally: Tally) {
     }
 }
 
-async fn make(services: &Arc<Services>, plan: &Plan, candidate: Candidate, draw: &mut SetDraw) -> Result<()> {
+async fn make(services: &Arc<Services>, plan: &DrawPlan, candidate: Candidate, draw: &mut SetDraw) -> Result<()> {
     draw.report.smaller += i64::from(candidate.completions.len() < plan.n);
     let completions = candidate.completions.into_iter().map(CompletionRef::Known).collect();
     let selection = sets::Selection { policy: plan.request.policy.as_str(), score: candidate.score };
@@ -360,8 +290,8 @@ async fn make(services: &Arc<Services>, plan: &Plan, candidate: Candidate, draw:
     Ok(())
 }
 
-/// One more judgment for the sets that people are most split on.
-async fn disputed(services: &Arc<Services>, plan: &Plan, draw: &mut SetDraw) -> Result<()> {
+/// Requests one more judgment for the sets with the most disagreement.
+async fn disputed(services: &Arc<Services>, plan: &DrawPlan, draw: &mut SetDraw) -> Result<()> {
     let scope = quality::Scope { kind: Some(SetKind::Normal), ..quality::Scope::default() };
     let ranked = quality::consensus(services, scope).await?;
     draw.report.found = ranked.len() as i64;
@@ -371,7 +301,7 @@ async fn disputed(services: &Arc<Services>, plan: &Plan, draw: &mut SetDraw) -> 
         }
         let score = match found.disagreement {
             Some(score) if score > 0.0 => score,
-            // Sorted: only sets that people agree on, and then those that one person has ranked, are left.
+            // Sorted: only sets without disagreement follow.
             Some(_) => {
                 draw.report.agreed += 1;
                 continue;
@@ -382,7 +312,7 @@ async fn disputed(services: &Arc<Services>, plan: &Plan, draw: &mut SetDraw) -> 
             }
         };
         draw.looked_at += 1;
-        // A set that waits for a judgment anyway, or that a reviewer has settled, needs no more.
+        // Sets that still wait for a judgment, or that a reviewer has settled, are skipped.
         if services.store.sets().settled_by(&found.set_id).await?.is_some() {
             draw.report.settled += 1;
             continue;

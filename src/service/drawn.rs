@@ -1,29 +1,29 @@
-//! The answers of one drawn set: written by the policy, equal ones drawn again, or taken from those stored.
+//! The answers of one set of a draw: sampled from the policy, with equal ones sampled again, or stored ones.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::complete::Running;
-use super::draw::{Plan, SelectionPolicy};
+use super::draw_request::{DrawPlan, SelectionPolicy};
 use super::{Result, ServiceError, Services, publish, sets};
 use crate::domain::*;
 use crate::engine::{EngineError, FinishReason, GenEvent, SamplingParams, ServedModel, Warpers};
 use crate::eval::quality::selection::{Guess, uncertainty};
 
-/// A full engine is asked again this often before the draw fails.
-const PATIENCE: u32 = 600;
-/// Equal and empty answers are drawn again this often.
+/// Number of retries while the engine is busy, before the draw fails.
+const MAX_BUSY_RETRIES: u32 = 600;
+/// Number of times that equal and empty answers are sampled again.
 const REDRAWS: u64 = 3;
 
-/// A prompt with the answers that may become its set.
+/// A prompt with the answers of its future set.
 pub(super) struct Candidate {
     pub(super) prompt: Prompt,
     pub(super) completions: Vec<CompletionId>,
     pub(super) score: Option<f64>,
 }
 
-/// What came of one prompt.
+/// The outcome for one prompt.
 #[expect(clippy::large_enum_variant, reason = "one at a time, and most are found")]
 pub(super) enum Outcome {
     Found(Candidate),
@@ -35,7 +35,7 @@ pub(super) enum Outcome {
     TooLong,
 }
 
-/// How the answers to one prompt were written.
+/// Counts of the samples of one prompt.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tally {
     pub(super) answers: i64,
@@ -51,7 +51,7 @@ struct Answers {
 }
 
 impl Answers {
-    /// Keeps the answer unless it is empty or there is an equal one: people cannot rank equal texts.
+    /// Adds the answer unless it is empty or equal to another, because equal texts cannot be ranked.
     fn add(&mut self, id: &CompletionId, text: &str) -> bool {
         if text.trim().is_empty() {
             return false;
@@ -65,10 +65,10 @@ impl Answers {
     }
 }
 
-/// The answers to one prompt and what may become of them.
+/// The answers to one prompt, or why it cannot become a set.
 pub(super) async fn candidate(
     services: &Arc<Services>,
-    plan: &Plan,
+    plan: &DrawPlan,
     prompt: Prompt,
     seed: u64,
 ) -> Result<(Outcome, Tally)> {
@@ -86,15 +86,15 @@ pub(super) async fn candidate(
         return Ok((outcome, tally));
     }
     let score = match plan.request.policy {
-        SelectionPolicy::Uncertainty => doubt(services, &prompt, &answers.kept).await?,
+        SelectionPolicy::Uncertainty => reward_uncertainty(services, &prompt, &answers.kept).await?,
         _ => None,
     };
     let completions = answers.kept.into_iter().map(|k| k.0).collect();
     Ok((Outcome::Found(Candidate { prompt, completions, score }), tally))
 }
 
-/// The newest stored answers: they say most about the policy of today.
-async fn stored(services: &Services, plan: &Plan, prompt: &Prompt) -> Result<Answers> {
+/// The newest stored answers, which are closest to the current policy.
+async fn stored(services: &Services, plan: &DrawPlan, prompt: &Prompt) -> Result<Answers> {
     let mut answers = Answers::default();
     let left_out = match services.learns_from_requests() {
         true => HashSet::new(),
@@ -111,11 +111,11 @@ async fn stored(services: &Services, plan: &Plan, prompt: &Prompt) -> Result<Ans
     Ok(answers)
 }
 
-/// Answers of each of the plan's models, equal and empty ones drawn again. `None` for prompts that do not fit the
-/// model's context.
+/// Answers of each of the plan's models, with equal and empty ones sampled again. `None` for prompts that do not fit
+/// the model's context.
 async fn written(
     services: &Arc<Services>,
-    plan: &Plan,
+    plan: &DrawPlan,
     prompt: &Prompt,
     seed: u64,
     tally: &mut Tally,
@@ -125,12 +125,12 @@ async fn written(
     for (i, model) in (0u64..).zip(&plan.models) {
         let mut missing = per_version;
         for attempt in 0..=REDRAWS {
-            // The most likely text comes out the same each time.
+            // Greedy decoding gives the same text every time.
             if missing == 0 || (attempt > 0 && plan.temperature == 0.0) {
                 break;
             }
             let seed = seed.wrapping_add((i + 2 * attempt) << 40);
-            let Some(mut running) = patient(services, plan, model, prompt, missing, seed).await? else {
+            let Some(mut running) = start_when_free(services, plan, model, prompt, missing, seed).await? else {
                 return Ok(None);
             };
             while let Some(event) = running.next().await? {
@@ -151,7 +151,7 @@ async fn written(
             missing -= kept.len();
         }
         if missing == per_version {
-            // A version without an answer of its own cannot be compared with the other.
+            // Both versions need an answer to be compared.
             answers.kept.clear();
             break;
         }
@@ -159,7 +159,11 @@ async fn written(
     Ok(Some(answers))
 }
 
-async fn doubt(services: &Services, prompt: &Prompt, written: &[(CompletionId, String)]) -> Result<Option<f64>> {
+async fn reward_uncertainty(
+    services: &Services,
+    prompt: &Prompt,
+    written: &[(CompletionId, String)],
+) -> Result<Option<f64>> {
     let answers = written.iter().map(|w| w.1.clone()).collect();
     let (_, scores) = publish::rewards(services, None, &prompt.messages.clone().into(), answers, true).await?;
     let guesses: Vec<Guess> = scores.into_iter().map(|s| Guess { mean: s.mean, std: s.std }).collect();
@@ -169,11 +173,11 @@ async fn doubt(services: &Services, prompt: &Prompt, written: &[(CompletionId, S
     Ok(uncertainty(&guesses))
 }
 
-/// Starts samples, waiting while the engine is full of other people's requests. `None` for prompts that do
+/// Starts samples, with retries while the engine is busy. `None` for prompts that do
 /// not fit the model's context.
-async fn patient(
+async fn start_when_free(
     services: &Arc<Services>,
-    plan: &Plan,
+    plan: &DrawPlan,
     model: &Arc<ServedModel>,
     prompt: &Prompt,
     n: usize,
@@ -191,7 +195,7 @@ async fn patient(
         match sets::begin(services, model.clone(), prompt, n, params, id).await {
             Ok(running) => return Ok(Some(running)),
             Err(ServiceError::Engine(EngineError::BadRequest { .. } | EngineError::TooLong { .. })) => return Ok(None),
-            Err(ServiceError::Engine(EngineError::Overloaded { retry_after_s })) if waited < PATIENCE => {
+            Err(ServiceError::Engine(EngineError::Overloaded { retry_after_s })) if waited < MAX_BUSY_RETRIES => {
                 waited += 1;
                 tokio::time::sleep(std::time::Duration::from_secs(retry_after_s.clamp(1, 10))).await;
             }

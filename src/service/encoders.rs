@@ -12,7 +12,9 @@ pub async fn resolve(services: &Services, model: Option<&str>) -> Result<ModelVe
         None | Some("" | "active" | "default") => {
             let active = services.store.models().active(ModelKind::Encoder).await?;
             return active.ok_or_else(|| {
-                ServiceError::Conflict("no encoder is configured: start with --encoder, or name one in model".into())
+                ServiceError::Conflict(
+                    "no encoder is configured: start the server with --encoder, or name one in model".into(),
+                )
             });
         }
         Some(name) => register::find(services, name, Some(ModelKind::Encoder), Some("model")).await?,

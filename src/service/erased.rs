@@ -1,5 +1,5 @@
-//! Lists of people whose data was erased: in a data directory and in the manifests of backups, so that a backup from
-//! before an erasure does not bring anybody back.
+//! Lists of people whose data was erased: in a data directory and in the manifests of backups, so that restoring a
+//! backup from before an erasure erases the data again.
 
 use std::io::Write;
 use std::path::Path;
@@ -7,13 +7,13 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::erasure::actor_hash;
+use super::random::actor_hash;
 use crate::domain::Micros;
 use crate::store::{Erase, ErasedPerson, Store, StoreError};
 
 /// The list in a data directory.
 pub const LIST: &str = "erased.json";
-/// What a backup's manifest is called.
+/// File name of a backup's manifest.
 pub const MANIFEST: &str = "manifest.json";
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -22,13 +22,13 @@ struct List {
     erased: Vec<ErasedPerson>,
 }
 
-/// Writes beside and renames: a crash leaves the old file or the new one.
-fn write_whole(path: &Path, value: &Value) -> std::io::Result<()> {
-    let beside = path.with_extension("json.part");
-    let mut file = std::fs::File::create(&beside)?;
+/// Writes a file atomically: a crash leaves either the old or the new contents.
+fn write_atomically(path: &Path, value: &Value) -> std::io::Result<()> {
+    let partial = path.with_extension("json.part");
+    let mut file = std::fs::File::create(&partial)?;
     file.write_all(&serde_json::to_vec_pretty(value)?)?;
     file.sync_all()?;
-    std::fs::rename(&beside, path)
+    std::fs::rename(&partial, path)
 }
 
 /// Writes the list into a data directory.
@@ -36,10 +36,10 @@ fn write_whole(path: &Path, value: &Value) -> std::io::Result<()> {
 /// # Errors
 /// What the file system says.
 pub fn write_list(data_dir: &Path, people: &[ErasedPerson]) -> std::io::Result<()> {
-    write_whole(&data_dir.join(LIST), &json!({"erased": people}))
+    write_atomically(&data_dir.join(LIST), &json!({"erased": people}))
 }
 
-/// The people that a file names: a list, or a manifest (also by its backup's directory).
+/// Reads the people that a file names: a list, or a manifest (also by its backup's directory).
 ///
 /// # Errors
 /// A file that cannot be read or is not JSON.
@@ -48,7 +48,7 @@ pub fn read_list(path: &Path) -> std::io::Result<Vec<ErasedPerson>> {
     Ok(serde_json::from_slice::<List>(&std::fs::read(file)?)?.erased)
 }
 
-/// Puts people into a backup's manifest, beside those that are in it.
+/// Adds people to a backup's manifest.
 ///
 /// # Errors
 /// What the file system says; a manifest that is not JSON.
@@ -57,10 +57,10 @@ pub fn add_to_manifest(backup: &Path, people: &[ErasedPerson]) -> std::io::Resul
     let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
     let known: List = serde_json::from_value(manifest.clone())?;
     manifest["erased"] = serde_json::to_value(merged(known.erased.into_iter().chain(people.iter().cloned())))?;
-    write_whole(&path, &manifest)
+    write_atomically(&path, &manifest)
 }
 
-/// One line a person; removing wins over making anonymous.
+/// One entry for each person; removal has priority over anonymization.
 pub fn merged(people: impl IntoIterator<Item = ErasedPerson>) -> Vec<ErasedPerson> {
     let mut found: Vec<ErasedPerson> = Vec::new();
     for person in people {
@@ -73,7 +73,7 @@ pub fn merged(people: impl IntoIterator<Item = ErasedPerson>) -> Vec<ErasedPerso
     found
 }
 
-/// Erases the listed people in a restored database; returns how many were there.
+/// Erases the listed people in a restored database; returns how many were found.
 ///
 /// # Errors
 /// What the store says.
@@ -92,7 +92,7 @@ pub async fn apply(store: &Store, people: &[ErasedPerson], now: Micros) -> Resul
                 store.audit_log().append(&"restore".into(), "erase", id.as_str(), detail, now).await?;
                 erased += 1;
             }
-            // Came after the backup.
+            // The person was added after the backup.
             Err(StoreError::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }

@@ -1,61 +1,56 @@
 //! What is stored about a person, and its erasure on their request: in the database, in the files of training jobs,
-//! and in the lists that keep a backup from bringing them back.
+//! and in the lists by which a restored backup is erased again.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::json;
 
+use super::access::Actor;
 use super::erased;
-use super::people::Actor;
-use super::random::secret_hash;
-use super::{Result, Services, job_files, to_the_end};
+use super::random::actor_hash;
+use super::{Result, Services, job_files, uncancelled};
 use crate::data::Comparison;
 use crate::domain::{
     ApiKeyId, AuditEntry, InviteId, Judgment, Labeler, LabelerId, LinkId, Message, Micros, PromptId, Role, SetKind,
 };
 use crate::store::{AuditFilter, Erase, Erased, Page, PersonalData, RankedFilter, StoreError};
 
-/// What feedback events carry in the place of a name.
-pub fn actor_hash(id: &LabelerId) -> String {
-    secret_hash(id.as_str())[..16].to_owned()
-}
-
-/// What an erasure did, and what it cannot reach.
+/// The result of an erasure, and the data that it cannot reach.
 #[derive(Debug, serde::Serialize, schemars::JsonSchema)]
 pub struct Erasure {
     #[serde(flatten)]
     pub rows: Erased,
-    /// Lines taken out of the files of training jobs.
+    /// Number of lines removed from the files of training jobs.
     pub job_lines: u64,
     /// Backups whose manifests now name the person: a restore of them erases the person again.
     pub backups: Vec<String>,
-    /// Where the person's words may still be, in plain words.
+    /// Places where the person's texts may remain, as sentences.
     pub not_reached: Vec<String>,
 }
 
-/// Erases a person's data on their request; the audit trail says that it was done, not what it was.
+/// Erases a person's data on their request; the audit trail records the erasure without the data.
 ///
 /// # Errors
 /// `Conflict` for the built-in labelers.
 pub async fn erase(services: &Arc<Services>, by: &Actor, id: &LabelerId, how: Erase) -> Result<Erasure> {
     let (services, id, signature) = (services.clone(), id.clone(), by.signature());
-    to_the_end(async move {
+    uncancelled(async move {
         let now = services.now();
-        // What of the job files is theirs is known only as long as the rows are there.
+        // The person's lines in job files are found by the rows, so before these are removed.
         let (mut theirs, prompts) = match how {
-            Erase::Remove => words_of(&services, &id).await?,
+            Erase::Remove => texts_of(&services, &id).await?,
             Erase::Anonymise => Default::default(),
         };
         let rows = services.store.privacy().erase_labeler(&id, how, &actor_hash(&id), now).await?;
         for (prompt, messages) in prompts {
-            // Prompts that others have a part in stay.
+            // Prompts that others used too are kept.
             if let Err(StoreError::NotFound { .. }) = services.store.prompts().get(&prompt).await {
                 theirs.texts.extend(messages.into_iter().map(|message| message.content));
             }
         }
         let jobs = services.config.data_dir.join("jobs");
-        let from_files = tokio::task::spawn_blocking(move || job_files::forget(&jobs, theirs)).await;
+        let from_files = tokio::task::spawn_blocking(move || job_files::remove_personal_lines(&jobs, theirs)).await;
         let (job_lines, mut not_reached) = match from_files {
             Ok(Ok(lines)) => (lines, Vec::new()),
             Ok(Err(error)) => (0, vec![format!("files of training jobs: {error}")]),
@@ -89,8 +84,8 @@ pub async fn erase(services: &Arc<Services>, by: &Actor, id: &LabelerId, how: Er
     .await
 }
 
-/// Writes who was erased into the data directory and into the manifest of every known backup; returns the backups that
-/// have it, and what could not be reached.
+/// Writes the list of erased people into the data directory and into the manifest of every known backup; returns the
+/// updated backups, and errors.
 async fn list_in_backups(services: &Services) -> Result<(Vec<String>, Vec<String>)> {
     let people = services.store.privacy().erased_people().await?;
     let known = services.store.backups().list().await?;
@@ -111,10 +106,13 @@ async fn list_in_backups(services: &Services) -> Result<(Vec<String>, Vec<String
     written.await.map_err(|e| super::ServiceError::Internal(e.to_string()))
 }
 
-/// What a person wrote and ranked, as the files of jobs hold it, and the prompts that may be theirs alone.
-async fn words_of(services: &Services, id: &LabelerId) -> Result<(job_files::Theirs, Vec<(PromptId, Vec<Message>)>)> {
+/// A person's texts and rankings in the form of job files, and the prompts that may be theirs alone.
+async fn texts_of(
+    services: &Services,
+    id: &LabelerId,
+) -> Result<(job_files::PersonalData, Vec<(PromptId, Vec<Message>)>)> {
     let data = services.store.privacy().personal_data(id, &actor_hash(id)).await?;
-    let mut theirs = job_files::Theirs::default();
+    let mut theirs = job_files::PersonalData::default();
     theirs.texts.extend(data.demonstrations.into_iter().map(|(_, text, _)| text));
     theirs.texts.extend(data.feedback_events.iter().filter_map(|e| e.value.as_str()).map(str::to_owned));
     for kind in SetKind::ALL {
@@ -131,18 +129,18 @@ async fn words_of(services: &Services, id: &LabelerId) -> Result<(job_files::The
     Ok((theirs, data.prompts))
 }
 
-/// Everything stored about a person, for the person.
+/// All data stored about a person, for the person.
 #[derive(Debug, serde::Serialize, schemars::JsonSchema)]
 pub struct PersonalExport {
     pub labeler: Labeler,
     pub judgments: Vec<Judgment>,
     #[serde(flatten)]
     pub data: PersonalData,
-    /// Invites that they came by.
+    /// Invites that the person accepted.
     pub invites: Vec<PersonalInvite>,
     pub links: Vec<PersonalLink>,
     pub keys: Vec<PersonalKey>,
-    /// Their lines of the audit trail, newest first.
+    /// The person's entries of the audit trail, newest first.
     pub actions: Vec<AuditEntry>,
 }
 
@@ -171,7 +169,7 @@ pub struct PersonalKey {
     pub created: Micros,
 }
 
-/// Collects what is stored about a person; the audit trail says that somebody looked.
+/// Collects the data stored about a person and records the access in the audit trail.
 pub async fn personal_data(services: &Services, by: &Actor, id: &LabelerId) -> Result<PersonalExport> {
     let store = &services.store;
     let labeler = store.people().get(id).await?;

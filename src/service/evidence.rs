@@ -1,6 +1,5 @@
-//! Evidence for and against promoting a model version: accuracy on held-out pairs, reward and
-//! KL against where it started, who people prefer, and what both versions wrote. Every figure has its n and, where
-//! the data give one, a 95 % interval.
+//! Evidence for and against promoting a model version: accuracy on held-out pairs, reward and KL against its start, win
+//! rate, and samples side by side. Every figure has its n and, where the data allow it, a 95 % interval.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,15 +13,15 @@ use crate::eval::quality::Figure;
 use crate::eval::quality::statistics::share;
 use crate::store::Meeting;
 
-/// Accuracy of a coin on pairs.
+/// Accuracy of random choice on pairs.
 pub const CHANCE: f64 = 0.5;
-/// Samples that a person reads before a decision.
+/// Number of samples that are shown.
 const SAMPLES: i64 = 10;
-/// Sample events of a run that are looked through for the first and the last text of each prompt.
+/// Sample events of a run that are searched for the first and the last text of each prompt.
 const SAMPLE_EVENTS: i64 = 5000;
 const AGREEMENT_REPLICATES: usize = 200;
 
-/// A version as a dialog names it.
+/// Id and name of a version.
 #[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 #[schemars(rename = "VersionName")]
 pub struct Named {
@@ -47,7 +46,7 @@ pub struct Accuracy {
 }
 
 impl Accuracy {
-    /// True where the interval lies above chance.
+    /// Whether the interval lies above chance.
     pub fn beats_chance(&self) -> bool {
         self.figure.low.is_some_and(|low| low > self.chance)
     }
@@ -78,14 +77,14 @@ pub struct Side {
     pub cut: Option<bool>,
 }
 
-/// What the figures say.
+/// What the figures show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[schemars(rename = "FindingCode")]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
     /// A reward model whose interval lies above chance.
     BetterThanChance,
-    /// A reward model whose interval holds chance, or lies below it.
+    /// A reward model whose interval contains chance or lies below it.
     Chance,
     /// Nothing was measured.
     Unmeasured,
@@ -95,7 +94,7 @@ pub enum Code {
     NotPreferred,
     /// Its own reward did not rise.
     RewardFell,
-    /// Its reward rose; people have not decided.
+    /// Its reward rose; its win rate is undecided.
     Undecided,
     /// It was active and rolled back.
     RolledBack,
@@ -146,7 +145,7 @@ pub async fn history(services: &Services, models: &[ModelVersion]) -> Result<His
     let mut history = History::default();
     for step in services.store.models().activation_history().await? {
         let Some(kind) = kinds.get(&step.to).copied() else { continue };
-        // Lines of older releases do not say what was replaced: it is what the line before activated.
+        // Entries of older releases do not record what was replaced: it is what the previous entry activated.
         let from = step.from.or_else(|| active.get(&kind).cloned()).filter(|from| *from != step.to);
         history.rolled_back.remove(step.to.as_str());
         match (from, step.roll_back) {
@@ -164,8 +163,8 @@ pub async fn history(services: &Services, models: &[ModelVersion]) -> Result<His
     Ok(history)
 }
 
-/// Accuracy on held-out pairs, from what training measured. Pairs of one ranking are not independent: a ranking of
-/// K says K − 1 things with its K (K − 1) / 2 pairs, so the interval counts 2 / K of the pairs.
+/// Accuracy on held-out pairs, measured by training. Pairs of one ranking are not independent: the K (K − 1) / 2 pairs
+/// of a ranking of K carry the information of K − 1, so the interval counts 2 / K of the pairs.
 pub fn accuracy(metrics: &Value) -> Option<Accuracy> {
     let heldout = &metrics["heldout"];
     let pairs = heldout["pairs"].as_u64().filter(|n| *n > 0)? as usize;
@@ -178,8 +177,8 @@ pub fn accuracy(metrics: &Value) -> Option<Accuracy> {
     Some(Accuracy { figure: Figure { n: pairs, value, ..figure }, chance: CHANCE })
 }
 
-/// How often `a` was preferred; a tie counts half. Judgments of one prompt are not independent: each prompt counts
-/// once, by the mean of its judgments, so n is prompts.
+/// The share of comparisons in which `a` was preferred; a tie counts half. Judgments of one prompt are not independent:
+/// each prompt counts once, by the mean of its judgments, so n is prompts.
 pub fn win_rate(meetings: &[Meeting]) -> Option<Figure> {
     let mut prompts: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
     for m in meetings {
@@ -218,7 +217,7 @@ fn rounds(version: &ModelVersion, curves: &[Metric]) -> Rounds {
     let n = responses.map_or(0, |n| n.round() as usize);
     let after = |name: &str| published.and_then(|step| point(name, step)).or_else(|| m["last"][name].as_f64());
     let step_of_after = published.filter(|step| point("reward", *step).is_some()).unwrap_or(last_step);
-    // The round after the last update has no deviation of its own: the last one that has stands for it.
+    // The round after the last update has no standard deviation: the latest known one is used.
     let std_after = point("reward_std", step_of_after).or_else(|| point("reward_std", last_step));
     let change = |name: &str, deviation: bool| {
         let after = after(name)?;
@@ -241,7 +240,7 @@ async fn curves(services: &Services, version: &ModelVersion) -> Result<Vec<Metri
     Ok(services.store.jobs().metrics(job, &names).await?)
 }
 
-/// The word for a version's figures.
+/// The finding for a version's figures.
 pub fn finding(
     version: &ModelVersion,
     accuracy: Option<&Accuracy>,
@@ -272,7 +271,7 @@ pub fn finding(
     }
 }
 
-/// The cheap part: what the overview asks about a candidate every few seconds.
+/// The inexpensive part, which the overview requests every few seconds.
 pub async fn find(services: &Services, version: &ModelVersion, active: Option<&ModelVersion>) -> Result<Summary> {
     let accuracy = accuracy(&version.metrics).filter(|_| version.kind == ModelKind::Reward);
     let policy = version.kind == ModelKind::Policy;
@@ -306,7 +305,7 @@ pub async fn evidence(services: &Services, name_or_id: &str) -> Result<Evidence>
     let by_id = |id: &ModelVersionId| models.iter().find(|m| m.id == *id);
     let active = models.iter().find(|m| m.kind == version.kind && m.state == ModelState::Active);
     let parent = version.parent_id.as_ref().and_then(by_id);
-    // The active version is asked about before a roll-back: its parent is what would serve again.
+    // For the active version, the comparison is with its parent, which a roll-back would serve.
     let against = match active {
         Some(a) if a.id == version.id => parent.filter(|p| p.kind == version.kind),
         other => other,

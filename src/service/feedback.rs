@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Result, Services, bad_input, not_found_as, to_the_end};
+use super::{Result, Services, bad_input, not_found_as, uncancelled};
 use crate::domain::{CompletionId, FeedbackEvent, FeedbackId};
-use crate::service::people::{Actor, actor_hash};
+use crate::service::people::Actor;
+use crate::service::random::actor_hash;
 
 /// Stores one event; a repeated idempotency key returns what was stored.
 ///
@@ -24,9 +25,9 @@ pub async fn give(
         ("thumb", Value::String(s)) if s == "up" || s == "down" => {}
         ("thumb", Value::Number(n)) if matches!(n.as_i64(), Some(1 | -1)) => {}
         ("thumb", Value::Bool(_)) => {}
-        ("thumb", _) => return Err(bad_input("value", "a thumb is \"up\" or \"down\"")),
+        ("thumb", _) => return Err(bad_input("value", "must be \"up\" or \"down\" for a thumb")),
         ("score", Value::Number(_)) => {}
-        ("score", _) => return Err(bad_input("value", "a score is a number")),
+        ("score", _) => return Err(bad_input("value", "must be a number for a score")),
         ("edit" | "comment", Value::String(s)) if !s.is_empty() && s.len() <= 64 << 10 => {}
         ("edit" | "comment", _) => return Err(bad_input("value", "must be text of at most 64 KiB")),
         _ => return Err(bad_input("kind", "must be thumb, score, edit or comment")),
@@ -42,10 +43,10 @@ pub async fn give(
         completion_id,
         kind: kind.to_owned(),
         value,
-        // Feedback needs no name, only "the same person or not".
+        // Feedback stores a pseudonym, which identifies events of the same person.
         actor_hash: Some(actor_hash(&actor.labeler_id)),
         created: services.now(),
     };
     let services = services.clone();
-    to_the_end(async move { Ok(services.store.feedback().put(event).await?) }).await
+    uncancelled(async move { Ok(services.store.feedback().put(event).await?) }).await
 }

@@ -1,5 +1,5 @@
-//! Names in filters. A tag, labeler or language that does not occur is refused with the names that do, because a filter by
-//! it would silently find nothing.
+//! Names in filters. A tag, labeler or language that does not occur is refused with the known names, because a filter
+//! by it would silently find nothing.
 
 use std::collections::BTreeSet;
 
@@ -7,10 +7,10 @@ use super::{Result, Services, bad_input};
 use crate::domain::{Prompt, unknown_name};
 use crate::store::{Page, PromptFilter, RankedFilter, StoreError};
 
-/// Prompts read at once.
+/// Number of prompts in a page.
 const PAGE: i64 = 1000;
 
-/// Whether some prompt has the name that `names` gives; else what all prompts have.
+/// `None` if some prompt has the name among its `names`; otherwise the names of all prompts.
 async fn prompts_have(
     services: &Services,
     wanted: &str,
@@ -37,7 +37,7 @@ fn refuse(field: String, what: &str, name: &str, known: &BTreeSet<String>) -> su
 }
 
 /// # Errors
-/// `BadInput` naming the field of a tag or labeler that there is not.
+/// `BadInput` naming the field of an unknown tag or labeler.
 pub async fn check_ranked(services: &Services, filter: &RankedFilter, field: &str) -> Result<()> {
     if let Some(id) = &filter.labeler_id {
         match services.store.people().get(id).await {

@@ -1,5 +1,5 @@
 //! The labelers' guidelines and their version, which every judgment records. Administrators change them while
-//! the server runs; the configured file is read anew each time; each language has its own text.
+//! the server runs; the configured file is read for every request; each language has its own text.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::people::Actor;
-use super::{Result, ServiceError, Services, bad_input, to_the_end};
+use super::{Result, ServiceError, Services, bad_input, uncancelled};
 use crate::domain::{Micros, hash, new_id};
 use crate::store::GuidelineVersion;
 
@@ -17,7 +17,7 @@ const MAX_BYTES: usize = 256 << 10;
 
 const BUILT_IN: [(&str, &str); 2] = [("en", include_str!("guidelines.md")), ("zh", include_str!("guidelines.zh.md"))];
 
-/// The guidelines of one language as they are now.
+/// The current guidelines of one language.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guidelines {
     pub lang: &'static str,
@@ -25,7 +25,7 @@ pub struct Guidelines {
     pub text: String,
     /// First 12 hex digits of the text's SHA-256.
     pub version: String,
-    /// When an administrator wrote this text; `None` for the file and the built-in text.
+    /// When an administrator stored this text; `None` for the file and the built-in text.
     pub since: Option<Micros>,
 }
 
@@ -48,7 +48,7 @@ fn localised(path: &Path, lang: &str) -> PathBuf {
     }
 }
 
-/// What the file says in a language: the file of the language, else (in any language) the file itself.
+/// The configured text in a language: the file of the language, otherwise the file itself.
 async fn from_file(path: &Path, lang: &str) -> Result<String> {
     if lang != LANGUAGES[0] {
         match tokio::fs::read_to_string(localised(path, lang)).await {
@@ -62,7 +62,7 @@ async fn from_file(path: &Path, lang: &str) -> Result<String> {
         .map_err(|e| ServiceError::Internal(format!("guidelines {}: {e}", path.display())))
 }
 
-/// The version in force for a language where the stored text was read already.
+/// The current version for a language, given the stored text.
 pub(super) async fn with_stored(services: &Services, lang: &'static str, stored: Option<String>) -> Result<String> {
     match stored.filter(|text| !text.is_empty()) {
         Some(text) => Ok(version(&text)),
@@ -88,7 +88,7 @@ async fn unstored(services: &Services, lang: &'static str) -> Result<Guidelines>
     Ok(Guidelines { lang, version: version(&text), text, since: None })
 }
 
-/// Puts a new text in force for a language; an empty one returns to the configured file or the built-in text.
+/// Stores a new text for a language; an empty one returns to the configured file or the built-in text.
 ///
 /// # Errors
 /// `BadInput` for languages that the pages do not have and for texts over the limit.
@@ -104,7 +104,7 @@ pub async fn change(services: &Arc<Services>, by: &Actor, lang: &str, text: Stri
     let stored =
         GuidelineVersion { id: new_id(), lang: lang.to_owned(), text, created: now, created_by: by.labeler_id.clone() };
     let (all, actor) = (services.clone(), by.signature());
-    to_the_end(async move {
+    uncancelled(async move {
         let detail = json!({"version": (!stored.text.is_empty()).then(|| version(&stored.text))});
         all.store.guidelines().put(stored).await?;
         Ok(all.store.audit_log().append(&actor, "set_guidelines", lang, detail, now).await?)
@@ -113,7 +113,7 @@ pub async fn change(services: &Arc<Services>, by: &Actor, lang: &str, text: Stri
     current(services, lang).await
 }
 
-/// All texts that administrators put in force, newest first, with their versions (`None` = back to the file).
+/// All texts that administrators stored, newest first, with their versions (`None` = back to the file).
 pub async fn versions(services: &Services) -> Result<Vec<(GuidelineVersion, Option<String>)>> {
     let all = services.store.guidelines().list().await?;
     Ok(all

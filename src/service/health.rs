@@ -1,9 +1,9 @@
-//! What `/ready` and `/metrics` tell of the store.
+//! The store's part of `/ready` and `/metrics`.
 
 use super::{Result, Services};
 use crate::domain::{JobState, ModelKind};
 
-/// Whether the database answers and takes writes, and the name of the active encoder.
+/// Checks that the database answers and accepts writes; returns the name of the active encoder.
 ///
 /// # Errors
 /// `Unavailable` when the database cannot be reached, is damaged or is locked.

@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::judge::human_completion;
 use super::prompts::prompt_record;
-use super::{Result, ServiceError, Services, bad_input, to_the_end};
+use super::{Result, ServiceError, Services, bad_input, uncancelled};
 use crate::data::limits::Limits;
 use crate::data::source::{Content, Source};
 use crate::data::{self, Comparison, Format, LineError, Parsed, RankedText, Record, Written};
@@ -21,40 +21,40 @@ use crate::domain::*;
 use crate::service::people::Actor;
 use crate::store::{ImportLine, Imported as Stored, ImportedLine, ImportedRanking, StoreError};
 
-/// Bad lines beyond these are only counted.
+/// Most bad lines that are listed; further ones are only counted.
 const MAX_ERRORS: usize = 100;
 /// The labeler that imported rankings belong to; it exists in every store.
 const IMPORTER: &str = "import";
-/// Lines of one transaction: at most these, and about this many bytes.
+/// Most lines of one transaction, and the approximate number of bytes.
 const BATCH: usize = 256;
 const BATCH_BYTES: usize = 2 << 20;
-/// Imports at a time; each may hold a few pages and batches.
+/// Most imports at a time; each may hold a few pages and batches in memory.
 static RUNNING: Semaphore = Semaphore::const_new(2);
 
-/// What an import did. Bad lines are left out and named; good ones stay.
+/// Report of an import. Bad lines are skipped and listed; good ones are stored.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, schemars::JsonSchema)]
 #[schemars(rename = "ImportReport")]
 pub struct Imported {
     pub imported: usize,
-    /// Known already, and changed by the file: tags, language, answer of a prompt; a ranking that became a known
-    /// answer.
+    /// Records that existed and were changed by the file: tags, language, answer of a prompt; a ranking that became a
+    /// known answer.
     pub updated: usize,
-    /// Known already.
+    /// Records that existed already.
     pub skipped: usize,
     /// Lines that could not be used (all of them; `errors` lists the first hundred).
     pub failed: usize,
     pub errors: Vec<LineError>,
-    /// Lines that came in, but not all that they say.
+    /// Lines that were stored in part.
     pub warnings: Vec<LineError>,
-    /// Fields that nothing reads, with the lines that have them.
+    /// Unknown fields, with the lines that have them.
     pub ignored_fields: BTreeMap<String, usize>,
-    /// Why the file was not read to its end.
+    /// Why the file was not read completely.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped: Option<String>,
 }
 
 impl Imported {
-    /// Lines that are in the store.
+    /// Number of lines that are in the store.
     pub fn usable(&self) -> usize {
         self.imported + self.updated + self.skipped
     }
@@ -85,7 +85,7 @@ impl Imported {
     }
 }
 
-/// Ends the reading when the caller goes away.
+/// Cancels the reading when the caller's request is dropped.
 struct CancelOnDrop(Limits);
 
 impl Drop for CancelOnDrop {
@@ -94,11 +94,11 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// Stores every usable line of `body`. Importing the same file twice skips what is known. When the caller goes away,
-/// the import ends after the batch at hand.
+/// Stores every usable line of `body`. Importing a file twice skips known records. When the caller's request is
+/// dropped, the import ends after the current batch.
 ///
 /// # Errors
-/// `BadInput` for the name; what the store says. Bad lines and a file that cannot be read are in the report.
+/// `BadInput` for the name; errors of the store. Bad lines and a file that cannot be read are in the report.
 pub async fn read_in(
     services: &Arc<Services>,
     by: &Actor,
@@ -107,14 +107,17 @@ pub async fn read_in(
     known_answer: Option<SetKind>,
     body: Bytes,
 ) -> Result<Imported> {
-    // A file's name as people have them; it only labels the source.
+    // The file's name only labels the source.
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let name: String = name.chars().map(|c| if fits(c) { c } else { '-' }).take(64).collect();
     if name.is_empty() {
         return Err(bad_input("name", "must not be empty"));
     }
     if known_answer.is_some() && matches!(format, Format::Demonstrations | Format::Prompts) {
-        return Err(bad_input("known_answer", format!("the format {} holds no rankings", format.as_str())));
+        return Err(bad_input(
+            "known_answer",
+            format!("applies to rankings only; the format {} has none", format.as_str()),
+        ));
     }
     let source = format!("import:{name}");
     let turn = RUNNING.acquire().await.map_err(|e| ServiceError::Internal(e.to_string()))?;
@@ -122,7 +125,7 @@ pub async fn read_in(
     let limits = Limits::new(Duration::from_secs(most.import_seconds), most.import_rows, most.unpacked_bytes());
     let _cancel = CancelOnDrop(limits.clone());
     let (all, actor) = (services.clone(), by.signature());
-    to_the_end(async move {
+    uncancelled(async move {
         let _turn = turn;
         let (send, mut batches) = mpsc::channel(2);
         let reader = {
@@ -151,7 +154,7 @@ pub async fn read_in(
 
 type Batch = Vec<Result<Parsed, LineError>>;
 
-/// Reads the whole file; ends early when nobody takes the batches any more.
+/// Reads the whole file; ends early when the receiver of the batches is dropped.
 fn read(format: Format, body: Bytes, limits: &Limits, out: &mpsc::Sender<Batch>) {
     let records = match records(format, body, limits) {
         Ok(records) => records,
@@ -178,12 +181,12 @@ fn read(format: Format, body: Bytes, limits: &Limits, out: &mpsc::Sender<Batch>)
         }
     }
     if !batch.is_empty() {
-        // Whoever is gone needs no last batch.
+        // The receiver may be gone.
         let _ = out.blocking_send(batch);
     }
 }
 
-/// About how many bytes of text a record holds.
+/// Approximate number of bytes of text in a record.
 fn weight(record: &Record) -> usize {
     let prompt = |prompt: &data::PromptInput| match prompt {
         data::PromptInput::Text(text) => text.len(),
@@ -198,7 +201,7 @@ fn weight(record: &Record) -> usize {
 
 type Records = Box<dyn Iterator<Item = Result<Parsed, LineError>>>;
 
-/// The records of a file whose content is what the format says.
+/// The records of a file, after its content was compared with the format.
 fn records(format: Format, body: Bytes, limits: &Limits) -> Result<Records, LineError> {
     let whole = |message: String| LineError::fatal(0, message);
     let source = Source::open(body.clone().reader(), limits.clone())
@@ -209,7 +212,7 @@ fn records(format: Format, body: Bytes, limits: &Limits) -> Result<Records, Line
     match (format, source.content) {
         (_, Content::Empty) => Ok(Box::new(std::iter::empty())),
         (Format::Parquet, Content::Parquet) if source.packed => {
-            // Parquet is read from its end: it has to be unpacked as a whole.
+            // Parquet is read from its end, so it is unpacked completely.
             let mut unpacked = Vec::new();
             let mut reader = source.reader;
             reader.read_to_end(&mut unpacked).map_err(|e| whole(format!("the file cannot be unpacked: {e}")))?;
@@ -227,8 +230,8 @@ fn named(format: Format) -> &'static str {
     if format == Format::Parquet { "Parquet" } else { "JSON lines" }
 }
 
-/// Stores one batch in one transaction. Where a line makes the database refuse it, the lines go in one by one, so
-/// that it is named and the others stay.
+/// Stores one batch in one transaction. If the database refuses it, its lines are stored one by one, so that the bad
+/// line is reported and the others are kept.
 async fn store(
     services: &Services,
     batch: Batch,
@@ -248,7 +251,7 @@ async fn store(
             }
         };
         for field in ignored.into_iter().collect::<BTreeSet<_>>() {
-            // A file of random keys must not fill the report.
+            // Many different unknown fields must not fill the report.
             if done.ignored_fields.len() < MAX_ERRORS || done.ignored_fields.contains_key(&field) {
                 *done.ignored_fields.entry(field).or_default() += 1;
             }
@@ -281,7 +284,7 @@ async fn store(
             Err(e) => return Err(e.into()),
         }
     }
-    // Errors in the order of the lines, whoever found them.
+    // Errors in the order of the lines.
     let mut bad = bad.into_iter().peekable();
     for (line, one) in numbers.into_iter().zip(stored) {
         while let Some(error) = bad.next_if(|e| e.line < line) {
@@ -300,7 +303,7 @@ fn fail(done: &mut Imported, error: LineError) {
     done.fail(error);
 }
 
-/// A record as rows of the store, and what of it is not kept.
+/// A record as rows of the store, and the parts of it that are not stored.
 fn as_rows(
     record: Record,
     source: &str,
@@ -316,7 +319,7 @@ fn as_rows(
         }
         Record::Demonstration(Written { prompt, completion, labeler, .. }) => {
             if completion.trim().is_empty() {
-                return Err("the completion is empty: there is nothing to learn from it".to_owned());
+                return Err("the completion is empty; remove the line or write a completion".to_owned());
             }
             let prompt = prompt_record(prompt.into_messages(), source, now);
             let completion = human_completion(prompt.id.clone(), completion, now);
@@ -342,7 +345,7 @@ fn ranking(
     let explanation = explanation.filter(|text| !text.trim().is_empty());
     let mut prompt = prompt_record(prompt.into_messages(), source, now);
     prompt.split = split.unwrap_or(prompt.split);
-    // What earlier versions knew a ranking by: its prompt, texts and places in their order.
+    // The key of a ranking in earlier versions: its prompt, texts and tiers in their order.
     let mut content = Sha256::new();
     content.update(prompt.content_hash.as_bytes());
     for RankedText { text, tier } in &completions {

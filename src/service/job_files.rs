@@ -1,4 +1,4 @@
-//! Erasure in the files of training jobs: a job freezes what it learns from, so a person's words lie there too.
+//! Erasure in the files of training jobs, which contain frozen copies of people's texts and rankings.
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -6,31 +6,32 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// What of those files is one person's.
+/// One person's texts and rankings in those files.
 #[derive(Debug, Default)]
-pub struct Theirs {
-    /// Texts that they wrote: every line that holds one goes.
+pub struct PersonalData {
+    /// Texts that the person wrote: every line that contains one is removed.
     pub texts: Vec<String>,
-    /// Rankings that they gave. Lines carry no author, so of equal lines one goes for each ranking.
+    /// Rankings of the person. Lines have no author, so one of several equal lines is removed for each ranking.
     pub lines: Vec<Value>,
 }
 
-/// Takes a person's lines out of the files in every job's directory; returns how many. A file is replaced whole.
+/// Removes a person's lines from the files in every job's directory; returns their number. Each file is replaced
+/// atomically.
 ///
 /// # Errors
 /// A directory that cannot be read, a file that cannot be written.
-pub fn forget(jobs: &Path, theirs: Theirs) -> std::io::Result<u64> {
-    let texts: HashSet<String> = theirs.texts.into_iter().filter(|text| !text.is_empty()).collect();
-    if (texts.is_empty() && theirs.lines.is_empty()) || !jobs.is_dir() {
+pub fn remove_personal_lines(jobs: &Path, personal: PersonalData) -> std::io::Result<u64> {
+    let texts: HashSet<String> = personal.texts.into_iter().filter(|text| !text.is_empty()).collect();
+    if (texts.is_empty() && personal.lines.is_empty()) || !jobs.is_dir() {
         return Ok(0);
     }
     let mut taken = 0;
     for job in std::fs::read_dir(jobs)? {
         let job = job?.path();
-        // What it froze from what people wrote and ranked, and the samples among its logs.
+        // Frozen data, and the samples among the job's logs.
         for dir in [job.clone(), job.join("logs")] {
             for path in line_files(&dir)? {
-                taken += forget_in(&path, &texts, theirs.lines.clone())?;
+                taken += remove_lines_in(&path, &texts, personal.lines.clone())?;
             }
         }
     }
@@ -52,13 +53,13 @@ fn line_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn forget_in(path: &Path, texts: &HashSet<String>, mut rankings: Vec<Value>) -> std::io::Result<u64> {
-    let beside = path.with_extension("erasing");
-    let mut out = BufWriter::new(std::fs::File::create(&beside)?);
+fn remove_lines_in(path: &Path, texts: &HashSet<String>, mut rankings: Vec<Value>) -> std::io::Result<u64> {
+    let partial = path.with_extension("erasing");
+    let mut out = BufWriter::new(std::fs::File::create(&partial)?);
     let mut taken = 0;
     for line in BufReader::new(std::fs::File::open(path)?).lines() {
         let line = line?;
-        let theirs = match serde_json::from_str::<Value>(&line) {
+        let personal = match serde_json::from_str::<Value>(&line) {
             Ok(value) => match rankings.iter().position(|ranking| *ranking == value) {
                 Some(at) => {
                     rankings.swap_remove(at);
@@ -66,10 +67,10 @@ fn forget_in(path: &Path, texts: &HashSet<String>, mut rankings: Vec<Value>) -> 
                 }
                 None => holds(&value, texts),
             },
-            // Whose a broken line is cannot be told.
+            // The author of a broken line is unknown.
             Err(_) => true,
         };
-        if theirs {
+        if personal {
             taken += 1;
         } else {
             writeln!(out, "{line}")?;
@@ -78,9 +79,9 @@ fn forget_in(path: &Path, texts: &HashSet<String>, mut rankings: Vec<Value>) -> 
     let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
     file.sync_all()?;
     if taken == 0 {
-        std::fs::remove_file(&beside)?;
+        std::fs::remove_file(&partial)?;
     } else {
-        std::fs::rename(&beside, path)?;
+        std::fs::rename(&partial, path)?;
     }
     Ok(taken)
 }

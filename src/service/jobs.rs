@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Result, ServiceError, Services, bad_input, filters, register, to_the_end};
+use super::{Result, ServiceError, Services, bad_input, filters, register, uncancelled};
 use crate::domain::{Job, JobEvent, JobId, JobNotes, LabelerId, Metric, ModelKind, unknown_name};
 use crate::jobs::estimate::{self, Estimate};
 use crate::jobs::executors::{self, RemoteLog};
@@ -16,31 +16,31 @@ use crate::train::args::roles;
 
 /// Longest name of a job, in characters.
 const NAME: usize = 120;
-/// Bytes of a job's arguments: they are names and numbers, and lists of jobs hold them.
+/// Most bytes of a job's arguments, which lists of jobs contain.
 const ARGS: usize = 64 << 10;
 const NOTE: usize = 4000;
 const TAGS: usize = 20;
 const TAG: usize = 40;
 
-/// What to queue.
+/// A job to be queued.
 #[derive(Clone, Debug, Default)]
 pub struct NewJob {
     pub kind: String,
     pub args: Value,
     pub unique_key: Option<String>,
     pub priority: i64,
-    pub words: Words,
+    pub notes: NotesChange,
 }
 
-/// Name, note and tags as a person gives them; an absent field stays as it is, an empty one is cleared.
+/// A change of name, note and tags: an absent field stays as it is, an empty one is cleared.
 #[derive(Clone, Debug, Default)]
-pub struct Words {
+pub struct NotesChange {
     pub name: Option<String>,
     pub note: Option<String>,
     pub tags: Option<Vec<String>>,
 }
 
-impl Words {
+impl NotesChange {
     fn apply(self, to: JobNotes) -> Result<JobNotes> {
         let short = |field: &'static str, given: Option<String>, before: Option<String>, most: usize| {
             let Some(given) = given.map(|g| g.trim().to_owned()) else { return Ok(before) };
@@ -68,7 +68,7 @@ impl Words {
     }
 }
 
-/// A job with its author's name, as it is now.
+/// A job with its author's current name.
 #[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
 pub struct JobView {
     #[serde(flatten)]
@@ -115,10 +115,10 @@ pub async fn enqueue(services: &Arc<Services>, by: &Actor, new: NewJob) -> Resul
     super::datasets::check_feedback(services, feedback, "args.filter.feedback")?;
     let now = services.now();
     let author = JobNotes { created_by: Some(by.labeler_id.clone()), ..JobNotes::default() };
-    let NewJob { kind, args, unique_key, priority, words } = new;
-    let request = queue::Request { kind, args, unique_key, priority, notes: words.apply(author)?, now };
+    let NewJob { kind, args, unique_key, priority, notes } = new;
+    let request = queue::Request { kind, args, unique_key, priority, notes: notes.apply(author)?, now };
     let (services, actor) = (services.clone(), by.signature());
-    to_the_end(async move {
+    uncancelled(async move {
         let mut request = request;
         check_trainer(&services, &request.kind, &request.args)?;
         check_filter(&services, &request.args).await?;
@@ -137,10 +137,10 @@ pub async fn enqueue(services: &Arc<Services>, by: &Actor, new: NewJob) -> Resul
 ///
 /// # Errors
 /// `BadInput` naming the field that is too long.
-pub async fn describe(services: &Arc<Services>, by: &Actor, id: &JobId, words: Words) -> Result<Job> {
-    let notes = words.apply(services.store.jobs().get(id).await?.notes)?;
+pub async fn describe(services: &Arc<Services>, by: &Actor, id: &JobId, change: NotesChange) -> Result<Job> {
+    let notes = change.apply(services.store.jobs().get(id).await?.notes)?;
     let (services, actor, id) = (services.clone(), by.signature(), id.clone());
-    to_the_end(async move {
+    uncancelled(async move {
         let job = services.store.jobs().describe(&id, notes).await?;
         let detail = json!({"name": job.notes.name, "tags": job.notes.tags});
         services.store.audit_log().append(&actor, "describe_job", id.as_str(), detail, services.now()).await?;
@@ -149,17 +149,17 @@ pub async fn describe(services: &Arc<Services>, by: &Actor, id: &JobId, words: W
     .await
 }
 
-/// The built-in model and pulled ones become versions when a job names them first.
+/// Registers the built-in model and pulled ones as versions when a job names them for the first time.
 async fn register_named(services: &Services, args: &mut Value) -> Result<()> {
     for (field, kind) in roles::models() {
-        // A policy may begin from a version of any kind.
+        // A job may start from a version of any kind.
         let kind = (kind == ModelKind::Reward).then_some(kind);
         let Some(name) = args.get(field).and_then(Value::as_str).filter(|name| !name.trim().is_empty()) else {
             continue;
         };
         let param = format!("args.{field}");
         let found = register::find_or_register(services, name, kind, Some(&param)).await.map_err(|e| match e {
-            // A field of the body is refused as such, whatever it names.
+            // A field of the body is refused by its own name.
             ServiceError::UnknownModel { message, .. } => bad_input(&param, message),
             other => other,
         })?;
@@ -168,7 +168,7 @@ async fn register_named(services: &Services, args: &mut Value) -> Result<()> {
     Ok(())
 }
 
-/// A job of `external` names a trainer that the configuration has.
+/// Checks that a job of kind `external` names a configured trainer.
 fn check_trainer(services: &Services, kind: &str, args: &Value) -> Result<()> {
     let Some(name) = queue::trainer_of(kind, args) else { return Ok(()) };
     if services.config.trainers.contains_key(name) {
@@ -176,16 +176,16 @@ fn check_trainer(services: &Services, kind: &str, args: &Value) -> Result<()> {
     }
     let known: Vec<&str> = services.config.trainers.keys().map(String::as_str).collect();
     let message = match known.is_empty() {
-        true => "the configuration has no trainers ([trainers] in config.toml)".to_owned(),
+        true => "no trainers are configured; add them to [trainers] in config.toml".to_owned(),
         false => unknown_name("trainer", name, &known),
     };
     Err(bad_input("args.trainer", message))
 }
 
-/// A filter of the arguments names a tag or a labeler that there is.
+/// Checks that the filter of the arguments names an existing tag or labeler.
 async fn check_filter(services: &Services, args: &Value) -> Result<()> {
     let Some(filter) = args.get("filter").filter(|f| !f.is_null()) else { return Ok(()) };
-    // A filter of another shape is refused by the queue, which names what is wrong with it.
+    // A malformed filter is refused by the queue, with the reason.
     let Ok(filter) = serde_json::from_value::<RankedFilter>(filter.clone()) else { return Ok(()) };
     filters::check_ranked(services, &filter, "args.filter").await
 }
@@ -198,7 +198,7 @@ fn refusal(error: EnqueueError) -> ServiceError {
     }
 }
 
-/// What such a job would need. Nothing is queued.
+/// Estimates what a job would need, without queuing it.
 ///
 /// # Errors
 /// As `enqueue`.
@@ -223,10 +223,10 @@ pub async fn get(services: &Services, id: &JobId) -> Result<JobView> {
     with_author(services, services.store.jobs().get(id).await?).await
 }
 
-/// Jobs that fit, newest first.
+/// Jobs that match the filter, newest first.
 ///
 /// # Errors
-/// `BadInput` at `kind` for a recipe that there is not.
+/// `BadInput` at `kind` for an unknown recipe.
 pub async fn list(services: &Services, filter: &JobFilter, page: Page) -> Result<Vec<JobView>> {
     if let Some(kind) = filter.kind.as_ref().filter(|kind| services.recipes.iter().all(|r| r.name != **kind)) {
         let known: Vec<&str> = services.recipes.iter().map(|recipe| recipe.name).collect();
@@ -239,7 +239,7 @@ pub async fn list(services: &Services, filter: &JobFilter, page: Page) -> Result
 /// Queued jobs end at once; running ones stop after their next step.
 pub async fn cancel(services: &Arc<Services>, by: &Actor, id: &JobId) -> Result<Job> {
     let (services, actor, id) = (services.clone(), by.signature(), id.clone());
-    to_the_end(async move {
+    uncancelled(async move {
         let job = services.store.jobs().cancel(&id).await?;
         services.store.audit_log().append(&actor, "cancel", id.as_str(), json!({}), services.now()).await?;
         Ok(job)
@@ -247,10 +247,10 @@ pub async fn cancel(services: &Arc<Services>, by: &Actor, id: &JobId) -> Result<
     .await
 }
 
-/// Failed and cancelled jobs queue again and go on from their checkpoint.
+/// Queues a failed or cancelled job again; it resumes from its checkpoint.
 pub async fn resume(services: &Arc<Services>, by: &Actor, id: &JobId) -> Result<Job> {
     let (services, actor, id) = (services.clone(), by.signature(), id.clone());
-    to_the_end(async move {
+    uncancelled(async move {
         let job = services.store.jobs().resume(&id).await?;
         services.store.audit_log().append(&actor, "resume", id.as_str(), json!({}), services.now()).await?;
         Ok(job)
@@ -258,14 +258,14 @@ pub async fn resume(services: &Arc<Services>, by: &Actor, id: &JobId) -> Result<
     .await
 }
 
-/// Where a job's last attempt ran, and what its trainer printed there.
+/// The place of a job's last attempt, and its trainer's log.
 #[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
 pub struct PlaceLog {
     /// Name of the place in the configuration; null for a child process of a server or worker.
     pub place: Option<String>,
-    /// The attempt's name there: the submission id in Ray, the job's name in Slurm.
+    /// The attempt's id there: the submission id in Ray, the job's name in Slurm.
     pub id: Option<String>,
-    /// The end of the log, at most 256 KB of it; null where it cannot be read.
+    /// The end of the log, at most 256 KB; null when it cannot be read.
     pub text: Option<String>,
     /// Why there is no text.
     pub message: Option<String>,
@@ -274,7 +274,7 @@ pub struct PlaceLog {
 /// Asks the place of a job for its log.
 ///
 /// # Errors
-/// `NotFound` for a job that there is not. A place that does not answer is no error: the answer says so.
+/// `NotFound` for an unknown job. A place that does not answer is not an error; the reason is in the result.
 pub async fn place_log(services: &Services, id: &JobId) -> Result<PlaceLog> {
     let job = services.store.jobs().get(id).await?;
     let (place, at) = job.external_ref.as_deref().and_then(|r| r.split_once('/')).unzip();
@@ -286,18 +286,18 @@ pub async fn place_log(services: &Services, id: &JobId) -> Result<PlaceLog> {
     })
 }
 
-/// Events after `after`, and whether the job has ended (so that no more will come).
+/// Events after `after`, and the job, whose state shows whether more events can follow.
 pub async fn events(services: &Services, id: &JobId, after: i64, limit: i64) -> Result<(Vec<JobEvent>, Job)> {
-    // The state is read first: a job that ends in between has its last events in the next round.
+    // The state is read first: if the job ends in between, the next call returns its last events.
     let job = services.store.jobs().get(id).await?;
     let events = services.store.jobs().events(id, after, limit).await?;
     Ok((events, job))
 }
 
-/// The curves of these names; of all where none is named.
+/// The curves of these names; all curves when none is named.
 ///
 /// # Errors
-/// `BadInput` for a name that none of the job's curves has. A job without curves yet takes any name.
+/// `BadInput` for a name that none of the job's curves has. Any name is accepted for a job without curves.
 pub async fn metrics(services: &Services, id: &JobId, names: &[String]) -> Result<Vec<Metric>> {
     services.store.jobs().get(id).await?;
     let found = services.store.jobs().metrics(id, names).await?;

@@ -1,21 +1,21 @@
-//! What a labeler says about a set: checked, stored, and answered with what they may see afterwards.
+//! Judgments of sets: validated, stored, and answered with what the labeler may see afterwards.
 
 use std::sync::Arc;
 
 use super::label::{ASKED, VERSIONS, day_start, quota_of};
 use super::random::shown_order;
-use super::{Result, ServiceError, Services, bad_input, guidelines, not_found_as, to_the_end};
+use super::{Result, ServiceError, Services, bad_input, guidelines, not_found_as, uncancelled};
 use crate::domain::*;
 use crate::eval::quality::labelers::met;
 use crate::service::people::Actor;
 use crate::store::{Place, Question, StoreError, SubmitJudgment, Submitted};
 
-/// Tiers are small numbers; this bounds nonsense.
+/// Largest tier.
 const MAX_TIER: i64 = 99;
 const MAX_TEXT: usize = 64 << 10;
 
-/// What a labeler says about a set.
-pub struct Word {
+/// A labeler's judgment of a set as it was submitted.
+pub struct Submission {
     pub lease_token: Option<String>,
     pub outcome: Outcome,
     /// (completion, tier, rating)
@@ -28,14 +28,14 @@ pub struct Word {
     pub wall_ms: i64,
     pub idempotency_key: String,
     pub revises: Option<JudgmentId>,
-    /// Of the guidelines as they were shown; `None` = the English ones in force.
+    /// Version of the guidelines that were shown; `None` = the current English ones.
     pub guideline_version: Option<String>,
 }
 
-/// What became of a word, and what the labeler is shown after it.
+/// A stored judgment, and what the labeler is shown after it.
 pub struct Judged {
     pub submitted: Submitted,
-    /// Who wrote what, as far as the labeler has been shown it.
+    /// Authors of the completions, if the labeler has been shown them.
     pub authors: Vec<(CompletionId, String)>,
     /// `None` unless the set is a calibration set (gold stays hidden), and for skips, which can still be judged.
     pub verdict: Option<Verdict>,
@@ -44,35 +44,40 @@ pub struct Judged {
 /// Stores the labeler's judgment of a leased set. A repeated idempotency key returns what was stored.
 ///
 /// # Errors
-/// `BadInput` naming the field, `Forbidden` for another labeler's assignment, `Conflict` by the store.
-pub async fn submit(services: &Arc<Services>, actor: &Actor, id: &AssignmentId, word: Word) -> Result<Judged> {
-    judge(services, actor, Place::Assignment(id.clone()), word).await
+/// `BadInput` naming the field, `Forbidden` for another labeler's assignment, `Conflict` of the store.
+pub async fn submit(
+    services: &Arc<Services>,
+    actor: &Actor,
+    id: &AssignmentId,
+    submission: Submission,
+) -> Result<Judged> {
+    judge(services, actor, Place::Assignment(id.clone()), submission).await
 }
 
-/// Stores a word on a set, checked against the set's completions; also used for rankings by API.
-pub async fn judge(services: &Arc<Services>, actor: &Actor, place: Place, word: Word) -> Result<Judged> {
+/// Stores a submission for a set, validated against the set's completions; also used for rankings by the API.
+pub async fn judge(services: &Arc<Services>, actor: &Actor, place: Place, submission: Submission) -> Result<Judged> {
     let lang = guidelines::LANGUAGES[0];
-    let asked_lang = word.guideline_version.is_none().then_some(lang);
+    let asked_lang = submission.guideline_version.is_none().then_some(lang);
     let question =
-        services.store.judgments().question(&place, &actor.labeler_id, word.revises.as_ref(), asked_lang).await?;
+        services.store.judgments().question(&place, &actor.labeler_id, submission.revises.as_ref(), asked_lang).await?;
     let (set, assignment) = (&question.set, question.assignment.as_ref());
     if assignment.is_some_and(|a| a.labeler_id != actor.labeler_id) {
         return Err(ServiceError::Forbidden("this assignment is another labeler's".into()));
     }
-    check(&word, set)?;
+    check(&submission, set)?;
     let order = match assignment {
         Some(a) => shown_order(a.order_seed, set.completion_ids.len()),
         None => (0..set.completion_ids.len()).collect(),
     };
     let position = |id: &CompletionId| order.iter().position(|i| set.completion_ids[*i] == *id).unwrap_or(0) as i64;
     let now = services.now();
-    let items = word.items.into_iter().map(|(completion_id, tier, rating)| JudgmentItem {
+    let items = submission.items.into_iter().map(|(completion_id, tier, rating)| JudgmentItem {
         shown_position: position(&completion_id),
         completion_id,
         tier,
         rating,
     });
-    let guideline_version = match word.guideline_version {
+    let guideline_version = match submission.guideline_version {
         Some(version) => version,
         None => guidelines::with_stored(services, lang, question.guidelines.clone()).await?,
     };
@@ -82,18 +87,18 @@ pub async fn judge(services: &Arc<Services>, actor: &Actor, place: Place, word: 
         set_id: set.id.clone(),
         labeler_id: actor.labeler_id.clone(),
         revision: 1, // the store numbers revisions
-        supersedes_id: word.revises,
-        outcome: word.outcome,
-        strength: word.strength,
-        rationale: word.rationale.filter(|r| !r.trim().is_empty()),
-        active_ms: word.active_ms,
-        wall_ms: word.wall_ms,
+        supersedes_id: submission.revises,
+        outcome: submission.outcome,
+        strength: submission.strength,
+        rationale: submission.rationale.filter(|r| !r.trim().is_empty()),
+        active_ms: submission.active_ms,
+        wall_ms: submission.wall_ms,
         guideline_version: Some(guideline_version),
-        idempotency_key: word.idempotency_key,
+        idempotency_key: submission.idempotency_key,
         items: items.collect(),
-        flags: word.flags,
+        flags: submission.flags,
         created: now,
-        knowledge: Knowledge::Blind, // the store knows better
+        knowledge: Knowledge::Blind, // the store determines it
     };
     if let Some(id) = &judgment.supersedes_id {
         let Some((set_id, labeler_id)) = &question.former else {
@@ -101,23 +106,25 @@ pub async fn judge(services: &Arc<Services>, actor: &Actor, place: Place, word: 
             return Err(not_found_as(missing, "revises"));
         };
         if *labeler_id != actor.labeler_id {
-            return Err(ServiceError::Forbidden("only one's own judgment can be revised".into()));
+            return Err(ServiceError::Forbidden(
+                "this judgment is another labeler's; only your own can be revised".into(),
+            ));
         }
         if *set_id != set.id {
-            return Err(bad_input("revises", "is a judgment of another set"));
+            return Err(bad_input("revises", "is a judgment of another set; name one of this set"));
         }
     }
-    let ideal = word.ideal_answer.filter(|text| !text.trim().is_empty());
+    let ideal = submission.ideal_answer.filter(|text| !text.trim().is_empty());
     let ideal_answer = ideal.map(|text| human_completion(set.prompt_id.clone(), text, now));
-    let lease_token = if assignment.is_some() { Some(word.lease_token.unwrap_or_default()) } else { None };
-    // Administrators and reviewers have no quota on rankings that they bring in by API.
+    let lease_token = if assignment.is_some() { Some(submission.lease_token.unwrap_or_default()) } else { None };
+    // Rankings of administrators and reviewers by the API are not subject to a quota.
     let counted = assignment.is_some() || actor.role < Role::Reviewer;
     let limit = if counted { quota_of(services, question.daily_quota) } else { None };
     let quota = limit.map(|limit| (day_start(now), limit));
     let reveals = shows(services, actor, &question);
     let submit = SubmitJudgment { judgment, lease_token, ideal_answer, now, reveals, quota };
     let all = services.clone();
-    let submitted = to_the_end(async move { Ok(all.store.judgments().submit(submit).await?) }).await?;
+    let submitted = uncancelled(async move { Ok(all.store.judgments().submit(submit).await?) }).await?;
     if !submitted.replayed {
         metrics::counter!("instructd_judgments_total", "outcome" => submitted.judgment.outcome.as_str()).increment(1);
     }
@@ -126,8 +133,8 @@ pub async fn judge(services: &Arc<Services>, actor: &Actor, place: Place, word: 
     Ok(Judged { submitted, authors, verdict })
 }
 
-/// What the answer to a judgment of the set shows: the expected answer of calibration sets, and who wrote what
-/// where the setting allows it or the labeler asked the models themself.
+/// What the response to a judgment reveals: the expected answer of calibration sets, and the authors if the setting
+/// allows it or the labeler asked the question.
 fn shows(services: &Services, actor: &Actor, question: &Question) -> Vec<Knowledge> {
     let mut shows = Vec::new();
     if question.set.kind == SetKind::Calibration {
@@ -139,7 +146,7 @@ fn shows(services: &Services, actor: &Actor, question: &Question) -> Vec<Knowled
     shows
 }
 
-/// The labeler asked models a question and ranks their answers: no work of the queue that must stay blind.
+/// Whether the labeler asked the question and ranks the answers; such a set need not stay blind.
 fn is_own_question(actor: &Actor, question: &Question) -> bool {
     [ASKED, VERSIONS].contains(&question.set.selection_policy.as_str())
         && question.made_by.as_ref() == Some(&actor.labeler_id)
@@ -155,7 +162,7 @@ fn authors(submitted: &Submitted, question: &Question) -> Vec<(CompletionId, Str
     ids.filter_map(|id| question.authors.get(id).map(|author| (id.clone(), author.name.clone()))).collect()
 }
 
-/// How a judgment of a calibration set met the known answer, for the labeler to learn from.
+/// A judgment of a calibration set compared with the known answer.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct Verdict {
     /// Share of the expected order's pairs ranked the same way, ties half; `None` when nothing was ranked.
@@ -182,13 +189,13 @@ fn verdict(judgment: &Judgment, question: Question) -> Option<Verdict> {
     Some(Verdict { met, expected, explanation: question.explanation })
 }
 
-fn check(word: &Word, set: &ComparisonSet) -> Result<()> {
-    let key = &word.idempotency_key;
+fn check(submission: &Submission, set: &ComparisonSet) -> Result<()> {
+    let key = &submission.idempotency_key;
     if key.is_empty() || key.len() > 200 {
         return Err(bad_input("idempotency_key", "must be 1 to 200 bytes"));
     }
     let mut seen = std::collections::HashSet::new();
-    for (i, (id, tier, rating)) in word.items.iter().enumerate() {
+    for (i, (id, tier, rating)) in submission.items.iter().enumerate() {
         if !set.completion_ids.contains(id) {
             return Err(bad_input(format!("items[{i}].completion_id"), format!("{id} is not in this set")));
         }
@@ -202,15 +209,15 @@ fn check(word: &Word, set: &ComparisonSet) -> Result<()> {
             return Err(bad_input(format!("items[{i}].rating"), "must be 1 to 10"));
         }
     }
-    if word.outcome == Outcome::Ranked
+    if submission.outcome == Outcome::Ranked
         && let Some(missing) = set.completion_ids.iter().find(|id| !seen.contains(id))
     {
         return Err(bad_input("items", format!("completion {missing} of the set is not ranked")));
     }
-    if word.strength.is_some() && (set.completion_ids.len() != 2 || word.outcome != Outcome::Ranked) {
+    if submission.strength.is_some() && (set.completion_ids.len() != 2 || submission.outcome != Outcome::Ranked) {
         return Err(bad_input("strength", "is for the ranking of two completions only"));
     }
-    for (i, flag) in word.flags.iter().enumerate() {
+    for (i, flag) in submission.flags.iter().enumerate() {
         if let Some(id) = flag.completion_id.as_ref().filter(|id| !set.completion_ids.contains(id)) {
             return Err(bad_input(format!("flags[{i}].completion_id"), format!("{id} is not in this set")));
         }
@@ -219,23 +226,23 @@ fn check(word: &Word, set: &ComparisonSet) -> Result<()> {
             return Err(bad_input(format!("flags[{i}].code"), "must be 1 to 64 of a-z, 0-9, _ and -"));
         }
     }
-    let notes: usize = word.flags.iter().filter_map(|f| f.note.as_ref()).map(String::len).sum();
+    let notes: usize = submission.flags.iter().filter_map(|f| f.note.as_ref()).map(String::len).sum();
     if notes > MAX_TEXT {
         return Err(bad_input("flags", format!("their notes have {notes} bytes; at most {MAX_TEXT} in all")));
     }
-    if word.flags.len() > 64 {
-        return Err(bad_input("flags", "at most 64"));
+    if submission.flags.len() > 64 {
+        return Err(bad_input("flags", "must have at most 64 entries"));
     }
-    for (field, text) in [("rationale", &word.rationale), ("ideal_answer", &word.ideal_answer)] {
+    for (field, text) in [("rationale", &submission.rationale), ("ideal_answer", &submission.ideal_answer)] {
         if text.as_ref().is_some_and(|t| t.len() > MAX_TEXT) {
             return Err(bad_input(field, format!("at most {MAX_TEXT} bytes")));
         }
     }
     let fits = |v: &String| !v.is_empty() && v.len() <= 64 && v.bytes().all(|b| b.is_ascii_alphanumeric());
-    if word.guideline_version.as_ref().is_some_and(|v| !fits(v)) {
+    if submission.guideline_version.as_ref().is_some_and(|v| !fits(v)) {
         return Err(bad_input("guideline_version", "must be the version of GET /v1/guidelines"));
     }
-    for (field, ms) in [("active_ms", word.active_ms), ("wall_ms", word.wall_ms)] {
+    for (field, ms) in [("active_ms", submission.active_ms), ("wall_ms", submission.wall_ms)] {
         if ms < 0 {
             return Err(bad_input(field, "must not be negative"));
         }

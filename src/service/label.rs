@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use super::random::shown_order;
-use super::{Result, ServiceError, Services, guidelines, not_found_as, to_the_end};
+use super::{Result, ServiceError, Services, guidelines, not_found_as, uncancelled};
 use crate::domain::time::{DAY, SECOND, after};
 use crate::domain::*;
 use crate::service::people::Actor;
 use crate::store::{LabelerCounts, LeaseRequest, Leased, NoLease, OutlookRequest, Page, Pick, SetContent, StoreError};
 
-/// Open sets are counted up to here: nobody needs to know that 50,000 are left, and it would cost time.
+/// Open sets are counted up to this number, because counting more costs time.
 pub const MOST_OPEN: i64 = 1000;
-/// Selection policies of sets that somebody asked for: of the active version, or of versions they named.
+/// Selection policies of sets that a person asked for: of the active version, or of named versions.
 pub(super) const ASKED: &str = "ask";
 pub(super) const VERSIONS: &str = "versions";
 
@@ -26,33 +26,33 @@ pub struct Turn {
     pub counts: LabelerCounts,
     /// Sets that this labeler can still judge, this one included.
     pub queue_open: i64,
-    /// How far the labeler has come with the calibration sets given first; `None` once through.
+    /// Progress with the first calibration sets; `None` when they are done.
     pub onboarding: Option<Onboarding>,
     /// Which of the onboarding's calibration sets this is, from 1.
     pub practice_number: Option<i64>,
 }
 
-/// Calibration sets judged, and how many come before other work.
+/// Number of calibration sets judged, and of those that come before other work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct Onboarding {
     pub done: i64,
-    /// Calibration sets in hand, on other pages or fetched ahead.
+    /// Calibration sets leased already, on other pages or prefetched.
     #[serde(skip)]
     pub held: i64,
     pub needed: i64,
 }
 
-/// What a labeler who asks for work gets.
+/// Result of a labeler's request for work.
 pub enum Next {
     Turn(Box<Turn>),
     Nothing(NoLease),
 }
 
-/// Which set a labeler asks for.
+/// Which set a labeler requests.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
     pub set_id: Option<SetId>,
-    /// A set that they hold already comes first, except for these: what a page asks that was opened anew.
+    /// Prefer a set that the labeler has leased already, except for these; used by a newly opened page.
     pub resume: Option<Vec<SetId>>,
     /// Language of the page.
     pub lang: Option<String>,
@@ -63,18 +63,18 @@ pub fn quota(services: &Services, labeler: &Labeler) -> i64 {
     labeler.daily_quota.unwrap_or(services.live().config.labeling.daily_quota)
 }
 
-/// The same by the labeler's own quota; `None` = no limit.
+/// Judgments a day for a labeler with their own quota `own`; `None` = no limit.
 pub(super) fn quota_of(services: &Services, own: Option<i64>) -> Option<i64> {
     Some(own.unwrap_or(services.live().config.labeling.daily_quota)).filter(|q| *q > 0)
 }
 
-/// The same with the time since when it counts; `None` = no limit.
+/// (start of the day, judgments a day); `None` = no limit.
 fn daily_limit(services: &Services, labeler: &Labeler, now: Micros) -> Option<(Micros, i64)> {
     quota_of(services, labeler.daily_quota).map(|q| (day_start(now), q))
 }
 
-/// Sets of ordinary work that the labeler can still judge, those in hand included: no more than the day's quota
-/// leaves, and counted up to [`MOST_OPEN`].
+/// Number of ordinary sets that the labeler can still judge, leased ones included: limited by the day's quota, and
+/// counted up to [`MOST_OPEN`].
 pub async fn open_for(services: &Services, labeler: &Labeler, today: i64) -> Result<i64> {
     let now = services.now();
     let most = match daily_limit(services, labeler, now) {
@@ -84,12 +84,12 @@ pub async fn open_for(services: &Services, labeler: &Labeler, today: i64) -> Res
     Ok(services.store.leases().open_for(&labeler.id, SetKind::Normal, now, most).await?)
 }
 
-/// When the UTC day of `now` began.
+/// Start of the UTC day of `now`, µs.
 pub fn day_start(now: Micros) -> Micros {
     now - now.rem_euclid(DAY)
 }
 
-/// Where the labeler stands with the calibration sets that come first; `None` once through (or without any).
+/// The labeler's progress with the first calibration sets; `None` when they are done or there are none.
 pub async fn onboarding(services: &Services, labeler: &LabelerId) -> Result<Option<Onboarding>> {
     let wanted = services.live().config.labeling.onboarding_sets;
     if wanted == 0 {
@@ -103,14 +103,14 @@ pub async fn onboarding(services: &Services, labeler: &LabelerId) -> Result<Opti
 }
 
 fn onboarding_by(wanted: i64, done: i64, left: i64, held: i64) -> Option<Onboarding> {
-    // As many as are wanted and this labeler can still get: without any, or with all skipped, nobody is held up.
+    // No more than this labeler can still get, so that skipped or missing calibration sets do not block other work.
     let needed = wanted.min(done + left);
     (done < needed).then_some(Onboarding { done, held, needed })
 }
 
-/// Which kind of set this turn is on: calibration first for the new, then by the configured shares.
+/// The kind of set of this turn: calibration for new labelers, then by the configured shares.
 fn pick(services: &Services, onboarding: Option<Onboarding>, resume: bool) -> Pick {
-    // What is fetched ahead of the last calibration set is ordinary work.
+    // A set that is prefetched after the last calibration set is ordinary work.
     if onboarding.is_some_and(|o| resume || o.done + o.held < o.needed) {
         return Pick::First(SetKind::Calibration);
     }
@@ -125,12 +125,12 @@ fn pick(services: &Services, onboarding: Option<Onboarding>, resume: bool) -> Pi
     }
 }
 
-/// Leases the next set (or the one that is wanted) to the labeler.
+/// Leases the next set, or the wanted one, to the labeler.
 pub async fn next(services: &Arc<Services>, actor: &Actor, wanted: Wanted) -> Result<Next> {
     next_in_order(services, actor, wanted, services.random.seed()).await
 }
 
-/// [`next`] with the order that the answers of a fresh lease are shown in.
+/// Leases the next set; `order_seed` gives the order in which a new lease shows its completions.
 pub(super) async fn next_in_order(
     services: &Arc<Services>,
     actor: &Actor,
@@ -179,7 +179,7 @@ pub(super) async fn next_in_order(
     let (counts, open) = (seen.counts, seen.open);
     let stored_guidelines = seen.guidelines.clone();
     let all = services.clone();
-    let leased = to_the_end(async move { Ok(all.store.leases().take(request, seen).await?) }).await?;
+    let leased = uncancelled(async move { Ok(all.store.leases().take(request, seen).await?) }).await?;
     let assignment = match leased {
         Leased::Set(assignment) => assignment,
         Leased::Nothing(reason) => return Ok(Next::Nothing(reason)),
@@ -187,12 +187,12 @@ pub(super) async fn next_in_order(
     let SetContent { set, prompt, completions } = services.store.sets().content(&assignment.set_id).await?;
     let completions = in_shown_order(completions, assignment.order_seed);
     let guideline_version = guidelines::with_stored(services, lang, stored_guidelines).await?;
-    // No more than the day's quota leaves.
+    // Limited by the day's quota.
     let queue_open = limit.map_or(open, |limit| open.min((limit - counts.today).max(0)));
-    // Gold items must look like any other, or people treat them differently.
+    // Gold sets must look like ordinary ones.
     let kind = if set.kind == SetKind::Gold { SetKind::Normal } else { set.kind };
     let practice_number = onboarding.filter(|_| kind == SetKind::Calibration).map(|o| {
-        // Of several in hand, the first that the page has not got is given again.
+        // Of several leased sets, the first that the page does not have is returned.
         let before = at_hand.map_or(o.held, |n| n.min(o.held));
         (o.done + before + 1).min(o.needed)
     });
@@ -219,7 +219,7 @@ fn in_shown_order(completions: Vec<Completion>, seed: u64) -> Vec<Completion> {
 async fn own_assignment(services: &Services, actor: &Actor, id: &AssignmentId) -> Result<Assignment> {
     let assignment = services.store.leases().get(id).await?;
     if assignment.labeler_id != actor.labeler_id {
-        return Err(ServiceError::Forbidden("this assignment is another labeler's".into()));
+        return Err(ServiceError::Forbidden("this assignment belongs to another labeler".into()));
     }
     Ok(assignment)
 }
@@ -230,14 +230,14 @@ pub async fn renew(services: &Arc<Services>, actor: &Actor, id: &AssignmentId, t
     let now = services.now();
     let expires = after(now, services.live().config.labeling.lease_seconds, SECOND);
     let (all, id, token) = (services.clone(), id.clone(), token.to_owned());
-    to_the_end(async move { Ok(all.store.leases().renew(&id, &token, now, expires).await?) }).await?;
+    uncancelled(async move { Ok(all.store.leases().renew(&id, &token, now, expires).await?) }).await?;
     Ok(expires)
 }
 
 pub async fn release(services: &Arc<Services>, actor: &Actor, id: &AssignmentId, token: &str) -> Result<()> {
     own_assignment(services, actor, id).await?;
     let (all, id, token) = (services.clone(), id.clone(), token.to_owned());
-    to_the_end(async move { Ok(all.store.leases().release(&id, &token).await?) }).await
+    uncancelled(async move { Ok(all.store.leases().release(&id, &token).await?) }).await
 }
 
 /// The labeler's own judgments, newest first.
@@ -251,16 +251,16 @@ pub struct Reopened {
     pub lease_token: Option<String>,
     pub prompt: Prompt,
     pub completions: Vec<Completion>,
-    /// What the labeler has been shown of the set.
+    /// What has been revealed to the labeler about the set.
     pub revealed: Vec<Knowledge>,
 }
 
-/// Own judgments, or anybody's for reviewers.
+/// Opens the caller's own judgment again; reviewers can open any.
 pub async fn reopen(services: &Services, actor: &Actor, id: &JudgmentId) -> Result<Reopened> {
     let judgment = services.store.judgments().get(id).await?;
     let own = judgment.labeler_id == actor.labeler_id;
     if !own && actor.role < Role::Reviewer {
-        return Err(ServiceError::Forbidden("this judgment is another labeler's".into()));
+        return Err(ServiceError::Forbidden("this judgment belongs to another labeler".into()));
     }
     let SetContent { prompt, completions, .. } = services.store.sets().content(&judgment.set_id).await?;
     let (mut lease_token, mut shown) = (None, completions);
@@ -273,7 +273,7 @@ pub async fn reopen(services: &Services, actor: &Actor, id: &JudgmentId) -> Resu
     Ok(Reopened { judgment, lease_token, prompt, completions: shown, revealed })
 }
 
-/// What wrote a completion, revealed after the vote: the model version's name, or the origin.
+/// The author of a completion, revealed after the judgment: the model version's name, or the origin.
 pub async fn author(services: &Services, completion: &Completion) -> Result<String> {
     match &completion.model_version_id {
         Some(id) => Ok(services.store.models().get(id).await?.name),

@@ -1,6 +1,5 @@
-//! What administrators change while the server runs: a few settings, and the canary (a share of the
-//! requests that name no model goes to a candidate). Kept in the database, so that every process of a
-//! deployment follows; each reads it again every few seconds.
+//! Changes by administrators while the server runs: a few settings, and the canary (a share of the requests that name
+//! no model goes to a candidate). They are stored in the database, which every process reads again every few seconds.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::people::Actor;
-use super::{Result, ServiceError, Services, bad_input, to_the_end};
+use super::{Result, ServiceError, Services, bad_input, uncancelled};
 use crate::config::Config;
 use crate::domain::time::DAY;
 use crate::domain::{Micros, ModelKind, ModelState, ModelVersionId};
@@ -19,10 +18,10 @@ use crate::store::{RequestCounts, Setting, VersionUse};
 
 /// Name under which the canary is stored among the settings.
 const CANARY: &str = "canary";
-/// How often a process looks for what another one has changed.
+/// Interval at which a process reads the stored settings.
 const REFRESH: Duration = Duration::from_secs(3);
 
-/// Settings that take effect without a restart: those that are read anew for every request.
+/// Settings that take effect without a restart, because they are read for every request.
 pub const LIVE: &[&str] = &[
     "labeling.calibration_share",
     "labeling.daily_quota",
@@ -53,27 +52,27 @@ pub const LIVE: &[&str] = &[
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Canary {
     pub model_version_id: ModelVersionId,
-    /// Of the requests that name no model, above 0 and at most 1.
+    /// Share of the requests that name no model, above 0 and at most 1.
     pub share: f64,
     pub since: Micros,
 }
 
 impl Canary {
-    /// Whether a request that drew this number in [0, 1) goes to the candidate. The server draws it: a client that
-    /// could choose it could choose its version, and so bend the figures of both.
+    /// Whether a request with the random number `drawn` in [0, 1) goes to the candidate. The server draws it, so that
+    /// clients cannot choose their version and bias the figures.
     pub fn takes(&self, drawn: f64) -> bool {
         drawn < self.share
     }
 }
 
-/// The configuration as it stands now.
+/// The current configuration.
 #[derive(Clone, Debug)]
 pub struct Live {
     pub config: Config,
     pub canary: Option<Canary>,
 }
 
-/// Reads the stored settings; loads the canary's version where this process has not got it yet.
+/// Reads the stored settings; loads the canary's version if this process has not loaded it.
 pub async fn refresh(services: &Services) -> Result<()> {
     let stored = services.store.settings().list().await?;
     let mut live = Live { config: services.config.clone(), canary: None };
@@ -83,8 +82,8 @@ pub async fn refresh(services: &Services) -> Result<()> {
         } else if LIVE.contains(&setting.name.as_str()) {
             match live.config.with(&setting.name, setting.value.clone()) {
                 Ok(config) => live.config = config,
-                // Written by another release, whose limits differed.
-                Err(error) => tracing::warn!(%error, "a stored setting does not fit and is left out"),
+                // Stored by another release with different limits.
+                Err(error) => tracing::warn!(%error, "a stored setting is not valid and is ignored"),
             }
         }
     }
@@ -98,11 +97,11 @@ pub async fn refresh(services: &Services) -> Result<()> {
     Ok(())
 }
 
-/// Keeps up with the database until shutdown.
+/// Reads the stored settings at an interval until shutdown.
 pub async fn follow(services: Arc<Services>) {
     loop {
         if let Err(error) = refresh(&services).await {
-            tracing::warn!(%error, "the settings could not be read; the last known ones stay");
+            tracing::warn!(%error, "the settings cannot be read; the last known ones remain in effect");
         }
         tokio::select! {
             () = tokio::time::sleep(REFRESH) => {}
@@ -111,7 +110,7 @@ pub async fn follow(services: Arc<Services>) {
     }
 }
 
-/// The candidate, if this request goes to it. A version that is not loaded (yet) gets nothing.
+/// The candidate, if this request goes to it. A version that is not loaded gets no requests.
 pub fn canary_for(services: &Services) -> Option<Arc<ServedModel>> {
     let live = services.live();
     let canary = live.canary.as_ref().filter(|c| c.takes(services.random.fraction()))?;
@@ -121,19 +120,18 @@ pub fn canary_for(services: &Services) -> Option<Arc<ServedModel>> {
 /// Sends `share` of the requests without a named model to a candidate, until it is ended or promoted.
 ///
 /// # Errors
-/// `BadInput` for shares outside (0, 1]; `Conflict` for versions that are no candidate policy; what the
-/// engine says when the version does not load.
+/// `BadInput` for shares outside (0, 1]; `BadInput` for versions that are not candidate policies; errors of the engine when the version cannot be loaded.
 pub async fn start_canary(services: &Arc<Services>, by: &Actor, model: &str, share: f64) -> Result<Canary> {
     if !(share > 0.0 && share <= 1.0) {
         return Err(bad_input("share", "must be above 0 and at most 1"));
     }
     let version = super::register::find_or_register(services, model, Some(ModelKind::Policy), Some("model")).await?;
     if version.kind != ModelKind::Policy || version.state != ModelState::Candidate {
-        return Err(bad_input("model", format!("{} is no candidate policy", version.name)));
+        return Err(bad_input("model", format!("{} is not a candidate policy", version.name)));
     }
     services.engine()?.load(&version).await?;
     let now = services.now();
-    // A new share for the same candidate goes on counting from where it began.
+    // A new share for the same candidate keeps the start of its figures.
     let since = match services.live().canary.as_ref() {
         Some(c) if c.model_version_id == version.id => c.since,
         _ => now,
@@ -144,12 +142,12 @@ pub async fn start_canary(services: &Arc<Services>, by: &Actor, model: &str, sha
     Ok(canary)
 }
 
-/// All requests without a named model go to the active version again.
+/// Ends the canary: all requests without a named model go to the active version again.
 pub async fn end_canary(services: &Arc<Services>, by: &Actor) -> Result<()> {
     put(services, by, CANARY, None, "end_canary", json!({})).await
 }
 
-/// After a promotion the candidate of that name is no candidate any more.
+/// Ends the canary if its candidate was promoted.
 pub(super) async fn promoted(services: &Arc<Services>, by: &Actor, active: &ModelVersionId) -> Result<()> {
     refresh(services).await?;
     let over = services.live().canary.as_ref().is_some_and(|c| c.model_version_id == *active);
@@ -164,10 +162,10 @@ pub async fn usage(services: &Services) -> Result<Usage> {
     Ok(Usage { since, canary, versions })
 }
 
-/// What the versions wrote and how it was received.
+/// Completions of the versions, and feedback on them.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Usage {
-    /// From when it is counted: the canary's begin, else a day ago (µs UTC).
+    /// Start of the period: the canary's start, else a day ago (µs UTC).
     pub since: Micros,
     pub canary: Option<Canary>,
     pub versions: Vec<VersionUse>,
@@ -182,7 +180,7 @@ async fn put(
     detail: Value,
 ) -> Result<()> {
     let (all, actor, now) = (services.clone(), by.signature(), services.now());
-    to_the_end(async move {
+    uncancelled(async move {
         all.store.settings().put(name, value, &actor.actor, now).await?;
         all.store.audit_log().append(&actor, action, name, detail, now).await?;
         refresh(&all).await
@@ -190,7 +188,7 @@ async fn put(
     .await
 }
 
-/// Changes a setting while the server runs; `None` goes back to what file and environment say.
+/// Changes a setting while the server runs; `None` returns to the value of file and environment.
 ///
 /// # Errors
 /// `BadInput` naming `name` for settings that need a restart, `value` for values that do not fit.
@@ -211,15 +209,15 @@ pub async fn set(services: &Arc<Services>, by: &Actor, name: &str, value: Option
 pub struct Described {
     pub name: String,
     pub about: String,
-    /// As it is now; secrets only say whether they are set.
+    /// Current value; of secrets only whether they are set.
     pub value: Value,
     pub default: Value,
-    /// What file, environment and command line say.
+    /// Value from file, environment and command line.
     pub configured: Value,
     /// Can be changed while the server runs.
     pub live: bool,
     pub changed: Option<Setting>,
-    /// What the setting is about, counted; of settings that say so.
+    /// Number of records that the setting affects, for settings that count them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affects: Option<RequestCounts>,
 }
@@ -260,20 +258,20 @@ fn flat(config: &Config) -> Result<Vec<(String, Value)>> {
     Ok(out)
 }
 
-/// The doc comment of a setting, by way of the schema.
+/// The doc comment of a setting, from the schema.
 fn about(schema: &Value, name: &str) -> String {
     let (mut node, mut found) = (schema, "");
     for part in name.split('.') {
         let target = node["$ref"].as_str().and_then(|r| r.strip_prefix('#'));
         node = target.and_then(|path| schema.pointer(path)).unwrap_or(node);
-        // Entries that have names of their own (trainers) are explained by what holds them.
+        // Entries of maps (such as trainers) have the map's explanation.
         let Some(next) = node["properties"].get(part) else { break };
         (node, found) = (next, next["description"].as_str().unwrap_or_default());
     }
     found.to_owned()
 }
 
-/// Secrets never leave the server: passwords, keys and tokens say only that they are there.
+/// Masks secrets: of passwords, keys and tokens only whether they are set.
 fn shown(name: &str, value: Value) -> Value {
     if let Value::Object(map) = value {
         return map.into_iter().map(|(key, value)| (key.clone(), shown(&key, value))).collect::<Map<_, _>>().into();

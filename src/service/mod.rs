@@ -1,4 +1,4 @@
-//! Use-cases between HTTP and the modules that do the work. No status codes, no SQL text, no tensors.
+//! Use cases between HTTP and the modules below. No status codes, no SQL text, no tensors.
 
 pub mod access;
 pub mod ask;
@@ -15,6 +15,7 @@ pub mod complete;
 pub mod configured;
 pub mod datasets;
 pub mod draw;
+mod draw_request;
 mod drawn;
 pub mod encoders;
 pub mod erased;
@@ -46,6 +47,7 @@ pub mod retention;
 pub mod review;
 pub mod sample;
 pub mod sets;
+pub mod sign_in;
 pub mod transfer;
 pub mod urgency;
 pub mod visible;
@@ -63,11 +65,11 @@ use crate::train::Recipe;
 pub use clock::system_clock;
 pub use random::Random;
 
-/// Reads the time; tests pass their own.
+/// Returns the time; tests pass their own.
 pub type Clock = Arc<dyn Fn() -> Micros + Send + Sync>;
 
-/// A fault of the version that is served: its files are not the published ones, or another version should be served and
-/// does not load. A promotion ends it.
+/// An error of the served version: its files are not the published ones, or another version should be served and cannot
+/// be loaded. A promotion clears it.
 #[derive(Clone, Debug, Default)]
 pub struct ModelFault(Arc<RwLock<Option<(crate::domain::ModelVersionId, String)>>>);
 
@@ -82,13 +84,13 @@ impl ModelFault {
     }
 }
 
-/// What every use-case may reach.
+/// Resources of all use cases.
 pub struct Services {
     pub config: Config,
     pub store: Arc<Store>,
     pub clock: Clock,
     pub random: Random,
-    /// SHA-256 (hex) of the configured admin key; without one, a generated key in the store is an administrator's.
+    /// SHA-256 (hex) of the configured admin key; `None` = the generated key in the store is the admin key.
     pub admin_key_hash: Option<String>,
     /// The recipes that jobs may run.
     pub recipes: &'static [Recipe],
@@ -96,19 +98,19 @@ pub struct Services {
     pub shutdown: CancellationToken,
     engine: RwLock<Option<Arc<dyn Generator>>>,
     live: RwLock<Arc<live::Live>>,
-    /// What is wrong with what is served, and while which version is.
+    /// The error of the served version.
     model_fault: ModelFault,
-    pub last_overview: overview::Last,
-    /// The removal of what is past its limits.
+    pub last_overview: overview::CachedOverview,
+    /// Progress of the removal of old records.
     pub retention: retention::Status,
-    /// How much of the Responses API's answers was stored.
+    /// Bytes of stored responses since the last check.
     responses: responses::Stored,
     /// One promotion at a time: engine and database must agree on the active version.
     publishing: tokio::sync::Mutex<()>,
 }
 
 impl Services {
-    /// Without an engine yet: requests get `NotReady` until `set_engine`.
+    /// Services without an engine: requests get `NotReady` until `set_engine`.
     pub fn new(
         config: Config,
         store: Arc<Store>,
@@ -129,24 +131,24 @@ impl Services {
             shutdown: CancellationToken::new(),
             engine: RwLock::new(None),
             model_fault: ModelFault::default(),
-            last_overview: overview::Last::default(),
+            last_overview: overview::CachedOverview::default(),
             retention: retention::Status::default(),
             responses: responses::Stored::default(),
             publishing: tokio::sync::Mutex::new(()),
         }
     }
 
-    /// Says what is wrong with what is served, as long as `serving` is.
+    /// Sets the error of the served version; it holds while `serving` is served.
     pub fn set_model_fault(&self, serving: crate::domain::ModelVersionId, message: String) {
         self.model_fault.set(serving, message);
     }
 
-    /// For whoever finds out later.
+    /// A handle for setting the error later.
     pub fn model_fault_handle(&self) -> ModelFault {
         self.model_fault.clone()
     }
 
-    /// What is wrong with what is served now.
+    /// The error of the served version, if there is one.
     pub fn model_fault(&self) -> Option<String> {
         let active = self.engine().ok()?.active()?.version.id.clone();
         self.model_fault.of(&active)
@@ -163,7 +165,7 @@ impl Services {
         engine.clone().ok_or(EngineError::NotReady)
     }
 
-    /// The configuration with what was changed while running; read it where a change should take effect.
+    /// The current configuration, with changes made while the server runs.
     pub fn live(&self) -> Arc<live::Live> {
         self.live.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
@@ -182,20 +184,20 @@ impl Services {
     }
 }
 
-/// Why a use-case did not happen. `param` names the field of the request that is to blame.
+/// Why a use case failed. `param` names the field of the request that caused it.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
     #[error("{message}")]
     BadInput { param: String, message: String },
     #[error("no such {what}: {id}")]
     NotFound { what: &'static str, id: String, param: Option<String> },
-    /// A model's name that no version has. The message has the names that are near.
+    /// An unknown model name. The message lists similar names.
     #[error("{message}")]
     UnknownModel { message: String, param: Option<String> },
     #[error("{0}")]
     Forbidden(String),
     #[error("{}", .0.message())]
-    SignIn(access::Refusal),
+    SignIn(sign_in::Refusal),
     #[error("{0}")]
     Conflict(String),
     #[error(transparent)]
@@ -208,12 +210,12 @@ pub enum ServiceError {
 
 pub type Result<T, E = ServiceError> = std::result::Result<T, E>;
 
-/// A refusal that names the field.
+/// `BadInput` at a field.
 pub fn bad_input(param: impl Into<String>, message: impl Into<String>) -> ServiceError {
     ServiceError::BadInput { param: param.into(), message: message.into() }
 }
 
-/// Makes "not found" point at the request field that named the missing thing.
+/// Sets the request field of a `NotFound` error.
 pub(crate) fn not_found_as(error: StoreError, param: &str) -> ServiceError {
     match error {
         StoreError::NotFound { what, id } => ServiceError::NotFound { what, id, param: Some(param.to_owned()) },
@@ -221,8 +223,8 @@ pub(crate) fn not_found_as(error: StoreError, param: &str) -> ServiceError {
     }
 }
 
-/// Runs a write to its end even when the caller's request is dropped in the middle.
-pub(crate) async fn to_the_end<T: Send + 'static>(
+/// Runs a write to its end even if the caller's request is dropped.
+pub(crate) async fn uncancelled<T: Send + 'static>(
     write: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
     match tokio::spawn(write).await {

@@ -10,8 +10,7 @@ use crate::store::Counts;
 /// Rankings below which training a reward model is not worth its time.
 pub const ENOUGH_RANKINGS: i64 = 20;
 
-/// `action` is stable; `message` is for people; `reason` and `values` are what a page makes its own sentence from;
-/// `request` is what a button would send.
+/// `action` and `reason` are stable codes; `message` is a sentence in English; `values` are the figures of the page's own sentence; `request` is the request of the page's button.
 #[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct NextAction {
     pub action: &'static str,
@@ -25,14 +24,14 @@ pub struct NextAction {
     pub request: Option<Value>,
 }
 
-/// A trained version that could replace the active one, with what speaks for it.
+/// A trained version that could replace the active one, with its evidence.
 #[derive(Clone, Debug)]
 pub struct Candidate<'a> {
     pub version: &'a ModelVersion,
     pub summary: &'a Summary,
 }
 
-/// What the decision rests on.
+/// Input of the decision.
 #[derive(Clone, Debug)]
 pub struct Situation<'a> {
     pub counts: &'a Counts,
@@ -40,7 +39,7 @@ pub struct Situation<'a> {
     pub job: Option<&'a Job>,
     pub policy: Option<&'a ModelVersion>,
     pub reward: Option<&'a ModelVersion>,
-    /// Of the active reward model; `None` where nothing was measured.
+    /// Accuracy of the active reward model; `None` when it was not measured.
     pub reward_accuracy: Option<Accuracy>,
     /// Newest reward model that is newer than the active one and was not rolled back.
     pub new_reward: Option<Candidate<'a>>,
@@ -60,7 +59,7 @@ fn percent(x: f64) -> String {
 }
 
 /// "53 % (36 % to 70 %) of 30 held-out pairs".
-fn told(a: &Accuracy) -> String {
+fn describe(a: &Accuracy) -> String {
     let f = a.figure;
     let interval = f.low.zip(f.high).map(|(l, h)| format!(" ({} to {})", percent(l), percent(h)));
     format!("{}{} of {} held-out pairs", percent(f.value), interval.unwrap_or_default(), f.n)
@@ -86,7 +85,7 @@ pub fn next_action(s: &Situation<'_>) -> NextAction {
         ..step("promote", reason, values, message)
     };
     let train = |kind: &str| Some(json!({"method": "POST", "path": "/admin/jobs", "body": {"kind": kind, "args": {}}}));
-    // Where rankings are missing: rank what waits, else make sets, else bring prompts.
+    // When rankings are missing: rank open sets, else make sets, else add prompts.
     let more_rankings = |reason: &'static str, values: Value, message: String| {
         let action = match s.counts {
             c if c.sets_open > 0 => "rank",
@@ -107,7 +106,7 @@ pub fn next_action(s: &Situation<'_>) -> NextAction {
     if let Some(c) = s.new_reward.as_ref().filter(|c| c.summary.finding.worth_promoting) {
         let name = &c.version.name;
         let (values, message) = match &c.summary.accuracy {
-            Some(a) => (accuracy_values(name, a), format!("promote the reward model {name}: right on {}", told(a))),
+            Some(a) => (accuracy_values(name, a), format!("promote the reward model {name}: right on {}", describe(a))),
             None => (json!({"name": name}), format!("promote the reward model {name}")),
         };
         return promote(c.version, "promote_reward", values, message);
@@ -146,7 +145,7 @@ pub fn next_action(s: &Situation<'_>) -> NextAction {
         train_reward("retrain", json!({"name": name, "n": n}), message)
     };
     let enough_new = s.rankings_since_reward >= ENOUGH_RANKINGS;
-    // A reward model that was trained and does not beat a coin: more rankings, not more training on the same ones.
+    // A reward model that is not better than chance needs more rankings, not more training on the same ones.
     let doubtful = match (&s.new_reward, s.reward, &s.reward_accuracy) {
         (Some(c), _, _) => Some((c.version, c.summary.accuracy)),
         (None, Some(active), Some(a)) if !a.beats_chance() => Some((active, Some(*a))),

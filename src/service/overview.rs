@@ -25,7 +25,7 @@ pub struct Overview {
     pub device: Option<DeviceMemory>,
 }
 
-/// What the active versions rest on.
+/// Data behind the active versions.
 #[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
 #[schemars(rename = "ActiveEvidence")]
 pub struct Standing {
@@ -40,19 +40,19 @@ pub struct Standing {
     pub policy: Option<Summary>,
 }
 
-/// Reading it counts rows of every table. Where that takes longer than this, readers share one answer.
+/// If counting the rows takes longer than this, the result is cached.
 const CHEAP: Duration = Duration::from_secs(1);
-/// A shared answer is kept for so many times the time that it took, at most for `LONGEST`.
+/// A result is cached for this many times the time that it took, at most for `LONGEST`.
 const KEPT: u32 = 5;
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// The last overview, when it was made, and how long that took.
+/// The last overview, when it was computed, and how long that took.
 #[derive(Debug, Default)]
-pub struct Last(tokio::sync::Mutex<Option<(Instant, Duration, Overview)>>);
+pub struct CachedOverview(tokio::sync::Mutex<Option<(Instant, Duration, Overview)>>);
 
-/// The state of the loop; up to a minute old where the database is so large that reading it takes longer than a second.
+/// The state of the loop; up to a minute old when reading the database takes longer than a second.
 pub async fn overview(services: &Services) -> Result<Overview> {
-    // One reads, and the others wait for what it finds.
+    // One caller reads; the others wait for its result.
     let mut last = services.last_overview.0.lock().await;
     if let Some((made, cost, overview)) = last.as_ref()
         && *cost >= CHEAP
@@ -77,7 +77,7 @@ async fn read(services: &Services) -> Result<Overview> {
 
     let history = evidence::history(services, &models).await?;
     let rolled_back = |m: &&ModelVersion| history.rolled_back.contains_key(m.id.as_str());
-    // Trained here, waiting, and newer than what is active.
+    // Candidates that were trained here and are newer than the active version.
     let newer = |kind, than: Option<&ModelVersion>| {
         let waiting = models.iter().filter(move |m| m.kind == kind && m.state == ModelState::Candidate);
         let after = than.map(|m| m.created);
@@ -101,7 +101,7 @@ async fn read(services: &Services) -> Result<Overview> {
     };
     let reward_accuracy = reward.and_then(|m| evidence::accuracy(&m.metrics));
     let rolled_back_policy = newer(ModelKind::Policy, policy).filter(rolled_back).max_by_key(|m| m.created);
-    // What came in as a request makes no sets where it may not be learned from.
+    // Requests do not count unless they may be used for training.
     let mut usable = counts.clone();
     if !services.learns_from_requests() {
         usable.prompts -= store.prompts().request_counts().await?.prompts;
@@ -146,9 +146,9 @@ pub struct Flow {
     pub days: Vec<DayCount>,
     pub median_active_ms: Option<i64>,
     pub sets_open: i64,
-    /// Open sets that nobody is left for: every active labeler has judged or skipped them.
+    /// Open sets that every active labeler has judged or skipped.
     pub sets_stuck: i64,
-    /// Sets that somebody is ranking now.
+    /// Sets that are leased now.
     pub leases: i64,
 }
 

@@ -1,5 +1,5 @@
-//! A labeler's own page: progress, quota, pace, and how often the others and the known answers were met.
-//! Gold sets stay hidden: they count as ordinary work here.
+//! A labeler's own page: progress, quota, pace, and agreement with others and with known answers. Gold sets stay hidden
+//! and count as ordinary work here.
 
 use serde::Serialize;
 

@@ -6,22 +6,22 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::random::secret_hash;
-use super::{Result, ServiceError, Services, bad_input, to_the_end};
+use super::{Result, ServiceError, Services, bad_input, uncancelled};
 use crate::domain::time::{HOUR, after};
 use crate::domain::{
     ApiKey, ApiKeyId, Invite, InviteId, KeyOrigin, Labeler, LabelerId, LinkId, LinkState, Role, SignInLink,
 };
 
 pub use super::access::{ADMIN, Actor};
-pub use super::erasure::{Erasure, PersonalExport, actor_hash, erase, personal_data};
+pub use super::erasure::{Erasure, PersonalExport, erase, personal_data};
 
-/// Ten years: longer than any link is meant for, and no number overflows.
+/// Longest validity of a link, hours (ten years).
 const MOST_LINK_HOURS: i64 = 10 * 365 * 24;
 
 /// What a key may be used for.
 pub const SCOPES: &[&str] = &["admin", "feedback", "inference"];
 
-/// Everybody, each with their sign-in link where they have one.
+/// All labelers, each with their sign-in link, if they have one.
 ///
 /// # Errors
 /// What the store says.
@@ -55,7 +55,7 @@ pub async fn keys(services: &Services) -> Result<Vec<ApiKey>> {
 /// Makes a one-use invite; the token is returned once and never again.
 ///
 /// # Errors
-/// `Conflict` when it is for somebody who is here already: they need a link of their own, not a second person.
+/// `Conflict` when it is for a person who exists already; such a person needs a sign-in link.
 pub async fn invite(
     services: &Services,
     by: &Actor,
@@ -106,7 +106,7 @@ pub async fn create_key(
         return Err(bad_input("daily_tokens", "must be at least 1"));
     }
     if scopes.is_empty() {
-        return Err(bad_input("scopes", "name at least one of admin, feedback, inference"));
+        return Err(bad_input("scopes", "must contain at least one of admin, feedback, inference"));
     }
     if let Some(i) = scopes.iter().position(|s| !SCOPES.contains(&s.as_str())) {
         return Err(bad_input(format!("scopes[{i}]"), "must be admin, feedback or inference"));
@@ -117,7 +117,10 @@ pub async fn create_key(
             let found = services.store.people().get(&id).await;
             let found = found.map_err(|e| super::not_found_as(e, "labeler_id"))?;
             if !found.active {
-                return Err(bad_input("labeler_id", format!("{} may not sign in; let them in first", found.name)));
+                return Err(bad_input(
+                    "labeler_id",
+                    format!("{} may not sign in; activate the labeler first", found.name),
+                ));
             }
             if scopes.iter().any(|s| s == "admin") && found.role != Role::Admin {
                 let message = format!("{} is a {}; a key with the scope admin needs an admin", found.name, found.role);
@@ -159,7 +162,7 @@ pub async fn revoke_key(services: &Services, by: &Actor, id: &ApiKeyId) -> Resul
 /// Adds a person by hand, with the link that they sign in with.
 ///
 /// # Errors
-/// `Conflict` when a person of this name is here already, unless this is said to be `another` one.
+/// `Conflict` when a person of this name exists, unless `another` is set.
 pub async fn add_labeler(
     services: &Arc<Services>,
     by: &Actor,
@@ -174,7 +177,7 @@ pub async fn add_labeler(
     }
     let labeler = Labeler::new(LabelerId::new(), name, role, now);
     let (services, signature) = (services.clone(), by.signature());
-    to_the_end(async move {
+    uncancelled(async move {
         services.store.people().put(labeler.clone()).await?;
         let (link, token) = put_link(&services, &labeler.id, None).await?;
         let detail = json!({"role": role});
@@ -184,7 +187,7 @@ pub async fn add_labeler(
     .await
 }
 
-/// Who has this name, of those who may sign in. Names are compared without regard to case.
+/// The active labeler of this name, compared without regard to case.
 pub async fn find_by_name(services: &Services, name: &str) -> Result<Option<Labeler>> {
     let wanted = name.to_lowercase();
     let all = services.store.people().list().await?;
@@ -194,18 +197,18 @@ pub async fn find_by_name(services: &Services, name: &str) -> Result<Option<Labe
 async fn check_new(services: &Services, name: &str) -> Result<()> {
     match find_by_name(services, name).await? {
         Some(known) => Err(ServiceError::Conflict(format!(
-            "{} is here already: make a new sign-in link for them; for another person of this name, choose a name that \
-             tells them apart",
+            "{} exists already: make a new sign-in link for them; for another person of this name, choose a name that \
+             distinguishes the two",
             known.name
         ))),
         None => Ok(()),
     }
 }
 
-/// Makes a sign-in link for a person; the one before stops working. The token is returned once and never again.
+/// Makes a sign-in link for a person; their previous link stops working. The token is returned once and never again.
 ///
 /// # Errors
-/// `Conflict` for the built-in labelers and for people who may not sign in; `NotFound` for nobody.
+/// `Conflict` for the built-in labelers and for people who may not sign in; `NotFound` for an unknown id.
 pub async fn make_link(
     services: &Arc<Services>,
     by: &Actor,
@@ -213,14 +216,16 @@ pub async fn make_link(
     expires_hours: Option<i64>,
 ) -> Result<(Labeler, SignInLink, String)> {
     if [ADMIN, "import"].contains(&id.as_str()) {
-        return Err(ServiceError::Conflict(format!("{id} is nobody who signs in: the admin key is the way in")));
+        return Err(ServiceError::Conflict(format!(
+            "{id} is a built-in labeler and cannot sign in by a link; use the admin key"
+        )));
     }
     if expires_hours.is_some_and(|hours| !(1..=MOST_LINK_HOURS).contains(&hours)) {
         return Err(bad_input("expires_hours", format!("must be 1 to {MOST_LINK_HOURS}; absent = never")));
     }
     let labeler = services.store.people().get(id).await?;
     let (services, id, signature) = (services.clone(), id.clone(), by.signature());
-    to_the_end(async move {
+    uncancelled(async move {
         let (link, token) = put_link(&services, &id, expires_hours).await?;
         let detail = json!({"link": link.id, "expires": link.expires});
         services.store.audit_log().append(&signature, "create_link", id.as_str(), detail, link.created).await?;
@@ -267,7 +272,7 @@ pub async fn set_active(services: &Services, by: &Actor, id: &LabelerId, active:
     Ok(services.store.audit_log().append(&by.signature(), "set_active", id.as_str(), detail, services.now()).await?)
 }
 
-/// Changes role, quota and whether the labeler may come in. A lower role holds at once, in open sessions too.
+/// Changes role, quota and whether the labeler may come in. A lower role takes effect at once, also in open sessions.
 pub async fn change_labeler(
     services: &Services,
     by: &Actor,

@@ -1,5 +1,5 @@
-//! What a model of given sizes needs: memory to serve and to train it, bounds of its speed, how many
-//! accelerators. Arithmetic only; bounds are upper limits that no kernel reaches.
+//! Resources that a model of given sizes needs: memory to serve and to train it, upper bounds of its speed, number of
+//! accelerators. Arithmetic only; kernels do not reach the bounds.
 
 use serde::{Deserialize, Serialize};
 
@@ -54,7 +54,7 @@ pub struct PlanArgs {
     pub tflops: f64,
     /// Memory of one device, GiB.
     pub memory_gib: f64,
-    /// Share of the memory that may be planned with.
+    /// Usable share of the memory.
     pub usable: f64,
     /// Tokens in each sequence; 0 = the model's context.
     pub context: usize,
@@ -79,7 +79,7 @@ impl Default for PlanArgs {
     }
 }
 
-/// Serving with the weights in one type; the cache is in 16 bits, in 32 beside f32 weights.
+/// Serving with the weights in one type; the cache is in 16 bits, or in 32 with f32 weights.
 #[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct ServePlan {
     pub dtype: Dtype,
@@ -117,7 +117,7 @@ pub struct TrainPlan {
 #[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Plan {
     pub parameters: u64,
-    /// Matrices that a token passes through: what decides the arithmetic.
+    /// Matrices that a token passes through: they determine the arithmetic.
     pub matrix_parameters: u64,
     pub lora_parameters: u64,
     pub context: usize,
@@ -166,7 +166,7 @@ impl PlanArgs {
 }
 
 /// # Errors
-/// Names the argument that makes no sense.
+/// Names the argument that is out of range.
 pub fn plan(config: &ModelConfig, args: &PlanArgs) -> Result<Plan, PlanError> {
     args.check(config)?;
     let layers = config.n_layers as u64;
@@ -246,8 +246,7 @@ impl Sizes<'_> {
         }
     }
 
-    /// `frozen`: bytes of a weight of the blocks that adapters stand beside; `None` = all weights are trained. What is no
-    /// matrix of a block has at least the two bytes of bf16, and the four of f32 beside blocks in fewer bits.
+    /// `frozen`: bytes of a frozen weight of the blocks under adapters; `None` = all weights are trained. Other tensors than the blocks' matrices take at least 2 bytes (bf16), and 4 (f32) when the blocks have fewer bits.
     fn train(&self, kind: &str, frozen: Option<f64>, compute: Dtype) -> TrainPlan {
         let trained = if frozen.is_some() { self.lora_parameters } else { self.parameters } as f64;
         // Trained in 16 bits, a master copy in f32 takes the updates.
@@ -300,7 +299,7 @@ mod tests {
         // The paper's table D.1: 2 flops per parameter and token forward, 6 with the backward pass.
         assert!((plan.flops_per_token / (2.0 * 174.6e9) - 1.0).abs() < 0.04, "{}", plan.flops_per_token);
         assert!((full.tokens_per_second * 6.0 * 174.6e9 / 989e12 - 1.0).abs() < 0.03);
-        // Rank 8 beside frozen 16-bit weights: nothing but the weights counts.
+        // Rank 8 with frozen 16-bit weights: the weights dominate.
         let lora = plan.train.iter().find(|t| t.kind == "lora_bf16").unwrap();
         assert_eq!(lora.trained_parameters, 96 * 8 * (4 + 2 + 5 + 5) * 12_288);
         assert!(lora.total_bytes < full.total_bytes / 5);

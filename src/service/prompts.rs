@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{Result, Services, bad_input, to_the_end};
+use super::{Result, Services, bad_input, uncancelled};
 use crate::data::{PromptInput, content_hash, split_of};
 use crate::domain::{LabelerId, Message, Prompt, PromptId};
 
-/// One prompt in ten is held out; its content decides.
+/// Share of held-out prompts; a hash of the content decides.
 const HELDOUT: f64 = 0.1;
 
 /// A raw text prompt in the shape all prompts are stored in.
@@ -30,7 +30,7 @@ pub fn prompt_record(messages: Vec<Message>, source: &str, now: i64) -> Prompt {
     }
 }
 
-/// Refuses conversations that no template can render. `field` is the request field to blame.
+/// Refuses conversations that no template can render. `field` is the name of the request's field.
 pub fn check_messages(messages: &[Message], field: &str, max_bytes: usize) -> Result<()> {
     if messages.is_empty() {
         return Err(bad_input(field, "must have at least one message"));
@@ -78,5 +78,5 @@ pub async fn add(
     prompt.tags = tags;
     let services = services.clone();
     let by = by.clone();
-    to_the_end(async move { Ok(services.store.prompts().submit(prompt, &by).await?) }).await
+    uncancelled(async move { Ok(services.store.prompts().submit(prompt, &by).await?) }).await
 }

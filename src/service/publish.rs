@@ -1,11 +1,11 @@
-//! Which model version serves: promote, roll back, retire. The engine swaps first, the database follows.
+//! Which model version serves: promote, roll back, retire. The engine swaps before the database is updated.
 
 use std::sync::Arc;
 
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::{Result, ServiceError, Services, register, to_the_end};
+use super::{Result, ServiceError, Services, register, uncancelled};
 use crate::domain::{ModelKind, ModelState, ModelVersion, RewardScore};
 use crate::engine::EngineError;
 use crate::service::people::Actor;
@@ -13,21 +13,21 @@ use crate::service::people::Actor;
 /// A version by its id or its name.
 ///
 /// # Errors
-/// `UnknownModel` with the names that are near.
+/// `UnknownModel` with similar names.
 pub async fn find(services: &Services, name_or_id: &str) -> Result<ModelVersion> {
     register::find(services, name_or_id, None, None).await
 }
 
-/// Makes the version the active one of its kind without dropping a request: those in flight finish on
-/// the version they began with.
+/// Makes the version the active one of its kind without dropping a request: requests in flight finish on the version
+/// that they began with.
 ///
 /// # Errors
-/// `Conflict` for retired versions and for kinds that have no active one; what the engine says when the version
-/// does not load.
+/// `Conflict` for retired versions and for kinds without an active version; errors of the engine when the version cannot be loaded.
 pub async fn promote(services: &Arc<Services>, by: &Actor, name_or_id: &str) -> Result<ModelVersion> {
     let version = register::find_or_register(services, name_or_id, None, None).await?;
     if matches!(version.kind, ModelKind::Classifier | ModelKind::PromptAdapter) {
-        let message = format!("{} is a {}: requests name it, none is the active one", version.name, version.kind);
+        let message =
+            format!("{} is a {}: such a version is named in requests and cannot be active", version.name, version.kind);
         return Err(ServiceError::Conflict(message));
     }
     switch(services, by, version, "promote").await
@@ -46,7 +46,7 @@ pub async fn roll_back(services: &Arc<Services>, by: &Actor, kind: ModelKind) ->
     };
     let parent = services.store.models().get(parent).await?;
     if parent.kind != kind {
-        return Err(ServiceError::Conflict(format!("the parent of {} is no {kind}", active.name)));
+        return Err(ServiceError::Conflict(format!("the parent of {} is not a {kind}", active.name)));
     }
     switch(services, by, parent, "roll_back").await
 }
@@ -61,7 +61,7 @@ async fn switch(
         return Err(ServiceError::Conflict(format!("{} is retired", version.name)));
     }
     let (services, by) = (services.clone(), by.clone());
-    to_the_end(async move {
+    uncancelled(async move {
         let actor = by.signature();
         let _one_at_a_time = services.publishing.lock().await;
         let now = services.now();
@@ -69,7 +69,7 @@ async fn switch(
         let former = if version.kind == ModelKind::Policy {
             let engine = services.engine()?;
             let former = engine.active().map(|m| m.version.id.clone());
-            // Damaged files are the version's fault, not the server's: whoever promotes it is told.
+            // Damaged files are an error of the version, not of the server.
             engine.load(&version).await.map_err(|e| match e {
                 EngineError::Failed(why) => ServiceError::Conflict(format!("{} cannot be served: {why}", version.name)),
                 other => other.into(),
@@ -82,7 +82,7 @@ async fn switch(
         let active = match services.store.models().activate(&version.id, now).await {
             Ok(active) => active,
             Err(e) => {
-                // What serves must be what the database says.
+                // The served version must be the one in the database.
                 if let (Some(former), Ok(engine)) = (former, services.engine()) {
                     engine.activate(&former).await?;
                 }
@@ -98,7 +98,7 @@ async fn switch(
     .await
 }
 
-/// Serves what the database says is active, whichever server activated it. Looks whenever `activations`
+/// Serves the version that is active in the database, whichever server activated it. Checks whenever `activations`
 /// changes; ends at shutdown.
 pub async fn follow(services: Arc<Services>, mut activations: watch::Receiver<()>) {
     loop {
@@ -107,7 +107,7 @@ pub async fn follow(services: Arc<Services>, mut activations: watch::Receiver<()
             () = services.shutdown.cancelled() => return,
         }
         while let Err(error) = catch_up(&services).await {
-            tracing::warn!(%error, "cannot serve the active model version; trying again");
+            tracing::warn!(%error, "the active model version cannot be served; retrying");
             tokio::select! {
                 () = tokio::time::sleep(CATCH_UP_PAUSE) => {}
                 () = services.shutdown.cancelled() => return,
@@ -125,7 +125,7 @@ async fn catch_up(services: &Arc<Services>) -> Result<()> {
     if serves()?.as_ref() == Some(&seen.id) {
         return Ok(());
     }
-    // Not during a promotion of our own, when the engine is a moment ahead of the database.
+    // Not during a promotion by this server, when the engine is ahead of the database.
     let _one_at_a_time = services.publishing.lock().await;
     let Some(wanted) = services.store.models().active(ModelKind::Policy).await? else { return Ok(()) };
     if serves()?.as_ref() != Some(&wanted.id) {
@@ -147,10 +147,7 @@ pub async fn retire(services: &Arc<Services>, by: &Actor, name_or_id: &str) -> R
         return Err(ServiceError::Conflict(format!("{} is active; promote another version first", version.name)));
     }
     if services.live().canary.as_ref().is_some_and(|c| c.model_version_id == version.id) {
-        return Err(ServiceError::Conflict(format!(
-            "{} answers a share of the requests; end that first",
-            version.name
-        )));
+        return Err(ServiceError::Conflict(format!("{} is the canary; end the canary first", version.name)));
     }
     services.store.models().retire(&version.id).await?;
     let detail = json!({"name": version.name});
@@ -162,11 +159,10 @@ pub async fn retire(services: &Arc<Services>, by: &Actor, name_or_id: &str) -> R
 }
 
 /// Scores answers to one prompt with the active or named reward model; `std` is the spread of an ensemble's
-/// heads, 0 for a single head. `may_try`: also with a version that was never promoted.
+/// heads, 0 for a single head. `may_try` also allows a version that was never promoted.
 ///
 /// # Errors
-/// `Conflict` when no reward model is active; `BadInput` when the named one is no reward model, retired, or not
-/// for this caller.
+/// `Conflict` when no reward model is active; `BadInput` when the named version is not a reward model, is retired, or is not allowed for this caller.
 pub async fn rewards(
     services: &Services,
     model: Option<&str>,
@@ -187,7 +183,7 @@ pub async fn rewards(
         Some(name) => register::find(services, name, Some(ModelKind::Reward), Some("model")).await?,
     };
     if version.kind != ModelKind::Reward {
-        return Err(super::bad_input("model", format!("{} is no reward model", version.name)));
+        return Err(super::bad_input("model", format!("{} is not a reward model", version.name)));
     }
     if version.state == ModelState::Retired {
         return Err(super::bad_input("model", format!("{} is retired", version.name)));

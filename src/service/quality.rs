@@ -1,5 +1,5 @@
-//! Quality of the human judgments: agreement, labelers, consensus, the table of versions. Reads everything
-//! once and computes beside the request threads.
+//! Quality of the human judgments: agreement, labelers, consensus, the table of versions. Reads the data once and
+//! computes on a blocking thread.
 
 use std::collections::HashMap;
 
@@ -12,13 +12,13 @@ use crate::eval::quality::bradley_terry::{self, Cell, Options, Standing};
 use crate::eval::quality::facts::Author;
 use crate::eval::quality::{self, Facts, Figure, Report, Resampling, SetConsensus};
 
-/// Enough for two steady digits of a 95 % bound.
+/// Default number of bootstrap replicates: enough for two stable digits of a 95 % bound.
 const REPLICATES: usize = 1000;
 const MAX_REPLICATES: usize = 10_000;
-/// Versions refit a model per replicate.
+/// Default for the table of versions, where each replicate refits a model.
 const TABLE_REPLICATES: usize = 300;
 
-/// Which judgments the figures are of, and how their intervals are drawn.
+/// The judgments in the figures, and how their intervals are computed.
 #[derive(Clone, Debug, Default)]
 pub struct Scope {
     /// Sets whose judgments are compared; `Normal` when absent. Sets with known answers measure accuracy only.
@@ -38,18 +38,18 @@ impl Scope {
     }
 }
 
-/// The judgments in scope, numbered.
+/// The judgments in scope, with dense indices.
 pub(super) async fn facts(services: &Services, scope: &Scope) -> Result<Facts> {
     let since = scope.days.map(|days| time::before(services.now(), days, time::DAY));
     let judged = services.store.sets().judged(scope.kind, since).await?;
     let gold = services.store.sets().all_gold().await?;
     let labelers = services.store.people().list().await?;
     let kind = scope.kind.unwrap_or(SetKind::Normal);
-    beside(move || Facts::new(&judged, &gold, &labelers).of(kind)).await
+    blocking(move || Facts::new(&judged, &gold, &labelers).of(kind)).await
 }
 
-/// Computes without holding up other requests.
-async fn beside<T: Send + 'static>(compute: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+/// Runs a computation on a blocking thread.
+async fn blocking<T: Send + 'static>(compute: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(compute).await.map_err(|e| ServiceError::Internal(format!("figures: {e}")))
 }
 
@@ -57,18 +57,18 @@ async fn beside<T: Send + 'static>(compute: impl FnOnce() -> T + Send + 'static)
 pub async fn report(services: &Services, scope: Scope) -> Result<Report> {
     let resampling = scope.resampling(REPLICATES)?;
     let facts = facts(services, &scope).await?;
-    let mut report = beside(move || quality::report(&facts, resampling)).await?;
-    // The built-in authors and people who left are of interest only with something to show.
+    let mut report = blocking(move || quality::report(&facts, resampling)).await?;
+    // Built-in labelers and inactive people are listed only if they have judgments.
     report.labelers.retain(|l| l.judgments > 0 || (l.active && !["admin", "import"].contains(&l.labeler_id.as_str())));
     Ok(report)
 }
 
-/// Consensus on every ranked set, the most disputed first. Sets with known answers measure people and are no
-/// disputes: they are left out unless their kind is asked for.
+/// Consensus on every ranked set, the most disputed first. Sets with known answers are left out unless their kind is
+/// requested.
 pub async fn consensus(services: &Services, scope: Scope) -> Result<Vec<SetConsensus>> {
     let scope = Scope { kind: scope.kind.or(Some(SetKind::Normal)), ..scope };
     let facts = facts(services, &scope).await?;
-    let mut sets = beside(move || quality::set_consensus(&facts)).await?;
+    let mut sets = blocking(move || quality::set_consensus(&facts)).await?;
     sets.sort_by(|a, b| b.disagreement.unwrap_or(-1.0).total_cmp(&a.disagreement.unwrap_or(-1.0)));
     Ok(sets)
 }
@@ -103,9 +103,9 @@ pub async fn versions(services: &Services, scope: Scope, length_controlled: bool
     let names: HashMap<ModelVersionId, String> =
         services.store.models().list().await?.into_iter().map(|m| (m.id, m.name)).collect();
     let options = Options { covariate: length_controlled, ..Options::default() };
-    beside(move || {
+    blocking(move || {
         let mut matches = facts.matches();
-        // Authors that met nobody have no place in the table.
+        // Authors without comparisons are not in the table.
         let mut met: Vec<usize> = matches.iter().flat_map(|m| [m.a, m.b]).collect();
         met.sort_unstable();
         met.dedup();

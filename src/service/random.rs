@@ -1,8 +1,8 @@
-//! The one source of randomness of the serving side: seeds, ids and secrets; seedable in tests.
+//! The source of randomness of the server: seeds, ids and secrets; seedable in tests.
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::domain::hash;
+use crate::domain::{LabelerId, hash};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 
@@ -16,7 +16,7 @@ impl Random {
     /// Seeded by the operating system.
     ///
     /// # Errors
-    /// When the system gives no entropy.
+    /// When the system provides no entropy.
     pub fn from_os() -> std::io::Result<Self> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|e| std::io::Error::other(e.to_string()))?;
@@ -46,12 +46,17 @@ impl Random {
     }
 }
 
-/// SHA-256 (hex) under which a secret is kept. Secrets are 256 random bits, so no slow hash is needed.
+/// SHA-256 (hex) by which a secret is stored. Secrets are 256 random bits, so no slow hash is needed.
 pub fn secret_hash(secret: &str) -> String {
     hash::of_bytes(secret.as_bytes())
 }
 
-/// The order in which a set of `n` things is shown: a permutation fixed by the seed.
+/// The pseudonym of a person in feedback events.
+pub fn actor_hash(id: &LabelerId) -> String {
+    secret_hash(id.as_str())[..16].to_owned()
+}
+
+/// The order in which a set of `n` completions is shown: a permutation given by the seed.
 pub fn shown_order(seed: u64, n: usize) -> Vec<usize> {
     let mut rng = ChaCha20Rng::seed_from_u64(seed);
     let mut order: Vec<usize> = (0..n).collect();

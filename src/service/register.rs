@@ -1,5 +1,5 @@
 //! Model files on this machine as versions of the database: the configured model, the built-in one, pulled ones. Every
-//! place that names a model finds it here.
+//! use of a model's name is resolved here.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId, is_mode
 use crate::hub::builtin;
 use crate::hub::pull;
 use crate::model;
-use crate::store::{StoreError, find_version, unknown_version};
+use crate::store::{Store, StoreError, find_version, unknown_version};
 
 /// All versions, newest first.
 ///
@@ -22,11 +22,11 @@ pub async fn all(services: &Services) -> Result<Vec<ModelVersion>> {
     Ok(services.store.models().list().await?)
 }
 
-/// A version by its name or id. `param` is the request's field that names it; `kind` is what is listed where the name is
-/// not known.
+/// A version by its name or id. `param` is the request's field that names it; `kind` selects the names that are listed
+/// when the name is unknown.
 ///
 /// # Errors
-/// `UnknownModel` with the names that are near and those that there are.
+/// `UnknownModel` with similar and existing names.
 pub async fn find(
     services: &Services,
     name: &str,
@@ -40,10 +40,10 @@ pub async fn find(
     }
 }
 
-/// As `find`; the built-in model and pulled models become versions when they are first named.
+/// Finds a version, and registers the built-in model and pulled models when they are first named.
 ///
 /// # Errors
-/// As `find`; `BadInput` for model files that do not open.
+/// `UnknownModel` like `find`; `BadInput` for model files that cannot be opened.
 pub async fn find_or_register(
     services: &Services,
     name: &str,
@@ -58,7 +58,7 @@ pub async fn find_or_register(
         if wanted == builtin::NAME {
             return Ok(Some(builtin::unpack(&data_dir).context("writing the built-in model")?));
         }
-        // Names only: a request never leads to any path of this machine.
+        // Names only: a request cannot name a path on this machine.
         anyhow::Ok(pull::installed_by_name(&wanted, &data_dir))
     });
     let failed = |e: anyhow::Error| super::bad_input(param.unwrap_or("model"), format!("{name}: {e:#}"));
@@ -70,8 +70,9 @@ pub async fn find_or_register(
     };
     let described = described.await.map_err(|e| ServiceError::Internal(e.to_string()))?;
     let described = described.map_err(|e| failed(e.into()))?;
-    let said = described.instructd.as_ref().and_then(|about| about.get("kind")?.as_str()).and_then(ModelKind::parse);
-    let found = said.unwrap_or(if described.config.is_encoder() { ModelKind::Encoder } else { ModelKind::Policy });
+    let declared =
+        described.instructd.as_ref().and_then(|about| about.get("kind")?.as_str()).and_then(ModelKind::parse);
+    let found = declared.unwrap_or(if described.config.is_encoder() { ModelKind::Encoder } else { ModelKind::Policy });
     register(services, &path, &name_for(name, &path), found).await.map_err(failed)
 }
 
@@ -92,18 +93,35 @@ async fn unknown(
     Ok(ServiceError::UnknownModel { message, param: param.map(str::to_owned) })
 }
 
-/// A version that was made the active one of its kind.
+/// The version to serve: the active policy if it descends from the configured model, otherwise the configured model.
+pub async fn version_to_serve(store: &Store, configured: ModelVersion) -> anyhow::Result<ModelVersion> {
+    let Some(active) = store.models().active(ModelKind::Policy).await? else { return Ok(configured) };
+    let mut ancestor = active.clone();
+    // The bound guards against a cycle in a damaged table.
+    for _ in 0..10_000 {
+        if ancestor.id == configured.id {
+            return Ok(active);
+        }
+        match &ancestor.parent_id {
+            Some(parent) => ancestor = store.models().get(parent).await?,
+            None => break,
+        }
+    }
+    Ok(configured)
+}
+
+/// An activated version.
 pub struct Activated {
     pub version: ModelVersion,
     /// Whether a server of this configuration serves it: a policy has to descend from the configured model.
     pub descends: bool,
 }
 
-/// Makes a version the active one of its kind in the database, without a server: what to do when a server cannot load
-/// the version that is active.
+/// Makes a version the active one of its kind in the database, without a server, for instance when no server can load
+/// the active version.
 ///
 /// # Errors
-/// An unknown or retired version, or one whose files do not open.
+/// An unknown or retired version, or one whose files cannot be opened.
 pub async fn activate_offline(services: &Services, name: &str) -> anyhow::Result<Activated> {
     let (config, store) = (&services.config, &services.store);
     let version = find_or_register(services, name, None, None).await?;
@@ -111,10 +129,10 @@ pub async fn activate_offline(services: &Services, name: &str) -> anyhow::Result
         bail!("{} is retired", version.name);
     }
     if matches!(version.kind, ModelKind::Classifier | ModelKind::PromptAdapter) {
-        bail!("{} is a {}: requests name it, none is the active one", version.name, version.kind);
+        bail!("{} is a {}: such a version is named in requests and cannot be active", version.name, version.kind);
     }
     if version.stage != crate::domain::STAGE_UPSTREAM {
-        // A version whose weights are not the published ones is not activated: no server would load it.
+        // A version whose weights are not the published ones is not activated, because servers refuse to load it.
         let path = Artifacts::open(config, store.clone())?.checked_path(&version).await?;
         model::describe(&path).with_context(|| format!("{} cannot serve", version.name))?;
     }
@@ -124,7 +142,7 @@ pub async fn activate_offline(services: &Services, name: &str) -> anyhow::Result
     store.audit_log().append(&"command line".into(), "promote", version.id.as_str(), detail, now).await?;
     let configured = find_version(store.as_ref(), &version_name(&config.model)).await?;
     let descends = match configured.filter(|_| version.kind == ModelKind::Policy) {
-        Some(configured) => super::configured::choose(store.as_ref(), configured).await?.id == version.id,
+        Some(configured) => version_to_serve(store.as_ref(), configured).await?.id == version.id,
         None => true,
     };
     Ok(Activated { version, descends })
@@ -135,9 +153,9 @@ pub fn name_for(model: &str, path: &Path) -> String {
     if is_model_name(model) { version_name(model) } else { name_of_path(path) }
 }
 
-/// The version record of the model at `path`: the known one when name and weights are the same.
+/// Registers the model at `path`; returns the existing version when name and weights are the same.
 pub async fn register(services: &Services, path: &Path, name: &str, kind: ModelKind) -> anyhow::Result<ModelVersion> {
-    let path = std::fs::canonicalize(path).with_context(|| format!("no model at {}", path.display()))?;
+    let path = std::fs::canonicalize(path).with_context(|| format!("there is no model at {}", path.display()))?;
     let sha256 = {
         let path = path.clone();
         tokio::task::spawn_blocking(move || weights_sha256(&path)).await??
@@ -156,7 +174,7 @@ pub async fn register(services: &Services, path: &Path, name: &str, kind: ModelK
             None => return Ok(put(services, candidate, kind, uri, sha256).await?),
         }
     }
-    // Same name and weights, another place: the record would send readers to the old place.
+    // Same name and weights at another path: the record is updated.
     let name = format!("{}-{}", &name[..name.len().min(40)], ModelVersionId::new().as_str().to_ascii_lowercase());
     Ok(put(services, name[..name.len().min(64)].to_owned(), kind, uri, sha256).await?)
 }
@@ -198,7 +216,7 @@ pub fn version_name(text: &str) -> String {
     if name.is_empty() { "model".to_owned() } else { name }
 }
 
-/// The name a path gives its model: the directory's, or the file's without `.gguf`; `model.gguf` takes its
+/// The name of the model at a path: the directory's, or the file's without `.gguf`; `model.gguf` takes its
 /// directory's.
 pub fn name_of_path(path: &Path) -> String {
     let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
@@ -211,7 +229,7 @@ pub fn name_of_path(path: &Path) -> String {
     }
 }
 
-/// Relative to the data directory where it is inside, so that the directory can move.
+/// Relative to the data directory if it is inside, so that the directory can be moved.
 fn artifact_uri(data_dir: &Path, path: &Path) -> String {
     let root = std::fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_owned());
     path.strip_prefix(&root).unwrap_or(path).display().to_string()

@@ -1,5 +1,6 @@
-//! Answers of the Responses API that a later request may go on from. They are kept in the database, so that every server
-//! has them and a restart forgets none, for a bounded time and in a bounded number of bytes, and go with their owner.
+//! Stored responses of the Responses API, which a later request may continue. They are in the database, so that every
+//! server has them after a restart too, for a limited time and in a limited number of bytes, and are removed with their
+//! owner.
 
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
@@ -9,17 +10,17 @@ use crate::domain::{KeptResponse, Micros};
 
 /// Days that a response is kept, unless requests are removed earlier.
 const DAYS: u32 = 30;
-/// Bytes of all that is kept, and of one conversation.
+/// Most bytes of all stored responses, and of one conversation.
 const MOST_BYTES: i64 = 1 << 30;
 const MOST_ONE: i64 = 4 << 20;
-/// Bytes after which a server looks whether there is too much.
+/// Bytes stored by a server after which it checks the limit.
 const LOOK_EVERY: i64 = 16 << 20;
 
-/// What this server has stored since it last looked.
+/// Bytes that this server has stored since its last check.
 #[derive(Debug, Default)]
 pub struct Stored(AtomicI64);
 
-/// The first time of responses that are still there.
+/// Time (µs) before which responses have expired.
 fn since(services: &Services, now: Micros) -> Micros {
     let days = match services.live().config.retention.request_days {
         0 => DAYS,
@@ -28,7 +29,7 @@ fn since(services: &Services, now: Micros) -> Micros {
     before(now, days, DAY)
 }
 
-/// Keeps a response. One that is too large is not kept.
+/// Stores a response unless it is too large.
 ///
 /// # Errors
 /// What the store says.
@@ -46,7 +47,7 @@ pub async fn keep(services: &Services, kept: KeptResponse) -> Result<()> {
     Ok(())
 }
 
-/// The response with this id, if it is this owner's.
+/// The response with this id, if it belongs to `owner`.
 ///
 /// # Errors
 /// What the store says.
@@ -54,7 +55,7 @@ pub async fn get(services: &Services, id: &str, owner: Option<&str>) -> Result<O
     Ok(services.store.responses().get(id, owner, since(services, services.now())).await?)
 }
 
-/// Forgets a response; `false` when there is none of this owner.
+/// Removes a response; `false` when `owner` has none with this id.
 ///
 /// # Errors
 /// What the store says.
@@ -62,7 +63,7 @@ pub async fn forget(services: &Services, id: &str, owner: Option<&str>) -> Resul
     Ok(services.store.responses().delete(id, owner).await?)
 }
 
-/// Removes what is too old or too much.
+/// Removes expired responses, and the oldest when there are too many bytes.
 ///
 /// # Errors
 /// What the store says.

@@ -1,5 +1,5 @@
-//! Retention: requests, feedback and files of ended jobs go by age and by size. What a set, judgment, demonstration,
-//! dataset version or published model rests on stays.
+//! Retention: removes requests, feedback and files of ended jobs by age and by size. Data that a set, judgment,
+//! demonstration, dataset version or published model depends on is kept.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,51 +17,51 @@ use crate::jobs::leftovers::{self, Leftover};
 use crate::store::{Amount, Cuts, Expiring, Store};
 
 const MEGABYTE: i64 = 1_000_000;
-/// Earlier than any record.
+/// A time earlier than any record.
 const NEVER: Micros = -Micros::MAX;
-/// How often a server looks.
+/// Interval between two removals.
 const EVERY: Duration = Duration::from_secs(3600);
-/// Records of one transaction, so that others get their turn.
+/// Records removed in one transaction, so that other writers can run in between.
 const BATCH: i64 = 500;
-/// Who the audit trail names for what happens by itself.
+/// Actor of automatic removals in the audit trail.
 const ACTOR: &str = "retention";
 
 /// Amounts by kind of record; `job_files` counts jobs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Amounts {
     pub completions: Amount,
-    /// That came in as requests.
+    /// Completions of requests.
     pub prompts: Amount,
     pub feedback_events: Amount,
-    /// Of ended jobs, on the machine that looked.
+    /// Files of ended jobs on this machine.
     pub job_files: Amount,
 }
 
 impl Amounts {
-    /// Nothing at all.
+    /// Whether every amount is zero.
     pub fn is_empty(&self) -> bool {
         let Self { completions, prompts, feedback_events, job_files } = self;
         [completions, prompts, feedback_events, job_files].iter().all(|amount| amount.records == 0)
     }
 }
 
-/// What is stored, and what of it goes by the limits of now.
+/// What is stored, and what the current limits remove.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, schemars::JsonSchema)]
 #[schemars(rename = "RetentionOutlook")]
 pub struct Outlook {
     pub stored: Amounts,
     pub goes: Amounts,
-    /// Feedback and prompts up to these times (µs) stay, because dataset versions rest on them; `None` = none.
+    /// Feedback and prompts up to these times (µs) are kept, because dataset versions depend on them; `None` = none.
     pub kept_feedback_until: Option<Micros>,
     pub kept_prompts_until: Option<Micros>,
 }
 
-/// A removal under way, and the last one of this process.
+/// Progress of the current or last removal of this process.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, schemars::JsonSchema)]
 #[schemars(rename = "RetentionProgress")]
 pub struct Progress {
     pub running: bool,
-    /// What is being removed now.
+    /// Kind of record that is being removed.
     pub removing: Option<&'static str>,
     /// Removed so far, or by the last run.
     pub removed: Amounts,
@@ -71,7 +71,7 @@ pub struct Progress {
     pub error: Option<String>,
 }
 
-/// Shared between who removes and who looks.
+/// Shared between the removal and readers of its progress.
 #[derive(Debug, Default)]
 pub struct Status(Mutex<Progress>);
 
@@ -85,14 +85,13 @@ impl Status {
     }
 }
 
-/// What a run decides before it removes anything.
-struct Plan {
+/// What a run is going to remove.
+struct RemovalPlan {
     cuts: Cuts,
     jobs: Vec<Leftover>,
 }
 
-/// Limits from which dataset versions rest on records: the latest time of those that hold feedback, or prompts of
-/// requests.
+/// Times up to which records are kept for dataset versions: of feedback, and of prompts of requests.
 async fn kept(store: &Store) -> Result<(Micros, Micros)> {
     let (mut feedback, mut prompts) = (NEVER, NEVER);
     for version in store.datasets().list().await? {
@@ -118,7 +117,7 @@ async fn cut(store: &Store, what: Expiring, cuts: Cuts, now: Micros, days: u32, 
     Ok(by_age.max(by_size.unwrap_or(NEVER)))
 }
 
-async fn plan(store: &Store, data_dir: &Path, limits: &RetentionConfig, now: Micros) -> Result<Plan> {
+async fn plan(store: &Store, data_dir: &Path, limits: &RetentionConfig, now: Micros) -> Result<RemovalPlan> {
     let (kept_feedback, kept_prompts) = kept(store).await?;
     let mut cuts = Cuts { feedback: NEVER, requests: NEVER, kept_feedback, kept_prompts };
     cuts.feedback = cut(store, Expiring::Feedback, cuts, now, limits.feedback_days, limits.feedback_mb).await?;
@@ -132,7 +131,7 @@ async fn plan(store: &Store, data_dir: &Path, limits: &RetentionConfig, now: Mic
         left -= if goes { job.bytes } else { 0 };
         goes
     });
-    Ok(Plan { cuts, jobs })
+    Ok(RemovalPlan { cuts, jobs })
 }
 
 fn files(jobs: &[Leftover]) -> Amount {
@@ -140,12 +139,12 @@ fn files(jobs: &[Leftover]) -> Amount {
     Amount { records: jobs.len() as i64, bytes }
 }
 
-/// What is stored and what would go now. Nothing is removed.
+/// What is stored and what would be removed now. Removes nothing.
 ///
 /// # Errors
 /// What the store says; a job's directory that cannot be read.
 pub async fn outlook(store: &Store, data_dir: &Path, limits: &RetentionConfig, now: Micros) -> Result<Outlook> {
-    let Plan { cuts, jobs } = plan(store, data_dir, limits, now).await?;
+    let RemovalPlan { cuts, jobs } = plan(store, data_dir, limits, now).await?;
     let stored = Amounts {
         completions: store.privacy().stored(Expiring::Completions).await?,
         prompts: store.privacy().stored(Expiring::Prompts).await?,
@@ -163,10 +162,10 @@ pub async fn outlook(store: &Store, data_dir: &Path, limits: &RetentionConfig, n
     Ok(Outlook { stored, goes, kept_feedback_until, kept_prompts_until })
 }
 
-/// Removes what goes, in small transactions, and notes in the audit trail what went.
+/// Removes records past the limits in small transactions, and records the amounts in the audit trail.
 ///
 /// # Errors
-/// What the store says; a file that cannot be removed. What was removed before stays removed and is noted.
+/// What the store says; a file that cannot be removed. Earlier removals are kept and recorded.
 pub async fn apply(
     store: &Store,
     data_dir: &Path,
@@ -202,7 +201,7 @@ pub async fn apply(
 }
 
 async fn remove(store: &Store, data_dir: &Path, limits: &RetentionConfig, now: Micros, status: &Status) -> Result<()> {
-    let Plan { cuts, jobs } = plan(store, data_dir, limits, now).await?;
+    let RemovalPlan { cuts, jobs } = plan(store, data_dir, limits, now).await?;
     for (what, name) in [
         (Expiring::Feedback, "feedback_events"),
         (Expiring::Completions, "completions"),
@@ -231,7 +230,7 @@ async fn remove(store: &Store, data_dir: &Path, limits: &RetentionConfig, now: M
     Ok(())
 }
 
-/// The limits of now, what they mean, and what is under way.
+/// The current limits, their effect, and the progress of a removal.
 #[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Retention {
     pub limits: RetentionConfig,
@@ -239,7 +238,7 @@ pub struct Retention {
     pub progress: Progress,
 }
 
-/// For the page: the limits of now, what they mean, and what is under way.
+/// The current limits, their effect, and the progress of a removal.
 ///
 /// # Errors
 /// What the store says.
@@ -252,7 +251,7 @@ pub async fn describe(services: &Services) -> Result<Retention> {
 /// Starts a removal in the background.
 ///
 /// # Errors
-/// `Conflict` while one is running here.
+/// `Conflict` while one is running in this process.
 pub fn start(services: &Arc<Services>, by: &Actor) -> Result<Progress> {
     let now = services.now();
     let mut was_running = false;
@@ -280,24 +279,24 @@ async fn run(services: &Services, by: &Signature) {
             jobs = removed.job_files.records,
             "retention removed what is past its limits"
         ),
-        Err(error) => tracing::warn!(%error, "retention ended early; it goes on within the hour"),
+        Err(error) => tracing::warn!(%error, "retention ended early and continues within the hour"),
     }
 }
 
-/// Looks once an hour until shutdown.
+/// Runs a removal once an hour until shutdown.
 pub async fn follow(services: Arc<Services>) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(EVERY) => {}
             () = services.shutdown.cancelled() => return,
         }
-        // A worker has nobody else who reads the stored settings.
+        // In a worker, nothing else reads the stored settings.
         if let Err(error) = super::live::refresh(&services).await {
-            tracing::warn!(%error, "the settings could not be read; nothing is removed");
+            tracing::warn!(%error, "the settings cannot be read; nothing is removed");
             continue;
         }
         if let Err(error) = super::responses::expire(&services).await {
-            tracing::warn!(%error, "old responses were not removed");
+            tracing::warn!(%error, "old responses cannot be removed");
         }
         if services.live().config.retention != RetentionConfig::default() && !services.retention.now().running {
             run(&services, &ACTOR.into()).await;

@@ -5,24 +5,24 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::judge::{Word, judge};
-use super::{Result, Services, bad_input, not_found_as, to_the_end};
+use super::judge::{Submission, judge};
+use super::{Result, Services, bad_input, not_found_as, uncancelled};
 use crate::domain::*;
 use crate::service::people::Actor;
 use crate::store::{Place, SetContent, Submitted};
 
 const MAX_EXPLANATION: usize = 16 << 10;
 
-/// A set's right order, for everybody to be measured by.
+/// The expected order of a set, by which labelers are measured.
 pub struct KnownAnswer {
-    /// `Gold` stays hidden; `Calibration` is shown after the vote.
+    /// `Gold` stays hidden; `Calibration` is shown after the judgment.
     pub kind: SetKind,
     /// Every completion once; 0 is best, equal tiers are a tie.
     pub tiers: Vec<(CompletionId, i64)>,
     pub explanation: Option<String>,
 }
 
-/// Gives a set a known answer; it then goes to every labeler, in shares.
+/// Gives a set a known answer; it is then given to every labeler, in the configured shares.
 ///
 /// # Errors
 /// `BadInput` when the tiers do not order the set's completions.
@@ -44,14 +44,14 @@ pub async fn set_known_answer(services: &Arc<Services>, by: &Actor, id: &SetId, 
     if answer.tiers.iter().all(|t| t.1 == answer.tiers[0].1) {
         return Err(bad_input(
             "tiers",
-            "must place at least one answer above another: an answer with ties only measures nothing",
+            "must rank at least one answer above another; an order of ties only measures nothing",
         ));
     }
     if answer.explanation.as_ref().is_some_and(|e| e.len() > MAX_EXPLANATION) {
         return Err(bad_input("explanation", format!("at most {MAX_EXPLANATION} bytes")));
     }
     let (all, id, actor) = (services.clone(), id.clone(), by.signature());
-    to_the_end(async move {
+    uncancelled(async move {
         all.store.sets().make_gold(&id, answer.kind, &answer.tiers, answer.explanation.as_deref()).await?;
         let detail = json!({"kind": answer.kind});
         Ok(all.store.audit_log().append(&actor, "known_answer", id.as_str(), detail, all.now()).await?)
@@ -59,16 +59,16 @@ pub async fn set_known_answer(services: &Arc<Services>, by: &Actor, id: &SetId, 
     .await
 }
 
-/// Takes a set out of the queue; what was judged stays.
+/// Takes a set out of the queue; its judgments are kept.
 pub async fn retire_set(services: &Services, by: &Actor, id: &SetId) -> Result<()> {
     services.store.sets().retire(id).await?;
     Ok(services.store.audit_log().append(&by.signature(), "retire_set", id.as_str(), json!({}), services.now()).await?)
 }
 
-/// Takes all of these sets out of the queue, or none where one is unknown.
+/// Takes all of these sets out of the queue, or none if one is unknown.
 pub async fn retire_sets(services: &Arc<Services>, by: &Actor, ids: &[SetId]) -> Result<()> {
     let (all, ids, actor) = (services.clone(), ids.to_vec(), by.signature());
-    to_the_end(async move {
+    uncancelled(async move {
         all.store.sets().retire_matching(&ids).await?;
         for id in &ids {
             all.store.audit_log().append(&actor, "retire_set", id.as_str(), json!({}), all.now()).await?;
@@ -78,27 +78,27 @@ pub async fn retire_sets(services: &Arc<Services>, by: &Actor, ids: &[SetId]) ->
     .await
 }
 
-/// A set with everybody's latest word on it.
+/// A set with the latest judgment of every labeler.
 pub struct Disputed {
     pub set: ComparisonSet,
     pub prompt: Prompt,
     /// In storage order.
     pub completions: Vec<Completion>,
-    /// Each with who gave it.
+    /// Judgments with the names of their labelers.
     pub judgments: Vec<(Judgment, Labeler)>,
     pub settled_by: Option<LabelerId>,
-    /// Of sets with a known answer.
+    /// The expected order of sets with a known answer.
     pub known: Option<KnownOrder>,
 }
 
-/// The right order of a set.
+/// The expected order of a set.
 pub struct KnownOrder {
     /// Expected tiers, 0 best.
     pub tiers: Vec<(CompletionId, i64)>,
     pub explanation: Option<String>,
 }
 
-/// A set as reviewers see it, with the authors: what they judge of it afterwards is not blind.
+/// A set as reviewers see it, with the authors; their later judgments of it are not blind.
 pub async fn disputed(services: &Services, by: &Actor, id: &SetId) -> Result<Disputed> {
     let sets = services.store.sets();
     let SetContent { set, prompt, completions } = sets.content(id).await?;
@@ -120,17 +120,17 @@ pub async fn disputed(services: &Services, by: &Actor, id: &SetId) -> Result<Dis
 
 /// Settles a set by the reviewer's own judgment: datasets then take it instead of the others'. A reviewer
 /// who has judged the set already revises that judgment.
-pub async fn settle(services: &Arc<Services>, by: &Actor, id: &SetId, mut word: Word) -> Result<Submitted> {
+pub async fn settle(services: &Arc<Services>, by: &Actor, id: &SetId, mut submission: Submission) -> Result<Submitted> {
     services.store.sets().get(id).await?;
-    if word.outcome == Outcome::Skip {
-        return Err(bad_input("outcome", "a skip settles nothing"));
+    if submission.outcome == Outcome::Skip {
+        return Err(bad_input("outcome", "must not be a skip"));
     }
     let own = services.store.judgments().of_set(id).await?.into_iter().find(|j| j.labeler_id == by.labeler_id);
-    // A repeated request finds its own judgment and must not revise it.
-    word.revises = own.filter(|j| j.idempotency_key != word.idempotency_key).map(|j| j.id);
-    let submitted = judge(services, by, Place::Set(id.clone(), None), word).await?.submitted;
+    // A repeated request must not revise its own judgment.
+    submission.revises = own.filter(|j| j.idempotency_key != submission.idempotency_key).map(|j| j.id);
+    let submitted = judge(services, by, Place::Set(id.clone(), None), submission).await?.submitted;
     let (all, id, by, judgment) = (services.clone(), id.clone(), by.clone(), submitted.judgment.clone());
-    to_the_end(async move {
+    uncancelled(async move {
         all.store.sets().settle(&id, &by.labeler_id, judgment.created).await?;
         let detail = json!({"judgment": judgment.id});
         Ok(all.store.audit_log().append(&by.signature(), "settle_set", id.as_str(), detail, all.now()).await?)

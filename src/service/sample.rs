@@ -1,4 +1,4 @@
-//! Sample data for a first walk through the loop: real rankings to learn from, and pairs of real answers to rank.
+//! Sample data for a first pass through the loop: real rankings to train on, and pairs of real answers to rank.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::store::PromptFilter;
 const RANKINGS: &[u8] = include_bytes!("../../tests/fixtures/oasst-en-ranked.jsonl");
 /// Names the source of the imported prompts: `import:sample`.
 const NAME: &str = "sample";
-/// Pairs to rank. Twenty make the ten of the first walk and as many for a second person.
+/// Number of pairs to rank.
 const PAIRS: usize = 20;
 
 /// The sample rankings as a file of the format `comparisons`.
@@ -22,7 +22,7 @@ pub fn rankings() -> &'static [u8] {
     RANKINGS
 }
 
-/// What loading the sample did.
+/// Result of loading the sample.
 #[derive(Debug, serde::Serialize, schemars::JsonSchema)]
 #[schemars(rename = "SampleReport")]
 pub struct Sample {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::complete::{self, PromptInput, Running, Sample, Start, StoredAs};
-use super::judge::{Judged, Word, human_completion, judge};
+use super::judge::{Judged, Submission, human_completion, judge};
 use super::prompts::{check_messages, prompt_record};
-use super::{Result, ServiceError, Services, bad_input, not_found_as, to_the_end};
+use super::{Result, ServiceError, Services, bad_input, not_found_as, uncancelled};
 use crate::domain::*;
 use crate::engine::{SamplingParams, ServedModel, TextForm};
 use crate::service::people::Actor;
@@ -19,7 +19,7 @@ pub enum PromptRef {
     Known(PromptId),
 }
 
-/// Notes that the caller asked for the set, and returns it with its texts.
+/// Records that the caller asked for the set, and returns it with its texts.
 ///
 /// # Errors
 /// What the store says.
@@ -35,7 +35,7 @@ pub enum CompletionRef {
     Known(CompletionId),
 }
 
-/// Finds or stores the prompt.
+/// Finds the prompt, or stores it.
 ///
 /// # Errors
 /// `Forbidden` for labelers who name a prompt that is not of their own sets.
@@ -60,8 +60,8 @@ pub async fn prompt(services: &Arc<Services>, by: &Actor, prompt: PromptRef, sou
     }
 }
 
-/// Refuses prompts that came in only as requests, where those may not be learned from. Who submits the messages
-/// themselves decides for themselves.
+/// Refuses prompts that came in only as requests, unless requests may be used for training. Messages that are submitted
+/// again are allowed.
 async fn check_submitted(services: &Services, prompt: &Prompt) -> Result<()> {
     if services.learns_from_requests()
         || services.store.prompts().of_requests(std::slice::from_ref(&prompt.id)).await?.is_empty()
@@ -84,8 +84,8 @@ pub async fn create(
     create_selected(services, prompt, completions, overlap, Selection { policy, score: None }).await
 }
 
-/// Refuses completions that are still to be judged blind by this labeler: a set of one's own would be a way
-/// around the lease. Reviewers and administrators see everything anyway.
+/// Refuses completions that this labeler has yet to judge blind, because a set of their own would bypass the lease.
+/// Reviewers and administrators may see everything.
 ///
 /// # Errors
 /// `Forbidden` naming the completion.
@@ -104,14 +104,14 @@ pub async fn check_own(services: &Services, actor: &Actor, completions: &[Comple
     Ok(())
 }
 
-/// Why a set was made, and how much a judgment of it is worth by that policy.
+/// The policy that selected a set, and its score by that policy.
 #[derive(Clone, Copy, Debug)]
 pub struct Selection<'a> {
     pub policy: &'a str,
     pub score: Option<f64>,
 }
 
-/// `create` with the selection's score: sets of higher scores are given out first.
+/// Makes an open set with a selection's score: sets of higher scores are handed out first.
 pub async fn create_selected(
     services: &Arc<Services>,
     prompt: &Prompt,
@@ -149,7 +149,7 @@ async fn make(
                     return Err(bad_input(field, "was written for another prompt"));
                 }
                 if ids.contains(&id) {
-                    return Err(bad_input(field, "is there twice"));
+                    return Err(bad_input(field, "is listed twice"));
                 }
                 check_different(&mut texts, i, field, &found.text)?;
                 ids.push(id);
@@ -178,7 +178,7 @@ async fn make(
         created: now,
     };
     let (services, stored) = (services.clone(), set.clone());
-    to_the_end(async move {
+    uncancelled(async move {
         if !new.is_empty() {
             services.store.completions().put(new).await?;
         }
@@ -188,12 +188,12 @@ async fn make(
     Ok(set)
 }
 
-/// What two answers are compared by: texts that differ in their outer white space alone look the same.
+/// The text by which two answers are compared, without outer white space.
 pub fn compared(text: &str) -> &str {
     text.trim()
 }
 
-/// Refuses answers that nobody could tell apart: a preference between them says nothing.
+/// Refuses answers that look the same: a preference between them has no meaning.
 fn check_different(texts: &mut Vec<String>, i: usize, field: String, text: &str) -> Result<()> {
     let text = compared(text);
     if let Some(same) = texts.iter().position(|t| t == text) {
@@ -205,7 +205,7 @@ fn check_different(texts: &mut Vec<String>, i: usize, field: String, text: &str)
     Ok(())
 }
 
-/// Why several answers of one version cannot be drawn greedily.
+/// Error message for several greedy samples of one version.
 pub const SAME_AT_ZERO: &str =
     "is 0: every answer of one version would be the same text, and there would be nothing to compare; give more than 0";
 
@@ -224,23 +224,23 @@ pub fn check_varied(params: &SamplingParams) -> Result<()> {
     Ok(())
 }
 
-/// The ids of the samples that can be compared: those with text, of equal texts the first.
+/// The ids of the samples that can be compared: those with text, and only the first of equal texts.
 pub(super) fn comparable<'a>(samples: impl Iterator<Item = &'a Sample>) -> Vec<CompletionId> {
     let mut seen = std::collections::HashSet::new();
     samples.filter(|s| !compared(&s.text).is_empty() && seen.insert(compared(&s.text))).map(|s| s.id.clone()).collect()
 }
 
-/// A set needs two different answers with text; another draw may well have them.
+/// The error for samples without two different texts; a retry may succeed.
 pub fn too_few_answers() -> ServiceError {
     ServiceError::Conflict(
         "the model wrote fewer than two different answers with text; try again, or with a higher temperature".into(),
     )
 }
 
-/// Draws `n` completions of the prompt from the active policy and makes them an open set.
+/// Samples `n` completions of the prompt from the active policy and makes them an open set.
 ///
 /// # Errors
-/// What the engine refuses; `Conflict` when fewer than two completions have text.
+/// Errors of the engine; `Conflict` when fewer than two completions have text.
 pub async fn sample(
     services: &Arc<Services>,
     prompt: &Prompt,
@@ -276,13 +276,13 @@ pub(super) async fn begin(
 ) -> Result<Running> {
     let engine = services.engine()?;
     let input = match prompt.messages.as_slice() {
-        // Raw text stays raw; a model without a template can only read raw text.
+        // Raw text stays raw; a model without a template takes raw text only.
         [one] if prompt.source == "completions" || !model.has_chat_template => {
             PromptInput::raw(engine.as_ref(), &model, &one.content, TextForm::PROMPT).await?
         }
         messages => PromptInput::chat(engine.as_ref(), &model, messages, true).await?,
     };
-    // An answer of the end token alone could not be ranked. Upstream servers do not know the parameter.
+    // An answer of the end token alone could not be ranked. Upstream servers do not have this parameter.
     let least = if model.version.stage == STAGE_UPSTREAM { params.min_tokens } else { params.min_tokens.max(1) };
     let params = SamplingParams { max_tokens: params.max_tokens.min(input.room(&model)), min_tokens: least, ..params };
     let start = Start {
@@ -319,7 +319,7 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
             if let PromptRef::Messages(messages) = &prompt_ref {
                 check_messages(messages, "messages", services.config.limits.prompt_bytes)?;
             }
-            // The set's id comes from the key: a repeated request finds the set it made before.
+            // The set's id is derived from the key, so that a repeated request finds the set that it made before.
             let id = derived_set_id(actor, &idempotency_key);
             match services.store.sets().get(&id).await {
                 Ok(known) => known,
@@ -334,7 +334,7 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
                 Err(e) => return Err(e.into()),
             }
         }
-        _ => return Err(bad_input("set_id", "give either set_id, or messages or prompt_id")),
+        _ => return Err(bad_input("set_id", "give either set_id, or one of messages and prompt_id")),
     };
     let mut items = Vec::new();
     for (i, (completion, tier)) in refs.into_iter().zip(tiers).enumerate() {
@@ -352,7 +352,7 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
         }
         items.push((id, tier, None));
     }
-    let word = Word {
+    let submission = Submission {
         lease_token: None,
         outcome,
         items,
@@ -366,20 +366,25 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
         revises: None,
         guideline_version: None,
     };
-    let assignment = door(services, actor, &set, &word.idempotency_key).await?;
-    let word = Word { lease_token: assignment.as_ref().map(|a| a.lease_token.clone()), ..word };
+    let assignment = ranking_lease(services, actor, &set, &submission.idempotency_key).await?;
+    let submission = Submission { lease_token: assignment.as_ref().map(|a| a.lease_token.clone()), ..submission };
     let place = Place::Set(set.id.clone(), assignment.map(|a| a.id));
-    let judged = judge(services, actor, place, word).await?;
+    let judged = judge(services, actor, place, submission).await?;
     let set = services.store.sets().get(&set.id).await?;
     Ok((set, judged))
 }
 
-/// The lease by which a labeler may rank the set; `None` for sets that this very request made, and for reviewers
-/// and administrators, who rank without one.
+/// The lease by which a labeler may rank the set; `None` for sets that this request made, and for reviewers and
+/// administrators, who need none.
 ///
 /// # Errors
 /// `Forbidden` for sets of the queue that were not handed out to the labeler.
-async fn door(services: &Services, actor: &Actor, set: &ComparisonSet, key: &str) -> Result<Option<Assignment>> {
+async fn ranking_lease(
+    services: &Services,
+    actor: &Actor,
+    set: &ComparisonSet,
+    key: &str,
+) -> Result<Option<Assignment>> {
     if actor.role >= Role::Reviewer || set.id == derived_set_id(actor, key) {
         return Ok(None);
     }
@@ -423,12 +428,12 @@ pub async fn demonstrate(
 ) -> Result<Demonstration> {
     check_messages(&messages, "messages", services.config.limits.prompt_bytes)?;
     if completion.trim().is_empty() || completion.len() > services.config.limits.prompt_bytes {
-        return Err(bad_input("completion", "must have text, within the size limit"));
+        return Err(bad_input("completion", "must have text and be within the size limit"));
     }
     let now = services.now();
     let prompt = prompt_record(messages, "api", now);
     let completion = human_completion(prompt.id.clone(), completion, now);
     let (services, labeler) = (services.clone(), actor.labeler_id.clone());
-    to_the_end(async move { Ok(services.store.demonstrations().put(prompt, completion, Some(labeler), now).await?) })
+    uncancelled(async move { Ok(services.store.demonstrations().put(prompt, completion, Some(labeler), now).await?) })
         .await
 }

@@ -15,13 +15,13 @@ use crate::domain::*;
 use crate::jobs::materialise::Rankings;
 use crate::store::RankedFilter;
 
-/// Demonstrations read at once.
+/// Number of demonstrations in a page.
 const PAGE: i64 = 500;
 
-/// What is to be exported.
+/// Selection of an export.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
-    /// One side only.
+    /// One side of the split only.
     pub split: Option<Split>,
     /// The rankings of this dataset version (id or name), checked against its hash.
     pub dataset: Option<String>,
@@ -29,18 +29,18 @@ pub struct Selection {
     pub feedback: bool,
 }
 
-/// A file on its way out.
+/// A file that is being exported.
 pub struct Export {
-    /// Rankings that the format cannot hold.
+    /// Number of rankings that the format cannot represent.
     pub left_out: usize,
-    /// Pieces of the file. An error means that the file is not whole.
+    /// Pieces of the file. After an error the file is incomplete.
     pub pieces: mpsc::Receiver<Result<Bytes>>,
 }
 
 /// A file of the format with everything selected.
 ///
 /// # Errors
-/// `BadInput` for formats that cannot hold it; `Conflict` when the dataset version cannot be made again.
+/// `BadInput` for formats that cannot represent the data; `Conflict` when the dataset version cannot be reproduced.
 pub async fn write_out(services: &Arc<Services>, format: Format, selection: Selection) -> Result<Export> {
     let Selection { split, dataset, feedback } = selection;
     if dataset.is_some() && (split.is_some() || feedback) {
@@ -49,7 +49,7 @@ pub async fn write_out(services: &Arc<Services>, format: Format, selection: Sele
     match format {
         Format::Prompts => return Err(bad_input("format", "prompts are listed by GET /v1/prompts")),
         Format::Demonstrations if dataset.is_some() => {
-            return Err(bad_input("dataset", "holds rankings, which this format does not"));
+            return Err(bad_input("dataset", "contains rankings, which this format cannot represent"));
         }
         _ => {}
     }
@@ -70,7 +70,8 @@ pub async fn write_out(services: &Arc<Services>, format: Format, selection: Sele
             (RankedFilter { split, feedback, without_requests, ..RankedFilter::default() }, None)
         }
     };
-    // Formats of others cannot hold every ranking; how many are missing is known before the first byte.
+    // Other programs' formats cannot represent every ranking; the number of missing ones is counted before the first
+    // byte.
     let mut left_out = 0;
     if format != Format::Comparisons {
         let mut pages = Rankings::new(services.store.as_ref(), &filter).await?;
@@ -90,14 +91,14 @@ fn fits(format: Format, comparison: &Comparison) -> bool {
 
 type Pieces = mpsc::Sender<Result<Bytes>>;
 
-/// Tells an error to whoever reads, who may be gone.
+/// Sends an error to the reader, which may be gone.
 async fn finish(done: Result<()>, send: &Pieces) {
     if let Err(error) = done {
         let _ = send.send(Err(error)).await;
     }
 }
 
-/// False when nobody reads any more.
+/// Sends bytes to the reader; false when it is gone.
 async fn give(send: &Pieces, bytes: Vec<u8>) -> bool {
     bytes.is_empty() || send.send(Ok(bytes.into())).await.is_ok()
 }
@@ -111,7 +112,7 @@ async fn rankings(
 ) -> Result<()> {
     let parquet = |e: parquet::errors::ParquetError| ServiceError::Internal(format!("Parquet: {e}"));
     let mut pages = Rankings::new(services.store.as_ref(), filter).await?;
-    // A version's lines are those that its hash is of: they name nobody and hold nothing else.
+    // A version's lines are exactly those of its hash, without names of people.
     let is_ours = sha256.is_none() && format == Format::Comparisons;
     if is_ours {
         pages = pages.with_labelers();

@@ -1,16 +1,16 @@
-//! Work that may wait. A task that answers a batch says so once; what it generates takes its turn behind requests that
-//! somebody waits for, without a parameter in every function.
+//! Priority of work. A task that runs a batch is marked as background work once, by a task-local value; its generations
+//! have lower priority than other requests.
 
 tokio::task_local! {
     static BACKGROUND: ();
 }
 
-/// Runs `work` as work that may wait. Tasks that it spawns are not.
+/// Runs `work` as background work. Tasks that it spawns are not background work.
 pub async fn in_background<F: Future>(work: F) -> F::Output {
     BACKGROUND.scope((), work).await
 }
 
-/// Whether this task may wait for others.
+/// Whether this task is background work.
 pub fn is_background() -> bool {
     BACKGROUND.try_with(|()| ()).is_ok()
 }

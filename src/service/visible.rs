@@ -1,4 +1,4 @@
-//! What a person may see of prompts, sets and judgments: reviewers and administrators everything, labelers what is theirs.
+//! Visibility of prompts, sets and judgments: reviewers and administrators see everything, labelers their own.
 
 use super::{Result, ServiceError, Services};
 use crate::domain::{ComparisonSet, Judgment, LabelerId, Prompt, Role, SetId, SetStatus};
@@ -19,7 +19,7 @@ pub async fn prompts(services: &Services, actor: &Actor, page: Page) -> Result<V
     Ok(match plain_labeler(actor) {
         Some(labeler) => {
             let found = prompts.list_of(page, labeler).await?;
-            // The right answer of a prompt is not for those who judge answers to it.
+            // The reference answer of a prompt is hidden from labelers.
             found.into_iter().map(|prompt| Prompt { answer: None, ..prompt }).collect()
         }
         None => prompts.list(page, None).await?,

@@ -16,7 +16,7 @@ fn link(row: &Row) -> Result<SignInLink> {
     })
 }
 
-/// Ends the active link of a person; says which it was.
+/// Ends the active link of a person; returns its id.
 async fn end(conn: &mut Conn, labeler: &LabelerId, state: LinkState) -> Result<Option<String>> {
     let row = conn
         .one(
@@ -34,7 +34,7 @@ async fn end(conn: &mut Conn, labeler: &LabelerId, state: LinkState) -> Result<O
 pub(super) async fn put_link(conn: &mut Conn, new: &SignInLink) -> Result<()> {
     let owner = super::people::get_labeler(conn, &new.labeler_id).await?;
     if !owner.active {
-        return Err(StoreError::Conflict(format!("{} may not sign in; let them in first", owner.name)));
+        return Err(StoreError::Conflict(format!("{} may not sign in; activate the labeler first", owner.name)));
     }
     end(conn, &new.labeler_id, LinkState::Replaced).await?;
     conn.run(
@@ -73,15 +73,15 @@ pub(super) async fn revoke(conn: &mut Conn, labeler: &LabelerId) -> Result<()> {
     ended.map(drop).ok_or_else(|| not_found("sign-in link of", labeler.as_str()))
 }
 
-/// Ends leases that reach beyond one that begins now: a clock that ran ahead gave them, and they would hold their sets
-/// until its time comes. Their holders get them back like any lease that ran out.
+/// Ends leases that end later than one that begins now: they were given by a clock that was ahead, and would hold their
+/// sets until that time. Their holders get them back like any expired lease.
 pub(super) async fn end_future_leases(store: &Store, longest: Micros) -> Result<()> {
     let latest = longest + people::CLOCK_SLACK;
     let sql = "SELECT COUNT(*) AS n FROM assignments WHERE state = 'leased' AND expires_at > $1";
     if read!(store, |c| c.count(sql, args![latest]))? == 0 {
         return Ok(());
     }
-    tracing::warn!("leases from a clock that ran ahead are ended");
+    tracing::warn!("leases that a clock ahead of time had given are ended");
     write!(store, |tx| expire_after(tx, latest))
 }
 
@@ -91,14 +91,14 @@ async fn expire_after(conn: &mut Conn, latest: Micros) -> Result<()> {
     Ok(())
 }
 
-/// An open session with its person, and what stands behind it.
+/// An open session with its person and its credential.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OpenSession {
     pub session: Session,
     pub person: Labeler,
-    /// The sign-in link that opened it is live.
+    /// Whether the sign-in link that opened it is active.
     pub link_is_live: bool,
-    /// The key that opened it, where it is not revoked, and that key's person.
+    /// The key that opened it, unless it is revoked, and that key's person.
     pub key: Option<(ApiKey, Option<Labeler>)>,
 }
 

@@ -1,6 +1,7 @@
-//! Uploaded files, batches of requests and their answers. What a batch wrote is kept line by line, so that a batch goes
-//! on after a restart where it was; its output files are views of those lines.
+//! Uploaded files, batches of requests and their results. Results are stored line by line, so that a batch continues
+//! after a restart; its output files are views of those lines.
 
+use super::locks::BATCHES;
 use super::rows::{Conn, Row, args, json, not_found};
 use super::{Page, Result, StoreError};
 use crate::domain::*;
@@ -10,7 +11,7 @@ use crate::domain::*;
 pub struct BatchEnd {
     pub state: BatchState,
     pub faults: Vec<BatchFault>,
-    /// Ids of the files for answers and errors, made only where there are any.
+    /// Ids of the files of results and errors, created only if there are any.
     pub output: String,
     pub errors: String,
     pub now: Micros,
@@ -51,9 +52,6 @@ fn batch(row: &Row) -> Result<Batch> {
 
 const FILE: &str = "SELECT id, owner, name, purpose, bytes, created FROM files WHERE id = $1 AND owner = $2";
 
-/// One write of files or batches at a time: sums over other rows are not covered by row locks.
-const LOCK: i64 = 17_017;
-
 pub(super) async fn insert_file(conn: &mut Conn, f: &StoredFile, content: Option<&str>) -> Result<()> {
     conn.run(
         "INSERT INTO files (id, owner, name, purpose, bytes, content, created) VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -64,10 +62,12 @@ pub(super) async fn insert_file(conn: &mut Conn, f: &StoredFile, content: Option
 }
 
 pub(super) async fn put_file(conn: &mut Conn, f: &StoredFile, content: &str, most_bytes: i64) -> Result<()> {
-    conn.serialize(LOCK).await?;
+    conn.serialize(BATCHES).await?;
     let held = file_bytes(conn, &f.owner).await?;
     if held + f.bytes > most_bytes {
-        let message = format!("{held} bytes of files are stored for this key, and at most {most_bytes} may be");
+        let message = format!(
+            "{held} bytes of files are stored for this key; at most {most_bytes} are allowed, so delete files first"
+        );
         return Err(StoreError::Conflict(message));
     }
     insert_file(conn, f, Some(content)).await
@@ -133,7 +133,7 @@ pub(super) async fn list(conn: &mut Conn, owner: &str, page: &Page) -> Result<Ve
     .collect()
 }
 
-/// Goes on holding a batch; returns it as it is now.
+/// Extends the lease of a batch; returns its current state.
 pub(super) async fn hold(conn: &mut Conn, id: &str, me: &str, until: Micros) -> Result<Batch> {
     held(conn, id, me, Some(until)).await?;
     find(conn, id).await
@@ -150,7 +150,7 @@ pub(super) async fn file_content(conn: &mut Conn, id: &str) -> Result<String> {
 }
 
 pub(super) async fn delete_file(conn: &mut Conn, id: &str, owner: &str) -> Result<()> {
-    conn.serialize(LOCK).await?;
+    conn.serialize(BATCHES).await?;
     get_file(conn, id, owner).await?;
     let read = conn
         .count(
@@ -160,7 +160,7 @@ pub(super) async fn delete_file(conn: &mut Conn, id: &str, owner: &str) -> Resul
         )
         .await?;
     if read > 0 {
-        return Err(StoreError::Conflict("a batch that is not over reads this file: cancel it first".into()));
+        return Err(StoreError::Conflict("an unfinished batch reads this file; cancel the batch first".into()));
     }
     for (sql, failed) in [
         (
@@ -179,7 +179,7 @@ pub(super) async fn delete_file(conn: &mut Conn, id: &str, owner: &str) -> Resul
 }
 
 pub(super) async fn expire(conn: &mut Conn, before: Micros) -> Result<u64> {
-    conn.serialize(LOCK).await?;
+    conn.serialize(BATCHES).await?;
     conn.run("DELETE FROM batch_results WHERE batch_id IN (SELECT id FROM batches WHERE ended < $1)", args![before])
         .await?;
     let gone = conn
@@ -217,7 +217,7 @@ pub(super) async fn erase(conn: &mut Conn, labeler: &str) -> Result<()> {
 }
 
 pub(super) async fn put_batch(conn: &mut Conn, b: &Batch, most_open: i64) -> Result<()> {
-    conn.serialize(LOCK).await?;
+    conn.serialize(BATCHES).await?;
     let open = conn
         .count(
             "SELECT COUNT(*) AS n FROM batches
@@ -226,7 +226,9 @@ pub(super) async fn put_batch(conn: &mut Conn, b: &Batch, most_open: i64) -> Res
         )
         .await?;
     if open >= most_open && !b.state.is_over() {
-        return Err(StoreError::Conflict(format!("{open} batches of this key are not over; wait for one of them")));
+        return Err(StoreError::Conflict(format!(
+            "{open} batches of this key are unfinished; wait for one of them to end"
+        )));
     }
     conn.run(
         "INSERT INTO batches (id, owner, input_file, endpoint, state, metadata, faults, total, completed, failed,
@@ -261,7 +263,7 @@ pub(super) async fn get_batch(conn: &mut Conn, id: &str, owner: &str) -> Result<
 }
 
 pub(super) async fn cancel(conn: &mut Conn, id: &str, owner: &str, now: Micros) -> Result<Batch> {
-    conn.serialize(LOCK).await?;
+    conn.serialize(BATCHES).await?;
     let found = get_batch(conn, id, owner).await?;
     match found.state {
         BatchState::Queued => {
@@ -280,9 +282,9 @@ pub(super) async fn cancel(conn: &mut Conn, id: &str, owner: &str, now: Micros) 
     find(conn, id).await
 }
 
-/// The first batch that nobody works on.
+/// The first unfinished batch that no server holds.
 pub(super) async fn free(conn: &mut Conn, now: Micros, until: Micros) -> Result<Option<String>> {
-    // A time further ahead than any server holds a batch was written by a clock that ran wrong.
+    // A lease that ends later than any server holds a batch was written by a wrong clock.
     let found = conn
         .one(
             "SELECT id FROM batches WHERE state IN ('validating', 'in_progress', 'cancelling')
@@ -294,7 +296,7 @@ pub(super) async fn free(conn: &mut Conn, now: Micros, until: Micros) -> Result<
 }
 
 pub(super) async fn claim(conn: &mut Conn, me: &str, now: Micros, until: Micros) -> Result<Option<Batch>> {
-    conn.serialize(LOCK).await?;
+    conn.serialize(BATCHES).await?;
     let Some(id) = free(conn, now, until).await? else { return Ok(None) };
     conn.run(
         "UPDATE batches SET held_by = $2, held_until = $3, began = COALESCE(began, $4),
@@ -338,7 +340,7 @@ pub(super) async fn put_results(conn: &mut Conn, id: &str, me: &str, results: &[
 }
 
 pub(super) async fn end(conn: &mut Conn, id: &str, me: &str, how: &BatchEnd) -> Result<Batch> {
-    conn.serialize(LOCK).await?;
+    conn.serialize(BATCHES).await?;
     held(conn, id, me, None).await?;
     let batch = find(conn, id).await?;
     let mut made = [None, None];

@@ -1,20 +1,20 @@
-//! What the pages list: sets and judgments with the prompt they are about, filtered and paged in SQL, each page in
-//! a fixed number of statements; names of what an id stands for.
+//! Lists for the pages: sets and judgments with their prompts, filtered and paged in SQL, each page in a fixed number
+//! of statements; names of entities by their ids.
 
 use std::collections::HashMap;
 
 use super::rows::{Arg, Conn, Row, args, not_found, placeholders};
 use super::*;
 
-/// Which sets a list shows. Empty = all of them.
+/// Filter of a list of sets. Empty = all.
 #[derive(Clone, Debug, Default)]
 pub struct SetFilter {
     pub status: Option<SetStatus>,
     pub kind: Option<SetKind>,
     pub policy: Option<String>,
-    /// Text that the prompt holds.
+    /// Text in the prompt.
     pub text: Option<String>,
-    /// Judged by this labeler.
+    /// Only sets judged by this labeler.
     pub labeler_id: Option<LabelerId>,
     /// Only sets on which two people order some pair of answers differently.
     pub disputed: bool,
@@ -27,23 +27,23 @@ pub struct SetFilter {
 pub struct SetRow {
     pub set: ComparisonSet,
     pub messages: Vec<Message>,
-    /// People who said something other than "skip", and people who skipped.
+    /// Number of people who judged, and of those who skipped.
     pub judged: i64,
     pub skipped: i64,
     /// Current leases.
     pub held: i64,
-    /// Answers that end at the length limit.
+    /// Number of answers that end at the length limit.
     pub cut_off: i64,
 }
 
-/// Which judgments a list shows. Empty = all of them; superseded ones never.
+/// Filter of a list of judgments. Empty = all; superseded ones are never listed.
 #[derive(Clone, Debug, Default)]
 pub struct JudgmentFilter {
     pub labeler_id: Option<LabelerId>,
     pub set_id: Option<SetId>,
     pub kind: Option<SetKind>,
     pub outcome: Option<Outcome>,
-    /// Text that the prompt or the reason given holds.
+    /// Text in the prompt or in the rationale.
     pub text: Option<String>,
 }
 
@@ -59,7 +59,7 @@ pub struct JudgmentRow {
     pub outcome: Outcome,
     pub strength: Option<Strength>,
     pub rationale: Option<String>,
-    /// 0 where the time at work is unknown.
+    /// Active time, ms; 0 when it is not known.
     pub active_ms: i64,
     pub created: Micros,
     pub messages: Vec<Message>,
@@ -67,7 +67,7 @@ pub struct JudgmentRow {
     pub items: Vec<(CompletionId, i64, i64)>,
 }
 
-/// What an id stands for.
+/// Kind and name of the entity with an id.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Named {
     /// `labeler`, `model`, `key`, `invite`, `dataset`, `job`, `draw` or `set`.
@@ -79,7 +79,7 @@ pub struct Named {
     pub messages: Vec<Message>,
 }
 
-/// No later revision takes the place of the judgment `j`.
+/// The judgment `j` is not superseded by a later revision.
 const LATEST: &str = "NOT EXISTS (SELECT 1 FROM judgments n WHERE n.supersedes_id = j.id)";
 
 /// `text` as a pattern for LIKE that finds it anywhere, with `\` as the escape character.
@@ -95,7 +95,7 @@ fn pattern(text: &str) -> String {
     pattern
 }
 
-/// Whether a message of the prompt `p` holds the pattern `$n`. Only contents are searched: the names of roles are in
+/// Whether a message of the prompt `p` matches the pattern `$n`. Only contents are searched: the names of roles are in
 /// every prompt. SQLite's LIKE ignores the case of ASCII letters, ILIKE of all.
 fn prompt_holds(conn: &Conn, n: usize) -> String {
     if conn.is_postgres() {

@@ -1,9 +1,7 @@
-//! Opens a database by URL, brings its schema up to date, and hands out read connections and write
-//! transactions.
+//! Opens a database by URL, applies missing migrations, and provides read connections and write transactions.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,27 +14,25 @@ use sqlx::{ConnectOptions, Connection, SqlitePool};
 use tokio::sync::{Mutex, watch};
 
 use super::postgres::PostgresDb;
-use super::rows::{Conn, Held};
+use super::rows::{BoxFuture, Conn, Held};
 use super::{Result, StoreError, migrations};
 
 /// Older versions can corrupt a WAL database when a checkpoint resets the log.
 const SQLITE_OLDEST: (u32, u32, u32) = (3, 51, 3);
 const SQLITE_READERS: u32 = 4;
-/// How often to look whether another process has activated a model.
+/// Interval of checks whether another process has activated a model.
 const SQLITE_POLL: Duration = Duration::from_millis(500);
-/// Over the server's own statement timeout, which ends a slow statement with a better error.
+/// Longer than the server's statement timeout, which gives a better error for a slow statement.
 const POSTGRES_ANSWER: Duration = Duration::from_secs(45);
-/// SQLite writes queue for the one writer; a long import may hold it for a while.
+/// Longest wait for SQLite's one writer, which a long import may hold.
 const SQLITE_ACQUIRE: Duration = Duration::from_secs(15);
-
-pub(super) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// How long a write may wait for the write lock before the database counts as locked.
 const WRITE_PROBE: Duration = Duration::from_secs(1);
-/// What a look at the write lock found holds for this long: looking takes the lock itself for a moment.
+/// The result of a probe is reused for this long, because a probe takes the write lock for a moment.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
-/// Looks whether a SQLite database takes writes now, on a connection of its own.
+/// Checks whether a SQLite database accepts writes, on a connection of its own.
 pub(super) struct WriteProbe {
     path: PathBuf,
     found: Mutex<Option<(Instant, Result<(), String>)>>,
@@ -44,12 +40,12 @@ pub(super) struct WriteProbe {
 
 impl WriteProbe {
     async fn look(&self) -> Result<()> {
-        // Those who ask meanwhile wait for this answer.
+        // Concurrent callers wait for this result.
         let mut found = self.found.lock().await;
         let known = match &*found {
             Some((when, known)) if when.elapsed() < PROBE_EVERY => known.clone(),
             _ => {
-                let new = self.begin().await.map_err(|e| format!("the database takes no writes: {e}"));
+                let new = self.begin().await.map_err(|e| format!("the database accepts no writes: {e}"));
                 found.insert((Instant::now(), new)).1.clone()
             }
         };
@@ -68,7 +64,7 @@ impl WriteProbe {
 /// Pools of one database.
 #[derive(Clone)]
 pub(super) enum Db {
-    /// WAL lets readers go on beside the single writer.
+    /// In WAL mode readers do not wait for the single writer.
     Sqlite {
         readers: SqlitePool,
         writer: SqlitePool,
@@ -90,13 +86,13 @@ pub(super) fn target(url: &str) -> Result<Target> {
     }
     let Some(rest) = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) else {
         return Err(StoreError::Internal(format!(
-            "database URL must begin with sqlite: or postgres: (got {:?})",
+            "the database URL must begin with sqlite: or postgres: (got {:?})",
             url.split(':').next().unwrap_or_default()
         )));
     };
     let path = rest.split('?').next().unwrap_or(rest);
     if path.is_empty() || path.contains(":memory:") {
-        return Err(StoreError::Internal("the SQLite database must be a file".into()));
+        return Err(StoreError::Internal("an in-memory SQLite database is not supported; name a file".into()));
     }
     Ok(Target::Sqlite(PathBuf::from(path)))
 }
@@ -112,15 +108,15 @@ pub(super) fn sqlite_options(path: &Path) -> SqliteConnectOptions {
 }
 
 async fn sqlite_writer(path: &Path) -> Result<SqlitePool> {
-    // What is deleted is overwritten: an erased text must not stay in a free page.
+    // Deleted data is overwritten, so that an erased text does not remain in a free page.
     let options = sqlite_options(path).pragma("secure_delete", "ON");
     let writer = SqlitePoolOptions::new()
         .max_connections(1)
         .acquire_timeout(SQLITE_ACQUIRE)
         .idle_timeout(None)
         .max_lifetime(None)
-        // A full disk makes SQLite end the transaction by itself; the driver still counts it as open and would
-        // refuse every later one on this connection.
+        // On a full disk SQLite ends the transaction; the driver still counts it as open and would refuse every later
+        // one on this connection.
         .before_acquire(|conn, _| Box::pin(async move { Ok(!conn.is_in_transaction()) }))
         .connect_with(options)
         .await?;
@@ -144,13 +140,13 @@ pub(super) fn migrate_error(error: MigrateError) -> StoreError {
     }
 }
 
-/// Held while a SQLite database is opened: the migrator takes no lock of its own, and the switch to the
-/// write-ahead log fails at once, without the busy timeout, when two processes make it together.
+/// Lock held while a SQLite database is opened: the migrator takes none, and switching to the write-ahead log fails at
+/// once, without the busy timeout, when two processes do it concurrently.
 async fn opening_lock(path: &Path) -> Result<std::fs::File> {
     if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
         tokio::fs::create_dir_all(parent)
             .await
-            .map_err(|e| StoreError::Unavailable(format!("cannot make {}: {e}", parent.display())))?;
+            .map_err(|e| StoreError::Unavailable(format!("cannot create {}: {e}", parent.display())))?;
     }
     let mut name = path.as_os_str().to_owned();
     name.push(".migrate-lock");
@@ -169,7 +165,7 @@ async fn opening_lock(path: &Path) -> Result<std::fs::File> {
 async fn migrate_postgres(options: &PgConnectOptions) -> Result<()> {
     let mut conn = options.connect().await?;
     let done = migrations::POSTGRES.run(&mut conn).await.map_err(migrate_error);
-    // Closing also frees the migrator's lock, which it keeps when a migration fails.
+    // Closing also releases the migrator's lock, which is kept when a migration fails.
     conn.close().await?;
     done
 }
@@ -204,35 +200,35 @@ impl Db {
         }
     }
 
-    /// Waits for the database at most as long as any single statement may take there, and some: a network that
-    /// swallows answers must not hold a caller for ever. SQLite is no network.
+    /// Waits for PostgreSQL no longer than `POSTGRES_ANSWER`, because responses can be lost in the network. SQLite
+    /// needs no time limit.
     pub(super) async fn in_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         match self {
             Self::Sqlite { .. } => work.await,
             Self::Postgres(_) => match tokio::time::timeout(POSTGRES_ANSWER, work).await {
                 Ok(done) => done,
-                Err(_) => Err(StoreError::Unavailable("no answer came".into())),
+                Err(_) => Err(StoreError::Unavailable("the database did not answer in time".into())),
             },
         }
     }
 
-    /// Postgres tells; SQLite has no way to, so whoever listens is woken to look twice a second.
+    /// Postgres sends notifications; for SQLite listeners are woken twice a second to check.
     pub(super) fn activations(&self) -> watch::Receiver<()> {
-        let (tell, told) = watch::channel(());
+        let (notify, changed) = watch::channel(());
         match self {
             Self::Postgres(db) => {
-                tokio::spawn(db.clone().listen(tell));
+                tokio::spawn(db.clone().listen(notify));
             }
             Self::Sqlite { .. } => {
                 tokio::spawn(async move {
-                    while !tell.is_closed() {
+                    while !notify.is_closed() {
                         tokio::time::sleep(SQLITE_POLL).await;
-                        tell.send_replace(());
+                        notify.send_replace(());
                     }
                 });
             }
         }
-        told
+        changed
     }
 
     pub(super) fn backend(&self) -> &'static str {
@@ -273,19 +269,19 @@ impl Db {
         }))
     }
 
-    /// A write transaction that is alone in taking and giving places on sets.
+    /// A write transaction that holds the lock of leases and judgments of sets.
     pub(super) async fn begin_placing(&self) -> Result<Conn> {
         let mut conn = self.begin().await?;
-        if let Err(error) = self.in_time(conn.serialize(super::leases::PLACES)).await {
+        if let Err(error) = self.in_time(conn.serialize(super::locks::PLACES)).await {
             let _ = self.in_time(conn.rollback()).await;
             return Err(error);
         }
         Ok(conn)
     }
 
-    /// Runs `work` in a write transaction and returns after the commit. It runs in its own task: a
-    /// caller that goes away (an HTTP client hanging up) neither cancels a commit nor leaves a
-    /// connection inside a transaction. `work` awaits nothing but its connection.
+    /// Runs `work` in a write transaction and returns after the commit. It runs in its own task: a dropped caller (an
+    /// HTTP client that disconnects) neither cancels a commit nor leaves a connection inside a transaction. `work` must
+    /// await nothing but its connection.
     pub(super) async fn write<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
@@ -298,16 +294,16 @@ impl Db {
             match done {
                 Ok(value) => db.in_time(conn.commit()).await.map(|()| value),
                 Err(error) => {
-                    // The first error is the one to report; a failed rollback closes the connection.
+                    // The first error is reported; a failed rollback closes the connection.
                     let _ = db.in_time(conn.rollback()).await;
                     Err(error)
                 }
             }
         });
-        task.await.map_err(|e| StoreError::Internal(format!("a write was torn down: {e}")))?
+        task.await.map_err(|e| StoreError::Internal(format!("the task of a write failed: {e}")))?
     }
 
-    /// Whether a write would be taken now. Postgres refuses at once when it does not take any.
+    /// Whether a write would be accepted now. Postgres refuses at once when it accepts none.
     pub(super) async fn takes_writes(&self) -> Result<()> {
         match self {
             Self::Sqlite { probe, .. } => probe.look().await,

@@ -1,4 +1,4 @@
-//! Drawing sets: which prompts, how far a draw has come, and opening a set for one more judgment.
+//! Draws of sets: selection of prompts, progress of a draw, and opening a set for one more judgment.
 
 use super::prompts;
 use super::rows::{Conn, Row, args, json, not_found};
@@ -13,7 +13,7 @@ pub(super) async fn select_prompts(
 ) -> Result<Vec<Prompt>> {
     let mut found = Vec::new();
     let mut after = after.map(str::to_owned);
-    // Tags are JSON, which the two databases search differently: the rows of a page are looked at here.
+    // Tags are JSON, which the two databases search differently, so the rows of a page are filtered here.
     while (found.len() as i64) < limit {
         let rows = conn
             .all(
@@ -52,7 +52,7 @@ pub(super) async fn select_prompts(
     Ok(found)
 }
 
-/// How many prompts fit the filter, and how many of them are left out for which reason. Each is counted once.
+/// The number of prompts that match the filter, and of those that are excluded, by reason. Each is counted once.
 pub(super) async fn count_prompts(conn: &mut Conn, filter: &PromptFilter) -> Result<PromptCounts> {
     let tagged = if conn.is_postgres() {
         "EXISTS (SELECT 1 FROM jsonb_array_elements_text(p.tags) AS tag (name) WHERE tag.name = $7)"
@@ -89,7 +89,7 @@ pub(super) async fn count_prompts(conn: &mut Conn, filter: &PromptFilter) -> Res
             ],
         )
         .await?;
-    let row = rows.first().ok_or_else(|| StoreError::Internal("a count gave no row".into()))?;
+    let row = rows.first().ok_or_else(|| StoreError::Internal("a count returned no row".into()))?;
     Ok(PromptCounts {
         found: row.int("found")?,
         requests: row.int("requests")?,

@@ -1,22 +1,22 @@
-//! Erasing a person's data on request, in one transaction. The labeler's row stays without a name, so that the records of
-//! others that refer to it stay valid.
+//! Erasing a person's data on request, in one transaction. The labeler's row stays without a name, so that the records
+//! of others that refer to it stay valid.
 
-use super::leases::PLACES;
+use super::locks::PLACES;
 use super::rows::{Conn, args};
 use super::{Result, StoreError, batches, judgments, people, prompts, responses};
 use crate::domain::*;
 
-/// What becomes of the judgments of a person whose data is erased.
+/// What to do with the judgments of a person whose data is erased.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Erase {
-    /// Rankings stay under an anonymous author; words written beside them go.
+    /// Rankings are kept with an anonymous author; written comments are removed.
     Anonymise,
-    /// Judgments and demonstrations go too.
+    /// Judgments and demonstrations are removed too.
     Remove,
 }
 
-/// What an erasure took away or made anonymous.
+/// Numbers of removed or anonymized records.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct Erased {
     pub judgments: u64,
@@ -26,11 +26,11 @@ pub struct Erased {
     pub keys: u64,
     pub invites: u64,
     pub links: u64,
-    /// Sets that they made and nobody else judged.
+    /// Sets that they made and that nobody else judged.
     pub sets: u64,
 }
 
-/// What is stored of a person beside judgments and audit lines.
+/// Data stored about a person besides judgments and audit entries.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct PersonalData {
     /// (prompt, text, when)
@@ -56,7 +56,7 @@ pub struct PersonalData {
     pub settings: Vec<(String, Micros)>,
 }
 
-/// `actor_hash` is what the person's feedback events carry instead of a name.
+/// `actor_hash` is the person's pseudonym in feedback events.
 pub(super) async fn erase(
     conn: &mut Conn,
     id: &LabelerId,
@@ -67,13 +67,13 @@ pub(super) async fn erase(
     conn.serialize(PLACES).await?;
     let labeler = people::get_labeler(conn, id).await?;
     if ["admin", "import"].contains(&labeler.id.as_str()) {
-        return Err(StoreError::Conflict("the built-in authors are nobody's data".into()));
+        return Err(StoreError::Conflict("a built-in labeler cannot be erased".into()));
     }
     let me = id.as_str();
     let sessions = conn.run("DELETE FROM sessions WHERE labeler_id = $1", args![me]).await?;
     batches::erase(conn, me).await?;
     responses::erase(conn, me).await?;
-    // Their use may be counted elsewhere, so keys stay: nameless, nobody's, and of no more use.
+    // Keys are kept for the records of their use, without name and owner, and revoked.
     let keys = conn
         .run(
             "UPDATE api_keys SET name = 'erased', labeler_id = NULL, revoked = $2 WHERE labeler_id = $1",
@@ -166,7 +166,7 @@ async fn remove(conn: &mut Conn, me: &str, actor_hash: &str, erased: &mut Erased
     Ok(())
 }
 
-/// A text that others have judged or given feedback on is part of their words too, and stays.
+/// A text that others have judged or given feedback on is kept.
 async fn remove_completion(conn: &mut Conn, id: &str) -> Result<()> {
     conn.run(
         "DELETE FROM completions WHERE id = $1
@@ -182,7 +182,7 @@ async fn remove_completion(conn: &mut Conn, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Sets that the person made and that nobody else has a part in, with their completions.
+/// Removes sets that only this person made and used, with their completions.
 async fn remove_sets(conn: &mut Conn, me: &str, erased: &mut Erased) -> Result<()> {
     let sets = conn
         .all(
@@ -212,7 +212,8 @@ async fn remove_sets(conn: &mut Conn, me: &str, erased: &mut Erased) -> Result<(
     Ok(())
 }
 
-/// A question of the labeling page or the API that nothing names any more, and what training jobs wrote beside it.
+/// Removes a prompt of the labeling page or the API that nothing refers to any more, and the samples of training jobs
+/// for it.
 async fn remove_prompt(conn: &mut Conn, id: &str) -> Result<()> {
     let messages = conn.one("SELECT messages FROM prompts WHERE id = $1", args![id]).await?;
     let gone = conn
@@ -233,9 +234,9 @@ async fn remove_prompt(conn: &mut Conn, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Samples that training jobs wrote beside a question.
+/// Removes samples of training jobs for a prompt.
 async fn remove_samples(conn: &mut Conn, text: &str) -> Result<()> {
-    // As it stands within JSON, without the quotes.
+    // The text as JSON, without the quotes.
     let quoted = serde_json::to_string(text).unwrap_or_default();
     let Some(inside) = quoted.get(1..quoted.len().saturating_sub(1)).filter(|inside| !inside.is_empty()) else {
         return Ok(());

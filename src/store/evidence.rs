@@ -1,11 +1,11 @@
-//! Evidence for promoting a version (who was preferred, what both versions wrote, which version was active before), and
-//! the search among jobs.
+//! Evidence for promoting a version (preferences, completions of both versions, earlier activations), and the search of
+//! jobs.
 
 use super::Result;
 use super::rows::{Conn, args};
 use crate::domain::*;
 
-/// Which jobs; absent fields take all.
+/// Filter of jobs; absent fields match all.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct JobFilter {
     pub state: Option<JobState>,
@@ -14,12 +14,12 @@ pub struct JobFilter {
     pub text: Option<String>,
 }
 
-/// A promotion or a roll-back, as the audit trail has it.
+/// A promotion or roll-back in the audit trail.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Activation {
     /// The version that became active.
     pub to: ModelVersionId,
-    /// The version that was active before; unknown in lines of older releases.
+    /// The version that was active before; not known in entries of older releases.
     pub from: Option<ModelVersionId>,
     pub roll_back: bool,
     pub at: Micros,

@@ -1,16 +1,16 @@
-//! Labelers' writes share transactions. What waits when a transaction begins goes into it, and one write to the disk
-//! makes all of it durable; each caller hears only after that commit.
+//! Group commit of labelers' writes. All writes that wait when a transaction begins become part of it, one sync of the
+//! disk makes all of them durable, and each caller is answered after the commit.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use super::connect::{BoxFuture, Db};
-use super::rows::Conn;
+use super::connect::Db;
+use super::rows::{BoxFuture, Conn};
 use super::{Result, StoreError};
 
-/// Writes in one transaction. The first of them waits for the last.
+/// Most writes in one transaction. The first of them waits for the last.
 const MOST: usize = 64;
 
 /// Writes that wait for a transaction.
@@ -20,23 +20,23 @@ pub(super) struct Groups(Arc<Mutex<Queue>>);
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Box<dyn Job>>,
-    /// A task is taking from `waiting`.
+    /// Whether a task is processing `waiting`.
     running: bool,
 }
 
 trait Job: Send {
-    /// Does the work inside the transaction, and keeps what came of it; says what failed.
+    /// Runs the work inside the transaction and stores its result; returns whether it failed.
     fn run<'c>(&'c mut self, conn: &'c mut Conn) -> BoxFuture<'c, Result<()>>;
-    /// The transaction is committed: the caller hears what came of the work.
+    /// Sends the result to the caller, after the commit.
     fn answer(self: Box<Self>);
-    /// Nothing of it is stored.
+    /// Sends an error to the caller; nothing was stored.
     fn refuse(self: Box<Self>, error: StoreError);
 }
 
 struct Typed<T, F> {
     work: F,
     done: Option<Result<T>>,
-    tell: oneshot::Sender<Result<T>>,
+    reply: oneshot::Sender<Result<T>>,
 }
 
 impl<T, F> Job for Typed<T, F>
@@ -55,12 +55,12 @@ where
 
     fn answer(self: Box<Self>) {
         let done = self.done.unwrap_or_else(|| Err(StoreError::Internal("a write was not run".into())));
-        // The caller may have gone; what was written stays.
-        let _ = self.tell.send(done);
+        // The caller may be gone; the write is kept.
+        let _ = self.reply.send(done);
     }
 
     fn refuse(self: Box<Self>, error: StoreError) {
-        let _ = self.tell.send(Err(error));
+        let _ = self.reply.send(Err(error));
     }
 }
 
@@ -70,27 +70,27 @@ impl Groups {
     }
 
     /// Runs `work` in a transaction that others may share, and returns after the commit. It is run again, alone, when
-    /// another work of the same transaction fails; so it must be able to run more than once, and awaits nothing but
-    /// its connection. It ends also when the caller goes away.
+    /// another work of the same transaction fails, so it must be repeatable and must await nothing but its connection.
+    /// It runs to its end also when the caller is dropped.
     pub(super) async fn write<T, F>(&self, db: &Db, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: for<'c> FnMut(&'c mut Conn) -> BoxFuture<'c, Result<T>> + Send + 'static,
     {
-        let (tell, told) = oneshot::channel();
+        let (reply, result) = oneshot::channel();
         let idle = {
             let mut queue = self.queue();
-            queue.waiting.push_back(Box::new(Typed { work, done: None, tell }));
+            queue.waiting.push_back(Box::new(Typed { work, done: None, reply }));
             !std::mem::replace(&mut queue.running, true)
         };
         if idle {
             tokio::spawn(Runner { groups: self.clone(), ended: false }.run(db.clone()));
         }
-        told.await.unwrap_or_else(|_| Err(StoreError::Internal("a write was torn down".into())))
+        result.await.unwrap_or_else(|_| Err(StoreError::Internal("the task of a write failed".into())))
     }
 }
 
-/// The task that takes from the queue until it is empty. Torn down early, it lets the waiting callers go.
+/// The task that processes the queue until it is empty. When it is dropped early, waiting callers get an error.
 struct Runner {
     groups: Groups,
     ended: bool,
@@ -102,7 +102,7 @@ impl Runner {
             let group: Vec<_> = {
                 let mut queue = self.groups.queue();
                 let most = queue.waiting.len().min(MOST);
-                // Under the lock that a new caller takes: it finds a runner, or starts one.
+                // Under the same lock a new caller finds a runner or starts one.
                 queue.running = most > 0;
                 queue.waiting.drain(..most).collect()
             };
@@ -117,7 +117,7 @@ impl Runner {
 
 impl Drop for Runner {
     fn drop(&mut self) {
-        // After a regular end a new runner may be at work.
+        // After a regular end another runner may be running.
         if !self.ended {
             let mut queue = self.groups.queue();
             queue.running = false;
@@ -126,7 +126,7 @@ impl Drop for Runner {
     }
 }
 
-/// All of them in one transaction; each alone where that fails through the fault of one.
+/// Runs all works in one transaction, or each alone when one of them fails.
 async fn commit_together(db: &Db, mut group: Vec<Box<dyn Job>>) {
     let single = group.len() == 1;
     let failed = match transact(db, &mut group).await {
@@ -149,9 +149,9 @@ async fn commit_together(db: &Db, mut group: Vec<Box<dyn Job>>) {
     }
 }
 
-/// Why nothing of a group is stored.
+/// Why a group was not stored.
 enum Failed {
-    /// One of the works, or their sum: each may succeed alone.
+    /// One of the works failed, or their sum: each may succeed alone.
     Alone(StoreError),
     /// The database.
     All(StoreError),
@@ -170,17 +170,18 @@ async fn transact(db: &Db, group: &mut [Box<dyn Job>]) -> Result<(), Failed> {
     for job in group {
         conn.mark();
         let ran = db.in_time(job.run(&mut conn)).await;
-        // A refusal by the rules comes before anything is written, and harms no neighbour.
+        // A refusal by the rules precedes any write and does not affect the other works.
         let Err(error) = ran else { continue };
         let unavailable = matches!(error, StoreError::Unavailable(_));
-        if unavailable || conn.is_spoilt() {
+        if unavailable || conn.may_be_dirty() {
             // The first error is the one to report; a failed rollback closes the connection.
             let _ = db.in_time(conn.rollback()).await;
             return Err(if unavailable { Failed::All(error) } else { Failed::Alone(error) });
         }
     }
     db.in_time(conn.commit()).await.map_err(|error| match error {
-        // Too much for the disk together may fit one by one. After other failures nobody knows what is stored.
+        // What is too large for the disk together may fit one by one. After other failures it is not known what is
+        // stored.
         StoreError::Full(_) => Failed::Alone(error),
         other => Failed::All(other),
     })

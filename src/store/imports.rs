@@ -1,18 +1,15 @@
-//! Lines of imported files, many in one transaction. A line is known by its content: a set by its prompt and its
-//! texts, a judgment by its set, its places and, where the file names one, its labeler.
+//! Lines of imported files, many in one transaction. A line is identified by its content: a set by its prompt and
+//! texts, a judgment by its set, its tiers and, if the file names one, its labeler.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sha2::{Digest, Sha256};
-
+use super::keys::{content_key, digest};
+use super::locks::IMPORTS;
 use super::rows::{Conn, args, json};
 use super::{Result, StoreError, judgments, people, prompts, sets};
 use crate::domain::*;
 
-/// Advisory lock of imports: two of them must not both find that a set is new.
-const IMPORTS: i64 = 0x1390;
-
-/// One line as rows of the store. Ids are fresh; what is known already keeps its own.
+/// One line as rows of the store with new ids; known records keep theirs.
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "a batch holds few hundred lines")]
 pub enum ImportLine {
@@ -24,33 +21,33 @@ pub enum ImportLine {
 #[derive(Clone, Debug)]
 pub struct ImportedRanking {
     pub prompt: Prompt,
-    /// Whether the file says on which side of the split the prompt is.
+    /// Whether the file gives the prompt's side of the split.
     pub has_split: bool,
     pub completions: Vec<Completion>,
     pub set: ComparisonSet,
-    /// Its labeler is the one to use when the file names none; items are in the order of the completions.
+    /// The judgment; its labeler applies when the file names none; its items are in the order of the completions.
     pub judgment: Judgment,
-    /// As the file names them.
+    /// Name of the labeler in the file.
     pub labeler: Option<Labeler>,
     /// The ranking is a known answer of this kind, not a judgment.
     pub known_answer: Option<SetKind>,
-    /// Why the known answer's places are right.
+    /// Explanation of the known answer.
     pub explanation: Option<String>,
 }
 
-/// What became of a line.
+/// Result of importing a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Imported {
     New,
-    /// All of it was there.
+    /// Everything existed already.
     Known,
-    /// What was there has changed or grown.
+    /// An existing record was changed or extended.
     Updated,
-    /// It contradicts what is there.
+    /// The line contradicts existing records.
     Refused(String),
 }
 
-/// What became of a line, and what of it was not applied.
+/// Result of importing a line, and the parts of it that were not applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImportedLine {
     pub done: Imported,
@@ -65,27 +62,6 @@ impl From<Imported> for ImportedLine {
 
 fn refused(message: impl Into<String>) -> ImportedLine {
     Imported::Refused(message.into()).into()
-}
-
-fn digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part.as_bytes());
-    }
-    hex::encode(hash.finalize())
-}
-
-/// What a set is known by, beside its prompt: its texts, in whatever order.
-pub(super) fn content_key(texts: &[&str]) -> String {
-    let mut sorted = texts.to_vec();
-    sorted.sort_unstable();
-    digest(sorted)
-}
-
-/// What a demonstration is known by, beside its prompt.
-pub(super) fn text_key(text: &str) -> String {
-    digest([text])
 }
 
 /// All lines, in one transaction.
@@ -110,7 +86,7 @@ pub(super) async fn put(conn: &mut Conn, lines: &[ImportLine]) -> Result<Vec<Imp
     Ok(done)
 }
 
-/// A prompt that is there takes the line's tags beside its own, and its language and answer in place of its own.
+/// Adds the line's tags to an existing prompt, and replaces its language and answer by the line's.
 async fn put_prompt(conn: &mut Conn, given: &Prompt) -> Result<Imported> {
     let mut stored = prompts::put(conn, given).await?;
     if stored.id == given.id {
@@ -131,10 +107,10 @@ async fn put_prompt(conn: &mut Conn, given: &Prompt) -> Result<Imported> {
     Ok(Imported::Updated)
 }
 
-/// Labelers that are known to have a row.
+/// Labelers that are known to exist.
 type Signed = BTreeSet<LabelerId>;
 
-/// People of other servers have a row here to sign their judgments, and no way in.
+/// Creates a labeler for a person of another server, who cannot sign in.
 async fn put_labeler(conn: &mut Conn, labeler: &Labeler, signed: &mut Signed) -> Result<()> {
     if signed.contains(&labeler.id) {
         return Ok(());
@@ -147,7 +123,7 @@ async fn put_labeler(conn: &mut Conn, labeler: &Labeler, signed: &mut Signed) ->
     Ok(())
 }
 
-/// Gives the prompt's sets of earlier versions their key. There are none after the first line of a prompt.
+/// Sets the key of the prompt's sets that were stored by earlier versions of this program.
 async fn complete_keys(conn: &mut Conn, prompt_id: &str) -> Result<()> {
     let rows = conn
         .all(
@@ -169,7 +145,7 @@ async fn complete_keys(conn: &mut Conn, prompt_id: &str) -> Result<()> {
     Ok(())
 }
 
-/// The places of a judgment or of a known answer, by text.
+/// (text, tier) of a judgment or of a known answer.
 type Places = Vec<(String, i64)>;
 
 fn sorted(mut places: Places) -> Places {
@@ -177,7 +153,7 @@ fn sorted(mut places: Places) -> Places {
     places
 }
 
-/// The labeler's latest places on a set: of the blind judgments, or of those after something had been shown.
+/// The tiers of the labeler's latest judgment of a set: of the blind ones, or of the informed ones.
 async fn places_of(conn: &mut Conn, set_id: &str, labeler: &LabelerId, is_blind: bool) -> Result<Option<Places>> {
     let latest = if is_blind {
         "SELECT id FROM judgments WHERE set_id = $1 AND labeler_id = $2 AND knowledge = 'blind'
@@ -204,7 +180,7 @@ async fn put_ranking(conn: &mut Conn, line: &ImportedRanking, signed: &mut Signe
     let is_new = stored.id == line.prompt.id;
     let note = (line.has_split && stored.split != line.prompt.split).then(|| {
         format!(
-            "the prompt is stored on the side `{}` already; the file's `split` is not applied",
+            "the prompt is stored with the split `{}` already; the file's `split` is not applied",
             stored.split.as_str()
         )
     });
@@ -221,9 +197,9 @@ async fn put_ranking(conn: &mut Conn, line: &ImportedRanking, signed: &mut Signe
     let mut known: Option<(SetId, SetKind)> = None;
     for row in &same {
         let id = row.text("id")?;
-        // A file that comes back to the server it was written by.
+        // A file that is imported by the server that exported it.
         if let Some(labeler) = line.labeler.as_ref().filter(|_| line.known_answer.is_none()) {
-            // What a reviewer settled after a look counts, and is exported as any ranking that counts.
+            // A judgment by which a reviewer settled a set counts and is exported like any other.
             let kinds: &[bool] = if is_blind(line) { &[true, false] } else { &[false] };
             for kind in kinds {
                 if places_of(conn, &id, &labeler.id, *kind).await?.is_some_and(|there| there == places) {
@@ -245,7 +221,7 @@ async fn put_ranking(conn: &mut Conn, line: &ImportedRanking, signed: &mut Signe
             if sorted(expected(conn, &set_id).await?) == places {
                 Imported::Known.into()
             } else {
-                refused(format!("the set is a known answer ({}) with other places", kind.as_str()))
+                refused(format!("the set has a known answer ({}) with another order", kind.as_str()))
             }
         }
         (None, Some(kind)) => {
@@ -260,7 +236,7 @@ async fn put_ranking(conn: &mut Conn, line: &ImportedRanking, signed: &mut Signe
         }
         (Some((set_id, before)), Some(kind)) => {
             if sorted(expected(conn, &set_id).await?) != places {
-                refused(format!("the set is a known answer ({}) with other places", before.as_str()))
+                refused(format!("the set has a known answer ({}) with another order", before.as_str()))
             } else {
                 let there = sets::explanation(conn, &set_id).await?;
                 let explanation = line.explanation.clone().or_else(|| there.clone());
@@ -289,7 +265,7 @@ async fn expected(conn: &mut Conn, set_id: &SetId) -> Result<Places> {
     .collect()
 }
 
-/// A set's completions with the places that the file gives their texts.
+/// (completion, tier) of a set from the file's tiers of its texts.
 async fn placed(conn: &mut Conn, set_id: &SetId, places: &Places) -> Result<Vec<(CompletionId, i64)>> {
     let rows = conn
         .all(
@@ -302,9 +278,9 @@ async fn placed(conn: &mut Conn, set_id: &SetId, places: &Places) -> Result<Vec<
     let mut found = Vec::with_capacity(rows.len());
     for row in &rows {
         let text = row.text("text")?;
-        // Equal texts take their places one after the other. Postgres keeps U+0000 as U+FFFD.
+        // Equal texts are matched one after the other. Postgres stores U+0000 as U+FFFD.
         let at = left.iter().position(|(t, _)| *t == text || super::rows::without_nul(t.clone()) == text);
-        let at = at.ok_or_else(|| StoreError::Conflict(format!("set {set_id} has other texts")))?;
+        let at = at.ok_or_else(|| StoreError::Conflict(format!("set {set_id} has different texts")))?;
         found.push((row.text("completion_id")?.into(), left.remove(at).1));
     }
     Ok(found)
@@ -331,7 +307,7 @@ async fn make_known(
     sets::make_gold(conn, set_id, kind, &tiers, explanation).await
 }
 
-/// What the judgment of these places on a set is known by, where no name tells more.
+/// Key of a judgment with these tiers on a set, when the file names no labeler.
 fn unnamed_key(line: &ImportedRanking, set_id: &SetId, places: &Places) -> String {
     let strength = line.judgment.strength.map_or("", Strength::as_str);
     let tiers: Vec<String> = places.iter().map(|(_, tier)| tier.to_string()).collect();
@@ -344,8 +320,8 @@ fn is_blind(line: &ImportedRanking) -> bool {
     line.judgment.knowledge == Knowledge::Blind
 }
 
-/// Adds the line's judgment to its set, unless it is there. To a set that this line has made (`is_new`) nothing is asked:
-/// no judgment can be there, and its completions are the line's.
+/// Adds the line's judgment to its set unless it exists. A set that this line has made (`is_new`) has no judgments and
+/// the line's completions, so nothing is queried.
 async fn judge(
     conn: &mut Conn,
     line: &ImportedRanking,
@@ -366,13 +342,13 @@ async fn judge(
     let taken = "SELECT COUNT(*) AS n FROM judgments WHERE idempotency_key = $1 OR idempotency_key = $2";
     let is_taken = conn.count(taken, args![&unnamed, &line.judgment.idempotency_key]).await? > 0;
     let (labeler, key) = match &line.labeler {
-        // The first judgment with these places goes by the places alone: it is found again by files without names.
+        // The first judgment with these tiers is keyed by the tiers alone, so that files without names find it again.
         Some(labeler) => {
             if let Some(there) = places_of(conn, set_id.as_str(), &labeler.id, is_blind(line)).await? {
                 return Ok(if there == *places {
                     Imported::Known.into()
                 } else {
-                    refused(format!("labeler {:?} has judged this set already, with other places", labeler.name))
+                    refused(format!("labeler {:?} has judged this set already with another order", labeler.name))
                 });
             }
             let named = format!("{unnamed}:{}", labeler.id);
@@ -389,7 +365,7 @@ async fn judge(
         shown_position,
         rating: None,
     });
-    // The same person's blind judgment and one after a look are revisions of each other.
+    // A person's blind and informed judgments of a set are revisions of each other.
     let last = conn
         .one(
             "SELECT id, revision FROM judgments WHERE set_id = $1 AND labeler_id = $2 ORDER BY revision DESC LIMIT 1",
@@ -419,14 +395,14 @@ async fn add(conn: &mut Conn, set_id: &SetId, judgment: &Judgment) -> Result<Imp
     Ok(Imported::New.into())
 }
 
-/// Judgments without a name are of as many people as there are of one set: the second is another one's.
+/// Of several judgments of a set without a name, each belongs to a different person.
 async fn unnamed_labeler(conn: &mut Conn, line: &ImportedRanking, set_id: &SetId) -> Result<Labeler> {
     let base = &line.judgment.labeler_id;
     let row = conn
         .one("SELECT COUNT(*) AS n FROM judgments WHERE set_id = $1 AND revision = 1", args![set_id.as_str()])
         .await?;
     let count = row.map_or(Ok(0), |row| row.int("n"))?;
-    // The plain name where it is free, whatever the order of the lines; else the first number after the judgments.
+    // The plain name if it is free, whatever the order of the lines; otherwise the name with the next number.
     let mut number = 1;
     loop {
         let id = if number == 1 { base.to_string() } else { format!("{base}-{number}") };

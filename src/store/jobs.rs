@@ -41,7 +41,7 @@ fn busy_key(key: &Option<String>) -> StoreError {
     StoreError::Conflict(format!("a job with the key '{}' is queued or running already", key.as_deref().unwrap_or("")))
 }
 
-/// Two jobs with one key: the unique index speaks, in words a user understands.
+/// Turns a violation of the unique index into a readable error.
 fn keyed(key: &Option<String>) -> impl Fn(StoreError) -> StoreError + '_ {
     move |error| match error {
         StoreError::Conflict(m) if m.contains("unique_key") => busy_key(key),
@@ -81,7 +81,7 @@ pub(super) async fn get(conn: &mut Conn, id: &JobId) -> Result<Job> {
     job(&row.ok_or_else(|| not_found("job", id.as_str()))?)
 }
 
-/// Reads a job that this transaction is going to change: on Postgres its row is locked.
+/// Reads a job for update: on Postgres its row is locked.
 async fn get_locked(conn: &mut Conn, id: &JobId) -> Result<Job> {
     if conn.is_postgres() {
         conn.run("SELECT id FROM jobs WHERE id = $1 FOR UPDATE", args![id.as_str()]).await?;
@@ -101,7 +101,8 @@ pub(super) async fn list(conn: &mut Conn, page: &Page, state: Option<JobState>) 
     .collect()
 }
 
-/// Jobs that fit, newest first. The words of `text` are looked for in everything that tells one run from another.
+/// Jobs that match, newest first. The words of `text` are searched in id, recipe, name, note, tags, arguments and
+/// result.
 pub(super) async fn find(conn: &mut Conn, page: &Page, filter: &JobFilter) -> Result<Vec<Job>> {
     let text = filter.text.as_ref().map(|t| format!("%{}%", escaped(&t.to_lowercase())));
     conn.all(
@@ -119,12 +120,12 @@ pub(super) async fn find(conn: &mut Conn, page: &Page, filter: &JobFilter) -> Re
     .collect()
 }
 
-/// A text as itself in a LIKE pattern.
+/// Escapes a text for a LIKE pattern.
 fn escaped(text: &str) -> String {
     text.replace('!', "!!").replace('%', "!%").replace('_', "!_")
 }
 
-/// Changes name, note and tags, whatever the job's state.
+/// Changes name, note and tags of a job in any state.
 pub(super) async fn describe(conn: &mut Conn, id: &JobId, notes: &JobNotes) -> Result<Job> {
     get_locked(conn, id).await?;
     conn.run(
@@ -135,7 +136,7 @@ pub(super) async fn describe(conn: &mut Conn, id: &JobId, notes: &JobNotes) -> R
     get(conn, id).await
 }
 
-/// The event by which followers of a job learn its new state.
+/// Appends the event of a job's new state.
 async fn state_event(conn: &mut Conn, id: &JobId, data: serde_json::Value) -> Result<()> {
     append(conn, id, &[("state".to_owned(), data)]).await.map(|_| ())
 }
@@ -157,13 +158,13 @@ async fn finish_unfenced(
     state_event(conn, id, json!({"state": state, "error": error})).await
 }
 
-/// No worker takes a lease that ends later than this after now (µs): one that does was given by a clock that ran ahead,
-/// and would keep a lost job from everybody until that time comes.
+/// Longest lease (µs). One that ends later was given by a clock that was ahead, and would block the job of a lost
+/// worker until that time.
 fn longest_lease(lease_seconds: i64) -> i64 {
     time::after(0, lease_seconds.saturating_mul(10), time::SECOND).max(time::HOUR)
 }
 
-/// The job that a worker takes next: queued, or running under a lease that is over. `locking` ends the statement.
+/// The job that a worker claims next: queued, or running with an expired lease. `locking` is the end of the statement.
 async fn first_waiting(
     conn: &mut Conn,
     now: Micros,
@@ -184,7 +185,7 @@ async fn first_waiting(
     conn.all_built(sql, args).await?.first().map(job).transpose()
 }
 
-/// Whether [`claim`] has something to do.
+/// Whether there is a job for [`claim`].
 pub(super) async fn any_waiting(conn: &mut Conn, lease_seconds: i64, kinds: &[String]) -> Result<bool> {
     let now = conn.now().await?;
     Ok(first_waiting(conn, now, lease_seconds, kinds, "").await?.is_some())
@@ -204,17 +205,18 @@ pub(super) async fn claim(
         let crashes = found.crash_count + i64::from(found.state == JobState::Running);
         if found.state == JobState::Running {
             if found.cancel_requested {
-                finish_unfenced(conn, &found.id, JobState::Cancelled, crashes, Some("its worker was lost")).await?;
+                finish_unfenced(conn, &found.id, JobState::Cancelled, crashes, Some("the worker of the job was lost"))
+                    .await?;
                 continue;
             }
             if crashes >= max_crashes {
-                let error = format!("gave up: its worker crashed or vanished {crashes} times");
+                let error = format!("the job was given up: its worker crashed or was lost {crashes} times");
                 finish_unfenced(conn, &found.id, JobState::Failed, crashes, Some(&error)).await?;
                 continue;
             }
         }
         if found.attempt >= found.max_attempts {
-            let error = format!("gave up after {} attempts", found.attempt);
+            let error = format!("the job was given up after {} attempts", found.attempt);
             finish_unfenced(conn, &found.id, JobState::Failed, crashes, Some(&error)).await?;
             continue;
         }
@@ -231,7 +233,7 @@ pub(super) async fn claim(
     }
 }
 
-/// The job as it stands, if this worker still holds it.
+/// The job, if this worker holds its lease.
 async fn fenced(conn: &mut Conn, fence: &Fence) -> Result<Job> {
     let found = get_locked(conn, &fence.job_id).await?;
     let held = found.state == JobState::Running
@@ -328,7 +330,7 @@ pub(super) async fn requeue(conn: &mut Conn, fence: &Fence, crash: Option<&str>,
     if let Some(error) = crash
         && crashes >= max_crashes
     {
-        let error = format!("gave up after {crashes} crashes; the last one: {error}");
+        let error = format!("the job was given up after {crashes} crashes; the last one: {error}");
         finish_unfenced(conn, &held.id, JobState::Failed, crashes, Some(&error)).await?;
         return Ok(JobState::Failed);
     }
@@ -351,7 +353,7 @@ pub(super) async fn cancel(conn: &mut Conn, id: &JobId) -> Result<Job> {
         JobState::Running => {
             conn.run("UPDATE jobs SET cancel_requested = $2 WHERE id = $1", args![id.as_str(), true]).await?;
         }
-        ended => return Err(StoreError::Conflict(format!("the job has {ended} already"))),
+        ended => return Err(StoreError::Conflict(format!("the job has already {ended}"))),
     }
     get(conn, id).await
 }
@@ -359,7 +361,10 @@ pub(super) async fn cancel(conn: &mut Conn, id: &JobId) -> Result<Job> {
 pub(super) async fn resume(conn: &mut Conn, id: &JobId) -> Result<Job> {
     let found = get_locked(conn, id).await?;
     if !matches!(found.state, JobState::Failed | JobState::Cancelled) {
-        return Err(StoreError::Conflict(format!("only failed or cancelled jobs resume; this one is {}", found.state)));
+        return Err(StoreError::Conflict(format!(
+            "only failed or cancelled jobs can be resumed; this one is {}",
+            found.state
+        )));
     }
     conn.run(
         "UPDATE jobs SET state = 'queued', crash_count = 0, cancel_requested = $2, error = NULL, finished = NULL,
@@ -379,7 +384,7 @@ pub(super) async fn append_events(conn: &mut Conn, id: &JobId, events: &[(String
     append(conn, id, events).await
 }
 
-/// The job's row must be locked: numbers are given one after the other.
+/// The job's row must be locked, because numbers are consecutive.
 async fn append(conn: &mut Conn, id: &JobId, events: &[(String, serde_json::Value)]) -> Result<i64> {
     let now = conn.now().await?;
     let mut seq = conn
@@ -418,8 +423,8 @@ pub(super) async fn events(conn: &mut Conn, id: &JobId, after_seq: i64, limit: i
     .collect()
 }
 
-/// A point sent again replaces the former one (a resumed run repeats steps after its checkpoint).
-/// Values that are not finite have no place on a curve and are left out.
+/// A point of the same step replaces the previous one (a resumed run repeats steps after its checkpoint). Values that
+/// are not finite are left out.
 pub(super) async fn put_metrics(conn: &mut Conn, id: &JobId, metrics: &[Metric]) -> Result<()> {
     get(conn, id).await?;
     for m in metrics.iter().filter(|m| m.value.is_finite()) {

@@ -1,7 +1,6 @@
-//! Judgments: append-only rankings with revisions, and the joined view that training reads.
+//! Judgments: append-only rankings with revisions, and the joined view for training.
 
-use super::rows::{Conn, Row, args, not_found};
-use super::sql::PAGE_BYTES;
+use super::rows::{Conn, PAGE_BYTES, Row, args, not_found};
 use super::{LabelerCounts, Page, RankedFilter, Result};
 use crate::domain::*;
 
@@ -111,8 +110,8 @@ pub(super) async fn list(conn: &mut Conn, page: &Page, labeler: Option<&LabelerI
     Ok(judgments)
 }
 
-/// What makes a judgment `j` one that figures and data sets take: it was made blind, or it settles its set
-/// (a reviewer sees everything and decides for all).
+/// Whether a judgment `j` counts in figures and data sets: it was made blind, or it settles its set (a reviewer sees
+/// everything and decides for all).
 macro_rules! counted {
     ($j:literal) => {
         concat!(
@@ -126,7 +125,7 @@ macro_rules! counted {
         )
     };
 }
-/// No later judgment of the same labeler takes the place of `j`.
+/// `j` is the labeler's latest judgment of the set.
 macro_rules! current {
     () => {
         concat!(
@@ -140,7 +139,7 @@ macro_rules! current {
 }
 pub(super) use {counted, current};
 
-/// What counts towards a quota: first judgments that are no skips.
+/// Judgments that count towards a quota: first judgments that are not skips.
 macro_rules! work_done {
     () => {
         "revision = 1 AND outcome <> 'skip'"
@@ -148,7 +147,7 @@ macro_rules! work_done {
 }
 pub(super) use work_done;
 
-/// First judgments of a labeler: since `since`, and in all.
+/// First judgments of a labeler: since `since`, and in total.
 pub(super) async fn counts(conn: &mut Conn, labeler: &LabelerId, since: Micros) -> Result<LabelerCounts> {
     let row = conn
         .one(
@@ -226,7 +225,7 @@ pub(super) async fn append(conn: &mut Conn, j: &Judgment) -> Result<()> {
     Ok(())
 }
 
-/// A set is done once enough labelers have said something other than "skip" about it.
+/// Sets the status of a set: it is done once enough labelers have judged it (skips do not count).
 pub(super) async fn refresh_status(conn: &mut Conn, set_id: &SetId) -> Result<()> {
     conn.run(
         concat!(
@@ -274,8 +273,8 @@ pub(super) async fn ranked_sets(conn: &mut Conn, filter: &RankedFilter) -> Resul
     Ok(ranked_page(conn, filter, None, i64::MAX).await?.0)
 }
 
-/// At most `limit` of the judgments with ids after `after`, and the id to go on after; `None` at the end. A filter by
-/// tag may leave a page with fewer sets.
+/// At most `limit` of the judgments with ids after `after`, and the id to continue after; `None` at the end. A filter
+/// by tag may give a page with fewer sets.
 pub(super) async fn ranked_page(
     conn: &mut Conn,
     filter: &RankedFilter,
@@ -366,7 +365,7 @@ pub(super) async fn ranked_page(
     Ok((ranked, last_id.filter(|_| seen >= limit)))
 }
 
-/// When the latest judgment was made or settled; what comes later is not part of an export that is under way.
+/// When the latest judgment was made or settled; later ones are not part of a running export.
 pub(super) async fn latest(conn: &mut Conn) -> Result<Option<Micros>> {
     let sql = "SELECT MAX(created) AS n FROM (SELECT MAX(created) AS created FROM judgments
                UNION ALL SELECT MAX(created) AS created FROM resolutions) t";

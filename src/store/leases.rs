@@ -1,14 +1,11 @@
-//! Leases: who may judge which set now, so that no two people work on one place.
+//! Leases: reserve a set for a labeler, so that no more people judge it than its overlap.
 
 use super::rows::{Conn, Row, args, not_found};
 use super::sets::get;
 use super::{Result, StoreError};
 use crate::domain::*;
 
-/// Advisory lock of everything that takes or frees a place on a set; taken where their transaction begins.
-pub(super) const PLACES: i64 = 0x1abe1;
-
-/// A holder who gave no sign of life for this long is not at work, though the lease still stands.
+/// A holder without a renewal for this long (µs) is not at work, though the lease is still current.
 const AWAY: Micros = 180_000_000;
 
 /// How many places of the set `s` others than the labeler `$3` have taken at the time `$1`: current leases,

@@ -1,5 +1,5 @@
-//! The only room that knows SQL. One trait over two databases; `connect` picks by URL scheme.
-//! No policy, no clock, no randomness in here: callers pass ids, times and seeds.
+//! All SQL statements, for SQLite and PostgreSQL; the URL's scheme selects the database. There is no policy, clock or
+//! randomness here: callers pass ids, times and seeds.
 
 mod access;
 mod batches;
@@ -13,7 +13,9 @@ mod groups;
 mod imports;
 mod jobs;
 mod judgments;
+mod keys;
 mod leases;
+mod locks;
 mod migrations;
 mod models;
 mod names;
@@ -51,8 +53,8 @@ pub use sql::Store;
 pub use submits::Question;
 pub use turns::{Leased, Outlook, OutlookRequest, Place, SetContent};
 
-/// Opens the store at `sqlite:PATH`, `sqlite://PATH` or `postgres://…`, making it and applying missing
-/// migrations first. Refuses a schema written by a newer program, and SQLite before 3.51.3.
+/// Opens the store at `sqlite:PATH`, `sqlite://PATH` or `postgres://…`, creating it and applying missing migrations
+/// first. Refuses a schema written by a newer program, and SQLite before 3.51.3.
 pub async fn connect(url: &str) -> Result<Arc<Store>> {
     Ok(Arc::new(Store::open(url).await?))
 }
@@ -72,13 +74,13 @@ pub enum StoreError {
     /// A uniqueness or state rule refused the write.
     #[error("{0}")]
     Conflict(String),
-    /// The lease is gone or belongs to another worker or labeler.
+    /// The lease has ended or belongs to another worker or labeler.
     #[error("the lease on {0} is no longer held")]
     LeaseLost(String),
     /// The database cannot be reached or is overloaded; try again.
     #[error("the database is not available: {0}")]
     Unavailable(String),
-    /// Nothing can be written until somebody makes room; what is stored stays readable.
+    /// Nothing can be written until there is space on the disk; stored data can be read.
     #[error("the database's disk is full: {0}")]
     Full(String),
     #[error("database error: {0}")]
@@ -94,7 +96,7 @@ pub struct Page {
     pub limit: i64,
 }
 
-/// A judgment to be stored together with what it changes, in one transaction.
+/// A judgment to be stored, together with all of its effects, in one transaction.
 #[derive(Clone, Debug)]
 pub struct SubmitJudgment {
     pub judgment: Judgment,
@@ -103,9 +105,10 @@ pub struct SubmitJudgment {
     /// Ideal answer given with the judgment: stored as a human completion + demonstration.
     pub ideal_answer: Option<Completion>,
     pub now: Micros,
-    /// What the answer to this judgment shows to the labeler, unless it is a skip: later revisions know it.
+    /// What the response to this judgment reveals to the labeler, unless it is a skip. Later revisions are made with
+    /// that knowledge.
     pub reveals: Vec<Knowledge>,
-    /// First judgments since this time, at most this many; checked where no current lease was counted.
+    /// (since, maximum number) of first judgments; checked when no current lease was counted.
     pub quota: Option<(Micros, i64)>,
 }
 
@@ -114,11 +117,11 @@ pub struct Submitted {
     pub judgment: Judgment,
     /// True when the idempotency key had been seen: the stored judgment is returned unchanged.
     pub replayed: bool,
-    /// What the labeler has been shown of the set, by this judgment too.
+    /// What has been revealed to the labeler about the set, including by this judgment.
     pub revealed: Vec<Knowledge>,
 }
 
-/// First judgments of one labeler (revisions do not count), skips apart: since a given time, and in all.
+/// First judgments of one labeler (revisions do not count) and skips: since a given time, and in total.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct LabelerCounts {
     pub today: i64,
@@ -130,7 +133,7 @@ pub struct LabelerCounts {
 /// Why a labeler gets no lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoLease {
-    /// Nothing is open for them.
+    /// There is no open set for them.
     Empty,
     /// Judged and held sets have reached the day's quota.
     Quota,
@@ -142,19 +145,19 @@ pub enum NoLease {
     Closed,
 }
 
-/// Counts behind the picture of the loop.
+/// Counts for the overview of the loop.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct Counts {
     pub prompts: i64,
     pub completions: i64,
     pub sets_open: i64,
     pub sets_done: i64,
-    /// Open sets that no active labeler can get any more: everybody has judged or skipped them.
+    /// Open sets that every active labeler has judged or skipped.
     pub sets_stuck: i64,
     pub judgments: i64,
     pub demonstrations: i64,
     pub labelers: i64,
-    /// Leases whose holder gave a sign of life within the last minutes.
+    /// Leases that were renewed within the last minutes.
     pub leases: i64,
     pub jobs_queued: i64,
     pub jobs_running: i64,
@@ -172,7 +175,7 @@ pub struct Setting {
     pub updated_by: String,
 }
 
-/// The guidelines of a language as they were from `created` on.
+/// A version of the guidelines of a language, valid from `created`.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct GuidelineVersion {
     pub id: String,
@@ -183,7 +186,7 @@ pub struct GuidelineVersion {
     pub created_by: LabelerId,
 }
 
-/// What a model version wrote, and how it was received.
+/// Completions of a model version, and feedback on them.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct VersionUse {
     pub model_version_id: ModelVersionId,
@@ -192,7 +195,7 @@ pub struct VersionUse {
     pub tokens: i64,
     /// Ended by the length limit.
     pub cut: i64,
-    /// Left by the client.
+    /// Aborted by the client.
     pub aborted: i64,
     pub thumbs_up: i64,
     pub thumbs_down: i64,
@@ -208,33 +211,33 @@ pub struct DayCount {
     pub skips: i64,
 }
 
-/// How fast judgments come in; days without any are left out.
+/// Rate of judgments; days without any are left out.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Throughput {
     pub days: Vec<DayCount>,
     pub median_active_ms: Option<i64>,
 }
 
-/// Which judgments a dataset takes. Empty = all.
+/// Filter of a data set's judgments. Empty = all.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RankedFilter {
     pub split: Option<Split>,
     pub labeler_id: Option<LabelerId>,
-    /// `normal` when absent: everybody judges the sets with known answers, which would outweigh the rest.
+    /// `normal` when absent. Sets with known answers are judged by everybody and would outweigh the rest.
     pub set_kind: Option<SetKind>,
     /// Only judgments created at or before this time.
     pub as_of: Option<Micros>,
     /// Only sets of prompts with this tag.
     pub tag: Option<String>,
-    /// Also the judgments of others on sets that a reviewer has settled; else only the reviewer's.
+    /// Include the judgments of others on sets that a reviewer has settled; otherwise only the reviewer's.
     pub unsettled: bool,
-    /// Also preferences that follow from applications' feedback: edits, thumbs, scores.
+    /// Include preferences derived from applications' feedback: edits, thumbs, scores.
     pub feedback: bool,
-    /// The latest revisions even where they were made after the authors or the expected answer were shown;
-    /// else the latest blind ones.
+    /// Take the latest revisions even if the authors or the expected answer had been revealed; otherwise the latest
+    /// blind ones.
     pub informed: bool,
-    /// Leave out prompts that came in only as requests, and feedback on answers to requests. Always so where
+    /// Leave out prompts that came in only as requests, and feedback on answers to requests. Always set when
     /// `privacy.learn_from_requests` is off.
     pub without_requests: bool,
 }
@@ -248,12 +251,12 @@ pub struct LeaseRequest {
     pub order_seed: u64,
     pub now: Micros,
     pub expires_at: Micros,
-    /// Restrict to this set (reopening); else the best open one of those that `pick` allows.
+    /// Lease this set; otherwise the best open one that `pick` allows.
     pub set_id: Option<SetId>,
     pub pick: Pick,
-    /// Judgments and current leases since this time, at most this many; then no lease.
+    /// (since, maximum number) of judgments and current leases; beyond, no lease is given.
     pub quota: Option<(Micros, i64)>,
-    /// Give a set again that the labeler holds already, the one leased first, except for these.
+    /// Prefer a set that the labeler holds already, the one leased first, except for these.
     pub resume: Option<Vec<SetId>>,
 }
 
@@ -262,13 +265,14 @@ pub struct LeaseRequest {
 pub enum Pick {
     /// Ordinary work.
     Normal,
-    /// A set of this kind if there is one, in the place of ordinary work: nothing without ordinary work.
+    /// A set of this kind if there is one, in place of an ordinary one; nothing when there are no ordinary ones.
     Instead(SetKind),
-    /// A set of this kind if there is one, else ordinary work.
+    /// A set of this kind if there is one, otherwise an ordinary one.
     First(SetKind),
 }
 
-/// Prompts that a `PromptFilter` fits; those that a draw leaves out are counted under the first reason that holds.
+/// Number of prompts that match a `PromptFilter`; those that a draw excludes are counted under the first reason that
+/// applies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PromptCounts {
     pub found: i64,
@@ -281,7 +285,7 @@ pub struct PromptCounts {
     pub few_completions: i64,
 }
 
-/// Which prompts sets are drawn for. Empty = all of them.
+/// Filter of the prompts of a draw. Empty = all.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PromptFilter {
@@ -290,7 +294,7 @@ pub struct PromptFilter {
     pub tag: Option<String>,
     pub lang: Option<String>,
     pub split: Option<Split>,
-    /// Also prompts that have an open or finished set already.
+    /// Include prompts that have an open or finished set.
     pub with_sets: bool,
     /// Only prompts with at least this many stored completions.
     pub min_completions: i64,
@@ -301,7 +305,7 @@ pub struct PromptFilter {
     pub without_requests: bool,
 }
 
-/// Which lines of the audit trail.
+/// Filter of the audit trail.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AuditFilter {
     pub actor: Option<String>,
@@ -327,7 +331,7 @@ pub struct Fence {
     pub lease_owner: String,
 }
 
-/// What a running job has to say since the last time.
+/// What a running job has reported since the last time.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct JobReport {
     pub progress: Option<Progress>,

@@ -1,5 +1,6 @@
 //! Model versions and dataset versions.
 
+use super::locks::ACTIVATION;
 use super::postgres::ACTIVATIONS;
 use super::rows::{Conn, Row, args, not_found};
 use super::{ModelFile, Result, StoreError};
@@ -69,9 +70,6 @@ pub(super) async fn active(conn: &mut Conn, kind: ModelKind) -> Result<Option<Mo
         .transpose()
 }
 
-/// Advisory lock of activations: two at once would both see the same former version.
-const ACTIVATION: i64 = 0xac71;
-
 pub(super) async fn activate(conn: &mut Conn, id: &ModelVersionId, now: Micros) -> Result<ModelVersion> {
     conn.serialize(ACTIVATION).await?;
     let chosen = get(conn, id).await?;
@@ -89,7 +87,7 @@ pub(super) async fn activate(conn: &mut Conn, id: &ModelVersionId, now: Micros) 
     )
     .await?;
     if conn.is_postgres() {
-        // Heard by every server once this transaction commits.
+        // Every server is notified when this transaction commits.
         conn.run("SELECT pg_notify($1, $2)", args![ACTIVATIONS, id.as_str()]).await?;
     }
     get(conn, id).await

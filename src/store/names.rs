@@ -15,8 +15,8 @@ pub async fn find_version(store: &Store, name_or_id: &str) -> Result<Option<Mode
     }
 }
 
-/// What to say about a name that no version has: which names are near, and which there are, of one kind or of all.
-/// `more` are names of models that would work too.
+/// The error message for an unknown name, with similar and existing names, of one kind or of all. `more` are names of
+/// further usable models.
 pub async fn unknown_version(store: &Store, name: &str, kind: Option<ModelKind>, more: &[String]) -> Result<String> {
     let mut models = store.models().list().await?;
     models.retain(|model| model.state != ModelState::Retired && kind.is_none_or(|kind| kind == model.kind));

@@ -4,7 +4,7 @@ use super::rows::{Conn, Row, args, json, not_found};
 use super::{AuditFilter, Result, StoreError};
 use crate::domain::*;
 
-/// How far stamps may lie in the future before they count as made by a wrong clock.
+/// A time stamp further than this in the future was made by a wrong clock.
 pub(super) const CLOCK_SLACK: Micros = 300_000_000;
 
 fn labeler(row: &Row) -> Result<Labeler> {
@@ -48,7 +48,7 @@ pub(super) async fn set_active(conn: &mut Conn, id: &LabelerId, active: bool) ->
     }
 }
 
-/// Ends everything that a person can come in with; letting them in again revives none of it.
+/// Ends a person's sessions, keys and sign-in links; activating the person later does not restore them.
 pub(super) async fn lock_out(conn: &mut Conn, id: &LabelerId) -> Result<()> {
     conn.run("DELETE FROM sessions WHERE labeler_id = $1", args![id.as_str()]).await?;
     conn.run("UPDATE api_keys SET revoked = $2 WHERE labeler_id = $1", args![id.as_str(), true]).await?;
@@ -60,7 +60,7 @@ pub(super) async fn lock_out(conn: &mut Conn, id: &LabelerId) -> Result<()> {
     Ok(())
 }
 
-/// A lower role holds in open sessions and keys, and stays when the person rises again.
+/// Lowers the role of open sessions and keys; raising the person's role later does not raise it.
 async fn demote(conn: &mut Conn, id: &LabelerId, role: Role) -> Result<()> {
     for session in conn.all("SELECT token_hash, role FROM sessions WHERE labeler_id = $1", args![id.as_str()]).await? {
         if session.name("role", Role::parse)? > role {
@@ -97,7 +97,7 @@ pub(super) async fn change_labeler(
 ) -> Result<Labeler> {
     let mut labeler = get_labeler(conn, id).await?;
     if labeler.erased.is_some() {
-        return Err(StoreError::Conflict("this person's data was erased".into()));
+        return Err(StoreError::Conflict("the data of this person was erased; add a new person instead".into()));
     }
     labeler.role = role.unwrap_or(labeler.role);
     labeler.daily_quota = daily_quota.unwrap_or(labeler.daily_quota);
@@ -116,7 +116,7 @@ pub(super) async fn revoke_invite(conn: &mut Conn, id: &InviteId, now: Micros) -
     let row = conn.one("SELECT * FROM invites WHERE id = $1", args![id.as_str()]).await?;
     let found = invite(&row.ok_or_else(|| not_found("invite", id.as_str()))?)?;
     if found.used_by.is_some() {
-        return Err(StoreError::Conflict("the invite is used; close the labeler instead".into()));
+        return Err(StoreError::Conflict("the invite is used; deactivate the labeler instead".into()));
     }
     conn.run(
         "UPDATE invites SET revoked = $3, expires = $2 WHERE id = $1 AND expires > $2",
@@ -160,7 +160,7 @@ pub(super) async fn put_invite(conn: &mut Conn, i: &Invite) -> Result<()> {
     Ok(())
 }
 
-/// The new labeler gets the invite's role, whatever the caller wrote.
+/// The new labeler gets the invite's role; the given role is ignored.
 pub(super) async fn redeem_invite(conn: &mut Conn, token_hash: &str, mut new: Labeler, now: Micros) -> Result<Labeler> {
     let row = conn.one("SELECT * FROM invites WHERE token_hash = $1", args![token_hash]).await?;
     let found = invite(&row.ok_or_else(|| not_found("invite", "(this token)"))?)?;
@@ -170,7 +170,7 @@ pub(super) async fn redeem_invite(conn: &mut Conn, token_hash: &str, mut new: La
         args![new.id.as_str(), &new.name, new.role.as_str(), new.active, new.created],
     )
     .await?;
-    // The condition is in the UPDATE, so of two redeemers at once only one finds the row free.
+    // The condition is in the UPDATE, so that of two concurrent uses only one succeeds.
     let used = conn
         .run(
             "UPDATE invites SET used_by = $2 WHERE id = $1 AND used_by IS NULL AND expires > $3",
@@ -178,7 +178,7 @@ pub(super) async fn redeem_invite(conn: &mut Conn, token_hash: &str, mut new: La
         )
         .await?;
     if used == 0 {
-        return Err(StoreError::Conflict("the invite is used or has expired".into()));
+        return Err(StoreError::Conflict("the invite is used or has expired; ask for a new one".into()));
     }
     Ok(new)
 }
@@ -188,7 +188,7 @@ pub(super) async fn list_invites(conn: &mut Conn) -> Result<Vec<Invite>> {
 }
 
 pub(super) async fn put_session(conn: &mut Conn, s: &Session) -> Result<()> {
-    // Nobody else clears away what has expired.
+    // Expired sessions are removed here.
     conn.run("DELETE FROM sessions WHERE expires <= $1", args![s.created]).await?;
     conn.run(
         "INSERT INTO sessions (token_hash, labeler_id, role, credential, used, expires, created)
@@ -199,7 +199,7 @@ pub(super) async fn put_session(conn: &mut Conn, s: &Session) -> Result<()> {
     Ok(())
 }
 
-/// Never back in time, except from a future that was a wrong clock.
+/// The time only moves forward, except from a future that a wrong clock recorded.
 pub(super) async fn touch_session(conn: &mut Conn, token_hash: &str, now: Micros) -> Result<()> {
     conn.run(
         "UPDATE sessions SET used = $2 WHERE token_hash = $1 AND (used < $2 OR used > $3)",
@@ -293,7 +293,7 @@ pub(super) async fn list_api_keys(conn: &mut Conn) -> Result<Vec<ApiKey>> {
     conn.all("SELECT * FROM api_keys ORDER BY created DESC, id DESC", vec![]).await?.iter().map(api_key).collect()
 }
 
-/// The sessions it opened end with it.
+/// Also ends the sessions that it opened.
 pub(super) async fn revoke_api_key(conn: &mut Conn, id: &ApiKeyId) -> Result<()> {
     match conn.run("UPDATE api_keys SET revoked = $2 WHERE id = $1", args![id.as_str(), true]).await? {
         0 => Err(not_found("API key", id.as_str())),

@@ -1,5 +1,5 @@
-//! Postgres connections: the pool, a quick "not available" while the server is away, and the connection
-//! that hears notifications.
+//! Postgres connections: the pool, immediate `Unavailable` errors while the server does not answer, and the connection
+//! for notifications.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,22 +14,22 @@ use tokio::sync::watch;
 use super::{Result, StoreError};
 
 const CONNECTIONS: u32 = 16;
-/// How long a caller waits for a connection before it is told "not available".
+/// How long a caller waits for a connection before it gets `Unavailable`.
 const ACQUIRE: Duration = Duration::from_secs(3);
-/// How long a trial connection may take, and how long to wait before the next one.
+/// Time limit of a trial connection, and pause before the next one.
 const TRIAL: Duration = Duration::from_secs(1);
 const BETWEEN_TRIALS: Duration = Duration::from_millis(250);
-/// The channel that activations of models are announced on.
+/// The notification channel of activations of models.
 pub(super) const ACTIVATIONS: &str = "instructd_activations";
 
 /// One database, through any number of outages.
 pub(super) struct PostgresDb {
-    /// Replaced when the server went away: its old connections may hang for minutes.
+    /// Replaced after an outage, because old connections may hang for minutes.
     pool: RwLock<PgPool>,
     options: PgConnectOptions,
-    /// Set while trial connections fail: callers are refused at once instead of waiting in line.
+    /// Set while trial connections fail: callers get an error at once.
     away: AtomicBool,
-    /// A trial is running.
+    /// Whether a trial is running.
     trying: AtomicBool,
     closed: AtomicBool,
     /// Statements sent so far.
@@ -55,7 +55,7 @@ impl PostgresDb {
             closed: AtomicBool::new(false),
             sent: Arc::default(),
         });
-        // Refuses what cannot be reached at the start.
+        // An unreachable server is an error at the start.
         drop(db.acquire().await?);
         Ok(db)
     }
@@ -74,7 +74,7 @@ impl PostgresDb {
         self.watched(pool.begin()).await
     }
 
-    /// Runs an attempt to get a connection; a failed one starts trials of the server.
+    /// Gets a connection; a failure starts trial connections.
     async fn watched<T>(self: &Arc<Self>, attempt: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
         if self.away.load(Ordering::Relaxed) {
             return Err(StoreError::Unavailable("the server does not answer".into()));
@@ -88,7 +88,7 @@ impl PostgresDb {
         })
     }
 
-    /// Connects aside until it works. The first failure turns callers away, the first success lets them in.
+    /// Makes trial connections until one succeeds. After the first failure callers get errors, until the first success.
     fn try_the_server(self: &Arc<Self>) {
         if self.trying.swap(true, Ordering::AcqRel) {
             return;
@@ -97,10 +97,10 @@ impl PostgresDb {
         tokio::spawn(async move {
             while !db.closed.load(Ordering::Relaxed) && !db.answers().await {
                 if !db.away.swap(true, Ordering::AcqRel) {
-                    tracing::error!("the database does not answer; refusing requests until it does");
+                    tracing::error!("the database does not answer; requests are refused until it does");
                     let fresh = pool(&db.options);
                     let old = std::mem::replace(&mut *db.pool.write().unwrap_or_else(PoisonError::into_inner), fresh);
-                    // Hanging connections would make the close wait.
+                    // Closing would wait for hanging connections.
                     tokio::spawn(async move { old.close().await });
                 }
                 tokio::time::sleep(BETWEEN_TRIALS).await;
@@ -123,23 +123,23 @@ impl PostgresDb {
 
     pub(super) async fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
-        // A connection that hangs must not hold up the end of the program.
+        // A hanging connection must not delay the end of the program.
         let _ = tokio::time::timeout(TRIAL, self.current().close()).await;
     }
 
-    /// Ticks `changed` at every announced activation, and after every lost connection, when announcements
-    /// may have been missed. Ends when nobody listens any more.
+    /// Signals `changed` for every notification, and after every lost connection, when notifications may have been
+    /// missed. Ends when the receiver is dropped.
     pub(super) async fn listen(self: Arc<Self>, changed: watch::Sender<()>) {
         while !changed.is_closed() && !self.closed.load(Ordering::Relaxed) {
-            if let Err(error) = self.hear(&changed).await {
-                tracing::debug!(%error, "the connection for announcements ended");
+            if let Err(error) = self.receive(&changed).await {
+                tracing::debug!(%error, "the connection for notifications ended");
             }
             changed.send_replace(());
             tokio::time::sleep(BETWEEN_TRIALS).await;
         }
     }
 
-    async fn hear(&self, changed: &watch::Sender<()>) -> sqlx::Result<()> {
+    async fn receive(&self, changed: &watch::Sender<()>) -> sqlx::Result<()> {
         // A pool of one, because the listener keeps its connection for itself.
         let one =
             PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE).connect_lazy_with(self.options.clone());
@@ -148,7 +148,7 @@ impl PostgresDb {
         changed.send_replace(());
         loop {
             tokio::select! {
-                heard = listener.try_recv() => match heard? {
+                notification = listener.try_recv() => match notification? {
                     Some(_) => { changed.send_replace(()); }
                     None => return Ok(()),
                 },

@@ -1,5 +1,5 @@
-//! Texts that came in as requests: which they are, how much is kept of them, and removing what is too old or too much.
-//! Also who was erased and where backups lie.
+//! Texts that came in as requests: which they are, how many are stored, and removing those that are too old or too
+//! many. Also erased people and paths of backups.
 
 use std::collections::HashSet;
 
@@ -14,12 +14,12 @@ macro_rules! asked {
 }
 pub(super) use asked;
 
-/// Whether this source is that of a request to the model.
+/// Whether this is the source of requests to the model.
 pub(super) fn is_request(source: &str) -> bool {
     matches!(source, "chat" | "completions")
 }
 
-/// How many records came in as requests, and are used for training only where the operator says so.
+/// Numbers of records that came in as requests, which are used for training only if the operator allows it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct RequestCounts {
     pub prompts: i64,
@@ -42,19 +42,19 @@ impl std::ops::AddAssign for Amount {
     }
 }
 
-/// What retention removes.
+/// Kinds of records that retention removes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiring {
-    /// Feedback events: old ones, and those on completions that go.
+    /// Feedback events: old ones, and those on completions that are removed.
     Feedback,
-    /// Answers to requests that nothing else names.
+    /// Completions of requests that nothing else refers to.
     Completions,
-    /// Prompts of requests without any answer left.
+    /// Prompts of requests that have no completions left.
     Prompts,
 }
 
-/// Times, µs: records before a cut go; records at or before a limit of `kept_*` stay, because dataset versions rest
-/// on them.
+/// Times, µs: records before a cut are removed; records at or before a limit of `kept_*` are kept, because dataset
+/// versions depend on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cuts {
     pub feedback: Micros,
@@ -71,7 +71,7 @@ pub struct ErasedPerson {
     pub created: Micros,
 }
 
-/// The setting under which requests may be learned from: the stored value, else the configured one.
+/// Whether requests may be used for training: the stored setting, otherwise the configured one.
 ///
 /// # Errors
 /// What the store says.
@@ -81,7 +81,7 @@ pub async fn learns_from_requests(store: &Store, configured: bool) -> Result<boo
     Ok(found.and_then(|s| s.value.as_bool()).unwrap_or(configured))
 }
 
-/// A completion `c` that nothing but feedback names, and no feedback that a dataset version rests on.
+/// Condition: only feedback refers to the completion `c`, and no dataset version depends on that feedback.
 fn removable(cuts: &Cuts) -> String {
     format!(
         "c.served IS NOT NULL
@@ -95,7 +95,7 @@ fn removable(cuts: &Cuts) -> String {
     )
 }
 
-/// A prompt `p` of a request that nothing names but completions which go.
+/// Condition: only completions that are removed refer to the request's prompt `p`.
 fn removable_prompt(cuts: &Cuts) -> String {
     format!(
         concat!(
@@ -111,7 +111,7 @@ fn removable_prompt(cuts: &Cuts) -> String {
     )
 }
 
-/// `SELECT id, created, bytes` of everything of a kind that goes.
+/// `SELECT id, created, bytes` of all removable records of a kind.
 pub(super) fn going(what: Expiring, cuts: &Cuts) -> String {
     let cut = cuts.requests;
     match what {
@@ -137,7 +137,7 @@ pub(super) fn going(what: Expiring, cuts: &Cuts) -> String {
 }
 
 fn amount(row: Option<&Row>) -> Result<Amount> {
-    let row = row.ok_or_else(|| StoreError::Internal("a count gave no row".into()))?;
+    let row = row.ok_or_else(|| StoreError::Internal("a count returned no row".into()))?;
     Ok(Amount { records: row.int("records")?, bytes: row.int("bytes")? })
 }
 
@@ -169,7 +169,7 @@ pub(super) async fn size_cut(conn: &mut Conn, what: Expiring, cuts: &Cuts, most_
             format!("{} UNION ALL {}", going(Expiring::Completions, &all), going(Expiring::Prompts, &all))
         }
     };
-    // Everything from the first record on with which the newer ones are too much.
+    // The newest record with which the sum, from the newest on, exceeds the limit.
     let sql = format!(
         "SELECT CAST(MAX(created) AS BIGINT) AS newest
          FROM (SELECT created, SUM(bytes) OVER (ORDER BY created DESC, id DESC ROWS UNBOUNDED PRECEDING) AS total
@@ -180,7 +180,7 @@ pub(super) async fn size_cut(conn: &mut Conn, what: Expiring, cuts: &Cuts, most_
     Ok(newest.map(|created| created + 1))
 }
 
-/// Removes a batch. What names a completion goes before it.
+/// Removes a batch, feedback on a completion before the completion.
 pub(super) async fn expire(conn: &mut Conn, what: Expiring, cuts: &Cuts, limit: i64) -> Result<Amount> {
     let table = match what {
         Expiring::Feedback => "feedback_events",
@@ -222,7 +222,7 @@ pub(super) async fn put_answers(
     Ok(())
 }
 
-/// Notes who submitted a stored prompt.
+/// Records who submitted a stored prompt.
 pub(super) async fn submitted_by(conn: &mut Conn, id: &PromptId, by: &LabelerId, now: Micros) -> Result<()> {
     conn.run(
         "INSERT INTO prompt_submissions (prompt_id, labeler_id, created) VALUES ($1, $2, $3)

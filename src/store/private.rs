@@ -10,18 +10,18 @@ use anyhow::Context;
 /// Mode bits of the group and of others.
 const OF_OTHERS: u32 = 0o077;
 
-/// From now on, every file and directory that this process and its children make is for its owner only (0600 and
-/// 0700), whatever the shell's umask is.
+/// Sets the umask so that files and directories of this process and its children are accessible to their owner only
+/// (0600 and 0700).
 pub fn only_for_the_owner() {
     // SAFETY: umask takes a number, touches no memory and cannot fail.
     unsafe { libc::umask(OF_OTHERS as libc::mode_t) };
 }
 
-/// Makes a directory, with its parents, that only the owner may enter. One that exists is closed to others when it is
-/// empty; with files in it, its mode is the operator's choice, and `true` says that others may enter it.
+/// Creates a directory, with its parents, that only the owner may enter. An existing empty one is closed to others; the
+/// mode of one with files is left as it is. Returns whether others may enter it.
 ///
 /// # Errors
-/// What keeps it from being made.
+/// I/O errors.
 pub fn make_dir(dir: &Path) -> io::Result<bool> {
     if !dir.is_dir() {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
@@ -35,17 +35,17 @@ pub fn make_dir(dir: &Path) -> io::Result<bool> {
     Ok(!(empty && close(dir, 0o700).is_ok()))
 }
 
-/// Makes the data directory, which holds judgments, hashes of keys and models. Logs a warning when other users of this
-/// machine may enter one that exists already.
+/// Creates the data directory, which holds judgments, hashes of keys and models. Logs a warning when other users of
+/// this machine may enter one that exists already.
 ///
 /// # Errors
-/// What keeps it from being made.
+/// I/O errors.
 pub fn make_data_dir(dir: &Path) -> anyhow::Result<()> {
     if make_dir(dir).with_context(|| format!("making the data directory {}", dir.display()))? {
         tracing::warn!(
             dir = %dir.display(),
-            "other users of this machine may look into the data directory; what instructd writes there is for its own \
-             user only, but close it too: chmod 700"
+            "other users of this machine can read the data directory. The files of instructd are for its own \
+             user only; close the directory too with chmod 700"
         );
     }
     Ok(())
@@ -55,7 +55,7 @@ pub fn make_data_dir(dir: &Path) -> anyhow::Result<()> {
 pub fn close_file(path: &Path) {
     let open = fs::metadata(path).is_ok_and(|found| found.is_file() && found.mode() & OF_OTHERS != 0);
     if open && let Err(error) = close(path, 0o600) {
-        tracing::warn!(path = %path.display(), %error, "others may read this file, and its mode cannot be changed");
+        tracing::warn!(path = %path.display(), %error, "other users can read this file, and its mode cannot be changed");
     }
 }
 

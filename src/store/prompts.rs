@@ -1,9 +1,8 @@
 //! Prompts, completions, demonstrations and feedback.
 
 use super::privacy::{self, asked};
-use super::rows::{Conn, Row, args, json, not_found};
-use super::sql::PAGE_BYTES;
-use super::{FeedbackFact, Page, Result, StoreError, imports};
+use super::rows::{Conn, PAGE_BYTES, Row, args, json, not_found};
+use super::{FeedbackFact, Page, Result, StoreError, keys};
 use crate::domain::*;
 
 // ---------------------------------------------------------------- prompts
@@ -22,7 +21,7 @@ pub(super) fn prompt(row: &Row) -> Result<Prompt> {
     })
 }
 
-/// The stored prompt, which is an older one when the content hash is known already.
+/// Stores a prompt; returns the existing one when the content hash is known.
 pub(super) async fn put(conn: &mut Conn, p: &Prompt) -> Result<Prompt> {
     let made = conn
         .run(
@@ -175,7 +174,7 @@ pub(super) async fn put_demonstration(
         .one(
             "SELECT d.* FROM demonstrations d JOIN completions c ON c.id = d.completion_id
              WHERE d.prompt_id = $1 AND (d.text_key = $3 OR d.text_key IS NULL) AND c.text = $2",
-            args![c.prompt_id.as_str(), &c.text, imports::text_key(&c.text).as_str()],
+            args![c.prompt_id.as_str(), &c.text, keys::text_key(&c.text).as_str()],
         )
         .await?;
     if let Some(row) = known {
@@ -208,7 +207,7 @@ pub(super) async fn add_demonstration(
             c.id.as_str(),
             labeler.map(LabelerId::as_str),
             now,
-            imports::text_key(&c.text).as_str()
+            keys::text_key(&c.text).as_str()
         ],
     )
     .await?;
@@ -237,7 +236,7 @@ pub(super) async fn demonstrations(conn: &mut Conn) -> Result<Vec<(Prompt, Compl
         .await?;
     let prompts: std::collections::HashMap<PromptId, Prompt> =
         prompts.iter().map(prompt).map(|p| p.map(|p| (p.id.clone(), p))).collect::<Result<_>>()?;
-    // A demonstration that came between the two reads has no prompt here yet: it is left for next time.
+    // A demonstration that was stored between the two reads has no prompt here yet and is left for the next call.
     completions
         .iter()
         .map(completion)
@@ -300,7 +299,7 @@ pub(super) async fn put_feedback(conn: &mut Conn, e: &FeedbackEvent) -> Result<F
     let row = conn.one("SELECT * FROM feedback_events WHERE idempotency_key = $1", args![&e.idempotency_key]).await?;
     let stored = feedback(&row.ok_or_else(|| not_found("feedback", &e.idempotency_key))?)?;
     if stored.completion_id != e.completion_id {
-        return Err(StoreError::Conflict("the idempotency key was used for another completion".into()));
+        return Err(StoreError::Conflict("the idempotency key was used for another completion; use a new key".into()));
     }
     Ok(stored)
 }

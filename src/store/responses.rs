@@ -1,4 +1,4 @@
-//! Answers of the Responses API that a later request may go on from.
+//! Stored responses of the Responses API, which a later request may continue.
 
 use super::Result;
 use super::rows::{Conn, args, json};
@@ -40,7 +40,7 @@ pub(super) async fn delete(conn: &mut Conn, id: &str, owner: Option<&str>) -> Re
 
 pub(super) async fn expire(conn: &mut Conn, since: Micros, most_bytes: i64) -> Result<u64> {
     let mut gone = conn.run("DELETE FROM responses WHERE created < $1", args![since]).await?;
-    // The newest ones that fit stay.
+    // The newest ones within the limit are kept.
     gone += conn
         .run(
             "DELETE FROM responses WHERE id IN (SELECT id FROM

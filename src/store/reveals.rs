@@ -1,10 +1,10 @@
-//! What labelers have seen of sets before they judged: who wrote the completions, the expected answer.
+//! Reveals: what labelers have been shown of sets, the authors or the expected answer.
 
 use super::Result;
 use super::rows::{Conn, args};
 use crate::domain::*;
 
-/// Notes that the labeler has been shown this of the set.
+/// Records that something about the set was revealed to the labeler.
 pub(super) async fn put(conn: &mut Conn, set: &SetId, labeler: &LabelerId, what: Knowledge, now: Micros) -> Result<()> {
     if what == Knowledge::Blind {
         return Ok(());
@@ -17,7 +17,7 @@ pub(super) async fn put(conn: &mut Conn, set: &SetId, labeler: &LabelerId, what:
     Ok(())
 }
 
-/// What the labeler has been shown of this very set.
+/// What has been revealed to the labeler about this set.
 pub(super) async fn of(conn: &mut Conn, set: &SetId, labeler: &LabelerId) -> Result<Vec<Knowledge>> {
     conn.all(
         "SELECT what FROM reveals WHERE set_id = $1 AND labeler_id = $2 ORDER BY what",
@@ -29,7 +29,7 @@ pub(super) async fn of(conn: &mut Conn, set: &SetId, labeler: &LabelerId) -> Res
     .collect()
 }
 
-/// A set in the queue that holds one of these completions and that the labeler has not judged.
+/// A set of the queue that contains one of these completions and that the labeler has not judged.
 pub(super) async fn unjudged_with(conn: &mut Conn, id: &CompletionId, labeler: &LabelerId) -> Result<Option<SetId>> {
     let row = conn
         .one(

@@ -1,6 +1,7 @@
 //! One connection over two databases: arguments in, rows out, and every database error mapped once.
-//! Both accept `$1` placeholders, so a query is written once unless the dialects really differ.
+//! Both accept `$1` placeholders, so a query is written once unless the dialects differ.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,6 +15,13 @@ use sqlx::{AssertSqlSafe, Postgres, Row as _, SqlSafeStr, SqlStr, Sqlite, Transa
 
 use super::{Result, StoreError};
 use crate::domain::Micros;
+
+/// Most bytes of texts on one page of a list. A page ends early after the row that exceeds it; the next one continues
+/// after its id.
+pub(super) const PAGE_BYTES: usize = 4 << 20;
+
+/// A boxed future of a write that borrows its connection.
+pub(super) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A value bound to a placeholder.
 pub(super) enum Arg {
@@ -73,15 +81,15 @@ pub(super) enum Held {
     PostgresWrite(Transaction<'static, Postgres>),
 }
 
-/// A connection with what is known of the statements that went over it.
+/// A connection with a record of the statements sent over it.
 pub(super) struct Conn {
     held: Held,
-    /// Statements sent by all connections of the store; what begins and ends transactions, locks included, is not
-    /// counted.
+    /// Number of statements sent by all connections of the store, without those that begin and end transactions or take
+    /// locks.
     sent: Arc<AtomicU64>,
-    /// A statement that may have changed something was sent since [`Conn::mark`].
+    /// Whether a statement that may write was sent since [`Conn::mark`].
     wrote: bool,
-    /// The database refused a statement since [`Conn::mark`].
+    /// Whether the database refused a statement since [`Conn::mark`].
     refused: bool,
 }
 
@@ -152,13 +160,13 @@ impl Conn {
         matches!(self.held, Held::PostgresRead(_) | Held::PostgresWrite(_))
     }
 
-    /// Forgets what happened so far: [`Conn::is_spoilt`] speaks of what follows.
+    /// Resets the record that [`Conn::may_be_dirty`] reads.
     pub(super) fn mark(&mut self) {
         (self.wrote, self.refused) = (false, false);
     }
 
-    /// Whether a failure since [`Conn::mark`] can have left something behind in the transaction.
-    pub(super) fn is_spoilt(&self) -> bool {
+    /// Whether a failure since [`Conn::mark`] can have left changes in the transaction.
+    pub(super) fn may_be_dirty(&self) -> bool {
         self.wrote || self.refused
     }
 
@@ -201,7 +209,7 @@ impl Conn {
         Ok(rows?)
     }
 
-    /// Hands out rows as they come, until `take` has enough: a page of large rows must not lie in memory as a whole.
+    /// Passes rows to `take` one by one until it has enough, so that a page of large rows is not in memory completely.
     pub(super) async fn each(
         &mut self,
         sql: &'static str,
@@ -239,7 +247,7 @@ impl Conn {
     pub(super) async fn count(&mut self, sql: &'static str, args: Vec<Arg>) -> Result<i64> {
         match self.one(sql, args).await? {
             Some(row) => row.int("n"),
-            None => Err(StoreError::Internal("a count gave no row".into())),
+            None => Err(StoreError::Internal("a count returned no row".into())),
         }
     }
 
@@ -253,9 +261,8 @@ impl Conn {
         self.count(sql, vec![]).await
     }
 
-    /// Lets only one transaction at a time past this point until it ends. SQLite's writer is alone
-    /// already; Postgres takes an advisory lock, because counts over other rows (how many places of a
-    /// set are taken) are not covered by row locks.
+    /// Takes a lock until the transaction ends. SQLite has only one writer; Postgres takes an advisory lock, because
+    /// row locks do not cover counts over other rows (the taken places of a set).
     pub(super) async fn serialize(&mut self, lock: i64) -> Result<()> {
         if let Link::Postgres(c) = self.link() {
             let locked = postgres_query!("SELECT pg_advisory_xact_lock($1)", args![lock]).execute(c).await;
@@ -343,7 +350,7 @@ pub(super) fn not_found(what: &'static str, id: &str) -> StoreError {
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match &error {
-            sqlx::Error::PoolTimedOut => Self::Unavailable("no connection became free in time".into()),
+            sqlx::Error::PoolTimedOut => Self::Unavailable("all database connections are in use".into()),
             sqlx::Error::PoolClosed => Self::Unavailable("the store is closed".into()),
             sqlx::Error::Io(_) | sqlx::Error::Tls(_) => Self::Unavailable(error.to_string()),
             sqlx::Error::Database(db) => {
@@ -356,9 +363,9 @@ impl From<sqlx::Error> for StoreError {
                 let postgres_busy =
                     ["08", "40", "53", "57"].iter().any(|c| code.starts_with(c)) && code.len() == 5 || code == "55P03";
                 if db.is_unique_violation() {
-                    Self::Conflict(format!("already there: {}", db.message()))
+                    Self::Conflict(format!("exists already: {}", db.message()))
                 } else if db.is_foreign_key_violation() {
-                    Self::Conflict("it refers to something that does not exist".into())
+                    Self::Conflict("the record refers to another one that does not exist".into())
                 } else if db.is_check_violation() {
                     Self::Conflict(format!("a value is not allowed: {}", db.message()))
                 } else if full {

@@ -1,4 +1,4 @@
-//! The rules of judging, as pure functions: what the transaction found goes in, what is to be written comes out.
+//! The rules of leases and judgments as pure functions, from what the transaction read to what it writes.
 
 use std::collections::HashSet;
 
@@ -12,10 +12,10 @@ fn conflict<T>(message: impl Into<String>) -> Result<T> {
 
 // ---------------------------------------------------------------- handing out
 
-/// What there is for a labeler to do, as it was read for one request.
+/// The work that is available to a labeler, read for one request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outlook {
-    /// The labeler's own quota, where they have one.
+    /// The labeler's own quota, if they have one.
     pub daily_quota: Option<i64>,
     pub counts: LabelerCounts,
     /// Current leases of the labeler.
@@ -32,41 +32,41 @@ pub struct Outlook {
     pub ordinary_free: bool,
     /// There is one of the asked-for kind.
     pub special_free: bool,
-    /// What the labeler holds, in the order in which it is given again; read only where it may be.
+    /// Sets that the labeler holds, in the order in which they are handed out again; read only if that is allowed.
     pub held: Vec<(Assignment, SetKind)>,
-    /// About the set that was named.
+    /// Facts about the named set.
     pub named: Option<NamedSet>,
-    /// Leases have run out and still count as leased.
+    /// Whether there are expired leases that are still marked as leased.
     pub(super) lapsed: bool,
-    /// Leases reach beyond one that begins now.
+    /// Whether there are leases that end later than one that begins now.
     pub(super) ahead: bool,
 }
 
-/// What decides whether a named set can be judged.
+/// Facts that decide whether a named set can be judged.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NamedSet {
     pub status: SetStatus,
     pub overlap: i64,
-    /// Places that others have taken.
+    /// Number of places that others have taken.
     pub taken: i64,
     /// The labeler has judged or skipped it.
     pub judged: bool,
 }
 
-/// What to do for a labeler who asks for a set.
+/// Action for a labeler who requests a set.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Plan {
-    /// Give a held set again.
+pub(super) enum LeasePlan {
+    /// Hand out a held set again.
     Again(Assignment),
-    /// Lease one, if it is still there.
+    /// Lease a set, if one is still free.
     Lease,
     Nothing(NoLease),
 }
 
-/// What a request for a set comes to.
-pub(super) fn plan(request: &LeaseRequest, seen: &Outlook) -> Plan {
+/// Decides a request for a set.
+pub(super) fn plan(request: &LeaseRequest, seen: &Outlook) -> LeasePlan {
     if let Some(held) = held_already(request, seen) {
-        return Plan::Again(held.clone());
+        return LeasePlan::Again(held.clone());
     }
     let used = request.quota.is_some_and(|(_, limit)| seen.counts.today + seen.in_hand >= limit);
     let done = request.quota.is_some_and(|(_, limit)| seen.counts.today >= limit);
@@ -77,7 +77,7 @@ pub(super) fn plan(request: &LeaseRequest, seen: &Outlook) -> Plan {
         Some(_) => used.then_some(NoLease::Quota),
         None => {
             let something = seen.ordinary_free || matches!(request.pick, Pick::First(_)) && seen.special_free;
-            // Sets in hand count too, but then there must be something that they keep the labeler from.
+            // Held sets count too, but only if there is a set that the quota withholds.
             if done || used && something {
                 Some(NoLease::Quota)
             } else {
@@ -85,10 +85,10 @@ pub(super) fn plan(request: &LeaseRequest, seen: &Outlook) -> Plan {
             }
         }
     };
-    nothing.map_or(Plan::Lease, Plan::Nothing)
+    nothing.map_or(LeasePlan::Lease, LeasePlan::Nothing)
 }
 
-/// A lease that the labeler holds now: of the named set, or the first of those that the caller has not got.
+/// A current lease of the labeler: of the named set, or the first that the caller does not have.
 fn held_already<'a>(request: &LeaseRequest, seen: &'a Outlook) -> Option<&'a Assignment> {
     if request.set_id.is_none() && request.resume.is_none() {
         return None;
@@ -108,14 +108,14 @@ fn held_already<'a>(request: &LeaseRequest, seen: &'a Outlook) -> Option<&'a Ass
 
 // ---------------------------------------------------------------- judging
 
-/// What the transaction found about a set, a labeler and what they say.
+/// Facts about a set, a labeler and their judgment, read in the transaction.
 #[derive(Clone, Debug)]
 pub(super) struct Standing {
     pub status: SetStatus,
     pub overlap: i64,
     pub completion_ids: Vec<CompletionId>,
     /// The judgment that is revised.
-    pub former: Option<Former>,
+    pub former: Option<RevisedJudgment>,
     /// The one of the judgment, or of the judgment that is revised.
     pub assignment: Option<Assignment>,
     /// The labeler has a current lease on the set.
@@ -128,18 +128,18 @@ pub(super) struct Standing {
     pub revision: Option<i64>,
     /// What the labeler has been shown of this very set.
     pub revealed: Vec<Knowledge>,
-    /// They know who wrote one of the completions, from whatever set.
+    /// Whether they know the author of one of the completions, from any set.
     pub knows_authors: bool,
-    /// Others whose word counts towards the overlap.
+    /// Number of others whose judgment counts towards the overlap.
     pub others: i64,
-    /// What the labeler's own word that counts so far says.
+    /// Outcome of the labeler's own judgment that counts so far.
     pub own: Option<Outcome>,
     /// The labeler is the reviewer who settled the set: their judgments count whatever they knew.
     pub settles: bool,
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Former {
+pub(super) struct RevisedJudgment {
     pub set_id: SetId,
     pub labeler_id: LabelerId,
     pub assignment_id: Option<AssignmentId>,
@@ -157,7 +157,7 @@ pub(super) struct Decision {
     pub reveals: Vec<Knowledge>,
 }
 
-/// What becomes of a submitted judgment whose idempotency key is new.
+/// Decides a submitted judgment with a new idempotency key.
 ///
 /// # Errors
 /// `Conflict`, `LeaseLost` or `NotFound` by the rules.
@@ -183,7 +183,7 @@ pub(super) fn decide(found: &Standing, submit: &SubmitJudgment) -> Result<Decisi
         && !found.holds
         && found.today >= limit
     {
-        return conflict(format!("today's quota of {limit} judgments is used"));
+        return conflict(format!("today's quota of {limit} judgments is used up; continue tomorrow"));
     }
     let place = match &judgment.assignment_id {
         None => None,
@@ -194,7 +194,7 @@ pub(super) fn decide(found: &Standing, submit: &SubmitJudgment) -> Result<Decisi
     };
     check_items(&judgment, &found.completion_ids)?;
     if found.revision.is_some_and(|latest| latest >= judgment.revision) {
-        return conflict("this set is already judged; send a revision of the latest judgment");
+        return conflict("you have judged this set already; send a revision of the latest judgment");
     }
     let status = status(found, &judgment);
     let new = |what: &&Knowledge| !skip && **what != Knowledge::Blind && !found.revealed.contains(what);
@@ -214,7 +214,7 @@ fn known(found: &Standing) -> Knowledge {
     }
 }
 
-/// Turns a lease into a submitted place. A skip gives the place back: somebody else should get the set.
+/// Turns a lease into a submitted place. A skip frees the place for another labeler.
 fn place(found: &Standing, held: &Assignment, j: &Judgment, submit: &SubmitJudgment) -> Result<AssignmentState> {
     let lost = || Err(StoreError::LeaseLost(held.id.to_string()));
     let revision = j.supersedes_id.is_some();
@@ -242,12 +242,13 @@ fn place(found: &Standing, held: &Assignment, j: &Judgment, submit: &SubmitJudgm
     if !has_place && !revision {
         return lost();
     }
-    // A first word that was not blind counts nowhere: like a skip, it leaves the place to somebody else.
+    // A first judgment that was not blind does not count: like a skip, it frees the place.
     let counts = j.outcome != Outcome::Skip && (revision || j.knowledge == Knowledge::Blind);
     Ok(if counts && has_place { AssignmentState::Submitted } else { AssignmentState::Released })
 }
 
-/// A ranking names every completion of its set once; anything else names none that is not in it.
+/// Checks that a ranking names every completion of its set once, and that other judgments name only completions of the
+/// set.
 pub(super) fn check_items(j: &Judgment, of_set: &[CompletionId]) -> Result<()> {
     let mut seen = HashSet::new();
     for item in &j.items {
@@ -267,7 +268,7 @@ pub(super) fn check_items(j: &Judgment, of_set: &[CompletionId]) -> Result<()> {
     Ok(())
 }
 
-/// A set is done once enough labelers have said something other than "skip" about it; `None` where nothing changes.
+/// The set's new status: done once enough labelers have judged it (skips do not count); `None` when it does not change.
 fn status(found: &Standing, j: &Judgment) -> Option<SetStatus> {
     let counted = j.knowledge == Knowledge::Blind || found.settles;
     let own = if counted { Some(j.outcome) } else { found.own };

@@ -2,7 +2,7 @@
 
 use super::prompts;
 use super::rows::{Conn, Row, args, not_found};
-use super::{Page, Result, StoreError, imports};
+use super::{Page, Result, StoreError, keys};
 use crate::domain::*;
 
 pub(super) fn set(row: &Row, completion_ids: Vec<CompletionId>) -> Result<ComparisonSet> {
@@ -42,7 +42,7 @@ pub(super) async fn put(conn: &mut Conn, s: &ComparisonSet) -> Result<()> {
         texts.push(completion.text);
     }
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    insert(conn, s, &imports::content_key(&texts)).await
+    insert(conn, s, &keys::content_key(&texts)).await
 }
 
 /// A set whose completions are known to be of its prompt.
@@ -74,7 +74,7 @@ pub(super) async fn insert(conn: &mut Conn, s: &ComparisonSet, content_key: &str
     Ok(())
 }
 
-/// Notes whose request made the set.
+/// Records whose request made the set.
 pub(super) async fn made_by(conn: &mut Conn, id: &SetId, labeler: &LabelerId) -> Result<()> {
     conn.run("UPDATE comparison_sets SET made_by = $2 WHERE id = $1", args![id.as_str(), labeler.as_str()]).await?;
     Ok(())
@@ -196,7 +196,7 @@ pub(super) async fn get_gold(conn: &mut Conn, set_id: &SetId) -> Result<Vec<(Com
     .collect()
 }
 
-/// Everybody judges a set with a known answer; its places never run out.
+/// Overlap of sets with known answers, which everybody judges.
 const FOR_EVERYBODY: i64 = 1_000_000;
 
 pub(super) async fn make_gold(

@@ -46,8 +46,8 @@ pub(super) async fn put(
     Ok(())
 }
 
-/// Completions of served requests and thumbs on them since `since`, by version. Of several thumbs that one
-/// person gave one completion the last one counts.
+/// Completions of served requests and thumbs on them since `since`, by version. Of several thumbs of one person on a
+/// completion, the last one counts.
 pub(super) async fn version_use(conn: &mut Conn, since: Micros) -> Result<Vec<VersionUse>> {
     let mut by_version = BTreeMap::new();
     let written = conn

@@ -1,12 +1,12 @@
 //! The store over either database, and how its views reach it: reads borrow a connection, writes run in their own task
-//! and return after the commit. The statements are in the files beside this one.
+//! and return after the commit. The statements are in the other files of this module.
 
 use super::connect::Db;
 use super::groups::Groups;
 use super::rows::Conn;
 use super::*;
 
-/// SQLite or Postgres behind one set of statements. What can be asked of it is in its views, by domain:
+/// The store, on SQLite or PostgreSQL. Its methods are in views, by domain:
 /// `store.sets().get(&id)`.
 pub struct Store {
     pub(super) db: Db,
@@ -39,7 +39,7 @@ macro_rules! write {
     }};
 }
 
-/// As `write!`, in a transaction that is shared with other labelers' writes and alone in taking places. The work may
+/// Runs a write in a transaction that is shared with other labelers' writes and holds the lock of places. The work may
 /// run twice, so it clones the names in the parentheses.
 macro_rules! place {
     ($store:expr, |$tx:ident| ($($owned:ident),+) => $body:expr) => {
@@ -78,9 +78,6 @@ async fn counts(conn: &mut Conn) -> Result<Counts> {
     Ok(counts)
 }
 
-/// Bytes of texts on one page of a list: it ends early behind the row that fills it, and goes on after that one's id.
-pub(super) const PAGE_BYTES: usize = 4 << 20;
-
 pub(super) use {place, read, write};
 
 impl Store {
@@ -89,10 +86,9 @@ impl Store {
         self.db.backend()
     }
 
-    /// Cheap round trip for `/ready`.
+    /// An inexpensive query for `/ready`.
     pub async fn ping(&self) -> Result<()> {
-        // A row of each table that requests need, by a column that no index has: a damaged file must not pass for a
-        // sound one.
+        // A row of each table that requests need, by a column without an index, so that a damaged file is detected.
         let sql = "SELECT (SELECT COUNT(messages) FROM (SELECT messages FROM prompts LIMIT 1) a)
                  + (SELECT COUNT(text) FROM (SELECT text FROM completions LIMIT 1) b)
                  + (SELECT COUNT(selection_policy) FROM (SELECT selection_policy FROM comparison_sets LIMIT 1) c)
@@ -112,7 +108,7 @@ impl Store {
         read!(self, |c| c.now())
     }
 
-    /// How much there is of everything.
+    /// Numbers of records.
     pub async fn counts(&self) -> Result<Counts> {
         read!(self, |c| counts(c))
     }
@@ -122,8 +118,8 @@ impl Store {
         self.db.close().await
     }
 
-    /// Statements sent to the database since the store was opened. What begins and ends transactions, locks included, is
-    /// not counted; a script that goes to the database in one call counts once.
+    /// Statements sent to the database since the store was opened. What begins and ends transactions, locks included,
+    /// is not counted; a script that goes to the database in one call counts once.
     pub fn statements(&self) -> u64 {
         self.db.statements()
     }

@@ -1,4 +1,4 @@
-//! A judgment on its way into the store: what it is about, what the transaction finds, and the script that writes it.
+//! Storing a judgment: facts about its set, what the transaction reads, and the script that writes it.
 
 use std::collections::BTreeMap;
 
@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use super::judgments::{self, current, work_done};
 use super::leases::{assignment, held, taken_by_others};
 use super::rows::{Arg, Conn, Row, args, not_found, without_nul};
-use super::rules::{self, Decision, Former, Standing};
+use super::rules::{self, Decision, RevisedJudgment, Standing};
 use super::turns::Place;
-use super::{Result, StoreError, SubmitJudgment, Submitted, imports, prompts, sets};
+use super::{Result, StoreError, SubmitJudgment, Submitted, keys, prompts, sets};
 use crate::domain::*;
 
-/// What is known of a set before a judgment of it: nothing here changes while it stands in the queue, except who may
-/// judge it, which the transaction looks at again.
+/// Facts about a set before a judgment of it. They do not change while the set is in the queue, except who may judge
+/// it, which the transaction checks again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Question {
     pub set: ComparisonSet,
@@ -24,12 +24,12 @@ pub struct Question {
     pub explanation: Option<String>,
     /// The expected tiers, best first; empty for ordinary sets.
     pub expected: Vec<(CompletionId, i64)>,
-    /// Who wrote each completion: the version's name, or the origin.
+    /// The author of each completion: the version's name, or the origin.
     pub authors: BTreeMap<CompletionId, Author>,
     pub daily_quota: Option<i64>,
-    /// The stored guidelines of the language that was asked for.
+    /// The stored guidelines of the requested language.
     pub guidelines: Option<String>,
-    /// Set and labeler of the judgment that is revised, where it is there.
+    /// Set and labeler of the judgment that is revised, if it exists.
     pub former: Option<(SetId, LabelerId)>,
 }
 
@@ -180,7 +180,7 @@ const STANDING_POSTGRES: &str = standing_of!("json_agg(i.completion_id)");
 fn standing(row: &Row) -> Result<Standing> {
     let former = match row.opt_text("former_id")? {
         None => None,
-        Some(_) => Some(Former {
+        Some(_) => Some(RevisedJudgment {
             set_id: row.text("former_set")?.into(),
             labeler_id: row.text("former_labeler")?.into(),
             assignment_id: row.opt_text("former_assignment")?.map(Into::into),
@@ -215,7 +215,7 @@ fn standing(row: &Row) -> Result<Standing> {
     })
 }
 
-/// Stores a judgment, or finds the one that its idempotency key has stored. Runs alone among all that take places.
+/// Stores a judgment, or returns the one with its idempotency key. Runs under the lock of places.
 pub(super) async fn submit(conn: &mut Conn, submit: &SubmitJudgment) -> Result<Submitted> {
     let given = &submit.judgment;
     let sql = if conn.is_postgres() { STANDING_POSTGRES } else { STANDING_SQLITE };
@@ -234,7 +234,9 @@ pub(super) async fn submit(conn: &mut Conn, submit: &SubmitJudgment) -> Result<S
         if (row.text("replay_set")?.as_str(), row.text("replay_labeler")?.as_str())
             != (given.set_id.as_str(), given.labeler_id.as_str())
         {
-            return Err(StoreError::Conflict("the idempotency key was used for another judgment".into()));
+            return Err(StoreError::Conflict(
+                "the idempotency key was used for another judgment; use a new key".into(),
+            ));
         }
         let judgment = judgments::get(conn, &id.into()).await?;
         return Ok(Submitted { judgment, replayed: true, revealed: found.revealed });
@@ -251,8 +253,8 @@ pub(super) async fn submit(conn: &mut Conn, submit: &SubmitJudgment) -> Result<S
     Ok(Submitted { judgment, replayed: false, revealed })
 }
 
-/// The texts as they are kept, so that the answer says what is stored: neither Postgres nor JSON in SQLite, which
-/// flags pass through, holds U+0000.
+/// The texts as they are stored, so that the response equals them: neither Postgres nor JSON in SQLite, which flags
+/// use, can hold U+0000.
 fn as_kept(j: &mut Judgment, postgres: bool) {
     let kept = |text: &mut String| *text = without_nul(std::mem::take(text));
     if postgres {
@@ -400,7 +402,7 @@ async fn write(conn: &mut Conn, decision: &Decision, answer: Option<&Completion>
             prompts::pack(&c.logprobs, f32::to_le_bytes),
             &c.sampling,
             c.created,
-            imports::text_key(&c.text).as_str()
+            keys::text_key(&c.text).as_str()
         ]);
     }
     let sql = match (conn.is_postgres(), answer.is_some()) {

@@ -1,30 +1,29 @@
-//! A labeler's turn and what they say about a set, in few statements: one that reads all there is to know, one that
-//! takes the place, one that reads the set; and for a judgment one that reads what it is about, and two in the
-//! transaction.
+//! A labeler's turn in three statements (one reads what is available, one takes the lease, one reads the set), and a
+//! judgment in three (one reads its set, two run in the transaction).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::leases::{self, assignment, can_judge, held, taken_by_others};
 use super::rows::{Conn, Row, args, not_found};
-use super::rules::{self, Plan};
+use super::rules::{self, LeasePlan};
 use super::sql::{Store, place, read};
 use super::*;
 use super::{judgments, people, prompts};
 
 pub use super::rules::{NamedSet, Outlook};
 
-/// What to look at for a labeler who asks for work.
+/// Parameters of reading the work that is available to a labeler.
 #[derive(Clone, Debug)]
 pub struct OutlookRequest {
     pub labeler_id: LabelerId,
     pub now: Micros,
-    /// Since when judgments count as today's.
+    /// Start of the day, µs.
     pub since: Micros,
     pub set_id: Option<SetId>,
-    /// A kind of sets that comes before ordinary work.
+    /// A kind of sets that precedes ordinary ones.
     pub special: Option<SetKind>,
-    /// Sets that are held may be given again.
+    /// Whether held sets may be handed out again.
     pub again: bool,
     /// Ordinary and calibration sets are counted up to these numbers.
     pub most_open: i64,
@@ -35,7 +34,7 @@ pub struct OutlookRequest {
     pub expires_at: Micros,
 }
 
-/// What came of asking for a lease.
+/// Result of a request for a lease.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Leased {
     Set(Assignment),
@@ -54,7 +53,7 @@ pub struct SetContent {
 #[derive(Clone, Debug)]
 pub enum Place {
     Assignment(AssignmentId),
-    /// Of rankings by API; the assignment where the labeler holds one.
+    /// For rankings by the API; with the assignment if the labeler holds one.
     Set(SetId, Option<AssignmentId>),
 }
 
@@ -73,8 +72,8 @@ macro_rules! free_of {
     };
 }
 
-/// Inserts the lease on the set that `$pick` finds. A labeler who let a lease run out or gave it back, without judging,
-/// comes back to the same assignment: same token and same order, so that a tab left open can still submit.
+/// Inserts the lease on the set that `$pick` finds. A labeler whose lease expired or was released without a judgment
+/// gets the same assignment, with the same token and order, so that an open tab can still submit.
 macro_rules! lease_on {
     ($($pick:tt)*) => {
         concat!(
@@ -215,7 +214,7 @@ fn seen(row: &Row, request: &OutlookRequest) -> Result<Outlook> {
     })
 }
 
-/// What [`outlook`] has to know for a lease alone.
+/// Parameters of [`outlook`] for a lease alone.
 pub(super) fn for_lease(request: &LeaseRequest) -> OutlookRequest {
     OutlookRequest {
         labeler_id: request.labeler_id.clone(),
@@ -234,22 +233,22 @@ pub(super) fn for_lease(request: &LeaseRequest) -> OutlookRequest {
     }
 }
 
-/// Counts of open sets by labeler. Counting hundreds of sets is the dearest part of a turn, and nobody tells 873 from
-/// 871: such a count is kept for some seconds, less what the labeler has said since. Smaller ones are counted anew.
+/// Cached counts of open sets by labeler. Counting hundreds of sets is the most expensive part of a turn, so a large
+/// count is reused for some seconds, less the labeler's judgments since then. Small ones are counted every time.
 #[derive(Default)]
 pub(super) struct OpenCounts(Mutex<HashMap<LabelerId, OpenCount>>);
 
 #[derive(Clone, Copy)]
 struct OpenCount {
     open: i64,
-    /// First judgments and skips of the labeler, and the time, when it was counted.
+    /// First judgments and skips of the labeler, and the time, at the count.
     words: i64,
     at: Micros,
 }
 
 const MANY: i64 = 200;
 const KEPT: Micros = 5_000_000;
-/// People whose counts are kept.
+/// Most labelers with cached counts.
 const MOST_COUNTS: usize = 10_000;
 
 impl OpenCounts {
@@ -290,7 +289,7 @@ impl Store {
             OutlookRequest { most_open: if known.is_some() { 0 } else { request.most_open }, ..request.clone() };
         let mut seen = read!(self, |c| outlook(c, &counting))?;
         match known {
-            // Past the most that are counted there are more.
+            // A count at its maximum may stand for more.
             Some(kept) if kept.open >= request.most_open => seen.open = request.most_open,
             Some(kept) => seen.open = kept.open - (words(&seen) - kept.words).max(0),
             None => self.open_counts.keep(request, &seen),
@@ -298,7 +297,7 @@ impl Store {
         Ok(seen)
     }
 
-    /// Leases by what was seen. What others took in the meantime is seen anew.
+    /// Takes a lease according to what was read. If others took it in the meantime, the outlook is read again.
     pub(super) async fn lease_by(&self, request: LeaseRequest, mut seen: Outlook) -> Result<Leased> {
         for _ in 0..3 {
             if seen.ahead {
@@ -306,7 +305,7 @@ impl Store {
                 seen = self.seen(&for_lease(&request)).await?;
             }
             let plan = rules::plan(&request, &seen);
-            if let Plan::Nothing(reason) = plan {
+            if let LeasePlan::Nothing(reason) = plan {
                 return Ok(Leased::Nothing(reason));
             }
             let (asked, lapsed) = (request.clone(), seen.lapsed);
@@ -320,19 +319,19 @@ impl Store {
     }
 }
 
-/// Why there is nothing for the request; `Empty` where there is something and others are quicker.
+/// Why there is no set for the request; `Empty` also when others took the last one.
 pub(super) fn why_nothing(request: &LeaseRequest, seen: &Outlook) -> NoLease {
     match rules::plan(request, seen) {
-        Plan::Nothing(reason) => reason,
-        Plan::Again(_) | Plan::Lease => NoLease::Empty,
+        LeasePlan::Nothing(reason) => reason,
+        LeasePlan::Again(_) | LeasePlan::Lease => NoLease::Empty,
     }
 }
 
-/// Takes the place that the plan says, if it is still there.
-async fn take(conn: &mut Conn, request: &LeaseRequest, plan: &Plan, lapsed: bool) -> Result<Option<Assignment>> {
+/// Takes the lease of the plan, if the set is still free.
+async fn take(conn: &mut Conn, request: &LeaseRequest, plan: &LeasePlan, lapsed: bool) -> Result<Option<Assignment>> {
     let row = match plan {
-        Plan::Nothing(_) => return Ok(None),
-        Plan::Again(held) => {
+        LeasePlan::Nothing(_) => return Ok(None),
+        LeasePlan::Again(held) => {
             conn.one(
                 "UPDATE assignments SET renewed = $2,
                      expires_at = CASE WHEN expires_at > $3 THEN expires_at ELSE $3 END
@@ -341,7 +340,7 @@ async fn take(conn: &mut Conn, request: &LeaseRequest, plan: &Plan, lapsed: bool
             )
             .await?
         }
-        Plan::Lease => {
+        LeasePlan::Lease => {
             if lapsed {
                 leases::expire(conn, request.now).await?;
             }

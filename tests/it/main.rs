@@ -1,4 +1,4 @@
-//! The one integration-test binary: every room's behaviour seen from outside.
+//! The integration tests, in one binary.
 
 mod api;
 mod crash;
@@ -6,6 +6,7 @@ mod data;
 mod documents;
 mod engine;
 mod feedback;
+mod file_cycles;
 mod hostile;
 mod jobs;
 mod loop_closes;

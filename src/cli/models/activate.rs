@@ -17,11 +17,11 @@ pub struct Args {
 /// Makes a version the active one of its kind in the database.
 ///
 /// # Errors
-/// An unknown or retired version, or one whose files do not open.
+/// An unknown or retired version, or one whose files cannot be opened.
 pub async fn run(args: Args) -> Result<()> {
     let config = args.settings.load()?;
     let store = crate::app::open_store(&config).await?;
-    // Not by `app::services`, which would make an administrator's key where there is none.
+    // Not by `app::services`, which would generate an admin key if there is none.
     let services =
         Services::new(config, store.clone(), system_clock(), Random::from_os()?, None, crate::train::recipes());
     let activated = activate_offline(&services, &args.name).await?;

@@ -52,7 +52,7 @@ pub fn run(args: Args) -> Result<()> {
 /// When `out` exists and is not empty, or the model cannot be read or written.
 pub fn export_model(source: &Path, out: &Path, file_type: FileType) -> Result<String> {
     if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
-        bail!("{} is not empty", out.display());
+        bail!("the output directory {} is not empty; name another one", out.display());
     }
     let loaded = model::load(source, &candle_core::Device::Cpu)?;
     let sha256 = model::save_dir_as(
@@ -76,7 +76,7 @@ pub fn export_model(source: &Path, out: &Path, file_type: FileType) -> Result<St
 /// When `out` is not empty, or the model has no adapter.
 fn export_peft(source: &Path, out: &Path) -> Result<()> {
     if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
-        bail!("{} is not empty", out.display());
+        bail!("the output directory {} is not empty; name another one", out.display());
     }
     let from = source.join(peft::FOLDER);
     if !from.is_dir() {
@@ -95,15 +95,15 @@ fn export_peft(source: &Path, out: &Path) -> Result<()> {
 /// Writes any model (directory or GGUF) as one GGUF file of a format.
 ///
 /// # Errors
-/// When the format is unknown, `out` exists, or a GGUF file has no place for the model.
+/// When the format is unknown, `out` exists, or a GGUF file cannot hold the model.
 fn export_gguf(source: &Path, name: &str, out: &Path, format: &str) -> Result<()> {
     let format = GgufFormat::parse(format).map_err(anyhow::Error::msg)?;
     if out.exists() {
-        bail!("{} is there already", out.display());
+        bail!("{} exists already; name another output", out.display());
     }
     let loaded = model::load(source, &candle_core::Device::Cpu)?;
     if loaded.instructd.as_ref().is_some_and(|facts| facts["kind"] == "reward") {
-        bail!("{} is a reward model: a GGUF file has no place for its head", source.display());
+        bail!("{} is a reward model: a GGUF file cannot hold its head; export a directory instead", source.display());
     }
     let name = Path::new(name).file_stem().map_or_else(|| name.to_owned(), |stem| stem.to_string_lossy().into_owned());
     let sha256 = export::export(&loaded, &name, out, format)?;

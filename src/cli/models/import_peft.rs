@@ -45,7 +45,7 @@ pub fn run(args: Args) -> Result<()> {
 /// When `out` is not empty, or the adapter is not one for this model.
 fn import_peft(adapter: &Path, base: &Path, out: &Path) -> Result<()> {
     if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
-        bail!("{} is not empty", out.display());
+        bail!("the directory {} is not empty; choose another name", out.display());
     }
     let loaded = model::load(base, &candle_core::Device::Cpu)?;
     let weights = peft::read(adapter, &loaded.config)?.merge(&loaded.config, &loaded.weights)?;

@@ -51,7 +51,7 @@ fn list_models(data_dir: &Path, available: bool) {
             known.name,
             known.millions,
             known.license,
-            if known.gated { " (asks for consent)" } else { "" },
+            if known.gated { " (requires consent)" } else { "" },
             known.languages.join(" "),
             size(needs.serve),
             size(needs.lora),
@@ -62,7 +62,7 @@ fn list_models(data_dir: &Path, available: bool) {
     }
     println!(
         "Memory by the number of parameters: weights in 16 bits; frozen in f32 under LoRA; frozen in 4 bits under QLoRA (frozen_precision q4); with gradients and Adam's \
-         moments in f32. Caches and activations come on top."
+         moments in f32. Caches and activations need additional memory."
     );
     if let Some(here) = here {
         println!("* more than the {:.1} GB of memory that are free here", here as f64 / 1e9);

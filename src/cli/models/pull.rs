@@ -1,4 +1,4 @@
-//! `instructd models pull`: brings a model into the data directory.
+//! `instructd models pull`: pulls a model into the data directory.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
-//! How many values a row takes, and how much text a delta encoding stands for, told from a page's bytes without
+//! The number of values in a row, and the amount of text in a delta encoding, determined from a page's bytes without
 //! decoding it: both can be huge in a page of a few bytes.
 
-/// Values of one delta-packed block that are looked at.
+/// Most values of a delta-packed sequence that are read.
 const MAX_DELTAS: u64 = 4 << 20;
 
 fn varint(bytes: &mut &[u8]) -> Option<u64> {
@@ -26,8 +26,8 @@ fn bits(bytes: &[u8], i: usize, width: usize) -> u64 {
     })
 }
 
-/// The most values of one row among the repetition levels (runs and packed groups); `open` is how many the row
-/// has that is not closed yet. `None` when the levels are damaged.
+/// The most values of one row among the repetition levels (runs and packed groups); `open` is the number of values of
+/// the incomplete row. `None` when the levels are damaged.
 pub(super) fn longest_row(mut levels: &[u8], max_rep: i16, values: u64, open: &mut u64) -> Option<u64> {
     let width = (16 - max_rep.cast_unsigned().leading_zeros()) as usize;
     let (mut left, mut most) = (values, *open);
@@ -45,7 +45,7 @@ pub(super) fn longest_row(mut levels: &[u8], max_rep: i16, values: u64, open: &m
             left -= count;
         } else {
             let bytes = usize::try_from((head >> 1).checked_mul(width as u64)?).ok()?;
-            // Writers may cut the last group short.
+            // The last group may be shorter.
             let (group, rest) = levels.split_at_checked(bytes.min(levels.len()))?;
             levels = rest;
             let count = ((group.len() * 8 / width) as u64).min(left);
@@ -62,7 +62,7 @@ pub(super) fn longest_row(mut levels: &[u8], max_rep: i16, values: u64, open: &m
     Some(most)
 }
 
-/// How many numbers a delta-packed sequence holds, and their sum.
+/// The number of values in a delta-packed sequence, and their sum.
 pub(super) fn delta_sum(mut bytes: &[u8]) -> Option<(u64, u64)> {
     let (block, parts) = (varint(&mut bytes)?, varint(&mut bytes)?);
     let (count, first) = (varint(&mut bytes)?, varint(&mut bytes)?);
@@ -86,7 +86,7 @@ pub(super) fn delta_sum(mut bytes: &[u8]) -> Option<(u64, u64)> {
             if width > 64 {
                 return None;
             }
-            // The last part may be cut short.
+            // The last part may be shorter.
             let (part, rest) = bytes.split_at_checked((each * width).div_ceil(8).min(bytes.len()))?;
             bytes = rest;
             for i in 0..each.min(left as usize) {

@@ -1,5 +1,5 @@
-//! Preference pairs as Parquet, in the layout that Hugging Face datasets and TRL read: `prompt`, `chosen`
-//! and `rejected` as lists of {role, content}, and `split`. Reading also takes plain strings.
+//! Preference pairs as Parquet, in the layout of Hugging Face datasets and TRL: `prompt`, `chosen` and `rejected` as
+//! lists of {role, content}, and `split`. Reading also accepts plain strings.
 
 mod levels;
 mod pages;
@@ -21,9 +21,9 @@ use parquet::schema::parser::parse_message_type;
 use parquet::schema::types::Type;
 use serde_json::{Map, Value};
 
+use super::error::LineError;
 use super::formats::{Parsed, TRL_FIELDS, is_prompt_like, preference};
 use super::limits::Limits;
-use super::lines::LineError;
 use super::preferences::pairs;
 use super::records::{Comparison, Record};
 use crate::domain::{Message, Split};
@@ -32,9 +32,9 @@ pub use tables::{Table, TableRow};
 
 pub(in crate::data) use pages::{Bounded, guarded};
 
-/// Rows of one row group: bounds the memory of readers and of the writer.
+/// Rows of one row group, which bounds the memory of readers and of the writer.
 const ROWS: usize = 1000;
-/// Rows that a column is decoded ahead.
+/// Rows of a column that are decoded at once.
 pub(in crate::data) const BATCH: usize = 64;
 
 const SCHEMA: &str = "message preferences {
@@ -71,7 +71,7 @@ fn to_pairs(comparison: &Comparison) -> impl Iterator<Item = Pair> {
 /// A Parquet file with one row per strict pair; ties give none.
 ///
 /// # Errors
-/// What the writer says; in memory it fails only for sizes beyond the format's.
+/// Errors of the Parquet writer; in memory only for sizes beyond the format's.
 pub fn write<'a>(comparisons: impl IntoIterator<Item = &'a Comparison>) -> Result<Vec<u8>, ParquetError> {
     let mut writer = Writer::new()?;
     let mut out = Vec::new();
@@ -82,7 +82,7 @@ pub fn write<'a>(comparisons: impl IntoIterator<Item = &'a Comparison>) -> Resul
     Ok(out)
 }
 
-/// Bytes on their way out.
+/// A buffer of written bytes.
 #[derive(Clone, Default)]
 struct Outbox(Arc<Mutex<Vec<u8>>>);
 
@@ -103,7 +103,7 @@ impl std::io::Write for Outbox {
     }
 }
 
-/// Writes a file piece by piece: holds one row group.
+/// Writes a file piece by piece, with one row group in memory.
 pub struct Writer {
     file: SerializedFileWriter<Outbox>,
     out: Outbox,
@@ -112,7 +112,7 @@ pub struct Writer {
 
 impl Writer {
     /// # Errors
-    /// What the Parquet writer says.
+    /// Errors of the Parquet writer.
     pub fn new() -> Result<Self, ParquetError> {
         let schema = Arc::new(parse_message_type(SCHEMA)?);
         let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
@@ -121,10 +121,10 @@ impl Writer {
         Ok(Self { file, out, group: Vec::new() })
     }
 
-    /// The bytes that are ready with this set's pairs: none until a row group is full.
+    /// Adds a set's pairs; returns the bytes that are ready, none until a row group is full.
     ///
     /// # Errors
-    /// What the Parquet writer says.
+    /// Errors of the Parquet writer.
     pub fn push(&mut self, comparison: &Comparison) -> Result<Vec<u8>, ParquetError> {
         self.group.extend(to_pairs(comparison));
         if self.group.len() >= ROWS {
@@ -136,7 +136,7 @@ impl Writer {
     /// The rest of the file.
     ///
     /// # Errors
-    /// What the Parquet writer says.
+    /// Errors of the Parquet writer.
     pub fn finish(mut self) -> Result<Vec<u8>, ParquetError> {
         self.close_group()?;
         self.file.close()?;
@@ -157,7 +157,8 @@ impl Writer {
                 for pair in &group {
                     for (i, message) in messages(pair).iter().enumerate() {
                         values.push(ByteArray::from(part(message)));
-                        // One repeated level above the value, which is there; a row's first item begins it.
+                        // Definition level of a present value in one repeated group; a row's first item has repetition
+                        // level 0.
                         definition.push(1);
                         repetition.push(i16::from(i > 0));
                     }
@@ -182,29 +183,29 @@ struct Rows {
     rows: Option<RowIter<'static>>,
     row: usize,
     limits: Limits,
-    /// Columns of the file that are not read.
+    /// Unread columns of the file.
     ignored: Vec<String>,
 }
 
-/// The rows of a Parquet file as preferences; bad rows come as errors (rows count from 1). A page that cannot be
-/// read, and a limit, end the iteration with an error of its own.
+/// The rows of a Parquet file as preferences; bad rows give errors (rows count from 1). An unreadable page or a limit
+/// ends the iteration with an error.
 ///
 /// # Errors
-/// When it is no Parquet file, or has no column of preferences.
+/// A file that is not Parquet, or without the columns of preferences.
 pub fn read(bytes: Bytes) -> Result<impl Iterator<Item = Result<Record, LineError>>, LineError> {
     Ok(read_within(bytes, Limits::default())?.map(|row| row.map(|row| row.record)))
 }
 
-/// As `read`, under limits, and with what each row has that is not read.
+/// The rows of a Parquet file as preferences, under limits, with each row's unread columns.
 ///
 /// # Errors
-/// As `read`.
+/// A file that is not Parquet, or without the columns of preferences.
 pub fn read_within(bytes: Bytes, limits: Limits) -> Result<impl Iterator<Item = Result<Parsed, LineError>>, LineError> {
-    let fatal = |e: ParquetError| LineError::fatal(0, format!("not a Parquet file that can be read: {}", told(&e)));
+    let fatal = |e: ParquetError| LineError::fatal(0, format!("not a Parquet file that can be read: {}", message(&e)));
     let file = Bounded::open(bytes, limits.clone()).map_err(fatal)?;
     let schema = file.metadata().file_metadata().schema_descr_ptr();
     let root = schema.root_schema();
-    // A column that looks like a prompt is read, so that a row can be refused by its name.
+    // A column that may contain a part of the prompt is read, so that a row can be refused by its name.
     let is_known = |name: &str| TRL_FIELDS.contains(&name) || is_prompt_like(name);
     let (known, other): (Vec<_>, Vec<_>) = root.get_fields().iter().cloned().partition(|f| is_known(f.name()));
     let ignored: Vec<String> = other.iter().map(|f| f.name().to_owned()).collect();
@@ -220,8 +221,8 @@ pub fn read_within(bytes: Bytes, limits: Limits) -> Result<impl Iterator<Item = 
     Ok(Rows { rows: Some(rows), row: 0, limits, ignored })
 }
 
-/// The error's own words.
-fn told(error: &ParquetError) -> String {
+/// The error's message.
+fn message(error: &ParquetError) -> String {
     match error {
         ParquetError::General(message) => message.clone(),
         other => other.to_string(),
@@ -240,12 +241,12 @@ impl Iterator for Rows {
                 return None;
             }
             Ok(Some(row)) => self.limits.row().map(|()| object(&row)),
-            Err(e) => Err(told(&e)),
+            Err(e) => Err(message(&e)),
         };
         self.row += 1;
         let line = self.row;
         match fields {
-            // The reader does not get past a damaged page: it would say the same for ever.
+            // The reader does not get past a damaged page and would return the same error again.
             Err(message) => {
                 self.rows = None;
                 Some(Err(LineError::fatal(line, message)))
@@ -283,7 +284,7 @@ fn object(row: &Row) -> Map<String, Value> {
     row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect()
 }
 
-/// Text, numbers and their lists and groups; what preferences cannot hold is told by its type.
+/// Converts text, numbers and their lists and groups to JSON; other types are named.
 fn value(field: &Field) -> Value {
     match field {
         Field::Null => Value::Null,

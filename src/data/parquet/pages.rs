@@ -1,5 +1,5 @@
-//! A Parquet file whose pages are read under limits. The Parquet crate trusts the sizes that a file gives and
-//! unpacks gzip and brotli pages without an end; here a page is refused before it costs more than it may.
+//! A Parquet file whose pages are read under limits. The Parquet crate trusts the sizes in a file and decompresses gzip
+//! and brotli pages without a limit; here a page is refused before it exceeds its limits.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -18,15 +18,15 @@ use super::levels::{delta_sum, longest_row, longest_text};
 use super::thrift::{self, PageHeader};
 use crate::data::limits::Limits;
 
-/// Largest page, packed or not.
+/// Largest page (bytes), compressed or not.
 const MAX_PAGE: usize = 64 << 20;
 /// Largest footer.
 const MAX_FOOTER: usize = 32 << 20;
-/// Values of one column in one row: a conversation has fewer messages.
+/// Most values of one column in one row.
 const MAX_IN_ROW: u64 = 16_384;
-/// Text that one row may take out of a dictionary.
+/// Most bytes of text of one row from a dictionary.
 const MAX_ROW_BYTES: u64 = 64 << 20;
-/// A header with column statistics is longer than one without; none is this long.
+/// Largest page header (bytes), with column statistics.
 const MAX_HEADER: usize = 1 << 20;
 const SMALL_HEADER: usize = 4096;
 
@@ -34,7 +34,7 @@ fn bad(message: impl Into<String>) -> ParquetError {
     ParquetError::General(message.into())
 }
 
-/// A Parquet file behind bounds. `R` is where its bytes are: memory or a file.
+/// A Parquet file with limits. `R` is its source: memory or a file.
 pub(in crate::data) struct Bounded<R: ChunkReader> {
     metadata: ParquetMetaData,
     source: Arc<R>,
@@ -45,7 +45,7 @@ impl<R: ChunkReader + 'static> Bounded<R> {
     /// Reads the footer.
     ///
     /// # Errors
-    /// When it is no Parquet file, or one beyond the bounds.
+    /// A file that is not Parquet, or beyond the limits.
     pub(in crate::data) fn open(source: R, limits: Limits) -> Result<Self> {
         let source = Arc::new(source);
         let size = source.len();
@@ -54,7 +54,7 @@ impl<R: ChunkReader + 'static> Bounded<R> {
         }
         let tail = source.get_bytes(size - 8, 8)?;
         if tail.get(4..) != Some(&b"PAR1"[..]) {
-            return Err(bad("the file does not end with PAR1: it is cut off, or no Parquet file"));
+            return Err(bad("the file does not end with PAR1: it is truncated, or not a Parquet file"));
         }
         let length = tail.iter().take(4).rev().fold(0u64, |n, b| n << 8 | u64::from(*b));
         if length > (size - 8).min(MAX_FOOTER as u64) {
@@ -67,7 +67,7 @@ impl<R: ChunkReader + 'static> Bounded<R> {
     }
 }
 
-/// Runs code of the Parquet crate, whose panics on damaged files become errors.
+/// Runs code of the Parquet crate and turns its panics on damaged files into errors.
 pub(in crate::data) fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
         Ok(done) => done,
@@ -152,9 +152,9 @@ struct Pages<R> {
     max_def: i16,
     at: u64,
     left: u64,
-    /// Length of the dictionary's longest text, where there is a dictionary.
+    /// Length of the dictionary's longest text, if there is a dictionary.
     longest: Option<u64>,
-    /// Values of the row that the last page left open.
+    /// Number of values of the incomplete row of the last page.
     in_row: u64,
     failed: bool,
 }
@@ -162,7 +162,7 @@ struct Pages<R> {
 impl<R: ChunkReader> Pages<R> {
     /// The next page's header and its length.
     fn header(&self) -> Result<(PageHeader, usize)> {
-        // A header is small; a slice of the column is enough to find its end.
+        // A header is small, so a slice of the column is enough.
         let bytes = self.source.get_bytes(self.at, self.left.min(SMALL_HEADER as u64) as usize)?;
         let header = match thrift::page_header(&bytes) {
             Err(_) if self.left > SMALL_HEADER as u64 => {
@@ -232,7 +232,7 @@ impl<R: ChunkReader> Pages<R> {
             .ok_or_else(|| bad(format!("column {} has the unknown encoding {}", self.name, header.encoding)))?;
         let values = header.values as u32;
         if header.kind == thrift::DICTIONARY {
-            // A text takes four bytes for its length, and no value takes less than one.
+            // A text has four bytes of length, and any value at least one byte.
             let least = if self.is_text { 4 } else { 1 };
             if u64::from(values) * least > buf.len() as u64 {
                 return Err(bad(format!("the dictionary of column {} says it holds {values} values", self.name)));
@@ -265,7 +265,7 @@ impl<R: ChunkReader> Pages<R> {
         })
     }
 
-    /// A row that takes more values, or more text, than any conversation has is refused before it is put together.
+    /// Refuses rows with more values or text than any conversation, before they are decoded.
     fn check_values(&mut self, header: &PageHeader, encoding: Encoding, buf: &Bytes) -> Result<()> {
         let name = &self.name;
         let mut most = 1;
@@ -285,7 +285,7 @@ impl<R: ChunkReader> Pages<R> {
         if self.is_text && matches!(encoding, Encoding::DELTA_BYTE_ARRAY | Encoding::DELTA_LENGTH_BYTE_ARRAY) {
             let damaged = || bad(format!("a page of column {name} has damaged lengths"));
             let (count, sum) = delta_sum(self.values_of(header, buf).ok_or_else(damaged)?).ok_or_else(damaged)?;
-            // Shared beginnings are written once and read for every value; lengths alone repeat nothing.
+            // Shared prefixes are stored once and repeated for every value; lengths alone repeat nothing.
             let repeated = if encoding == Encoding::DELTA_BYTE_ARRAY { sum } else { 0 };
             if count > header.values as u64 || repeated > MAX_ROW_BYTES {
                 return Err(bad(format!("a page of column {name} stands for {repeated} bytes of repeated text")));
@@ -306,7 +306,7 @@ impl<R: ChunkReader> Pages<R> {
 }
 
 impl<R> Pages<R> {
-    /// The page behind its levels.
+    /// The page after its levels.
     fn values_of<'a>(&self, header: &PageHeader, mut buf: &'a [u8]) -> Option<&'a [u8]> {
         if header.kind == thrift::DATA_V2 {
             return buf.get(header.rep_bytes as usize + header.def_bytes as usize..);
@@ -339,7 +339,7 @@ impl<R: ChunkReader> PageReader for Pages<R> {
         Err(bad("pages are not skipped"))
     }
 
-    /// Pages of the second version begin with a row; those of the first need not.
+    /// Pages of version 2 begin with a row; those of version 1 need not.
     fn at_record_boundary(&mut self) -> Result<bool> {
         Ok(self.left == 0 || self.header()?.0.kind == thrift::DATA_V2)
     }
@@ -372,7 +372,7 @@ fn level_encoding(number: i32) -> Encoding {
     if number == 4 { Encoding::BIT_PACKED } else { Encoding::RLE }
 }
 
-/// Unpacks `data` behind what `out` holds; `out` never grows beyond `size`, which is its capacity.
+/// Decompresses `data` and appends it to `out`, up to `size` bytes, its capacity.
 fn unpack(codec: Compression, data: &[u8], size: usize, out: &mut Vec<u8>) -> Result<(), String> {
     let start = out.len();
     let room = size - start;
@@ -380,12 +380,12 @@ fn unpack(codec: Compression, data: &[u8], size: usize, out: &mut Vec<u8>) -> Re
         return Ok(());
     }
     let text = |e: std::io::Error| e.to_string();
-    // One byte more than there may be tells a page that is too long from one that fits.
+    // One more byte than allowed distinguishes a page that is too long.
     let through = |reader: &mut dyn Read, out: &mut Vec<u8>| {
         Read::take(&mut *reader, room as u64).read_to_end(out).map_err(text)?;
         match reader.read(&mut [0]).map_err(text)? {
             0 => Ok(()),
-            _ => Err("it goes on beyond its stated size".to_owned()),
+            _ => Err("it exceeds its stated size".to_owned()),
         }
     };
     match codec {
@@ -402,7 +402,7 @@ fn unpack(codec: Compression, data: &[u8], size: usize, out: &mut Vec<u8>) -> Re
             out.truncate(start + n);
         }
         Compression::LZ4_RAW => raw_lz4(data, size, start, out)?,
-        // Hadoop's frames; what older writers named LZ4 is a frame of its own or a bare block.
+        // Hadoop's frames; older writers' LZ4 is a plain frame or a raw block.
         Compression::LZ4 => {
             if hadoop_lz4(data, size, start, out).is_err() {
                 out.truncate(start);
@@ -425,7 +425,7 @@ fn raw_lz4(data: &[u8], size: usize, start: usize, out: &mut Vec<u8>) -> Result<
     Ok(())
 }
 
-/// Blocks that each begin with their two sizes, big-endian.
+/// Blocks with two sizes before each, big-endian.
 fn hadoop_lz4(mut data: &[u8], size: usize, start: usize, out: &mut Vec<u8>) -> Result<(), String> {
     let mut at = start;
     out.resize(size, 0);

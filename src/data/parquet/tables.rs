@@ -24,7 +24,7 @@ pub struct Table {
 /// One row: a cell for each column, in the order of the columns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TableRow {
-    /// None of them may be empty.
+    /// Messages of each column; not empty.
     pub messages: Vec<Vec<Message>>,
     pub texts: Vec<Option<String>>,
 }
@@ -33,7 +33,7 @@ impl Table {
     /// A table with these columns, messages first. Names are plain identifiers.
     ///
     /// # Errors
-    /// What the file system or the Parquet writer says.
+    /// I/O errors, and errors of the Parquet writer.
     pub fn create(path: &Path, messages: &[&str], texts: &[&str]) -> Result<Self, ParquetError> {
         let lists = messages.iter().map(|name| {
             format!(
@@ -50,7 +50,7 @@ impl Table {
     }
 
     /// # Errors
-    /// What the file system or the Parquet writer says.
+    /// I/O errors, and errors of the Parquet writer.
     pub fn push(&mut self, row: TableRow) -> Result<(), ParquetError> {
         self.rows.push(row);
         self.written += 1;
@@ -60,7 +60,7 @@ impl Table {
     /// Ends the file durably; returns the number of rows.
     ///
     /// # Errors
-    /// What the file system or the Parquet writer says.
+    /// I/O errors, and errors of the Parquet writer.
     pub fn finish(mut self) -> Result<u64, ParquetError> {
         self.close_group()?;
         self.file.finish()?;

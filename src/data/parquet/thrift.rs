@@ -1,10 +1,10 @@
-//! The part of Thrift's compact protocol that bounds need: page headers, and a walk over a footer that refuses
-//! what would make the Parquet crate allocate or recurse without end.
+//! The part of Thrift's compact protocol that the limits need: page headers, and a check of the footer, which refuses
+//! one that would make the Parquet crate allocate or recurse without limit.
 
-/// Why bytes are no Thrift message, or one beyond the bounds.
+/// A result with an error message about malformed or too large data.
 pub(super) type Outcome<T> = Result<T, String>;
 
-/// Lists of a footer are at most this long: columns, row groups, key-value pairs.
+/// Longest list in a footer: columns, row groups, key-value pairs.
 const MAX_LIST: usize = 200_000;
 /// Columns and groups of a schema.
 const MAX_SCHEMA: usize = 4096;
@@ -56,7 +56,7 @@ impl<'a> Reader<'a> {
         Ok(Some((*last, head & 0x0f)))
     }
 
-    /// (length, element type) of a list. Every element takes a byte at least.
+    /// (length, element type) of a list. Every element has at least one byte.
     fn list(&mut self) -> Outcome<(usize, u8)> {
         let head = self.byte()?;
         let length = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
@@ -81,7 +81,7 @@ impl<'a> Reader<'a> {
             9 | 10 => {
                 let (length, kind) = self.list()?;
                 for _ in 0..length {
-                    // Truth values in a list are bytes of their own.
+                    // Booleans in a list take one byte each.
                     self.skip(if matches!(kind, 1 | 2) { 3 } else { kind }, depth - 1)?;
                 }
             }
@@ -123,7 +123,7 @@ pub(super) const INDEX: i32 = 1;
 pub(super) const DICTIONARY: i32 = 2;
 pub(super) const DATA_V2: i32 = 3;
 
-/// What a page says of itself.
+/// A page header.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PageHeader {
     pub kind: i32,
@@ -187,7 +187,7 @@ pub(super) fn page_header(bytes: &[u8]) -> Outcome<(PageHeader, usize)> {
     Ok((page, reader.at))
 }
 
-/// Walks a file's footer: its lists are as long as they say, and its schema is neither deep nor wide.
+/// Checks a file's footer: its lists have the stated lengths, and its schema is neither too deep nor too wide.
 pub(super) fn check_footer(footer: &[u8]) -> Outcome<()> {
     let mut reader = Reader { bytes: footer, at: 0 };
     let mut last = 0;
@@ -200,7 +200,7 @@ pub(super) fn check_footer(footer: &[u8]) -> Outcome<()> {
         if element != STRUCT || length > MAX_SCHEMA {
             return Err(format!("has a schema of more than {MAX_SCHEMA} columns"));
         }
-        // How many children the groups that are open still want.
+        // Number of missing children of each open group.
         let mut open: Vec<i64> = Vec::new();
         for _ in 0..length {
             let (mut inner, mut children) = (0, 0);

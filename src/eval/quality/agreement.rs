@@ -1,8 +1,8 @@
-//! Do labelers agree? Pairwise agreement, Krippendorff's α, Fleiss' and Cohen's κ, each with a bootstrap
+//! Agreement of labelers: pairwise agreement, Krippendorff's α, Fleiss' and Cohen's κ, each with a bootstrap
 //! interval over sets.
 //!
-//! The unit is a pair of completions of one set; a rating says which of the two the labeler preferred, or
-//! that they tie: three ordered categories. Missing ratings are the normal case.
+//! The unit is a pair of completions of one set; a rating is the labeler's preference or a tie: three ordered
+//! categories. Missing ratings are the normal case.
 
 use std::collections::BTreeMap;
 
@@ -19,32 +19,32 @@ const MAX_LABELER_PAIRS: usize = 100;
 
 type Table = [[f64; CATEGORIES]; CATEGORIES];
 
-/// One thing that several labelers rated.
+/// One unit that several labelers rated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unit {
-    /// Which set it belongs to: units of one set are resampled together.
+    /// Index of its set: units of one set are resampled together.
     pub cluster: usize,
     /// (labeler, category below `CATEGORIES`), each labeler once.
     pub ratings: Vec<(usize, usize)>,
 }
 
-/// How far apart two categories are, for Krippendorff's α.
+/// Distance of two categories, for Krippendorff's α.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Distance {
     Nominal,
     Ordinal,
 }
 
-/// How far labelers agree; a figure is `None` where the data cannot give one.
+/// Figures of agreement; `None` if the data does not allow one.
 #[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Agreement {
     /// Units with two ratings or more. Units of one set are not independent: each figure's `n` counts sets.
     pub units: usize,
     pub sets: usize,
     pub labelers: usize,
-    /// Share of pairs of labelers who said the same, ties as their own answer.
+    /// Share of pairs of labelers with equal ratings, ties included.
     pub pairwise: Option<Figure>,
-    /// Share of pairs of labelers who said the same, of those where both named a preference: the figure that papers
+    /// Share of pairs of labelers with equal ratings, of those where both have a preference: the figure that papers
     /// report (72–77 %).
     pub pairwise_without_ties: Option<Figure>,
     pub alpha_ordinal: Option<Figure>,
@@ -66,7 +66,7 @@ pub struct Cohen {
     pub weighted_kappa: Option<f64>,
 }
 
-/// Sums that every figure is made of; additive, so that a resampled set only changes its weight.
+/// Additive sums from which every figure is computed, so that a resampled set only changes its weight.
 #[derive(Clone, Debug, Default)]
 struct Tally {
     coincidences: Table,
@@ -151,8 +151,8 @@ impl Tally {
     }
 }
 
-/// Krippendorff's α of a coincidence matrix (Hayes and Krippendorff 2007). `None` without ratings, or when
-/// all are the same: chance alone would agree.
+/// Krippendorff's α of a coincidence matrix (Hayes and Krippendorff 2007). `None` without ratings, or when all are
+/// equal.
 fn alpha(coincidences: &Table, distance: Distance) -> Option<f64> {
     let margin: Vec<f64> = coincidences.iter().map(|row| row.iter().sum()).collect();
     let n: f64 = margin.iter().sum();
@@ -203,7 +203,7 @@ pub fn agreement(units: &[Unit], clusters: usize, resampling: Resampling) -> Agr
     for unit in &shared {
         tallies[unit.cluster].count(unit, fleiss_raters.unwrap_or(0));
     }
-    // Sets without a shared unit say nothing; resampling them would only add noise.
+    // Sets without a shared unit are not resampled.
     tallies.retain(|t| t.pairs > 0.0);
     let sum = |counts: &dyn Fn(usize) -> f64| {
         let mut all = Tally::default();

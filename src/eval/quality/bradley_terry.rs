@@ -1,15 +1,15 @@
-//! Strengths of things that were compared in pairs: Bradley and Terry's model with Davidson's ties
-//! (1970) and, if wanted, the length difference as a covariate.
+//! Strengths of things from pairwise comparisons: Bradley and Terry's model with Davidson's ties (1970) and,
+//! optionally, the length difference as a covariate.
 //!
 //! With δ = θ_a − θ_b + β·x the odds of "a wins : b wins : tie" are e^{δ/2} : e^{−δ/2} : ν. Without
-//! observed ties ν is 0 and the model is Bradley and Terry's own. A Gaussian prior keeps strengths finite
-//! where one thing won always; strengths are centred on a mean of 0.
+//! observed ties ν is 0 and the model is Bradley and Terry's own. A Gaussian prior keeps strengths finite when a thing
+//! always won; strengths have mean 0.
 
 use serde::Serialize;
 
 use super::statistics::{Curvature, Figure, Resampling, bootstrap, figure, maximise};
 
-/// What came of one comparison, seen from `a`.
+/// Result of one comparison, for `a`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Won {
     A,
@@ -26,7 +26,7 @@ pub struct Match {
     pub weight: f64,
     /// Covariate, a minus b; used with `Options::covariate` only.
     pub x: f64,
-    /// Which prompt it is about: matches of one prompt are resampled together.
+    /// Index of its prompt: matches of one prompt are resampled together.
     pub cluster: usize,
 }
 
@@ -38,7 +38,7 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Four log-odds (some 700 Elo points): weak beside a dozen comparisons.
+    /// Standard deviation 4 log-odds (about 700 Elo points), weak compared with a dozen comparisons.
     fn default() -> Self {
         Self { prior_sd: 4.0, covariate: false }
     }
@@ -158,7 +158,7 @@ pub struct Standing {
     pub best: f64,
 }
 
-/// How often one thing met another.
+/// Comparisons of one thing with another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, schemars::JsonSchema)]
 #[schemars(rename = "HeadToHead")]
 pub struct Cell {
@@ -167,11 +167,11 @@ pub struct Cell {
     pub ties: usize,
     /// (wins + ties / 2) / all; `None` when they never met.
     pub win_rate: Option<f64>,
-    /// What the model expects of that rate.
+    /// The model's expectation of that rate.
     pub expected: f64,
 }
 
-/// Strengths with intervals, and who beat whom.
+/// Strengths with intervals, and the matrix of wins.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Table {
     pub standings: Vec<Standing>,
@@ -200,7 +200,7 @@ pub fn table(
     let mut first = vec![0usize; things];
     let mut replicates = 0;
     let intervals = bootstrap(clusters, things + 1, resampling, |counts| {
-        // Starting from the whole data's answer, a replicate needs three or four steps.
+        // Started from the fit of the whole data, a replicate needs three or four steps.
         let drawn = read(&fit(matches, things, options, Some(counts), Some(&p)), matches, things, options);
         let best = (0..things).max_by(|a, b| drawn.strengths[*a].total_cmp(&drawn.strengths[*b]));
         if let Some(best) = best {

@@ -1,11 +1,10 @@
 //! The consensus of labelers, each weighted by attention: a noisy Bradley–Terry model.
 //!
 //! The likelihood is that of crowd-kit's NoisyBradleyTerry: labeler k, shown i before j, prefers i with
-//! probability γ_k σ(s_i − s_j) + (1 − γ_k) q_k. γ_k is the labeler's attention
-//! (with 1 − γ_k he answers without looking), q_k how often he then takes the first. A tie is half a vote
-//! for either. Priors: s ~ N(0, 2²), γ ~ Beta(8, 2), q ~ Beta(5, 5); they keep a labeler of three judgments
-//! near the ordinary and a clear set finite. The most probable values are found by EM over "looked or
-//! not", whose every step climbs.
+//! probability γ_k σ(s_i − s_j) + (1 − γ_k) q_k. γ_k is the labeler's attention (with probability 1 − γ_k the answer is
+//! independent of the items), q_k the probability of then choosing the first. A tie is half a vote for each. Priors: s
+//! ~ N(0, 2²), γ ~ Beta(8, 2), q ~ Beta(5, 5); they keep a labeler with few judgments near the average and scores
+//! finite. The maximum is found by EM over the hidden attention of each vote; every step increases the objective.
 
 use super::statistics::{Curvature, log_sigmoid, maximise, sigmoid};
 
@@ -14,7 +13,7 @@ pub const ATTENTION_PRIOR: (f64, f64) = (8.0, 2.0);
 pub const FIRST_PRIOR: (f64, f64) = (5.0, 5.0);
 const MAX_ROUNDS: usize = 2000;
 
-/// "Labeler `by`, shown `first` before `second`, preferred …" with what weight.
+/// A vote: labeler `by`, shown `first` before `second`, preferred one of them, with a weight.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vote {
     pub by: usize,
@@ -31,7 +30,7 @@ pub struct Vote {
 pub struct Consensus {
     /// Log-odds; comparable within a component of compared items only.
     pub scores: Vec<f64>,
-    /// γ of each labeler: his weight, 0 to 1.
+    /// γ of each labeler, their weight, 0 to 1.
     pub attention: Vec<f64>,
     /// q of each labeler.
     pub first: Vec<f64>,
@@ -57,13 +56,13 @@ pub fn log_prior(c: &Consensus) -> f64 {
     scores + attention + c.first.iter().map(|q| beta(*q, FIRST_PRIOR)).sum::<f64>()
 }
 
-/// One half-vote: who was preferred, with the part of the vote's weight that says so.
+/// Half of a vote: the preferred item and its part of the vote's weight.
 struct Half {
     vote: usize,
     /// +1: the first was preferred.
     sign: f64,
     weight: f64,
-    /// Probability that the labeler looked.
+    /// Probability that the labeler was attentive.
     looked: f64,
 }
 
@@ -121,7 +120,7 @@ pub fn consensus(votes: &[Vote], items: usize, labelers: usize) -> Consensus {
     c
 }
 
-/// Items that votes connect, each with its half-votes.
+/// Items connected by votes, each with its half-votes.
 struct Component {
     items: Vec<usize>,
     halves: Vec<usize>,
@@ -157,7 +156,7 @@ fn components(votes: &[Vote], halves: &[Half], items: usize) -> Vec<Component> {
 /// Maximises the component's expected log-likelihood over its scores; returns the largest move.
 fn rescore(votes: &[Vote], halves: &[Half], component: &Component, scores: &mut [f64]) -> f64 {
     let size = component.items.len();
-    // Items of a component are few (one prompt's completions): a search is quicker than a map.
+    // A component has few items (one prompt's completions), so a linear search is faster than a map.
     let local = |item: usize| component.items.iter().position(|i| *i == item).unwrap_or(0);
     let pulls: Vec<(usize, usize, f64)> = component
         .halves

@@ -1,4 +1,4 @@
-//! Stored judgments, numbered: what every quality figure is computed from.
+//! Stored judgments with dense indices: the input of every quality figure.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
@@ -9,7 +9,7 @@ use super::consensus::Vote;
 use super::length::Preference;
 use crate::domain::{CompletionId, CompletionOrigin, JudgedSet, Labeler, LabelerId, Outcome, PromptId, SetId, SetKind};
 
-/// A labeler, numbered by its place.
+/// A labeler; its index is its position.
 #[derive(Clone, Debug)]
 pub struct Person {
     pub id: LabelerId,
@@ -18,7 +18,7 @@ pub struct Person {
     pub active: bool,
 }
 
-/// A set, numbered by its place.
+/// A set; its index is its position.
 #[derive(Clone, Debug)]
 pub struct Set {
     pub id: SetId,
@@ -30,24 +30,24 @@ pub struct Set {
     pub expected: BTreeMap<usize, i64>,
 }
 
-/// A completion, numbered by its place.
+/// A completion; its index is its position.
 #[derive(Clone, Debug)]
 pub struct Item {
     pub id: CompletionId,
-    /// Which version wrote it (index into `Facts::authors`); `None` for imported and edited text.
+    /// Author (index into `Facts::authors`); `None` for imported and edited text.
     pub author: Option<usize>,
     /// Characters.
     pub length: f64,
 }
 
-/// One labeler's latest vote on a set.
+/// One labeler's latest judgment of a set.
 #[derive(Clone, Debug)]
 pub struct Judged {
     pub set: usize,
     pub labeler: usize,
     pub outcome: Outcome,
     pub active_ms: i64,
-    /// Shown on the page, in an order drawn for it; rankings by API are not.
+    /// Whether the set was shown on the page in a random order; not for rankings by the API.
     pub leased: bool,
     /// (item, tier, shown position), by item.
     pub items: Vec<(usize, i64, i64)>,
@@ -76,7 +76,7 @@ impl Judged {
     }
 }
 
-/// Who may have written completions that are compared with each other.
+/// An author of compared completions.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Author {
     Version(crate::domain::ModelVersionId),
@@ -91,12 +91,12 @@ pub struct Facts {
     pub authors: Vec<Author>,
     pub prompts: usize,
     pub judged: Vec<Judged>,
-    /// Sets whose judgments are compared with each other. Sets of other kinds only measure accuracy: everybody
-    /// judges practice sets, and after the vote is told the answer, so agreement on them says nothing.
+    /// Sets whose judgments are compared. Sets of other kinds only measure accuracy: the answer of practice sets is
+    /// shown after the judgment, so agreement on them has no meaning.
     pub compared: SetKind,
 }
 
-/// Gives every new key the next number.
+/// Assigns consecutive indices to keys.
 struct Numbers<K>(HashMap<K, usize>);
 
 impl<K: std::hash::Hash + Eq> Numbers<K> {
@@ -179,12 +179,12 @@ impl Facts {
         facts
     }
 
-    /// The same facts, with the judgments of sets of `kind` compared.
+    /// Restricts the compared judgments to sets of `kind`.
     pub fn of(self, kind: SetKind) -> Self {
         Self { compared: kind, ..self }
     }
 
-    /// Judgments that are compared with each other.
+    /// The compared judgments.
     pub fn compared(&self) -> impl Iterator<Item = &Judged> {
         self.judged.iter().filter(|j| self.sets[j.set].kind == self.compared)
     }
@@ -205,8 +205,8 @@ impl Facts {
         units.into_iter().map(|((cluster, _, _), ratings)| Unit { cluster, ratings }).collect()
     }
 
-    /// Words for the consensus. A ranking of K says K − 1 independent things: its K (K − 1) / 2 pairs weigh
-    /// 2 / K each.
+    /// Votes for the consensus. A ranking of K has K − 1 independent comparisons, so each of its K (K − 1) / 2 pairs
+    /// has weight 2 / K.
     pub fn votes(&self) -> Vec<Vote> {
         let mut votes = Vec::new();
         for judged in self.compared() {

@@ -1,5 +1,4 @@
-//! What can be said of one labeler: pace, ties, skips, a liking for the side shown first, how often the
-//! known answers and the others are met.
+//! Figures of each labeler: pace, ties, skips, position bias, accuracy on known answers and agreement with others.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +8,7 @@ use super::facts::{Facts, Judged};
 use super::statistics::{Figure, median, share};
 use crate::domain::{LabelerId, Outcome, SetKind};
 
-/// One labeler's row. Shares carry Jeffreys' intervals; `None` where there is nothing to count.
+/// One labeler's row. Shares carry Jeffreys' intervals; `None` if there is nothing to count.
 #[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct LabelerFigures {
     pub labeler_id: LabelerId,
@@ -26,21 +25,21 @@ pub struct LabelerFigures {
     /// Median and nine-tenths quantile of the time at work on a judgment, ms; judgments by API have none.
     pub median_active_ms: Option<f64>,
     pub p90_active_ms: Option<f64>,
-    /// Of the sets where the first-shown and the last-shown completion differ in tier, how often the first
-    /// is preferred; ½ = no liking. Sets with known answers are left out.
+    /// Of the sets where the first-shown and the last-shown completion differ in tier, the share in which the first is
+    /// preferred; ½ = no position bias. Sets with known answers are left out.
     pub left_bias: Option<Figure>,
     /// Mean share of each gold or calibration set's strict pairs that were ranked as expected; a tie
     /// counts half.
     pub gold_accuracy: Option<Figure>,
-    /// Mean share of a set's pairs on which most others prefer one and this labeler the same; own word left out.
+    /// Mean share of a set's pairs with a majority of the others on which this labeler agrees with it.
     /// `n` counts sets.
     pub agreement_with_others: Option<Figure>,
     /// γ of the noisy Bradley–Terry model: the labeler's weight in the consensus.
     pub attention: Option<f64>,
 }
 
-/// How far a ranking meets a set's known answer: share of the strictly ordered expected pairs that are
-/// ranked the same way, ties half. `None` when the answer orders nothing.
+/// Accuracy of a ranking against a set's known answer: share of the strictly ordered expected pairs that are
+/// ranked the same way, ties half. `None` when the answer has only ties.
 pub fn met<K: Ord>(expected: &BTreeMap<K, i64>, tiers: &[(K, i64)]) -> Option<f64> {
     let (mut hits, mut pairs) = (0.0, 0.0);
     for (i, (a, tier_a)) in tiers.iter().enumerate() {
@@ -73,7 +72,7 @@ pub fn figures(facts: &Facts, attention: &[Option<f64>]) -> Vec<LabelerFigures> 
     let row = |(k, labeler): (usize, &super::facts::Person)| {
         let own: Vec<&Judged> = facts.judged.iter().filter(|j| j.labeler == k).collect();
         let of = |outcome: Outcome| own.iter().filter(|j| j.outcome == outcome).count() as f64;
-        // Nobody measured the time of judgments by API or of duels in the chat: unknown, not 0.
+        // The time of judgments by the API or of duels in the chat is unknown, not 0.
         let timed = own.iter().filter(|j| j.leased && j.active_ms > 0);
         let mut pace: Vec<f64> = timed.map(|j| j.active_ms as f64).collect();
         pace.sort_unstable_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! Does the longer answer win? The share of preferences for the longer one, and the log-odds per doubling.
+//! Length bias: the share of preferences for the longer text, and the log-odds per doubling of the length.
 
 use serde::Serialize;
 
@@ -10,15 +10,15 @@ pub struct Preference {
     pub preferred: f64,
     pub other: f64,
     pub weight: f64,
-    /// Which prompt it is about: preferences of one prompt are resampled together.
+    /// Index of its prompt: preferences of one prompt are resampled together.
     pub cluster: usize,
 }
 
-/// Whether the longer text wins; a figure is `None` where the data cannot give one.
+/// Figures of length bias; `None` if the data does not allow one.
 #[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct LengthBias {
     pub preferences: usize,
-    /// Prompts that they are about: preferences of one prompt are not independent.
+    /// Number of prompts; preferences of one prompt are not independent.
     pub prompts: usize,
     /// Weighted share in which the longer text is preferred, of those of different length.
     pub longer_wins: Option<Figure>,
@@ -33,7 +33,7 @@ fn doublings(p: &Preference) -> f64 {
     ((p.preferred + 1.0) / (p.other + 1.0)).log2()
 }
 
-/// A slope's prior variance of 100 only keeps it finite where the longer wins always.
+/// A prior variance of 100 keeps the slope finite when the longer text always wins.
 const RIDGE: f64 = 0.01;
 
 fn slope(preferences: &[(f64, f64)]) -> Option<f64> {

@@ -1,5 +1,5 @@
-//! Figures about human judgments: do people agree, whom to trust, what they like, which version they
-//! prefer. Pure functions of stored judgments and a seed.
+//! Figures of human judgments: agreement, labelers, biases, and preferences between versions. Pure functions of stored
+//! judgments and a seed.
 
 pub mod agreement;
 pub mod bradley_terry;
@@ -20,11 +20,11 @@ pub use statistics::{Figure, Resampling};
 
 use crate::domain::{CompletionId, LabelerId, SetId};
 
-/// Everything about the labelers and their judgments.
+/// Figures of all labelers and their judgments.
 #[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
 #[schemars(rename = "QualityReport")]
 pub struct Report {
-    /// Those that are compared; the figures of labelers also count sets with known answers.
+    /// Number of compared judgments; the figures of labelers also count sets with known answers.
     pub judgments: usize,
     pub sets: usize,
     pub agreement: Agreement,
@@ -35,7 +35,7 @@ pub struct Report {
     pub resampling: Resampling,
 }
 
-/// The weight of each labeler in the consensus; `None` for those who compared nothing.
+/// The weight of each labeler in the consensus; `None` for those without comparisons.
 pub fn attention(facts: &Facts) -> (consensus::Consensus, Vec<Option<f64>>) {
     let votes = facts.votes();
     let fitted = consensus::consensus(&votes, facts.items.len(), facts.people.len());
@@ -98,7 +98,7 @@ pub fn set_consensus(facts: &Facts) -> Vec<SetConsensus> {
     facts.sets.iter().zip(counted).filter(|(_, (n, _))| *n > 0).map(one).collect()
 }
 
-/// How split the labelers are on each set, 0 to 1 (see `SetConsensus::disagreement`).
+/// Disagreement of the labelers on each set, 0 to 1 (see `SetConsensus::disagreement`).
 pub fn disagreements(facts: &Facts) -> Vec<Option<f64>> {
     let mut sums = vec![(0.0, 0usize); facts.sets.len()];
     for unit in &facts.units() {

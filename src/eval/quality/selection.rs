@@ -1,19 +1,19 @@
-//! Which sets are worth a labeler's time: where the reward model is least sure of the order.
+//! Selection of sets by the reward model's uncertainty about their order.
 
 use statrs::distribution::{ContinuousCDF, Normal};
 
 use super::statistics::sigmoid;
 
-/// A reward model's opinion of one completion: mean and spread over its heads (0 with a single head).
+/// A reward model's score of one completion: mean and standard deviation over its heads (0 with a single head).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Guess {
     pub mean: f64,
     pub std: f64,
 }
 
-/// Mean doubt about the pairs' order, 0 (sure) to 1. With an ensemble: the chance, doubled, that a head
-/// drawn at random orders the pair the other way, taking the spreads as independent and normal. With one
-/// head: 4 p (1 − p) of its own preference probability. `None` of fewer than two.
+/// Mean uncertainty of the pairs' order, 0 (certain) to 1. With an ensemble: twice the probability that a random head
+/// orders the pair the other way, with independent normal scores. With one head: 4 p (1 − p) of its preference
+/// probability p. `None` for fewer than two completions.
 pub fn uncertainty(guesses: &[Guess]) -> Option<f64> {
     let ensemble = guesses.iter().any(|g| g.std > 0.0);
     let normal = Normal::standard();

@@ -1,4 +1,4 @@
-//! Small statistics that the quality figures share: intervals of shares, a cluster bootstrap, quantiles,
+//! Statistics shared by the quality figures: intervals of shares, a cluster bootstrap, quantiles,
 //! and Newton's method for concave likelihoods. Randomness comes from a given seed.
 
 use rand::{Rng, SeedableRng};
@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use statrs::distribution::{Beta, ContinuousCDF};
 
-/// A figure with its 95 % interval (absent where the data cannot give one) and what it was counted over.
+/// A figure with its 95 % interval (absent if the data does not allow one) and its n.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Figure {
     pub value: f64,
@@ -15,7 +15,7 @@ pub struct Figure {
     pub n: usize,
 }
 
-/// How intervals are drawn: replicates of the clusters and the seed of the draws.
+/// Parameters of the bootstrap: number of replicates and seed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Resampling {
     pub replicates: usize,
@@ -23,7 +23,7 @@ pub struct Resampling {
 }
 
 /// Share `hits / n` with Jeffreys' 95 % interval (the Beta posterior under Beta(½, ½); Brown, Cai and
-/// DasGupta 2001). `hits` may be fractional: a tie counts half. `None` of nothing.
+/// DasGupta 2001). `hits` may be fractional: a tie counts half. `None` for n = 0.
 pub fn share(hits: f64, n: usize) -> Option<Figure> {
     if n == 0 {
         return None;
@@ -31,13 +31,13 @@ pub fn share(hits: f64, n: usize) -> Option<Figure> {
     let total = n as f64;
     let posterior = Beta::new(hits + 0.5, total - hits + 0.5).ok();
     let quantile = |p: f64| posterior.as_ref().map(|b| b.inverse_cdf(p));
-    // At the edges the interval reaches the edge, or it would cover a true share of 0 or 1 never.
+    // At 0 and 1 the interval includes the boundary, because it would never cover a true share of 0 or 1 otherwise.
     let low = if hits <= 0.0 { Some(0.0) } else { quantile(0.025) };
     let high = if hits >= total { Some(1.0) } else { quantile(0.975) };
     Some(Figure { value: hits / total, low, high, n })
 }
 
-/// The `p`-quantile of sorted values, linear between neighbours (numpy's default). `None` of nothing.
+/// The `p`-quantile of sorted values, linear between neighbours (numpy's default). `None` for n = 0.
 pub fn quantile(sorted: &[f64], p: f64) -> Option<f64> {
     let last = sorted.len().checked_sub(1)?;
     let at = p * last as f64;
@@ -53,9 +53,9 @@ pub fn median(mut values: Vec<f64>) -> Option<f64> {
 }
 
 /// Percentile bootstrap over whole clusters (sets or prompts), because judgments of one text are not
-/// independent. `statistics` gets how often each cluster was drawn and returns its figures, `None` for
-/// those that a replicate cannot give. One 95 % interval per figure; `None` where fewer than nine in ten
-/// replicates gave it, or where there are fewer than two clusters.
+/// independent. `statistics` gets how often each cluster was drawn and returns its figures, `None` for those that a
+/// replicate does not allow. Returns one 95 % interval for each figure; `None` if fewer than nine in ten replicates
+/// gave it, or for fewer than two clusters.
 pub fn bootstrap(
     clusters: usize,
     figures: usize,
@@ -88,7 +88,7 @@ pub fn bootstrap(
     drawn.into_iter().map(interval).collect()
 }
 
-/// A value with the interval that a bootstrap gave it.
+/// A value with its bootstrap interval.
 pub fn figure(value: Option<f64>, interval: Option<(f64, f64)>, n: usize) -> Option<Figure> {
     value.map(|value| Figure { value, low: interval.map(|i| i.0), high: interval.map(|i| i.1), n })
 }
@@ -98,8 +98,8 @@ const FEW: usize = 20;
 /// Below this number of clusters, an interval by resampling is not computed.
 const LEAST: usize = 5;
 
-/// A figure of few clusters (sets, prompts) gets no narrower an interval than they can give: for shares at least
-/// Jeffreys' with each cluster as one trial, for others none below five clusters.
+/// Widens intervals of few clusters (sets, prompts): for shares to at least Jeffreys' interval with each cluster as one
+/// trial; others have none below five clusters.
 pub fn of_few(figure: Option<Figure>, clusters: usize, is_share: bool) -> Option<Figure> {
     let figure = figure?;
     if clusters >= FEW {
@@ -159,8 +159,7 @@ pub struct Curvature {
     pub information: Vec<f64>,
 }
 
-/// Climbs a strictly concave function by Newton steps, halved until they climb. Returns the maximum's
-/// place; from the best place found when rounding ends the climb.
+/// Maximizes a strictly concave function by Newton steps, halved until they increase it. Returns the best point found.
 pub fn maximise(start: Vec<f64>, mut at: impl FnMut(&[f64]) -> Curvature) -> Vec<f64> {
     const STEPS: usize = 100;
     const HALVINGS: usize = 30;

@@ -15,10 +15,10 @@ use crate::http::label::page;
 use crate::service::{browse, review};
 use crate::store::{JudgmentFilter, JudgmentRow, SetFilter, SetRow};
 
-/// Where sets come from.
+/// Selection policies of sets.
 const POLICIES: &[&str] = &["random", "uncertainty", "versus", "stored", "disagreement", "ask", "versions", "import"];
 
-/// Sets that one request may take out of the queue.
+/// Most sets that one request may take out of the queue.
 const MOST: usize = 500;
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -28,9 +28,9 @@ pub struct SetsQuery {
     kind: Option<SetKind>,
     /// `random`, `uncertainty`, `versus`, `stored`, `disagreement`, `ask`, `versions` or `import`.
     policy: Option<String>,
-    /// Text that the prompt holds.
+    /// Text in the prompt.
     q: Option<String>,
-    /// Judged by this labeler.
+    /// Only sets judged by this labeler.
     labeler: Option<LabelerId>,
     /// Only sets that people rank differently.
     #[serde(default)]
@@ -53,12 +53,12 @@ pub struct ListedSet {
     pub set: ComparisonSet,
     /// One line of the prompt.
     pub prompt: String,
-    /// People who judged it, and people who skipped it.
+    /// Number of people who judged it, and of those who skipped it.
     pub judged: i64,
     pub skipped: i64,
     /// Current leases.
     pub held: i64,
-    /// Completions that end at the length limit.
+    /// Number of completions that end at the length limit.
     pub cut_off: i64,
 }
 
@@ -90,7 +90,7 @@ pub struct JudgmentsQuery {
     set: Option<SetId>,
     kind: Option<SetKind>,
     outcome: Option<Outcome>,
-    /// Text that the prompt or the reason given holds.
+    /// Text in the prompt or in the rationale.
     q: Option<String>,
     after: Option<String>,
     limit: Option<u32>,
@@ -109,14 +109,14 @@ pub struct ListedJudgment {
     pub outcome: Outcome,
     pub strength: Option<Strength>,
     pub rationale: Option<String>,
-    /// Null where the time at work is unknown.
+    /// Active time, ms; null when it is not known.
     pub active_ms: Option<i64>,
     /// In shown order.
     pub items: Vec<ListedItem>,
     pub created: Micros,
 }
 
-/// A person as lists name them.
+/// Id and name of a person.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct LabelerName {
     pub id: LabelerId,
@@ -175,7 +175,7 @@ pub async fn retire(
     Json(body): Json<RetireRequest>,
 ) -> ApiResult<StatusCode> {
     if body.ids.is_empty() || body.ids.len() > MOST {
-        return Err(ApiError::bad("ids", format!("holds {} sets; must hold 1 to {MOST}", body.ids.len())));
+        return Err(ApiError::bad("ids", format!("has {} sets; must have 1 to {MOST}", body.ids.len())));
     }
     review::retire_sets(&state.services, &actor, &body.ids).await?;
     Ok(StatusCode::NO_CONTENT)

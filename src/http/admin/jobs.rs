@@ -24,11 +24,11 @@ use crate::jobs::estimate::Estimate;
 use crate::service::jobs::{self, JobView, PlaceLog};
 use crate::store::JobFilter;
 
-/// How often a followed job is looked at.
+/// Interval at which a followed job is read.
 const POLL: Duration = Duration::from_millis(500);
 const EVENTS_AT_ONCE: i64 = 500;
 
-/// What a job can do.
+/// A recipe that jobs can run.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct RecipeView {
     pub name: &'static str,
@@ -60,15 +60,15 @@ pub struct JobRequest {
     /// Higher runs first. Default 0.
     #[serde(default)]
     pub priority: i64,
-    /// What the job is called on the pages; at most 120 characters.
+    /// Name of the job on the pages; at most 120 characters.
     pub name: Option<String>,
-    /// Why it runs, for whoever reads its curves later; at most 4000 characters.
+    /// Note on the purpose of the job; at most 4000 characters.
     pub note: Option<String>,
     /// At most 20, of at most 40 characters each.
     pub tags: Option<Vec<String>>,
 }
 
-/// A job's name, note and tags. What is absent stays; an empty string or list clears.
+/// A job's name, note and tags. Absent fields are kept; an empty string or list clears one.
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobWords {
@@ -88,7 +88,7 @@ pub async fn create(
         args,
         unique_key: body.unique_key,
         priority: body.priority,
-        words: jobs::Words { name: body.name, note: body.note, tags: body.tags },
+        notes: jobs::NotesChange { name: body.name, note: body.note, tags: body.tags },
     };
     let job = jobs::enqueue(&state.services, &actor, new).await?;
     Ok((StatusCode::CREATED, axum::Json(jobs::with_author(&state.services, job).await?)).into_response())
@@ -99,7 +99,7 @@ pub async fn create(
 pub struct EstimateRequest {
     /// A recipe's name.
     pub kind: String,
-    /// The arguments that the job would be queued with.
+    /// The job's arguments, as for `POST /admin/jobs`.
     #[serde(default)]
     #[schemars(with = "std::collections::BTreeMap<String, Value>")]
     pub args: Option<Value>,
@@ -119,7 +119,7 @@ pub struct JobsQuery {
     state: Option<JobState>,
     /// A recipe's name.
     kind: Option<String>,
-    /// Jobs that hold this text in id, name, note, tags, arguments or result.
+    /// Text in id, name, note, tags, arguments or result.
     q: Option<String>,
     after: Option<String>,
     limit: Option<u32>,
@@ -148,7 +148,7 @@ pub async fn describe(
     Path(id): Path<JobId>,
     Json(body): Json<JobWords>,
 ) -> ApiResult<axum::Json<JobView>> {
-    let words = jobs::Words { name: body.name, note: body.note, tags: body.tags };
+    let words = jobs::NotesChange { name: body.name, note: body.note, tags: body.tags };
     let job = jobs::describe(&state.services, &actor, &id, words).await?;
     Ok(axum::Json(jobs::with_author(&state.services, job).await?))
 }
@@ -169,7 +169,7 @@ pub async fn resume(
     Ok(axum::Json(jobs::resume(&state.services, &actor, &id).await?))
 }
 
-/// Where the job's last attempt ran, with the end of its log there.
+/// The place of the job's last attempt, with the end of its log there.
 pub async fn log(State(state): State<AppState>, Path(id): Path<JobId>) -> ApiResult<axum::Json<PlaceLog>> {
     Ok(axum::Json(jobs::place_log(&state.services, &id).await?))
 }
@@ -177,20 +177,20 @@ pub async fn log(State(state): State<AppState>, Path(id): Path<JobId>) -> ApiRes
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EventsQuery {
-    /// `json` = what there is now, as a list.
+    /// `json` = the current events as a list.
     format: Option<String>,
     /// Events after this number; `Last-Event-ID` does the same.
     after: Option<i64>,
 }
 
-/// The events that there are now, `?format=json`.
+/// The current events, with `?format=json`.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct JobEvents {
     pub data: Vec<JobEvent>,
     pub state: JobState,
 }
 
-/// One event of the stream: `event` is its kind, or `error` when the stream breaks off.
+/// One event of the stream: `event` is its kind, or `error` when the stream ends early.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct StreamedJobEvent {
     pub event: String,
@@ -237,7 +237,7 @@ impl From<ApiError> for StreamedJobEvent {
     }
 }
 
-/// Replays from `Last-Event-ID`, follows while the job lives, ends with it or with the server.
+/// Streams events from `Last-Event-ID` on, until the job ends or the server shuts down.
 pub async fn events(
     State(state): State<AppState>,
     Path(id): Path<JobId>,

@@ -23,7 +23,7 @@ pub struct ModelVersions {
     pub previous: BTreeMap<&'static str, ModelVersionId>,
     /// Versions whose last activation was rolled back.
     pub rolled_back: Vec<String>,
-    /// What is wrong with the served model, if something is.
+    /// Error of the served model, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
 }
@@ -39,7 +39,7 @@ pub async fn list(State(state): State<AppState>) -> ApiResult<axum::Json<ModelVe
     }))
 }
 
-/// Needs rest on the number of parameters; caches and activations come on top.
+/// The memory needs follow from the number of parameters, without caches and activations.
 pub async fn catalogue(State(state): State<AppState>) -> axum::Json<Catalogue> {
     axum::Json(catalogue::catalogue(&state.services.config.data_dir))
 }

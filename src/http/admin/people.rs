@@ -18,7 +18,7 @@ use crate::http::extract::{Json, Path, Query};
 use crate::http::label::rows;
 use crate::service::browse::{self, NameOf};
 use crate::service::people::{Erasure, PersonalExport};
-use crate::service::{access, people};
+use crate::service::{people, sign_in};
 use crate::store::{AuditFilter, Erase};
 
 /// A person with their active sign-in link.
@@ -34,7 +34,7 @@ pub struct LabelerWithLink {
 pub struct LinkView {
     pub id: LinkId,
     pub created: Micros,
-    /// Null: until it is revoked or replaced.
+    /// End of its validity; null = until it is revoked or replaced.
     pub expires: Option<Micros>,
     /// The last sign-in with it.
     pub used: Option<Micros>,
@@ -58,7 +58,7 @@ pub struct CreatedLink {
 
 impl CreatedLink {
     fn new(labeler: &Labeler, link: &SignInLink, token: String) -> Self {
-        let url = access::link_url(labeler, &token);
+        let url = sign_in::link_url(labeler, &token);
         Self { link: link.into(), token, url }
     }
 }
@@ -78,7 +78,7 @@ pub struct NewLabeler {
     pub name: String,
     /// Default `labeler`.
     pub role: Option<Role>,
-    /// Another person than the one of this name who is here already.
+    /// Whether this is another person than the existing one of this name.
     #[serde(default)]
     pub another: bool,
 }
@@ -144,7 +144,7 @@ pub async fn set_active(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Absent fields stay; `daily_quota: null` returns to the configured quota.
+/// Changes of a labeler. Absent fields are kept; `daily_quota: null` returns to the configured quota.
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LabelerChange {
@@ -155,7 +155,7 @@ pub struct LabelerChange {
     pub active: Option<bool>,
 }
 
-/// Tells null from absent.
+/// Distinguishes null from absent.
 fn given<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Option<i64>>, D::Error> {
     Option::deserialize(value).map(Some)
 }
@@ -174,7 +174,7 @@ pub async fn change_labeler(
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EraseRequest {
-    /// `anonymise`: rankings stay without an author, words go. `remove`: judgments and demonstrations go.
+    /// `anonymise`: rankings are kept without an author, written texts are removed. `remove`: judgments and demonstrations are removed.
     pub judgments: Erase,
 }
 
@@ -220,9 +220,9 @@ pub struct AuditQuery {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct AuditPage {
     pub data: Vec<AuditEntry>,
-    /// What the ids of actors and targets stand for, as far as it is known.
+    /// Names of the ids of actors and targets, as far as they are known.
     pub names: BTreeMap<String, NameOf>,
-    /// Id of the last line: `?before=` asks for the lines behind it. Null when the page is empty.
+    /// Id of the last entry, for `?before=` of the next page. Null when the page is empty.
     pub before: Option<i64>,
 }
 
@@ -239,7 +239,7 @@ pub async fn audit(State(state): State<AppState>, Query(query): Query<AuditQuery
 pub struct InviteView {
     pub id: InviteId,
     pub role: Role,
-    /// Whom it greets.
+    /// Name of the invited person.
     pub name: Option<String>,
     pub note: Option<String>,
     pub expires: Micros,
@@ -265,7 +265,7 @@ pub async fn invites(State(state): State<AppState>) -> ApiResult<axum::Json<List
 pub struct NewInvite {
     /// Default `labeler`.
     pub role: Option<Role>,
-    /// For whom it is: the page greets them by it.
+    /// Name of the invited person, shown on the page.
     pub name: Option<String>,
     pub note: Option<String>,
 }
@@ -298,7 +298,7 @@ pub struct KeyView {
     /// Of `admin`, `feedback`, `inference`.
     pub scopes: Vec<String>,
     pub labeler_id: Option<LabelerId>,
-    /// Prompt and drawn tokens a day (UTC); null = no limit.
+    /// Prompt and generated tokens a day (UTC); null = no limit.
     pub daily_tokens: Option<i64>,
     pub origin: KeyOrigin,
     pub revoked: bool,
@@ -331,9 +331,9 @@ pub struct NewKey {
     pub name: String,
     /// Of `admin`, `feedback`, `inference`.
     pub scopes: Vec<String>,
-    /// Whose judgments the key gives; a new labeler when absent.
+    /// The labeler of the key's judgments; a new one when absent.
     pub labeler_id: Option<LabelerId>,
-    /// Prompt and drawn tokens a day (UTC); absent = no limit.
+    /// Prompt and generated tokens a day (UTC); absent = no limit.
     pub daily_tokens: Option<i64>,
 }
 

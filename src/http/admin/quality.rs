@@ -11,7 +11,7 @@ use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Query;
 use crate::service::quality::{self, Scope, VersionTable};
 
-/// Which judgments are looked at, and how intervals are drawn.
+/// The judgments in the figures, and how intervals are computed.
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReportQuery {
@@ -21,11 +21,11 @@ pub struct ReportQuery {
     days: Option<u32>,
     /// Bootstrap replicates.
     replicates: Option<usize>,
-    /// Of the bootstrap. Default 0.
+    /// Seed of the bootstrap. Default 0.
     seed: Option<u64>,
 }
 
-/// As `ReportQuery`, and whether the length of texts is taken out.
+/// The judgments in the figures, how intervals are computed, and whether the effect of length is removed.
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VersionsQuery {
@@ -35,13 +35,13 @@ pub struct VersionsQuery {
     days: Option<u32>,
     /// Bootstrap replicates.
     replicates: Option<usize>,
-    /// Of the bootstrap. Default 0.
+    /// Seed of the bootstrap. Default 0.
     seed: Option<u64>,
-    /// Take the effect of length out of the strengths. Default false.
+    /// Remove the effect of length from the strengths. Default false.
     length_controlled: Option<bool>,
 }
 
-/// As `ReportQuery`, and how many sets are listed.
+/// The judgments in the figures, how intervals are computed, and the number of listed sets.
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConsensusQuery {
@@ -51,7 +51,7 @@ pub struct ConsensusQuery {
     days: Option<u32>,
     /// Bootstrap replicates.
     replicates: Option<usize>,
-    /// Of the bootstrap. Default 0.
+    /// Seed of the bootstrap. Default 0.
     seed: Option<u64>,
     /// 1 to 1000; default 50.
     limit: Option<usize>,
@@ -86,7 +86,7 @@ pub struct ListedConsensus {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ConsensusList {
     pub data: Vec<ListedConsensus>,
-    /// Ranked sets in all.
+    /// Number of all ranked sets.
     pub total: usize,
 }
 

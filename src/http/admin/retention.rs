@@ -1,4 +1,4 @@
-//! What is kept how long, what goes by the limits of now, and removing it.
+//! Retention: the limits, their effect, and starting a removal.
 
 use axum::Json;
 use axum::extract::State;

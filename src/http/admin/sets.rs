@@ -1,4 +1,4 @@
-//! Sets for administrators and reviewers: draws in bulk, known answers, everybody's words, settling.
+//! Sets for administrators and reviewers: draws in bulk, known answers, everybody's judgments, settling.
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -52,11 +52,11 @@ pub async fn cancel_draw(
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KnownAnswerRequest {
-    /// `gold` stays hidden from labelers; `calibration` is shown to them after the vote.
+    /// `gold` stays hidden from labelers; `calibration` is shown to them after the judgment.
     pub kind: SetKind,
     /// Every completion of the set once.
     pub tiers: Vec<Tier>,
-    /// Markdown that says why; shown after the vote on calibration sets.
+    /// Explanation in Markdown; shown after the judgment of calibration sets.
     pub explanation: Option<String>,
 }
 
@@ -92,14 +92,14 @@ pub async fn retire(
 /// A set with its authors and everybody's latest judgments.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ReviewedSet {
-    /// What an administrator set as the known answer; null for ordinary sets.
+    /// The known answer; null for ordinary sets.
     pub known_answer: Option<KnownAnswerView>,
     pub set: ComparisonSet,
     pub prompt: ShownPrompt,
     /// In storage order.
     pub completions: Vec<AuthoredCompletion>,
     pub judgments: Vec<ReviewedJudgment>,
-    /// The reviewer whose judgment data sets take instead of the others.
+    /// The reviewer whose judgment data sets use instead of the others'.
     pub settled_by: Option<LabelerId>,
 }
 
@@ -167,7 +167,7 @@ pub async fn review(
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Settled {
     pub judgment: Judgment,
-    /// The idempotency key had been used: this is what was stored then.
+    /// Whether the idempotency key had been used before; then this is the earlier judgment.
     pub replayed: bool,
 }
 
@@ -177,6 +177,6 @@ pub async fn settle(
     Path(id): Path<SetId>,
     Json(body): Json<JudgmentRequest>,
 ) -> ApiResult<axum::Json<Settled>> {
-    let submitted = review::settle(&state.services, &actor, &id, body.into_word()).await?;
+    let submitted = review::settle(&state.services, &actor, &id, body.into_submission()).await?;
     Ok(axum::Json(Settled { judgment: submitted.judgment, replayed: submitted.replayed }))
 }

@@ -21,7 +21,7 @@ pub async fn list(State(state): State<AppState>) -> ApiResult<axum::Json<List<De
 pub struct Change {
     /// `section.key`, one of those with `"live": true`.
     pub name: String,
-    /// `null` = what file and environment say.
+    /// `null` = the value of file and environment.
     pub value: Value,
 }
 
@@ -57,7 +57,7 @@ pub async fn end_canary(State(state): State<AppState>, Caller(actor): Caller) ->
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What each version wrote and how it was received, since the canary began (else over the last day).
+/// Use of each version and feedback on it, since the canary began (else over the last day).
 pub async fn usage(State(state): State<AppState>) -> ApiResult<axum::Json<Usage>> {
     Ok(axum::Json(live::usage(&state.services).await?))
 }

@@ -55,7 +55,7 @@ pub async fn import(
     })
 }
 
-/// Why an import is refused, beside the report: which lines, and why.
+/// The error of a refused import, with its report.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct FailedImport {
     #[serde(flatten)]
@@ -63,13 +63,13 @@ pub struct FailedImport {
     pub error: ErrorDetail,
 }
 
-/// The body must be the file itself, packed or not. Its content says what it is, so the type is only asked about
-/// what wraps it.
+/// Checks the headers of an upload: the body must be the file itself, compressed or not. Its format is detected from
+/// its content, so the content type must only rule out forms.
 fn check_body(headers: &HeaderMap, body: &[u8]) -> ApiResult<()> {
     let header = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or_default().trim();
     let kind = header(header::CONTENT_TYPE).split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if kind.starts_with("multipart/") {
-        let message = format!("Content-Type {kind} is not read; send the file itself: curl --data-binary @FILE");
+        let message = format!("Content-Type {kind} is not supported; send the file itself: curl --data-binary @FILE");
         return Err(unsupported("content-type", message));
     }
     let packed = match header(header::CONTENT_ENCODING).to_ascii_lowercase().as_str() {
@@ -77,12 +77,13 @@ fn check_body(headers: &HeaderMap, body: &[u8]) -> ApiResult<()> {
         "gzip" | "x-gzip" => Content::Gzip,
         "zstd" => Content::Zstd,
         other => {
-            let message = format!("Content-Encoding {other} is not read; send the file as it is, or with gzip or zstd");
+            let message =
+                format!("Content-Encoding {other} is not supported; send the file uncompressed, or with gzip or zstd");
             return Err(unsupported("content-encoding", message));
         }
     };
     if Content::of(&body[..body.len().min(64)]) != packed {
-        return Err(ApiError::bad("content-encoding", "the body is not packed as Content-Encoding says"));
+        return Err(ApiError::bad("content-encoding", "the body is not compressed as Content-Encoding states"));
     }
     Ok(())
 }
@@ -92,15 +93,15 @@ fn unsupported(param: &str, message: String) -> ApiError {
     ApiError { param: Some(param.to_owned()), ..error }
 }
 
-/// Bad lines that an error's message names.
+/// Most bad lines in an error's message.
 const NAMED: usize = 20;
 
-/// Why an import is an error: the file could not be read to its end, or nothing of it could be used.
+/// The error of an import whose file could not be read completely or had no usable line; otherwise `None`.
 fn failure(done: &imports::Imported) -> Option<ApiError> {
     if let Some(why) = &done.stopped {
         let kept = match done.usable() {
-            0 => "nothing of it is stored".to_owned(),
-            n => format!("{n} lines before it are stored; mend the file and send it again, what is known is skipped"),
+            0 => "nothing was stored".to_owned(),
+            n => format!("{n} lines before it are stored; correct the file and send it again, known lines are skipped"),
         };
         return Some(ApiError::bad("body", format!("{why} ({kept})")).code("unreadable_file"));
     }
@@ -108,7 +109,7 @@ fn failure(done: &imports::Imported) -> Option<ApiError> {
         return None;
     }
     if done.failed == 0 {
-        return Some(ApiError::bad("body", "the file holds nothing to import").code("empty_file"));
+        return Some(ApiError::bad("body", "the file contains nothing to import").code("empty_file"));
     }
     let mut message = match done.failed {
         1 => "the only line cannot be used".to_owned(),
@@ -122,7 +123,7 @@ fn failure(done: &imports::Imported) -> Option<ApiError> {
     Some(ApiError::bad("body", message).code("no_usable_line"))
 }
 
-/// Loads the sample data of a first walk through the loop.
+/// Loads the sample data.
 pub async fn sample(State(state): State<AppState>, Caller(actor): Caller) -> ApiResult<axum::Json<Sample>> {
     Ok(axum::Json(sample::load(&state.services, &actor).await?))
 }
@@ -146,16 +147,16 @@ pub async fn export(State(state): State<AppState>, Query(query): Query<ExportQue
         Format::Parquet => ("application/vnd.apache.parquet", "parquet"),
         _ => ("application/x-ndjson", "jsonl"),
     };
-    // A name in the query is anybody's text; only what cannot end the header's string goes into it.
+    // A name in the query is untrusted; only characters that cannot end the header's string are used.
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let name: String = name.chars().filter(|c| fits(*c)).take(64).collect();
     let disposition = format!("attachment; filename=\"{name}.{ending}\"");
     let headers = [(header::CONTENT_TYPE, kind.to_owned()), (header::CONTENT_DISPOSITION, disposition)];
-    // Rankings that the format cannot hold.
+    // Number of rankings that the format cannot represent.
     let left_out = [(HeaderName::from_static("x-left-out"), file.left_out.to_string())];
-    // An error ends the connection without an end of the body: nobody takes half a file for a whole one.
+    // An error ends the connection without an end of the body, so that an incomplete file is detected.
     let pieces = ReceiverStream::new(file.pieces).map_err(|e| {
-        tracing::error!(error = %e, "an export broke off");
+        tracing::error!(error = %e, "an export ended early");
         std::io::Error::other(e)
     });
     Ok((headers, left_out, axum::body::Body::from_stream(pieces)).into_response())

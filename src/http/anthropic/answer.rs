@@ -1,4 +1,4 @@
-//! Anthropic's answers: a message of blocks, whole or told by events.
+//! Anthropic's responses: a message of blocks, whole or as a stream of events.
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::engine::FinishReason;
 use crate::http::error::{ApiError, ErrorBody, ErrorDetail};
-use crate::http::openai::blocks::{Block, Blocks, Narrator, Step, Told};
+use crate::http::openai::blocks::{Block, Blocks, EventEncoder, Step, StreamEvent};
 use crate::http::openai::chat::call_id;
 use crate::prompt::answer::Part;
 use crate::service::complete::{Running, Sample};
@@ -22,7 +22,7 @@ pub struct AnthropicMessage {
     pub role: &'static str,
     pub model: String,
     pub content: Vec<AnthropicBlock>,
-    /// Null while the message is being written.
+    /// Null while the message is incomplete.
     pub stop_reason: Option<StopReason>,
     /// The stop sequence that ended the text.
     pub stop_sequence: Option<String>,
@@ -43,7 +43,7 @@ pub enum AnthropicBlock {
     ToolUse {
         id: String,
         name: String,
-        /// An object; `{"unfinished": text}` where the answer was cut off in it.
+        /// An object; `{"unfinished": text}` when the answer was cut off in it.
         input: Value,
     },
 }
@@ -63,10 +63,10 @@ pub struct AnthropicUsage {
     pub output_tokens: usize,
 }
 
-/// One event of a message that is being written.
+/// One event of a streamed message.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct AnthropicEvent {
-    /// The type of the data; `error` where the key or session of the stream has ended.
+    /// The type of the data; `error` when the key or session of the stream has ended.
     pub event: &'static str,
     pub data: AnthropicEventData,
 }
@@ -74,14 +74,14 @@ pub struct AnthropicEvent {
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum AnthropicEventData {
-    Told(AnthropicTold),
+    Message(AnthropicEventBody),
     /// The key or session of the stream has ended.
     Ended(ErrorBody),
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub enum AnthropicTold {
+pub enum AnthropicEventBody {
     MessageStart {
         message: AnthropicMessage,
     },
@@ -123,14 +123,14 @@ pub struct MessageEnd {
     pub stop_sequence: Option<String>,
 }
 
-/// What is the same for all forms of an answer.
+/// Data shared by all forms of an answer.
 pub struct Message {
     pub id: String,
     pub stops: Vec<String>,
 }
 
 impl Message {
-    /// The text without the stop sequence that ended it, and that.
+    /// The text without the stop sequence that ended it, and that sequence.
     pub fn ended<'a>(&self, sample: &'a Sample) -> (&'a str, Option<String>) {
         let found = self.stop_of(&sample.text, sample.finish.unwrap_or(FinishReason::Abort));
         let text = found.map_or(sample.text.as_str(), |stop| &sample.text[..sample.text.len() - stop.len()]);
@@ -182,7 +182,7 @@ fn stop_reason(blocks: &[Block], reason: FinishReason, by_sequence: bool) -> Sto
     }
 }
 
-/// A block; `whole` with what it holds, else as it begins.
+/// A block; with its contents if `whole`, otherwise as it begins.
 fn content(running: &Running, blocks: &[Block], index: usize, whole: bool) -> AnthropicBlock {
     let text = |text: &String| if whole { text.clone() } else { String::new() };
     match &blocks[index] {
@@ -197,28 +197,28 @@ fn content(running: &Running, blocks: &[Block], index: usize, whole: bool) -> An
     }
 }
 
-/// Tells an answer by Anthropic's events.
-pub struct Narrated {
+/// Encodes an answer as Anthropic's events.
+pub struct MessageEvents {
     message: Message,
     blocks: Blocks,
     /// The last part, which may end in a stop sequence.
     held: Option<Part>,
 }
 
-impl Narrated {
+impl MessageEvents {
     pub fn new(message: Message) -> Self {
         Self { message, blocks: Blocks::default(), held: None }
     }
 
-    fn tell(&self, running: &Running, steps: Vec<Step>) -> Vec<Told> {
-        steps.into_iter().map(|step| self.told(running, step)).collect()
+    fn encode_all(&self, running: &Running, steps: Vec<Step>) -> Vec<StreamEvent> {
+        steps.into_iter().map(|step| self.encode(running, step)).collect()
     }
 
-    fn told(&self, running: &Running, step: Step) -> Told {
+    fn encode(&self, running: &Running, step: Step) -> StreamEvent {
         match step {
             Step::Opened(index) => {
                 let content_block = content(running, &self.blocks.all, index, false);
-                Told::new("content_block_start", &AnthropicTold::ContentBlockStart { index, content_block })
+                StreamEvent::new("content_block_start", &AnthropicEventBody::ContentBlockStart { index, content_block })
             }
             Step::Grown(index, text) => {
                 let delta = match &self.blocks.all[index] {
@@ -226,35 +226,40 @@ impl Narrated {
                     Block::Text(_) => AnthropicDelta::TextDelta { text },
                     Block::Call { .. } => AnthropicDelta::InputJsonDelta { partial_json: text },
                 };
-                Told::new("content_block_delta", &AnthropicTold::ContentBlockDelta { index, delta })
+                StreamEvent::new("content_block_delta", &AnthropicEventBody::ContentBlockDelta { index, delta })
             }
-            Step::Closed(index) => Told::new("content_block_stop", &AnthropicTold::ContentBlockStop { index }),
+            Step::Closed(index) => {
+                StreamEvent::new("content_block_stop", &AnthropicEventBody::ContentBlockStop { index })
+            }
         }
     }
 
-    fn add(&mut self, running: &Running, part: Part) -> Vec<Told> {
+    fn add(&mut self, running: &Running, part: Part) -> Vec<StreamEvent> {
         let steps = self.blocks.add(part);
-        self.tell(running, steps)
+        self.encode_all(running, steps)
     }
 }
 
-impl Narrator for Narrated {
-    fn start(&mut self, running: &Running) -> Vec<Told> {
-        vec![Told::new("message_start", &AnthropicTold::MessageStart { message: self.message.begun(running) })]
+impl EventEncoder for MessageEvents {
+    fn start(&mut self, running: &Running) -> Vec<StreamEvent> {
+        vec![StreamEvent::new(
+            "message_start",
+            &AnthropicEventBody::MessageStart { message: self.message.begun(running) },
+        )]
     }
 
-    fn parts(&mut self, running: &Running, parts: Vec<Part>) -> Vec<Told> {
-        let mut told = Vec::new();
+    fn parts(&mut self, running: &Running, parts: Vec<Part>) -> Vec<StreamEvent> {
+        let mut events = Vec::new();
         for part in parts {
             let ready = if self.message.stops.is_empty() { Some(part) } else { self.held.replace(part) };
             if let Some(part) = ready {
-                told.extend(self.add(running, part));
+                events.extend(self.add(running, part));
             }
         }
-        told
+        events
     }
 
-    fn end(&mut self, running: &Running, rest: Vec<Part>, finish: FinishReason) -> Vec<Told> {
+    fn end(&mut self, running: &Running, rest: Vec<Part>, finish: FinishReason) -> Vec<StreamEvent> {
         let mut last: Vec<Part> = self.held.take().into_iter().chain(rest).collect();
         let stop_sequence = self.message.stop_of(&running.samples[0].text, finish).map(str::to_owned);
         if let (Some(stop), Some(Part::Content(text) | Part::Reasoning(text))) = (&stop_sequence, last.last_mut())
@@ -263,20 +268,23 @@ impl Narrator for Narrated {
             text.truncate(text.len() - stop.len());
         }
         last.retain(|part| !matches!(part, Part::Content(text) | Part::Reasoning(text) if text.is_empty()));
-        let mut told: Vec<Told> = Vec::new();
+        let mut events: Vec<StreamEvent> = Vec::new();
         for part in last {
-            told.extend(self.add(running, part));
+            events.extend(self.add(running, part));
         }
         let closed = self.blocks.close().into_iter().collect();
-        told.extend(self.tell(running, closed));
+        events.extend(self.encode_all(running, closed));
         let stop_reason = stop_reason(&self.blocks.all, finish, stop_sequence.is_some());
         let delta = MessageEnd { stop_reason, stop_sequence };
-        told.push(Told::new("message_delta", &AnthropicTold::MessageDelta { delta, usage: counts(running) }));
-        told.push(Told::new("message_stop", &AnthropicTold::MessageStop));
-        told
+        events.push(StreamEvent::new(
+            "message_delta",
+            &AnthropicEventBody::MessageDelta { delta, usage: counts(running) },
+        ));
+        events.push(StreamEvent::new("message_stop", &AnthropicEventBody::MessageStop));
+        events
     }
 
-    fn failed(&mut self, error: &ApiError) -> Vec<Told> {
-        vec![Told::new("error", &AnthropicTold::Error { error: error.detail() })]
+    fn failed(&mut self, error: &ApiError) -> Vec<StreamEvent> {
+        vec![StreamEvent::new("error", &AnthropicEventBody::Error { error: error.detail() })]
     }
 }

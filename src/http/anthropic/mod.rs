@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
 pub use self::answer::{AnthropicEvent, AnthropicMessage};
-use self::answer::{Message, Narrated};
+use self::answer::{Message, MessageEvents};
 use super::AppState;
 use super::auth::MaybeCaller;
 use super::error::{ApiError, ApiResult};
@@ -15,7 +15,7 @@ use super::extract::Json;
 use super::observe::RequestId;
 use super::openai::begin;
 use super::openai::blocks::{self, Blocks};
-use super::openai::chat::ChatRequest;
+use super::openai::chat_request::ChatRequest;
 
 /// Anthropic's request. Unknown fields are refused.
 #[derive(Debug, Default, serde::Deserialize, schemars::JsonSchema)]
@@ -29,11 +29,11 @@ pub struct MessagesRequest {
     /// A text, or a list of text blocks.
     #[schemars(with = "Option<Value>")]
     pub system: Option<Value>,
-    /// Tokens to draw at most. Required, but for counting.
+    /// Most tokens to generate. Required, except for counting.
     pub max_tokens: Option<u64>,
     /// The text ends before the first of them.
     pub stop_sequences: Option<Vec<String>>,
-    /// Server-sent events instead of one answer.
+    /// Server-sent events instead of one response.
     pub stream: Option<bool>,
     /// 0 to 2; 0 is greedy. Default 1.
     pub temperature: Option<f64>,
@@ -47,8 +47,7 @@ pub struct MessagesRequest {
     /// `{"type": "auto"}`, `any`, `none`, or `{"type": "tool", "name"}`; with `disable_parallel_tool_use`.
     #[schemars(with = "Option<Value>")]
     pub tool_choice: Option<Value>,
-    /// `{"type": "enabled"}`, `adaptive` or `disabled`, for templates that read `enable_thinking`. The length of the
-    /// thoughts is not bounded apart: `budget_tokens` is accepted, without effect.
+    /// `{"type": "enabled"}`, `adaptive` or `disabled`, for templates that read `enable_thinking`. The length of the thoughts has no limit of its own: `budget_tokens` is accepted, without effect.
     #[schemars(with = "Option<Value>")]
     pub thinking: Option<Value>,
     /// Accepted, without effect.
@@ -58,7 +57,7 @@ pub struct MessagesRequest {
     pub service_tier: Option<String>,
 }
 
-/// What chat calls the fields whose errors come from there.
+/// (field of chat, field here): names in error messages of the chat code.
 const NAMES: [(&str, &str); 4] = [
     ("stop", "stop_sequences"),
     ("tool_choice.function.name", "tool_choice.name"),
@@ -82,7 +81,7 @@ pub async fn create(
     let (mut running, begun) = begun.map_err(|e| blocks::renamed(e, &NAMES))?;
     let message = Message { id: format!("msg_{request_id}"), stops };
     if streamed {
-        return Ok(blocks::respond(running, &begun, Narrated::new(message)));
+        return Ok(blocks::respond(running, &begun, MessageEvents::new(message)));
     }
     running.finish().await?;
     running.store(|_| true).await?;
@@ -91,13 +90,13 @@ pub async fn create(
     Ok(axum::Json(message.whole(&running, &read.all, stop)).into_response())
 }
 
-/// Tokens of a conversation as its model reads it.
+/// Number of tokens of a rendered conversation.
 #[derive(Debug, serde::Serialize, schemars::JsonSchema)]
 pub struct CountedTokens {
     pub input_tokens: usize,
 }
 
-/// Counts the tokens of a conversation as its model reads it.
+/// Counts the tokens of a rendered conversation.
 pub async fn count_tokens(
     State(state): State<AppState>,
     caller: MaybeCaller,
@@ -107,7 +106,7 @@ pub async fn count_tokens(
     Ok(axum::Json(CountedTokens { input_tokens: counted.map_err(|e| blocks::renamed(e, &NAMES))? }))
 }
 
-/// The same request as chat has it.
+/// The request translated to a chat request.
 fn chat(request: MessagesRequest) -> ApiResult<ChatRequest> {
     if !matches!(request.service_tier.as_deref(), None | Some("auto" | "standard_only")) {
         let error = ApiError::bad("service_tier", "service_tier is not supported, except auto and standard_only");
@@ -130,7 +129,10 @@ fn chat(request: MessagesRequest) -> ApiResult<ChatRequest> {
         turn(message, &format!("messages[{i}]"), &mut messages)?;
     }
     if given.last().is_none_or(|last| last["role"] != "user") {
-        return Err(ApiError::bad("messages", "the last message must be the user's: answers begin anew"));
+        return Err(ApiError::bad(
+            "messages",
+            "the last message must be of the user: continuing the assistant's message is not supported",
+        ));
     }
     let (choice, parallel) = tool_choice(request.tool_choice.as_ref())?;
     let mut chat = json!({
@@ -140,7 +142,7 @@ fn chat(request: MessagesRequest) -> ApiResult<ChatRequest> {
         "chat_template_kwargs": thinking(request.thinking.as_ref())?,
     });
     if request.stop_sequences.is_some_and(|stops| !stops.is_empty()) {
-        // Which of them ended the text can be seen only in the text.
+        // The stop sequence is kept in the text to determine which one ended it.
         chat["include_stop_str_in_output"] = true.into();
     }
     if let Some(map) = chat.as_object_mut() {
@@ -164,7 +166,7 @@ fn text_of(given: &Value, field: &str) -> ApiResult<String> {
     }
 }
 
-/// Adds what one of Anthropic's messages says to those of chat.
+/// Translates one of Anthropic's messages to messages of chat.
 fn turn(message: &Value, field: &str, messages: &mut Vec<Value>) -> ApiResult<()> {
     let role = message["role"].as_str().filter(|role| matches!(*role, "user" | "assistant"));
     let role = role.ok_or_else(|| ApiError::bad(format!("{field}.role"), "must be user or assistant"))?;
@@ -190,8 +192,9 @@ fn turn(message: &Value, field: &str, messages: &mut Vec<Value>) -> ApiResult<()
                 calls.push(json!({"id": needs("id")?, "type": "function", "function": function}));
             }
             (Some("tool_result"), "user") => {
-                let said = if block["content"].is_null() { String::new() } else { text_of(&block["content"], &here)? };
-                messages.push(json!({"role": "tool", "tool_call_id": needs("tool_use_id")?, "content": said}));
+                let result =
+                    if block["content"].is_null() { String::new() } else { text_of(&block["content"], &here)? };
+                messages.push(json!({"role": "tool", "tool_call_id": needs("tool_use_id")?, "content": result}));
             }
             _ => {
                 let message =

@@ -1,4 +1,4 @@
-//! Files: uploaded by forms, listed, read and removed by whoever uploaded them.
+//! Files: uploaded by forms, listed, read and removed by their owner.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::service::batches::{self, Content};
 
 /// Longest name of a file, in characters.
 const LONGEST_NAME: usize = 255;
-/// Answers that are read from the database at once, in bytes.
+/// Bytes of results that are read from the database at once.
 const PIECE: usize = 1 << 20;
 
 /// A file, without its text.
@@ -35,7 +35,7 @@ pub struct FileObject {
     pub bytes: i64,
     /// Seconds since 1970.
     pub created_at: i64,
-    /// When it is removed, in seconds since 1970.
+    /// Time of its removal, in seconds since 1970.
     pub expires_at: i64,
     pub filename: String,
     pub purpose: FilePurpose,
@@ -113,7 +113,7 @@ pub async fn upload(
 ) -> ApiResult<axum::Json<FileObject>> {
     let deadline = Duration::from_secs(state.services.config.server.body_timeout_seconds);
     let form = tokio::time::timeout(deadline, form(request, &state)).await;
-    let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request body did not come in time");
+    let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request body did not arrive in time");
     let Form { purpose, file } = form.map_err(late)??;
     match purpose.as_deref() {
         Some("batch") => {}
@@ -130,7 +130,7 @@ pub async fn upload(
 pub struct FilesQuery {
     /// `batch` or `batch_output`.
     purpose: Option<FilePurpose>,
-    /// The last id of the page before.
+    /// The last id of the previous page.
     after: Option<String>,
     /// 1 to 500; default 20.
     limit: Option<i64>,
@@ -165,7 +165,7 @@ pub async fn delete_file(
     Ok(axum::Json(DeletedFile { id, object: "file", deleted: true }))
 }
 
-/// The text of a file. Answers of a batch are read from the database piece by piece.
+/// The text of a file. Results of a batch are read from the database piece by piece.
 pub async fn content(
     State(state): State<AppState>,
     Caller(actor): Caller,
@@ -188,7 +188,7 @@ pub async fn content(
                     Some((Ok(text), Some(last)))
                 }
                 Err(error) => {
-                    tracing::error!(%error, "a file broke off");
+                    tracing::error!(%error, "a file download ended early");
                     Some((Err(std::io::Error::other(error)), None))
                 }
             }

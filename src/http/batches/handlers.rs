@@ -1,4 +1,4 @@
-//! The handlers of the routes that a batch may ask for.
+//! The handlers of requests in batches.
 
 use async_trait::async_trait;
 use axum::body::to_bytes;
@@ -11,18 +11,18 @@ use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{self, Json};
 use crate::http::observe::RequestId;
 use crate::http::{AppState, encoders, openai, responses};
-use crate::service::batch_runner::{Answered, Answers};
+use crate::service::batch_runner::{BatchResponse, RequestHandler};
 use crate::service::people::Actor;
 
-/// One answer at most.
+/// Most bytes of one response.
 const ANSWER_BYTES: usize = 64 << 20;
 
-/// Answers requests of batches as the router answers others.
+/// Handles requests of batches in the same way as the router.
 pub struct Handlers(pub AppState);
 
 #[async_trait]
-impl Answers for Handlers {
-    async fn answer(&self, actor: Actor, endpoint: &str, id: &str, body: &[u8]) -> Answered {
+impl RequestHandler for Handlers {
+    async fn answer(&self, actor: Actor, endpoint: &str, id: &str, body: &[u8]) -> BatchResponse {
         let response = handled(self.0.clone(), actor, endpoint, id, body).await;
         let response = response.unwrap_or_else(IntoResponse::into_response);
         let status = response.status().as_u16();
@@ -30,7 +30,7 @@ impl Answers for Handlers {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or(Value::Null),
             Err(e) => json!({"error": {"message": e.to_string()}}),
         };
-        Answered { status, body }
+        BatchResponse { status, body }
     }
 }
 
@@ -41,6 +41,6 @@ async fn handled(state: AppState, actor: Actor, endpoint: &str, id: &str, body: 
         "/v1/completions" => openai::completions::create(app, id, caller, Json(extract::parse(body)?)).await,
         "/v1/responses" => responses::create(app, id, caller, Json(extract::parse(body)?)).await,
         "/v1/embeddings" => encoders::embeddings(app, Json(extract::parse(body)?)).await,
-        other => Err(ApiError::bad("url", format!("{other} cannot be asked for in a batch"))),
+        other => Err(ApiError::bad("url", format!("{other} is not supported in a batch"))),
     }
 }

@@ -1,4 +1,4 @@
-//! `/v1/files` and `/v1/batches`: requests in a file, answered when nobody else waits, OpenAI's form.
+//! `/v1/files` and `/v1/batches`: requests in a file, answered with low priority, in OpenAI's form.
 
 mod files;
 mod handlers;
@@ -18,7 +18,7 @@ use crate::domain::{Batch, BatchFault, BatchState, Micros};
 use crate::service::batches::{self, NewBatch};
 use crate::store::Page;
 
-/// Rows a page when not said, and at most.
+/// Default and largest number of rows in a page.
 const ROWS: i64 = 20;
 const MOST_ROWS: i64 = 500;
 /// OpenAI's bounds on metadata.
@@ -39,13 +39,13 @@ pub struct Listing<T> {
     pub object: &'static str,
     pub data: Vec<T>,
     pub first_id: Option<String>,
-    /// `?after=` asks for the rows behind it.
+    /// Id of the last row, for `?after=` of the next page.
     pub last_id: Option<String>,
     pub has_more: bool,
 }
 
 impl<T> Listing<T> {
-    /// Of up to `limit + 1` rows: the last one only tells that there are more.
+    /// Makes a page of up to `limit + 1` rows: the last one only shows that there are more.
     fn new(mut data: Vec<T>, limit: i64, id: impl Fn(&T) -> &str) -> Self {
         let has_more = data.len() as i64 > limit;
         data.truncate(limit as usize);
@@ -54,19 +54,19 @@ impl<T> Listing<T> {
     }
 }
 
-/// The page that is asked for, with one row more than it has.
+/// The requested page with one additional row.
 fn page(after: Option<String>, limit: Option<i64>, prefix: &str) -> ApiResult<(Page, i64)> {
     let limit = limit.unwrap_or(ROWS);
     if !(1..=MOST_ROWS).contains(&limit) {
         return Err(ApiError::bad("limit", format!("is {limit}; must be 1 to {MOST_ROWS}")));
     }
     if after.as_ref().is_some_and(|id| !id.starts_with(prefix)) {
-        return Err(ApiError::bad("after", "is no id; take it from `last_id` of the page before"));
+        return Err(ApiError::bad("after", "is not a valid id; take it from `last_id` of the previous page"));
     }
     Ok((Page { after, limit: limit + 1 }, limit))
 }
 
-/// A batch that is asked for.
+/// A request for a batch.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BatchRequest {
@@ -76,7 +76,7 @@ pub struct BatchRequest {
     pub endpoint: String,
     /// `24h`: requests that are not answered by then are listed as errors.
     pub completion_window: String,
-    /// Up to 16 texts by name, returned as they are.
+    /// Up to 16 texts by name, returned unchanged.
     #[schemars(with = "Option<Value>")]
     pub metadata: Option<Map<String, Value>>,
     /// Not supported: files are kept as long as the server's setting says.
@@ -84,7 +84,7 @@ pub struct BatchRequest {
     pub output_expires_after: Option<Value>,
 }
 
-/// Requests of a file, and how far they have come.
+/// A batch and its progress.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Batch")]
 pub struct BatchObject {
@@ -96,11 +96,11 @@ pub struct BatchObject {
     pub input_file_id: String,
     #[schemars(extend("const" = "24h"))]
     pub completion_window: &'static str,
-    /// `validating` until a server begins with it.
+    /// State; `validating` until a server begins with it.
     pub status: BatchState,
-    /// The answers, one on a line. Made when the batch is over.
+    /// File of the results, one on a line. Created when the batch ends.
     pub output_file_id: Option<String>,
-    /// The requests that were refused or not answered in time, one on a line.
+    /// File of the requests that were refused or not answered in time, one on a line.
     pub error_file_id: Option<String>,
     /// Times in seconds since 1970.
     pub created_at: i64,
@@ -113,7 +113,7 @@ pub struct BatchObject {
     pub cancelling_at: Option<i64>,
     pub cancelled_at: Option<i64>,
     pub request_counts: RequestTally,
-    /// As it was given.
+    /// As in the request.
     pub metadata: Option<Value>,
 }
 

@@ -1,10 +1,10 @@
-//! From a chat request to its generation under way: what chat, Responses and Messages have in common.
+//! From a chat request to its running generation, shared by chat, Responses and Messages.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 
-use super::chat::ChatRequest;
+use super::chat_request::ChatRequest;
 use super::completions::check_bias;
 use super::params;
 use super::turns::{self, Choice, Tools};
@@ -17,26 +17,26 @@ use crate::service::budget::Drawing;
 use crate::service::complete::{self, PromptInput, Running, Start, StoredAs};
 use crate::service::prompts::check_size;
 
-/// Efforts of reasoning that have a name.
+/// Names of reasoning efforts.
 const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
 
-/// What is known of a generation beside what it writes.
-pub struct Begun {
+/// A started generation, and how its text is parsed.
+pub struct StartedChat {
     pub model: Arc<ServedModel>,
     pub engine: Arc<dyn Generator>,
     pub seed: u64,
-    /// `None` where the form of the text leaves no room for thoughts.
+    /// `None` when the required form of the text allows no thoughts.
     thinking: Option<Thinking>,
-    /// `None` where no tools are offered.
+    /// `None` when no tools are offered.
     tools: Option<ToolTags>,
 }
 
-impl Begun {
+impl StartedChat {
     pub fn reader(&self) -> AnswerReader {
         AnswerReader::new(self.thinking.as_ref(), self.tools.as_ref())
     }
 
-    /// Readers of `n` streamed answers.
+    /// Parsers of `n` streamed answers.
     pub fn texts(&self, n: usize) -> Texts {
         Texts((0..n).map(|_| Mutex::new(Reading { reader: self.reader(), called: false })).collect())
     }
@@ -47,7 +47,7 @@ struct Reading {
     called: bool,
 }
 
-/// Streamed answers that are read as they come.
+/// Incremental parsers of streamed answers.
 pub struct Texts(Vec<Mutex<Reading>>);
 
 impl Texts {
@@ -78,7 +78,7 @@ impl Texts {
     }
 }
 
-/// A request's `max_tokens`, by the field that gives it.
+/// A request's `max_tokens`, and the name of its field.
 fn max_tokens(request: &ChatRequest) -> ApiResult<Option<usize>> {
     let (field, max) = match (request.max_completion_tokens, request.max_tokens) {
         (Some(_), Some(_)) => {
@@ -93,7 +93,7 @@ fn max_tokens(request: &ChatRequest) -> ApiResult<Option<usize>> {
     }
 }
 
-/// Checks what needs no model.
+/// Validates the fields that do not depend on the model.
 fn check(request: &ChatRequest) -> ApiResult<()> {
     params::refuse(&[
         ("functions", &request.functions, &["[]"]),
@@ -106,7 +106,7 @@ fn check(request: &ChatRequest) -> ApiResult<()> {
     ])?;
     let reported = request.logprobs.unwrap_or(false);
     if request.top_logprobs.is_some_and(|k| k > 0) && !reported {
-        return Err(ApiError::bad("top_logprobs", "is for logprobs = true only"));
+        return Err(ApiError::bad("top_logprobs", "requires logprobs = true"));
     }
     if request.top_logprobs.is_some_and(|k| k > params::MAX_LOGPROBS) {
         return Err(ApiError::bad("top_logprobs", format!("must be 0 to {}", params::MAX_LOGPROBS)));
@@ -119,8 +119,8 @@ fn check(request: &ChatRequest) -> ApiResult<()> {
     }
 }
 
-/// Reads the conversation. A text of a given form, calls included, leaves no room for thoughts: templates that can
-/// leave them out are asked to.
+/// Parses the conversation. A text of a required form, calls included, allows no thoughts, so templates that can omit
+/// them are asked to.
 fn conversation(request: &mut ChatRequest, tools: &Tools, formed: bool, max_bytes: usize) -> ApiResult<Conversation> {
     let turns = turns::turns(std::mem::take(&mut request.messages), "messages")?;
     let mut kwargs = turns::kwargs(request.chat_template_kwargs.as_ref())?;
@@ -133,23 +133,26 @@ fn conversation(request: &mut ChatRequest, tools: &Tools, formed: bool, max_byte
     Ok(conversation)
 }
 
-/// Checks a request, renders its conversation and starts the generation.
+/// Validates a request, renders its conversation and starts the generation.
 ///
 /// # Errors
-/// 400 at the field that is wrong; what the model, the budget and the engine refuse.
+/// 400 at the invalid field; errors of the model, the budget and the engine.
 pub async fn begin(
     services: &Arc<Services>,
     request_id: &str,
     admin: bool,
     mut request: ChatRequest,
-) -> ApiResult<(Running, Begun)> {
+) -> ApiResult<(Running, StartedChat)> {
     let limits = &services.config.limits;
     check(&request)?;
     let mut sampling = request.sampling(limits)?;
     let tools = turns::tools(request.tools.as_ref(), request.tool_choice.as_ref(), request.parallel_tool_calls)?;
     let forced = matches!(tools.choice, Choice::Forced(_));
     if let Some(constraint) = sampling.constraint.as_ref().filter(|_| forced) {
-        let message = format!("{} says what the text must be; it cannot be calls of tools too", constraint.field);
+        let message = format!(
+            "{} requires a form of the text, which cannot be calls of tools at the same time; give one of them",
+            constraint.field
+        );
         return Err(ApiError::bad("tool_choice", message));
     }
     let formed = forced || sampling.constraint.is_some();
@@ -161,7 +164,7 @@ pub async fn begin(
         Some(given) => params::seed(given)?,
         None => services.random.seed(),
     };
-    // A soft prompt belongs to one base: such a request is no case for the canary.
+    // A soft prompt belongs to one base, so such a request never goes to the canary.
     let name = request.model.as_deref().or(request.prompt_adapter.as_ref().map(|_| "active"));
     let model = complete::route(services, name, admin).await?;
     let engine = services.engine()?;
@@ -181,7 +184,7 @@ pub async fn begin(
         max_tokens: max_tokens.min(model.max_context),
         alternatives: reported.then_some(top),
     };
-    // What was asked for is refused before the conversation is read.
+    // Unsupported fields are refused before the conversation is parsed.
     drawing(max_tokens.unwrap_or(0)).check(if top > 0 { "top_logprobs" } else { "logprobs" })?;
     let (mut prompt, dialect) = prompt(engine.as_ref(), &model, &conversation, max_tokens.is_some()).await?;
     if before && let PromptInput::Ids(ids) = &mut prompt {
@@ -191,7 +194,7 @@ pub async fn begin(
     let room = prompt.room(&model).saturating_sub(adapter.as_ref().map_or(0, |a| a.tokens)).max(1);
     let max_tokens = max_tokens.unwrap_or(room.min(services.live().config.limits.default_chat_tokens));
     if sampling.min_tokens > max_tokens {
-        return Err(ApiError::bad("min_tokens", "is more than max_tokens"));
+        return Err(ApiError::bad("min_tokens", "must be at most max_tokens"));
     }
     drawing(max_tokens).check(if top > 0 { "top_logprobs" } else { "logprobs" })?;
     if let Choice::Forced(functions) = &tools.choice {
@@ -212,10 +215,10 @@ pub async fn begin(
         adapter,
     };
     let running = complete::start(services, start).await?;
-    Ok((running, Begun { model, engine, seed, thinking, tools: tags }))
+    Ok((running, StartedChat { model, engine, seed, thinking, tools: tags }))
 }
 
-/// Tokens of a request's conversation as its model reads it.
+/// Number of tokens of a request's rendered conversation.
 ///
 /// # Errors
 /// As [`begin`].
@@ -230,7 +233,7 @@ pub async fn count(services: &Arc<Services>, admin: bool, mut request: ChatReque
     Ok(prompt.tokens())
 }
 
-/// The conversation as the model takes it, and how its answers are read.
+/// The rendered conversation, and how its answers are parsed.
 async fn prompt(
     engine: &dyn Generator,
     model: &ServedModel,
@@ -248,7 +251,7 @@ async fn prompt(
     Ok((PromptInput::Ids(ids), dialect))
 }
 
-/// The form of an answer that calls some of these functions.
+/// The grammar of an answer that calls some of these functions.
 fn calls(dialect: &Dialect, functions: &[(String, Value)], parallel: bool) -> ApiResult<Constraint> {
     let Some(tags) = &dialect.tools else {
         return Err(ApiError::bad("tools", "this model cannot be made to call tools").code("unsupported_parameter"));

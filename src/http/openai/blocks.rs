@@ -1,4 +1,4 @@
-//! An answer as a list of blocks, for the APIs that have them, and the events that tell how one grows.
+//! An answer as a list of blocks, for the APIs that have them, and the events of its stream.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::begin::Begun;
+use super::begin::StartedChat;
 use crate::engine::{FinishReason, GenEvent};
 use crate::http::error::ApiError;
 use crate::prompt::answer::Part;
 use crate::service::complete::Running;
 
-/// Events a slow client may lag behind before its task waits.
+/// Events that are buffered for a slow client before its task waits.
 const BUFFER: usize = 64;
 
 /// One block of an answer.
@@ -27,7 +27,7 @@ pub enum Block {
     Call { name: String, arguments: String },
 }
 
-/// What became of the block with this number.
+/// A change of the block with this index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     Opened(usize),
@@ -35,7 +35,7 @@ pub enum Step {
     Closed(usize),
 }
 
-/// The blocks so far; the last may still grow.
+/// The blocks so far; the last one may be incomplete.
 #[derive(Debug, Default)]
 pub struct Blocks {
     pub all: Vec<Block>,
@@ -86,7 +86,7 @@ impl Blocks {
     }
 
     /// The blocks of a whole text.
-    pub fn read(text: &str, begun: &Begun) -> Self {
+    pub fn read(text: &str, begun: &StartedChat) -> Self {
         let mut blocks = Self::default();
         let mut reader = begun.reader();
         let parts = reader.push(text).into_iter().chain(reader.finish()).collect::<Vec<_>>();
@@ -97,35 +97,35 @@ impl Blocks {
 }
 
 /// An event with its name and data.
-pub struct Told(pub &'static str, pub String);
+pub struct StreamEvent(pub &'static str, pub String);
 
-impl Told {
+impl StreamEvent {
     pub fn new(name: &'static str, data: &impl Serialize) -> Self {
         Self(name, serde_json::to_string(data).unwrap_or_default())
     }
 }
 
-/// Tells how an answer grows, in the words of one API.
-pub trait Narrator: Send + 'static {
-    fn start(&mut self, running: &Running) -> Vec<Told>;
-    /// Something was written.
-    fn parts(&mut self, running: &Running, parts: Vec<Part>) -> Vec<Told>;
-    /// The answer has ended; `rest` is what was held back.
-    fn end(&mut self, running: &Running, rest: Vec<Part>, reason: FinishReason) -> Vec<Told>;
-    fn failed(&mut self, error: &ApiError) -> Vec<Told>;
-    /// What must have happened before the client hears that the answer has ended.
+/// Encodes the stream of an answer as one API's events.
+pub trait EventEncoder: Send + 'static {
+    fn start(&mut self, running: &Running) -> Vec<StreamEvent>;
+    /// Text was generated.
+    fn parts(&mut self, running: &Running, parts: Vec<Part>) -> Vec<StreamEvent>;
+    /// The answer has ended; `rest` is the text that was held back.
+    fn end(&mut self, running: &Running, rest: Vec<Part>, reason: FinishReason) -> Vec<StreamEvent>;
+    fn failed(&mut self, error: &ApiError) -> Vec<StreamEvent>;
+    /// Work that must be done before the client gets the end of the answer.
     fn settle(&mut self) -> Option<BoxFuture<'static, ()>> {
         None
     }
 }
 
 /// Server-sent events of one answer; dropping the response ends the generation within one step.
-pub fn respond(mut running: Running, begun: &Begun, mut narrator: impl Narrator) -> Response {
+pub fn respond(mut running: Running, begun: &StartedChat, mut narrator: impl EventEncoder) -> Response {
     let (sender, receiver) = mpsc::channel::<Result<Event, Infallible>>(BUFFER);
     let texts = begun.texts(1);
     tokio::spawn(async move {
-        let send = async |told: Vec<Told>| {
-            for Told(name, data) in told {
+        let send = async |events: Vec<StreamEvent>| {
+            for StreamEvent(name, data) in events {
                 sender.send(Ok(Event::default().event(name).data(data))).await.map_err(drop)?;
             }
             Ok::<(), ()>(())
@@ -139,7 +139,7 @@ pub fn respond(mut running: Running, begun: &Begun, mut narrator: impl Narrator)
                 () = sender.closed() => return,
                 next = running.next() => next.map_err(ApiError::from),
             };
-            let told = match next {
+            let events = match next {
                 Ok(None) => return,
                 Ok(Some(GenEvent::Delta { text, .. })) => narrator.parts(&running, texts.push(0, &text)),
                 Ok(Some(GenEvent::Finish { reason, .. })) => {
@@ -158,7 +158,7 @@ pub fn respond(mut running: Running, begun: &Begun, mut narrator: impl Narrator)
             if let Some(settling) = narrator.settle() {
                 settling.await;
             }
-            if send(told).await.is_err() {
+            if send(events).await.is_err() {
                 return;
             }
         }
@@ -167,7 +167,7 @@ pub fn respond(mut running: Running, begun: &Begun, mut narrator: impl Narrator)
     Sse::new(ReceiverStream::new(receiver)).keep_alive(keep_alive).into_response()
 }
 
-/// An error of a chat request by the names that another API gives to its fields.
+/// An error of a chat request with another API's names of fields.
 pub fn renamed(mut error: ApiError, names: &[(&str, &str)]) -> ApiError {
     let Some(param) = &error.param else { return error };
     let found = names.iter().find_map(|(from, to)| {

@@ -1,172 +1,25 @@
-//! `POST /v1/chat/completions`: a conversation in, the assistant's next message out, OpenAI's form.
+//! `POST /v1/chat/completions`: takes a conversation and returns the assistant's next message, in OpenAI's form.
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::Value;
 
-use super::begin::{self, Begun, Texts};
+use super::begin::{self, StartedChat, Texts};
+use super::chat_request::ChatRequest;
 use super::logprobs::{self, ChatLogprobs};
 use super::stream::{self, Format, Piece};
-use super::written::{self, Written};
-use super::{Generated, TokenUsage, params, usage};
-use crate::domain::{CompletionId, Message};
+use super::written::{self, JsonText};
+use super::{Generated, TokenUsage, usage};
+use crate::domain::CompletionId;
 use crate::engine::FinishReason;
 use crate::http::AppState;
 use crate::http::auth::MaybeCaller;
-use crate::http::error::{ApiError, ApiResult};
+use crate::http::error::ApiResult;
 use crate::http::extract::Json;
 use crate::http::observe::RequestId;
 use crate::prompt::answer::{Part, Whole};
 use crate::service::complete::Running;
-use crate::service::prompts::check_messages;
-
-params::generation_request!(
-    /// A chat request. Unknown fields are refused.
-    ChatRequest {
-        /// The conversation so far. Required.
-        messages: Vec<ChatMessage>,
-        /// Tokens to draw at most; by default what the context still holds, bounded by the server.
-        max_tokens: Option<u64>,
-        /// The newer name of `max_tokens`.
-        max_completion_tokens: Option<u64>,
-        /// Report log-probs.
-        logprobs: Option<bool>,
-        /// 0 to 20 alternatives per token; with `logprobs`.
-        top_logprobs: Option<u64>,
-        /// Put what the model expects before a text (a begin token) before the rendered conversation too. Default
-        /// false: templates write their own.
-        add_special_tokens: Option<bool>,
-        /// Functions that the model may call: `{"type": "function", "function": {name, description, parameters,
-        /// strict}}`.
-        tools: Option<Value>,
-        /// `"none"`, `"auto"` (the default), `"required"`, or `{"type": "function", "function": {"name"}}`. The last two
-        /// are enforced, with the schemas of the arguments.
-        tool_choice: Option<Value>,
-        /// Whether an enforced answer may hold several calls. Default true.
-        parallel_tool_calls: Option<bool>,
-        /// Variables for the chat template, such as `{"enable_thinking": false}`. A variable that the template does
-        /// not read is refused.
-        chat_template_kwargs: Option<Value>,
-        /// `none`, `minimal`, `low`, `medium`, `high` or `xhigh`, for templates that read `reasoning_effort` or
-        /// `enable_thinking`.
-        reasoning_effort: Option<String>,
-        /// Not supported, except empty.
-        functions: Option<Value>,
-        /// Not supported, except `"none"` and `"auto"`.
-        function_call: Option<Value>,
-        /// Not supported.
-        audio: Option<Value>,
-        /// Not supported, except `["text"]`.
-        modalities: Option<Value>,
-        /// Not supported.
-        prediction: Option<Value>,
-        /// Not supported, except `"medium"`.
-        verbosity: Option<Value>,
-        /// Not supported.
-        web_search_options: Option<Value>,
-    }
-);
-
-/// A message as clients keep it: role and content, and the fields that servers and libraries add. Those that ask
-/// for something this server has not are refused by name unless they are empty.
-#[derive(Debug, Default, serde::Deserialize, schemars::JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ChatMessage {
-    /// `system`, `user`, `assistant` or, in chat, `tool`; `developer` counts as `system`.
-    pub role: String,
-    /// A text, or a list of parts of type text. The assistant's may be missing: it said nothing.
-    #[schemars(with = "Option<Value>")]
-    pub content: Option<Value>,
-    /// Who speaks. Accepted, without effect.
-    pub name: Option<String>,
-    /// What the assistant said instead of an answer; stands for its content.
-    pub refusal: Option<String>,
-    /// As this server returns it beside the content. Accepted, without effect.
-    pub html: Option<String>,
-    /// The assistant's calls of tools. In chat; elsewhere not supported, except empty.
-    #[schemars(with = "Option<Value>")]
-    pub tool_calls: Option<Value>,
-    /// The call that a message of the role `tool` answers. In chat; elsewhere not supported.
-    #[schemars(with = "Option<Value>")]
-    pub tool_call_id: Option<Value>,
-    /// Not supported.
-    #[schemars(with = "Option<Value>")]
-    pub function_call: Option<Value>,
-    /// Not supported.
-    #[schemars(with = "Option<Value>")]
-    pub audio: Option<Value>,
-    /// Not supported, except empty.
-    #[schemars(with = "Option<Value>")]
-    pub annotations: Option<Value>,
-    /// What the assistant thought, for templates that show it. In chat; elsewhere not supported, except empty.
-    #[schemars(with = "Option<Value>")]
-    pub reasoning_content: Option<Value>,
-    /// Another name of `reasoning_content`.
-    #[schemars(with = "Option<Value>")]
-    pub reasoning: Option<Value>,
-}
-
-impl ChatMessage {
-    /// Text parts are joined; anything else is refused.
-    pub fn into_message(self, field: &str) -> ApiResult<Message> {
-        params::refuse_in(
-            field,
-            &[
-                ("tool_calls", &self.tool_calls, &["[]"]),
-                ("tool_call_id", &self.tool_call_id, &[]),
-                ("function_call", &self.function_call, &[]),
-                ("audio", &self.audio, &[]),
-                ("annotations", &self.annotations, &["[]"]),
-                ("reasoning_content", &self.reasoning_content, &["\"\""]),
-                ("reasoning", &self.reasoning, &["\"\""]),
-            ],
-        )?;
-        let role = if self.role == "developer" { "system".to_owned() } else { self.role };
-        let assistant = role == "assistant";
-        let refusal = self.refusal.filter(|r| !r.is_empty());
-        if refusal.is_some() && !assistant {
-            return Err(ApiError::bad(format!("{field}.refusal"), "only the assistant refuses"));
-        }
-        let content = match (self.content, refusal) {
-            (None | Some(Value::Null), Some(refusal)) => refusal,
-            (Some(_), Some(_)) => {
-                return Err(ApiError::bad(format!("{field}.refusal"), "give content or refusal, not both"));
-            }
-            (None | Some(Value::Null), None) if assistant => String::new(),
-            (Some(Value::String(text)), None) => text,
-            (Some(Value::Array(parts)), None) => joined(&parts, field, assistant)?,
-            _ => return Err(ApiError::bad(format!("{field}.content"), "must be text or a list of text parts")),
-        };
-        Ok(Message { role, content })
-    }
-}
-
-pub(super) fn joined(parts: &[Value], field: &str, assistant: bool) -> ApiResult<String> {
-    let mut joined = String::new();
-    for (i, part) in parts.iter().enumerate() {
-        let text = match part["type"].as_str() {
-            Some("text") => part["text"].as_str(),
-            Some("refusal") if assistant => part["refusal"].as_str(),
-            _ => None,
-        };
-        joined.push_str(
-            text.ok_or_else(|| {
-                ApiError::bad(format!("{field}.content[{i}]"), "only parts of type text are supported")
-            })?,
-        );
-    }
-    Ok(joined)
-}
-
-/// Reads a list of messages.
-pub fn messages(given: Vec<ChatMessage>, field: &str, max_bytes: usize) -> ApiResult<Vec<Message>> {
-    let one = |(i, m): (usize, ChatMessage)| m.into_message(&format!("{field}[{i}]"));
-    let messages: Vec<Message> = given.into_iter().enumerate().map(one).collect::<ApiResult<_>>()?;
-    check_messages(&messages, field, max_bytes)?;
-    Ok(messages)
-}
 
 /// The assistant's next message, once for each sample.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -195,11 +48,11 @@ pub struct ChatChoice {
 pub struct AssistantMessage {
     #[schemars(extend("const" = "assistant"))]
     pub role: &'static str,
-    /// Null where there are calls of tools and nothing else.
+    /// Null when there are only calls of tools.
     pub content: Option<String>,
-    /// Always null: nothing here refuses.
+    /// Always null.
     pub refusal: Option<String>,
-    /// What the model thought before it answered.
+    /// The model's thoughts before its answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -241,7 +94,7 @@ pub struct CalledTool {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct CalledFunction {
     pub name: String,
-    /// The text of a JSON object; cut off where the answer is.
+    /// The text of a JSON object; incomplete when the answer was cut off.
     pub arguments: String,
 }
 
@@ -270,7 +123,7 @@ pub struct ChatChunkChoice {
     pub finish_reason: Option<ChatFinish>,
 }
 
-/// What is added to the message.
+/// The addition to the message.
 #[derive(Debug, Default, Serialize, JsonSchema)]
 pub struct ChatDelta {
     /// In the first chunk of a choice.
@@ -278,7 +131,7 @@ pub struct ChatDelta {
     pub role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
-    /// More of what the model thinks.
+    /// More of the model's thoughts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -306,7 +159,7 @@ pub struct FunctionDelta {
 struct Shape {
     id: String,
     created: i64,
-    begun: Begun,
+    begun: StartedChat,
     logprobs: bool,
     include_usage: bool,
     texts: Texts,
@@ -338,13 +191,13 @@ pub async fn create(
     shape.answer(running).await
 }
 
-/// The id of a call: the sample's and its number.
+/// The id of a call, from the sample's id and the call's number.
 pub fn call_id(running: &Running, sample: usize, index: usize) -> String {
     let own: String = running.samples[sample].id.as_str().chars().filter(char::is_ascii_alphanumeric).collect();
     format!("call_{}{index}", own.to_lowercase())
 }
 
-/// An answer as a message of the assistant.
+/// The answer as a message of the assistant.
 fn message(running: &Running, sample: usize, whole: Whole) -> AssistantMessage {
     let silent = whole.content.is_empty() && !whole.calls.is_empty();
     let one = |(i, (name, arguments)): (usize, (String, String))| CalledTool {
@@ -379,18 +232,18 @@ impl Shape {
     }
 
     async fn answer(&self, running: Running) -> ApiResult<Response> {
-        let mut choices = Written::list();
+        let mut choices = JsonText::list();
         for (index, sample) in running.samples.iter().enumerate() {
             let whole = Whole::read(&sample.text, self.begun.reader());
             let finish_reason = sample.finish.map(|f| ChatFinish::of(f, !whole.calls.is_empty()));
             let choice = ChatChoice { index, message: message(&running, index, whole), finish_reason, logprobs: None };
-            let mut reported = Written::null();
+            let mut reported = JsonText::null();
             if self.logprobs {
                 let (engine, left) = (self.begun.engine.as_ref(), running.prompt_tail());
                 let content = written::chat_logprobs(engine, running.version_id(), left, &sample.tokens).await?;
-                reported = Written::object(&ChatLogprobs::default(), "content", content);
+                reported = JsonText::object(&ChatLogprobs::default(), "content", content);
             }
-            choices.push(Written::object(&choice, "logprobs", reported));
+            choices.push(JsonText::object(&choice, "logprobs", reported));
         }
         let ids = running.samples.iter().map(|s| (!s.text.is_empty()).then(|| s.id.clone())).collect();
         let answer = ChatCompletion {
@@ -402,7 +255,7 @@ impl Shape {
             instructd: self.generated(ids),
             usage: usage(std::slice::from_ref(&running)),
         };
-        Ok(Written::object(&answer, "choices", choices.end()).into_response())
+        Ok(JsonText::object(&answer, "choices", choices.end()).into_response())
     }
 
     fn chunk_of(
@@ -418,7 +271,7 @@ impl Shape {
     }
 }
 
-/// What a part of an answer adds to a streamed message.
+/// The delta of a part of an answer in a streamed message.
 fn delta(running: &Running, sample: usize, part: Part) -> ChatDelta {
     let call = |index, id, kind, name, arguments| {
         vec![CallDelta { index, id, kind, function: FunctionDelta { name, arguments } }]
@@ -442,10 +295,10 @@ impl Format for Shape {
 
     async fn chunk(&self, running: &Running, _: usize, index: usize, piece: Piece<'_>) -> ApiResult<Vec<ChatChunk>> {
         let mut reported = None;
-        let said = |text: &str| ChatDelta { content: Some(text.to_owned()), ..ChatDelta::default() };
+        let content = |text: &str| ChatDelta { content: Some(text.to_owned()), ..ChatDelta::default() };
         let parts = match piece {
             Piece::Start { .. } => {
-                let start = ChatDelta { role: Some("assistant"), ..said("") };
+                let start = ChatDelta { role: Some("assistant"), ..content("") };
                 return Ok(vec![self.chunk_of(running, index, start, None, None)]);
             }
             Piece::Delta { text, tokens } => {
@@ -465,7 +318,7 @@ impl Format for Shape {
         }
         if reported.is_some() {
             // Tokens whose text is held back.
-            chunks.push(self.chunk_of(running, index, said(""), reported, None));
+            chunks.push(self.chunk_of(running, index, content(""), reported, None));
         }
         if let Piece::Finish(reason) = piece {
             let finish = ChatFinish::of(reason, self.texts.called(index));

@@ -1,4 +1,4 @@
-//! `POST /v1/completions`: text or token ids in, text out, OpenAI's form.
+//! `POST /v1/completions`: takes text or token ids and returns text, in OpenAI's form.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::logprobs::{self, Place, TextLogprobs};
 use super::stream::{self, Format, Piece};
-use super::written::{self, Written};
+use super::written::{self, JsonText};
 use super::{Generated, TokenUsage, params, usage};
 use crate::domain::CompletionId;
 use crate::engine::{FinishReason, Generator, SamplingParams, ServedModel, TextForm};
@@ -30,28 +30,28 @@ params::generation_request!(
         /// A string, a list of strings, a list of token ids, or a list of such lists. Required.
         #[schemars(with = "serde_json::Value")]
         prompt: Option<Value>,
-        /// Tokens to draw at most. Default 16; 0 only with `echo`.
+        /// Most tokens to generate. Default 16; 0 only with `echo`.
         max_tokens: Option<u64>,
-        /// Draw this many and return the `n` with the highest log-probability per token.
+        /// Generate this many samples and return the `n` with the highest log-probability per token.
         best_of: Option<u64>,
         /// 0 to 20: log-probs of each token, with this many alternatives.
         logprobs: Option<u64>,
         /// Return the prompt before the completion.
         echo: Option<bool>,
-        /// Put what the model expects before a prompt (a begin token) before it. Default true. For text, not ids.
+        /// Add the begin token that the model expects. Default true. For text, not ids.
         add_special_tokens: Option<bool>,
         /// Read special tokens written in the prompt, such as `<|im_start|>`, as those tokens and not as text.
-        /// Default false. For prompts that the client has rendered itself; never for text of strangers.
+        /// Default false. For prompts that the client has rendered itself; never for untrusted text.
         parse_special: Option<bool>,
-        /// The text behind a gap that the completion fills, for models whose vocabulary has tokens for that.
+        /// The text after a gap that the completion fills, for models with tokens for that.
         suffix: Option<String>,
         /// Not supported, except empty.
         tools: Option<Value>,
     }
 );
 
-/// Texts that follow the prompts. As a piece of a stream it holds one choice, whose text is added, and `usage` only in
-/// the last piece, with `stream_options.include_usage`.
+/// Completions of the prompts. A chunk of a stream has one choice, whose text is appended; the last chunk has `usage`,
+/// with `stream_options.include_usage`.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct TextCompletion {
     pub id: String,
@@ -77,7 +77,7 @@ pub struct TextChoice {
     pub finish_reason: Option<FinishReason>,
 }
 
-/// One prompt as text, and as its model takes it.
+/// One prompt as text and in the model's input form.
 struct Input {
     text: String,
     prompt: PromptInput,
@@ -85,13 +85,13 @@ struct Input {
     added: usize,
 }
 
-/// A prompt as `echo` gives it back.
+/// A prompt as `echo` returns it.
 struct Echo {
     text: String,
     added: usize,
 }
 
-/// What all choices of one request share.
+/// Data shared by all choices of one request.
 #[derive(Clone)]
 struct Shape {
     id: String,
@@ -118,10 +118,10 @@ pub async fn create(
     let echo = request.echo.unwrap_or(false);
     let max_tokens = params::count("max_tokens", request.max_tokens.unwrap_or(16))?;
     if max_tokens == 0 && !echo {
-        return Err(ApiError::bad("max_tokens", "0 is for echo = true only"));
+        return Err(ApiError::bad("max_tokens", "must be at least 1 unless echo = true"));
     }
     if sampling.min_tokens > max_tokens {
-        return Err(ApiError::bad("min_tokens", "is more than max_tokens"));
+        return Err(ApiError::bad("min_tokens", "must be at most max_tokens"));
     }
     if request.logprobs.is_some_and(|k| k > params::MAX_LOGPROBS) {
         return Err(ApiError::bad("logprobs", format!("must be 0 to {}", params::MAX_LOGPROBS)));
@@ -129,7 +129,10 @@ pub async fn create(
     let suffix = request.suffix.as_deref().unwrap_or_default();
     check_size(suffix.len(), "suffix", limits.prompt_bytes)?;
     if echo && !suffix.is_empty() {
-        return Err(ApiError::bad("echo", "cannot be given with suffix: the prompt is not one text"));
+        return Err(ApiError::bad(
+            "echo",
+            "cannot be combined with suffix, because prompt and suffix are not one text",
+        ));
     }
     let streamed = request.stream.unwrap_or(false);
     let prompts = prompts(request.prompt.as_ref(), limits.prompts)?;
@@ -151,7 +154,10 @@ pub async fn create(
         return Err(ApiError::bad("best_of", "must be at least n"));
     }
     if best_of > n && streamed {
-        return Err(ApiError::bad("best_of", "cannot be streamed: all are drawn before one is chosen"));
+        return Err(ApiError::bad(
+            "best_of",
+            "cannot be streamed, because all samples are generated before one is chosen",
+        ));
     }
     let seed = match &request.seed {
         Some(given) => params::seed(given)?,
@@ -188,7 +194,7 @@ pub async fn create(
     let adapter = complete::resolve_adapter(services, request.prompt_adapter.as_deref(), &model).await?;
     let taken = adapter.as_ref().map_or(0, |a| a.tokens);
     let alternatives = request.logprobs.map_or(0, |k| k as usize);
-    // Log-probs are always taken: they are stored with the completion.
+    // Log-probs are always computed, because they are stored with the completion.
     let sampling = SamplingParams { max_tokens, seed, logprobs: Some(alternatives), ..sampling };
     let mut inputs = Vec::with_capacity(prompts.len());
     for prompt in prompts {
@@ -206,7 +212,7 @@ pub async fn create(
     for Input { text, prompt, added } in inputs {
         let mut params = sampling.clone();
         if request.max_tokens.is_none() {
-            // Only a length that was asked for can be too long.
+            // Only a requested length can be too long.
             params.max_tokens = params.max_tokens.min(prompt.room(&model).saturating_sub(taken).max(1));
         }
         let start = Start {
@@ -240,9 +246,9 @@ pub async fn create(
     shape.answer(&mut runs, &texts).await
 }
 
-/// A bias on a token that the model does not have is a mistake, and so is an end by one.
+/// Refuses biases and stop ids of tokens outside the vocabulary.
 pub fn check_bias(sampling: &SamplingParams, model: &ServedModel) -> ApiResult<()> {
-    // An upstream server's ids are its own: it checks them.
+    // An upstream server checks its ids itself.
     let known = |id: u32| model.takes_text || (id as usize) < model.vocab_size;
     if let Some(i) = sampling.stop_token_ids.iter().position(|id| !known(*id)) {
         let message = format!("is outside the vocabulary of {}", model.vocab_size);
@@ -287,16 +293,16 @@ fn prompts(value: Option<&Value>, max: usize) -> ApiResult<Vec<Given>> {
 fn ids(list: &[Value], field: &str) -> ApiResult<Vec<u32>> {
     let one = |(i, value): (usize, &Value)| {
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-        id.ok_or_else(|| ApiError::bad(format!("{field}[{i}]"), "is no token id"))
+        id.ok_or_else(|| ApiError::bad(format!("{field}[{i}]"), "is not a token id"))
     };
     list.iter().enumerate().map(one).collect()
 }
 
-/// A prompt with a gap at its end, before `suffix`. What is stored has the names of the tokens around it.
+/// A prompt with a gap at its end, before `suffix`. The stored text contains the tokens around the gap.
 async fn gap(engine: &dyn Generator, model: &ServedModel, given: Given, suffix: &str) -> ApiResult<Input> {
     params::needs_ids("suffix", model)?;
     let Given::Text(before) = given else {
-        return Err(ApiError::bad("suffix", "is for prompts of text, not of token ids"));
+        return Err(ApiError::bad("suffix", "requires prompts of text, not of token ids"));
     };
     let ids = engine.gap_prompt(Some(&model.version.id), &before, suffix).await?;
     let text = engine.detokenize(Some(&model.version.id), &ids).await?;
@@ -356,7 +362,7 @@ impl Shape {
             run.store(|s| ids.contains(&s.id)).await?;
             kept.push(order);
         }
-        let mut choices = Written::list();
+        let mut choices = JsonText::list();
         let mut completion_ids = Vec::new();
         for ((run, text), order) in runs.iter().zip(texts).zip(&kept) {
             for sample in order.iter().map(|i| &run.samples[*i]) {
@@ -366,11 +372,11 @@ impl Shape {
             }
         }
         let answer = TextCompletion { usage: Some(usage(runs)), ..self.envelope(Vec::new(), completion_ids) };
-        Ok(Written::object(&answer, "choices", choices.end()).into_response())
+        Ok(JsonText::object(&answer, "choices", choices.end()).into_response())
     }
 
-    async fn choice(&self, index: usize, run: &Running, sample: &Sample, echoed: &Echo) -> ApiResult<Written> {
-        let mut logprobs = Written::null();
+    async fn choice(&self, index: usize, run: &Running, sample: &Sample, echoed: &Echo) -> ApiResult<JsonText> {
+        let mut logprobs = JsonText::null();
         if self.logprobs {
             let mut tokens = if self.echo { run.prompt.clone() } else { Vec::new() };
             let place = match tokens.len() {
@@ -382,7 +388,7 @@ impl Shape {
         }
         let text = if self.echo { format!("{}{}", echoed.text, sample.text) } else { sample.text.clone() };
         let choice = TextChoice { index, text, logprobs: None, finish_reason: sample.finish };
-        Ok(Written::object(&choice, "logprobs", logprobs))
+        Ok(JsonText::object(&choice, "logprobs", logprobs))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The fields that ask for a text of a certain form, in the spellings of OpenAI (`response_format`), vLLM
+//! The fields that require a form of the text, with the names of OpenAI (`response_format`), vLLM
 //! (`guided_…`, `structured_outputs`) and llama.cpp (`grammar`, `json_schema`).
 
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::engine::{Constraint, Form};
 use crate::http::error::{ApiError, ApiResult};
 
 /// The fields as given.
-pub struct Asked<'a> {
+pub struct FormFields<'a> {
     pub response_format: Option<&'a Value>,
     pub guided_json: Option<&'a Value>,
     pub guided_regex: Option<&'a String>,
@@ -20,11 +20,11 @@ pub struct Asked<'a> {
     pub json_schema: Option<&'a Value>,
 }
 
-impl Asked<'_> {
-    /// The form that is asked for, if one is.
+impl FormFields<'_> {
+    /// The required form, if there is one.
     ///
     /// # Errors
-    /// 400 at the field whose value has another shape, and at the second one where two ask for a form.
+    /// 400 at a malformed field, and at the second of two fields that require a form.
     pub fn check(self) -> ApiResult<Option<Arc<Constraint>>> {
         let text = |t: Option<&String>, form: fn(String) -> Form| t.map(|t| form(t.clone()));
         let schema = |field, given: Option<&Value>| given.map(|v| schema(field, v)).transpose();
@@ -43,7 +43,7 @@ impl Asked<'_> {
         for (field, form) in given {
             let Some(form) = form else { continue };
             if let Some(first) = &found {
-                let message = format!("{field} and {} cannot both say what the text must be", first.field);
+                let message = format!("{field} and {} both require a form of the text; give one of them", first.field);
                 return Err(ApiError::bad(field, message));
             }
             found = Some(Constraint { field, form });
@@ -52,7 +52,7 @@ impl Asked<'_> {
     }
 }
 
-/// A schema as an object or, as vLLM takes it too, as the text of one.
+/// A schema as an object or, like in vLLM, as its text.
 fn schema(field: &str, given: &Value) -> ApiResult<Form> {
     match given {
         Value::Object(_) | Value::Bool(_) => Ok(Form::JsonSchema(given.clone())),
@@ -71,7 +71,7 @@ fn choices(field: &str, list: Vec<String>) -> ApiResult<Form> {
     }
 }
 
-/// Refuses what is not in the list.
+/// Refuses fields that are not in the list.
 fn only(field: &str, object: &serde_json::Map<String, Value>, known: &[&str]) -> ApiResult<()> {
     match object.keys().find(|key| !known.contains(&key.as_str())) {
         Some(key) => Err(ApiError::bad(format!("{field}.{key}"), format!("unknown field {key}"))),
@@ -84,7 +84,7 @@ fn response_format(given: &Value) -> ApiResult<Option<Form>> {
     let object = given.as_object().ok_or_else(|| ApiError::bad(FIELD, "must be an object with a type"))?;
     match object.get("type").and_then(Value::as_str) {
         Some("text") => only(FIELD, object, &["type"]).map(|()| None),
-        // llama.cpp takes a schema here too.
+        // llama.cpp accepts a schema here too.
         Some("json_object") => {
             only(FIELD, object, &["type", "schema"])?;
             match object.get("schema").filter(|s| !s.is_null()) {
@@ -116,7 +116,7 @@ fn structured_outputs(given: &Value) -> ApiResult<Option<Form>> {
         [] => return Ok(None),
         [one] => *one,
         [_, (key, _), ..] => {
-            return Err(ApiError::bad(format!("{FIELD}.{key}"), "one form is taken at a time"));
+            return Err(ApiError::bad(format!("{FIELD}.{key}"), "only one form may be given"));
         }
     };
     let field = format!("{FIELD}.{key}");
@@ -143,7 +143,7 @@ mod tests {
 
     use super::*;
 
-    const NONE: Asked<'static> = Asked {
+    const NONE: FormFields<'static> = FormFields {
         response_format: None,
         guided_json: None,
         guided_regex: None,
@@ -159,23 +159,23 @@ mod tests {
         let schema = json!({"type": "integer"});
         let named = json!({"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": schema}});
         let text = json!(schema.to_string());
-        let of = |asked: Asked<'_>| asked.check().unwrap().map(|c| (c.field, c.form.clone()));
+        let of = |asked: FormFields<'_>| asked.check().unwrap().map(|c| (c.field, c.form.clone()));
         let want = Form::JsonSchema(schema.clone());
-        assert_eq!(of(Asked { response_format: Some(&named), ..NONE }), Some(("response_format", want.clone())));
+        assert_eq!(of(FormFields { response_format: Some(&named), ..NONE }), Some(("response_format", want.clone())));
         let loose = json!({"type": "json_object", "schema": schema});
-        assert_eq!(of(Asked { response_format: Some(&loose), ..NONE }), Some(("response_format", want.clone())));
-        assert_eq!(of(Asked { guided_json: Some(&text), ..NONE }), Some(("guided_json", want.clone())));
+        assert_eq!(of(FormFields { response_format: Some(&loose), ..NONE }), Some(("response_format", want.clone())));
+        assert_eq!(of(FormFields { guided_json: Some(&text), ..NONE }), Some(("guided_json", want.clone())));
         let outputs = json!({"json": schema, "regex": null, "json_object": false});
         assert_eq!(
-            of(Asked { structured_outputs: Some(&outputs), ..NONE }),
+            of(FormFields { structured_outputs: Some(&outputs), ..NONE }),
             Some(("structured_outputs", want.clone()))
         );
-        assert_eq!(of(Asked { json_schema: Some(&schema), ..NONE }), Some(("json_schema", want)));
+        assert_eq!(of(FormFields { json_schema: Some(&schema), ..NONE }), Some(("json_schema", want)));
         let plain = json!({"type": "text"});
-        assert_eq!(of(Asked { response_format: Some(&plain), ..NONE }), None);
+        assert_eq!(of(FormFields { response_format: Some(&plain), ..NONE }), None);
         let list = vec!["a".to_owned()];
         assert_eq!(
-            of(Asked { guided_choice: Some(&list), ..NONE }),
+            of(FormFields { guided_choice: Some(&list), ..NONE }),
             Some(("guided_choice", Form::Choice(list.clone())))
         );
     }
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         let object = json!({"type": "json_object"});
-        let two = Asked { response_format: Some(&object), guided_choice: Some(&vec!["a".to_owned()]), ..NONE };
+        let two = FormFields { response_format: Some(&object), guided_choice: Some(&vec!["a".to_owned()]), ..NONE };
         assert_eq!(two.check().unwrap_err().param.as_deref(), Some("guided_choice"));
         for (given, param) in [
             (json!("json"), "response_format"),
@@ -194,7 +194,7 @@ mod tests {
             (json!({"type": "json_schema", "json_schema": {"schema": 3}}), "response_format.json_schema.schema"),
             (json!({"type": "json_schema", "json_schema": {"schema": {}, "x": 3}}), "response_format.json_schema.x"),
         ] {
-            let error = Asked { response_format: Some(&given), ..NONE }.check().unwrap_err();
+            let error = FormFields { response_format: Some(&given), ..NONE }.check().unwrap_err();
             assert_eq!(error.param.as_deref(), Some(param), "{given}");
         }
         for (given, param) in [
@@ -205,7 +205,7 @@ mod tests {
             (json!({"regex": 1}), "structured_outputs.regex"),
             (json!({"structural_tag": "x"}), "structured_outputs.structural_tag"),
         ] {
-            let error = Asked { structured_outputs: Some(&given), ..NONE }.check().unwrap_err();
+            let error = FormFields { structured_outputs: Some(&given), ..NONE }.check().unwrap_err();
             assert_eq!(error.param.as_deref(), Some(param), "{given}");
         }
     }

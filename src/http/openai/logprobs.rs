@@ -9,29 +9,29 @@ use serde_json::{Map, Value};
 use crate::domain::ModelVersionId;
 use crate::engine::{EngineError, Generator, Piece, TokenLogprob};
 
-/// Where a list of tokens stands.
+/// The position of a list of tokens in the text.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Place<'a> {
-    /// Ids before the first.
+    /// Ids before the first token.
     pub left: &'a [u32],
-    /// Of the first tokens, so many are not in the text at all (a begin token put before a prompt) …
+    /// Number of leading tokens that are not in the text (an added begin token).
     pub added: usize,
-    /// … and so many belong to the prompt, whose special tokens are text.
+    /// Number of tokens of the prompt, whose special tokens are text.
     pub prompt: usize,
 }
 
-/// The tokens of a raw completion as parallel lists. Tokens that are no whole characters are written
+/// The tokens of a raw completion as parallel lists. Tokens that are partial characters are written as
 /// `bytes:\xf0\x9f`.
 #[derive(Debug, Default, Serialize, JsonSchema)]
 pub struct TextLogprobs {
     pub tokens: Vec<String>,
     /// Null for the first token of a prompt, which has no distribution before it.
     pub token_logprobs: Vec<Option<f64>>,
-    /// Every alternative and the token itself: where two read the same, the token keeps its text and the others are
+    /// Every alternative and the token itself: if two have the same text, the token keeps it and the others are
     /// `token_id:N`.
     #[schemars(with = "Vec<Option<BTreeMap<String, f64>>>")]
     pub top_logprobs: Vec<Option<Map<String, Value>>>,
-    /// In characters of the choice's text; a character counts where its first byte stands.
+    /// Offsets in characters of the choice's text; a character counts at its first byte.
     pub text_offset: Vec<usize>,
     pub token_ids: Vec<u32>,
 }
@@ -40,7 +40,7 @@ pub struct TextLogprobs {
 #[derive(Debug, Default, Serialize, JsonSchema)]
 pub struct ChatLogprobs {
     pub content: Vec<ChatToken>,
-    /// Always null: nothing here refuses.
+    /// Always null.
     pub refusal: Option<String>,
 }
 
@@ -56,15 +56,15 @@ pub struct ChatToken {
 pub struct TokenEntry {
     pub token: String,
     pub logprob: Option<f64>,
-    /// Of the token, which need not be whole characters.
+    /// Bytes of the token, which may be partial characters.
     pub bytes: Vec<u8>,
     pub token_id: u32,
 }
 
-/// Lists tokens for a raw completion. Offsets count from `offset`, which moves on.
+/// Lists tokens for a raw completion. Offsets count from `offset`, which is advanced.
 ///
 /// # Errors
-/// What the engine fails with.
+/// Errors of the engine.
 pub async fn completion(
     engine: &dyn Generator,
     version: &ModelVersionId,
@@ -104,7 +104,7 @@ pub async fn completion(
     })
 }
 
-/// The token's text, or its bytes where they are no text.
+/// The token's text, or its bytes if they are not valid text.
 fn key(piece: &Piece) -> String {
     match std::str::from_utf8(&piece.bytes) {
         Ok(text) => text.to_owned(),
@@ -112,10 +112,10 @@ fn key(piece: &Piece) -> String {
     }
 }
 
-/// Lists tokens for a chat message; `left` stands before the first.
+/// Lists tokens for a chat message; `left` are the ids before the first.
 ///
 /// # Errors
-/// What the engine fails with.
+/// Errors of the engine.
 pub async fn chat(
     engine: &dyn Generator,
     version: &ModelVersionId,

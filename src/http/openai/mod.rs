@@ -1,8 +1,9 @@
-//! The OpenAI-compatible surface: completions, chat, models, tokenize.
+//! The OpenAI-compatible API: completions, chat, models, tokenize.
 
 pub mod begin;
 pub mod blocks;
 pub mod chat;
+pub mod chat_request;
 pub mod completions;
 pub mod constrained;
 pub mod logprobs;
@@ -24,7 +25,7 @@ use crate::service::complete::Running;
 pub struct TokenUsage {
     /// Each prompt once.
     pub prompt_tokens: usize,
-    /// Of every sample that was drawn.
+    /// Tokens of every sample.
     pub completion_tokens: usize,
     pub total_tokens: usize,
 }
@@ -35,18 +36,18 @@ impl TokenUsage {
     }
 }
 
-/// Token counts of a request: prompts once each, every sample that was drawn.
+/// Token counts of a request: each prompt once, and every sample.
 pub fn usage(runs: &[Running]) -> TokenUsage {
     let prompt = runs.iter().map(|r| r.prompt_tokens).sum();
     TokenUsage::new(prompt, runs.iter().map(Running::generated_tokens).sum())
 }
 
-/// Which version wrote an answer, and under which ids its texts are stored.
+/// The version of a response, and the ids of its stored texts.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Generated {
     /// In the order of the choices; null for empty texts, which are not stored.
     pub completion_ids: Vec<Option<CompletionId>>,
     pub model_version: ModelVersionId,
-    /// As given, or as drawn by the server.
+    /// As in the request, or as drawn by the server.
     pub seed: u64,
 }

@@ -37,11 +37,11 @@ pub struct ModelFacts {
     pub version: ModelVersionId,
     pub stage: String,
     pub state: ModelState,
-    /// Its weights are in memory. What follows is known of loaded models only.
+    /// Whether its weights are in memory. The following fields are known for loaded models only.
     pub loaded: bool,
-    /// Tokens of prompt and answer together; null where an upstream server does not tell.
+    /// Tokens of prompt and answer together; null if an upstream server does not report it.
     pub max_context: Option<usize>,
-    /// The form in which the weights are held: `f32`, `bf16`, `q8_0`, …
+    /// Format of the weights in memory: `f32`, `bf16`, `q8_0`, …
     pub weights: Option<String>,
     pub parameters: Option<u64>,
 }

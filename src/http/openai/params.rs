@@ -1,4 +1,4 @@
-//! Sampling parameters that completions and chat share: every one is honoured or refused with its name.
+//! Sampling parameters of completions and chat. Every one is applied or refused by name.
 
 use serde_json::Value;
 
@@ -6,13 +6,13 @@ use crate::config::LimitsConfig;
 use crate::engine::{SamplingParams, ServedModel, Warpers};
 use crate::http::error::{ApiError, ApiResult};
 
-/// Most alternatives per token that can be asked for.
+/// Most alternatives per token that can be requested.
 pub const MAX_LOGPROBS: u64 = 20;
 
 /// Most tokens that may end a text.
 const MAX_STOP_IDS: usize = 256;
 
-/// Declares a request body: the shared sampling fields, then its own.
+/// Declares a request body with the shared sampling fields and its own.
 macro_rules! generation_request {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $field:ident: $ty:ty),* $(,)? }) => {
         $(#[$meta])*
@@ -58,7 +58,7 @@ macro_rules! generation_request {
             pub ignore_eos: Option<bool>,
             /// No end before this many tokens. Default 0.
             pub min_tokens: Option<u64>,
-            /// Name or id of a soft prompt that stands before the prompt.
+            /// Name or id of a soft prompt, put before the prompt.
             pub prompt_adapter: Option<String>,
             /// Accepted, without effect.
             pub user: Option<serde_json::Value>,
@@ -75,7 +75,7 @@ macro_rules! generation_request {
             /// Not supported, except `"auto"` and `"default"`.
             pub service_tier: Option<serde_json::Value>,
             /// `{"type": "json_object"}` or `{"type": "json_schema", "json_schema": {"name", "schema", "strict"}}`: the
-            /// text is JSON of that schema, always enforced. `{"type": "text"}` asks for nothing.
+            /// text is JSON of that schema, always enforced. `{"type": "text"}` has no effect.
             pub response_format: Option<serde_json::Value>,
             /// The text is JSON of this schema. (As vLLM.)
             pub guided_json: Option<serde_json::Value>,
@@ -95,14 +95,14 @@ macro_rules! generation_request {
         }
 
         impl $name {
-            /// The form that the text must have.
+            /// The required form of the text.
             ///
             /// # Errors
-            /// As [`Asked::check`](crate::http::openai::constrained::Asked::check).
+            /// As [`FormFields::check`](crate::http::openai::constrained::FormFields::check).
             pub fn constraint(
                 &self,
             ) -> $crate::http::error::ApiResult<Option<std::sync::Arc<$crate::engine::Constraint>>> {
-                $crate::http::openai::constrained::Asked {
+                $crate::http::openai::constrained::FormFields {
                     response_format: self.response_format.as_ref(),
                     guided_json: self.guided_json.as_ref(),
                     guided_regex: self.guided_regex.as_ref(),
@@ -115,7 +115,7 @@ macro_rules! generation_request {
                 .check()
             }
 
-            /// Checks the shared fields. `max_tokens` is left to the caller.
+            /// Validates the shared fields, except `max_tokens`.
             pub fn sampling(
                 &self,
                 limits: &$crate::config::LimitsConfig,
@@ -126,7 +126,7 @@ macro_rules! generation_request {
                     ("service_tier", &self.service_tier, &["\"auto\"", "\"default\""]),
                 ])?;
                 if self.include_usage() && !self.stream.unwrap_or(false) {
-                    return Err($crate::http::error::ApiError::bad("stream_options", "is for stream = true only"));
+                    return Err($crate::http::error::ApiError::bad("stream_options", "requires stream = true"));
                 }
                 if self.stream_options.as_ref().is_some_and(|o| o.include_obfuscation.unwrap_or(false)) {
                     let error = $crate::http::error::ApiError::bad(
@@ -235,7 +235,7 @@ fn ranged(field: &str, value: Option<f64>, default: f64, low: f64, high: f64) ->
     Ok(value as f32)
 }
 
-/// A count small enough for any machine.
+/// Converts a count; refuses numbers above 2^32.
 pub fn count(field: &str, value: u64) -> ApiResult<usize> {
     u32::try_from(value).map(|v| v as usize).map_err(|_| ApiError::bad(field, "is too large"))
 }
@@ -250,7 +250,7 @@ fn logit_bias(value: Option<&Value>) -> ApiResult<Vec<(u32, f32)>> {
     }
     let one = |(id, bias): (&String, &Value)| {
         let field = format!("logit_bias.{id}");
-        let id = id.parse().map_err(|_| ApiError::bad(&field, "is no token id"))?;
+        let id = id.parse().map_err(|_| ApiError::bad(&field, "is not a token id"))?;
         let bias = bias.as_f64().filter(|b| b.abs() <= 100.0);
         Ok((id, bias.ok_or_else(|| ApiError::bad(field, "must be -100 to 100"))? as f32))
     };
@@ -283,18 +283,18 @@ fn stop_ids(value: Option<&[u32]>) -> ApiResult<Vec<u32>> {
     Ok(ids.to_vec())
 }
 
-/// A seed from the request: any integer of 64 bits; negative ones count by their bits.
+/// A seed from the request: any integer of 64 bits; negative ones are reinterpreted as unsigned.
 pub fn seed(value: &serde_json::Number) -> ApiResult<u64> {
     let bits = value.as_u64().or_else(|| value.as_i64().map(|v| v as u64));
     bits.ok_or_else(|| ApiError::bad("seed", "must be an integer of 64 bits"))
 }
 
-/// Refuses fields that clients may send and this server does not do. Null and the listed harmless values pass.
+/// Refuses fields of features that this server lacks. Null and the listed values are accepted.
 pub fn refuse(fields: &[(&str, &Option<Value>, &[&str])]) -> ApiResult<()> {
     refuse_in("", fields)
 }
 
-/// `refuse` for the fields of an object inside the request.
+/// Refuses unsupported fields of an object inside the request.
 pub fn refuse_in(inside: &str, fields: &[(&str, &Option<Value>, &[&str])]) -> ApiResult<()> {
     for (name, value, harmless) in fields {
         let given = value.as_ref().filter(|v| !v.is_null());
@@ -312,7 +312,7 @@ pub fn refuse_in(inside: &str, fields: &[(&str, &Option<Value>, &[&str])]) -> Ap
     Ok(())
 }
 
-/// Refuses what needs token ids or log-probs, of models whose text comes from an upstream server.
+/// Refuses fields that need token ids or log-probs, for models of an upstream server.
 pub fn needs_ids(field: &str, model: &ServedModel) -> ApiResult<()> {
     if model.takes_text {
         let message = format!("{field} is not supported for this model: it is served by an upstream server");
@@ -321,7 +321,7 @@ pub fn needs_ids(field: &str, model: &ServedModel) -> ApiResult<()> {
     Ok(())
 }
 
-/// `n` samples of each of `prompts` prompts: within the server's limit.
+/// Checks that `n` samples of each of `prompts` prompts are within the server's limit.
 pub fn check_samples(field: &str, prompts: usize, n: u64, limits: &LimitsConfig) -> ApiResult<usize> {
     let n = count(field, n)?;
     if n == 0 {

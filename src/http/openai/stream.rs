@@ -1,4 +1,4 @@
-//! Follows generations into server-sent events: one task per request, which ends with the client.
+//! Streams generations as server-sent events: one task for each request, which ends when the client disconnects.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use crate::engine::{FinishReason, GenEvent, TokenLogprob};
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::service::complete::Running;
 
-/// Chunks a slow client may lag behind before its task waits.
+/// Chunks that are buffered for a slow client before its task waits.
 const BUFFER: usize = 64;
 
-/// One step of one sample.
+/// One event of one sample.
 #[derive(Clone, Copy)]
 pub enum Piece<'a> {
-    /// Before anything is drawn; with the prompt's log-probs where they were asked for.
+    /// Before the first token; with the prompt's log-probs if they were requested.
     Start {
         prompt: &'a [TokenLogprob],
     },
@@ -36,7 +36,7 @@ pub enum Piece<'a> {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "{C}Event")]
 pub struct Streamed<C> {
-    /// `error` where the key or session of the stream has ended; else absent.
+    /// `error` when the key or session of the stream has ended; else absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event: Option<&'static str>,
     pub data: StreamedData<C>,
@@ -87,7 +87,7 @@ pub trait Format: Send + Sync + 'static {
     fn usage(&self, usage: TokenUsage) -> Option<Self::Chunk>;
 }
 
-/// The client is gone, or the generation failed.
+/// Why a stream ends early.
 enum Ended {
     Left,
     Failed(ApiError),
@@ -99,7 +99,7 @@ impl From<ApiError> for Ended {
     }
 }
 
-/// The response; dropping it (the client leaves) drops the generations within one step.
+/// The response; dropping it (when the client disconnects) ends the generations within one step.
 pub fn respond<F: Format>(mut runs: Vec<Running>, format: F) -> Response {
     let (sender, receiver) = mpsc::channel::<Result<Event, Infallible>>(BUFFER);
     tokio::spawn(async move {

@@ -27,7 +27,7 @@ pub struct TokenizeRequest {
     pub parse_special: Option<bool>,
 }
 
-/// A text as the model reads it.
+/// The token ids of a text.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Tokenized {
     pub count: usize,

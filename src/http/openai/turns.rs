@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::chat::{ChatMessage, joined};
+use super::chat_request::{ChatMessage, joined};
 use super::params;
 use crate::http::error::{ApiError, ApiResult};
 use crate::prompt::{ToolCall, Turn};
@@ -12,10 +12,10 @@ const MOST_TOOLS: usize = 128;
 /// Most variables for a chat template.
 const MOST_KWARGS: usize = 64;
 
-/// Reads a list of messages with calls of tools and what they answered.
+/// Parses a list of messages with calls of tools and their results.
 ///
 /// # Errors
-/// 400 at the field of a message that is none.
+/// 400 at the invalid field of a message.
 pub fn turns(given: Vec<ChatMessage>, field: &str) -> ApiResult<Vec<Turn>> {
     if given.is_empty() {
         return Err(ApiError::bad(field, "must have at least one message"));
@@ -36,12 +36,12 @@ fn turn(mut message: ChatMessage, field: &str) -> ApiResult<Turn> {
     let calls = match message.tool_calls.take().filter(|v| !v.is_null()) {
         None => Vec::new(),
         Some(Value::Array(list)) if list.is_empty() => Vec::new(),
-        Some(_) if !assistant => return bad("tool_calls", "only the assistant calls tools"),
+        Some(_) if !assistant => return bad("tool_calls", "is for messages of the assistant only"),
         Some(Value::Array(list)) => tool_calls(&list, field)?,
         Some(_) => return bad("tool_calls", "must be a list"),
     };
     let id = match message.tool_call_id.take().filter(|v| !v.is_null()) {
-        None if tool => return bad("tool_call_id", "is missing: which call does the tool answer?"),
+        None if tool => return bad("tool_call_id", "is missing: give the id of the call that this message answers"),
         None => None,
         Some(_) if !tool => return bad("tool_call_id", "is for messages of the role tool"),
         Some(Value::String(id)) if (1..=256).contains(&id.len()) => Some(id),
@@ -54,7 +54,7 @@ fn turn(mut message: ChatMessage, field: &str) -> ApiResult<Turn> {
         match given {
             None | Some(Value::Null) => {}
             Some(Value::String(text)) if text.is_empty() => {}
-            Some(_) if !assistant => return bad(name, "only the assistant reasons"),
+            Some(_) if !assistant => return bad(name, "is for messages of the assistant only"),
             Some(Value::String(text)) => reasoning = Some(text),
             Some(_) => return bad(name, "must be a text"),
         }
@@ -68,8 +68,8 @@ fn turn(mut message: ChatMessage, field: &str) -> ApiResult<Turn> {
         };
         return Ok(Turn { role: "tool".into(), content, tool_call_id: id, name: message.name, ..Turn::default() });
     }
-    let said = message.into_message(field)?;
-    Ok(Turn { tool_calls: calls, reasoning, ..Turn::from(said) })
+    let message = message.into_message(field)?;
+    Ok(Turn { tool_calls: calls, reasoning, ..Turn::from(message) })
 }
 
 fn tool_calls(list: &[Value], field: &str) -> ApiResult<Vec<ToolCall>> {
@@ -85,7 +85,7 @@ fn tool_calls(list: &[Value], field: &str) -> ApiResult<Vec<ToolCall>> {
         }
         let name = call["function"]["name"].as_str().filter(|n| !n.is_empty() && n.len() <= 256);
         let name = name.ok_or_else(|| bad(".function.name", "must be a text of 1 to 256 bytes"))?;
-        // Templates want the object that the text of the arguments means.
+        // Templates expect the arguments as an object.
         let arguments = match &call["function"]["arguments"] {
             Value::Null => Value::Object(Map::new()),
             Value::String(text) if text.trim().is_empty() => Value::Object(Map::new()),
@@ -101,10 +101,10 @@ fn tool_calls(list: &[Value], field: &str) -> ApiResult<Vec<ToolCall>> {
     list.iter().enumerate().map(one).collect()
 }
 
-/// Which tools an answer calls.
+/// Which tools an answer may call.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Choice {
-    /// None are offered, or none may be called.
+    /// No tools are offered or allowed.
     None,
     /// The model decides.
     Auto,
@@ -115,7 +115,7 @@ pub enum Choice {
 /// The tools that a request offers.
 #[derive(Debug, PartialEq)]
 pub struct Tools {
-    /// As templates take them; `None` where none may be called.
+    /// In the form for templates; `None` when none may be called.
     pub offered: Option<Value>,
     pub choice: Choice,
     pub parallel: bool,
@@ -124,7 +124,7 @@ pub struct Tools {
 /// Checks `tools` with `tool_choice` and `parallel_tool_calls`.
 ///
 /// # Errors
-/// 400 at the field that is wrong.
+/// 400 at the invalid field.
 pub fn tools(given: Option<&Value>, choice: Option<&Value>, parallel: Option<bool>) -> ApiResult<Tools> {
     let list = match given {
         None | Some(Value::Null) => &[][..],
@@ -140,7 +140,7 @@ pub fn tools(given: Option<&Value>, choice: Option<&Value>, parallel: Option<boo
         known.push(found);
     }
     let forced = |only: Vec<(String, Value)>| match only.is_empty() {
-        true => Err(ApiError::bad("tool_choice", "there are no tools to choose from")),
+        true => Err(ApiError::bad("tool_choice", "requires tools")),
         false => Ok(Choice::Forced(only)),
     };
     let choice = match choice {
@@ -158,7 +158,10 @@ pub fn tools(given: Option<&Value>, choice: Option<&Value>, parallel: Option<boo
             })?;
             let only: Vec<_> = known.into_iter().filter(|(known, _)| known == name).collect();
             if only.is_empty() {
-                return Err(ApiError::bad("tool_choice.function.name", format!("there is no tool {name}")));
+                return Err(ApiError::bad(
+                    "tool_choice.function.name",
+                    format!("the tool {name} is not among the request's tools"),
+                ));
             }
             Choice::Forced(only)
         }
@@ -198,7 +201,7 @@ fn function(tool: &Value, field: &str) -> ApiResult<(String, Value)> {
 /// Checks `chat_template_kwargs`.
 ///
 /// # Errors
-/// 400 where a variable is not the request's to set, or there are too many.
+/// 400 for a reserved variable, or too many.
 pub fn kwargs(given: Option<&Value>) -> ApiResult<Map<String, Value>> {
     const FIELD: &str = "chat_template_kwargs";
     let map = match given {
@@ -208,7 +211,7 @@ pub fn kwargs(given: Option<&Value>) -> ApiResult<Map<String, Value>> {
     };
     let own = ["messages", "tools", "documents", "add_generation_prompt"];
     match map.keys().find(|key| own.contains(&key.as_str()) || key.ends_with("_token")) {
-        Some(key) => Err(ApiError::bad(format!("{FIELD}.{key}"), "is not for requests to set")),
+        Some(key) => Err(ApiError::bad(format!("{FIELD}.{key}"), "is reserved and cannot be set by a request")),
         None => Ok(map.clone()),
     }
 }
@@ -258,14 +261,14 @@ mod tests {
         let read = |list: Value| turns(serde_json::from_value(list).unwrap(), "messages");
         let call =
             json!({"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\"b\": 1, \"a\": 2}"}});
-        let said = read(json!([
+        let turns = read(json!([
             {"role": "user", "content": "q"},
             {"role": "assistant", "content": null, "tool_calls": [call], "reasoning_content": "hm"},
             {"role": "tool", "content": [{"type": "text", "text": "5"}], "tool_call_id": "c1"},
         ]))
         .unwrap();
-        assert_eq!(said[1].tool_calls[0].arguments.to_string(), "{\"b\":1,\"a\":2}");
-        assert_eq!((said[1].reasoning.as_deref(), said[2].content.as_str()), (Some("hm"), "5"));
+        assert_eq!(turns[1].tool_calls[0].arguments.to_string(), "{\"b\":1,\"a\":2}");
+        assert_eq!((turns[1].reasoning.as_deref(), turns[2].content.as_str()), (Some("hm"), "5"));
         for (list, param) in [
             (json!([]), "messages"),
             (json!([{"role": "robot", "content": "x"}]), "messages[0].role"),

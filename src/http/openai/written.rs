@@ -1,4 +1,4 @@
-//! JSON written piece by piece: an answer with many log-probs as a tree of values takes a hundred times its text.
+//! JSON formatted piece by piece: a response with many log-probs takes a hundred times its size as a tree of values.
 
 use axum::body::Body;
 use axum::http::header;
@@ -11,27 +11,27 @@ use crate::domain::ModelVersionId;
 use crate::engine::{EngineError, Generator, TokenLogprob};
 use crate::service::complete::CONTEXT;
 
-/// Tokens whose log-probs are trees at the same time.
+/// Number of tokens whose log-probs are trees at the same time.
 const AT_ONCE: usize = 64;
 
 /// JSON text.
 #[derive(Debug, Default)]
-pub struct Written(Vec<u8>);
+pub struct JsonText(Vec<u8>);
 
-/// A list that is being written.
+/// A list that is being formatted.
 #[derive(Debug)]
-pub struct List(Vec<u8>);
+pub struct JsonList(Vec<u8>);
 
-impl Written {
+impl JsonText {
     pub fn null() -> Self {
         Self(b"null".to_vec())
     }
 
-    pub fn list() -> List {
-        List(vec![b'['])
+    pub fn list() -> JsonList {
+        JsonList(vec![b'['])
     }
 
-    /// The object `fields` with one more field, in the place of its own where it has one of that name.
+    /// The object `fields` with one more field, which replaces an existing one of that name.
     pub fn object(fields: &impl Serialize, name: &str, value: Self) -> Self {
         let fields = serde_json::to_value(fields).unwrap_or_default();
         let mut out = Vec::with_capacity(value.0.len() + 256);
@@ -59,8 +59,8 @@ impl Written {
     }
 }
 
-impl List {
-    pub fn push(&mut self, item: Written) {
+impl JsonList {
+    pub fn push(&mut self, item: JsonText) {
         self.add(&item.0);
     }
 
@@ -71,35 +71,35 @@ impl List {
         self.0.extend_from_slice(text);
     }
 
-    pub fn end(mut self) -> Written {
+    pub fn end(mut self) -> JsonText {
         self.0.push(b']');
-        Written(self.0)
+        JsonText(self.0)
     }
 }
 
-impl IntoResponse for Written {
+impl IntoResponse for JsonText {
     fn into_response(self) -> Response {
         ([(header::CONTENT_TYPE, "application/json")], Body::from(self.0)).into_response()
     }
 }
 
-/// The ids that stand before `tokens[at..]`, where `left` stands before the first: the last of them.
+/// The last ids before `tokens[at..]`; `left` are the ids before the first token.
 fn left_of(left: &[u32], tokens: &[TokenLogprob], at: usize) -> Vec<u32> {
     let near = tokens[at.saturating_sub(CONTEXT)..at].iter().map(|t| t.id);
     left.iter().copied().chain(near).collect()
 }
 
-/// `logprobs::chat` as text; `left` stands before the first token.
+/// The chat form of log-probs as JSON text; `left` are the ids before the first token.
 ///
 /// # Errors
-/// What the engine fails with.
+/// Errors of the engine.
 pub async fn chat_logprobs(
     engine: &dyn Generator,
     version: &ModelVersionId,
     left: &[u32],
     tokens: &[TokenLogprob],
-) -> Result<Written, EngineError> {
-    let mut list = Written::list();
+) -> Result<JsonText, EngineError> {
+    let mut list = JsonText::list();
     for (i, some) in tokens.chunks(AT_ONCE).enumerate() {
         let left = left_of(left, tokens, i * AT_ONCE);
         for entry in logprobs::chat(engine, version, &left, some).await? {
@@ -110,18 +110,18 @@ pub async fn chat_logprobs(
     Ok(list.end())
 }
 
-/// `logprobs::completion` as text: its parallel lists, each written on.
+/// The completion form of log-probs as JSON text; its parallel lists are formatted incrementally.
 ///
 /// # Errors
-/// What the engine fails with.
+/// Errors of the engine.
 pub async fn completion_logprobs(
     engine: &dyn Generator,
     version: &ModelVersionId,
     tokens: &[TokenLogprob],
     place: Place<'_>,
-) -> Result<Written, EngineError> {
+) -> Result<JsonText, EngineError> {
     let mut offset = 0;
-    let mut lists: Vec<(String, List)> = Vec::new();
+    let mut lists: Vec<(String, JsonList)> = Vec::new();
     let mut first = true;
     for (i, some) in tokens.chunks(AT_ONCE).enumerate() {
         let at = i * AT_ONCE;
@@ -132,7 +132,7 @@ pub async fn completion_logprobs(
         let part = serde_json::to_value(part).unwrap_or_default();
         for (i, (name, items)) in part.as_object().into_iter().flatten().enumerate() {
             if first {
-                lists.push((name.clone(), Written::list()));
+                lists.push((name.clone(), JsonText::list()));
             }
             for item in items.as_array().into_iter().flatten() {
                 lists[i].1.add(item.to_string().as_bytes());
@@ -142,7 +142,7 @@ pub async fn completion_logprobs(
         tokio::task::yield_now().await;
     }
     if first {
-        return Ok(Written(serde_json::to_vec(&TextLogprobs::default()).unwrap_or_default()));
+        return Ok(JsonText(serde_json::to_vec(&TextLogprobs::default()).unwrap_or_default()));
     }
     let mut all = Vec::new();
     for (name, list) in lists {
@@ -152,7 +152,7 @@ pub async fn completion_logprobs(
         all.extend_from_slice(&list.end().0);
     }
     all.push(b'}');
-    Ok(Written(all))
+    Ok(JsonText(all))
 }
 
 #[cfg(test)]
@@ -163,12 +163,12 @@ mod tests {
 
     #[test]
     fn pieces_make_the_object_that_a_tree_would() {
-        let mut list = Written::list();
-        list.push(Written(b"1".to_vec()));
-        list.push(Written::object(&json!({"a\"b": "x", "hole": null, "c": [1]}), "hole", Written::null()));
-        let whole = Written::object(&json!({"id": "i"}), "choices", list.end());
+        let mut list = JsonText::list();
+        list.push(JsonText(b"1".to_vec()));
+        list.push(JsonText::object(&json!({"a\"b": "x", "hole": null, "c": [1]}), "hole", JsonText::null()));
+        let whole = JsonText::object(&json!({"id": "i"}), "choices", list.end());
         let read: Value = serde_json::from_slice(&whole.0).unwrap();
         assert_eq!(read, json!({"id": "i", "choices": [1, {"a\"b": "x", "hole": null, "c": [1]}]}));
-        assert_eq!(Written::object(&json!({}), "x", Written::list().end()).0, b"{\"x\":[]}");
+        assert_eq!(JsonText::object(&json!({}), "x", JsonText::list().end()).0, b"{\"x\":[]}");
     }
 }

@@ -1,4 +1,4 @@
-//! A response: a list of items, whole or told by events.
+//! A response: a list of items, whole or as a stream of events.
 
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
@@ -11,12 +11,12 @@ use crate::domain::Micros;
 use crate::engine::FinishReason;
 use crate::http::error::ApiError;
 use crate::http::openai::Generated;
-use crate::http::openai::blocks::{Block, Blocks, Narrator, Step, Told};
+use crate::http::openai::blocks::{Block, Blocks, EventEncoder, Step, StreamEvent};
 use crate::http::openai::chat::call_id;
 use crate::prompt::answer::Part;
 use crate::service::complete::Running;
 
-/// What is the same for all forms of a response.
+/// Data shared by all forms of a response.
 #[derive(Clone)]
 pub struct Shape {
     pub id: String,
@@ -70,7 +70,7 @@ impl Shape {
         format!("{kind}_{}{index}", self.key)
     }
 
-    /// The item of a block; one in progress is empty.
+    /// The item of a block; empty while it is in progress.
     fn item(&self, running: &Running, blocks: &[Block], index: usize, status: Status) -> Item {
         let written = status != Status::InProgress;
         let id = self.item_id(blocks, index);
@@ -121,7 +121,7 @@ impl Shape {
     }
 }
 
-/// The answer as a message of chat, for a request that goes on from it.
+/// The answer as a message of chat, for a request that continues it.
 pub fn as_message(running: &Running, blocks: &[Block]) -> Value {
     let (mut text, mut thoughts, mut calls) = (String::new(), String::new(), Vec::new());
     for block in blocks {
@@ -144,8 +144,8 @@ pub fn as_message(running: &Running, blocks: &[Block]) -> Value {
     message
 }
 
-/// Tells a response by OpenAI's events. `keep` is called with the whole of it before its last event.
-pub struct Narrated<K> {
+/// Encodes a response as OpenAI's events. `keep` is called with the complete response before its last event.
+pub struct MessageEvents<K> {
     shape: Shape,
     blocks: Blocks,
     number: u64,
@@ -153,19 +153,19 @@ pub struct Narrated<K> {
     keeping: Option<BoxFuture<'static, ()>>,
 }
 
-impl<K: FnOnce(&str, Value, &ResponseObject) -> BoxFuture<'static, ()> + Send + 'static> Narrated<K> {
+impl<K: FnOnce(&str, Value, &ResponseObject) -> BoxFuture<'static, ()> + Send + 'static> MessageEvents<K> {
     pub fn new(shape: Shape, keep: Option<K>) -> Self {
         Self { shape, blocks: Blocks::default(), number: 0, keep, keeping: None }
     }
 
-    fn event(&mut self, kind: &'static str, data: EventData) -> Told {
+    fn event(&mut self, kind: &'static str, data: EventData) -> StreamEvent {
         let sequence_number = self.number;
         self.number += 1;
-        Told::new(kind, &EventData { kind, sequence_number, ..data })
+        StreamEvent::new(kind, &EventData { kind, sequence_number, ..data })
     }
 
-    fn tell(&mut self, running: &Running, steps: Vec<Step>, status: Status) -> Vec<Told> {
-        steps.into_iter().flat_map(|step| self.told(running, step, status)).collect()
+    fn encode_all(&mut self, running: &Running, steps: Vec<Step>, status: Status) -> Vec<StreamEvent> {
+        steps.into_iter().flat_map(|step| self.encode(running, step, status)).collect()
     }
 
     /// An event about a part of the item with this number.
@@ -179,17 +179,17 @@ impl<K: FnOnce(&str, Value, &ResponseObject) -> BoxFuture<'static, ()> + Send + 
         }
     }
 
-    fn told(&mut self, running: &Running, step: Step, status: Status) -> Vec<Told> {
+    fn encode(&mut self, running: &Running, step: Step, status: Status) -> Vec<StreamEvent> {
         match step {
             Step::Opened(index) => {
                 let item = self.shape.item(running, &self.blocks.all, index, Status::InProgress);
                 let added = EventData { output_index: Some(index), item: Some(item), ..EventData::default() };
-                let mut told = vec![self.event("response.output_item.added", added)];
+                let mut events = vec![self.event("response.output_item.added", added)];
                 if matches!(self.blocks.all[index], Block::Text(_)) {
                     let part = EventData { part: Some(OutputText::of("")), ..self.place(index) };
-                    told.push(self.event("response.content_part.added", part));
+                    events.push(self.event("response.content_part.added", part));
                 }
-                told
+                events
             }
             Step::Grown(index, text) => {
                 let (kind, logprobs) = match &self.blocks.all[index] {
@@ -202,7 +202,7 @@ impl<K: FnOnce(&str, Value, &ResponseObject) -> BoxFuture<'static, ()> + Send + 
             }
             Step::Closed(index) => {
                 let place = self.place(index);
-                let mut told = match self.blocks.all[index].clone() {
+                let mut events = match self.blocks.all[index].clone() {
                     Block::Reasoning(text) => {
                         let done = EventData { text: Some(text), ..place };
                         vec![self.event("response.reasoning_text.done", done)]
@@ -222,46 +222,48 @@ impl<K: FnOnce(&str, Value, &ResponseObject) -> BoxFuture<'static, ()> + Send + 
                 };
                 let item = self.shape.item(running, &self.blocks.all, index, status);
                 let done = EventData { output_index: Some(index), item: Some(item), ..EventData::default() };
-                told.push(self.event("response.output_item.done", done));
-                told
+                events.push(self.event("response.output_item.done", done));
+                events
             }
         }
     }
 
-    fn whole(&mut self, kind: &'static str, response: ResponseObject) -> Told {
+    fn whole(&mut self, kind: &'static str, response: ResponseObject) -> StreamEvent {
         self.event(kind, EventData { response: Some(Box::new(response)), ..EventData::default() })
     }
 }
 
-impl<K: FnOnce(&str, Value, &ResponseObject) -> BoxFuture<'static, ()> + Send + 'static> Narrator for Narrated<K> {
-    fn start(&mut self, _: &Running) -> Vec<Told> {
+impl<K: FnOnce(&str, Value, &ResponseObject) -> BoxFuture<'static, ()> + Send + 'static> EventEncoder
+    for MessageEvents<K>
+{
+    fn start(&mut self, _: &Running) -> Vec<StreamEvent> {
         let begun = self.shape.begun.clone();
         vec![self.whole("response.created", begun.clone()), self.whole("response.in_progress", begun)]
     }
 
-    fn parts(&mut self, running: &Running, parts: Vec<Part>) -> Vec<Told> {
-        let mut told = Vec::new();
+    fn parts(&mut self, running: &Running, parts: Vec<Part>) -> Vec<StreamEvent> {
+        let mut events = Vec::new();
         for part in parts {
             let steps = self.blocks.add(part);
-            told.extend(self.tell(running, steps, Status::Completed));
+            events.extend(self.encode_all(running, steps, Status::Completed));
         }
-        told
+        events
     }
 
-    fn end(&mut self, running: &Running, rest: Vec<Part>, reason: FinishReason) -> Vec<Told> {
-        let mut told = self.parts(running, rest);
+    fn end(&mut self, running: &Running, rest: Vec<Part>, reason: FinishReason) -> Vec<StreamEvent> {
+        let mut events = self.parts(running, rest);
         let cut = reason == FinishReason::Length;
         let closed = self.blocks.close().into_iter().collect();
-        told.extend(self.tell(running, closed, if cut { Status::Incomplete } else { Status::Completed }));
+        events.extend(self.encode_all(running, closed, if cut { Status::Incomplete } else { Status::Completed }));
         let response = self.shape.ended(running, &self.blocks.all);
         if let Some(keep) = self.keep.take() {
             self.keeping = Some(keep(&self.shape.id, as_message(running, &self.blocks.all), &response));
         }
-        told.push(self.whole(if cut { "response.incomplete" } else { "response.completed" }, response));
-        told
+        events.push(self.whole(if cut { "response.incomplete" } else { "response.completed" }, response));
+        events
     }
 
-    fn failed(&mut self, error: &ApiError) -> Vec<Told> {
+    fn failed(&mut self, error: &ApiError) -> Vec<StreamEvent> {
         let response = ResponseObject { status: Status::Failed, error: Some(error.into()), ..self.shape.begun.clone() };
         vec![self.whole("response.failed", response)]
     }

@@ -7,10 +7,10 @@ use crate::http::error::{ApiError, ApiResult};
 /// Most items.
 const MOST_ITEMS: usize = 1024;
 
-/// The messages that an input means.
+/// Translates an input to messages of chat.
 ///
 /// # Errors
-/// 400 at the item that is none.
+/// 400 at the invalid item.
 pub fn messages(input: Option<&Value>) -> ApiResult<Vec<Value>> {
     let items = match input {
         None => return Err(ApiError::bad("input", "is missing")),
@@ -51,8 +51,8 @@ fn add(item: &Value, field: &str, messages: &mut Vec<Value>) -> ApiResult<()> {
             }
         }
         Some("function_call_output") => {
-            let said = text(&item["output"], &format!("{field}.output"))?;
-            messages.push(json!({"role": "tool", "tool_call_id": needs("call_id")?, "content": said}));
+            let output = text(&item["output"], &format!("{field}.output"))?;
+            messages.push(json!({"role": "tool", "tool_call_id": needs("call_id")?, "content": output}));
         }
         Some("reasoning") => {
             let parts = item["content"].as_array().filter(|list| !list.is_empty());
@@ -70,7 +70,7 @@ fn add(item: &Value, field: &str, messages: &mut Vec<Value>) -> ApiResult<()> {
     Ok(())
 }
 
-/// The assistant's turn that a thought has begun and this message goes on.
+/// The assistant's turn that a reasoning item began and this message continues.
 fn of_same_turn<'a>(messages: &'a mut [Value], role: &str) -> Option<&'a mut Value> {
     let last = messages.last_mut().filter(|_| role == "assistant")?;
     (last["role"] == "assistant" && last.get("reasoning_content").is_some() && last.get("tool_calls").is_none())

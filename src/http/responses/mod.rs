@@ -1,4 +1,4 @@
-//! `POST /v1/responses` and what is kept of it: OpenAI's newer form of chat, on the same models.
+//! `POST /v1/responses` and stored responses: OpenAI's newer form of chat, on the same models.
 
 mod answer;
 mod input;
@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 use serde_json::{Map, Value, json};
 
-use self::answer::{Narrated, Shape};
+use self::answer::{MessageEvents, Shape};
 pub use self::types::{ResponseEvent, ResponseObject};
 use super::AppState;
 use super::auth::MaybeCaller;
@@ -18,7 +18,7 @@ use super::extract::{Json, Path};
 use super::observe::RequestId;
 use super::openai::begin;
 use super::openai::blocks::{self, Blocks};
-use super::openai::chat::ChatRequest;
+use super::openai::chat_request::ChatRequest;
 use super::openai::params;
 use crate::domain::KeptResponse;
 use crate::service::access::owner_of;
@@ -33,16 +33,16 @@ pub struct ResponsesRequest {
     /// A text, or a list of items: messages, `function_call`, `function_call_output`, `reasoning`. Required.
     #[schemars(with = "Value")]
     pub input: Option<Value>,
-    /// Stands before the conversation as a system message; not taken over by later requests.
+    /// A system message before the conversation; later requests do not inherit it.
     pub instructions: Option<String>,
-    /// Goes on from the response with this id, if it is kept.
+    /// Continues the stored response with this id.
     pub previous_response_id: Option<String>,
-    /// Keep the response for 30 days, or as long as requests are kept, so that a later request can go on from it.
-    /// Default: as the server keeps completions.
+    /// Store the response for 30 days, or as long as requests are stored, so that a later request can continue it.
+    /// Default: whether the server stores completions.
     pub store: Option<bool>,
     /// Server-sent events instead of one answer.
     pub stream: Option<bool>,
-    /// Tokens to draw at most.
+    /// Most tokens to generate.
     pub max_output_tokens: Option<u64>,
     /// 0 to 2; 0 is greedy. Default 1.
     pub temperature: Option<f64>,
@@ -54,15 +54,15 @@ pub struct ResponsesRequest {
     /// `"none"`, `"auto"`, `"required"` or `{"type": "function", "name"}`.
     #[schemars(with = "Option<Value>")]
     pub tool_choice: Option<Value>,
-    /// Whether an enforced answer may hold several calls. Default true.
+    /// Whether an enforced answer may contain several calls. Default true.
     pub parallel_tool_calls: Option<bool>,
     /// `{"format": {"type": "text" | "json_object" | "json_schema", name, schema, strict}}`.
     #[schemars(with = "Option<Value>")]
     pub text: Option<Value>,
-    /// `{"effort"}`, for templates that read it.
+    /// `{"effort"}`, for templates that use it.
     #[schemars(with = "Option<Value>")]
     pub reasoning: Option<Value>,
-    /// Returned as they are.
+    /// Returned unchanged.
     #[schemars(with = "Option<Value>")]
     pub metadata: Option<Map<String, Value>>,
     /// Not supported, except `"disabled"`.
@@ -94,7 +94,7 @@ pub struct ResponsesRequest {
     pub prompt_cache_key: Option<Value>,
 }
 
-/// What chat calls the fields whose errors come from there.
+/// (field of chat, field here): names in error messages of the chat code.
 const NAMES: [(&str, &str); 6] = [
     ("max_tokens", "max_output_tokens"),
     ("messages", "input"),
@@ -129,7 +129,7 @@ pub async fn create(
         Some(id) => {
             let kept = kept::get(services, id, owner.as_deref()).await?;
             let missing = || {
-                let error = ApiError::not_found(format!("no response {id} is kept here"));
+                let error = ApiError::not_found(format!("the response {id} is not stored, or has expired"));
                 ApiError { param: Some("previous_response_id".to_owned()), ..error }
             };
             kept.ok_or_else(missing)?.messages
@@ -149,16 +149,16 @@ pub async fn create(
             let response = serde_json::to_value(response).unwrap_or_default();
             let kept = KeptResponse { id: id.to_owned(), owner, messages, response, created };
             let keeping = async move {
-                // The answer is there all the same; going on from it will say that it is not kept.
+                // The response is returned in any case; a request that continues it gets an error.
                 if let Err(error) = kept::keep(&services, kept).await {
-                    tracing::warn!(%error, "a response was not kept");
+                    tracing::warn!(%error, "a response cannot be stored");
                 }
             };
             keeping.boxed()
         }
     });
     if streamed {
-        return Ok(blocks::respond(running, &begun, Narrated::new(shape, keeper)));
+        return Ok(blocks::respond(running, &begun, MessageEvents::new(shape, keeper)));
     }
     running.finish().await?;
     running.store(|_| true).await?;
@@ -170,18 +170,18 @@ pub async fn create(
     Ok(axum::Json(response).into_response())
 }
 
-/// A response that is kept.
+/// Returns a stored response.
 pub async fn get(
     State(state): State<AppState>,
     caller: MaybeCaller,
     Path(id): Path<String>,
 ) -> ApiResult<axum::Json<Value>> {
     let kept = kept::get(&state.services, &id, owner(&caller).as_deref()).await?;
-    let kept = kept.ok_or_else(|| ApiError::not_found(format!("no response {id} is kept here")))?;
+    let kept = kept.ok_or_else(|| ApiError::not_found(format!("the response {id} is not stored, or has expired")))?;
     Ok(axum::Json(kept.response))
 }
 
-/// A response that is kept no longer.
+/// A deleted response.
 #[derive(Debug, serde::Serialize, schemars::JsonSchema)]
 pub struct Forgotten {
     pub id: String,
@@ -190,19 +190,19 @@ pub struct Forgotten {
     pub deleted: bool,
 }
 
-/// Forgets a response.
+/// Deletes a stored response.
 pub async fn delete(
     State(state): State<AppState>,
     caller: MaybeCaller,
     Path(id): Path<String>,
 ) -> ApiResult<axum::Json<Forgotten>> {
     if !kept::forget(&state.services, &id, owner(&caller).as_deref()).await? {
-        return Err(ApiError::not_found(format!("no response {id} is kept here")));
+        return Err(ApiError::not_found(format!("the response {id} is not stored, or has expired")));
     }
     Ok(axum::Json(Forgotten { id, object: "response.deleted", deleted: true }))
 }
 
-/// The same request as chat has it.
+/// The request translated to a chat request.
 fn chat(request: &ResponsesRequest, messages: &[Value]) -> ApiResult<ChatRequest> {
     let instructions = request.instructions.iter().map(|text| json!({"role": "system", "content": text}));
     let all: Vec<Value> = instructions.chain(messages.iter().cloned()).collect();

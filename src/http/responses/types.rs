@@ -29,7 +29,7 @@ pub struct ResponseObject {
     pub previous_response_id: Option<String>,
     pub reasoning: Reasoned,
     pub service_tier: &'static str,
-    /// Whether a later request can go on from it.
+    /// Whether a later request can continue it.
     pub store: bool,
     pub temperature: f64,
     pub text: TextFormat,
@@ -39,11 +39,11 @@ pub struct ResponseObject {
     pub tools: Vec<Value>,
     pub top_p: f64,
     pub truncation: &'static str,
-    /// Null while it is being written.
+    /// Null while it is incomplete.
     pub usage: Option<ResponseUsage>,
     pub user: Option<Value>,
     pub metadata: Map<String, Value>,
-    /// Absent while it is being written.
+    /// Absent while it is incomplete.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instructd: Option<Generated>,
 }
@@ -128,7 +128,7 @@ impl ResponseUsage {
     }
 }
 
-/// One thing that a response says or asks for.
+/// One output item of a response.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(rename = "ResponseItem")]
@@ -151,7 +151,7 @@ pub enum Item {
         id: String,
         call_id: String,
         name: String,
-        /// The text of a JSON object; cut off where the answer is.
+        /// The text of a JSON object; incomplete when the answer was cut off.
         arguments: String,
         status: Status,
     },
@@ -189,10 +189,10 @@ impl OutputText {
     }
 }
 
-/// One event of a response that is being written.
+/// One event of a streamed response.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ResponseEvent {
-    /// The type of the data; `error` where the key or session of the stream has ended.
+    /// The type of the data; `error` when the key or session of the stream has ended.
     pub event: &'static str,
     pub data: ResponseEventData,
 }
@@ -200,14 +200,14 @@ pub struct ResponseEvent {
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum ResponseEventData {
-    Told(Box<EventData>),
+    Event(Box<EventData>),
     /// The key or session of the stream has ended.
     Ended(ErrorBody),
 }
 
-/// What happened; each type has some of the fields.
+/// Data of an event; each type has some of the fields.
 #[derive(Debug, Default, Serialize, JsonSchema)]
-#[schemars(rename = "ResponseTold")]
+#[schemars(rename = "ResponseEventBody")]
 pub struct EventData {
     /// Such as `response.output_text.delta`.
     #[serde(rename = "type")]

@@ -1,44 +1,44 @@
-//! How a supervisor and a trainer on another machine speak: by files in the attempt's directory, which both reach under
-//! the same path. The trainer appends what it says to `said.jsonl` and rewrites `heartbeat.json`; the supervisor
-//! rewrites `told.json` with each extension of the lease. `current` beside the attempts names the only one that may
-//! work, so that a trainer that starts or wakes late ends itself.
+//! The channel between a supervisor and a trainer on another machine: files in the attempt's directory, which both see
+//! under the same path. The trainer appends its output to `said.jsonl` and rewrites `heartbeat.json`; the supervisor
+//! rewrites `told.json` with each extension of the lease. `current`, in the directory of the attempts, names the only
+//! one that may run, so that a trainer that starts or resumes late exits.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::jobs::materialise::write_whole;
+use crate::jobs::files::write_atomically;
 
 /// Directory of all attempts in a job's directory.
 pub const ATTEMPTS: &str = "attempts";
-/// Names the attempt that may work.
+/// File that names the attempt that may run.
 const CURRENT: &str = "current";
-const TOLD: &str = "told.json";
+const MESSAGE: &str = "told.json";
 const HEARTBEAT: &str = "heartbeat.json";
-const SAID: &str = "said.jsonl";
-/// What the trainer's program prints, where the executor catches it.
+const OUTPUT: &str = "said.jsonl";
+/// File of the trainer's standard output and error, if the executor captures them.
 pub const LOG: &str = "log.txt";
-/// Longer lines are dropped: a runaway trainer must not fill the supervisor's memory.
+/// Longer lines are dropped: a faulty trainer must not fill the supervisor's memory.
 const LINE_BYTES: usize = 1 << 20;
-/// Read at once.
-const PIECE: u64 = 4 << 20;
+/// Most bytes of output that are read in one call.
+const READ_BYTES: u64 = 4 << 20;
 
-/// What the supervisor says.
+/// The supervisor's current message to the trainer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Told {
-    /// Changes with every word of the supervisor.
+pub struct SupervisorMessage {
+    /// Counter that changes with every message.
     pub beat: u64,
-    /// How long the trainer may go on when no further word comes.
+    /// Seconds that the trainer may go on without a further message.
     pub lease_seconds: u64,
-    /// Write a checkpoint and end.
+    /// Whether the trainer should write a checkpoint and exit.
     pub stop: bool,
 }
 
-/// What the trainer says of itself.
+/// A sign of life of the trainer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
-    /// Changes twice a second.
+    /// Counter that changes twice a second.
     pub beat: u64,
     pub host: String,
     pub pid: u32,
@@ -50,20 +50,20 @@ pub struct Channel {
     dir: PathBuf,
 }
 
-/// Replaces a file as a whole, so that no reader sees half of it. It is not synced: what a crash takes is written again.
+/// Replaces a file atomically, so that no reader sees part of it. It is not synced: after a crash it is written again.
 fn replace(path: &Path, text: &[u8]) -> std::io::Result<()> {
-    let beside = path.with_extension("new");
-    std::fs::write(&beside, text)?;
-    std::fs::rename(&beside, path)
+    let temporary = path.with_extension("new");
+    std::fs::write(&temporary, text)?;
+    std::fs::rename(&temporary, path)
 }
 
 impl Channel {
-    /// The attempt `id` of the job at `job_dir`.
+    /// The channel of the attempt `id` of the job at `job_dir`.
     pub fn new(job_dir: &Path, id: &str) -> Self {
         Self { dir: job_dir.join(ATTEMPTS).join(id) }
     }
 
-    /// The attempt whose directory a trainer was given.
+    /// The channel in the attempt directory `dir`, which a trainer was given.
     pub fn at(dir: &Path) -> Self {
         Self { dir: dir.to_owned() }
     }
@@ -80,60 +80,60 @@ impl Channel {
         self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Makes the directory, and this attempt the only one that may work.
+    /// Creates the directory and makes this attempt the only one that may run.
     ///
     /// # Errors
-    /// What the file system says.
+    /// I/O errors.
     pub fn begin(&self) -> std::io::Result<()> {
         std::fs::create_dir_all(&self.dir)?;
-        only(self.dir.parent().unwrap_or(&self.dir), &self.id())
+        set_current(self.dir.parent().unwrap_or(&self.dir), &self.id())
     }
 
-    /// False when another attempt has begun since.
+    /// Whether this attempt may run; false once another attempt has begun.
     pub fn is_current(&self) -> bool {
         let current = self.dir.with_file_name(CURRENT);
         std::fs::read_to_string(current).is_ok_and(|name| name.trim() == self.id())
     }
 
     /// # Errors
-    /// What the file system says.
-    pub fn tell(&self, told: Told) -> std::io::Result<()> {
-        replace(&self.dir.join(TOLD), &serde_json::to_vec(&told)?)
+    /// I/O errors.
+    pub fn send_message(&self, message: SupervisorMessage) -> std::io::Result<()> {
+        replace(&self.dir.join(MESSAGE), &serde_json::to_vec(&message)?)
     }
 
-    /// `None` while nothing was told.
-    pub fn told(&self) -> Option<Told> {
-        serde_json::from_slice(&std::fs::read(self.dir.join(TOLD)).ok()?).ok()
+    /// The supervisor's last message; `None` before the first one.
+    pub fn message(&self) -> Option<SupervisorMessage> {
+        serde_json::from_slice(&std::fs::read(self.dir.join(MESSAGE)).ok()?).ok()
     }
 
     /// # Errors
-    /// What the file system says.
-    pub fn beat(&self, heartbeat: &Heartbeat) -> std::io::Result<()> {
+    /// I/O errors.
+    pub fn write_heartbeat(&self, heartbeat: &Heartbeat) -> std::io::Result<()> {
         replace(&self.dir.join(HEARTBEAT), &serde_json::to_vec(heartbeat)?)
     }
 
-    /// `None` while the trainer has not begun.
+    /// The trainer's last heartbeat; `None` before the first one.
     pub fn heartbeat(&self) -> Option<Heartbeat> {
         serde_json::from_slice(&std::fs::read(self.dir.join(HEARTBEAT)).ok()?).ok()
     }
 
-    /// Where the trainer writes its lines.
+    /// Opens the file to which the trainer appends its output.
     ///
     /// # Errors
-    /// What the file system says.
-    pub fn voice(&self) -> std::io::Result<std::fs::File> {
-        std::fs::OpenOptions::new().create(true).append(true).open(self.dir.join(SAID))
+    /// I/O errors.
+    pub fn open_output(&self) -> std::io::Result<std::fs::File> {
+        std::fs::OpenOptions::new().create(true).append(true).open(self.dir.join(OUTPUT))
     }
 
-    /// What the trainer has said is in the database by now.
-    pub fn forget_said(&self) {
-        let _ = std::fs::remove_file(self.dir.join(SAID));
+    /// Removes the trainer's output, once it is in the database.
+    pub fn remove_output(&self) {
+        let _ = std::fs::remove_file(self.dir.join(OUTPUT));
     }
 
-    /// The end of the log, at most `bytes` of it.
+    /// The last `bytes` bytes of the log.
     ///
     /// # Errors
-    /// What the file system says.
+    /// I/O errors.
     pub fn log_tail(&self, bytes: u64) -> std::io::Result<String> {
         let mut file = std::fs::File::open(self.log())?;
         let from = file.metadata()?.len().saturating_sub(bytes);
@@ -144,35 +144,35 @@ impl Channel {
     }
 }
 
-/// Lets only the attempt `id` of a job work; an id that no attempt has ends them all.
+/// Lets only the attempt `id` of a job run; an id that no attempt has ends them all.
 ///
 /// # Errors
-/// What the file system says.
-pub fn only(attempts: &Path, id: &str) -> std::io::Result<()> {
+/// I/O errors.
+pub fn set_current(attempts: &Path, id: &str) -> std::io::Result<()> {
     std::fs::create_dir_all(attempts)?;
-    write_whole(&attempts.join(CURRENT), id.as_bytes())
+    write_atomically(&attempts.join(CURRENT), id.as_bytes())
 }
 
-/// Reads a growing file by whole lines.
+/// Reads the trainer's output by whole lines while it grows.
 #[derive(Debug, Default)]
-pub struct Lines {
+pub struct OutputReader {
     offset: u64,
     rest: Vec<u8>,
 }
 
-impl Lines {
-    /// The lines that have come since the last call. A line that has not ended yet is kept for the next one.
+impl OutputReader {
+    /// The lines written since the last call. An incomplete line is kept for the next call.
     ///
     /// # Errors
-    /// What the file system says; a file that is not there has no lines.
-    pub fn more(&mut self, channel: &Channel) -> std::io::Result<Vec<String>> {
-        let mut file = match std::fs::File::open(channel.dir.join(SAID)) {
+    /// I/O errors; a missing file has no lines.
+    pub fn read_lines(&mut self, channel: &Channel) -> std::io::Result<Vec<String>> {
+        let mut file = match std::fs::File::open(channel.dir.join(OUTPUT)) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(e) => return Err(e),
         };
         file.seek(SeekFrom::Start(self.offset))?;
-        let read = file.take(PIECE).read_to_end(&mut self.rest)?;
+        let read = file.take(READ_BYTES).read_to_end(&mut self.rest)?;
         self.offset += read as u64;
         let mut lines = Vec::new();
         let mut from = 0;
@@ -184,7 +184,7 @@ impl Lines {
         }
         self.rest.drain(..from);
         if self.rest.len() > LINE_BYTES {
-            // The start of an over-long line; what follows until its end is no line of ours either.
+            // The start of an over-long line: the rest of it is dropped too.
             self.rest.truncate(LINE_BYTES + 1);
         }
         Ok(lines)
@@ -198,26 +198,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_come_whole_and_once() {
+    fn lines_are_read_whole_and_once() {
         let dir = tempfile::tempdir().expect("a directory");
         let channel = Channel::new(dir.path(), "a1");
         channel.begin().expect("begun");
-        let mut lines = Lines::default();
-        assert!(lines.more(&channel).expect("no file").is_empty());
-        let mut voice = channel.voice().expect("a file");
-        voice.write_all(b"one\ntw").expect("written");
-        assert_eq!(lines.more(&channel).expect("read"), ["one"]);
-        assert!(lines.more(&channel).expect("read").is_empty());
-        voice.write_all(b"o\n\xffx\n").expect("written");
-        assert_eq!(lines.more(&channel).expect("read"), ["two", "\u{fffd}x"]);
-        // An endless line costs no memory, and the next one is heard again.
+        let mut lines = OutputReader::default();
+        assert!(lines.read_lines(&channel).expect("no file").is_empty());
+        let mut output = channel.open_output().expect("a file");
+        output.write_all(b"one\ntw").expect("written");
+        assert_eq!(lines.read_lines(&channel).expect("read"), ["one"]);
+        assert!(lines.read_lines(&channel).expect("read").is_empty());
+        output.write_all(b"o\n\xffx\n").expect("written");
+        assert_eq!(lines.read_lines(&channel).expect("read"), ["two", "\u{fffd}x"]);
+        // An endless line takes no memory, and the line after it is read.
         for _ in 0..4 {
-            voice.write_all(&vec![b'y'; 1 << 20]).expect("written");
-            assert!(lines.more(&channel).expect("read").is_empty());
+            output.write_all(&vec![b'y'; 1 << 20]).expect("written");
+            assert!(lines.read_lines(&channel).expect("read").is_empty());
             assert!(lines.rest.len() <= LINE_BYTES + 1);
         }
-        voice.write_all(b"\nthree\n").expect("written");
-        assert_eq!(lines.more(&channel).expect("read"), ["three"]);
+        output.write_all(b"\nthree\n").expect("written");
+        assert_eq!(lines.read_lines(&channel).expect("read"), ["three"]);
     }
 
     #[test]
@@ -229,21 +229,21 @@ mod tests {
         assert!(Channel::at(first.dir()).is_current());
         second.begin().expect("begun");
         assert!(!first.is_current() && second.is_current());
-        only(&dir.path().join(ATTEMPTS), "local").expect("written");
+        set_current(&dir.path().join(ATTEMPTS), "local").expect("written");
         assert!(!second.is_current());
     }
 
     #[test]
-    fn words_are_read_as_they_were_written() {
+    fn messages_are_read_as_they_were_written() {
         let dir = tempfile::tempdir().expect("a directory");
         let channel = Channel::new(dir.path(), "a");
         channel.begin().expect("begun");
-        assert_eq!((channel.told(), channel.heartbeat()), (None, None));
-        let told = Told { beat: 3, lease_seconds: 30, stop: true };
-        channel.tell(told).expect("told");
+        assert_eq!((channel.message(), channel.heartbeat()), (None, None));
+        let message = SupervisorMessage { beat: 3, lease_seconds: 30, stop: true };
+        channel.send_message(message).expect("sent");
         let heartbeat = Heartbeat { beat: 9, host: "node".into(), pid: 4 };
-        channel.beat(&heartbeat).expect("beaten");
-        assert_eq!((channel.told(), channel.heartbeat()), (Some(told), Some(heartbeat)));
+        channel.write_heartbeat(&heartbeat).expect("written");
+        assert_eq!((channel.message(), channel.heartbeat()), (Some(message), Some(heartbeat)));
         std::fs::write(channel.log(), "0123456789").expect("written");
         assert_eq!(channel.log_tail(4).expect("a log"), "6789");
     }

@@ -1,5 +1,5 @@
-//! A place behind a command: sbatch, srun, kubectl, sky, torchrun, ssh. The configuration has the command's template;
-//! nothing of a request becomes part of it but names that this program makes.
+//! Runs attempts by a command: sbatch, srun, kubectl, sky, torchrun, ssh. The configuration has the command's template;
+//! only names that this program generates are inserted into it, nothing from a request.
 
 use std::collections::HashMap;
 use std::process::{ExitStatus, Stdio};
@@ -13,7 +13,7 @@ use super::{AttemptState, Place, Refusal, Submission, quoted, shell_line};
 use crate::config::PlaceConfig;
 use crate::jobs::is_passed_on;
 
-/// How long the command that stops an attempt may take.
+/// Time limit of the command that stops an attempt.
 const STOPPING: Duration = Duration::from_secs(30);
 
 pub(super) struct CommandPlace {
@@ -40,7 +40,7 @@ impl CommandPlace {
         }
     }
 
-    /// The command of a template, with the attempt's names in their places.
+    /// A template's command with the attempt's values in place of its placeholders.
     fn filled(template: &[String], work: &Submission) -> Vec<String> {
         let mut out = Vec::new();
         for part in template {
@@ -60,10 +60,10 @@ impl CommandPlace {
         out
     }
 
-    /// A command with few of this process's variables: keys and addresses stay here.
+    /// A command with few of this process's environment variables: keys and addresses are not passed on.
     fn prepared(&self, argv: &[String], work: &Submission) -> std::io::Result<Command> {
         let Some((program, arguments)) = argv.split_first() else {
-            return Err(std::io::Error::other("the command is empty"));
+            return Err(std::io::Error::other("the command of the place is empty"));
         };
         let log = std::fs::OpenOptions::new().create(true).append(true).open(work.channel.log())?;
         let mut command = Command::new(program);
@@ -72,7 +72,8 @@ impl CommandPlace {
                 name.to_str().is_some_and(|name| is_passed_on(name) || self.environment.iter().any(|own| own == name))
             }),
         );
-        // Its own group, so that all of it can be ended, and Ctrl-C in a terminal reaches this program only.
+        // A process group of its own, so that all of it can be ended, and Ctrl-C in a terminal reaches this program
+        // only.
         #[cfg(unix)]
         command.process_group(0);
         Ok(command)
@@ -88,7 +89,8 @@ impl CommandPlace {
         }
     }
 
-    /// The exit status, if the command was started here and has ended; `None` while it runs or is not known.
+    /// The exit status if this process started the command and it has ended; `None` while it runs or when it is not
+    /// known.
     fn exit(&self, id: &str) -> Option<Result<Option<ExitStatus>, std::io::Error>> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         match running.get_mut(id)? {
@@ -111,11 +113,11 @@ impl Place for CommandPlace {
         if running.contains_key(&work.id) {
             return Ok(());
         }
-        // Attempts that have ended are not asked about again.
+        // Attempts that have ended are not queried again.
         running.retain(|_, started| !matches!(started, Started::Ended(_)));
         let argv = Self::filled(&self.command, work);
         let started = self.prepared(&argv, work).and_then(|mut command| command.spawn());
-        // A program that is not there is a mistake of the configuration.
+        // A missing program is an error in the configuration.
         let child = started.map_err(|e| Refusal::Permanent(format!("{}: {e}", argv.first().map_or("", |p| p))))?;
         running.insert(work.id.clone(), Started::Child(child));
         Ok(())
@@ -125,7 +127,7 @@ impl Place for CommandPlace {
         match self.exit(&work.id) {
             None => AttemptState::Gone,
             Some(Err(error)) => AttemptState::Unknown(error.to_string()),
-            // The command may wait in a queue of its own: only the trainer's heartbeat says that it runs.
+            // The command may wait in a queue of its own: only the trainer's heartbeat shows that it runs.
             Some(Ok(None)) => AttemptState::Waiting,
             Some(Ok(Some(status))) if self.detached && status.success() => AttemptState::Waiting,
             Some(Ok(Some(status))) => AttemptState::Ended(format!("the command ended: {status}")),
@@ -150,7 +152,7 @@ impl Place for CommandPlace {
         let channel = work.channel.clone();
         let read = tokio::task::spawn_blocking(move || channel.log_tail(bytes)).await.map_err(|e| e.to_string())?;
         read.map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => "it is on the machine that follows the job".to_owned(),
+            std::io::ErrorKind::NotFound => "the log is on the machine that supervises the job".to_owned(),
             _ => e.to_string(),
         })
     }

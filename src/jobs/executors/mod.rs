@@ -1,11 +1,11 @@
-//! Where training jobs run: in a child process of this program, or at a place that the configuration names (`command`,
-//! `ray`). Each attempt of a job elsewhere has an id of its own, stored with the job before it is handed over, so that a
-//! supervisor that comes later can end it; and a directory of its own, so that two attempts never share a result.
+//! Where training jobs run: in a child process of this program, or at a place that the configuration names (type
+//! `command` or `ray`). Each attempt at a place has an id of its own, stored with the job before it is submitted, so
+//! that a later supervisor can end it, and a directory of its own, so that two attempts never share a result.
 
 pub(super) mod channel;
 mod command;
-mod elsewhere;
 mod local;
+mod place;
 mod ray;
 pub(super) mod trainer;
 
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::process::{Launch, Said};
+use super::process::{Launch, TrainerOutput};
 use super::wire::Spec;
 use crate::config::{ExecutorsConfig, PlaceConfig};
 use crate::domain::{Job, hash, is_path_part, unknown_name};
@@ -25,30 +25,30 @@ use crate::train::Recipe;
 
 use channel::Channel;
 use command::CommandPlace;
-use elsewhere::{Elsewhere, Former};
-use local::Local;
+use local::LocalExecutor;
+use place::{PlaceExecutor, PreviousAttempt};
 use ray::RayPlace;
 
-/// An attempt of a job that runs.
+/// A running attempt of a job.
 #[async_trait]
 pub(super) trait Attempt: Send {
-    /// The next word of the trainer; `None` when no more will come. May be dropped and called again.
-    async fn said(&mut self) -> Option<Said>;
-    /// Tells the trainer how long it may go on without hearing of its supervisor again. A trainer that is not told for
-    /// so long ends itself: somebody else may have its job by then.
+    /// The trainer's next output; `None` at the end. Cancel-safe.
+    async fn next_output(&mut self) -> Option<TrainerOutput>;
+    /// Extends the trainer's lease to `seconds` from now. A trainer whose lease ends exits: another worker may run its
+    /// job by then.
     async fn extend_lease(&mut self, seconds: i64);
-    /// Asks the recipe to stop after its step, and waits `patience` before pressing. A later call can only shorten the
-    /// wait: a shutdown does not stand back for a cancel.
-    async fn ask_to_stop(&mut self, patience: Duration);
-    /// Goes on with stopping when its time has come.
-    fn press(&mut self);
-    /// At once, for a job that belongs to somebody else now.
+    /// Asks the recipe to stop after its step and gives it `patience` before `escalate` acts. A later call can only
+    /// shorten that time.
+    async fn request_stop(&mut self, patience: Duration);
+    /// Goes to the next stage of stopping when the time of the current one is over.
+    fn escalate(&mut self);
+    /// Kills the attempt at once, because another worker has its job.
     fn kill(&mut self);
-    /// Waits for the end; says how it came, with the trainer's last words.
-    async fn end(self: Box<Self>) -> String;
+    /// Waits for the end; describes it, with the last lines of the trainer's log.
+    async fn wait(self: Box<Self>) -> String;
 }
 
-/// What an attempt is made of.
+/// The job and files of an attempt.
 pub(super) struct Work<'a> {
     pub job: &'a Job,
     pub fence: &'a Fence,
@@ -60,9 +60,9 @@ pub(super) struct Work<'a> {
 /// A way to run attempts.
 #[async_trait]
 pub(super) trait Executor: Send + Sync {
-    /// What is stored with the job before the attempt begins: `PLACE/ID`; `None` on this machine.
+    /// The reference that is stored with the job before the attempt begins: `PLACE/ID`; `None` on this machine.
     fn reference(&self, fence: &Fence) -> Option<String>;
-    /// Begins the attempt, after whatever an earlier one of the job left running elsewhere has ended.
+    /// Begins the attempt. Earlier attempts of the job must have ended.
     async fn start(&self, work: Work<'_>) -> std::io::Result<Box<dyn Attempt>>;
 }
 
@@ -79,9 +79,9 @@ pub(super) struct Submission {
 }
 
 impl Submission {
-    /// An attempt that was handed over before, by the id that is stored with the job; `None` for an id that is no name of a
-    /// directory.
-    fn former(job: &Job, job_dir: &Path, id: &str) -> Option<Self> {
+    /// An attempt that was submitted before, by the id that is stored with the job; `None` for an id that is not a
+    /// valid directory name.
+    fn previous(job: &Job, job_dir: &Path, id: &str) -> Option<Self> {
         is_path_part(id).then(|| Self {
             id: id.to_owned(),
             kind: job.kind.clone(),
@@ -92,21 +92,21 @@ impl Submission {
     }
 }
 
-/// What a place says of an attempt.
+/// State of an attempt according to its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum AttemptState {
-    /// Accepted, and as far as the place knows not begun.
+    /// Accepted and not begun.
     Waiting,
     Running,
-    /// With the words for it.
+    /// Ended, with a description.
     Ended(String),
-    /// The place answers, and does not know it.
+    /// The place answers and does not know the attempt.
     Gone,
-    /// The place does not answer.
+    /// The place does not answer, with the error.
     Unknown(String),
 }
 
-/// Why a place did not take an attempt.
+/// Why a place refused an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// The same call may work later.
@@ -114,26 +114,26 @@ pub(super) enum Refusal {
     Permanent(String),
 }
 
-/// Something that runs programs elsewhere. Every call may be repeated.
+/// A cluster or scheduler that runs trainers. Every call may be repeated.
 #[async_trait]
 pub(super) trait Place: Send + Sync {
-    /// An attempt that was taken before is not begun again.
+    /// Submits an attempt; one that was accepted before is not begun again.
     async fn submit(&self, work: &Submission) -> Result<(), Refusal>;
     async fn state(&self, work: &Submission) -> AttemptState;
     /// `force`: without waiting for a checkpoint.
     async fn stop(&self, work: &Submission, force: bool);
-    /// The end of what the trainer printed, at most `bytes` of it.
+    /// The last `bytes` bytes of the trainer's log.
     async fn log(&self, work: &Submission, bytes: u64) -> Result<String, String>;
 }
 
-/// Everything that jobs can run on.
+/// The executors of this process: this machine and every configured place.
 pub(super) struct Executors {
-    local: Local,
+    local: LocalExecutor,
     kinds: BTreeMap<String, String>,
-    places: BTreeMap<String, Arc<Elsewhere>>,
+    places: BTreeMap<String, Arc<PlaceExecutor>>,
 }
 
-/// The id of an attempt: the same for the same claim of the job, and another one for every other claim.
+/// The id of an attempt, unique to the claim of the job.
 fn attempt_id(fence: &Fence) -> String {
     let owner = hash::of_bytes(&fence.lease_owner);
     format!("instructd-{}-{}-{}", fence.job_id.as_str().to_lowercase(), fence.attempt, &owner[..8])
@@ -146,7 +146,7 @@ fn place_of(config: &PlaceConfig) -> Result<Arc<dyn Place>, String> {
     })
 }
 
-/// Checks that every recipe of `[executors]` exists and that its places can be spoken to.
+/// Checks that every recipe of `[executors]` exists and that its places are usable.
 ///
 /// # Errors
 /// Names the setting.
@@ -165,7 +165,7 @@ pub fn check(config: &ExecutorsConfig, recipes: &[Recipe]) -> anyhow::Result<()>
 }
 
 impl Executors {
-    /// `poll` is how often trainers elsewhere are looked at.
+    /// `poll` is the interval at which the files of trainers at places are read.
     pub(super) fn new(
         config: &ExecutorsConfig,
         launch: &Launch,
@@ -177,16 +177,17 @@ impl Executors {
         for (name, place) in &config.places {
             match place_of(place) {
                 Ok(reached) => {
-                    places.insert(name.clone(), Arc::new(Elsewhere::new(name, place, reached, launch, grace, poll)));
+                    places
+                        .insert(name.clone(), Arc::new(PlaceExecutor::new(name, place, reached, launch, grace, poll)));
                 }
                 // `check` has refused this configuration at the start.
-                Err(error) => tracing::error!(place = name, error, "jobs cannot run there"),
+                Err(error) => tracing::error!(place = name, error, "no job can run at this place"),
             }
         }
-        Self { local: Local::new(launch.clone(), threads, grace), kinds: config.kinds.clone(), places }
+        Self { local: LocalExecutor::new(launch.clone(), threads, grace), kinds: config.kinds.clone(), places }
     }
 
-    /// What runs jobs of this kind.
+    /// The executor of jobs of this kind.
     pub(super) fn of(&self, kind: &str) -> &dyn Executor {
         match self.kinds.get(kind).and_then(|name| self.places.get(name)) {
             Some(place) => place.as_ref(),
@@ -194,48 +195,53 @@ impl Executors {
         }
     }
 
-    /// What an earlier attempt may have left running.
-    fn former(&self, job: &Job, job_dir: &Path) -> Option<Former> {
+    /// The earlier attempt of the job at a place, which may still run.
+    fn previous_attempt(&self, job: &Job, job_dir: &Path) -> Option<PreviousAttempt> {
         let (name, id) = job.external_ref.as_deref()?.split_once('/')?;
-        let submission = Submission::former(job, job_dir, id)?;
-        Some(Former::new(self.places.get(name).map(|elsewhere| elsewhere.place()), submission))
+        let submission = Submission::previous(job, job_dir, id)?;
+        Some(PreviousAttempt::new(self.places.get(name).map(|executor| executor.place()), submission))
     }
 
-    /// Ends what an earlier attempt of the job left running elsewhere; nothing of it writes any more afterwards.
-    pub(super) async fn end_former(&self, job: &Job, job_dir: &Path, lease_seconds: i64) -> std::io::Result<()> {
-        let Some(former) = self.former(job, job_dir) else { return Ok(()) };
+    /// Ends an earlier attempt of the job at a place; afterwards it writes no more files.
+    pub(super) async fn end_previous_attempt(
+        &self,
+        job: &Job,
+        job_dir: &Path,
+        lease_seconds: i64,
+    ) -> std::io::Result<()> {
+        let Some(previous) = self.previous_attempt(job, job_dir) else { return Ok(()) };
         let attempts = job_dir.join(channel::ATTEMPTS);
-        tokio::task::spawn_blocking(move || channel::only(&attempts, "none"))
+        tokio::task::spawn_blocking(move || channel::set_current(&attempts, "none"))
             .await
             .map_err(std::io::Error::other)??;
-        former.end(Duration::from_secs(lease_seconds.max(1) as u64)).await;
+        previous.stop_and_wait(Duration::from_secs(lease_seconds.max(1) as u64)).await;
         Ok(())
     }
 }
 
-/// What the trainer of a job printed, as far as it is known here.
+/// Log of a job's trainer at a place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RemoteLog {
     Text(String),
-    /// The job has not run elsewhere, or where it ran cannot be asked; says why.
+    /// Why there is no log: the job did not run at a place, or the place cannot be asked.
     None(String),
 }
 
-/// Most bytes of a log that are answered.
+/// Most bytes of a log that a response holds.
 const LOG_BYTES: u64 = 256 << 10;
 
 /// The end of the log of a job's last attempt.
 pub async fn log(config: &ExecutorsConfig, data_dir: &Path, job: &Job) -> RemoteLog {
     let Some((name, id)) = job.external_ref.as_deref().and_then(|reference| reference.split_once('/')) else {
-        let message = "the job has not run elsewhere; what its training process said is among its events";
+        let message = "the job ran on this machine; the output of its training process is among its events";
         return RemoteLog::None(message.to_owned());
     };
     let Some(place) = config.places.get(name) else {
         return RemoteLog::None(format!("the configuration of this server has no place '{name}'"));
     };
     let job_dir = is_path_part(job.id.as_str()).then(|| data_dir.join("jobs").join(job.id.as_str()));
-    let Some(submission) = job_dir.and_then(|job_dir| Submission::former(job, &job_dir, id)) else {
-        return RemoteLog::None("the job's reference is no name".to_owned());
+    let Some(submission) = job_dir.and_then(|job_dir| Submission::previous(job, &job_dir, id)) else {
+        return RemoteLog::None("the stored reference of the job's attempt is not a valid name".to_owned());
     };
     let asked = match place_of(place) {
         Ok(place) => place.log(&submission, LOG_BYTES).await,
@@ -243,11 +249,11 @@ pub async fn log(config: &ExecutorsConfig, data_dir: &Path, job: &Job) -> Remote
     };
     match asked {
         Ok(text) => RemoteLog::Text(text),
-        Err(error) => RemoteLog::None(format!("the log at '{name}' cannot be read: {error}")),
+        Err(error) => RemoteLog::None(format!("the log at the place '{name}' cannot be read: {error}")),
     }
 }
 
-/// One argument as a POSIX shell takes it.
+/// Quotes one argument for a POSIX shell.
 fn quoted(argument: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"_./:=@%+,-".contains(&b);
     if !argument.is_empty() && argument.bytes().all(plain) {
@@ -256,7 +262,7 @@ fn quoted(argument: &str) -> String {
     format!("'{}'", argument.replace('\'', r"'\''"))
 }
 
-/// A command line as a POSIX shell takes it.
+/// A command line for a POSIX shell.
 fn shell_line(argv: &[String]) -> String {
     argv.iter().map(|argument| quoted(argument)).collect::<Vec<_>>().join(" ")
 }

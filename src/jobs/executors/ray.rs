@@ -1,5 +1,5 @@
-//! A Ray cluster through its Jobs REST API. The submission id is made before the attempt is handed over and is the same
-//! for every call, so that a submission whose answer was lost is found again instead of doubled.
+//! A Ray cluster through its Jobs REST API. The submission id is known before the attempt is submitted and is the same
+//! for every call, so that a submission whose response was lost is not repeated.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -19,20 +19,20 @@ const ANSWER: Duration = Duration::from_secs(10);
 const MOST: usize = 32 << 20;
 /// Characters of an error that are kept.
 const WORDS: usize = 400;
-/// Answers in a row that say "error of mine" about an attempt the cluster does not know, after which it counts as refused:
-/// Ray says so of mistakes in `runtime_env` too.
+/// Responses with status 500 in a row for an attempt that the cluster does not know, after which it counts as refused:
+/// Ray also sends that status for errors in `runtime_env`.
 const FAULTS: usize = 5;
 
 pub(super) struct RayPlace {
     client: Client,
-    /// Without a slash at the end.
+    /// Base URL without a trailing slash.
     base: String,
-    /// What is sent with every submission beside the attempt's own fields.
+    /// Fields that are sent with every submission besides the attempt's own.
     request: Value,
     faults: AtomicUsize,
 }
 
-/// What is read of `GET /api/jobs/{id}`.
+/// Fields of the response to `GET /api/jobs/{id}`.
 #[derive(Debug, Deserialize)]
 struct Info {
     status: String,
@@ -46,10 +46,10 @@ struct Logs {
     logs: Option<String>,
 }
 
-/// No usable answer.
+/// Why there is no usable response.
 enum Failure {
     Away(String),
-    /// A status that is no success, with the start of its text.
+    /// An error status, with the start of its text.
     Status(StatusCode, String),
 }
 
@@ -64,12 +64,13 @@ impl std::fmt::Display for Failure {
 
 impl RayPlace {
     /// # Errors
-    /// A token that no header can carry, or a system without sockets.
+    /// A token that is not a valid header value, or an HTTP client that cannot be created.
     pub(super) fn new(config: &PlaceConfig) -> Result<Self, String> {
         let mut headers = HeaderMap::new();
         if let Some(token) = &config.token {
             let value = HeaderValue::from_str(&format!("Bearer {token}"));
-            let mut value = value.map_err(|_| "the token has characters that no header can carry".to_owned())?;
+            let mut value =
+                value.map_err(|_| "the token has characters that are not allowed in an HTTP header".to_owned())?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
@@ -79,7 +80,7 @@ impl RayPlace {
             .connect_timeout(CONNECT)
             .timeout(ANSWER)
             .redirect(reqwest::redirect::Policy::none())
-            // What the configuration names is where requests go.
+            // Requests go to the configured address only: no proxy of the environment.
             .no_proxy()
             .build()
             .map_err(|e| e.to_string())?;
@@ -113,7 +114,7 @@ impl RayPlace {
         while let Some(piece) = answer.chunk().await.map_err(away)? {
             if body.len() + piece.len() > most {
                 match status.is_success() {
-                    true => return Err(Failure::Away(format!("the answer is longer than {most} bytes"))),
+                    true => return Err(Failure::Away(format!("the response is longer than {most} bytes"))),
                     false => break,
                 }
             }
@@ -130,21 +131,21 @@ impl RayPlace {
 
     async fn info(&self, work: &Submission) -> Result<Info, Failure> {
         let body = Self::body(self.client.get(self.url(work, "")).send().await).await?;
-        serde_json::from_slice(&body).map_err(|e| Failure::Away(format!("the answer is no description of a job: {e}")))
+        serde_json::from_slice(&body).map_err(|e| Failure::Away(format!("the response does not describe a job: {e}")))
     }
 }
 
-/// What Ray's states mean here.
+/// Translates Ray's state of a job.
 fn state(info: Info) -> AttemptState {
     let words = info.message.filter(|m| !m.trim().is_empty()).unwrap_or_default();
     let words: String = words.chars().take(WORDS).collect();
     match info.status.as_str() {
         "PENDING" => AttemptState::Waiting,
         "RUNNING" => AttemptState::Running,
-        "SUCCEEDED" => AttemptState::Ended("Ray says that the program ended well".to_owned()),
+        "SUCCEEDED" => AttemptState::Ended("Ray reports that the program succeeded".to_owned()),
         "STOPPED" => AttemptState::Ended(format!("it was stopped in Ray. {words}").trim_end().to_owned()),
-        "FAILED" => AttemptState::Ended(format!("Ray says that it failed: {words}")),
-        other => AttemptState::Unknown(format!("Ray says '{other}'")),
+        "FAILED" => AttemptState::Ended(format!("Ray reports that it failed: {words}")),
+        other => AttemptState::Unknown(format!("Ray reports the unknown state '{other}'")),
     }
 }
 
@@ -163,7 +164,7 @@ impl Place for RayPlace {
             }
             Err(failure) => failure,
         };
-        // The answer to an earlier call may have been lost: Ray refuses an id that it has with an error of its own.
+        // The response to an earlier call may have been lost: Ray refuses an id that it already has.
         match self.info(work).await {
             Ok(_) => return Ok(()),
             Err(Failure::Away(error)) => return Err(Refusal::Transient(error)),
@@ -193,19 +194,19 @@ impl Place for RayPlace {
         }
     }
 
-    /// Ray sends SIGTERM and, a few seconds later, SIGKILL: there is nothing harder.
+    /// Ray sends SIGTERM and, a few seconds later, SIGKILL: there is no stronger way.
     async fn stop(&self, work: &Submission, _: bool) {
         let sent = self.client.post(self.url(work, "/stop")).send().await;
         match Self::body(sent).await {
             Ok(_) | Err(Failure::Status(StatusCode::NOT_FOUND, _)) => {}
-            Err(error) => tracing::warn!(attempt = work.id, %error, "Ray cannot be asked to stop it"),
+            Err(error) => tracing::warn!(attempt = work.id, %error, "the request to Ray to stop the attempt failed"),
         }
     }
 
     async fn log(&self, work: &Submission, bytes: u64) -> Result<String, String> {
         let body = Self::body(self.client.get(self.url(work, "/logs")).send().await).await;
         let body = body.map_err(|e| e.to_string())?;
-        let logs: Logs = serde_json::from_slice(&body).map_err(|e| format!("the answer is no log: {e}"))?;
+        let logs: Logs = serde_json::from_slice(&body).map_err(|e| format!("the response is not a log: {e}"))?;
         let text = logs.logs.unwrap_or_default();
         let mut from = text.len().saturating_sub(bytes as usize);
         while !text.is_char_boundary(from) {

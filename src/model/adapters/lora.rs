@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::model::{ModelConfig, Weights, hold};
 use crate::ops::linear::WeightLayout;
 
-/// Which linear layers get adapters, and how wide.
+/// Which linear layers get adapters, and their rank.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoraConfig {
-    /// Inner width of the adapter.
+    /// Rank of the adapter.
     #[serde(default = "default_rank")]
     pub rank: usize,
     /// Scale is alpha / rank.
@@ -60,10 +60,10 @@ pub fn target_modules(config: &ModelConfig, lora: &LoraConfig, weights: &Weights
         .collect()
 }
 
-/// Every target must name a layer: of a misspelt one the adapter would be missing without a word.
+/// Checks that every target names a layer, since a misspelt target would silently add no adapter.
 ///
 /// # Errors
-/// Names the targets that match nothing, and the names that there are.
+/// Names the targets that match nothing, and the available names.
 pub fn check_targets(config: &ModelConfig, lora: &LoraConfig, weights: &Weights) -> Result<()> {
     let all = target_modules(config, &LoraConfig { targets: Vec::new(), ..lora.clone() }, weights);
     let names: std::collections::BTreeSet<&str> = all.iter().filter_map(|module| module.rsplit('.').next()).collect();
@@ -104,8 +104,7 @@ pub(in crate::model) fn delta(lora: &LoraConfig, a: &Tensor, b: &Tensor) -> Resu
     b.detach().matmul(&a.detach())? * lora.scale()
 }
 
-/// Base weights with every adapter folded in: W + (alpha/rank)·B·A, computed in f32 (f64 product on the CPU
-/// would change nothing that f32 storage keeps).
+/// Base weights with every adapter merged: W + (alpha/rank)·B·A, computed in f32.
 pub fn merge(config: &ModelConfig, lora: &LoraConfig, weights: &Weights, adapters: &Weights) -> Result<Weights> {
     let mut merged = weights.clone();
     for (name, a) in adapters {

@@ -1,5 +1,5 @@
-//! Small trained parts beside a frozen model: LoRA adapters, the files that peft keeps of them, adapters that are served
-//! beside one base, and soft prompts.
+//! Small trained additions to a frozen model: LoRA adapters, peft's files of them, adapters that are served on one
+//! base, and soft prompts.
 
 pub mod lora;
 pub mod peft;

@@ -1,4 +1,4 @@
-//! LoRA adapters as peft keeps them: a directory of adapter_config.json and adapter_model.safetensors.
+//! LoRA adapters in peft's layout: a directory of adapter_config.json and adapter_model.safetensors.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -16,16 +16,17 @@ const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 
-/// An adapter that was read.
+/// An adapter read from a directory.
 #[derive(Debug)]
 pub struct Adapter {
-    /// `{module}.lora_A.weight` and `{module}.lora_B.weight`, of which B has the scale in it: the term is B·A.
+    /// `{module}.lora_A.weight` [rank, in] and `{module}.lora_B.weight` [out, rank]; B includes the scale, so the term
+    /// is B·A.
     factors: Weights,
-    /// The model it was trained on, by the name that peft had for it.
+    /// The model that it was trained on, by peft's name for it.
     pub base: Option<String>,
 }
 
-/// Writes an adapter of a model of `config`; `base` is the name of the model under it, `weights` its tensors.
+/// Writes an adapter of a model of `config`; `base` is the name of the base model, `weights` its tensors.
 ///
 /// # Errors
 /// `Io` when a file cannot be written.
@@ -72,7 +73,7 @@ pub fn write(
     std::fs::write(&path, format!("{about:#}")).map_err(|e| LoadError::io(&path, e))
 }
 
-/// Last parts of names where every module of such a name has an adapter, else whole names.
+/// The last parts of module names where every module with that last part has an adapter, otherwise full names.
 fn targets(config: &ModelConfig, lora: &LoraConfig, adapters: &Weights, weights: &Weights) -> BTreeSet<String> {
     let last = |module: &str| module.rsplit('.').next().unwrap_or(module).to_owned();
     let with: BTreeSet<&str> = adapters.keys().filter_map(|name| name.strip_suffix(".lora_A.weight")).collect();
@@ -86,11 +87,11 @@ fn targets(config: &ModelConfig, lora: &LoraConfig, adapters: &Weights, weights:
 /// Reads an adapter for a model of `config`.
 ///
 /// # Errors
-/// `Malformed` for damage, `Unsupported` for what changes more than LoRA's low-rank terms.
+/// `Malformed` for damage, `Unsupported` for adapters that change more than LoRA's low-rank terms.
 pub fn read(dir: &Path, config: &ModelConfig) -> Result<Adapter, LoadError> {
     let path = dir.join(CONFIG);
     let Some(about) = read_json(&path, 1 << 20)? else {
-        let message = format!("it is no PEFT adapter: there is no {CONFIG}");
+        let message = format!("not a PEFT adapter: there is no {CONFIG}");
         return Err(LoadError::malformed(dir, message));
     };
     supported(&about).map_err(|message| LoadError::unsupported(&path, message))?;
@@ -106,9 +107,9 @@ pub fn read(dir: &Path, config: &ModelConfig) -> Result<Adapter, LoadError> {
         let parts = [".lora_A.weight", ".lora_B.weight"];
         let part = parts.iter().enumerate().find_map(|(i, end)| Some((i, name.strip_suffix(end)?)));
         let Some((i, module)) = part else {
-            return Err(LoadError::unsupported(&file, format!("tensor {key} is no part of a LoRA adapter")));
+            return Err(LoadError::unsupported(&file, format!("tensor {key} is not part of a LoRA adapter")));
         };
-        // By the name of its weight, as for a model's own tensors.
+        // Names of adapters are translated as the names of the weights that they change.
         let weight = names::canonical(config, &format!("{module}.weight"));
         let module = weight.as_deref().and_then(|name| name.strip_suffix(".weight")).unwrap_or(module).to_owned();
         let tensor = tensor.to_dtype(DType::F32).map_err(|e| malformed(format!("tensor {key}: {e}")))?;
@@ -170,7 +171,7 @@ fn supported(about: &Value) -> Result<(), String> {
     Ok(())
 }
 
-/// The number that a pattern gives for a module: by its whole name or the end of it.
+/// The value of a pattern that matches a module: its full name or the end of it.
 fn number(about: &Value, key: &str, module: &str) -> Option<f64> {
     about[key].as_object()?.iter().find_map(|(name, value)| {
         let name = name.trim_start_matches('^').trim_end_matches('$');
@@ -180,15 +181,15 @@ fn number(about: &Value, key: &str, module: &str) -> Option<f64> {
 }
 
 impl Adapter {
-    /// `{module}.lora_A.weight` and `{module}.lora_B.weight`, of which B has the scale in it.
+    /// `{module}.lora_A.weight` [rank, in] and `{module}.lora_B.weight` [out, rank]; B includes the scale.
     pub(in crate::model) fn factors(&self) -> &Weights {
         &self.factors
     }
 
-    /// The model's weights with the adapter folded in.
+    /// The model's weights with the adapter merged.
     ///
     /// # Errors
-    /// When a module is not there or has another shape: the adapter is of another model.
+    /// When the model lacks a module or has it in another shape: the adapter is of another model.
     pub fn merge(&self, config: &ModelConfig, weights: &Weights) -> candle_core::Result<Weights> {
         let layout = config.family().layout;
         for (name, a) in &self.factors {
@@ -206,7 +207,7 @@ impl Adapter {
                 candle_core::bail!("the adapter is for another model: {module} is {has:?} here and {want:?} there");
             }
         }
-        // The scale is in B already.
+        // B includes the scale.
         let one = LoraConfig { rank: 1, alpha: 1.0, targets: Vec::new() };
         lora::merge(config, &one, weights, &self.factors)
     }

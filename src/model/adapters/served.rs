@@ -1,6 +1,6 @@
-//! LoRA adapters that are served beside one base: each row of a step has the term of its own request's adapter, or none.
-//! The rows of an adapter are gathered, so a term is computed once for all of them; its elements are chains of their
-//! own, so what else is in the step changes no bit.
+//! LoRA adapters that are served on one base model: each row of a step gets the term of its request's adapter, if it
+//! has one. The rows of an adapter are gathered and computed together; every element of a term is a separate sum, so it
+//! does not depend on the other rows of the step.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::ops::linear::WeightLayout;
 use crate::ops::low_rank::{Beside, LowRank};
 use crate::ops::{embedding, pool, read};
 
-/// The term of one module, which writes the columns from `at` on of a matrix that may hold several modules.
+/// The term of one module. It adds to the columns from `at` of a matrix that may hold several modules.
 #[derive(Debug)]
 pub(in crate::model) struct Part {
     at: usize,
@@ -23,22 +23,22 @@ pub(in crate::model) struct Part {
     term: LowRank,
 }
 
-/// An adapter, ready to stand beside the matrices of one decoder.
+/// An adapter prepared for the matrices of one decoder.
 #[derive(Debug)]
 pub struct ServedAdapter {
-    /// By layer and by the number of the matrix in it.
+    /// Terms by layer and by the number of the matrix in the layer.
     layers: Vec<Vec<Vec<Part>>>,
     bytes: usize,
 }
 
-/// Rows of a step with one adapter.
+/// The rows of a step that use one adapter.
 #[derive(Clone, Debug)]
 pub struct AdapterRows {
     pub adapter: Arc<ServedAdapter>,
     pub rows: Vec<u32>,
 }
 
-/// What stands beside the matrices of one layer for some rows.
+/// The adapters of some rows, for the matrices of one layer.
 #[derive(Clone, Copy)]
 pub(in crate::model) struct Group<'a> {
     rows: &'a [u32],
@@ -74,7 +74,7 @@ impl Group<'_> {
     }
 }
 
-/// Where a module's output is: matrix, first column, columns, and its input's width.
+/// The position of a module's output: matrix, first column, number of columns, and the width of its input.
 struct Place {
     module: String,
     slot: usize,
@@ -131,7 +131,8 @@ impl ServedAdapter {
     /// Prepares an adapter for a decoder on the CPU.
     ///
     /// # Errors
-    /// When it is of another model: a module is not there, or has another shape.
+    /// When the adapter is of another model: the decoder lacks a module or has it in another shape. When the decoder is
+    /// not on the CPU.
     pub fn new(decoder: &Decoder, adapter: &peft::Adapter) -> Result<Self> {
         if !decoder.on_host() {
             candle_core::bail!("adapters are served on the CPU");
@@ -164,7 +165,7 @@ impl ServedAdapter {
         }
     }
 
-    /// Bytes of its factors.
+    /// Bytes of the adapter's factors.
     pub fn bytes(&self) -> usize {
         self.bytes
     }

@@ -1,5 +1,5 @@
-//! Soft prompts (arXiv 2104.08691): trained vectors that stand before a sequence's input embeddings, kept as
-//! a small directory beside the base model that they were trained for.
+//! Soft prompts (arXiv 2104.08691): trained vectors that precede a sequence's input embeddings, stored in a directory
+//! separate from the base model that they were trained for.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,13 +13,13 @@ use crate::model::ModelConfig;
 pub const SOFT_PROMPT: &str = "soft_prompt";
 const WEIGHTS: &str = "soft_prompt.safetensors";
 const ABOUT: &str = "soft_prompt.json";
-/// Longer prompts than this are taken for damage.
+/// Longer prompts than this count as damaged.
 const MAX_TOKENS: usize = 4096;
 
-/// What soft_prompt.json says.
+/// The contents of soft_prompt.json.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SoftPromptInfo {
-    /// The base model as the training run named it (a path or a version).
+    /// The base model by the name that the training run used (a path or a version).
     pub base_model: String,
     /// SHA-256 (hex) over the base's weight files in order of their names.
     pub base_sha256: String,
@@ -57,7 +57,7 @@ pub fn is_soft_prompt(dir: &Path) -> bool {
 
 impl SoftPrompt {
     /// # Errors
-    /// Files that are missing, or whose sizes contradict each other.
+    /// When a file is missing or the sizes in the two files differ.
     pub fn load(dir: &Path, device: &Device) -> Result<Self> {
         let (about, weights) = (dir.join(ABOUT), dir.join(WEIGHTS));
         let path = |p: &Path| p.display().to_string();
@@ -81,8 +81,8 @@ impl SoftPrompt {
         Ok(Self { info, vectors })
     }
 
-    /// Writes both files into `dir`, which is made if needed; the JSON comes last, so a directory with it is
-    /// whole.
+    /// Writes both files into `dir`, which is created if needed. The JSON file is written last, so a directory that has
+    /// it is complete.
     pub fn save(&self, dir: &Path) -> Result<()> {
         let io = |source| SoftPromptError::Io { path: dir.display().to_string(), source };
         std::fs::create_dir_all(dir).map_err(io)?;

@@ -1,6 +1,6 @@
 //! The parts of a decoder's block on plain buffers, and all blocks as one step of the autograd graph: without a
-//! graph node, a zeroed gradient or a copy per operation. `blocks_back` has the way back, `cached` the steps of
-//! cached sequences by the same parts. The plain twin is `Decoder::forward_graph`.
+//! graph node, a zeroed gradient or a copy per operation. `blocks_back` has the backward pass, `cached` the steps of
+//! cached sequences with the same parts. `Decoder::forward_graph` is the reference implementation.
 
 use std::sync::{Arc, Mutex};
 
@@ -18,31 +18,31 @@ use crate::ops::{activation, add_assign, attention, embedding, pool, read, rope}
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Recompute {
-    /// All activations are kept, except those that are cheap to recompute: fastest.
+    /// Keeps all activations except those that are cheap to recompute. Fastest.
     #[default]
     None,
-    /// All activations except the feed-forward part's hidden values are kept: about half the memory of activations, less
-    /// extra time than `Block`.
+    /// Keeps all activations except the hidden values of the feed-forward network: about half the memory for
+    /// activations, and less additional time than `Block`.
     Mlp,
-    /// Only each block's input is kept: least memory, about a fifth more time (1.19× measured, docs/benchmarks.md).
+    /// Keeps only each block's input: least memory, about a fifth more time (1.19× measured, docs/benchmarks.md).
     Block,
 }
 
-/// What the backward pass of one block needs. Buffers go back to the pool when it is dropped.
+/// The values that the backward pass of one block needs. Dropping it returns its buffers to the pool.
 #[derive(Default)]
 pub(in crate::model) struct Kept {
     /// The block's input [n, d].
     pub x: Vec<f32>,
     pub attn: Option<Attn>,
     pub mlp: Option<Inner>,
-    /// The inner values of the adapter of `down`: so few that they are always kept.
+    /// The inner values of the adapter of `down`; few enough to be always kept.
     pub low: Vec<f32>,
-    /// What the feed-forward part gave before its norm, where it has one.
+    /// The output of the feed-forward network before its norm, where it has one.
     pub given: Vec<f32>,
 }
 
-/// The attention part: rotated q and k, v, what attention gave, and the stream after it. k and v have a row for
-/// every token, the others for those that are wanted.
+/// Values of attention: rotated q and k, v, its output, and the hidden states after it. k and v have a row for every
+/// token, the others for requested tokens only.
 #[derive(Default)]
 pub(in crate::model) struct Attn {
     pub q: Vec<f32>,
@@ -50,15 +50,15 @@ pub(in crate::model) struct Attn {
     pub v: Vec<f32>,
     pub mixed: Vec<f32>,
     pub mid: Vec<f32>,
-    /// q and k before their norm, and what attention gave before its own; empty without these norms.
+    /// q and k before their norm, and the output of attention before its norm; empty without these norms.
     pub raw_q: Vec<f32>,
     pub raw_k: Vec<f32>,
     pub given: Vec<f32>,
-    /// Adapters' inner values of q (or the joint projection), k, v and out.
+    /// Inner values of the adapters of q (or the joint projection), k, v and out.
     pub low: [Vec<f32>; 4],
 }
 
-/// The feed-forward part before its activation; `up` alone where it is not gated.
+/// The feed-forward network's values before its activation; only `up` where it is not gated.
 #[derive(Default)]
 pub(in crate::model) struct Inner {
     pub gate: Vec<f32>,
@@ -82,8 +82,8 @@ impl Drop for Inner {
     }
 }
 
-/// What a forward pass leaves for its backward pass: one `Kept` per block from the lowest trained one up, and the
-/// input of the final norm.
+/// The values that a forward pass keeps for its backward pass: one `Kept` per block from the lowest trained one up, and
+/// the input of the final norm.
 pub(in crate::model) type Trace = (Vec<Kept>, Vec<f32>);
 
 /// One forward pass and, once, its backward pass.
@@ -91,12 +91,12 @@ pub(in crate::model) struct Blocks {
     pub decoder: Decoder,
     pub ids: Arc<Vec<u32>>,
     pub rows: Rows,
-    /// After the forward pass, or before it where that has been made already.
+    /// Set by the forward pass, or given before it where the pass has already been computed.
     pub trace: Mutex<Option<Trace>>,
 }
 
-/// Hidden states after the final norm, of every token or of the tails that `rows` names; differentiable if the
-/// decoder has variables. `made`: the trace of this very pass, where something else has made it.
+/// Hidden states after the final norm, of every token or of the tails in `rows`; differentiable if the decoder has
+/// variables. `made`: the trace of this pass, where the sampler has already computed it.
 pub(in crate::model) fn forward(
     decoder: &Decoder,
     ids: &Arc<Vec<u32>>,
@@ -109,7 +109,7 @@ pub(in crate::model) fn forward(
     }
 }
 
-/// Hidden states as `forward` gives them, without a gradient.
+/// Hidden states after the final norm, [n, d], without a gradient.
 pub(in crate::model) fn forward_frozen(decoder: &Decoder, ids: &Arc<Vec<u32>>, rows: Rows) -> Result<Tensor> {
     let blocks = Blocks::new(decoder, ids, rows, None)?;
     let x = blocks.run(usize::MAX)?.1;
@@ -120,7 +120,7 @@ pub(in crate::model) fn forward_frozen(decoder: &Decoder, ids: &Arc<Vec<u32>>, r
 
 impl Blocks {
     /// # Errors
-    /// An id or a position outside its table.
+    /// When an id or a position is outside its table.
     fn new(decoder: &Decoder, ids: &Arc<Vec<u32>>, rows: Rows, made: Option<Trace>) -> Result<Self> {
         embedding::check(&decoder.embed, ids)?;
         decoder.check_positions(&rows.positions)?;
@@ -137,7 +137,7 @@ impl Blocks {
         self.rows.tails.as_ref().filter(|_| layer + 1 == self.decoder.layers.len())
     }
 
-    /// Runs all blocks; keeps what backward needs from block `from` on.
+    /// Runs all blocks and keeps the values that the backward pass needs, for the blocks from number `from`.
     fn run(&self, from: usize) -> Result<Trace> {
         let (decoder, d) = (&self.decoder, self.decoder.config.hidden_size);
         let mut x = pool::take(self.ids.len() * d);
@@ -179,13 +179,13 @@ impl Blocks {
         })
     }
 
-    /// The feed-forward part of block `layer` up to its activation, from the block's input and the stream after
-    /// attention.
+    /// Computes the feed-forward network of block `layer` up to its activation, from the block's input and the hidden
+    /// states after attention.
     pub(in crate::model) fn inner(&self, layer: usize, x: &[f32], mid: &[f32]) -> Result<Inner> {
         self.with_source(layer, x, mid, |source| inner(&self.decoder.layers[layer], source, &[]))
     }
 
-    /// Calls `f` with what the feed-forward part of block `layer` reads.
+    /// Calls `f` with the input of the feed-forward network of block `layer`.
     pub(in crate::model) fn with_source<R>(
         &self,
         layer: usize,
@@ -238,7 +238,7 @@ pub(in crate::model) fn scale(x: &mut [f32], factor: f64) {
     }
 }
 
-/// norm(x) in a buffer of the pool; without a norm `None`: x itself.
+/// norm(x) in a buffer of the pool; `None` without a norm, which stands for x itself.
 pub(in crate::model) fn normed(norm: Option<&Norm>, x: &[f32]) -> Result<Option<Vec<f32>>> {
     let Some(norm) = norm else { return Ok(None) };
     let mut y = pool::take(x.len());
@@ -246,7 +246,7 @@ pub(in crate::model) fn normed(norm: Option<&Norm>, x: &[f32]) -> Result<Option<
     Ok(Some(y))
 }
 
-/// Puts the norm of `x` in its place, and what it was into `raw`.
+/// Replaces `x` by its norm and moves the previous values into `raw`.
 fn norm_in_place(norm: Option<&Norm>, x: &mut Vec<f32>, raw: &mut Vec<f32>) -> Result<()> {
     if let Some(y) = normed(norm, x)? {
         *raw = std::mem::replace(x, y);
@@ -254,15 +254,15 @@ fn norm_in_place(norm: Option<&Norm>, x: &mut Vec<f32>, raw: &mut Vec<f32>) -> R
     Ok(())
 }
 
-/// x + attention(norm(x)) for rows at `rotary` positions, of the tails alone where they are given. `attend` turns
-/// rotated q and k, and v, into mixed values. `beside`: adapters that some rows have.
+/// x + attention(norm(x)) for rows at `rotary` positions, of the tails only where they are given. `attend` computes
+/// attention from rotated q and k, and v. `adapters`: adapters of some rows.
 pub(in crate::model) fn attn(
     decoder: &Decoder,
     layer: &Layer,
     x: &[f32],
     rotary: &[rope::Row],
     tails: Option<&Tails>,
-    beside: &[Group<'_>],
+    adapters: &[Group<'_>],
     attend: impl FnOnce(&[f32], &[f32], &[f32], &mut [f32]),
 ) -> Result<Attn> {
     let (n, c) = (rotary.len(), &decoder.config);
@@ -276,7 +276,7 @@ pub(in crate::model) fn attn(
     match (&layer.attn, tails) {
         (Projections::Split { q: wq, k: wk, v: wv }, tails) => {
             low[0] = match tails {
-                None => wq.run_beside(normed, &mut q, n, beside)?,
+                None => wq.run_with_adapters(normed, &mut q, n, adapters)?,
                 Some(tails) => {
                     let own = tails.pick(normed, d);
                     let low = wq.run(&own, &mut q, asking.len())?;
@@ -284,12 +284,12 @@ pub(in crate::model) fn attn(
                     low
                 }
             };
-            low[1] = wk.run_beside(normed, &mut k, n, beside)?;
-            low[2] = wv.run_beside(normed, &mut v, n, beside)?;
+            low[1] = wk.run_with_adapters(normed, &mut k, n, adapters)?;
+            low[2] = wv.run_with_adapters(normed, &mut v, n, adapters)?;
         }
         (Projections::Joint { all, by_head }, tails) => {
             let (mut joint, mut every) = (pool::take(n * (width + 2 * kv_width)), pool::take(n * width));
-            low[0] = all.run_beside(normed, &mut joint, n, beside)?;
+            low[0] = all.run_with_adapters(normed, &mut joint, n, adapters)?;
             let parts = [every.as_mut_slice(), &mut k, &mut v];
             for_each_qkv(&mut joint, parts, n, by_head.then_some(c.head_dim), |row, part| part.copy_from_slice(row));
             let unused = match tails {
@@ -316,7 +316,7 @@ pub(in crate::model) fn attn(
     let mut mixed = pool::take(q.len());
     attend(&q, &k, &v, &mut mixed);
     let mut mid = pool::take(asking.len() * d);
-    low[3] = layer.out.run_beside(&mixed, &mut mid, asking.len(), beside)?;
+    low[3] = layer.out.run_with_adapters(&mixed, &mut mid, asking.len(), adapters)?;
     norm_in_place(layer.attn_post.as_ref(), &mut mid, &mut given)?;
     scale(&mut mid, c.switches.residual_scale);
     match tails {
@@ -330,8 +330,8 @@ pub(in crate::model) fn attn(
     Ok(Attn { q, k, v, mixed, mid, raw_q, raw_k, given, low })
 }
 
-/// The feed-forward part up to its activation.
-pub(in crate::model) fn inner(layer: &Layer, source: &[f32], beside: &[Group<'_>]) -> Result<Inner> {
+/// The feed-forward network up to its activation.
+pub(in crate::model) fn inner(layer: &Layer, source: &[f32], adapters: &[Group<'_>]) -> Result<Inner> {
     let own = normed(layer.mlp_norm.as_ref(), source)?;
     let normed = own.as_deref().unwrap_or(source);
     let n = source.len() / layer.mlp.down().out_features();
@@ -341,14 +341,14 @@ pub(in crate::model) fn inner(layer: &Layer, source: &[f32], beside: &[Group<'_>
             inner.gate = pool::take(n * gate.out_features());
             inner.up = pool::take(n * up.out_features());
             inner.low = [
-                gate.run_beside(normed, &mut inner.gate, n, beside)?,
-                up.run_beside(normed, &mut inner.up, n, beside)?,
+                gate.run_with_adapters(normed, &mut inner.gate, n, adapters)?,
+                up.run_with_adapters(normed, &mut inner.up, n, adapters)?,
             ];
         }
         Mlp::JointGated { gate_up, .. } => {
             let width = gate_up.out_features() / 2;
             let mut joint = pool::take(n * 2 * width);
-            inner.low[0] = gate_up.run_beside(normed, &mut joint, n, beside)?;
+            inner.low[0] = gate_up.run_with_adapters(normed, &mut joint, n, adapters)?;
             (inner.gate, inner.up) = (pool::take(n * width), pool::take(n * width));
             let parts = [inner.gate.as_mut_slice(), inner.up.as_mut_slice()];
             for_each_part(&mut joint, parts, n, |row, part| part.copy_from_slice(row));
@@ -356,17 +356,17 @@ pub(in crate::model) fn inner(layer: &Layer, source: &[f32], beside: &[Group<'_>
         }
         Mlp::Plain { up, .. } => {
             inner.up = pool::take(n * up.out_features());
-            inner.low[1] = up.run_beside(normed, &mut inner.up, n, beside)?;
+            inner.low[1] = up.run_with_adapters(normed, &mut inner.up, n, adapters)?;
         }
     }
     pool::give(own.unwrap_or_default());
     Ok(inner)
 }
 
-/// What a block gives.
+/// The output of a block.
 pub(in crate::model) struct Outer {
     pub out: Vec<f32>,
-    /// What the feed-forward part gave before its norm; empty without one.
+    /// The output of the feed-forward network before its norm; empty without one.
     pub given: Vec<f32>,
     /// The inner values of down's adapter.
     pub low: Vec<f32>,
@@ -378,7 +378,7 @@ pub(in crate::model) fn outer(
     layer: &Layer,
     mid: &[f32],
     inner: &Inner,
-    beside: &[Group<'_>],
+    adapters: &[Group<'_>],
 ) -> Result<Outer> {
     let mut acted = pool::take(inner.up.len());
     match &layer.mlp {
@@ -389,7 +389,7 @@ pub(in crate::model) fn outer(
     }
     let (mut out, mut given) = (pool::take(mid.len()), Vec::new());
     let down = layer.mlp.down();
-    let low = down.run_beside(&acted, &mut out, mid.len() / down.out_features(), beside)?;
+    let low = down.run_with_adapters(&acted, &mut out, mid.len() / down.out_features(), adapters)?;
     norm_in_place(layer.mlp_post.as_ref(), &mut out, &mut given)?;
     scale(&mut out, decoder.config.switches.residual_scale);
     add_assign(&mut out, mid);
@@ -397,14 +397,14 @@ pub(in crate::model) fn outer(
     Ok(Outer { out, given, low })
 }
 
-/// Hidden states: the final norm of what the last block gave.
+/// Hidden states: the final norm of the last block's output.
 pub(in crate::model) fn finish(decoder: &Decoder, x: &[f32]) -> Result<Vec<f32>> {
     let mut y = vec![0f32; x.len()];
     decoder.final_norm.run(x, &mut y)?;
     Ok(y)
 }
 
-/// Calls `f` with every row of each part and its place in the rows of `joint`, where the parts lie side by side.
+/// Calls `f` with every row of each part and its range in the rows of `joint`, which concatenate the parts.
 pub(in crate::model) fn for_each_part<const P: usize>(
     joint: &mut [f32],
     parts: [&mut [f32]; P],
@@ -422,7 +422,7 @@ pub(in crate::model) fn for_each_part<const P: usize>(
     }
 }
 
-/// `for_each_part` of q, k and v; with `by_head`, the size of a head, their rows lie head by head.
+/// `for_each_part` of q, k and v; with `by_head`, the size of a head, the joint rows are ordered by head.
 pub(in crate::model) fn for_each_qkv(
     joint: &mut [f32],
     parts: [&mut [f32]; 3],

@@ -1,4 +1,4 @@
-//! The backward pass of a decoder's blocks. Gradients of the weights go straight into the sums of `ops::grad`;
+//! The backward pass of a decoder's blocks. Gradients of the weights are added directly to the sums of `ops::grad`;
 //! activations are freed block by block.
 
 use candle_core::Result;
@@ -11,7 +11,7 @@ use crate::model::layers::block::{Layer, Mlp, Projections};
 use crate::ops::{activation, add_assign, attention, embedding, grad, pool, rope};
 
 impl Blocks {
-    /// `gy`: the gradient of the result.
+    /// Runs the backward pass; `gy` is the gradient of the result.
     pub(in crate::model) fn back(&self, gy: &[f32]) -> Result<()> {
         if !grad::active() {
             candle_core::bail!("the backward pass of a decoder runs inside ops::grad::collecting");
@@ -44,21 +44,21 @@ impl Blocks {
         }
         grad::complete(decoder.final_norm.tensors())?;
         if below {
-            // Positions are added to what has been scaled.
+            // Positions are added after the embeddings are scaled.
             if let Some(table) = &decoder.positions {
                 embedding::scatter(table, &self.rows.positions, &g, None)?;
             }
             scale(&mut g, decoder.config.switches.embedding_scale);
             embedding::scatter(&decoder.embed, &self.ids, &g, decoder.config.frozen_padding())?;
-            // Tied or not, the output matrix has had its gradient: a pass begins at the loss.
+            // The output matrix, tied or not, already has its gradient, because the backward pass begins at the loss.
             grad::complete(std::iter::once(&decoder.embed).chain(&decoder.positions))?;
         }
         pool::give(g);
         Ok(())
     }
 
-    /// g: gradient of `mid` → of the block's input; that only where something below is trained. `apart`: what reached
-    /// the input beside `mid`.
+    /// Gradient g of `mid` → gradient of the block's input, computed only where a lower layer is trained. `apart`: the
+    /// gradient that reached the input by other paths than `mid`.
     fn back_attn(
         &self,
         layer: usize,
@@ -145,7 +145,7 @@ impl Blocks {
     }
 }
 
-/// The gradient of the tails' rows as one of all rows.
+/// The gradient of the tails' rows, expanded to all rows.
 fn spread(g: Vec<f32>, tails: Option<&Tails>, len: usize, d: usize) -> Vec<f32> {
     let Some(tails) = tails else { return g };
     let mut every = pool::take(len);
@@ -155,7 +155,8 @@ fn spread(g: Vec<f32>, tails: Option<&Tails>, len: usize, d: usize) -> Vec<f32> 
     every
 }
 
-/// The gradient of what a part gave, before its norm and its factor; `None`: as `g`, that of what was added.
+/// The gradient of a part's output before its norm and factor, from the gradient `g` of the values that were added;
+/// `None` when both are equal.
 fn back_part(decoder: &Decoder, post: Option<&Norm>, given: &[f32], g: &[f32]) -> Result<Option<Vec<f32>>> {
     let factor = decoder.config.switches.residual_scale;
     if post.is_none() && factor == 1.0 {
@@ -171,8 +172,9 @@ fn back_part(decoder: &Decoder, post: Option<&Norm>, given: &[f32], g: &[f32]) -
     Ok(Some(inner))
 }
 
-/// g: gradient of the block's output → of `mid`. Where the part read something else than `mid`, the gradient of that
-/// is returned and g stays as it is. `kept`: what it gave before its norm, the inner values of down's adapter.
+/// Gradient g of the block's output → gradient of `mid`. Where the feed-forward network has another input than `mid`,
+/// returns the gradient of that input and leaves g unchanged. `kept`: its output before the norm, and the inner values
+/// of down's adapter.
 fn back_mlp(
     decoder: &Decoder,
     layer: &Layer,

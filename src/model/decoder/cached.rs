@@ -13,22 +13,22 @@ use crate::model::decoder::kv_cache::{KvCache, StepRows};
 use crate::model::layers::block::Layer;
 use crate::ops::{embedding, pool, read, tensor};
 
-/// The activations of sequences that are being sampled, by their place in a packed batch of them.
+/// The activations of sequences that are being sampled, by their position in a packed batch of these sequences.
 pub struct Recording {
     trace: Trace,
     /// Prompt tokens of every sequence, its first row, and the first of the rows that predict its response.
     sequences: Vec<(usize, usize, usize)>,
-    /// Room, in rows and in rows that predict.
+    /// Capacity, in rows and in rows that predict.
     total: [usize; 2],
-    /// Of the decoder, and whether q, k and v share one matrix in it.
+    /// The decoder's sizes, and whether q, k and v share one matrix in it.
     layers: usize,
     joint: bool,
 }
 
 impl Recording {
-    /// For an update of `trained`: prompts of so many tokens, and `response` sampled ones each, of which the last is
-    /// never fed. `None` where the decoder itself would keep less than a recording holds, or the kernels of the CPU do
-    /// not apply.
+    /// A recording for an update of `trained`: `prompts` are lengths in tokens, and each response has `response`
+    /// sampled tokens, of which the last is never fed. `None` where the decoder's own forward pass would keep less than
+    /// a recording holds, or where the CPU kernels do not apply.
     pub fn new(trained: &Decoder, prompts: &[usize], response: usize) -> Option<Self> {
         if !trained.on_host() || trained.recompute != Recompute::None || response == 0 {
             return None;
@@ -45,7 +45,7 @@ impl Recording {
         Some(Self { trace: (kept, Vec::new()), sequences, total, layers, joint })
     }
 
-    /// Where the rows of a step go: for all rows, then for those that predict, (row of the step, row here).
+    /// The destinations of a step's rows: for all rows, then for those that predict, (row of the step, row here).
     fn places(&self, fed: &[(usize, usize)]) -> [Vec<(usize, usize)>; 2] {
         let place =
             |(row, &(sequence, position)): (usize, &(usize, usize))| (row, self.sequences[sequence].1 + position);
@@ -56,7 +56,7 @@ impl Recording {
         [fed.iter().enumerate().map(place).collect(), fed.iter().enumerate().filter_map(predicting).collect()]
     }
 
-    /// Takes what a step computed in block `layer`.
+    /// Stores what a step computed in block `layer`.
     fn put(&mut self, layer: usize, step: &mut Kept, places: &[Vec<(usize, usize)>; 2]) {
         let Some(at) = (layer + self.trace.0.len()).checked_sub(self.layers) else { return };
         let last = layer + 1 == self.layers;
@@ -66,7 +66,7 @@ impl Recording {
         }
     }
 
-    /// The trace of a forward pass over the sequences of `order`, whose responses took so many tokens.
+    /// The trace of a forward pass over the sequences of `order`, whose responses have `responses` tokens.
     pub(in crate::model) fn into_trace(self, order: &[usize], responses: &[usize]) -> Trace {
         let mut rows = [Vec::new(), Vec::new()];
         for (&i, &response) in order.iter().zip(responses) {
@@ -101,13 +101,13 @@ fn buffers(kept: &mut Kept) -> [&mut Vec<f32>; 19] {
     ]
 }
 
-/// Which of them have, in the last block, rows only for what predicts. The inner values of q are those of the
+/// Which buffers have, in the last block, rows only for tokens that predict. The inner values of q are those of the
 /// joint projection where there is one, which is applied to all rows.
 fn asking(joint: bool) -> [bool; 19] {
     std::array::from_fn(|i| i >= if joint { 7 } else { 6 })
 }
 
-/// Rows of a step to their places among `total[kind]` rows.
+/// Copies rows of a step to their positions among `total[kind]` rows.
 fn copy_rows(from: &[f32], to: &mut Vec<f32>, places: &[Vec<(usize, usize)>; 2], kind: usize, total: [usize; 2]) {
     if from.is_empty() {
         return;
@@ -121,7 +121,7 @@ fn copy_rows(from: &[f32], to: &mut Vec<f32>, places: &[Vec<(usize, usize)>; 2],
     }
 }
 
-/// Makes `rows` of a buffer of `total` rows all there is.
+/// Reduces a buffer of `total` rows to `rows`.
 fn arrange(buffer: &mut Vec<f32>, rows: &[u32], total: usize) {
     if buffer.is_empty() {
         return;
@@ -155,13 +155,13 @@ impl Decoder {
         x.copy_from_slice(&read(&self.embed_tokens(&Arc::new(rows.ids().to_vec()), &positions, rows.soft())?)?);
         let places = recording.as_ref().map(|(recording, fed)| recording.places(fed));
         for (i, layer) in self.layers.iter().enumerate() {
-            let beside: Vec<Group<'_>> = rows.adapters().iter().map(|adapter| adapter.of_layer(i)).collect();
-            let attn = blocks::attn(self, layer, &x, &rotary, None, &beside, |q, k, v, mixed| {
+            let adapters: Vec<Group<'_>> = rows.adapters().iter().map(|adapter| adapter.of_layer(i)).collect();
+            let attn = blocks::attn(self, layer, &x, &rotary, None, &adapters, |q, k, v, mixed| {
                 cache.attend_rows(i, rows, [q, k, v], mixed, &self.config);
             })?;
             let source = if self.config.switches.parallel { &x } else { &attn.mid };
-            let mlp = blocks::inner(layer, source, &beside)?;
-            let Outer { out, given, low } = blocks::outer(self, layer, &attn.mid, &mlp, &beside)?;
+            let mlp = blocks::inner(layer, source, &adapters)?;
+            let Outer { out, given, low } = blocks::outer(self, layer, &attn.mid, &mlp, &adapters)?;
             let mut step = Kept { x: std::mem::replace(&mut x, out), attn: Some(attn), mlp: Some(mlp), low, given };
             if let (Some((recording, _)), Some(places)) = (&mut recording, &places) {
                 recording.put(i, &mut step, places);

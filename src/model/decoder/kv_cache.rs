@@ -18,8 +18,8 @@ use crate::ops::{fused, read, tensor};
 /// Tokens per page.
 pub const PAGE: usize = LANES;
 
-/// Keys and values of all layers for a fixed number of pages. Layers that see a window have pages of their own, which
-/// sequences give back when no later token sees them.
+/// Keys and values of all layers for a fixed number of pages. Windowed layers have separate pages, which sequences free
+/// once no later token attends to them.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<Pool>,
@@ -27,7 +27,8 @@ pub struct KvCache {
     page_size: usize,
     pages: Pages,
     windowed: Option<Windowed>,
-    /// Copies of pages that whoever holds the contents must make before the next step; `None` where they are here.
+    /// Pages that the holder of the contents must copy before the next step; `None` where this cache holds the
+    /// contents.
     copies: Option<Vec<(u32, u32)>>,
 }
 
@@ -36,7 +37,7 @@ struct Windowed {
     pages: Pages,
     /// The widest of the layers' windows.
     window: usize,
-    /// Whether layer i is one of them.
+    /// Whether layer i is windowed.
     layers: Vec<bool>,
 }
 
@@ -50,36 +51,37 @@ struct Pool {
 #[derive(Debug, Default)]
 pub struct CachedSequence {
     pub pages: Vec<u32>,
-    /// As many in windowed layers; `GONE` where no later token sees any of a page. Empty without such layers.
+    /// The pages of windowed layers, as many as `pages`; `GONE` where no later token attends to a page. Empty without
+    /// such layers.
     pub windowed: Vec<u32>,
     pub len: usize,
     pub rope: RopeLength,
 }
 
-/// What of a sequence's length decides on its rotary frequencies; see `Decoder::rope_length`. The default stands for the
-/// trained frequencies.
+/// The properties of a sequence's length that determine its rotary frequencies; see `Decoder::rope_length`. The default
+/// means the trained frequencies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RopeLength {
     /// Whether the frequencies of long sequences apply (longrope).
     pub long: bool,
-    /// Dynamic scaling: tokens of the text that was given at once, when they are more than were trained; otherwise 0.
+    /// Dynamic scaling: the number of tokens fed at once, when it exceeds the trained length; otherwise 0.
     pub grown: usize,
 }
 
 impl RopeLength {
-    /// Whether sequences that begin with the same tokens have the same keys there, so that they can share pages.
+    /// Whether sequences that begin with the same tokens have the same keys for them, so that they can share pages.
     pub fn shares_prefixes(self) -> bool {
         self == Self::default()
     }
 }
 
 impl KvCache {
-    /// Room for `tokens` tokens (rounded up to pages). Memory is touched only when used.
+    /// A cache for `tokens` tokens (rounded up to pages). The memory is not touched until it is used.
     pub fn new(config: &ModelConfig, tokens: usize) -> Self {
         Self::with_windows(config, tokens, tokens)
     }
 
-    /// The same with room for `windowed` tokens in layers that see a window only.
+    /// A cache for `tokens` tokens, and for `windowed` tokens in windowed layers (both rounded up to pages).
     pub fn with_windows(config: &ModelConfig, tokens: usize, windowed: usize) -> Self {
         let (pages, fewer) = (tokens.div_ceil(PAGE), windowed.min(tokens).div_ceil(PAGE));
         let page_size = config.n_kv_heads * padded(config.head_dim) * PAGE;
@@ -97,8 +99,8 @@ impl KvCache {
         Self { layers, page_size, pages: Pages::new(pages), windowed, copies: None }
     }
 
-    /// Who holds which page, of so many tokens as `new`, without keys and values: those are on a device, where windowed
-    /// layers have pages like all others.
+    /// The accounting of pages for `tokens` tokens without keys and values, which are on a device. There, windowed
+    /// layers share the pages of the other layers.
     pub fn elsewhere(tokens: usize) -> Self {
         let pages = Pages::new(tokens.div_ceil(PAGE));
         Self { layers: Vec::new(), page_size: 0, pages, windowed: None, copies: Some(Vec::new()) }
@@ -117,27 +119,27 @@ impl KvCache {
         self.pages.free()
     }
 
-    /// (all, free) pages of windowed layers; without such layers there is always room.
+    /// Pages of windowed layers (all, free); without such layers both are large enough for any request.
     pub fn windowed_pages(&self) -> (usize, usize) {
         self.windowed.as_ref().map_or((usize::MAX, usize::MAX), |w| (w.pages.total(), w.pages.free()))
     }
 
-    /// Pages of windowed layers that a sequence of `pages` pages needs which is fed `tokens` at a time.
+    /// Pages of windowed layers that a sequence of `pages` pages needs when it is fed `tokens` tokens at a time.
     pub fn windowed_need(&self, pages: usize, tokens: usize) -> usize {
         self.windowed.as_ref().map_or(0, |w| pages.min((w.window + tokens).div_ceil(PAGE) + 1))
     }
 
-    /// The first page of which a token behind `len` others sees anything in windowed layers.
+    /// The first page that a token at position `len` attends to in windowed layers.
     pub fn first_seen(&self, len: usize) -> usize {
         self.windowed.as_ref().map_or(0, |w| (len + 1).saturating_sub(w.window) / PAGE)
     }
 
-    /// Whether some layers see a window only.
+    /// Whether some layers are windowed.
     pub fn has_windows(&self) -> bool {
         self.windowed.is_some()
     }
 
-    /// Makes room for `extra` more tokens; false (and nothing changed) when there are not enough pages.
+    /// Reserves pages for `extra` more tokens; returns false and changes nothing when there are not enough pages.
     #[must_use]
     pub fn reserve(&mut self, sequence: &mut CachedSequence, extra: usize) -> bool {
         let need = (sequence.len + extra).div_ceil(PAGE).saturating_sub(sequence.pages.len());
@@ -153,7 +155,7 @@ impl KvCache {
         true
     }
 
-    /// Gives back what no later token of the sequence sees in windowed layers.
+    /// Frees the pages of windowed layers that no later token of the sequence attends to.
     pub fn trim(&mut self, sequence: &mut CachedSequence) {
         let seen = self.first_seen(sequence.len);
         let Some(windowed) = &mut self.windowed else { return };
@@ -162,29 +164,29 @@ impl KvCache {
         }
     }
 
-    /// How many hold this page.
+    /// The number of references to a page.
     pub fn references(&self, page: u32) -> u32 {
         self.pages.references(page)
     }
 
-    /// Shares one page with another holder.
+    /// Adds a reference to a page.
     pub fn retain(&mut self, page: u32) {
         self.pages.retain(page);
     }
 
-    /// The same for a page of windowed layers, if it is one.
+    /// Adds a reference to a page of windowed layers, unless it is `GONE`.
     pub fn retain_windowed(&mut self, page: u32) {
         if let Some(windowed) = &mut self.windowed {
             windowed.pages.retain(page);
         }
     }
 
-    /// Gives one reference back; true when the page became free.
+    /// Drops a reference to a page; true when the page became free.
     pub fn release(&mut self, page: u32) -> bool {
         self.pages.release(page)
     }
 
-    /// The same for a page of windowed layers, if it is one.
+    /// Drops a reference to a page of windowed layers, unless it is `GONE`; true when the page became free.
     pub fn release_windowed(&mut self, page: u32) -> bool {
         self.windowed.as_mut().is_some_and(|windowed| windowed.pages.release(page))
     }
@@ -199,7 +201,7 @@ impl KvCache {
         sequence.len = 0;
     }
 
-    /// A second sequence with the same tokens: full pages are shared, the last partial one is copied.
+    /// Creates a second sequence with the same tokens: full pages are shared, the last partial one is copied.
     pub fn fork(&mut self, sequence: &CachedSequence) -> Option<CachedSequence> {
         let full = sequence.len / PAGE;
         let head = |pages: &[u32]| pages.get(..full).unwrap_or_default().to_vec();
@@ -238,7 +240,7 @@ impl KvCache {
 
     /// Writes the rows' keys and values into layer `layer`, then attends: q [N, heads·hd] → [N, heads·hd].
     ///
-    /// Tensors on other devices are carried to the CPU and back: right everywhere, fast on the CPU.
+    /// Tensors on other devices are copied to the CPU and back, which is correct but slow.
     pub fn attend(
         &mut self,
         layer: usize,
@@ -345,7 +347,7 @@ impl Pool {
     }
 }
 
-/// New tokens of some sequences, laid end to end: what one engine step computes.
+/// New tokens of some sequences, concatenated: the input of one step.
 #[derive(Debug, Default)]
 pub struct StepRows {
     ids: Vec<u32>,
@@ -399,12 +401,13 @@ impl StepRows {
         self.ids.len() - 1
     }
 
-    /// Rows `row..row + n`, pushed already, read `embeddings` [n, d] instead of their ids. In order of rows.
+    /// Makes rows `row..row + n`, which have been pushed, read `embeddings` [n, d] instead of their ids. Calls must be
+    /// in ascending order of rows.
     pub fn replace(&mut self, row: usize, embeddings: Tensor) {
         self.soft.push(SoftRows { row, embeddings });
     }
 
-    /// The last `n` rows that were pushed have this adapter.
+    /// Sets the adapter of the last `n` rows that were pushed.
     pub fn with_adapter(&mut self, adapter: &Arc<ServedAdapter>, n: usize) {
         let own = (self.ids.len() - n) as u32..self.ids.len() as u32;
         match self.adapters.iter_mut().find(|known| Arc::ptr_eq(&known.adapter, adapter)) {
@@ -437,7 +440,7 @@ impl StepRows {
         self.segments.iter().flat_map(|s| (s.start..s.start + s.len).map(|p| p as u32)).collect()
     }
 
-    /// Rows in tables of rotary positions, by what `of` gives for a sequence and a position.
+    /// Rows in the tables of rotary positions; `of` maps a sequence and a position to a row.
     pub(in crate::model) fn rotary(&self, of: impl Fn(&RopeLength, usize) -> Row) -> Vec<Row> {
         let of = &of;
         self.segments.iter().flat_map(|s| (s.start..s.start + s.len).map(move |p| of(&s.rope, p))).collect()

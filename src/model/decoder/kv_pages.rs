@@ -1,6 +1,6 @@
 //! Reference-counted pages of a cache and the list of free ones.
 
-/// Where a sequence has no page: its tokens are out of sight.
+/// Marks a page that a sequence has freed because no later token attends to it.
 pub const GONE: u32 = u32::MAX;
 
 #[derive(Debug)]
@@ -22,7 +22,7 @@ impl Pages {
         self.free.len()
     }
 
-    /// A page of its own for the caller.
+    /// Takes a free page with one reference; `None` when no page is free.
     pub fn take(&mut self) -> Option<u32> {
         let page = self.free.pop()?;
         self.references[page as usize] = 1;
@@ -33,14 +33,14 @@ impl Pages {
         self.references.get(page as usize).copied().unwrap_or(0)
     }
 
-    /// One more holder, where there is a page.
+    /// Adds a reference, unless the page is `GONE`.
     pub fn retain(&mut self, page: u32) {
         if let Some(count) = self.references.get_mut(page as usize) {
             *count += 1;
         }
     }
 
-    /// One holder less; true when the page became free.
+    /// Drops a reference; true when the page became free.
     pub fn release(&mut self, page: u32) -> bool {
         let Some(count) = self.references.get_mut(page as usize) else { return false };
         debug_assert!(*count > 0, "page {page} released twice");

@@ -1,4 +1,5 @@
-//! Causal decoder of every family in `families`: blocks over packed sequences, trainable and served by the same code.
+//! Causal decoder of every family in `families`: blocks over packed sequences, for training and serving by the same
+//! code.
 
 mod blocks;
 mod blocks_back;
@@ -32,28 +33,27 @@ pub use blocks::Recompute;
 pub use cached::Recording;
 pub use soft_rows::SoftRows;
 
-/// What the decoder will be used for.
+/// The use of a decoder, which determines the layout of its weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Gradients may pass: natural weight layouts are kept.
+    /// Training: natural weight layouts are kept for the backward pass.
     Train,
-    /// As `Train`, with frozen matrices multiplied in bfloat16 on the CPU.
+    /// Training with frozen matrices multiplied in bfloat16 on the CPU.
     TrainOverBf16,
-    /// As `Train`, over blocks that are held in fewer bits (`model::hold`): what is not stays as it is, shared.
+    /// Training with matrices held in fewer bits (`model::hold`); other tensors are shared unchanged.
     TrainOverHeld,
-    /// Forward only, many rows at a time (a reference, a reward): weights stay as they are, shared with whoever
-    /// else holds them.
+    /// Forward passes over many rows at a time (a reference, a reward model): weights are shared unchanged.
     Score,
-    /// As `Score`, multiplied in bfloat16 on the CPU; packed, not shared.
+    /// Forward passes over many rows at a time, multiplied in bfloat16 on the CPU; weights are packed, not shared.
     ScoreInBf16,
-    /// Forward only, few rows at a time: frozen f32 weights are packed, natural layouts can be dropped.
+    /// Forward passes over few rows at a time: frozen f32 weights are packed, and their natural layouts can be dropped.
     Serve,
-    /// Forward only, weights in another form: faster and smaller, seldom exact. Never for rollouts.
+    /// Forward passes with weights in another format: faster and smaller, but usually not exact. Not for rollouts.
     ServeAs(WeightFormat),
 }
 
 impl Purpose {
-    /// A matrix in the form that this purpose wants.
+    /// Prepares a matrix in the layout for this purpose.
     pub(in crate::model) fn prepare(self, w: &Tensor, layout: WeightLayout) -> Result<Weight> {
         match self {
             Self::Train => Weight::new(w, layout, true),
@@ -77,19 +77,19 @@ pub struct Decoder {
     pub(in crate::model) final_norm: Norm,
     head: Arc<Head>,
     shape: LogitShape,
-    /// Longer sequences have other rotary frequencies.
+    /// Sequences longer than this have other rotary frequencies.
     long_from: Option<usize>,
-    /// What the backward pass computes again instead of keeping.
+    /// The activations that the backward pass recomputes.
     pub recompute: Recompute,
-    /// Variables take their gradients through `ops::grad::collecting`, not through candle's own store.
+    /// Whether gradients of variables are summed by `ops::grad::collecting` instead of candle's store.
     collected: bool,
 }
 
-/// The output matrix, prepared when the first logits are wanted: models that read a score or a value off the
-/// hidden states never pay for it.
+/// The output matrix, prepared for the first logits, so that models that compute only scores or values never prepare
+/// it.
 #[derive(Debug)]
 struct Head {
-    /// Taken when `ready` is made, which keeps it if its purpose needs it.
+    /// The unprepared matrix; moved into `ready`, which keeps it if its purpose needs it.
     tensor: Mutex<Option<Tensor>>,
     purpose: Purpose,
     ready: OnceLock<Weight>,
@@ -106,28 +106,28 @@ impl Head {
                 *tensor = None;
                 Ok(self.ready.get_or_init(|| weight))
             }
-            // Another thread was faster.
+            // Another thread has prepared it.
             None => self.ready.get().ok_or_else(|| candle_core::Error::msg("no output matrix")),
         }
     }
 }
 
-/// Rows of one forward pass: their positions, who attends to whom, and which are wanted, if not all.
+/// Rows of one forward pass: their positions, their sequences, and the requested rows, if not all.
 pub(in crate::model) struct Rows {
     pub positions: Arc<Vec<u32>>,
-    /// Their rows in tables of rotary positions.
+    /// The rows' indices in the tables of rotary positions.
     pub rotary: Arc<Vec<Row>>,
     pub attention: AttentionSpec,
     pub tails: Option<Tails>,
 }
 
 impl Decoder {
-    /// Builds over `weights` (Hugging Face names). Tensors that are `Var`s receive gradients.
+    /// Builds a decoder from `weights` (Hugging Face names). Tensors that are `Var`s receive gradients.
     pub fn new(config: &ModelConfig, weights: &Weights, purpose: Purpose) -> Result<Self> {
         Self::build(&Builder { config, weights, lora: None, purpose, stored: None })
     }
 
-    /// Builds for serving, weights held as `format` says.
+    /// Builds a decoder for serving with weights in `format`.
     pub fn serve(loaded: &Loaded, format: WeightFormat) -> Result<Self> {
         let format = match (&loaded.gguf, format) {
             (None, WeightFormat::File) => loaded.published_format(),
@@ -138,7 +138,8 @@ impl Decoder {
         Self::build(&Builder { config, weights, lora: None, purpose, stored: loaded.gguf.as_ref() })
     }
 
-    /// A decoder with low-rank adapters (`{module}.lora_A.weight`, `{module}.lora_B.weight`) beside the base weights.
+    /// Builds a decoder with low-rank adapters (`{module}.lora_A.weight`, `{module}.lora_B.weight`) on the base
+    /// weights.
     pub fn with_lora(
         config: &ModelConfig,
         weights: &Weights,
@@ -170,7 +171,7 @@ impl Decoder {
         let tensor = b.tensor(head_name, &[vocab, d])?;
         let head = Head { tensor: Mutex::default(), purpose: b.purpose, ready: OnceLock::new() };
         match b.purpose {
-            // The file's own blocks are at hand now.
+            // The file's own blocks are available here.
             Purpose::ServeAs(_) => drop(head.ready.set(b.weight(head_name, &tensor, WeightLayout::OutIn)?)),
             _ => *head.tensor.lock().unwrap_or_else(|e| e.into_inner()) = Some(tensor),
         }
@@ -191,8 +192,8 @@ impl Decoder {
         })
     }
 
-    /// A decoder that shares the frozen weights of this one and has other adapters: `change` of each adapter tensor, or
-    /// none where that is `None`.
+    /// A decoder that shares the frozen weights of this one and has `change` of each adapter tensor, or no adapter
+    /// where `change` is `None`.
     pub fn with_changed_adapters(&self, change: &dyn Fn(&Tensor) -> Result<Option<Tensor>>) -> Result<Self> {
         let mut other = Self { collected: false, ..self.clone() };
         for linear in other.layers.iter_mut().flat_map(Layer::linears_mut) {
@@ -201,7 +202,7 @@ impl Decoder {
         Ok(other)
     }
 
-    /// Lets the fused backward pass run: gradients must then be taken inside `ops::grad::collecting`.
+    /// Enables the fused backward pass; gradients must then be computed inside `ops::grad::collecting`.
     pub fn collected(self) -> Self {
         Self { collected: true, ..self }
     }
@@ -214,8 +215,8 @@ impl Decoder {
         self.forward_graph(batch)
     }
 
-    /// Final-norm hidden states of the last `lengths[i]` tokens of every sequence i, end to end [Σ lengths, d]. The last
-    /// block computes these rows only.
+    /// Final-norm hidden states of the last `lengths[i]` tokens of every sequence i, concatenated: [Σ lengths, d]. The
+    /// last block computes these rows only.
     pub fn forward_tails(&self, batch: &PackedBatch, lengths: &[usize]) -> Result<Tensor> {
         if self.by_blocks() {
             return blocks::forward(self, &Arc::new(batch.ids.clone()), self.tail_rows(batch, lengths), None);
@@ -223,7 +224,7 @@ impl Decoder {
         self.pick_tails(&self.forward_graph(batch)?, batch, lengths)
     }
 
-    /// As `forward_tails`, without a gradient also where the decoder has variables.
+    /// `forward_tails` without a gradient, also where the decoder has variables.
     pub fn frozen_tails(&self, batch: &PackedBatch, lengths: &[usize]) -> Result<Tensor> {
         if self.on_host() {
             return blocks::forward_frozen(self, &Arc::new(batch.ids.clone()), self.tail_rows(batch, lengths));
@@ -244,7 +245,7 @@ impl Decoder {
         blocks::forward(self, &Arc::new(batch.ids.clone()), self.tail_rows(batch, lengths), Some(trace))
     }
 
-    /// Whether forward passes are one step of the graph.
+    /// Whether a forward pass is one node of the graph.
     fn by_blocks(&self) -> bool {
         self.on_host() && (self.collected || self.variable().is_none())
     }
@@ -258,7 +259,7 @@ impl Decoder {
         hidden.index_select(&Tensor::new(tails::rows(batch, lengths).0, hidden.device())?, 0)
     }
 
-    /// As `forward`, without a gradient also where the decoder has variables.
+    /// Final-norm hidden states [N, d] without a gradient, also where the decoder has variables.
     pub fn forward_frozen(&self, batch: &PackedBatch) -> Result<Tensor> {
         if self.on_host() {
             return blocks::forward_frozen(self, &Arc::new(batch.ids.clone()), self.rows(batch));
@@ -266,12 +267,13 @@ impl Decoder {
         Ok(self.forward_graph(batch)?.detach())
     }
 
-    /// As `forward`, with one graph node per operation: for other devices, and the reference that tests compare with.
+    /// Final-norm hidden states [N, d] with one graph node per operation: used on other devices, and as the reference
+    /// in tests.
     pub fn forward_graph(&self, batch: &PackedBatch) -> Result<Tensor> {
         self.forward_by(batch, &mut attention)
     }
 
-    /// As `forward_graph`, with `attend` in place of the attention of every layer, called in order of layers.
+    /// `forward_graph` with `attend` as the attention of every layer, called in order of layers.
     pub fn forward_by(&self, batch: &PackedBatch, attend: &mut Attend<'_>) -> Result<Tensor> {
         let rows = self.rows(batch);
         let mut x = self.embed_tokens(&Arc::new(batch.ids.clone()), &rows.positions, &[])?;
@@ -281,9 +283,9 @@ impl Decoder {
         self.final_norm.forward(&x)
     }
 
-    /// Final-norm hidden states with the soft prompt `soft` [n, d] before every sequence: sequence i then holds n soft
-    /// rows and its own, so its token t is row `offsets[i] + (i + 1)·n + t` of the result [N + n·sequences, d]. Positions
-    /// count the soft rows. Gradients reach `soft`.
+    /// Final-norm hidden states with the soft prompt `soft` [n, d] before every sequence: sequence i then has n soft
+    /// rows before its own, so its token t is row `offsets[i] + (i + 1)·n + t` of the result [N + n·sequences, d].
+    /// Positions count the soft rows. Gradients reach `soft`.
     pub fn forward_soft(&self, soft: &Tensor, batch: &PackedBatch) -> Result<Tensor> {
         let (n, _) = soft.dims2()?;
         let words = self.words(&Arc::new(batch.ids.clone()))?;
@@ -307,7 +309,7 @@ impl Decoder {
         self.final_norm.forward(&x)
     }
 
-    /// `step` with one tensor operation after the other, on any device.
+    /// `step` by single tensor operations, on any device.
     pub(in crate::model) fn step_by_tensors(&self, rows: &StepRows, cache: &mut KvCache) -> Result<Tensor> {
         let positions = Arc::new(rows.positions());
         let rotary = Arc::new(self.rotary_of(rows));
@@ -321,13 +323,13 @@ impl Decoder {
         self.final_norm.forward(&x)
     }
 
-    /// The output matrix [vocab, d] as it came, where it is not packed.
+    /// The output matrix [vocab, d] in the file's layout. Fails when it is packed.
     pub(super) fn head_tensor(&self) -> Result<Tensor> {
         let Some(weight) = self.head.weight()?.natural() else { candle_core::bail!("the output matrix is packed") };
         Ok(weight.clone())
     }
 
-    /// Logits [m, vocab], f32, of chosen hidden rows [m, d].
+    /// Logits [m, vocab], f32, of hidden rows [m, d].
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.shape.apply(&self.head.weight()?.apply(hidden)?)
     }
@@ -359,7 +361,8 @@ impl Decoder {
         shaped_logprobs(hidden, self.head.weight()?, targets, temperature, self.shape)
     }
 
-    /// The same with a gradient of the entropies; see `ops::token_logprobs::with_entropy`.
+    /// log p(target) and entropy at each hidden row [m, d], both differentiable; see
+    /// `ops::token_logprobs::with_entropy`.
     pub fn token_logprobs_and_entropy(
         &self,
         hidden: &Tensor,
@@ -369,8 +372,8 @@ impl Decoder {
         with_entropy(hidden, self.head.weight()?, targets, temperature, self.shape)
     }
 
-    /// Input embeddings of `ids` [n, d], scaled where the family scales them, positions not added: what soft prompts
-    /// start from.
+    /// Input embeddings of `ids` [n, d], scaled where the family scales them, without positions. Soft prompts are
+    /// initialised from them.
     pub fn word_vectors(&self, ids: &[u32]) -> Result<Tensor> {
         self.words(&Arc::new(ids.to_vec()))
     }
@@ -383,8 +386,8 @@ impl Decoder {
         }
     }
 
-    /// Input embeddings of every token [N, d], before the first block. Soft rows take the place of the
-    /// token's embedding; learned positions are added to them as to any other.
+    /// Input embeddings of every token [N, d], before the first block. Soft rows replace the token's embedding; learned
+    /// positions are added to all rows.
     pub(in crate::model) fn embed_tokens(
         &self,
         ids: &Arc<Vec<u32>>,
@@ -423,7 +426,7 @@ impl Decoder {
         }
     }
 
-    /// The rows in tables of rotary positions of a step's tokens.
+    /// The rows in the tables of rotary positions for a step's tokens.
     pub(in crate::model) fn rotary_of(&self, rows: &StepRows) -> Vec<Row> {
         rows.rotary(|sequence, position| self.rope_row(sequence, position))
     }
@@ -432,7 +435,7 @@ impl Decoder {
     fn rope_row(&self, sequence: &RopeLength, position: usize) -> Row {
         match &self.config.switches.rope_scaling {
             RopeScaling::Long { .. } if sequence.long => (position + self.config.max_positions) as Row,
-            // Tokens given at once use the frequencies of their whole length, each later token those of its own position.
+            // Tokens fed at once use the frequencies of their total length, each later token those of its own position.
             RopeScaling::Dynamic { trained, .. } if position >= *trained.max(&sequence.grown) => {
                 grown_row(position + 1, position)
             }
@@ -441,7 +444,7 @@ impl Decoder {
         }
     }
 
-    /// What decides on the rotary frequencies of a text whose first `len` tokens are given at once.
+    /// The properties that determine the rotary frequencies of a text whose first `len` tokens are fed at once.
     pub fn rope_length(&self, len: usize) -> RopeLength {
         let grown = match &self.config.switches.rope_scaling {
             RopeScaling::Dynamic { trained, .. } if len > *trained => len,
@@ -450,14 +453,14 @@ impl Decoder {
         RopeLength { long: self.is_long(len), grown }
     }
 
-    /// Whether the tokens of a sequence of `len` tokens turn by the frequencies of long ones (longrope). A cached
-    /// sequence that becomes long is computed anew, as transformers does.
+    /// Whether a sequence of `len` tokens uses the frequencies of long sequences (longrope). A cached sequence that
+    /// becomes long is recomputed, as in transformers.
     pub fn is_long(&self, len: usize) -> bool {
         self.long_from.is_some_and(|original| len > original)
     }
 
     /// # Errors
-    /// A position that the model does not have.
+    /// When a position is outside the model's positions.
     pub(in crate::model) fn check_positions(&self, positions: &[u32]) -> Result<()> {
         let most = self.config.max_positions;
         match positions.iter().find(|p| **p as usize >= most) {
@@ -486,7 +489,7 @@ impl Decoder {
         self.layers.iter().position(Layer::trained).unwrap_or(self.layers.len())
     }
 
-    /// Any of the variables of the blocks, `None` when all is frozen.
+    /// Any variable of the blocks; `None` when all are frozen.
     pub(in crate::model) fn variable(&self) -> Option<&Tensor> {
         let tables = std::iter::once(&self.embed).chain(&self.positions);
         let blocks = self.layers.iter().flat_map(Layer::tensors);
@@ -503,7 +506,7 @@ impl Decoder {
         self.add_parts(layer, x, &mixed)
     }
 
-    /// The block's output, from its input and what attention mixed.
+    /// The block's output, from its input and the output of attention.
     fn add_parts(&self, layer: &Layer, x: &Tensor, mixed: &Tensor) -> Result<Tensor> {
         let switches = &self.config.switches;
         let part = |given: Tensor, post: &Option<Norm>| -> Result<Tensor> {

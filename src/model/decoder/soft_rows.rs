@@ -1,8 +1,8 @@
-//! Rows of a step whose input embedding is given instead of looked up: soft prompts while serving.
+//! Rows of a step whose input embedding is given instead of looked up: soft prompts in serving.
 
 use candle_core::{Result, Tensor};
 
-/// Rows `row..row + n` take their input embedding from here ([n, d]); their ids are placeholders.
+/// The input embeddings [n, d] of rows `row..row + n`, whose ids are placeholders.
 #[derive(Clone, Debug)]
 pub struct SoftRows {
     pub row: usize,

@@ -1,5 +1,5 @@
-//! The last rows of every sequence of a batch: where nothing else is wanted of a decoder, its last block computes no
-//! more than their queries and feed-forward parts (every token's keys and values are still needed).
+//! The last rows of every sequence of a batch. Where only these are needed, a decoder's last block computes queries and
+//! the feed-forward network for these rows only (keys and values are needed of every token).
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::ops::rope::Row;
 use crate::ops::{embedding, pool};
 
 pub(in crate::model) struct Tails {
-    /// Their rows in the batch, ascending, and the rows of these in tables of rotary positions.
+    /// The rows in the batch, ascending, and their indices in the tables of rotary positions.
     pub rows: Vec<u32>,
     pub rotary: Vec<Row>,
     pub attention: AttentionSpec,
@@ -26,14 +26,14 @@ impl Tails {
         Some(Self { rows, rotary, attention: AttentionSpec { queries: Some(Arc::new(queries)), ..all.clone() } })
     }
 
-    /// Their rows of x [n, d], in a buffer of the pool.
+    /// The tails' rows of x [n, d], in a buffer of the pool.
     pub fn pick(&self, x: &[f32], d: usize) -> Vec<f32> {
         let mut own = pool::take(self.rows.len() * d);
         embedding::gather(x, &self.rows, d, &mut own);
         own
     }
 
-    /// Adds `own`, one row each, to their rows of x [n, d].
+    /// Adds `own`, one row per tail row, to the tails' rows of x [n, d].
     pub fn add(&self, own: &[f32], x: &mut [f32], d: usize) {
         for (row, own) in self.rows.iter().zip(own.chunks_exact(d)) {
             let to = &mut x[*row as usize * d..][..d];
@@ -42,7 +42,7 @@ impl Tails {
     }
 }
 
-/// The last `lengths[i]` rows of every sequence i, and where those of each sequence begin among them.
+/// The last `lengths[i]` rows of every sequence i, and the offset of each sequence among them.
 pub(in crate::model) fn rows(batch: &PackedBatch, lengths: &[usize]) -> (Vec<u32>, Vec<usize>) {
     let (mut rows, mut offsets) = (Vec::new(), vec![0]);
     for (span, length) in batch.offsets.windows(2).zip(lengths) {

@@ -27,7 +27,7 @@ pub struct Encoder {
     types: Option<Tensor>,
     embed_norm: Option<Norm>,
     layers: Vec<Layer>,
-    /// Norms stand behind the sums, as in BERT.
+    /// Norms follow the sums, as in BERT (post-norm).
     of_sum: bool,
     final_norm: Option<Norm>,
     pooler: Option<Linear>,
@@ -47,7 +47,8 @@ impl Encoder {
         Self::of(&Builder { config, weights, lora: None, purpose, stored: None })
     }
 
-    /// An encoder with low-rank adapters (`{module}.lora_A.weight`, `{module}.lora_B.weight`) beside the base weights.
+    /// Builds an encoder with low-rank adapters (`{module}.lora_A.weight`, `{module}.lora_B.weight`) on the base
+    /// weights.
     pub fn with_lora(
         config: &ModelConfig,
         weights: &Weights,
@@ -97,7 +98,7 @@ impl Encoder {
         self.forward_by(batch, type_ids, &mut attention)
     }
 
-    /// As `forward`, with `attend` in place of the attention of every layer, called in order of layers.
+    /// `forward` with `attend` as the attention of every layer, called in order of layers.
     pub fn forward_by(&self, batch: &PackedBatch, type_ids: &[u32], attend: &mut Attend<'_>) -> Result<Tensor> {
         if type_ids.len() != batch.len() {
             candle_core::bail!("{} tokens, {} segment ids", batch.len(), type_ids.len());
@@ -159,8 +160,8 @@ impl Encoder {
         }
     }
 
-    /// What a classifier reads of chosen rows (the `[CLS]` rows), where the weights have the layer for it: in BERT
-    /// tanh(W·hidden + b).
+    /// The pooled input of a classifier for selected rows (the `[CLS]` rows), where the weights have the layer for it:
+    /// in BERT tanh(W·hidden + b).
     pub fn pool(&self, cls_rows: &Tensor) -> Result<Option<Tensor>> {
         match (self.config.family().encoder_heads().map(|heads| heads.pooler), &self.pooler) {
             (Some(Pooler::Tanh(_)), Some(pooler)) => Ok(Some(pooler.forward(cls_rows)?.tanh()?)),
@@ -170,18 +171,18 @@ impl Encoder {
         }
     }
 
-    /// Whether masked tokens can be guessed.
+    /// Whether the encoder has a masked-LM head.
     pub fn has_mlm_head(&self) -> bool {
         self.transform.is_some() && self.output.is_some()
     }
 
-    /// Vocabulary logits [m, vocab] of chosen hidden rows.
+    /// Logits [m, vocab] of hidden rows [m, d].
     pub fn mlm_logits(&self, hidden: &Tensor) -> Result<Tensor> {
         let output = self.output()?;
         output.decoder.apply(&self.mlm_transform(hidden)?)?.broadcast_add(&output.bias)
     }
 
-    /// log p(target) at chosen hidden rows, for the masked-LM loss.
+    /// log p(target) at hidden rows [m, d], for the masked-LM loss.
     pub fn mlm_logprobs(&self, hidden: &Tensor, targets: &[u32]) -> Result<TokenLogprobs> {
         let output = self.output()?;
         // The bias joins the matrix as one more column, so that the fused op needs no special case.
@@ -210,7 +211,7 @@ fn shifted(positions: &[u32], offset: u32) -> Vec<u32> {
     positions.iter().map(|p| p + offset).collect()
 }
 
-/// A square layer that the weights may have, with a bias if they have that.
+/// An optional square layer, with a bias if the weights have one.
 fn dense(b: &Builder<'_>, name: &str) -> Result<Option<Linear>> {
     if !b.weights.contains_key(&format!("{name}.weight")) {
         return Ok(None);

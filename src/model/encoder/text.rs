@@ -1,4 +1,4 @@
-//! An encoder with its tokenizer: texts to pooled embeddings, and gaps to distributions over the vocabulary.
+//! An encoder with its tokenizer: texts to pooled embeddings, and mask positions to distributions over the vocabulary.
 
 use candle_core::{Device, Result, Tensor};
 
@@ -14,11 +14,11 @@ pub enum Pooling {
     Mean,
     /// The hidden state of the first token.
     Cls,
-    /// The largest value of each channel.
+    /// The maximum of each channel.
     Max,
     /// The sum over all tokens, divided by the square root of their number.
     MeanSqrtLen,
-    /// The mean, where token i (from 1) counts i times.
+    /// The mean weighted by the token's index i (from 1).
     WeightedMean,
     /// The hidden state of the last token.
     LastToken,
@@ -51,22 +51,22 @@ impl Pooling {
 /// Tokens of one forward pass.
 const BATCH_TOKENS: usize = 4096;
 
-/// Token ids, and the positions of the gaps among them.
+/// Token ids, and the positions of the mask tokens among them.
 pub type GappedIds = (Vec<u32>, Vec<usize>);
 
-/// Frozen: forward passes only.
+/// An encoder model for forward passes.
 pub struct TextEncoder {
     encoder: Encoder,
     tokenizer: Option<Tokenizer>,
     mask_id: Option<u32>,
     mask_text: String,
-    /// What the model's directory says.
+    /// Settings from the model's directory.
     sentence: Sentence,
 }
 
 impl TextEncoder {
     /// # Errors
-    /// When the model is no encoder.
+    /// When the model is not an encoder.
     pub fn new(loaded: &Loaded) -> Result<Self> {
         let encoder = Encoder::new(&loaded.config, &loaded.weights, Purpose::Serve)?;
         let tokenizer = loaded.tokenizer.clone();
@@ -85,12 +85,12 @@ impl TextEncoder {
         self.tokenizer.as_ref()
     }
 
-    /// The token that stands for a gap, if the vocabulary has one.
+    /// The id of the mask token, if the vocabulary has one.
     pub fn mask_id(&self) -> Option<u32> {
         self.mask_id
     }
 
-    /// How the gap is written in texts, such as `[MASK]`.
+    /// The text of the mask token, such as `[MASK]`.
     pub fn mask_text(&self) -> &str {
         &self.mask_text
     }
@@ -101,12 +101,12 @@ impl TextEncoder {
         self.tokenizer.as_ref().map(|t| t.encode(lower.as_deref().unwrap_or(text), true, false))
     }
 
-    /// Ids of a text with gaps between its pieces, and where the gaps are. Pieces never become special
-    /// tokens. `None` without a tokenizer or a mask token.
+    /// Ids of a text with a mask token between its pieces, and the positions of the mask tokens. Pieces never become
+    /// special tokens. `None` without a tokenizer or a mask token.
     pub fn with_gaps(&self, pieces: &[&str]) -> Option<std::result::Result<GappedIds, TokenizerError>> {
         let (tokenizer, mask) = (self.tokenizer.as_ref()?, self.mask_id?);
         let build = || {
-            // What stands around any text: [CLS] and [SEP].
+            // The tokens around any text: [CLS] and [SEP].
             let frame = tokenizer.encode("", true, false)?;
             let (mut ids, mut gaps) = (frame[..frame.len().min(1)].to_vec(), Vec::new());
             for (i, piece) in pieces.iter().enumerate() {
@@ -122,14 +122,14 @@ impl TextEncoder {
         Some(build())
     }
 
-    /// Tokens of the longest text that embeddings are made of.
+    /// Length of the longest text that is embedded, in tokens.
     pub fn max_tokens(&self) -> usize {
         let most = self.encoder.config.max_positions;
         self.sentence.max_tokens.map_or(most, |n| n.min(most))
     }
 
-    /// One vector for each sequence (at least one token each), of length 1 if `normalize`. `pooling` `None`: as
-    /// the model's directory says, else the mean; several poolings of a directory are laid end to end.
+    /// One vector for each sequence (at least one token each), of length 1 if `normalize`. `pooling` `None`: as the
+    /// model's directory specifies, else the mean; several poolings of a directory are concatenated.
     pub fn embed(&self, sequences: &[Vec<u32>], pooling: Option<Pooling>, normalize: bool) -> Result<Vec<Vec<f32>>> {
         let poolings = match pooling {
             Some(one) => vec![one],

@@ -1,4 +1,4 @@
-//! BERT (arXiv 1810.04805): learned positions and segments, LayerNorm of every sum.
+//! BERT (arXiv 1810.04805): learned positions and segments, LayerNorm after every sum (post-norm).
 
 use serde_json::Value;
 

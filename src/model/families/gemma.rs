@@ -1,10 +1,12 @@
 //! Gemma (arXiv 2403.08295): Llama's layout, norms that scale by 1 + weight, scaled embeddings. Gemma 2 (arXiv
-//! 2408.00118): norms that scale by 1 + weight before and after both parts, scaled embeddings, capped scores and logits, every second layer windowed. Gemma 3 (arXiv 2503.19786): q and k normalised instead of capped,
-//! five windowed layers to a full one, rotary bases of their own.
+//! 2408.00118): norms that scale by 1 + weight before and after both parts, scaled embeddings, capped scores and
+//! logits, every second layer windowed. Gemma 3 (arXiv 2503.19786): q and k normalised instead of capped, five windowed
+//! layers to a full one, rotary bases of their own.
 
 use serde_json::{Value, json};
 
-use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_BLOCK, LIKE_LLAMA_GGUF, read};
+use super::llama::{LIKE_LLAMA, LIKE_LLAMA_BLOCK, LIKE_LLAMA_GGUF, read};
+use super::read::Defaults;
 use super::read::{Result, flag, get, layer_types, number, number_opt, pattern, unsupported, window, windows};
 use super::{Arch, Block, Family, Gguf, Meta, Metadata, NormKind, Norms, rotary};
 use crate::model::config::{ModelConfig, QkNorm};
@@ -30,7 +32,7 @@ pub(super) static GEMMA: Family = Family {
     class: "Gemma",
     read: |config| {
         let mut config = config.clone();
-        // Files of before transformers 4.38 say gelu of the approximation by tanh; `hidden_activation` came later.
+        // Files from before transformers 4.38 write `gelu` for the tanh approximation; `hidden_activation` is newer.
         let kind = get(&config, "hidden_activation").or_else(|| get(&config, "hidden_act")).and_then(Value::as_str);
         let kind = kind.filter(|kind| *kind != "gelu").unwrap_or("gelu_pytorch_tanh").to_owned();
         if let Some(map) = config.as_object_mut() {
@@ -86,7 +88,7 @@ pub(super) static GEMMA3: Family = Family {
         if flag(&config, "use_bidirectional_attention", false)? {
             return unsupported("Gemma 3 with attention in both directions (EmbeddingGemma)");
         }
-        // A cap of scores may stand in the file; transformers does not apply it here.
+        // The file may contain a cap of scores, which transformers does not apply in this family.
         let mut parsed = shared(&config, Arch::Gemma3)?;
         parsed.switches.logit_softcap = cap(&config, "final_logit_softcapping", None)?;
         parsed.switches.qk_norm = QkNorm::Heads;
@@ -124,7 +126,7 @@ pub(super) static GEMMA3: Family = Family {
 };
 
 /// The fields that GGUF files of Gemma 2 and 3 share. `largest` is the number of layers of the family's largest model,
-/// which scales scores by its width over the number of heads; files do not say so.
+/// which scales scores by its width over the number of heads; files do not contain this factor.
 fn from_metadata(metadata: &Metadata<'_>, largest: u64, window: u64) -> Result<Value, String> {
     let scalar = match metadata.layers()? == largest {
         true => metadata.hidden()? as f64 / metadata.heads()? as f64,
@@ -137,7 +139,7 @@ fn from_metadata(metadata: &Metadata<'_>, largest: u64, window: u64) -> Result<V
     }))
 }
 
-/// The text half of a multimodal configuration leaves out what its class has as default.
+/// The text part of a multimodal configuration omits the defaults of its class.
 fn with_defaults(config: &Value, vocab_size: usize, max_positions: usize) -> Value {
     let mut config = config.clone();
     if let Some(map) = config.as_object_mut() {
@@ -165,12 +167,12 @@ fn shared(config: &Value, arch: Arch) -> Result<ModelConfig> {
     Ok(parsed)
 }
 
-/// transformers holds the factor in the embedding's own type.
+/// transformers rounds the factor to the embedding's type.
 fn embedding_scale(parsed: &ModelConfig) -> f64 {
     f64::from((parsed.hidden_size as f64).sqrt() as f32)
 }
 
-/// An explicit null switches a cap off; a missing one has the family's value.
+/// An explicit null disables a cap; a missing field means the family's value.
 fn cap(config: &Value, key: &str, default: Option<f64>) -> Result<Option<f64>> {
     if config.get(key).is_some() && get(config, key).is_none() {
         return Ok(None);

@@ -1,9 +1,10 @@
-//! GPT-NeoX (arXiv 2204.06745) and Pythia (arXiv 2304.01373): attention and feed-forward part read the same input,
-//! rotary positions on a part of each head, q, k and v interleaved by head.
+//! GPT-NeoX (arXiv 2204.06745) and Pythia (arXiv 2304.01373): parallel residuals, rotary positions on a part of each
+//! head, q, k and v interleaved by head.
 
 use serde_json::{Value, json};
 
-use super::llama::{Defaults, read};
+use super::llama::read;
+use super::read::Defaults;
 use super::read::{Result, flag, get, number_opt};
 use super::{Arch, Block, Family, Gguf, Heads, Meta, MlpNames, NormKind, Norms, Qkv};
 use crate::model::config::ModelConfig;
@@ -52,7 +53,7 @@ pub(super) static GPT_NEOX: Family = Family {
 };
 
 fn read_neox(config: &Value) -> Result<ModelConfig> {
-    // Older files have names of their own for what rotary positions need.
+    // Older files use other names for the settings of rotary positions.
     let mut config = config.clone();
     let (theta, share) = (get(&config, "rotary_emb_base").cloned(), get(&config, "rotary_pct").cloned());
     let said = |key: &str| {

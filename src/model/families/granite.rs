@@ -1,8 +1,9 @@
-//! Granite 3: Llama's layout with four multipliers, of embeddings, scores, what the parts add, and logits.
+//! Granite 3: Llama's layout with four multipliers: of embeddings, scores, residual terms and logits.
 
 use serde_json::json;
 
-use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_GGUF, read};
+use super::llama::{LIKE_LLAMA, LIKE_LLAMA_GGUF, read};
+use super::read::Defaults;
 use super::read::{flag, number};
 use super::{Arch, Family, Gguf, Meta};
 

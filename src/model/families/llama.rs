@@ -1,8 +1,8 @@
-//! Llama (arXiv 2302.13971) and everything laid out like it: rotary positions, RMSNorm before the parts, gated SiLU.
+//! Llama (arXiv 2302.13971) and families with the same layout: rotary positions, RMSNorm before the parts, gated SiLU.
 
 use serde_json::{Value, json};
 
-use super::read::{Result, activation, flag, layers, number_opt, size, size_opt};
+use super::read::{Defaults, Result, activation, flag, layers, number_opt, size, size_opt};
 use super::{Arch, Block, Family, Gguf, Heads, MlpNames, NormKind, Norms, Qkv, rotary};
 use crate::model::config::{ModelConfig, PositionKind, Switches};
 use crate::ops::linear::WeightLayout;
@@ -22,7 +22,7 @@ pub(super) static LLAMA: Family = Family {
         interleaved: true,
         read: |metadata| {
             let own = match metadata.uint("attention.sliding_window") {
-                // A Mistral: its files say llama, and those with a window say its size.
+                // Mistral's files have the name llama; those with a window give its size.
                 Some(window) => json!({
                     "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window,
                 }),
@@ -35,7 +35,7 @@ pub(super) static LLAMA: Family = Family {
     ..LIKE_LLAMA
 };
 
-/// Names that many families share.
+/// Module names that many families share.
 pub(super) const LIKE_LLAMA: Family = Family {
     arch: Arch::Llama,
     model_type: "",
@@ -56,7 +56,7 @@ pub(super) const LIKE_LLAMA: Family = Family {
     gguf: None,
 };
 
-/// GGUF files with nothing of their own in the metadata.
+/// GGUF files without additional metadata.
 pub(super) const LIKE_LLAMA_GGUF: Gguf = Gguf {
     name: "",
     interleaved: false,
@@ -73,23 +73,7 @@ pub(super) const LIKE_LLAMA_BLOCK: Block = Block {
     mlp: MlpNames::Gated { gate: "mlp.gate_proj", up: "mlp.up_proj", down: "mlp.down_proj" },
 };
 
-/// What transformers takes where config.json is silent.
-pub(super) struct Defaults {
-    pub theta: f64,
-    pub tie_embeddings: bool,
-    pub activation: (&'static str, &'static str),
-    pub eps: f64,
-    /// Whether rotary positions may turn a part of each head.
-    pub partial: bool,
-}
-
-impl Default for Defaults {
-    fn default() -> Self {
-        Self { theta: 10_000.0, tie_embeddings: false, activation: ("hidden_act", "silu"), eps: 1e-6, partial: false }
-    }
-}
-
-/// The fields that all of these families share; biases by `attention_bias`.
+/// Reads the fields that these families share; biases by `attention_bias`.
 pub(super) fn read(config: &Value, arch: Arch, defaults: &Defaults) -> Result<ModelConfig> {
     let hidden_size = size(config, "hidden_size")?;
     let n_heads = size(config, "num_attention_heads")?;

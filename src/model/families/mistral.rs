@@ -1,6 +1,7 @@
 //! Mistral (arXiv 2310.06825): Llama's layout, every layer with a sliding window.
 
-use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_GGUF, read};
+use super::llama::{LIKE_LLAMA, LIKE_LLAMA_GGUF, read};
+use super::read::Defaults;
 use super::read::{uniform_window, window};
 use super::{Arch, Family, Gguf};
 
@@ -15,7 +16,7 @@ pub(super) static MISTRAL: Family = Family {
         parsed.switches.layers = uniform_window(parsed.n_layers, window(config, Some(4096))?);
         Ok(parsed)
     },
-    // Read as Llama's, whose table makes a Mistral of files with a window.
+    // Such files are read by Llama's table, which returns a Mistral for files with a window.
     gguf: Some(Gguf { name: "llama", interleaved: true, ..LIKE_LLAMA_GGUF }),
     ..LIKE_LLAMA
 };

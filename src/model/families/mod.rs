@@ -1,4 +1,4 @@
-//! The families of models that can be loaded, one table of facts each. Loader, saver, adapters, initialisation,
+//! The supported model families, one table each. Loader, saver, adapters, initialisation,
 //! freezing, GGUF files and the size planner read these tables; the decoder and the encoder are built from them. A new
 //! family of known parts is one file here, its `mod` line and its line in `families!`.
 
@@ -33,7 +33,7 @@ use crate::ops::linear::WeightLayout;
 /// Declares the architectures and the list of their tables, in the order of messages.
 macro_rules! families {
     ($($arch:ident => $table:path,)*) => {
-        /// Which family the parameter names and the block layout follow; `Arch::family` has the facts of each.
+        /// The family that defines parameter names and block layout; `Arch::family` is its table.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "lowercase")]
         pub enum Arch { $($arch),* }
@@ -63,7 +63,7 @@ families! {
     ModernBert => modernbert::MODERNBERT,
 }
 
-/// What one family calls its parts and how they fit together. Module names are those of Hugging Face's files,
+/// The table of a family: names of its modules and their arrangement. Module names are those of Hugging Face's files,
 /// without `.weight` and `.bias`.
 #[derive(Debug)]
 pub struct Family {
@@ -72,46 +72,46 @@ pub struct Family {
     pub model_type: &'static str,
     /// First part of transformers' class names, as in `LlamaForCausalLM`.
     pub class: &'static str,
-    /// Reads config.json, token ids left out.
+    /// Reads config.json, without token ids.
     pub read: fn(&Value) -> Result<ModelConfig, ConfigError>,
-    /// Prefix of all parameters but heads.
+    /// Prefix of all parameters except heads.
     pub base: &'static str,
     pub words: &'static str,
-    /// Learned positions, if there are any.
+    /// Module of learned positions, if there are any.
     pub positions: Option<&'static str>,
-    /// Segments of an encoder.
+    /// Module of an encoder's segments.
     pub segments: Option<&'static str>,
     pub embed_norm: Option<&'static str>,
-    /// Prefix of the blocks; their number follows.
+    /// Prefix of the blocks, before their number.
     pub blocks: &'static str,
     pub block: Block,
     pub final_norm: Option<&'static str>,
     pub norm: NormKind,
-    /// How matrices lie in the file.
+    /// The layout of matrices in the file.
     pub layout: WeightLayout,
-    /// What stands beside the backbone.
+    /// The heads on the backbone.
     pub heads: Heads,
     /// Whether the padding token's input embedding trains. transformers gives that row no gradient in most families.
     pub padding_trains: bool,
-    /// How GGUF files hold the family; `None` where they are neither read nor written.
+    /// The family's GGUF files; `None` where they are neither read nor written.
     pub gguf: Option<Gguf>,
 }
 
-/// Gives each entry of a model's GGUF metadata, by name, to the function.
+/// A function that passes each entry of a model's GGUF metadata, by name, to its argument.
 type WriteMeta = fn(&ModelConfig, &mut dyn FnMut(&str, Meta));
 
-/// What llama.cpp's files of a family say and how their tensors lie there.
+/// Metadata and tensor layout of llama.cpp's files of a family.
 #[derive(Debug)]
 pub struct Gguf {
     /// `general.architecture`. The first family of a name is the one that files of this name are read as.
     pub name: &'static str,
     /// Whether the rows of q and k are in the order of interleaved rotary pairs.
     pub interleaved: bool,
-    /// Whether there is a place for biases.
+    /// Whether the files can hold biases.
     pub biases: bool,
     /// The metadata as the fields of config.json that the family's table reads.
     pub(in crate::model) read: fn(&Metadata<'_>) -> Result<Value, String>,
-    /// Metadata of the family beside what all families have.
+    /// Metadata of the family in addition to that of all families.
     pub(in crate::model) write: WriteMeta,
 }
 
@@ -126,16 +126,16 @@ pub struct Block {
     pub mlp: MlpNames,
 }
 
-/// Where a block has its norms.
+/// The positions of the norms in a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Norms {
-    /// Before attention and feed-forward part.
+    /// Before attention and the feed-forward network.
     Before([&'static str; 2]),
-    /// Of what attention and feed-forward part give, before it is added.
+    /// On the outputs of attention and the feed-forward network, before they are added.
     After([&'static str; 2]),
-    /// Both: before and after attention, before and after the feed-forward part.
+    /// Both: before and after attention, before and after the feed-forward network.
     Around([&'static str; 4]),
-    /// Of the sum, as in BERT.
+    /// On the sum, as in BERT.
     OfSum([&'static str; 2]),
 }
 
@@ -149,7 +149,7 @@ pub enum Qkv {
     ByHead(&'static str),
 }
 
-/// The feed-forward part.
+/// The feed-forward network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MlpNames {
     Plain {
@@ -179,7 +179,7 @@ pub enum NormKind {
     RmsPlusOne,
 }
 
-/// Parts beside the backbone.
+/// Heads on the backbone.
 #[derive(Debug)]
 pub enum Heads {
     Decoder {
@@ -195,20 +195,20 @@ pub enum Heads {
 pub struct EncoderHeads {
     /// Masked-LM head: a dense layer, its norm, and the bias of the tied output matrix.
     pub dense: &'static str,
-    /// The activation between dense layer and norm, where it is not the one of the blocks.
+    /// The activation between dense layer and norm, where it differs from that of the blocks.
     pub activation: Option<Activation>,
     pub norm: &'static str,
     pub bias: &'static str,
-    /// The tied output matrix, where files repeat it.
+    /// The name of the tied output matrix, where files repeat it.
     pub decoder: &'static str,
     /// The dense layer between the first token's hidden state and the classes; with its norm in `norm` if it is the
     /// masked-LM head's own.
     pub pooler: Pooler,
-    /// (name in files, name here) of modules that are called differently here.
+    /// (name in files, name here) of modules that have another name here.
     pub renamed: &'static [(&'static str, &'static str)],
 }
 
-/// What a classifier reads.
+/// The input of a classifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pooler {
     /// A dense layer of this name, then tanh.
@@ -220,7 +220,7 @@ pub enum Pooler {
 }
 
 impl EncoderHeads {
-    /// Whether a parameter belongs to what a classifier reads.
+    /// Whether a parameter belongs to the layer before a classifier.
     pub fn is_pooler(&self, name: &str) -> bool {
         let of = |module: &str| name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'));
         match self.pooler {
@@ -241,7 +241,7 @@ impl Family {
         matches!(self.heads, Heads::Encoder(_))
     }
 
-    /// The facts about an encoder's heads.
+    /// An encoder's heads.
     pub fn encoder_heads(&self) -> Option<&EncoderHeads> {
         match &self.heads {
             Heads::Encoder(heads) => Some(heads),
@@ -267,7 +267,7 @@ impl Family {
         }
     }
 
-    /// True for names of heads, which stand beside the backbone and carry no prefix.
+    /// True for names of heads, which have no backbone prefix.
     pub fn is_head(&self, name: &str) -> bool {
         let own = self.encoder_heads().is_some_and(|heads| heads.is_pooler(name) || heads.is_masked_lm(name));
         let first = name.split('.').next().unwrap_or(name);
@@ -284,7 +284,7 @@ impl Arch {
         ALL[self as usize]
     }
 
-    /// Whether it reads in both directions and is trained by masked words.
+    /// Whether it is bidirectional and trained as a masked language model.
     pub fn is_encoder(self) -> bool {
         self.family().is_encoder()
     }
@@ -299,7 +299,7 @@ impl ModelConfig {
         self.arch.is_encoder()
     }
 
-    /// The token whose input embedding does not train.
+    /// The id of the token whose input embedding is not trained.
     pub fn frozen_padding(&self) -> Option<u32> {
         self.pad_id.filter(|_| !self.family().padding_trains)
     }
@@ -308,7 +308,7 @@ impl ModelConfig {
 /// The family of a `model_type`.
 ///
 /// # Errors
-/// An unknown one, with the families that are known and what a model needs to be served.
+/// When the type is not known; the message lists the known families and the requirement of the model.
 pub(super) fn find(model_type: &str) -> Result<&'static Family, ConfigError> {
     all().find(|family| family.model_type == model_type).ok_or_else(|| {
         let known = ALL.iter().map(|family| family.model_type).collect::<Vec<_>>().join(", ");
@@ -321,10 +321,10 @@ pub(super) fn find(model_type: &str) -> Result<&'static Family, ConfigError> {
     })
 }
 
-/// The family that GGUF files of an architecture are read as.
+/// The family of a GGUF architecture.
 ///
 /// # Errors
-/// The names that are known.
+/// When the architecture is not known; the message lists the known ones.
 pub(super) fn of_gguf(name: &str) -> Result<(&'static Family, &'static Gguf), String> {
     let mut pairs = all().filter_map(|family| Some((family, family.gguf.as_ref()?)));
     pairs.find(|(_, gguf)| gguf.name == name).ok_or_else(|| {
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_model_type_is_told_what_is_known() {
+    fn an_unknown_model_type_is_refused_with_the_known_ones() {
         for (model_type, reason) in [
             ("mamba2", "state-space"),
             ("qwen3_moe", "mixture of experts"),

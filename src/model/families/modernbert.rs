@@ -1,9 +1,10 @@
 //! ModernBERT (arXiv 2412.13663): an encoder with rotary positions, norms before the parts, a gated GELU and two
-//! windowed layers to a full one; the first layer reads the embedding's norm.
+//! windowed layers for each full one; the first block has no norm before attention.
 
 use serde_json::Value;
 
-use super::llama::{Defaults, read};
+use super::llama::read;
+use super::read::Defaults;
 use super::read::{Result, activation, flag, get, layer_types, number_opt, size_opt, unsupported, windows};
 use super::{Arch, Block, EncoderHeads, Family, Heads, MlpNames, NormKind, Norms, Pooler, Qkv, rotary};
 use crate::model::config::ModelConfig;
@@ -68,7 +69,7 @@ fn read_modern(config: &Value) -> Result<ModelConfig> {
     parsed.switches.first_norm_absent = true;
     let every = size_opt(config, "global_attn_every_n_layers")?.unwrap_or(3);
     let types = layer_types(config, parsed.n_layers, |i| i % every != 0)?;
-    // A token sees as many on either side, and itself.
+    // A token attends to half of the window on either side, and to itself.
     let window = size_opt(config, "local_attention")?.unwrap_or(128) / 2 + 1;
     parsed.switches.layers = windows(&types, Some(window))?;
     rotary::by_layer(config, &mut parsed, [("global_rope_theta", 160_000.0), ("local_rope_theta", 10_000.0)])?;

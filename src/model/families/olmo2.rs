@@ -1,6 +1,8 @@
-//! OLMo 2 (arXiv 2501.00656): Llama's layout with norms after the parts only, and over the whole of q and k.
+//! OLMo 2 (arXiv 2501.00656): Llama's layout with norms after attention and feed-forward network only, and over all
+//! heads of q and k.
 
-use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_BLOCK, LIKE_LLAMA_GGUF, read};
+use super::llama::{LIKE_LLAMA, LIKE_LLAMA_BLOCK, LIKE_LLAMA_GGUF, read};
+use super::read::Defaults;
 use super::{Arch, Block, Family, Gguf, Norms};
 use crate::model::config::QkNorm;
 

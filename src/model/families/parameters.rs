@@ -4,7 +4,7 @@ use super::{MlpNames, NormKind, Norms, Qkv};
 use crate::model::config::{ModelConfig, QkNorm};
 use crate::ops::linear::WeightLayout;
 
-/// What a parameter is for.
+/// The role of a parameter, which determines its initial values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Embedding,
@@ -23,7 +23,7 @@ pub struct Parameter {
     pub role: Role,
 }
 
-/// A matrix of a block: its module, its sizes, whether it has a bias, and what it is for.
+/// A matrix of a block: its module, its sizes, whether it has a bias, and its role.
 struct Matrix {
     module: &'static str,
     out: usize,
@@ -72,7 +72,7 @@ pub fn block_matrices(config: &ModelConfig) -> Vec<(usize, usize)> {
     matrices(config).iter().map(|m| (m.out, m.input)).collect()
 }
 
-/// Every parameter the backbone needs, in model order; heads are not listed. Matrices are [out, in], those of GPT-2
+/// Every parameter of the backbone, in model order; heads are not listed. Matrices are [out, in], those of GPT-2
 /// [in, out] as in Hugging Face's Conv1D.
 pub fn parameters(config: &ModelConfig) -> Vec<Parameter> {
     let (family, d) = (config.family(), config.hidden_size);
@@ -95,7 +95,8 @@ pub fn parameters(config: &ModelConfig) -> Vec<Parameter> {
     let matrices = matrices(config);
     for i in 0..config.n_layers {
         let named = |module: &str| format!("{}{i}.{module}", family.blocks);
-        // An encoder lists its norms behind its matrices, a decoder before: new models draw their numbers by place.
+        // An encoder lists its norms after its matrices, a decoder before them: initial values depend on the position
+        // here.
         let norms_of = |add: &mut dyn FnMut(String, &[usize], Role)| {
             let modules: &[&str] = match &family.block.norms {
                 Norms::Before(pair) | Norms::After(pair) | Norms::OfSum(pair) => pair,

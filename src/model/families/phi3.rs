@@ -3,7 +3,8 @@
 
 use serde_json::json;
 
-use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_BLOCK, LIKE_LLAMA_GGUF, read};
+use super::llama::{LIKE_LLAMA, LIKE_LLAMA_BLOCK, LIKE_LLAMA_GGUF, read};
+use super::read::Defaults;
 use super::read::{uniform_window, window};
 use super::{Arch, Block, Family, Gguf, MlpNames, Qkv};
 

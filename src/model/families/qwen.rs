@@ -1,9 +1,10 @@
 //! Qwen2 (arXiv 2407.10671): Llama's layout with biases of q, k and v. Qwen3 (arXiv 2505.09388): without them, q and k
-//! of every head normalised. Windows, where they are switched on, from `max_window_layers` on.
+//! of every head normalised. Where windows are enabled, layers from `max_window_layers` are windowed.
 
 use serde_json::{Value, json};
 
-use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_BLOCK, LIKE_LLAMA_GGUF, read};
+use super::llama::{LIKE_LLAMA, LIKE_LLAMA_BLOCK, LIKE_LLAMA_GGUF, read};
+use super::read::Defaults;
 use super::read::{Result, flag, layer_types, size_opt, window, windows};
 use super::{Arch, Block, Family, Gguf};
 use crate::model::config::{LayerKind, ModelConfig, QkNorm};

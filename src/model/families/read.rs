@@ -6,7 +6,7 @@ use crate::model::config::{Activation, ConfigError, LayerKind};
 
 pub(in crate::model) type Result<T, E = ConfigError> = std::result::Result<T, E>;
 
-/// Larger counts than these are taken for damage.
+/// Larger counts than these are refused as damaged.
 pub(in crate::model) const MAX_SIZE: u64 = 1 << 27;
 pub(in crate::model) const MAX_LAYERS: u64 = 4096;
 
@@ -86,7 +86,7 @@ pub(in crate::model) fn activation(config: &Value, key: &str, default: &str) -> 
     }
 }
 
-/// A number of layers: few enough to make a list of.
+/// A number of layers, at most `MAX_LAYERS`.
 pub(super) fn layers(config: &Value, key: &str) -> Result<usize> {
     match size(config, key)? {
         n if n as u64 > MAX_LAYERS => malformed(format!("{n} layers (at most {MAX_LAYERS})")),
@@ -94,7 +94,7 @@ pub(super) fn layers(config: &Value, key: &str) -> Result<usize> {
     }
 }
 
-/// `sliding_window`: null switches it off, a missing key means `default`.
+/// `sliding_window`: null disables it, a missing key means `default`.
 pub(super) fn window(config: &Value, default: Option<usize>) -> Result<Option<usize>> {
     match config.get("sliding_window") {
         None => Ok(default),
@@ -110,7 +110,7 @@ pub(super) fn uniform_window(n_layers: usize, window: Option<usize>) -> Vec<Laye
     }
 }
 
-/// Which layers are windowed: `layer_types` where the file has it, else by `rule`.
+/// Whether each layer is windowed: by `layer_types` where the file has it, else by `rule`.
 pub(super) fn layer_types(config: &Value, n_layers: usize, rule: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
     let Some(list) = get(config, "layer_types") else { return Ok((0..n_layers).map(rule).collect()) };
     let Some(list) = list.as_array().filter(|list| list.len() == n_layers) else {
@@ -125,13 +125,13 @@ pub(super) fn layer_types(config: &Value, n_layers: usize, rule: impl Fn(usize) 
         .collect()
 }
 
-/// Every how many layers one is full: `sliding_window_pattern`, a number.
+/// `sliding_window_pattern`: one of so many layers is full.
 pub(super) fn pattern(config: &Value, default: usize) -> Result<usize> {
     let newer = size_opt(config, "_sliding_window_pattern")?;
     Ok(size_opt(config, "sliding_window_pattern")?.or(newer).unwrap_or(default))
 }
 
-/// Windowed layers by `types`; none where no window is given.
+/// The windows of layers by `types`; none where no window is given.
 pub(super) fn windows(types: &[bool], window: Option<usize>) -> Result<Vec<LayerKind>> {
     if !types.contains(&true) {
         return Ok(Vec::new());
@@ -143,7 +143,7 @@ pub(super) fn windows(types: &[bool], window: Option<usize>) -> Result<Vec<Layer
     Ok(types.iter().map(one).collect())
 }
 
-/// What models of other families have that is not computed here: (parts of the model type, the reason).
+/// Families that are not supported: (parts of the model type, the operation that is missing).
 const NEEDED: [(&[&str], &str); 21] = [
     (
         &["moe", "mixtral", "deepseek", "gpt_oss", "dbrx", "jamba", "llama4", "arctic", "ernie4_5_", "kimi", "minimax"],
@@ -218,8 +218,24 @@ const NEEDED: [(&[&str], &str); 21] = [
     ),
 ];
 
-/// What a model type that is not known would need.
+/// The operation that an unknown model type needs.
 pub(super) fn why_not(model_type: &str) -> &'static str {
     let found = NEEDED.iter().find(|(parts, _)| parts.iter().any(|part| model_type.contains(part)));
     found.map_or("its parts are not known here", |(_, reason)| reason)
+}
+
+/// Transformers' defaults of fields that are missing in config.json.
+pub(super) struct Defaults {
+    pub theta: f64,
+    pub tie_embeddings: bool,
+    pub activation: (&'static str, &'static str),
+    pub eps: f64,
+    /// Whether rotary positions may rotate only a part of each head.
+    pub partial: bool,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self { theta: 10_000.0, tie_embeddings: false, activation: ("hidden_act", "silu"), eps: 1e-6, partial: false }
+    }
 }

@@ -1,4 +1,4 @@
-//! RoBERTa (arXiv 1907.11692): BERT whose positions begin behind the padding id.
+//! RoBERTa (arXiv 1907.11692): BERT whose positions begin after the padding id.
 
 use serde_json::Value;
 
@@ -52,7 +52,7 @@ const LIKE_ROBERTA: Family = Family {
     layout: WeightLayout::OutIn,
     heads: Heads::Encoder(EncoderHeads {
         dense: "lm_head.dense",
-        // Whatever `hidden_act` says.
+        // Independent of `hidden_act`.
         activation: Some(Activation::GeluErf),
         norm: "lm_head.layer_norm",
         bias: "lm_head.bias",

@@ -1,16 +1,16 @@
 //! Rotary positions in config.json: `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (older), of
-//! every kind that transformers computes.
+//! every kind that transformers implements.
 
 use serde_json::Value;
 
-use super::llama::Defaults;
+use super::read::Defaults;
 use super::read::{Result, get, malformed, number, number_opt, size_opt, unsupported};
 use crate::model::config::{LocalRope, ModelConfig, PositionKind, RopeScaling};
 
 pub(super) struct Rotary {
     pub theta: f64,
     pub scaling: RopeScaling,
-    /// Channels of each head that turn.
+    /// Number of rotated channels of each head.
     pub rotary_dim: Option<usize>,
 }
 
@@ -43,7 +43,7 @@ fn rotary_dim(head_dim: usize, share: f64, partial: bool) -> Result<usize> {
         return unsupported(format!("`partial_rotary_factor` = {share} in this family"));
     }
     match (head_dim as f64 * share) as usize {
-        // An odd share turns one channel more, as in transformers.
+        // An odd number of channels is rounded up, as in transformers.
         dim if dim > 0 && 2 * dim.div_ceil(2) <= head_dim => Ok(dim),
         dim => {
             unsupported(format!("`partial_rotary_factor` = {share}: {dim} of {head_dim} channels cannot turn in pairs"))
@@ -51,12 +51,12 @@ fn rotary_dim(head_dim: usize, share: f64, partial: bool) -> Result<usize> {
     }
 }
 
-/// True where every kind of layer has its own entry.
+/// True where each kind of layer has its own entry.
 fn nested(rope: &Value) -> bool {
     ["full_attention", "sliding_attention"].iter().any(|kind| rope.get(*kind).is_some())
 }
 
-/// Full and windowed layers with bases of their own; `older` names their fields in older files, with the defaults.
+/// Full and windowed layers with separate bases; `older` names their fields in older files, with the defaults.
 pub(super) fn by_layer(config: &Value, parsed: &mut ModelConfig, older: [(&str, f64); 2]) -> Result<()> {
     let trained = parsed.max_positions;
     let empty = Value::Null;
@@ -76,7 +76,7 @@ pub(super) fn by_layer(config: &Value, parsed: &mut ModelConfig, older: [(&str, 
     Ok(())
 }
 
-/// `rope` holds the kind and its numbers; `dim` channels turn.
+/// `rope` holds the kind and its numbers; `dim` channels are rotated.
 fn scaling(config: &Value, rope: &Value, trained: usize, dim: usize) -> Result<RopeScaling> {
     let kind = match get(rope, "rope_type").or_else(|| get(rope, "type")) {
         None => "default",
@@ -87,7 +87,7 @@ fn scaling(config: &Value, rope: &Value, trained: usize, dim: usize) -> Result<R
         Some(factor) => Ok(factor),
         None => malformed(format!("rotary scaling of type {kind:?} needs `factor`")),
     };
-    // A field of its own counts more than what stands beside the kind, as in transformers.
+    // The top-level field takes precedence over the one beside the kind, as in transformers.
     let original = match size_opt(config, "original_max_position_embeddings")? {
         Some(own) => own,
         None => size_opt(rope, "original_max_position_embeddings")?.unwrap_or(trained),
@@ -104,7 +104,7 @@ fn scaling(config: &Value, rope: &Value, trained: usize, dim: usize) -> Result<R
             }
             RopeScaling::Llama3 { factor: factor()?, low, high, original }
         }
-        // Phi-3's first files say su or yarn of the same thing.
+        // Phi-3's first files write `su` or `yarn` for longrope.
         "longrope" | "su" => long(rope, original, trained, dim)?,
         "yarn" if per_frequency => long(rope, original, trained, dim)?,
         "yarn" => yarn(rope, original, trained)?,
@@ -132,7 +132,7 @@ fn yarn(rope: &Value, original: usize, trained: usize) -> Result<RopeScaling> {
     Ok(RopeScaling::Yarn { factor, fast, slow, original, attention, truncate })
 }
 
-/// A number of which 0 says the same as nothing, as for transformers.
+/// An optional number; 0 counts as absent, as in transformers.
 fn unless_zero(rope: &Value, key: &str) -> Result<Option<f64>> {
     if get(rope, key).and_then(Value::as_f64) == Some(0.0) { Ok(None) } else { number_opt(rope, key) }
 }

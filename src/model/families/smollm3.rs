@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::llama::{Defaults, LIKE_LLAMA, LIKE_LLAMA_GGUF, read};
+use super::llama::{LIKE_LLAMA, LIKE_LLAMA_GGUF, read};
+use super::read::Defaults;
 use super::read::{Result, flag, get, layer_types, malformed, size_opt, window, windows};
 use super::{Arch, Family, Gguf};
 use crate::model::config::LayerKind;

@@ -17,12 +17,12 @@ use crate::model::load::{LoadError, Loaded};
 use crate::ops::blocks::BlockType;
 use crate::tokenizer::gguf::Vocabulary;
 
-/// How the matrices of an exported file are held.
+/// The format of an exported file's matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GgufFormat {
     F16,
     Q8_0,
-    /// Matrices in Q4_K, embeddings and output in Q6_K; Q8_0 where a row is no multiple of 256.
+    /// Matrices in Q4_K, embeddings and output in Q6_K; Q8_0 where the row length is not a multiple of 256.
     Q4K,
 }
 
@@ -38,7 +38,7 @@ impl GgufFormat {
     }
 
     /// # Errors
-    /// Lists the names that are known.
+    /// When the name is not known; the message lists the known ones.
     pub fn parse(name: &str) -> Result<Self, String> {
         Self::ALL
             .into_iter()
@@ -76,11 +76,12 @@ impl GgufFormat {
     }
 }
 
-/// Writes `loaded` to the file `out`; returns its SHA-256. The file appears whole or not at all, and is read again:
-/// its configuration must be that of the model.
+/// Writes `loaded` to the file `out`; returns its SHA-256. The file is written atomically and read again to check that
+/// its configuration is the model's.
 ///
 /// # Errors
-/// `Unsupported` for encoders, reward models and what a GGUF file has no place for; `Io` when it cannot be written.
+/// `Unsupported` for encoders, reward models and features that a GGUF file cannot represent; `Io` when it cannot be
+/// written.
 pub fn export(loaded: &Loaded, name: &str, out: &Path, format: GgufFormat) -> Result<String, LoadError> {
     let refuse = |message: String| LoadError::unsupported(out, message);
     let config = &loaded.config;
@@ -137,9 +138,9 @@ pub fn export(loaded: &Loaded, name: &str, out: &Path, format: GgufFormat) -> Re
     Ok(sha256)
 }
 
-/// Takes from `config` what a file says otherwise or less exactly, and means the same.
+/// Copies from `config` the fields that a file represents differently or less exactly.
 fn settle(read: &mut ModelConfig, config: &ModelConfig) {
-    // A file names two end tokens at most, and a Mistral without a window is a Llama: both have the same name there.
+    // A file has two end tokens at most, and a Mistral without a window is read as a Llama, which has the same name.
     read.eos_ids.clone_from(&config.eos_ids);
     (read.bos_id, read.pad_id) = (config.bos_id, config.pad_id);
     let name = |config: &ModelConfig| config.family().gguf.as_ref().map(|gguf| gguf.name);
@@ -147,7 +148,7 @@ fn settle(read: &mut ModelConfig, config: &ModelConfig) {
         read.arch = config.arch;
     }
     let (ours, theirs) = (&config.switches, &mut read.switches);
-    // Numbers are f32 there.
+    // Files store numbers as f32.
     let near = |a: f64, b: f64| (a - b).abs() <= 1e-6 * a.abs().max(b.abs());
     let lists = |a: &[f64], b: &[f64]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| near(*a, *b));
     let same = match (&ours.rope_scaling, &theirs.rope_scaling) {
@@ -159,7 +160,7 @@ fn settle(read: &mut ModelConfig, config: &ModelConfig) {
             RopeScaling::Yarn { factor, fast, slow, original, attention, truncate },
             RopeScaling::Yarn { factor: f, fast: q, slow: s, original: o, attention: a, truncate: t },
         ) => lists(&[*factor, *fast, *slow, *attention], &[*f, *q, *s, *a]) && original == o && truncate == t,
-        // Divisors of frequencies, which no longer tell where they come from.
+        // Files store divisors of frequencies without their kind.
         (RopeScaling::Llama3 { .. }, RopeScaling::Long { short, long, attention, .. }) => {
             let wide: Vec<f64> =
                 rotary_tensors(config).iter().flat_map(|(_, list)| list).map(|f| f64::from(*f)).collect();
@@ -204,7 +205,7 @@ impl io::Write for Hashing {
     }
 }
 
-/// The bytes of a tensor, in the file's order.
+/// The bytes of a tensor, in the file's row order.
 fn encode(tensor: &Tensor, change: Change, kind: BlockType) -> candle_core::Result<Vec<u8>> {
     let cpu = candle_core::Device::Cpu;
     let mut tensor = tensor.to_device(&cpu)?.to_dtype(candle_core::DType::F32)?;
@@ -214,7 +215,7 @@ fn encode(tensor: &Tensor, change: Change, kind: BlockType) -> candle_core::Resu
         _ => {}
     }
     if let Some(order) = change.rows(tensor.dim(0)?).map_err(candle_core::Error::msg)? {
-        // `order` says where the rows of this side lie in the file.
+        // `order` maps the rows here to rows of the file.
         let mut inverse = vec![0u32; order.len()];
         order.iter().enumerate().for_each(|(own, file)| inverse[*file] = own as u32);
         tensor = tensor.index_select(&Tensor::new(inverse, &cpu)?, 0)?;
@@ -229,7 +230,7 @@ fn encode(tensor: &Tensor, change: Change, kind: BlockType) -> candle_core::Resu
     Ok(QTensor::quantize(&tensor.contiguous()?, dtype)?.data()?.into_owned())
 }
 
-/// Divisors of rotary frequencies that stand in tensors.
+/// Divisors of rotary frequencies, which files store as tensors.
 fn rotary_tensors(config: &ModelConfig) -> Vec<(&'static str, Vec<f32>)> {
     let narrow = |list: &[f64]| list.iter().map(|f| *f as f32).collect();
     match (&config.switches.rope_scaling, config.position) {
@@ -338,7 +339,7 @@ fn vocabulary(loaded: &Loaded, list: &mut Vec<(String, Meta)>) -> Result<(), Str
             add(&format!("ggml.{key}_token_id"), Meta::U32(id));
         }
     }
-    // The second token that ends an answer.
+    // The second end token.
     if let Some(id) = loaded.config.eos_ids.iter().find(|id| Some(**id) != found.eos) {
         add("ggml.eot_token_id", Meta::U32(*id));
     }

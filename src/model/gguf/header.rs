@@ -1,12 +1,11 @@
 //! The header of a GGUF file, versions 2 and 3: metadata and tensor table, read with checked arithmetic and
-//! bounded memory: candle's own reader divides by an unchecked alignment and lets a small file claim much
-//! memory.
+//! bounded memory: candle's own reader divides by an unchecked alignment and lets a small file allocate much memory.
 
 use std::collections::BTreeMap;
 
 use crate::ops::blocks::BlockType;
 
-/// More metadata values or tensors than these are taken for damage.
+/// More metadata values or tensors than these are refused as damaged.
 const MAX_VALUES: u64 = 8 << 20;
 const MAX_TENSORS: u64 = 1 << 16;
 const MAX_KEYS: u64 = 1 << 16;
@@ -26,7 +25,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// A whole number that is not negative.
+    /// The value as a non-negative integer.
     pub fn as_uint(&self) -> Option<u64> {
         match self {
             Self::Uint(n) => Some(*n),
@@ -35,7 +34,7 @@ impl Value {
         }
     }
 
-    /// A number.
+    /// The value as a number.
     pub fn as_float(&self) -> Option<f64> {
         match self {
             Self::Float(x) => Some(*x),
@@ -52,7 +51,7 @@ pub struct TensorInfo {
     pub dtype: BlockType,
     /// Outermost dimension first: [out, in].
     pub shape: Vec<usize>,
-    /// Which of a split model's files holds it.
+    /// The number of the file, of a split model, that holds it.
     pub part: usize,
     /// Byte range in the file.
     pub start: usize,
@@ -66,7 +65,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads the header of a file that is `file` from its first to its last byte.
+    /// Reads the header of a file with the bytes `file`.
     pub fn parse(file: &[u8]) -> Result<Self> {
         let mut reader = Reader { file, at: 0, values: 0 };
         if reader.take(4)? != b"GGUF" {
@@ -134,7 +133,7 @@ impl Header {
     }
 }
 
-/// Bytes that a tensor takes, or `None` when its rows are no whole blocks or a size overflows.
+/// Bytes of a tensor, or `None` when its rows are not whole blocks or a size overflows.
 fn byte_size(dtype: BlockType, shape: &[usize]) -> Option<u64> {
     let (block, size) = dtype.block();
     let row = *shape.last()?;
@@ -148,7 +147,7 @@ fn byte_size(dtype: BlockType, shape: &[usize]) -> Option<u64> {
 struct Reader<'a> {
     file: &'a [u8],
     at: usize,
-    /// Metadata values read so far, against `MAX_VALUES`.
+    /// Metadata values read so far; at most `MAX_VALUES`.
     values: u64,
 }
 
@@ -199,7 +198,7 @@ impl<'a> Reader<'a> {
             9 => {
                 let kind = self.u32()?;
                 let length = self.u64()?;
-                // The loop ends at the first value that the file does not hold, so no length is trusted.
+                // The loop ends at the first value that is not in the file, so the length needs no check.
                 let mut items = Vec::new();
                 for _ in 0..length {
                     items.push(self.value(kind, depth + 1)?);

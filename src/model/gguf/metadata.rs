@@ -1,4 +1,4 @@
-//! What GGUF metadata says of a model, as the config.json that transformers would have for it.
+//! GGUF metadata of a model, converted to the config.json that transformers would have for it.
 
 use serde_json::{Value as Json, json};
 
@@ -7,13 +7,13 @@ use crate::model::gguf::header::Header;
 
 type Result<T, E = String> = std::result::Result<T, E>;
 
-/// Llama 3's known stretches: (factor, low, high, length of pretraining).
+/// The known parameters of Llama 3's rotary scaling: (factor, low, high, length of pretraining).
 const LLAMA3: [(f64, f64, f64, f64); 3] = [(8.0, 1.0, 4.0, 8192.0), (32.0, 1.0, 4.0, 8192.0), (16.0, 1.0, 4.0, 8192.0)];
 
 /// Reads metadata; `floats` gives the numbers of a small tensor.
 ///
 /// # Errors
-/// Says what is missing or not supported.
+/// When a value is missing or not supported; the message names it.
 pub(in crate::model) fn hf_config(header: &Header, floats: &dyn Fn(&str) -> Option<Vec<f32>>) -> Result<Json> {
     let name = header.str("general.architecture").ok_or("`general.architecture` is missing")?;
     let (family, gguf) = families::of_gguf(name)?;
@@ -34,7 +34,7 @@ impl Metadata<'_> {
         format!("{}.{name}", self.name)
     }
 
-    /// A count; of a list by layer, the one that all layers share.
+    /// A count. A list by layer must have equal values, of which one is returned.
     pub fn uint(&self, name: &str) -> Option<u64> {
         let key = self.key(name);
         self.header.uint(&key).or_else(|| {
@@ -82,8 +82,8 @@ impl Metadata<'_> {
         }))
     }
 
-    /// The fields of a family with rotary positions, and `own` over them. `partial` says whether positions may turn a
-    /// part of each head.
+    /// The fields of a family with rotary positions, overridden by `own`. `partial`: whether positions may rotate only
+    /// a part of each head.
     pub fn rotary(&self, partial: bool, own: Json) -> Result<Json> {
         let (head_dim, turned, theta, context) = (self.head_dim()?, self.turned()?, self.theta(), self.context()?);
         let mut config = json!({
@@ -129,7 +129,7 @@ impl Metadata<'_> {
         Ok(self.uint("attention.key_length").or(hidden.checked_div(heads)).unwrap_or(0))
     }
 
-    /// Channels of each head that rotary positions turn.
+    /// Number of channels of each head that rotary positions rotate.
     pub fn turned(&self) -> Result<u64> {
         Ok(self.uint("rope.dimension_count").unwrap_or(self.head_dim()?))
     }
@@ -203,7 +203,7 @@ impl Metadata<'_> {
     }
 }
 
-/// Puts all of `more` into `config`.
+/// Adds all fields of `more` to `config`.
 fn with(mut config: Json, more: Json) -> Json {
     if let (Some(map), Json::Object(more)) = (config.as_object_mut(), more) {
         map.extend(more);
@@ -215,7 +215,7 @@ fn wide(list: &[f32]) -> Vec<f64> {
     list.iter().map(|f| shortest(f64::from(*f))).collect()
 }
 
-/// A divisor for every frequency: Llama 3's where they are those of a known stretch, else a list.
+/// A divisor for every frequency: Llama 3's scaling where the divisors are those of known parameters, else a list.
 fn by_divisors(divisors: &[f32], theta: f64, turned: u64, context: u64) -> Json {
     let known = LLAMA3.iter().find(|(factor, low, high, original)| {
         let want = llama3_divisors(theta, turned as usize, *factor, *low, *high, *original);
@@ -233,7 +233,7 @@ fn by_divisors(divisors: &[f32], theta: f64, turned: u64, context: u64) -> Json 
     }
 }
 
-/// By what Llama 3's scaling divides the frequencies of `dim` channels.
+/// The divisors of Llama 3's scaling for the frequencies of `dim` channels.
 pub(in crate::model) fn llama3_divisors(
     theta: f64,
     dim: usize,
@@ -258,8 +258,8 @@ pub(in crate::model) fn llama3_divisors(
         .collect()
 }
 
-/// GGUF keeps f32 metadata: 1e-5 comes back as 9.999999747378752e-6. The shortest decimal that gives the
-/// same f32 is what the author wrote.
+/// GGUF keeps f32 metadata: 1e-5 comes back as 9.999999747378752e-6. The shortest decimal that gives the same f32
+/// restores the author's number.
 pub(in crate::model) fn shortest(value: f64) -> f64 {
     let narrow = value as f32;
     if f64::from(narrow) == value { narrow.to_string().parse().unwrap_or(value) } else { value }

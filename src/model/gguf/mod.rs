@@ -1,8 +1,7 @@
 //! GGUF files of decoders: raw quantised tensors by Hugging Face name, dequantising, configuration.
 //!
-//! llama.cpp stores some rows in another order, those of q and k for interleaved rotary pairs. Here they are put back
-//! into Hugging Face's order on the way out, quantised or not: a row is a whole number of blocks, so the order of rows
-//! changes without touching a value.
+//! llama.cpp stores some rows in another order, those of q and k for interleaved rotary pairs. Reading restores Hugging
+//! Face's order, also of quantised rows: a row is a whole number of blocks, so reordering rows changes no value.
 
 pub mod export;
 mod header;
@@ -29,7 +28,7 @@ use crate::tokenizer::gguf::Vocabulary;
 
 type Result<T, E = LoadError> = std::result::Result<T, E>;
 
-/// An open GGUF file: what it describes, and its tensors.
+/// An open GGUF file: its description and its tensors.
 pub struct RawGguf {
     described: Described,
     tensors: GgufTensors,
@@ -38,15 +37,16 @@ pub struct RawGguf {
 /// The tensors of an open GGUF file, read on demand from the memory map.
 pub struct GgufTensors {
     path: PathBuf,
-    /// One of each file.
+    /// One map per file.
     maps: Vec<memmap2::Mmap>,
     infos: BTreeMap<String, (TensorInfo, Change)>,
 }
 
-/// The files of the model that the file at `path` belongs to: the file itself, or all parts of a model in several files.
+/// The files of the model that the file at `path` belongs to: the file itself, or all parts of a model in several
+/// files.
 ///
 /// # Errors
-/// `Malformed` for what is no GGUF file, `Io` with the name of a part that is missing.
+/// `Malformed` when the file is not a GGUF file, `Io` with the name of a missing part.
 pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
     parts::open(path).map(|parts| parts.paths)
 }
@@ -147,7 +147,7 @@ impl GgufTensors {
         Some((info.dtype, *m, *k))
     }
 
-    /// The format that holds a tensor as the file does, where that is no blocks.
+    /// The serving format equal to the file's type of a tensor, where that is not quantised.
     pub fn near_format(&self, name: &str) -> WeightFormat {
         match self.infos.get(name).map(|(info, _)| info.dtype) {
             Some(BlockType::F16) => WeightFormat::F16,
@@ -162,7 +162,7 @@ impl GgufTensors {
         self.read(device, None)
     }
 
-    /// The same as `holding` holds them.
+    /// All tensors, with the matrices of the blocks as `holding` specifies.
     pub(super) fn read(&self, device: &Device, holding: Option<&Holding<'_>>) -> Result<Weights> {
         let one = |name: &String| -> Result<Tensor> {
             let tensor = self.tensor(name, device)?;
@@ -214,7 +214,7 @@ fn vocabulary(header: &Header) -> Option<Vocabulary> {
         add_bos: header.bool("tokenizer.ggml.add_bos_token"),
         add_eos: header.bool("tokenizer.ggml.add_eos_token").unwrap_or(false),
         add_space_prefix: header.bool("tokenizer.ggml.add_space_prefix"),
-        // Phi-3's control tokens take the spaces behind them; the file has no place to say so.
+        // Phi-3's control tokens consume the spaces after them, which a GGUF file cannot represent.
         strip_behind: header
             .str("general.name")
             .is_some_and(|name| ["phi-3", "phi3"].iter().any(|phi| name.to_lowercase().contains(phi))),

@@ -1,6 +1,6 @@
-//! Parameters in GGUF files: what each is called there, and how its numbers lie there differently.
+//! Parameters in GGUF files: their names, and how their layout differs.
 //!
-//! Everything follows from a family's table; only llama.cpp's own habits are written here.
+//! Most of it is derived from a family's table; this file adds llama.cpp's conventions.
 
 use std::collections::BTreeMap;
 
@@ -8,21 +8,21 @@ use crate::model::config::ModelConfig;
 use crate::model::families::{MlpNames, NormKind, Norms, Qkv};
 use crate::ops::linear::WeightLayout;
 
-/// How a parameter lies in the file.
+/// The layout of a parameter in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::model) enum Change {
     None,
-    /// Rows of each of so many heads for interleaved rotary pairs.
+    /// Rows of each head are ordered for interleaved rotary pairs.
     Rotary {
         heads: usize,
     },
-    /// All of q, all of k, all of v, instead of the three of each head.
+    /// All of q, all of k, all of v, instead of q, k and v of each head.
     ByHead {
         heads: usize,
     },
-    /// A gain with the 1 added that it is a difference from.
+    /// A gain stored with 1 added.
     PlusOne,
-    /// A matrix [out, in] that is [in, out] here.
+    /// A matrix stored as [out, in] that is [in, out] here.
     Transposed,
 }
 
@@ -40,7 +40,7 @@ pub(in crate::model) fn all(config: &ModelConfig) -> BTreeMap<String, Named> {
     let mut found = BTreeMap::new();
     let mut add = |file: &str, name: &str, change: Change| {
         for part in ["weight", "bias"] {
-            // What is added to a gain or turned round is a weight; a bias follows the rows.
+            // Only weights are transposed or have 1 added; biases are reordered with the rows.
             let change = match change {
                 Change::PlusOne | Change::Transposed if part == "bias" => Change::None,
                 change => change,
@@ -109,7 +109,7 @@ pub(in crate::model) fn all(config: &ModelConfig) -> BTreeMap<String, Named> {
 }
 
 impl Change {
-    /// Where each of `rows` rows lies in the file; `None` where they lie as here.
+    /// The file's row number of each of `rows` rows; `None` where the order is the same.
     ///
     /// # Errors
     /// When the rows do not divide into the heads.

@@ -6,7 +6,7 @@ use crate::model::gguf::header::Header;
 use crate::model::load::mistakes;
 use crate::model::load::{LoadError, map_file};
 
-/// More parts than these are taken for damage.
+/// More parts than these are refused as damaged.
 const MOST: u64 = 1024;
 
 pub(in crate::model) struct Parts {
@@ -16,10 +16,10 @@ pub(in crate::model) struct Parts {
     pub header: Header,
 }
 
-/// Opens the file, and the others if it is a part.
+/// Opens the file, and the other parts if it is one of several.
 ///
 /// # Errors
-/// `Malformed` for what is no GGUF file, `Io` with the name of a part that is missing.
+/// `Malformed` when the file is not a GGUF file, `Io` with the name of a missing part.
 pub(in crate::model) fn open(path: &Path) -> Result<Parts, LoadError> {
     let (map, header) = one(path)?;
     let count = header.uint("split.count").unwrap_or(1);

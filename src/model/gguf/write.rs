@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use crate::ops::blocks::BlockType;
 
-/// Where a tensor's bytes begin: a multiple of this.
+/// Alignment of each tensor's data, in bytes.
 const ALIGNMENT: u64 = 32;
 
 /// A metadata value.
@@ -34,10 +34,10 @@ impl Tensor {
     }
 }
 
-/// Writes a file; `data` gives the bytes of tensor number i and is asked in order.
+/// Writes a file; `data` returns the bytes of tensor number i and is called in order.
 ///
 /// # Errors
-/// `InvalidData` when a tensor's bytes are not as many as its row of the table says.
+/// `InvalidData` when the number of a tensor's bytes differs from its row of the table.
 pub fn write(
     out: &mut impl Write,
     metadata: &[(String, Meta)],

@@ -14,13 +14,13 @@ pub const SCORE: &str = crate::model::heads::reward::SCORE;
 pub const CLASSIFIER: &str = "classifier.weight";
 pub const CLASSIFIER_BIAS: &str = "classifier.bias";
 
-/// Everything below the head.
+/// The model without its head.
 pub enum Body<'a> {
     Decoder(&'a Decoder),
     Encoder(&'a Encoder),
 }
 
-/// Class scores [n, classes] of `sequences`, with gradient where there are variables. `head` is [classes, d].
+/// Class scores [n, classes] of `sequences`, differentiable where the model has variables. `head` is [classes, d].
 pub fn class_logits(body: &Body<'_>, head: &Tensor, bias: Option<&Tensor>, sequences: &[&[u32]]) -> Result<Tensor> {
     let batch = PackedBatch::new(sequences);
     let features = match body {
@@ -44,13 +44,13 @@ fn rows(hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
     hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)
 }
 
-/// What the classifier reads of a text, in training and later: at most `max_length` tokens; a decoder's text
-/// ends with its end token, whose state the head sees; an encoder's stands between `[CLS]` and `[SEP]`.
+/// The token ids of a text for a classifier, in training and inference: at most `max_length` tokens. A decoder's text
+/// ends with its end token, whose hidden state the head reads; an encoder's is enclosed in `[CLS]` and `[SEP]`.
 pub fn classifier_ids(tokenizer: &Tokenizer, config: &ModelConfig, text: &str, max_length: usize) -> Result<Vec<u32>> {
     Ok(classifier_ids_cut(tokenizer, config, text, max_length)?.0)
 }
 
-/// `classifier_ids`, and whether the text lost its end to fit.
+/// `classifier_ids`, and whether the text was truncated.
 pub fn classifier_ids_cut(
     tokenizer: &Tokenizer,
     config: &ModelConfig,
@@ -80,7 +80,7 @@ pub fn classifier_ids_cut(
     Ok((ids, cut))
 }
 
-/// instructd.json's part about a classifier.
+/// The classifier's section of instructd.json.
 pub fn about(labels: &[String], max_length: usize) -> Value {
     json!({"classifier": {"labels": labels, "max_length": max_length}})
 }
@@ -103,7 +103,8 @@ enum Owned {
 
 impl Classifier {
     /// # Errors
-    /// A model without a tokenizer or a head; labels in instructd.json that are not as many as the head's rows.
+    /// When the model lacks a tokenizer or a head, or when the number of labels in instructd.json differs from the
+    /// head's rows.
     pub fn new(loaded: &Loaded) -> Result<Self> {
         let Some(tokenizer) = loaded.tokenizer.clone() else { candle_core::bail!("the model has no tokenizer.json") };
         let encoder = loaded.config.is_encoder();
@@ -135,7 +136,7 @@ impl Classifier {
         })
     }
 
-    /// log p of every label for every text, `[texts][labels]`; `max_tokens` go through at a time.
+    /// log p of every label for every text, `[texts][labels]`; at most `max_tokens` tokens are computed at a time.
     pub fn classify<S: AsRef<str>>(&self, texts: &[S], max_tokens: usize) -> Result<Vec<Vec<f32>>> {
         let body = match &self.body {
             Owned::Decoder(decoder) => Body::Decoder(decoder),
@@ -163,7 +164,7 @@ impl Classifier {
     }
 }
 
-/// Weights without heads of other tasks: what a classifier is built on.
+/// The weights that a classifier is built on, without the heads of other tasks.
 pub fn body_weights(loaded: &Loaded) -> Weights {
     let family = loaded.config.family();
     let kept = |name: &str| family.encoder_heads().is_some_and(|heads| heads.is_pooler(name));
@@ -172,8 +173,8 @@ pub fn body_weights(loaded: &Loaded) -> Weights {
     loaded.weights.iter().filter(|(name, _)| !other(name)).map(|(n, t)| (n.clone(), t.clone())).collect()
 }
 
-/// Gives an encoder the layer between its first token and the classes, where the weights have none. `draw` makes the
-/// matrix.
+/// Adds the layer between an encoder's first token and the classes, where the weights have none. `draw` returns its
+/// initial matrix.
 pub fn add_pooler(config: &ModelConfig, weights: &mut Weights, draw: impl FnOnce() -> Result<Tensor>) -> Result<()> {
     let Some(heads) = config.family().encoder_heads() else { return Ok(()) };
     let (name, biased) = match heads.pooler {

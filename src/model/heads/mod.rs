@@ -1,4 +1,4 @@
-//! Heads on a backbone: classifiers and reward models, and the backbone as both see it.
+//! Heads on a backbone: classifiers and reward models, and the backbone that both use.
 
 pub mod classifier;
 pub mod reward;

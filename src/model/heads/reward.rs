@@ -1,6 +1,6 @@
-//! Reward model: the hidden state that sums a conversation up goes through one linear row to a score. With
-//! several rows (an ensemble of heads on one trunk) the score is their mean, and their spread says how
-//! unsure it is.
+//! Reward model: one linear row maps the hidden state that summarises a conversation to a score. With
+//! several rows (an ensemble of heads on one trunk) the score is their mean, and their standard deviation measures its
+//! uncertainty.
 
 use candle_core::{Result, Tensor};
 use serde_json::Value;
@@ -15,7 +15,7 @@ pub const SCORE: &str = "score.weight";
 /// Ends the prompt in an encoder's input.
 const SEPARATOR: &str = "[SEP]";
 
-/// A head's raw score becomes `gain · raw + bias`; they bring reference completions to mean 0, variance 1.
+/// A head's raw score becomes `gain · raw + bias`, which scales reference completions to mean 0 and variance 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scale {
     pub gain: f64,
@@ -33,29 +33,29 @@ pub struct RewardModel {
 
 impl RewardModel {
     /// # Errors
-    /// When the model has no `score.weight`, or its scales are not those of its heads.
+    /// When the model has no `score.weight`, or the number of scales differs from the number of heads.
     pub fn new(loaded: &Loaded) -> Result<Self> {
         Self::for_purpose(loaded, Purpose::Score)
     }
 
-    /// A reward model with the arithmetic of `purpose` instead of exact f32.
+    /// Builds a reward model with the arithmetic of `purpose` instead of exact f32.
     ///
     /// # Errors
-    /// As `new`.
+    /// When the model has no `score.weight`, or the number of scales differs from the number of heads.
     pub fn for_purpose(loaded: &Loaded, purpose: Purpose) -> Result<Self> {
         let (head, scales) = head(loaded)?;
         let trunk = Trunk::build(&headless(&loaded.config), &loaded.weights, None, purpose)?;
         Ok(Self { trunk, separator: separator(loaded), head, scales })
     }
 
-    /// Scores of whole conversations as ids, each ending with the end token that training used; sequences
-    /// are run `max_tokens` at a time.
+    /// Scores of whole conversations as ids, each ending with the end token that training used; at most `max_tokens`
+    /// tokens are computed at a time.
     pub fn score(&self, conversations: &[Vec<u32>], max_tokens: usize) -> Result<Vec<f64>> {
         Ok(self.scores(conversations, max_tokens)?.into_iter().map(|score| score.mean).collect())
     }
 
-    /// Scores of whole conversations as ids, each with the standard deviation over the heads; sequences are run
-    /// `max_tokens` at a time.
+    /// Scores of whole conversations as ids, each with the standard deviation over the heads; at most `max_tokens`
+    /// tokens are computed at a time.
     pub fn scores(&self, conversations: &[Vec<u32>], max_tokens: usize) -> Result<Vec<RewardScore>> {
         let raw = self.raw(conversations, max_tokens)?;
         Ok(raw.iter().map(|heads| combine(heads, &self.scales)).collect())
@@ -87,7 +87,7 @@ impl RewardModel {
         Ok(scores)
     }
 
-    /// Heads of the ensemble.
+    /// Number of heads of the ensemble.
     pub fn n_heads(&self) -> usize {
         self.scales.len()
     }
@@ -106,10 +106,10 @@ pub fn combine(heads: &[f32], scales: &[Scale]) -> RewardScore {
     RewardScore { mean, std: variance.sqrt(), tokens: 0 }
 }
 
-/// The head [heads, d] and the scale of each row.
+/// Returns the head [heads, d] and the scale of each row.
 ///
 /// # Errors
-/// When there is no head, or none that fits the model and its scales.
+/// When there is no head, or its shape does not fit the model and the scales.
 pub fn head(loaded: &Loaded) -> Result<(Tensor, Vec<Scale>)> {
     let d = loaded.config.hidden_size;
     let Some(head) = loaded.weights.get(SCORE) else { candle_core::bail!("not a reward model: it has no {SCORE}") };
@@ -119,7 +119,7 @@ pub fn head(loaded: &Loaded) -> Result<(Tensor, Vec<Scale>)> {
     if width != d || rows == 0 {
         candle_core::bail!("{SCORE} has shape {:?}, not [heads, {d}]", head.dims());
     }
-    // A classifier's head has several rows too; only an ensemble comes with a scale for each.
+    // A classifier's head has several rows too; only an ensemble has a scale for each.
     if rows > 1 && loaded.instructd.as_ref().is_none_or(|v| v.pointer("/reward/gain").is_none()) {
         candle_core::bail!("not a reward model: {SCORE} has {rows} rows and instructd.json no scale for them");
     }
@@ -146,7 +146,7 @@ pub fn separator(loaded: &Loaded) -> Option<u32> {
     tokenizer.token_to_id(SEPARATOR).or_else(|| tokenizer.token_to_id(tokenizer.named_token("sep_token")?))
 }
 
-/// The tensors below the head: an output matrix, poolers and other tasks' heads compute no score.
+/// The tensors that a score depends on, without the output matrix, poolers and other tasks' heads.
 pub fn below(config: &ModelConfig, weights: &Weights) -> Weights {
     let other = |name: &str| config.family().is_head(name) || name.contains(".pooler.");
     weights.iter().filter(|(name, _)| !other(name)).map(|(n, t)| (n.clone(), t.clone())).collect()

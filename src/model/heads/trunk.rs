@@ -1,4 +1,4 @@
-//! What a score or a class is read from: a causal decoder's last token, or an encoder's first.
+//! The backbone that scores and classes are computed on: a causal decoder's last token, or an encoder's first.
 
 use candle_core::{Result, Tensor};
 
@@ -7,7 +7,7 @@ use crate::model::{Decoder, Encoder, ModelConfig, PackedBatch, Purpose, Recomput
 
 /// A model that training and scoring can build from a configuration and its weights.
 pub trait Build: Sized {
-    /// `lora`: adapters beside the base, by the names of `lora::init`.
+    /// Builds the model; `lora` are adapters on the base, with the names of `lora::init`.
     ///
     /// # Errors
     /// When the weights do not fit the configuration.
@@ -18,7 +18,7 @@ pub trait Build: Sized {
         purpose: Purpose,
     ) -> Result<Self>;
 
-    /// What training changes about it; only decoders have choices.
+    /// Applies options of training, which only decoders have.
     fn for_training(self, _recompute: Recompute) -> Self {
         self
     }
@@ -37,7 +37,7 @@ impl Build for Decoder {
         }
     }
 
-    /// Gradients are then taken as `train::step::Accumulator` takes them.
+    /// Enables gradient sums; gradients must then be computed as in `train::step::Accumulator`.
     fn for_training(self, recompute: Recompute) -> Self {
         let mut decoder = self.collected();
         decoder.recompute = recompute;
@@ -95,7 +95,7 @@ impl Trunk {
         self.summed_up(batch, separator, |decoder, last| decoder.forward_tails(batch, last))
     }
 
-    /// As `summaries`, without a gradient also where the trunk has variables.
+    /// `summaries` without a gradient, also where the trunk has variables.
     pub fn frozen_summaries(&self, batch: &PackedBatch, separator: Option<u32>) -> Result<Tensor> {
         Ok(self.summed_up(batch, separator, |decoder, last| decoder.frozen_tails(batch, last))?.detach())
     }

@@ -1,4 +1,4 @@
-//! One block of a decoder or an encoder: its norms and matrices, as its family lays them out.
+//! One block of a decoder or an encoder: its norms and matrices, arranged as in its family.
 
 use std::sync::Arc;
 
@@ -16,14 +16,14 @@ use crate::ops::rope::{RopeTable, Row, rope};
 pub(in crate::model) struct Layer {
     pub attn_norm: Option<Norm>,
     pub attn: Projections,
-    /// Of q and k, before rotary positions.
+    /// Norms of q and k, before rotary positions.
     pub qk_norm: Option<[Norm; 2]>,
     pub out: Linear,
-    /// Of what attention gives, before it is added; in an encoder of BERT's kind, of the sum.
+    /// Norm of the output of attention, before it is added; in a post-norm encoder, of the sum.
     pub attn_post: Option<Norm>,
     pub mlp_norm: Option<Norm>,
     pub mlp: Mlp,
-    /// Of what the feed-forward part gives, before it is added.
+    /// Norm of the output of the feed-forward network, before it is added.
     pub mlp_post: Option<Norm>,
     pub rope: Option<Arc<RopeTable>>,
     pub kind: LayerKind,
@@ -31,7 +31,7 @@ pub(in crate::model) struct Layer {
 
 #[derive(Debug, Clone)]
 pub(in crate::model) enum Projections {
-    /// One matrix for q, k and v: where the file has one, and others when only served.
+    /// One matrix for q, k and v: where the file has one, and for serving.
     Joint {
         all: Linear,
         /// q, k and v of the first head, then of the second, …, instead of all of q, of k and of v.
@@ -52,7 +52,7 @@ pub(in crate::model) enum Mlp {
         down: Linear,
         activation: Activation,
     },
-    /// Gate and up as one matrix: where the file has one, and others when only served.
+    /// Gate and up as one matrix: where the file has one, and for serving.
     JointGated {
         gate_up: Linear,
         down: Linear,
@@ -109,12 +109,12 @@ impl Layer {
         self.norms().any(Norm::trained) || self.linears().any(Linear::trained)
     }
 
-    /// Who sees whom in this layer.
+    /// The attention pattern of this layer.
     pub fn attention(&self, all: &AttentionSpec) -> AttentionSpec {
         AttentionSpec { window: self.kind.window, ..all.clone() }
     }
 
-    /// Rotated q and k, and v, of x, the block's input; `rotary` are its rows in tables of rotary positions.
+    /// Rotated q and k, and v, of x, the block's input; `rotary` are its rows in the tables of rotary positions.
     pub fn qkv(&self, c: &ModelConfig, x: &Tensor, rotary: &Arc<Vec<Row>>) -> Result<(Tensor, Tensor, Tensor)> {
         let normed = match &self.attn_norm {
             Some(norm) => norm.forward(x)?,
@@ -168,7 +168,7 @@ impl Mlp {
     }
 }
 
-/// The norm of a part, where there is one; `at` is its place among the family's.
+/// The norm of a part, where there is one; `at` is its position among the family's norms.
 pub(in crate::model) fn block_norms(b: &Builder<'_>, i: usize) -> Result<[Option<Norm>; 4]> {
     let family = b.config.family();
     let norm = |module: &str| b.norm(&format!("{}{i}.{module}", family.blocks)).map(Some);

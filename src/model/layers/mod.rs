@@ -1,4 +1,4 @@
-//! Building blocks that decoders and encoders share: linear with bias and adapter, the two norms.
+//! Building blocks that decoders and encoders share: linear layers with bias and adapter, LayerNorm and RMSNorm.
 
 pub(in crate::model) mod block;
 pub(in crate::model) mod rope_tables;
@@ -18,13 +18,13 @@ use crate::ops::low_rank::{Beside, LowRank};
 use crate::ops::product::{Dims, column_sums, product_transposed};
 use crate::ops::{self, grad};
 
-/// Everything needed to find and prepare the parameters of one model.
+/// The inputs for finding and preparing the parameters of one model.
 pub(in crate::model) struct Builder<'a> {
     pub config: &'a ModelConfig,
     pub weights: &'a Weights,
     pub lora: Option<(&'a LoraConfig, &'a Weights)>,
     pub purpose: Purpose,
-    /// Where `weights` came from, if that is a GGUF file: its blocks can be served as they are.
+    /// The source of `weights`, if it is a GGUF file, whose blocks can be served unchanged.
     pub stored: Option<&'a GgufTensors>,
 }
 
@@ -42,8 +42,8 @@ impl Builder<'_> {
         }
     }
 
-    /// The rows of these tensors end to end, as the file holds them; `None` unless the file's own form is
-    /// asked for and all are blocks of one kind.
+    /// The concatenated rows of these tensors in the file's format; `None` unless the file's format is requested and
+    /// all tensors have the same block type.
     fn blocks(&self, names: &[&str]) -> Result<Option<Weight>> {
         let (Purpose::ServeAs(WeightFormat::File), Some(stored)) = (self.purpose, self.stored) else { return Ok(None) };
         let Some(kinds) = names.iter().map(|name| stored.block_kind(name)).collect::<Option<Vec<_>>>() else {
@@ -60,8 +60,8 @@ impl Builder<'_> {
         Ok(Some(Weight::blocks(&bytes, kind, kinds.iter().map(|(_, m, _)| m).sum(), k)))
     }
 
-    /// Projections of the same input as one matrix, where no gradient and no adapter needs them apart: fewer,
-    /// larger products. `None` where they must stay apart. `modules` are (name, outputs).
+    /// Projections of the same input as one matrix, for fewer and larger products. `None` where a gradient or an
+    /// adapter needs them separately. `modules` are (name, outputs).
     pub fn joint(&self, modules: &[(String, usize)], input: usize, bias: bool) -> Result<Option<Linear>> {
         if !matches!(self.purpose, Purpose::Serve | Purpose::ServeAs(_)) || self.lora.is_some() {
             return Ok(None);
@@ -124,7 +124,7 @@ impl Builder<'_> {
         Ok(Linear { weight, bias, lora, slot: 0 })
     }
 
-    /// The norm of `width` channels that the family has.
+    /// The family's norm over `width` channels.
     pub fn norm_of(&self, module: &str, width: usize) -> Result<Norm> {
         let weight = self.tensor(&format!("{module}.weight"), &[width])?;
         let eps = self.config.norm_eps;
@@ -150,7 +150,7 @@ struct Adapter {
     a: Tensor,
     b: Tensor,
     scale: f64,
-    /// Of factors that do not train: prepared once.
+    /// Prepared matrices, where the factors are frozen.
     ready: Arc<OnceLock<LowRank>>,
 }
 
@@ -191,7 +191,7 @@ pub struct Linear {
     weight: Weight,
     bias: Option<Tensor>,
     lora: Option<Adapter>,
-    /// Its number among the matrices of its layer.
+    /// The layer's number among the matrices of its block.
     pub(in crate::model) slot: usize,
 }
 
@@ -222,7 +222,7 @@ impl Linear {
         }
     }
 
-    /// Its matrix as it came and its bias; `None` where it is packed or has an adapter.
+    /// The matrix in the file's layout, and the bias; `None` where the matrix is packed or has an adapter.
     pub fn plain(&self) -> Option<((&Tensor, WeightLayout), Option<&Tensor>)> {
         match (&self.weight, &self.lora) {
             (Weight::Dense(weight, layout), None) => Some(((weight, *layout), self.bias.as_ref())),
@@ -230,12 +230,12 @@ impl Linear {
         }
     }
 
-    /// Whether any of its tensors wants a gradient.
+    /// Whether any of the layer's tensors receives a gradient.
     pub fn trained(&self) -> bool {
         self.tensors().any(Tensor::track_op)
     }
 
-    /// Its tensors as they came, adapter included; not a weight that was packed for serving only.
+    /// The layer's tensors in the file's layout, adapter included, without weights that were packed for serving.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let adapter = self.lora.iter().flat_map(|l| [&l.a, &l.b]);
         self.weight.natural().into_iter().chain(&self.bias).chain(adapter)
@@ -270,16 +270,16 @@ impl Linear {
         Ok(low)
     }
 
-    /// As `run`, and adds the terms of adapters that some rows have.
-    pub fn run_beside(&self, x: &[f32], y: &mut [f32], n: usize, beside: &[Group<'_>]) -> Result<Vec<f32>> {
+    /// `run`, then adds the terms of the adapters of some rows.
+    pub fn run_with_adapters(&self, x: &[f32], y: &mut [f32], n: usize, adapters: &[Group<'_>]) -> Result<Vec<f32>> {
         let low = self.run(x, y, n)?;
-        for group in beside {
+        for group in adapters {
             group.add(self.slot, x, y, n);
         }
         Ok(low)
     }
 
-    /// `back_input`, where `gx` is given, and `back_weights`.
+    /// `back_input` (where `gx` is given) followed by `back_weights`.
     pub fn back(&self, x: &[f32], low: &[f32], gy: &[f32], n: usize, gx: Option<(&mut [f32], bool)>) -> Result<()> {
         let glow = self.back_input(gy, n, gx)?;
         self.back_weights(x, low, gy, &glow, n)
@@ -304,7 +304,8 @@ impl Linear {
         Ok(glow)
     }
 
-    /// Adds to the gradients of its variables, inside `ops::grad::collecting`. `low` is what `run` returned for `x`,
+    /// Adds to the gradients of the layer's variables, inside `ops::grad::collecting`. `low` is what `run` returned for
+    /// `x`,
     /// `glow` what `back_input` did for `gy`.
     pub fn back_weights(&self, x: &[f32], low: &[f32], gy: &[f32], glow: &[f32], n: usize) -> Result<()> {
         if let Some(bias) = self.bias.as_ref().filter(|b| b.track_op()) {
@@ -406,7 +407,7 @@ impl Norm {
         self.with(|norm| norm.forward(x, y))
     }
 
-    /// gx (+)= the input's gradient; adds to those of its variables.
+    /// gx (+)= the input's gradient; adds to the gradients of the norm's variables.
     pub fn back(&self, x: &[f32], gy: &[f32], gx: &mut [f32], add: bool) -> Result<()> {
         let (weight, bias, _) = self.parts();
         let trained = self.trained();

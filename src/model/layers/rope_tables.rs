@@ -7,7 +7,7 @@ use crate::model::config::RopeScaling;
 use crate::model::{ModelConfig, PositionKind};
 use crate::ops::rope::{RopeTable, frequencies};
 
-/// Of full layers and of windowed ones; `None` without rotary positions.
+/// The tables of full and of windowed layers; `None` without rotary positions.
 pub(in crate::model) fn tables(config: &ModelConfig) -> [Option<Arc<RopeTable>>; 2] {
     let PositionKind::Rope { theta } = config.position else { return [None, None] };
     let full = Arc::new(table(config, theta, &config.switches.rope_scaling));
@@ -18,7 +18,7 @@ pub(in crate::model) fn tables(config: &ModelConfig) -> [Option<Arc<RopeTable>>;
     [Some(full), Some(local)]
 }
 
-/// Sequences longer than this turn by the rows behind those of all positions.
+/// Sequences longer than this use the second half of the tables, which follows the rows of all positions.
 pub(in crate::model) fn long_from(config: &ModelConfig) -> Option<usize> {
     match &config.switches.rope_scaling {
         RopeScaling::Long { original, .. } if *original < config.max_positions => Some(*original),

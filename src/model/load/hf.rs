@@ -71,7 +71,7 @@ pub(in crate::model) fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     };
     let mut files = BTreeSet::new();
     for file in map.values() {
-        // A shard lies beside its index: names with a path in them could point anywhere.
+        // A shard is in the directory of its index: names with a path could point anywhere.
         match file.as_str().filter(|name| Path::new(name).file_name().is_some_and(|f| f == *name)) {
             Some(name) => files.insert(dir.join(name)),
             None => return Err(LoadError::malformed(&index_path, format!("{file} is not a plain file name"))),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// What a file is, when its first bytes say that it is not what its name promises.
+/// Describes a file whose first bytes show that it is not of the type that its name says.
 pub(crate) fn of_bytes(start: &[u8]) -> Option<&'static str> {
     let text = String::from_utf8_lossy(&start[..start.len().min(256)]).to_ascii_lowercase();
     let text = text.trim_start_matches('\u{feff}').trim_start();
@@ -18,15 +18,15 @@ pub(crate) fn of_bytes(start: &[u8]) -> Option<&'static str> {
     None
 }
 
-/// What a file is that was named as a model, when it is no GGUF file.
+/// Describes a file that was named as a model and is not a GGUF file.
 pub(crate) fn of_model_file(path: &Path, start: &[u8]) -> Option<String> {
     if let Some(mistake) = of_bytes(start) {
         return Some(mistake.to_owned());
     }
     let directory = "name the directory that holds it together with config.json";
     match path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).as_deref() {
-        Some("safetensors") => Some(format!("a safetensors file is no model by itself: {directory}")),
-        Some("json") => Some(format!("a JSON file is no model by itself: {directory}")),
+        Some("safetensors") => Some(format!("a safetensors file is not a complete model: {directory}")),
+        Some("json") => Some(format!("a JSON file is not a complete model: {directory}")),
         _ if start.starts_with(b"PK\x03\x04") || start.starts_with(&[0x80]) => Some(PICKLED.to_owned()),
         Some("onnx") => Some("ONNX models are not read: bring the safetensors files or a GGUF file".to_owned()),
         _ => None,
@@ -44,7 +44,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Why a directory without config.json is no model.
+/// Why a directory without config.json is not a model.
 pub(crate) fn without_config(dir: &Path) -> String {
     let names = names(dir);
     let has = |name: &str| names.iter().any(|n| n == name);
@@ -108,7 +108,7 @@ fn without_config_of_adapter() -> &'static str {
     "merge it into its base with peft's `merge_and_unload()` and name the directory of the merged model"
 }
 
-/// Why a configuration's weights would be read wrongly: they are quantised in a form of another library.
+/// Why a configuration's weights would be read wrongly: they are quantised in another library's format.
 pub(crate) fn quantised(config: &serde_json::Value) -> Option<String> {
     let form = |key: &str| config.get(key).filter(|v| v.is_object());
     if let Some(found) = form("quantization_config").or_else(|| form("compression_config")) {
@@ -125,7 +125,7 @@ pub(crate) fn quantised(config: &serde_json::Value) -> Option<String> {
     })
 }
 
-/// A vocabulary in a form that is not read, where tokenizer.json is missing.
+/// A vocabulary in an unsupported format, where tokenizer.json is missing.
 pub(crate) fn other_vocabulary(dir: &Path) -> Option<String> {
     const OTHERS: [&str; 6] =
         ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "tokenizer.tiktoken"];

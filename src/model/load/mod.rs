@@ -1,4 +1,4 @@
-//! Opens a model: a Hugging Face directory or a GGUF file becomes configuration, f32 weights, tokenizer.
+//! Opens a model: reads configuration, f32 weights and tokenizer of a Hugging Face directory or a GGUF file.
 
 pub(in crate::model) mod hf;
 pub(crate) mod mistakes;
@@ -26,19 +26,19 @@ pub struct Loaded {
     pub tokenizer: Option<Tokenizer>,
     /// Jinja source of the model's chat template.
     pub chat_template: Option<String>,
-    /// config.json as found; rebuilt from the metadata for GGUF files.
+    /// The contents of config.json; rebuilt from the metadata for GGUF files.
     pub hf_config: Value,
     /// instructd.json: kind of model, reward gain and bias, …
     pub instructd: Option<Value>,
-    /// What a sentence encoder's files say about embeddings.
+    /// Settings for embeddings from a sentence encoder's files.
     pub sentence: Sentence,
     pub source: Source,
-    /// The tensors as a GGUF file holds them; `None` for directories.
+    /// The tensors in the format of a GGUF file; `None` for directories.
     pub gguf: Option<GgufTensors>,
 }
 
 impl Loaded {
-    /// The format that holds a directory's weights without loss, by what its configuration says of them.
+    /// The format that holds a directory's weights without loss, by the type in its configuration.
     pub fn published_format(&self) -> WeightFormat {
         let dtype = ["dtype", "torch_dtype"].iter().find_map(|key| self.hf_config.get(key)?.as_str());
         match dtype {
@@ -49,7 +49,7 @@ impl Loaded {
     }
 }
 
-/// Where a model came from.
+/// The source of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     /// The directory or .gguf file.
@@ -58,7 +58,7 @@ pub struct Source {
     pub weight_files: Vec<PathBuf>,
 }
 
-/// Everything of a model but its weights: cheap to read.
+/// A model without its weights.
 pub struct Described {
     pub config: ModelConfig,
     pub tokenizer: Option<Tokenizer>,
@@ -125,17 +125,17 @@ impl LoadError {
 ///
 /// # Errors
 /// `Io` when a file cannot be read, `Malformed` when it contradicts itself (sizes, shapes, JSON),
-/// `Unsupported` when it is sound but of a kind that this crate does not compute. Never panics on a
+/// `Unsupported` when it is valid but needs an operation that is not implemented. Never panics on a
 /// damaged file.
 pub fn load(path: &Path, device: &Device) -> Result<Loaded, LoadError> {
     load_as(path, device, None)
 }
 
-/// The same with the matrices of the blocks held in `kind`, where `device` is the CPU, one after the other: the model
-/// is never in memory as f32. See `hold`.
+/// Loads a model with the matrices of the blocks held in `kind`, where `device` is the CPU. Matrices are converted one
+/// at a time, so the whole model is never in memory as f32. See `hold`.
 ///
 /// # Errors
-/// As `load`.
+/// `Io`, `Malformed` or `Unsupported`; see `load`.
 pub fn load_held(path: &Path, device: &Device, kind: BlockType) -> Result<Loaded, LoadError> {
     load_as(path, device, Some(kind))
 }
@@ -167,8 +167,8 @@ fn is_gguf(path: &Path) -> Result<bool, LoadError> {
     Ok(!meta.is_dir())
 }
 
-/// All backbone parameters are there with the shapes that the configuration asks for, and an untied
-/// language model has its output layer.
+/// Checks that all backbone parameters exist with the shapes of the configuration, and that an untied language model
+/// has its output layer.
 fn check_shapes(path: &Path, config: &ModelConfig, weights: &Weights) -> Result<(), LoadError> {
     for (name, shape) in names::backbone(config) {
         match weights.get(&name) {
@@ -194,8 +194,8 @@ fn check_shapes(path: &Path, config: &ModelConfig, weights: &Weights) -> Result<
     Ok(())
 }
 
-/// Maps a file into memory. The file must not be cut short while the map lives; models are written by
-/// rename, so that a new version never shortens the file an old one reads.
+/// Maps a file into memory. The file must not be truncated while it is mapped; models are written by rename, so that a
+/// new version never shortens a mapped file.
 pub(in crate::model) fn map_file(path: &Path) -> Result<memmap2::Mmap, LoadError> {
     let file = std::fs::File::open(path).map_err(|e| LoadError::io(path, e))?;
     // SAFETY: the map is read-only; see above for the one way it could go wrong.

@@ -1,13 +1,13 @@
-//! Facts that several files of a model directory may hold, merged by one rule.
+//! Settings that several files of a model directory may hold, merged by fixed rules.
 //!
 //! - End tokens: all of them, from config.json, generation_config.json and the tokenizer's `eos_token`, in this order.
 //! - One begin and one padding token: config.json, else generation_config.json, else the tokenizer's.
-//! - Names of special tokens (what templates see): tokenizer_config.json, and what it leaves out from
-//!   special_tokens_map.json.
-//! - What surrounds a text: `add_bos_token` and `add_eos_token` of tokenizer_config.json where one of them is given,
+//! - Names of special tokens (for templates): tokenizer_config.json, and special_tokens_map.json for those missing
+//!   there.
+//! - Tokens around a text: `add_bos_token` and `add_eos_token` of tokenizer_config.json where one of them is given,
 //!   else the post-processor of tokenizer.json (`tokenizer/frame.rs`).
-//! - Chat template: chat_template.jinja, else chat_template.json, else tokenizer_config.json; of several named ones
-//!   `default`, or the only one.
+//! - Chat template: chat_template.jinja, else chat_template.json, else tokenizer_config.json; of several named
+//!   templates `default`, or the only one.
 //! - Pooling, normalising and length of a sentence encoder: modules.json and the files it names; the length
 //!   from sentence_bert_config.json, else `model_max_length` of tokenizer_config.json, never over the positions.
 
@@ -25,13 +25,13 @@ type Result<T> = std::result::Result<T, LoadError>;
 pub(in crate::model) const MAX_CONFIG: u64 = 16 << 20;
 const MAX_MODULES: usize = 16;
 
-/// How a sentence encoder's directory wants its embeddings.
+/// The settings of embeddings in a sentence encoder's directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sentence {
-    /// Laid end to end; empty = the directory does not say.
+    /// Concatenated; empty = the directory does not specify it.
     pub pooling: Vec<Pooling>,
     pub lowercase: bool,
-    /// Tokens of a text.
+    /// Most tokens of a text.
     pub max_tokens: Option<usize>,
 }
 
@@ -59,7 +59,7 @@ pub(in crate::model) fn chat_template(dir: &Path, tokenizer_config: Option<&Valu
     match read_text(&dir.join("chat_template.jinja"), MAX_CONFIG) {
         Ok(None) => {}
         Ok(Some(text)) => return Ok(Some(text)),
-        // Chat requests say what is wrong with the file; the model itself is sound.
+        // Chat requests report the error in the file; the model is usable without it.
         Err(LoadError::Malformed { message, .. }) => {
             return Ok(Some(format!(
                 "{{{{ raise_exception({}) }}}}",
@@ -89,7 +89,7 @@ fn template_of(value: &Value) -> Option<String> {
     default.or(only).map(|(_, text)| (*text).to_owned())
 }
 
-/// Joins what the tokenizer and generation_config.json know of begin, end and padding tokens into `config`.
+/// Adds the begin, end and padding tokens of the tokenizer and generation_config.json to `config`.
 pub(in crate::model) fn join_tokens(
     config: &mut ModelConfig,
     generation: Option<&Value>,
@@ -110,10 +110,10 @@ pub(in crate::model) fn join_tokens(
     tokenizer.set_eos_ids(&config.eos_ids);
 }
 
-/// What modules.json and the files beside it say about embeddings.
+/// Reads the settings of embeddings from modules.json and the files that it names.
 ///
 /// # Errors
-/// `Unsupported` for modules that are not computed here: without them every vector would be wrong.
+/// `Unsupported` for modules that are not implemented, because without them every vector would be wrong.
 pub(in crate::model) fn sentence(
     dir: &Path,
     config: &ModelConfig,
@@ -126,7 +126,7 @@ pub(in crate::model) fn sentence(
     let own = read_json(&dir.join("sentence_bert_config.json"), MAX_CONFIG)?;
     let own = own.as_ref();
     let length = own.and_then(|c| c.get("max_seq_length")?.as_u64());
-    // Transformers writes 10^30 for "not known".
+    // Transformers writes 10^30 for an unknown length.
     let length = length.or_else(|| tokenizer_config?.get("model_max_length")?.as_u64());
     found.max_tokens =
         length.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0).map(|n| n.min(config.max_positions));
@@ -181,13 +181,13 @@ fn pooling(dir: &Path, config: &ModelConfig) -> Result<Vec<Pooling>> {
         let message = format!("`word_embedding_dimension` is {width}, the encoder's is {}", config.hidden_size);
         return Err(LoadError::malformed(&path, message));
     }
-    // Newer files name the modes, older ones have a flag for each.
+    // Newer files name the mode, older ones have a flag for each.
     let mut names: Vec<String> = Vec::new();
     match value.get("pooling_mode") {
         Some(Value::String(name)) => names.push(name.clone()),
         Some(Value::Array(list)) => names.extend(list.iter().filter_map(Value::as_str).map(str::to_owned)),
         _ => {
-            // sentence-transformers lays them end to end in this order.
+            // sentence-transformers concatenates them in this order.
             const FLAGS: [&str; 6] =
                 ["cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"];
             let flags = value.as_object().into_iter().flatten().filter(|(_, on)| **on == Value::Bool(true));

@@ -1,4 +1,4 @@
-//! One value of a row, as a dump writes it.
+//! One value of a row in a dump.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -6,7 +6,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
-/// What a column holds, as far as a dump must know.
+/// The kind of a column's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Text,
@@ -14,7 +14,7 @@ pub(super) enum Kind {
     Real,
     Flag,
     Bytes,
-    /// Compared as JSON: a database may write it in its own way.
+    /// Compared as JSON, because databases format it differently.
     Json,
 }
 
@@ -42,7 +42,7 @@ impl Serialize for Cell {
 
 impl<'de> Deserialize<'de> for Cell {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let wrong = || D::Error::custom("no cell of a dump");
+        let wrong = || D::Error::custom("not a cell of a dump");
         Ok(match Value::deserialize(d)? {
             Value::Null => Self::Null,
             Value::String(text) => Self::Text(text),
@@ -57,7 +57,7 @@ impl<'de> Deserialize<'de> for Cell {
     }
 }
 
-/// Whether a stored cell is the written one. Postgres cannot hold U+0000 in text: it stores U+FFFD.
+/// Whether a stored cell equals the written one. Postgres cannot store U+0000 in text and has U+FFFD instead.
 pub(super) fn same(kind: Kind, written: &Cell, stored: &Cell) -> bool {
     match (kind, written, stored) {
         (Kind::Json, Cell::Text(a), Cell::Text(b)) => {
@@ -73,7 +73,7 @@ pub(super) fn same(kind: Kind, written: &Cell, stored: &Cell) -> bool {
     }
 }
 
-/// JSON as far as both databases agree on it: 1.0 and 1 are one number, U+0000 is U+FFFD.
+/// Compares JSON across databases: 1.0 and 1 are equal, and U+0000 equals U+FFFD.
 fn plain(value: Value) -> Value {
     match value {
         Value::Number(n) => match n.as_f64() {

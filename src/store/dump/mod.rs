@@ -20,10 +20,10 @@ use super::connect::Target;
 use super::{Result, StoreError};
 use cells::{Cell, Kind, same};
 
-/// What a dump holds, to be kept beside its files.
+/// Description of a dump, stored with its files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dump {
-    /// `sqlite` or `postgres`: where it came from.
+    /// Source of the dump: `sqlite` or `postgres`.
     pub backend: String,
     /// The newest migration of the database.
     pub schema: i64,
@@ -52,7 +52,7 @@ struct Table {
 struct Column {
     name: String,
     kind: Kind,
-    /// Numbers that the database gives itself.
+    /// Whether the database generates the column's numbers.
     identity: bool,
 }
 
@@ -65,10 +65,10 @@ fn refused<T>(message: impl Into<String>) -> Result<T> {
     Err(StoreError::Conflict(message.into()))
 }
 
-/// Writes every table of the database into `dir`, all as of one moment.
+/// Writes every table of the database into `dir` from one consistent snapshot.
 ///
 /// # Errors
-/// A column type that has no place in a dump, a disk that is full.
+/// A column type that a dump does not support; a full disk.
 pub async fn export(url: &str, dir: &Path) -> Result<Dump> {
     std::fs::create_dir_all(dir).map_err(failed(dir))?;
     match super::connect::target(url)? {
@@ -77,16 +77,15 @@ pub async fn export(url: &str, dir: &Path) -> Result<Dump> {
     }
 }
 
-/// Fills an empty database from the files in `dir`: makes the schema of the dump, brings every row in, compares
-/// what is stored with the files, and then applies the migrations that are newer than the dump.
+/// Fills an empty database from the files in `dir`: creates the schema of the dump, inserts every row, compares the
+/// stored rows with the files, and then applies the migrations that are newer than the dump.
 ///
 /// # Errors
-/// `Conflict` when the database has tables already, when a file is not what the dump says, or when the dump
-/// was written by a newer program.
+/// `Conflict` when the database has tables already, when a file differs from the dump's description, or when the dump was written by a newer program.
 pub async fn import(url: &str, dir: &Path, dump: &Dump) -> Result<()> {
     for table in &dump.tables {
         if !table.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
-            return refused(format!("'{}' is no name of a table", table.name));
+            return refused(format!("'{}' is not a valid table name", table.name));
         }
         let (rows, sha256) = measure(&file(dir, &table.name))?;
         if (rows, &sha256) != (table.rows, &table.sha256) {
@@ -107,36 +106,35 @@ pub async fn import(url: &str, dir: &Path, dump: &Dump) -> Result<()> {
         Target::Sqlite(path) => sqlite::import(&path, dir, dump).await?,
         Target::Postgres => postgres::import(url, dir, dump).await?,
     }
-    // Whatever migrations came since.
+    // Newer migrations.
     super::migrate(url).await
 }
 
-/// Copies the SQLite database at `url` into one file, as of one moment, while others write on.
+/// Copies the SQLite database at `url` into one file from a consistent snapshot; other connections can write meanwhile.
 ///
 /// # Errors
 /// `Conflict` for other databases, and when the copy does not pass SQLite's integrity check.
 pub async fn copy(url: &str, to: &Path) -> Result<i64> {
     match super::connect::target(url)? {
         Target::Sqlite(path) => sqlite::copy(&path, to).await,
-        Target::Postgres => refused("only a SQLite database is one file"),
+        Target::Postgres => refused("only a SQLite database can be copied as a file"),
     }
 }
 
-/// Puts a copied SQLite file in the place that `url` names, where no database may be yet, and applies the
-/// migrations that are newer than it.
+/// Installs a copied SQLite file at the path of `url`, where there must be no database, and applies newer migrations.
 pub async fn place(file: &Path, url: &str) -> Result<()> {
     let Target::Sqlite(path) = super::connect::target(url)? else {
-        return refused("only a SQLite database is one file");
+        return refused("only a SQLite database can be copied as a file");
     };
     if path.exists() {
         return refused(format!("{} exists already", path.display()));
     }
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).map_err(failed(parent))?;
-    let beside = path.with_extension("restoring");
-    std::fs::copy(file, &beside).map_err(failed(&beside))?;
-    File::open(&beside).and_then(|f| f.sync_all()).map_err(failed(&beside))?;
-    std::fs::rename(&beside, &path).map_err(failed(&path))?;
+    let partial = path.with_extension("restoring");
+    std::fs::copy(file, &partial).map_err(failed(&partial))?;
+    File::open(&partial).and_then(|f| f.sync_all()).map_err(failed(&partial))?;
+    std::fs::rename(&partial, &path).map_err(failed(&path))?;
     File::open(parent).and_then(|f| f.sync_all()).map_err(failed(parent))?;
     super::migrate(url).await
 }
@@ -148,7 +146,7 @@ fn file(dir: &Path, table: &str) -> PathBuf {
 /// Rows and SHA-256 of a table's file.
 fn measure(path: &Path) -> Result<(u64, String)> {
     if !std::fs::symlink_metadata(path).map_err(failed(path))?.is_file() {
-        return refused(format!("{} is no plain file: links are not followed", path.display()));
+        return refused(format!("{} is not a regular file: links are not followed", path.display()));
     }
     let mut reader = BufReader::new(File::open(path).map_err(failed(path))?);
     let (mut hash, mut lines, mut line) = (Sha256::new(), 0u64, Vec::new());
@@ -234,7 +232,7 @@ impl Reader {
     }
 }
 
-/// Compares stored rows, as they come, with a file.
+/// Compares stored rows with a file, one by one.
 struct Comparison {
     file: Reader,
     kinds: Vec<Kind>,
@@ -257,7 +255,7 @@ impl Comparison {
         if equal {
             return Ok(());
         }
-        refused(format!("table {}: row {} is not stored as it was written", self.table, self.rows))
+        refused(format!("table {}: the stored row {} differs from the dump", self.table, self.rows))
     }
 
     fn end(mut self) -> Result<()> {
@@ -285,7 +283,7 @@ fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// The tables of the dump, as the target has them.
+/// The tables of the dump as the target database describes them.
 fn matched<'a>(tables: &'a [Table], dump: &Dump) -> Result<Vec<&'a Table>> {
     if let Some(unknown) = tables.iter().find(|t| !dump.tables.iter().any(|d| d.name == t.name)) {
         return refused(format!("the dump has no table {}", unknown.name));

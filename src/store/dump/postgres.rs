@@ -45,7 +45,7 @@ async fn tables(conn: &mut PgConnection) -> Result<Vec<Table>> {
                 "bool" => Kind::Flag,
                 "bytea" => Kind::Bytes,
                 "jsonb" | "json" => Kind::Json,
-                other => return refused(format!("{name}.{column}: a dump has no place for {other}")),
+                other => return refused(format!("{name}.{column}: a dump does not support the type {other}")),
             };
             columns.push(Column { name: column, kind, identity: row.try_get("identity")? });
         }
@@ -70,7 +70,7 @@ async fn tables(conn: &mut PgConnection) -> Result<Vec<Table>> {
     Ok(ordered(tables))
 }
 
-/// Every row in the order of SQLite: text by its bytes.
+/// Writes every row in SQLite's order, which compares text by its bytes.
 fn select(table: &Table) -> Result<SqlStr> {
     if table.key.is_empty() {
         return refused(format!("table {} has no primary key", table.name));
@@ -117,7 +117,7 @@ fn cells(table: &Table, row: &PgRow) -> Result<Vec<Cell>> {
 
 pub(super) async fn export(url: &str, dir: &Path) -> Result<Dump> {
     let mut conn = connect(url).await?;
-    // One snapshot for all tables, while others write on.
+    // One snapshot for all tables; others can write meanwhile.
     let mut tx = conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     let schema: i64 =
         sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations WHERE success").fetch_one(&mut *tx).await?;
@@ -150,7 +150,7 @@ pub(super) async fn import(url: &str, dir: &Path, dump: &Dump) -> Result<()> {
     let tables = tables(&mut conn).await?;
     let tables = matched(&tables, dump)?;
     let mut tx = conn.begin().await?;
-    // Rows refer to rows of their own table that come later: references are checked at the end.
+    // Rows may refer to later rows of their own table, so references are checked at the end.
     let references: Vec<(String, String)> = sqlx::query_as(
         "SELECT r.relname::text, c.conname::text FROM pg_constraint c JOIN pg_class r ON r.oid = c.conrelid
          WHERE c.contype = 'f' AND c.connamespace = current_schema()::regnamespace",
@@ -225,7 +225,7 @@ async fn fill(tx: &mut PgConnection, dir: &Path, table: &Table) -> Result<()> {
         query.execute(&mut *tx).await?;
     }
     for column in identity {
-        // The next number comes after the largest one brought in.
+        // The sequence continues after the largest inserted number.
         let sql = format!(
             "SELECT setval(pg_get_serial_sequence($1, $2), GREATEST(MAX({0}), 1), MAX({0}) IS NOT NULL) FROM {1}",
             quoted(&column.name),

@@ -32,13 +32,13 @@ async fn tables(conn: &mut SqliteConnection) -> Result<Vec<Table>> {
             if position > 0 {
                 key.push((position, column.clone()));
             }
-            // SQLite does not tell flags and JSON from numbers and text.
+            // SQLite has no types of their own for flags and JSON.
             let kind = match row.try_get::<String, _>("type")?.as_str() {
                 "INTEGER" | "INT" => Kind::Int,
                 "REAL" => Kind::Real,
                 "BLOB" => Kind::Bytes,
                 "TEXT" => Kind::Text,
-                other => return refused(format!("{name}.{column}: a dump has no place for {other}")),
+                other => return refused(format!("{name}.{column}: a dump does not support the type {other}")),
             };
             columns.push(Column { name: column, kind, identity: false });
         }
@@ -82,7 +82,7 @@ pub(super) async fn export(path: &Path, dir: &Path) -> Result<Dump> {
         return Err(StoreError::NotFound { what: "database", id: path.display().to_string() });
     }
     let mut conn = SqliteConnection::connect_with(&sqlite_options(path)).await?;
-    // One read transaction: every table as of one moment, while others write on.
+    // One read transaction gives a consistent snapshot; others can write meanwhile.
     sqlx::query("BEGIN").execute(&mut conn).await?;
     let schema: i64 =
         sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations WHERE success").fetch_one(&mut conn).await?;
@@ -109,7 +109,7 @@ pub(super) async fn import(path: &Path, dir: &Path, dump: &Dump) -> Result<()> {
     let new = !path.exists();
     let done = fill(path, dir, dump).await;
     if done.is_err() && new {
-        // What was begun is no database that anybody should find.
+        // Removes an incomplete database.
         for end in ["", "-wal", "-shm"] {
             let _ = std::fs::remove_file(format!("{}{end}", path.display()));
         }
@@ -168,7 +168,7 @@ async fn fill(path: &Path, dir: &Path, dump: &Dump) -> Result<()> {
     Ok(())
 }
 
-/// A copy of the database as of one moment, in one file, while others write on.
+/// A copy of a consistent snapshot of the database in one file; others can write meanwhile.
 pub(super) async fn copy(path: &Path, to: &Path) -> Result<i64> {
     let mut conn = SqliteConnection::connect_with(&sqlite_options(path).create_if_missing(false)).await?;
     let schema: i64 =
@@ -178,9 +178,9 @@ pub(super) async fn copy(path: &Path, to: &Path) -> Result<i64> {
     let mut copy = SqliteConnection::connect_with(&sqlite_options(to).create_if_missing(false)).await?;
     let words: Vec<String> = sqlx::query_scalar("PRAGMA integrity_check").fetch_all(&mut copy).await?;
     if words != ["ok"] {
-        return refused(format!("the copy is not sound: {}", words.join("; ")));
+        return refused(format!("the copy fails SQLite's integrity check: {}", words.join("; ")));
     }
-    // One file, without a log beside it.
+    // One file, without a write-ahead log.
     sqlx::query("PRAGMA journal_mode = DELETE").execute(&mut copy).await?;
     copy.close().await?;
     Ok(schema)

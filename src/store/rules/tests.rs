@@ -93,7 +93,7 @@ fn the_last_word_that_is_wanted_ends_a_set() {
     let retired = Standing { status: SetStatus::Retired, ..last.clone() };
     assert_eq!(decide(&retired, &word(Outcome::Ranked)).unwrap().status, None);
     // A blind revision into a skip opens it again; one that is not blind changes nothing.
-    let former = Former { set_id: "set".into(), labeler_id: "ada".into(), assignment_id: None, revision: 1 };
+    let former = RevisedJudgment { set_id: "set".into(), labeler_id: "ada".into(), assignment_id: None, revision: 1 };
     let done = Standing {
         status: SetStatus::Done,
         own: Some(Outcome::Ranked),

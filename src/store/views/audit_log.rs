@@ -8,7 +8,7 @@ use crate::store::views::AuditLog;
 use crate::store::*;
 
 impl AuditLog<'_> {
-    /// Appends one line: who did what to which target.
+    /// Appends one entry: who did what to which target.
     pub async fn append(
         self,
         by: &Signature,
@@ -25,7 +25,7 @@ impl AuditLog<'_> {
         read!(self.0, |c| people::list_audit(c, filter, before, limit))
     }
 
-    /// What these ids stand for; unknown ones are left out.
+    /// Kind and name of these ids; unknown ones are left out.
     pub async fn names_of(self, ids: &[String]) -> Result<HashMap<String, Named>> {
         read!(self.0, |c| browse::names_of(c, ids))
     }

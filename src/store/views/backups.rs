@@ -1,4 +1,4 @@
-//! Backups that were written, as far as this database knows.
+//! Backups of this database.
 
 use crate::domain::*;
 use crate::store::sql::{read, write};
@@ -6,12 +6,12 @@ use crate::store::views::Backups;
 use crate::store::*;
 
 impl Backups<'_> {
-    /// Notes where a backup was written, so that erasures can name the backups that still hold a person.
+    /// Records the path of a backup, so that an erasure can list the backups that contain a person's data.
     pub async fn put(self, path: &str, now: Micros) -> Result<()> {
         write!(self.0, path = path.to_owned() => |tx| privacy::put_backup(tx, &path, now))
     }
 
-    /// Where backups were written, and when.
+    /// (path, time) of backups.
     pub async fn list(self) -> Result<Vec<(String, Micros)>> {
         read!(self.0, |c| privacy::backups(c))
     }

@@ -28,7 +28,7 @@ impl Completions<'_> {
         read!(self.0, |c| prompts::list_completions(c, prompt_id))
     }
 
-    /// Stores the score that the reward model gave.
+    /// Stores a reward model's score.
     pub async fn set_reward(self, id: &CompletionId, reward: f64) -> Result<()> {
         write!(self.0, id = id.clone() => |tx| prompts::set_reward(tx, &id, reward))
     }

@@ -21,7 +21,7 @@ impl Draws<'_> {
         read!(self.0, |c| draws::list(c, &page))
     }
 
-    /// Stores where a running draw stands; false when it is no longer running (cancelled).
+    /// Stores the progress of a running draw; false when it is no longer running (cancelled).
     pub async fn advance(self, draw: SetDraw) -> Result<bool> {
         write!(self.0, |tx| draws::advance(tx, &draw))
     }

@@ -16,7 +16,8 @@ impl Feedback<'_> {
         read!(self.0, |c| prompts::list_feedback(c, &page))
     }
 
-    /// Every event up to `as_of` with what it is about, oldest first; on request without those on answers to requests.
+    /// Every event up to `as_of` with its completion and prompt, oldest first; optionally without those on completions
+    /// of requests.
     pub async fn facts(self, as_of: Option<Micros>, without_requests: bool) -> Result<Vec<FeedbackFact>> {
         read!(self.0, |c| prompts::feedback_facts(c, as_of, without_requests))
     }

@@ -1,4 +1,4 @@
-//! Files of clients: what they uploaded, and what batches wrote.
+//! Files of clients: uploaded files, and output files of batches.
 
 use crate::domain::*;
 use crate::store::sql::{read, write};
@@ -6,7 +6,7 @@ use crate::store::views::Files;
 use crate::store::*;
 
 impl Files<'_> {
-    /// Stores a file. `Conflict` when its owner would have more than `most_bytes` then.
+    /// Stores a file. `Conflict` when its owner would exceed `most_bytes`.
     pub async fn put(self, file: StoredFile, content: String, most_bytes: i64) -> Result<()> {
         write!(self.0, |tx| async move { batches::put_file(tx, &file, &content, most_bytes).await })
     }
@@ -31,18 +31,19 @@ impl Files<'_> {
         read!(self.0, |c| batches::batch_of_file(c, id))
     }
 
-    /// Removes a file; with a batch's output file the lines in it go. `Conflict` while a batch that is not over reads it.
+    /// Removes a file, and the results in it when it is a batch's output file. `Conflict` while an unfinished batch
+    /// reads it.
     pub async fn delete(self, id: &str, owner: &str) -> Result<()> {
         write!(self.0, id = id.to_owned(), owner = owner.to_owned() => |tx| batches::delete_file(tx, &id, &owner))
     }
 
-    /// Bytes of all files of an owner, and of answers that are not in a file yet.
+    /// Bytes of all files of an owner, and of results that are not in a file yet.
     pub async fn bytes(self, owner: &str) -> Result<i64> {
         read!(self.0, |c| batches::file_bytes(c, owner))
     }
 
-    /// Removes files and batches that were made before, except batches that are not over and their input. Returns how
-    /// many files went.
+    /// Removes files and batches that were made before a time, except unfinished batches and their input. Returns the
+    /// number of removed files.
     pub async fn expire(self, before: Micros) -> Result<u64> {
         write!(self.0, |tx| async move { batches::expire(tx, before).await })
     }

@@ -10,7 +10,7 @@ impl Guidelines<'_> {
         write!(self.0, |tx| settings::put_guidelines(tx, &version))
     }
 
-    /// The version in force for a language, if any was stored.
+    /// The current version for a language, if one is stored.
     pub async fn latest(self, lang: &str) -> Result<Option<GuidelineVersion>> {
         read!(self.0, |c| settings::latest_guidelines(c, lang))
     }

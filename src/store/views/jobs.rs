@@ -1,5 +1,5 @@
-//! The job queue. The database's clock decides about leases. Whatever ends a job or puts it back also appends the event
-//! `state` in the same transaction.
+//! The job queue. Leases use the database's clock. Every change of a job's state appends the event `state` in the same
+//! transaction.
 
 use crate::domain::*;
 use crate::store::rows::args;
@@ -39,7 +39,7 @@ impl Jobs<'_> {
         max_crashes: i64,
     ) -> Result<Option<(Job, Fence)>> {
         let kinds: Vec<String> = kinds.iter().map(|k| (*k).to_owned()).collect();
-        // Every worker asks again and again: without a job none of them takes the turn of a write.
+        // Workers poll this, so a read checks for a job before a write transaction begins.
         if !read!(self.0, |c| jobs::any_waiting(c, lease_seconds, &kinds))? {
             return Ok(None);
         }
@@ -51,7 +51,7 @@ impl Jobs<'_> {
         write!(self.0, fence = fence.clone(), progress = progress.cloned() => |tx| jobs::heartbeat(tx, &fence, lease_seconds, progress.as_ref()))
     }
 
-    /// Says where the job's attempt runs, beside this program; `None` = in a child process of it. `LeaseLost` when the
+    /// Stores the reference `PLACE/ID` of the job's attempt; `None` = it runs in a child process. `LeaseLost` when the
     /// fence does not hold.
     pub async fn place(self, fence: &Fence, external_ref: Option<&str>) -> Result<()> {
         write!(self.0, fence = fence.clone(), external_ref = external_ref.map(str::to_owned) => |tx| jobs::place(tx, &fence, external_ref.as_deref()))
@@ -62,14 +62,14 @@ impl Jobs<'_> {
         write!(self.0, fence = fence.clone(), checkpoint_uri = checkpoint_uri.to_owned() => |tx| jobs::checkpoint(tx, &fence, &checkpoint_uri))
     }
 
-    /// Writes down what the job says and extends its lease, all or nothing; returns whether cancel was
-    /// requested. `LeaseLost` when the fence does not hold: a worker that slept too long writes nothing.
+    /// Stores a job's report and extends its lease, atomically; returns whether cancel was requested. `LeaseLost` when
+    /// the fence does not hold: a worker that paused too long writes nothing.
     pub async fn report(self, fence: &Fence, lease_seconds: i64, report: JobReport) -> Result<bool> {
         write!(self.0, fence = fence.clone() => |tx| jobs::report(tx, &fence, lease_seconds, report))
     }
 
-    /// Succeeded with a new version: registers it with its files and ends the job in one transaction, so
-    /// that a job has one version whoever finishes it.
+    /// Succeeded with a new version: registers it with its files and ends the job in one transaction, so that a job has
+    /// one version whichever worker finishes it.
     pub async fn complete(
         self,
         fence: &Fence,
@@ -91,8 +91,8 @@ impl Jobs<'_> {
         write!(self.0, fence = fence.clone(), error = error.map(str::to_owned) => |tx| jobs::finish(tx, &fence, state, result, error.as_deref()))
     }
 
-    /// Back to queued: without counting the attempt (shutdown), or, with the child's last words in
-    /// `crash`, counting a crash; at `max_crashes` it becomes failed, and cancelled if that was asked for.
+    /// Puts a job back into the queue: without counting the attempt (shutdown), or, with an error in `crash`, counting
+    /// a crash. At `max_crashes` it becomes failed, or cancelled if that was requested.
     pub async fn requeue(self, fence: &Fence, crash: Option<&str>, max_crashes: i64) -> Result<JobState> {
         write!(self.0, fence = fence.clone(), crash = crash.map(str::to_owned) => |tx| jobs::requeue(tx, &fence, crash.as_deref(), max_crashes))
     }
@@ -107,7 +107,7 @@ impl Jobs<'_> {
         write!(self.0, id = id.clone() => |tx| jobs::resume(tx, &id))
     }
 
-    /// `seq` is given by the store, ascending per job.
+    /// The store assigns `seq`, ascending for each job.
     pub async fn append_events(self, job_id: &JobId, events: &[(String, serde_json::Value)]) -> Result<i64> {
         write!(self.0, job_id = job_id.clone(), events = events.to_vec() => |tx| jobs::append_events(tx, &job_id, &events))
     }
@@ -127,7 +127,7 @@ impl Jobs<'_> {
         read!(self.0, |c| jobs::metrics(c, job_id, names))
     }
 
-    /// A page of the jobs that fit the filter, newest first.
+    /// A page of the jobs that match the filter, newest first.
     pub async fn find(self, page: Page, filter: &JobFilter) -> Result<Vec<Job>> {
         read!(self.0, |c| jobs::find(c, &page, filter))
     }

@@ -8,9 +8,9 @@ use crate::store::views::Judgments;
 use crate::store::*;
 
 impl Judgments<'_> {
-    /// Stores a judgment with all that it changes, in one transaction. A known idempotency key returns the stored judgment.
-    /// A lease that has expired still submits as long as nobody else took the place. The store numbers revisions; a skip gives
-    /// the place back; a revision needs no lease.
+    /// Stores a judgment with all of its effects, in one transaction. A known idempotency key returns the stored
+    /// judgment. An expired lease is accepted as long as nobody else took the place. The store numbers revisions; a
+    /// skip frees the place; a revision needs no lease.
     pub async fn submit(self, submit: SubmitJudgment) -> Result<Submitted> {
         place!(self.0, |tx| (submit) => submits::submit(tx, &submit))
     }
@@ -25,12 +25,12 @@ impl Judgments<'_> {
         read!(self.0, |c| judgments::list(c, &page, labeler))
     }
 
-    /// How many first judgments (revisions do not count) the labeler gave since `since`, and in all.
+    /// Number of first judgments (revisions do not count) of the labeler since `since`, and in total.
     pub async fn counts(self, labeler: &LabelerId, since: Micros) -> Result<LabelerCounts> {
         read!(self.0, |c| judgments::counts(c, labeler, since))
     }
 
-    /// First judgments since `since`; what was imported does not count.
+    /// First judgments since `since`, without imported ones.
     pub async fn throughput(self, since: Micros) -> Result<Throughput> {
         read!(self.0, |c| throughput::since(c, since))
     }
@@ -45,12 +45,12 @@ impl Judgments<'_> {
         read!(self.0, |c| sets::calibrations_done(c, labeler))
     }
 
-    /// What the labeler has been shown of a set.
+    /// What has been revealed to the labeler about a set.
     pub async fn reveals(self, set_id: &SetId, labeler: &LabelerId) -> Result<Vec<Knowledge>> {
         read!(self.0, |c| reveals::of(c, set_id, labeler))
     }
 
-    /// Notes that the labeler has been shown something of the set.
+    /// Records that something about the set was revealed to the labeler.
     pub async fn put_reveal(self, set_id: &SetId, labeler: &LabelerId, what: Knowledge, now: Micros) -> Result<()> {
         write!(self.0, set_id = set_id.clone(), labeler = labeler.clone() => |tx| reveals::put(tx, &set_id, &labeler, what, now))
     }
@@ -65,8 +65,8 @@ impl Judgments<'_> {
         write!(self.0, |tx| imports::put(tx, &lines))
     }
 
-    /// As [`Judgments::ranked`], at most `limit` judgments with ids after `after`; and the id to go on after, `None` at the
-    /// end.
+    /// Latest revisions joined with texts, at most `limit` judgments with ids after `after`; and the id to continue
+    /// after, `None` at the end.
     pub async fn ranked_page(
         self,
         filter: &RankedFilter,
@@ -81,12 +81,12 @@ impl Judgments<'_> {
         read!(self.0, |c| judgments::latest(c))
     }
 
-    /// One page, newest first, and how many judgments the filter fits in all.
+    /// One page, newest first, and the number of all judgments that match the filter.
     pub async fn browse(self, filter: &JudgmentFilter, page: Page) -> Result<(Vec<JudgmentRow>, i64)> {
         read!(self.0, |c| browse::judgments_page(c, filter, &page))
     }
 
-    /// What is known of a set before a judgment of it.
+    /// Facts about a set before a judgment of it.
     pub async fn question(
         self,
         place: &Place,

@@ -6,17 +6,18 @@ use crate::store::views::Links;
 use crate::store::*;
 
 impl Links<'_> {
-    /// Makes it the person's active link; the one before is `replaced`, and the sessions that it opened end.
+    /// Stores a link as the person's active one; the previous one becomes `replaced`, and the sessions that it opened
+    /// end.
     pub async fn put(self, link: SignInLink) -> Result<()> {
         write!(self.0, |tx| access::put_link(tx, &link))
     }
 
-    /// In whatever state.
+    /// The link with this token hash, in any state.
     pub async fn find(self, token_hash: &str) -> Result<Option<SignInLink>> {
         read!(self.0, |c| access::one(c, "SELECT * FROM sign_in_links WHERE token_hash = $1", token_hash))
     }
 
-    /// Links of everybody that are neither replaced nor revoked.
+    /// All links that are neither replaced nor revoked.
     pub async fn list(self) -> Result<Vec<SignInLink>> {
         read!(self.0, |c| access::list(c))
     }
@@ -26,7 +27,7 @@ impl Links<'_> {
         read!(self.0, |c| access::one(c, "SELECT * FROM sign_in_links WHERE id = $1 AND state = 'active'", id.as_str()))
     }
 
-    /// Notes that the link was used.
+    /// Records that the link was used.
     pub async fn touch(self, id: &LinkId, now: Micros) -> Result<()> {
         write!(self.0, id = id.clone() => |tx| access::touch(tx, &id, now))
     }

@@ -1,6 +1,6 @@
-//! What the program may ask the store, by domain: `store.sets().get(&id)`. Each view is a file; the statements are in the
-//! files of the module `store` that the methods name. A read borrows a connection; a write runs in a task of its own, which ends
-//! after the commit even when the caller goes away.
+//! The store's methods, in views by domain: `store.sets().get(&id)`. Each view is a file; the statements are in the
+//! files of the module `store` that the methods name. A read borrows a connection; a write runs in a task of its own,
+//! which ends after the commit even when the caller is dropped.
 
 use super::sql::Store;
 
@@ -47,9 +47,9 @@ views! {
     api_keys: ApiKeys;
     /// The audit trail: who changed what, and when.
     audit_log: AuditLog;
-    /// Backups that were written, as far as this database knows.
+    /// Backups of this database.
     backups: Backups;
-    /// Batches of requests and their answers.
+    /// Batches of requests and their results.
     batches: Batches;
     /// Completions of prompts, by models and people.
     completions: Completions;
@@ -61,31 +61,31 @@ views! {
     draws: Draws;
     /// Feedback events of applications: thumbs, edits, choices.
     feedback: Feedback;
-    /// Files of clients: what they uploaded, and what batches wrote.
+    /// Files of clients: uploaded files, and output files of batches.
     files: Files;
     /// Versions of the guidelines that labelers read.
     guidelines: Guidelines;
     /// Invites, each of which makes one person.
     invites: Invites;
-    /// The job queue. The database's clock decides about leases. Whatever ends a job or puts it back also appends the event
-    /// `state` in the same transaction.
+    /// The job queue. Leases use the database's clock. Every change of a job's state appends the event `state` in the
+    /// same transaction.
     jobs: Jobs;
     /// Judgments are append-only. The labelers `admin` and `import` exist from the start.
     judgments: Judgments;
-    /// Who holds which set. There is at most one current lease for a set and a labeler, and never more current leases,
+    /// Leases of sets. There is at most one current lease for a set and a labeler, and never more current leases,
     /// submitted assignments and rankings by API on a set than its `target_overlap`.
     leases: Leases;
     /// Personal sign-in links.
     links: Links;
-    /// Versions of models, which one is active, and what is known of them.
+    /// Versions of models, their activation, use and evidence.
     models: Models;
     /// Labelers and operators.
     people: People;
-    /// What is stored of people and requests, its expiry and its erasure.
+    /// Personal data and requests: counts, expiry and erasure.
     privacy: Privacy;
     /// Prompts, and which of them sets may be drawn for.
     prompts: Prompts;
-    /// Answers of the Responses API that a later request may go on from.
+    /// Stored responses of the Responses API, which a later request may continue.
     responses: Responses;
     /// Sessions of browsers.
     sessions: Sessions;

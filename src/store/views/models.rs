@@ -1,4 +1,4 @@
-//! Versions of models, which one is active, and what is known of them.
+//! Versions of models, their activation, use and evidence.
 
 use tokio::sync::watch;
 
@@ -34,7 +34,7 @@ impl Models<'_> {
         read!(self.0, |c| models::active(c, kind))
     }
 
-    /// Makes it the only active version of its kind, in one transaction; the former one becomes a candidate.
+    /// Makes it the only active version of its kind, in one transaction; the previous one becomes a candidate.
     pub async fn activate(self, id: &ModelVersionId, now: Micros) -> Result<ModelVersion> {
         write!(self.0, id = id.clone() => |tx| models::activate(tx, &id, now))
     }
@@ -44,23 +44,23 @@ impl Models<'_> {
         write!(self.0, id = id.clone() => |tx| models::retire(tx, &id))
     }
 
-    /// What each version wrote since `since`; versions that wrote nothing are left out.
+    /// Use of each version since `since`; versions without completions are left out.
     pub async fn usage(self, since: Micros) -> Result<Vec<VersionUse>> {
         read!(self.0, |c| settings::version_use(c, since))
     }
 
-    /// Which files a version is made of; a second call replaces the first.
+    /// Stores the list of a version's files; a second call replaces the first.
     pub async fn put_files(self, id: &ModelVersionId, files: Vec<ModelFile>) -> Result<()> {
         write!(self.0, id = id.clone() => |tx| models::put_files(tx, &id, &files))
     }
 
-    /// Empty when nobody said. Ordered by path.
+    /// The files of a version, ordered by path; empty when they were not stored.
     pub async fn files(self, id: &ModelVersionId) -> Result<Vec<ModelFile>> {
         read!(self.0, |c| models::files(c, id))
     }
 
-    /// Changes when this or another server may have activated a version: within a second of it. Says so too
-    /// when nothing happened, for instance after a lost connection; who is woken looks for itself.
+    /// Changes within a second after this or another server activated a version. It may also change without an
+    /// activation, for instance after a lost connection, so receivers read the active version.
     pub fn activations(self) -> watch::Receiver<()> {
         self.0.db.activations()
     }

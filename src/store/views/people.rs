@@ -16,17 +16,17 @@ impl People<'_> {
         read!(self.0, |c| people::get_labeler(c, id))
     }
 
-    /// All people, in the order in which they came.
+    /// All people, in the order in which they were added.
     pub async fn list(self) -> Result<Vec<Labeler>> {
         read!(self.0, |c| people::list_labelers(c))
     }
 
-    /// Locks a person out, or lets them in again.
+    /// Deactivates a person, or activates them again.
     pub async fn set_active(self, id: &LabelerId, active: bool) -> Result<()> {
         write!(self.0, id = id.clone() => |tx| people::set_active(tx, &id, active))
     }
 
-    /// Changes role, quota and whether the labeler may come in, where given.
+    /// Changes role, quota and activity of a labeler; absent values are left as they are.
     pub async fn change(
         self,
         id: &LabelerId,

@@ -1,4 +1,4 @@
-//! What is stored of people and requests, its expiry and its erasure.
+//! Personal data and requests: counts, expiry and erasure.
 
 use crate::domain::*;
 use crate::store::connect::Db;
@@ -7,18 +7,18 @@ use crate::store::views::Privacy;
 use crate::store::*;
 
 impl Privacy<'_> {
-    /// Takes a person's data away on request; the labeler's row stays, nameless and closed.
+    /// Erases a person's data; the labeler's row is kept without a name and inactive.
     pub async fn erase_labeler(self, id: &LabelerId, how: Erase, actor_hash: &str, now: Micros) -> Result<Erased> {
         write!(self.0, id = id.clone(), actor_hash = actor_hash.to_owned() => |tx| erasure::erase(tx, &id, how, &actor_hash, now))
     }
 
-    /// What erasing reaches beside judgments: demonstrations, sessions' (created, expires), feedback.
+    /// Data that an erasure affects besides judgments, for an export to the person.
     pub async fn personal_data(self, id: &LabelerId, actor_hash: &str) -> Result<PersonalData> {
         read!(self.0, |c| erasure::personal_data(c, id, actor_hash))
     }
 
     /// Writes the log back into the database file and cuts it, so that erased rows are in neither (SQLite; Postgres
-    /// keeps its log on its own terms). False when a reader kept some of the log in use.
+    /// keeps its log on its own terms). False when a reader still uses some of the log.
     pub async fn flush_erased(self) -> Result<bool> {
         match &self.0.db {
             Db::Postgres(_) => Ok(true),
@@ -29,29 +29,28 @@ impl Privacy<'_> {
         }
     }
 
-    /// What is stored of a kind.
+    /// Amount of stored records of a kind.
     pub async fn stored(self, what: Expiring) -> Result<Amount> {
         read!(self.0, |c| privacy::stored(c, what))
     }
 
-    /// What would go.
+    /// Amount of removable records.
     pub async fn expiring(self, what: Expiring, cuts: Cuts) -> Result<Amount> {
         read!(self.0, |c| privacy::sum(c, privacy::going(what, &cuts)))
     }
 
-    /// The cut by which what may go shrinks to `most_bytes`; `None` where it is not more. `Prompts` and `Completions`
-    /// are one sum.
+    /// The cut by which removable records shrink to `most_bytes`; `None` when they are not more. `Prompts` and
+    /// `Completions` are one sum.
     pub async fn size_cut(self, what: Expiring, cuts: Cuts, most_bytes: i64) -> Result<Option<Micros>> {
         read!(self.0, |c| privacy::size_cut(c, what, &cuts, most_bytes))
     }
 
-    /// Removes at most `limit` of what goes, the oldest first, in one transaction; with zero records when nothing is
-    /// left.
+    /// Removes at most `limit` removable records, oldest first, in one transaction; returns the removed amount.
     pub async fn expire(self, what: Expiring, cuts: Cuts, limit: i64) -> Result<Amount> {
         write!(self.0, |tx| async move { privacy::expire(tx, what, &cuts, limit).await })
     }
 
-    /// Whose data was erased, in order of time.
+    /// People whose data was erased, in order of time.
     pub async fn erased_people(self) -> Result<Vec<ErasedPerson>> {
         read!(self.0, |c| privacy::erased_people(c))
     }

@@ -8,7 +8,7 @@ use crate::store::views::Prompts;
 use crate::store::*;
 
 impl Prompts<'_> {
-    /// Stores a prompt. One with the same content exists once: then the stored row is returned.
+    /// Stores a prompt. When one with the same content exists, that one is returned.
     pub async fn put(self, prompt: Prompt) -> Result<Prompt> {
         write!(self.0, |tx| prompts::put(tx, &prompt))
     }
@@ -31,7 +31,7 @@ impl Prompts<'_> {
                 let one = prompts::get(c, &id).await?;
                 bytes += prompts::size(&one);
                 found.push(one);
-                if bytes >= crate::store::sql::PAGE_BYTES {
+                if bytes >= crate::store::rows::PAGE_BYTES {
                     break;
                 }
             }
@@ -39,22 +39,22 @@ impl Prompts<'_> {
         })
     }
 
-    /// Prompts that fit, oldest first, with the ids after `after`.
+    /// Prompts that match, oldest first, with ids after `after`.
     pub async fn select(self, filter: &PromptFilter, after: Option<&str>, limit: i64) -> Result<Vec<Prompt>> {
         read!(self.0, |c| draws::select_prompts(c, filter, after, limit))
     }
 
-    /// How many prompts the filter fits, and how many of them [`Prompts::select`] leaves out, by reason.
+    /// Number of prompts that match the filter, and of those that [`Prompts::select`] excludes, by reason.
     pub async fn count(self, filter: &PromptFilter) -> Result<PromptCounts> {
         read!(self.0, |c| draws::count_prompts(c, filter))
     }
 
-    /// As [`Prompts::put`], and notes who submitted it.
+    /// Stores a prompt like [`Prompts::put`], and records who submitted it.
     pub async fn submit(self, prompt: Prompt, by: &LabelerId) -> Result<Prompt> {
         write!(self.0, by = by.clone() => |tx| privacy::submit_prompt(tx, &prompt, &by))
     }
 
-    /// Whether the labeler submitted the prompt, or made or was handed a set of it.
+    /// Whether the labeler submitted the prompt, or made or received a set of it.
     pub async fn is_of(self, id: &PromptId, labeler: &LabelerId) -> Result<bool> {
         read!(self.0, |c| privacy::prompt_is_of(c, id, labeler))
     }

@@ -1,4 +1,4 @@
-//! Answers of the Responses API that a later request may go on from.
+//! Stored responses of the Responses API, which a later request may continue.
 
 use crate::domain::*;
 use crate::store::sql::{read, write};
@@ -16,7 +16,7 @@ impl Responses<'_> {
         read!(self.0, |c| responses::get(c, id, owner, since))
     }
 
-    /// Removes a response; false when there is none of this owner.
+    /// Removes a response; false when this owner has none with this id.
     pub async fn delete(self, id: &str, owner: Option<&str>) -> Result<bool> {
         write!(self.0, id = id.to_owned(), owner = owner.map(str::to_owned) => |tx| async move {
             responses::delete(tx, &id, owner.as_deref()).await

@@ -16,7 +16,7 @@ impl Sessions<'_> {
         read!(self.0, |c| people::get_session(c, token_hash, now))
     }
 
-    /// Notes that the session was used.
+    /// Records that the session was used.
     pub async fn touch(self, token_hash: &str, now: Micros) -> Result<()> {
         write!(self.0, token_hash = token_hash.to_owned() => |tx| people::touch_session(tx, &token_hash, now))
     }
@@ -26,7 +26,7 @@ impl Sessions<'_> {
         write!(self.0, token_hash = token_hash.to_owned() => |tx| people::delete_session(tx, &token_hash))
     }
 
-    /// A session of an active person that has not ended, and what stands behind it.
+    /// An open session of an active person, with its credential.
     pub async fn open(self, token_hash: &str, now: Micros) -> Result<Option<access::OpenSession>> {
         read!(self.0, |c| access::open_session(c, token_hash, now))
     }

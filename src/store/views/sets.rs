@@ -38,8 +38,8 @@ impl Sets<'_> {
         read!(self.0, |c| sets::get_gold(c, set_id))
     }
 
-    /// Makes a set one with a known answer, for everybody to judge; the explanation is shown after the
-    /// vote on calibration sets.
+    /// Makes a set one with a known answer, for everybody to judge; the explanation is shown after a judgment of a
+    /// calibration set.
     pub async fn make_gold(
         self,
         set_id: &SetId,
@@ -50,22 +50,22 @@ impl Sets<'_> {
         write!(self.0, set_id = set_id.clone(), tiers = tiers.to_vec(), explanation = explanation.map(str::to_owned) => |tx| sets::make_gold(tx, &set_id, kind, &tiers, explanation.as_deref()))
     }
 
-    /// What labelers read after their vote on a calibration set.
+    /// The explanation of a calibration set, shown after the judgment.
     pub async fn explanation(self, set_id: &SetId) -> Result<Option<String>> {
         read!(self.0, |c| sets::explanation(c, set_id))
     }
 
-    /// Notes whose request made the set.
+    /// Records whose request made the set.
     pub async fn note_maker(self, set_id: &SetId, labeler: &LabelerId) -> Result<()> {
         write!(self.0, set_id = set_id.clone(), labeler = labeler.clone() => |tx| sets::made_by(tx, &set_id, &labeler))
     }
 
-    /// Whose request made the set, if one was noted.
+    /// Whose request made the set, if it was recorded.
     pub async fn maker(self, set_id: &SetId) -> Result<Option<LabelerId>> {
         read!(self.0, |c| sets::maker(c, set_id))
     }
 
-    /// Sets that the labeler made or was handed, newest first.
+    /// Sets that the labeler made or received, newest first.
     pub async fn list_of(
         self,
         page: Page,
@@ -75,17 +75,17 @@ impl Sets<'_> {
         read!(self.0, |c| sets::list(c, &page, status, Some(labeler)))
     }
 
-    /// Whether the labeler made the set or was handed it.
+    /// Whether the labeler made or received the set.
     pub async fn is_of(self, set_id: &SetId, labeler: &LabelerId) -> Result<bool> {
         read!(self.0, |c| sets::is_seen_by(c, set_id, labeler))
     }
 
-    /// A set out of the queue's sets that holds the completion and that the labeler has not judged.
+    /// A set of the queue that contains one of the completions and that the labeler has not judged.
     pub async fn unjudged_with(self, completion: &CompletionId, labeler: &LabelerId) -> Result<Option<SetId>> {
         read!(self.0, |c| reveals::unjudged_with(c, completion, labeler))
     }
 
-    /// Asks for one more judgment of a set and opens it again.
+    /// Requests one more judgment of a set and opens it again.
     pub async fn extend(self, set_id: &SetId, policy: &str, score: Option<f64>) -> Result<()> {
         write!(self.0, set_id = set_id.clone(), policy = policy.to_owned() => |tx| draws::extend_set(tx, &set_id, &policy, score))
     }
@@ -96,17 +96,17 @@ impl Sets<'_> {
         read!(self.0, |c| quality::judged_sets(c, kind, since))
     }
 
-    /// The same, of every set that this labeler judged: everybody's words on them.
+    /// Latest revisions of all labelers on every set that this labeler judged; ordered by judgment id.
     pub async fn judged_with(self, labeler: &LabelerId) -> Result<Vec<JudgedSet>> {
         read!(self.0, |c| quality::judged_with(c, labeler))
     }
 
-    /// Names the reviewer whose own judgment settles the set, once there is one.
+    /// Stores the reviewer whose judgment settles the set.
     pub async fn settle(self, set_id: &SetId, reviewer: &LabelerId, now: Micros) -> Result<()> {
         write!(self.0, set_id = set_id.clone(), reviewer = reviewer.clone() => |tx| judgments::settle(tx, &set_id, &reviewer, now))
     }
 
-    /// Who settled the set by a judgment of the team, if anybody did.
+    /// The reviewer who settled the set, if there is one.
     pub async fn settled_by(self, set_id: &SetId) -> Result<Option<LabelerId>> {
         read!(self.0, |c| judgments::settled_by(c, set_id))
     }
@@ -116,7 +116,8 @@ impl Sets<'_> {
         read!(self.0, |c| quality::all_gold(c))
     }
 
-    /// One page, newest first, and how many sets the filter fits in all. `now` says which leases are current.
+    /// One page, newest first, and the number of all sets that match the filter. `now` decides which leases are
+    /// current.
     pub async fn browse(self, filter: &SetFilter, page: Page, now: Micros) -> Result<(Vec<SetRow>, i64)> {
         read!(self.0, |c| browse::sets_page(c, filter, &page, now))
     }
@@ -126,7 +127,7 @@ impl Sets<'_> {
         read!(self.0, |c| browse::set_prompts(c, ids))
     }
 
-    /// Takes all of these sets out of the queue, or none where one is unknown.
+    /// Takes all of these sets out of the queue, or none if one is unknown.
     pub async fn retire_matching(self, ids: &[SetId]) -> Result<()> {
         write!(self.0, ids = ids.to_vec() => |tx| browse::retire_sets(tx, &ids))
     }

@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use http::Method;
-use instructd::http::auth::Access;
+use instructd::http::access::Access;
 use instructd::http::observe::SECURITY_HEADERS;
 use instructd::http::routes;
 use serde_json::{Value, json};

@@ -250,7 +250,7 @@ async fn a_restart_answers_no_line_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_ends_with_its_key_its_time_and_a_word() {
+async fn a_batch_ends_when_its_key_is_revoked_it_expires_or_is_cancelled() {
     let slow = MockOptions { delay_per_token: Duration::from_millis(20), ..MockOptions::default() };
     let server = Server::with(|_| {}, slow).await;
     let running = follow(&server);
@@ -291,7 +291,7 @@ async fn a_batch_ends_with_its_key_its_time_and_a_word() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_batch_draws_is_charged_and_waits_for_tokens() {
+async fn tokens_of_a_batch_are_charged_and_waited_for() {
     let server = Server::start().await;
     let running = follow(&server);
     let made = json!({"name": "k", "scopes": ["inference"], "daily_tokens": 5});

@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use instructd::config::Config;
 use instructd::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
 use instructd::engine::{EngineOptions, Generator, LocalEngine};
-use instructd::http::rates::Peer;
+use instructd::http::peer::Peer;
 use instructd::service::random::secret_hash;
 use instructd::service::{Clock, Random, Services, system_clock};
 use serde_json::{Value, json};

@@ -90,7 +90,7 @@ async fn echo_with_logprobs_and_no_tokens_gives_the_prompt() {
 }
 
 #[tokio::test]
-async fn a_stream_says_the_same_as_one_answer() {
+async fn a_stream_has_the_text_of_the_whole_response() {
     let server = Server::start().await;
     let mut request = json!({"prompt": ["Hi", "Ho"], "n": 2, "seed": 5, "max_tokens": 40, "logprobs": 0, "echo": true});
     let whole = server.open_post("/v1/completions", request.clone()).await.expect(200).json();
@@ -223,7 +223,7 @@ async fn a_client_that_leaves_frees_its_slot() {
 }
 
 #[tokio::test]
-async fn overload_and_loading_are_said_before_any_work() {
+async fn overload_and_loading_are_errors_before_any_work() {
     let server = Server::with(|_| {}, MockOptions { max_running: 0, ..MockOptions::default() }).await;
     let answer = server.open_post("/v1/completions", json!({"prompt": "x"})).await.expect(429);
     assert_eq!(answer.headers["retry-after"], "1");

@@ -265,7 +265,7 @@ const FREE: &[&str] = &[
     "Response.user",
     "ResponseItem.summary",
     "ResponseText.format",
-    "ResponseTold.logprobs",
+    "ResponseEventBody.logprobs",
     "SetDraw.request",
     "SettingChange.value",
     "SettingView.configured",

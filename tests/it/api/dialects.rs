@@ -102,7 +102,7 @@ async fn messages_in_anthropics_form() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn responses_whole_streamed_and_gone_on_from() {
+async fn responses_are_whole_streamed_and_continued() {
     let real = Real::start(&families()[0]).await;
     let ask = |extra: Value| with(json!({"input": "ab", "max_output_tokens": 30}), extra);
     let post = async |extra: Value| real.server.open_post("/v1/responses", ask(extra)).await.expect(200);

@@ -11,7 +11,7 @@ fn filled(path: &str) -> String {
 }
 
 #[tokio::test]
-async fn no_route_ignores_a_parameter() {
+async fn unknown_parameters_are_refused_on_every_route() {
     let server = Server::start().await;
     let table = routes::table(&server.services.config.limits);
     let mut asked = 0;
@@ -98,7 +98,7 @@ async fn null_is_absent_on_every_route() {
 }
 
 #[tokio::test]
-async fn compressed_and_mistyped_bodies_are_refused_in_words() {
+async fn compressed_and_mistyped_bodies_are_refused_with_the_reason() {
     let server = Server::start().await;
     for route in routes::table(&server.services.config.limits).iter().filter(|r| r.body.is_some()) {
         let headers = [admin(), ("content-encoding", "gzip")];
@@ -173,7 +173,7 @@ async fn every_list_with_pages_gives_each_row_once() {
 }
 
 #[tokio::test]
-async fn a_loopback_server_does_not_answer_to_foreign_names() {
+async fn a_loopback_server_refuses_foreign_host_names() {
     let server = Server::with(|c| c.server.hosts = vec!["rank.example".into()], Default::default()).await;
     let ask = async |host: &str| {
         server.call("GET", "/v1/models", &[("host", host), ("sec-fetch-site", "same-origin")], None).await

@@ -238,7 +238,7 @@ async fn open_streams_end_with_what_opened_them() {
 }
 
 #[tokio::test]
-async fn a_person_comes_back_by_their_link() {
+async fn a_person_signs_in_again_with_their_link() {
     let server = Server::start().await;
     let invite = server.post("/admin/invites", json!({"name": "Ada", "note": "n"})).await.expect(201).json();
     assert_eq!(
@@ -302,7 +302,7 @@ async fn a_person_comes_back_by_their_link() {
 }
 
 #[tokio::test]
-async fn links_and_invites_say_when_they_are_over() {
+async fn errors_of_links_and_invites_give_the_reason() {
     let clock = Arc::new(AtomicI64::new(1_000 * HOUR));
     let server = Server::at(clock.clone(), |c| c.sessions.invite_hours = 5).await;
     let (ada, _) = person(&server, "Ada", "labeler").await;

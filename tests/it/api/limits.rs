@@ -47,7 +47,7 @@ async fn wrong_keys_are_counted_by_address_on_every_route() {
     for _ in 0..5 {
         let with_cookie = http::Request::get("/admin/jobs")
             .header("cookie", &session)
-            .extension(instructd::http::rates::Peer("10.0.0.1".parse().unwrap()));
+            .extension(instructd::http::peer::Peer("10.0.0.1".parse().unwrap()));
         server.send(with_cookie.body(axum::body::Body::empty()).unwrap()).await.expect(200);
         server.from("10.0.0.1", "GET", "/admin/jobs", Some(&stored), None).await.expect(200);
         sign_in("10.0.0.1", json!({"key": stored})).await.expect(200);
@@ -62,7 +62,7 @@ async fn wrong_keys_are_counted_by_address_on_every_route() {
 /// Guesses on public and open routes count like those elsewhere; a client that sends one made-up key with every
 /// request is served and is one wrong key.
 #[tokio::test]
-async fn guesses_on_open_routes_count_and_made_up_keys_do_not_hurt() {
+async fn guesses_on_open_routes_count_and_arbitrary_keys_are_ignored() {
     let server = Server::with(|c| c.rates.login_per_minute = 4, Default::default()).await;
     let ask = async |key: &str| server.from("10.0.0.1", "GET", "/v1/models", Some(key), None).await.status.as_u16();
     for _ in 0..20 {
@@ -113,7 +113,7 @@ async fn inference_and_feedback_are_counted_by_key_or_address() {
 }
 
 #[tokio::test]
-async fn tokens_of_a_day_are_counted_and_come_back() {
+async fn daily_tokens_are_counted_and_reset() {
     let clock = Arc::new(AtomicI64::new(20_000 * 24 * HOUR + 23 * HOUR));
     let server = Server::at(clock.clone(), |_| {}).await;
     assert_eq!(
@@ -199,7 +199,7 @@ async fn sessions_of_another_admin_key_have_ended() {
 /// Keys are 256 random bits and kept as one SHA-256: a sign-in costs microseconds and no memory to speak of, so
 /// there is no slow hash to flood. Five hundred at once, and the server is as alive as before.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_sign_ins_hurts_nobody() {
+async fn a_flood_of_sign_ins_does_not_slow_others() {
     let server = Arc::new(Server::start().await);
     let tries = (0..500).map(|i| {
         let server = server.clone();

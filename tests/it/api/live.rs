@@ -24,7 +24,7 @@ async fn who(server: &Server, id: &str, model: Option<&str>) -> String {
 }
 
 #[tokio::test]
-async fn a_candidate_answers_its_share_and_every_answer_says_who_wrote_it() {
+async fn a_candidate_answers_its_share_and_every_response_names_its_version() {
     let server = with_candidate().await;
     let ids: Vec<String> = (0..60).map(|i| format!("req-{i}")).collect();
     server.post("/admin/canary", json!({"model": "better", "share": 0.3})).await.expect(200);
@@ -99,7 +99,7 @@ async fn promotion_ends_the_canary_and_bad_ones_are_refused() {
 }
 
 #[tokio::test]
-async fn live_settings_take_effect_at_once_and_go_back() {
+async fn live_settings_take_effect_at_once_and_can_be_reset() {
     let server = Server::with(|c| c.admin_key = Some("a-secret-key".into()), MockOptions::default()).await;
     let all = server.get("/admin/settings").await.expect(200);
     assert!(!all.text.contains("a-secret-key"));
@@ -142,7 +142,7 @@ async fn ask(server: &Server, body: Value) -> Vec<(String, Value)> {
 }
 
 #[tokio::test]
-async fn answers_stream_into_the_places_where_they_are_ranked() {
+async fn answers_are_streamed_in_the_order_in_which_they_are_ranked() {
     let server = with_candidate().await;
     let better = server.services.store.models().find("better").await.unwrap().unwrap();
     server.services.engine().unwrap().load(&better).await.unwrap();
@@ -180,7 +180,7 @@ async fn answers_stream_into_the_places_where_they_are_ranked() {
 }
 
 #[tokio::test]
-async fn asking_refuses_nonsense_and_tells_failures_in_the_stream() {
+async fn asking_refuses_bad_input_and_streams_failures() {
     let server = Server::start().await;
     let question = json!([{"role": "user", "content": "why?"}]);
     for (body, param) in [

@@ -19,7 +19,7 @@ fn mathematics_in_every_notation_is_marked_with_its_source() {
 }
 
 #[test]
-fn what_only_looks_like_mathematics_stays_text() {
+fn text_that_resembles_mathematics_stays_text() {
     for (text, kept) in [
         ("It costs $5 and then $10.", "It costs $5 and then $10."),
         ("between $5-$10 a day", "between $5-$10 a day"),
@@ -44,7 +44,7 @@ fn code_keeps_the_name_of_its_language_and_nothing_else() {
 
 /// Texts whose rendering would take minutes, or whose nesting would fill the stack, are shown as they are.
 #[test]
-fn no_text_keeps_the_renderer_busy() {
+fn no_text_takes_long_to_render() {
     const N: usize = 120_000;
     let nested_list: String = (0..400).map(|i| format!("{}- x\n", "  ".repeat(i))).collect();
     let hostile = [

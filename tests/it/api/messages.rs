@@ -12,7 +12,7 @@ fn case(name: &str) -> Value {
 }
 
 #[tokio::test]
-async fn what_clients_send_back_is_taken() {
+async fn messages_that_clients_return_are_accepted() {
     let server = Server::start().await;
     for name in ["a", "b", "c"] {
         server.open_post("/v1/chat/completions", case(name)).await.expect(200);
@@ -44,7 +44,7 @@ fn places(messages: &Value) -> Vec<(&'static str, Value, &'static str)> {
 }
 
 #[tokio::test]
-async fn every_place_takes_the_same_messages() {
+async fn every_route_accepts_the_same_messages() {
     let server = Server::start().await;
     let reward = super::client::version("scorer", instructd::domain::ModelKind::Reward, None);
     server.services.store.models().put(reward.clone()).await.unwrap();

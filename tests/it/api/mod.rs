@@ -4,6 +4,7 @@
 mod access;
 mod attention;
 mod batches;
+mod callers;
 mod choices;
 pub mod client;
 mod completions;
@@ -35,5 +36,4 @@ mod structured;
 mod tools;
 mod traces;
 mod upstream;
-mod ways_in;
 mod webui;

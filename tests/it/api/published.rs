@@ -137,7 +137,7 @@ async fn special_tokens_of_a_raw_prompt_are_read_on_demand_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_end_token_stands_behind_a_text_that_goes_on() {
+async fn a_text_to_be_continued_has_no_end_token() {
     let dir = published(&[
         ("tokenizer.json", words(&[(1, "<s>"), (2, "</s>")], framed(Some((1, "<s>")), Some((2, "</s>"))))),
         ("chat_template.jinja", json!(TALK)),
@@ -235,7 +235,7 @@ async fn tokens_are_listed_by_their_own_bytes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tokens_that_read_the_same_are_told_apart() {
+async fn tokens_with_equal_texts_are_distinguished() {
     // Word 9 is added once more as a special token of the same text.
     let mut tokenizer = words(&[(2, "</s>")], Value::Null);
     let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();

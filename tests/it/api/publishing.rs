@@ -56,7 +56,7 @@ async fn every_kind_is_listed_and_only_some_have_an_active_one() {
     assert_eq!(server.get("/v1/models").await.json()["data"].as_array().unwrap().len(), 1);
     for name in ["classifier", "prompt_adapter"] {
         let refused = server.post(&format!("/admin/models/{name}/promote"), json!({})).await.expect(409);
-        assert!(refused.text.contains("requests name it"), "{}", refused.text);
+        assert!(refused.text.contains("is named in requests"), "{}", refused.text);
         server.post("/v1/completions", json!({"prompt": "x", "model": name})).await.expect(400);
     }
     server.post("/admin/models/encoder/promote", json!({})).await.expect(200);

@@ -70,7 +70,7 @@ async fn requests_go_to_the_least_busy_replica() {
 }
 
 #[tokio::test]
-async fn a_replica_that_fails_is_passed_over() {
+async fn a_failing_replica_is_skipped() {
     let failures = [
         Act::Status(500, json!({}), None),
         Act::Status(503, json!({}), None),
@@ -100,7 +100,7 @@ async fn a_replica_that_fails_is_passed_over() {
 }
 
 #[tokio::test]
-async fn a_replica_that_is_away_harms_nobody() {
+async fn an_unavailable_replica_does_not_fail_requests() {
     let good = Fake::start(vec![Act::Write(vec!["good"], "stop")]).await;
     let away = nowhere().await;
     // Named first, so that the model is found at the second one.
@@ -117,7 +117,7 @@ async fn a_replica_that_is_away_harms_nobody() {
 }
 
 #[tokio::test]
-async fn what_may_have_begun_is_not_asked_elsewhere() {
+async fn a_request_that_may_have_begun_is_not_repeated() {
     let refusal = json!({"error": {"message": "no", "param": "max_tokens"}});
     for (act, status) in [(Act::Hang, 503), (Act::Status(400, refusal, None), 400), (Act::Break("half"), 503)] {
         let [a, b] = [Fake::start(vec![act.clone()]).await, Fake::start(vec![act.clone()]).await];
@@ -145,7 +145,7 @@ async fn a_fleet_is_ready_while_one_replica_is() {
 }
 
 #[tokio::test]
-async fn a_replica_without_the_model_is_passed_over_until_it_has_it() {
+async fn a_replica_without_the_model_is_skipped_until_it_has_it() {
     let [a, b] = [
         Fake::start(vec![Act::Write(vec!["a"], "stop")]).await,
         Fake::start(vec![Act::Write(vec!["b"], "stop")]).await,

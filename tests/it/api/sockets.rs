@@ -84,7 +84,7 @@ async fn slow_bodies_are_answered_408() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_over_the_cap_wait_for_a_place() {
+async fn connections_over_the_limit_wait() {
     let (_server, address) = listening(
         |c| {
             c.server.max_connections = 2;
@@ -109,7 +109,7 @@ async fn connections_over_the_cap_wait_for_a_place() {
 
 /// 64 clients that come, go, and cut streams at random; in the end nothing is busy.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crowd_that_comes_and_goes_leaves_nothing_behind() {
+async fn connections_that_come_and_go_leave_nothing_busy() {
     let mock = MockOptions { delay_per_token: Duration::from_micros(200), ..MockOptions::default() };
     let (server, address) = listening(|_| {}, mock).await;
     let clients = (0..64u64).map(|client| {
@@ -219,7 +219,7 @@ async fn idle_http2(address: std::net::SocketAddr) -> Vec<tokio::task::JoinHandl
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_who_read_nothing_lose_their_places() {
+async fn connections_whose_clients_read_nothing_are_closed() {
     let (_server, address) = listening(few_places, MockOptions::default()).await;
     let mut held = readers_of_nothing(address).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -236,7 +236,7 @@ async fn clients_who_read_nothing_lose_their_places() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn http2_connections_without_a_request_lose_their_places() {
+async fn idle_http2_connections_are_closed() {
     let (_server, address) = listening(few_places, MockOptions::default()).await;
     let held = idle_http2(address).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -251,7 +251,7 @@ async fn http2_connections_without_a_request_lose_their_places() {
 
 /// An HTTP/2 client that asks, and opens no window for the answer.
 #[tokio::test(flavor = "multi_thread")]
-async fn http2_answers_that_nobody_takes_end_the_connection() {
+async fn unread_http2_responses_end_the_connection() {
     let (_server, address) = listening(few_places, MockOptions::default()).await;
     let mut stream = TcpStream::connect(address).await.unwrap();
     // SETTINGS_INITIAL_WINDOW_SIZE = 0, then GET /openapi.json (static table, literals without index).
@@ -271,7 +271,7 @@ async fn http2_answers_that_nobody_takes_end_the_connection() {
 
 /// A share for each address: a crowd at one keeps nobody else out.
 #[tokio::test(flavor = "multi_thread")]
-async fn one_address_cannot_take_all_places() {
+async fn one_address_cannot_take_all_connections() {
     let mock = MockOptions { delay_per_token: Duration::from_millis(20), ..MockOptions::default() };
     let (server, address) = listening(
         |c| {
@@ -305,7 +305,7 @@ async fn one_address_cannot_take_all_places() {
 
 /// A large answer to a client that reads slowly but reads is whole.
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_readers_get_all_of_it() {
+async fn slow_readers_get_the_whole_response() {
     let (_server, address) = listening(few_places, MockOptions::default()).await;
     let whole = get(address, "/openapi.json").await;
     let mut stream = TcpStream::connect(address).await.unwrap();

@@ -23,7 +23,7 @@ fn text<'a>(parts: &'a http::response::Parts, name: &str) -> &'a str {
 }
 
 #[tokio::test]
-async fn texts_are_packed_for_whoever_takes_gzip() {
+async fn texts_are_compressed_for_clients_that_accept_gzip() {
     let server = Server::start().await;
     for path in
         ["/", "/static/i18n/en.json", "/static/i18n/zh.json", "/static/js/api.js", "/static/vendor/uplot/uPlot.esm.js"]
@@ -68,7 +68,7 @@ async fn texts_are_packed_for_whoever_takes_gzip() {
 }
 
 #[tokio::test]
-async fn answers_are_packed_where_the_setting_and_the_client_say_so() {
+async fn responses_are_compressed_if_the_setting_and_the_client_allow_it() {
     let gzip = ("accept-encoding", "gzip");
     let off = Server::start().await;
     let (parts, plain) = fetch(&off, "/openapi.json", &[gzip]).await;

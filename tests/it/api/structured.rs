@@ -156,7 +156,7 @@ async fn every_answer_is_of_its_schema_or_cut_by_its_length() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_spelling_has_its_effect() {
+async fn every_name_of_a_field_has_its_effect() {
     let month = regex::Regex::new("^(19|20)[0-9]{2}-[01][0-9]$").unwrap();
     let angled = regex::Regex::new("^<[a-c]{1,3}>( <[a-c]{1,3}>)*$").unwrap();
     let assigned = regex::Regex::new("^[a-c]{2}=[0-9]{1,2}$").unwrap();
@@ -250,7 +250,7 @@ async fn streams_ends_and_biases_keep_the_form() {
 /// The log-probs that are returned and stored are the model's, not those of the allowed tokens among each other; and
 /// the stored completion says that it was constrained.
 #[tokio::test(flavor = "multi_thread")]
-async fn logprobs_are_the_models_and_the_store_knows() {
+async fn logprobs_are_the_models_and_constrained_texts_are_marked() {
     let [real, _] = Real::both().await;
     let ask = json!({"guided_choice": ["abc 10", "no"], "logprobs": 2, "seed": 5, "prompt": [70, 71]});
     let answer = real.complete(ask).await;
@@ -277,7 +277,7 @@ async fn stored(real: &Real, answer: &Value) -> instructd::domain::Completion {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_followed_is_refused_by_its_field() {
+async fn unsupported_forms_are_refused_by_their_field() {
     let [real, _] = Real::both().await;
     let long = format!("[{}]{{2}}", "ab".repeat(40_000));
     let deep = "(".repeat(5000) + &")".repeat(5000);

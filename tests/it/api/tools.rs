@@ -251,7 +251,7 @@ const THINKS: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.r
                       {% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn thoughts_are_told_apart() {
+async fn thoughts_are_separated_from_answers() {
     for special in [&["<|im_end|>", "<|im_start|>"][..], &["<|im_end|>", "<|im_start|>", "<think>", "</think>"]] {
         let plain: &[&str] = if special.len() == 2 { &["<think>", "</think>"] } else { &[] };
         let real = Real::of(byte_level(special, plain), THINKS).await;

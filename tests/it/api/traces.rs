@@ -115,7 +115,7 @@ async fn requests_and_jobs_are_traced() {
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_harms_nobody() {
+async fn an_unavailable_collector_does_not_affect_requests() {
     let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", free.local_addr().unwrap());
     drop(free);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::client::Server;
 
 #[tokio::test]
-async fn its_requests_are_answered_in_the_shape_that_it_reads() {
+async fn requests_of_open_webui_are_answered_in_its_form() {
     let server = Server::start().await;
     // `/models` of the base URL; `id` names the model in what follows.
     let models = server.get("/v1/models").await.expect(200).json();

@@ -10,7 +10,7 @@ use instructd::train::{Reporter, TrainOutcome, recipes};
 use serde_json::{Value, json};
 
 use super::server::{Place, Server};
-use crate::store::sound::assert_sound;
+use crate::store::integrity::assert_sound;
 use crate::support;
 
 /// A file system in memory of a few MiB; unmounted when dropped.

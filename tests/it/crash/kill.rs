@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::server::{ADMIN_KEY, Answer, Dice, Place, Server, send, setting};
 use crate::store::backend::{self, Fresh};
-use crate::store::sound;
+use crate::store::integrity;
 
 const WRITERS: u64 = 32;
 
@@ -177,7 +177,7 @@ async fn killed_under_writers(fresh: Fresh) {
     }
     // Every writer went on until its request was answered, so nothing may be stored beyond what it knows.
     assert_eq!(store.counts().await.unwrap().judgments, acknowledged as i64, "as many stored as acknowledged");
-    sound::assert_sound(&fresh.url).await;
+    integrity::assert_sound(&fresh.url).await;
     assert!(acknowledged >= WRITERS as usize, "{acknowledged} judgments are too few to mean anything");
     println!(
         "{}: {kills} kills, seed {seed}: {acknowledged} judgments acknowledged, {replays} replayed, 0 lost, 0 doubled",

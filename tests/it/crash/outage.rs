@@ -88,7 +88,7 @@ fn ranking(key: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_database_goes_and_comes_back() {
+async fn the_server_survives_an_outage_of_the_database() {
     let Some(fresh) = backend::postgres().await else { return };
     let (name, dir) = fresh.url.split_once("?host=").unwrap();
     let proxy = Proxy::start(Path::new(dir).join(SOCKET));

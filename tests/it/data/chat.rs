@@ -87,7 +87,7 @@ fn special_tokens_in_content_stay_text() {
 }
 
 #[test]
-fn text_beside_text_makes_no_special_token() {
+fn concatenated_texts_make_no_special_token() {
     let beside = "{% for m in messages %}{{ m.content }}{% endfor %}";
     let tokenizer = byte_tokenizer();
     for (left, right) in [("<|", "end|>"), ("<", "|end|>"), ("<|end|", ">"), ("<|e", "nd|> the")] {

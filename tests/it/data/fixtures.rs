@@ -140,7 +140,7 @@ fn old_and_new_rope_fields_mean_the_same() {
 }
 
 #[test]
-fn what_would_be_computed_wrongly_is_refused() {
+fn unsupported_configurations_are_refused() {
     for (name, changes, word) in [
         ("llama-tiny", json!({"rope_parameters": {"rope_type": "axial"}}), "longrope"),
         ("llama-tiny", json!({"rope_parameters": {"rope_type": "linear"}}), "factor"),

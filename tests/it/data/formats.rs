@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use instructd::data::from_feedback::{Told, preferences};
+use instructd::data::from_feedback::{FeedbackRecord, preferences};
 use instructd::data::{self, Comparison, Format, PromptInput, RankedText, Record, Written};
 use instructd::domain::{CompletionId, Message, Prompt, PromptId, Split};
 use proptest::prelude::*;
@@ -117,7 +117,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn k_wise_formats_come_back_whole(all in prop::collection::vec(ranking(), 1..6)) {
+    fn k_wise_formats_round_trip(all in prop::collection::vec(ranking(), 1..6)) {
         for format in [Format::Comparisons, Format::Oasst] {
             let lines: Vec<String> =
                 all.iter().flat_map(|c| data::export(format, &Record::Comparison(c.clone()))).collect();
@@ -150,7 +150,7 @@ proptest! {
     }
 
     #[test]
-    fn pairs_of_a_ranking_are_what_its_tiers_say(tiers in prop::collection::vec(0i64..5, 2..10)) {
+    fn pairs_of_a_ranking_follow_its_tiers(tiers in prop::collection::vec(0i64..5, 2..10)) {
         let completions: Vec<RankedText> = tiers.iter().map(|t| RankedText { text: "x".into(), tier: *t }).collect();
         let pairs = data::pairs(&completions);
         let tied = tiers.iter().enumerate().map(|(i, a)| tiers[i + 1..].iter().filter(|b| *b == a).count()).sum::<usize>();
@@ -170,7 +170,7 @@ proptest! {
 
 /// HH marks turns inside the text, so only conversations without such marks can come back.
 #[test]
-fn hh_and_demonstrations_come_back() {
+fn hh_and_demonstrations_round_trip() {
     let chat =
         PromptInput::Chat(vec![message("user", "Hi"), message("assistant", "Hello!\n\nHow?"), message("user", "Well")]);
     let ranked = |text: &str, tier| RankedText { text: text.into(), tier };
@@ -228,9 +228,9 @@ fn feedback_becomes_preferences() {
         (&p, 0, "comment", json!("hm"), "u1"),
     ];
     let texts_of = ["text a", "text b", "text c", "text d"];
-    let told: Vec<Told> = events
+    let told: Vec<FeedbackRecord> = events
         .iter()
-        .map(|(prompt, i, kind, value, actor)| Told {
+        .map(|(prompt, i, kind, value, actor)| FeedbackRecord {
             prompt,
             completion_id: &ids[*i],
             text: texts_of[*i],

@@ -154,7 +154,7 @@ fn bring(hub: &Hub, data: &Path) -> Result<std::path::PathBuf, String> {
 }
 
 #[test]
-fn a_repository_comes_whole_and_in_parallel() {
+fn a_repository_is_downloaded_completely_and_in_parallel() {
     let (stage, endpoint) = serve(Stage { files: model_files(), ..Stage::default() });
     let (data, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut seen = BTreeMap::new();
@@ -177,7 +177,7 @@ fn a_repository_comes_whole_and_in_parallel() {
 }
 
 #[test]
-fn a_download_goes_on_where_it_broke_off() {
+fn an_interrupted_download_is_resumed() {
     let files = model_files();
     let half = files["model.safetensors"].len() as u64 / 2;
     let stage = Stage { files, breaks: AtomicUsize::new(1), unwell: AtomicUsize::new(1), ..Stage::default() };
@@ -192,7 +192,7 @@ fn a_download_goes_on_where_it_broke_off() {
 
 /// Also after the process has ended: what came is kept in Hugging Face's own folder.
 #[test]
-fn another_pull_goes_on_and_takes_what_is_there() {
+fn another_pull_resumes_and_uses_existing_files() {
     let files = model_files();
     let weights = files["model.safetensors"].clone();
     let sha = hex::encode(sha2::Sha256::digest(&weights));
@@ -213,7 +213,7 @@ fn another_pull_goes_on_and_takes_what_is_there() {
 }
 
 #[test]
-fn damage_on_the_way_is_noticed_and_fetched_again() {
+fn damage_in_transit_is_detected_and_downloaded_again() {
     let stage = Stage { files: model_files(), damaged: AtomicUsize::new(1), ..Stage::default() };
     let (stage, endpoint) = serve(stage);
     let (data, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -223,12 +223,12 @@ fn damage_on_the_way_is_noticed_and_fetched_again() {
     let (_, endpoint) = serve(stage);
     let data = tempfile::tempdir().unwrap();
     let error = bring(&hub(&endpoint, None, cache.path()), data.path()).unwrap_err();
-    assert!(error.contains("arrived damaged"), "{error}");
+    assert!(error.contains("is damaged: "), "{error}");
     assert!(!data.path().join("models/tiny").exists());
 }
 
 #[test]
-fn private_and_gated_repositories_need_a_token_and_say_so() {
+fn private_and_gated_repositories_require_a_token() {
     let (data, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (_, endpoint) = serve(Stage { files: model_files(), token: Some("hf_right".into()), ..Stage::default() });
     let error = bring(&hub(&endpoint, None, cache.path()), data.path()).unwrap_err();
@@ -245,7 +245,7 @@ fn private_and_gated_repositories_need_a_token_and_say_so() {
 }
 
 #[test]
-fn the_environment_says_where_the_hub_is_and_who_asks() {
+fn the_environment_configures_the_hub() {
     let home = tempfile::tempdir().unwrap();
     let root = home.path().to_string_lossy().into_owned();
     let of = |set: &[(&str, &str)]| {

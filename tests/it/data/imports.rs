@@ -153,7 +153,7 @@ fn damaged_parquet_files_end() {
 }
 
 #[test]
-fn wrong_codecs_and_limits_are_told() {
+fn wrong_codecs_and_limits_are_reported() {
     // The codec of every column is a number in the footer: gzip instead of snappy.
     let error = |rows: Vec<Result<Parsed, LineError>>| rows.into_iter().find_map(Result::err).unwrap();
     let rows = read(
@@ -241,7 +241,7 @@ fn lines(packed: Vec<u8>, limits: Limits) -> Vec<Result<Parsed, LineError>> {
 
 /// Lines of nothing cost no more than their bytes, and still count.
 #[test]
-fn empty_lines_are_passed_over_and_counted() {
+fn empty_lines_are_skipped_and_counted() {
     let mut text = vec![b'\n'; 3_000_000];
     text.extend_from_slice(b"\r\n  \n{\"prompt\": \"q\"}\n\n{\"prompt\": 1}");
     let all: Vec<_> = data::import_lines(Format::Prompts, text.as_slice()).collect();
@@ -251,7 +251,7 @@ fn empty_lines_are_passed_over_and_counted() {
 }
 
 #[test]
-fn packed_lines_are_unpacked_within_limits() {
+fn compressed_lines_are_decompressed_within_limits() {
     let text = "{\"prompt\": \"what?\"}\n".repeat(20_000);
     assert_eq!(lines(gzip(text.as_bytes()), limits()).iter().filter(|l| l.is_ok()).count(), 20_000);
     let zstd = zstd::stream::encode_all(text.as_bytes(), 3).unwrap();
@@ -319,7 +319,7 @@ fn columns_of_others_are_mapped_or_named() {
 
 /// A system message beside the prompt, and GSM8K's `question`, are read in every format that has a prompt.
 #[test]
-fn columns_beside_the_prompt_are_read_in_every_format() {
+fn additional_columns_are_read_in_every_format() {
     let talk = [message("system", "Be brief."), message("user", "Capital?")];
     let ranked = r#""completions": [{"text": "Paris.", "tier": 0}, {"text": "Lyon.", "tier": 1}]"#;
     for (format, rest) in [
@@ -378,7 +378,7 @@ fn messages_are_taken_as_the_api_takes_them() {
 }
 
 #[test]
-fn what_hh_cannot_hold_is_left_out() {
+fn conversations_that_hh_cannot_represent_are_left_out() {
     let ranked = |text: &str, tier| RankedText { text: text.into(), tier };
     let set = |prompt: Vec<Message>, good: &str| Comparison {
         completions: vec![ranked(good, 0), ranked("No.", 1)],

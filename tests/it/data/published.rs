@@ -139,7 +139,7 @@ fn templates_and_names_come_from_any_file() {
 }
 
 #[test]
-fn what_goes_on_has_no_space_of_its_own() {
+fn a_continued_text_has_no_added_space() {
     for scheme in [None, Some("first"), Some("always"), Some("never")] {
         let tokenizer = Tokenizer::from_json(&sentencepiece(scheme).to_string(), None, &[2]).unwrap();
         let prompt = tokenizer.encode_open("hello", false).unwrap();
@@ -164,7 +164,7 @@ fn what_goes_on_has_no_space_of_its_own() {
 }
 
 #[test]
-fn training_reads_a_completion_where_it_stands() {
+fn training_tokenizes_a_completion_in_its_conversation() {
     let dir = published(&[("tokenizer.json", sentencepiece(None))]);
     let texts = Texts::new(&model::load(dir.path(), &Device::Cpu).unwrap()).unwrap();
     let prompt = PromptInput::Text("hello".into());
@@ -383,7 +383,7 @@ fn pulled_models_keep_their_parts_and_side_files() {
 }
 
 #[test]
-fn common_mistakes_are_told_by_what_they_are() {
+fn common_mistakes_are_named_in_errors() {
     let lfs = json!("version https://git-lfs.github.com/spec/v1\noid sha256:4665\nsize 134\n");
     let html = json!("<!DOCTYPE html>\n<html>404</html>");
     for (file, text, told) in [

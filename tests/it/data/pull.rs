@@ -73,15 +73,15 @@ fn another_file_under_a_known_name_is_refused() {
     let file = data.path().join("other.gguf");
     std::fs::write(&file, tiny_gguf()).unwrap();
     let error = quietly("smollm2-135m-instruct", data.path(), Some(&file)).unwrap_err().to_string();
-    assert!(error.contains("not the known file"), "{error}");
+    assert!(error.contains("differs from the file of the catalogue"), "{error}");
     assert!(left(data.path()).is_empty(), "{:?}", left(data.path()));
 }
 
 #[test]
-fn the_error_names_the_three_ways() {
+fn the_error_names_the_three_sources() {
     let data = tempfile::tempdir().unwrap();
     let error = quietly("no-such-model", data.path(), None).unwrap_err().to_string();
-    for word in ["three ways", "1. ", "--from", "2. ", "hub", "3. ", "PyPI"] {
+    for word in ["All three sources failed", "1. ", "--from", "2. ", "hub", "3. ", "PyPI"] {
         assert!(error.contains(word), "{error}");
     }
     let error = quietly("tiny", data.path(), Some(Path::new("/nowhere"))).unwrap_err().to_string();

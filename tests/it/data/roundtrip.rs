@@ -47,7 +47,7 @@ fn save_then_load_is_bit_identical() {
 }
 
 #[test]
-fn a_reward_model_says_what_it_is() {
+fn a_saved_reward_model_states_its_kind() {
     let mut loaded = model::load(&fixture("llama-tied-tiny"), &Device::Cpu).unwrap();
     let head = Tensor::arange(0f32, 48., &Device::Cpu).unwrap().reshape((1, 48)).unwrap();
     loaded.weights.insert("score.weight".into(), head);

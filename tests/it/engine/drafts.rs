@@ -44,7 +44,7 @@ fn repeating(n: u64) -> Vec<GenerateRequest> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn guesses_change_no_text() {
+async fn drafts_change_no_text() {
     let mut guessed = [0, 0];
     for name in crate::support::DECODERS {
         for weights in [WeightFormat::F32, WeightFormat::Q8_0] {
@@ -87,7 +87,7 @@ async fn guesses_change_no_text() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn guesses_take_spare_places_only() {
+async fn drafts_use_spare_slots_only() {
     // With one place there is no room for a guess.
     let full = engine(EngineOptions { draft_tokens: 8, max_running: 1, ..EngineOptions::default() }).await;
     for r in repeating(8) {
@@ -132,7 +132,7 @@ async fn overtaken(alone: &LocalEngine) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_may_wait_gives_way() {
+async fn background_requests_yield() {
     let alone = engine(EngineOptions::default()).await;
     // The first six may be done before the others are asked for, where the machine is busy; not every time.
     let mut fewest = usize::MAX;

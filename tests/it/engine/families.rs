@@ -26,7 +26,7 @@ fn plain(name: &str, prompt: &[u32]) -> Vec<f32> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_family_answers_in_company_as_alone() {
+async fn every_family_is_batch_invariant() {
     for name in DECODERS {
         let alone =
             engine(name, EngineOptions { max_running: 1, prefill_tokens: 1000, ..EngineOptions::default() }).await;

@@ -1,10 +1,10 @@
 //! The serving engine from outside: same text in any company, exact log-probs, no leaked slot, live swaps.
 
 mod adapters;
-mod beside;
 mod constrained;
 mod drafts;
 mod families;
+mod lora_versions;
 
 use std::sync::Arc;
 use std::time::Duration;

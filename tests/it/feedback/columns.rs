@@ -119,7 +119,7 @@ async fn the_bounds_of_an_import_are_settings() {
 }
 
 #[tokio::test]
-async fn judgments_after_a_look_come_in_marked_and_count_nowhere() {
+async fn informed_judgments_are_imported_as_such_and_do_not_count() {
     let server = Server::start().await;
     let line = |labeler: &str, knowledge: Option<&str>, first: i64| {
         let completions = json!([{"text": "x", "tier": first}, {"text": "y", "tier": 1 - first}]);

@@ -57,7 +57,7 @@ async fn every_format_survives_export_and_import() {
 }
 
 #[tokio::test]
-async fn real_files_of_others_come_in() {
+async fn real_files_of_other_programs_are_imported() {
     let server = Server::start().await;
     let trees = std::fs::read(fixture("formats").join("oasst-trees.jsonl")).unwrap();
     assert_eq!(import(&server, "oasst", trees).await.expect(200).json()["imported"], 2);

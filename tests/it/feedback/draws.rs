@@ -81,7 +81,7 @@ async fn equal_answers_are_drawn_again_and_never_make_a_set() {
 }
 
 #[tokio::test]
-async fn stored_sets_that_are_smaller_than_asked_for_are_told() {
+async fn sets_smaller_than_requested_are_reported() {
     let server = Server::with(|c| c.privacy.learn_from_requests = true, Default::default()).await;
     for (i, n) in [2, 3, 4].into_iter().enumerate() {
         let body = json!({"model": "base", "n": n, "max_tokens": 60, "seed": i,
@@ -123,7 +123,7 @@ async fn answers_for_ranking_are_drawn_as_configured() {
 }
 
 #[tokio::test]
-async fn a_slow_draw_is_seen_to_move() {
+async fn a_slow_draw_stores_its_progress() {
     let slow = crate::support::mock::MockOptions {
         delay_per_token: std::time::Duration::from_millis(30),
         ..Default::default()

@@ -51,7 +51,7 @@ fn contents(text: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn three_judgments_of_one_set_come_in_and_back() {
+async fn three_judgments_of_one_set_round_trip() {
     let first = Server::start().await;
     let (a, b) = ("Rayleigh scattering.", "Because of the sea.");
     let file = lines(&[
@@ -96,7 +96,7 @@ async fn three_judgments_of_one_set_come_in_and_back() {
 
 /// A judgment of a person comes back to the server it was made on as that judgment.
 #[tokio::test]
-async fn judgments_of_people_are_known_when_their_file_comes_back() {
+async fn judgments_of_people_are_recognized_when_their_file_returns() {
     let server = Server::start().await;
     let body = json!({"messages": [message("user", "q")], "idempotency_key": "k",
                       "completions": [{"text": "good", "tier": 0}, {"text": "bad", "tier": 1}]});

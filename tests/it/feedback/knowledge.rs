@@ -2,13 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::door::{Person, known_answer, new_set, tiers};
+use super::access_rules::{Person, known_answer, new_set, tiers};
 use crate::api::client::Server;
 
 async fn revise(ada: &Person<'_>, turn: &Value, stored: &Value, order: &[&str], key: &str) -> Value {
     let body = json!({"lease_token": turn["lease_token"], "outcome": "ranked", "items": tiers(turn, order),
                       "idempotency_key": key, "revises": stored["judgment"]["id"]});
-    ada.post(&super::door::judge_path(turn), body).await.expect(200).json()
+    ada.post(&super::access_rules::judge_path(turn), body).await.expect(200).json()
 }
 
 async fn exported(server: &Server, format: &str) -> Vec<Value> {
@@ -66,7 +66,7 @@ async fn first_of(ada: &Person<'_>, any: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_practice_set_is_measured_by_what_was_said_before_the_answer_was_shown() {
+async fn a_practice_set_is_measured_by_the_judgment_before_the_answer_was_shown() {
     let server = Server::with(|c| c.labeling.onboarding_sets = 1, Default::default()).await;
     let set = new_set(&server, "practice", &["good", "bad"], 1).await;
     known_answer(&server, &set, "calibration", &["good", "bad"]).await;
@@ -103,14 +103,14 @@ async fn a_skip_shows_nothing_and_may_still_become_a_blind_judgment() {
 }
 
 #[tokio::test]
-async fn who_looked_at_the_authors_on_the_review_page_does_not_judge_blind() {
+async fn a_reviewer_who_saw_the_authors_does_not_judge_blind() {
     let server = Server::start().await;
     let set = new_set(&server, "q", &["x", "y"], 1).await;
     server.get(&format!("/v1/review/sets/{}", set["id"].as_str().unwrap())).await.expect(200);
     let turn = server.get("/v1/label/next").await.expect(200).json();
     let body = json!({"lease_token": turn["lease_token"], "outcome": "ranked", "items": tiers(&turn, &["x", "y"]),
                       "idempotency_key": "k"});
-    let stored = server.post(&super::door::judge_path(&turn), body).await.expect(200).json();
+    let stored = server.post(&super::access_rules::judge_path(&turn), body).await.expect(200).json();
     assert_eq!(stored["judgment"]["knowledge"], "authors");
     // Its place is left to somebody who judges blind.
     let ada = Person::new(&server, "ada").await;

@@ -81,7 +81,7 @@ async fn sets_are_removed_together_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn the_audit_trail_names_what_its_ids_stand_for() {
+async fn the_audit_trail_names_its_ids() {
     let server = Server::start().await;
     let set = set_of(&server, "Which set?", &["x", "y"], 1).await["id"].as_str().unwrap().to_owned();
     server.post(&format!("/admin/sets/{set}/retire"), json!({})).await.expect(204);
@@ -93,7 +93,7 @@ async fn the_audit_trail_names_what_its_ids_stand_for() {
 }
 
 #[tokio::test]
-async fn the_review_of_a_practice_set_holds_its_answer_and_changes_it() {
+async fn the_review_of_a_practice_set_shows_and_changes_its_answer() {
     let server = Server::start().await;
     let set = set_of(&server, "practice", &["x", "y"], 1).await;
     let path = format!("/v1/review/sets/{}", set["id"].as_str().unwrap());

@@ -1,8 +1,8 @@
 //! The queue, people, data sets and the own page over HTTP; and two hundred labelers at once.
 
+mod access_rules;
 mod columns;
 mod data;
-mod door;
 mod draws;
 mod imports;
 mod knowledge;

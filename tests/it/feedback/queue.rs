@@ -93,7 +93,7 @@ async fn versions_meet_each_other() {
 }
 
 #[tokio::test]
-async fn the_most_doubtful_sets_are_kept_and_given_out_first() {
+async fn the_most_uncertain_sets_are_kept_and_handed_out_first() {
     let server = Server::start().await;
     let body = json!({"policy": "uncertainty", "count": 2, "candidates": 3, "max_tokens": 60, "seed": 1});
     server.post("/admin/sets/draw", body.clone()).await.expect(409); // no reward model
@@ -120,7 +120,7 @@ async fn the_most_doubtful_sets_are_kept_and_given_out_first() {
 }
 
 #[tokio::test]
-async fn stored_completions_become_sets_and_draws_stop_when_told() {
+async fn stored_completions_become_sets_and_draws_can_be_cancelled() {
     let server = Server::with(|c| c.privacy.learn_from_requests = true, Default::default()).await;
     for i in 0..3 {
         // A chat with two answers stores two completions and makes no set.
@@ -176,7 +176,7 @@ pub(super) async fn submit(server: &Server, bearer: &str, turn: &Value, order: &
 }
 
 #[tokio::test]
-async fn new_labelers_calibrate_first_and_are_told() {
+async fn new_labelers_get_calibration_sets_first_with_feedback() {
     let server = Server::with(|c| c.labeling.onboarding_sets = 2, Default::default()).await;
     let plain = set_of(&server, "plain", &["x", "y"], 1).await;
     for i in 0..2 {
@@ -237,7 +237,7 @@ async fn gold_is_mixed_in_unseen_and_measured() {
 }
 
 #[tokio::test]
-async fn a_quota_is_told_apart_from_an_empty_queue() {
+async fn a_quota_is_distinguished_from_an_empty_queue() {
     let server = Server::with(|c| c.labeling.daily_quota = 1, Default::default()).await;
     let ada = labeler(&server, "ada").await;
     let empty = next(&server, &ada).await.expect(204);

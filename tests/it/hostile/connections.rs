@@ -44,7 +44,7 @@ async fn sends_half(address: &str) -> TcpStream {
 
 /// With every place taken by one client, the next one is answered, and in the end no descriptor is lost.
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_holds_every_connection() {
+async fn nobody_can_hold_every_connection() {
     let dir = tempfile::tempdir().unwrap();
     let place = place(dir.path())
         .with("INSTRUCTD_SERVER__MAX_CONNECTIONS", PLACES)

@@ -287,7 +287,7 @@ async fn a_job_of_a_foreign_database_stays_in_its_directory() {
     for _ in 0..1000 {
         let job = store.jobs().get(&id).await.unwrap();
         if job.state == JobState::Failed {
-            assert!(job.error.unwrap().contains("is no id of a job"));
+            assert!(job.error.unwrap().contains("is not a valid job id"));
             assert!(!dir.path().join("evil").exists() && !place.data_dir.join("evil").exists());
             drop(server);
             return;

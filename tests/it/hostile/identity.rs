@@ -201,7 +201,7 @@ async fn streams_end_with_their_access() {
 
 /// Guesses cost time for the configured key only, and keep nobody out.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_guesses_keeps_nobody_out() {
+async fn a_flood_of_guesses_does_not_lock_others_out() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(&place(dir.path())).await;
     let (own, _) = key(&server, &["admin"], json!({})).await;

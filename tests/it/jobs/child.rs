@@ -62,7 +62,7 @@ fn child(recipe: &str, n: i64, stop: bool) -> (u8, Vec<Line>) {
 }
 
 #[test]
-fn lines_come_back_as_they_were_said() {
+fn lines_are_parsed_as_they_were_written() {
     let (code, lines) = child("works", 2, false);
     assert_eq!(code, 0);
     let [
@@ -82,7 +82,7 @@ fn lines_come_back_as_they_were_said() {
 }
 
 #[test]
-fn a_stop_is_an_outcome_and_an_error_is_the_last_word() {
+fn a_stop_is_an_outcome_and_an_error_is_the_last_line() {
     let (code, lines) = child("works", 2, true);
     assert!(code == 0 && matches!(lines.last(), Some(Line::Outcome(TrainOutcome::Stopped { checkpoint: Some(_) }))));
     for (recipe, n, message) in
@@ -95,7 +95,7 @@ fn a_stop_is_an_outcome_and_an_error_is_the_last_word() {
 }
 
 #[test]
-fn a_child_that_nobody_hears_stops() {
+fn a_child_without_a_reader_stops() {
     struct Gone;
     impl std::io::Write for Gone {
         fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {

@@ -9,7 +9,7 @@ use crate::store::{backend, fixture};
 use crate::support;
 
 #[tokio::test]
-async fn an_estimate_says_memory_steps_time_and_what_it_rests_on() {
+async fn an_estimate_has_memory_steps_time_and_basis() {
     let fresh = backend::sqlite().await.unwrap();
     let store = &fresh.store;
     small_world(store).await;
@@ -35,7 +35,7 @@ async fn an_estimate_says_memory_steps_time_and_what_it_rests_on() {
 
 /// Models that a laptop cannot train whole get adapters; what is said stays said.
 #[tokio::test]
-async fn large_models_are_trained_through_adapters_unless_told_otherwise() {
+async fn large_models_are_trained_through_adapters_by_default() {
     let fresh = backend::sqlite().await.unwrap();
     let store = &fresh.store;
     let data = tempfile::tempdir().unwrap();

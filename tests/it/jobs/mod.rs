@@ -1,9 +1,9 @@
 //! Training jobs seen from outside: what may be queued, how children are run, and what they say.
 
 mod child;
-mod elsewhere;
 mod estimate;
 mod fake_ray;
+mod places;
 mod queue;
 mod real;
 mod remote;

@@ -79,7 +79,7 @@ async fn a_corpus_becomes_a_new_model() {
     let missing = enqueue(&store, "pretrain", args.clone()).await.unwrap();
     supervisor.run_one(&CancellationToken::new()).await.unwrap();
     let error = store.jobs().get(&missing.id).await.unwrap().error.unwrap();
-    assert!(error.contains("texts: there is no 'raw.txt' in the corpora directory"), "{error}");
+    assert!(error.contains("texts: the file 'raw.txt' is not in the server's corpora directory"), "{error}");
 
     let corpora = data.path().join("corpora");
     std::fs::create_dir_all(&corpora).unwrap();

@@ -81,7 +81,7 @@ fn other_hosts_are_never_asked_and_bad_answers_end_the_run() {
     let (ok, said) = train(&world, &url, &[]);
     assert!(!ok && said.contains("administrator"), "{said}");
     let (ok, said) = train(&world, &url, &["rewards.example"]);
-    assert!(!ok && said.contains("not among the reward hosts"), "{said}");
+    assert!(!ok && said.contains("is not allowed; add it to jobs.reward_hosts"), "{said}");
     assert_eq!(count.load(Ordering::SeqCst), 0);
     let (ok, said) = train(&world, &url, &[&host]);
     assert!(!ok && said.contains("1 scores for 3 completions"), "{said}");

@@ -178,7 +178,7 @@ async fn no_data_is_an_error_that_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_crashes_fail_the_job_with_its_last_words() {
+async fn three_crashes_fail_the_job_with_its_last_lines() {
     let world = World::new().await;
     let job = enqueue_reward(world.store()).await;
     let script = "echo 'thread main panicked: boom' >&2; kill -9 $$";
@@ -199,7 +199,7 @@ async fn three_crashes_fail_the_job_with_its_last_words() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn cancel_stops_politely_and_then_by_force() {
+async fn cancel_requests_a_stop_and_then_kills() {
     let world = World::new().await;
     let job = enqueue_reward(world.store()).await;
     let (running, _) = world.started(STOPS_WHEN_ASKED, &job.id).await;

@@ -40,7 +40,7 @@ fn machine(store: &Arc<Store>, remote: Option<Remote>) -> Machine {
 }
 
 /// Publishes on one machine, brings to another.
-async fn travels(remote: impl Fn() -> Remote) {
+async fn files_are_shared(remote: impl Fn() -> Remote) {
     let fresh = backend::sqlite().await.unwrap();
     let (here, there) = (machine(&fresh.store, Some(remote())), machine(&fresh.store, Some(remote())));
     let version = fixture::model("m", ModelKind::Policy);
@@ -74,15 +74,15 @@ async fn travels(remote: impl Fn() -> Remote) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn models_travel_by_a_directory() {
+async fn models_are_shared_by_a_directory() {
     let shared = tempfile::tempdir().unwrap();
     let url = Some(format!("file://{}", shared.path().join("deep/artifacts").display()));
     let config = ArtifactsConfig { url, ..Default::default() };
-    travels(|| Remote::open(&config).unwrap().unwrap()).await;
+    files_are_shared(|| Remote::open(&config).unwrap().unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn models_travel_by_a_bucket() {
+async fn models_are_shared_by_a_bucket() {
     let bucket = Bucket::start().await;
     let config = ArtifactsConfig {
         url: Some("s3://models/some/prefix".into()),
@@ -92,14 +92,14 @@ async fn models_travel_by_a_bucket() {
         secret_access_key: Some("secret".into()),
         allow_http: true,
     };
-    travels(|| Remote::open(&config).unwrap().unwrap()).await;
+    files_are_shared(|| Remote::open(&config).unwrap().unwrap()).await;
     let objects = bucket.state.objects.lock().unwrap();
     assert!(objects.keys().all(|k| k.starts_with("/models/some/prefix/")), "{:?}", objects.keys());
     assert!(bucket.state.parts.lock().unwrap().len() > 1, "the large file went up in parts");
 }
 
 #[tokio::test]
-async fn what_was_changed_on_the_way_is_refused() {
+async fn files_changed_in_the_store_are_refused() {
     let fresh = backend::sqlite().await.unwrap();
     let objects = Arc::new(InMemory::new());
     let here = machine(&fresh.store, Some(Remote::new(objects.clone())));

@@ -80,7 +80,7 @@ async fn demonstrate(server: &Server) {
 }
 
 /// What the events of a job say: (succeeded how often, times of the starts).
-async fn told(store: &Store, id: &JobId) -> (usize, Vec<Micros>) {
+async fn reported(store: &Store, id: &JobId) -> (usize, Vec<Micros>) {
     let events = store.jobs().events(id, 0, 10_000).await.unwrap();
     let of = |state: &str| {
         let state = json!(state);
@@ -136,14 +136,14 @@ async fn paused_workers_lose_and_double_nothing() {
     for id in &ids {
         let job = fresh.store.jobs().get(id).await.unwrap();
         assert_eq!(job.state, JobState::Succeeded, "{id}: {:?}", job.error);
-        let (succeeded, _) = told(&fresh.store, id).await;
+        let (succeeded, _) = reported(&fresh.store, id).await;
         assert_eq!((succeeded, of_job[id].len()), (1, 1), "{id}: {:?}", of_job[id]);
     }
     let names: BTreeSet<_> = of_job.values().flatten().collect();
     assert_eq!(names.len(), ids.len(), "every job has a version of its own");
     let mut waits = Vec::new();
     for (id, stopped) in takeovers {
-        let (_, starts) = told(&fresh.store, &id).await;
+        let (_, starts) = reported(&fresh.store, &id).await;
         waits.extend(starts.into_iter().filter(|s| *s > stopped).take(1).map(|s| (s - stopped) as f64 / 1e6));
     }
     println!("{jobs} jobs by four processes; taken over {waits:.2?} s after the pause (lease {LEASE} s)");

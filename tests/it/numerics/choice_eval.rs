@@ -57,7 +57,7 @@ fn the_scorer_shares_prefixes_and_changes_no_bit() {
 }
 
 #[test]
-fn what_does_not_fit_the_model_is_refused_in_plain_words() {
+fn texts_that_do_not_fit_the_model_are_refused() {
     for name in ["llama-tiny", "gpt2-tiny"] {
         let loaded = load(&fixture(name), &Device::Cpu).unwrap();
         let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve).unwrap();
@@ -167,7 +167,7 @@ fn bad_arguments() {
         (json!({"template": null}), "template"),
         (json!({"template": "{input}"}), "{label}"),
         (json!({"verbalizers": {"a": ["t5"]}}), "'b' has no words"),
-        (json!({"shots": [2]}), "no row is left"),
+        (json!({"shots": [2]}), "no rows are left"),
         (json!({"shots": [5]}), "only 2 rows"),
         (json!({"calibrated": []}), "calibrated"),
         (json!({"typo": 1}), "typo"),

@@ -35,7 +35,7 @@ fn distance(got: &[f32], want: &[f32]) -> f32 {
 }
 
 #[test]
-fn every_format_is_as_near_to_f32_as_its_bits_allow() {
+fn every_format_is_within_its_bound_of_f32() {
     for name in ["gpt2-tiny", "llama-tied-tiny", "qwen2-tiny"].into_iter().chain(crate::support::UNLIKE) {
         let loaded = tiny(name);
         let exact = logits(&Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve).unwrap(), &sequences());
@@ -54,7 +54,7 @@ fn every_format_is_as_near_to_f32_as_its_bits_allow() {
 }
 
 #[test]
-fn in_every_format_company_and_caching_change_nothing() {
+fn every_format_is_batch_invariant_and_cacheable() {
     let loaded = tiny("llama-tiny");
     let sequences = sequences();
     for format in WeightFormat::ALL {

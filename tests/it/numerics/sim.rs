@@ -148,7 +148,7 @@ fn a_token_has_the_same_bits_alone_in_a_batch_and_in_chunks() {
 }
 
 #[test]
-fn a_copied_page_goes_on_by_itself() {
+fn a_copied_page_continues_independently() {
     let mut on = OnDevice::new("llama-tiny", WeightFormat::F32);
     let [long, _] = sequences(on.config());
     let mut first = fresh(1);
@@ -167,7 +167,7 @@ fn a_copied_page_goes_on_by_itself() {
 }
 
 #[test]
-fn what_a_device_cannot_do_is_said_when_it_is_loaded() {
+fn unsupported_models_are_refused_when_a_device_loads_them() {
     let loaded = load(&fixture("llama-tiny"), &Device::Cpu).unwrap();
     let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Score).unwrap();
     let open = |format, bytes| {

@@ -9,8 +9,7 @@ use crate::support::mock::{MockGenerator, MockOptions};
 use instructd::config::Config;
 use instructd::domain::*;
 use instructd::service::backup;
-use instructd::service::people::actor_hash;
-use instructd::service::random::secret_hash;
+use instructd::service::random::{actor_hash, secret_hash};
 use instructd::service::{Random, Services, system_clock};
 use instructd::store::dump;
 use serde_json::{Value, json};
@@ -263,7 +262,7 @@ async fn restored(from: &Path, lists: &[std::path::PathBuf], id: &str) -> (Strin
     (name, !words.is_empty())
 }
 
-async fn backups_do_not_bring_people_back(fresh: Fresh) {
+async fn restored_backups_erase_people_again(fresh: Fresh) {
     let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let server = serving(&fresh, dir.path()).await;
     let id = busy_person(&server).await;
@@ -301,13 +300,13 @@ async fn backups_do_not_bring_people_back(fresh: Fresh) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn backups_do_not_bring_people_back_on_sqlite() {
-    backups_do_not_bring_people_back(backend::sqlite().await.unwrap()).await;
+async fn restored_backups_erase_people_again_on_sqlite() {
+    restored_backups_erase_people_again(backend::sqlite().await.unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn backups_do_not_bring_people_back_on_postgres() {
+async fn restored_backups_erase_people_again_on_postgres() {
     if let Some(fresh) = backend::postgres().await {
-        backups_do_not_bring_people_back(fresh).await;
+        restored_backups_erase_people_again(fresh).await;
     }
 }

@@ -1,7 +1,7 @@
 //! Labelers see the prompts of their own sets only, by whatever route they ask.
 
 use http::Method;
-use instructd::http::auth::Access;
+use instructd::http::access::Access;
 use instructd::http::routes;
 use serde_json::{Value, json};
 
@@ -115,7 +115,7 @@ async fn labelers_see_the_prompts_of_their_own_sets_only() {
 
 /// What a prompt's right answer is, is not for those who judge answers to it.
 #[tokio::test]
-async fn labelers_are_not_told_the_right_answer_of_a_prompt() {
+async fn labelers_do_not_see_the_reference_answer_of_a_prompt() {
     let server = Server::start().await;
     let line = json!({"prompt": "2 + 2?", "answer": "FOUR"}).to_string();
     server.raw("POST", "/admin/import?format=prompts&name=f", "application/x-ndjson", line).await.expect(200);

@@ -178,7 +178,7 @@ async fn the_next_step_does_not_count_on_requests() {
 }
 
 /// What a training job freezes, by the store alone.
-async fn only_submitted_rows_are_learned_from(store: Arc<Store>) {
+async fn only_submitted_rows_are_used_for_training(store: Arc<Store>) {
     let policy = version("base", ModelKind::Policy, None);
     store.models().put(policy.clone()).await.unwrap();
     let chat = Prompt { source: "chat".into(), ..fixture::prompt("asked") };
@@ -231,4 +231,4 @@ async fn only_submitted_rows_are_learned_from(store: Arc<Store>) {
     assert_eq!((counts.prompts, counts.completions, counts.feedback_events), (0, 2, 3));
 }
 
-conformance!(only_submitted_rows_are_learned_from);
+conformance!(only_submitted_rows_are_used_for_training);

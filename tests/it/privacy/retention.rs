@@ -76,7 +76,7 @@ fn records(amounts: &Amounts) -> (i64, i64, i64) {
     (amounts.completions.records, amounts.prompts.records, amounts.feedback_events.records)
 }
 
-async fn age_removes_what_nothing_rests_on(store: Arc<Store>) {
+async fn age_removes_unreferenced_records(store: Arc<Store>) {
     let store = store.as_ref();
     let (old, old_answers) = request(store, "old", 40).await;
     let (_, fresh_answers) = request(store, "fresh", 1).await;
@@ -174,7 +174,7 @@ async fn size_removes_the_oldest_first(store: Arc<Store>) {
     assert_eq!(records(&run(store, &limits).await), (3, 3, 2));
 }
 
-async fn dataset_versions_keep_what_they_rest_on(store: Arc<Store>) {
+async fn dataset_versions_keep_their_records(store: Arc<Store>) {
     let store = store.as_ref();
     let (_, older) = request(store, "older", 60).await;
     store.feedback().put(event(&older[0], 60)).await.unwrap();
@@ -273,9 +273,9 @@ async fn files_of_ended_jobs_go(store: Arc<Store>) {
 }
 
 conformance!(
-    age_removes_what_nothing_rests_on,
+    age_removes_unreferenced_records,
     size_removes_the_oldest_first,
-    dataset_versions_keep_what_they_rest_on,
+    dataset_versions_keep_their_records,
     files_of_ended_jobs_go,
 );
 

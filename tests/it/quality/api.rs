@@ -201,7 +201,7 @@ async fn sets_with_known_answers_measure_accuracy_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_time_that_nobody_measured_is_unknown() {
+async fn an_unmeasured_time_is_unknown() {
     let server = Server::start().await;
     let (ann, bearer) = labeler(&server, "ann").await;
     let body = json!({"messages": [{"role": "user", "content": "q"}], "completions": ["x", "y"]});

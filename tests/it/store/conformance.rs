@@ -29,7 +29,7 @@ pub(crate) use conformance;
 
 conformance!(
     prompts_are_one_per_content,
-    completions_come_back_bit_for_bit,
+    completions_round_trip_bit_for_bit,
     sets_keep_their_order_and_their_prompt,
     leases_respect_the_overlap,
     a_labeler_never_gets_a_judged_set_again,
@@ -39,7 +39,7 @@ conformance!(
     gold_answers,
     people_and_access,
     links_replace_each_other_and_end,
-    a_clock_that_ran_ahead_holds_nothing,
+    leases_of_a_clock_that_was_ahead_are_ended,
     one_model_of_a_kind_is_active,
     a_dropped_caller_does_not_cancel_its_write,
     counts_count,
@@ -87,7 +87,7 @@ async fn prompts_are_one_per_content(store: Arc<Store>) {
     assert!(store.prompts().list(page(10), Some("import:x")).await.unwrap().is_empty());
 }
 
-async fn completions_come_back_bit_for_bit(store: Arc<Store>) {
+async fn completions_round_trip_bit_for_bit(store: Arc<Store>) {
     let prompt = store.prompts().put(prompt("q")).await.unwrap();
     let written = completion(&prompt.id, "text with 'quotes', $1 and \u{4F60}\u{597D}");
     store.completions().put(vec![written.clone()]).await.unwrap();
@@ -319,7 +319,7 @@ async fn links_replace_each_other_and_end(store: Arc<Store>) {
 }
 
 /// A clock ten years ahead leaves no set leased and no session in use for ten years.
-async fn a_clock_that_ran_ahead_holds_nothing(store: Arc<Store>) {
+async fn leases_of_a_clock_that_was_ahead_are_ended(store: Arc<Store>) {
     const YEARS: Micros = 10 * 365 * 24 * 3_600_000_000;
     let set = stored_set(&store, "q", &["a", "b"], 1).await;
     let (ada, bob) = (labeler(&store, "ada").await, labeler(&store, "bob").await);

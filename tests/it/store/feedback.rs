@@ -13,7 +13,7 @@ use super::fixture::*;
 conformance!(
     kinds_and_scores_order_the_queue,
     a_quota_ends_the_day,
-    a_settled_set_gives_the_reviewers_word,
+    a_settled_set_gives_the_reviewers_judgment,
     disputed_sets_get_another_judgment,
     prompts_are_selected,
     draws_live_and_end,
@@ -101,7 +101,7 @@ async fn a_quota_ends_the_day(store: Arc<Store>) {
     assert!(store.leases().next(tomorrow).await.unwrap().is_some());
 }
 
-async fn a_settled_set_gives_the_reviewers_word(store: Arc<Store>) {
+async fn a_settled_set_gives_the_reviewers_judgment(store: Arc<Store>) {
     let set = stored_set(&store, "q", &["a", "b"], 3).await;
     for name in ["ada", "bob"] {
         let who = labeler(&store, name).await;
@@ -322,7 +322,7 @@ async fn people_change_and_invites_end(store: Arc<Store>) {
 }
 
 /// Ada judged, wrote an ideal answer, revised, and gave feedback.
-async fn adas_traces(store: &Store) -> (LabelerId, ComparisonSet, Judgment) {
+async fn adas_records(store: &Store) -> (LabelerId, ComparisonSet, Judgment) {
     let set = stored_set(store, "q", &["a", "b"], 1).await;
     let ada = labeler(store, "ada").await;
     let held = store.leases().next(lease(&ada, T0)).await.unwrap().unwrap();
@@ -347,7 +347,7 @@ async fn adas_traces(store: &Store) -> (LabelerId, ComparisonSet, Judgment) {
 }
 
 async fn erasing_makes_anonymous_or_removes(store: Arc<Store>) {
-    let (ada, set, last) = adas_traces(&store).await;
+    let (ada, set, last) = adas_records(&store).await;
     let data = store.privacy().personal_data(&ada, "ada's hash").await.unwrap();
     assert_eq!(data.demonstrations[0].1, "ada's own words");
     assert_eq!((data.feedback_events.len(), data.assignments.len()), (1, 1));
@@ -389,7 +389,7 @@ async fn erasing_makes_anonymous_or_removes(store: Arc<Store>) {
 }
 
 async fn judged_sets_carry_what_figures_need(store: Arc<Store>) {
-    let (ada, set, last) = adas_traces(&store).await;
+    let (ada, set, last) = adas_records(&store).await;
     let gold = gold_set(&store, "gold", SetKind::Gold).await;
     store.judgments().submit(submit(judgment(&gold, &"admin".into(), None, "g"), None, T0)).await.unwrap();
     let all = store.sets().judged(None, None).await.unwrap();
@@ -488,7 +488,7 @@ async fn play(store: Arc<Store>, steps: &[Step], round: usize) {
 
 /// Random histories on one SQLite store; every history is a set of its own.
 #[test]
-fn no_history_gives_away_more_places_than_there_are() {
+fn no_history_exceeds_the_overlap() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let fresh = runtime.block_on(super::backend::sqlite()).unwrap();
     let round = std::cell::Cell::new(0);

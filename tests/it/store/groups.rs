@@ -8,10 +8,10 @@ use instructd::store::*;
 use super::conformance::{conformance, is_conflict, is_lost};
 use super::fixture::*;
 
-conformance!(a_failing_write_harms_no_neighbour, many_leases_at_once_never_fill_a_place_twice,);
+conformance!(a_failing_write_does_not_affect_the_others, concurrent_leases_never_exceed_the_overlap,);
 
 /// Rankings that wait together, and between them some that the rules refuse and some that only the database does.
-async fn a_failing_write_harms_no_neighbour(store: Arc<Store>) {
+async fn a_failing_write_does_not_affect_the_others(store: Arc<Store>) {
     let (ada, bob) = (labeler(&store, "ada").await, labeler(&store, "bob").await);
     let mut sets = Vec::new();
     for i in 0..40 {
@@ -49,7 +49,7 @@ async fn a_failing_write_harms_no_neighbour(store: Arc<Store>) {
     assert!(stored.iter().all(|j| j.labeler_id == bob && j.items.len() == 2 && j.flags.len() == 1));
 }
 
-async fn many_leases_at_once_never_fill_a_place_twice(store: Arc<Store>) {
+async fn concurrent_leases_never_exceed_the_overlap(store: Arc<Store>) {
     for i in 0..4 {
         stored_set(&store, &format!("q{i}"), &["a", "b"], 2).await;
     }

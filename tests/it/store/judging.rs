@@ -12,7 +12,7 @@ use super::fixture::*;
 conformance!(
     judgments_replay_and_revise,
     bad_rankings_are_refused_whole,
-    skips_give_the_place_back,
+    skips_free_the_place,
     rankings_by_api_take_a_place,
     ranked_sets_show_latest_revisions_only,
     imports_are_idempotent,
@@ -87,7 +87,7 @@ async fn bad_rankings_are_refused_whole(store: Arc<Store>) {
     store.judgments().submit(submit(good, None, T0)).await.unwrap();
 }
 
-async fn skips_give_the_place_back(store: Arc<Store>) {
+async fn skips_free_the_place(store: Arc<Store>) {
     let set = stored_set(&store, "q", &["a", "b"], 1).await;
     let (ada, bob) = (labeler(&store, "ada").await, labeler(&store, "bob").await);
     let held = store.leases().next(lease(&ada, T0)).await.unwrap().unwrap();

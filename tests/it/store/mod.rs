@@ -1,19 +1,19 @@
 //! The store seen from outside: one conformance suite over every backend, and what is special to each.
 
 pub mod backend;
+mod batches;
 pub mod conformance;
+mod dumps;
 mod evidence;
 mod feedback;
 pub mod fixture;
 mod groups;
+pub mod integrity;
 mod judging;
-mod kept;
 mod labeling;
-mod moves;
 mod postgres;
 mod queue;
 mod requests;
 mod settings;
-pub mod sound;
 mod sqlite;
 mod workers;

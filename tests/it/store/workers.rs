@@ -13,7 +13,7 @@ use super::fixture::*;
 conformance!(
     reports_are_whole_and_fenced,
     a_job_has_one_end_and_one_version,
-    every_change_of_state_is_told,
+    every_change_of_state_has_an_event,
     activations_are_announced,
     files_of_a_version,
     judgments_are_counted,
@@ -84,7 +84,7 @@ async fn a_job_has_one_end_and_one_version(store: Arc<Store>) {
     assert_eq!(store.models().list().await.unwrap().iter().filter(|m| m.job_id.is_some()).count(), 1);
 }
 
-async fn every_change_of_state_is_told(store: Arc<Store>) {
+async fn every_change_of_state_has_an_event(store: Arc<Store>) {
     let id = store.jobs().enqueue(job("sft", None, 0)).await.unwrap().id;
     let (_, fence) = claimed(&store, "a", 60).await;
     store.jobs().requeue(&fence, None, 3).await.unwrap();

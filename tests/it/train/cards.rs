@@ -12,7 +12,7 @@ fn card(world: &World, dir: &str) -> String {
     std::fs::read_to_string(Path::new(&world.path(dir)).join("README.md")).unwrap()
 }
 
-fn said(recorder: &Recorder, kind: &str) -> String {
+fn texts_of(recorder: &Recorder, kind: &str) -> String {
     let text = |v: &&Value| v["message"].as_str().unwrap_or_default().to_owned();
     recorder.events(kind).iter().map(text).collect::<Vec<_>>().join("\n")
 }
@@ -37,7 +37,7 @@ fn data_is_counted_before_the_run_and_a_card_is_left_after_it() {
     for (recipe, more) in [("reward", json!({})), ("dpo", json!({})), ("orpo", json!({}))] {
         let args = with(&reward(&world, recipe), json!({"comparisons": file, "epochs": 2}));
         let (recorder, _) = train(recipe, &with(&args, more));
-        let (log, warned) = (said(&recorder, "data"), said(&recorder, "warning"));
+        let (log, warned) = (texts_of(&recorder, "data"), texts_of(&recorder, "warning"));
         assert!(log.contains("3 rows to train on, 1 held out") && log.contains("preferred in 75 %"), "{recipe}: {log}");
         assert!(log.contains("two people agree on 100 %"), "{recipe}: {log}");
         assert!(warned.contains("1 prompt is on both sides of the split"), "{recipe}: {warned}");

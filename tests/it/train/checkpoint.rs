@@ -22,7 +22,7 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn the_newest_comes_back_and_old_ones_go_but_not_the_best() {
+fn the_newest_is_loaded_and_old_ones_are_removed_but_not_the_best() {
     let tmp = tempfile::tempdir().unwrap();
     let dir = CheckpointDir::open(tmp.path()).unwrap();
     assert!(dir.load_latest().unwrap().is_none());
@@ -37,7 +37,7 @@ fn the_newest_comes_back_and_old_ones_go_but_not_the_best() {
 }
 
 #[test]
-fn a_damaged_newest_falls_back_one_generation_and_says_so() {
+fn a_damaged_newest_falls_back_one_generation_with_a_warning() {
     let tmp = tempfile::tempdir().unwrap();
     let dir = CheckpointDir::open(tmp.path()).unwrap();
     dir.save(&checkpoint(1), false).unwrap();

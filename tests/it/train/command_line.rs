@@ -18,7 +18,7 @@ fn run(place: &Place, words: &[&str]) -> Output {
     command.output().unwrap()
 }
 
-fn said(output: &Output) -> String {
+fn text_of(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
@@ -49,34 +49,34 @@ fn the_built_in_model_works_wherever_a_model_is_named() {
         vec!["models", "export", "builtin", &exported],
     ] {
         let output = run(&place, &words);
-        assert!(output.status.success(), "{words:?}: {}", said(&output));
+        assert!(output.status.success(), "{words:?}: {}", text_of(&output));
     }
     assert!(dir.path().join("out/model.safetensors").exists() && dir.path().join("exported/config.json").exists());
 }
 
 #[test]
-fn an_unknown_model_is_told_once_with_what_there_is() {
+fn an_unknown_model_is_reported_once_with_the_known_ones() {
     let dir = tempfile::tempdir().unwrap();
     let place = place(dir.path());
     let output = run(&place, &["attention", "hello", "--model", "nobody"]);
-    let text = said(&output);
+    let text = text_of(&output);
     assert!(!output.status.success());
     assert!(text.contains("there is no model 'nobody'") && text.contains("builtin"), "{text}");
     assert_eq!(text.matches("nobody").count(), 1, "{text}");
     let output = run(&place, &["attention", "hello", "--model", "smollm2-135m-instruct"]);
-    let text = said(&output);
+    let text = text_of(&output);
     assert!(text.contains("models pull smollm2-135m-instruct"), "nobody is there to be asked: {text}");
     let output = run(&place, &["train", "sft", "--args", "/nowhere.json"]);
-    assert_eq!(said(&output).matches("No such file").count(), 1, "{}", said(&output));
+    assert_eq!(text_of(&output).matches("No such file").count(), 1, "{}", text_of(&output));
 }
 
 #[test]
-fn mistakes_come_before_work() {
+fn arguments_are_checked_before_work() {
     let dir = tempfile::tempdir().unwrap();
     let place = place(dir.path());
     let out = dir.path().join("out").display().to_string();
     let output = run(&place, &["train", "sft", "--model", "builtn", "--out", &out]);
-    assert!(said(&output).contains("did you mean 'builtin'"), "{}", said(&output));
+    assert!(text_of(&output).contains("did you mean 'builtin'"), "{}", text_of(&output));
     let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.file_name()).collect();
     assert!(left.iter().all(|name| !name.to_string_lossy().starts_with("out")), "nothing is written: {left:?}");
     for (words, wanted) in [
@@ -85,7 +85,7 @@ fn mistakes_come_before_work() {
         (vec!["eval", "--set", "kind=reward", "--model", "builtin"], "--set comparisons=FILE"),
     ] {
         let output = run(&place, &words);
-        assert!(!output.status.success() && said(&output).contains(wanted), "{words:?}: {}", said(&output));
+        assert!(!output.status.success() && text_of(&output).contains(wanted), "{words:?}: {}", text_of(&output));
     }
 }
 
@@ -107,7 +107,7 @@ fn every_subcommand_shows_an_example() {
     while let Some(path) = todo.pop() {
         let mut words: Vec<&str> = path.iter().map(String::as_str).collect();
         words.push("--help");
-        let text = said(&run(&place, &words));
+        let text = text_of(&run(&place, &words));
         for name in subcommands(&text) {
             todo.push(path.iter().cloned().chain([name]).collect());
         }
@@ -126,7 +126,7 @@ fn every_subcommand_shows_an_example() {
 
 /// Within ten lines: what runs, where to go, which key.
 #[test]
-fn the_first_lines_tell_a_newcomer_where_to_go() {
+fn the_first_lines_show_addresses_and_key() {
     use std::io::BufRead;
     let dir = tempfile::tempdir().unwrap();
     let place = place(dir.path());
@@ -201,13 +201,17 @@ async fn a_broken_active_version_leaves_the_server_up_on_its_parent() {
 
     // Offline, another version is chosen; the broken one is not.
     let broken = run(&place, &["models", "activate", "child"]);
-    assert!(!broken.status.success(), "{}", said(&broken));
+    assert!(!broken.status.success(), "{}", text_of(&broken));
     let chosen = run(&place, &["models", "activate", &parent.name]);
-    assert!(chosen.status.success(), "{}", said(&chosen));
+    assert!(chosen.status.success(), "{}", text_of(&chosen));
     let server = Server::start(&place).await;
     let ready = server.send("GET", "/ready", ADMIN_KEY, None).await.unwrap().expect(200);
     assert_eq!((&ready["model"], ready.get("warning")), (&json!(parent.name), None));
     let unknown = run(&place, &["models", "activate", "nobody"]);
-    assert!(said(&unknown).contains("There are") || said(&unknown).contains("there are"), "{}", said(&unknown));
+    assert!(
+        text_of(&unknown).contains("There are") || text_of(&unknown).contains("there are"),
+        "{}",
+        text_of(&unknown)
+    );
     assert!(!unknown.status.success());
 }

@@ -7,7 +7,7 @@ use super::recipes::{fails, rl, sft, with};
 use crate::loop_closes::world::World;
 
 #[test]
-fn what_a_gpu_would_ignore_is_refused() {
+fn arguments_that_a_gpu_would_ignore_are_refused() {
     let world = World::new();
     for (name, args) in [("sft", sft(&world, "sft")), ("ppo", rl(&world, "ppo"))] {
         let validate = |more| (recipe(name).unwrap().validate)(&with(&args, more));
@@ -25,7 +25,7 @@ fn what_a_gpu_would_ignore_is_refused() {
 }
 
 #[test]
-fn a_gpu_that_is_not_there_is_named_and_auto_goes_on_without() {
+fn a_missing_gpu_is_an_error_and_auto_uses_the_cpu() {
     if instructd::gpu::open(0).is_ok() {
         return;
     }

@@ -79,7 +79,7 @@ const COPIES: &str =
     r#"mkdir "$3"; cp "$2"/* "$3"; echo '{"step": 1, "total_steps": 2, "loss": 0.75}'; echo words >&2"#;
 
 #[test]
-fn an_unchanged_model_comes_back_at_no_distance() {
+fn an_unchanged_model_has_distance_zero() {
     let bench = Bench::new();
     let (recorder, outcome) = bench.run(COPIES, json!({}), None);
     let TrainOutcome::Done { model_dir, metrics } = outcome.unwrap() else { panic!("nobody asked it to stop") };
@@ -149,7 +149,7 @@ fn an_adapter_is_folded_in_and_measured() {
 }
 
 #[test]
-fn what_is_no_good_result_is_refused() {
+fn unusable_results_are_refused() {
     let bench = Bench::new();
     let damaged = bench.world.path("damaged");
     crate::support::copy_into(&fixture("llama-tied-tiny"), Path::new(&damaged));
@@ -176,7 +176,7 @@ fn what_is_no_good_result_is_refused() {
 }
 
 #[test]
-fn a_stop_reaches_the_trainer_and_it_goes_on() {
+fn a_stop_reaches_the_trainer_and_the_run_resumes() {
     let bench = Bench::new();
     let checkpoints = bench.world.path("checkpoints");
     let waits = format!(
@@ -192,7 +192,7 @@ fn a_stop_reaches_the_trainer_and_it_goes_on() {
 }
 
 #[test]
-fn prompts_and_demonstrations_are_laid_out_too() {
+fn prompts_and_demonstrations_are_written_too() {
     let bench = Bench::new();
     let more = json!({"data": ["prompts", "demonstrations"], "prompts": bench.world.prompts(7),
         "demonstrations": bench.world.demonstrations(5), "reward_model": World::model()});

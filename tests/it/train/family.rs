@@ -88,7 +88,7 @@ fn prompt_tuning(world: &World, out: &str) -> Value {
 }
 
 #[test]
-fn pretraining_learns_the_text_and_the_model_speaks() {
+fn pretraining_learns_the_text_and_the_model_generates_it() {
     let world = World::new();
     let (recorder, metrics) = train("pretrain", &pretrain(&world, "out"));
     let losses = recorder.curve("loss");
@@ -354,5 +354,5 @@ fn a_mixture_takes_tasks_by_weight_and_sft_learns_from_it() {
     write(&world, "b.jsonl", "{\"w\":\"t90\"}");
     assert!(read().unwrap_err().to_string().contains("task same: a row has no field `y`"));
     write(&world, "a.jsonl", "{\"w\":\"t1\",\"y\":7}");
-    assert!(read().unwrap_err().to_string().contains("line 1: no word is given for `y` = \"7\""));
+    assert!(read().unwrap_err().to_string().contains("line 1: `words` has no entry for `y` = \"7\""));
 }

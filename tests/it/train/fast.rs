@@ -73,7 +73,7 @@ fn resumed(world: &World, change: impl Fn(&mut serde_json::Value)) -> Vec<String
 }
 
 #[test]
-fn a_checkpoint_says_what_computed_it() {
+fn a_checkpoint_records_how_it_was_computed() {
     let world = World::new();
     let computed = |warnings: &[String]| warnings.iter().filter(|w| w.contains("was computed by")).count();
     assert_eq!(computed(&resumed(&world, |state| assert_eq!(state["computed_by"], "the CPU's kernels"))), 0);

@@ -194,7 +194,7 @@ fn the_held_out_reward_is_another_one() {
 
 /// A job's first seconds and the parts of a round are told.
 #[test]
-fn phases_are_told() {
+fn phases_are_reported() {
     let world = World::new();
     let (recorder, _) = train("ppo", &with(&super::recipes::rl(&world, "out"), json!({"iterations": 1})));
     let mut phases: Vec<&str> = recorder.progress.iter().map(|p| p.phase.as_str()).collect();

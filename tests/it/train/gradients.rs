@@ -269,7 +269,7 @@ fn a_backward_pass_outside_the_accumulator_is_refused() {
 
 /// Updating block by block while gradients are computed is the update with all of them, bit for bit.
 #[test]
-fn applying_gradients_at_once_is_the_same_update() {
+fn applying_gradients_immediately_gives_the_same_update() {
     for model in MODELS {
         let updated = |at_once: bool| {
             let policy = stirred(model, None, Recompute::None);

@@ -231,7 +231,7 @@ const YOUNGER: &[&str] = &[
 
 /// Defaults have changed since: an old run goes on as it was begun, and is not made another one by today's defaults.
 #[test]
-fn a_checkpoint_from_before_the_options_goes_on_with_what_it_was_made_with() {
+fn an_older_checkpoint_resumes_with_the_values_it_was_made_with() {
     let world = World::new();
     // Lengths and ratios differ, so that today's defaults would end elsewhere.
     let plain = with(

@@ -57,7 +57,7 @@ fn the_policy_that_breaks_the_kl_budget_is_not_published() {
 
 /// Held-out judgments as the curve: at first no completion was raised above another.
 #[test]
-fn held_out_judgments_are_a_curve_beside_the_reward() {
+fn held_out_judgments_are_a_curve_next_to_the_reward() {
     let world = World::new();
     let args = with(
         &rl(&world, "out"),
@@ -103,7 +103,7 @@ fn numbers_that_are_not_finite_stop_the_run_and_name_the_tensor() {
 }
 
 #[test]
-fn nothing_to_learn_from_is_said_in_plain_words() {
+fn runs_without_usable_data_are_refused_with_the_reason() {
     let world = World::new();
     let write = |name: &str, text: &str| {
         std::fs::write(world.path(name), text).unwrap();

@@ -35,7 +35,7 @@ fn same(what: &str, got: &Weights, want: &Weights) {
 /// Values and gradients of adapters over blocks are those over an f32 model of the numbers that the blocks stand for, bit
 /// for bit; sampling, reference and evaluation compute what training does.
 #[test]
-fn adapters_over_blocks_are_adapters_over_what_they_stand_for() {
+fn adapters_over_blocks_equal_adapters_over_their_values() {
     let lora = LoraArgs { rank: 4, alpha: 8.0, targets: None };
     for model in MODELS {
         for precision in PRECISIONS {
@@ -103,7 +103,7 @@ fn sft(world: &World, model: &Path, precision: &str) -> Value {
 
 /// Training learns, and what is published is the file's base, not the rounded one, with the adapters folded in.
 #[test]
-fn what_is_published_is_the_files_base_with_the_adapters() {
+fn the_published_model_is_the_files_base_with_the_adapters() {
     for model in ["gpt2-tiny"].into_iter().chain(UNLIKE) {
         let world = World::new();
         for precision in ["q8_0", "q4"] {

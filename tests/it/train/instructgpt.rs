@@ -28,7 +28,7 @@ fn logged(recorder: &Recorder) -> Vec<String> {
 }
 
 #[test]
-fn runs_to_the_report_over_a_stop_and_repeats_nothing() {
+fn runs_to_the_report_after_a_stop_without_repeating_steps() {
     let world = World::new();
     let args = args(&world, &json!({}));
     let mut first = Recorder { stop_after: Some(3), ..Recorder::default() };
@@ -69,7 +69,7 @@ fn runs_to_the_report_over_a_stop_and_repeats_nothing() {
 }
 
 #[test]
-fn a_rule_can_stand_in_for_people() {
+fn a_rule_can_replace_rankings_of_people() {
     let world = World::new();
     let liked: Vec<String> = (10..30).map(|i| format!("t{i}")).collect();
     let collect = json!({"prompts": world.prompts(12), "samples": 3, "max_tokens": 6,

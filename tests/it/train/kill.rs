@@ -174,7 +174,7 @@ fn a_resume_on_another_base_model_is_refused() {
 /// A disk that takes no more (here: a limit on the size of files): the run ends with the reason, and what was
 /// written before is whole.
 #[test]
-fn a_full_disk_fails_in_plain_words_and_keeps_the_last_checkpoint() {
+fn a_full_disk_fails_with_the_reason_and_keeps_the_last_checkpoint() {
     let world = World::new();
     let args = reward(&world);
     to_the_end("reward", &arguments(&world, "whole", &args));

@@ -39,7 +39,7 @@ fn pass(policy: &Trainable, groups: &[Vec<&Sequence>]) -> (f64, Grads) {
 }
 
 #[test]
-fn packed_sequences_see_nothing_of_each_other() {
+fn packed_sequences_are_independent() {
     let all = sequences();
     for model in MODELS {
         let policy = stirred(model, None, Recompute::None);

@@ -20,7 +20,7 @@ fn gradients(policy: &Trainable, picked: &Picked, hidden: &Tensor) -> Grads {
 }
 
 #[test]
-fn the_wanted_rows_are_those_of_the_whole_pass() {
+fn selected_rows_equal_those_of_the_full_pass() {
     let lora = LoraArgs { rank: 4, alpha: 8.0, targets: None };
     let sequences = [
         Sequence::new(&[5, 6, 7, 8], &[9, 2]),
@@ -53,7 +53,7 @@ fn the_wanted_rows_are_those_of_the_whole_pass() {
 /// The first update of a round goes on from the activations of sampling: sequences of several lengths, some of which
 /// end early and so stand elsewhere in the update's batch than they were recorded.
 #[test]
-fn what_sampling_leaves_is_the_first_pass_bit_for_bit() {
+fn activations_of_sampling_equal_the_first_pass_bit_for_bit() {
     let lora = LoraArgs { rank: 4, alpha: 8.0, targets: None };
     let prompts: Vec<Vec<u32>> = vec![vec![3, 4, 5], vec![6], vec![7, 8, 9, 10, 11, 12], vec![13, 14]];
     for model in MODELS {

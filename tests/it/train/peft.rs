@@ -32,7 +32,7 @@ fn change(dir: &Path, key: &str, value: Value) {
 }
 
 #[test]
-fn an_adapter_goes_out_and_comes_back() {
+fn adapters_round_trip() {
     for (model, targets) in [
         ("gpt2-tiny", None),
         ("llama-tiny", None),
@@ -59,7 +59,7 @@ fn an_adapter_goes_out_and_comes_back() {
 }
 
 #[test]
-fn what_is_no_adapter_for_this_model_is_refused() {
+fn adapters_of_other_models_are_refused() {
     let policy = stirred("llama-tiny", Some(&LoraArgs { rank: 4, alpha: 8.0, targets: None }), Recompute::default());
     let base = load(&fixture("llama-tiny"), &Device::Cpu).unwrap();
     let fresh = || {
@@ -88,7 +88,7 @@ fn what_is_no_adapter_for_this_model_is_refused() {
     std::fs::write(dir.path().join("adapter_model.safetensors"), b"damage").unwrap();
     assert!(peft::read(dir.path(), &base.config).is_err());
     let error = peft::read(&fixture("llama-tiny"), &base.config).unwrap_err().to_string();
-    assert!(error.contains("no PEFT adapter"), "{error}");
+    assert!(error.contains("not a PEFT adapter"), "{error}");
 }
 
 const SCRIPT: &str = r#"

@@ -167,7 +167,7 @@ fn kto_learns_from_thumbs_alone() {
 }
 
 #[test]
-fn kto_says_what_it_cannot_use() {
+fn kto_reports_unusable_data() {
     let world = World::new();
     let file = world.path("odd.jsonl");
     let args = with(&kto(&world, "out", 1), json!({"feedback": file}));

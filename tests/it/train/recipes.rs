@@ -230,7 +230,7 @@ fn dpo_moves_the_policy_towards_what_was_preferred() {
 }
 
 #[test]
-fn options_of_ppo_do_what_they_say() {
+fn options_of_ppo_have_their_effect() {
     let world = World::new();
     let base = with(&rl(&world, "out"), json!({"iterations": 3, "minibatches": 2, "ppo_epochs": 4}));
     let (early, _) = train("ppo", &with(&base, json!({"target_kl": 1e-9})));

@@ -36,18 +36,18 @@ impl Desk {
 
     fn succeeds(&self, words: &[&str]) -> String {
         let output = self.run(words);
-        assert!(output.status.success(), "{words:?}: {}", said(&output));
-        said(&output)
+        assert!(output.status.success(), "{words:?}: {}", text_of(&output));
+        text_of(&output)
     }
 
     fn fails(&self, words: &[&str]) -> String {
         let output = self.run(words);
-        assert!(!output.status.success(), "{words:?}: {}", said(&output));
-        said(&output)
+        assert!(!output.status.success(), "{words:?}: {}", text_of(&output));
+        text_of(&output)
     }
 }
 
-fn said(output: &Output) -> String {
+fn text_of(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
@@ -116,7 +116,7 @@ fn a_recipe_runs_on_the_built_in_model_and_the_sample_without_any_file() {
 }
 
 #[test]
-fn the_pipeline_runs_without_a_file_of_arguments_and_goes_on() {
+fn the_pipeline_runs_without_a_file_of_arguments_and_resumes() {
     let desk = Desk::new();
     let lines: String = (0..4)
         .map(|i| {

@@ -1,5 +1,5 @@
 //! Steps of cached sequences on a device: one upload of everything that a step needs, at most ten launches a block for
-//! plain families, one download of the logits that are wanted.
+//! plain families, one download of the requested logits.
 
 mod rows;
 mod weights;
@@ -19,20 +19,20 @@ use crate::model::{Activation, ModelConfig, QkNorm};
 use crate::ops::linear::WeightFormat;
 use crate::ops::rope::RopeTable;
 
-/// Channels of a head that attention was compiled for.
+/// Head sizes, in channels, that attention was compiled for.
 const HEADS: [usize; 4] = [32, 64, 128, 256];
 
-/// What a model on a device must have room for beside its weights.
+/// The memory that a model on a device needs in addition to its weights.
 #[derive(Clone, Copy, Debug)]
 pub struct Room {
-    /// Pages of the cache that are wanted; fewer are made where there is no room for so many.
+    /// Requested pages of the cache; fewer are allocated where the memory does not suffice.
     pub pages: usize,
-    /// Most tokens of a step, and most of its rows whose logits are wanted.
+    /// Most tokens of a step, and most rows of a step whose logits are requested.
     pub rows: usize,
     pub wanted: usize,
 }
 
-/// A decoder on a device, with the pages of its cache. Which pages belong to whom, `KvCache` says.
+/// A decoder on a device, with the pages of its cache. `KvCache` keeps the owners of the pages.
 pub struct DeviceModel {
     config: ModelConfig,
     element: Element,
@@ -48,7 +48,7 @@ pub struct DeviceModel {
     cap: Option<f32>,
 }
 
-/// What is still to be added to the stream.
+/// A term that is still to be added to the hidden states.
 type Pending = Option<Slice>;
 
 fn up(a: usize, b: usize) -> usize {
@@ -56,12 +56,12 @@ fn up(a: usize, b: usize) -> usize {
 }
 
 impl DeviceModel {
-    /// Copies the weights of `decoder`, built for `Purpose::Score`, and makes pages of what is free beside the largest
-    /// step: as many as wanted, or as many as fit.
+    /// Copies the weights of `decoder`, built for `Purpose::Score`, and allocates pages in the memory that the largest
+    /// step leaves free: the requested number, or as many as fit.
     ///
     /// # Errors
-    /// `OutOfMemory`, also when not even one whole context fits; formats other than f32 and bf16, and heads of more than
-    /// 256 channels.
+    /// `OutOfMemory`, also when not even one whole context fits; formats other than f32 and bf16, and heads of more
+    /// than 256 channels.
     pub fn new(
         decoder: &Decoder,
         mut device: Box<dyn Device>,
@@ -113,7 +113,7 @@ impl DeviceModel {
         })
     }
 
-    /// Pages that there are.
+    /// Number of pages.
     pub fn page_count(&self) -> usize {
         self.page_count
     }
@@ -122,7 +122,7 @@ impl DeviceModel {
         self.device.counts()
     }
 
-    /// Bytes in use on the device, and bytes there are.
+    /// Bytes in use on the device, and its total bytes.
     pub fn memory(&self) -> (u64, u64) {
         self.device.memory()
     }
@@ -130,7 +130,7 @@ impl DeviceModel {
     /// Copies a page of every block, before the next step.
     ///
     /// # Errors
-    /// When there is no such page.
+    /// When a page does not exist.
     pub fn copy_page(&mut self, from: u32, to: u32) -> Result<(), GpuError> {
         let bytes = self.config.n_kv_heads * PAGE * self.config.head_dim * self.element.bytes();
         for pool in self.pages.iter().flatten() {
@@ -143,8 +143,8 @@ impl DeviceModel {
     /// Advances cached sequences as `Decoder::step` does, and returns the logits [wanted, vocab] of chosen rows.
     ///
     /// # Errors
-    /// A position or an id that the model does not have; `OutOfMemory`, and the cache is as before the step; a device that
-    /// fails.
+    /// A position or an id that the model does not have; `OutOfMemory`, which leaves the cache unchanged; a failure of
+    /// the device.
     pub fn step(&mut self, decoder: &Decoder, rows: &StepRows, wanted: &[u32]) -> Result<Vec<f32>, GpuError> {
         let positions = rows.positions();
         decoder.check_positions(&positions).map_err(candle)?;
@@ -206,7 +206,7 @@ impl Pass<'_> {
         self.config.switches.residual_scale as f32
     }
 
-    /// The stream: word embeddings, soft rows in the place of some, learned positions.
+    /// The initial hidden states: token embeddings, replaced by soft rows where given, plus learned positions.
     fn embed(&self, device: &mut dyn Device, decoder: &Decoder, rows: &StepRows, at: &[u32]) -> Result<(), GpuError> {
         let table = self.weights.positions;
         let name = format!("embed{}.{}", if table.is_some() { "_at" } else { "" }, self.t());
@@ -234,7 +234,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// x += scale · pending, where something is.
+    /// x += scale · pending, where a term is pending.
     fn add(&self, device: &mut dyn Device, pending: Pending) -> Result<(), GpuError> {
         let Some(branch) = pending else { return Ok(()) };
         let count = self.rows.n * self.config.hidden_size;
@@ -242,7 +242,7 @@ impl Pass<'_> {
         launch(device, &format!("add.{}", self.t()), [up(count, 1024), 1, 1], &launched)
     }
 
-    /// What the next part reads: the norm of the stream, after what is pending is added to it.
+    /// The input of the next part: the norm of the hidden states, after the pending term is added.
     fn normed(&self, device: &mut dyn Device, norm: Option<&NormWeights>, pending: Pending) -> Result<Slice, GpuError> {
         let (d, t) = (self.d(), self.t());
         let Some(norm) = norm else {
@@ -273,7 +273,7 @@ impl Pass<'_> {
         Ok(self.b.normed)
     }
 
-    /// Normalises `width` channels of rows that are `stride` apart, in place.
+    /// Normalises `width` channels of rows with a stride of `stride` elements, in place.
     fn norm_in_place(
         &self,
         device: &mut dyn Device,
@@ -306,7 +306,7 @@ impl Pass<'_> {
         self.product(device, x, w, y, self.rows.n, if w.bias.is_some() { "_bias" } else { "" })
     }
 
-    /// The height of the tiles follows the rows; the order of every sum does not.
+    /// The height of the tiles depends on the number of rows; the order of every sum does not.
     fn product(
         &self,
         device: &mut dyn Device,
@@ -329,7 +329,7 @@ impl Pass<'_> {
         launch(device, &format!("matmul{variant}.{rows}.{}", self.t()), [up(w.out, 64), up(n, rows), 1], &launched)
     }
 
-    /// One block; returns what is to be added to the stream after it.
+    /// One block; returns the term to be added to the hidden states after it.
     fn block(
         &self,
         device: &mut dyn Device,
@@ -346,7 +346,7 @@ impl Pass<'_> {
         if let Some(norm) = &block.attn_post {
             self.norm_in_place(device, norm, self.b.branch[0], [d, d])?;
         }
-        // In parallel blocks the feed-forward part reads the stream without attention's share.
+        // In parallel blocks the feed-forward network reads the hidden states without the output of attention.
         let before = if parallel { None } else { Some(self.b.branch[0]) };
         let source = self.normed(device, block.mlp_norm.as_ref(), before)?;
         self.matmul(device, source, &block.up, self.b.up)?;
@@ -369,14 +369,14 @@ impl Pass<'_> {
         Ok(Some(self.b.branch[1]))
     }
 
-    /// From q, k and v to what attention mixes; keys and values go into their pages.
+    /// From q, k and v to the output of attention; keys and values are written into their pages.
     fn attention(&self, device: &mut dyn Device, block: &Block, pools: &[Slice; 2]) -> Result<(), GpuError> {
         let (c, rows, b, t) = (self.config, self.rows, self.b, self.t());
         let (hd, width) = (c.head_dim, block.qkv.out);
         let [heads, kv_heads] = [c.n_heads, c.n_kv_heads];
         let mut by_head_norm = None;
         match &block.qk_norm {
-            // Of every head alone: with the rotation. Of all together: before it.
+            // A norm per head is applied with the rotation; a norm over all heads, before it.
             Some(norms) if c.switches.qk_norm == QkNorm::Heads => by_head_norm = Some(norms),
             Some([q, k]) => {
                 let size = self.element.bytes();
@@ -387,7 +387,7 @@ impl Pass<'_> {
             None => {}
         }
         let rope = block.rope.and_then(|i| rows.rope[i]);
-        // Without rotation no table is read; any slice of numbers will do.
+        // Without rotation no table is read, so any slice serves as the argument.
         let (cos, sin, half) = rope.unwrap_or((b.x, b.x, 0));
         let zeros = self.weights.zeros;
         let (stride, k_base, v_base) = match block.by_head {
@@ -453,7 +453,7 @@ impl Pass<'_> {
         launch(device, &format!("combine.{}.{t}", self.wide), [rows.n, heads, 1], &launched)
     }
 
-    /// Logits [wanted, vocab], f32, of the wanted rows of the finished stream.
+    /// Logits [wanted, vocab], f32, of the requested rows of the final hidden states.
     fn logits(&self, scratch: &mut Scratch<'_>, inverse: f32, cap: Option<f32>) -> Result<Slice, GpuError> {
         let (d, m, vocab) = (self.config.hidden_size, self.rows.wanted_count, self.config.vocab_size);
         let [picked, hidden, logits] = logit_sizes(self.config, self.element, m).map(|bytes| scratch.take(bytes));

@@ -1,4 +1,4 @@
-//! What one step puts on a device: its rows, packed for one upload, and buffers that are given back when it ends.
+//! The memory of one step on a device: its rows, packed for one upload, and buffers that are freed when it ends.
 
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use crate::model::decoder::kv_cache::{PAGE, StepRows};
 use crate::model::{Decoder, ModelConfig};
 use crate::ops::rope::RopeTable;
 
-/// Keys that one program of attention reads; every kernel was compiled for it.
+/// Number of keys that one program of attention reads; compiled into every kernel.
 const SPLIT: usize = 256;
 /// Query rows and heads of a tile of attention.
 const TILE: usize = 16;
 
-/// What a step reads, packed for one upload: sections at multiples of 16 bytes.
+/// The inputs of a step, packed for one upload: sections at multiples of 16 bytes.
 #[derive(Default)]
 struct Packed {
     data: Vec<u8>,
@@ -42,7 +42,7 @@ impl Packed {
     }
 }
 
-/// Memory that is given back when the step ends.
+/// Memory that is freed when the step ends.
 pub(super) struct Scratch<'a> {
     pub device: &'a mut dyn Device,
     pub held: Vec<Slice>,
@@ -63,7 +63,7 @@ impl Scratch<'_> {
     }
 }
 
-/// Rows of a step where they lie on the device.
+/// The inputs of a step on the device.
 pub(super) struct Rows {
     pub n: usize,
     pub ids: Slice,
@@ -83,7 +83,7 @@ pub(super) struct Rows {
 
 /// Buffers of a step.
 pub(super) struct Buffers {
-    /// The stream [n, d], f32.
+    /// The hidden states [n, d], f32.
     pub x: Slice,
     pub normed: Slice,
     pub qkv: Slice,
@@ -97,7 +97,7 @@ pub(super) struct Buffers {
     pub sums: Slice,
 }
 
-/// Uploads what the step reads.
+/// Uploads the inputs of the step.
 pub(super) fn pack(
     scratch: &mut Scratch<'_>,
     decoder: &Decoder,
@@ -187,19 +187,19 @@ fn sizes(c: &ModelConfig, element: Element, weights: &Weights, n: usize, splits:
     ]
 }
 
-/// Bytes of the buffers of `logits`: picked rows of the stream, their norms, logits.
+/// Bytes of the buffers of `logits`: selected rows of the hidden states, their norms, logits.
 pub(super) fn logit_sizes(c: &ModelConfig, element: Element, wanted: usize) -> [usize; 3] {
     let (d, vocab) = (c.hidden_size, c.vocab_size);
     [wanted * d * 4, wanted * d * element.bytes(), wanted * vocab * 4]
 }
 
-/// The most bytes that steps within `room` take beside weights and pages.
+/// The most bytes that steps within `room` need in addition to weights and pages.
 pub(super) fn most_scratch(c: &ModelConfig, element: Element, weights: &Weights, room: Room) -> u64 {
     let splits = c.max_positions.div_ceil(SPLIT);
     let buffers = sizes(c, element, weights, room.rows, splits);
-    // Of every row: six numbers of its own, a tile of eight for each head at most, cos and sin of two tables.
+    // For each row: six numbers, at most a tile of eight for each head, cos and sin of two tables.
     let packed = room.rows * (6 * 4 + c.n_heads * 8 * 4 + 4 * c.head_dim * 4);
-    // Of every sequence its pages, and each row may be one.
+    // For each sequence its pages; each row may be a sequence.
     let tables = room.rows * c.max_positions.div_ceil(PAGE) * 4;
     let parts = buffers.into_iter().chain(logit_sizes(c, element, room.wanted)).chain([packed + tables + 16 * 16]);
     parts.map(|bytes| (bytes as u64).next_multiple_of(GRAIN)).sum()

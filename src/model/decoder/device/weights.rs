@@ -1,4 +1,5 @@
-//! A decoder's weights on a device, as `gpu` launches read them: matrices with the same input joined, everything row-major
+//! A decoder's weights on a device, as `gpu` launches read them: matrices with the same input joined, everything
+//! row-major
 //! `[out, in]` in one element type.
 
 use candle_core::Tensor;
@@ -11,7 +12,7 @@ use crate::model::{Activation, Decoder, ModelConfig};
 use crate::ops::linear::WeightLayout;
 use crate::ops::with_f32s;
 
-/// The type of weights, and of what flows between additions to the f32 stream.
+/// The element type of weights, and of activations between additions to the f32 hidden states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
     F32,
@@ -26,7 +27,7 @@ impl Element {
         }
     }
 
-    /// As kernels are called.
+    /// The name in kernel names.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -72,7 +73,7 @@ pub(super) struct Block {
     pub activation: Activation,
     pub down: Matrix,
     pub mlp_post: Option<NormWeights>,
-    /// Which table of rotary positions, if any: 0 of full layers, 1 of windowed ones.
+    /// The table of rotary positions, if any: 0 for full layers, 1 for windowed ones.
     pub rope: Option<usize>,
     pub window: usize,
 }
@@ -130,7 +131,7 @@ impl Loader<'_> {
         done
     }
 
-    /// Matrices with the same input, their outputs end to end.
+    /// Matrices with the same input, joined along their outputs.
     fn joint(&mut self, parts: &[&Linear]) -> Result<Matrix, GpuError> {
         let mut natural = Vec::new();
         for part in parts {
@@ -220,7 +221,7 @@ pub(super) fn as_bytes(element: Element, values: &[f32]) -> Vec<u8> {
     }
 }
 
-/// The widest vector of zeros that a launch may read.
+/// Length of the longest vector of zeros that a launch may read.
 fn widest(c: &ModelConfig) -> usize {
     (2 * c.intermediate_size).max(c.hidden_size).max((c.n_heads + 2 * c.n_kv_heads) * c.head_dim)
 }
@@ -228,7 +229,7 @@ fn widest(c: &ModelConfig) -> usize {
 /// Copies the weights of `decoder`, which must be built for `Purpose::Score`, to `device`.
 ///
 /// # Errors
-/// `OutOfMemory`; or where the decoder has adapters or packed weights.
+/// `OutOfMemory`, or `Launch` when the decoder has adapters or packed weights.
 pub(super) fn load(decoder: &Decoder, device: &mut dyn Device, element: Element) -> Result<Weights, GpuError> {
     let mut loader = Loader { device, element };
     let zeros = loader.place(widest(&decoder.config))?;

@@ -1,5 +1,5 @@
-//! Checkpoints that travel: with an artifact store, each checkpoint of a job is uploaded with the data that it was made
-//! with, and a machine that takes the job over begins with the newest one.
+//! Checkpoints in the artifact store: each checkpoint of a job is uploaded together with the job's data, and a machine
+//! that takes the job over resumes from the newest one.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use crate::artifacts::{ArtifactError, Artifacts, Snapshot};
 use crate::domain::JobId;
 
 const CHECKPOINTS: &str = "checkpoints";
-/// Names the best checkpoint so far, where a recipe marks one.
+/// File that names the best checkpoint so far, if the recipe marks one.
 const BEST: &str = "best.json";
 
-/// The step that a checkpoint's name tells: `ckpt-{step}-a{n}`.
+/// The step in a checkpoint's name: `ckpt-{step}-a{n}`.
 fn step_of(name: &str) -> Option<u64> {
     let (step, attempt) = name.strip_prefix("ckpt-")?.split_once("-a")?;
     attempt.parse::<u64>().ok()?;
@@ -21,12 +21,12 @@ fn step_of(name: &str) -> Option<u64> {
 }
 
 /// The highest step among the checkpoints of a job's directory.
-fn newest_here(job_dir: &Path) -> Option<u64> {
+fn newest_local_step(job_dir: &Path) -> Option<u64> {
     let entries = std::fs::read_dir(job_dir.join(CHECKPOINTS)).ok()?;
     entries.flatten().filter_map(|entry| step_of(entry.file_name().to_str()?)).max()
 }
 
-/// Whether the data here is that of the snapshot.
+/// Whether the data in the job's directory is that of the snapshot.
 fn same_data(job_dir: &Path, snapshot: &Snapshot) -> bool {
     let data = snapshot.files.iter().filter(|file| !file.path.contains('/'));
     data.into_iter().all(|file| {
@@ -34,7 +34,8 @@ fn same_data(job_dir: &Path, snapshot: &Snapshot) -> bool {
     })
 }
 
-/// What travels with a checkpoint: its files, those of the best one, and the job's data. Relative to the job's directory.
+/// Files to upload with a checkpoint, relative to the job's directory: those of the checkpoint, of the best one, and
+/// the job's data.
 fn paths(job_dir: &Path, checkpoint: &str) -> std::io::Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(job_dir)? {
@@ -45,7 +46,7 @@ fn paths(job_dir: &Path, checkpoint: &str) -> std::io::Result<Vec<String>> {
         }
     }
     let mut names = vec![checkpoint.to_owned()];
-    // The recipe may return to its best one.
+    // The recipe may return to its best checkpoint.
     if let Ok(text) = std::fs::read(job_dir.join(CHECKPOINTS).join(BEST)) {
         let best: serde_json::Value = serde_json::from_slice(&text)?;
         let name = best["name"].as_str().filter(|name| step_of(name).is_some()).unwrap_or(checkpoint);
@@ -62,9 +63,9 @@ fn paths(job_dir: &Path, checkpoint: &str) -> std::io::Result<Vec<String>> {
     Ok(found)
 }
 
-/// Uploads the checkpoints of one attempt, one at a time; while one is on its way, only the newest of those that follow
-/// is kept for later.
-pub(super) struct Courier {
+/// Uploads the checkpoints of one attempt, one at a time. Of those that are written during an upload, only the newest
+/// is uploaded next.
+pub(super) struct CheckpointUploader {
     artifacts: Arc<Artifacts>,
     job: JobId,
     attempt: i64,
@@ -73,24 +74,24 @@ pub(super) struct Courier {
     next: Option<String>,
 }
 
-impl Courier {
+impl CheckpointUploader {
     pub(super) fn new(artifacts: Arc<Artifacts>, job: &JobId, attempt: i64, job_dir: &Path) -> Self {
         Self { artifacts, job: job.clone(), attempt, job_dir: job_dir.to_owned(), running: None, next: None }
     }
 
-    /// A checkpoint is complete at this path.
-    pub(super) fn made(&mut self, path: &str) {
+    /// Schedules the upload of the checkpoint at `path`, which is complete.
+    pub(super) fn checkpoint_written(&mut self, path: &str) {
         let name = Path::new(path).file_name().and_then(|name| name.to_str());
         if self.artifacts.is_shared()
             && let Some(name) = name.filter(|name| step_of(name).is_some())
         {
             self.next = Some(name.to_owned());
         }
-        self.go_on();
+        self.start_next();
     }
 
-    /// Begins the next upload when none is on its way.
-    pub(super) fn go_on(&mut self) {
+    /// Begins the next upload unless one is running.
+    pub(super) fn start_next(&mut self) {
         if self.running.as_ref().is_some_and(|running| !running.is_finished()) {
             return;
         }
@@ -98,75 +99,78 @@ impl Courier {
         let (artifacts, job, attempt, dir) =
             (self.artifacts.clone(), self.job.clone(), self.attempt, self.job_dir.clone());
         self.running = Some(tokio::spawn(async move {
-            let kept = match paths(&dir, &name) {
-                Ok(paths) => artifacts.keep_snapshot(&job, attempt, &dir, &name, paths).await,
+            let uploaded = match paths(&dir, &name) {
+                Ok(paths) => artifacts.upload_snapshot(&job, attempt, &dir, &name, paths).await,
                 Err(error) => Err(ArtifactError::Io { path: dir.join(CHECKPOINTS).join(&name), error }),
             };
-            match kept {
+            match uploaded {
                 Ok(()) => tracing::debug!(job.id = %job, checkpoint = name, "the checkpoint is in the artifact store"),
-                // Trainers keep their newest checkpoints only; those of a trainer elsewhere are heard of late.
+                // A trainer keeps its newest checkpoints only, and reports from a place arrive late.
                 Err(ArtifactError::Io { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
-                    tracing::debug!(job.id = %job, checkpoint = name, "a newer checkpoint has taken its place");
+                    tracing::debug!(job.id = %job, checkpoint = name, "the checkpoint was replaced by a newer one before its upload");
                 }
-                // The next one may get through; a job that is taken over elsewhere begins with an older one.
-                Err(error) => tracing::warn!(job.id = %job, checkpoint = name, %error, "the checkpoint stays here"),
+                // A later upload may succeed; until then another machine would resume from an older checkpoint.
+                Err(error) => {
+                    tracing::warn!(job.id = %job, checkpoint = name, %error, "the checkpoint cannot be uploaded")
+                }
             }
         }));
     }
 
-    /// Until everything has been uploaded, or could not be.
-    pub(super) async fn arrived(&mut self) {
+    /// Waits until every scheduled upload has succeeded or failed.
+    pub(super) async fn finish(&mut self) {
         while let Some(running) = self.running.take() {
             let _ = running.await;
-            self.go_on();
+            self.start_next();
         }
     }
 }
 
-/// Puts the newest checkpoint of the artifact store in the job's directory when it goes further than what is there, or was
-/// made with other data. Returns whether it did.
+/// Downloads the newest checkpoint of the artifact store into the job's directory if its step is higher than that of
+/// the local one, or if it was made with other data. Returns whether it did.
 ///
 /// # Errors
 /// A store that does not answer, a damaged file, a directory that cannot be written.
-pub(super) async fn bring(artifacts: &Artifacts, job: &JobId, job_dir: &Path) -> Result<bool, ArtifactError> {
+pub(super) async fn download_newest(artifacts: &Artifacts, job: &JobId, job_dir: &Path) -> Result<bool, ArtifactError> {
     let Some(snapshot) = artifacts.latest_snapshot(job).await? else { return Ok(false) };
     let (dir, wanted) = (job_dir.to_owned(), snapshot.clone());
     let better = tokio::task::spawn_blocking(move || {
-        newest_here(&dir) < step_of(&wanted.checkpoint) || !same_data(&dir, &wanted)
+        newest_local_step(&dir) < step_of(&wanted.checkpoint) || !same_data(&dir, &wanted)
     });
     if !better.await.map_err(|e| ArtifactError::Remote(e.to_string()))? {
         return Ok(false);
     }
-    tracing::info!(job.id = %job, checkpoint = snapshot.checkpoint, "bringing a checkpoint from the artifact store");
-    let aside = job_dir.join("brought.tmp");
-    let cleared = tokio::fs::remove_dir_all(&aside).await;
+    tracing::info!(job.id = %job, checkpoint = snapshot.checkpoint, "downloading a checkpoint from the artifact store");
+    let download = job_dir.join("brought.tmp");
+    let cleared = tokio::fs::remove_dir_all(&download).await;
     if let Err(error) = cleared.or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) }) {
-        return Err(ArtifactError::Io { path: aside, error });
+        return Err(ArtifactError::Io { path: download, error });
     }
-    artifacts.bring_snapshot(job, &snapshot, &aside).await?;
+    artifacts.download_snapshot(job, &snapshot, &download).await?;
     let dir = job_dir.to_owned();
-    let placed = tokio::task::spawn_blocking(move || put_in_place(&aside, &dir));
-    placed
+    let installed = tokio::task::spawn_blocking(move || install(&download, &dir));
+    installed
         .await
         .map_err(|e| ArtifactError::Remote(e.to_string()))?
         .map_err(|error| ArtifactError::Io { path: job_dir.to_owned(), error })?;
     Ok(true)
 }
 
-/// Checkpoints that are replaced go first: in a crash between, the job has none here and brings them again.
-fn put_in_place(aside: &Path, job_dir: &Path) -> std::io::Result<()> {
+/// Moves downloaded files into the job's directory. Old checkpoints are removed first: after a crash in between, the
+/// job has none here and downloads them again.
+fn install(download: &Path, job_dir: &Path) -> std::io::Result<()> {
     let checkpoints = job_dir.join(CHECKPOINTS);
     if checkpoints.exists() {
         std::fs::remove_dir_all(&checkpoints)?;
     }
-    for entry in std::fs::read_dir(aside)? {
+    for entry in std::fs::read_dir(download)? {
         let entry = entry?;
         if entry.file_name() != CHECKPOINTS {
             std::fs::rename(entry.path(), job_dir.join(entry.file_name()))?;
         }
     }
-    std::fs::rename(aside.join(CHECKPOINTS), checkpoints)?;
-    std::fs::remove_dir(aside)?;
+    std::fs::rename(download.join(CHECKPOINTS), checkpoints)?;
+    std::fs::remove_dir(download)?;
     std::fs::File::open(job_dir)?.sync_all()
 }
 
@@ -177,11 +181,11 @@ mod tests {
     #[test]
     fn the_newest_checkpoint_is_found_by_its_step() {
         let dir = tempfile::tempdir().expect("a directory");
-        assert_eq!(newest_here(dir.path()), None);
+        assert_eq!(newest_local_step(dir.path()), None);
         for name in ["ckpt-00000009-a2", "ckpt-00000010-a1", "ckpt-00000011-a1.tmp", "best.json", "other"] {
             std::fs::create_dir_all(dir.path().join(CHECKPOINTS).join(name)).expect("made");
         }
-        assert_eq!(newest_here(dir.path()), Some(10), "not the one whose writing was cut off");
+        assert_eq!(newest_local_step(dir.path()), Some(10), "not the one whose writing was cut off");
         assert!(None < step_of("ckpt-00000000-a1"), "any checkpoint is better than none");
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use http::Method;
 use instructd::domain::{ModelKind, Role};
-use instructd::http::auth::Access;
+use instructd::http::access::Access;
 use instructd::http::routes;
 use serde_json::{Value, json};
 
@@ -78,7 +78,7 @@ async fn callers(server: &Server) -> Vec<Caller> {
 }
 
 #[tokio::test]
-async fn every_route_for_every_way_in() {
+async fn every_route_for_every_kind_of_caller() {
     for require_key in [false, true] {
         let server = Server::with(|c| c.require_inference_key = require_key, Default::default()).await;
         let callers = callers(&server).await;
@@ -220,7 +220,7 @@ async fn every_route_that_computes_charges_and_stops() {
 
 /// Handlers that reach the engine belong to routes that say so: a new one cannot be forgotten.
 #[test]
-fn routes_over_handlers_that_compute_say_so() {
+fn routes_that_compute_are_marked() {
     let config = instructd::config::Config::default();
     let named = |path: &str| routes::table(&config.limits).into_iter().any(|r| r.path == path && r.computes);
     for route in routes::table(&config.limits).iter().filter(|r| r.access == Access::Inference) {

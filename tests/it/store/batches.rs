@@ -11,7 +11,7 @@ use super::fixture::*;
 
 conformance!(
     files_are_their_owners_and_bounded,
-    a_batch_goes_on_where_it_was_put_down,
+    an_interrupted_batch_continues,
     batches_are_cancelled_and_expire,
     responses_are_their_owners_and_go
 );
@@ -94,7 +94,7 @@ async fn files_are_their_owners_and_bounded(store: Arc<Store>) {
     );
 }
 
-async fn a_batch_goes_on_where_it_was_put_down(store: Arc<Store>) {
+async fn an_interrupted_batch_continues(store: Arc<Store>) {
     let input = file("in", "a", "1\n2\n3", T0);
     store.files().put(input.clone(), "1\n2\n3".into(), MUCH).await.unwrap();
     let made = batch("1", "a", &input);

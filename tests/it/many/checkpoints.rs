@@ -71,32 +71,32 @@ async fn the_newest_checkpoint_of_the_newest_attempt_counts() {
     assert_eq!(there.artifacts.latest_snapshot(&job).await.unwrap(), None);
     let data = write(from, "comparisons.jsonl", "data");
     let first = vec![data.clone(), write(from, "checkpoints/ckpt-1-a1/weights", "one")];
-    here.artifacts.keep_snapshot(&job, 2, from, "ckpt-1-a1", first.clone()).await.unwrap();
+    here.artifacts.upload_snapshot(&job, 2, from, "ckpt-1-a1", first.clone()).await.unwrap();
     assert_eq!(names(&objects).await.len(), 3, "two files and the list of them");
     // The next one replaces it; what did not change is not doubled.
     let second = vec![data.clone(), write(from, "checkpoints/ckpt-2-a1/weights", "two")];
-    here.artifacts.keep_snapshot(&job, 2, from, "ckpt-2-a1", second).await.unwrap();
+    here.artifacts.upload_snapshot(&job, 2, from, "ckpt-2-a1", second).await.unwrap();
     assert_eq!(names(&objects).await.len(), 3);
     // Somebody who has lost the job is late, and changes nothing for those who have it.
-    here.artifacts.keep_snapshot(&job, 1, from, "ckpt-1-a1", first).await.unwrap();
+    here.artifacts.upload_snapshot(&job, 1, from, "ckpt-1-a1", first).await.unwrap();
     let found = there.artifacts.latest_snapshot(&job).await.unwrap().unwrap();
     assert_eq!((found.attempt, found.checkpoint.as_str()), (2, "ckpt-2-a1"));
-    there.artifacts.bring_snapshot(&job, &found, &to).await.unwrap();
+    there.artifacts.download_snapshot(&job, &found, &to).await.unwrap();
     assert_eq!(std::fs::read(to.join("checkpoints/ckpt-2-a1/weights")).unwrap(), b"two");
     assert_eq!(std::fs::read(to.join("comparisons.jsonl")).unwrap(), b"data");
     // What was changed there is not believed.
     let weights = found.files.iter().find(|file| file.path.ends_with("weights")).unwrap();
     let key = object_store::path::Path::from(format!("jobs/{job}/files/{}", weights.sha256));
     objects.put(&key, PutPayload::from_static(b"owt")).await.unwrap();
-    let error = there.artifacts.bring_snapshot(&job, &found, &to).await.unwrap_err();
+    let error = there.artifacts.download_snapshot(&job, &found, &to).await.unwrap_err();
     assert!(matches!(error, ArtifactError::Damaged { .. }), "{error}");
     // A checkpoint that is gone leaves the one before.
     let gone = vec!["checkpoints/ckpt-3-a1/weights".to_owned()];
-    assert!(here.artifacts.keep_snapshot(&job, 2, from, "ckpt-3-a1", gone).await.is_err());
+    assert!(here.artifacts.upload_snapshot(&job, 2, from, "ckpt-3-a1", gone).await.is_err());
     assert_eq!(there.artifacts.latest_snapshot(&job).await.unwrap(), Some(found));
     let other = JobId::new();
-    here.artifacts.keep_snapshot(&other, 1, from, "ckpt-1-a1", vec![data]).await.unwrap();
-    here.artifacts.forget_snapshots(&job).await.unwrap();
+    here.artifacts.upload_snapshot(&other, 1, from, "ckpt-1-a1", vec![data]).await.unwrap();
+    here.artifacts.remove_snapshots(&job).await.unwrap();
     assert!(names(&objects).await.iter().all(|name| name.contains(other.as_str())));
     let bad = JobId::from("../x");
     assert!(here.artifacts.latest_snapshot(&bad).await.is_err(), "ids of a restored database stay inside");
@@ -105,7 +105,7 @@ async fn the_newest_checkpoint_of_the_newest_attempt_counts() {
 /// One machine stops in the middle and is never seen again; another one, which has nothing but the artifact store, ends
 /// with the bits of a run that nobody disturbed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_machine_goes_on_where_a_lost_one_stopped() {
+async fn another_machine_resumes_the_job_of_a_lost_one() {
     let fresh = backend::sqlite().await.unwrap();
     let (store, objects) = (fresh.store.clone(), Arc::new(InMemory::new()));
     let tiny = crate::support::fixture("llama-tiny").display().to_string();

@@ -10,7 +10,7 @@ use instructd::store::dump::{self, Dump};
 use instructd::store::{self, Store};
 use serde_json::{Value, json};
 
-use super::sound::assert_sound;
+use super::integrity::assert_sound;
 use super::{backend, fixture};
 
 /// A row in every table, with everything that the two databases might see differently.
@@ -206,7 +206,7 @@ async fn a_database_moves_to_postgres_and_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_damaged_or_in_the_way_is_refused() {
+async fn damaged_dumps_and_existing_databases_are_refused() {
     let fresh = backend::sqlite().await.unwrap();
     full_world(&fresh.store).await;
     let (dir, dump) = dumped(&fresh.url).await;

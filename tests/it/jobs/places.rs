@@ -85,7 +85,7 @@ impl World {
     }
 
     fn supervisor(&self) -> Supervisor {
-        let trainer = ["jobs::elsewhere::as_trainer", "--exact", "--ignored", "--nocapture", "--"];
+        let trainer = ["jobs::places::as_trainer", "--exact", "--ignored", "--nocapture", "--"];
         let launch = Launch { program: std::env::current_exe().unwrap(), args: trainer.map(Into::into).to_vec() };
         let config = SupervisorConfig {
             tick: Duration::from_millis(20),
@@ -206,7 +206,7 @@ async fn a_command_runs_the_trainer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_detached_command_is_believed_by_its_heartbeat() {
+async fn a_detached_command_is_monitored_by_its_heartbeat() {
     // As sbatch without --wait: the command ends at once, and the work goes on.
     let mut place = command(&["/bin/sh", "-c", "setsid {run} & echo submitted"]);
     place.detached = true;
@@ -217,7 +217,7 @@ async fn a_detached_command_is_believed_by_its_heartbeat() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_command_that_fails_is_a_crash_with_its_words() {
+async fn a_command_that_fails_is_a_crash_with_its_output() {
     let world = World::new(command(&["/bin/sh", "-c", "echo 'no such partition' >&2; exit 3 # {run}"])).await;
     let id = world.enqueue(json!({"steps": 1})).await;
     for expected in [JobState::Queued, JobState::Queued, JobState::Failed] {
@@ -265,7 +265,7 @@ async fn a_silent_trainer_is_a_crash() {
     let id = world.enqueue(json!({"steps": 1})).await;
     assert_eq!(world.run().await, JobState::Queued);
     let error = world.job(&id).await.error.unwrap();
-    assert!(error.contains("nothing was heard of the trainer"), "{error}");
+    assert!(error.contains("no heartbeat of the trainer"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -316,7 +316,7 @@ async fn what_ray_refuses_fails_the_job() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_head_that_is_away_is_waited_for() {
+async fn an_unavailable_head_is_waited_for() {
     let fake = FakeRay::start(&[]).await;
     fake.cluster.lock().unwrap().away = true;
     let world = World::new(ray(&fake)).await;
@@ -405,7 +405,7 @@ fn lives(job_dir: &Path, reference: &str) -> bool {
 
 /// A supervisor vanishes while its trainer works, and another one takes the job over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_vanished_supervisor_leaves_no_second_trainer() {
+async fn a_lost_supervisor_leaves_no_second_trainer() {
     for fake in [Some(FakeRay::start(&[]).await), None] {
         let place = match &fake {
             Some(fake) => ray(fake),

@@ -85,7 +85,7 @@ fn ask(version: &ModelVersion, seed: u64, n: usize) -> GenerateRequest {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn adapters_give_what_merged_weights_give_whoever_is_beside_them() {
+async fn adapters_give_the_results_of_merged_weights_in_any_batch() {
     for name in crate::support::DECODERS {
         let dir = tempfile::tempdir().unwrap();
         let all = family(&fixture(name), dir.path());
@@ -122,7 +122,7 @@ async fn adapters_give_what_merged_weights_give_whoever_is_beside_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_adapter_of_its_parent_is_loaded_whole() {
+async fn a_version_that_is_not_an_adapter_of_its_parent_is_loaded_completely() {
     let dir = tempfile::tempdir().unwrap();
     let mut all = family(&fixture("llama-tiny"), dir.path());
     // Another model's child: its configuration differs.
@@ -209,7 +209,7 @@ fn adapters_cost_no_second_copy_of_the_base() {
     family(&base, dir.path());
     let grown = |how: &str| {
         let out = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "engine::beside::three_versions_in_memory", "--ignored", "--nocapture"])
+            .args(["--exact", "engine::lora_versions::three_versions_in_memory", "--ignored", "--nocapture"])
             .env(FOLDER, format!("{how}={}", dir.path().display()))
             .output()
             .unwrap();

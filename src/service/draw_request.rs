@@ -1,0 +1,79 @@
+//! A request for a draw of sets, and its validated form.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::ServedModel;
+use crate::store::PromptFilter;
+
+/// What to draw.
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DrawRequest {
+    pub policy: SelectionPolicy,
+    /// Sets to make, 1 to 10000.
+    pub count: usize,
+    /// Completions a set, 2 to 9; as configured when absent. Even for `versus`.
+    pub n: Option<usize>,
+    /// How many people should rank each set.
+    pub overlap: Option<i64>,
+    /// Which stored prompts to draw for.
+    #[serde(default)]
+    pub prompts: PromptFilter,
+    /// The two policies (names or ids) of `versus`.
+    pub versions: Option<[String; 2]>,
+    /// For `uncertainty`: prompts answered and scored for each set made, 1 to 64; 4 when absent.
+    pub candidates: Option<usize>,
+    /// Longest answer, in tokens; as configured (`labeling.max_tokens`) when absent.
+    pub max_tokens: Option<usize>,
+    /// 0 to 2; as configured (`labeling.temperature`) when absent.
+    pub temperature: Option<f32>,
+    /// Above 0 and at most 1; as configured (`labeling.top_p`) when absent.
+    pub top_p: Option<f32>,
+    /// Seed of the choice of prompts and of the samples; random when absent.
+    pub seed: Option<u64>,
+}
+
+/// How a set's prompt and completions are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SelectionPolicy {
+    /// Any prompt, samples of the active policy.
+    Random,
+    /// Of several prompts, those about whose samples the active reward model is least certain.
+    Uncertainty,
+    /// Two versions answer the same prompt.
+    Versus,
+    /// Completions that are stored already: imported, or given to users.
+    Stored,
+    /// Sets that labelers disagreed about get one more judgment.
+    Disagreement,
+}
+
+impl SelectionPolicy {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::Uncertainty => "uncertainty",
+            Self::Versus => "versus",
+            Self::Stored => "stored",
+            Self::Disagreement => "disagreement",
+        }
+    }
+}
+
+/// A validated request.
+pub(super) struct DrawPlan {
+    pub(super) request: DrawRequest,
+    pub(super) n: usize,
+    pub(super) seed: u64,
+    pub(super) max_tokens: usize,
+    pub(super) temperature: f32,
+    pub(super) top_p: f32,
+    /// One entry for one version, two for `versus`; none where nothing is generated.
+    pub(super) models: Vec<Arc<ServedModel>>,
+    /// Pieces of text received so far.
+    pub(super) pieces: AtomicI64,
+}

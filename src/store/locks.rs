@@ -1,0 +1,11 @@
+//! Advisory locks of write transactions. SQLite has one writer and needs none.
+
+/// Advisory lock of transactions that take or free a place on a set; taken at their start. A place is one of the
+/// `target_overlap` judgments of a set.
+pub(super) const PLACES: i64 = 0x1abe1;
+/// Advisory lock of imports: two of them must not both find that a set is new.
+pub(super) const IMPORTS: i64 = 0x1390;
+/// Advisory lock of activations: two concurrent ones would read the same active version.
+pub(super) const ACTIVATION: i64 = 0xac71;
+/// Advisory lock of writes of files and batches: row locks do not cover sums over other rows.
+pub(super) const BATCHES: i64 = 17_017;
