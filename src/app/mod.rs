@@ -157,6 +157,7 @@ async fn run_jobs(services: Arc<Services>) {
         grace: services.config.drain_timeout() / 2,
         cancel_grace: Duration::from_secs(jobs.cancel_grace_seconds),
         reward_hosts: jobs.reward_hosts.clone(),
+        judges: services.config.judges.clone(),
         trainers: services.config.trainers.clone(),
         executors: services.config.executors.clone(),
         learn_from_requests: services.config.privacy.learn_from_requests,

@@ -10,8 +10,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::block_on;
 use crate::config::Config;
 use crate::domain::{Metric, Progress};
+use crate::jobs::judges::{self, Judges};
 use crate::jobs::remote::HttpRewards;
 use crate::train::Reporter;
+use crate::train::judge::Judge;
 use crate::train::remote::RemoteReward;
 
 /// Reports a run as a progress bar; warnings and samples are printed above it.
@@ -20,11 +22,13 @@ pub struct Foreground {
     stop: Arc<AtomicBool>,
     metrics: String,
     remote: Option<Arc<dyn RemoteReward>>,
+    judges: Judges,
     trainers: BTreeMap<String, Vec<String>>,
 }
 
 impl Foreground {
-    /// Rewards of kind `http` may call `reward_hosts` only; the recipe `external` may run the configuration's trainers.
+    /// Rewards of kind `http` may call `reward_hosts` only; rewards of kind `judge` and the recipe `external` may name the
+    /// configuration's judges and trainers.
     ///
     /// # Errors
     /// A host that is malformed; a thread that cannot start.
@@ -38,7 +42,8 @@ impl Foreground {
             asked.store(asks.is_ok(), Ordering::Relaxed);
         })?;
         let remote = HttpRewards::new(reward_hosts)?.map(|client| Arc::new(client) as Arc<dyn RemoteReward>);
-        Ok(Self { bar, stop, metrics: String::new(), remote, trainers: config.trainers.clone() })
+        let judges = judges::clients(&config.judges)?;
+        Ok(Self { bar, stop, metrics: String::new(), remote, judges, trainers: config.trainers.clone() })
     }
 }
 
@@ -65,6 +70,10 @@ impl Reporter for Foreground {
 
     fn remote(&self) -> Option<Arc<dyn RemoteReward>> {
         self.remote.clone()
+    }
+
+    fn judge(&self, name: &str) -> Option<Arc<dyn Judge>> {
+        self.judges.get(name).cloned()
     }
 
     fn trainer(&self, name: &str) -> Option<Vec<String>> {

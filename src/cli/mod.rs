@@ -75,7 +75,7 @@ enum Command {
     Tokenizer(tokenizer::Args),
     /// Run a recipe in the foreground: pretrain, sft, reward, ppo, …
     #[command(
-        after_help = "Example:\n  instructd train sft\n  instructd train reward --model builtin --comparisons rankings.jsonl --set epochs=2 --set lora.rank=4\n  instructd train sft --args sft.json\n\nsft.json: {\"model\": \"builtin\", \"demonstrations\": \"demonstrations.jsonl\", \"output_dir\": \"out\"}\nWithout a model: the active one of the database, the configured one, or builtin. Without data: the database's, or the\nsample's. Recipes: pretrain, mlm, finetune, prompt_tuning, sft, reward, ppo, reinforce, rloo, grpo, dpo."
+        after_help = "Example:\n  instructd train sft\n  instructd train reward --model builtin --comparisons rankings.jsonl --set epochs=2 --set lora.rank=4\n  instructd train sft --args sft.json\n\nsft.json: {\"model\": \"builtin\", \"demonstrations\": \"demonstrations.jsonl\", \"output_dir\": \"out\"}\nWithout a model: the active one of the database, the configured one, or builtin. Without data: the database's, or the\nsample's. Recipes: pretrain, mlm, finetune, prompt_tuning, sft, reward, ppo, reinforce, rloo, grpo,\nonline_dpo, raft, dpo, simpo, orpo, kto, external."
     )]
     Train(train::Args),
     /// Demonstrations → SFT → comparisons → reward model → PPO → report; run again to continue.

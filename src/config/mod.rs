@@ -6,6 +6,7 @@ mod batches;
 mod engine;
 mod executors;
 mod hosts;
+mod judges;
 mod limits;
 mod log;
 mod privacy;
@@ -18,6 +19,7 @@ pub use batches::BatchesConfig;
 pub use engine::EngineConfig;
 pub use executors::{ExecutorsConfig, PlaceConfig};
 pub use hosts::is_host;
+pub use judges::JudgeConfig;
 pub use limits::LimitsConfig;
 pub use log::LogConfig;
 pub use privacy::{PrivacyConfig, RetentionConfig};
@@ -75,6 +77,9 @@ pub struct Config {
     /// Programs that jobs of the recipe `external` may run, by name: program and arguments, with the placeholders
     /// `{job}`, `{dir}`, `{model}`, `{output}` and `{checkpoints}`.
     pub trainers: BTreeMap<String, Vec<String>>,
+    /// Language models on other servers that rewards of kind `judge` may ask, by name: `url`, `model`, `api_key`,
+    /// `logprobs`, `timeout_seconds` and `max_running`.
+    pub judges: BTreeMap<String, JudgeConfig>,
     pub artifacts: ArtifactsConfig,
     pub log: LogConfig,
 }
@@ -232,6 +237,7 @@ impl Default for Config {
             jobs: JobsConfig::default(),
             executors: ExecutorsConfig::default(),
             trainers: BTreeMap::new(),
+            judges: BTreeMap::new(),
             artifacts: ArtifactsConfig::default(),
             log: LogConfig::default(),
         }
@@ -468,6 +474,7 @@ impl Config {
         }
         self.executors.check()?;
         executors::check_trainers(&self.trainers)?;
+        judges::check(&self.judges)?;
         spans::check(self)
     }
 

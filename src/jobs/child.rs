@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::json;
 
 use super::executors::trainer::{self, Start};
+use super::judges::{self, Judges};
 use super::lease::{LEASE_EXPIRED, Lease};
 use super::remote::HttpRewards;
 use super::wire::{LEASE, Line, STOP, Spec};
 use crate::domain::{Metric, Progress};
+use crate::train::judge::Judge;
 use crate::train::remote::RemoteReward;
 use crate::train::{Recipe, Reporter, TrainOutcome};
 
@@ -45,9 +47,11 @@ pub fn main(job_dir: &Path, recipes: &[Recipe]) -> u8 {
 /// Runs the recipe and writes its reports; returns the exit code.
 fn run_and_report<W: Write + Send>(job_dir: &Path, recipes: &[Recipe], mut reporter: LineReporter<W>) -> u8 {
     crate::ops::par::configure_for_training();
-    let result = reward_client(job_dir).and_then(|remote| {
-        reporter.remote = remote;
-        reporter.trainer = Spec::read(job_dir)?.trainer;
+    let result = Spec::read(job_dir).and_then(|spec| {
+        let services = HttpRewards::new(&spec.reward_hosts)?;
+        reporter.remote = services.map(|client| Arc::new(client) as Arc<dyn RemoteReward>);
+        reporter.judges = judges::clients(&spec.judges)?;
+        reporter.trainer = spec.trainer;
         run(job_dir, recipes, &mut reporter)
     });
     reporter.finish(result)
@@ -70,12 +74,6 @@ fn run_by_files(job_dir: &Path, recipes: &[Recipe], stop: Arc<AtomicBool>, lease
             1
         }
     }
-}
-
-/// The client for the reward services that the server allows this job; `None` when it allows none.
-fn reward_client(job_dir: &Path) -> anyhow::Result<Option<Arc<dyn RemoteReward>>> {
-    let client = HttpRewards::new(&Spec::read(job_dir)?.reward_hosts)?;
-    Ok(client.map(|client| Arc::new(client) as Arc<dyn RemoteReward>))
 }
 
 /// Reads the supervisor's lines until `stop` or the end of input (the parent is gone), then sets `stop`. A line `lease
@@ -115,14 +113,17 @@ pub fn run(job_dir: &Path, recipes: &[Recipe], reporter: &mut dyn Reporter) -> a
 pub struct LineReporter<W> {
     out: W,
     stop: Arc<AtomicBool>,
+    /// The client for the reward services that the server allows this job.
     remote: Option<Arc<dyn RemoteReward>>,
+    /// Those that the job names.
+    judges: Judges,
     /// The command of the one trainer that the job may run.
     trainer: Vec<String>,
 }
 
 impl<W: Write> LineReporter<W> {
     pub fn new(out: W, stop: Arc<AtomicBool>) -> Self {
-        Self { out, stop, remote: None, trainer: Vec::new() }
+        Self { out, stop, remote: None, judges: Judges::new(), trainer: Vec::new() }
     }
 
     fn write(&mut self, line: &Line) {
@@ -173,6 +174,10 @@ impl<W: Write + Send> Reporter for LineReporter<W> {
 
     fn remote(&self) -> Option<Arc<dyn RemoteReward>> {
         self.remote.clone()
+    }
+
+    fn judge(&self, name: &str) -> Option<Arc<dyn Judge>> {
+        self.judges.get(name).cloned()
     }
 
     fn trainer(&self, _: &str) -> Option<Vec<String>> {

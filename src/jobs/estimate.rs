@@ -34,7 +34,8 @@ pub struct Estimate {
 
 const DEFAULT_RANK: u64 = 8;
 /// Recipes that can train through adapters whatever their model is.
-const WITH_ADAPTERS: &[&str] = &["sft", "reward", "dpo", "simpo", "orpo", "kto", "ppo", "reinforce", "rloo", "grpo"];
+const WITH_ADAPTERS: &[&str] =
+    &["sft", "reward", "dpo", "simpo", "orpo", "kto", "ppo", "reinforce", "rloo", "grpo", "online_dpo", "raft"];
 /// Number of earlier runs whose speed is considered.
 const EARLIER: i64 = 200;
 const RATES: usize = 5;
@@ -111,6 +112,7 @@ pub async fn estimate(
     };
     let reward = config_of(store, data_dir, &args, "reward_model").await?;
     let gold = config_of(store, data_dir, &args, "gold_reward_model").await?;
+    let judge = config_of(store, data_dir, &args, "judge_model").await?;
     let data = data_size(store, recipe, &checked).await?;
     let planned = Planned {
         recipe: kind,
@@ -118,6 +120,7 @@ pub async fn estimate(
         model: &model,
         reward_model: reward.as_ref(),
         gold_reward_model: gold.as_ref(),
+        judge_model: judge.as_ref(),
         data,
     };
     let needed = need(&planned);

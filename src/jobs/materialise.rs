@@ -368,10 +368,10 @@ pub(super) async fn prepare(
         parent = Some(version);
     }
     corpora(&schema, &mut args, &std::path::absolute(files.data_dir())?)?;
-    for (field, _) in roles::models().filter(|(_, kind)| *kind == ModelKind::Reward) {
+    for (field, _) in roles::models().filter(|(field, _)| *field != "model") {
         if args.get(field).is_some_and(|v| !v.is_null()) {
-            let reward = version(store, &args, field).await?;
-            args.insert(field.into(), local(files, &reward).await?);
+            let found = version(store, &args, field).await?;
+            args.insert(field.into(), local(files, &found).await?);
         }
     }
     let as_of = store.now().await?;

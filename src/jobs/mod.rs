@@ -4,13 +4,15 @@
 //! child has no database. `queue` checks a job's arguments, `materialise` freezes its data into files, `supervise`
 //! claims jobs and decides how they end, `executors` run attempts on this machine or at a place, `process` owns a child
 //! process, `child` is the code in it, `checkpoints` moves checkpoints to and from the artifact store, `publish` turns
-//! the output into a model version, and `remote` is the client of reward services.
+//! the output into a model version, and `remote` and `judges` are the clients of reward services and of judges.
 
+mod asking;
 mod checkpoints;
 pub mod child;
 pub mod estimate;
 pub mod executors;
 mod files;
+pub mod judges;
 mod lease;
 pub mod leftovers;
 pub mod materialise;

@@ -1,10 +1,14 @@
 //! A job's arguments: the recipe's, with names of model versions in place of paths, and the job's own. They are checked
 //! when the job is queued and resolved to paths when it runs.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
+use crate::config::JudgeConfig;
 use crate::domain::*;
 use crate::store::{RankedFilter, Store, StoreError, find_version, unknown_version};
+use crate::train::args::named_judges;
 use crate::train::args::roles::{self, Needed};
 use crate::train::{ArgsError, Recipe};
 
@@ -50,6 +54,17 @@ pub const EXTERNAL: &str = "external";
 /// The trainer that a job of kind `external` names.
 pub fn trainer_of<'a>(kind: &str, args: &'a Value) -> Option<&'a str> {
     args.get("trainer").and_then(Value::as_str).filter(|_| kind == EXTERNAL)
+}
+
+/// The command of the trainer that a job names; empty where it names none of these.
+pub(super) fn command_of(known: &BTreeMap<String, Vec<String>>, kind: &str, args: &Value) -> Vec<String> {
+    trainer_of(kind, args).and_then(|name| known.get(name).cloned()).unwrap_or_default()
+}
+
+/// Those of the configuration's judges that a job's arguments name.
+pub(super) fn judges_of(known: &BTreeMap<String, JudgeConfig>, args: &Value) -> BTreeMap<String, JudgeConfig> {
+    let found = |(_, name): (&str, String)| known.get(&name).cloned().map(|config| (name, config));
+    named_judges(args).into_iter().filter_map(found).collect()
 }
 
 /// Whether the recipe does not read the data `field`. Only `external` declares what it reads.
@@ -246,7 +261,8 @@ async fn name_model(
         );
         return Err(refuse(field, message).into());
     }
-    if kind == ModelKind::Reward && version.kind != kind {
+    // A policy may begin from a version of any kind.
+    if (kind == ModelKind::Reward || field != "model") && version.kind != kind {
         return Err(refuse(field, format!("'{}' is a {} model, not a {kind} model", version.name, version.kind)).into());
     }
     args.insert(field.to_owned(), version.name.into());
@@ -301,8 +317,10 @@ pub async fn resolve<'r>(
     if takes(&schema, "reward_model") && (given(&args, "reward_model") || needs_reward) {
         name_model(store, &mut args, "reward_model", ModelKind::Reward).await?;
     }
-    if given(&args, "gold_reward_model") {
-        name_model(store, &mut args, "gold_reward_model", ModelKind::Reward).await?;
+    for (field, kind) in [("gold_reward_model", ModelKind::Reward), ("judge_model", ModelKind::Policy)] {
+        if given(&args, field) {
+            name_model(store, &mut args, field, kind).await?;
+        }
     }
     check_gold(store, &args).await?;
     let args = Value::Object(args);

@@ -7,11 +7,9 @@ use anyhow::{Context, Result, bail, ensure};
 use reqwest::{Client, Url};
 use serde::{Deserialize, Serialize};
 
+use super::asking::{Failure, body, persistently};
 use crate::train::remote::{RemoteItem, RemoteReward};
 
-/// Number of retries after a transient failure: no connection, a timeout, status 429 or 5xx.
-const RETRIES: u32 = 3;
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// Most bytes of the response for each completion.
 const BYTES_PER_SCORE: usize = 1024;
 
@@ -50,29 +48,10 @@ impl HttpRewards {
     }
 
     async fn ask(&self, url: &Url, timeout: Duration, items: &[RemoteItem<'_>]) -> Result<Vec<f64>, Failure> {
-        let sent = self.client.post(url.clone()).timeout(timeout).json(&Request { items }).send().await;
-        let mut response = sent.map_err(|e| Failure::Passing(e.into()))?;
-        let status = response.status();
-        if !status.is_success() {
-            let error = anyhow::anyhow!("answered {status}");
-            let passing = status.is_server_error() || status.as_u16() == 429;
-            return Err(if passing { Failure::Passing(error) } else { Failure::Final(error) });
-        }
-        let limit = (items.len() + 1) * BYTES_PER_SCORE;
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|e| Failure::Passing(e.into()))? {
-            if body.len() + chunk.len() > limit {
-                return Err(Failure::Final(anyhow::anyhow!("the response is longer than {limit} bytes")));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        read(&body, items.len()).map_err(Failure::Final)
+        let request = self.client.post(url.clone()).timeout(timeout).json(&Request { items });
+        let answer = body(request, (items.len() + 1) * BYTES_PER_SCORE).await?;
+        read(&answer, items.len()).map_err(Failure::Final)
     }
-}
-
-enum Failure {
-    Passing(anyhow::Error),
-    Final(anyhow::Error),
 }
 
 fn read(body: &[u8], expected: usize) -> Result<Vec<f64>> {
@@ -101,23 +80,8 @@ impl RemoteReward for HttpRewards {
     fn scores(&self, url: &str, timeout: Duration, items: &[RemoteItem<'_>]) -> Result<Vec<f64>> {
         self.allows(url)?;
         let parsed = Url::parse(url)?;
-        self.runtime.block_on(async {
-            let mut pause = FIRST_PAUSE;
-            for left in (0..=RETRIES).rev() {
-                match self.ask(&parsed, timeout, items).await {
-                    Ok(scores) => return Ok(scores),
-                    Err(Failure::Passing(error)) if left > 0 => {
-                        tracing::warn!(%url, %error, "the reward service failed and is asked again");
-                        tokio::time::sleep(pause).await;
-                        pause *= 4;
-                    }
-                    Err(Failure::Passing(error) | Failure::Final(error)) => {
-                        return Err(error.context(format!("the reward service {url}")));
-                    }
-                }
-            }
-            bail!("the reward service {url} was not asked")
-        })
+        let whom = format!("the reward service {url}");
+        self.runtime.block_on(persistently(&whom, || self.ask(&parsed, timeout, items)))
     }
 }
 

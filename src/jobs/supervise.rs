@@ -20,7 +20,7 @@ use super::queue;
 use super::spans;
 use super::wire::{Line, SPEC, Spec};
 use crate::artifacts::Artifacts;
-use crate::config::ExecutorsConfig;
+use crate::config::{ExecutorsConfig, JudgeConfig};
 use crate::domain::*;
 use crate::store::{Fence, JobReport, Store, StoreError};
 use crate::train::{Recipe, TrainOutcome};
@@ -42,6 +42,8 @@ pub struct SupervisorConfig {
     pub cancel_grace: Duration,
     /// Hosts that a reward of kind `http` may call.
     pub reward_hosts: Vec<String>,
+    /// Language models on other servers that may judge, by name.
+    pub judges: BTreeMap<String, JudgeConfig>,
     /// Commands of other trainers, by name.
     pub trainers: BTreeMap<String, Vec<String>>,
     /// Places, and which recipes run there.
@@ -65,6 +67,7 @@ impl SupervisorConfig {
             grace: Duration::from_secs(10),
             cancel_grace: Duration::from_secs(600),
             reward_hosts: Vec::new(),
+            judges: BTreeMap::new(),
             trainers: BTreeMap::new(),
             executors: ExecutorsConfig::default(),
             learn_from_requests: false,
@@ -397,10 +400,9 @@ impl Supervisor {
             checkpoint_dir,
             output_dir,
             reward_hosts: self.config.reward_hosts.clone(),
+            judges: queue::judges_of(&self.config.judges, &job.args),
             by_files: false,
-            trainer: queue::trainer_of(&job.kind, &job.args)
-                .and_then(|name| self.config.trainers.get(name).cloned())
-                .unwrap_or_default(),
+            trainer: queue::command_of(&self.config.trainers, &job.kind, &job.args),
         };
         let text = serde_json::to_vec_pretty(&spec).map_err(std::io::Error::from)?;
         write_atomically(&job_dir.join(SPEC), &text)?;

@@ -1,10 +1,12 @@
 //! The messages between parent and child: spec.json, and one JSON object per line of the child's stdout.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::config::JudgeConfig;
 use crate::domain::{JobId, Metric, Progress};
 use crate::train::TrainOutcome;
 
@@ -31,6 +33,9 @@ pub struct Spec {
     /// Hosts that a reward of kind `http` may call; from the server's configuration, never from the job.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reward_hosts: Vec<String>,
+    /// The judges that the arguments name; from the configuration, never from the job.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub judges: BTreeMap<String, JudgeConfig>,
     /// Command of the trainer that the arguments of `external` name; from the configuration, never from the job.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trainer: Vec<String>,

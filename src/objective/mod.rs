@@ -6,6 +6,7 @@
 //! divided by the count of the *global* batch, so the losses of micro-batches add up to that of the batch.
 //! Losses keep the dtype of their input (f32 in training, f64 in the tests against reference values).
 
+pub mod best_of;
 pub mod causal_lm;
 pub mod classification;
 pub mod dpo;
@@ -13,6 +14,7 @@ pub mod entropy;
 pub mod gae;
 pub mod grpo;
 pub mod importance;
+pub mod judge;
 pub mod kl;
 pub mod kto;
 pub mod logprobs;

@@ -90,9 +90,14 @@ impl Texts {
     /// The ids of a written completion behind the ids of its prompt, end token included (if the model has one).
     /// Special tokens written in the text stay text.
     pub fn completion(&self, prompt_ids: &[u32], text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.tokenizer.encode_after(prompt_ids, text)?;
+        let mut ids = self.continuation(prompt_ids, text)?;
         ids.extend(self.eos_ids.first());
         Ok(ids)
+    }
+
+    /// The ids of a text behind the ids of its prompt, without an end token. Special tokens written in the text stay text.
+    pub fn continuation(&self, prompt_ids: &[u32], text: &str) -> Result<Vec<u32>> {
+        Ok(self.tokenizer.encode_after(prompt_ids, text)?)
     }
 
     /// Prompt and completion as one sequence of at most `max_length` tokens: an over-long prompt loses its

@@ -12,7 +12,7 @@ use crate::jobs::executors::{self, RemoteLog};
 use crate::jobs::queue::{self, EnqueueError};
 use crate::service::people::Actor;
 use crate::store::{JobFilter, Page, RankedFilter};
-use crate::train::args::roles;
+use crate::train::args::{named_judges, roles};
 
 /// Longest name of a job, in characters.
 const NAME: usize = 120;
@@ -121,6 +121,7 @@ pub async fn enqueue(services: &Arc<Services>, by: &Actor, new: NewJob) -> Resul
     uncancelled(async move {
         let mut request = request;
         check_trainer(&services, &request.kind, &request.args)?;
+        check_judges(&services, &request.args)?;
         check_filter(&services, &request.args).await?;
         register_named(&services, &mut request.args).await?;
         if let Some(args) = request.args.as_object_mut() {
@@ -180,6 +181,19 @@ fn check_trainer(services: &Services, kind: &str, args: &Value) -> Result<()> {
         false => unknown_name("trainer", name, &known),
     };
     Err(bad_input("args.trainer", message))
+}
+
+/// Checks that a job's rewards name judges of the configuration.
+fn check_judges(services: &Services, args: &Value) -> Result<()> {
+    let known: Vec<&str> = services.config.judges.keys().map(String::as_str).collect();
+    let Some((field, name)) = named_judges(args).into_iter().find(|(_, name)| !known.contains(&name.as_str())) else {
+        return Ok(());
+    };
+    let message = match known.is_empty() {
+        true => "the configuration has no judges ([judges] in config.toml)".to_owned(),
+        false => unknown_name("judge", &name, &known),
+    };
+    Err(bad_input(format!("args.{field}"), message))
 }
 
 /// Checks that the filter of the arguments names an existing tag or labeler.

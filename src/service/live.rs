@@ -264,7 +264,7 @@ fn about(schema: &Value, name: &str) -> String {
     for part in name.split('.') {
         let target = node["$ref"].as_str().and_then(|r| r.strip_prefix('#'));
         node = target.and_then(|path| schema.pointer(path)).unwrap_or(node);
-        // Entries of maps (such as trainers) have the map's explanation.
+        // Entries of maps (such as trainers and judges) have the map's explanation.
         let Some(next) = node["properties"].get(part) else { break };
         (node, found) = (next, next["description"].as_str().unwrap_or_default());
     }
@@ -291,7 +291,7 @@ fn shown(name: &str, value: Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ExecutorsConfig, PlaceConfig};
+    use crate::config::{ExecutorsConfig, JudgeConfig, PlaceConfig};
 
     #[test]
     fn a_canary_takes_its_share() {
@@ -322,6 +322,8 @@ mod tests {
                 ..ExecutorsConfig::default()
             },
             trainers: [("dpo".to_owned(), vec!["python3".to_owned()])].into(),
+            judges: [("large".to_owned(), JudgeConfig { api_key: Some("hunter2".into()), ..JudgeConfig::default() })]
+                .into(),
             ..Config::default()
         };
         for (name, value) in flat(&config).expect("flat") {

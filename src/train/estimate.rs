@@ -42,6 +42,7 @@ pub struct Planned<'a> {
     pub model: &'a ModelConfig,
     pub reward_model: Option<&'a ModelConfig>,
     pub gold_reward_model: Option<&'a ModelConfig>,
+    pub judge_model: Option<&'a ModelConfig>,
     pub data: Option<DataSize>,
 }
 
@@ -89,6 +90,16 @@ fn adapter_parameters(config: &ModelConfig, rank: f64) -> f64 {
     config.n_layers as f64 * rank * sides
 }
 
+/// The models that score responses.
+fn scorers<'a>(planned: &Planned<'a>) -> impl Iterator<Item = (&'static str, &'a ModelConfig)> {
+    let all = [
+        ("a reward model", planned.reward_model),
+        ("a reward model", planned.gold_reward_model),
+        ("a judge", planned.judge_model),
+    ];
+    all.into_iter().filter_map(|(what, model)| Some((what, model?)))
+}
+
 /// Estimates a run.
 pub fn need(planned: &Planned<'_>) -> Need {
     let (args, model) = (Args(planned.args), planned.model);
@@ -96,7 +107,13 @@ pub fn need(planned: &Planned<'_>) -> Need {
     let lora = planned.args.get("lora").filter(|lora| !lora.is_null());
     let rank = lora.map(|lora| lora.get("rank").and_then(Value::as_f64).unwrap_or(16.0));
     let trained = rank.map_or(parameters, |rank| adapter_parameters(model, rank));
-    let rl = matches!(planned.recipe, "ppo" | "reinforce" | "rloo" | "grpo");
+    let rl = matches!(planned.recipe, "ppo" | "reinforce" | "rloo" | "grpo" | "online_dpo" | "raft");
+    // Of a group, updates see all responses, a pair, or the best one.
+    let learned = match planned.recipe {
+        "online_dpo" => 2.0 / args.number("group_size", 2.0).max(1.0),
+        "raft" => 1.0 / args.number("group_size", 4.0).max(1.0),
+        _ => 1.0,
+    };
     let half = args.text("frozen_precision") == "bf16";
     let held = match args.text("frozen_precision") {
         "q8_0" => Some(hold::Q8_0_BYTES),
@@ -159,10 +176,10 @@ pub fn need(planned: &Planned<'_>) -> Need {
         let round = in_batch * (longest + response).min(model.max_positions as f64);
         // The reference shares frozen weights; with all parameters trained it has its own.
         memory += round * per_token + if rank.is_some() { 0.0 } else { parameters * 4.0 };
-        for other in [planned.reward_model, planned.gold_reward_model].into_iter().flatten() {
+        for (what, other) in scorers(planned) {
             let size = presets::parameters(other) as f64;
             memory += size * if half { 4.0 } else { 8.0 };
-            parts.push(format!("a reward model of {:.1}M parameters", size / 1e6));
+            parts.push(format!("{what} of {:.1}M parameters", size / 1e6));
         }
         if args.text("critic") == "separate" {
             let critic = planned.reward_model.map_or(parameters, |m| presets::parameters(m) as f64);
@@ -191,15 +208,11 @@ pub fn need(planned: &Planned<'_>) -> Need {
         let seen = steps as f64 * in_batch * together * length.max(1.0);
         let work = match rl {
             true => {
-                let judged: f64 = [planned.reward_model, planned.gold_reward_model]
-                    .into_iter()
-                    .flatten()
-                    .map(|m| 2.0 * matrix_parameters(m))
-                    .sum();
+                let judged: f64 = scorers(planned).map(|(_, m)| 2.0 * matrix_parameters(m)).sum();
                 // Sampling reads the weights for few tokens at a time: about twice its arithmetic.
                 let (epochs, critic) =
                     (args.number("ppo_epochs", 1.0), if args.text("critic") == "separate" { 2.0 } else { 1.0 });
-                2.0 * forward + forward + judged + epochs * passes * forward * critic
+                2.0 * forward + forward + judged + learned * epochs * passes * forward * critic
             }
             false => passes * forward,
         };
@@ -274,9 +287,21 @@ mod tests {
 
     use super::*;
 
+    fn alone(model: &ModelConfig) -> Planned<'_> {
+        Planned {
+            recipe: "ppo",
+            args: &Value::Null,
+            model,
+            reward_model: None,
+            gold_reward_model: None,
+            judge_model: None,
+            data: None,
+        }
+    }
+
     fn of(args: Value, data: Option<DataSize>) -> Need {
         let model = presets::find("smollm2-135m").expect("a preset").config;
-        need(&Planned { recipe: "sft", args: &args, model: &model, reward_model: None, gold_reward_model: None, data })
+        need(&Planned { recipe: "sft", args: &args, data, ..alone(&model) })
     }
 
     #[test]
@@ -307,20 +332,24 @@ mod tests {
         let model = presets::find("smollm2-135m").unwrap().config;
         let ask = |args: Value, reward: bool| {
             let reward_model = reward.then_some(&model);
-            need(&Planned {
-                recipe: "ppo",
-                args: &args,
-                model: &model,
-                reward_model,
-                gold_reward_model: None,
-                data: None,
-            })
+            need(&Planned { recipe: "ppo", args: &args, reward_model, ..alone(&model) })
         };
         let alone = ask(json!({"lora": {"rank": 8}, "iterations": 7}), false);
         let judged = ask(json!({"lora": {"rank": 8}, "iterations": 7}), true);
         assert_eq!(alone.steps, Some(7));
         assert!(judged.memory_bytes > alone.memory_bytes + 4 * 134_000_000);
         assert!(judged.flops > alone.flops);
+    }
+
+    #[test]
+    fn a_judge_counts_and_so_does_what_is_learned_from() {
+        let model = presets::find("smollm2-135m").unwrap().config;
+        let args = json!({"group_size": 8});
+        let ask = |recipe, judge_model| need(&Planned { recipe, args: &args, judge_model, ..alone(&model) });
+        let [all, pairs, best] = ["grpo", "online_dpo", "raft"].map(|recipe| ask(recipe, None));
+        assert!(all.flops > pairs.flops && pairs.flops > best.flops, "{all:?} {pairs:?} {best:?}");
+        assert!(ask("raft", Some(&model)).memory_bytes > best.memory_bytes + 4 * 134_000_000);
+        assert!(ask("raft", Some(&model)).flops > best.flops);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod estimate;
 mod external;
 mod finetune;
 pub mod fit;
+pub mod judge;
 mod kto;
 mod logs;
 mod meter;
@@ -49,6 +50,10 @@ pub trait Reporter: Send {
     fn event(&mut self, kind: &str, data: serde_json::Value);
     /// A client for reward services, where whoever runs the recipe allows any.
     fn remote(&self) -> Option<std::sync::Arc<dyn remote::RemoteReward>> {
+        None
+    }
+    /// The client of the judge of this name, where whoever runs the recipe has one.
+    fn judge(&self, _name: &str) -> Option<std::sync::Arc<dyn judge::Judge>> {
         None
     }
     /// The command of the trainer of this name, where whoever runs the recipe has one.
@@ -110,6 +115,8 @@ static RECIPES: &[Recipe] = &[
     entry::<args::ReinforceArgs>("reinforce", "REINFORCE with a running baseline", rl::reinforce),
     entry::<args::RlooArgs>("rloo", "REINFORCE leave-one-out", rl::rloo),
     entry::<args::GrpoArgs>("grpo", "Group-relative policy optimisation", rl::grpo),
+    entry::<args::OnlineDpoArgs>("online_dpo", "DPO on the best and the worst of fresh samples", rl::online_dpo),
+    entry::<args::RaftArgs>("raft", "Supervised learning on the best of fresh samples", rl::raft),
     entry::<args::DpoArgs>("dpo", "Direct preference optimisation from rankings", preference::dpo),
     entry::<args::SimpoArgs>("simpo", "SimPO: preferences by mean log-probs, no reference", preference::simpo),
     entry::<args::OrpoArgs>("orpo", "ORPO: language-model loss and odds ratio, no reference", preference::orpo),

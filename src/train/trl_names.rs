@@ -4,6 +4,7 @@
 pub fn alias(recipe: &str, metric: &str) -> Option<&'static str> {
     let table: &[(&str, &str)] = match recipe {
         "ppo" => PPO,
+        "online_dpo" => ONLINE_DPO,
         "reinforce" | "rloo" | "grpo" => ONLINE,
         "reward" => REWARD,
         "dpo" | "simpo" | "orpo" | "kto" => DPO,
@@ -44,6 +45,19 @@ const ONLINE: &[(&str, &str)] = &[
     ("importance_weight", "sampling/importance_sampling_ratio/mean"),
     ("importance_weight_min", "sampling/importance_sampling_ratio/min"),
     ("importance_weight_max", "sampling/importance_sampling_ratio/max"),
+];
+
+/// OnlineDPOTrainer.
+const ONLINE_DPO: &[(&str, &str)] = &[
+    ("reward", "objective/scores"),
+    ("kl", "objective/kl"),
+    ("entropy", "objective/entropy"),
+    ("rlhf_reward", "objective/rlhf_reward"),
+    ("non_score_reward", "objective/non_score_reward"),
+    ("chosen_reward", "rewards/chosen"),
+    ("rejected_reward", "rewards/rejected"),
+    ("train_accuracy", "rewards/accuracies"),
+    ("margin", "rewards/margins"),
 ];
 
 /// RewardTrainer.

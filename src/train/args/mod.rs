@@ -6,8 +6,10 @@ mod external;
 mod grpo;
 mod preference;
 mod pretrain;
+mod reward_spec;
 mod rl;
 pub mod roles;
+mod selected;
 mod supervised;
 
 use serde::de::DeserializeOwned;
@@ -25,10 +27,9 @@ pub use external::{DataKind, ExternalArgs};
 pub use grpo::GrpoArgs;
 pub use preference::{DpoArgs, KtoArgs, OrpoArgs, SimpoArgs};
 pub use pretrain::{FinetuneArgs, MlmArgs, PretrainArgs, PromptTuningArgs};
-pub use rl::{
-    CriticKind, EnsembleReward, LengthUnit, MissingEos, Numerics, PpoArgs, ReinforceArgs, RewardSpec, RlCommon,
-    RlooArgs, Term,
-};
+pub use reward_spec::{JudgeBy, LengthUnit, RewardSpec, Term, named_judges};
+pub use rl::{CriticKind, EnsembleReward, MissingEos, Numerics, PpoArgs, ReinforceArgs, RlCommon, RlooArgs};
+pub use selected::{OnlineDpoArgs, RaftArgs};
 pub use supervised::{NormalizeOn, RewardArgs, SftArgs};
 
 /// Low-rank adapters instead of full parameters; merged into the weights when the run ends.

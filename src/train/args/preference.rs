@@ -91,28 +91,34 @@ fn check_smoothing(epsilon: f64) -> Result<(), ArgsError> {
     ensure((0.0..=MOST_NOISE).contains(&epsilon), "label_smoothing", &format!("must be 0 to {MOST_NOISE}"))
 }
 
+/// Whether a loss can have this smoothing. `measured`: whether another one will be found in the data, where it can be.
+pub(super) fn check_dpo_loss(loss: DpoLoss, label_smoothing: f64, measured: Option<bool>) -> Result<(), ArgsError> {
+    check_smoothing(label_smoothing)?;
+    let smoothed = label_smoothing > 0.0 || measured == Some(true);
+    let or_measured = if measured.is_some() { " (or set smoothing_from_agreement)" } else { "" };
+    match loss {
+        DpoLoss::Sigmoid => Ok(()),
+        DpoLoss::Ipo => ensure(!smoothed, "label_smoothing", "has no effect with ipo"),
+        DpoLoss::Robust => ensure(
+            smoothed,
+            "label_smoothing",
+            &format!("must be above 0 with robust: without noise it is DPO{or_measured}"),
+        ),
+    }
+}
+
 impl RecipeArgs for DpoArgs {
     const REQUIRED: &'static [&'static str] = &["model", "output_dir", "comparisons"];
 
     fn check(&self) -> Result<(), ArgsError> {
         self.common().check()?;
         check_beta(self.beta)?;
-        check_smoothing(self.label_smoothing)?;
         ensure(
             !self.smoothing_from_agreement || self.label_smoothing == 0.0,
             "smoothing_from_agreement",
             "give label_smoothing or have it measured, not both",
         )?;
-        let smoothed = self.label_smoothing > 0.0 || self.smoothing_from_agreement;
-        match self.loss {
-            DpoLoss::Sigmoid => {}
-            DpoLoss::Ipo => ensure(!smoothed, "label_smoothing", "has no effect with ipo")?,
-            DpoLoss::Robust => ensure(
-                smoothed,
-                "label_smoothing",
-                "must be above 0 with robust: without noise it is DPO (or set smoothing_from_agreement)",
-            )?,
-        }
+        check_dpo_loss(self.loss, self.label_smoothing, Some(self.smoothing_from_agreement))?;
         check_data(self.epochs, self.batch_size, self.heldout_fraction)
     }
 }

@@ -1,102 +1,11 @@
-//! Arguments of the recipes that learn from their own samples: ppo, reinforce, rloo, grpo.
+//! Arguments of the recipes that learn from their own samples: what all of them take, and those of ppo, reinforce and rloo.
 
 use serde::{Deserialize, Serialize};
 
+pub(super) use super::reward_spec::RewardSpec;
 use super::{Common, DeviceArg, RecipeArgs, ensure, recipe_args};
 pub(crate) use crate::objective::importance::SamplerCorrection;
 use crate::train::ArgsError;
-
-/// A reward computed from the completion's text, without a reward model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum RewardSpec {
-    /// `score` if the pattern matches somewhere in the completion, else `otherwise`.
-    Regex {
-        pattern: String,
-        #[serde(default = "one")]
-        score: f64,
-        #[serde(default)]
-        otherwise: f64,
-    },
-    /// `score` if the completion contains any of `texts`, else `otherwise`.
-    Contains {
-        texts: Vec<String>,
-        #[serde(default = "one")]
-        score: f64,
-        #[serde(default)]
-        otherwise: f64,
-    },
-    /// `score` if the completion, trimmed, is exactly `text`, else `otherwise`.
-    Exact {
-        text: String,
-        #[serde(default = "one")]
-        score: f64,
-        #[serde(default)]
-        otherwise: f64,
-    },
-    /// The share (0 to 1) of the completion's words that are in `words`.
-    WordShare { words: Vec<String> },
-    /// 0 at the target length, falling linearly to −1 at twice the target or at nothing.
-    Length {
-        target: usize,
-        #[serde(default)]
-        unit: LengthUnit,
-    },
-    /// `score` if the completion's final answer is the prompt's `answer`, else `otherwise`. The prompt's answer is
-    /// taken whole (of a GSM8K answer, what stands after `####`). The completion's final answer is the last match
-    /// of `pattern` (its first group, if it has one); without a pattern, what stands after the first `####`, else
-    /// in the last `\boxed{…}`, else after the last "answer is", else the last number. Numbers are compared by
-    /// value and exactly: `1,000` is `1000.0`, `3/4` is `\frac{6}{8}` and `0.75`; units may be left out.
-    FinalAnswer {
-        #[serde(default)]
-        pattern: Option<String>,
-        #[serde(default = "one")]
-        score: f64,
-        #[serde(default)]
-        otherwise: f64,
-    },
-    /// Scores by a service: `POST url` with `{"items": [{"prompt", "completion", "answer"?}, …]}`, answered by
-    /// `{"scores": [number, …]}`. Only hosts that an administrator has allowed are asked.
-    Http {
-        url: String,
-        /// How long one request may take.
-        #[serde(default = "half_a_minute")]
-        timeout_seconds: u64,
-        /// Completions in one request.
-        #[serde(default = "sixty_four")]
-        batch: usize,
-    },
-    /// Weighted sum of other rewards.
-    Sum { terms: Vec<Term> },
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Term {
-    #[serde(default = "one")]
-    pub weight: f64,
-    pub reward: RewardSpec,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum LengthUnit {
-    Characters,
-    #[default]
-    Words,
-}
-
-fn one() -> f64 {
-    1.0
-}
-
-fn half_a_minute() -> u64 {
-    30
-}
-
-fn sixty_four() -> usize {
-    64
-}
 
 /// Where values come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -163,6 +72,8 @@ macro_rules! rl_args {
                 reward_model: Option<String> = None,
                 /// A reward by rule, instead of or added to the reward model.
                 reward: Option<RewardSpec> = None,
+                /// A language model that grades responses, for a reward of kind `judge` that names no host.
+                judge_model: Option<String> = None,
                 /// Rounds of sampling and learning.
                 iterations: u64 = 100,
                 /// Responses in one round.
@@ -230,6 +141,7 @@ macro_rules! rl_args {
                     prompts: self.prompts.clone(),
                     reward_model: self.reward_model.clone(),
                     reward: self.reward.clone(),
+                    judge_model: self.judge_model.clone(),
                     iterations: self.iterations,
                     rollout_batch_size: self.rollout_batch_size,
                     response_length: self.response_length,
@@ -267,6 +179,7 @@ pub struct RlCommon {
     pub prompts: String,
     pub reward_model: Option<String>,
     pub reward: Option<RewardSpec>,
+    pub judge_model: Option<String>,
     pub iterations: u64,
     pub rollout_batch_size: usize,
     pub response_length: usize,
@@ -352,6 +265,7 @@ impl RlCommon {
         if let Some(gold) = &self.gold_reward {
             gold.check("gold_reward")?;
         }
+        check_judge(self, group)?;
         check_gold(self)?;
         let rewarded = self.gold_reward_model.is_some() || self.gold_reward.is_some();
         ensure(
@@ -414,6 +328,27 @@ impl RlCommon {
     }
 }
 
+/// A judge that is asked is there, and can compare where it is asked to.
+fn check_judge(args: &RlCommon, group: usize) -> Result<(), ArgsError> {
+    let specs = || args.reward.iter().chain(&args.gold_reward);
+    let asked = specs().any(RewardSpec::asks_judge_model);
+    ensure(
+        args.judge_model.is_some() || !asked,
+        "judge_model",
+        "is required: a reward of kind judge names no host; give a model here, or `host` there",
+    )?;
+    ensure(
+        args.judge_model.is_none() || asked,
+        "judge_model",
+        "is not asked: give a reward of kind judge without `host`, or leave the model out",
+    )?;
+    ensure(
+        group >= 2 || !specs().any(RewardSpec::compares),
+        "reward",
+        "a judge by pairs compares several responses to one prompt, and this recipe samples one: set `by` to grades",
+    )
+}
+
 /// A held-out signal that is the reward itself measures nothing.
 fn check_gold(args: &RlCommon) -> Result<(), ArgsError> {
     let place = |path: &str| std::fs::canonicalize(path).unwrap_or_else(|_| std::path::PathBuf::from(path));
@@ -434,39 +369,6 @@ fn check_gold(args: &RlCommon) -> Result<(), ArgsError> {
         "gold_reward",
         "is the reward that the policy is trained on; a held-out reward must be another one, or none",
     )
-}
-
-impl RewardSpec {
-    fn check(&self, field: &str) -> Result<(), ArgsError> {
-        match self {
-            Self::Regex { pattern, .. } => match regex::Regex::new(pattern) {
-                Ok(_) => Ok(()),
-                Err(error) => ensure(false, &format!("{field}.pattern"), &error.to_string()),
-            },
-            Self::Contains { texts, .. } => ensure(!texts.is_empty(), &format!("{field}.texts"), "must not be empty"),
-            Self::WordShare { words } => ensure(!words.is_empty(), &format!("{field}.words"), "must not be empty"),
-            Self::Length { target, .. } => ensure(*target >= 1, &format!("{field}.target"), "must be at least 1"),
-            Self::Exact { .. } | Self::FinalAnswer { pattern: None, .. } => Ok(()),
-            Self::FinalAnswer { pattern: Some(pattern), .. } => match regex::Regex::new(pattern) {
-                Ok(_) => Ok(()),
-                Err(error) => ensure(false, &format!("{field}.pattern"), &error.to_string()),
-            },
-            Self::Http { url, timeout_seconds, batch } => {
-                let web = url.starts_with("http://") || url.starts_with("https://");
-                ensure(web, &format!("{field}.url"), "must be an http or https address")?;
-                ensure((1..=3600).contains(timeout_seconds), &format!("{field}.timeout_seconds"), "must be 1 to 3600")?;
-                ensure((1..=4096).contains(batch), &format!("{field}.batch"), "must be 1 to 4096")
-            }
-            Self::Sum { terms } => {
-                ensure(!terms.is_empty(), &format!("{field}.terms"), "must not be empty")?;
-                for (i, term) in terms.iter().enumerate() {
-                    ensure(term.weight.is_finite(), &format!("{field}.terms[{i}].weight"), "must be finite")?;
-                    term.reward.check(&format!("{field}.terms[{i}].reward"))?;
-                }
-                Ok(())
-            }
-        }
-    }
 }
 
 impl RecipeArgs for PpoArgs {

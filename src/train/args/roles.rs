@@ -42,6 +42,7 @@ pub const ROLES: &[(&str, Role)] = &[
     ("model", Model(ModelKind::Policy)),
     ("reward_model", Model(ModelKind::Reward)),
     ("gold_reward_model", Model(ModelKind::Reward)),
+    ("judge_model", Model(ModelKind::Policy)),
     ("output_dir", Run),
     ("checkpoint_dir", Run),
     ("log_dir", Run),

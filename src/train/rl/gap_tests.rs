@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::rollout::{PromptIds, Rollout, Sampler, Watch};
 use super::update::{Experience, Learner, Summary};
-use super::{Algorithm, Ensemble, Reward, Sources};
+use super::{Algorithm, Ensemble, Outside, Reward, Sources};
 use crate::data::PromptInput;
 use crate::domain::{Metric, Progress};
 use crate::model::{self, Decoder, Purpose, Weights};
@@ -59,7 +59,7 @@ fn round(nudge: f64, traced: bool) -> (Summary, Vec<f64>, Vec<f64>) {
         .collect();
     let ensemble = Ensemble { kind: rl.ensemble_reward, doubt: rl.ensemble_doubt };
     let sources = Sources { model: None, rule: rl.reward.as_ref(), field: "reward", ensemble };
-    let (reward, _) = Reward::open(&sources, &rl.common, &candle_core::Device::Cpu, None).unwrap();
+    let (reward, _) = Reward::open(&sources, &rl.common, &candle_core::Device::Cpu, &Outside::default()).unwrap();
     let sampler = Sampler {
         args: &rl,
         texts: &texts,
@@ -90,7 +90,7 @@ fn round(nudge: f64, traced: bool) -> (Summary, Vec<f64>, Vec<f64>) {
     let mut run = Run::new(plan, &mut silent).unwrap();
     let learner =
         Learner { args: &rl, algorithm: &algorithm, policy: &policy, critic: None, params: &params, ptx: &[] };
-    let mut experience = Experience { rollout, advantages: vec![0.5; n], returns: Vec::new() };
+    let mut experience = Experience { rollout, advantages: vec![0.5; n], returns: Vec::new(), chosen: None };
     (learner.update(&mut run, &mut experience, 0.0).unwrap(), sampled, old)
 }
 

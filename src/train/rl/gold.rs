@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use serde_json::json;
 
-use super::rewards::{Ensemble, Item, Reward, Sources};
+use super::rewards::{Ensemble, Item, Outside, Reward, Sources};
 use crate::data::read_comparisons;
 use crate::model::Decoder;
 use crate::prompt::Texts;
@@ -37,6 +37,7 @@ impl Gold {
         reference: &Decoder,
         max_length: usize,
         device: &Device,
+        outside: &Outside,
         reporter: &mut dyn Reporter,
     ) -> Result<Option<Self>> {
         let sources = Sources {
@@ -46,7 +47,7 @@ impl Gold {
             ensemble: Ensemble::default(),
         };
         let reward = match sources.model.is_some() || sources.rule.is_some() {
-            true => Some(Reward::open(&sources, &args.common, device, reporter.remote())?.0),
+            true => Some(Reward::open(&sources, &args.common, device, outside)?.0),
             false => None,
         };
         let judgments = match &args.gold_comparisons {

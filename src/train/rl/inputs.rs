@@ -68,7 +68,11 @@ pub fn data_hashes(rl: &RlCommon, ptx: Option<(String, String)>) -> Result<BTree
     if let Some(path) = &rl.gold_comparisons {
         data.insert("gold_comparisons".to_owned(), file_hash(path)?);
     }
-    for (name, path) in [("reward_model", &rl.reward_model), ("gold_reward_model", &rl.gold_reward_model)] {
+    for (name, path) in [
+        ("reward_model", &rl.reward_model),
+        ("gold_reward_model", &rl.gold_reward_model),
+        ("judge_model", &rl.judge_model),
+    ] {
         // Only a checkpoint asks for them, and hashing a model takes a while.
         if let Some(path) = path.as_ref().filter(|_| rl.common.checkpoint_dir.is_some()) {
             data.insert(name.to_owned(), model_hash(path)?);

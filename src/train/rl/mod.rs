@@ -1,18 +1,21 @@
-//! Reinforcement learning from a reward: `ppo`, `reinforce`, `rloo`, `grpo`. One loop: sample, score,
-//! compare with the reference, turn scores into advantages, take gradient steps.
+//! Learning from a reward of the policy's own samples: `ppo`, `reinforce`, `rloo`, `grpo`, `online_dpo`, `raft`. One loop:
+//! sample, score, compare with the reference, turn scores into advantages or choose samples by them, take gradient steps.
 
 mod critic;
 mod final_answer;
 #[cfg(test)]
 mod gap_tests;
 mod gold;
+mod grading;
 mod group;
 mod guard;
 mod inputs;
 mod redraw;
+mod report;
 mod rewards;
 mod rollout;
 mod rules;
+mod selected;
 mod update;
 
 use anyhow::{Context, Result, bail};
@@ -25,29 +28,31 @@ use self::critic::Critic;
 use self::gold::Gold;
 use self::guard::{GuardState, Limits, Measured, Verdict};
 use self::inputs::{answered, check_held_out, data_hashes, left_out, lengths, prompts};
-use self::rewards::{Ensemble, Item, Reward, Sources};
+use self::report::report;
+use self::rewards::{Ensemble, Item, Outside, Reward, Sources};
 use self::rollout::{Rollout, Sampler, Watch};
-use self::update::{Experience, Learner, Summary};
+use self::selected::Chosen;
+use self::update::{Experience, Learner};
 use super::args::{
-    CriticKind, GrpoArgs, Numerics, PpoArgs, RecipeArgs, ReinforceArgs, RlCommon, RlooArgs, parse_for_run,
+    CriticKind, GrpoArgs, Numerics, OnlineDpoArgs, PpoArgs, RaftArgs, RecipeArgs, ReinforceArgs, RewardSpec, RlCommon,
+    RlooArgs, parse_for_run,
 };
 use super::fit::{self, Fit};
 use super::optim::Params;
 use super::run::{Plan, Run, before, device, file_hash, load_base};
-use super::samples::Samples;
+use super::samples::{Samples, ScoreOne};
 use super::sft::{Demonstrations, backbone_and_output, lengths_of_file};
 use super::trainable::{Trainable, copies, with_prefix};
 use super::{Reporter, TrainOutcome};
 use crate::data::PromptInput;
 use crate::model::{Decoder, Loaded};
-use crate::objective::kl::{AdaptiveKl, KlController, k1, k3, shaped_rewards};
+use crate::objective::kl::{AdaptiveKl, KlController, k1, shaped_rewards};
 use crate::objective::logprobs::{per_token, sequence_sums};
 use crate::objective::reinforce::RunningBaseline;
 use crate::objective::whiten::{moments, whiten};
-use crate::objective::{gae::gae, grpo, ppo::explained_variance, rloo};
+use crate::objective::{gae::gae, grpo, rloo};
 use crate::ops::pool;
 use crate::prompt::Texts;
-use crate::statistics::diversity::distinct_n;
 
 /// How scores become advantages and advantages a loss.
 pub(super) enum Algorithm {
@@ -55,6 +60,26 @@ pub(super) enum Algorithm {
     Reinforce { baseline_rate: f64 },
     Rloo { group: usize },
     Grpo(Box<GrpoArgs>),
+    OnlineDpo(Box<OnlineDpoArgs>),
+    Raft(Box<RaftArgs>),
+}
+
+impl Algorithm {
+    /// Samples per prompt.
+    fn group(&self) -> usize {
+        match self {
+            Self::Ppo(_) | Self::Reinforce { .. } => 1,
+            Self::Rloo { group } => *group,
+            Self::Grpo(args) => args.group_size,
+            Self::OnlineDpo(args) => args.group_size,
+            Self::Raft(args) => args.group_size,
+        }
+    }
+
+    /// Whether updates see some of a round's responses only.
+    fn selects(&self) -> bool {
+        matches!(self, Self::OnlineDpo(_) | Self::Raft(_))
+    }
 }
 
 pub fn ppo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
@@ -75,6 +100,16 @@ pub fn rloo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
 pub fn grpo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: GrpoArgs = parse_for_run(args)?;
     drive("grpo", &args, args.rl(), Algorithm::Grpo(Box::new(args.clone())), reporter)
+}
+
+pub fn online_dpo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
+    let args: OnlineDpoArgs = parse_for_run(args)?;
+    drive("online_dpo", &args, args.rl(), Algorithm::OnlineDpo(Box::new(args.clone())), reporter)
+}
+
+pub fn raft(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
+    let args: RaftArgs = parse_for_run(args)?;
+    drive("raft", &args, args.rl(), Algorithm::Raft(Box::new(args.clone())), reporter)
 }
 
 /// What a checkpoint holds beside weights and optimizer.
@@ -117,7 +152,8 @@ fn drive<A: RecipeArgs>(
     check_held_out(&rl)?;
     let ensemble = Ensemble { kind: rl.ensemble_reward, doubt: rl.ensemble_doubt };
     let sources = Sources { model: rl.reward_model.as_deref(), rule: rl.reward.as_ref(), field: "reward", ensemble };
-    let (reward, reward_source) = Reward::open(&sources, &rl.common, &device, reporter.remote())?;
+    let outside = Outside::open(&rl, algorithm.group(), &device, reporter)?;
+    let (reward, reward_source) = Reward::open(&sources, &rl.common, &device, &outside)?;
 
     let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &rl.common)?
         .with_source(&loaded.source);
@@ -126,7 +162,7 @@ fn drive<A: RecipeArgs>(
     let critic = critic(&rl, &algorithm, &loaded, reward_source.as_ref())?;
     drop(reward_source);
     let whole = rl.common.max_length.unwrap_or(positions).min(positions);
-    let gold = Gold::open(&rl, &texts, &reference, whole, &device, reporter)?;
+    let gold = Gold::open(&rl, &texts, &reference, whole, &device, &outside, reporter)?;
     let mut unanswered = Vec::new();
     if reward.needs_answers() || gold.as_ref().is_some_and(Gold::needs_answers) {
         unanswered = answered(&mut prompts)?;
@@ -164,10 +200,9 @@ fn drive<A: RecipeArgs>(
         last: None,
     });
 
-    let (group, redraws) = match &algorithm {
-        Algorithm::Rloo { group } => (*group, 0),
-        Algorithm::Grpo(args) => (args.group_size, args.dynamic_sampling),
-        Algorithm::Ppo(_) | Algorithm::Reinforce { .. } => (1, 0),
+    let redraws = match &algorithm {
+        Algorithm::Grpo(args) => args.dynamic_sampling,
+        _ => 0,
     };
     let shown: Vec<PromptInput> = prompts.iter().take(rl.sample_prompts).map(|p| p.prompt.clone()).collect();
     let samples = Samples::new(&texts, shown, rl.common.seed);
@@ -179,9 +214,9 @@ fn drive<A: RecipeArgs>(
     let traced = policy.decoder().on_host() && !fast;
     if !traced {
         run.warn(
-            "responses are sampled by other kernels or weights than those that learn: log-probs are computed again, and \
-             losses are weighted by importance (sampler_correction)"
-                .to_owned(),
+            "responses are sampled by other kernels or weights than those that learn: log-probs are computed again"
+                .to_owned()
+                + if algorithm.selects() { "" } else { ", and losses are weighted by importance (sampler_correction)" },
         );
     }
     let sampler = Sampler {
@@ -192,9 +227,9 @@ fn drive<A: RecipeArgs>(
         reference: &reference,
         trainer: policy.decoder(),
         traced,
-        group,
+        group: algorithm.group(),
         redraws,
-        recorded: (light && traced).then(|| policy.decoder()),
+        recorded: (light && traced && !algorithm.selects()).then(|| policy.decoder()),
     };
     let learner = Learner {
         args: &rl,
@@ -210,9 +245,12 @@ fn drive<A: RecipeArgs>(
     let answer = |prompt: &PromptInput| prompts.iter().find(|p| p.prompt == *prompt)?.answer.as_deref();
     let score =
         |prompt: &PromptInput, text: &str| Ok(reward.score(&[Item { prompt, text, answer: answer(prompt) }])?[0]);
+    // A comparison with other responses says nothing of a single one.
+    let compares = rl.reward.as_ref().is_some_and(RewardSpec::compares);
+    let score: Option<ScoreOne<'_>> = (!compares).then_some(&score);
     // What the start policy writes: later samples are compared with it.
     if run.step == 0 && rl.sample_prompts > 0 {
-        samples.write(&mut run, &policy.frozen_decoder()?, max_length, Some(&score))?;
+        samples.write(&mut run, &policy.frozen_decoder()?, max_length, score)?;
     }
 
     let mut stopped_because = None;
@@ -297,9 +335,10 @@ fn drive<A: RecipeArgs>(
         run.step += 1;
         run.progress("updating");
         report(&mut run, &experience, &summary, mean_kl, coef);
+        run.metrics(reward.take_figures().means());
         run.metrics(gold_mean.map(|g| ("gold", g)));
         if run.due(rl.common.eval_every) || run.checkpoint_due() {
-            samples.write(&mut run, &policy.frozen_decoder()?, max_length, Some(&score))?;
+            samples.write(&mut run, &policy.frozen_decoder()?, max_length, score)?;
         }
         if let Some(outcome) = run.pause(&params, &state)? {
             return Ok(outcome);
@@ -371,7 +410,7 @@ fn ptx(algorithm: &Algorithm, texts: &Texts, max_length: Option<usize>, position
     }
 }
 
-/// Scores and KL → per-token advantages (and returns, for PPO).
+/// Scores and KL → per-token advantages (and returns, for PPO), or the responses that are learned from.
 fn advantages(
     algorithm: &Algorithm,
     rollout: Rollout,
@@ -391,7 +430,15 @@ fn advantages(
             let estimate = gae(&rewards, &rollout.values, &rollout.lengths, args.gamma, args.lambda);
             let mut advantages = estimate.advantages;
             whiten(&mut advantages, false);
-            return Ok(Experience { rollout, advantages, returns: estimate.returns });
+            return Ok(Experience { rollout, advantages, returns: estimate.returns, chosen: None });
+        }
+        Algorithm::OnlineDpo(args) => {
+            let chosen = Chosen::pairs(&rollout.scores, args.group_size);
+            return Ok(Experience { rollout, advantages: Vec::new(), returns: Vec::new(), chosen: Some(chosen) });
+        }
+        Algorithm::Raft(args) => {
+            let chosen = Chosen::best(&returns(), args);
+            return Ok(Experience { rollout, advantages: Vec::new(), returns: Vec::new(), chosen: Some(chosen) });
         }
         Algorithm::Reinforce { baseline_rate } => Some(baseline.advantages(&returns(), *baseline_rate)),
         Algorithm::Rloo { group } => rloo::advantages(&returns(), *group),
@@ -399,7 +446,7 @@ fn advantages(
     };
     let per_sequence = per_sequence.context("group_size: every prompt needs at least two samples")?;
     let advantages = per_token(&per_sequence, &rollout.lengths);
-    Ok(Experience { rollout, advantages, returns: Vec::new() })
+    Ok(Experience { rollout, advantages, returns: Vec::new(), chosen: None })
 }
 
 /// Most nats per token, on average, that the sampler's log-probs may be away from the trainer's.
@@ -416,59 +463,4 @@ fn check_gap(rollout: &Rollout, round: u64) -> Result<()> {
         "round {round}: the sampler's log-probs are {gap:.3} nats per token away from the trainer's, more than {MOST_GAP}: \
          they are not of the same policy; set `numerics` to exact, or `device` to cpu"
     )
-}
-
-/// The metrics of one round, under our names and TRL's.
-fn report(run: &mut Run<'_>, experience: &Experience, summary: &Summary, kl: f64, coef: f64) {
-    let rollout = &experience.rollout;
-    let n = rollout.lengths.len() as f64;
-    let mean = |values: &[f64]| moments(values).0;
-    let distinct = |n: usize| distinct_n(rollout.texts.iter().map(|(_, text)| text.as_str()), n);
-    let unfinished = rollout.finished.iter().filter(|f| !**f).count() as f64;
-    let mut values = vec![
-        ("reward", mean(rollout.first_scores())),
-        ("reward_std", moments(rollout.first_scores()).1.sqrt()),
-        ("kl", kl),
-        ("k3", mean(&k3(&rollout.logprobs, &rollout.reference))),
-        ("entropy", mean(&rollout.entropy)),
-        ("response_length", rollout.lengths.iter().sum::<usize>() as f64 / n),
-        ("no_eos_share", unfinished / n),
-        ("distinct_1", distinct(1)),
-        ("distinct_2", distinct(2)),
-        ("eos_count", n - unfinished),
-        ("non_score_reward", -coef * kl),
-        ("rlhf_reward", mean(&rollout.scores) - coef * kl),
-        ("episodes", run.step as f64 * n),
-        ("kl_coef", coef),
-        ("grad_norm", summary.grad_norm),
-        ("learning_rate", summary.learning_rate),
-        ("epochs", summary.epochs as f64),
-        ("sampling_gap", summary.sampling_gap.max),
-        ("sampling_gap_mean", summary.sampling_gap.mean()),
-        ("seconds_generation", rollout.seconds.generation),
-        ("seconds_reward", rollout.seconds.reward),
-        ("seconds_reference", rollout.seconds.reference),
-        ("seconds_forward", summary.seconds.forward),
-        ("seconds_backward", summary.seconds.backward),
-        ("seconds_optimizer", summary.seconds.optimizer),
-    ];
-    if !experience.returns.is_empty() {
-        values.push(("explained_variance", explained_variance(&rollout.values, &experience.returns)));
-    }
-    if let Some(weights) = &rollout.importance {
-        values.extend([
-            ("importance_weight", weights.mean),
-            ("importance_weight_min", weights.least),
-            ("importance_weight_max", weights.greatest),
-            ("importance_beyond_cap", weights.beyond),
-        ]);
-    }
-    values.extend(rollout.groups.map(|groups| groups.metrics()).into_iter().flatten());
-    values.extend(summary.all.means());
-    for (name, at_start) in
-        [("ratio", "start_ratio"), ("approx_kl", "start_approx_kl"), ("clip_fraction", "start_clip_fraction")]
-    {
-        values.extend(summary.first.mean(name).map(|value| (at_start, value)));
-    }
-    run.metrics(values);
 }

@@ -1,4 +1,5 @@
-//! Rewards without a reward model: patterns, words, lengths, right answers, another service, and sums.
+//! Rewards without a reward model: patterns, words, lengths, right answers, another service, a language model as judge, and
+//! sums.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,9 +9,12 @@ use anyhow::{Context, Result, bail};
 use regex::Regex;
 
 use super::final_answer::Wanted;
-use super::rewards::Item;
+use super::grading::Grading;
+use super::rewards::{Item, Outside};
 use crate::data::PromptInput;
+use crate::objective::Stats;
 use crate::train::args::{LengthUnit, RewardSpec};
+use crate::train::judge::Judge;
 use crate::train::remote::{RemoteItem, RemoteReward};
 
 /// Scores completions of one prompt by a rule that asks no other service.
@@ -19,7 +23,7 @@ use crate::train::remote::{RemoteItem, RemoteReward};
 /// A rule that cannot be used here, or an answer that it needs and nobody gave.
 pub fn score_texts(spec: &RewardSpec, prompt: &PromptInput, answer: Option<&str>, texts: &[&str]) -> Result<Vec<f64>> {
     let items: Vec<Item<'_>> = texts.iter().map(|text| Item { prompt, text, answer }).collect();
-    Rule::new(spec, None)?.scores(&items)
+    Rule::new(spec, &Outside::default())?.scores(&items)
 }
 
 /// Whether `score_texts` can use the rule.
@@ -27,7 +31,7 @@ pub fn score_texts(spec: &RewardSpec, prompt: &PromptInput, answer: Option<&str>
 /// # Errors
 /// Why not.
 pub fn check_rule(spec: &RewardSpec) -> Result<()> {
-    Rule::new(spec, None).map(drop)
+    Rule::new(spec, &Outside::default()).map(drop)
 }
 
 /// A `RewardSpec` made ready.
@@ -39,13 +43,14 @@ pub enum Rule {
     Length { target: f64, unit: LengthUnit },
     FinalAnswer { pattern: Option<Regex>, score: f64, otherwise: f64 },
     Http { remote: Arc<dyn RemoteReward>, url: String, timeout: Duration, batch: usize },
+    Judge { judge: Arc<dyn Judge>, grading: Grading },
     Sum(Vec<(f64, Rule)>),
 }
 
 impl Rule {
     /// # Errors
-    /// A bad pattern, or a service that may not be asked.
-    pub fn new(spec: &RewardSpec, remote: Option<&Arc<dyn RemoteReward>>) -> Result<Self> {
+    /// A bad pattern, or a service or a judge that cannot be asked here.
+    pub fn new(spec: &RewardSpec, outside: &Outside) -> Result<Self> {
         Ok(match spec.clone() {
             RewardSpec::Regex { pattern, score, otherwise } => {
                 Self::Regex { pattern: Regex::new(&pattern).context("pattern")?, score, otherwise }
@@ -59,14 +64,18 @@ impl Rule {
                 Self::FinalAnswer { pattern, score, otherwise }
             }
             RewardSpec::Http { url, timeout_seconds, batch } => {
-                let Some(remote) = remote else {
+                let Some(remote) = &outside.remote else {
                     bail!("{url}: no reward service may be asked here; an administrator allows hosts by name");
                 };
                 remote.allows(&url)?;
                 Self::Http { remote: remote.clone(), url, timeout: Duration::from_secs(timeout_seconds), batch }
             }
+            RewardSpec::Judge { rubric, by, host } => Self::Judge {
+                judge: outside.judge(host.as_deref())?,
+                grading: Grading::new(&rubric, by, outside.group),
+            },
             RewardSpec::Sum { terms } => {
-                let terms = terms.iter().map(|term| Ok((term.weight, Self::new(&term.reward, remote)?)));
+                let terms = terms.iter().map(|term| Ok((term.weight, Self::new(&term.reward, outside)?)));
                 Self::Sum(terms.collect::<Result<_>>()?)
             }
         })
@@ -81,8 +90,22 @@ impl Rule {
         }
     }
 
+    /// What judges' answers since the last call were like.
+    pub fn take_figures(&self) -> Stats {
+        match self {
+            Self::Judge { grading, .. } => grading.take_figures(),
+            Self::Sum(terms) => terms.iter().fold(Stats::default(), |mut all, (_, rule)| {
+                all.merge(&rule.take_figures());
+                all
+            }),
+            _ => Stats::default(),
+        }
+    }
+
+    /// One score per completion. Completions of one prompt stand together.
     pub fn scores(&self, items: &[Item<'_>]) -> Result<Vec<f64>> {
         match self {
+            Self::Judge { judge, grading } => grading.scores(judge.as_ref(), items),
             Self::Http { remote, url, timeout, batch } => {
                 let mut scores = Vec::with_capacity(items.len());
                 for part in items.chunks(*batch) {
@@ -139,7 +162,7 @@ impl Rule {
                 let wanted = wanted.context("a prompt has no `answer` to compare with")?;
                 choose(wanted.is_answered_by(text, pattern.as_ref()), score, otherwise)
             }
-            Self::Http { .. } | Self::Sum(_) => bail!("this reward scores whole batches"),
+            Self::Http { .. } | Self::Judge { .. } | Self::Sum(_) => bail!("this reward scores whole batches"),
         })
     }
 }
@@ -152,7 +175,7 @@ mod tests {
     use crate::data::PromptInput;
 
     fn rule(spec: Value) -> Rule {
-        Rule::new(&serde_json::from_value(spec).unwrap(), None).unwrap()
+        Rule::new(&serde_json::from_value(spec).unwrap(), &Outside::default()).unwrap()
     }
 
     fn score_of(spec: Value, text: &str, answer: Option<&str>) -> f64 {
@@ -204,7 +227,13 @@ mod tests {
     #[test]
     fn a_service_is_asked_only_where_a_client_was_handed_over() {
         let spec = serde_json::from_value(json!({"kind": "http", "url": "http://127.0.0.1:1/score"})).unwrap();
-        let error = Rule::new(&spec, None).err().unwrap().to_string();
+        let error = Rule::new(&spec, &Outside::default()).err().unwrap().to_string();
         assert!(error.contains("administrator"), "{error}");
+        for (spec, why) in
+            [(json!({"kind": "judge"}), "judge_model"), (json!({"kind": "judge", "host": "large"}), "no judge 'large'")]
+        {
+            let error = Rule::new(&serde_json::from_value(spec).unwrap(), &Outside::default()).err().unwrap();
+            assert!(error.to_string().contains(why), "{error}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use super::Algorithm;
 use super::critic::Critic;
 use super::group::{Columns, GroupLoss};
 use super::rollout::Rollout;
+use super::selected::Chosen;
 use crate::model::Recording;
 use crate::objective::{Stats, causal_lm, ppo, reinforce};
 use crate::ops::token_logprobs::TokenLogprobs;
@@ -25,6 +26,15 @@ pub struct Experience {
     pub advantages: Vec<f64>,
     /// PPO only.
     pub returns: Vec<f64>,
+    /// The responses that are learned from, where these are not all.
+    pub chosen: Option<Chosen>,
+}
+
+impl Experience {
+    /// What minibatches are made of: responses, or what was chosen of them.
+    fn len(&self) -> usize {
+        self.chosen.as_ref().map_or(self.rollout.sequences.len(), Chosen::len)
+    }
 }
 
 /// Everything that learns.
@@ -72,7 +82,7 @@ pub struct Gap {
 }
 
 impl Gap {
-    fn add(&mut self, differences: &[f32]) {
+    pub fn add(&mut self, differences: &[f32]) {
         for difference in differences {
             let size = f64::from(difference.abs());
             // A difference that is no number is the largest of all.
@@ -88,20 +98,20 @@ impl Gap {
 }
 
 /// Gradients of one minibatch and what was measured on the way.
-struct Minibatch {
-    sum: Accumulator,
-    stats: Stats,
-    gap: Gap,
+pub(super) struct Minibatch {
+    pub sum: Accumulator,
+    pub stats: Stats,
+    pub gap: Gap,
 }
 
 impl Learner<'_> {
     pub fn update(&self, run: &mut Run<'_>, experience: &mut Experience, kl_coef: f64) -> Result<Summary> {
-        let n = experience.rollout.sequences.len();
+        let n = experience.len();
         let mut summary = Summary {
             all: Stats::default(),
             first: Stats::default(),
             grad_norm: 0.0,
-            learning_rate: 0.0,
+            learning_rate: run.schedule.at(run.optimizer.step),
             epochs: 0,
             sampling_gap: Gap::default(),
             seconds: Seconds::default(),
@@ -117,11 +127,18 @@ impl Learner<'_> {
             for part in 0..self.args.minibatches {
                 // Sizes differ by at most one, and no response is left out.
                 let minibatch = &order[part * n / self.args.minibatches..(part + 1) * n / self.args.minibatches];
+                if minibatch.is_empty() {
+                    // Fewer responses were chosen than there are minibatches.
+                    continue;
+                }
                 let done = epoch * self.args.minibatches as u64 + part as u64;
                 run.phase("updating", Some((done, self.args.ppo_epochs * self.args.minibatches as u64)));
                 let mut watch = Stopwatch::start();
                 let made = (experience.rollout.critic_pass.take(), experience.rollout.recording.take());
-                let Minibatch { sum, stats, gap } = self.gradients(run, experience, minibatch, kl_coef, made)?;
+                let Minibatch { sum, stats, gap } = match &experience.chosen {
+                    Some(chosen) => self.chosen_gradients(run, &experience.rollout, chosen, minibatch, kl_coef)?,
+                    None => self.gradients(run, experience, minibatch, kl_coef, made)?,
+                };
                 summary.seconds.backward += sum.seconds;
                 summary.seconds.forward += watch.lap() - sum.seconds;
                 if updates == 0 {
@@ -220,6 +237,7 @@ impl Learner<'_> {
                         Columns { old: &old, reference: &reference, advantages: &advantages, weights: &weights };
                     by_group.loss(&members, &new, &entropy, &columns)?
                 }
+                Algorithm::OnlineDpo(_) | Algorithm::Raft(_) => bail!("these learn from what was chosen"),
             };
             stats.merge(&part);
             if let (Algorithm::Ppo(args), Some(critic), false) = (self.algorithm, self.critic, critic_is_done) {
@@ -267,7 +285,7 @@ impl Learner<'_> {
     }
 }
 
-fn tensor(values: Vec<f64>, device: &Device) -> Result<Tensor> {
+pub(super) fn tensor(values: Vec<f64>, device: &Device) -> Result<Tensor> {
     let n = values.len();
     Ok(Tensor::from_vec(values, n, device)?.to_dtype(DType::F32)?)
 }

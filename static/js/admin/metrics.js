@@ -53,7 +53,8 @@ export const SECTIONS = ['reward', 'loss', 'policy', 'timing', 'system'];
 const PLACES = [
   [/^(reward|gold)$/, 'reward'],
   [/^kl$/, 'reward'],
-  [/^(k3|rlhf_reward|non_score_reward|reward_std|kl_coef|kl_target|chosen_reward|rejected_reward)$/, 'reward'],
+  [/^(k3|rlhf_reward|non_score_reward|reward_std|kl_coef|kl_target|chosen_reward|rejected_reward|best_reward|worst_reward)$/, 'reward'],
+  [/^judge_/, 'reward'],
   [/^seconds_|_seconds$|per_second/, 'timing'],
   [/memory|bytes$/, 'system'],
   [/^(heldout_accuracy|train_accuracy|accuracy)/, 'loss'],
@@ -84,6 +85,8 @@ const PINS = {
   simpo: ['heldout_accuracy', 'loss', 'margin', 'heldout_loss'],
   orpo: ['heldout_accuracy', 'loss', 'nll_loss', 'heldout_loss'],
   kto: ['heldout_accuracy', 'loss', 'margin', 'kl'],
+  online_dpo: ['reward', 'kl', 'gold', 'margin', 'loss'],
+  raft: ['reward', 'kl', 'gold', 'best_reward', 'loss'],
   default: ['reward', 'kl', 'gold', 'response_length', 'entropy', 'heldout_loss', 'loss', 'heldout_accuracy', 'accuracy', 'bits_per_byte', 'grad_norm', 'learning_rate'],
 };
 export const pinsOf = (kind, names) => (PINS[kind] ?? PINS.default).filter((n) => names.includes(n)).slice(0, 4);
@@ -95,14 +98,14 @@ export function metricTitle(name) {
   return plain ? plain[0].toUpperCase() + plain.slice(1) : name;
 }
 
-const SHARE = /accuracy|no_eos_share|clip_fraction|^frac_|win_rate|_f1$|^ece$|^importance_beyond_cap$/;
+const SHARE = /accuracy|no_eos_share|^judge_|clip_fraction|^frac_|win_rate|_f1$|^ece$|^importance_beyond_cap$/;
 const NATS = /^(kl|k3|approx_kl|start_approx_kl|entropy|update_entropy|sampling_gap(_mean)?|(heldout_|ptx_)?loss)$/;
 const SECONDS = /^seconds_|_seconds$/;
 
 export const isShare = (name) => SHARE.test(name);
 export const isAccuracy = (name) => /accuracy/.test(name);
 /** Accuracy on pairs: a coin is right on half of them. */
-export const isPairAccuracy = (name, kind) => isAccuracy(name) && ['reward', 'dpo', 'simpo', 'orpo'].includes(kind);
+export const isPairAccuracy = (name, kind) => isAccuracy(name) && ['reward', 'dpo', 'online_dpo', 'simpo', 'orpo'].includes(kind);
 
 export function unitOf(name) {
   if (/bytes$/.test(name)) return 'GB';

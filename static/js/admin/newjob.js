@@ -25,6 +25,7 @@ const FIRST = [
   'kl_coef',
   'beta',
   'gold_reward_model',
+  'judge_model',
   'seed',
   'lora',
 ];
@@ -40,7 +41,7 @@ const STARTS = {
   reward: ['policy', 'reward', 'encoder'],
 };
 /** Recipes that learn from people: with adapters they fit a laptop. */
-const WITH_ADAPTERS = ['reward', 'ppo', 'reinforce', 'rloo', 'grpo', 'dpo', 'simpo', 'orpo', 'kto'];
+const WITH_ADAPTERS = ['reward', 'ppo', 'reinforce', 'rloo', 'grpo', 'online_dpo', 'raft', 'dpo', 'simpo', 'orpo', 'kto'];
 
 /** Settings shown instead of the schema's defaults where those would train all parameters. */
 function presets(recipe) {

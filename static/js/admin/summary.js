@@ -4,7 +4,7 @@ import { GAP, fig, num, t } from '../i18n.js';
 import { meanText, shareText, show } from './metrics.js';
 import { madeName } from './jobs.js';
 
-const SAMPLING = ['ppo', 'reinforce', 'rloo', 'grpo'];
+const SAMPLING = ['ppo', 'reinforce', 'rloo', 'grpo', 'online_dpo', 'raft'];
 
 /** Two intervals share a part: the change may be chance. */
 const overlap = (a, b) => [a.low, a.high, b.low, b.high].every(Number.isFinite) && a.low <= b.high && b.low <= a.high;

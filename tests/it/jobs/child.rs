@@ -43,6 +43,7 @@ fn child(recipe: &str, n: i64, stop: bool) -> (u8, Vec<Line>) {
     let dir = tempfile::tempdir().unwrap();
     let spec = Spec {
         reward_hosts: Vec::new(),
+        judges: std::collections::BTreeMap::new(),
         recipe: recipe.into(),
         args: json!({"n": n}),
         job_id: JobId::new(),

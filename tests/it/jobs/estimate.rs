@@ -173,8 +173,15 @@ fn the_memory_of_a_run_is_within_a_factor_of_two() {
         };
         assert!(status.success(), "{name}: the run failed");
         let data = Some(DataSize { rows: 2, sequences_per_row: 1.0, tokens: 80.0, longest: 160.0 });
-        let planned =
-            Planned { recipe: "sft", args: &args, model: &config, reward_model: None, gold_reward_model: None, data };
+        let planned = Planned {
+            recipe: "sft",
+            args: &args,
+            model: &config,
+            reward_model: None,
+            gold_reward_model: None,
+            judge_model: None,
+            data,
+        };
         let estimated = need(&planned).memory_bytes as f64;
         let factor = estimated / peak;
         assert!((0.5..=2.0).contains(&factor), "{name}: {estimated:.3e} estimated, {peak:.3e} measured: {factor:.2}");

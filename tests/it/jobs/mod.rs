@@ -3,6 +3,7 @@
 mod child;
 mod estimate;
 mod fake_ray;
+mod judges;
 mod places;
 mod queue;
 mod real;

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use crate::loop_closes::world::World;
 
-/// Answers every request with what `answer` makes of its items: a status and a body.
-fn service(answer: impl Fn(usize, &Value) -> (u16, String) + Send + 'static) -> (String, Arc<AtomicUsize>) {
+/// Answers every request with what `answer` makes of its number, its head and its body: a status and a body.
+pub fn service(answer: impl Fn(usize, &str, &Value) -> (u16, String) + Send + 'static) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let host = listener.local_addr().unwrap().to_string();
     let count = Arc::new(AtomicUsize::new(0));
@@ -19,8 +19,9 @@ fn service(answer: impl Fn(usize, &Value) -> (u16, String) + Send + 'static) -> 
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = BufReader::new(stream.unwrap());
-            let (mut line, mut length) = (String::new(), 0);
+            let (mut head, mut line, mut length) = (String::new(), String::new(), 0);
             while stream.read_line(&mut line).unwrap() > 0 && line.trim() != "" {
+                head.push_str(&line);
                 let lower = line.to_lowercase();
                 if let Some(n) = lower.strip_prefix("content-length:") {
                     length = n.trim().parse().unwrap();
@@ -30,7 +31,7 @@ fn service(answer: impl Fn(usize, &Value) -> (u16, String) + Send + 'static) -> 
             let mut body = vec![0; length];
             stream.read_exact(&mut body).unwrap();
             let request: Value = serde_json::from_slice(&body).unwrap();
-            let (status, text) = answer(seen.fetch_add(1, Ordering::SeqCst), &request["items"]);
+            let (status, text) = answer(seen.fetch_add(1, Ordering::SeqCst), &head, &request);
             let head = format!("HTTP/1.1 {status} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", text.len());
             let _ = stream.get_mut().write_all((head + &text).as_bytes());
         }
@@ -57,12 +58,12 @@ fn train(world: &World, url: &str, hosts: &[&str]) -> (bool, String) {
 #[test]
 fn an_allowed_service_scores_in_batches_and_passing_failures_are_tried_again() {
     let world = World::new();
-    let (host, count) = service(|n, items| {
+    let (host, count) = service(|n, _, request| {
         // The first request meets a service that is still starting.
         if n == 0 {
             return (503, String::new());
         }
-        let items = items.as_array().unwrap();
+        let items = request["items"].as_array().unwrap();
         assert!(items.len() <= 3 && items.iter().all(|i| i["prompt"].is_string() && i["completion"].is_string()));
         (200, json!({"scores": items.iter().map(|_| 0.25).collect::<Vec<_>>()}).to_string())
     });
@@ -76,7 +77,7 @@ fn an_allowed_service_scores_in_batches_and_passing_failures_are_tried_again() {
 #[test]
 fn other_hosts_are_never_asked_and_bad_answers_end_the_run() {
     let world = World::new();
-    let (host, count) = service(|_, _| (200, json!({"scores": [1.0]}).to_string()));
+    let (host, count) = service(|_, _, _| (200, json!({"scores": [1.0]}).to_string()));
     let url = format!("http://{host}/score");
     let (ok, said) = train(&world, &url, &[]);
     assert!(!ok && said.contains("administrator"), "{said}");
@@ -86,7 +87,7 @@ fn other_hosts_are_never_asked_and_bad_answers_end_the_run() {
     let (ok, said) = train(&world, &url, &[&host]);
     assert!(!ok && said.contains("1 scores for 3 completions"), "{said}");
     // A redirect to somewhere else is not followed.
-    let (redirecting, _) = service(|_, _| (302, String::new()));
+    let (redirecting, _) = service(|_, _, _| (302, String::new()));
     let (ok, said) = train(&world, &format!("http://{redirecting}/"), &[&redirecting]);
     assert!(!ok && said.contains("302"), "{said}");
 }

@@ -130,7 +130,7 @@ fn runs_without_usable_data_are_refused_with_the_reason() {
     }
     // One prompt is little, but no error: groups of it and single samples of it both work.
     let prompt = write("prompt.jsonl", r#"{"prompt":"t5 t6"}"#);
-    for recipe in ["ppo", "reinforce", "rloo", "grpo"] {
+    for recipe in ["ppo", "reinforce", "rloo", "grpo", "online_dpo", "raft"] {
         let (recorder, _) = train(recipe, &with(&rl(&world, recipe), json!({"prompts": prompt, "iterations": 1})));
         assert_eq!(recorder.curve("reward").len(), 1);
     }

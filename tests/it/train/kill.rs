@@ -31,6 +31,12 @@ fn ppo(world: &World) -> Value {
     })
 }
 
+fn online_dpo(world: &World) -> Value {
+    let mut args = ppo(world);
+    args["ppo_epochs"] = 1.into();
+    args
+}
+
 /// Writes the arguments for one output directory and returns their file.
 fn arguments(world: &World, name: &str, args: &Value) -> PathBuf {
     let mut args = args.clone();
@@ -106,6 +112,7 @@ fn survives(recipe: &str, args: impl Fn(&World) -> Value, points: usize) {
 fn kill_9_and_resume_end_with_the_hash_of_an_undisturbed_run() {
     survives("reward", reward, POINTS);
     survives("ppo", ppo, POINTS);
+    survives("online_dpo", online_dpo, POINTS);
 }
 
 /// `cargo test --release --test it twenty_kills -- --ignored`
@@ -114,6 +121,7 @@ fn kill_9_and_resume_end_with_the_hash_of_an_undisturbed_run() {
 fn twenty_kills_and_resumes_end_with_the_hash_of_an_undisturbed_run() {
     survives("reward", reward, 20);
     survives("ppo", ppo, 20);
+    survives("online_dpo", online_dpo, 20);
 }
 
 fn fails(recipe: &str, args: &Path) -> String {

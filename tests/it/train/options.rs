@@ -38,6 +38,8 @@ fn frozen_layers_keep_their_bits_in_every_recipe_and_the_rest_moves() {
         ("ppo", with(&rl, json!({"critic": "separate"}))),
         ("reinforce", rl.clone()),
         ("grpo", rl.clone()),
+        ("online_dpo", rl.clone()),
+        ("raft", rl.clone()),
     ] {
         for lora in [Value::Null, json!({"rank": 2})] {
             let frozen = json!({"freeze_layers": 1, "freeze_embeddings": true, "lora": lora});

@@ -96,6 +96,8 @@ fn micro_batches_change_nothing() {
         ("reinforce", rl.clone()),
         ("rloo", rl.clone()),
         ("grpo", rl.clone()),
+        ("online_dpo", rl.clone()),
+        ("raft", rl.clone()),
     ] {
         let run = |tokens: usize| train(recipe, &with(&args, json!({"micro_batch_tokens": tokens}))).0;
         let (whole, parts) = (run(100_000), run(20));
@@ -124,6 +126,9 @@ fn a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one() {
         ("ppo", with(&ppo, json!({"lora": {"rank": 4}, "critic": "separate"}))),
         ("reinforce", with(&rl(&world, "whole"), json!({"iterations": 4}))),
         ("dpo", reward(&world, "whole")),
+        ("online_dpo", with(&rl(&world, "whole"), json!({"iterations": 4, "minibatches": 2, "ppo_epochs": 2}))),
+        ("online_dpo", with(&rl(&world, "whole"), json!({"iterations": 4, "lora": {"rank": 4}, "kl_target": 1.0}))),
+        ("raft", with(&rl(&world, "whole"), json!({"iterations": 4, "keep_share": 0.5, "lr_schedule": "linear"}))),
     ] {
         train(recipe, &args);
         let checkpoints = tempfile::tempdir().unwrap();
@@ -204,6 +209,8 @@ fn policy_gradients_raise_a_custom_reward() {
         ("reinforce", json!({"kl_coef": 0.005})),
         ("rloo", json!({"kl_coef": 0.005})),
         ("grpo", json!({"group_size": 4, "kl_coef": 0.01})),
+        ("online_dpo", json!({"group_size": 4, "kl_coef": 0.05})),
+        ("raft", json!({"group_size": 4})),
     ] {
         let args =
             with(&rl(&world, recipe), json!({"iterations": 30, "rollout_batch_size": 32, "learning_rate": 3e-3}));

@@ -275,6 +275,8 @@ fn max_grad_norm_reaches_every_recipe() {
         ("reinforce", rl.clone()),
         ("rloo", rl.clone()),
         ("grpo", rl.clone()),
+        ("online_dpo", rl.clone()),
+        ("raft", rl.clone()),
     ] {
         let (free, clipped) = (moved(recipe, &args, Value::Null), moved(recipe, &args, json!(1e-6)));
         assert!(free > 1e-4 && clipped < free / 50.0, "{recipe}: {clipped} clipped, {free} free");

@@ -1,0 +1,139 @@
+//! What a language model's answer to a question of a few choices says: the expected grade (G-Eval, 2303.16634) and the
+//! preference between two answers that were shown in both orders (2306.05685). Plain numbers only.
+
+/// Below this probability on all choices together, the answer says nothing.
+const LEAST: f64 = 1e-12;
+
+/// The probability of each of several texts, from `logprobs`: of text i, the log-prob of an answer that begins with it.
+/// `extends[i]` is the longest other text that text i begins with ("10" extends "1"): what is on the longer text is taken
+/// from the shorter one.
+pub fn masses(logprobs: &[f64], extends: &[Option<usize>]) -> Vec<f64> {
+    let mut masses: Vec<f64> = logprobs.iter().map(|logprob| logprob.exp()).collect();
+    for (i, shorter) in extends.iter().enumerate() {
+        if let Some(shorter) = shorter {
+            masses[*shorter] -= logprobs[i].exp();
+        }
+    }
+    // The difference of two roundings may be just below 0.
+    masses.into_iter().map(|mass| mass.max(0.0)).collect()
+}
+
+/// The mean of the grades 1, 2, …, n under probabilities proportional to `masses` [n]; `None` where nothing is on any grade.
+pub fn expected_grade(masses: &[f64]) -> Option<f64> {
+    let total: f64 = masses.iter().sum();
+    let weighted: f64 = masses.iter().enumerate().map(|(i, mass)| (i + 1) as f64 * mass).sum();
+    (total.is_finite() && total > LEAST).then(|| weighted / total)
+}
+
+/// What a judge says of two answers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Preference {
+    /// That the first answer is better: the mean over both orders.
+    pub probability: f64,
+    /// 1 where both orders name the same answer, 0 where they name the same place, ½ where one of them names none.
+    pub consistency: f64,
+    /// Mean probability of the answer that was shown first; ½ without a bias towards a place.
+    pub first_place: f64,
+}
+
+/// The preference between answers a and b. `ab` are the probabilities that the answer in the first and in the second place
+/// is better where a was shown first, `ba` the same where b was; neither needs to add up to 1. `None` where one of the two
+/// says nothing.
+pub fn preference(ab: [f64; 2], ba: [f64; 2]) -> Option<Preference> {
+    let first = |[first, second]: [f64; 2]| {
+        let total = first + second;
+        (total.is_finite() && total > LEAST).then(|| first / total)
+    };
+    let (a_of_ab, b_of_ba) = (first(ab)?, first(ba)?);
+    let agreement = (a_of_ab - 0.5) * (0.5 - b_of_ba);
+    let consistency = if agreement > 0.0 {
+        1.0
+    } else if agreement < 0.0 {
+        0.0
+    } else {
+        0.5
+    };
+    Some(Preference {
+        probability: (a_of_ab + 1.0 - b_of_ba) / 2.0,
+        consistency,
+        first_place: (a_of_ab + b_of_ba) / 2.0,
+    })
+}
+
+/// For each of `n` answers the mean probability that it is better than another one, from that of every pair (i, j), i < j,
+/// in the order (0, 1), (0, 2), …, (1, 2), …; ½ for a single answer. The means of a group add up to n/2.
+pub fn win_rates(n: usize, pairs: &[f64]) -> Vec<f64> {
+    if n < 2 {
+        return vec![0.5; n];
+    }
+    let mut rates = vec![0.0; n];
+    let all = (0..n).flat_map(|i| (i + 1..n).map(move |j| (i, j)));
+    for ((i, j), first) in all.zip(pairs) {
+        rates[i] += first;
+        rates[j] += 1.0 - first;
+    }
+    rates.into_iter().map(|sum| sum / (n - 1) as f64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(a: f64, b: f64) -> bool {
+        (a - b).abs() < 1e-12
+    }
+
+    #[test]
+    fn a_grade_is_the_mean_over_the_grades_alone() {
+        // Half of the probability is on other words: 0.1 on grade 2, 0.4 on grade 4.
+        assert!(close(expected_grade(&[0.0, 0.1, 0.0, 0.4]).unwrap(), (0.1 * 2.0 + 0.4 * 4.0) / 0.5));
+        assert_eq!(expected_grade(&[0.0, 0.0, 1.0]), Some(3.0));
+        // Equal probabilities: the middle of 1 to 10.
+        assert!(close(expected_grade(&[0.1; 10]).unwrap(), 5.5));
+        assert_eq!(expected_grade(&[0.0; 10]), None);
+        assert_eq!(expected_grade(&[f64::NAN, 1.0]), None);
+        // Softmax of log-probs: a constant factor of all masses changes nothing.
+        let logprobs = [-3.0f64, -1.0, -2.0];
+        let grade = |shift: f64| expected_grade(&logprobs.map(|lp| (lp + shift).exp())).unwrap();
+        assert!(close(grade(0.0), grade(-4.0)));
+    }
+
+    #[test]
+    fn a_longer_text_takes_its_probability_from_the_one_it_extends() {
+        // "1" is read in 0.5 of the answers; in 0.6 of these "0" follows.
+        let masses = masses(&[0.5f64.ln(), 0.2f64.ln(), (0.5f64 * 0.6).ln()], &[None, None, Some(0)]);
+        for (mass, expected) in masses.iter().zip([0.2, 0.2, 0.3]) {
+            assert!(close(*mass, expected), "{masses:?}");
+        }
+        // Rounding never makes a probability negative.
+        let all = super::masses(&[-0.1, -0.1 + 1e-16], &[None, Some(0)]);
+        assert!(all[0] >= 0.0 && all[1] > 0.9);
+    }
+
+    #[test]
+    fn both_orders_are_averaged_and_a_bias_towards_a_place_cancels() {
+        let p = preference([0.8, 0.2], [0.3, 0.7]).unwrap();
+        assert!(close(p.probability, (0.8 + 0.7) / 2.0) && p.consistency == 1.0 && close(p.first_place, 0.55));
+        // A judge that always names the first place prefers nothing.
+        let biased = preference([0.9, 0.1], [0.9, 0.1]).unwrap();
+        assert!(close(biased.probability, 0.5) && biased.consistency == 0.0 && close(biased.first_place, 0.9));
+        // Probabilities on other words do not count.
+        let scaled = preference([0.08, 0.02], [0.003, 0.007]).unwrap();
+        assert!(close(scaled.probability, p.probability));
+        assert_eq!(preference([0.5, 0.5], [0.2, 0.8]).unwrap().consistency, 0.5);
+        assert_eq!(preference([0.0, 0.0], [0.2, 0.8]), None);
+        // Exchanging the answers turns the preference around.
+        let other = preference([0.3, 0.7], [0.8, 0.2]).unwrap();
+        assert!(close(other.probability, 1.0 - p.probability) && other.consistency == p.consistency);
+    }
+
+    #[test]
+    fn win_rates_are_means_over_the_other_answers() {
+        let rates = win_rates(3, &[0.9, 0.6, 0.2]);
+        for (rate, expected) in rates.iter().zip([(0.9 + 0.6) / 2.0, (0.1 + 0.2) / 2.0, (0.4 + 0.8) / 2.0]) {
+            assert!(close(*rate, expected), "{rates:?}");
+        }
+        assert!(close(rates.iter().sum::<f64>(), 1.5));
+        assert_eq!((win_rates(1, &[]), win_rates(0, &[])), (vec![0.5], vec![]));
+    }
+}

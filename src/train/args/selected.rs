@@ -1,0 +1,69 @@
+//! Arguments of the recipes that learn from some of their own samples: `online_dpo` from the best and the worst of each
+//! prompt, `raft` from the best.
+
+use super::preference::check_dpo_loss;
+use super::rl::{EnsembleReward, MissingEos, Numerics, REQUIRED, RewardSpec, RlCommon, SamplerCorrection, rl_args};
+use super::{RecipeArgs, ensure, recipe_args};
+use crate::objective::dpo::DpoLoss;
+use crate::train::ArgsError;
+
+rl_args!(
+    /// Online DPO: the best and the worst of fresh samples are a preference.
+    OnlineDpoArgs (learning_rate = 5e-6, kl_coef = 0.1, passes = 1) {
+        /// Samples per prompt; the best and the worst are learned from.
+        group_size: usize = 2,
+        /// `sigmoid` (DPO; cDPO with `label_smoothing`), `ipo`, or `robust` (rDPO, which needs `label_smoothing`); their β is
+        /// `kl_coef`.
+        loss: DpoLoss = DpoLoss::Sigmoid,
+        /// Share of the preferences taken to be turned around, from 0 to 0.45.
+        label_smoothing: f64 = 0.0,
+    }
+);
+
+rl_args!(
+    /// Best-of-n distillation (RAFT): supervised learning on the best of fresh samples.
+    RaftArgs (learning_rate = 1e-5, kl_coef = 0.0, passes = 1) {
+        /// Samples per prompt; the best is learned from.
+        group_size: usize = 4,
+        /// Leave out prompts whose best sample is rewarded less than this; null = none but those whose samples are all
+        /// rewarded alike.
+        least_reward: Option<f64> = None,
+        /// Share of a round's best samples that are learned from, those with the highest rewards.
+        keep_share: f64 = 1.0,
+    }
+);
+
+const ONE_SAMPLE: &str = "must be at least 2: one sample has no other to compare with";
+
+impl RecipeArgs for OnlineDpoArgs {
+    const REQUIRED: &'static [&'static str] = REQUIRED;
+
+    fn check(&self) -> Result<(), ArgsError> {
+        ensure(self.group_size >= 2, "group_size", ONE_SAMPLE)?;
+        ensure(self.kl_coef > 0.0, "kl_coef", "must be above 0: it is the loss's β")?;
+        check_dpo_loss(self.loss, self.label_smoothing, None)?;
+        self.rl().check(self.group_size)?;
+        check_minibatches(self.minibatches, self.rollout_batch_size, self.group_size)
+    }
+}
+
+impl RecipeArgs for RaftArgs {
+    const REQUIRED: &'static [&'static str] = REQUIRED;
+
+    fn check(&self) -> Result<(), ArgsError> {
+        ensure(self.group_size >= 2, "group_size", ONE_SAMPLE)?;
+        ensure(self.least_reward.is_none_or(f64::is_finite), "least_reward", "must be a finite number, or null")?;
+        ensure(self.keep_share > 0.0 && self.keep_share <= 1.0, "keep_share", "must be above 0 and at most 1")?;
+        self.rl().check(self.group_size)?;
+        check_minibatches(self.minibatches, self.rollout_batch_size, self.group_size)
+    }
+}
+
+/// A round gives at most one pair or one best sample for each prompt.
+fn check_minibatches(minibatches: usize, responses: usize, group: usize) -> Result<(), ArgsError> {
+    ensure(
+        minibatches <= responses / group,
+        "minibatches",
+        "must be at most rollout_batch_size / group_size: each prompt gives one pair or one best sample",
+    )
+}

@@ -1,0 +1,204 @@
+//! Updates from some of a round's responses: `online_dpo` takes the best and the worst of each prompt as a preference,
+//! `raft` learns to say the best.
+
+use anyhow::{Context, Result, bail};
+use candle_core::Tensor;
+
+use super::Algorithm;
+use super::rollout::Rollout;
+use super::update::{Gap, Learner, Minibatch, tensor};
+use crate::objective::logprobs::sequence_sums_tensor;
+use crate::objective::whiten::moments;
+use crate::objective::{Stats, best_of, causal_lm, dpo, ppo};
+use crate::train::args::RaftArgs;
+use crate::train::run::Run;
+use crate::train::step::{Picked, Sequence, micro_batches};
+
+/// Indices of the responses of a round that are learned from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Chosen {
+    /// Best and worst of a prompt.
+    Pairs(Vec<[usize; 2]>),
+    /// The best of a prompt.
+    Best(Vec<usize>),
+}
+
+impl Chosen {
+    /// By the scores of groups of `group` responses; prompts whose responses all score the same give no pair.
+    pub fn pairs(scores: &[f64], group: usize) -> Self {
+        Self::Pairs(best_of::extremes(scores, group))
+    }
+
+    /// By the scores less the penalty for the KL, which is part of what `raft` ranks by.
+    pub fn best(returns: &[f64], args: &RaftArgs) -> Self {
+        Self::Best(best_of::best(returns, args.group_size, args.least_reward, args.keep_share))
+    }
+
+    /// Pairs or single responses.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Pairs(pairs) => pairs.len(),
+            Self::Best(best) => best.len(),
+        }
+    }
+
+    /// The responses of the chosen with these numbers, those of a pair together.
+    fn responses(&self, numbers: &[usize]) -> Vec<usize> {
+        match self {
+            Self::Pairs(pairs) => numbers.iter().flat_map(|&i| pairs[i]).collect(),
+            Self::Best(best) => numbers.iter().map(|&i| best[i]).collect(),
+        }
+    }
+
+    /// How many were chosen, and their mean scores.
+    pub fn metrics(&self, scores: &[f64]) -> Vec<(&'static str, f64)> {
+        let mean = |chosen: Vec<f64>| moments(&chosen).0;
+        let mut metrics = vec![("learned_from", self.len() as f64)];
+        match self {
+            _ if self.len() == 0 => {}
+            Self::Pairs(pairs) => metrics.extend([
+                ("best_reward", mean(pairs.iter().map(|[best, _]| scores[*best]).collect())),
+                ("worst_reward", mean(pairs.iter().map(|[_, worst]| scores[*worst]).collect())),
+            ]),
+            Self::Best(best) => metrics.push(("best_reward", mean(best.iter().map(|&i| scores[i]).collect()))),
+        }
+        metrics
+    }
+}
+
+impl Learner<'_> {
+    /// Gradients of one minibatch of pairs or of single responses, by their numbers.
+    pub(super) fn chosen_gradients(
+        &self,
+        run: &mut Run<'_>,
+        rollout: &Rollout,
+        chosen: &Chosen,
+        minibatch: &[usize],
+        kl_coef: f64,
+    ) -> Result<Minibatch> {
+        let starts = rollout.token_starts();
+        let tokens_of = |numbers: &[usize]| -> usize {
+            chosen.responses(numbers).iter().map(|&i| rollout.sequences[i].ids.len()).sum()
+        };
+        // The two of a pair share one loss, so they share a pass.
+        let lengths: Vec<usize> = minibatch.iter().map(|&number| tokens_of(&[number])).collect();
+        let total_tokens: usize = chosen.responses(minibatch).iter().map(|&i| rollout.lengths[i]).sum();
+        let groups = micro_batches(&lengths, self.args.common.micro_batch_tokens);
+        // No early stop that would come too late.
+        let mut sum = run.accumulator(self.params, groups.len() == 1 && self.args.target_kl.is_none());
+        let (mut stats, mut gap) = (Stats::default(), Gap::default());
+        for group in groups {
+            let members = chosen.responses(&group.iter().map(|&k| minibatch[k]).collect::<Vec<_>>());
+            let sequences: Vec<&Sequence> = members.iter().map(|&i| &rollout.sequences[i]).collect();
+            let picked = Picked::new(&sequences);
+            let device = self.policy.device();
+            let column = |field: &[f64]| -> Result<Tensor> {
+                let cut = members.iter().flat_map(|&i| &field[starts[i]..starts[i] + rollout.lengths[i]]);
+                tensor(cut.copied().collect(), &device)
+            };
+            let hidden = picked.hidden(self.policy.decoder())?;
+            let new = picked.logprobs(self.policy.decoder(), &hidden, self.args.temperature)?.logprobs;
+            let old = column(&rollout.logprobs)?;
+            gap.add(&(&new.detach() - &column(&rollout.sampled)?)?.to_vec1::<f32>()?);
+            // The losses have no ratio; it is measured all the same, to see how far a round moves.
+            let moved = ppo::policy_loss(&new.detach(), &old, &old.zeros_like()?, 0.2, 1.0)?.1;
+            stats.merge(&moved.only(&["ratio", "approx_kl"]));
+            let (loss, part) = match self.algorithm {
+                Algorithm::OnlineDpo(args) => {
+                    let settings =
+                        dpo::Settings { kind: args.loss, beta: kl_coef, label_smoothing: args.label_smoothing };
+                    let reference = column(&rollout.reference)?;
+                    pair_loss(&new, &reference, &picked.lengths, &settings, minibatch.len() as f64)?
+                }
+                Algorithm::Raft(_) => causal_lm::loss(&new, total_tokens as f64)?,
+                _ => bail!("this recipe learns from all responses"),
+            };
+            stats.merge(&part);
+            sum.add(self.params, &loss)?;
+            run.meter.add_tokens(picked.batch.len());
+        }
+        Ok(Minibatch { sum, stats, gap })
+    }
+}
+
+/// DPO's loss of pairs that stand end to end, the better one first: log-probs `[n]` of their tokens by the policy and by
+/// the reference, and the tokens of each response.
+fn pair_loss(
+    policy: &Tensor,
+    reference: &Tensor,
+    lengths: &[usize],
+    settings: &dpo::Settings,
+    total_pairs: f64,
+) -> Result<(Tensor, Stats)> {
+    let sides = |logprobs: &Tensor| -> Result<(Tensor, Tensor)> {
+        let sums = sequence_sums_tensor(logprobs, lengths)?.reshape(((), 2))?;
+        let side = |i| sums.narrow(1, i, 1)?.flatten_all();
+        Ok((side(0)?, side(1)?))
+    };
+    let ((policy_chosen, policy_rejected), (ref_chosen, ref_rejected)) = (sides(policy)?, sides(reference)?);
+    let logps = dpo::Logps {
+        policy_chosen: &policy_chosen,
+        policy_rejected: &policy_rejected,
+        ref_chosen: &ref_chosen,
+        ref_rejected: &ref_rejected,
+    };
+    let weights = policy_chosen.ones_like()?.detach();
+    dpo::loss(&logps, &weights, settings, total_pairs).context("the loss of pairs")
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+    use crate::objective::dpo::DpoLoss;
+
+    fn loss_at(values: &[f64]) -> f64 {
+        let at = |values: &[f64]| Tensor::new(values, &Device::Cpu).unwrap();
+        let reference = at(&[-1.0, -2.0, -0.5, -1.5, -0.3, -0.8, -2.0]);
+        let settings = dpo::Settings { kind: DpoLoss::Sigmoid, beta: 0.3, label_smoothing: 0.1 };
+        pair_loss(&at(values), &reference, &[2, 1, 1, 3], &settings, 2.0).unwrap().0.to_scalar().unwrap()
+    }
+
+    #[test]
+    fn the_loss_of_pairs_is_that_of_their_sums() {
+        let policy = [-0.9, -1.8, -0.7, -1.0, -0.5, -0.9, -1.7];
+        // By hand: h of both pairs, from sums of 2 and 1, and of 1 and 3 tokens.
+        let h = [(-2.7 + 3.0) - (-0.7 + 0.5), (-1.0 + 1.5) - (-3.1 + 3.1)];
+        let log_sigmoid = |x: f64| -(1.0 + (-x).exp()).ln();
+        let term = |h: &f64| -0.9 * log_sigmoid(0.3 * h) - 0.1 * log_sigmoid(-0.3 * h);
+        let expected = h.iter().map(term).sum::<f64>() / 2.0;
+        assert!((loss_at(&policy) - expected).abs() < 1e-12, "{} {expected}", loss_at(&policy));
+    }
+
+    #[test]
+    fn its_gradient_is_that_of_finite_differences_and_reaches_every_token() {
+        let policy = [-0.9, -1.8, -0.7, -1.0, -0.5, -0.9, -1.7];
+        let var = Var::new(&policy, &Device::Cpu).unwrap();
+        let reference = Tensor::new(&[-1.0, -2.0, -0.5, -1.5, -0.3, -0.8, -2.0], &Device::Cpu).unwrap();
+        let settings = dpo::Settings { kind: DpoLoss::Sigmoid, beta: 0.3, label_smoothing: 0.1 };
+        let loss = pair_loss(var.as_tensor(), &reference, &[2, 1, 1, 3], &settings, 2.0).unwrap().0;
+        let grads = loss.backward().unwrap();
+        let grad: Vec<f64> = grads.get(&var).unwrap().to_vec1().unwrap();
+        for (i, grad) in grad.iter().enumerate() {
+            let moved = |by: f64| {
+                let mut at = policy;
+                at[i] += by;
+                loss_at(&at)
+            };
+            let difference = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+            assert!((grad - difference).abs() < 1e-9 && grad.abs() > 1e-3, "token {i}: {grad} {difference}");
+        }
+    }
+
+    #[test]
+    fn chosen_responses_are_counted_with_their_scores() {
+        let scores = [1.0, 3.0, 0.0, 4.0, 4.0, 4.0];
+        let pairs = Chosen::pairs(&scores, 3);
+        assert_eq!(pairs, Chosen::Pairs(vec![[1, 2]]));
+        assert_eq!(pairs.metrics(&scores), [("learned_from", 1.0), ("best_reward", 3.0), ("worst_reward", 0.0)]);
+        assert_eq!(pairs.responses(&[0]), [1, 2]);
+        let none = Chosen::pairs(&[1.0, 1.0], 2);
+        assert_eq!((none.len(), none.metrics(&[1.0, 1.0])), (0, vec![("learned_from", 0.0)]));
+    }
+}
