@@ -54,7 +54,8 @@ pub fn preference(ab: [f64; 2], ba: [f64; 2]) -> Option<Preference> {
         0.5
     };
     Some(Preference {
-        probability: (a_of_ab + 1.0 - b_of_ba) / 2.0,
+        // In this form equal answers give exactly ½: a rounding would make a preference of a tie.
+        probability: 0.5 + (a_of_ab - b_of_ba) / 2.0,
         consistency,
         first_place: (a_of_ab + b_of_ba) / 2.0,
     })
@@ -116,7 +117,7 @@ mod tests {
         assert!(close(p.probability, (0.8 + 0.7) / 2.0) && p.consistency == 1.0 && close(p.first_place, 0.55));
         // A judge that always names the first place prefers nothing.
         let biased = preference([0.9, 0.1], [0.9, 0.1]).unwrap();
-        assert!(close(biased.probability, 0.5) && biased.consistency == 0.0 && close(biased.first_place, 0.9));
+        assert!(biased.probability == 0.5 && biased.consistency == 0.0 && close(biased.first_place, 0.9));
         // Probabilities on other words do not count.
         let scaled = preference([0.08, 0.02], [0.003, 0.007]).unwrap();
         assert!(close(scaled.probability, p.probability));
