@@ -51,7 +51,7 @@ pub fn run(args: Args) -> Result<()> {
     args::complete(found, &mut args, config)?;
     (found.validate)(&args)?;
     crate::ops::par::configure_for_training();
-    match (found.run)(&args, &mut Foreground::new(&reward_hosts, config)?)? {
+    match found.execute(&args, &mut Foreground::new(&reward_hosts, config)?)? {
         TrainOutcome::Done { model_dir, metrics } => {
             println!("{}", serde_json::json!({"model_dir": model_dir, "metrics": metrics}));
             Ok(())

@@ -296,7 +296,7 @@ impl Pipeline<'_> {
         let stopped = self.step(state, reporter, name, fingerprint, |reporter| {
             let found = recipe(name).with_context(|| format!("no recipe {name}"))?;
             let mut recording = RecordingReporter::open(&dir.join("metrics.jsonl"), reporter)?;
-            match (found.run)(args, &mut recording)? {
+            match found.execute(args, &mut recording)? {
                 TrainOutcome::Done { metrics, .. } => Ok(Some(metrics)),
                 TrainOutcome::Stopped { .. } => Ok(None),
             }

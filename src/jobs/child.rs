@@ -105,7 +105,7 @@ pub fn run(job_dir: &Path, recipes: &[Recipe], reporter: &mut dyn Reporter) -> a
         .ok_or_else(|| anyhow::anyhow!("this program has no recipe '{}'", spec.recipe))?;
     let args = spec.recipe_args();
     (recipe.validate)(&args)?;
-    (recipe.run)(&args, reporter)
+    recipe.execute(&args, reporter)
 }
 
 /// Writes a recipe's reports as JSON lines. When a line cannot be written, because the supervisor is gone, it requests

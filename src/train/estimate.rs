@@ -10,6 +10,7 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::args::sweep_of;
 use crate::model::{ModelConfig, families, hold, presets};
 
 /// What the program itself takes before a model is loaded.
@@ -223,7 +224,18 @@ pub fn need(planned: &Planned<'_>) -> Need {
         (true, _) => format!("{} rows of about {:.0} tokens", data.rows, data.tokens),
         (false, _) => "sequences of the longest length, because the data is not known yet".to_owned(),
     });
-    Need { memory_bytes: memory as u64, steps, tokens, flops, basis: parts.join(", ") }
+    let sweep = sweep_of(planned.args).ok().flatten();
+    let runs = sweep.map_or(1, |sweep| sweep.cells().len() as u64 * sweep.seeds);
+    if runs > 1 {
+        parts.push(format!("{runs} runs, one after the other"));
+    }
+    Need {
+        memory_bytes: memory as u64,
+        steps: steps.map(|steps| steps * runs),
+        tokens: tokens.map(|tokens| tokens * runs as f64),
+        flops: flops.map(|flops| flops * runs as f64),
+        basis: parts.join(", "),
+    }
 }
 
 /// The time of a run, and what it rests on. `measured`: tokens per second of earlier runs of this recipe on this
@@ -325,6 +337,9 @@ mod tests {
         // 900 of 1,000 rows are trained on, 16 at a time.
         assert_eq!((full.steps, of(json!({"max_steps": 3}), data).steps), (Some(57), Some(3)));
         assert_eq!(of(json!({}), None).steps, None);
+        let sweep = of(json!({"sweep": {"grid": {"learning_rate": [1e-5, 1e-4]}, "seeds": 2}}), data);
+        assert_eq!((sweep.steps, sweep.memory_bytes), (Some(4 * 57), full.memory_bytes));
+        assert_eq!(sweep.flops, full.flops.map(|flops| 4.0 * flops));
     }
 
     #[test]

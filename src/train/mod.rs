@@ -33,6 +33,7 @@ mod samples;
 pub mod schedule;
 mod sft;
 pub mod step;
+mod sweep;
 pub mod trainable;
 pub mod trl_names;
 
@@ -83,7 +84,21 @@ pub struct Recipe {
     pub schema: fn() -> serde_json::Value,
     /// Parses and validates; the error names the field.
     pub validate: fn(&serde_json::Value) -> Result<(), ArgsError>,
+    /// One run; `execute` knows sweeps.
     pub run: fn(&serde_json::Value, &mut dyn Reporter) -> anyhow::Result<TrainOutcome>,
+}
+
+impl Recipe {
+    /// Runs once, or as often as the arguments' `sweep` asks for.
+    ///
+    /// # Errors
+    /// A sweep that is not right; whatever a run ends with.
+    pub fn execute(&self, args: &serde_json::Value, reporter: &mut dyn Reporter) -> anyhow::Result<TrainOutcome> {
+        match args::sweep_of(args)? {
+            None => (self.run)(args, reporter),
+            Some(asked) => sweep::run(self, args, &asked, reporter),
+        }
+    }
 }
 
 /// Bad recipe arguments; `field` is a JSON path such as `kl_coef`.
@@ -127,5 +142,5 @@ static RECIPES: &[Recipe] = &[
 type Run = fn(&serde_json::Value, &mut dyn Reporter) -> anyhow::Result<TrainOutcome>;
 
 const fn entry<T: args::RecipeArgs>(name: &'static str, about: &'static str, run: Run) -> Recipe {
-    Recipe { name, about, schema: args::schema::<T>, validate: |value| args::parse::<T>(value).map(|_| ()), run }
+    Recipe { name, about, schema: args::schema::<T>, validate: args::check::<T>, run }
 }

@@ -114,6 +114,24 @@ test('label state: sets are put aside and resumed, judgments are counted once, u
   });
 });
 
+test('sweep: figures with and without a deviation, one scale for all rows', async () => {
+  const result = await opened.page.evaluate(async () => {
+    const m = await import('/static/js/admin/sweep.js');
+    const wide = m.scaleOf([{ mean: 0.5, sd: 0.1 }, { mean: 0.9, sd: null }]);
+    const equal = m.scaleOf([{ mean: 2, sd: null }, { mean: 2, sd: 0 }]);
+    return {
+      texts: [m.spread('heldout_accuracy', { mean: 0.71, sd: 0.02 }), m.spread('heldout_accuracy', { mean: 0.71, sd: null }), m.spread('kl', undefined)],
+      wide: wide.min < 0.4 && wide.max > 0.9,
+      equal: equal.min < 2 && equal.max > 2,
+      none: [m.sweepPart({ result: { metrics: {} } }), m.sweepPart({ result: null })],
+    };
+  });
+  assert.match(result.texts[0], /^71.*% ± 2.*%$/);
+  assert.match(result.texts[1], /^71.*%$/);
+  assert.equal(result.texts[2], '–');
+  assert.deepEqual([result.wide, result.equal, result.none], [true, true, [null, null]]);
+});
+
 test('word diff marks what the other text does not have, also in Chinese', async () => {
   const marks = (text, base) =>
     opened.page.evaluate(

@@ -224,6 +224,32 @@ test('accuracy has its n, interval and chance, and the run says whether it beats
   await context.close();
 });
 
+test('a sweep is one table: every combination, mean and deviation as text and picture, the best marked', async () => {
+  const sweep = await run('reward', {
+    max_length: 64,
+    lora: { rank: 2 },
+    publish_as: 'swept',
+    heldout_fraction: 0.4,
+    max_steps: 2,
+    sweep: { grid: { learning_rate: [1e-4, 1e-2] }, seeds: 2 },
+  });
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await visit(page, server.url, `/admin#/jobs/${sweep.id}`, 'section svg.whisker');
+  const part = page.locator('section', { has: page.getByRole('heading', { name: 'Sweep', exact: true }) });
+  assert.equal(await part.locator('tbody tr').count(), 2);
+  const { cells, best, by } = sweep.result.metrics.sweep;
+  assert.equal(by, 'heldout_accuracy');
+  const rows = await part.locator('tbody tr').allInnerTexts();
+  rows.forEach((text, i) => {
+    assert.match(text, new RegExp(`${cells[i].args.learning_rate}[^]*%.* ± .*%`), text);
+    assert.equal(/best/.test(text), i === best, text);
+  });
+  assert.equal(await part.locator('svg.whisker .w-dot').count(), 2);
+  assert.match(await part.locator('svg.whisker').first().getAttribute('aria-label'), / ± /);
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
 test('cancelling: each button says what it does, the safe one has the focus, the state stands once', async () => {
   const { page, context, trouble } = await signedInPage(browser, server.url);
   const args = { iterations: 100000, rollout_batch_size: 4, response_length: 6, max_length: 64, lora: { rank: 2 } };

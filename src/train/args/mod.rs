@@ -11,6 +11,7 @@ mod rl;
 pub mod roles;
 mod selected;
 mod supervised;
+mod sweep;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,7 @@ pub use reward_spec::{JudgeBy, LengthUnit, RewardSpec, Term, named_judges};
 pub use rl::{CriticKind, EnsembleReward, MissingEos, Numerics, PpoArgs, ReinforceArgs, RlCommon, RlooArgs};
 pub use selected::{OnlineDpoArgs, RaftArgs};
 pub use supervised::{NormalizeOn, RewardArgs, SftArgs};
+pub use sweep::{Cell, SweepArgs, check, run_args, sweep_of};
 
 /// Low-rank adapters instead of full parameters; merged into the weights when the run ends.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -195,6 +197,8 @@ macro_rules! recipe_args {
             pub eval_every: u64,
             /// Where to compute.
             pub device: super::DeviceArg,
+            /// Run a grid over arguments and several seeds instead of once; the best model is published, with a table.
+            pub sweep: Option<super::SweepArgs>,
             $($(#[$doc])* pub $field: $ty,)*
         }
 
@@ -227,6 +231,7 @@ macro_rules! recipe_args {
                     checkpoint_every: 20,
                     eval_every: 0,
                     device: super::DeviceArg::Auto,
+                    sweep: None,
                     $($field: $default,)*
                 }
             }

@@ -11,6 +11,7 @@ import { settingsPart } from './runsettings.js';
 import { placePart, placeOf } from './place.js';
 import { sampleTable } from './samples.js';
 import { summaryOf } from './summary.js';
+import { sweepPart } from './sweep.js';
 
 /** Not the key of older pages, where smoothing was on without being asked for. */
 const SMOOTH = 'instructd.admin.smoothing';
@@ -45,6 +46,7 @@ export async function runView(el, { id, query, signal }) {
   const title = h('h1', { dir: 'auto' });
   const head = h('div', { class: 'panel run-head' });
   const summary = h('p', { class: 'run-summary' });
+  const sweep = h('div');
   const pins = h('div', { class: 'charts pinned' });
   const sections = new Map(
     SECTIONS.map((s) => {
@@ -104,6 +106,7 @@ export async function runView(el, { id, query, signal }) {
     el,
     h('header', { class: 'view-head' }, title, h('a', { href: '#/jobs', text: t('job.back') })),
     head,
+    sweep,
     h(
       'div',
       { class: 'chart-tools row' },
@@ -209,6 +212,7 @@ export async function runView(el, { id, query, signal }) {
     const error = errorOf(job);
     const focused = head.contains(document.activeElement) ? document.activeElement : null;
     fill(summary, summaryOf(job, evidence));
+    fill(sweep, sweepPart(job));
     summary.hidden = summary.childNodes.length === 0;
     fill(
       head,

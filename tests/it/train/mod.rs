@@ -30,4 +30,5 @@ mod real;
 pub mod recipes;
 mod selected;
 mod silent_bugs;
+mod sweep;
 mod without_files;
