@@ -22,7 +22,9 @@ pub mod queue;
 pub mod remote;
 mod spans;
 mod supervise;
+mod supervisor_config;
 pub mod wire;
 
 pub use process::{Launch, is_passed_on};
-pub use supervise::{Supervisor, SupervisorConfig};
+pub use supervise::Supervisor;
+pub use supervisor_config::SupervisorConfig;
