@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{Knowledge, Outcome, PromptInput, RankedSet, Split, Strength};
+use crate::domain::{Knowledge, Outcome, PromptInput, RankedSet, RatingValue, Ratings, Split, Strength};
 
 /// Names of file formats, as in `POST /admin/import?format=…`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,16 @@ impl Format {
 pub struct RankedText {
     pub text: String,
     pub tier: i64,
+    /// By dimension of the line's rubric.
+    #[serde(default, skip_serializing_if = "Ratings::is_empty")]
+    pub ratings: Ratings,
+}
+
+impl RankedText {
+    /// A text in its place, without ratings.
+    pub fn new(text: impl Into<String>, tier: i64) -> Self {
+        Self { text: text.into(), tier, ratings: Ratings::new() }
+    }
 }
 
 /// A ranked set: one line of comparisons JSONL.
@@ -73,31 +83,49 @@ pub struct Comparison {
     /// Why the places are right: shown with a known answer after it has been judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explanation: Option<String>,
+    /// Version of the rubric that the ratings of the completions are by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rubric: Option<String>,
 }
 
 impl Comparison {
-    /// The line for a stored judgment; `None` when it ranks nothing (all bad, unrankable, skipped).
+    /// The line for a stored judgment; `None` when it ranks nothing (all bad, unrankable, skipped). It names nobody and
+    /// has no tags, which are words of the labeler.
     pub fn from_ranked(set: &RankedSet) -> Option<Self> {
+        let mut line = Self::with_tags(set)?;
+        for completion in &mut line.completions {
+            completion.ratings.retain(|_, value| !matches!(value, RatingValue::Tags(_)));
+        }
+        Some(line)
+    }
+
+    /// As [`Comparison::from_ranked`], with tags and with the labeler's id.
+    pub fn signed(set: &RankedSet) -> Option<Self> {
+        Some(Self { labeler: Some(set.labeler_id.to_string()), ..Self::with_tags(set)? })
+    }
+
+    fn with_tags(set: &RankedSet) -> Option<Self> {
         if set.outcome != Outcome::Ranked || set.items.len() < 2 {
             return None;
         }
-        let completions =
-            set.items.iter().map(|item| RankedText { text: item.text.clone(), tier: item.tier }).collect();
+        let ranked = set.items.iter();
+        let ranked = ranked.map(|i| RankedText { ratings: i.ratings.clone(), ..RankedText::new(&i.text, i.tier) });
         Some(Self {
             prompt_id: Some(set.prompt_id.to_string()),
             prompt: PromptInput::Chat(set.messages.clone()),
-            completions,
+            completions: ranked.collect(),
             strength: set.strength,
             split: Some(set.split),
             labeler: None,
             knowledge: None,
             explanation: None,
+            rubric: set.rubric_version.clone(),
         })
     }
 
     /// A pair with the preferred text first.
     pub fn preferred(prompt: PromptInput, chosen: String, rejected: String) -> Self {
-        let completions = vec![RankedText { text: chosen, tier: 0 }, RankedText { text: rejected, tier: 1 }];
+        let completions = vec![RankedText::new(chosen, 0), RankedText::new(rejected, 1)];
         Self {
             prompt_id: None,
             prompt,
@@ -107,6 +135,7 @@ impl Comparison {
             labeler: None,
             knowledge: None,
             explanation: None,
+            rubric: None,
         }
     }
 

@@ -119,7 +119,7 @@ impl<'a> Rankings<'a> {
         })
     }
 
-    /// Names who judged.
+    /// Names who judged, and adds the tags that they wrote.
     pub fn with_labelers(self) -> Self {
         Self { with_labelers: true, ..self }
     }
@@ -144,10 +144,10 @@ impl<'a> Rankings<'a> {
                     self.stage = if has_feedback { Stage::Feedback } else { Stage::Done };
                 }
                 self.after = after;
-                let named = |set: &RankedSet| self.with_labelers.then(|| set.labeler_id.to_string());
                 let mut found = Vec::with_capacity(sets.len());
                 for set in &sets {
-                    let Some(comparison) = Comparison::from_ranked(set) else { continue };
+                    let line = if self.with_labelers { Comparison::signed(set) } else { Comparison::from_ranked(set) };
+                    let Some(comparison) = line else { continue };
                     let knowledge = self.only_informed.then_some(set.knowledge);
                     if self.only_informed
                         && (set.knowledge == Knowledge::Blind
@@ -155,7 +155,7 @@ impl<'a> Rankings<'a> {
                     {
                         continue;
                     }
-                    found.push(Comparison { labeler: named(set), knowledge, ..comparison });
+                    found.push(Comparison { knowledge, ..comparison });
                 }
                 Ok(Some(found))
             }

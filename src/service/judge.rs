@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::label::{ASKED, VERSIONS, day_start, quota_of};
 use super::random::shown_order;
+use super::rubrics::{self, Given};
 use super::{Result, ServiceError, Services, bad_input, guidelines, not_found_as, to_the_end};
 use crate::domain::*;
 use crate::eval::quality::labelers::met;
@@ -30,6 +31,9 @@ pub struct Word {
     pub revises: Option<JudgmentId>,
     /// Of the guidelines as they were shown; `None` = the English ones in force.
     pub guideline_version: Option<String>,
+    /// Of the rubric as it was shown.
+    pub rubric_version: Option<String>,
+    pub ratings: Vec<Rating>,
 }
 
 /// What became of a word, and what the labeler is shown after it.
@@ -53,13 +57,26 @@ pub async fn submit(services: &Arc<Services>, actor: &Actor, id: &AssignmentId, 
 pub async fn judge(services: &Arc<Services>, actor: &Actor, place: Place, word: Word) -> Result<Judged> {
     let lang = guidelines::LANGUAGES[0];
     let asked_lang = word.guideline_version.is_none().then_some(lang);
-    let question =
-        services.store.judgments().question(&place, &actor.labeler_id, word.revises.as_ref(), asked_lang).await?;
+    let rubric_version = word.rubric_version.as_deref();
+    let question = services
+        .store
+        .judgments()
+        .question(&place, &actor.labeler_id, word.revises.as_ref(), asked_lang, rubric_version)
+        .await?;
     let (set, assignment) = (&question.set, question.assignment.as_ref());
     if assignment.is_some_and(|a| a.labeler_id != actor.labeler_id) {
         return Err(ServiceError::Forbidden("this assignment is another labeler's".into()));
     }
     check(&word, set)?;
+    let given = Given {
+        outcome: word.outcome,
+        rubric_version: word.rubric_version.as_deref(),
+        ratings: word.ratings,
+        rationale: word.rationale.as_deref(),
+        set,
+        is_leased: matches!(place, Place::Assignment(_)),
+    };
+    let (rubric_version, ratings) = rubrics::checked(given, question.rubric.as_ref())?;
     let order = match assignment {
         Some(a) => shown_order(a.order_seed, set.completion_ids.len()),
         None => (0..set.completion_ids.len()).collect(),
@@ -89,9 +106,11 @@ pub async fn judge(services: &Arc<Services>, actor: &Actor, place: Place, word: 
         active_ms: word.active_ms,
         wall_ms: word.wall_ms,
         guideline_version: Some(guideline_version),
+        rubric_version,
         idempotency_key: word.idempotency_key,
         items: items.collect(),
         flags: word.flags,
+        ratings,
         created: now,
         knowledge: Knowledge::Blind, // the store knows better
     };

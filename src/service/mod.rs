@@ -44,6 +44,7 @@ pub mod register;
 pub mod responses;
 pub mod retention;
 pub mod review;
+pub mod rubrics;
 pub mod sample;
 pub mod sets;
 pub mod transfer;

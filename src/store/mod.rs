@@ -26,6 +26,7 @@ mod quality;
 mod responses;
 mod reveals;
 mod rows;
+mod rubrics;
 mod rules;
 mod sets;
 mod settings;
@@ -179,6 +180,14 @@ pub struct GuidelineVersion {
     pub lang: String,
     /// Markdown; empty = the configured file or the built-in text.
     pub text: String,
+    pub created: Micros,
+    pub created_by: LabelerId,
+}
+
+/// A version of a rubric, and who stored it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RubricVersion {
+    pub rubric: Rubric,
     pub created: Micros,
     pub created_by: LabelerId,
 }

@@ -10,6 +10,7 @@ use super::rows::{Conn, Row, args, not_found};
 use super::rules::{self, Plan};
 use super::sql::{Store, place, read};
 use super::*;
+use super::rubrics::{rubric, rubric_in_force};
 use super::{judgments, people, prompts};
 
 pub use super::rules::{NamedSet, Outlook};
@@ -131,7 +132,11 @@ async fn outlook(conn: &mut Conn, request: &OutlookRequest) -> Result<Outlook> {
                 " IS NOT NULL AS ordinary_free, ",
                 free_of!("kind = $8"),
                 " IS NOT NULL AS special_free,
-                   (SELECT g.text FROM guideline_versions g WHERE g.lang = $9 ORDER BY g.id DESC LIMIT 1) AS guidelines,
+                   (SELECT g.text FROM guideline_versions g WHERE g.lang = $9 ORDER BY g.id DESC LIMIT 1) AS guidelines, ",
+                rubric_in_force!("version"),
+                " AS rubric_version, ",
+                rubric_in_force!("definition"),
+                " AS rubric,
                    EXISTS (SELECT 1 FROM assignments WHERE state = 'leased' AND expires_at <= $1) AS lapsed,
                    EXISTS (SELECT 1 FROM assignments WHERE state = 'leased' AND expires_at > $11) AS ahead,
                    n.status AS named_status, n.target_overlap AS named_overlap,
@@ -206,6 +211,7 @@ fn seen(row: &Row, request: &OutlookRequest) -> Result<Outlook> {
         calibrations_left: row.int("calibrations_left")?,
         open: row.int("open_sets")?,
         guidelines: row.opt_text("guidelines")?,
+        rubric: rubric(row)?,
         ordinary_free: row.flag("ordinary_free")?,
         special_free: row.flag("special_free")?,
         held: Vec::new(),

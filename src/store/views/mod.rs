@@ -25,6 +25,7 @@ mod people;
 mod privacy;
 mod prompts;
 mod responses;
+mod rubrics;
 mod sessions;
 mod sets;
 mod settings;
@@ -87,6 +88,8 @@ views! {
     prompts: Prompts;
     /// Answers of the Responses API that a later request may go on from.
     responses: Responses;
+    /// Versions of rubrics, by which labelers rate completions, and which of them is in force.
+    rubrics: Rubrics;
     /// Sessions of browsers.
     sessions: Sessions;
     /// Comparison sets: what labelers rank.

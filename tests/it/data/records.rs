@@ -168,7 +168,7 @@ fn bad_lines_are_named_and_do_not_end_the_import() {
 #[test]
 fn pairs_weigh_one_per_set() {
     let ranked = |tiers: &[i64]| -> Vec<RankedText> {
-        tiers.iter().map(|t| RankedText { text: t.to_string(), tier: *t }).collect()
+        tiers.iter().map(|t| RankedText::new(t.to_string(), *t)).collect()
     };
     let pairs = |tiers: &[i64]| -> Vec<(usize, usize, f32)> {
         data::pairs(&ranked(tiers)).iter().map(|p| (p.better, p.worse, p.weight)).collect()
@@ -182,7 +182,7 @@ fn pairs_weigh_one_per_set() {
 proptest! {
     #[test]
     fn every_untied_pair_once(tiers in prop::collection::vec(0i64..4, 2..10)) {
-        let set: Vec<RankedText> = tiers.iter().map(|t| RankedText { text: String::new(), tier: *t }).collect();
+        let set: Vec<RankedText> = tiers.iter().map(|t| RankedText::new("", *t)).collect();
         let pairs = data::pairs(&set);
         let untied = (0..tiers.len()).flat_map(|a| (0..a).map(move |b| (a, b))).filter(|(a, b)| tiers[*a] != tiers[*b]).count();
         prop_assert_eq!(pairs.len(), untied);
@@ -216,7 +216,7 @@ fn a_line_keeps_strength_and_split() {
     let c = Comparison {
         prompt_id: Some("p".into()),
         prompt: PromptInput::Chat(vec![user("q")]),
-        completions: vec![RankedText { text: "a".into(), tier: 1 }, RankedText { text: "b".into(), tier: 0 }],
+        completions: vec![RankedText::new("a", 1), RankedText::new("b", 0)],
         strength: Some(Strength::Barely),
         split: Some(Split::Heldout),
         labeler: Some("ada".into()),

@@ -13,6 +13,7 @@ mod moves;
 mod postgres;
 mod queue;
 mod requests;
+mod rubrics;
 mod settings;
 pub mod sound;
 mod sqlite;
