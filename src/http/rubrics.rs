@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::AppState;
 use super::auth::Caller;
-use super::error::ApiResult;
+use super::error::{ApiError, ApiResult};
 use super::extract::Json;
 use crate::domain::{LabelerId, Micros, Rubric, RubricDefinition};
 use crate::service::rubrics::{self, Preset};
@@ -75,7 +75,11 @@ pub async fn put(
     Caller(actor): Caller,
     Json(body): Json<NewRubric>,
 ) -> ApiResult<(StatusCode, axum::Json<StoredRubric>)> {
-    let stored = rubrics::put(&state.services, &actor, body.definition, body.activate).await?;
+    let put = rubrics::put(&state.services, &actor, body.definition, body.activate).await;
+    let stored = put.map_err(|error| {
+        let e = ApiError::from(error);
+        ApiError { param: e.param.map(|field| format!("definition.{field}")), ..e }
+    })?;
     Ok((StatusCode::CREATED, axum::Json(stored.into())))
 }
 

@@ -58,6 +58,7 @@ export function watchKeys({ state, page, guide, act }) {
   function onKey(k) {
     const { work } = state;
     if (work.over) return k === 'Enter' && (work.next(), true);
+    if (work.dimensions?.isArmed && work.rateByKey(k)) return true;
     // after R or F, a digit is a rating or a flag of the answer at hand
     if (work.armed && /^[1-9]$/.test(k)) {
       const { id } = work.set.completions[work.cursor];
@@ -68,7 +69,7 @@ export function watchKeys({ state, page, guide, act }) {
     }
     if (k === 'Enter') return (act('submit'), true);
     if (k === 'r' || k === 'f') {
-      if (!state.view.more) act('more');
+      if (!state.view.more && !work.dimensions) act('more');
       return (work.arm(k === 'r' ? 'rate' : 'flag'), true);
     }
     if (work.pair ? onPairKey(k) : onRankingKey(k)) return true;

@@ -14,6 +14,7 @@ import { Outbox } from './outbox.js';
 import { guidelinesFirst, historyDialog, keySheet, toggleGuidelines } from './panels.js';
 import { Retry } from './retry.js';
 import { JudgmentNotice } from './reveal.js';
+import { keepToRubric } from './rubric.js';
 import { LabelState } from './state.js';
 import { inOtherTabs } from './tabs.js';
 import { Work } from './work.js';
@@ -104,6 +105,7 @@ async function advance() {
 
 function show(set, ballot) {
   const draft = ballot ?? (set.judgment ? ballotOf(set.judgment) : loadDraft(set.set_id)) ?? emptyBallot();
+  keepToRubric(draft, set);
   const work = new Work(set, draft, state.view, act);
   state.open(work);
   clock.restart();
@@ -184,8 +186,10 @@ function onStored(answer, entry) {
   notice.show(set, { reveal: answer?.reveal, skipped: entry.body?.outcome === 'skip', onUndo: undo });
 }
 
-function onRefused(error, entry) {
+async function onRefused(error, entry) {
   const { set, ballot } = entry.context;
+  // a rubric was put in force while the set was at hand: the set is rated by it
+  if (error.param === 'rubric_version') set.rubric = (await get('/v1/rubric').catch(() => null))?.rubric ?? set.rubric;
   saveDraft(set.set_id, ballot);
   toast(t('label.refused', { why: error.message }), {
     kind: 'bad',

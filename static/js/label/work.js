@@ -1,6 +1,7 @@
 // One set on the screen: prompt, answers, controls. Tells the controller through `act(name, value)`.
 import { markDifferences } from './diff.js';
-import { FLAGS, STRENGTHS, canSubmit, letter, verdict } from './ballot.js';
+import { FLAGS, STRENGTHS, canSubmit, isRanked, letter, verdict } from './ballot.js';
+import { Dimensions } from './dimensions.js';
 import { fill, h, plainText, userText } from '../dom.js';
 import { t } from '../i18n.js';
 import { richText } from '../richtext.js';
@@ -29,6 +30,13 @@ export class Work {
     // revising: the places that this person gave before
     this.former =
       set.judgment?.outcome === 'ranked' ? new Map(set.judgment.items.map((i) => [i.completion_id, i.tier])) : undefined;
+    /** Controls of the set's rubric, or null. */
+    this.dimensions = set.rubric
+      ? new Dimensions(set, ballot, {
+          letters: set.completions.map((_, i) => letter(i)),
+          change: (change) => act('value', change),
+        })
+      : null;
     this.prompt = this.#prompt();
     this.cards = set.completions.map((c, i) => this.#card(c, i));
     this.answers = h(
@@ -40,7 +48,7 @@ export class Work {
     this.bar = h('div', { class: `bar ${this.pair ? 'pair' : 'many'}`, role: 'group', 'aria-label': t('label.controls') });
     this.el = h(
       'div',
-      { class: 'work' },
+      { class: `work ${this.dimensions ? 'rated' : ''}` },
       ballot.revises
         ? h(
             'div',
@@ -236,7 +244,9 @@ export class Work {
 
   #more() {
     const b = this.ballot;
+    const rationale = this.set.rubric?.definition.rationale ?? 'optional';
     this.cards.forEach((card, i) => {
+      if (this.dimensions) return fill(card.extra, this.dimensions.panels[i].el);
       const id = card.completion.id;
       const ratings = h(
         'div',
@@ -272,18 +282,19 @@ export class Work {
       );
       fill(card.extra, ratings, flags);
     });
-    const area = (name, rows) => {
-      const el = h('textarea', { id: `more-${name}`, rows, dir: 'auto', value: b[name] });
+    const area = (name, rows, required = false) => {
+      const el = h('textarea', { id: `more-${name}`, rows, dir: 'auto', value: b[name], required });
       el.addEventListener('input', () => this.act('write', { name, value: el.value }));
       return h(
         'div',
-        { class: 'field' },
-        h('label', { for: el.id, text: t(`more.${name}`) }),
+        { class: `field ${name}` },
+        h('label', { for: el.id, text: t(required ? `more.${name}_required` : `more.${name}`) }),
         el,
         h('p', { class: 'help', text: t(`more.${name}_help`) }),
       );
     };
-    fill(this.more, area('rationale', 2), area('ideal', 4));
+    this.more.classList.toggle('wanted', rationale === 'required');
+    fill(this.more, rationale === 'off' ? null : area('rationale', 2, rationale === 'required'), area('ideal', 4));
   }
 
   #bar() {
@@ -466,6 +477,7 @@ export class Work {
     this.moreButton.setAttribute('aria-expanded', String(this.options.more));
     this.el.classList.toggle('show-more', this.options.more);
     this.el.classList.toggle('set-aside', !ranked);
+    this.dimensions?.refresh();
     const ready = canSubmit(b, set);
     this.submit.setAttribute('aria-disabled', String(!ready));
     if (this.pair) {
@@ -482,7 +494,8 @@ export class Work {
             : '';
       });
       this.steps.forEach((s) => press(s.el, v === s.value && (v === 'tie' || b.strength === s.strength)));
-      this.cards.forEach((card, i) => card.el.classList.toggle('at-hand', this.options.more && i === this.cursor));
+      const marked = this.options.more || this.dimensions !== null;
+      this.cards.forEach((card, i) => card.el.classList.toggle('at-hand', marked && i === this.cursor));
     } else {
       this.cards.forEach((card, i) => {
         const tier = ranked ? b.tiers[card.completion.id] : undefined;
@@ -493,7 +506,7 @@ export class Work {
       });
       this.#strip();
     }
-    for (const card of this.cards) {
+    for (const card of this.dimensions ? [] : this.cards) {
       const id = card.completion.id;
       card.extra.querySelectorAll('.rating button').forEach((el, n) => press(el, b.ratings[id] === n + 1));
       card.extra.querySelectorAll('.flags button').forEach((el, n) => press(el, (b.flags[id] ?? []).includes(FLAGS[n])));
@@ -508,14 +521,48 @@ export class Work {
         ? t(`label.hint_${b.outcome}`)
         : ready
           ? t('label.hint_ready')
-          : this.pair
-            ? t('label.hint_pair')
-            : t('label.hint_left', { n: left }),
+          : isRanked(b, set)
+            ? this.#missingRatings()
+            : this.pair
+              ? t('label.hint_pair')
+              : t('label.hint_left', { n: left }),
     );
+  }
+
+  /** What the rubric still asks for, once everything is ranked. */
+  #missingRatings() {
+    const { missing } = this.dimensions;
+    return missing ? t('rubric.hint_missing', { n: missing }) : t('rubric.hint_rationale');
+  }
+
+  /** A key while the rubric waits for one; false when it means nothing there. */
+  rateByKey(k) {
+    const answer = this.cursor;
+    const found = this.dimensions.key(k);
+    if (!found) {
+      this.refresh();
+      return false;
+    }
+    if (found.say) this.say(found.say);
+    else this.refresh();
+    // the next answer that lacks a rating comes to hand
+    const next = found.done ? this.dimensions.nextLacking(answer) : null;
+    if (next !== null) {
+      this.moveTo(next);
+      this.arm('rate');
+    }
+    return true;
   }
 
   /** The next digit rates (`rate`) or flags (`flag`) the answer at hand; null ends it. */
   arm(kind) {
+    if (this.dimensions) {
+      const prompt = kind ? this.dimensions.arm(kind, this.cursor) : '';
+      if (!kind) this.dimensions.disarm();
+      if (prompt) this.say(prompt);
+      else this.refresh();
+      return;
+    }
     this.armed = kind;
     this.el.classList.toggle('arming', kind !== null);
     if (kind) this.say(t(`label.arm_${kind}`, { x: letter(this.cursor) }));
@@ -527,11 +574,22 @@ export class Work {
     const open = this.set.completions.map((c, i) => (this.ballot.tiers[c.id] ? null : letter(i))).filter(Boolean);
     this.alert.textContent = '';
     requestAnimationFrame(() => {
-      this.alert.textContent = this.pair ? t('label.choose_first') : t('label.places_missing', { which: open.join(', ') });
+      this.alert.textContent =
+        open.length === 0
+          ? this.#whatLacks()
+          : this.pair
+            ? t('label.choose_first')
+            : t('label.places_missing', { which: open.join(', ') });
     });
+    if (open.length === 0) this.dimensions?.showMissing()?.scrollIntoView({ block: 'center' });
     this.bar.classList.remove('missing');
     void this.bar.offsetWidth; // starts the animation anew
     this.bar.classList.add('missing');
+  }
+
+  #whatLacks() {
+    const which = this.dimensions.missingText();
+    return which ? t('rubric.missing', { which }) : t('rubric.rationale_missing');
   }
 
   say(text) {

@@ -116,7 +116,7 @@ async fn a_definition_that_cannot_be_used_is_refused_by_field() {
         (change(&|r| r["dimensions"][3]["suggestions"] = json!([" "])), "dimensions[3].suggestions[0]"),
     ] {
         let refused = server.post("/admin/rubrics", json!({"definition": definition})).await.expect(400);
-        assert_eq!(refused.param().as_deref(), Some(param), "{}", refused.text);
+        assert_eq!(refused.param(), Some(format!("definition.{param}")), "{}", refused.text);
     }
     let odd = change(&|r| r["dimensions"][0]["kind"] = json!("stars"));
     server.post("/admin/rubrics", json!({"definition": odd})).await.expect(400);
