@@ -411,7 +411,8 @@ fn accounts() -> Vec<Route> {
         post("/admin/guidelines", Admin, "Change the guidelines of a language", label::change_guidelines)
             .body::<label::GuidelinesChange>()
             .returns::<label::ShownGuidelines>(200),
-        get("/admin/rubrics", Admin, "Versions of rubrics, and presets", rubrics::all).returns::<rubrics::AllRubrics>(200),
+        get("/admin/rubrics", Admin, "Versions of rubrics, and presets", rubrics::all)
+            .returns::<rubrics::AllRubrics>(200),
         post("/admin/rubrics", Admin, "Store a version of a rubric", rubrics::put)
             .body::<rubrics::NewRubric>()
             .returns::<rubrics::StoredRubric>(201),

@@ -121,8 +121,7 @@ pub fn collect(
             equal += 1;
             continue;
         }
-        let completions =
-            texts.iter().zip(&scores).map(|(text, s)| RankedText::new(text, tier(*s))).collect();
+        let completions = texts.iter().zip(&scores).map(|(text, s)| RankedText::new(text, tier(*s))).collect();
         sets.push(Comparison {
             prompt_id: None,
             prompt: record.prompt,

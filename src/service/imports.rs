@@ -422,7 +422,7 @@ fn ranking(
 type Definitions = BTreeMap<String, RubricDefinition>;
 
 /// The rubrics that ratings of a batch may be by; none are read where no line has any.
-async fn definitions(services: &Services, batch: &Batch) -> Result<Definitions> {
+async fn definitions(services: &Services, batch: &[Result<Parsed, LineError>]) -> Result<Definitions> {
     let is_rated = |parsed: &Parsed| matches!(&parsed.record, Record::Comparison(c) if c.rubric.is_some());
     if !batch.iter().flatten().any(is_rated) {
         return Ok(Definitions::new());
@@ -439,7 +439,9 @@ fn ratings(
     definitions: &Definitions,
 ) -> Result<Vec<Rating>, String> {
     let definition = definitions.get(version).ok_or_else(|| {
-        format!("the ratings are by the rubric {version:?}, which is not stored here; store it first: POST /admin/rubrics")
+        format!(
+            "the ratings are by the rubric {version:?}, which is not stored here; store it first: POST /admin/rubrics"
+        )
     })?;
     let of_one = |(completion, id): (&RankedText, &CompletionId)| {
         let ratings = completion.ratings.clone().into_iter();

@@ -107,7 +107,8 @@ pub async fn ratings(services: &Services, scope: Scope) -> Result<RatingsReport>
         }
         let mut rubrics = Vec::new();
         for stored in &versions {
-            let (version, definition): (&String, &RubricDefinition) = (&stored.rubric.version, &stored.rubric.definition);
+            let (version, definition): (&String, &RubricDefinition) =
+                (&stored.rubric.version, &stored.rubric.definition);
             let is_active = active.as_ref() == Some(version);
             let said = by_version.remove(version.as_str()).unwrap_or_default();
             if said.is_empty() && !is_active {

@@ -300,12 +300,12 @@ pub(super) async fn ranked_sets(conn: &mut Conn, filter: &RankedFilter) -> Resul
 macro_rules! ranked_of {
     ($ratings:literal) => {
         concat!(
-                "SELECT j.id AS judgment_id, j.set_id, j.labeler_id, j.strength, j.outcome, j.knowledge,
+            "SELECT j.id AS judgment_id, j.set_id, j.labeler_id, j.strength, j.outcome, j.knowledge,
                     j.rubric_version, j.prompt_id, j.split, j.messages, j.tags,
                     i.completion_id, i.tier, i.shown_position, c.model_version_id, c.text,
                     (SELECT ",
-                $ratings,
-                " FROM judgment_ratings r WHERE r.judgment_id = j.id AND r.completion_id = i.completion_id) AS ratings
+            $ratings,
+            " FROM judgment_ratings r WHERE r.judgment_id = j.id AND r.completion_id = i.completion_id) AS ratings
              FROM (SELECT j.id, j.set_id, j.labeler_id, j.strength, j.outcome, j.knowledge,
                           j.rubric_version, p.id AS prompt_id, p.split, p.messages, p.tags
                    FROM judgments j CROSS JOIN comparison_sets s CROSS JOIN prompts p
@@ -315,12 +315,12 @@ macro_rules! ranked_of {
                      AND ($5 OR NOT EXISTS (SELECT 1 FROM resolutions r WHERE r.set_id = j.set_id
                          AND r.reviewer_id <> j.labeler_id AND ($4 IS NULL OR r.created <= $4)))
                      AND ($6 OR ",
-                counted!("j"),
-                ") AND NOT EXISTS (SELECT 1 FROM judgments n WHERE n.set_id = j.set_id
+            counted!("j"),
+            ") AND NOT EXISTS (SELECT 1 FROM judgments n WHERE n.set_id = j.set_id
                          AND n.labeler_id = j.labeler_id AND n.revision > j.revision
                          AND ($4 IS NULL OR n.created <= $4) AND ($6 OR ",
-                counted!("n"),
-                "))
+            counted!("n"),
+            "))
                      AND j.id > COALESCE($7, '')
                      AND (NOT $9 OR p.source NOT IN ('chat', 'completions')
                          OR p.submitted <= COALESCE($4, 9223372036854775807))
@@ -328,7 +328,7 @@ macro_rules! ranked_of {
              LEFT JOIN judgment_items i ON i.judgment_id = j.id
              LEFT JOIN completions c ON c.id = i.completion_id
              ORDER BY j.id, i.tier, i.completion_id"
-            )
+        )
     };
 }
 

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use super::judgments::{self, current, work_done};
 use super::leases::{assignment, held, taken_by_others};
 use super::rows::{Arg, Conn, Row, args, not_found, without_nul};
+use super::rubrics::{rubric, rubric_in_force};
 use super::rules::{self, Decision, Former, Standing};
 use super::turns::Place;
-use super::rubrics::{rubric, rubric_in_force};
 use super::{Result, StoreError, SubmitJudgment, Submitted, imports, prompts, sets};
 use crate::domain::*;
 

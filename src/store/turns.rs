@@ -7,10 +7,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::leases::{self, assignment, can_judge, held, taken_by_others};
 use super::rows::{Conn, Row, args, not_found};
+use super::rubrics::{rubric, rubric_in_force};
 use super::rules::{self, Plan};
 use super::sql::{Store, place, read};
 use super::*;
-use super::rubrics::{rubric, rubric_in_force};
 use super::{judgments, people, prompts};
 
 pub use super::rules::{NamedSet, Outlook};

@@ -86,7 +86,7 @@ impl Tally {
                 }
                 if i < j {
                     self.pairs += 1.0;
-                    self.same += f64::from(u8::from(a == b));
+                    self.same += f64::from(a == b);
                 }
             }
         }
@@ -192,7 +192,11 @@ mod tests {
             rubric_version: "v".into(),
             set_id: (*set).into(),
             labeler_id: (*labeler).into(),
-            rating: Rating { completion_id: format!("c{set}").as_str().into(), dimension: "q".into(), value: value.clone() },
+            rating: Rating {
+                completion_id: format!("c{set}").as_str().into(),
+                dimension: "q".into(),
+                value: value.clone(),
+            },
         };
         rows.iter().map(one).collect()
     }
@@ -257,7 +261,8 @@ mod tests {
     #[test]
     fn tags_are_counted_and_nothing_gives_nothing() {
         let tags = |list: &[&str]| RatingValue::Tags(list.iter().map(|t| (*t).to_owned()).collect());
-        let said = given(&[("1", "a", tags(&["long", "kind"])), ("1", "b", tags(&["long"])), ("2", "a", tags(&["odd"]))]);
+        let said =
+            given(&[("1", "a", tags(&["long", "kind"])), ("1", "b", tags(&["long"])), ("2", "a", tags(&["odd"]))]);
         let said: Vec<&GivenRating> = said.iter().collect();
         let found = figures(&dimension(DimensionKind::Tags, None), &said, NONE);
         let counted: Vec<_> = found.tags.iter().map(|t| (t.tag.as_str(), t.n)).collect();

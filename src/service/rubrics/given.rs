@@ -48,7 +48,10 @@ pub fn checked(given: Given<'_>, rubric: Option<&Rubric>) -> Result<(Option<Stri
         return Ok((None, Vec::new()));
     }
     if !ranks && given.outcome != Outcome::AllBad && !given.ratings.is_empty() {
-        return Err(bad_input("ratings", format!("are of rankings and of sets that are all bad, not of {}", given.outcome)));
+        return Err(bad_input(
+            "ratings",
+            format!("are of rankings and of sets that are all bad, not of {}", given.outcome),
+        ));
     }
     let mut ratings = given.ratings;
     check_values(&mut ratings, definition, &given.set.completion_ids)?;

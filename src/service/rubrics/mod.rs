@@ -90,11 +90,8 @@ pub async fn put(
     check(&definition)?;
     let version = version(&definition)?;
     let now = services.now();
-    let stored = RubricVersion {
-        rubric: Rubric { version, definition },
-        created: now,
-        created_by: by.labeler_id.clone(),
-    };
+    let stored =
+        RubricVersion { rubric: Rubric { version, definition }, created: now, created_by: by.labeler_id.clone() };
     let (all, by) = (services.clone(), by.clone());
     to_the_end(async move {
         let version = stored.rubric.version.clone();
@@ -135,7 +132,10 @@ fn check(definition: &RubricDefinition) -> Result<()> {
     check_text("name", &definition.name, MAX_LABEL)?;
     let dimensions = &definition.dimensions;
     if !(1..=MAX_DIMENSIONS).contains(&dimensions.len()) {
-        return Err(bad_input("dimensions", format!("has {} dimensions; must be 1 to {MAX_DIMENSIONS}", dimensions.len())));
+        return Err(bad_input(
+            "dimensions",
+            format!("has {} dimensions; must be 1 to {MAX_DIMENSIONS}", dimensions.len()),
+        ));
     }
     let mut keys = HashSet::new();
     for (i, dimension) in dimensions.iter().enumerate() {

@@ -167,9 +167,8 @@ fn bad_lines_are_named_and_do_not_end_the_import() {
 
 #[test]
 fn pairs_weigh_one_per_set() {
-    let ranked = |tiers: &[i64]| -> Vec<RankedText> {
-        tiers.iter().map(|t| RankedText::new(t.to_string(), *t)).collect()
-    };
+    let ranked =
+        |tiers: &[i64]| -> Vec<RankedText> { tiers.iter().map(|t| RankedText::new(t.to_string(), *t)).collect() };
     let pairs = |tiers: &[i64]| -> Vec<(usize, usize, f32)> {
         data::pairs(&ranked(tiers)).iter().map(|p| (p.better, p.worse, p.weight)).collect()
     };

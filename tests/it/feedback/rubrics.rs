@@ -64,7 +64,8 @@ async fn a_rubric_is_put_in_force_and_followed_by_another() {
     assert_eq!(presets, ["instructgpt", "hhh", "ultrafeedback"]);
     // Every preset is a rubric that can be stored.
     for preset in all["presets"].as_array().unwrap() {
-        let stored = server.post("/admin/rubrics", json!({"definition": preset["definition"]})).await.expect(201).json();
+        let stored =
+            server.post("/admin/rubrics", json!({"definition": preset["definition"]})).await.expect(201).json();
         assert_eq!(stored["definition"], preset["definition"]);
     }
     assert_eq!(server.get("/admin/rubrics").await.json()["active"], Value::Null, "stored is not in force");
@@ -230,7 +231,10 @@ async fn only_what_is_ranked_on_the_page_must_be_rated() {
     assert_eq!(refused.param().as_deref(), Some("rationale"));
     body["rationale"] = json!("y is shorter");
     let stored = ada.post(&judge_path(&turn), body).await.expect(200).json();
-    assert_eq!((&stored["judgment"]["rationale"], &stored["judgment"]["ratings"]), (&json!("y is shorter"), &json!([])));
+    assert_eq!(
+        (&stored["judgment"]["rationale"], &stored["judgment"]["ratings"]),
+        (&json!("y is shorter"), &json!([]))
+    );
 }
 
 #[tokio::test]
@@ -253,7 +257,10 @@ async fn a_revision_replaces_ratings_and_figures_are_by_version() {
     assert_eq!((report["rubrics"].as_array().unwrap().len(), &found["version"]), (1, &first));
     assert_eq!(found["active"], true);
     let [helpful, follows, unsafe_, notes] = [0, 1, 2, 3].map(|i| found["dimensions"][i].clone());
-    assert_eq!((&helpful["ratings"], &helpful["completions"], &helpful["labelers"]), (&json!(24), &json!(12), &json!(2)));
+    assert_eq!(
+        (&helpful["ratings"], &helpful["completions"], &helpful["labelers"]),
+        (&json!(24), &json!(12), &json!(2))
+    );
     assert_eq!(helpful["counts"], json!([6, 6, 0, 0, 4, 4, 4]));
     assert_eq!(helpful["mean"]["value"], json!(90.0 / 24.0));
     assert_eq!((&helpful["alpha"]["value"], &helpful["same"]["value"]), (&json!(1.0), &json!(1.0)));

@@ -63,7 +63,7 @@ async fn few_statements(fresh: Fresh) {
         {"key": "unsafe", "label": {"en": "Unsafe"}, "kind": "flag"},
     ]});
     server.post("/admin/rubrics", json!({"definition": rubric, "activate": true})).await.expect(201);
-    let made = server.post("/admin/keys, json!({"name": "p", "scopes": ["feedback"]})).await.expect(201).json();
+    let made = server.post("/admin/keys", json!({"name": "p", "scopes": ["feedback"]})).await.expect(201).json();
     let key = made["key"].as_str().unwrap().to_owned();
     let session = server.open_post("/session", json!({"key": key})).await.expect(200);
     let cookie = session.headers["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();

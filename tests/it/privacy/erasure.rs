@@ -62,9 +62,14 @@ const COLUMNS: &[(&str, Column)] = &[
 ];
 
 /// Columns that hold the person's words, and where the export has them.
-const WORDS: &[&str] =
-    &["completions.text", "feedback_events.value", "judgment_flags.note", "judgment_ratings.value", "judgments.rationale",
-      "prompts.messages"];
+const WORDS: &[&str] = &[
+    "completions.text",
+    "feedback_events.value",
+    "judgment_flags.note",
+    "judgment_ratings.value",
+    "judgments.rationale",
+    "prompts.messages",
+];
 
 const MARK: &str = "ADA-SAYS";
 

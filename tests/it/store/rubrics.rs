@@ -130,24 +130,24 @@ async fn imported_ratings_follow_their_texts(store: Arc<Store>) {
     store.rubrics().put(version("v1", T0)).await.unwrap();
     let ada = labeler(&store, "ada").await;
     // The set is here already, with its texts in another order.
-    let there = prompt("q");
     let bring = |texts: [&str; 2], points: [i64; 2]| {
+        let there = prompt("q");
         let completions: Vec<_> = texts.iter().map(|t| completion(&there.id, t)).collect();
         let set = ComparisonSet { selection_policy: "import".into(), ..comparison_set(&there.id, &completions, 1) };
         let ratings = completions.iter().zip(points);
         let ratings = ratings.map(|(c, n)| rating(&c.id, "helpful", RatingValue::Likert(n))).collect();
         let word = Judgment { rubric_version: Some("v1".into()), ratings, ..judgment(&set, &ada, None, "import") };
-        (completions, set, word)
+        (there, completions, set, word)
     };
-    let (completions, set, word) = bring(["good", "poor"], [6, 2]);
-    assert_eq!(import(&store, there.clone(), completions.clone(), set, word.clone()).await, Imported::New);
+    let (there, completions, set, word) = bring(["good", "poor"], [6, 2]);
+    assert_eq!(import(&store, there, completions.clone(), set, word).await, Imported::New);
     // The same line once more, and one with the same places and other ratings, which is another judgment.
-    let (again, set, word) = bring(["good", "poor"], [6, 2]);
-    assert_eq!(import(&store, there.clone(), again, set, word).await, Imported::Known);
-    let (turned, set, mut word) = bring(["poor", "good"], [3, 7]);
+    let (there, again, set, word) = bring(["good", "poor"], [6, 2]);
+    assert_eq!(import(&store, there, again, set, word).await, Imported::Known);
+    let (there, turned, set, mut word) = bring(["poor", "good"], [3, 7]);
     word.items[0].tier = 1;
     word.items[1].tier = 0;
-    assert_eq!(import(&store, there.clone(), turned, set, word).await, Imported::New);
+    assert_eq!(import(&store, there, turned, set, word).await, Imported::New);
     let ranked = store.judgments().ranked(&RankedFilter::default()).await.unwrap();
     let points: Vec<Vec<_>> = ranked
         .iter()
