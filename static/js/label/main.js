@@ -9,9 +9,11 @@ import { ballotOf, dropDraft, emptyBallot, loadDraft, pruneDrafts, saveDraft } f
 import { ActivityClock } from './clock.js';
 import { showEmptyPage } from './empty.js';
 import { watchKeys } from './keyboard.js';
+import { keyName, keymap } from './keymap.js';
+import { keySheet } from './keysheet.js';
 import { keepLeases } from './leases.js';
 import { Outbox } from './outbox.js';
-import { guidelinesFirst, historyDialog, keySheet, toggleGuidelines } from './panels.js';
+import { guidelinesFirst, historyDialog, toggleGuidelines } from './panels.js';
 import { Retry } from './retry.js';
 import { JudgmentNotice } from './reveal.js';
 import { keepToRubric } from './rubric.js';
@@ -48,7 +50,7 @@ const retry = new Retry(page.main);
 const notice = new JudgmentNotice();
 const act = createActions({ state, clock, main: page.main, send, undo, advance });
 keepLeases(state, clock);
-watchKeys({ state, page, guide, act });
+watchKeys({ state, page, guide, sheet, act });
 
 // ---- fetching
 
@@ -162,6 +164,12 @@ function showProgress() {
   if (state.work) document.title = `${open === undefined ? '' : `${parts[1]} · `}${t('title.label')} · instructd`;
 }
 
+/** The person's keys on the buttons. */
+function showKeys() {
+  fill(sheet, h('kbd', { text: keyName(keymap.of('sheet')) }));
+  state.work?.showKeys();
+}
+
 // ---- judgments
 
 /** Hands the judgment of the set on the screen to the outbox and goes on. */
@@ -234,7 +242,10 @@ progress.addEventListener('click', async () => {
   }
 });
 guide.addEventListener('click', () => toggleGuidelines(document.body, guide));
-sheet.addEventListener('click', () => keySheet());
+sheet.addEventListener('click', async () => {
+  await keySheet();
+  showKeys();
+});
 
 // ---- start
 
@@ -242,6 +253,8 @@ async function start() {
   try {
     const labeler = await requireSession(page, { note: t('sign.why_label') });
     pruneDrafts();
+    keymap.load(labeler.id);
+    showKeys();
     state.signIn(
       new Outbox({
         owner: labeler.id,

@@ -2,6 +2,7 @@
 import { markDifferences } from './diff.js';
 import { FLAGS, STRENGTHS, canSubmit, isRanked, letter, verdict } from './ballot.js';
 import { Dimensions } from './dimensions.js';
+import { keyName, keymap } from './keymap.js';
 import { fill, h, plainText, userText } from '../dom.js';
 import { t } from '../i18n.js';
 import { richText } from '../richtext.js';
@@ -27,6 +28,8 @@ export class Work {
     this.k = set.completions.length;
     this.pair = this.k === 2;
     this.armed = null;
+    /** Keys on buttons by action. @type {Map<any, HTMLElement>} */
+    this.hints = new Map();
     // revising: the places that this person gave before
     this.former =
       set.judgment?.outcome === 'ranked' ? new Map(set.judgment.items.map((i) => [i.completion_id, i.tier])) : undefined;
@@ -73,7 +76,7 @@ export class Work {
     );
     this.#more();
     this.#bar();
-    this.refresh();
+    this.showKeys();
     this.renderTexts();
     // answer headers stick right below the prompt, and the page ends above the controls, however tall they are
     const measure = new ResizeObserver(() => {
@@ -297,6 +300,19 @@ export class Work {
     fill(this.more, rationale === 'off' ? null : area('rationale', 2, rationale === 'required'), area('ideal', 4));
   }
 
+  /** The person's key for an action, on its button. */
+  #hint(name) {
+    const el = key('');
+    this.hints.set(name, el);
+    return el;
+  }
+
+  /** Brings the keys on the buttons in line with the person's own. */
+  showKeys() {
+    for (const [name, el] of this.hints) el.textContent = keyName(keymap.of(name));
+    this.refresh();
+  }
+
   #bar() {
     const act = this.act;
     const button = (name, text, k, handler, cls = '') =>
@@ -304,7 +320,7 @@ export class Work {
         'button',
         { type: 'button', class: cls, data: { act: name }, on: { click: handler } },
         h('span', { text }),
-        k ? key(k) : null,
+        k ? key(k) : this.#hint(name),
       );
     this.submit = button(
       'submit',
@@ -313,11 +329,11 @@ export class Work {
       () => act('submit'),
       'primary submit',
     );
-    this.allBad = button('all_bad', t(this.pair ? 'label.both_bad' : 'label.all_bad'), 'X', () => act('outcome', 'all_bad'));
-    this.unrankable = button('unrankable', t('label.unrankable'), 'C', () => act('outcome', 'unrankable'));
-    this.moreButton = button('more', t('more'), 'M', () => act('more'), 'quiet');
-    this.diffButton = button('diff', t('label.diff'), 'D', () => act('diff'), 'quiet');
-    this.plainButton = button('plain', t('label.plain'), 'P', () => act('plain'), 'quiet');
+    this.allBad = button('all_bad', t(this.pair ? 'label.both_bad' : 'label.all_bad'), null, () => act('outcome', 'all_bad'));
+    this.unrankable = button('unrankable', t('label.unrankable'), null, () => act('outcome', 'unrankable'));
+    this.moreButton = button('more', t('more'), null, () => act('more'), 'quiet');
+    this.diffButton = button('diff', t('label.diff'), null, () => act('diff'), 'quiet');
+    this.plainButton = button('plain', t('label.plain'), null, () => act('plain'), 'quiet');
     this.hint = h('p', { class: 'bar-hint', role: 'status', 'aria-live': 'polite' });
     this.alert = h('p', { class: 'bar-alert', role: 'alert' });
     const tools = h('button', {
@@ -333,14 +349,14 @@ export class Work {
       h(
         'div',
         { class: 'bar-group ways' },
-        button('skip', t('label.skip'), 'S', () => act('skip'), 'quiet'),
-        button('undo', t('label.undo'), 'U', () => act('undo'), 'quiet'),
+        button('skip', t('label.skip'), null, () => act('skip'), 'quiet'),
+        button('undo', t('label.undo'), null, () => act('undo'), 'quiet'),
       ),
     ];
     if (this.pair) {
       this.choice = {
         a: button('a', t('label.a_better'), '1', () => act('pair', 'a'), 'choice-a'),
-        tie: button('tie', t('label.tie'), '=', () => act('pair', 'tie'), 'choice-tie'),
+        tie: button('tie', t('label.tie'), null, () => act('pair', 'tie'), 'choice-tie'),
         b: button('b', t('label.b_better'), '2', () => act('pair', 'b'), 'choice-b'),
       };
       // one scale from "A much better" over the tie to "B much better"
@@ -532,7 +548,7 @@ export class Work {
   /** What the rubric still asks for, once everything is ranked. */
   #missingRatings() {
     const { missing } = this.dimensions;
-    return missing ? t('rubric.hint_missing', { n: missing }) : t('rubric.hint_rationale');
+    return missing ? t('rubric.hint_missing', { n: missing, key: keyName(keymap.of('rate')) }) : t('rubric.hint_rationale');
   }
 
   /** A key while the rubric waits for one; false when it means nothing there. */
@@ -578,7 +594,7 @@ export class Work {
         open.length === 0
           ? this.#whatLacks()
           : this.pair
-            ? t('label.choose_first')
+            ? t('label.choose_first', { tie: keyName(keymap.of('tie')) })
             : t('label.places_missing', { which: open.join(', ') });
     });
     if (open.length === 0) this.dimensions?.showMissing()?.scrollIntoView({ block: 'center' });
