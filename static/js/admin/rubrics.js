@@ -40,7 +40,14 @@ const sent = (/** @type {RubricDefinition} */ definition) => ({
   rationale: definition.rationale,
 });
 
-/** A field whose changes go to `set`; `cls` for its width. */
+/**
+ * A field whose changes go to `set`; further options are attributes of its input.
+ * @param {string} id
+ * @param {string} label
+ * @param {any} value
+ * @param {(value: string) => void} set
+ * @param {Record<string, any>} [options]
+ */
 function field(id, label, value, set, { type = 'text', help = '', ...props } = {}) {
   const input = h('input', { id, type, value: value ?? '', autocomplete: 'off', dir: 'auto', 'aria-describedby': help ? `${id}-help` : null, ...props });
   input.addEventListener('input', () => set(input.value));

@@ -221,6 +221,7 @@ fn a_line_keeps_strength_and_split() {
         labeler: Some("ada".into()),
         knowledge: Some(instructd::domain::Knowledge::Authors),
         explanation: Some("b is shorter".into()),
+        rubric: None,
     };
     assert_eq!(c.side(0.0), Split::Heldout);
     let line = &data::export(Format::Comparisons, &Record::Comparison(c.clone()))[0];
