@@ -263,7 +263,8 @@ test('the quality page shows every dimension, by version', async () => {
   for (const options of [{}, { theme: 'dark', lang: 'zh' }]) {
     const { page, context, trouble } = await signedInPage(browser, server.url, options);
     await visit(page, server.url, '/admin#/labels', '.spread');
-    const rows = page.locator('tr', { has: page.locator('.spread') });
+    const table = page.locator(`[aria-label="Figures ${version}"]`);
+    const rows = table.locator('tbody tr', { has: page.locator('.spread') });
     assert.equal(await rows.count(), 4, 'two scales and two flags; tags are named in words');
     const helpful = await rows.first().textContent();
     assert.match(helpful, /4\.00.*1\.00/s, helpful);

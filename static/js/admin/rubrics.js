@@ -273,14 +273,14 @@ export async function rubricsEditor(el, signal) {
       null,
       h('td', { class: 'wrap', dir: 'auto' }, v.definition.name, v.version === active ? h('span', { class: 'tag good', text: t('rubrics.active') }) : null),
       h('td', { class: 'mono nowrap', text: v.version }),
-      h('td', { class: 'wrap', dir: 'auto', text: v.definition.dimensions.map((d) => textOf(d.label)).join(t('rubric.comma')) }),
+      h('td', { class: 'wrap', dir: 'auto' }, h('div', { class: 'rubric-labels', text: v.definition.dimensions.map((d) => textOf(d.label)).join(t('rubric.comma')) })),
       h('td', { class: 'nowrap', text: when(v.created) }),
       h(
         'td',
         { class: 'right' },
         h(
           'div',
-          { class: 'row' },
+          { class: 'row rubric-actions' },
           v.version === active
             ? h('button', { type: 'button', text: t('rubrics.deactivate'), on: { click: activate(null, '') } })
             : h('button', { type: 'button', text: t('rubrics.activate'), on: { click: activate(v.version, v.definition.name) } }),

@@ -44,7 +44,7 @@ export function dimensionPanel(definition, { x, read, change }) {
         'span',
         { class: 'dimension-name', id: label },
         textOf(d.label),
-        d.required ? h('span', { class: 'required', text: t('rubric.required_mark') }) : null,
+        d.required ? h('span', { class: 'dimension-required', text: t('rubric.required_mark') }) : null,
       ),
       controls,
     );
@@ -64,9 +64,9 @@ export function dimensionPanel(definition, { x, read, change }) {
     );
     updates.push(() => buttons.forEach((b, i) => press(b, read()[d.key] === i + 1)));
     const end = (side, texts) => (textOf(texts) ? h('span', { class: `end ${side}`, text: textOf(texts) }) : null);
-    const scale = h('div', { class: 'points' }, buttons);
-    scale.style.setProperty('--points', String(points.length));
-    return row(d, scale, h('div', { class: 'ends' }, end('low', d.low), end('high', d.high)));
+    const el = row(d, h('div', { class: 'points' }, buttons), h('div', { class: 'ends' }, end('low', d.low), end('high', d.high)));
+    el.style.setProperty('--points', String(points.length));
+    return el;
   };
 
   const yesNo = (/** @type {Dimension} */ d) => {

@@ -242,9 +242,11 @@ progress.addEventListener('click', async () => {
   }
 });
 guide.addEventListener('click', () => toggleGuidelines(document.body, guide));
-sheet.addEventListener('click', async () => {
+sheet.addEventListener('click', async (e) => {
   await keySheet();
   showKeys();
+  // opened with the pointer: keys work again at once
+  if (e.detail) page.main.focus({ preventScroll: true });
 });
 
 // ---- start

@@ -217,11 +217,13 @@ export class Work {
           ? null
           : h('div', { class: 'tiers', role: 'group', 'aria-label': t('label.place', { x: letter(i) }) }, tierButtons),
       ),
-      extra,
+      this.dimensions ? null : extra,
       body,
       c.cut_off
         ? h('p', { class: 'cut-off', text: c.cut_off_at ? t('label.cut_off_at', { n: c.cut_off_at }) : t('label.cut_off') })
         : null,
+      // an answer is read before it is rated
+      this.dimensions ? extra : null,
     );
     el.addEventListener('pointerdown', () => this.moveTo(i, false));
     if (this.pair)
