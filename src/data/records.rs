@@ -1,8 +1,10 @@
 //! What one line of a data file says, whatever the format it came in.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{Knowledge, Outcome, PromptInput, RankedSet, RatingValue, Ratings, Split, Strength};
+use crate::domain::{ByRating, Knowledge, Outcome, PromptInput, RankedSet, RatingValue, Ratings, Split, Strength};
 
 /// Names of file formats, as in `POST /admin/import?format=…`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +104,40 @@ impl Comparison {
     /// As [`Comparison::from_ranked`], with tags and with the labeler's id.
     pub fn signed(set: &RankedSet) -> Option<Self> {
         Some(Self { labeler: Some(set.labeler_id.to_string()), ..Self::with_tags(set)? })
+    }
+
+    /// The completions that have a rating on the dimension, ranked by it; equal ratings tie. `None` when the line is by
+    /// another rubric, or fewer than two completions are rated. Strength and ratings belong to the labeler's ranking and
+    /// are left out.
+    pub fn ranked_by(&self, by: &ByRating) -> Option<Self> {
+        if self.rubric.as_ref() != Some(&by.rubric) {
+            return None;
+        }
+        let level = |completion: &RankedText| match completion.ratings.get(&by.dimension)? {
+            RatingValue::Likert(n) => Some(*n),
+            RatingValue::Flag(yes) => Some(i64::from(*yes)),
+            RatingValue::Tags(_) => None,
+        };
+        let best_first = |n: i64| if by.lower_is_better { n } else { -n };
+        let rated = self.completions.iter().filter_map(|c| Some((best_first(level(c)?), c)));
+        let mut rated: Vec<(i64, &RankedText)> = rated.collect();
+        rated.sort_by_key(|(level, _)| *level);
+        let mut levels: Vec<i64> = rated.iter().map(|(level, _)| *level).collect();
+        levels.dedup();
+        let tier = |level: i64| levels.iter().position(|l| *l == level).unwrap_or(0) as i64;
+        let completions = rated.iter().map(|(level, c)| RankedText::new(&c.text, tier(*level))).collect();
+        let line = Self { completions, strength: None, ..self.clone() };
+        (line.completions.len() >= 2).then_some(line)
+    }
+
+    /// The line as files hold it that rank by one of its ratings, for every dimension and both directions.
+    pub fn ranked_by_each(&self) -> Vec<Self> {
+        let Some(rubric) = &self.rubric else { return Vec::new() };
+        let dimensions: BTreeSet<&String> = self.completions.iter().flat_map(|c| c.ratings.keys()).collect();
+        let one = |(dimension, lower_is_better): (&String, bool)| {
+            self.ranked_by(&ByRating { rubric: rubric.clone(), dimension: dimension.clone(), lower_is_better })
+        };
+        dimensions.into_iter().flat_map(|d| [(d, false), (d, true)]).filter_map(one).collect()
     }
 
     fn with_tags(set: &RankedSet) -> Option<Self> {

@@ -112,5 +112,18 @@ impl RatingValue {
     }
 }
 
+/// Rank completions by their ratings on one dimension of a rubric, instead of by the labeler's ranking.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ByRating {
+    /// Version of the rubric; what was rated by others is left out.
+    pub rubric: String,
+    /// Key of a `likert` or `flag` dimension.
+    pub dimension: String,
+    /// The lowest number, or no, is best. Default: the highest number, or yes.
+    #[serde(default)]
+    pub lower_is_better: bool,
+}
+
 /// The ratings of one completion, by key of the dimension.
 pub type Ratings = BTreeMap<String, RatingValue>;

@@ -147,6 +147,10 @@ impl<'a> Rankings<'a> {
                 let mut found = Vec::with_capacity(sets.len());
                 for set in &sets {
                     let line = if self.with_labelers { Comparison::signed(set) } else { Comparison::from_ranked(set) };
+                    let line = match &self.filter.by_rating {
+                        None => line,
+                        Some(by) => line.and_then(|line| line.ranked_by(by)),
+                    };
                     let Some(comparison) = line else { continue };
                     let knowledge = self.only_informed.then_some(set.knowledge);
                     if self.only_informed
@@ -231,7 +235,13 @@ async fn comparisons(store: &Store, filter: &RankedFilter, path: PathBuf) -> Res
     }
     if n_sets == 0 {
         std::fs::remove_file(&beside)?;
-        return Err(PrepareError::Job("there are no rankings to learn from; rank some completions first".into()));
+        return Err(PrepareError::Job(match filter.by_rating.as_ref() {
+            None => "there are no rankings to learn from; rank some completions first".to_owned(),
+            Some(by) => format!(
+                "there are no ratings on {:?} of the rubric {:?} to learn from; rate some completions first",
+                by.dimension, by.rubric
+            ),
+        }));
     }
     file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
     std::fs::rename(&beside, &path)?;

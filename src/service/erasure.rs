@@ -126,6 +126,7 @@ async fn words_of(services: &Services, id: &LabelerId) -> Result<(job_files::The
         };
         let ranked = services.store.judgments().ranked(&filter).await?;
         let lines = ranked.iter().filter_map(Comparison::from_ranked);
+        let lines = lines.flat_map(|line| [line.ranked_by_each(), vec![line]].concat());
         theirs.lines.extend(lines.filter_map(|line| serde_json::to_value(line).ok()));
     }
     Ok((theirs, data.prompts))

@@ -246,6 +246,10 @@ pub struct RankedFilter {
     /// Leave out prompts that came in only as requests, and feedback on answers to requests. Always so where
     /// `privacy.learn_from_requests` is off.
     pub without_requests: bool,
+    /// Rank the completions by their ratings on a dimension of a rubric; sets with fewer than two ratings on it are
+    /// left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by_rating: Option<ByRating>,
 }
 
 /// New lease request. The store picks the set; seeds and ids come from the caller.

@@ -270,6 +270,9 @@ test('the quality page shows every dimension, by version', async () => {
     assert.match(helpful, /4\.00.*1\.00/s, helpful);
     assert.ok((await page.locator('main').textContent()).includes(version));
     assert.deepEqual(await violations(page), []);
+    const set = (await api(server.url, 'GET', '/v1/judgments?limit=1')).data[0].set_id;
+    await visit(page, server.url, `/admin#/sets/${set}`, '.review-answers');
+    await page.locator('td .sub', { hasText: /helpful 6, honest \d, notes too long/ }).first().waitFor();
     assert.deepEqual(trouble, []);
     await context.close();
   }

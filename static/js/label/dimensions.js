@@ -209,7 +209,7 @@ export class Dimensions {
   missingText() {
     const parts = this.set.completions.map((c, i) => {
       const names = lacking(this.ballot, this.set, c.id).map((d) => textOf(d.label));
-      return names.length ? t('rubric.missing_of', { x: this.letters[i], names: names.join(t('rubric.comma')) }) : null;
+      return names.length ? t('rubric.by_answer', { x: this.letters[i], names: names.join(t('rubric.comma')) }) : null;
     });
     return parts.filter(Boolean).join(t('rubric.semicolon'));
   }

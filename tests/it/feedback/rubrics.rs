@@ -343,3 +343,66 @@ async fn files_carry_ratings_to_another_server_and_back() {
     let done = import(&second, bad.to_string()).await.expect(400).json();
     assert!(done["errors"][0]["message"].as_str().unwrap().contains("`rubric`"), "{done}");
 }
+
+/// Data sets, and so reward models, of one dimension.
+#[tokio::test]
+async fn data_sets_rank_by_a_dimension() {
+    let server = Server::start().await;
+    let version = put(&server, rubric()).await["version"].clone();
+    let ada = Person::new(&server, "ada").await;
+    for (i, (x, y)) in [(6, 2), (3, 5), (4, 4)].into_iter().enumerate() {
+        new_set(&server, &format!("q{i}"), &["x", "y"], 1).await;
+        let turn = ada.next("").await.expect(200).json();
+        ada.post(&judge_path(&turn), word(&turn, &full(&turn, x, y), &format!("k{i}"))).await.expect(200);
+    }
+    // One without a rubric has no ratings.
+    server.post("/admin/rubrics/active", json!({"version": null})).await.expect(200);
+    new_set(&server, "unrated", &["x", "y"], 1).await;
+    let turn = ada.next("").await.expect(200).json();
+    ada.judge(&turn, &["x", "y"]).await.expect(200);
+    let freeze = async |name: &str, by: Value| {
+        server.post("/admin/datasets", json!({"name": name, "filter": {"by_rating": by}})).await
+    };
+    let export = async |name: &str| {
+        let text = server.get(&format!("/admin/export?format=comparisons&dataset={name}")).await.expect(200).text;
+        let mut lines: Vec<(String, Vec<(String, i64)>)> = text
+            .lines()
+            .map(|line| {
+                let line: Value = serde_json::from_str(line).unwrap();
+                assert_eq!(line["rubric"], version);
+                assert!(!line.to_string().contains("ratings"), "{line}");
+                let of = |c: &Value| (c["text"].as_str().unwrap().to_owned(), c["tier"].as_i64().unwrap());
+                let mut order: Vec<_> = line["completions"].as_array().unwrap().iter().map(of).collect();
+                order.sort();
+                (line["prompt"][0]["content"].as_str().unwrap().to_owned(), order)
+            })
+            .collect();
+        lines.sort();
+        lines
+    };
+    let tiers = |name: &str, x, y| (name.to_owned(), vec![("x".to_owned(), x), ("y".to_owned(), y)]);
+    let made = freeze("helpful", json!({"rubric": version, "dimension": "helpful"})).await.expect(201).json();
+    assert_eq!((&made["n_sets"], &made["n_pairs"]), (&json!(3), &json!(2)), "the tie has no pair");
+    assert_eq!(export("helpful").await, [tiers("q0", 0, 1), tiers("q1", 1, 0), tiers("q2", 0, 0)]);
+    let unsafe_ = json!({"rubric": version, "dimension": "unsafe", "lower_is_better": true});
+    freeze("safe", unsafe_).await.expect(201);
+    assert_eq!(export("safe").await, [tiers("q0", 0, 1), tiers("q1", 0, 1), tiers("q2", 0, 1)]);
+    // Formats of others hold them too.
+    let trl = server.get("/admin/export?format=trl&dataset=helpful").await.expect(200).text;
+    assert_eq!(trl.lines().count(), 2);
+    for (by, param) in [
+        (json!({"rubric": "nope", "dimension": "helpful"}), "filter.by_rating.rubric"),
+        (json!({"rubric": version, "dimension": "nope"}), "filter.by_rating.dimension"),
+        (json!({"rubric": version, "dimension": "notes"}), "filter.by_rating.dimension"),
+    ] {
+        assert_eq!(freeze("bad", by).await.expect(400).param().as_deref(), Some(param));
+    }
+    let both = json!({"filter": {"by_rating": {"rubric": version, "dimension": "helpful"}, "feedback": true}});
+    server.post("/admin/datasets", both).await.expect(400);
+    // A job takes the same filter.
+    let args = json!({"filter": {"by_rating": {"rubric": version, "dimension": "nope"}}});
+    let refused = server.post("/admin/jobs", json!({"kind": "reward", "args": args})).await.expect(400);
+    assert_eq!(refused.param().as_deref(), Some("args.filter.by_rating.dimension"));
+    let args = json!({"filter": {"by_rating": {"rubric": version, "dimension": "helpful"}}});
+    server.post("/admin/jobs", json!({"kind": "reward", "args": args})).await.expect(201);
+}
